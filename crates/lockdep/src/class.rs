@@ -1,0 +1,130 @@
+//! Lock classes: what the order is made of.
+//!
+//! A class is a type; all locks of one purpose share it, as in the kernel's lockdep. Its
+//! [`ClassKey`] is what the run-time checker knows it by.
+
+use std::sync::{Mutex, OnceLock};
+
+/// The class of a lock. Declared with [`lock_classes!`](crate::lock_classes).
+pub trait Class: 'static {
+    /// The key the run-time checker knows this class by.
+    fn key() -> &'static ClassKey;
+}
+
+/// A class that stands at the end of the order: it may be taken wherever nothing of its kind is
+/// held, and nothing may be taken under it. Taking one gives a guard and no token, so the compiler
+/// keeps the second half of that promise.
+pub trait Leaf: Class {}
+
+/// `Self` is a subclass of `Outer` for declared nesting: a lock of class `Outer` may be taken under
+/// this name while another instance of `Outer` is held, from a lower rank to a higher one.
+pub trait NestedIn<Outer: Class>: Class {}
+
+/// Places in the order where a thread may wait or allocate: everywhere but in an
+/// [`AtomicContext`](crate::AtomicContext).
+pub trait MayWait {}
+
+/// At most this many classes in one process; the checker keeps a bit for each pair.
+pub(crate) const MAX_CLASSES: usize = 64;
+
+/// A class as the checker sees it: a name and, once used, a small number.
+pub struct ClassKey {
+    name: &'static str,
+    leaf: bool,
+    id: OnceLock<u8>,
+}
+
+static REGISTRY: Mutex<Vec<&'static ClassKey>> = Mutex::new(Vec::new());
+
+/// A class is itself and no other, whatever its name.
+impl PartialEq for ClassKey {
+    fn eq(&self, other: &Self) -> bool {
+        std::ptr::eq(self, other)
+    }
+}
+impl Eq for ClassKey {}
+
+impl ClassKey {
+    /// A key with a name that is unique in the process. `leaf`: nothing may be taken under it.
+    pub const fn new(name: &'static str, leaf: bool) -> Self {
+        Self {
+            name,
+            leaf,
+            id: OnceLock::new(),
+        }
+    }
+
+    /// The name the class was declared with.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    pub(crate) fn is_leaf(&self) -> bool {
+        self.leaf
+    }
+
+    /// The class's number, given on first use.
+    ///
+    /// # Panics
+    /// If the process declares more than 64 classes: a programming error, not an input.
+    pub(crate) fn id(&'static self) -> u8 {
+        *self.id.get_or_init(|| {
+            let mut registry = REGISTRY.lock().unwrap_or_else(|e| e.into_inner());
+            assert!(registry.len() < MAX_CLASSES, "more than {MAX_CLASSES} lock classes");
+            registry.push(self);
+            (registry.len() - 1) as u8
+        })
+    }
+
+    pub(crate) fn by_id(id: u8) -> &'static ClassKey {
+        REGISTRY.lock().unwrap_or_else(|e| e.into_inner())[usize::from(id)]
+    }
+}
+
+/// Declares lock classes: `pub Name = "name";` or, for a class nothing may be taken under,
+/// `pub leaf Name = "name";`, or for declared nesting `pub Name = "name" nested in Outer;`.
+#[macro_export]
+macro_rules! lock_classes {
+    () => {};
+    ($(#[$doc:meta])* $vis:vis leaf $name:ident = $text:literal; $($rest:tt)*) => {
+        $crate::lock_classes!(@class [$(#[$doc])*] $vis $name $text true);
+        impl $crate::Leaf for $name {}
+        $crate::lock_classes!($($rest)*);
+    };
+    ($(#[$doc:meta])* $vis:vis class $name:ident = $text:literal nested in $outer:ty; $($rest:tt)*) => {
+        $crate::lock_classes!(@class [$(#[$doc])*] $vis $name $text false);
+        impl $crate::NestedIn<$outer> for $name {}
+        $crate::lock_classes!($($rest)*);
+    };
+    ($(#[$doc:meta])* $vis:vis class $name:ident = $text:literal; $($rest:tt)*) => {
+        $crate::lock_classes!(@class [$(#[$doc])*] $vis $name $text false);
+        $crate::lock_classes!($($rest)*);
+    };
+    (@class [$(#[$doc:meta])*] $vis:vis $name:ident $text:literal $leaf:literal) => {
+        $(#[$doc])*
+        #[derive(Debug)]
+        $vis enum $name {}
+        impl $crate::Class for $name {
+            fn key() -> &'static $crate::ClassKey {
+                static KEY: $crate::ClassKey = $crate::ClassKey::new($text, $leaf);
+                &KEY
+            }
+        }
+        impl $crate::MayWait for $name {}
+    };
+}
+
+/// Declares the order: one `Outer => Inner;` a line. Edges are transitive; an edge that would close
+/// a cycle does not compile.
+///
+/// Each class may stand on the right of one edge only (the order is a tree), which is what lets the
+/// compiler work out transitivity. [`Unlocked`](crate::Unlocked) is the root.
+#[macro_export]
+macro_rules! lock_order {
+    ($($before:ty => $after:ty;)*) => {
+        $(
+            impl $crate::LockAfter<$before> for $after {}
+            $crate::__private::impl_transitive_lock_order!($before => $after);
+        )*
+    };
+}

@@ -1,0 +1,216 @@
+//! The graph of classes that one set of threads has shown, and what to do with what it finds.
+
+use std::collections::HashMap;
+use std::panic::Location;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use crate::class::{ClassKey, MAX_CLASSES};
+use crate::report::{HeldLock, Report, ReportKind};
+use crate::task::{Held, Task};
+
+/// What happens when the checker finds something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnReport {
+    /// The report is kept for [`Domain::take_reports`] and printed to standard error once; the
+    /// thread goes on. What cannot go on, because the lock could never be had, panics.
+    Record,
+    /// The thread panics with the report.
+    Panic,
+}
+
+/// One edge of the graph: the outer class was held while the inner one was waited for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EdgeInfo {
+    /// The class that was held.
+    pub outer: &'static str,
+    /// The class that was waited for.
+    pub inner: &'static str,
+}
+
+/// Where the checker keeps what it has seen. Threads spawned from one another share one.
+#[derive(Debug)]
+pub struct Domain {
+    checked: bool,
+    on_report: OnReport,
+    /// Bit `i` of `after[o]`: class `i` was waited for while `o` was held. Read without a lock.
+    after: [AtomicU64; MAX_CLASSES],
+    seen: Mutex<Seen>,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    /// The first time each edge was seen.
+    edges: HashMap<(u8, u8), Witness>,
+    reports: Vec<Report>,
+}
+
+/// Who showed an edge first, and where.
+#[derive(Debug, Clone)]
+pub(crate) struct Witness {
+    pub thread: String,
+    pub outer_at: &'static Location<'static>,
+    pub inner_at: &'static Location<'static>,
+}
+
+impl Domain {
+    /// A domain that checks everything.
+    pub fn checked(on_report: OnReport) -> Arc<Self> {
+        Arc::new(Self::new(true, on_report))
+    }
+
+    /// A domain whose threads check nothing on real locks. Explored threads check all the same.
+    pub fn unchecked() -> Arc<Self> {
+        Arc::new(Self::new(false, OnReport::Record))
+    }
+
+    /// What suits the build: [`checked`](Self::checked) with debug assertions, else
+    /// [`unchecked`](Self::unchecked).
+    pub fn for_build(on_report: OnReport) -> Arc<Self> {
+        Arc::new(Self::new(cfg!(debug_assertions), on_report))
+    }
+
+    fn new(checked: bool, on_report: OnReport) -> Self {
+        Self {
+            checked,
+            on_report,
+            after: [const { AtomicU64::new(0) }; MAX_CLASSES],
+            seen: Mutex::default(),
+        }
+    }
+
+    /// Whether real locks are checked.
+    pub fn is_checked(&self) -> bool {
+        self.checked
+    }
+
+    /// The edges seen so far, sorted.
+    pub fn edges(&self) -> Vec<EdgeInfo> {
+        let mut edges: Vec<_> = self
+            .seen()
+            .edges
+            .keys()
+            .map(|&(outer, inner)| EdgeInfo {
+                outer: ClassKey::by_id(outer).name(),
+                inner: ClassKey::by_id(inner).name(),
+            })
+            .collect();
+        edges.sort();
+        edges
+    }
+
+    /// The reports made so far; they are forgotten here.
+    pub fn take_reports(&self) -> Vec<Report> {
+        std::mem::take(&mut self.seen().reports)
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Adds the edges that taking `taking` under `held` shows, and reports the first that closes a
+    /// cycle. The common case, every edge known, reads one word per held lock.
+    pub(crate) fn order(&self, task: &Task, taking: Held, held: &[Held]) {
+        let inner = taking.class.id();
+        for outer in held {
+            let o = outer.class.id();
+            if o == inner || self.after[usize::from(o)].load(Ordering::Relaxed) & (1 << inner) != 0 {
+                continue;
+            }
+            let witness = Witness {
+                thread: task.name().to_owned(),
+                outer_at: outer.at,
+                inner_at: taking.at,
+            };
+            let back = {
+                let mut seen = self.seen();
+                let back = self.path(inner, o);
+                if back.is_none() {
+                    self.after[usize::from(o)].fetch_or(1 << inner, Ordering::Relaxed);
+                    seen.edges.insert((o, inner), witness);
+                }
+                back.map(|path| Self::describe(&seen, &path))
+            };
+            if let Some(chain) = back {
+                self.report(ReportKind::Cycle { chain }, task, Some(taking), held);
+            }
+        }
+    }
+
+    /// A path of edges from one class to another, as class numbers.
+    fn path(&self, from: u8, to: u8) -> Option<Vec<u8>> {
+        let mut came_from = [None::<u8>; MAX_CLASSES];
+        let mut queue = std::collections::VecDeque::from([from]);
+        let mut visited = 1u64 << from;
+        while let Some(at) = queue.pop_front() {
+            if at == to {
+                let mut path = vec![to];
+                let mut step = to;
+                while let Some(previous) = came_from[usize::from(step)] {
+                    path.push(previous);
+                    step = previous;
+                }
+                path.reverse();
+                return Some(path);
+            }
+            let mut next = self.after[usize::from(at)].load(Ordering::Relaxed) & !visited;
+            visited |= next;
+            while next != 0 {
+                let n = next.trailing_zeros() as u8;
+                next &= next - 1;
+                came_from[usize::from(n)] = Some(at);
+                queue.push_back(n);
+            }
+        }
+        None
+    }
+
+    fn describe(seen: &Seen, path: &[u8]) -> Vec<(HeldLock, HeldLock, String)> {
+        path.windows(2)
+            .filter_map(|edge| {
+                let witness = seen.edges.get(&(edge[0], edge[1]))?;
+                let lock = |id, at| HeldLock {
+                    class: ClassKey::by_id(id).name(),
+                    at,
+                };
+                Some((
+                    lock(edge[0], witness.outer_at),
+                    lock(edge[1], witness.inner_at),
+                    witness.thread.clone(),
+                ))
+            })
+            .collect()
+    }
+
+    pub(crate) fn report(&self, kind: ReportKind, task: &Task, taking: Option<Held>, held: &[Held]) {
+        let lock = |h: &Held| HeldLock {
+            class: h.class.name(),
+            at: h.at,
+        };
+        let fatal = kind.is_fatal();
+        let report = Report {
+            kind,
+            thread: task.name().to_owned(),
+            taking: taking.as_ref().map(lock),
+            held: held.iter().map(lock).collect(),
+        };
+        if self.on_report == OnReport::Panic {
+            panic!("{report}");
+        }
+        let text = fatal.then(|| report.to_string());
+        let first = {
+            let mut seen = self.seen();
+            let first = !seen.reports.contains(&report);
+            if first {
+                seen.reports.push(report.clone());
+            }
+            first
+        };
+        if let Some(text) = text {
+            panic!("{text}");
+        }
+        if first {
+            eprintln!("{report}");
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! Locks that know their class and their place in the order.
+//!
+//! Everything above this crate takes its locks, condition variables, threads, time-outs and atomics
+//! from here, and from nowhere else. That buys three things:
+//!
+//! * **The order is a type.** A thread carries a [`Locked`] token that names the innermost class it
+//!   holds. Taking a lock needs a token of a class that stands before it, and gives a token of the
+//!   lock's own class. Code that takes locks out of order does not compile.
+//! * **What types cannot see is checked while it runs**: two instances of one class, recursion, locks
+//!   held where none may be, waiting where nothing may wait, and what reaches a lock through a
+//!   callback or through a work queue that is drained. As the kernel's lockdep does, the checker works
+//!   on *classes*, so one run that takes `a` then `b` and another that takes `b` then `a` are
+//!   reported even if they never met. See [`Domain`] and [`Report`].
+//! * **The same binary runs for real or is explored.** Inside [`explored`] every primitive made is one
+//!   of shuttle's, so a scheduler decides every interleaving and every time-out; outside, they are
+//!   `parking_lot`'s and the standard library's. Which one is chosen when the primitive is *made*.
+//!
+//! The order itself is not here: whoever uses this crate declares classes with [`lock_classes!`] and
+//! their order with [`lock_order!`], in one file.
+
+#![forbid(unsafe_code)]
+
+mod atomic;
+mod class;
+mod condvar;
+mod domain;
+mod event_count;
+mod explore;
+mod locked;
+mod mutex;
+mod report;
+mod rwlock;
+mod task;
+mod thread;
+mod wait_map;
+
+pub use atomic::{AtomicBool, AtomicU64};
+pub use class::{Class, ClassKey, Leaf, MayWait, NestedIn};
+pub use condvar::{Condvar, Deadline};
+pub use domain::{Domain, EdgeInfo, OnReport};
+pub use event_count::{EventCount, Seen};
+pub use explore::{explored, is_explored};
+pub use lock_ordering::relation::{LockAfter, LockBefore};
+pub use locked::{AtomicContext, Locked, Unlocked};
+pub use mutex::{Mutex, MutexGuard};
+pub use report::{HeldLock, Report, ReportKind};
+pub use rwlock::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+pub use thread::{JoinHandle, Spawn, Threads, enter};
+pub use wait_map::{WaitMap, WaitMapGuard};
+
+#[doc(hidden)]
+pub mod __private {
+    pub use lock_ordering::impl_transitive_lock_order;
+}

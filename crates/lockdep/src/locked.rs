@@ -1,0 +1,73 @@
+//! The token a thread carries: where in the order it stands.
+
+use std::marker::PhantomData;
+
+use crate::class::MayWait;
+use crate::LockBefore;
+use crate::task::Task;
+
+/// The root of every order: nothing is held.
+#[derive(Debug)]
+pub enum Unlocked {}
+impl MayWait for Unlocked {}
+
+/// The place of a section in which nothing may wait and nothing may use the general allocator, such
+/// as a notifier that runs in interrupt context. No class stands after it; only
+/// [leaf](crate::Leaf) locks can be taken there, as the kernel allows spin locks.
+#[derive(Debug)]
+pub enum AtomicContext {}
+
+/// Proof of where in the lock order the current thread stands: `L` is the innermost class it holds.
+///
+/// A token is handed down as `&mut`; taking a lock borrows it for as long as the lock is held, so
+/// while an inner lock is held the outer token cannot be used. A function that needs a lock to be
+/// held asks for the guarded data; one that must not be called under some lock asks for a token that
+/// stands before it.
+pub struct Locked<'t, L> {
+    pub(crate) task: &'t Task,
+    level: PhantomData<fn() -> L>,
+}
+
+impl<'t, L> Locked<'t, L> {
+    pub(crate) fn at(task: &'t Task) -> Self {
+        Self {
+            task,
+            level: PhantomData,
+        }
+    }
+
+    /// The same thread, standing at `M` without holding it. What is called with the result can take
+    /// only what may be taken under `M`: the way to promise a callback's reach by its type.
+    pub fn narrow<M>(&mut self) -> Locked<'_, M>
+    where
+        L: LockBefore<M>,
+    {
+        Locked::at(self.task)
+    }
+
+    /// Runs `section` as an atomic context: in it no lock that can block may be taken, nothing may
+    /// wait, nothing may allocate with [`MayWait`]. The types say so to callers that hold only this
+    /// token, the checker to everybody else.
+    pub fn atomic<R>(&mut self, section: impl FnOnce(&mut Locked<'_, AtomicContext>) -> R) -> R {
+        let _atomic = self.task.enter_atomic();
+        section(&mut Locked::at(self.task))
+    }
+
+    /// The name of this thread, as given when it was spawned.
+    pub fn thread_name(&self) -> &str {
+        self.task.name()
+    }
+
+    /// Reports if waiting here is an error: called by everything that can block without being a
+    /// lock, such as a call that talks to the outside.
+    #[track_caller]
+    pub fn might_wait(&self) {
+        self.task.might_wait("waits", std::panic::Location::caller());
+    }
+}
+
+impl<L> std::fmt::Debug for Locked<'_, L> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Locked").field("thread", &self.task.name()).finish_non_exhaustive()
+    }
+}

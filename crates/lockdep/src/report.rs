@@ -1,0 +1,134 @@
+//! What the checker says, in the manner of the kernel's lockdep: what is being taken, what is held,
+//! the two chains, and the schedule that would deadlock, as two columns.
+
+use std::fmt;
+use std::panic::Location;
+
+/// A lock by its class and where it was, or is to be, taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldLock {
+    /// The class's name.
+    pub class: &'static str,
+    /// Where it was taken.
+    pub at: &'static Location<'static>,
+}
+
+/// What is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReportKind {
+    /// The lock is already held by this thread.
+    Recursion,
+    /// Another lock of the class is held, and no nesting is declared.
+    SameClass,
+    /// Declared nesting from a higher rank, or an equal one, to a lower.
+    NestingRank,
+    /// Something is taken under a leaf lock.
+    UnderLeaf,
+    /// The order contradicts what was seen before: the path from what is being taken back to what is
+    /// held, an edge (outer, inner, who showed it first) at a time.
+    Cycle {
+        /// The edges of the path.
+        chain: Vec<(HeldLock, HeldLock, String)>,
+    },
+    /// A lock that can block is taken where nothing may wait.
+    WaitInAtomic {
+        /// What the thread does.
+        what: &'static str,
+    },
+    /// The thread waits, or allocates, where it may not.
+    WaitInAtomicAt {
+        /// What the thread does.
+        what: &'static str,
+        /// Where.
+        at: &'static Location<'static>,
+    },
+    /// An assertion that a lock is held failed.
+    NotHeld {
+        /// The class asserted.
+        class: &'static str,
+        /// Where.
+        at: &'static Location<'static>,
+    },
+    /// Locks are held where none may be.
+    StillHeld {
+        /// Where.
+        at: &'static Location<'static>,
+    },
+}
+
+impl ReportKind {
+    /// Whether going on would block for ever.
+    pub(crate) fn is_fatal(&self) -> bool {
+        matches!(self, Self::Recursion)
+    }
+
+    fn title(&self) -> &'static str {
+        match self {
+            Self::Recursion | Self::SameClass => "possible recursive locking detected",
+            Self::NestingRank => "nesting against its declared rank",
+            Self::UnderLeaf => "lock taken under a leaf lock",
+            Self::Cycle { .. } => "possible circular locking dependency detected",
+            Self::WaitInAtomic { .. } | Self::WaitInAtomicAt { .. } => "sleeping in atomic context",
+            Self::NotHeld { .. } => "a lock that must be held is not",
+            Self::StillHeld { .. } => "locks held where none may be",
+        }
+    }
+}
+
+/// One finding of the checker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// What is wrong.
+    pub kind: ReportKind,
+    /// The thread it was found in.
+    pub thread: String,
+    /// The lock being taken, if it is about taking one.
+    pub taking: Option<HeldLock>,
+    /// What the thread holds, outermost first.
+    pub held: Vec<HeldLock>,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "lockdep: {}", self.kind.title())?;
+        match (&self.kind, &self.taking) {
+            (ReportKind::WaitInAtomicAt { what, at }, _) => {
+                writeln!(f, "thread {} {what} in atomic context at {at}", self.thread)?;
+            }
+            (ReportKind::NotHeld { class, at }, _) => {
+                writeln!(f, "thread {} must hold {class} at {at}", self.thread)?;
+            }
+            (ReportKind::StillHeld { at }, _) => {
+                writeln!(f, "thread {} must hold nothing at {at}", self.thread)?;
+            }
+            (_, Some(taking)) => {
+                writeln!(f, "thread {} is trying to take {} at {}", self.thread, taking.class, taking.at)?;
+            }
+            (_, None) => writeln!(f, "in thread {}", self.thread)?,
+        }
+        if self.held.is_empty() {
+            writeln!(f, "it holds nothing")?;
+        } else {
+            writeln!(f, "it holds, outermost first:")?;
+            for lock in &self.held {
+                writeln!(f, "  {:<24} taken at {}", lock.class, lock.at)?;
+            }
+        }
+        if let (ReportKind::Cycle { chain }, Some(taking)) = (&self.kind, &self.taking) {
+            writeln!(f, "which is already depended on the other way round:")?;
+            for (outer, inner, thread) in chain {
+                writeln!(f, "  {} ({})", outer.class, outer.at)?;
+                writeln!(f, "    then {} ({}) in thread {thread}", inner.class, inner.at)?;
+            }
+            let last = chain.last().map_or(taking.class, |(_, inner, _)| inner.class);
+            writeln!(f, "possible schedule:")?;
+            writeln!(f, "  {:<32} {:<32}", "this thread", "the other")?;
+            writeln!(f, "  {:<32}", format!("lock({last})"))?;
+            writeln!(f, "  {:<32} {:<32}", "", format!("lock({})", taking.class))?;
+            writeln!(f, "  {:<32} {:<32}", "", format!("lock({last})"))?;
+            writeln!(f, "  {:<32}", format!("lock({})", taking.class))?;
+            write!(f, "  *** deadlock ***")?;
+        }
+        Ok(())
+    }
+}

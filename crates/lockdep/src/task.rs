@@ -1,0 +1,197 @@
+//! What the checker knows of one thread: its name and the locks it holds.
+//!
+//! A task lives on the stack of its thread and is reached through the [`Locked`](crate::Locked)
+//! token, never through a thread-local: explored threads share one OS thread.
+
+use std::cell::{Cell, RefCell};
+use std::panic::Location;
+use std::sync::Arc;
+
+use crate::class::ClassKey;
+use crate::domain::Domain;
+use crate::report::ReportKind;
+
+/// A lock as the checker names it: its address while it is held.
+pub(crate) type Instance = usize;
+
+#[derive(Clone, Copy)]
+pub(crate) struct Held {
+    pub class: &'static ClassKey,
+    pub instance: Instance,
+    pub rank: u32,
+    pub at: &'static Location<'static>,
+}
+
+/// How a lock is being taken.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Acquire {
+    /// Waits for it: an ordering follows.
+    Wait,
+    /// Only tries: no ordering follows, though what is taken under it still orders after it.
+    Try,
+    /// Waits, under a name declared as nesting inside the given class.
+    Nested(&'static ClassKey),
+}
+
+pub(crate) struct Task {
+    name: String,
+    domain: Arc<Domain>,
+    checked: bool,
+    held: RefCell<Vec<Held>>,
+    atomic: Cell<u32>,
+}
+
+impl Task {
+    pub fn new(name: String, domain: Arc<Domain>) -> Self {
+        let checked = domain.is_checked() || crate::is_explored();
+        Self {
+            name,
+            domain,
+            checked,
+            held: RefCell::new(Vec::new()),
+            atomic: Cell::new(0),
+        }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn domain(&self) -> &Arc<Domain> {
+        &self.domain
+    }
+
+    /// Checks that taking the lock here is right. Called before it is taken, so that a deadlock is
+    /// reported rather than suffered.
+    #[inline]
+    pub fn check(
+        &self,
+        class: &'static ClassKey,
+        instance: Instance,
+        rank: u32,
+        how: Acquire,
+        at: &'static Location<'static>,
+    ) {
+        if self.checked {
+            self.check_slow(class, instance, rank, how, at);
+        }
+    }
+
+    #[cold]
+    fn check_slow(
+        &self,
+        class: &'static ClassKey,
+        instance: Instance,
+        rank: u32,
+        how: Acquire,
+        at: &'static Location<'static>,
+    ) {
+        let taking = Held { class, instance, rank, at };
+        let held = self.held.borrow();
+        if self.atomic.get() > 0 && !class.is_leaf() && how != Acquire::Try {
+            self.domain.report(ReportKind::WaitInAtomic { what: "takes a lock" }, self, Some(taking), &held);
+        }
+        for outer in held.iter() {
+            if outer.instance == instance {
+                if how == Acquire::Try {
+                    return; // it will simply not be had
+                }
+                self.domain.report(ReportKind::Recursion, self, Some(taking), &held);
+            } else if outer.class.is_leaf() {
+                self.domain.report(ReportKind::UnderLeaf, self, Some(taking), &held);
+            } else if outer.class == class && how != Acquire::Try {
+                self.domain.report(ReportKind::SameClass, self, Some(taking), &held);
+            } else if let Acquire::Nested(parent) = how
+                && outer.class == parent
+                && outer.rank >= rank
+            {
+                self.domain.report(ReportKind::NestingRank, self, Some(taking), &held);
+            }
+        }
+        if how != Acquire::Try {
+            self.domain.order(self, taking, &held);
+        }
+    }
+
+    /// Records that the lock is held. The result takes the record back when dropped.
+    #[inline]
+    pub fn hold(
+        &self,
+        class: &'static ClassKey,
+        instance: Instance,
+        rank: u32,
+        at: &'static Location<'static>,
+    ) -> Holding<'_> {
+        if !self.checked {
+            return Holding(None);
+        }
+        self.held.borrow_mut().push(Held { class, instance, rank, at });
+        Holding(Some((self, instance)))
+    }
+
+    pub fn enter_atomic(&self) -> AtomicSection<'_> {
+        self.atomic.set(self.atomic.get() + 1);
+        AtomicSection(self)
+    }
+
+    /// Reports if the thread is where nothing may wait.
+    #[inline]
+    pub fn might_wait(&self, what: &'static str, at: &'static Location<'static>) {
+        if self.checked && self.atomic.get() > 0 {
+            let held = self.held.borrow();
+            self.domain.report(ReportKind::WaitInAtomicAt { what, at }, self, None, &held);
+        }
+    }
+
+    /// Reports if anything but `except` is held: a wait releases only its own lock, and what else is
+    /// held is held for as long as the wait lasts.
+    pub fn assert_holds(&self, instance: Instance, class: &'static ClassKey, at: &'static Location<'static>) {
+        if !self.checked {
+            return;
+        }
+        let held = self.held.borrow();
+        if !held.iter().any(|h| h.instance == instance) {
+            self.domain.report(ReportKind::NotHeld { class: class.name(), at }, self, None, &held);
+        }
+    }
+
+    /// Reports if any lock is held.
+    pub fn assert_holds_nothing(&self, at: &'static Location<'static>) {
+        if !self.checked {
+            return;
+        }
+        let held = self.held.borrow();
+        if !held.is_empty() {
+            self.domain.report(ReportKind::StillHeld { at }, self, None, &held);
+        }
+    }
+}
+
+/// The record of one held lock.
+pub(crate) struct Holding<'t>(Option<(&'t Task, Instance)>);
+
+impl<'t> Holding<'t> {
+    pub fn task(&self) -> Option<&'t Task> {
+        self.0.map(|(task, _)| task)
+    }
+}
+
+impl Drop for Holding<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some((task, instance)) = self.0 {
+            let mut held = task.held.borrow_mut();
+            if let Some(at) = held.iter().rposition(|h| h.instance == instance) {
+                held.remove(at);
+            }
+        }
+    }
+}
+
+pub(crate) struct AtomicSection<'t>(&'t Task);
+
+impl Drop for AtomicSection<'_> {
+    fn drop(&mut self) {
+        self.0.atomic.set(self.0.atomic.get() - 1);
+    }
+}

@@ -1,0 +1,86 @@
+//! Threads: the roots of tokens.
+
+use std::panic::Location;
+use std::sync::Arc;
+
+use crate::task::Task;
+use crate::{Domain, Locked, MayWait, Unlocked, is_explored};
+
+/// Makes the current OS thread, or explored task, one of `domain`'s: the root token of `main`.
+///
+/// Call it where a thread starts and holds nothing. A second root inside the first would hide the
+/// locks of the one from the other.
+pub fn enter<R>(domain: &Arc<Domain>, name: &str, f: impl FnOnce(&mut Locked<'_, Unlocked>) -> R) -> R {
+    let task = Task::new(name.to_owned(), Arc::clone(domain));
+    f(&mut Locked::at(&task))
+}
+
+/// Who gives the engine its threads. What it needs is in the trait, so that an owner can count
+/// them, name them, or refuse.
+pub trait Spawn: Send + Sync {
+    /// Starts a thread that runs `f` at the root of the order.
+    fn spawn(&self, name: &str, f: Box<dyn FnOnce(&mut Locked<'_, Unlocked>) + Send>) -> JoinHandle<()>;
+}
+
+/// Threads of this facade, in one domain.
+#[derive(Debug, Clone)]
+pub struct Threads(pub Arc<Domain>);
+
+impl Spawn for Threads {
+    fn spawn(&self, name: &str, f: Box<dyn FnOnce(&mut Locked<'_, Unlocked>) + Send>) -> JoinHandle<()> {
+        spawn(&self.0, name, f)
+    }
+}
+
+impl<L> Locked<'_, L> {
+    /// Starts a thread in this thread's domain.
+    pub fn spawn<R: Send + 'static>(
+        &self,
+        name: &str,
+        f: impl FnOnce(&mut Locked<'_, Unlocked>) -> R + Send + 'static,
+    ) -> JoinHandle<R> {
+        spawn(self.task.domain(), name, f)
+    }
+}
+
+fn spawn<R: Send + 'static>(
+    domain: &Arc<Domain>,
+    name: &str,
+    f: impl FnOnce(&mut Locked<'_, Unlocked>) -> R + Send + 'static,
+) -> JoinHandle<R> {
+    let (domain, owned) = (Arc::clone(domain), name.to_owned());
+    let run = move || enter(&domain, &owned, f);
+    JoinHandle(if is_explored() {
+        Imp::Explored(shuttle::thread::spawn(run))
+    } else {
+        let builder = std::thread::Builder::new().name(name.to_owned());
+        Imp::Real(builder.spawn(run))
+    })
+}
+
+/// A thread that can be waited for.
+#[derive(Debug)]
+pub struct JoinHandle<R>(Imp<R>);
+
+#[derive(Debug)]
+enum Imp<R> {
+    Real(std::io::Result<std::thread::JoinHandle<R>>),
+    Explored(shuttle::thread::JoinHandle<R>),
+}
+
+impl<R> JoinHandle<R> {
+    /// Waits for the thread to end. What it waits for counts as waited for here: if the thread
+    /// serves a queue, take the queue's [`WaitMap`](crate::WaitMap) first.
+    ///
+    /// # Errors
+    /// The thread's panic, or a message that the system gave no thread.
+    #[track_caller]
+    pub fn join<L: MayWait>(self, cx: &mut Locked<'_, L>) -> std::thread::Result<R> {
+        cx.task.might_wait("joins a thread", Location::caller());
+        match self.0 {
+            Imp::Real(Ok(thread)) => thread.join(),
+            Imp::Real(Err(error)) => Err(Box::new(format!("no thread: {error}"))),
+            Imp::Explored(thread) => thread.join(),
+        }
+    }
+}

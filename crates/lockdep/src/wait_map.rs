@@ -1,0 +1,69 @@
+//! A lock that is not there: it stands for "waits until what runs inside has finished".
+//!
+//! The kernel's work queues have such lock maps. A handler runs inside its queue's map; draining the
+//! queue takes the map. So draining while holding something a handler waits for is reported as the
+//! cycle that it is, even when no handler happened to be running.
+
+use std::marker::PhantomData;
+use std::panic::Location;
+
+use crate::class::Class;
+use crate::task::{Acquire, Holding};
+use crate::{LockBefore, Locked, Unlocked};
+
+/// The map of one queue; `C` is its class in the order.
+pub struct WaitMap<C> {
+    // Not zero-sized: instances are told apart by their address.
+    _place: u8,
+    class: PhantomData<fn() -> C>,
+}
+
+/// The thread is inside.
+pub struct WaitMapGuard<'a> {
+    _holding: Holding<'a>,
+}
+
+impl<C: Class> Default for WaitMap<C> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<C: Class> WaitMap<C> {
+    /// A map.
+    pub fn new() -> Self {
+        Self {
+            _place: 0,
+            class: PhantomData,
+        }
+    }
+
+    /// A handler starts. It holds nothing else, and its token stands at `C`.
+    #[track_caller]
+    pub fn run<'a>(&'a self, cx: &'a mut Locked<'_, Unlocked>) -> (WaitMapGuard<'a>, Locked<'a, C>) {
+        let at = Location::caller();
+        cx.task.assert_holds_nothing(at);
+        let _holding = cx.task.hold(C::key(), self.instance(), 0, at);
+        (WaitMapGuard { _holding }, Locked::at(cx.task))
+    }
+
+    /// The thread is about to wait until what runs inside has finished.
+    #[track_caller]
+    pub fn drain<P>(&self, cx: &mut Locked<'_, P>)
+    where
+        P: LockBefore<C>,
+    {
+        let at = Location::caller();
+        cx.task.check(C::key(), self.instance(), 0, Acquire::Wait, at);
+    }
+
+    fn instance(&self) -> usize {
+        std::ptr::from_ref(&self._place).addr()
+    }
+}
+
+impl<C> std::fmt::Debug for WaitMap<C> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("WaitMap")
+    }
+}
