@@ -32,6 +32,14 @@ impl AtomicU64 {
         }
     }
 
+    /// Sets it.
+    pub fn store(&self, value: u64) {
+        match &self.0 {
+            U64::Real(a) => a.store(value, SeqCst),
+            U64::Explored(a) => a.store(value, SeqCst),
+        }
+    }
+
     /// Adds and returns what it was before.
     pub fn fetch_add(&self, n: u64) -> u64 {
         match &self.0 {

@@ -114,14 +114,16 @@ macro_rules! lock_classes {
     };
 }
 
-/// Declares the order: one `Outer => Inner;` a line. Edges are transitive; an edge that would close
-/// a cycle does not compile.
+/// Declares the order: `root First;`, then one `Outer => Inner;` a line. Edges are transitive; an edge
+/// that would close a cycle does not compile.
 ///
-/// Each class may stand on the right of one edge only (the order is a tree), which is what lets the
-/// compiler work out transitivity. [`Unlocked`](crate::Unlocked) is the root.
+/// `First` comes after [`Unlocked`](crate::Unlocked), the place where nothing is held. Each class may
+/// stand on the right of one edge only (the order is a tree), which is what lets the compiler work out
+/// transitivity.
 #[macro_export]
 macro_rules! lock_order {
-    ($($before:ty => $after:ty;)*) => {
+    (root $first:ty; $($before:ty => $after:ty;)*) => {
+        impl $crate::LockAfter<$crate::Unlocked> for $first {}
         $(
             impl $crate::LockAfter<$before> for $after {}
             $crate::__private::impl_transitive_lock_order!($before => $after);

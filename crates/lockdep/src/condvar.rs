@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use shuttle::rand::Rng;
 
 use crate::mutex::WaitOn;
-use crate::{MutexGuard, is_explored};
+use crate::{Locked, MutexGuard, is_explored};
 
 /// Waits for a change to what a [`Mutex`](crate::Mutex) protects.
 pub struct Condvar {
@@ -35,7 +35,10 @@ struct Waiter {
 
 impl Waiter {
     fn wake(&self, why: u8) -> bool {
-        let woken = self.state.compare_exchange(WAITING, why, Ordering::SeqCst, Ordering::SeqCst).is_ok();
+        let woken = self
+            .state
+            .compare_exchange(WAITING, why, Ordering::SeqCst, Ordering::SeqCst)
+            .is_ok();
         if woken {
             self.thread.unpark();
         }
@@ -69,6 +72,19 @@ impl Deadline {
         match &self.0 {
             DeadlineImp::Real(at) => Instant::now() >= *at,
             DeadlineImp::Explored(passed) => passed.load(Ordering::SeqCst),
+        }
+    }
+
+    /// Waits until it has passed. Explored, the scheduler says when that is.
+    #[track_caller]
+    pub fn sleep<L>(&self, cx: &mut Locked<'_, L>) {
+        cx.might_wait();
+        match &self.0 {
+            DeadlineImp::Real(at) => std::thread::sleep(at.saturating_duration_since(Instant::now())),
+            DeadlineImp::Explored(passed) => {
+                shuttle::thread::yield_now();
+                passed.store(true, Ordering::SeqCst);
+            }
         }
     }
 

@@ -41,7 +41,7 @@ pub use domain::{Domain, EdgeInfo, OnReport};
 pub use event_count::{EventCount, Seen};
 pub use explore::{explored, is_explored};
 pub use lock_ordering::relation::{LockAfter, LockBefore};
-pub use locked::{AtomicContext, Locked, Unlocked};
+pub use locked::{AtomicContext, LeafOnly, Locked, Unlocked};
 pub use mutex::{Mutex, MutexGuard};
 pub use report::{HeldLock, Report, ReportKind};
 pub use rwlock::{RwLock, RwLockReadGuard, RwLockWriteGuard};

@@ -2,8 +2,8 @@
 
 use std::marker::PhantomData;
 
-use crate::class::MayWait;
 use crate::LockBefore;
+use crate::class::MayWait;
 use crate::task::Task;
 
 /// The root of every order: nothing is held.
@@ -16,6 +16,11 @@ impl MayWait for Unlocked {}
 /// [leaf](crate::Leaf) locks can be taken there, as the kernel allows spin locks.
 #[derive(Debug)]
 pub enum AtomicContext {}
+
+/// A place where only [leaf](crate::Leaf) locks can be taken, though waiting is allowed.
+#[derive(Debug)]
+pub enum LeafOnly {}
+impl MayWait for LeafOnly {}
 
 /// Proof of where in the lock order the current thread stands: `L` is the innermost class it holds.
 ///
@@ -45,6 +50,11 @@ impl<'t, L> Locked<'t, L> {
         Locked::at(self.task)
     }
 
+    /// The same thread, with only leaf locks in reach: for questions asked from several places.
+    pub fn leaf_only(&mut self) -> Locked<'_, LeafOnly> {
+        Locked::at(self.task)
+    }
+
     /// Runs `section` as an atomic context: in it no lock that can block may be taken, nothing may
     /// wait, nothing may allocate with [`MayWait`]. The types say so to callers that hold only this
     /// token, the checker to everybody else.
@@ -68,6 +78,8 @@ impl<'t, L> Locked<'t, L> {
 
 impl<L> std::fmt::Debug for Locked<'_, L> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Locked").field("thread", &self.task.name()).finish_non_exhaustive()
+        f.debug_struct("Locked")
+            .field("thread", &self.task.name())
+            .finish_non_exhaustive()
     }
 }

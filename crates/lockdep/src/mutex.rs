@@ -191,7 +191,9 @@ impl<T> DerefMut for MutexGuard<'_, T> {
 
 impl<C, T> std::fmt::Debug for Mutex<C, T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Mutex").field("rank", &self.rank).finish_non_exhaustive()
+        f.debug_struct("Mutex")
+            .field("rank", &self.rank)
+            .finish_non_exhaustive()
     }
 }
 

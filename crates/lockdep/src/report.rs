@@ -102,7 +102,11 @@ impl fmt::Display for Report {
                 writeln!(f, "thread {} must hold nothing at {at}", self.thread)?;
             }
             (_, Some(taking)) => {
-                writeln!(f, "thread {} is trying to take {} at {}", self.thread, taking.class, taking.at)?;
+                writeln!(
+                    f,
+                    "thread {} is trying to take {} at {}",
+                    self.thread, taking.class, taking.at
+                )?;
             }
             (_, None) => writeln!(f, "in thread {}", self.thread)?,
         }

@@ -86,10 +86,20 @@ impl Task {
         how: Acquire,
         at: &'static Location<'static>,
     ) {
-        let taking = Held { class, instance, rank, at };
+        let taking = Held {
+            class,
+            instance,
+            rank,
+            at,
+        };
         let held = self.held.borrow();
         if self.atomic.get() > 0 && !class.is_leaf() && how != Acquire::Try {
-            self.domain.report(ReportKind::WaitInAtomic { what: "takes a lock" }, self, Some(taking), &held);
+            self.domain.report(
+                ReportKind::WaitInAtomic { what: "takes a lock" },
+                self,
+                Some(taking),
+                &held,
+            );
         }
         for outer in held.iter() {
             if outer.instance == instance {
@@ -125,7 +135,12 @@ impl Task {
         if !self.checked {
             return Holding(None);
         }
-        self.held.borrow_mut().push(Held { class, instance, rank, at });
+        self.held.borrow_mut().push(Held {
+            class,
+            instance,
+            rank,
+            at,
+        });
         Holding(Some((self, instance)))
     }
 
@@ -139,7 +154,8 @@ impl Task {
     pub fn might_wait(&self, what: &'static str, at: &'static Location<'static>) {
         if self.checked && self.atomic.get() > 0 {
             let held = self.held.borrow();
-            self.domain.report(ReportKind::WaitInAtomicAt { what, at }, self, None, &held);
+            self.domain
+                .report(ReportKind::WaitInAtomicAt { what, at }, self, None, &held);
         }
     }
 
@@ -151,7 +167,15 @@ impl Task {
         }
         let held = self.held.borrow();
         if !held.iter().any(|h| h.instance == instance) {
-            self.domain.report(ReportKind::NotHeld { class: class.name(), at }, self, None, &held);
+            self.domain.report(
+                ReportKind::NotHeld {
+                    class: class.name(),
+                    at,
+                },
+                self,
+                None,
+                &held,
+            );
         }
     }
 

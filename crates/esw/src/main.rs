@@ -1,0 +1,3 @@
+//! The command: arguments in, text or JSON out.
+
+fn main() {}

@@ -1,0 +1,317 @@
+//! The auxiliary bus: what a PF or an SF publishes, and what binds to it.
+//!
+//! As in the kernel's driver core, probe and remove run under the auxiliary device's own lock, on the
+//! thread that brought device and driver together: the one that adds the device, or the one that
+//! loads the module.
+
+use std::fmt;
+use std::sync::Arc;
+
+use lockdep::{Class, LockBefore, Locked, Mutex};
+
+use crate::device::Pf;
+use crate::driver::{AuxiliaryDriver, BoundDriver};
+use crate::error::{Error, Result};
+use crate::event::{Event, Events};
+use crate::lock_order::{Auxiliary, BusLists, Probe, SfAuxiliary};
+use crate::sf::SfFunction;
+
+/// What an auxiliary device is for; its driver goes by this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum AuxKind {
+    /// The function's netdev.
+    Eth,
+    /// Netdev representors; in switchdev mode.
+    EthRep,
+    /// The function's RDMA device; a PF's in legacy mode.
+    Rdma,
+    /// RDMA representors; in switchdev mode.
+    RdmaRep,
+}
+
+impl fmt::Display for AuxKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Eth => "eth",
+            Self::EthRep => "eth-rep",
+            Self::Rdma => "rdma",
+            Self::RdmaRep => "rdma-rep",
+        })
+    }
+}
+
+/// Whose auxiliary device it is.
+#[derive(Clone)]
+pub enum Function {
+    /// A PF's.
+    Pf(Arc<Pf>),
+    /// An SF's.
+    Sf(Arc<SfFunction>),
+}
+
+impl Function {
+    /// The PF, the SF's parent if it is an SF's.
+    pub fn pf(&self) -> &Arc<Pf> {
+        match self {
+            Self::Pf(pf) => pf,
+            Self::Sf(sf) => sf.pf(),
+        }
+    }
+}
+
+/// A device on the bus; `C` is the class of its lock.
+pub struct AuxiliaryDevice<C> {
+    kind: AuxKind,
+    id: u32,
+    function: Function,
+    state: Mutex<C, State>,
+}
+
+#[derive(Default)]
+struct State {
+    bound: Option<(&'static dyn AuxiliaryDriver, Box<dyn BoundDriver>)>,
+    failed: Option<Error>,
+    removed: bool,
+}
+
+impl<C: Class> AuxiliaryDevice<C> {
+    /// What it is for.
+    pub fn kind(&self) -> AuxKind {
+        self.kind
+    }
+
+    /// Its name on the bus, `mlx5_core.eth-rep.0`.
+    pub fn name(&self) -> String {
+        format!("mlx5_core.{}.{}", self.kind, self.id)
+    }
+
+    /// Whether a driver is bound, and the error of the last probe if it failed.
+    pub fn status<P: LockBefore<C>>(&self, cx: &mut Locked<'_, P>) -> (bool, Option<Error>) {
+        let (state, _cx) = self.state.lock(cx);
+        (state.bound.is_some(), state.failed.clone())
+    }
+
+    /// Binds the driver for this kind of device, if one is loaded and none is bound.
+    ///
+    /// The driver is looked up under the device's lock. A module that is being unloaded takes its
+    /// drivers off the list first and visits the devices after, so it either is not found here or
+    /// finds what was bound here.
+    fn attach<P: LockBefore<C>>(&self, cx: &mut Locked<'_, P>, bus: &Bus, events: &Events) -> Result<()>
+    where
+        C: LockBefore<Probe>,
+    {
+        let (mut state, mut cx) = self.state.lock(cx);
+        if state.removed || state.bound.is_some() {
+            return Ok(());
+        }
+        let Some(driver) = bus.driver_for(&mut cx, self.kind) else {
+            state.failed = None;
+            return Ok(());
+        };
+        match driver.probe(&mut cx.narrow(), &self.function) {
+            Ok(bound) => {
+                state.bound = Some((driver, bound));
+                state.failed = None;
+                Ok(())
+            }
+            Err(error) => {
+                state.failed = Some(error.clone());
+                events.emit(&mut cx, || Event::ProbeFailed(self.name(), error.to_string()));
+                Err(error)
+            }
+        }
+    }
+
+    /// Unbinds the driver if one is bound and `which` says so.
+    fn detach<P: LockBefore<C>>(
+        &self,
+        cx: &mut Locked<'_, P>,
+        removed: bool,
+        which: impl Fn(&dyn AuxiliaryDriver) -> bool,
+    ) where
+        C: LockBefore<Probe>,
+    {
+        let (mut state, mut cx) = self.state.lock(cx);
+        state.removed |= removed;
+        state.failed = None;
+        if let Some((_, bound)) = state.bound.take_if(|(driver, _)| which(*driver)) {
+            bound.remove(&mut cx.narrow());
+        }
+    }
+}
+
+/// The bus: its devices, and the drivers of loaded modules.
+pub struct Bus {
+    lists: Mutex<BusLists, Lists>,
+}
+
+struct Lists {
+    pf: Vec<Arc<AuxiliaryDevice<Auxiliary>>>,
+    sf: Vec<Arc<AuxiliaryDevice<SfAuxiliary>>>,
+    drivers: Vec<&'static dyn AuxiliaryDriver>,
+    /// The next SF's number on the bus; the PFs' are their places on the card.
+    next_id: u32,
+}
+
+impl Default for Bus {
+    fn default() -> Self {
+        Self {
+            lists: Mutex::new(Lists {
+                pf: Vec::new(),
+                sf: Vec::new(),
+                drivers: Vec::new(),
+                next_id: 4,
+            }),
+        }
+    }
+}
+
+impl Bus {
+    /// A number for an SF's auxiliary devices.
+    pub(crate) fn new_id<L>(&self, cx: &mut Locked<'_, L>) -> u32 {
+        let mut lists = self.lists.lock_leaf(cx);
+        lists.next_id += 1;
+        lists.next_id - 1
+    }
+
+    /// Puts a PF's device on the bus and binds its driver.
+    ///
+    /// The device stays even if its driver fails to probe, as in the kernel; the error is returned.
+    pub(crate) fn add_pf<P: LockBefore<Auxiliary>>(
+        &self,
+        cx: &mut Locked<'_, P>,
+        events: &Events,
+        pf: &Arc<Pf>,
+        kind: AuxKind,
+    ) -> (Arc<AuxiliaryDevice<Auxiliary>>, Result<()>) {
+        let device = Arc::new(AuxiliaryDevice {
+            kind,
+            id: pf.index().0.into(),
+            function: Function::Pf(Arc::clone(pf)),
+            state: Mutex::new(State::default()),
+        });
+        self.lists.lock_leaf(cx).pf.push(Arc::clone(&device));
+        let bound = device.attach(cx, self, events);
+        (device, bound)
+    }
+
+    /// Puts an SF's device on the bus and binds its driver.
+    pub(crate) fn add_sf<P: LockBefore<SfAuxiliary>>(
+        &self,
+        cx: &mut Locked<'_, P>,
+        events: &Events,
+        sf: &Arc<SfFunction>,
+        kind: AuxKind,
+    ) -> (Arc<AuxiliaryDevice<SfAuxiliary>>, Result<()>) {
+        let device = Arc::new(AuxiliaryDevice {
+            kind,
+            id: sf.id(),
+            function: Function::Sf(Arc::clone(sf)),
+            state: Mutex::new(State::default()),
+        });
+        self.lists.lock_leaf(cx).sf.push(Arc::clone(&device));
+        let bound = device.attach(cx, self, events);
+        (device, bound)
+    }
+
+    /// Binds a driver to a PF's device that has none.
+    pub(crate) fn attach_pf<P: LockBefore<Auxiliary>>(
+        &self,
+        cx: &mut Locked<'_, P>,
+        events: &Events,
+        device: &AuxiliaryDevice<Auxiliary>,
+    ) -> Result<()> {
+        device.attach(cx, self, events)
+    }
+
+    /// Binds a driver to an SF's device that has none.
+    pub(crate) fn attach_sf<P: LockBefore<SfAuxiliary>>(
+        &self,
+        cx: &mut Locked<'_, P>,
+        events: &Events,
+        device: &AuxiliaryDevice<SfAuxiliary>,
+    ) -> Result<()> {
+        device.attach(cx, self, events)
+    }
+
+    /// Takes a PF's device off the bus, unbinding its driver.
+    pub(crate) fn remove_pf<P: LockBefore<Auxiliary>>(
+        &self,
+        cx: &mut Locked<'_, P>,
+        device: &Arc<AuxiliaryDevice<Auxiliary>>,
+    ) {
+        device.detach(cx, true, |_| true);
+        self.lists.lock_leaf(cx).pf.retain(|d| !Arc::ptr_eq(d, device));
+    }
+
+    /// Takes an SF's device off the bus, unbinding its driver.
+    pub(crate) fn remove_sf<P: LockBefore<SfAuxiliary>>(
+        &self,
+        cx: &mut Locked<'_, P>,
+        device: &Arc<AuxiliaryDevice<SfAuxiliary>>,
+    ) {
+        device.detach(cx, true, |_| true);
+        self.lists.lock_leaf(cx).sf.retain(|d| !Arc::ptr_eq(d, device));
+    }
+
+    /// A module's drivers arrive: they are listed, then every device is visited. Returns the PFs
+    /// of devices whose probe failed.
+    pub(crate) fn add_drivers<P: LockBefore<Auxiliary> + LockBefore<SfAuxiliary>>(
+        &self,
+        cx: &mut Locked<'_, P>,
+        events: &Events,
+        drivers: &[&'static dyn AuxiliaryDriver],
+    ) -> Vec<Function> {
+        let (pf, sf) = {
+            let mut lists = self.lists.lock_leaf(cx);
+            lists.drivers.extend(drivers);
+            (lists.pf.clone(), lists.sf.clone())
+        };
+        let mut failed = Vec::new();
+        for device in pf {
+            if device.attach(cx, self, events).is_err() {
+                failed.push(device.function.clone());
+            }
+        }
+        for device in sf {
+            if device.attach(cx, self, events).is_err() {
+                failed.push(device.function.clone());
+            }
+        }
+        failed
+    }
+
+    /// A module's drivers leave: they are taken off the list, then off every device, last first.
+    pub(crate) fn remove_drivers<P: LockBefore<Auxiliary> + LockBefore<SfAuxiliary>>(
+        &self,
+        cx: &mut Locked<'_, P>,
+        drivers: &[&'static dyn AuxiliaryDriver],
+    ) {
+        let gone = |driver: &dyn AuxiliaryDriver| drivers.iter().any(|d| d.name() == driver.name());
+        let (pf, sf) = {
+            let mut lists = self.lists.lock_leaf(cx);
+            lists.drivers.retain(|d| !gone(*d));
+            (lists.pf.clone(), lists.sf.clone())
+        };
+        for device in sf.iter().rev() {
+            device.detach(cx, false, gone);
+        }
+        for device in pf.iter().rev() {
+            device.detach(cx, false, gone);
+        }
+    }
+
+    fn driver_for<L>(&self, cx: &mut Locked<'_, L>, kind: AuxKind) -> Option<&'static dyn AuxiliaryDriver> {
+        self.lists
+            .lock_leaf(cx)
+            .drivers
+            .iter()
+            .copied()
+            .find(|d| d.kind() == kind)
+    }
+
+    /// Every PF's device on the bus.
+    pub(crate) fn pf_devices<L>(&self, cx: &mut Locked<'_, L>) -> Vec<Arc<AuxiliaryDevice<Auxiliary>>> {
+        self.lists.lock_leaf(cx).pf.clone()
+    }
+}

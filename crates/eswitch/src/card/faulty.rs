@@ -1,0 +1,152 @@
+//! A card that fails on demand.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lockdep::{Deadline, Locked, Mutex};
+
+use crate::card::{Card, CardError, Create, Resource, ResourceKind};
+use crate::ids::{MacAddr, PfIndex, Vport};
+use crate::lock_order::{CardCall, CardState};
+
+/// What should fail or be slow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// What kind of request.
+    pub kind: ResourceKind,
+    /// Whose: any PF if none.
+    pub pf: Option<PfIndex>,
+    /// For which vport: any if none.
+    pub vport: Option<Vport>,
+    /// How many matching requests pass before the first that fails.
+    pub after: u32,
+    /// How many fail then; `u32::MAX` for all.
+    pub times: u32,
+    /// Not a failure but a delay of that long.
+    pub delay: Option<Duration>,
+}
+
+impl Fault {
+    fn matches(&self, request: &Resource) -> bool {
+        self.kind == request.kind()
+            && self.pf.is_none_or(|pf| pf == request.pf())
+            && self.vport.is_none_or(|vport| request.vport() == Some(vport))
+    }
+}
+
+/// The faults of a card, to be added to and cleared while it runs.
+#[derive(Debug)]
+pub struct FaultPlan {
+    faults: Mutex<CardState, Vec<Fault>>,
+}
+
+impl Default for FaultPlan {
+    fn default() -> Self {
+        Self {
+            faults: Mutex::new(Vec::new()),
+        }
+    }
+}
+
+impl FaultPlan {
+    /// Adds a fault.
+    pub fn add<L>(&self, cx: &mut Locked<'_, L>, fault: Fault) {
+        self.faults.lock_leaf(cx).push(fault);
+    }
+
+    /// Forgets them all.
+    pub fn clear<L>(&self, cx: &mut Locked<'_, L>) {
+        self.faults.lock_leaf(cx).clear();
+    }
+
+    /// What happens to this request: the delay to suffer and whether it fails.
+    fn strike<L>(&self, cx: &mut Locked<'_, L>, request: &Resource) -> (Option<Duration>, bool) {
+        let (mut delay, mut fails) = (None, false);
+        for fault in self.faults.lock_leaf(cx).iter_mut().filter(|f| f.matches(request)) {
+            if fault.after > 0 {
+                fault.after -= 1;
+            } else if fault.times > 0 {
+                if fault.times != u32::MAX {
+                    fault.times -= 1;
+                }
+                match fault.delay {
+                    Some(time) => delay = delay.max(Some(time)),
+                    None => fails = true,
+                }
+            }
+        }
+        (delay, fails)
+    }
+}
+
+/// A card around a card that refuses, or delays, what its plan says.
+#[derive(Debug)]
+pub struct Faulty<C> {
+    inner: C,
+    plan: Arc<FaultPlan>,
+}
+
+impl<C> Faulty<C> {
+    /// A card that does what `inner` does, as far as `plan` lets it.
+    pub fn new(inner: C, plan: Arc<FaultPlan>) -> Self {
+        Self { inner, plan }
+    }
+}
+
+impl<C: Card> Card for Faulty<C> {
+    fn create(&self, cx: &mut Locked<'_, CardCall>, batch: &[Create]) -> Vec<Result<(), CardError>> {
+        let struck: Vec<bool> = batch
+            .iter()
+            .map(|request| {
+                let (delay, fails) = self.plan.strike(cx, &request.resource);
+                if let Some(time) = delay {
+                    Deadline::after(time).sleep(cx);
+                }
+                fails
+            })
+            .collect();
+        if !struck.contains(&true) {
+            return self.inner.create(cx, batch);
+        }
+        let passed: Vec<Create> = batch
+            .iter()
+            .zip(&struck)
+            .filter(|(_, s)| !**s)
+            .map(|(r, _)| *r)
+            .collect();
+        let mut answers = self.inner.create(cx, &passed).into_iter();
+        batch
+            .iter()
+            .zip(struck)
+            .map(|(request, struck)| {
+                if struck {
+                    Err(CardError::Planned(request.resource.to_string()))
+                } else {
+                    answers.next().unwrap_or(Ok(()))
+                }
+            })
+            .collect()
+    }
+
+    fn destroy(&self, cx: &mut Locked<'_, CardCall>, batch: &[Resource]) {
+        self.inner.destroy(cx, batch);
+    }
+    fn name(&self, cx: &mut Locked<'_, CardCall>, resource: &Resource) -> Option<String> {
+        self.inner.name(cx, resource)
+    }
+    fn set_mac(&self, cx: &mut Locked<'_, CardCall>, resource: &Resource, mac: MacAddr) -> Result<(), CardError> {
+        self.inner.set_mac(cx, resource, mac)
+    }
+    fn set_netns(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, netns: Option<&str>) -> Result<(), CardError> {
+        self.inner.set_netns(cx, pf, netns)
+    }
+    fn netns(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) -> Option<String> {
+        self.inner.netns(cx, pf)
+    }
+    fn resources(&self, cx: &mut Locked<'_, CardCall>) -> Vec<Resource> {
+        self.inner.resources(cx)
+    }
+    fn take_complaints(&self, cx: &mut Locked<'_, CardCall>) -> Vec<String> {
+        self.inner.take_complaints(cx)
+    }
+}

@@ -1,0 +1,185 @@
+//! What a card is when it comes up.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{MacAddr, Mode, PciAddress, PfIndex, Vport};
+
+/// A card's configuration. Every field has a default, so `{}` is a card: one PF at `0000:08:00.0`
+/// that can have 8 VFs, in legacy mode.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CardConfig {
+    /// PCI address of the first PF; the others are its functions 1 to 3.
+    #[serde(with = "as_text")]
+    pub address: PciAddress,
+    /// Number of PFs: 1 to 4.
+    pub pfs: u8,
+    /// `sriov_totalvfs` of each PF: 0 to 60,000. On a DPU, of the host's PF.
+    pub total_vfs: u16,
+    /// VFs each PF starts with. On a DPU, what the host has enabled.
+    pub vfs: u16,
+    /// Most SFs a PF may have: 0 to 32,752.
+    pub max_sfs: u16,
+    /// Whether the E-Switch manager is the card's own CPU (ECPF) rather than the host's PF.
+    pub dpu: bool,
+    /// The mode the card starts in.
+    pub mode: Mode,
+    /// Modules that are loaded at the start, in order, beside `mlx5_core`.
+    pub modules: Vec<String>,
+    /// Whether the card is one whose two ports make one RDMA device by firmware (multiport RoCE).
+    pub multiport_roce: bool,
+    /// First retry after a representor or a driver failed to load, in milliseconds: 1 to 60,000.
+    /// Each further one waits twice as long, up to `retry_max_ms`.
+    pub retry_ms: u64,
+    /// Longest wait between retries, in milliseconds.
+    pub retry_max_ms: u64,
+}
+
+impl Default for CardConfig {
+    fn default() -> Self {
+        Self {
+            address: PciAddress {
+                domain: 0,
+                bus: 8,
+                device: 0,
+                function: 0,
+            },
+            pfs: 1,
+            total_vfs: 8,
+            vfs: 0,
+            max_sfs: 256,
+            dpu: false,
+            mode: Mode::Legacy,
+            modules: Vec::new(),
+            multiport_roce: false,
+            retry_ms: 20,
+            retry_max_ms: 5_000,
+        }
+    }
+}
+
+/// A configuration that makes no card.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// A number out of its range.
+    #[error("`{field}` is {value}; it must be {expected}")]
+    Range {
+        /// The field.
+        field: &'static str,
+        /// What it is.
+        value: u64,
+        /// What it may be.
+        expected: &'static str,
+    },
+    /// More VFs at the start than there can be.
+    #[error("`vfs` is {vfs}, more than `total_vfs`, which is {total}")]
+    TooManyVfs {
+        /// What it is.
+        vfs: u16,
+        /// What it may be at most.
+        total: u16,
+    },
+    /// The first PF is not function 0.
+    #[error("`address` is {0}; the first PF must be function 0")]
+    Function(PciAddress),
+    /// A module that is not one of the card's.
+    #[error("`modules` names `{0}`; the card's modules are {known}", known = crate::module::known())]
+    Module(String),
+}
+
+impl CardConfig {
+    /// Says whether there can be such a card.
+    ///
+    /// # Errors
+    /// The first field that is out of its range.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let range = |field, value: u64, ok: bool, expected| {
+            if ok {
+                Ok(())
+            } else {
+                Err(ConfigError::Range { field, value, expected })
+            }
+        };
+        range("pfs", self.pfs.into(), (1..=4).contains(&self.pfs), "1 to 4")?;
+        range(
+            "total_vfs",
+            self.total_vfs.into(),
+            self.total_vfs <= 32_000,
+            "0 to 32000",
+        )?;
+        range(
+            "max_sfs",
+            self.max_sfs.into(),
+            self.max_sfs <= crate::ids::MAX_SFS,
+            "0 to 32752",
+        )?;
+        range(
+            "retry_ms",
+            self.retry_ms,
+            (1..=60_000).contains(&self.retry_ms),
+            "1 to 60000",
+        )?;
+        range(
+            "retry_max_ms",
+            self.retry_max_ms,
+            self.retry_max_ms >= self.retry_ms,
+            "at least `retry_ms`",
+        )?;
+        if self.vfs > self.total_vfs {
+            return Err(ConfigError::TooManyVfs {
+                vfs: self.vfs,
+                total: self.total_vfs,
+            });
+        }
+        if self.address.function != 0 {
+            return Err(ConfigError::Function(self.address));
+        }
+        if let Some(unknown) = self.modules.iter().find(|m| crate::module::find(m).is_none()) {
+            return Err(ConfigError::Module(unknown.clone()));
+        }
+        Ok(())
+    }
+
+    /// The PCI address of a PF.
+    pub fn pf_address(&self, pf: PfIndex) -> PciAddress {
+        PciAddress {
+            function: self.address.function + pf.0,
+            ..self.address
+        }
+    }
+
+    /// The MAC address a vport is born with: stable, locally administered, unique within the card.
+    pub fn mac(&self, pf: PfIndex, vport: Vport) -> MacAddr {
+        let [high, low] = vport.number().to_be_bytes();
+        MacAddr([0x02, 0xe5, self.address.bus, self.address.device << 3 | pf.0, high, low])
+    }
+
+    /// The MAC address of a vport's netdev representor.
+    pub fn rep_mac(&self, pf: PfIndex, vport: Vport) -> MacAddr {
+        let MacAddr([_, _, rest @ ..]) = self.mac(pf, vport);
+        let [a, b, c, d] = rest;
+        MacAddr([0x02, 0xe6, a, b, c, d])
+    }
+
+    /// How long to wait before retry number `attempt`, counted from 0.
+    pub fn retry_delay(&self, attempt: u32) -> Duration {
+        let factor = 1u64.checked_shl(attempt).unwrap_or(u64::MAX);
+        Duration::from_millis(self.retry_ms.saturating_mul(factor).min(self.retry_max_ms))
+    }
+}
+
+/// Values that are written as text.
+mod as_text {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+    use std::{fmt::Display, str::FromStr};
+
+    pub fn serialize<T: Display, S: Serializer>(value: &T, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(value)
+    }
+
+    pub fn deserialize<'de, T: FromStr<Err: Display>, D: Deserializer<'de>>(from: D) -> Result<T, D::Error> {
+        String::deserialize(from)?.parse().map_err(D::Error::custom)
+    }
+}

@@ -1,0 +1,254 @@
+//! A PF: binding it to its driver, unbinding it, and what it is in between.
+
+use std::sync::Arc;
+
+use lockdep::{AtomicU64, JoinHandle, LockBefore, Locked, Mutex};
+
+use crate::card::Resource;
+use crate::devlink::{Devlink, VportInfo};
+use crate::engine::Shared;
+use crate::error::{Error, Result};
+use crate::eswitch::{ESwitch, RepTable};
+use crate::event::Event;
+use crate::ids::{MacAddr, Mode, PciAddress, PfIndex, PortHandle, PortIndex, Vport};
+use crate::lock_order::{Device as DeviceClass, DeviceSlot, Devlink as DevlinkClass};
+use crate::sf::SfQueue;
+
+/// A PF on the PCI bus, bound to the driver or not.
+pub(crate) struct Device {
+    pub index: PfIndex,
+    pub address: PciAddress,
+    /// What `bind`, `unbind`, `reload` and `sriov_numvfs` exclude each other with.
+    lock: Mutex<DeviceClass, Threads>,
+    bound: Mutex<DeviceSlot, Option<Arc<Pf>>>,
+}
+
+/// The threads that serve a bound PF's queues.
+type Threads = Vec<JoinHandle<()>>;
+
+/// A PF that is bound to the driver: its devlink instance, its E-Switch, its queues.
+pub struct Pf {
+    index: PfIndex,
+    address: PciAddress,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) devlink: Devlink,
+    pub(crate) eswitch: ESwitch,
+    pub(crate) sf_queue: SfQueue,
+    /// On a DPU: how many VFs the host has enabled.
+    pub(crate) host_vfs: Arc<AtomicU64>,
+}
+
+impl Pf {
+    /// Its place on the card.
+    pub fn index(&self) -> PfIndex {
+        self.index
+    }
+
+    /// Its PCI address, which is its devlink instance's name.
+    pub fn address(&self) -> PciAddress {
+        self.address
+    }
+
+    /// Its E-Switch.
+    pub fn eswitch(&self) -> &ESwitch {
+        &self.eswitch
+    }
+
+    /// The devlink port of a vport.
+    pub fn port_handle(&self, vport: Vport) -> PortHandle {
+        PortHandle {
+            device: self.address,
+            index: PortIndex::new(self.index, vport),
+        }
+    }
+
+    pub(crate) fn mac_of(&self, vport: Vport) -> MacAddr {
+        self.shared.config.mac(self.index, vport)
+    }
+}
+
+impl Device {
+    pub fn new(index: PfIndex, address: PciAddress) -> Self {
+        Self {
+            index,
+            address,
+            lock: Mutex::new(Vec::new()),
+            bound: Mutex::new(None),
+        }
+    }
+
+    /// The PF, if it is bound.
+    ///
+    /// # Errors
+    /// It is not.
+    pub fn pf<L>(&self, cx: &mut Locked<'_, L>) -> Result<Arc<Pf>> {
+        self.bound.lock_leaf(cx).clone().ok_or(Error::NoDevice(self.address))
+    }
+
+    /// Runs `f` under the device's lock.
+    pub fn with<P: LockBefore<DeviceClass>, R>(
+        &self,
+        cx: &mut Locked<'_, P>,
+        f: impl FnOnce(&mut Locked<'_, DeviceClass>) -> R,
+    ) -> R {
+        let (_threads, mut cx) = self.lock.lock(cx);
+        f(&mut cx)
+    }
+
+    /// Binds the PF to its driver: it comes up in the mode the configuration says.
+    ///
+    /// # Errors
+    /// It is bound; or the first thing that failed, with nothing left.
+    pub fn bind<P: LockBefore<DeviceClass>>(
+        &self,
+        cx: &mut Locked<'_, P>,
+        shared: &Arc<Shared>,
+        host_vfs: &Arc<AtomicU64>,
+    ) -> Result<()> {
+        let (mut threads, mut cx) = self.lock.lock(cx);
+        self.probe(&mut cx, &mut threads, shared, host_vfs)
+    }
+
+    /// Unbinds it. Unbinding what is not bound is an error.
+    ///
+    /// # Errors
+    /// It is not bound.
+    pub fn unbind<P: LockBefore<DeviceClass>>(&self, cx: &mut Locked<'_, P>) -> Result<()> {
+        let (mut threads, mut cx) = self.lock.lock(cx);
+        self.remove(&mut cx, &mut threads)
+    }
+
+    /// `devlink dev reload`: unbinds and binds without letting anybody in between.
+    ///
+    /// # Errors
+    /// It is not bound; or it could not be bound again, and is not now.
+    pub fn reload<P: LockBefore<DeviceClass>>(
+        &self,
+        cx: &mut Locked<'_, P>,
+        shared: &Arc<Shared>,
+        host_vfs: &Arc<AtomicU64>,
+    ) -> Result<()> {
+        let (mut threads, mut cx) = self.lock.lock(cx);
+        self.remove(&mut cx, &mut threads)?;
+        self.probe(&mut cx, &mut threads, shared, host_vfs)
+    }
+
+    fn probe(
+        &self,
+        cx: &mut Locked<'_, DeviceClass>,
+        threads: &mut Threads,
+        shared: &Arc<Shared>,
+        host_vfs: &Arc<AtomicU64>,
+    ) -> Result<()> {
+        if self.bound.lock_leaf(cx).is_some() {
+            return Err(Error::AlreadyBound(self.address));
+        }
+        let pf = Arc::new(Pf {
+            index: self.index,
+            address: self.address,
+            shared: Arc::clone(shared),
+            devlink: Devlink::default(),
+            eswitch: ESwitch::new(self.index, self.address),
+            sf_queue: SfQueue::default(),
+            host_vfs: Arc::clone(host_vfs),
+        });
+        let function = Resource::Function(self.index);
+        shared.create(cx, function, pf.mac_of(Vport::Uplink), None)?;
+        let serve = |name: String, serve: fn(&Arc<Pf>, &mut Locked<'_, lockdep::Unlocked>)| {
+            let pf = Arc::clone(&pf);
+            shared.threads.spawn(&name, Box::new(move |cx| serve(&pf, cx)))
+        };
+        threads.push(serve(format!("esw-{}", self.address), Pf::serve_work));
+        threads.push(serve(format!("sf-{}", self.address), Pf::serve_sfs));
+        let up = pf.devlink.with(cx, |state, cx| {
+            state.vports.insert(
+                Vport::Uplink,
+                VportInfo {
+                    mac: pf.mac_of(Vport::Uplink),
+                },
+            );
+            {
+                let (mut component, mut cx) = shared.devcom.write(cx);
+                component.join(&pf);
+                component.rescan(&mut cx, shared, self.index)?;
+            }
+            if shared.config.dpu {
+                let host = [Vport::HostPf];
+                pf.enable_vports(state, cx, Mode::Legacy, &host, None, crate::eswitch::LoadPolicy::Strict)?;
+                pf.follow_host_vfs(state, cx, Mode::Legacy)?;
+            }
+            pf.set_mode(state, cx, shared.config.mode)?;
+            state.registered = true;
+            Ok(())
+        });
+        if let Err(error) = up {
+            Self::take_down(&pf, cx, threads);
+            return Err(error);
+        }
+        // Ops registered meanwhile have queued work; what it found was not registered yet.
+        pf.want_reconcile(cx);
+        *self.bound.lock_leaf(cx) = Some(pf);
+        shared.events.emit(cx, || Event::DeviceBound(self.address));
+        Ok(())
+    }
+
+    fn remove(&self, cx: &mut Locked<'_, DeviceClass>, threads: &mut Threads) -> Result<()> {
+        let pf = self.bound.lock_leaf(cx).take().ok_or(Error::NoDevice(self.address))?;
+        Self::take_down(&pf, cx, threads);
+        let shared = &pf.shared;
+        shared.events.emit(cx, || Event::DeviceUnbound(self.address));
+        Ok(())
+    }
+
+    /// Takes everything of a PF down. The devlink lock is held while the queues are drained; the
+    /// generation is raised first, and the queues closed, so that no handler waits for that lock.
+    fn take_down(pf: &Arc<Pf>, cx: &mut Locked<'_, DeviceClass>, threads: &mut Threads) {
+        let shared = &pf.shared;
+        pf.devlink.with(cx, |state, cx| {
+            state.registered = false;
+            shared.lag.hold(cx);
+            pf.delete_all_sfs(state, cx);
+            pf.unload_all(cx);
+            pf.eswitch.work.inner().close(cx);
+            pf.sf_queue.inner().close(cx);
+            pf.raise_generation(cx);
+            Self::join(pf, cx, threads);
+            let vports: Vec<Vport> = state.vports.keys().copied().filter(|v| *v != Vport::Uplink).collect();
+            let mode = pf.eswitch.mode.under_devlink(cx);
+            {
+                let (mut component, mut cx) = shared.devcom.write(cx);
+                component.leave(&mut cx, shared, pf.index);
+            }
+            pf.disable_vports(state, cx, mode, &vports);
+            state.vports.clear();
+            state.num_vfs = 0;
+            if mode == Mode::Switchdev {
+                shared.destroy(cx, &[Resource::SwitchdevFdb(pf.index)]);
+                pf.eswitch.mode.finish(cx, Mode::Legacy);
+            }
+            pf.eswitch.with_representors(cx, |table, _| table.forget_all_failures());
+            shared.destroy(cx, &[Resource::Function(pf.index)]);
+            shared.lag.release(cx);
+        });
+    }
+
+    fn join(pf: &Pf, cx: &mut Locked<'_, DevlinkClass>, threads: &mut Threads) {
+        pf.eswitch.work.about_to_drain(cx);
+        pf.sf_queue.about_to_drain(cx);
+        for thread in threads.drain(..) {
+            if let Err(panic) = thread.join(cx) {
+                std::panic::resume_unwind(panic);
+            }
+        }
+    }
+}
+
+/// The engine's invariants are about the table; whoever inspects it gets to see it here.
+impl Pf {
+    pub(crate) fn inspect_reps<P, R>(&self, cx: &mut Locked<'_, P>, f: impl FnOnce(&RepTable) -> R) -> R
+    where
+        P: LockBefore<crate::lock_order::Representors>,
+    {
+        self.eswitch.with_representors(cx, |table, _| f(table))
+    }
+}

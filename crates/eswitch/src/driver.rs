@@ -1,0 +1,205 @@
+//! The drivers of auxiliary devices.
+//!
+//! Probe and remove run under the auxiliary device's lock, on whichever thread brought device and
+//! driver together: a rescan, which holds the devlink lock of some PF and the devcom component, or the
+//! loading and unloading of a module, which holds neither. So they can rely on neither. Their token
+//! stands at [`Probe`]: the representor lock and what is after it is all they can take, and in
+//! particular not the devlink lock, which is why registering ops only queues the loading.
+
+use std::sync::Arc;
+
+use lockdep::Locked;
+
+use crate::auxiliary::{AuxKind, Function};
+use crate::card::{CardError, Create, Resource};
+use crate::device::Pf;
+use crate::engine::Shared;
+use crate::error::Result;
+use crate::eswitch::RepOps;
+use crate::ids::{RepType, Vport};
+use crate::lock_order::{Probe, RepOps as RepOpsClass, Representors, RepresentorsNested};
+
+/// A driver on the auxiliary bus.
+pub trait AuxiliaryDriver: Send + Sync {
+    /// Its name.
+    fn name(&self) -> &'static str;
+
+    /// The kind of device it binds to.
+    fn kind(&self) -> AuxKind;
+
+    /// Takes charge of a device.
+    ///
+    /// # Errors
+    /// What it could not do; nothing is left of it.
+    fn probe(&self, cx: &mut Locked<'_, Probe>, function: &Function) -> Result<Box<dyn BoundDriver>>;
+}
+
+/// A driver in charge of a device.
+pub trait BoundDriver: Send {
+    /// Lets go of it. Cannot fail.
+    fn remove(self: Box<Self>, cx: &mut Locked<'_, Probe>);
+}
+
+/// A driver that makes one resource of the function it is given.
+pub struct DeviceDriver {
+    name: &'static str,
+    kind: AuxKind,
+    resource: fn(&Function) -> Resource,
+}
+
+/// The netdev of a PF or an SF.
+pub static ETH: DeviceDriver = DeviceDriver {
+    name: "mlx5_core.eth",
+    kind: AuxKind::Eth,
+    resource: |function| match function {
+        Function::Pf(pf) => Resource::PfNetdev(pf.index()),
+        Function::Sf(sf) => Resource::SfNetdev(sf.pf().index(), sf.vport()),
+    },
+};
+
+/// The RDMA device of a PF or an SF.
+pub static RDMA: DeviceDriver = DeviceDriver {
+    name: "mlx5_ib.rdma",
+    kind: AuxKind::Rdma,
+    resource: |function| match function {
+        Function::Pf(pf) => Resource::PfIbDevice(pf.index()),
+        Function::Sf(sf) => Resource::SfIbDevice(sf.pf().index(), sf.vport()),
+    },
+};
+
+impl AuxiliaryDriver for DeviceDriver {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn kind(&self) -> AuxKind {
+        self.kind
+    }
+
+    fn probe(&self, cx: &mut Locked<'_, Probe>, function: &Function) -> Result<Box<dyn BoundDriver>> {
+        let pf = function.pf();
+        let resource = (self.resource)(function);
+        let (mac, sfnum) = match function {
+            Function::Pf(pf) => (pf.mac_of(Vport::Uplink), None),
+            Function::Sf(sf) => (sf.mac(cx), Some(sf.sfnum().0)),
+        };
+        pf.shared.create(cx, resource, mac, sfnum)?;
+        Ok(Box::new(BoundDevice {
+            shared: Arc::clone(&pf.shared),
+            resource,
+        }))
+    }
+}
+
+struct BoundDevice {
+    shared: Arc<Shared>,
+    resource: Resource,
+}
+
+impl BoundDriver for BoundDevice {
+    fn remove(self: Box<Self>, cx: &mut Locked<'_, Probe>) {
+        self.shared.destroy(cx, &[self.resource]);
+    }
+}
+
+/// A driver that registers ops for a type of representor.
+pub struct RepDriver {
+    name: &'static str,
+    kind: AuxKind,
+    ty: RepType,
+}
+
+/// Netdev representors.
+pub static ETH_REP: RepDriver = RepDriver {
+    name: "mlx5_core.eth-rep",
+    kind: AuxKind::EthRep,
+    ty: RepType::Eth,
+};
+
+/// RDMA representors.
+pub static RDMA_REP: RepDriver = RepDriver {
+    name: "mlx5_ib.rdma-rep",
+    kind: AuxKind::RdmaRep,
+    ty: RepType::Ib,
+};
+
+impl AuxiliaryDriver for RepDriver {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn kind(&self) -> AuxKind {
+        self.kind
+    }
+
+    fn probe(&self, cx: &mut Locked<'_, Probe>, function: &Function) -> Result<Box<dyn BoundDriver>> {
+        let pf = Arc::clone(function.pf());
+        let ops = Arc::new(CardReps {
+            shared: Arc::clone(&pf.shared),
+            pf: pf.index(),
+            ty: self.ty,
+        });
+        pf.eswitch.register(cx, &pf.shared.events, self.ty, ops)?;
+        Ok(Box::new(BoundReps { pf, ty: self.ty }))
+    }
+}
+
+struct BoundReps {
+    pf: Arc<Pf>,
+    ty: RepType,
+}
+
+impl BoundDriver for BoundReps {
+    fn remove(self: Box<Self>, cx: &mut Locked<'_, Probe>) {
+        self.pf.eswitch.unregister(cx, &self.pf.shared.events, self.ty);
+    }
+}
+
+/// Representors that are resources of the card.
+struct CardReps {
+    shared: Arc<Shared>,
+    pf: crate::PfIndex,
+    ty: RepType,
+}
+
+impl CardReps {
+    fn resource(&self, vport: Vport) -> Resource {
+        Resource::Representor(self.pf, vport, self.ty)
+    }
+
+    fn request(&self, vport: Vport) -> Create {
+        Create {
+            resource: self.resource(vport),
+            mac: self.shared.config.rep_mac(self.pf, vport),
+            sfnum: None,
+        }
+    }
+}
+
+impl RepOps for CardReps {
+    fn load_uplink(&self, cx: &mut Locked<'_, Representors>) -> Result<(), CardError> {
+        let mut answers = self
+            .shared
+            .card
+            .create(&mut cx.narrow(), &[self.request(Vport::Uplink)]);
+        answers.pop().unwrap_or(Ok(()))
+    }
+
+    fn unload_uplink(&self, cx: &mut Locked<'_, Representors>) {
+        self.shared.destroy(cx, &[self.resource(Vport::Uplink)]);
+    }
+
+    fn load(&self, cx: &mut Locked<'_, RepresentorsNested>, vports: &[Vport]) -> Vec<Result<(), CardError>> {
+        let requests: Vec<Create> = vports.iter().map(|v| self.request(*v)).collect();
+        self.shared.card.create(&mut cx.narrow(), &requests)
+    }
+
+    fn unload(&self, cx: &mut Locked<'_, RepresentorsNested>, vports: &[Vport]) {
+        let resources: Vec<Resource> = vports.iter().map(|v| self.resource(*v)).collect();
+        self.shared.destroy(cx, &resources);
+    }
+
+    fn protocol_device(&self, cx: &mut Locked<'_, RepOpsClass>, vport: Vport) -> Option<String> {
+        self.shared.card.name(&mut cx.narrow(), &self.resource(vport))
+    }
+}

@@ -1,0 +1,456 @@
+//! The engine: one card's PFs, and the commands on them.
+
+use std::sync::Arc;
+
+use lockdep::{AtomicBool, AtomicU64, LockBefore, Locked, Spawn, Unlocked};
+
+use crate::auxiliary::Bus;
+use crate::card::{Card, Create, Resource};
+use crate::config::CardConfig;
+use crate::devcom::{Component, Devcom};
+use crate::device::{Device, Pf};
+use crate::devlink::{DevlinkState, InlineMode};
+use crate::error::{Error, Result};
+use crate::event::{Events, Subscription};
+use crate::ids::{MacAddr, Mode, PciAddress, PfIndex, PortHandle, SfNum, Vport};
+use crate::lag::Lag;
+use crate::lock_order::{CardCall, Devlink as DevlinkClass};
+use crate::module::{CORE, Modules};
+use crate::sf::{SfFunction, SfRequest};
+
+/// What all PFs of a card share.
+pub struct Shared {
+    pub(crate) config: CardConfig,
+    pub(crate) card: Arc<dyn Card>,
+    pub(crate) bus: Bus,
+    pub(crate) modules: Modules,
+    pub(crate) devcom: Devcom,
+    pub(crate) lag: Lag,
+    pub(crate) events: Events,
+    pub(crate) threads: Arc<dyn Spawn>,
+    pub(crate) tearing_down: AtomicBool,
+}
+
+impl Shared {
+    /// Has the card make one thing.
+    pub(crate) fn create<P: LockBefore<CardCall>>(
+        &self,
+        cx: &mut Locked<'_, P>,
+        resource: Resource,
+        mac: MacAddr,
+        sfnum: Option<u32>,
+    ) -> Result<()> {
+        self.create_all(cx, &[Create { resource, mac, sfnum }])
+    }
+
+    /// Has the card make all of these, or none.
+    pub(crate) fn create_all<P: LockBefore<CardCall>>(
+        &self,
+        cx: &mut Locked<'_, P>,
+        requests: &[Create],
+    ) -> Result<()> {
+        let mut cx = cx.narrow();
+        let answers = self.card.create(&mut cx, requests);
+        let mut made = Vec::with_capacity(requests.len());
+        let mut first = Ok(());
+        for (request, answer) in requests.iter().zip(answers) {
+            match answer {
+                Ok(()) => made.push(request.resource),
+                Err(source) => {
+                    first = first.and(Err(Error::Card {
+                        what: format!("making {}", request.resource),
+                        source,
+                    }));
+                }
+            }
+        }
+        if first.is_err() {
+            made.reverse();
+            self.card.destroy(&mut cx, &made);
+        }
+        first
+    }
+
+    /// Has the card unmake these.
+    pub(crate) fn destroy<P: LockBefore<CardCall>>(&self, cx: &mut Locked<'_, P>, resources: &[Resource]) {
+        if !resources.is_empty() {
+            self.card.destroy(&mut cx.narrow(), resources);
+        }
+    }
+}
+
+/// One card with its PFs. Every command may be called from any thread, at any time.
+pub struct Engine {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) devices: Vec<Device>,
+    host_vfs: Vec<Arc<AtomicU64>>,
+}
+
+/// A change to a port's function, as `devlink port function set` takes it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FunctionChange {
+    /// `hw_addr`.
+    pub hw_addr: Option<MacAddr>,
+    /// `state`: active or inactive. Applied last.
+    pub active: Option<bool>,
+}
+
+impl Engine {
+    /// Brings a card up: loads `mlx5_core` and the configured modules, binds every PF, enables the
+    /// configured VFs. The configuration has been [validated](CardConfig::validate).
+    ///
+    /// # Errors
+    /// The first thing that failed; nothing is left.
+    pub fn start(
+        cx: &mut Locked<'_, Unlocked>,
+        config: CardConfig,
+        card: Arc<dyn Card>,
+        threads: Arc<dyn Spawn>,
+    ) -> Result<Arc<Self>> {
+        let host = if config.dpu { config.vfs } else { 0 };
+        let pfs: Vec<PfIndex> = (0..config.pfs).map(PfIndex).collect();
+        let engine = Arc::new(Self {
+            devices: pfs.iter().map(|pf| Device::new(*pf, config.pf_address(*pf))).collect(),
+            host_vfs: pfs.iter().map(|_| Arc::new(AtomicU64::new(host.into()))).collect(),
+            shared: Arc::new(Shared {
+                config,
+                card,
+                bus: Bus::default(),
+                modules: Modules::default(),
+                devcom: Devcom::new(Component::default()),
+                lag: Lag::default(),
+                events: Events::default(),
+                threads,
+                tearing_down: AtomicBool::new(false),
+            }),
+        });
+        if let Err(error) = engine.bring_up(cx) {
+            engine.shutdown(cx);
+            return Err(error);
+        }
+        Ok(engine)
+    }
+
+    fn bring_up(&self, cx: &mut Locked<'_, Unlocked>) -> Result<()> {
+        let config = &self.shared.config;
+        self.shared.modules.load(cx, &self.shared, CORE)?;
+        for module in &config.modules {
+            self.shared.modules.load(cx, &self.shared, module)?;
+        }
+        for device in &self.devices {
+            self.bind(cx, device.address)?;
+        }
+        if !config.dpu {
+            for device in &self.devices {
+                self.set_num_vfs(cx, device.address, config.vfs.into())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the card down: unbinds every PF, unloads every module.
+    pub fn shutdown(&self, cx: &mut Locked<'_, Unlocked>) {
+        self.shared.tearing_down.swap(true);
+        for device in self.devices.iter().rev() {
+            // Not bound is as good as unbound.
+            let _ = device.unbind(cx);
+        }
+        for module in self.shared.modules.list(cx).into_iter().rev() {
+            let _ = self.shared.modules.unload(cx, &self.shared, module);
+        }
+    }
+
+    /// The configuration the card came up with.
+    pub fn config(&self) -> &CardConfig {
+        &self.shared.config
+    }
+
+    /// The PCI addresses of the card's PFs, bound or not.
+    pub fn addresses(&self) -> Vec<PciAddress> {
+        self.devices.iter().map(|d| d.address).collect()
+    }
+
+    /// What happens from now on.
+    pub fn subscribe<L>(&self, cx: &mut Locked<'_, L>) -> Subscription {
+        self.shared.events.subscribe(cx)
+    }
+
+    fn device(&self, address: PciAddress) -> Result<(&Device, &Arc<AtomicU64>)> {
+        let found = self
+            .devices
+            .iter()
+            .zip(&self.host_vfs)
+            .find(|(d, _)| d.address == address);
+        found.ok_or(Error::NoDevice(address))
+    }
+
+    /// The PF of an address, if it is bound.
+    ///
+    /// # Errors
+    /// There is none, or it is not bound.
+    pub fn pf<L>(&self, cx: &mut Locked<'_, L>, address: PciAddress) -> Result<Arc<Pf>> {
+        self.device(address)?.0.pf(cx)
+    }
+
+    /// Runs a command under the devlink lock of a PF that is bound.
+    pub(crate) fn with_devlink<P: LockBefore<DevlinkClass>, R>(
+        &self,
+        cx: &mut Locked<'_, P>,
+        address: PciAddress,
+        f: impl FnOnce(&Arc<Pf>, &mut DevlinkState, &mut Locked<'_, DevlinkClass>) -> Result<R>,
+    ) -> Result<R> {
+        let pf = self.pf(cx, address)?;
+        pf.devlink.with(cx, |state, cx| {
+            if !state.registered {
+                return Err(Error::NoDevice(address));
+            }
+            f(&pf, state, cx)
+        })
+    }
+
+    /// `echo ADDRESS > /sys/bus/pci/drivers/mlx5_core/bind`.
+    ///
+    /// # Errors
+    /// No such PF; it is bound; or what failed, with nothing left.
+    pub fn bind(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<()> {
+        let (device, host_vfs) = self.device(address)?;
+        device.bind(cx, &self.shared, host_vfs)
+    }
+
+    /// `echo ADDRESS > /sys/bus/pci/drivers/mlx5_core/unbind`.
+    ///
+    /// # Errors
+    /// No such PF, or it is not bound.
+    pub fn unbind(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<()> {
+        self.device(address)?.0.unbind(cx)
+    }
+
+    /// `devlink dev reload`.
+    ///
+    /// # Errors
+    /// No such PF, or it is not bound; or it could not be bound again.
+    pub fn reload(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<()> {
+        let (device, host_vfs) = self.device(address)?;
+        device.reload(cx, &self.shared, host_vfs)
+    }
+
+    /// `devlink dev eswitch set … mode`.
+    ///
+    /// # Errors
+    /// See [`Error`]; everything is as it was.
+    pub fn set_mode(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress, mode: Mode) -> Result<()> {
+        self.with_devlink(cx, address, |pf, state, cx| pf.set_mode(state, cx, mode))
+    }
+
+    /// `devlink dev eswitch set … inline-mode`. This card needs no inline headers: `none` is what it
+    /// is, and nothing else can be set.
+    ///
+    /// # Errors
+    /// Anything but `none`.
+    pub fn set_inline_mode(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress, mode: InlineMode) -> Result<()> {
+        self.with_devlink(cx, address, |_, _, _| match mode {
+            InlineMode::None => Ok(()),
+            _ => Err(Error::InlineMode),
+        })
+    }
+
+    /// `devlink dev eswitch set … encap-mode basic|none`. In switchdev mode the forwarding database
+    /// is made anew for it.
+    ///
+    /// # Errors
+    /// The forwarding database could not be made anew.
+    pub fn set_encap(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress, encap: bool) -> Result<()> {
+        self.with_devlink(cx, address, |_, state, _| {
+            state.encap = encap;
+            Ok(())
+        })
+    }
+
+    /// `echo N > …/sriov_numvfs`.
+    ///
+    /// # Errors
+    /// ERANGE, EBUSY, or what failed, with nothing changed.
+    pub fn set_num_vfs(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress, n: u32) -> Result<()> {
+        let (device, _) = self.device(address)?;
+        device.with(cx, |cx| {
+            self.with_devlink(cx, address, |pf, state, cx| pf.set_num_vfs(state, cx, n))
+        })
+    }
+
+    /// On a DPU, what `sriov_numvfs` on the *host* leads to: the count changes, and the card is notified
+    /// in a context in which nothing may wait or allocate.
+    ///
+    /// # Errors
+    /// The card is no DPU, or the host cannot have as many.
+    pub fn set_host_vfs(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress, n: u32) -> Result<()> {
+        let (device, host_vfs) = self.device(address)?;
+        let total = self.shared.config.total_vfs;
+        if !self.shared.config.dpu {
+            return Err(Error::NoHost(address));
+        }
+        if n > total.into() {
+            return Err(Error::TooManyVfs { asked: n, total });
+        }
+        host_vfs.store(n.into());
+        if let Ok(pf) = device.pf(cx) {
+            cx.atomic(|cx| pf.host_functions_changed(cx));
+        }
+        Ok(())
+    }
+
+    /// `modprobe NAME`.
+    ///
+    /// # Errors
+    /// No such module.
+    pub fn load_module(&self, cx: &mut Locked<'_, Unlocked>, name: &str) -> Result<()> {
+        self.shared.modules.load(cx, &self.shared, name)
+    }
+
+    /// `modprobe -r NAME`.
+    ///
+    /// # Errors
+    /// No such module, or it is the one everything stands on.
+    pub fn unload_module(&self, cx: &mut Locked<'_, Unlocked>, name: &str) -> Result<()> {
+        self.shared.modules.unload(cx, &self.shared, name)
+    }
+
+    /// `devlink port add pci/… flavour pcisf pfnum P sfnum S`.
+    ///
+    /// # Errors
+    /// See [`Error`]; nothing is changed.
+    pub fn add_sf(
+        &self,
+        cx: &mut Locked<'_, Unlocked>,
+        address: PciAddress,
+        pfnum: u32,
+        sfnum: SfNum,
+    ) -> Result<PortHandle> {
+        self.with_devlink(cx, address, |pf, state, cx| {
+            let vport = pf.add_sf(state, cx, SfRequest { pfnum, sfnum })?;
+            Ok(pf.port_handle(vport))
+        })
+    }
+
+    /// `devlink port del`.
+    ///
+    /// # Errors
+    /// No such port, or it is no SF's.
+    pub fn delete_port(&self, cx: &mut Locked<'_, Unlocked>, port: PortHandle) -> Result<()> {
+        self.with_port(cx, port, |pf, state, cx, vport| {
+            let sf = state.sfs.get(vport).cloned().ok_or(Error::NotSf(port))?;
+            pf.delete_sf(state, cx, &sf);
+            Ok(())
+        })
+    }
+
+    /// `devlink port function set`: `hw_addr` of a VF or of an SF that is inactive, `state` of an SF.
+    ///
+    /// # Errors
+    /// No such port; its function has no such attribute; or what failed. If two changes are asked for
+    /// and the second fails, the first has been made, as with devlink.
+    pub fn set_function(&self, cx: &mut Locked<'_, Unlocked>, port: PortHandle, change: FunctionChange) -> Result<()> {
+        self.with_port(cx, port, |pf, state, cx, vport| {
+            let sf: Option<Arc<SfFunction>> = state.sfs.get(vport).cloned();
+            if let Some(mac) = change.hw_addr {
+                match (&sf, vport) {
+                    (Some(sf), _) => pf.set_sf_mac(sf, cx, mac)?,
+                    (None, Vport::Vf(_)) => {
+                        let function = Resource::Port(pf.index(), vport);
+                        self.shared
+                            .card
+                            .set_mac(&mut cx.narrow(), &function, mac)
+                            .map_err(|source| Error::Card {
+                                what: format!("{port}: setting hw_addr"),
+                                source,
+                            })?;
+                        if let Some(info) = state.vports.get_mut(&vport) {
+                            info.mac = mac;
+                        }
+                    }
+                    _ => return Err(Error::FunctionAttribute { port, what: "hw_addr" }),
+                }
+            }
+            if let Some(active) = change.active {
+                let sf = sf.ok_or(Error::FunctionAttribute { port, what: "state" })?;
+                pf.set_sf_active(&sf, cx, active)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Runs a command on a port that exists: the uplink's always, the others' in switchdev mode.
+    fn with_port<R>(
+        &self,
+        cx: &mut Locked<'_, Unlocked>,
+        port: PortHandle,
+        f: impl FnOnce(&Arc<Pf>, &mut DevlinkState, &mut Locked<'_, DevlinkClass>, Vport) -> Result<R>,
+    ) -> Result<R> {
+        let dpu = self.shared.config.dpu;
+        self.with_devlink(cx, port.device, |pf, state, cx| {
+            let (pf_part, number) = port.index.split();
+            let vport = Vport::from_number(number, dpu)
+                .filter(|_| pf_part == pf.index().0.into())
+                .filter(|vport| state.vports.contains_key(vport))
+                .ok_or(Error::NoPort(port))?;
+            if vport != Vport::Uplink && pf.eswitch.mode.under_devlink(cx) == Mode::Legacy {
+                return Err(Error::NoPort(port));
+            }
+            f(pf, state, cx, vport)
+        })
+    }
+
+    /// `ip link set … netns`: moves a PF's netdev, `None` for back where it was born.
+    ///
+    /// # Errors
+    /// The E-Switch is in switchdev mode, or busy; or the card says no.
+    pub fn set_netns(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress, netns: Option<&str>) -> Result<()> {
+        let pf = self.pf(cx, address)?;
+        let mode = pf.eswitch.mode.begin(cx, "a move of the netdev")?;
+        let moved = if mode == Mode::Switchdev {
+            Err(Error::NetnsLocal)
+        } else {
+            self.shared
+                .card
+                .set_netns(&mut cx.narrow(), pf.index(), netns)
+                .map_err(|source| Error::Card {
+                    what: format!("pci/{address}: moving the netdev"),
+                    source,
+                })
+        };
+        pf.eswitch.mode.finish(cx, mode);
+        moved
+    }
+
+    /// Makes the next `n` allocations for a PF's work queue fail.
+    ///
+    /// # Errors
+    /// No such PF, or it is not bound.
+    pub fn fail_allocations(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress, n: u32) -> Result<()> {
+        self.pf(cx, address)?.eswitch.work.inner().fail_allocations(cx, n);
+        Ok(())
+    }
+
+    /// Waits until every queue is at rest; with `retries`, until nothing waits to be tried again
+    /// either, which may be never. Returns at once for PFs that are not bound.
+    pub fn settle(&self, cx: &mut Locked<'_, Unlocked>, retries: bool) {
+        for device in &self.devices {
+            let Ok(pf) = device.pf(cx) else { continue };
+            loop {
+                pf.eswitch.work.inner().wait_rested(cx, retries);
+                pf.sf_queue.inner().wait_rested(cx, retries);
+                // The SF queue may have given the work queue something to do.
+                if pf.eswitch.work.inner().rests(cx) {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+impl Pf {
+    /// The notifier: the host of a DPU has changed its functions. Runs where nothing may wait. If
+    /// there is no room for the work, a mark is left that does the same.
+    fn host_functions_changed(&self, cx: &mut Locked<'_, lockdep::AtomicContext>) {
+        let _ = self.eswitch.work.queue_atomic(cx, crate::eswitch::Work::HostFunctions);
+    }
+}

@@ -1,0 +1,213 @@
+//! What can go wrong, as devlink would say it: an error number for programs and a sentence for people
+//! that ends in what to do.
+
+use crate::card::CardError;
+use crate::ids::{Mode, PciAddress, PortHandle, RepType, SfNum};
+
+/// The result of a command.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// The error numbers the kernel would answer with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum Errno {
+    EPERM,
+    ENOENT,
+    EIO,
+    ENOMEM,
+    EBUSY,
+    EEXIST,
+    ENODEV,
+    EINVAL,
+    ENOSPC,
+    ERANGE,
+    EOPNOTSUPP,
+}
+
+impl Errno {
+    /// The kernel's text for it.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::EPERM => "Operation not permitted",
+            Self::ENOENT => "No such file or directory",
+            Self::EIO => "Input/output error",
+            Self::ENOMEM => "Cannot allocate memory",
+            Self::EBUSY => "Device or resource busy",
+            Self::EEXIST => "File exists",
+            Self::ENODEV => "No such device",
+            Self::EINVAL => "Invalid argument",
+            Self::ENOSPC => "No space left on device",
+            Self::ERANGE => "Numerical result out of range",
+            Self::EOPNOTSUPP => "Operation not supported",
+        }
+    }
+
+    /// Its number on Linux.
+    pub fn number(self) -> i32 {
+        match self {
+            Self::EPERM => 1,
+            Self::ENOENT => 2,
+            Self::EIO => 5,
+            Self::ENOMEM => 12,
+            Self::EBUSY => 16,
+            Self::EEXIST => 17,
+            Self::ENODEV => 19,
+            Self::EINVAL => 22,
+            Self::ENOSPC => 28,
+            Self::ERANGE => 34,
+            Self::EOPNOTSUPP => 95,
+        }
+    }
+}
+
+/// Why a command was refused or failed. In either case the card is as it was before.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// No PF of that address, or none bound to the driver.
+    #[error("no devlink instance pci/{0}; `devlink dev show` lists what there is")]
+    NoDevice(PciAddress),
+    /// Binding what is bound.
+    #[error("{0} is already bound to the driver")]
+    AlreadyBound(PciAddress),
+    /// No such port.
+    #[error("no port {0}; `devlink port show` lists what there is")]
+    NoPort(PortHandle),
+    /// No such module.
+    #[error("module {name} not found; the card's modules are {known}", known = crate::module::known())]
+    NoModule {
+        /// What was asked for.
+        name: String,
+    },
+    /// A module the others stand on.
+    #[error("module {0} is in use; unbind its devices instead")]
+    ModuleInUse(&'static str),
+    /// Another operation is changing the E-Switch.
+    #[error("Can't change mode, E-Switch is busy; try again once {0} is done")]
+    Busy(&'static str),
+    /// The mode is being changed by somebody else.
+    #[error("the E-Switch is changing to {0} mode; try again once it has")]
+    ModeChanging(Mode),
+    /// Entering switchdev mode with the PF's netdev elsewhere.
+    #[error(
+        "Can't change E-Switch mode to switchdev when netdev net namespace has diverged from the devlink's; \
+         move it back from `{0}` first"
+    )]
+    NetnsDiverged(String),
+    /// Moving the PF's netdev in switchdev mode.
+    #[error("the uplink's netdev may not leave its network namespace in switchdev mode; set legacy mode first")]
+    NetnsLocal,
+    /// More VFs than there can be.
+    #[error("{asked} VFs are more than sriov_totalvfs, which is {total}")]
+    TooManyVfs {
+        /// What was asked for.
+        asked: u32,
+        /// What there can be.
+        total: u16,
+    },
+    /// From n VFs to m.
+    #[error("{current} VFs already enabled; set 0 VFs before enabling {asked}")]
+    VfsEnabled {
+        /// How many there are.
+        current: u16,
+        /// What was asked for.
+        asked: u16,
+    },
+    /// VFs of a DPU's PF.
+    #[error("the VFs of a DPU are the host's; they are enabled there")]
+    VfsOfHost,
+    /// A host function event on what has no host.
+    #[error("{0} is no DPU: it has no host of its own; use sriov_numvfs")]
+    NoHost(PciAddress),
+    /// An SF in legacy mode.
+    #[error("SF ports are only supported in eswitch switchdev mode; set it with `devlink dev eswitch set`")]
+    SfInLegacy,
+    /// The card has no SFs.
+    #[error("SF ports are not supported: this card's `max_sfs` is 0")]
+    NoSfs,
+    /// A number that is taken.
+    #[error("SF already exist. Choose different sfnum than {}", .0.0)]
+    SfExists(SfNum),
+    /// Every SF is in use.
+    #[error("all {0} SFs are in use; delete one first")]
+    SfsFull(u16),
+    /// A PF number that is not the device's.
+    #[error("Invalid pfnum supplied: {given}; this device's is {own}")]
+    SfPfnum {
+        /// What was asked for.
+        given: u32,
+        /// What it must be.
+        own: u8,
+    },
+    /// Adding a port that is no SF.
+    #[error("Driver supports only SF port addition (flavour pcisf)")]
+    PortFlavour,
+    /// Deleting a port that is no SF.
+    #[error("{0} is no SF; only SF ports can be deleted")]
+    NotSf(PortHandle),
+    /// Setting what a port's function has not.
+    #[error("{port}: Function does not support {what} setting")]
+    FunctionAttribute {
+        /// The port.
+        port: PortHandle,
+        /// The attribute.
+        what: &'static str,
+    },
+    /// Activating an SF whose old function is not gone yet.
+    #[error("SF is inactivated but it is still attached; try again once its opstate is detached")]
+    SfAttached,
+    /// An address for a function that runs.
+    #[error("{0} is active; set its state to inactive before its hw_addr")]
+    SfActive(PortHandle),
+    /// Inline mode where the card has no use for it.
+    #[error("Inline mode can't be set: this card needs no inline headers, only `none` is accepted")]
+    InlineMode,
+    /// Registering ops where some are.
+    #[error("{0} representor ops are already registered")]
+    OpsRegistered(RepType),
+    /// The E-Switch is going away.
+    #[error("the E-Switch is being torn down")]
+    Teardown,
+    /// No room in a queue.
+    #[error("no memory to queue work for the E-Switch")]
+    QueueFull,
+    /// The card said no.
+    #[error("{what}: {source}")]
+    Card {
+        /// What was being done.
+        what: String,
+        /// What the card said.
+        source: CardError,
+    },
+}
+
+impl Error {
+    /// The error number the kernel would answer with.
+    pub fn errno(&self) -> Errno {
+        match self {
+            Self::NoDevice(_) | Self::NoPort(_) | Self::Teardown => Errno::ENODEV,
+            Self::NoModule { .. } => Errno::ENOENT,
+            Self::AlreadyBound(_)
+            | Self::Busy(_)
+            | Self::ModeChanging(_)
+            | Self::VfsEnabled { .. }
+            | Self::SfAttached
+            | Self::SfActive(_)
+            | Self::ModuleInUse(_) => Errno::EBUSY,
+            Self::NetnsDiverged(_) | Self::NetnsLocal => Errno::EINVAL,
+            Self::TooManyVfs { .. } => Errno::ERANGE,
+            Self::SfExists(_) | Self::OpsRegistered(_) => Errno::EEXIST,
+            Self::SfsFull(_) => Errno::ENOSPC,
+            Self::QueueFull => Errno::ENOMEM,
+            Self::VfsOfHost
+            | Self::NoHost(_)
+            | Self::SfInLegacy
+            | Self::NoSfs
+            | Self::SfPfnum { .. }
+            | Self::PortFlavour
+            | Self::NotSf(_)
+            | Self::FunctionAttribute { .. }
+            | Self::InlineMode => Errno::EOPNOTSUPP,
+            Self::Card { source, .. } => source.errno(),
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! The E-Switch: its mode, its representor table with the ops of both types, its work queue.
+
+mod mode;
+mod reconcile;
+mod representor;
+mod vport;
+mod work_queue;
+
+use std::sync::Arc;
+
+use lockdep::{LockBefore, Locked, Mutex, RwLock};
+
+use crate::error::{Error, Result};
+use crate::event::{Event, Events};
+use crate::ids::{PciAddress, PfIndex, RepType, Vport};
+use crate::lock_order::{RepOps as RepOpsClass, Representors};
+
+pub use mode::ModeState;
+pub use representor::{LoadPolicy, RepFailure, RepOps, RepTable};
+pub(crate) use work_queue::{Work, WorkQueue};
+
+/// The ops registered for each type.
+type OpsTable = [Option<Arc<dyn RepOps>>; 2];
+
+/// One E-Switch.
+pub struct ESwitch {
+    pf: PfIndex,
+    address: PciAddress,
+    pub(crate) mode: ModeState,
+    /// The representor lock. It is born and dies with the table it protects.
+    representors: Mutex<Representors, RepTable>,
+    /// Written with the representor lock held, by register and unregister; read by lookups, which
+    /// hold no representor lock and can take none while they read.
+    ops: RwLock<RepOpsClass, OpsTable>,
+    pub(crate) work: WorkQueue,
+}
+
+impl ESwitch {
+    pub(crate) fn new(pf: PfIndex, address: PciAddress) -> Self {
+        Self {
+            pf,
+            address,
+            mode: ModeState::default(),
+            representors: Mutex::with_rank(RepTable::new(pf, address), pf.0.into()),
+            ops: RwLock::new([None, None]),
+            work: WorkQueue::default(),
+        }
+    }
+
+    /// Takes the representor lock and runs `f` with the table and a copy of the ops.
+    #[track_caller]
+    pub(crate) fn with_representors<P, R>(
+        &self,
+        cx: &mut Locked<'_, P>,
+        f: impl FnOnce(&mut RepTable, &mut Locked<'_, Representors>) -> R,
+    ) -> R
+    where
+        P: LockBefore<Representors>,
+    {
+        let (mut table, mut cx) = self.representors.lock(cx);
+        f(&mut table, &mut cx)
+    }
+
+    /// The ops registered now. They stay registered for as long as the representor lock is held,
+    /// which the token proves.
+    pub(crate) fn ops(&self, cx: &mut Locked<'_, Representors>) -> OpsTable {
+        self.ops.read(cx).0.clone()
+    }
+
+    /// Registers the ops of a type, and queues the work that loads what should now be loaded.
+    ///
+    /// Nothing is loaded here: the caller may be a driver's probe, which runs under the auxiliary
+    /// device's lock and so cannot take the devlink lock that loading needs. If there is no memory for
+    /// the work, a mark is left that the queue acts on.
+    ///
+    /// # Errors
+    /// Ops of that type are registered.
+    pub(crate) fn register<P>(
+        &self,
+        cx: &mut Locked<'_, P>,
+        events: &Events,
+        ty: RepType,
+        ops: Arc<dyn RepOps>,
+    ) -> Result<()>
+    where
+        P: LockBefore<Representors> + lockdep::MayWait,
+    {
+        self.with_representors(cx, |_table, cx| {
+            let (mut registered, _cx) = self.ops.write(cx);
+            let slot = &mut registered[ty.index()];
+            if slot.is_some() {
+                return Err(Error::OpsRegistered(ty));
+            }
+            *slot = Some(ops);
+            Ok(())
+        })?;
+        events.emit(cx, || Event::Registered(self.address, ty));
+        self.work.queue_or_mark(cx, Work::LoadReps);
+        Ok(())
+    }
+
+    /// Unregisters the ops of a type: unloads whatever of it is loaded, in any mode, then clears the
+    /// ops. When it returns, none of their callbacks runs or will run: loads and unloads need the
+    /// representor lock, and writing the ops waits for every lookup.
+    ///
+    /// It holds no devlink lock, and cannot: see the module documentation of `driver`. It is safe
+    /// because unloading reaches only the table and the card, as its token says.
+    pub(crate) fn unregister<P>(&self, cx: &mut Locked<'_, P>, events: &Events, ty: RepType)
+    where
+        P: LockBefore<Representors>,
+    {
+        self.with_representors(cx, |table, cx| {
+            let ops = self.ops(cx);
+            table.unload_type(cx, events, &ops, ty);
+            table.forget_failures(ty);
+            let (mut registered, _cx) = self.ops.write(cx);
+            registered[ty.index()] = None;
+        });
+        events.emit(cx, || Event::Unregistered(self.address, ty));
+    }
+
+    /// Looks up the protocol device, a netdev or an RDMA device, of a vport's representor.
+    ///
+    /// Takes no representor lock, so a load callback may call it. The ops it asks stay registered until
+    /// it is done, or there are none.
+    pub fn protocol_device<P>(&self, cx: &mut Locked<'_, P>, vport: Vport, ty: RepType) -> Option<String>
+    where
+        P: LockBefore<RepOpsClass>,
+    {
+        let (ops, mut cx) = self.ops.read(cx);
+        ops[ty.index()].as_ref()?.protocol_device(&mut cx, vport)
+    }
+
+    /// Which types have ops.
+    pub(crate) fn registered<P>(&self, cx: &mut Locked<'_, P>) -> [bool; 2]
+    where
+        P: LockBefore<RepOpsClass>,
+    {
+        let (ops, _cx) = self.ops.read(cx);
+        RepType::ALL.map(|ty| ops[ty.index()].is_some())
+    }
+
+    /// The PF it belongs to.
+    pub fn pf(&self) -> PfIndex {
+        self.pf
+    }
+}

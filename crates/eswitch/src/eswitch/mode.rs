@@ -1,0 +1,205 @@
+//! The mode of an E-Switch, and changing it.
+//!
+//! The mode has a lock of its own, which is never held together with the representor lock: an operation
+//! marks itself in progress, lets go, does its work, and comes back to store the outcome. Who looks
+//! meanwhile is told that there is no mode to act on.
+
+use std::sync::Arc;
+
+use lockdep::{LockBefore, Locked, Mutex};
+
+use crate::card::Resource;
+use crate::device::Pf;
+use crate::devlink::DevlinkState;
+use crate::error::{Error, Result};
+use crate::eswitch::representor::LoadPolicy;
+use crate::event::Event;
+use crate::ids::{Mode, RepType};
+use crate::lock_order::{Devlink, Mode as ModeClass};
+
+/// The mode and its operation-in-progress mark.
+#[derive(Debug)]
+pub struct ModeState(Mutex<ModeClass, Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    mode: Mode,
+    in_progress: Option<&'static str>,
+}
+
+impl Default for ModeState {
+    fn default() -> Self {
+        Self(Mutex::new(Inner::default()))
+    }
+}
+
+impl ModeState {
+    /// The mode, if no operation is changing the E-Switch.
+    ///
+    /// # Errors
+    /// [`Error::Busy`], naming the operation.
+    pub fn settled<P: LockBefore<ModeClass>>(&self, cx: &mut Locked<'_, P>) -> Result<Mode> {
+        let (inner, _cx) = self.0.lock(cx);
+        match inner.in_progress {
+            None => Ok(inner.mode),
+            Some(operation) => Err(Error::Busy(operation)),
+        }
+    }
+
+    /// The mode, for who holds the devlink lock and is not changing it: whoever changes it holds that
+    /// lock from before the first step until after the last.
+    pub(crate) fn under_devlink(&self, cx: &mut Locked<'_, Devlink>) -> Mode {
+        let (inner, _cx) = self.0.lock(cx);
+        inner.mode
+    }
+
+    /// Marks an operation in progress and returns the mode it starts from.
+    ///
+    /// # Errors
+    /// [`Error::Busy`], naming the operation that is in progress already.
+    pub(crate) fn begin<P: LockBefore<ModeClass>>(
+        &self,
+        cx: &mut Locked<'_, P>,
+        operation: &'static str,
+    ) -> Result<Mode> {
+        let (mut inner, _cx) = self.0.lock(cx);
+        match inner.in_progress {
+            Some(other) => Err(Error::Busy(other)),
+            None => {
+                inner.in_progress = Some(operation);
+                Ok(inner.mode)
+            }
+        }
+    }
+
+    /// The operation is done, and this is the mode now.
+    pub(crate) fn finish<P: LockBefore<ModeClass>>(&self, cx: &mut Locked<'_, P>, mode: Mode) {
+        let (mut inner, _cx) = self.0.lock(cx);
+        inner.mode = mode;
+        inner.in_progress = None;
+    }
+}
+
+impl Pf {
+    /// `devlink dev eswitch set … mode`. Setting the mode it has succeeds and does nothing.
+    ///
+    /// # Errors
+    /// The first thing that failed; everything is as it was, and what could not be restored is tried
+    /// again until it is.
+    pub(crate) fn set_mode(
+        self: &Arc<Self>,
+        state: &mut DevlinkState,
+        cx: &mut Locked<'_, Devlink>,
+        mode: Mode,
+    ) -> Result<()> {
+        let from = self.eswitch.mode.begin(cx, "a mode change")?;
+        if from == mode {
+            self.eswitch.mode.finish(cx, from);
+            return Ok(());
+        }
+        self.shared.lag.hold(cx);
+        let result = match mode {
+            Mode::Switchdev => self.enter_switchdev(state, cx),
+            Mode::Legacy => self.leave_switchdev(state, cx),
+        };
+        let now = if result.is_ok() { mode } else { from };
+        self.eswitch.mode.finish(cx, now);
+        self.shared.lag.release(cx);
+        if result.is_ok() {
+            self.shared.events.emit(cx, || Event::Mode(self.address(), mode));
+        } else {
+            self.want_reconcile(cx);
+        }
+        result
+    }
+
+    fn enter_switchdev(self: &Arc<Self>, state: &mut DevlinkState, cx: &mut Locked<'_, Devlink>) -> Result<()> {
+        if let Some(netns) = self.shared.card.netns(&mut cx.narrow(), self.index()) {
+            return Err(Error::NetnsDiverged(netns));
+        }
+        let fdb = Resource::SwitchdevFdb(self.index());
+        let entered = self.rescan_into(cx, Mode::Switchdev).and_then(|()| {
+            self.shared.create(cx, fdb, self.mac_of(crate::Vport::Uplink), None)?;
+            let loaded = self.load_all(cx, LoadPolicy::Strict);
+            if loaded.is_err() {
+                self.shared.destroy(cx, &[fdb]);
+            }
+            loaded
+        });
+        if entered.is_err() {
+            // Probing what was removed a moment ago may fail in its turn: then it is tried again.
+            let _ = self.rescan_into(cx, Mode::Legacy);
+            self.eswitch
+                .with_representors(cx, |table, _| table.forget_all_failures());
+            return entered;
+        }
+        self.announce_ports(state, cx, true);
+        Ok(())
+    }
+
+    fn leave_switchdev(self: &Arc<Self>, state: &mut DevlinkState, cx: &mut Locked<'_, Devlink>) -> Result<()> {
+        self.unload_all(cx);
+        if let Err(error) = self.rescan_into(cx, Mode::Legacy) {
+            // Going back: as far as it fails in its turn, it is tried again.
+            let _ = self.rescan_into(cx, Mode::Switchdev);
+            let _ = self.load_all(cx, LoadPolicy::Lenient);
+            return Err(error);
+        }
+        self.announce_ports(state, cx, false);
+        self.delete_all_sfs(state, cx);
+        self.shared.destroy(cx, &[Resource::SwitchdevFdb(self.index())]);
+        self.eswitch
+            .with_representors(cx, |table, _| table.forget_all_failures());
+        Ok(())
+    }
+
+    /// Rescans for a mode. The representor lock is not held, and with this token nobody's could be:
+    /// drivers register and unregister on this thread.
+    fn rescan_into(&self, cx: &mut Locked<'_, Devlink>, mode: Mode) -> Result<()> {
+        let (mut component, mut cx) = self.shared.devcom.write(cx);
+        component.rescan_into(&mut cx, &self.shared, self.index(), mode)
+    }
+
+    pub(crate) fn load_all(&self, cx: &mut Locked<'_, Devlink>, policy: LoadPolicy) -> Result<()> {
+        self.eswitch.with_representors(cx, |table, cx| {
+            let ops = self.eswitch.ops(cx);
+            let all = table.vports();
+            table.load(cx, &self.shared.events, &ops, &all, policy)
+        })
+    }
+
+    pub(crate) fn unload_all(&self, cx: &mut Locked<'_, Devlink>) {
+        self.eswitch.with_representors(cx, |table, cx| {
+            let ops = self.eswitch.ops(cx);
+            let all = table.vports();
+            table.unload(cx, &self.shared.events, &ops, &all);
+        });
+    }
+
+    /// Reloads the IB representors of those vports whose netdev representor is loaded.
+    ///
+    /// # Errors
+    /// The uplink's failure, or the first of the others'.
+    pub fn reload_ib_representors(&self, cx: &mut Locked<'_, Devlink>) -> Result<()> {
+        self.eswitch.with_representors(cx, |table, cx| {
+            let ops = self.eswitch.ops(cx);
+            if ops[RepType::Ib.index()].is_none() {
+                return Ok(());
+            }
+            table.reload_ib(cx, &self.shared.events, &ops)
+        })
+    }
+
+    fn announce_ports(&self, state: &DevlinkState, cx: &mut Locked<'_, Devlink>, new: bool) {
+        for vport in state.vports.keys().copied().filter(|v| *v != crate::Vport::Uplink) {
+            let handle = self.port_handle(vport);
+            self.shared.events.emit(cx, || {
+                if new {
+                    Event::PortNew(handle)
+                } else {
+                    Event::PortDel(handle)
+                }
+            });
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! Making what is loaded equal to what should be.
+//!
+//! What should be loaded is a function of state: the mode is switchdev, the vport is enabled and has a
+//! representor, the type is registered. What is loaded is the table. One function makes the second
+//! equal to the first; it is idempotent, so nothing depends on an event not having been missed.
+
+use std::sync::Arc;
+
+use lockdep::Locked;
+
+use crate::device::Pf;
+use crate::devlink::DevlinkState;
+use crate::eswitch::representor::LoadPolicy;
+use crate::event::Event;
+use crate::ids::Mode;
+use crate::lock_order::Devlink;
+
+impl Pf {
+    /// Asks for a reconcile; cannot fail.
+    pub(crate) fn want_reconcile<L>(&self, cx: &mut Locked<'_, L>) {
+        self.eswitch.work.mark_reconcile(cx);
+    }
+
+    /// Does what is missing: drivers that should be bound, VFs that the host has, representors that
+    /// should be loaded. What fails is tried again, later and later, until it has succeeded.
+    pub(crate) fn reconcile(self: &Arc<Self>, state: &mut DevlinkState, cx: &mut Locked<'_, Devlink>) {
+        if !state.registered {
+            return;
+        }
+        let mode = self.eswitch.mode.under_devlink(cx);
+        let mut complete = {
+            let (mut component, mut cx) = self.shared.devcom.write(cx);
+            component.rescan(&mut cx, &self.shared, self.index()).is_ok()
+        };
+        if self.shared.config.dpu {
+            complete &= self.follow_host_vfs(state, cx, mode).is_ok();
+        }
+        if mode == Mode::Switchdev {
+            complete &= self.load_all(cx, LoadPolicy::Lenient).is_ok();
+        }
+        if complete {
+            self.eswitch.work.inner().no_retry(cx);
+        } else {
+            self.retry_later(cx);
+        }
+    }
+
+    fn retry_later(&self, cx: &mut Locked<'_, Devlink>) {
+        let delay = self
+            .eswitch
+            .work
+            .inner()
+            .retry(cx, |attempt| self.shared.config.retry_delay(attempt));
+        self.shared
+            .events
+            .emit(cx, || Event::Retry(self.address(), delay.as_millis() as u64));
+    }
+}

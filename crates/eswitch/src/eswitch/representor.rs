@@ -1,0 +1,375 @@
+//! The representor table of an E-Switch: what is loaded, and how it comes to be.
+//!
+//! Whoever loads or unloads is handed the table out of the representor lock, with a token that stands
+//! at it: neither can be called without the lock. What callbacks can reach is in their tokens. An
+//! uplink's stand at [`Representors`], from where a peer's table may be taken under declared nesting;
+//! every other vport's stand at [`RepresentorsNested`], from where no table can be taken, because
+//! they may be called for a peer. None can reach the devlink lock or what it protects.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lockdep::Locked;
+
+use crate::card::CardError;
+use crate::error::{Error, Result};
+use crate::eswitch::OpsTable;
+use crate::event::{Event, Events};
+use crate::ids::{PciAddress, PfIndex, PortHandle, PortIndex, RepType, Vport};
+use crate::lock_order::{RepOps as RepOpsClass, Representors, RepresentorsNested};
+
+/// The callbacks one driver registers for one type of representor.
+pub trait RepOps: Send + Sync {
+    /// Loads the uplink's. May take peers' tables, nested.
+    ///
+    /// # Errors
+    /// What the card said; nothing is left loaded.
+    fn load_uplink(&self, cx: &mut Locked<'_, Representors>) -> Result<(), CardError>;
+
+    /// Unloads the uplink's.
+    fn unload_uplink(&self, cx: &mut Locked<'_, Representors>);
+
+    /// Loads those of other vports: an answer for each, in order.
+    fn load(&self, cx: &mut Locked<'_, RepresentorsNested>, vports: &[Vport]) -> Vec<Result<(), CardError>>;
+
+    /// Unloads those of other vports.
+    fn unload(&self, cx: &mut Locked<'_, RepresentorsNested>, vports: &[Vport]);
+
+    /// The netdev or RDMA device that a loaded representor is.
+    fn protocol_device(&self, cx: &mut Locked<'_, RepOpsClass>, vport: Vport) -> Option<String>;
+}
+
+/// What a load does about a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoadPolicy {
+    /// Undoes all that this load loaded and returns the error.
+    Strict,
+    /// Leaves the vport that failed as it was, notes the failure, carries on. Without an uplink,
+    /// though, nothing is loaded.
+    Lenient,
+}
+
+/// Why a representor that should be loaded is not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RepFailure {
+    /// The last error.
+    pub error: String,
+    /// Failed attempts so far.
+    pub attempts: u32,
+}
+
+/// The table.
+#[derive(Debug)]
+pub struct RepTable {
+    pf: PfIndex,
+    address: PciAddress,
+    /// Every enabled vport that has a representor, and which types are loaded.
+    reps: BTreeMap<Vport, [bool; 2]>,
+    failures: BTreeMap<(Vport, RepType), RepFailure>,
+}
+
+impl RepTable {
+    pub(crate) fn new(pf: PfIndex, address: PciAddress) -> Self {
+        Self {
+            pf,
+            address,
+            reps: BTreeMap::from([(Vport::Uplink, [false; 2])]),
+            failures: BTreeMap::new(),
+        }
+    }
+
+    /// Enabled vports get representors; nothing is loaded.
+    pub(crate) fn add(&mut self, vports: &[Vport]) {
+        self.reps.extend(vports.iter().map(|v| (*v, [false; 2])));
+    }
+
+    /// Vports whose representors have been unloaded go.
+    pub(crate) fn remove(&mut self, vports: &[Vport]) {
+        for vport in vports {
+            debug_assert_ne!(self.reps.get(vport), Some(&[true; 2]), "removed while loaded");
+            self.reps.remove(vport);
+            for ty in RepType::ALL {
+                self.failures.remove(&(*vport, ty));
+            }
+        }
+    }
+
+    /// Every vport in the table, uplink first.
+    pub fn vports(&self) -> Vec<Vport> {
+        self.reps.keys().copied().collect()
+    }
+
+    /// Whether a representor is loaded.
+    pub fn is_loaded(&self, vport: Vport, ty: RepType) -> bool {
+        self.reps.get(&vport).is_some_and(|loaded| loaded[ty.index()])
+    }
+
+    /// What failed to load and why.
+    pub fn failures(&self) -> &BTreeMap<(Vport, RepType), RepFailure> {
+        &self.failures
+    }
+
+    pub(crate) fn forget_failures(&mut self, ty: RepType) {
+        self.failures.retain(|(_, failed), _| *failed != ty);
+    }
+
+    pub(crate) fn forget_all_failures(&mut self) {
+        self.failures.clear();
+    }
+
+    /// Loads every registered type of these vports that is not loaded: the uplink first, then the
+    /// others, type by type. A type is loaded for no vport before it is for the uplink.
+    ///
+    /// A vport whose load fails keeps what it had before and loses what this attempt loaded of it.
+    ///
+    /// # Errors
+    /// The first failure. Under [`LoadPolicy::Lenient`] the others have been loaded nevertheless,
+    /// unless it was the uplink's.
+    pub(crate) fn load(
+        &mut self,
+        cx: &mut Locked<'_, Representors>,
+        events: &Events,
+        ops: &OpsTable,
+        vports: &[Vport],
+        policy: LoadPolicy,
+    ) -> Result<()> {
+        let mut attempt = Attempt::default();
+        let mut result = Ok(());
+        if vports.contains(&Vport::Uplink) {
+            result = self.load_uplink(cx, events, ops, &mut attempt);
+        }
+        if result.is_ok() {
+            result = self.load_others(cx, events, ops, vports, policy, &mut attempt);
+        }
+        if result.is_err() && policy == LoadPolicy::Strict {
+            for ty in RepType::ALL.into_iter().rev() {
+                self.unload_of_type(cx, ops, ty, &attempt.loaded[ty.index()]);
+            }
+            return result;
+        }
+        for ty in RepType::ALL {
+            let count = attempt.loaded[ty.index()].len();
+            if count > 0 {
+                events.emit(cx, || Event::Loaded(self.address, ty, count));
+            }
+        }
+        result
+    }
+
+    fn load_uplink(
+        &mut self,
+        cx: &mut Locked<'_, Representors>,
+        events: &Events,
+        ops: &OpsTable,
+        attempt: &mut Attempt,
+    ) -> Result<()> {
+        for ty in RepType::ALL {
+            let Some(ops_of_type) = &ops[ty.index()] else { continue };
+            if self.is_loaded(Vport::Uplink, ty) {
+                continue;
+            }
+            if let Err(error) = ops_of_type.load_uplink(cx) {
+                let error = self.note_failure(cx, events, Vport::Uplink, ty, error);
+                self.unwind_vports(cx, ops, ty, &[Vport::Uplink], attempt);
+                return Err(error);
+            }
+            self.set(Vport::Uplink, ty, true);
+            attempt.loaded[ty.index()].push(Vport::Uplink);
+        }
+        Ok(())
+    }
+
+    fn load_others(
+        &mut self,
+        cx: &mut Locked<'_, Representors>,
+        events: &Events,
+        ops: &OpsTable,
+        vports: &[Vport],
+        policy: LoadPolicy,
+        attempt: &mut Attempt,
+    ) -> Result<()> {
+        let mut first = Ok(());
+        let mut failed: Vec<Vport> = Vec::new();
+        for ty in RepType::ALL {
+            let Some(ops_of_type) = &ops[ty.index()] else { continue };
+            if !self.is_loaded(Vport::Uplink, ty) {
+                continue;
+            }
+            let missing: Vec<Vport> = vports
+                .iter()
+                .copied()
+                .filter(|v| {
+                    self.reps.get(v).is_some_and(|loaded| !loaded[ty.index()]) && failed.binary_search(v).is_err()
+                })
+                .collect();
+            if missing.is_empty() {
+                continue;
+            }
+            let answers = ops_of_type.load(&mut cx.narrow(), &missing);
+            let mut failed_now = Vec::new();
+            for (vport, answer) in missing.into_iter().zip(answers) {
+                match answer {
+                    Ok(()) => {
+                        self.set(vport, ty, true);
+                        attempt.loaded[ty.index()].push(vport);
+                    }
+                    Err(error) => {
+                        let error = self.note_failure(cx, events, vport, ty, error);
+                        first = first.and(Err(error));
+                        failed_now.push(vport);
+                    }
+                }
+            }
+            self.unwind_vports(cx, ops, ty, &failed_now, attempt);
+            failed.extend(failed_now);
+            if first.is_err() && policy == LoadPolicy::Strict {
+                break;
+            }
+        }
+        first
+    }
+
+    /// `failed` did not load type `ty`: undoes what this attempt loaded of them before.
+    fn unwind_vports(
+        &mut self,
+        cx: &mut Locked<'_, Representors>,
+        ops: &OpsTable,
+        ty: RepType,
+        failed: &[Vport],
+        attempt: &mut Attempt,
+    ) {
+        if failed.is_empty() {
+            return;
+        }
+        let failed: BTreeSet<Vport> = failed.iter().copied().collect();
+        for earlier in RepType::ALL.into_iter().take_while(|t| *t != ty) {
+            let mine: Vec<Vport> = attempt.loaded[earlier.index()]
+                .iter()
+                .copied()
+                .filter(|v| failed.contains(v))
+                .collect();
+            attempt.loaded[earlier.index()].retain(|v| !failed.contains(v));
+            self.unload_of_type(cx, ops, earlier, &mine);
+        }
+    }
+
+    /// Loads the IB representors of the vports whose netdev representor is loaded, the uplink's first.
+    /// Does nothing unless the uplink's netdev representor is loaded.
+    ///
+    /// # Errors
+    /// The uplink's failure, or the first of the others'.
+    pub(crate) fn reload_ib(
+        &mut self,
+        cx: &mut Locked<'_, Representors>,
+        events: &Events,
+        ops: &OpsTable,
+    ) -> Result<()> {
+        if !self.is_loaded(Vport::Uplink, RepType::Eth) {
+            return Ok(());
+        }
+        let vports: Vec<Vport> = self
+            .reps
+            .iter()
+            .filter(|(_, loaded)| loaded[RepType::Eth.index()])
+            .map(|(v, _)| *v)
+            .collect();
+        let only_ib = [None, ops[RepType::Ib.index()].clone()];
+        self.load(cx, events, &only_ib, &vports, LoadPolicy::Lenient)
+    }
+
+    /// Unloads everything of these vports: types in the reverse order of loading, the uplink last.
+    pub(crate) fn unload(
+        &mut self,
+        cx: &mut Locked<'_, Representors>,
+        events: &Events,
+        ops: &OpsTable,
+        vports: &[Vport],
+    ) {
+        for ty in RepType::ALL.into_iter().rev() {
+            let count = self.unload_of_type(cx, ops, ty, vports);
+            if count > 0 {
+                events.emit(cx, || Event::Unloaded(self.address, ty, count));
+            }
+        }
+    }
+
+    /// Unloads everything of a type.
+    pub(crate) fn unload_type(
+        &mut self,
+        cx: &mut Locked<'_, Representors>,
+        events: &Events,
+        ops: &OpsTable,
+        ty: RepType,
+    ) {
+        let count = self.unload_of_type(cx, ops, ty, &self.vports());
+        if count > 0 {
+            events.emit(cx, || Event::Unloaded(self.address, ty, count));
+        }
+    }
+
+    /// Unloads what is loaded of one type of these vports; how many there were.
+    fn unload_of_type(
+        &mut self,
+        cx: &mut Locked<'_, Representors>,
+        ops: &OpsTable,
+        ty: RepType,
+        vports: &[Vport],
+    ) -> usize {
+        let Some(ops) = &ops[ty.index()] else { return 0 };
+        let loaded: Vec<Vport> = vports.iter().copied().filter(|v| self.is_loaded(*v, ty)).collect();
+        let others: Vec<Vport> = loaded.iter().copied().filter(|v| *v != Vport::Uplink).collect();
+        if !others.is_empty() {
+            ops.unload(&mut cx.narrow(), &others);
+        }
+        if others.len() < loaded.len() {
+            ops.unload_uplink(cx);
+        }
+        for vport in &loaded {
+            self.set(*vport, ty, false);
+        }
+        loaded.len()
+    }
+
+    fn set(&mut self, vport: Vport, ty: RepType, loaded: bool) {
+        if let Some(types) = self.reps.get_mut(&vport) {
+            types[ty.index()] = loaded;
+        }
+        if loaded && !self.failures.is_empty() {
+            self.failures.remove(&(vport, ty));
+        }
+    }
+
+    fn note_failure(
+        &mut self,
+        cx: &mut Locked<'_, Representors>,
+        events: &Events,
+        vport: Vport,
+        ty: RepType,
+        error: CardError,
+    ) -> Error {
+        let handle = self.handle(vport);
+        let failure = self.failures.entry((vport, ty)).or_insert(RepFailure {
+            error: String::new(),
+            attempts: 0,
+        });
+        failure.error = error.to_string();
+        failure.attempts += 1;
+        events.emit(cx, || Event::LoadFailed(handle, ty, error.to_string()));
+        Error::Card {
+            what: format!("{handle}: loading the {ty} representor"),
+            source: error,
+        }
+    }
+
+    fn handle(&self, vport: Vport) -> PortHandle {
+        PortHandle {
+            device: self.address,
+            index: PortIndex::new(self.pf, vport),
+        }
+    }
+}
+
+/// What one load has loaded, so that it can undo that and nothing else.
+#[derive(Default)]
+struct Attempt {
+    loaded: [Vec<Vport>; 2],
+}

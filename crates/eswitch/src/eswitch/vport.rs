@@ -1,0 +1,180 @@
+//! Vports: enabling and disabling VFs, by `sriov_numvfs` and by the host of a DPU.
+
+use std::sync::Arc;
+
+use lockdep::Locked;
+
+use crate::card::{Create, Resource};
+use crate::device::Pf;
+use crate::devlink::{DevlinkState, VportInfo};
+use crate::error::{Error, Result};
+use crate::eswitch::representor::LoadPolicy;
+use crate::event::Event;
+use crate::ids::{Mode, SfNum, Vport};
+use crate::lock_order::Devlink;
+
+impl Pf {
+    /// `sriov_numvfs`: from 0 to n and from n to 0. Setting the number there is succeeds.
+    ///
+    /// # Errors
+    /// ERANGE over `sriov_totalvfs`; EBUSY from n to m, as the kernel's ABI has it; or the first thing
+    /// that failed, with nothing changed.
+    pub(crate) fn set_num_vfs(
+        self: &Arc<Self>,
+        state: &mut DevlinkState,
+        cx: &mut Locked<'_, Devlink>,
+        n: u32,
+    ) -> Result<()> {
+        let config = &self.shared.config;
+        if config.dpu {
+            return Err(Error::VfsOfHost);
+        }
+        if n > config.total_vfs.into() {
+            return Err(Error::TooManyVfs {
+                asked: n,
+                total: config.total_vfs,
+            });
+        }
+        let (current, n) = (state.num_vfs, n as u16);
+        if n == current {
+            return Ok(());
+        }
+        if n != 0 && current != 0 {
+            return Err(Error::VfsEnabled { current, asked: n });
+        }
+        let mode = self.eswitch.mode.begin(cx, "a change of the VF count")?;
+        self.shared.lag.hold(cx);
+        self.raise_generation(cx);
+        let result = if n > 0 {
+            let vfs: Vec<Vport> = (0..n).map(Vport::Vf).collect();
+            self.enable_vports(state, cx, mode, &vfs, None, LoadPolicy::Strict)
+        } else {
+            let vfs: Vec<Vport> = (0..current).map(Vport::Vf).collect();
+            self.disable_vports(state, cx, mode, &vfs);
+            Ok(())
+        };
+        if result.is_ok() {
+            state.num_vfs = n;
+            self.shared.events.emit(cx, || Event::Vfs(self.address(), n));
+        }
+        self.eswitch.mode.finish(cx, mode);
+        self.shared.lag.release(cx);
+        // Raising the generation may have made work stale that is still wanted.
+        self.want_reconcile(cx);
+        result
+    }
+
+    /// Brings the VFs of a DPU's host to what the host has enabled now, whatever there was before.
+    ///
+    /// # Errors
+    /// The first thing that failed; what could be done was.
+    pub(crate) fn follow_host_vfs(
+        self: &Arc<Self>,
+        state: &mut DevlinkState,
+        cx: &mut Locked<'_, Devlink>,
+        mode: Mode,
+    ) -> Result<()> {
+        let wanted = self.host_vfs.load().min(self.shared.config.total_vfs.into()) as u16;
+        let current = state.num_vfs;
+        if wanted == current {
+            return Ok(());
+        }
+        let mut result = Ok(());
+        if wanted > current {
+            let new: Vec<Vport> = (current..wanted).map(Vport::Vf).collect();
+            // All ports or none: a count says which there are.
+            result = self.enable_vports(state, cx, mode, &new, None, LoadPolicy::Lenient);
+            if !state.vports.contains_key(&Vport::Vf(current)) {
+                return result;
+            }
+        } else {
+            let gone: Vec<Vport> = (wanted..current).map(Vport::Vf).collect();
+            self.disable_vports(state, cx, mode, &gone);
+        }
+        state.num_vfs = wanted;
+        self.shared.events.emit(cx, || Event::Vfs(self.address(), wanted));
+        result
+    }
+
+    /// Makes ports, gives them representors, and in switchdev mode loads these.
+    ///
+    /// # Errors
+    /// A port could not be made: none is there. Or a load failed: under [`LoadPolicy::Strict`] none is
+    /// there either.
+    pub(crate) fn enable_vports(
+        &self,
+        state: &mut DevlinkState,
+        cx: &mut Locked<'_, Devlink>,
+        mode: Mode,
+        vports: &[Vport],
+        sfnum: Option<SfNum>,
+        policy: LoadPolicy,
+    ) -> Result<()> {
+        let requests: Vec<Create> = vports
+            .iter()
+            .map(|vport| Create {
+                resource: Resource::Port(self.index(), *vport),
+                mac: self.mac_of(*vport),
+                sfnum: sfnum.map(|n| n.0),
+            })
+            .collect();
+        self.shared.create_all(cx, &requests)?;
+        for vport in vports {
+            state.vports.insert(
+                *vport,
+                VportInfo {
+                    mac: self.mac_of(*vport),
+                },
+            );
+        }
+        let loaded = self.eswitch.with_representors(cx, |table, cx| {
+            table.add(vports);
+            if mode == Mode::Legacy {
+                return Ok(());
+            }
+            let ops = self.eswitch.ops(cx);
+            let loaded = table.load(cx, &self.shared.events, &ops, vports, policy);
+            if loaded.is_err() && policy == LoadPolicy::Strict {
+                table.remove(vports);
+            }
+            loaded
+        });
+        if loaded.is_err() && policy == LoadPolicy::Strict {
+            self.drop_ports(state, cx, vports);
+        } else if mode == Mode::Switchdev {
+            for vport in vports {
+                self.shared.events.emit(cx, || Event::PortNew(self.port_handle(*vport)));
+            }
+        }
+        loaded
+    }
+
+    /// Unloads the representors of vports and unmakes their ports.
+    pub(crate) fn disable_vports(
+        &self,
+        state: &mut DevlinkState,
+        cx: &mut Locked<'_, Devlink>,
+        mode: Mode,
+        vports: &[Vport],
+    ) {
+        self.eswitch.with_representors(cx, |table, cx| {
+            let ops = self.eswitch.ops(cx);
+            table.unload(cx, &self.shared.events, &ops, vports);
+            table.remove(vports);
+        });
+        self.drop_ports(state, cx, vports);
+        if mode == Mode::Switchdev {
+            for vport in vports {
+                self.shared.events.emit(cx, || Event::PortDel(self.port_handle(*vport)));
+            }
+        }
+    }
+
+    fn drop_ports(&self, state: &mut DevlinkState, cx: &mut Locked<'_, Devlink>, vports: &[Vport]) {
+        let ports: Vec<Resource> = vports.iter().map(|v| Resource::Port(self.index(), *v)).collect();
+        self.shared.destroy(cx, &ports);
+        for vport in vports {
+            state.vports.remove(vport);
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! What happened, for whoever watches.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::{Arc, Weak};
+
+use lockdep::{Locked, Mutex};
+
+use crate::ids::{Mode, PciAddress, PortHandle, RepType};
+use crate::lock_order::Events as EventsClass;
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A PF was bound to its driver.
+    DeviceBound(PciAddress),
+    /// A PF was unbound.
+    DeviceUnbound(PciAddress),
+    /// An E-Switch has entered a mode.
+    Mode(PciAddress, Mode),
+    /// A PF's number of VFs has changed.
+    Vfs(PciAddress, u16),
+    /// A devlink port came.
+    PortNew(PortHandle),
+    /// A devlink port went.
+    PortDel(PortHandle),
+    /// So many representors of a type were loaded.
+    Loaded(PciAddress, RepType, usize),
+    /// So many representors of a type were unloaded.
+    Unloaded(PciAddress, RepType, usize),
+    /// A representor did not load.
+    LoadFailed(PortHandle, RepType, String),
+    /// An auxiliary device's driver did not probe.
+    ProbeFailed(String, String),
+    /// Ops of a type were registered.
+    Registered(PciAddress, RepType),
+    /// Ops of a type were unregistered.
+    Unregistered(PciAddress, RepType),
+    /// Work was dropped because the generation had moved on.
+    StaleWork(PciAddress, &'static str),
+    /// What is missing will be tried again after so many milliseconds.
+    Retry(PciAddress, u64),
+    /// A module was loaded.
+    ModuleLoaded(&'static str),
+    /// A module was unloaded.
+    ModuleUnloaded(&'static str),
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::DeviceBound(a) => write!(f, "pci/{a}: bound"),
+            Self::DeviceUnbound(a) => write!(f, "pci/{a}: unbound"),
+            Self::Mode(a, mode) => write!(f, "pci/{a}: mode {mode}"),
+            Self::Vfs(a, n) => write!(f, "pci/{a}: {n} VFs"),
+            Self::PortNew(port) => write!(f, "{port}: new"),
+            Self::PortDel(port) => write!(f, "{port}: del"),
+            Self::Loaded(a, ty, n) => write!(f, "pci/{a}: {n} {ty} representors loaded"),
+            Self::Unloaded(a, ty, n) => write!(f, "pci/{a}: {n} {ty} representors unloaded"),
+            Self::LoadFailed(port, ty, why) => write!(f, "{port}: {ty} representor did not load: {why}"),
+            Self::ProbeFailed(device, why) => write!(f, "{device}: probe failed: {why}"),
+            Self::Registered(a, ty) => write!(f, "pci/{a}: {ty} ops registered"),
+            Self::Unregistered(a, ty) => write!(f, "pci/{a}: {ty} ops unregistered"),
+            Self::StaleWork(a, work) => write!(f, "pci/{a}: stale work dropped: {work}"),
+            Self::Retry(a, ms) => write!(f, "pci/{a}: will try again in {ms} ms"),
+            Self::ModuleLoaded(name) => write!(f, "module {name} loaded"),
+            Self::ModuleUnloaded(name) => write!(f, "module {name} unloaded"),
+        }
+    }
+}
+
+/// Events kept for one subscriber at most; older ones are dropped first.
+const KEPT: usize = 4096;
+
+type Buffer = Mutex<EventsClass, VecDeque<Event>>;
+
+/// The stream, seen from where events are made.
+#[derive(Debug)]
+pub(crate) struct Events {
+    subscribers: Mutex<EventsClass, Vec<Weak<Buffer>>>,
+}
+
+/// The stream, seen by one who watches.
+#[derive(Debug)]
+pub struct Subscription(Arc<Buffer>);
+
+impl Default for Events {
+    fn default() -> Self {
+        Self {
+            subscribers: Mutex::new(Vec::new()),
+        }
+    }
+}
+
+impl Events {
+    pub fn subscribe<L>(&self, cx: &mut Locked<'_, L>) -> Subscription {
+        let buffer = Arc::new(Mutex::new(VecDeque::new()));
+        self.subscribers.lock_leaf(cx).push(Arc::downgrade(&buffer));
+        Subscription(buffer)
+    }
+
+    /// Tells everybody. Costs one leaf lock when nobody watches.
+    pub fn emit<L>(&self, cx: &mut Locked<'_, L>, event: impl FnOnce() -> Event) {
+        let live: Vec<Arc<Buffer>> = {
+            let mut subscribers = self.subscribers.lock_leaf(cx);
+            if subscribers.is_empty() {
+                return;
+            }
+            subscribers.retain(|s| s.strong_count() > 0);
+            subscribers.iter().filter_map(Weak::upgrade).collect()
+        };
+        let event = event();
+        for buffer in live {
+            let mut buffer = buffer.lock_leaf(cx);
+            if buffer.len() == KEPT {
+                buffer.pop_front();
+            }
+            buffer.push_back(event.clone());
+        }
+    }
+}
+
+impl Subscription {
+    /// The events since the last call.
+    pub fn take<L>(&self, cx: &mut Locked<'_, L>) -> Vec<Event> {
+        self.0.lock_leaf(cx).drain(..).collect()
+    }
+}

@@ -1,0 +1,390 @@
+//! What things are called: PCI addresses, vports, devlink port handles, MAC addresses, types of
+//! representor. None of them is a bare integer or string.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// A PCI address, `0000:08:00.0`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PciAddress {
+    /// 0 to 0xffff.
+    pub domain: u16,
+    /// 0 to 0xff.
+    pub bus: u8,
+    /// 0 to 31.
+    pub device: u8,
+    /// 0 to 7.
+    pub function: u8,
+}
+
+/// Text that is not what it should be; says what was expected.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{text}` is not {expected}")]
+pub struct ParseError {
+    text: String,
+    expected: &'static str,
+}
+
+impl ParseError {
+    pub(crate) fn new(text: &str, expected: &'static str) -> Self {
+        Self {
+            text: text.to_owned(),
+            expected,
+        }
+    }
+}
+
+impl FromStr for PciAddress {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let error = || ParseError::new(text, "a PCI address such as 0000:08:00.0");
+        let hex = |s: &str, width: usize| {
+            (s.len() == width && s.bytes().all(|b| b.is_ascii_hexdigit()))
+                .then(|| u16::from_str_radix(s, 16).ok())
+                .flatten()
+                .ok_or_else(error)
+        };
+        let (rest, function) = text.split_once('.').ok_or_else(error)?;
+        let mut parts = rest.split(':');
+        let (Some(domain), Some(bus), Some(device), None) = (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(error());
+        };
+        let address = Self {
+            domain: hex(domain, 4)?,
+            bus: hex(bus, 2)? as u8,
+            device: hex(device, 2)? as u8,
+            function: hex(function, 1)? as u8,
+        };
+        if address.device > 31 || address.function > 7 {
+            return Err(error());
+        }
+        Ok(address)
+    }
+}
+
+impl fmt::Display for PciAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            domain,
+            bus,
+            device,
+            function,
+        } = self;
+        write!(f, "{domain:04x}:{bus:02x}:{device:02x}.{function:x}")
+    }
+}
+
+impl fmt::Debug for PciAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+/// The place of a PF on its card: 0 to 3. Also its rank where locks nest: the master comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct PfIndex(pub u8);
+
+/// The number of an SF as its user gives it, unique within a PF.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct SfNum(pub u32);
+
+/// The first vport number of SFs; an SF's is this plus its place in the PF's SF table.
+pub const SF_VPORT_BASE: u16 = 0x8000;
+
+/// Most SFs of one PF: their vport numbers end below the reserved ones.
+pub const MAX_SFS: u16 = 0x7ff0;
+
+/// A port of the E-Switch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Vport {
+    /// The wire.
+    Uplink,
+    /// On a DPU, the PF that the host sees. Vport number 0.
+    HostPf,
+    /// A VF, counted from 0: of the PF itself, or on a DPU of the host's PF. Vport number one more.
+    Vf(u16),
+    /// An SF, by its place in the PF's table of SFs.
+    Sf(u16),
+}
+
+impl Vport {
+    /// The vport number that the firmware and devlink port indices use.
+    pub fn number(self) -> u16 {
+        match self {
+            Self::Uplink => 0xffff,
+            Self::HostPf => 0,
+            Self::Vf(n) => n + 1,
+            Self::Sf(place) => SF_VPORT_BASE + place,
+        }
+    }
+
+    /// The vport of a number. `dpu`: whether vport 0 is the host's PF, which a plain NIC's manager
+    /// is itself and has no representor for.
+    pub fn from_number(number: u16, dpu: bool) -> Option<Self> {
+        match number {
+            0xffff => Some(Self::Uplink),
+            0 => dpu.then_some(Self::HostPf),
+            1..SF_VPORT_BASE => Some(Self::Vf(number - 1)),
+            SF_VPORT_BASE..0xfff0 => Some(Self::Sf(number - SF_VPORT_BASE)),
+            _ => None,
+        }
+    }
+}
+
+impl PartialOrd for Vport {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// The uplink first, then by number: the order in which representors load.
+impl Ord for Vport {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        let key = |v: &Self| (*v != Self::Uplink, v.number());
+        key(self).cmp(&key(other))
+    }
+}
+
+impl fmt::Display for Vport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Uplink => f.write_str("uplink"),
+            Self::HostPf => f.write_str("hpf"),
+            Self::Vf(n) => write!(f, "vf{n}"),
+            Self::Sf(n) => write!(f, "sf@{n}"),
+        }
+    }
+}
+
+/// The index of a devlink port: the PF's place in the upper half, the vport's number in the lower, as
+/// mlx5 makes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct PortIndex(pub u32);
+
+impl PortIndex {
+    /// The index of a PF's vport.
+    pub fn new(pf: PfIndex, vport: Vport) -> Self {
+        Self(u32::from(pf.0) << 16 | u32::from(vport.number()))
+    }
+
+    /// The PF's place and the vport's number.
+    pub fn split(self) -> (u32, u16) {
+        (self.0 >> 16, (self.0 & 0xffff) as u16)
+    }
+}
+
+/// A devlink port as it is typed: `pci/0000:08:00.0/65535`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortHandle {
+    /// The devlink instance.
+    pub device: PciAddress,
+    /// The port.
+    pub index: PortIndex,
+}
+
+impl fmt::Display for PortHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "pci/{}/{}", self.device, self.index.0)
+    }
+}
+
+impl FromStr for PortHandle {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let error = || ParseError::new(text, "a devlink port such as pci/0000:08:00.0/1");
+        let (device, index) = text
+            .strip_prefix("pci/")
+            .and_then(|t| t.rsplit_once('/'))
+            .ok_or_else(error)?;
+        Ok(Self {
+            device: device.parse().map_err(|_| error())?,
+            index: PortIndex(index.parse().map_err(|_| error())?),
+        })
+    }
+}
+
+/// A unicast MAC address.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct MacAddr(pub [u8; 6]);
+
+impl fmt::Display for MacAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl fmt::Debug for MacAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+impl FromStr for MacAddr {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let error = || ParseError::new(text, "a unicast MAC address such as 00:11:22:33:44:55");
+        let mut bytes = [0; 6];
+        let mut parts = text.split(':');
+        for byte in &mut bytes {
+            let part = parts.next().filter(|p| p.len() == 2).ok_or_else(error)?;
+            *byte = u8::from_str_radix(part, 16).map_err(|_| error())?;
+        }
+        if parts.next().is_some() || bytes[0] & 1 == 1 || bytes == [0; 6] {
+            return Err(error());
+        }
+        Ok(Self(bytes))
+    }
+}
+
+/// What a representor is on the host that manages the switch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RepType {
+    /// A netdev.
+    Eth,
+    /// The uplink's is an RDMA device; every other vport's is a port of it.
+    Ib,
+}
+
+impl RepType {
+    /// Both, in the order in which they load.
+    pub const ALL: [Self; 2] = [Self::Eth, Self::Ib];
+
+    pub(crate) fn index(self) -> usize {
+        self as usize
+    }
+}
+
+impl fmt::Display for RepType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Eth => "eth",
+            Self::Ib => "ib",
+        })
+    }
+}
+
+impl FromStr for RepType {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        match text {
+            "eth" => Ok(Self::Eth),
+            "ib" => Ok(Self::Ib),
+            _ => Err(ParseError::new(text, "a representor type: eth or ib")),
+        }
+    }
+}
+
+/// The mode of an E-Switch, as `devlink dev eswitch` names it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Switching by MAC and VLAN, no representors.
+    #[default]
+    Legacy,
+    /// Representors stand for the vports, and nothing is forwarded unless somebody says so.
+    Switchdev,
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Legacy => "legacy",
+            Self::Switchdev => "switchdev",
+        })
+    }
+}
+
+impl FromStr for Mode {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        match text {
+            "legacy" => Ok(Self::Legacy),
+            "switchdev" => Ok(Self::Switchdev),
+            _ => Err(ParseError::new(text, "an E-Switch mode: legacy or switchdev")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_printed_can_be_parsed() {
+        for text in ["0000:08:00.0", "ffff:ff:1f.7", "0001:0a:00.1"] {
+            assert_eq!(text.parse::<PciAddress>().unwrap().to_string(), text);
+        }
+        for text in ["00:11:22:33:44:55", "02:ff:00:00:00:01"] {
+            assert_eq!(text.parse::<MacAddr>().unwrap().to_string(), text);
+        }
+        for text in ["pci/0000:08:00.0/65535", "pci/0000:08:00.1/98304"] {
+            assert_eq!(text.parse::<PortHandle>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn nonsense_is_refused_with_what_was_expected() {
+        for text in [
+            "",
+            "08:00.0",
+            "0000:08:00",
+            "0000:08:20.0",
+            "0000:08:00.8",
+            "0000:8:00.0",
+            "0000:+8:00.0",
+        ] {
+            let error = text.parse::<PciAddress>().unwrap_err();
+            assert!(error.to_string().contains("0000:08:00.0"), "{error}");
+        }
+        for text in [
+            "",
+            "00:11:22:33:44",
+            "00:11:22:33:44:55:66",
+            "01:00:00:00:00:00",
+            "00:00:00:00:00:00",
+            "0:1:2:3:4:5",
+        ] {
+            assert!(text.parse::<MacAddr>().is_err(), "{text}");
+        }
+        for text in [
+            "",
+            "pci/0000:08:00.0",
+            "pci/0000:08:00.0/",
+            "pci/0000:08:00.0/x",
+            "0000:08:00.0/1",
+        ] {
+            assert!(text.parse::<PortHandle>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_vport_and_its_number_are_one() {
+        for vport in [
+            Vport::Uplink,
+            Vport::HostPf,
+            Vport::Vf(0),
+            Vport::Vf(127),
+            Vport::Sf(0),
+            Vport::Sf(88),
+        ] {
+            assert_eq!(Vport::from_number(vport.number(), true), Some(vport));
+        }
+        assert_eq!(
+            Vport::from_number(0, false),
+            None,
+            "a plain NIC's manager has no representor"
+        );
+        assert_eq!(PortIndex::new(PfIndex(1), Vport::Uplink).0, 131_071);
+        assert_eq!(PortIndex::new(PfIndex(0), Vport::Sf(0)).0, 32_768);
+    }
+}

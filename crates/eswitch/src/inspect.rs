@@ -1,0 +1,313 @@
+//! What there is, for those who look, and the invariants over it.
+//!
+//! Each invariant has a name, which is the same everywhere: in reports, in scenarios, in the docs.
+
+use std::collections::BTreeSet;
+
+use lockdep::{Locked, Unlocked};
+
+use crate::card::Resource;
+use crate::engine::Engine;
+use crate::error::Result;
+use crate::eswitch::RepFailure;
+use crate::ids::{MacAddr, Mode, PciAddress, PfIndex, PortHandle, RepType, Vport};
+use crate::names;
+use crate::sf::SfState;
+
+/// A state that the engine must never be in.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Violation {
+    /// The invariant's name.
+    pub invariant: &'static str,
+    /// What was found.
+    pub detail: String,
+}
+
+/// A devlink port with its representors.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortView {
+    /// `pci/0000:08:00.0/1`.
+    pub handle: PortHandle,
+    /// Which vport.
+    pub vport: Vport,
+    /// The devlink flavour: `physical`, `pcipf`, `pcivf` or `pcisf`.
+    pub flavour: &'static str,
+    /// The netdev representor's name, if it is loaded.
+    pub netdev: Option<String>,
+    /// The RDMA device or port, if the IB representor is loaded.
+    pub ibdev: Option<String>,
+    /// For each type, in the order of [`RepType::ALL`].
+    pub reps: [RepState; 2],
+    /// The MAC address of its function.
+    pub hw_addr: Option<MacAddr>,
+    /// For an SF.
+    pub sf: Option<SfState>,
+}
+
+/// The state of one representor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RepState {
+    /// No ops of its type are registered.
+    Unregistered,
+    /// Ops are registered, it is not loaded, and should not be.
+    Registered,
+    /// It is loaded.
+    Loaded,
+    /// It should be loaded and is not; it is tried again.
+    Failed(RepFailure),
+}
+
+impl std::fmt::Display for RepState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Unregistered => "unregistered",
+            Self::Registered => "registered",
+            Self::Loaded => "loaded",
+            Self::Failed(_) => "failed",
+        })
+    }
+}
+
+/// A PF that is bound.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PfView {
+    /// Its address.
+    pub address: PciAddress,
+    /// Its place.
+    pub index: PfIndex,
+    /// The mode of its E-Switch.
+    pub mode: Mode,
+    /// `encap-mode`: basic rather than none.
+    pub encap: bool,
+    /// VFs enabled.
+    pub num_vfs: u16,
+    /// Every devlink port, in the order of vports.
+    pub ports: Vec<PortView>,
+    /// Its auxiliary devices by name, whether a driver is bound, and the error of the last probe.
+    pub auxiliary: Vec<(String, bool, Option<String>)>,
+    /// Whether something waits to be tried again, and in how many milliseconds if that can be said.
+    pub retry: Option<Option<u64>>,
+}
+
+/// All there is, at one moment for each PF.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The PFs that are bound.
+    pub pfs: Vec<PfView>,
+    /// The modules that are loaded.
+    pub modules: Vec<&'static str>,
+    /// What the card holds.
+    pub resources: Vec<Resource>,
+}
+
+impl Engine {
+    /// Looks at everything.
+    pub fn inspect(&self, cx: &mut Locked<'_, Unlocked>) -> Snapshot {
+        let mut pfs = Vec::new();
+        for address in self.addresses() {
+            // One that is unbound while we look is not there.
+            if let Ok(view) = self.inspect_pf(cx, address) {
+                pfs.push(view);
+            }
+        }
+        let mut resources = self.shared.card.resources(&mut cx.narrow());
+        resources.sort();
+        Snapshot {
+            pfs,
+            modules: self.shared.modules.list(cx),
+            resources,
+        }
+    }
+
+    fn inspect_pf(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<PfView> {
+        self.with_devlink(cx, address, |pf, state, cx| {
+            let mode = pf.eswitch.mode.under_devlink(cx);
+            let config = &self.shared.config;
+            let registered = pf.eswitch.registered(cx);
+            let rows: Vec<(Vport, [RepState; 2])> = pf.inspect_reps(cx, |table| {
+                let state = |vport: Vport, ty: RepType| match table.failures().get(&(vport, ty)) {
+                    _ if table.is_loaded(vport, ty) => RepState::Loaded,
+                    Some(failure) => RepState::Failed(failure.clone()),
+                    None if registered[ty.index()] => RepState::Registered,
+                    None => RepState::Unregistered,
+                };
+                table
+                    .vports()
+                    .into_iter()
+                    .map(|v| (v, RepType::ALL.map(|ty| state(v, ty))))
+                    .collect()
+            });
+            let mut ports = Vec::new();
+            for (vport, reps) in rows {
+                if mode == Mode::Legacy && vport != Vport::Uplink {
+                    continue;
+                }
+                let sf = match state.sfs.get(vport) {
+                    Some(sf) => Some(sf.state(cx)),
+                    None => None,
+                };
+                let sfnum = sf.map(|s| s.sfnum.0);
+                let eth = match vport {
+                    Vport::Uplink => Resource::PfNetdev(pf.index()),
+                    _ => Resource::Representor(pf.index(), vport, RepType::Eth),
+                };
+                let ib = Resource::Representor(pf.index(), vport, RepType::Ib);
+                ports.push(PortView {
+                    handle: pf.port_handle(vport),
+                    vport,
+                    flavour: match vport {
+                        Vport::Uplink => "physical",
+                        Vport::HostPf => "pcipf",
+                        Vport::Vf(_) => "pcivf",
+                        Vport::Sf(_) => "pcisf",
+                    },
+                    netdev: self.shared.card.name(&mut cx.narrow(), &eth),
+                    ibdev: (reps[1] == RepState::Loaded)
+                        .then(|| names::ib_device(config, &ib, sfnum))
+                        .flatten(),
+                    reps,
+                    hw_addr: match sf {
+                        Some(sf) => Some(sf.mac),
+                        None => state.vports.get(&vport).map(|info| info.mac),
+                    },
+                    sf,
+                });
+            }
+            let mut auxiliary = Vec::new();
+            for device in self.shared.bus.pf_devices(cx) {
+                if device.name().ends_with(&format!(".{}", pf.index().0)) {
+                    let (bound, failed) = device.status(cx);
+                    auxiliary.push((device.name(), bound, failed.map(|e| e.to_string())));
+                }
+            }
+            let work = pf.eswitch.work.inner();
+            let sfs = pf.sf_queue.inner();
+            let retry = work.pending_retry(cx).or(sfs.pending_retry(cx));
+            Ok(PfView {
+                address,
+                index: pf.index(),
+                mode,
+                encap: state.encap,
+                num_vfs: state.num_vfs,
+                ports,
+                auxiliary,
+                retry: retry.map(|left| left.map(|d| d.as_millis() as u64)),
+            })
+        })
+    }
+
+    /// Checks the invariants that hold at rest: after [`settle`](Self::settle), with no command
+    /// running. What the card has noticed meanwhile is part of it.
+    pub fn check(&self, cx: &mut Locked<'_, Unlocked>) -> Vec<Violation> {
+        let snapshot = self.inspect(cx);
+        let mut found: Vec<Violation> = Vec::new();
+        for detail in self.shared.card.take_complaints(&mut cx.narrow()) {
+            found.push(Violation {
+                invariant: "load-once",
+                detail,
+            });
+        }
+        let mut expected = BTreeSet::new();
+        for pf in &snapshot.pfs {
+            self.check_pf(pf, &mut found);
+            self.expect_resources(cx, pf, &snapshot.modules, &mut expected);
+        }
+        let actual: BTreeSet<Resource> = snapshot.resources.iter().copied().collect();
+        for leaked in actual.difference(&expected) {
+            found.push(Violation {
+                invariant: "no-leak",
+                detail: format!("{leaked} exists and should not"),
+            });
+        }
+        for missing in expected.difference(&actual) {
+            found.push(Violation {
+                invariant: "no-leak",
+                detail: format!("{missing} should exist and does not"),
+            });
+        }
+        found
+    }
+
+    fn check_pf(&self, pf: &PfView, found: &mut Vec<Violation>) {
+        let mut violate = |invariant, detail| found.push(Violation { invariant, detail });
+        let rests = pf.retry.is_none();
+        for port in &pf.ports {
+            for (ty, state) in RepType::ALL.into_iter().zip(&port.reps) {
+                match (pf.mode, state) {
+                    (Mode::Legacy, RepState::Loaded) => {
+                        violate(
+                            "legacy-empty",
+                            format!("{}: {ty} is loaded in legacy mode", port.handle),
+                        );
+                    }
+                    (Mode::Switchdev, RepState::Registered) if rests => {
+                        violate(
+                            "switchdev-complete",
+                            format!("{}: {ty} is registered and not loaded", port.handle),
+                        );
+                    }
+                    (Mode::Switchdev, RepState::Failed(failure)) if rests => {
+                        let why = &failure.error;
+                        violate(
+                            "switchdev-complete",
+                            format!("{}: {ty} failed and is not retried: {why}", port.handle),
+                        );
+                    }
+                    _ => {}
+                }
+            }
+        }
+        for (name, bound, failed) in &pf.auxiliary {
+            if !bound && failed.is_some() && rests {
+                violate(
+                    "switchdev-complete",
+                    format!("{name}: its driver failed and is not retried"),
+                );
+            }
+        }
+    }
+
+    /// What the card should hold for a PF, as a function of what the engine says there is.
+    fn expect_resources(
+        &self,
+        cx: &mut Locked<'_, Unlocked>,
+        pf: &PfView,
+        modules: &[&'static str],
+        expected: &mut BTreeSet<Resource>,
+    ) {
+        let index = pf.index;
+        expected.insert(Resource::Function(index));
+        if pf.mode == Mode::Switchdev {
+            expected.insert(Resource::SwitchdevFdb(index));
+        }
+        for (name, bound, _) in &pf.auxiliary {
+            if *bound && name.starts_with("mlx5_core.eth.") {
+                expected.insert(Resource::PfNetdev(index));
+            }
+            if *bound && name.starts_with("mlx5_core.rdma.") {
+                expected.insert(Resource::PfIbDevice(index));
+            }
+        }
+        let vports = self.with_devlink(cx, pf.address, |_, state, _| {
+            Ok(state.vports.keys().copied().collect::<Vec<_>>())
+        });
+        for vport in vports.unwrap_or_default() {
+            if vport != Vport::Uplink {
+                expected.insert(Resource::Port(index, vport));
+            }
+        }
+        for port in &pf.ports {
+            for (ty, state) in RepType::ALL.into_iter().zip(&port.reps) {
+                if *state == RepState::Loaded {
+                    expected.insert(Resource::Representor(index, port.vport, ty));
+                }
+            }
+            if port.sf.is_some_and(|sf| sf.attached) {
+                expected.insert(Resource::SfNetdev(index, port.vport));
+                if modules.contains(&"mlx5_ib") {
+                    expected.insert(Resource::SfIbDevice(index, port.vport));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! The E-Switch engine: devices, devlink instances, the auxiliary bus, the E-Switch with its vports and
+//! representors, its work queue, SFs, and what ties the PFs of a card together.
+//!
+//! It does no I/O, has no clock, and has no threads but those it is given. What it needs of the
+//! outside is one trait, [`card::Card`]. What it guarantees is in [`inspect`], invariant by invariant;
+//! how it takes its locks is in [`lock_order`], which the compiler enforces.
+//!
+//! Start at [`Engine`], which has the commands; [`eswitch`] is the heart.
+
+#![forbid(unsafe_code)]
+
+pub mod auxiliary;
+pub mod card;
+mod config;
+pub mod devcom;
+mod device;
+pub mod devlink;
+pub mod driver;
+mod engine;
+mod error;
+pub mod eswitch;
+mod event;
+mod ids;
+pub mod inspect;
+pub mod lag;
+pub mod lock_order;
+pub mod module;
+pub mod names;
+mod queue;
+pub mod sf;
+
+pub use config::{CardConfig, ConfigError};
+pub use device::Pf;
+pub use engine::{Engine, Shared};
+pub use error::{Errno, Error, Result};
+pub use event::{Event, Subscription};
+pub use ids::{
+    MAX_SFS, MacAddr, Mode, ParseError, PciAddress, PfIndex, PortHandle, PortIndex, RepType, SF_VPORT_BASE, SfNum,
+    Vport,
+};

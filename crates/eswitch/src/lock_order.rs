@@ -1,0 +1,109 @@
+//! The order of every lock, in one place.
+//!
+//! Outer to inner; take only what stands further down than what you hold:
+//!
+//! ```text
+//! Device                  bind, unbind, reload, sriov_numvfs of one PF
+//! └─ Devlink              one per PF; devlink commands run under it
+//!    ├─ Mode              the E-Switch mode and its operation-in-progress mark; nothing under it
+//!    └─ WorkQueue    (map) what the E-Switch's work queue runs; the handler *tries* Devlink
+//!       └─ SfQueue   (map) what the SF queue runs
+//!          └─ Devcom      the component that ties the PFs of a card; written by every rescan
+//!             └─ Module   loading or unloading one module
+//!                └─ Auxiliary        one auxiliary device of a PF, or an SF's own
+//!                   └─ SfDevlink     the devlink instance of an SF
+//!                      └─ SfAuxiliary    one auxiliary device of an SF
+//!                         └─ Probe  (no lock) where drivers' probe and remove stand
+//!                            └─ Representors         one per E-Switch: its representor table
+//!                               └─ RepresentorsNested   a peer's, from the master's
+//!                                  └─ RepOps     the ops of one E-Switch; read by lookups
+//!                                     └─ Lag     members and mode of the LAG
+//!                                        └─ CardCall (no lock) where calls to the card stand
+//! ```
+//!
+//! Leaf locks stand outside the tree: they may be taken anywhere, and nothing under them.
+//!
+//! Three places need a second look:
+//!
+//! * `Mode` and `Representors` are on different branches, so no code can hold both: an operation
+//!   marks itself in progress under `Mode`, lets go, and takes `Representors` then.
+//! * The work queue's handler needs `Devlink`, which stands *above* its map, because teardown drains
+//!   the queue with `Devlink` held. So it only tries, and waits for "devlink free or generation
+//!   moved" (`devlink::Devlink::with_unless`). A try adds no order.
+//! * A rescan probes and removes drivers on the calling thread, and drivers take `Representors`. So
+//!   whoever rescans cannot hold `Representors`: it would need a token it no longer has.
+
+use lockdep::{lock_classes, lock_order};
+
+lock_classes! {
+    /// Binding, unbinding, reloading and `sriov_numvfs` of one PF.
+    pub class Device = "device";
+    /// One devlink instance (a PF).
+    pub class Devlink = "devlink";
+    /// The mode of one E-Switch and its operation-in-progress mark.
+    pub class Mode = "mode";
+    /// The wait map of one E-Switch's work queue.
+    pub class WorkQueue = "work queue";
+    /// The wait map of one PF's SF queue.
+    pub class SfQueue = "SF queue";
+    /// The component that ties the PFs of one card together.
+    pub class Devcom = "devcom component";
+    /// Loading or unloading one module.
+    pub class Module = "module";
+    /// An auxiliary device of a PF, or of the SF itself.
+    pub class Auxiliary = "auxiliary device";
+    /// The devlink instance of an SF.
+    pub class SfDevlink = "devlink of an SF";
+    /// An auxiliary device that an SF publishes.
+    pub class SfAuxiliary = "auxiliary device of an SF";
+    /// Not a lock: where a driver's probe and remove stand, whichever bus called them.
+    pub class Probe = "driver";
+    /// The representor table of one E-Switch.
+    pub class Representors = "representors";
+    /// A peer's representor table, from the master's: declared nesting, by rank.
+    pub class RepresentorsNested = "representors, nested" nested in Representors;
+    /// The representor ops of one E-Switch: written under `Representors`, read by lookups.
+    pub class RepOps = "rep ops";
+    /// Members and mode of the LAG.
+    pub class Lag = "lag";
+    /// Not a lock: where calls to the card stand.
+    pub class CardCall = "card";
+
+    /// Which PF a device slot has bound.
+    pub leaf DeviceSlot = "device slot";
+    /// "Devlink free, or generation moved": what work handlers wait for.
+    pub leaf DevlinkMoved = "devlink moved";
+    /// The items of a queue.
+    pub leaf QueueItems = "queue items";
+    /// The devices and drivers on the auxiliary bus.
+    pub leaf BusLists = "bus lists";
+    /// Whether an SF's function is wanted.
+    pub leaf SfWanted = "SF wanted";
+    /// How many operations hold LAG off.
+    pub leaf LagHolds = "LAG holds";
+    /// Who watches events.
+    pub leaf Events = "events";
+    /// What the monitor has noticed.
+    pub leaf Monitor = "monitor";
+    /// A card's own books.
+    pub leaf CardState = "card state";
+}
+
+lock_order! {
+    root Device;
+    Device => Devlink;
+    Devlink => Mode;
+    Devlink => WorkQueue;
+    WorkQueue => SfQueue;
+    SfQueue => Devcom;
+    Devcom => Module;
+    Module => Auxiliary;
+    Auxiliary => SfDevlink;
+    SfDevlink => SfAuxiliary;
+    SfAuxiliary => Probe;
+    Probe => Representors;
+    Representors => RepresentorsNested;
+    RepresentorsNested => RepOps;
+    RepOps => Lag;
+    Lag => CardCall;
+}

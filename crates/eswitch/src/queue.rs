@@ -1,0 +1,207 @@
+//! An ordered queue served by one thread: the shape of the E-Switch's work queue and of the SF queue.
+//!
+//! Two ways in, as their callers must choose: [`push`](Queue::push) may wait and may allocate;
+//! [`push_atomic`](Queue::push_atomic) does neither and draws on a reserve. Beside the items stand
+//! *marks*, bits that need no memory at all, and one pending retry; neither can be lost.
+
+use std::collections::VecDeque;
+
+use lockdep::{Condvar, Deadline, Locked, MayWait, Mutex};
+
+use crate::error::{Error, Result};
+use crate::lock_order::QueueItems;
+
+/// Room for items that is there from the start, for those who may not allocate.
+const RESERVE: usize = 16;
+
+/// What the serving thread is to do next.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Next<T> {
+    Item(T),
+    /// These marks were set; they are taken back.
+    Marks(u8),
+    /// The retry is due.
+    Retry,
+}
+
+#[derive(Debug)]
+pub(crate) struct Queue<T> {
+    state: Mutex<QueueItems, State<T>>,
+    arrived: Condvar,
+    rested: Condvar,
+}
+
+#[derive(Debug)]
+struct State<T> {
+    items: VecDeque<T>,
+    marks: u8,
+    retry: Option<Deadline>,
+    attempt: u32,
+    busy: bool,
+    closed: bool,
+    fail_allocations: u32,
+}
+
+impl<T> Default for Queue<T> {
+    fn default() -> Self {
+        Self {
+            state: Mutex::new(State {
+                items: VecDeque::with_capacity(RESERVE),
+                marks: 0,
+                retry: None,
+                attempt: 0,
+                busy: false,
+                closed: false,
+                fail_allocations: 0,
+            }),
+            arrived: Condvar::new(),
+            rested: Condvar::new(),
+        }
+    }
+}
+
+impl<T> Queue<T> {
+    /// Queues an item; may allocate.
+    pub fn push<L: MayWait>(&self, cx: &mut Locked<'_, L>, item: T) -> Result<()> {
+        cx.might_wait();
+        let mut state = self.state.lock_leaf(cx);
+        if state.closed {
+            return Err(Error::Teardown);
+        }
+        if state.take_planned_failure() || state.items.try_reserve(1).is_err() {
+            return Err(Error::QueueFull);
+        }
+        state.items.push_back(item);
+        drop(state);
+        self.arrived.notify_one();
+        Ok(())
+    }
+
+    /// Queues an item from where nothing may wait or allocate. When there is no room, `mark` is left
+    /// instead, and the serving thread acts on that.
+    pub fn push_atomic<L>(&self, cx: &mut Locked<'_, L>, item: T, mark: u8) -> Result<()> {
+        let mut state = self.state.lock_leaf(cx);
+        if state.closed {
+            return Err(Error::Teardown);
+        }
+        let full = state.take_planned_failure() || state.items.len() >= RESERVE;
+        if full {
+            state.marks |= mark;
+        } else {
+            state.items.push_back(item);
+        }
+        drop(state);
+        self.arrived.notify_one();
+        if full { Err(Error::QueueFull) } else { Ok(()) }
+    }
+
+    /// Leaves a mark. Needs no memory and cannot fail; on a closed queue it does nothing.
+    pub fn mark<L>(&self, cx: &mut Locked<'_, L>, mark: u8) {
+        self.state.lock_leaf(cx).marks |= mark;
+        self.arrived.notify_one();
+    }
+
+    /// Asks for a retry after the delay that `delay` gives for the number of attempts so far, counted
+    /// from 0. Returns that delay's attempt number. One retry is pending at most.
+    pub fn retry<L>(
+        &self,
+        cx: &mut Locked<'_, L>,
+        delay: impl FnOnce(u32) -> std::time::Duration,
+    ) -> std::time::Duration {
+        let mut state = self.state.lock_leaf(cx);
+        let delay = delay(state.attempt);
+        state.attempt = state.attempt.saturating_add(1);
+        state.retry = Some(Deadline::after(delay));
+        delay
+    }
+
+    /// Nothing is missing any more.
+    pub fn no_retry<L>(&self, cx: &mut Locked<'_, L>) {
+        let mut state = self.state.lock_leaf(cx);
+        state.retry = None;
+        state.attempt = 0;
+    }
+
+    /// Milliseconds until the pending retry, if there is one; `None` inside if that cannot be said.
+    pub fn pending_retry<L>(&self, cx: &mut Locked<'_, L>) -> Option<Option<std::time::Duration>> {
+        self.state.lock_leaf(cx).retry.as_ref().map(Deadline::remaining)
+    }
+
+    /// Makes the next `n` allocations for items fail.
+    pub fn fail_allocations<L>(&self, cx: &mut Locked<'_, L>, n: u32) {
+        self.state.lock_leaf(cx).fail_allocations = n;
+    }
+
+    /// For the serving thread: waits for something to do. `None` once the queue is closed; what was
+    /// still in it is dropped.
+    pub fn next<L: MayWait>(&self, cx: &mut Locked<'_, L>) -> Option<Next<T>> {
+        let mut state = self.state.lock_leaf(cx);
+        state.busy = false;
+        loop {
+            if state.closed {
+                state.items.clear();
+                state.marks = 0;
+                state.retry = None;
+                self.rested.notify_all();
+                return None;
+            }
+            let next = if state.marks != 0 {
+                Some(Next::Marks(std::mem::take(&mut state.marks)))
+            } else if let Some(item) = state.items.pop_front() {
+                Some(Next::Item(item))
+            } else if state.retry.as_ref().is_some_and(Deadline::has_passed) {
+                state.retry = None;
+                Some(Next::Retry)
+            } else {
+                None
+            };
+            if next.is_some() {
+                state.busy = true;
+                return next;
+            }
+            self.rested.notify_all();
+            match state.retry.clone() {
+                Some(deadline) => self.arrived.wait_until(&mut state, &deadline),
+                None => self.arrived.wait(&mut state),
+            }
+        }
+    }
+
+    /// Closes the queue: the serving thread ends when what it is doing is done, and the rest is
+    /// dropped.
+    pub fn close<L>(&self, cx: &mut Locked<'_, L>) {
+        self.state.lock_leaf(cx).closed = true;
+        self.arrived.notify_all();
+    }
+
+    /// Whether it has been closed.
+    pub fn is_closed<L>(&self, cx: &mut Locked<'_, L>) -> bool {
+        self.state.lock_leaf(cx).closed
+    }
+
+    /// Waits until nothing is queued or being done; with `retries`, nothing to be tried again either.
+    pub fn wait_rested<L: MayWait>(&self, cx: &mut Locked<'_, L>, retries: bool) {
+        cx.might_wait();
+        let mut state = self.state.lock_leaf(cx);
+        while !state.closed && !(state.rests() && (!retries || state.retry.is_none())) {
+            self.rested.wait(&mut state);
+        }
+    }
+
+    /// Whether nothing is queued or being done.
+    pub fn rests<L>(&self, cx: &mut Locked<'_, L>) -> bool {
+        self.state.lock_leaf(cx).rests()
+    }
+}
+
+impl<T> State<T> {
+    fn rests(&self) -> bool {
+        self.closed || (self.items.is_empty() && self.marks == 0 && !self.busy)
+    }
+
+    fn take_planned_failure(&mut self) -> bool {
+        let fails = self.fail_allocations > 0;
+        self.fail_allocations = self.fail_allocations.saturating_sub(1);
+        fails
+    }
+}

@@ -1,0 +1,364 @@
+//! Scalable functions: their ports, which are devlink's, and their functions, which come and go on a
+//! queue of their own.
+//!
+//! Adding an SF makes a port with a representor; the function behind it is inactive. Activating it makes
+//! the SF queue add the SF's auxiliary device: a devlink instance with auxiliary devices of its own. The
+//! queue holds no representor lock and no PF's devlink lock, so that probing an SF's drivers cannot
+//! wait for whoever waits for the SF to be gone.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use lockdep::{LockBefore, Locked, Mutex, Unlocked, WaitMap};
+
+use crate::auxiliary::{AuxKind, AuxiliaryDevice};
+use crate::device::Pf;
+use crate::devlink::DevlinkState;
+use crate::error::{Error, Result};
+use crate::eswitch::LoadPolicy;
+use crate::ids::{MacAddr, Mode, SfNum, Vport};
+use crate::lock_order::{Auxiliary, Devlink, SfAuxiliary, SfDevlink, SfQueue as SfQueueClass, SfWanted};
+use crate::queue::{Next, Queue};
+
+/// The SFs of a PF, by place. The place is the lowest that is free; it makes the vport number.
+#[derive(Debug, Default)]
+pub struct SfTable {
+    sfs: BTreeMap<u16, Arc<SfFunction>>,
+}
+
+impl SfTable {
+    fn by_num(&self, sfnum: SfNum) -> Option<&Arc<SfFunction>> {
+        self.sfs.values().find(|sf| sf.sfnum == sfnum)
+    }
+
+    fn free_place(&self, max: u16) -> Option<u16> {
+        if self.sfs.len() >= usize::from(max) {
+            return None;
+        }
+        (0..max).find(|place| !self.sfs.contains_key(place))
+    }
+
+    /// The SF of a vport.
+    pub fn get(&self, vport: Vport) -> Option<&Arc<SfFunction>> {
+        match vport {
+            Vport::Sf(place) => self.sfs.get(&place),
+            _ => None,
+        }
+    }
+
+    /// Every SF.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<SfFunction>> {
+        self.sfs.values()
+    }
+}
+
+/// One SF's function.
+pub struct SfFunction {
+    pf: Arc<Pf>,
+    vport: Vport,
+    sfnum: SfNum,
+    id: u32,
+    wanted: Mutex<SfWanted, Wanted>,
+    /// The SF's auxiliary device, `mlx5_core.sf.N`: its lock, and whether its driver is bound.
+    auxiliary: Mutex<Auxiliary, bool>,
+    /// The SF's own devlink instance, and the auxiliary devices it publishes.
+    devlink: Mutex<SfDevlink, Vec<Arc<AuxiliaryDevice<SfAuxiliary>>>>,
+}
+
+#[derive(Clone, Copy)]
+struct Wanted {
+    active: bool,
+    mac: MacAddr,
+    /// What the queue has made of it.
+    attached: bool,
+}
+
+/// What of an SF can be looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SfState {
+    /// Its number.
+    pub sfnum: SfNum,
+    /// `state active` rather than `inactive`.
+    pub active: bool,
+    /// `opstate attached` rather than `detached`.
+    pub attached: bool,
+    /// The MAC address of its function.
+    pub mac: MacAddr,
+}
+
+impl SfFunction {
+    /// The PF it is of.
+    pub fn pf(&self) -> &Arc<Pf> {
+        &self.pf
+    }
+
+    /// Its vport.
+    pub fn vport(&self) -> Vport {
+        self.vport
+    }
+
+    /// Its number.
+    pub fn sfnum(&self) -> SfNum {
+        self.sfnum
+    }
+
+    /// The number of its auxiliary devices on the bus.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// What it is now.
+    pub fn state<L>(&self, cx: &mut Locked<'_, L>) -> SfState {
+        let wanted = *self.wanted.lock_leaf(cx);
+        SfState {
+            sfnum: self.sfnum,
+            active: wanted.active,
+            attached: wanted.attached,
+            mac: wanted.mac,
+        }
+    }
+
+    /// The MAC address its netdev gets.
+    pub(crate) fn mac<L>(&self, cx: &mut Locked<'_, L>) -> MacAddr {
+        self.wanted.lock_leaf(cx).mac
+    }
+
+    /// Makes the function what it should be: attached if active, detached if not.
+    ///
+    /// # Errors
+    /// A driver's probe failed. What was probed stays; the rest is tried again.
+    fn settle<P: LockBefore<Auxiliary>>(self: &Arc<Self>, cx: &mut Locked<'_, P>) -> Result<()> {
+        let shared = &self.pf.shared;
+        let active = self.wanted.lock_leaf(cx).active;
+        let (mut bound, mut cx) = self.auxiliary.lock(cx);
+        let mut result = Ok(());
+        if active {
+            let (mut devices, mut cx) = self.devlink.lock(&mut cx);
+            for kind in [AuxKind::Eth, AuxKind::Rdma] {
+                let probed = if let Some(device) = devices.iter().find(|d| d.kind() == kind) {
+                    shared.bus.attach_sf(&mut cx, &shared.events, device)
+                } else {
+                    let (device, probed) = shared.bus.add_sf(&mut cx, &shared.events, self, kind);
+                    devices.push(device);
+                    probed
+                };
+                result = result.and(probed);
+            }
+            *bound = true;
+        } else if *bound {
+            let (mut devices, mut cx) = self.devlink.lock(&mut cx);
+            for device in devices.drain(..).rev() {
+                shared.bus.remove_sf(&mut cx, &device);
+            }
+            *bound = false;
+        }
+        let attached = *bound;
+        self.wanted.lock_leaf(&mut cx).attached = attached;
+        result
+    }
+}
+
+/// The queue on which SF functions come and go, and every SF it may have to look after.
+#[derive(Debug)]
+pub(crate) struct SfQueue {
+    queue: Queue<Arc<SfFunction>>,
+    map: WaitMap<SfQueueClass>,
+    all: Mutex<SfWanted, Vec<Arc<SfFunction>>>,
+}
+
+/// The mark that asks for a look at every SF.
+const LOOK_AT_ALL: u8 = 1;
+
+impl Default for SfQueue {
+    fn default() -> Self {
+        Self {
+            queue: Queue::default(),
+            map: WaitMap::new(),
+            all: Mutex::new(Vec::new()),
+        }
+    }
+}
+
+impl SfQueue {
+    /// Something about an SF has changed.
+    fn kick<L: lockdep::MayWait>(&self, cx: &mut Locked<'_, L>, sf: &Arc<SfFunction>) {
+        if self.queue.push(cx, Arc::clone(sf)).is_err() {
+            self.queue.mark(cx, LOOK_AT_ALL);
+        }
+    }
+
+    /// Waits until every function is what it should be, or its failure has been noted.
+    fn drain(&self, cx: &mut Locked<'_, Devlink>) {
+        self.map.drain(cx);
+        self.queue.wait_rested(cx, false);
+    }
+
+    /// The queue itself, for those who wait for it or look at it.
+    pub fn inner(&self) -> &Queue<Arc<SfFunction>> {
+        &self.queue
+    }
+
+    /// Says that the thread is about to wait for what runs here.
+    #[track_caller]
+    pub fn about_to_drain<P: LockBefore<SfQueueClass>>(&self, cx: &mut Locked<'_, P>) {
+        self.map.drain(cx);
+    }
+}
+
+/// What `devlink port add` asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SfRequest {
+    /// `pfnum`.
+    pub pfnum: u32,
+    /// `sfnum`.
+    pub sfnum: SfNum,
+}
+
+impl Pf {
+    /// `devlink port add … flavour pcisf pfnum P sfnum S`: an inactive SF with a representor.
+    ///
+    /// # Errors
+    /// The mode is legacy; the number is taken; all SFs are in use; or the first thing that failed, with
+    /// nothing changed.
+    pub(crate) fn add_sf(
+        self: &Arc<Self>,
+        state: &mut DevlinkState,
+        cx: &mut Locked<'_, Devlink>,
+        request: SfRequest,
+    ) -> Result<Vport> {
+        let max = self.shared.config.max_sfs;
+        if max == 0 {
+            return Err(Error::NoSfs);
+        }
+        if self.eswitch.mode.under_devlink(cx) == Mode::Legacy {
+            return Err(Error::SfInLegacy);
+        }
+        if request.pfnum != self.index().0.into() {
+            return Err(Error::SfPfnum {
+                given: request.pfnum,
+                own: self.index().0,
+            });
+        }
+        if state.sfs.by_num(request.sfnum).is_some() {
+            return Err(Error::SfExists(request.sfnum));
+        }
+        let place = state.sfs.free_place(max).ok_or(Error::SfsFull(max))?;
+        let vport = Vport::Sf(place);
+        self.enable_vports(
+            state,
+            cx,
+            Mode::Switchdev,
+            &[vport],
+            Some(request.sfnum),
+            LoadPolicy::Strict,
+        )?;
+        let sf = Arc::new(SfFunction {
+            pf: Arc::clone(self),
+            vport,
+            sfnum: request.sfnum,
+            id: self.shared.bus.new_id(cx),
+            wanted: Mutex::new(Wanted {
+                active: false,
+                mac: self.mac_of(vport),
+                attached: false,
+            }),
+            auxiliary: Mutex::new(false),
+            devlink: Mutex::new(Vec::new()),
+        });
+        self.sf_queue.all.lock_leaf(cx).push(Arc::clone(&sf));
+        state.sfs.sfs.insert(place, sf);
+        Ok(vport)
+    }
+
+    /// `devlink port function set … state`. Setting the state it has succeeds.
+    ///
+    /// # Errors
+    /// It is to be activated while its old function is not gone yet.
+    pub(crate) fn set_sf_active(&self, sf: &Arc<SfFunction>, cx: &mut Locked<'_, Devlink>, active: bool) -> Result<()> {
+        {
+            let mut wanted = sf.wanted.lock_leaf(cx);
+            if wanted.active == active {
+                return Ok(());
+            }
+            if active && wanted.attached {
+                return Err(Error::SfAttached);
+            }
+            wanted.active = active;
+        }
+        self.sf_queue.kick(cx, sf);
+        Ok(())
+    }
+
+    /// `devlink port function set … hw_addr` of an SF.
+    ///
+    /// # Errors
+    /// It is active.
+    pub(crate) fn set_sf_mac(&self, sf: &Arc<SfFunction>, cx: &mut Locked<'_, Devlink>, mac: MacAddr) -> Result<()> {
+        let handle = self.port_handle(sf.vport);
+        let mut wanted = sf.wanted.lock_leaf(cx);
+        if wanted.active || wanted.attached {
+            return Err(Error::SfActive(handle));
+        }
+        wanted.mac = mac;
+        Ok(())
+    }
+
+    /// `devlink port del`: deactivates the SF, waits until its function is gone, takes its port away.
+    pub(crate) fn delete_sf(&self, state: &mut DevlinkState, cx: &mut Locked<'_, Devlink>, sf: &Arc<SfFunction>) {
+        self.delete_sfs(state, cx, std::slice::from_ref(sf));
+    }
+
+    /// Leaving switchdev mode deletes every SF.
+    pub(crate) fn delete_all_sfs(&self, state: &mut DevlinkState, cx: &mut Locked<'_, Devlink>) {
+        let all: Vec<_> = state.sfs.iter().cloned().collect();
+        self.delete_sfs(state, cx, &all);
+    }
+
+    fn delete_sfs(&self, state: &mut DevlinkState, cx: &mut Locked<'_, Devlink>, sfs: &[Arc<SfFunction>]) {
+        if sfs.is_empty() {
+            return;
+        }
+        for sf in sfs {
+            sf.wanted.lock_leaf(cx).active = false;
+            self.sf_queue.kick(cx, sf);
+        }
+        self.sf_queue.drain(cx);
+        let vports: Vec<Vport> = sfs.iter().map(|sf| sf.vport).collect();
+        let mode = self.eswitch.mode.under_devlink(cx);
+        self.disable_vports(state, cx, mode, &vports);
+        state.sfs.sfs.retain(|_, sf| !vports.contains(&sf.vport));
+        self.sf_queue.all.lock_leaf(cx).retain(|sf| !vports.contains(&sf.vport));
+    }
+
+    /// Serves the SF queue until it is closed: the body of its thread.
+    pub(crate) fn serve_sfs(self: &Arc<Self>, cx: &mut Locked<'_, Unlocked>) {
+        let sfs = &self.sf_queue;
+        while let Some(next) = sfs.queue.next(cx) {
+            let (_inside, mut cx) = sfs.map.run(cx);
+            let some = match next {
+                Next::Item(sf) => vec![sf],
+                Next::Marks(_) | Next::Retry => sfs.all.lock_leaf(&mut cx).clone(),
+            };
+            for sf in some {
+                if sf.settle(&mut cx).is_err() {
+                    sfs.queue
+                        .retry(&mut cx, |attempt| self.shared.config.retry_delay(attempt));
+                }
+            }
+        }
+    }
+
+    /// Asks for a look at every SF: a driver of theirs failed to probe.
+    pub(crate) fn want_sfs<L>(&self, cx: &mut Locked<'_, L>) {
+        self.sf_queue.queue.mark(cx, LOOK_AT_ALL);
+    }
+}
+
+impl std::fmt::Debug for SfFunction {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SfFunction")
+            .field("vport", &self.vport)
+            .field("sfnum", &self.sfnum)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,1 @@
+//! Stories: what to run, on which threads, and what must hold.

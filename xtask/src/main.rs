@@ -1,0 +1,3 @@
+//! What a developer runs beside cargo.
+
+fn main() {}
