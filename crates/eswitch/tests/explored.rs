@@ -1,0 +1,188 @@
+//! The engine under a scheduler that decides every interleaving: the same engine, the same locks, in
+//! the same binary as the tests that run for real.
+
+mod common;
+
+use std::sync::Arc;
+
+use common::{Bench, addr};
+use eswitch::card::ResourceKind;
+use eswitch::{CardConfig, Engine, Mode, RepType, SfNum, Vport};
+use lockdep::{Domain, Locked, OnReport, Unlocked};
+
+fn config() -> CardConfig {
+    CardConfig {
+        vfs: 2,
+        total_vfs: 2,
+        ..CardConfig::default()
+    }
+}
+
+type Step = fn(&mut Locked<'_, Unlocked>, &Engine);
+
+/// Explores `threads` racing with one another on a fresh card, `schedules` times; after each, every
+/// invariant holds at rest, and nothing is left after shutdown.
+fn explore(schedules: usize, config: CardConfig, prepare: fn(&mut Locked<'_, Unlocked>, &Bench), threads: &[Step]) {
+    let threads = threads.to_vec();
+    lockdep::explored(move || {
+        shuttle::check_random(
+            move || {
+                let domain = Domain::checked(OnReport::Panic);
+                lockdep::enter(&domain, "story", |cx| {
+                    let bench = Bench::start(cx, &domain, config.clone());
+                    prepare(cx, &bench);
+                    let running: Vec<_> = threads
+                        .iter()
+                        .enumerate()
+                        .map(|(n, step)| {
+                            let (engine, step) = (Arc::clone(&bench.engine), *step);
+                            cx.spawn(&format!("t{n}"), move |cx| step(cx, &engine))
+                        })
+                        .collect();
+                    for thread in running {
+                        thread.join(cx).unwrap();
+                    }
+                    bench.end(cx);
+                });
+            },
+            schedules,
+        );
+    });
+}
+
+fn nothing(_: &mut Locked<'_, Unlocked>, _: &Bench) {}
+
+#[test]
+fn registration_against_a_mode_change() {
+    explore(2_000, config(), nothing, &[
+        |cx, engine| engine.set_mode(cx, addr(), Mode::Switchdev).unwrap(),
+        |cx, engine| engine.load_module(cx, "mlx5_ib").unwrap(),
+    ]);
+}
+
+#[test]
+fn unregistration_against_a_mode_change_and_back() {
+    let config = CardConfig {
+        modules: vec!["mlx5_ib".into()],
+        ..config()
+    };
+    explore(2_000, config, nothing, &[
+        |cx, engine| {
+            engine.set_mode(cx, addr(), Mode::Switchdev).unwrap();
+            engine.set_mode(cx, addr(), Mode::Legacy).unwrap();
+        },
+        |cx, engine| {
+            engine.unload_module(cx, "mlx5_ib").unwrap();
+            engine.load_module(cx, "mlx5_ib").unwrap();
+        },
+    ]);
+}
+
+#[test]
+fn registration_against_a_vf_count_change() {
+    let config = CardConfig {
+        vfs: 0,
+        mode: Mode::Switchdev,
+        ..config()
+    };
+    explore(2_000, config, nothing, &[
+        |cx, engine| {
+            engine.set_num_vfs(cx, addr(), 2).unwrap();
+            engine.set_num_vfs(cx, addr(), 0).unwrap();
+            engine.set_num_vfs(cx, addr(), 1).unwrap();
+        },
+        |cx, engine| engine.load_module(cx, "mlx5_ib").unwrap(),
+    ]);
+}
+
+#[test]
+fn removal_of_a_device_while_work_is_queued() {
+    let config = CardConfig {
+        mode: Mode::Switchdev,
+        ..config()
+    };
+    explore(2_000, config, nothing, &[
+        |cx, engine| engine.load_module(cx, "mlx5_ib").unwrap(),
+        |cx, engine| {
+            engine.unbind(cx, addr()).unwrap();
+            engine.bind(cx, addr()).unwrap();
+        },
+    ]);
+}
+
+#[test]
+fn sfs_against_a_mode_change() {
+    let config = CardConfig {
+        mode: Mode::Switchdev,
+        vfs: 0,
+        ..config()
+    };
+    explore(2_000, config, nothing, &[
+        |cx, engine| {
+            let Ok(sf) = engine.add_sf(cx, addr(), 0, SfNum(88)) else { return };
+            let active = eswitch::FunctionChange {
+                active: Some(true),
+                ..Default::default()
+            };
+            let _ = engine.set_function(cx, sf, active);
+        },
+        |cx, engine| engine.set_mode(cx, addr(), Mode::Legacy).unwrap(),
+        |cx, engine| engine.load_module(cx, "mlx5_ib").unwrap(),
+    ]);
+}
+
+#[test]
+fn the_hosts_vf_count_against_everything() {
+    let config = CardConfig {
+        dpu: true,
+        mode: Mode::Switchdev,
+        vfs: 1,
+        ..config()
+    };
+    explore(2_000, config, nothing, &[
+        |cx, engine| {
+            engine.fail_allocations(cx, addr(), 1).unwrap_or(());
+            engine.set_host_vfs(cx, addr(), 2).unwrap();
+            engine.set_host_vfs(cx, addr(), 0).unwrap();
+        },
+        |cx, engine| engine.load_module(cx, "mlx5_ib").unwrap(),
+        |cx, engine| engine.reload(cx, addr()).unwrap(),
+    ]);
+}
+
+#[test]
+fn two_orchestrators_and_a_load_that_fails() {
+    let config = CardConfig {
+        modules: vec!["mlx5_ib".into()],
+        ..config()
+    };
+    let fail = |cx: &mut Locked<'_, Unlocked>, bench: &Bench| {
+        bench.fail(cx, ResourceKind::Representor(RepType::Ib), Some(Vport::Vf(1)), 1);
+    };
+    explore(2_000, config, fail, &[
+        |cx, engine| {
+            let _ = engine.set_mode(cx, addr(), Mode::Switchdev);
+        },
+        |cx, engine| {
+            let _ = engine.set_mode(cx, addr(), Mode::Legacy);
+            let _ = engine.set_mode(cx, addr(), Mode::Switchdev);
+        },
+        |cx, engine| engine.set_num_vfs(cx, addr(), 0).unwrap_or(()),
+    ]);
+}
+
+#[test]
+fn moving_the_netdev_against_a_mode_change() {
+    explore(2_000, config(), nothing, &[
+        |cx, engine| {
+            let _ = engine.set_mode(cx, addr(), Mode::Switchdev);
+        },
+        |cx, engine| {
+            if engine.set_netns(cx, addr(), Some("elsewhere")).is_ok() {
+                // Nobody can be in switchdev mode with the netdev away.
+                let view = engine.inspect(cx).pfs.remove(0);
+                assert_eq!(view.mode, Mode::Legacy);
+            }
+        },
+    ]);
+}
