@@ -105,6 +105,7 @@ macro_rules! lock_classes {
         #[derive(Debug)]
         $vis enum $name {}
         impl $crate::Class for $name {
+            #[inline]
             fn key() -> &'static $crate::ClassKey {
                 static KEY: $crate::ClassKey = $crate::ClassKey::new($text, $leaf);
                 &KEY

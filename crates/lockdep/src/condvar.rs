@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use shuttle::rand::Rng;
 
 use crate::mutex::WaitOn;
-use crate::{Locked, MutexGuard, is_explored};
+use crate::{Locked, MayWait, MutexGuard, is_explored};
 
 /// Waits for a change to what a [`Mutex`](crate::Mutex) protects.
 pub struct Condvar {
@@ -77,7 +77,7 @@ impl Deadline {
 
     /// Waits until it has passed. Explored, the scheduler says when that is.
     #[track_caller]
-    pub fn sleep<L>(&self, cx: &mut Locked<'_, L>) {
+    pub fn sleep<L: MayWait>(&self, cx: &mut Locked<'_, L>) {
         cx.might_wait();
         match &self.0 {
             DeadlineImp::Real(at) => std::thread::sleep(at.saturating_duration_since(Instant::now())),
@@ -116,6 +116,9 @@ impl Condvar {
     }
 
     /// Waits for a notification. As everywhere, it may wake without one.
+    ///
+    /// The lock is taken again when the wait ends. To hold what was taken under it meanwhile is
+    /// reported as the cycle that it is.
     #[track_caller]
     pub fn wait<T>(&self, guard: &mut MutexGuard<'_, T>) {
         self.wait_inner(guard, None, Location::caller());
@@ -133,9 +136,7 @@ impl Condvar {
         deadline: Option<&Deadline>,
         at: &'static Location<'static>,
     ) {
-        if let Some(task) = guard.task() {
-            task.might_wait("waits for a condition", at);
-        }
+        guard.check_wait(at);
         let waiter = match &self.imp {
             Imp::Real(_) => None,
             Imp::Explored(waiters) => {
@@ -143,6 +144,7 @@ impl Condvar {
                     thread: shuttle::thread::current(),
                     state: AtomicU8::new(WAITING),
                 });
+                // Before the lock is let go of: a notification from then on is for us, too.
                 locked(waiters).push(Arc::clone(&waiter));
                 Some(waiter)
             }
@@ -166,6 +168,7 @@ impl Condvar {
                     if waiters.is_empty() {
                         return;
                     }
+                    // The choice is recorded with the schedule; it is no scheduling point.
                     let one = if waiters.len() == 1 {
                         0
                     } else {
@@ -201,6 +204,12 @@ fn locked(waiters: &std::sync::Mutex<Vec<Arc<Waiter>>>) -> std::sync::MutexGuard
     waiters.lock().unwrap_or_else(|e| e.into_inner())
 }
 
+/// A wait that would never end, or end at once, for ever: better said aloud.
+#[cold]
+fn mixed() -> ! {
+    panic!("a primitive that was made for real is used in an exploration, or the reverse")
+}
+
 struct Wait<'a> {
     condvar: &'a Imp,
     deadline: Option<&'a Deadline>,
@@ -209,22 +218,23 @@ struct Wait<'a> {
 
 impl WaitOn for Wait<'_> {
     fn real<T>(self, guard: &mut parking_lot::MutexGuard<'_, T>) {
-        let Imp::Real(condvar) = self.condvar else { return };
-        match self.deadline.map(|d| &d.0) {
-            Some(DeadlineImp::Real(at)) => {
+        match (self.condvar, self.deadline.map(|d| &d.0)) {
+            (Imp::Real(condvar), Some(DeadlineImp::Real(at))) => {
                 condvar.wait_until(guard, *at);
             }
-            _ => condvar.wait(guard),
+            (Imp::Real(condvar), None) => condvar.wait(guard),
+            _ => mixed(),
         }
     }
 
     fn explored(self) {
         let (Imp::Explored(waiters), Some(waiter)) = (self.condvar, self.waiter) else {
-            return;
+            mixed()
         };
         let passed = match self.deadline.map(|d| &d.0) {
             Some(DeadlineImp::Explored(passed)) => Some(passed),
-            _ => None,
+            Some(DeadlineImp::Real(_)) => mixed(),
+            None => None,
         };
         if passed.is_some() {
             let clock = Arc::clone(&waiter);

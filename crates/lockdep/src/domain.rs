@@ -15,7 +15,8 @@ pub enum OnReport {
     /// The report is kept for [`Domain::take_reports`] and printed to standard error once; the
     /// thread goes on. What cannot go on, because the lock could never be had, panics.
     Record,
-    /// The thread panics with the report.
+    /// The report is kept and the thread panics with it. A thread that is unwinding already only
+    /// keeps and prints it: a second panic would abort the process and hide the first.
     Panic,
 }
 
@@ -109,10 +110,12 @@ impl Domain {
     }
 
     /// Adds the edges that taking `taking` under `held` shows, and reports the first that closes a
-    /// cycle. The common case, every edge known, reads one word per held lock.
+    /// cycle; the graph itself stays free of cycles. The common case, every edge known, reads one
+    /// word per held lock. What a leaf lock is held for shows nothing: that is a report of its own.
     pub(crate) fn order(&self, task: &Task, taking: Held, held: &[Held]) {
         let inner = taking.class.id();
-        for outer in held {
+        let mut reported = false;
+        for outer in held.iter().filter(|outer| !outer.class.is_leaf()) {
             let o = outer.class.id();
             if o == inner || self.after[usize::from(o)].load(Ordering::Relaxed) & (1 << inner) != 0 {
                 continue;
@@ -127,11 +130,14 @@ impl Domain {
                 let back = self.path(inner, o);
                 if back.is_none() {
                     self.after[usize::from(o)].fetch_or(1 << inner, Ordering::Relaxed);
-                    seen.edges.insert((o, inner), witness);
+                    // Another thread may have shown it since it was looked for above.
+                    seen.edges.entry((o, inner)).or_insert(witness);
                 }
                 back.map(|path| Self::describe(&seen, &path))
             };
-            if let Some(chain) = back {
+            if let Some(chain) = back
+                && !std::mem::replace(&mut reported, true)
+            {
                 self.report(ReportKind::Cycle { chain }, task, Some(taking), held);
             }
         }
@@ -187,30 +193,25 @@ impl Domain {
             class: h.class.name(),
             at: h.at,
         };
-        let fatal = kind.is_fatal();
+        let panics = kind.is_fatal() || (self.on_report == OnReport::Panic && !std::thread::panicking());
         let report = Report {
             kind,
             thread: task.name().to_owned(),
             taking: taking.as_ref().map(lock),
             held: held.iter().map(lock).collect(),
         };
-        if self.on_report == OnReport::Panic {
-            panic!("{report}");
-        }
-        let text = fatal.then(|| report.to_string());
+        let text = report.to_string();
         let first = {
             let mut seen = self.seen();
             let first = !seen.reports.contains(&report);
             if first {
-                seen.reports.push(report.clone());
+                seen.reports.push(report);
             }
             first
         };
-        if let Some(text) = text {
-            panic!("{text}");
-        }
+        assert!(!panics, "{text}");
         if first {
-            eprintln!("{report}");
+            eprintln!("{text}");
         }
     }
 }

@@ -45,7 +45,7 @@ pub use locked::{AtomicContext, LeafOnly, Locked, Unlocked};
 pub use mutex::{Mutex, MutexGuard};
 pub use report::{HeldLock, Report, ReportKind};
 pub use rwlock::{RwLock, RwLockReadGuard, RwLockWriteGuard};
-pub use thread::{JoinHandle, Spawn, Threads, enter};
+pub use thread::{JoinHandle, Spawn, ThreadMain, Threads, enter};
 pub use wait_map::{WaitMap, WaitMapGuard};
 
 #[doc(hidden)]

@@ -144,8 +144,9 @@ impl<C: Leaf, T> Mutex<C, T> {
 }
 
 impl<T> MutexGuard<'_, T> {
-    pub(crate) fn task(&self) -> Option<&Task> {
-        self.holding.task()
+    /// Checks a wait that lets go of this lock.
+    pub(crate) fn check_wait(&self, at: &'static Location<'static>) {
+        self.holding.check_wait(at);
     }
 
     /// Lets go of the lock, waits, takes the lock again. The guard stays what the checker knows.
@@ -157,7 +158,7 @@ impl<T> MutexGuard<'_, T> {
                 wait.explored();
                 *guard = Some(lock.lock().unwrap_or_else(|e| e.into_inner()));
             }
-            (ImpGuard::Explored(_), Imp::Real(_)) => {}
+            (ImpGuard::Explored(_), Imp::Real(_)) => unreachable!("a lock gives guards of its own kind"),
         }
     }
 }

@@ -90,49 +90,50 @@ pub struct Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { thread, .. } = self;
         writeln!(f, "lockdep: {}", self.kind.title())?;
         match (&self.kind, &self.taking) {
             (ReportKind::WaitInAtomicAt { what, at }, _) => {
-                writeln!(f, "thread {} {what} in atomic context at {at}", self.thread)?;
+                writeln!(f, "thread {thread} {what} in atomic context at {at}")?;
             }
-            (ReportKind::NotHeld { class, at }, _) => {
-                writeln!(f, "thread {} must hold {class} at {at}", self.thread)?;
-            }
-            (ReportKind::StillHeld { at }, _) => {
-                writeln!(f, "thread {} must hold nothing at {at}", self.thread)?;
-            }
-            (_, Some(taking)) => {
-                writeln!(
-                    f,
-                    "thread {} is trying to take {} at {}",
-                    self.thread, taking.class, taking.at
-                )?;
-            }
-            (_, None) => writeln!(f, "in thread {}", self.thread)?,
+            (ReportKind::NotHeld { class, at }, _) => writeln!(f, "thread {thread} must hold {class} at {at}")?,
+            (ReportKind::StillHeld { at }, _) => writeln!(f, "thread {thread} must hold nothing at {at}")?,
+            (_, Some(HeldLock { class, at })) => writeln!(f, "thread {thread} is trying to take {class} at {at}")?,
+            (_, None) => writeln!(f, "in thread {thread}")?,
         }
         if self.held.is_empty() {
-            writeln!(f, "it holds nothing")?;
-        } else {
-            writeln!(f, "it holds, outermost first:")?;
-            for lock in &self.held {
-                writeln!(f, "  {:<24} taken at {}", lock.class, lock.at)?;
-            }
+            return write!(f, "it holds nothing");
+        }
+        write!(f, "it holds, outermost first:")?;
+        for HeldLock { class, at } in &self.held {
+            write!(f, "\n  {class:<24} taken at {at}")?;
         }
         if let (ReportKind::Cycle { chain }, Some(taking)) = (&self.kind, &self.taking) {
-            writeln!(f, "which is already depended on the other way round:")?;
-            for (outer, inner, thread) in chain {
-                writeln!(f, "  {} ({})", outer.class, outer.at)?;
-                writeln!(f, "    then {} ({}) in thread {thread}", inner.class, inner.at)?;
-            }
-            let last = chain.last().map_or(taking.class, |(_, inner, _)| inner.class);
-            writeln!(f, "possible schedule:")?;
-            writeln!(f, "  {:<32} {:<32}", "this thread", "the other")?;
-            writeln!(f, "  {:<32}", format!("lock({last})"))?;
-            writeln!(f, "  {:<32} {:<32}", "", format!("lock({})", taking.class))?;
-            writeln!(f, "  {:<32} {:<32}", "", format!("lock({last})"))?;
-            writeln!(f, "  {:<32}", format!("lock({})", taking.class))?;
-            write!(f, "  *** deadlock ***")?;
+            writeln!(f)?;
+            fmt_cycle(f, chain, taking)?;
         }
         Ok(())
     }
+}
+
+/// The other chain, and the schedule in which the two meet.
+fn fmt_cycle(f: &mut fmt::Formatter<'_>, chain: &[(HeldLock, HeldLock, String)], taking: &HeldLock) -> fmt::Result {
+    writeln!(f, "which is already depended on the other way round:")?;
+    for (outer, inner, thread) in chain {
+        writeln!(f, "  {} ({})", outer.class, outer.at)?;
+        writeln!(f, "    then {} ({}) in thread {thread}", inner.class, inner.at)?;
+    }
+    let first = taking.class;
+    let last = chain.last().map_or(first, |(_, inner, _)| inner.class);
+    writeln!(f, "possible schedule:")?;
+    for (this, other) in [
+        ("this thread".to_owned(), "the other".to_owned()),
+        (format!("lock({last})"), String::new()),
+        (String::new(), format!("lock({first})")),
+        (String::new(), format!("lock({last})")),
+        (format!("lock({first})"), String::new()),
+    ] {
+        writeln!(f, "{}", format!("  {this:<32} {other}").trim_end())?;
+    }
+    write!(f, "  *** deadlock ***")
 }

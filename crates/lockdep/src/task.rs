@@ -159,8 +159,30 @@ impl Task {
         }
     }
 
-    /// Reports if anything but `except` is held: a wait releases only its own lock, and what else is
-    /// held is held for as long as the wait lasts.
+    /// Checks a wait that lets go of one lock. It takes that lock again when it ends, under whatever
+    /// else is held by then: what was taken after it would be held before it.
+    pub fn check_wait(&self, instance: Instance, at: &'static Location<'static>) {
+        if !self.checked {
+            return;
+        }
+        self.might_wait("waits for a condition", at);
+        let held = self.held.borrow();
+        let Some(place) = held.iter().rposition(|h| h.instance == instance) else {
+            return;
+        };
+        if place + 1 == held.len() {
+            return;
+        }
+        let taking = Held { at, ..held[place] };
+        let mut others = held.clone();
+        others.remove(place);
+        if others[place..].iter().any(|h| h.class.is_leaf()) {
+            self.domain.report(ReportKind::UnderLeaf, self, Some(taking), &others);
+        }
+        self.domain.order(self, taking, &others);
+    }
+
+    /// Reports if the lock is not held.
     pub fn assert_holds(&self, instance: Instance, class: &'static ClassKey, at: &'static Location<'static>) {
         if !self.checked {
             return;
@@ -194,9 +216,12 @@ impl Task {
 /// The record of one held lock.
 pub(crate) struct Holding<'t>(Option<(&'t Task, Instance)>);
 
-impl<'t> Holding<'t> {
-    pub fn task(&self) -> Option<&'t Task> {
-        self.0.map(|(task, _)| task)
+impl Holding<'_> {
+    /// Checks a wait that lets go of the lock.
+    pub fn check_wait(&self, at: &'static Location<'static>) {
+        if let Some((task, instance)) = self.0 {
+            task.check_wait(instance, at);
+        }
     }
 }
 

@@ -15,11 +15,14 @@ pub fn enter<R>(domain: &Arc<Domain>, name: &str, f: impl FnOnce(&mut Locked<'_,
     f(&mut Locked::at(&task))
 }
 
+/// What a thread runs, from the root of the order on.
+pub type ThreadMain = Box<dyn FnOnce(&mut Locked<'_, Unlocked>) + Send>;
+
 /// Who gives the engine its threads. What it needs is in the trait, so that an owner can count
 /// them, name them, or refuse.
 pub trait Spawn: Send + Sync {
     /// Starts a thread that runs `f` at the root of the order.
-    fn spawn(&self, name: &str, f: Box<dyn FnOnce(&mut Locked<'_, Unlocked>) + Send>) -> JoinHandle<()>;
+    fn spawn(&self, name: &str, f: ThreadMain) -> JoinHandle<()>;
 }
 
 /// Threads of this facade, in one domain.
@@ -27,18 +30,20 @@ pub trait Spawn: Send + Sync {
 pub struct Threads(pub Arc<Domain>);
 
 impl Spawn for Threads {
-    fn spawn(&self, name: &str, f: Box<dyn FnOnce(&mut Locked<'_, Unlocked>) + Send>) -> JoinHandle<()> {
+    fn spawn(&self, name: &str, f: ThreadMain) -> JoinHandle<()> {
         spawn(&self.0, name, f)
     }
 }
 
-impl<L> Locked<'_, L> {
+impl<L: MayWait> Locked<'_, L> {
     /// Starts a thread in this thread's domain.
+    #[track_caller]
     pub fn spawn<R: Send + 'static>(
         &self,
         name: &str,
         f: impl FnOnce(&mut Locked<'_, Unlocked>) -> R + Send + 'static,
     ) -> JoinHandle<R> {
+        self.task.might_wait("starts a thread", Location::caller());
         spawn(self.task.domain(), name, f)
     }
 }
