@@ -107,3 +107,262 @@ lock_order! {
     RepOps => Lag;
     Lag => CardCall;
 }
+
+/// What does not compile, each beside its nearest relative that does, so that it fails for its own
+/// reason; `tests/lock_order.rs` has every pair of classes.
+///
+/// The mode and a representor table are never held together, whichever comes first:
+///
+/// ```compile_fail,E0277
+/// # use eswitch::lock_order::*;
+/// # use lockdep::{AtomicContext, EventCount, Locked, Mutex, MayWait};
+/// fn f(cx: &mut Locked<'_, Devlink>, mode: &Mutex<Mode, ()>, table: &Mutex<Representors, ()>) {
+///     let (_mode, mut cx) = mode.lock(cx);
+///     let _table = table.lock(&mut cx);
+/// }
+/// ```
+///
+/// This does:
+///
+/// ```
+/// # use eswitch::lock_order::*;
+/// # use lockdep::{AtomicContext, EventCount, Locked, Mutex, MayWait};
+/// fn f(cx: &mut Locked<'_, Devlink>, mode: &Mutex<Mode, ()>, table: &Mutex<Representors, ()>) {
+///     drop(mode.lock(cx));
+///     drop(table.lock(cx));
+///     drop(mode.lock(cx));
+/// }
+/// ```
+///
+/// Nor the other way round:
+///
+/// ```compile_fail,E0277
+/// # use eswitch::lock_order::*;
+/// # use lockdep::{AtomicContext, EventCount, Locked, Mutex, MayWait};
+/// fn f(cx: &mut Locked<'_, Devlink>, mode: &Mutex<Mode, ()>, table: &Mutex<Representors, ()>) {
+///     let (_table, mut cx) = table.lock(cx);
+///     let _mode = mode.lock(&mut cx);
+/// }
+/// ```
+///
+/// This does:
+///
+/// ```
+/// # use eswitch::lock_order::*;
+/// # use lockdep::{AtomicContext, EventCount, Locked, Mutex, MayWait};
+/// fn f(cx: &mut Locked<'_, Devlink>, lag: &Mutex<Lag, ()>, table: &Mutex<Representors, ()>) {
+///     let (_table, mut cx) = table.lock(cx);
+///     let _lag = lag.lock(&mut cx);
+/// }
+/// ```
+///
+/// A driver's probe cannot take the devlink lock:
+///
+/// ```compile_fail,E0277
+/// # use eswitch::lock_order::*;
+/// # use lockdep::{AtomicContext, EventCount, Locked, Mutex, MayWait};
+/// fn probe(cx: &mut Locked<'_, Probe>, devlink: &Mutex<Devlink, ()>) {
+///     let _devlink = devlink.lock(cx);
+/// }
+/// ```
+///
+/// This does:
+///
+/// ```
+/// # use eswitch::lock_order::*;
+/// # use lockdep::{AtomicContext, EventCount, Locked, Mutex, MayWait};
+/// fn probe(cx: &mut Locked<'_, Probe>, table: &Mutex<Representors, ()>) {
+///     let _table = table.lock(cx);
+/// }
+/// ```
+///
+/// Nor can a driver that rescans in its probe get at the devcom component:
+///
+/// ```compile_fail,E0277
+/// # use eswitch::lock_order::*;
+/// # use lockdep::{AtomicContext, EventCount, Locked, Mutex, MayWait};
+/// fn probe(cx: &mut Locked<'_, Probe>, component: &Mutex<Devcom, ()>) {
+///     let _component = component.lock(cx);
+/// }
+/// ```
+///
+/// This does:
+///
+/// ```
+/// # use eswitch::lock_order::*;
+/// # use lockdep::{AtomicContext, EventCount, Locked, Mutex, MayWait};
+/// fn command(cx: &mut Locked<'_, Devlink>, component: &Mutex<Devcom, ()>) {
+///     let _component = component.lock(cx);
+/// }
+/// ```
+///
+/// The handler of a queue cannot wait for devlink, which is held while its queue is drained:
+///
+/// ```compile_fail,E0277
+/// # use eswitch::lock_order::*;
+/// # use lockdep::{AtomicContext, EventCount, Locked, Mutex, MayWait};
+/// fn handler(cx: &mut Locked<'_, WorkQueue>, devlink: &Mutex<Devlink, ()>) {
+///     let _devlink = devlink.lock(cx);
+/// }
+/// ```
+///
+/// This does:
+///
+/// ```
+/// # use eswitch::lock_order::*;
+/// # use lockdep::{AtomicContext, EventCount, Locked, Mutex, MayWait};
+/// fn handler(cx: &mut Locked<'_, WorkQueue>, devlink: &Mutex<Devlink, ()>) {
+///     let _devlink = devlink.try_lock(cx);
+/// }
+/// ```
+///
+/// From a peer's table no further table can be taken, neither plainly:
+///
+/// ```compile_fail,E0277
+/// # use eswitch::lock_order::*;
+/// # use lockdep::{AtomicContext, EventCount, Locked, Mutex, MayWait};
+/// fn f(cx: &mut Locked<'_, RepresentorsNested>, table: &Mutex<Representors, ()>) {
+///     let _table = table.lock(cx);
+/// }
+/// ```
+///
+/// This does:
+///
+/// ```
+/// # use eswitch::lock_order::*;
+/// # use lockdep::{AtomicContext, EventCount, Locked, Mutex, MayWait};
+/// fn f(cx: &mut Locked<'_, Probe>, table: &Mutex<Representors, ()>) {
+///     let _table = table.lock(cx);
+/// }
+/// ```
+///
+/// Nor nested again:
+///
+/// ```compile_fail,E0277
+/// # use eswitch::lock_order::*;
+/// # use lockdep::{AtomicContext, EventCount, Locked, Mutex, MayWait};
+/// fn f(cx: &mut Locked<'_, RepresentorsNested>, table: &Mutex<Representors, ()>) {
+///     let _table = table.lock_nested::<RepresentorsNested, _>(cx);
+/// }
+/// ```
+///
+/// This does:
+///
+/// ```
+/// # use eswitch::lock_order::*;
+/// # use lockdep::{AtomicContext, EventCount, Locked, Mutex, MayWait};
+/// fn f(cx: &mut Locked<'_, Representors>, table: &Mutex<Representors, ()>) {
+///     let _table = table.lock_nested::<RepresentorsNested, _>(cx);
+/// }
+/// ```
+///
+/// And two tables side by side only as declared:
+///
+/// ```compile_fail,E0277
+/// # use eswitch::lock_order::*;
+/// # use lockdep::{AtomicContext, EventCount, Locked, Mutex, MayWait};
+/// fn f(cx: &mut Locked<'_, Representors>, table: &Mutex<Representors, ()>) {
+///     let _table = table.lock(cx);
+/// }
+/// ```
+///
+/// This does:
+///
+/// ```
+/// # use eswitch::lock_order::*;
+/// # use lockdep::{AtomicContext, EventCount, Locked, Mutex, MayWait};
+/// fn f(cx: &mut Locked<'_, Probe>, master: &Mutex<Representors, ()>, peer: &Mutex<Representors, ()>) {
+///     let (_master, mut cx) = master.lock(cx);
+///     let _peer = peer.lock_nested::<RepresentorsNested, _>(&mut cx);
+/// }
+/// ```
+///
+/// A card cannot call back into the engine:
+///
+/// ```compile_fail,E0277
+/// # use eswitch::lock_order::*;
+/// # use lockdep::{AtomicContext, EventCount, Locked, Mutex, MayWait};
+/// fn create(cx: &mut Locked<'_, CardCall>, lag: &Mutex<Lag, ()>) {
+///     let _lag = lag.lock(cx);
+/// }
+/// ```
+///
+/// This does:
+///
+/// ```
+/// # use eswitch::lock_order::*;
+/// # use lockdep::{AtomicContext, EventCount, Locked, Mutex, MayWait};
+/// fn create(cx: &mut Locked<'_, CardCall>, books: &Mutex<CardState, ()>) {
+///     let _books = books.lock_leaf(cx);
+/// }
+/// ```
+///
+/// Under a leaf nothing is taken:
+///
+/// ```compile_fail,E0499
+/// # use eswitch::lock_order::*;
+/// # use lockdep::{AtomicContext, EventCount, Locked, Mutex, MayWait};
+/// fn f(cx: &mut Locked<'_, Devlink>, holds: &Mutex<LagHolds, u32>, events: &Mutex<Events, ()>) {
+///     let held = holds.lock_leaf(cx);
+///     let _events = events.lock_leaf(cx);
+///     drop(held);
+/// }
+/// ```
+///
+/// This does:
+///
+/// ```
+/// # use eswitch::lock_order::*;
+/// # use lockdep::{AtomicContext, EventCount, Locked, Mutex, MayWait};
+/// fn f(cx: &mut Locked<'_, Devlink>, holds: &Mutex<LagHolds, u32>, events: &Mutex<Events, ()>) {
+///     let held = *holds.lock_leaf(cx);
+///     let _events = events.lock_leaf(cx);
+///     drop(held);
+/// }
+/// ```
+///
+/// The notifier, in its atomic context, can queue only in the way that does not wait:
+///
+/// ```compile_fail,E0277
+/// # use eswitch::lock_order::*;
+/// # use lockdep::{AtomicContext, EventCount, Locked, Mutex, MayWait};
+/// fn push<L: MayWait>(_: &mut Locked<'_, L>) {}
+/// fn push_atomic<L>(_: &mut Locked<'_, L>) {}
+/// fn notifier(cx: &mut Locked<'_, AtomicContext>) {
+///     push(cx);
+/// }
+/// ```
+///
+/// This does:
+///
+/// ```
+/// # use eswitch::lock_order::*;
+/// # use lockdep::{AtomicContext, EventCount, Locked, Mutex, MayWait};
+/// fn push<L: MayWait>(_: &mut Locked<'_, L>) {}
+/// fn push_atomic<L>(_: &mut Locked<'_, L>) {}
+/// fn notifier(cx: &mut Locked<'_, AtomicContext>) {
+///     push_atomic(cx);
+/// }
+/// ```
+///
+/// And cannot take devlink:
+///
+/// ```compile_fail,E0277
+/// # use eswitch::lock_order::*;
+/// # use lockdep::{AtomicContext, EventCount, Locked, Mutex, MayWait};
+/// fn notifier(cx: &mut Locked<'_, AtomicContext>, devlink: &Mutex<Devlink, ()>) {
+///     let _devlink = devlink.lock(cx);
+/// }
+/// ```
+///
+/// This does:
+///
+/// ```
+/// # use eswitch::lock_order::*;
+/// # use lockdep::{AtomicContext, EventCount, Locked, Mutex, MayWait};
+/// fn notifier(cx: &mut Locked<'_, AtomicContext>, items: &Mutex<QueueItems, ()>) {
+///     let _items = items.lock_leaf(cx);
+/// }
+/// ```
+#[cfg(doctest)]
+struct DoesNotCompile;

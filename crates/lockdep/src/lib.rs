@@ -23,6 +23,8 @@
 mod atomic;
 mod class;
 mod condvar;
+#[cfg(doctest)]
+mod does_not_compile;
 mod domain;
 mod event_count;
 mod explore;

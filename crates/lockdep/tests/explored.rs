@@ -43,8 +43,7 @@ fn outcomes<R: Ord + Send + 'static>(
             SCHEDULES,
         );
     });
-    let outcomes = std::mem::take(&mut *seen.lock().unwrap());
-    outcomes
+    std::mem::take(&mut *seen.lock().unwrap())
 }
 
 /// What the explorer says of a story that cannot go well in every schedule.
