@@ -11,6 +11,7 @@ use crate::engine::Engine;
 use crate::error::Result;
 use crate::eswitch::RepFailure;
 use crate::ids::{MacAddr, Mode, PciAddress, PfIndex, PortHandle, RepType, Vport};
+use crate::module::CORE;
 use crate::names;
 use crate::sf::SfState;
 
@@ -209,7 +210,7 @@ impl Engine {
         }
         let mut expected = BTreeSet::new();
         for pf in &snapshot.pfs {
-            self.check_pf(pf, &mut found);
+            self.check_pf(pf, &snapshot.modules, &mut found);
             self.expect_resources(cx, pf, &snapshot.modules, &mut expected);
         }
         let actual: BTreeSet<Resource> = snapshot.resources.iter().copied().collect();
@@ -228,7 +229,7 @@ impl Engine {
         found
     }
 
-    fn check_pf(&self, pf: &PfView, found: &mut Vec<Violation>) {
+    fn check_pf(&self, pf: &PfView, modules: &[&'static str], found: &mut Vec<Violation>) {
         let mut violate = |invariant, detail| found.push(Violation { invariant, detail });
         let rests = pf.retry.is_none();
         for port in &pf.ports {
@@ -258,11 +259,22 @@ impl Engine {
             }
         }
         for (name, bound, failed) in &pf.auxiliary {
-            if !bound && failed.is_some() && rests {
-                violate(
-                    "switchdev-complete",
-                    format!("{name}: its driver failed and is not retried"),
-                );
+            let module = if name.contains(".rdma") { "mlx5_ib" } else { CORE };
+            match (bound, modules.contains(&module)) {
+                (true, false) => {
+                    violate(
+                        "loaded-implies-registered",
+                        format!("{name} has a driver though {module} is not loaded"),
+                    );
+                }
+                (false, true) if rests => {
+                    let why = failed.as_deref().unwrap_or("it was passed over");
+                    violate(
+                        "switchdev-complete",
+                        format!("{name} has no driver and is not retried: {why}"),
+                    );
+                }
+                _ => {}
             }
         }
     }

@@ -22,31 +22,37 @@ type Step = fn(&mut Locked<'_, Unlocked>, &Engine);
 
 /// Explores `threads` racing with one another on a fresh card, `schedules` times; after each, every
 /// invariant holds at rest, and nothing is left after shutdown.
-fn explore(schedules: usize, config: CardConfig, prepare: fn(&mut Locked<'_, Unlocked>, &Bench), threads: &[Step]) {
+/// Explores `threads` racing with one another on a fresh card; after each schedule every invariant
+/// holds at rest, and nothing is left after shutdown.
+///
+/// Half of the schedules are random walks, which mix threads finely but let short threads finish
+/// early; half are PCT's, which hold one thread back while another runs far ahead.
+fn explore(config: CardConfig, prepare: fn(&mut Locked<'_, Unlocked>, &Bench), threads: &[Step]) {
     let threads = threads.to_vec();
-    lockdep::explored(move || {
-        shuttle::check_random(
-            move || {
-                let domain = Domain::checked(OnReport::Panic);
-                lockdep::enter(&domain, "story", |cx| {
-                    let bench = Bench::start(cx, &domain, config.clone());
-                    prepare(cx, &bench);
-                    let running: Vec<_> = threads
-                        .iter()
-                        .enumerate()
-                        .map(|(n, step)| {
-                            let (engine, step) = (Arc::clone(&bench.engine), *step);
-                            cx.spawn(&format!("t{n}"), move |cx| step(cx, &engine))
-                        })
-                        .collect();
-                    for thread in running {
-                        thread.join(cx).unwrap();
-                    }
-                    bench.end(cx);
-                });
-            },
-            schedules,
-        );
+    let once = move || {
+        let domain = Domain::checked(OnReport::Panic);
+        lockdep::enter(&domain, "story", |cx| {
+            let bench = Bench::start(cx, &domain, config.clone());
+            // What coming up has queued would do the work of what is tested.
+            bench.engine.settle(cx, true);
+            prepare(cx, &bench);
+            let running: Vec<_> = threads
+                .iter()
+                .enumerate()
+                .map(|(n, step)| {
+                    let (engine, step) = (Arc::clone(&bench.engine), *step);
+                    cx.spawn(&format!("t{n}"), move |cx| step(cx, &engine))
+                })
+                .collect();
+            for thread in running {
+                thread.join(cx).unwrap();
+            }
+            bench.end(cx);
+        });
+    };
+    lockdep::explored(|| {
+        shuttle::check_random(once.clone(), 500);
+        shuttle::check_pct(once, 1_000, 3);
     });
 }
 
@@ -54,10 +60,14 @@ fn nothing(_: &mut Locked<'_, Unlocked>, _: &Bench) {}
 
 #[test]
 fn registration_against_a_mode_change() {
-    explore(2_000, config(), nothing, &[
-        |cx, engine| engine.set_mode(cx, addr(), Mode::Switchdev).unwrap(),
-        |cx, engine| engine.load_module(cx, "mlx5_ib").unwrap(),
-    ]);
+    explore(
+        config(),
+        nothing,
+        &[
+            |cx, engine| engine.set_mode(cx, addr(), Mode::Switchdev).unwrap(),
+            |cx, engine| engine.load_module(cx, "mlx5_ib").unwrap(),
+        ],
+    );
 }
 
 #[test]
@@ -66,16 +76,20 @@ fn unregistration_against_a_mode_change_and_back() {
         modules: vec!["mlx5_ib".into()],
         ..config()
     };
-    explore(2_000, config, nothing, &[
-        |cx, engine| {
-            engine.set_mode(cx, addr(), Mode::Switchdev).unwrap();
-            engine.set_mode(cx, addr(), Mode::Legacy).unwrap();
-        },
-        |cx, engine| {
-            engine.unload_module(cx, "mlx5_ib").unwrap();
-            engine.load_module(cx, "mlx5_ib").unwrap();
-        },
-    ]);
+    explore(
+        config,
+        nothing,
+        &[
+            |cx, engine| {
+                engine.set_mode(cx, addr(), Mode::Switchdev).unwrap();
+                engine.set_mode(cx, addr(), Mode::Legacy).unwrap();
+            },
+            |cx, engine| {
+                engine.unload_module(cx, "mlx5_ib").unwrap();
+                engine.load_module(cx, "mlx5_ib").unwrap();
+            },
+        ],
+    );
 }
 
 #[test]
@@ -85,14 +99,18 @@ fn registration_against_a_vf_count_change() {
         mode: Mode::Switchdev,
         ..config()
     };
-    explore(2_000, config, nothing, &[
-        |cx, engine| {
-            engine.set_num_vfs(cx, addr(), 2).unwrap();
-            engine.set_num_vfs(cx, addr(), 0).unwrap();
-            engine.set_num_vfs(cx, addr(), 1).unwrap();
-        },
-        |cx, engine| engine.load_module(cx, "mlx5_ib").unwrap(),
-    ]);
+    explore(
+        config,
+        nothing,
+        &[
+            |cx, engine| {
+                engine.set_num_vfs(cx, addr(), 2).unwrap();
+                engine.set_num_vfs(cx, addr(), 0).unwrap();
+                engine.set_num_vfs(cx, addr(), 1).unwrap();
+            },
+            |cx, engine| engine.load_module(cx, "mlx5_ib").unwrap(),
+        ],
+    );
 }
 
 #[test]
@@ -101,13 +119,17 @@ fn removal_of_a_device_while_work_is_queued() {
         mode: Mode::Switchdev,
         ..config()
     };
-    explore(2_000, config, nothing, &[
-        |cx, engine| engine.load_module(cx, "mlx5_ib").unwrap(),
-        |cx, engine| {
-            engine.unbind(cx, addr()).unwrap();
-            engine.bind(cx, addr()).unwrap();
-        },
-    ]);
+    explore(
+        config,
+        nothing,
+        &[
+            |cx, engine| engine.load_module(cx, "mlx5_ib").unwrap(),
+            |cx, engine| {
+                engine.unbind(cx, addr()).unwrap();
+                engine.bind(cx, addr()).unwrap();
+            },
+        ],
+    );
 }
 
 #[test]
@@ -117,18 +139,24 @@ fn sfs_against_a_mode_change() {
         vfs: 0,
         ..config()
     };
-    explore(2_000, config, nothing, &[
-        |cx, engine| {
-            let Ok(sf) = engine.add_sf(cx, addr(), 0, SfNum(88)) else { return };
-            let active = eswitch::FunctionChange {
-                active: Some(true),
-                ..Default::default()
-            };
-            let _ = engine.set_function(cx, sf, active);
-        },
-        |cx, engine| engine.set_mode(cx, addr(), Mode::Legacy).unwrap(),
-        |cx, engine| engine.load_module(cx, "mlx5_ib").unwrap(),
-    ]);
+    explore(
+        config,
+        nothing,
+        &[
+            |cx, engine| {
+                let Ok(sf) = engine.add_sf(cx, addr(), 0, SfNum(88)) else {
+                    return;
+                };
+                let active = eswitch::FunctionChange {
+                    active: Some(true),
+                    ..Default::default()
+                };
+                let _ = engine.set_function(cx, sf, active);
+            },
+            |cx, engine| engine.set_mode(cx, addr(), Mode::Legacy).unwrap(),
+            |cx, engine| engine.load_module(cx, "mlx5_ib").unwrap(),
+        ],
+    );
 }
 
 #[test]
@@ -139,15 +167,19 @@ fn the_hosts_vf_count_against_everything() {
         vfs: 1,
         ..config()
     };
-    explore(2_000, config, nothing, &[
-        |cx, engine| {
-            engine.fail_allocations(cx, addr(), 1).unwrap_or(());
-            engine.set_host_vfs(cx, addr(), 2).unwrap();
-            engine.set_host_vfs(cx, addr(), 0).unwrap();
-        },
-        |cx, engine| engine.load_module(cx, "mlx5_ib").unwrap(),
-        |cx, engine| engine.reload(cx, addr()).unwrap(),
-    ]);
+    explore(
+        config,
+        nothing,
+        &[
+            |cx, engine| {
+                engine.fail_allocations(cx, addr(), 1).unwrap_or(());
+                engine.set_host_vfs(cx, addr(), 2).unwrap();
+                engine.set_host_vfs(cx, addr(), 0).unwrap();
+            },
+            |cx, engine| engine.load_module(cx, "mlx5_ib").unwrap(),
+            |cx, engine| engine.reload(cx, addr()).unwrap(),
+        ],
+    );
 }
 
 #[test]
@@ -159,30 +191,38 @@ fn two_orchestrators_and_a_load_that_fails() {
     let fail = |cx: &mut Locked<'_, Unlocked>, bench: &Bench| {
         bench.fail(cx, ResourceKind::Representor(RepType::Ib), Some(Vport::Vf(1)), 1);
     };
-    explore(2_000, config, fail, &[
-        |cx, engine| {
-            let _ = engine.set_mode(cx, addr(), Mode::Switchdev);
-        },
-        |cx, engine| {
-            let _ = engine.set_mode(cx, addr(), Mode::Legacy);
-            let _ = engine.set_mode(cx, addr(), Mode::Switchdev);
-        },
-        |cx, engine| engine.set_num_vfs(cx, addr(), 0).unwrap_or(()),
-    ]);
+    explore(
+        config,
+        fail,
+        &[
+            |cx, engine| {
+                let _ = engine.set_mode(cx, addr(), Mode::Switchdev);
+            },
+            |cx, engine| {
+                let _ = engine.set_mode(cx, addr(), Mode::Legacy);
+                let _ = engine.set_mode(cx, addr(), Mode::Switchdev);
+            },
+            |cx, engine| engine.set_num_vfs(cx, addr(), 0).unwrap_or(()),
+        ],
+    );
 }
 
 #[test]
 fn moving_the_netdev_against_a_mode_change() {
-    explore(2_000, config(), nothing, &[
-        |cx, engine| {
-            let _ = engine.set_mode(cx, addr(), Mode::Switchdev);
-        },
-        |cx, engine| {
-            if engine.set_netns(cx, addr(), Some("elsewhere")).is_ok() {
-                // Nobody can be in switchdev mode with the netdev away.
-                let view = engine.inspect(cx).pfs.remove(0);
-                assert_eq!(view.mode, Mode::Legacy);
-            }
-        },
-    ]);
+    explore(
+        config(),
+        nothing,
+        &[
+            |cx, engine| {
+                let _ = engine.set_mode(cx, addr(), Mode::Switchdev);
+            },
+            |cx, engine| {
+                if engine.set_netns(cx, addr(), Some("elsewhere")).is_ok() {
+                    // Nobody can be in switchdev mode with the netdev away.
+                    let view = engine.inspect(cx).pfs.remove(0);
+                    assert_eq!(view.mode, Mode::Legacy);
+                }
+            },
+        ],
+    );
 }

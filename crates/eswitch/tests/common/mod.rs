@@ -45,7 +45,10 @@ impl Bench {
 
     pub fn loaded(&self, cx: &mut Locked<'_, Unlocked>, ty: RepType) -> usize {
         let view = self.pf0(cx);
-        view.ports.iter().filter(|p| p.reps[ty as usize] == RepState::Loaded).count()
+        view.ports
+            .iter()
+            .filter(|p| p.reps[ty as usize] == RepState::Loaded)
+            .count()
     }
 
     /// Settles, checks every invariant, shuts down, checks that nothing is left.
