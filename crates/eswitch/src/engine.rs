@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use lockdep::{AtomicBool, AtomicU64, LockBefore, Locked, Spawn, Unlocked};
+use lockdep::{AtomicBool, AtomicU64, Deadline, LockBefore, Locked, Spawn, Unlocked};
 
 use crate::auxiliary::Bus;
 use crate::card::{Card, Create, Resource};
@@ -433,17 +433,30 @@ impl Engine {
     /// Waits until every queue is at rest; with `retries`, until nothing waits to be tried again
     /// either, which may be never. Returns at once for PFs that are not bound.
     pub fn settle(&self, cx: &mut Locked<'_, Unlocked>, retries: bool) {
+        self.wait_settled(cx, retries, None);
+    }
+
+    /// As [`settle`](Self::settle), but no longer than until the deadline; whether it came to rest.
+    pub fn settle_until(&self, cx: &mut Locked<'_, Unlocked>, retries: bool, deadline: &Deadline) -> bool {
+        self.wait_settled(cx, retries, Some(deadline))
+    }
+
+    fn wait_settled(&self, cx: &mut Locked<'_, Unlocked>, retries: bool, deadline: Option<&Deadline>) -> bool {
         for device in &self.devices {
             let Ok(pf) = device.pf(cx) else { continue };
             loop {
-                pf.eswitch.work.inner().wait_rested(cx, retries);
-                pf.sf_queue.inner().wait_rested(cx, retries);
+                if !pf.eswitch.work.inner().wait_rested(cx, retries, deadline)
+                    || !pf.sf_queue.inner().wait_rested(cx, retries, deadline)
+                {
+                    return false;
+                }
                 // The SF queue may have given the work queue something to do.
                 if pf.eswitch.work.inner().rests(cx) {
                     break;
                 }
             }
         }
+        true
     }
 }
 

@@ -180,12 +180,18 @@ impl<T> Queue<T> {
     }
 
     /// Waits until nothing is queued or being done; with `retries`, nothing to be tried again either.
-    pub fn wait_rested<L: MayWait>(&self, cx: &mut Locked<'_, L>, retries: bool) {
+    /// Gives up when the deadline has passed; whether it has not.
+    pub fn wait_rested<L: MayWait>(&self, cx: &mut Locked<'_, L>, retries: bool, deadline: Option<&Deadline>) -> bool {
         cx.might_wait();
         let mut state = self.state.lock_leaf(cx);
         while !state.closed && !(state.rests() && (!retries || state.retry.is_none())) {
-            self.rested.wait(&mut state);
+            match deadline {
+                Some(deadline) if deadline.has_passed() => return false,
+                Some(deadline) => self.rested.wait_until(&mut state, deadline),
+                None => self.rested.wait(&mut state),
+            }
         }
+        true
     }
 
     /// Whether nothing is queued or being done.

@@ -190,7 +190,7 @@ impl SfQueue {
     /// Waits until every function is what it should be, or its failure has been noted.
     fn drain(&self, cx: &mut Locked<'_, Devlink>) {
         self.map.drain(cx);
-        self.queue.wait_rested(cx, false);
+        self.queue.wait_rested(cx, false, None);
     }
 
     /// The queue itself, for those who wait for it or look at it.
