@@ -1,1 +1,36 @@
 //! Stories: what to run, on which threads, and what must hold.
+//!
+//! A [`Scenario`] is read from a TOML file whose steps are the words people type at a shell. [`run`]
+//! tells it on a [`World`]: it brings a card up, has each named thread take its steps, waits until
+//! everything is at rest, and says what held in an [`Outcome`]. A [`Session`] takes the same steps one
+//! by one, as a prompt does.
+//!
+//! Nothing here knows which card it is. Threads, locks and time-outs are lockdep's and there is no
+//! clock, so the runner that runs a story is the runner that is explored in every order.
+
+#![forbid(unsafe_code)]
+
+mod barrier;
+mod expectation;
+mod file;
+mod place;
+mod pulse;
+mod run;
+mod session;
+mod show;
+mod step;
+mod vocabulary;
+mod words;
+mod world;
+
+pub use expectation::{AuxState, Expectation, SfExpectation};
+pub use file::{CARDS, CardName, InFile, Scenario, Settle, StoryThread, parse};
+pub use place::{InputError, Place};
+pub use pulse::Pulse;
+pub use run::{Observer, Outcome, StepRecord, Verdict, run};
+pub use session::{Session, StepError};
+pub use show::{Ports, describe_port};
+pub use step::{Action, EswitchOption, Expected, Step};
+pub use vocabulary::{EXPECTATIONS, Entry, STEPS, completions};
+pub use words::WordError;
+pub use world::{Finished, Programs, World};

@@ -1,0 +1,82 @@
+//! `sync NAME`: the threads that name it go on together.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lockdep::{Locked, Mutex, lock_classes};
+
+use crate::pulse::Pulse;
+
+lock_classes! {
+    /// Who has arrived at which barrier.
+    pub leaf BarrierClass = "barriers";
+}
+
+/// Every barrier of the threads that run.
+#[derive(Debug)]
+pub(crate) struct Barriers(Mutex<BarrierClass, BTreeMap<String, Barrier>>);
+
+#[derive(Debug, Default)]
+struct Barrier {
+    members: BTreeSet<String>,
+    arrived: BTreeSet<String>,
+    round: u64,
+}
+
+impl Barrier {
+    fn release_if_full(&mut self) {
+        if self.members.is_subset(&self.arrived) {
+            self.arrived.clear();
+            self.round += 1;
+        }
+    }
+}
+
+impl Default for Barriers {
+    fn default() -> Self {
+        Self(Mutex::new(BTreeMap::new()))
+    }
+}
+
+impl Barriers {
+    /// A thread will come to this barrier.
+    pub fn join<L>(&self, cx: &mut Locked<'_, L>, name: &str, thread: &str) {
+        let mut barriers = self.0.lock_leaf(cx);
+        let barrier = barriers.entry(name.to_owned()).or_default();
+        barrier.members.insert(thread.to_owned());
+    }
+
+    /// A thread has come to a barrier; the round it waits to be over.
+    pub fn arrive<L>(&self, cx: &mut Locked<'_, L>, pulse: &Pulse, name: &str, thread: &str) -> u64 {
+        let round = {
+            let mut barriers = self.0.lock_leaf(cx);
+            let barrier = barriers.entry(name.to_owned()).or_default();
+            let round = barrier.round;
+            barrier.arrived.insert(thread.to_owned());
+            barrier.release_if_full();
+            round
+        };
+        pulse.beat(cx);
+        round
+    }
+
+    /// Whether that round is over; if not, who is still missing.
+    pub fn is_over<L>(&self, cx: &mut Locked<'_, L>, name: &str, round: u64) -> Result<(), Vec<String>> {
+        let barriers = self.0.lock_leaf(cx);
+        match barriers.get(name) {
+            Some(barrier) if barrier.round == round => {
+                Err(barrier.members.difference(&barrier.arrived).cloned().collect())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A thread has ended: nobody waits for it any more.
+    pub fn leave<L>(&self, cx: &mut Locked<'_, L>, pulse: &Pulse, thread: &str) {
+        for barrier in self.0.lock_leaf(cx).values_mut() {
+            if barrier.members.remove(thread) && !barrier.members.is_empty() {
+                barrier.release_if_full();
+            }
+        }
+        pulse.beat(cx);
+    }
+}

@@ -1,0 +1,120 @@
+//! What every wait of a story waits on: something has moved, or it is time to stop.
+
+use lockdep::{Condvar, Deadline, Locked, MayWait, Mutex, lock_classes};
+
+lock_classes! {
+    /// What the runner's threads wait on.
+    pub leaf PulseClass = "pulse";
+}
+
+/// A count that whoever waits for something waits on, with a request to stop.
+///
+/// A signal handler's thread asks to [`stop`](Self::stop); every wait of the runner ends then.
+#[derive(Debug)]
+pub struct Pulse {
+    state: Mutex<PulseClass, State>,
+    moved: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    count: u64,
+    stopped: bool,
+}
+
+/// Why a wait ended without what it waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum GaveUp {
+    Stopped,
+    TimedOut,
+}
+
+impl Default for Pulse {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Pulse {
+    /// A pulse nobody waits on.
+    pub fn new() -> Self {
+        Self {
+            state: Mutex::new(State::default()),
+            moved: Condvar::new(),
+        }
+    }
+
+    /// Asks everything to come to its end.
+    pub fn stop<L>(&self, cx: &mut Locked<'_, L>) {
+        self.state.lock_leaf(cx).stopped = true;
+        self.beat(cx);
+    }
+
+    /// Whether everything is to come to its end.
+    pub fn is_stopped<L>(&self, cx: &mut Locked<'_, L>) -> bool {
+        self.state.lock_leaf(cx).stopped
+    }
+
+    /// Something that others may wait for has changed.
+    pub(crate) fn beat<L>(&self, cx: &mut Locked<'_, L>) {
+        self.state.lock_leaf(cx).count += 1;
+        self.moved.notify_all();
+    }
+
+    /// Waits until `ready` gives something. It is asked at each beat and each time `tick` gives a
+    /// deadline and that has passed.
+    pub(crate) fn wait_for<L: MayWait, R>(
+        &self,
+        cx: &mut Locked<'_, L>,
+        limit: Option<&Deadline>,
+        tick: impl Fn() -> Option<Deadline>,
+        ready: impl FnMut(&mut Locked<'_, L>) -> Option<R>,
+    ) -> Result<R, GaveUp> {
+        self.wait(cx, limit, tick, ready, true)
+    }
+
+    /// As [`wait_for`](Self::wait_for), for who goes on when all others are asked to stop.
+    pub(crate) fn wait_through<L: MayWait, R>(
+        &self,
+        cx: &mut Locked<'_, L>,
+        limit: Option<&Deadline>,
+        ready: impl FnMut(&mut Locked<'_, L>) -> Option<R>,
+    ) -> Result<R, GaveUp> {
+        self.wait(cx, limit, || None, ready, false)
+    }
+
+    fn wait<L: MayWait, R>(
+        &self,
+        cx: &mut Locked<'_, L>,
+        limit: Option<&Deadline>,
+        tick: impl Fn() -> Option<Deadline>,
+        mut ready: impl FnMut(&mut Locked<'_, L>) -> Option<R>,
+        heeds_stop: bool,
+    ) -> Result<R, GaveUp> {
+        loop {
+            let seen = self.state.lock_leaf(cx).count;
+            if let Some(result) = ready(cx) {
+                return Ok(result);
+            }
+            if heeds_stop && self.is_stopped(cx) {
+                return Err(GaveUp::Stopped);
+            }
+            if limit.is_some_and(Deadline::has_passed) {
+                return Err(GaveUp::TimedOut);
+            }
+            let tick = tick();
+            self.wait_past(cx, seen, tick.as_ref().or(limit));
+        }
+    }
+
+    /// Waits for a beat after `seen`, or until the deadline.
+    fn wait_past<L: MayWait>(&self, cx: &mut Locked<'_, L>, seen: u64, deadline: Option<&Deadline>) {
+        let mut state = self.state.lock_leaf(cx);
+        while state.count == seen && !deadline.is_some_and(Deadline::has_passed) {
+            match deadline {
+                Some(deadline) => self.moved.wait_until(&mut state, deadline),
+                None => self.moved.wait(&mut state),
+            }
+        }
+    }
+}

@@ -1,0 +1,582 @@
+//! A card that is up and takes steps, one by one, from any thread.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use eswitch::card::Fault;
+use eswitch::inspect::{PortView, Snapshot, Violation};
+use eswitch::{CardConfig, Engine, Errno, Error, PciAddress, PortHandle, RepType, Subscription};
+use lockdep::{Deadline, Locked, Mutex, Threads, Unlocked, is_explored, lock_classes};
+
+use crate::barrier::Barriers;
+use crate::expectation::{AuxState, Expectation, SfExpectation};
+use crate::pulse::GaveUp;
+use crate::show;
+use crate::step::{Action, EswitchOption};
+use crate::world::World;
+
+lock_classes! {
+    /// What has happened so far.
+    pub leaf ChronicleClass = "chronicle";
+}
+
+/// How long to wait between two looks at something that does not say when it changes.
+const TICK: Duration = Duration::from_millis(1);
+
+/// A card that is up.
+pub struct Session {
+    engine: Arc<Engine>,
+    world: World,
+    limit: Duration,
+    subscription: Subscription,
+    /// Every event so far, in words.
+    chronicle: Mutex<ChronicleClass, Vec<String>>,
+    pub(crate) barriers: Barriers,
+}
+
+/// Why a step failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StepError {
+    /// The engine refused, or could not.
+    #[error("{0}")]
+    Engine(#[from] Error),
+    /// A program ended with another status than 0.
+    #[error("exit status {status}{}{text}", if .text.is_empty() { "" } else { ": " })]
+    Program {
+        /// Its status.
+        status: i32,
+        /// What it complained of.
+        text: String,
+    },
+    /// A program could not be run.
+    #[error("{0}")]
+    NoProgram(String),
+    /// An expectation does not hold.
+    #[error("expected {expected}, but {found}")]
+    Unmet {
+        /// What should hold.
+        expected: String,
+        /// What holds instead.
+        found: String,
+    },
+    /// What was waited for did not come.
+    #[error("{what} has not come within {} s: {found}", .limit.as_secs_f64())]
+    NeverCame {
+        /// What was waited for.
+        what: String,
+        /// How long.
+        limit: Duration,
+        /// What there is instead.
+        found: String,
+    },
+    /// It was asked to stop.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+impl StepError {
+    /// The error number, if the error has one.
+    pub fn errno(&self) -> Option<Errno> {
+        match self {
+            Self::Engine(error) => Some(error.errno()),
+            _ => None,
+        }
+    }
+
+    /// Whether this is the error that was meant: by its name, or by a part of its text.
+    pub fn is(&self, meant: &str) -> bool {
+        self.errno().is_some_and(|errno| format!("{errno:?}") == meant) || self.to_string().contains(meant)
+    }
+
+    /// The error as devlink prints it.
+    pub fn lines(&self) -> Vec<String> {
+        match self {
+            Self::Engine(error) => vec![
+                format!("Error: mlx5_core: {}.", error.to_string().trim_end_matches('.')),
+                format!("kernel answers: {}", error.errno().text()),
+            ],
+            other => vec![format!("Error: {other}.")],
+        }
+    }
+}
+
+type Done = Result<Vec<String>, StepError>;
+
+impl Session {
+    /// Brings a card up. `limit`: how long any wait may take.
+    ///
+    /// # Errors
+    /// What failed; nothing is left.
+    pub fn start(
+        cx: &mut Locked<'_, Unlocked>,
+        config: CardConfig,
+        world: World,
+        limit: Duration,
+    ) -> Result<Self, Error> {
+        let threads = Arc::new(Threads(Arc::clone(&world.domain)));
+        let engine = Engine::start(cx, config, Arc::clone(&world.card), threads)?;
+        let subscription = engine.subscribe(cx);
+        Ok(Self {
+            engine,
+            world,
+            limit,
+            subscription,
+            chronicle: Mutex::new(Vec::new()),
+            barriers: Barriers::default(),
+        })
+    }
+
+    /// The engine.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// The world the card is in.
+    pub fn world(&self) -> &World {
+        &self.world
+    }
+
+    /// Does a step and gives back what it prints.
+    ///
+    /// # Errors
+    /// It failed.
+    pub fn perform(&self, cx: &mut Locked<'_, Unlocked>, action: &Action) -> Done {
+        let engine = &self.engine;
+        match action {
+            Action::DevShow => return Ok(show::devices(&engine.inspect(cx))),
+            Action::EswitchShow(device) => return self.show_eswitch(cx, *device),
+            Action::PortShow(port) => return self.show_ports(cx, *port),
+            Action::EswitchSet(device, options) => {
+                for option in options {
+                    match option {
+                        EswitchOption::Mode(mode) => engine.set_mode(cx, *device, *mode)?,
+                        EswitchOption::InlineMode(mode) => engine.set_inline_mode(cx, *device, *mode)?,
+                        EswitchOption::EncapMode(encap) => engine.set_encap(cx, *device, *encap)?,
+                    }
+                }
+            }
+            Action::Reload(device) => engine.reload(cx, *device)?,
+            Action::AddSf { device, pfnum, sfnum } => {
+                let port = engine.add_sf(cx, *device, *pfnum, *sfnum)?;
+                return Ok(self.describe(cx, Some(port)));
+            }
+            Action::DeletePort(port) => engine.delete_port(cx, *port)?,
+            Action::SetFunction(port, change) => engine.set_function(cx, *port, *change)?,
+            Action::NumVfs(device, n) => engine.set_num_vfs(cx, *device, *n)?,
+            Action::Bind(device) => engine.bind(cx, *device)?,
+            Action::Unbind(device) => engine.unbind(cx, *device)?,
+            Action::LoadModule(name) => engine.load_module(cx, name)?,
+            Action::UnloadModule(name) => engine.unload_module(cx, name)?,
+            Action::SetNetns(device, netns) => engine.set_netns(cx, *device, netns.as_deref())?,
+            Action::HostVfs(device, n) => engine.set_host_vfs(cx, *device, *n)?,
+            Action::AddFault(fault) => self.add_fault(cx, fault),
+            Action::FailAllocations(device, n) => engine.fail_allocations(cx, *device, *n)?,
+            Action::ClearFaults => self.world.faults.clear(cx),
+            Action::Program(command) => return self.program(cx, command),
+            Action::Sync(name) => self.sync(cx, name)?,
+            Action::Sleep(time) => self.sleep(cx, *time)?,
+            Action::WaitRest { retries } => self.wait_rest(cx, *retries)?,
+            Action::WaitUntil(expectation) => self.wait_until(cx, expectation)?,
+            Action::Expect(expectation) => self.expect(cx, expectation)?,
+            Action::Repeat(times, action) => {
+                let mut printed = Vec::new();
+                for _ in 0..*times {
+                    printed = self.perform(cx, action)?;
+                    if self.world.pulse.is_stopped(cx) {
+                        return Err(StepError::Interrupted);
+                    }
+                }
+                return Ok(printed);
+            }
+        }
+        Ok(Vec::new())
+    }
+
+    fn add_fault(&self, cx: &mut Locked<'_, Unlocked>, fault: &Fault) {
+        self.world.faults.add(cx, fault.clone());
+    }
+
+    fn show_eswitch(&self, cx: &mut Locked<'_, Unlocked>, device: PciAddress) -> Done {
+        let snapshot = self.engine.inspect(cx);
+        let pf = show::pf(&snapshot, device).ok_or(Error::NoDevice(device))?;
+        Ok(vec![show::eswitch(pf)])
+    }
+
+    fn show_ports(&self, cx: &mut Locked<'_, Unlocked>, port: Option<PortHandle>) -> Done {
+        let lines = self.describe(cx, port);
+        match port {
+            Some(port) if lines.is_empty() => Err(Error::NoPort(port).into()),
+            _ => Ok(lines),
+        }
+    }
+
+    /// The ports, or the one, as devlink shows them.
+    fn describe(&self, cx: &mut Locked<'_, Unlocked>, only: Option<PortHandle>) -> Vec<String> {
+        let snapshot = self.engine.inspect(cx);
+        let mut lines = Vec::new();
+        for pf in &snapshot.pfs {
+            for port in pf.ports.iter().filter(|p| only.is_none_or(|handle| handle == p.handle)) {
+                lines.extend(show::describe_port(self.engine.config(), pf.index.0, port));
+            }
+        }
+        lines
+    }
+
+    fn program(&self, cx: &mut Locked<'_, Unlocked>, command: &str) -> Done {
+        let Some(programs) = &self.world.programs else {
+            return Err(StepError::NoProgram(format!(
+                "`{command}` is a program, and this card has no netdevs to run it among"
+            )));
+        };
+        let pulse = &self.world.pulse;
+        let finished = programs
+            .run(command, self.limit, &mut || pulse.is_stopped(cx))
+            .map_err(StepError::NoProgram)?;
+        if finished.status != 0 {
+            let said = if finished.stderr.trim().is_empty() {
+                &finished.stdout
+            } else {
+                &finished.stderr
+            };
+            return Err(StepError::Program {
+                status: finished.status,
+                text: said.trim().to_owned(),
+            });
+        }
+        Ok(finished.stdout.lines().map(str::to_owned).collect())
+    }
+
+    /// The moment after which a wait has taken too long. Explored, there is none: the scheduler sees for
+    /// itself when nothing can go on.
+    fn limit(&self) -> Option<Deadline> {
+        (!is_explored()).then(|| Deadline::after(self.limit))
+    }
+
+    fn gave_up(&self, why: GaveUp, what: String, found: String) -> StepError {
+        match why {
+            GaveUp::Stopped => StepError::Interrupted,
+            GaveUp::TimedOut => StepError::NeverCame {
+                what,
+                limit: self.limit,
+                found,
+            },
+        }
+    }
+
+    fn sync(&self, cx: &mut Locked<'_, Unlocked>, name: &str) -> Result<(), StepError> {
+        let thread = cx.thread_name().to_owned();
+        let pulse = &self.world.pulse;
+        let round = self.barriers.arrive(cx, pulse, name, &thread);
+        let mut missing = Vec::new();
+        let met = pulse.wait_for(
+            cx,
+            self.limit().as_ref(),
+            || None,
+            |cx| match self.barriers.is_over(cx, name, round) {
+                Ok(()) => Some(()),
+                Err(threads) => {
+                    missing = threads;
+                    None
+                }
+            },
+        );
+        met.map_err(|why| {
+            self.gave_up(
+                why,
+                format!("`sync {name}`"),
+                format!("waiting for {}", missing.join(", ")),
+            )
+        })
+    }
+
+    fn sleep(&self, cx: &mut Locked<'_, Unlocked>, time: Duration) -> Result<(), StepError> {
+        let over = Deadline::after(time);
+        let slept: Result<(), GaveUp> = self.world.pulse.wait_for(cx, Some(&over), || None, |_| None);
+        match slept {
+            Err(GaveUp::Stopped) => Err(StepError::Interrupted),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits until the queues are at rest; with `retries`, until nothing is left to be tried again.
+    ///
+    /// # Errors
+    /// It takes too long, or was interrupted.
+    pub(crate) fn wait_rest(&self, cx: &mut Locked<'_, Unlocked>, retries: bool) -> Result<(), StepError> {
+        let Some(limit) = self.limit() else {
+            self.engine.settle(cx, retries);
+            return Ok(());
+        };
+        let look = Duration::from_millis(20);
+        let rested = self.world.pulse.wait_for(
+            cx,
+            Some(&limit),
+            || Some(Deadline::after(Duration::ZERO)),
+            |cx| {
+                self.engine
+                    .settle_until(cx, retries, &Deadline::after(look))
+                    .then_some(())
+            },
+        );
+        rested.map_err(|why| {
+            let found = self.unrest(cx);
+            let what = if retries {
+                "an end of retries"
+            } else {
+                "rest of the queues"
+            };
+            self.gave_up(why, what.to_owned(), found)
+        })
+    }
+
+    /// What still waits to be tried again.
+    fn unrest(&self, cx: &mut Locked<'_, Unlocked>) -> String {
+        let snapshot = self.engine.inspect(cx);
+        let mut waiting = Vec::new();
+        for pf in snapshot.pfs.iter().filter(|pf| pf.retry.is_some()) {
+            waiting.push(format!("pci/{} is trying again", pf.address));
+            for port in &pf.ports {
+                for (ty, state) in RepType::ALL.into_iter().zip(&port.reps) {
+                    if let eswitch::inspect::RepState::Failed(failure) = state {
+                        waiting.push(format!("{} {ty}: {}", port.handle, failure.error));
+                    }
+                }
+            }
+            for (name, _, failed) in &pf.auxiliary {
+                waiting.extend(failed.iter().map(|error| format!("{name}: {error}")));
+            }
+        }
+        waiting.truncate(5);
+        if waiting.is_empty() {
+            "work is still queued or being done".to_owned()
+        } else {
+            waiting.join(", ")
+        }
+    }
+
+    fn wait_until(&self, cx: &mut Locked<'_, Unlocked>, expectation: &Expectation) -> Result<(), StepError> {
+        let mut unmet = (String::new(), String::new());
+        let pulse = &self.world.pulse;
+        let met = pulse.wait_for(
+            cx,
+            self.limit().as_ref(),
+            || Some(Deadline::after(TICK)),
+            |cx| match self.look(cx, expectation) {
+                Ok(()) => Some(()),
+                Err(instead) => {
+                    unmet = instead;
+                    None
+                }
+            },
+        );
+        met.map_err(|why| self.gave_up(why, unmet.0, unmet.1))
+    }
+
+    /// Says whether something holds now.
+    ///
+    /// # Errors
+    /// [`StepError::Unmet`]: it does not, and what does.
+    pub fn expect(&self, cx: &mut Locked<'_, Unlocked>, expectation: &Expectation) -> Result<(), StepError> {
+        self.look(cx, expectation)
+            .map_err(|(expected, found)| StepError::Unmet { expected, found })
+    }
+
+    /// What should hold and what is found, if they differ.
+    fn look(&self, cx: &mut Locked<'_, Unlocked>, expectation: &Expectation) -> Result<(), (String, String)> {
+        let differ = |holds: bool, expected: String, found: String| if holds { Ok(()) } else { Err((expected, found)) };
+        match expectation {
+            Expectation::Event(text, wanted) => {
+                self.listen(cx);
+                let chronicle = self.chronicle.lock_leaf(cx);
+                let found = chronicle.iter().find(|event| event.contains(text));
+                let (no, happened) = match found {
+                    Some(event) => ("no ", format!("`{event}` has happened")),
+                    None => ("an ", "none has happened".to_owned()),
+                };
+                return differ(found.is_some() == *wanted, format!("{no}event `{text}`"), happened);
+            }
+            Expectation::Netdev(name, wanted) => {
+                let there = self.has_netdev(cx, name);
+                return differ(
+                    there == *wanted,
+                    format!("netdev {name} {}", presence(*wanted)),
+                    format!("it is {}", presence(there)),
+                );
+            }
+            _ => {}
+        }
+        let snapshot = self.engine.inspect(cx);
+        let unbound = |device: &PciAddress| format!("pci/{device} is not bound");
+        let of_pf = |device: &PciAddress, expected: String, f: &dyn Fn(&eswitch::inspect::PfView) -> (bool, String)| {
+            match show::pf(&snapshot, *device) {
+                Some(pf) => {
+                    let (holds, found) = f(pf);
+                    differ(holds, expected, found)
+                }
+                None => Err((expected, unbound(device))),
+            }
+        };
+        let of_port = |port: &PortHandle, expected: String, f: &dyn Fn(&PortView) -> (bool, String)| match find_port(
+            &snapshot, *port,
+        ) {
+            Some(view) => {
+                let (holds, found) = f(view);
+                differ(holds, expected, found)
+            }
+            None => Err((expected, format!("there is no port {port}"))),
+        };
+        match expectation {
+            Expectation::Mode(device, mode) => of_pf(device, format!("mode {mode} on pci/{device}"), &|pf| {
+                (pf.mode == *mode, format!("it is {}", pf.mode))
+            }),
+            Expectation::Vfs(device, n) => of_pf(device, format!("{n} VFs on pci/{device}"), &|pf| {
+                (pf.num_vfs == *n, format!("there are {}", pf.num_vfs))
+            }),
+            Expectation::Bound(device, wanted) => {
+                let bound = show::pf(&snapshot, *device).is_some();
+                let word = |bound| if bound { "bound" } else { "unbound" };
+                differ(
+                    bound == *wanted,
+                    format!("pci/{device} {}", word(*wanted)),
+                    format!("it is {}", word(bound)),
+                )
+            }
+            Expectation::Rep(port, ty, state) => {
+                of_port(port, format!("{ty} representor of {port} {state}"), &|view| {
+                    let found = &view.reps[usize::from(*ty == RepType::Ib)];
+                    let why = match found {
+                        eswitch::inspect::RepState::Failed(failure) => format!(" ({})", failure.error),
+                        _ => String::new(),
+                    };
+                    (found.to_string() == *state, format!("it is {found}{why}"))
+                })
+            }
+            Expectation::Reps(device, ty, state, n) => of_pf(
+                device,
+                format!("{n} {ty} representors {state} on pci/{device}"),
+                &|pf| {
+                    let of_type = pf
+                        .ports
+                        .iter()
+                        .map(|p| p.reps[usize::from(*ty == RepType::Ib)].to_string());
+                    let found = of_type.filter(|found| found == state).count();
+                    (found == *n, format!("there are {found}"))
+                },
+            ),
+            Expectation::Module(name, wanted) => {
+                let module = eswitch::module::find(name).map_or("", |module| module.name);
+                let loaded = snapshot.modules.contains(&module);
+                let word = |loaded| if loaded { "loaded" } else { "absent" };
+                differ(
+                    loaded == *wanted,
+                    format!("module {name} {}", word(*wanted)),
+                    format!("it is {}", word(loaded)),
+                )
+            }
+            Expectation::Aux(name, wanted) => {
+                let mut all = snapshot.pfs.iter().flat_map(|pf| &pf.auxiliary);
+                let found = match all.find(|(other, _, _)| other == name) {
+                    Some((_, true, _)) => AuxState::Bound,
+                    Some((_, false, _)) => AuxState::Unbound,
+                    None => AuxState::Absent,
+                };
+                let word = |state: AuxState| format!("{state:?}").to_lowercase();
+                differ(
+                    found == *wanted,
+                    format!("{name} {}", word(*wanted)),
+                    format!("it is {}", word(found)),
+                )
+            }
+            Expectation::Port(port, wanted) => {
+                let there = find_port(&snapshot, *port).is_some();
+                differ(
+                    there == *wanted,
+                    format!("port {port} {}", presence(*wanted)),
+                    format!("it is {}", presence(there)),
+                )
+            }
+            Expectation::Sf(port, wanted) => {
+                of_port(
+                    port,
+                    format!("SF {port} {}", sf_words(*wanted)),
+                    &|view| match view.sf {
+                        Some(sf) => {
+                            let holds = wanted.active.is_none_or(|active| active == sf.active)
+                                && wanted.attached.is_none_or(|attached| attached == sf.attached);
+                            let found = SfExpectation {
+                                active: Some(sf.active),
+                                attached: Some(sf.attached),
+                            };
+                            (holds, format!("it is {}", sf_words(found)))
+                        }
+                        None => (false, "that port is no SF's".to_owned()),
+                    },
+                )
+            }
+            Expectation::Event(..) | Expectation::Netdev(..) => Ok(()),
+        }
+    }
+
+    fn has_netdev(&self, cx: &mut Locked<'_, Unlocked>, name: &str) -> bool {
+        if let Some(programs) = &self.world.programs {
+            return programs.has_netdev(name);
+        }
+        let mut cx = cx.narrow();
+        let resources = self.world.card.resources(&mut cx);
+        resources
+            .iter()
+            .any(|r| self.world.card.name(&mut cx, r).as_deref() == Some(name))
+    }
+
+    /// Notes what has happened.
+    pub(crate) fn listen(&self, cx: &mut Locked<'_, Unlocked>) {
+        let news: Vec<String> = self.subscription.take(cx).iter().map(ToString::to_string).collect();
+        self.chronicle.lock_leaf(cx).extend(news);
+    }
+
+    /// Everything that has happened so far.
+    pub fn events(&self, cx: &mut Locked<'_, Unlocked>) -> Vec<String> {
+        self.listen(cx);
+        self.chronicle.lock_leaf(cx).clone()
+    }
+
+    /// Takes the card down and says what is left that should not be.
+    pub fn close(&self, cx: &mut Locked<'_, Unlocked>) -> Vec<Violation> {
+        self.engine.shutdown(cx);
+        let mut cx = cx.narrow();
+        let mut found: Vec<Violation> = self
+            .world
+            .card
+            .take_complaints(&mut cx)
+            .into_iter()
+            .map(|detail| Violation {
+                invariant: "load-once",
+                detail,
+            })
+            .collect();
+        found.extend(self.world.card.resources(&mut cx).iter().map(|left| Violation {
+            invariant: "no-leak",
+            detail: format!("{left} is left after the card was taken down"),
+        }));
+        found
+    }
+}
+
+fn find_port(snapshot: &Snapshot, port: PortHandle) -> Option<&PortView> {
+    snapshot
+        .pfs
+        .iter()
+        .flat_map(|pf| &pf.ports)
+        .find(|view| view.handle == port)
+}
+
+fn presence(there: bool) -> &'static str {
+    if there { "present" } else { "absent" }
+}
+
+fn sf_words(sf: SfExpectation) -> String {
+    let active = sf.active.map(|yes| if yes { "active" } else { "inactive" });
+    let attached = sf.attached.map(|yes| if yes { "attached" } else { "detached" });
+    let words: Vec<&str> = active.into_iter().chain(attached).collect();
+    words.join(" ")
+}

@@ -1,0 +1,436 @@
+//! Steps: what a thread of a story does, in the words people type at a shell.
+
+use std::time::Duration;
+
+use eswitch::card::{Fault, Resource, ResourceKind};
+use eswitch::devlink::InlineMode;
+use eswitch::{CardConfig, FunctionChange, MacAddr, Mode, PciAddress, PfIndex, PortHandle, SfNum, Vport, names};
+
+use crate::expectation::Expectation;
+use crate::place::Place;
+use crate::words::{WordError, Words};
+
+/// One step of a story.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// As it was written.
+    pub text: String,
+    /// Where it was written.
+    pub place: Place,
+    /// What to do.
+    pub action: Action,
+    /// What must come of it.
+    pub expected: Expected,
+}
+
+/// What must come of a step.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Expected {
+    /// It succeeds.
+    #[default]
+    Success,
+    /// It fails with this error name (`EBUSY`), or with an error that contains this text.
+    Failure(String),
+    /// In a race that either may lose: whatever comes.
+    Either,
+}
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub enum Action {
+    DevShow,
+    EswitchShow(PciAddress),
+    /// Options are set one after the other, as devlink does.
+    EswitchSet(PciAddress, Vec<EswitchOption>),
+    Reload(PciAddress),
+    PortShow(Option<PortHandle>),
+    AddSf {
+        device: PciAddress,
+        pfnum: u32,
+        sfnum: SfNum,
+    },
+    DeletePort(PortHandle),
+    SetFunction(PortHandle, FunctionChange),
+    NumVfs(PciAddress, u32),
+    Bind(PciAddress),
+    Unbind(PciAddress),
+    LoadModule(String),
+    UnloadModule(String),
+    /// A PF's netdev moves to a namespace, or home.
+    SetNetns(PciAddress, Option<String>),
+    /// Any program, among the card's netdevs.
+    Program(String),
+    /// The host of a DPU sets its number of VFs.
+    HostVfs(PciAddress, u32),
+    AddFault(Fault),
+    FailAllocations(PciAddress, u32),
+    ClearFaults,
+    Sync(String),
+    Sleep(Duration),
+    /// The queues are at rest; with `retries`, nothing is left to be tried again.
+    WaitRest {
+        retries: bool,
+    },
+    WaitUntil(Expectation),
+    Expect(Expectation),
+    Repeat(u32, Box<Action>),
+}
+
+/// One option of `devlink dev eswitch set`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum EswitchOption {
+    Mode(Mode),
+    InlineMode(InlineMode),
+    EncapMode(bool),
+}
+
+/// Programs that need no `!` before them.
+const PROGRAMS: [&str; 6] = ["ip", "bridge", "tc", "ping", "sysctl", "sh"];
+
+/// The first words of the other steps.
+const VERBS: [&str; 12] = [
+    "devlink", "echo", "modprobe", "rmmod", "host", "fail", "delay", "sync", "sleep", "wait", "expect", "repeat",
+];
+
+impl Action {
+    /// Reads a step. `card` says what the card's netdevs are called.
+    ///
+    /// # Errors
+    /// At which byte something else was expected, and what.
+    pub fn parse(text: &str, card: &CardConfig) -> Result<Self, WordError> {
+        let mut words = Words::new(text);
+        let action = Self::from_words(&mut words, card)?;
+        words.end()?;
+        Ok(action)
+    }
+
+    fn from_words(words: &mut Words<'_>, card: &CardConfig) -> Result<Self, WordError> {
+        let first = words.peek().unwrap_or_default();
+        if first.starts_with('!') {
+            let command = words.rest().trim_start_matches('!').trim().to_owned();
+            return if command.is_empty() {
+                Err(words.expected("a command after `!`"))
+            } else {
+                Ok(Self::Program(command))
+            };
+        }
+        if PROGRAMS.contains(&first) {
+            let netns = pf_netns(words, card);
+            let command = words.rest().to_owned();
+            return Ok(netns.unwrap_or(Self::Program(command)));
+        }
+        if !VERBS.contains(&first) {
+            let all = [&VERBS[..], &PROGRAMS[..]].concat();
+            let mut error = words.expected_one_of(&all);
+            error.message.push_str(" (any other program is written `!PROGRAM …`)");
+            return Err(error);
+        }
+        Ok(match words.one_of(&VERBS)? {
+            "devlink" => devlink(words)?,
+            "echo" => echo(words)?,
+            "modprobe" if words.accept("-r") => Self::UnloadModule(module(words)?),
+            "modprobe" => Self::LoadModule(module(words)?),
+            "rmmod" => Self::UnloadModule(module(words)?),
+            "host" => {
+                let device = pci_address(words)?;
+                words.literal("sriov_numvfs")?;
+                Self::HostVfs(device, words.parse("a number of VFs")?)
+            }
+            "fail" => fail(words)?,
+            "delay" => delay(words)?,
+            "sync" => Self::Sync(words.next("the name of a barrier")?.1.to_owned()),
+            "sleep" => Self::Sleep(words.duration()?),
+            "wait" => match words.one_of(&["settled", "retries", "until"])? {
+                "settled" => Self::WaitRest { retries: false },
+                "retries" => Self::WaitRest { retries: true },
+                _ => Self::WaitUntil(Expectation::from_words(words)?),
+            },
+            "expect" => Self::Expect(Expectation::from_words(words)?),
+            _ => repeat(words, card)?,
+        })
+    }
+
+    /// Every barrier it comes to, in order.
+    pub(crate) fn barriers(&self) -> Vec<&str> {
+        match self {
+            Self::Sync(name) => vec![name],
+            Self::Repeat(n, action) => action.barriers().repeat(*n as usize),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Whether it runs a program.
+    pub(crate) fn is_program(&self) -> bool {
+        match self {
+            Self::Program(_) => true,
+            Self::Repeat(_, action) => action.is_program(),
+            _ => false,
+        }
+    }
+}
+
+fn module(words: &mut Words<'_>) -> Result<String, WordError> {
+    Ok(words.next("the name of a module")?.1.to_owned())
+}
+
+fn repeat(words: &mut Words<'_>, card: &CardConfig) -> Result<Action, WordError> {
+    const EXPECTED: &str = "how often, followed by a colon, such as `10:`";
+    let (at, word) = words.next(EXPECTED)?;
+    let times = word.strip_suffix(':').and_then(|n| n.parse().ok());
+    let times = times.filter(|n| (1..=100_000).contains(n)).ok_or_else(|| WordError {
+        at,
+        message: format!("expected {EXPECTED}, from 1 to 100000, found `{word}`"),
+    })?;
+    Ok(Action::Repeat(times, Box::new(Action::from_words(words, card)?)))
+}
+
+/// `ip link set [dev] NETDEV netns NS` where NETDEV is a PF's: the engine's business on any card.
+/// Takes no words.
+fn pf_netns(words: &Words<'_>, card: &CardConfig) -> Option<Action> {
+    let mut words = words.clone();
+    for word in ["ip", "link", "set"] {
+        words.literal(word).ok()?;
+    }
+    words.accept("dev");
+    let (_, netdev) = words.next("a netdev").ok()?;
+    words.literal("netns").ok()?;
+    let (_, netns) = words.next("a network namespace").ok()?;
+    words.end().ok()?;
+    let pf = (0..card.pfs)
+        .map(PfIndex)
+        .find(|pf| names::netdev(card, &Resource::PfNetdev(*pf), None).is_some_and(|n| n.name == netdev))?;
+    let netns = (!["1", "home"].contains(&netns)).then(|| netns.to_owned());
+    Some(Action::SetNetns(card.pf_address(pf), netns))
+}
+
+fn devlink(words: &mut Words<'_>) -> Result<Action, WordError> {
+    match words.one_of(&["dev", "port"])? {
+        "dev" => match words.one_of(&["show", "eswitch", "reload"])? {
+            "show" => Ok(Action::DevShow),
+            "reload" => Ok(Action::Reload(device(words)?)),
+            _ => match words.one_of(&["show", "set"])? {
+                "show" => Ok(Action::EswitchShow(device(words)?)),
+                _ => eswitch_set(words),
+            },
+        },
+        _ => match words.one_of(&["show", "add", "del", "function"])? {
+            "show" => match words.peek() {
+                None => Ok(Action::PortShow(None)),
+                Some(_) => Ok(Action::PortShow(Some(port(words)?))),
+            },
+            "add" => port_add(words),
+            "del" => Ok(Action::DeletePort(port(words)?)),
+            _ => {
+                words.literal("set")?;
+                function_set(words)
+            }
+        },
+    }
+}
+
+fn eswitch_set(words: &mut Words<'_>) -> Result<Action, WordError> {
+    let device = device(words)?;
+    let (mut mode, mut inline, mut encap) = (None, None, None);
+    while words.peek().is_some() || (mode.is_none() && inline.is_none() && encap.is_none()) {
+        match words.one_of(&["mode", "inline-mode", "encap-mode"])? {
+            "mode" => {
+                mode = Some(match words.one_of(&["legacy", "switchdev"])? {
+                    "legacy" => Mode::Legacy,
+                    _ => Mode::Switchdev,
+                });
+            }
+            "inline-mode" => {
+                inline = Some(match words.one_of(&["none", "link", "network", "transport"])? {
+                    "none" => InlineMode::None,
+                    "link" => InlineMode::Link,
+                    "network" => InlineMode::Network,
+                    _ => InlineMode::Transport,
+                });
+            }
+            _ => encap = Some(words.one_of(&["none", "basic"])? == "basic"),
+        }
+    }
+    let options = mode.map(EswitchOption::Mode).into_iter();
+    let options = options.chain(inline.map(EswitchOption::InlineMode));
+    let options = options.chain(encap.map(EswitchOption::EncapMode));
+    Ok(Action::EswitchSet(device, options.collect()))
+}
+
+fn port_add(words: &mut Words<'_>) -> Result<Action, WordError> {
+    let device = device(words)?;
+    words.literal("flavour")?;
+    words.literal("pcisf")?;
+    words.literal("pfnum")?;
+    let pfnum = words.parse("the number of the PF")?;
+    words.literal("sfnum")?;
+    let sfnum = SfNum(words.parse("the number of the SF")?);
+    if words.accept("controller") {
+        let at = words.at();
+        let controller: u32 = words.parse("the number of the controller")?;
+        if controller != 0 {
+            let message = "expected `controller 0`: SFs of a host's controller are not supported".to_owned();
+            return Err(WordError { at, message });
+        }
+    }
+    Ok(Action::AddSf { device, pfnum, sfnum })
+}
+
+fn function_set(words: &mut Words<'_>) -> Result<Action, WordError> {
+    let port = port(words)?;
+    let mut change = FunctionChange::default();
+    while words.peek().is_some() || change == FunctionChange::default() {
+        match words.one_of(&["hw_addr", "state"])? {
+            "hw_addr" => change.hw_addr = Some(words.parse_saying::<MacAddr>("a MAC address")?),
+            _ => change.active = Some(words.one_of(&["active", "inactive"])? == "active"),
+        }
+    }
+    Ok(Action::SetFunction(port, change))
+}
+
+fn echo(words: &mut Words<'_>) -> Result<Action, WordError> {
+    const FILES: &str = "`/sys/bus/pci/devices/ADDRESS/sriov_numvfs`, `/sys/bus/pci/drivers/mlx5_core/bind` or \
+                         `…/unbind`";
+    let value_at = words.clone();
+    words.next("a number of VFs or a PCI address")?;
+    words.literal(">")?;
+    let mut value = value_at;
+    let (at, path) = words.next(FILES)?;
+    let wrong = |at, message| Err(WordError { at, message });
+    if let Some(driver) = path.strip_prefix("/sys/bus/pci/drivers/") {
+        return match driver {
+            "mlx5_core/bind" => Ok(Action::Bind(pci_address(&mut value)?)),
+            "mlx5_core/unbind" => Ok(Action::Unbind(pci_address(&mut value)?)),
+            _ => wrong(at, format!("expected {FILES}, found `{path}`")),
+        };
+    }
+    let address = path
+        .strip_prefix("/sys/bus/pci/devices/")
+        .and_then(|rest| rest.strip_suffix("/sriov_numvfs"));
+    match address.map(str::parse) {
+        Some(Ok(address)) => Ok(Action::NumVfs(address, value.parse("a number of VFs")?)),
+        Some(Err(error)) => wrong(at + "/sys/bus/pci/devices/".len(), error.to_string()),
+        None => wrong(at, format!("expected {FILES}, found `{path}`")),
+    }
+}
+
+fn fail(words: &mut Words<'_>) -> Result<Action, WordError> {
+    match words.peek() {
+        Some("clear") => {
+            words.literal("clear")?;
+            return Ok(Action::ClearFaults);
+        }
+        Some("alloc") => {
+            words.literal("alloc")?;
+            let device = device(words)?;
+            words.literal("times")?;
+            return Ok(Action::FailAllocations(device, words.parse("how often")?));
+        }
+        _ => {}
+    }
+    let mut fault = fault(words, 1)?;
+    while words.peek().is_some() {
+        how_often(words, &mut fault)?;
+    }
+    Ok(Action::AddFault(fault))
+}
+
+fn delay(words: &mut Words<'_>) -> Result<Action, WordError> {
+    let mut fault = fault(words, u32::MAX)?;
+    while words.peek().is_some_and(|word| word != "for") {
+        how_often(words, &mut fault)?;
+    }
+    words.literal("for")?;
+    fault.delay = Some(words.duration()?);
+    Ok(Action::AddFault(fault))
+}
+
+/// `KIND [pf N] [uplink|hpf|vf N|sf N]`.
+fn fault(words: &mut Words<'_>, times: u32) -> Result<Fault, WordError> {
+    let kinds = ["eth", "ib", "port", "fdb", "netdev", "ibdev", "function"];
+    let kind: Result<ResourceKind, _> = words.peek().unwrap_or_default().parse();
+    let Ok(kind) = kind else {
+        return Err(words.expected_one_of(&[&kinds[..], &["alloc", "clear"]].concat()));
+    };
+    words.one_of(&kinds)?;
+    let pf = match words.accept("pf") {
+        true => Some(PfIndex(words.parse("the PF's place on the card, from 0")?)),
+        false => None,
+    };
+    let vport = match words.peek() {
+        Some("uplink") => Some(Vport::Uplink),
+        Some("hpf") => Some(Vport::HostPf),
+        Some("vf") => Some(Vport::Vf(0)),
+        Some("sf") => Some(Vport::Sf(0)),
+        _ => None,
+    };
+    let vport = match vport {
+        None => None,
+        Some(vport) => {
+            words.next("a vport")?;
+            Some(match vport {
+                Vport::Vf(_) => Vport::Vf(words.parse("the VF's number, from 0")?),
+                Vport::Sf(_) => Vport::Sf(words.parse("the SF's place, from 0")?),
+                other => other,
+            })
+        }
+    };
+    Ok(Fault {
+        kind,
+        pf,
+        vport,
+        after: 0,
+        times,
+        delay: None,
+    })
+}
+
+/// `after N` or `times N|always`.
+fn how_often(words: &mut Words<'_>, fault: &mut Fault) -> Result<(), WordError> {
+    let mut all = vec!["after", "times"];
+    if fault.vport.is_none() {
+        all.extend(["uplink", "hpf", "vf", "sf"]);
+        if fault.pf.is_none() {
+            all.push("pf");
+        }
+    }
+    if fault.times == u32::MAX {
+        all.push("for");
+    }
+    match words.peek() {
+        Some("after") => {
+            words.literal("after")?;
+            fault.after = words.parse("how many pass before the first that fails")?;
+        }
+        Some("times") => {
+            words.literal("times")?;
+            fault.times = match words.accept("always") {
+                true => u32::MAX,
+                false => words.parse("how often, or `always`")?,
+            };
+        }
+        _ => return Err(words.expected_one_of(&all)),
+    }
+    Ok(())
+}
+
+/// `pci/0000:08:00.0`.
+pub(crate) fn device(words: &mut Words<'_>) -> Result<PciAddress, WordError> {
+    const EXPECTED: &str = "a device such as pci/0000:08:00.0";
+    let (at, word) = words.next(EXPECTED)?;
+    let address = word.strip_prefix("pci/").and_then(|address| address.parse().ok());
+    address.ok_or_else(|| WordError {
+        at,
+        message: format!("expected {EXPECTED}, found `{word}`"),
+    })
+}
+
+/// `pci/0000:08:00.0/1`.
+pub(crate) fn port(words: &mut Words<'_>) -> Result<PortHandle, WordError> {
+    words.parse("a port such as pci/0000:08:00.0/1")
+}
+
+fn pci_address(words: &mut Words<'_>) -> Result<PciAddress, WordError> {
+    words.parse("a PCI address such as 0000:08:00.0")
+}

@@ -1,0 +1,204 @@
+//! The words of a step, taken one after the other, with errors that say what was expected and where.
+
+use std::fmt::Display;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// A step that is not one: at which byte of its text, and what was expected there.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct WordError {
+    /// The byte of the text.
+    pub at: usize,
+    /// What is wrong, and what was expected.
+    pub message: String,
+}
+
+/// A word and where it starts.
+pub(crate) type Word<'t> = (usize, &'t str);
+
+/// A text, word by word.
+#[derive(Clone)]
+pub(crate) struct Words<'t> {
+    text: &'t str,
+    words: Vec<Word<'t>>,
+    next: usize,
+}
+
+impl<'t> Words<'t> {
+    /// White space separates words; so does a `>` at the start of one, as in a shell.
+    pub fn new(text: &'t str) -> Self {
+        let mut words = Vec::new();
+        for word in text.split_whitespace() {
+            let at = word.as_ptr().addr() - text.as_ptr().addr();
+            match word.strip_prefix('>') {
+                Some(path) if !path.is_empty() => words.extend([(at, ">"), (at + 1, path)]),
+                _ => words.push((at, word)),
+            }
+        }
+        Self { text, words, next: 0 }
+    }
+
+    pub fn peek(&self) -> Option<&'t str> {
+        self.words.get(self.next).map(|(_, word)| *word)
+    }
+
+    /// Where the next word starts, or the text ends.
+    pub fn at(&self) -> usize {
+        let end = self.text.trim_end().len();
+        self.words.get(self.next).map_or(end, |(at, _)| *at)
+    }
+
+    /// The text from the next word on.
+    pub fn rest(&mut self) -> &'t str {
+        let at = self.at();
+        self.next = self.words.len();
+        self.text[at..].trim_end()
+    }
+
+    pub fn next(&mut self, expected: &str) -> Result<Word<'t>, WordError> {
+        let word = self.words.get(self.next).copied();
+        let word = word.ok_or_else(|| self.expected(expected))?;
+        self.next += 1;
+        Ok(word)
+    }
+
+    /// Takes the next word if it is this one.
+    pub fn accept(&mut self, word: &str) -> bool {
+        let found = self.peek() == Some(word);
+        self.next += usize::from(found);
+        found
+    }
+
+    /// Takes the next word, which must be this one.
+    pub fn literal(&mut self, word: &str) -> Result<(), WordError> {
+        if self.accept(word) {
+            return Ok(());
+        }
+        Err(self.expected_one_of(&[word]))
+    }
+
+    /// Takes the next word, which must be one of these; which one it is.
+    pub fn one_of(&mut self, words: &[&'static str]) -> Result<&'static str, WordError> {
+        let found = words.iter().copied().find(|word| self.peek() == Some(word));
+        let word = found.ok_or_else(|| self.expected_one_of(words))?;
+        self.next += 1;
+        Ok(word)
+    }
+
+    /// Takes the next word, which must read as a `T`.
+    pub fn parse<T: FromStr>(&mut self, expected: &str) -> Result<T, WordError> {
+        let (_, word) = self.next(expected)?;
+        word.parse().map_err(|_| {
+            self.next -= 1;
+            self.expected(expected)
+        })
+    }
+
+    /// As [`parse`](Self::parse), for types whose own error says what was expected.
+    pub fn parse_saying<T: FromStr<Err: Display>>(&mut self, expected: &str) -> Result<T, WordError> {
+        let (at, word) = self.next(expected)?;
+        word.parse().map_err(|error: T::Err| WordError {
+            at,
+            message: error.to_string(),
+        })
+    }
+
+    /// A time: a whole number with `us`, `ms` or `s`.
+    pub fn duration(&mut self) -> Result<Duration, WordError> {
+        const EXPECTED: &str = "a time such as 5ms, 200us or 1s";
+        let (_, word) = self.next(EXPECTED)?;
+        let digits = word.find(|c: char| !c.is_ascii_digit()).unwrap_or(word.len());
+        let (number, unit) = word.split_at(digits);
+        let duration = number.parse().ok().and_then(|number| match unit {
+            "us" => Some(Duration::from_micros(number)),
+            "ms" => Some(Duration::from_millis(number)),
+            "s" => Some(Duration::from_secs(number)),
+            _ => None,
+        });
+        duration.ok_or_else(|| {
+            self.next -= 1;
+            self.expected(EXPECTED)
+        })
+    }
+
+    /// There must be no word left.
+    pub fn end(&self) -> Result<(), WordError> {
+        match self.peek() {
+            None => Ok(()),
+            Some(_) => Err(self.expected("nothing more")),
+        }
+    }
+
+    /// The error that something else was expected where the next word is.
+    pub fn expected(&self, expected: &str) -> WordError {
+        WordError {
+            at: self.at(),
+            message: match self.peek() {
+                Some(found) => format!("expected {expected}, found `{found}`"),
+                None => format!("expected {expected}, found the end"),
+            },
+        }
+    }
+
+    pub fn expected_one_of(&self, words: &[&str]) -> WordError {
+        let mut error = self.expected(&list(words));
+        if let Some(guess) = self.peek().and_then(|word| did_you_mean(word, words)) {
+            error.message.push_str(&format!("; did you mean `{guess}`?"));
+        }
+        error
+    }
+}
+
+/// `a`, `b` or `c`.
+pub(crate) fn list(words: &[&str]) -> String {
+    let quoted: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
+    match quoted.split_last() {
+        Some((last, [])) => last.clone(),
+        Some((last, others)) => format!("{} or {last}", others.join(", ")),
+        None => String::new(),
+    }
+}
+
+/// The word that is meant by something that is not quite it.
+pub(crate) fn did_you_mean<'w>(word: &str, words: &[&'w str]) -> Option<&'w str> {
+    let near = words.iter().map(|w| (distance(word, w), *w));
+    let limit = if word.len() < 4 { 1 } else { 2 };
+    near.filter(|(d, _)| *d <= limit)
+        .min_by_key(|(d, _)| *d)
+        .map(|(_, w)| w)
+}
+
+/// How many characters must be inserted, deleted or replaced to make one of the other.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(row[j + 1] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn near_misses_are_recognised_and_others_are_not() {
+        let words = ["legacy", "switchdev"];
+        assert_eq!(did_you_mean("swichdev", &words), Some("switchdev"));
+        assert_eq!(did_you_mean("legcay", &words), Some("legacy"));
+        assert_eq!(did_you_mean("banana", &words), None);
+    }
+
+    #[test]
+    fn a_redirection_needs_no_space() {
+        let words = Words::new("echo 2 >/sys/x");
+        assert_eq!(words.words, [(0, "echo"), (5, "2"), (7, ">"), (8, "/sys/x")]);
+    }
+}
