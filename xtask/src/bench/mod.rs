@@ -1,0 +1,392 @@
+//! `cargo xtask bench`: what each promise about cost comes to on this machine.
+//!
+//! A row compares two things that were measured in one run, turn by turn, so that whatever else the
+//! machine does falls on both alike. Times are medians over the turns, and a ratio is the median of
+//! the turns' ratios. A time that misses its target is a row that says so, never a failure: whoever
+//! reads the table judges.
+//!
+//! A group of rows is a module with a `MEASUREMENTS` table; it is listed once, in [`measurements`].
+
+mod lockdep;
+mod memory;
+
+use std::fmt;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+
+/// Which rows, and how to print them.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Print the rows as JSON.
+    #[arg(long)]
+    json: bool,
+    /// Only the measurements whose name contains one of these.
+    filter: Vec<String>,
+}
+
+/// Something to measure: a name to select it by, and how.
+pub struct Measurement {
+    /// `GROUP: WHAT`.
+    pub name: &'static str,
+    /// Measures it; may give several rows.
+    pub run: fn() -> Result<Vec<Row>>,
+}
+
+fn measurements() -> impl Iterator<Item = &'static Measurement> {
+    [lockdep::MEASUREMENTS, memory::MEASUREMENTS].into_iter().flatten()
+}
+
+/// A number with its unit.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Quantity {
+    /// How many.
+    pub value: f64,
+    /// Of what.
+    pub unit: &'static str,
+}
+
+impl Quantity {
+    /// Nanoseconds for one of `n`.
+    pub fn nanos_each(total: Duration, n: usize) -> Self {
+        Self {
+            value: total.as_nanos() as f64 / n as f64,
+            unit: "ns",
+        }
+    }
+}
+
+impl fmt::Display for Quantity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.1} {}", self.value, self.unit)
+    }
+}
+
+/// What a row has to come to.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Target {
+    /// At most so many times what it is compared with.
+    RatioAtMost(f64),
+    /// At most so much.
+    AtMost(Quantity),
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::RatioAtMost(times) => write!(f, "<= {times}x"),
+            Self::AtMost(quantity) => write!(f, "<= {quantity}"),
+        }
+    }
+}
+
+/// One line of the table.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// What was measured.
+    pub what: String,
+    /// What it came to; `None` if it could not be measured here, and then `compared_with` says why.
+    pub ours: Option<Quantity>,
+    /// What it is compared with, and what that came to.
+    pub compared_with: String,
+    /// Ours as a multiple of that.
+    pub ratio: Option<f64>,
+    /// What it has to come to; `None`: for information.
+    pub target: Option<Target>,
+    /// Whether it does.
+    pub met: Option<bool>,
+}
+
+impl Row {
+    /// Two things that were measured together.
+    pub fn compared(what: String, ours: Quantity, with: &str, theirs: Quantity, ratio: f64) -> Self {
+        Self {
+            what,
+            ours: Some(ours),
+            compared_with: format!("{with}: {theirs}"),
+            ratio: Some(ratio),
+            target: None,
+            met: None,
+        }
+    }
+
+    /// One thing by itself.
+    pub fn alone(what: String, ours: Quantity) -> Self {
+        Self {
+            what,
+            ours: Some(ours),
+            compared_with: String::new(),
+            ratio: None,
+            target: None,
+            met: None,
+        }
+    }
+
+    /// What cannot be measured here.
+    pub fn unavailable(what: String, why: String) -> Self {
+        Self {
+            what,
+            ours: None,
+            compared_with: format!("not available: {why}"),
+            ratio: None,
+            target: None,
+            met: None,
+        }
+    }
+
+    /// The row, judged.
+    pub fn target(mut self, target: Target) -> Self {
+        self.target = Some(target);
+        self.met = match target {
+            Target::RatioAtMost(times) => self.ratio.map(|ratio| ratio <= times),
+            Target::AtMost(most) => self.ours.map(|ours| ours.value <= most.value),
+        };
+        self
+    }
+
+    fn cells(&self) -> [String; 6] {
+        let or_dash = |cell: Option<String>| cell.unwrap_or_else(|| "-".to_owned());
+        [
+            self.what.clone(),
+            or_dash(self.ours.map(|q| q.to_string())),
+            or_dash(Some(self.compared_with.clone()).filter(|with| !with.is_empty())),
+            or_dash(self.ratio.map(|ratio| format!("{ratio:.2}x"))),
+            or_dash(self.target.map(|target| target.to_string())),
+            or_dash(self.met.map(|met| if met { "yes" } else { "NO" }.to_owned())),
+        ]
+    }
+}
+
+/// Measures what was asked for and prints it.
+///
+/// # Errors
+/// Nothing is called so, or a measurement could not be made at all.
+pub fn run(args: &Args) -> Result<()> {
+    let chosen: Vec<_> = measurements()
+        .filter(|m| args.filter.is_empty() || args.filter.iter().any(|f| m.name.contains(f.as_str())))
+        .collect();
+    let names = || measurements().map(|m| m.name).collect::<Vec<_>>().join("\n  ");
+    ensure!(
+        !chosen.is_empty(),
+        "no measurement is called so; there are:\n  {}",
+        names()
+    );
+    let mut rows = Vec::new();
+    for measurement in chosen {
+        eprintln!("measuring {}", measurement.name);
+        rows.extend((measurement.run)().with_context(|| measurement.name)?);
+    }
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&rows)?);
+    } else {
+        print!("{}", table(&rows));
+    }
+    Ok(())
+}
+
+fn table(rows: &[Row]) -> String {
+    let head = ["what", "ours", "compared with", "ratio", "target", "met"].map(str::to_owned);
+    let lines: Vec<_> = std::iter::once(head).chain(rows.iter().map(Row::cells)).collect();
+    let widths: [usize; 6] =
+        std::array::from_fn(|column| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0));
+    let mut out = String::new();
+    for line in lines {
+        let cells: Vec<_> = line
+            .iter()
+            .zip(widths)
+            .map(|(cell, width)| format!("{cell:<width$}"))
+            .collect();
+        out.push_str(cells.join("  ").trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+/// What a comparison by turns came to.
+pub struct Turns {
+    /// The median time of a turn of ours.
+    pub ours: Duration,
+    /// The median time of a turn of theirs.
+    pub theirs: Duration,
+    /// The median of the ratios of two turns that followed one another.
+    pub ratio: f64,
+}
+
+/// Runs the two by turns, after one turn each that does not count. Each returns the time it took, so
+/// that what prepares a turn is not counted either.
+pub fn by_turns(turns: usize, mut ours: impl FnMut() -> Duration, mut theirs: impl FnMut() -> Duration) -> Turns {
+    ours();
+    theirs();
+    let pairs: Vec<_> = (0..turns)
+        .map(|turn| {
+            // Who goes second finds the machine as the first has left it; so they take turns at that.
+            if turn % 2 == 0 {
+                let ours = ours();
+                (ours, theirs())
+            } else {
+                let theirs = theirs();
+                (ours(), theirs)
+            }
+        })
+        .collect();
+    Turns {
+        ours: median(pairs.iter().map(|(ours, _)| *ours)),
+        theirs: median(pairs.iter().map(|(_, theirs)| *theirs)),
+        ratio: median(
+            pairs
+                .iter()
+                .map(|(o, t)| OrderedRatio(o.as_secs_f64() / t.as_secs_f64())),
+        )
+        .0,
+    }
+}
+
+#[derive(Clone, Copy)]
+struct OrderedRatio(f64);
+
+impl PartialEq for OrderedRatio {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+impl Eq for OrderedRatio {}
+impl PartialOrd for OrderedRatio {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for OrderedRatio {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.0.total_cmp(&other.0)
+    }
+}
+
+/// The middle one of at least one.
+fn median<T: Ord + Copy>(values: impl Iterator<Item = T>) -> T {
+    let mut values: Vec<T> = values.collect();
+    values.sort();
+    values[values.len() / 2]
+}
+
+/// A part of a measurement that needs a process of its own: to be counted, or to have its memory
+/// measured.
+#[derive(clap::Args)]
+pub struct Child {
+    part: Part,
+    /// How much of it.
+    n: usize,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Part {
+    /// `n` times locking and unlocking ours.
+    LockOurs,
+    /// The same with `parking_lot`'s.
+    LockTheirs,
+    /// A card of `n` vports in switchdev mode and back; prints the process's peak memory in bytes.
+    MemoryPeak,
+}
+
+impl Part {
+    fn name(self) -> &'static str {
+        match self {
+            Self::LockOurs => "lock-ours",
+            Self::LockTheirs => "lock-theirs",
+            Self::MemoryPeak => "memory-peak",
+        }
+    }
+}
+
+impl Child {
+    /// Runs it.
+    ///
+    /// # Errors
+    /// What it could not do.
+    pub fn run(&self) -> Result<()> {
+        match self.part {
+            Part::LockOurs => lockdep::lock_ours(self.n),
+            Part::LockTheirs => lockdep::lock_theirs(self.n),
+            Part::MemoryPeak => println!("{}", memory::peak(self.n)?),
+        }
+        Ok(())
+    }
+}
+
+/// This program, as the child of a measurement, behind whatever it is to run under.
+fn child(under: &[&str], part: Part, n: usize) -> Result<std::process::Output> {
+    let this = std::env::current_exe()?;
+    let mut command = match under {
+        [] => Command::new(&this),
+        [program, options @ ..] => {
+            let mut command = Command::new(program);
+            command.args(options).arg(&this);
+            command
+        }
+    };
+    let output = command
+        .args(["bench-child", part.name(), &n.to_string()])
+        .output()
+        .with_context(|| format!("starting {}", under.first().unwrap_or(&"a child")))?;
+    ensure!(
+        output.status.success(),
+        "{} {}: {}",
+        part.name(),
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(output)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_is_judged_by_its_target() {
+        let ns = |value| Quantity { value, unit: "ns" };
+        let row = |ratio| Row::compared("a lock".to_owned(), ns(10.0), "bare", ns(9.0), ratio);
+        assert_eq!(row(1.1).met, None);
+        assert_eq!(row(1.1).target(Target::RatioAtMost(1.15)).met, Some(true));
+        assert_eq!(row(1.2).target(Target::RatioAtMost(1.15)).met, Some(false));
+        let alone = Row::alone("memory".to_owned(), ns(10.0));
+        assert_eq!(alone.clone().target(Target::AtMost(ns(9.0))).met, Some(false));
+        let none = Row::unavailable("it".to_owned(), "no such tool".to_owned());
+        assert_eq!(none.target(Target::RatioAtMost(1.0)).met, None);
+    }
+
+    #[test]
+    fn a_table_lines_up() {
+        let ns = |value| Quantity { value, unit: "ns" };
+        let rows = [
+            Row::compared("a lock".to_owned(), ns(10.0), "bare", ns(9.0), 1.111).target(Target::RatioAtMost(1.15)),
+            Row::unavailable("counted".to_owned(), "no such tool".to_owned()),
+        ];
+        assert_eq!(
+            table(&rows),
+            "\
+what     ours     compared with                ratio  target    met
+a lock   10.0 ns  bare: 9.0 ns                 1.11x  <= 1.15x  yes
+counted  -        not available: no such tool  -      -         -
+"
+        );
+    }
+
+    #[test]
+    fn turns_alternate_and_the_first_of_each_does_not_count() {
+        let order = std::cell::RefCell::new(String::new());
+        let turn = |name, ms: &mut u64| {
+            order.borrow_mut().push(name);
+            *ms += 1;
+            Duration::from_millis(*ms)
+        };
+        let (mut ours, mut theirs) = (0, 10);
+        let turns = by_turns(3, || turn('o', &mut ours), || turn('t', &mut theirs));
+        assert_eq!(order.into_inner(), "otottoot");
+        assert_eq!(turns.ours, Duration::from_millis(3));
+        assert_eq!(turns.theirs, Duration::from_millis(13));
+        assert!((turns.ratio - 3.0 / 13.0).abs() < 1e-9);
+    }
+}
