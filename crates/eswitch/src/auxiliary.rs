@@ -80,6 +80,11 @@ impl<C: Class> AuxiliaryDevice<C> {
         self.kind
     }
 
+    /// Whose it is.
+    pub fn function(&self) -> &Function {
+        &self.function
+    }
+
     /// Its name on the bus, `mlx5_core.eth-rep.0`.
     pub fn name(&self) -> String {
         format!("mlx5_core.{}.{}", self.kind, self.id)
@@ -155,14 +160,7 @@ struct Lists {
 
 impl Default for Bus {
     fn default() -> Self {
-        Self {
-            lists: Mutex::new(Lists {
-                pf: Vec::new(),
-                sf: Vec::new(),
-                drivers: Vec::new(),
-                next_id: 4,
-            }),
-        }
+        Self { lists: Mutex::new(Lists { pf: Vec::new(), sf: Vec::new(), drivers: Vec::new(), next_id: 4 }) }
     }
 }
 
@@ -302,12 +300,12 @@ impl Bus {
     }
 
     fn driver_for<L>(&self, cx: &mut Locked<'_, L>, kind: AuxKind) -> Option<&'static dyn AuxiliaryDriver> {
-        self.lists
-            .lock_leaf(cx)
-            .drivers
-            .iter()
-            .copied()
-            .find(|d| d.kind() == kind)
+        self.lists.lock_leaf(cx).drivers.iter().copied().find(|d| d.kind() == kind)
+    }
+
+    /// Every SF's device on the bus.
+    pub(crate) fn sf_devices<L>(&self, cx: &mut Locked<'_, L>) -> Vec<Arc<AuxiliaryDevice<SfAuxiliary>>> {
+        self.lists.lock_leaf(cx).sf.clone()
     }
 
     /// Every PF's device on the bus.

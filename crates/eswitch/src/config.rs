@@ -40,12 +40,7 @@ pub struct CardConfig {
 impl Default for CardConfig {
     fn default() -> Self {
         Self {
-            address: PciAddress {
-                domain: 0,
-                bus: 8,
-                device: 0,
-                function: 0,
-            },
+            address: PciAddress { domain: 0, bus: 8, device: 0, function: 0 },
             pfs: 1,
             total_vfs: 8,
             vfs: 0,
@@ -96,42 +91,15 @@ impl CardConfig {
     /// The first field that is out of its range.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let range = |field, value: u64, ok: bool, expected| {
-            if ok {
-                Ok(())
-            } else {
-                Err(ConfigError::Range { field, value, expected })
-            }
+            if ok { Ok(()) } else { Err(ConfigError::Range { field, value, expected }) }
         };
         range("pfs", self.pfs.into(), (1..=4).contains(&self.pfs), "1 to 4")?;
-        range(
-            "total_vfs",
-            self.total_vfs.into(),
-            self.total_vfs <= 32_000,
-            "0 to 32000",
-        )?;
-        range(
-            "max_sfs",
-            self.max_sfs.into(),
-            self.max_sfs <= crate::ids::MAX_SFS,
-            "0 to 32752",
-        )?;
-        range(
-            "retry_ms",
-            self.retry_ms,
-            (1..=60_000).contains(&self.retry_ms),
-            "1 to 60000",
-        )?;
-        range(
-            "retry_max_ms",
-            self.retry_max_ms,
-            self.retry_max_ms >= self.retry_ms,
-            "at least `retry_ms`",
-        )?;
+        range("total_vfs", self.total_vfs.into(), self.total_vfs <= 32_000, "0 to 32000")?;
+        range("max_sfs", self.max_sfs.into(), self.max_sfs <= crate::ids::MAX_SFS, "0 to 32752")?;
+        range("retry_ms", self.retry_ms, (1..=60_000).contains(&self.retry_ms), "1 to 60000")?;
+        range("retry_max_ms", self.retry_max_ms, self.retry_max_ms >= self.retry_ms, "at least `retry_ms`")?;
         if self.vfs > self.total_vfs {
-            return Err(ConfigError::TooManyVfs {
-                vfs: self.vfs,
-                total: self.total_vfs,
-            });
+            return Err(ConfigError::TooManyVfs { vfs: self.vfs, total: self.total_vfs });
         }
         if self.address.function != 0 {
             return Err(ConfigError::Function(self.address));
@@ -144,10 +112,7 @@ impl CardConfig {
 
     /// The PCI address of a PF.
     pub fn pf_address(&self, pf: PfIndex) -> PciAddress {
-        PciAddress {
-            function: self.address.function + pf.0,
-            ..self.address
-        }
+        PciAddress { function: self.address.function + pf.0, ..self.address }
     }
 
     /// The MAC address a vport is born with: stable, locally administered, unique within the card.

@@ -53,12 +53,7 @@ impl Member {
 impl Component {
     /// A PF joins. Its devices come with the first rescan.
     pub(crate) fn join(&mut self, pf: &Arc<Pf>) {
-        self.members.push(Member {
-            pf: Arc::clone(pf),
-            mode: Mode::Legacy,
-            ib_disabled: false,
-            devices: Vec::new(),
-        });
+        self.members.push(Member { pf: Arc::clone(pf), mode: Mode::Legacy, ib_disabled: false, devices: Vec::new() });
     }
 
     /// A PF leaves: its auxiliary devices are removed, on this thread.

@@ -56,10 +56,7 @@ impl Pf {
 
     /// The devlink port of a vport.
     pub fn port_handle(&self, vport: Vport) -> PortHandle {
-        PortHandle {
-            device: self.address,
-            index: PortIndex::new(self.index, vport),
-        }
+        PortHandle { device: self.address, index: PortIndex::new(self.index, vport) }
     }
 
     pub(crate) fn mac_of(&self, vport: Vport) -> MacAddr {
@@ -69,12 +66,7 @@ impl Pf {
 
 impl Device {
     pub fn new(index: PfIndex, address: PciAddress) -> Self {
-        Self {
-            index,
-            address,
-            lock: Mutex::new(Vec::new()),
-            bound: Mutex::new(None),
-        }
+        Self { index, address, lock: Mutex::new(Vec::new()), bound: Mutex::new(None) }
     }
 
     /// The PF, if it is bound.
@@ -161,12 +153,7 @@ impl Device {
         threads.push(serve(format!("esw-{}", self.address), Pf::serve_work));
         threads.push(serve(format!("sf-{}", self.address), Pf::serve_sfs));
         let up = pf.devlink.with(cx, |state, cx| {
-            state.vports.insert(
-                Vport::Uplink,
-                VportInfo {
-                    mac: pf.mac_of(Vport::Uplink),
-                },
-            );
+            state.vports.insert(Vport::Uplink, VportInfo { mac: pf.mac_of(Vport::Uplink) });
             {
                 let (mut component, mut cx) = shared.devcom.write(cx);
                 component.join(&pf);
@@ -185,9 +172,10 @@ impl Device {
             Self::take_down(&pf, cx, threads);
             return Err(error);
         }
-        // Ops registered meanwhile have queued work; what it found was not registered yet.
+        *self.bound.lock_leaf(cx) = Some(Arc::clone(&pf));
+        // Whatever was queued or notified meanwhile found nothing to act on: look once more, now that
+        // whoever comes next finds the PF.
         pf.want_reconcile(cx);
-        *self.bound.lock_leaf(cx) = Some(pf);
         shared.events.emit(cx, || Event::DeviceBound(self.address));
         Ok(())
     }

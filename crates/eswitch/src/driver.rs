@@ -84,10 +84,7 @@ impl AuxiliaryDriver for DeviceDriver {
             Function::Sf(sf) => (sf.mac(cx), Some(sf.sfnum().0)),
         };
         pf.shared.create(cx, resource, mac, sfnum)?;
-        Ok(Box::new(BoundDevice {
-            shared: Arc::clone(&pf.shared),
-            resource,
-        }))
+        Ok(Box::new(BoundDevice { shared: Arc::clone(&pf.shared), resource }))
     }
 }
 
@@ -110,18 +107,10 @@ pub struct RepDriver {
 }
 
 /// Netdev representors.
-pub static ETH_REP: RepDriver = RepDriver {
-    name: "mlx5_core.eth-rep",
-    kind: AuxKind::EthRep,
-    ty: RepType::Eth,
-};
+pub static ETH_REP: RepDriver = RepDriver { name: "mlx5_core.eth-rep", kind: AuxKind::EthRep, ty: RepType::Eth };
 
 /// RDMA representors.
-pub static RDMA_REP: RepDriver = RepDriver {
-    name: "mlx5_ib.rdma-rep",
-    kind: AuxKind::RdmaRep,
-    ty: RepType::Ib,
-};
+pub static RDMA_REP: RepDriver = RepDriver { name: "mlx5_ib.rdma-rep", kind: AuxKind::RdmaRep, ty: RepType::Ib };
 
 impl AuxiliaryDriver for RepDriver {
     fn name(&self) -> &'static str {
@@ -134,11 +123,7 @@ impl AuxiliaryDriver for RepDriver {
 
     fn probe(&self, cx: &mut Locked<'_, Probe>, function: &Function) -> Result<Box<dyn BoundDriver>> {
         let pf = Arc::clone(function.pf());
-        let ops = Arc::new(CardReps {
-            shared: Arc::clone(&pf.shared),
-            pf: pf.index(),
-            ty: self.ty,
-        });
+        let ops = Arc::new(CardReps { shared: Arc::clone(&pf.shared), pf: pf.index(), ty: self.ty });
         pf.eswitch.register(cx, &pf.shared.events, self.ty, ops)?;
         Ok(Box::new(BoundReps { pf, ty: self.ty }))
     }
@@ -168,20 +153,13 @@ impl CardReps {
     }
 
     fn request(&self, vport: Vport) -> Create {
-        Create {
-            resource: self.resource(vport),
-            mac: self.shared.config.rep_mac(self.pf, vport),
-            sfnum: None,
-        }
+        Create { resource: self.resource(vport), mac: self.shared.config.rep_mac(self.pf, vport), sfnum: None }
     }
 }
 
 impl RepOps for CardReps {
     fn load_uplink(&self, cx: &mut Locked<'_, Representors>) -> Result<(), CardError> {
-        let mut answers = self
-            .shared
-            .card
-            .create(&mut cx.narrow(), &[self.request(Vport::Uplink)]);
+        let mut answers = self.shared.card.create(&mut cx.narrow(), &[self.request(Vport::Uplink)]);
         answers.pop().unwrap_or(Ok(()))
     }
 

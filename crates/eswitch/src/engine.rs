@@ -57,10 +57,7 @@ impl Shared {
             match answer {
                 Ok(()) => made.push(request.resource),
                 Err(source) => {
-                    first = first.and(Err(Error::Card {
-                        what: format!("making {}", request.resource),
-                        source,
-                    }));
+                    first = first.and(Err(Error::Card { what: format!("making {}", request.resource), source }));
                 }
             }
         }
@@ -176,11 +173,7 @@ impl Engine {
     }
 
     fn device(&self, address: PciAddress) -> Result<(&Device, &Arc<AtomicU64>)> {
-        let found = self
-            .devices
-            .iter()
-            .zip(&self.host_vfs)
-            .find(|(d, _)| d.address == address);
+        let found = self.devices.iter().zip(&self.host_vfs).find(|(d, _)| d.address == address);
         found.ok_or(Error::NoDevice(address))
     }
 
@@ -254,11 +247,11 @@ impl Engine {
         })
     }
 
-    /// `devlink dev eswitch set … encap-mode basic|none`. In switchdev mode the forwarding database
-    /// is made anew for it.
+    /// `devlink dev eswitch set … encap-mode basic|none`. Stored, and shown again; tunnels are made by
+    /// whoever forwards between representors, so the card has nothing to rebuild for it.
     ///
     /// # Errors
-    /// The forwarding database could not be made anew.
+    /// No such PF, or it is not bound.
     pub fn set_encap(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress, encap: bool) -> Result<()> {
         self.with_devlink(cx, address, |_, state, _| {
             state.encap = encap;
@@ -272,9 +265,7 @@ impl Engine {
     /// ERANGE, EBUSY, or what failed, with nothing changed.
     pub fn set_num_vfs(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress, n: u32) -> Result<()> {
         let (device, _) = self.device(address)?;
-        device.with(cx, |cx| {
-            self.with_devlink(cx, address, |pf, state, cx| pf.set_num_vfs(state, cx, n))
-        })
+        device.with(cx, |cx| self.with_devlink(cx, address, |pf, state, cx| pf.set_num_vfs(state, cx, n)))
     }
 
     /// On a DPU, what `sriov_numvfs` on the *host* leads to: the count changes, and the card is notified
@@ -359,10 +350,7 @@ impl Engine {
                         self.shared
                             .card
                             .set_mac(&mut cx.narrow(), &function, mac)
-                            .map_err(|source| Error::Card {
-                                what: format!("{port}: setting hw_addr"),
-                                source,
-                            })?;
+                            .map_err(|source| Error::Card { what: format!("{port}: setting hw_addr"), source })?;
                         if let Some(info) = state.vports.get_mut(&vport) {
                             info.mac = mac;
                         }
@@ -412,10 +400,7 @@ impl Engine {
             self.shared
                 .card
                 .set_netns(&mut cx.narrow(), pf.index(), netns)
-                .map_err(|source| Error::Card {
-                    what: format!("pci/{address}: moving the netdev"),
-                    source,
-                })
+                .map_err(|source| Error::Card { what: format!("pci/{address}: moving the netdev"), source })
         };
         pf.eswitch.mode.finish(cx, mode);
         moved

@@ -86,9 +86,7 @@ pub struct Subscription(Arc<Buffer>);
 
 impl Default for Events {
     fn default() -> Self {
-        Self {
-            subscribers: Mutex::new(Vec::new()),
-        }
+        Self { subscribers: Mutex::new(Vec::new()) }
     }
 }
 

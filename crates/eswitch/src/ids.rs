@@ -29,10 +29,7 @@ pub struct ParseError {
 
 impl ParseError {
     pub(crate) fn new(text: &str, expected: &'static str) -> Self {
-        Self {
-            text: text.to_owned(),
-            expected,
-        }
+        Self { text: text.to_owned(), expected }
     }
 }
 
@@ -68,12 +65,7 @@ impl FromStr for PciAddress {
 
 impl fmt::Display for PciAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            domain,
-            bus,
-            device,
-            function,
-        } = self;
+        let Self { domain, bus, device, function } = self;
         write!(f, "{domain:04x}:{bus:02x}:{device:02x}.{function:x}")
     }
 }
@@ -197,14 +189,8 @@ impl FromStr for PortHandle {
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
         let error = || ParseError::new(text, "a devlink port such as pci/0000:08:00.0/1");
-        let (device, index) = text
-            .strip_prefix("pci/")
-            .and_then(|t| t.rsplit_once('/'))
-            .ok_or_else(error)?;
-        Ok(Self {
-            device: device.parse().map_err(|_| error())?,
-            index: PortIndex(index.parse().map_err(|_| error())?),
-        })
+        let (device, index) = text.strip_prefix("pci/").and_then(|t| t.rsplit_once('/')).ok_or_else(error)?;
+        Ok(Self { device: device.parse().map_err(|_| error())?, index: PortIndex(index.parse().map_err(|_| error())?) })
     }
 }
 
@@ -334,56 +320,26 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused_with_what_was_expected() {
-        for text in [
-            "",
-            "08:00.0",
-            "0000:08:00",
-            "0000:08:20.0",
-            "0000:08:00.8",
-            "0000:8:00.0",
-            "0000:+8:00.0",
-        ] {
+        for text in ["", "08:00.0", "0000:08:00", "0000:08:20.0", "0000:08:00.8", "0000:8:00.0", "0000:+8:00.0"] {
             let error = text.parse::<PciAddress>().unwrap_err();
             assert!(error.to_string().contains("0000:08:00.0"), "{error}");
         }
-        for text in [
-            "",
-            "00:11:22:33:44",
-            "00:11:22:33:44:55:66",
-            "01:00:00:00:00:00",
-            "00:00:00:00:00:00",
-            "0:1:2:3:4:5",
-        ] {
+        for text in
+            ["", "00:11:22:33:44", "00:11:22:33:44:55:66", "01:00:00:00:00:00", "00:00:00:00:00:00", "0:1:2:3:4:5"]
+        {
             assert!(text.parse::<MacAddr>().is_err(), "{text}");
         }
-        for text in [
-            "",
-            "pci/0000:08:00.0",
-            "pci/0000:08:00.0/",
-            "pci/0000:08:00.0/x",
-            "0000:08:00.0/1",
-        ] {
+        for text in ["", "pci/0000:08:00.0", "pci/0000:08:00.0/", "pci/0000:08:00.0/x", "0000:08:00.0/1"] {
             assert!(text.parse::<PortHandle>().is_err(), "{text}");
         }
     }
 
     #[test]
     fn a_vport_and_its_number_are_one() {
-        for vport in [
-            Vport::Uplink,
-            Vport::HostPf,
-            Vport::Vf(0),
-            Vport::Vf(127),
-            Vport::Sf(0),
-            Vport::Sf(88),
-        ] {
+        for vport in [Vport::Uplink, Vport::HostPf, Vport::Vf(0), Vport::Vf(127), Vport::Sf(0), Vport::Sf(88)] {
             assert_eq!(Vport::from_number(vport.number(), true), Some(vport));
         }
-        assert_eq!(
-            Vport::from_number(0, false),
-            None,
-            "a plain NIC's manager has no representor"
-        );
+        assert_eq!(Vport::from_number(0, false), None, "a plain NIC's manager has no representor");
         assert_eq!(PortIndex::new(PfIndex(1), Vport::Uplink).0, 131_071);
         assert_eq!(PortIndex::new(PfIndex(0), Vport::Sf(0)).0, 32_768);
     }

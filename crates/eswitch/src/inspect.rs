@@ -3,9 +3,11 @@
 //! Each invariant has a name, which is the same everywhere: in reports, in scenarios, in the docs.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
-use lockdep::{Locked, Unlocked};
+use lockdep::{Class, LockBefore, Locked, Unlocked};
 
+use crate::auxiliary::{AuxKind, AuxiliaryDevice, Function};
 use crate::card::Resource;
 use crate::engine::Engine;
 use crate::error::Result;
@@ -69,6 +71,21 @@ impl std::fmt::Display for RepState {
     }
 }
 
+/// An auxiliary device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuxiliaryView {
+    /// `mlx5_core.eth-rep.0`.
+    pub name: String,
+    /// What it is for.
+    pub kind: AuxKind,
+    /// The SF it is of, if it is not the PF's own.
+    pub sf: Option<Vport>,
+    /// Whether a driver is bound.
+    pub bound: bool,
+    /// The error of the last probe, if that failed.
+    pub failed: Option<String>,
+}
+
 /// A PF that is bound.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PfView {
@@ -84,8 +101,10 @@ pub struct PfView {
     pub num_vfs: u16,
     /// Every devlink port, in the order of vports.
     pub ports: Vec<PortView>,
-    /// Its auxiliary devices by name, whether a driver is bound, and the error of the last probe.
-    pub auxiliary: Vec<(String, bool, Option<String>)>,
+    /// Its auxiliary devices and those of its SFs.
+    pub auxiliary: Vec<AuxiliaryView>,
+    /// On a DPU: VFs that the host has enabled.
+    pub host_vfs: Option<u64>,
     /// Whether something waits to be tried again, and in how many milliseconds if that can be said.
     pub retry: Option<Option<u64>>,
 }
@@ -101,6 +120,22 @@ pub struct Snapshot {
     pub resources: Vec<Resource>,
 }
 
+impl AuxiliaryView {
+    fn of<C: Class, P: LockBefore<C>>(cx: &mut Locked<'_, P>, device: &AuxiliaryDevice<C>) -> Self {
+        let (bound, failed) = device.status(cx);
+        Self {
+            name: device.name(),
+            kind: device.kind(),
+            sf: match device.function() {
+                Function::Pf(_) => None,
+                Function::Sf(sf) => Some(sf.vport()),
+            },
+            bound,
+            failed: failed.map(|error| error.to_string()),
+        }
+    }
+}
+
 impl Engine {
     /// Looks at everything.
     pub fn inspect(&self, cx: &mut Locked<'_, Unlocked>) -> Snapshot {
@@ -113,11 +148,7 @@ impl Engine {
         }
         let mut resources = self.shared.card.resources(&mut cx.narrow());
         resources.sort();
-        Snapshot {
-            pfs,
-            modules: self.shared.modules.list(cx),
-            resources,
-        }
+        Snapshot { pfs, modules: self.shared.modules.list(cx), resources }
     }
 
     fn inspect_pf(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<PfView> {
@@ -132,11 +163,7 @@ impl Engine {
                     None if registered[ty.index()] => RepState::Registered,
                     None => RepState::Unregistered,
                 };
-                table
-                    .vports()
-                    .into_iter()
-                    .map(|v| (v, RepType::ALL.map(|ty| state(v, ty))))
-                    .collect()
+                table.vports().into_iter().map(|v| (v, RepType::ALL.map(|ty| state(v, ty)))).collect()
             });
             let mut ports = Vec::new();
             for (vport, reps) in rows {
@@ -163,9 +190,7 @@ impl Engine {
                         Vport::Sf(_) => "pcisf",
                     },
                     netdev: self.shared.card.name(&mut cx.narrow(), &eth),
-                    ibdev: (reps[1] == RepState::Loaded)
-                        .then(|| names::ib_device(config, &ib, sfnum))
-                        .flatten(),
+                    ibdev: (reps[1] == RepState::Loaded).then(|| names::ib_device(config, &ib, sfnum)).flatten(),
                     reps,
                     hw_addr: match sf {
                         Some(sf) => Some(sf.mac),
@@ -176,9 +201,13 @@ impl Engine {
             }
             let mut auxiliary = Vec::new();
             for device in self.shared.bus.pf_devices(cx) {
-                if device.name().ends_with(&format!(".{}", pf.index().0)) {
-                    let (bound, failed) = device.status(cx);
-                    auxiliary.push((device.name(), bound, failed.map(|e| e.to_string())));
+                if Arc::ptr_eq(device.function().pf(), pf) {
+                    auxiliary.push(AuxiliaryView::of(cx, &device));
+                }
+            }
+            for device in self.shared.bus.sf_devices(cx) {
+                if Arc::ptr_eq(device.function().pf(), pf) {
+                    auxiliary.push(AuxiliaryView::of(cx, &device));
                 }
             }
             let work = pf.eswitch.work.inner();
@@ -192,6 +221,7 @@ impl Engine {
                 num_vfs: state.num_vfs,
                 ports,
                 auxiliary,
+                host_vfs: self.shared.config.dpu.then(|| pf.host_vfs.load()),
                 retry: retry.map(|left| left.map(|d| d.as_millis() as u64)),
             })
         })
@@ -203,28 +233,19 @@ impl Engine {
         let snapshot = self.inspect(cx);
         let mut found: Vec<Violation> = Vec::new();
         for detail in self.shared.card.take_complaints(&mut cx.narrow()) {
-            found.push(Violation {
-                invariant: "load-once",
-                detail,
-            });
+            found.push(Violation { invariant: "load-once", detail });
         }
         let mut expected = BTreeSet::new();
         for pf in &snapshot.pfs {
             self.check_pf(pf, &snapshot.modules, &mut found);
-            self.expect_resources(cx, pf, &snapshot.modules, &mut expected);
+            self.expect_resources(cx, pf, &mut expected);
         }
         let actual: BTreeSet<Resource> = snapshot.resources.iter().copied().collect();
         for leaked in actual.difference(&expected) {
-            found.push(Violation {
-                invariant: "no-leak",
-                detail: format!("{leaked} exists and should not"),
-            });
+            found.push(Violation { invariant: "no-leak", detail: format!("{leaked} exists and should not") });
         }
         for missing in expected.difference(&actual) {
-            found.push(Violation {
-                invariant: "no-leak",
-                detail: format!("{missing} should exist and does not"),
-            });
+            found.push(Violation { invariant: "no-leak", detail: format!("{missing} should exist and does not") });
         }
         found
     }
@@ -236,16 +257,10 @@ impl Engine {
             for (ty, state) in RepType::ALL.into_iter().zip(&port.reps) {
                 match (pf.mode, state) {
                     (Mode::Legacy, RepState::Loaded) => {
-                        violate(
-                            "legacy-empty",
-                            format!("{}: {ty} is loaded in legacy mode", port.handle),
-                        );
+                        violate("legacy-empty", format!("{}: {ty} is loaded in legacy mode", port.handle));
                     }
                     (Mode::Switchdev, RepState::Registered) if rests => {
-                        violate(
-                            "switchdev-complete",
-                            format!("{}: {ty} is registered and not loaded", port.handle),
-                        );
+                        violate("switchdev-complete", format!("{}: {ty} is registered and not loaded", port.handle));
                     }
                     (Mode::Switchdev, RepState::Failed(failure)) if rests => {
                         let why = &failure.error;
@@ -258,21 +273,25 @@ impl Engine {
                 }
             }
         }
-        for (name, bound, failed) in &pf.auxiliary {
-            let module = if name.contains(".rdma") { "mlx5_ib" } else { CORE };
-            match (bound, modules.contains(&module)) {
+        if let Some(host) = pf.host_vfs
+            && host != pf.num_vfs.into()
+            && rests
+        {
+            violate("switchdev-complete", format!("pci/{}: {} VFs, the host has {host}", pf.address, pf.num_vfs));
+        }
+        for device in &pf.auxiliary {
+            let module = match device.kind {
+                AuxKind::Rdma | AuxKind::RdmaRep => "mlx5_ib",
+                AuxKind::Eth | AuxKind::EthRep => CORE,
+            };
+            let name = &device.name;
+            match (device.bound, modules.contains(&module)) {
                 (true, false) => {
-                    violate(
-                        "loaded-implies-registered",
-                        format!("{name} has a driver though {module} is not loaded"),
-                    );
+                    violate("loaded-implies-registered", format!("{name} has a driver though {module} is not loaded"));
                 }
                 (false, true) if rests => {
-                    let why = failed.as_deref().unwrap_or("it was passed over");
-                    violate(
-                        "switchdev-complete",
-                        format!("{name} has no driver and is not retried: {why}"),
-                    );
+                    let why = device.failed.as_deref().unwrap_or("it was passed over");
+                    violate("switchdev-complete", format!("{name} has no driver and is not retried: {why}"));
                 }
                 _ => {}
             }
@@ -280,29 +299,23 @@ impl Engine {
     }
 
     /// What the card should hold for a PF, as a function of what the engine says there is.
-    fn expect_resources(
-        &self,
-        cx: &mut Locked<'_, Unlocked>,
-        pf: &PfView,
-        modules: &[&'static str],
-        expected: &mut BTreeSet<Resource>,
-    ) {
+    fn expect_resources(&self, cx: &mut Locked<'_, Unlocked>, pf: &PfView, expected: &mut BTreeSet<Resource>) {
         let index = pf.index;
         expected.insert(Resource::Function(index));
         if pf.mode == Mode::Switchdev {
             expected.insert(Resource::SwitchdevFdb(index));
         }
-        for (name, bound, _) in &pf.auxiliary {
-            if *bound && name.starts_with("mlx5_core.eth.") {
-                expected.insert(Resource::PfNetdev(index));
-            }
-            if *bound && name.starts_with("mlx5_core.rdma.") {
-                expected.insert(Resource::PfIbDevice(index));
-            }
+        for device in pf.auxiliary.iter().filter(|d| d.bound) {
+            expected.extend(match (device.kind, device.sf) {
+                (AuxKind::Eth, None) => Some(Resource::PfNetdev(index)),
+                (AuxKind::Rdma, None) => Some(Resource::PfIbDevice(index)),
+                (AuxKind::Eth, Some(sf)) => Some(Resource::SfNetdev(index, sf)),
+                (AuxKind::Rdma, Some(sf)) => Some(Resource::SfIbDevice(index, sf)),
+                (AuxKind::EthRep | AuxKind::RdmaRep, _) => None,
+            });
         }
-        let vports = self.with_devlink(cx, pf.address, |_, state, _| {
-            Ok(state.vports.keys().copied().collect::<Vec<_>>())
-        });
+        let vports =
+            self.with_devlink(cx, pf.address, |_, state, _| Ok(state.vports.keys().copied().collect::<Vec<_>>()));
         for vport in vports.unwrap_or_default() {
             if vport != Vport::Uplink {
                 expected.insert(Resource::Port(index, vport));
@@ -312,12 +325,6 @@ impl Engine {
             for (ty, state) in RepType::ALL.into_iter().zip(&port.reps) {
                 if *state == RepState::Loaded {
                     expected.insert(Resource::Representor(index, port.vport, ty));
-                }
-            }
-            if port.sf.is_some_and(|sf| sf.attached) {
-                expected.insert(Resource::SfNetdev(index, port.vport));
-                if modules.contains(&"mlx5_ib") {
-                    expected.insert(Resource::SfIbDevice(index, port.vport));
                 }
             }
         }

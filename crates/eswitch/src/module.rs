@@ -20,14 +20,8 @@ pub struct ModuleInfo {
 pub const CORE: &str = "mlx5_core";
 
 static MODULES: [ModuleInfo; 2] = [
-    ModuleInfo {
-        name: CORE,
-        drivers: &[&ETH, &ETH_REP],
-    },
-    ModuleInfo {
-        name: "mlx5_ib",
-        drivers: &[&RDMA, &RDMA_REP],
-    },
+    ModuleInfo { name: CORE, drivers: &[&ETH, &ETH_REP] },
+    ModuleInfo { name: "mlx5_ib", drivers: &[&RDMA, &RDMA_REP] },
 ];
 
 /// The module of a name.
@@ -50,9 +44,7 @@ pub(crate) struct Modules {
 
 impl Default for Modules {
     fn default() -> Self {
-        Self {
-            loaded: std::array::from_fn(|_| Mutex::new(false)),
-        }
+        Self { loaded: std::array::from_fn(|_| Mutex::new(false)) }
     }
 }
 

@@ -42,30 +42,20 @@ pub fn phys_port_name(config: &CardConfig, pf: PfIndex, vport: Vport, sfnum: Opt
 /// The name of the netdev that a resource is, if it is one.
 pub fn netdev(config: &CardConfig, resource: &Resource, sfnum: Option<u32>) -> Option<NetdevName> {
     let address = config.pf_address(resource.pf());
-    let domain = if address.domain == 0 {
-        String::new()
-    } else {
-        format!("P{}", address.domain)
-    };
+    let domain = if address.domain == 0 { String::new() } else { format!("P{}", address.domain) };
     let path = format!("en{domain}p{}s{}f{}", address.bus, address.device, address.function);
     let short = format!("en{}f{}", address.bus, address.function);
     let name = match *resource {
         Resource::PfNetdev(pf) | Resource::Representor(pf, Vport::Uplink, RepType::Eth) => {
             let port = phys_port_name(config, pf, Vport::Uplink, None);
-            fitting([
-                format!("{path}n{port}"),
-                format!("{short}{port}"),
-                format!("{port}b{}", address.bus),
-            ])
+            fitting([format!("{path}n{port}"), format!("{short}{port}"), format!("{port}b{}", address.bus)])
         }
         Resource::Port(pf, Vport::Vf(n)) => {
             fitting([format!("{path}v{n}"), format!("{short}v{n}"), format!("pf{}v{n}", pf.0)])
         }
-        Resource::Port(_, Vport::HostPf) => fitting([
-            format!("{path}h"),
-            format!("{short}h"),
-            format!("h{}f{}", address.bus, address.function),
-        ]),
+        Resource::Port(_, Vport::HostPf) => {
+            fitting([format!("{path}h"), format!("{short}h"), format!("h{}f{}", address.bus, address.function)])
+        }
         Resource::SfNetdev(pf, vport) => {
             let n = sfnum.unwrap_or(vport.number().into());
             fitting([format!("{path}s{n}"), format!("{short}s{n}"), format!("pf{}s{n}", pf.0)])
@@ -84,21 +74,12 @@ fn fitting(candidates: [String; 3]) -> NetdevName {
     let fits = candidates.iter().position(|c| c.len() <= IFNAME_MAX);
     let [full, ..] = &candidates;
     match fits {
-        Some(0) => NetdevName {
-            name: full.clone(),
-            altname: None,
-        },
-        Some(n) => NetdevName {
-            name: candidates[n].clone(),
-            altname: Some(full.clone()),
-        },
+        Some(0) => NetdevName { name: full.clone(), altname: None },
+        Some(n) => NetdevName { name: candidates[n].clone(), altname: Some(full.clone()) },
         None => {
             let mut name = candidates[2].clone();
             name.truncate(IFNAME_MAX);
-            NetdevName {
-                name,
-                altname: Some(full.clone()),
-            }
+            NetdevName { name, altname: Some(full.clone()) }
         }
     }
 }
@@ -148,19 +129,10 @@ mod tests {
             (rep(Vport::Vf(0)), None, "enp8s0f0npf0vf0", None),
             (rep(Vport::Vf(10)), None, "en8f0pf0vf10", Some("enp8s0f0npf0vf10")),
             (rep(Vport::Sf(0)), Some(88), "en8f0pf0sf88", Some("enp8s0f0npf0sf88")),
-            (
-                rep(Vport::Vf(31_999)),
-                None,
-                "en8f0pf0vf31999",
-                Some("enp8s0f0npf0vf31999"),
-            ),
+            (rep(Vport::Vf(31_999)), None, "en8f0pf0vf31999", Some("enp8s0f0npf0vf31999")),
             (Resource::SfNetdev(pf, Vport::Sf(0)), Some(88), "enp8s0f0s88", None),
         ] {
-            assert_eq!(
-                name(resource, sfnum),
-                (expected.to_owned(), alt.map(str::to_owned)),
-                "{resource}"
-            );
+            assert_eq!(name(resource, sfnum), (expected.to_owned(), alt.map(str::to_owned)), "{resource}");
         }
     }
 

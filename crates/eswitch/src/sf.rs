@@ -110,12 +110,7 @@ impl SfFunction {
     /// What it is now.
     pub fn state<L>(&self, cx: &mut Locked<'_, L>) -> SfState {
         let wanted = *self.wanted.lock_leaf(cx);
-        SfState {
-            sfnum: self.sfnum,
-            active: wanted.active,
-            attached: wanted.attached,
-            mac: wanted.mac,
-        }
+        SfState { sfnum: self.sfnum, active: wanted.active, attached: wanted.attached, mac: wanted.mac }
     }
 
     /// The MAC address its netdev gets.
@@ -171,11 +166,7 @@ const LOOK_AT_ALL: u8 = 1;
 
 impl Default for SfQueue {
     fn default() -> Self {
-        Self {
-            queue: Queue::default(),
-            map: WaitMap::new(),
-            all: Mutex::new(Vec::new()),
-        }
+        Self { queue: Queue::default(), map: WaitMap::new(), all: Mutex::new(Vec::new()) }
     }
 }
 
@@ -234,34 +225,20 @@ impl Pf {
             return Err(Error::SfInLegacy);
         }
         if request.pfnum != self.index().0.into() {
-            return Err(Error::SfPfnum {
-                given: request.pfnum,
-                own: self.index().0,
-            });
+            return Err(Error::SfPfnum { given: request.pfnum, own: self.index().0 });
         }
         if state.sfs.by_num(request.sfnum).is_some() {
             return Err(Error::SfExists(request.sfnum));
         }
         let place = state.sfs.free_place(max).ok_or(Error::SfsFull(max))?;
         let vport = Vport::Sf(place);
-        self.enable_vports(
-            state,
-            cx,
-            Mode::Switchdev,
-            &[vport],
-            Some(request.sfnum),
-            LoadPolicy::Strict,
-        )?;
+        self.enable_vports(state, cx, Mode::Switchdev, &[vport], Some(request.sfnum), LoadPolicy::Strict)?;
         let sf = Arc::new(SfFunction {
             pf: Arc::clone(self),
             vport,
             sfnum: request.sfnum,
             id: self.shared.bus.new_id(cx),
-            wanted: Mutex::new(Wanted {
-                active: false,
-                mac: self.mac_of(vport),
-                attached: false,
-            }),
+            wanted: Mutex::new(Wanted { active: false, mac: self.mac_of(vport), attached: false }),
             auxiliary: Mutex::new(false),
             devlink: Mutex::new(Vec::new()),
         });
@@ -335,15 +312,15 @@ impl Pf {
         let sfs = &self.sf_queue;
         while let Some(next) = sfs.queue.next(cx) {
             let (_inside, mut cx) = sfs.map.run(cx);
-            let some = match next {
-                Next::Item(sf) => vec![sf],
-                Next::Marks(_) | Next::Retry => sfs.all.lock_leaf(&mut cx).clone(),
+            let (some, all) = match next {
+                Next::Item(sf) => (vec![sf], false),
+                Next::Marks(_) | Next::Retry => (sfs.all.lock_leaf(&mut cx).clone(), true),
             };
-            for sf in some {
-                if sf.settle(&mut cx).is_err() {
-                    sfs.queue
-                        .retry(&mut cx, |attempt| self.shared.config.retry_delay(attempt));
-                }
+            let failed = some.iter().filter(|sf| sf.settle(&mut cx).is_err()).count() > 0;
+            if failed {
+                sfs.queue.retry(&mut cx, |attempt| self.shared.config.retry_delay(attempt));
+            } else if all {
+                sfs.queue.no_retry(&mut cx);
             }
         }
     }
@@ -356,9 +333,6 @@ impl Pf {
 
 impl std::fmt::Debug for SfFunction {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SfFunction")
-            .field("vport", &self.vport)
-            .field("sfnum", &self.sfnum)
-            .finish_non_exhaustive()
+        f.debug_struct("SfFunction").field("vport", &self.vport).field("sfnum", &self.sfnum).finish_non_exhaustive()
     }
 }

@@ -11,11 +11,7 @@ use eswitch::{CardConfig, Engine, Mode, RepType, SfNum, Vport};
 use lockdep::{Domain, Locked, OnReport, Unlocked};
 
 fn config() -> CardConfig {
-    CardConfig {
-        vfs: 2,
-        total_vfs: 2,
-        ..CardConfig::default()
-    }
+    CardConfig { vfs: 2, total_vfs: 2, ..CardConfig::default() }
 }
 
 type Step = fn(&mut Locked<'_, Unlocked>, &Engine);
@@ -72,10 +68,7 @@ fn registration_against_a_mode_change() {
 
 #[test]
 fn unregistration_against_a_mode_change_and_back() {
-    let config = CardConfig {
-        modules: vec!["mlx5_ib".into()],
-        ..config()
-    };
+    let config = CardConfig { modules: vec!["mlx5_ib".into()], ..config() };
     explore(
         config,
         nothing,
@@ -94,11 +87,7 @@ fn unregistration_against_a_mode_change_and_back() {
 
 #[test]
 fn registration_against_a_vf_count_change() {
-    let config = CardConfig {
-        vfs: 0,
-        mode: Mode::Switchdev,
-        ..config()
-    };
+    let config = CardConfig { vfs: 0, mode: Mode::Switchdev, ..config() };
     explore(
         config,
         nothing,
@@ -115,10 +104,7 @@ fn registration_against_a_vf_count_change() {
 
 #[test]
 fn removal_of_a_device_while_work_is_queued() {
-    let config = CardConfig {
-        mode: Mode::Switchdev,
-        ..config()
-    };
+    let config = CardConfig { mode: Mode::Switchdev, ..config() };
     explore(
         config,
         nothing,
@@ -134,11 +120,7 @@ fn removal_of_a_device_while_work_is_queued() {
 
 #[test]
 fn sfs_against_a_mode_change() {
-    let config = CardConfig {
-        mode: Mode::Switchdev,
-        vfs: 0,
-        ..config()
-    };
+    let config = CardConfig { mode: Mode::Switchdev, vfs: 0, ..config() };
     explore(
         config,
         nothing,
@@ -147,10 +129,7 @@ fn sfs_against_a_mode_change() {
                 let Ok(sf) = engine.add_sf(cx, addr(), 0, SfNum(88)) else {
                     return;
                 };
-                let active = eswitch::FunctionChange {
-                    active: Some(true),
-                    ..Default::default()
-                };
+                let active = eswitch::FunctionChange { active: Some(true), ..Default::default() };
                 let _ = engine.set_function(cx, sf, active);
             },
             |cx, engine| engine.set_mode(cx, addr(), Mode::Legacy).unwrap(),
@@ -161,12 +140,7 @@ fn sfs_against_a_mode_change() {
 
 #[test]
 fn the_hosts_vf_count_against_everything() {
-    let config = CardConfig {
-        dpu: true,
-        mode: Mode::Switchdev,
-        vfs: 1,
-        ..config()
-    };
+    let config = CardConfig { dpu: true, mode: Mode::Switchdev, vfs: 1, ..config() };
     explore(
         config,
         nothing,
@@ -184,10 +158,7 @@ fn the_hosts_vf_count_against_everything() {
 
 #[test]
 fn two_orchestrators_and_a_load_that_fails() {
-    let config = CardConfig {
-        modules: vec!["mlx5_ib".into()],
-        ..config()
-    };
+    let config = CardConfig { modules: vec!["mlx5_ib".into()], ..config() };
     let fail = |cx: &mut Locked<'_, Unlocked>, bench: &Bench| {
         bench.fail(cx, ResourceKind::Representor(RepType::Ib), Some(Vport::Vf(1)), 1);
     };
@@ -223,6 +194,25 @@ fn moving_the_netdev_against_a_mode_change() {
                     assert_eq!(view.mode, Mode::Legacy);
                 }
             },
+        ],
+    );
+}
+
+#[test]
+fn a_lookup_against_unregistering() {
+    let config = CardConfig { modules: vec!["mlx5_ib".into()], mode: Mode::Switchdev, ..config() };
+    explore(
+        config,
+        nothing,
+        &[
+            |cx, engine| {
+                // Gets the device or none; never one of ops that are gone.
+                let pf = engine.pf(cx, addr()).unwrap();
+                for vport in [Vport::Uplink, Vport::Vf(0), Vport::Vf(1)] {
+                    let _ = pf.eswitch().protocol_device(cx, vport, RepType::Ib);
+                }
+            },
+            |cx, engine| engine.unload_module(cx, "mlx5_ib").unwrap(),
         ],
     );
 }

@@ -11,24 +11,15 @@ use eswitch::{CardConfig, Engine, Errno, Error, Mode, PortHandle, PortIndex, Rep
 use eswitch::{Event, PfIndex};
 
 fn port(vport: Vport) -> PortHandle {
-    PortHandle {
-        device: addr(),
-        index: PortIndex::new(PfIndex(0), vport),
-    }
+    PortHandle { device: addr(), index: PortIndex::new(PfIndex(0), vport) }
 }
 
 fn vfs(n: u16) -> CardConfig {
-    CardConfig {
-        vfs: n,
-        ..CardConfig::default()
-    }
+    CardConfig { vfs: n, ..CardConfig::default() }
 }
 
 fn with_ib(n: u16) -> CardConfig {
-    CardConfig {
-        modules: vec!["mlx5_ib".into()],
-        ..vfs(n)
-    }
+    CardConfig { modules: vec!["mlx5_ib".into()], ..vfs(n) }
 }
 
 #[test]
@@ -97,11 +88,7 @@ fn leaving_switchdev_mode_fails_wholly_too() {
         bench.fail(cx, IbDevice, None, 1);
         bench.engine.set_mode(cx, addr(), Mode::Legacy).unwrap_err();
         bench.engine.settle(cx, true);
-        assert_eq!(
-            bench.engine.inspect(cx),
-            before,
-            "the SF is still there, and everything is loaded"
-        );
+        assert_eq!(bench.engine.inspect(cx), before, "the SF is still there, and everything is loaded");
         bench.engine.set_mode(cx, addr(), Mode::Legacy).unwrap();
         bench.end(cx);
     });
@@ -118,11 +105,7 @@ fn a_failed_load_undoes_only_itself() {
         let view = bench.pf0(cx);
         let vf1 = view.ports.iter().find(|p| p.vport == Vport::Vf(1)).unwrap();
         assert_eq!(vf1.reps[0], RepState::Loaded, "what was loaded before stays");
-        assert!(
-            matches!(&vf1.reps[1], RepState::Failed(f) if f.attempts >= 1),
-            "{:?}",
-            vf1.reps
-        );
+        assert!(matches!(&vf1.reps[1], RepState::Failed(f) if f.attempts >= 1), "{:?}", vf1.reps);
         assert!(view.retry.is_some());
         assert_eq!(bench.loaded(cx, RepType::Ib), 3, "the others are loaded");
         // It converges.
@@ -158,10 +141,7 @@ fn vfs_go_from_0_to_n_and_back_and_nowhere_else() {
         engine.set_num_vfs(cx, addr(), 4).unwrap();
         assert_eq!(engine.set_num_vfs(cx, addr(), 2).unwrap_err().errno(), Errno::EBUSY);
         assert_eq!(engine.set_num_vfs(cx, addr(), 9).unwrap_err().errno(), Errno::ERANGE);
-        assert_eq!(
-            engine.set_num_vfs(cx, addr(), u32::MAX).unwrap_err().errno(),
-            Errno::ERANGE
-        );
+        assert_eq!(engine.set_num_vfs(cx, addr(), u32::MAX).unwrap_err().errno(), Errno::ERANGE);
         engine.set_num_vfs(cx, addr(), 0).unwrap();
         engine.set_mode(cx, addr(), Mode::Switchdev).unwrap();
         bench.fail(cx, Representor(RepType::Eth), Some(Vport::Vf(3)), 1);
@@ -180,11 +160,7 @@ fn vfs_go_from_0_to_n_and_back_and_nowhere_else() {
 #[test]
 fn a_dpu_follows_its_host_from_any_count_to_any_other() {
     story(|cx, domain| {
-        let config = CardConfig {
-            dpu: true,
-            mode: Mode::Switchdev,
-            ..vfs(2)
-        };
+        let config = CardConfig { dpu: true, mode: Mode::Switchdev, ..vfs(2) };
         let bench = Bench::start(cx, domain, config);
         let engine = &bench.engine;
         assert_eq!(bench.loaded(cx, RepType::Eth), 4, "uplink, host PF, two VFs");
@@ -213,52 +189,27 @@ fn an_sf_lives_as_devlink_says() {
     story(|cx, domain| {
         let bench = Bench::start(cx, domain, with_ib(0));
         let engine = &bench.engine;
-        assert!(matches!(
-            engine.add_sf(cx, addr(), 0, SfNum(88)),
-            Err(Error::SfInLegacy)
-        ));
+        assert!(matches!(engine.add_sf(cx, addr(), 0, SfNum(88)), Err(Error::SfInLegacy)));
         engine.set_mode(cx, addr(), Mode::Switchdev).unwrap();
         let sf = engine.add_sf(cx, addr(), 0, SfNum(88)).unwrap();
         assert_eq!(sf.index.0, 32_768);
-        assert!(matches!(
-            engine.add_sf(cx, addr(), 0, SfNum(88)),
-            Err(Error::SfExists(_))
-        ));
-        assert!(matches!(
-            engine.add_sf(cx, addr(), 1, SfNum(89)),
-            Err(Error::SfPfnum { .. })
-        ));
-        let change = eswitch::FunctionChange {
-            hw_addr: Some("00:11:22:33:44:55".parse().unwrap()),
-            active: Some(true),
-        };
+        assert!(matches!(engine.add_sf(cx, addr(), 0, SfNum(88)), Err(Error::SfExists(_))));
+        assert!(matches!(engine.add_sf(cx, addr(), 1, SfNum(89)), Err(Error::SfPfnum { .. })));
+        let change =
+            eswitch::FunctionChange { hw_addr: Some("00:11:22:33:44:55".parse().unwrap()), active: Some(true) };
         engine.set_function(cx, sf, change).unwrap();
         engine.settle(cx, true);
         let state = bench.pf0(cx).ports.last().unwrap().sf.unwrap();
         assert!(state.active && state.attached);
-        assert_eq!(
-            engine.set_function(cx, sf, change).unwrap_err().errno(),
-            Errno::EBUSY,
-            "hw_addr while active"
-        );
-        assert!(matches!(
-            engine.delete_port(cx, port(Vport::Uplink)),
-            Err(Error::NotSf(_))
-        ));
-        assert!(matches!(
-            engine.delete_port(cx, port(Vport::Vf(0))),
-            Err(Error::NoPort(_))
-        ));
+        assert_eq!(engine.set_function(cx, sf, change).unwrap_err().errno(), Errno::EBUSY, "hw_addr while active");
+        assert!(matches!(engine.delete_port(cx, port(Vport::Uplink)), Err(Error::NotSf(_))));
+        assert!(matches!(engine.delete_port(cx, port(Vport::Vf(0))), Err(Error::NoPort(_))));
         engine.unload_module(cx, "mlx5_ib").unwrap();
         engine.load_module(cx, "mlx5_ib").unwrap();
         engine.settle(cx, true);
         assert_eq!(engine.check(cx), []);
         engine.delete_port(cx, sf).unwrap();
-        assert_eq!(
-            engine.add_sf(cx, addr(), 0, SfNum(7)).unwrap(),
-            sf,
-            "the lowest free place"
-        );
+        assert_eq!(engine.add_sf(cx, addr(), 0, SfNum(7)).unwrap(), sf, "the lowest free place");
         engine.set_mode(cx, addr(), Mode::Legacy).unwrap();
         bench.end(cx);
     });
@@ -267,20 +218,10 @@ fn an_sf_lives_as_devlink_says() {
 #[test]
 fn an_sfs_netdev_that_fails_comes_later() {
     story(|cx, domain| {
-        let bench = Bench::start(
-            cx,
-            domain,
-            CardConfig {
-                mode: Mode::Switchdev,
-                ..CardConfig::default()
-            },
-        );
+        let bench = Bench::start(cx, domain, CardConfig { mode: Mode::Switchdev, ..CardConfig::default() });
         let sf = bench.engine.add_sf(cx, addr(), 0, SfNum(1)).unwrap();
         bench.fail(cx, Netdev, Some(Vport::Sf(0)), 3);
-        let activate = eswitch::FunctionChange {
-            active: Some(true),
-            ..Default::default()
-        };
+        let activate = eswitch::FunctionChange { active: Some(true), ..Default::default() };
         bench.engine.set_function(cx, sf, activate).unwrap();
         bench.end(cx);
     });
@@ -289,23 +230,12 @@ fn an_sfs_netdev_that_fails_comes_later() {
 #[test]
 fn unbinding_takes_everything_away_and_binding_brings_it_back() {
     story(|cx, domain| {
-        let bench = Bench::start(
-            cx,
-            domain,
-            CardConfig {
-                mode: Mode::Switchdev,
-                pfs: 2,
-                ..with_ib(2)
-            },
-        );
+        let bench = Bench::start(cx, domain, CardConfig { mode: Mode::Switchdev, pfs: 2, ..with_ib(2) });
         let engine = &bench.engine;
         engine.add_sf(cx, addr(), 0, SfNum(3)).unwrap();
         engine.unbind(cx, addr()).unwrap();
         assert!(matches!(engine.unbind(cx, addr()), Err(Error::NoDevice(_))));
-        assert!(matches!(
-            engine.set_mode(cx, addr(), Mode::Legacy),
-            Err(Error::NoDevice(_))
-        ));
+        assert!(matches!(engine.set_mode(cx, addr(), Mode::Legacy), Err(Error::NoDevice(_))));
         engine.settle(cx, true);
         assert_eq!(engine.check(cx), []);
         engine.bind(cx, addr()).unwrap();
@@ -318,16 +248,10 @@ fn unbinding_takes_everything_away_and_binding_brings_it_back() {
 
 #[test]
 fn a_card_that_cannot_come_up_leaves_nothing() {
-    for (kind, vport) in [
-        (Netdev, None),
-        (Representor(RepType::Eth), Some(Vport::Uplink)),
-        (Port, Some(Vport::Vf(1))),
-    ] {
+    for (kind, vport) in [(Netdev, None), (Representor(RepType::Eth), Some(Vport::Uplink)), (Port, Some(Vport::Vf(1)))]
+    {
         story(|cx, domain| {
-            let config = CardConfig {
-                mode: Mode::Switchdev,
-                ..vfs(2)
-            };
+            let config = CardConfig { mode: Mode::Switchdev, ..vfs(2) };
             let plan = Arc::new(eswitch::card::FaultPlan::default());
             fail(&plan, cx, kind, vport, u32::MAX);
             let card = Arc::new(card_memory::MemoryCard::new(config.clone()));
@@ -346,16 +270,10 @@ fn the_pfs_netdev_stays_home_in_switchdev_mode() {
         let engine = &bench.engine;
         engine.set_netns(cx, addr(), Some("elsewhere")).unwrap();
         let error = engine.set_mode(cx, addr(), Mode::Switchdev).unwrap_err();
-        assert!(
-            matches!(&error, Error::NetnsDiverged(netns) if netns == "elsewhere"),
-            "{error}"
-        );
+        assert!(matches!(&error, Error::NetnsDiverged(netns) if netns == "elsewhere"), "{error}");
         engine.set_netns(cx, addr(), None).unwrap();
         engine.set_mode(cx, addr(), Mode::Switchdev).unwrap();
-        assert!(matches!(
-            engine.set_netns(cx, addr(), Some("elsewhere")),
-            Err(Error::NetnsLocal)
-        ));
+        assert!(matches!(engine.set_netns(cx, addr(), Some("elsewhere")), Err(Error::NetnsLocal)));
         bench.end(cx);
     });
 }
@@ -363,21 +281,10 @@ fn the_pfs_netdev_stays_home_in_switchdev_mode() {
 #[test]
 fn on_a_multiport_roce_card_the_mode_is_stored_and_rescanned_once() {
     story(|cx, domain| {
-        let bench = Bench::start(
-            cx,
-            domain,
-            CardConfig {
-                multiport_roce: true,
-                ..with_ib(2)
-            },
-        );
+        let bench = Bench::start(cx, domain, CardConfig { multiport_roce: true, ..with_ib(2) });
         let events = bench.engine.subscribe(cx);
         bench.engine.set_mode(cx, addr(), Mode::Switchdev).unwrap();
-        let registered = events
-            .take(cx)
-            .into_iter()
-            .filter(|e| matches!(e, Event::Registered(..)))
-            .count();
+        let registered = events.take(cx).into_iter().filter(|e| matches!(e, Event::Registered(..))).count();
         assert_eq!(registered, 2);
         bench.engine.set_mode(cx, addr(), Mode::Legacy).unwrap();
         bench.end(cx);
@@ -391,14 +298,8 @@ fn registering_twice_is_refused() {
         for name in ["mlx5_ib", "mlx5-ib", "mlx5_ib"] {
             bench.engine.load_module(cx, name).unwrap();
         }
-        assert!(matches!(
-            bench.engine.load_module(cx, "mlx4_en"),
-            Err(Error::NoModule { .. })
-        ));
-        assert!(matches!(
-            bench.engine.unload_module(cx, "mlx5_core"),
-            Err(Error::ModuleInUse(_))
-        ));
+        assert!(matches!(bench.engine.load_module(cx, "mlx4_en"), Err(Error::NoModule { .. })));
+        assert!(matches!(bench.engine.unload_module(cx, "mlx5_core"), Err(Error::ModuleInUse(_))));
         bench.end(cx);
     });
 }

@@ -42,9 +42,7 @@ pub struct FaultPlan {
 
 impl Default for FaultPlan {
     fn default() -> Self {
-        Self {
-            faults: Mutex::new(Vec::new()),
-        }
+        Self { faults: Mutex::new(Vec::new()) }
     }
 }
 
@@ -108,12 +106,7 @@ impl<C: Card> Card for Faulty<C> {
         if !struck.contains(&true) {
             return self.inner.create(cx, batch);
         }
-        let passed: Vec<Create> = batch
-            .iter()
-            .zip(&struck)
-            .filter(|(_, s)| !**s)
-            .map(|(r, _)| *r)
-            .collect();
+        let passed: Vec<Create> = batch.iter().zip(&struck).filter(|(_, s)| !**s).map(|(r, _)| *r).collect();
         let mut answers = self.inner.create(cx, &passed).into_iter();
         batch
             .iter()

@@ -129,8 +129,7 @@ impl Pf {
         if entered.is_err() {
             // Probing what was removed a moment ago may fail in its turn: then it is tried again.
             let _ = self.rescan_into(cx, Mode::Legacy);
-            self.eswitch
-                .with_representors(cx, |table, _| table.forget_all_failures());
+            self.eswitch.with_representors(cx, |table, _| table.forget_all_failures());
             return entered;
         }
         self.announce_ports(state, cx, true);
@@ -145,11 +144,10 @@ impl Pf {
             let _ = self.load_all(cx, LoadPolicy::Lenient);
             return Err(error);
         }
-        self.announce_ports(state, cx, false);
         self.delete_all_sfs(state, cx);
+        self.announce_ports(state, cx, false);
         self.shared.destroy(cx, &[Resource::SwitchdevFdb(self.index())]);
-        self.eswitch
-            .with_representors(cx, |table, _| table.forget_all_failures());
+        self.eswitch.with_representors(cx, |table, _| table.forget_all_failures());
         Ok(())
     }
 
@@ -193,13 +191,7 @@ impl Pf {
     fn announce_ports(&self, state: &DevlinkState, cx: &mut Locked<'_, Devlink>, new: bool) {
         for vport in state.vports.keys().copied().filter(|v| *v != crate::Vport::Uplink) {
             let handle = self.port_handle(vport);
-            self.shared.events.emit(cx, || {
-                if new {
-                    Event::PortNew(handle)
-                } else {
-                    Event::PortDel(handle)
-                }
-            });
+            self.shared.events.emit(cx, || if new { Event::PortNew(handle) } else { Event::PortDel(handle) });
         }
     }
 }

@@ -46,13 +46,7 @@ impl Pf {
     }
 
     fn retry_later(&self, cx: &mut Locked<'_, Devlink>) {
-        let delay = self
-            .eswitch
-            .work
-            .inner()
-            .retry(cx, |attempt| self.shared.config.retry_delay(attempt));
-        self.shared
-            .events
-            .emit(cx, || Event::Retry(self.address(), delay.as_millis() as u64));
+        let delay = self.eswitch.work.inner().retry(cx, |attempt| self.shared.config.retry_delay(attempt));
+        self.shared.events.emit(cx, || Event::Retry(self.address(), delay.as_millis() as u64));
     }
 }

@@ -69,12 +69,7 @@ pub struct RepTable {
 
 impl RepTable {
     pub(crate) fn new(pf: PfIndex, address: PciAddress) -> Self {
-        Self {
-            pf,
-            address,
-            reps: BTreeMap::from([(Vport::Uplink, [false; 2])]),
-            failures: BTreeMap::new(),
-        }
+        Self { pf, address, reps: BTreeMap::from([(Vport::Uplink, [false; 2])]), failures: BTreeMap::new() }
     }
 
     /// Enabled vports get representors; nothing is loaded.
@@ -242,11 +237,8 @@ impl RepTable {
         }
         let failed: BTreeSet<Vport> = failed.iter().copied().collect();
         for earlier in RepType::ALL.into_iter().take_while(|t| *t != ty) {
-            let mine: Vec<Vport> = attempt.loaded[earlier.index()]
-                .iter()
-                .copied()
-                .filter(|v| failed.contains(v))
-                .collect();
+            let mine: Vec<Vport> =
+                attempt.loaded[earlier.index()].iter().copied().filter(|v| failed.contains(v)).collect();
             attempt.loaded[earlier.index()].retain(|v| !failed.contains(v));
             self.unload_of_type(cx, ops, earlier, &mine);
         }
@@ -266,12 +258,8 @@ impl RepTable {
         if !self.is_loaded(Vport::Uplink, RepType::Eth) {
             return Ok(());
         }
-        let vports: Vec<Vport> = self
-            .reps
-            .iter()
-            .filter(|(_, loaded)| loaded[RepType::Eth.index()])
-            .map(|(v, _)| *v)
-            .collect();
+        let vports: Vec<Vport> =
+            self.reps.iter().filter(|(_, loaded)| loaded[RepType::Eth.index()]).map(|(v, _)| *v).collect();
         let only_ib = [None, ops[RepType::Ib.index()].clone()];
         self.load(cx, events, &only_ib, &vports, LoadPolicy::Lenient)
     }
@@ -347,24 +335,15 @@ impl RepTable {
         error: CardError,
     ) -> Error {
         let handle = self.handle(vport);
-        let failure = self.failures.entry((vport, ty)).or_insert(RepFailure {
-            error: String::new(),
-            attempts: 0,
-        });
+        let failure = self.failures.entry((vport, ty)).or_insert(RepFailure { error: String::new(), attempts: 0 });
         failure.error = error.to_string();
         failure.attempts += 1;
         events.emit(cx, || Event::LoadFailed(handle, ty, error.to_string()));
-        Error::Card {
-            what: format!("{handle}: loading the {ty} representor"),
-            source: error,
-        }
+        Error::Card { what: format!("{handle}: loading the {ty} representor"), source: error }
     }
 
     fn handle(&self, vport: Vport) -> PortHandle {
-        PortHandle {
-            device: self.address,
-            index: PortIndex::new(self.pf, vport),
-        }
+        PortHandle { device: self.address, index: PortIndex::new(self.pf, vport) }
     }
 }
 

@@ -30,10 +30,7 @@ impl Pf {
             return Err(Error::VfsOfHost);
         }
         if n > config.total_vfs.into() {
-            return Err(Error::TooManyVfs {
-                asked: n,
-                total: config.total_vfs,
-            });
+            return Err(Error::TooManyVfs { asked: n, total: config.total_vfs });
         }
         let (current, n) = (state.num_vfs, n as u16);
         if n == current {
@@ -120,12 +117,7 @@ impl Pf {
             .collect();
         self.shared.create_all(cx, &requests)?;
         for vport in vports {
-            state.vports.insert(
-                *vport,
-                VportInfo {
-                    mac: self.mac_of(*vport),
-                },
-            );
+            state.vports.insert(*vport, VportInfo { mac: self.mac_of(*vport) });
         }
         let loaded = self.eswitch.with_representors(cx, |table, cx| {
             table.add(vports);

@@ -46,11 +46,7 @@ pub(crate) struct WorkQueue {
 
 impl Default for WorkQueue {
     fn default() -> Self {
-        Self {
-            queue: Queue::default(),
-            generation: AtomicU64::new(0),
-            map: WaitMap::new(),
-        }
+        Self { queue: Queue::default(), generation: AtomicU64::new(0), map: WaitMap::new() }
     }
 }
 
@@ -119,19 +115,14 @@ impl Pf {
         let queue = &self.eswitch.work;
         let stale =
             |cx: &mut Locked<'_, lockdep::LeafOnly>| queue.generation.load() != generation || queue.queue.is_closed(cx);
-        let done = self
-            .devlink
-            .with_unless(cx, stale, |state, cx| self.reconcile(state, cx));
+        let done = self.devlink.with_unless(cx, stale, |state, cx| self.reconcile(state, cx));
         if done.is_none() {
-            self.shared
-                .events
-                .emit(cx, || Event::StaleWork(self.address(), work.name()));
+            self.shared.events.emit(cx, || Event::StaleWork(self.address(), work.name()));
         }
     }
 
     fn do_reconcile(self: &Arc<Self>, cx: &mut Locked<'_, WorkQueueClass>) {
         let closed = |cx: &mut Locked<'_, lockdep::LeafOnly>| self.eswitch.work.queue.is_closed(cx);
-        self.devlink
-            .with_unless(cx, closed, |state, cx| self.reconcile(state, cx));
+        self.devlink.with_unless(cx, closed, |state, cx| self.reconcile(state, cx));
     }
 }

@@ -45,10 +45,7 @@ impl Bench {
 
     pub fn loaded(&self, cx: &mut Locked<'_, Unlocked>, ty: RepType) -> usize {
         let view = self.pf0(cx);
-        view.ports
-            .iter()
-            .filter(|p| p.reps[ty as usize] == RepState::Loaded)
-            .count()
+        view.ports.iter().filter(|p| p.reps[ty as usize] == RepState::Loaded).count()
     }
 
     /// Settles, checks every invariant, shuts down, checks that nothing is left.
@@ -62,17 +59,7 @@ impl Bench {
 }
 
 pub fn fail(plan: &FaultPlan, cx: &mut Locked<'_, Unlocked>, kind: ResourceKind, vport: Option<Vport>, times: u32) {
-    plan.add(
-        cx,
-        Fault {
-            kind,
-            pf: None,
-            vport,
-            after: 0,
-            times,
-            delay: None,
-        },
-    );
+    plan.add(cx, Fault { kind, pf: None, vport, after: 0, times, delay: None });
 }
 
 pub fn resources(card: &MemoryCard, cx: &mut Locked<'_, Unlocked>) -> Vec<Resource> {
