@@ -1,1 +1,42 @@
 //! A card made of real netdevs.
+//!
+//! The card *is* a network namespace, `esw-` and its PCI address, so one can look inside it with the
+//! tools one knows. What stands in it, for a PF and one of its VFs (`~` is a veth pair, its outer end at
+//! the right, where the user is):
+//!
+//! ```text
+//!   legacy                               switchdev
+//!
+//!   br0 ─┬─ wire0 ~ the network          br0 (down)
+//!        ├─ up0   ~ enp8s0f0np0          wire0 ⇄ up0  ~ enp8s0f0np0
+//!        └─ p0v0  ~ enp8s0f0v0           p0v0  ⇄ r0v0 ~ enp8s0f0npf0vf0
+//!                                          └──────────~ enp8s0f0v0
+//! ```
+//!
+//! `⇄` is a tie: a filter at each end's ingress that sends every frame out of the other. So what a VF
+//! sends arrives at its representor and nowhere else. VFs' netdevs stay as they are through mode
+//! changes. A PF with more than 256 vports has further bridges behind the first: a Linux bridge takes
+//! 1,023 ports, and its costs grow with their square.
+//!
+//! What it guarantees beyond [`eswitch::card::Card`]: a request that fails leaves nothing behind; what
+//! exists is checked against the kernel ([`resources`](eswitch::card::Card::resources)); when the card
+//! is dropped nothing is left of it, and what a killed process left is cleared away by the next.
+//!
+//! Start at [`Place`], then [`LinuxCard`].
+
+mod card;
+mod create;
+mod destroy;
+mod layout;
+mod netlink;
+mod netns;
+mod place;
+mod request;
+mod state;
+mod sys;
+mod watch;
+
+pub use card::{LinuxCard, SetupError};
+pub use netns::{NetnsError, card_netns_name};
+pub use place::{Place, PlaceError};
+pub use state::Wire;

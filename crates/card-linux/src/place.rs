@@ -1,0 +1,144 @@
+//! Where a card lives: decided once, first thing in `main`, before there is a second thread.
+//!
+//! With the capabilities it takes, netdevs appear in the network namespace the process was started in.
+//! Without, the process gets a user, a network and a mount namespace of its own, in which it is root:
+//! `/run` is fresh there, so that `ip netns` works, and nothing outside is touched.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+
+use crate::netlink::Socket;
+use crate::{netns, request, sys};
+
+/// Where a card lives.
+#[derive(Debug)]
+pub struct Place {
+    home: File,
+    private: bool,
+}
+
+/// Why there is no place for a card.
+#[derive(Debug, thiserror::Error)]
+pub enum PlaceError {
+    /// The kernel lets this user have no user namespace.
+    #[error("a card without root needs a user namespace, and {reason}; {remedy}, or run as root")]
+    NoUserNamespace {
+        /// What is in the way.
+        reason: String,
+        /// What to do about it.
+        remedy: &'static str,
+    },
+    /// The system refused something else.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// What came of it.
+        source: io::Error,
+    },
+}
+
+fn system(what: &'static str) -> impl FnOnce(io::Error) -> PlaceError {
+    move |source| PlaceError::System { what, source }
+}
+
+impl Place {
+    /// Finds or makes the place. Call it before any thread is started: a process with several cannot
+    /// change its user namespace.
+    ///
+    /// # Errors
+    /// The kernel allows neither. The error names the setting that is in the way.
+    pub fn prepare() -> Result<Self, PlaceError> {
+        let home = netns::current().map_err(system("opening /proc/thread-self/ns/net"))?;
+        if capable() && sys::owns(&home) {
+            return Ok(Self { home, private: false });
+        }
+        make_private()?;
+        let home = netns::current().map_err(system("opening the new network namespace"))?;
+        let mut socket = Socket::open(&home).map_err(system("opening a netlink socket"))?;
+        // Without a loopback that is up, much does not work; but a card does.
+        let _ = socket.run_one(|batch| request::set_up(batch, 1, true));
+        Ok(Self { home, private: true })
+    }
+
+    /// Whether it is a namespace made for this process, rather than where the process was started.
+    pub fn is_private(&self) -> bool {
+        self.private
+    }
+
+    /// The network namespace in which netdevs appear.
+    pub fn netns(&self) -> &File {
+        &self.home
+    }
+}
+
+/// Whether this thread may administer networks and mounts, if only in its own user namespace.
+fn capable() -> bool {
+    const NET_ADMIN: u64 = 1 << 12;
+    const SYS_ADMIN: u64 = 1 << 21;
+    let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .unwrap_or(0);
+    effective & NET_ADMIN != 0 && effective & SYS_ADMIN != 0
+}
+
+fn make_private() -> Result<(), PlaceError> {
+    let (user, group) = sys::user_and_group();
+    sys::unshare_all().map_err(why_not)?;
+    // Some systems give the namespace but no power in it: the refusal then comes here.
+    fs::write("/proc/self/setgroups", "deny").map_err(why_not)?;
+    fs::write("/proc/self/uid_map", format!("0 {user} 1")).map_err(why_not)?;
+    fs::write("/proc/self/gid_map", format!("0 {group} 1")).map_err(why_not)?;
+    let nothing = Path::new("");
+    sys::mount(nothing, Path::new("/"), "none", libc::MS_REC | libc::MS_PRIVATE).map_err(why_not)?;
+    let flags = libc::MS_NOSUID | libc::MS_NODEV;
+    sys::mount(Path::new("tmpfs"), Path::new("/run"), "tmpfs", flags).map_err(system("mounting a fresh /run"))?;
+    fs::create_dir_all("/run/netns").map_err(system("making /run/netns"))?;
+    // With the old one /sys/class/net shows what is outside. Where a container covers parts of /sys
+    // the kernel gives no fresh one, and a card works all the same.
+    let _ = sys::mount(Path::new("sysfs"), Path::new("/sys"), "sysfs", flags | libc::MS_NOEXEC);
+    Ok(())
+}
+
+fn setting(path: &str) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// What is in the way of a user namespace: the settings known to be, in the order of likelihood.
+fn why_not(error: io::Error) -> PlaceError {
+    let no = |reason: &str, remedy| PlaceError::NoUserNamespace { reason: reason.to_owned(), remedy };
+    let threads = fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
+    match error.raw_os_error() {
+        Some(libc::EINVAL) if threads > 1 => {
+            no("this process has several threads already", "make the place before starting any")
+        }
+        Some(libc::EINVAL) => no("this kernel has none", "use one with CONFIG_USER_NS"),
+        Some(libc::ENOSPC | libc::EUSERS) => {
+            no("user.max_user_namespaces, max_net_namespaces or max_mnt_namespaces is used up", "raise it with sysctl")
+        }
+        _ if setting("/proc/sys/kernel/unprivileged_userns_clone") == Some(0) => {
+            no("kernel.unprivileged_userns_clone is 0", "set it to 1 with sysctl")
+        }
+        _ if setting("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == Some(1) => no(
+            "kernel.apparmor_restrict_unprivileged_userns is 1",
+            "set it to 0 with sysctl, or give this program an AppArmor profile with `userns,`",
+        ),
+        _ if setting("/proc/sys/user/max_user_namespaces") == Some(0) => {
+            no("user.max_user_namespaces is 0", "raise it with sysctl")
+        }
+        _ if filtered() => no(
+            "a seccomp filter refuses it, as container engines' default ones do",
+            "allow unshare and mount in the container's profile",
+        ),
+        _ => no(&format!("the kernel refuses it ({error})"), "allow user namespaces to this user"),
+    }
+}
+
+fn filtered() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    status.lines().any(|line| line.starts_with("Seccomp:") && line.ends_with('2'))
+}

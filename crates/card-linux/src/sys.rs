@@ -1,0 +1,134 @@
+//! System calls: the one file of this crate with `unsafe`. Each function is one call, its arguments
+//! checked by their types, its failure an [`io::Error`].
+
+#![allow(unsafe_code)]
+
+use std::ffi::{CString, c_int, c_ulong};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// One instruction of a classic BPF socket filter.
+pub(crate) type FilterOp = libc::sock_filter;
+
+fn check(answer: c_int) -> io::Result<c_int> {
+    if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(answer) }
+}
+
+fn check_len(answer: isize) -> io::Result<usize> {
+    usize::try_from(answer).map_err(|_| io::Error::last_os_error())
+}
+
+/// An rtnetlink socket of the calling thread's network namespace, a member of the multicast `groups`
+/// (a mask of `RTMGRP_*`).
+pub(crate) fn netlink_socket(groups: c_int) -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
+    // SAFETY: no pointers.
+    let fd = check(unsafe { libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_ROUTE) })?;
+    // SAFETY: the descriptor is new, so nobody else owns it.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: all-zero is a valid sockaddr_nl.
+    let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
+    address.nl_family = libc::AF_NETLINK as u16;
+    address.nl_groups = groups as u32;
+    let len = size_of_val(&address) as u32;
+    // SAFETY: the address is a sockaddr_nl of the length given, alive during the call.
+    check(unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), len) })?;
+    Ok(fd)
+}
+
+/// Sets an integer option of a socket.
+pub(crate) fn set_option(fd: &OwnedFd, level: c_int, option: c_int, value: c_int) -> io::Result<()> {
+    let len = size_of_val(&value) as u32;
+    // SAFETY: the value is an int of the length given, alive during the call.
+    check(unsafe { libc::setsockopt(fd.as_raw_fd(), level, option, (&raw const value).cast(), len) }).map(drop)
+}
+
+/// Lets only those messages reach a socket for which `program` returns other than 0.
+pub(crate) fn set_filter(fd: &OwnedFd, program: &[FilterOp]) -> io::Result<()> {
+    let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_ptr().cast_mut() };
+    let len = size_of_val(&filter) as u32;
+    let (level, option) = (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER);
+    // SAFETY: the kernel copies the program, of the length given, during the call and does not write to it.
+    check(unsafe { libc::setsockopt(fd.as_raw_fd(), level, option, (&raw const filter).cast(), len) }).map(drop)
+}
+
+/// Sends one datagram.
+pub(crate) fn send(fd: &OwnedFd, bytes: &[u8]) -> io::Result<usize> {
+    // SAFETY: pointer and length are one slice's.
+    check_len(unsafe { libc::send(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), 0) })
+}
+
+/// Receives one datagram; `wait`: or else fails with `WouldBlock`.
+pub(crate) fn receive(fd: &OwnedFd, bytes: &mut [u8], wait: bool) -> io::Result<usize> {
+    let flags = if wait { 0 } else { libc::MSG_DONTWAIT };
+    // SAFETY: pointer and length are one slice's, borrowed exclusively.
+    check_len(unsafe { libc::recv(fd.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len(), flags) })
+}
+
+/// Waits until something can be read from one of these, or its other end is closed; says from which.
+pub(crate) fn wait_readable<const N: usize>(fds: [BorrowedFd<'_>; N]) -> io::Result<[bool; N]> {
+    let mut polled = fds.map(|fd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 });
+    // SAFETY: pointer and length are one array's, borrowed exclusively.
+    check(unsafe { libc::poll(polled.as_mut_ptr(), N as libc::nfds_t, -1) })?;
+    Ok(polled.map(|p| p.revents != 0))
+}
+
+/// Moves the calling thread to a network namespace.
+pub(crate) fn enter_netns(netns: &File) -> io::Result<()> {
+    // SAFETY: no pointers; what it changes is this thread's alone.
+    check(unsafe { libc::setns(netns.as_raw_fd(), libc::CLONE_NEWNET) }).map(drop)
+}
+
+/// Gives the calling thread a network namespace of its own.
+pub(crate) fn unshare_netns() -> io::Result<()> {
+    // SAFETY: no pointers; what it changes is this thread's alone.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNET) }).map(drop)
+}
+
+/// Gives the calling process, which has one thread, a user, a network and a mount namespace of its own.
+pub(crate) fn unshare_all() -> io::Result<()> {
+    let flags = libc::CLONE_NEWUSER | libc::CLONE_NEWNET | libc::CLONE_NEWNS;
+    // SAFETY: no pointers.
+    check(unsafe { libc::unshare(flags) }).map(drop)
+}
+
+/// Real user and group.
+pub(crate) fn user_and_group() -> (u32, u32) {
+    // SAFETY: neither can fail.
+    unsafe { (libc::getuid(), libc::getgid()) }
+}
+
+/// Whether this process's user namespace, or one inside it, owns a namespace.
+pub(crate) fn owns(namespace: &File) -> bool {
+    const NS_GET_USERNS: c_ulong = 0xb701;
+    // SAFETY: no pointers; the answer is a new descriptor or -1.
+    let fd = unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_USERNS) };
+    if fd < 0 {
+        return false;
+    }
+    // SAFETY: the descriptor is new, so nobody else owns it.
+    drop(unsafe { OwnedFd::from_raw_fd(fd) });
+    true
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+/// `mount(2)`.
+pub(crate) fn mount(source: &Path, target: &Path, kind: &str, flags: c_ulong) -> io::Result<()> {
+    let (source, target, kind) = (c_path(source)?, c_path(target)?, c_path(Path::new(kind))?);
+    // SAFETY: three strings that end in zero and live during the call; no data.
+    let answer = unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, std::ptr::null()) };
+    check(answer).map(drop)
+}
+
+/// Takes a mount out of sight at once; it goes when its last user does.
+pub(crate) fn detach_mount(target: &Path) -> io::Result<()> {
+    let target = c_path(target)?;
+    // SAFETY: a string that ends in zero and lives during the call.
+    check(unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) }).map(drop)
+}

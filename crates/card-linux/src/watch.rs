@@ -1,0 +1,271 @@
+//! What happens to the card's netdevs from outside, and what follows from it.
+//!
+//! One thread hears of every change to a link, inside the card and where its netdevs appear. It sees to
+//! it that
+//!
+//! * a function has carrier while its representor is up, and none while that is down,
+//! * the MTU a representor is given becomes its function's,
+//! * a netdev that was deleted from under the card, as happens when the namespace it had been moved to
+//!   is deleted, is back where it was born: functions and representors are hardware's to take away.
+//!
+//! It acts on what the books say at that moment, under their lock. Events it has missed are made up for
+//! by looking at everything.
+
+use std::collections::HashMap;
+use std::io::{self, PipeWriter};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use eswitch::card::{Create, Resource};
+use eswitch::lock_order::CardState;
+use eswitch::{RepType, Vport};
+use lockdep::{Domain, Mutex, OnReport};
+
+use crate::layout::{Inside, Slot};
+use crate::netlink::{Batch, Socket};
+use crate::request::{self, Link, OUTER_MTU, RTM_DELLINK, RTM_NEWLINK};
+use crate::state::{State, Wire};
+use crate::sys::{self, FilterOp};
+
+const RTMGRP_LINK: i32 = 1;
+
+/// The thread. It ends, and has ended, when this is dropped.
+pub(crate) struct Watcher {
+    /// Closing it is the word to stop.
+    stop: Option<PipeWriter>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // If it has panicked there is nothing left to stop.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Watcher {
+    /// Starts to watch. `inside` and `outside` are in the card and where its netdevs appear.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub(crate) fn start(
+        state: Arc<Mutex<CardState, State>>,
+        mut inside: Socket,
+        mut outside: Socket,
+    ) -> io::Result<Self> {
+        let (stopped, stop) = io::pipe()?;
+        let thread = std::thread::Builder::new().name("card-watch".to_owned()).spawn(move || {
+            let domain = Domain::for_build(OnReport::Panic);
+            lockdep::enter(&domain, "card-watch", |cx| {
+                loop {
+                    let ready = sys::wait_readable([stopped.as_fd(), inside.as_fd(), outside.as_fd()]);
+                    let Ok([stop, ..]) = ready else { continue };
+                    if stop {
+                        return;
+                    }
+                    let events = Events::read(&mut inside, &mut outside);
+                    if !events.is_empty() {
+                        state.lock_leaf(cx).follow(events);
+                    }
+                }
+            });
+        })?;
+        Ok(Self { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+/// A socket inside the card that hears what a watcher has a use for: deletions, and what happens to
+/// representors' ends. Of the thousands of messages of a mode change that is every fourth.
+pub(crate) fn listen_inside(netns: &std::fs::File) -> io::Result<Socket> {
+    let socket = Socket::listening(netns, RTMGRP_LINK)?;
+    let representor = Inside::Inner(Slot { pf: eswitch::PfIndex(0), vport: Vport::HostPf });
+    // Where the low byte of the message's type is, and the byte of `ifi_index` that has the kind.
+    let (kind_at, index_at) = if cfg!(target_endian = "little") { (4, 22) } else { (5, 21) };
+    let op = |code: u32, jt, jf, k| FilterOp { code: code as u16, jt, jf, k };
+    let load_byte = libc::BPF_LD | libc::BPF_B | libc::BPF_ABS;
+    let jump_if = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+    socket.set_filter(&[
+        op(load_byte, 0, 0, kind_at),
+        op(jump_if, 3, 0, RTM_DELLINK.into()),
+        op(load_byte, 0, 0, index_at),
+        // The low two bits are the PF's.
+        op(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, 0, 0, 0xfc),
+        op(jump_if, 0, 1, representor.index() >> 16),
+        op(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
+        op(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
+    ])?;
+    Ok(socket)
+}
+
+/// A socket that hears of every change to a link.
+pub(crate) fn listen_outside(netns: &std::fs::File) -> io::Result<Socket> {
+    Socket::listening(netns, RTMGRP_LINK)
+}
+
+/// What has happened since the last look: of each netdev the last.
+#[derive(Default)]
+pub(crate) struct Events {
+    inners: HashMap<Slot, Link>,
+    gone: Vec<Inside>,
+    mtus: HashMap<u32, u32>,
+    lost: bool,
+}
+
+impl Events {
+    fn read(inside: &mut Socket, outside: &mut Socket) -> Self {
+        let mut events = Self::default();
+        let lost = inside.drain(|message| {
+            let Some(link) = Link::read(message) else { return };
+            match (message.kind, Inside::of(link.index)) {
+                (RTM_DELLINK, Some(gone)) => events.gone.push(gone),
+                (RTM_NEWLINK, Some(Inside::Inner(slot))) => drop(events.inners.insert(slot, link)),
+                _ => {}
+            }
+        });
+        events.lost = lost;
+        events.lost |= outside.drain(|message| {
+            if message.kind == RTM_NEWLINK
+                && let Some(link) = Link::read(message)
+            {
+                events.mtus.insert(link.index, link.mtu);
+            }
+        });
+        events
+    }
+
+    fn is_empty(&self) -> bool {
+        self.inners.is_empty() && self.gone.is_empty() && self.mtus.is_empty() && !self.lost
+    }
+}
+
+impl State {
+    /// Does what follows from events.
+    fn follow(&mut self, mut events: Events) {
+        if events.lost {
+            self.look_at_everything(&mut events);
+        }
+        self.follow_carriers(&events.inners);
+        self.follow_mtus(&events.mtus);
+        for gone in events.gone {
+            self.follow_deletion(gone);
+        }
+    }
+
+    fn look_at_everything(&mut self, events: &mut Events) {
+        if let Ok(links) = request::links(&mut self.card) {
+            let there: HashMap<u32, Link> = links.into_iter().map(|link| (link.index, link)).collect();
+            for (slot, ends) in &self.ends {
+                if ends.port && !there.contains_key(&slot.port()) {
+                    events.gone.push(Inside::Port(*slot));
+                }
+                match there.get(&slot.inner()) {
+                    Some(link) => drop(events.inners.insert(*slot, link.clone())),
+                    None if ends.inner => events.gone.push(Inside::Inner(*slot)),
+                    None => {}
+                }
+            }
+        }
+        let outside = request::links(&mut self.outside).unwrap_or_default();
+        events.mtus.extend(outside.iter().map(|link| (link.index, link.mtu)));
+    }
+
+    /// A function has carrier while its representor is up.
+    fn follow_carriers(&mut self, inners: &HashMap<Slot, Link>) {
+        let home = request::netns_id(&mut self.card, &self.home).ok().flatten();
+        let mut batch = Batch::default();
+        for (slot, link) in inners {
+            if slot.vport == Vport::Uplink || !self.represented(*slot) {
+                continue;
+            }
+            let Some(ends) = self.ends.get_mut(slot).filter(|ends| ends.inner) else { continue };
+            ends.carrier = link.carrier;
+            if let Some((outer, netns)) = link.peer
+                && netns == home
+                && ends.outer.is_none_or(|(known, _)| known != outer)
+            {
+                ends.outer = Some((outer, OUTER_MTU));
+            }
+            if ends.port && ends.port_up != ends.carrier {
+                ends.port_up = ends.carrier;
+                request::set_up(&mut batch, slot.port(), ends.carrier);
+            }
+        }
+        // A port that is gone meanwhile needs no carrier.
+        self.card.run(batch);
+    }
+
+    /// A representor's MTU is reported to what it represents.
+    fn follow_mtus(&mut self, mtus: &HashMap<u32, u32>) {
+        let mut told = Vec::new();
+        for (slot, ends) in &mut self.ends {
+            if let Some((outer, known)) = &mut ends.outer
+                && let Some(mtu) = mtus.get(outer)
+                && mtu != known
+            {
+                *known = *mtu;
+                if ends.port {
+                    told.push((*slot, *mtu));
+                }
+            }
+        }
+        for (slot, mtu) in told {
+            let call = format!("giving {} of pf{} the MTU {mtu}", slot.vport, slot.pf.0);
+            let asked = self.ask_outer(slot.port(), &call, |batch, outer| request::set_mtu(batch, outer, mtu));
+            if let Err(error) = asked {
+                self.complaints.push(error.to_string());
+            }
+        }
+    }
+
+    /// What was deleted and should be there is made again.
+    fn follow_deletion(&mut self, gone: Inside) {
+        let (slot, resource) = match gone {
+            Inside::Port(slot) => (
+                slot,
+                match slot.vport {
+                    Vport::Uplink => return self.rewire(slot),
+                    Vport::Sf(_) => Resource::SfNetdev(slot.pf, slot.vport),
+                    _ => Resource::Port(slot.pf, slot.vport),
+                },
+            ),
+            Inside::Inner(slot) => (
+                slot,
+                match slot.vport {
+                    Vport::Uplink => Resource::PfNetdev(slot.pf),
+                    _ => Resource::Representor(slot.pf, slot.vport, RepType::Eth),
+                },
+            ),
+            _ => return,
+        };
+        // The news may be of an older one of that number.
+        if !self.books.contains_key(&resource) || request::link(&mut self.card, gone.index()).is_ok() {
+            return;
+        }
+        let Some(entry) = self.books.get(&resource).copied() else { return };
+        let noted = self.complaints.len();
+        self.destroy(&[resource]);
+        self.complaints.truncate(noted);
+        let again = Create { resource, mac: entry.mac, sfnum: entry.sfnum };
+        if let Some(Err(error)) = self.create(&[again]).pop() {
+            // It stays in the books: the engine believes in it, and will unmake it.
+            self.books.insert(resource, entry);
+            let complaint = format!("{resource} was deleted from outside and cannot be made again: {error}");
+            self.complaints.push(complaint);
+        }
+        let _ = slot;
+    }
+
+    /// Whoever deletes the other end of a wire has unplugged it.
+    fn rewire(&mut self, slot: Slot) {
+        if self.ends(slot).port && request::link(&mut self.card, slot.port()).is_err() {
+            self.wires.insert(slot.pf, Wire::Nowhere);
+            if let Err(error) = self.make_wire_again(slot) {
+                self.complaints.push(error.to_string());
+            }
+        }
+    }
+}

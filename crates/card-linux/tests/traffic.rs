@@ -1,0 +1,181 @@
+//! Where frames go, in both modes.
+
+mod common;
+
+use card_linux::Wire;
+use common::frames::Tap;
+use common::*;
+use eswitch::card::Resource;
+use eswitch::{CardConfig, PfIndex, Vport};
+
+const NOBODY: [u8; 6] = [0x02, 0, 0, 0, 0, 0x99];
+const EVERYBODY: [u8; 6] = [0xff; 6];
+const LLDP: [u8; 6] = [0x01, 0x80, 0xc2, 0, 0, 0x0e];
+
+fn mac(n: u16) -> [u8; 6] {
+    CardConfig::default().mac(PF, Vport::Vf(n)).0
+}
+
+/// Two VFs in namespaces of their own, `a` and `b`, up.
+fn two_vfs_moved_away() {
+    for (netns, netdev) in [("a", "enp8s0f0v0"), ("b", "enp8s0f0v1")] {
+        sh(&format!(
+            "ip netns add {netns} && ip link set {netdev} netns {netns} && ip -n {netns} link set {netdev} up"
+        ));
+    }
+}
+
+fn reps_up() {
+    sh("ip link set enp8s0f0npf0vf0 up && ip link set enp8s0f0npf0vf1 up");
+    for (netns, netdev) in [("a", "enp8s0f0v0"), ("b", "enp8s0f0v1")] {
+        eventually(&format!("ip -n {netns} link show {netdev} | grep -q LOWER_UP"));
+    }
+}
+
+#[test]
+fn vfs_reach_each_other_by_mac_in_legacy_and_only_over_representors_in_switchdev() {
+    in_own_namespaces("vfs_reach_each_other_by_mac_in_legacy_and_only_over_representors_in_switchdev", || {
+        let rig = Rig::with_vfs(3);
+        two_vfs_moved_away();
+        let (a, b) = (Tap::on(Some("a"), "enp8s0f0v0"), Tap::on(Some("b"), "enp8s0f0v1"));
+
+        eventually("bridge -n esw-0000:08:00.0 link show dev p0v0 | grep -q forwarding");
+        eventually("bridge -n esw-0000:08:00.0 link show dev p0v1 | grep -q forwarding");
+        assert!(a.send(mac(1), mac(0), "legacy"));
+        assert_eq!(b.received(1), ["legacy"]);
+
+        rig.to_switchdev(3);
+        reps_up();
+        sh("ip link set enp8s0f0np0 up; ip link set enp8s0f0v2 up; ip link set enp8s0f0npf0vf2 up");
+        let rep0 = Tap::on(None, "enp8s0f0npf0vf0");
+        let elsewhere = [
+            Tap::on(None, "enp8s0f0npf0vf1"),
+            Tap::on(None, "enp8s0f0npf0vf2"),
+            Tap::on(None, "enp8s0f0np0"),
+            Tap::on(None, "enp8s0f0v2"),
+            Tap::on(Some("esw-0000:08:00.0"), "br0"),
+            Tap::on(Some("esw-0000:08:00.0"), "wire0"),
+        ];
+        for (to, text) in [(mac(1), "to b"), (EVERYBODY, "to all"), (NOBODY, "to nobody"), (LLDP, "to the next")] {
+            assert!(a.send(to, mac(0), text));
+        }
+        assert_eq!(rep0.received(4), ["to b", "to all", "to nobody", "to the next"]);
+        assert_eq!(b.received(0), [""; 0]);
+        for tap in &elsewhere {
+            assert_eq!(tap.received(0), [""; 0]);
+        }
+        // The other way: what is sent on a representor arrives at its VF and nowhere else.
+        assert!(rep0.send(mac(0), NOBODY, "from the representor"));
+        assert_eq!(a.received(1), ["from the representor"]);
+        assert_eq!(b.received(0), [""; 0]);
+
+        sh("ip link add hb type bridge && ip link set hb up");
+        sh("ip link set enp8s0f0npf0vf0 master hb && ip link set enp8s0f0npf0vf1 master hb");
+        eventually("bridge link show dev enp8s0f0npf0vf1 | grep -q forwarding");
+        assert!(a.send(mac(1), mac(0), "bridged"));
+        assert_eq!(b.received(1), ["bridged"]);
+
+        rig.to_legacy(3);
+        eventually("bridge -n esw-0000:08:00.0 link show dev p0v0 | grep -q forwarding");
+        eventually("bridge -n esw-0000:08:00.0 link show dev p0v1 | grep -q forwarding");
+        assert!(a.send(mac(1), mac(0), "legacy again"));
+        assert_eq!(b.received(1), ["legacy again"]);
+        assert_eq!(rig.complaints(), [""; 0]);
+    });
+}
+
+#[test]
+fn the_wire_is_the_networks_end() {
+    in_own_namespaces("the_wire_is_the_networks_end", || {
+        let rig = Rig::with_vfs(1);
+        rig.with(|card, cx| card.set_wire(cx, PF, Wire::Netdev("cable".into()))).unwrap();
+        sh("for d in cable enp8s0f0np0 enp8s0f0v0; do ip link set $d up; done");
+        let [cable, pf, vf0] = ["cable", "enp8s0f0np0", "enp8s0f0v0"].map(|d| Tap::on(None, d));
+        for port in ["wire0", "up0", "p0v0"] {
+            eventually(&format!("bridge -n esw-0000:08:00.0 link show dev {port} | grep -q forwarding"));
+        }
+
+        // Given legacy mode, the network, the PF and its VF are stations of one switch.
+        assert!(vf0.send(EVERYBODY, mac(0), "from the VF"));
+        assert_eq!((cable.received(1), pf.received(1)), (vec!["from the VF".into()], vec!["from the VF".into()]));
+        assert!(cable.send(mac(0), NOBODY, "from the network"));
+        assert_eq!(vf0.received(1), ["from the network"]);
+
+        // In switchdev mode the PF's netdev is the uplink's representor.
+        rig.to_switchdev(1);
+        assert!(pf.send(mac(0), NOBODY, "out"));
+        assert_eq!(cable.received(1), ["out"]);
+        assert!(cable.send(mac(0), NOBODY, "in"));
+        assert_eq!(pf.received(1), ["in"]);
+        assert_eq!(vf0.received(0), [""; 0]);
+
+        // When the wire is put elsewhere meanwhile, the tie goes along.
+        rig.with(|card, cx| card.set_wire(cx, PF, Wire::Netdev("cable2".into()))).unwrap();
+        assert!(!netdevs().contains(&"cable".to_owned()));
+        sh("ip link set cable2 up");
+        let cable2 = Tap::on(None, "cable2");
+        assert!(pf.send(mac(0), NOBODY, "out again"));
+        assert_eq!(cable2.received(1), ["out again"]);
+        assert!(cable2.send(mac(0), NOBODY, "in again"));
+        assert_eq!(pf.received(1), ["in again"]);
+
+        // Who deletes its end has unplugged it; the card goes on.
+        sh("ip link del cable2");
+        eventually("ip -n esw-0000:08:00.0 link show cable0");
+        rig.to_legacy(1);
+        assert!(vf0.send(EVERYBODY, mac(0), "still here"));
+        assert_eq!(pf.received(1), ["still here"]);
+    });
+}
+
+#[test]
+fn pfs_of_one_card_do_not_mix() {
+    in_own_namespaces("pfs_of_one_card_do_not_mix", || {
+        let rig = Rig::new(CardConfig { pfs: 2, ..CardConfig::default() });
+        let second = PfIndex(1);
+        for pf in [PF, second] {
+            rig.make(&[Resource::Function(pf), Resource::PfNetdev(pf), Resource::Port(pf, Vport::Vf(0))]);
+        }
+        rig.to_switchdev(1);
+        sh("for d in enp8s0f0v0 enp8s0f1v0 enp8s0f0np0 enp8s0f1np1 enp8s0f0npf0vf0; do ip link set $d up; done");
+        let [v0, v1, pf0, pf1] = ["enp8s0f0v0", "enp8s0f1v0", "enp8s0f0np0", "enp8s0f1np1"].map(|d| Tap::on(None, d));
+        eventually("bridge -n esw-0000:08:00.0 link show dev p1v0 | grep -q forwarding");
+        assert!(v1.send(EVERYBODY, NOBODY, "second"));
+        assert_eq!(pf1.received(1), ["second"], "still in legacy mode");
+        assert_eq!((pf0.received(0), v0.received(0)), (vec![], vec![]));
+        rig.to_legacy(1);
+        let first = [vf(0), Resource::PfNetdev(PF), Resource::Function(PF)];
+        rig.unmake(&first);
+        assert!(v1.send(EVERYBODY, NOBODY, "alone"));
+        assert_eq!(pf1.received(1), ["alone"]);
+    });
+}
+
+#[test]
+fn vfs_on_different_bridges_reach_each_other() {
+    in_own_namespaces("vfs_on_different_bridges_reach_each_other", || {
+        let rig = Rig::with_vfs(600);
+        sh("for n in 0 300 599; do ip link set enp8s0f0v$n up; done; ip link set enp8s0f0np0 up");
+        let [first, middle, last] = [0, 300, 599].map(|n| Tap::on(None, &format!("enp8s0f0v{n}")));
+        let pf = Tap::on(None, "enp8s0f0np0");
+        for port in ["p0v0", "p0v300", "p0v599"] {
+            eventually(&format!("bridge -n esw-0000:08:00.0 link show dev {port} | grep -q forwarding"));
+        }
+        assert!(middle.send(EVERYBODY, mac(300), "hello"));
+        assert_eq!(first.received(1), ["hello"]);
+        assert_eq!((last.received(1), pf.received(1)), (vec!["hello".into()], vec!["hello".into()]));
+        assert!(last.send(mac(300), mac(599), "learnt"));
+        assert_eq!(middle.received(1), ["learnt"]);
+        assert_eq!(first.received(0), [""; 0]);
+        rig.to_switchdev(600);
+        sh("ip link set enp8s0f0npf0vf0 up");
+        eventually("ip link show enp8s0f0v0 | grep -q LOWER_UP");
+        assert!(first.send(EVERYBODY, mac(0), "quiet"));
+        assert_eq!((last.received(0), pf.received(0)), (vec![], vec![]));
+        rig.to_legacy(600);
+        rig.unmake(&vf_ports(600));
+        rig.unmake(&[Resource::PfNetdev(PF), Resource::Function(PF)]);
+        assert_eq!(netdevs(), [""; 0]);
+        assert_eq!(sh("ip -n esw-0000:08:00.0 -o link | grep -vc ' lo:' || true").trim(), "0");
+    });
+}
