@@ -81,8 +81,8 @@ impl LinuxCard {
         Ok(Self { _watcher: watcher, netns, state })
     }
 
-    /// The card's own network namespace.
-    pub fn netns(&self) -> &File {
+    /// The network namespace the card is.
+    pub fn inside(&self) -> &File {
         self.netns.netns()
     }
 

@@ -77,6 +77,17 @@ impl State {
         self.card.run(batch);
     }
 
+    /// Has what has just been brought up carry traffic when this returns.
+    pub(crate) fn settle_carriers(&mut self, slots: &[Slot]) {
+        // Answers are longer than acknowledgements, and must fit the receive buffer all the same.
+        const ANSWERS: usize = 32;
+        for some in slots.chunks(ANSWERS) {
+            let mut batch = Batch::default();
+            some.iter().for_each(|slot| request::settle_carrier(&mut batch, slot.port()));
+            self.card.run(batch);
+        }
+    }
+
     fn untie_uplinks(&mut self, slots: &[Slot]) {
         let tied: Vec<Slot> = slots.iter().filter(|slot| self.ends(**slot).tied).copied().collect();
         self.untie(&tied, Slot::port);
@@ -92,6 +103,7 @@ impl State {
         self.untie(&ported, Slot::port);
         self.delete_slots(slots, |ends| ends.inner, Slot::inner, Slot::inner_group);
         self.set_up_all(&ported, Slot::port, true);
+        self.settle_carriers(&ported);
         for slot in slots {
             let ends = self.ends.entry(*slot).or_default();
             (ends.inner, ends.tied, ends.carrier, ends.outer) = (false, false, false, None);

@@ -243,6 +243,7 @@ pub(crate) struct Link {
     pub index: u32,
     pub name: String,
     pub mtu: u32,
+    pub up: bool,
     pub carrier: bool,
     /// The other end's number and the id of its namespace, `None` if it is this one.
     pub peer: Option<(u32, Option<i32>)>,
@@ -260,11 +261,13 @@ impl Link {
             return None;
         }
         let header = message.body.get(..IFINFOMSG)?;
+        let flags = int(&header[8..12]) as u32;
         let mut link = Self {
             index: int(&header[4..8]) as u32,
             name: String::new(),
             mtu: 0,
-            carrier: int(&header[8..12]) as u32 & IFF_LOWER_UP != 0,
+            up: flags & IFF_UP != 0,
+            carrier: flags & IFF_LOWER_UP != 0,
             peer: None,
         };
         let (mut peer, mut netns) = (None, None);
@@ -287,6 +290,12 @@ fn without_statistics(bytes: &mut Vec<u8>, index: u32) {
     const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
     bytes.extend(ifinfo(index, None).as_slice());
     attribute(bytes, IFLA_EXT_MASK, &RTEXT_FILTER_SKIP_STATS.to_ne_bytes());
+}
+
+/// Has the kernel act on a netdev's carrier now. It does so by itself, a hundred netdevs at a time, and
+/// until it has, the netdev drops what it is given; asking about a netdev makes it its turn.
+pub(crate) fn settle_carrier(batch: &mut Batch, index: u32) {
+    batch.push(RTM_GETLINK, 0, |bytes| without_statistics(bytes, index));
 }
 
 /// One netdev.

@@ -4,7 +4,8 @@
 //! it that
 //!
 //! * a function has carrier while its representor is up, and none while that is down,
-//! * the MTU a representor is given becomes its function's,
+//! * the MTU a representor is given becomes its function's, as long as the representor is where it was
+//!   born and the function's netdev there or in a namespace with a name,
 //! * a netdev that was deleted from under the card, as happens when the namespace it had been moved to
 //!   is deleted, is back where it was born: functions and representors are hardware's to take away.
 //!
@@ -110,15 +111,23 @@ pub(crate) fn listen_outside(netns: &std::fs::File) -> io::Result<Socket> {
 #[derive(Default)]
 pub(crate) struct Events {
     inners: HashMap<Slot, Link>,
+    outers: HashMap<u32, Link>,
     gone: Vec<Inside>,
-    mtus: HashMap<u32, u32>,
     lost: bool,
 }
 
 impl Events {
     fn read(inside: &mut Socket, outside: &mut Socket) -> Self {
         let mut events = Self::default();
-        let lost = inside.drain(|message| {
+        // Outside first: whatever is heard there of a representor, its inner end was heard of before.
+        events.lost = outside.drain(|message| {
+            if message.kind == RTM_NEWLINK
+                && let Some(link) = Link::read(message)
+            {
+                events.outers.insert(link.index, link);
+            }
+        });
+        events.lost |= inside.drain(|message| {
             let Some(link) = Link::read(message) else { return };
             match (message.kind, Inside::of(link.index)) {
                 (RTM_DELLINK, Some(gone)) => events.gone.push(gone),
@@ -126,19 +135,11 @@ impl Events {
                 _ => {}
             }
         });
-        events.lost = lost;
-        events.lost |= outside.drain(|message| {
-            if message.kind == RTM_NEWLINK
-                && let Some(link) = Link::read(message)
-            {
-                events.mtus.insert(link.index, link.mtu);
-            }
-        });
         events
     }
 
     fn is_empty(&self) -> bool {
-        self.inners.is_empty() && self.gone.is_empty() && self.mtus.is_empty() && !self.lost
+        self.inners.is_empty() && self.outers.is_empty() && self.gone.is_empty() && !self.lost
     }
 }
 
@@ -148,8 +149,9 @@ impl State {
         if events.lost {
             self.look_at_everything(&mut events);
         }
-        self.follow_carriers(&events.inners);
-        self.follow_mtus(&events.mtus);
+        self.follow_inners(&events.inners);
+        self.follow_outers(&events.outers);
+        self.follow_carriers();
         for gone in events.gone {
             self.follow_deletion(gone);
         }
@@ -170,45 +172,45 @@ impl State {
             }
         }
         let outside = request::links(&mut self.outside).unwrap_or_default();
-        events.mtus.extend(outside.iter().map(|link| (link.index, link.mtu)));
+        events.outers.extend(outside.into_iter().map(|link| (link.index, link)));
     }
 
-    /// A function has carrier while its representor is up.
-    fn follow_carriers(&mut self, inners: &HashMap<Slot, Link>) {
+    /// What representors' inner ends tell: where the representors are, and if that is somewhere else
+    /// than here, whether they are up.
+    fn follow_inners(&mut self, inners: &HashMap<Slot, Link>) {
+        if inners.is_empty() {
+            return;
+        }
         let home = request::netns_id(&mut self.card, &self.home).ok().flatten();
-        let mut batch = Batch::default();
         for (slot, link) in inners {
-            if slot.vport == Vport::Uplink || !self.represented(*slot) {
+            let representor = slot.vport != Vport::Uplink && self.represented(*slot);
+            let Some(ends) = self.ends.get_mut(slot).filter(|ends| representor && ends.inner) else {
                 continue;
-            }
-            let Some(ends) = self.ends.get_mut(slot).filter(|ends| ends.inner) else { continue };
-            ends.carrier = link.carrier;
-            if let Some((outer, netns)) = link.peer
-                && netns == home
-                && ends.outer.is_none_or(|(known, _)| known != outer)
-            {
-                ends.outer = Some((outer, OUTER_MTU));
-            }
-            if ends.port && ends.port_up != ends.carrier {
-                ends.port_up = ends.carrier;
-                request::set_up(&mut batch, slot.port(), ends.carrier);
+            };
+            match link.peer {
+                Some((outer, netns)) if netns == home => {
+                    if ends.outer.is_none_or(|(known, _)| known != outer) {
+                        ends.outer = Some((outer, OUTER_MTU));
+                        ends.carrier = link.carrier;
+                    }
+                }
+                _ => (ends.outer, ends.carrier) = (None, link.carrier),
             }
         }
-        // A port that is gone meanwhile needs no carrier.
-        self.card.run(batch);
     }
 
-    /// A representor's MTU is reported to what it represents.
-    fn follow_mtus(&mut self, mtus: &HashMap<u32, u32>) {
+    /// What representors tell that are here. The kernel says at once when they go up or down; of their
+    /// inner ends' carrier it says so too, but after a mode change with many only seconds later.
+    fn follow_outers(&mut self, outers: &HashMap<u32, Link>) {
         let mut told = Vec::new();
         for (slot, ends) in &mut self.ends {
-            if let Some((outer, known)) = &mut ends.outer
-                && let Some(mtu) = mtus.get(outer)
-                && mtu != known
+            if let Some((outer, mtu)) = &mut ends.outer
+                && let Some(link) = outers.get(outer)
             {
-                *known = *mtu;
-                if ends.port {
-                    told.push((*slot, *mtu));
+                ends.carrier = link.up;
+                if *mtu != link.mtu {
+                    *mtu = link.mtu;
+                    told.extend(ends.port.then_some((*slot, link.mtu)));
                 }
             }
         }
@@ -221,24 +223,35 @@ impl State {
         }
     }
 
+    /// A function has carrier while its representor is up.
+    fn follow_carriers(&mut self) {
+        let mut batch = Batch::default();
+        let mut brought_up = Vec::new();
+        for (slot, ends) in &mut self.ends {
+            let ruled = slot.vport != Vport::Uplink && ends.tied;
+            if ruled && ends.port_up != ends.carrier {
+                ends.port_up = ends.carrier;
+                request::set_up(&mut batch, slot.port(), ends.carrier);
+                brought_up.extend(ends.carrier.then_some(*slot));
+            }
+        }
+        // A port that is gone meanwhile needs no carrier.
+        self.card.run(batch);
+        self.settle_carriers(&brought_up);
+    }
+
     /// What was deleted and should be there is made again.
     fn follow_deletion(&mut self, gone: Inside) {
-        let (slot, resource) = match gone {
-            Inside::Port(slot) => (
-                slot,
-                match slot.vport {
-                    Vport::Uplink => return self.rewire(slot),
-                    Vport::Sf(_) => Resource::SfNetdev(slot.pf, slot.vport),
-                    _ => Resource::Port(slot.pf, slot.vport),
-                },
-            ),
-            Inside::Inner(slot) => (
-                slot,
-                match slot.vport {
-                    Vport::Uplink => Resource::PfNetdev(slot.pf),
-                    _ => Resource::Representor(slot.pf, slot.vport, RepType::Eth),
-                },
-            ),
+        let resource = match gone {
+            Inside::Port(slot) => match slot.vport {
+                Vport::Uplink => return self.rewire(slot),
+                Vport::Sf(_) => Resource::SfNetdev(slot.pf, slot.vport),
+                _ => Resource::Port(slot.pf, slot.vport),
+            },
+            Inside::Inner(slot) => match slot.vport {
+                Vport::Uplink => Resource::PfNetdev(slot.pf),
+                _ => Resource::Representor(slot.pf, slot.vport, RepType::Eth),
+            },
             _ => return,
         };
         // The news may be of an older one of that number.
@@ -256,7 +269,6 @@ impl State {
             let complaint = format!("{resource} was deleted from outside and cannot be made again: {error}");
             self.complaints.push(complaint);
         }
-        let _ = slot;
     }
 
     /// Whoever deletes the other end of a wire has unplugged it.

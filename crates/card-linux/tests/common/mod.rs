@@ -67,7 +67,7 @@ pub fn sh(command: &str) -> String {
 pub fn eventually(command: &str) {
     let deadline = Instant::now() + Duration::from_secs(2);
     while !Command::new("sh").args(["-c", command]).status().unwrap().success() {
-        assert!(Instant::now() < deadline, "`{command}` never came true:\n{}", sh("ip a"));
+        assert!(Instant::now() < deadline, "`{command}` never came true:\n{}", sh("ip -o link | head -30"));
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -1,0 +1,280 @@
+//! The card's life: what its netdevs tell of one another, what is refused, what is left behind.
+
+mod common;
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use card_linux::{LinuxCard, NetnsError, Place, SetupError};
+use common::frames::Tap;
+use common::*;
+use eswitch::card::{Card, CardError, Resource};
+use eswitch::{CardConfig, Engine, MacAddr, Mode, RepType, Vport};
+use lockdep::{Domain, OnReport, Threads};
+
+#[test]
+fn a_representor_rules_its_functions_carrier_and_mtu() {
+    in_own_namespaces("a_representor_rules_its_functions_carrier_and_mtu", || {
+        let rig = Rig::with_vfs(2);
+        sh("ip netns add away && ip link set enp8s0f0v1 netns away");
+        sh("ip link set enp8s0f0v0 up; ip -n away link set enp8s0f0v1 up");
+        let carrier = |netns: &str, n: u16, wanted: bool| {
+            let not = if wanted { "" } else { "! " };
+            eventually(&format!("{not}ip {netns} link show enp8s0f0v{n} | grep -q LOWER_UP"));
+        };
+        carrier("", 0, true);
+        rig.to_switchdev(2);
+        carrier("", 0, false);
+        carrier("-n away", 1, false);
+        sh("ip link set enp8s0f0npf0vf0 up; ip link set enp8s0f0npf0vf1 up");
+        carrier("", 0, true);
+        carrier("-n away", 1, true);
+        sh("ip link set enp8s0f0npf0vf1 down");
+        carrier("-n away", 1, false);
+        carrier("", 0, true);
+
+        // An MTU finds its VF here and in any namespace that has a name; large frames pass.
+        sh("ip link set enp8s0f0npf0vf0 mtu 9000; ip link set enp8s0f0npf0vf1 mtu 4000");
+        eventually("ip link show enp8s0f0v0 | grep -q 'mtu 9000'");
+        eventually("ip -n away link show enp8s0f0v1 | grep -q 'mtu 4000'");
+        let (vf0, rep0) = (Tap::on(None, "enp8s0f0v0"), Tap::on(None, "enp8s0f0npf0vf0"));
+        assert!(vf0.send([0xff; 6], [2; 6], &"x".repeat(8_900)));
+        assert_eq!(rep0.received(1)[0].len(), 8_900);
+
+        // A representor that lives elsewhere rules all the same.
+        sh("ip netns add ovs && ip link set enp8s0f0npf0vf0 netns ovs");
+        carrier("", 0, false);
+        sh("ip -n ovs link set enp8s0f0npf0vf0 up");
+        carrier("", 0, true);
+
+        rig.to_legacy(2);
+        carrier("", 0, true);
+        carrier("-n away", 1, true);
+        assert_eq!(rig.complaints(), [""; 0]);
+    });
+}
+
+#[test]
+fn an_sf_has_a_representor_without_carrier_until_it_is_active() {
+    in_own_namespaces("an_sf_has_a_representor_without_carrier_until_it_is_active", || {
+        let rig = Rig::with_vfs(0);
+        rig.to_switchdev(0);
+        let vport = Vport::Sf(0);
+        rig.make(&[Resource::Port(PF, vport)]);
+        rig.make(&[rep(vport), Resource::Representor(PF, vport, RepType::Ib)]);
+        assert_eq!(rig.name(rep(vport)), "en8f0pf0sf88");
+        sh("ip link set en8f0pf0sf88 up; ip link set en8f0pf0sf88 mtu 9000");
+        eventually("ip link show enp8s0f0npf0sf88 | grep -q NO-CARRIER");
+
+        for _ in 0..2 {
+            rig.make(&[Resource::SfNetdev(PF, vport), Resource::SfIbDevice(PF, vport)]);
+            assert_eq!(rig.name(Resource::SfNetdev(PF, vport)), "enp8s0f0s88");
+            sh("ip link set enp8s0f0s88 up");
+            eventually("ip link show en8f0pf0sf88 | grep -q LOWER_UP");
+            eventually("ip link show enp8s0f0s88 | grep -q LOWER_UP");
+            eventually("ip link show enp8s0f0s88 | grep -q 'mtu 9000'");
+            let (sf, rep) = (Tap::on(None, "enp8s0f0s88"), Tap::on(None, "en8f0pf0sf88"));
+            assert!(sf.send([0xff; 6], [2; 6], "from the SF"));
+            assert_eq!(rep.received(1), ["from the SF"]);
+            assert!(rep.send([0xff; 6], [2; 6], "to the SF"));
+            assert_eq!(sf.received(1), ["to the SF"]);
+            rig.unmake(&[Resource::SfIbDevice(PF, vport), Resource::SfNetdev(PF, vport)]);
+            eventually("ip link show en8f0pf0sf88 | grep -q NO-CARRIER");
+            sh("! ip link show enp8s0f0s88 2>&1");
+        }
+        rig.unmake(&[rep(vport), Resource::Representor(PF, vport, RepType::Ib)]);
+        rig.unmake(&[Resource::Port(PF, vport)]);
+        rig.to_legacy(0);
+        assert_eq!(rig.resources(), [Resource::Function(PF), Resource::PfNetdev(PF)]);
+    });
+}
+
+#[test]
+fn a_taken_name_fails_its_request_alone_and_leaves_nothing() {
+    in_own_namespaces("a_taken_name_fails_its_request_alone_and_leaves_nothing", || {
+        sh("ip link add enp8s0f0v1 type bridge");
+        let rig = Rig::new(CardConfig::default());
+        rig.make(&[Resource::Function(PF), Resource::PfNetdev(PF)]);
+        let outcomes = rig.create(&vf_ports(3));
+        let taken = |name: &str| Err(CardError::NameTaken { name: name.to_owned() });
+        assert_eq!(outcomes, [Ok(()), taken("enp8s0f0v1"), Ok(())]);
+        assert_eq!(rig.resources(), [Resource::Function(PF), Resource::PfNetdev(PF), vf(0), vf(2)]);
+
+        // A failure after the pair was made: of the alternative name.
+        sh("ip link add user type bridge && ip link property add dev user altname enp8s0f0npf0vf10");
+        rig.make(&[vf(10)]);
+        rig.make(&[Resource::SwitchdevFdb(PF)]);
+        let before = (netdevs(), rig.resources());
+        assert_eq!(rig.create(&[rep(Vport::Vf(10))]), [taken("enp8s0f0npf0vf10")]);
+        assert_eq!((netdevs(), rig.resources()), before);
+        sh("ip link del user");
+        rig.make(&[rep(Vport::Vf(10))]);
+        sh("ip link set en8f0pf0vf10 up; ip link set enp8s0f0v10 up");
+        let (rep10, vf10) = (Tap::on(None, "en8f0pf0vf10"), Tap::on(None, "enp8s0f0v10"));
+        eventually("ip link show enp8s0f0v10 | grep -q LOWER_UP");
+        assert!(vf10.send([0xff; 6], [2; 6], "tied once"));
+        assert_eq!(rep10.received(1), ["tied once"]);
+
+        // And of a tie: something else is where it would go.
+        sh("ip netns exec esw-0000:08:00.0 tc filter add dev p0v0 ingress prio 1 protocol all u32 match u32 0 0");
+        let before = (netdevs(), rig.resources());
+        let outcome = rig.create(&[rep(Vport::Vf(0))]);
+        if outcome[0].is_err() {
+            assert_eq!((netdevs(), rig.resources()), before);
+        }
+        assert_eq!(rig.complaints(), [""; 0]);
+    });
+}
+
+#[test]
+fn a_pf_netdev_that_was_moved_is_found() {
+    in_own_namespaces("a_pf_netdev_that_was_moved_is_found", || {
+        let rig = Rig::with_vfs(1);
+        sh("ip netns add a && ip netns add b");
+        let netns = || rig.with(|card, cx| card.netns(cx, PF));
+        let set = |name| rig.with(|card, cx| card.set_netns(cx, PF, name));
+        assert_eq!(netns(), None);
+        set(Some("a")).unwrap();
+        assert_eq!(netns().as_deref(), Some("a"));
+        set(Some("b")).unwrap();
+        sh("ip -n b link show enp8s0f0np0");
+        let none = set(Some("none")).unwrap_err();
+        assert!(none.to_string().contains("ip netns list"), "{none}");
+        set(None).unwrap();
+        sh("ip link show enp8s0f0np0");
+        sh("ip link set enp8s0f0np0 netns a && ip -n a link set enp8s0f0np0 name eth0");
+        assert_eq!(netns().as_deref(), Some("a"), "moved and renamed with `ip`");
+
+        let mac = MacAddr([2, 1, 2, 3, 4, 5]);
+        sh("ip link set enp8s0f0v0 netns b");
+        for resource in [vf(0), Resource::PfNetdev(PF)] {
+            rig.with(|card, cx| card.set_mac(cx, &resource, mac)).unwrap();
+        }
+        sh(&format!("ip -n b link show enp8s0f0v0 | grep {mac} && ip -n a link show eth0 | grep {mac}"));
+
+        // Given that its namespace is deleted, a netdev is back where it was born.
+        sh("ip netns del a && ip netns del b");
+        eventually("ip link show enp8s0f0np0");
+        eventually(&format!("ip link show enp8s0f0v0 | grep {mac}"));
+        assert_eq!(netns(), None);
+        assert_eq!(rig.resources(), [Resource::Function(PF), Resource::PfNetdev(PF), vf(0)]);
+        rig.to_switchdev(1);
+        sh("ip link del enp8s0f0npf0vf0");
+        eventually("ip link show enp8s0f0npf0vf0");
+        sh("for d in enp8s0f0npf0vf0 enp8s0f0v0 enp8s0f0np0; do ip link set $d up; done");
+        eventually("ip link show enp8s0f0v0 | grep -q LOWER_UP");
+        let (vf0, rep0) = (Tap::on(None, "enp8s0f0v0"), Tap::on(None, "enp8s0f0npf0vf0"));
+        assert!(vf0.send([0xff; 6], [2; 6], "as before"));
+        assert_eq!(rep0.received(1), ["as before"]);
+        assert_eq!(rig.complaints(), [""; 0]);
+    });
+}
+
+#[test]
+fn two_hundred_vfs_come_and_go_and_leave_nothing() {
+    in_own_namespaces("two_hundred_vfs_come_and_go_and_leave_nothing", || {
+        const VFS: u16 = 200;
+        let rig = Rig::with_vfs(0);
+        let empty = (netdevs(), rig.resources());
+        for _ in 0..3 {
+            rig.make(&vf_ports(VFS));
+            rig.to_switchdev(VFS);
+            assert_eq!(rig.resources().len(), 4 + 2 * usize::from(VFS));
+            // Some of many.
+            rig.unmake(&[rep(Vport::Vf(7)), rep(Vport::Vf(199))]);
+            rig.unmake(&[vf(7), vf(199)]);
+            rig.make(&[vf(7), vf(199)]);
+            rig.make(&[rep(Vport::Vf(7)), rep(Vport::Vf(199))]);
+            rig.to_legacy(VFS);
+            rig.unmake(&vf_ports(VFS));
+            assert_eq!((netdevs(), rig.resources()), empty);
+        }
+        rig.make(&vf_ports(3));
+        assert_eq!(rig.complaints(), [""; 0]);
+        rig.unmake(&[vf(100)]);
+        assert_eq!(rig.complaints(), ["port pf0 vf100 unmade and was not there"]);
+        drop(rig);
+        assert_eq!(netdevs(), [""; 0]);
+        assert_eq!(sh("ip netns list"), "");
+        assert_eq!(sh("ls /run/netns"), "");
+    });
+}
+
+#[test]
+fn a_panic_leaves_nothing() {
+    in_own_namespaces("a_panic_leaves_nothing", || {
+        let died = std::thread::spawn(|| {
+            let rig = Rig::with_vfs(2);
+            rig.to_switchdev(2);
+            panic!("as planned");
+        });
+        assert!(died.join().is_err());
+        assert_eq!(netdevs(), [""; 0]);
+        assert_eq!(sh("ls /run/netns"), "");
+    });
+}
+
+/// A process with a card, which says so and then waits to be killed.
+#[test]
+#[ignore = "a part of others"]
+fn owner() {
+    let rig = Rig::with_vfs(20);
+    rig.to_switchdev(20);
+    println!("READY");
+    std::thread::sleep(std::time::Duration::from_secs(60));
+    drop(rig);
+}
+
+#[test]
+fn what_a_killed_owner_left_is_cleared_away_and_a_living_ones_is_not() {
+    in_own_namespaces("what_a_killed_owner_left_is_cleared_away_and_a_living_ones_is_not", || {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "owner", "--ignored", "--nocapture", "--test-threads=1"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert!(lines.map(Result::unwrap).any(|line| line.ends_with("READY")));
+
+        let place = Place::prepare().unwrap();
+        let refused = LinuxCard::new(&place, CardConfig::default()).err().unwrap();
+        assert!(matches!(refused, SetupError::Netns(NetnsError::InUse { .. })));
+        assert!(refused.to_string().contains(&child.id().to_string()), "{refused}");
+        assert!(netdevs().contains(&"enp8s0f0v0".to_owned()));
+
+        child.kill().unwrap();
+        child.wait().unwrap();
+        sh("ip -n esw-0000:08:00.0 link show p0v0");
+        let rig = Rig::at(&place, CardConfig::default());
+        assert_eq!(netdevs(), [""; 0]);
+        rig.make(&[Resource::Function(PF), Resource::PfNetdev(PF)]);
+        rig.make(&vf_ports(20));
+    });
+}
+
+#[test]
+fn the_engine_runs_on_it() {
+    in_own_namespaces("the_engine_runs_on_it", || {
+        let config = CardConfig { pfs: 2, vfs: 4, modules: vec!["mlx5_ib".to_owned()], ..CardConfig::default() };
+        let card = Arc::new(LinuxCard::new(&Place::prepare().unwrap(), config.clone()).unwrap());
+        let domain = Domain::checked(OnReport::Panic);
+        let threads = Arc::new(Threads(Arc::clone(&domain)));
+        lockdep::enter(&domain, "test", |cx| {
+            let engine = Engine::start(cx, config, card.clone(), threads).unwrap();
+            let [first, second] = engine.addresses()[..] else { panic!() };
+            assert_eq!(netdevs().len(), 2 + 8);
+            engine.set_mode(cx, first, Mode::Switchdev).unwrap();
+            engine.set_mode(cx, second, Mode::Switchdev).unwrap();
+            assert_eq!(netdevs().len(), 2 + 16);
+            engine.set_num_vfs(cx, first, 0).unwrap();
+            assert_eq!(netdevs().len(), 2 + 8);
+            engine.set_mode(cx, second, Mode::Legacy).unwrap();
+            assert_eq!(card.take_complaints(&mut cx.narrow()), [""; 0]);
+            engine.shutdown(cx);
+            assert_eq!(card.take_complaints(&mut cx.narrow()), [""; 0]);
+            assert_eq!(card.resources(&mut cx.narrow()), []);
+        });
+        assert_eq!(netdevs(), [""; 0]);
+    });
+}

@@ -1,0 +1,100 @@
+//! A card without root. A program of its own, because a process that has threads, as every test has,
+//! cannot change its user namespace.
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::process::Command;
+use std::sync::Arc;
+
+use card_linux::{LinuxCard, Place, PlaceError};
+use eswitch::{CardConfig, Engine, Mode};
+use lockdep::{Domain, OnReport, Threads};
+
+const INSIDE: &str = "CARD_LINUX_TEST_INSIDE";
+const NOBODY: &str = "65534";
+const NAME: &str = "without_root_the_card_lives_in_namespaces_of_its_own";
+
+fn main() {
+    if std::env::args().any(|arg| arg == "--list") {
+        println!("{NAME}: test");
+        return;
+    }
+    if std::env::var_os(INSIDE).is_some() {
+        return story();
+    }
+    let root = std::fs::metadata("/proc/self").unwrap().uid() == 0;
+    let status = if root { as_nobody() } else { again(&std::env::current_exe().unwrap()).status() };
+    match status.map(|status| status.code()) {
+        Ok(Some(0)) => println!("test {NAME} ... ok"),
+        Ok(Some(SKIPPED)) | Err(_) if std::env::var("CI").as_deref() != Ok("true") => {
+            eprintln!("{NAME} skipped: user namespaces, or setpriv to become nobody");
+        }
+        other => panic!("{NAME}: {other:?}"),
+    }
+}
+
+const SKIPPED: i32 = 77;
+
+fn again(program: &std::path::Path) -> Command {
+    let mut command = Command::new(program);
+    command.env(INSIDE, "1");
+    command
+}
+
+/// Where cargo puts programs nobody may be able to look; so it is a copy that is run.
+fn as_nobody() -> std::io::Result<std::process::ExitStatus> {
+    let dir = std::env::temp_dir().join(format!("card-linux-{}", std::process::id()));
+    std::fs::create_dir(&dir)?;
+    std::fs::set_permissions(&dir, PermissionsExt::from_mode(0o755))?;
+    let copy = dir.join("unprivileged");
+    let status = std::fs::copy(std::env::current_exe()?, &copy).and_then(|_| {
+        let mut command = again("setpriv".as_ref());
+        command.args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", "--no-new-privs"]);
+        command.arg(&copy).current_dir("/").status()
+    });
+    std::fs::remove_dir_all(&dir)?;
+    status
+}
+
+fn sh(command: &str) -> String {
+    let output = Command::new("sh").args(["-c", command]).output().unwrap();
+    assert!(output.status.success(), "`{command}`: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn story() {
+    let place = match Place::prepare() {
+        Ok(place) => place,
+        Err(error @ PlaceError::NoUserNamespace { .. }) => {
+            eprintln!("{error}");
+            std::process::exit(SKIPPED);
+        }
+        Err(error) => panic!("{error}"),
+    };
+    assert!(place.is_private());
+    let config = CardConfig { vfs: 3, ..CardConfig::default() };
+    let card = Arc::new(LinuxCard::new(&place, config.clone()).unwrap_or_else(|e| panic!("{e}")));
+    let domain = Domain::checked(OnReport::Panic);
+    let threads = Arc::new(Threads(Arc::clone(&domain)));
+    lockdep::enter(&domain, "story", |cx| {
+        let engine = Engine::start(cx, config, card, threads).unwrap();
+        let pf = engine.addresses()[0];
+        let netns = "for n in 0 1; do ip netns add n$n && ip link set enp8s0f0v$n netns n$n &&
+            ip -n n$n addr add 10.9.0.1$n/24 dev enp8s0f0v$n && ip -n n$n link set enp8s0f0v$n up || exit 1; done";
+        sh(netns);
+        sh("ls /sys/class/net | grep -q enp8s0f0np0");
+        engine.set_mode(cx, pf, Mode::Switchdev).unwrap();
+        sh("ip link show enp8s0f0npf0vf0 && ip -n esw-0000:08:00.0 link show r0v0");
+        sh("ip link set enp8s0f0npf0vf0 up");
+        for _ in 0..200 {
+            if sh("ip -n n0 link show enp8s0f0v0").contains("LOWER_UP") {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        assert!(sh("ip -n n0 link show enp8s0f0v0").contains("LOWER_UP"));
+        engine.set_mode(cx, pf, Mode::Legacy).unwrap();
+        sh("! ip link show enp8s0f0npf0vf0 2>&1");
+        engine.shutdown(cx);
+    });
+    assert_eq!(sh("ip -o link").lines().count(), 1, "the loopback");
+}
