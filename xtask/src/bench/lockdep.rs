@@ -22,22 +22,10 @@ lock_order! {
 
 /// The group.
 pub const MEASUREMENTS: &[Measurement] = &[
-    Measurement {
-        name: "lockdep: uncontended",
-        run: uncontended,
-    },
-    Measurement {
-        name: "lockdep: instructions",
-        run: instructions,
-    },
-    Measurement {
-        name: "lockdep: contended",
-        run: contended,
-    },
-    Measurement {
-        name: "lockdep: checked",
-        run: checked,
-    },
+    Measurement { name: "lockdep: uncontended", run: uncontended },
+    Measurement { name: "lockdep: instructions", run: instructions },
+    Measurement { name: "lockdep: contended", run: contended },
+    Measurement { name: "lockdep: checked", run: checked },
 ];
 
 const TARGET: Target = Target::RatioAtMost(1.15);
@@ -80,11 +68,7 @@ pub fn lock_theirs(n: usize) {
 fn uncontended() -> Result<Vec<Row>> {
     let (ours, theirs) = (Ours::new(0), Theirs::new(0));
     let turns = enter(&Domain::unchecked(), "main", |cx| {
-        by_turns(
-            TURNS,
-            || timed(|| ours_loop(cx, &ours, LOCKS)),
-            || timed(|| theirs_loop(&theirs, LOCKS)),
-        )
+        by_turns(TURNS, || timed(|| ours_loop(cx, &ours, LOCKS)), || timed(|| theirs_loop(&theirs, LOCKS)))
     });
     Ok(vec![
         Row::compared(
@@ -103,10 +87,7 @@ fn instructions() -> Result<Vec<Row>> {
     const N: usize = 100_000;
     let what = || "the same, counted".to_owned();
     let count = |part: Part| -> Result<Quantity> {
-        Ok(Quantity {
-            value: (collected(part, 2 * N)? - collected(part, N)?) / N as f64,
-            unit: "instructions",
-        })
+        Ok(Quantity { value: (collected(part, 2 * N)? - collected(part, N)?) / N as f64, unit: "instructions" })
     };
     let row = match (count(Part::LockOurs), count(Part::LockTheirs)) {
         (Ok(ours), Ok(theirs)) => Row::compared(what(), ours, "parking_lot", theirs, ours.value / theirs.value),
@@ -116,12 +97,7 @@ fn instructions() -> Result<Vec<Row>> {
 }
 
 fn collected(part: Part, n: usize) -> Result<f64> {
-    let under = [
-        "valgrind",
-        "--tool=callgrind",
-        "--callgrind-out-file=/dev/null",
-        "--error-exitcode=0",
-    ];
+    let under = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", "--error-exitcode=0"];
     let output = child(&under, part, n)?;
     let said = String::from_utf8_lossy(&output.stderr);
     let line = said.lines().find_map(|line| line.split_once("Collected :"));

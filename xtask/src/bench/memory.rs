@@ -24,14 +24,8 @@ use super::{Measurement, Part, Quantity, Row, Target, by_turns, child};
 
 /// The group.
 pub const MEASUREMENTS: &[Measurement] = &[
-    Measurement {
-        name: "memory: load and unload",
-        run: load_and_unload,
-    },
-    Measurement {
-        name: "memory: peak",
-        run: peak_of_child,
-    },
+    Measurement { name: "memory: load and unload", run: load_and_unload },
+    Measurement { name: "memory: peak", run: peak_of_child },
 ];
 
 const PFS: u8 = 2;
@@ -46,21 +40,13 @@ struct Bench {
 impl Bench {
     fn start(cx: &mut Locked<'_, Unlocked>, domain: &Arc<Domain>, vports: usize) -> Result<Self> {
         let vfs = u16::try_from(vports / usize::from(PFS))?;
-        let config = CardConfig {
-            pfs: PFS,
-            total_vfs: vfs,
-            vfs,
-            modules: vec!["mlx5_ib".to_owned()],
-            ..CardConfig::default()
-        };
+        let config =
+            CardConfig { pfs: PFS, total_vfs: vfs, vfs, modules: vec!["mlx5_ib".to_owned()], ..CardConfig::default() };
         config.validate()?;
         let card = Arc::new(MemoryCard::new(config.clone()));
         let engine = Engine::start(cx, config.clone(), card, Arc::new(Threads(Arc::clone(domain))))?;
         engine.settle(cx, true);
-        Ok(Self {
-            engine,
-            bare: Bare::new(&config),
-        })
+        Ok(Self { engine, bare: Bare::new(&config) })
     }
 
     /// Every PF to a mode. Only the commands are timed.
@@ -200,7 +186,5 @@ fn peak_of_child() -> Result<Vec<Row>> {
     let what = format!("peak memory of a process with {vports} vports");
     let output = child(&[], Part::MemoryPeak, vports)?;
     let bytes: u64 = String::from_utf8_lossy(&output.stdout).trim().parse()?;
-    Ok(vec![
-        Row::alone(what, megabytes(bytes as f64 / 1e6)).target(Target::AtMost(megabytes(100.0))),
-    ])
+    Ok(vec![Row::alone(what, megabytes(bytes as f64 / 1e6)).target(Target::AtMost(megabytes(100.0)))])
 }

@@ -7,6 +7,7 @@
 //!
 //! A group of rows is a module with a `MEASUREMENTS` table; it is listed once, in [`measurements`].
 
+mod linux;
 mod lockdep;
 mod memory;
 
@@ -36,7 +37,7 @@ pub struct Measurement {
 }
 
 fn measurements() -> impl Iterator<Item = &'static Measurement> {
-    [lockdep::MEASUREMENTS, memory::MEASUREMENTS].into_iter().flatten()
+    [lockdep::MEASUREMENTS, memory::MEASUREMENTS, linux::MEASUREMENTS].into_iter().flatten()
 }
 
 /// A number with its unit.
@@ -51,10 +52,7 @@ pub struct Quantity {
 impl Quantity {
     /// Nanoseconds for one of `n`.
     pub fn nanos_each(total: Duration, n: usize) -> Self {
-        Self {
-            value: total.as_nanos() as f64 / n as f64,
-            unit: "ns",
-        }
+        Self { value: total.as_nanos() as f64 / n as f64, unit: "ns" }
     }
 }
 
@@ -115,26 +113,12 @@ impl Row {
 
     /// One thing by itself.
     pub fn alone(what: String, ours: Quantity) -> Self {
-        Self {
-            what,
-            ours: Some(ours),
-            compared_with: String::new(),
-            ratio: None,
-            target: None,
-            met: None,
-        }
+        Self { what, ours: Some(ours), compared_with: String::new(), ratio: None, target: None, met: None }
     }
 
     /// What cannot be measured here.
     pub fn unavailable(what: String, why: String) -> Self {
-        Self {
-            what,
-            ours: None,
-            compared_with: format!("not available: {why}"),
-            ratio: None,
-            target: None,
-            met: None,
-        }
+        Self { what, ours: None, compared_with: format!("not available: {why}"), ratio: None, target: None, met: None }
     }
 
     /// The row, judged.
@@ -169,11 +153,7 @@ pub fn run(args: &Args) -> Result<()> {
         .filter(|m| args.filter.is_empty() || args.filter.iter().any(|f| m.name.contains(f.as_str())))
         .collect();
     let names = || measurements().map(|m| m.name).collect::<Vec<_>>().join("\n  ");
-    ensure!(
-        !chosen.is_empty(),
-        "no measurement is called so; there are:\n  {}",
-        names()
-    );
+    ensure!(!chosen.is_empty(), "no measurement is called so; there are:\n  {}", names());
     let mut rows = Vec::new();
     for measurement in chosen {
         eprintln!("measuring {}", measurement.name);
@@ -194,11 +174,7 @@ fn table(rows: &[Row]) -> String {
         std::array::from_fn(|column| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0));
     let mut out = String::new();
     for line in lines {
-        let cells: Vec<_> = line
-            .iter()
-            .zip(widths)
-            .map(|(cell, width)| format!("{cell:<width$}"))
-            .collect();
+        let cells: Vec<_> = line.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
         out.push_str(cells.join("  ").trim_end());
         out.push('\n');
     }
@@ -235,12 +211,7 @@ pub fn by_turns(turns: usize, mut ours: impl FnMut() -> Duration, mut theirs: im
     Turns {
         ours: median(pairs.iter().map(|(ours, _)| *ours)),
         theirs: median(pairs.iter().map(|(_, theirs)| *theirs)),
-        ratio: median(
-            pairs
-                .iter()
-                .map(|(o, t)| OrderedRatio(o.as_secs_f64() / t.as_secs_f64())),
-        )
-        .0,
+        ratio: median(pairs.iter().map(|(o, t)| OrderedRatio(o.as_secs_f64() / t.as_secs_f64()))).0,
     }
 }
 
@@ -288,6 +259,8 @@ enum Part {
     LockTheirs,
     /// A card of `n` vports in switchdev mode and back; prints the process's peak memory in bytes.
     MemoryPeak,
+    /// A card of real netdevs with `n` VFs beside iproute2; prints the times as JSON.
+    LinuxCard,
 }
 
 impl Part {
@@ -296,6 +269,7 @@ impl Part {
             Self::LockOurs => "lock-ours",
             Self::LockTheirs => "lock-theirs",
             Self::MemoryPeak => "memory-peak",
+            Self::LinuxCard => "linux-card",
         }
     }
 }
@@ -310,6 +284,7 @@ impl Child {
             Part::LockOurs => lockdep::lock_ours(self.n),
             Part::LockTheirs => lockdep::lock_theirs(self.n),
             Part::MemoryPeak => println!("{}", memory::peak(self.n)?),
+            Part::LinuxCard => println!("{}", linux::measure(self.n)?),
         }
         Ok(())
     }
@@ -330,13 +305,7 @@ fn child(under: &[&str], part: Part, n: usize) -> Result<std::process::Output> {
         .args(["bench-child", part.name(), &n.to_string()])
         .output()
         .with_context(|| format!("starting {}", under.first().unwrap_or(&"a child")))?;
-    ensure!(
-        output.status.success(),
-        "{} {}: {}",
-        part.name(),
-        output.status,
-        String::from_utf8_lossy(&output.stderr)
-    );
+    ensure!(output.status.success(), "{} {}: {}", part.name(), output.status, String::from_utf8_lossy(&output.stderr));
     Ok(output)
 }
 
