@@ -1,6 +1,6 @@
 //! Unmaking resources. It cannot fail: what the kernel no longer has is as good as unmade.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use eswitch::card::Resource;
 use eswitch::{PfIndex, RepType, Vport};
@@ -77,13 +77,20 @@ impl State {
         self.card.run(batch);
     }
 
-    /// Has what has just been brought up carry traffic when this returns.
+    /// Has ports that have just been brought up carry traffic when this returns.
     pub(crate) fn settle_carriers(&mut self, slots: &[Slot]) {
         // Answers are longer than acknowledgements, and must fit the receive buffer all the same.
         const ANSWERS: usize = 32;
-        for some in slots.chunks(ANSWERS) {
+        let mut ports: Vec<u32> = slots.iter().map(|slot| slot.port()).collect();
+        if ports.len() > ANSWERS {
+            // Those whose functions' netdevs are down have nothing to settle.
+            let links = request::links(&mut self.card).unwrap_or_default();
+            let carried: HashSet<u32> = links.iter().filter(|l| l.carrier).map(|l| l.index).collect();
+            ports.retain(|port| carried.contains(port));
+        }
+        for some in ports.chunks(ANSWERS) {
             let mut batch = Batch::default();
-            some.iter().for_each(|slot| request::settle_carrier(&mut batch, slot.port()));
+            some.iter().for_each(|port| request::settle_carrier(&mut batch, *port));
             self.card.run(batch);
         }
     }

@@ -241,7 +241,6 @@ pub(crate) fn untie(batch: &mut Batch, index: u32) {
 #[derive(Clone, Debug)]
 pub(crate) struct Link {
     pub index: u32,
-    pub name: String,
     pub mtu: u32,
     pub up: bool,
     pub carrier: bool,
@@ -253,7 +252,6 @@ impl Link {
     /// Reads an `RTM_NEWLINK` or `RTM_DELLINK`.
     pub(crate) fn read(message: &Message<'_>) -> Option<Self> {
         const IFINFOMSG: usize = 16;
-        const IFLA_IFNAME: u16 = 3;
         const IFLA_MTU: u16 = 4;
         const IFLA_LINK: u16 = 5;
         const IFLA_LINK_NETNSID: u16 = 37;
@@ -264,7 +262,6 @@ impl Link {
         let flags = int(&header[8..12]) as u32;
         let mut link = Self {
             index: int(&header[4..8]) as u32,
-            name: String::new(),
             mtu: 0,
             up: flags & IFF_UP != 0,
             carrier: flags & IFF_LOWER_UP != 0,
@@ -273,7 +270,6 @@ impl Link {
         let (mut peer, mut netns) = (None, None);
         for (kind, value) in Attributes(&message.body[IFINFOMSG..]) {
             match kind {
-                IFLA_IFNAME => link.name = String::from_utf8_lossy(value).trim_end_matches('\0').to_owned(),
                 IFLA_MTU => link.mtu = int(value) as u32,
                 IFLA_LINK => peer = Some(int(value) as u32),
                 IFLA_LINK_NETNSID => netns = Some(int(value)),

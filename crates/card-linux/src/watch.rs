@@ -151,10 +151,10 @@ impl State {
         }
         self.follow_inners(&events.inners);
         self.follow_outers(&events.outers);
-        self.follow_carriers();
         for gone in events.gone {
             self.follow_deletion(gone);
         }
+        self.follow_carriers();
     }
 
     fn look_at_everything(&mut self, events: &mut Events) {

@@ -167,6 +167,15 @@ fn a_pf_netdev_that_was_moved_is_found() {
         let (vf0, rep0) = (Tap::on(None, "enp8s0f0v0"), Tap::on(None, "enp8s0f0npf0vf0"));
         assert!(vf0.send([0xff; 6], [2; 6], "as before"));
         assert_eq!(rep0.received(1), ["as before"]);
+        sh("ip link del enp8s0f0v0");
+        eventually("ip link set enp8s0f0v0 up");
+        eventually("ip link show enp8s0f0v0 | grep -q LOWER_UP");
+        let vf0 = Tap::on(None, "enp8s0f0v0");
+        assert!(vf0.send([0xff; 6], [2; 6], "still represented"));
+        assert_eq!(rep0.received(1), ["still represented"]);
+        rig.to_legacy(1);
+        rig.unmake(&[vf(0), Resource::PfNetdev(PF), Resource::Function(PF)]);
+        assert_eq!(netdevs(), [""; 0]);
         assert_eq!(rig.complaints(), [""; 0]);
     });
 }
