@@ -47,11 +47,7 @@ impl Eq for ClassKey {}
 impl ClassKey {
     /// A key with a name that is unique in the process. `leaf`: nothing may be taken under it.
     pub const fn new(name: &'static str, leaf: bool) -> Self {
-        Self {
-            name,
-            leaf,
-            id: OnceLock::new(),
-        }
+        Self { name, leaf, id: OnceLock::new() }
     }
 
     /// The name the class was declared with.

@@ -35,10 +35,7 @@ struct Waiter {
 
 impl Waiter {
     fn wake(&self, why: u8) -> bool {
-        let woken = self
-            .state
-            .compare_exchange(WAITING, why, Ordering::SeqCst, Ordering::SeqCst)
-            .is_ok();
+        let woken = self.state.compare_exchange(WAITING, why, Ordering::SeqCst, Ordering::SeqCst).is_ok();
         if woken {
             self.thread.unpark();
         }
@@ -140,20 +137,13 @@ impl Condvar {
         let waiter = match &self.imp {
             Imp::Real(_) => None,
             Imp::Explored(waiters) => {
-                let waiter = Arc::new(Waiter {
-                    thread: shuttle::thread::current(),
-                    state: AtomicU8::new(WAITING),
-                });
+                let waiter = Arc::new(Waiter { thread: shuttle::thread::current(), state: AtomicU8::new(WAITING) });
                 // Before the lock is let go of: a notification from then on is for us, too.
                 locked(waiters).push(Arc::clone(&waiter));
                 Some(waiter)
             }
         };
-        guard.while_released(Wait {
-            condvar: &self.imp,
-            deadline,
-            waiter,
-        });
+        guard.while_released(Wait { condvar: &self.imp, deadline, waiter });
     }
 
     /// Wakes one waiter. Explored, the scheduler's random choice says which.
@@ -169,11 +159,8 @@ impl Condvar {
                         return;
                     }
                     // The choice is recorded with the schedule; it is no scheduling point.
-                    let one = if waiters.len() == 1 {
-                        0
-                    } else {
-                        shuttle::rand::thread_rng().gen_range(0..waiters.len())
-                    };
+                    let one =
+                        if waiters.len() == 1 { 0 } else { shuttle::rand::thread_rng().gen_range(0..waiters.len()) };
                     waiters.swap_remove(one)
                 };
                 if waiter.wake(NOTIFIED) {
@@ -228,9 +215,7 @@ impl WaitOn for Wait<'_> {
     }
 
     fn explored(self) {
-        let (Imp::Explored(waiters), Some(waiter)) = (self.condvar, self.waiter) else {
-            mixed()
-        };
+        let (Imp::Explored(waiters), Some(waiter)) = (self.condvar, self.waiter) else { mixed() };
         let passed = match self.deadline.map(|d| &d.0) {
             Some(DeadlineImp::Explored(passed)) => Some(passed),
             Some(DeadlineImp::Real(_)) => mixed(),

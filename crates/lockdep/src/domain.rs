@@ -72,12 +72,7 @@ impl Domain {
     }
 
     fn new(checked: bool, on_report: OnReport) -> Self {
-        Self {
-            checked,
-            on_report,
-            after: [const { AtomicU64::new(0) }; MAX_CLASSES],
-            seen: Mutex::default(),
-        }
+        Self { checked, on_report, after: [const { AtomicU64::new(0) }; MAX_CLASSES], seen: Mutex::default() }
     }
 
     /// Whether real locks are checked.
@@ -120,11 +115,7 @@ impl Domain {
             if o == inner || self.after[usize::from(o)].load(Ordering::Relaxed) & (1 << inner) != 0 {
                 continue;
             }
-            let witness = Witness {
-                thread: task.name().to_owned(),
-                outer_at: outer.at,
-                inner_at: taking.at,
-            };
+            let witness = Witness { thread: task.name().to_owned(), outer_at: outer.at, inner_at: taking.at };
             let back = {
                 let mut seen = self.seen();
                 let back = self.path(inner, o);
@@ -175,24 +166,14 @@ impl Domain {
         path.windows(2)
             .filter_map(|edge| {
                 let witness = seen.edges.get(&(edge[0], edge[1]))?;
-                let lock = |id, at| HeldLock {
-                    class: ClassKey::by_id(id).name(),
-                    at,
-                };
-                Some((
-                    lock(edge[0], witness.outer_at),
-                    lock(edge[1], witness.inner_at),
-                    witness.thread.clone(),
-                ))
+                let lock = |id, at| HeldLock { class: ClassKey::by_id(id).name(), at };
+                Some((lock(edge[0], witness.outer_at), lock(edge[1], witness.inner_at), witness.thread.clone()))
             })
             .collect()
     }
 
     pub(crate) fn report(&self, kind: ReportKind, task: &Task, taking: Option<Held>, held: &[Held]) {
-        let lock = |h: &Held| HeldLock {
-            class: h.class.name(),
-            at: h.at,
-        };
+        let lock = |h: &Held| HeldLock { class: h.class.name(), at: h.at };
         let panics = kind.is_fatal() || (self.on_report == OnReport::Panic && !std::thread::panicking());
         let report = Report {
             kind,

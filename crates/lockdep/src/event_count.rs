@@ -26,10 +26,7 @@ impl<C: Leaf> Default for EventCount<C> {
 impl<C: Leaf> EventCount<C> {
     /// A count nobody has advanced.
     pub fn new() -> Self {
-        Self {
-            count: Mutex::new(0),
-            moved: Condvar::new(),
-        }
+        Self { count: Mutex::new(0), moved: Condvar::new() }
     }
 
     /// Notes the count. Look at what is waited for *after* this.

@@ -35,10 +35,7 @@ pub struct Locked<'t, L> {
 
 impl<'t, L> Locked<'t, L> {
     pub(crate) fn at(task: &'t Task) -> Self {
-        Self {
-            task,
-            level: PhantomData,
-        }
+        Self { task, level: PhantomData }
     }
 
     /// The same thread, standing at `M` without holding it. What is called with the result can take
@@ -78,8 +75,6 @@ impl<'t, L> Locked<'t, L> {
 
 impl<L> std::fmt::Debug for Locked<'_, L> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Locked")
-            .field("thread", &self.task.name())
-            .finish_non_exhaustive()
+        f.debug_struct("Locked").field("thread", &self.task.name()).finish_non_exhaustive()
     }
 }

@@ -5,6 +5,7 @@ use std::ops::{Deref, DerefMut};
 use std::panic::Location;
 
 use crate::class::{Class, ClassKey, Leaf, NestedIn};
+use crate::explore::ExploredGuard;
 use crate::task::{Acquire, Holding, Task};
 use crate::{LockBefore, Locked};
 
@@ -22,7 +23,7 @@ enum Imp<T> {
 
 enum ImpGuard<'a, T> {
     Real(parking_lot::MutexGuard<'a, T>),
-    Explored(Option<shuttle::sync::MutexGuard<'a, T>>),
+    Explored(ExploredGuard<shuttle::sync::MutexGuard<'a, T>>),
 }
 
 /// The lock is held for as long as this lives; what it protects is inside.
@@ -46,11 +47,7 @@ impl<C: Class, T> Mutex<C, T> {
         } else {
             Imp::Real(parking_lot::Mutex::new(value))
         };
-        Self {
-            imp,
-            rank,
-            class: PhantomData,
-        }
+        Self { imp, rank, class: PhantomData }
     }
 
     /// Takes the lock, waiting for it. The token given with the guard stands at `C`.
@@ -65,6 +62,7 @@ impl<C: Class, T> Mutex<C, T> {
     }
 
     /// Takes the lock while another instance of its class is held, under the declared subclass `N`.
+    #[inline]
     #[track_caller]
     pub fn lock_nested<'a, N, P>(&'a self, cx: &'a mut Locked<'_, P>) -> (MutexGuard<'a, T>, Locked<'a, N>)
     where
@@ -84,21 +82,14 @@ impl<C: Class, T> Mutex<C, T> {
         task.check(key, self.instance(), self.rank, Acquire::Try, at);
         let inner = match &self.imp {
             Imp::Real(lock) => ImpGuard::Real(lock.try_lock()?),
-            Imp::Explored(lock) => ImpGuard::Explored(Some(match lock.try_lock() {
+            Imp::Explored(lock) => ImpGuard::Explored(ExploredGuard::new(match lock.try_lock() {
                 Ok(guard) => guard,
                 Err(std::sync::TryLockError::Poisoned(e)) => e.into_inner(),
                 Err(std::sync::TryLockError::WouldBlock) => return None,
             })),
         };
         let holding = task.hold(key, self.instance(), self.rank, at);
-        Some((
-            MutexGuard {
-                inner,
-                holding,
-                imp: &self.imp,
-            },
-            Locked::at(task),
-        ))
+        Some((MutexGuard { inner, holding, imp: &self.imp }, Locked::at(task)))
     }
 
     /// Checks, where checking is on, that this thread holds the lock.
@@ -107,8 +98,26 @@ impl<C: Class, T> Mutex<C, T> {
         cx.task.assert_holds(self.instance(), C::key(), Location::caller());
     }
 
+    /// The way of real locks that are not checked; everything else is out of line.
     #[inline]
     fn acquire<'a>(
+        &'a self,
+        task: &'a Task,
+        key: &'static ClassKey,
+        how: Acquire,
+        at: &'static Location<'static>,
+    ) -> MutexGuard<'a, T> {
+        match &self.imp {
+            Imp::Real(lock) if !task.is_checked() => {
+                MutexGuard { inner: ImpGuard::Real(lock.lock()), holding: Holding::UNRECORDED, imp: &self.imp }
+            }
+            _ => self.acquire_slow(task, key, how, at),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn acquire_slow<'a>(
         &'a self,
         task: &'a Task,
         key: &'static ClassKey,
@@ -118,14 +127,12 @@ impl<C: Class, T> Mutex<C, T> {
         task.check(key, self.instance(), self.rank, how, at);
         let inner = match &self.imp {
             Imp::Real(lock) => ImpGuard::Real(lock.lock()),
-            Imp::Explored(lock) => ImpGuard::Explored(Some(lock.lock().unwrap_or_else(|e| e.into_inner()))),
+            Imp::Explored(lock) => {
+                ImpGuard::Explored(ExploredGuard::new(lock.lock().unwrap_or_else(|e| e.into_inner())))
+            }
         };
         let holding = task.hold(key, self.instance(), self.rank, at);
-        MutexGuard {
-            inner,
-            holding,
-            imp: &self.imp,
-        }
+        MutexGuard { inner, holding, imp: &self.imp }
     }
 
     fn instance(&self) -> usize {
@@ -154,9 +161,9 @@ impl<T> MutexGuard<'_, T> {
         match (&mut self.inner, self.imp) {
             (ImpGuard::Real(guard), _) => wait.real(guard),
             (ImpGuard::Explored(guard), Imp::Explored(lock)) => {
-                drop(guard.take());
+                guard.release();
                 wait.explored();
-                *guard = Some(lock.lock().unwrap_or_else(|e| e.into_inner()));
+                *guard = ExploredGuard::new(lock.lock().unwrap_or_else(|e| e.into_inner()));
             }
             (ImpGuard::Explored(_), Imp::Real(_)) => unreachable!("a lock gives guards of its own kind"),
         }
@@ -175,7 +182,7 @@ impl<T> Deref for MutexGuard<'_, T> {
     fn deref(&self) -> &T {
         match &self.inner {
             ImpGuard::Real(guard) => guard,
-            ImpGuard::Explored(guard) => guard.as_deref().expect("a guard is only empty inside a wait"),
+            ImpGuard::Explored(guard) => guard,
         }
     }
 }
@@ -185,16 +192,14 @@ impl<T> DerefMut for MutexGuard<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
         match &mut self.inner {
             ImpGuard::Real(guard) => guard,
-            ImpGuard::Explored(guard) => guard.as_deref_mut().expect("a guard is only empty inside a wait"),
+            ImpGuard::Explored(guard) => guard,
         }
     }
 }
 
 impl<C, T> std::fmt::Debug for Mutex<C, T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Mutex")
-            .field("rank", &self.rank)
-            .finish_non_exhaustive()
+        f.debug_struct("Mutex").field("rank", &self.rank).finish_non_exhaustive()
     }
 }
 

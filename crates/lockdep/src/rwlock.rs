@@ -5,7 +5,8 @@ use std::ops::{Deref, DerefMut};
 use std::panic::Location;
 
 use crate::class::Class;
-use crate::task::{Acquire, Holding};
+use crate::explore::ExploredGuard;
+use crate::task::{Acquire, Holding, Task};
 use crate::{LockBefore, Locked};
 
 /// A lock of class `C` around a `T`: many readers or one writer.
@@ -24,12 +25,12 @@ enum Imp<T> {
 
 enum ReadImp<'a, T> {
     Real(parking_lot::RwLockReadGuard<'a, T>),
-    Explored(shuttle::sync::RwLockReadGuard<'a, T>),
+    Explored(ExploredGuard<shuttle::sync::RwLockReadGuard<'a, T>>),
 }
 
 enum WriteImp<'a, T> {
     Real(parking_lot::RwLockWriteGuard<'a, T>),
-    Explored(shuttle::sync::RwLockWriteGuard<'a, T>),
+    Explored(ExploredGuard<shuttle::sync::RwLockWriteGuard<'a, T>>),
 }
 
 /// Held for reading.
@@ -52,42 +53,67 @@ impl<C: Class, T> RwLock<C, T> {
         } else {
             Imp::Real(parking_lot::RwLock::new(value))
         };
-        Self {
-            imp,
-            class: PhantomData,
-        }
+        Self { imp, class: PhantomData }
     }
 
     /// Takes the lock for reading.
+    #[inline]
     #[track_caller]
     pub fn read<'a, P>(&'a self, cx: &'a mut Locked<'_, P>) -> (RwLockReadGuard<'a, T>, Locked<'a, C>)
     where
         P: LockBefore<C>,
     {
-        let at = Location::caller();
-        cx.task.check(C::key(), self.instance(), 0, Acquire::Wait, at);
-        let inner = match &self.imp {
-            Imp::Real(lock) => ReadImp::Real(lock.read()),
-            Imp::Explored(lock) => ReadImp::Explored(lock.read().unwrap_or_else(|e| e.into_inner())),
+        let guard = match &self.imp {
+            Imp::Real(lock) if !cx.task.is_checked() => {
+                RwLockReadGuard { inner: ReadImp::Real(lock.read()), _holding: Holding::UNRECORDED }
+            }
+            _ => self.read_slow(cx.task, Location::caller()),
         };
-        let _holding = cx.task.hold(C::key(), self.instance(), 0, at);
-        (RwLockReadGuard { inner, _holding }, Locked::at(cx.task))
+        (guard, Locked::at(cx.task))
     }
 
     /// Takes the lock for writing.
+    #[inline]
     #[track_caller]
     pub fn write<'a, P>(&'a self, cx: &'a mut Locked<'_, P>) -> (RwLockWriteGuard<'a, T>, Locked<'a, C>)
     where
         P: LockBefore<C>,
     {
-        let at = Location::caller();
-        cx.task.check(C::key(), self.instance(), 0, Acquire::Wait, at);
+        let guard = match &self.imp {
+            Imp::Real(lock) if !cx.task.is_checked() => {
+                RwLockWriteGuard { inner: WriteImp::Real(lock.write()), _holding: Holding::UNRECORDED }
+            }
+            _ => self.write_slow(cx.task, Location::caller()),
+        };
+        (guard, Locked::at(cx.task))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn read_slow<'a>(&'a self, task: &'a Task, at: &'static Location<'static>) -> RwLockReadGuard<'a, T> {
+        task.check(C::key(), self.instance(), 0, Acquire::Wait, at);
+        let inner = match &self.imp {
+            Imp::Real(lock) => ReadImp::Real(lock.read()),
+            Imp::Explored(lock) => {
+                ReadImp::Explored(ExploredGuard::new(lock.read().unwrap_or_else(|e| e.into_inner())))
+            }
+        };
+        let _holding = task.hold(C::key(), self.instance(), 0, at);
+        RwLockReadGuard { inner, _holding }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn write_slow<'a>(&'a self, task: &'a Task, at: &'static Location<'static>) -> RwLockWriteGuard<'a, T> {
+        task.check(C::key(), self.instance(), 0, Acquire::Wait, at);
         let inner = match &self.imp {
             Imp::Real(lock) => WriteImp::Real(lock.write()),
-            Imp::Explored(lock) => WriteImp::Explored(lock.write().unwrap_or_else(|e| e.into_inner())),
+            Imp::Explored(lock) => {
+                WriteImp::Explored(ExploredGuard::new(lock.write().unwrap_or_else(|e| e.into_inner())))
+            }
         };
-        let _holding = cx.task.hold(C::key(), self.instance(), 0, at);
-        (RwLockWriteGuard { inner, _holding }, Locked::at(cx.task))
+        let _holding = task.hold(C::key(), self.instance(), 0, at);
+        RwLockWriteGuard { inner, _holding }
     }
 
     fn instance(&self) -> usize {
@@ -97,6 +123,7 @@ impl<C: Class, T> RwLock<C, T> {
 
 impl<T> Deref for RwLockReadGuard<'_, T> {
     type Target = T;
+    #[inline]
     fn deref(&self) -> &T {
         match &self.inner {
             ReadImp::Real(guard) => guard,
@@ -107,6 +134,7 @@ impl<T> Deref for RwLockReadGuard<'_, T> {
 
 impl<T> Deref for RwLockWriteGuard<'_, T> {
     type Target = T;
+    #[inline]
     fn deref(&self) -> &T {
         match &self.inner {
             WriteImp::Real(guard) => guard,
@@ -116,6 +144,7 @@ impl<T> Deref for RwLockWriteGuard<'_, T> {
 }
 
 impl<T> DerefMut for RwLockWriteGuard<'_, T> {
+    #[inline]
     fn deref_mut(&mut self) -> &mut T {
         match &mut self.inner {
             WriteImp::Real(guard) => guard,

@@ -44,13 +44,7 @@ pub(crate) struct Task {
 impl Task {
     pub fn new(name: String, domain: Arc<Domain>) -> Self {
         let checked = domain.is_checked() || crate::is_explored();
-        Self {
-            name,
-            domain,
-            checked,
-            held: RefCell::new(Vec::new()),
-            atomic: Cell::new(0),
-        }
+        Self { name, domain, checked, held: RefCell::new(Vec::new()), atomic: Cell::new(0) }
     }
 
     pub fn name(&self) -> &str {
@@ -61,9 +55,14 @@ impl Task {
         &self.domain
     }
 
+    /// Whether this thread's locks are checked. If not, taking one has nothing to do here at all.
+    #[inline]
+    pub fn is_checked(&self) -> bool {
+        self.checked
+    }
+
     /// Checks that taking the lock here is right. Called before it is taken, so that a deadlock is
     /// reported rather than suffered.
-    #[inline]
     pub fn check(
         &self,
         class: &'static ClassKey,
@@ -72,34 +71,13 @@ impl Task {
         how: Acquire,
         at: &'static Location<'static>,
     ) {
-        if self.checked {
-            self.check_slow(class, instance, rank, how, at);
+        if !self.checked {
+            return;
         }
-    }
-
-    #[cold]
-    fn check_slow(
-        &self,
-        class: &'static ClassKey,
-        instance: Instance,
-        rank: u32,
-        how: Acquire,
-        at: &'static Location<'static>,
-    ) {
-        let taking = Held {
-            class,
-            instance,
-            rank,
-            at,
-        };
+        let taking = Held { class, instance, rank, at };
         let held = self.held.borrow();
         if self.atomic.get() > 0 && !class.is_leaf() && how != Acquire::Try {
-            self.domain.report(
-                ReportKind::WaitInAtomic { what: "takes a lock" },
-                self,
-                Some(taking),
-                &held,
-            );
+            self.domain.report(ReportKind::WaitInAtomic { what: "takes a lock" }, self, Some(taking), &held);
         }
         for outer in held.iter() {
             if outer.instance == instance {
@@ -124,7 +102,6 @@ impl Task {
     }
 
     /// Records that the lock is held. The result takes the record back when dropped.
-    #[inline]
     pub fn hold(
         &self,
         class: &'static ClassKey,
@@ -133,15 +110,19 @@ impl Task {
         at: &'static Location<'static>,
     ) -> Holding<'_> {
         if !self.checked {
-            return Holding(None);
+            return Holding::UNRECORDED;
         }
-        self.held.borrow_mut().push(Held {
-            class,
-            instance,
-            rank,
-            at,
-        });
+        self.held.borrow_mut().push(Held { class, instance, rank, at });
         Holding(Some((self, instance)))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn release(&self, instance: Instance) {
+        let mut held = self.held.borrow_mut();
+        if let Some(at) = held.iter().rposition(|h| h.instance == instance) {
+            held.remove(at);
+        }
     }
 
     pub fn enter_atomic(&self) -> AtomicSection<'_> {
@@ -154,8 +135,7 @@ impl Task {
     pub fn might_wait(&self, what: &'static str, at: &'static Location<'static>) {
         if self.checked && self.atomic.get() > 0 {
             let held = self.held.borrow();
-            self.domain
-                .report(ReportKind::WaitInAtomicAt { what, at }, self, None, &held);
+            self.domain.report(ReportKind::WaitInAtomicAt { what, at }, self, None, &held);
         }
     }
 
@@ -189,15 +169,7 @@ impl Task {
         }
         let held = self.held.borrow();
         if !held.iter().any(|h| h.instance == instance) {
-            self.domain.report(
-                ReportKind::NotHeld {
-                    class: class.name(),
-                    at,
-                },
-                self,
-                None,
-                &held,
-            );
+            self.domain.report(ReportKind::NotHeld { class: class.name(), at }, self, None, &held);
         }
     }
 
@@ -217,6 +189,9 @@ impl Task {
 pub(crate) struct Holding<'t>(Option<(&'t Task, Instance)>);
 
 impl Holding<'_> {
+    /// Of a lock that is not checked.
+    pub const UNRECORDED: Self = Self(None);
+
     /// Checks a wait that lets go of the lock.
     pub fn check_wait(&self, at: &'static Location<'static>) {
         if let Some((task, instance)) = self.0 {
@@ -229,10 +204,7 @@ impl Drop for Holding<'_> {
     #[inline]
     fn drop(&mut self) {
         if let Some((task, instance)) = self.0 {
-            let mut held = task.held.borrow_mut();
-            if let Some(at) = held.iter().rposition(|h| h.instance == instance) {
-                held.remove(at);
-            }
+            task.release(instance);
         }
     }
 }

@@ -32,10 +32,7 @@ impl<C: Class> Default for WaitMap<C> {
 impl<C: Class> WaitMap<C> {
     /// A map.
     pub fn new() -> Self {
-        Self {
-            _place: 0,
-            class: PhantomData,
-        }
+        Self { _place: 0, class: PhantomData }
     }
 
     /// A handler starts. It holds nothing else, and its token stands at `C`.

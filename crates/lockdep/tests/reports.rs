@@ -73,9 +73,7 @@ fn text(report: &Report, base: u32) -> String {
     let mut out = parts.next().unwrap_or_default().to_owned();
     for part in parts {
         // `LINE:COLUMN` and what follows.
-        let end = part
-            .find(|c: char| c != ':' && !c.is_ascii_digit())
-            .unwrap_or(part.len());
+        let end = part.find(|c: char| c != ':' && !c.is_ascii_digit()).unwrap_or(part.len());
         let line: u32 = part[..end].split(':').next().unwrap().parse().unwrap();
         out.push_str(&format!("+{}{}", line - base, &part[end..]));
     }
@@ -174,12 +172,7 @@ fn a_cycle_is_told_once_and_the_edge_that_closes_it_is_not_kept() {
     assert!(matches!(report.kind, ReportKind::Cycle { .. }));
     assert_eq!(
         domain.edges(),
-        edges(&[
-            ("middle", "inner"),
-            ("outer", "inner"),
-            ("outer", "middle"),
-            ("root", "outer")
-        ])
+        edges(&[("middle", "inner"), ("outer", "inner"), ("outer", "middle"), ("root", "outer")])
     );
 }
 
