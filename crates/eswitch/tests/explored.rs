@@ -216,3 +216,75 @@ fn a_lookup_against_unregistering() {
         ],
     );
 }
+
+#[test]
+fn unloading_a_module_in_the_middle_of_a_mode_change() {
+    let config = CardConfig { modules: vec!["mlx5_ib".into()], ..config() };
+    explore(
+        config,
+        nothing,
+        &[
+            |cx, engine| engine.set_mode(cx, addr(), Mode::Switchdev).unwrap(),
+            |cx, engine| engine.unload_module(cx, "mlx5_ib").unwrap(),
+        ],
+    );
+}
+
+#[test]
+fn a_notifier_without_memory_against_binding() {
+    let config = CardConfig { dpu: true, mode: Mode::Switchdev, vfs: 0, ..config() };
+    explore(
+        config,
+        nothing,
+        &[
+            |cx, engine| {
+                engine.fail_allocations(cx, addr(), 1).unwrap_or(());
+                engine.set_host_vfs(cx, addr(), 2).unwrap();
+            },
+            |cx, engine| {
+                engine.unbind(cx, addr()).unwrap();
+                engine.bind(cx, addr()).unwrap();
+            },
+        ],
+    );
+}
+
+#[test]
+fn a_late_module_whose_loads_fail_against_a_mode_change() {
+    let config = CardConfig { mode: Mode::Switchdev, ..config() };
+    let fail = |cx: &mut Locked<'_, Unlocked>, bench: &Bench| {
+        bench.fail(cx, ResourceKind::Representor(RepType::Ib), Some(Vport::Uplink), 1);
+        bench.fail(cx, ResourceKind::Representor(RepType::Ib), Some(Vport::Vf(1)), 1);
+        bench.fail(cx, ResourceKind::IbDevice, None, 1);
+    };
+    explore(
+        config,
+        fail,
+        &[
+            |cx, engine| engine.load_module(cx, "mlx5_ib").unwrap(),
+            |cx, engine| {
+                let _ = engine.set_mode(cx, addr(), Mode::Legacy);
+            },
+        ],
+    );
+}
+
+#[test]
+fn commands_against_the_removal_of_their_device() {
+    let config = CardConfig { mode: Mode::Switchdev, vfs: 0, ..config() };
+    explore(
+        config,
+        nothing,
+        &[
+            |cx, engine| engine.unbind(cx, addr()).unwrap(),
+            |cx, engine| {
+                let _ = engine.add_sf(cx, addr(), 0, SfNum(1));
+                let _ = engine.set_num_vfs(cx, addr(), 1);
+            },
+            |cx, engine| {
+                let _ = engine.set_mode(cx, addr(), Mode::Legacy);
+                let _ = engine.load_module(cx, "mlx5_ib");
+            },
+        ],
+    );
+}
