@@ -42,6 +42,12 @@ pub enum Resource {
     SwitchdevFdb(PfIndex),
     /// A loaded representor.
     Representor(PfIndex, Vport, RepType),
+    /// The LAG, by its master.
+    Lag(PfIndex),
+    /// What tells a PF's packets from the others' in multiport E-Switch mode.
+    MpeswMetadata(PfIndex),
+    /// A PF's rules for what comes from the E-Switch it is paired with.
+    PeerRules(PfIndex, PfIndex),
 }
 
 impl fmt::Display for Resource {
@@ -55,6 +61,9 @@ impl fmt::Display for Resource {
             Self::SfIbDevice(pf, v) => write!(f, "ibdev pf{} {v}", pf.0),
             Self::SwitchdevFdb(pf) => write!(f, "fdb pf{}", pf.0),
             Self::Representor(pf, v, ty) => write!(f, "{ty} pf{} {v}", pf.0),
+            Self::Lag(pf) => write!(f, "lag pf{}", pf.0),
+            Self::MpeswMetadata(pf) => write!(f, "metadata pf{}", pf.0),
+            Self::PeerRules(pf, peer) => write!(f, "pair pf{} pf{}", pf.0, peer.0),
         }
     }
 }
@@ -74,6 +83,12 @@ pub enum ResourceKind {
     Fdb,
     /// A representor of a type.
     Representor(RepType),
+    /// The LAG.
+    Lag,
+    /// [`Resource::MpeswMetadata`].
+    Metadata,
+    /// [`Resource::PeerRules`].
+    Pair,
 }
 
 impl FromStr for ResourceKind {
@@ -88,10 +103,13 @@ impl FromStr for ResourceKind {
             "fdb" => Self::Fdb,
             "eth" => Self::Representor(RepType::Eth),
             "ib" => Self::Representor(RepType::Ib),
+            "lag" => Self::Lag,
+            "metadata" => Self::Metadata,
+            "pair" => Self::Pair,
             _ => {
                 return Err(ParseError::new(
                     text,
-                    "something that can fail: eth, ib, port, fdb, netdev, ibdev or function",
+                    "something that can fail: eth, ib, port, fdb, netdev, ibdev, function, lag, metadata or pair",
                 ));
             }
         })
@@ -108,6 +126,9 @@ impl Resource {
             Self::Port(..) => ResourceKind::Port,
             Self::SwitchdevFdb(_) => ResourceKind::Fdb,
             Self::Representor(_, _, ty) => ResourceKind::Representor(*ty),
+            Self::Lag(_) => ResourceKind::Lag,
+            Self::MpeswMetadata(_) => ResourceKind::Metadata,
+            Self::PeerRules(..) => ResourceKind::Pair,
         }
     }
 
@@ -121,7 +142,10 @@ impl Resource {
             | Self::Port(pf, _)
             | Self::SfNetdev(pf, _)
             | Self::SfIbDevice(pf, _)
-            | Self::Representor(pf, _, _) => *pf,
+            | Self::Representor(pf, _, _)
+            | Self::Lag(pf)
+            | Self::MpeswMetadata(pf)
+            | Self::PeerRules(pf, _) => *pf,
         }
     }
 

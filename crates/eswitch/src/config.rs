@@ -30,6 +30,8 @@ pub struct CardConfig {
     pub modules: Vec<String>,
     /// Whether the card is one whose two ports make one RDMA device by firmware (multiport RoCE).
     pub multiport_roce: bool,
+    /// Whether the PFs can share one forwarding database, which a VF LAG then does.
+    pub shared_fdb: bool,
     /// First retry after a representor or a driver failed to load, in milliseconds: 1 to 60,000.
     /// Each further one waits twice as long, up to `retry_max_ms`.
     pub retry_ms: u64,
@@ -49,6 +51,7 @@ impl Default for CardConfig {
             mode: Mode::Legacy,
             modules: Vec::new(),
             multiport_roce: false,
+            shared_fdb: true,
             retry_ms: 20,
             retry_max_ms: 5_000,
         }

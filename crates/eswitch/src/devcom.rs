@@ -3,6 +3,7 @@
 //! Its lock is held for writing by every rescan and by adding or removing a PF. What a rescan looks at
 //! and changes is inside it, so that a rescan can be done for a PF whose devlink lock is not held.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use lockdep::{Locked, RwLock};
@@ -11,7 +12,9 @@ use crate::auxiliary::{AuxKind, AuxiliaryDevice};
 use crate::device::Pf;
 use crate::engine::Shared;
 use crate::error::Result;
+use crate::event::Event;
 use crate::ids::{Mode, PfIndex};
+use crate::lag;
 use crate::lock_order::{Auxiliary, Devcom as DevcomClass};
 
 /// The component lock and what it protects.
@@ -32,6 +35,12 @@ pub struct Member {
     /// RDMA devices are marked disabled: a rescan removes them.
     ib_disabled: bool,
     devices: Vec<Arc<AuxiliaryDevice<Auxiliary>>>,
+    /// It is leaving: a LAG that is broken up now gives it nothing back.
+    leaving: bool,
+    num_vfs: u16,
+    /// Its E-Switch is in switchdev mode and loaded, and so can be paired.
+    pairable: bool,
+    paired: BTreeSet<PfIndex>,
 }
 
 /// The order in which auxiliary devices are added; they are removed in the reverse.
@@ -53,7 +62,17 @@ impl Member {
 impl Component {
     /// A PF joins. Its devices come with the first rescan.
     pub(crate) fn join(&mut self, pf: &Arc<Pf>) {
-        self.members.push(Member { pf: Arc::clone(pf), mode: Mode::Legacy, ib_disabled: false, devices: Vec::new() });
+        self.members.push(Member {
+            pf: Arc::clone(pf),
+            mode: Mode::Legacy,
+            ib_disabled: false,
+            devices: Vec::new(),
+            leaving: false,
+            num_vfs: 0,
+            pairable: false,
+            paired: BTreeSet::new(),
+        });
+        self.members.sort_by_key(|m| m.pf.index());
     }
 
     /// A PF leaves: its auxiliary devices are removed, on this thread.
@@ -123,6 +142,143 @@ impl Component {
             member.ib_disabled = false;
         }
         self.rescan(cx, shared, pf)
+    }
+
+    /// Marks a PF's RDMA devices disabled, or not, and rescans it.
+    ///
+    /// # Errors
+    /// A probe failed; see [`rescan`](Self::rescan).
+    pub(crate) fn set_ib_disabled(
+        &mut self,
+        cx: &mut Locked<'_, DevcomClass>,
+        shared: &Shared,
+        pf: PfIndex,
+        disabled: bool,
+    ) -> Result<()> {
+        if let Some(member) = self.member(pf) {
+            member.ib_disabled = disabled;
+        }
+        self.rescan(cx, shared, pf)
+    }
+
+    /// The same for several. What fails to be probed is tried again.
+    pub(crate) fn disable_ib(
+        &mut self,
+        cx: &mut Locked<'_, DevcomClass>,
+        shared: &Shared,
+        pfs: &[Arc<Pf>],
+        disabled: bool,
+    ) {
+        for pf in pfs {
+            if self.set_ib_disabled(cx, shared, pf.index(), disabled).is_err() {
+                pf.want_reconcile(cx);
+            }
+        }
+    }
+
+    /// A PF is leaving: it is no member any more that a LAG could be made of, or that gets anything back
+    /// from one that is broken up.
+    pub(crate) fn set_leaving(&mut self, pf: PfIndex) {
+        if let Some(member) = self.member(pf) {
+            member.leaving = true;
+        }
+    }
+
+    /// The number of a PF's VFs, for LAG to look at.
+    pub(crate) fn set_num_vfs(&mut self, pf: PfIndex, n: u16) {
+        if let Some(member) = self.member(pf) {
+            member.num_vfs = n;
+        }
+    }
+
+    /// The PFs that are members and not leaving, the master first.
+    pub(crate) fn pfs(&self) -> Vec<Arc<Pf>> {
+        self.members.iter().filter(|m| !m.leaving).map(|m| Arc::clone(&m.pf)).collect()
+    }
+
+    /// The PFs whose E-Switches a PF's is paired with.
+    pub(crate) fn paired(&self, pf: PfIndex) -> Vec<PfIndex> {
+        let member = self.members.iter().find(|m| m.pf.index() == pf);
+        member.map(|m| m.paired.iter().copied().collect()).unwrap_or_default()
+    }
+
+    /// What LAG looks at of them.
+    pub(crate) fn lag_members(&self) -> Vec<lag::Member> {
+        self.members
+            .iter()
+            .filter(|m| !m.leaving)
+            .map(|m| lag::Member {
+                pf: m.pf.index(),
+                mode: m.mode,
+                num_vfs: m.num_vfs,
+                paired: m.paired.len() + 1 == self.members.len(),
+            })
+            .collect()
+    }
+
+    /// Pairs a PF's E-Switch, which is in switchdev mode and loaded, with every other that is. Loaded
+    /// representors of both are told, one E-Switch's at a time.
+    ///
+    /// # Errors
+    /// One of them could not follow: those two are not paired.
+    pub(crate) fn pair(&mut self, cx: &mut Locked<'_, DevcomClass>, shared: &Shared, pf: PfIndex) -> Result<()> {
+        let mut result = Ok(());
+        if let Some(member) = self.member(pf) {
+            member.pairable = true;
+        }
+        let Some(own) = self.member(pf).map(|m| Arc::clone(&m.pf)) else { return Ok(()) };
+        let others: Vec<_> = self
+            .members
+            .iter()
+            .filter(|m| m.pf.index() != pf && m.pairable && !m.paired.contains(&pf))
+            .map(|m| Arc::clone(&m.pf))
+            .collect();
+        for other in others {
+            let told = own.tell_representors(cx, other.index(), true).and_then(|()| {
+                let told = other.tell_representors(cx, pf, true);
+                if told.is_err() {
+                    let _ = own.tell_representors(cx, other.index(), false);
+                }
+                told
+            });
+            match told {
+                Ok(()) => {
+                    self.note_pair(pf, other.index(), true);
+                    shared.events.emit(cx, || Event::Paired(pf, other.index(), true));
+                }
+                Err(error) => result = result.and(Err(error)),
+            }
+        }
+        result
+    }
+
+    /// Unpairs a PF's E-Switch from every other.
+    pub(crate) fn unpair(&mut self, cx: &mut Locked<'_, DevcomClass>, shared: &Shared, pf: PfIndex) {
+        let Some(member) = self.member(pf) else { return };
+        member.pairable = false;
+        let own = Arc::clone(&member.pf);
+        let paired = member.paired.clone();
+        for other in paired {
+            self.note_pair(pf, other, false);
+            // Taking rules away cannot fail.
+            let _ = own.tell_representors(cx, other, false);
+            if let Some(other) = self.member(other).map(|m| Arc::clone(&m.pf)) {
+                let _ = other.tell_representors(cx, pf, false);
+            }
+            shared.events.emit(cx, || Event::Paired(pf, other, false));
+        }
+    }
+
+    fn note_pair(&mut self, a: PfIndex, b: PfIndex, paired: bool) {
+        for (one, other) in [(a, b), (b, a)] {
+            if let Some(member) = self.member(one) {
+                if paired {
+                    member.paired.insert(other);
+                } else {
+                    member.paired.remove(&other);
+                }
+            }
+        }
     }
 
     fn member(&mut self, pf: PfIndex) -> Option<&mut Member> {

@@ -195,6 +195,12 @@ impl Device {
         pf.devlink.with(cx, |state, cx| {
             state.registered = false;
             shared.lag.hold(cx);
+            {
+                let (mut component, mut cx) = shared.devcom.write(cx);
+                component.set_leaving(pf.index);
+                shared.disable_lag(&mut component, &mut cx);
+                component.unpair(&mut cx, shared, pf.index);
+            }
             pf.delete_all_sfs(state, cx);
             pf.unload_all(cx);
             pf.eswitch.work.inner().close(cx);

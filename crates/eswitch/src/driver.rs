@@ -8,16 +8,17 @@
 
 use std::sync::Arc;
 
-use lockdep::Locked;
+use lockdep::{Locked, Mutex};
 
 use crate::auxiliary::{AuxKind, Function};
 use crate::card::{CardError, Create, Resource};
 use crate::device::Pf;
 use crate::engine::Shared;
 use crate::error::Result;
-use crate::eswitch::RepOps;
-use crate::ids::{RepType, Vport};
-use crate::lock_order::{Probe, RepOps as RepOpsClass, Representors, RepresentorsNested};
+use crate::eswitch::{RepEvent, RepOps};
+use crate::ids::{PfIndex, RepType, Vport};
+use crate::lag::LagMode;
+use crate::lock_order::{LentOps, Probe, RepOps as RepOpsClass, Representors, RepresentorsNested};
 
 /// A driver on the auxiliary bus.
 pub trait AuxiliaryDriver: Send + Sync {
@@ -84,6 +85,9 @@ impl AuxiliaryDriver for DeviceDriver {
             Function::Sf(sf) => (sf.mac(cx), Some(sf.sfnum().0)),
         };
         pf.shared.create(cx, resource, mac, sfnum)?;
+        if let Resource::PfNetdev(pf_index) = resource {
+            pf.shared.lag.netdev_added(cx, pf_index);
+        }
         Ok(Box::new(BoundDevice { shared: Arc::clone(&pf.shared), resource }))
     }
 }
@@ -95,6 +99,9 @@ struct BoundDevice {
 
 impl BoundDriver for BoundDevice {
     fn remove(self: Box<Self>, cx: &mut Locked<'_, Probe>) {
+        if let Resource::PfNetdev(pf) = self.resource {
+            self.shared.lag.netdev_removed(cx, pf);
+        }
         self.shared.destroy(cx, &[self.resource]);
     }
 }
@@ -123,7 +130,13 @@ impl AuxiliaryDriver for RepDriver {
 
     fn probe(&self, cx: &mut Locked<'_, Probe>, function: &Function) -> Result<Box<dyn BoundDriver>> {
         let pf = Arc::clone(function.pf());
-        let ops = Arc::new(CardReps { shared: Arc::clone(&pf.shared), pf: pf.index(), ty: self.ty });
+        let ops = Arc::new(CardReps {
+            shared: Arc::clone(&pf.shared),
+            pf: pf.index(),
+            ty: self.ty,
+            lent: None,
+            borrowers: Mutex::new(Vec::new()),
+        });
         pf.eswitch.register(cx, &pf.shared.events, self.ty, ops)?;
         Ok(Box::new(BoundReps { pf, ty: self.ty }))
     }
@@ -143,8 +156,12 @@ impl BoundDriver for BoundReps {
 /// Representors that are resources of the card.
 struct CardReps {
     shared: Arc<Shared>,
-    pf: crate::PfIndex,
+    pf: PfIndex,
     ty: RepType,
+    /// These ops are a master's, lent to this PF for as long as the LAG is in this mode.
+    lent: Option<LagMode>,
+    /// The peers to which this uplink has lent ops.
+    borrowers: Mutex<LentOps, Vec<Arc<Pf>>>,
 }
 
 impl CardReps {
@@ -155,26 +172,96 @@ impl CardReps {
     fn request(&self, vport: Vport) -> Create {
         Create { resource: self.resource(vport), mac: self.shared.config.rep_mac(self.pf, vport), sfnum: None }
     }
+
+    /// Whether a vport's representor is something on the card: all but the uplink of a peer with whom
+    /// the master shares its forwarding database, and so its uplink.
+    fn is_on_card(&self, vport: Vport) -> bool {
+        vport != Vport::Uplink || self.lent != Some(LagMode::SharedFdb)
+    }
+
+    /// If this is the uplink of a master, its RDMA device has the peers' vports as its ports: lends the
+    /// peers ops.
+    fn lend_to_peers(&self, cx: &mut Locked<'_, Representors>) -> Result<()> {
+        let Some((mode, peers)) = self.shared.lag.peers_of(cx, self.pf) else { return Ok(()) };
+        for peer in peers {
+            let ops = Arc::new(Self {
+                shared: Arc::clone(&self.shared),
+                pf: peer.index(),
+                ty: self.ty,
+                lent: Some(mode),
+                borrowers: Mutex::new(Vec::new()),
+            });
+            if let Err(error) = peer.eswitch.lend(cx, &self.shared.events, self.ty, ops) {
+                self.take_back_from_peers(cx);
+                return Err(error);
+            }
+            self.borrowers.lock_leaf(cx).push(peer);
+        }
+        Ok(())
+    }
+
+    fn take_back_from_peers(&self, cx: &mut Locked<'_, Representors>) {
+        let borrowers = std::mem::take(&mut *self.borrowers.lock_leaf(cx));
+        for peer in borrowers.into_iter().rev() {
+            peer.eswitch.take_back(cx, &self.shared.events, self.ty);
+        }
+    }
 }
 
 impl RepOps for CardReps {
     fn load_uplink(&self, cx: &mut Locked<'_, Representors>) -> Result<(), CardError> {
         let mut answers = self.shared.card.create(&mut cx.narrow(), &[self.request(Vport::Uplink)]);
-        answers.pop().unwrap_or(Ok(()))
+        answers.pop().unwrap_or(Ok(()))?;
+        match self.ty {
+            RepType::Eth => self.shared.lag.netdev_added(cx, self.pf),
+            RepType::Ib => {
+                if let Err(error) = self.lend_to_peers(cx) {
+                    self.shared.destroy(cx, &[self.resource(Vport::Uplink)]);
+                    return Err(CardError::Full(format!("a peer's representors are not free: {error}")));
+                }
+            }
+        }
+        Ok(())
     }
 
     fn unload_uplink(&self, cx: &mut Locked<'_, Representors>) {
+        if self.ty == RepType::Ib {
+            self.take_back_from_peers(cx);
+        }
         self.shared.destroy(cx, &[self.resource(Vport::Uplink)]);
     }
 
     fn load(&self, cx: &mut Locked<'_, RepresentorsNested>, vports: &[Vport]) -> Vec<Result<(), CardError>> {
-        let requests: Vec<Create> = vports.iter().map(|v| self.request(*v)).collect();
-        self.shared.card.create(&mut cx.narrow(), &requests)
+        let requests: Vec<Create> = vports.iter().filter(|v| self.is_on_card(**v)).map(|v| self.request(*v)).collect();
+        let mut answers = self.shared.card.create(&mut cx.narrow(), &requests).into_iter();
+        let answer = |v: &Vport| if self.is_on_card(*v) { answers.next().unwrap_or(Ok(())) } else { Ok(()) };
+        vports.iter().map(answer).collect()
     }
 
     fn unload(&self, cx: &mut Locked<'_, RepresentorsNested>, vports: &[Vport]) {
-        let resources: Vec<Resource> = vports.iter().map(|v| self.resource(*v)).collect();
+        let resources: Vec<Resource> =
+            vports.iter().filter(|v| self.is_on_card(**v)).map(|v| self.resource(*v)).collect();
         self.shared.destroy(cx, &resources);
+    }
+
+    fn uplink_is_port(&self) -> bool {
+        self.lent.is_some()
+    }
+
+    fn event(&self, cx: &mut Locked<'_, RepresentorsNested>, event: RepEvent) -> Result<(), CardError> {
+        if self.ty == RepType::Ib {
+            return Ok(());
+        }
+        match event {
+            RepEvent::Pair(peer) => {
+                let request = Create { resource: Resource::PeerRules(self.pf, peer), ..self.request(Vport::Uplink) };
+                self.shared.card.create(&mut cx.narrow(), &[request]).pop().unwrap_or(Ok(()))
+            }
+            RepEvent::Unpair(peer) => {
+                self.shared.destroy(cx, &[Resource::PeerRules(self.pf, peer)]);
+                Ok(())
+            }
+        }
     }
 
     fn protocol_device(&self, cx: &mut Locked<'_, RepOpsClass>, vport: Vport) -> Option<String> {

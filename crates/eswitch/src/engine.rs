@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use lockdep::{AtomicBool, AtomicU64, Deadline, LockBefore, Locked, Spawn, Unlocked};
+use lockdep::{AtomicBool, AtomicU64, Deadline, JoinHandle, LockBefore, Locked, Mutex, Spawn, Unlocked};
 
 use crate::auxiliary::Bus;
 use crate::card::{Card, Create, Resource};
@@ -13,8 +13,8 @@ use crate::devlink::{DevlinkState, InlineMode};
 use crate::error::{Error, Result};
 use crate::event::{Events, Subscription};
 use crate::ids::{MacAddr, Mode, PciAddress, PfIndex, PortHandle, SfNum, Vport};
-use crate::lag::Lag;
-use crate::lock_order::{CardCall, Devlink as DevlinkClass};
+use crate::lag::{Bond, Lag, LagView};
+use crate::lock_order::{CardCall, DeviceSlot, Devlink as DevlinkClass};
 use crate::module::{CORE, Modules};
 use crate::sf::{SfFunction, SfRequest};
 
@@ -29,6 +29,7 @@ pub struct Shared {
     pub(crate) events: Events,
     pub(crate) threads: Arc<dyn Spawn>,
     pub(crate) tearing_down: AtomicBool,
+    lag_thread: Mutex<DeviceSlot, Option<JoinHandle<()>>>,
 }
 
 impl Shared {
@@ -119,8 +120,13 @@ impl Engine {
                 events: Events::default(),
                 threads,
                 tearing_down: AtomicBool::new(false),
+                lag_thread: Mutex::new(None),
             }),
         });
+        let shared = Arc::clone(&engine.shared);
+        let serve = Box::new(move |cx: &mut Locked<'_, Unlocked>| shared.serve_lag(cx));
+        let thread = engine.shared.threads.spawn("lag", serve);
+        *engine.shared.lag_thread.lock_leaf(cx) = Some(thread);
         if let Err(error) = engine.bring_up(cx) {
             engine.shutdown(cx);
             return Err(error);
@@ -154,6 +160,12 @@ impl Engine {
         }
         for module in self.shared.modules.list(cx).into_iter().rev() {
             let _ = self.shared.modules.unload(cx, &self.shared, module);
+        }
+        self.shared.lag.queue().close(cx);
+        self.shared.lag.about_to_drain(cx);
+        let thread = self.shared.lag_thread.lock_leaf(cx).take();
+        if let Some(Err(panic)) = thread.map(|thread| thread.join(cx)) {
+            std::panic::resume_unwind(panic);
         }
     }
 
@@ -406,6 +418,33 @@ impl Engine {
         moved
     }
 
+    /// What the card's ports have been put into has changed: a bond, or none. Events are collected, then
+    /// evaluated once.
+    pub fn bond_changed(&self, cx: &mut Locked<'_, Unlocked>, bond: Option<Bond>) {
+        self.shared.lag.bond_changed(cx, bond);
+    }
+
+    /// The LAG as it is.
+    pub fn lag(&self, cx: &mut Locked<'_, Unlocked>) -> LagView {
+        self.shared.lag.view(cx)
+    }
+
+    /// `devlink dev param set pci/… name esw_multiport value true|false cmode runtime`.
+    ///
+    /// # Errors
+    /// It is to be turned on and a member is not in switchdev mode, there is a LAG, or the card has one
+    /// port; or what failed, with everything undone.
+    pub fn set_esw_multiport(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress, on: bool) -> Result<()> {
+        self.with_devlink(cx, address, |_, _, cx| {
+            if on {
+                self.shared.enable_mpesw(cx)
+            } else {
+                self.shared.disable_mpesw(cx);
+                Ok(())
+            }
+        })
+    }
+
     /// Makes the next `n` allocations for a PF's work queue fail.
     ///
     /// # Errors
@@ -427,21 +466,28 @@ impl Engine {
     }
 
     fn wait_settled(&self, cx: &mut Locked<'_, Unlocked>, retries: bool, deadline: Option<&Deadline>) -> bool {
-        for device in &self.devices {
-            let Ok(pf) = device.pf(cx) else { continue };
-            loop {
+        loop {
+            for device in &self.devices {
+                let Ok(pf) = device.pf(cx) else { continue };
                 if !pf.eswitch.work.inner().wait_rested(cx, retries, deadline)
                     || !pf.sf_queue.inner().wait_rested(cx, retries, deadline)
                 {
                     return false;
                 }
-                // The SF queue may have given the work queue something to do.
-                if pf.eswitch.work.inner().rests(cx) {
-                    break;
-                }
+            }
+            // What LAG waits for is that events have been collected: that is not a retry.
+            if !self.shared.lag.queue().wait_rested(cx, true, deadline) {
+                return false;
+            }
+            // Each queue may have given another something to do.
+            if self
+                .devices
+                .iter()
+                .all(|d| d.pf(cx).is_ok_and(|pf| pf.eswitch.work.inner().rests(cx)) || d.pf(cx).is_err())
+            {
+                return true;
             }
         }
-        true
     }
 }
 

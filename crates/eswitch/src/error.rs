@@ -3,6 +3,7 @@
 
 use crate::card::CardError;
 use crate::ids::{Mode, PciAddress, PortHandle, RepType, SfNum};
+use crate::lag::LagMode;
 
 /// The result of a command.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -170,6 +171,18 @@ pub enum Error {
     /// No room in a queue.
     #[error("no memory to queue work for the E-Switch")]
     QueueFull,
+    /// MPESW while a LAG is active.
+    #[error("a LAG is active ({0}); take the bond apart before turning esw_multiport on")]
+    LagActive(LagMode),
+    /// MPESW on a card with one port.
+    #[error("the card has one port; esw_multiport needs two")]
+    MpeswOnePort,
+    /// MPESW with a port in legacy mode.
+    #[error("every port must be in switchdev mode before esw_multiport is turned on")]
+    MpeswNeedsSwitchdev,
+    /// A bond while MPESW is on.
+    #[error("{0}: the card is in multiport E-Switch mode; turn esw_multiport off first")]
+    BondUnderMpesw(String),
     /// The card said no.
     #[error("{what}: {source}")]
     Card {
@@ -191,6 +204,8 @@ impl Error {
             | Self::ModeChanging(_)
             | Self::VfsEnabled { .. }
             | Self::SfAttached
+            | Self::LagActive(_)
+            | Self::BondUnderMpesw(_)
             | Self::SfActive(_)
             | Self::ModuleInUse(_) => Errno::EBUSY,
             Self::NetnsDiverged(_) | Self::NetnsLocal => Errno::EINVAL,
@@ -200,6 +215,8 @@ impl Error {
             Self::QueueFull => Errno::ENOMEM,
             Self::VfsOfHost
             | Self::NoHost(_)
+            | Self::MpeswOnePort
+            | Self::MpeswNeedsSwitchdev
             | Self::SfInLegacy
             | Self::NoSfs
             | Self::SfPfnum { .. }

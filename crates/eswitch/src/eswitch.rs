@@ -13,10 +13,10 @@ use lockdep::{LockBefore, Locked, Mutex, RwLock};
 use crate::error::{Error, Result};
 use crate::event::{Event, Events};
 use crate::ids::{PciAddress, PfIndex, RepType, Vport};
-use crate::lock_order::{RepOps as RepOpsClass, Representors};
+use crate::lock_order::{RepOps as RepOpsClass, Representors, RepresentorsNested};
 
 pub use mode::ModeState;
-pub use representor::{LoadPolicy, RepFailure, RepOps, RepTable};
+pub use representor::{LoadPolicy, RepEvent, RepFailure, RepOps, RepTable};
 pub(crate) use work_queue::{Work, WorkQueue};
 
 /// The ops registered for each type.
@@ -63,7 +63,7 @@ impl ESwitch {
 
     /// The ops registered now. They stay registered for as long as the representor lock is held,
     /// which the token proves.
-    pub(crate) fn ops(&self, cx: &mut Locked<'_, Representors>) -> OpsTable {
+    pub(crate) fn ops<P: LockBefore<RepOpsClass>>(&self, cx: &mut Locked<'_, P>) -> OpsTable {
         self.ops.read(cx).0.clone()
     }
 
@@ -116,6 +116,45 @@ impl ESwitch {
             let (mut registered, _cx) = self.ops.write(cx);
             registered[ty.index()] = None;
         });
+        events.emit(cx, || Event::Unregistered(self.address, ty));
+    }
+
+    /// A master lends a peer ops: registers them under the peer's representor lock, nested in the
+    /// master's, and queues the work that loads them.
+    ///
+    /// # Errors
+    /// Ops of that type are registered.
+    pub(crate) fn lend(
+        &self,
+        cx: &mut Locked<'_, Representors>,
+        events: &Events,
+        ty: RepType,
+        ops: Arc<dyn RepOps>,
+    ) -> Result<()> {
+        {
+            let (_table, mut cx) = self.representors.lock_nested::<RepresentorsNested, _>(cx);
+            let (mut registered, _cx) = self.ops.write(&mut cx);
+            let slot = &mut registered[ty.index()];
+            if slot.is_some() {
+                return Err(Error::OpsRegistered(ty));
+            }
+            *slot = Some(ops);
+        }
+        events.emit(cx, || Event::Registered(self.address, ty));
+        self.work.queue_or_mark(cx, Work::LoadReps);
+        Ok(())
+    }
+
+    /// A master takes back what it has lent: what is loaded of it is unloaded first.
+    pub(crate) fn take_back(&self, cx: &mut Locked<'_, Representors>, events: &Events, ty: RepType) {
+        {
+            let (mut table, mut cx) = self.representors.lock_nested::<RepresentorsNested, _>(cx);
+            let ops = self.ops(&mut cx);
+            table.unload_lent(&mut cx, events, &ops, ty);
+            table.forget_failures(ty);
+            let (mut registered, _cx) = self.ops.write(&mut cx);
+            registered[ty.index()] = None;
+        }
         events.emit(cx, || Event::Unregistered(self.address, ty));
     }
 

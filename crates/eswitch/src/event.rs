@@ -6,7 +6,8 @@ use std::sync::{Arc, Weak};
 
 use lockdep::{Locked, Mutex};
 
-use crate::ids::{Mode, PciAddress, PortHandle, RepType};
+use crate::ids::{Mode, PciAddress, PfIndex, PortHandle, RepType};
+use crate::lag::LagMode;
 use crate::lock_order::Events as EventsClass;
 
 /// Something that happened.
@@ -40,6 +41,10 @@ pub enum Event {
     StaleWork(PciAddress, &'static str),
     /// What is missing will be tried again after so many milliseconds.
     Retry(PciAddress, u64),
+    /// The LAG's mode, and why there is none though there is a bond.
+    Lag(LagMode, Option<String>),
+    /// Two E-Switches were paired, or unpaired.
+    Paired(PfIndex, PfIndex, bool),
     /// A module was loaded.
     ModuleLoaded(&'static str),
     /// A module was unloaded.
@@ -63,6 +68,10 @@ impl fmt::Display for Event {
             Self::Unregistered(a, ty) => write!(f, "pci/{a}: {ty} ops unregistered"),
             Self::StaleWork(a, work) => write!(f, "pci/{a}: stale work dropped: {work}"),
             Self::Retry(a, ms) => write!(f, "pci/{a}: will try again in {ms} ms"),
+            Self::Lag(mode, None) => write!(f, "lag: {mode}"),
+            Self::Lag(mode, Some(why)) => write!(f, "lag: {mode}; {why}"),
+            Self::Paired(a, b, true) => write!(f, "pf{} and pf{} paired", a.0, b.0),
+            Self::Paired(a, b, false) => write!(f, "pf{} and pf{} unpaired", a.0, b.0),
             Self::ModuleLoaded(name) => write!(f, "module {name} loaded"),
             Self::ModuleUnloaded(name) => write!(f, "module {name} unloaded"),
         }

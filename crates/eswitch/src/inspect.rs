@@ -13,6 +13,7 @@ use crate::engine::Engine;
 use crate::error::Result;
 use crate::eswitch::RepFailure;
 use crate::ids::{MacAddr, Mode, PciAddress, PfIndex, PortHandle, RepType, Vport};
+use crate::lag::{LagMode, LagView};
 use crate::module::CORE;
 use crate::names;
 use crate::sf::SfState;
@@ -105,6 +106,8 @@ pub struct PfView {
     pub auxiliary: Vec<AuxiliaryView>,
     /// On a DPU: VFs that the host has enabled.
     pub host_vfs: Option<u64>,
+    /// The PFs whose E-Switches this one's is paired with.
+    pub paired: Vec<PfIndex>,
     /// Whether something waits to be tried again, and in how many milliseconds if that can be said.
     pub retry: Option<Option<u64>>,
 }
@@ -116,6 +119,8 @@ pub struct Snapshot {
     pub pfs: Vec<PfView>,
     /// The modules that are loaded.
     pub modules: Vec<&'static str>,
+    /// The LAG.
+    pub lag: LagView,
     /// What the card holds.
     pub resources: Vec<Resource>,
 }
@@ -148,7 +153,7 @@ impl Engine {
         }
         let mut resources = self.shared.card.resources(&mut cx.narrow());
         resources.sort();
-        Snapshot { pfs, modules: self.shared.modules.list(cx), resources }
+        Snapshot { pfs, modules: self.shared.modules.list(cx), lag: self.lag(cx), resources }
     }
 
     fn inspect_pf(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<PfView> {
@@ -221,6 +226,7 @@ impl Engine {
                 num_vfs: state.num_vfs,
                 ports,
                 auxiliary,
+                paired: self.shared.devcom.read(cx).0.paired(pf.index()),
                 host_vfs: self.shared.config.dpu.then(|| pf.host_vfs.load()),
                 retry: retry.map(|left| left.map(|d| d.as_millis() as u64)),
             })
@@ -238,8 +244,9 @@ impl Engine {
         let mut expected = BTreeSet::new();
         for pf in &snapshot.pfs {
             self.check_pf(pf, &snapshot.modules, &mut found);
-            self.expect_resources(cx, pf, &mut expected);
+            self.expect_resources(cx, pf, &snapshot.lag, &mut expected);
         }
+        check_lag(&snapshot, &mut found);
         let actual: BTreeSet<Resource> = snapshot.resources.iter().copied().collect();
         for leaked in actual.difference(&expected) {
             found.push(Violation { invariant: "no-leak", detail: format!("{leaked} exists and should not") });
@@ -299,7 +306,13 @@ impl Engine {
     }
 
     /// What the card should hold for a PF, as a function of what the engine says there is.
-    fn expect_resources(&self, cx: &mut Locked<'_, Unlocked>, pf: &PfView, expected: &mut BTreeSet<Resource>) {
+    fn expect_resources(
+        &self,
+        cx: &mut Locked<'_, Unlocked>,
+        pf: &PfView,
+        lag: &LagView,
+        expected: &mut BTreeSet<Resource>,
+    ) {
         let index = pf.index;
         expected.insert(Resource::Function(index));
         if pf.mode == Mode::Switchdev {
@@ -321,11 +334,53 @@ impl Engine {
                 expected.insert(Resource::Port(index, vport));
             }
         }
+        let master = self.devices.first().map(|d| d.index) == Some(index);
         for port in &pf.ports {
             for (ty, state) in RepType::ALL.into_iter().zip(&port.reps) {
-                if *state == RepState::Loaded {
+                let the_masters = ty == RepType::Ib && port.vport == Vport::Uplink && lag.mode == LagMode::SharedFdb;
+                if *state == RepState::Loaded && (master || !the_masters) {
                     expected.insert(Resource::Representor(index, port.vport, ty));
                 }
+            }
+        }
+        expected.extend(pf.paired.iter().map(|peer| Resource::PeerRules(index, *peer)));
+        if lag.mode == LagMode::Mpesw {
+            expected.insert(Resource::MpeswMetadata(index));
+        }
+        if lag.mode != LagMode::None && master {
+            expected.insert(Resource::Lag(index));
+        }
+    }
+}
+
+/// `lag-consistent`: a LAG is whole or there is none, and the RDMA devices there are are those of it.
+fn check_lag(snapshot: &Snapshot, found: &mut Vec<Violation>) {
+    let mut violate = |detail| found.push(Violation { invariant: "lag-consistent", detail });
+    let rests = snapshot.pfs.iter().all(|pf| pf.retry.is_none());
+    if !rests || !snapshot.modules.contains(&"mlx5_ib") {
+        return;
+    }
+    let devices: BTreeSet<PfIndex> = snapshot
+        .resources
+        .iter()
+        .filter(|r| matches!(r, Resource::PfIbDevice(_) | Resource::Representor(_, Vport::Uplink, RepType::Ib)))
+        .map(Resource::pf)
+        .collect();
+    let all: BTreeSet<PfIndex> = snapshot.pfs.iter().map(|pf| pf.index).collect();
+    let expected: BTreeSet<PfIndex> = match snapshot.lag.mode {
+        LagMode::None | LagMode::Vf | LagMode::Mpesw => all,
+        LagMode::Roce | LagMode::SharedFdb => all.into_iter().take(1).collect(),
+    };
+    if devices != expected {
+        violate(format!(
+            "lag {}: RDMA devices or uplinks on {devices:?}, should be on {expected:?}",
+            snapshot.lag.mode
+        ));
+    }
+    if snapshot.lag.mode.is_shared() {
+        for port in snapshot.pfs.iter().flat_map(|pf| &pf.ports) {
+            if port.reps[0] == RepState::Loaded && port.reps[1] != RepState::Loaded {
+                violate(format!("{}: no port of the one RDMA device", port.handle));
             }
         }
     }

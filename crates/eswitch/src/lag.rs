@@ -1,38 +1,238 @@
-//! Where LAG is held off.
+//! LAG: two to four PFs acting as one.
 //!
-//! A mode change, enabling VFs from 0 and disabling an E-Switch hold LAG off until they are done. A hold
-//! defers evaluations; it blocks nobody. LAG itself is not built yet: what is here is what the
-//! engine's other parts need of it, and a place for it to stand.
+//! What is there to be acted on, a bond over the ports, comes as events. They are collected, and
+//! evaluated once, on LAG's own queue. An evaluation decides under the LAG lock what is to become of it and
+//! drops that lock; what it decided is carried out under the devcom component, which is held for
+//! writing from before the decision until after the outcome is recorded. So which devices are members
+//! cannot change meanwhile: adding or removing one takes the component for writing, and waits.
+//!
+//! Load callbacks tell LAG of members' *netdevs*. They hold a representor lock, for which a transition may
+//! be waiting, so they take the LAG lock and nothing else, and never wait for a transition.
 
-use lockdep::{Locked, Mutex};
+mod mpesw;
+mod transition;
 
-use crate::lock_order::LagHolds;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lockdep::{LockBefore, Locked, Mutex, Unlocked, WaitMap};
+
+use crate::device::Pf;
+use crate::engine::Shared;
+use crate::ids::PfIndex;
+use crate::lock_order::{Lag as LagClass, LagHolds, LagQueue as LagQueueClass};
+use crate::queue::{Next, Queue};
+
+pub use transition::Member;
+
+/// How the PFs of a card act as one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum LagMode {
+    /// They do not.
+    #[default]
+    None,
+    /// In legacy mode without VFs: one RDMA device over all ports.
+    Roce,
+    /// In switchdev mode, each with a forwarding database and an RDMA device of its own.
+    Vf,
+    /// In switchdev mode with one forwarding database and one RDMA device, the master's.
+    SharedFdb,
+    /// Multiport E-Switch: as with a shared forwarding database, but each port stays an uplink of its
+    /// own, and no bond is needed.
+    Mpesw,
+}
+
+impl LagMode {
+    /// Whether there is one RDMA device, on the master.
+    pub fn is_shared(self) -> bool {
+        matches!(self, Self::SharedFdb | Self::Mpesw)
+    }
+}
+
+impl fmt::Display for LagMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "none",
+            Self::Roce => "roce",
+            Self::Vf => "vf",
+            Self::SharedFdb => "shared-fdb",
+            Self::Mpesw => "mpesw",
+        })
+    }
+}
+
+/// How a bond chooses the port it sends on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TxType {
+    /// One port, the active one, if it has any.
+    ActiveBackup(Option<PfIndex>),
+    /// By a hash of the headers.
+    Hash,
+    /// In a way that a card cannot follow: the bond's mode.
+    Other(String),
+}
+
+/// A bond that has at least one of the card's ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bond {
+    /// Its name.
+    pub name: String,
+    /// How it sends.
+    pub tx: TxType,
+    /// Which of the card's ports are in it.
+    pub ports: BTreeSet<PfIndex>,
+    /// What else is in it.
+    pub foreign: Vec<String>,
+}
+
+/// What of LAG can be looked at.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LagView {
+    /// The mode.
+    pub mode: LagMode,
+    /// The bond, if there is one.
+    pub bond: Option<String>,
+    /// Why there is no LAG though there is a bond.
+    pub reason: Option<String>,
+    /// Which ports it sends on.
+    pub tx: Vec<PfIndex>,
+    /// Evaluations so far.
+    pub evaluations: u64,
+}
+
+/// What the LAG lock protects.
+#[derive(Default)]
+struct State {
+    bond: Option<Bond>,
+    /// Members whose netdev exists.
+    netdevs: BTreeSet<PfIndex>,
+    mode: LagMode,
+    tx: Vec<PfIndex>,
+    /// Who was made one, the master first: it is they who are parted, whoever is a member then.
+    members: Vec<PfIndex>,
+    reason: Option<String>,
+    evaluations: u64,
+    /// While one RDMA device is being made or exists on the master: who its peers are.
+    peers: BTreeMap<PfIndex, Arc<Pf>>,
+    /// The mode in which they are.
+    sharing: LagMode,
+}
 
 /// The LAG of one card.
-#[derive(Debug)]
 pub struct Lag {
+    state: Mutex<LagClass, State>,
     holds: Mutex<LagHolds, u32>,
+    queue: Queue<()>,
+    map: WaitMap<LagQueueClass>,
 }
 
 impl Default for Lag {
     fn default() -> Self {
-        Self { holds: Mutex::new(0) }
+        Self { state: Mutex::new(State::default()), holds: Mutex::new(0), queue: Queue::default(), map: WaitMap::new() }
     }
 }
 
+/// How long events are collected before they are evaluated.
+const COLLECT: Duration = Duration::from_millis(10);
+
 impl Lag {
-    /// Holds evaluations off. Each hold must be released.
+    /// Holds evaluations off: those that would start find the hold. Each hold must be released.
     pub fn hold<L>(&self, cx: &mut Locked<'_, L>) {
         *self.holds.lock_leaf(cx) += 1;
     }
 
-    /// Releases a hold. With the last one, what was deferred may be evaluated.
+    /// Releases a hold. With the last one, what there is is evaluated.
     pub fn release<L>(&self, cx: &mut Locked<'_, L>) {
-        *self.holds.lock_leaf(cx) -= 1;
+        let last = {
+            let mut holds = self.holds.lock_leaf(cx);
+            *holds -= 1;
+            *holds == 0
+        };
+        if last {
+            self.evaluate_soon(cx);
+        }
     }
 
     /// Whether anybody holds LAG off.
     pub fn is_held_off<L>(&self, cx: &mut Locked<'_, L>) -> bool {
         *self.holds.lock_leaf(cx) > 0
+    }
+
+    /// The bond over the card's ports has changed, or gone. Takes the LAG lock and never waits for a
+    /// transition.
+    pub fn bond_changed<P: LockBefore<LagClass>>(&self, cx: &mut Locked<'_, P>, bond: Option<Bond>) {
+        self.state.lock(cx).0.bond = bond;
+        self.evaluate_soon(cx);
+    }
+
+    /// A load callback, or the netdev's driver, has made a member's netdev.
+    pub(crate) fn netdev_added<P: LockBefore<LagClass>>(&self, cx: &mut Locked<'_, P>, pf: PfIndex) {
+        self.state.lock(cx).0.netdevs.insert(pf);
+        self.evaluate_soon(cx);
+    }
+
+    /// A member's netdev is going.
+    pub(crate) fn netdev_removed<P: LockBefore<LagClass>>(&self, cx: &mut Locked<'_, P>, pf: PfIndex) {
+        self.state.lock(cx).0.netdevs.remove(&pf);
+        self.evaluate_soon(cx);
+    }
+
+    /// The peers of a PF, if it is the master of the one RDMA device there is or is to be, and the mode
+    /// in which it is that.
+    pub(crate) fn peers_of<P: LockBefore<LagClass>>(
+        &self,
+        cx: &mut Locked<'_, P>,
+        master: PfIndex,
+    ) -> Option<(LagMode, Vec<Arc<Pf>>)> {
+        let (state, _cx) = self.state.lock(cx);
+        let (first, _) = state.peers.first_key_value()?;
+        (master < *first).then(|| (state.sharing, state.peers.values().cloned().collect()))
+    }
+
+    /// The mode.
+    pub fn mode<P: LockBefore<LagClass>>(&self, cx: &mut Locked<'_, P>) -> LagMode {
+        self.state.lock(cx).0.mode
+    }
+
+    /// What of it can be looked at.
+    pub fn view<P: LockBefore<LagClass>>(&self, cx: &mut Locked<'_, P>) -> LagView {
+        let (state, _cx) = self.state.lock(cx);
+        LagView {
+            mode: state.mode,
+            bond: state.bond.as_ref().map(|bond| bond.name.clone()),
+            reason: state.reason.clone(),
+            tx: state.tx.clone(),
+            evaluations: state.evaluations,
+        }
+    }
+
+    /// Events are collected for a moment; however many come meanwhile, they are evaluated once.
+    fn evaluate_soon<L>(&self, cx: &mut Locked<'_, L>) {
+        self.queue.retry_unless_pending(cx, COLLECT);
+    }
+
+    /// The queue, for those who wait for it, look at it or close it.
+    pub(crate) fn queue(&self) -> &Queue<()> {
+        &self.queue
+    }
+
+    /// Says that the thread is about to wait for what runs here.
+    #[track_caller]
+    pub(crate) fn about_to_drain<P: LockBefore<LagQueueClass>>(&self, cx: &mut Locked<'_, P>) {
+        self.map.drain(cx);
+    }
+}
+
+impl Shared {
+    /// Serves LAG's queue until it is closed: the body of its thread.
+    pub(crate) fn serve_lag(self: &Arc<Self>, cx: &mut Locked<'_, Unlocked>) {
+        while let Some(next) = self.lag.queue.next(cx) {
+            let (_inside, mut cx) = self.lag.map.run(cx);
+            match next {
+                Next::Item(()) | Next::Marks(_) | Next::Retry => self.evaluate_lag(&mut cx),
+            }
+        }
     }
 }

@@ -7,7 +7,7 @@
 //! └─ Devlink              one per PF; devlink commands run under it
 //!    ├─ Mode              the E-Switch mode and its operation-in-progress mark; nothing under it
 //!    └─ WorkQueue    (map) what the E-Switch's work queue runs; the handler *tries* Devlink
-//!       └─ SfQueue   (map) what the SF queue runs
+//!       └─ SfQueue, LagQueue (maps) what these queues run
 //!          └─ Devcom      the component that ties the PFs of a card; written by every rescan
 //!             └─ Module   loading or unloading one module
 //!                └─ Auxiliary        one auxiliary device of a PF, or an SF's own
@@ -46,6 +46,8 @@ lock_classes! {
     pub class WorkQueue = "work queue";
     /// The wait map of one PF's SF queue.
     pub class SfQueue = "SF queue";
+    /// The wait map of LAG's queue.
+    pub class LagQueue = "LAG queue";
     /// The component that ties the PFs of one card together.
     pub class Devcom = "devcom component";
     /// Loading or unloading one module.
@@ -83,8 +85,8 @@ lock_classes! {
     pub leaf LagHolds = "LAG holds";
     /// Who watches events.
     pub leaf Events = "events";
-    /// What the monitor has noticed.
-    pub leaf Monitor = "monitor";
+    /// The peers on which a master's uplink has registered ops.
+    pub leaf LentOps = "lent ops";
     /// A card's own books.
     pub leaf CardState = "card state";
 }
@@ -95,7 +97,8 @@ lock_order! {
     Devlink => Mode;
     Devlink => WorkQueue;
     WorkQueue => SfQueue;
-    SfQueue => Devcom;
+    SfQueue => LagQueue;
+    LagQueue => Devcom;
     Devcom => Module;
     Module => Auxiliary;
     Auxiliary => SfDevlink;

@@ -115,6 +115,21 @@ impl<T> Queue<T> {
         delay
     }
 
+    /// Asks for a retry after `delay` unless one is pending: however many ask meanwhile, there is one.
+    pub fn retry_unless_pending<L>(&self, cx: &mut Locked<'_, L>, delay: std::time::Duration) {
+        let mut state = self.state.lock_leaf(cx);
+        if state.retry.is_none() && !state.closed {
+            state.retry = Some(Deadline::after(delay));
+            drop(state);
+            self.arrived.notify_one();
+        }
+    }
+
+    /// What was retried has succeeded; the next failure waits the shortest time again.
+    pub fn reset_attempts<L>(&self, cx: &mut Locked<'_, L>) {
+        self.state.lock_leaf(cx).attempt = 0;
+    }
+
     /// Nothing is missing any more.
     pub fn no_retry<L>(&self, cx: &mut Locked<'_, L>) {
         let mut state = self.state.lock_leaf(cx);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use common::{Bench, addr};
 use eswitch::card::ResourceKind;
-use eswitch::{CardConfig, Engine, Mode, RepType, SfNum, Vport};
+use eswitch::{CardConfig, Engine, Mode, PfIndex, RepType, SfNum, Vport};
 use lockdep::{Domain, Locked, OnReport, Unlocked};
 
 fn config() -> CardConfig {
@@ -285,6 +285,103 @@ fn commands_against_the_removal_of_their_device() {
                 let _ = engine.set_mode(cx, addr(), Mode::Legacy);
                 let _ = engine.load_module(cx, "mlx5_ib");
             },
+        ],
+    );
+}
+
+fn two_ports() -> CardConfig {
+    CardConfig { pfs: 2, vfs: 1, mode: Mode::Switchdev, ..config() }
+}
+
+fn bond() -> Option<eswitch::lag::Bond> {
+    Some(eswitch::lag::Bond {
+        name: "bond0".into(),
+        tx: eswitch::lag::TxType::Hash,
+        ports: [PfIndex(0), PfIndex(1)].into(),
+        foreign: Vec::new(),
+    })
+}
+
+fn bonded(cx: &mut Locked<'_, Unlocked>, bench: &Bench) {
+    bench.engine.bond_changed(cx, bond());
+    bench.engine.settle(cx, true);
+}
+
+#[test]
+fn a_shared_fdb_made_while_the_module_loads() {
+    explore(
+        two_ports(),
+        nothing,
+        &[|cx, engine| engine.bond_changed(cx, bond()), |cx, engine| engine.load_module(cx, "mlx5_ib").unwrap()],
+    );
+}
+
+#[test]
+fn a_shared_fdb_broken_while_the_module_comes_and_goes() {
+    let config = CardConfig { modules: vec!["mlx5_ib".into()], ..two_ports() };
+    explore(
+        config,
+        bonded,
+        &[
+            |cx, engine| engine.bond_changed(cx, None),
+            |cx, engine| {
+                engine.unload_module(cx, "mlx5_ib").unwrap();
+                engine.load_module(cx, "mlx5_ib").unwrap();
+            },
+        ],
+    );
+}
+
+#[test]
+fn a_mode_change_of_one_member_against_its_lag() {
+    let config = CardConfig { modules: vec!["mlx5_ib".into()], ..two_ports() };
+    explore(
+        config,
+        nothing,
+        &[
+            |cx, engine| engine.bond_changed(cx, bond()),
+            |cx, engine| {
+                let peer = engine.config().pf_address(PfIndex(1));
+                engine.set_mode(cx, peer, Mode::Legacy).unwrap();
+                engine.set_mode(cx, peer, Mode::Switchdev).unwrap();
+            },
+        ],
+    );
+}
+
+#[test]
+fn a_member_removed_and_put_back_during_a_transition() {
+    let config = CardConfig { modules: vec!["mlx5_ib".into()], ..two_ports() };
+    explore(
+        config,
+        nothing,
+        &[
+            |cx, engine| engine.bond_changed(cx, bond()),
+            |cx, engine| {
+                engine.unbind(cx, addr()).unwrap();
+                engine.bind(cx, addr()).unwrap();
+            },
+        ],
+    );
+}
+
+#[test]
+fn multiport_eswitch_against_a_mode_change_and_a_bond() {
+    let config = CardConfig { modules: vec!["mlx5_ib".into()], ..two_ports() };
+    explore(
+        config,
+        nothing,
+        &[
+            |cx, engine| {
+                if engine.set_esw_multiport(cx, addr(), true).is_ok() {
+                    engine.set_esw_multiport(cx, addr(), false).unwrap();
+                }
+            },
+            |cx, engine| {
+                let peer = engine.config().pf_address(PfIndex(1));
+                let _ = engine.set_mode(cx, peer, Mode::Legacy);
+            },
+            |cx, engine| engine.bond_changed(cx, bond()),
         ],
     );
 }

@@ -14,8 +14,8 @@ use crate::devlink::DevlinkState;
 use crate::error::{Error, Result};
 use crate::eswitch::representor::LoadPolicy;
 use crate::event::Event;
-use crate::ids::{Mode, RepType};
-use crate::lock_order::{Devlink, Mode as ModeClass};
+use crate::ids::{Mode, PfIndex, RepType};
+use crate::lock_order::{Devcom, Devlink, Mode as ModeClass};
 
 /// The mode and its operation-in-progress mark.
 #[derive(Debug)]
@@ -97,7 +97,7 @@ impl Pf {
             self.eswitch.mode.finish(cx, from);
             return Ok(());
         }
-        self.shared.lag.hold(cx);
+        self.hold_lag_off(cx);
         let result = match mode {
             Mode::Switchdev => self.enter_switchdev(state, cx),
             Mode::Legacy => self.leave_switchdev(state, cx),
@@ -120,7 +120,14 @@ impl Pf {
         let fdb = Resource::SwitchdevFdb(self.index());
         let entered = self.rescan_into(cx, Mode::Switchdev).and_then(|()| {
             self.shared.create(cx, fdb, self.mac_of(crate::Vport::Uplink), None)?;
-            let loaded = self.load_all(cx, LoadPolicy::Strict);
+            let loaded = self.load_all(cx, LoadPolicy::Strict).and_then(|()| {
+                let paired = self.pair(cx);
+                if paired.is_err() {
+                    self.unpair(cx);
+                    self.unload_all(cx);
+                }
+                paired
+            });
             if loaded.is_err() {
                 self.shared.destroy(cx, &[fdb]);
             }
@@ -137,11 +144,13 @@ impl Pf {
     }
 
     fn leave_switchdev(self: &Arc<Self>, state: &mut DevlinkState, cx: &mut Locked<'_, Devlink>) -> Result<()> {
+        self.unpair(cx);
         self.unload_all(cx);
         if let Err(error) = self.rescan_into(cx, Mode::Legacy) {
             // Going back: as far as it fails in its turn, it is tried again.
             let _ = self.rescan_into(cx, Mode::Switchdev);
             let _ = self.load_all(cx, LoadPolicy::Lenient);
+            let _ = self.pair(cx);
             return Err(error);
         }
         self.delete_all_sfs(state, cx);
@@ -149,6 +158,39 @@ impl Pf {
         self.shared.destroy(cx, &[Resource::SwitchdevFdb(self.index())]);
         self.eswitch.with_representors(cx, |table, _| table.forget_all_failures());
         Ok(())
+    }
+
+    /// Disables an active LAG and holds LAG off; to be [released](crate::lag::Lag::release).
+    ///
+    /// The hold comes first: an evaluation that starts after it finds it, and one that started before
+    /// has the component lock that disabling waits for.
+    pub(crate) fn hold_lag_off(&self, cx: &mut Locked<'_, Devlink>) {
+        self.shared.lag.hold(cx);
+        let (mut component, mut cx) = self.shared.devcom.write(cx);
+        self.shared.disable_lag(&mut component, &mut cx);
+    }
+
+    /// Pairs the E-Switch, now in switchdev mode and loaded, with the others; the representor lock is
+    /// not held.
+    pub(crate) fn pair(&self, cx: &mut Locked<'_, Devlink>) -> Result<()> {
+        let (mut component, mut cx) = self.shared.devcom.write(cx);
+        component.pair(&mut cx, &self.shared, self.index())
+    }
+
+    pub(crate) fn unpair(&self, cx: &mut Locked<'_, Devlink>) {
+        let (mut component, mut cx) = self.shared.devcom.write(cx);
+        component.unpair(&mut cx, &self.shared, self.index());
+    }
+
+    /// Tells the loaded representors that their E-Switch is paired with a peer's, or is not any more.
+    ///
+    /// # Errors
+    /// They could not follow.
+    pub(crate) fn tell_representors(&self, cx: &mut Locked<'_, Devcom>, peer: PfIndex, paired: bool) -> Result<()> {
+        self.eswitch.with_representors(cx, |table, cx| {
+            let ops = self.eswitch.ops(cx);
+            table.tell(cx, &ops, peer, paired)
+        })
     }
 
     /// Rescans for a mode. The representor lock is not held, and with this token nobody's could be:

@@ -37,6 +37,7 @@ impl Pf {
         }
         if mode == Mode::Switchdev {
             complete &= self.load_all(cx, LoadPolicy::Lenient).is_ok();
+            complete &= self.pair(cx).is_ok();
         }
         if complete {
             self.eswitch.work.inner().no_retry(cx);

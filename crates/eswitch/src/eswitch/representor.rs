@@ -34,8 +34,32 @@ pub trait RepOps: Send + Sync {
     /// Unloads those of other vports.
     fn unload(&self, cx: &mut Locked<'_, RepresentorsNested>, vports: &[Vport]);
 
+    /// Whether the uplink is loaded and unloaded like any other vport: ops that a master has lent to a
+    /// peer, whose uplink is at most a port of the master's device.
+    fn uplink_is_port(&self) -> bool {
+        false
+    }
+
+    /// The E-Switch was paired with a peer's, or unpaired. Told only while the uplink's is loaded.
+    ///
+    /// # Errors
+    /// What the card said; only pairing can fail.
+    fn event(&self, cx: &mut Locked<'_, RepresentorsNested>, event: RepEvent) -> Result<(), CardError> {
+        let _ = (cx, event);
+        Ok(())
+    }
+
     /// The netdev or RDMA device that a loaded representor is.
     fn protocol_device(&self, cx: &mut Locked<'_, RepOpsClass>, vport: Vport) -> Option<String>;
+}
+
+/// What loaded representors are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RepEvent {
+    /// Their E-Switch was paired with this PF's.
+    Pair(PfIndex),
+    /// It was unpaired.
+    Unpair(PfIndex),
 }
 
 /// What a load does about a failure.
@@ -162,7 +186,12 @@ impl RepTable {
             if self.is_loaded(Vport::Uplink, ty) {
                 continue;
             }
-            if let Err(error) = ops_of_type.load_uplink(cx) {
+            let loaded = if ops_of_type.uplink_is_port() {
+                ops_of_type.load(&mut cx.narrow(), &[Vport::Uplink]).pop().unwrap_or(Ok(()))
+            } else {
+                ops_of_type.load_uplink(cx)
+            };
+            if let Err(error) = loaded {
                 let error = self.note_failure(cx, events, Vport::Uplink, ty, error);
                 self.unwind_vports(cx, ops, ty, &[Vport::Uplink], attempt);
                 return Err(error);
@@ -304,17 +333,69 @@ impl RepTable {
     ) -> usize {
         let Some(ops) = &ops[ty.index()] else { return 0 };
         let loaded: Vec<Vport> = vports.iter().copied().filter(|v| self.is_loaded(*v, ty)).collect();
-        let others: Vec<Vport> = loaded.iter().copied().filter(|v| *v != Vport::Uplink).collect();
+        let uplink = loaded.contains(&Vport::Uplink) && !ops.uplink_is_port();
+        let others: Vec<Vport> = loaded.iter().copied().filter(|v| !uplink || *v != Vport::Uplink).collect();
         if !others.is_empty() {
             ops.unload(&mut cx.narrow(), &others);
         }
-        if others.len() < loaded.len() {
+        if uplink {
             ops.unload_uplink(cx);
         }
         for vport in &loaded {
             self.set(*vport, ty, false);
         }
         loaded.len()
+    }
+
+    /// Unloads everything of a type whose ops a master has lent: called from the master, under its
+    /// representor lock and this one, nested.
+    pub(crate) fn unload_lent(
+        &mut self,
+        cx: &mut Locked<'_, RepresentorsNested>,
+        events: &Events,
+        ops: &OpsTable,
+        ty: RepType,
+    ) {
+        let Some(ops) = ops[ty.index()].as_ref().filter(|ops| ops.uplink_is_port()) else { return };
+        let loaded: Vec<Vport> = self.vports().into_iter().filter(|v| self.is_loaded(*v, ty)).collect();
+        if loaded.is_empty() {
+            return;
+        }
+        ops.unload(cx, &loaded);
+        for vport in &loaded {
+            self.set(*vport, ty, false);
+        }
+        events.emit(cx, || Event::Unloaded(self.address, ty, loaded.len()));
+    }
+
+    /// Tells the representors of every type whose uplink is loaded.
+    ///
+    /// # Errors
+    /// The first that could not follow; those told before it have been told the opposite.
+    pub(crate) fn tell(
+        &self,
+        cx: &mut Locked<'_, Representors>,
+        ops: &OpsTable,
+        peer: PfIndex,
+        paired: bool,
+    ) -> Result<()> {
+        let event = if paired { RepEvent::Pair(peer) } else { RepEvent::Unpair(peer) };
+        let mut told = Vec::new();
+        for ty in RepType::ALL {
+            let Some(ops) = ops[ty.index()].as_ref().filter(|_| self.is_loaded(Vport::Uplink, ty)) else { continue };
+            if let Err(error) = ops.event(&mut cx.narrow(), event) {
+                for ops in told {
+                    let ops: &dyn RepOps = ops;
+                    let _ = ops.event(&mut cx.narrow(), RepEvent::Unpair(peer));
+                }
+                return Err(Error::Card {
+                    what: format!("pci/{}: pairing with pf{}", self.address, peer.0),
+                    source: error,
+                });
+            }
+            told.push(&**ops);
+        }
+        Ok(())
     }
 
     fn set(&mut self, vport: Vport, ty: RepType, loaded: bool) {

@@ -40,7 +40,7 @@ impl Pf {
             return Err(Error::VfsEnabled { current, asked: n });
         }
         let mode = self.eswitch.mode.begin(cx, "a change of the VF count")?;
-        self.shared.lag.hold(cx);
+        self.hold_lag_off(cx);
         self.raise_generation(cx);
         let result = if n > 0 {
             let vfs: Vec<Vport> = (0..n).map(Vport::Vf).collect();
@@ -52,6 +52,7 @@ impl Pf {
         };
         if result.is_ok() {
             state.num_vfs = n;
+            self.shared.devcom.write(cx).0.set_num_vfs(self.index(), n);
             self.shared.events.emit(cx, || Event::Vfs(self.address(), n));
         }
         self.eswitch.mode.finish(cx, mode);

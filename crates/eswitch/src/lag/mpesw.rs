@@ -1,0 +1,72 @@
+//! Multiport E-Switch: one E-Switch over every port, without a bond.
+
+use lockdep::{LockBefore, Locked};
+
+use crate::card::{Create, Resource};
+use crate::engine::Shared;
+use crate::error::{Error, Result};
+use crate::ids::{Mode, PfIndex, Vport};
+use crate::lag::LagMode;
+use crate::lock_order::Devcom;
+
+impl Shared {
+    /// `devlink dev param set … name esw_multiport value true cmode runtime`. Turning on what is on
+    /// succeeds and changes nothing.
+    ///
+    /// # Errors
+    /// The card has one port; a member is not in switchdev mode; there is a LAG; LAG is held off; or
+    /// what failed, with everything undone.
+    pub(crate) fn enable_mpesw<P: LockBefore<Devcom>>(&self, cx: &mut Locked<'_, P>) -> Result<()> {
+        let (mut component, mut cx) = self.devcom.write(cx);
+        let cx = &mut cx;
+        match self.lag.mode(cx) {
+            LagMode::Mpesw => return Ok(()),
+            LagMode::None => {}
+            mode => return Err(Error::LagActive(mode)),
+        }
+        if self.config.pfs < 2 {
+            return Err(Error::MpeswOnePort);
+        }
+        let members = component.lag_members();
+        if members.len() != usize::from(self.config.pfs) || members.iter().any(|m| m.mode != Mode::Switchdev) {
+            return Err(Error::MpeswNeedsSwitchdev);
+        }
+        if self.lag.is_held_off(cx) {
+            return Err(Error::Busy("a mode change"));
+        }
+        let members: Vec<PfIndex> = members.iter().map(|m| m.pf).collect();
+        self.take_metadata(&members, cx)?;
+        let enabled = self.enable_lag(&mut component, cx, LagMode::Mpesw, members.clone());
+        if enabled.is_err() {
+            self.give_metadata_back(&members, cx);
+        } else {
+            self.lag.evaluate_soon(cx);
+        }
+        enabled
+    }
+
+    /// The same with `value false`. Turning off what is off succeeds. A bond that stands is acted on
+    /// again.
+    pub(crate) fn disable_mpesw<P: LockBefore<Devcom>>(&self, cx: &mut Locked<'_, P>) {
+        let (mut component, mut cx) = self.devcom.write(cx);
+        if self.lag.mode(&mut cx) == LagMode::Mpesw {
+            self.disable_lag(&mut component, &mut cx);
+            self.lag.evaluate_soon(&mut cx);
+        }
+    }
+
+    /// Every member's metadata, which tells its packets from the others'.
+    fn take_metadata(&self, members: &[PfIndex], cx: &mut Locked<'_, Devcom>) -> Result<()> {
+        let request = |pf: &PfIndex| Create {
+            resource: Resource::MpeswMetadata(*pf),
+            mac: self.config.mac(*pf, Vport::Uplink),
+            sfnum: None,
+        };
+        self.create_all(cx, &members.iter().map(request).collect::<Vec<_>>())
+    }
+
+    pub(super) fn give_metadata_back(&self, members: &[PfIndex], cx: &mut Locked<'_, Devcom>) {
+        let metadata: Vec<_> = members.iter().map(|pf| Resource::MpeswMetadata(*pf)).collect();
+        self.destroy(cx, &metadata);
+    }
+}

@@ -1,0 +1,254 @@
+//! LAG, shared FDB and multiport E-Switch, told as stories on the card in memory.
+
+mod common;
+
+use std::collections::BTreeSet;
+
+use common::{Bench, addr, story};
+use eswitch::card::ResourceKind;
+use eswitch::card::{Fault, Resource};
+use eswitch::lag::{Bond, LagMode, TxType};
+use eswitch::{CardConfig, Errno, Mode, PciAddress, PfIndex, RepType, Vport};
+use lockdep::{Locked, Unlocked};
+
+fn two(mode: Mode) -> CardConfig {
+    CardConfig {
+        pfs: 2,
+        vfs: if mode == Mode::Legacy { 0 } else { 2 },
+        mode,
+        modules: vec!["mlx5_ib".into()],
+        ..CardConfig::default()
+    }
+}
+
+fn peer() -> PciAddress {
+    two(Mode::Legacy).pf_address(PfIndex(1))
+}
+
+fn bond(ports: u8) -> Bond {
+    Bond { name: "bond0".into(), tx: TxType::Hash, ports: (0..ports).map(PfIndex).collect(), foreign: vec![] }
+}
+
+fn set_bond(cx: &mut Locked<'_, Unlocked>, bench: &Bench, bond: Option<Bond>) {
+    bench.engine.bond_changed(cx, bond);
+    bench.engine.settle(cx, true);
+}
+
+fn ib_devices(cx: &mut Locked<'_, Unlocked>, bench: &Bench) -> Vec<PfIndex> {
+    let resources = bench.engine.inspect(cx).resources;
+    let device =
+        |r: &&Resource| matches!(r, Resource::PfIbDevice(_) | Resource::Representor(_, Vport::Uplink, RepType::Ib));
+    resources.iter().filter(device).map(Resource::pf).collect()
+}
+
+fn ib_ports(cx: &mut Locked<'_, Unlocked>, bench: &Bench) -> usize {
+    let resources = bench.engine.inspect(cx).resources;
+    resources.iter().filter(|r| matches!(r, Resource::Representor(_, _, RepType::Ib))).count()
+}
+
+#[test]
+fn roce_lag_has_one_rdma_device_and_breaking_it_gives_each_its_own() {
+    story(|cx, domain| {
+        let bench = Bench::start(cx, domain, two(Mode::Legacy));
+        assert_eq!(ib_devices(cx, &bench), [PfIndex(0), PfIndex(1)]);
+        set_bond(cx, &bench, Some(bond(2)));
+        assert_eq!(bench.engine.lag(cx).mode, LagMode::Roce);
+        assert_eq!(ib_devices(cx, &bench), [PfIndex(0)]);
+        assert_eq!(bench.engine.check(cx), []);
+        set_bond(cx, &bench, None);
+        assert_eq!(ib_devices(cx, &bench), [PfIndex(0), PfIndex(1)]);
+        bench.end(cx);
+    });
+}
+
+#[test]
+fn with_a_shared_fdb_the_masters_device_has_every_members_vports() {
+    story(|cx, domain| {
+        let bench = Bench::start(cx, domain, two(Mode::Switchdev));
+        set_bond(cx, &bench, Some(bond(2)));
+        assert_eq!(bench.engine.lag(cx).mode, LagMode::SharedFdb);
+        assert_eq!(ib_devices(cx, &bench), [PfIndex(0)]);
+        assert_eq!(ib_ports(cx, &bench), 1 + 2 + 2);
+        assert_eq!(bench.engine.check(cx), []);
+        bench.engine.unload_module(cx, "mlx5_ib").unwrap();
+        assert_eq!(ib_ports(cx, &bench), 0);
+        bench.engine.load_module(cx, "mlx5_ib").unwrap();
+        bench.engine.settle(cx, true);
+        assert_eq!(ib_ports(cx, &bench), 5);
+        assert_eq!(bench.engine.check(cx), []);
+        set_bond(cx, &bench, None);
+        assert_eq!(ib_ports(cx, &bench), 6);
+        bench.end(cx);
+    });
+}
+
+#[test]
+fn a_mode_change_breaks_the_lag_first_and_it_is_evaluated_again() {
+    story(|cx, domain| {
+        let bench = Bench::start(cx, domain, two(Mode::Switchdev));
+        set_bond(cx, &bench, Some(bond(2)));
+        bench.engine.set_mode(cx, addr(), Mode::Legacy).unwrap();
+        bench.engine.settle(cx, true);
+        let lag = bench.engine.lag(cx);
+        assert_eq!(lag.mode, LagMode::None);
+        assert!(lag.reason.unwrap().contains("same mode"));
+        bench.engine.set_mode(cx, addr(), Mode::Switchdev).unwrap();
+        bench.engine.settle(cx, true);
+        assert_eq!(bench.engine.lag(cx).mode, LagMode::SharedFdb);
+        bench.end(cx);
+    });
+}
+
+#[test]
+fn a_member_is_removed_and_put_back() {
+    story(|cx, domain| {
+        let bench = Bench::start(cx, domain, two(Mode::Switchdev));
+        set_bond(cx, &bench, Some(bond(2)));
+        for pf in [peer(), addr()] {
+            bench.engine.unbind(cx, pf).unwrap();
+            bench.engine.settle(cx, true);
+            assert_eq!(bench.engine.lag(cx).mode, LagMode::None);
+            assert_eq!(bench.engine.check(cx), []);
+            bench.engine.bind(cx, pf).unwrap();
+            bench.engine.settle(cx, true);
+            assert_eq!(bench.engine.lag(cx).mode, LagMode::SharedFdb);
+            assert_eq!(bench.engine.check(cx), []);
+        }
+        bench.end(cx);
+    });
+}
+
+#[test]
+fn enabling_that_fails_anywhere_is_undone_and_made_later() {
+    for (kind, after) in [
+        (ResourceKind::Lag, 0),
+        (ResourceKind::Representor(RepType::Ib), 0),
+        (ResourceKind::Representor(RepType::Ib), 1),
+        (ResourceKind::Representor(RepType::Ib), 3),
+        (ResourceKind::Representor(RepType::Ib), 4),
+    ] {
+        for mpesw in [false, true] {
+            story(|cx, domain| {
+                let bench = Bench::start(cx, domain, two(Mode::Switchdev));
+                bench.engine.settle(cx, true);
+                let before = bench.engine.inspect(cx);
+                bench.plan.add(cx, Fault { kind, pf: None, vport: None, after, times: 1, delay: None });
+                if mpesw {
+                    let error = bench.engine.set_esw_multiport(cx, addr(), true).unwrap_err();
+                    assert_eq!(error.errno(), Errno::EIO);
+                    bench.engine.settle(cx, true);
+                    let mut now = bench.engine.inspect(cx);
+                    now.lag.evaluations = before.lag.evaluations;
+                    assert_eq!(now, before, "{kind:?} after {after}");
+                    bench.engine.set_esw_multiport(cx, addr(), true).unwrap();
+                    assert_eq!(bench.engine.lag(cx).mode, LagMode::Mpesw);
+                } else {
+                    set_bond(cx, &bench, Some(bond(2)));
+                    assert_eq!(bench.engine.lag(cx).mode, LagMode::SharedFdb, "{kind:?} after {after}");
+                }
+                bench.engine.settle(cx, true);
+                bench.end(cx);
+            });
+        }
+    }
+}
+
+#[test]
+fn multiport_eswitch_goes_on_and_off_and_keeps_every_uplink() {
+    story(|cx, domain| {
+        let bench = Bench::start(cx, domain, two(Mode::Switchdev));
+        for on in [true, true, false, false, true] {
+            bench.engine.set_esw_multiport(cx, addr(), on).unwrap();
+            bench.engine.settle(cx, true);
+            assert_eq!(bench.engine.lag(cx).mode, if on { LagMode::Mpesw } else { LagMode::None });
+            assert_eq!(ib_ports(cx, &bench), 6);
+            assert_eq!(bench.engine.check(cx), []);
+        }
+        set_bond(cx, &bench, Some(bond(2)));
+        let lag = bench.engine.lag(cx);
+        assert_eq!(lag.mode, LagMode::Mpesw);
+        assert!(lag.reason.unwrap().contains("multiport"));
+        bench.engine.set_esw_multiport(cx, addr(), false).unwrap();
+        bench.engine.settle(cx, true);
+        assert_eq!(bench.engine.lag(cx).mode, LagMode::SharedFdb);
+        assert_eq!(bench.engine.set_esw_multiport(cx, addr(), true).unwrap_err().errno(), Errno::EBUSY);
+        bench.end(cx);
+    });
+}
+
+#[test]
+fn multiport_eswitch_needs_switchdev_mode_everywhere_and_two_ports() {
+    story(|cx, domain| {
+        let bench = Bench::start(cx, domain, CardConfig { mode: Mode::Switchdev, ..CardConfig::default() });
+        assert_eq!(bench.engine.set_esw_multiport(cx, addr(), true).unwrap_err().errno(), Errno::EOPNOTSUPP);
+        bench.end(cx);
+        let bench = Bench::start(cx, domain, two(Mode::Legacy));
+        bench.engine.set_mode(cx, addr(), Mode::Switchdev).unwrap();
+        assert_eq!(bench.engine.set_esw_multiport(cx, addr(), true).unwrap_err().errno(), Errno::EOPNOTSUPP);
+        bench.end(cx);
+    });
+}
+
+#[test]
+fn a_bond_that_a_card_cannot_follow_stands_and_the_card_says_why() {
+    let other = |tx: TxType| Bond { tx, ..bond(2) };
+    for (pfs, bond, why) in [
+        (2, Bond { foreign: vec!["eth7".into()], ..bond(2) }, "eth7"),
+        (2, bond(1), "has 1 of the card's 2 ports"),
+        (2, other(TxType::Other("broadcast".into())), "broadcast"),
+        (1, bond(1), "one port"),
+    ] {
+        story(|cx, domain| {
+            let bench = Bench::start(cx, domain, CardConfig { pfs, ..two(Mode::Switchdev) });
+            set_bond(cx, &bench, Some(bond));
+            let lag = bench.engine.lag(cx);
+            assert_eq!(lag.mode, LagMode::None);
+            assert!(lag.reason.as_ref().unwrap().contains(why), "{lag:?}");
+            bench.end(cx);
+        });
+    }
+}
+
+#[test]
+fn vf_lag_without_a_shared_fdb_keeps_one_rdma_device_each() {
+    story(|cx, domain| {
+        let bench = Bench::start(cx, domain, CardConfig { shared_fdb: false, ..two(Mode::Switchdev) });
+        set_bond(cx, &bench, Some(bond(2)));
+        assert_eq!(bench.engine.lag(cx).mode, LagMode::Vf);
+        assert_eq!(ib_devices(cx, &bench), [PfIndex(0), PfIndex(1)]);
+        bench.end(cx);
+    });
+}
+
+#[test]
+fn active_backup_follows_the_active_port() {
+    story(|cx, domain| {
+        let bench = Bench::start(cx, domain, CardConfig { pfs: 4, ..two(Mode::Switchdev) });
+        for active in [None, Some(PfIndex(2)), Some(PfIndex(0))] {
+            set_bond(cx, &bench, Some(Bond { tx: TxType::ActiveBackup(active), ..bond(4) }));
+            let lag = bench.engine.lag(cx);
+            assert_eq!(lag.mode, LagMode::SharedFdb);
+            let all: BTreeSet<_> = (0..4).map(PfIndex).collect();
+            assert_eq!(lag.tx.into_iter().collect::<BTreeSet<_>>(), active.map_or(all, |a| [a].into()));
+        }
+        assert_eq!(ib_ports(cx, &bench), 1 + 4 * 2);
+        bench.end(cx);
+    });
+}
+
+#[test]
+fn a_thousand_bond_events_lead_to_few_evaluations() {
+    story(|cx, domain| {
+        let bench = Bench::start(cx, domain, two(Mode::Switchdev));
+        bench.engine.settle(cx, true);
+        let before = bench.engine.lag(cx).evaluations;
+        for n in 0..1_000 {
+            bench.engine.bond_changed(cx, (n % 2 == 1).then(|| bond(2)));
+        }
+        bench.engine.settle(cx, true);
+        let lag = bench.engine.lag(cx);
+        assert_eq!(lag.mode, LagMode::SharedFdb);
+        assert!(lag.evaluations - before < 100, "{} evaluations", lag.evaluations - before);
+        bench.end(cx);
+    });
+}
