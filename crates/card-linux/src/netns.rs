@@ -48,7 +48,10 @@ fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> NetnsError {
     move |source| {
         let hint = match source.kind() {
             io::ErrorKind::ReadOnlyFilesystem => "; /run and /proc/sys must be writable here",
-            io::ErrorKind::PermissionDenied => "; this takes root, or a place made without root",
+            io::ErrorKind::PermissionDenied => {
+                "; it takes a /run that may be written to: root's, or in a mount namespace of one's own a \
+                 fresh one (`mount -t tmpfs tmpfs /run`)"
+            }
             _ => "",
         };
         NetnsError::System { what, source, hint }

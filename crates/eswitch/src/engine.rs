@@ -429,6 +429,11 @@ impl Engine {
         self.shared.lag.view(cx)
     }
 
+    /// How often a bond has been evaluated so far: however many events come at once, once.
+    pub fn lag_evaluations(&self, cx: &mut Locked<'_, Unlocked>) -> u64 {
+        self.shared.lag.evaluations(cx)
+    }
+
     /// `devlink dev param set pci/… name esw_multiport value true|false cmode runtime`.
     ///
     /// # Errors

@@ -98,8 +98,6 @@ pub struct LagView {
     pub reason: Option<String>,
     /// Which ports it sends on.
     pub tx: Vec<PfIndex>,
-    /// Evaluations so far.
-    pub evaluations: u64,
 }
 
 /// What the LAG lock protects.
@@ -204,8 +202,12 @@ impl Lag {
             bond: state.bond.as_ref().map(|bond| bond.name.clone()),
             reason: state.reason.clone(),
             tx: state.tx.clone(),
-            evaluations: state.evaluations,
         }
+    }
+
+    /// Evaluations so far: how much work events have led to.
+    pub fn evaluations<P: LockBefore<LagClass>>(&self, cx: &mut Locked<'_, P>) -> u64 {
+        self.state.lock(cx).0.evaluations
     }
 
     /// Events are collected for a moment; however many come meanwhile, they are evaluated once.

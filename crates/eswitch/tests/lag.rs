@@ -137,9 +137,7 @@ fn enabling_that_fails_anywhere_is_undone_and_made_later() {
                     let error = bench.engine.set_esw_multiport(cx, addr(), true).unwrap_err();
                     assert_eq!(error.errno(), Errno::EIO);
                     bench.engine.settle(cx, true);
-                    let mut now = bench.engine.inspect(cx);
-                    now.lag.evaluations = before.lag.evaluations;
-                    assert_eq!(now, before, "{kind:?} after {after}");
+                    assert_eq!(bench.engine.inspect(cx), before, "{kind:?} after {after}");
                     bench.engine.set_esw_multiport(cx, addr(), true).unwrap();
                     assert_eq!(bench.engine.lag(cx).mode, LagMode::Mpesw);
                 } else {
@@ -241,14 +239,15 @@ fn a_thousand_bond_events_lead_to_few_evaluations() {
     story(|cx, domain| {
         let bench = Bench::start(cx, domain, two(Mode::Switchdev));
         bench.engine.settle(cx, true);
-        let before = bench.engine.lag(cx).evaluations;
+        let before = bench.engine.lag_evaluations(cx);
         for n in 0..1_000 {
             bench.engine.bond_changed(cx, (n % 2 == 1).then(|| bond(2)));
         }
         bench.engine.settle(cx, true);
-        let lag = bench.engine.lag(cx);
-        assert_eq!(lag.mode, LagMode::SharedFdb);
-        assert!(lag.evaluations - before < 100, "{} evaluations", lag.evaluations - before);
+        assert_eq!(bench.engine.lag(cx).mode, LagMode::SharedFdb);
+        // A burst that lasts no longer than events are collected leads to one, or to two.
+        let evaluations = bench.engine.lag_evaluations(cx) - before;
+        assert!(evaluations < 100, "{evaluations} evaluations");
         bench.end(cx);
     });
 }

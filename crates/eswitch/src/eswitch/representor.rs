@@ -196,7 +196,7 @@ impl RepTable {
                 self.unwind_vports(cx, ops, ty, &[Vport::Uplink], attempt);
                 return Err(error);
             }
-            self.set(Vport::Uplink, ty, true);
+            self.set(&[Vport::Uplink], ty, true);
             attempt.loaded[ty.index()].push(Vport::Uplink);
         }
         Ok(())
@@ -218,24 +218,19 @@ impl RepTable {
             if !self.is_loaded(Vport::Uplink, ty) {
                 continue;
             }
-            let missing: Vec<Vport> = vports
-                .iter()
-                .copied()
-                .filter(|v| {
-                    self.reps.get(v).is_some_and(|loaded| !loaded[ty.index()]) && failed.binary_search(v).is_err()
-                })
+            let missing: Vec<Vport> = self
+                .rows(vports)
+                .filter(|(v, loaded)| !loaded[ty.index()] && failed.binary_search(v).is_err())
+                .map(|(v, _)| v)
                 .collect();
             if missing.is_empty() {
                 continue;
             }
             let answers = ops_of_type.load(&mut cx.narrow(), &missing);
-            let mut failed_now = Vec::new();
+            let (mut loaded_now, mut failed_now) = (Vec::with_capacity(missing.len()), Vec::new());
             for (vport, answer) in missing.into_iter().zip(answers) {
                 match answer {
-                    Ok(()) => {
-                        self.set(vport, ty, true);
-                        attempt.loaded[ty.index()].push(vport);
-                    }
+                    Ok(()) => loaded_now.push(vport),
                     Err(error) => {
                         let error = self.note_failure(cx, events, vport, ty, error);
                         first = first.and(Err(error));
@@ -243,6 +238,8 @@ impl RepTable {
                     }
                 }
             }
+            self.set(&loaded_now, ty, true);
+            attempt.loaded[ty.index()].extend(loaded_now);
             self.unwind_vports(cx, ops, ty, &failed_now, attempt);
             failed.extend(failed_now);
             if first.is_err() && policy == LoadPolicy::Strict {
@@ -332,18 +329,16 @@ impl RepTable {
         vports: &[Vport],
     ) -> usize {
         let Some(ops) = &ops[ty.index()] else { return 0 };
-        let loaded: Vec<Vport> = vports.iter().copied().filter(|v| self.is_loaded(*v, ty)).collect();
-        let uplink = loaded.contains(&Vport::Uplink) && !ops.uplink_is_port();
-        let others: Vec<Vport> = loaded.iter().copied().filter(|v| !uplink || *v != Vport::Uplink).collect();
+        let loaded: Vec<Vport> = self.rows(vports).filter(|(_, loaded)| loaded[ty.index()]).map(|(v, _)| v).collect();
+        // The uplink is the first there can be.
+        let others = loaded.strip_prefix(&[Vport::Uplink]).filter(|_| !ops.uplink_is_port()).unwrap_or(&loaded);
         if !others.is_empty() {
-            ops.unload(&mut cx.narrow(), &others);
+            ops.unload(&mut cx.narrow(), others);
         }
-        if uplink {
+        if others.len() < loaded.len() {
             ops.unload_uplink(cx);
         }
-        for vport in &loaded {
-            self.set(*vport, ty, false);
-        }
+        self.set(&loaded, ty, false);
         loaded.len()
     }
 
@@ -362,9 +357,7 @@ impl RepTable {
             return;
         }
         ops.unload(cx, &loaded);
-        for vport in &loaded {
-            self.set(*vport, ty, false);
-        }
+        self.set(&loaded, ty, false);
         events.emit(cx, || Event::Unloaded(self.address, ty, loaded.len()));
     }
 
@@ -398,13 +391,30 @@ impl RepTable {
         Ok(())
     }
 
-    fn set(&mut self, vport: Vport, ty: RepType, loaded: bool) {
-        if let Some(types) = self.reps.get_mut(&vport) {
+    fn set(&mut self, vports: &[Vport], ty: RepType, loaded: bool) {
+        for (_, types) in self.rows(vports) {
             types[ty.index()] = loaded;
         }
         if loaded && !self.failures.is_empty() {
-            self.failures.remove(&(vport, ty));
+            for vport in vports {
+                self.failures.remove(&(*vport, ty));
+            }
         }
+    }
+
+    /// The rows of these vports, which are in order; those that are not in the table are left out. One
+    /// walk over the table's part from the first to the last: looking each up would be what loading
+    /// many representors spends its time on.
+    fn rows<'a>(&'a mut self, vports: &'a [Vport]) -> impl Iterator<Item = (Vport, &'a mut [bool; 2])> {
+        debug_assert!(vports.is_sorted(), "vports out of order");
+        let span = vports.first().zip(vports.last());
+        let rows = span.filter(|(first, last)| first <= last).map(|(first, last)| self.reps.range_mut(*first..=*last));
+        let mut wanted = vports.iter().copied().peekable();
+        rows.into_iter().flatten().filter_map(move |(vport, types)| {
+            // Equal is what they mostly are, and quicker to say than less.
+            while wanted.peek() != Some(vport) && wanted.next_if(|w| w < vport).is_some() {}
+            wanted.next_if_eq(vport).map(|vport| (vport, types))
+        })
     }
 
     fn note_failure(
