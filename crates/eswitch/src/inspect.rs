@@ -170,10 +170,7 @@ impl Engine {
                 if mode == Mode::Legacy && vport != Vport::Uplink {
                     continue;
                 }
-                let sf = match state.sfs.get(vport) {
-                    Some(sf) => Some(sf.state(cx)),
-                    None => None,
-                };
+                let sf = state.sfs.get(vport).map(|sf| sf.state(cx));
                 let sfnum = sf.map(|s| s.sfnum.0);
                 let eth = match vport {
                     Vport::Uplink => Resource::PfNetdev(pf.index()),
