@@ -53,7 +53,7 @@ impl Bench {
         self.engine.settle(cx, true);
         assert_eq!(self.engine.check(cx), []);
         self.engine.shutdown(cx);
-        assert_eq!(resources(&*self.card, cx), []);
+        assert_eq!(resources(&self.card, cx), []);
         assert_eq!(self.engine.check(cx), []);
     }
 }
