@@ -59,9 +59,14 @@ impl Stage {
             Resource::SwitchdevFdb(_) => Self::Fdbs,
             Resource::Representor(_, Vport::Uplink, RepType::Eth) => Self::Uplinks,
             Resource::Representor(_, _, RepType::Eth) => Self::Representors,
-            Resource::Representor(_, _, RepType::Ib) | Resource::PfIbDevice(_) | Resource::SfIbDevice(..) => {
-                Self::OnPaper
-            }
+            Resource::Representor(_, _, RepType::Ib)
+            | Resource::PfIbDevice(_)
+            | Resource::SfIbDevice(..)
+            // A bond over the PFs' netdevs is the kernel's and forwards there; what makes the PFs one
+            // card under it has no netdev of its own.
+            | Resource::Lag(_)
+            | Resource::MpeswMetadata(_)
+            | Resource::PeerRules(..) => Self::OnPaper,
         }
     }
 }

@@ -35,6 +35,9 @@ impl Doomed {
             Resource::Port(_, Vport::Sf(_))
             | Resource::PfIbDevice(_)
             | Resource::SfIbDevice(..)
+            | Resource::Lag(_)
+            | Resource::MpeswMetadata(_)
+            | Resource::PeerRules(..)
             | Resource::Representor(_, _, RepType::Ib) => {}
             Resource::Port(pf, vport) => self.ports.push(slot(pf, vport)),
         }
