@@ -105,6 +105,10 @@ pub struct PfView {
     pub auxiliary: Vec<AuxiliaryView>,
     /// On a DPU: VFs that the host has enabled.
     pub host_vfs: Option<u64>,
+    /// On a DPU: why they are not all there.
+    pub host_failure: Option<String>,
+    /// How many representors of each type are loaded, ports or not.
+    pub loaded: [usize; 2],
     /// Whether something waits to be tried again, and in how many milliseconds if that can be said.
     pub retry: Option<Option<u64>>,
 }
@@ -153,10 +157,10 @@ impl Engine {
 
     fn inspect_pf(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<PfView> {
         self.with_devlink(cx, address, |pf, state, cx| {
-            let mode = pf.eswitch.mode.under_devlink(cx);
+            let mode = pf.eswitch.mode.under_devlink(state, cx);
             let config = &self.shared.config;
-            let registered = pf.eswitch.registered(cx);
-            let rows: Vec<(Vport, [RepState; 2])> = pf.inspect_reps(cx, |table| {
+            let rows: Vec<(Vport, [RepState; 2])> = pf.eswitch.with_representors(cx, |table, cx| {
+                let registered = pf.eswitch.registered(cx);
                 let state = |vport: Vport, ty: RepType| match table.failures().get(&(vport, ty)) {
                     _ if table.is_loaded(vport, ty) => RepState::Loaded,
                     Some(failure) => RepState::Failed(failure.clone()),
@@ -165,6 +169,8 @@ impl Engine {
                 };
                 table.vports().into_iter().map(|v| (v, RepType::ALL.map(|ty| state(v, ty)))).collect()
             });
+            let count = |ty: RepType| rows.iter().filter(|(_, reps)| reps[ty.index()] == RepState::Loaded).count();
+            let loaded = RepType::ALL.map(count);
             let mut ports = Vec::new();
             for (vport, reps) in rows {
                 if mode == Mode::Legacy && vport != Vport::Uplink {
@@ -207,9 +213,9 @@ impl Engine {
                     auxiliary.push(AuxiliaryView::of(cx, &device));
                 }
             }
-            let work = pf.eswitch.work.inner();
-            let sfs = pf.sf_queue.inner();
-            let retry = work.pending_retry(cx).or(sfs.pending_retry(cx));
+            let retries = [pf.eswitch.work.inner().pending_retry(cx), pf.sf_queue.inner().pending_retry(cx)];
+            // The sooner of the two.
+            let retry = retries.into_iter().flatten().min();
             Ok(PfView {
                 address,
                 index: pf.index(),
@@ -218,6 +224,8 @@ impl Engine {
                 num_vfs: state.num_vfs,
                 ports,
                 auxiliary,
+                host_failure: state.host_failure.clone(),
+                loaded,
                 host_vfs: self.shared.config.dpu.then(|| pf.host_vfs.load()),
                 retry: retry.map(|left| left.map(|d| d.as_millis() as u64)),
             })
@@ -249,17 +257,23 @@ impl Engine {
 
     fn check_pf(&self, pf: &PfView, modules: &[&'static str], found: &mut Vec<Violation>) {
         let mut violate = |invariant, detail| found.push(Violation { invariant, detail });
-        let rests = pf.retry.is_none();
-        for port in &pf.ports {
+        let failed_rep = |port: &PortView| port.reps.iter().any(|state| matches!(state, RepState::Failed(_)));
+        let excused = pf.ports.iter().any(failed_rep)
+            || pf.auxiliary.iter().any(|device| device.failed.is_some())
+            || pf.host_failure.is_some();
+        // What is missing is to be tried again, and what keeps it from being there is to be seen.
+        let rests = pf.retry.is_none() || !excused;
+        if pf.mode == Mode::Legacy && pf.loaded != [0, 0] {
+            let [eth, ib] = pf.loaded;
+            violate("legacy-empty", format!("pci/{}: {eth} eth and {ib} ib loaded in legacy mode", pf.address));
+        }
+        for port in pf.ports.iter().filter(|_| pf.mode == Mode::Switchdev) {
             for (ty, state) in RepType::ALL.into_iter().zip(&port.reps) {
-                match (pf.mode, state) {
-                    (Mode::Legacy, RepState::Loaded) => {
-                        violate("legacy-empty", format!("{}: {ty} is loaded in legacy mode", port.handle));
-                    }
-                    (Mode::Switchdev, RepState::Registered) if rests => {
+                match state {
+                    RepState::Registered if rests => {
                         violate("switchdev-complete", format!("{}: {ty} is registered and not loaded", port.handle));
                     }
-                    (Mode::Switchdev, RepState::Failed(failure)) if rests => {
+                    RepState::Failed(failure) if pf.retry.is_none() => {
                         let why = &failure.error;
                         violate(
                             "switchdev-complete",
@@ -268,6 +282,25 @@ impl Engine {
                     }
                     _ => {}
                 }
+            }
+        }
+        for port in &pf.ports {
+            if let Some(sf) = port.sf
+                && sf.active != sf.attached
+                && rests
+            {
+                violate(
+                    "switchdev-complete",
+                    format!("{}: active is {}, attached is {}", port.handle, sf.active, sf.attached),
+                );
+            }
+        }
+        for (kind, sf) in self.wanted_devices(pf) {
+            if rests && !pf.auxiliary.iter().any(|device| device.kind == kind && device.sf == sf) {
+                violate(
+                    "switchdev-complete",
+                    format!("pci/{}: no {kind} device {sf:?} though there should be", pf.address),
+                );
             }
         }
         if let Some(host) = pf.host_vfs
@@ -293,6 +326,19 @@ impl Engine {
                 _ => {}
             }
         }
+    }
+
+    /// The auxiliary devices there should be: of the PF by its mode, of each SF that is active.
+    fn wanted_devices(&self, pf: &PfView) -> Vec<(AuxKind, Option<Vport>)> {
+        let mut wanted = vec![(AuxKind::Eth, None)];
+        match pf.mode {
+            Mode::Legacy => wanted.push((AuxKind::Rdma, None)),
+            Mode::Switchdev => wanted.extend([(AuxKind::EthRep, None), (AuxKind::RdmaRep, None)]),
+        }
+        for port in pf.ports.iter().filter(|port| port.sf.is_some_and(|sf| sf.active)) {
+            wanted.extend([(AuxKind::Eth, Some(port.vport)), (AuxKind::Rdma, Some(port.vport))]);
+        }
+        wanted
     }
 
     /// What the card should hold for a PF, as a function of what the engine says there is.
