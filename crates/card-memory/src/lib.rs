@@ -5,11 +5,11 @@
 
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use eswitch::card::{Card, CardError, Create, Resource};
 use eswitch::lock_order::{CardCall, CardState};
-use eswitch::{CardConfig, MacAddr, PfIndex, names};
+use eswitch::{CardConfig, MacAddr, PfIndex, RepType, names};
 use lockdep::{Locked, Mutex};
 
 /// The card.
@@ -20,29 +20,52 @@ pub struct MemoryCard {
 
 #[derive(Default)]
 struct Books {
-    resources: HashMap<Resource, Entry>,
+    /// In order, so that looking at a card twice shows the same twice, and an explored story replays.
+    resources: BTreeMap<Key, Entry>,
     netns: BTreeMap<PfIndex, String>,
     complaints: Vec<String>,
 }
 
 #[derive(Clone, Copy)]
 struct Entry {
+    resource: Resource,
     mac: MacAddr,
     sfnum: Option<u32>,
+}
+
+/// A resource's name as one number: the kind, the PF, and which of the PF's.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Key(u64);
+
+impl Key {
+    fn of(resource: &Resource) -> Self {
+        let which = |kind: u64, within: u16| kind << 32 | u64::from(resource.pf().0) << 24 | u64::from(within);
+        Self(match *resource {
+            Resource::Function(_) => which(0, 0),
+            Resource::PfNetdev(_) => which(1, 0),
+            Resource::PfIbDevice(_) => which(2, 0),
+            Resource::SwitchdevFdb(_) => which(3, 0),
+            Resource::Port(_, vport) => which(4, vport.number()),
+            Resource::SfNetdev(_, vport) => which(5, vport.number()),
+            Resource::SfIbDevice(_, vport) => which(6, vport.number()),
+            Resource::Representor(_, vport, RepType::Eth) => which(7, vport.number()),
+            Resource::Representor(_, vport, RepType::Ib) => which(8, vport.number()),
+            Resource::Lag(_) => which(9, 0),
+            Resource::MpeswMetadata(_) => which(10, 0),
+            Resource::PeerRules(_, peer) => which(11, peer.0.into()),
+        })
+    }
 }
 
 impl MemoryCard {
     /// A card that holds nothing.
     pub fn new(config: CardConfig) -> Self {
-        Self {
-            config,
-            books: Mutex::new(Books::default()),
-        }
+        Self { config, books: Mutex::new(Books::default()) }
     }
 
     /// The MAC address of a resource's netdev, if it exists.
     pub fn mac<L>(&self, cx: &mut Locked<'_, L>, resource: &Resource) -> Option<MacAddr> {
-        self.books.lock_leaf(cx).resources.get(resource).map(|entry| entry.mac)
+        self.books.lock_leaf(cx).resources.get(&Key::of(resource)).map(|entry| entry.mac)
     }
 }
 
@@ -50,11 +73,8 @@ impl Card for MemoryCard {
     fn create(&self, cx: &mut Locked<'_, CardCall>, batch: &[Create]) -> Vec<Result<(), CardError>> {
         let mut books = self.books.lock_leaf(cx);
         for request in batch {
-            let entry = Entry {
-                mac: request.mac,
-                sfnum: request.sfnum,
-            };
-            if books.resources.insert(request.resource, entry).is_some() {
+            let entry = Entry { resource: request.resource, mac: request.mac, sfnum: request.sfnum };
+            if books.resources.insert(Key::of(&request.resource), entry).is_some() {
                 books.complaints.push(format!("{} made twice", request.resource));
             }
         }
@@ -64,18 +84,22 @@ impl Card for MemoryCard {
     fn destroy(&self, cx: &mut Locked<'_, CardCall>, batch: &[Resource]) {
         let mut books = self.books.lock_leaf(cx);
         for resource in batch {
-            if books.resources.remove(resource).is_none() {
+            if books.resources.remove(&Key::of(resource)).is_none() {
                 books.complaints.push(format!("{resource} unmade and was not there"));
+            }
+            if let Resource::PfNetdev(pf) = resource {
+                // A netdev that is made again is made at home.
+                books.netns.remove(pf);
             }
         }
     }
 
     fn name(&self, cx: &mut Locked<'_, CardCall>, resource: &Resource) -> Option<String> {
         let books = self.books.lock_leaf(cx);
-        let entry = books.resources.get(resource)?;
+        let entry = books.resources.get(&Key::of(resource))?;
         let sfnum = entry.sfnum.or_else(|| {
             let port = Resource::Port(resource.pf(), resource.vport()?);
-            books.resources.get(&port)?.sfnum
+            books.resources.get(&Key::of(&port))?.sfnum
         });
         match names::netdev(&self.config, resource, sfnum) {
             Some(netdev) => Some(netdev.name),
@@ -85,11 +109,9 @@ impl Card for MemoryCard {
 
     fn set_mac(&self, cx: &mut Locked<'_, CardCall>, resource: &Resource, mac: MacAddr) -> Result<(), CardError> {
         let mut books = self.books.lock_leaf(cx);
-        match books.resources.get_mut(resource) {
+        match books.resources.get_mut(&Key::of(resource)) {
             Some(entry) => entry.mac = mac,
-            None => books
-                .complaints
-                .push(format!("{resource} given a MAC address and was not there")),
+            None => books.complaints.push(format!("{resource} given a MAC address and was not there")),
         }
         Ok(())
     }
@@ -108,7 +130,7 @@ impl Card for MemoryCard {
     }
 
     fn resources(&self, cx: &mut Locked<'_, CardCall>) -> Vec<Resource> {
-        self.books.lock_leaf(cx).resources.keys().copied().collect()
+        self.books.lock_leaf(cx).resources.values().map(|entry| entry.resource).collect()
     }
 
     fn take_complaints(&self, cx: &mut Locked<'_, CardCall>) -> Vec<String> {

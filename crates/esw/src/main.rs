@@ -1,3 +1,49 @@
 //! The command: arguments in, text or JSON out.
 
-fn main() {}
+#![forbid(unsafe_code)]
+
+mod arguments;
+mod cards;
+mod interrupt;
+mod output;
+mod programs;
+mod prompt;
+mod run;
+mod up;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Parser;
+use lockdep::{Domain, OnReport};
+
+use arguments::{Arguments, Command};
+
+/// Everything held.
+const HELD: u8 = 0;
+/// Something did not.
+const FAILED: u8 = 1;
+/// Input that cannot be used.
+const UNUSABLE: u8 = 2;
+/// Interrupted; as a shell reports it.
+const INTERRUPTED: u8 = 130;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let done = match &arguments.command {
+        Command::Run(arguments) => run::run(arguments),
+        Command::Up(arguments) => up::up(arguments),
+    };
+    match done {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("esw: {error:#}");
+            ExitCode::from(UNUSABLE)
+        }
+    }
+}
+
+/// Where threads are born: with the lock checker if asked for, or in a debug build.
+fn domain(lockdep: bool) -> Arc<Domain> {
+    if lockdep { Domain::checked(OnReport::Record) } else { Domain::for_build(OnReport::Record) }
+}

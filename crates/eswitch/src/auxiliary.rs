@@ -4,6 +4,7 @@
 //! thread that brought device and driver together: the one that adds the device, or the one that
 //! loads the module.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -150,17 +151,27 @@ pub struct Bus {
     lists: Mutex<BusLists, Lists>,
 }
 
+/// Devices by their number on the bus and their kind, which is their name.
+type Devices<C> = BTreeMap<(u32, AuxKind), Arc<AuxiliaryDevice<C>>>;
+
 struct Lists {
-    pf: Vec<Arc<AuxiliaryDevice<Auxiliary>>>,
-    sf: Vec<Arc<AuxiliaryDevice<SfAuxiliary>>>,
+    pf: Devices<Auxiliary>,
+    sf: Devices<SfAuxiliary>,
     drivers: Vec<&'static dyn AuxiliaryDriver>,
     /// The next SF's number on the bus; the PFs' are their places on the card.
     next_id: u32,
 }
 
+impl Lists {
+    #[allow(clippy::type_complexity)]
+    fn snapshot(&self) -> (Vec<Arc<AuxiliaryDevice<Auxiliary>>>, Vec<Arc<AuxiliaryDevice<SfAuxiliary>>>) {
+        (self.pf.values().cloned().collect(), self.sf.values().cloned().collect())
+    }
+}
+
 impl Default for Bus {
     fn default() -> Self {
-        Self { lists: Mutex::new(Lists { pf: Vec::new(), sf: Vec::new(), drivers: Vec::new(), next_id: 4 }) }
+        Self { lists: Mutex::new(Lists { pf: BTreeMap::new(), sf: BTreeMap::new(), drivers: Vec::new(), next_id: 4 }) }
     }
 }
 
@@ -188,7 +199,7 @@ impl Bus {
             function: Function::Pf(Arc::clone(pf)),
             state: Mutex::new(State::default()),
         });
-        self.lists.lock_leaf(cx).pf.push(Arc::clone(&device));
+        self.lists.lock_leaf(cx).pf.insert((device.id, kind), Arc::clone(&device));
         let bound = device.attach(cx, self, events);
         (device, bound)
     }
@@ -207,7 +218,7 @@ impl Bus {
             function: Function::Sf(Arc::clone(sf)),
             state: Mutex::new(State::default()),
         });
-        self.lists.lock_leaf(cx).sf.push(Arc::clone(&device));
+        self.lists.lock_leaf(cx).sf.insert((device.id, kind), Arc::clone(&device));
         let bound = device.attach(cx, self, events);
         (device, bound)
     }
@@ -239,7 +250,7 @@ impl Bus {
         device: &Arc<AuxiliaryDevice<Auxiliary>>,
     ) {
         device.detach(cx, true, |_| true);
-        self.lists.lock_leaf(cx).pf.retain(|d| !Arc::ptr_eq(d, device));
+        self.lists.lock_leaf(cx).pf.remove(&(device.id, device.kind));
     }
 
     /// Takes an SF's device off the bus, unbinding its driver.
@@ -249,7 +260,7 @@ impl Bus {
         device: &Arc<AuxiliaryDevice<SfAuxiliary>>,
     ) {
         device.detach(cx, true, |_| true);
-        self.lists.lock_leaf(cx).sf.retain(|d| !Arc::ptr_eq(d, device));
+        self.lists.lock_leaf(cx).sf.remove(&(device.id, device.kind));
     }
 
     /// A module's drivers arrive: they are listed, then every device is visited. Returns the PFs
@@ -263,7 +274,7 @@ impl Bus {
         let (pf, sf) = {
             let mut lists = self.lists.lock_leaf(cx);
             lists.drivers.extend(drivers);
-            (lists.pf.clone(), lists.sf.clone())
+            lists.snapshot()
         };
         let mut failed = Vec::new();
         for device in pf {
@@ -289,7 +300,7 @@ impl Bus {
         let (pf, sf) = {
             let mut lists = self.lists.lock_leaf(cx);
             lists.drivers.retain(|d| !gone(*d));
-            (lists.pf.clone(), lists.sf.clone())
+            lists.snapshot()
         };
         for device in sf.iter().rev() {
             device.detach(cx, false, gone);
@@ -305,11 +316,11 @@ impl Bus {
 
     /// Every SF's device on the bus.
     pub(crate) fn sf_devices<L>(&self, cx: &mut Locked<'_, L>) -> Vec<Arc<AuxiliaryDevice<SfAuxiliary>>> {
-        self.lists.lock_leaf(cx).sf.clone()
+        self.lists.lock_leaf(cx).snapshot().1
     }
 
     /// Every PF's device on the bus.
     pub(crate) fn pf_devices<L>(&self, cx: &mut Locked<'_, L>) -> Vec<Arc<AuxiliaryDevice<Auxiliary>>> {
-        self.lists.lock_leaf(cx).pf.clone()
+        self.lists.lock_leaf(cx).snapshot().0
     }
 }

@@ -228,7 +228,8 @@ pub trait Card: Send + Sync {
     fn create(&self, cx: &mut Locked<'_, CardCall>, batch: &[Create]) -> Vec<Result<(), CardError>>;
 
     /// Unmakes resources that exist, in order. Cannot fail: what the outside has already taken away
-    /// is as good as unmade.
+    /// is as good as unmade. Nothing of them is remembered: a PF's netdev that was moved and is made
+    /// again is made at home.
     fn destroy(&self, cx: &mut Locked<'_, CardCall>, batch: &[Resource]);
 
     /// The name of the netdev or RDMA device that a resource is to its users, if it is one and exists.

@@ -16,7 +16,7 @@ pub struct CardConfig {
     pub address: PciAddress,
     /// Number of PFs: 1 to 4.
     pub pfs: u8,
-    /// `sriov_totalvfs` of each PF: 0 to 60,000. On a DPU, of the host's PF.
+    /// `sriov_totalvfs` of each PF: 0 to 32,000. On a DPU, of the host's PF.
     pub total_vfs: u16,
     /// VFs each PF starts with. On a DPU, what the host has enabled.
     pub vfs: u16,

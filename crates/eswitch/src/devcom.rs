@@ -118,7 +118,7 @@ impl Component {
     }
 
     /// What a mode change does to the auxiliary devices: RDMA devices are removed, the mode is stored,
-    /// and the devices of the new mode are added. On a multiport RoCE card the RDMA device stays.
+    /// and the devices of the new mode are added. On a multiport RoCE card one rescan does both.
     ///
     /// # Errors
     /// A probe failed; see [`rescan`](Self::rescan).

@@ -1,5 +1,6 @@
 //! A PF: binding it to its driver, unbinding it, and what it is in between.
 
+use std::any::Any;
 use std::sync::Arc;
 
 use lockdep::{AtomicU64, JoinHandle, LockBefore, Locked, Mutex};
@@ -8,7 +9,7 @@ use crate::card::Resource;
 use crate::devlink::{Devlink, VportInfo};
 use crate::engine::Shared;
 use crate::error::{Error, Result};
-use crate::eswitch::{ESwitch, RepTable};
+use crate::eswitch::ESwitch;
 use crate::event::Event;
 use crate::ids::{MacAddr, Mode, PciAddress, PfIndex, PortHandle, PortIndex, Vport};
 use crate::lock_order::{Device as DeviceClass, DeviceSlot, Devlink as DevlinkClass};
@@ -20,7 +21,19 @@ pub(crate) struct Device {
     pub address: PciAddress,
     /// What `bind`, `unbind`, `reload` and `sriov_numvfs` exclude each other with.
     lock: Mutex<DeviceClass, Threads>,
-    bound: Mutex<DeviceSlot, Option<Arc<Pf>>>,
+    bound: Mutex<DeviceSlot, Slot>,
+}
+
+/// What a device has of a PF.
+#[derive(Clone, Default)]
+pub(crate) enum Slot {
+    /// No driver.
+    #[default]
+    Unbound,
+    /// A PF.
+    Bound(Arc<Pf>),
+    /// One went and another is coming; whoever holds the device's lock sees to it.
+    Reloading,
 }
 
 /// The threads that serve a bound PF's queues.
@@ -66,7 +79,7 @@ impl Pf {
 
 impl Device {
     pub fn new(index: PfIndex, address: PciAddress) -> Self {
-        Self { index, address, lock: Mutex::new(Vec::new()), bound: Mutex::new(None) }
+        Self { index, address, lock: Mutex::new(Vec::new()), bound: Mutex::new(Slot::Unbound) }
     }
 
     /// The PF, if it is bound.
@@ -74,7 +87,15 @@ impl Device {
     /// # Errors
     /// It is not.
     pub fn pf<L>(&self, cx: &mut Locked<'_, L>) -> Result<Arc<Pf>> {
-        self.bound.lock_leaf(cx).clone().ok_or(Error::NoDevice(self.address))
+        match self.bound(cx) {
+            Slot::Bound(pf) => Ok(pf),
+            Slot::Unbound | Slot::Reloading => Err(Error::NoDevice(self.address)),
+        }
+    }
+
+    /// What it has of a PF.
+    pub fn bound<L>(&self, cx: &mut Locked<'_, L>) -> Slot {
+        self.bound.lock_leaf(cx).clone()
     }
 
     /// Runs `f` under the device's lock.
@@ -107,13 +128,15 @@ impl Device {
     /// It is not bound.
     pub fn unbind<P: LockBefore<DeviceClass>>(&self, cx: &mut Locked<'_, P>) -> Result<()> {
         let (mut threads, mut cx) = self.lock.lock(cx);
-        self.remove(&mut cx, &mut threads)
+        self.remove(&mut cx, &mut threads, Slot::Unbound)
     }
 
-    /// `devlink dev reload`: unbinds and binds without letting anybody in between.
+    /// `devlink dev reload`: takes the PF down and brings it up again, with its VFs. Commands that come
+    /// meanwhile wait.
     ///
     /// # Errors
-    /// It is not bound; or it could not be bound again, and is not now.
+    /// It is not bound; or it could not be bound again, and is not now; or its VFs could not be enabled
+    /// again, and are not.
     pub fn reload<P: LockBefore<DeviceClass>>(
         &self,
         cx: &mut Locked<'_, P>,
@@ -121,8 +144,18 @@ impl Device {
         host_vfs: &Arc<AtomicU64>,
     ) -> Result<()> {
         let (mut threads, mut cx) = self.lock.lock(cx);
-        self.remove(&mut cx, &mut threads)?;
-        self.probe(&mut cx, &mut threads, shared, host_vfs)
+        let vfs = self.pf(&mut cx)?.devlink.with(&mut cx, |state, _| state.num_vfs);
+        self.remove(&mut cx, &mut threads, Slot::Reloading)?;
+        let bound = self.probe(&mut cx, &mut threads, shared, host_vfs);
+        if bound.is_err() {
+            *self.bound.lock_leaf(&mut cx) = Slot::Unbound;
+        }
+        bound?;
+        if shared.config.dpu {
+            return Ok(());
+        }
+        let pf = self.pf(&mut cx)?;
+        pf.devlink.with(&mut cx, |state, cx| pf.set_num_vfs(state, cx, vfs.into()))
     }
 
     fn probe(
@@ -132,8 +165,11 @@ impl Device {
         shared: &Arc<Shared>,
         host_vfs: &Arc<AtomicU64>,
     ) -> Result<()> {
-        if self.bound.lock_leaf(cx).is_some() {
+        if matches!(self.bound(cx), Slot::Bound(_)) {
             return Err(Error::AlreadyBound(self.address));
+        }
+        if shared.tearing_down.load() {
+            return Err(Error::Teardown);
         }
         let pf = Arc::new(Pf {
             index: self.index,
@@ -150,9 +186,14 @@ impl Device {
             let pf = Arc::clone(&pf);
             shared.threads.spawn(&name, Box::new(move |cx| serve(&pf, cx)))
         };
-        threads.push(serve(format!("esw-{}", self.address), Pf::serve_work));
-        threads.push(serve(format!("sf-{}", self.address), Pf::serve_sfs));
+        let no_thread = |source: std::io::Error| Error::NoThread(source.to_string());
+        let served = serve(format!("esw-{}", self.address), Pf::serve_work).map_err(no_thread).and_then(|work| {
+            threads.push(work);
+            threads.push(serve(format!("sf-{}", self.address), Pf::serve_sfs).map_err(no_thread)?);
+            Ok(())
+        });
         let up = pf.devlink.with(cx, |state, cx| {
+            served?;
             state.vports.insert(Vport::Uplink, VportInfo { mac: pf.mac_of(Vport::Uplink) });
             {
                 let (mut component, mut cx) = shared.devcom.write(cx);
@@ -172,7 +213,7 @@ impl Device {
             Self::take_down(&pf, cx, threads);
             return Err(error);
         }
-        *self.bound.lock_leaf(cx) = Some(Arc::clone(&pf));
+        *self.bound.lock_leaf(cx) = Slot::Bound(Arc::clone(&pf));
         // Whatever was queued or notified meanwhile found nothing to act on: look once more, now that
         // whoever comes next finds the PF.
         pf.want_reconcile(cx);
@@ -180,8 +221,10 @@ impl Device {
         Ok(())
     }
 
-    fn remove(&self, cx: &mut Locked<'_, DeviceClass>, threads: &mut Threads) -> Result<()> {
-        let pf = self.bound.lock_leaf(cx).take().ok_or(Error::NoDevice(self.address))?;
+    /// Takes the PF down and leaves `slot` in its place.
+    fn remove(&self, cx: &mut Locked<'_, DeviceClass>, threads: &mut Threads, slot: Slot) -> Result<()> {
+        let pf = self.pf(cx)?;
+        *self.bound.lock_leaf(cx) = slot;
         Self::take_down(&pf, cx, threads);
         let shared = &pf.shared;
         shared.events.emit(cx, || Event::DeviceUnbound(self.address));
@@ -192,7 +235,7 @@ impl Device {
     /// generation is raised first, and the queues closed, so that no handler waits for that lock.
     fn take_down(pf: &Arc<Pf>, cx: &mut Locked<'_, DeviceClass>, threads: &mut Threads) {
         let shared = &pf.shared;
-        pf.devlink.with(cx, |state, cx| {
+        let panics = pf.devlink.with(cx, |state, cx| {
             state.registered = false;
             shared.lag.hold(cx);
             {
@@ -206,9 +249,9 @@ impl Device {
             pf.eswitch.work.inner().close(cx);
             pf.sf_queue.inner().close(cx);
             pf.raise_generation(cx);
-            Self::join(pf, cx, threads);
+            let panics = Self::join(pf, cx, threads);
             let vports: Vec<Vport> = state.vports.keys().copied().filter(|v| *v != Vport::Uplink).collect();
-            let mode = pf.eswitch.mode.under_devlink(cx);
+            let mode = pf.eswitch.mode.under_devlink(state, cx);
             {
                 let (mut component, mut cx) = shared.devcom.write(cx);
                 component.leave(&mut cx, shared, pf.index);
@@ -223,26 +266,18 @@ impl Device {
             pf.eswitch.with_representors(cx, |table, _| table.forget_all_failures());
             shared.destroy(cx, &[Resource::Function(pf.index)]);
             shared.lag.release(cx);
+            panics
         });
-    }
-
-    fn join(pf: &Pf, cx: &mut Locked<'_, DevlinkClass>, threads: &mut Threads) {
-        pf.eswitch.work.about_to_drain(cx);
-        pf.sf_queue.about_to_drain(cx);
-        for thread in threads.drain(..) {
-            if let Err(panic) = thread.join(cx) {
-                std::panic::resume_unwind(panic);
-            }
+        // Everything is down; what a thread died of is told now.
+        if let Some(panic) = panics.into_iter().next() {
+            std::panic::resume_unwind(panic);
         }
     }
-}
 
-/// The engine's invariants are about the table; whoever inspects it gets to see it here.
-impl Pf {
-    pub(crate) fn inspect_reps<P, R>(&self, cx: &mut Locked<'_, P>, f: impl FnOnce(&RepTable) -> R) -> R
-    where
-        P: LockBefore<crate::lock_order::Representors>,
-    {
-        self.eswitch.with_representors(cx, |table, _| f(table))
+    /// Waits for the queues' threads; what they died of, if they did.
+    fn join(pf: &Pf, cx: &mut Locked<'_, DevlinkClass>, threads: &mut Threads) -> Vec<Box<dyn Any + Send>> {
+        pf.eswitch.work.about_to_drain(cx);
+        pf.sf_queue.about_to_drain(cx);
+        threads.drain(..).filter_map(|thread| thread.join(cx).err()).collect()
     }
 }

@@ -41,6 +41,8 @@ pub struct DevlinkState {
     pub vports: BTreeMap<Vport, VportInfo>,
     /// VFs enabled.
     pub num_vfs: u16,
+    /// On a DPU: why the VFs the host has enabled are not all there.
+    pub host_failure: Option<String>,
     /// SFs, by place.
     pub sfs: SfTable,
     /// Whether tunnels are encapsulated by the card: `encap-mode basic`.
@@ -61,6 +63,7 @@ impl Default for Devlink {
                 registered: false,
                 vports: BTreeMap::new(),
                 num_vfs: 0,
+                host_failure: None,
                 sfs: SfTable::default(),
                 encap: true,
             }),

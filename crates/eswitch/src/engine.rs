@@ -8,7 +8,7 @@ use crate::auxiliary::Bus;
 use crate::card::{Card, Create, Resource};
 use crate::config::CardConfig;
 use crate::devcom::{Component, Devcom};
-use crate::device::{Device, Pf};
+use crate::device::{Device, Pf, Slot};
 use crate::devlink::{DevlinkState, InlineMode};
 use crate::error::{Error, Result};
 use crate::event::{Events, Subscription};
@@ -123,10 +123,6 @@ impl Engine {
                 lag_thread: Mutex::new(None),
             }),
         });
-        let shared = Arc::clone(&engine.shared);
-        let serve = Box::new(move |cx: &mut Locked<'_, Unlocked>| shared.serve_lag(cx));
-        let thread = engine.shared.threads.spawn("lag", serve);
-        *engine.shared.lag_thread.lock_leaf(cx) = Some(thread);
         if let Err(error) = engine.bring_up(cx) {
             engine.shutdown(cx);
             return Err(error);
@@ -136,6 +132,10 @@ impl Engine {
 
     fn bring_up(&self, cx: &mut Locked<'_, Unlocked>) -> Result<()> {
         let config = &self.shared.config;
+        let shared = Arc::clone(&self.shared);
+        let serve = Box::new(move |cx: &mut Locked<'_, Unlocked>| shared.serve_lag(cx));
+        let thread = self.shared.threads.spawn("lag", serve).map_err(|error| Error::NoThread(error.to_string()))?;
+        *self.shared.lag_thread.lock_leaf(cx) = Some(thread);
         self.shared.modules.load(cx, &self.shared, CORE)?;
         for module in &config.modules {
             self.shared.modules.load(cx, &self.shared, module)?;
@@ -197,20 +197,37 @@ impl Engine {
         self.device(address)?.0.pf(cx)
     }
 
-    /// Runs a command under the devlink lock of a PF that is bound.
-    pub(crate) fn with_devlink<P: LockBefore<DevlinkClass>, R>(
+    /// Runs a command under the devlink lock of a PF that is bound. While it is being reloaded the command
+    /// waits, as its devlink instance is there all the time.
+    pub(crate) fn with_devlink<R>(
         &self,
-        cx: &mut Locked<'_, P>,
+        cx: &mut Locked<'_, Unlocked>,
         address: PciAddress,
         f: impl FnOnce(&Arc<Pf>, &mut DevlinkState, &mut Locked<'_, DevlinkClass>) -> Result<R>,
     ) -> Result<R> {
-        let pf = self.pf(cx, address)?;
-        pf.devlink.with(cx, |state, cx| {
-            if !state.registered {
-                return Err(Error::NoDevice(address));
+        let (device, _) = self.device(address)?;
+        let mut f = Some(f);
+        loop {
+            let pf = match device.bound(cx) {
+                Slot::Bound(pf) => pf,
+                Slot::Unbound => return Err(Error::NoDevice(address)),
+                Slot::Reloading => {
+                    device.with(cx, |_| {});
+                    continue;
+                }
+            };
+            let done = pf.devlink.with(cx, |state, cx| match f.take() {
+                Some(f) if state.registered => Some(f(&pf, state, cx)),
+                // It was removed while we waited for its lock; see what has become of it.
+                untold => {
+                    f = untold;
+                    None
+                }
+            });
+            if let Some(result) = done {
+                return result;
             }
-            f(&pf, state, cx)
-        })
+        }
     }
 
     /// `echo ADDRESS > /sys/bus/pci/drivers/mlx5_core/bind`.
@@ -277,7 +294,10 @@ impl Engine {
     /// ERANGE, EBUSY, or what failed, with nothing changed.
     pub fn set_num_vfs(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress, n: u32) -> Result<()> {
         let (device, _) = self.device(address)?;
-        device.with(cx, |cx| self.with_devlink(cx, address, |pf, state, cx| pf.set_num_vfs(state, cx, n)))
+        device.with(cx, |cx| {
+            let pf = device.pf(cx).map_err(|_| Error::NoDriver(address))?;
+            pf.devlink.with(cx, |state, cx| pf.set_num_vfs(state, cx, n))
+        })
     }
 
     /// On a DPU, what `sriov_numvfs` on the *host* leads to: the count changes, and the card is notified
@@ -354,10 +374,13 @@ impl Engine {
     pub fn set_function(&self, cx: &mut Locked<'_, Unlocked>, port: PortHandle, change: FunctionChange) -> Result<()> {
         self.with_port(cx, port, |pf, state, cx, vport| {
             let sf: Option<Arc<SfFunction>> = state.sfs.get(vport).cloned();
+            if change.active.is_some() && sf.is_none() {
+                return Err(Error::FunctionAttribute { port, what: "state" });
+            }
             if let Some(mac) = change.hw_addr {
                 match (&sf, vport) {
                     (Some(sf), _) => pf.set_sf_mac(sf, cx, mac)?,
-                    (None, Vport::Vf(_)) => {
+                    (None, Vport::Vf(_) | Vport::HostPf) => {
                         let function = Resource::Port(pf.index(), vport);
                         self.shared
                             .card
@@ -370,11 +393,10 @@ impl Engine {
                     _ => return Err(Error::FunctionAttribute { port, what: "hw_addr" }),
                 }
             }
-            if let Some(active) = change.active {
-                let sf = sf.ok_or(Error::FunctionAttribute { port, what: "state" })?;
-                pf.set_sf_active(&sf, cx, active)?;
+            match (change.active, sf) {
+                (Some(active), Some(sf)) => pf.set_sf_active(&sf, cx, active),
+                _ => Ok(()),
             }
-            Ok(())
         })
     }
 
@@ -392,7 +414,7 @@ impl Engine {
                 .filter(|_| pf_part == pf.index().0.into())
                 .filter(|vport| state.vports.contains_key(vport))
                 .ok_or(Error::NoPort(port))?;
-            if vport != Vport::Uplink && pf.eswitch.mode.under_devlink(cx) == Mode::Legacy {
+            if vport != Vport::Uplink && pf.eswitch.mode.under_devlink(state, cx) == Mode::Legacy {
                 return Err(Error::NoPort(port));
             }
             f(pf, state, cx, vport)
@@ -402,20 +424,17 @@ impl Engine {
     /// `ip link set … netns`: moves a PF's netdev, `None` for back where it was born.
     ///
     /// # Errors
-    /// The E-Switch is in switchdev mode, or busy; or the card says no.
+    /// The E-Switch is in switchdev mode; or the card says no.
     pub fn set_netns(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress, netns: Option<&str>) -> Result<()> {
-        let pf = self.pf(cx, address)?;
-        let mode = pf.eswitch.mode.begin(cx, "a move of the netdev")?;
-        let moved = if mode == Mode::Switchdev {
-            Err(Error::NetnsLocal)
-        } else {
+        self.with_devlink(cx, address, |pf, state, cx| {
+            if pf.eswitch.mode.under_devlink(state, cx) == Mode::Switchdev {
+                return Err(Error::NetnsLocal);
+            }
             self.shared
                 .card
                 .set_netns(&mut cx.narrow(), pf.index(), netns)
                 .map_err(|source| Error::Card { what: format!("pci/{address}: moving the netdev"), source })
-        };
-        pf.eswitch.mode.finish(cx, mode);
-        moved
+        })
     }
 
     /// What the card's ports have been put into has changed: a bond, or none. Events are collected, then

@@ -2,7 +2,7 @@
 //! that ends in what to do.
 
 use crate::card::CardError;
-use crate::ids::{Mode, PciAddress, PortHandle, RepType, SfNum};
+use crate::ids::{PciAddress, PortHandle, RepType, SfNum};
 use crate::lag::LagMode;
 
 /// The result of a command.
@@ -85,9 +85,9 @@ pub enum Error {
     /// Another operation is changing the E-Switch.
     #[error("Can't change mode, E-Switch is busy; try again once {0} is done")]
     Busy(&'static str),
-    /// The mode is being changed by somebody else.
-    #[error("the E-Switch is changing to {0} mode; try again once it has")]
-    ModeChanging(Mode),
+    /// `sriov_numvfs` of what has no driver.
+    #[error("{0} is not bound to a driver; bind it first")]
+    NoDriver(PciAddress),
     /// Entering switchdev mode with the PF's netdev elsewhere.
     #[error(
         "Can't change E-Switch mode to switchdev when netdev net namespace has diverged from the devlink's; \
@@ -168,6 +168,9 @@ pub enum Error {
     /// The E-Switch is going away.
     #[error("the E-Switch is being torn down")]
     Teardown,
+    /// The system gave no thread to serve a queue.
+    #[error("no thread for a work queue: {0}; raise the limit on threads")]
+    NoThread(String),
     /// No room in a queue.
     #[error("no memory to queue work for the E-Switch")]
     QueueFull,
@@ -198,10 +201,9 @@ impl Error {
     pub fn errno(&self) -> Errno {
         match self {
             Self::NoDevice(_) | Self::NoPort(_) | Self::Teardown => Errno::ENODEV,
-            Self::NoModule { .. } => Errno::ENOENT,
+            Self::NoModule { .. } | Self::NoDriver(_) => Errno::ENOENT,
             Self::AlreadyBound(_)
             | Self::Busy(_)
-            | Self::ModeChanging(_)
             | Self::VfsEnabled { .. }
             | Self::SfAttached
             | Self::LagActive(_)
@@ -212,7 +214,7 @@ impl Error {
             Self::TooManyVfs { .. } => Errno::ERANGE,
             Self::SfExists(_) | Self::OpsRegistered(_) => Errno::EEXIST,
             Self::SfsFull(_) => Errno::ENOSPC,
-            Self::QueueFull => Errno::ENOMEM,
+            Self::QueueFull | Self::NoThread(_) => Errno::ENOMEM,
             Self::VfsOfHost
             | Self::NoHost(_)
             | Self::MpeswOnePort

@@ -31,6 +31,8 @@ pub enum Event {
     Unloaded(PciAddress, RepType, usize),
     /// A representor did not load.
     LoadFailed(PortHandle, RepType, String),
+    /// The VFs that a DPU's host has enabled are not all there, and why.
+    HostVfsFailed(PciAddress, String),
     /// An auxiliary device's driver did not probe.
     ProbeFailed(String, String),
     /// Ops of a type were registered.
@@ -63,6 +65,7 @@ impl fmt::Display for Event {
             Self::Loaded(a, ty, n) => write!(f, "pci/{a}: {n} {ty} representors loaded"),
             Self::Unloaded(a, ty, n) => write!(f, "pci/{a}: {n} {ty} representors unloaded"),
             Self::LoadFailed(port, ty, why) => write!(f, "{port}: {ty} representor did not load: {why}"),
+            Self::HostVfsFailed(a, why) => write!(f, "pci/{a}: the host's VFs are not all there: {why}"),
             Self::ProbeFailed(device, why) => write!(f, "{device}: probe failed: {why}"),
             Self::Registered(a, ty) => write!(f, "pci/{a}: {ty} ops registered"),
             Self::Unregistered(a, ty) => write!(f, "pci/{a}: {ty} ops unregistered"),

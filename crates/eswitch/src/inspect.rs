@@ -108,6 +108,10 @@ pub struct PfView {
     pub host_vfs: Option<u64>,
     /// The PFs whose E-Switches this one's is paired with.
     pub paired: Vec<PfIndex>,
+    /// On a DPU: why they are not all there.
+    pub host_failure: Option<String>,
+    /// How many representors of each type are loaded, ports or not.
+    pub loaded: [usize; 2],
     /// Whether something waits to be tried again, and in how many milliseconds if that can be said.
     pub retry: Option<Option<u64>>,
 }
@@ -158,10 +162,10 @@ impl Engine {
 
     fn inspect_pf(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<PfView> {
         self.with_devlink(cx, address, |pf, state, cx| {
-            let mode = pf.eswitch.mode.under_devlink(cx);
+            let mode = pf.eswitch.mode.under_devlink(state, cx);
             let config = &self.shared.config;
-            let registered = pf.eswitch.registered(cx);
-            let rows: Vec<(Vport, [RepState; 2])> = pf.inspect_reps(cx, |table| {
+            let rows: Vec<(Vport, [RepState; 2])> = pf.eswitch.with_representors(cx, |table, cx| {
+                let registered = pf.eswitch.registered(cx);
                 let state = |vport: Vport, ty: RepType| match table.failures().get(&(vport, ty)) {
                     _ if table.is_loaded(vport, ty) => RepState::Loaded,
                     Some(failure) => RepState::Failed(failure.clone()),
@@ -170,6 +174,8 @@ impl Engine {
                 };
                 table.vports().into_iter().map(|v| (v, RepType::ALL.map(|ty| state(v, ty)))).collect()
             });
+            let count = |ty: RepType| rows.iter().filter(|(_, reps)| reps[ty.index()] == RepState::Loaded).count();
+            let loaded = RepType::ALL.map(count);
             let mut ports = Vec::new();
             for (vport, reps) in rows {
                 if mode == Mode::Legacy && vport != Vport::Uplink {
@@ -212,9 +218,9 @@ impl Engine {
                     auxiliary.push(AuxiliaryView::of(cx, &device));
                 }
             }
-            let work = pf.eswitch.work.inner();
-            let sfs = pf.sf_queue.inner();
-            let retry = work.pending_retry(cx).or(sfs.pending_retry(cx));
+            let retries = [pf.eswitch.work.inner().pending_retry(cx), pf.sf_queue.inner().pending_retry(cx)];
+            // The sooner of the two.
+            let retry = retries.into_iter().flatten().min();
             Ok(PfView {
                 address,
                 index: pf.index(),
@@ -224,6 +230,8 @@ impl Engine {
                 ports,
                 auxiliary,
                 paired: self.shared.devcom.read(cx).0.paired(pf.index()),
+                host_failure: state.host_failure.clone(),
+                loaded,
                 host_vfs: self.shared.config.dpu.then(|| pf.host_vfs.load()),
                 retry: retry.map(|left| left.map(|d| d.as_millis() as u64)),
             })
@@ -240,7 +248,7 @@ impl Engine {
         }
         let mut expected = BTreeSet::new();
         for pf in &snapshot.pfs {
-            self.check_pf(pf, &snapshot.modules, &mut found);
+            self.check_pf(pf, &snapshot.modules, &snapshot.lag, &mut found);
             self.expect_resources(cx, pf, &snapshot.lag, &mut expected);
         }
         check_lag(&snapshot, &mut found);
@@ -254,19 +262,25 @@ impl Engine {
         found
     }
 
-    fn check_pf(&self, pf: &PfView, modules: &[&'static str], found: &mut Vec<Violation>) {
+    fn check_pf(&self, pf: &PfView, modules: &[&'static str], lag: &LagView, found: &mut Vec<Violation>) {
         let mut violate = |invariant, detail| found.push(Violation { invariant, detail });
-        let rests = pf.retry.is_none();
-        for port in &pf.ports {
+        let failed_rep = |port: &PortView| port.reps.iter().any(|state| matches!(state, RepState::Failed(_)));
+        let excused = pf.ports.iter().any(failed_rep)
+            || pf.auxiliary.iter().any(|device| device.failed.is_some())
+            || pf.host_failure.is_some();
+        // What is missing is to be tried again, and what keeps it from being there is to be seen.
+        let rests = pf.retry.is_none() || !excused;
+        if pf.mode == Mode::Legacy && pf.loaded != [0, 0] {
+            let [eth, ib] = pf.loaded;
+            violate("legacy-empty", format!("pci/{}: {eth} eth and {ib} ib loaded in legacy mode", pf.address));
+        }
+        for port in pf.ports.iter().filter(|_| pf.mode == Mode::Switchdev) {
             for (ty, state) in RepType::ALL.into_iter().zip(&port.reps) {
-                match (pf.mode, state) {
-                    (Mode::Legacy, RepState::Loaded) => {
-                        violate("legacy-empty", format!("{}: {ty} is loaded in legacy mode", port.handle));
-                    }
-                    (Mode::Switchdev, RepState::Registered) if rests => {
+                match state {
+                    RepState::Registered if rests => {
                         violate("switchdev-complete", format!("{}: {ty} is registered and not loaded", port.handle));
                     }
-                    (Mode::Switchdev, RepState::Failed(failure)) if rests => {
+                    RepState::Failed(failure) if pf.retry.is_none() => {
                         let why = &failure.error;
                         violate(
                             "switchdev-complete",
@@ -275,6 +289,25 @@ impl Engine {
                     }
                     _ => {}
                 }
+            }
+        }
+        for port in &pf.ports {
+            if let Some(sf) = port.sf
+                && sf.active != sf.attached
+                && rests
+            {
+                violate(
+                    "switchdev-complete",
+                    format!("{}: active is {}, attached is {}", port.handle, sf.active, sf.attached),
+                );
+            }
+        }
+        for (kind, sf) in self.wanted_devices(pf, lag) {
+            if rests && !pf.auxiliary.iter().any(|device| device.kind == kind && device.sf == sf) {
+                violate(
+                    "switchdev-complete",
+                    format!("pci/{}: no {kind} device {sf:?} though there should be", pf.address),
+                );
             }
         }
         if let Some(host) = pf.host_vfs
@@ -300,6 +333,25 @@ impl Engine {
                 _ => {}
             }
         }
+    }
+
+    /// The auxiliary devices there should be: of the PF by its mode, unless a LAG's master has the one
+    /// RDMA device, and of each SF that is active.
+    fn wanted_devices(&self, pf: &PfView, lag: &LagView) -> Vec<(AuxKind, Option<Vport>)> {
+        let mut wanted = vec![(AuxKind::Eth, None)];
+        let master = self.devices.first().is_some_and(|d| d.index == pf.index);
+        let rdma = master || matches!(lag.mode, LagMode::None | LagMode::Vf);
+        match pf.mode {
+            Mode::Legacy => wanted.extend(rdma.then_some((AuxKind::Rdma, None))),
+            Mode::Switchdev => {
+                wanted.push((AuxKind::EthRep, None));
+                wanted.extend(rdma.then_some((AuxKind::RdmaRep, None)));
+            }
+        }
+        for port in pf.ports.iter().filter(|port| port.sf.is_some_and(|sf| sf.active)) {
+            wanted.extend([(AuxKind::Eth, Some(port.vport)), (AuxKind::Rdma, Some(port.vport))]);
+        }
+        wanted
     }
 
     /// What the card should hold for a PF, as a function of what the engine says there is.

@@ -64,17 +64,32 @@ impl<T> Queue<T> {
     /// Queues an item; may allocate.
     pub fn push<L: MayWait>(&self, cx: &mut Locked<'_, L>, item: T) -> Result<()> {
         cx.might_wait();
-        let mut state = self.state.lock_leaf(cx);
-        if state.closed {
-            return Err(Error::Teardown);
+        let mut item = Some(item);
+        let mut room = VecDeque::new();
+        loop {
+            let mut state = self.state.lock_leaf(cx);
+            if state.closed {
+                return Err(Error::Teardown);
+            }
+            if state.items.len() < state.items.capacity() || room.capacity() > state.items.len() {
+                if state.take_planned_failure() {
+                    return Err(Error::QueueFull);
+                }
+                if state.items.len() == state.items.capacity() {
+                    room.append(&mut state.items);
+                    std::mem::swap(&mut room, &mut state.items);
+                }
+                state.items.extend(item.take());
+                drop(state);
+                self.arrived.notify_one();
+                return Ok(());
+            }
+            // The lock is one that those who may not wait take too: nothing is allocated under it.
+            let wanted = 2 * state.items.capacity().max(RESERVE);
+            drop(state);
+            room = VecDeque::new();
+            room.try_reserve(wanted).map_err(|_| Error::QueueFull)?;
         }
-        if state.take_planned_failure() || state.items.try_reserve(1).is_err() {
-            return Err(Error::QueueFull);
-        }
-        state.items.push_back(item);
-        drop(state);
-        self.arrived.notify_one();
-        Ok(())
     }
 
     /// Queues an item from where nothing may wait or allocate. When there is no room, `mark` is left

@@ -6,7 +6,7 @@
 //! queue holds no representor lock and no PF's devlink lock, so that probing an SF's drivers cannot
 //! wait for whoever waits for the SF to be gone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use lockdep::{LockBefore, Locked, Mutex, Unlocked, WaitMap};
@@ -24,18 +24,36 @@ use crate::queue::{Next, Queue};
 #[derive(Debug, Default)]
 pub struct SfTable {
     sfs: BTreeMap<u16, Arc<SfFunction>>,
+    by_num: HashMap<SfNum, u16>,
+    /// No place below it is free.
+    lowest_free: u16,
 }
 
 impl SfTable {
-    fn by_num(&self, sfnum: SfNum) -> Option<&Arc<SfFunction>> {
-        self.sfs.values().find(|sf| sf.sfnum == sfnum)
+    fn contains(&self, sfnum: SfNum) -> bool {
+        self.by_num.contains_key(&sfnum)
     }
 
-    fn free_place(&self, max: u16) -> Option<u16> {
-        if self.sfs.len() >= usize::from(max) {
-            return None;
+    /// The lowest place below `max` that is free.
+    fn free_place(&mut self, max: u16) -> Option<u16> {
+        while self.sfs.contains_key(&self.lowest_free) {
+            self.lowest_free += 1;
         }
-        (0..max).find(|place| !self.sfs.contains_key(place))
+        (self.lowest_free < max).then_some(self.lowest_free)
+    }
+
+    fn insert(&mut self, place: u16, sf: Arc<SfFunction>) {
+        self.by_num.insert(sf.sfnum, place);
+        self.sfs.insert(place, sf);
+    }
+
+    fn remove(&mut self, vport: Vport) {
+        if let Vport::Sf(place) = vport
+            && let Some(sf) = self.sfs.remove(&place)
+        {
+            self.by_num.remove(&sf.sfnum);
+            self.lowest_free = self.lowest_free.min(place);
+        }
     }
 
     /// The SF of a vport.
@@ -124,7 +142,12 @@ impl SfFunction {
     /// A driver's probe failed. What was probed stays; the rest is tried again.
     fn settle<P: LockBefore<Auxiliary>>(self: &Arc<Self>, cx: &mut Locked<'_, P>) -> Result<()> {
         let shared = &self.pf.shared;
-        let active = self.wanted.lock_leaf(cx).active;
+        let active = {
+            let mut wanted = self.wanted.lock_leaf(cx);
+            // From here on its drivers may look at it: its address stands, and it is not detached.
+            wanted.attached |= wanted.active;
+            wanted.active
+        };
         let (mut bound, mut cx) = self.auxiliary.lock(cx);
         let mut result = Ok(());
         if active {
@@ -158,7 +181,7 @@ impl SfFunction {
 pub(crate) struct SfQueue {
     queue: Queue<Arc<SfFunction>>,
     map: WaitMap<SfQueueClass>,
-    all: Mutex<SfWanted, Vec<Arc<SfFunction>>>,
+    all: Mutex<SfWanted, BTreeMap<Vport, Arc<SfFunction>>>,
 }
 
 /// The mark that asks for a look at every SF.
@@ -166,7 +189,7 @@ const LOOK_AT_ALL: u8 = 1;
 
 impl Default for SfQueue {
     fn default() -> Self {
-        Self { queue: Queue::default(), map: WaitMap::new(), all: Mutex::new(Vec::new()) }
+        Self { queue: Queue::default(), map: WaitMap::new(), all: Mutex::new(BTreeMap::new()) }
     }
 }
 
@@ -221,13 +244,13 @@ impl Pf {
         if max == 0 {
             return Err(Error::NoSfs);
         }
-        if self.eswitch.mode.under_devlink(cx) == Mode::Legacy {
+        if self.eswitch.mode.under_devlink(state, cx) == Mode::Legacy {
             return Err(Error::SfInLegacy);
         }
         if request.pfnum != self.index().0.into() {
             return Err(Error::SfPfnum { given: request.pfnum, own: self.index().0 });
         }
-        if state.sfs.by_num(request.sfnum).is_some() {
+        if state.sfs.contains(request.sfnum) {
             return Err(Error::SfExists(request.sfnum));
         }
         let place = state.sfs.free_place(max).ok_or(Error::SfsFull(max))?;
@@ -242,8 +265,8 @@ impl Pf {
             auxiliary: Mutex::new(false),
             devlink: Mutex::new(Vec::new()),
         });
-        self.sf_queue.all.lock_leaf(cx).push(Arc::clone(&sf));
-        state.sfs.sfs.insert(place, sf);
+        self.sf_queue.all.lock_leaf(cx).insert(vport, Arc::clone(&sf));
+        state.sfs.insert(place, sf);
         Ok(vport)
     }
 
@@ -301,10 +324,12 @@ impl Pf {
         }
         self.sf_queue.drain(cx);
         let vports: Vec<Vport> = sfs.iter().map(|sf| sf.vport).collect();
-        let mode = self.eswitch.mode.under_devlink(cx);
+        let mode = self.eswitch.mode.under_devlink(state, cx);
         self.disable_vports(state, cx, mode, &vports);
-        state.sfs.sfs.retain(|_, sf| !vports.contains(&sf.vport));
-        self.sf_queue.all.lock_leaf(cx).retain(|sf| !vports.contains(&sf.vport));
+        for vport in &vports {
+            state.sfs.remove(*vport);
+            self.sf_queue.all.lock_leaf(cx).remove(vport);
+        }
     }
 
     /// Serves the SF queue until it is closed: the body of its thread.
@@ -314,7 +339,7 @@ impl Pf {
             let (_inside, mut cx) = sfs.map.run(cx);
             let (some, all) = match next {
                 Next::Item(sf) => (vec![sf], false),
-                Next::Marks(_) | Next::Retry => (sfs.all.lock_leaf(&mut cx).clone(), true),
+                Next::Marks(_) | Next::Retry => (sfs.all.lock_leaf(&mut cx).values().cloned().collect(), true),
             };
             let failed = some.iter().filter(|sf| sf.settle(&mut cx).is_err()).count() > 0;
             if failed {

@@ -289,6 +289,36 @@ fn commands_against_the_removal_of_their_device() {
     );
 }
 
+#[test]
+fn commands_during_a_reload_wait_for_it() {
+    explore(
+        config(),
+        nothing,
+        &[
+            |cx, engine| engine.reload(cx, addr()).unwrap(),
+            |cx, engine| engine.set_mode(cx, addr(), Mode::Switchdev).unwrap(),
+            |cx, engine| engine.set_netns(cx, addr(), None).unwrap_or(()),
+        ],
+    );
+}
+
+#[test]
+fn an_sfs_address_is_what_its_netdev_got() {
+    let config = CardConfig { mode: Mode::Switchdev, vfs: 0, ..config() };
+    explore(
+        config,
+        nothing,
+        &[|cx, engine| {
+            let sf = engine.add_sf(cx, addr(), 0, SfNum(1)).unwrap();
+            let set = |hw_addr, active| eswitch::FunctionChange { hw_addr, active };
+            engine.set_function(cx, sf, set(None, Some(true))).unwrap();
+            engine.set_function(cx, sf, set(None, Some(false))).unwrap();
+            let mac = Some("00:11:22:33:44:55".parse().unwrap());
+            let _ = engine.set_function(cx, sf, set(mac, Some(true)));
+        }],
+    );
+}
+
 fn two_ports() -> CardConfig {
     CardConfig { pfs: 2, vfs: 1, mode: Mode::Switchdev, ..config() }
 }

@@ -5,6 +5,7 @@ mod common;
 use std::sync::Arc;
 
 use common::{Bench, addr, fail, resources, story};
+use eswitch::card::Resource;
 use eswitch::card::ResourceKind::{Fdb, IbDevice, Netdev, Port, Representor};
 use eswitch::inspect::RepState;
 use eswitch::{CardConfig, Engine, Errno, Error, Mode, PortHandle, PortIndex, RepType, SfNum, Vport};
@@ -300,6 +301,96 @@ fn registering_twice_is_refused() {
         }
         assert!(matches!(bench.engine.load_module(cx, "mlx4_en"), Err(Error::NoModule { .. })));
         assert!(matches!(bench.engine.unload_module(cx, "mlx5_core"), Err(Error::ModuleInUse(_))));
+        bench.end(cx);
+    });
+}
+
+#[test]
+fn a_mode_change_that_fails_takes_nothing_down_that_worked() {
+    for vport in [Vport::Uplink, Vport::Vf(0)] {
+        story(|cx, domain| {
+            let bench = Bench::start(cx, domain, CardConfig { mode: Mode::Switchdev, ..vfs(3) });
+            bench.engine.settle(cx, true);
+            bench.fail(cx, Representor(RepType::Ib), Some(vport), u32::MAX);
+            bench.engine.load_module(cx, "mlx5_ib").unwrap();
+            bench.engine.settle(cx, false);
+            bench.fail(cx, IbDevice, None, 1);
+            bench.engine.set_mode(cx, addr(), Mode::Legacy).unwrap_err();
+            assert_eq!(bench.loaded(cx, RepType::Eth), 4, "netdev representors worked, and do");
+            bench.plan.clear(cx);
+            bench.end(cx);
+        });
+    }
+}
+
+#[test]
+fn a_reload_brings_the_pf_back_with_its_vfs_and_its_netdev_at_home() {
+    story(|cx, domain| {
+        let bench = Bench::start(cx, domain, CardConfig { mode: Mode::Switchdev, ..vfs(2) });
+        bench.engine.set_mode(cx, addr(), Mode::Legacy).unwrap();
+        bench.engine.set_netns(cx, addr(), Some("elsewhere")).unwrap();
+        bench.engine.reload(cx, addr()).unwrap();
+        let view = bench.pf0(cx);
+        assert_eq!((view.mode, view.num_vfs), (Mode::Switchdev, 2));
+        bench.end(cx);
+    });
+}
+
+#[test]
+fn nothing_is_bound_after_shutdown() {
+    story(|cx, domain| {
+        let bench = Bench::start(cx, domain, vfs(1));
+        bench.engine.shutdown(cx);
+        assert!(matches!(bench.engine.bind(cx, addr()), Err(Error::Teardown)));
+        assert_eq!(bench.engine.set_num_vfs(cx, addr(), 1).unwrap_err().errno(), Errno::ENOENT);
+        assert_eq!(resources(&bench.card, cx), []);
+    });
+}
+
+#[test]
+fn without_threads_there_is_no_pf_and_nothing_is_left() {
+    struct NoThreads;
+    impl lockdep::Spawn for NoThreads {
+        fn spawn(&self, _: &str, _: lockdep::ThreadMain) -> std::io::Result<lockdep::JoinHandle<()>> {
+            Err(std::io::Error::other("none left"))
+        }
+    }
+    story(|cx, _| {
+        let card = Arc::new(card_memory::MemoryCard::new(vfs(1)));
+        let error = Engine::start(cx, vfs(1), card.clone(), Arc::new(NoThreads)).map(|_| ()).unwrap_err();
+        assert!(matches!(error, Error::NoThread(_)), "{error}");
+        assert_eq!(resources(&card, cx), []);
+    });
+}
+
+#[test]
+fn a_function_is_changed_wholly_or_not_at_all() {
+    story(|cx, domain| {
+        let bench = Bench::start(cx, domain, CardConfig { mode: Mode::Switchdev, ..vfs(1) });
+        let mac = "00:11:22:33:44:55".parse().unwrap();
+        let both = eswitch::FunctionChange { hw_addr: Some(mac), active: Some(true) };
+        assert!(matches!(
+            bench.engine.set_function(cx, port(Vport::Vf(0)), both),
+            Err(Error::FunctionAttribute { what: "state", .. })
+        ));
+        let vf = Resource::Port(PfIndex(0), Vport::Vf(0));
+        assert_ne!(bench.card.mac(cx, &vf), Some(mac));
+        bench.engine.set_function(cx, port(Vport::Vf(0)), eswitch::FunctionChange { active: None, ..both }).unwrap();
+        assert_eq!(bench.card.mac(cx, &vf), Some(mac));
+        bench.end(cx);
+    });
+}
+
+#[test]
+fn what_keeps_the_hosts_vfs_from_being_there_is_seen() {
+    story(|cx, domain| {
+        let bench = Bench::start(cx, domain, CardConfig { dpu: true, ..vfs(0) });
+        bench.fail(cx, Port, Some(Vport::Vf(0)), u32::MAX);
+        bench.engine.set_host_vfs(cx, addr(), 1).unwrap();
+        bench.engine.settle(cx, false);
+        assert!(bench.pf0(cx).host_failure.unwrap().contains("port pf0 vf0"));
+        assert_eq!(bench.engine.check(cx), []);
+        bench.plan.clear(cx);
         bench.end(cx);
     });
 }

@@ -1,5 +1,6 @@
 //! Threads: the roots of tokens.
 
+use std::io;
 use std::panic::Location;
 use std::sync::Arc;
 
@@ -22,7 +23,10 @@ pub type ThreadMain = Box<dyn FnOnce(&mut Locked<'_, Unlocked>) + Send>;
 /// them, name them, or refuse.
 pub trait Spawn: Send + Sync {
     /// Starts a thread that runs `f` at the root of the order.
-    fn spawn(&self, name: &str, f: ThreadMain) -> JoinHandle<()>;
+    ///
+    /// # Errors
+    /// There is no thread to be had.
+    fn spawn(&self, name: &str, f: ThreadMain) -> io::Result<JoinHandle<()>>;
 }
 
 /// Threads of this facade, in one domain.
@@ -30,13 +34,13 @@ pub trait Spawn: Send + Sync {
 pub struct Threads(pub Arc<Domain>);
 
 impl Spawn for Threads {
-    fn spawn(&self, name: &str, f: ThreadMain) -> JoinHandle<()> {
+    fn spawn(&self, name: &str, f: ThreadMain) -> io::Result<JoinHandle<()>> {
         spawn(&self.0, name, f)
     }
 }
 
 impl<L: MayWait> Locked<'_, L> {
-    /// Starts a thread in this thread's domain.
+    /// Starts a thread in this thread's domain. If the system gives none, joining it says so.
     #[track_caller]
     pub fn spawn<R: Send + 'static>(
         &self,
@@ -44,7 +48,7 @@ impl<L: MayWait> Locked<'_, L> {
         f: impl FnOnce(&mut Locked<'_, Unlocked>) -> R + Send + 'static,
     ) -> JoinHandle<R> {
         self.task.might_wait("starts a thread", Location::caller());
-        spawn(self.task.domain(), name, f)
+        spawn(self.task.domain(), name, f).unwrap_or_else(|error| JoinHandle(Imp::None(error)))
     }
 }
 
@@ -52,15 +56,14 @@ fn spawn<R: Send + 'static>(
     domain: &Arc<Domain>,
     name: &str,
     f: impl FnOnce(&mut Locked<'_, Unlocked>) -> R + Send + 'static,
-) -> JoinHandle<R> {
+) -> io::Result<JoinHandle<R>> {
     let (domain, owned) = (Arc::clone(domain), name.to_owned());
     let run = move || enter(&domain, &owned, f);
-    JoinHandle(if is_explored() {
+    Ok(JoinHandle(if is_explored() {
         Imp::Explored(shuttle::thread::spawn(run))
     } else {
-        let builder = std::thread::Builder::new().name(name.to_owned());
-        Imp::Real(builder.spawn(run))
-    })
+        Imp::Real(std::thread::Builder::new().name(name.to_owned()).spawn(run)?)
+    }))
 }
 
 /// A thread that can be waited for.
@@ -69,8 +72,9 @@ pub struct JoinHandle<R>(Imp<R>);
 
 #[derive(Debug)]
 enum Imp<R> {
-    Real(std::io::Result<std::thread::JoinHandle<R>>),
+    Real(std::thread::JoinHandle<R>),
     Explored(shuttle::thread::JoinHandle<R>),
+    None(io::Error),
 }
 
 impl<R> JoinHandle<R> {
@@ -83,8 +87,8 @@ impl<R> JoinHandle<R> {
     pub fn join<L: MayWait>(self, cx: &mut Locked<'_, L>) -> std::thread::Result<R> {
         cx.task.might_wait("joins a thread", Location::caller());
         match self.0 {
-            Imp::Real(Ok(thread)) => thread.join(),
-            Imp::Real(Err(error)) => Err(Box::new(format!("no thread: {error}"))),
+            Imp::Real(thread) => thread.join(),
+            Imp::None(error) => Err(Box::new(format!("no thread: {error}"))),
             Imp::Explored(thread) => thread.join(),
         }
     }

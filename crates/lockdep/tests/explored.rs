@@ -355,6 +355,7 @@ fn ab_ba(cx: &mut Locked<'_, Unlocked>, checked: bool) {
             "other",
             Box::new(move |cx| against_the_order(cx, &theirs.0, &theirs.1)),
         )
+        .unwrap()
     };
     {
         let (_a, mut cx) = locks.0.lock(cx);

@@ -225,7 +225,7 @@ fn threads_of_a_domain_have_their_names() {
                 *theirs.lock(cx).0 = name;
             }),
         );
-        thread.join(cx).unwrap();
+        thread.unwrap().join(cx).unwrap();
         assert_eq!(*told.lock(cx).0, "esw-0");
     });
 }

@@ -47,9 +47,8 @@ pub struct SfExpectation {
 }
 
 /// The first words of expectations.
-const SUBJECTS: [&str; 13] = [
-    "mode", "rep", "reps", "vfs", "module", "aux", "sf", "port", "netdev", "bound", "unbound", "event", "no",
-];
+const SUBJECTS: [&str; 13] =
+    ["mode", "rep", "reps", "vfs", "module", "aux", "sf", "port", "netdev", "bound", "unbound", "event", "no"];
 
 const REP_STATES: [&str; 4] = ["loaded", "registered", "unregistered", "failed"];
 
@@ -79,12 +78,9 @@ impl Expectation {
                 )
             }
             "rep" => Self::Rep(port(words)?, rep_type(words)?, words.one_of(&REP_STATES)?),
-            "reps" => Self::Reps(
-                device(words)?,
-                rep_type(words)?,
-                words.one_of(&REP_STATES)?,
-                words.parse("how many")?,
-            ),
+            "reps" => {
+                Self::Reps(device(words)?, rep_type(words)?, words.one_of(&REP_STATES)?, words.parse("how many")?)
+            }
             "vfs" => Self::Vfs(device(words)?, words.parse("a number of VFs")?),
             "module" => {
                 let (at, name) = words.next("the name of a module")?;
@@ -131,10 +127,7 @@ fn auxiliary(words: &mut Words<'_>) -> Result<String, WordError> {
     let parts: Vec<&str> = name.split('.').collect();
     match parts[..] {
         ["mlx5_core", "eth" | "eth-rep" | "rdma" | "rdma-rep", n] if n.parse::<u8>().is_ok() => Ok(name.to_owned()),
-        _ => Err(WordError {
-            at,
-            message: format!("expected {EXPECTED}, found `{name}`"),
-        }),
+        _ => Err(WordError { at, message: format!("expected {EXPECTED}, found `{name}`") }),
     }
 }
 

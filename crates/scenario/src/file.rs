@@ -49,16 +49,8 @@ pub struct CardName {
 }
 
 /// The kinds of card there are.
-pub const CARDS: [CardName; 2] = [
-    CardName {
-        name: "memory",
-        has_programs: false,
-    },
-    CardName {
-        name: "linux",
-        has_programs: true,
-    },
-];
+pub const CARDS: [CardName; 2] =
+    [CardName { name: "memory", has_programs: false }, CardName { name: "linux", has_programs: true }];
 
 /// A named thread and its steps.
 #[derive(Clone, Debug, PartialEq)]
@@ -98,9 +90,18 @@ pub fn parse(source: &str) -> Result<Scenario, InputError> {
     Reader { source }.scenario()
 }
 
-const KEYS: [&str; 10] = [
-    "name", "why", "cards", "limit_s", "card", "setup", "thread", "finally", "expect", "settle",
-];
+/// Reads a card's configuration: a file with what a scenario has under `[card]`.
+///
+/// # Errors
+/// The first thing that cannot be used: where it is, and what was expected there.
+pub fn parse_card(source: &str) -> Result<CardConfig, InputError> {
+    let reader = Reader { source };
+    let table = reader.document()?;
+    let span = table.span();
+    reader.card_config(&Spanned::new(span, DeValue::Table(table.into_inner())))
+}
+
+const KEYS: [&str; 10] = ["name", "why", "cards", "limit_s", "card", "setup", "thread", "finally", "expect", "settle"];
 const REQUIRED: &str = "a scenario has at least `name`, `why` and one `[[thread]]` with `name` and `steps`";
 
 type Value<'s> = Spanned<DeValue<'s>>;
@@ -112,10 +113,7 @@ struct Reader<'s> {
 
 impl<'s> Reader<'s> {
     fn error<T>(&self, at: usize, message: impl Into<String>) -> Read<T> {
-        Err(InputError {
-            place: Place::of(self.source, at),
-            message: message.into(),
-        })
+        Err(InputError { place: Place::of(self.source, at), message: message.into() })
     }
 
     fn toml_error(&self, error: &toml::de::Error, otherwise: usize) -> InputError {
@@ -125,15 +123,16 @@ impl<'s> Reader<'s> {
         }
     }
 
+    fn document(&self) -> Read<Spanned<DeTable<'s>>> {
+        DeTable::parse(self.source).map_err(|error| {
+            let mut error = self.toml_error(&error, 0);
+            error.message = format!("not TOML: {}", error.message);
+            error
+        })
+    }
+
     fn scenario(&self) -> Read<Scenario> {
-        let table = match DeTable::parse(self.source) {
-            Ok(table) => table.into_inner(),
-            Err(error) => {
-                let mut error = self.toml_error(&error, 0);
-                error.message = format!("not TOML: {}", error.message);
-                return Err(error);
-            }
-        };
+        let table = self.document()?.into_inner();
         if table.is_empty() {
             return self.error(0, format!("nothing here: {REQUIRED}"));
         }
@@ -176,10 +175,7 @@ impl<'s> Reader<'s> {
     fn text(&self, value: &Value<'s>, what: &str) -> Read<String> {
         match value.get_ref() {
             DeValue::String(text) => Ok(text.to_string()),
-            other => self.error(
-                value.span().start,
-                format!("expected {what}, a string, found {}", describe(other)),
-            ),
+            other => self.error(value.span().start, format!("expected {what}, a string, found {}", describe(other))),
         }
     }
 
@@ -197,10 +193,7 @@ impl<'s> Reader<'s> {
     fn list<'v>(&self, value: &'v Value<'s>, what: &str) -> Read<Vec<&'v Value<'s>>> {
         match value.get_ref() {
             DeValue::Array(items) => Ok(items.iter().collect()),
-            other => self.error(
-                value.span().start,
-                format!("expected {what}, a list, found {}", describe(other)),
-            ),
+            other => self.error(value.span().start, format!("expected {what}, a list, found {}", describe(other))),
         }
     }
 
@@ -225,10 +218,7 @@ impl<'s> Reader<'s> {
         match self.text(value, "`settle`")?.as_str() {
             "retries" => Ok(Settle::Retries),
             "queues" => Ok(Settle::Queues),
-            other => self.error(
-                value.span().start,
-                format!("expected `retries` or `queues`, found `{other}`"),
-            ),
+            other => self.error(value.span().start, format!("expected `retries` or `queues`, found `{other}`")),
         }
     }
 
@@ -255,9 +245,10 @@ impl<'s> Reader<'s> {
     }
 
     fn card(&self, table: &DeTable<'s>) -> Read<CardConfig> {
-        let Some(value) = table.get("card") else {
-            return Ok(CardConfig::default());
-        };
+        table.get("card").map_or_else(|| Ok(CardConfig::default()), |value| self.card_config(value))
+    }
+
+    fn card_config(&self, value: &Value<'s>) -> Read<CardConfig> {
         let at = value.span().start;
         let config = CardConfig::deserialize(toml::de::ValueDeserializer::from(value.clone()))
             .map_err(|error| self.toml_error(&error, at))?;
@@ -282,10 +273,7 @@ impl<'s> Reader<'s> {
                 return self.error(at, "a thread without a `name`");
             };
             let name = self.text(name_value, "`name`")?;
-            if let Some(taken) = ["", "setup", "finally", "epilogue"]
-                .iter()
-                .find(|taken| **taken == name)
-            {
+            if let Some(taken) = ["", "setup", "finally", "epilogue"].iter().find(|taken| **taken == name) {
                 let message = format!("expected a name for the thread other than `{taken}`");
                 return self.error(name_value.span().start, message);
             }
@@ -326,24 +314,14 @@ impl<'s> Reader<'s> {
                 (run, self.outcome(table)?)
             }
             other => {
-                return self.error(
-                    at,
-                    format!(
-                        "expected a step: a string, or a table with `run`; found {}",
-                        describe(other)
-                    ),
-                );
+                return self
+                    .error(at, format!("expected a step: a string, or a table with `run`; found {}", describe(other)));
             }
         };
         let text = self.text(run, "`run`")?;
         let span = run.span();
         let action = Action::parse(&text, card).map_err(|error| self.word_error(&span, &error))?;
-        Ok(Step {
-            text,
-            place: Place::of(self.source, inside_string(self.source, &span, 0)),
-            action,
-            expected,
-        })
+        Ok(Step { text, place: Place::of(self.source, inside_string(self.source, &span, 0)), action, expected })
     }
 
     fn outcome(&self, table: &DeTable<'s>) -> Read<Expected> {
@@ -362,10 +340,7 @@ impl<'s> Reader<'s> {
             Some(value) => {
                 let text = self.text(value, "`fails`")?;
                 if text.is_empty() {
-                    return self.error(
-                        value.span().start,
-                        "expected an error such as \"EBUSY\", or text of one",
-                    );
+                    return self.error(value.span().start, "expected an error such as \"EBUSY\", or text of one");
                 }
                 Ok(Expected::Failure(text))
             }
@@ -429,10 +404,8 @@ impl<'s> Reader<'s> {
         let mut left: Vec<Vec<(&str, &Step)>> = Vec::new();
         let mut members: BTreeMap<&str, BTreeSet<usize>> = BTreeMap::new();
         for (index, thread) in scenario.threads.iter().enumerate() {
-            let barriers = thread
-                .steps
-                .iter()
-                .flat_map(|step| step.action.barriers().into_iter().map(move |name| (name, step)));
+            let barriers =
+                thread.steps.iter().flat_map(|step| step.action.barriers().into_iter().map(move |name| (name, step)));
             let barriers: Vec<_> = barriers.collect();
             for (name, _) in &barriers {
                 members.entry(name).or_default().insert(index);
@@ -453,21 +426,16 @@ impl<'s> Reader<'s> {
             }
         }
         loop {
-            let met = members.iter().find(|(name, threads)| {
-                threads
-                    .iter()
-                    .all(|t| left[*t].last().is_some_and(|(next, _)| next == *name))
-            });
+            let met = members
+                .iter()
+                .find(|(name, threads)| threads.iter().all(|t| left[*t].last().is_some_and(|(next, _)| next == *name)));
             if let Some((_, threads)) = met {
                 for thread in threads {
                     left[*thread].pop();
                 }
                 continue;
             }
-            let stuck = left
-                .iter()
-                .filter_map(|barriers| barriers.last())
-                .min_by_key(|(_, s)| s.place);
+            let stuck = left.iter().filter_map(|barriers| barriers.last()).min_by_key(|(_, s)| s.place);
             return match stuck {
                 None => Ok(()),
                 Some((name, step)) => Err(InputError {

@@ -24,7 +24,7 @@ mod words;
 mod world;
 
 pub use expectation::{AuxState, Expectation, SfExpectation};
-pub use file::{CARDS, CardName, InFile, Scenario, Settle, StoryThread, parse};
+pub use file::{CARDS, CardName, InFile, Scenario, Settle, StoryThread, parse, parse_card};
 pub use place::{InputError, Place};
 pub use pulse::Pulse;
 pub use run::{Observer, Outcome, StepRecord, Verdict, run};

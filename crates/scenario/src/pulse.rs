@@ -38,10 +38,7 @@ impl Default for Pulse {
 impl Pulse {
     /// A pulse nobody waits on.
     pub fn new() -> Self {
-        Self {
-            state: Mutex::new(State::default()),
-            moved: Condvar::new(),
-        }
+        Self { state: Mutex::new(State::default()), moved: Condvar::new() }
     }
 
     /// Asks everything to come to its end.

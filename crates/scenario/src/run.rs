@@ -89,11 +89,8 @@ impl Observer for () {
 pub fn run(cx: &mut Locked<'_, Unlocked>, scenario: &Scenario, world: &World, observer: &mut dyn Observer) -> Outcome {
     let began = (world.clock)();
     let mut outcome = Outcome::default();
-    let teller = Teller {
-        scenario: Arc::new(scenario.clone()),
-        world: world.clone(),
-        stage: Arc::new(Stage::default()),
-    };
+    let teller =
+        Teller { scenario: Arc::new(scenario.clone()), world: world.clone(), stage: Arc::new(Stage::default()) };
     teller.tell(cx, &mut outcome, observer);
     outcome.interrupted = world.pulse.is_stopped(cx);
     for report in world.domain.take_reports() {
@@ -105,10 +102,7 @@ pub fn run(cx: &mut Locked<'_, Unlocked>, scenario: &Scenario, world: &World, ob
 
 impl Outcome {
     fn violate(&mut self, invariant: &'static str, detail: impl Into<String>) {
-        self.violations.push(Violation {
-            invariant,
-            detail: detail.into(),
-        });
+        self.violations.push(Violation { invariant, detail: detail.into() });
     }
 
     /// Notes a step; one that went wrong violates something.
@@ -129,7 +123,8 @@ impl Outcome {
 }
 
 /// A thread of the teller's.
-type Part = (String, Box<dyn FnOnce(&mut Locked<'_, Unlocked>) + Send>);
+type Part = (String, Body);
+type Body = Box<dyn FnOnce(&mut Locked<'_, Unlocked>) + Send>;
 
 struct Teller {
     scenario: Arc<Scenario>,
@@ -205,16 +200,10 @@ impl Teller {
                 if let Err(error) = rested
                     && error != StepError::Interrupted
                 {
-                    found.push(Violation {
-                        invariant: "progress",
-                        detail: error.to_string(),
-                    });
+                    found.push(Violation { invariant: "progress", detail: error.to_string() });
                 }
                 for expectation in &scenario.expect {
-                    let unmet = session
-                        .expect(cx, &expectation.value)
-                        .err()
-                        .map(|error| error.to_string());
+                    let unmet = session.expect(cx, &expectation.value).err().map(|error| error.to_string());
                     let expectation = expectation.text.clone();
                     stage.tell(cx, Told::Verdict(Verdict { expectation, unmet }));
                 }
@@ -285,10 +274,7 @@ impl Teller {
                 Err(doing) => {
                     for (thread, step) in doing {
                         let s = patience.as_secs();
-                        outcome.violate(
-                            "progress",
-                            format!("{thread}: `{step}` has not come to an end within {s} s"),
-                        );
+                        outcome.violate("progress", format!("{thread}: `{step}` has not come to an end within {s} s"));
                     }
                     return false;
                 }
@@ -328,7 +314,7 @@ fn take(cx: &mut Locked<'_, Unlocked>, session: &Session, thread: &str, step: &S
 }
 
 /// Runs a thread's body; its panic, if it panics. Explored, panics are the explorer's business.
-fn run_part(cx: &mut Locked<'_, Unlocked>, body: Box<dyn FnOnce(&mut Locked<'_, Unlocked>) + Send>) -> Option<String> {
+fn run_part(cx: &mut Locked<'_, Unlocked>, body: Body) -> Option<String> {
     if is_explored() {
         body(cx);
         return None;
@@ -339,9 +325,7 @@ fn run_part(cx: &mut Locked<'_, Unlocked>, body: Box<dyn FnOnce(&mut Locked<'_, 
 
 fn describe_panic(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or(panic.downcast_ref::<&str>().copied())
-        .unwrap_or("no message")
-        .to_owned()
+    text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no message").to_owned()
 }
 
 /// Where the threads of a story leave what they have to tell.

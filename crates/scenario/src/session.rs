@@ -229,19 +229,10 @@ impl Session {
             )));
         };
         let pulse = &self.world.pulse;
-        let finished = programs
-            .run(command, self.limit, &mut || pulse.is_stopped(cx))
-            .map_err(StepError::NoProgram)?;
+        let finished = programs.run(command, self.limit, &mut || pulse.is_stopped(cx)).map_err(StepError::NoProgram)?;
         if finished.status != 0 {
-            let said = if finished.stderr.trim().is_empty() {
-                &finished.stdout
-            } else {
-                &finished.stderr
-            };
-            return Err(StepError::Program {
-                status: finished.status,
-                text: said.trim().to_owned(),
-            });
+            let said = if finished.stderr.trim().is_empty() { &finished.stdout } else { &finished.stderr };
+            return Err(StepError::Program { status: finished.status, text: said.trim().to_owned() });
         }
         Ok(finished.stdout.lines().map(str::to_owned).collect())
     }
@@ -255,11 +246,7 @@ impl Session {
     fn gave_up(&self, why: GaveUp, what: String, found: String) -> StepError {
         match why {
             GaveUp::Stopped => StepError::Interrupted,
-            GaveUp::TimedOut => StepError::NeverCame {
-                what,
-                limit: self.limit,
-                found,
-            },
+            GaveUp::TimedOut => StepError::NeverCame { what, limit: self.limit, found },
         }
     }
 
@@ -280,13 +267,7 @@ impl Session {
                 }
             },
         );
-        met.map_err(|why| {
-            self.gave_up(
-                why,
-                format!("`sync {name}`"),
-                format!("waiting for {}", missing.join(", ")),
-            )
-        })
+        met.map_err(|why| self.gave_up(why, format!("`sync {name}`"), format!("waiting for {}", missing.join(", "))))
     }
 
     fn sleep(&self, cx: &mut Locked<'_, Unlocked>, time: Duration) -> Result<(), StepError> {
@@ -312,19 +293,11 @@ impl Session {
             cx,
             Some(&limit),
             || Some(Deadline::after(Duration::ZERO)),
-            |cx| {
-                self.engine
-                    .settle_until(cx, retries, &Deadline::after(look))
-                    .then_some(())
-            },
+            |cx| self.engine.settle_until(cx, retries, &Deadline::after(look)).then_some(()),
         );
         rested.map_err(|why| {
             let found = self.unrest(cx);
-            let what = if retries {
-                "an end of retries"
-            } else {
-                "rest of the queues"
-            };
+            let what = if retries { "an end of retries" } else { "rest of the queues" };
             self.gave_up(why, what.to_owned(), found)
         })
     }
@@ -342,16 +315,12 @@ impl Session {
                     }
                 }
             }
-            for (name, _, failed) in &pf.auxiliary {
-                waiting.extend(failed.iter().map(|error| format!("{name}: {error}")));
+            for device in &pf.auxiliary {
+                waiting.extend(device.failed.iter().map(|error| format!("{}: {error}", device.name)));
             }
         }
         waiting.truncate(5);
-        if waiting.is_empty() {
-            "work is still queued or being done".to_owned()
-        } else {
-            waiting.join(", ")
-        }
+        if waiting.is_empty() { "work is still queued or being done".to_owned() } else { waiting.join(", ") }
     }
 
     fn wait_until(&self, cx: &mut Locked<'_, Unlocked>, expectation: &Expectation) -> Result<(), StepError> {
@@ -377,8 +346,7 @@ impl Session {
     /// # Errors
     /// [`StepError::Unmet`]: it does not, and what does.
     pub fn expect(&self, cx: &mut Locked<'_, Unlocked>, expectation: &Expectation) -> Result<(), StepError> {
-        self.look(cx, expectation)
-            .map_err(|(expected, found)| StepError::Unmet { expected, found })
+        self.look(cx, expectation).map_err(|(expected, found)| StepError::Unmet { expected, found })
     }
 
     /// What should hold and what is found, if they differ.
@@ -435,11 +403,7 @@ impl Session {
             Expectation::Bound(device, wanted) => {
                 let bound = show::pf(&snapshot, *device).is_some();
                 let word = |bound| if bound { "bound" } else { "unbound" };
-                differ(
-                    bound == *wanted,
-                    format!("pci/{device} {}", word(*wanted)),
-                    format!("it is {}", word(bound)),
-                )
+                differ(bound == *wanted, format!("pci/{device} {}", word(*wanted)), format!("it is {}", word(bound)))
             }
             Expectation::Rep(port, ty, state) => {
                 of_port(port, format!("{ty} representor of {port} {state}"), &|view| {
@@ -451,41 +415,28 @@ impl Session {
                     (found.to_string() == *state, format!("it is {found}{why}"))
                 })
             }
-            Expectation::Reps(device, ty, state, n) => of_pf(
-                device,
-                format!("{n} {ty} representors {state} on pci/{device}"),
-                &|pf| {
-                    let of_type = pf
-                        .ports
-                        .iter()
-                        .map(|p| p.reps[usize::from(*ty == RepType::Ib)].to_string());
+            Expectation::Reps(device, ty, state, n) => {
+                of_pf(device, format!("{n} {ty} representors {state} on pci/{device}"), &|pf| {
+                    let of_type = pf.ports.iter().map(|p| p.reps[usize::from(*ty == RepType::Ib)].to_string());
                     let found = of_type.filter(|found| found == state).count();
                     (found == *n, format!("there are {found}"))
-                },
-            ),
+                })
+            }
             Expectation::Module(name, wanted) => {
                 let module = eswitch::module::find(name).map_or("", |module| module.name);
                 let loaded = snapshot.modules.contains(&module);
                 let word = |loaded| if loaded { "loaded" } else { "absent" };
-                differ(
-                    loaded == *wanted,
-                    format!("module {name} {}", word(*wanted)),
-                    format!("it is {}", word(loaded)),
-                )
+                differ(loaded == *wanted, format!("module {name} {}", word(*wanted)), format!("it is {}", word(loaded)))
             }
             Expectation::Aux(name, wanted) => {
                 let mut all = snapshot.pfs.iter().flat_map(|pf| &pf.auxiliary);
-                let found = match all.find(|(other, _, _)| other == name) {
-                    Some((_, true, _)) => AuxState::Bound,
-                    Some((_, false, _)) => AuxState::Unbound,
+                let found = match all.find(|device| device.name == *name) {
+                    Some(device) if device.bound => AuxState::Bound,
+                    Some(_) => AuxState::Unbound,
                     None => AuxState::Absent,
                 };
                 let word = |state: AuxState| format!("{state:?}").to_lowercase();
-                differ(
-                    found == *wanted,
-                    format!("{name} {}", word(*wanted)),
-                    format!("it is {}", word(found)),
-                )
+                differ(found == *wanted, format!("{name} {}", word(*wanted)), format!("it is {}", word(found)))
             }
             Expectation::Port(port, wanted) => {
                 let there = find_port(&snapshot, *port).is_some();
@@ -496,22 +447,15 @@ impl Session {
                 )
             }
             Expectation::Sf(port, wanted) => {
-                of_port(
-                    port,
-                    format!("SF {port} {}", sf_words(*wanted)),
-                    &|view| match view.sf {
-                        Some(sf) => {
-                            let holds = wanted.active.is_none_or(|active| active == sf.active)
-                                && wanted.attached.is_none_or(|attached| attached == sf.attached);
-                            let found = SfExpectation {
-                                active: Some(sf.active),
-                                attached: Some(sf.attached),
-                            };
-                            (holds, format!("it is {}", sf_words(found)))
-                        }
-                        None => (false, "that port is no SF's".to_owned()),
-                    },
-                )
+                of_port(port, format!("SF {port} {}", sf_words(*wanted)), &|view| match view.sf {
+                    Some(sf) => {
+                        let holds = wanted.active.is_none_or(|active| active == sf.active)
+                            && wanted.attached.is_none_or(|attached| attached == sf.attached);
+                        let found = SfExpectation { active: Some(sf.active), attached: Some(sf.attached) };
+                        (holds, format!("it is {}", sf_words(found)))
+                    }
+                    None => (false, "that port is no SF's".to_owned()),
+                })
             }
             Expectation::Event(..) | Expectation::Netdev(..) => Ok(()),
         }
@@ -523,9 +467,7 @@ impl Session {
         }
         let mut cx = cx.narrow();
         let resources = self.world.card.resources(&mut cx);
-        resources
-            .iter()
-            .any(|r| self.world.card.name(&mut cx, r).as_deref() == Some(name))
+        resources.iter().any(|r| self.world.card.name(&mut cx, r).as_deref() == Some(name))
     }
 
     /// Notes what has happened.
@@ -549,10 +491,7 @@ impl Session {
             .card
             .take_complaints(&mut cx)
             .into_iter()
-            .map(|detail| Violation {
-                invariant: "load-once",
-                detail,
-            })
+            .map(|detail| Violation { invariant: "load-once", detail })
             .collect();
         found.extend(self.world.card.resources(&mut cx).iter().map(|left| Violation {
             invariant: "no-leak",
@@ -563,11 +502,7 @@ impl Session {
 }
 
 fn find_port(snapshot: &Snapshot, port: PortHandle) -> Option<&PortView> {
-    snapshot
-        .pfs
-        .iter()
-        .flat_map(|pf| &pf.ports)
-        .find(|view| view.handle == port)
+    snapshot.pfs.iter().flat_map(|pf| &pf.ports).find(|view| view.handle == port)
 }
 
 fn presence(there: bool) -> &'static str {

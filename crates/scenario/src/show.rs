@@ -11,10 +11,7 @@ pub(crate) fn devices(snapshot: &Snapshot) -> Vec<String> {
 /// `devlink dev eswitch show`.
 pub(crate) fn eswitch(pf: &PfView) -> String {
     let encap = if pf.encap { "basic" } else { "none" };
-    format!(
-        "pci/{}: mode {} inline-mode none encap-mode {encap}",
-        pf.address, pf.mode
-    )
+    format!("pci/{}: mode {} inline-mode none encap-mode {encap}", pf.address, pf.mode)
 }
 
 /// A port as `devlink port show` prints it.
@@ -33,10 +30,7 @@ pub fn describe_port(config: &CardConfig, pfnum: u8, port: &PortView) -> Vec<Str
             format!("controller 0 pfnum {pfnum} sfnum {sfnum} external false")
         }
     };
-    let mut lines = vec![format!(
-        "{}: {netdev} flavour {} {attributes} splittable false",
-        port.handle, port.flavour
-    )];
+    let mut lines = vec![format!("{}: {netdev} flavour {} {attributes} splittable false", port.handle, port.flavour)];
     if port.vport != Vport::Uplink {
         let mut function = "    hw_addr ".to_owned();
         match port.hw_addr {

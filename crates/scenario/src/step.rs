@@ -90,9 +90,8 @@ pub enum EswitchOption {
 const PROGRAMS: [&str; 6] = ["ip", "bridge", "tc", "ping", "sysctl", "sh"];
 
 /// The first words of the other steps.
-const VERBS: [&str; 12] = [
-    "devlink", "echo", "modprobe", "rmmod", "host", "fail", "delay", "sync", "sleep", "wait", "expect", "repeat",
-];
+const VERBS: [&str; 12] =
+    ["devlink", "echo", "modprobe", "rmmod", "host", "fail", "delay", "sync", "sleep", "wait", "expect", "repeat"];
 
 impl Action {
     /// Reads a step. `card` says what the card's netdevs are called.
@@ -179,10 +178,9 @@ fn repeat(words: &mut Words<'_>, card: &CardConfig) -> Result<Action, WordError>
     const EXPECTED: &str = "how often, followed by a colon, such as `10:`";
     let (at, word) = words.next(EXPECTED)?;
     let times = word.strip_suffix(':').and_then(|n| n.parse().ok());
-    let times = times.filter(|n| (1..=100_000).contains(n)).ok_or_else(|| WordError {
-        at,
-        message: format!("expected {EXPECTED}, from 1 to 100000, found `{word}`"),
-    })?;
+    let times = times
+        .filter(|n| (1..=100_000).contains(n))
+        .ok_or_else(|| WordError { at, message: format!("expected {EXPECTED}, from 1 to 100000, found `{word}`") })?;
     Ok(Action::Repeat(times, Box::new(Action::from_words(words, card)?)))
 }
 
@@ -305,9 +303,7 @@ fn echo(words: &mut Words<'_>) -> Result<Action, WordError> {
             _ => wrong(at, format!("expected {FILES}, found `{path}`")),
         };
     }
-    let address = path
-        .strip_prefix("/sys/bus/pci/devices/")
-        .and_then(|rest| rest.strip_suffix("/sriov_numvfs"));
+    let address = path.strip_prefix("/sys/bus/pci/devices/").and_then(|rest| rest.strip_suffix("/sriov_numvfs"));
     match address.map(str::parse) {
         Some(Ok(address)) => Ok(Action::NumVfs(address, value.parse("a number of VFs")?)),
         Some(Err(error)) => wrong(at + "/sys/bus/pci/devices/".len(), error.to_string()),
@@ -376,14 +372,7 @@ fn fault(words: &mut Words<'_>, times: u32) -> Result<Fault, WordError> {
             })
         }
     };
-    Ok(Fault {
-        kind,
-        pf,
-        vport,
-        after: 0,
-        times,
-        delay: None,
-    })
+    Ok(Fault { kind, pf, vport, after: 0, times, delay: None })
 }
 
 /// `after N` or `times N|always`.
@@ -420,10 +409,7 @@ pub(crate) fn device(words: &mut Words<'_>) -> Result<PciAddress, WordError> {
     const EXPECTED: &str = "a device such as pci/0000:08:00.0";
     let (at, word) = words.next(EXPECTED)?;
     let address = word.strip_prefix("pci/").and_then(|address| address.parse().ok());
-    address.ok_or_else(|| WordError {
-        at,
-        message: format!("expected {EXPECTED}, found `{word}`"),
-    })
+    address.ok_or_else(|| WordError { at, message: format!("expected {EXPECTED}, found `{word}`") })
 }
 
 /// `pci/0000:08:00.0/1`.

@@ -18,66 +18,30 @@ pub const STEPS: &[Entry] = &[
     entry("devlink dev show", "list the devices"),
     entry("devlink dev eswitch show DEV", "show an E-Switch's mode"),
     entry("devlink dev eswitch set DEV mode legacy|switchdev", "change the mode"),
-    entry(
-        "devlink dev eswitch set DEV inline-mode none|link|network|transport",
-        "set the inline mode",
-    ),
-    entry(
-        "devlink dev eswitch set DEV encap-mode none|basic",
-        "set the encapsulation mode",
-    ),
+    entry("devlink dev eswitch set DEV inline-mode none|link|network|transport", "set the inline mode"),
+    entry("devlink dev eswitch set DEV encap-mode none|basic", "set the encapsulation mode"),
     entry("devlink dev reload DEV", "unbind the device and bind it again"),
     entry("devlink port show [PORT]", "show ports"),
-    entry(
-        "devlink port add DEV flavour pcisf pfnum P sfnum S [controller 0]",
-        "add an SF",
-    ),
+    entry("devlink port add DEV flavour pcisf pfnum P sfnum S [controller 0]", "add an SF"),
     entry("devlink port del PORT", "delete an SF"),
-    entry(
-        "devlink port function set PORT hw_addr MAC",
-        "give a function a MAC address",
-    ),
-    entry(
-        "devlink port function set PORT state active|inactive",
-        "activate or deactivate an SF",
-    ),
-    entry(
-        "echo N > /sys/bus/pci/devices/ADDRESS/sriov_numvfs",
-        "set the number of VFs",
-    ),
-    entry(
-        "echo ADDRESS > /sys/bus/pci/drivers/mlx5_core/bind",
-        "bind a device to its driver",
-    ),
-    entry(
-        "echo ADDRESS > /sys/bus/pci/drivers/mlx5_core/unbind",
-        "unbind a device from its driver",
-    ),
+    entry("devlink port function set PORT hw_addr MAC", "give a function a MAC address"),
+    entry("devlink port function set PORT state active|inactive", "activate or deactivate an SF"),
+    entry("echo N > /sys/bus/pci/devices/ADDRESS/sriov_numvfs", "set the number of VFs"),
+    entry("echo ADDRESS > /sys/bus/pci/drivers/mlx5_core/bind", "bind a device to its driver"),
+    entry("echo ADDRESS > /sys/bus/pci/drivers/mlx5_core/unbind", "unbind a device from its driver"),
     entry("modprobe MODULE", "load a module"),
     entry("modprobe -r MODULE", "unload a module"),
     entry("rmmod MODULE", "unload a module"),
     entry("host ADDRESS sriov_numvfs N", "a DPU's host sets its number of VFs"),
-    entry(
-        "ip link set PFNETDEV netns NAME|home",
-        "move a PF's netdev to a namespace, or home",
-    ),
-    entry(
-        "!COMMAND",
-        "run any program among the card's netdevs; ip, bridge, tc, ping, sysctl and sh need no `!`",
-    ),
+    entry("ip link set PFNETDEV netns NAME|home", "move a PF's netdev to a namespace, or home"),
+    entry("!COMMAND", "run any program among the card's netdevs; ip, bridge, tc, ping, sysctl and sh need no `!`"),
     entry(
         "fail KIND [pf N] [uplink|hpf|vf N|sf N] [after N] [times N|always]",
         "have the card refuse to make something",
     ),
-    entry(
-        "fail alloc DEV times N",
-        "have allocations for a device's work queue fail",
-    ),
+    entry("fail alloc DEV times N", "have allocations for a device's work queue fail"),
     entry("fail clear", "forget what should fail or be slow"),
-    entry(
-        "delay KIND [pf N] [uplink|hpf|vf N|sf N] [after N] [times N|always] for TIME",
-        "have the card be slow",
-    ),
+    entry("delay KIND [pf N] [uplink|hpf|vf N|sf N] [after N] [times N|always] for TIME", "have the card be slow"),
     entry("sync NAME", "go on together with the other threads that name it"),
     entry("sleep TIME", "wait so long"),
     entry("wait settled", "wait until the queues are at rest"),
@@ -90,21 +54,12 @@ pub const STEPS: &[Entry] = &[
 /// Every form of an expectation.
 pub const EXPECTATIONS: &[Entry] = &[
     entry("mode DEV legacy|switchdev", "the E-Switch is in that mode"),
-    entry(
-        "rep PORT eth|ib loaded|registered|unregistered|failed",
-        "a representor's state",
-    ),
-    entry(
-        "reps DEV eth|ib loaded|registered|unregistered|failed N",
-        "how many representors are in a state",
-    ),
+    entry("rep PORT eth|ib loaded|registered|unregistered|failed", "a representor's state"),
+    entry("reps DEV eth|ib loaded|registered|unregistered|failed N", "how many representors are in a state"),
     entry("vfs DEV N", "how many VFs are enabled"),
     entry("module MODULE loaded|absent", "whether a module is loaded"),
     entry("aux NAME bound|unbound|absent", "an auxiliary device and its driver"),
-    entry(
-        "sf PORT [active|inactive] [attached|detached]",
-        "an SF's state and operational state",
-    ),
+    entry("sf PORT [active|inactive] [attached|detached]", "an SF's state and operational state"),
     entry("port PORT present|absent", "whether there is such a port"),
     entry("netdev NAME present|absent", "whether there is such a netdev"),
     entry("bound DEV", "the device is bound to its driver"),
@@ -125,12 +80,9 @@ pub fn completions(words: &[&str]) -> Vec<&'static str> {
         let mut form = entry.form.split_whitespace();
         let fits = |form: &str, word: &str| {
             let form = form.trim_matches(['[', ']']);
-            form.split('|')
-                .any(|alternative| alternative == word || is_slot(alternative))
+            form.split('|').any(|alternative| alternative == word || is_slot(alternative))
         };
-        if words
-            .iter()
-            .all(|word| form.next().is_some_and(|form| fits(form, word)))
+        if words.iter().all(|word| form.next().is_some_and(|form| fits(form, word)))
             && let Some(form) = form.next()
         {
             for word in form.trim_matches(['[', ']']).split('|') {
@@ -157,9 +109,6 @@ mod tests {
         assert_eq!(completions(&["devlink", "dev"]), ["show", "eswitch", "reload"]);
         let device = ["devlink", "dev", "eswitch", "set", "pci/0000:08:00.0"];
         assert_eq!(completions(&device), ["mode", "inline-mode", "encap-mode"]);
-        assert_eq!(
-            completions(&["expect", "mode", "pci/0000:08:00.0"]),
-            ["legacy", "switchdev"]
-        );
+        assert_eq!(completions(&["expect", "mode", "pci/0000:08:00.0"]), ["legacy", "switchdev"]);
     }
 }

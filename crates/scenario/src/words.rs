@@ -98,10 +98,7 @@ impl<'t> Words<'t> {
     /// As [`parse`](Self::parse), for types whose own error says what was expected.
     pub fn parse_saying<T: FromStr<Err: Display>>(&mut self, expected: &str) -> Result<T, WordError> {
         let (at, word) = self.next(expected)?;
-        word.parse().map_err(|error: T::Err| WordError {
-            at,
-            message: error.to_string(),
-        })
+        word.parse().map_err(|error: T::Err| WordError { at, message: error.to_string() })
     }
 
     /// A time: a whole number with `us`, `ms` or `s`.
@@ -164,9 +161,7 @@ pub(crate) fn list(words: &[&str]) -> String {
 pub(crate) fn did_you_mean<'w>(word: &str, words: &[&'w str]) -> Option<&'w str> {
     let near = words.iter().map(|w| (distance(word, w), *w));
     let limit = if word.len() < 4 { 1 } else { 2 };
-    near.filter(|(d, _)| *d <= limit)
-        .min_by_key(|(d, _)| *d)
-        .map(|(_, w)| w)
+    near.filter(|(d, _)| *d <= limit).min_by_key(|(d, _)| *d).map(|(_, w)| w)
 }
 
 /// How many characters must be inserted, deleted or replaced to make one of the other.

@@ -134,7 +134,8 @@ fn load_and_unload() -> Result<Vec<Row>> {
         })?;
         let ours = Quantity::nanos_each(turns.ours, representors);
         let theirs = Quantity::nanos_each(turns.theirs, representors);
-        each.push((vports, ours));
+        let share = Quantity { value: ours.value - theirs.value, ..ours };
+        each.push((vports, ours, share));
         rows.push(
             Row::compared(
                 format!("load and unload a representor, {vports} vports"),
@@ -146,18 +147,14 @@ fn load_and_unload() -> Result<Vec<Row>> {
             .target(Target::RatioAtMost(3.0)),
         );
     }
-    let (few, first) = each[0];
-    for (many, ours) in &each[1..] {
-        rows.push(
-            Row::compared(
-                format!("the same, {many} vports"),
-                *ours,
-                &format!("{few} vports"),
-                first,
-                ours.value / first.value,
-            )
-            .target(Target::RatioAtMost(1.5)),
-        );
+    let (few, first, first_share) = each[0];
+    let few = format!("{few} vports");
+    for (many, ours, share) in &each[1..] {
+        let grown = Row::compared(format!("the same, {many} vports"), *ours, &few, first, ours.value / first.value);
+        rows.push(grown.target(Target::RatioAtMost(1.5)));
+        // The card's books grow, too; what is left without them is the engine's.
+        let what = format!("the engine's share of it, {many} vports");
+        rows.push(Row::compared(what, *share, &few, first_share, share.value / first_share.value));
     }
     Ok(rows)
 }

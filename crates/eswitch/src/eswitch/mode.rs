@@ -34,21 +34,10 @@ impl Default for ModeState {
 }
 
 impl ModeState {
-    /// The mode, if no operation is changing the E-Switch.
-    ///
-    /// # Errors
-    /// [`Error::Busy`], naming the operation.
-    pub fn settled<P: LockBefore<ModeClass>>(&self, cx: &mut Locked<'_, P>) -> Result<Mode> {
-        let (inner, _cx) = self.0.lock(cx);
-        match inner.in_progress {
-            None => Ok(inner.mode),
-            Some(operation) => Err(Error::Busy(operation)),
-        }
-    }
-
     /// The mode, for who holds the devlink lock and is not changing it: whoever changes it holds that
-    /// lock from before the first step until after the last.
-    pub(crate) fn under_devlink(&self, cx: &mut Locked<'_, Devlink>) -> Mode {
+    /// lock from before the first step until after the last. What the lock protects is asked for as the
+    /// proof that it is held: nobody else can read a mode to act on.
+    pub(crate) fn under_devlink(&self, _held: &DevlinkState, cx: &mut Locked<'_, Devlink>) -> Mode {
         let (inner, _cx) = self.0.lock(cx);
         inner.mode
     }
@@ -149,7 +138,7 @@ impl Pf {
         if let Err(error) = self.rescan_into(cx, Mode::Legacy) {
             // Going back: as far as it fails in its turn, it is tried again.
             let _ = self.rescan_into(cx, Mode::Switchdev);
-            let _ = self.load_all(cx, LoadPolicy::Lenient);
+            self.restore(cx);
             let _ = self.pair(cx);
             return Err(error);
         }
@@ -208,6 +197,21 @@ impl Pf {
         })
     }
 
+    /// Loads what was loaded before, as far as it loads: type by type, so that a type that was failing
+    /// does not take down the other.
+    fn restore(&self, cx: &mut Locked<'_, Devlink>) {
+        self.eswitch.with_representors(cx, |table, cx| {
+            let ops = self.eswitch.ops(cx);
+            let all = table.vports();
+            for ty in RepType::ALL {
+                let mut one = [None, None];
+                one[ty.index()].clone_from(&ops[ty.index()]);
+                // What fails is noted, and tried again.
+                let _ = table.load(cx, &self.shared.events, &one, &all, LoadPolicy::Lenient);
+            }
+        });
+    }
+
     pub(crate) fn unload_all(&self, cx: &mut Locked<'_, Devlink>) {
         self.eswitch.with_representors(cx, |table, cx| {
             let ops = self.eswitch.ops(cx);
@@ -220,7 +224,7 @@ impl Pf {
     ///
     /// # Errors
     /// The uplink's failure, or the first of the others'.
-    pub fn reload_ib_representors(&self, cx: &mut Locked<'_, Devlink>) -> Result<()> {
+    pub fn reload_ib_representors(&self, _held: &DevlinkState, cx: &mut Locked<'_, Devlink>) -> Result<()> {
         self.eswitch.with_representors(cx, |table, cx| {
             let ops = self.eswitch.ops(cx);
             if ops[RepType::Ib.index()].is_none() {

@@ -27,13 +27,18 @@ impl Pf {
         if !state.registered {
             return;
         }
-        let mode = self.eswitch.mode.under_devlink(cx);
+        let mode = self.eswitch.mode.under_devlink(state, cx);
         let mut complete = {
             let (mut component, mut cx) = self.shared.devcom.write(cx);
             component.rescan(&mut cx, &self.shared, self.index()).is_ok()
         };
         if self.shared.config.dpu {
-            complete &= self.follow_host_vfs(state, cx, mode).is_ok();
+            let followed = self.follow_host_vfs(state, cx, mode);
+            complete &= followed.is_ok();
+            state.host_failure = followed.err().map(|error| error.to_string());
+            if let Some(why) = state.host_failure.clone() {
+                self.shared.events.emit(cx, || Event::HostVfsFailed(self.address(), why));
+            }
         }
         if mode == Mode::Switchdev {
             complete &= self.load_all(cx, LoadPolicy::Lenient).is_ok();

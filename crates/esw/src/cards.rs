@@ -1,0 +1,69 @@
+//! Which card, and what a story needs beside it.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Result;
+use card_linux::{LinuxCard, Place};
+use card_memory::MemoryCard;
+use eswitch::CardConfig;
+use eswitch::card::{Card, FaultPlan, Faulty};
+use lockdep::Domain;
+use scenario::{Pulse, World};
+
+use crate::arguments::Card as Kind;
+use crate::programs::Here;
+
+/// Where cards are made.
+pub enum Cards {
+    /// Nowhere.
+    Memory,
+    /// Among real netdevs.
+    Linux(Place),
+}
+
+impl Cards {
+    /// Finds a place for cards of that kind. Call it before there is a second thread.
+    ///
+    /// # Errors
+    /// There can be none here; says why, and what to do.
+    pub fn prepare(kind: Kind) -> Result<Self> {
+        Ok(match kind {
+            Kind::Memory => Self::Memory,
+            Kind::Linux => Self::Linux(Place::prepare()?),
+        })
+    }
+
+    /// What they are called.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Memory => Kind::Memory.name(),
+            Self::Linux(_) => Kind::Linux.name(),
+        }
+    }
+
+    /// A card that holds nothing yet, in a world of its own. The card is gone when the world is.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn world(&self, config: &CardConfig, domain: &Arc<Domain>, pulse: &Arc<Pulse>) -> Result<World> {
+        let faults = Arc::new(FaultPlan::default());
+        let config = config.clone();
+        let card: Arc<dyn Card> = match self {
+            Self::Memory => Arc::new(Faulty::new(MemoryCard::new(config), Arc::clone(&faults))),
+            Self::Linux(place) => Arc::new(Faulty::new(LinuxCard::new(place, config)?, Arc::clone(&faults))),
+        };
+        let began = Instant::now();
+        Ok(World {
+            card,
+            faults,
+            domain: Arc::clone(domain),
+            pulse: Arc::clone(pulse),
+            clock: Arc::new(move || began.elapsed()),
+            programs: match self {
+                Self::Memory => None,
+                Self::Linux(_) => Some(Arc::new(Here)),
+            },
+        })
+    }
+}

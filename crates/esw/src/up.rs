@@ -1,0 +1,252 @@
+//! `esw up`: a card, and a prompt.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+use std::{fs, io};
+
+use anyhow::{Context, Result, bail};
+use eswitch::CardConfig;
+use lockdep::{Domain, Locked, Unlocked};
+use scenario::{Action, Ports, Pulse, Session, WordError};
+
+use crate::arguments::Up;
+use crate::cards::Cards;
+use crate::interrupt::{self, Elsewhere};
+use crate::output::{self, Style, line};
+use crate::programs;
+use crate::prompt::{Input, Names, Prompt};
+use crate::{FAILED, HELD, INTERRUPTED};
+
+/// How long a wait at the prompt may take.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Runs the command; its exit status.
+///
+/// # Errors
+/// A configuration that cannot be used, no place for the card, or a card that does not come up.
+pub fn up(arguments: &Up) -> Result<u8> {
+    let config = match &arguments.config {
+        Some(path) => read_config(path)?,
+        None => CardConfig::default(),
+    };
+    let cards = Cards::prepare(arguments.card)?;
+    let domain = crate::domain(arguments.lockdep);
+    let pulse = Arc::new(Pulse::new());
+    let elsewhere = interrupt::listen(&domain, &pulse)?;
+    lockdep::enter(&domain, "main", |cx| {
+        let world = cards.world(&config, &domain, &pulse)?;
+        let has_programs = world.programs.is_some();
+        let session = match Session::start(cx, config, world, LIMIT) {
+            Ok(session) => session,
+            Err(error) => bail!("the card did not come up: {error}"),
+        };
+        let desk = Desk { session, domain: Arc::clone(&domain), elsewhere, has_programs, style: Style::detect() };
+        desk.serve(cx)
+    })
+}
+
+/// A card's configuration: TOML, what a scenario has under `[card]`.
+fn read_config(path: &Path) -> Result<CardConfig> {
+    let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    match scenario::parse_card(&text) {
+        Ok(config) => Ok(config),
+        Err(error) => bail!("{}:{error}", path.display()),
+    }
+}
+
+/// What a line came to.
+enum Came {
+    Well,
+    ToNothing(Vec<String>),
+    ToAnEnd,
+}
+
+struct Desk {
+    session: Session,
+    domain: Arc<Domain>,
+    elsewhere: Elsewhere,
+    has_programs: bool,
+    style: Style,
+}
+
+impl Desk {
+    /// Takes lines until told to go, then takes the card down.
+    fn serve(&self, cx: &mut Locked<'_, Unlocked>) -> Result<u8> {
+        let prompt = Prompt::start()?;
+        if prompt.is_interactive() {
+            self.show_ports(cx);
+            line(&self.style.faint("`help` lists what can be typed, `quit` takes the card down"));
+        }
+        let pulse = Arc::clone(&self.session.world().pulse);
+        let (mut failed, mut seen, mut number) = (false, 0, 0);
+        let interrupted = loop {
+            let names = self.names(cx);
+            let text = match prompt.next(names, || pulse.is_stopped(cx)) {
+                Input::Line(text) => text,
+                Input::End => break false,
+                Input::Interrupt => break true,
+                Input::Failed(error) => {
+                    eprintln!("esw: standard input: {error}");
+                    failed = true;
+                    break false;
+                }
+            };
+            number += 1;
+            let came = self.take(cx, text.trim(), &mut seen, prompt.is_interactive());
+            if pulse.is_stopped(cx) {
+                break true;
+            }
+            match came {
+                Came::Well => {}
+                Came::ToAnEnd => break false,
+                Came::ToNothing(errors) => {
+                    failed = true;
+                    for error in errors {
+                        match prompt.is_interactive() {
+                            true => eprintln!("{error}"),
+                            false => eprintln!("line {number}: {error}"),
+                        }
+                    }
+                }
+            }
+        };
+        for left in self.session.close(cx) {
+            failed = true;
+            eprintln!("{}: {}", left.invariant, left.detail);
+        }
+        if interrupted {
+            eprintln!("esw: interrupted; the card was taken down, nothing is left");
+            return Ok(INTERRUPTED);
+        }
+        Ok(if failed && !prompt.is_interactive() { FAILED } else { HELD })
+    }
+
+    fn take(&self, cx: &mut Locked<'_, Unlocked>, text: &str, seen: &mut usize, interactive: bool) -> Came {
+        match text {
+            "" => return Came::Well,
+            _ if text.starts_with('#') => return Came::Well,
+            "quit" | "exit" => return Came::ToAnEnd,
+            "help" => help(self.style),
+            "ports" => self.show_ports(cx),
+            "events" => {
+                let events = self.session.events(cx);
+                events.iter().skip(*seen).for_each(|event| line(event));
+                *seen = events.len();
+            }
+            "check" => return self.check(cx),
+            "shell" => {
+                let shell = std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into());
+                return self.foreground(Command::new(shell), "shell");
+            }
+            _ => return self.step(cx, text, interactive),
+        }
+        Came::Well
+    }
+
+    fn step(&self, cx: &mut Locked<'_, Unlocked>, text: &str, interactive: bool) -> Came {
+        let action = match Action::parse(text, self.session.engine().config()) {
+            Ok(action) => action,
+            Err(error) => return Came::ToNothing(point_at(text, &error)),
+        };
+        match &action {
+            Action::Sync(_) => {
+                return Came::ToNothing(vec!["Error: `sync` is for scenarios: nothing else runs here.".to_owned()]);
+            }
+            Action::Program(command) if self.has_programs && interactive => {
+                return self.foreground(programs::shell_command(command), command);
+            }
+            _ => {}
+        }
+        match self.session.perform(cx, &action) {
+            Ok(printed) => {
+                printed.iter().for_each(|text| line(text));
+                Came::Well
+            }
+            Err(error) => Came::ToNothing(error.lines()),
+        }
+    }
+
+    /// Runs a program with our terminal; Ctrl-C is for it meanwhile.
+    fn foreground(&self, mut command: Command, name: &str) -> Came {
+        if !self.has_programs {
+            return Came::ToNothing(vec![format!(
+                "Error: `{name}` is a program, and this card has no netdevs to run it among; use `--card linux`."
+            )]);
+        }
+        let status: io::Result<i32> = self.elsewhere.during(|| programs::in_foreground(&mut command));
+        match status {
+            Ok(0) => Came::Well,
+            Ok(status) => Came::ToNothing(vec![format!("exit status {status}")]),
+            Err(error) => Came::ToNothing(vec![format!("Error: {name}: {error}.")]),
+        }
+    }
+
+    /// Waits for the queues to rest and checks every invariant.
+    fn check(&self, cx: &mut Locked<'_, Unlocked>) -> Came {
+        if let Err(error) = self.session.perform(cx, &Action::WaitRest { retries: false }) {
+            return Came::ToNothing(error.lines());
+        }
+        let mut found: Vec<String> =
+            self.session.engine().check(cx).into_iter().map(|v| format!("{}: {}", v.invariant, v.detail)).collect();
+        found.extend(self.domain.take_reports().iter().map(|report| format!("lock-order: {report}")));
+        if found.is_empty() {
+            line(&self.style.good("every invariant holds"));
+            Came::Well
+        } else {
+            Came::ToNothing(found)
+        }
+    }
+
+    fn show_ports(&self, cx: &mut Locked<'_, Unlocked>) {
+        let snapshot = self.session.engine().inspect(cx);
+        output::ports(self.style, &Ports::of(&snapshot)).iter().for_each(|row| line(row));
+    }
+
+    fn names(&self, cx: &mut Locked<'_, Unlocked>) -> Names {
+        let engine = self.session.engine();
+        let snapshot = engine.inspect(cx);
+        let ports = snapshot.pfs.iter().flat_map(|pf| &pf.ports);
+        let (mut handles, mut netdevs) = (Vec::new(), Vec::new());
+        for port in ports {
+            handles.push(port.handle.to_string());
+            netdevs.extend(port.netdev.clone().filter(|_| port.flavour == "physical"));
+        }
+        Names {
+            devices: engine.addresses().iter().map(ToString::to_string).collect(),
+            ports: handles,
+            netdevs,
+            modules: eswitch::module::known().split(", ").map(str::to_owned).collect(),
+        }
+    }
+}
+
+/// The line with a mark under what is wrong with it.
+fn point_at(text: &str, error: &WordError) -> Vec<String> {
+    let column = text[..error.at].chars().count();
+    vec![format!("Error: {error}."), format!("  {text}"), format!("  {:column$}^", "")]
+}
+
+fn help(style: Style) {
+    let entries = |title: &str, entries: &[scenario::Entry]| {
+        line(&style.strong(title));
+        for entry in entries {
+            line(&format!("  {}", entry.form));
+            line(&style.faint(&format!("      {}", entry.does)));
+        }
+    };
+    entries("Steps", scenario::STEPS);
+    entries("Expectations", scenario::EXPECTATIONS);
+    line(&style.strong("At this prompt"));
+    for (word, does) in [
+        ("ports", "every port as a table"),
+        ("events", "what has happened since the last time"),
+        ("check", "wait for the queues to rest and check every invariant"),
+        ("shell", "a shell among the card's netdevs"),
+        ("help", "this"),
+        ("quit, Ctrl-D", "take the card down and go"),
+    ] {
+        line(&format!("  {word:<14}{}", style.faint(does)));
+    }
+}
