@@ -6,11 +6,11 @@
 
 use std::collections::BTreeMap;
 
-use lockdep::{EventCount, LeafOnly, LockBefore, Locked, MayWait, Mutex};
+use lockdep::{EventCount, LeafOnly, LockBefore, Locked, Mutex};
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{MacAddr, Vport};
-use crate::lock_order::{Devlink as DevlinkClass, DevlinkMoved};
+use crate::lock_order::{Devlink as DevlinkClass, DevlinkMoved, WorkQueue};
 use crate::sf::SfTable;
 
 /// The lock of one devlink instance.
@@ -96,9 +96,10 @@ impl Devlink {
     /// and once more when the lock is had. `None`: it gave up.
     ///
     /// Nothing is polled, and as the lock is only tried, nothing is ordered.
-    pub fn with_unless<P: MayWait, R>(
+    /// It is for the handlers of the work queue, and the one place in the engine that tries a lock.
+    pub fn with_unless<R>(
         &self,
-        cx: &mut Locked<'_, P>,
+        cx: &mut Locked<'_, WorkQueue>,
         give_up: impl Fn(&mut Locked<'_, LeafOnly>) -> bool,
         f: impl FnOnce(&mut DevlinkState, &mut Locked<'_, DevlinkClass>) -> R,
     ) -> Option<R> {

@@ -18,7 +18,7 @@ use crate::error::Result;
 use crate::eswitch::{RepEvent, RepOps};
 use crate::ids::{PfIndex, RepType, Vport};
 use crate::lag::LagMode;
-use crate::lock_order::{LentOps, Probe, RepOps as RepOpsClass, Representors, RepresentorsNested};
+use crate::lock_order::{LentOps, Probe, RepCallback, RepOps as RepOpsClass, Representors};
 
 /// A driver on the auxiliary bus.
 pub trait AuxiliaryDriver: Send + Sync {
@@ -231,14 +231,14 @@ impl RepOps for CardReps {
         self.shared.destroy(cx, &[self.resource(Vport::Uplink)]);
     }
 
-    fn load(&self, cx: &mut Locked<'_, RepresentorsNested>, vports: &[Vport]) -> Vec<Result<(), CardError>> {
+    fn load(&self, cx: &mut Locked<'_, RepCallback>, vports: &[Vport]) -> Vec<Result<(), CardError>> {
         let requests: Vec<Create> = vports.iter().filter(|v| self.is_on_card(**v)).map(|v| self.request(*v)).collect();
         let mut answers = self.shared.card.create(&mut cx.narrow(), &requests).into_iter();
         let answer = |v: &Vport| if self.is_on_card(*v) { answers.next().unwrap_or(Ok(())) } else { Ok(()) };
         vports.iter().map(answer).collect()
     }
 
-    fn unload(&self, cx: &mut Locked<'_, RepresentorsNested>, vports: &[Vport]) {
+    fn unload(&self, cx: &mut Locked<'_, RepCallback>, vports: &[Vport]) {
         let resources: Vec<Resource> =
             vports.iter().filter(|v| self.is_on_card(**v)).map(|v| self.resource(*v)).collect();
         self.shared.destroy(cx, &resources);
@@ -248,7 +248,7 @@ impl RepOps for CardReps {
         self.lent.is_some()
     }
 
-    fn event(&self, cx: &mut Locked<'_, RepresentorsNested>, event: RepEvent) -> Result<(), CardError> {
+    fn event(&self, cx: &mut Locked<'_, RepCallback>, event: RepEvent) -> Result<(), CardError> {
         if self.ty == RepType::Ib {
             return Ok(());
         }

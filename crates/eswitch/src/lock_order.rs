@@ -16,7 +16,7 @@
 //!                         └─ Probe  (no lock) where drivers' probe and remove stand
 //!                            └─ Representors         one per E-Switch: its representor table
 //!                               └─ RepresentorsNested   a peer's, from the master's
-//!                                  └─ RepOps     the ops of one E-Switch; read by lookups
+//!                                  └─ RepCallback (no lock), RepOps     the ops of one E-Switch; read by lookups
 //!                                     └─ Lag     members and mode of the LAG
 //!                                        └─ CardCall (no lock) where calls to the card stand
 //! ```
@@ -59,17 +59,19 @@ lock_classes! {
     /// An auxiliary device that an SF publishes.
     pub class SfAuxiliary = "auxiliary device of an SF";
     /// Not a lock: where a driver's probe and remove stand, whichever bus called them.
-    pub class Probe = "driver";
+    pub place Probe;
     /// The representor table of one E-Switch.
     pub class Representors = "representors";
     /// A peer's representor table, from the master's: declared nesting, by rank.
     pub class RepresentorsNested = "representors, nested" nested in Representors;
+    /// Not a lock: where the callbacks of representors stand that may be called for a peer.
+    pub place RepCallback;
     /// The representor ops of one E-Switch: written under `Representors`, read by lookups.
     pub class RepOps = "rep ops";
     /// Members and mode of the LAG.
     pub class Lag = "lag";
     /// Not a lock: where calls to the card stand.
-    pub class CardCall = "card";
+    pub place CardCall;
 
     /// Which PF a device slot has bound.
     pub leaf DeviceSlot = "device slot";
@@ -106,7 +108,8 @@ lock_order! {
     SfAuxiliary => Probe;
     Probe => Representors;
     Representors => RepresentorsNested;
-    RepresentorsNested => RepOps;
+    RepresentorsNested => RepCallback;
+    RepCallback => RepOps;
     RepOps => Lag;
     Lag => CardCall;
 }

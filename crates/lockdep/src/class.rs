@@ -20,6 +20,10 @@ pub trait Leaf: Class {}
 /// this name while another instance of `Outer` is held, from a lower rank to a higher one.
 pub trait NestedIn<Outer: Class>: Class {}
 
+/// A place in the order that is no lock's: where callbacks of a kind stand, so that their tokens say
+/// what they can reach. Declared with `place Name;` in [`lock_classes!`](crate::lock_classes).
+pub trait Place: 'static {}
+
 /// Places in the order where a thread may wait or allocate: everywhere but in an
 /// [`AtomicContext`](crate::AtomicContext).
 pub trait MayWait {}
@@ -94,6 +98,14 @@ macro_rules! lock_classes {
     };
     ($(#[$doc:meta])* $vis:vis class $name:ident = $text:literal; $($rest:tt)*) => {
         $crate::lock_classes!(@class [$(#[$doc])*] $vis $name $text false);
+        $crate::lock_classes!($($rest)*);
+    };
+    ($(#[$doc:meta])* $vis:vis place $name:ident; $($rest:tt)*) => {
+        $(#[$doc])*
+        #[derive(Debug)]
+        $vis enum $name {}
+        impl $crate::Place for $name {}
+        impl $crate::MayWait for $name {}
         $crate::lock_classes!($($rest)*);
     };
     (@class [$(#[$doc:meta])*] $vis:vis $name:ident $text:literal $leaf:literal) => {

@@ -37,7 +37,7 @@ mod thread;
 mod wait_map;
 
 pub use atomic::{AtomicBool, AtomicU64};
-pub use class::{Class, ClassKey, Leaf, MayWait, NestedIn};
+pub use class::{Class, ClassKey, Leaf, MayWait, NestedIn, Place};
 pub use condvar::{Condvar, Deadline};
 pub use domain::{Domain, EdgeInfo, OnReport};
 pub use event_count::{EventCount, Seen};

@@ -38,9 +38,9 @@ impl<'t, L> Locked<'t, L> {
         Self { task, level: PhantomData }
     }
 
-    /// The same thread, standing at `M` without holding it. What is called with the result can take
+    /// The same thread, standing at a place that is no lock's. What is called with the result can take
     /// only what may be taken under `M`: the way to promise a callback's reach by its type.
-    pub fn narrow<M>(&mut self) -> Locked<'_, M>
+    pub fn narrow<M: crate::Place>(&mut self) -> Locked<'_, M>
     where
         L: LockBefore<M>,
     {

@@ -3,7 +3,7 @@
 //! Whoever loads or unloads is handed the table out of the representor lock, with a token that stands
 //! at it: neither can be called without the lock. What callbacks can reach is in their tokens. An
 //! uplink's stand at [`Representors`], from where a peer's table may be taken under declared nesting;
-//! every other vport's stand at [`RepresentorsNested`], from where no table can be taken, because
+//! every other vport's stand at [`RepCallback`], from where no table can be taken, because
 //! they may be called for a peer. None can reach the devlink lock or what it protects.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::eswitch::OpsTable;
 use crate::event::{Event, Events};
 use crate::ids::{PciAddress, PfIndex, PortHandle, PortIndex, RepType, Vport};
-use crate::lock_order::{RepOps as RepOpsClass, Representors, RepresentorsNested};
+use crate::lock_order::{RepCallback, RepOps as RepOpsClass, Representors, RepresentorsNested};
 
 /// The callbacks one driver registers for one type of representor.
 pub trait RepOps: Send + Sync {
@@ -29,10 +29,10 @@ pub trait RepOps: Send + Sync {
     fn unload_uplink(&self, cx: &mut Locked<'_, Representors>);
 
     /// Loads those of other vports: an answer for each, in order.
-    fn load(&self, cx: &mut Locked<'_, RepresentorsNested>, vports: &[Vport]) -> Vec<Result<(), CardError>>;
+    fn load(&self, cx: &mut Locked<'_, RepCallback>, vports: &[Vport]) -> Vec<Result<(), CardError>>;
 
     /// Unloads those of other vports.
-    fn unload(&self, cx: &mut Locked<'_, RepresentorsNested>, vports: &[Vport]);
+    fn unload(&self, cx: &mut Locked<'_, RepCallback>, vports: &[Vport]);
 
     /// Whether the uplink is loaded and unloaded like any other vport: ops that a master has lent to a
     /// peer, whose uplink is at most a port of the master's device.
@@ -44,7 +44,7 @@ pub trait RepOps: Send + Sync {
     ///
     /// # Errors
     /// What the card said; only pairing can fail.
-    fn event(&self, cx: &mut Locked<'_, RepresentorsNested>, event: RepEvent) -> Result<(), CardError> {
+    fn event(&self, cx: &mut Locked<'_, RepCallback>, event: RepEvent) -> Result<(), CardError> {
         let _ = (cx, event);
         Ok(())
     }
@@ -356,7 +356,7 @@ impl RepTable {
         if loaded.is_empty() {
             return;
         }
-        ops.unload(cx, &loaded);
+        ops.unload(&mut cx.narrow(), &loaded);
         self.set(&loaded, ty, false);
         events.emit(cx, || Event::Unloaded(self.address, ty, loaded.len()));
     }
