@@ -285,7 +285,7 @@ fn print_step(style: Style, record: &StepRecord) {
             line(&format!("  {:12}   {text}", ""));
         }
     }
-    if let (false, Some(wrong)) = (record.ok && record.error.is_none(), &record.wrong)
+    if let Some(wrong) = &record.wrong
         && record.error.as_ref().is_none_or(|error| error.to_string() != *wrong)
     {
         line(&format!("  {:12}   {wrong}", ""));

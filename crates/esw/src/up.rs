@@ -103,12 +103,10 @@ impl Desk {
                 Came::ToAnEnd => break false,
                 Came::ToNothing(errors) => {
                     failed = true;
-                    for error in errors {
-                        match prompt.is_interactive() {
-                            true => eprintln!("{error}"),
-                            false => eprintln!("line {number}: {error}"),
-                        }
+                    if !prompt.is_interactive() {
+                        eprintln!("line {number}: {text}");
                     }
+                    errors.iter().for_each(|error| eprintln!("{error}"));
                 }
             }
         };
@@ -225,7 +223,7 @@ impl Desk {
 /// The line with a mark under what is wrong with it.
 fn point_at(text: &str, error: &WordError) -> Vec<String> {
     let column = text[..error.at].chars().count();
-    vec![format!("Error: {error}."), format!("  {text}"), format!("  {:column$}^", "")]
+    vec![format!("  {text}"), format!("  {:column$}^ {error}", "")]
 }
 
 fn help(style: Style) {

@@ -84,7 +84,7 @@ mod tests {
     #[test]
     fn places_count_from_one_in_characters() {
         let text = "one\nzwölf x\n";
-        for (byte, line, column) in [(0, 1, 1), (3, 1, 4), (4, 2, 1), (7, 2, 4), (11, 2, 7), (99, 3, 1)] {
+        for (byte, line, column) in [(0, 1, 1), (3, 1, 4), (4, 2, 1), (8, 2, 4), (11, 2, 7), (99, 3, 1)] {
             assert_eq!(Place::of(text, byte), Place { line, column }, "byte {byte}");
         }
     }

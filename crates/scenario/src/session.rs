@@ -95,6 +95,10 @@ impl StepError {
                 format!("Error: mlx5_core: {}.", error.to_string().trim_end_matches('.')),
                 format!("kernel answers: {}", error.errno().text()),
             ],
+            Self::Program { status, text } => {
+                let said = text.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned);
+                [format!("exit status {status}")].into_iter().chain(said).collect()
+            }
             other => vec![format!("Error: {other}.")],
         }
     }

@@ -164,19 +164,24 @@ pub(crate) fn did_you_mean<'w>(word: &str, words: &[&'w str]) -> Option<&'w str>
     near.filter(|(d, _)| *d <= limit).min_by_key(|(d, _)| *d).map(|(_, w)| w)
 }
 
-/// How many characters must be inserted, deleted or replaced to make one of the other.
+/// How many characters must be inserted, deleted, replaced or swapped with the next to make one of the
+/// other.
 fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, y) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(row[j + 1] + 1);
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    let mut rows = vec![(0..=b.len()).collect::<Vec<usize>>()];
+    for i in 1..=a.len() {
+        let mut row = vec![i];
+        for j in 1..=b.len() {
+            let replaced = rows[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
+            let mut least = replaced.min(rows[i - 1][j] + 1).min(row[j - 1] + 1);
+            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                least = least.min(rows[i - 2][j - 2] + 1);
+            }
+            row.push(least);
         }
+        rows.push(row);
     }
-    row[b.len()]
+    rows[a.len()][b.len()]
 }
 
 #[cfg(test)]
@@ -188,6 +193,7 @@ mod tests {
         let words = ["legacy", "switchdev"];
         assert_eq!(did_you_mean("swichdev", &words), Some("switchdev"));
         assert_eq!(did_you_mean("legcay", &words), Some("legacy"));
+        assert_eq!(did_you_mean("eht", &["ib", "eth"]), Some("eth"));
         assert_eq!(did_you_mean("banana", &words), None);
     }
 

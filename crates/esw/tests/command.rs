@@ -1,0 +1,272 @@
+//! The command from outside: exit statuses, JSON, the prompt without a terminal, interrupts.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::Value;
+
+fn esw(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_esw"));
+    command.args(arguments).env_remove("NO_COLOR");
+    command
+}
+
+fn output(arguments: &[&str]) -> Output {
+    esw(arguments).output().unwrap()
+}
+
+fn scenarios() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scenarios")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// A file of the test's own, gone with it.
+struct File(PathBuf);
+
+impl File {
+    fn new(name: &str, content: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("esw-{}-{name}", std::process::id()));
+        fs::write(&path, content).unwrap();
+        Self(path)
+    }
+
+    fn path(&self) -> &str {
+        self.0.to_str().unwrap()
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+const STORY: &str = r#"
+name = "a story"
+why = "for a test"
+expect = ["vfs pci/0000:08:00.0 2"]
+[[thread]]
+name = "admin"
+steps = ["echo 2 > /sys/bus/pci/devices/0000:08:00.0/sriov_numvfs", { run = "rmmod mlx5_core", fails = "EBUSY" }]
+"#;
+
+#[test]
+fn a_story_that_holds_exits_with_0_and_tells_itself() {
+    let file = File::new("holds.toml", STORY);
+    let output = output(&["run", file.path()]);
+    let said = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    for expected in [
+        "a story (",
+        "admin        echo 2 > /sys/bus/pci/devices/0000:08:00.0/sriov_numvfs",
+        "Error: mlx5_core: module mlx5_core is in use",
+        "kernel answers: Device or resource busy",
+        "pci/0000:08:00.0/65535  physical  enp8s0f0np0",
+        "holds  expect vfs pci/0000:08:00.0 2",
+        "no-leak",
+    ] {
+        assert!(said.contains(expected), "no `{expected}` in\n{said}");
+    }
+    assert!(!said.contains('\x1b'), "colours where nobody sees them");
+}
+
+#[test]
+fn a_story_that_does_not_hold_exits_with_1_and_says_what() {
+    let file = File::new("fails.toml", &STORY.replace("0 2\"]", "0 3\"]"));
+    let output = output(&["run", file.path()]);
+    let said = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("FAILS  expectation: expected 3 VFs on pci/0000:08:00.0, but there are 2"), "{said}");
+}
+
+#[test]
+fn input_that_cannot_be_used_exits_with_2_and_a_place_before_anything_runs() {
+    let good = File::new("good.toml", STORY);
+    let bad = File::new("bad.toml", &STORY.replace("rmmod", "rmod"));
+    let output = output(&["run", good.path(), bad.path()]);
+    let complaint = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{complaint}");
+    assert!(complaint.starts_with(&format!("{}:7:78: expected ", bad.path())), "{complaint}");
+    assert!(complaint.contains("did you mean `rmmod`?"), "{complaint}");
+    assert_eq!(text(&output.stdout), "");
+}
+
+#[test]
+fn what_is_not_there_or_not_known_exits_with_2() {
+    for arguments in [
+        &["run", "/nonesuch.toml"][..],
+        &["run"],
+        &["run", "/", "--card", "memory"],
+        &["run", "/nonesuch.toml", "--card", "paper"],
+        &["up", "--config", "/nonesuch.toml"],
+        &["run", "/nonesuch.toml", "--repeat", "0"],
+        &["dance"],
+        &[],
+    ] {
+        let output = output(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", text(&output.stderr));
+        assert!(!output.stderr.is_empty(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn json_is_one_object_a_line_with_everything_in_it() {
+    let file = File::new("json.toml", STORY);
+    let output = output(&["run", file.path(), "--json", "--repeat", "2"]);
+    let said = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    let lines: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 2);
+    let report = &lines[0];
+    assert_eq!(report["scenario"], "a story");
+    assert_eq!(report["card"], "memory");
+    assert_eq!(report["ok"], true);
+    assert!(report["elapsed_ms"].is_number());
+    assert_eq!(report["violations"], Value::Array(Vec::new()));
+    let step = &report["steps"][1];
+    assert_eq!(step["thread"], "admin");
+    assert_eq!(step["step"], "rmmod mlx5_core");
+    assert_eq!(step["ok"], true);
+    assert_eq!(step["errno"], "EBUSY");
+    assert!(step["error"].is_string() && step["elapsed_us"].is_u64());
+    assert_eq!(report["steps"][0]["error"], Value::Null);
+    let port = &report["ports"][0];
+    for (key, value) in [("flavour", "physical"), ("netdev", "enp8s0f0np0"), ("eth", "unregistered")] {
+        assert_eq!(port[key], value);
+    }
+    assert_eq!(port["handle"], "pci/0000:08:00.0/65535");
+    assert_eq!(port["ib"], "unregistered");
+}
+
+#[test]
+fn json_says_what_does_not_hold() {
+    let file = File::new("json-fails.toml", &STORY.replace("0 2\"]", "0 3\"]"));
+    let output = output(&["run", file.path(), "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let report: Value = serde_json::from_str(text(&output.stdout).trim()).unwrap();
+    assert_eq!(report["ok"], false);
+    assert_eq!(report["violations"][0]["invariant"], "expectation");
+    assert!(report["violations"][0]["detail"].as_str().unwrap().contains("there are 2"));
+}
+
+#[test]
+fn a_directory_is_its_scenarios_and_what_does_not_apply_is_skipped_with_a_reason() {
+    let output = output(&["run", scenarios().to_str().unwrap()]);
+    let said = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(said.contains("it is for the card linux, and this is memory"), "{said}");
+    assert!(said.contains("IB module loaded late"), "{said}");
+}
+
+#[test]
+fn repeated_only_failures_and_counts_are_printed() {
+    let file = File::new("repeat.toml", STORY);
+    let output = output(&["run", file.path(), "--repeat", "5", "--lockdep"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(text(&output.stdout), "a story: 5 times: ok\n5 held\n");
+}
+
+fn up(lines: &str, arguments: &[&str]) -> Output {
+    let mut child = spawn(arguments);
+    child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+fn spawn(arguments: &[&str]) -> Child {
+    let mut command = esw(arguments);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().unwrap()
+}
+
+#[test]
+fn without_a_terminal_the_prompt_takes_lines_as_commands() {
+    let config = File::new("card.toml", "vfs = 1\nmodules = [\"mlx5_ib\"]\n");
+    let lines = "# a comment\n\ndevlink dev eswitch set pci/0000:08:00.0 mode switchdev\nports\ncheck\nevents\nhelp\n\
+                 expect reps pci/0000:08:00.0 ib loaded 2\nquit\nnever read\n";
+    let output = up(lines, &["up", "--config", config.path()]);
+    let said = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{said}{}", text(&output.stderr));
+    for expected in
+        ["pci/0000:08:00.0/1      pcivf", "every invariant holds", "mode switchdev", "wait until EXPECTATION"]
+    {
+        assert!(said.contains(expected), "no `{expected}` in\n{said}");
+    }
+}
+
+#[test]
+fn a_line_that_fails_is_said_and_the_others_are_taken() {
+    let lines = "devlink dev eswitch set pci/0000:08:00.0 mod legacy\nmodprobe nonesuch\nsync x\n!true\nshell\ndevlink dev show\n";
+    let output = up(lines, &["up"]);
+    let complaints = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{complaints}");
+    for expected in [
+        "line 1: devlink dev eswitch set",
+        "^ expected `mode`, `inline-mode` or `encap-mode`, found `mod`; did you mean `mode`?",
+        "Error: mlx5_core: module nonesuch not found; the card's modules are mlx5_core, mlx5_ib.",
+        "kernel answers: No such file or directory",
+        "`sync` is for scenarios",
+        "this card has no netdevs to run it among",
+    ] {
+        assert!(complaints.contains(expected), "no `{expected}` in\n{complaints}");
+    }
+    assert_eq!(text(&output.stdout), "pci/0000:08:00.0\n");
+}
+
+#[test]
+fn a_configuration_that_cannot_be_used_is_refused_with_its_place() {
+    let config = File::new("bad-card.toml", "vfs = 1\npfs = 9\n");
+    let output = up("", &["up", "--config", config.path()]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains(":2:7: `pfs` is 9; it must be 1 to 4"), "{}", text(&output.stderr));
+}
+
+fn interrupt(child: &Child) {
+    let id = child.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+}
+
+#[test]
+fn an_interrupt_ends_a_story_after_its_finally_with_130() {
+    let story = "name = \"n\"\nwhy = \"w\"\nlimit_s = 60\nfinally = [\"modprobe mlx5_ib\"]\n[[thread]]\nname = \"a\"\n\
+                 steps = [\"devlink dev show\", \"sleep 50s\", \"devlink dev show\"]\n";
+    let file = File::new("interrupt.toml", story);
+    let mut child = spawn(&["run", file.path()]);
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut said = String::new();
+    while !said.contains("pci/0000:08:00.0") {
+        assert_ne!(stdout.read_line(&mut said).unwrap(), 0, "{said}");
+    }
+    interrupt(&child);
+    std::io::Read::read_to_string(&mut stdout, &mut said).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{said}");
+    assert!(said.contains("finally      modprobe mlx5_ib"), "{said}");
+    assert!(text(&output.stderr).contains("interrupted; the card was taken down"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn an_interrupt_ends_the_prompt_with_130() {
+    let mut child = spawn(&["up"]);
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(b"devlink dev show\n").unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    stdout.read_line(&mut String::new()).unwrap();
+    interrupt(&child);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    assert!(text(&output.stderr).contains("nothing is left"));
+}
+
+#[test]
+fn help_and_version_say_what_one_needs() {
+    let help = text(&output(&["--help"]).stdout);
+    for expected in ["Exit status:", "Examples:", "esw run scenarios", "run", "up"] {
+        assert!(help.contains(expected), "no `{expected}` in\n{help}");
+    }
+    assert!(text(&output(&["--version"]).stdout).starts_with("esw "));
+}

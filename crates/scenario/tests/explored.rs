@@ -1,0 +1,67 @@
+//! The runner that tells stories is the runner that is explored: under a scheduler that decides every
+//! interleaving and every time-out.
+
+mod common;
+
+use common::{complaints, tell};
+
+fn explore(story: &str, times: usize) {
+    let story = scenario::parse(story).unwrap();
+    lockdep::explored(|| {
+        shuttle::check_random(
+            move || {
+                let outcome = tell(&story);
+                assert!(outcome.ok(), "{:#?}", complaints(&outcome));
+            },
+            times,
+        );
+    });
+}
+
+#[test]
+fn registration_against_a_mode_change_ends_well_in_every_order() {
+    explore(
+        r#"
+name = "registration against a mode change"
+why = "either may be first"
+expect = ["mode pci/0000:08:00.0 switchdev", "reps pci/0000:08:00.0 ib loaded 2"]
+
+[card]
+vfs = 1
+
+[[thread]]
+name = "orchestrator"
+steps = ["sync start", "devlink dev eswitch set pci/0000:08:00.0 mode switchdev"]
+
+[[thread]]
+name = "admin"
+steps = ["sync start", "modprobe mlx5_ib"]
+"#,
+        200,
+    );
+}
+
+#[test]
+fn waits_sleeps_and_failures_on_demand_are_explored_too() {
+    explore(
+        r#"
+name = "a late load that fails once"
+why = "retried until it has succeeded"
+setup = ["fail ib vf 0 times 1"]
+expect = ["rep pci/0000:08:00.0/1 ib loaded", "event ib representor did not load"]
+
+[card]
+vfs = 1
+mode = "switchdev"
+
+[[thread]]
+name = "admin"
+steps = ["modprobe mlx5_ib", "sleep 1ms", "wait until rep pci/0000:08:00.0/1 ib loaded"]
+
+[[thread]]
+name = "hotplug"
+steps = ["devlink dev eswitch show pci/0000:08:00.0", "wait settled"]
+"#,
+        200,
+    );
+}
