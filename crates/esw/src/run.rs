@@ -202,8 +202,15 @@ impl Teller<'_> {
                 Some(unmet) => line(&format!("  {}  expect {}: {unmet}", style.bad("FAILS"), verdict.expectation)),
             }
         }
-        let mut invariants =
-            vec!["load-once", "legacy-empty", "switchdev-complete", "no-leak", "progress", "true-success"];
+        let mut invariants = vec![
+            "load-once",
+            "legacy-empty",
+            "switchdev-complete",
+            "lag-consistent",
+            "no-leak",
+            "progress",
+            "true-success",
+        ];
         if self.domain.is_checked() {
             invariants.push("lock-order");
         }

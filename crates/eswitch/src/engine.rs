@@ -13,7 +13,7 @@ use crate::devlink::{DevlinkState, InlineMode};
 use crate::error::{Error, Result};
 use crate::event::{Events, Subscription};
 use crate::ids::{MacAddr, Mode, PciAddress, PfIndex, PortHandle, SfNum, Vport};
-use crate::lag::{Bond, Lag, LagView};
+use crate::lag::{Bond, Lag, LagMode, LagView, TxType};
 use crate::lock_order::{CardCall, DeviceSlot, Devlink as DevlinkClass};
 use crate::module::{CORE, Modules};
 use crate::sf::{SfFunction, SfRequest};
@@ -82,6 +82,17 @@ pub struct Engine {
     pub(crate) shared: Arc<Shared>,
     pub(crate) devices: Vec<Device>,
     host_vfs: Vec<Arc<AtomicU64>>,
+}
+
+/// How a bond sends, by the addresses of its ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Tx {
+    /// On one port, the active one if it has any.
+    ActiveBackup(Option<PciAddress>),
+    /// By a hash of the headers.
+    Hash,
+    /// In another way: the bond's mode.
+    Other(String),
 }
 
 /// A change to a port's function, as `devlink port function set` takes it.
@@ -441,6 +452,45 @@ impl Engine {
     /// evaluated once.
     pub fn bond_changed(&self, cx: &mut Locked<'_, Unlocked>, bond: Option<Bond>) {
         self.shared.lag.bond_changed(cx, bond);
+    }
+
+    /// The step `bond`: what a bond over the PFs' netdevs leads to, for a card whose kernel has none.
+    ///
+    /// # Errors
+    /// A port is none of the card's; or the card is in multiport E-Switch mode. Nothing is changed. A
+    /// bond the card cannot follow is no error: it stands, and the card says why it does not act on it.
+    pub fn bond(
+        &self,
+        cx: &mut Locked<'_, Unlocked>,
+        name: &str,
+        tx: Tx,
+        ports: &[PciAddress],
+        foreign: &[String],
+    ) -> Result<()> {
+        let index = |address: &PciAddress| Ok(self.device(*address)?.0.index);
+        let tx = match tx {
+            Tx::ActiveBackup(active) => TxType::ActiveBackup(active.as_ref().map(index).transpose()?),
+            Tx::Hash => TxType::Hash,
+            Tx::Other(mode) => TxType::Other(mode),
+        };
+        let ports = ports.iter().map(index).collect::<Result<_>>()?;
+        if self.lag(cx).mode == LagMode::Mpesw {
+            return Err(Error::BondUnderMpesw(name.to_owned()));
+        }
+        self.bond_changed(cx, Some(Bond { name: name.to_owned(), tx, ports, foreign: foreign.to_vec() }));
+        Ok(())
+    }
+
+    /// The step `bond … del`.
+    ///
+    /// # Errors
+    /// There is no such bond.
+    pub fn unbond(&self, cx: &mut Locked<'_, Unlocked>, name: &str) -> Result<()> {
+        if self.lag(cx).bond.as_deref() != Some(name) {
+            return Err(Error::NoBond(name.to_owned()));
+        }
+        self.bond_changed(cx, None);
+        Ok(())
     }
 
     /// The LAG as it is.

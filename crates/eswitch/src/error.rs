@@ -183,6 +183,9 @@ pub enum Error {
     /// MPESW with a port in legacy mode.
     #[error("every port must be in switchdev mode before esw_multiport is turned on")]
     MpeswNeedsSwitchdev,
+    /// No bond of that name over the card's ports.
+    #[error("no bond {0} over the card's ports")]
+    NoBond(String),
     /// A bond while MPESW is on.
     #[error("{0}: the card is in multiport E-Switch mode; turn esw_multiport off first")]
     BondUnderMpesw(String),
@@ -201,7 +204,7 @@ impl Error {
     pub fn errno(&self) -> Errno {
         match self {
             Self::NoDevice(_) | Self::NoPort(_) | Self::Teardown => Errno::ENODEV,
-            Self::NoModule { .. } | Self::NoDriver(_) => Errno::ENOENT,
+            Self::NoModule { .. } | Self::NoDriver(_) | Self::NoBond(_) => Errno::ENOENT,
             Self::AlreadyBound(_)
             | Self::Busy(_)
             | Self::VfsEnabled { .. }

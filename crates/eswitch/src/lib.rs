@@ -31,7 +31,7 @@ pub mod sf;
 
 pub use config::{CardConfig, ConfigError};
 pub use device::Pf;
-pub use engine::{Engine, FunctionChange, Shared};
+pub use engine::{Engine, FunctionChange, Shared, Tx};
 pub use error::{Errno, Error, Result};
 pub use event::{Event, Subscription};
 pub use ids::{

@@ -1,5 +1,6 @@
 //! Expectations: what can be said of a card, and asked of it.
 
+use eswitch::lag::LagMode;
 use eswitch::{Mode, PciAddress, PortHandle, RepType};
 
 use crate::step::{device, port};
@@ -24,6 +25,10 @@ pub enum Expectation {
     Netdev(String, bool),
     /// A PF is bound to its driver, or is not.
     Bound(PciAddress, bool),
+    /// The mode of the card's LAG.
+    Lag(LagMode),
+    /// Why there is no LAG though there is a bond: text that the reason contains.
+    LagReason(String),
     /// An event whose text contains this has happened, or has not.
     Event(String, bool),
 }
@@ -47,8 +52,8 @@ pub struct SfExpectation {
 }
 
 /// The first words of expectations.
-const SUBJECTS: [&str; 13] =
-    ["mode", "rep", "reps", "vfs", "module", "aux", "sf", "port", "netdev", "bound", "unbound", "event", "no"];
+const SUBJECTS: [&str; 14] =
+    ["mode", "rep", "reps", "vfs", "lag", "module", "aux", "sf", "port", "netdev", "bound", "unbound", "event", "no"];
 
 const REP_STATES: [&str; 4] = ["loaded", "registered", "unregistered", "failed"];
 
@@ -82,6 +87,14 @@ impl Expectation {
                 Self::Reps(device(words)?, rep_type(words)?, words.one_of(&REP_STATES)?, words.parse("how many")?)
             }
             "vfs" => Self::Vfs(device(words)?, words.parse("a number of VFs")?),
+            "lag" => match words.one_of(&["none", "roce", "vf", "shared-fdb", "mpesw", "reason"])? {
+                "none" => Self::Lag(LagMode::None),
+                "roce" => Self::Lag(LagMode::Roce),
+                "vf" => Self::Lag(LagMode::Vf),
+                "shared-fdb" => Self::Lag(LagMode::SharedFdb),
+                "mpesw" => Self::Lag(LagMode::Mpesw),
+                _ => Self::LagReason(event(words)?),
+            },
             "module" => {
                 let (at, name) = words.next("the name of a module")?;
                 if eswitch::module::find(name).is_none() {

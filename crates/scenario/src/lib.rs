@@ -30,7 +30,7 @@ pub use pulse::Pulse;
 pub use run::{Observer, Outcome, StepRecord, Verdict, run};
 pub use session::{Session, StepError};
 pub use show::{Ports, describe_port};
-pub use step::{Action, EswitchOption, Expected, Step};
+pub use step::{Action, BondStep, EswitchOption, Expected, Step};
 pub use vocabulary::{EXPECTATIONS, Entry, STEPS, completions};
 pub use words::WordError;
 pub use world::{Finished, Programs, World};

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use eswitch::card::Fault;
 use eswitch::inspect::{PortView, Snapshot, Violation};
-use eswitch::{CardConfig, Engine, Errno, Error, PciAddress, PortHandle, RepType, Subscription};
+use eswitch::{CardConfig, Engine, Errno, Error, PciAddress, PortHandle, RepType, Subscription, Tx};
 use lockdep::{Deadline, Locked, Mutex, Threads, Unlocked, is_explored, lock_classes};
 
 use crate::barrier::Barriers;
 use crate::expectation::{AuxState, Expectation, SfExpectation};
 use crate::pulse::GaveUp;
 use crate::show;
-use crate::step::{Action, EswitchOption};
+use crate::step::{Action, BondStep, EswitchOption};
 use crate::world::World;
 
 lock_classes! {
@@ -173,6 +173,9 @@ impl Session {
             Action::UnloadModule(name) => engine.unload_module(cx, name)?,
             Action::SetNetns(device, netns) => engine.set_netns(cx, *device, netns.as_deref())?,
             Action::HostVfs(device, n) => engine.set_host_vfs(cx, *device, *n)?,
+            Action::Bond(step) => bond(cx, engine, step)?,
+            Action::Unbond(name) => engine.unbond(cx, name)?,
+            Action::EswMultiport(device, on) => engine.set_esw_multiport(cx, *device, *on)?,
             Action::AddFault(fault) => self.add_fault(cx, fault),
             Action::FailAllocations(device, n) => engine.fail_allocations(cx, *device, *n)?,
             Action::ClearFaults => self.world.faults.clear(cx),
@@ -426,6 +429,15 @@ impl Session {
                     (found == *n, format!("there are {found}"))
                 })
             }
+            Expectation::Lag(mode) => {
+                let found = snapshot.lag.mode;
+                differ(found == *mode, format!("lag {mode}"), format!("it is {found}"))
+            }
+            Expectation::LagReason(text) => {
+                let found = snapshot.lag.reason.clone().unwrap_or_else(|| "there is none".to_owned());
+                let expected = format!("no LAG, for a reason with `{text}`");
+                differ(found.contains(text.as_str()), expected, format!("the reason is: {found}"))
+            }
             Expectation::Module(name, wanted) => {
                 let module = eswitch::module::find(name).map_or("", |module| module.name);
                 let loaded = snapshot.modules.contains(&module);
@@ -518,4 +530,25 @@ fn sf_words(sf: SfExpectation) -> String {
     let attached = sf.attached.map(|yes| if yes { "attached" } else { "detached" });
     let words: Vec<&str> = active.into_iter().chain(attached).collect();
     words.join(" ")
+}
+
+/// Tells the card of a bond, and as often as asked for that it goes and comes.
+fn bond(cx: &mut Locked<'_, Unlocked>, engine: &Engine, step: &BondStep) -> eswitch::Result<()> {
+    let tx = match step.mode.as_str() {
+        "active-backup" => Tx::ActiveBackup(step.active),
+        "balance-xor" | "802.3ad" => Tx::Hash,
+        other => Tx::Other(other.to_owned()),
+    };
+    for event in (0..=step.flap).rev() {
+        if event % 2 == 1 {
+            engine.unbond(cx, &step.name).or_else(|error| match error {
+                // The first event of an odd number takes away what is not there yet.
+                eswitch::Error::NoBond(_) => Ok(()),
+                error => Err(error),
+            })?;
+        } else {
+            engine.bond(cx, &step.name, tx.clone(), &step.ports, &step.with)?;
+        }
+    }
+    Ok(())
 }

@@ -59,6 +59,11 @@ pub enum Action {
     UnloadModule(String),
     /// A PF's netdev moves to a namespace, or home.
     SetNetns(PciAddress, Option<String>),
+    /// The card's ports are put into a bond, so often taken out and put in again; or the bond goes.
+    Bond(BondStep),
+    Unbond(String),
+    /// `esw_multiport`.
+    EswMultiport(PciAddress, bool),
     /// Any program, among the card's netdevs.
     Program(String),
     /// The host of a DPU sets its number of VFs.
@@ -77,6 +82,23 @@ pub enum Action {
     Repeat(u32, Box<Action>),
 }
 
+/// A bond as a step makes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BondStep {
+    /// Its name.
+    pub name: String,
+    /// The kernel's name of its mode.
+    pub mode: String,
+    /// The card's ports in it.
+    pub ports: Vec<PciAddress>,
+    /// What else is in it.
+    pub with: Vec<String>,
+    /// The active port, for `active-backup`.
+    pub active: Option<PciAddress>,
+    /// How many further events take it away and bring it back, by turns, before it stands.
+    pub flap: u32,
+}
+
 /// One option of `devlink dev eswitch set`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -90,8 +112,10 @@ pub enum EswitchOption {
 const PROGRAMS: [&str; 6] = ["ip", "bridge", "tc", "ping", "sysctl", "sh"];
 
 /// The first words of the other steps.
-const VERBS: [&str; 12] =
-    ["devlink", "echo", "modprobe", "rmmod", "host", "fail", "delay", "sync", "sleep", "wait", "expect", "repeat"];
+const VERBS: [&str; 13] = [
+    "devlink", "echo", "modprobe", "rmmod", "host", "bond", "fail", "delay", "sync", "sleep", "wait", "expect",
+    "repeat",
+];
 
 impl Action {
     /// Reads a step. `card` says what the card's netdevs are called.
@@ -137,6 +161,7 @@ impl Action {
                 words.literal("sriov_numvfs")?;
                 Self::HostVfs(device, words.parse("a number of VFs")?)
             }
+            "bond" => bond(words)?,
             "fail" => fail(words)?,
             "delay" => delay(words)?,
             "sync" => Self::Sync(words.next("the name of a barrier")?.1.to_owned()),
@@ -205,8 +230,9 @@ fn pf_netns(words: &Words<'_>, card: &CardConfig) -> Option<Action> {
 
 fn devlink(words: &mut Words<'_>) -> Result<Action, WordError> {
     match words.one_of(&["dev", "port"])? {
-        "dev" => match words.one_of(&["show", "eswitch", "reload"])? {
+        "dev" => match words.one_of(&["show", "eswitch", "reload", "param"])? {
             "show" => Ok(Action::DevShow),
+            "param" => param_set(words),
             "reload" => Ok(Action::Reload(device(words)?)),
             _ => match words.one_of(&["show", "set"])? {
                 "show" => Ok(Action::EswitchShow(device(words)?)),
@@ -254,6 +280,42 @@ fn eswitch_set(words: &mut Words<'_>) -> Result<Action, WordError> {
     let options = options.chain(inline.map(EswitchOption::InlineMode));
     let options = options.chain(encap.map(EswitchOption::EncapMode));
     Ok(Action::EswitchSet(device, options.collect()))
+}
+
+/// `set DEV name esw_multiport value true|false cmode runtime`.
+fn param_set(words: &mut Words<'_>) -> Result<Action, WordError> {
+    words.literal("set")?;
+    let device = device(words)?;
+    for word in ["name", "esw_multiport", "value"] {
+        words.literal(word)?;
+    }
+    let on = words.one_of(&["true", "false"])? == "true";
+    words.literal("cmode")?;
+    words.literal("runtime")?;
+    Ok(Action::EswMultiport(device, on))
+}
+
+/// `NAME mode MODE DEV… [with NETDEV]… [active DEV] [flap N]`, or `NAME del`.
+fn bond(words: &mut Words<'_>) -> Result<Action, WordError> {
+    let name = words.next("the name of a bond")?.1.to_owned();
+    if words.one_of(&["mode", "del"])? == "del" {
+        return Ok(Action::Unbond(name));
+    }
+    let modes = ["active-backup", "balance-xor", "802.3ad", "balance-rr", "broadcast", "balance-tlb", "balance-alb"];
+    let mode = words.one_of(&modes)?.to_owned();
+    let mut bond = BondStep { name, mode, ports: vec![device(words)?], with: Vec::new(), active: None, flap: 0 };
+    while let Some(word) = words.peek() {
+        if word.starts_with("pci/") {
+            bond.ports.push(device(words)?);
+            continue;
+        }
+        match words.one_of(&["with", "active", "flap"])? {
+            "with" => bond.with.push(words.next("a netdev that is no port of the card")?.1.to_owned()),
+            "active" => bond.active = Some(device(words)?),
+            _ => bond.flap = words.parse("a number of events")?,
+        }
+    }
+    Ok(Action::Bond(bond))
 }
 
 fn port_add(words: &mut Words<'_>) -> Result<Action, WordError> {
@@ -344,7 +406,7 @@ fn delay(words: &mut Words<'_>) -> Result<Action, WordError> {
 
 /// `KIND [pf N] [uplink|hpf|vf N|sf N]`.
 fn fault(words: &mut Words<'_>, times: u32) -> Result<Fault, WordError> {
-    let kinds = ["eth", "ib", "port", "fdb", "netdev", "ibdev", "function"];
+    let kinds = ["eth", "ib", "port", "fdb", "netdev", "ibdev", "function", "lag", "metadata", "pair"];
     let kind: Result<ResourceKind, _> = words.peek().unwrap_or_default().parse();
     let Ok(kind) = kind else {
         return Err(words.expected_one_of(&[&kinds[..], &["alloc", "clear"]].concat()));

@@ -33,6 +33,15 @@ pub const STEPS: &[Entry] = &[
     entry("modprobe -r MODULE", "unload a module"),
     entry("rmmod MODULE", "unload a module"),
     entry("host ADDRESS sriov_numvfs N", "a DPU's host sets its number of VFs"),
+    entry(
+        "bond NAME mode MODE DEV... [with NETDEV] [active DEV] [flap N]",
+        "tell the card that its ports are in a bond; `flap` has it go and come that many times first",
+    ),
+    entry("bond NAME del", "tell the card that the bond is gone"),
+    entry(
+        "devlink dev param set DEV name esw_multiport value true|false cmode runtime",
+        "make the card one multiport E-Switch, or not",
+    ),
     entry("ip link set PFNETDEV netns NAME|home", "move a PF's netdev to a namespace, or home"),
     entry("!COMMAND", "run any program among the card's netdevs; ip, bridge, tc, ping, sysctl and sh need no `!`"),
     entry(
@@ -57,6 +66,8 @@ pub const EXPECTATIONS: &[Entry] = &[
     entry("rep PORT eth|ib loaded|registered|unregistered|failed", "a representor's state"),
     entry("reps DEV eth|ib loaded|registered|unregistered|failed N", "how many representors are in a state"),
     entry("vfs DEV N", "how many VFs are enabled"),
+    entry("lag none|roce|vf|shared-fdb|mpesw", "how the card's PFs act as one"),
+    entry("lag reason TEXT", "why there is no LAG though there is a bond; the reason contains this"),
     entry("module MODULE loaded|absent", "whether a module is loaded"),
     entry("aux NAME bound|unbound|absent", "an auxiliary device and its driver"),
     entry("sf PORT [active|inactive] [attached|detached]", "an SF's state and operational state"),
@@ -106,7 +117,7 @@ mod tests {
 
     #[test]
     fn what_may_come_next_follows_from_the_forms() {
-        assert_eq!(completions(&["devlink", "dev"]), ["show", "eswitch", "reload"]);
+        assert_eq!(completions(&["devlink", "dev"]), ["show", "eswitch", "reload", "param"]);
         let device = ["devlink", "dev", "eswitch", "set", "pci/0000:08:00.0"];
         assert_eq!(completions(&device), ["mode", "inline-mode", "encap-mode"]);
         assert_eq!(completions(&["expect", "mode", "pci/0000:08:00.0"]), ["legacy", "switchdev"]);
