@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use lockdep::Domain;
@@ -11,6 +12,9 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::INTERRUPTED;
+
+/// How late the thread that listens may be.
+const LATE: Duration = Duration::from_millis(50);
 
 /// While this is set, Ctrl-C is for a program in the foreground and not for us.
 #[derive(Clone, Debug, Default)]
@@ -21,6 +25,8 @@ impl Elsewhere {
     pub fn during<R>(&self, f: impl FnOnce() -> R) -> R {
         self.0.store(true, Ordering::SeqCst);
         let result = f();
+        // A Ctrl-C that ended the program was sent to us too; the thread that listens may be late.
+        thread::sleep(LATE);
         self.0.store(false, Ordering::SeqCst);
         result
     }

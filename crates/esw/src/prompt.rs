@@ -165,7 +165,11 @@ impl Completer for Words {
     type Candidate = String;
 
     fn complete(&self, line: &str, at: usize, _: &Context<'_>) -> rustyline::Result<(usize, Vec<String>)> {
-        Ok(self.candidates(&line[..at]))
+        let (start, mut candidates) = self.candidates(&line[..at]);
+        if let [only] = &mut candidates[..] {
+            only.push(' ');
+        }
+        Ok((start, candidates))
     }
 }
 

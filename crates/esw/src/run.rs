@@ -96,6 +96,8 @@ struct Count {
     failed: u32,
     skipped: u32,
     interrupted: bool,
+    /// Something went wrong on the way down.
+    left_behind: bool,
 }
 
 impl Teller<'_> {
@@ -113,7 +115,14 @@ impl Teller<'_> {
             self.tell_repeatedly(cx, story, &mut count)?;
         }
         if count.interrupted {
-            eprintln!("esw: interrupted; the card was taken down, nothing is left");
+            eprintln!(
+                "esw: interrupted; {}",
+                if count.left_behind {
+                    "not everything could be undone, see above"
+                } else {
+                    "the card was taken down, nothing is left"
+                }
+            );
             return Ok(INTERRUPTED);
         }
         if stories.len() > 1 || self.arguments.repeat > 1 {
@@ -132,11 +141,12 @@ impl Teller<'_> {
             }
             let outcome = self.tell(cx, story, &mut watch)?;
             count.interrupted |= outcome.interrupted;
+            count.left_behind |= outcome.interrupted && !outcome.violations.is_empty();
             if json {
                 self.print_json(story, &outcome)?;
             } else if repeat == 1 {
                 self.print_end(&outcome);
-            } else if !outcome.ok() && !outcome.interrupted {
+            } else if !outcome.violations.is_empty() || outcome.hung {
                 line(&format!("{} (telling {round} of {repeat})", story.scenario.name));
                 for record in &outcome.steps {
                     print_step(self.style, record);

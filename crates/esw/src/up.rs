@@ -9,7 +9,7 @@ use std::{fs, io};
 use anyhow::{Context, Result, bail};
 use eswitch::CardConfig;
 use lockdep::{Domain, Locked, Unlocked};
-use scenario::{Action, Ports, Pulse, Session, WordError};
+use scenario::{Action, Heeds, Ports, Pulse, Session, WordError};
 
 use crate::arguments::Up;
 use crate::cards::Cards;
@@ -157,7 +157,7 @@ impl Desk {
             }
             _ => {}
         }
-        match self.session.perform(cx, &action) {
+        match self.session.perform(cx, Heeds::Stop, &action) {
             Ok(printed) => {
                 printed.iter().for_each(|text| line(text));
                 Came::Well
@@ -183,7 +183,7 @@ impl Desk {
 
     /// Waits for the queues to rest and checks every invariant.
     fn check(&self, cx: &mut Locked<'_, Unlocked>) -> Came {
-        if let Err(error) = self.session.perform(cx, &Action::WaitRest { retries: false }) {
+        if let Err(error) = self.session.perform(cx, Heeds::Stop, &Action::WaitRest { retries: false }) {
             return Came::ToNothing(error.lines());
         }
         let mut found: Vec<String> =

@@ -26,7 +26,7 @@ mod world;
 pub use expectation::{AuxState, Expectation, SfExpectation};
 pub use file::{CARDS, CardName, InFile, Scenario, Settle, StoryThread, parse, parse_card};
 pub use place::{InputError, Place};
-pub use pulse::Pulse;
+pub use pulse::{Heeds, Pulse};
 pub use run::{Observer, Outcome, StepRecord, Verdict, run};
 pub use session::{Session, StepError};
 pub use show::{Ports, describe_port};

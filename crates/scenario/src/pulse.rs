@@ -22,6 +22,15 @@ struct State {
     stopped: bool,
 }
 
+/// What ends a step before its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heeds {
+    /// A request to [stop](Pulse::stop).
+    Stop,
+    /// Nothing: what must be done whatever happens.
+    Nothing,
+}
+
 /// Why a wait ended without what it waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum GaveUp {
@@ -52,6 +61,11 @@ impl Pulse {
         self.state.lock_leaf(cx).stopped
     }
 
+    /// Whether who heeds that is to come to an end.
+    pub(crate) fn stops<L>(&self, cx: &mut Locked<'_, L>, heeds: Heeds) -> bool {
+        heeds == Heeds::Stop && self.is_stopped(cx)
+    }
+
     /// Something that others may wait for has changed.
     pub(crate) fn beat<L>(&self, cx: &mut Locked<'_, L>) {
         self.state.lock_leaf(cx).count += 1;
@@ -63,37 +77,17 @@ impl Pulse {
     pub(crate) fn wait_for<L: MayWait, R>(
         &self,
         cx: &mut Locked<'_, L>,
-        limit: Option<&Deadline>,
-        tick: impl Fn() -> Option<Deadline>,
-        ready: impl FnMut(&mut Locked<'_, L>) -> Option<R>,
-    ) -> Result<R, GaveUp> {
-        self.wait(cx, limit, tick, ready, true)
-    }
-
-    /// As [`wait_for`](Self::wait_for), for who goes on when all others are asked to stop.
-    pub(crate) fn wait_through<L: MayWait, R>(
-        &self,
-        cx: &mut Locked<'_, L>,
-        limit: Option<&Deadline>,
-        ready: impl FnMut(&mut Locked<'_, L>) -> Option<R>,
-    ) -> Result<R, GaveUp> {
-        self.wait(cx, limit, || None, ready, false)
-    }
-
-    fn wait<L: MayWait, R>(
-        &self,
-        cx: &mut Locked<'_, L>,
+        heeds: Heeds,
         limit: Option<&Deadline>,
         tick: impl Fn() -> Option<Deadline>,
         mut ready: impl FnMut(&mut Locked<'_, L>) -> Option<R>,
-        heeds_stop: bool,
     ) -> Result<R, GaveUp> {
         loop {
             let seen = self.state.lock_leaf(cx).count;
             if let Some(result) = ready(cx) {
                 return Ok(result);
             }
-            if heeds_stop && self.is_stopped(cx) {
+            if self.stops(cx, heeds) {
                 return Err(GaveUp::Stopped);
             }
             if limit.is_some_and(Deadline::has_passed) {

@@ -10,7 +10,7 @@ use eswitch::inspect::{Snapshot, Violation};
 use lockdep::{Deadline, Locked, Mutex, Unlocked, is_explored, lock_classes};
 
 use crate::file::{Scenario, Settle};
-use crate::pulse::GaveUp;
+use crate::pulse::{GaveUp, Heeds};
 use crate::session::{Session, StepError};
 use crate::step::{Expected, Step};
 use crate::world::World;
@@ -144,15 +144,15 @@ impl Teller {
                 session.barriers.join(cx, name, &thread.name);
             }
         }
-        let setup = vec![self.part(&session, "setup", scenario.setup.clone(), false)];
+        let setup = vec![self.part(&session, "setup", scenario.setup.clone(), Heeds::Stop)];
         let mut ended = self.perform(cx, setup, outcome, observer);
         if ended && outcome.violations.is_empty() {
             let threads = scenario.threads.iter();
-            let parts = threads.map(|t| self.part(&session, &t.name, t.steps.clone(), false));
+            let parts = threads.map(|t| self.part(&session, &t.name, t.steps.clone(), Heeds::Stop));
             ended = self.perform(cx, parts.collect(), outcome, observer);
         }
         if ended {
-            let finally = vec![self.part(&session, "finally", scenario.finally.clone(), true)];
+            let finally = vec![self.part(&session, "finally", scenario.finally.clone(), Heeds::Nothing)];
             ended = self.perform(cx, finally, outcome, observer);
         }
         if ended {
@@ -164,21 +164,21 @@ impl Teller {
         }
     }
 
-    /// A thread that takes these steps until one goes wrong; `whatever`: even if one has, and even if
-    /// the story is to stop.
-    fn part(&self, session: &Arc<Session>, name: &str, steps: Vec<Step>, whatever: bool) -> Part {
+    /// A thread that takes these steps until one goes wrong or the story is to stop; if it heeds nothing,
+    /// all of them.
+    fn part(&self, session: &Arc<Session>, name: &str, steps: Vec<Step>, heeds: Heeds) -> Part {
         let (stage, session, thread) = (Arc::clone(&self.stage), Arc::clone(session), name.to_owned());
         let body = move |cx: &mut Locked<'_, Unlocked>| {
             for step in &steps {
-                if !whatever && session.world().pulse.is_stopped(cx) {
+                if session.world().pulse.stops(cx, heeds) {
                     break;
                 }
                 stage.begin(cx, &thread, &step.text);
-                let record = take(cx, &session, &thread, step);
+                let record = take(cx, &session, &thread, heeds, step);
                 let ok = record.ok;
                 stage.tell(cx, Told::Step(record));
                 session.world().pulse.beat(cx);
-                if !ok && !whatever {
+                if !ok && heeds == Heeds::Stop {
                     break;
                 }
             }
@@ -196,7 +196,7 @@ impl Teller {
             let mut found = Vec::new();
             if !stopped {
                 stage.begin(cx, "epilogue", "waiting for rest");
-                let rested = session.wait_rest(cx, as_hoped && scenario.settle == Settle::Retries);
+                let rested = session.wait_rest(cx, Heeds::Stop, as_hoped && scenario.settle == Settle::Retries);
                 if let Err(error) = rested
                     && error != StepError::Interrupted
                 {
@@ -284,10 +284,10 @@ impl Teller {
 }
 
 /// Takes a step and says what came of it.
-fn take(cx: &mut Locked<'_, Unlocked>, session: &Session, thread: &str, step: &Step) -> StepRecord {
+fn take(cx: &mut Locked<'_, Unlocked>, session: &Session, thread: &str, heeds: Heeds, step: &Step) -> StepRecord {
     let clock = &session.world().clock;
     let began = clock();
-    let done = session.perform(cx, &step.action);
+    let done = session.perform(cx, heeds, &step.action);
     let elapsed = clock().saturating_sub(began);
     session.listen(cx);
     let (output, error) = match done {
@@ -382,14 +382,20 @@ impl Stage {
         world: &World,
         limit: Option<&Deadline>,
     ) -> Result<Option<Told>, Vec<(String, String)>> {
-        let next = world.pulse.wait_through(cx, limit, |cx| {
-            let mut state = self.0.lock_leaf(cx);
-            match state.told.pop_front() {
-                Some(told) => Some(Some(told)),
-                None if state.running == 0 => Some(None),
-                None => None,
-            }
-        });
+        let next = world.pulse.wait_for(
+            cx,
+            Heeds::Nothing,
+            limit,
+            || None,
+            |cx| {
+                let mut state = self.0.lock_leaf(cx);
+                match state.told.pop_front() {
+                    Some(told) => Some(Some(told)),
+                    None if state.running == 0 => Some(None),
+                    None => None,
+                }
+            },
+        );
         next.map_err(|_: GaveUp| self.0.lock_leaf(cx).doing.clone().into_iter().collect())
     }
 }

@@ -10,7 +10,7 @@ use lockdep::{Deadline, Locked, Mutex, Threads, Unlocked, is_explored, lock_clas
 
 use crate::barrier::Barriers;
 use crate::expectation::{AuxState, Expectation, SfExpectation};
-use crate::pulse::GaveUp;
+use crate::pulse::{GaveUp, Heeds};
 use crate::show;
 use crate::step::{Action, BondStep, EswitchOption};
 use crate::world::World;
@@ -140,11 +140,11 @@ impl Session {
         &self.world
     }
 
-    /// Does a step and gives back what it prints.
+    /// Does a step and gives back what it prints. `heeds`: what ends it before its time.
     ///
     /// # Errors
     /// It failed.
-    pub fn perform(&self, cx: &mut Locked<'_, Unlocked>, action: &Action) -> Done {
+    pub fn perform(&self, cx: &mut Locked<'_, Unlocked>, heeds: Heeds, action: &Action) -> Done {
         let engine = &self.engine;
         match action {
             Action::DevShow => return Ok(show::devices(&engine.inspect(cx))),
@@ -179,17 +179,17 @@ impl Session {
             Action::AddFault(fault) => self.add_fault(cx, fault),
             Action::FailAllocations(device, n) => engine.fail_allocations(cx, *device, *n)?,
             Action::ClearFaults => self.world.faults.clear(cx),
-            Action::Program(command) => return self.program(cx, command),
-            Action::Sync(name) => self.sync(cx, name)?,
-            Action::Sleep(time) => self.sleep(cx, *time)?,
-            Action::WaitRest { retries } => self.wait_rest(cx, *retries)?,
-            Action::WaitUntil(expectation) => self.wait_until(cx, expectation)?,
+            Action::Program(command) => return self.program(cx, heeds, command),
+            Action::Sync(name) => self.sync(cx, heeds, name)?,
+            Action::Sleep(time) => self.sleep(cx, heeds, *time)?,
+            Action::WaitRest { retries } => self.wait_rest(cx, heeds, *retries)?,
+            Action::WaitUntil(expectation) => self.wait_until(cx, heeds, expectation)?,
             Action::Expect(expectation) => self.expect(cx, expectation)?,
             Action::Repeat(times, action) => {
                 let mut printed = Vec::new();
                 for _ in 0..*times {
-                    printed = self.perform(cx, action)?;
-                    if self.world.pulse.is_stopped(cx) {
+                    printed = self.perform(cx, heeds, action)?;
+                    if self.world.pulse.stops(cx, heeds) {
                         return Err(StepError::Interrupted);
                     }
                 }
@@ -229,14 +229,15 @@ impl Session {
         lines
     }
 
-    fn program(&self, cx: &mut Locked<'_, Unlocked>, command: &str) -> Done {
+    fn program(&self, cx: &mut Locked<'_, Unlocked>, heeds: Heeds, command: &str) -> Done {
         let Some(programs) = &self.world.programs else {
             return Err(StepError::NoProgram(format!(
                 "`{command}` is a program, and this card has no netdevs to run it among"
             )));
         };
         let pulse = &self.world.pulse;
-        let finished = programs.run(command, self.limit, &mut || pulse.is_stopped(cx)).map_err(StepError::NoProgram)?;
+        let finished =
+            programs.run(command, self.limit, &mut || pulse.stops(cx, heeds)).map_err(StepError::NoProgram)?;
         if finished.status != 0 {
             let said = if finished.stderr.trim().is_empty() { &finished.stdout } else { &finished.stderr };
             return Err(StepError::Program { status: finished.status, text: said.trim().to_owned() });
@@ -257,13 +258,14 @@ impl Session {
         }
     }
 
-    fn sync(&self, cx: &mut Locked<'_, Unlocked>, name: &str) -> Result<(), StepError> {
+    fn sync(&self, cx: &mut Locked<'_, Unlocked>, heeds: Heeds, name: &str) -> Result<(), StepError> {
         let thread = cx.thread_name().to_owned();
         let pulse = &self.world.pulse;
         let round = self.barriers.arrive(cx, pulse, name, &thread);
         let mut missing = Vec::new();
         let met = pulse.wait_for(
             cx,
+            heeds,
             self.limit().as_ref(),
             || None,
             |cx| match self.barriers.is_over(cx, name, round) {
@@ -277,9 +279,9 @@ impl Session {
         met.map_err(|why| self.gave_up(why, format!("`sync {name}`"), format!("waiting for {}", missing.join(", "))))
     }
 
-    fn sleep(&self, cx: &mut Locked<'_, Unlocked>, time: Duration) -> Result<(), StepError> {
+    fn sleep(&self, cx: &mut Locked<'_, Unlocked>, heeds: Heeds, time: Duration) -> Result<(), StepError> {
         let over = Deadline::after(time);
-        let slept: Result<(), GaveUp> = self.world.pulse.wait_for(cx, Some(&over), || None, |_| None);
+        let slept: Result<(), GaveUp> = self.world.pulse.wait_for(cx, heeds, Some(&over), || None, |_| None);
         match slept {
             Err(GaveUp::Stopped) => Err(StepError::Interrupted),
             _ => Ok(()),
@@ -290,7 +292,12 @@ impl Session {
     ///
     /// # Errors
     /// It takes too long, or was interrupted.
-    pub(crate) fn wait_rest(&self, cx: &mut Locked<'_, Unlocked>, retries: bool) -> Result<(), StepError> {
+    pub(crate) fn wait_rest(
+        &self,
+        cx: &mut Locked<'_, Unlocked>,
+        heeds: Heeds,
+        retries: bool,
+    ) -> Result<(), StepError> {
         let Some(limit) = self.limit() else {
             self.engine.settle(cx, retries);
             return Ok(());
@@ -298,6 +305,7 @@ impl Session {
         let look = Duration::from_millis(20);
         let rested = self.world.pulse.wait_for(
             cx,
+            heeds,
             Some(&limit),
             || Some(Deadline::after(Duration::ZERO)),
             |cx| self.engine.settle_until(cx, retries, &Deadline::after(look)).then_some(()),
@@ -330,11 +338,17 @@ impl Session {
         if waiting.is_empty() { "work is still queued or being done".to_owned() } else { waiting.join(", ") }
     }
 
-    fn wait_until(&self, cx: &mut Locked<'_, Unlocked>, expectation: &Expectation) -> Result<(), StepError> {
+    fn wait_until(
+        &self,
+        cx: &mut Locked<'_, Unlocked>,
+        heeds: Heeds,
+        expectation: &Expectation,
+    ) -> Result<(), StepError> {
         let mut unmet = (String::new(), String::new());
         let pulse = &self.world.pulse;
         let met = pulse.wait_for(
             cx,
+            heeds,
             self.limit().as_ref(),
             || Some(Deadline::after(TICK)),
             |cx| match self.look(cx, expectation) {
