@@ -7,6 +7,7 @@
 //!
 //! A group of rows is a module with a `MEASUREMENTS` table; it is listed once, in [`measurements`].
 
+mod lag;
 mod linux;
 mod lockdep;
 mod memory;
@@ -37,7 +38,7 @@ pub struct Measurement {
 }
 
 fn measurements() -> impl Iterator<Item = &'static Measurement> {
-    [lockdep::MEASUREMENTS, memory::MEASUREMENTS, linux::MEASUREMENTS].into_iter().flatten()
+    [lockdep::MEASUREMENTS, memory::MEASUREMENTS, lag::MEASUREMENTS, linux::MEASUREMENTS].into_iter().flatten()
 }
 
 /// A number with its unit.
