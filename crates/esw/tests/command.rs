@@ -232,7 +232,7 @@ fn interrupt(child: &Child) {
 
 #[test]
 fn an_interrupt_ends_a_story_after_its_finally_with_130() {
-    let story = "name = \"n\"\nwhy = \"w\"\nlimit_s = 60\nfinally = [\"modprobe mlx5_ib\"]\n[[thread]]\nname = \"a\"\n\
+    let story = "name = \"n\"\nwhy = \"w\"\nlimit_s = 60\nfinally = [\"sleep 20ms\", \"modprobe mlx5_ib\"]\n[[thread]]\nname = \"a\"\n\
                  steps = [\"devlink dev show\", \"sleep 50s\", \"devlink dev show\"]\n";
     let file = File::new("interrupt.toml", story);
     let mut child = spawn(&["run", file.path()]);
@@ -245,7 +245,10 @@ fn an_interrupt_ends_a_story_after_its_finally_with_130() {
     std::io::Read::read_to_string(&mut stdout, &mut said).unwrap();
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(130), "{said}");
-    assert!(said.contains("finally      modprobe mlx5_ib"), "{said}");
+    for step in ["sleep 20ms", "modprobe mlx5_ib"] {
+        let line = said.lines().find(|line| line.contains(&format!("finally      {step}")));
+        assert!(line.is_some_and(|line| line.contains(" ok ")), "`{step}` in\n{said}");
+    }
     assert!(text(&output.stderr).contains("interrupted; the card was taken down"), "{}", text(&output.stderr));
 }
 
