@@ -207,6 +207,7 @@ impl CardError {
             Self::Full(_) => Errno::ENOSPC,
             Self::Kernel { errno, .. } => match errno {
                 1 | 13 => Errno::EPERM,
+                2 => Errno::ENOENT,
                 12 | 105 => Errno::ENOMEM,
                 16 => Errno::EBUSY,
                 17 => Errno::EEXIST,
