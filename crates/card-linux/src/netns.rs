@@ -31,6 +31,14 @@ pub enum NetnsError {
         /// Whose it is, as far as is known.
         pid: String,
     },
+    /// There is a namespace of the card's name that no card has left.
+    #[error(
+        "there is a network namespace {name}, and no card has left it; delete it (`ip netns del {name}`) or use another PCI address"
+    )]
+    NotOurs {
+        /// Its name.
+        name: String,
+    },
     /// The system refused.
     #[error("{what}: {source}{hint}")]
     System {
@@ -93,7 +101,7 @@ pub(crate) struct CardNetns {
     netns: File,
     path: PathBuf,
     /// Locked for as long as the card lives, by the kernel, so that the lock dies with us.
-    _lock: File,
+    lock: File,
 }
 
 impl CardNetns {
@@ -102,12 +110,15 @@ impl CardNetns {
     /// # Errors
     /// The owner of that name lives; or the system refuses, and nothing is left.
     pub(crate) fn make(address: PciAddress) -> Result<Self, NetnsError> {
-        let lock = lock(address)?;
+        let (lock, died) = lock(address)?;
         prepare_names().map_err(system(format!("making {NAMES} a place for names")))?;
         let path = Path::new(NAMES).join(card_netns_name(address));
+        if !died && path.exists() {
+            return Err(NetnsError::NotOurs { name: card_netns_name(address) });
+        }
         clear_away(&path).map_err(system(format!("removing {}, left by a dead process", path.display())))?;
         let netns = born_at(&path).map_err(system(format!("making the namespace {}", path.display())))?;
-        let made = Self { netns, path, _lock: lock };
+        let made = Self { netns, path, lock };
         within(&made.netns, disable_ipv6).flatten().map_err(system("disabling IPv6 inside the card"))?;
         Ok(made)
     }
@@ -125,10 +136,14 @@ impl Drop for CardNetns {
         let _ = purge(&self.netns);
         let _ = sys::detach_mount(&self.path);
         let _ = fs::remove_file(&self.path);
+        // Nothing is left that a later card would have to clear away.
+        let _ = self.lock.set_len(0);
     }
 }
 
-fn lock(address: PciAddress) -> Result<File, NetnsError> {
+/// Takes a card's lock; and whether the last owner died without giving it back, so that what is there of
+/// its card is nobody's.
+fn lock(address: PciAddress) -> Result<(File, bool), NetnsError> {
     let path = Path::new(LOCKS).join(format!("{address}.lock"));
     fs::create_dir_all(LOCKS).map_err(system(format!("making {LOCKS}")))?;
     // Never removed: removing it would let two processes lock two files of one name.
@@ -149,9 +164,10 @@ fn lock(address: PciAddress) -> Result<File, NetnsError> {
         }
         Err(fs::TryLockError::Error(error)) => return Err(system(format!("locking {}", path.display()))(error)),
     }
+    let died = file.metadata().map_err(system(format!("reading {}", path.display())))?.len() > 0;
     let written = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| write!(file, "{}", std::process::id()));
     written.map_err(system(format!("writing {}", path.display())))?;
-    Ok(file)
+    Ok((file, died))
 }
 
 /// Makes `/run/netns` a mount point whose mounts are seen by namespaces copied from this one, as

@@ -34,8 +34,15 @@ fn main() -> ExitCode {
         Command::Run(arguments) => run::run(arguments),
         Command::Up(arguments) => up::up(arguments),
     };
+    programs::end_what_is_left();
     match done {
-        Ok(code) => ExitCode::from(code),
+        Ok(code) => match output::not_written() {
+            None => ExitCode::from(code),
+            Some(error) => {
+                eprintln!("esw: writing to standard output: {error}");
+                ExitCode::from(code.max(FAILED))
+            }
+        },
         Err(error) => {
             eprintln!("esw: {error:#}");
             ExitCode::from(UNUSABLE)

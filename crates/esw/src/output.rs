@@ -1,13 +1,27 @@
 //! What is printed: lines, tables, colours on a terminal.
 
 use std::io::{IsTerminal, Write};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use scenario::Ports;
 
-/// Prints a line to standard output. Whoever reads may have gone: that is not our error.
+/// The first error of writing to standard output.
+static NOT_WRITTEN: OnceLock<std::io::Error> = OnceLock::new();
+
+/// Prints a line to standard output. Whoever reads may have gone: that is not our error. Any other is
+/// kept for [`not_written`], as the card has to be taken down first.
 pub fn line(text: &str) {
-    let _ = writeln!(std::io::stdout(), "{text}");
+    if let Err(error) = writeln!(std::io::stdout(), "{text}")
+        && error.kind() != std::io::ErrorKind::BrokenPipe
+    {
+        let _ = NOT_WRITTEN.set(error);
+    }
+}
+
+/// Why what should have been printed was not, if it was not.
+pub fn not_written() -> Option<&'static std::io::Error> {
+    NOT_WRITTEN.get()
 }
 
 /// Colours, or none.

@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -44,11 +45,15 @@ impl Programs for Here {
             }
             thread::sleep(LOOK);
         };
-        Ok(Finished {
-            status: code(status),
-            stdout: stdout.join().unwrap_or_default(),
-            stderr: stderr.join().unwrap_or_default(),
-        })
+        // What it has left running may hold the pipes open: a moment for what is on its way, no more.
+        let deadline = Instant::now() + LINGER;
+        while !(stdout.is_finished() && stderr.is_finished()) && Instant::now() < deadline {
+            thread::sleep(LOOK);
+        }
+        if !(stdout.is_finished() && stderr.is_finished()) {
+            leave_for_later(&child);
+        }
+        Ok(Finished { status: code(status), stdout: stdout.text(), stderr: stderr.text() })
     }
 
     fn has_netdev(&self, name: &str) -> bool {
@@ -85,13 +90,52 @@ fn end(child: &mut Child) {
     let _ = child.wait();
 }
 
+/// How long a program's output may come after its end.
+const LINGER: Duration = Duration::from_millis(100);
+
+/// Process groups of programs that ended and left something running that holds their pipes open, so that
+/// the group cannot have been given to somebody else.
+static LEFT: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
+
+fn leave_for_later(child: &Child) {
+    if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+        LEFT.lock().unwrap_or_else(|e| e.into_inner()).push(group);
+    }
+}
+
+/// Ends what programs were left running in the background.
+pub fn end_what_is_left() {
+    for group in LEFT.lock().unwrap_or_else(|e| e.into_inner()).drain(..) {
+        let _ = kill_process_group(group, Signal::KILL);
+    }
+}
+
+/// What a pipe has brought so far.
+struct Collected {
+    text: Arc<Mutex<Vec<u8>>>,
+    reader: thread::JoinHandle<()>,
+}
+
+impl Collected {
+    fn is_finished(&self) -> bool {
+        self.reader.is_finished()
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.text.lock().unwrap_or_else(|e| e.into_inner())).into_owned()
+    }
+}
+
 /// Reads a pipe to its end beside us, so that a program that writes much is not held up.
-fn collect(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<String> {
-    thread::spawn(move || {
-        let mut text = Vec::new();
-        if let Some(mut pipe) = pipe {
-            let _ = pipe.read_to_end(&mut text);
+fn collect(pipe: Option<impl Read + Send + 'static>) -> Collected {
+    let text = Arc::new(Mutex::new(Vec::new()));
+    let theirs = Arc::clone(&text);
+    let reader = thread::spawn(move || {
+        let mut part = [0; 4096];
+        let Some(mut pipe) = pipe else { return };
+        while let Ok(n @ 1..) = pipe.read(&mut part) {
+            theirs.lock().unwrap_or_else(|e| e.into_inner()).extend_from_slice(&part[..n]);
         }
-        String::from_utf8_lossy(&text).into_owned()
-    })
+    });
+    Collected { text, reader }
 }

@@ -128,6 +128,10 @@ impl Teller<'_> {
         if stories.len() > 1 || self.arguments.repeat > 1 {
             self.aside(&summary(self.style, &count));
         }
+        if count.held + count.failed == 0 {
+            eprintln!("esw: nothing was told; choose another card with `--card`");
+            return Ok(UNUSABLE);
+        }
         Ok(if count.failed > 0 { FAILED } else { HELD })
     }
 
@@ -141,7 +145,9 @@ impl Teller<'_> {
             }
             let outcome = self.tell(cx, story, &mut watch)?;
             count.interrupted |= outcome.interrupted;
-            count.left_behind |= outcome.interrupted && !outcome.violations.is_empty();
+            // The step that was interrupted did not come to what it should: that leaves nothing.
+            let left = outcome.violations.iter().any(|v| !["step", "expectation"].contains(&v.invariant));
+            count.left_behind |= outcome.interrupted && left;
             if json {
                 self.print_json(story, &outcome)?;
             } else if repeat == 1 {

@@ -86,6 +86,11 @@ impl Desk {
             let text = match prompt.next(names, || pulse.is_stopped(cx)) {
                 Input::Line(text) => text,
                 Input::End => break false,
+                // Ctrl-C at the prompt is for the line that is being typed; the prompt forgets it.
+                Input::Interrupt if prompt.is_interactive() && !pulse.is_stopped(cx) => {
+                    line(&self.style.faint("`quit` or Ctrl-D takes the card down"));
+                    continue;
+                }
                 Input::Interrupt => break true,
                 Input::Failed(error) => {
                     eprintln!("esw: standard input: {error}");
