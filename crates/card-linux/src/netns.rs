@@ -114,6 +114,8 @@ impl CardNetns {
         prepare_names().map_err(system(format!("making {NAMES} a place for names")))?;
         let path = Path::new(NAMES).join(card_netns_name(address));
         if !died && path.exists() {
+            // Or whoever comes next would take it for what we have left.
+            lock.set_len(0).map_err(system("giving the card's lock back"))?;
             return Err(NetnsError::NotOurs { name: card_netns_name(address) });
         }
         clear_away(&path).map_err(system(format!("removing {}, left by a dead process", path.display())))?;

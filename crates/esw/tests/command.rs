@@ -273,3 +273,20 @@ fn help_and_version_say_what_one_needs() {
     }
     assert!(text(&output(&["--version"]).stdout).starts_with("esw "));
 }
+
+#[test]
+fn what_cannot_be_written_is_an_error() {
+    let file = File::new("full.toml", STORY);
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let ran = esw(&["run", file.path()]).stdout(full).output().unwrap();
+    assert_eq!(ran.status.code(), Some(1));
+    assert!(text(&ran.stderr).contains("standard output"), "{}", text(&ran.stderr));
+}
+
+#[test]
+fn to_tell_nothing_is_no_success() {
+    let file = File::new("skipped.toml", &STORY.replace("why =", "cards = [\"linux\"]\nwhy ="));
+    let ran = output(&["run", file.path()]);
+    assert_eq!(ran.status.code(), Some(2));
+    assert!(text(&ran.stderr).contains("--card"), "{}", text(&ran.stderr));
+}
