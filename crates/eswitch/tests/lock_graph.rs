@@ -1,0 +1,127 @@
+//! The graph of lock classes that the engine shows, kept in `docs/lock-graph.md`.
+//!
+//! The order in `lock_order.rs` says what may be; this is what is. The story goes through every command,
+//! so that an edge that is new, or gone, shows up as a change of that page. To write the page anew:
+//! `UPDATE=1 cargo test -p eswitch --test lock_graph`.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use common::{Bench, addr, story};
+use eswitch::card::ResourceKind;
+use eswitch::{CardConfig, FunctionChange, Mode, PfIndex, RepType, SfNum, Tx, Vport};
+use lockdep::{Locked, Unlocked};
+
+const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/lock-graph.md");
+
+const HEAD: &str = "\
+# The graph of lock classes
+
+What the run-time checker has seen while a story went through every command: which classes were waited for while
+which were held. Written by `UPDATE=1 cargo test -p eswitch --test lock_graph`, which fails if the graph is another.
+Leaf locks stand outside, and so does what is only tried: the handlers' devlink lock. Every edge goes down in the
+picture in [locking.md](locking.md); that is checked too.
+
+| while this is held | these are waited for |
+| --- | --- |
+";
+
+/// Every class that can be held, from the outermost; the mode, a branch of its own with nothing under it,
+/// stands last. A handler of the work queue comes to it by way of the devlink lock, which it only tries.
+const ORDER: [&str; 15] = [
+    "device",
+    "devlink",
+    "work queue",
+    "SF queue",
+    "LAG queue",
+    "devcom component",
+    "module",
+    "auxiliary device",
+    "devlink of an SF",
+    "auxiliary device of an SF",
+    "representors",
+    "representors, nested",
+    "rep ops",
+    "lag",
+    "mode",
+];
+
+/// What may be taken anywhere, and nothing under it.
+const LEAVES: [&str; 9] = [
+    "device slot",
+    "devlink moved",
+    "queue items",
+    "bus lists",
+    "SF wanted",
+    "LAG holds",
+    "events",
+    "lent ops",
+    "card state",
+];
+
+fn everything(cx: &mut Locked<'_, Unlocked>, bench: &Bench) {
+    let engine = &bench.engine;
+    let peer = engine.config().pf_address(PfIndex(1));
+    let both = [addr(), peer];
+    engine.load_module(cx, "mlx5_ib").unwrap();
+    for pf in both {
+        engine.set_mode(cx, pf, Mode::Switchdev).unwrap();
+    }
+    engine.set_num_vfs(cx, addr(), 2).unwrap();
+    let sf = engine.add_sf(cx, addr(), 0, SfNum(1)).unwrap();
+    engine.set_function(cx, sf, FunctionChange { hw_addr: None, active: Some(true) }).unwrap();
+    engine.settle(cx, true);
+    engine.bond(cx, "bond0", Tx::Hash, &both, &[]).unwrap();
+    engine.settle(cx, true);
+    engine.unload_module(cx, "mlx5_ib").unwrap();
+    bench.fail(cx, ResourceKind::Representor(RepType::Ib), Some(Vport::Vf(0)), 1);
+    engine.load_module(cx, "mlx5_ib").unwrap();
+    engine.settle(cx, true);
+    engine.unbond(cx, "bond0").unwrap();
+    engine.settle(cx, true);
+    engine.set_esw_multiport(cx, addr(), true).unwrap();
+    engine.settle(cx, true);
+    engine.pf(cx, peer).unwrap().eswitch().protocol_device(cx, Vport::Uplink, RepType::Ib).unwrap();
+    engine.set_esw_multiport(cx, addr(), false).unwrap();
+    engine.delete_port(cx, sf).unwrap();
+    engine.set_num_vfs(cx, addr(), 0).unwrap();
+    for pf in both {
+        engine.set_mode(cx, pf, Mode::Legacy).unwrap();
+        engine.set_netns(cx, pf, None).unwrap();
+        engine.reload(cx, pf).unwrap();
+    }
+    engine.settle(cx, true);
+    assert_eq!(engine.check(cx), []);
+}
+
+#[test]
+fn the_graph_is_the_documented_one() {
+    story(|cx, domain| {
+        let bench = Bench::start(cx, domain, CardConfig { pfs: 2, ..CardConfig::default() });
+        everything(cx, &bench);
+        bench.end(cx);
+
+        let mut rows: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for edge in domain.edges().iter().filter(|edge| !LEAVES.contains(&edge.inner)) {
+            let place =
+                |class| ORDER.iter().position(|c| *c == class).unwrap_or_else(|| panic!("{class} has no place"));
+            let (outer, inner) = (place(edge.outer), place(edge.inner));
+            assert!(outer < inner, "{} under {}", edge.inner, edge.outer);
+            assert_ne!(edge.outer, "mode", "the mode is a branch of its own");
+            rows.entry(outer).or_default().push(inner);
+        }
+        let mut page = HEAD.to_owned();
+        for (outer, mut inner) in rows {
+            inner.sort_unstable();
+            let inner: Vec<&str> = inner.into_iter().map(|place| ORDER[place]).collect();
+            writeln!(page, "| {} | {} |", ORDER[outer], inner.join("; ")).unwrap();
+        }
+        if std::env::var_os("UPDATE").is_some() {
+            std::fs::write(PAGE, &page).unwrap();
+        }
+        let kept = std::fs::read_to_string(PAGE).unwrap_or_default();
+        assert_eq!(page, kept, "run it with UPDATE=1 and look at what has changed");
+    });
+}
