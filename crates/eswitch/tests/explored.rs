@@ -415,3 +415,20 @@ fn multiport_eswitch_against_a_mode_change_and_a_bond() {
         ],
     );
 }
+
+#[test]
+fn an_sf_that_was_deleted_is_gone() {
+    let config = CardConfig { mode: Mode::Switchdev, vfs: 0, ..config() };
+    explore(
+        config,
+        nothing,
+        &[|cx, engine| {
+            let sf = engine.add_sf(cx, addr(), 0, SfNum(1)).unwrap();
+            let active = eswitch::FunctionChange { hw_addr: None, active: Some(true) };
+            engine.set_function(cx, sf, active).unwrap();
+            engine.delete_port(cx, sf).unwrap();
+            let resources = engine.inspect(cx).resources;
+            assert!(resources.iter().all(|r| r.vport() != Some(Vport::Sf(0))), "{resources:?}");
+        }],
+    );
+}

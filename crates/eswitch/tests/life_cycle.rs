@@ -394,3 +394,24 @@ fn what_keeps_the_hosts_vfs_from_being_there_is_seen() {
         bench.end(cx);
     });
 }
+
+#[test]
+fn a_vport_whose_second_type_fails_loses_what_the_same_attempt_loaded_of_it() {
+    story(|cx, domain| {
+        let config = CardConfig { dpu: true, mode: Mode::Switchdev, ..with_ib(0) };
+        let bench = Bench::start(cx, domain, config);
+        bench.engine.settle(cx, true);
+        bench.fail(cx, Representor(RepType::Ib), Some(Vport::Vf(1)), u32::MAX);
+        bench.engine.set_host_vfs(cx, addr(), 3).unwrap();
+        bench.engine.settle(cx, false);
+        let view = bench.pf0(cx);
+        let reps = |vport| view.ports.iter().find(|p| p.vport == vport).unwrap().reps.clone();
+        assert_eq!(reps(Vport::Vf(1))[0], RepState::Registered, "its netdev representor was of that attempt");
+        assert!(matches!(reps(Vport::Vf(1))[1], RepState::Failed(_)));
+        for other in [Vport::Vf(0), Vport::Vf(2)] {
+            assert_eq!(reps(other), [RepState::Loaded, RepState::Loaded]);
+        }
+        bench.plan.clear(cx);
+        bench.end(cx);
+    });
+}
