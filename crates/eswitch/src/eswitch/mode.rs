@@ -220,20 +220,6 @@ impl Pf {
         });
     }
 
-    /// Reloads the IB representors of those vports whose netdev representor is loaded.
-    ///
-    /// # Errors
-    /// The uplink's failure, or the first of the others'.
-    pub fn reload_ib_representors(&self, _held: &DevlinkState, cx: &mut Locked<'_, Devlink>) -> Result<()> {
-        self.eswitch.with_representors(cx, |table, cx| {
-            let ops = self.eswitch.ops(cx);
-            if ops[RepType::Ib.index()].is_none() {
-                return Ok(());
-            }
-            table.reload_ib(cx, &self.shared.events, &ops)
-        })
-    }
-
     fn announce_ports(&self, state: &DevlinkState, cx: &mut Locked<'_, Devlink>, new: bool) {
         for vport in state.vports.keys().copied().filter(|v| *v != crate::Vport::Uplink) {
             let handle = self.port_handle(vport);
