@@ -193,7 +193,7 @@ impl Desk {
         }
         let mut found: Vec<String> =
             self.session.engine().check(cx).into_iter().map(|v| format!("{}: {}", v.invariant, v.detail)).collect();
-        found.extend(self.domain.take_reports().iter().map(|report| format!("lock-order: {report}")));
+        found.extend(self.domain.take_reports().iter().map(|report| format!("{}: {report}", report.invariant())));
         if found.is_empty() {
             line(&self.style.good("every invariant holds"));
             Came::Well

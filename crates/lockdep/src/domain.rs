@@ -18,6 +18,15 @@ pub enum OnReport {
     /// The report is kept and the thread panics with it. A thread that is unwinding already only
     /// keeps and prints it: a second panic would abort the process and hide the first.
     Panic,
+    /// The report is kept and nothing is printed: for who runs many stories and tells of a few. What
+    /// cannot go on panics all the same.
+    Keep,
+}
+
+/// Who decides what fails: places that can fail ask it, by [`Locked::fails`](crate::Locked::fails).
+pub trait Oracle: Send + Sync + std::fmt::Debug {
+    /// Whether this place fails, this time, in this thread.
+    fn fails(&self, thread: &str, place: &str) -> bool;
 }
 
 /// One edge of the graph: the outer class was held while the inner one was waited for.
@@ -34,6 +43,7 @@ pub struct EdgeInfo {
 pub struct Domain {
     checked: bool,
     on_report: OnReport,
+    oracle: Option<Arc<dyn Oracle>>,
     /// Bit `i` of `after[o]`: class `i` was waited for while `o` was held. Read without a lock.
     after: [AtomicU64; MAX_CLASSES],
     seen: Mutex<Seen>,
@@ -71,13 +81,31 @@ impl Domain {
         Arc::new(Self::new(cfg!(debug_assertions), on_report))
     }
 
+    /// A domain for an explorer: it checks everything, [keeps](OnReport::Keep) what it finds, and what
+    /// can fail does so if the oracle says so.
+    pub fn exploring(oracle: Option<Arc<dyn Oracle>>) -> Arc<Self> {
+        Arc::new(Self { oracle, ..Self::new(true, OnReport::Keep) })
+    }
+
     fn new(checked: bool, on_report: OnReport) -> Self {
-        Self { checked, on_report, after: [const { AtomicU64::new(0) }; MAX_CLASSES], seen: Mutex::default() }
+        Self {
+            checked,
+            on_report,
+            oracle: None,
+            after: [const { AtomicU64::new(0) }; MAX_CLASSES],
+            seen: Mutex::default(),
+        }
     }
 
     /// Whether real locks are checked.
     pub fn is_checked(&self) -> bool {
         self.checked
+    }
+
+    /// Who decides what fails, if anybody does.
+    #[inline]
+    pub(crate) fn oracle(&self) -> Option<&dyn Oracle> {
+        self.oracle.as_deref()
     }
 
     /// The edges seen so far, sorted.
@@ -191,7 +219,7 @@ impl Domain {
             first
         };
         assert!(!panics, "{text}");
-        if first {
+        if first && self.on_report != OnReport::Keep {
             eprintln!("{text}");
         }
     }

@@ -15,6 +15,9 @@
 //!   of shuttle's, so a scheduler decides every interleaving and every time-out; outside, they are
 //!   `parking_lot`'s and the standard library's. Which one is chosen when the primitive is *made*.
 //!
+//! Who uses this crate can state what must hold at a step, with [`Locked::ensure`], and name what can
+//! fail, with [`Locked::fails`]: both cost one branch where nothing is checked or explored.
+//!
 //! The order itself is not here: whoever uses this crate declares classes with [`lock_classes!`] and
 //! their order with [`lock_order!`], in one file.
 
@@ -39,7 +42,7 @@ mod wait_map;
 pub use atomic::{AtomicBool, AtomicU64};
 pub use class::{Class, ClassKey, Leaf, MayWait, NestedIn, Place};
 pub use condvar::{Condvar, Deadline};
-pub use domain::{Domain, EdgeInfo, OnReport};
+pub use domain::{Domain, EdgeInfo, OnReport, Oracle};
 pub use event_count::{EventCount, Seen};
 pub use explore::{explored, is_explored};
 pub use lock_ordering::relation::{LockAfter, LockBefore};

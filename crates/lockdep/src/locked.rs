@@ -1,9 +1,11 @@
 //! The token a thread carries: where in the order it stands.
 
 use std::marker::PhantomData;
+use std::panic::Location;
 
 use crate::LockBefore;
 use crate::class::MayWait;
+use crate::report::ReportKind;
 use crate::task::Task;
 
 /// The root of every order: nothing is held.
@@ -69,7 +71,39 @@ impl<'t, L> Locked<'t, L> {
     /// lock, such as a call that talks to the outside.
     #[track_caller]
     pub fn might_wait(&self) {
-        self.task.might_wait("waits", std::panic::Location::caller());
+        self.task.might_wait("waits", Location::caller());
+    }
+
+    /// Whether this thread is checked: what is needed only to state an invariant is worth computing.
+    #[inline]
+    pub fn is_checked(&self) -> bool {
+        self.task.is_checked()
+    }
+
+    /// States what must hold at this step, and reports if it does not. Neither closure runs where
+    /// nothing is checked, and neither can take a lock: the token is lent to this call.
+    #[inline]
+    #[track_caller]
+    pub fn ensure(&self, invariant: &'static str, holds: impl FnOnce() -> bool, detail: impl FnOnce() -> String) {
+        if self.is_checked() && !holds() {
+            self.broken(invariant, detail(), Location::caller());
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn broken(&self, invariant: &'static str, detail: String, at: &'static Location<'static>) {
+        self.task.domain().report(ReportKind::Broken { invariant, detail, at }, self.task, None, &[]);
+    }
+
+    /// Whether what can fail here does, this time: `place` is its name. Nothing fails in a
+    /// [`Domain`](crate::Domain) without an [`Oracle`](crate::Oracle).
+    #[inline]
+    pub fn fails(&self, place: impl FnOnce() -> String) -> bool {
+        match self.task.domain().oracle() {
+            None => false,
+            Some(oracle) => oracle.fails(self.task.name(), &place()),
+        }
     }
 }
 

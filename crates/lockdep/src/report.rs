@@ -54,6 +54,15 @@ pub enum ReportKind {
         /// Where.
         at: &'static Location<'static>,
     },
+    /// Something that must hold at this step does not.
+    Broken {
+        /// The invariant's name.
+        invariant: &'static str,
+        /// What was found.
+        detail: String,
+        /// Where it was stated.
+        at: &'static Location<'static>,
+    },
 }
 
 impl ReportKind {
@@ -71,6 +80,7 @@ impl ReportKind {
             Self::WaitInAtomic { .. } | Self::WaitInAtomicAt { .. } => "sleeping in atomic context",
             Self::NotHeld { .. } => "a lock that must be held is not",
             Self::StillHeld { .. } => "locks held where none may be",
+            Self::Broken { .. } => "an invariant does not hold",
         }
     }
 }
@@ -84,8 +94,18 @@ pub struct Report {
     pub thread: String,
     /// The lock being taken, if it is about taking one.
     pub taking: Option<HeldLock>,
-    /// What the thread holds, outermost first.
+    /// What the thread holds, outermost first; of a broken invariant, nothing is told of it.
     pub held: Vec<HeldLock>,
+}
+
+impl Report {
+    /// The invariant that is broken: `lock-order`, or the one that was stated.
+    pub fn invariant(&self) -> &'static str {
+        match self.kind {
+            ReportKind::Broken { invariant, .. } => invariant,
+            _ => "lock-order",
+        }
+    }
 }
 
 impl fmt::Display for Report {
@@ -98,6 +118,10 @@ impl fmt::Display for Report {
             }
             (ReportKind::NotHeld { class, at }, _) => writeln!(f, "thread {thread} must hold {class} at {at}")?,
             (ReportKind::StillHeld { at }, _) => writeln!(f, "thread {thread} must hold nothing at {at}")?,
+            (ReportKind::Broken { invariant, detail, at }, _) => {
+                writeln!(f, "{invariant}: {detail}")?;
+                return write!(f, "in thread {thread} at {at}");
+            }
             (_, Some(HeldLock { class, at })) => writeln!(f, "thread {thread} is trying to take {class} at {at}")?,
             (_, None) => writeln!(f, "in thread {thread}")?,
         }

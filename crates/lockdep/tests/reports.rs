@@ -6,8 +6,8 @@
 use std::sync::Arc;
 
 use lockdep::{
-    Condvar, Domain, EdgeInfo, Locked, Mutex, MutexGuard, OnReport, Report, ReportKind, RwLock, Unlocked, WaitMap,
-    enter, lock_classes, lock_order,
+    Condvar, Domain, EdgeInfo, Locked, Mutex, MutexGuard, OnReport, Oracle, Report, ReportKind, RwLock, Unlocked,
+    WaitMap, enter, lock_classes, lock_order,
 };
 
 lock_classes! {
@@ -554,4 +554,85 @@ fn threads_share_the_domain_of_who_started_them() {
         assert_eq!(thread.join(cx).unwrap(), "theirs");
     });
     assert_eq!(domain.edges(), edges(&[("middle", "inner")]));
+}
+
+#[test]
+fn a_stated_invariant_that_does_not_hold_is_told_by_its_name() {
+    let (domain, locks) = (domain(), Locks::default());
+    let base = line!();
+    let reports = told(&domain, |cx| {
+        let (_i, cx) = locks.inner.0.lock(cx);
+        cx.ensure("load-once", || true, || unreachable!("it holds"));
+        cx.ensure("load-once", || false, || "pf0 vf1 is loaded".to_owned());
+    });
+    let report = only(reports);
+    assert_eq!(report.invariant(), "load-once");
+    assert_eq!(
+        text(&report, base),
+        "lockdep: an invariant does not hold\nload-once: pf0 vf1 is loaded\nin thread main at +4"
+    );
+}
+
+#[test]
+fn what_is_about_locks_breaks_the_lock_order() {
+    let (domain, locks) = (domain(), Locks::default());
+    let reports = told(&domain, |cx| locks.inner.0.assert_held(cx));
+    assert_eq!(only(reports).invariant(), "lock-order");
+}
+
+#[test]
+fn nothing_is_computed_for_an_invariant_where_nothing_is_checked() {
+    let domain = Domain::unchecked();
+    let reports = told(&domain, |cx| {
+        assert!(!cx.is_checked());
+        cx.ensure("load-once", || unreachable!("nobody checks"), || unreachable!("nobody checks"));
+    });
+    assert_eq!(reports, []);
+    enter(&self::domain(), "main", |cx| assert!(cx.is_checked()));
+}
+
+#[test]
+fn a_broken_invariant_panics_where_reports_panic() {
+    let domain = Domain::checked(OnReport::Panic);
+    let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        enter(&domain, "main", |cx| cx.ensure("no-leak", || false, || "a port".to_owned()));
+    }));
+    let report = only(domain.take_reports());
+    assert_eq!(panic.unwrap_err().downcast_ref::<String>(), Some(&report.to_string()));
+}
+
+#[test]
+fn an_explorers_domain_keeps_reports_and_goes_on() {
+    let (domain, locks) = (Domain::exploring(None), Locks::default());
+    let reports = told(&domain, |cx| {
+        locks.inner.0.assert_held(cx);
+        cx.ensure("no-leak", || false, || "a port".to_owned());
+        assert!(!cx.fails(|| unreachable!("nobody decides what fails")));
+    });
+    let invariants: Vec<_> = reports.iter().map(Report::invariant).collect();
+    assert_eq!(invariants, ["lock-order", "no-leak"]);
+    // What cannot go on panics all the same.
+    let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        enter(&domain, "main", |cx| {
+            let (_m, mut cx) = locks.inner.0.lock(cx);
+            let (_r, mut cx) = locks.root.0.try_lock(&mut cx).unwrap();
+            let _again = locks.inner.0.lock(&mut cx);
+        });
+    }));
+    assert!(panic.is_err());
+}
+
+#[test]
+fn what_can_fail_asks_the_oracle_by_its_name_and_thread() {
+    #[derive(Debug)]
+    struct Once(&'static str);
+    impl Oracle for Once {
+        fn fails(&self, thread: &str, place: &str) -> bool {
+            thread == "main" && place == self.0
+        }
+    }
+    let domain = Domain::exploring(Some(Arc::new(Once("load ib pf0 vf1"))));
+    let fails = |cx: &mut Locked<'_, Unlocked>| ["vf0", "vf1"].map(|vf| cx.fails(|| format!("load ib pf0 {vf}")));
+    assert_eq!(enter(&domain, "main", fails), [false, true]);
+    assert_eq!(enter(&domain, "other", fails), [false, false]);
 }

@@ -94,7 +94,7 @@ pub fn run(cx: &mut Locked<'_, Unlocked>, scenario: &Scenario, world: &World, ob
     teller.tell(cx, &mut outcome, observer);
     outcome.interrupted = world.pulse.is_stopped(cx);
     for report in world.domain.take_reports() {
-        outcome.violate("lock-order", report.to_string());
+        outcome.violate(report.invariant(), report.to_string());
     }
     outcome.elapsed = (world.clock)().saturating_sub(began);
     outcome
