@@ -66,7 +66,8 @@ impl Default for Devlink {
                 host_failure: None,
                 sfs: SfTable::default(),
                 encap: true,
-            }),
+            })
+            .tried(),
             moved: EventCount::new(),
         }
     }

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use common::{Bench, addr};
 use eswitch::card::ResourceKind;
 use eswitch::{CardConfig, Engine, Mode, PfIndex, RepType, SfNum, Vport};
-use lockdep::{Domain, Locked, OnReport, Unlocked};
+use lockdep::{Domain, Explore, Halt, Locked, OnReport, Unlocked};
+use shuttle::scheduler::{PctScheduler, RandomScheduler};
 
 fn config() -> CardConfig {
     CardConfig { vfs: 2, total_vfs: 2, ..CardConfig::default() }
@@ -46,10 +47,9 @@ fn explore(config: CardConfig, prepare: fn(&mut Locked<'_, Unlocked>, &Bench), t
             bench.end(cx);
         });
     };
-    lockdep::explored(|| {
-        shuttle::check_random(once.clone(), 500);
-        shuttle::check_pct(once, 1_000, 3);
-    });
+    let held = |explored: Result<usize, Halt>| explored.unwrap_or_else(|halt| panic!("{halt}"));
+    held(Explore::default().until_failure(RandomScheduler::new(500), once.clone()));
+    held(Explore::default().until_failure(PctScheduler::new(3, 1_000), once));
 }
 
 fn nothing(_: &mut Locked<'_, Unlocked>, _: &Bench) {}

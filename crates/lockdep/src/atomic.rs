@@ -1,87 +1,77 @@
 //! Atomics: real, or scheduling points of an exploration. Always sequentially consistent.
 
+use std::panic::Location;
 use std::sync::atomic::Ordering::SeqCst;
 
-use crate::is_explored;
+use crate::model::{self, OpKind};
 
 /// A shared number.
 #[derive(Debug)]
-pub struct AtomicU64(U64);
-
-#[derive(Debug)]
-enum U64 {
-    Real(std::sync::atomic::AtomicU64),
-    Explored(shuttle::sync::atomic::AtomicU64),
+pub struct AtomicU64 {
+    value: std::sync::atomic::AtomicU64,
+    model: Option<u32>,
 }
 
 impl AtomicU64 {
     /// With its first value.
     pub fn new(value: u64) -> Self {
-        Self(if is_explored() {
-            U64::Explored(shuttle::sync::atomic::AtomicU64::new(value))
-        } else {
-            U64::Real(std::sync::atomic::AtomicU64::new(value))
-        })
+        Self { value: value.into(), model: model::object("atomic") }
     }
 
     /// Its value.
+    #[track_caller]
     pub fn load(&self) -> u64 {
-        match &self.0 {
-            U64::Real(a) => a.load(SeqCst),
-            U64::Explored(a) => a.load(SeqCst),
-        }
+        point(self.model, OpKind::Read);
+        self.value.load(SeqCst)
     }
 
     /// Sets it.
+    #[track_caller]
     pub fn store(&self, value: u64) {
-        match &self.0 {
-            U64::Real(a) => a.store(value, SeqCst),
-            U64::Explored(a) => a.store(value, SeqCst),
-        }
+        point(self.model, OpKind::Write);
+        self.value.store(value, SeqCst);
     }
 
     /// Adds and returns what it was before.
+    #[track_caller]
     pub fn fetch_add(&self, n: u64) -> u64 {
-        match &self.0 {
-            U64::Real(a) => a.fetch_add(n, SeqCst),
-            U64::Explored(a) => a.fetch_add(n, SeqCst),
-        }
+        point(self.model, OpKind::Write);
+        self.value.fetch_add(n, SeqCst)
     }
 }
 
 /// A shared flag.
 #[derive(Debug)]
-pub struct AtomicBool(Bool);
-
-#[derive(Debug)]
-enum Bool {
-    Real(std::sync::atomic::AtomicBool),
-    Explored(shuttle::sync::atomic::AtomicBool),
+pub struct AtomicBool {
+    value: std::sync::atomic::AtomicBool,
+    model: Option<u32>,
 }
 
 impl AtomicBool {
     /// With its first value.
     pub fn new(value: bool) -> Self {
-        Self(if is_explored() {
-            Bool::Explored(shuttle::sync::atomic::AtomicBool::new(value))
-        } else {
-            Bool::Real(std::sync::atomic::AtomicBool::new(value))
-        })
+        Self { value: value.into(), model: model::object("flag") }
     }
 
     /// Its value.
+    #[track_caller]
     pub fn load(&self) -> bool {
-        match &self.0 {
-            Bool::Real(a) => a.load(SeqCst),
-            Bool::Explored(a) => a.load(SeqCst),
-        }
+        point(self.model, OpKind::Read);
+        self.value.load(SeqCst)
     }
 
     /// Sets it and returns what it was before.
+    #[track_caller]
     pub fn swap(&self, value: bool) -> bool {
-        match &self.0 {
-            Bool::Real(a) => a.swap(value, SeqCst),
-            Bool::Explored(a) => a.swap(value, SeqCst),
-        }
+        point(self.model, OpKind::Write);
+        self.value.swap(value, SeqCst)
+    }
+}
+
+#[inline]
+#[track_caller]
+fn point(object: Option<u32>, kind: OpKind) {
+    if let Some(object) = object {
+        model::access(object, kind, Location::caller());
     }
 }

@@ -1,12 +1,20 @@
-//! The mark that says whether primitives are made real or explored.
+//! Exploring: a scheduler decides every interleaving and every time-out.
 
-use std::cell::Cell;
-use std::ops::{Deref, DerefMut};
+use std::cell::{Cell, RefCell};
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::sync::Once;
+
+use shuttle::scheduler::{Schedule, Scheduler, Task, TaskId};
+use shuttle::{Config, FailurePersistence, MaxSteps, Runner};
+
+use crate::model::{self, Halt};
 
 thread_local! {
-    /// The only thread-local here: explored threads are continuations on one OS thread, so this is
-    /// the one thing they may share.
+    /// Explored threads are continuations on one OS thread: this and the model are what they share.
     static EXPLORED: Cell<bool> = const { Cell::new(false) };
+    static LAST_PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
 /// Whether a primitive made here and now is under an explorer's control.
@@ -15,57 +23,193 @@ pub fn is_explored() -> bool {
     EXPLORED.with(Cell::get)
 }
 
-/// A guard of an explored lock. It is in a box, and let go of out of line, so that it costs nothing
-/// where locks are real.
-pub(crate) struct ExploredGuard<G>(Option<Box<G>>);
-
-impl<G> ExploredGuard<G> {
-    pub fn new(guard: G) -> Self {
-        Self(Some(Box::new(guard)))
-    }
-
-    /// Lets go of the lock, for the time of a wait.
-    pub fn release(&mut self) {
-        drop(self.0.take());
-    }
-}
-
-impl<G> Deref for ExploredGuard<G> {
-    type Target = G;
-    fn deref(&self) -> &G {
-        self.0.as_ref().expect("a guard is only empty inside a wait")
-    }
-}
-
-impl<G> DerefMut for ExploredGuard<G> {
-    fn deref_mut(&mut self) -> &mut G {
-        self.0.as_mut().expect("a guard is only empty inside a wait")
-    }
-}
-
-impl<G> Drop for ExploredGuard<G> {
-    #[inline]
-    fn drop(&mut self) {
-        #[cold]
-        #[inline(never)]
-        fn release<G>(guard: Box<G>) {
-            drop(guard);
-        }
-        if let Some(guard) = self.0.take() {
-            release(guard);
-        }
-    }
-}
-
-/// Runs `f`, which drives a shuttle runner on this OS thread: every primitive made inside its
-/// executions is shuttle's. Primitives may be made and used only inside the runner's executions.
-pub fn explored<R>(f: impl FnOnce() -> R) -> R {
-    struct Unmark(bool);
-    impl Drop for Unmark {
-        fn drop(&mut self) {
-            EXPLORED.with(|mark| mark.set(self.0));
-        }
-    }
-    let _unmark = Unmark(EXPLORED.with(|mark| mark.replace(true)));
+/// What is made by `f` is real, whoever explores: for what the explored code cannot see, such as
+/// notes taken about it. It must not be held at a point where the scheduler chooses.
+pub fn unexplored<R>(f: impl FnOnce() -> R) -> R {
+    let _mark = Mark::set(false);
     f()
+}
+
+struct Mark(bool);
+
+impl Mark {
+    fn set(explored: bool) -> Self {
+        Self(EXPLORED.with(|mark| mark.replace(explored)))
+    }
+}
+
+impl Drop for Mark {
+    fn drop(&mut self) {
+        EXPLORED.with(|mark| mark.set(self.0));
+    }
+}
+
+/// How to explore.
+#[derive(Clone, Copy, Debug)]
+pub struct Explore {
+    /// Keep what happens, for [`Model::take_happenings`](crate::Model::take_happenings).
+    pub record: bool,
+    /// An execution of more steps than this has not come to an end.
+    pub bound: usize,
+}
+
+impl Default for Explore {
+    fn default() -> Self {
+        Self { record: false, bound: 1_000_000 }
+    }
+}
+
+impl Explore {
+    /// Runs `f` again and again on this OS thread, once for each execution that the scheduler begins.
+    /// `f` makes every primitive it uses, or makes it in [`unexplored`].
+    ///
+    /// After each execution `ended` is told why it was given up, if it was; the model of it can still
+    /// be [looked at](crate::look) then. It says whether to go on.
+    ///
+    /// The scheduler is asked only where two threads or more can run, and not for random numbers.
+    pub fn run<S: Scheduler + 'static>(
+        self,
+        scheduler: S,
+        ended: impl FnMut(Option<Halt>) -> ControlFlow<()> + 'static,
+        f: impl Fn() + Send + Sync + 'static,
+    ) {
+        keep_panics_quiet();
+        let _mark = Mark::set(true);
+        let watched = Rc::new(RefCell::new(Watched { scheduler, ended, running: false, over: false, how: self }));
+        let f = std::sync::Arc::new(f);
+        loop {
+            let (shared, f) = (Shared(Rc::clone(&watched)), std::sync::Arc::clone(&f));
+            let run = || Runner::new(shared, config()).run(move || model::live(|| f()));
+            let Err(panic) = catch_unwind(AssertUnwindSafe(run)) else { break };
+            // Not a thread of the story's but what explores it.
+            let mut watched = watched.borrow_mut();
+            let text = LAST_PANIC.take().unwrap_or_else(|| describe(&*panic));
+            if watched.running {
+                model::look(|model| model.stop(Halt::Panic(text)));
+                watched.end();
+            } else {
+                drop(watched);
+                std::panic::resume_unwind(panic);
+            }
+            if watched.over {
+                break;
+            }
+        }
+        model::end();
+    }
+
+    /// As [`run`](Self::run), up to the first execution that is given up.
+    ///
+    /// # Errors
+    /// Why it was.
+    pub fn until_failure<S: Scheduler + 'static>(
+        self,
+        scheduler: S,
+        f: impl Fn() + Send + Sync + 'static,
+    ) -> Result<usize, Halt> {
+        let found = Rc::new(RefCell::new((0, None)));
+        let ours = Rc::clone(&found);
+        let ended = move |halt: Option<Halt>| {
+            let mut found = ours.borrow_mut();
+            found.0 += 1;
+            found.1 = halt;
+            if found.1.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        self.run(scheduler, ended, f);
+        let (schedules, halt) = found.take();
+        halt.map_or(Ok(schedules), Err)
+    }
+}
+
+fn config() -> Config {
+    let mut config = Config::new();
+    config.stack_size = model::STACK;
+    config.failure_persistence = FailurePersistence::None;
+    config.max_steps = MaxSteps::None;
+    config.silence_warnings = true;
+    config
+}
+
+/// A scheduler between shuttle and the one that was asked for.
+struct Watched<S, E> {
+    scheduler: S,
+    ended: E,
+    running: bool,
+    over: bool,
+    how: Explore,
+}
+
+struct Shared<T>(Rc<RefCell<T>>);
+
+impl<S: Scheduler, E: FnMut(Option<Halt>) -> ControlFlow<()>> Watched<S, E> {
+    fn end(&mut self) {
+        if std::mem::take(&mut self.running) {
+            let halt = model::look(model::Model::take_halt);
+            self.over |= (self.ended)(halt).is_break();
+        }
+    }
+}
+
+impl<S: Scheduler, E: FnMut(Option<Halt>) -> ControlFlow<()>> Scheduler for Shared<Watched<S, E>> {
+    fn new_execution(&mut self) -> Option<Schedule> {
+        let mut this = self.0.borrow_mut();
+        this.end();
+        if this.over {
+            return None;
+        }
+        let schedule = this.scheduler.new_execution();
+        this.over = schedule.is_none();
+        if schedule.is_some() {
+            model::begin(this.how.record, this.how.bound);
+            this.running = true;
+        }
+        schedule
+    }
+
+    fn next_task(&mut self, runnable: &[&Task], current: Option<TaskId>, _: bool) -> Option<TaskId> {
+        let (halted, ending, yields) = model::look(|model| {
+            let ending = runnable.iter().find(|task| model.threads()[usize::from(task.id())].is_finished());
+            let yields = current.is_some_and(|current| model.timer(current.into()).is_some());
+            (model.halt().is_some(), ending, yields)
+        });
+        match runnable {
+            _ if halted => None,
+            [only] => Some(only.id()),
+            // It has ended already, and only its stack is still to be left.
+            _ if ending.is_some() => ending.map(|task| task.id()),
+            _ => self.0.borrow_mut().scheduler.next_task(runnable, current, yields),
+        }
+    }
+
+    fn next_u64(&mut self) -> u64 {
+        self.0.borrow_mut().scheduler.next_u64()
+    }
+}
+
+/// Runs what may panic; the panic's text, with its place.
+pub(crate) fn caught<R>(f: impl FnOnce() -> R) -> Result<R, String> {
+    catch_unwind(AssertUnwindSafe(f)).map_err(|panic| LAST_PANIC.take().unwrap_or_else(|| describe(&*panic)))
+}
+
+fn describe(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without a message").to_owned()
+}
+
+/// A panic inside an exploration is a result, kept for who reports it. Shuttle has a hook of its own that
+/// prints; ours stands before it.
+fn keep_panics_quiet() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        Runner::new(shuttle::scheduler::RandomScheduler::new(1), config()).run(|| {});
+        let other = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if !is_explored() {
+                return other(info);
+            }
+            let text = describe(info.payload());
+            let place = info.location().map(|at| format!(" ({}:{})", at.file(), at.line()));
+            LAST_PANIC.set(Some(format!("{text}{}", place.unwrap_or_default())));
+        }));
+    });
 }

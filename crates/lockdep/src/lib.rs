@@ -11,8 +11,8 @@
 //!   callback or through a work queue that is drained. As the kernel's lockdep does, the checker works
 //!   on *classes*, so one run that takes `a` then `b` and another that takes `b` then `a` are
 //!   reported even if they never met. See [`Domain`] and [`Report`].
-//! * **The same binary runs for real or is explored.** Inside [`explored`] every primitive made is one
-//!   of shuttle's, so a scheduler decides every interleaving and every time-out; outside, they are
+//! * **The same binary runs for real or is explored.** Inside [`Explore::run`] every primitive made is a
+//!   model of one, so a scheduler of shuttle's decides every interleaving and every time-out; outside, they are
 //!   `parking_lot`'s and the standard library's. Which one is chosen when the primitive is *made*.
 //!
 //! Who uses this crate can state what must hold at a step, with [`Locked::ensure`], and name what can
@@ -32,6 +32,7 @@ mod domain;
 mod event_count;
 mod explore;
 mod locked;
+mod model;
 mod mutex;
 mod report;
 mod rwlock;
@@ -44,9 +45,10 @@ pub use class::{Class, ClassKey, Leaf, MayWait, NestedIn, Place};
 pub use condvar::{Condvar, Deadline};
 pub use domain::{Domain, EdgeInfo, OnReport, Oracle};
 pub use event_count::{EventCount, Seen};
-pub use explore::{explored, is_explored};
+pub use explore::{Explore, is_explored, unexplored};
 pub use lock_ordering::relation::{LockAfter, LockBefore};
 pub use locked::{AtomicContext, LeafOnly, Locked, Unlocked};
+pub use model::{Halt, Happening, Model, ObjectId, Op, OpKind, ThreadModel, What, look, note};
 pub use mutex::{Mutex, MutexGuard};
 pub use report::{HeldLock, Report, ReportKind};
 pub use rwlock::{RwLock, RwLockReadGuard, RwLockWriteGuard};

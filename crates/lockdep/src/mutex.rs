@@ -5,33 +5,45 @@ use std::ops::{Deref, DerefMut};
 use std::panic::Location;
 
 use crate::class::{Class, ClassKey, Leaf, NestedIn};
-use crate::explore::ExploredGuard;
 use crate::task::{Acquire, Holding, Task};
-use crate::{LockBefore, Locked};
+use crate::{LockBefore, Locked, model};
 
 /// A lock of class `C` around a `T`.
 pub struct Mutex<C, T> {
-    imp: Imp<T>,
+    lock: parking_lot::Mutex<T>,
+    /// What it is to an explorer, who decides who has it: the lock itself is free then.
+    model: Option<u32>,
     rank: u32,
     class: PhantomData<fn() -> C>,
-}
-
-enum Imp<T> {
-    Real(parking_lot::Mutex<T>),
-    Explored(Box<shuttle::sync::Mutex<T>>),
-}
-
-enum ImpGuard<'a, T> {
-    Real(parking_lot::MutexGuard<'a, T>),
-    Explored(ExploredGuard<shuttle::sync::MutexGuard<'a, T>>),
 }
 
 /// The lock is held for as long as this lives; what it protects is inside.
 pub struct MutexGuard<'a, T> {
     // Dropped in this order: the lock is free before the checker forgets it was held.
-    inner: ImpGuard<'a, T>,
+    inner: parking_lot::MutexGuard<'a, T>,
+    modelled: Modelled,
     holding: Holding<'a>,
-    imp: &'a Imp<T>,
+}
+
+/// Tells the explorer when the lock is let go of.
+pub(crate) struct Modelled {
+    pub object: Option<u32>,
+    pub shared: bool,
+}
+
+impl Drop for Modelled {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(object) = self.object {
+            model::release(object, self.shared);
+        }
+    }
+}
+
+/// What was made for real is held while the scheduler chooses: it would wait for ever.
+#[cold]
+pub(crate) fn mixed() -> ! {
+    panic!("a primitive that was made for real is used in an exploration, or the reverse")
 }
 
 impl<C: Class, T> Mutex<C, T> {
@@ -42,12 +54,17 @@ impl<C: Class, T> Mutex<C, T> {
 
     /// A free lock with a rank, which is what declared nesting goes by: from lower to higher.
     pub fn with_rank(value: T, rank: u32) -> Self {
-        let imp = if crate::is_explored() {
-            Imp::Explored(Box::new(shuttle::sync::Mutex::new(value)))
-        } else {
-            Imp::Real(parking_lot::Mutex::new(value))
-        };
-        Self { imp, rank, class: PhantomData }
+        let model = model::object(C::key().name());
+        Self { lock: parking_lot::Mutex::new(value), model, rank, class: PhantomData }
+    }
+
+    /// The same lock, which may be [tried](Self::try_lock), too. To an explorer letting go of it is then
+    /// something that others can see: a try just before fails.
+    pub fn tried(self) -> Self {
+        if let Some(object) = self.model {
+            model::set_tried(object);
+        }
+        self
     }
 
     /// Takes the lock, waiting for it. The token given with the guard stands at `C`.
@@ -75,21 +92,21 @@ impl<C: Class, T> Mutex<C, T> {
 
     /// Takes the lock if it is free. Trying never waits, so it adds no ordering and is allowed
     /// anywhere; what is then taken under it does order after it.
+    ///
+    /// # Panics
+    /// Explored, if the lock was not made to be [`tried`](Self::tried).
     #[track_caller]
     pub fn try_lock<'a, P>(&'a self, cx: &'a mut Locked<'_, P>) -> Option<(MutexGuard<'a, T>, Locked<'a, C>)> {
         let at = Location::caller();
         let (task, key) = (cx.task, C::key());
         task.check(key, self.instance(), self.rank, Acquire::Try, at);
-        let inner = match &self.imp {
-            Imp::Real(lock) => ImpGuard::Real(lock.try_lock()?),
-            Imp::Explored(lock) => ImpGuard::Explored(ExploredGuard::new(match lock.try_lock() {
-                Ok(guard) => guard,
-                Err(std::sync::TryLockError::Poisoned(e)) => e.into_inner(),
-                Err(std::sync::TryLockError::WouldBlock) => return None,
-            })),
-        };
+        if self.model.is_some_and(|object| !model::try_acquire(object, at)) {
+            return None;
+        }
+        let modelled = Modelled { object: self.model, shared: false };
+        let inner = self.lock.try_lock()?;
         let holding = task.hold(key, self.instance(), self.rank, at);
-        Some((MutexGuard { inner, holding, imp: &self.imp }, Locked::at(task)))
+        Some((MutexGuard { inner, modelled, holding }, Locked::at(task)))
     }
 
     /// Checks, where checking is on, that this thread holds the lock.
@@ -107,12 +124,11 @@ impl<C: Class, T> Mutex<C, T> {
         how: Acquire,
         at: &'static Location<'static>,
     ) -> MutexGuard<'a, T> {
-        match &self.imp {
-            Imp::Real(lock) if !task.is_checked() => {
-                MutexGuard { inner: ImpGuard::Real(lock.lock()), holding: Holding::UNRECORDED, imp: &self.imp }
-            }
-            _ => self.acquire_slow(task, key, how, at),
+        if task.is_checked() {
+            return self.acquire_slow(task, key, how, at);
         }
+        let modelled = Modelled { object: None, shared: false };
+        MutexGuard { inner: self.lock.lock(), modelled, holding: Holding::UNRECORDED }
     }
 
     #[cold]
@@ -125,18 +141,21 @@ impl<C: Class, T> Mutex<C, T> {
         at: &'static Location<'static>,
     ) -> MutexGuard<'a, T> {
         task.check(key, self.instance(), self.rank, how, at);
-        let inner = match &self.imp {
-            Imp::Real(lock) => ImpGuard::Real(lock.lock()),
-            Imp::Explored(lock) => {
-                ImpGuard::Explored(ExploredGuard::new(lock.lock().unwrap_or_else(|e| e.into_inner())))
+        let inner = match self.model {
+            None if crate::is_explored() => self.lock.try_lock().unwrap_or_else(|| mixed()),
+            None => self.lock.lock(),
+            Some(object) => {
+                model::acquire(object, false, at);
+                self.lock.try_lock().unwrap_or_else(|| mixed())
             }
         };
+        let modelled = Modelled { object: self.model, shared: false };
         let holding = task.hold(key, self.instance(), self.rank, at);
-        MutexGuard { inner, holding, imp: &self.imp }
+        MutexGuard { inner, modelled, holding }
     }
 
     fn instance(&self) -> usize {
-        std::ptr::from_ref(&self.imp).addr()
+        std::ptr::from_ref(&self.rank).addr()
     }
 }
 
@@ -150,50 +169,30 @@ impl<C: Leaf, T> Mutex<C, T> {
     }
 }
 
-impl<T> MutexGuard<'_, T> {
+impl<'a, T> MutexGuard<'a, T> {
     /// Checks a wait that lets go of this lock.
     pub(crate) fn check_wait(&self, at: &'static Location<'static>) {
         self.holding.check_wait(at);
     }
 
-    /// Lets go of the lock, waits, takes the lock again. The guard stays what the checker knows.
-    pub(crate) fn while_released(&mut self, wait: impl WaitOn) {
-        match (&mut self.inner, self.imp) {
-            (ImpGuard::Real(guard), _) => wait.real(guard),
-            (ImpGuard::Explored(guard), Imp::Explored(lock)) => {
-                guard.release();
-                wait.explored();
-                *guard = ExploredGuard::new(lock.lock().unwrap_or_else(|e| e.into_inner()));
-            }
-            (ImpGuard::Explored(_), Imp::Real(_)) => unreachable!("a lock gives guards of its own kind"),
-        }
+    /// The guard itself, and what the lock is to an explorer: for a wait that lets go of it.
+    pub(crate) fn parts(&mut self) -> (&mut parking_lot::MutexGuard<'a, T>, Option<u32>) {
+        (&mut self.inner, self.modelled.object)
     }
-}
-
-/// How to wait with a lock released: a condition variable's two ways.
-pub(crate) trait WaitOn {
-    fn real<T>(self, guard: &mut parking_lot::MutexGuard<'_, T>);
-    fn explored(self);
 }
 
 impl<T> Deref for MutexGuard<'_, T> {
     type Target = T;
     #[inline]
     fn deref(&self) -> &T {
-        match &self.inner {
-            ImpGuard::Real(guard) => guard,
-            ImpGuard::Explored(guard) => guard,
-        }
+        &self.inner
     }
 }
 
 impl<T> DerefMut for MutexGuard<'_, T> {
     #[inline]
     fn deref_mut(&mut self) -> &mut T {
-        match &mut self.inner {
-            ImpGuard::Real(guard) => guard,
-            ImpGuard::Explored(guard) => guard,
-        }
+        &mut self.inner
     }
 }
 

@@ -5,55 +5,39 @@ use std::ops::{Deref, DerefMut};
 use std::panic::Location;
 
 use crate::class::Class;
-use crate::explore::ExploredGuard;
+use crate::mutex::{Modelled, mixed};
 use crate::task::{Acquire, Holding, Task};
-use crate::{LockBefore, Locked};
+use crate::{LockBefore, Locked, model};
 
 /// A lock of class `C` around a `T`: many readers or one writer.
 ///
 /// For the checker reading orders as writing does: a waiting writer holds up new readers, so the
 /// cycles are the same.
 pub struct RwLock<C, T> {
-    imp: Imp<T>,
+    lock: parking_lot::RwLock<T>,
+    /// What it is to an explorer, who decides who has it.
+    model: Option<u32>,
     class: PhantomData<fn() -> C>,
-}
-
-enum Imp<T> {
-    Real(parking_lot::RwLock<T>),
-    Explored(Box<shuttle::sync::RwLock<T>>),
-}
-
-enum ReadImp<'a, T> {
-    Real(parking_lot::RwLockReadGuard<'a, T>),
-    Explored(ExploredGuard<shuttle::sync::RwLockReadGuard<'a, T>>),
-}
-
-enum WriteImp<'a, T> {
-    Real(parking_lot::RwLockWriteGuard<'a, T>),
-    Explored(ExploredGuard<shuttle::sync::RwLockWriteGuard<'a, T>>),
 }
 
 /// Held for reading.
 pub struct RwLockReadGuard<'a, T> {
-    inner: ReadImp<'a, T>,
+    inner: parking_lot::RwLockReadGuard<'a, T>,
+    _modelled: Modelled,
     _holding: Holding<'a>,
 }
 
 /// Held for writing. To be handed this is to be told that the lock is held for writing.
 pub struct RwLockWriteGuard<'a, T> {
-    inner: WriteImp<'a, T>,
+    inner: parking_lot::RwLockWriteGuard<'a, T>,
+    _modelled: Modelled,
     _holding: Holding<'a>,
 }
 
 impl<C: Class, T> RwLock<C, T> {
     /// A free lock.
     pub fn new(value: T) -> Self {
-        let imp = if crate::is_explored() {
-            Imp::Explored(Box::new(shuttle::sync::RwLock::new(value)))
-        } else {
-            Imp::Real(parking_lot::RwLock::new(value))
-        };
-        Self { imp, class: PhantomData }
+        Self { lock: parking_lot::RwLock::new(value), model: model::object(C::key().name()), class: PhantomData }
     }
 
     /// Takes the lock for reading.
@@ -63,11 +47,11 @@ impl<C: Class, T> RwLock<C, T> {
     where
         P: LockBefore<C>,
     {
-        let guard = match &self.imp {
-            Imp::Real(lock) if !cx.task.is_checked() => {
-                RwLockReadGuard { inner: ReadImp::Real(lock.read()), _holding: Holding::UNRECORDED }
-            }
-            _ => self.read_slow(cx.task, Location::caller()),
+        let guard = if cx.task.is_checked() {
+            self.read_slow(cx.task, Location::caller())
+        } else {
+            let _modelled = Modelled { object: None, shared: true };
+            RwLockReadGuard { inner: self.lock.read(), _modelled, _holding: Holding::UNRECORDED }
         };
         (guard, Locked::at(cx.task))
     }
@@ -79,11 +63,11 @@ impl<C: Class, T> RwLock<C, T> {
     where
         P: LockBefore<C>,
     {
-        let guard = match &self.imp {
-            Imp::Real(lock) if !cx.task.is_checked() => {
-                RwLockWriteGuard { inner: WriteImp::Real(lock.write()), _holding: Holding::UNRECORDED }
-            }
-            _ => self.write_slow(cx.task, Location::caller()),
+        let guard = if cx.task.is_checked() {
+            self.write_slow(cx.task, Location::caller())
+        } else {
+            let _modelled = Modelled { object: None, shared: false };
+            RwLockWriteGuard { inner: self.lock.write(), _modelled, _holding: Holding::UNRECORDED }
         };
         (guard, Locked::at(cx.task))
     }
@@ -92,32 +76,38 @@ impl<C: Class, T> RwLock<C, T> {
     #[inline(never)]
     fn read_slow<'a>(&'a self, task: &'a Task, at: &'static Location<'static>) -> RwLockReadGuard<'a, T> {
         task.check(C::key(), self.instance(), 0, Acquire::Wait, at);
-        let inner = match &self.imp {
-            Imp::Real(lock) => ReadImp::Real(lock.read()),
-            Imp::Explored(lock) => {
-                ReadImp::Explored(ExploredGuard::new(lock.read().unwrap_or_else(|e| e.into_inner())))
+        let inner = match self.model {
+            None if crate::is_explored() => self.lock.try_read().unwrap_or_else(|| mixed()),
+            None => self.lock.read(),
+            Some(object) => {
+                model::acquire(object, true, at);
+                self.lock.try_read().unwrap_or_else(|| mixed())
             }
         };
+        let _modelled = Modelled { object: self.model, shared: true };
         let _holding = task.hold(C::key(), self.instance(), 0, at);
-        RwLockReadGuard { inner, _holding }
+        RwLockReadGuard { inner, _modelled, _holding }
     }
 
     #[cold]
     #[inline(never)]
     fn write_slow<'a>(&'a self, task: &'a Task, at: &'static Location<'static>) -> RwLockWriteGuard<'a, T> {
         task.check(C::key(), self.instance(), 0, Acquire::Wait, at);
-        let inner = match &self.imp {
-            Imp::Real(lock) => WriteImp::Real(lock.write()),
-            Imp::Explored(lock) => {
-                WriteImp::Explored(ExploredGuard::new(lock.write().unwrap_or_else(|e| e.into_inner())))
+        let inner = match self.model {
+            None if crate::is_explored() => self.lock.try_write().unwrap_or_else(|| mixed()),
+            None => self.lock.write(),
+            Some(object) => {
+                model::acquire(object, false, at);
+                self.lock.try_write().unwrap_or_else(|| mixed())
             }
         };
+        let _modelled = Modelled { object: self.model, shared: false };
         let _holding = task.hold(C::key(), self.instance(), 0, at);
-        RwLockWriteGuard { inner, _holding }
+        RwLockWriteGuard { inner, _modelled, _holding }
     }
 
     fn instance(&self) -> usize {
-        std::ptr::from_ref(&self.imp).addr()
+        std::ptr::from_ref(&self.model).addr()
     }
 }
 
@@ -125,10 +115,7 @@ impl<T> Deref for RwLockReadGuard<'_, T> {
     type Target = T;
     #[inline]
     fn deref(&self) -> &T {
-        match &self.inner {
-            ReadImp::Real(guard) => guard,
-            ReadImp::Explored(guard) => guard,
-        }
+        &self.inner
     }
 }
 
@@ -136,20 +123,14 @@ impl<T> Deref for RwLockWriteGuard<'_, T> {
     type Target = T;
     #[inline]
     fn deref(&self) -> &T {
-        match &self.inner {
-            WriteImp::Real(guard) => guard,
-            WriteImp::Explored(guard) => guard,
-        }
+        &self.inner
     }
 }
 
 impl<T> DerefMut for RwLockWriteGuard<'_, T> {
     #[inline]
     fn deref_mut(&mut self) -> &mut T {
-        match &mut self.inner {
-            WriteImp::Real(guard) => guard,
-            WriteImp::Explored(guard) => guard,
-        }
+        &mut self.inner
     }
 }
 

@@ -2,10 +2,10 @@
 
 use std::io;
 use std::panic::Location;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::task::Task;
-use crate::{Domain, Locked, MayWait, Unlocked, is_explored};
+use crate::{Domain, Locked, MayWait, Unlocked, is_explored, model};
 
 /// Makes the current OS thread, or explored task, one of `domain`'s: the root token of `main`.
 ///
@@ -52,6 +52,7 @@ impl<L: MayWait> Locked<'_, L> {
     }
 }
 
+#[track_caller]
 fn spawn<R: Send + 'static>(
     domain: &Arc<Domain>,
     name: &str,
@@ -60,7 +61,10 @@ fn spawn<R: Send + 'static>(
     let (domain, owned) = (Arc::clone(domain), name.to_owned());
     let run = move || enter(&domain, &owned, f);
     Ok(JoinHandle(if is_explored() {
-        Imp::Explored(shuttle::thread::spawn(run))
+        let result = Arc::new(Mutex::new(None));
+        let theirs = Arc::clone(&result);
+        let leave = move || *theirs.lock().unwrap_or_else(PoisonError::into_inner) = Some(run());
+        Imp::Explored(model::spawn(name, Location::caller(), leave), result)
     } else {
         Imp::Real(std::thread::Builder::new().name(name.to_owned()).spawn(run)?)
     }))
@@ -73,7 +77,7 @@ pub struct JoinHandle<R>(Imp<R>);
 #[derive(Debug)]
 enum Imp<R> {
     Real(std::thread::JoinHandle<R>),
-    Explored(shuttle::thread::JoinHandle<R>),
+    Explored(usize, Arc<Mutex<Option<R>>>),
     None(io::Error),
 }
 
@@ -89,7 +93,11 @@ impl<R> JoinHandle<R> {
         match self.0 {
             Imp::Real(thread) => thread.join(),
             Imp::None(error) => Err(Box::new(format!("no thread: {error}"))),
-            Imp::Explored(thread) => thread.join(),
+            Imp::Explored(thread, result) => {
+                model::join(thread, Location::caller());
+                let result = result.lock().unwrap_or_else(PoisonError::into_inner).take();
+                result.ok_or_else(|| Box::new("the thread panicked") as Box<dyn std::any::Any + Send>)
+            }
         }
     }
 }

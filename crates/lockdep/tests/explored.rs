@@ -6,9 +6,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
+use shuttle::scheduler::RandomScheduler;
+
 use lockdep::{
-    AtomicU64, Condvar, Deadline, Domain, EventCount, JoinHandle, Locked, Mutex, OnReport, ReportKind, RwLock,
-    Unlocked, enter, explored, lock_classes, lock_order,
+    AtomicU64, Condvar, Deadline, Domain, EventCount, Explore, JoinHandle, Locked, Mutex, OnReport, ReportKind, RwLock,
+    Unlocked, enter, lock_classes, lock_order,
 };
 
 lock_classes! {
@@ -33,16 +35,12 @@ fn outcomes<R: Ord + Send + 'static>(
 ) -> BTreeSet<R> {
     let seen = Arc::new(std::sync::Mutex::new(BTreeSet::new()));
     let theirs = Arc::clone(&seen);
-    explored(|| {
-        shuttle::check_random(
-            move || {
-                let domain = Domain::checked(OnReport::Panic);
-                let outcome = enter(&domain, "main", &story);
-                theirs.lock().unwrap().insert(outcome);
-            },
-            SCHEDULES,
-        );
+    let explored = Explore::default().until_failure(RandomScheduler::new(SCHEDULES), move || {
+        let domain = Domain::checked(OnReport::Panic);
+        let outcome = enter(&domain, "main", &story);
+        theirs.lock().unwrap().insert(outcome);
     });
+    assert_eq!(explored.unwrap_or_else(|halt| panic!("{halt}")), SCHEDULES);
     std::mem::take(&mut *seen.lock().unwrap())
 }
 
@@ -91,7 +89,7 @@ fn a_mutex_excludes_and_without_it_updates_are_lost() {
 #[test]
 fn a_try_is_had_in_some_schedules_and_not_in_others() {
     let had = outcomes(|cx| {
-        let lock = Arc::new(Mutex::<A, _>::new(()));
+        let lock = Arc::new(Mutex::<A, _>::new(()).tried());
         let theirs = Arc::clone(&lock);
         let thread = cx.spawn("t", move |cx| theirs.try_lock(cx).is_some());
         drop(lock.lock(cx));
@@ -110,7 +108,7 @@ fn a_writer_writes_alone() {
                 cx.spawn(&format!("writer {i}"), move |cx| {
                     let (mut table, _cx) = table.write(cx);
                     table.0 += 1;
-                    shuttle::thread::yield_now();
+                    AtomicU64::new(0).load();
                     table.1 += 1;
                 })
             })
@@ -337,7 +335,7 @@ fn a_sleep_lets_others_run_and_ends() {
 /// Takes `b`, then, by a token that a try gave, `a`: against the order.
 fn against_the_order(cx: &mut Locked<'_, Unlocked>, a: &Mutex<B, ()>, b: &Mutex<Table, ()>) {
     let (_b, mut cx) = b.lock(cx);
-    let way_round = Mutex::<A, _>::new(());
+    let way_round = Mutex::<A, _>::new(()).tried();
     let (_w, mut cx) = way_round.try_lock(&mut cx).expect("it is ours alone");
     drop(a.lock(&mut cx));
 }
@@ -389,7 +387,7 @@ fn explored_threads_are_checked_whatever_the_domain_says() {
 #[test]
 fn a_deadlock_on_oneself_is_reported_before_it_happens() {
     let text = failure(|cx| {
-        let (one, other) = (Mutex::<B, _>::new(()), Mutex::<A, _>::new(()));
+        let (one, other) = (Mutex::<B, _>::new(()), Mutex::<A, _>::new(()).tried());
         let (_one, mut cx) = one.lock(cx);
         let (_other, mut cx) = other.try_lock(&mut cx).expect("it is ours alone");
         drop(one.lock(&mut cx));

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use shuttle::scheduler::RandomScheduler;
+
 use lockdep::{
-    AtomicBool, AtomicU64, Condvar, Deadline, Domain, EventCount, Locked, Mutex, OnReport, RwLock, Spawn, Threads,
-    Unlocked, enter, is_explored, lock_classes, lock_order,
+    AtomicBool, AtomicU64, Condvar, Deadline, Domain, EventCount, Explore, Halt, Locked, Mutex, OnReport, RwLock,
+    Spawn, Threads, Unlocked, enter, is_explored, lock_classes, lock_order,
 };
 
 lock_classes! {
@@ -245,23 +247,19 @@ fn real_and_explored_primitives_live_in_one_process() {
     quietly(|cx| {
         let real = Mutex::<Table, _>::new(0);
         let (mut held, _cx) = real.lock(cx);
-        lockdep::explored(|| {
+        let explored = Explore::default().until_failure(RandomScheduler::new(20), || {
             assert!(is_explored());
-            shuttle::check_random(
-                || {
-                    let domain = Domain::checked(OnReport::Panic);
-                    enter(&domain, "explored", |cx| {
-                        let lock = Arc::new(Mutex::<Outer, _>::new(0));
-                        let theirs = Arc::clone(&lock);
-                        let thread = cx.spawn("t", move |cx| *theirs.lock(cx).0 += 1);
-                        *lock.lock(cx).0 += 1;
-                        thread.join(cx).unwrap();
-                        assert_eq!(*lock.lock(cx).0, 2);
-                    });
-                },
-                20,
-            );
+            let domain = Domain::checked(OnReport::Panic);
+            enter(&domain, "explored", |cx| {
+                let lock = Arc::new(Mutex::<Outer, _>::new(0));
+                let theirs = Arc::clone(&lock);
+                let thread = cx.spawn("t", move |cx| *theirs.lock(cx).0 += 1);
+                *lock.lock(cx).0 += 1;
+                thread.join(cx).unwrap();
+                assert_eq!(*lock.lock(cx).0, 2);
+            });
         });
+        assert_eq!(explored, Ok(20));
         assert!(!is_explored());
         *held += 1;
         // What is made from now on is real again, on this thread as on any other.
@@ -274,19 +272,12 @@ fn real_and_explored_primitives_live_in_one_process() {
 #[test]
 fn mixing_real_and_explored_is_said_aloud() {
     let condvar = Condvar::new();
-    let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        lockdep::explored(|| {
-            shuttle::check_random(
-                move || {
-                    enter(&Domain::unchecked(), "main", |cx| {
-                        let lock = Mutex::<Count, _>::new(());
-                        condvar.wait(&mut lock.lock_leaf(cx));
-                    });
-                },
-                1,
-            );
+    let explored = Explore::default().until_failure(RandomScheduler::new(1), move || {
+        enter(&Domain::unchecked(), "main", |cx| {
+            let lock = Mutex::<Count, _>::new(());
+            condvar.wait(&mut lock.lock_leaf(cx));
         });
-    }));
-    assert!(panic.is_err());
+    });
+    assert!(matches!(explored, Err(Halt::Panic(text)) if text.contains("made for real")));
     assert!(!is_explored(), "the mark goes with the panic");
 }

@@ -1,6 +1,6 @@
 //! What every wait of a story waits on: something has moved, or it is time to stop.
 
-use lockdep::{Condvar, Deadline, Locked, MayWait, Mutex, lock_classes};
+use lockdep::{AtomicBool, Condvar, Deadline, Locked, MayWait, Mutex, lock_classes};
 
 lock_classes! {
     /// What the runner's threads wait on.
@@ -12,14 +12,9 @@ lock_classes! {
 /// A signal handler's thread asks to [`stop`](Self::stop); every wait of the runner ends then.
 #[derive(Debug)]
 pub struct Pulse {
-    state: Mutex<PulseClass, State>,
+    state: Mutex<PulseClass, u64>,
+    stopped: AtomicBool,
     moved: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    count: u64,
-    stopped: bool,
 }
 
 /// What ends a step before its time.
@@ -47,18 +42,20 @@ impl Default for Pulse {
 impl Pulse {
     /// A pulse nobody waits on.
     pub fn new() -> Self {
-        Self { state: Mutex::new(State::default()), moved: Condvar::new() }
+        // Nobody stops a story that is explored: to ask is no point of its schedule.
+        let stopped = lockdep::unexplored(|| AtomicBool::new(false));
+        Self { state: Mutex::new(0), stopped, moved: Condvar::new() }
     }
 
     /// Asks everything to come to its end.
     pub fn stop<L>(&self, cx: &mut Locked<'_, L>) {
-        self.state.lock_leaf(cx).stopped = true;
+        self.stopped.swap(true);
         self.beat(cx);
     }
 
     /// Whether everything is to come to its end.
-    pub fn is_stopped<L>(&self, cx: &mut Locked<'_, L>) -> bool {
-        self.state.lock_leaf(cx).stopped
+    pub fn is_stopped<L>(&self, _: &mut Locked<'_, L>) -> bool {
+        self.stopped.load()
     }
 
     /// Whether who heeds that is to come to an end.
@@ -68,8 +65,15 @@ impl Pulse {
 
     /// Something that others may wait for has changed.
     pub(crate) fn beat<L>(&self, cx: &mut Locked<'_, L>) {
-        self.state.lock_leaf(cx).count += 1;
+        *self.state.lock_leaf(cx) += 1;
         self.moved.notify_all();
+    }
+
+    /// Whoever listens to the story has something to hear. Explored, it listens afterwards.
+    pub(crate) fn beat_for_listener<L>(&self, cx: &mut Locked<'_, L>) {
+        if !lockdep::is_explored() {
+            self.beat(cx);
+        }
     }
 
     /// Waits until `ready` gives something. It is asked at each beat and each time `tick` gives a
@@ -83,7 +87,7 @@ impl Pulse {
         mut ready: impl FnMut(&mut Locked<'_, L>) -> Option<R>,
     ) -> Result<R, GaveUp> {
         loop {
-            let seen = self.state.lock_leaf(cx).count;
+            let seen = *self.state.lock_leaf(cx);
             if let Some(result) = ready(cx) {
                 return Ok(result);
             }
@@ -101,7 +105,7 @@ impl Pulse {
     /// Waits for a beat after `seen`, or until the deadline.
     fn wait_past<L: MayWait>(&self, cx: &mut Locked<'_, L>, seen: u64, deadline: Option<&Deadline>) {
         let mut state = self.state.lock_leaf(cx);
-        while state.count == seen && !deadline.is_some_and(Deadline::has_passed) {
+        while *state == seen && !deadline.is_some_and(Deadline::has_passed) {
             match deadline {
                 Some(deadline) => self.moved.wait_until(&mut state, deadline),
                 None => self.moved.wait(&mut state),

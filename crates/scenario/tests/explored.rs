@@ -4,18 +4,15 @@
 mod common;
 
 use common::{complaints, tell};
+use shuttle::scheduler::RandomScheduler;
 
 fn explore(story: &str, times: usize) {
     let story = scenario::parse(story).unwrap();
-    lockdep::explored(|| {
-        shuttle::check_random(
-            move || {
-                let outcome = tell(&story);
-                assert!(outcome.ok(), "{:#?}", complaints(&outcome));
-            },
-            times,
-        );
+    let explored = lockdep::Explore::default().until_failure(RandomScheduler::new(times), move || {
+        let outcome = tell(&story);
+        assert!(outcome.ok(), "{:#?}", complaints(&outcome));
     });
+    assert_eq!(explored.unwrap_or_else(|halt| panic!("{halt}")), times);
 }
 
 #[test]

@@ -1,0 +1,2 @@
+//! Explores scenarios.
+pub mod schedulers;

@@ -1,0 +1,781 @@
+//! What an exploration knows: its threads, what each is about to do, who holds what.
+//!
+//! Explored primitives are entries here, and a shuttle task for every thread. An operation that
+//! others can see announces itself, lets the scheduler choose, and happens once its thread is chosen:
+//! a thread is runnable exactly when what it is about to do can be done. So a schedule is a sequence
+//! of *steps*, each of them one such operation and everything the thread then does for itself; see
+//! [`look`] for what a scheduler can ask about them.
+//!
+//! Threads and objects have names that do not depend on the schedule: whose child, and the how
+//! manieth. The same thread in another schedule of the same program has the same name.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::panic::Location;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use shuttle_engine::runtime::execution::ExecutionState;
+use shuttle_engine::runtime::task::TaskId;
+use shuttle_engine::runtime::thread::switch;
+use shuttle_engine::thread_support::thread_fn;
+
+/// The stack of an explored thread, in bytes.
+pub(crate) const STACK: usize = 0x20000;
+
+/// What a thread is about to do, or has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpKind {
+    /// Starts to run.
+    Start,
+    /// Takes a lock.
+    Acquire,
+    /// Takes a lock for reading.
+    AcquireShared,
+    /// Tries a lock.
+    Try,
+    /// Reads an atomic.
+    Read,
+    /// Writes an atomic.
+    Write,
+    /// Wakes waiters.
+    Notify,
+    /// Waits for a notification; happens with the lock that is let go of.
+    Wait,
+    /// Its time-out fires.
+    Expire,
+    /// Starts a thread.
+    Spawn,
+    /// Waits for a thread's end.
+    Join,
+    /// Ends.
+    Exit,
+    /// Lets go of a lock. Unless others may try that lock, it is part of the step before.
+    Release,
+}
+
+/// An object of the model: a lock, a condition variable, an atomic, a thread's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectId(u16);
+
+impl ObjectId {
+    /// A small number, the same for the same object in every schedule of this OS thread's
+    /// explorations.
+    pub fn index(self) -> usize {
+        self.0.into()
+    }
+}
+
+/// What a thread is about to do.
+#[derive(Clone, Copy, Debug)]
+pub struct Op {
+    /// What.
+    pub kind: OpKind,
+    /// To what. Every thread's start is about the thread itself.
+    pub object: ObjectId,
+    /// The class or name of the object.
+    pub label: &'static str,
+    /// Where in the source.
+    pub at: &'static Location<'static>,
+}
+
+/// Something that happened, for a story told after.
+#[derive(Clone, Debug)]
+pub struct Happening {
+    /// Which step of the schedule it belongs to, counted from 0.
+    pub step: usize,
+    /// The thread, as an index into [`Model::threads`].
+    pub thread: usize,
+    /// What happened.
+    pub what: What,
+}
+
+/// What can happen.
+#[derive(Clone, Debug)]
+pub enum What {
+    /// An operation.
+    Op(Op),
+    /// Something worth telling, in words.
+    Note(String),
+}
+
+/// Why an execution was given up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Halt {
+    /// No thread can go on; who waits for what, and who holds it.
+    Deadlock(String),
+    /// A thread panicked, and what it said.
+    Panic(String),
+    /// It has not come to an end within the bound.
+    TooLong(usize),
+}
+
+impl std::fmt::Display for Halt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Deadlock(who) => write!(f, "deadlock! {who}"),
+            Self::Panic(text) => f.write_str(text),
+            Self::TooLong(steps) => write!(f, "has not come to an end within {steps} steps"),
+        }
+    }
+}
+
+/// A thread of an exploration.
+#[derive(Debug)]
+pub struct ThreadModel {
+    /// Its name, as given when it was spawned.
+    pub name: String,
+    id: u64,
+    life: ObjectId,
+    spawned: u64,
+    created: u64,
+    pending: Op,
+    /// The lock to take again after a wait.
+    then: Option<u32>,
+    enabled: bool,
+    finished: bool,
+    /// When it began to wait for a time-out; 0 if it does not.
+    timer: u64,
+    expired: bool,
+    hash: u64,
+    ops: u32,
+    joiners: Vec<usize>,
+}
+
+#[derive(Debug)]
+struct Object {
+    id: ObjectId,
+    key: u64,
+    label: &'static str,
+    owner: Option<usize>,
+    readers: u32,
+    /// Threads about to take it that are held up, or would be.
+    wanted: Vec<usize>,
+    /// Threads waiting for a notification, in the order in which they came.
+    waiters: Vec<usize>,
+    written: u64,
+    read: u64,
+    /// Some thread may try it: letting go of it is an operation of its own.
+    tried: bool,
+}
+
+/// One execution.
+#[derive(Debug, Default)]
+pub struct Model {
+    threads: Vec<ThreadModel>,
+    objects: Vec<Object>,
+    enabled: usize,
+    timers: u64,
+    steps: usize,
+    hash: u64,
+    touched: Vec<(usize, ObjectId)>,
+    halt: Option<Halt>,
+    happenings: Option<Vec<Happening>>,
+    current: usize,
+}
+
+thread_local! {
+    static MODEL: RefCell<Option<Model>> = const { RefCell::new(None) };
+    static NAMES: RefCell<HashMap<u64, u16>> = RefCell::new(HashMap::new());
+    static BOUND: Cell<usize> = const { Cell::new(usize::MAX) };
+}
+
+/// Looks at the execution that is going on, or that has just ended.
+///
+/// # Panics
+/// There is none on this OS thread.
+pub fn look<R>(f: impl FnOnce(&mut Model) -> R) -> R {
+    MODEL.with_borrow_mut(|model| f(model.as_mut().expect("an execution is going on")))
+}
+
+fn try_look<R>(f: impl FnOnce(&mut Model) -> R) -> Option<R> {
+    MODEL.with(|model| model.try_borrow_mut().ok().and_then(|mut model| model.as_mut().map(f)))
+}
+
+/// Forgets the execution before and starts another. `record`: keep what happens.
+pub(crate) fn begin(record: bool, bound: usize) {
+    BOUND.set(bound);
+    let mut model = Model { happenings: record.then(Vec::new), ..Model::default() };
+    model.add_thread("main".to_owned(), 0x6d61_696e, Location::caller());
+    MODEL.set(Some(model));
+}
+
+/// Ends exploring on this OS thread.
+pub(crate) fn end() {
+    MODEL.set(None);
+}
+
+fn mix(a: u64, b: u64) -> u64 {
+    let mut z = (a ^ b.rotate_left(32)).wrapping_add(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+fn intern(key: u64) -> ObjectId {
+    NAMES.with_borrow_mut(|names| {
+        let next = u16::try_from(names.len()).unwrap_or(u16::MAX);
+        ObjectId(*names.entry(key).or_insert(next))
+    })
+}
+
+impl ThreadModel {
+    /// Whether it has ended.
+    pub fn is_finished(&self) -> bool {
+        self.finished
+    }
+
+    /// How many operations it has done.
+    pub fn ops(&self) -> u32 {
+        self.ops
+    }
+
+    /// Whether what it is about to do can be done.
+    pub fn is_enabled(&self) -> bool {
+        self.enabled
+    }
+}
+
+impl Model {
+    /// The threads so far.
+    pub fn threads(&self) -> &[ThreadModel] {
+        &self.threads
+    }
+
+    /// What a thread is about to do.
+    pub fn pending(&self, thread: usize) -> Op {
+        self.threads[thread].pending
+    }
+
+    /// Since when a thread has been waiting for a time-out, as a number that grows; `None` if what it is
+    /// about to do is something else. A thread in such a wait is runnable, and that the scheduler chooses
+    /// it is what makes its time be up.
+    pub fn timer(&self, thread: usize) -> Option<u64> {
+        let t = &self.threads[thread];
+        (t.timer != 0).then_some(t.timer)
+    }
+
+    /// What was touched since the last call, and by which thread: taken, let go of, tried in vain, waited
+    /// on, woken. It is forgotten here.
+    pub fn take_touched(&mut self, into: &mut Vec<(usize, ObjectId)>) {
+        into.clear();
+        into.append(&mut self.touched);
+    }
+
+    /// The number of steps so far.
+    pub fn steps(&self) -> usize {
+        self.steps
+    }
+
+    /// A number for what has happened, the same for two executions exactly if (but for a collision)
+    /// they order what depends on one another the same way: their Mazurkiewicz trace.
+    pub fn trace(&self) -> u64 {
+        self.hash
+    }
+
+    /// Why the execution is given up, if it is.
+    pub fn halt(&self) -> Option<&Halt> {
+        self.halt.as_ref()
+    }
+
+    /// Gives the execution up.
+    pub fn stop(&mut self, why: Halt) {
+        self.halt.get_or_insert(why);
+    }
+
+    pub(crate) fn take_halt(&mut self) -> Option<Halt> {
+        self.halt.take()
+    }
+
+    /// What has happened, if that was to be kept.
+    pub fn take_happenings(&mut self) -> Vec<Happening> {
+        self.happenings.take().unwrap_or_default()
+    }
+
+    fn add_thread(&mut self, name: String, id: u64, at: &'static Location<'static>) -> usize {
+        let life = intern(mix(id, 1));
+        let pending = Op { kind: OpKind::Start, object: life, label: "thread", at };
+        self.hash = self.hash.wrapping_add(mix(id, 0));
+        self.enabled += 1;
+        self.threads.push(ThreadModel {
+            name,
+            id,
+            life,
+            spawned: 0,
+            created: 0,
+            pending,
+            then: None,
+            enabled: true,
+            finished: false,
+            timer: 0,
+            expired: false,
+            hash: 0,
+            ops: 0,
+            joiners: Vec::new(),
+        });
+        self.threads.len() - 1
+    }
+
+    fn add_object(&mut self, me: usize, label: &'static str) -> u32 {
+        let thread = &mut self.threads[me];
+        thread.created += 1;
+        let key = mix(mix(thread.id, 2), thread.created);
+        let object = Object {
+            id: intern(key),
+            key,
+            label,
+            owner: None,
+            readers: 0,
+            wanted: Vec::new(),
+            waiters: Vec::new(),
+            written: 0,
+            read: 0,
+            tried: false,
+        };
+        self.objects.push(object);
+        (self.objects.len() - 1) as u32
+    }
+
+    fn record(&mut self, thread: usize, what: impl FnOnce() -> What) {
+        let step = self.steps;
+        if let Some(happenings) = &mut self.happenings {
+            happenings.push(Happening { step, thread, what: what() });
+        }
+    }
+
+    fn op(&self, kind: OpKind, object: u32, at: &'static Location<'static>) -> Op {
+        let object = &self.objects[object as usize];
+        Op { kind, object: object.id, label: object.label, at }
+    }
+
+    /// The thread's operation happens, ordered with others on the object.
+    fn happen(&mut self, me: usize, object: u32, kind: OpKind, at: &'static Location<'static>, outcome: u64) {
+        let o = &mut self.objects[object as usize];
+        let shared = matches!(kind, OpKind::AcquireShared | OpKind::Read);
+        let before = self.threads[me].hash;
+        let past = if shared { mix(o.key, o.written) } else { mix(mix(o.key, o.written), o.read) };
+        let after = mix(mix(before, past), kind as u64 | outcome << 8);
+        if shared {
+            o.read = o.read.wrapping_add(after);
+        } else {
+            (o.written, o.read) = (after, 0);
+        }
+        self.touched.push((me, o.id));
+        self.threads[me].ops += 1;
+        self.rehash(me, after);
+        let op = self.op(kind, object, at);
+        self.record(me, || What::Op(op));
+    }
+
+    /// The thread begins to wait for a time-out. Which of two began first makes a difference to a scheduler
+    /// that goes by that, so they touch something in common.
+    fn arm(&mut self, me: usize) {
+        self.timers += 1;
+        self.threads[me].timer = self.timers;
+        self.touched.push((me, intern(0)));
+    }
+
+    fn rehash(&mut self, me: usize, after: u64) {
+        let thread = &mut self.threads[me];
+        let gone = mix(thread.id, thread.hash);
+        thread.hash = after;
+        self.hash = self.hash.wrapping_sub(gone).wrapping_add(mix(thread.id, after));
+    }
+
+    fn life(&mut self, me: usize, of: usize, kind: OpKind, at: &'static Location<'static>) {
+        let (id, hash, object) = (self.threads[of].id, self.threads[of].hash, self.threads[of].life);
+        self.rehash(me, mix(mix(self.threads[me].hash, mix(id, hash)), kind as u64));
+        self.touched.push((me, object));
+        self.threads[me].ops += 1;
+        self.record(me, || What::Op(Op { kind, object, label: "thread", at }));
+    }
+
+    fn can_take(&self, object: u32, kind: OpKind) -> bool {
+        let o = &self.objects[object as usize];
+        o.owner.is_none() && (kind == OpKind::AcquireShared || o.readers == 0)
+    }
+
+    fn disable(&mut self, thread: usize) -> bool {
+        let changed = std::mem::replace(&mut self.threads[thread].enabled, false);
+        self.enabled -= usize::from(changed);
+        changed
+    }
+
+    fn enable(&mut self, thread: usize) -> bool {
+        let changed = !std::mem::replace(&mut self.threads[thread].enabled, true);
+        self.enabled += usize::from(changed);
+        changed
+    }
+
+    /// Brings who wants the lock in line with who can have it.
+    fn settle(&mut self, object: u32, changes: &mut Changes) {
+        let wanted = std::mem::take(&mut self.objects[object as usize].wanted);
+        for &thread in &wanted {
+            if self.can_take(object, self.threads[thread].pending.kind) {
+                changes.enable(self, thread);
+            } else {
+                changes.disable(self, thread);
+            }
+        }
+        self.objects[object as usize].wanted = wanted;
+    }
+
+    fn take(&mut self, me: usize, object: u32, kind: OpKind, changes: &mut Changes) {
+        let o = &mut self.objects[object as usize];
+        o.wanted.retain(|thread| *thread != me);
+        if kind == OpKind::AcquireShared {
+            o.readers += 1;
+        } else {
+            o.owner = Some(me);
+        }
+        self.settle(object, changes);
+    }
+
+    /// Who waits for what, and who holds it.
+    fn describe_deadlock(&self) -> String {
+        let waiting = self.threads.iter().filter(|thread| !thread.finished).map(|thread| {
+            let op = thread.pending;
+            let place = format!("{}:{}", op.at.file(), op.at.line());
+            let holder = self.objects.iter().find(|o| o.id == op.object).and_then(|o| o.owner);
+            match (op.kind, holder) {
+                (OpKind::Acquire | OpKind::AcquireShared, Some(holder)) => format!(
+                    "{} waits for {}, which {} holds, at {place}",
+                    thread.name, op.label, self.threads[holder].name
+                ),
+                (OpKind::Join, _) => format!("{} waits for a thread to end, at {place}", thread.name),
+                _ => format!("{} waits for {} at {place}", thread.name, op.label),
+            }
+        });
+        waiting.collect::<Vec<_>>().join("; ")
+    }
+}
+
+/// Which shuttle tasks become runnable or cease to be. The model says so while it is borrowed, shuttle
+/// is told after.
+#[derive(Default)]
+struct Changes(Vec<(usize, bool)>);
+
+impl Changes {
+    fn enable(&mut self, model: &mut Model, thread: usize) {
+        if model.enable(thread) {
+            self.0.push((thread, true));
+        }
+    }
+
+    fn disable(&mut self, model: &mut Model, thread: usize) {
+        if model.disable(thread) {
+            self.0.push((thread, false));
+        }
+    }
+
+    fn tell(self) {
+        if self.0.is_empty() {
+            return;
+        }
+        let _ = ExecutionState::try_with(|state| {
+            for (thread, enabled) in self.0 {
+                let task = state.get_mut(TaskId::from(thread));
+                match enabled {
+                    true => task.unblock(),
+                    false => task.block(false),
+                }
+            }
+        });
+    }
+}
+
+/// Changes the model as the running thread.
+fn act<R>(f: impl FnOnce(&mut Model, usize, &mut Changes) -> R) -> R {
+    let mut changes = Changes::default();
+    let result = look(|model| {
+        let me = model.current;
+        f(model, me, &mut changes)
+    });
+    changes.tell();
+    result
+}
+
+/// Lets the scheduler choose. Returns when this thread is chosen, and what it is about to do can be
+/// done.
+fn point() {
+    loop {
+        let (me, alone, stuck, enabled) = look(|model| {
+            let me = model.current;
+            if model.enabled == 0 && model.halt.is_none() {
+                let who = model.describe_deadlock();
+                model.stop(Halt::Deadlock(who));
+            }
+            let stop = model.halt.is_some();
+            let enabled = model.threads[me].enabled;
+            (me, enabled && model.enabled == 1 && !stop, stop, enabled)
+        });
+        if stuck && !enabled {
+            // The schedule ends here; shuttle asks the scheduler only if somebody can run.
+            let _ = ExecutionState::try_with(|state| state.get_mut(TaskId::from(me)).unblock());
+        }
+        if !alone {
+            switch();
+        }
+        let done = look(|model| {
+            model.current = me;
+            model.steps += 1;
+            if model.steps > BOUND.get() && model.halt.is_none() {
+                model.stop(Halt::TooLong(model.steps));
+            }
+            model.threads[me].enabled && model.halt.is_none()
+        });
+        if done {
+            return;
+        }
+    }
+}
+
+/// Makes an object; its creator and the how manieth of theirs it is are its name.
+pub(crate) fn object(label: &'static str) -> Option<u32> {
+    if !crate::is_explored() {
+        return None;
+    }
+    Some(act(|model, me, _| model.add_object(me, label)))
+}
+
+pub(crate) fn acquire(object: u32, shared: bool, at: &'static Location<'static>) {
+    let kind = if shared { OpKind::AcquireShared } else { OpKind::Acquire };
+    act(|model, me, changes| {
+        model.threads[me].pending = model.op(kind, object, at);
+        model.objects[object as usize].wanted.push(me);
+        if !model.can_take(object, kind) {
+            let id = model.objects[object as usize].id;
+            model.touched.push((me, id));
+            changes.disable(model, me);
+        }
+    });
+    point();
+    act(|model, me, changes| {
+        model.take(me, object, kind, changes);
+        model.happen(me, object, kind, at, 0);
+    });
+}
+
+pub(crate) fn set_tried(object: u32) {
+    look(|model| model.objects[object as usize].tried = true);
+}
+
+pub(crate) fn try_acquire(object: u32, at: &'static Location<'static>) -> bool {
+    let tried = look(|model| model.objects[object as usize].tried);
+    assert!(tried, "a lock is tried at {at} that was not made to be");
+    announce(OpKind::Try, object, at);
+    act(|model, me, changes| {
+        let can = model.can_take(object, OpKind::Acquire);
+        if can {
+            model.take(me, object, OpKind::Acquire, changes);
+        }
+        model.happen(me, object, OpKind::Try, at, u64::from(can));
+        can
+    })
+}
+
+pub(crate) fn release(object: u32, shared: bool) {
+    let tried = try_look(|model| model.objects.get(object as usize).is_some_and(|o| o.tried)).unwrap_or(false);
+    if tried && !std::thread::panicking() {
+        let at = Location::caller();
+        announce(OpKind::Release, object, at);
+        act(|model, me, _| model.happen(me, object, OpKind::Release, at, 0));
+    }
+    let mut changes = Changes::default();
+    try_look(|model| {
+        let me = model.current;
+        let Some(o) = model.objects.get_mut(object as usize) else { return };
+        if shared {
+            o.readers = o.readers.saturating_sub(1);
+        } else {
+            o.owner = None;
+        }
+        let id = o.id;
+        model.touched.push((me, id));
+        model.settle(object, &mut changes);
+        if !tried && model.happenings.is_some() {
+            let op = model.op(OpKind::Release, object, Location::caller());
+            model.record(me, || What::Op(op));
+        }
+    });
+    changes.tell();
+}
+
+fn announce(kind: OpKind, object: u32, at: &'static Location<'static>) {
+    act(|model, me, _| model.threads[me].pending = model.op(kind, object, at));
+    point();
+}
+
+/// A read or write of an atomic is about to happen.
+pub(crate) fn access(object: u32, kind: OpKind, at: &'static Location<'static>) {
+    announce(kind, object, at);
+    act(|model, me, _| model.happen(me, object, kind, at, 0));
+}
+
+/// Waits for a notification, letting go of the lock meanwhile; with `timed`, or until the scheduler says
+/// that the time is up. Whether it was that.
+pub(crate) fn wait(condvar: u32, lock: u32, timed: bool, at: &'static Location<'static>) -> bool {
+    act(|model, me, changes| {
+        model.happen(me, condvar, OpKind::Wait, at, 0);
+        model.objects[condvar as usize].waiters.push(me);
+        model.threads[me].then = Some(lock);
+        model.threads[me].expired = false;
+        let kind = if timed { OpKind::Expire } else { OpKind::Wait };
+        model.threads[me].pending = model.op(kind, condvar, at);
+        if timed {
+            model.arm(me);
+        } else {
+            changes.disable(model, me);
+        }
+    });
+    release(lock, false);
+    point();
+    // Notified, with the lock to be had; or out of time.
+    let expired = act(|model, me, changes| {
+        let expired = model.threads[me].timer != 0;
+        if expired {
+            model.threads[me].timer = 0;
+            model.threads[me].then = None;
+            model.objects[condvar as usize].waiters.retain(|waiter| *waiter != me);
+            model.happen(me, condvar, OpKind::Expire, at, 0);
+        } else {
+            model.take(me, lock, OpKind::Acquire, changes);
+            model.happen(me, lock, OpKind::Acquire, at, 0);
+        }
+        expired
+    });
+    if expired {
+        acquire(lock, false, at);
+    }
+    expired
+}
+
+/// Wakes one waiter, the one that came first, or all of them.
+pub(crate) fn notify(condvar: u32, all: bool, at: &'static Location<'static>) {
+    if std::thread::panicking() {
+        return;
+    }
+    if !all {
+        announce(OpKind::Notify, condvar, at);
+    }
+    act(|model, me, changes| {
+        model.happen(me, condvar, OpKind::Notify, at, 0);
+        let waiters = &mut model.objects[condvar as usize].waiters;
+        let count = if all { waiters.len() } else { waiters.len().min(1) };
+        let woken: Vec<usize> = waiters.drain(..count).collect();
+        for thread in woken {
+            let lock = model.threads[thread].then.take().expect("who waits let go of a lock");
+            model.threads[thread].timer = 0;
+            model.threads[thread].pending = model.op(OpKind::Acquire, lock, at);
+            model.objects[lock as usize].wanted.push(thread);
+            if model.can_take(lock, OpKind::Acquire) {
+                changes.enable(model, thread);
+            } else {
+                let id = model.objects[lock as usize].id;
+                model.touched.push((me, id));
+                changes.disable(model, thread);
+            }
+        }
+    });
+}
+
+/// Waits until the scheduler says that the time is up.
+pub(crate) fn sleep(at: &'static Location<'static>) {
+    act(|model, me, _| {
+        model.arm(me);
+        let object = model.threads[me].life;
+        model.threads[me].pending = Op { kind: OpKind::Expire, object, label: "sleep", at };
+    });
+    point();
+    act(|model, me, _| {
+        model.threads[me].timer = 0;
+        model.life(me, me, OpKind::Expire, at);
+    });
+}
+
+/// Starts a thread; its number.
+pub(crate) fn spawn(name: &str, at: &'static Location<'static>, f: impl FnOnce() + 'static) -> usize {
+    let (me, child) = act(|model, me, _| {
+        let object = model.threads[me].life;
+        model.threads[me].pending = Op { kind: OpKind::Spawn, object, label: "thread", at };
+        (me, Rc::new(Cell::new(0)))
+    });
+    let theirs = Rc::clone(&child);
+    let run = move || {
+        let child = theirs.get();
+        look(|model| {
+            model.current = child;
+            model.steps += 1;
+            model.life(child, child, OpKind::Start, at);
+        });
+        live(f);
+    };
+    let run = move || thread_fn(run, false, Arc::default());
+    // Shuttle lets its scheduler choose before it makes the task: this is the operation's point.
+    let task = ExecutionState::spawn_thread(Box::new(run), STACK, Some(name.to_owned()), None, at);
+    child.set(task.into());
+    let added = look(|model| {
+        model.current = me;
+        model.steps += 1;
+        model.threads[me].spawned += 1;
+        let id = mix(mix(model.threads[me].id, 3), model.threads[me].spawned);
+        let added = model.add_thread(name.to_owned(), id, at);
+        model.life(me, added, OpKind::Spawn, at);
+        added
+    });
+    assert_eq!(added, child.get(), "the threads of an exploration are the model's");
+    added
+}
+
+/// Runs the body of the current thread, and its end.
+pub(crate) fn live(f: impl FnOnce()) {
+    if let Err(panic) = crate::explore::caught(f) {
+        look(|model| model.stop(Halt::Panic(panic)));
+    }
+    let mut changes = Changes::default();
+    let halted = look(|model| {
+        let me = model.current;
+        model.threads[me].finished = true;
+        // Shuttle sees by itself that this one has ended.
+        model.disable(me);
+        for joiner in std::mem::take(&mut model.threads[me].joiners) {
+            changes.enable(model, joiner);
+        }
+        model.life(me, me, OpKind::Exit, Location::caller());
+        if model.enabled == 0 && model.threads.iter().any(|thread| !thread.finished) && model.halt.is_none() {
+            let who = model.describe_deadlock();
+            model.stop(Halt::Deadlock(who));
+        }
+        model.halt.is_some()
+    });
+    changes.tell();
+    if halted {
+        // The scheduler ends the execution here.
+        switch();
+    }
+}
+
+/// Waits for a thread's end.
+pub(crate) fn join(thread: usize, at: &'static Location<'static>) {
+    act(|model, me, changes| {
+        let object = model.threads[thread].life;
+        model.threads[me].pending = Op { kind: OpKind::Join, object, label: "thread", at };
+        if !model.threads[thread].finished {
+            model.threads[thread].joiners.push(me);
+            changes.disable(model, me);
+        }
+    });
+    point();
+    act(|model, me, _| model.life(me, thread, OpKind::Join, at));
+}
+
+/// Notes something worth telling, if what happens is kept.
+pub fn note(text: impl FnOnce() -> String) {
+    if !crate::is_explored() {
+        return;
+    }
+    try_look(|model| {
+        let me = model.current;
+        model.record(me, || What::Note(text()));
+    });
+}
