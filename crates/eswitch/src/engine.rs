@@ -118,6 +118,7 @@ impl Engine {
     ) -> Result<Arc<Self>> {
         let host = if config.dpu { config.vfs } else { 0 };
         let pfs: Vec<PfIndex> = (0..config.pfs).map(PfIndex).collect();
+        let lag = Lag::new(config.pfs);
         let engine = Arc::new(Self {
             devices: pfs.iter().map(|pf| Device::new(*pf, config.pf_address(*pf))).collect(),
             host_vfs: pfs.iter().map(|_| Arc::new(AtomicU64::new(host.into()))).collect(),
@@ -127,7 +128,7 @@ impl Engine {
                 bus: Bus::default(),
                 modules: Modules::default(),
                 devcom: Devcom::new(Component::default()),
-                lag: Lag::default(),
+                lag,
                 events: Events::default(),
                 threads,
                 tearing_down: AtomicBool::new(false),
