@@ -173,10 +173,11 @@ impl CardReps {
         Create { resource: self.resource(vport), mac: self.shared.config.rep_mac(self.pf, vport), sfnum: None }
     }
 
-    /// Whether a vport's representor is something on the card: all but the uplink of a peer with whom
-    /// the master shares its forwarding database, and so its uplink.
-    fn is_on_card(&self, vport: Vport) -> bool {
-        vport != Vport::Uplink || self.lent != Some(LagMode::SharedFdb)
+    /// Of these vports, which are in order, those whose representor is something on the card: all but
+    /// the uplink of a peer with whom the master shares its forwarding database, and so its uplink.
+    fn on_card<'a>(&self, vports: &'a [Vport]) -> &'a [Vport] {
+        let shares_uplink = self.lent == Some(LagMode::SharedFdb);
+        vports.strip_prefix(&[Vport::Uplink]).filter(|_| shares_uplink).unwrap_or(vports)
     }
 
     /// If this is the uplink of a master, its RDMA device has the peers' vports as its ports: lends the
@@ -232,15 +233,17 @@ impl RepOps for CardReps {
     }
 
     fn load(&self, cx: &mut Locked<'_, RepCallback>, vports: &[Vport]) -> Vec<Result<(), CardError>> {
-        let requests: Vec<Create> = vports.iter().filter(|v| self.is_on_card(**v)).map(|v| self.request(*v)).collect();
-        let mut answers = self.shared.card.create(&mut cx.narrow(), &requests).into_iter();
-        let answer = |v: &Vport| if self.is_on_card(*v) { answers.next().unwrap_or(Ok(())) } else { Ok(()) };
-        vports.iter().map(answer).collect()
+        let on_card = self.on_card(vports);
+        let requests: Vec<Create> = on_card.iter().map(|v| self.request(*v)).collect();
+        let mut answers = self.shared.card.create(&mut cx.narrow(), &requests);
+        if on_card.len() < vports.len() {
+            answers.insert(0, Ok(()));
+        }
+        answers
     }
 
     fn unload(&self, cx: &mut Locked<'_, RepCallback>, vports: &[Vport]) {
-        let resources: Vec<Resource> =
-            vports.iter().filter(|v| self.is_on_card(**v)).map(|v| self.resource(*v)).collect();
+        let resources: Vec<Resource> = self.on_card(vports).iter().map(|v| self.resource(*v)).collect();
         self.shared.destroy(cx, &resources);
     }
 

@@ -118,6 +118,14 @@ struct State {
     sharing: LagMode,
 }
 
+impl State {
+    /// Whether there is a bond, or a word left of one that was not followed. Multiport E-Switch, the one
+    /// LAG that needs no bond, is not made or broken by an evaluation.
+    fn has_bond(&self) -> bool {
+        self.bond.is_some() || self.reason.is_some()
+    }
+}
+
 /// The LAG of one card.
 pub struct Lag {
     /// A card with one port makes no LAG, whatever its mode and its netdevs: there is nothing to hold
@@ -153,7 +161,7 @@ impl Lag {
     }
 
     /// Releases a hold. With the last one, what there is is evaluated.
-    pub fn release<L>(&self, cx: &mut Locked<'_, L>) {
+    pub fn release<P: LockBefore<LagClass>>(&self, cx: &mut Locked<'_, P>) {
         if self.one_port {
             return;
         }
@@ -163,7 +171,7 @@ impl Lag {
             *holds == 0
         };
         if last {
-            self.evaluate_soon(cx);
+            self.members_changed(cx);
         }
     }
 
@@ -224,8 +232,10 @@ impl Lag {
         self.state.lock(cx).0.evaluations
     }
 
-    fn members_changed<L>(&self, cx: &mut Locked<'_, L>) {
-        if !self.one_port {
+    /// What the members are or can do has changed: evaluates it, if there is a bond for which that could
+    /// matter. One that comes or goes is evaluated anyway.
+    fn members_changed<P: LockBefore<LagClass>>(&self, cx: &mut Locked<'_, P>) {
+        if !self.one_port && self.state.lock(cx).0.has_bond() {
             self.evaluate_soon(cx);
         }
     }

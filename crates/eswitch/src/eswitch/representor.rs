@@ -7,6 +7,7 @@
 //! they may be called for a peer. None can reach the devlink lock or what it protects.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use lockdep::Locked;
 
@@ -86,40 +87,62 @@ pub struct RepFailure {
 pub struct RepTable {
     pf: PfIndex,
     address: PciAddress,
-    /// Every enabled vport that has a representor, and which types are loaded.
-    reps: BTreeMap<Vport, [bool; 2]>,
+    /// Every enabled vport that has a representor, in order and in one piece: all that is done here is
+    /// done in walks over it.
+    reps: Vec<Rep>,
     failures: BTreeMap<(Vport, RepType), RepFailure>,
+}
+
+/// A row of the table: a vport's representors.
+#[derive(Debug)]
+struct Rep {
+    vport: Vport,
+    /// Which types are loaded.
+    loaded: [bool; 2],
+}
+
+impl Rep {
+    fn new(vport: Vport) -> Self {
+        Self { vport, loaded: [false; 2] }
+    }
 }
 
 impl RepTable {
     pub(crate) fn new(pf: PfIndex, address: PciAddress) -> Self {
-        Self { pf, address, reps: BTreeMap::from([(Vport::Uplink, [false; 2])]), failures: BTreeMap::new() }
+        Self { pf, address, reps: vec![Rep::new(Vport::Uplink)], failures: BTreeMap::new() }
     }
 
     /// Enabled vports get representors; nothing is loaded.
     pub(crate) fn add(&mut self, vports: &[Vport]) {
-        self.reps.extend(vports.iter().map(|v| (*v, [false; 2])));
+        self.reps.extend(vports.iter().copied().map(Rep::new));
+        // It is two runs in order, mostly one behind the other.
+        self.reps.sort_by_key(|rep| rep.vport);
+        debug_assert!(self.reps.is_sorted_by(|a, b| a.vport < b.vport), "added twice");
     }
 
     /// Vports whose representors have been unloaded go.
     pub(crate) fn remove(&mut self, vports: &[Vport]) {
-        for vport in vports {
-            debug_assert_ne!(self.reps.get(vport), Some(&[true; 2]), "removed while loaded");
-            self.reps.remove(vport);
-            for ty in RepType::ALL {
-                self.failures.remove(&(*vport, ty));
-            }
+        let span = span(&self.reps, vports);
+        for gone in self.reps.extract_if(span, |rep| vports.binary_search(&rep.vport).is_ok()) {
+            debug_assert_eq!(gone.loaded, [false; 2], "removed while loaded");
         }
+        self.failures.retain(|(failed, _), _| vports.binary_search(failed).is_err());
     }
 
     /// Every vport in the table, uplink first.
     pub fn vports(&self) -> Vec<Vport> {
-        self.reps.keys().copied().collect()
+        self.reps.iter().map(|rep| rep.vport).collect()
     }
 
     /// Whether a representor is loaded.
     pub fn is_loaded(&self, vport: Vport, ty: RepType) -> bool {
-        self.reps.get(&vport).is_some_and(|loaded| loaded[ty.index()])
+        let row = self.reps.binary_search_by_key(&vport, |rep| rep.vport);
+        row.is_ok_and(|row| self.reps[row].loaded[ty.index()])
+    }
+
+    /// The vports of which a type is loaded.
+    fn loaded(&self, ty: RepType) -> Vec<Vport> {
+        self.reps.iter().filter(|rep| rep.loaded[ty.index()]).map(|rep| rep.vport).collect()
     }
 
     /// What failed to load and why.
@@ -218,28 +241,27 @@ impl RepTable {
             if !self.is_loaded(Vport::Uplink, ty) {
                 continue;
             }
-            let missing: Vec<Vport> = self
-                .rows(vports)
-                .filter(|(v, loaded)| !loaded[ty.index()] && failed.binary_search(v).is_err())
-                .map(|(v, _)| v)
+            let mut missing: Vec<Vport> = rows(&mut self.reps, vports)
+                .filter(|rep| !rep.loaded[ty.index()] && failed.binary_search(&rep.vport).is_err())
+                .map(|rep| rep.vport)
                 .collect();
             if missing.is_empty() {
                 continue;
             }
-            let answers = ops_of_type.load(&mut cx.narrow(), &missing);
-            let (mut loaded_now, mut failed_now) = (Vec::with_capacity(missing.len()), Vec::new());
-            for (vport, answer) in missing.into_iter().zip(answers) {
-                match answer {
-                    Ok(()) => loaded_now.push(vport),
-                    Err(error) => {
-                        let error = self.note_failure(cx, events, vport, ty, error);
-                        first = first.and(Err(error));
-                        failed_now.push(vport);
-                    }
+            let mut answers = ops_of_type.load(&mut cx.narrow(), &missing).into_iter();
+            let mut failed_now = Vec::new();
+            // What is left of them is what has been loaded.
+            missing.retain(|vport| match answers.next().unwrap_or(Ok(())) {
+                Ok(()) => true,
+                Err(error) => {
+                    let error = self.note_failure(cx, events, *vport, ty, error);
+                    first = std::mem::replace(&mut first, Ok(())).and(Err(error));
+                    failed_now.push(*vport);
+                    false
                 }
-            }
-            self.set(&loaded_now, ty, true);
-            attempt.loaded[ty.index()].extend(loaded_now);
+            });
+            self.set(&missing, ty, true);
+            attempt.loaded[ty.index()].extend(missing);
             self.unwind_vports(cx, ops, ty, &failed_now, attempt);
             failed.extend(failed_now);
             if first.is_err() && policy == LoadPolicy::Strict {
@@ -284,10 +306,8 @@ impl RepTable {
         if !self.is_loaded(Vport::Uplink, RepType::Eth) {
             return Ok(());
         }
-        let vports: Vec<Vport> =
-            self.reps.iter().filter(|(_, loaded)| loaded[RepType::Eth.index()]).map(|(v, _)| *v).collect();
         let only_ib = [None, ops[RepType::Ib.index()].clone()];
-        self.load(cx, events, &only_ib, &vports, LoadPolicy::Lenient)
+        self.load(cx, events, &only_ib, &self.loaded(RepType::Eth), LoadPolicy::Lenient)
     }
 
     /// Unloads everything of these vports: types in the reverse order of loading, the uplink last.
@@ -314,7 +334,7 @@ impl RepTable {
         ops: &OpsTable,
         ty: RepType,
     ) {
-        let count = self.unload_of_type(cx, ops, ty, &self.vports());
+        let count = self.unload_of_type(cx, ops, ty, &self.loaded(ty));
         if count > 0 {
             events.emit(cx, || Event::Unloaded(self.address, ty, count));
         }
@@ -329,7 +349,8 @@ impl RepTable {
         vports: &[Vport],
     ) -> usize {
         let Some(ops) = &ops[ty.index()] else { return 0 };
-        let loaded: Vec<Vport> = self.rows(vports).filter(|(_, loaded)| loaded[ty.index()]).map(|(v, _)| v).collect();
+        let loaded: Vec<Vport> =
+            rows(&mut self.reps, vports).filter(|rep| rep.loaded[ty.index()]).map(|rep| rep.vport).collect();
         // The uplink is the first there can be.
         let others = loaded.strip_prefix(&[Vport::Uplink]).filter(|_| !ops.uplink_is_port()).unwrap_or(&loaded);
         if !others.is_empty() {
@@ -352,7 +373,7 @@ impl RepTable {
         ty: RepType,
     ) {
         let Some(ops) = ops[ty.index()].as_ref().filter(|ops| ops.uplink_is_port()) else { return };
-        let loaded: Vec<Vport> = self.vports().into_iter().filter(|v| self.is_loaded(*v, ty)).collect();
+        let loaded = self.loaded(ty);
         if loaded.is_empty() {
             return;
         }
@@ -392,29 +413,14 @@ impl RepTable {
     }
 
     fn set(&mut self, vports: &[Vport], ty: RepType, loaded: bool) {
-        for (_, types) in self.rows(vports) {
-            types[ty.index()] = loaded;
+        for rep in rows(&mut self.reps, vports) {
+            rep.loaded[ty.index()] = loaded;
         }
         if loaded && !self.failures.is_empty() {
             for vport in vports {
                 self.failures.remove(&(*vport, ty));
             }
         }
-    }
-
-    /// The rows of these vports, which are in order; those that are not in the table are left out. One
-    /// walk over the table's part from the first to the last: looking each up would be what loading
-    /// many representors spends its time on.
-    fn rows<'a>(&'a mut self, vports: &'a [Vport]) -> impl Iterator<Item = (Vport, &'a mut [bool; 2])> {
-        debug_assert!(vports.is_sorted(), "vports out of order");
-        let span = vports.first().zip(vports.last());
-        let rows = span.filter(|(first, last)| first <= last).map(|(first, last)| self.reps.range_mut(*first..=*last));
-        let mut wanted = vports.iter().copied().peekable();
-        rows.into_iter().flatten().filter_map(move |(vport, types)| {
-            // Equal is what they mostly are, and quicker to say than less.
-            while wanted.peek() != Some(vport) && wanted.next_if(|w| w < vport).is_some() {}
-            wanted.next_if_eq(vport).map(|vport| (vport, types))
-        })
     }
 
     fn note_failure(
@@ -442,4 +448,22 @@ impl RepTable {
 #[derive(Default)]
 struct Attempt {
     loaded: [Vec<Vport>; 2],
+}
+
+/// The rows of these vports, which are in order; those that are not in the table are left out.
+fn rows<'a>(reps: &'a mut [Rep], vports: &'a [Vport]) -> impl Iterator<Item = &'a mut Rep> {
+    let span = span(reps, vports);
+    let mut wanted = vports.iter().copied().peekable();
+    reps[span].iter_mut().filter(move |rep| {
+        // Equal is what they mostly are, and quicker to say than less.
+        while wanted.peek() != Some(&rep.vport) && wanted.next_if(|w| *w < rep.vport).is_some() {}
+        wanted.next_if_eq(&rep.vport).is_some()
+    })
+}
+
+/// The part of the table from the first of these vports, which are in order, to the last.
+fn span(reps: &[Rep], vports: &[Vport]) -> Range<usize> {
+    debug_assert!(vports.is_sorted(), "vports out of order");
+    let (Some(first), Some(last)) = (vports.first(), vports.last()) else { return 0..0 };
+    reps.partition_point(|rep| rep.vport < *first)..reps.partition_point(|rep| rep.vport <= *last)
 }
