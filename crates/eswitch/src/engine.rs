@@ -51,22 +51,13 @@ impl Shared {
         requests: &[Create],
     ) -> Result<()> {
         let mut cx = cx.narrow();
-        let answers = self.card.create(&mut cx, requests);
-        let mut made = Vec::with_capacity(requests.len());
-        let mut first = Ok(());
-        for (request, answer) in requests.iter().zip(answers) {
-            match answer {
-                Ok(()) => made.push(request.resource),
-                Err(source) => {
-                    first = first.and(Err(Error::Card { what: format!("making {}", request.resource), source }));
-                }
-            }
-        }
-        if first.is_err() {
-            made.reverse();
-            self.card.destroy(&mut cx, &made);
-        }
-        first
+        let refusals = self.card.create(&mut cx, requests);
+        let Some(first) = refusals.first() else { return Ok(()) };
+        let refused = |at: &usize| refusals.binary_search_by_key(at, |refusal| refusal.at).is_ok();
+        let made = requests.iter().enumerate().rev().filter(|(at, _)| !refused(at));
+        let made: Vec<Resource> = made.map(|(_, request)| request.resource).collect();
+        self.card.destroy(&mut cx, &made);
+        Err(Error::Card { what: format!("making {}", requests[first.at].resource), source: first.error.clone() })
     }
 
     /// Has the card unmake these.

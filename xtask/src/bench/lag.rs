@@ -3,9 +3,10 @@
 //!
 //! Multiport E-Switch goes on and off over two PFs with 500 VFs each: every IB representor of both is
 //! unloaded and loaded again, twice, as a bond would have it with a shared FDB. It is what can be
-//! timed: a bond's events are collected for 10 ms before anything is done. The bare loop unmakes and
-//! makes as many IB representors, a batch for each PF, under one lock, on a card that holds what the
-//! engine's holds: what a call to the card costs grows with its books.
+//! timed: a bond's events are collected for 10 ms before anything is done. The bare loop makes as many
+//! callbacks under one lock: it unmakes and makes the IB representors of a PF's vports, a batch for
+//! each PF, on a card that holds what the engine's holds. A callback is given vports, there as here, and
+//! what it asks of the card it makes out of them.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -59,8 +60,8 @@ fn multiport(cx: &mut Locked<'_, Unlocked>, engine: &Engine) -> Result<Duration>
 struct Bare {
     card: MemoryCard,
     lock: parking_lot::Mutex<()>,
-    /// The IB representors of each PF.
-    batches: Vec<Vec<Create>>,
+    config: CardConfig,
+    vports: Vec<Vport>,
 }
 
 impl Bare {
@@ -75,23 +76,25 @@ impl Bare {
         });
         let held: Vec<Create> = held.collect();
         card.create(&mut cx.narrow(), &held);
-        let ib = |create: &Create| matches!(create.resource, Resource::Representor(_, _, RepType::Ib));
-        let of = |pf| held.iter().filter(|c| ib(c) && c.resource.pf() == pf).copied().collect();
-        Self { card, lock: parking_lot::Mutex::new(()), batches: (0..config.pfs).map(PfIndex).map(of).collect() }
+        let vports = std::iter::once(Vport::Uplink).chain((0..VFS).map(Vport::Vf)).collect();
+        Self { card, lock: parking_lot::Mutex::new(()), config, vports }
     }
 
     fn on_and_off(&self, cx: &mut Locked<'_, Unlocked>) -> Duration {
+        let ib = |pf, vport| Resource::Representor(pf, vport, RepType::Ib);
         let start = Instant::now();
         let _held = self.lock.lock();
         for _ in 0..2 {
-            for batch in &self.batches {
-                let resources: Vec<Resource> = batch.iter().map(|create| create.resource).collect();
+            for pf in (0..self.config.pfs).map(PfIndex) {
+                let resources: Vec<Resource> = self.vports.iter().map(|v| ib(pf, *v)).collect();
                 self.card.destroy(&mut cx.narrow(), &resources);
             }
-            for batch in &self.batches {
-                for answer in self.card.create(&mut cx.narrow(), batch) {
-                    debug_assert!(answer.is_ok());
-                }
+            for pf in (0..self.config.pfs).map(PfIndex) {
+                let request =
+                    |v: &Vport| Create { resource: ib(pf, *v), mac: self.config.rep_mac(pf, *v), sfnum: None };
+                let requests: Vec<Create> = self.vports.iter().map(request).collect();
+                let refusals = self.card.create(&mut cx.narrow(), &requests);
+                debug_assert!(refusals.is_empty());
             }
         }
         start.elapsed()

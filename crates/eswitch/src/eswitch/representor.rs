@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use lockdep::Locked;
 
-use crate::card::CardError;
+use crate::card::{CardError, Refusal};
 use crate::error::{Error, Result};
 use crate::eswitch::OpsTable;
 use crate::event::{Event, Events};
@@ -29,8 +29,8 @@ pub trait RepOps: Send + Sync {
     /// Unloads the uplink's.
     fn unload_uplink(&self, cx: &mut Locked<'_, Representors>);
 
-    /// Loads those of other vports: an answer for each, in order.
-    fn load(&self, cx: &mut Locked<'_, RepCallback>, vports: &[Vport]) -> Vec<Result<(), CardError>>;
+    /// Loads those of other vports. What could not be loaded is returned, in order; nothing of it is left.
+    fn load(&self, cx: &mut Locked<'_, RepCallback>, vports: &[Vport]) -> Vec<Refusal>;
 
     /// Unloads those of other vports.
     fn unload(&self, cx: &mut Locked<'_, RepCallback>, vports: &[Vport]);
@@ -142,7 +142,7 @@ impl RepTable {
 
     /// The vports of which a type is loaded.
     fn loaded(&self, ty: RepType) -> Vec<Vport> {
-        self.reps.iter().filter(|rep| rep.loaded[ty.index()]).map(|rep| rep.vport).collect()
+        listed(self.reps.len(), self.reps.iter().filter(|rep| rep.loaded[ty.index()]))
     }
 
     /// What failed to load and why.
@@ -210,7 +210,8 @@ impl RepTable {
                 continue;
             }
             let loaded = if ops_of_type.uplink_is_port() {
-                ops_of_type.load(&mut cx.narrow(), &[Vport::Uplink]).pop().unwrap_or(Ok(()))
+                let refusal = ops_of_type.load(&mut cx.narrow(), &[Vport::Uplink]).pop();
+                refusal.map_or(Ok(()), |refusal| Err(refusal.error))
             } else {
                 ops_of_type.load_uplink(cx)
             };
@@ -241,25 +242,20 @@ impl RepTable {
             if !self.is_loaded(Vport::Uplink, ty) {
                 continue;
             }
-            let mut missing: Vec<Vport> = rows(&mut self.reps, vports)
-                .filter(|rep| !rep.loaded[ty.index()] && failed.binary_search(&rep.vport).is_err())
-                .map(|rep| rep.vport)
-                .collect();
+            let is_missing = |rep: &&mut Rep| !rep.loaded[ty.index()] && failed.binary_search(&rep.vport).is_err();
+            let mut missing = listed(vports.len(), rows(&mut self.reps, vports).filter(is_missing).map(|rep| &*rep));
             if missing.is_empty() {
                 continue;
             }
-            let mut answers = ops_of_type.load(&mut cx.narrow(), &missing).into_iter();
-            let mut failed_now = Vec::new();
-            // What is left of them is what has been loaded.
-            missing.retain(|vport| match answers.next().unwrap_or(Ok(())) {
-                Ok(()) => true,
-                Err(error) => {
-                    let error = self.note_failure(cx, events, *vport, ty, error);
-                    first = std::mem::replace(&mut first, Ok(())).and(Err(error));
-                    failed_now.push(*vport);
-                    false
-                }
-            });
+            let refusals = ops_of_type.load(&mut cx.narrow(), &missing);
+            let failed_now: Vec<Vport> = refusals.iter().map(|refusal| missing[refusal.at]).collect();
+            for (vport, refusal) in failed_now.iter().zip(refusals) {
+                first = first.and(Err(self.note_failure(cx, events, *vport, ty, refusal.error)));
+            }
+            if !failed_now.is_empty() {
+                missing.retain(|vport| failed_now.binary_search(vport).is_err());
+            }
+            // What is left of them has been loaded.
             self.set(&missing, ty, true);
             attempt.loaded[ty.index()].extend(missing);
             self.unwind_vports(cx, ops, ty, &failed_now, attempt);
@@ -349,8 +345,8 @@ impl RepTable {
         vports: &[Vport],
     ) -> usize {
         let Some(ops) = &ops[ty.index()] else { return 0 };
-        let loaded: Vec<Vport> =
-            rows(&mut self.reps, vports).filter(|rep| rep.loaded[ty.index()]).map(|rep| rep.vport).collect();
+        let is_loaded = |rep: &&mut Rep| rep.loaded[ty.index()];
+        let loaded = listed(vports.len(), rows(&mut self.reps, vports).filter(is_loaded).map(|rep| &*rep));
         // The uplink is the first there can be.
         let others = loaded.strip_prefix(&[Vport::Uplink]).filter(|_| !ops.uplink_is_port()).unwrap_or(&loaded);
         if !others.is_empty() {
@@ -453,12 +449,25 @@ struct Attempt {
 /// The rows of these vports, which are in order; those that are not in the table are left out.
 fn rows<'a>(reps: &'a mut [Rep], vports: &'a [Vport]) -> impl Iterator<Item = &'a mut Rep> {
     let span = span(reps, vports);
-    let mut wanted = vports.iter().copied().peekable();
+    let mut wanted = vports;
     reps[span].iter_mut().filter(move |rep| {
-        // Equal is what they mostly are, and quicker to say than less.
-        while wanted.peek() != Some(&rep.vport) && wanted.next_if(|w| *w < rep.vport).is_some() {}
-        wanted.next_if_eq(&rep.vport).is_some()
+        while let [next, rest @ ..] = wanted
+            && *next <= rep.vport
+        {
+            wanted = rest;
+            if *next == rep.vport {
+                return true;
+            }
+        }
+        false
     })
+}
+
+/// The vports of these rows, of which there are at most so many.
+fn listed<'a>(most: usize, rows: impl Iterator<Item = &'a Rep>) -> Vec<Vport> {
+    let mut vports = Vec::with_capacity(most);
+    vports.extend(rows.map(|rep| rep.vport));
+    vports
 }
 
 /// The part of the table from the first of these vports, which are in order, to the last.
