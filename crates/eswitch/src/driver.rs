@@ -255,8 +255,14 @@ impl RepOps for CardReps {
         self.lent.is_some()
     }
 
-    fn event(&self, cx: &mut Locked<'_, RepCallback>, event: RepEvent) -> Result<(), CardError> {
-        if self.ty == RepType::Ib {
+    fn takes_pairing(&self) -> bool {
+        self.ty == RepType::Eth
+    }
+
+    /// The rules for what comes from a peer are for the wire they share: the uplink's has them, and the
+    /// others go by those.
+    fn event(&self, cx: &mut Locked<'_, RepCallback>, vport: Vport, event: RepEvent) -> Result<(), CardError> {
+        if vport != Vport::Uplink {
             return Ok(());
         }
         match event {

@@ -80,6 +80,45 @@ impl fmt::Debug for PciAddress {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct PfIndex(pub u8);
 
+/// Some of the PFs of a card.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PfSet(u8);
+
+impl PfSet {
+    /// Adds one.
+    pub fn insert(&mut self, pf: PfIndex) {
+        self.0 |= 1 << pf.0;
+    }
+
+    /// Takes one out.
+    pub fn remove(&mut self, pf: PfIndex) {
+        self.0 &= !(1 << pf.0);
+    }
+
+    /// Whether it is one of them.
+    pub fn contains(self, pf: PfIndex) -> bool {
+        self.0 & 1 << pf.0 != 0
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Each of them, the master first.
+    pub fn iter(self) -> impl Iterator<Item = PfIndex> {
+        (0..u8::BITS as u8).map(PfIndex).filter(move |pf| self.contains(*pf))
+    }
+}
+
+impl FromIterator<PfIndex> for PfSet {
+    fn from_iter<I: IntoIterator<Item = PfIndex>>(pfs: I) -> Self {
+        let mut set = Self::default();
+        pfs.into_iter().for_each(|pf| set.insert(pf));
+        set
+    }
+}
+
 /// The number of an SF as its user gives it, unique within a PF.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct SfNum(pub u32);

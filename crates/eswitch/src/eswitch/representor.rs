@@ -6,6 +6,8 @@
 //! every other vport's stand at [`RepCallback`], from where no table can be taken, because
 //! they may be called for a peer. None can reach the devlink lock or what it protects.
 
+mod pairing;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
@@ -15,7 +17,7 @@ use crate::card::{CardError, Refusal};
 use crate::error::{Error, Result};
 use crate::eswitch::OpsTable;
 use crate::event::{Event, Events};
-use crate::ids::{PciAddress, PfIndex, PortHandle, PortIndex, RepType, Vport};
+use crate::ids::{PciAddress, PfIndex, PfSet, PortHandle, PortIndex, RepType, Vport};
 use crate::lock_order::{RepCallback, RepOps as RepOpsClass, Representors, RepresentorsNested};
 
 /// The callbacks one driver registers for one type of representor.
@@ -41,12 +43,19 @@ pub trait RepOps: Send + Sync {
         false
     }
 
-    /// The E-Switch was paired with a peer's, or unpaired. Told only while the uplink's is loaded.
+    /// Whether these representors are told of pairing.
+    fn takes_pairing(&self) -> bool {
+        false
+    }
+
+    /// The E-Switch of a loaded representor was paired with a peer's, or unpaired; or it has been since
+    /// before this one was loaded, which is told in the same pass. One that is about to be unloaded is told
+    /// that it is paired with none.
     ///
     /// # Errors
-    /// What the card said; only pairing can fail.
-    fn event(&self, cx: &mut Locked<'_, RepCallback>, event: RepEvent) -> Result<(), CardError> {
-        let _ = (cx, event);
+    /// What the card said, and nothing is left of it; only pairing can fail.
+    fn event(&self, cx: &mut Locked<'_, RepCallback>, vport: Vport, event: RepEvent) -> Result<(), CardError> {
+        let _ = (cx, vport, event);
         Ok(())
     }
 
@@ -90,6 +99,8 @@ pub struct RepTable {
     /// Every enabled vport that has a representor, in order and in one piece: all that is done here is
     /// done in walks over it.
     reps: Vec<Rep>,
+    /// The PFs with whose E-Switches this one is paired, as far as this table has heard.
+    peers: PfSet,
     failures: BTreeMap<(Vport, RepType), RepFailure>,
 }
 
@@ -99,17 +110,19 @@ struct Rep {
     vport: Vport,
     /// Which types are loaded.
     loaded: [bool; 2],
+    /// What pairings each type has been told of.
+    knows: [PfSet; 2],
 }
 
 impl Rep {
     fn new(vport: Vport) -> Self {
-        Self { vport, loaded: [false; 2] }
+        Self { vport, loaded: [false; 2], knows: [PfSet::default(); 2] }
     }
 }
 
 impl RepTable {
     pub(crate) fn new(pf: PfIndex, address: PciAddress) -> Self {
-        Self { pf, address, reps: vec![Rep::new(Vport::Uplink)], failures: BTreeMap::new() }
+        Self { pf, address, reps: vec![Rep::new(Vport::Uplink)], peers: PfSet::default(), failures: BTreeMap::new() }
     }
 
     /// Enabled vports get representors; nothing is loaded.
@@ -215,12 +228,16 @@ impl RepTable {
             } else {
                 ops_of_type.load_uplink(cx)
             };
+            let loaded = loaded.and_then(|()| {
+                self.set(&[Vport::Uplink], ty, true);
+                self.introduce_or_unload(cx, ops, ty, &[Vport::Uplink]).pop().map_or(Ok(()), |(_, error)| Err(error))
+            });
             if let Err(error) = loaded {
                 let error = self.note_failure(cx, events, Vport::Uplink, ty, error);
                 self.unwind_vports(cx, ops, ty, &[Vport::Uplink], attempt);
                 return Err(error);
             }
-            self.set(&[Vport::Uplink], ty, true);
+            self.forget_failures_of(&[Vport::Uplink], ty);
             attempt.loaded[ty.index()].push(Vport::Uplink);
         }
         Ok(())
@@ -248,16 +265,21 @@ impl RepTable {
                 continue;
             }
             let refusals = ops_of_type.load(&mut cx.narrow(), &missing);
-            let failed_now: Vec<Vport> = refusals.iter().map(|refusal| missing[refusal.at]).collect();
-            for (vport, refusal) in failed_now.iter().zip(refusals) {
-                first = first.and(Err(self.note_failure(cx, events, *vport, ty, refusal.error)));
-            }
-            if !failed_now.is_empty() {
-                missing.retain(|vport| failed_now.binary_search(vport).is_err());
-            }
-            // What is left of them has been loaded.
+            let mut failures: Vec<(Vport, CardError)> =
+                refusals.into_iter().map(|refusal| (missing[refusal.at], refusal.error)).collect();
+            leave_out(&mut missing, &failures);
             self.set(&missing, ty, true);
+            let strangers = self.introduce_or_unload(cx, ops, ty, &missing);
+            leave_out(&mut missing, &strangers);
+            // What is left of them has been loaded.
+            self.forget_failures_of(&missing, ty);
             attempt.loaded[ty.index()].extend(missing);
+            failures.extend(strangers);
+            failures.sort_by_key(|(vport, _)| *vport);
+            let failed_now: Vec<Vport> = failures.iter().map(|(vport, _)| *vport).collect();
+            for (vport, error) in failures {
+                first = first.and(Err(self.note_failure(cx, events, vport, ty, error)));
+            }
             self.unwind_vports(cx, ops, ty, &failed_now, attempt);
             failed.extend(failed_now);
             if first.is_err() && policy == LoadPolicy::Strict {
@@ -265,6 +287,24 @@ impl RepTable {
             }
         }
         first
+    }
+
+    /// What has just been loaded is told of the pairings there are. What cannot follow is unloaded again, and
+    /// returned.
+    fn introduce_or_unload(
+        &mut self,
+        cx: &mut Locked<'_, Representors>,
+        ops: &OpsTable,
+        ty: RepType,
+        loaded: &[Vport],
+    ) -> Vec<(Vport, CardError)> {
+        let Some(ops_of_type) = &ops[ty.index()] else { return Vec::new() };
+        let strangers = self.introduce(&mut cx.narrow(), &**ops_of_type, ty, loaded);
+        if !strangers.is_empty() {
+            let vports: Vec<Vport> = strangers.iter().map(|(vport, _)| *vport).collect();
+            self.unload_of_type(cx, ops, ty, &vports);
+        }
+        strangers
     }
 
     /// `failed` did not load type `ty`: undoes what this attempt loaded of them before.
@@ -347,6 +387,7 @@ impl RepTable {
         let Some(ops) = &ops[ty.index()] else { return 0 };
         let is_loaded = |rep: &&mut Rep| rep.loaded[ty.index()];
         let loaded = listed(vports.len(), rows(&mut self.reps, vports).filter(is_loaded).map(|rep| &*rep));
+        self.part(&mut cx.narrow(), &**ops, ty, &loaded);
         // The uplink is the first there can be.
         let others = loaded.strip_prefix(&[Vport::Uplink]).filter(|_| !ops.uplink_is_port()).unwrap_or(&loaded);
         if !others.is_empty() {
@@ -373,47 +414,21 @@ impl RepTable {
         if loaded.is_empty() {
             return;
         }
+        self.part(&mut cx.narrow(), &**ops, ty, &loaded);
         ops.unload(&mut cx.narrow(), &loaded);
         self.set(&loaded, ty, false);
         events.emit(cx, || Event::Unloaded(self.address, ty, loaded.len()));
-    }
-
-    /// Tells the representors of every type whose uplink is loaded.
-    ///
-    /// # Errors
-    /// The first that could not follow; those told before it have been told the opposite.
-    pub(crate) fn tell(
-        &self,
-        cx: &mut Locked<'_, Representors>,
-        ops: &OpsTable,
-        peer: PfIndex,
-        paired: bool,
-    ) -> Result<()> {
-        let event = if paired { RepEvent::Pair(peer) } else { RepEvent::Unpair(peer) };
-        let mut told = Vec::new();
-        for ty in RepType::ALL {
-            let Some(ops) = ops[ty.index()].as_ref().filter(|_| self.is_loaded(Vport::Uplink, ty)) else { continue };
-            if let Err(error) = ops.event(&mut cx.narrow(), event) {
-                for ops in told {
-                    let ops: &dyn RepOps = ops;
-                    let _ = ops.event(&mut cx.narrow(), RepEvent::Unpair(peer));
-                }
-                return Err(Error::Card {
-                    what: format!("pci/{}: pairing with pf{}", self.address, peer.0),
-                    source: error,
-                });
-            }
-            told.push(&**ops);
-        }
-        Ok(())
     }
 
     fn set(&mut self, vports: &[Vport], ty: RepType, loaded: bool) {
         for rep in rows(&mut self.reps, vports) {
             rep.loaded[ty.index()] = loaded;
         }
-        if loaded && !self.failures.is_empty() {
-            for vport in vports {
+    }
+
+    fn forget_failures_of(&mut self, loaded: &[Vport], ty: RepType) {
+        if !self.failures.is_empty() {
+            for vport in loaded {
                 self.failures.remove(&(*vport, ty));
             }
         }
@@ -461,6 +476,13 @@ fn rows<'a>(reps: &'a mut [Rep], vports: &'a [Vport]) -> impl Iterator<Item = &'
         }
         false
     })
+}
+
+/// Leaves out those that have failed, which are in order.
+fn leave_out(vports: &mut Vec<Vport>, failed: &[(Vport, CardError)]) {
+    if !failed.is_empty() {
+        vports.retain(|vport| failed.binary_search_by_key(vport, |(failed, _)| *failed).is_err());
+    }
 }
 
 /// The vports of these rows, of which there are at most so many.
