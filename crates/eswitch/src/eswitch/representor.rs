@@ -370,9 +370,11 @@ impl RepTable {
         ops: &OpsTable,
         ty: RepType,
     ) {
-        let count = self.unload_of_type(cx, ops, ty, &self.loaded(ty));
-        if count > 0 {
-            events.emit(cx, || Event::Unloaded(self.address, ty, count));
+        let Some(ops) = &ops[ty.index()] else { return };
+        let loaded = self.loaded(ty);
+        if !loaded.is_empty() {
+            self.unload_loaded(cx, &**ops, ty, &loaded);
+            events.emit(cx, || Event::Unloaded(self.address, ty, loaded.len()));
         }
     }
 
@@ -387,17 +389,21 @@ impl RepTable {
         let Some(ops) = &ops[ty.index()] else { return 0 };
         let is_loaded = |rep: &&mut Rep| rep.loaded[ty.index()];
         let loaded = listed(vports.len(), rows(&mut self.reps, vports).filter(is_loaded).map(|rep| &*rep));
-        self.part(&mut cx.narrow(), &**ops, ty, &loaded);
+        self.unload_loaded(cx, &**ops, ty, &loaded);
+        loaded.len()
+    }
+
+    fn unload_loaded(&mut self, cx: &mut Locked<'_, Representors>, ops: &dyn RepOps, ty: RepType, loaded: &[Vport]) {
+        self.part(&mut cx.narrow(), ops, ty, loaded);
         // The uplink is the first there can be.
-        let others = loaded.strip_prefix(&[Vport::Uplink]).filter(|_| !ops.uplink_is_port()).unwrap_or(&loaded);
+        let others = loaded.strip_prefix(&[Vport::Uplink]).filter(|_| !ops.uplink_is_port()).unwrap_or(loaded);
         if !others.is_empty() {
             ops.unload(&mut cx.narrow(), others);
         }
         if others.len() < loaded.len() {
             ops.unload_uplink(cx);
         }
-        self.set(&loaded, ty, false);
-        loaded.len()
+        self.set(loaded, ty, false);
     }
 
     /// Unloads everything of a type whose ops a master has lent: called from the master, under its
