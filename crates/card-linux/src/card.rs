@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use eswitch::card::{Card, CardError, Create, Resource};
+use eswitch::card::{Card, CardError, Create, Refusal, Resource};
 use eswitch::lock_order::{CardCall, CardState};
 use eswitch::{CardConfig, MacAddr, PfIndex, Vport};
 use lockdep::{Locked, Mutex};
@@ -183,7 +183,7 @@ fn probe(card: &File, home: &File) -> Result<(), SetupError> {
 }
 
 impl Card for LinuxCard {
-    fn create(&self, cx: &mut Locked<'_, CardCall>, batch: &[Create]) -> Vec<Result<(), CardError>> {
+    fn create(&self, cx: &mut Locked<'_, CardCall>, batch: &[Create]) -> Vec<Refusal> {
         cx.might_wait();
         self.state.lock_leaf(cx).create(batch)
     }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use eswitch::card::{CardError, Create, Resource};
+use eswitch::card::{CardError, Create, Refusal, Resource};
 use eswitch::names::NetdevName;
 use eswitch::{MacAddr, PfIndex, RepType, Vport};
 
@@ -100,8 +100,8 @@ fn done(jobs: &[Job]) -> Vec<Slot> {
 }
 
 impl State {
-    pub(crate) fn create(&mut self, batch: &[Create]) -> Vec<Result<(), CardError>> {
-        let mut answers = vec![Ok(()); batch.len()];
+    pub(crate) fn create(&mut self, batch: &[Create]) -> Vec<Refusal> {
+        let mut refusals = Vec::new();
         for stage in Stage::ALL {
             let mut jobs = self.jobs(stage, batch);
             if jobs.is_empty() {
@@ -118,15 +118,18 @@ impl State {
                 Stage::OnPaper => {}
             }
             for job in jobs {
-                if job.outcome.is_ok() {
-                    let request = &batch[job.at];
-                    let entry = Entry { mac: request.mac, sfnum: request.sfnum };
-                    self.books.insert(job.resource, entry);
+                match job.outcome {
+                    Ok(()) => {
+                        let request = &batch[job.at];
+                        let entry = Entry { mac: request.mac, sfnum: request.sfnum };
+                        self.books.insert(job.resource, entry);
+                    }
+                    Err(error) => refusals.push(Refusal { at: job.at, error }),
                 }
-                answers[job.at] = job.outcome;
             }
         }
-        answers
+        refusals.sort_by_key(|refusal| refusal.at);
+        refusals
     }
 
     fn jobs(&mut self, stage: Stage, batch: &[Create]) -> Vec<Job> {

@@ -18,7 +18,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use eswitch::card::{Create, Resource};
+use eswitch::card::{Create, Refusal, Resource};
 use eswitch::lock_order::CardState;
 use eswitch::{RepType, Vport};
 use lockdep::{Domain, Mutex, OnReport};
@@ -263,7 +263,7 @@ impl State {
         self.destroy(&[resource]);
         self.complaints.truncate(noted);
         let again = Create { resource, mac: entry.mac, sfnum: entry.sfnum };
-        if let Some(Err(error)) = self.create(&[again]).pop() {
+        if let Some(Refusal { error, .. }) = self.create(&[again]).pop() {
             // It stays in the books: the engine believes in it, and will unmake it.
             self.books.insert(resource, entry);
             let complaint = format!("{resource} was deleted from outside and cannot be made again: {error}");

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use eswitch::card::{Card, CardError, Create, Resource};
+use eswitch::card::{Card, CardError, Create, Refusal, Resource};
 use eswitch::lock_order::{CardCall, CardState};
 use eswitch::{CardConfig, MacAddr, PfIndex, RepType, names};
 use lockdep::{Locked, Mutex};
@@ -70,7 +70,7 @@ impl MemoryCard {
 }
 
 impl Card for MemoryCard {
-    fn create(&self, cx: &mut Locked<'_, CardCall>, batch: &[Create]) -> Vec<Result<(), CardError>> {
+    fn create(&self, cx: &mut Locked<'_, CardCall>, batch: &[Create]) -> Vec<Refusal> {
         let mut books = self.books.lock_leaf(cx);
         for request in batch {
             let entry = Entry { resource: request.resource, mac: request.mac, sfnum: request.sfnum };
@@ -78,7 +78,7 @@ impl Card for MemoryCard {
                 books.complaints.push(format!("{} made twice", request.resource));
             }
         }
-        vec![Ok(()); batch.len()]
+        Vec::new()
     }
 
     fn destroy(&self, cx: &mut Locked<'_, CardCall>, batch: &[Resource]) {

@@ -223,6 +223,7 @@ impl Teller<'_> {
             "legacy-empty",
             "switchdev-complete",
             "lag-consistent",
+            "pairing-told",
             "no-leak",
             "progress",
             "true-success",

@@ -220,13 +220,23 @@ impl CardError {
     }
 }
 
+/// One of a batch that could not be made. Batches are long and refusals few, so a card tells only of
+/// these: when all went well there is nothing to hand on and to look through.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Its place in the batch, from 0.
+    pub at: usize,
+    /// Why.
+    pub error: CardError,
+}
+
 /// A card: real netdevs, or books in memory.
 ///
 /// Every call comes with a token at [`CardCall`], so a card cannot call back into the engine.
 pub trait Card: Send + Sync {
-    /// Makes what is asked for. The answers are in the order of the requests, one each; a request
-    /// that fails leaves nothing behind and does not keep the others from being tried.
-    fn create(&self, cx: &mut Locked<'_, CardCall>, batch: &[Create]) -> Vec<Result<(), CardError>>;
+    /// Makes what is asked for, and returns what could not be made, in order. A request that fails
+    /// leaves nothing behind and does not keep the others from being tried.
+    fn create(&self, cx: &mut Locked<'_, CardCall>, batch: &[Create]) -> Vec<Refusal>;
 
     /// Unmakes resources that exist, in order. Cannot fail: what the outside has already taken away
     /// is as good as unmade. Nothing of them is remembered: a PF's netdev that was moved and is made
@@ -261,7 +271,7 @@ pub trait Card: Send + Sync {
 }
 
 impl<C: Card + ?Sized> Card for Arc<C> {
-    fn create(&self, cx: &mut Locked<'_, CardCall>, batch: &[Create]) -> Vec<Result<(), CardError>> {
+    fn create(&self, cx: &mut Locked<'_, CardCall>, batch: &[Create]) -> Vec<Refusal> {
         (**self).create(cx, batch)
     }
     fn destroy(&self, cx: &mut Locked<'_, CardCall>, batch: &[Resource]) {

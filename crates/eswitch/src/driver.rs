@@ -11,14 +11,14 @@ use std::sync::Arc;
 use lockdep::{Locked, Mutex};
 
 use crate::auxiliary::{AuxKind, Function};
-use crate::card::{CardError, Create, Resource};
+use crate::card::{CardError, Create, Refusal, Resource};
 use crate::device::Pf;
 use crate::engine::Shared;
 use crate::error::Result;
 use crate::eswitch::{RepEvent, RepOps};
 use crate::ids::{PfIndex, RepType, Vport};
 use crate::lag::LagMode;
-use crate::lock_order::{LentOps, Probe, RepCallback, RepOps as RepOpsClass, Representors};
+use crate::lock_order::{CardCall, LentOps, Probe, RepCallback, RepOps as RepOpsClass, Representors};
 
 /// A driver on the auxiliary bus.
 pub trait AuxiliaryDriver: Send + Sync {
@@ -173,10 +173,16 @@ impl CardReps {
         Create { resource: self.resource(vport), mac: self.shared.config.rep_mac(self.pf, vport), sfnum: None }
     }
 
-    /// Whether a vport's representor is something on the card: all but the uplink of a peer with whom
-    /// the master shares its forwarding database, and so its uplink.
-    fn is_on_card(&self, vport: Vport) -> bool {
-        vport != Vport::Uplink || self.lent != Some(LagMode::SharedFdb)
+    /// Has the card make one thing.
+    fn create(&self, cx: &mut Locked<'_, CardCall>, request: Create) -> Result<(), CardError> {
+        self.shared.card.create(cx, &[request]).pop().map_or(Ok(()), |refusal| Err(refusal.error))
+    }
+
+    /// Of these vports, which are in order, those whose representor is something on the card: all but
+    /// the uplink of a peer with whom the master shares its forwarding database, and so its uplink.
+    fn on_card<'a>(&self, vports: &'a [Vport]) -> &'a [Vport] {
+        let shares_uplink = self.lent == Some(LagMode::SharedFdb);
+        vports.strip_prefix(&[Vport::Uplink]).filter(|_| shares_uplink).unwrap_or(vports)
     }
 
     /// If this is the uplink of a master, its RDMA device has the peers' vports as its ports: lends the
@@ -210,8 +216,7 @@ impl CardReps {
 
 impl RepOps for CardReps {
     fn load_uplink(&self, cx: &mut Locked<'_, Representors>) -> Result<(), CardError> {
-        let mut answers = self.shared.card.create(&mut cx.narrow(), &[self.request(Vport::Uplink)]);
-        answers.pop().unwrap_or(Ok(()))?;
+        self.create(&mut cx.narrow(), self.request(Vport::Uplink))?;
         match self.ty {
             RepType::Eth => self.shared.lag.netdev_added(cx, self.pf),
             RepType::Ib => {
@@ -231,16 +236,18 @@ impl RepOps for CardReps {
         self.shared.destroy(cx, &[self.resource(Vport::Uplink)]);
     }
 
-    fn load(&self, cx: &mut Locked<'_, RepCallback>, vports: &[Vport]) -> Vec<Result<(), CardError>> {
-        let requests: Vec<Create> = vports.iter().filter(|v| self.is_on_card(**v)).map(|v| self.request(*v)).collect();
-        let mut answers = self.shared.card.create(&mut cx.narrow(), &requests).into_iter();
-        let answer = |v: &Vport| if self.is_on_card(*v) { answers.next().unwrap_or(Ok(())) } else { Ok(()) };
-        vports.iter().map(answer).collect()
+    fn load(&self, cx: &mut Locked<'_, RepCallback>, vports: &[Vport]) -> Vec<Refusal> {
+        let on_card = self.on_card(vports);
+        let requests: Vec<Create> = on_card.iter().map(|v| self.request(*v)).collect();
+        let mut refusals = self.shared.card.create(&mut cx.narrow(), &requests);
+        for refusal in &mut refusals {
+            refusal.at += vports.len() - on_card.len();
+        }
+        refusals
     }
 
     fn unload(&self, cx: &mut Locked<'_, RepCallback>, vports: &[Vport]) {
-        let resources: Vec<Resource> =
-            vports.iter().filter(|v| self.is_on_card(**v)).map(|v| self.resource(*v)).collect();
+        let resources: Vec<Resource> = self.on_card(vports).iter().map(|v| self.resource(*v)).collect();
         self.shared.destroy(cx, &resources);
     }
 
@@ -248,14 +255,20 @@ impl RepOps for CardReps {
         self.lent.is_some()
     }
 
-    fn event(&self, cx: &mut Locked<'_, RepCallback>, event: RepEvent) -> Result<(), CardError> {
-        if self.ty == RepType::Ib {
+    fn takes_pairing(&self) -> bool {
+        self.ty == RepType::Eth
+    }
+
+    /// The rules for what comes from a peer are for the wire they share: the uplink's has them, and the
+    /// others go by those.
+    fn event(&self, cx: &mut Locked<'_, RepCallback>, vport: Vport, event: RepEvent) -> Result<(), CardError> {
+        if vport != Vport::Uplink {
             return Ok(());
         }
         match event {
             RepEvent::Pair(peer) => {
                 let request = Create { resource: Resource::PeerRules(self.pf, peer), ..self.request(Vport::Uplink) };
-                self.shared.card.create(&mut cx.narrow(), &[request]).pop().unwrap_or(Ok(()))
+                self.create(&mut cx.narrow(), request)
             }
             RepEvent::Unpair(peer) => {
                 self.shared.destroy(cx, &[Resource::PeerRules(self.pf, peer)]);

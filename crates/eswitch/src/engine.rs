@@ -51,22 +51,13 @@ impl Shared {
         requests: &[Create],
     ) -> Result<()> {
         let mut cx = cx.narrow();
-        let answers = self.card.create(&mut cx, requests);
-        let mut made = Vec::with_capacity(requests.len());
-        let mut first = Ok(());
-        for (request, answer) in requests.iter().zip(answers) {
-            match answer {
-                Ok(()) => made.push(request.resource),
-                Err(source) => {
-                    first = first.and(Err(Error::Card { what: format!("making {}", request.resource), source }));
-                }
-            }
-        }
-        if first.is_err() {
-            made.reverse();
-            self.card.destroy(&mut cx, &made);
-        }
-        first
+        let refusals = self.card.create(&mut cx, requests);
+        let Some(first) = refusals.first() else { return Ok(()) };
+        let refused = |at: &usize| refusals.binary_search_by_key(at, |refusal| refusal.at).is_ok();
+        let made = requests.iter().enumerate().rev().filter(|(at, _)| !refused(at));
+        let made: Vec<Resource> = made.map(|(_, request)| request.resource).collect();
+        self.card.destroy(&mut cx, &made);
+        Err(Error::Card { what: format!("making {}", requests[first.at].resource), source: first.error.clone() })
     }
 
     /// Has the card unmake these.
@@ -118,6 +109,7 @@ impl Engine {
     ) -> Result<Arc<Self>> {
         let host = if config.dpu { config.vfs } else { 0 };
         let pfs: Vec<PfIndex> = (0..config.pfs).map(PfIndex).collect();
+        let lag = Lag::new(config.pfs);
         let engine = Arc::new(Self {
             devices: pfs.iter().map(|pf| Device::new(*pf, config.pf_address(*pf))).collect(),
             host_vfs: pfs.iter().map(|_| Arc::new(AtomicU64::new(host.into()))).collect(),
@@ -127,7 +119,7 @@ impl Engine {
                 bus: Bus::default(),
                 modules: Modules::default(),
                 devcom: Devcom::new(Component::default()),
-                lag: Lag::default(),
+                lag,
                 events: Events::default(),
                 threads,
                 tearing_down: AtomicBool::new(false),

@@ -80,6 +80,45 @@ impl fmt::Debug for PciAddress {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct PfIndex(pub u8);
 
+/// Some of the PFs of a card.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PfSet(u8);
+
+impl PfSet {
+    /// Adds one.
+    pub fn insert(&mut self, pf: PfIndex) {
+        self.0 |= 1 << pf.0;
+    }
+
+    /// Takes one out.
+    pub fn remove(&mut self, pf: PfIndex) {
+        self.0 &= !(1 << pf.0);
+    }
+
+    /// Whether it is one of them.
+    pub fn contains(self, pf: PfIndex) -> bool {
+        self.0 & 1 << pf.0 != 0
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Each of them, the master first.
+    pub fn iter(self) -> impl Iterator<Item = PfIndex> {
+        (0..u8::BITS as u8).map(PfIndex).filter(move |pf| self.contains(*pf))
+    }
+}
+
+impl FromIterator<PfIndex> for PfSet {
+    fn from_iter<I: IntoIterator<Item = PfIndex>>(pfs: I) -> Self {
+        let mut set = Self::default();
+        pfs.into_iter().for_each(|pf| set.insert(pf));
+        set
+    }
+}
+
 /// The number of an SF as its user gives it, unique within a PF.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct SfNum(pub u32);
@@ -90,8 +129,9 @@ pub const SF_VPORT_BASE: u16 = 0x8000;
 /// Most SFs of one PF: their vport numbers end below the reserved ones.
 pub const MAX_SFS: u16 = 0x7ff0;
 
-/// A port of the E-Switch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// A port of the E-Switch. Their order is that in which representors load: the uplink first, then by
+/// number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Vport {
     /// The wire.
     Uplink,
@@ -124,20 +164,6 @@ impl Vport {
             SF_VPORT_BASE..0xfff0 => Some(Self::Sf(number - SF_VPORT_BASE)),
             _ => None,
         }
-    }
-}
-
-impl PartialOrd for Vport {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-/// The uplink first, then by number: the order in which representors load.
-impl Ord for Vport {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        let key = |v: &Self| (*v != Self::Uplink, v.number());
-        key(self).cmp(&key(other))
     }
 }
 
@@ -339,6 +365,9 @@ mod tests {
         for vport in [Vport::Uplink, Vport::HostPf, Vport::Vf(0), Vport::Vf(127), Vport::Sf(0), Vport::Sf(88)] {
             assert_eq!(Vport::from_number(vport.number(), true), Some(vport));
         }
+        let numbers = [0, 1, 0x7fff, 0x8000, 0xffef];
+        assert!(numbers.map(|n| Vport::from_number(n, true)).is_sorted(), "vports are ordered by number");
+        assert!(numbers.iter().all(|n| Vport::from_number(*n, true) > Some(Vport::Uplink)));
         assert_eq!(Vport::from_number(0, false), None, "a plain NIC's manager has no representor");
         assert_eq!(PortIndex::new(PfIndex(1), Vport::Uplink).0, 131_071);
         assert_eq!(PortIndex::new(PfIndex(0), Vport::Sf(0)).0, 32_768);

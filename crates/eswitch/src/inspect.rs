@@ -108,6 +108,8 @@ pub struct PfView {
     pub host_vfs: Option<u64>,
     /// The PFs whose E-Switches this one's is paired with.
     pub paired: Vec<PfIndex>,
+    /// Representors that know of another pairing than that.
+    pub misinformed: Vec<(PortHandle, RepType)>,
     /// On a DPU: why they are not all there.
     pub host_failure: Option<String>,
     /// How many representors of each type are loaded, ports or not.
@@ -164,16 +166,20 @@ impl Engine {
         self.with_devlink(cx, address, |pf, state, cx| {
             let mode = pf.eswitch.mode.under_devlink(state, cx);
             let config = &self.shared.config;
-            let rows: Vec<(Vport, [RepState; 2])> = pf.eswitch.with_representors(cx, |table, cx| {
-                let registered = pf.eswitch.registered(cx);
-                let state = |vport: Vport, ty: RepType| match table.failures().get(&(vport, ty)) {
-                    _ if table.is_loaded(vport, ty) => RepState::Loaded,
-                    Some(failure) => RepState::Failed(failure.clone()),
-                    None if registered[ty.index()] => RepState::Registered,
-                    None => RepState::Unregistered,
-                };
-                table.vports().into_iter().map(|v| (v, RepType::ALL.map(|ty| state(v, ty)))).collect()
-            });
+            let paired = self.shared.devcom.read(cx).0.paired(pf.index());
+            let (rows, misinformed): (Vec<(Vport, [RepState; 2])>, _) =
+                pf.eswitch.with_representors(cx, |table, cx| {
+                    let registered = pf.eswitch.registered(cx);
+                    let state = |vport: Vport, ty: RepType| match table.failures().get(&(vport, ty)) {
+                        _ if table.is_loaded(vport, ty) => RepState::Loaded,
+                        Some(failure) => RepState::Failed(failure.clone()),
+                        None if registered[ty.index()] => RepState::Registered,
+                        None => RepState::Unregistered,
+                    };
+                    let rows = table.vports().into_iter().map(|v| (v, RepType::ALL.map(|ty| state(v, ty)))).collect();
+                    let misinformed = table.misinformed(&pf.eswitch.ops(cx), paired.iter().copied().collect());
+                    (rows, misinformed.into_iter().map(|(v, ty)| (pf.port_handle(v), ty)).collect())
+                });
             let count = |ty: RepType| rows.iter().filter(|(_, reps)| reps[ty.index()] == RepState::Loaded).count();
             let loaded = RepType::ALL.map(count);
             let mut ports = Vec::new();
@@ -229,7 +235,8 @@ impl Engine {
                 num_vfs: state.num_vfs,
                 ports,
                 auxiliary,
-                paired: self.shared.devcom.read(cx).0.paired(pf.index()),
+                paired,
+                misinformed,
                 host_failure: state.host_failure.clone(),
                 loaded,
                 host_vfs: self.shared.config.dpu.then(|| pf.host_vfs.load()),
@@ -290,6 +297,10 @@ impl Engine {
                     _ => {}
                 }
             }
+        }
+        for (port, ty) in &pf.misinformed {
+            let paired = &pf.paired;
+            violate("pairing-told", format!("{port}: {ty} was told otherwise than that it is paired with {paired:?}"));
         }
         for port in &pf.ports {
             if let Some(sf) = port.sf

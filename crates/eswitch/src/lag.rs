@@ -118,38 +118,60 @@ struct State {
     sharing: LagMode,
 }
 
+impl State {
+    /// Whether there is a bond, or a word left of one that was not followed. Multiport E-Switch, the one
+    /// LAG that needs no bond, is not made or broken by an evaluation.
+    fn has_bond(&self) -> bool {
+        self.bond.is_some() || self.reason.is_some()
+    }
+}
+
 /// The LAG of one card.
 pub struct Lag {
+    /// A card with one port makes no LAG, whatever its mode and its netdevs: there is nothing to hold
+    /// off, and nothing to evaluate but why a bond is not followed.
+    one_port: bool,
     state: Mutex<LagClass, State>,
     holds: Mutex<LagHolds, u32>,
     queue: Queue<()>,
     map: WaitMap<LagQueueClass>,
 }
 
-impl Default for Lag {
-    fn default() -> Self {
-        Self { state: Mutex::new(State::default()), holds: Mutex::new(0), queue: Queue::default(), map: WaitMap::new() }
-    }
-}
-
 /// How long events are collected before they are evaluated.
 const COLLECT: Duration = Duration::from_millis(10);
 
 impl Lag {
+    /// That of a card with so many ports.
+    pub(crate) fn new(ports: u8) -> Self {
+        Self {
+            one_port: ports < 2,
+            state: Mutex::new(State::default()),
+            holds: Mutex::new(0),
+            queue: Queue::default(),
+            map: WaitMap::new(),
+        }
+    }
+
     /// Holds evaluations off: those that would start find the hold. Each hold must be released.
     pub fn hold<L>(&self, cx: &mut Locked<'_, L>) {
+        if self.one_port {
+            return;
+        }
         *self.holds.lock_leaf(cx) += 1;
     }
 
     /// Releases a hold. With the last one, what there is is evaluated.
-    pub fn release<L>(&self, cx: &mut Locked<'_, L>) {
+    pub fn release<P: LockBefore<LagClass>>(&self, cx: &mut Locked<'_, P>) {
+        if self.one_port {
+            return;
+        }
         let last = {
             let mut holds = self.holds.lock_leaf(cx);
             *holds -= 1;
             *holds == 0
         };
         if last {
-            self.evaluate_soon(cx);
+            self.members_changed(cx);
         }
     }
 
@@ -168,13 +190,13 @@ impl Lag {
     /// A load callback, or the netdev's driver, has made a member's netdev.
     pub(crate) fn netdev_added<P: LockBefore<LagClass>>(&self, cx: &mut Locked<'_, P>, pf: PfIndex) {
         self.state.lock(cx).0.netdevs.insert(pf);
-        self.evaluate_soon(cx);
+        self.members_changed(cx);
     }
 
     /// A member's netdev is going.
     pub(crate) fn netdev_removed<P: LockBefore<LagClass>>(&self, cx: &mut Locked<'_, P>, pf: PfIndex) {
         self.state.lock(cx).0.netdevs.remove(&pf);
-        self.evaluate_soon(cx);
+        self.members_changed(cx);
     }
 
     /// The peers of a PF, if it is the master of the one RDMA device there is or is to be, and the mode
@@ -208,6 +230,14 @@ impl Lag {
     /// Evaluations so far: how much work events have led to.
     pub fn evaluations<P: LockBefore<LagClass>>(&self, cx: &mut Locked<'_, P>) -> u64 {
         self.state.lock(cx).0.evaluations
+    }
+
+    /// What the members are or can do has changed: evaluates it, if there is a bond for which that could
+    /// matter. One that comes or goes is evaluated anyway.
+    fn members_changed<P: LockBefore<LagClass>>(&self, cx: &mut Locked<'_, P>) {
+        if !self.one_port && self.state.lock(cx).0.has_bond() {
+            self.evaluate_soon(cx);
+        }
     }
 
     /// Events are collected for a moment; however many come meanwhile, they are evaluated once.

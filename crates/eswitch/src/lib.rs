@@ -35,6 +35,6 @@ pub use engine::{Engine, FunctionChange, Shared, Tx};
 pub use error::{Errno, Error, Result};
 pub use event::{Event, Subscription};
 pub use ids::{
-    MAX_SFS, MacAddr, Mode, ParseError, PciAddress, PfIndex, PortHandle, PortIndex, RepType, SF_VPORT_BASE, SfNum,
-    Vport,
+    MAX_SFS, MacAddr, Mode, ParseError, PciAddress, PfIndex, PfSet, PortHandle, PortIndex, RepType, SF_VPORT_BASE,
+    SfNum, Vport,
 };

@@ -417,6 +417,53 @@ fn multiport_eswitch_against_a_mode_change_and_a_bond() {
 }
 
 #[test]
+fn pairing_against_a_late_load_and_unregistering() {
+    let config = CardConfig { vfs: 0, modules: vec!["mlx5_ib".into()], ..two_ports() };
+    explore(
+        config,
+        nothing,
+        &[
+            |cx, engine| {
+                let peer = engine.config().pf_address(PfIndex(1));
+                engine.set_mode(cx, peer, Mode::Legacy).unwrap();
+                engine.set_mode(cx, peer, Mode::Switchdev).unwrap();
+            },
+            |cx, engine| {
+                engine.set_num_vfs(cx, addr(), 2).unwrap();
+                engine.set_num_vfs(cx, addr(), 0).unwrap();
+                let _ = engine.add_sf(cx, addr(), 0, SfNum(1));
+            },
+            |cx, engine| engine.unload_module(cx, "mlx5_ib").unwrap(),
+        ],
+    );
+}
+
+#[test]
+fn a_pairing_that_fails_against_the_removal_of_one_side_and_a_late_load() {
+    let fail = |cx: &mut Locked<'_, Unlocked>, bench: &Bench| {
+        bench.fail(cx, ResourceKind::Pair, None, 2);
+    };
+    explore(
+        CardConfig { vfs: 0, ..two_ports() },
+        fail,
+        &[
+            |cx, engine| {
+                let peer = engine.config().pf_address(PfIndex(1));
+                engine.set_mode(cx, peer, Mode::Legacy).unwrap();
+                let _ = engine.set_mode(cx, peer, Mode::Switchdev);
+            },
+            |cx, engine| {
+                engine.unbind(cx, addr()).unwrap();
+                engine.bind(cx, addr()).unwrap_or(());
+            },
+            |cx, engine| {
+                let _ = engine.set_num_vfs(cx, addr(), 1);
+            },
+        ],
+    );
+}
+
+#[test]
 fn an_sf_that_was_deleted_is_gone() {
     let config = CardConfig { mode: Mode::Switchdev, vfs: 0, ..config() };
     explore(

@@ -251,3 +251,23 @@ fn a_thousand_bond_events_lead_to_few_evaluations() {
         bench.end(cx);
     });
 }
+
+#[test]
+fn a_card_with_one_port_evaluates_nothing_but_a_bond() {
+    story(|cx, domain| {
+        let bench = Bench::start(cx, domain, CardConfig { pfs: 1, ..two(Mode::Legacy) });
+        for mode in [Mode::Switchdev, Mode::Legacy] {
+            bench.engine.set_mode(cx, addr(), mode).unwrap();
+            bench.engine.set_num_vfs(cx, addr(), 2).unwrap();
+            bench.engine.set_num_vfs(cx, addr(), 0).unwrap();
+        }
+        bench.engine.settle(cx, true);
+        assert_eq!(bench.engine.lag_evaluations(cx), 0);
+        set_bond(cx, &bench, Some(bond(1)));
+        assert_eq!(bench.engine.lag_evaluations(cx), 1);
+        assert!(bench.engine.lag(cx).reason.unwrap().contains("one port"));
+        set_bond(cx, &bench, None);
+        assert_eq!(bench.engine.lag(cx).reason, None);
+        bench.end(cx);
+    });
+}

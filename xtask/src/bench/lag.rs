@@ -3,8 +3,10 @@
 //!
 //! Multiport E-Switch goes on and off over two PFs with 500 VFs each: every IB representor of both is
 //! unloaded and loaded again, twice, as a bond would have it with a shared FDB. It is what can be
-//! timed: a bond's events are collected for 10 ms before anything is done. The bare loop makes and
-//! unmakes as many IB representors, in the same batches, under one lock.
+//! timed: a bond's events are collected for 10 ms before anything is done. The bare loop makes as many
+//! callbacks under one lock: it unmakes and makes the IB representors of a PF's vports, a batch for
+//! each PF, on a card that holds what the engine's holds. A callback is given vports, there as here, and
+//! what it asks of the card it makes out of them.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -36,11 +38,11 @@ fn config() -> CardConfig {
     }
 }
 
-fn start(cx: &mut Locked<'_, Unlocked>, domain: &Arc<Domain>) -> Result<Arc<Engine>> {
+fn start(cx: &mut Locked<'_, Unlocked>, domain: &Arc<Domain>) -> Result<(Arc<Engine>, Arc<MemoryCard>)> {
     let card = Arc::new(MemoryCard::new(config()));
-    let engine = Engine::start(cx, config(), card, Arc::new(Threads(Arc::clone(domain))))?;
+    let engine = Engine::start(cx, config(), Arc::clone(&card) as _, Arc::new(Threads(Arc::clone(domain))))?;
     engine.settle(cx, true);
-    Ok(engine)
+    Ok((engine, card))
 }
 
 fn multiport(cx: &mut Locked<'_, Unlocked>, engine: &Engine) -> Result<Duration> {
@@ -54,36 +56,56 @@ fn multiport(cx: &mut Locked<'_, Unlocked>, engine: &Engine) -> Result<Duration>
     Ok(took)
 }
 
-fn bare(cx: &mut Locked<'_, Unlocked>, card: &MemoryCard, lock: &parking_lot::Mutex<()>) -> Duration {
-    let request = |pf, vport| Create {
-        resource: Resource::Representor(pf, vport, RepType::Ib),
-        mac: config().rep_mac(pf, vport),
-        sfnum: None,
-    };
-    let vports: Vec<Vport> = std::iter::once(Vport::Uplink).chain((0..VFS).map(Vport::Vf)).collect();
-    let batches: Vec<Vec<Create>> =
-        [PfIndex(0), PfIndex(1)].map(|pf| vports.iter().map(|v| request(pf, *v)).collect()).into();
-    let start = Instant::now();
-    let _held = lock.lock();
-    for _ in 0..2 {
-        for batch in &batches {
-            for answer in card.create(&mut cx.narrow(), batch) {
-                debug_assert!(answer.is_ok());
+/// The same calls, by themselves.
+struct Bare {
+    card: MemoryCard,
+    lock: parking_lot::Mutex<()>,
+    config: CardConfig,
+    vports: Vec<Vport>,
+}
+
+impl Bare {
+    /// On a card that holds what `like` does.
+    fn new(cx: &mut Locked<'_, Unlocked>, like: &MemoryCard) -> Self {
+        let config = config();
+        let card = MemoryCard::new(config.clone());
+        let held = like.resources(&mut cx.narrow()).into_iter().map(|resource| Create {
+            resource,
+            mac: config.rep_mac(resource.pf(), resource.vport().unwrap_or(Vport::Uplink)),
+            sfnum: None,
+        });
+        let held: Vec<Create> = held.collect();
+        card.create(&mut cx.narrow(), &held);
+        let vports = std::iter::once(Vport::Uplink).chain((0..VFS).map(Vport::Vf)).collect();
+        Self { card, lock: parking_lot::Mutex::new(()), config, vports }
+    }
+
+    fn on_and_off(&self, cx: &mut Locked<'_, Unlocked>) -> Duration {
+        let ib = |pf, vport| Resource::Representor(pf, vport, RepType::Ib);
+        let start = Instant::now();
+        let _held = self.lock.lock();
+        for _ in 0..2 {
+            for pf in (0..self.config.pfs).map(PfIndex) {
+                let resources: Vec<Resource> = self.vports.iter().map(|v| ib(pf, *v)).collect();
+                self.card.destroy(&mut cx.narrow(), &resources);
+            }
+            for pf in (0..self.config.pfs).map(PfIndex) {
+                let request =
+                    |v: &Vport| Create { resource: ib(pf, *v), mac: self.config.rep_mac(pf, *v), sfnum: None };
+                let requests: Vec<Create> = self.vports.iter().map(request).collect();
+                let refusals = self.card.create(&mut cx.narrow(), &requests);
+                debug_assert!(refusals.is_empty());
             }
         }
-        for batch in batches.iter().rev() {
-            let resources: Vec<Resource> = batch.iter().map(|create| create.resource).collect();
-            card.destroy(&mut cx.narrow(), &resources);
-        }
+        start.elapsed()
     }
-    start.elapsed()
 }
 
 fn on_and_off() -> Result<Vec<Row>> {
     let domain = Domain::unchecked();
     let turns = enter(&domain, "main", |cx| -> Result<_> {
-        let engine = start(cx, &domain)?;
-        let (card, lock) = (MemoryCard::new(config()), parking_lot::Mutex::new(()));
+        let (engine, card) = start(cx, &domain)?;
+        let bare = Bare::new(cx, &card);
         let cx = std::cell::RefCell::new(cx);
         let mut failed = Ok(());
         let turns = by_turns(
@@ -94,7 +116,7 @@ fn on_and_off() -> Result<Vec<Row>> {
                     Duration::ZERO
                 })
             },
-            || bare(*cx.borrow_mut(), &card, &lock),
+            || bare.on_and_off(*cx.borrow_mut()),
         );
         engine.shutdown(cx.into_inner());
         failed.map(|()| turns)
@@ -109,7 +131,7 @@ fn on_and_off() -> Result<Vec<Row>> {
 fn burst() -> Result<Vec<Row>> {
     let domain = Domain::unchecked();
     let evaluations = enter(&domain, "main", |cx| -> Result<u64> {
-        let engine = start(cx, &domain)?;
+        let (engine, _) = start(cx, &domain)?;
         let before = engine.lag_evaluations(cx);
         for n in 0..1_000 {
             if n % 2 == 0 {

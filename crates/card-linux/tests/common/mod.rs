@@ -133,7 +133,11 @@ impl Rig {
             Create { resource: *resource, mac, sfnum }
         };
         let batch: Vec<Create> = resources.iter().map(request).collect();
-        self.with(|card, cx| card.create(cx, &batch))
+        let mut outcomes = vec![Ok(()); batch.len()];
+        for refusal in self.with(|card, cx| card.create(cx, &batch)) {
+            outcomes[refusal.at] = Err(refusal.error);
+        }
+        outcomes
     }
 
     pub fn make(&self, resources: &[Resource]) {

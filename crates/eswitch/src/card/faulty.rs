@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use lockdep::{Deadline, Locked, Mutex};
 
-use crate::card::{Card, CardError, Create, Resource, ResourceKind};
+use crate::card::{Card, CardError, Create, Refusal, Resource, ResourceKind};
 use crate::ids::{MacAddr, PfIndex, Vport};
 use crate::lock_order::{CardCall, CardState};
 
@@ -92,7 +92,7 @@ impl<C> Faulty<C> {
 }
 
 impl<C: Card> Card for Faulty<C> {
-    fn create(&self, cx: &mut Locked<'_, CardCall>, batch: &[Create]) -> Vec<Result<(), CardError>> {
+    fn create(&self, cx: &mut Locked<'_, CardCall>, batch: &[Create]) -> Vec<Refusal> {
         let struck: Vec<bool> = batch
             .iter()
             .map(|request| {
@@ -106,19 +106,15 @@ impl<C: Card> Card for Faulty<C> {
         if !struck.contains(&true) {
             return self.inner.create(cx, batch);
         }
-        let passed: Vec<Create> = batch.iter().zip(&struck).filter(|(_, s)| !**s).map(|(r, _)| *r).collect();
-        let mut answers = self.inner.create(cx, &passed).into_iter();
-        batch
-            .iter()
-            .zip(struck)
-            .map(|(request, struck)| {
-                if struck {
-                    Err(CardError::Planned(request.resource.to_string()))
-                } else {
-                    answers.next().unwrap_or(Ok(()))
-                }
-            })
-            .collect()
+        let (planned, passed): (Vec<usize>, Vec<usize>) = (0..batch.len()).partition(|at| struck[*at]);
+        let requests: Vec<Create> = passed.iter().map(|at| batch[*at]).collect();
+        let refused = self.inner.create(cx, &requests).into_iter();
+        let mut refusals: Vec<Refusal> =
+            refused.map(|refusal| Refusal { at: passed[refusal.at], error: refusal.error }).collect();
+        let planned = planned.into_iter().map(|at| (at, CardError::Planned(batch[at].resource.to_string())));
+        refusals.extend(planned.map(|(at, error)| Refusal { at, error }));
+        refusals.sort_by_key(|refusal| refusal.at);
+        refusals
     }
 
     fn destroy(&self, cx: &mut Locked<'_, CardCall>, batch: &[Resource]) {

@@ -2,7 +2,7 @@
 
 use lockdep::Locked;
 
-use crate::card::{Card, CardError, Create, Resource};
+use crate::card::{Card, CardError, Create, Refusal, Resource};
 use crate::ids::{MacAddr, PfIndex};
 use crate::lock_order::CardCall;
 
@@ -20,15 +20,16 @@ impl<C, F: Fn(&str) + Send + Sync> Traced<C, F> {
 }
 
 impl<C: Card, F: Fn(&str) + Send + Sync> Card for Traced<C, F> {
-    fn create(&self, cx: &mut Locked<'_, CardCall>, batch: &[Create]) -> Vec<Result<(), CardError>> {
-        let answers = self.inner.create(cx, batch);
-        for (request, answer) in batch.iter().zip(&answers) {
-            match answer {
-                Ok(()) => (self.tell)(&format!("create {}", request.resource)),
-                Err(error) => (self.tell)(&format!("create {}: {error}", request.resource)),
+    fn create(&self, cx: &mut Locked<'_, CardCall>, batch: &[Create]) -> Vec<Refusal> {
+        let refusals = self.inner.create(cx, batch);
+        let mut refused = refusals.iter().peekable();
+        for (at, request) in batch.iter().enumerate() {
+            match refused.next_if(|refusal| refusal.at == at) {
+                None => (self.tell)(&format!("create {}", request.resource)),
+                Some(refusal) => (self.tell)(&format!("create {}: {}", request.resource, refusal.error)),
             }
         }
-        answers
+        refusals
     }
 
     fn destroy(&self, cx: &mut Locked<'_, CardCall>, batch: &[Resource]) {

@@ -171,14 +171,19 @@ impl Pf {
         component.unpair(&mut cx, &self.shared, self.index());
     }
 
-    /// Tells the loaded representors that their E-Switch is paired with a peer's, or is not any more.
+    /// Tells the representors that are loaded, and those that will be, that their E-Switch is paired with a
+    /// peer's, or is not any more.
     ///
     /// # Errors
-    /// They could not follow.
+    /// One could not follow: none knows of it. Only pairing can fail.
     pub(crate) fn tell_representors(&self, cx: &mut Locked<'_, Devcom>, peer: PfIndex, paired: bool) -> Result<()> {
         self.eswitch.with_representors(cx, |table, cx| {
             let ops = self.eswitch.ops(cx);
-            table.tell(cx, &ops, peer, paired)
+            if paired {
+                return table.pair(cx, &ops, peer);
+            }
+            table.unpair(cx, &ops, peer);
+            Ok(())
         })
     }
 

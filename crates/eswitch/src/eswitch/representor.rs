@@ -6,15 +6,18 @@
 //! every other vport's stand at [`RepCallback`], from where no table can be taken, because
 //! they may be called for a peer. None can reach the devlink lock or what it protects.
 
+mod pairing;
+
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use lockdep::Locked;
 
-use crate::card::CardError;
+use crate::card::{CardError, Refusal};
 use crate::error::{Error, Result};
 use crate::eswitch::OpsTable;
 use crate::event::{Event, Events};
-use crate::ids::{PciAddress, PfIndex, PortHandle, PortIndex, RepType, Vport};
+use crate::ids::{PciAddress, PfIndex, PfSet, PortHandle, PortIndex, RepType, Vport};
 use crate::lock_order::{RepCallback, RepOps as RepOpsClass, Representors, RepresentorsNested};
 
 /// The callbacks one driver registers for one type of representor.
@@ -28,8 +31,8 @@ pub trait RepOps: Send + Sync {
     /// Unloads the uplink's.
     fn unload_uplink(&self, cx: &mut Locked<'_, Representors>);
 
-    /// Loads those of other vports: an answer for each, in order.
-    fn load(&self, cx: &mut Locked<'_, RepCallback>, vports: &[Vport]) -> Vec<Result<(), CardError>>;
+    /// Loads those of other vports. What could not be loaded is returned, in order; nothing of it is left.
+    fn load(&self, cx: &mut Locked<'_, RepCallback>, vports: &[Vport]) -> Vec<Refusal>;
 
     /// Unloads those of other vports.
     fn unload(&self, cx: &mut Locked<'_, RepCallback>, vports: &[Vport]);
@@ -40,12 +43,19 @@ pub trait RepOps: Send + Sync {
         false
     }
 
-    /// The E-Switch was paired with a peer's, or unpaired. Told only while the uplink's is loaded.
+    /// Whether these representors are told of pairing.
+    fn takes_pairing(&self) -> bool {
+        false
+    }
+
+    /// The E-Switch of a loaded representor was paired with a peer's, or unpaired; or it has been since
+    /// before this one was loaded, which is told in the same pass. One that is about to be unloaded is told
+    /// that it is paired with none.
     ///
     /// # Errors
-    /// What the card said; only pairing can fail.
-    fn event(&self, cx: &mut Locked<'_, RepCallback>, event: RepEvent) -> Result<(), CardError> {
-        let _ = (cx, event);
+    /// What the card said, and nothing is left of it; only pairing can fail.
+    fn event(&self, cx: &mut Locked<'_, RepCallback>, vport: Vport, event: RepEvent) -> Result<(), CardError> {
+        let _ = (cx, vport, event);
         Ok(())
     }
 
@@ -86,40 +96,66 @@ pub struct RepFailure {
 pub struct RepTable {
     pf: PfIndex,
     address: PciAddress,
-    /// Every enabled vport that has a representor, and which types are loaded.
-    reps: BTreeMap<Vport, [bool; 2]>,
+    /// Every enabled vport that has a representor, in order and in one piece: all that is done here is
+    /// done in walks over it.
+    reps: Vec<Rep>,
+    /// The PFs with whose E-Switches this one is paired, as far as this table has heard.
+    peers: PfSet,
     failures: BTreeMap<(Vport, RepType), RepFailure>,
+}
+
+/// A row of the table: a vport's representors.
+#[derive(Debug)]
+struct Rep {
+    vport: Vport,
+    /// Which types are loaded.
+    loaded: [bool; 2],
+    /// What pairings each type has been told of.
+    knows: [PfSet; 2],
+}
+
+impl Rep {
+    fn new(vport: Vport) -> Self {
+        Self { vport, loaded: [false; 2], knows: [PfSet::default(); 2] }
+    }
 }
 
 impl RepTable {
     pub(crate) fn new(pf: PfIndex, address: PciAddress) -> Self {
-        Self { pf, address, reps: BTreeMap::from([(Vport::Uplink, [false; 2])]), failures: BTreeMap::new() }
+        Self { pf, address, reps: vec![Rep::new(Vport::Uplink)], peers: PfSet::default(), failures: BTreeMap::new() }
     }
 
     /// Enabled vports get representors; nothing is loaded.
     pub(crate) fn add(&mut self, vports: &[Vport]) {
-        self.reps.extend(vports.iter().map(|v| (*v, [false; 2])));
+        self.reps.extend(vports.iter().copied().map(Rep::new));
+        // It is two runs in order, mostly one behind the other.
+        self.reps.sort_by_key(|rep| rep.vport);
+        debug_assert!(self.reps.is_sorted_by(|a, b| a.vport < b.vport), "added twice");
     }
 
     /// Vports whose representors have been unloaded go.
     pub(crate) fn remove(&mut self, vports: &[Vport]) {
-        for vport in vports {
-            debug_assert_ne!(self.reps.get(vport), Some(&[true; 2]), "removed while loaded");
-            self.reps.remove(vport);
-            for ty in RepType::ALL {
-                self.failures.remove(&(*vport, ty));
-            }
+        let span = span(&self.reps, vports);
+        for gone in self.reps.extract_if(span, |rep| vports.binary_search(&rep.vport).is_ok()) {
+            debug_assert_eq!(gone.loaded, [false; 2], "removed while loaded");
         }
+        self.failures.retain(|(failed, _), _| vports.binary_search(failed).is_err());
     }
 
     /// Every vport in the table, uplink first.
     pub fn vports(&self) -> Vec<Vport> {
-        self.reps.keys().copied().collect()
+        self.reps.iter().map(|rep| rep.vport).collect()
     }
 
     /// Whether a representor is loaded.
     pub fn is_loaded(&self, vport: Vport, ty: RepType) -> bool {
-        self.reps.get(&vport).is_some_and(|loaded| loaded[ty.index()])
+        let row = self.reps.binary_search_by_key(&vport, |rep| rep.vport);
+        row.is_ok_and(|row| self.reps[row].loaded[ty.index()])
+    }
+
+    /// The vports of which a type is loaded.
+    fn loaded(&self, ty: RepType) -> Vec<Vport> {
+        listed(self.reps.len(), self.reps.iter().filter(|rep| rep.loaded[ty.index()]))
     }
 
     /// What failed to load and why.
@@ -187,16 +223,21 @@ impl RepTable {
                 continue;
             }
             let loaded = if ops_of_type.uplink_is_port() {
-                ops_of_type.load(&mut cx.narrow(), &[Vport::Uplink]).pop().unwrap_or(Ok(()))
+                let refusal = ops_of_type.load(&mut cx.narrow(), &[Vport::Uplink]).pop();
+                refusal.map_or(Ok(()), |refusal| Err(refusal.error))
             } else {
                 ops_of_type.load_uplink(cx)
             };
+            let loaded = loaded.and_then(|()| {
+                self.set(&[Vport::Uplink], ty, true);
+                self.introduce_or_unload(cx, ops, ty, &[Vport::Uplink]).pop().map_or(Ok(()), |(_, error)| Err(error))
+            });
             if let Err(error) = loaded {
                 let error = self.note_failure(cx, events, Vport::Uplink, ty, error);
                 self.unwind_vports(cx, ops, ty, &[Vport::Uplink], attempt);
                 return Err(error);
             }
-            self.set(&[Vport::Uplink], ty, true);
+            self.forget_failures_of(&[Vport::Uplink], ty);
             attempt.loaded[ty.index()].push(Vport::Uplink);
         }
         Ok(())
@@ -218,28 +259,27 @@ impl RepTable {
             if !self.is_loaded(Vport::Uplink, ty) {
                 continue;
             }
-            let missing: Vec<Vport> = self
-                .rows(vports)
-                .filter(|(v, loaded)| !loaded[ty.index()] && failed.binary_search(v).is_err())
-                .map(|(v, _)| v)
-                .collect();
+            let is_missing = |rep: &&mut Rep| !rep.loaded[ty.index()] && failed.binary_search(&rep.vport).is_err();
+            let mut missing = listed(vports.len(), rows(&mut self.reps, vports).filter(is_missing).map(|rep| &*rep));
             if missing.is_empty() {
                 continue;
             }
-            let answers = ops_of_type.load(&mut cx.narrow(), &missing);
-            let (mut loaded_now, mut failed_now) = (Vec::with_capacity(missing.len()), Vec::new());
-            for (vport, answer) in missing.into_iter().zip(answers) {
-                match answer {
-                    Ok(()) => loaded_now.push(vport),
-                    Err(error) => {
-                        let error = self.note_failure(cx, events, vport, ty, error);
-                        first = first.and(Err(error));
-                        failed_now.push(vport);
-                    }
-                }
+            let refusals = ops_of_type.load(&mut cx.narrow(), &missing);
+            let mut failures: Vec<(Vport, CardError)> =
+                refusals.into_iter().map(|refusal| (missing[refusal.at], refusal.error)).collect();
+            leave_out(&mut missing, &failures);
+            self.set(&missing, ty, true);
+            let strangers = self.introduce_or_unload(cx, ops, ty, &missing);
+            leave_out(&mut missing, &strangers);
+            // What is left of them has been loaded.
+            self.forget_failures_of(&missing, ty);
+            attempt.loaded[ty.index()].extend(missing);
+            failures.extend(strangers);
+            failures.sort_by_key(|(vport, _)| *vport);
+            let failed_now: Vec<Vport> = failures.iter().map(|(vport, _)| *vport).collect();
+            for (vport, error) in failures {
+                first = first.and(Err(self.note_failure(cx, events, vport, ty, error)));
             }
-            self.set(&loaded_now, ty, true);
-            attempt.loaded[ty.index()].extend(loaded_now);
             self.unwind_vports(cx, ops, ty, &failed_now, attempt);
             failed.extend(failed_now);
             if first.is_err() && policy == LoadPolicy::Strict {
@@ -247,6 +287,24 @@ impl RepTable {
             }
         }
         first
+    }
+
+    /// What has just been loaded is told of the pairings there are. What cannot follow is unloaded again, and
+    /// returned.
+    fn introduce_or_unload(
+        &mut self,
+        cx: &mut Locked<'_, Representors>,
+        ops: &OpsTable,
+        ty: RepType,
+        loaded: &[Vport],
+    ) -> Vec<(Vport, CardError)> {
+        let Some(ops_of_type) = &ops[ty.index()] else { return Vec::new() };
+        let strangers = self.introduce(&mut cx.narrow(), &**ops_of_type, ty, loaded);
+        if !strangers.is_empty() {
+            let vports: Vec<Vport> = strangers.iter().map(|(vport, _)| *vport).collect();
+            self.unload_of_type(cx, ops, ty, &vports);
+        }
+        strangers
     }
 
     /// `failed` did not load type `ty`: undoes what this attempt loaded of them before.
@@ -284,10 +342,8 @@ impl RepTable {
         if !self.is_loaded(Vport::Uplink, RepType::Eth) {
             return Ok(());
         }
-        let vports: Vec<Vport> =
-            self.reps.iter().filter(|(_, loaded)| loaded[RepType::Eth.index()]).map(|(v, _)| *v).collect();
         let only_ib = [None, ops[RepType::Ib.index()].clone()];
-        self.load(cx, events, &only_ib, &vports, LoadPolicy::Lenient)
+        self.load(cx, events, &only_ib, &self.loaded(RepType::Eth), LoadPolicy::Lenient)
     }
 
     /// Unloads everything of these vports: types in the reverse order of loading, the uplink last.
@@ -314,9 +370,11 @@ impl RepTable {
         ops: &OpsTable,
         ty: RepType,
     ) {
-        let count = self.unload_of_type(cx, ops, ty, &self.vports());
-        if count > 0 {
-            events.emit(cx, || Event::Unloaded(self.address, ty, count));
+        let Some(ops) = &ops[ty.index()] else { return };
+        let loaded = self.loaded(ty);
+        if !loaded.is_empty() {
+            self.unload_loaded(cx, &**ops, ty, &loaded);
+            events.emit(cx, || Event::Unloaded(self.address, ty, loaded.len()));
         }
     }
 
@@ -329,17 +387,23 @@ impl RepTable {
         vports: &[Vport],
     ) -> usize {
         let Some(ops) = &ops[ty.index()] else { return 0 };
-        let loaded: Vec<Vport> = self.rows(vports).filter(|(_, loaded)| loaded[ty.index()]).map(|(v, _)| v).collect();
+        let is_loaded = |rep: &&mut Rep| rep.loaded[ty.index()];
+        let loaded = listed(vports.len(), rows(&mut self.reps, vports).filter(is_loaded).map(|rep| &*rep));
+        self.unload_loaded(cx, &**ops, ty, &loaded);
+        loaded.len()
+    }
+
+    fn unload_loaded(&mut self, cx: &mut Locked<'_, Representors>, ops: &dyn RepOps, ty: RepType, loaded: &[Vport]) {
+        self.part(&mut cx.narrow(), ops, ty, loaded);
         // The uplink is the first there can be.
-        let others = loaded.strip_prefix(&[Vport::Uplink]).filter(|_| !ops.uplink_is_port()).unwrap_or(&loaded);
+        let others = loaded.strip_prefix(&[Vport::Uplink]).filter(|_| !ops.uplink_is_port()).unwrap_or(loaded);
         if !others.is_empty() {
             ops.unload(&mut cx.narrow(), others);
         }
         if others.len() < loaded.len() {
             ops.unload_uplink(cx);
         }
-        self.set(&loaded, ty, false);
-        loaded.len()
+        self.set(loaded, ty, false);
     }
 
     /// Unloads everything of a type whose ops a master has lent: called from the master, under its
@@ -352,69 +416,28 @@ impl RepTable {
         ty: RepType,
     ) {
         let Some(ops) = ops[ty.index()].as_ref().filter(|ops| ops.uplink_is_port()) else { return };
-        let loaded: Vec<Vport> = self.vports().into_iter().filter(|v| self.is_loaded(*v, ty)).collect();
+        let loaded = self.loaded(ty);
         if loaded.is_empty() {
             return;
         }
+        self.part(&mut cx.narrow(), &**ops, ty, &loaded);
         ops.unload(&mut cx.narrow(), &loaded);
         self.set(&loaded, ty, false);
         events.emit(cx, || Event::Unloaded(self.address, ty, loaded.len()));
     }
 
-    /// Tells the representors of every type whose uplink is loaded.
-    ///
-    /// # Errors
-    /// The first that could not follow; those told before it have been told the opposite.
-    pub(crate) fn tell(
-        &self,
-        cx: &mut Locked<'_, Representors>,
-        ops: &OpsTable,
-        peer: PfIndex,
-        paired: bool,
-    ) -> Result<()> {
-        let event = if paired { RepEvent::Pair(peer) } else { RepEvent::Unpair(peer) };
-        let mut told = Vec::new();
-        for ty in RepType::ALL {
-            let Some(ops) = ops[ty.index()].as_ref().filter(|_| self.is_loaded(Vport::Uplink, ty)) else { continue };
-            if let Err(error) = ops.event(&mut cx.narrow(), event) {
-                for ops in told {
-                    let ops: &dyn RepOps = ops;
-                    let _ = ops.event(&mut cx.narrow(), RepEvent::Unpair(peer));
-                }
-                return Err(Error::Card {
-                    what: format!("pci/{}: pairing with pf{}", self.address, peer.0),
-                    source: error,
-                });
-            }
-            told.push(&**ops);
+    fn set(&mut self, vports: &[Vport], ty: RepType, loaded: bool) {
+        for rep in rows(&mut self.reps, vports) {
+            rep.loaded[ty.index()] = loaded;
         }
-        Ok(())
     }
 
-    fn set(&mut self, vports: &[Vport], ty: RepType, loaded: bool) {
-        for (_, types) in self.rows(vports) {
-            types[ty.index()] = loaded;
-        }
-        if loaded && !self.failures.is_empty() {
-            for vport in vports {
+    fn forget_failures_of(&mut self, loaded: &[Vport], ty: RepType) {
+        if !self.failures.is_empty() {
+            for vport in loaded {
                 self.failures.remove(&(*vport, ty));
             }
         }
-    }
-
-    /// The rows of these vports, which are in order; those that are not in the table are left out. One
-    /// walk over the table's part from the first to the last: looking each up would be what loading
-    /// many representors spends its time on.
-    fn rows<'a>(&'a mut self, vports: &'a [Vport]) -> impl Iterator<Item = (Vport, &'a mut [bool; 2])> {
-        debug_assert!(vports.is_sorted(), "vports out of order");
-        let span = vports.first().zip(vports.last());
-        let rows = span.filter(|(first, last)| first <= last).map(|(first, last)| self.reps.range_mut(*first..=*last));
-        let mut wanted = vports.iter().copied().peekable();
-        rows.into_iter().flatten().filter_map(move |(vport, types)| {
-            // Equal is what they mostly are, and quicker to say than less.
-            while wanted.peek() != Some(vport) && wanted.next_if(|w| w < vport).is_some() {}
-            wanted.next_if_eq(vport).map(|vport| (vport, types))
-        })
     }
 
     fn note_failure(
@@ -442,4 +465,42 @@ impl RepTable {
 #[derive(Default)]
 struct Attempt {
     loaded: [Vec<Vport>; 2],
+}
+
+/// The rows of these vports, which are in order; those that are not in the table are left out.
+fn rows<'a>(reps: &'a mut [Rep], vports: &'a [Vport]) -> impl Iterator<Item = &'a mut Rep> {
+    let span = span(reps, vports);
+    let mut wanted = vports;
+    reps[span].iter_mut().filter(move |rep| {
+        while let [next, rest @ ..] = wanted
+            && *next <= rep.vport
+        {
+            wanted = rest;
+            if *next == rep.vport {
+                return true;
+            }
+        }
+        false
+    })
+}
+
+/// Leaves out those that have failed, which are in order.
+fn leave_out(vports: &mut Vec<Vport>, failed: &[(Vport, CardError)]) {
+    if !failed.is_empty() {
+        vports.retain(|vport| failed.binary_search_by_key(vport, |(failed, _)| *failed).is_err());
+    }
+}
+
+/// The vports of these rows, of which there are at most so many.
+fn listed<'a>(most: usize, rows: impl Iterator<Item = &'a Rep>) -> Vec<Vport> {
+    let mut vports = Vec::with_capacity(most);
+    vports.extend(rows.map(|rep| rep.vport));
+    vports
+}
+
+/// The part of the table from the first of these vports, which are in order, to the last.
+fn span(reps: &[Rep], vports: &[Vport]) -> Range<usize> {
+    debug_assert!(vports.is_sorted(), "vports out of order");
+    let (Some(first), Some(last)) = (vports.first(), vports.last()) else { return 0..0 };
+    reps.partition_point(|rep| rep.vport < *first)..reps.partition_point(|rep| rep.vport <= *last)
 }

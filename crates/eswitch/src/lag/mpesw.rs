@@ -40,7 +40,7 @@ impl Shared {
         if enabled.is_err() {
             self.give_metadata_back(&members, cx);
         } else {
-            self.lag.evaluate_soon(cx);
+            self.lag.members_changed(cx);
         }
         enabled
     }
@@ -51,7 +51,7 @@ impl Shared {
         let (mut component, mut cx) = self.devcom.write(cx);
         if self.lag.mode(&mut cx) == LagMode::Mpesw {
             self.disable_lag(&mut component, &mut cx);
-            self.lag.evaluate_soon(&mut cx);
+            self.lag.members_changed(&mut cx);
         }
     }
 
