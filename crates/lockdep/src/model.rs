@@ -77,6 +77,8 @@ pub struct Op {
     pub label: &'static str,
     /// Where in the source.
     pub at: &'static Location<'static>,
+    /// It has been done; for a try, in full.
+    pub done: bool,
 }
 
 /// Something that happened, for a story told after.
@@ -95,8 +97,8 @@ pub struct Happening {
 pub enum What {
     /// An operation.
     Op(Op),
-    /// Something worth telling, in words.
-    Note(String),
+    /// Something worth telling: of what kind, and in words.
+    Note(&'static str, String),
 }
 
 /// Why an execution was given up.
@@ -294,7 +296,7 @@ impl Model {
 
     fn add_thread(&mut self, name: String, id: u64, at: &'static Location<'static>) -> usize {
         let life = intern(mix(id, 1));
-        let pending = Op { kind: OpKind::Start, object: life, label: "thread", at };
+        let pending = Op { kind: OpKind::Start, object: life, label: "thread", at, done: false };
         self.hash = self.hash.wrapping_add(mix(id, 0));
         self.enabled += 1;
         self.threads.push(ThreadModel {
@@ -345,7 +347,7 @@ impl Model {
 
     fn op(&self, kind: OpKind, object: u32, at: &'static Location<'static>) -> Op {
         let object = &self.objects[object as usize];
-        Op { kind, object: object.id, label: object.label, at }
+        Op { kind, object: object.id, label: object.label, at, done: false }
     }
 
     /// The thread's operation happens, ordered with others on the object.
@@ -363,7 +365,7 @@ impl Model {
         self.touched.push((me, o.id));
         self.threads[me].ops += 1;
         self.rehash(me, after);
-        let op = self.op(kind, object, at);
+        let op = Op { done: kind != OpKind::Try || outcome != 0, ..self.op(kind, object, at) };
         self.record(me, || What::Op(op));
     }
 
@@ -387,7 +389,7 @@ impl Model {
         self.rehash(me, mix(mix(self.threads[me].hash, mix(id, hash)), kind as u64));
         self.touched.push((me, object));
         self.threads[me].ops += 1;
-        self.record(me, || What::Op(Op { kind, object, label: "thread", at }));
+        self.record(me, || What::Op(Op { kind, object, label: "thread", at, done: false }));
     }
 
     fn can_take(&self, object: u32, kind: OpKind) -> bool {
@@ -684,7 +686,7 @@ pub(crate) fn sleep(at: &'static Location<'static>) {
     act(|model, me, _| {
         model.arm(me);
         let object = model.threads[me].life;
-        model.threads[me].pending = Op { kind: OpKind::Expire, object, label: "sleep", at };
+        model.threads[me].pending = Op { kind: OpKind::Expire, object, label: "sleep", at, done: false };
     });
     point();
     act(|model, me, _| {
@@ -697,7 +699,7 @@ pub(crate) fn sleep(at: &'static Location<'static>) {
 pub(crate) fn spawn(name: &str, at: &'static Location<'static>, f: impl FnOnce() + 'static) -> usize {
     let (me, child) = act(|model, me, _| {
         let object = model.threads[me].life;
-        model.threads[me].pending = Op { kind: OpKind::Spawn, object, label: "thread", at };
+        model.threads[me].pending = Op { kind: OpKind::Spawn, object, label: "thread", at, done: false };
         (me, Rc::new(Cell::new(0)))
     });
     let theirs = Rc::clone(&child);
@@ -759,7 +761,7 @@ pub(crate) fn live(f: impl FnOnce()) {
 pub(crate) fn join(thread: usize, at: &'static Location<'static>) {
     act(|model, me, changes| {
         let object = model.threads[thread].life;
-        model.threads[me].pending = Op { kind: OpKind::Join, object, label: "thread", at };
+        model.threads[me].pending = Op { kind: OpKind::Join, object, label: "thread", at, done: false };
         if !model.threads[thread].finished {
             model.threads[thread].joiners.push(me);
             changes.disable(model, me);
@@ -769,13 +771,13 @@ pub(crate) fn join(thread: usize, at: &'static Location<'static>) {
     act(|model, me, _| model.life(me, thread, OpKind::Join, at));
 }
 
-/// Notes something worth telling, if what happens is kept.
-pub fn note(text: impl FnOnce() -> String) {
+/// Notes something worth telling, if what happens is kept: of what kind, and in words.
+pub fn note(kind: &'static str, text: impl FnOnce() -> String) {
     if !crate::is_explored() {
         return;
     }
     try_look(|model| {
         let me = model.current;
-        model.record(me, || What::Note(text()));
+        model.record(me, || What::Note(kind, text()));
     });
 }

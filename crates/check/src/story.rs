@@ -1,0 +1,147 @@
+//! What happened in one schedule, thread by thread: what a failure is told with.
+
+use lockdep::{Happening, OpKind, What};
+use serde::{Deserialize, Serialize};
+
+/// One schedule, told.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Story {
+    /// The scenario's name.
+    pub scenario: String,
+    /// The invariant that did not hold.
+    pub invariant: String,
+    /// What was found.
+    pub detail: String,
+    /// What runs it again: `esw check --replay TOKEN`.
+    pub token: String,
+    /// What was made to fail.
+    pub faults: Vec<String>,
+    /// How many preemptions the schedule has.
+    pub preemptions: usize,
+    /// The threads' names, in the order in which they were started.
+    pub threads: Vec<String>,
+    /// What happened, in order.
+    pub rows: Vec<Row>,
+}
+
+/// One thing that happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Row {
+    /// The step of the schedule, counted from 0; several rows may belong to one step.
+    pub step: usize,
+    /// Which thread, as an index into [`Story::threads`].
+    pub thread: usize,
+    /// What.
+    pub kind: RowKind,
+    /// The class of the lock, or what is told.
+    pub what: String,
+    /// Which of the objects of that class: a small number, the same in every row.
+    pub object: Option<usize>,
+    /// `file:line`, for an operation.
+    pub at: String,
+    /// The classes of the locks that the thread holds after it, outermost first.
+    pub held: Vec<String>,
+}
+
+/// The kinds of what can happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RowKind {
+    /// The thread starts.
+    Start,
+    /// It takes a lock.
+    Acquire,
+    /// It takes a lock for reading.
+    AcquireShared,
+    /// It tries a lock; whether it got it is seen in what it holds.
+    Try,
+    /// It lets go of a lock.
+    Release,
+    /// It reads an atomic.
+    Read,
+    /// It writes an atomic.
+    Write,
+    /// It waits for a notification, letting go of the lock.
+    Wait,
+    /// It wakes waiters.
+    Notify,
+    /// Its time-out fires.
+    Expire,
+    /// It starts a thread.
+    Spawn,
+    /// A thread it waited for has ended.
+    Join,
+    /// It ends.
+    Exit,
+    /// It begins a step of the scenario: `what` is the step.
+    StepBegin,
+    /// It has ended a step: `what` is the step, and its error if it failed.
+    StepEnd,
+    /// It makes something on the card: `what` is the resource, such as `eth pf0 vf1`.
+    Make,
+    /// It unmakes something on the card.
+    Unmake,
+    /// Something fails as planned.
+    Fault,
+    /// An invariant does not hold.
+    Violation,
+    /// The scheduler switched to this thread though the one before could go on.
+    Preempted,
+}
+
+impl RowKind {
+    fn of(kind: OpKind) -> Self {
+        match kind {
+            OpKind::Start => Self::Start,
+            OpKind::Acquire => Self::Acquire,
+            OpKind::AcquireShared => Self::AcquireShared,
+            OpKind::Try => Self::Try,
+            OpKind::Release => Self::Release,
+            OpKind::Read => Self::Read,
+            OpKind::Write => Self::Write,
+            OpKind::Wait => Self::Wait,
+            OpKind::Notify => Self::Notify,
+            OpKind::Expire => Self::Expire,
+            OpKind::Spawn => Self::Spawn,
+            OpKind::Join => Self::Join,
+            OpKind::Exit => Self::Exit,
+        }
+    }
+
+    fn of_note(kind: &str) -> Self {
+        match kind {
+            "step" => Self::StepBegin,
+            "done" => Self::StepEnd,
+            "make" => Self::Make,
+            "unmake" => Self::Unmake,
+            "fault" => Self::Fault,
+            _ => Self::Violation,
+        }
+    }
+}
+
+/// Turns what a model has kept into rows.
+pub(crate) fn rows(happenings: &[Happening], threads: usize) -> Vec<Row> {
+    let mut held: Vec<Vec<(usize, String)>> = vec![Vec::new(); threads];
+    let mut rows = Vec::new();
+    for happening in happenings {
+        let held = &mut held[happening.thread];
+        let (kind, what, object, at) = match &happening.what {
+            What::Op(op) => {
+                let object = op.object.index();
+                match op.kind {
+                    OpKind::Acquire | OpKind::AcquireShared => held.push((object, op.label.to_owned())),
+                    OpKind::Release => held.retain(|(lock, _)| *lock != object),
+                    OpKind::Try if op.done => held.push((object, op.label.to_owned())),
+                    _ => {}
+                }
+                let at = format!("{}:{}", op.at.file(), op.at.line());
+                (RowKind::of(op.kind), op.label.to_owned(), Some(object), at)
+            }
+            What::Note(kind, text) => (RowKind::of_note(kind), text.clone(), None, String::new()),
+        };
+        let held = held.iter().map(|(_, class)| class.clone()).collect();
+        rows.push(Row { step: happening.step, thread: happening.thread, kind, what, object, at, held });
+    }
+    rows
+}
