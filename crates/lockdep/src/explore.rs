@@ -51,11 +51,13 @@ pub struct Explore {
     pub record: bool,
     /// An execution of more steps than this has not come to an end.
     pub bound: usize,
+    /// Only what is between `focus(true)` and `focus(false)` has more than one order.
+    pub focused: bool,
 }
 
 impl Default for Explore {
     fn default() -> Self {
-        Self { record: false, bound: 1_000_000 }
+        Self { record: false, bound: 1_000_000, focused: false }
     }
 }
 
@@ -160,23 +162,26 @@ impl<S: Scheduler, E: FnMut(Option<Halt>) -> ControlFlow<()>> Scheduler for Shar
         let schedule = this.scheduler.new_execution();
         this.over = schedule.is_none();
         if schedule.is_some() {
-            model::begin(this.how.record, this.how.bound);
+            model::begin(&this.how);
             this.running = true;
         }
         schedule
     }
 
     fn next_task(&mut self, runnable: &[&Task], current: Option<TaskId>, _: bool) -> Option<TaskId> {
-        let (halted, ending, yields) = model::look(|model| {
+        let (halted, ending, yields, plain) = model::look(|model| {
             let ending = runnable.iter().find(|task| model.threads()[usize::from(task.id())].is_finished());
             let yields = current.is_some_and(|current| model.timer(current.into()).is_some());
-            (model.halt().is_some(), ending, yields)
+            let threads = runnable.iter().map(|task| usize::from(task.id()));
+            let plain = model.is_plain().then(|| model.plain_choice(threads, current.map(usize::from)));
+            (model.halt().is_some(), ending, yields, plain)
         });
         match runnable {
             _ if halted => None,
             [only] => Some(only.id()),
             // It has ended already, and only its stack is still to be left.
             _ if ending.is_some() => ending.map(|task| task.id()),
+            _ if plain.is_some() => plain.map(TaskId::from),
             _ => self.0.borrow_mut().scheduler.next_task(runnable, current, yields),
         }
     }

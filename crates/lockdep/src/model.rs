@@ -20,6 +20,8 @@ use shuttle_engine::runtime::task::TaskId;
 use shuttle_engine::runtime::thread::switch;
 use shuttle_engine::thread_support::thread_fn;
 
+use crate::explore::Explore;
+
 /// The stack of an explored thread, in bytes.
 pub(crate) const STACK: usize = 0x20000;
 
@@ -174,6 +176,10 @@ pub struct Model {
     halt: Option<Halt>,
     happenings: Option<Vec<Happening>>,
     current: usize,
+    /// The scheduler is not to be asked: what runs now has one order.
+    plain: bool,
+    /// Whether [`focus`] means something.
+    focused: bool,
 }
 
 thread_local! {
@@ -194,10 +200,11 @@ fn try_look<R>(f: impl FnOnce(&mut Model) -> R) -> Option<R> {
     MODEL.with(|model| model.try_borrow_mut().ok().and_then(|mut model| model.as_mut().map(f)))
 }
 
-/// Forgets the execution before and starts another. `record`: keep what happens.
-pub(crate) fn begin(record: bool, bound: usize) {
-    BOUND.set(bound);
-    let mut model = Model { happenings: record.then(Vec::new), ..Model::default() };
+/// Forgets the execution before and starts another.
+pub(crate) fn begin(how: &Explore) {
+    BOUND.set(how.bound);
+    let happenings = how.record.then(Vec::new);
+    let mut model = Model { happenings, plain: how.focused, focused: how.focused, ..Model::default() };
     model.add_thread("main".to_owned(), 0x6d61_696e, Location::caller());
     MODEL.set(Some(model));
 }
@@ -273,6 +280,21 @@ impl Model {
     /// they order what depends on one another the same way: their Mazurkiewicz trace.
     pub fn trace(&self) -> u64 {
         self.hash
+    }
+
+    /// Whether the scheduler is not asked now.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.plain
+    }
+
+    /// The plain choice: the current thread if it can go on, else the first that can; of threads that wait
+    /// for nothing but time, the one that has waited longest.
+    pub fn plain_choice(&self, runnable: impl Iterator<Item = usize> + Clone, current: Option<usize>) -> usize {
+        let ready = |thread: &usize| self.timer(*thread).is_none();
+        let on = current.filter(|current| self.threads[*current].enabled && ready(current));
+        on.or_else(|| runnable.clone().find(ready))
+            .or_else(|| runnable.min_by_key(|thread| self.timer(*thread)))
+            .unwrap_or_default()
     }
 
     /// Why the execution is given up, if it is.
@@ -509,7 +531,8 @@ fn point() {
             }
             let stop = model.halt.is_some();
             let enabled = model.threads[me].enabled;
-            (me, enabled && model.enabled == 1 && !stop, stop, enabled)
+            let on = enabled && (model.enabled == 1 || model.plain && model.threads[me].timer == 0);
+            (me, on && !stop, stop, enabled)
         });
         if stuck && !enabled {
             // The schedule ends here; shuttle asks the scheduler only if somebody can run.
@@ -769,6 +792,14 @@ pub(crate) fn join(thread: usize, at: &'static Location<'static>) {
     });
     point();
     act(|model, me, _| model.life(me, thread, OpKind::Join, at));
+}
+
+/// What runs from here on is, or is not, what an exploration is about: if not, it has one order, the plain
+/// one. Without [`Explore::focused`] everything is what it is about.
+pub fn focus(on: bool) {
+    if crate::is_explored() {
+        try_look(|model| model.plain = model.focused && !on);
+    }
 }
 
 /// Notes something worth telling, if what happens is kept: of what kind, and in words.

@@ -40,6 +40,19 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// The violations that are not about the script: a step that failed, or an expectation that does not
+    /// hold, says nothing against the engine when something was made to fail that the script knows nothing of.
+    pub fn beside_the_script(&self) -> Vec<Violation> {
+        let scripted = |violation: &&Violation| {
+            let step = |record: &StepRecord| {
+                let wrong = record.wrong.as_ref()?;
+                Some(format!("{}: `{}`: {wrong}", record.thread, record.step) == violation.detail)
+            };
+            violation.invariant == "expectation" || self.steps.iter().any(|record| step(record) == Some(true))
+        };
+        self.violations.iter().filter(|violation| !scripted(violation)).cloned().collect()
+    }
+
     /// Whether everything held.
     pub fn ok(&self) -> bool {
         self.violations.is_empty() && !self.interrupted && !self.hung
@@ -111,7 +124,7 @@ impl Outcome {
             && record.error != Some(StepError::Interrupted)
         {
             let invariant = match &record.error {
-                None => "true-success",
+                None => "step",
                 Some(StepError::NeverCame { .. }) => "progress",
                 Some(StepError::Unmet { .. }) => "expectation",
                 Some(_) => "step",
@@ -139,25 +152,29 @@ impl Teller {
             Ok(session) => Arc::new(session),
             Err(error) => return outcome.violate("step", format!("the card did not come up: {error}")),
         };
+        if is_explored() {
+            // What coming up has queued is not what the story is about.
+            session.engine().settle(cx, false);
+        }
         for thread in &scenario.threads {
             for name in thread.steps.iter().flat_map(|step| step.action.barriers()) {
                 session.barriers.join(cx, name, &thread.name);
             }
         }
         let setup = vec![self.part(&session, "setup", scenario.setup.clone(), Heeds::Stop)];
-        let mut ended = self.perform(cx, setup, outcome, observer);
+        let mut ended = self.perform(cx, setup, false, outcome, observer);
         if ended && outcome.violations.is_empty() {
             let threads = scenario.threads.iter();
             let parts = threads.map(|t| self.part(&session, &t.name, t.steps.clone(), Heeds::Stop));
-            ended = self.perform(cx, parts.collect(), outcome, observer);
+            ended = self.perform(cx, parts.collect(), true, outcome, observer);
         }
         if ended {
             let finally = vec![self.part(&session, "finally", scenario.finally.clone(), Heeds::Nothing)];
-            ended = self.perform(cx, finally, outcome, observer);
+            ended = self.perform(cx, finally, false, outcome, observer);
         }
         if ended {
             let look = self.epilogue(&session, outcome.violations.is_empty());
-            ended = self.perform(cx, vec![look], outcome, observer);
+            ended = self.perform(cx, vec![look], true, outcome, observer);
         }
         if !ended {
             outcome.hung = true;
@@ -174,7 +191,12 @@ impl Teller {
                     break;
                 }
                 stage.begin(cx, &thread, &step.text);
+                lockdep::note("step", || step.text.clone());
                 let record = take(cx, &session, &thread, heeds, step);
+                lockdep::note("done", || match &record.error {
+                    None => step.text.clone(),
+                    Some(error) => format!("{}: {error}", step.text),
+                });
                 let ok = record.ok;
                 stage.tell(cx, Told::Step(record));
                 session.world().pulse.beat_for_listener(cx);
@@ -197,6 +219,7 @@ impl Teller {
             if !stopped {
                 stage.begin(cx, "epilogue", "waiting for rest");
                 let rested = session.wait_rest(cx, Heeds::Stop, as_hoped && scenario.settle == Settle::Retries);
+                lockdep::focus(false);
                 if let Err(error) = rested
                     && error != StepError::Interrupted
                 {
@@ -218,11 +241,13 @@ impl Teller {
         ("epilogue".to_owned(), Box::new(body))
     }
 
-    /// Runs threads to their end and takes down what they tell. Whether all have ended.
+    /// Runs threads to their end and takes down what they tell. Whether all have ended. `focus`: this is
+    /// what the story is about.
     fn perform(
         &self,
         cx: &mut Locked<'_, Unlocked>,
         parts: Vec<Part>,
+        focus: bool,
         outcome: &mut Outcome,
         observer: &mut dyn Observer,
     ) -> bool {
@@ -237,6 +262,7 @@ impl Teller {
             }));
         }
         // Explored, what is told can be heard after: a thread that hangs is the explorer's to see.
+        lockdep::focus(focus);
         let early = if is_explored() { true } else { self.listen(cx, outcome, observer) };
         if !early {
             return false;
@@ -246,6 +272,7 @@ impl Teller {
                 outcome.violate("progress", format!("a thread panicked: {}", describe_panic(&*panic)));
             }
         }
+        lockdep::focus(false);
         self.listen(cx, outcome, observer)
     }
 

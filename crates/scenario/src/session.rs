@@ -23,6 +23,10 @@ lock_classes! {
 /// How long to wait between two looks at something that does not say when it changes.
 const TICK: Duration = Duration::from_millis(1);
 
+/// How often to look where there is no time: an explorer lets a tick pass when nothing else can go on, or
+/// now and then before.
+const LOOKS: usize = 200;
+
 /// A card that is up.
 pub struct Session {
     engine: Arc<Engine>,
@@ -345,6 +349,7 @@ impl Session {
         expectation: &Expectation,
     ) -> Result<(), StepError> {
         let mut unmet = (String::new(), String::new());
+        let mut looks = 0;
         let pulse = &self.world.pulse;
         let met = pulse.wait_for(
             cx,
@@ -352,14 +357,15 @@ impl Session {
             self.limit().as_ref(),
             || Some(Deadline::after(TICK)),
             |cx| match self.look(cx, expectation) {
-                Ok(()) => Some(()),
+                Ok(()) => Some(Ok(())),
                 Err(instead) => {
                     unmet = instead;
-                    None
+                    looks += 1;
+                    (is_explored() && looks > LOOKS).then_some(Err(GaveUp::TimedOut))
                 }
             },
         );
-        met.map_err(|why| self.gave_up(why, unmet.0, unmet.1))
+        met.flatten().map_err(|why| self.gave_up(why, unmet.0, unmet.1))
     }
 
     /// Says whether something holds now.

@@ -2,9 +2,11 @@
 
 mod bounded;
 mod recorded;
+mod unhurried;
 
 pub use bounded::{Bounded, Counts};
 pub use recorded::{Deviation, Recorded, Replay};
+pub use unhurried::Unhurried;
 
 use std::cell::{Ref, RefCell};
 use std::rc::Rc;

@@ -23,18 +23,8 @@ pub struct Deviation {
     pub to: u8,
 }
 
-/// The plain choice: the current thread if it can go on, else the first that can; of threads that wait
-/// for nothing but time, the one that has waited longest.
 fn plain(model: &Model, runnable: &[&Task], current: Option<usize>) -> usize {
-    let threads = || runnable.iter().map(|task| usize::from(task.id()));
-    let ready = |thread: usize| model.timer(thread).is_none();
-    match current {
-        Some(current) if model.threads()[current].is_enabled() && ready(current) => current,
-        _ => threads()
-            .find(|thread| ready(*thread))
-            .or_else(|| threads().min_by_key(|thread| model.timer(*thread)))
-            .unwrap_or_default(),
-    }
+    model.plain_choice(runnable.iter().map(|task| usize::from(task.id())), current)
 }
 
 fn place(model: &Model, current: Option<usize>) -> (u8, u32) {

@@ -77,7 +77,8 @@ impl FaultPlan {
     }
 }
 
-/// A card around a card that refuses, or delays, what its plan says.
+/// A card around a card that refuses, or delays, what its plan says; and refuses what an
+/// [`Oracle`](lockdep::Oracle) says, if the threads have one.
 #[derive(Debug)]
 pub struct Faulty<C> {
     inner: C,
@@ -100,7 +101,7 @@ impl<C: Card> Card for Faulty<C> {
                 if let Some(time) = delay {
                     Deadline::after(time).sleep(cx);
                 }
-                fails
+                fails || cx.fails(|| format!("make {}", request.resource))
             })
             .collect();
         if !struck.contains(&true) {
@@ -124,9 +125,15 @@ impl<C: Card> Card for Faulty<C> {
         self.inner.name(cx, resource)
     }
     fn set_mac(&self, cx: &mut Locked<'_, CardCall>, resource: &Resource, mac: MacAddr) -> Result<(), CardError> {
+        if cx.fails(|| format!("set the address of {resource}")) {
+            return Err(CardError::Planned(resource.to_string()));
+        }
         self.inner.set_mac(cx, resource, mac)
     }
     fn set_netns(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, netns: Option<&str>) -> Result<(), CardError> {
+        if cx.fails(|| format!("move the netdev of pf{}", pf.0)) {
+            return Err(CardError::Planned(format!("netdev pf{}", pf.0)));
+        }
         self.inner.set_netns(cx, pf, netns)
     }
     fn netns(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) -> Option<String> {

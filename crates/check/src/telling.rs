@@ -1,0 +1,99 @@
+//! Telling a scenario in one schedule: the same runner, engine and card in memory that `esw run` uses.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use card_memory::MemoryCard;
+use eswitch::card::{FaultPlan, Faulty, Traced};
+use lockdep::{Domain, Halt, Oracle};
+use scenario::{Pulse, Scenario, World};
+use serde::{Deserialize, Serialize};
+
+use crate::faults::{Place, Planned};
+
+/// What did not hold.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Found {
+    /// The invariant's name.
+    pub invariant: String,
+    /// What was found.
+    pub detail: String,
+}
+
+/// A scenario, ready to be told again and again on one OS thread.
+#[derive(Debug, Clone)]
+pub(crate) struct Teller {
+    scenario: Arc<Scenario>,
+    domain: Arc<Domain>,
+    planned: Arc<Planned>,
+    found: Arc<Mutex<Vec<Found>>>,
+    plan: Arc<[Place]>,
+    record: bool,
+}
+
+impl Teller {
+    /// For a scenario with a plan of what fails. `notes`: the places that could fail are noted.
+    pub fn new(scenario: Arc<Scenario>, plan: &[Place], record: bool) -> Self {
+        let planned = Arc::new(Planned::default());
+        let oracle: Arc<dyn Oracle> = Arc::clone(&planned) as _;
+        Self {
+            scenario,
+            domain: Domain::exploring(Some(oracle)),
+            planned,
+            found: Arc::default(),
+            plan: plan.into(),
+            record,
+        }
+    }
+
+    /// Tells it, inside an exploration.
+    pub fn tell(&self, notes: bool) {
+        self.planned.begin(&self.plan, notes);
+        let faults = Arc::new(FaultPlan::default());
+        let card = Faulty::new(MemoryCard::new(self.scenario.card.clone()), Arc::clone(&faults));
+        let world = World {
+            card: if self.record { Arc::new(Traced::new(card, told)) } else { Arc::new(card) },
+            faults,
+            domain: Arc::clone(&self.domain),
+            pulse: Arc::new(Pulse::new()),
+            clock: Arc::new(|| Duration::ZERO),
+            programs: None,
+        };
+        let outcome = lockdep::enter(&self.domain, "main", |cx| scenario::run(cx, &self.scenario, &world, &mut ()));
+        let violations = if self.plan.is_empty() { outcome.violations } else { outcome.beside_the_script() };
+        let found = violations.into_iter().map(|v| Found { invariant: v.invariant.to_owned(), detail: v.detail });
+        self.found().extend(found);
+    }
+
+    /// What did not hold in the telling that has just ended, and the places it met that could fail.
+    pub fn verdict(&self, halt: Option<Halt>) -> (Vec<Found>, Vec<Place>) {
+        let mut found = std::mem::take(&mut *self.found());
+        // What the checker had to say before the end, if the end was not reached.
+        found.extend(
+            self.domain
+                .take_reports()
+                .iter()
+                .map(|report| Found { invariant: report.invariant().to_owned(), detail: report.to_string() }),
+        );
+        match halt {
+            Some(Halt::Panic(_)) if !found.is_empty() => {}
+            Some(halt) => found.push(Found { invariant: "progress".to_owned(), detail: halt.to_string() }),
+            None => {}
+        }
+        found.dedup();
+        (found, self.planned.take_met())
+    }
+
+    fn found(&self) -> std::sync::MutexGuard<'_, Vec<Found>> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is asked of the card, for the story.
+fn told(line: &str) {
+    match line.split_once(' ') {
+        Some(("create", resource)) if !resource.contains(':') => lockdep::note("make", || resource.to_owned()),
+        Some(("destroy", resource)) => lockdep::note("unmake", || resource.to_owned()),
+        _ => {}
+    }
+}
