@@ -1,6 +1,7 @@
 //! What a developer runs beside cargo.
 
 mod bench;
+mod vm;
 
 use clap::Parser;
 
@@ -9,14 +10,22 @@ use clap::Parser;
 enum Command {
     /// Measure, side by side with what each thing is to be compared with. Never fails on a time.
     Bench(bench::Args),
+    /// Tell the scenarios on a Linux card, and test what takes the kernel's bonds, in a virtual machine with a
+    /// distribution's kernel.
+    Vm(vm::Args),
     /// A part of a measurement that needs a process of its own.
     #[command(hide = true)]
     BenchChild(bench::Child),
 }
 
 fn main() -> anyhow::Result<()> {
+    if vm::is_init() {
+        vm::init();
+        return Ok(());
+    }
     match Command::parse() {
         Command::Bench(args) => bench::run(&args),
+        Command::Vm(args) => vm::run(&args),
         Command::BenchChild(child) => child.run(),
     }
 }

@@ -9,6 +9,7 @@ use eswitch::lock_order::{CardCall, CardState};
 use eswitch::{CardConfig, MacAddr, PfIndex, Vport};
 use lockdep::{Locked, Mutex};
 
+use crate::bond::{BondWatch, Bonds};
 use crate::layout::{Inside, Slot};
 use crate::netlink::{Batch, Socket};
 use crate::netns::{CardNetns, NetnsError};
@@ -24,6 +25,8 @@ pub struct LinuxCard {
     // Dropped in this order: nobody makes anything again while everything is deleted.
     _watcher: Watcher,
     netns: CardNetns,
+    home: File,
+    config: CardConfig,
     state: Arc<Mutex<CardState, State>>,
 }
 
@@ -71,19 +74,30 @@ impl LinuxCard {
         let home = place.netns().try_clone().map_err(system("keeping the namespace"))?;
         let netns = CardNetns::make(config.address)?;
         let open = "opening netlink sockets";
-        let state = State::new(config, home, netns.netns()).map_err(system(open))?;
+        let state =
+            State::new(config.clone(), home.try_clone().map_err(system("keeping the namespace"))?, netns.netns())
+                .map_err(system(open))?;
         let inside = watch::listen_inside(netns.netns()).map_err(system(open))?;
         let outside = watch::listen_outside(place.netns()).map_err(system(open))?;
         probe(netns.netns(), place.netns())?;
         let state = Arc::new(Mutex::new(state));
         let watcher =
             Watcher::start(Arc::clone(&state), inside, outside).map_err(system("starting the card's watcher"))?;
-        Ok(Self { _watcher: watcher, netns, state })
+        Ok(Self { _watcher: watcher, netns, home, config, state })
     }
 
     /// The network namespace the card is.
     pub fn inside(&self) -> &File {
         self.netns.netns()
+    }
+
+    /// The bonds where the card's netdevs appear, and who watches them.
+    ///
+    /// # Errors
+    /// Netlink sockets cannot be opened.
+    pub fn bonds(&self) -> Result<(Arc<Bonds>, BondWatch), SetupError> {
+        let made = Bonds::new(self.config.clone(), self.inside(), &self.home);
+        made.map_err(|source| SetupError::System { what: "opening netlink sockets to watch bonds with", source })
     }
 
     /// Puts the other end of a PF's wire somewhere, at any time; it starts out nowhere.

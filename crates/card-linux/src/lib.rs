@@ -24,6 +24,7 @@
 //!
 //! Start at [`Place`], then [`LinuxCard`].
 
+mod bond;
 mod card;
 mod create;
 mod destroy;
@@ -34,8 +35,10 @@ mod place;
 mod request;
 mod state;
 mod sys;
+mod team;
 mod watch;
 
+pub use bond::{BondPlan, BondWatch, Bonds};
 pub use card::{LinuxCard, SetupError};
 pub use netns::{NetnsError, card_netns_name};
 pub use place::{Place, PlaceError};

@@ -1,4 +1,4 @@
-//! A pipelined rtnetlink socket: many requests a send, one acknowledgement each.
+//! A pipelined netlink socket: many requests a send, one acknowledgement each.
 //!
 //! What is asked is never in doubt: each request is answered by the kernel or reported as failed, and
 //! one that fails does not keep those after it from being tried.
@@ -95,8 +95,20 @@ impl Socket {
     /// # Errors
     /// As [`open`](Self::open).
     pub(crate) fn listening(netns: &File, groups: i32) -> io::Result<Self> {
+        Self::of(netns, libc::NETLINK_ROUTE, groups)
+    }
+
+    /// A generic netlink socket of a namespace.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub(crate) fn generic(netns: &File) -> io::Result<Self> {
+        Self::of(netns, libc::NETLINK_GENERIC, 0)
+    }
+
+    fn of(netns: &File, protocol: i32, groups: i32) -> io::Result<Self> {
         within(netns, || {
-            let fd = sys::netlink_socket(groups)?;
+            let fd = sys::netlink_socket(protocol, groups)?;
             // More room is better but not needed: a window fits what every kernel gives.
             let _ = sys::set_option(&fd, libc::SOL_SOCKET, libc::SO_RCVBUF, 4 << 20);
             let _ = sys::set_option(&fd, libc::SOL_SOCKET, libc::SO_SNDBUF, 1 << 20);
@@ -110,6 +122,11 @@ impl Socket {
     /// Lets only those messages through that a filter accepts.
     pub(crate) fn set_filter(&self, program: &[sys::FilterOp]) -> io::Result<()> {
         sys::set_filter(&self.fd, program)
+    }
+
+    /// Also hears a multicast group, by its number.
+    pub(crate) fn join(&self, group: u32) -> io::Result<()> {
+        sys::set_option(&self.fd, libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, group as i32)
     }
 
     /// Sends all and reads every answer. Returns what failed, in the order of the requests.
@@ -294,6 +311,14 @@ pub(crate) struct Message<'a> {
     seq: u32,
     /// What follows the header.
     pub body: &'a [u8],
+}
+
+#[cfg(test)]
+impl<'a> Message<'a> {
+    /// One that was recorded.
+    pub(crate) fn of(kind: u16, body: &'a [u8]) -> Self {
+        Self { kind, flags: 0, seq: 0, body }
+    }
 }
 
 /// The messages of a datagram. What is not whole ends it.

@@ -59,12 +59,13 @@ fn nested(bytes: &mut Vec<u8>, kind: u16, inside: impl FnOnce(&mut Vec<u8>)) {
     finalize_nested_header(bytes, at);
 }
 
-fn attribute(bytes: &mut Vec<u8>, kind: u16, payload: &[u8]) {
+pub(crate) fn attribute(bytes: &mut Vec<u8>, kind: u16, payload: &[u8]) {
     push_header(bytes, kind, payload.len() as u16);
     bytes.extend(payload);
     bytes.resize(bytes.len().next_multiple_of(4), 0);
 }
 
+const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
@@ -115,6 +116,57 @@ pub(crate) fn bridge(batch: &mut Batch, index: u32, name: &str, up: bool) {
             nested(bytes, IFLA_INFO_DATA, |bytes| attribute(bytes, IFLA_BR_MCAST_SNOOPING, &[0]));
         });
     });
+}
+
+/// A bond, down or up.
+pub(crate) fn bond(batch: &mut Batch, index: u32, name: &str, mode: u8, up: bool) {
+    const IFLA_BOND_MIIMON: u16 = 3;
+    /// How often a bond looks at its ports' carrier, in milliseconds. Left alone, some modes never do.
+    const MIIMON: u32 = 100;
+    batch.push(RTM_NEWLINK, CREATE | EXCL, |bytes| {
+        bytes.extend(ifinfo(index, Some(up)).as_slice());
+        PushLinkAttrs::new(&mut *bytes).push_ifname_bytes(name.as_bytes());
+        nested(bytes, IFLA_LINKINFO, |bytes| {
+            attribute(bytes, IFLA_INFO_KIND, b"bond");
+            nested(bytes, IFLA_INFO_DATA, |bytes| {
+                attribute(bytes, IFLA_BOND_MODE, &[mode]);
+                attribute(bytes, IFLA_BOND_MIIMON, &MIIMON.to_ne_bytes());
+            });
+        });
+    });
+}
+
+pub(crate) const IFLA_BOND_MODE: u16 = 1;
+pub(crate) const IFLA_BOND_ACTIVE_SLAVE: u16 = 2;
+
+/// Changes one thing about a bond.
+pub(crate) fn change_bond(batch: &mut Batch, index: u32, what: u16, value: &[u8]) {
+    batch.push(RTM_NEWLINK, 0, |bytes| {
+        bytes.extend(ifinfo(index, None).as_slice());
+        nested(bytes, IFLA_LINKINFO, |bytes| {
+            attribute(bytes, IFLA_INFO_KIND, b"bond");
+            nested(bytes, IFLA_INFO_DATA, |bytes| attribute(bytes, what, value));
+        });
+    });
+}
+
+/// A netdev that leads nowhere.
+pub(crate) fn dummy(batch: &mut Batch, name: &str) {
+    batch.push(RTM_NEWLINK, CREATE | EXCL, |bytes| {
+        bytes.extend(ifinfo(0, None).as_slice());
+        PushLinkAttrs::new(&mut *bytes).push_ifname_bytes(name.as_bytes());
+        nested(bytes, IFLA_LINKINFO, |bytes| attribute(bytes, IFLA_INFO_KIND, b"dummy"));
+    });
+}
+
+/// Into another netdev, or with 0 out of the one it is in.
+pub(crate) fn set_master(batch: &mut Batch, index: u32, master: u32) {
+    set(batch, index, None, |attrs| drop(attrs.push_master(master)));
+}
+
+/// Deletes one netdev.
+pub(crate) fn delete(batch: &mut Batch, index: u32) {
+    batch.push(RTM_DELLINK, 0, |bytes| bytes.extend(ifinfo(index, None).as_slice()));
 }
 
 fn set(batch: &mut Batch, index: u32, up: Option<bool>, attrs: impl FnOnce(PushLinkAttrs<&mut Vec<u8>>)) {
@@ -279,6 +331,87 @@ impl Link {
         link.peer = peer.map(|peer| (peer, netns));
         Some(link)
     }
+}
+
+/// What the kernel says about a netdev that is in something, or is what others are in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Netdev {
+    pub index: u32,
+    pub name: String,
+    /// What it is in.
+    pub master: Option<u32>,
+    pub kind: String,
+    /// The attributes of its kind.
+    pub data: Vec<u8>,
+    /// The kind of what it is in, if that takes note of it.
+    pub slave_kind: String,
+    pub up: bool,
+}
+
+impl Netdev {
+    /// Reads an `RTM_NEWLINK` or `RTM_DELLINK`.
+    pub(crate) fn read(message: &Message<'_>) -> Option<Self> {
+        const IFINFOMSG: usize = 16;
+        const IFLA_IFNAME: u16 = 3;
+        const IFLA_INFO_SLAVE_KIND: u16 = 4;
+        if message.kind != RTM_NEWLINK && message.kind != RTM_DELLINK {
+            return None;
+        }
+        let header = message.body.get(..IFINFOMSG)?;
+        let text = |value: &[u8]| String::from_utf8_lossy(value).trim_end_matches('\0').to_owned();
+        let mut netdev =
+            Self { index: int(&header[4..8]) as u32, up: int(&header[8..12]) as u32 & IFF_UP != 0, ..Self::default() };
+        for (kind, value) in Attributes(&message.body[IFINFOMSG..]) {
+            match kind {
+                IFLA_IFNAME => netdev.name = text(value),
+                IFLA_MASTER => netdev.master = Some(int(value) as u32),
+                IFLA_LINKINFO => {
+                    for (kind, value) in Attributes(value) {
+                        match kind {
+                            IFLA_INFO_KIND => netdev.kind = text(value),
+                            IFLA_INFO_DATA => netdev.data = value.to_vec(),
+                            IFLA_INFO_SLAVE_KIND => netdev.slave_kind = text(value),
+                            _ => {}
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        Some(netdev)
+    }
+}
+
+fn netdev_of(socket: &mut Socket, body: impl FnOnce(&mut Vec<u8>)) -> io::Result<Option<Netdev>> {
+    let mut found = None;
+    match socket.get(RTM_GETLINK, body, |message| found = Netdev::read(message)) {
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+        outcome => outcome.map(|()| found),
+    }
+}
+
+/// One netdev and what it is in, if there is one of that number.
+pub(crate) fn netdev(socket: &mut Socket, index: u32) -> io::Result<Option<Netdev>> {
+    netdev_of(socket, |bytes| without_statistics(bytes, index))
+}
+
+/// The same by its name.
+pub(crate) fn netdev_named(socket: &mut Socket, name: &str) -> io::Result<Option<Netdev>> {
+    netdev_of(socket, |bytes| {
+        without_statistics(bytes, 0);
+        PushLinkAttrs::new(bytes).push_ifname_bytes(name.as_bytes());
+    })
+}
+
+/// Every netdev that is in another. Kernels that know the attribute give no others; no kernel is relied on
+/// for that.
+pub(crate) fn netdevs_in(socket: &mut Socket, master: u32) -> io::Result<Vec<Netdev>> {
+    let ask = |bytes: &mut Vec<u8>| {
+        without_statistics(bytes, 0);
+        attribute(bytes, IFLA_MASTER, &master.to_ne_bytes());
+    };
+    let all = socket.dump(RTM_GETLINK, ask, Netdev::read)?;
+    Ok(all.into_iter().filter(|netdev| netdev.master == Some(master)).collect())
 }
 
 fn without_statistics(bytes: &mut Vec<u8>, index: u32) {

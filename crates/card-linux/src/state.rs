@@ -305,7 +305,7 @@ pub(crate) fn refused_io(call: &str, error: &io::Error) -> CardError {
 }
 
 /// An error's words without its number, which goes beside them.
-fn words(error: &io::Error) -> String {
+pub(crate) fn words(error: &io::Error) -> String {
     let text = error.to_string();
     text.split(" (os error").next().unwrap_or(&text).to_owned()
 }

@@ -21,12 +21,12 @@ fn check_len(answer: isize) -> io::Result<usize> {
     usize::try_from(answer).map_err(|_| io::Error::last_os_error())
 }
 
-/// An rtnetlink socket of the calling thread's network namespace, a member of the multicast `groups`
-/// (a mask of `RTMGRP_*`).
-pub(crate) fn netlink_socket(groups: c_int) -> io::Result<OwnedFd> {
+/// A netlink socket of the calling thread's network namespace, of a protocol (`NETLINK_*`), a member of
+/// the multicast `groups` (a mask of `RTMGRP_*`).
+pub(crate) fn netlink_socket(protocol: c_int, groups: c_int) -> io::Result<OwnedFd> {
     let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
     // SAFETY: no pointers.
-    let fd = check(unsafe { libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_ROUTE) })?;
+    let fd = check(unsafe { libc::socket(libc::AF_NETLINK, kind, protocol) })?;
     // SAFETY: the descriptor is new, so nobody else owns it.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     // SAFETY: all-zero is a valid sockaddr_nl.
@@ -69,10 +69,12 @@ pub(crate) fn receive(fd: &OwnedFd, bytes: &mut [u8], wait: bool) -> io::Result<
 }
 
 /// Waits until something can be read from one of these, or its other end is closed; says from which.
-pub(crate) fn wait_readable<const N: usize>(fds: [BorrowedFd<'_>; N]) -> io::Result<[bool; N]> {
+/// `limit`: the longest wait in milliseconds, after which it is none of them.
+pub(crate) fn wait_readable<const N: usize>(fds: [BorrowedFd<'_>; N], limit: Option<u16>) -> io::Result<[bool; N]> {
+    let limit = limit.map_or(-1, c_int::from);
     let mut polled = fds.map(|fd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 });
     // SAFETY: pointer and length are one array's, borrowed exclusively.
-    check(unsafe { libc::poll(polled.as_mut_ptr(), N as libc::nfds_t, -1) })?;
+    check(unsafe { libc::poll(polled.as_mut_ptr(), N as libc::nfds_t, limit) })?;
     Ok(polled.map(|p| p.revents != 0))
 }
 

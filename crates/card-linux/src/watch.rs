@@ -29,7 +29,7 @@ use crate::request::{self, Link, OUTER_MTU, RTM_DELLINK, RTM_NEWLINK};
 use crate::state::{State, Wire};
 use crate::sys::{self, FilterOp};
 
-const RTMGRP_LINK: i32 = 1;
+pub(crate) const RTMGRP_LINK: i32 = 1;
 
 /// The thread. It ends, and has ended, when this is dropped.
 pub(crate) struct Watcher {
@@ -63,7 +63,7 @@ impl Watcher {
             let domain = Domain::for_build(OnReport::Panic);
             lockdep::enter(&domain, "card-watch", |cx| {
                 loop {
-                    let ready = sys::wait_readable([stopped.as_fd(), inside.as_fd(), outside.as_fd()]);
+                    let ready = sys::wait_readable([stopped.as_fd(), inside.as_fd(), outside.as_fd()], None);
                     let Ok([stop, ..]) = ready else { continue };
                     if stop {
                         return;

@@ -9,9 +9,10 @@ use card_memory::MemoryCard;
 use eswitch::CardConfig;
 use eswitch::card::{Card, FaultPlan, Faulty};
 use lockdep::Domain;
-use scenario::{Pulse, World};
+use scenario::{Bonds, Pulse, World};
 
 use crate::arguments::Card as Kind;
+use crate::bonds::KernelBonds;
 use crate::programs::Here;
 
 /// Where cards are made.
@@ -49,9 +50,14 @@ impl Cards {
     pub fn world(&self, config: &CardConfig, domain: &Arc<Domain>, pulse: &Arc<Pulse>) -> Result<World> {
         let faults = Arc::new(FaultPlan::default());
         let config = config.clone();
+        let mut bonds: Option<Arc<dyn Bonds>> = None;
         let card: Arc<dyn Card> = match self {
             Self::Memory => Arc::new(Faulty::new(MemoryCard::new(config), Arc::clone(&faults))),
-            Self::Linux(place) => Arc::new(Faulty::new(LinuxCard::new(place, config)?, Arc::clone(&faults))),
+            Self::Linux(place) => {
+                let card = LinuxCard::new(place, config)?;
+                bonds = Some(Arc::new(KernelBonds::of(&card)?));
+                Arc::new(Faulty::new(card, Arc::clone(&faults)))
+            }
         };
         let began = Instant::now();
         Ok(World {
@@ -64,6 +70,7 @@ impl Cards {
                 Self::Memory => None,
                 Self::Linux(_) => Some(Arc::new(Here)),
             },
+            bonds,
         })
     }
 }

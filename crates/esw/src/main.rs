@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod arguments;
+mod bonds;
 mod cards;
 mod interrupt;
 mod output;

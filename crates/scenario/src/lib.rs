@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod barrier;
+mod bonds;
 mod expectation;
 mod file;
 mod place;
@@ -33,4 +34,4 @@ pub use show::{Ports, describe_port};
 pub use step::{Action, BondStep, EswitchOption, Expected, Step};
 pub use vocabulary::{EXPECTATIONS, Entry, STEPS, completions};
 pub use words::WordError;
-pub use world::{Finished, Programs, World};
+pub use world::{BondPlan, BondWatch, Bonds, Finished, Programs, World};

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use eswitch::card::Fault;
 use eswitch::inspect::{PortView, Snapshot, Violation};
-use eswitch::{CardConfig, Engine, Errno, Error, PciAddress, PortHandle, RepType, Subscription, Tx};
+use eswitch::{CardConfig, Engine, Errno, Error, PciAddress, PortHandle, RepType, Subscription};
 use lockdep::{Deadline, Locked, Mutex, Threads, Unlocked, is_explored, lock_classes};
 
 use crate::barrier::Barriers;
+use crate::bonds::{Follower, stand_in};
 use crate::expectation::{AuxState, Expectation, SfExpectation};
 use crate::pulse::{GaveUp, Heeds};
 use crate::show;
@@ -36,6 +37,8 @@ pub struct Session {
     /// Every event so far, in words.
     chronicle: Mutex<ChronicleClass, Vec<String>>,
     pub(crate) barriers: Barriers,
+    /// On a card of netdevs, who tells the engine of the kernel's bonds.
+    follower: Option<Follower>,
 }
 
 /// Why a step failed.
@@ -124,6 +127,8 @@ impl Session {
         let threads = Arc::new(Threads(Arc::clone(&world.domain)));
         let engine = Engine::start(cx, config, Arc::clone(&world.card), threads)?;
         let subscription = engine.subscribe(cx);
+        let bonds = world.bonds.clone();
+        let follower = bonds.map(|bonds| Follower::start(cx, bonds, &engine, &world.pulse));
         Ok(Self {
             engine,
             world,
@@ -131,6 +136,7 @@ impl Session {
             subscription,
             chronicle: lockdep::unexplored(|| Mutex::new(Vec::new())),
             barriers: Barriers::default(),
+            follower,
         })
     }
 
@@ -177,8 +183,8 @@ impl Session {
             Action::UnloadModule(name) => engine.unload_module(cx, name)?,
             Action::SetNetns(device, netns) => engine.set_netns(cx, *device, netns.as_deref())?,
             Action::HostVfs(device, n) => engine.set_host_vfs(cx, *device, *n)?,
-            Action::Bond(step) => bond(cx, engine, step)?,
-            Action::Unbond(name) => engine.unbond(cx, name)?,
+            Action::Bond(step) => return self.bond(cx, heeds, step),
+            Action::Unbond(name) => self.unbond(cx, heeds, name)?,
             Action::EswMultiport(device, on) => engine.set_esw_multiport(cx, *device, *on)?,
             Action::AddFault(fault) => self.add_fault(cx, fault),
             Action::FailAllocations(device, n) => engine.fail_allocations(cx, *device, *n)?,
@@ -205,6 +211,33 @@ impl Session {
 
     fn add_fault(&self, cx: &mut Locked<'_, Unlocked>, fault: &Fault) {
         self.world.faults.add(cx, fault.clone());
+    }
+
+    fn bond(&self, cx: &mut Locked<'_, Unlocked>, heeds: Heeds, step: &BondStep) -> Done {
+        let Some(follower) = &self.follower else {
+            stand_in(cx, &self.engine, step)?;
+            return Ok(Vec::new());
+        };
+        let printed = follower.bond(cx, &self.engine, step, |cx| self.world.pulse.stops(cx, heeds))?;
+        self.follow_bonds(cx, heeds)?;
+        Ok(printed)
+    }
+
+    fn unbond(&self, cx: &mut Locked<'_, Unlocked>, heeds: Heeds, name: &str) -> Result<(), StepError> {
+        match &self.follower {
+            None => self.engine.unbond(cx, name)?,
+            Some(follower) => follower.unbond(cx, &self.engine, name)?,
+        }
+        self.follow_bonds(cx, heeds)
+    }
+
+    /// Waits until the engine knows of every bond the kernel has.
+    fn follow_bonds(&self, cx: &mut Locked<'_, Unlocked>, heeds: Heeds) -> Result<(), StepError> {
+        let Some(follower) = &self.follower else { return Ok(()) };
+        let ticket = follower.ask();
+        let ready = |_: &mut Locked<'_, Unlocked>| follower.has_looked(ticket).then_some(());
+        let looked = self.world.pulse.wait_for(cx, heeds, self.limit().as_ref(), || None, ready);
+        looked.map_err(|why| self.gave_up(why, "a look at the kernel's bonds".to_owned(), "still looking".to_owned()))
     }
 
     fn show_eswitch(&self, cx: &mut Locked<'_, Unlocked>, device: PciAddress) -> Done {
@@ -292,7 +325,8 @@ impl Session {
         }
     }
 
-    /// Waits until the queues are at rest; with `retries`, until nothing is left to be tried again.
+    /// Waits until the engine knows of the kernel's bonds and the queues are at rest; with `retries`, until
+    /// nothing is left to be tried again.
     ///
     /// # Errors
     /// It takes too long, or was interrupted.
@@ -302,6 +336,7 @@ impl Session {
         heeds: Heeds,
         retries: bool,
     ) -> Result<(), StepError> {
+        self.follow_bonds(cx, heeds)?;
         let Some(limit) = self.limit() else {
             self.engine.settle(cx, retries);
             return Ok(());
@@ -520,6 +555,9 @@ impl Session {
 
     /// Takes the card down and says what is left that should not be.
     pub fn close(&self, cx: &mut Locked<'_, Unlocked>) -> Vec<Violation> {
+        if let Some(follower) = &self.follower {
+            follower.stop(cx);
+        }
         self.engine.shutdown(cx);
         let mut cx = cx.narrow();
         let mut found: Vec<Violation> = self
@@ -550,25 +588,4 @@ fn sf_words(sf: SfExpectation) -> String {
     let attached = sf.attached.map(|yes| if yes { "attached" } else { "detached" });
     let words: Vec<&str> = active.into_iter().chain(attached).collect();
     words.join(" ")
-}
-
-/// Tells the card of a bond, and as often as asked for that it goes and comes.
-fn bond(cx: &mut Locked<'_, Unlocked>, engine: &Engine, step: &BondStep) -> eswitch::Result<()> {
-    let tx = match step.mode.as_str() {
-        "active-backup" => Tx::ActiveBackup(step.active),
-        "balance-xor" | "802.3ad" => Tx::Hash,
-        other => Tx::Other(other.to_owned()),
-    };
-    for event in (0..=step.flap).rev() {
-        if event % 2 == 1 {
-            engine.unbond(cx, &step.name).or_else(|error| match error {
-                // The first event of an odd number takes away what is not there yet.
-                eswitch::Error::NoBond(_) => Ok(()),
-                error => Err(error),
-            })?;
-        } else {
-            engine.bond(cx, &step.name, tx.clone(), &step.ports, &step.with)?;
-        }
-    }
-    Ok(())
 }

@@ -35,9 +35,9 @@ pub const STEPS: &[Entry] = &[
     entry("host ADDRESS sriov_numvfs N", "a DPU's host sets its number of VFs"),
     entry(
         "bond NAME mode MODE DEV... [with NETDEV] [active DEV] [flap N]",
-        "tell the card that its ports are in a bond; `flap` has it go and come that many times first",
+        "put the card's ports into a bond; `flap` has it change that many times before it stands",
     ),
-    entry("bond NAME del", "tell the card that the bond is gone"),
+    entry("bond NAME del", "delete the bond"),
     entry(
         "devlink dev param set DEV name esw_multiport value true|false cmode runtime",
         "make the card one multiport E-Switch, or not",

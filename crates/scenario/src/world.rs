@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use eswitch::card::{Card, FaultPlan};
-use lockdep::Domain;
+use eswitch::PfIndex;
+use eswitch::card::{Card, CardError, FaultPlan};
+use eswitch::lag::Bond;
+use lockdep::{Domain, Locked, Unlocked};
 
 use crate::pulse::Pulse;
 
@@ -23,6 +25,61 @@ pub struct World {
     pub clock: Arc<dyn Fn() -> Duration + Send + Sync>,
     /// How to run programs among the card's netdevs, on a card that has netdevs.
     pub programs: Option<Arc<dyn Programs>>,
+    /// The bonds over the card's netdevs, on a card that has netdevs.
+    pub bonds: Option<Arc<dyn Bonds>>,
+}
+
+/// The kernel's bonds where the card's netdevs are.
+pub trait Bonds: Send + Sync {
+    /// Somebody to watch them. There is one at a time.
+    fn watch(&self) -> Option<Box<dyn BondWatch>>;
+
+    /// Ends the wait of who watches.
+    fn wake(&self);
+
+    /// Why the kernel can have no bond, if it cannot: then the step `bond` stands in for one.
+    fn missing(&self, cx: &mut Locked<'_, Unlocked>) -> Option<String>;
+
+    /// Makes a bond, or makes the one of that name so. Not every port need have a netdev now: one that comes
+    /// later is put in.
+    ///
+    /// # Errors
+    /// The name is taken, or the kernel refuses.
+    fn set(&self, cx: &mut Locked<'_, Unlocked>, plan: &BondPlan<'_>) -> Result<(), CardError>;
+
+    /// Changes a bond that was made so, away from how it should stand or back, in a way that matters to a
+    /// LAG. What cannot be changed is passed over.
+    fn flap(&self, cx: &mut Locked<'_, Unlocked>, plan: &BondPlan<'_>, away: bool);
+
+    /// Deletes a bond that has, or may have, ports of the card; whether there was one.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn delete(&self, cx: &mut Locked<'_, Unlocked>, name: &str) -> Result<bool, CardError>;
+}
+
+/// Who watches the kernel's bonds.
+pub trait BondWatch: Send {
+    /// Waits until something may have changed, or somebody [wakes](Bonds::wake) us.
+    fn wait(&mut self);
+
+    /// The bond the card's ports are in now.
+    fn look(&mut self, cx: &mut Locked<'_, Unlocked>) -> Option<Bond>;
+}
+
+/// What the step `bond` asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BondPlan<'a> {
+    /// The bond's name.
+    pub name: &'a str,
+    /// Its mode, by the kernel's name.
+    pub mode: &'a str,
+    /// The card's ports that are in it.
+    pub ports: Vec<PfIndex>,
+    /// What else is in it.
+    pub with: &'a [String],
+    /// The active port.
+    pub active: Option<PfIndex>,
 }
 
 /// Runs programs where the card's netdevs are.

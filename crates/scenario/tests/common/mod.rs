@@ -19,6 +19,7 @@ pub fn tell(story: &Scenario) -> Outcome {
         pulse: Arc::new(Pulse::new()),
         clock: Arc::new(|| Duration::ZERO),
         programs: None,
+        bonds: None,
     };
     lockdep::enter(&domain, "main", |cx| scenario::run(cx, story, &world, &mut ()))
 }

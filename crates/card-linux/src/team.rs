@@ -1,0 +1,161 @@
+//! Teams: bonds whose mode is not told by rtnetlink but by generic netlink's family `team`.
+
+use std::fs::File;
+use std::io;
+
+use eswitch::PfIndex;
+use eswitch::lag::TxType;
+
+use crate::netlink::{Attributes, Socket, int};
+use crate::request::attribute;
+
+/// The family of families.
+const CONTROLLER: u16 = 16;
+const CTRL_CMD_GETFAMILY: u8 = 3;
+const CTRL_ATTR_FAMILY_ID: u16 = 1;
+const CTRL_ATTR_FAMILY_NAME: u16 = 2;
+const CTRL_ATTR_MCAST_GROUPS: u16 = 7;
+const CTRL_ATTR_MCAST_GRP_NAME: u16 = 1;
+const CTRL_ATTR_MCAST_GRP_ID: u16 = 2;
+
+const TEAM_CMD_OPTIONS_GET: u8 = 2;
+const TEAM_ATTR_TEAM_IFINDEX: u16 = 1;
+const TEAM_ATTR_LIST_OPTION: u16 = 2;
+const TEAM_ATTR_OPTION_NAME: u16 = 1;
+const TEAM_ATTR_OPTION_DATA: u16 = 4;
+
+/// Command, version, nothing.
+const GENLMSGHDR: usize = 4;
+
+/// What of a team counts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Team {
+    mode: String,
+    active: Option<u32>,
+}
+
+/// The family as this kernel has it.
+#[derive(Debug, Default)]
+struct Family {
+    id: u16,
+    changes: Option<u32>,
+}
+
+fn header(bytes: &mut Vec<u8>, command: u8) {
+    bytes.extend([command, 1, 0, 0]);
+}
+
+impl Family {
+    fn find(socket: &mut Socket) -> io::Result<Self> {
+        let mut family = Self::default();
+        socket.get(
+            CONTROLLER,
+            |bytes| {
+                header(bytes, CTRL_CMD_GETFAMILY);
+                attribute(bytes, CTRL_ATTR_FAMILY_NAME, b"team\0");
+            },
+            |message| family.read(message.body.get(GENLMSGHDR..).unwrap_or_default()),
+        )?;
+        Ok(family)
+    }
+
+    fn read(&mut self, attributes: &[u8]) {
+        for (kind, value) in Attributes(attributes) {
+            match kind {
+                CTRL_ATTR_FAMILY_ID => self.id = value.first_chunk().map_or(0, |b| u16::from_ne_bytes(*b)),
+                CTRL_ATTR_MCAST_GROUPS => {
+                    for (_, group) in Attributes(value) {
+                        let of = |wanted| Attributes(group).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
+                        if of(CTRL_ATTR_MCAST_GRP_NAME) == Some(b"change_event\0") {
+                            self.changes = of(CTRL_ATTR_MCAST_GRP_ID).map(|id| int(id) as u32);
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// A socket that hears of every change to a team's options or ports.
+///
+/// # Errors
+/// The kernel has no teams, or there is no memory.
+pub(crate) fn listen(netns: &File) -> io::Result<Option<Socket>> {
+    let mut socket = Socket::generic(netns)?;
+    let changes = Family::find(&mut socket)?.changes;
+    changes.map(|group| socket.join(group).map(|()| socket)).transpose()
+}
+
+impl Team {
+    /// A team by its number.
+    ///
+    /// # Errors
+    /// There is none, or we may not ask: it takes root outside of user namespaces.
+    pub(crate) fn ask(netns: &File, index: u32) -> io::Result<Self> {
+        let mut socket = Socket::generic(netns)?;
+        let family = Family::find(&mut socket)?.id;
+        let mut team = Self::default();
+        socket.get(
+            family,
+            |bytes| {
+                header(bytes, TEAM_CMD_OPTIONS_GET);
+                attribute(bytes, TEAM_ATTR_TEAM_IFINDEX, &index.to_ne_bytes());
+            },
+            |message| team.read(message.body.get(GENLMSGHDR..).unwrap_or_default()),
+        )?;
+        Ok(team)
+    }
+
+    fn read(&mut self, attributes: &[u8]) {
+        let lists = Attributes(attributes).filter(|(kind, _)| *kind == TEAM_ATTR_LIST_OPTION);
+        for (_, option) in lists.flat_map(|(_, list)| Attributes(list)) {
+            let of = |wanted| Attributes(option).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
+            match (of(TEAM_ATTR_OPTION_NAME), of(TEAM_ATTR_OPTION_DATA)) {
+                (Some(b"mode\0"), Some(data)) => {
+                    self.mode = String::from_utf8_lossy(data).trim_end_matches('\0').to_owned();
+                }
+                (Some(b"activeport\0"), Some(data)) => self.active = Some(int(data) as u32),
+                _ => {}
+            }
+        }
+    }
+
+    /// How it sends; `port` says whose netdev a number is.
+    pub(crate) fn tx(&self, port: impl FnOnce(u32) -> Option<PfIndex>) -> TxType {
+        match self.mode.as_str() {
+            "activebackup" => TxType::ActiveBackup(self.active.and_then(port)),
+            "loadbalance" => TxType::Hash,
+            other => TxType::Other(format!("{other} of a team")),
+        }
+    }
+}
+
+#[cfg(all(test, target_endian = "little"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_kernel_said_of_a_team_is_understood() {
+        let mut family = Family::default();
+        family.read(&include_bytes!("recorded/team-family.bin")[GENLMSGHDR..]);
+        assert_eq!(family.id, 32);
+        assert!(family.changes.is_some());
+        let mut team = Team::default();
+        team.read(&include_bytes!("recorded/team-activebackup.bin")[GENLMSGHDR..]);
+        assert_eq!(team, Team { mode: "activebackup".to_owned(), active: Some(4) });
+        assert_eq!(team.tx(|index| (index == 4).then_some(PfIndex(1))), TxType::ActiveBackup(Some(PfIndex(1))));
+        let of = |mode: &str| Team { mode: mode.to_owned(), active: None }.tx(|_| None);
+        assert_eq!(of("loadbalance"), TxType::Hash);
+        assert_eq!(of("random"), TxType::Other("random of a team".to_owned()));
+    }
+
+    #[test]
+    fn what_is_cut_short_is_no_panic() {
+        let whole = include_bytes!("recorded/team-activebackup.bin");
+        for len in 0..whole.len() {
+            Team::default().read(&whole[..len]);
+            Family::default().read(&whole[len..]);
+        }
+    }
+}

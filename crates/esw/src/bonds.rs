@@ -1,0 +1,77 @@
+//! The kernel's bonds, as a story knows them.
+
+use std::sync::{Arc, Mutex};
+
+use card_linux::{LinuxCard, SetupError};
+use eswitch::card::CardError;
+use eswitch::lag::Bond;
+use lockdep::{Locked, Unlocked};
+use scenario::{BondPlan, BondWatch, Bonds};
+
+/// The bonds where a card's netdevs appear.
+pub struct KernelBonds {
+    bonds: Arc<card_linux::Bonds>,
+    /// Until somebody watches.
+    watch: Mutex<Option<card_linux::BondWatch>>,
+}
+
+impl KernelBonds {
+    /// Those of a card.
+    ///
+    /// # Errors
+    /// The system gives no sockets.
+    pub fn of(card: &LinuxCard) -> Result<Self, SetupError> {
+        let (bonds, watch) = card.bonds()?;
+        Ok(Self { bonds, watch: Mutex::new(Some(watch)) })
+    }
+}
+
+impl Bonds for KernelBonds {
+    fn watch(&self) -> Option<Box<dyn BondWatch>> {
+        let watch = self.watch.lock().unwrap_or_else(|e| e.into_inner()).take();
+        watch.map(|watch| Box::new(Watch(watch)) as Box<dyn BondWatch>)
+    }
+
+    fn wake(&self) {
+        self.bonds.wake();
+    }
+
+    fn missing(&self, cx: &mut Locked<'_, Unlocked>) -> Option<String> {
+        let answer = self.bonds.missing(cx)?;
+        Some(format!("this kernel has no bonds ({answer}; it needs CONFIG_BONDING, `modprobe bonding`)"))
+    }
+
+    fn set(&self, cx: &mut Locked<'_, Unlocked>, plan: &BondPlan<'_>) -> Result<(), CardError> {
+        self.bonds.set(cx, &of(plan))
+    }
+
+    fn flap(&self, cx: &mut Locked<'_, Unlocked>, plan: &BondPlan<'_>, away: bool) {
+        self.bonds.flap(cx, &of(plan), away);
+    }
+
+    fn delete(&self, cx: &mut Locked<'_, Unlocked>, name: &str) -> Result<bool, CardError> {
+        self.bonds.delete(cx, name)
+    }
+}
+
+fn of(plan: &BondPlan<'_>) -> card_linux::BondPlan {
+    card_linux::BondPlan {
+        name: plan.name.to_owned(),
+        mode: plan.mode.to_owned(),
+        ports: plan.ports.clone(),
+        with: plan.with.to_vec(),
+        active: plan.active,
+    }
+}
+
+struct Watch(card_linux::BondWatch);
+
+impl BondWatch for Watch {
+    fn wait(&mut self) {
+        self.0.wait();
+    }
+
+    fn look(&mut self, cx: &mut Locked<'_, Unlocked>) -> Option<Bond> {
+        self.0.look(cx)
+    }
+}
