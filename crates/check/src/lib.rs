@@ -1,11 +1,25 @@
-//! Explores scenarios.
+//! Explores scenarios: every interleaving, every failure, up to bounds that are told.
+//!
+//! [`check`] tells a scenario again and again on the card in memory, with the engine, locks, queues and
+//! runner that `esw run` uses, while a scheduler decides every thread switch and time-out and a plan every
+//! failure. What it finds is made small and told as a [`Story`], with a [`Token`] that tells it again.
+
+#![forbid(unsafe_code)]
+
 mod campaign;
+mod check;
 mod faults;
+mod merge;
+mod minimise;
 pub mod schedulers;
 mod story;
 mod telling;
+mod token;
 
 pub use campaign::{Options, Strategy, Watch};
+pub use check::{FaultsReport, Report, Violation, check, replay};
 pub use faults::{Faults, Place};
+pub use merge::{MergeError, merge, read};
 pub use story::{Row, RowKind, Story};
 pub use telling::Found;
+pub use token::{Token, TokenError, fingerprint};

@@ -115,6 +115,7 @@ impl RowKind {
             "make" => Self::Make,
             "unmake" => Self::Unmake,
             "fault" => Self::Fault,
+            "preempted" => Self::Preempted,
             _ => Self::Violation,
         }
     }

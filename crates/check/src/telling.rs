@@ -58,6 +58,7 @@ impl Teller {
             pulse: Arc::new(Pulse::new()),
             clock: Arc::new(|| Duration::ZERO),
             programs: None,
+            bonds: None,
         };
         let outcome = lockdep::enter(&self.domain, "main", |cx| scenario::run(cx, &self.scenario, &world, &mut ()));
         let violations = if self.plan.is_empty() { outcome.violations } else { outcome.beside_the_script() };

@@ -1,6 +1,7 @@
 //! What can be asked for on the command line.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -13,6 +14,8 @@ Examples:
   esw run scenarios --repeat 200 --lockdep find the race that shows once in a while
   esw up                                   a card to play with; `help` lists what it takes
   echo 'devlink port show' | esw up        a card for one command
+  esw check scenarios                      every story, in every order, up to a bound
+  esw check scenarios --faults each        and with every failure
 
 Exit status:
   0    everything held
@@ -35,6 +38,119 @@ pub enum Command {
     Run(Run),
     /// Bring a card up and take steps at a prompt, until told to go
     Up(Up),
+    /// Explore scenarios: every order of their threads and every failure, up to a bound
+    Check(Check),
+}
+
+/// `esw check`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  esw check scenarios                             every schedule, for 10 s each, and up to 2 preemptions
+  esw check scenarios/late-ib.toml --preemptions 3 --time 1800 --jobs 2
+  esw check scenarios --faults each               and everything that can fail fails once, in every place
+  esw check scenarios --strategy pct --schedules 10000 --seed 7
+  esw check scenarios --shard 3/8 --json          the third of eight parts of a campaign
+  esw check --merge part-*.json                   what they came to together
+  esw check --replay TOKEN scenarios              one schedule again, step by step")]
+pub struct Check {
+    /// Scenario files, or directories of them
+    #[arg(required_unless_present_any = ["merge", "replay"], value_name = "FILE|DIR")]
+    pub paths: Vec<PathBuf>,
+    /// How schedules are chosen
+    #[arg(long, value_enum, default_value_t = Strategy::Bounded)]
+    pub strategy: Strategy,
+    /// Bounded: the most preemptions
+    #[arg(long, value_name = "K", default_value_t = 2, value_parser = clap::value_parser!(u8).range(0..=9))]
+    pub preemptions: u8,
+    /// Bounded: the most preemptions where a failure is asked for
+    #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=9))]
+    pub fault_preemptions: u8,
+    /// At most so many schedules for each scenario
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub schedules: Option<u64>,
+    /// At most so many seconds for each scenario; 10 if neither this nor --schedules is given
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub time: Option<u64>,
+    /// Where random choices start from
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// PCT: at how many points priorities change
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
+    pub depth: u16,
+    /// What is made to fail beside what the scenario has fail
+    #[arg(long, value_enum, default_value_t = Faults::None)]
+    pub faults: Faults,
+    /// OS threads that share the work; 0 for one for each core
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub jobs: u32,
+    /// Do only part I of N of the campaign, counted from 1
+    #[arg(long, value_name = "I/N")]
+    pub shard: Option<Shard>,
+    /// Bring-up, `setup`, `finally` and take-down have more than one order, too
+    #[arg(long)]
+    pub whole: bool,
+    /// Run equivalent schedules, too: slower, to test the reductions
+    #[arg(long)]
+    pub no_reduction: bool,
+    /// Print one JSON object a line for each scenario
+    #[arg(long)]
+    pub json: bool,
+    /// Write a page, and a trace for Perfetto's viewer, for what did not hold into this new folder
+    #[arg(long, value_name = "DIR")]
+    pub report: Option<PathBuf>,
+    /// Run the schedule of a token again
+    #[arg(long, value_name = "TOKEN", conflicts_with_all = ["merge", "shard"])]
+    pub replay: Option<String>,
+    /// Join what the parts of a campaign printed with --json
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["paths", "report", "shard"])]
+    pub merge: Vec<PathBuf>,
+}
+
+/// A part of a campaign.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shard {
+    /// Which, from 1.
+    pub index: u32,
+    /// Of how many.
+    pub of: u32,
+}
+
+impl FromStr for Shard {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let expected = || format!("expected I/N with 1 <= I <= N, such as 3/8, found `{text}`");
+        let (index, of) = text.split_once('/').ok_or_else(expected)?;
+        match (index.parse(), of.parse()) {
+            (Ok(index), Ok(of)) if 1 <= index && index <= of => Ok(Self { index, of }),
+            _ => Err(expected()),
+        }
+    }
+}
+
+/// How schedules are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Strategy {
+    /// Every schedule with no preemption, then every one with at most one, and so on
+    Bounded,
+    /// At each point any thread, as likely as any other
+    Random,
+    /// Threads have priorities that change at a few random points
+    Pct,
+    /// A random walk that makes schedules, rather than choices, equally likely
+    Urw,
+}
+
+/// What is made to fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Faults {
+    /// Nothing
+    None,
+    /// Every place that can fail, one at a time
+    Each,
+    /// Every pair of them
+    Pairs,
 }
 
 /// `esw run`.

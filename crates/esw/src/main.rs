@@ -5,6 +5,7 @@
 mod arguments;
 mod bonds;
 mod cards;
+mod check;
 mod interrupt;
 mod output;
 mod programs;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
     let done = match &arguments.command {
         Command::Run(arguments) => run::run(arguments),
         Command::Up(arguments) => up::up(arguments),
+        Command::Check(arguments) => check::check(arguments),
     };
     programs::end_what_is_left();
     match done {

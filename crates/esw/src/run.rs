@@ -16,9 +16,9 @@ use crate::output::{self, Style, line};
 use crate::{FAILED, HELD, INTERRUPTED, UNUSABLE, interrupt};
 
 /// A scenario and the file it is in.
-struct Story {
-    path: PathBuf,
-    scenario: Scenario,
+pub(crate) struct Story {
+    pub path: PathBuf,
+    pub scenario: Scenario,
 }
 
 /// Runs the command; its exit status.
@@ -38,7 +38,7 @@ pub fn run(arguments: &Run) -> Result<u8> {
 }
 
 /// Reads every file; none if one of them cannot be used, which has been said then.
-fn read_all(paths: &[PathBuf]) -> Result<Option<Vec<Story>>> {
+pub(crate) fn read_all(paths: &[PathBuf]) -> Result<Option<Vec<Story>>> {
     let mut stories = Vec::new();
     let mut usable = true;
     for path in scenario_files(paths)? {

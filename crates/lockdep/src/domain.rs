@@ -210,6 +210,9 @@ impl Domain {
             held: held.iter().map(lock).collect(),
         };
         let text = report.to_string();
+        crate::model::note("violation", || {
+            format!("{}: {}", report.invariant(), text.lines().next().unwrap_or_default())
+        });
         let first = {
             let mut seen = self.seen();
             let first = !seen.reports.contains(&report);

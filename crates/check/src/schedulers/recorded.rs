@@ -99,6 +99,13 @@ impl Scheduler for Replay {
                 .filter(|to| runnable.iter().any(|task| usize::from(task.id()) == *to))
                 .unwrap_or_else(|| plain(model, runnable, current))
         });
+        if let Some(current) = current.filter(|current| *current != chosen) {
+            let preempts = look(|model| model.threads()[current].is_enabled() && model.timer(current).is_none());
+            if preempts {
+                let by = look(|model| model.threads()[chosen].name.clone());
+                lockdep::note("preempted", || by);
+            }
+        }
         Some(TaskId::from(chosen))
     }
 

@@ -1,0 +1,150 @@
+//! Checking a scenario: the workers of a campaign, and what they come to.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::thread;
+use std::time::Instant;
+
+use scenario::Scenario;
+use serde::{Deserialize, Serialize};
+
+use crate::campaign::{Options, Tally, Watch, Worker};
+use crate::faults::Faults;
+use crate::minimise::{Case, minimise, story, tell};
+use crate::story::Story;
+use crate::token::{Token, fingerprint};
+
+/// A step bound for tellings outside a campaign.
+const BOUND: usize = 1_000_000;
+
+/// What checking a scenario came to; as JSON, what `--json` prints and `--merge` reads.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// The scenario's name.
+    pub scenario: String,
+    /// Its contents, in short.
+    pub fingerprint: u64,
+    /// The version of the program.
+    pub version: String,
+    /// How schedules were chosen.
+    pub strategy: String,
+    /// Schedules run.
+    pub schedules: u64,
+    /// Every schedule with at most so many preemptions was met; none if not even those without.
+    pub exhaustive_preemptions: Option<u8>,
+    /// What was made to fail.
+    pub faults: FaultsReport,
+    /// What did not hold.
+    pub violations: Vec<Violation>,
+    /// In milliseconds.
+    pub elapsed_ms: u64,
+    /// Which part of a campaign this is, counted from 1, and of how many.
+    pub shard: [u32; 2],
+    /// What the campaign was asked for, in short: reports of other campaigns do not belong together.
+    pub campaign: String,
+    /// It was ended before its time.
+    pub interrupted: bool,
+}
+
+/// How much was made to fail.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FaultsReport {
+    /// `none`, `each` or `pairs`.
+    pub mode: String,
+    /// The places that can fail.
+    pub places: usize,
+    /// With each of them, every schedule with at most so many preemptions was met.
+    pub exhaustive_preemptions: Option<u8>,
+}
+
+/// What did not hold, and how to see it again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Violation {
+    /// The invariant's name.
+    pub invariant: String,
+    /// What was found.
+    pub detail: String,
+    /// What runs it again.
+    pub token: String,
+    /// The telling, for reports; not part of the JSON line.
+    #[serde(skip)]
+    pub story: Story,
+}
+
+impl Options {
+    /// What a campaign is asked for, in short.
+    pub fn describe(&self) -> String {
+        let Self { strategy, preemptions, preemptions_with_faults, schedules, time, seed, depth, faults, .. } = self;
+        let number = |n: Option<u64>| n.map_or_else(|| "-".to_owned(), |n| n.to_string());
+        format!(
+            "{} k{preemptions}/{preemptions_with_faults} n{} t{} s{seed} d{depth} {}{}",
+            strategy.name(),
+            number(*schedules),
+            number(time.map(|time| time.as_secs())),
+            faults.name(),
+            if self.whole { " whole" } else { "" }
+        )
+    }
+}
+
+/// Explores a scenario on the card in memory.
+pub fn check(scenario: &Scenario, options: &Options, watch: &Arc<Watch>) -> Report {
+    let began = Instant::now();
+    let jobs = options.jobs.max(1);
+    let of = options.shard.1 * jobs;
+    let (shared, found) = (Arc::new(scenario.clone()), Arc::new(AtomicBool::new(false)));
+    let tallies: Vec<Tally> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..jobs)
+            .map(|job| {
+                let (scenario, watch, found) = (Arc::clone(&shared), Arc::clone(watch), Arc::clone(&found));
+                let share = (options.shard.0 * jobs + job, of);
+                scope.spawn(move || {
+                    Worker { scenario, options, watch, found, share, began, last: RefCell::default() }.work()
+                })
+            })
+            .collect();
+        workers.into_iter().map(|worker| worker.join().unwrap_or_default()).collect()
+    });
+    let failures = tallies.iter().flat_map(|tally| &tally.failures);
+    // The one with the fewest failures asked for and the fewest switches is told.
+    let simplest = failures.min_by_key(|failure| (failure.plan.len(), failure.deviations.len()));
+    let violations = simplest.map(|failure| {
+        let (scenario, failure) = (scenario.clone(), failure.clone());
+        let case = Case { scenario, gone: Vec::new(), failure, whole: options.whole, bound: BOUND };
+        let story = story(&minimise(case));
+        let (invariant, detail, token) = (story.invariant.clone(), story.detail.clone(), story.token.clone());
+        Violation { invariant, detail, token, story }
+    });
+    let exhaustive = |of: fn(&Tally) -> Option<u8>| tallies.iter().map(of).min().flatten();
+    Report {
+        scenario: scenario.name.clone(),
+        fingerprint: fingerprint(scenario),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        strategy: options.strategy.name().to_owned(),
+        schedules: tallies.iter().map(|tally| tally.schedules).sum(),
+        exhaustive_preemptions: exhaustive(|tally| tally.exhaustive),
+        faults: FaultsReport {
+            mode: options.faults.name().to_owned(),
+            places: tallies.iter().map(|tally| tally.places).max().unwrap_or_default(),
+            exhaustive_preemptions: match options.faults {
+                Faults::None => None,
+                _ => exhaustive(|tally| tally.exhaustive_with_faults),
+            },
+        },
+        violations: violations.into_iter().collect(),
+        elapsed_ms: began.elapsed().as_millis() as u64,
+        shard: [options.shard.0 + 1, options.shard.1],
+        campaign: options.describe(),
+        interrupted: watch.stop.load(std::sync::atomic::Ordering::Relaxed),
+    }
+}
+
+/// Tells the schedule of a token again: what happens, with the invariant that does not hold if there is one.
+///
+/// # Panics
+/// The thread that tells it cannot be started.
+pub fn replay(scenario: &Scenario, token: &Token) -> Story {
+    // On a thread of its own: what an exploration remembers of others on this one is not to matter.
+    thread::scope(|scope| scope.spawn(|| tell(scenario, token, BOUND).0).join().expect("telling does not panic"))
+}

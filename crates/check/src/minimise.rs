@@ -1,0 +1,208 @@
+//! Making a failure small: fewer failures asked for, fewer threads and steps, fewer switches.
+//!
+//! Each thing left out must leave the same invariant broken. Without a step the same switches may not
+//! lead to the failure any more, though others would: so a few schedules are searched, too.
+
+use std::cell::RefCell;
+use std::ops::ControlFlow;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lockdep::{Explore, Halt};
+use scenario::Scenario;
+use shuttle::scheduler::Scheduler;
+
+use crate::campaign::Failure;
+use crate::schedulers::{Bounded, Deviation, Recorded, Replay};
+use crate::story::{Row, RowKind, Story, rows};
+use crate::telling::{Found, Teller};
+use crate::token::{Token, fingerprint, without};
+
+/// How long to go on making it smaller.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Schedules to search for the failure after something was left out.
+const SEARCH: u64 = 400;
+
+/// How a failure is told again.
+#[derive(Clone, Debug)]
+pub(crate) struct Case {
+    pub scenario: Scenario,
+    pub gone: Vec<(u16, u16)>,
+    pub failure: Failure,
+    pub whole: bool,
+    pub bound: usize,
+}
+
+impl Case {
+    fn less(&self) -> Scenario {
+        without(&self.scenario, &self.gone)
+    }
+
+    fn invariant(&self) -> &str {
+        self.failure.found.first().map_or("", |found| &found.invariant)
+    }
+
+    /// Tells it in the schedules of a scheduler, up to the first that breaks the same invariant.
+    fn find<S: Scheduler + 'static>(&self, scheduler: S, budget: u64) -> Option<(Vec<Found>, Vec<Deviation>)> {
+        let teller = Teller::new(Arc::new(self.less()), &self.failure.plan, false);
+        let (recorded, deviations) = Recorded::new(scheduler);
+        let result = Rc::new(RefCell::new(None));
+        let (ours, listener, meant) = (Rc::clone(&result), teller.clone(), self.invariant().to_owned());
+        let mut schedules = 0;
+        let ended = move |halt: Option<Halt>| {
+            let (mut found, _) = listener.verdict(halt);
+            schedules += 1;
+            if let Some(at) = found.iter().position(|found| found.invariant == meant) {
+                found.swap(0, at);
+                *ours.borrow_mut() = Some((found, deviations.borrow().clone()));
+                return ControlFlow::Break(());
+            }
+            if schedules < budget { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        };
+        let explore = Explore { record: false, bound: self.bound, focused: !self.whole };
+        explore.run(recorded, ended, move || teller.tell(false));
+        result.take()
+    }
+
+    /// Whether it still fails in the same way, in the same schedule or in one near it.
+    fn fails(&mut self, search: bool) -> bool {
+        let mut result = self.find(Replay::new(self.failure.deviations.clone()), 1);
+        for bound in 0..=2 {
+            if !search || result.is_some() {
+                break;
+            }
+            result = self.find(Bounded::new(bound, true), SEARCH);
+        }
+        match result {
+            None => false,
+            Some((found, deviations)) => {
+                (self.failure.found, self.failure.deviations) = (found, deviations);
+                true
+            }
+        }
+    }
+}
+
+/// Makes it as small as it gets in a while.
+pub(crate) fn minimise(mut case: Case) -> Case {
+    let until = Instant::now() + PATIENCE;
+    let mut again = case.clone();
+    if !again.fails(false) {
+        // What it takes is more than the schedule: the checker remembers other schedules.
+        return case;
+    }
+    case = again;
+    let attempt = |case: &mut Case, change: &dyn Fn(&mut Case), search: bool| {
+        if Instant::now() >= until {
+            return false;
+        }
+        let mut smaller = case.clone();
+        change(&mut smaller);
+        let failed = smaller.fails(search);
+        if failed {
+            *case = smaller;
+        }
+        failed
+    };
+    for index in (0..case.failure.plan.len()).rev() {
+        attempt(&mut case, &|case| drop(case.failure.plan.remove(index)), false);
+    }
+    // What was expected of the whole means nothing without a part.
+    if !["expectation", "step"].contains(&case.invariant()) {
+        let threads: Vec<(u16, usize)> =
+            case.scenario.threads.iter().map(|t| t.steps.len()).zip(0..).map(|(n, t)| (t, n)).collect();
+        for (thread, steps) in threads.iter().filter(|_| threads.len() > 1) {
+            let all: Vec<(u16, u16)> = (0..*steps as u16).map(|step| (*thread, step)).collect();
+            if case.less().threads.len() > 1 {
+                attempt(&mut case, &|case| case.gone.extend(&all), true);
+            }
+        }
+        let setup = (u16::MAX, case.scenario.setup.len());
+        for (thread, steps) in threads.into_iter().chain([setup]) {
+            for step in (0..steps as u16).rev() {
+                let left = case.less().threads.iter().map(|thread| thread.steps.len()).sum::<usize>();
+                if !case.gone.contains(&(thread, step)) && (left > 1 || thread == u16::MAX) {
+                    attempt(&mut case, &|case| case.gone.push((thread, step)), true);
+                }
+            }
+        }
+    }
+    // The fewest switches: of large parts first, then one by one, until none can go.
+    let mut size = case.failure.deviations.len().max(1);
+    loop {
+        let mut smaller = false;
+        let mut at = 0;
+        while at < case.failure.deviations.len() {
+            let end = (at + size).min(case.failure.deviations.len());
+            let before = case.failure.deviations.len();
+            let left_out = attempt(&mut case, &|case| drop(case.failure.deviations.drain(at..end)), false);
+            if left_out && case.failure.deviations.len() < before {
+                smaller = true;
+            } else {
+                at += size;
+            }
+        }
+        if size > 1 {
+            size = size.div_ceil(2);
+        } else if !smaller {
+            return case;
+        }
+    }
+}
+
+/// Tells it once more and writes down what happens.
+pub(crate) fn story(case: &Case) -> Story {
+    let scenario = case.less();
+    let token = Token {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        scenario: scenario.name.clone(),
+        fingerprint: fingerprint(&case.scenario),
+        without: case.gone.clone(),
+        faults: case.failure.plan.clone(),
+        deviations: case.failure.deviations.clone(),
+        whole: case.whole,
+    };
+    let (story, found) = tell(&scenario, &token, case.bound);
+    let found = found.first().or(case.failure.found.first()).cloned();
+    Story {
+        invariant: found.as_ref().map_or_else(String::new, |found| found.invariant.clone()),
+        detail: found.map_or_else(String::new, |found| found.detail),
+        token: token.to_string(),
+        ..story
+    }
+}
+
+/// Tells the schedule of a token: what happens, and what did not hold.
+pub(crate) fn tell(scenario: &Scenario, token: &Token, bound: usize) -> (Story, Vec<Found>) {
+    let teller = Teller::new(Arc::new(scenario.clone()), &token.faults, true);
+    let result = Rc::new(RefCell::new((Story::default(), Vec::new())));
+    let (ours, listener) = (Rc::clone(&result), teller.clone());
+    let ended = move |halt: Option<Halt>| {
+        let (found, _) = listener.verdict(halt);
+        let (threads, happenings) = lockdep::look(|model| {
+            let threads: Vec<String> = model.threads().iter().map(|thread| thread.name.clone()).collect();
+            (threads, model.take_happenings())
+        });
+        let mut rows = rows(&happenings, threads.len());
+        if let (Some(found), false) = (found.first(), rows.iter().any(|row| row.kind == RowKind::Violation)) {
+            let (step, thread) = rows.last().map_or((0, 0), |row| (row.step, row.thread));
+            let what = format!("{}: {}", found.invariant, found.detail);
+            let kind = RowKind::Violation;
+            rows.push(Row { step, thread, kind, what, object: None, at: String::new(), held: Vec::new() });
+        }
+        *ours.borrow_mut() = (Story { threads, rows, ..Story::default() }, found);
+        ControlFlow::Break(())
+    };
+    let explore = Explore { record: true, bound, focused: !token.whole };
+    explore.run(Replay::new(token.deviations.clone()), ended, move || teller.tell(false));
+    let (mut story, found) = result.take();
+    story.scenario = scenario.name.clone();
+    story.faults = token.faults.iter().map(ToString::to_string).collect();
+    story.token = token.to_string();
+    story.preemptions = story.rows.iter().filter(|row| row.kind == RowKind::Preempted).count();
+    if let Some(first) = found.first() {
+        (story.invariant, story.detail) = (first.invariant.clone(), first.detail.clone());
+    }
+    (story, found)
+}

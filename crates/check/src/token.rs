@@ -1,0 +1,139 @@
+//! Tokens: a failing schedule in one word, to be pasted after `--replay`.
+
+use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::str::FromStr;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use scenario::Scenario;
+use serde::{Deserialize, Serialize};
+
+use crate::faults::Place;
+use crate::schedulers::Deviation;
+
+/// What a token starts with: its own version.
+const PREFIX: &str = "esw1.";
+
+/// A schedule of a scenario, with what fails in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Token {
+    /// The version of the program that wrote it.
+    pub version: String,
+    /// The scenario's name.
+    pub scenario: String,
+    /// Its contents, in short: another scenario of that name is another scenario.
+    pub fingerprint: u64,
+    /// Steps that are left out, as thread and step: `(u16::MAX, n)` for the n-th of `setup`.
+    pub without: Vec<(u16, u16)>,
+    /// What fails.
+    pub faults: Vec<Place>,
+    /// Where the schedule is not the plain one.
+    pub deviations: Vec<Deviation>,
+    /// Bring-up and take-down have more than one order, too.
+    pub whole: bool,
+}
+
+/// Why a token cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TokenError {
+    /// It is no token at all.
+    #[error("not a token: expected what a failure printed after `--replay`, starting with `{PREFIX}`")]
+    Malformed,
+    /// It is of another version.
+    #[error("the token is from version {0}, this is {current}: replay it with that version, or check again", current = env!("CARGO_PKG_VERSION"))]
+    Version(String),
+    /// The scenario it is of is not among those given.
+    #[error("the token is of the scenario `{0}`, which is not in {1}: give its file after the token")]
+    NoScenario(String, String),
+    /// The scenario has changed since.
+    #[error(
+        "the scenario `{0}` has changed since the token was written: the schedule would not be the same; check it again"
+    )]
+    Changed(String),
+}
+
+/// What a scenario contains, in short.
+pub fn fingerprint(scenario: &Scenario) -> u64 {
+    // Places in the file are not part of what it says.
+    let mut hasher = DefaultHasher::new();
+    let steps = |steps: &[scenario::Step], hasher: &mut DefaultHasher| {
+        steps.iter().for_each(|step| (&step.text, format!("{:?}", step.expected)).hash(hasher));
+    };
+    (&scenario.name, format!("{:?}", scenario.card), format!("{:?}", scenario.settle)).hash(&mut hasher);
+    steps(&scenario.setup, &mut hasher);
+    for thread in &scenario.threads {
+        thread.name.hash(&mut hasher);
+        steps(&thread.steps, &mut hasher);
+    }
+    steps(&scenario.finally, &mut hasher);
+    scenario.expect.iter().for_each(|expectation| expectation.text.hash(&mut hasher));
+    hasher.finish()
+}
+
+impl Token {
+    /// The scenario that the token is of, among these, without the steps that it leaves out.
+    ///
+    /// # Errors
+    /// It is not among them, or has changed.
+    pub fn scenario(&self, among: &[Scenario], whence: &str) -> Result<Scenario, TokenError> {
+        let named = || among.iter().filter(|scenario| scenario.name == self.scenario);
+        let Some(found) = named().find(|scenario| fingerprint(scenario) == self.fingerprint) else {
+            return Err(match named().next() {
+                None => TokenError::NoScenario(self.scenario.clone(), whence.to_owned()),
+                Some(_) => TokenError::Changed(self.scenario.clone()),
+            });
+        };
+        Ok(without(found, &self.without))
+    }
+}
+
+/// The scenario without some of its steps; a thread that has none left is left out.
+pub(crate) fn without(scenario: &Scenario, gone: &[(u16, u16)]) -> Scenario {
+    let mut less = scenario.clone();
+    let keep = |thread: u16, steps: &mut Vec<scenario::Step>| {
+        let mut index = 0..;
+        steps.retain(|_| !index.next().is_some_and(|step: u16| gone.contains(&(thread, step))));
+    };
+    keep(u16::MAX, &mut less.setup);
+    for (thread, index) in less.threads.iter_mut().zip(0..) {
+        keep(index, &mut thread.steps);
+    }
+    less.threads.retain(|thread| !thread.steps.is_empty());
+    less
+}
+
+impl fmt::Display for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let deviations: Vec<(u8, u32, u8)> = self.deviations.iter().map(|d| (d.thread, d.ops, d.to)).collect();
+        let faults: Vec<(&str, u32)> = self.faults.iter().map(|place| (&*place.name, place.nth)).collect();
+        let all =
+            (&self.version, &self.scenario, self.fingerprint, &self.without, faults, deviations, u8::from(self.whole));
+        let text = serde_json::to_string(&all).map_err(|_| fmt::Error)?;
+        write!(f, "{PREFIX}{}", URL_SAFE_NO_PAD.encode(text))
+    }
+}
+
+impl FromStr for Token {
+    type Err = TokenError;
+
+    fn from_str(text: &str) -> Result<Self, TokenError> {
+        type Parts = (String, String, u64, Vec<(u16, u16)>, Vec<(String, u32)>, Vec<(u8, u32, u8)>, u8);
+        let rest = text.trim().strip_prefix(PREFIX).ok_or(TokenError::Malformed)?;
+        let bytes = URL_SAFE_NO_PAD.decode(rest).map_err(|_| TokenError::Malformed)?;
+        let (version, scenario, fingerprint, without, faults, deviations, whole): Parts =
+            serde_json::from_slice(&bytes).map_err(|_| TokenError::Malformed)?;
+        if version != env!("CARGO_PKG_VERSION") {
+            return Err(TokenError::Version(version));
+        }
+        Ok(Self {
+            version,
+            scenario,
+            fingerprint,
+            without,
+            faults: faults.into_iter().map(|(name, nth)| Place { name, nth }).collect(),
+            deviations: deviations.into_iter().map(|(thread, ops, to)| Deviation { thread, ops, to }).collect(),
+            whole: whole != 0,
+        })
+    }
+}

@@ -1,0 +1,304 @@
+//! `esw check`: explores scenarios, joins the parts of a campaign, tells a schedule again.
+
+use std::fs;
+use std::io::IsTerminal;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use check::{Options, Report, Token, Watch};
+use indicatif::{ProgressBar, ProgressStyle};
+use scenario::Scenario;
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use crate::arguments::{Check, Faults, Strategy};
+use crate::output::{Style, line, time};
+use crate::run::read_all;
+use crate::{FAILED, HELD, INTERRUPTED, UNUSABLE};
+
+/// How long for each scenario when nothing is said.
+const TIME: Duration = Duration::from_secs(10);
+
+/// Runs the command; its exit status.
+///
+/// # Errors
+/// A file that cannot be read, a token or a report that cannot be used, a folder that is in the way.
+pub fn check(arguments: &Check) -> Result<u8> {
+    if !arguments.merge.is_empty() {
+        return merge(arguments);
+    }
+    if let Some(token) = &arguments.replay {
+        return replay(arguments, token);
+    }
+    refuse_what_makes_no_sense(arguments)?;
+    let Some(stories) = read_all(&arguments.paths)? else {
+        return Ok(UNUSABLE);
+    };
+    if let Some(folder) = &arguments.report {
+        // Before anything runs: what is found must not be lost for want of a place to put it.
+        fs::create_dir(folder).with_context(|| {
+            format!("{}: expected a folder that can be made and is not there yet", folder.display())
+        })?;
+    }
+    let watch = Arc::new(Watch::default());
+    stop_on_signal(&watch)?;
+    let options = options(arguments);
+    let style = Style::detect();
+    let (memory, others): (Vec<_>, Vec<_>) = stories.into_iter().map(|story| story.scenario).partition(in_memory);
+    for scenario in &others {
+        eprintln!(
+            "{} {}: it is for the card linux, and only the card memory is explored",
+            style.faint("skipped"),
+            scenario.name
+        );
+    }
+    if memory.is_empty() {
+        eprintln!("esw: nothing was explored; give a scenario that can be told on the card memory");
+        return Ok(UNUSABLE);
+    }
+    let mut reports = Vec::new();
+    for (index, scenario) in memory.iter().enumerate() {
+        let progress = progress(arguments, scenario, (index + 1, memory.len()), &options, &watch);
+        let report = check::check(scenario, &options, &watch);
+        progress.finish();
+        print(arguments, style, &report)?;
+        reports.push(report);
+        if watch.stop.load(Ordering::Relaxed) {
+            break;
+        }
+    }
+    finish(arguments, style, &reports, memory.len())
+}
+
+fn in_memory(scenario: &Scenario) -> bool {
+    scenario.cards.iter().any(|card| card.name == "memory")
+}
+
+/// Options that are for another strategy than the one chosen.
+fn refuse_what_makes_no_sense(arguments: &Check) -> Result<()> {
+    let random = arguments.strategy != Strategy::Bounded;
+    if random && arguments.no_reduction {
+        bail!("--no-reduction is for --strategy bounded: random schedules are not reduced");
+    }
+    if arguments.jobs > 1024 {
+        bail!("--jobs {}: expected at most 1024", arguments.jobs);
+    }
+    if let Some(shard) = arguments.shard
+        && shard.of > 100_000
+    {
+        bail!("--shard {}/{}: expected at most 100000 parts", shard.index, shard.of);
+    }
+    Ok(())
+}
+
+fn options(arguments: &Check) -> Options {
+    let cores = || thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
+    let given = arguments.time.map(Duration::from_secs);
+    Options {
+        strategy: match arguments.strategy {
+            Strategy::Bounded => check::Strategy::Bounded,
+            Strategy::Random => check::Strategy::Random,
+            Strategy::Pct => check::Strategy::Pct,
+            Strategy::Urw => check::Strategy::Urw,
+        },
+        preemptions: arguments.preemptions,
+        preemptions_with_faults: arguments.fault_preemptions,
+        schedules: arguments.schedules,
+        time: if arguments.schedules.is_none() { given.or(Some(TIME)) } else { given },
+        seed: arguments.seed,
+        depth: arguments.depth.into(),
+        faults: match arguments.faults {
+            Faults::None => check::Faults::None,
+            Faults::Each => check::Faults::Each,
+            Faults::Pairs => check::Faults::Pairs,
+        },
+        jobs: if arguments.jobs == 0 { cores() } else { arguments.jobs },
+        shard: arguments.shard.map_or((0, 1), |shard| (shard.index - 1, shard.of)),
+        whole: arguments.whole,
+        reduce: !arguments.no_reduction,
+    }
+}
+
+/// The first signal ends the campaign with what was found so far, the second the command.
+fn stop_on_signal(watch: &Arc<Watch>) -> Result<()> {
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM]).context("installing signal handlers")?;
+    let watch = Arc::clone(watch);
+    let listen = move || {
+        for _ in signals.forever() {
+            if watch.stop.swap(true, Ordering::Relaxed) {
+                std::process::exit(INTERRUPTED.into());
+            }
+        }
+    };
+    thread::Builder::new().name("signals".to_owned()).spawn(listen)?;
+    Ok(())
+}
+
+/// The line that moves while a scenario is explored.
+struct Progress {
+    bar: ProgressBar,
+    done: Arc<std::sync::atomic::AtomicBool>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Progress {
+    fn finish(mut self) {
+        self.done.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            let _ = thread.join();
+        }
+        self.bar.finish_and_clear();
+    }
+}
+
+fn progress(
+    arguments: &Check,
+    scenario: &Scenario,
+    (index, of): (usize, usize),
+    options: &Options,
+    watch: &Arc<Watch>,
+) -> Progress {
+    let done = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    watch.schedules.store(0, Ordering::Relaxed);
+    watch.preemptions.store(0, Ordering::Relaxed);
+    watch.places.iter().for_each(|places| places.store(0, Ordering::Relaxed));
+    if arguments.json || !std::io::stderr().is_terminal() {
+        return Progress { bar: ProgressBar::hidden(), done, thread: None };
+    }
+    let bar = ProgressBar::new_spinner();
+    bar.set_style(ProgressStyle::with_template("{spinner} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner()));
+    let name = scenario.name.clone();
+    let (watch, theirs, ours, options) = (Arc::clone(watch), bar.clone(), Arc::clone(&done), options.clone());
+    let began = std::time::Instant::now();
+    let tell = move || {
+        while !ours.load(Ordering::Relaxed) {
+            let schedules = watch.schedules.load(Ordering::Relaxed);
+            let elapsed = began.elapsed();
+            let rate = schedules as f64 / elapsed.as_secs_f64().max(0.001);
+            let [asked, places] = [0, 1].map(|i| watch.places[i].load(Ordering::Relaxed));
+            let what = match (options.strategy, places) {
+                (check::Strategy::Bounded, 0) => format!("{} preemptions", watch.preemptions.load(Ordering::Relaxed)),
+                (_, 0) => options.strategy.name().to_owned(),
+                _ => format!("failure {asked} of {places}"),
+            };
+            let left = match (options.time, options.schedules) {
+                (_, Some(n)) => format!("{} schedules left", n.saturating_sub(schedules)),
+                (Some(time), None) => format!("{} s left", time.saturating_sub(elapsed).as_secs()),
+                (None, None) => String::new(),
+            };
+            theirs.set_message(format!("[{index}/{of}] {name}: {what}, {schedules} schedules, {rate:.0}/s, {left}"));
+            theirs.tick();
+            thread::park_timeout(Duration::from_millis(100));
+        }
+    };
+    let thread = thread::Builder::new().name("progress".to_owned()).spawn(tell).ok();
+    Progress { bar, done, thread }
+}
+
+/// What a scenario came to: a line, or a JSON object.
+fn print(arguments: &Check, style: Style, report: &Report) -> Result<()> {
+    if arguments.json {
+        line(&serde_json::to_string(report)?);
+        return Ok(());
+    }
+    let verdict = match (report.violations.is_empty(), report.interrupted) {
+        (false, _) => style.bad("FAILED"),
+        (true, true) => style.bad("interrupted"),
+        (true, false) => style.good("ok"),
+    };
+    let rate = report.schedules as f64 / (report.elapsed_ms as f64 / 1e3).max(0.001);
+    line(&format!(
+        "{}: {verdict}; {} schedules{}{} in {} ({rate:.0}/s)",
+        style.strong(&report.scenario),
+        report.schedules,
+        reached(report),
+        with_faults(report),
+        time(Duration::from_millis(report.elapsed_ms)),
+    ));
+    for violation in &report.violations {
+        line(&format!("  {}  {}: {}", style.bad("FAILS"), violation.invariant, violation.detail));
+        line(&format!("  esw check --replay {}", violation.token));
+    }
+    Ok(())
+}
+
+fn reached(report: &Report) -> String {
+    match (report.strategy.as_str(), report.exhaustive_preemptions) {
+        ("bounded", Some(k)) => format!(", every one with at most {k} preemption{}", if k == 1 { "" } else { "s" }),
+        ("bounded", None) => ", not every one without preemptions".to_owned(),
+        (strategy, _) => format!(" ({strategy})"),
+    }
+}
+
+fn with_faults(report: &Report) -> String {
+    let faults = &report.faults;
+    match (faults.mode.as_str(), faults.exhaustive_preemptions) {
+        ("none", _) => String::new(),
+        (mode, Some(k)) => format!(", {mode} of {} failures at {k}", faults.places),
+        (mode, None) if report.strategy == "bounded" => format!(", not {mode} of {} failures", faults.places),
+        (mode, None) => format!(", {mode} of {} failures", faults.places),
+    }
+}
+
+/// The end of a campaign: its summary, its pages, its exit status.
+fn finish(arguments: &Check, style: Style, reports: &[Report], of: usize) -> Result<u8> {
+    let failed = reports.iter().filter(|report| !report.violations.is_empty()).count();
+    let interrupted = reports.iter().any(|report| report.interrupted);
+    let schedules: u64 = reports.iter().map(|report| report.schedules).sum();
+    let mut summary = format!("{} held in {schedules} schedules", reports.len() - failed);
+    if failed > 0 {
+        summary += &format!(", {}", style.bad(&format!("{failed} failed")));
+    }
+    if reports.len() < of {
+        summary += &format!(", {} not explored", of - reports.len());
+    }
+    if arguments.json {
+        eprintln!("{summary}");
+    } else if of > 1 {
+        line(&summary);
+    }
+    Ok(match (failed, interrupted) {
+        (1.., _) => FAILED,
+        (0, true) => INTERRUPTED,
+        (0, false) => HELD,
+    })
+}
+
+fn merge(arguments: &Check) -> Result<u8> {
+    let mut reports = Vec::new();
+    for path in &arguments.merge {
+        let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        reports.extend(check::read(&path.display().to_string(), &text)?);
+    }
+    let reports = check::merge(reports)?;
+    let style = Style::detect();
+    for report in &reports {
+        print(arguments, style, report)?;
+    }
+    finish(arguments, style, &reports, reports.len())
+}
+
+fn replay(arguments: &Check, token: &str) -> Result<u8> {
+    let token: Token = token.parse()?;
+    let default = [Path::new("scenarios").to_owned()];
+    let paths = if arguments.paths.is_empty() { &default[..] } else { &arguments.paths };
+    let whence = paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+    let Some(stories) = read_all(paths)? else {
+        return Ok(UNUSABLE);
+    };
+    let scenarios: Vec<Scenario> = stories.into_iter().map(|story| story.scenario).collect();
+    let scenario = token.scenario(&scenarios, &whence)?;
+    let story = check::replay(&scenario, &token);
+    if arguments.json {
+        line(&serde_json::to_string(&story)?);
+    } else if story.invariant.is_empty() {
+        line(&format!("{}: held in the schedule of the token", story.scenario));
+    } else {
+        line(&format!("{}: {}: {}", story.scenario, story.invariant, story.detail));
+    }
+    Ok(if story.invariant.is_empty() { HELD } else { FAILED })
+}
