@@ -245,6 +245,8 @@ impl Component {
                 Ok(()) => {
                     self.note_pair(pf, other.index(), true);
                     shared.events.emit(cx, || Event::Paired(pf, other.index(), true));
+                    // It may be what a LAG waits for.
+                    shared.lag.members_changed(cx);
                 }
                 Err(error) => result = result.and(Err(error)),
             }

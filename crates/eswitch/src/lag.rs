@@ -234,7 +234,7 @@ impl Lag {
 
     /// What the members are or can do has changed: evaluates it, if there is a bond for which that could
     /// matter. One that comes or goes is evaluated anyway.
-    fn members_changed<P: LockBefore<LagClass>>(&self, cx: &mut Locked<'_, P>) {
+    pub(crate) fn members_changed<P: LockBefore<LagClass>>(&self, cx: &mut Locked<'_, P>) {
         if !self.one_port && self.state.lock(cx).0.has_bond() {
             self.evaluate_soon(cx);
         }
