@@ -229,7 +229,7 @@ impl Teller<'_> {
             "true-success",
         ];
         if self.domain.is_checked() {
-            invariants.push("lock-order");
+            invariants.extend(["loaded-implies-registered", "ops-quiesced", "unwind-own", "stale-work", "lock-order"]);
         }
         invariants.retain(|name| outcome.violations.iter().all(|violation| violation.invariant != *name));
         if outcome.snapshot.is_some() {

@@ -8,8 +8,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use lockdep::{Class, LockBefore, Locked, Mutex};
+use lockdep::{Class, LockBefore, Locked, Mutex, Shadow};
 
+use crate::card::CardError;
 use crate::device::Pf;
 use crate::driver::{AuxiliaryDriver, BoundDriver};
 use crate::error::{Error, Result};
@@ -66,6 +67,15 @@ pub struct AuxiliaryDevice<C> {
     id: u32,
     function: Function,
     state: Mutex<C, State>,
+    seen: Shadow<Seen>,
+}
+
+/// What has become of a device, for invariants.
+#[derive(Clone, Copy, Default)]
+struct Seen {
+    driver: Option<&'static str>,
+    failed: bool,
+    removed: bool,
 }
 
 #[derive(Default)]
@@ -107,14 +117,28 @@ impl<C: Class> AuxiliaryDevice<C> {
         C: LockBefore<Probe>,
     {
         let (mut state, mut cx) = self.state.lock(cx);
+        let bound = self.bind(&mut state, &mut cx, bus, events);
+        self.note(&cx, &state);
+        bound
+    }
+
+    fn bind(&self, state: &mut State, cx: &mut Locked<'_, C>, bus: &Bus, events: &Events) -> Result<()>
+    where
+        C: LockBefore<Probe>,
+    {
         if state.removed || state.bound.is_some() {
             return Ok(());
         }
-        let Some(driver) = bus.driver_for(&mut cx, self.kind) else {
+        let Some(driver) = bus.driver_for(cx, self.kind) else {
             state.failed = None;
             return Ok(());
         };
-        match driver.probe(&mut cx.narrow(), &self.function) {
+        let probed = if cx.fails(|| self.place()) {
+            Err(Error::Card { what: self.name(), source: CardError::Planned(self.place()) })
+        } else {
+            driver.probe(&mut cx.narrow(), &self.function)
+        };
+        match probed {
             Ok(bound) => {
                 state.bound = Some((driver, bound));
                 state.failed = None;
@@ -122,10 +146,46 @@ impl<C: Class> AuxiliaryDevice<C> {
             }
             Err(error) => {
                 state.failed = Some(error.clone());
-                events.emit(&mut cx, || Event::ProbeFailed(self.name(), error.to_string()));
+                events.emit(cx, || Event::ProbeFailed(self.name(), error.to_string()));
                 Err(error)
             }
         }
+    }
+
+    /// The name of its probe among what can fail. An SF's goes by its vport: its number on the bus is
+    /// that of who came first.
+    fn place(&self) -> String {
+        match &self.function {
+            Function::Pf(_) => format!("probe {}", self.name()),
+            Function::Sf(sf) => format!("probe mlx5_core.{} pf{} {}", self.kind, sf.pf().index().0, sf.vport()),
+        }
+    }
+
+    fn note(&self, cx: &Locked<'_, C>, state: &State) {
+        let driver = state.bound.as_ref().map(|(driver, _)| driver.name());
+        let now = Seen { driver, failed: state.failed.is_some(), removed: state.removed };
+        self.seen.note(cx, |seen| *seen = now);
+    }
+
+    /// A module has come: the device has its driver, or the error of its probe is listed.
+    fn ensure_served<L>(&self, cx: &Locked<'_, L>, drivers: &[&'static dyn AuxiliaryDriver]) {
+        let seen = || self.seen.with(|seen| *seen);
+        let mine = || drivers.iter().any(|driver| driver.kind() == self.kind);
+        cx.ensure(
+            "true-success",
+            || !mine() || seen().driver.is_some() || seen().failed || seen().removed,
+            || format!("{} has no driver though its module is loaded, and no error", self.name()),
+        );
+    }
+
+    /// A module has gone: the device has none of its drivers.
+    fn ensure_left<L>(&self, cx: &Locked<'_, L>, gone: impl Fn(&str) -> bool) {
+        let driver = || self.seen.with(|seen| seen.driver);
+        cx.ensure(
+            "true-success",
+            || !driver().is_some_and(&gone),
+            || format!("{} has the driver {:?} of a module that is unloaded", self.name(), driver()),
+        );
     }
 
     /// Unbinds the driver if one is bound and `which` says so.
@@ -143,6 +203,7 @@ impl<C: Class> AuxiliaryDevice<C> {
         if let Some((_, bound)) = state.bound.take_if(|(driver, _)| which(*driver)) {
             bound.remove(&mut cx.narrow());
         }
+        self.note(&cx, &state);
     }
 }
 
@@ -198,6 +259,7 @@ impl Bus {
             id: pf.index().0.into(),
             function: Function::Pf(Arc::clone(pf)),
             state: Mutex::new(State::default()),
+            seen: Shadow::default(),
         });
         self.lists.lock_leaf(cx).pf.insert((device.id, kind), Arc::clone(&device));
         let bound = device.attach(cx, self, events);
@@ -217,6 +279,7 @@ impl Bus {
             id: sf.id(),
             function: Function::Sf(Arc::clone(sf)),
             state: Mutex::new(State::default()),
+            seen: Shadow::default(),
         });
         self.lists.lock_leaf(cx).sf.insert((device.id, kind), Arc::clone(&device));
         let bound = device.attach(cx, self, events);
@@ -277,16 +340,18 @@ impl Bus {
             lists.snapshot()
         };
         let mut failed = Vec::new();
-        for device in pf {
+        for device in &pf {
             if device.attach(cx, self, events).is_err() {
                 failed.push(device.function.clone());
             }
         }
-        for device in sf {
+        for device in &sf {
             if device.attach(cx, self, events).is_err() {
                 failed.push(device.function.clone());
             }
         }
+        pf.iter().for_each(|device| device.ensure_served(cx, drivers));
+        sf.iter().for_each(|device| device.ensure_served(cx, drivers));
         failed
     }
 
@@ -308,6 +373,9 @@ impl Bus {
         for device in pf.iter().rev() {
             device.detach(cx, false, gone);
         }
+        let gone = |name: &str| drivers.iter().any(|d| d.name() == name);
+        pf.iter().for_each(|device| device.ensure_left(cx, gone));
+        sf.iter().for_each(|device| device.ensure_left(cx, gone));
     }
 
     fn driver_for<L>(&self, cx: &mut Locked<'_, L>, kind: AuxKind) -> Option<&'static dyn AuxiliaryDriver> {

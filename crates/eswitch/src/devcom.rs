@@ -202,6 +202,11 @@ impl Component {
         member.map(|m| m.paired.iter().copied().collect()).unwrap_or_default()
     }
 
+    /// Whether the RDMA device of each PF that is not leaving is marked disabled.
+    pub(crate) fn ib_disabled(&self) -> impl Iterator<Item = (PfIndex, bool)> {
+        self.members.iter().filter(|m| !m.leaving).map(|m| (m.pf.index(), m.ib_disabled))
+    }
+
     /// What LAG looks at of them.
     pub(crate) fn lag_members(&self) -> Vec<lag::Member> {
         self.members
@@ -245,6 +250,8 @@ impl Component {
                 Ok(()) => {
                     self.note_pair(pf, other.index(), true);
                     shared.events.emit(cx, || Event::Paired(pf, other.index(), true));
+                    // It may be what a LAG waits for.
+                    shared.lag.members_changed(cx);
                 }
                 Err(error) => result = result.and(Err(error)),
             }

@@ -177,19 +177,18 @@ impl Device {
             shared: Arc::clone(shared),
             devlink: Devlink::default(),
             eswitch: ESwitch::new(self.index, self.address),
-            sf_queue: SfQueue::default(),
+            sf_queue: SfQueue::new(self.index),
             host_vfs: Arc::clone(host_vfs),
         });
         let function = Resource::Function(self.index);
         shared.create(cx, function, pf.mac_of(Vport::Uplink), None)?;
-        let serve = |name: String, serve: fn(&Arc<Pf>, &mut Locked<'_, lockdep::Unlocked>)| {
-            let pf = Arc::clone(&pf);
-            shared.threads.spawn(&name, Box::new(move |cx| serve(&pf, cx)))
+        let serve = |queue: &str, name: &str, serve: fn(&Arc<Pf>, &mut Locked<'_, lockdep::Unlocked>)| {
+            let (of, name, served) = (self.index.0, format!("{name}-{}", self.address), Arc::clone(&pf));
+            shared.start(cx, &format!("pf{of} {queue}"), &name, Box::new(move |cx| serve(&served, cx)))
         };
-        let no_thread = |source: std::io::Error| Error::NoThread(source.to_string());
-        let served = serve(format!("esw-{}", self.address), Pf::serve_work).map_err(no_thread).and_then(|work| {
+        let served = serve("work", "esw", Pf::serve_work).and_then(|work| {
             threads.push(work);
-            threads.push(serve(format!("sf-{}", self.address), Pf::serve_sfs).map_err(no_thread)?);
+            threads.push(serve("sf", "sf", Pf::serve_sfs)?);
             Ok(())
         });
         let up = pf.devlink.with(cx, |state, cx| {
@@ -207,6 +206,8 @@ impl Device {
             }
             pf.set_mode(state, cx, shared.config.mode)?;
             state.registered = true;
+            pf.ensure_mode(cx, state, shared.config.mode);
+            pf.ensure_up(cx);
             Ok(())
         });
         if let Err(error) = up {
@@ -246,6 +247,7 @@ impl Device {
             }
             pf.delete_all_sfs(state, cx);
             pf.unload_all(cx);
+            pf.eswitch.stated.note_teardown(cx);
             pf.eswitch.work.inner().close(cx);
             pf.sf_queue.inner().close(cx);
             pf.raise_generation(cx);
@@ -265,6 +267,7 @@ impl Device {
             }
             pf.eswitch.with_representors(cx, |table, _| table.forget_all_failures());
             shared.destroy(cx, &[Resource::Function(pf.index)]);
+            pf.ensure_gone(cx);
             shared.lag.release(cx);
             panics
         });

@@ -175,7 +175,7 @@ impl CardReps {
 
     /// Has the card make one thing.
     fn create(&self, cx: &mut Locked<'_, CardCall>, request: Create) -> Result<(), CardError> {
-        self.shared.card.create(cx, &[request]).pop().map_or(Ok(()), |refusal| Err(refusal.error))
+        self.shared.make(cx, &[request]).pop().map_or(Ok(()), |refusal| Err(refusal.error))
     }
 
     /// Of these vports, which are in order, those whose representor is something on the card: all but
@@ -239,7 +239,7 @@ impl RepOps for CardReps {
     fn load(&self, cx: &mut Locked<'_, RepCallback>, vports: &[Vport]) -> Vec<Refusal> {
         let on_card = self.on_card(vports);
         let requests: Vec<Create> = on_card.iter().map(|v| self.request(*v)).collect();
-        let mut refusals = self.shared.card.create(&mut cx.narrow(), &requests);
+        let mut refusals = self.shared.make(&mut cx.narrow(), &requests);
         for refusal in &mut refusals {
             refusal.at += vports.len() - on_card.len();
         }

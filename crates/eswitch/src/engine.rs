@@ -1,11 +1,14 @@
 //! The engine: one card's PFs, and the commands on them.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use lockdep::{AtomicBool, AtomicU64, Deadline, JoinHandle, LockBefore, Locked, Mutex, Spawn, Unlocked};
+use lockdep::{
+    AtomicBool, AtomicU64, Deadline, JoinHandle, LockBefore, Locked, Mutex, Shadow, Spawn, ThreadMain, Unlocked,
+};
 
 use crate::auxiliary::Bus;
-use crate::card::{Card, Create, Resource};
+use crate::card::{Card, Create, Refusal, Resource};
 use crate::config::CardConfig;
 use crate::devcom::{Component, Devcom};
 use crate::device::{Device, Pf, Slot};
@@ -30,10 +33,13 @@ pub struct Shared {
     pub(crate) threads: Arc<dyn Spawn>,
     pub(crate) tearing_down: AtomicBool,
     lag_thread: Mutex<DeviceSlot, Option<JoinHandle<()>>>,
+    /// What the card has made and not unmade, for invariants.
+    made: Shadow<BTreeSet<Resource>>,
 }
 
 impl Shared {
     /// Has the card make one thing.
+    #[track_caller]
     pub(crate) fn create<P: LockBefore<CardCall>>(
         &self,
         cx: &mut Locked<'_, P>,
@@ -45,26 +51,82 @@ impl Shared {
     }
 
     /// Has the card make all of these, or none.
+    #[track_caller]
     pub(crate) fn create_all<P: LockBefore<CardCall>>(
         &self,
         cx: &mut Locked<'_, P>,
         requests: &[Create],
     ) -> Result<()> {
         let mut cx = cx.narrow();
-        let refusals = self.card.create(&mut cx, requests);
+        let refusals = self.make(&mut cx, requests);
         let Some(first) = refusals.first() else { return Ok(()) };
         let refused = |at: &usize| refusals.binary_search_by_key(at, |refusal| refusal.at).is_ok();
         let made = requests.iter().enumerate().rev().filter(|(at, _)| !refused(at));
         let made: Vec<Resource> = made.map(|(_, request)| request.resource).collect();
-        self.card.destroy(&mut cx, &made);
+        self.unmake(&mut cx, &made);
         Err(Error::Card { what: format!("making {}", requests[first.at].resource), source: first.error.clone() })
     }
 
     /// Has the card unmake these.
+    #[track_caller]
     pub(crate) fn destroy<P: LockBefore<CardCall>>(&self, cx: &mut Locked<'_, P>, resources: &[Resource]) {
         if !resources.is_empty() {
-            self.card.destroy(&mut cx.narrow(), resources);
+            self.unmake(&mut cx.narrow(), resources);
         }
+    }
+
+    /// Has the card make what it can of these, and returns what it could not. Nothing of it may be there.
+    #[track_caller]
+    pub(crate) fn make(&self, cx: &mut Locked<'_, CardCall>, requests: &[Create]) -> Vec<Refusal> {
+        let twice = || self.made.with(|made| requests.iter().map(|r| r.resource).find(|r| made.contains(r)));
+        cx.ensure("load-once", || twice().is_none(), || format!("{:?} is made, and is there", twice()));
+        let refusals = self.card.create(cx, requests);
+        self.made.note(cx, |made| {
+            let refused = |at: usize| refusals.iter().any(|refusal| refusal.at == at);
+            let done = requests.iter().enumerate().filter(|(at, _)| !refused(*at));
+            made.extend(done.map(|(_, request)| request.resource));
+        });
+        refusals
+    }
+
+    #[track_caller]
+    fn unmake(&self, cx: &mut Locked<'_, CardCall>, resources: &[Resource]) {
+        let missing = || self.made.with(|made| resources.iter().copied().find(|r| !made.contains(r)));
+        cx.ensure("load-once", || missing().is_none(), || format!("{:?} is unmade, and is not there", missing()));
+        self.card.destroy(cx, resources);
+        self.made.note(cx, |made| {
+            for resource in resources {
+                made.remove(resource);
+            }
+        });
+    }
+
+    /// Whether the card has made it, for invariants.
+    pub(crate) fn has_made(&self, resource: &Resource) -> bool {
+        self.made.with(|made| made.contains(resource))
+    }
+
+    /// What the card has made of this, for invariants.
+    pub(crate) fn made_of(&self, which: impl Fn(&Resource) -> bool) -> Vec<Resource> {
+        self.made.with(|made| made.iter().copied().filter(which).collect())
+    }
+
+    /// Starts the thread of a queue, which `queue` names among what can fail.
+    ///
+    /// # Errors
+    /// There is no thread to be had.
+    pub(crate) fn start<L>(
+        &self,
+        cx: &Locked<'_, L>,
+        queue: &str,
+        name: &str,
+        main: ThreadMain,
+    ) -> Result<JoinHandle<()>> {
+        let place = || format!("thread {queue}");
+        if cx.fails(place) {
+            return Err(Error::NoThread(place()));
+        }
+        self.threads.spawn(name, main).map_err(|error| Error::NoThread(error.to_string()))
     }
 }
 
@@ -124,6 +186,7 @@ impl Engine {
                 threads,
                 tearing_down: AtomicBool::new(false),
                 lag_thread: Mutex::new(None),
+                made: Shadow::default(),
             }),
         });
         if let Err(error) = engine.bring_up(cx) {
@@ -137,7 +200,7 @@ impl Engine {
         let config = &self.shared.config;
         let shared = Arc::clone(&self.shared);
         let serve = Box::new(move |cx: &mut Locked<'_, Unlocked>| shared.serve_lag(cx));
-        let thread = self.shared.threads.spawn("lag", serve).map_err(|error| Error::NoThread(error.to_string()))?;
+        let thread = self.shared.start(cx, "lag", "lag", serve)?;
         *self.shared.lag_thread.lock_leaf(cx) = Some(thread);
         self.shared.modules.load(cx, &self.shared, CORE)?;
         for module in &config.modules {
@@ -220,7 +283,12 @@ impl Engine {
                 }
             };
             let done = pf.devlink.with(cx, |state, cx| match f.take() {
-                Some(f) if state.registered => Some(f(&pf, state, cx)),
+                Some(f) if state.registered => {
+                    let before = pf.before(cx, state);
+                    let result = f(&pf, state, cx);
+                    pf.ensure_outcome(cx, state, &before, &result);
+                    Some(result)
+                }
                 // It was removed while we waited for its lock; see what has become of it.
                 untold => {
                     f = untold;

@@ -2,7 +2,9 @@
 
 mod mode;
 mod reconcile;
+mod registrations;
 mod representor;
+mod stated;
 mod vport;
 mod work_queue;
 
@@ -15,12 +17,12 @@ use crate::event::{Event, Events};
 use crate::ids::{PciAddress, PfIndex, RepType, Vport};
 use crate::lock_order::{RepOps as RepOpsClass, Representors, RepresentorsNested};
 
+use registrations::{OpsTable, Registrations};
+use stated::Stated;
+
 pub use mode::ModeState;
 pub use representor::{LoadPolicy, RepEvent, RepFailure, RepOps, RepTable};
 pub(crate) use work_queue::{Work, WorkQueue};
-
-/// The ops registered for each type.
-type OpsTable = [Option<Arc<dyn RepOps>>; 2];
 
 /// One E-Switch.
 pub struct ESwitch {
@@ -31,19 +33,22 @@ pub struct ESwitch {
     representors: Mutex<Representors, RepTable>,
     /// Written with the representor lock held, by register and unregister; read by lookups, which
     /// hold no representor lock and can take none while they read.
-    ops: RwLock<RepOpsClass, OpsTable>,
+    ops: RwLock<RepOpsClass, Registrations>,
     pub(crate) work: WorkQueue,
+    pub(crate) stated: Arc<Stated>,
 }
 
 impl ESwitch {
     pub(crate) fn new(pf: PfIndex, address: PciAddress) -> Self {
+        let stated = Arc::new(Stated::default());
         Self {
             pf,
             address,
-            mode: ModeState::default(),
+            mode: ModeState::new(Arc::clone(&stated)),
             representors: Mutex::with_rank(RepTable::new(pf, address), pf.0.into()),
-            ops: RwLock::new([None, None]),
-            work: WorkQueue::default(),
+            ops: RwLock::new(Registrations::new(Arc::clone(stated.registrations()))),
+            work: WorkQueue::new(pf, Arc::clone(&stated)),
+            stated,
         }
     }
 
@@ -58,13 +63,15 @@ impl ESwitch {
         P: LockBefore<Representors>,
     {
         let (mut table, mut cx) = self.representors.lock(cx);
-        f(&mut table, &mut cx)
+        let result = f(&mut table, &mut cx);
+        self.stated.note_table(&cx, &table);
+        result
     }
 
     /// The ops registered now. They stay registered for as long as the representor lock is held,
     /// which the token proves.
     pub(crate) fn ops<P: LockBefore<RepOpsClass>>(&self, cx: &mut Locked<'_, P>) -> OpsTable {
-        self.ops.read(cx).0.clone()
+        self.ops.read(cx).0.ops().clone()
     }
 
     /// Registers the ops of a type, and queues the work that loads what should now be loaded.
@@ -86,13 +93,8 @@ impl ESwitch {
         P: LockBefore<Representors> + lockdep::MayWait,
     {
         self.with_representors(cx, |_table, cx| {
-            let (mut registered, _cx) = self.ops.write(cx);
-            let slot = &mut registered[ty.index()];
-            if slot.is_some() {
-                return Err(Error::OpsRegistered(ty));
-            }
-            *slot = Some(ops);
-            Ok(())
+            let (mut registered, cx) = self.ops.write(cx);
+            if registered.put(&cx, self.pf, ty, ops) { Ok(()) } else { Err(Error::OpsRegistered(ty)) }
         })?;
         events.emit(cx, || Event::Registered(self.address, ty));
         self.work.queue_or_mark(cx, Work::LoadReps);
@@ -113,8 +115,8 @@ impl ESwitch {
             let ops = self.ops(cx);
             table.unload_type(cx, events, &ops, ty);
             table.forget_failures(ty);
-            let (mut registered, _cx) = self.ops.write(cx);
-            registered[ty.index()] = None;
+            let (mut registered, cx) = self.ops.write(cx);
+            registered.take(&cx, ty);
         });
         events.emit(cx, || Event::Unregistered(self.address, ty));
     }
@@ -132,13 +134,12 @@ impl ESwitch {
         ops: Arc<dyn RepOps>,
     ) -> Result<()> {
         {
-            let (_table, mut cx) = self.representors.lock_nested::<RepresentorsNested, _>(cx);
-            let (mut registered, _cx) = self.ops.write(&mut cx);
-            let slot = &mut registered[ty.index()];
-            if slot.is_some() {
+            let (table, mut cx) = self.representors.lock_nested::<RepresentorsNested, _>(cx);
+            let (mut registered, cx) = self.ops.write(&mut cx);
+            if cx.fails(|| format!("lend {ty} pf{}", self.pf.0)) || !registered.put(&cx, self.pf, ty, ops) {
                 return Err(Error::OpsRegistered(ty));
             }
-            *slot = Some(ops);
+            self.stated.note_table(&cx, &table);
         }
         events.emit(cx, || Event::Registered(self.address, ty));
         self.work.queue_or_mark(cx, Work::LoadReps);
@@ -152,8 +153,9 @@ impl ESwitch {
             let ops = self.ops(&mut cx);
             table.unload_lent(&mut cx, events, &ops, ty);
             table.forget_failures(ty);
-            let (mut registered, _cx) = self.ops.write(&mut cx);
-            registered[ty.index()] = None;
+            let (mut registered, cx) = self.ops.write(&mut cx);
+            registered.take(&cx, ty);
+            self.stated.note_table(&cx, &table);
         }
         events.emit(cx, || Event::Unregistered(self.address, ty));
     }
@@ -167,7 +169,7 @@ impl ESwitch {
         P: LockBefore<RepOpsClass>,
     {
         let (ops, mut cx) = self.ops.read(cx);
-        ops[ty.index()].as_ref()?.protocol_device(&mut cx, vport)
+        ops.ops()[ty.index()].as_ref()?.protocol_device(&mut cx, vport)
     }
 
     /// Which types have ops.
@@ -176,7 +178,7 @@ impl ESwitch {
         P: LockBefore<RepOpsClass>,
     {
         let (ops, _cx) = self.ops.read(cx);
-        RepType::ALL.map(|ty| ops[ty.index()].is_some())
+        RepType::ALL.map(|ty| ops.ops()[ty.index()].is_some())
     }
 
     /// The PF it belongs to.

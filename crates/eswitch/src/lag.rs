@@ -11,19 +11,22 @@
 
 mod mpesw;
 mod transition;
+mod whole;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockdep::{LockBefore, Locked, Mutex, Unlocked, WaitMap};
+use lockdep::{LockBefore, Locked, Mutex, Shadow, Unlocked, WaitMap};
 
 use crate::device::Pf;
 use crate::engine::Shared;
 use crate::ids::PfIndex;
 use crate::lock_order::{Lag as LagClass, LagHolds, LagQueue as LagQueueClass};
 use crate::queue::{Next, Queue};
+
+use whole::Seen;
 
 pub use transition::Member;
 
@@ -135,6 +138,7 @@ pub struct Lag {
     holds: Mutex<LagHolds, u32>,
     queue: Queue<()>,
     map: WaitMap<LagQueueClass>,
+    seen: Shadow<Seen>,
 }
 
 /// How long events are collected before they are evaluated.
@@ -147,8 +151,9 @@ impl Lag {
             one_port: ports < 2,
             state: Mutex::new(State::default()),
             holds: Mutex::new(0),
-            queue: Queue::default(),
+            queue: Queue::new("lag".to_owned()),
             map: WaitMap::new(),
+            seen: Shadow::default(),
         }
     }
 
@@ -234,7 +239,7 @@ impl Lag {
 
     /// What the members are or can do has changed: evaluates it, if there is a bond for which that could
     /// matter. One that comes or goes is evaluated anyway.
-    fn members_changed<P: LockBefore<LagClass>>(&self, cx: &mut Locked<'_, P>) {
+    pub(crate) fn members_changed<P: LockBefore<LagClass>>(&self, cx: &mut Locked<'_, P>) {
         if !self.one_port && self.state.lock(cx).0.has_bond() {
             self.evaluate_soon(cx);
         }

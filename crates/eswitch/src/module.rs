@@ -2,11 +2,13 @@
 
 use lockdep::{LockBefore, Locked, Mutex};
 
-use crate::auxiliary::Function;
+use crate::auxiliary::{AuxKind, Function};
+use crate::card::Resource;
 use crate::driver::{AuxiliaryDriver, ETH, ETH_REP, RDMA, RDMA_REP};
 use crate::engine::Shared;
 use crate::error::{Error, Result};
 use crate::event::Event;
+use crate::ids::RepType;
 use crate::lock_order::Module as ModuleClass;
 
 /// A module the card knows.
@@ -14,6 +16,25 @@ pub struct ModuleInfo {
     /// Its name, as `modprobe` takes it.
     pub name: &'static str,
     drivers: &'static [&'static dyn AuxiliaryDriver],
+}
+
+impl ModuleInfo {
+    /// Of what its drivers make, nothing is left.
+    fn ensure_gone<L>(&self, cx: &Locked<'_, L>, shared: &Shared) {
+        let made_by = |resource: &Resource| match resource {
+            Resource::PfNetdev(_) | Resource::SfNetdev(..) => Some(AuxKind::Eth),
+            Resource::PfIbDevice(_) | Resource::SfIbDevice(..) => Some(AuxKind::Rdma),
+            Resource::Representor(_, _, RepType::Eth) => Some(AuxKind::EthRep),
+            Resource::Representor(_, _, RepType::Ib) => Some(AuxKind::RdmaRep),
+            _ => None,
+        };
+        let mine = |resource: &Resource| self.drivers.iter().any(|driver| Some(driver.kind()) == made_by(resource));
+        cx.ensure(
+            "true-success",
+            || shared.made_of(mine).is_empty(),
+            || format!("{} is unloaded and leaves {:?}", self.name, shared.made_of(mine)),
+        );
+    }
 }
 
 /// The core driver, which everything stands on.
@@ -92,6 +113,7 @@ impl Modules {
         }
         shared.bus.remove_drivers(&mut cx, module.drivers);
         *loaded = false;
+        module.ensure_gone(&cx, shared);
         shared.events.emit(&mut cx, || Event::ModuleUnloaded(module.name));
         Ok(())
     }

@@ -26,6 +26,8 @@ pub(crate) enum Next<T> {
 
 #[derive(Debug)]
 pub(crate) struct Queue<T> {
+    /// Whose and for what, to name what can fail here.
+    name: String,
     state: Mutex<QueueItems, State<T>>,
     arrived: Condvar,
     rested: Condvar,
@@ -42,9 +44,10 @@ struct State<T> {
     fail_allocations: u32,
 }
 
-impl<T> Default for Queue<T> {
-    fn default() -> Self {
+impl<T> Queue<T> {
+    pub fn new(name: String) -> Self {
         Self {
+            name,
             state: Mutex::new(State {
                 items: VecDeque::with_capacity(RESERVE),
                 marks: 0,
@@ -58,12 +61,13 @@ impl<T> Default for Queue<T> {
             rested: Condvar::new(),
         }
     }
-}
 
-impl<T> Queue<T> {
     /// Queues an item; may allocate.
     pub fn push<L: MayWait>(&self, cx: &mut Locked<'_, L>, item: T) -> Result<()> {
         cx.might_wait();
+        if cx.fails(|| format!("queue item {}", self.name)) {
+            return Err(Error::QueueFull);
+        }
         let mut item = Some(item);
         let mut room = VecDeque::new();
         loop {
@@ -95,11 +99,12 @@ impl<T> Queue<T> {
     /// Queues an item from where nothing may wait or allocate. When there is no room, `mark` is left
     /// instead, and the serving thread acts on that.
     pub fn push_atomic<L>(&self, cx: &mut Locked<'_, L>, item: T, mark: u8) -> Result<()> {
+        let fails = cx.fails(|| format!("atomic allocation {}", self.name));
         let mut state = self.state.lock_leaf(cx);
         if state.closed {
             return Err(Error::Teardown);
         }
-        let full = state.take_planned_failure() || state.items.len() >= RESERVE;
+        let full = fails || state.take_planned_failure() || state.items.len() >= RESERVE;
         if full {
             state.marks |= mark;
         } else {

@@ -12,11 +12,12 @@ use std::sync::Arc;
 use lockdep::{LockBefore, Locked, Mutex, Unlocked, WaitMap};
 
 use crate::auxiliary::{AuxKind, AuxiliaryDevice};
+use crate::card::Resource;
 use crate::device::Pf;
 use crate::devlink::DevlinkState;
 use crate::error::{Error, Result};
 use crate::eswitch::LoadPolicy;
-use crate::ids::{MacAddr, Mode, SfNum, Vport};
+use crate::ids::{MacAddr, Mode, PfIndex, SfNum, Vport};
 use crate::lock_order::{Auxiliary, Devlink, SfAuxiliary, SfDevlink, SfQueue as SfQueueClass, SfWanted};
 use crate::queue::{Next, Queue};
 
@@ -187,13 +188,11 @@ pub(crate) struct SfQueue {
 /// The mark that asks for a look at every SF.
 const LOOK_AT_ALL: u8 = 1;
 
-impl Default for SfQueue {
-    fn default() -> Self {
-        Self { queue: Queue::default(), map: WaitMap::new(), all: Mutex::new(BTreeMap::new()) }
-    }
-}
-
 impl SfQueue {
+    pub fn new(pf: PfIndex) -> Self {
+        Self { queue: Queue::new(format!("pf{} sf", pf.0)), map: WaitMap::new(), all: Mutex::new(BTreeMap::new()) }
+    }
+
     /// Something about an SF has changed.
     fn kick<L: lockdep::MayWait>(&self, cx: &mut Locked<'_, L>, sf: &Arc<SfFunction>) {
         if self.queue.push(cx, Arc::clone(sf)).is_err() {
@@ -267,6 +266,7 @@ impl Pf {
         });
         self.sf_queue.all.lock_leaf(cx).insert(vport, Arc::clone(&sf));
         state.sfs.insert(place, sf);
+        self.ensure_ports(cx, state, &[vport], true);
         Ok(vport)
     }
 
@@ -330,6 +330,21 @@ impl Pf {
             state.sfs.remove(*vport);
             self.sf_queue.all.lock_leaf(cx).remove(vport);
         }
+        self.ensure_ports(cx, state, &vports, false);
+        self.ensure_no_functions(cx, &vports);
+    }
+
+    /// Nothing is left of the functions of these SFs.
+    fn ensure_no_functions(&self, cx: &Locked<'_, Devlink>, vports: &[Vport]) {
+        let functions = vports.iter().flat_map(|vport| {
+            let pf = self.index();
+            [Resource::SfNetdev(pf, *vport), Resource::SfIbDevice(pf, *vport)]
+        });
+        cx.ensure(
+            "true-success",
+            || !functions.clone().any(|function| self.shared.has_made(&function)),
+            || format!("{}: SFs {vports:?} are deleted and their functions are there", self.address()),
+        );
     }
 
     /// Serves the SF queue until it is closed: the body of its thread.

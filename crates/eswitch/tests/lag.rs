@@ -271,3 +271,43 @@ fn a_card_with_one_port_evaluates_nothing_but_a_bond() {
         bench.end(cx);
     });
 }
+
+#[test]
+fn an_eswitch_whose_uplink_is_not_back_yet_is_paired_once_it_is() {
+    story(|cx, domain| {
+        let bench = Bench::start(cx, domain, two(Mode::Switchdev));
+        set_bond(cx, &bench, Some(bond(2)));
+        // Given a mode change that fails, and an uplink that does not load when it goes back,
+        bench.fail(cx, ResourceKind::IbDevice, None, 1);
+        bench.fail(cx, ResourceKind::Representor(RepType::Eth), Some(Vport::Uplink), 3);
+        bench.engine.set_mode(cx, peer(), Mode::Legacy).unwrap_err();
+        // when it loads at last,
+        bench.engine.settle(cx, true);
+        // then it has the rules of what it is paired with,
+        assert_eq!(bench.engine.check(cx), []);
+        assert_eq!(bench.engine.lag(cx).mode, LagMode::SharedFdb);
+        // and they go when it is unpaired.
+        bench.engine.set_mode(cx, peer(), Mode::Legacy).unwrap();
+        bench.end(cx);
+    });
+}
+
+#[test]
+fn eswitches_that_are_paired_late_make_the_lag() {
+    story(|cx, domain| {
+        let bench = Bench::start(cx, domain, two(Mode::Switchdev));
+        set_bond(cx, &bench, Some(bond(2)));
+        // Given two that cannot be paired again after a mode change that fails,
+        bench.fail(cx, ResourceKind::IbDevice, None, 1);
+        bench.fail(cx, ResourceKind::Pair, None, u32::MAX);
+        bench.engine.set_mode(cx, peer(), Mode::Legacy).unwrap_err();
+        bench.engine.settle(cx, false);
+        assert_eq!(bench.engine.lag(cx).reason.as_deref(), Some("bond0: the E-Switches are not paired yet"));
+        // when they can,
+        bench.plan.clear(cx);
+        bench.engine.settle(cx, true);
+        // then nobody has to touch the bond.
+        assert_eq!(bench.engine.lag(cx).mode, LagMode::SharedFdb);
+        bench.end(cx);
+    });
+}

@@ -36,6 +36,7 @@ mod model;
 mod mutex;
 mod report;
 mod rwlock;
+mod shadow;
 mod task;
 mod thread;
 mod wait_map;
@@ -52,6 +53,7 @@ pub use model::{Halt, Happening, Model, ObjectId, Op, OpKind, ThreadModel, What,
 pub use mutex::{Mutex, MutexGuard};
 pub use report::{HeldLock, Report, ReportKind};
 pub use rwlock::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+pub use shadow::Shadow;
 pub use thread::{JoinHandle, Spawn, ThreadMain, Threads, enter};
 pub use wait_map::{WaitMap, WaitMapGuard};
 

@@ -13,13 +13,16 @@ use crate::device::Pf;
 use crate::devlink::DevlinkState;
 use crate::error::{Error, Result};
 use crate::eswitch::representor::LoadPolicy;
+use crate::eswitch::stated::{Reps, Stated};
 use crate::event::Event;
-use crate::ids::{Mode, PfIndex, RepType};
+use crate::ids::{Mode, PfIndex, RepType, Vport};
 use crate::lock_order::{Devcom, Devlink, Mode as ModeClass};
 
 /// The mode and its operation-in-progress mark.
-#[derive(Debug)]
-pub struct ModeState(Mutex<ModeClass, Inner>);
+pub struct ModeState {
+    inner: Mutex<ModeClass, Inner>,
+    stated: Arc<Stated>,
+}
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -27,18 +30,17 @@ struct Inner {
     in_progress: Option<&'static str>,
 }
 
-impl Default for ModeState {
-    fn default() -> Self {
-        Self(Mutex::new(Inner::default()))
-    }
-}
-
 impl ModeState {
+    pub(super) fn new(stated: Arc<Stated>) -> Self {
+        Self { inner: Mutex::new(Inner::default()), stated }
+    }
+
     /// The mode, for who holds the devlink lock and is not changing it: whoever changes it holds that
     /// lock from before the first step until after the last. What the lock protects is asked for as the
     /// proof that it is held: nobody else can read a mode to act on.
     pub(crate) fn under_devlink(&self, _held: &DevlinkState, cx: &mut Locked<'_, Devlink>) -> Mode {
-        let (inner, _cx) = self.0.lock(cx);
+        let (inner, cx) = self.inner.lock(cx);
+        self.stated.ensure_mode_rests(&cx);
         inner.mode
     }
 
@@ -51,11 +53,12 @@ impl ModeState {
         cx: &mut Locked<'_, P>,
         operation: &'static str,
     ) -> Result<Mode> {
-        let (mut inner, _cx) = self.0.lock(cx);
+        let (mut inner, cx) = self.inner.lock(cx);
         match inner.in_progress {
             Some(other) => Err(Error::Busy(other)),
             None => {
                 inner.in_progress = Some(operation);
+                self.stated.note_begin(&cx);
                 Ok(inner.mode)
             }
         }
@@ -63,9 +66,10 @@ impl ModeState {
 
     /// The operation is done, and this is the mode now.
     pub(crate) fn finish<P: LockBefore<ModeClass>>(&self, cx: &mut Locked<'_, P>, mode: Mode) {
-        let (mut inner, _cx) = self.0.lock(cx);
+        let (mut inner, cx) = self.inner.lock(cx);
         inner.mode = mode;
         inner.in_progress = None;
+        self.stated.note_finish(&cx, mode);
     }
 }
 
@@ -95,6 +99,9 @@ impl Pf {
         self.eswitch.mode.finish(cx, now);
         self.shared.lag.release(cx);
         if result.is_ok() {
+            self.ensure_mode(cx, state, mode);
+            let ports: Vec<_> = if cx.is_checked() { state.vports.keys().copied().collect() } else { Vec::new() };
+            self.ensure_ports(cx, state, &ports, true);
             self.shared.events.emit(cx, || Event::Mode(self.address(), mode));
         } else {
             self.want_reconcile(cx);
@@ -108,7 +115,7 @@ impl Pf {
         }
         let fdb = Resource::SwitchdevFdb(self.index());
         let entered = self.rescan_into(cx, Mode::Switchdev).and_then(|()| {
-            self.shared.create(cx, fdb, self.mac_of(crate::Vport::Uplink), None)?;
+            self.shared.create(cx, fdb, self.mac_of(Vport::Uplink), None)?;
             let loaded = self.load_all(cx, LoadPolicy::Strict).and_then(|()| {
                 let paired = self.pair(cx);
                 if paired.is_err() {
@@ -133,12 +140,13 @@ impl Pf {
     }
 
     fn leave_switchdev(self: &Arc<Self>, state: &mut DevlinkState, cx: &mut Locked<'_, Devlink>) -> Result<()> {
+        let had = self.eswitch.stated.loaded(cx);
         self.unpair(cx);
         self.unload_all(cx);
         if let Err(error) = self.rescan_into(cx, Mode::Legacy) {
             // Going back: as far as it fails in its turn, it is tried again.
             let _ = self.rescan_into(cx, Mode::Switchdev);
-            self.restore(cx);
+            self.restore(cx, &had);
             let _ = self.pair(cx);
             return Err(error);
         }
@@ -204,7 +212,7 @@ impl Pf {
 
     /// Loads what was loaded before, as far as it loads: type by type, so that a type that was failing
     /// does not take down the other.
-    fn restore(&self, cx: &mut Locked<'_, Devlink>) {
+    fn restore(&self, cx: &mut Locked<'_, Devlink>, had: &Reps) {
         self.eswitch.with_representors(cx, |table, cx| {
             let ops = self.eswitch.ops(cx);
             let all = table.vports();
@@ -214,6 +222,7 @@ impl Pf {
                 // What fails is noted, and tried again.
                 let _ = table.load(cx, &self.shared.events, &one, &all, LoadPolicy::Lenient);
             }
+            table.ensure_restored(cx, &ops, had);
         });
     }
 
@@ -226,7 +235,7 @@ impl Pf {
     }
 
     fn announce_ports(&self, state: &DevlinkState, cx: &mut Locked<'_, Devlink>, new: bool) {
-        for vport in state.vports.keys().copied().filter(|v| *v != crate::Vport::Uplink) {
+        for vport in state.vports.keys().copied().filter(|v| *v != Vport::Uplink) {
             let handle = self.port_handle(vport);
             self.shared.events.emit(cx, || if new { Event::PortNew(handle) } else { Event::PortDel(handle) });
         }

@@ -24,6 +24,7 @@ impl Pf {
     /// Does what is missing: drivers that should be bound, VFs that the host has, representors that
     /// should be loaded. What fails is tried again, later and later, until it has succeeded.
     pub(crate) fn reconcile(self: &Arc<Self>, state: &mut DevlinkState, cx: &mut Locked<'_, Devlink>) {
+        self.eswitch.stated.ensure_fresh(cx, None);
         if !state.registered {
             return;
         }

@@ -15,7 +15,7 @@ use lockdep::Locked;
 
 use crate::card::{CardError, Refusal};
 use crate::error::{Error, Result};
-use crate::eswitch::OpsTable;
+use crate::eswitch::registrations::OpsTable;
 use crate::event::{Event, Events};
 use crate::ids::{PciAddress, PfIndex, PfSet, PortHandle, PortIndex, RepType, Vport};
 use crate::lock_order::{RepCallback, RepOps as RepOpsClass, Representors, RepresentorsNested};
@@ -142,6 +142,16 @@ impl RepTable {
         self.failures.retain(|(failed, _), _| vports.binary_search(failed).is_err());
     }
 
+    /// With whom its E-Switch is paired, as far as it has heard.
+    pub(crate) fn peers(&self) -> PfSet {
+        self.peers
+    }
+
+    /// The PF it is of.
+    pub fn pf(&self) -> PfIndex {
+        self.pf
+    }
+
     /// Every vport in the table, uplink first.
     pub fn vports(&self) -> Vec<Vport> {
         self.reps.iter().map(|rep| rep.vport).collect()
@@ -180,6 +190,20 @@ impl RepTable {
     /// The first failure. Under [`LoadPolicy::Lenient`] the others have been loaded nevertheless,
     /// unless it was the uplink's.
     pub(crate) fn load(
+        &mut self,
+        cx: &mut Locked<'_, Representors>,
+        events: &Events,
+        ops: &OpsTable,
+        vports: &[Vport],
+        policy: LoadPolicy,
+    ) -> Result<()> {
+        let before = self.before_load(cx);
+        let result = self.try_load(cx, events, ops, vports, policy);
+        self.ensure_load(cx, &before, ops, vports, policy, &result);
+        result
+    }
+
+    fn try_load(
         &mut self,
         cx: &mut Locked<'_, Representors>,
         events: &Events,

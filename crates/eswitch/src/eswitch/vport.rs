@@ -33,6 +33,7 @@ impl Pf {
             return Err(Error::TooManyVfs { asked: n, total: config.total_vfs });
         }
         let (current, n) = (state.num_vfs, n as u16);
+        let before = self.before(cx, state);
         if n == current {
             return Ok(());
         }
@@ -56,6 +57,12 @@ impl Pf {
             self.shared.events.emit(cx, || Event::Vfs(self.address(), n));
         }
         self.eswitch.mode.finish(cx, mode);
+        self.ensure_outcome(cx, state, &before, &result);
+        if result.is_ok() && cx.is_checked() {
+            let vfs = |range: std::ops::Range<u16>| range.map(Vport::Vf).collect::<Vec<_>>();
+            self.ensure_ports(cx, state, &vfs(0..n), true);
+            self.ensure_ports(cx, state, &vfs(n..current), false);
+        }
         self.shared.lag.release(cx);
         // Raising the generation may have made work stale that is still wanted.
         self.want_reconcile(cx);

@@ -11,7 +11,9 @@ use lockdep::{AtomicU64, LockBefore, Locked, MayWait, Unlocked, WaitMap};
 
 use crate::device::Pf;
 use crate::error::Result;
+use crate::eswitch::stated::Stated;
 use crate::event::Event;
+use crate::ids::PfIndex;
 use crate::lock_order::WorkQueue as WorkQueueClass;
 use crate::queue::{Next, Queue};
 
@@ -37,20 +39,19 @@ impl Work {
 const RECONCILE: u8 = 1;
 
 /// The queue.
-#[derive(Debug)]
 pub(crate) struct WorkQueue {
     queue: Queue<(Work, u64)>,
     generation: AtomicU64,
     map: WaitMap<WorkQueueClass>,
-}
-
-impl Default for WorkQueue {
-    fn default() -> Self {
-        Self { queue: Queue::default(), generation: AtomicU64::new(0), map: WaitMap::new() }
-    }
+    stated: Arc<Stated>,
 }
 
 impl WorkQueue {
+    pub fn new(pf: PfIndex, stated: Arc<Stated>) -> Self {
+        let queue = Queue::new(format!("pf{} work", pf.0));
+        Self { queue, generation: AtomicU64::new(0), map: WaitMap::new(), stated }
+    }
+
     /// Queues work; may wait, may allocate.
     pub fn queue<L: MayWait>(&self, cx: &mut Locked<'_, L>, work: Work) -> Result<()> {
         self.queue.push(cx, (work, self.generation.load()))
@@ -74,8 +75,9 @@ impl WorkQueue {
     }
 
     /// Makes what was queued until now stale. The caller then stirs the devlink lock's waiters.
-    fn raise_generation(&self) {
+    fn raise_generation<L>(&self, cx: &Locked<'_, L>) {
         self.generation.fetch_add(1);
+        self.stated.note_generation(cx);
     }
 
     /// The queue itself, for those who wait for it or look at it.
@@ -93,7 +95,7 @@ impl WorkQueue {
 impl Pf {
     /// Raises the generation and wakes whoever of the handlers waits.
     pub(crate) fn raise_generation<L>(&self, cx: &mut Locked<'_, L>) {
-        self.eswitch.work.raise_generation();
+        self.eswitch.work.raise_generation(cx);
         self.devlink.stir(cx);
     }
 
@@ -115,7 +117,10 @@ impl Pf {
         let queue = &self.eswitch.work;
         let stale =
             |cx: &mut Locked<'_, lockdep::LeafOnly>| queue.generation.load() != generation || queue.queue.is_closed(cx);
-        let done = self.devlink.with_unless(cx, stale, |state, cx| self.reconcile(state, cx));
+        let done = self.devlink.with_unless(cx, stale, |state, cx| {
+            queue.stated.ensure_fresh(cx, Some(generation));
+            self.reconcile(state, cx);
+        });
         if done.is_none() {
             self.shared.events.emit(cx, || Event::StaleWork(self.address(), work.name()));
         }

@@ -42,6 +42,10 @@ impl Shared {
         } else {
             self.lag.members_changed(cx);
         }
+        self.ensure_lag_whole(&component, cx);
+        if enabled.is_ok() {
+            self.ensure_mpesw(cx, true);
+        }
         enabled
     }
 
@@ -53,6 +57,7 @@ impl Shared {
             self.disable_lag(&mut component, &mut cx);
             self.lag.members_changed(&mut cx);
         }
+        self.ensure_mpesw(&cx, false);
     }
 
     /// Every member's metadata, which tells its packets from the others'.

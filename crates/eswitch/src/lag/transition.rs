@@ -154,6 +154,8 @@ impl Shared {
                 }
             }
         }
+        self.ensure_lag_whole(&component, &cx);
+        self.ensure_members(&component, &cx, &members);
     }
 
     fn emit_lag(&self, cx: &mut Locked<'_, Devcom>) {
@@ -183,9 +185,10 @@ impl Shared {
             let peers: BTreeMap<_, _> = if mode.is_shared() { peers.collect() } else { BTreeMap::new() };
             let mac = self.config.mac(master, Vport::Uplink);
             let activated = self.create(cx, resource, mac, None).map(|()| {
-                let (mut state, _cx) = self.lag.state.lock(cx);
+                let (mut state, cx) = self.lag.state.lock(cx);
                 state.peers = peers;
                 state.sharing = mode;
+                self.lag.note(&cx, &state);
             });
             if let Err(error) = activated {
                 component.disable_ib(cx, self, &members, false);
@@ -201,10 +204,11 @@ impl Shared {
             }
         }
         {
-            let (mut state, _cx) = self.lag.state.lock(cx);
+            let (mut state, cx) = self.lag.state.lock(cx);
             state.mode = mode;
             state.tx = tx;
             state.members = members.iter().map(|pf| pf.index()).collect();
+            self.lag.note(&cx, &state);
         }
         self.emit_lag(cx);
         Ok(())
@@ -213,9 +217,11 @@ impl Shared {
     /// Breaks the LAG there is, if there is one. Cannot fail: what does not come back is tried again.
     pub(crate) fn disable_lag(&self, component: &mut Component, cx: &mut Locked<'_, Devcom>) {
         let (mode, members) = {
-            let (mut state, _cx) = self.lag.state.lock(cx);
+            let (mut state, cx) = self.lag.state.lock(cx);
             state.tx.clear();
-            (std::mem::take(&mut state.mode), std::mem::take(&mut state.members))
+            let was = (std::mem::take(&mut state.mode), std::mem::take(&mut state.members));
+            self.lag.note(&cx, &state);
+            was
         };
         let Some(master) = members.first().copied() else { return };
         match mode {
@@ -226,6 +232,7 @@ impl Shared {
         if mode == LagMode::Mpesw {
             self.give_metadata_back(&members, cx);
         }
+        self.ensure_lag_whole(component, cx);
         self.emit_lag(cx);
     }
 
@@ -234,7 +241,11 @@ impl Shared {
     fn undo_shared(&self, component: &mut Component, cx: &mut Locked<'_, Devcom>, master: PfIndex) {
         // Removing a driver cannot fail, and nothing is probed here.
         let _ = component.set_ib_disabled(cx, self, master, true);
-        self.lag.state.lock(cx).0.peers.clear();
+        {
+            let (mut state, cx) = self.lag.state.lock(cx);
+            state.peers.clear();
+            self.lag.note(&cx, &state);
+        }
         self.destroy(cx, &[Resource::Lag(master)]);
         let members = component.pfs();
         component.disable_ib(cx, self, &members, false);

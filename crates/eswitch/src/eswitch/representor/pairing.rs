@@ -196,8 +196,10 @@ mod tests {
         lockdep::enter(&domain, "story", |cx| {
             let eswitch = ESwitch::new(PfIndex(0), "0000:08:00.0".parse().unwrap());
             let notes = Arc::new(Notes { calls: Mutex::new(Vec::new()), refuses });
-            let ops: OpsTable = [Some(Arc::clone(&notes) as Arc<dyn RepOps>), None];
+            let ops = Arc::clone(&notes) as Arc<dyn RepOps>;
+            eswitch.register(cx, &Events::default(), RepType::Eth, ops).unwrap();
             eswitch.with_representors(cx, |table, cx| {
+                let ops = eswitch.ops(cx);
                 table.add(&VFS);
                 table.load(cx, &Events::default(), &ops, &[Vport::Uplink], LoadPolicy::Strict).unwrap();
                 notes.calls.lock_leaf(cx).clear();
