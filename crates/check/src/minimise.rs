@@ -43,6 +43,12 @@ impl Case {
         self.failure.found.first().map_or("", |found| &found.invariant)
     }
 
+    /// Whether what went wrong is what the scenario says should come of its steps.
+    fn is_about_the_script(&self) -> bool {
+        let came = |found: &Found| !found.detail.contains("has not come within");
+        ["expectation", "step"].contains(&self.invariant()) || !self.failure.found.first().is_none_or(came)
+    }
+
     /// Tells it in the schedules of a scheduler, up to the first that breaks the same invariant.
     fn find<S: Scheduler + 'static>(&self, scheduler: S, budget: u64) -> Option<(Vec<Found>, Vec<Deviation>)> {
         let teller = Teller::new(Arc::new(self.less()), &self.failure.plan, false);
@@ -109,7 +115,7 @@ pub(crate) fn minimise(mut case: Case) -> Case {
         attempt(&mut case, &|case| drop(case.failure.plan.remove(index)), false);
     }
     // What was expected of the whole means nothing without a part.
-    if !["expectation", "step"].contains(&case.invariant()) {
+    if !case.is_about_the_script() {
         let threads: Vec<(u16, usize)> =
             case.scenario.threads.iter().map(|t| t.steps.len()).zip(0..).map(|(n, t)| (t, n)).collect();
         for (thread, steps) in threads.iter().filter(|_| threads.len() > 1) {
