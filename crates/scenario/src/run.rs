@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
+use eswitch::card::Card;
 use eswitch::inspect::{Snapshot, Violation};
 use lockdep::{Deadline, Locked, Mutex, Unlocked, is_explored, lock_classes};
 
@@ -48,7 +49,8 @@ impl Outcome {
                 let wrong = record.wrong.as_ref()?;
                 Some(format!("{}: `{}`: {wrong}", record.thread, record.step) == violation.detail)
             };
-            violation.invariant == "expectation" || self.steps.iter().any(|record| step(record) == Some(true))
+            ["expectation", "step"].contains(&violation.invariant)
+                || self.steps.iter().any(|record| step(record) == Some(true))
         };
         self.violations.iter().filter(|violation| !scripted(violation)).cloned().collect()
     }
@@ -150,7 +152,10 @@ impl Teller {
         let (scenario, world) = (&self.scenario, &self.world);
         let session = match Session::start(cx, scenario.card.clone(), world.clone(), scenario.limit) {
             Ok(session) => Arc::new(session),
-            Err(error) => return outcome.violate("step", format!("the card did not come up: {error}")),
+            Err(error) => {
+                outcome.violate("step", format!("the card did not come up: {error}"));
+                return outcome.violations.extend(left_on(cx, &*world.card));
+            }
         };
         if is_explored() {
             // What coming up has queued is not what the story is about.
@@ -310,6 +315,18 @@ impl Teller {
             }
         }
     }
+}
+
+/// What is on a card that should hold nothing, and what it complained of.
+pub(crate) fn left_on(cx: &mut Locked<'_, Unlocked>, card: &dyn Card) -> Vec<Violation> {
+    let mut cx = cx.narrow();
+    let complaints = card.take_complaints(&mut cx).into_iter();
+    let mut found: Vec<Violation> = complaints.map(|detail| Violation { invariant: "load-once", detail }).collect();
+    found.extend(card.resources(&mut cx).iter().map(|left| Violation {
+        invariant: "no-leak",
+        detail: format!("{left} is left after the card was taken down"),
+    }));
+    found
 }
 
 /// Takes a step and says what came of it.

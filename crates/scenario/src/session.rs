@@ -12,6 +12,7 @@ use crate::barrier::Barriers;
 use crate::bonds::{Follower, stand_in};
 use crate::expectation::{AuxState, Expectation, SfExpectation};
 use crate::pulse::{GaveUp, Heeds};
+use crate::run::left_on;
 use crate::show;
 use crate::step::{Action, BondStep, EswitchOption};
 use crate::world::World;
@@ -559,19 +560,7 @@ impl Session {
             follower.stop(cx);
         }
         self.engine.shutdown(cx);
-        let mut cx = cx.narrow();
-        let mut found: Vec<Violation> = self
-            .world
-            .card
-            .take_complaints(&mut cx)
-            .into_iter()
-            .map(|detail| Violation { invariant: "load-once", detail })
-            .collect();
-        found.extend(self.world.card.resources(&mut cx).iter().map(|left| Violation {
-            invariant: "no-leak",
-            detail: format!("{left} is left after the card was taken down"),
-        }));
-        found
+        left_on(cx, &*self.world.card)
     }
 }
 
