@@ -98,7 +98,8 @@ pub fn check(scenario: &Scenario, options: &Options, watch: &Arc<Watch>) -> Repo
         let workers: Vec<_> = (0..jobs)
             .map(|job| {
                 let (scenario, watch, found) = (Arc::clone(&shared), Arc::clone(watch), Arc::clone(&found));
-                let share = (options.shard.0 * jobs + job, of);
+                // So that what a shard does does not depend on how many threads do it.
+                let share = (options.shard.0 + options.shard.1 * job, of);
                 scope.spawn(move || {
                     Worker { scenario, options, watch, found, share, began, last: RefCell::default() }.work()
                 })
