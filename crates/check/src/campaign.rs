@@ -381,7 +381,12 @@ impl Worker<'_> {
             }
             ControlFlow::Continue(())
         };
-        let explore = Explore { record: false, bound, focused: !self.options.whole };
+        let explore = Explore {
+            bound,
+            focused: !self.options.whole,
+            asks_always: self.options.strategy == Strategy::Urw,
+            ..Explore::default()
+        };
         explore.run(recorded, ended, move || teller.tell(notes));
         Rc::into_inner(state).map(RefCell::into_inner).expect("the exploration is over")
     }

@@ -1,6 +1,7 @@
 //! Checking a scenario: the workers of a campaign, and what they come to.
 
 use std::cell::RefCell;
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread;
@@ -105,7 +106,7 @@ pub fn check(scenario: &Scenario, options: &Options, watch: &Arc<Watch>) -> Repo
                 })
             })
             .collect();
-        workers.into_iter().map(|worker| worker.join().unwrap_or_default()).collect()
+        workers.into_iter().map(|worker| worker.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
     });
     let failures = tallies.iter().flat_map(|tally| &tally.failures);
     // The one with the fewest failures asked for and the fewest switches is told.

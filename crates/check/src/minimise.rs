@@ -66,7 +66,7 @@ impl Case {
             }
             if schedules < budget { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         };
-        let explore = Explore { record: false, bound: self.bound, focused: !self.whole };
+        let explore = Explore { bound: self.bound, focused: !self.whole, ..Explore::default() };
         explore.run(recorded, ended, move || teller.tell(false));
         result.take()
     }
@@ -200,7 +200,7 @@ pub(crate) fn tell(scenario: &Scenario, token: &Token, bound: usize) -> (Story, 
         *ours.borrow_mut() = (Story { threads, rows, ..Story::default() }, found);
         ControlFlow::Break(())
     };
-    let explore = Explore { record: true, bound, focused: !token.whole };
+    let explore = Explore { record: true, bound, focused: !token.whole, ..Explore::default() };
     explore.run(Replay::new(token.deviations.clone()), ended, move || teller.tell(false));
     let (mut story, found) = result.take();
     story.scenario = scenario.name.clone();

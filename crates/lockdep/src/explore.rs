@@ -53,11 +53,13 @@ pub struct Explore {
     pub bound: usize,
     /// Only what is between `focus(true)` and `focus(false)` has more than one order.
     pub focused: bool,
+    /// Ask the scheduler where there is no choice, too: it counts what each thread does.
+    pub asks_always: bool,
 }
 
 impl Default for Explore {
     fn default() -> Self {
-        Self { record: false, bound: 1_000_000, focused: false }
+        Self { record: false, bound: 1_000_000, focused: false, asks_always: false }
     }
 }
 
@@ -68,7 +70,8 @@ impl Explore {
     /// After each execution `ended` is told why it was given up, if it was; the model of it can still
     /// be [looked at](crate::look) then. It says whether to go on.
     ///
-    /// The scheduler is asked only where two threads or more can run, and not for random numbers.
+    /// Unless it is to be [asked always](Self::asks_always), the scheduler is asked only where two threads
+    /// or more can run. It is never asked for random numbers.
     pub fn run<S: Scheduler + 'static>(
         self,
         scheduler: S,
@@ -176,6 +179,10 @@ impl<S: Scheduler, E: FnMut(Option<Halt>) -> ControlFlow<()>> Scheduler for Shar
             let plain = model.is_plain().then(|| model.plain_choice(threads, current.map(usize::from)));
             (model.halt().is_some(), ending, yields, plain)
         });
+        let asks_always = self.0.borrow().how.asks_always;
+        if asks_always && !halted && ending.is_none() && (plain.is_some() || runnable.len() == 1) {
+            self.0.borrow_mut().scheduler.next_task(runnable, current, yields);
+        }
         match runnable {
             _ if halted => None,
             [only] => Some(only.id()),

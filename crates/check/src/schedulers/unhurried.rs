@@ -9,12 +9,14 @@ use shuttle::scheduler::{Schedule, Scheduler, Task, TaskId};
 pub struct Unhurried<S> {
     inner: S,
     random: u64,
+    /// How often there was something to choose; what has one order only is run once.
+    choices: Option<u64>,
 }
 
 impl<S> Unhurried<S> {
     /// With a seed for when time-outs are to be chosen from, too.
     pub fn new(inner: S, seed: u64) -> Self {
-        Self { inner, random: seed }
+        Self { inner, random: seed, choices: None }
     }
 
     /// The next number of a sequence (SplitMix64).
@@ -29,19 +31,22 @@ impl<S> Unhurried<S> {
 
 impl<S: Scheduler> Scheduler for Unhurried<S> {
     fn new_execution(&mut self) -> Option<Schedule> {
+        if self.choices.replace(0) == Some(0) {
+            return None;
+        }
         self.inner.new_execution()
     }
 
     fn next_task(&mut self, runnable: &[&Task], current: Option<TaskId>, yielding: bool) -> Option<TaskId> {
         let ready: Vec<&Task> =
             look(|model| runnable.iter().copied().filter(|task| model.timer(task.id().into()).is_none()).collect());
-        match ready[..] {
-            [_, ..] if ready.len() < runnable.len() && self.next() % 8 != 0 => match ready[..] {
-                [only] => Some(only.id()),
-                _ => self.inner.next_task(&ready, current, yielding),
-            },
-            _ => self.inner.next_task(runnable, current, yielding),
+        if runnable.len() > 1
+            && let Some(choices) = &mut self.choices
+        {
+            *choices += 1;
         }
+        let hurried = ready.is_empty() || ready.len() == runnable.len() || self.next() % 8 == 0;
+        self.inner.next_task(if hurried { runnable } else { &ready }, current, yielding)
     }
 
     fn next_u64(&mut self) -> u64 {

@@ -1,0 +1,259 @@
+//! `esw check` from outside: what it finds, how it is told again, what it refuses.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+fn esw(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_esw")).args(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+fn json(output: &Output) -> Vec<Value> {
+    text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// A folder of the test's own, gone with it.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("esw-check-{}-{name}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    fn file(&self, name: &str, content: &str) -> String {
+        let path = self.0.join(name);
+        fs::write(&path, content).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.join(name).to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Holds in every order.
+const HOLDS: &str = r#"
+name = "it holds"
+why = "for a test"
+expect = ["vfs pci/0000:08:00.0 2", "mode pci/0000:08:00.0 switchdev"]
+[[thread]]
+name = "vfs"
+steps = ["echo 2 > /sys/bus/pci/devices/0000:08:00.0/sriov_numvfs"]
+[[thread]]
+name = "mode"
+steps = ["devlink dev eswitch set pci/0000:08:00.0 mode switchdev"]
+"#;
+
+/// Holds unless `counter` is between the two of `vfs`; the others have nothing to do with it.
+const FAILS: &str = r#"
+name = "it fails in some order"
+why = "for a test"
+setup = ["devlink dev show"]
+[[thread]]
+name = "vfs"
+steps = [
+  "echo 2 > /sys/bus/pci/devices/0000:08:00.0/sriov_numvfs",
+  "echo 0 > /sys/bus/pci/devices/0000:08:00.0/sriov_numvfs",
+]
+[[thread]]
+name = "counter"
+steps = ["devlink dev show", "expect vfs pci/0000:08:00.0 0"]
+"#;
+
+#[test]
+fn what_holds_in_every_order_is_said_to_up_to_which_bound() {
+    let folder = Folder::new("holds");
+    let file = folder.file("holds.toml", HOLDS);
+    let output = esw(&["check", &file, "--preemptions", "1", "--time", "300", "--json"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stdout));
+    let report = &json(&output)[0];
+    assert_eq!(report["scenario"], "it holds");
+    assert_eq!(report["strategy"], "bounded");
+    assert_eq!(report["exhaustive_preemptions"], 1);
+    assert!(report["schedules"].as_u64().unwrap() > 10, "{report}");
+    assert_eq!(report["violations"].as_array().unwrap().len(), 0);
+    assert!(report["elapsed_ms"].is_u64() && report["faults"]["mode"] == "none", "{report}");
+    // With a failure in each place, too.
+    let arguments = [
+        "check",
+        &file,
+        "--preemptions",
+        "0",
+        "--fault-preemptions",
+        "0",
+        "--faults",
+        "each",
+        "--time",
+        "300",
+        "--json",
+    ];
+    let output = esw(&arguments);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stdout));
+    let faults = &json(&output)[0]["faults"];
+    assert!(faults["places"].as_u64().unwrap() > 10 && faults["exhaustive_preemptions"] == 0, "{faults}");
+}
+
+#[test]
+fn every_strategy_finds_what_fails_and_its_token_tells_it_again() {
+    let folder = Folder::new("fails");
+    let file = folder.file("fails.toml", FAILS);
+    for strategy in ["bounded", "random", "pct", "urw"] {
+        let output = esw(&["check", &file, "--strategy", strategy, "--schedules", "20000", "--json"]);
+        assert_eq!(output.status.code(), Some(1), "{strategy}: {}", text(&output.stderr));
+        let report = json(&output).remove(0);
+        let violation = &report["violations"][0];
+        assert_eq!(violation["invariant"], "expectation", "{report}");
+        let token = violation["token"].as_str().unwrap();
+        for _ in 0..2 {
+            let again = esw(&["check", "--replay", token, &file, "--json"]);
+            assert_eq!(again.status.code(), Some(1), "{}", text(&again.stderr));
+            let story = json(&again).remove(0);
+            assert_eq!(story["invariant"], violation["invariant"]);
+            assert_eq!(story["detail"], violation["detail"]);
+            assert!(story["rows"].as_array().unwrap().len() > 10);
+        }
+    }
+}
+
+#[test]
+fn a_token_is_bound_to_its_scenario_and_version() {
+    let folder = Folder::new("tokens");
+    let file = folder.file("fails.toml", FAILS);
+    let output = esw(&["check", &file, "--schedules", "5000", "--json"]);
+    let token = json(&output)[0]["violations"][0]["token"].as_str().unwrap().to_owned();
+    let changed = folder.file("changed.toml", &FAILS.replace("\"devlink dev show\", ", ""));
+    let other = folder.file("other.toml", HOLDS);
+    let old = "esw1.WyIwLjAuMSIsImEiLDEsW10sW10sW10sMF0";
+    for (token, file, said) in [
+        (&*token, &changed, "has changed since"),
+        (&*token, &other, "which is not in"),
+        ("esw1.!!!", &file, "not a token"),
+        ("what?", &file, "not a token"),
+        (old, &file, "from version 0.0.1"),
+    ] {
+        let output = esw(&["check", "--replay", token, file]);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(text(&output.stderr).contains(said), "{}", text(&output.stderr));
+    }
+}
+
+#[test]
+fn parts_of_a_campaign_are_joined_and_only_parts_of_one() {
+    let folder = Folder::new("parts");
+    let file = folder.file("holds.toml", HOLDS);
+    let part = |shard: &str, jobs: &str, more: &[&str]| {
+        let fixed = [
+            "check",
+            &file,
+            "--preemptions",
+            "1",
+            "--schedules",
+            "1000000",
+            "--json",
+            "--shard",
+            shard,
+            "--jobs",
+            jobs,
+        ];
+        let output = esw(&[&fixed[..], more].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        let name = format!("{}-{jobs}-{}.json", shard.replace('/', "-"), more.len());
+        folder.file(&name, &text(&output.stdout))
+    };
+    // How many threads do a part makes no difference to what it does.
+    let parts = [part("1/3", "1", &[]), part("2/3", "2", &[]), part("3/3", "1", &[])];
+    let stray = part("2/3", "1", &["--seed", "5"]);
+    let merge = |files: &[&String]| {
+        let files: Vec<&str> = files.iter().map(|file| file.as_str()).collect();
+        esw(&[&["check", "--json", "--merge"][..], &files].concat())
+    };
+    let whole = merge(&[&parts[2], &parts[0], &parts[1]]);
+    assert_eq!(whole.status.code(), Some(0), "{}", text(&whole.stderr));
+    let whole = json(&whole).remove(0);
+    assert_eq!((&whole["exhaustive_preemptions"], &whole["shard"]), (&1.into(), &vec![1, 1].into()));
+    let schedules = |file: &String| {
+        let text = fs::read_to_string(file).unwrap();
+        serde_json::from_str::<Value>(&text).unwrap()["schedules"].as_u64().unwrap()
+    };
+    assert_eq!(whole["schedules"].as_u64().unwrap(), parts.iter().map(schedules).sum::<u64>());
+    let missing = folder.path("nowhere.json");
+    let broken = folder.file("broken.json", "{\"scenario\":");
+    let empty = folder.file("empty.json", "");
+    for (files, said) in [
+        (vec![&parts[0], &parts[2]], "shard 2/3 is missing"),
+        (vec![&parts[0], &parts[1]], "shard 3/3 is missing"),
+        (vec![&parts[0], &parts[0], &parts[1], &parts[2]], "is there twice"),
+        (vec![&parts[0], &stray, &parts[2]], "different campaigns"),
+        (vec![&parts[0], &missing], "nowhere.json"),
+        (vec![&broken], "broken.json:1: not a report"),
+        (vec![&empty], "no reports to merge"),
+    ] {
+        let output = merge(&files);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(text(&output.stderr).contains(said), "{}", text(&output.stderr));
+    }
+}
+
+#[test]
+fn input_that_makes_no_sense_is_refused_before_anything_runs() {
+    let folder = Folder::new("wrong");
+    let file = folder.file("holds.toml", HOLDS);
+    let linux = folder.file("linux.toml", &HOLDS.replacen("why =", "cards = [\"linux\"]\nwhy =", 1));
+    let there = folder.0.to_str().unwrap();
+    let nowhere = folder.path("no/such/folder");
+    for (arguments, said) in [
+        (vec!["check"], "FILE|DIR"),
+        (vec!["check", &linux], "only the card memory is explored"),
+        (vec!["check", &file, "--shard", "0/3"], "expected I/N"),
+        (vec!["check", &file, "--shard", "4/3"], "expected I/N"),
+        (vec!["check", &file, "--shard", "a/b"], "expected I/N"),
+        (vec!["check", &file, "--strategy", "luck"], "luck"),
+        (vec!["check", &file, "--schedules", "0"], "0"),
+        (vec!["check", &file, "--time", "0"], "0"),
+        (vec!["check", &file, "--preemptions", "99"], "99"),
+        (vec!["check", &file, "--strategy", "pct", "--no-reduction"], "--no-reduction is for"),
+        (vec!["check", &file, "--report", there], "expected a folder that can be made and is not there yet"),
+        (vec!["check", &file, "--report", &nowhere], "expected a folder that can be made"),
+        (vec!["check", &folder.path("nothing.toml")], "nothing.toml"),
+    ] {
+        let output = esw(&arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", text(&output.stderr));
+        assert!(text(&output.stderr).contains(said), "{arguments:?}: {}", text(&output.stderr));
+    }
+    assert!(!Path::new(&nowhere).exists());
+}
+
+#[test]
+fn an_interrupt_tells_what_was_found_so_far() {
+    let folder = Folder::new("interrupt");
+    let file = folder.file("holds.toml", HOLDS);
+    let child = Command::new(env!("CARGO_BIN_EXE_esw"))
+        .args(["check", &file, "--preemptions", "9", "--time", "3600", "--json"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_millis(1500));
+    let id = child.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    let report = json(&output).remove(0);
+    assert_eq!(report["interrupted"], true);
+    assert!(report["schedules"].as_u64().unwrap() > 0, "{report}");
+}
