@@ -45,7 +45,7 @@ impl<S: Scheduler> Scheduler for Unhurried<S> {
         {
             *choices += 1;
         }
-        let hurried = ready.is_empty() || ready.len() == runnable.len() || self.next() % 8 == 0;
+        let hurried = ready.is_empty() || ready.len() == runnable.len() || self.next().is_multiple_of(8);
         self.inner.next_task(if hurried { runnable } else { &ready }, current, yielding)
     }
 
