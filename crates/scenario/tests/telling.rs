@@ -30,7 +30,7 @@ steps = ["devlink dev eswitch set pci/0000:08:00.0 mode switchdev", "sync x"]
 #[test]
 fn success_where_failure_was_expected_is_no_success() {
     let complaints = told("[[thread]]\nname = \"a\"\nsteps = [{ run = \"devlink dev show\", fails = \"EBUSY\" }]\n");
-    assert_eq!(complaints, ["true-success: a: `devlink dev show`: it succeeded, and should have failed with EBUSY"]);
+    assert_eq!(complaints, ["step: a: `devlink dev show`: it succeeded, and should have failed with EBUSY"]);
 }
 
 #[test]
