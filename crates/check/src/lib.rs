@@ -8,9 +8,11 @@
 
 mod campaign;
 mod check;
+mod columns;
 mod faults;
 mod merge;
 mod minimise;
+mod reading;
 pub mod schedulers;
 mod story;
 mod telling;
@@ -18,6 +20,7 @@ mod token;
 
 pub use campaign::{Options, Strategy, Watch};
 pub use check::{FaultsReport, Report, Violation, check, replay};
+pub use columns::columns;
 pub use faults::{Faults, Place};
 pub use merge::{MergeError, merge, read};
 pub use story::{Row, RowKind, Story};
