@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lockdep::{Explore, Halt};
+use lockdep::{Explore, Halt, Happening, What};
 use scenario::Scenario;
 use shuttle::scheduler::Scheduler;
 
@@ -190,6 +190,11 @@ pub(crate) fn tell(scenario: &Scenario, token: &Token, bound: usize) -> (Story, 
             let threads: Vec<String> = model.threads().iter().map(|thread| thread.name.clone()).collect();
             (threads, model.take_happenings())
         });
+        // What is wrong with a step is what is wrong only where the script is what is looked at.
+        let scripted =
+            found.first().is_some_and(|found| ["expectation", "step", "progress"].contains(&&*found.invariant));
+        let told = happenings.into_iter().filter(|h| scripted || !matches!(h.what, What::Note("script", _)));
+        let happenings: Vec<Happening> = told.collect();
         let mut rows = rows(&happenings, threads.len());
         if let (Some(found), false) = (found.first(), rows.iter().any(|row| row.kind == RowKind::Violation)) {
             let (step, thread) = rows.last().map_or((0, 0), |row| (row.step, row.thread));

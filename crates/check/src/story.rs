@@ -85,7 +85,7 @@ pub enum RowKind {
     Fault,
     /// An invariant does not hold.
     Violation,
-    /// The scheduler switched to this thread though the one before could go on.
+    /// It could go on, and the scheduler chose another: `what` is that one's name.
     Preempted,
 }
 

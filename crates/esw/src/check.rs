@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use check::{Options, Report, Token, Watch};
+use check::{Options, PageInfo, Report, Story, Token, Watch};
 use indicatif::{ProgressBar, ProgressStyle};
 use scenario::Scenario;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -66,6 +66,8 @@ pub fn check(arguments: &Check) -> Result<u8> {
         progress.finish();
         print(arguments, style, &report)?;
         reports.push(report);
+        // At once: a page is not to be lost to what comes later.
+        write_pages(arguments, &reports)?;
         if watch.stop.load(Ordering::Relaxed) {
             break;
         }
@@ -220,8 +222,45 @@ fn print(arguments: &Check, style: Style, report: &Report) -> Result<()> {
         time(Duration::from_millis(report.elapsed_ms)),
     ));
     for violation in &report.violations {
-        line(&format!("  {}  {}: {}", style.bad("FAILS"), violation.invariant, violation.detail));
-        line(&format!("  esw check --replay {}", violation.token));
+        if violation.story.rows.is_empty() {
+            // Read from the report of a part: the token tells the story.
+            line(&format!("  {}  {}: {}", style.bad("FAILS"), violation.invariant, violation.detail));
+            line(&format!("  esw check --replay {}", violation.token));
+        } else {
+            line(&check::columns(&violation.story, width()));
+        }
+    }
+    Ok(())
+}
+
+/// The columns of the terminal, or enough to read where there is none.
+fn width() -> usize {
+    let terminal = rustix::termios::tcgetwinsize(std::io::stdout()).map_or(0, |size| size.ws_col.into());
+    if terminal == 0 { 140 } else { terminal }
+}
+
+/// A page with every story found so far, and a trace for each.
+fn write_pages(arguments: &Check, reports: &[Report]) -> Result<()> {
+    let Some(folder) = &arguments.report else { return Ok(()) };
+    let violations = || reports.iter().flat_map(|report| &report.violations);
+    let stories: Vec<Story> = violations().map(|violation| violation.story.clone()).collect();
+    let schedules: u64 = reports.iter().map(|report| report.schedules).sum();
+    let info = PageInfo {
+        title: "esw check".to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        summary: vec![
+            ("scenarios".to_owned(), reports.len().to_string()),
+            ("schedules".to_owned(), schedules.to_string()),
+            ("did not hold".to_owned(), stories.len().to_string()),
+        ],
+    };
+    let write = |name: &str, text: &str| {
+        let path = folder.join(name);
+        fs::write(&path, text).with_context(|| path.display().to_string())
+    };
+    write("index.html", &check::page(&stories, &info))?;
+    for (story, number) in stories.iter().zip(1..) {
+        write(&format!("trace-{number}.json"), &check::trace(story).to_string())?;
     }
     Ok(())
 }
@@ -298,7 +337,7 @@ fn replay(arguments: &Check, token: &str) -> Result<u8> {
     } else if story.invariant.is_empty() {
         line(&format!("{}: held in the schedule of the token", story.scenario));
     } else {
-        line(&format!("{}: {}: {}", story.scenario, story.invariant, story.detail));
+        line(&check::columns(&story, width()));
     }
     Ok(if story.invariant.is_empty() { HELD } else { FAILED })
 }

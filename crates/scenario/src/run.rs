@@ -202,6 +202,9 @@ impl Teller {
                     None => step.text.clone(),
                     Some(error) => format!("{}: {error}", step.text),
                 });
+                if let Some(wrong) = &record.wrong {
+                    lockdep::note("script", || wrong.clone());
+                }
                 let ok = record.ok;
                 stage.tell(cx, Told::Step(record));
                 session.world().pulse.beat_for_listener(cx);
