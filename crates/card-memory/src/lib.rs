@@ -26,7 +26,17 @@ struct Books {
     complaints: Vec<String>,
 }
 
-#[derive(Clone, Copy)]
+impl Books {
+    /// What they say, whoever wrote it and in whatever order.
+    fn digest(&self) -> impl std::hash::Hash + use<> {
+        use std::hash::{DefaultHasher, Hash, Hasher};
+        let mut hasher = DefaultHasher::new();
+        (&self.resources, &self.netns, &self.complaints).hash(&mut hasher);
+        hasher.finish()
+    }
+}
+
+#[derive(Clone, Copy, Hash)]
 struct Entry {
     resource: Resource,
     mac: MacAddr,
@@ -34,7 +44,7 @@ struct Entry {
 }
 
 /// A resource's name as one number: the kind, the PF, and which of the PF's.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Key(u64);
 
 impl Key {
@@ -78,6 +88,7 @@ impl Card for MemoryCard {
                 books.complaints.push(format!("{} made twice", request.resource));
             }
         }
+        books.release_as(Books::digest);
         Vec::new()
     }
 
@@ -92,6 +103,7 @@ impl Card for MemoryCard {
                 books.netns.remove(pf);
             }
         }
+        books.release_as(Books::digest);
     }
 
     fn name(&self, cx: &mut Locked<'_, CardCall>, resource: &Resource) -> Option<String> {

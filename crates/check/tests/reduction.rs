@@ -1,28 +1,31 @@
 //! The reductions lose nothing: on small programs of every kind, the search with them meets exactly the
-//! partial orders that the search without them meets, at every bound.
+//! outcomes that the search without them meets, at every bound. An outcome is everything that every
+//! thread has found on its way, and what is left at the end: what the threads write down themselves, not what the
+//! model says of it.
 
-use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use check::schedulers::{Bounded, Shared};
 use lockdep::{
-    AtomicU64, Condvar, Deadline, Domain, Explore, Halt, Locked, Mutex, OnReport, Unlocked, lock_classes, lock_order,
+    AtomicU64, Condvar, Deadline, Domain, Explore, Halt, LockBefore, Locked, Mutex, OnReport, RwLock, Unlocked,
+    lock_classes, lock_order,
 };
 use proptest::prelude::*;
 
 lock_classes! {
     class A = "a";
     class B = "b";
+    class C = "c";
     leaf L = "l";
 }
 
 lock_order! {
     root A;
-    A => B;
+    A => C;
+    C => B;
 }
 
 /// What a thread of a small program does.
@@ -30,11 +33,16 @@ lock_order! {
 enum Do {
     /// Takes the first lock, does these, and lets go of it.
     WithA(Vec<Do>),
+    /// Takes it and only looks.
+    LookA,
     /// The same with the second.
     WithB(Vec<Do>),
     TryA,
+    /// Does these with the third lock held for reading, or for writing.
+    Shared(bool, Vec<Do>),
     Read(usize),
     Write(usize),
+    Add(usize),
     /// Waits for a notification, or for time.
     Wait,
     NotifyOne,
@@ -43,114 +51,166 @@ enum Do {
 }
 
 struct World {
-    a: Mutex<A, ()>,
-    b: Mutex<B, ()>,
+    a: Mutex<A, u64>,
+    b: Mutex<B, u64>,
+    c: RwLock<C, u64>,
     cells: [AtomicU64; 2],
     state: Mutex<L, u64>,
     moved: Condvar,
 }
 
+/// What a thread has found, in order.
+type Log = Vec<u64>;
+
 impl World {
     fn new() -> Self {
         Self {
-            a: Mutex::new(()).tried(),
-            b: Mutex::new(()),
+            a: Mutex::new(0).tried(),
+            b: Mutex::new(0),
+            c: RwLock::new(0),
             cells: [AtomicU64::new(0), AtomicU64::new(0)],
             state: Mutex::new(0),
             moved: Condvar::new(),
         }
     }
 
-    fn free(&self, cx: &mut Locked<'_, Unlocked>, steps: &[Do]) {
+    fn free(&self, cx: &mut Locked<'_, Unlocked>, me: u64, steps: &[Do], log: &mut Log) {
         for step in steps {
             match step {
                 Do::WithA(steps) => {
-                    let (_a, mut cx) = self.a.lock(cx);
-                    self.under_a(&mut cx, steps);
-                }
-                Do::WithB(steps) => {
-                    let (_b, _cx) = self.b.lock(cx);
-                    self.simple(steps);
-                }
-                Do::TryA => {
-                    if self.a.try_lock(cx).is_some() {
-                        self.cells[0].fetch_add(1);
+                    let (mut a, mut cx) = self.a.lock(cx);
+                    log.push(*a);
+                    self.under_a(&mut cx, me, steps, log);
+                    // What is written depends on what was found, and not everybody writes.
+                    if !steps.is_empty() {
+                        *a = *a * 3 + me;
                     }
                 }
+                Do::LookA => log.push(*self.a.lock(cx).0),
+                Do::WithB(steps) => self.with_b(cx, me, steps, log),
+                Do::Shared(true, steps) => {
+                    let (c, mut cx) = self.c.read(cx);
+                    self.under_c(&mut cx, me, steps, log);
+                    log.push(*c);
+                }
+                Do::Shared(false, steps) => {
+                    let (mut c, mut cx) = self.c.write(cx);
+                    self.under_c(&mut cx, me, steps, log);
+                    *c = *c * 3 + me;
+                }
+                Do::TryA => match self.a.try_lock(cx) {
+                    Some((mut a, _)) => {
+                        log.push(*a);
+                        *a = *a * 3 + me;
+                    }
+                    None => log.push(u64::MAX),
+                },
                 Do::Wait => {
                     let deadline = Deadline::after(Duration::from_secs(1));
-                    self.moved.wait_until(&mut self.state.lock_leaf(cx), &deadline);
+                    let mut state = self.state.lock_leaf(cx);
+                    self.moved.wait_until(&mut state, &deadline);
+                    log.extend([*state, deadline.has_passed().into()]);
                 }
                 Do::NotifyOne => {
                     *self.state.lock_leaf(cx) += 1;
                     self.moved.notify_one();
                 }
                 Do::NotifyAll => {
-                    *self.state.lock_leaf(cx) += 1;
+                    // The value is told: whoever came to it in whatever order.
+                    let mut state = self.state.lock_leaf(cx);
+                    *state += 1;
+                    state.release_as(|state| *state);
                     self.moved.notify_all();
                 }
                 Do::Sleep => Deadline::after(Duration::from_secs(1)).sleep(cx),
-                step => self.simple(std::slice::from_ref(step)),
+                step => self.simple(me, std::slice::from_ref(step), log),
             }
         }
     }
 
-    fn under_a(&self, cx: &mut Locked<'_, A>, steps: &[Do]) {
+    fn with_b<P: LockBefore<B>>(&self, cx: &mut Locked<'_, P>, me: u64, steps: &[Do], log: &mut Log) {
+        let (mut b, _cx) = self.b.lock(cx);
+        log.push(*b);
+        self.simple(me, steps, log);
+        if !steps.is_empty() {
+            *b = *b * 3 + me;
+        }
+    }
+
+    fn under_a(&self, cx: &mut Locked<'_, A>, me: u64, steps: &[Do], log: &mut Log) {
         for step in steps {
             match step {
-                Do::WithB(steps) => {
-                    let (_b, _cx) = self.b.lock(cx);
-                    self.simple(steps);
-                }
-                step => self.simple(std::slice::from_ref(step)),
+                Do::WithB(steps) => self.with_b(cx, me, steps, log),
+                step => self.simple(me, std::slice::from_ref(step), log),
             }
         }
     }
 
-    fn simple(&self, steps: &[Do]) {
+    fn under_c(&self, cx: &mut Locked<'_, C>, me: u64, steps: &[Do], log: &mut Log) {
         for step in steps {
             match step {
-                Do::Read(cell) => drop(self.cells[*cell].load()),
-                Do::Write(cell) => self.cells[*cell].store(1),
+                Do::WithB(steps) => self.with_b(cx, me, steps, log),
+                step => self.simple(me, std::slice::from_ref(step), log),
+            }
+        }
+    }
+
+    fn simple(&self, me: u64, steps: &[Do], log: &mut Log) {
+        for step in steps {
+            match step {
+                Do::Read(cell) => log.push(self.cells[*cell].load()),
+                Do::Write(cell) => self.cells[*cell].store(me),
+                Do::Add(cell) => log.push(self.cells[*cell].fetch_add(1)),
                 _ => {}
             }
         }
     }
+
+    /// What is left.
+    fn rest(&self, cx: &mut Locked<'_, Unlocked>) -> Log {
+        let a = *self.a.lock(cx).0;
+        let b = *self.b.lock(cx).0;
+        let c = *self.c.read(cx).0;
+        vec![a, b, c, self.cells[0].load(), self.cells[1].load(), *self.state.lock_leaf(cx)]
+    }
 }
 
-/// Every partial order that the search meets, and in how many schedules.
-fn traces(program: &[Vec<Do>], bound: u8, reduce: bool) -> (BTreeSet<u64>, u64) {
+/// Every outcome that the search meets, and in how many schedules.
+fn outcomes(program: &[Vec<Do>], bound: u8, reduce: bool) -> (BTreeSet<Vec<Log>>, u64) {
     let search = Shared::new(Bounded::new(bound, reduce));
-    let seen = Rc::new(RefCell::new(BTreeSet::new()));
-    let (theirs, program) = (Rc::clone(&seen), program.to_vec());
+    let seen = Arc::new(std::sync::Mutex::new(BTreeSet::new()));
+    let (theirs, program) = (Arc::clone(&seen), program.to_vec());
     let ended = move |halt: Option<Halt>| {
         assert_eq!(halt, None);
-        theirs.borrow_mut().insert(lockdep::look(|model| model.trace()));
         ControlFlow::Continue(())
     };
     Explore::default().run(search.clone(), ended, move || {
         let domain = Domain::checked(OnReport::Record);
         lockdep::enter(&domain, "main", |cx| {
             let world = Arc::new(World::new());
-            let threads: Vec<_> = program
-                .iter()
-                .cloned()
-                .map(|steps| {
-                    let world = Arc::clone(&world);
-                    cx.spawn("t", move |cx| world.free(cx, &steps))
+            let threads = program.iter().cloned().enumerate().map(|(index, steps)| {
+                let world = Arc::clone(&world);
+                cx.spawn("t", move |cx| {
+                    let mut log = Log::new();
+                    world.free(cx, index as u64 + 1, &steps, &mut log);
+                    log
                 })
-                .collect();
-            threads.into_iter().for_each(|thread| thread.join(cx).unwrap());
+            });
+            let threads: Vec<_> = threads.collect();
+            let mut logs: Vec<Log> = threads.into_iter().map(|thread| thread.join(cx).unwrap()).collect();
+            logs.push(world.rest(cx));
+            theirs.lock().unwrap().insert(logs);
         });
     });
     let search = search.borrow();
     assert_eq!(search.diverged, None);
     assert!(search.is_exhausted());
-    (seen.take(), search.counts().schedules)
+    let seen = std::mem::take(&mut *seen.lock().unwrap());
+    (seen, search.counts().schedules)
 }
 
 fn simple() -> impl Strategy<Value = Do> {
-    prop_oneof![(0..2usize).prop_map(Do::Read), (0..2usize).prop_map(Do::Write)]
+    prop_oneof![(0..2usize).prop_map(Do::Read), (0..2usize).prop_map(Do::Write), (0..2usize).prop_map(Do::Add)]
 }
 
 fn step() -> impl Strategy<Value = Do> {
@@ -160,6 +220,8 @@ fn step() -> impl Strategy<Value = Do> {
         2 => simple(),
         2 => prop::collection::vec(prop_oneof![simple(), with_b()], 0..3).prop_map(Do::WithA),
         2 => with_b(),
+        1 => Just(Do::LookA),
+        2 => (any::<bool>(), prop::collection::vec(prop_oneof![simple(), with_b()], 0..2)).prop_map(|(reads, steps)| Do::Shared(reads, steps)),
         1 => Just(Do::TryA),
         1 => Just(Do::Wait),
         1 => Just(Do::NotifyOne),
@@ -176,8 +238,8 @@ proptest! {
         program in prop::collection::vec(prop::collection::vec(step(), 0..3), 2..4)
     ) {
         for bound in 0..3 {
-            let (full, schedules) = traces(&program, bound, false);
-            let (reduced, fewer) = traces(&program, bound, true);
+            let (full, schedules) = outcomes(&program, bound, false);
+            let (reduced, fewer) = outcomes(&program, bound, true);
             prop_assert!(fewer <= schedules);
             prop_assert_eq!(full, reduced, "bound {}, {} against {} schedules", bound, schedules, fewer);
         }
@@ -190,10 +252,20 @@ fn a_higher_bound_meets_more_and_reduction_pays() {
     let program = vec![thread.clone(), thread.clone(), thread];
     let counts: Vec<(usize, u64, u64)> = (0..3)
         .map(|bound| {
-            let (full, schedules) = traces(&program, bound, false);
-            (full.len(), schedules, traces(&program, bound, true).1)
+            let (full, schedules) = outcomes(&program, bound, false);
+            (full.len(), schedules, outcomes(&program, bound, true).1)
         })
         .collect();
     assert!(counts.windows(2).all(|pair| pair[0].0 < pair[1].0), "{counts:?}");
     assert!(counts.iter().all(|(_, full, reduced)| reduced < full), "{counts:?}");
+}
+
+#[test]
+fn one_that_only_looks_between_two_that_write() {
+    let reads = || Do::WithA(vec![Do::Read(1)]);
+    let program =
+        [vec![Do::Shared(false, vec![Do::Add(1)])], vec![Do::WithA(vec![]), Do::WithA(vec![])], vec![reads(), reads()]];
+    for bound in 0..4 {
+        assert_eq!(outcomes(&program, bound, false).0, outcomes(&program, bound, true).0, "bound {bound}");
+    }
 }

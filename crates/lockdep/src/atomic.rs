@@ -30,13 +30,16 @@ impl AtomicU64 {
     pub fn store(&self, value: u64) {
         point(self.model, OpKind::Write);
         self.value.store(value, SeqCst);
+        wrote(self.model, value);
     }
 
     /// Adds and returns what it was before.
     #[track_caller]
     pub fn fetch_add(&self, n: u64) -> u64 {
         point(self.model, OpKind::Write);
-        self.value.fetch_add(n, SeqCst)
+        let before = self.value.fetch_add(n, SeqCst);
+        wrote(self.model, before.wrapping_add(n));
+        before
     }
 }
 
@@ -64,7 +67,9 @@ impl AtomicBool {
     #[track_caller]
     pub fn swap(&self, value: bool) -> bool {
         point(self.model, OpKind::Write);
-        self.value.swap(value, SeqCst)
+        let before = self.value.swap(value, SeqCst);
+        wrote(self.model, value.into());
+        before
     }
 }
 
@@ -73,5 +78,13 @@ impl AtomicBool {
 fn point(object: Option<u32>, kind: OpKind) {
     if let Some(object) = object {
         model::access(object, kind, Location::caller());
+    }
+}
+
+/// Tells an explorer what it holds now.
+#[inline]
+fn wrote(object: Option<u32>, value: u64) {
+    if let Some(object) = object {
+        model::wrote(object, value);
     }
 }

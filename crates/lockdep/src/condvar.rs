@@ -102,17 +102,17 @@ impl Condvar {
         at: &'static Location<'static>,
     ) {
         guard.check_wait(at);
-        let (inner, lock) = guard.parts();
+        let (inner, lock, wrote) = guard.parts();
         match (self.model, lock, deadline.map(|d| &d.0)) {
             (None, None, None) => self.condvar.wait(inner),
             (None, None, Some(DeadlineImp::Real(at))) => {
                 self.condvar.wait_until(inner, *at);
             }
             (Some(condvar), Some(lock), None) => {
-                parking_lot::MutexGuard::unlocked(inner, || model::wait(condvar, lock, false, at));
+                parking_lot::MutexGuard::unlocked(inner, || model::wait(condvar, lock, false, wrote, at));
             }
             (Some(condvar), Some(lock), Some(DeadlineImp::Explored(passed))) => {
-                if parking_lot::MutexGuard::unlocked(inner, || model::wait(condvar, lock, true, at)) {
+                if parking_lot::MutexGuard::unlocked(inner, || model::wait(condvar, lock, true, wrote, at)) {
                     passed.store(true, Ordering::SeqCst);
                 }
             }

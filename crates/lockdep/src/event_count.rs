@@ -38,7 +38,9 @@ impl<C: Leaf> EventCount<C> {
     /// Something that waiters look at has changed.
     #[track_caller]
     pub fn advance<P>(&self, cx: &mut Locked<'_, P>) {
-        *self.count.lock_leaf(cx) += 1;
+        let mut count = self.count.lock_leaf(cx);
+        *count += 1;
+        count.release_as(|count| *count);
         self.moved.notify_all();
     }
 

@@ -102,7 +102,22 @@ impl<'t, L> Locked<'t, L> {
     pub fn fails(&self, place: impl FnOnce() -> String) -> bool {
         match self.task.domain().oracle() {
             None => false,
-            Some(oracle) => oracle.fails(self.task.name(), &place()),
+            Some(oracle) => {
+                let fails = oracle.fails(self.task.name(), &place());
+                if fails {
+                    self.learns(&true);
+                }
+                fails
+            }
+        }
+    }
+
+    /// Tells an explorer what this thread has found, or left, in something that threads share in another
+    /// way than by this crate's explored primitives. Whoever did so before or after is ordered with it.
+    #[inline]
+    pub fn learns(&self, what: &impl std::hash::Hash) {
+        if crate::is_explored() {
+            crate::model::learns(crate::model::digest(what));
         }
     }
 }

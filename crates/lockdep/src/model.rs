@@ -6,11 +6,21 @@
 //! of *steps*, each of them one such operation and everything the thread then does for itself; see
 //! [`look`] for what a scheduler can ask about them.
 //!
+//! What can follow depends on the *state*: on what every thread has seen, on what every object holds, and
+//! on who waits. Neither is known to the model, so each is a number that stands for it. What a thread has
+//! seen is the sequence of what it did and of the contents it found. What an object holds is a number that
+//! changes when it may have been written, which a lock knows by whether its guard was lent out for writing:
+//! then it is what its writer had seen by then, or the value itself where that is told. So in whose
+//! order a lock was taken is no part of the state if nobody wrote, and neither is what was undone. The argument
+//! is in `docs/verification.md`. What is shared in other ways must be told, see
+//! [`Locked::learns`](crate::Locked::learns).
+//!
 //! Threads and objects have names that do not depend on the schedule: whose child, and the how
 //! manieth. The same thread in another schedule of the same program has the same name.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
 use std::panic::Location;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -66,6 +76,17 @@ impl ObjectId {
     pub fn index(self) -> usize {
         self.0.into()
     }
+}
+
+/// That an object was touched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Touch {
+    /// By which thread.
+    pub thread: usize,
+    /// What.
+    pub object: ObjectId,
+    /// It was read at most: two that read come to the same in either order.
+    pub reads: bool,
 }
 
 /// What a thread is about to do.
@@ -141,7 +162,10 @@ pub struct ThreadModel {
     /// When it began to wait for a time-out; 0 if it does not.
     timer: u64,
     expired: bool,
-    hash: u64,
+    /// What it has seen.
+    seen: u64,
+    /// The condition variable it waits on without having been notified.
+    waits_on: Option<u32>,
     ops: u32,
     joiners: Vec<usize>,
 }
@@ -157,8 +181,10 @@ struct Object {
     wanted: Vec<usize>,
     /// Threads waiting for a notification, in the order in which they came.
     waiters: Vec<usize>,
-    written: u64,
-    read: u64,
+    /// What it holds.
+    holds: u64,
+    /// Where its last taking is among what was touched, and in which step that was.
+    taken: (usize, usize),
     /// Some thread may try it: letting go of it is an operation of its own.
     tried: bool,
 }
@@ -171,8 +197,9 @@ pub struct Model {
     enabled: usize,
     timers: u64,
     steps: usize,
-    hash: u64,
-    touched: Vec<(usize, ObjectId)>,
+    /// What all objects hold.
+    held: u64,
+    touched: Vec<Touch>,
     halt: Option<Halt>,
     happenings: Option<Vec<Happening>>,
     current: usize,
@@ -184,7 +211,7 @@ pub struct Model {
 
 thread_local! {
     static MODEL: RefCell<Option<Model>> = const { RefCell::new(None) };
-    static NAMES: RefCell<HashMap<u64, u16>> = RefCell::new(HashMap::new());
+    static NAMES: RefCell<HashMap<u64, u16, BuildHasherDefault<Mixing>>> = RefCell::new(HashMap::default());
     static BOUND: Cell<usize> = const { Cell::new(usize::MAX) };
 }
 
@@ -205,7 +232,7 @@ pub(crate) fn begin(how: &Explore) {
     BOUND.set(how.bound);
     let happenings = how.record.then(Vec::new);
     let mut model = Model { happenings, plain: how.focused, focused: how.focused, ..Model::default() };
-    model.add_thread("main".to_owned(), 0x6d61_696e, Location::caller());
+    model.add_thread("main".to_owned(), 0x6d61_696e, 0, Location::caller());
     MODEL.set(Some(model));
 }
 
@@ -219,6 +246,35 @@ fn mix(a: u64, b: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     z ^ (z >> 31)
+}
+
+/// A value as a number.
+pub(crate) fn digest(value: &impl std::hash::Hash) -> u64 {
+    let mut hasher = Mixing(0);
+    value.hash(&mut hasher);
+    hasher.0
+}
+
+/// The hasher of the model's numbers: the same in every run.
+#[derive(Default)]
+struct Mixing(u64);
+
+impl std::hash::Hasher for Mixing {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            self.write_u64(u64::from_le_bytes(word));
+        }
+    }
+
+    fn write_u64(&mut self, n: u64) {
+        self.0 = mix(self.0, n);
+    }
 }
 
 fn intern(key: u64) -> ObjectId {
@@ -266,7 +322,7 @@ impl Model {
 
     /// What was touched since the last call, and by which thread: taken, let go of, tried in vain, waited
     /// on, woken. It is forgotten here.
-    pub fn take_touched(&mut self, into: &mut Vec<(usize, ObjectId)>) {
+    pub fn take_touched(&mut self, into: &mut Vec<Touch>) {
         into.clear();
         into.append(&mut self.touched);
     }
@@ -276,10 +332,19 @@ impl Model {
         self.steps
     }
 
-    /// A number for what has happened, the same for two executions exactly if (but for a collision)
-    /// they order what depends on one another the same way: their Mazurkiewicz trace.
-    pub fn trace(&self) -> u64 {
-        self.hash
+    /// A number for the state: where it is the same (but for a collision), the same can follow. It says
+    /// nothing of which time-outs are the older ones.
+    pub fn state(&self) -> u64 {
+        self.threads.iter().fold(self.held, |state, thread| {
+            let place = thread.waits_on.map_or(0, |condvar| {
+                let waiters = &self.objects[condvar as usize].waiters;
+                1 + waiters.iter().position(|waiter| self.threads[*waiter].id == thread.id).unwrap_or(waiters.len())
+            });
+            let op = thread.pending;
+            let about = (op.object.0 as u64) << 40 | u64::from(op.at.line()) << 16 | (op.kind as u64) << 8;
+            let flags = u64::from(thread.finished) | u64::from(thread.timer != 0) << 1 | (place as u64) << 2;
+            state.wrapping_add(mix(mix(thread.id, thread.seen), mix(about, flags)))
+        })
     }
 
     /// Whether the scheduler is not asked now.
@@ -316,10 +381,9 @@ impl Model {
         self.happenings.take().unwrap_or_default()
     }
 
-    fn add_thread(&mut self, name: String, id: u64, at: &'static Location<'static>) -> usize {
+    fn add_thread(&mut self, name: String, id: u64, seen: u64, at: &'static Location<'static>) -> usize {
         let life = intern(mix(id, 1));
         let pending = Op { kind: OpKind::Start, object: life, label: "thread", at, done: false };
-        self.hash = self.hash.wrapping_add(mix(id, 0));
         self.enabled += 1;
         self.threads.push(ThreadModel {
             name,
@@ -333,7 +397,8 @@ impl Model {
             finished: false,
             timer: 0,
             expired: false,
-            hash: 0,
+            seen,
+            waits_on: None,
             ops: 0,
             joiners: Vec::new(),
         });
@@ -344,6 +409,7 @@ impl Model {
         let thread = &mut self.threads[me];
         thread.created += 1;
         let key = mix(mix(thread.id, 2), thread.created);
+        let holds = mix(key, thread.seen);
         let object = Object {
             id: intern(key),
             key,
@@ -352,10 +418,11 @@ impl Model {
             readers: 0,
             wanted: Vec::new(),
             waiters: Vec::new(),
-            written: 0,
-            read: 0,
+            holds,
+            taken: (usize::MAX, 0),
             tried: false,
         };
+        self.held = self.held.wrapping_add(mix(key, holds));
         self.objects.push(object);
         (self.objects.len() - 1) as u32
     }
@@ -372,23 +439,33 @@ impl Model {
         Op { kind, object: object.id, label: object.label, at, done: false }
     }
 
-    /// The thread's operation happens, ordered with others on the object.
+    /// The thread's operation happens.
     fn happen(&mut self, me: usize, object: u32, kind: OpKind, at: &'static Location<'static>, outcome: u64) {
         let o = &mut self.objects[object as usize];
-        let shared = matches!(kind, OpKind::AcquireShared | OpKind::Read);
-        let before = self.threads[me].hash;
-        let past = if shared { mix(o.key, o.written) } else { mix(mix(o.key, o.written), o.read) };
-        let after = mix(mix(before, past), kind as u64 | outcome << 8);
-        if shared {
-            o.read = o.read.wrapping_add(after);
-        } else {
-            (o.written, o.read) = (after, 0);
+        let found = match kind {
+            OpKind::Acquire | OpKind::AcquireShared | OpKind::Read | OpKind::Write => o.holds,
+            OpKind::Try if outcome != 0 => o.holds,
+            _ => 0,
+        };
+        let reads = matches!(kind, OpKind::AcquireShared | OpKind::Read);
+        o.taken = (self.steps, self.touched.len());
+        self.touched.push(Touch { thread: me, object: o.id, reads });
+        let thread = &mut self.threads[me];
+        thread.ops += 1;
+        thread.seen = mix(mix(thread.seen, mix(o.key, found)), kind as u64 | outcome << 8);
+        if self.happenings.is_some() {
+            let op = Op { done: kind != OpKind::Try || outcome != 0, ..self.op(kind, object, at) };
+            self.record(me, || What::Op(op));
         }
-        self.touched.push((me, o.id));
-        self.threads[me].ops += 1;
-        self.rehash(me, after);
-        let op = Op { done: kind != OpKind::Try || outcome != 0, ..self.op(kind, object, at) };
-        self.record(me, || What::Op(op));
+    }
+
+    /// The object was written: it holds a value, or what the thread has made of what it has seen.
+    fn wrote(&mut self, me: usize, object: u32, value: Option<u64>) {
+        let seen = self.threads[me].seen;
+        let Some(o) = self.objects.get_mut(object as usize) else { return };
+        let before = mix(o.key, o.holds);
+        o.holds = value.map_or(mix(seen, 4), |value| mix(value, 5));
+        self.held = self.held.wrapping_sub(before).wrapping_add(mix(o.key, o.holds));
     }
 
     /// The thread begins to wait for a time-out. Which of two began first makes a difference to a scheduler
@@ -396,21 +473,17 @@ impl Model {
     fn arm(&mut self, me: usize) {
         self.timers += 1;
         self.threads[me].timer = self.timers;
-        self.touched.push((me, intern(0)));
-    }
-
-    fn rehash(&mut self, me: usize, after: u64) {
-        let thread = &mut self.threads[me];
-        let gone = mix(thread.id, thread.hash);
-        thread.hash = after;
-        self.hash = self.hash.wrapping_sub(gone).wrapping_add(mix(thread.id, after));
+        self.touched.push(Touch { thread: me, object: intern(0), reads: false });
     }
 
     fn life(&mut self, me: usize, of: usize, kind: OpKind, at: &'static Location<'static>) {
-        let (id, hash, object) = (self.threads[of].id, self.threads[of].hash, self.threads[of].life);
-        self.rehash(me, mix(mix(self.threads[me].hash, mix(id, hash)), kind as u64));
-        self.touched.push((me, object));
-        self.threads[me].ops += 1;
+        let (id, seen, object) = (self.threads[of].id, self.threads[of].seen, self.threads[of].life);
+        // Whoever has waited for a thread's end has what came of it.
+        let found = if kind == OpKind::Join { mix(id, seen) } else { id };
+        self.touched.push(Touch { thread: me, object, reads: false });
+        let thread = &mut self.threads[me];
+        thread.ops += 1;
+        thread.seen = mix(mix(thread.seen, found), kind as u64);
         self.record(me, || What::Op(Op { kind, object, label: "thread", at, done: false }));
     }
 
@@ -570,7 +643,7 @@ pub(crate) fn acquire(object: u32, shared: bool, at: &'static Location<'static>)
         model.objects[object as usize].wanted.push(me);
         if !model.can_take(object, kind) {
             let id = model.objects[object as usize].id;
-            model.touched.push((me, id));
+            model.touched.push(Touch { thread: me, object: id, reads: shared });
             changes.disable(model, me);
         }
     });
@@ -599,7 +672,16 @@ pub(crate) fn try_acquire(object: u32, at: &'static Location<'static>) -> bool {
     })
 }
 
-pub(crate) fn release(object: u32, shared: bool) {
+/// Whether something was written, and what, as far as that is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wrote {
+    No,
+    Unknown,
+    Value(u64),
+}
+
+/// Lets go of a lock. `wrote`: what it protects was lent out for writing; and what it is now, if that is told.
+pub(crate) fn release(object: u32, shared: bool, wrote: Wrote) {
     let tried = try_look(|model| model.objects.get(object as usize).is_some_and(|o| o.tried)).unwrap_or(false);
     if tried && !std::thread::panicking() {
         let at = Location::caller();
@@ -615,8 +697,22 @@ pub(crate) fn release(object: u32, shared: bool) {
         } else {
             o.owner = None;
         }
-        let id = o.id;
-        model.touched.push((me, id));
+        let (id, (step, at)) = (o.id, o.taken);
+        // Taken and let go of in one step, and not written: it was read.
+        let reads = shared || wrote == Wrote::No && !tried && step == model.steps;
+        if let Some(taking) = model.touched.get_mut(at)
+            && reads
+            && !shared
+            && (taking.thread, taking.object) == (me, id)
+        {
+            taking.reads = true;
+        }
+        model.touched.push(Touch { thread: me, object: id, reads });
+        match wrote {
+            Wrote::No => {}
+            Wrote::Unknown => model.wrote(me, object, None),
+            Wrote::Value(value) => model.wrote(me, object, Some(value)),
+        }
         model.settle(object, &mut changes);
         if !tried && model.happenings.is_some() {
             let op = model.op(OpKind::Release, object, Location::caller());
@@ -637,13 +733,28 @@ pub(crate) fn access(object: u32, kind: OpKind, at: &'static Location<'static>) 
     act(|model, me, _| model.happen(me, object, kind, at, 0));
 }
 
+/// The atomic that was just accessed holds this now.
+pub(crate) fn wrote(object: u32, value: u64) {
+    act(|model, me, _| model.wrote(me, object, Some(value)));
+}
+
+/// The running thread has learned something in another way than by an operation, or made something known.
+pub(crate) fn learns(what: u64) {
+    try_look(|model| {
+        let me = model.current;
+        model.touched.push(Touch { thread: me, object: intern(1), reads: false });
+        model.threads[me].seen = mix(mix(model.threads[me].seen, what), 6);
+    });
+}
+
 /// Waits for a notification, letting go of the lock meanwhile; with `timed`, or until the scheduler says
 /// that the time is up. Whether it was that.
-pub(crate) fn wait(condvar: u32, lock: u32, timed: bool, at: &'static Location<'static>) -> bool {
+pub(crate) fn wait(condvar: u32, lock: u32, timed: bool, wrote: Wrote, at: &'static Location<'static>) -> bool {
     act(|model, me, changes| {
         model.happen(me, condvar, OpKind::Wait, at, 0);
         model.objects[condvar as usize].waiters.push(me);
         model.threads[me].then = Some(lock);
+        model.threads[me].waits_on = Some(condvar);
         model.threads[me].expired = false;
         let kind = if timed { OpKind::Expire } else { OpKind::Wait };
         model.threads[me].pending = model.op(kind, condvar, at);
@@ -653,7 +764,7 @@ pub(crate) fn wait(condvar: u32, lock: u32, timed: bool, at: &'static Location<'
             changes.disable(model, me);
         }
     });
-    release(lock, false);
+    release(lock, false, wrote);
     point();
     // Notified, with the lock to be had; or out of time.
     let expired = act(|model, me, changes| {
@@ -661,6 +772,7 @@ pub(crate) fn wait(condvar: u32, lock: u32, timed: bool, at: &'static Location<'
         if expired {
             model.threads[me].timer = 0;
             model.threads[me].then = None;
+            model.threads[me].waits_on = None;
             model.objects[condvar as usize].waiters.retain(|waiter| *waiter != me);
             model.happen(me, condvar, OpKind::Expire, at, 0);
         } else {
@@ -691,13 +803,14 @@ pub(crate) fn notify(condvar: u32, all: bool, at: &'static Location<'static>) {
         for thread in woken {
             let lock = model.threads[thread].then.take().expect("who waits let go of a lock");
             model.threads[thread].timer = 0;
+            model.threads[thread].waits_on = None;
             model.threads[thread].pending = model.op(OpKind::Acquire, lock, at);
             model.objects[lock as usize].wanted.push(thread);
             if model.can_take(lock, OpKind::Acquire) {
                 changes.enable(model, thread);
             } else {
                 let id = model.objects[lock as usize].id;
-                model.touched.push((me, id));
+                model.touched.push(Touch { thread: me, object: id, reads: false });
                 changes.disable(model, thread);
             }
         }
@@ -744,7 +857,8 @@ pub(crate) fn spawn(name: &str, at: &'static Location<'static>, f: impl FnOnce()
         model.steps += 1;
         model.threads[me].spawned += 1;
         let id = mix(mix(model.threads[me].id, 3), model.threads[me].spawned);
-        let added = model.add_thread(name.to_owned(), id, at);
+        let seen = model.threads[me].seen;
+        let added = model.add_thread(name.to_owned(), id, seen, at);
         model.life(me, added, OpKind::Spawn, at);
         added
     });

@@ -5,8 +5,9 @@ use std::ops::{Deref, DerefMut};
 use std::panic::Location;
 
 use crate::class::{Class, ClassKey, Leaf, NestedIn};
+use crate::model::{self, Wrote};
 use crate::task::{Acquire, Holding, Task};
-use crate::{LockBefore, Locked, model};
+use crate::{LockBefore, Locked};
 
 /// A lock of class `C` around a `T`.
 pub struct Mutex<C, T> {
@@ -29,13 +30,21 @@ pub struct MutexGuard<'a, T> {
 pub(crate) struct Modelled {
     pub object: Option<u32>,
     pub shared: bool,
+    pub wrote: Wrote,
+}
+
+impl Modelled {
+    /// Held so far for nothing; `None`: there is no explorer.
+    pub fn new(object: Option<u32>, shared: bool) -> Self {
+        Self { object, shared, wrote: Wrote::No }
+    }
 }
 
 impl Drop for Modelled {
     #[inline]
     fn drop(&mut self) {
         if let Some(object) = self.object {
-            model::release(object, self.shared);
+            model::release(object, self.shared, self.wrote);
         }
     }
 }
@@ -103,7 +112,7 @@ impl<C: Class, T> Mutex<C, T> {
         if self.model.is_some_and(|object| !model::try_acquire(object, at)) {
             return None;
         }
-        let modelled = Modelled { object: self.model, shared: false };
+        let modelled = Modelled::new(self.model, false);
         let inner = self.lock.try_lock()?;
         let holding = task.hold(key, self.instance(), self.rank, at);
         Some((MutexGuard { inner, modelled, holding }, Locked::at(task)))
@@ -127,7 +136,7 @@ impl<C: Class, T> Mutex<C, T> {
         if task.is_checked() {
             return self.acquire_slow(task, key, how, at);
         }
-        let modelled = Modelled { object: None, shared: false };
+        let modelled = Modelled::new(None, false);
         MutexGuard { inner: self.lock.lock(), modelled, holding: Holding::UNRECORDED }
     }
 
@@ -149,7 +158,7 @@ impl<C: Class, T> Mutex<C, T> {
                 self.lock.try_lock().unwrap_or_else(|| mixed())
             }
         };
-        let modelled = Modelled { object: self.model, shared: false };
+        let modelled = Modelled::new(self.model, false);
         let holding = task.hold(key, self.instance(), self.rank, at);
         MutexGuard { inner, modelled, holding }
     }
@@ -176,8 +185,16 @@ impl<'a, T> MutexGuard<'a, T> {
     }
 
     /// The guard itself, and what the lock is to an explorer: for a wait that lets go of it.
-    pub(crate) fn parts(&mut self) -> (&mut parking_lot::MutexGuard<'a, T>, Option<u32>) {
-        (&mut self.inner, self.modelled.object)
+    pub(crate) fn parts(&mut self) -> (&mut parking_lot::MutexGuard<'a, T>, Option<u32>, Wrote) {
+        (&mut self.inner, self.modelled.object, std::mem::replace(&mut self.modelled.wrote, Wrote::No))
+    }
+
+    /// Lets go of the lock, and tells an explorer, if there is one, what value is left in it: for what comes
+    /// to the same in several ways.
+    pub fn release_as<H: std::hash::Hash>(mut self, value: impl FnOnce(&T) -> H) {
+        if self.modelled.object.is_some() && self.modelled.wrote != Wrote::No {
+            self.modelled.wrote = Wrote::Value(model::digest(&value(&self.inner)));
+        }
     }
 }
 
@@ -192,6 +209,7 @@ impl<T> Deref for MutexGuard<'_, T> {
 impl<T> DerefMut for MutexGuard<'_, T> {
     #[inline]
     fn deref_mut(&mut self) -> &mut T {
+        self.modelled.wrote = Wrote::Unknown;
         &mut self.inner
     }
 }

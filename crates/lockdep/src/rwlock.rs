@@ -5,6 +5,7 @@ use std::ops::{Deref, DerefMut};
 use std::panic::Location;
 
 use crate::class::Class;
+use crate::model::Wrote;
 use crate::mutex::{Modelled, mixed};
 use crate::task::{Acquire, Holding, Task};
 use crate::{LockBefore, Locked, model};
@@ -30,7 +31,7 @@ pub struct RwLockReadGuard<'a, T> {
 /// Held for writing. To be handed this is to be told that the lock is held for writing.
 pub struct RwLockWriteGuard<'a, T> {
     inner: parking_lot::RwLockWriteGuard<'a, T>,
-    _modelled: Modelled,
+    modelled: Modelled,
     _holding: Holding<'a>,
 }
 
@@ -50,7 +51,7 @@ impl<C: Class, T> RwLock<C, T> {
         let guard = if cx.task.is_checked() {
             self.read_slow(cx.task, Location::caller())
         } else {
-            let _modelled = Modelled { object: None, shared: true };
+            let _modelled = Modelled::new(None, true);
             RwLockReadGuard { inner: self.lock.read(), _modelled, _holding: Holding::UNRECORDED }
         };
         (guard, Locked::at(cx.task))
@@ -66,8 +67,8 @@ impl<C: Class, T> RwLock<C, T> {
         let guard = if cx.task.is_checked() {
             self.write_slow(cx.task, Location::caller())
         } else {
-            let _modelled = Modelled { object: None, shared: false };
-            RwLockWriteGuard { inner: self.lock.write(), _modelled, _holding: Holding::UNRECORDED }
+            let modelled = Modelled::new(None, false);
+            RwLockWriteGuard { inner: self.lock.write(), modelled, _holding: Holding::UNRECORDED }
         };
         (guard, Locked::at(cx.task))
     }
@@ -84,7 +85,7 @@ impl<C: Class, T> RwLock<C, T> {
                 self.lock.try_read().unwrap_or_else(|| mixed())
             }
         };
-        let _modelled = Modelled { object: self.model, shared: true };
+        let _modelled = Modelled::new(self.model, true);
         let _holding = task.hold(C::key(), self.instance(), 0, at);
         RwLockReadGuard { inner, _modelled, _holding }
     }
@@ -101,9 +102,9 @@ impl<C: Class, T> RwLock<C, T> {
                 self.lock.try_write().unwrap_or_else(|| mixed())
             }
         };
-        let _modelled = Modelled { object: self.model, shared: false };
+        let modelled = Modelled::new(self.model, false);
         let _holding = task.hold(C::key(), self.instance(), 0, at);
-        RwLockWriteGuard { inner, _modelled, _holding }
+        RwLockWriteGuard { inner, modelled, _holding }
     }
 
     fn instance(&self) -> usize {
@@ -130,6 +131,7 @@ impl<T> Deref for RwLockWriteGuard<'_, T> {
 impl<T> DerefMut for RwLockWriteGuard<'_, T> {
     #[inline]
     fn deref_mut(&mut self) -> &mut T {
+        self.modelled.wrote = Wrote::Unknown;
         &mut self.inner
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use eswitch::card::CardError;
 use eswitch::lag::LagMode;
 use eswitch::{Engine, Error, PciAddress, PfIndex, Tx};
-use lockdep::{AtomicBool, AtomicU64, JoinHandle, Locked, Mutex, Unlocked, lock_classes};
+use lockdep::{AtomicBool, AtomicU64, JoinHandle, Locked, Mutex, Unlocked, is_explored, lock_classes};
 
 use crate::pulse::Pulse;
 use crate::session::StepError;
@@ -168,6 +168,9 @@ fn refused(name: &str, source: CardError) -> Error {
     Error::Card { what: format!("the bond {name}"), source }
 }
 
+/// How often a bond changes at most where every order is tried, or once more: it has to end as it would.
+const FLAPS: u32 = 4;
+
 /// Tells the card of a bond without one, and as often as asked for that it goes and comes.
 pub(crate) fn stand_in(cx: &mut Locked<'_, Unlocked>, engine: &Engine, step: &BondStep) -> Result<(), Error> {
     let tx = match step.mode.as_str() {
@@ -175,7 +178,8 @@ pub(crate) fn stand_in(cx: &mut Locked<'_, Unlocked>, engine: &Engine, step: &Bo
         "balance-xor" | "802.3ad" => Tx::Hash,
         other => Tx::Other(other.to_owned()),
     };
-    for event in (0..=step.flap).rev() {
+    let flap = if is_explored() { step.flap.min(FLAPS + step.flap % 2) } else { step.flap };
+    for event in (0..=flap).rev() {
         if event % 2 == 1 {
             engine.unbond(cx, &step.name).or_else(|error| match error {
                 // The first event of an odd number takes away what is not there yet.

@@ -65,7 +65,9 @@ impl Pulse {
 
     /// Something that others may wait for has changed.
     pub(crate) fn beat<L>(&self, cx: &mut Locked<'_, L>) {
-        *self.state.lock_leaf(cx) += 1;
+        let mut state = self.state.lock_leaf(cx);
+        *state += 1;
+        state.release_as(|state| *state);
         self.moved.notify_all();
     }
 

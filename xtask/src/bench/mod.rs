@@ -7,6 +7,7 @@
 //!
 //! A group of rows is a module with a `MEASUREMENTS` table; it is listed once, in [`measurements`].
 
+mod check;
 mod lag;
 mod linux;
 mod lockdep;
@@ -38,7 +39,9 @@ pub struct Measurement {
 }
 
 fn measurements() -> impl Iterator<Item = &'static Measurement> {
-    [lockdep::MEASUREMENTS, memory::MEASUREMENTS, lag::MEASUREMENTS, linux::MEASUREMENTS].into_iter().flatten()
+    [lockdep::MEASUREMENTS, memory::MEASUREMENTS, lag::MEASUREMENTS, check::MEASUREMENTS, linux::MEASUREMENTS]
+        .into_iter()
+        .flatten()
 }
 
 /// A number with its unit.
@@ -71,6 +74,8 @@ pub enum Target {
     RatioAtMost(f64),
     /// At most so much.
     AtMost(Quantity),
+    /// At least so much.
+    AtLeast(Quantity),
 }
 
 impl fmt::Display for Target {
@@ -78,6 +83,7 @@ impl fmt::Display for Target {
         match self {
             Self::RatioAtMost(times) => write!(f, "<= {times}x"),
             Self::AtMost(quantity) => write!(f, "<= {quantity}"),
+            Self::AtLeast(quantity) => write!(f, ">= {quantity}"),
         }
     }
 }
@@ -128,6 +134,7 @@ impl Row {
         self.met = match target {
             Target::RatioAtMost(times) => self.ratio.map(|ratio| ratio <= times),
             Target::AtMost(most) => self.ours.map(|ours| ours.value <= most.value),
+            Target::AtLeast(least) => self.ours.map(|ours| ours.value >= least.value),
         };
         self
     }

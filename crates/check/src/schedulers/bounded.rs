@@ -1,44 +1,63 @@
 //! Every schedule with at most so many preemptions: iterative context bounding, after CHESS (Musuvathi
-//! and Qadeer, PLDI 2007), with two reductions that lose no behaviour. The argument for them is in
-//! `docs/verification.md`.
+//! and Qadeer, PLDI 2007), with three reductions that lose no outcome. The argument for them is in
+//! `docs/verification.md`; that they lose none is tested on random programs, by what their threads find.
 //!
 //! A *preemption* is a switch away from a thread that could go on. When a thread blocks or ends, to
 //! choose the next is free. That a time-out fires while something else could run counts as one more,
 //! and so does, where nothing but time-outs is left, that it is not the oldest.
 //!
+//! Two steps are *independent* if neither writes what the other touches: then they come to the same in either order.
+//! A lock that is taken and let go of within one step, and whose guard was not lent out for writing, is read.
+//! So is one that is taken for reading; it is for whoever wants it for writing that this is a difference.
+//!
 //! The search is depth-first over choices, the latest first:
 //!
-//! * **Sliding.** A preemption before a step that has nothing to do with what runs until the preempted
+//! * **Sliding.** A preemption before a step that is independent of what runs until the preempted
 //!   thread goes on is as good as one after that step. The later one has been searched by then, so the
-//!   earlier one is passed over.
-//! * **Joining.** Where a thread has blocked or ended, what can follow depends only on what has happened,
-//!   as a partial order of what depends on one another, and on the preemptions left. Where both have
-//!   been met before, nothing new can follow.
+//!   earlier one is passed over. What runs meanwhile is known from that search: so everybody who could run
+//!   before the step must be able to after it, or what they might have done is not known.
+//! * **Joining.** Where a thread has blocked or ended, what can follow depends only on the state and on the
+//!   preemptions left. Where both have been met before, nothing new can follow. The state is what threads have seen
+//!   and what objects hold, see [`Model::state`]: in whose order a lock was taken to look is no part of it.
+//! * **Sleeping.** A choice that was searched at a point need not be made in what is searched after it there until
+//!   something has touched what its thread would touch: to make it later comes to the same as to have made it
+//!   first.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 
-use lockdep::{Model, ObjectId, look};
+use lockdep::{Model, ObjectId, Touch, look};
 use shuttle::scheduler::{Schedule, Scheduler, Task, TaskId};
 
-/// Objects, as bits. Two objects may share a bit: then less is passed over, never more.
+/// Objects that were touched, as bits: at all, and by more than reading. Two objects may share a bit: then
+/// less is passed over, never more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Objects([u64; 8]);
+struct Objects {
+    touched: [u64; WORDS],
+    written: [u64; WORDS],
+}
+
+const WORDS: usize = 4;
 
 impl Objects {
-    const NONE: Self = Self([0; 8]);
-    const ALL: Self = Self([u64::MAX; 8]);
+    const NONE: Self = Self { touched: [0; WORDS], written: [0; WORDS] };
+    const ALL: Self = Self { touched: [u64::MAX; WORDS], written: [u64::MAX; WORDS] };
 
-    fn add(&mut self, object: ObjectId) {
-        let bit = object.index() % 512;
-        self.0[bit / 64] |= 1 << (bit % 64);
+    fn add(&mut self, touch: &Touch) {
+        let bit = touch.object.index() % (64 * WORDS);
+        let one = 1 << (bit % 64);
+        self.touched[bit / 64] |= one;
+        self.written[bit / 64] |= if touch.reads { 0 } else { one };
     }
 
     fn join(&mut self, other: &Self) {
-        self.0.iter_mut().zip(other.0).for_each(|(ours, theirs)| *ours |= theirs);
+        self.touched.iter_mut().zip(other.touched).for_each(|(ours, theirs)| *ours |= theirs);
+        self.written.iter_mut().zip(other.written).for_each(|(ours, theirs)| *ours |= theirs);
     }
 
+    /// Whether it makes a difference which comes first: one writes what the other touches.
     fn meets(&self, other: &Self) -> bool {
-        self.0.iter().zip(other.0).any(|(ours, theirs)| ours & theirs != 0)
+        (0..WORDS).any(|i| self.written[i] & other.touched[i] | self.touched[i] & other.written[i] != 0)
     }
 }
 
@@ -74,7 +93,7 @@ struct Asleep {
 }
 
 /// A point of the current schedule where there was a choice.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Node {
     /// The thread that ran before, if it could go on: to choose another is a preemption of it.
     current: Option<u8>,
@@ -91,9 +110,11 @@ struct Node {
     run: Option<Objects>,
     /// From the point after: what became of the alternatives there, if preempting here could slide there.
     after: Vec<Searched>,
+    /// The step of the schedule, and how many threads could run: the same whenever it is met again.
+    mark: (usize, usize),
     /// What was touched from here to the next point, by whom.
-    segment: Vec<(u8, ObjectId)>,
-    /// The trace up to here, at points where joining is looked for.
+    segment: Vec<Touch>,
+    /// The state here, at points where joining is looked for.
     joins: Option<u64>,
     /// It was met before: what can follow is known.
     joined: bool,
@@ -113,6 +134,28 @@ struct Met {
     meanwhile: Vec<(u8, Objects)>,
 }
 
+/// The hasher of what is a hash already.
+#[derive(Debug, Default)]
+struct AsIs(u64);
+
+impl Hasher for AsIs {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.0 = self.0.rotate_left(8) ^ u64::from(*byte));
+    }
+
+    fn write_u64(&mut self, n: u64) {
+        self.0 = n;
+    }
+}
+
+/// So many states are kept at most, a few hundred megabytes. What is met after that is searched as often as it
+/// is met, which is slower and loses nothing.
+const MOST_MET: usize = 2_000_000;
+
 /// How the search went.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -124,6 +167,8 @@ pub struct Counts {
     pub joined: u64,
     /// Choices passed over because their thread was asleep.
     pub asleep: u64,
+    /// States that there was no room to keep, each time they were met.
+    pub forgotten: u64,
 }
 
 /// The scheduler: one bound.
@@ -133,11 +178,13 @@ pub struct Bounded {
     reduce: bool,
     path: Vec<Node>,
     depth: usize,
-    met: HashMap<u64, Met>,
+    met: HashMap<u64, Met, BuildHasherDefault<AsIs>>,
     counts: Counts,
     done: bool,
     started: bool,
-    touched: Vec<(usize, ObjectId)>,
+    touched: Vec<Touch>,
+    /// Points that are no more, for their room.
+    spare: Vec<Node>,
     /// Of several searchers that share the work: which, and of how many.
     share: (u32, u32),
     /// What went otherwise than before with the same choices.
@@ -155,11 +202,12 @@ impl Bounded {
             reduce,
             path: Vec::new(),
             depth: 0,
-            met: HashMap::new(),
+            met: HashMap::default(),
             counts: Counts::default(),
             done: false,
             started: false,
             touched: Vec::new(),
+            spare: Vec::new(),
             share: (0, 1),
             diverged: None,
         }
@@ -225,11 +273,11 @@ impl Bounded {
             if at > from && (node.current != Some(thread) || node.choices[node.taken].thread != thread) {
                 break;
             }
-            for (by, object) in &node.segment {
-                if *by != thread {
+            for touch in &node.segment {
+                if touch.thread != usize::from(thread) {
                     return run;
                 }
-                run.add(*object);
+                run.add(touch);
             }
         }
         run
@@ -239,34 +287,31 @@ impl Bounded {
     fn meanwhile(&mut self, from: usize, thread: u8) -> Objects {
         let mut end = from;
         let mut joined = Objects::NONE;
-        'walk: while end < self.path.len() {
+        while end < self.path.len() {
             if end > from && self.path[end].joined {
                 // What is known of what can follow is what counts here.
-                let met = self.path[end].joins.and_then(|trace| self.met.get(&trace));
+                let met = self.path[end].joins.and_then(|state| self.met.get(&state));
                 let asleep = self.path[end].asleep_bits();
                 let met = met.filter(|met| met.asleep & !asleep == 0);
                 let known = met.and_then(|met| met.meanwhile.iter().find(|(t, _)| *t == thread));
                 joined.join(&known.map_or(Objects::ALL, |(_, touched)| *touched));
             }
-            for (by, _) in &self.path[end].segment {
-                if *by == thread {
-                    end += 1;
-                    break 'walk;
-                }
-            }
             end += 1;
+            if self.path[end - 1].segment.iter().any(|touch| touch.thread == usize::from(thread)) {
+                break;
+            }
         }
         // Backwards, so that each point met on the way learns what follows it.
         let mut touched = joined;
         for at in (from..end).rev() {
             let segment = std::mem::take(&mut self.path[at].segment);
-            let until = segment.iter().position(|(by, _)| *by == thread).unwrap_or(segment.len());
-            segment[..until].iter().for_each(|(_, object)| touched.add(*object));
+            let theirs = segment.iter().take_while(|touch| touch.thread != usize::from(thread));
+            theirs.for_each(|touch| touched.add(touch));
             self.path[at].segment = segment;
             if at > from
                 && !self.path[at].joined
-                && let Some(trace) = self.path[at].joins
-                && let Some(met) = self.met.get_mut(&trace)
+                && let Some(state) = self.path[at].joins
+                && let Some(met) = self.met.get_mut(&state)
             {
                 match met.meanwhile.iter_mut().find(|(t, _)| *t == thread) {
                     Some((_, known)) => known.join(&touched),
@@ -285,7 +330,7 @@ impl Bounded {
             node.searched.iter().for_each(|searched| touched.join(&searched.touched));
             node.searched.push(Searched { choice: taken, touched, run: node.run.take().unwrap_or(Objects::ALL) });
             if node.taken == 0 {
-                node.segment.iter().for_each(|(_, object)| node.step.add(*object));
+                node.segment.iter().for_each(|touch| node.step.add(touch));
             }
             let depth = self.path.len();
             while !node.closed && node.taken + 1 < node.choices.len() {
@@ -313,10 +358,13 @@ impl Bounded {
                 && node.current.is_some()
                 && before.current == node.current
                 && before.choices[before.taken].thread == before.current.unwrap_or(u8::MAX)
-                && before.segment.iter().all(|(by, _)| Some(*by) == before.current)
+                // Who can no longer run there is not heard of there, and might come between here.
+                && before.choices.iter().all(|choice| node.choices.iter().any(|later| later.thread == choice.thread))
+                && before.segment.iter().all(|touch| before.current.is_some_and(|by| touch.thread == usize::from(by)))
             {
-                before.after = node.searched;
+                std::mem::swap(&mut before.after, &mut node.searched);
             }
+            self.spare.push(node);
         }
         false
     }
@@ -332,7 +380,24 @@ impl Bounded {
     }
 }
 
+impl Default for Objects {
+    fn default() -> Self {
+        Self::NONE
+    }
+}
+
 impl Node {
+    /// Makes a new point of an old one.
+    fn begin(&mut self, current: Option<u8>, mark: (usize, usize)) {
+        let Self { mut choices, mut searched, mut asleep, mut after, mut segment, .. } = std::mem::take(self);
+        choices.clear();
+        searched.clear();
+        asleep.clear();
+        after.clear();
+        segment.clear();
+        *self = Self { current, mark, choices, searched, asleep, after, segment, ..Self::default() };
+    }
+
     fn is_asleep(&self, thread: u8) -> bool {
         self.asleep.iter().any(|asleep| asleep.thread == thread)
     }
@@ -343,48 +408,49 @@ impl Node {
 
     /// Who is asleep at the next point: who was, and who has been searched here, unless it has run or
     /// something it would touch was touched.
-    fn still_asleep(&self) -> Vec<Asleep> {
+    fn still_asleep(&self, into: &mut Vec<Asleep>) {
         if self.choices[self.taken].timer {
-            return Vec::new();
+            return;
         }
         let mut touched = Objects::NONE;
-        self.segment.iter().for_each(|(_, object)| touched.add(*object));
-        let ran = |thread: u8| self.segment.iter().any(|(by, _)| *by == thread);
+        self.segment.iter().for_each(|touch| touched.add(touch));
+        let ran = |thread: u8| self.segment.iter().any(|touch| touch.thread == usize::from(thread));
         let searched = self.searched.iter().filter(|s| !s.choice.timer);
         let searched = searched.map(|s| Asleep { thread: s.choice.thread, run: s.run });
         let asleep = self.asleep.iter().copied().chain(searched);
-        asleep.filter(|asleep| !ran(asleep.thread) && !asleep.run.meets(&touched)).collect()
+        into.extend(asleep.filter(|asleep| !ran(asleep.thread) && !asleep.run.meets(&touched)));
     }
 }
 
 /// What can be chosen, the cheapest first; `current` could go on if it is given.
-fn choices(model: &Model, runnable: &[&Task], current: Option<u8>) -> Vec<Choice> {
+fn choices(model: &Model, runnable: &[&Task], current: Option<u8>, into: &mut Vec<Choice>) {
     let threads = || runnable.iter().map(|task| usize::from(task.id()));
     let timers_only = threads().all(|thread| model.timer(thread).is_some());
     let oldest = threads().filter_map(|thread| model.timer(thread)).min();
-    let mut choices: Vec<Choice> = threads()
-        .map(|thread| {
-            let timer = model.timer(thread);
-            let preempts = current.is_some_and(|current| usize::from(current) != thread);
-            let early = timer.is_some() && !(timers_only && timer == oldest);
-            Choice {
-                thread: thread as u8,
-                cost: u8::from(preempts) + u8::from(early),
-                timer: timer.is_some(),
-                object: model.pending(thread).object,
-            }
-        })
-        .collect();
-    choices.sort_by_key(|choice| (choice.cost, choice.thread));
-    choices
+    into.extend(threads().map(|thread| {
+        let timer = model.timer(thread);
+        let preempts = current.is_some_and(|current| usize::from(current) != thread);
+        let early = timer.is_some() && !(timers_only && timer == oldest);
+        Choice {
+            thread: thread as u8,
+            cost: u8::from(preempts) + u8::from(early),
+            timer: timer.is_some(),
+            object: model.pending(thread).object,
+        }
+    }));
+    into.sort_unstable_by_key(|choice| (choice.cost, choice.thread));
 }
 
-/// What has happened, and which time-outs are the older ones.
+/// The state, and which time-outs are the older ones.
 fn state(model: &Model, runnable: &[&Task]) -> u64 {
-    let timers = runnable.iter().filter_map(|task| Some((model.timer(task.id().into())?, usize::from(task.id()))));
-    let mut timers: Vec<(u64, usize)> = timers.collect();
-    timers.sort_unstable();
-    timers.iter().fold(model.trace(), |state, (_, thread)| state.rotate_left(7).wrapping_add(*thread as u64 + 1))
+    let mut state = model.state();
+    let mut last = 0;
+    let since = |task: &&&Task| model.timer(usize::from(task.id()));
+    while let Some(next) = runnable.iter().filter(|task| since(task).is_some_and(|t| t > last)).min_by_key(since) {
+        last = since(&next).unwrap_or_default();
+        state = state.rotate_left(7).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ (usize::from(next.id()) as u64 + 1);
+    }
+    state
 }
 
 impl Scheduler for Bounded {
@@ -407,63 +473,49 @@ impl Scheduler for Bounded {
     }
 
     fn next_task(&mut self, runnable: &[&Task], current: Option<TaskId>, _: bool) -> Option<TaskId> {
-        let current = current.map(usize::from);
-        let (current, choices, trace) = look(|model| {
-            model.take_touched(&mut self.touched);
-            let current =
-                current.filter(|thread| model.threads()[*thread].is_enabled() && model.timer(*thread).is_none());
-            let current = current.map(|thread| thread as u8);
-            let choices = choices(model, runnable, current);
-            (current, choices, state(model, runnable))
-        });
         let at = self.depth;
         self.depth += 1;
-        if at > 0 {
-            note_segment(&mut self.path[at - 1], &self.touched);
-        }
-        if let Some(node) = self.path.get(at) {
-            if node.choices != choices {
-                self.diverged = Some(format!("point {at}: {choices:?} where {:?} was before", node.choices));
-                return None;
+        look(|model| {
+            model.take_touched(&mut self.touched);
+            if at > 0 {
+                note_segment(&mut self.path[at - 1], &self.touched);
             }
-            return Some(TaskId::from(usize::from(node.choices[node.taken].thread)));
-        }
-        let (spent, closed) = match self.path.last() {
-            None => (0, false),
-            Some(last) => (last.spent + last.choices[last.taken].cost, last.closed),
-        };
-        let mut node = Node {
-            current,
-            choices,
-            taken: 0,
-            spent,
-            closed,
-            searched: Vec::new(),
-            asleep: Vec::new(),
-            run: None,
-            after: Vec::new(),
-            segment: Vec::new(),
-            joins: None,
-            joined: false,
-            step: Objects::NONE,
-            meanwhile: Objects::NONE,
-        };
-        if self.reduce && !closed {
+            let mark = (model.steps(), runnable.len());
+            if let Some(node) = self.path.get(at) {
+                let next = usize::from(node.choices[node.taken].thread);
+                if node.mark != mark || !runnable.iter().any(|task| usize::from(task.id()) == next) {
+                    let there = format!("step {} with {} threads", mark.0, mark.1);
+                    self.diverged = Some(format!("point {at}: {there} where {:?} was before", node.mark));
+                    return None;
+                }
+                return Some(TaskId::from(next));
+            }
+            let current = current.map(usize::from);
+            let current =
+                current.filter(|thread| model.threads()[*thread].is_enabled() && model.timer(*thread).is_none());
+            let mut node = self.spare.pop().unwrap_or_default();
+            node.begin(current.map(|thread| thread as u8), mark);
+            choices(model, runnable, node.current, &mut node.choices);
             if let Some(last) = self.path.last() {
-                node.asleep = last.still_asleep();
+                (node.spent, node.closed) = (last.spent + last.choices[last.taken].cost, last.closed);
             }
-            if current.is_none() {
-                self.join(&mut node, trace);
+            if self.reduce && !node.closed {
+                if let Some(last) = self.path.last() {
+                    last.still_asleep(&mut node.asleep);
+                }
+                if node.current.is_none() {
+                    self.join(&mut node, state(model, runnable));
+                }
+                let awake = |choice: &Choice| self.affords(&node, *choice, at) && !node.is_asleep(choice.thread);
+                match node.choices.iter().position(awake) {
+                    Some(awake) => node.taken = awake,
+                    None => node.closed = true,
+                }
             }
-            let awake = |choice: &Choice| self.affords(&node, *choice, at) && !node.is_asleep(choice.thread);
-            match node.choices.iter().position(awake) {
-                Some(awake) => node.taken = awake,
-                None => node.closed = true,
-            }
-        }
-        let first = node.choices[node.taken].thread;
-        self.path.push(node);
-        Some(TaskId::from(usize::from(first)))
+            let first = node.choices[node.taken].thread;
+            self.path.push(node);
+            Some(TaskId::from(usize::from(first)))
+        })
     }
 
     fn next_u64(&mut self) -> u64 {
@@ -473,27 +525,29 @@ impl Scheduler for Bounded {
 
 impl Bounded {
     /// Whether this point, where the choice is free, was met before with as much left.
-    fn join(&mut self, node: &mut Node, trace: u64) {
+    fn join(&mut self, node: &mut Node, state: u64) {
         let left = self.bound - node.spent;
         let asleep = node.asleep_bits();
-        node.joins = Some(trace);
-        match self.met.get_mut(&trace) {
+        node.joins = Some(state);
+        let full = self.met.len() >= MOST_MET;
+        match self.met.get_mut(&state) {
             Some(met) if met.left >= left => {
                 (node.closed, node.joined) = (true, true);
                 self.counts.joined += 1;
             }
             // What was known of it was for fewer preemptions.
             Some(met) => *met = Met { left, asleep, meanwhile: Vec::new() },
+            None if full => self.counts.forgotten += 1,
             None => {
-                self.met.insert(trace, Met { left, asleep, meanwhile: Vec::new() });
+                self.met.insert(state, Met { left, asleep, meanwhile: Vec::new() });
             }
         }
     }
 }
 
-fn note_segment(node: &mut Node, touched: &[(usize, ObjectId)]) {
+fn note_segment(node: &mut Node, touched: &[Touch]) {
     if node.segment.is_empty() {
-        node.segment.extend(touched.iter().map(|(thread, object)| (*thread as u8, *object)));
+        node.segment.extend_from_slice(touched);
     }
 }
 

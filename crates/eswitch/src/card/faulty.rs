@@ -50,17 +50,20 @@ impl FaultPlan {
     /// Adds a fault.
     pub fn add<L>(&self, cx: &mut Locked<'_, L>, fault: Fault) {
         self.faults.lock_leaf(cx).push(fault);
+        cx.learns(&true);
     }
 
     /// Forgets them all.
     pub fn clear<L>(&self, cx: &mut Locked<'_, L>) {
         self.faults.lock_leaf(cx).clear();
+        cx.learns(&false);
     }
 
     /// What happens to this request: the delay to suffer and whether it fails.
     fn strike<L>(&self, cx: &mut Locked<'_, L>, request: &Resource) -> (Option<Duration>, bool) {
-        let (mut delay, mut fails) = (None, false);
+        let (mut delay, mut fails, mut left) = (None, false, None);
         for fault in self.faults.lock_leaf(cx).iter_mut().filter(|f| f.matches(request)) {
+            left = Some((fault.after, fault.times));
             if fault.after > 0 {
                 fault.after -= 1;
             } else if fault.times > 0 {
@@ -72,6 +75,9 @@ impl FaultPlan {
                     None => fails = true,
                 }
             }
+        }
+        if let Some(left) = left {
+            cx.learns(&(left, delay, fails));
         }
         (delay, fails)
     }

@@ -1,0 +1,150 @@
+//! On the engine itself: the reductions lose no outcome of small scenarios, and a token tells what it is for.
+
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use card_memory::MemoryCard;
+use check::schedulers::{Bounded, Shared};
+use check::{Options, Token, Watch};
+use eswitch::card::{FaultPlan, Faulty};
+use lockdep::{Domain, Explore, Halt};
+use scenario::{Outcome, Pulse, Scenario, World};
+
+const HEAD: &str = r#"
+name = "small"
+why = "Small enough for every schedule."
+[card]
+"#;
+
+fn parse(rest: &str) -> Scenario {
+    scenario::parse(&format!("{HEAD}{rest}")).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn tell(domain: &Arc<Domain>, scenario: &Scenario) -> Outcome {
+    let faults = Arc::new(FaultPlan::default());
+    let world = World {
+        card: Arc::new(Faulty::new(MemoryCard::new(scenario.card.clone()), Arc::clone(&faults))),
+        faults,
+        domain: Arc::clone(domain),
+        pulse: Arc::new(Pulse::new()),
+        clock: Arc::new(|| Duration::ZERO),
+        programs: None,
+        bonds: None,
+    };
+    lockdep::enter(domain, "main", |cx| scenario::run(cx, scenario, &world, &mut ()))
+}
+
+/// What there is at the end, and what came of each thread's steps.
+fn describe(outcome: &Outcome) -> String {
+    let mut steps: Vec<String> = outcome
+        .steps
+        .iter()
+        .map(|step| format!("{}: {} {:?} {:?}", step.thread, step.step, step.output, step.error))
+        .collect();
+    // A thread's own order is kept; whose step was told first is no outcome.
+    steps.sort_by(|a, b| a.split(':').next().cmp(&b.split(':').next()));
+    format!("{steps:?} {:?} {:?}", outcome.snapshot, outcome.violations)
+}
+
+/// Every outcome, and in how many schedules.
+fn outcomes(scenario: &Scenario, bound: u8, reduce: bool) -> (BTreeSet<String>, u64) {
+    let search = Shared::new(Bounded::new(bound, reduce));
+    let seen = Arc::new(Mutex::new(BTreeSet::new()));
+    let (theirs, scenario, domain) = (Arc::clone(&seen), scenario.clone(), Domain::exploring(None));
+    let ended = |halt: Option<Halt>| {
+        assert_eq!(halt, None);
+        ControlFlow::Continue(())
+    };
+    Explore { focused: true, ..Explore::default() }.run(search.clone(), ended, move || {
+        let outcome = tell(&domain, &scenario);
+        theirs.lock().unwrap().insert(describe(&outcome));
+    });
+    let search = search.borrow();
+    assert_eq!(search.diverged, None);
+    assert!(search.is_exhausted());
+    let seen = std::mem::take(&mut *seen.lock().unwrap());
+    (seen, search.counts().schedules)
+}
+
+#[test]
+fn no_outcome_of_the_engine_is_lost() {
+    let threads = |one: &str, two: &str| {
+        format!("[[thread]]\nname = \"one\"\nsteps = {one}\n[[thread]]\nname = \"two\"\nsteps = {two}\n")
+    };
+    let scenarios = [
+        // Late loading beside an onlooker.
+        format!(
+            "vfs = 1\nmode = \"switchdev\"\n{}",
+            threads(r#"["modprobe mlx5_ib"]"#, r#"["devlink dev show", "devlink dev eswitch show pci/0000:08:00.0"]"#)
+        ),
+        // A module goes while VFs come.
+        format!(
+            "modules = [\"mlx5_ib\"]\nmode = \"switchdev\"\n{}",
+            threads(r#"["rmmod mlx5_ib"]"#, r#"["echo 1 > /sys/bus/pci/devices/0000:08:00.0/sriov_numvfs"]"#)
+        ),
+        // An onlooker finds the ports of before, or of after.
+        format!(
+            "vfs = 1\nmode = \"switchdev\"\n{}",
+            threads(
+                r#"["echo 0 > /sys/bus/pci/devices/0000:08:00.0/sriov_numvfs"]"#,
+                r#"["devlink port show", "devlink port show"]"#
+            )
+        ),
+        // The same of the mode, which is asked for in between, too.
+        threads(
+            r#"["devlink dev eswitch set pci/0000:08:00.0 mode switchdev"]"#,
+            r#"["devlink dev eswitch show pci/0000:08:00.0"]"#,
+        ),
+        // A load that fails and is tried again.
+        format!(
+            "vfs = 1\nmode = \"switchdev\"\n{}",
+            threads(
+                r#"["fail ib vf 0 times 1", "modprobe mlx5_ib"]"#,
+                r#"["devlink dev eswitch show pci/0000:08:00.0"]"#
+            )
+        ),
+    ];
+    let mut several = 0;
+    let mut counts = (0, 0);
+    for text in &scenarios {
+        let scenario = parse(text);
+        for bound in 0..=1 {
+            let (full, schedules) = outcomes(&scenario, bound, false);
+            let (reduced, fewer) = outcomes(&scenario, bound, true);
+            assert!(fewer <= schedules);
+            assert!(full == reduced, "{text}: bound {bound}, {} outcomes and {}", full.len(), reduced.len());
+            several += usize::from(full.len() > 1);
+            counts = (counts.0 + schedules, counts.1 + fewer);
+        }
+    }
+    assert!(counts.1 * 2 < counts.0, "the reductions pay: {counts:?}");
+    assert!(several > 1, "outcomes that depend on the order were to be compared");
+}
+
+#[test]
+fn a_token_tells_what_it_is_for() {
+    let planted = parse(
+        r#"
+        vfs = 1
+        mode = "switchdev"
+        [[thread]]
+        name = "one"
+        steps = ["modprobe mlx5_ib"]
+        [[thread]]
+        name = "two"
+        steps = ["devlink dev eswitch show pci/0000:08:00.0", "expect module mlx5_ib absent"]
+        "#,
+    );
+    let report = check::check(&planted, &Options::default(), &Arc::new(Watch::default()));
+    let violation = report.violations.first().expect("it was planted");
+    assert_eq!(violation.invariant, "expectation");
+    let token: Token = violation.token.parse().expect("a token that was printed");
+    let scenario = token.scenario(&[planted], "here").expect("it is of this scenario");
+    let again: Vec<_> = (0..3).map(|_| check::replay(&scenario, &token)).collect();
+    for story in again {
+        assert_eq!((&story.invariant, &story.detail), (&violation.invariant, &violation.detail));
+        assert_eq!(story, violation.story);
+    }
+}
