@@ -1,6 +1,6 @@
 //! Exploring a scenario until something is found: in rounds, each by another way of choosing schedules.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread::sleep;
@@ -76,8 +76,11 @@ pub fn explore(explorer: &Path, scenario: &Path, faults: bool, whole: bool, seed
 /// One round; `None` if it had to be ended.
 fn round(explorer: &Path, options: &str, scenario: &Path, limit: Duration) -> Result<Option<Report>> {
     let place = explorer.with_file_name("explored.json");
-    let output = File::create(&place).with_context(|| place.display().to_string())?;
-    let mut child = Command::new(explorer).arg(options).arg(scenario).stdout(output).stdin(Stdio::null()).spawn()?;
+    let said = place.with_extension("stderr");
+    let file = |path: &Path| File::create(path).with_context(|| path.display().to_string());
+    let mut command = Command::new(explorer);
+    command.arg(options).arg(scenario).stdin(Stdio::null()).stdout(file(&place)?).stderr(file(&said)?);
+    let mut child = command.spawn().with_context(|| explorer.display().to_string())?;
     let until = Instant::now() + limit;
     let status = loop {
         if let Some(status) = child.try_wait()? {
@@ -90,8 +93,8 @@ fn round(explorer: &Path, options: &str, scenario: &Path, limit: Duration) -> Re
         }
         sleep(Duration::from_millis(2));
     };
-    let text = std::fs::read_to_string(&place)?;
-    ensure!(matches!(status.code(), Some(0 | 1)), "the explorer ended with {status}");
+    let (text, said) = (fs::read_to_string(&place)?, fs::read_to_string(&said)?);
+    ensure!(matches!(status.code(), Some(0 | 1)), "the explorer ended with {status}: {}", said.trim());
     let Some(line) = text.lines().next() else { bail!("the explorer has nothing to report") };
     Ok(Some(serde_json::from_str(line)?))
 }
