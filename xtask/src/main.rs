@@ -1,7 +1,11 @@
 //! What a developer runs beside cargo.
 
 mod bench;
+mod mutants;
+mod patched;
 mod vm;
+
+use std::process::ExitCode;
 
 use clap::Parser;
 
@@ -10,6 +14,9 @@ use clap::Parser;
 enum Command {
     /// Measure, side by side with what each thing is to be compared with. Never fails on a time.
     Bench(bench::Args),
+    /// Plant bugs, one after the other, and see that each is caught: by the compiler, or by exploring the scenario that
+    /// its patch names.
+    Mutants(mutants::Args),
     /// Tell the scenarios on a Linux card, and test what takes the kernel's bonds, in a virtual machine with a
     /// distribution's kernel.
     Vm(vm::Args),
@@ -18,14 +25,16 @@ enum Command {
     BenchChild(bench::Child),
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
     if vm::is_init() {
         vm::init();
-        return Ok(());
+        return Ok(ExitCode::SUCCESS);
     }
     match Command::parse() {
-        Command::Bench(args) => bench::run(&args),
-        Command::Vm(args) => vm::run(&args),
-        Command::BenchChild(child) => child.run(),
+        Command::Bench(args) => bench::run(&args)?,
+        Command::Mutants(args) => return mutants::run(&args),
+        Command::Vm(args) => vm::run(&args)?,
+        Command::BenchChild(child) => child.run()?,
     }
+    Ok(ExitCode::SUCCESS)
 }

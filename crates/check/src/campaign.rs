@@ -71,6 +71,8 @@ pub struct Options {
     pub whole: bool,
     /// Pass over schedules that are equivalent to one that was run.
     pub reduce: bool,
+    /// Make what was found small before it is told.
+    pub minimise: bool,
 }
 
 impl Default for Options {
@@ -88,6 +90,7 @@ impl Default for Options {
             shard: (0, 1),
             whole: false,
             reduce: true,
+            minimise: true,
         }
     }
 }

@@ -81,6 +81,8 @@ impl Teller {
             Some(halt) => found.push(Found { invariant: "progress".to_owned(), detail: halt.to_string() }),
             None => {}
         }
+        // An invariant says more than a step or an expectation that its breaking leads to.
+        found.sort_by_key(|found| ["step", "expectation"].contains(&&*found.invariant));
         found.dedup();
         (found, self.planned.take_met())
     }

@@ -121,6 +121,7 @@ fn options(arguments: &Check) -> Options {
         shard: arguments.shard.map_or((0, 1), |shard| (shard.index - 1, shard.of)),
         whole: arguments.whole,
         reduce: !arguments.no_reduction,
+        minimise: true,
     }
 }
 

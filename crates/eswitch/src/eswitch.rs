@@ -74,6 +74,19 @@ impl ESwitch {
         self.ops.read(cx).0.ops().clone()
     }
 
+    /// Changes what is registered. Nothing does but with the representor lock held, so that who holds it finds
+    /// the same ops until it lets go.
+    #[track_caller]
+    fn change_ops<P: LockBefore<RepOpsClass>, R>(
+        &self,
+        cx: &mut Locked<'_, P>,
+        change: impl FnOnce(&mut Registrations, &Locked<'_, RepOpsClass>) -> R,
+    ) -> R {
+        self.representors.assert_held(cx);
+        let (mut registered, cx) = self.ops.write(cx);
+        change(&mut registered, &cx)
+    }
+
     /// Registers the ops of a type, and queues the work that loads what should now be loaded.
     ///
     /// Nothing is loaded here: the caller may be a driver's probe, which runs under the auxiliary
@@ -93,8 +106,8 @@ impl ESwitch {
         P: LockBefore<Representors> + lockdep::MayWait,
     {
         self.with_representors(cx, |_table, cx| {
-            let (mut registered, cx) = self.ops.write(cx);
-            if registered.put(&cx, self.pf, ty, ops) { Ok(()) } else { Err(Error::OpsRegistered(ty)) }
+            let put = self.change_ops(cx, |registered, cx| registered.put(cx, self.pf, ty, ops));
+            if put { Ok(()) } else { Err(Error::OpsRegistered(ty)) }
         })?;
         events.emit(cx, || Event::Registered(self.address, ty));
         self.work.queue_or_mark(cx, Work::LoadReps);
@@ -115,8 +128,11 @@ impl ESwitch {
             let ops = self.ops(cx);
             table.unload_type(cx, events, &ops, ty);
             table.forget_failures(ty);
-            let (mut registered, cx) = self.ops.write(cx);
-            registered.take(&cx, ty);
+            self.change_ops(cx, |registered, cx| {
+                registered.take(cx, ty);
+                let gone = || registered.ops()[ty.index()].is_none();
+                cx.ensure("ops-quiesced", gone, || format!("{ty} ops of pf{} outlive unregistering", self.pf.0));
+            });
         });
         events.emit(cx, || Event::Unregistered(self.address, ty));
     }
@@ -135,8 +151,8 @@ impl ESwitch {
     ) -> Result<()> {
         {
             let (table, mut cx) = self.representors.lock_nested::<RepresentorsNested, _>(cx);
-            let (mut registered, cx) = self.ops.write(&mut cx);
-            if cx.fails(|| format!("lend {ty} pf{}", self.pf.0)) || !registered.put(&cx, self.pf, ty, ops) {
+            let refused = cx.fails(|| format!("lend {ty} pf{}", self.pf.0));
+            if refused || !self.change_ops(&mut cx, |registered, cx| registered.put(cx, self.pf, ty, ops)) {
                 return Err(Error::OpsRegistered(ty));
             }
             self.stated.note_table(&cx, &table);
@@ -153,8 +169,7 @@ impl ESwitch {
             let ops = self.ops(&mut cx);
             table.unload_lent(&mut cx, events, &ops, ty);
             table.forget_failures(ty);
-            let (mut registered, cx) = self.ops.write(&mut cx);
-            registered.take(&cx, ty);
+            self.change_ops(&mut cx, |registered, cx| registered.take(cx, ty));
             self.stated.note_table(&cx, &table);
         }
         events.emit(cx, || Event::Unregistered(self.address, ty));
@@ -168,8 +183,17 @@ impl ESwitch {
     where
         P: LockBefore<RepOpsClass>,
     {
+        self.protocol_devices(cx, &[vport], ty).pop().flatten()
+    }
+
+    /// The same for several, by the same ops.
+    pub fn protocol_devices<P>(&self, cx: &mut Locked<'_, P>, vports: &[Vport], ty: RepType) -> Vec<Option<String>>
+    where
+        P: LockBefore<RepOpsClass>,
+    {
         let (ops, mut cx) = self.ops.read(cx);
-        ops.ops()[ty.index()].as_ref()?.protocol_device(&mut cx, vport)
+        let ops = ops.ops()[ty.index()].as_ref();
+        vports.iter().map(|vport| ops?.protocol_device(&mut cx, *vport)).collect()
     }
 
     /// Which types have ops.

@@ -2,7 +2,7 @@
 //!
 //! Each invariant has a name, which is the same everywhere: in reports, in scenarios, in the docs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use lockdep::{Class, LockBefore, Locked, Unlocked};
@@ -15,7 +15,6 @@ use crate::eswitch::RepFailure;
 use crate::ids::{MacAddr, Mode, PciAddress, PfIndex, PortHandle, RepType, Vport};
 use crate::lag::{LagMode, LagView};
 use crate::module::CORE;
-use crate::names;
 use crate::sf::SfState;
 
 /// A state that the engine must never be in.
@@ -165,7 +164,6 @@ impl Engine {
     fn inspect_pf(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<PfView> {
         self.with_devlink(cx, address, |pf, state, cx| {
             let mode = pf.eswitch.mode.under_devlink(state, cx);
-            let config = &self.shared.config;
             let paired = self.shared.devcom.read(cx).0.paired(pf.index());
             let (rows, misinformed): (Vec<(Vport, [RepState; 2])>, _) =
                 pf.eswitch.with_representors(cx, |table, cx| {
@@ -182,18 +180,24 @@ impl Engine {
                 });
             let count = |ty: RepType| rows.iter().filter(|(_, reps)| reps[ty.index()] == RepState::Loaded).count();
             let loaded = RepType::ALL.map(count);
+            // What is unregistered meanwhile has none any more.
+            let with_ib = |(vport, reps): &(Vport, [RepState; 2])| (reps[1] == RepState::Loaded).then_some(*vport);
+            let with_ib: Vec<Vport> = rows.iter().filter_map(with_ib).collect();
+            let ib_devices = match with_ib[..] {
+                [] => Vec::new(),
+                _ => pf.eswitch.protocol_devices(cx, &with_ib, RepType::Ib),
+            };
+            let mut ib_devices: BTreeMap<_, _> = with_ib.into_iter().zip(ib_devices).collect();
             let mut ports = Vec::new();
             for (vport, reps) in rows {
                 if mode == Mode::Legacy && vport != Vport::Uplink {
                     continue;
                 }
                 let sf = state.sfs.get(vport).map(|sf| sf.state(cx));
-                let sfnum = sf.map(|s| s.sfnum.0);
                 let eth = match vport {
                     Vport::Uplink => Resource::PfNetdev(pf.index()),
                     _ => Resource::Representor(pf.index(), vport, RepType::Eth),
                 };
-                let ib = Resource::Representor(pf.index(), vport, RepType::Ib);
                 ports.push(PortView {
                     handle: pf.port_handle(vport),
                     vport,
@@ -204,7 +208,7 @@ impl Engine {
                         Vport::Sf(_) => "pcisf",
                     },
                     netdev: self.shared.card.name(&mut cx.narrow(), &eth),
-                    ibdev: (reps[1] == RepState::Loaded).then(|| names::ib_device(config, &ib, sfnum)).flatten(),
+                    ibdev: ib_devices.remove(&vport).flatten(),
                     reps,
                     hw_addr: match sf {
                         Some(sf) => Some(sf.mac),

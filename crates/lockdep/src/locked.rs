@@ -54,6 +54,14 @@ impl<'t, L> Locked<'t, L> {
         Locked::at(self.task)
     }
 
+    /// The same thread, standing wherever the caller says, whatever it holds: for planting, in spite of the
+    /// types, a bug that they reject, so that it can be seen what else would find it. There only in builds
+    /// of mutants.
+    #[cfg(feature = "mutant")]
+    pub fn unchecked<M>(&self) -> Locked<'t, M> {
+        Locked::at(self.task)
+    }
+
     /// Runs `section` as an atomic context: in it no lock that can block may be taken, nothing may
     /// wait, nothing may allocate with [`MayWait`]. The types say so to callers that hold only this
     /// token, the checker to everybody else.

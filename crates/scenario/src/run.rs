@@ -108,9 +108,10 @@ pub fn run(cx: &mut Locked<'_, Unlocked>, scenario: &Scenario, world: &World, ob
         Teller { scenario: Arc::new(scenario.clone()), world: world.clone(), stage: Arc::new(Stage::default()) };
     teller.tell(cx, &mut outcome, observer);
     outcome.interrupted = world.pulse.is_stopped(cx);
-    for report in world.domain.take_reports() {
-        outcome.violate(report.invariant(), report.to_string());
-    }
+    // What was found at a step comes first: what does not hold at the end may come of it.
+    let reports = world.domain.take_reports().into_iter();
+    let reports = reports.map(|report| Violation { invariant: report.invariant(), detail: report.to_string() });
+    outcome.violations.splice(0..0, reports);
     outcome.elapsed = (world.clock)().saturating_sub(began);
     outcome
 }

@@ -203,6 +203,11 @@ impl RepTable {
             || kept.is_empty(),
             || format!("pf{}: {kept:?} were loaded by an attempt that failed for their vport", pf.0),
         );
+        cx.ensure(
+            "unwind-own",
+            || !failed.contains(&Vport::Uplink) || has == *had,
+            || format!("pf{}: {:?} were loaded though the uplink failed", pf.0, has.difference(had)),
+        );
         if result.is_ok() {
             // Without the uplink of its type nothing is loaded; it is tried again with that.
             let should = |ty: RepType| {

@@ -131,6 +131,7 @@ impl Shared {
         if self.lag.is_held_off(&mut cx) {
             return;
         }
+        let before = self.lag_seen();
         let members = component.lag_members();
         let total = usize::from(self.config.pfs);
         loop {
@@ -156,6 +157,7 @@ impl Shared {
         }
         self.ensure_lag_whole(&component, &cx);
         self.ensure_members(&component, &cx, &members);
+        self.ensure_evaluated(&cx, before);
     }
 
     fn emit_lag(&self, cx: &mut Locked<'_, Devcom>) {

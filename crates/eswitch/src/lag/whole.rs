@@ -104,10 +104,26 @@ impl Shared {
         );
     }
 
+    /// The mode, for [`ensure_evaluated`](Self::ensure_evaluated).
+    pub(super) fn lag_seen(&self) -> LagMode {
+        self.lag.seen.with(|seen| seen.mode)
+    }
+
+    /// An evaluation has ended. Multiport E-Switch it neither makes nor breaks.
+    #[track_caller]
+    pub(super) fn ensure_evaluated(&self, cx: &Locked<'_, Devcom>, before: LagMode) {
+        let now = || self.lag_seen();
+        cx.ensure(
+            "lag-consistent",
+            || (before == LagMode::Mpesw) == (now() == LagMode::Mpesw),
+            || format!("an evaluation has made the LAG {} of {before}", now()),
+        );
+    }
+
     /// `esw_multiport` has been turned on or off.
     #[track_caller]
     pub(super) fn ensure_mpesw(&self, cx: &Locked<'_, Devcom>, on: bool) {
-        let mode = || self.lag.seen.with(|seen| seen.mode);
+        let mode = || self.lag_seen();
         cx.ensure(
             "true-success",
             || (mode() == LagMode::Mpesw) == on,

@@ -1,0 +1,99 @@
+//! Explores scenarios, as `esw check` does, with as little as possible around it: what builds fast when the
+//! tree is built again and again with another patch.
+//!
+//! ```text
+//! explore '{"strategy": "bounded", "preemptions": 1, "time_ms": 5000}' scenarios/late-ib.toml…
+//! ```
+//!
+//! Prints a [`Report`](check::Report) a line. Exits 0 if every scenario held, 1 if one did not, 2 if something
+//! cannot be used.
+
+use std::fs;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use check::{Faults, Options, Strategy, Watch};
+use serde::Deserialize;
+
+/// What is asked for; what is not said is as [`Options`] has it.
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Asked {
+    strategy: Strategy,
+    preemptions: u8,
+    preemptions_with_faults: u8,
+    schedules: Option<u64>,
+    time_ms: Option<u64>,
+    seed: u64,
+    depth: usize,
+    faults: Faults,
+    jobs: u32,
+    whole: bool,
+    minimise: bool,
+}
+
+impl Default for Asked {
+    fn default() -> Self {
+        let of = Options::default();
+        Self {
+            strategy: of.strategy,
+            preemptions: of.preemptions,
+            preemptions_with_faults: of.preemptions_with_faults,
+            schedules: None,
+            time_ms: None,
+            seed: of.seed,
+            depth: of.depth,
+            faults: of.faults,
+            jobs: of.jobs,
+            whole: of.whole,
+            minimise: false,
+        }
+    }
+}
+
+impl Asked {
+    fn options(self) -> Options {
+        Options {
+            strategy: self.strategy,
+            preemptions: self.preemptions,
+            preemptions_with_faults: self.preemptions_with_faults,
+            schedules: self.schedules,
+            time: self.time_ms.map(Duration::from_millis),
+            seed: self.seed,
+            depth: self.depth,
+            faults: self.faults,
+            jobs: self.jobs,
+            whole: self.whole,
+            minimise: self.minimise,
+            ..Options::default()
+        }
+    }
+}
+
+fn explore(arguments: &[String]) -> Result<bool, String> {
+    let (asked, paths) = arguments.split_first().ok_or("expected options as JSON, then scenario files")?;
+    let options = serde_json::from_str::<Asked>(asked).map_err(|e| format!("{asked}: {e}"))?.options();
+    let watch = Arc::new(Watch::default());
+    let mut held = true;
+    for path in paths {
+        let text = fs::read_to_string(path).map_err(|e| format!("{path}: {e}"))?;
+        let scenario = scenario::parse(&text).map_err(|e| format!("{path}: {e}"))?;
+        let report = check::check(&scenario, &options, &watch);
+        held &= report.violations.is_empty();
+        println!("{}", serde_json::to_string(&report).map_err(|e| e.to_string())?);
+    }
+    Ok(held)
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match explore(&arguments) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("explore: {error}");
+            ExitCode::from(2)
+        }
+    }
+}

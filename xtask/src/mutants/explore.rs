@@ -1,0 +1,100 @@
+//! Exploring a scenario until something is found: in rounds, each by another way of choosing schedules.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
+use serde_json::json;
+
+/// What exploring came to.
+pub struct Explored {
+    /// The invariant that is broken, and how.
+    pub found: Option<(String, String)>,
+    pub schedules: u64,
+    pub elapsed: Duration,
+}
+
+/// The rounds: a strategy, its most preemptions, and how many milliseconds it has. The short exhaustive search
+/// comes first, as most of what can be found takes few preemptions; then chance, for what is far away; then
+/// what is left.
+const ROUNDS: [(&str, u8, u64); 4] =
+    [("bounded", 1, 3_000), ("pct", 0, 2_000), ("random", 0, 2_000), ("bounded", 2, 20_000)];
+
+/// A round that has not ended so long after its time never will: the bug has the story go on for ever without
+/// coming to a point where it could be ended.
+const OVERTIME: Duration = Duration::from_secs(60);
+
+/// What is read of the explorer's report.
+#[derive(Deserialize)]
+struct Report {
+    schedules: u64,
+    violations: Vec<Violation>,
+}
+
+#[derive(Deserialize)]
+struct Violation {
+    invariant: String,
+    detail: String,
+}
+
+/// Explores a scenario.
+///
+/// # Errors
+/// The explorer cannot be run, or cannot use what it is given.
+pub fn explore(explorer: &Path, scenario: &Path, faults: bool, whole: bool, seed: u64) -> Result<Explored> {
+    let began = Instant::now();
+    let mut explored = Explored { found: None, schedules: 0, elapsed: Duration::ZERO };
+    for (strategy, preemptions, time_ms) in ROUNDS {
+        let options = json!({
+            "strategy": strategy,
+            "preemptions": preemptions,
+            "preemptions_with_faults": preemptions.min(1),
+            "time_ms": time_ms,
+            "seed": seed,
+            "faults": if faults { "each" } else { "none" },
+            "whole": whole,
+        });
+        let limit = Duration::from_millis(time_ms) + OVERTIME;
+        let Some(report) = round(explorer, &options.to_string(), scenario, limit)? else {
+            explored.found = Some(("progress".to_owned(), "a story goes on for ever".to_owned()));
+            break;
+        };
+        explored.schedules += report.schedules;
+        explored.found = report.violations.into_iter().next().map(|violation| (violation.invariant, violation.detail));
+        if explored.found.is_some() {
+            break;
+        }
+    }
+    explored.elapsed = began.elapsed();
+    Ok(explored)
+}
+
+/// One round; `None` if it had to be ended.
+fn round(explorer: &Path, options: &str, scenario: &Path, limit: Duration) -> Result<Option<Report>> {
+    let place = explorer.with_file_name("explored.json");
+    let said = place.with_extension("stderr");
+    let file = |path: &Path| File::create(path).with_context(|| path.display().to_string());
+    let mut command = Command::new(explorer);
+    command.arg(options).arg(scenario).stdin(Stdio::null()).stdout(file(&place)?).stderr(file(&said)?);
+    let mut child = command.spawn().with_context(|| explorer.display().to_string())?;
+    let until = Instant::now() + limit;
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if Instant::now() >= until {
+            child.kill()?;
+            child.wait()?;
+            return Ok(None);
+        }
+        sleep(Duration::from_millis(2));
+    };
+    let (text, said) = (fs::read_to_string(&place)?, fs::read_to_string(&said)?);
+    ensure!(matches!(status.code(), Some(0 | 1)), "the explorer ended with {status}: {}", said.trim());
+    let Some(line) = text.lines().next() else { bail!("the explorer has nothing to report") };
+    Ok(Some(serde_json::from_str(line)?))
+}

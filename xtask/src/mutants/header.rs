@@ -1,0 +1,197 @@
+//! What a mutant's patch says of itself, before the diff.
+//!
+//! A field a line, `Name: text`; a line that begins with two spaces goes on with the field before it.
+//!
+//! | field | |
+//! | --- | --- |
+//! | `Undoes` | what it undoes, in the field's words |
+//! | `Planted` | how, where that does not go without saying |
+//! | `Scenario` | the scenario that must catch it, by its file's name; not if the compiler rejects it |
+//! | `Invariant` | by which invariant, or `compiler` |
+//! | `Error` | what the compiler says, if it is to reject it |
+//! | `Faults` | `each`: with each failure asked for |
+//! | `Options` | `whole`: bring-up and take-down are explored, too |
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+
+/// A planted bug.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mutant {
+    /// The patch's name, without its ending.
+    pub name: String,
+    /// The patch.
+    pub patch: PathBuf,
+    /// What it undoes.
+    pub undoes: String,
+    /// What must catch it.
+    pub caught_by: CaughtBy,
+}
+
+/// What must catch a mutant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CaughtBy {
+    /// It does not compile, and this is in what the compiler says.
+    Compiler { error: String },
+    /// Exploring a scenario breaks an invariant.
+    Exploring { scenario: String, invariant: String, faults: bool, whole: bool },
+}
+
+/// The invariants there are.
+pub const INVARIANTS: [&str; 13] = [
+    "loaded-implies-registered",
+    "ops-quiesced",
+    "load-once",
+    "unwind-own",
+    "switchdev-complete",
+    "legacy-empty",
+    "no-leak",
+    "stale-work",
+    "lag-consistent",
+    "lock-order",
+    "progress",
+    "true-success",
+    "pairing-told",
+];
+
+impl Mutant {
+    /// Reads a patch.
+    ///
+    /// # Errors
+    /// It cannot be read; a field is missing, or is none; an invariant is none.
+    pub fn read(patch: &Path) -> Result<Self> {
+        let text = fs::read_to_string(patch).with_context(|| patch.display().to_string())?;
+        let name = patch.file_stem().unwrap_or_default().to_string_lossy();
+        Self::parse(&name, patch, &text).with_context(|| patch.display().to_string())
+    }
+
+    fn parse(name: &str, patch: &Path, text: &str) -> Result<Self> {
+        let mut fields = Fields::parse(text)?;
+        let undoes = fields.required("Undoes")?;
+        let _ = fields.take("Planted");
+        let invariant = fields.required("Invariant")?;
+        let caught_by = if invariant == "compiler" {
+            CaughtBy::Compiler { error: fields.required("Error")? }
+        } else {
+            ensure!(
+                INVARIANTS.contains(&invariant.as_str()),
+                "Invariant: {invariant}: expected compiler or one of {}",
+                INVARIANTS.join(", ")
+            );
+            CaughtBy::Exploring {
+                invariant,
+                scenario: fields.required("Scenario")?,
+                faults: fields.word("Faults", "each")?,
+                whole: fields.word("Options", "whole")?,
+            }
+        };
+        if let Some((field, _)) = fields.0.first() {
+            bail!("{field}: no such field here");
+        }
+        Ok(Self { name: name.to_owned(), patch: patch.to_owned(), undoes, caught_by })
+    }
+
+    /// What it must be caught by, as its header has it.
+    pub fn invariant(&self) -> &str {
+        match &self.caught_by {
+            CaughtBy::Compiler { .. } => "compiler",
+            CaughtBy::Exploring { invariant, .. } => invariant,
+        }
+    }
+
+    /// The scenario that must catch it.
+    pub fn scenario(&self) -> Option<&str> {
+        match &self.caught_by {
+            CaughtBy::Compiler { .. } => None,
+            CaughtBy::Exploring { scenario, .. } => Some(scenario),
+        }
+    }
+}
+
+struct Fields(Vec<(String, String)>);
+
+impl Fields {
+    fn parse(text: &str) -> Result<Self> {
+        let mut fields: Vec<(String, String)> = Vec::new();
+        for line in text.lines().take_while(|line| !line.starts_with("diff --git ")) {
+            if let Some(more) = line.strip_prefix("  ") {
+                let (_, text) = fields.last_mut().ok_or_else(|| anyhow!("`{line}` goes on with no field"))?;
+                text.push(' ');
+                text.push_str(more.trim());
+            } else if let Some((field, text)) = line.split_once(':') {
+                ensure!(!fields.iter().any(|(other, _)| other == field), "{field} is there twice");
+                fields.push((field.to_owned(), text.trim().to_owned()));
+            } else {
+                ensure!(line.trim().is_empty(), "`{line}`: expected `Field: text` or the diff");
+            }
+        }
+        Ok(Self(fields))
+    }
+
+    fn take(&mut self, field: &str) -> Option<String> {
+        let at = self.0.iter().position(|(name, _)| name == field)?;
+        Some(self.0.remove(at).1)
+    }
+
+    fn required(&mut self, field: &str) -> Result<String> {
+        self.take(field).filter(|text| !text.is_empty()).ok_or_else(|| anyhow!("it has no {field}"))
+    }
+
+    /// A field that can only be one word.
+    fn word(&mut self, field: &str, word: &str) -> Result<bool> {
+        match self.take(field) {
+            None => Ok(false),
+            Some(text) if text == word => Ok(true),
+            Some(text) => bail!("{field}: {text}: expected {word}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DIFF: &str = "\ndiff --git a/x b/x\n--- a/x\n+++ b/x\nUndoes: not a field\n";
+
+    fn parse(header: &str) -> Result<Mutant> {
+        Mutant::parse("name", Path::new("mutants/name.patch"), &format!("{header}{DIFF}"))
+    }
+
+    #[test]
+    fn a_header_is_read() {
+        let mutant = parse(
+            "Undoes: the lock\n  of representors.\nPlanted: so.\nScenario: late-ib\nInvariant: load-once\nFaults: each\n",
+        )
+        .unwrap();
+        assert_eq!(mutant.undoes, "the lock of representors.");
+        assert_eq!((mutant.scenario(), mutant.invariant()), (Some("late-ib"), "load-once"));
+        assert!(matches!(mutant.caught_by, CaughtBy::Exploring { faults: true, whole: false, .. }));
+    }
+
+    #[test]
+    fn what_the_compiler_rejects_has_its_error() {
+        let mutant = parse("Undoes: the order.\nInvariant: compiler\nError: E0277 the trait bound\n").unwrap();
+        assert_eq!(mutant.caught_by, CaughtBy::Compiler { error: "E0277 the trait bound".to_owned() });
+        assert_eq!(mutant.scenario(), None);
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_refused() {
+        for (header, why) in [
+            ("Scenario: late-ib\nInvariant: load-once\n", "no Undoes"),
+            ("Undoes: it.\nInvariant: load-once\n", "no Scenario"),
+            ("Undoes: it.\nScenario: x\nInvariant: load-twice\n", "load-twice: expected compiler or one of"),
+            ("Undoes: it.\nInvariant: compiler\n", "no Error"),
+            ("Undoes: it.\nUndoes: that.\n", "Undoes is there twice"),
+            ("Undoes: it.\nScenario: x\nInvariant: load-once\nFaults: some\n", "Faults: some: expected each"),
+            ("Undoes: it.\nScenario: x\nInvariant: load-once\nColour: red\n", "Colour: no such field here"),
+            ("Undoes: it.\nwithout a colon\n", "expected `Field: text` or the diff"),
+            ("  goes on\n", "goes on with no field"),
+        ] {
+            let error = parse(header).unwrap_err().to_string();
+            assert!(error.contains(why), "{header}: {error}");
+        }
+    }
+}

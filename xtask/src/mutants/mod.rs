@@ -1,0 +1,204 @@
+//! `cargo xtask mutants`: planted bugs, each of which must be caught.
+//!
+//! Each patch in `mutants/` is put on a copy of the tree, which is built, and its scenario explored. It is caught
+//! if the invariant in its [header](header) is found broken; or if the compiler rejects it with the error that stands
+//! there. A mutant that is caught by something else, or a patch that does not apply any more, is a failure.
+
+mod explore;
+mod header;
+
+use std::collections::BTreeSet;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+
+use crate::patched::{self, Build, Patched};
+
+use explore::Explored;
+use header::{CaughtBy, Mutant};
+
+/// A mutant is to be caught in less than this, at the median of its seeds.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Which mutants, and how to print what becomes of them.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Print a JSON object a line for each mutant.
+    #[arg(long)]
+    json: bool,
+    /// Explore each with so many seeds, and tell medians.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    seeds: u64,
+    /// For each invariant, and for the compiler, only the first mutant that it catches.
+    #[arg(long)]
+    one_per_invariant: bool,
+    /// Only mutants whose name contains one of these.
+    name: Vec<String>,
+}
+
+/// What became of a mutant.
+#[derive(Debug, Serialize)]
+struct Outcome {
+    mutant: String,
+    undoes: String,
+    scenario: Option<String>,
+    invariant: String,
+    /// By what its header says.
+    caught: bool,
+    /// What caught it, or what else became of it.
+    by: String,
+    detail: String,
+    /// The median of all seeds.
+    schedules: u64,
+    /// The same.
+    elapsed_ms: u64,
+    build_ms: u64,
+}
+
+/// Plants them. Fails if one is not caught.
+///
+/// # Errors
+/// There is no such mutant; a header cannot be used; there is no tree to copy.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let mutants = selected(args)?;
+    let copy = Patched::new("mutants")?;
+    let began = Instant::now();
+    let mut failed = 0;
+    for mutant in &mutants {
+        let outcome = plant(&copy, mutant, args.seeds)?;
+        let slow = args.seeds > 1 && Duration::from_millis(outcome.elapsed_ms) >= PATIENCE;
+        failed += usize::from(!outcome.caught || slow);
+        if args.json {
+            println!("{}", serde_json::to_string(&outcome)?);
+        } else {
+            print(&outcome, slow);
+        }
+    }
+    let summary = format!("{} caught, {failed} not, in {} s", mutants.len() - failed, began.elapsed().as_secs());
+    if args.json {
+        eprintln!("{summary}")
+    } else {
+        println!("{summary}")
+    }
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn all() -> Result<Vec<Mutant>> {
+    patched::patches(&patched::root().join("mutants"))?.iter().map(|patch| Mutant::read(patch)).collect()
+}
+
+fn selected(args: &Args) -> Result<Vec<Mutant>> {
+    let mut mutants = all()?;
+    for name in &args.name {
+        ensure!(mutants.iter().any(|mutant| mutant.name.contains(name)), "{name}: no mutant is called that");
+    }
+    mutants.retain(|mutant| args.name.is_empty() || args.name.iter().any(|name| mutant.name.contains(name)));
+    if args.one_per_invariant {
+        let mut seen = BTreeSet::new();
+        mutants.retain(|mutant| seen.insert(mutant.invariant().to_owned()));
+    }
+    Ok(mutants)
+}
+
+fn plant(copy: &Patched, mutant: &Mutant, seeds: u64) -> Result<Outcome> {
+    let mut outcome = Outcome {
+        mutant: mutant.name.clone(),
+        undoes: mutant.undoes.clone(),
+        scenario: mutant.scenario().map(str::to_owned),
+        invariant: mutant.invariant().to_owned(),
+        caught: false,
+        by: String::new(),
+        detail: String::new(),
+        schedules: 0,
+        elapsed_ms: 0,
+        build_ms: 0,
+    };
+    if let Err(error) = copy.set(&[&mutant.patch]) {
+        let error = error.downcast::<patched::DoesNotApply>()?;
+        (outcome.by, outcome.detail) = ("nothing: the patch does not apply".to_owned(), error.to_string());
+        return Ok(outcome);
+    }
+    let (build, took) = copy.build_explorer(&["lockdep/mutant"])?;
+    outcome.build_ms = took.as_millis() as u64;
+    match (build, &mutant.caught_by) {
+        (Build::Rejected(said), CaughtBy::Compiler { error }) => {
+            outcome.caught = says(&said, error);
+            outcome.by = "compiler".to_owned();
+            outcome.detail = errors(&said);
+        }
+        (Build::Rejected(said), CaughtBy::Exploring { .. }) => {
+            (outcome.by, outcome.detail) = ("compiler".to_owned(), errors(&said));
+        }
+        (Build::Built(_), CaughtBy::Compiler { .. }) => outcome.by = "nothing: it compiles".to_owned(),
+        (Build::Built(explorer), CaughtBy::Exploring { scenario, invariant, faults, whole }) => {
+            let scenario = copy.tree().join("scenarios").join(scenario).with_extension("toml");
+            let runs = (1..=seeds).map(|seed| explore::explore(&explorer, &scenario, *faults, *whole, seed));
+            let mut runs = runs.collect::<Result<Vec<Explored>>>().with_context(|| mutant.name.clone())?;
+            runs.sort_by_key(|run| (run.found.as_ref().is_none_or(|(by, _)| by != invariant), run.elapsed));
+            let last = runs.last().and_then(|run| run.found.clone());
+            (outcome.by, outcome.detail) = last.unwrap_or_else(|| ("nothing".to_owned(), String::new()));
+            outcome.caught = outcome.by == *invariant;
+            let median = &runs[runs.len() / 2];
+            (outcome.schedules, outcome.elapsed_ms) = (median.schedules, median.elapsed.as_millis() as u64);
+        }
+    }
+    Ok(outcome)
+}
+
+/// Whether the compiler says it, however its lines are broken.
+fn says(said: &str, error: &str) -> bool {
+    let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    words(said).contains(&words(error))
+}
+
+/// The lines that say what is wrong.
+fn errors(said: &str) -> String {
+    let errors: Vec<&str> = said.lines().filter(|line| line.starts_with("error[")).collect();
+    if errors.is_empty() { said.trim().to_owned() } else { errors.join("; ") }
+}
+
+fn print(outcome: &Outcome, slow: bool) {
+    let Outcome { mutant, by, schedules, elapsed_ms, build_ms, .. } = outcome;
+    let verdict = match (outcome.caught, slow) {
+        (true, false) => "caught",
+        (true, true) => "SLOWLY",
+        (false, _) => "NOT CAUGHT",
+    };
+    let (explored, built) = (*elapsed_ms as f64 / 1e3, *build_ms as f64 / 1e3);
+    println!("{verdict:<10} {mutant:<44} {by:<26} {schedules:>7} schedules {explored:>7.2} s  (built in {built:.1} s)");
+    if !outcome.caught {
+        println!("           it should be caught by {}; {}", outcome.invariant, outcome.detail);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_header_is_whole_and_names_a_scenario_there_is() {
+        for mutant in all().unwrap() {
+            if let Some(scenario) = mutant.scenario() {
+                let file = patched::root().join("scenarios").join(scenario).with_extension("toml");
+                assert!(file.is_file(), "{}: {} is not there", mutant.name, file.display());
+            }
+        }
+    }
+
+    #[test]
+    fn every_patch_applies_to_the_tree() {
+        for mutant in all().unwrap() {
+            patched::applies(&mutant.patch).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_the_compiler_says_is_found_over_broken_lines() {
+        let said = "error[E0277]: the trait bound `Lag: X`\n   is not satisfied\nwarning: other\n";
+        assert!(says(said, "error[E0277]: the trait bound `Lag: X` is not satisfied"));
+        assert!(!says(said, "E0499"));
+        assert_eq!(errors(said), "error[E0277]: the trait bound `Lag: X`");
+    }
+}
