@@ -62,9 +62,9 @@ impl Patched {
         Ok(Self { tree: folder.join("tree"), target: folder.join("target") })
     }
 
-    /// Where the copy is.
-    pub fn tree(&self) -> &Path {
-        &self.tree
+    /// The file of one of its scenarios.
+    pub fn scenario(&self, name: &str) -> PathBuf {
+        self.tree.join("scenarios").join(name).with_extension("toml")
     }
 
     /// Makes the copy the tree with these patches on it, one after the other, and nothing else.

@@ -18,11 +18,13 @@ pub struct Explored {
     pub elapsed: Duration,
 }
 
-/// The rounds: a strategy, its most preemptions, and how many milliseconds it has. The short exhaustive search
+/// A strategy, its most preemptions, and how many milliseconds it has.
+pub type Round = (&'static str, u8, u64);
+
+/// The rounds. The short exhaustive search
 /// comes first, as most of what can be found takes few preemptions; then chance, for what is far away; then
 /// what is left.
-const ROUNDS: [(&str, u8, u64); 4] =
-    [("bounded", 1, 3_000), ("pct", 0, 2_000), ("random", 0, 2_000), ("bounded", 2, 20_000)];
+pub const ROUNDS: [Round; 4] = [("bounded", 1, 3_000), ("pct", 0, 2_000), ("random", 0, 2_000), ("bounded", 2, 20_000)];
 
 /// A round that has not ended so long after its time never will: the bug has the story go on for ever without
 /// coming to a point where it could be ended.
@@ -45,20 +47,27 @@ struct Violation {
 ///
 /// # Errors
 /// The explorer cannot be run, or cannot use what it is given.
-pub fn explore(explorer: &Path, scenario: &Path, faults: bool, whole: bool, seed: u64) -> Result<Explored> {
+pub fn explore(
+    explorer: &Path,
+    scenario: &Path,
+    faults: bool,
+    whole: bool,
+    seed: u64,
+    rounds: &[Round],
+) -> Result<Explored> {
     let began = Instant::now();
     let mut explored = Explored { found: None, schedules: 0, elapsed: Duration::ZERO };
-    for (strategy, preemptions, time_ms) in ROUNDS {
+    for (strategy, preemptions, time_ms) in rounds {
         let options = json!({
             "strategy": strategy,
             "preemptions": preemptions,
-            "preemptions_with_faults": preemptions.min(1),
+            "preemptions_with_faults": (*preemptions).min(1),
             "time_ms": time_ms,
             "seed": seed,
             "faults": if faults { "each" } else { "none" },
             "whole": whole,
         });
-        let limit = Duration::from_millis(time_ms) + OVERTIME;
+        let limit = Duration::from_millis(*time_ms) + OVERTIME;
         let Some(report) = round(explorer, &options.to_string(), scenario, limit)? else {
             explored.found = Some(("progress".to_owned(), "a story goes on for ever".to_owned()));
             break;

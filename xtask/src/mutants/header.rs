@@ -8,7 +8,7 @@
 //! | `Planted` | how, where that does not go without saying |
 //! | `Scenario` | the scenario that must catch it, by its file's name; not if the compiler rejects it |
 //! | `Invariant` | by which invariant, or `compiler` |
-//! | `Error` | what the compiler says, if it is to reject it |
+//! | `Error` | what the compiler says, if it is to reject it: parts of it, with `; ` between them |
 //! | `Faults` | `each`: with each failure asked for |
 //! | `Options` | `whole`: bring-up and take-down are explored, too |
 
@@ -98,6 +98,14 @@ impl Mutant {
         match &self.caught_by {
             CaughtBy::Compiler { .. } => "compiler",
             CaughtBy::Exploring { invariant, .. } => invariant,
+        }
+    }
+
+    /// The scenario that must catch it, whether with failures, and whether the whole of it.
+    pub fn story(&self) -> Option<(&str, bool, bool)> {
+        match &self.caught_by {
+            CaughtBy::Compiler { .. } => None,
+            CaughtBy::Exploring { scenario, faults, whole, .. } => Some((scenario, *faults, *whole)),
         }
     }
 
