@@ -1,7 +1,7 @@
 //! `cargo xtask mutants`: planted bugs, each of which must be caught.
 //!
 //! Each patch in `mutants/` is put on a copy of the tree, which is built, and its scenario explored. It is caught
-//! if the invariant in its [header](header) is found broken; or if the compiler rejects it with the error that stands
+//! if the invariant in its [`header`] is found broken; or if the compiler rejects it with the error that stands
 //! there. A mutant that is caught by something else, or a patch that does not apply any more, is a failure.
 
 mod explore;
