@@ -3,6 +3,7 @@
 mod bench;
 mod mutants;
 mod patched;
+mod series;
 mod vm;
 
 use std::process::ExitCode;
@@ -17,6 +18,8 @@ enum Command {
     /// Plant bugs, one after the other, and see that each is caught: by the compiler, or by exploring the scenario that
     /// its patch names.
     Mutants(mutants::Args),
+    /// Take the seven patches of the series off, and see which stories fail before it, and which patch repairs each.
+    Series(series::Args),
     /// Tell the scenarios on a Linux card, and test what takes the kernel's bonds, in a virtual machine with a
     /// distribution's kernel.
     Vm(vm::Args),
@@ -33,6 +36,7 @@ fn main() -> anyhow::Result<ExitCode> {
     match Command::parse() {
         Command::Bench(args) => bench::run(&args)?,
         Command::Mutants(args) => return mutants::run(&args),
+        Command::Series(args) => return series::run(&args),
         Command::Vm(args) => vm::run(&args)?,
         Command::BenchChild(child) => child.run()?,
     }

@@ -67,11 +67,29 @@ impl Patched {
         self.tree.join("scenarios").join(name).with_extension("toml")
     }
 
+    /// Where the copy is.
+    #[cfg(test)]
+    pub fn tree(&self) -> &Path {
+        &self.tree
+    }
+
     /// Makes the copy the tree with these patches on it, one after the other, and nothing else.
     ///
     /// # Errors
     /// [`DoesNotApply`]; or the copy cannot be written.
     pub fn set(&self, patches: &[&Path]) -> Result<()> {
+        self.change(patches, &[])
+    }
+
+    /// Makes the copy the tree with these patches taken off, one after the other, and nothing else.
+    ///
+    /// # Errors
+    /// [`DoesNotApply`]; or the copy cannot be written.
+    pub fn set_without(&self, patches: &[&Path]) -> Result<()> {
+        self.change(patches, &["--reverse"])
+    }
+
+    fn change(&self, patches: &[&Path], how: &[&str]) -> Result<()> {
         // Patched beside it, then only what differs is written: what is the same keeps its time.
         let next = self.tree.with_file_name("next");
         if next.exists() {
@@ -81,7 +99,7 @@ impl Patched {
             copy(&root().join(&file), &next.join(&file))?;
         }
         for patch in patches {
-            apply(&next, patch, false)?;
+            apply(&next, patch, how)?;
         }
         let (old, new) = (walk(&self.tree)?, walk(&next)?);
         for gone in old.difference(&new) {
@@ -135,14 +153,18 @@ impl Patched {
 /// [`DoesNotApply`]; or there is no git to ask.
 #[cfg(test)]
 pub fn applies(patch: &Path) -> Result<()> {
-    apply(root(), patch, true)
+    apply(root(), patch, &["--check"])
 }
 
-fn apply(tree: &Path, patch: &Path, only_check: bool) -> Result<()> {
+/// Has git apply a patch to a folder, in the way these options say.
+///
+/// # Errors
+/// [`DoesNotApply`]; or there is no git to ask.
+pub fn apply(tree: &Path, patch: &Path, how: &[&str]) -> Result<()> {
     let tree = tree.canonicalize()?;
     let patch = patch.canonicalize().with_context(|| patch.display().to_string())?;
     let mut git = git(&tree);
-    git.args(["apply", "--whitespace=nowarn"]).args(only_check.then_some("--check")).arg(&patch);
+    git.args(["apply", "--whitespace=nowarn"]).args(how).arg(&patch);
     let output = git.output().context("running git")?;
     if output.status.success() {
         return Ok(());

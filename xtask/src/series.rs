@@ -1,0 +1,304 @@
+//! `cargo xtask series`: the seven steps to the E-Switch as it is, each of which works.
+//!
+//! With the patches of `series/` taken off the tree, last first, it is the E-Switch as it was before; with the first
+//! n of them on, it is tree n. Every scenario is explored in each of the eight trees. A step must not fail what the
+//! one before passed; the last holds everything; and each patch repairs what its header says, neither more nor less.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::patched::{self, Build, Patched};
+
+/// How thoroughly to explore, and how to print what comes of it.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Print a JSON object a line for each scenario, then one for each patch.
+    #[arg(long)]
+    json: bool,
+    /// Explore each scenario in each tree in so many schedules, half of them chosen by chance.
+    #[arg(long, value_name = "N", default_value_t = 2_000, value_parser = clap::value_parser!(u64).range(2..))]
+    schedules: u64,
+    /// Where random choices start from.
+    #[arg(long, value_name = "SEED", default_value_t = 1)]
+    seed: u64,
+    /// Only scenarios whose file's name contains one of these. What patches repair is not compared then.
+    name: Vec<String>,
+}
+
+/// One step.
+struct Patch {
+    name: String,
+    path: PathBuf,
+    /// The scenarios that it says it repairs.
+    repairs: BTreeSet<String>,
+}
+
+/// A row: a scenario in each tree.
+#[derive(Serialize)]
+struct Row {
+    scenario: String,
+    /// From the tree without any of the patches to the one with all.
+    trees: Vec<Cell>,
+    /// The number of the patch that repairs it, from 1; none if it holds in every tree, or in none.
+    repaired_by: Option<usize>,
+}
+
+/// A scenario in one tree.
+#[derive(Serialize)]
+struct Cell {
+    tree: usize,
+    holds: bool,
+    /// What does not hold, and how.
+    invariant: Option<String>,
+    detail: Option<String>,
+    schedules: u64,
+}
+
+/// What a patch repairs.
+#[derive(Serialize)]
+struct Step<'a> {
+    patch: &'a str,
+    repairs: BTreeSet<String>,
+}
+
+/// Builds the trees and explores them. Fails if one step breaks what the one before held, if the last does not hold
+/// everything, or if a patch repairs anything else than it says.
+///
+/// # Errors
+/// A patch does not come off, or a tree does not compile; a header cannot be used; the explorer fails.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let patches = all()?;
+    let copy = Patched::new("series")?;
+    let mut rows: Vec<Row> = Vec::new();
+    for tree in 0..=patches.len() {
+        let off: Vec<&Path> = patches[tree..].iter().rev().map(|patch| &*patch.path).collect();
+        copy.set_without(&off)?;
+        // Before the fourth step locks are taken in an order that is no type: that needs the unchecked token.
+        let explorer = match copy.build_explorer(&["lockdep/mutant"])?.0 {
+            Build::Built(explorer) => explorer,
+            Build::Rejected(said) => {
+                bail!("tree {tree} does not compile: {}", &said[said.find("error").unwrap_or(0)..])
+            }
+        };
+        for (at, file) in scenarios(&args.name)?.iter().enumerate() {
+            if tree == 0 {
+                let scenario = stem(file);
+                rows.push(Row { scenario, trees: Vec::new(), repaired_by: None });
+            }
+            rows[at].trees.push(explore(&explorer, file, tree, args)?);
+        }
+        eprintln!("tree {tree}: {} of {} hold", rows.iter().filter(|row| row.trees[tree].holds).count(), rows.len());
+    }
+    rows.iter_mut().for_each(|row| row.repaired_by = repaired_by(&row.trees));
+    let wrong = wrong(&rows, &patches, args.name.is_empty());
+    if args.json {
+        print_json(&rows, &patches)?
+    } else {
+        print(&rows, &patches, args)
+    }
+    wrong.iter().for_each(|wrong| eprintln!("{wrong}"));
+    Ok(if wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn all() -> Result<Vec<Patch>> {
+    patched::patches(&patched::root().join("series"))?.iter().map(|path| Patch::read(path)).collect()
+}
+
+impl Patch {
+    fn read(path: &Path) -> Result<Self> {
+        let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        let repairs = repairs(&text).with_context(|| path.display().to_string())?;
+        Ok(Self { name: stem(path), path: path.to_owned(), repairs })
+    }
+}
+
+/// What a header says is repaired: `Repairs:` and names of scenarios, or `none`, to the end of the paragraph.
+fn repairs(text: &str) -> Result<BTreeSet<String>> {
+    let header = text.lines().take_while(|line| !line.starts_with("diff --git "));
+    let mut lines = header.skip_while(|line| !line.starts_with("Repairs:")).take_while(|line| !line.trim().is_empty());
+    let first = lines.next().and_then(|line| line.strip_prefix("Repairs:")).context("its header has no `Repairs:`")?;
+    let listed: Vec<&str> = std::iter::once(first).chain(lines).flat_map(|line| line.split(',')).collect();
+    let names: BTreeSet<String> =
+        listed.into_iter().map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect();
+    ensure!(!names.is_empty(), "`Repairs:` names nothing: expected scenarios, or `none`");
+    let none = BTreeSet::from(["none".to_owned()]);
+    Ok(if names == none { BTreeSet::new() } else { names })
+}
+
+/// The scenarios that can be told on the card in memory.
+fn scenarios(names: &[String]) -> Result<Vec<PathBuf>> {
+    let folder = patched::root().join("scenarios");
+    let entries = fs::read_dir(&folder).with_context(|| folder.display().to_string())?;
+    let mut files = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    files.sort();
+    let mut found = Vec::new();
+    for file in files.into_iter().filter(|file| file.extension().is_some_and(|extension| extension == "toml")) {
+        let text = fs::read_to_string(&file)?;
+        let scenario = scenario::parse(&text).with_context(|| file.display().to_string())?;
+        let wanted = names.is_empty() || names.iter().any(|name| stem(&file).contains(name));
+        if wanted && scenario.cards.iter().any(|card| card.name == "memory") {
+            found.push(file);
+        }
+    }
+    ensure!(!found.is_empty(), "no scenario is called that");
+    Ok(found)
+}
+
+fn stem(path: &Path) -> String {
+    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// What is read of the explorer's report.
+#[derive(Deserialize)]
+struct Report {
+    schedules: u64,
+    violations: Vec<Violation>,
+}
+
+#[derive(Deserialize)]
+struct Violation {
+    invariant: String,
+    detail: String,
+}
+
+/// Explores one scenario: first in order of preemptions, then by chance, as what takes many is far away.
+fn explore(explorer: &Path, scenario: &Path, tree: usize, args: &Args) -> Result<Cell> {
+    let mut cell = Cell { tree, holds: true, invariant: None, detail: None, schedules: 0 };
+    for strategy in ["bounded", "pct"] {
+        let asked = json!({ "strategy": strategy, "schedules": args.schedules / 2, "seed": args.seed });
+        let output = Command::new(explorer).arg(asked.to_string()).arg(scenario).output()?;
+        let line = String::from_utf8_lossy(&output.stdout);
+        let report: Report = serde_json::from_str(line.trim()).with_context(|| {
+            format!("{} in tree {tree}: {}", scenario.display(), String::from_utf8_lossy(&output.stderr).trim())
+        })?;
+        cell.schedules += report.schedules;
+        if let Some(violation) = report.violations.into_iter().next() {
+            cell.holds = false;
+            (cell.invariant, cell.detail) = (Some(violation.invariant), Some(violation.detail));
+            break;
+        }
+    }
+    Ok(cell)
+}
+
+/// The first tree from which on it holds is the patch's that repairs it.
+fn repaired_by(trees: &[Cell]) -> Option<usize> {
+    let last = trees.iter().rposition(|cell| !cell.holds)?;
+    (last + 1 < trees.len()).then_some(last + 1)
+}
+
+/// What is not as it should be.
+fn wrong(rows: &[Row], patches: &[Patch], whole: bool) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for Row { scenario, trees, .. } in rows {
+        for (before, after) in trees.iter().zip(&trees[1..]) {
+            if before.holds && !after.holds {
+                wrong.push(format!("{scenario}: tree {} holds and tree {} does not", before.tree, after.tree));
+            }
+        }
+        if trees.last().is_some_and(|cell| !cell.holds) {
+            wrong.push(format!("{scenario}: does not hold with every patch on"));
+        }
+    }
+    for (patch, step) in patches.iter().zip(1..).filter(|_| whole) {
+        let does = repaired(rows, step);
+        if does != patch.repairs {
+            let list = |names: &BTreeSet<String>| names.iter().cloned().collect::<Vec<_>>().join(", ");
+            wrong.push(format!("{}: repairs {}; it says {}", patch.name, list(&does), list(&patch.repairs)));
+        }
+    }
+    wrong
+}
+
+fn repaired(rows: &[Row], step: usize) -> BTreeSet<String> {
+    rows.iter().filter(|row| row.repaired_by == Some(step)).map(|row| row.scenario.clone()).collect()
+}
+
+fn print_json(rows: &[Row], patches: &[Patch]) -> Result<()> {
+    for row in rows {
+        println!("{}", serde_json::to_string(row)?);
+    }
+    for (patch, step) in patches.iter().zip(1..) {
+        println!("{}", serde_json::to_string(&Step { patch: &patch.name, repairs: repaired(rows, step) })?);
+    }
+    Ok(())
+}
+
+/// The matrix as a table, then what it says.
+fn print(rows: &[Row], patches: &[Patch], args: &Args) {
+    let head: String = (0..=patches.len()).map(|tree| format!(" {tree} |")).collect();
+    println!("| scenario |{head}");
+    println!("| --- |{}", " --- |".repeat(patches.len() + 1));
+    for row in rows {
+        let cells: String =
+            row.trees.iter().map(|c| format!(" {} |", c.invariant.as_deref().unwrap_or("holds"))).collect();
+        println!("| {} |{cells}", row.scenario);
+    }
+    let fail = rows.iter().filter(|row| row.trees.iter().any(|cell| !cell.holds && cell.tree == 0)).count();
+    println!("\nOf {} scenarios, {fail} fail before the first step.\n", rows.len());
+    for (patch, step) in patches.iter().zip(1..) {
+        let names: Vec<String> = repaired(rows, step).into_iter().collect();
+        let names = if names.is_empty() { "nothing by itself".to_owned() } else { names.join(", ") };
+        println!("* {} repairs {names}", patch.name);
+    }
+    let regress = rows.iter().any(|row| row.trees.windows(2).any(|pair| pair[0].holds && !pair[1].holds));
+    let whether = if regress { "A step fails" } else { "No step fails" };
+    println!("\n{whether} what the one before passed, in {} schedules each.", args.schedules);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_patch_comes_off_the_tree_and_the_one_before_it_off_what_is_left() {
+        let patches = all().unwrap();
+        assert_eq!(patches.len(), 7);
+        let copy = Patched::new("series-test").unwrap();
+        let off: Vec<&Path> = patches.iter().rev().map(|patch| &*patch.path).collect();
+        copy.set_without(&off).unwrap();
+        // And on again: that is the tree.
+        let on: Vec<&Path> = patches.iter().map(|patch| &*patch.path).collect();
+        for patch in on {
+            patched::apply(copy.tree(), patch, &[]).unwrap();
+        }
+        let file = "crates/eswitch/src/eswitch/representor.rs";
+        assert_eq!(fs::read(copy.tree().join(file)).unwrap(), fs::read(patched::root().join(file)).unwrap());
+    }
+
+    #[test]
+    fn every_scenario_that_a_header_names_is_there() {
+        for patch in all().unwrap() {
+            for scenario in patch.repairs {
+                let file = patched::root().join("scenarios").join(&scenario).with_extension("toml");
+                assert!(file.is_file(), "{}: {scenario}", patch.name);
+            }
+        }
+    }
+
+    #[test]
+    fn a_header_says_what_is_repaired() {
+        let of = |text: &str| repairs(text).map(|names| names.into_iter().collect::<Vec<_>>());
+        assert_eq!(of("Subject: x\n\nRepairs: b,\n  a\n\nmore\n\ndiff --git a b\nRepairs: c\n").unwrap(), ["a", "b"]);
+        assert!(of("Repairs: none\n").unwrap().is_empty());
+        assert!(of("Subject: x\n\ndiff --git a b\nRepairs: c\n").is_err());
+        assert!(of("Repairs:\n\na\n").is_err());
+    }
+
+    #[test]
+    fn the_last_tree_that_fails_comes_before_the_patch_that_repairs() {
+        let row = |holds: [bool; 4]| {
+            let cell = |(tree, holds)| Cell { tree, holds, invariant: None, detail: None, schedules: 1 };
+            repaired_by(&holds.into_iter().enumerate().map(|(n, h)| cell((n, h))).collect::<Vec<_>>())
+        };
+        assert_eq!(row([false, false, true, true]), Some(2));
+        assert_eq!(row([true, true, true, true]), None);
+        assert_eq!(row([false, true, true, false]), None);
+    }
+}
