@@ -1,0 +1,209 @@
+//! What there is of a card, for whoever shows it: a lab, a status page. It is made by the card's server,
+//! all at one moment, and knows nothing of engines.
+//!
+//! Lists are in the order in which the kernel would show them.
+
+use serde::{Deserialize, Serialize};
+
+/// What a card pretends to be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Profile {
+    /// Its name, `mlx5`.
+    pub name: String,
+    /// PCI vendor id, `0x15b3`.
+    pub vendor: u16,
+    /// PCI device id of a PF.
+    pub device: u16,
+    /// PCI device id of a VF.
+    pub vf_device: u16,
+    /// PCI subsystem vendor and device id.
+    pub subsystem: (u16, u16),
+    /// PCI revision.
+    pub revision: u8,
+    /// The PCI driver, and the module it comes with: `mlx5_core`.
+    pub driver: String,
+    /// The firmware version that is shown.
+    pub firmware: String,
+    /// The board id, `psid`.
+    pub board: String,
+}
+
+/// A card.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Card {
+    /// What it is called: the address of its first PF unless it was given a name.
+    pub name: String,
+    /// What it pretends to be.
+    pub profile: Profile,
+    /// `phys_switch_id`: hexadecimal digits.
+    pub switch_id: String,
+    /// Every PCI function: PFs, then VFs, by address.
+    pub functions: Vec<Function>,
+    /// Every device on the auxiliary bus.
+    pub auxiliary: Vec<Auxiliary>,
+    /// Every netdev that is the card's, wherever it is now.
+    pub netdevs: Vec<Netdev>,
+    /// Every RDMA device.
+    pub rdma: Vec<RdmaDevice>,
+    /// Every module the card's drivers are in, loaded or not.
+    pub modules: Vec<Module>,
+}
+
+/// A PCI function.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Function {
+    /// `0000:08:00.0`.
+    pub address: String,
+    /// For a VF, its PF's address and its number.
+    pub vf_of: Option<(String, u16)>,
+    /// The driver it is bound to.
+    pub driver: Option<String>,
+    /// `driver_override`, if one is set.
+    pub driver_override: Option<String>,
+    /// For a PF.
+    pub sriov: Option<Sriov>,
+}
+
+/// What a PF has under `sriov_*`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sriov {
+    /// `sriov_totalvfs`.
+    pub total: u16,
+    /// `sriov_numvfs`.
+    pub enabled: u16,
+    /// `sriov_drivers_autoprobe`.
+    pub autoprobe: bool,
+    /// `sriov_offset`: routing id of VF 0 less that of the PF.
+    pub offset: u16,
+    /// The addresses of enabled VFs, by number.
+    pub vfs: Vec<String>,
+}
+
+/// Whose child a device is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Parent {
+    /// A PCI function, by address.
+    Pci(String),
+    /// A device on the auxiliary bus, by name.
+    Auxiliary(String),
+}
+
+/// A device on the auxiliary bus.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Auxiliary {
+    /// `mlx5_core.eth.0`.
+    pub name: String,
+    /// Where it hangs.
+    pub parent: Parent,
+    /// The driver's name on the bus, `mlx5_core.eth`, if one is bound.
+    pub driver: Option<String>,
+    /// For an SF's own device, its number as given to `devlink port add`.
+    pub sfnum: Option<u32>,
+}
+
+/// What a netdev is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// A PF's, which is also its uplink's representor.
+    Pf,
+    /// A VF's own.
+    Vf,
+    /// An SF's own.
+    Sf,
+    /// A representor of a vport other than the uplink.
+    Representor,
+}
+
+/// A netdev of the card.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Netdev {
+    /// Its name as far as the card knows. Who shows it in a namespace goes by the kernel's alternative
+    /// name or address if it was renamed.
+    pub name: String,
+    /// What it is for.
+    pub role: Role,
+    /// `device` in sysfs, and IFLA_PARENT_DEV_NAME.
+    pub parent: Parent,
+    /// `phys_port_name`, if it has one.
+    pub port_name: Option<String>,
+    /// Whether it has the card's `phys_switch_id`.
+    pub in_switch: bool,
+    /// `dev_port`.
+    pub dev_port: u32,
+    /// For a PF in legacy or switchdev mode: what `ip link` shows of its VFs.
+    pub vfs: Vec<VfInfo>,
+    /// The devlink port that it is of, `pci/0000:08:00.0/1`, if any.
+    pub port: Option<String>,
+    /// The driver that `ethtool -i` names: `mlx5_core`, `mlx5e_rep` for representors.
+    pub driver: String,
+    /// `bus-info` of `ethtool -i`.
+    pub bus_info: String,
+}
+
+/// What `ip link show` of a PF's netdev says of a VF.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VfInfo {
+    /// Its number.
+    pub vf: u32,
+    /// `mac`, six bytes.
+    pub mac: [u8; 6],
+    /// `vlan`: 0 for none.
+    pub vlan: u16,
+    /// `qos` of the vlan.
+    pub qos: u8,
+    /// `vlan proto`: 0x8100 or 0x88a8.
+    pub vlan_proto: u16,
+    /// `min_tx_rate` in Mbit/s.
+    pub min_tx_rate: u32,
+    /// `max_tx_rate` in Mbit/s; 0 for no limit.
+    pub max_tx_rate: u32,
+    /// `spoofchk`.
+    pub spoofchk: bool,
+    /// `trust`.
+    pub trust: bool,
+    /// IFLA_VF_LINK_STATE: 0 auto, 1 enable, 2 disable.
+    pub link_state: u32,
+    /// Node and port GUID.
+    pub guids: (u64, u64),
+}
+
+/// An RDMA device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RdmaDevice {
+    /// Its number, as RDMA_NLDEV_ATTR_DEV_INDEX.
+    pub index: u32,
+    /// `rocep8s0f0`.
+    pub name: String,
+    /// `device` in sysfs.
+    pub parent: Parent,
+    /// `node_guid`.
+    pub node_guid: u64,
+    /// Its ports, from number 1.
+    pub ports: Vec<RdmaPort>,
+}
+
+/// A port of an RDMA device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RdmaPort {
+    /// From 1.
+    pub number: u32,
+    /// The netdev it goes with.
+    pub netdev: Option<String>,
+}
+
+/// A module that the card's drivers are in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Module {
+    /// `mlx5_ib`.
+    pub name: String,
+    /// Whether it is loaded.
+    pub loaded: bool,
+    /// Modules that must be loaded before it.
+    pub depends: Vec<String>,
+    /// `description` of `modinfo`.
+    pub description: String,
+    /// The drivers it registers: bus (`pci`, `auxiliary`) and name (`mlx5_core`, `mlx5_core.eth`).
+    pub drivers: Vec<(String, String)>,
+}

@@ -1,0 +1,40 @@
+//! What a lab needs of a card that is up.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use devlink::view;
+
+/// A card that is up, seen from a lab.
+pub trait Card: Send + Sync {
+    /// What there is now. It is a look at a counter if nothing has changed since the last time.
+    ///
+    /// # Errors
+    /// The card is gone.
+    fn view(&self) -> io::Result<Arc<view::Card>>;
+
+    /// Does what a shell command would: `echo 2 > /sys/bus/pci/devices/0000:08:00.0/sriov_numvfs`,
+    /// `modprobe mlx5_ib`, `ip link set enp8s0f0np0 vf 0 mac 02:00:00:00:00:01`.
+    ///
+    /// # Errors
+    /// The card refuses; nothing is changed.
+    fn perform(&self, words: &str) -> Result<(), Refusal>;
+
+    /// A connection of its own to the card: a SOCK_SEQPACKET socket that speaks generic netlink with the
+    /// families of the card (`nlctrl`, `devlink`), as the kernel's would to the same user.
+    ///
+    /// # Errors
+    /// The card is gone, or takes no more connections.
+    fn connect(&self) -> io::Result<OwnedFd>;
+}
+
+/// Why a card did not do something.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    /// The error number, positive.
+    pub errno: i32,
+    /// As an extended acknowledgement has it.
+    pub message: String,
+}

@@ -1,0 +1,5 @@
+//! Unmodified programs see the card: netlink and sysfs as the kernel would answer.
+
+mod card;
+
+pub use card::{Card, Refusal};
