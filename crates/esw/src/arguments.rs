@@ -183,7 +183,11 @@ pub struct Up {
     /// What the card is made of
     #[arg(long, value_enum, default_value_t = Card::Memory)]
     pub card: Card,
-    /// A TOML file with the card's configuration: what a scenario has under `[card]`
+    /// Keep cards up, each with a control socket that speaks devlink, until ended by a signal
+    #[arg(long)]
+    pub daemon: bool,
+    /// A TOML file: the card's configuration, what a scenario has under `[card]`; with --daemon, a table
+    /// `[cards.NAME]` for each
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Check the order of locks; always on in debug builds
@@ -192,7 +196,8 @@ pub struct Up {
 }
 
 /// What a card is made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Card {
     /// Books in memory: runs anywhere, no netdevs
     Memory,

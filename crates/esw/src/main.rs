@@ -6,6 +6,7 @@ mod arguments;
 mod bonds;
 mod cards;
 mod check;
+mod daemon;
 mod interrupt;
 mod output;
 mod programs;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = match &arguments.command {
         Command::Run(arguments) => run::run(arguments),
+        Command::Up(arguments) if arguments.daemon => daemon::daemon(arguments),
         Command::Up(arguments) => up::up(arguments),
         Command::Check(arguments) => check::check(arguments),
     };

@@ -27,6 +27,7 @@ pub mod lock_order;
 pub mod module;
 pub mod names;
 mod queue;
+pub mod rate;
 pub mod sf;
 
 pub use config::{CardConfig, ConfigError};

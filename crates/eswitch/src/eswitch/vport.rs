@@ -175,6 +175,7 @@ impl Pf {
         self.shared.destroy(cx, &ports);
         for vport in vports {
             state.vports.remove(vport);
+            state.rates.forget(*vport);
         }
     }
 }
