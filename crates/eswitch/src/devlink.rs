@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{MacAddr, Vport};
 use crate::lock_order::{Devlink as DevlinkClass, DevlinkMoved, WorkQueue};
 use crate::sf::SfTable;
+use crate::vf::VfInfo;
 
 /// The lock of one devlink instance.
 #[derive(Debug)]
@@ -50,10 +51,21 @@ pub struct DevlinkState {
 }
 
 /// What is known of an enabled vport.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VportInfo {
     /// The MAC address of its function.
     pub mac: MacAddr,
+    /// Whether its function has RDMA.
+    pub roce: bool,
+    /// Its function, if that is a VF.
+    pub vf: Option<VfInfo>,
+}
+
+impl VportInfo {
+    /// A vport that has just been enabled.
+    pub(crate) fn new(mac: MacAddr, vf: Option<VfInfo>) -> Self {
+        Self { mac, roce: true, vf }
+    }
 }
 
 impl Default for Devlink {
