@@ -14,6 +14,8 @@ use crate::wire::{self, Builder, GENL_HEADER, Header};
 pub const DEVLINK: u16 = 21;
 /// The number of the family of our own.
 pub const ESWITCH: u16 = 22;
+/// The number of the group of those who watch for another view.
+pub const CHANGES_GROUP: u32 = 6;
 /// The number of devlink's multicast group here.
 pub const CONFIG_GROUP: u32 = 5;
 /// The version of the devlink family.
@@ -27,8 +29,10 @@ const DATAGRAM: usize = 16 * 1024;
 pub struct Peer {
     /// Whether it may change things.
     pub may_change: bool,
-    /// Whether it is told what happens.
+    /// Whether it is told what happens to devices and ports.
     pub joined: AtomicBool,
+    /// Whether it is told that there is another view.
+    pub watches: AtomicBool,
 }
 
 /// Where replies to one request go.
@@ -37,7 +41,7 @@ pub struct Reply<'a> {
     header: Header,
     /// The datagram that is being filled.
     builder: &'a mut Builder,
-    send: &'a mut dyn FnMut(&[u8]),
+    sink: &'a mut dyn Sink,
 }
 
 impl Reply<'_> {
@@ -54,7 +58,7 @@ impl Reply<'_> {
 
     fn flush(&mut self) {
         if !self.builder.is_empty() {
-            (self.send)(self.builder.bytes());
+            self.sink.send(self.builder.bytes());
             self.builder.clear();
         }
     }
@@ -88,15 +92,24 @@ impl Reply<'_> {
     }
 }
 
-/// Answers every message of a datagram. `send` is given each datagram of the answer.
-pub fn answer(served: &Served, cx: Cx<'_, '_>, peer: &Peer, bytes: &[u8], send: &mut dyn FnMut(&[u8])) {
+/// Where an answer goes.
+pub trait Sink {
+    /// Takes a datagram of it.
+    fn send(&mut self, datagram: &[u8]);
+
+    /// A request has been carried out, and is about to be answered.
+    fn done(&mut self, cx: Cx<'_, '_>);
+}
+
+/// Answers every message of a datagram.
+pub fn answer(served: &Served, cx: Cx<'_, '_>, peer: &Peer, bytes: &[u8], sink: &mut dyn Sink) {
     let mut builder = Builder::default();
     for (header, payload) in wire::messages(bytes) {
         // Nobody answers what is no request.
         if header.flags & wire::REQUEST == 0 {
             continue;
         }
-        let mut reply = Reply { family: header.kind, header, builder: &mut builder, send };
+        let mut reply = Reply { family: header.kind, header, builder: &mut builder, sink };
         let done = match header.kind {
             kind if kind < wire::MIN_TYPE => Ok(()),
             CONTROL => control(payload, &mut reply),
@@ -104,6 +117,7 @@ pub fn answer(served: &Served, cx: Cx<'_, '_>, peer: &Peer, bytes: &[u8], send: 
             ESWITCH => eswitch_family::answer(served, cx, peer, payload, &mut reply),
             _ => Err(Refusal::bare(errno::ENOENT)),
         };
+        reply.sink.done(cx);
         match done {
             Ok(()) if header.is_dump() && header.kind >= wire::MIN_TYPE => reply.done(),
             Ok(()) => {
@@ -121,10 +135,10 @@ pub fn answer(served: &Served, cx: Cx<'_, '_>, peer: &Peer, bytes: &[u8], send: 
 }
 
 /// Answers a message that was cut off because it is too long.
-pub fn answer_too_long(bytes: &[u8], send: &mut dyn FnMut(&[u8])) {
+pub fn answer_too_long(bytes: &[u8], sink: &mut dyn Sink) {
     let mut builder = Builder::default();
     let header = wire::header(bytes).unwrap_or_default();
-    let mut reply = Reply { family: header.kind, header, builder: &mut builder, send };
+    let mut reply = Reply { family: header.kind, header, builder: &mut builder, sink };
     reply.acknowledge(Some(&Refusal::new(errno::EMSGSIZE, "the message is too long for this socket")));
 }
 

@@ -5,12 +5,16 @@ use std::sync::Arc;
 use lockdep::{Domain, Locked, Unlocked};
 use scenario::Session;
 
+use crate::view::Profile;
+
 /// What is answered for: a card that is up, and how it presents itself.
 pub struct Served {
     /// The card.
     pub session: Arc<Session>,
     /// Where threads are born.
     pub domain: Arc<Domain>,
+    /// What it presents itself as.
+    pub profile: Profile,
     /// The number of a netdev where the card's netdevs are, if it has real ones.
     pub ifindex: Option<IfIndex>,
 }

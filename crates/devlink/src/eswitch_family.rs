@@ -5,11 +5,12 @@ use std::sync::atomic::Ordering;
 
 use scenario::{Action, Heeds, StepError};
 
-use crate::answer::{ESWITCH, Peer, Reply, split, tell_family};
+use crate::answer::{CHANGES_GROUP, CONFIG_GROUP, ESWITCH, Peer, Reply, split, tell_family};
 use crate::card::{Cx, Served};
 use crate::numbers::control;
 use crate::refusal::{Refusal, errno};
 use crate::request::Attributes;
+use crate::view;
 
 /// The family's name.
 pub const NAME: &str = "eswitch";
@@ -17,18 +18,25 @@ pub const NAME: &str = "eswitch";
 pub const PERFORM: u8 = 1;
 /// Tells what there is of the card, as [`crate::view::Card`] in JSON, in pieces: a dump.
 pub const VIEW: u8 = 2;
-/// Joins the multicast group of notifications; the socket has no option to do so: takes nothing.
+/// Joins a multicast group, which the socket has no option for: takes [`GROUP`].
 pub const JOIN: u8 = 3;
+/// Is told: there is another view than before. Whoever gets the answer to a command finds this told already.
+pub const CHANGED: u8 = 4;
 /// A step in words, as `esw up` takes it.
 pub const WORDS: u16 = 1;
 /// A line that the step printed.
 pub const LINE: u16 = 2;
 /// A piece of JSON.
 pub const PIECE: u16 = 3;
+/// A multicast group: [`CONFIG_GROUP`] or [`CHANGES_GROUP`].
+pub const GROUP: u16 = 4;
+
+/// Bytes of a piece of JSON at most.
+const PIECE_MAX: usize = 12 * 1024;
 
 pub(crate) fn tell(reply: &mut Reply<'_>) {
     let operations = [(PERFORM, control::ADMIN | control::CAN_DO), (VIEW, control::CAN_DUMP), (JOIN, control::CAN_DO)];
-    tell_family(reply, (NAME, ESWITCH, 1), 3, &operations, &[]);
+    tell_family(reply, (NAME, ESWITCH, 1), 4, &operations, &[]);
 }
 
 pub(crate) fn answer(
@@ -39,16 +47,34 @@ pub(crate) fn answer(
     reply: &mut Reply<'_>,
 ) -> Result<(), Refusal> {
     let (command, attributes) = split(payload)?;
-    let asked = Attributes::of_request(attributes, &[WORDS])?;
+    let asked = Attributes::of_request(attributes, &[WORDS, GROUP])?;
     match command {
         PERFORM if !peer.may_change => Err(Refusal::bare(errno::EPERM)),
         PERFORM => perform(served, cx, &asked, reply),
-        JOIN => {
-            peer.joined.store(true, Ordering::Relaxed);
-            Ok(())
-        }
+        VIEW => view(served, cx, reply),
+        JOIN => join(peer, &asked),
         _ => Err(Refusal::bare(errno::EOPNOTSUPP)),
     }
+}
+
+fn join(peer: &Peer, asked: &Attributes<'_>) -> Result<(), Refusal> {
+    match asked.u32(GROUP)?.ok_or(Refusal::missing(GROUP))? {
+        CONFIG_GROUP => peer.joined.store(true, Ordering::Relaxed),
+        CHANGES_GROUP => peer.watches.store(true, Ordering::Relaxed),
+        _ => return Err(Refusal::bare(errno::ENOENT)),
+    }
+    Ok(())
+}
+
+fn view(served: &Served, cx: Cx<'_, '_>, reply: &mut Reply<'_>) -> Result<(), Refusal> {
+    let view = view::of(served.session.engine(), &served.profile, cx);
+    let json = serde_json::to_vec(&view).map_err(|error| Refusal::new(errno::EIO, error.to_string()))?;
+    for piece in json.chunks(PIECE_MAX) {
+        reply.add(VIEW, |to| {
+            to.put(PIECE, piece);
+        });
+    }
+    Ok(())
 }
 
 fn perform(served: &Served, cx: Cx<'_, '_>, asked: &Attributes<'_>, reply: &mut Reply<'_>) -> Result<(), Refusal> {

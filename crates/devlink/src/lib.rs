@@ -20,7 +20,7 @@ mod server;
 pub mod view;
 pub mod wire;
 
-pub use answer::{CONFIG_GROUP, DEVLINK, ESWITCH, Peer, answer};
+pub use answer::{CHANGES_GROUP, CONFIG_GROUP, DEVLINK, ESWITCH, Peer, Sink, answer};
 pub use card::{Cx, IfIndex, Served};
 pub use client::{Answered, Client, ClientError};
 pub use refusal::Refusal;

@@ -16,7 +16,7 @@ use crate::answer::{DEVLINK, VERSION};
 use crate::card::Served;
 use crate::command::{device_message, port_message};
 use crate::numbers::{attribute as a, command as c};
-use crate::server::{Client, Clients};
+use crate::server::Clients;
 use crate::wire::Builder;
 
 /// Who tells.
@@ -70,13 +70,8 @@ impl Teller {
     fn run(&self, cx: &mut Locked<'_, Unlocked>) {
         while self.woken.recv().is_ok() && !self.stopping.load(Ordering::Acquire) {
             let events = self.subscription.take(cx);
-            let listeners: Vec<Arc<Client>> = self
-                .clients
-                .lock_leaf(cx)
-                .values()
-                .filter(|c| c.peer.joined.load(Ordering::Relaxed))
-                .cloned()
-                .collect();
+            self.clients.tell_changes(cx, &self.served);
+            let listeners = self.clients.those(cx, |peer| peer.joined.load(Ordering::Relaxed));
             if listeners.is_empty() {
                 continue;
             }

@@ -15,9 +15,11 @@ use std::thread::{self, JoinHandle};
 use lockdep::{Locked, Mutex, Unlocked, lock_classes};
 use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType};
 
-use crate::answer::{Peer, answer, answer_too_long};
-use crate::card::Served;
+use crate::answer::{ESWITCH, Peer, Sink, answer, answer_too_long};
+use crate::card::{Cx, Served};
+use crate::eswitch_family;
 use crate::notify::Notifier;
+use crate::wire::Builder;
 
 lock_classes! {
     /// Who is connected.
@@ -85,8 +87,48 @@ pub(crate) struct Client {
     pub peer: Peer,
 }
 
-/// Who is connected, by number.
-pub(crate) type Clients = Mutex<ClientsClass, BTreeMap<u64, Arc<Client>>>;
+/// Who is connected.
+pub(crate) struct Clients {
+    all: Mutex<ClientsClass, Connected>,
+    /// What tells those who watch.
+    changed: Vec<u8>,
+}
+
+#[derive(Default)]
+struct Connected {
+    /// By number.
+    clients: BTreeMap<u64, Arc<Client>>,
+    /// The change that was told last.
+    told: u64,
+}
+
+impl Clients {
+    fn new() -> Self {
+        let mut changed = Builder::default();
+        changed.begin(ESWITCH, 0, 0, 0).genl(eswitch_family::CHANGED, 1).end();
+        Self { all: Mutex::new(Connected::default()), changed: changed.bytes().to_vec() }
+    }
+
+    /// Those of whom something is true.
+    pub fn those(&self, cx: &mut Locked<'_, Unlocked>, is: impl Fn(&Peer) -> bool) -> Vec<Arc<Client>> {
+        self.all.lock_leaf(cx).clients.values().filter(|client| is(&client.peer)).cloned().collect()
+    }
+
+    /// Tells those who watch that there is another view, if there is. When it returns they have been told,
+    /// by this call or another, unless they have not read what they were told before.
+    pub fn tell_changes(&self, cx: &mut Locked<'_, Unlocked>, served: &Served) {
+        let now = served.session.engine().changes();
+        // Under one lock: whoever finds that it has been told must find it sent, too.
+        let mut connected = self.all.lock_leaf(cx);
+        if std::mem::replace(&mut connected.told, now) == now {
+            return;
+        }
+        for client in connected.clients.values().filter(|client| client.peer.watches.load(Ordering::Acquire)) {
+            // Who has no room has something to read that says the same.
+            let _ = net::send(&client.socket, &self.changed, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+        }
+    }
+}
 
 struct Shared {
     served: Arc<Served>,
@@ -115,7 +157,7 @@ impl Server {
         listener: OwnedFd,
         access: Access,
     ) -> io::Result<Self> {
-        let clients: Arc<Clients> = Arc::new(Mutex::new(BTreeMap::new()));
+        let clients = Arc::new(Clients::new());
         let notifier = Notifier::start(cx, Arc::clone(&served), Arc::clone(&clients))?;
         let shared = Arc::new(Shared {
             served,
@@ -161,7 +203,7 @@ impl Shared {
                 Err(_) => thread::sleep(std::time::Duration::from_millis(10)),
             }
         }
-        for client in self.clients.lock_leaf(cx).values() {
+        for client in self.clients.all.lock_leaf(cx).clients.values() {
             let _ = net::shutdown(&client.socket, Shutdown::Both);
         }
         for thread in threads {
@@ -175,23 +217,23 @@ impl Shared {
         let may_change = self.may_change(&socket);
         let client = Arc::new(Client { socket, peer: Peer { may_change, ..Peer::default() } });
         {
-            let mut clients = self.clients.lock_leaf(cx);
+            let clients = &mut self.clients.all.lock_leaf(cx).clients;
             if clients.len() >= self.access.clients {
                 return None;
             }
             clients.insert(number, Arc::clone(&client));
         }
         let (shared, domain) = (Arc::downgrade(self), Arc::clone(&self.served.domain));
-        let served = Arc::clone(&self.served);
+        let (served, clients) = (Arc::clone(&self.served), Arc::clone(&self.clients));
         let serve = move || {
             lockdep::enter(&domain, "client", |cx| {
-                serve(&served, cx, &client);
+                serve(&served, &clients, cx, &client);
                 forget(&shared, cx, number);
             });
         };
         let spawned = thread::Builder::new().name("client".to_owned()).spawn(serve);
         if spawned.is_err() {
-            self.clients.lock_leaf(cx).remove(&number);
+            self.clients.all.lock_leaf(cx).clients.remove(&number);
         }
         spawned.ok()
     }
@@ -206,7 +248,7 @@ impl Shared {
 
 fn forget(shared: &Weak<Shared>, cx: &mut Locked<'_, Unlocked>, number: u64) {
     if let Some(shared) = shared.upgrade() {
-        shared.clients.lock_leaf(cx).remove(&number);
+        shared.clients.all.lock_leaf(cx).clients.remove(&number);
     }
 }
 
@@ -218,22 +260,38 @@ fn groups(pid: i32) -> Vec<u32> {
 }
 
 /// Answers a client until it goes.
-fn serve(served: &Served, cx: &mut Locked<'_, Unlocked>, client: &Client) {
+fn serve(served: &Served, clients: &Clients, cx: &mut Locked<'_, Unlocked>, client: &Client) {
     let mut buffer = vec![0; REQUEST_MAX];
     let socket = client.socket.as_fd();
-    let mut gone = false;
-    while !gone {
+    let mut sink = ToClient { served, clients, client, gone: false };
+    while !sink.gone {
         let length = match net::recv(socket, &mut buffer[..], RecvFlags::TRUNC) {
             Ok((_, 0)) => return,
             Ok((_, length)) => length,
             Err(rustix::io::Errno::INTR) => continue,
             Err(_) => return,
         };
-        let mut send = |bytes: &[u8]| gone = gone || !send_all(client, bytes);
         match buffer.get(..length) {
-            Some(bytes) => answer(served, cx, &client.peer, bytes, &mut send),
-            None => answer_too_long(&buffer, &mut send),
+            Some(bytes) => answer(served, cx, &client.peer, bytes, &mut sink),
+            None => answer_too_long(&buffer, &mut sink),
         }
+    }
+}
+
+struct ToClient<'a> {
+    served: &'a Served,
+    clients: &'a Clients,
+    client: &'a Client,
+    gone: bool,
+}
+
+impl Sink for ToClient<'_> {
+    fn send(&mut self, datagram: &[u8]) {
+        self.gone = self.gone || !send_all(self.client, datagram);
+    }
+
+    fn done(&mut self, cx: Cx<'_, '_>) {
+        self.clients.tell_changes(cx, self.served);
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use card_memory::MemoryCard;
 use devlink::numbers::{attribute as a, command as c, flavour};
+use devlink::view::Profile;
 use devlink::{Access, Answered, Client, ClientError, DEVLINK, ESWITCH, Served, Server, eswitch_family, listen, wire};
 use eswitch::CardConfig;
 use eswitch::card::{FaultPlan, Faulty};
@@ -40,7 +41,12 @@ fn up(cx: &mut Locked<'_, Unlocked>, domain: &Arc<Domain>, access: Access) -> Up
         bonds: None,
     };
     let session = Arc::new(Session::start(cx, config, world, Duration::from_secs(10)).unwrap());
-    let served = Arc::new(Served { session: Arc::clone(&session), domain: Arc::clone(domain), ifindex: None });
+    let served = Arc::new(Served {
+        session: Arc::clone(&session),
+        domain: Arc::clone(domain),
+        profile: Profile::mlx5(),
+        ifindex: None,
+    });
     let server = Server::start(cx, served, listen(&path).unwrap(), access).unwrap();
     Up { path, server: Some(server), session, domain: Arc::clone(domain) }
 }
@@ -66,6 +72,10 @@ fn with_card(test: impl FnOnce(&Up)) {
 
 fn device(to: &mut wire::Builder) {
     to.text(a::BUS_NAME, "pci").text(a::DEV_NAME, PF);
+}
+
+fn join(to: &mut wire::Builder) {
+    to.u32(eswitch_family::GROUP, devlink::CONFIG_GROUP);
 }
 
 fn texts(answers: &[Answered], kind: u16) -> Vec<String> {
@@ -207,9 +217,9 @@ fn rates_hang_on_nodes() {
 fn who_has_joined_is_told_and_who_does_not_read_holds_up_nobody() {
     with_card(|up| {
         let mut listener = Client::connect(&up.path).unwrap();
-        listener.ask(ESWITCH, eswitch_family::JOIN, 0, |_| {}).unwrap();
+        listener.ask(ESWITCH, eswitch_family::JOIN, 0, join).unwrap();
         let mut deaf = Client::connect(&up.path).unwrap();
-        deaf.ask(ESWITCH, eswitch_family::JOIN, 0, |_| {}).unwrap();
+        deaf.ask(ESWITCH, eswitch_family::JOIN, 0, join).unwrap();
         // Requests whose answers nobody reads.
         let flood: Vec<u8> = {
             let mut builder = wire::Builder::default();
@@ -230,6 +240,42 @@ fn who_has_joined_is_told_and_who_does_not_read_holds_up_nobody() {
         }
         assert!(seen.iter().all(|message| message.command == c::PORT_NEW), "{seen:?}");
         assert_eq!(numbers(&seen, a::PORT_INDEX), [1, 2]);
+    });
+}
+
+/// Whether a client has something to read.
+fn has_been_told(client: &mut Client) -> bool {
+    let mut buffer = [0; 4096];
+    rustix::net::recv(client.socket(), &mut buffer[..], rustix::net::RecvFlags::DONTWAIT).is_ok()
+}
+
+#[test]
+fn who_watches_has_been_told_before_the_answer() {
+    with_card(|up| {
+        let mut watcher = Client::connect(&up.path).unwrap();
+        let join = |to: &mut wire::Builder| {
+            to.u32(eswitch_family::GROUP, devlink::CHANGES_GROUP);
+        };
+        watcher.ask(ESWITCH, eswitch_family::JOIN, 0, join).unwrap();
+        while has_been_told(&mut watcher) {}
+        let mut client = Client::connect(&up.path).unwrap();
+        for mode in [1, 0, 1] {
+            set_mode(&mut client, mode).unwrap();
+            assert!(has_been_told(&mut watcher));
+            // What the queue's thread did besides is told by and by.
+            let _ = client.ask(ESWITCH, eswitch_family::PERFORM, 0, |to| {
+                to.text(eswitch_family::WORDS, "devlink dev show");
+            });
+            while has_been_told(&mut watcher) {}
+        }
+        let view = client.ask(ESWITCH, eswitch_family::VIEW, wire::DUMP, |_| {}).unwrap();
+        let json: Vec<u8> = view
+            .iter()
+            .flat_map(|piece| wire::attributes(&piece.attributes).flatten().next().map(|a| a.value.to_vec()))
+            .flatten()
+            .collect();
+        let view: devlink::view::Card = serde_json::from_slice(&json).unwrap();
+        assert_eq!(view.functions.len(), 3, "a PF and two VFs");
     });
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use card_linux::Place;
+use devlink::view::Profile;
 use devlink::{Access, IfIndex, Served, Server};
 use lockdep::{Locked, Unlocked};
 use rustix::net::{AddressFamily, SocketType, netdevice::name_to_index};
@@ -92,7 +93,12 @@ fn bring_up(
         Err(error) => bail!("{}: the card did not come up: {error}", card.name),
     };
     let ifindex = (card.kind == Kind::Linux).then(ifindex).transpose()?;
-    let served = Arc::new(Served { session: Arc::clone(&session), domain: Arc::clone(domain), ifindex });
+    let served = Arc::new(Served {
+        session: Arc::clone(&session),
+        domain: Arc::clone(domain),
+        profile: Profile::mlx5(),
+        ifindex,
+    });
     let access = Access { group: socket.group(), clients: CLIENTS };
     let server = Server::start(cx, served, listener, access)?;
     Ok(Running { session, server, socket })

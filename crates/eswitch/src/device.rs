@@ -21,7 +21,31 @@ pub(crate) struct Device {
     pub address: PciAddress,
     /// What `bind`, `unbind`, `reload` and `sriov_numvfs` exclude each other with.
     lock: Mutex<DeviceClass, Threads>,
-    bound: Mutex<DeviceSlot, Slot>,
+    bound: Mutex<DeviceSlot, Held>,
+}
+
+/// What can be looked at of a device whoever holds its lock.
+#[derive(Default)]
+struct Held {
+    slot: Slot,
+    pci: PciState,
+}
+
+/// What of a PF is the PCI bus's and not its driver's, so that it outlasts binding and unbinding.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PciState {
+    /// `driver_override`, if one is set.
+    pub driver_override: Option<String>,
+    /// `sriov_drivers_autoprobe`: whether VFs are bound when they are enabled.
+    pub autoprobe: bool,
+    /// Whether it was taken off the bus with `remove`.
+    pub removed: bool,
+}
+
+impl Default for PciState {
+    fn default() -> Self {
+        Self { driver_override: None, autoprobe: true, removed: false }
+    }
 }
 
 /// What a device has of a PF.
@@ -79,7 +103,7 @@ impl Pf {
 
 impl Device {
     pub fn new(index: PfIndex, address: PciAddress) -> Self {
-        Self { index, address, lock: Mutex::new(Vec::new()), bound: Mutex::new(Slot::Unbound) }
+        Self { index, address, lock: Mutex::new(Vec::new()), bound: Mutex::new(Held::default()) }
     }
 
     /// The PF, if it is bound.
@@ -95,7 +119,13 @@ impl Device {
 
     /// What it has of a PF.
     pub fn bound<L>(&self, cx: &mut Locked<'_, L>) -> Slot {
-        self.bound.lock_leaf(cx).clone()
+        self.bound.lock_leaf(cx).slot.clone()
+    }
+
+    /// What is the bus's of it, beside what it has of a PF.
+    pub fn on_bus<L>(&self, cx: &mut Locked<'_, L>) -> (Slot, PciState) {
+        let held = self.bound.lock_leaf(cx);
+        (held.slot.clone(), held.pci.clone())
     }
 
     /// Runs `f` under the device's lock.
@@ -148,7 +178,7 @@ impl Device {
         self.remove(&mut cx, &mut threads, Slot::Reloading)?;
         let bound = self.probe(&mut cx, &mut threads, shared, host_vfs);
         if bound.is_err() {
-            *self.bound.lock_leaf(&mut cx) = Slot::Unbound;
+            self.bound.lock_leaf(&mut cx).slot = Slot::Unbound;
         }
         bound?;
         if shared.config.dpu {
@@ -193,7 +223,7 @@ impl Device {
         });
         let up = pf.devlink.with(cx, |state, cx| {
             served?;
-            state.vports.insert(Vport::Uplink, VportInfo { mac: pf.mac_of(Vport::Uplink) });
+            state.vports.insert(Vport::Uplink, VportInfo::new(pf.mac_of(Vport::Uplink), None));
             {
                 let (mut component, mut cx) = shared.devcom.write(cx);
                 component.join(&pf);
@@ -214,7 +244,7 @@ impl Device {
             Self::take_down(&pf, cx, threads);
             return Err(error);
         }
-        *self.bound.lock_leaf(cx) = Slot::Bound(Arc::clone(&pf));
+        self.bound.lock_leaf(cx).slot = Slot::Bound(Arc::clone(&pf));
         // Whatever was queued or notified meanwhile found nothing to act on: look once more, now that
         // whoever comes next finds the PF.
         pf.want_reconcile(cx);
@@ -225,7 +255,7 @@ impl Device {
     /// Takes the PF down and leaves `slot` in its place.
     fn remove(&self, cx: &mut Locked<'_, DeviceClass>, threads: &mut Threads, slot: Slot) -> Result<()> {
         let pf = self.pf(cx)?;
-        *self.bound.lock_leaf(cx) = slot;
+        self.bound.lock_leaf(cx).slot = slot;
         Self::take_down(&pf, cx, threads);
         let shared = &pf.shared;
         shared.events.emit(cx, || Event::DeviceUnbound(self.address));

@@ -13,6 +13,7 @@ use crate::ids::{MacAddr, Vport};
 use crate::lock_order::{Devlink as DevlinkClass, DevlinkMoved, WorkQueue};
 use crate::rate::Rates;
 use crate::sf::SfTable;
+use crate::vf::VfInfo;
 
 /// The lock of one devlink instance.
 #[derive(Debug)]
@@ -90,10 +91,21 @@ impl Default for Params {
 }
 
 /// What is known of an enabled vport.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VportInfo {
     /// The MAC address of its function.
     pub mac: MacAddr,
+    /// Whether its function has RDMA.
+    pub roce: bool,
+    /// Its function, if that is a VF.
+    pub vf: Option<VfInfo>,
+}
+
+impl VportInfo {
+    /// A vport that has just been enabled.
+    pub(crate) fn new(mac: MacAddr, vf: Option<VfInfo>) -> Self {
+        Self { mac, roce: true, vf }
+    }
 }
 
 impl Default for Devlink {

@@ -11,10 +11,10 @@ use crate::auxiliary::Bus;
 use crate::card::{Card, Create, Refusal, Resource};
 use crate::config::CardConfig;
 use crate::devcom::{Component, Devcom};
-use crate::device::{Device, Pf, Slot};
+use crate::device::{Device, PciState, Pf, Slot};
 use crate::devlink::{DevlinkState, InlineMode, Params};
 use crate::error::{Error, Result};
-use crate::event::{Events, Subscription};
+use crate::event::{Change, Events, Subscription};
 use crate::ids::{MacAddr, Mode, PciAddress, PfIndex, PortHandle, SfNum, Vport};
 use crate::lag::{Bond, Lag, LagMode, LagView, TxType};
 use crate::lock_order::{CardCall, DeviceSlot, Devlink as DevlinkClass};
@@ -111,6 +111,11 @@ impl Shared {
         self.made.with(|made| made.iter().copied().filter(which).collect())
     }
 
+    /// Says that something is about to change; it has changed when what is returned is dropped.
+    pub(crate) fn change(&self) -> Change<'_> {
+        self.events.change()
+    }
+
     /// Starts the thread of a queue, which `queue` names among what can fail.
     ///
     /// # Errors
@@ -146,6 +151,19 @@ pub enum Tx {
     Hash,
     /// In another way: the bond's mode.
     Other(String),
+}
+
+/// A PF as the PCI bus has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PfFunction {
+    /// Its place on the card.
+    pub index: PfIndex,
+    /// Its address.
+    pub address: PciAddress,
+    /// Whether it is bound to its driver; while it is being reloaded it is.
+    pub bound: bool,
+    /// What is the bus's of it.
+    pub pci: PciState,
 }
 
 /// A change to a port's function, as `devlink port function set` takes it.
@@ -219,6 +237,7 @@ impl Engine {
 
     /// Takes the card down: unbinds every PF, unloads every module.
     pub fn shutdown(&self, cx: &mut Locked<'_, Unlocked>) {
+        let _change = self.shared.change();
         self.shared.tearing_down.swap(true);
         for device in self.devices.iter().rev() {
             // Not bound is as good as unbound.
@@ -243,6 +262,26 @@ impl Engine {
     /// The PCI addresses of the card's PFs, bound or not.
     pub fn addresses(&self) -> Vec<PciAddress> {
         self.devices.iter().map(|d| d.address).collect()
+    }
+
+    /// Moves whenever something that can be looked at may have changed: a command has moved it before it returns,
+    /// and what the queues' threads do moves it too. Who reads it before it looks, and finds the same
+    /// later, has seen what there is.
+    ///
+    /// It takes no lock. What is done to netdevs outside the engine does not move it.
+    pub fn changes(&self) -> u64 {
+        self.shared.events.changes()
+    }
+
+    /// What the PCI bus has of each PF, bound or not.
+    pub fn functions<L>(&self, cx: &mut Locked<'_, L>) -> Vec<PfFunction> {
+        let mut functions = Vec::new();
+        for device in &self.devices {
+            let (slot, pci) = device.on_bus(cx);
+            let bound = !matches!(slot, Slot::Unbound);
+            functions.push(PfFunction { index: device.index, address: device.address, bound, pci });
+        }
+        functions
     }
 
     /// What happens from now on.
@@ -311,6 +350,7 @@ impl Engine {
     /// # Errors
     /// No such PF; it is bound; or what failed, with nothing left.
     pub fn bind(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<()> {
+        let _change = self.shared.change();
         let (device, host_vfs) = self.device(address)?;
         device.bind(cx, &self.shared, host_vfs)
     }
@@ -320,6 +360,7 @@ impl Engine {
     /// # Errors
     /// No such PF, or it is not bound.
     pub fn unbind(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<()> {
+        let _change = self.shared.change();
         self.device(address)?.0.unbind(cx)
     }
 
@@ -328,6 +369,7 @@ impl Engine {
     /// # Errors
     /// No such PF, or it is not bound; or it could not be bound again.
     pub fn reload(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<()> {
+        let _change = self.shared.change();
         let (device, host_vfs) = self.device(address)?;
         device.reload(cx, &self.shared, host_vfs)
     }
@@ -337,6 +379,7 @@ impl Engine {
     /// # Errors
     /// See [`Error`]; everything is as it was.
     pub fn set_mode(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress, mode: Mode) -> Result<()> {
+        let _change = self.shared.change();
         self.with_devlink(cx, address, |pf, state, cx| {
             if state.rates.has_nodes() {
                 return Err(Error::RateNodesExist);
@@ -407,6 +450,7 @@ impl Engine {
     /// # Errors
     /// No such PF, or it is not bound.
     pub fn set_encap(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress, encap: bool) -> Result<()> {
+        let _change = self.shared.change();
         self.with_devlink(cx, address, |_, state, _| {
             state.encap = encap;
             Ok(())
@@ -418,6 +462,7 @@ impl Engine {
     /// # Errors
     /// ERANGE, EBUSY, or what failed, with nothing changed.
     pub fn set_num_vfs(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress, n: u32) -> Result<()> {
+        let _change = self.shared.change();
         let (device, _) = self.device(address)?;
         device.with(cx, |cx| {
             let pf = device.pf(cx).map_err(|_| Error::NoDriver(address))?;
@@ -431,6 +476,7 @@ impl Engine {
     /// # Errors
     /// The card is no DPU, or the host cannot have as many.
     pub fn set_host_vfs(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress, n: u32) -> Result<()> {
+        let _change = self.shared.change();
         let (device, host_vfs) = self.device(address)?;
         let total = self.shared.config.total_vfs;
         if !self.shared.config.dpu {
@@ -451,6 +497,7 @@ impl Engine {
     /// # Errors
     /// No such module.
     pub fn load_module(&self, cx: &mut Locked<'_, Unlocked>, name: &str) -> Result<()> {
+        let _change = self.shared.change();
         self.shared.modules.load(cx, &self.shared, name)
     }
 
@@ -459,6 +506,7 @@ impl Engine {
     /// # Errors
     /// No such module, or it is the one everything stands on.
     pub fn unload_module(&self, cx: &mut Locked<'_, Unlocked>, name: &str) -> Result<()> {
+        let _change = self.shared.change();
         self.shared.modules.unload(cx, &self.shared, name)
     }
 
@@ -473,6 +521,7 @@ impl Engine {
         pfnum: u32,
         sfnum: SfNum,
     ) -> Result<PortHandle> {
+        let _change = self.shared.change();
         self.with_devlink(cx, address, |pf, state, cx| {
             let vport = pf.add_sf(state, cx, SfRequest { pfnum, sfnum })?;
             Ok(pf.port_handle(vport))
@@ -484,6 +533,7 @@ impl Engine {
     /// # Errors
     /// No such port, or it is no SF's.
     pub fn delete_port(&self, cx: &mut Locked<'_, Unlocked>, port: PortHandle) -> Result<()> {
+        let _change = self.shared.change();
         self.with_port(cx, port, |pf, state, cx, vport| {
             let sf = state.sfs.get(vport).cloned().ok_or(Error::NotSf(port))?;
             pf.delete_sf(state, cx, &sf);
@@ -497,6 +547,7 @@ impl Engine {
     /// No such port; its function has no such attribute; or what failed. If two changes are asked for
     /// and the second fails, the first has been made, as with devlink.
     pub fn set_function(&self, cx: &mut Locked<'_, Unlocked>, port: PortHandle, change: FunctionChange) -> Result<()> {
+        let _change = self.shared.change();
         self.with_port(cx, port, |pf, state, cx, vport| {
             let sf: Option<Arc<SfFunction>> = state.sfs.get(vport).cloned();
             if change.active.is_some() && sf.is_none() {
@@ -551,6 +602,7 @@ impl Engine {
     /// # Errors
     /// The E-Switch is in switchdev mode; or the card says no.
     pub fn set_netns(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress, netns: Option<&str>) -> Result<()> {
+        let _change = self.shared.change();
         self.with_devlink(cx, address, |pf, state, cx| {
             if pf.eswitch.mode.under_devlink(state, cx) == Mode::Switchdev {
                 return Err(Error::NetnsLocal);
@@ -565,6 +617,7 @@ impl Engine {
     /// What the card's ports have been put into has changed: a bond, or none. Events are collected, then
     /// evaluated once.
     pub fn bond_changed(&self, cx: &mut Locked<'_, Unlocked>, bond: Option<Bond>) {
+        let _change = self.shared.change();
         self.shared.lag.bond_changed(cx, bond);
     }
 
@@ -623,6 +676,7 @@ impl Engine {
     /// It is to be turned on and a member is not in switchdev mode, there is a LAG, or the card has one
     /// port; or what failed, with everything undone.
     pub fn set_esw_multiport(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress, on: bool) -> Result<()> {
+        let _change = self.shared.change();
         self.with_devlink(cx, address, |_, _, cx| {
             if on {
                 self.shared.enable_mpesw(cx)

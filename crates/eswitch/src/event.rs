@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Weak};
 
-use lockdep::{Locked, Mutex};
+use lockdep::{AtomicU64, Locked, Mutex};
 
 use crate::ids::{Mode, PciAddress, PfIndex, PortHandle, RepType};
 use crate::lag::LagMode;
@@ -102,6 +102,17 @@ impl fmt::Debug for Buffer {
 #[derive(Debug)]
 pub(crate) struct Events {
     subscribers: Mutex<EventsClass, Vec<Weak<Buffer>>>,
+    changes: AtomicU64,
+}
+
+/// What may change something that can be looked at: once it is over, it has been counted.
+#[must_use]
+pub(crate) struct Change<'a>(&'a AtomicU64);
+
+impl Drop for Change<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_add(1);
+    }
 }
 
 /// The stream, seen by one who watches.
@@ -111,7 +122,7 @@ pub struct Subscription(Arc<Buffer>);
 impl Default for Events {
     fn default() -> Self {
         // The engine tells and never asks: to an explorer it makes no difference who tells first.
-        Self { subscribers: lockdep::unexplored(|| Mutex::new(Vec::new())) }
+        lockdep::unexplored(|| Self { subscribers: Mutex::new(Vec::new()), changes: AtomicU64::new(0) })
     }
 }
 
@@ -126,8 +137,19 @@ impl Events {
         Subscription(buffer)
     }
 
-    /// Tells everybody. Costs one leaf lock when nobody watches.
+    /// How much has changed so far.
+    pub fn changes(&self) -> u64 {
+        self.changes.load()
+    }
+
+    /// Something is about to change; it has changed when what is returned is dropped.
+    pub fn change(&self) -> Change<'_> {
+        Change(&self.changes)
+    }
+
+    /// Tells everybody, none before it has been counted as a change. Costs one leaf lock when nobody watches.
     pub fn emit<L>(&self, cx: &mut Locked<'_, L>, event: impl FnOnce() -> Event) {
+        drop(self.change());
         let live: Vec<Arc<Buffer>> = {
             let mut subscribers = self.subscribers.lock_leaf(cx);
             if subscribers.is_empty() {

@@ -9,6 +9,7 @@ use lockdep::{Class, LockBefore, Locked, Unlocked};
 
 use crate::auxiliary::{AuxKind, AuxiliaryDevice, Function};
 use crate::card::Resource;
+use crate::devlink::VportInfo;
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::eswitch::RepFailure;
@@ -16,6 +17,7 @@ use crate::ids::{MacAddr, Mode, PciAddress, PfIndex, PortHandle, RepType, Vport}
 use crate::lag::{LagMode, LagView};
 use crate::module::CORE;
 use crate::sf::SfState;
+use crate::vf::VfView;
 
 /// A state that the engine must never be in.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -99,6 +101,8 @@ pub struct PfView {
     pub encap: bool,
     /// VFs enabled.
     pub num_vfs: u16,
+    /// What is known of each.
+    pub vfs: Vec<VfView>,
     /// Every devlink port, in the order of vports.
     pub ports: Vec<PortView>,
     /// Its auxiliary devices and those of its SFs.
@@ -144,6 +148,12 @@ impl AuxiliaryView {
             failed: failed.map(|error| error.to_string()),
         }
     }
+}
+
+/// A vport, if it is a VF's.
+fn vf_view((vport, known): (&Vport, &VportInfo)) -> Option<VfView> {
+    let Vport::Vf(number) = *vport else { return None };
+    Some(VfView { number, mac: known.mac, roce: known.roce, info: known.vf.clone()? })
 }
 
 impl Engine {
@@ -241,6 +251,7 @@ impl Engine {
                 mode,
                 encap: state.encap,
                 num_vfs: state.num_vfs,
+                vfs: state.vports.iter().filter_map(vf_view).collect(),
                 ports,
                 auxiliary,
                 paired,

@@ -15,10 +15,19 @@ use crate::lock_order::Module as ModuleClass;
 pub struct ModuleInfo {
     /// Its name, as `modprobe` takes it.
     pub name: &'static str,
+    /// What `modinfo` says it is.
+    pub description: &'static str,
+    /// The card's modules that must be loaded before it.
+    pub depends: &'static [&'static str],
     drivers: &'static [&'static dyn AuxiliaryDriver],
 }
 
 impl ModuleInfo {
+    /// The drivers it brings to the auxiliary bus: their names, and what they are for.
+    pub fn drivers(&self) -> impl Iterator<Item = (&'static str, AuxKind)> {
+        self.drivers.iter().map(|driver| (driver.name(), driver.kind()))
+    }
+
     /// Of what its drivers make, nothing is left.
     fn ensure_gone<L>(&self, cx: &Locked<'_, L>, shared: &Shared) {
         let made_by = |resource: &Resource| match resource {
@@ -40,10 +49,28 @@ impl ModuleInfo {
 /// The core driver, which everything stands on.
 pub const CORE: &str = "mlx5_core";
 
+/// The module of RDMA devices.
+pub const RDMA_MODULE: &str = "mlx5_ib";
+
 static MODULES: [ModuleInfo; 2] = [
-    ModuleInfo { name: CORE, drivers: &[&ETH, &ETH_REP] },
-    ModuleInfo { name: "mlx5_ib", drivers: &[&RDMA, &RDMA_REP] },
+    ModuleInfo {
+        name: CORE,
+        description: "Mellanox 5th generation network adapters (ConnectX series) core driver",
+        depends: &[],
+        drivers: &[&ETH, &ETH_REP],
+    },
+    ModuleInfo {
+        name: RDMA_MODULE,
+        description: "Mellanox 5th generation network adapters (ConnectX series) IB driver",
+        depends: &[CORE],
+        drivers: &[&RDMA, &RDMA_REP],
+    },
 ];
+
+/// Every module the card knows.
+pub fn all() -> &'static [ModuleInfo] {
+    &MODULES
+}
 
 /// The module of a name.
 pub fn find(name: &str) -> Option<&'static ModuleInfo> {

@@ -96,6 +96,12 @@ pub fn ib_device(config: &CardConfig, resource: &Resource, sfnum: Option<u32>) -
     }
 }
 
+/// The name of a VF's own RDMA device.
+pub fn vf_ib_device(config: &CardConfig, pf: PfIndex, vf: u16) -> String {
+    let address = config.pf_address(pf);
+    format!("rocep{}s{}f{}v{vf}", address.bus, address.device, address.function)
+}
+
 /// The port of a PF's RDMA device in switchdev mode that a vport is: 1 for the uplink, then a DPU's host
 /// PF, then VFs in order, then SFs.
 pub fn ib_port(config: &CardConfig, vport: Vport) -> u32 {

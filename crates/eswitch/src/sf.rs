@@ -97,6 +97,8 @@ struct Wanted {
 pub struct SfState {
     /// Its number.
     pub sfnum: SfNum,
+    /// The number of its auxiliary devices on the bus.
+    pub id: u32,
     /// `state active` rather than `inactive`.
     pub active: bool,
     /// `opstate attached` rather than `detached`.
@@ -129,7 +131,7 @@ impl SfFunction {
     /// What it is now.
     pub fn state<L>(&self, cx: &mut Locked<'_, L>) -> SfState {
         let wanted = *self.wanted.lock_leaf(cx);
-        SfState { sfnum: self.sfnum, active: wanted.active, attached: wanted.attached, mac: wanted.mac }
+        SfState { sfnum: self.sfnum, id: self.id, active: wanted.active, attached: wanted.attached, mac: wanted.mac }
     }
 
     /// The MAC address its netdev gets.
@@ -351,6 +353,7 @@ impl Pf {
     pub(crate) fn serve_sfs(self: &Arc<Self>, cx: &mut Locked<'_, Unlocked>) {
         let sfs = &self.sf_queue;
         while let Some(next) = sfs.queue.next(cx) {
+            let _change = self.shared.change();
             let (_inside, mut cx) = sfs.map.run(cx);
             let (some, all) = match next {
                 Next::Item(sf) => (vec![sf], false),

@@ -12,6 +12,7 @@ use crate::eswitch::representor::LoadPolicy;
 use crate::event::Event;
 use crate::ids::{Mode, SfNum, Vport};
 use crate::lock_order::Devlink;
+use crate::vf::VfInfo;
 
 impl Pf {
     /// `sriov_numvfs`: from 0 to n and from n to 0. Setting the number there is succeeds.
@@ -125,7 +126,8 @@ impl Pf {
             .collect();
         self.shared.create_all(cx, &requests)?;
         for vport in vports {
-            state.vports.insert(*vport, VportInfo { mac: self.mac_of(*vport) });
+            let vf = matches!(vport, Vport::Vf(_)).then(|| VfInfo::new(true));
+            state.vports.insert(*vport, VportInfo::new(self.mac_of(*vport), vf));
         }
         let loaded = self.eswitch.with_representors(cx, |table, cx| {
             table.add(vports);
