@@ -1,7 +1,7 @@
 //! `esw up --daemon`: cards that stay up, each with its control socket, until told to go.
 
 mod config;
-mod folders;
+pub mod folders;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;

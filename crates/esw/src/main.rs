@@ -7,11 +7,13 @@ mod bonds;
 mod cards;
 mod check;
 mod daemon;
+mod devlink_words;
 mod interrupt;
 mod output;
 mod programs;
 mod prompt;
 mod run;
+mod sockets;
 mod up;
 
 use std::process::ExitCode;
@@ -38,6 +40,10 @@ fn main() -> ExitCode {
         Command::Up(arguments) if arguments.daemon => daemon::daemon(arguments),
         Command::Up(arguments) => up::up(arguments),
         Command::Check(arguments) => check::check(arguments),
+        Command::Dev(words) => devlink_words::run("dev", words),
+        Command::Port(words) => devlink_words::run("port", words),
+        Command::Health(words) => devlink_words::run("health", words),
+        Command::Monitor(words) => devlink_words::monitor(words),
     };
     programs::end_what_is_left();
     match done {
