@@ -225,7 +225,7 @@ pub fn rate(to: &mut Output, answer: &Answered) {
 fn in_bits(rate: u64) -> String {
     let bits = rate.saturating_mul(8);
     let units = [(1_000_000_000, "Gbit"), (1_000_000, "Mbit"), (1_000, "Kbit")];
-    let unit = units.iter().find(|(size, _)| bits >= *size && bits % size == 0);
+    let unit = units.iter().find(|(size, _)| bits >= *size && bits.is_multiple_of(*size));
     unit.map_or_else(|| format!("{bits}bit"), |(size, name)| format!("{}{name}", bits / size))
 }
 
