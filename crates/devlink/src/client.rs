@@ -117,6 +117,11 @@ impl Client {
         Ok(messages(&self.buffer[..length]).filter_map(|(_, payload)| answered(payload)).collect())
     }
 
+    /// Gives the connection away.
+    pub fn into_socket(self) -> OwnedFd {
+        self.socket
+    }
+
     /// The connection itself.
     pub fn socket(&self) -> impl AsFd + '_ {
         &self.socket

@@ -42,6 +42,10 @@ pub enum Command {
     Up(Up),
     /// Explore scenarios: every order of their threads and every failure, up to a bound
     Check(Check),
+    /// Run a program that sees the cards that are up: it is neither changed nor told
+    Exec(Exec),
+    /// A shell that sees the cards that are up
+    Shell(Shell),
     /// Devices of cards that are up: show, eswitch, param, reload, info; devlink's own grammar
     Dev(Words),
     /// Their ports: show, add, del, function set, function rate
@@ -50,6 +54,32 @@ pub enum Command {
     Health(Words),
     /// Print what happens to devices and ports, until ended
     Monitor(Words),
+}
+
+/// `esw exec`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  esw exec -- devlink dev eswitch set pci/0000:08:00.0 mode switchdev
+  esw exec -- sh -c 'echo 2 > /sys/bus/pci/devices/0000:08:00.0/sriov_numvfs; ip link'
+
+The exit status is the program's.")]
+pub struct Exec {
+    #[command(flatten)]
+    pub which: Which,
+    /// Tell every program the right sender of what it receives; Go's are told anyway. Slower
+    #[arg(long)]
+    pub exact_addresses: bool,
+    /// The program and its arguments
+    #[arg(required = true, last = true, value_name = "PROGRAM")]
+    pub program: Vec<String>,
+}
+
+/// `esw shell`.
+#[derive(Debug, Args)]
+pub struct Shell {
+    #[command(flatten)]
+    pub which: Which,
 }
 
 /// A command to cards that are up, in devlink's words.

@@ -8,10 +8,12 @@ mod cards;
 mod check;
 mod daemon;
 mod devlink_words;
+mod exec;
 mod interrupt;
 mod output;
 mod programs;
 mod prompt;
+mod remote;
 mod run;
 mod sockets;
 mod up;
@@ -40,6 +42,8 @@ fn main() -> ExitCode {
         Command::Up(arguments) if arguments.daemon => daemon::daemon(arguments),
         Command::Up(arguments) => up::up(arguments),
         Command::Check(arguments) => check::check(arguments),
+        Command::Exec(arguments) => exec::exec(arguments),
+        Command::Shell(arguments) => exec::shell(arguments),
         Command::Dev(words) => devlink_words::run("dev", words),
         Command::Port(words) => devlink_words::run("port", words),
         Command::Health(words) => devlink_words::run("health", words),

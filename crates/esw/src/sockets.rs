@@ -24,6 +24,8 @@ pub struct Which {
 pub struct Found {
     /// Its name: that of its socket.
     pub name: String,
+    /// Its control socket.
+    pub path: PathBuf,
     /// A connection to it.
     pub client: Client,
 }
@@ -73,5 +75,5 @@ pub fn paths(folder: &Path) -> Vec<PathBuf> {
 
 fn found(path: &Path) -> Result<Found, ClientError> {
     let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    Ok(Found { name, client: Client::connect(path)? })
+    Ok(Found { name, path: path.to_owned(), client: Client::connect(path)? })
 }

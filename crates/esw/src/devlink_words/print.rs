@@ -237,9 +237,10 @@ pub fn health(to: &mut Output, answer: &Answered) {
     let number = |kind| reporter.number(kind).unwrap_or_default();
     let state = named(&["healthy", "error"], Some(number(a::HEALTH_REPORTER_STATE)));
     to.line(format!(
-        "    state {state} error {} recover {} auto_recover {}",
+        "    state {state} error {} recover {} grace_period {} auto_recover {}",
         number(a::HEALTH_REPORTER_ERR_COUNT),
         number(a::HEALTH_REPORTER_RECOVER_COUNT),
+        number(a::HEALTH_REPORTER_GRACEFUL_PERIOD),
         number(a::HEALTH_REPORTER_AUTO_RECOVER) != 0
     ));
 }
