@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use lab::{Card, Join, Options};
+use lab::{Card, Join, Options, sysfs};
 use rustix::net::sockopt::socket_peercred;
 
 use crate::arguments::{Exec, Shell};
@@ -40,7 +40,24 @@ fn run(found: Vec<Found>, command: Command, exact_addresses: bool) -> Result<u8>
         drop(card.client);
         cards.push(Arc::new(Remote::connect(card.path)?));
     }
-    let status = lab::run(cards, command, Options { join: Some(join), exact_addresses, ..Options::default() })?;
+    let (mounter, server) = sysfs::prepare()?;
+    let serve: lab::Serve = {
+        let cards = cards.clone();
+        // If it fails, so does the mounting, and says why.
+        Box::new(move || Box::new(server.serve(cards)))
+    };
+    let mounts: lab::Mounts = Box::new(move || match mounter.mount() {
+        Ok(missing) => {
+            missing.0.iter().for_each(|text| eprintln!("esw: {text}"));
+            Ok(())
+        }
+        Err(error) => {
+            eprintln!("esw: {error}");
+            Err(std::io::Error::other(error))
+        }
+    });
+    let options = Options { join: Some(join), mounts: Some(mounts), serve: Some(serve), exact_addresses };
+    let status = lab::run(cards, command, options)?;
     Ok(status.clamp(0, 255) as u8)
 }
 
