@@ -133,6 +133,8 @@ fn pair(nonblocking: bool) -> io::Result<(OwnedFd, OwnedFd)> {
     if nonblocking {
         rustix::io::ioctl_fionbio(&theirs, true)?;
     }
+    // Before anything is sent: each packet then says whose it is.
+    rustix::net::sockopt::set_socket_passcred(&ours, true)?;
     name(&ours)?;
     Ok((theirs, ours))
 }

@@ -9,6 +9,7 @@
 //! the kernel's socket, whose own buffer then overflows as it would have in the program's hands.
 //! Notifications of cards are dropped.
 
+mod descriptors;
 mod generic;
 mod link;
 mod queue;
@@ -16,14 +17,15 @@ mod rdma;
 mod route;
 mod vf;
 
-use std::io;
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::netlink::SocketAddrNetlink;
-use rustix::net::{RecvFlags, SendFlags, recv, send};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recv, recvmsg, send};
 
 use crate::cards::Cards;
 use crate::message::ErrorStyle;
@@ -187,6 +189,8 @@ struct Io {
     shared: Arc<Shared>,
     cards: Arc<Cards>,
     queue: Queue,
+    /// The process that sent what is being looked at.
+    sender: u32,
     /// Nobody reads any more; what is still to be done is done all the same.
     deaf: bool,
 }
@@ -201,7 +205,8 @@ pub(crate) fn carry(end: OwnedFd, shared: Arc<Shared>, cards: Arc<Cards>, famili
         Protocol::Generic => Box::new(generic::Generic::new(families)),
         Protocol::Rdma => Box::new(rdma::Rdma),
     };
-    let mut io = Io { end, shared, cards, queue: Queue::default(), deaf: false };
+    let sender = shared.caller.process;
+    let mut io = Io { end, shared, cards, queue: Queue::default(), sender, deaf: false };
     let mut buffer = vec![0; ROOM];
     while io.step(&mut *behind, &mut buffer) {}
 }
@@ -254,12 +259,12 @@ impl Io {
 
     /// Takes one packet from the program. `false`: there will be no more.
     fn take(&mut self, behind: &mut dyn Behind, buffer: &mut [u8], closed: bool) -> bool {
-        match recv(&self.end, &mut *buffer, RecvFlags::DONTWAIT | RecvFlags::TRUNC) {
+        match self.packet(buffer) {
             // A packet of nothing is no end.
-            Ok((_, 0)) => !closed,
+            Ok(0) => !closed,
             // The kernel's limit is the sender's buffer; what is longer than any of them is dropped.
-            Ok((_, len)) if len > buffer.len() => true,
-            Ok((_, len)) => {
+            Ok(len) if len > buffer.len() => true,
+            Ok(len) => {
                 let packet = buffer[..len].to_vec();
                 behind.request(self, &packet);
                 self.drain(behind, buffer);
@@ -269,6 +274,21 @@ impl Io {
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR | rustix::io::Errno::CONNRESET) => true,
             Err(_) => false,
         }
+    }
+
+    /// Receives one packet, and who sent it; its length, which may be more than there is room for.
+    fn packet(&mut self, buffer: &mut [u8]) -> rustix::io::Result<usize> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::DONTWAIT | RecvFlags::TRUNC;
+        let received = recvmsg(&self.end, &mut [IoSliceMut::new(buffer)], &mut ancillary, flags)?;
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmCredentials(credentials) = message {
+                // Who sends need not be who made the socket.
+                self.sender = credentials.pid.as_raw_nonzero().get().cast_unsigned();
+            }
+        }
+        Ok(received.bytes)
     }
 
     /// Takes what the kernel's socket has, as long as there is room for it.

@@ -10,7 +10,7 @@ use crate::card::Refusal;
 use crate::message::{Attributes, Builder, Message, Messages, NLM_F_ACK, reason, u32_at, verdict};
 
 use super::link::{self, Asked};
-use super::{Behind, Io, ROOM, vf};
+use super::{Behind, Io, ROOM, descriptors, vf};
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
@@ -42,13 +42,15 @@ impl Behind for Route {
                 _ => {}
             }
         }
-        if !ours {
+        // Most have none of either, and go as they are.
+        if !ours && !Messages(packet).any(|message| descriptors::are_in(&message)) {
             return io.pass_on(packet);
         }
         let mut buffer = vec![0; ROOM];
         for message in Messages(packet) {
             if !self.set_vfs(io, &message) {
-                io.pass_on(message.bytes);
+                let (bytes, _held) = descriptors::ours(&message, io.sender);
+                io.pass_on(&bytes);
             }
             io.drain(self, &mut buffer);
         }
@@ -115,7 +117,10 @@ impl Route {
         let (errno, why) = match done {
             Ok(()) => match rest(message) {
                 Some(rest) => {
-                    io.pass_on(&rest);
+                    for message in Messages(&rest) {
+                        let (bytes, _held) = descriptors::ours(&message, io.sender);
+                        io.pass_on(&bytes);
+                    }
                     return true;
                 }
                 None => (0, String::new()),
