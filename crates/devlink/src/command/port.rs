@@ -71,6 +71,9 @@ fn put_function(to: &mut Builder, port: &PortView) {
         if let Some(sf) = port.sf {
             to.u8(function::STATE, sf.active.into()).u8(function::OPSTATE, sf.attached.into());
         }
+        if let Some(roce) = port.roce {
+            to.bitfield(function::CAPS, u32::from(roce) * function::CAP_ROCE, function::CAP_ROCE);
+        }
     });
 }
 
@@ -121,27 +124,25 @@ pub(super) fn set(served: &Served, cx: Cx<'_, '_>, asked: &Attributes<'_>, _: &m
     if is.vport == Vport::Uplink {
         return Err(Refusal::unsupported("Port doesn't support function attributes"));
     }
-    if let Some((value, selector)) = asked.bitfield(function::CAPS)? {
-        refuse_caps(value, selector)?;
-    }
+    let roce = match asked.bitfield(function::CAPS)? {
+        None => None,
+        Some((value, selector)) => caps(value, selector)?,
+    };
     let active = match asked.u8(function::STATE)? {
         None => None,
         Some(state @ 0..=1) => Some(state == 1),
         Some(_) => return Err(Refusal::new(errno::EINVAL, "Attribute failed policy validation")),
     };
-    let change = FunctionChange { hw_addr: asked.bytes(function::HW_ADDR).map(hw_addr).transpose()?, active };
+    let change = FunctionChange { hw_addr: asked.bytes(function::HW_ADDR).map(hw_addr).transpose()?, active, roce };
     served.session.engine().set_function(cx, port, change)?;
     Ok(())
 }
 
-/// The capabilities of a function as they are: RoCE on, the others absent.
-fn refuse_caps(value: u32, selector: u32) -> Result<(), Refusal> {
-    let changed = (value ^ function::CAP_ROCE) & selector;
-    if changed == 0 {
-        return Ok(());
-    }
-    let why = match changed.trailing_zeros() {
-        0 => "Port doesn't support RoCE function attribute",
+/// What is asked of a function's capabilities: RoCE on or off; it has no others, which may be set to that.
+fn caps(value: u32, selector: u32) -> Result<Option<bool>, Refusal> {
+    let others = value & selector & !function::CAP_ROCE;
+    let why = match others.trailing_zeros() {
+        32 => return Ok((selector & function::CAP_ROCE != 0).then_some(value & function::CAP_ROCE != 0)),
         1 => "Port doesn't support migratable function attribute",
         2 => "Port doesn't support ipsec_crypto function attribute",
         _ => "Port doesn't support ipsec_packet function attribute",
