@@ -70,6 +70,9 @@ pub struct Exec {
     /// Tell every program the right sender of what it receives; Go's are told anyway. Slower
     #[arg(long)]
     pub exact_addresses: bool,
+    /// Say what of the card this kernel cannot show
+    #[arg(long, short)]
+    pub verbose: bool,
     /// The program and its arguments
     #[arg(required = true, last = true, value_name = "PROGRAM")]
     pub program: Vec<String>,
