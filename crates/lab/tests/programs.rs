@@ -134,6 +134,28 @@ fn rdma_shows_devices_and_links() {
 }
 
 #[test]
+fn two_cards_are_one_answer() {
+    let Some(place) = Place::new() else { return };
+    let second = std::env::temp_dir().join(format!("{}.json", place.name));
+    let text_of_first = std::fs::read_to_string(common::card()).unwrap();
+    std::fs::write(&second, text_of_first.replace("0000:08:", "0000:09:").replace("p8s0", "p9s0")).unwrap();
+    let both = |program: &[&str]| {
+        let mut command = Command::new(common::lab_program());
+        command.args(["--netns", &place.name]).args([&common::card(), &second]).arg("--").args(program);
+        text(&command.output().unwrap())
+    };
+    let devices = ["08", "09"].map(|bus| [0, 2, 3].map(|n| format!("pci/0000:{bus}:00.{n}\n")).concat()).concat();
+    assert_eq!(both(&["devlink", "dev", "show"]), devices);
+    assert_eq!(both(&["devlink", "dev", "show", "pci/0000:09:00.3"]), "pci/0000:09:00.3\n");
+    let ports: Value = serde_json::from_str(&both(&["devlink", "-j", "port", "show"])).unwrap();
+    assert_eq!(ports["port"].as_object().unwrap().len(), 4);
+    let rdma: Value = serde_json::from_str(&both(&["rdma", "-j", "dev", "show"])).unwrap();
+    assert_eq!(rdma[1]["ifname"], "rocep9s0f0");
+    assert!(both(&["rdma", "dev", "show", "rocep9s0f0"]).contains("rocep9s0f0"));
+    std::fs::remove_file(second).unwrap();
+}
+
+#[test]
 fn ethtool_names_the_driver() {
     let Some(place) = Place::new() else { return };
     if !has("ethtool") {

@@ -63,7 +63,7 @@ fn a_socket_says_it_is_netlink() {
     connect(&socket, &SocketAddrNetlink::new(0, 0)).unwrap();
     assert_eq!(sockopt::socket_domain(&socket).unwrap(), AddressFamily::NETLINK);
     assert_eq!(sockopt::socket_type(&socket).unwrap(), SocketType::DGRAM);
-    assert_eq!(sockopt::socket_protocol(&netlink(Some(GENERIC))).unwrap(), Some(GENERIC));
+    assert_eq!(sockopt::socket_protocol(netlink(Some(GENERIC))).unwrap(), Some(GENERIC));
     // A port of one's own choice, which nobody else may have then.
     let chosen = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::empty(), None).unwrap();
     bind(&chosen, &SocketAddrNetlink::new(77, 0)).unwrap();
@@ -108,7 +108,7 @@ fn addresses_are_right_where_asked_for() {
         let (_, _, from) = recvfrom(&socket, &mut buffer[..], flags).unwrap();
         assert_eq!(SocketAddrNetlink::try_from(from.unwrap()).unwrap().pid(), 0);
     }
-    links(&netlink(None), 6);
+    links(netlink(None), 6);
     let quiet = netlink(None);
     let none = recvfrom(&quiet, &mut buffer[..], RecvFlags::DONTWAIT);
     assert_eq!(none.unwrap_err(), rustix::io::Errno::AGAIN);
