@@ -207,25 +207,73 @@ int main(void) {
 }
 "#;
 
+/// A folder that is anybody's, with the lab's program and the card.
+struct Folder(std::path::PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+        std::fs::copy(common::lab_program(), folder.join("lab")).unwrap();
+        std::fs::copy(common::card(), folder.join("card.json")).unwrap();
+        Self(folder)
+    }
+
+    /// A shell of somebody who is not root, in which `$lab` and `$card` are what their names say.
+    fn shell(&self, script: &str) -> std::process::Output {
+        Command::new("setpriv")
+            .args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--inh-caps=-all", "sh", "-c", script])
+            .env("lab", self.0.join("lab"))
+            .env("card", self.0.join("card.json"))
+            .output()
+            .unwrap()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Whether somebody who is not root can be had, and can have namespaces.
+fn can_be_somebody(folder: &Folder) -> bool {
+    if !has("setpriv") || !has("unshare") || !has("devlink") {
+        skip("setpriv, unshare, devlink");
+        return false;
+    }
+    let can = folder.shell("unshare -Urnm true").status.success();
+    if !can {
+        skip("root to become somebody else, or user namespaces for them");
+    }
+    can
+}
+
 #[test]
 fn without_root_there_is_a_lab_as_well() {
-    if !has("setpriv") || !has("devlink") {
-        return skip("setpriv, devlink");
+    let folder = Folder::new("lab-user");
+    if !can_be_somebody(&folder) {
+        return;
     }
-    let folder = std::env::temp_dir().join(format!("lab-user-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).unwrap();
-    let (program, card) = (folder.join("lab"), folder.join("card.json"));
-    std::fs::copy(common::lab_program(), &program).unwrap();
-    std::fs::copy(common::card(), &card).unwrap();
-    let output = Command::new("setpriv")
-        .args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--inh-caps=-all"])
-        .args([&program, &card])
-        .args(["--", "sh", "-c", "devlink dev show; rdma dev show; ip link show lo >/dev/null"])
-        .output()
-        .unwrap();
-    std::fs::remove_dir_all(folder).unwrap();
-    if String::from_utf8_lossy(&output.stderr).contains("setpriv: ") {
-        return skip("root, to become somebody else");
-    }
+    let output = folder.shell("$lab $card -- sh -c 'devlink dev show; rdma dev show; ip link show lo >/dev/null'");
     assert!(text(&output).contains("pci/0000:08:00.0"), "{output:?}");
+}
+
+#[test]
+fn without_root_a_lab_joins_where_the_card_is() {
+    let folder = Folder::new("lab-join");
+    if !can_be_somebody(&folder) {
+        return;
+    }
+    // Who keeps the namespaces says when they are ready, and goes when told.
+    let output = folder.shell(
+        "mkfifo $lab.ready; mkfifo $lab.done
+        unshare -Urnm sh -c 'ip link add labp0 type veth peer name labp0_0 && echo > $lab.ready; read end < $lab.done' &
+        read ready < $lab.ready
+        $lab --join $! $card -- sh -c 'ip -d link show labp0 && ip link set labp0 mtu 1400 && ip link show labp0'
+        status=$?; echo > $lab.done; wait; exit $status",
+    );
+    let said = text(&output);
+    assert!(said.contains("portname p0") && said.contains("mtu 1400"), "{said}");
 }
