@@ -170,6 +170,9 @@ fn who_is_not_root_reads_and_does_not_write() {
         return;
     }
     let nobody = "setpriv --reuid 65534 --regid 65534 --clear-groups sh -c";
+    if !place.shell(&format!("{nobody} true")).status.success() {
+        return eprintln!("skipped: there is no other user in this user namespace");
+    }
     assert_eq!(place.says(&format!("{nobody} 'cat {DEVICE}/vendor'")), "0x15b3\n");
     assert!(!place.shell(&format!("{nobody} 'echo 1 > {DEVICE}/sriov_numvfs'")).status.success());
     assert!(!place.shell(&format!("{nobody} 'echo 1400 > /sys/class/net/enp8s0f0np0/mtu'")).status.success());

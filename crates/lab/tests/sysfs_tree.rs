@@ -95,7 +95,7 @@ fn links_lead_where_they_should() {
 
 #[test]
 fn relative_paths_end_with_a_name_and_lead_back() {
-    for (from, to) in [("a/b/c", "a/b"), ("a", "b"), ("a/b", "a/b/c"), ("a/b", "a/b"), ("", "a/b")] {
+    for (from, to) in [("a/b/c", "a/b"), ("a", "b"), ("a/b", "a/b/c"), ("a/b", "a/b"), ("", "a/b"), ("x/é", "x/è")] {
         let path = relative(from, to);
         assert_eq!(follow(from, &path), to);
         assert!(path.ends_with(to.rsplit('/').next().unwrap()), "{path}");
@@ -228,6 +228,11 @@ fn numbers_stay_and_differ() {
     assert_eq!(few.dir_at(DEVICE).unwrap().number, many.dir_at(DEVICE).unwrap().number);
     // A VF of another bus is still below its PF's.
     assert!(many.dir_at("devices/pci0000:08/0000:0a:00.0").is_some());
+    // Whatever the order in which devices come, each is where it hangs.
+    let mut turned = card(0);
+    turned.auxiliary.reverse();
+    let sf = format!("{DEVICE}/mlx5_core.sf.4");
+    assert!(tree(&[&turned]).dir_at(&sf).unwrap().entries.contains_key("mlx5_core.eth.4"));
     let mut circle = card(0);
     circle.auxiliary[2].parent = view::Parent::Auxiliary("mlx5_core.eth.4".to_owned());
     tree(&[&circle]);
