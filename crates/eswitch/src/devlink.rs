@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{MacAddr, Vport};
 use crate::lock_order::{Devlink as DevlinkClass, DevlinkMoved, WorkQueue};
+use crate::rate::Rates;
 use crate::sf::SfTable;
 use crate::vf::VfInfo;
 
@@ -52,6 +53,45 @@ pub struct DevlinkState {
     pub sfs: SfTable,
     /// Whether tunnels are encapsulated by the card: `encap-mode basic`.
     pub encap: bool,
+    /// Transmit rates.
+    pub rates: Rates,
+    /// Parameters that are kept and shown.
+    pub params: Params,
+}
+
+/// Parameters of a devlink instance that this card keeps and shows, and that decide nothing: its steering is
+/// the kernel's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Params {
+    /// `esw_port_metadata`.
+    pub port_metadata: bool,
+    /// `flow_steering_mode`.
+    pub steering: SteeringMode,
+}
+
+/// Who steers: `flow_steering_mode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SteeringMode {
+    /// `dmfs`: the device's firmware.
+    Firmware,
+    /// `smfs`: software.
+    Software,
+}
+
+impl SteeringMode {
+    /// Its name as a parameter's value.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Firmware => "dmfs",
+            Self::Software => "smfs",
+        }
+    }
+}
+
+impl Default for Params {
+    fn default() -> Self {
+        Self { port_metadata: true, steering: SteeringMode::Software }
+    }
 }
 
 /// What is known of an enabled vport.
@@ -97,6 +137,8 @@ impl Default for Devlink {
                 host_failure: None,
                 sfs: SfTable::default(),
                 encap: true,
+                rates: Rates::default(),
+                params: Params::default(),
             })
             .tried(),
             moved: EventCount::new(),

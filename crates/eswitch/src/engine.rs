@@ -12,7 +12,7 @@ use crate::card::{Card, Create, Refusal, Resource};
 use crate::config::CardConfig;
 use crate::devcom::{Component, Devcom};
 use crate::device::{Device, PciState, Pf, Slot};
-use crate::devlink::{DevlinkState, InlineMode};
+use crate::devlink::{DevlinkState, InlineMode, Params};
 use crate::error::{Error, Result};
 use crate::event::{Change, Events, Subscription};
 use crate::ids::{MacAddr, Mode, PciAddress, PfIndex, PortHandle, SfNum, Vport};
@@ -291,6 +291,11 @@ impl Engine {
         self.shared.events.subscribe(cx)
     }
 
+    /// Begins to watch what happens, and is told of each event by `wake`, which must not wait.
+    pub fn subscribe_waking<L>(&self, cx: &mut Locked<'_, L>, wake: impl Fn() + Send + Sync + 'static) -> Subscription {
+        self.shared.events.subscribe_waking(cx, Some(Box::new(wake)))
+    }
+
     pub(crate) fn device(&self, address: PciAddress) -> Result<(&Device, &Arc<AtomicU64>)> {
         let found = self.devices.iter().zip(&self.host_vfs).find(|(d, _)| d.address == address);
         found.ok_or(Error::NoDevice(address))
@@ -358,7 +363,56 @@ impl Engine {
     /// See [`Error`]; everything is as it was.
     pub fn set_mode(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress, mode: Mode) -> Result<()> {
         let _change = self.shared.change();
-        self.with_devlink(cx, address, |pf, state, cx| pf.set_mode(state, cx, mode))
+        self.with_devlink(cx, address, |pf, state, cx| {
+            if state.rates.has_nodes() {
+                return Err(Error::RateNodesExist);
+            }
+            pf.set_mode(state, cx, mode)
+        })
+    }
+
+    /// `devlink dev eswitch show`: the mode, and whether `encap-mode` is basic.
+    ///
+    /// # Errors
+    /// No such PF, or it is not bound.
+    pub fn eswitch(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<(Mode, bool)> {
+        self.with_devlink(cx, address, |pf, state, cx| Ok((pf.eswitch.mode.under_devlink(state, cx), state.encap)))
+    }
+
+    /// Parameters that are kept and shown.
+    ///
+    /// # Errors
+    /// No such PF, or it is not bound.
+    pub fn params(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<Params> {
+        self.with_devlink(cx, address, |_, state, _| Ok(state.params))
+    }
+
+    /// Sets parameters that are kept and shown.
+    ///
+    /// # Errors
+    /// No such PF, or it is not bound; or one changes that may not in switchdev mode. Nothing is changed.
+    pub fn set_params(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress, params: Params) -> Result<()> {
+        self.with_devlink(cx, address, |pf, state, cx| {
+            if pf.eswitch.mode.under_devlink(state, cx) == Mode::Switchdev {
+                if params.port_metadata != state.params.port_metadata {
+                    return Err(Error::MetadataInSwitchdev);
+                }
+                if params.steering != state.params.steering {
+                    return Err(Error::SteeringInSwitchdev);
+                }
+            }
+            state.params = params;
+            Ok(())
+        })
+    }
+
+    /// Looks for what is missing at once rather than after the next back-off.
+    ///
+    /// # Errors
+    /// No such PF, or it is not bound.
+    pub fn recover(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<()> {
+        self.pf(cx, address)?.want_reconcile(cx);
+        Ok(())
     }
 
     /// `devlink dev eswitch set … inline-mode`. This card needs no inline headers: `none` is what it

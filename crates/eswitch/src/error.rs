@@ -228,6 +228,39 @@ pub enum Error {
     /// MPESW with a port in legacy mode.
     #[error("every port must be in switchdev mode before esw_multiport is turned on")]
     MpeswNeedsSwitchdev,
+    /// A parameter that may not change in switchdev mode.
+    #[error("E-Switch must either disabled or non switchdev mode")]
+    MetadataInSwitchdev,
+    /// The same, of who steers.
+    #[error("Moving flow steering elsewhere is not supported when eswitch offloads enabled; set legacy mode first")]
+    SteeringInSwitchdev,
+    /// A mode change with rate nodes.
+    #[error("Rate node(s) exists.")]
+    RateNodesExist,
+    /// No rate node of that name.
+    #[error("no rate node {0}; `devlink port function rate show` lists what there is")]
+    NoRateNode(String),
+    /// A rate node in legacy mode.
+    #[error("rate nodes are only supported in eswitch switchdev mode; set it with `devlink dev eswitch set`")]
+    RateInLegacy,
+    /// A name that is taken.
+    #[error("rate node {0} already exists")]
+    RateNodeExists(String),
+    /// A name that is none.
+    #[error("`{0}` is no name for a rate node: it must have something other than digits")]
+    RateNodeName(String),
+    /// A node that others hang on.
+    #[error("Node has children. Cannot delete node.")]
+    RateNodeInUse,
+    /// A parent that cannot be.
+    #[error("{0}")]
+    RateParent(&'static str),
+    /// A rate that is no whole number of Mbit/s.
+    #[error("TX rate value not in link units of 1Mbps: {0} bytes a second")]
+    RateUnit(u64),
+    /// A rate the link does not have.
+    #[error("TX rate value exceed link maximum speed: {0} bytes a second; it has 12500000000")]
+    RateTooHigh(u64),
     /// No bond of that name over the card's ports.
     #[error("no bond {0} over the card's ports")]
     NoBond(String),
@@ -254,6 +287,7 @@ impl Error {
             | Self::NoFunction(_)
             | Self::NotBound(_)
             | Self::Overridden { .. }
+            | Self::NoRateNode(_)
             | Self::NoAutoprobe(_) => Errno::ENODEV,
             Self::NoModule { .. } | Self::NoDriver(_) | Self::NoBond(_) => Errno::ENOENT,
             Self::AlreadyBound(_)
@@ -263,18 +297,29 @@ impl Error {
             | Self::LagActive(_)
             | Self::BondUnderMpesw(_)
             | Self::SfActive(_)
+            | Self::MetadataInSwitchdev
+            | Self::RateNodesExist
+            | Self::RateNodeInUse
             | Self::ModuleInUse(_) => Errno::EBUSY,
-            Self::NetnsDiverged(_) | Self::NetnsLocal | Self::NoVf { .. } | Self::VfVlan | Self::VfRate { .. } => {
-                Errno::EINVAL
-            }
+            Self::NetnsDiverged(_)
+            | Self::NetnsLocal
+            | Self::NoVf { .. }
+            | Self::VfVlan
+            | Self::VfRate { .. }
+            | Self::RateNodeName(_)
+            | Self::RateParent(_)
+            | Self::RateUnit(_)
+            | Self::RateTooHigh(_) => Errno::EINVAL,
             Self::VfVlanProto => Errno::EPROTONOSUPPORT,
             Self::TooManyVfs { .. } => Errno::ERANGE,
-            Self::SfExists(_) | Self::OpsRegistered(_) => Errno::EEXIST,
+            Self::SfExists(_) | Self::OpsRegistered(_) | Self::RateNodeExists(_) => Errno::EEXIST,
             Self::SfsFull(_) => Errno::ENOSPC,
             Self::QueueFull | Self::NoThread(_) => Errno::ENOMEM,
             Self::VfsOfHost
             | Self::NoHost(_)
             | Self::MpeswOnePort
+            | Self::RateInLegacy
+            | Self::SteeringInSwitchdev
             | Self::MpeswNeedsSwitchdev
             | Self::SfInLegacy
             | Self::NoSfs

@@ -84,7 +84,19 @@ impl fmt::Display for Event {
 /// Events kept for one subscriber at most; older ones are dropped first.
 const KEPT: usize = 4096;
 
-type Buffer = Mutex<EventsClass, VecDeque<Event>>;
+struct Buffer {
+    events: Mutex<EventsClass, VecDeque<Event>>,
+    wake: Option<Wake>,
+}
+
+/// How to tell one who watches that there is something to see.
+type Wake = Box<dyn Fn() + Send + Sync>;
+
+impl fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.events.fmt(f)
+    }
+}
 
 /// The stream, seen from where events are made.
 #[derive(Debug)]
@@ -116,7 +128,11 @@ impl Default for Events {
 
 impl Events {
     pub fn subscribe<L>(&self, cx: &mut Locked<'_, L>) -> Subscription {
-        let buffer = Arc::new(lockdep::unexplored(|| Mutex::new(VecDeque::new())));
+        self.subscribe_waking(cx, None)
+    }
+
+    pub fn subscribe_waking<L>(&self, cx: &mut Locked<'_, L>, wake: Option<Wake>) -> Subscription {
+        let buffer = Arc::new(Buffer { events: lockdep::unexplored(|| Mutex::new(VecDeque::new())), wake });
         self.subscribers.lock_leaf(cx).push(Arc::downgrade(&buffer));
         Subscription(buffer)
     }
@@ -144,11 +160,16 @@ impl Events {
         };
         let event = event();
         for buffer in live {
-            let mut buffer = buffer.lock_leaf(cx);
-            if buffer.len() == KEPT {
-                buffer.pop_front();
+            {
+                let mut events = buffer.events.lock_leaf(cx);
+                if events.len() == KEPT {
+                    events.pop_front();
+                }
+                events.push_back(event.clone());
             }
-            buffer.push_back(event.clone());
+            if let Some(wake) = &buffer.wake {
+                wake();
+            }
         }
     }
 }
@@ -156,6 +177,6 @@ impl Events {
 impl Subscription {
     /// The events since the last call.
     pub fn take<L>(&self, cx: &mut Locked<'_, L>) -> Vec<Event> {
-        self.0.lock_leaf(cx).drain(..).collect()
+        self.0.events.lock_leaf(cx).drain(..).collect()
     }
 }

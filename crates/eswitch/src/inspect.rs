@@ -173,7 +173,11 @@ impl Engine {
         Snapshot { pfs, modules: self.shared.modules.list(cx), lag: self.lag(cx), resources }
     }
 
-    fn inspect_pf(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<PfView> {
+    /// Looks at one PF.
+    ///
+    /// # Errors
+    /// No such PF, or it is not bound.
+    pub fn inspect_pf(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<PfView> {
         self.with_devlink(cx, address, |pf, state, cx| {
             let mode = pf.eswitch.mode.under_devlink(state, cx);
             let paired = self.shared.devcom.read(cx).0.paired(pf.index());

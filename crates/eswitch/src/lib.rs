@@ -28,6 +28,7 @@ pub mod module;
 pub mod names;
 mod pci;
 mod queue;
+pub mod rate;
 pub mod sf;
 pub mod vf;
 

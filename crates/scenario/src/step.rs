@@ -132,6 +132,20 @@ const VERBS: [&str; 13] = [
 ];
 
 impl Action {
+    /// Whether it is a command to the card, rather than a program, a wait or a look that a story takes.
+    pub fn is_command(&self) -> bool {
+        !matches!(
+            self,
+            Self::Program(_)
+                | Self::Sync(_)
+                | Self::Sleep(_)
+                | Self::WaitRest { .. }
+                | Self::WaitUntil(_)
+                | Self::Expect(_)
+                | Self::Repeat(..)
+        )
+    }
+
     /// Reads a step. `card` says what the card's netdevs are called.
     ///
     /// # Errors

@@ -193,6 +193,7 @@ impl Pf {
         self.shared.destroy(cx, &netdevs.chain(ports).collect::<Vec<_>>());
         for vport in vports {
             state.vports.remove(vport);
+            state.rates.forget(*vport);
         }
     }
 }

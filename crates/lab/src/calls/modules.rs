@@ -1,0 +1,70 @@
+//! Modules: a card's are loaded and unloaded by the card, by each card if there are several.
+
+use std::io;
+
+use crate::process::{self, Caller, SYS_MODULE};
+use crate::supervisor::{Answer, Lab};
+use crate::sys::{self, Notification};
+use crate::sysfs::module_name;
+
+use super::{errno, read_text};
+
+/// How much of a module is looked at: those of a card are small.
+const LOOK: usize = 16 * 1024;
+/// `MODULE_NAME_LEN`, and a little.
+const NAME: usize = 64;
+
+/// `init_module(image, len, options)`.
+pub(super) fn init_module(lab: &Lab, call: &Notification) -> Answer {
+    let [image, len, ..] = call.data.args;
+    let mut content = vec![0; LOOK];
+    let len = len.min(LOOK as u64) as usize;
+    match sys::read_memory(call.pid, image, &mut content[..len]) {
+        Ok(len) => load(lab, call, &content[..len]),
+        Err(_) => Answer::Continue,
+    }
+}
+
+/// `finit_module(file, options, flags)`.
+pub(super) fn finit_module(lab: &Lab, call: &Notification) -> Answer {
+    let mut content = vec![0; LOOK];
+    let read = process::take_fd(call.pid, call.data.args[0] as u32)
+        .and_then(|file| Ok(rustix::io::pread(&file, &mut content, 0)?));
+    match read {
+        Ok(len) => load(lab, call, &content[..len]),
+        Err(_) => Answer::Continue,
+    }
+}
+
+fn load(lab: &Lab, call: &Notification, content: &[u8]) -> Answer {
+    let Some(name) = module_name(content) else { return Answer::Continue };
+    perform(lab, call, name, "modprobe")
+}
+
+/// `delete_module(name, flags)`.
+pub(super) fn delete_module(lab: &Lab, call: &Notification) -> Answer {
+    match read_text(lab, call, call.data.args[0], NAME) {
+        Ok(name) => perform(lab, call, &name, "modprobe -r"),
+        Err(_) => Answer::Continue,
+    }
+}
+
+fn perform(lab: &Lab, call: &Notification, name: &str, how: &str) -> Answer {
+    let cards = lab.cards.now().having_module(name);
+    if cards.is_empty() {
+        return Answer::Continue;
+    }
+    let work = || -> io::Result<Answer> {
+        if Caller::of(call.pid)?.capabilities & SYS_MODULE == 0 {
+            return Err(errno(libc::EPERM));
+        }
+        if !lab.still_waits(call) {
+            return Ok(Answer::Later);
+        }
+        for card in &cards {
+            lab.cards.perform(*card, &format!("{how} {name}")).map_err(|refusal| errno(refusal.errno))?;
+        }
+        Ok(Answer::Value(0))
+    };
+    work().into()
+}
