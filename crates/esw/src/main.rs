@@ -7,11 +7,13 @@ mod bonds;
 mod cards;
 mod check;
 mod daemon;
+mod down;
 mod interrupt;
 mod output;
 mod programs;
 mod prompt;
 mod run;
+mod status;
 mod up;
 
 use std::process::ExitCode;
@@ -35,8 +37,11 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = match &arguments.command {
         Command::Run(arguments) => run::run(arguments),
+        Command::Up(arguments) if arguments.service.detach => daemon::detach(arguments),
         Command::Up(arguments) if arguments.daemon => daemon::daemon(arguments),
         Command::Up(arguments) => up::up(arguments),
+        Command::Down(arguments) => down::down(arguments),
+        Command::Status(arguments) => status::status(arguments),
         Command::Check(arguments) => check::check(arguments),
     };
     programs::end_what_is_left();
