@@ -54,7 +54,7 @@ pub enum ClientError {
 ///
 /// # Errors
 /// Nobody listens there.
-pub(crate) fn connect(path: &Path) -> io::Result<OwnedFd> {
+pub fn connect(path: &Path) -> io::Result<OwnedFd> {
     let socket = net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     net::connect(&socket, &SocketAddrUnix::new(path)?)?;
     Ok(socket)
@@ -115,6 +115,11 @@ impl Client {
     pub fn told(&mut self) -> Result<Vec<Answered>, ClientError> {
         let length = receive(&self.socket, &mut self.buffer)?;
         Ok(messages(&self.buffer[..length]).filter_map(|(_, payload)| answered(payload)).collect())
+    }
+
+    /// Gives the connection away.
+    pub fn into_socket(self) -> OwnedFd {
+        self.socket
     }
 
     /// The connection itself.

@@ -135,6 +135,7 @@ pub mod flavour {
     pub const PHYSICAL: u16 = 0;
     pub const PCI_PF: u16 = 3;
     pub const PCI_VF: u16 = 4;
+    pub const VIRTUAL: u16 = 5;
     pub const PCI_SF: u16 = 7;
 }
 

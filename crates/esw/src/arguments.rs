@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::sockets::Which;
+
 const ABOUT: &str = "A software SmartNIC: its E-Switch, its representors and their life";
 
 const AFTER: &str = "\
@@ -47,6 +49,63 @@ pub enum Command {
     Status(Status),
     /// Explore scenarios: every order of their threads and every failure, up to a bound
     Check(Check),
+    /// Run a program that sees the cards that are up: it is neither changed nor told
+    Exec(Exec),
+    /// A shell that sees the cards that are up
+    Shell(Shell),
+    /// Devices of cards that are up: show, eswitch, param, reload, info; devlink's own grammar
+    Dev(Words),
+    /// Their ports: show, add, del, function set, function rate
+    Port(Words),
+    /// What did not load: show, diagnose, recover
+    Health(Words),
+    /// Print what happens to devices and ports, until ended
+    Monitor(Words),
+}
+
+/// `esw exec`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  esw exec -- devlink dev eswitch set pci/0000:08:00.0 mode switchdev
+  esw exec -- sh -c 'echo 2 > /sys/bus/pci/devices/0000:08:00.0/sriov_numvfs; ip link'
+
+The exit status is the program's.")]
+pub struct Exec {
+    #[command(flatten)]
+    pub which: Which,
+    /// Tell every program the right sender of what it receives; Go's are told anyway. Slower
+    #[arg(long)]
+    pub exact_addresses: bool,
+    /// The program and its arguments
+    #[arg(required = true, last = true, value_name = "PROGRAM")]
+    pub program: Vec<String>,
+}
+
+/// `esw shell`.
+#[derive(Debug, Args)]
+pub struct Shell {
+    #[command(flatten)]
+    pub which: Which,
+}
+
+/// A command to cards that are up, in devlink's words.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  esw dev eswitch set pci/0000:08:00.0 mode switchdev
+  esw port show
+  esw port add pci/0000:08:00.0 flavour pcisf pfnum 0 sfnum 88
+  esw port function set pci/0000:08:00.0/32768 state active
+  esw port function rate add pci/0000:08:00.0/gold tx_max 10gbit
+  esw dev param set pci/0000:08:00.0 name esw_multiport value true cmode runtime
+  esw health diagnose pci/0000:08:00.0 reporter representors")]
+pub struct Words {
+    #[command(flatten)]
+    pub which: Which,
+    /// devlink's words
+    #[arg(value_name = "WORDS")]
+    pub words: Vec<String>,
 }
 
 /// `esw down`.

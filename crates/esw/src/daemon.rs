@@ -2,7 +2,7 @@
 
 mod config;
 mod detach;
-mod folders;
+pub mod folders;
 mod found;
 mod host;
 mod log;

@@ -22,11 +22,23 @@ pub trait Card: Send + Sync {
     fn perform(&self, words: &str) -> Result<(), Refusal>;
 
     /// A connection of its own to the card: a SOCK_SEQPACKET socket that speaks generic netlink with the
-    /// families of the card (`nlctrl`, `devlink`), as the kernel's would to the same user.
+    /// families of the card (`nlctrl`, `devlink`), as the kernel's would to the same user. It acknowledges
+    /// what is to be acknowledged (`NLM_F_ACK`): a lab always asks for that, to see where an answer ends.
     ///
     /// # Errors
     /// The card is gone, or takes no more connections.
     fn connect(&self) -> io::Result<OwnedFd>;
+
+    /// A connection that only brings what devlink's multicast group hears from now on, as
+    /// [`connect`](Self::connect)'s messages look. Programs become members of the group by an option of
+    /// their socket, for which a connection of messages has no message.
+    ///
+    /// # Errors
+    /// The card is gone, takes no more connections, or tells nothing: then a program may not become a
+    /// member.
+    fn listen(&self) -> io::Result<OwnedFd> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// Why a card did not do something.

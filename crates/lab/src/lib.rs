@@ -1,5 +1,20 @@
 //! Unmodified programs see the card: netlink and sysfs as the kernel would answer.
+//!
+//! [`run`] starts a program under a filter of system calls. The few that concern a card are answered here:
+//! making a netlink socket, loading a module, asking for a driver's name. Everything else is the kernel's,
+//! at the kernel's speed. `docs/lab.md` tells how and why.
 
+mod calls;
 mod card;
+mod cards;
+mod filter;
+mod message;
+mod process;
+mod relay;
+mod run;
+mod supervisor;
+mod sys;
+pub mod sysfs;
 
 pub use card::{Card, Refusal};
+pub use run::{Join, LabError, Mounts, Options, Serve, run};

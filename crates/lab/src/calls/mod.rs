@@ -1,0 +1,85 @@
+//! The answers to trapped calls.
+
+mod driver;
+mod modules;
+mod receive;
+mod socket;
+
+use std::io;
+use std::sync::Arc;
+
+use crate::supervisor::{Answer, Lab};
+use crate::sys::{self, Notification};
+
+/// The answer to one call.
+pub(crate) fn answer(lab: &Arc<Lab>, call: &Notification) -> Answer {
+    // A thread that our own pid namespace does not show is none we can look at.
+    if call.pid == 0 {
+        return Answer::Continue;
+    }
+    let number = i64::from(call.data.nr);
+    match number {
+        libc::SYS_socket => socket::socket(lab, call).into(),
+        libc::SYS_ioctl => driver::ioctl(lab, call),
+        libc::SYS_init_module => lab.answer_later(*call, modules::init_module),
+        libc::SYS_finit_module => lab.answer_later(*call, modules::finit_module),
+        libc::SYS_delete_module => lab.answer_later(*call, modules::delete_module),
+        _ => about_socket(lab, call, number),
+    }
+}
+
+/// The answer to a call whose first argument is a socket.
+fn about_socket(lab: &Arc<Lab>, call: &Notification, number: i64) -> Answer {
+    let Some(socket) = lab.socket(call.pid, call.data.args[0]) else { return Answer::Continue };
+    match number {
+        libc::SYS_bind => socket::bind(lab, call, &socket).into(),
+        libc::SYS_connect => socket::connect(lab, call).into(),
+        libc::SYS_getsockname => socket::getsockname(lab, call, &socket).into(),
+        libc::SYS_setsockopt => socket::setsockopt(lab, call, &socket).into(),
+        libc::SYS_getsockopt => socket::getsockopt(lab, call, &socket).into(),
+        libc::SYS_recvfrom | libc::SYS_recvmsg | libc::SYS_recvmmsg => receive::receive(lab, call),
+        _ => Answer::Continue,
+    }
+}
+
+fn errno(number: i32) -> io::Error {
+    io::Error::from_raw_os_error(number)
+}
+
+/// Reads exactly as much of a program's memory, and makes sure that it was that program's.
+fn read<const N: usize>(lab: &Lab, call: &Notification, address: u64) -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    match sys::read_memory(call.pid, address, &mut bytes) {
+        Ok(len) if len == N && lab.still_waits(call) => Ok(bytes),
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => Err(error),
+        _ => Err(errno(libc::EFAULT)),
+    }
+}
+
+fn write(lab: &Lab, call: &Notification, address: u64, bytes: &[u8]) -> io::Result<()> {
+    if !lab.still_waits(call) {
+        return Err(errno(libc::ESRCH));
+    }
+    sys::write_memory(call.pid, address, bytes)
+}
+
+fn read_u32(lab: &Lab, call: &Notification, address: u64) -> io::Result<u32> {
+    read(lab, call, address).map(u32::from_ne_bytes)
+}
+
+/// Reads up to a zero, at most `most` bytes.
+fn read_text(lab: &Lab, call: &Notification, address: u64, most: usize) -> io::Result<String> {
+    let mut bytes = vec![0; most];
+    // It may lie near the end of what is mapped: the rest of its page is there, the next one perhaps not.
+    let to_page = 4096 - (address % 4096) as usize;
+    let mut len = sys::read_memory(call.pid, address, &mut bytes[..most.min(to_page)])?;
+    if len == to_page && !bytes[..len].contains(&0) {
+        len += sys::read_memory(call.pid, address + len as u64, &mut bytes[len..]).unwrap_or(0);
+    }
+    let end = bytes[..len].iter().position(|byte| *byte == 0).ok_or(errno(libc::ENOENT))?;
+    if !lab.still_waits(call) {
+        return Err(errno(libc::ESRCH));
+    }
+    bytes.truncate(end);
+    String::from_utf8(bytes).map_err(|_| errno(libc::ENOENT))
+}

@@ -1,0 +1,151 @@
+//! Receiving for programs that look at the family of an address.
+//!
+//! Their sockets have descriptors so high that the filter traps what is received from them. We receive for
+//! the program and write what came to its memory, with the address as netlink has it.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{OFlags, fcntl_getfl};
+
+use crate::process::{self, Caller};
+use crate::supervisor::{Answer, Lab};
+use crate::sys::{self, Notification};
+
+use super::socket::{address, give_address};
+use super::{errno, read, write};
+
+/// The most that is received at once.
+const MOST: u64 = 1 << 20;
+/// The most parts that a message is received into: the kernel's own limit.
+const PARTS: u64 = 1024;
+/// `struct msghdr`: where its fields are.
+const NAME_LEN: u64 = 8;
+const CONTROL_LEN: u64 = 40;
+const FLAGS: u64 = 48;
+const MSGHDR: usize = 56;
+
+/// What one call asks for.
+struct Wish {
+    /// Address and length of each part.
+    parts: Vec<(u64, u64)>,
+    flags: i32,
+}
+
+/// `recvfrom`, `recvmsg`, `recvmmsg`.
+pub(super) fn receive(lab: &Arc<Lab>, call: &Notification) -> Answer {
+    let attempt = process::take_fd(call.pid, call.data.args[0] as u32).and_then(|fd| {
+        let wish = wish(lab, call)?;
+        match try_once(lab, call, &fd, &wish) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && may_wait(&fd, &wish)? => {
+                Ok(lab.answer_later(*call, wait_and_receive))
+            }
+            outcome => outcome,
+        }
+    });
+    attempt.into()
+}
+
+fn may_wait(fd: &OwnedFd, wish: &Wish) -> io::Result<bool> {
+    Ok(wish.flags & libc::MSG_DONTWAIT == 0 && !fcntl_getfl(fd)?.contains(OFlags::NONBLOCK))
+}
+
+/// Waits as the program would: until something comes, its time is over, or it is gone.
+fn wait_and_receive(lab: &Lab, call: &Notification) -> Answer {
+    let work = || -> io::Result<Answer> {
+        let process = process::open(Caller::of(call.pid)?.process)?;
+        let fd = process::take_fd(call.pid, call.data.args[0] as u32)?;
+        let limit = rustix::net::sockopt::socket_timeout(&fd, rustix::net::sockopt::Timeout::Recv)?;
+        let deadline = limit.map(|limit| Instant::now() + limit);
+        loop {
+            let wish = wish(lab, call)?;
+            match try_once(lab, call, &fd, &wish) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                outcome => return outcome,
+            }
+            // A thread may end without its process: looked at now and then.
+            let most = Duration::from_secs(1);
+            let left = deadline.map_or(most, |deadline| deadline.saturating_duration_since(Instant::now()));
+            if left.is_zero() {
+                return Err(errno(libc::EAGAIN));
+            }
+            let timeout = Timespec::try_from(left.min(most)).map_err(|_| errno(libc::EINVAL))?;
+            let mut polled = [PollFd::new(&fd, PollFlags::IN), PollFd::new(&process, PollFlags::IN)];
+            match poll(&mut polled, Some(&timeout)) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            if !polled[1].revents().is_empty() || !lab.still_waits(call) {
+                return Ok(Answer::Later);
+            }
+        }
+    };
+    work().into()
+}
+
+fn header(call: &Notification) -> Option<u64> {
+    let is_header = matches!(i64::from(call.data.nr), libc::SYS_recvmsg | libc::SYS_recvmmsg);
+    is_header.then_some(call.data.args[1])
+}
+
+fn long(bytes: &[u8], at: usize) -> u64 {
+    bytes.get(at..).and_then(|rest| rest.first_chunk()).map_or(0, |word| u64::from_ne_bytes(*word))
+}
+
+fn wish(lab: &Lab, call: &Notification) -> io::Result<Wish> {
+    let args = &call.data.args;
+    let Some(header) = header(call) else {
+        return Ok(Wish { parts: vec![(args[1], args[2].min(MOST))], flags: args[3] as i32 });
+    };
+    let multiple = i64::from(call.data.nr) == libc::SYS_recvmmsg;
+    let flags = args[if multiple { 3 } else { 2 }] as i32;
+    let bytes: [u8; MSGHDR] = read(lab, call, header)?;
+    let (at, count) = (long(&bytes, 16), long(&bytes, 24));
+    if count > PARTS {
+        return Err(errno(libc::EMSGSIZE));
+    }
+    let mut parts = Vec::new();
+    for n in 0..count {
+        let part: [u8; 16] = read(lab, call, at + 16 * n)?;
+        parts.push((long(&part, 0), long(&part, 8).min(MOST)));
+    }
+    // Of several messages the first is given: a program asks again.
+    Ok(Wish { parts, flags: flags & !libc::MSG_WAITFORONE })
+}
+
+fn try_once(lab: &Lab, call: &Notification, fd: &OwnedFd, wish: &Wish) -> io::Result<Answer> {
+    let room = wish.parts.iter().map(|(_, len)| len).sum::<u64>().min(MOST) as usize;
+    let mut bytes = vec![0; room];
+    let (len, flags) = sys::receive(fd, &mut bytes, wish.flags | libc::MSG_DONTWAIT)?;
+    let mut rest = &bytes[..len.min(room)];
+    for (at, room) in &wish.parts {
+        let (now, later) = rest.split_at(rest.len().min(*room as usize));
+        if !now.is_empty() {
+            write(lab, call, *at, now)?;
+        }
+        rest = later;
+    }
+    let from = address(0, 0);
+    let Some(header) = header(call) else {
+        if call.data.args[4] != 0 {
+            give_address(lab, call, call.data.args[4], call.data.args[5], &from)?;
+        }
+        return Ok(Answer::Value(len as i64));
+    };
+    let name: [u8; 12] = read(lab, call, header)?;
+    let (at, room) = (long(&name, 0), u32::from_ne_bytes([name[8], name[9], name[10], name[11]]) as usize);
+    if at != 0 {
+        write(lab, call, at, &from[..room.min(from.len())])?;
+        write(lab, call, header + NAME_LEN, &(from.len() as u32).to_ne_bytes())?;
+    }
+    write(lab, call, header + CONTROL_LEN, &0u64.to_ne_bytes())?;
+    write(lab, call, header + FLAGS, &flags.to_ne_bytes())?;
+    if i64::from(call.data.nr) == libc::SYS_recvmmsg {
+        write(lab, call, header + MSGHDR as u64, &(len as u32).to_ne_bytes())?;
+        return Ok(Answer::Value(1));
+    }
+    Ok(Answer::Value(len as i64))
+}

@@ -1,0 +1,288 @@
+//! A program's netlink socket: one end of a connected pair, with us at the other.
+//!
+//! The pair is of AF_UNIX, SOCK_SEQPACKET: it keeps messages whole, says how long one is that is cut short,
+//! ignores the address that something is sent to, and can be polled, passed on and inherited, all without
+//! us. What it says of itself is trapped and answered as netlink's.
+//!
+//! The address that messages come from is not trapped, for speed: our end is bound to a name of ten bytes,
+//! so that its address has the length of a `sockaddr_nl`, and zeros where that has the sender's port. That
+//! is what the C libraries look at. For who also looks at the family see [`super::receive`].
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, netlink};
+use rustix::thread::{CapabilitySet, LinkNameSpaceType, capabilities, move_into_link_name_space, set_capabilities};
+
+use crate::filter::{ADDRESS_LEN, AF_NETLINK, SOL_NETLINK, SOL_SOCKET};
+use crate::process::{self, Caller};
+use crate::relay::{self, Protocol, Shared};
+use crate::supervisor::{Answer, Lab};
+use crate::sys::{self, Notification};
+
+use super::{errno, read, read_u32, write};
+
+/// How much of an option's value is looked at.
+const OPTION: usize = 256;
+/// Room enough for what is carried; most of it is never touched.
+const STACK: usize = 512 << 10;
+
+/// `socket(AF_NETLINK, …)`.
+pub(super) fn socket(lab: &Arc<Lab>, call: &Notification) -> io::Result<Answer> {
+    let [_, kind, protocol, ..] = call.data.args;
+    let (flags, kind) = ((kind as i32) & !0xf, (kind as i32) & 0xf);
+    let known = matches!(kind, libc::SOCK_RAW | libc::SOCK_DGRAM) && flags & !(SOCK_FLAGS) == 0;
+    let (Some(protocol), true) = (Protocol::of(protocol as u32), known && lab.cards.len() > 0) else {
+        return Ok(Answer::Continue);
+    };
+    let caller = Caller::of(call.pid)?;
+    let (kernel, native) = kernel_socket(lab, call.pid, &caller, protocol)?;
+    let shared = Arc::new(Shared::new(protocol, kind as u32, caller, kernel, native)?);
+    let (theirs, ours) = pair(flags & libc::SOCK_NONBLOCK != 0)?;
+    start(lab, shared, &theirs, ours)?;
+    let at = high_number(lab, call.pid);
+    let give = |at| {
+        let cloexec = flags & libc::SOCK_CLOEXEC != 0;
+        sys::respond_fd(lab.listener.as_fd(), call.id, theirs.as_fd(), at, cloexec)
+    };
+    match give(at) {
+        // The program's limit is lower than it was: it gets what number there is.
+        Err(error) if at.is_some() && error.raw_os_error() == Some(libc::EBADF) => give(None)?,
+        outcome => outcome?,
+    }
+    Ok(Answer::Later)
+}
+
+const SOCK_FLAGS: i32 = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+
+/// Starts the thread behind a socket. It ends when `theirs` is closed everywhere.
+fn start(lab: &Arc<Lab>, shared: Arc<Shared>, theirs: &OwnedFd, ours: OwnedFd) -> io::Result<()> {
+    let inode = rustix::fs::fstat(theirs)?.st_ino;
+    lab.add(inode, Arc::clone(&shared));
+    let relay = Arc::clone(lab);
+    let started = thread::Builder::new().name("lab-socket".to_owned()).stack_size(STACK).spawn(move || {
+        // Without the power that the program lacks, the kernel refuses us what it would refuse the program.
+        if restrict(shared.caller.capabilities).is_ok() {
+            relay::carry(ours, shared, Arc::clone(&relay.cards), Arc::clone(&relay.families));
+        }
+        relay.remove(inode);
+    });
+    if started.is_err() {
+        lab.remove(inode);
+    }
+    started.map(drop)
+}
+
+/// Takes from the calling thread what capabilities a program has not.
+fn restrict(to: u64) -> io::Result<()> {
+    let mut sets = capabilities(None)?;
+    let less = sets.effective & CapabilitySet::from_bits_retain(to);
+    if less != sets.effective {
+        sets.effective = less;
+        set_capabilities(None, sets)?;
+    }
+    Ok(())
+}
+
+/// The kernel's socket behind a program's: made where the program is, with no more power than it has.
+/// Whether it is of the protocol asked for.
+fn kernel_socket(lab: &Lab, thread: u32, caller: &Caller, protocol: Protocol) -> io::Result<(OwnedFd, bool)> {
+    let mine = capabilities(None)?.effective.bits();
+    let elsewhere = process::network(&thread.to_string()) != lab.network;
+    if !elsewhere && mine & !caller.capabilities == 0 {
+        return open_socket(protocol);
+    }
+    let there = if elsewhere { Some(process::open_network(thread)?) } else { None };
+    let capabilities = caller.capabilities;
+    thread::scope(|scope| {
+        let made = thread::Builder::new().spawn_scoped(scope, || {
+            if let Some(there) = &there {
+                move_into_link_name_space(there.as_fd(), Some(LinkNameSpaceType::Network))?;
+            }
+            restrict(capabilities)?;
+            open_socket(protocol)
+        })?;
+        made.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
+    })
+}
+
+/// NETLINK_ROUTE is 0, as is no protocol.
+const ROUTE: Option<rustix::net::Protocol> = None;
+
+fn open_socket(protocol: Protocol) -> io::Result<(OwnedFd, bool)> {
+    let open =
+        |protocol| rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol);
+    match protocol {
+        Protocol::Route => Ok((open(ROUTE)?, true)),
+        Protocol::Generic => Ok((open(Some(netlink::GENERIC))?, true)),
+        Protocol::Rdma => match open(Some(netlink::RDMA)) {
+            // A kernel without RDMA. What holds the port is then a socket that is used for nothing else.
+            Err(rustix::io::Errno::PROTONOSUPPORT) => Ok((open(ROUTE)?, false)),
+            socket => Ok((socket?, true)),
+        },
+    }
+}
+
+/// A connected pair: the program's end and ours.
+fn pair(nonblocking: bool) -> io::Result<(OwnedFd, OwnedFd)> {
+    let (theirs, ours) =
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    if nonblocking {
+        rustix::io::ioctl_fionbio(&theirs, true)?;
+    }
+    // Before anything is sent: each packet then says whose it is.
+    rustix::net::sockopt::set_socket_passcred(&ours, true)?;
+    name(&ours)?;
+    Ok((theirs, ours))
+}
+
+/// Gives our end an address that reads as the kernel's: port 0. No two may have the same name, so the last
+/// four bytes, which would be multicast groups, are whatever is free; all zero if possible.
+fn name(ours: &OwnedFd) -> io::Result<()> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    const TRIES: usize = 64;
+    let start = std::process::id().rotate_left(16);
+    let mut groups = 0;
+    for _ in 0..TRIES {
+        let mut name = [0; 9];
+        name[5..].copy_from_slice(&u32::to_ne_bytes(groups));
+        match rustix::net::bind(ours, &SocketAddrUnix::new_abstract_name(&name)?) {
+            Err(rustix::io::Errno::ADDRINUSE) => groups = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)),
+            outcome => return Ok(outcome?),
+        }
+    }
+    Err(errno(libc::EADDRINUSE))
+}
+
+/// A descriptor number from where receiving is trapped, for a program that needs it.
+fn high_number(lab: &Lab, thread: u32) -> Option<u32> {
+    if !lab.exact_addresses && !lab.exacting.is(thread) {
+        return None;
+    }
+    lab.high.clone().rev().find(|fd| !process::has_fd(thread, *fd))
+}
+
+/// A `sockaddr_nl`.
+pub(super) fn address(port: u32, groups: u32) -> [u8; ADDRESS_LEN as usize] {
+    let mut bytes = [0; ADDRESS_LEN as usize];
+    bytes[..2].copy_from_slice(&(AF_NETLINK as u16).to_ne_bytes());
+    bytes[4..8].copy_from_slice(&port.to_ne_bytes());
+    bytes[8..].copy_from_slice(&groups.to_ne_bytes());
+    bytes
+}
+
+fn read_address(lab: &Lab, call: &Notification) -> io::Result<(u16, u32, u32)> {
+    let bytes: [u8; ADDRESS_LEN as usize] = read(lab, call, call.data.args[1])?;
+    let number = |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    Ok((u16::from_ne_bytes([bytes[0], bytes[1]]), number(4), number(8)))
+}
+
+/// `bind`.
+pub(super) fn bind(lab: &Lab, call: &Notification, socket: &Shared) -> io::Result<Answer> {
+    let (family, port, groups) = read_address(lab, call)?;
+    if u32::from(family) != AF_NETLINK {
+        return Err(errno(libc::EINVAL));
+    }
+    socket.bind(port, groups)?;
+    Ok(Answer::Value(0))
+}
+
+/// `connect`: to the kernel, which it is already.
+pub(super) fn connect(lab: &Lab, call: &Notification) -> io::Result<Answer> {
+    let (family, port, _) = read_address(lab, call)?;
+    match u32::from(family) {
+        AF_NETLINK if port == 0 => Ok(Answer::Value(0)),
+        AF_NETLINK => Err(errno(libc::ECONNREFUSED)),
+        // AF_UNSPEC.
+        0 => Ok(Answer::Value(0)),
+        _ => Err(errno(libc::EINVAL)),
+    }
+}
+
+/// `getsockname`.
+pub(super) fn getsockname(lab: &Lab, call: &Notification, socket: &Shared) -> io::Result<Answer> {
+    give_address(lab, call, call.data.args[1], call.data.args[2], &address(socket.port(), 0))?;
+    Ok(Answer::Value(0))
+}
+
+/// Writes an address as the kernel does: as much as there is room for, and its true length.
+pub(super) fn give_address(lab: &Lab, call: &Notification, to: u64, len: u64, address: &[u8]) -> io::Result<()> {
+    let room = read_u32(lab, call, len)? as i32;
+    let room = usize::try_from(room).map_err(|_| errno(libc::EINVAL))?;
+    write(lab, call, to, &address[..room.min(address.len())])?;
+    write(lab, call, len, &(address.len() as u32).to_ne_bytes())
+}
+
+/// `setsockopt(SOL_NETLINK)`: the kernel's socket gets it.
+pub(super) fn setsockopt(lab: &Arc<Lab>, call: &Notification, socket: &Shared) -> io::Result<Answer> {
+    let [_, level, option, value, len, _] = call.data.args;
+    if level as u32 != SOL_NETLINK {
+        return Ok(Answer::Continue);
+    }
+    let option = option as i32;
+    let len = usize::try_from(len as i32).map_err(|_| errno(libc::EINVAL))?.min(OPTION);
+    let mut bytes = vec![0; len];
+    if len > 0 && sys::read_memory(call.pid, value, &mut bytes)? != len {
+        return Err(errno(libc::EFAULT));
+    }
+    let number = crate::message::u32_at(&bytes, 0);
+    if let (Some(_), true) = (number, is_membership(option) && socket.protocol == Protocol::Generic) {
+        // Whose group it is, a card may have to be asked.
+        return Ok(lab.answer_later(*call, membership));
+    }
+    if !socket.native && is_membership(option) {
+        return Ok(Answer::Value(0));
+    }
+    sys::set_option(&socket.kernel, libc::SOL_NETLINK, option, &bytes)?;
+    socket.set_style(option, number.is_some_and(|number| number != 0));
+    Ok(Answer::Value(0))
+}
+
+fn is_membership(option: i32) -> bool {
+    matches!(option, libc::NETLINK_ADD_MEMBERSHIP | libc::NETLINK_DROP_MEMBERSHIP)
+}
+
+/// Becomes or is no longer a member of a group of generic netlink.
+fn membership(lab: &Lab, call: &Notification) -> Answer {
+    let work = || -> io::Result<Answer> {
+        let Some(socket) = lab.socket(call.pid, call.data.args[0]) else { return Ok(Answer::Continue) };
+        let option = call.data.args[2] as i32;
+        let group = read_u32(lab, call, call.data.args[3])?;
+        if lab.families.is_group(&lab.cards, group) {
+            socket.hear(&lab.cards, option == libc::NETLINK_ADD_MEMBERSHIP)?;
+            if !lab.families.in_kernel() {
+                return Ok(Answer::Value(0));
+            }
+        }
+        sys::set_option(&socket.kernel, libc::SOL_NETLINK, option, &group.to_ne_bytes())?;
+        Ok(Answer::Value(0))
+    };
+    work().into()
+}
+
+/// `getsockopt`: what the kernel's socket says, or what the program's would be.
+pub(super) fn getsockopt(lab: &Lab, call: &Notification, socket: &Shared) -> io::Result<Answer> {
+    let [_, level, option, value, len, _] = call.data.args;
+    let room = read_u32(lab, call, len)? as i32;
+    let room = usize::try_from(room).map_err(|_| errno(libc::EINVAL))?.min(OPTION);
+    let mut bytes = vec![0; room];
+    let given = if level as u32 == SOL_SOCKET {
+        let number = match option as i32 {
+            libc::SO_TYPE => socket.kind,
+            libc::SO_PROTOCOL => socket.protocol.number() as u32,
+            libc::SO_DOMAIN => AF_NETLINK,
+            _ => return Ok(Answer::Continue),
+        };
+        let given = room.min(4);
+        bytes[..given].copy_from_slice(&number.to_ne_bytes()[..given]);
+        given
+    } else {
+        sys::option(&socket.kernel, libc::SOL_NETLINK, option as i32, &mut bytes)?
+    };
+    write(lab, call, value, &bytes[..given.min(room)])?;
+    write(lab, call, len, &(given as u32).to_ne_bytes())?;
+    Ok(Answer::Value(0))
+}

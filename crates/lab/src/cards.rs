@@ -1,0 +1,124 @@
+//! The cards of a lab: which of them owns what, and what the kernel calls it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use devlink::view::{self, Netdev, Parent};
+
+use crate::card::{Card, Refusal};
+
+/// All cards of a lab.
+pub(crate) struct Cards {
+    cards: Vec<Member>,
+    /// `netns_mode` of RDMA devices: shared, unless somebody asked for something else.
+    pub rdma_mode: Mutex<u8>,
+}
+
+struct Member {
+    card: Arc<dyn Card>,
+    seen: RwLock<Option<Arc<Seen>>>,
+}
+
+/// A view of one card, with an index.
+pub(crate) struct Seen {
+    pub card: Arc<view::Card>,
+    by_name: HashMap<String, usize>,
+    switch_id: Vec<u8>,
+}
+
+impl Seen {
+    fn of(card: Arc<view::Card>) -> Self {
+        let by_name = card.netdevs.iter().enumerate().map(|(n, netdev)| (netdev.name.clone(), n)).collect();
+        let digits: Vec<u8> = card.switch_id.chars().filter_map(|c| Some(c.to_digit(16)? as u8)).collect();
+        let switch_id = digits.chunks(2).map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | digit)).collect();
+        Self { card, by_name, switch_id }
+    }
+
+    /// `phys_switch_id` as bytes.
+    pub fn switch_id(&self) -> &[u8] {
+        &self.switch_id
+    }
+
+    /// How many VFs the function has that a device hangs from, as `dev_num_vf` counts.
+    pub fn vfs_of(&self, parent: &Parent) -> u32 {
+        let Parent::Pci(address) = parent else { return 0 };
+        let function = self.card.functions.iter().find(|f| f.address == *address);
+        function.and_then(|f| f.sriov.as_ref()).map_or(0, |sriov| u32::from(sriov.enabled))
+    }
+
+    fn netdev(&self, name: &str) -> Option<&Netdev> {
+        self.card.netdevs.get(*self.by_name.get(name)?)
+    }
+
+    fn owns(&self, bus: &str, device: &str) -> bool {
+        match bus {
+            "pci" => self.card.functions.iter().any(|f| f.address == device),
+            "auxiliary" => self.card.auxiliary.iter().any(|a| a.name == device),
+            _ => false,
+        }
+    }
+}
+
+/// What is known of the cards at one moment: made once for each datagram.
+pub(crate) struct Now(Vec<Option<Arc<Seen>>>);
+
+impl Now {
+    /// The netdev that a card knows by a name: the one place where the kernel's netdevs and a card's meet.
+    pub fn netdev(&self, name: &str) -> Option<(usize, &Seen, &Netdev)> {
+        self.each().find_map(|(n, seen)| Some((n, seen, seen.netdev(name)?)))
+    }
+
+    /// Whose a device on a bus is.
+    pub fn owner(&self, bus: &str, device: &str) -> Option<usize> {
+        self.each().find_map(|(n, seen)| seen.owns(bus, device).then_some(n))
+    }
+
+    /// Whose a module is.
+    pub fn module(&self, name: &str) -> Option<usize> {
+        self.each().find_map(|(n, seen)| seen.card.modules.iter().any(|m| m.name == name).then_some(n))
+    }
+
+    /// Every card that is there, with its number.
+    pub fn each(&self) -> impl Iterator<Item = (usize, &Seen)> {
+        self.0.iter().enumerate().filter_map(|(n, seen)| Some((n, &**seen.as_ref()?)))
+    }
+}
+
+impl Cards {
+    pub fn new(cards: Vec<Arc<dyn Card>>) -> Self {
+        let cards = cards.into_iter().map(|card| Member { card, seen: RwLock::new(None) }).collect();
+        Self { cards, rdma_mode: Mutex::new(1) }
+    }
+
+    pub fn len(&self) -> usize {
+        self.cards.len()
+    }
+
+    pub fn card(&self, n: usize) -> Option<&Arc<dyn Card>> {
+        self.cards.get(n).map(|member| &member.card)
+    }
+
+    /// How things are. A card that is gone has nothing.
+    pub fn now(&self) -> Now {
+        Now(self.cards.iter().map(Member::now).collect())
+    }
+
+    /// Has a card do something.
+    pub fn perform(&self, n: usize, words: &str) -> Result<(), Refusal> {
+        let gone = || Refusal { errno: libc::ENODEV, message: "the card is gone".to_owned() };
+        self.card(n).ok_or_else(gone)?.perform(words)
+    }
+}
+
+impl Member {
+    fn now(&self) -> Option<Arc<Seen>> {
+        let view = self.card.view().ok()?;
+        let seen = self.seen.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(seen) = seen.filter(|seen| Arc::ptr_eq(&seen.card, &view)) {
+            return Some(seen);
+        }
+        let seen = Arc::new(Seen::of(view));
+        *self.seen.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&seen));
+        Some(seen)
+    }
+}

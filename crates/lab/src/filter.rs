@@ -1,0 +1,187 @@
+//! Which system calls are trapped: a classic BPF program.
+//!
+//! A program that makes no netlink socket, loads no module and asks no driver's name is to run as if there
+//! were no filter. The kernel knows, since 5.11, which call numbers a filter allows whatever the arguments
+//! are, and does not even run it for those; so the order below matters only among the calls that are named
+//! in it, and those that can be frequent, receiving and `ioctl`, come first.
+//!
+//! A call of another ABI than the machine's own (32-bit programs, x32) is let through: such a program sees
+//! the kernel as it is, without the card.
+
+use crate::sys::FilterOp;
+
+/// The audit number of the machine's own ABI.
+#[cfg(target_arch = "x86_64")]
+const ARCH: u32 = 0xc000_003e;
+#[cfg(target_arch = "aarch64")]
+const ARCH: u32 = 0xc000_00b7;
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+compile_error!("a lab needs to know the ABI of its system calls: x86_64 or aarch64");
+
+pub(crate) const AF_NETLINK: u32 = libc::AF_NETLINK as u32;
+pub(crate) const SOL_NETLINK: u32 = libc::SOL_NETLINK as u32;
+pub(crate) const SOL_SOCKET: u32 = libc::SOL_SOCKET as u32;
+pub(crate) const SIOCETHTOOL: u32 = 0x8946;
+/// `sizeof(struct sockaddr_nl)`: 12, as no other common address has.
+pub(crate) const ADDRESS_LEN: u32 = 12;
+/// NETLINK_ROUTE, NETLINK_GENERIC and NETLINK_RDMA.
+const PROTOCOLS: [u32; 3] = [0, 16, 20];
+const SOCKET_OPTIONS: [u32; 3] = [libc::SO_TYPE as u32, libc::SO_PROTOCOL as u32, libc::SO_DOMAIN as u32];
+
+const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+const EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+const AT_LEAST: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
+const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+
+/// Where `seccomp_data` has the call's number, the ABI, and the lower half of an argument.
+const NUMBER: u32 = 0;
+const ABI: u32 = 4;
+const fn argument(n: u32) -> u32 {
+    16 + 8 * n
+}
+
+/// What must be so of a call for it to be trapped.
+enum Test<'a> {
+    /// An argument is one of these.
+    OneOf(u32, &'a [u32]),
+    /// An argument is at least this.
+    AtLeast(u32, u32),
+}
+
+fn op(code: u16, jt: usize, jf: usize, k: u32) -> FilterOp {
+    FilterOp { code, jt: jt as u8, jf: jf as u8, k }
+}
+
+/// Appends: a call of this number, for which every test holds, is trapped; another of this number is not.
+fn trap(program: &mut Vec<FilterOp>, number: i64, tests: &[Test<'_>]) {
+    let mut block = Vec::new();
+    // Each test either goes on behind itself or to the end, which allows.
+    let lens = tests.iter().map(|test| match test {
+        Test::OneOf(_, values) => 1 + values.len(),
+        Test::AtLeast(..) => 2,
+    });
+    let mut left: usize = lens.sum::<usize>() + 1;
+    for test in tests {
+        let (Test::OneOf(n, _) | Test::AtLeast(n, _)) = test;
+        block.push(op(LOAD, 0, 0, argument(*n)));
+        left -= 1;
+        match test {
+            Test::OneOf(_, values) => {
+                for (i, value) in values.iter().enumerate() {
+                    let after = values.len() - 1 - i;
+                    left -= 1;
+                    block.push(op(EQUAL, after, if after == 0 { left } else { 0 }, *value));
+                }
+            }
+            Test::AtLeast(_, value) => {
+                left -= 1;
+                block.push(op(AT_LEAST, 0, left, *value));
+            }
+        }
+    }
+    block.push(op(RETURN, 0, 0, libc::SECCOMP_RET_USER_NOTIF));
+    block.push(op(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW));
+    program.push(op(EQUAL, 0, block.len(), number as u32));
+    program.append(&mut block);
+}
+
+/// The filter. Receiving is trapped from descriptor `base` on.
+pub(crate) fn program(base: u32) -> Vec<FilterOp> {
+    let mut program = vec![
+        op(LOAD, 0, 0, ABI),
+        op(EQUAL, 1, 0, ARCH),
+        op(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
+        op(LOAD, 0, 0, NUMBER),
+    ];
+    let high = [Test::AtLeast(0, base)];
+    trap(&mut program, libc::SYS_recvmsg, &high);
+    trap(&mut program, libc::SYS_recvfrom, &high);
+    trap(&mut program, libc::SYS_ioctl, &[Test::OneOf(1, &[SIOCETHTOOL])]);
+    trap(&mut program, libc::SYS_recvmmsg, &high);
+    trap(&mut program, libc::SYS_socket, &[Test::OneOf(0, &[AF_NETLINK]), Test::OneOf(2, &PROTOCOLS)]);
+    trap(&mut program, libc::SYS_setsockopt, &[Test::OneOf(1, &[SOL_NETLINK])]);
+    options_asked_for(&mut program);
+    trap(&mut program, libc::SYS_bind, &[Test::OneOf(2, &[ADDRESS_LEN])]);
+    trap(&mut program, libc::SYS_connect, &[Test::OneOf(2, &[ADDRESS_LEN])]);
+    trap(&mut program, libc::SYS_getsockname, &[]);
+    trap(&mut program, libc::SYS_init_module, &[]);
+    trap(&mut program, libc::SYS_finit_module, &[]);
+    trap(&mut program, libc::SYS_delete_module, &[]);
+    program.push(op(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW));
+    program
+}
+
+/// `getsockopt` has two levels with tests of their own.
+fn options_asked_for(program: &mut Vec<FilterOp>) {
+    let mut block = vec![
+        op(LOAD, 0, 0, argument(1)),
+        op(EQUAL, 5, 0, SOL_NETLINK),
+        op(EQUAL, 0, 5, SOL_SOCKET),
+        op(LOAD, 0, 0, argument(2)),
+        op(EQUAL, 2, 0, SOCKET_OPTIONS[0]),
+        op(EQUAL, 1, 0, SOCKET_OPTIONS[1]),
+        op(EQUAL, 0, 1, SOCKET_OPTIONS[2]),
+        op(RETURN, 0, 0, libc::SECCOMP_RET_USER_NOTIF),
+        op(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    program.push(op(EQUAL, 0, block.len(), libc::SYS_getsockopt as u32));
+    program.append(&mut block);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs the program on one call.
+    fn verdict(arch: u32, number: i64, args: &[u32]) -> bool {
+        let program = program(768);
+        let (mut at, mut a) = (0, 0);
+        loop {
+            let op = program[at];
+            at += 1;
+            match op.code {
+                LOAD if op.k == NUMBER => a = number as u32,
+                LOAD if op.k == ABI => a = arch,
+                LOAD => a = args[((op.k - 16) / 8) as usize],
+                EQUAL => at += usize::from(if a == op.k { op.jt } else { op.jf }),
+                AT_LEAST => at += usize::from(if a >= op.k { op.jt } else { op.jf }),
+                RETURN => return op.k == libc::SECCOMP_RET_USER_NOTIF,
+                code => panic!("{code}"),
+            }
+        }
+    }
+
+    #[test]
+    fn only_what_is_meant_is_trapped() {
+        for (number, args, expected) in [
+            (libc::SYS_read, [0, 0, 0], false),
+            (libc::SYS_recvmsg, [767, 0, 0], false),
+            (libc::SYS_recvmsg, [768, 0, 0], true),
+            (libc::SYS_recvfrom, [3, 0, 0], false),
+            (libc::SYS_socket, [16, 3, 0], true),
+            (libc::SYS_socket, [16, 3, 16], true),
+            (libc::SYS_socket, [16, 3, 20], true),
+            (libc::SYS_socket, [16, 3, 15], false),
+            (libc::SYS_socket, [2, 1, 0], false),
+            (libc::SYS_ioctl, [3, 0x8946, 0], true),
+            (libc::SYS_ioctl, [3, 0x5401, 0], false),
+            (libc::SYS_setsockopt, [3, 270, 1], true),
+            (libc::SYS_setsockopt, [3, 1, 1], false),
+            (libc::SYS_getsockopt, [3, 270, 1], true),
+            (libc::SYS_getsockopt, [3, 1, 39], true),
+            (libc::SYS_getsockopt, [3, 1, 38], true),
+            (libc::SYS_getsockopt, [3, 1, 3], true),
+            (libc::SYS_getsockopt, [3, 1, 4], false),
+            (libc::SYS_getsockopt, [3, 6, 3], false),
+            (libc::SYS_bind, [3, 0, 12], true),
+            (libc::SYS_bind, [3, 0, 16], false),
+            (libc::SYS_connect, [3, 0, 110], false),
+            (libc::SYS_getsockname, [3, 0, 0], true),
+            (libc::SYS_delete_module, [0, 0, 0], true),
+        ] {
+            assert_eq!(verdict(ARCH, number, &args), expected, "{number} {args:?}");
+            assert!(!verdict(0x4000_0003, number, &args), "another ABI: {number}");
+        }
+        assert!(program(768).len() < 128, "{}", program(768).len());
+    }
+}

@@ -1,0 +1,445 @@
+//! NETLINK_GENERIC: the kernel's families, and devlink, which is the cards'.
+//!
+//! The family has the kernel's number if the kernel has one, else one that no family of the kernel has.
+//! Between here and a card's server it has the server's.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use rustix::net::netlink::SocketAddrNetlink;
+use rustix::net::{RecvFlags, SendFlags, SocketFlags, SocketType, recv, send};
+
+use crate::cards::Cards;
+use crate::message::{
+    Attributes, Builder, HEADER, Message, Messages, NLM_F_ACK, NLM_F_DUMP, NLM_F_MULTI, NLM_F_REQUEST, NLMSG_DONE,
+    NLMSG_ERROR, NLMSG_MIN_TYPE, done, errno_of, put, u16_at, u32_at, verdict,
+};
+
+use super::{Behind, Io, ROOM};
+
+const DEVLINK: &str = "devlink";
+/// The type of messages to and from `nlctrl`, and its commands and attributes.
+const CTRL: u16 = 16;
+const GETFAMILY: u8 = 3;
+const GETPOLICY: u8 = 10;
+const FAMILY_ID: u16 = 1;
+const FAMILY_NAME: u16 = 2;
+const MCAST_GROUPS: u16 = 7;
+const MCAST_GRP_ID: u16 = 2;
+/// Length of `struct genlmsghdr`.
+const GENL: usize = 4;
+/// A device's address.
+const BUS_NAME: u16 = 1;
+const DEV_NAME: u16 = 2;
+/// Where we look for a number of ours, downwards: the kernel gives out from the other end.
+const HIGHEST: u16 = 0x3f0;
+
+/// The family as programs see it.
+#[derive(Clone, Debug)]
+pub(crate) struct Family {
+    id: u16,
+    /// Its first multicast group; the others follow.
+    group: u32,
+    groups: u32,
+    /// It is the kernel's own: what `nlctrl` says of it comes from there.
+    kernel: bool,
+    /// Else what `nlctrl` says of it: a message.
+    answer: Vec<u8>,
+}
+
+/// What is known of the family, for all sockets of a lab.
+#[derive(Default)]
+pub(crate) struct Families {
+    ours: OnceLock<Family>,
+    /// The number a card's server has given it, by the card's number.
+    theirs: Mutex<HashMap<usize, u16>>,
+    looking: Mutex<()>,
+}
+
+impl Families {
+    /// The family, once a card has been asked for it. `None`: there is no card that answers.
+    pub fn devlink(&self, cards: &Cards) -> Option<&Family> {
+        if let Some(family) = self.ours.get() {
+            return Some(family);
+        }
+        let _one = self.looking.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.ours.get().is_none() {
+            let family = self.look(cards)?;
+            let _ = self.ours.set(family);
+        }
+        self.ours.get()
+    }
+
+    /// Whether a multicast group is the family's, and not for the kernel alone.
+    pub fn is_group(&self, cards: &Cards, group: u32) -> bool {
+        self.devlink(cards).is_some_and(|f| (f.group..f.group + f.groups).contains(&group))
+    }
+
+    /// Whether the kernel has the family, too.
+    pub fn in_kernel(&self) -> bool {
+        self.ours.get().is_some_and(|family| family.kernel)
+    }
+
+    fn look(&self, cards: &Cards) -> Option<Family> {
+        let known = kernel_families().unwrap_or_default();
+        let answer = (0..cards.len()).find_map(|n| {
+            let socket = cards.card(n)?.connect().ok()?;
+            self.ask(n, &socket).ok()
+        })?;
+        if let Some(kernel) = known.iter().find(|family| family.name == DEVLINK) {
+            let group = kernel.groups.first().copied().unwrap_or(0);
+            let groups = kernel.groups.len() as u32;
+            return Some(Family { id: kernel.id, group, groups, kernel: true, answer });
+        }
+        let id = (CTRL..HIGHEST).rev().find(|id| known.iter().all(|family| family.id != *id))?;
+        let group = known.iter().flat_map(|family| &family.groups).max().map_or(0, |most| *most);
+        // Far from the next one that the kernel will give out.
+        let group = group.max(u32::from(HIGHEST)) + 1;
+        let mut answer = answer;
+        let groups = renumber(&mut answer, id, group);
+        Some(Family { id, group, groups, kernel: false, answer })
+    }
+
+    /// The number that a card's server has given the family.
+    fn of_card(&self, n: usize, socket: &OwnedFd) -> io::Result<u16> {
+        let known = self.theirs.lock().unwrap_or_else(PoisonError::into_inner).get(&n).copied();
+        match known {
+            Some(id) => Ok(id),
+            None => {
+                self.ask(n, socket)?;
+                let theirs = self.theirs.lock().unwrap_or_else(PoisonError::into_inner);
+                theirs.get(&n).copied().ok_or_else(|| io::ErrorKind::NotFound.into())
+            }
+        }
+    }
+
+    /// Asks a card's server for the family: the answer, as a message.
+    fn ask(&self, n: usize, socket: &OwnedFd) -> io::Result<Vec<u8>> {
+        let mut request = Builder::new(CTRL, NLM_F_REQUEST, 0, 0).raw(&[GETFAMILY, 1, 0, 0]);
+        request.text(FAMILY_NAME, DEVLINK);
+        send(socket, &request.done(), SendFlags::NOSIGNAL)?;
+        let mut buffer = vec![0; ROOM];
+        let (_, len) = recv(socket, &mut buffer[..], RecvFlags::empty())?;
+        let message = Messages(&buffer[..len.min(ROOM)]).next().ok_or(io::ErrorKind::InvalidData)?;
+        let family = KernelFamily::of(&message).ok_or(io::ErrorKind::InvalidData)?;
+        self.theirs.lock().unwrap_or_else(PoisonError::into_inner).insert(n, family.id);
+        Ok(message.bytes.to_vec())
+    }
+}
+
+/// Gives a message of `nlctrl` our numbers; how many groups it has.
+fn renumber(message: &mut [u8], id: u16, group: u32) -> u32 {
+    let start = HEADER + GENL;
+    let Some(attributes) = message.get(start..).map(<[u8]>::to_vec) else { return 0 };
+    let mut groups = 0;
+    for attribute in Attributes::of(&attributes) {
+        match attribute.kind {
+            FAMILY_ID => put(message, start + attribute.at, &id.to_ne_bytes()),
+            MCAST_GROUPS => {
+                for entry in Attributes::of(attribute.payload) {
+                    if let Some(found) = Attributes::find(entry.payload, MCAST_GRP_ID) {
+                        let at = start + attribute.at + entry.at + found.at;
+                        put(message, at, &(group + groups).to_ne_bytes());
+                        groups += 1;
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    groups
+}
+
+struct KernelFamily {
+    name: String,
+    id: u16,
+    groups: Vec<u32>,
+}
+
+impl KernelFamily {
+    fn of(message: &Message<'_>) -> Option<Self> {
+        let attributes = message.body().get(GENL..).filter(|_| message.kind == CTRL)?;
+        let groups = Attributes::find(attributes, MCAST_GROUPS).map_or(&[][..], |groups| groups.payload);
+        Some(Self {
+            name: Attributes::find(attributes, FAMILY_NAME)?.text()?.to_owned(),
+            id: u16_at(Attributes::find(attributes, FAMILY_ID)?.payload, 0)?,
+            groups: Attributes::of(groups)
+                .filter_map(|entry| Attributes::find(entry.payload, MCAST_GRP_ID)?.u32())
+                .collect(),
+        })
+    }
+}
+
+/// Every family of the kernel.
+fn kernel_families() -> io::Result<Vec<KernelFamily>> {
+    let protocol = Some(rustix::net::netlink::GENERIC);
+    let family = rustix::net::AddressFamily::NETLINK;
+    let socket = rustix::net::socket_with(family, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
+    rustix::net::bind(&socket, &SocketAddrNetlink::new(0, 0))?;
+    let request = Builder::new(CTRL, NLM_F_REQUEST | NLM_F_DUMP, 1, 0).raw(&[GETFAMILY, 1, 0, 0]).done();
+    send(&socket, &request, SendFlags::empty())?;
+    let (mut families, mut buffer) = (Vec::new(), vec![0; ROOM]);
+    loop {
+        let (_, len) = recv(&socket, &mut buffer[..], RecvFlags::empty())?;
+        for message in Messages(&buffer[..len]) {
+            match message.kind {
+                NLMSG_DONE | NLMSG_ERROR => return Ok(families),
+                _ => families.extend(KernelFamily::of(&message)),
+            }
+        }
+    }
+}
+
+/// Behind one socket.
+pub(super) struct Generic {
+    families: std::sync::Arc<Families>,
+    /// Connections to cards, made when first needed.
+    connections: HashMap<usize, (OwnedFd, u16)>,
+    /// Dumps of all families that the kernel has been asked for, and that are to have one more.
+    dumps: Vec<u32>,
+    buffer: Vec<u8>,
+}
+
+/// Where a request goes.
+enum To {
+    Kernel,
+    /// `nlctrl` is asked for the family.
+    Family,
+    /// `nlctrl` is asked for all families.
+    Families,
+    /// A card, or all of them.
+    Card(usize),
+    Cards,
+}
+
+/// How an answer ended: 0, or an error number with its attributes.
+type End = (i32, Vec<u8>);
+
+/// Dumps that may be open at once on one socket; the kernel allows one.
+const DUMPS: usize = 16;
+
+impl Behind for Generic {
+    fn request(&mut self, io: &mut Io, packet: &[u8]) {
+        let mut kernel = vec![0; ROOM];
+        for message in Messages(packet) {
+            match self.destination(io, &message) {
+                To::Kernel => io.pass_on(message.bytes),
+                To::Family => self.tell_family(io, &message),
+                To::Families => {
+                    if self.dumps.len() < DUMPS {
+                        self.dumps.push(message.seq);
+                    }
+                    io.pass_on(message.bytes);
+                }
+                To::Card(n) => self.ask_card(io, &message, n),
+                To::Cards => self.ask_cards(io, &message),
+            }
+            io.drain(self, &mut kernel);
+        }
+    }
+
+    fn kernel(&mut self, io: &mut Io, datagram: &[u8]) {
+        let port = io.shared.port();
+        let mut family = None;
+        if let Some(end) = Messages(datagram).find(|m| m.kind == NLMSG_DONE && self.dumps.contains(&m.seq)) {
+            self.dumps.retain(|seq| *seq != end.seq);
+            family = self.families.devlink(&io.cards).map(|f| addressed(&f.answer, NLM_F_MULTI, end.seq, port));
+        }
+        // Before the end of the dump, which is the last message.
+        let messages = Messages(datagram).flat_map(|message| {
+            let before = if message.kind == NLMSG_DONE { family.as_deref() } else { None };
+            [before, Some(message.bytes)].into_iter().flatten()
+        });
+        io.queue.push(messages);
+    }
+
+    fn notification(&mut self, io: &mut Io, datagram: &[u8]) {
+        let Some(family) = self.families.devlink(&io.cards) else { return };
+        for message in Messages(datagram).filter(|m| m.kind >= NLMSG_MIN_TYPE) {
+            let mut bytes = message.bytes.to_vec();
+            put(&mut bytes, 4, &family.id.to_ne_bytes());
+            put(&mut bytes, 12, &0u32.to_ne_bytes());
+            io.queue.push([&bytes[..]]);
+        }
+    }
+}
+
+/// A message with another header.
+fn addressed(message: &[u8], flags: u16, seq: u32, port: u32) -> Vec<u8> {
+    let mut bytes = message.to_vec();
+    put(&mut bytes, 6, &flags.to_ne_bytes());
+    put(&mut bytes, 8, &seq.to_ne_bytes());
+    put(&mut bytes, 12, &port.to_ne_bytes());
+    bytes
+}
+
+impl Generic {
+    pub fn new(families: std::sync::Arc<Families>) -> Self {
+        Self { families, connections: HashMap::new(), dumps: Vec::new(), buffer: vec![0; ROOM] }
+    }
+
+    fn destination(&self, io: &Io, message: &Message<'_>) -> To {
+        let body = message.body();
+        let (Some(command), true) = (body.first(), message.is_request()) else { return To::Kernel };
+        // What neither is nor speaks of the family needs no card.
+        if message.kind == CTRL && !matches!(*command, GETFAMILY | GETPOLICY) {
+            return To::Kernel;
+        }
+        let Some(family) = self.families.devlink(&io.cards) else { return To::Kernel };
+        let attributes = body.get(GENL..).unwrap_or_default();
+        if message.kind == family.id {
+            return self.device(io, family, message, attributes);
+        }
+        if message.kind != CTRL || family.kernel {
+            return To::Kernel;
+        }
+        if *command == GETFAMILY && message.is_dump() {
+            return To::Families;
+        }
+        let id = Attributes::find(attributes, FAMILY_ID).and_then(|a| u16_at(a.payload, 0));
+        let name = Attributes::find(attributes, FAMILY_NAME);
+        let is_ours = id == Some(family.id) || name.and_then(|a| a.text()) == Some(DEVLINK);
+        match (is_ours, *command) {
+            (true, GETFAMILY) => To::Family,
+            (true, _) => To::Card(0),
+            (false, _) => To::Kernel,
+        }
+    }
+
+    /// Where a request of the family itself goes: to whom the device is that it names.
+    fn device(&self, io: &Io, family: &Family, message: &Message<'_>, attributes: &[u8]) -> To {
+        let text = |kind| Attributes::find(attributes, kind).and_then(|a| a.text());
+        match (text(BUS_NAME), text(DEV_NAME)) {
+            (Some(bus), Some(device)) => match io.cards.now().owner(bus, device) {
+                Some(card) => To::Card(card),
+                None if family.kernel => To::Kernel,
+                // Nobody's: the first says so as well as any.
+                None => To::Card(0),
+            },
+            _ if message.is_dump() => To::Cards,
+            _ => To::Card(0),
+        }
+    }
+
+    fn tell_family(&self, io: &mut Io, request: &Message<'_>) {
+        let port = io.shared.port_to_send_from();
+        if let Some(family) = self.families.devlink(&io.cards) {
+            io.tell(&addressed(&family.answer, 0, request.seq, port));
+        }
+        if request.flags & NLM_F_ACK != 0 {
+            io.tell(&verdict(request, port, 0, &[], io.shared.style()));
+        }
+    }
+
+    fn ask_card(&mut self, io: &mut Io, request: &Message<'_>, n: usize) {
+        let end = self.answer_of(io, request, n);
+        self.tell_end(io, request, end);
+    }
+
+    /// A dump of everything: each card's, one after the other, then the kernel's own.
+    fn ask_cards(&mut self, io: &mut Io, request: &Message<'_>) {
+        let ends: Vec<End> = (0..io.cards.len()).map(|n| self.answer_of(io, request, n)).collect();
+        let well = ends.iter().position(|(errno, _)| *errno == 0);
+        if self.families.in_kernel() {
+            return io.pass_on(request.bytes);
+        }
+        // A card that cannot say what another can does not spoil the answer.
+        let end = ends.into_iter().nth(well.unwrap_or(0)).unwrap_or((libc::ENODEV, Vec::new()));
+        self.tell_end(io, request, end);
+    }
+
+    fn tell_end(&self, io: &mut Io, request: &Message<'_>, (errno, attributes): End) {
+        let port = io.shared.port_to_send_from();
+        if errno == 0 && request.is_dump() {
+            io.tell(&done(request, port));
+        } else if errno != 0 || request.flags & NLM_F_ACK != 0 {
+            io.tell(&verdict(request, port, errno, &attributes, io.shared.style()));
+        }
+    }
+
+    /// Asks a card and gives the program what it answers, up to the end, which is told by the caller.
+    fn answer_of(&mut self, io: &mut Io, request: &Message<'_>, n: usize) -> End {
+        match self.ask(io, request, n) {
+            Ok(end) => end,
+            Err(error) => {
+                self.connections.remove(&n);
+                let errno = error.raw_os_error().filter(|errno| *errno > 0).unwrap_or(libc::ENODEV);
+                (errno, crate::message::reason("the card does not answer"))
+            }
+        }
+    }
+
+    fn ask(&mut self, io: &mut Io, request: &Message<'_>, n: usize) -> io::Result<End> {
+        let id = self.families.devlink(&io.cards).map_or(0, |family| family.id);
+        let port = io.shared.port_to_send_from();
+        let theirs = self.connect(io, n)?;
+        let Some((socket, _)) = self.connections.get(&n) else { return Err(io::ErrorKind::NotConnected.into()) };
+        send(socket, &translated(request, id, theirs), SendFlags::NOSIGNAL)?;
+        loop {
+            let len = io.receive_from(socket.as_fd(), &mut self.buffer)?;
+            let (mut answers, mut end) = (Vec::new(), None);
+            for message in Messages(&self.buffer[..len]).filter(|m| m.seq == request.seq) {
+                match message.kind {
+                    NLMSG_ERROR => {
+                        let (errno, attributes) = errno_of(&message);
+                        end = Some((errno, attributes.to_vec()));
+                    }
+                    NLMSG_DONE => {
+                        let status = u32_at(message.body(), 0).map_or(0, |status| status as i32);
+                        end = Some((status.saturating_neg().max(0), Vec::new()));
+                    }
+                    kind => {
+                        let mut bytes = addressed(message.bytes, message.flags, message.seq, port);
+                        if kind == theirs && kind != CTRL {
+                            put(&mut bytes, 4, &id.to_ne_bytes());
+                        } else if kind == CTRL {
+                            put_family(&mut bytes, theirs, id);
+                        }
+                        answers.push(bytes);
+                    }
+                }
+            }
+            io.queue.push(answers.iter().map(|bytes| &bytes[..]));
+            io.flush();
+            if let Some(end) = end {
+                return Ok(end);
+            }
+        }
+    }
+
+    /// Makes sure of a connection to a card; the number of the family there.
+    fn connect(&mut self, io: &Io, n: usize) -> io::Result<u16> {
+        if let Some((_, id)) = self.connections.get(&n) {
+            return Ok(*id);
+        }
+        let card = io.cards.card(n).ok_or(io::ErrorKind::NotFound)?;
+        let socket = card.connect()?;
+        let id = self.families.of_card(n, &socket)?;
+        self.connections.insert(n, (socket, id));
+        Ok(id)
+    }
+}
+
+/// A request as a card's server takes it: with its number of the family, and with an end that can be seen.
+fn translated(request: &Message<'_>, id: u16, theirs: u16) -> Vec<u8> {
+    let mut bytes = request.bytes.to_vec();
+    if request.kind == id {
+        put(&mut bytes, 4, &theirs.to_ne_bytes());
+    } else {
+        put_family(&mut bytes, id, theirs);
+    }
+    put(&mut bytes, 6, &(request.flags | NLM_F_ACK).to_ne_bytes());
+    bytes
+}
+
+/// In a message of `nlctrl`, one family's number for another's.
+fn put_family(message: &mut [u8], from: u16, to: u16) {
+    let start = HEADER + GENL;
+    let Some(attributes) = message.get(start..) else { return };
+    let found = Attributes::find(attributes, FAMILY_ID).filter(|a| u16_at(a.payload, 0) == Some(from));
+    if let Some(at) = found.map(|attribute| attribute.at) {
+        put(message, start + at, &to.to_ne_bytes());
+    }
+}

@@ -1,0 +1,136 @@
+//! What the kernel says of a netdev, made what it would say of a card's.
+//!
+//! It gets what a physical port, function or representor has, and loses what only a virtual pair has.
+
+use devlink::view::{Netdev, Parent, VfInfo};
+
+use crate::cards::Seen;
+use crate::message::{Attributes, Builder, Message};
+
+const AF_UNSPEC: u8 = 0;
+/// Length of `struct ifinfomsg`.
+const IFINFO: usize = 16;
+const IFLA_LINK: u16 = 5;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_NUM_VF: u16 = 21;
+const IFLA_VFINFO_LIST: u16 = 22;
+const IFLA_PHYS_SWITCH_ID: u16 = 36;
+const IFLA_LINK_NETNSID: u16 = 37;
+const IFLA_PHYS_PORT_NAME: u16 = 38;
+const IFLA_PARENT_DEV_NAME: u16 = 56;
+const IFLA_PARENT_DEV_BUS_NAME: u16 = 57;
+const IFLA_DEVLINK_PORT: u16 = 62;
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_SLAVE_KIND: u16 = 4;
+const DEVLINK_ATTR_BUS_NAME: u16 = 1;
+const DEVLINK_ATTR_DEV_NAME: u16 = 2;
+const DEVLINK_ATTR_PORT_INDEX: u16 = 3;
+const RTEXT_FILTER_VF: u32 = 1;
+
+/// What was asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Asked {
+    /// IFLA_EXT_MASK.
+    pub mask: u32,
+    /// Only links of one kind, which a card's netdev never is.
+    pub by_kind: bool,
+}
+
+/// Whether a question is for links of one kind only.
+pub(super) fn asks_for_kind(attributes: &[u8]) -> bool {
+    let info = Attributes::find(attributes, IFLA_LINKINFO);
+    info.is_some_and(|info| Attributes::find(info.payload, IFLA_INFO_KIND).is_some())
+}
+
+/// The message as it is for a card's netdev.
+pub(super) fn rewritten(message: &Message<'_>, seen: &Seen, netdev: &Netdev, asked: Asked) -> Vec<u8> {
+    let body = message.body();
+    let (info, attributes) = body.split_at(IFINFO.min(body.len()));
+    // Other families' messages, a bridge's, have no more than the common part.
+    let whole = info.first() == Some(&AF_UNSPEC);
+    let mut builder = Builder::like(message).raw(info);
+    for attribute in Attributes::of(attributes) {
+        match attribute.kind {
+            IFLA_LINK | IFLA_LINK_NETNSID => {}
+            IFLA_PHYS_SWITCH_ID..=IFLA_PHYS_PORT_NAME | IFLA_NUM_VF | IFLA_VFINFO_LIST if whole => {}
+            IFLA_PARENT_DEV_NAME | IFLA_PARENT_DEV_BUS_NAME | IFLA_DEVLINK_PORT if whole => {}
+            IFLA_LINKINFO if whole => without_kind(&mut builder, attribute.raw, attribute.payload),
+            _ => builder.attribute(attribute.raw, attribute.payload),
+        }
+    }
+    if whole {
+        describe(&mut builder, seen, netdev, asked);
+    }
+    builder.done()
+}
+
+/// A hardware's netdev has no kind. What it says as a member of a bridge or bond stays.
+fn without_kind(builder: &mut Builder, raw: u16, payload: &[u8]) {
+    if Attributes::of(payload).any(|a| a.kind >= IFLA_INFO_SLAVE_KIND) {
+        builder.nest(raw, |nest| {
+            for attribute in Attributes::of(payload).filter(|a| a.kind >= IFLA_INFO_SLAVE_KIND) {
+                nest.attribute(attribute.raw, attribute.payload);
+            }
+        });
+    }
+}
+
+fn describe(builder: &mut Builder, seen: &Seen, netdev: &Netdev, asked: Asked) {
+    if asked.mask & RTEXT_FILTER_VF != 0 {
+        builder.attribute(IFLA_NUM_VF, &seen.vfs_of(&netdev.parent).to_ne_bytes());
+        if !netdev.vfs.is_empty() {
+            builder.nest(IFLA_VFINFO_LIST, |list| netdev.vfs.iter().for_each(|vf| vf_info(list, vf)));
+        }
+    }
+    if let Some(name) = &netdev.port_name {
+        builder.text(IFLA_PHYS_PORT_NAME, name);
+    }
+    if netdev.in_switch {
+        builder.attribute(IFLA_PHYS_SWITCH_ID, seen.switch_id());
+    }
+    let (bus, device) = match &netdev.parent {
+        Parent::Pci(address) => ("pci", address),
+        Parent::Auxiliary(name) => ("auxiliary", name),
+    };
+    builder.text(IFLA_PARENT_DEV_NAME, device);
+    builder.text(IFLA_PARENT_DEV_BUS_NAME, bus);
+    if let Some((bus, device, index)) = netdev.port.as_deref().and_then(port) {
+        builder.nested(IFLA_DEVLINK_PORT, |nest| {
+            nest.text(DEVLINK_ATTR_BUS_NAME, bus);
+            nest.text(DEVLINK_ATTR_DEV_NAME, device);
+            nest.attribute(DEVLINK_ATTR_PORT_INDEX, &index.to_ne_bytes());
+        });
+    }
+}
+
+/// `pci/0000:08:00.0/1`.
+fn port(handle: &str) -> Option<(&str, &str, u32)> {
+    let (device, index) = handle.rsplit_once('/')?;
+    let (bus, device) = device.split_once('/')?;
+    Some((bus, device, index.parse().ok()?))
+}
+
+/// IFLA_VF_INFO, with what `mlx5` gives.
+fn vf_info(list: &mut Builder, vf: &VfInfo) {
+    let numbers = |numbers: &[u32]| -> Vec<u8> {
+        [vf.vf].iter().chain(numbers).flat_map(|number| number.to_ne_bytes()).collect()
+    };
+    let mut mac = numbers(&[]);
+    mac.extend(vf.mac);
+    mac.resize(4 + 32, 0);
+    list.nest(1, |info| {
+        info.attribute(1, &mac);
+        info.attribute(2, &numbers(&[vf.vlan.into(), vf.qos.into()]));
+        info.attribute(6, &numbers(&[vf.min_tx_rate, vf.max_tx_rate]));
+        info.attribute(3, &numbers(&[vf.max_tx_rate]));
+        info.attribute(4, &numbers(&[vf.spoofchk.into()]));
+        info.attribute(5, &numbers(&[vf.link_state]));
+        info.attribute(9, &numbers(&[vf.trust.into()]));
+        info.nest(12, |vlans| {
+            let mut vlan = numbers(&[vf.vlan.into(), vf.qos.into()]);
+            vlan.extend(vf.vlan_proto.to_be_bytes());
+            vlan.extend([0; 2]);
+            vlans.attribute(1, &vlan);
+        });
+    });
+}

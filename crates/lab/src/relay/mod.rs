@@ -1,0 +1,378 @@
+//! Behind each of a program's netlink sockets: a thread that carries messages between the program, a
+//! kernel's socket of its own, and the cards.
+//!
+//! A thread for each socket, because that is what the kernel is to a program: one socket's request may
+//! take its time, a VF's address being set, and no other socket waits for it. It sleeps when there is
+//! nothing to carry and ends when the program's last descriptor of the socket is closed.
+//!
+//! Memory is bounded: when a program does not read, the thread stops taking its requests and stops reading
+//! the kernel's socket, whose own buffer then overflows as it would have in the program's hands.
+//! Notifications of cards are dropped.
+
+mod descriptors;
+mod generic;
+mod link;
+mod queue;
+mod rdma;
+mod route;
+mod vf;
+
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::netlink::SocketAddrNetlink;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recv, recvmsg, send};
+
+use crate::cards::Cards;
+use crate::message::ErrorStyle;
+use crate::process::{Caller, NET_ADMIN};
+use queue::Queue;
+
+pub(crate) use generic::Families;
+
+/// What a program's socket speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    Route,
+    Generic,
+    Rdma,
+}
+
+impl Protocol {
+    pub fn of(number: u32) -> Option<Self> {
+        match number as i32 {
+            libc::NETLINK_ROUTE => Some(Self::Route),
+            libc::NETLINK_GENERIC => Some(Self::Generic),
+            libc::NETLINK_RDMA => Some(Self::Rdma),
+            _ => None,
+        }
+    }
+
+    pub fn number(self) -> i32 {
+        match self {
+            Self::Route => libc::NETLINK_ROUTE,
+            Self::Generic => libc::NETLINK_GENERIC,
+            Self::Rdma => libc::NETLINK_RDMA,
+        }
+    }
+}
+
+/// What the thread behind a socket shares with whoever answers the program's calls about it.
+pub(crate) struct Shared {
+    pub protocol: Protocol,
+    /// `SOCK_RAW` or `SOCK_DGRAM`, as the program has it.
+    pub kind: u32,
+    /// Who made the socket.
+    pub caller: Caller,
+    /// The kernel's socket, in the program's network namespace. Its port is the program's.
+    pub kernel: OwnedFd,
+    /// Whether that is of the same protocol. A kernel without RDMA has none: then it only holds the port.
+    pub native: bool,
+    /// 0 until it is bound.
+    port: AtomicU32,
+    binding: Mutex<()>,
+    extended: AtomicBool,
+    capped: AtomicBool,
+    /// Where notifications of cards come from.
+    heard: Mutex<Vec<OwnedFd>>,
+    /// Wakes the thread when there is something new in `heard`.
+    wake: OwnedFd,
+}
+
+impl Shared {
+    /// What belongs to a new socket.
+    ///
+    /// # Errors
+    /// There are no more descriptors.
+    pub fn new(protocol: Protocol, kind: u32, caller: Caller, kernel: OwnedFd, native: bool) -> io::Result<Self> {
+        use rustix::event::{EventfdFlags, eventfd};
+        Ok(Self {
+            protocol,
+            kind,
+            caller,
+            kernel,
+            native,
+            port: AtomicU32::new(0),
+            binding: Mutex::new(()),
+            extended: AtomicBool::new(false),
+            capped: AtomicBool::new(false),
+            heard: Mutex::new(Vec::new()),
+            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+        })
+    }
+
+    /// `nl_pid` of the socket: 0 if it has none yet.
+    pub fn port(&self) -> u32 {
+        self.port.load(Ordering::Relaxed)
+    }
+
+    /// Binds it as `bind` does. A port of 0 is the process's own number if no other socket has it, else
+    /// one that the kernel makes up.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn bind(&self, port: u32, groups: u32) -> io::Result<()> {
+        let _one = self.binding.lock().unwrap_or_else(PoisonError::into_inner);
+        let groups = if self.native { groups } else { 0 };
+        let bind = |port| rustix::net::bind(&self.kernel, &SocketAddrNetlink::new(port, groups));
+        match if port == 0 && self.port() == 0 { bind(self.caller.own) } else { bind(port) } {
+            Err(rustix::io::Errno::ADDRINUSE) if port == 0 => bind(0)?,
+            outcome => outcome?,
+        }
+        let address = rustix::net::getsockname(&self.kernel)?;
+        let port = SocketAddrNetlink::try_from(address)?.pid();
+        self.port.store(port, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The port, after it has been made sure that there is one, as sending does.
+    fn port_to_send_from(&self) -> u32 {
+        if self.port() == 0 {
+            // Without a port the kernel refuses to send, and the program is told nothing either.
+            let _ = self.bind(0, 0);
+        }
+        self.port()
+    }
+
+    /// Notes `NETLINK_EXT_ACK` and `NETLINK_CAP_ACK`.
+    pub fn set_style(&self, option: i32, on: bool) {
+        match option {
+            libc::NETLINK_EXT_ACK => self.extended.store(on, Ordering::Relaxed),
+            libc::NETLINK_CAP_ACK => self.capped.store(on, Ordering::Relaxed),
+            _ => {}
+        }
+    }
+
+    fn style(&self) -> ErrorStyle {
+        ErrorStyle { extended: self.extended.load(Ordering::Relaxed), capped: self.capped.load(Ordering::Relaxed) }
+    }
+
+    /// Hears the notifications of every card from now on, or no longer.
+    ///
+    /// # Errors
+    /// A card's.
+    pub fn hear(&self, cards: &Cards, on: bool) -> io::Result<()> {
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        if !on {
+            heard.clear();
+        } else if heard.is_empty() {
+            *heard = (0..cards.len()).filter_map(|n| cards.card(n)).map(|c| c.listen()).collect::<io::Result<_>>()?;
+        }
+        drop(heard);
+        rustix::io::write(&self.wake, &1u64.to_ne_bytes())?;
+        Ok(())
+    }
+
+    fn may_administer(&self) -> bool {
+        self.caller.capabilities & NET_ADMIN != 0
+    }
+}
+
+/// What differs between protocols.
+trait Behind {
+    /// The program has sent this.
+    fn request(&mut self, io: &mut Io, packet: &[u8]);
+    /// The kernel has sent this.
+    fn kernel(&mut self, io: &mut Io, datagram: &[u8]);
+    /// A card tells this.
+    fn notification(&mut self, _io: &mut Io, _datagram: &[u8]) {}
+}
+
+/// What every protocol has.
+struct Io {
+    /// Our end of the program's socket.
+    end: OwnedFd,
+    shared: Arc<Shared>,
+    cards: Arc<Cards>,
+    queue: Queue,
+    /// The process that sent what is being looked at.
+    sender: u32,
+    /// Nobody reads any more; what is still to be done is done all the same.
+    deaf: bool,
+}
+
+/// Room for the largest datagram that the kernel makes: 32 KiB, or one message of a PF with all its VFs.
+const ROOM: usize = 128 << 10;
+
+/// Carries messages until the program has closed its socket. It is the work of a thread.
+pub(crate) fn carry(end: OwnedFd, shared: Arc<Shared>, cards: Arc<Cards>, families: Arc<Families>) {
+    let mut behind: Box<dyn Behind> = match shared.protocol {
+        Protocol::Route => Box::new(route::Route::default()),
+        Protocol::Generic => Box::new(generic::Generic::new(families)),
+        Protocol::Rdma => Box::new(rdma::Rdma),
+    };
+    let sender = shared.caller.process;
+    let mut io = Io { end, shared, cards, queue: Queue::default(), sender, deaf: false };
+    let mut buffer = vec![0; ROOM];
+    while io.step(&mut *behind, &mut buffer) {}
+}
+
+impl Io {
+    /// Waits for something and carries it. `false`: the program has closed its socket.
+    fn step(&mut self, behind: &mut dyn Behind, buffer: &mut [u8]) -> bool {
+        self.flush();
+        let heard: Vec<OwnedFd> = {
+            let heard = self.shared.heard.lock().unwrap_or_else(PoisonError::into_inner);
+            heard.iter().filter_map(|fd| fd.try_clone().ok()).collect()
+        };
+        let ready = match self.wait(&heard) {
+            Ok(ready) => ready,
+            Err(rustix::io::Errno::INTR) => return true,
+            Err(_) => return false,
+        };
+        if ready[1].contains(PollFlags::IN) {
+            let _ = rustix::io::read(&self.shared.wake, &mut [0; 8]);
+        }
+        for (fd, flags) in heard.iter().zip(ready.get(3..).unwrap_or_default()) {
+            if !flags.is_empty() {
+                self.hear(behind, fd, buffer);
+            }
+        }
+        if !ready[2].is_empty() {
+            self.drain(behind, buffer);
+        }
+        ready[0].is_empty() || self.take(behind, buffer, ready[0].contains(PollFlags::HUP))
+    }
+
+    fn wait(&self, heard: &[OwnedFd]) -> rustix::io::Result<Vec<PollFlags>> {
+        let full = self.queue.is_full() && !self.deaf;
+        let mut mine = if full { PollFlags::empty() } else { PollFlags::IN };
+        if !self.queue.is_empty() {
+            mine |= PollFlags::OUT;
+        }
+        let kernel = if full || !self.shared.native { PollFlags::empty() } else { PollFlags::IN };
+        let shared = &*self.shared;
+        let mut polled = vec![
+            PollFd::new(&self.end, mine),
+            PollFd::new(&shared.wake, PollFlags::IN),
+            PollFd::new(&shared.kernel, kernel),
+        ];
+        polled.extend(heard.iter().map(|fd| PollFd::new(fd, PollFlags::IN)));
+        poll(&mut polled, None)?;
+        // What the kernel's socket has besides messages, an overrun, is cleared by reading it.
+        Ok(polled.iter().map(PollFd::revents).collect())
+    }
+
+    /// Takes one packet from the program. `false`: there will be no more.
+    fn take(&mut self, behind: &mut dyn Behind, buffer: &mut [u8], closed: bool) -> bool {
+        match self.packet(buffer) {
+            // A packet of nothing is no end.
+            Ok(0) => !closed,
+            // The kernel's limit is the sender's buffer; what is longer than any of them is dropped.
+            Ok(len) if len > buffer.len() => true,
+            Ok(len) => {
+                let packet = buffer[..len].to_vec();
+                behind.request(self, &packet);
+                self.drain(behind, buffer);
+                true
+            }
+            // A reset is told once if the program left something unread; what it sent comes after it.
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR | rustix::io::Errno::CONNRESET) => true,
+            Err(_) => false,
+        }
+    }
+
+    /// Receives one packet, and who sent it; its length, which may be more than there is room for.
+    fn packet(&mut self, buffer: &mut [u8]) -> rustix::io::Result<usize> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::DONTWAIT | RecvFlags::TRUNC;
+        let received = recvmsg(&self.end, &mut [IoSliceMut::new(buffer)], &mut ancillary, flags)?;
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmCredentials(credentials) = message {
+                // Who sends need not be who made the socket.
+                self.sender = credentials.pid.as_raw_nonzero().get().cast_unsigned();
+            }
+        }
+        Ok(received.bytes)
+    }
+
+    /// Takes what the kernel's socket has, as long as there is room for it.
+    fn drain(&mut self, behind: &mut dyn Behind, buffer: &mut [u8]) {
+        while self.shared.native && (self.deaf || !self.queue.is_full()) {
+            match recv(&self.shared.kernel, &mut *buffer, RecvFlags::DONTWAIT) {
+                Ok((_, len)) => {
+                    behind.kernel(self, &buffer[..len]);
+                    self.flush();
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                // It was overrun, and says so once: what is still there is read.
+                Err(rustix::io::Errno::NOBUFS) => self.queue.lost += 1,
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn hear(&mut self, behind: &mut dyn Behind, from: &OwnedFd, buffer: &mut [u8]) {
+        match recv(from, &mut *buffer, RecvFlags::DONTWAIT) {
+            Ok((_, 0)) | Err(rustix::io::Errno::CONNRESET) => self.forget(from),
+            Ok((_, _)) if self.queue.is_full() => self.queue.lost += 1,
+            Ok((_, len)) => behind.notification(self, &buffer[..len]),
+            Err(_) => {}
+        }
+    }
+
+    /// A card that tells nothing any more is gone.
+    fn forget(&self, gone: &OwnedFd) {
+        let inode = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|stat| stat.st_ino).ok();
+        let mut heard = self.shared.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.retain(|fd| inode(fd) != inode(gone));
+    }
+
+    /// Sends as much as the program's end takes.
+    fn flush(&mut self) {
+        if !self.deaf && self.queue.flush(self.end.as_fd()).is_err() {
+            self.deaf = true;
+        }
+        if self.deaf {
+            self.queue = Queue::default();
+        }
+    }
+
+    /// Gives the program one message.
+    fn tell(&mut self, message: &[u8]) {
+        self.queue.push([message]);
+        self.flush();
+    }
+
+    /// Gives the kernel messages of the program.
+    fn pass_on(&mut self, packet: &[u8]) {
+        self.shared.port_to_send_from();
+        while send(&self.shared.kernel, packet, SendFlags::empty()) == Err(rustix::io::Errno::INTR) {}
+    }
+
+    /// Receives from a card, which may take its time. The program is served meanwhile with what it has
+    /// not read yet, and if it goes, so do we.
+    fn receive_from(&mut self, card: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let out = if self.queue.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
+            let full = self.queue.is_full();
+            let from = if full { PollFlags::empty() } else { PollFlags::IN };
+            let mut polled = [PollFd::from_borrowed_fd(card, from), PollFd::new(&self.end, out)];
+            match poll(&mut polled, None) {
+                Err(rustix::io::Errno::INTR) => continue,
+                outcome => outcome?,
+            };
+            let (card_flags, end_flags) = (polled[0].revents(), polled[1].revents());
+            if end_flags.contains(PollFlags::HUP) {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
+            if end_flags.contains(PollFlags::OUT) {
+                self.flush();
+            }
+            if !card_flags.is_empty() {
+                match recv(card, &mut *buffer, RecvFlags::DONTWAIT | RecvFlags::TRUNC) {
+                    Ok((_, 0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                    Ok((_, len)) if len > buffer.len() => return Err(io::ErrorKind::InvalidData.into()),
+                    Ok((_, len)) => return Ok(len),
+                    Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+    }
+}
