@@ -166,3 +166,43 @@ fn what_changes_is_counted_before_it_is_told() {
         assert_ne!(engine.changes(), before);
     });
 }
+
+#[test]
+fn a_vf_that_is_unbound_has_an_address_a_representor_and_nothing_else() {
+    story(card(2), |cx, engine| {
+        engine.set_mode(cx, PF, Mode::Switchdev).unwrap();
+        let vf = engine.config().vf_address(eswitch::PfIndex(0), 0);
+        engine.unbind(cx, vf).unwrap();
+        engine.set_driver_override(cx, vf, Some("vfio-pci".to_owned())).unwrap();
+        let view = look(cx, engine);
+        let address = vf.to_string();
+        let function = view.functions.iter().find(|f| f.address == address).unwrap();
+        assert_eq!((function.driver.as_deref(), function.driver_override.as_deref()), (None, Some("vfio-pci")));
+        let names: Vec<_> = view.netdevs.iter().map(|n| n.name.as_str()).collect();
+        assert!(names.contains(&"enp8s0f0npf0vf0") && !names.contains(&"enp8s0f0v0"), "{names:?}");
+        assert!(!view.auxiliary.iter().any(|a| a.parent == Parent::Pci(address.clone())));
+        assert!(!view.rdma.iter().any(|d| d.parent == Parent::Pci(address.clone())));
+        assert_eq!(view.netdevs[0].vfs.len(), 2, "ip link shows it all the same");
+
+        engine.remove(cx, vf).unwrap();
+        let view = look(cx, engine);
+        assert!(!view.functions.iter().any(|f| f.address == address));
+        assert_eq!(view.functions[0].sriov.as_ref().unwrap().enabled, 2);
+    });
+}
+
+#[test]
+fn a_function_without_roce_has_no_rdma_device() {
+    story(card(1), |cx, engine| {
+        engine.set_mode(cx, PF, Mode::Switchdev).unwrap();
+        let sf = engine.add_sf(cx, PF, 0, SfNum(88)).unwrap();
+        let vf = eswitch::PortHandle { device: PF, index: eswitch::PortIndex(1) };
+        let off = FunctionChange { roce: Some(false), ..FunctionChange::default() };
+        engine.set_function(cx, vf, off).unwrap();
+        engine.set_function(cx, sf, FunctionChange { active: Some(true), ..off }).unwrap();
+        let view = look(cx, engine);
+        let names: Vec<_> = view.rdma.iter().map(|d| d.name.as_str()).collect();
+        assert_eq!(names, ["rocep8s0f0", "rocep8s0f1", "rocep8s0f1v0"]);
+        assert_eq!(engine.set_function(cx, sf, off).unwrap_err().errno(), eswitch::Errno::EBUSY);
+    });
+}

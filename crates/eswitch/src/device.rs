@@ -13,6 +13,7 @@ use crate::eswitch::ESwitch;
 use crate::event::Event;
 use crate::ids::{MacAddr, Mode, PciAddress, PfIndex, PortHandle, PortIndex, Vport};
 use crate::lock_order::{Device as DeviceClass, DeviceSlot, Devlink as DevlinkClass};
+use crate::pci::may_drive;
 use crate::sf::SfQueue;
 
 /// A PF on the PCI bus, bound to the driver or not.
@@ -122,6 +123,36 @@ impl Device {
         self.bound.lock_leaf(cx).slot.clone()
     }
 
+    /// Changes what is the bus's of it.
+    ///
+    /// # Errors
+    /// It is off the bus.
+    pub fn set_pci<L>(&self, cx: &mut Locked<'_, L>, change: impl FnOnce(&mut PciState)) -> Result<()> {
+        let mut held = self.bound.lock_leaf(cx);
+        if held.pci.removed {
+            return Err(Error::NoFunction(self.address));
+        }
+        change(&mut held.pci);
+        Ok(())
+    }
+
+    /// Unbinds the PF if it is bound, and takes it off the bus; what the bus knew of it is forgotten.
+    ///
+    /// # Errors
+    /// It is off the bus.
+    pub fn take_off_bus<P: LockBefore<DeviceClass>>(&self, cx: &mut Locked<'_, P>) -> Result<()> {
+        let (mut threads, mut cx) = self.lock.lock(cx);
+        if let (Slot::Bound(_), _) = self.on_bus(&mut cx) {
+            self.remove(&mut cx, &mut threads, Slot::Unbound)?;
+        }
+        self.set_pci(&mut cx, |pci| *pci = PciState { removed: true, ..PciState::default() })
+    }
+
+    /// Puts the PF back on the bus; whether it was off it.
+    pub fn put_on_bus<L>(&self, cx: &mut Locked<'_, L>) -> bool {
+        std::mem::take(&mut self.bound.lock_leaf(cx).pci.removed)
+    }
+
     /// What is the bus's of it, beside what it has of a PF.
     pub fn on_bus<L>(&self, cx: &mut Locked<'_, L>) -> (Slot, PciState) {
         let held = self.bound.lock_leaf(cx);
@@ -161,7 +192,8 @@ impl Device {
         self.remove(&mut cx, &mut threads, Slot::Unbound)
     }
 
-    /// `devlink dev reload`: takes the PF down and brings it up again, with its VFs. Commands that come
+    /// `devlink dev reload`: takes the PF down and brings it up again, with its VFs, each bound or not and set
+    /// as it was. Commands that come
     /// meanwhile wait.
     ///
     /// # Errors
@@ -174,7 +206,7 @@ impl Device {
         host_vfs: &Arc<AtomicU64>,
     ) -> Result<()> {
         let (mut threads, mut cx) = self.lock.lock(cx);
-        let vfs = self.pf(&mut cx)?.devlink.with(&mut cx, |state, _| state.num_vfs);
+        let (vfs, kept) = self.pf(&mut cx)?.devlink.with(&mut cx, |state, _| (state.num_vfs, state.vfs()));
         self.remove(&mut cx, &mut threads, Slot::Reloading)?;
         let bound = self.probe(&mut cx, &mut threads, shared, host_vfs);
         if bound.is_err() {
@@ -185,7 +217,12 @@ impl Device {
             return Ok(());
         }
         let pf = self.pf(&mut cx)?;
-        pf.devlink.with(&mut cx, |state, cx| pf.set_num_vfs(state, cx, vfs.into()))
+        pf.devlink.with(&mut cx, |state, cx| {
+            state.kept = kept;
+            let enabled = pf.set_num_vfs(state, cx, vfs.into());
+            state.kept.clear();
+            enabled
+        })
     }
 
     fn probe(
@@ -195,8 +232,13 @@ impl Device {
         shared: &Arc<Shared>,
         host_vfs: &Arc<AtomicU64>,
     ) -> Result<()> {
-        if matches!(self.bound(cx), Slot::Bound(_)) {
-            return Err(Error::AlreadyBound(self.address));
+        let (slot, pci) = self.on_bus(cx);
+        match slot {
+            Slot::Bound(_) => return Err(Error::AlreadyBound(self.address)),
+            Slot::Unbound if pci.removed => return Err(Error::NoFunction(self.address)),
+            Slot::Unbound => may_drive(self.address, pci.driver_override.as_deref())?,
+            // It has its driver.
+            Slot::Reloading => {}
         }
         if shared.tearing_down.load() {
             return Err(Error::Teardown);
@@ -223,6 +265,7 @@ impl Device {
         });
         let up = pf.devlink.with(cx, |state, cx| {
             served?;
+            state.autoprobe = pci.autoprobe;
             state.vports.insert(Vport::Uplink, VportInfo::new(pf.mac_of(Vport::Uplink), None));
             {
                 let (mut component, mut cx) = shared.devcom.write(cx);

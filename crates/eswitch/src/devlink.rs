@@ -43,6 +43,10 @@ pub struct DevlinkState {
     pub vports: BTreeMap<Vport, VportInfo>,
     /// VFs enabled.
     pub num_vfs: u16,
+    /// Whether VFs are bound when they are enabled.
+    pub autoprobe: bool,
+    /// VFs that are to be as they were when they are enabled again: those of a reload.
+    pub kept: BTreeMap<Vport, VportInfo>,
     /// On a DPU: why the VFs the host has enabled are not all there.
     pub host_failure: Option<String>,
     /// SFs, by place.
@@ -101,10 +105,23 @@ pub struct VportInfo {
     pub vf: Option<VfInfo>,
 }
 
+impl DevlinkState {
+    /// What is known of each VF.
+    pub(crate) fn vfs(&self) -> BTreeMap<Vport, VportInfo> {
+        let vfs = self.vports.iter().filter(|(_, info)| info.vf.is_some());
+        vfs.map(|(vport, info)| (*vport, info.clone())).collect()
+    }
+}
+
 impl VportInfo {
     /// A vport that has just been enabled.
     pub(crate) fn new(mac: MacAddr, vf: Option<VfInfo>) -> Self {
         Self { mac, roce: true, vf }
+    }
+
+    /// Whether its function is a VF that is bound to its driver.
+    pub(crate) fn is_vf_bound(&self) -> bool {
+        self.vf.as_ref().is_some_and(|vf| vf.bound)
     }
 }
 
@@ -115,6 +132,8 @@ impl Default for Devlink {
                 registered: false,
                 vports: BTreeMap::new(),
                 num_vfs: 0,
+                autoprobe: true,
+                kept: BTreeMap::new(),
                 host_failure: None,
                 sfs: SfTable::default(),
                 encap: true,

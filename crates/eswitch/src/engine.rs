@@ -139,7 +139,7 @@ impl Shared {
 pub struct Engine {
     pub(crate) shared: Arc<Shared>,
     pub(crate) devices: Vec<Device>,
-    host_vfs: Vec<Arc<AtomicU64>>,
+    pub(crate) host_vfs: Vec<Arc<AtomicU64>>,
 }
 
 /// How a bond sends, by the addresses of its ports.
@@ -171,6 +171,8 @@ pub struct PfFunction {
 pub struct FunctionChange {
     /// `hw_addr`.
     pub hw_addr: Option<MacAddr>,
+    /// `roce`: whether the function has RDMA.
+    pub roce: Option<bool>,
     /// `state`: active or inactive. Applied last.
     pub active: Option<bool>,
 }
@@ -294,7 +296,7 @@ impl Engine {
         self.shared.events.subscribe_waking(cx, Some(Box::new(wake)))
     }
 
-    fn device(&self, address: PciAddress) -> Result<(&Device, &Arc<AtomicU64>)> {
+    pub(crate) fn device(&self, address: PciAddress) -> Result<(&Device, &Arc<AtomicU64>)> {
         let found = self.devices.iter().zip(&self.host_vfs).find(|(d, _)| d.address == address);
         found.ok_or(Error::NoDevice(address))
     }
@@ -343,25 +345,6 @@ impl Engine {
                 return result;
             }
         }
-    }
-
-    /// `echo ADDRESS > /sys/bus/pci/drivers/mlx5_core/bind`.
-    ///
-    /// # Errors
-    /// No such PF; it is bound; or what failed, with nothing left.
-    pub fn bind(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<()> {
-        let _change = self.shared.change();
-        let (device, host_vfs) = self.device(address)?;
-        device.bind(cx, &self.shared, host_vfs)
-    }
-
-    /// `echo ADDRESS > /sys/bus/pci/drivers/mlx5_core/unbind`.
-    ///
-    /// # Errors
-    /// No such PF, or it is not bound.
-    pub fn unbind(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<()> {
-        let _change = self.shared.change();
-        self.device(address)?.0.unbind(cx)
     }
 
     /// `devlink dev reload`.
@@ -541,11 +524,12 @@ impl Engine {
         })
     }
 
-    /// `devlink port function set`: `hw_addr` of a VF or of an SF that is inactive, `state` of an SF.
+    /// `devlink port function set`: `hw_addr` and `roce` of a VF or of an SF that is inactive, `state` of an SF.
     ///
     /// # Errors
     /// No such port; its function has no such attribute; or what failed. If two changes are asked for
-    /// and the second fails, the first has been made, as with devlink.
+    /// and the second fails, the first has been made, as with devlink. A VF's `roce` counts at once, as its
+    /// address does.
     pub fn set_function(&self, cx: &mut Locked<'_, Unlocked>, port: PortHandle, change: FunctionChange) -> Result<()> {
         let _change = self.shared.change();
         self.with_port(cx, port, |pf, state, cx, vport| {
@@ -556,7 +540,8 @@ impl Engine {
             if let Some(mac) = change.hw_addr {
                 match (&sf, vport) {
                     (Some(sf), _) => pf.set_sf_mac(sf, cx, mac)?,
-                    (None, Vport::Vf(_) | Vport::HostPf) => {
+                    (None, Vport::Vf(_)) => pf.set_vf_mac(state, cx, vport, mac)?,
+                    (None, Vport::HostPf) => {
                         let function = Resource::Port(pf.index(), vport);
                         self.shared
                             .card
@@ -567,6 +552,13 @@ impl Engine {
                         }
                     }
                     _ => return Err(Error::FunctionAttribute { port, what: "hw_addr" }),
+                }
+            }
+            if let Some(roce) = change.roce {
+                match (&sf, state.vports.get_mut(&vport)) {
+                    (Some(sf), _) => pf.set_sf_roce(sf, cx, roce)?,
+                    (None, Some(info)) if info.vf.is_some() => info.roce = roce,
+                    _ => return Err(Error::FunctionAttribute { port, what: "roce" }),
                 }
             }
             match (change.active, sf) {

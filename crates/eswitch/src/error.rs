@@ -22,6 +22,7 @@ pub enum Errno {
     EINVAL,
     ENOSPC,
     ERANGE,
+    EPROTONOSUPPORT,
     EOPNOTSUPP,
 }
 
@@ -39,6 +40,7 @@ impl Errno {
             Self::EINVAL => "Invalid argument",
             Self::ENOSPC => "No space left on device",
             Self::ERANGE => "Numerical result out of range",
+            Self::EPROTONOSUPPORT => "Protocol not supported",
             Self::EOPNOTSUPP => "Operation not supported",
         }
     }
@@ -56,6 +58,7 @@ impl Errno {
             Self::EINVAL => 22,
             Self::ENOSPC => 28,
             Self::ERANGE => 34,
+            Self::EPROTONOSUPPORT => 93,
             Self::EOPNOTSUPP => 95,
         }
     }
@@ -67,6 +70,48 @@ pub enum Error {
     /// No PF of that address, or none bound to the driver.
     #[error("no devlink instance pci/{0}; `devlink dev show` lists what there is")]
     NoDevice(PciAddress),
+    /// No function of that address on the PCI bus.
+    #[error("no PCI function {0}: it is not enabled, or was taken off the bus")]
+    NoFunction(PciAddress),
+    /// Unbinding what is not bound.
+    #[error("{0} is not bound to the driver")]
+    NotBound(PciAddress),
+    /// Binding what is for another driver.
+    #[error("{address} is for the driver {driver}; clear its driver_override first")]
+    Overridden {
+        /// The function.
+        address: PciAddress,
+        /// The driver it is for.
+        driver: String,
+    },
+    /// Binding a VF that is to have no driver.
+    #[error("{0} is to have no driver; set its PF's sriov_drivers_autoprobe to 1, or its driver_override, first")]
+    NoAutoprobe(PciAddress),
+    /// No such VF for `ip link`.
+    #[error("{pf} has no VF {vf} enabled; set sriov_numvfs first")]
+    NoVf {
+        /// The PF.
+        pf: PciAddress,
+        /// The VF's number.
+        vf: u32,
+    },
+    /// `ip link set … vf` of what is the legacy switch's.
+    #[error("{0} of a VF cannot be set in switchdev mode; its representor decides there")]
+    VfInSwitchdev(&'static str),
+    /// A VLAN that is none.
+    #[error("a VF's vlan is 0 to 4095 and its qos 0 to 7")]
+    VfVlan,
+    /// A tag that the card does not set.
+    #[error("a VF's vlan can be of protocol 802.1Q only")]
+    VfVlanProto,
+    /// Rates that contradict each other.
+    #[error("min_tx_rate {min} is more than max_tx_rate {max}")]
+    VfRate {
+        /// The least.
+        min: u32,
+        /// The most.
+        max: u32,
+    },
     /// Binding what is bound.
     #[error("{0} is already bound to the driver")]
     AlreadyBound(PciAddress),
@@ -157,7 +202,7 @@ pub enum Error {
     #[error("SF is inactivated but it is still attached; try again once its opstate is detached")]
     SfAttached,
     /// An address for a function that runs.
-    #[error("{0} is active; set its state to inactive before its hw_addr")]
+    #[error("{0} is active; set its state to inactive before its hw_addr or roce")]
     SfActive(PortHandle),
     /// Inline mode where the card has no use for it.
     #[error("Inline mode can't be set: this card needs no inline headers, only `none` is accepted")]
@@ -236,7 +281,14 @@ impl Error {
     /// The error number the kernel would answer with.
     pub fn errno(&self) -> Errno {
         match self {
-            Self::NoDevice(_) | Self::NoPort(_) | Self::Teardown | Self::NoRateNode(_) => Errno::ENODEV,
+            Self::NoDevice(_)
+            | Self::NoPort(_)
+            | Self::Teardown
+            | Self::NoRateNode(_)
+            | Self::NoFunction(_)
+            | Self::NotBound(_)
+            | Self::Overridden { .. }
+            | Self::NoAutoprobe(_) => Errno::ENODEV,
             Self::NoModule { .. } | Self::NoDriver(_) | Self::NoBond(_) => Errno::ENOENT,
             Self::AlreadyBound(_)
             | Self::Busy(_)
@@ -251,10 +303,14 @@ impl Error {
             | Self::ModuleInUse(_) => Errno::EBUSY,
             Self::NetnsDiverged(_)
             | Self::NetnsLocal
+            | Self::NoVf { .. }
+            | Self::VfVlan
+            | Self::VfRate { .. }
             | Self::RateNodeName(_)
             | Self::RateParent(_)
             | Self::RateUnit(_)
             | Self::RateTooHigh(_) => Errno::EINVAL,
+            Self::VfVlanProto => Errno::EPROTONOSUPPORT,
             Self::TooManyVfs { .. } => Errno::ERANGE,
             Self::SfExists(_) | Self::OpsRegistered(_) | Self::RateNodeExists(_) => Errno::EEXIST,
             Self::SfsFull(_) => Errno::ENOSPC,
@@ -271,6 +327,7 @@ impl Error {
             | Self::PortFlavour
             | Self::NotSf(_)
             | Self::FunctionAttribute { .. }
+            | Self::VfInSwitchdev(_)
             | Self::InlineMode => Errno::EOPNOTSUPP,
             Self::Card { source, .. } => source.errno(),
         }

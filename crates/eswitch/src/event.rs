@@ -13,9 +13,9 @@ use crate::lock_order::Events as EventsClass;
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A PF was bound to its driver.
+    /// A PF or a VF was bound to its driver.
     DeviceBound(PciAddress),
-    /// A PF was unbound.
+    /// A PF or a VF was unbound.
     DeviceUnbound(PciAddress),
     /// An E-Switch has entered a mode.
     Mode(PciAddress, Mode),
@@ -33,7 +33,7 @@ pub enum Event {
     LoadFailed(PortHandle, RepType, String),
     /// The VFs that a DPU's host has enabled are not all there, and why.
     HostVfsFailed(PciAddress, String),
-    /// An auxiliary device's driver did not probe.
+    /// The driver of an auxiliary device did not probe, or that of a PCI function after a rescan.
     ProbeFailed(String, String),
     /// Ops of a type were registered.
     Registered(PciAddress, RepType),

@@ -45,6 +45,8 @@ pub struct PortView {
     pub reps: [RepState; 2],
     /// The MAC address of its function.
     pub hw_addr: Option<MacAddr>,
+    /// Whether its function has RDMA, if it is a VF or an SF.
+    pub roce: Option<bool>,
     /// For an SF.
     pub sf: Option<SfState>,
 }
@@ -228,6 +230,10 @@ impl Engine {
                         Some(sf) => Some(sf.mac),
                         None => state.vports.get(&vport).map(|info| info.mac),
                     },
+                    roce: match sf {
+                        Some(sf) => Some(sf.roce),
+                        None => state.vports.get(&vport).filter(|info| info.vf.is_some()).map(|info| info.roce),
+                    },
                     sf,
                 });
             }
@@ -379,7 +385,9 @@ impl Engine {
             }
         }
         for port in pf.ports.iter().filter(|port| port.sf.is_some_and(|sf| sf.active)) {
-            wanted.extend([(AuxKind::Eth, Some(port.vport)), (AuxKind::Rdma, Some(port.vport))]);
+            wanted.push((AuxKind::Eth, Some(port.vport)));
+            let roce = port.sf.is_some_and(|sf| sf.roce);
+            wanted.extend(roce.then_some((AuxKind::Rdma, Some(port.vport))));
         }
         wanted
     }
@@ -406,11 +414,15 @@ impl Engine {
                 (AuxKind::EthRep | AuxKind::RdmaRep, _) => None,
             });
         }
+        let vport = |(vport, info): (&Vport, &VportInfo)| (*vport, info.is_vf_bound());
         let vports =
-            self.with_devlink(cx, pf.address, |_, state, _| Ok(state.vports.keys().copied().collect::<Vec<_>>()));
-        for vport in vports.unwrap_or_default() {
+            self.with_devlink(cx, pf.address, |_, state, _| Ok(state.vports.iter().map(vport).collect::<Vec<_>>()));
+        for (vport, bound) in vports.unwrap_or_default() {
             if vport != Vport::Uplink {
                 expected.insert(Resource::Port(index, vport));
+            }
+            if bound {
+                expected.insert(Resource::VfNetdev(index, vport));
             }
         }
         let master = self.devices.first().map(|d| d.index) == Some(index);

@@ -26,6 +26,7 @@ pub mod lag;
 pub mod lock_order;
 pub mod module;
 pub mod names;
+mod pci;
 mod queue;
 pub mod rate;
 pub mod sf;

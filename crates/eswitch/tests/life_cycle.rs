@@ -196,8 +196,11 @@ fn an_sf_lives_as_devlink_says() {
         assert_eq!(sf.index.0, 32_768);
         assert!(matches!(engine.add_sf(cx, addr(), 0, SfNum(88)), Err(Error::SfExists(_))));
         assert!(matches!(engine.add_sf(cx, addr(), 1, SfNum(89)), Err(Error::SfPfnum { .. })));
-        let change =
-            eswitch::FunctionChange { hw_addr: Some("00:11:22:33:44:55".parse().unwrap()), active: Some(true) };
+        let change = eswitch::FunctionChange {
+            hw_addr: Some("00:11:22:33:44:55".parse().unwrap()),
+            active: Some(true),
+            roce: None,
+        };
         engine.set_function(cx, sf, change).unwrap();
         engine.settle(cx, true);
         let state = bench.pf0(cx).ports.last().unwrap().sf.unwrap();
@@ -368,12 +371,12 @@ fn a_function_is_changed_wholly_or_not_at_all() {
     story(|cx, domain| {
         let bench = Bench::start(cx, domain, CardConfig { mode: Mode::Switchdev, ..vfs(1) });
         let mac = "00:11:22:33:44:55".parse().unwrap();
-        let both = eswitch::FunctionChange { hw_addr: Some(mac), active: Some(true) };
+        let both = eswitch::FunctionChange { hw_addr: Some(mac), active: Some(true), roce: None };
         assert!(matches!(
             bench.engine.set_function(cx, port(Vport::Vf(0)), both),
             Err(Error::FunctionAttribute { what: "state", .. })
         ));
-        let vf = Resource::Port(PfIndex(0), Vport::Vf(0));
+        let vf = Resource::VfNetdev(PfIndex(0), Vport::Vf(0));
         assert_ne!(bench.card.mac(cx, &vf), Some(mac));
         bench.engine.set_function(cx, port(Vport::Vf(0)), eswitch::FunctionChange { active: None, ..both }).unwrap();
         assert_eq!(bench.card.mac(cx, &vf), Some(mac));

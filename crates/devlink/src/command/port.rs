@@ -129,7 +129,7 @@ pub(super) fn set(served: &Served, cx: Cx<'_, '_>, asked: &Attributes<'_>, _: &m
         Some(state @ 0..=1) => Some(state == 1),
         Some(_) => return Err(Refusal::new(errno::EINVAL, "Attribute failed policy validation")),
     };
-    let change = FunctionChange { hw_addr: asked.bytes(function::HW_ADDR).map(hw_addr).transpose()?, active };
+    let change = FunctionChange { hw_addr: asked.bytes(function::HW_ADDR).map(hw_addr).transpose()?, active, roce: None };
     served.session.engine().set_function(cx, port, change)?;
     Ok(())
 }

@@ -264,7 +264,7 @@ impl<'a> Builder<'a> {
     }
 
     fn vf_netdev(&self, pf: &PfView, address: PciAddress, vf: &VfView) -> Option<Netdev> {
-        let resource = Resource::Port(pf.index, Vport::Vf(vf.number));
+        let resource = Resource::VfNetdev(pf.index, Vport::Vf(vf.number));
         self.netdev(&resource, Role::Vf, Parent::Pci(address.to_string()))
     }
 

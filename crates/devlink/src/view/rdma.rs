@@ -79,7 +79,7 @@ fn of_vfs<'a>(builder: &'a Builder<'_>, pf: &'a PfView) -> impl Iterator<Item = 
         node_guid: guid(vf.mac),
         ports: vec![RdmaPort {
             number: 1,
-            netdev: builder.netdev_name(&Resource::Port(pf.index, Vport::Vf(vf.number))),
+            netdev: builder.netdev_name(&Resource::VfNetdev(pf.index, Vport::Vf(vf.number))),
         }],
     })
 }
