@@ -287,6 +287,7 @@ impl Error {
             Self::NoDevice(_)
             | Self::NoPort(_)
             | Self::Teardown
+            | Self::NoRateNode(_)
             | Self::NoFunction(_)
             | Self::NoCore(_)
             | Self::NotBound(_)
