@@ -142,6 +142,14 @@ impl<'a> Attributes<'a> {
         }
     }
 
+    /// Which devlink instance is meant.
+    ///
+    /// # Errors
+    /// None is.
+    pub fn required_handle(&self) -> Result<Handle<'a>, Refusal> {
+        self.handle()?.ok_or(Refusal::missing(attribute::BUS_NAME))
+    }
+
     /// The PF that is meant.
     ///
     /// # Errors
