@@ -274,6 +274,22 @@ fn kmod_knows_the_modules() {
 }
 
 #[test]
+fn what_is_shared_is_not_mounted_over() {
+    use rustix::mount::{MountPropagationFlags, mount_change};
+    if what_is_missing().is_some() {
+        return;
+    }
+    let (mounter, server) = lab::sysfs::prepare().unwrap();
+    let lab = thread::spawn(move || {
+        sysfs_fixture::unshare();
+        mount_change("/", MountPropagationFlags::SHARED).unwrap();
+        mounter.mount().unwrap_err().to_string()
+    });
+    assert!(server.serve(Vec::new()).is_err());
+    assert!(lab.join().unwrap().contains("the mount at / is shared"));
+}
+
+#[test]
 fn nothing_is_left_behind() {
     let before = (fs::read_to_string("/proc/self/mountinfo").unwrap(), Path::new("/lib/modules").exists());
     let (card, place) = lab_or_return!();

@@ -63,6 +63,9 @@ pub enum SysfsError {
         /// What came of it.
         source: io::Error,
     },
+    /// What would be mounted here would be mounted elsewhere too.
+    #[error("the mount at {0} is shared with other mount namespaces; make mounts private or slave first")]
+    Shared(PathBuf),
     /// The other half failed, and said why where it is.
     #[error("the other side of the lab could not {0} its /sys")]
     OtherHalf(&'static str),
@@ -119,7 +122,7 @@ fn open_fuse() -> Result<OwnedFd, SysfsError> {
 
 impl Mounter {
     /// Covers `/sys`, `/lib/modules` and `/proc/modules` in the calling thread's mount namespace, which must be
-    /// the lab's own and private: nothing is undone if it fails half-way.
+    /// the lab's own, and whose mounts must be private or slaves: nothing is undone if it fails half-way.
     ///
     /// # Errors
     /// The system refuses, or the supervisor does not serve.
@@ -134,6 +137,9 @@ impl Mounter {
 
     fn try_mount(&self) -> Result<Shortcomings, SysfsError> {
         let fuse = open_fuse()?;
+        if let Some(path) = shared_mount() {
+            return Err(SysfsError::Shared(path));
+        }
         own_sysfs()?;
         let sys = copy("/sys").map_err(system("copying the mount of /sys"))?;
         let kept = copy(format!("/sys/{KEPT}")).ok();
@@ -156,6 +162,19 @@ impl Mounter {
         }
         put_into_place(kept.as_ref(), &modules)
     }
+}
+
+/// A mount from which those of a lab would spread to where there is none.
+fn shared_mount() -> Option<PathBuf> {
+    let text = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
+    let shared = |line: &str| {
+        let mut fields = line.split(' ').skip(4);
+        let path = fields.next()?;
+        let concerned = ["/", "/sys", "/proc", "/lib", "/usr", "/usr/lib"].contains(&path) || path.starts_with("/sys/");
+        let shared = fields.take_while(|field| *field != "-").any(|field| field.starts_with("shared:"));
+        (concerned && shared).then(|| path.into())
+    };
+    text.lines().find_map(shared)
 }
 
 /// Makes `/sys` that of the calling thread's network namespace, where the kernel allows. What was mounted in
