@@ -40,6 +40,7 @@ use crate::Card;
 const COVERED: [&str; 4] = ["bus", "class", "devices", "module"];
 /// What in them is the kernel's alone, and read by every other program.
 const KEPT: &str = "devices/system";
+/// One would be faster by a fifth; but a read of the kernel's may wait while VFs come.
 const THREADS: usize = 4;
 
 /// Why `/sys` cannot be shown.
