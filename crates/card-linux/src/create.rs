@@ -52,9 +52,10 @@ impl Stage {
         match resource {
             Resource::Function(_) => Self::Functions,
             Resource::PfNetdev(_) => Self::PfNetdevs,
-            // An SF's port gets its pair with its netdev, when the SF is activated.
-            Resource::Port(_, Vport::Sf(_)) => Self::OnPaper,
-            Resource::Port(..) => Self::Ports,
+            // A port gets its pair with its function's netdev: when the VF is bound, when the SF is
+            // activated.
+            Resource::Port(_, Vport::Vf(_) | Vport::Sf(_)) => Self::OnPaper,
+            Resource::Port(..) | Resource::VfNetdev(..) => Self::Ports,
             Resource::SfNetdev(..) => Self::SfNetdevs,
             Resource::SwitchdevFdb(_) => Self::Fdbs,
             Resource::Representor(_, Vport::Uplink, RepType::Eth) => Self::Uplinks,

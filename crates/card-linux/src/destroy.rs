@@ -32,14 +32,14 @@ impl Doomed {
             Resource::PfNetdev(pf) => self.pf_netdevs.push(slot(pf, Vport::Uplink)),
             Resource::SwitchdevFdb(pf) => self.fdbs.push(pf),
             Resource::Function(pf) => self.functions.push(slot(pf, Vport::Uplink)),
-            Resource::Port(_, Vport::Sf(_))
+            Resource::Port(_, Vport::Vf(_) | Vport::Sf(_))
             | Resource::PfIbDevice(_)
             | Resource::SfIbDevice(..)
             | Resource::Lag(_)
             | Resource::MpeswMetadata(_)
             | Resource::PeerRules(..)
             | Resource::Representor(_, _, RepType::Ib) => {}
-            Resource::Port(pf, vport) => self.ports.push(slot(pf, vport)),
+            Resource::Port(pf, vport) | Resource::VfNetdev(pf, vport) => self.ports.push(slot(pf, vport)),
         }
     }
 }

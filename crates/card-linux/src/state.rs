@@ -128,8 +128,10 @@ impl State {
         let slot = |vport| Slot { pf: resource.pf(), vport };
         match *resource {
             Resource::PfNetdev(_) => Some(slot(Vport::Uplink).inner()),
-            Resource::Port(_, Vport::Sf(_)) => None,
-            Resource::Port(_, vport) | Resource::SfNetdev(_, vport) => Some(slot(vport).port()),
+            Resource::Port(_, Vport::Vf(_) | Vport::Sf(_)) => None,
+            Resource::Port(_, vport) | Resource::VfNetdev(_, vport) | Resource::SfNetdev(_, vport) => {
+                Some(slot(vport).port())
+            }
             Resource::Representor(_, vport, RepType::Eth) if vport != Vport::Uplink => Some(slot(vport).inner()),
             _ => None,
         }
@@ -237,6 +239,7 @@ impl State {
             let resource = match Inside::of(index) {
                 Some(Inside::Port(slot)) => match slot.vport {
                     Vport::Uplink => Resource::Function(slot.pf),
+                    Vport::Vf(_) => Resource::VfNetdev(slot.pf, slot.vport),
                     Vport::Sf(_) => Resource::SfNetdev(slot.pf, slot.vport),
                     vport => Resource::Port(slot.pf, vport),
                 },

@@ -245,6 +245,7 @@ impl State {
         let resource = match gone {
             Inside::Port(slot) => match slot.vport {
                 Vport::Uplink => return self.rewire(slot),
+                Vport::Vf(_) => Resource::VfNetdev(slot.pf, slot.vport),
                 Vport::Sf(_) => Resource::SfNetdev(slot.pf, slot.vport),
                 _ => Resource::Port(slot.pf, slot.vport),
             },

@@ -203,7 +203,7 @@ fn two_hundred_vfs_come_and_go_and_leave_nothing() {
         rig.make(&vf_ports(3));
         assert_eq!(rig.complaints(), [""; 0]);
         rig.unmake(&[vf(100)]);
-        assert_eq!(rig.complaints(), ["port pf0 vf100 unmade and was not there"]);
+        assert_eq!(rig.complaints(), ["netdev pf0 vf100 unmade and was not there"]);
         drop(rig);
         assert_eq!(netdevs(), [""; 0]);
         assert_eq!(sh("ip netns list"), "");

@@ -136,7 +136,7 @@ fn pfs_of_one_card_do_not_mix() {
         let rig = Rig::new(CardConfig { pfs: 2, ..CardConfig::default() });
         let second = PfIndex(1);
         for pf in [PF, second] {
-            rig.make(&[Resource::Function(pf), Resource::PfNetdev(pf), Resource::Port(pf, Vport::Vf(0))]);
+            rig.make(&[Resource::Function(pf), Resource::PfNetdev(pf), Resource::VfNetdev(pf, Vport::Vf(0))]);
         }
         rig.to_switchdev(1);
         sh("for d in enp8s0f0v0 enp8s0f1v0 enp8s0f0np0 enp8s0f1np1 enp8s0f0npf0vf0; do ip link set $d up; done");

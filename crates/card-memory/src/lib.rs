@@ -63,6 +63,7 @@ impl Key {
             Resource::Lag(_) => which(9, 0),
             Resource::MpeswMetadata(_) => which(10, 0),
             Resource::PeerRules(_, peer) => which(11, peer.0.into()),
+            Resource::VfNetdev(_, vport) => which(12, vport.number()),
         })
     }
 }

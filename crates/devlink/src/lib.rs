@@ -1,3 +1,27 @@
 //! The devlink protocol, as a server, and what a card looks like to those who connect.
+//!
+//! A card's control socket carries generic netlink messages, each datagram as the kernel would take or
+//! send it, over a Unix socket of type SOCK_SEQPACKET. So whatever speaks devlink to the kernel can speak
+//! it to a card, once its bytes get there; a lab sees to that. Three families are there: `nlctrl`, which
+//! tells of the others; `devlink`; and [`eswitch_family`], for what devlink has no message for.
+//!
+//! [`answer`] is the protocol without a socket: bytes in, bytes out. [`Server`] is the socket.
 
+mod answer;
+mod card;
+mod client;
+mod command;
+pub mod eswitch_family;
+mod notify;
+pub mod numbers;
+mod refusal;
+mod request;
+mod server;
 pub mod view;
+pub mod wire;
+
+pub use answer::{CHANGES_GROUP, CONFIG_GROUP, DEVLINK, ESWITCH, Peer, Sink, answer};
+pub use card::{Cx, Host, IfIndex, Served};
+pub use client::{Answered, Client, ClientError, connect};
+pub use refusal::Refusal;
+pub use server::{Access, Server, ServerError, listen};

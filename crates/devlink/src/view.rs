@@ -1,7 +1,13 @@
-//! What there is of a card, for whoever shows it: a lab, a status page. It is made by the card's server,
-//! all at one moment, and knows nothing of engines.
+//! What there is of a card, for whoever shows it: a lab, a status page. It is made by the card's server, and
+//! what is made knows nothing of engines.
 //!
-//! Lists are in the order in which the kernel would show them.
+//! Lists are in the order in which the kernel would show them. [`of`] makes it, and is the one place here that
+//! knows of an engine.
+
+mod build;
+mod rdma;
+
+pub use build::of;
 
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +32,23 @@ pub struct Profile {
     pub firmware: String,
     /// The board id, `psid`.
     pub board: String,
+}
+
+impl Profile {
+    /// A ConnectX-6 Dx.
+    pub fn mlx5() -> Self {
+        Self {
+            name: "mlx5".to_owned(),
+            vendor: 0x15b3,
+            device: 0x101d,
+            vf_device: 0x101e,
+            subsystem: (0x15b3, 0x0083),
+            revision: 0,
+            driver: "mlx5_core".to_owned(),
+            firmware: "22.45.1020".to_owned(),
+            board: "MT_0000000436".to_owned(),
+        }
+    }
 }
 
 /// A card.
@@ -73,9 +96,9 @@ pub struct Sriov {
     pub enabled: u16,
     /// `sriov_drivers_autoprobe`.
     pub autoprobe: bool,
-    /// `sriov_offset`: routing id of VF 0 less that of the PF.
+    /// `sriov_offset`: routing id of VF 0 less that of the PF. 0 where the VFs are those of another machine.
     pub offset: u16,
-    /// The addresses of enabled VFs, by number.
+    /// The addresses of enabled VFs, by number, those taken off the bus among them.
     pub vfs: Vec<String>,
 }
 

@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::sockets::Which;
+
 const ABOUT: &str = "A software SmartNIC: its E-Switch, its representors and their life";
 
 const AFTER: &str = "\
@@ -14,6 +16,9 @@ Examples:
   esw run scenarios --repeat 200 --lockdep find the race that shows once in a while
   esw up                                   a card to play with; `help` lists what it takes
   echo 'devlink port show' | esw up        a card for one command
+  esw up --daemon --detach                 a card that stays, for programs that speak devlink
+  esw status                               the cards that are up
+  esw down                                 and their end
   esw check scenarios                      every story, in every order, up to a bound
   esw check scenarios --faults each        and with every failure
 
@@ -38,8 +43,114 @@ pub enum Command {
     Run(Run),
     /// Bring a card up and take steps at a prompt, until told to go
     Up(Up),
+    /// End a daemon that keeps cards up, and wait until nothing is left
+    Down(Down),
+    /// Say which cards daemons keep up, and how they are
+    Status(Status),
     /// Explore scenarios: every order of their threads and every failure, up to a bound
     Check(Check),
+    /// Run a program that sees the cards that are up: it is neither changed nor told
+    Exec(Exec),
+    /// A shell that sees the cards that are up
+    Shell(Shell),
+    /// Devices of cards that are up: show, eswitch, param, reload, info; devlink's own grammar
+    Dev(Words),
+    /// Their ports: show, add, del, function set, function rate
+    Port(Words),
+    /// What did not load: show, diagnose, recover
+    Health(Words),
+    /// Print what happens to devices and ports, until ended
+    Monitor(Words),
+}
+
+/// `esw exec`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  esw exec -- devlink dev eswitch set pci/0000:08:00.0 mode switchdev
+  esw exec -- sh -c 'echo 2 > /sys/bus/pci/devices/0000:08:00.0/sriov_numvfs; ip link'
+
+The exit status is the program's.")]
+pub struct Exec {
+    #[command(flatten)]
+    pub which: Which,
+    /// Tell every program the right sender of what it receives; Go's are told anyway. Slower
+    #[arg(long)]
+    pub exact_addresses: bool,
+    /// Say what of the card this kernel cannot show
+    #[arg(long, short)]
+    pub verbose: bool,
+    /// The program and its arguments
+    #[arg(required = true, last = true, value_name = "PROGRAM")]
+    pub program: Vec<String>,
+}
+
+/// `esw shell`.
+#[derive(Debug, Args)]
+pub struct Shell {
+    #[command(flatten)]
+    pub which: Which,
+}
+
+/// A command to cards that are up, in devlink's words.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  esw dev eswitch set pci/0000:08:00.0 mode switchdev
+  esw port show
+  esw port add pci/0000:08:00.0 flavour pcisf pfnum 0 sfnum 88
+  esw port function set pci/0000:08:00.0/32768 state active
+  esw port function rate add pci/0000:08:00.0/gold tx_max 10gbit
+  esw dev param set pci/0000:08:00.0 name esw_multiport value true cmode runtime
+  esw health diagnose pci/0000:08:00.0 reporter representors")]
+pub struct Words {
+    #[command(flatten)]
+    pub which: Which,
+    /// devlink's words
+    #[arg(value_name = "WORDS")]
+    pub words: Vec<String>,
+}
+
+/// `esw down`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+A daemon that has several cards up ends with all of them. Without arguments it is the one daemon there is.
+What was agreed is forgotten: the next start begins with the configuration. With --keep it is not, and the
+card's netdevs stay as they are, for the next `esw up --daemon` to find.
+
+Exit status: 0 if it has ended, 1 if there is none or it may not be ended.")]
+pub struct Down {
+    /// The daemon that has the card of this name up
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["socket", "all"])]
+    pub card: Option<String>,
+    /// The daemon behind this control socket
+    #[arg(long, value_name = "PATH", conflicts_with = "all")]
+    pub socket: Option<PathBuf>,
+    /// Every daemon whose sockets are where they are by default
+    #[arg(long)]
+    pub all: bool,
+    /// Leave the card's netdevs and what was agreed to the next daemon
+    #[arg(long)]
+    pub keep: bool,
+    /// Wait so long for its end
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    pub timeout: u32,
+}
+
+/// `esw status`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Exit status: 0, or 1 if a card that was named does not answer. Sockets that a dead daemon has left are told of as such.")]
+pub struct Status {
+    /// Only the card of this name
+    #[arg(long, value_name = "NAME", conflicts_with = "socket")]
+    pub card: Option<String>,
+    /// Only the card behind this control socket
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Print one JSON object a line for each card
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `esw check`.
@@ -183,16 +294,66 @@ pub struct Up {
     /// What the card is made of
     #[arg(long, value_enum, default_value_t = Card::Memory)]
     pub card: Card,
-    /// A TOML file with the card's configuration: what a scenario has under `[card]`
+    /// Keep cards up, each with a control socket that speaks devlink, until ended by a signal
+    #[arg(long)]
+    pub daemon: bool,
+    /// A TOML file: the card's configuration, what a scenario has under `[card]`; with --daemon, a table
+    /// `[cards.NAME]` for each
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Check the order of locks; always on in debug builds
     #[arg(long)]
     pub lockdep: bool,
+    #[command(flatten)]
+    pub service: Service,
+}
+
+/// What is for a daemon only.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Service {
+    /// Go to the background once the cards are up; what is logged goes to `esw.log` where state is kept
+    #[arg(long, requires = "daemon")]
+    pub detach: bool,
+    /// Said by --detach to the process it starts
+    #[arg(long, hide = true, requires = "daemon")]
+    pub detached: bool,
+    /// What is logged: this and what is worse; also from the environment, as ESW_LOG
+    #[arg(long, value_enum, value_name = "LEVEL", requires = "daemon")]
+    pub log: Option<Level>,
+    /// How it is logged
+    #[arg(long, value_enum, value_name = "FORMAT", requires = "daemon")]
+    pub log_format: Option<LogFormat>,
+}
+
+/// How bad what is logged must be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Level {
+    /// What failed
+    Error,
+    /// And what is not as it should be, or was refused
+    Warn,
+    /// And what happens to the card, and commands
+    #[default]
+    Info,
+    /// And what happens to each port
+    Debug,
+    /// And everything else
+    Trace,
+}
+
+/// How a line of the log is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people
+    #[default]
+    Text,
+    /// An object a line
+    Json,
 }
 
 /// What a card is made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Card {
     /// Books in memory: runs anywhere, no netdevs
     Memory,

@@ -35,6 +35,22 @@ impl Cards {
         })
     }
 
+    /// Cards at a place that is prepared, or only in memory.
+    pub fn of(place: Option<Place>) -> Self {
+        place.map_or(Self::Memory, Self::Linux)
+    }
+
+    /// A card of a kind; one in memory can be had at any place.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn world_of(&self, kind: Kind, config: &CardConfig, domain: &Arc<Domain>, pulse: &Arc<Pulse>) -> Result<World> {
+        match kind {
+            Kind::Memory => Self::Memory.world(config, domain, pulse),
+            Kind::Linux => self.world(config, domain, pulse),
+        }
+    }
+
     /// What they are called.
     pub fn name(&self) -> &'static str {
         match self {

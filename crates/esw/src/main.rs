@@ -6,11 +6,18 @@ mod arguments;
 mod bonds;
 mod cards;
 mod check;
+mod daemon;
+mod devlink_words;
+mod down;
+mod exec;
 mod interrupt;
 mod output;
 mod programs;
 mod prompt;
+mod remote;
 mod run;
+mod sockets;
+mod status;
 mod up;
 
 use std::process::ExitCode;
@@ -34,8 +41,18 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = match &arguments.command {
         Command::Run(arguments) => run::run(arguments),
+        Command::Up(arguments) if arguments.service.detach => daemon::detach(arguments),
+        Command::Up(arguments) if arguments.daemon => daemon::daemon(arguments),
         Command::Up(arguments) => up::up(arguments),
+        Command::Down(arguments) => down::down(arguments),
+        Command::Status(arguments) => status::status(arguments),
         Command::Check(arguments) => check::check(arguments),
+        Command::Exec(arguments) => exec::exec(arguments),
+        Command::Shell(arguments) => exec::shell(arguments),
+        Command::Dev(words) => devlink_words::run("dev", words),
+        Command::Port(words) => devlink_words::run("port", words),
+        Command::Health(words) => devlink_words::run("health", words),
+        Command::Monitor(words) => devlink_words::monitor(words),
     };
     programs::end_what_is_left();
     match done {

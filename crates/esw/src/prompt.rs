@@ -229,7 +229,11 @@ mod tests {
             ("devlink dev eswitch set pci/0000:08:00.0 mode s", 46, &["switchdev"]),
             ("modprobe mlx5_i", 9, &["mlx5_ib"]),
             ("expect rep ", 11, &["pci/0000:08:00.0/1"]),
-            ("echo 4 > /sys/bus/pci/dev", 9, &["/sys/bus/pci/devices/0000:08:00.0/sriov_numvfs"]),
+            (
+                "echo 4 > /sys/bus/pci/devices/0000:08:00.0/sriov_n",
+                9,
+                &["/sys/bus/pci/devices/0000:08:00.0/sriov_numvfs"],
+            ),
         ] {
             assert_eq!(words.candidates(typed), (start, expected.iter().map(ToString::to_string).collect()), "{typed}");
         }

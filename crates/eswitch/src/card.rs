@@ -32,8 +32,10 @@ pub enum Resource {
     PfNetdev(PfIndex),
     /// A PF's RDMA device in legacy mode.
     PfIbDevice(PfIndex),
-    /// A vport's port in the switch. A VF's netdev comes with it and stays through mode changes.
+    /// A vport's port in the switch. The netdev of a DPU's host PF comes with it.
     Port(PfIndex, Vport),
+    /// The netdev of a VF that is bound to its driver. It stays through mode changes.
+    VfNetdev(PfIndex, Vport),
     /// The netdev of an active SF.
     SfNetdev(PfIndex, Vport),
     /// The RDMA device of an active SF.
@@ -57,7 +59,7 @@ impl fmt::Display for Resource {
             Self::PfNetdev(pf) => write!(f, "netdev pf{}", pf.0),
             Self::PfIbDevice(pf) => write!(f, "ibdev pf{}", pf.0),
             Self::Port(pf, v) => write!(f, "port pf{} {v}", pf.0),
-            Self::SfNetdev(pf, v) => write!(f, "netdev pf{} {v}", pf.0),
+            Self::VfNetdev(pf, v) | Self::SfNetdev(pf, v) => write!(f, "netdev pf{} {v}", pf.0),
             Self::SfIbDevice(pf, v) => write!(f, "ibdev pf{} {v}", pf.0),
             Self::SwitchdevFdb(pf) => write!(f, "fdb pf{}", pf.0),
             Self::Representor(pf, v, ty) => write!(f, "{ty} pf{} {v}", pf.0),
@@ -73,7 +75,7 @@ impl fmt::Display for Resource {
 pub enum ResourceKind {
     /// [`Resource::Function`].
     Function,
-    /// A netdev of a PF or SF.
+    /// A netdev of a PF, VF or SF.
     Netdev,
     /// An RDMA device of a PF or SF.
     IbDevice,
@@ -121,7 +123,7 @@ impl Resource {
     pub fn kind(&self) -> ResourceKind {
         match self {
             Self::Function(_) => ResourceKind::Function,
-            Self::PfNetdev(_) | Self::SfNetdev(..) => ResourceKind::Netdev,
+            Self::PfNetdev(_) | Self::VfNetdev(..) | Self::SfNetdev(..) => ResourceKind::Netdev,
             Self::PfIbDevice(_) | Self::SfIbDevice(..) => ResourceKind::IbDevice,
             Self::Port(..) => ResourceKind::Port,
             Self::SwitchdevFdb(_) => ResourceKind::Fdb,
@@ -140,6 +142,7 @@ impl Resource {
             | Self::PfIbDevice(pf)
             | Self::SwitchdevFdb(pf)
             | Self::Port(pf, _)
+            | Self::VfNetdev(pf, _)
             | Self::SfNetdev(pf, _)
             | Self::SfIbDevice(pf, _)
             | Self::Representor(pf, _, _)
@@ -152,7 +155,11 @@ impl Resource {
     /// The vport it is for, if it is for one.
     pub fn vport(&self) -> Option<Vport> {
         match self {
-            Self::Port(_, v) | Self::SfNetdev(_, v) | Self::SfIbDevice(_, v) | Self::Representor(_, v, _) => Some(*v),
+            Self::Port(_, v)
+            | Self::VfNetdev(_, v)
+            | Self::SfNetdev(_, v)
+            | Self::SfIbDevice(_, v)
+            | Self::Representor(_, v, _) => Some(*v),
             _ => None,
         }
     }

@@ -58,6 +58,9 @@ impl Default for CardConfig {
     }
 }
 
+/// How many routing ids a PCI domain has: 256 buses of 256 functions.
+const ROUTING_IDS: u32 = 1 << 16;
+
 /// A configuration that makes no card.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
@@ -82,6 +85,12 @@ pub enum ConfigError {
     /// The first PF is not function 0.
     #[error("`address` is {0}; the first PF must be function 0")]
     Function(PciAddress),
+    /// VFs whose addresses would go past the last bus.
+    #[error("the last VF would be at routing id {last:#x}, past the last bus, ff; ask for fewer `total_vfs`")]
+    Buses {
+        /// The routing id it would have.
+        last: u32,
+    },
     /// A module that is not one of the card's.
     #[error("`modules` names `{0}`; the card's modules are {known}", known = crate::module::known())]
     Module(String),
@@ -107,6 +116,10 @@ impl CardConfig {
         if self.address.function != 0 {
             return Err(ConfigError::Function(self.address));
         }
+        let last = self.first_vf_id() + u32::from(self.pfs) * u32::from(self.total_vfs);
+        if !self.dpu && last > ROUTING_IDS {
+            return Err(ConfigError::Buses { last: last - 1 });
+        }
         if let Some(unknown) = self.modules.iter().find(|m| crate::module::find(m).is_none()) {
             return Err(ConfigError::Module(unknown.clone()));
         }
@@ -116,6 +129,37 @@ impl CardConfig {
     /// The PCI address of a PF.
     pub fn pf_address(&self, pf: PfIndex) -> PciAddress {
         PciAddress { function: self.address.function + pf.0, ..self.address }
+    }
+
+    /// The routing id of the card's first VF: VFs come after the PFs, and each PF's after those of the one
+    /// before, as on a ConnectX.
+    fn first_vf_id(&self) -> u32 {
+        self.address.routing_id() + u32::from(self.pfs)
+    }
+
+    /// `sriov_offset`: the routing id of a PF's VF 0 less that of the PF. The stride is 1.
+    pub fn vf_offset(&self, pf: PfIndex) -> u32 {
+        let first = self.first_vf_id() + u32::from(pf.0) * u32::from(self.total_vfs);
+        first - self.pf_address(pf).routing_id()
+    }
+
+    /// The PCI address of a VF, enabled or not. Past function 7 comes the next device, past device 1f
+    /// the next bus, as SR-IOV counts.
+    pub fn vf_address(&self, pf: PfIndex, vf: u16) -> PciAddress {
+        let id = self.pf_address(pf).routing_id() + self.vf_offset(pf) + u32::from(vf);
+        PciAddress::of_routing_id(self.address.domain, id)
+    }
+
+    /// Which VF a PCI address is one of, enabled or not. A DPU's VFs are functions of its host, not of this
+    /// machine.
+    pub fn vf_at(&self, address: PciAddress) -> Option<(PfIndex, u16)> {
+        if self.dpu || address.domain != self.address.domain {
+            return None;
+        }
+        let nth = address.routing_id().checked_sub(self.first_vf_id())?;
+        let pf = nth.checked_div(self.total_vfs.into())?;
+        let vf = nth % u32::from(self.total_vfs);
+        (pf < self.pfs.into()).then_some((PfIndex(pf as u8), vf as u16))
     }
 
     /// The MAC address a vport is born with: stable, locally administered, unique within the card.
@@ -149,5 +193,40 @@ mod as_text {
 
     pub fn deserialize<'de, T: FromStr<Err: Display>, D: Deserializer<'de>>(from: D) -> Result<T, D::Error> {
         String::deserialize(from)?.parse().map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vfs_come_after_the_pfs_and_go_on_on_the_next_bus() {
+        let card = |pfs, total_vfs| CardConfig { pfs, total_vfs, ..CardConfig::default() };
+        let two = card(2, 8);
+        let address = |config: &CardConfig, pf, vf| config.vf_address(PfIndex(pf), vf).to_string();
+        assert_eq!([two.vf_offset(PfIndex(0)), two.vf_offset(PfIndex(1))], [2, 9]);
+        assert_eq!(address(&two, 0, 0), "0000:08:00.2");
+        assert_eq!(address(&two, 0, 7), "0000:08:01.1");
+        assert_eq!(address(&two, 1, 0), "0000:08:01.2");
+        assert_eq!(address(&card(1, 1000), 0, 255), "0000:09:00.0");
+        assert_eq!(address(&card(1, 32_000), 0, 31_999), "0000:85:00.0");
+        for config in [two, card(4, 300), card(1, 0)] {
+            for pf in (0..config.pfs).map(PfIndex) {
+                assert_eq!(config.vf_at(config.pf_address(pf)), None);
+                for vf in 0..config.total_vfs {
+                    assert_eq!(config.vf_at(config.vf_address(pf, vf)), Some((pf, vf)));
+                }
+            }
+            assert_eq!(config.vf_at(config.vf_address(PfIndex(config.pfs), 0)), None);
+        }
+    }
+
+    #[test]
+    fn vfs_that_no_bus_is_left_for_are_refused() {
+        let card = CardConfig { total_vfs: 32_000, pfs: 2, ..CardConfig::default() };
+        assert_eq!(card.validate(), Err(ConfigError::Buses { last: 0x801 + 64_000 }));
+        assert_eq!(CardConfig { dpu: true, ..card.clone() }.validate(), Ok(()), "they are the host's");
+        assert_eq!(CardConfig { pfs: 1, ..card }.validate(), Ok(()));
     }
 }

@@ -13,6 +13,7 @@ use crate::eswitch::ESwitch;
 use crate::event::Event;
 use crate::ids::{MacAddr, Mode, PciAddress, PfIndex, PortHandle, PortIndex, Vport};
 use crate::lock_order::{Device as DeviceClass, DeviceSlot, Devlink as DevlinkClass};
+use crate::pci::may_drive;
 use crate::sf::SfQueue;
 
 /// A PF on the PCI bus, bound to the driver or not.
@@ -21,7 +22,31 @@ pub(crate) struct Device {
     pub address: PciAddress,
     /// What `bind`, `unbind`, `reload` and `sriov_numvfs` exclude each other with.
     lock: Mutex<DeviceClass, Threads>,
-    bound: Mutex<DeviceSlot, Slot>,
+    bound: Mutex<DeviceSlot, Held>,
+}
+
+/// What can be looked at of a device whoever holds its lock.
+#[derive(Default)]
+struct Held {
+    slot: Slot,
+    pci: PciState,
+}
+
+/// What of a PF is the PCI bus's and not its driver's, so that it outlasts binding and unbinding.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PciState {
+    /// `driver_override`, if one is set.
+    pub driver_override: Option<String>,
+    /// `sriov_drivers_autoprobe`: whether VFs are bound when they are enabled.
+    pub autoprobe: bool,
+    /// Whether it was taken off the bus with `remove`.
+    pub removed: bool,
+}
+
+impl Default for PciState {
+    fn default() -> Self {
+        Self { driver_override: None, autoprobe: true, removed: false }
+    }
 }
 
 /// What a device has of a PF.
@@ -79,7 +104,7 @@ impl Pf {
 
 impl Device {
     pub fn new(index: PfIndex, address: PciAddress) -> Self {
-        Self { index, address, lock: Mutex::new(Vec::new()), bound: Mutex::new(Slot::Unbound) }
+        Self { index, address, lock: Mutex::new(Vec::new()), bound: Mutex::new(Held::default()) }
     }
 
     /// The PF, if it is bound.
@@ -95,7 +120,43 @@ impl Device {
 
     /// What it has of a PF.
     pub fn bound<L>(&self, cx: &mut Locked<'_, L>) -> Slot {
-        self.bound.lock_leaf(cx).clone()
+        self.bound.lock_leaf(cx).slot.clone()
+    }
+
+    /// Changes what is the bus's of it.
+    ///
+    /// # Errors
+    /// It is off the bus.
+    pub fn set_pci<L>(&self, cx: &mut Locked<'_, L>, change: impl FnOnce(&mut PciState)) -> Result<()> {
+        let mut held = self.bound.lock_leaf(cx);
+        if held.pci.removed {
+            return Err(Error::NoFunction(self.address));
+        }
+        change(&mut held.pci);
+        Ok(())
+    }
+
+    /// Unbinds the PF if it is bound, and takes it off the bus; what the bus knew of it is forgotten.
+    ///
+    /// # Errors
+    /// It is off the bus.
+    pub fn take_off_bus<P: LockBefore<DeviceClass>>(&self, cx: &mut Locked<'_, P>) -> Result<()> {
+        let (mut threads, mut cx) = self.lock.lock(cx);
+        if let (Slot::Bound(_), _) = self.on_bus(&mut cx) {
+            self.remove(&mut cx, &mut threads, Slot::Unbound)?;
+        }
+        self.set_pci(&mut cx, |pci| *pci = PciState { removed: true, ..PciState::default() })
+    }
+
+    /// Puts the PF back on the bus; whether it was off it.
+    pub fn put_on_bus<L>(&self, cx: &mut Locked<'_, L>) -> bool {
+        std::mem::take(&mut self.bound.lock_leaf(cx).pci.removed)
+    }
+
+    /// What is the bus's of it, beside what it has of a PF.
+    pub fn on_bus<L>(&self, cx: &mut Locked<'_, L>) -> (Slot, PciState) {
+        let held = self.bound.lock_leaf(cx);
+        (held.slot.clone(), held.pci.clone())
     }
 
     /// Runs `f` under the device's lock.
@@ -131,7 +192,8 @@ impl Device {
         self.remove(&mut cx, &mut threads, Slot::Unbound)
     }
 
-    /// `devlink dev reload`: takes the PF down and brings it up again, with its VFs. Commands that come
+    /// `devlink dev reload`: takes the PF down and brings it up again, with its VFs, each bound or not and set
+    /// as it was. Commands that come
     /// meanwhile wait.
     ///
     /// # Errors
@@ -144,18 +206,23 @@ impl Device {
         host_vfs: &Arc<AtomicU64>,
     ) -> Result<()> {
         let (mut threads, mut cx) = self.lock.lock(cx);
-        let vfs = self.pf(&mut cx)?.devlink.with(&mut cx, |state, _| state.num_vfs);
+        let (vfs, kept) = self.pf(&mut cx)?.devlink.with(&mut cx, |state, _| (state.num_vfs, state.vfs()));
         self.remove(&mut cx, &mut threads, Slot::Reloading)?;
         let bound = self.probe(&mut cx, &mut threads, shared, host_vfs);
         if bound.is_err() {
-            *self.bound.lock_leaf(&mut cx) = Slot::Unbound;
+            self.bound.lock_leaf(&mut cx).slot = Slot::Unbound;
         }
         bound?;
         if shared.config.dpu {
             return Ok(());
         }
         let pf = self.pf(&mut cx)?;
-        pf.devlink.with(&mut cx, |state, cx| pf.set_num_vfs(state, cx, vfs.into()))
+        pf.devlink.with(&mut cx, |state, cx| {
+            state.kept = kept;
+            let enabled = pf.set_num_vfs(state, cx, vfs.into());
+            state.kept.clear();
+            enabled
+        })
     }
 
     fn probe(
@@ -165,12 +232,15 @@ impl Device {
         shared: &Arc<Shared>,
         host_vfs: &Arc<AtomicU64>,
     ) -> Result<()> {
-        if matches!(self.bound(cx), Slot::Bound(_)) {
-            return Err(Error::AlreadyBound(self.address));
+        let (slot, pci) = self.on_bus(cx);
+        match slot {
+            Slot::Bound(_) => return Err(Error::AlreadyBound(self.address)),
+            Slot::Unbound if pci.removed => return Err(Error::NoFunction(self.address)),
+            Slot::Unbound => may_drive(self.address, pci.driver_override.as_deref())?,
+            // It has its driver.
+            Slot::Reloading => {}
         }
-        if shared.tearing_down.load() {
-            return Err(Error::Teardown);
-        }
+        shared.core.may_bind(self.address)?;
         let pf = Arc::new(Pf {
             index: self.index,
             address: self.address,
@@ -193,7 +263,8 @@ impl Device {
         });
         let up = pf.devlink.with(cx, |state, cx| {
             served?;
-            state.vports.insert(Vport::Uplink, VportInfo { mac: pf.mac_of(Vport::Uplink) });
+            state.autoprobe = pci.autoprobe;
+            state.vports.insert(Vport::Uplink, VportInfo::new(pf.mac_of(Vport::Uplink), None));
             {
                 let (mut component, mut cx) = shared.devcom.write(cx);
                 component.join(&pf);
@@ -214,7 +285,7 @@ impl Device {
             Self::take_down(&pf, cx, threads);
             return Err(error);
         }
-        *self.bound.lock_leaf(cx) = Slot::Bound(Arc::clone(&pf));
+        self.bound.lock_leaf(cx).slot = Slot::Bound(Arc::clone(&pf));
         // Whatever was queued or notified meanwhile found nothing to act on: look once more, now that
         // whoever comes next finds the PF.
         pf.want_reconcile(cx);
@@ -225,7 +296,7 @@ impl Device {
     /// Takes the PF down and leaves `slot` in its place.
     fn remove(&self, cx: &mut Locked<'_, DeviceClass>, threads: &mut Threads, slot: Slot) -> Result<()> {
         let pf = self.pf(cx)?;
-        *self.bound.lock_leaf(cx) = slot;
+        self.bound.lock_leaf(cx).slot = slot;
         Self::take_down(&pf, cx, threads);
         let shared = &pf.shared;
         shared.events.emit(cx, || Event::DeviceUnbound(self.address));

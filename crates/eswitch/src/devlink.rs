@@ -11,7 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{MacAddr, Vport};
 use crate::lock_order::{Devlink as DevlinkClass, DevlinkMoved, WorkQueue};
+use crate::rate::Rates;
 use crate::sf::SfTable;
+use crate::vf::VfInfo;
 
 /// The lock of one devlink instance.
 #[derive(Debug)]
@@ -41,19 +43,86 @@ pub struct DevlinkState {
     pub vports: BTreeMap<Vport, VportInfo>,
     /// VFs enabled.
     pub num_vfs: u16,
+    /// Whether VFs are bound when they are enabled.
+    pub autoprobe: bool,
+    /// VFs that are to be as they were when they are enabled again: those of a reload.
+    pub kept: BTreeMap<Vport, VportInfo>,
     /// On a DPU: why the VFs the host has enabled are not all there.
     pub host_failure: Option<String>,
     /// SFs, by place.
     pub sfs: SfTable,
     /// Whether tunnels are encapsulated by the card: `encap-mode basic`.
     pub encap: bool,
+    /// Transmit rates.
+    pub rates: Rates,
+    /// Parameters that are kept and shown.
+    pub params: Params,
+}
+
+/// Parameters of a devlink instance that this card keeps and shows, and that decide nothing: its steering is
+/// the kernel's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Params {
+    /// `esw_port_metadata`.
+    pub port_metadata: bool,
+    /// `flow_steering_mode`.
+    pub steering: SteeringMode,
+}
+
+/// Who steers: `flow_steering_mode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SteeringMode {
+    /// `dmfs`: the device's firmware.
+    Firmware,
+    /// `smfs`: software.
+    Software,
+}
+
+impl SteeringMode {
+    /// Its name as a parameter's value.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Firmware => "dmfs",
+            Self::Software => "smfs",
+        }
+    }
+}
+
+impl Default for Params {
+    fn default() -> Self {
+        Self { port_metadata: true, steering: SteeringMode::Software }
+    }
 }
 
 /// What is known of an enabled vport.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VportInfo {
     /// The MAC address of its function.
     pub mac: MacAddr,
+    /// Whether its function has RDMA.
+    pub roce: bool,
+    /// Its function, if that is a VF.
+    pub vf: Option<VfInfo>,
+}
+
+impl DevlinkState {
+    /// What is known of each VF.
+    pub(crate) fn vfs(&self) -> BTreeMap<Vport, VportInfo> {
+        let vfs = self.vports.iter().filter(|(_, info)| info.vf.is_some());
+        vfs.map(|(vport, info)| (*vport, info.clone())).collect()
+    }
+}
+
+impl VportInfo {
+    /// A vport that has just been enabled.
+    pub(crate) fn new(mac: MacAddr, vf: Option<VfInfo>) -> Self {
+        Self { mac, roce: true, vf }
+    }
+
+    /// Whether its function is a VF that is bound to its driver.
+    pub(crate) fn is_vf_bound(&self) -> bool {
+        self.vf.as_ref().is_some_and(|vf| vf.bound)
+    }
 }
 
 impl Default for Devlink {
@@ -63,9 +132,13 @@ impl Default for Devlink {
                 registered: false,
                 vports: BTreeMap::new(),
                 num_vfs: 0,
+                autoprobe: true,
+                kept: BTreeMap::new(),
                 host_failure: None,
                 sfs: SfTable::default(),
                 encap: true,
+                rates: Rates::default(),
+                params: Params::default(),
             })
             .tried(),
             moved: EventCount::new(),

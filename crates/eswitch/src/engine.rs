@@ -3,22 +3,20 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use lockdep::{
-    AtomicBool, AtomicU64, Deadline, JoinHandle, LockBefore, Locked, Mutex, Shadow, Spawn, ThreadMain, Unlocked,
-};
+use lockdep::{AtomicU64, Deadline, JoinHandle, LockBefore, Locked, Mutex, Shadow, Spawn, ThreadMain, Unlocked};
 
 use crate::auxiliary::Bus;
 use crate::card::{Card, Create, Refusal, Resource};
 use crate::config::CardConfig;
 use crate::devcom::{Component, Devcom};
-use crate::device::{Device, Pf, Slot};
-use crate::devlink::{DevlinkState, InlineMode};
+use crate::device::{Device, PciState, Pf, Slot};
+use crate::devlink::{DevlinkState, InlineMode, Params};
 use crate::error::{Error, Result};
-use crate::event::{Events, Subscription};
+use crate::event::{Change, Events, Subscription};
 use crate::ids::{MacAddr, Mode, PciAddress, PfIndex, PortHandle, SfNum, Vport};
 use crate::lag::{Bond, Lag, LagMode, LagView, TxType};
 use crate::lock_order::{CardCall, DeviceSlot, Devlink as DevlinkClass};
-use crate::module::{CORE, Modules};
+use crate::module::{CORE, Core, CoreState, Modules};
 use crate::sf::{SfFunction, SfRequest};
 
 /// What all PFs of a card share.
@@ -31,7 +29,7 @@ pub struct Shared {
     pub(crate) lag: Lag,
     pub(crate) events: Events,
     pub(crate) threads: Arc<dyn Spawn>,
-    pub(crate) tearing_down: AtomicBool,
+    pub(crate) core: Core,
     lag_thread: Mutex<DeviceSlot, Option<JoinHandle<()>>>,
     /// What the card has made and not unmade, for invariants.
     made: Shadow<BTreeSet<Resource>>,
@@ -111,6 +109,11 @@ impl Shared {
         self.made.with(|made| made.iter().copied().filter(which).collect())
     }
 
+    /// Says that something is about to change; it has changed when what is returned is dropped.
+    pub(crate) fn change(&self) -> Change<'_> {
+        self.events.change()
+    }
+
     /// Starts the thread of a queue, which `queue` names among what can fail.
     ///
     /// # Errors
@@ -134,7 +137,7 @@ impl Shared {
 pub struct Engine {
     pub(crate) shared: Arc<Shared>,
     pub(crate) devices: Vec<Device>,
-    host_vfs: Vec<Arc<AtomicU64>>,
+    pub(crate) host_vfs: Vec<Arc<AtomicU64>>,
 }
 
 /// How a bond sends, by the addresses of its ports.
@@ -148,11 +151,26 @@ pub enum Tx {
     Other(String),
 }
 
+/// A PF as the PCI bus has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PfFunction {
+    /// Its place on the card.
+    pub index: PfIndex,
+    /// Its address.
+    pub address: PciAddress,
+    /// Whether it is bound to its driver; while it is being reloaded it is.
+    pub bound: bool,
+    /// What is the bus's of it.
+    pub pci: PciState,
+}
+
 /// A change to a port's function, as `devlink port function set` takes it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FunctionChange {
     /// `hw_addr`.
     pub hw_addr: Option<MacAddr>,
+    /// `roce`: whether the function has RDMA.
+    pub roce: Option<bool>,
     /// `state`: active or inactive. Applied last.
     pub active: Option<bool>,
 }
@@ -184,7 +202,7 @@ impl Engine {
                 lag,
                 events: Events::default(),
                 threads,
-                tearing_down: AtomicBool::new(false),
+                core: Core::default(),
                 lag_thread: Mutex::new(None),
                 made: Shadow::default(),
             }),
@@ -219,7 +237,11 @@ impl Engine {
 
     /// Takes the card down: unbinds every PF, unloads every module.
     pub fn shutdown(&self, cx: &mut Locked<'_, Unlocked>) {
-        self.shared.tearing_down.swap(true);
+        let _change = self.shared.change();
+        {
+            let (_one, _cx) = self.shared.core.lock.lock(cx);
+            self.shared.core.set(CoreState::Going);
+        }
         for device in self.devices.iter().rev() {
             // Not bound is as good as unbound.
             let _ = device.unbind(cx);
@@ -245,12 +267,37 @@ impl Engine {
         self.devices.iter().map(|d| d.address).collect()
     }
 
+    /// Moves whenever something that can be looked at may have changed: a command has moved it before it returns,
+    /// and what the queues' threads do moves it too. Who reads it before it looks, and finds the same
+    /// later, has seen what there is.
+    ///
+    /// It takes no lock. What is done to netdevs outside the engine does not move it.
+    pub fn changes(&self) -> u64 {
+        self.shared.events.changes()
+    }
+
+    /// What the PCI bus has of each PF, bound or not.
+    pub fn functions<L>(&self, cx: &mut Locked<'_, L>) -> Vec<PfFunction> {
+        let mut functions = Vec::new();
+        for device in &self.devices {
+            let (slot, pci) = device.on_bus(cx);
+            let bound = !matches!(slot, Slot::Unbound);
+            functions.push(PfFunction { index: device.index, address: device.address, bound, pci });
+        }
+        functions
+    }
+
     /// What happens from now on.
     pub fn subscribe<L>(&self, cx: &mut Locked<'_, L>) -> Subscription {
         self.shared.events.subscribe(cx)
     }
 
-    fn device(&self, address: PciAddress) -> Result<(&Device, &Arc<AtomicU64>)> {
+    /// Begins to watch what happens, and is told of each event by `wake`, which must not wait.
+    pub fn subscribe_waking<L>(&self, cx: &mut Locked<'_, L>, wake: impl Fn() + Send + Sync + 'static) -> Subscription {
+        self.shared.events.subscribe_waking(cx, Some(Box::new(wake)))
+    }
+
+    pub(crate) fn device(&self, address: PciAddress) -> Result<(&Device, &Arc<AtomicU64>)> {
         let found = self.devices.iter().zip(&self.host_vfs).find(|(d, _)| d.address == address);
         found.ok_or(Error::NoDevice(address))
     }
@@ -301,28 +348,12 @@ impl Engine {
         }
     }
 
-    /// `echo ADDRESS > /sys/bus/pci/drivers/mlx5_core/bind`.
-    ///
-    /// # Errors
-    /// No such PF; it is bound; or what failed, with nothing left.
-    pub fn bind(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<()> {
-        let (device, host_vfs) = self.device(address)?;
-        device.bind(cx, &self.shared, host_vfs)
-    }
-
-    /// `echo ADDRESS > /sys/bus/pci/drivers/mlx5_core/unbind`.
-    ///
-    /// # Errors
-    /// No such PF, or it is not bound.
-    pub fn unbind(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<()> {
-        self.device(address)?.0.unbind(cx)
-    }
-
     /// `devlink dev reload`.
     ///
     /// # Errors
     /// No such PF, or it is not bound; or it could not be bound again.
     pub fn reload(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<()> {
+        let _change = self.shared.change();
         let (device, host_vfs) = self.device(address)?;
         device.reload(cx, &self.shared, host_vfs)
     }
@@ -332,7 +363,57 @@ impl Engine {
     /// # Errors
     /// See [`Error`]; everything is as it was.
     pub fn set_mode(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress, mode: Mode) -> Result<()> {
-        self.with_devlink(cx, address, |pf, state, cx| pf.set_mode(state, cx, mode))
+        let _change = self.shared.change();
+        self.with_devlink(cx, address, |pf, state, cx| {
+            if state.rates.has_nodes() {
+                return Err(Error::RateNodesExist);
+            }
+            pf.set_mode(state, cx, mode)
+        })
+    }
+
+    /// `devlink dev eswitch show`: the mode, and whether `encap-mode` is basic.
+    ///
+    /// # Errors
+    /// No such PF, or it is not bound.
+    pub fn eswitch(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<(Mode, bool)> {
+        self.with_devlink(cx, address, |pf, state, cx| Ok((pf.eswitch.mode.under_devlink(state, cx), state.encap)))
+    }
+
+    /// Parameters that are kept and shown.
+    ///
+    /// # Errors
+    /// No such PF, or it is not bound.
+    pub fn params(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<Params> {
+        self.with_devlink(cx, address, |_, state, _| Ok(state.params))
+    }
+
+    /// Sets parameters that are kept and shown.
+    ///
+    /// # Errors
+    /// No such PF, or it is not bound; or one changes that may not in switchdev mode. Nothing is changed.
+    pub fn set_params(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress, params: Params) -> Result<()> {
+        self.with_devlink(cx, address, |pf, state, cx| {
+            if pf.eswitch.mode.under_devlink(state, cx) == Mode::Switchdev {
+                if params.port_metadata != state.params.port_metadata {
+                    return Err(Error::MetadataInSwitchdev);
+                }
+                if params.steering != state.params.steering {
+                    return Err(Error::SteeringInSwitchdev);
+                }
+            }
+            state.params = params;
+            Ok(())
+        })
+    }
+
+    /// Looks for what is missing at once rather than after the next back-off.
+    ///
+    /// # Errors
+    /// No such PF, or it is not bound.
+    pub fn recover(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<()> {
+        self.pf(cx, address)?.want_reconcile(cx);
+        Ok(())
     }
 
     /// `devlink dev eswitch set … inline-mode`. This card needs no inline headers: `none` is what it
@@ -353,6 +434,7 @@ impl Engine {
     /// # Errors
     /// No such PF, or it is not bound.
     pub fn set_encap(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress, encap: bool) -> Result<()> {
+        let _change = self.shared.change();
         self.with_devlink(cx, address, |_, state, _| {
             state.encap = encap;
             Ok(())
@@ -364,6 +446,7 @@ impl Engine {
     /// # Errors
     /// ERANGE, EBUSY, or what failed, with nothing changed.
     pub fn set_num_vfs(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress, n: u32) -> Result<()> {
+        let _change = self.shared.change();
         let (device, _) = self.device(address)?;
         device.with(cx, |cx| {
             let pf = device.pf(cx).map_err(|_| Error::NoDriver(address))?;
@@ -377,6 +460,7 @@ impl Engine {
     /// # Errors
     /// The card is no DPU, or the host cannot have as many.
     pub fn set_host_vfs(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress, n: u32) -> Result<()> {
+        let _change = self.shared.change();
         let (device, host_vfs) = self.device(address)?;
         let total = self.shared.config.total_vfs;
         if !self.shared.config.dpu {
@@ -392,20 +476,56 @@ impl Engine {
         Ok(())
     }
 
-    /// `modprobe NAME`.
+    /// `modprobe NAME`. The core module's drivers are bound to every PF that is there.
     ///
     /// # Errors
     /// No such module.
     pub fn load_module(&self, cx: &mut Locked<'_, Unlocked>, name: &str) -> Result<()> {
+        let _change = self.shared.change();
+        if is_core(name) {
+            return self.load_core(cx);
+        }
         self.shared.modules.load(cx, &self.shared, name)
     }
 
-    /// `modprobe -r NAME`.
+    fn load_core(&self, cx: &mut Locked<'_, Unlocked>) -> Result<()> {
+        let (_one, mut cx) = self.shared.core.lock.lock(cx);
+        if self.shared.core.is_loaded() {
+            return Ok(());
+        }
+        self.shared.modules.load(&mut cx, &self.shared, CORE)?;
+        self.shared.core.set(CoreState::Loaded);
+        for (device, host_vfs) in self.devices.iter().zip(&self.host_vfs) {
+            // As with `modprobe`, a device that cannot be bound does not fail the load.
+            let _ = device.bind(&mut cx, &self.shared, host_vfs);
+        }
+        Ok(())
+    }
+
+    /// `modprobe -r NAME`. The core module's drivers are unbound from every PF first.
     ///
     /// # Errors
-    /// No such module, or it is the one everything stands on.
+    /// No such module, or another that is loaded depends on it.
     pub fn unload_module(&self, cx: &mut Locked<'_, Unlocked>, name: &str) -> Result<()> {
+        let _change = self.shared.change();
+        if is_core(name) {
+            return self.unload_core(cx);
+        }
         self.shared.modules.unload(cx, &self.shared, name)
+    }
+
+    fn unload_core(&self, cx: &mut Locked<'_, Unlocked>) -> Result<()> {
+        let (_one, mut cx) = self.shared.core.lock.lock(cx);
+        if self.shared.modules.list(&mut cx).iter().any(|loaded| *loaded != CORE) {
+            return Err(Error::ModuleInUse(CORE));
+        }
+        // Whoever binds from here on finds it gone; who was before, is unbound below.
+        self.shared.core.set(CoreState::Unloaded);
+        for device in self.devices.iter().rev() {
+            // Not bound is as good as unbound.
+            let _ = device.unbind(&mut cx);
+        }
+        self.shared.modules.unload(&mut cx, &self.shared, CORE)
     }
 
     /// `devlink port add pci/… flavour pcisf pfnum P sfnum S`.
@@ -419,6 +539,7 @@ impl Engine {
         pfnum: u32,
         sfnum: SfNum,
     ) -> Result<PortHandle> {
+        let _change = self.shared.change();
         self.with_devlink(cx, address, |pf, state, cx| {
             let vport = pf.add_sf(state, cx, SfRequest { pfnum, sfnum })?;
             Ok(pf.port_handle(vport))
@@ -430,6 +551,7 @@ impl Engine {
     /// # Errors
     /// No such port, or it is no SF's.
     pub fn delete_port(&self, cx: &mut Locked<'_, Unlocked>, port: PortHandle) -> Result<()> {
+        let _change = self.shared.change();
         self.with_port(cx, port, |pf, state, cx, vport| {
             let sf = state.sfs.get(vport).cloned().ok_or(Error::NotSf(port))?;
             pf.delete_sf(state, cx, &sf);
@@ -437,12 +559,14 @@ impl Engine {
         })
     }
 
-    /// `devlink port function set`: `hw_addr` of a VF or of an SF that is inactive, `state` of an SF.
+    /// `devlink port function set`: `hw_addr` and `roce` of a VF or of an SF that is inactive, `state` of an SF.
     ///
     /// # Errors
     /// No such port; its function has no such attribute; or what failed. If two changes are asked for
-    /// and the second fails, the first has been made, as with devlink.
+    /// and the second fails, the first has been made, as with devlink. A VF's `roce` counts at once, as its
+    /// address does.
     pub fn set_function(&self, cx: &mut Locked<'_, Unlocked>, port: PortHandle, change: FunctionChange) -> Result<()> {
+        let _change = self.shared.change();
         self.with_port(cx, port, |pf, state, cx, vport| {
             let sf: Option<Arc<SfFunction>> = state.sfs.get(vport).cloned();
             if change.active.is_some() && sf.is_none() {
@@ -451,7 +575,8 @@ impl Engine {
             if let Some(mac) = change.hw_addr {
                 match (&sf, vport) {
                     (Some(sf), _) => pf.set_sf_mac(sf, cx, mac)?,
-                    (None, Vport::Vf(_) | Vport::HostPf) => {
+                    (None, Vport::Vf(_)) => pf.set_vf_mac(state, cx, vport, mac)?,
+                    (None, Vport::HostPf) => {
                         let function = Resource::Port(pf.index(), vport);
                         self.shared
                             .card
@@ -462,6 +587,13 @@ impl Engine {
                         }
                     }
                     _ => return Err(Error::FunctionAttribute { port, what: "hw_addr" }),
+                }
+            }
+            if let Some(roce) = change.roce {
+                match (&sf, state.vports.get_mut(&vport)) {
+                    (Some(sf), _) => pf.set_sf_roce(sf, cx, roce)?,
+                    (None, Some(info)) if info.vf.is_some() => info.roce = roce,
+                    _ => return Err(Error::FunctionAttribute { port, what: "roce" }),
                 }
             }
             match (change.active, sf) {
@@ -497,6 +629,7 @@ impl Engine {
     /// # Errors
     /// The E-Switch is in switchdev mode; or the card says no.
     pub fn set_netns(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress, netns: Option<&str>) -> Result<()> {
+        let _change = self.shared.change();
         self.with_devlink(cx, address, |pf, state, cx| {
             if pf.eswitch.mode.under_devlink(state, cx) == Mode::Switchdev {
                 return Err(Error::NetnsLocal);
@@ -511,6 +644,7 @@ impl Engine {
     /// What the card's ports have been put into has changed: a bond, or none. Events are collected, then
     /// evaluated once.
     pub fn bond_changed(&self, cx: &mut Locked<'_, Unlocked>, bond: Option<Bond>) {
+        let _change = self.shared.change();
         self.shared.lag.bond_changed(cx, bond);
     }
 
@@ -569,6 +703,7 @@ impl Engine {
     /// It is to be turned on and a member is not in switchdev mode, there is a LAG, or the card has one
     /// port; or what failed, with everything undone.
     pub fn set_esw_multiport(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress, on: bool) -> Result<()> {
+        let _change = self.shared.change();
         self.with_devlink(cx, address, |_, _, cx| {
             if on {
                 self.shared.enable_mpesw(cx)
@@ -623,6 +758,11 @@ impl Engine {
             }
         }
     }
+}
+
+/// Whether a module's name is the core's.
+fn is_core(name: &str) -> bool {
+    crate::module::find(name).is_some_and(|module| module.name == CORE)
 }
 
 impl Pf {

@@ -22,6 +22,7 @@ pub enum Errno {
     EINVAL,
     ENOSPC,
     ERANGE,
+    EPROTONOSUPPORT,
     EOPNOTSUPP,
 }
 
@@ -39,6 +40,7 @@ impl Errno {
             Self::EINVAL => "Invalid argument",
             Self::ENOSPC => "No space left on device",
             Self::ERANGE => "Numerical result out of range",
+            Self::EPROTONOSUPPORT => "Protocol not supported",
             Self::EOPNOTSUPP => "Operation not supported",
         }
     }
@@ -56,6 +58,7 @@ impl Errno {
             Self::EINVAL => 22,
             Self::ENOSPC => 28,
             Self::ERANGE => 34,
+            Self::EPROTONOSUPPORT => 93,
             Self::EOPNOTSUPP => 95,
         }
     }
@@ -67,6 +70,48 @@ pub enum Error {
     /// No PF of that address, or none bound to the driver.
     #[error("no devlink instance pci/{0}; `devlink dev show` lists what there is")]
     NoDevice(PciAddress),
+    /// No function of that address on the PCI bus.
+    #[error("no PCI function {0}: it is not enabled, or was taken off the bus")]
+    NoFunction(PciAddress),
+    /// Unbinding what is not bound.
+    #[error("{0} is not bound to the driver")]
+    NotBound(PciAddress),
+    /// Binding what is for another driver.
+    #[error("{address} is for the driver {driver}; clear its driver_override first")]
+    Overridden {
+        /// The function.
+        address: PciAddress,
+        /// The driver it is for.
+        driver: String,
+    },
+    /// Binding a VF that is to have no driver.
+    #[error("{0} is to have no driver; set its PF's sriov_drivers_autoprobe to 1, or its driver_override, first")]
+    NoAutoprobe(PciAddress),
+    /// No such VF for `ip link`.
+    #[error("{pf} has no VF {vf} enabled; set sriov_numvfs first")]
+    NoVf {
+        /// The PF.
+        pf: PciAddress,
+        /// The VF's number.
+        vf: u32,
+    },
+    /// `ip link set … vf` of what is the legacy switch's.
+    #[error("{0} of a VF cannot be set in switchdev mode; its representor decides there")]
+    VfInSwitchdev(&'static str),
+    /// A VLAN that is none.
+    #[error("a VF's vlan is 0 to 4095 and its qos 0 to 7")]
+    VfVlan,
+    /// A tag that the card does not set.
+    #[error("a VF's vlan can be of protocol 802.1Q only")]
+    VfVlanProto,
+    /// Rates that contradict each other.
+    #[error("min_tx_rate {min} is more than max_tx_rate {max}")]
+    VfRate {
+        /// The least.
+        min: u32,
+        /// The most.
+        max: u32,
+    },
     /// Binding what is bound.
     #[error("{0} is already bound to the driver")]
     AlreadyBound(PciAddress),
@@ -79,8 +124,11 @@ pub enum Error {
         /// What was asked for.
         name: String,
     },
-    /// A module the others stand on.
-    #[error("module {0} is in use; unbind its devices instead")]
+    /// Binding to what is not loaded.
+    #[error("{0}: module mlx5_core is not loaded; load it first")]
+    NoCore(PciAddress),
+    /// A module that another stands on.
+    #[error("module {0} is in use; unload the modules that depend on it first")]
     ModuleInUse(&'static str),
     /// Another operation is changing the E-Switch.
     #[error("Can't change mode, E-Switch is busy; try again once {0} is done")]
@@ -157,7 +205,7 @@ pub enum Error {
     #[error("SF is inactivated but it is still attached; try again once its opstate is detached")]
     SfAttached,
     /// An address for a function that runs.
-    #[error("{0} is active; set its state to inactive before its hw_addr")]
+    #[error("{0} is active; set its state to inactive before its hw_addr or roce")]
     SfActive(PortHandle),
     /// Inline mode where the card has no use for it.
     #[error("Inline mode can't be set: this card needs no inline headers, only `none` is accepted")]
@@ -183,6 +231,39 @@ pub enum Error {
     /// MPESW with a port in legacy mode.
     #[error("every port must be in switchdev mode before esw_multiport is turned on")]
     MpeswNeedsSwitchdev,
+    /// A parameter that may not change in switchdev mode.
+    #[error("E-Switch must either disabled or non switchdev mode")]
+    MetadataInSwitchdev,
+    /// The same, of who steers.
+    #[error("Moving flow steering elsewhere is not supported when eswitch offloads enabled; set legacy mode first")]
+    SteeringInSwitchdev,
+    /// A mode change with rate nodes.
+    #[error("Rate node(s) exists.")]
+    RateNodesExist,
+    /// No rate node of that name.
+    #[error("no rate node {0}; `devlink port function rate show` lists what there is")]
+    NoRateNode(String),
+    /// A rate node in legacy mode.
+    #[error("rate nodes are only supported in eswitch switchdev mode; set it with `devlink dev eswitch set`")]
+    RateInLegacy,
+    /// A name that is taken.
+    #[error("rate node {0} already exists")]
+    RateNodeExists(String),
+    /// A name that is none.
+    #[error("`{0}` is no name for a rate node: it must have something other than digits")]
+    RateNodeName(String),
+    /// A node that others hang on.
+    #[error("Node has children. Cannot delete node.")]
+    RateNodeInUse,
+    /// A parent that cannot be.
+    #[error("{0}")]
+    RateParent(&'static str),
+    /// A rate that is no whole number of Mbit/s.
+    #[error("TX rate value not in link units of 1Mbps: {0} bytes a second")]
+    RateUnit(u64),
+    /// A rate the link does not have.
+    #[error("TX rate value exceed link maximum speed: {0} bytes a second; it has 12500000000")]
+    RateTooHigh(u64),
     /// No bond of that name over the card's ports.
     #[error("no bond {0} over the card's ports")]
     NoBond(String),
@@ -203,7 +284,16 @@ impl Error {
     /// The error number the kernel would answer with.
     pub fn errno(&self) -> Errno {
         match self {
-            Self::NoDevice(_) | Self::NoPort(_) | Self::Teardown => Errno::ENODEV,
+            Self::NoDevice(_)
+            | Self::NoPort(_)
+            | Self::Teardown
+            | Self::NoRateNode(_)
+            | Self::NoFunction(_)
+            | Self::NoCore(_)
+            | Self::NotBound(_)
+            | Self::Overridden { .. }
+            | Self::NoRateNode(_)
+            | Self::NoAutoprobe(_) => Errno::ENODEV,
             Self::NoModule { .. } | Self::NoDriver(_) | Self::NoBond(_) => Errno::ENOENT,
             Self::AlreadyBound(_)
             | Self::Busy(_)
@@ -212,15 +302,29 @@ impl Error {
             | Self::LagActive(_)
             | Self::BondUnderMpesw(_)
             | Self::SfActive(_)
+            | Self::MetadataInSwitchdev
+            | Self::RateNodesExist
+            | Self::RateNodeInUse
             | Self::ModuleInUse(_) => Errno::EBUSY,
-            Self::NetnsDiverged(_) | Self::NetnsLocal => Errno::EINVAL,
+            Self::NetnsDiverged(_)
+            | Self::NetnsLocal
+            | Self::NoVf { .. }
+            | Self::VfVlan
+            | Self::VfRate { .. }
+            | Self::RateNodeName(_)
+            | Self::RateParent(_)
+            | Self::RateUnit(_)
+            | Self::RateTooHigh(_) => Errno::EINVAL,
+            Self::VfVlanProto => Errno::EPROTONOSUPPORT,
             Self::TooManyVfs { .. } => Errno::ERANGE,
-            Self::SfExists(_) | Self::OpsRegistered(_) => Errno::EEXIST,
+            Self::SfExists(_) | Self::OpsRegistered(_) | Self::RateNodeExists(_) => Errno::EEXIST,
             Self::SfsFull(_) => Errno::ENOSPC,
             Self::QueueFull | Self::NoThread(_) => Errno::ENOMEM,
             Self::VfsOfHost
             | Self::NoHost(_)
             | Self::MpeswOnePort
+            | Self::RateInLegacy
+            | Self::SteeringInSwitchdev
             | Self::MpeswNeedsSwitchdev
             | Self::SfInLegacy
             | Self::NoSfs
@@ -228,6 +332,7 @@ impl Error {
             | Self::PortFlavour
             | Self::NotSf(_)
             | Self::FunctionAttribute { .. }
+            | Self::VfInSwitchdev(_)
             | Self::InlineMode => Errno::EOPNOTSUPP,
             Self::Card { source, .. } => source.errno(),
         }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Weak};
 
-use lockdep::{Locked, Mutex};
+use lockdep::{AtomicU64, Locked, Mutex};
 
 use crate::ids::{Mode, PciAddress, PfIndex, PortHandle, RepType};
 use crate::lag::LagMode;
@@ -13,9 +13,9 @@ use crate::lock_order::Events as EventsClass;
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A PF was bound to its driver.
+    /// A PF or a VF was bound to its driver.
     DeviceBound(PciAddress),
-    /// A PF was unbound.
+    /// A PF or a VF was unbound.
     DeviceUnbound(PciAddress),
     /// An E-Switch has entered a mode.
     Mode(PciAddress, Mode),
@@ -33,7 +33,7 @@ pub enum Event {
     LoadFailed(PortHandle, RepType, String),
     /// The VFs that a DPU's host has enabled are not all there, and why.
     HostVfsFailed(PciAddress, String),
-    /// An auxiliary device's driver did not probe.
+    /// The driver of an auxiliary device did not probe, or that of a PCI function after a rescan.
     ProbeFailed(String, String),
     /// Ops of a type were registered.
     Registered(PciAddress, RepType),
@@ -84,12 +84,35 @@ impl fmt::Display for Event {
 /// Events kept for one subscriber at most; older ones are dropped first.
 const KEPT: usize = 4096;
 
-type Buffer = Mutex<EventsClass, VecDeque<Event>>;
+struct Buffer {
+    events: Mutex<EventsClass, VecDeque<Event>>,
+    wake: Option<Wake>,
+}
+
+/// How to tell one who watches that there is something to see.
+type Wake = Box<dyn Fn() + Send + Sync>;
+
+impl fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.events.fmt(f)
+    }
+}
 
 /// The stream, seen from where events are made.
 #[derive(Debug)]
 pub(crate) struct Events {
     subscribers: Mutex<EventsClass, Vec<Weak<Buffer>>>,
+    changes: AtomicU64,
+}
+
+/// What may change something that can be looked at: once it is over, it has been counted.
+#[must_use]
+pub(crate) struct Change<'a>(&'a AtomicU64);
+
+impl Drop for Change<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_add(1);
+    }
 }
 
 /// The stream, seen by one who watches.
@@ -99,19 +122,34 @@ pub struct Subscription(Arc<Buffer>);
 impl Default for Events {
     fn default() -> Self {
         // The engine tells and never asks: to an explorer it makes no difference who tells first.
-        Self { subscribers: lockdep::unexplored(|| Mutex::new(Vec::new())) }
+        lockdep::unexplored(|| Self { subscribers: Mutex::new(Vec::new()), changes: AtomicU64::new(0) })
     }
 }
 
 impl Events {
     pub fn subscribe<L>(&self, cx: &mut Locked<'_, L>) -> Subscription {
-        let buffer = Arc::new(lockdep::unexplored(|| Mutex::new(VecDeque::new())));
+        self.subscribe_waking(cx, None)
+    }
+
+    pub fn subscribe_waking<L>(&self, cx: &mut Locked<'_, L>, wake: Option<Wake>) -> Subscription {
+        let buffer = Arc::new(Buffer { events: lockdep::unexplored(|| Mutex::new(VecDeque::new())), wake });
         self.subscribers.lock_leaf(cx).push(Arc::downgrade(&buffer));
         Subscription(buffer)
     }
 
-    /// Tells everybody. Costs one leaf lock when nobody watches.
+    /// How much has changed so far.
+    pub fn changes(&self) -> u64 {
+        self.changes.load()
+    }
+
+    /// Something is about to change; it has changed when what is returned is dropped.
+    pub fn change(&self) -> Change<'_> {
+        Change(&self.changes)
+    }
+
+    /// Tells everybody, none before it has been counted as a change. Costs one leaf lock when nobody watches.
     pub fn emit<L>(&self, cx: &mut Locked<'_, L>, event: impl FnOnce() -> Event) {
+        drop(self.change());
         let live: Vec<Arc<Buffer>> = {
             let mut subscribers = self.subscribers.lock_leaf(cx);
             if subscribers.is_empty() {
@@ -122,11 +160,16 @@ impl Events {
         };
         let event = event();
         for buffer in live {
-            let mut buffer = buffer.lock_leaf(cx);
-            if buffer.len() == KEPT {
-                buffer.pop_front();
+            {
+                let mut events = buffer.events.lock_leaf(cx);
+                if events.len() == KEPT {
+                    events.pop_front();
+                }
+                events.push_back(event.clone());
             }
-            buffer.push_back(event.clone());
+            if let Some(wake) = &buffer.wake {
+                wake();
+            }
         }
     }
 }
@@ -134,6 +177,6 @@ impl Events {
 impl Subscription {
     /// The events since the last call.
     pub fn take<L>(&self, cx: &mut Locked<'_, L>) -> Vec<Event> {
-        self.0.lock_leaf(cx).drain(..).collect()
+        self.0.events.lock_leaf(cx).drain(..).collect()
     }
 }

@@ -19,6 +19,18 @@ pub struct PciAddress {
     pub function: u8,
 }
 
+impl PciAddress {
+    /// Bus, device and function as one number.
+    pub fn routing_id(self) -> u32 {
+        u32::from(self.bus) << 8 | u32::from(self.device) << 3 | u32::from(self.function)
+    }
+
+    /// The address of a routing id, of which the low 16 bits count.
+    pub fn of_routing_id(domain: u16, id: u32) -> Self {
+        Self { domain, bus: (id >> 8) as u8, device: (id >> 3 & 31) as u8, function: (id & 7) as u8 }
+    }
+}
+
 /// Text that is not what it should be; says what was expected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is not {expected}")]

@@ -9,6 +9,7 @@ use lockdep::{Class, LockBefore, Locked, Unlocked};
 
 use crate::auxiliary::{AuxKind, AuxiliaryDevice, Function};
 use crate::card::Resource;
+use crate::devlink::VportInfo;
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::eswitch::RepFailure;
@@ -16,6 +17,7 @@ use crate::ids::{MacAddr, Mode, PciAddress, PfIndex, PortHandle, RepType, Vport}
 use crate::lag::{LagMode, LagView};
 use crate::module::CORE;
 use crate::sf::SfState;
+use crate::vf::VfView;
 
 /// A state that the engine must never be in.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,6 +45,8 @@ pub struct PortView {
     pub reps: [RepState; 2],
     /// The MAC address of its function.
     pub hw_addr: Option<MacAddr>,
+    /// Whether its function has RDMA, if it is a VF or an SF.
+    pub roce: Option<bool>,
     /// For an SF.
     pub sf: Option<SfState>,
 }
@@ -99,6 +103,8 @@ pub struct PfView {
     pub encap: bool,
     /// VFs enabled.
     pub num_vfs: u16,
+    /// What is known of each.
+    pub vfs: Vec<VfView>,
     /// Every devlink port, in the order of vports.
     pub ports: Vec<PortView>,
     /// Its auxiliary devices and those of its SFs.
@@ -146,6 +152,12 @@ impl AuxiliaryView {
     }
 }
 
+/// A vport, if it is a VF's.
+fn vf_view((vport, known): (&Vport, &VportInfo)) -> Option<VfView> {
+    let Vport::Vf(number) = *vport else { return None };
+    Some(VfView { number, mac: known.mac, roce: known.roce, info: known.vf.clone()? })
+}
+
 impl Engine {
     /// Looks at everything.
     pub fn inspect(&self, cx: &mut Locked<'_, Unlocked>) -> Snapshot {
@@ -161,7 +173,11 @@ impl Engine {
         Snapshot { pfs, modules: self.shared.modules.list(cx), lag: self.lag(cx), resources }
     }
 
-    fn inspect_pf(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<PfView> {
+    /// Looks at one PF.
+    ///
+    /// # Errors
+    /// No such PF, or it is not bound.
+    pub fn inspect_pf(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<PfView> {
         self.with_devlink(cx, address, |pf, state, cx| {
             let mode = pf.eswitch.mode.under_devlink(state, cx);
             let paired = self.shared.devcom.read(cx).0.paired(pf.index());
@@ -214,6 +230,10 @@ impl Engine {
                         Some(sf) => Some(sf.mac),
                         None => state.vports.get(&vport).map(|info| info.mac),
                     },
+                    roce: match sf {
+                        Some(sf) => Some(sf.roce),
+                        None => state.vports.get(&vport).filter(|info| info.vf.is_some()).map(|info| info.roce),
+                    },
                     sf,
                 });
             }
@@ -237,6 +257,7 @@ impl Engine {
                 mode,
                 encap: state.encap,
                 num_vfs: state.num_vfs,
+                vfs: state.vports.iter().filter_map(vf_view).collect(),
                 ports,
                 auxiliary,
                 paired,
@@ -364,7 +385,9 @@ impl Engine {
             }
         }
         for port in pf.ports.iter().filter(|port| port.sf.is_some_and(|sf| sf.active)) {
-            wanted.extend([(AuxKind::Eth, Some(port.vport)), (AuxKind::Rdma, Some(port.vport))]);
+            wanted.push((AuxKind::Eth, Some(port.vport)));
+            let roce = port.sf.is_some_and(|sf| sf.roce);
+            wanted.extend(roce.then_some((AuxKind::Rdma, Some(port.vport))));
         }
         wanted
     }
@@ -391,11 +414,15 @@ impl Engine {
                 (AuxKind::EthRep | AuxKind::RdmaRep, _) => None,
             });
         }
+        let vport = |(vport, info): (&Vport, &VportInfo)| (*vport, info.is_vf_bound());
         let vports =
-            self.with_devlink(cx, pf.address, |_, state, _| Ok(state.vports.keys().copied().collect::<Vec<_>>()));
-        for vport in vports.unwrap_or_default() {
+            self.with_devlink(cx, pf.address, |_, state, _| Ok(state.vports.iter().map(vport).collect::<Vec<_>>()));
+        for (vport, bound) in vports.unwrap_or_default() {
             if vport != Vport::Uplink {
                 expected.insert(Resource::Port(index, vport));
+            }
+            if bound {
+                expected.insert(Resource::VfNetdev(index, vport));
             }
         }
         let master = self.devices.first().map(|d| d.index) == Some(index);

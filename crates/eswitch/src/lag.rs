@@ -266,6 +266,7 @@ impl Shared {
     /// Serves LAG's queue until it is closed: the body of its thread.
     pub(crate) fn serve_lag(self: &Arc<Self>, cx: &mut Locked<'_, Unlocked>) {
         while let Some(next) = self.lag.queue.next(cx) {
+            let _change = self.change();
             let (_inside, mut cx) = self.lag.map.run(cx);
             match next {
                 Next::Item(()) | Next::Marks(_) | Next::Retry => self.evaluate_lag(&mut cx),

@@ -26,12 +26,15 @@ pub mod lag;
 pub mod lock_order;
 pub mod module;
 pub mod names;
+mod pci;
 mod queue;
+pub mod rate;
 pub mod sf;
+pub mod vf;
 
 pub use config::{CardConfig, ConfigError};
-pub use device::Pf;
-pub use engine::{Engine, FunctionChange, Shared, Tx};
+pub use device::{PciState, Pf};
+pub use engine::{Engine, FunctionChange, PfFunction, Shared, Tx};
 pub use error::{Errno, Error, Result};
 pub use event::{Event, Subscription};
 pub use ids::{

@@ -1,6 +1,6 @@
 //! Modules: what brings drivers, and comes and goes.
 
-use lockdep::{LockBefore, Locked, Mutex};
+use lockdep::{AtomicU64, LockBefore, Locked, Mutex};
 
 use crate::auxiliary::{AuxKind, Function};
 use crate::card::Resource;
@@ -8,17 +8,26 @@ use crate::driver::{AuxiliaryDriver, ETH, ETH_REP, RDMA, RDMA_REP};
 use crate::engine::Shared;
 use crate::error::{Error, Result};
 use crate::event::Event;
-use crate::ids::RepType;
-use crate::lock_order::Module as ModuleClass;
+use crate::ids::{PciAddress, RepType};
+use crate::lock_order::{CoreModule as CoreClass, Module as ModuleClass};
 
 /// A module the card knows.
 pub struct ModuleInfo {
     /// Its name, as `modprobe` takes it.
     pub name: &'static str,
+    /// What `modinfo` says it is.
+    pub description: &'static str,
+    /// The card's modules that must be loaded before it.
+    pub depends: &'static [&'static str],
     drivers: &'static [&'static dyn AuxiliaryDriver],
 }
 
 impl ModuleInfo {
+    /// The drivers it brings to the auxiliary bus: their names, and what they are for.
+    pub fn drivers(&self) -> impl Iterator<Item = (&'static str, AuxKind)> {
+        self.drivers.iter().map(|driver| (driver.name(), driver.kind()))
+    }
+
     /// Of what its drivers make, nothing is left.
     fn ensure_gone<L>(&self, cx: &Locked<'_, L>, shared: &Shared) {
         let made_by = |resource: &Resource| match resource {
@@ -40,10 +49,28 @@ impl ModuleInfo {
 /// The core driver, which everything stands on.
 pub const CORE: &str = "mlx5_core";
 
+/// The module of RDMA devices.
+pub const RDMA_MODULE: &str = "mlx5_ib";
+
 static MODULES: [ModuleInfo; 2] = [
-    ModuleInfo { name: CORE, drivers: &[&ETH, &ETH_REP] },
-    ModuleInfo { name: "mlx5_ib", drivers: &[&RDMA, &RDMA_REP] },
+    ModuleInfo {
+        name: CORE,
+        description: "Mellanox 5th generation network adapters (ConnectX series) core driver",
+        depends: &[],
+        drivers: &[&ETH, &ETH_REP],
+    },
+    ModuleInfo {
+        name: RDMA_MODULE,
+        description: "Mellanox 5th generation network adapters (ConnectX series) IB driver",
+        depends: &[CORE],
+        drivers: &[&RDMA, &RDMA_REP],
+    },
 ];
+
+/// Every module the card knows.
+pub fn all() -> &'static [ModuleInfo] {
+    &MODULES
+}
 
 /// The module of a name.
 pub fn find(name: &str) -> Option<&'static ModuleInfo> {
@@ -55,6 +82,52 @@ pub fn find(name: &str) -> Option<&'static ModuleInfo> {
 /// The names of all modules, for messages.
 pub fn known() -> String {
     MODULES.iter().map(|m| m.name).collect::<Vec<_>>().join(", ")
+}
+
+/// Whether there is a core module to bind devices to.
+#[derive(Debug)]
+pub(crate) struct Core {
+    /// Who loads or unloads it, or ends everything, has it; binding only looks.
+    pub lock: Mutex<CoreClass, ()>,
+    state: AtomicU64,
+}
+
+/// What there is of the core module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CoreState {
+    Loaded = 0,
+    Unloaded,
+    /// The card goes away, and it with it.
+    Going,
+}
+
+impl Default for Core {
+    fn default() -> Self {
+        Self { lock: Mutex::new(()), state: AtomicU64::new(CoreState::Loaded as u64) }
+    }
+}
+
+impl Core {
+    pub fn is_loaded(&self) -> bool {
+        self.state.load() == CoreState::Loaded as u64
+    }
+
+    /// Whether a device may be bound.
+    ///
+    /// # Errors
+    /// There is nothing to bind it to.
+    pub fn may_bind(&self, address: PciAddress) -> Result<()> {
+        match self.state.load() {
+            state if state == CoreState::Loaded as u64 => Ok(()),
+            state if state == CoreState::Unloaded as u64 => Err(Error::NoCore(address)),
+            _ => Err(Error::Teardown),
+        }
+    }
+
+    /// Under the lock.
+    pub fn set(&self, state: CoreState) {
+        self.state.store(state as u64);
+    }
 }
 
 /// Which modules are loaded. Loading and unloading one excludes loading and unloading the same.
@@ -104,7 +177,7 @@ impl Modules {
         name: &str,
     ) -> Result<()> {
         let (module, lock) = self.get(name)?;
-        if module.name == CORE && !shared.tearing_down.load() {
+        if module.name == CORE && shared.core.is_loaded() {
             return Err(Error::ModuleInUse(CORE));
         }
         let (mut loaded, mut cx) = lock.lock(cx);

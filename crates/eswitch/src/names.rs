@@ -50,7 +50,7 @@ pub fn netdev(config: &CardConfig, resource: &Resource, sfnum: Option<u32>) -> O
             let port = phys_port_name(config, pf, Vport::Uplink, None);
             fitting([format!("{path}n{port}"), format!("{short}{port}"), format!("{port}b{}", address.bus)])
         }
-        Resource::Port(pf, Vport::Vf(n)) => {
+        Resource::VfNetdev(pf, Vport::Vf(n)) => {
             fitting([format!("{path}v{n}"), format!("{short}v{n}"), format!("pf{}v{n}", pf.0)])
         }
         Resource::Port(_, Vport::HostPf) => {
@@ -96,6 +96,12 @@ pub fn ib_device(config: &CardConfig, resource: &Resource, sfnum: Option<u32>) -
     }
 }
 
+/// The name of a VF's own RDMA device.
+pub fn vf_ib_device(config: &CardConfig, pf: PfIndex, vf: u16) -> String {
+    let address = config.pf_address(pf);
+    format!("rocep{}s{}f{}v{vf}", address.bus, address.device, address.function)
+}
+
 /// The port of a PF's RDMA device in switchdev mode that a vport is: 1 for the uplink, then a DPU's host
 /// PF, then VFs in order, then SFs.
 pub fn ib_port(config: &CardConfig, vport: Vport) -> u32 {
@@ -124,8 +130,8 @@ mod tests {
         for (resource, sfnum, expected, alt) in [
             (Resource::PfNetdev(pf), None, "enp8s0f0np0", None),
             (Resource::PfNetdev(PfIndex(1)), None, "enp8s0f1np1", None),
-            (Resource::Port(pf, Vport::Vf(0)), None, "enp8s0f0v0", None),
-            (Resource::Port(pf, Vport::Vf(12_345)), None, "enp8s0f0v12345", None),
+            (Resource::VfNetdev(pf, Vport::Vf(0)), None, "enp8s0f0v0", None),
+            (Resource::VfNetdev(pf, Vport::Vf(12_345)), None, "enp8s0f0v12345", None),
             (rep(Vport::Vf(0)), None, "enp8s0f0npf0vf0", None),
             (rep(Vport::Vf(10)), None, "en8f0pf0vf10", Some("enp8s0f0npf0vf10")),
             (rep(Vport::Sf(0)), Some(88), "en8f0pf0sf88", Some("enp8s0f0npf0sf88")),
@@ -147,7 +153,7 @@ mod tests {
         let mut seen = std::collections::HashSet::new();
         for pf in (0..4).map(PfIndex) {
             let vfs = (0..32_000).map(|n| Resource::Representor(pf, Vport::Vf(n), RepType::Eth));
-            for resource in vfs.chain((0..32_000).map(|n| Resource::Port(pf, Vport::Vf(n)))) {
+            for resource in vfs.chain((0..32_000).map(|n| Resource::VfNetdev(pf, Vport::Vf(n)))) {
                 let name = netdev(&config, &resource, None).unwrap().name;
                 assert!(name.len() <= IFNAME_MAX, "{name}");
                 assert!(seen.insert(name.clone()), "{name} twice");

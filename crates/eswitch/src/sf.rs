@@ -88,6 +88,8 @@ pub struct SfFunction {
 struct Wanted {
     active: bool,
     mac: MacAddr,
+    /// Whether it has an RDMA device.
+    roce: bool,
     /// What the queue has made of it.
     attached: bool,
 }
@@ -97,12 +99,16 @@ struct Wanted {
 pub struct SfState {
     /// Its number.
     pub sfnum: SfNum,
+    /// The number of its auxiliary devices on the bus.
+    pub id: u32,
     /// `state active` rather than `inactive`.
     pub active: bool,
     /// `opstate attached` rather than `detached`.
     pub attached: bool,
     /// The MAC address of its function.
     pub mac: MacAddr,
+    /// Whether its function has RDMA.
+    pub roce: bool,
 }
 
 impl SfFunction {
@@ -129,7 +135,8 @@ impl SfFunction {
     /// What it is now.
     pub fn state<L>(&self, cx: &mut Locked<'_, L>) -> SfState {
         let wanted = *self.wanted.lock_leaf(cx);
-        SfState { sfnum: self.sfnum, active: wanted.active, attached: wanted.attached, mac: wanted.mac }
+        let Wanted { active, mac, roce, attached } = wanted;
+        SfState { sfnum: self.sfnum, id: self.id, active, attached, mac, roce }
     }
 
     /// The MAC address its netdev gets.
@@ -143,17 +150,18 @@ impl SfFunction {
     /// A driver's probe failed. What was probed stays; the rest is tried again.
     fn settle<P: LockBefore<Auxiliary>>(self: &Arc<Self>, cx: &mut Locked<'_, P>) -> Result<()> {
         let shared = &self.pf.shared;
-        let active = {
+        let (active, roce) = {
             let mut wanted = self.wanted.lock_leaf(cx);
             // From here on its drivers may look at it: its address stands, and it is not detached.
             wanted.attached |= wanted.active;
-            wanted.active
+            (wanted.active, wanted.roce)
         };
         let (mut bound, mut cx) = self.auxiliary.lock(cx);
         let mut result = Ok(());
         if active {
             let (mut devices, mut cx) = self.devlink.lock(&mut cx);
-            for kind in [AuxKind::Eth, AuxKind::Rdma] {
+            let kinds = [AuxKind::Eth, AuxKind::Rdma];
+            for kind in kinds.into_iter().filter(|kind| roce || *kind == AuxKind::Eth) {
                 let probed = if let Some(device) = devices.iter().find(|d| d.kind() == kind) {
                     shared.bus.attach_sf(&mut cx, &shared.events, device)
                 } else {
@@ -260,7 +268,7 @@ impl Pf {
             vport,
             sfnum: request.sfnum,
             id: self.shared.bus.new_id(cx),
-            wanted: Mutex::new(Wanted { active: false, mac: self.mac_of(vport), attached: false }),
+            wanted: Mutex::new(Wanted { active: false, mac: self.mac_of(vport), roce: true, attached: false }),
             auxiliary: Mutex::new(false),
             devlink: Mutex::new(Vec::new()),
         });
@@ -300,6 +308,20 @@ impl Pf {
             return Err(Error::SfActive(handle));
         }
         wanted.mac = mac;
+        Ok(())
+    }
+
+    /// `devlink port function set … roce` of an SF.
+    ///
+    /// # Errors
+    /// It is active.
+    pub(crate) fn set_sf_roce(&self, sf: &Arc<SfFunction>, cx: &mut Locked<'_, Devlink>, roce: bool) -> Result<()> {
+        let handle = self.port_handle(sf.vport);
+        let mut wanted = sf.wanted.lock_leaf(cx);
+        if wanted.active || wanted.attached {
+            return Err(Error::SfActive(handle));
+        }
+        wanted.roce = roce;
         Ok(())
     }
 
@@ -351,6 +373,7 @@ impl Pf {
     pub(crate) fn serve_sfs(self: &Arc<Self>, cx: &mut Locked<'_, Unlocked>) {
         let sfs = &self.sf_queue;
         while let Some(next) = sfs.queue.next(cx) {
+            let _change = self.shared.change();
             let (_inside, mut cx) = sfs.map.run(cx);
             let (some, all) = match next {
                 Next::Item(sf) => (vec![sf], false),

@@ -310,7 +310,7 @@ fn an_sfs_address_is_what_its_netdev_got() {
         nothing,
         &[|cx, engine| {
             let sf = engine.add_sf(cx, addr(), 0, SfNum(1)).unwrap();
-            let set = |hw_addr, active| eswitch::FunctionChange { hw_addr, active };
+            let set = |hw_addr, active| eswitch::FunctionChange { hw_addr, active, roce: None };
             engine.set_function(cx, sf, set(None, Some(true))).unwrap();
             engine.set_function(cx, sf, set(None, Some(false))).unwrap();
             let mac = Some("00:11:22:33:44:55".parse().unwrap());
@@ -471,7 +471,7 @@ fn an_sf_that_was_deleted_is_gone() {
         nothing,
         &[|cx, engine| {
             let sf = engine.add_sf(cx, addr(), 0, SfNum(1)).unwrap();
-            let active = eswitch::FunctionChange { hw_addr: None, active: Some(true) };
+            let active = eswitch::FunctionChange { hw_addr: None, active: Some(true), roce: None };
             engine.set_function(cx, sf, active).unwrap();
             engine.delete_port(cx, sf).unwrap();
             let resources = engine.inspect(cx).resources;

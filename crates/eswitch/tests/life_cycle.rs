@@ -196,8 +196,11 @@ fn an_sf_lives_as_devlink_says() {
         assert_eq!(sf.index.0, 32_768);
         assert!(matches!(engine.add_sf(cx, addr(), 0, SfNum(88)), Err(Error::SfExists(_))));
         assert!(matches!(engine.add_sf(cx, addr(), 1, SfNum(89)), Err(Error::SfPfnum { .. })));
-        let change =
-            eswitch::FunctionChange { hw_addr: Some("00:11:22:33:44:55".parse().unwrap()), active: Some(true) };
+        let change = eswitch::FunctionChange {
+            hw_addr: Some("00:11:22:33:44:55".parse().unwrap()),
+            active: Some(true),
+            roce: None,
+        };
         engine.set_function(cx, sf, change).unwrap();
         engine.settle(cx, true);
         let state = bench.pf0(cx).ports.last().unwrap().sf.unwrap();
@@ -306,6 +309,25 @@ fn registering_twice_is_refused() {
 }
 
 #[test]
+fn without_the_core_module_no_pf_is_bound_and_with_it_all_are() {
+    story(|cx, domain| {
+        let bench = Bench::start(cx, domain, CardConfig { pfs: 2, mode: Mode::Switchdev, ..vfs(2) });
+        let bound = |cx: &mut _| bench.engine.inspect(cx).pfs.len();
+        for _ in 0..2 {
+            bench.engine.unload_module(cx, "mlx5_core").unwrap();
+            assert_eq!(bound(cx), 0);
+        }
+        let address = bench.engine.addresses()[0];
+        assert!(matches!(bench.engine.bind(cx, address), Err(Error::NoCore(_))));
+        for _ in 0..2 {
+            bench.engine.load_module(cx, "mlx5_core").unwrap();
+            assert_eq!(bound(cx), 2);
+        }
+        bench.end(cx);
+    });
+}
+
+#[test]
 fn a_mode_change_that_fails_takes_nothing_down_that_worked() {
     for vport in [Vport::Uplink, Vport::Vf(0)] {
         story(|cx, domain| {
@@ -368,12 +390,12 @@ fn a_function_is_changed_wholly_or_not_at_all() {
     story(|cx, domain| {
         let bench = Bench::start(cx, domain, CardConfig { mode: Mode::Switchdev, ..vfs(1) });
         let mac = "00:11:22:33:44:55".parse().unwrap();
-        let both = eswitch::FunctionChange { hw_addr: Some(mac), active: Some(true) };
+        let both = eswitch::FunctionChange { hw_addr: Some(mac), active: Some(true), roce: None };
         assert!(matches!(
             bench.engine.set_function(cx, port(Vport::Vf(0)), both),
             Err(Error::FunctionAttribute { what: "state", .. })
         ));
-        let vf = Resource::Port(PfIndex(0), Vport::Vf(0));
+        let vf = Resource::VfNetdev(PfIndex(0), Vport::Vf(0));
         assert_ne!(bench.card.mac(cx, &vf), Some(mac));
         bench.engine.set_function(cx, port(Vport::Vf(0)), eswitch::FunctionChange { active: None, ..both }).unwrap();
         assert_eq!(bench.card.mac(cx, &vf), Some(mac));

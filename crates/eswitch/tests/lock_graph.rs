@@ -71,7 +71,7 @@ fn everything(cx: &mut Locked<'_, Unlocked>, bench: &Bench) {
     }
     engine.set_num_vfs(cx, addr(), 2).unwrap();
     let sf = engine.add_sf(cx, addr(), 0, SfNum(1)).unwrap();
-    engine.set_function(cx, sf, FunctionChange { hw_addr: None, active: Some(true) }).unwrap();
+    engine.set_function(cx, sf, FunctionChange { hw_addr: None, active: Some(true), roce: None }).unwrap();
     engine.settle(cx, true);
     engine.bond(cx, "bond0", Tx::Hash, &both, &[]).unwrap();
     engine.settle(cx, true);

@@ -44,7 +44,7 @@ fn two_ports() -> Story {
     (config, |cx, engine| {
         let _ = engine.load_module(cx, "mlx5_ib");
         if let Ok(sf) = engine.add_sf(cx, addr(), 0, SfNum(1)) {
-            let _ = engine.set_function(cx, sf, FunctionChange { hw_addr: None, active: Some(true) });
+            let _ = engine.set_function(cx, sf, FunctionChange { hw_addr: None, active: Some(true), roce: None });
         }
         engine.settle(cx, true);
         let both = [addr(), peer(engine)];

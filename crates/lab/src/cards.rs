@@ -73,9 +73,10 @@ impl Now {
         self.each().find_map(|(n, seen)| seen.owns(bus, device).then_some(n))
     }
 
-    /// Whose a module is.
-    pub fn module(&self, name: &str) -> Option<usize> {
-        self.each().find_map(|(n, seen)| seen.card.modules.iter().any(|m| m.name == name).then_some(n))
+    /// The cards whose drivers are in a module.
+    pub fn having_module(&self, name: &str) -> Vec<usize> {
+        let has = |seen: &Seen| seen.card.modules.iter().any(|module| module.name == name);
+        self.each().filter_map(|(n, seen)| has(seen).then_some(n)).collect()
     }
 
     /// Every card that is there, with its number.

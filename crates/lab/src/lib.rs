@@ -14,6 +14,7 @@ mod relay;
 mod run;
 mod supervisor;
 mod sys;
+pub mod sysfs;
 
 pub use card::{Card, Refusal};
-pub use run::{Join, LabError, Mounts, Options, run};
+pub use run::{Join, LabError, Mounts, Options, Serve, run};

@@ -4,6 +4,7 @@
 //! shows of a card is mounted. With the power to make one (root's, or that of a user namespace that is
 //! joined or made) it keeps all its privileges; without, it may gain none.
 
+use std::any::Any;
 use std::fs;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -32,6 +33,9 @@ use crate::{filter, sys};
 /// program. It runs between `fork` and `exec`: it may allocate, but wait for no other thread.
 pub type Mounts = Box<dyn FnMut() -> io::Result<()> + Send + Sync>;
 
+/// What serves the other side of the mounts.
+pub type Serve = Box<dyn FnOnce() -> Box<dyn Any + Send> + Send>;
+
 /// How a lab is to be.
 #[derive(Default)]
 pub struct Options {
@@ -39,6 +43,9 @@ pub struct Options {
     pub join: Option<Join>,
     /// Mounts what is to be seen of the card in the file system.
     pub mounts: Option<Mounts>,
+    /// Serves what is mounted: begun on a thread of its own before the mounting, which may wait for it. What it
+    /// returns is kept until the program has ended.
+    pub serve: Option<Serve>,
     /// Every program is given right addresses of what it receives, as those made by the Go compiler are in
     /// any case: at the cost of two switches of processes for each receipt.
     pub exact_addresses: bool,
@@ -98,7 +105,7 @@ fn system<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> LabError 
 /// # Errors
 /// The program was not started.
 pub fn run(cards: Vec<Arc<dyn Card>>, command: Command, options: Options) -> Result<i32, LabError> {
-    let Options { join, mounts, exact_addresses } = options;
+    let Options { join, mounts, serve, exact_addresses } = options;
     let join = join.unwrap_or_default();
     if let Some(user) = &join.user {
         move_into_link_name_space(user.as_fd(), Some(LinkNameSpaceType::User)).map_err(system("joining the card"))?;
@@ -108,7 +115,7 @@ pub fn run(cards: Vec<Arc<dyn Card>>, command: Command, options: Options) -> Res
         let source = io::Error::from_raw_os_error(libc::EPERM);
         return Err(LabError::System { what: "a lab needs root, or a user namespace", source });
     }
-    let plan = Plan { privileged, join, mounts, cards: Arc::new(Cards::new(cards)), exact_addresses };
+    let plan = Plan { privileged, join, mounts, serve, cards: Arc::new(Cards::new(cards)), exact_addresses };
     // On a thread of its own, which changes its network namespace, and whose own threads are in it too.
     let lab = thread::Builder::new().name("lab".to_owned()).spawn(move || plan.run(command));
     let lab = lab.map_err(system("starting a thread"))?;
@@ -133,6 +140,7 @@ struct Plan {
     privileged: bool,
     join: Join,
     mounts: Option<Mounts>,
+    serve: Option<Serve>,
     cards: Arc<Cards>,
     exact_addresses: bool,
 }
@@ -166,6 +174,8 @@ impl Plan {
             },
         );
         let mut signals = Signals::new(HEARD).map_err(system("hearing signals"))?;
+        let serve = self.serve.map(|serve| thread::Builder::new().name("lab-files".to_owned()).spawn(serve));
+        let serving = serve.transpose().map_err(system("starting a thread"))?;
         let child = command.spawn();
         // The command holds what was prepared, and the child's end with it.
         drop(command);
@@ -174,7 +184,9 @@ impl Plan {
         let listener = listener.ok_or(io::ErrorKind::UnexpectedEof).map_err(system("taking over the filter"))?;
         let _ = sys::wake_at_once(listener.as_fd());
         let lab = Arc::new(Lab::new(listener, self.cards, high, self.exact_addresses));
-        beside(&lab, child, &mut signals)
+        let status = beside(&lab, child, &mut signals);
+        drop(serving.map(thread::JoinHandle::join));
+        status
     }
 }
 

@@ -456,6 +456,7 @@ fn field_at(card: &Value<'_>, error: &ConfigError) -> Option<usize> {
         ConfigError::Range { field, .. } => field,
         ConfigError::TooManyVfs { .. } => "vfs",
         ConfigError::Function(_) => "address",
+        ConfigError::Buses { .. } => "total_vfs",
         ConfigError::Module(_) => "modules",
     };
     Some(card.get_ref().as_table()?.get(field)?.span().start)

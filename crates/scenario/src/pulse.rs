@@ -58,6 +58,11 @@ impl Pulse {
         self.stopped.load()
     }
 
+    /// Waits until everything is to come to its end.
+    pub fn wait_stopped<L: MayWait>(&self, cx: &mut Locked<'_, L>) {
+        let _: Result<(), GaveUp> = self.wait_for(cx, Heeds::Stop, None, || None, |_| None);
+    }
+
     /// Whether who heeds that is to come to an end.
     pub(crate) fn stops<L>(&self, cx: &mut Locked<'_, L>, heeds: Heeds) -> bool {
         heeds == Heeds::Stop && self.is_stopped(cx)

@@ -184,6 +184,17 @@ impl Session {
             Action::NumVfs(device, n) => engine.set_num_vfs(cx, *device, *n)?,
             Action::Bind(device) => engine.bind(cx, *device)?,
             Action::Unbind(device) => engine.unbind(cx, *device)?,
+            Action::Probe(device) => engine.probe(cx, *device)?,
+            Action::DriverOverride(device, driver) => engine.set_driver_override(cx, *device, driver.clone())?,
+            Action::Autoprobe(device, on) => engine.set_autoprobe(cx, *device, *on)?,
+            Action::Remove(device) => engine.remove(cx, *device)?,
+            Action::Rescan => engine.rescan(cx),
+            Action::Reset(device) => engine.reset(cx, *device)?,
+            Action::SetVf(pf, vf, settings) => {
+                for setting in settings {
+                    engine.set_vf(cx, *pf, *vf, *setting)?;
+                }
+            }
             Action::LoadModule(name) => engine.load_module(cx, name)?,
             Action::UnloadModule(name) => engine.unload_module(cx, name)?,
             Action::SetNetns(device, netns) => engine.set_netns(cx, *device, netns.as_deref())?,
@@ -470,7 +481,7 @@ impl Session {
                 (pf.num_vfs == *n, format!("there are {}", pf.num_vfs))
             }),
             Expectation::Bound(device, wanted) => {
-                let bound = show::pf(&snapshot, *device).is_some();
+                let bound = show::pf(&snapshot, *device).is_some() || self.is_vf_bound(&snapshot, *device);
                 let word = |bound| if bound { "bound" } else { "unbound" };
                 differ(bound == *wanted, format!("pci/{device} {}", word(*wanted)), format!("it is {}", word(bound)))
             }
@@ -537,6 +548,13 @@ impl Session {
             }
             Expectation::Event(..) | Expectation::Netdev(..) => Ok(()),
         }
+    }
+
+    /// Whether a VF of that address is bound.
+    fn is_vf_bound(&self, snapshot: &Snapshot, address: PciAddress) -> bool {
+        let Some((pf, number)) = self.engine.config().vf_at(address) else { return false };
+        let mut vfs = snapshot.pfs.iter().filter(|view| view.index == pf).flat_map(|view| &view.vfs);
+        vfs.any(|vf| vf.number == number && vf.info.bound)
     }
 
     fn has_netdev(&self, cx: &mut Locked<'_, Unlocked>, name: &str) -> bool {

@@ -37,6 +37,9 @@ pub fn describe_port(config: &CardConfig, pfnum: u8, port: &PortView) -> Vec<Str
             Some(mac) => function.push_str(&mac.to_string()),
             None => function.push_str("00:00:00:00:00:00"),
         }
+        if let Some(roce) = port.roce {
+            function.push_str(if roce { " roce enable" } else { " roce disable" });
+        }
         if let Some(sf) = port.sf {
             let state = if sf.active { "active" } else { "inactive" };
             let opstate = if sf.attached { "attached" } else { "detached" };

@@ -1,10 +1,14 @@
 //! Steps: what a thread of a story does, in the words people type at a shell.
 
+mod ip;
+mod sysfs;
+
 use std::time::Duration;
 
-use eswitch::card::{Fault, Resource, ResourceKind};
+use eswitch::card::{Fault, ResourceKind};
 use eswitch::devlink::InlineMode;
-use eswitch::{CardConfig, FunctionChange, MacAddr, Mode, PciAddress, PfIndex, PortHandle, SfNum, Vport, names};
+use eswitch::vf::VfSetting;
+use eswitch::{CardConfig, FunctionChange, MacAddr, Mode, PciAddress, PfIndex, PortHandle, SfNum, Vport};
 
 use crate::expectation::Expectation;
 use crate::place::Place;
@@ -55,6 +59,16 @@ pub enum Action {
     NumVfs(PciAddress, u32),
     Bind(PciAddress),
     Unbind(PciAddress),
+    /// `drivers_probe`.
+    Probe(PciAddress),
+    DriverOverride(PciAddress, Option<String>),
+    Autoprobe(PciAddress, bool),
+    /// A function is taken off the bus.
+    Remove(PciAddress),
+    Rescan,
+    Reset(PciAddress),
+    /// What `ip link` sets of a PF's VF, one after the other.
+    SetVf(PciAddress, u32, Vec<VfSetting>),
     LoadModule(String),
     UnloadModule(String),
     /// A PF's netdev moves to a namespace, or home.
@@ -118,6 +132,20 @@ const VERBS: [&str; 13] = [
 ];
 
 impl Action {
+    /// Whether it is a command to the card, rather than a program, a wait or a look that a story takes.
+    pub fn is_command(&self) -> bool {
+        !matches!(
+            self,
+            Self::Program(_)
+                | Self::Sync(_)
+                | Self::Sleep(_)
+                | Self::WaitRest { .. }
+                | Self::WaitUntil(_)
+                | Self::Expect(_)
+                | Self::Repeat(..)
+        )
+    }
+
     /// Reads a step. `card` says what the card's netdevs are called.
     ///
     /// # Errors
@@ -140,9 +168,15 @@ impl Action {
             };
         }
         if PROGRAMS.contains(&first) {
-            let netns = pf_netns(words, card);
-            let command = words.rest().to_owned();
-            return Ok(netns.unwrap_or(Self::Program(command)));
+            if let Some(netns) = ip::pf_netns(words, card) {
+                words.rest();
+                return Ok(netns);
+            }
+            if let Some((pf, rest)) = ip::pf_vf(words, card) {
+                *words = rest;
+                return ip::vf_settings(words, pf);
+            }
+            return Ok(Self::Program(words.rest().to_owned()));
         }
         if !VERBS.contains(&first) {
             let all = [&VERBS[..], &PROGRAMS[..]].concat();
@@ -152,7 +186,7 @@ impl Action {
         }
         Ok(match words.one_of(&VERBS)? {
             "devlink" => devlink(words)?,
-            "echo" => echo(words)?,
+            "echo" => sysfs::echo(words)?,
             "modprobe" if words.accept("-r") => Self::UnloadModule(module(words)?),
             "modprobe" => Self::LoadModule(module(words)?),
             "rmmod" => Self::UnloadModule(module(words)?),
@@ -207,25 +241,6 @@ fn repeat(words: &mut Words<'_>, card: &CardConfig) -> Result<Action, WordError>
         .filter(|n| (1..=100_000).contains(n))
         .ok_or_else(|| WordError { at, message: format!("expected {EXPECTED}, from 1 to 100000, found `{word}`") })?;
     Ok(Action::Repeat(times, Box::new(Action::from_words(words, card)?)))
-}
-
-/// `ip link set [dev] NETDEV netns NS` where NETDEV is a PF's: the engine's business on any card.
-/// Takes no words.
-fn pf_netns(words: &Words<'_>, card: &CardConfig) -> Option<Action> {
-    let mut words = words.clone();
-    for word in ["ip", "link", "set"] {
-        words.literal(word).ok()?;
-    }
-    words.accept("dev");
-    let (_, netdev) = words.next("a netdev").ok()?;
-    words.literal("netns").ok()?;
-    let (_, netns) = words.next("a network namespace").ok()?;
-    words.end().ok()?;
-    let pf = (0..card.pfs)
-        .map(PfIndex)
-        .find(|pf| names::netdev(card, &Resource::PfNetdev(*pf), None).is_some_and(|n| n.name == netdev))?;
-    let netns = (!["1", "home"].contains(&netns)).then(|| netns.to_owned());
-    Some(Action::SetNetns(card.pf_address(pf), netns))
 }
 
 fn devlink(words: &mut Words<'_>) -> Result<Action, WordError> {
@@ -341,36 +356,13 @@ fn function_set(words: &mut Words<'_>) -> Result<Action, WordError> {
     let port = port(words)?;
     let mut change = FunctionChange::default();
     while words.peek().is_some() || change == FunctionChange::default() {
-        match words.one_of(&["hw_addr", "state"])? {
+        match words.one_of(&["hw_addr", "roce", "state"])? {
             "hw_addr" => change.hw_addr = Some(words.parse_saying::<MacAddr>("a MAC address")?),
+            "roce" => change.roce = Some(words.one_of(&["enable", "disable"])? == "enable"),
             _ => change.active = Some(words.one_of(&["active", "inactive"])? == "active"),
         }
     }
     Ok(Action::SetFunction(port, change))
-}
-
-fn echo(words: &mut Words<'_>) -> Result<Action, WordError> {
-    const FILES: &str = "`/sys/bus/pci/devices/ADDRESS/sriov_numvfs`, `/sys/bus/pci/drivers/mlx5_core/bind` or \
-                         `…/unbind`";
-    let value_at = words.clone();
-    words.next("a number of VFs or a PCI address")?;
-    words.literal(">")?;
-    let mut value = value_at;
-    let (at, path) = words.next(FILES)?;
-    let wrong = |at, message| Err(WordError { at, message });
-    if let Some(driver) = path.strip_prefix("/sys/bus/pci/drivers/") {
-        return match driver {
-            "mlx5_core/bind" => Ok(Action::Bind(pci_address(&mut value)?)),
-            "mlx5_core/unbind" => Ok(Action::Unbind(pci_address(&mut value)?)),
-            _ => wrong(at, format!("expected {FILES}, found `{path}`")),
-        };
-    }
-    let address = path.strip_prefix("/sys/bus/pci/devices/").and_then(|rest| rest.strip_suffix("/sriov_numvfs"));
-    match address.map(str::parse) {
-        Some(Ok(address)) => Ok(Action::NumVfs(address, value.parse("a number of VFs")?)),
-        Some(Err(error)) => wrong(at + "/sys/bus/pci/devices/".len(), error.to_string()),
-        None => wrong(at, format!("expected {FILES}, found `{path}`")),
-    }
 }
 
 fn fail(words: &mut Words<'_>) -> Result<Action, WordError> {
@@ -479,6 +471,6 @@ pub(crate) fn port(words: &mut Words<'_>) -> Result<PortHandle, WordError> {
     words.parse("a port such as pci/0000:08:00.0/1")
 }
 
-fn pci_address(words: &mut Words<'_>) -> Result<PciAddress, WordError> {
+pub(crate) fn pci_address(words: &mut Words<'_>) -> Result<PciAddress, WordError> {
     words.parse("a PCI address such as 0000:08:00.0")
 }

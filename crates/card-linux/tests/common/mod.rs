@@ -183,7 +183,7 @@ pub fn rep(vport: Vport) -> Resource {
 }
 
 pub fn vf(n: u16) -> Resource {
-    Resource::Port(PF, Vport::Vf(n))
+    Resource::VfNetdev(PF, Vport::Vf(n))
 }
 
 pub fn vf_ports(n: u16) -> Vec<Resource> {

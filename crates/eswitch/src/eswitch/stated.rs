@@ -251,12 +251,16 @@ pub(super) struct BeforeLoad(Option<(Reps, Attempts)>);
 type Attempts = BTreeMap<(Vport, RepType), u32>;
 
 /// What a command that fails leaves as it was.
-pub(crate) struct Before(Option<(Mode, BTreeSet<Vport>, u16)>);
+pub(crate) struct Before(Option<Ports>);
+
+/// The mode, the ports, how many of them are VFs, and which of these are bound.
+type Ports = (Mode, BTreeSet<Vport>, u16, BTreeSet<Vport>);
 
 impl Pf {
-    fn ports_now(&self, state: &DevlinkState) -> (Mode, BTreeSet<Vport>, u16) {
+    fn ports_now(&self, state: &DevlinkState) -> Ports {
         let mode = self.eswitch.stated.state.with(|state| state.mode);
-        (mode, state.vports.keys().copied().collect(), state.num_vfs)
+        let bound = state.vports.iter().filter(|(_, info)| info.is_vf_bound()).map(|(vport, _)| *vport);
+        (mode, state.vports.keys().copied().collect(), state.num_vfs, bound.collect())
     }
 
     /// What there is before a command.
@@ -265,7 +269,7 @@ impl Pf {
     }
 
     /// A command under the devlink lock is about to return, and no operation on the mode is in progress.
-    /// If it failed, the mode, the ports and the VFs are as before.
+    /// If it failed, the mode, the ports and the VFs, bound and not, are as before.
     #[track_caller]
     pub(crate) fn ensure_outcome<L, T>(
         &self,

@@ -12,6 +12,7 @@ use crate::eswitch::representor::LoadPolicy;
 use crate::event::Event;
 use crate::ids::{Mode, SfNum, Vport};
 use crate::lock_order::Devlink;
+use crate::vf::VfInfo;
 
 impl Pf {
     /// `sriov_numvfs`: from 0 to n and from n to 0. Setting the number there is succeeds.
@@ -115,18 +116,9 @@ impl Pf {
         sfnum: Option<SfNum>,
         policy: LoadPolicy,
     ) -> Result<()> {
-        let requests: Vec<Create> = vports
-            .iter()
-            .map(|vport| Create {
-                resource: Resource::Port(self.index(), *vport),
-                mac: self.mac_of(*vport),
-                sfnum: sfnum.map(|n| n.0),
-            })
-            .collect();
-        self.shared.create_all(cx, &requests)?;
-        for vport in vports {
-            state.vports.insert(*vport, VportInfo { mac: self.mac_of(*vport) });
-        }
+        let infos: Vec<VportInfo> = vports.iter().map(|vport| self.starts_as(state, *vport)).collect();
+        self.make_ports(cx, vports, &infos, sfnum)?;
+        state.vports.extend(vports.iter().copied().zip(infos));
         let loaded = self.eswitch.with_representors(cx, |table, cx| {
             table.add(vports);
             if mode == Mode::Legacy {
@@ -147,6 +139,30 @@ impl Pf {
             }
         }
         loaded
+    }
+
+    /// What a vport is when it is enabled.
+    fn starts_as(&self, state: &DevlinkState, vport: Vport) -> VportInfo {
+        let vf = matches!(vport, Vport::Vf(_)).then(|| VfInfo::new(state.autoprobe));
+        state.kept.get(&vport).cloned().unwrap_or_else(|| VportInfo::new(self.mac_of(vport), vf))
+    }
+
+    /// Makes ports, and with them the netdevs of VFs that are bound: one batch, however many there are.
+    fn make_ports(
+        &self,
+        cx: &mut Locked<'_, Devlink>,
+        vports: &[Vport],
+        infos: &[VportInfo],
+        sfnum: Option<SfNum>,
+    ) -> Result<()> {
+        let sfnum = sfnum.map(|n| n.0);
+        let vports = vports.iter().zip(infos);
+        let ports =
+            vports.clone().map(|(v, info)| Create { resource: Resource::Port(self.index(), *v), mac: info.mac, sfnum });
+        let netdevs = vports.filter(|(_, info)| info.is_vf_bound());
+        let netdevs =
+            netdevs.map(|(v, info)| Create { resource: Resource::VfNetdev(self.index(), *v), mac: info.mac, sfnum });
+        self.shared.create_all(cx, &ports.chain(netdevs).collect::<Vec<_>>())
     }
 
     /// Unloads the representors of vports and unmakes their ports.
@@ -171,10 +187,13 @@ impl Pf {
     }
 
     fn drop_ports(&self, state: &mut DevlinkState, cx: &mut Locked<'_, Devlink>, vports: &[Vport]) {
-        let ports: Vec<Resource> = vports.iter().map(|v| Resource::Port(self.index(), *v)).collect();
-        self.shared.destroy(cx, &ports);
+        let bound = vports.iter().filter(|v| state.vports.get(v).is_some_and(VportInfo::is_vf_bound));
+        let netdevs = bound.map(|v| Resource::VfNetdev(self.index(), *v));
+        let ports = vports.iter().map(|v| Resource::Port(self.index(), *v));
+        self.shared.destroy(cx, &netdevs.chain(ports).collect::<Vec<_>>());
         for vport in vports {
             state.vports.remove(vport);
+            state.rates.forget(*vport);
         }
     }
 }

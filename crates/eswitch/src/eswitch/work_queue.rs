@@ -103,6 +103,7 @@ impl Pf {
     pub(crate) fn serve_work(self: &Arc<Self>, cx: &mut Locked<'_, Unlocked>) {
         let work = &self.eswitch.work;
         while let Some(next) = work.queue.next(cx) {
+            let _change = self.shared.change();
             let (_inside, mut cx) = work.map.run(cx);
             match next {
                 Next::Item((item, generation)) => self.do_work(&mut cx, item, generation),

@@ -1,31 +1,23 @@
-//! Modules: a card's are loaded and unloaded by the card.
+//! Modules: a card's are loaded and unloaded by the card, by each card if there are several.
 
 use std::io;
 
 use crate::process::{self, Caller, SYS_MODULE};
 use crate::supervisor::{Answer, Lab};
 use crate::sys::{self, Notification};
+use crate::sysfs::module_name;
 
 use super::{errno, read_text};
 
-/// What the file of a card's module begins with; its name follows, and a line's end.
-const MARK: &[u8] = b"eswitch-module ";
-/// How much of a module is looked at.
-const LOOK: usize = 128;
+/// How much of a module is looked at: those of a card are small.
+const LOOK: usize = 16 * 1024;
 /// `MODULE_NAME_LEN`, and a little.
 const NAME: usize = 64;
-
-/// The name of the card's module that a file is, by its content. The files are made by who shows
-/// `/lib/modules` to a lab.
-pub(crate) fn module_name_of(content: &[u8]) -> Option<&str> {
-    let name = content.strip_prefix(MARK)?.split(|byte| *byte == b'\n').next()?;
-    std::str::from_utf8(name).ok().map(str::trim).filter(|name| !name.is_empty())
-}
 
 /// `init_module(image, len, options)`.
 pub(super) fn init_module(lab: &Lab, call: &Notification) -> Answer {
     let [image, len, ..] = call.data.args;
-    let mut content = [0; LOOK];
+    let mut content = vec![0; LOOK];
     let len = len.min(LOOK as u64) as usize;
     match sys::read_memory(call.pid, image, &mut content[..len]) {
         Ok(len) => load(lab, call, &content[..len]),
@@ -35,7 +27,7 @@ pub(super) fn init_module(lab: &Lab, call: &Notification) -> Answer {
 
 /// `finit_module(file, options, flags)`.
 pub(super) fn finit_module(lab: &Lab, call: &Notification) -> Answer {
-    let mut content = [0; LOOK];
+    let mut content = vec![0; LOOK];
     let read = process::take_fd(call.pid, call.data.args[0] as u32)
         .and_then(|file| Ok(rustix::io::pread(&file, &mut content, 0)?));
     match read {
@@ -45,7 +37,7 @@ pub(super) fn finit_module(lab: &Lab, call: &Notification) -> Answer {
 }
 
 fn load(lab: &Lab, call: &Notification, content: &[u8]) -> Answer {
-    let Some(name) = module_name_of(content) else { return Answer::Continue };
+    let Some(name) = module_name(content) else { return Answer::Continue };
     perform(lab, call, name, "modprobe")
 }
 
@@ -58,7 +50,10 @@ pub(super) fn delete_module(lab: &Lab, call: &Notification) -> Answer {
 }
 
 fn perform(lab: &Lab, call: &Notification, name: &str, how: &str) -> Answer {
-    let Some(card) = lab.cards.now().module(name) else { return Answer::Continue };
+    let cards = lab.cards.now().having_module(name);
+    if cards.is_empty() {
+        return Answer::Continue;
+    }
     let work = || -> io::Result<Answer> {
         if Caller::of(call.pid)?.capabilities & SYS_MODULE == 0 {
             return Err(errno(libc::EPERM));
@@ -66,21 +61,10 @@ fn perform(lab: &Lab, call: &Notification, name: &str, how: &str) -> Answer {
         if !lab.still_waits(call) {
             return Ok(Answer::Later);
         }
-        lab.cards.perform(card, &format!("{how} {name}")).map_err(|refusal| errno(refusal.errno))?;
+        for card in &cards {
+            lab.cards.perform(*card, &format!("{how} {name}")).map_err(|refusal| errno(refusal.errno))?;
+        }
         Ok(Answer::Value(0))
     };
     work().into()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_module_of_ours_says_so() {
-        assert_eq!(module_name_of(b"eswitch-module mlx5_ib\nmore"), Some("mlx5_ib"));
-        assert_eq!(module_name_of(b"eswitch-module mlx5_ib"), Some("mlx5_ib"));
-        assert_eq!(module_name_of(b"\x7fELF"), None);
-        assert_eq!(module_name_of(b"eswitch-module \n"), None);
-    }
 }

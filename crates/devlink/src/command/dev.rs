@@ -1,0 +1,193 @@
+//! `devlink dev`: instances, their E-Switches, reload, info.
+
+use eswitch::devlink::InlineMode;
+use eswitch::{Mode, PciAddress};
+
+use crate::answer::Reply;
+use crate::card::{Cx, Served};
+use crate::numbers::{attribute as a, command as c};
+use crate::refusal::{Refusal, errno};
+use crate::request::Attributes;
+use crate::wire::Builder;
+
+const FIRMWARE: &str = "22.45.1020";
+const BOARD: &str = "MT_0000000436";
+const DRIVER: &str = "mlx5_core";
+
+pub(super) fn put_device(to: &mut Builder, device: PciAddress) {
+    to.text(a::BUS_NAME, "pci").text(a::DEV_NAME, &device.to_string());
+}
+
+/// What is told of an instance.
+pub(crate) fn device_message(to: &mut Builder, device: PciAddress) {
+    put_device(to, device);
+    to.u8(a::RELOAD_FAILED, 0);
+}
+
+/// The PFs that are bound.
+pub(super) fn bound(served: &Served, cx: Cx<'_, '_>) -> Vec<PciAddress> {
+    let engine = served.session.engine();
+    engine.addresses().into_iter().filter(|address| engine.pf(cx, *address).is_ok()).collect()
+}
+
+pub(super) fn get(
+    served: &Served,
+    cx: Cx<'_, '_>,
+    asked: &Attributes<'_>,
+    reply: &mut Reply<'_>,
+) -> Result<(), Refusal> {
+    let device = asked.device()?;
+    served.session.engine().pf(cx, device)?;
+    reply.add(c::NEW, |to| device_message(to, device));
+    Ok(())
+}
+
+pub(super) fn get_all(
+    served: &Served,
+    cx: Cx<'_, '_>,
+    _: &Attributes<'_>,
+    reply: &mut Reply<'_>,
+) -> Result<(), Refusal> {
+    for device in bound(served, cx) {
+        reply.add(c::NEW, |to| device_message(to, device));
+    }
+    Ok(())
+}
+
+/// DEVLINK_ESWITCH_MODE_*.
+fn eswitch_modes(mode: Mode) -> u16 {
+    match mode {
+        Mode::Legacy => 0,
+        Mode::Switchdev => 1,
+    }
+}
+
+pub(super) fn eswitch_get(
+    served: &Served,
+    cx: Cx<'_, '_>,
+    asked: &Attributes<'_>,
+    reply: &mut Reply<'_>,
+) -> Result<(), Refusal> {
+    let device = asked.device()?;
+    let (mode, encap) = served.session.engine().eswitch(cx, device)?;
+    reply.add(c::ESWITCH_GET, |to| {
+        put_device(to, device);
+        to.u16(a::ESWITCH_MODE, eswitch_modes(mode));
+        to.u8(a::ESWITCH_INLINE_MODE, 0);
+        to.u8(a::ESWITCH_ENCAP_MODE, encap.into());
+    });
+    Ok(())
+}
+
+/// In the order of the kernel: mode, inline mode, encapsulation, up to the first that fails.
+pub(super) fn eswitch_set(
+    served: &Served,
+    cx: Cx<'_, '_>,
+    asked: &Attributes<'_>,
+    _: &mut Reply<'_>,
+) -> Result<(), Refusal> {
+    let device = asked.device()?;
+    let engine = served.session.engine();
+    let mode = match asked.u16(a::ESWITCH_MODE)? {
+        None => None,
+        Some(0) => Some(Mode::Legacy),
+        Some(1) => Some(Mode::Switchdev),
+        Some(_) => return Err(Refusal::new(errno::EINVAL, "mlx5_core: the E-Switch's modes are legacy and switchdev")),
+    };
+    let inline = match asked.u8(a::ESWITCH_INLINE_MODE)? {
+        None => None,
+        Some(0) => Some(InlineMode::None),
+        Some(1) => Some(InlineMode::Link),
+        Some(2) => Some(InlineMode::Network),
+        Some(3) => Some(InlineMode::Transport),
+        Some(_) => return Err(Refusal::new(errno::EINVAL, "mlx5_core: no such inline mode")),
+    };
+    let encap = match asked.u8(a::ESWITCH_ENCAP_MODE)? {
+        None => None,
+        Some(encap @ 0..=1) => Some(encap == 1),
+        Some(_) => return Err(Refusal::new(errno::EINVAL, "mlx5_core: no such encapsulation mode")),
+    };
+    if let Some(mode) = mode {
+        engine.set_mode(cx, device, mode)?;
+    }
+    if let Some(inline) = inline {
+        engine.set_inline_mode(cx, device, inline)?;
+    }
+    if let Some(encap) = encap {
+        engine.set_encap(cx, device, encap)?;
+    }
+    // An instance that is not there must be an error even if nothing is to be changed.
+    engine.pf(cx, device)?;
+    Ok(())
+}
+
+pub(super) fn reload(
+    served: &Served,
+    cx: Cx<'_, '_>,
+    asked: &Attributes<'_>,
+    reply: &mut Reply<'_>,
+) -> Result<(), Refusal> {
+    const REINIT: u8 = 1;
+    let device = asked.device()?;
+    served.session.engine().pf(cx, device)?;
+    if [a::NETNS_PID, a::NETNS_FD, a::NETNS_ID].iter().any(|netns| asked.has(*netns)) {
+        let why = "moving an instance into another network namespace is not supported; move its netdev with `ip link`";
+        return Err(Refusal::unsupported(why));
+    }
+    let action = asked.u8(a::RELOAD_ACTION)?;
+    if action.is_some_and(|action| action != REINIT) {
+        return Err(Refusal::unsupported("Requested reload action is not supported by the driver"));
+    }
+    if asked.bitfield(a::RELOAD_LIMITS)?.is_some_and(|(value, _)| value != 0) {
+        return Err(Refusal::unsupported("Requested limit is not supported by the driver"));
+    }
+    served.session.engine().reload(cx, device)?;
+    if action.is_some() || asked.has(a::RELOAD_LIMITS) {
+        reply.add(c::RELOAD, |to| {
+            put_device(to, device);
+            to.bitfield(a::RELOAD_ACTIONS_PERFORMED, 1 << REINIT, 1 << REINIT);
+        });
+    }
+    Ok(())
+}
+
+fn info_message(to: &mut Builder, device: PciAddress) {
+    put_device(to, device);
+    to.text(a::INFO_DRIVER_NAME, DRIVER);
+    let mut version = |kind, name, value| {
+        to.nest(kind, |to| {
+            to.text(a::INFO_VERSION_NAME, name).text(a::INFO_VERSION_VALUE, value);
+        });
+    };
+    version(a::INFO_VERSION_FIXED, "fw.psid", BOARD);
+    for name in ["fw.version", "fw"] {
+        version(a::INFO_VERSION_RUNNING, name, FIRMWARE);
+    }
+    for name in ["fw.version", "fw"] {
+        version(a::INFO_VERSION_STORED, name, FIRMWARE);
+    }
+}
+
+pub(super) fn info(
+    served: &Served,
+    cx: Cx<'_, '_>,
+    asked: &Attributes<'_>,
+    reply: &mut Reply<'_>,
+) -> Result<(), Refusal> {
+    let device = asked.device()?;
+    served.session.engine().pf(cx, device)?;
+    reply.add(c::INFO_GET, |to| info_message(to, device));
+    Ok(())
+}
+
+pub(super) fn info_all(
+    served: &Served,
+    cx: Cx<'_, '_>,
+    _: &Attributes<'_>,
+    reply: &mut Reply<'_>,
+) -> Result<(), Refusal> {
+    for device in bound(served, cx) {
+        reply.add(c::INFO_GET, |to| info_message(to, device));
+    }
+    Ok(())
+}

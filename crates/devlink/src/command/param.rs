@@ -1,0 +1,202 @@
+//! `devlink dev param`.
+
+use eswitch::PciAddress;
+use eswitch::devlink::SteeringMode;
+use eswitch::lag::LagMode;
+
+use super::dev::{bound, put_device};
+use crate::answer::Reply;
+use crate::card::{Cx, Served};
+use crate::numbers::{attribute as a, command as c, nla};
+use crate::refusal::{Refusal, errno};
+use crate::request::Attributes;
+use crate::wire::Builder;
+
+/// DEVLINK_PARAM_CMODE_*.
+const RUNTIME: u8 = 0;
+const DRIVERINIT: u8 = 1;
+
+/// A parameter's value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Value {
+    Bool(bool),
+    Text(&'static str),
+}
+
+/// A parameter.
+struct Param {
+    name: &'static str,
+    /// Whether devlink knows it, rather than the driver alone.
+    generic: bool,
+    cmode: u8,
+    get: fn(&Served, Cx<'_, '_>, PciAddress) -> Result<Value, Refusal>,
+    set: fn(&Served, Cx<'_, '_>, PciAddress, Given<'_>) -> Result<(), Refusal>,
+}
+
+/// A value as it was given.
+enum Given<'a> {
+    Bool(bool),
+    Text(&'a str),
+}
+
+impl<'a> Given<'a> {
+    fn bool(&self) -> Result<bool, Refusal> {
+        match self {
+            Self::Bool(value) => Ok(*value),
+            Self::Text(_) => Err(Refusal::bare(errno::EINVAL)),
+        }
+    }
+
+    fn text(&self) -> Result<&'a str, Refusal> {
+        match self {
+            Self::Text(value) => Ok(value),
+            Self::Bool(_) => Err(Refusal::bare(errno::EINVAL)),
+        }
+    }
+}
+
+/// A parameter that is what it is.
+macro_rules! fixed {
+    ($name:literal, $generic:literal, $value:literal, $why:literal) => {
+        Param {
+            name: $name,
+            generic: $generic,
+            cmode: DRIVERINIT,
+            get: |_, _, _| Ok(Value::Bool($value)),
+            set: |_, _, _, given| match given.bool()? {
+                $value => Ok(()),
+                _ => Err(Refusal::unsupported(concat!("mlx5_core: ", $why))),
+            },
+        }
+    };
+}
+
+const PARAMS: &[Param] = &[
+    Param { name: "esw_multiport", generic: false, cmode: RUNTIME, get: get_multiport, set: set_multiport },
+    Param { name: "esw_port_metadata", generic: false, cmode: RUNTIME, get: get_metadata, set: set_metadata },
+    Param { name: "flow_steering_mode", generic: false, cmode: RUNTIME, get: get_steering, set: set_steering },
+    fixed!("enable_roce", true, true, "RoCE is always on here; unload mlx5_ib to be without RDMA devices"),
+    fixed!("enable_rdma", true, true, "RDMA devices come and go with the module mlx5_ib here; unload it instead"),
+    fixed!(
+        "enable_sfs_aux_devs",
+        false,
+        true,
+        "an SF's auxiliary devices always come with it here; set the SF's state instead"
+    ),
+];
+
+fn get_multiport(served: &Served, cx: Cx<'_, '_>, _: PciAddress) -> Result<Value, Refusal> {
+    Ok(Value::Bool(served.session.engine().lag(cx).mode == LagMode::Mpesw))
+}
+
+fn set_multiport(served: &Served, cx: Cx<'_, '_>, device: PciAddress, given: Given<'_>) -> Result<(), Refusal> {
+    Ok(served.session.engine().set_esw_multiport(cx, device, given.bool()?)?)
+}
+
+fn get_metadata(served: &Served, cx: Cx<'_, '_>, device: PciAddress) -> Result<Value, Refusal> {
+    Ok(Value::Bool(served.session.engine().params(cx, device)?.port_metadata))
+}
+
+fn set_metadata(served: &Served, cx: Cx<'_, '_>, device: PciAddress, given: Given<'_>) -> Result<(), Refusal> {
+    let engine = served.session.engine();
+    let mut params = engine.params(cx, device)?;
+    params.port_metadata = given.bool()?;
+    Ok(engine.set_params(cx, device, params)?)
+}
+
+fn get_steering(served: &Served, cx: Cx<'_, '_>, device: PciAddress) -> Result<Value, Refusal> {
+    Ok(Value::Text(served.session.engine().params(cx, device)?.steering.name()))
+}
+
+fn set_steering(served: &Served, cx: Cx<'_, '_>, device: PciAddress, given: Given<'_>) -> Result<(), Refusal> {
+    let steering = match given.text()? {
+        "dmfs" => SteeringMode::Firmware,
+        "smfs" => SteeringMode::Software,
+        _ => {
+            let why = "mlx5_core: Bad parameter: supported values are [\"dmfs\", \"smfs\"]";
+            return Err(Refusal::new(errno::EINVAL, why));
+        }
+    };
+    let engine = served.session.engine();
+    let mut params = engine.params(cx, device)?;
+    params.steering = steering;
+    Ok(engine.set_params(cx, device, params)?)
+}
+
+fn param_message(to: &mut Builder, device: PciAddress, param: &Param, value: &Value) {
+    put_device(to, device);
+    to.nest(a::PARAM, |to| {
+        to.text(a::PARAM_NAME, param.name);
+        if param.generic {
+            to.flag(a::PARAM_GENERIC);
+        }
+        to.u8(
+            a::PARAM_TYPE,
+            match value {
+                Value::Bool(_) => nla::FLAG,
+                Value::Text(_) => nla::STRING,
+            },
+        );
+        to.nest(a::PARAM_VALUES_LIST, |to| {
+            to.nest(a::PARAM_VALUE, |to| {
+                match value {
+                    Value::Bool(true) => to.flag(a::PARAM_VALUE_DATA),
+                    Value::Bool(false) => to,
+                    Value::Text(text) => to.text(a::PARAM_VALUE_DATA, text),
+                };
+                to.u8(a::PARAM_VALUE_CMODE, param.cmode);
+            });
+        });
+    });
+}
+
+fn named(asked: &Attributes<'_>) -> Result<&'static Param, Refusal> {
+    let name = asked.text(a::PARAM_NAME)?.ok_or(Refusal::bare(errno::EINVAL))?;
+    PARAMS.iter().find(|param| param.name == name).ok_or(Refusal::bare(errno::EINVAL))
+}
+
+pub(super) fn get(
+    served: &Served,
+    cx: Cx<'_, '_>,
+    asked: &Attributes<'_>,
+    reply: &mut Reply<'_>,
+) -> Result<(), Refusal> {
+    let device = asked.device()?;
+    served.session.engine().pf(cx, device)?;
+    let param = named(asked)?;
+    let value = (param.get)(served, cx, device)?;
+    reply.add(c::PARAM_GET, |to| param_message(to, device, param, &value));
+    Ok(())
+}
+
+pub(super) fn get_all(
+    served: &Served,
+    cx: Cx<'_, '_>,
+    _: &Attributes<'_>,
+    reply: &mut Reply<'_>,
+) -> Result<(), Refusal> {
+    for device in bound(served, cx) {
+        for param in PARAMS {
+            // One that has gone meanwhile has none.
+            let Ok(value) = (param.get)(served, cx, device) else { continue };
+            reply.add(c::PARAM_GET, |to| param_message(to, device, param, &value));
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn set(served: &Served, cx: Cx<'_, '_>, asked: &Attributes<'_>, _: &mut Reply<'_>) -> Result<(), Refusal> {
+    let device = asked.device()?;
+    served.session.engine().pf(cx, device)?;
+    let param = named(asked)?;
+    let cmode = asked.u8(a::PARAM_VALUE_CMODE)?.ok_or(Refusal::bare(errno::EINVAL))?;
+    if cmode != param.cmode {
+        return Err(Refusal::bare(errno::EOPNOTSUPP));
+    }
+    let given = match asked.u8(a::PARAM_TYPE)?.ok_or(Refusal::bare(errno::EINVAL))? {
+        nla::FLAG => Given::Bool(asked.has(a::PARAM_VALUE_DATA)),
+        nla::STRING => Given::Text(asked.text(a::PARAM_VALUE_DATA)?.ok_or(Refusal::bare(errno::EINVAL))?),
+        _ => return Err(Refusal::bare(errno::EINVAL)),
+    };
+    (param.set)(served, cx, device, given)
+}

@@ -1,0 +1,201 @@
+//! `devlink port`: what there is, SFs, and what a port's function is.
+
+use eswitch::inspect::PortView;
+use eswitch::{FunctionChange, MacAddr, PfIndex, PortHandle, SfNum, Vport};
+
+use super::dev::{bound, put_device};
+use crate::answer::Reply;
+use crate::card::{Cx, Served};
+use crate::numbers::{attribute as a, command as c, flavour, function};
+use crate::refusal::{Refusal, errno};
+use crate::request::Attributes;
+use crate::wire::Builder;
+
+/// DEVLINK_PORT_TYPE_*.
+const NOTSET: u16 = 0;
+const ETH: u16 = 2;
+
+fn put_port(to: &mut Builder, port: PortHandle) {
+    put_device(to, port.device);
+    to.u32(a::PORT_INDEX, port.index.0);
+}
+
+/// What is told of a port.
+pub(crate) fn port_message(served: &Served, to: &mut Builder, pf: PfIndex, port: &PortView) {
+    put_port(to, port.handle);
+    match &port.netdev {
+        Some(name) => {
+            to.u16(a::PORT_TYPE, ETH);
+            if let Some(index) = served.ifindex.as_ref().and_then(|index| index(name)) {
+                to.u32(a::PORT_NETDEV_IFINDEX, index);
+            }
+            to.text(a::PORT_NETDEV_NAME, name);
+        }
+        None => {
+            to.u16(a::PORT_TYPE, NOTSET);
+        }
+    }
+    let dpu = served.session.engine().config().dpu;
+    let (pfnum, controller) = (u16::from(pf.0), u32::from(dpu));
+    let owner = |to: &mut Builder, kind: u16, controller: u32| {
+        to.u16(a::PORT_FLAVOUR, kind).u32(a::PORT_CONTROLLER_NUMBER, controller).u16(a::PORT_PCI_PF_NUMBER, pfnum);
+    };
+    match port.vport {
+        Vport::Uplink => {
+            to.u16(a::PORT_FLAVOUR, flavour::PHYSICAL).u32(a::PORT_NUMBER, pfnum.into());
+        }
+        Vport::HostPf => {
+            owner(to, flavour::PCI_PF, controller);
+            to.u8(a::PORT_EXTERNAL, dpu.into());
+        }
+        Vport::Vf(vf) => {
+            owner(to, flavour::PCI_VF, controller);
+            to.u16(a::PORT_PCI_VF_NUMBER, vf).u8(a::PORT_EXTERNAL, dpu.into());
+        }
+        Vport::Sf(place) => {
+            owner(to, flavour::PCI_SF, 0);
+            let sfnum = port.sf.map_or(place.into(), |sf| sf.sfnum.0);
+            to.u32(a::PORT_PCI_SF_NUMBER, sfnum).u8(a::PORT_EXTERNAL, 0);
+        }
+    }
+    to.u8(a::PORT_SPLITTABLE, 0);
+    if port.vport != Vport::Uplink {
+        put_function(to, port);
+    }
+}
+
+fn put_function(to: &mut Builder, port: &PortView) {
+    to.nest(a::PORT_FUNCTION, |to| {
+        let MacAddr(mac) = port.hw_addr.unwrap_or(MacAddr([0; 6]));
+        to.put(function::HW_ADDR, &mac);
+        if let Some(sf) = port.sf {
+            to.u8(function::STATE, sf.active.into()).u8(function::OPSTATE, sf.attached.into());
+        }
+        if let Some(roce) = port.roce {
+            to.bitfield(function::CAPS, u32::from(roce) * function::CAP_ROCE, function::CAP_ROCE);
+        }
+    });
+}
+
+pub(super) fn get(
+    served: &Served,
+    cx: Cx<'_, '_>,
+    asked: &Attributes<'_>,
+    reply: &mut Reply<'_>,
+) -> Result<(), Refusal> {
+    add_port(served, cx, asked.port()?, reply)
+}
+
+fn add_port(served: &Served, cx: Cx<'_, '_>, handle: PortHandle, reply: &mut Reply<'_>) -> Result<(), Refusal> {
+    let pf = served.session.engine().inspect_pf(cx, handle.device)?;
+    let port = pf.ports.iter().find(|port| port.handle == handle).ok_or(Refusal::bare(errno::ENODEV))?;
+    reply.add(c::PORT_NEW, |to| port_message(served, to, pf.index, port));
+    Ok(())
+}
+
+pub(super) fn get_all(
+    served: &Served,
+    cx: Cx<'_, '_>,
+    asked: &Attributes<'_>,
+    reply: &mut Reply<'_>,
+) -> Result<(), Refusal> {
+    let devices = match asked.handle()? {
+        Some(handle) => vec![handle.device()?],
+        None => bound(served, cx),
+    };
+    for device in devices {
+        let Ok(pf) = served.session.engine().inspect_pf(cx, device) else { continue };
+        for port in &pf.ports {
+            reply.add(c::NEW, |to| port_message(served, to, pf.index, port));
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn set(served: &Served, cx: Cx<'_, '_>, asked: &Attributes<'_>, _: &mut Reply<'_>) -> Result<(), Refusal> {
+    let port = asked.port()?;
+    let pf = served.session.engine().inspect_pf(cx, port.device)?;
+    let is = pf.ports.iter().find(|p| p.handle == port).ok_or(Refusal::bare(errno::ENODEV))?;
+    if asked.has(a::PORT_TYPE) {
+        return Err(Refusal::bare(errno::EOPNOTSUPP));
+    }
+    let allowed = [function::HW_ADDR, function::STATE, function::CAPS];
+    let Some(asked) = asked.nested(a::PORT_FUNCTION, &allowed)? else { return Ok(()) };
+    if is.vport == Vport::Uplink {
+        return Err(Refusal::unsupported("Port doesn't support function attributes"));
+    }
+    let roce = match asked.bitfield(function::CAPS)? {
+        None => None,
+        Some((value, selector)) => caps(value, selector)?,
+    };
+    let active = match asked.u8(function::STATE)? {
+        None => None,
+        Some(state @ 0..=1) => Some(state == 1),
+        Some(_) => return Err(Refusal::new(errno::EINVAL, "Attribute failed policy validation")),
+    };
+    let change = FunctionChange { hw_addr: asked.bytes(function::HW_ADDR).map(hw_addr).transpose()?, active, roce };
+    served.session.engine().set_function(cx, port, change)?;
+    Ok(())
+}
+
+/// What is asked of a function's capabilities: RoCE on or off; it has no others, which may be set to that.
+fn caps(value: u32, selector: u32) -> Result<Option<bool>, Refusal> {
+    let others = value & selector & !function::CAP_ROCE;
+    let why = match others.trailing_zeros() {
+        32 => return Ok((selector & function::CAP_ROCE != 0).then_some(value & function::CAP_ROCE != 0)),
+        1 => "Port doesn't support migratable function attribute",
+        2 => "Port doesn't support ipsec_crypto function attribute",
+        _ => "Port doesn't support ipsec_packet function attribute",
+    };
+    Err(Refusal::unsupported(why))
+}
+
+fn hw_addr(bytes: &[u8]) -> Result<MacAddr, Refusal> {
+    let mac: [u8; 6] =
+        bytes.try_into().map_err(|_| Refusal::new(errno::EINVAL, "Address must be 6 bytes for Ethernet device"))?;
+    if mac[0] & 1 != 0 {
+        return Err(Refusal::new(errno::EINVAL, "Non-unicast hardware address unsupported"));
+    }
+    Ok(MacAddr(mac))
+}
+
+pub(super) fn add(
+    served: &Served,
+    cx: Cx<'_, '_>,
+    asked: &Attributes<'_>,
+    reply: &mut Reply<'_>,
+) -> Result<(), Refusal> {
+    let device = asked.device()?;
+    served.session.engine().pf(cx, device)?;
+    let (kind, pfnum) = (asked.u16(a::PORT_FLAVOUR)?, asked.u16(a::PORT_PCI_PF_NUMBER)?);
+    let (Some(kind), Some(pfnum)) = (kind, pfnum) else {
+        return Err(Refusal::new(errno::EINVAL, "Port flavour or PCI PF are not specified"));
+    };
+    if kind != flavour::PCI_SF {
+        return Err(Refusal::unsupported("mlx5_core: Driver supports only SF port addition"));
+    }
+    if asked.has(a::PORT_INDEX) {
+        return Err(Refusal::unsupported("mlx5_core: Driver does not support user defined port index assignment"));
+    }
+    let Some(sfnum) = asked.u32(a::PORT_PCI_SF_NUMBER)? else {
+        let why = "mlx5_core: User must provide unique sfnum. Driver does not support auto assignment";
+        return Err(Refusal::unsupported(why));
+    };
+    if asked.u32(a::PORT_CONTROLLER_NUMBER)?.is_some_and(|controller| controller != 0) {
+        return Err(Refusal::unsupported("mlx5_core: External controller is unsupported"));
+    }
+    let port = served.session.engine().add_sf(cx, device, pfnum.into(), SfNum(sfnum))?;
+    // It may be gone again by now: it has been added all the same.
+    let _ = add_port(served, cx, port, reply);
+    Ok(())
+}
+
+pub(super) fn delete(
+    served: &Served,
+    cx: Cx<'_, '_>,
+    asked: &Attributes<'_>,
+    _: &mut Reply<'_>,
+) -> Result<(), Refusal> {
+    served.session.engine().delete_port(cx, asked.port()?)?;
+    Ok(())
+}

@@ -1,0 +1,112 @@
+//! `devlink port function rate`.
+
+use eswitch::PciAddress;
+use eswitch::rate::{Rate, RateChange, RateOf};
+
+use super::dev::{bound, put_device};
+use crate::answer::Reply;
+use crate::card::{Cx, Served};
+use crate::numbers::{attribute as a, command as c};
+use crate::refusal::{Refusal, errno};
+use crate::request::Attributes;
+use crate::wire::Builder;
+
+/// DEVLINK_RATE_TYPE_*.
+const LEAF: u16 = 0;
+const NODE: u16 = 1;
+
+/// What a rate may be set or made with.
+pub(super) const CHANGE: &[u16] = &[
+    a::BUS_NAME,
+    a::DEV_NAME,
+    a::PORT_INDEX,
+    a::RATE_TYPE,
+    a::RATE_NODE_NAME,
+    a::RATE_TX_SHARE,
+    a::RATE_TX_MAX,
+    a::RATE_TX_PRIORITY,
+    a::RATE_TX_WEIGHT,
+    a::RATE_PARENT_NODE_NAME,
+];
+
+fn rate_message(to: &mut Builder, of: &RateOf, rate: &Rate) {
+    put_device(to, of.device());
+    match of {
+        RateOf::Leaf(port) => to.u16(a::RATE_TYPE, LEAF).u32(a::PORT_INDEX, port.index.0),
+        RateOf::Node(_, name) => to.u16(a::RATE_TYPE, NODE).text(a::RATE_NODE_NAME, name),
+    };
+    to.u64(a::RATE_TX_SHARE, rate.tx_share).u64(a::RATE_TX_MAX, rate.tx_max);
+    to.u32(a::RATE_TX_PRIORITY, rate.tx_priority).u32(a::RATE_TX_WEIGHT, rate.tx_weight);
+    if let Some(parent) = &rate.parent {
+        to.text(a::RATE_PARENT_NODE_NAME, parent);
+    }
+}
+
+fn of(asked: &Attributes<'_>) -> Result<RateOf, Refusal> {
+    match asked.text(a::RATE_NODE_NAME)? {
+        Some(name) => Ok(RateOf::Node(asked.device()?, name.to_owned())),
+        None => Ok(RateOf::Leaf(asked.port()?)),
+    }
+}
+
+fn node(asked: &Attributes<'_>) -> Result<(PciAddress, String), Refusal> {
+    let name = asked.text(a::RATE_NODE_NAME)?.ok_or(Refusal::missing(a::RATE_NODE_NAME))?;
+    Ok((asked.device()?, name.to_owned()))
+}
+
+fn change(asked: &Attributes<'_>) -> Result<RateChange, Refusal> {
+    let parent = asked.text(a::RATE_PARENT_NODE_NAME)?;
+    Ok(RateChange {
+        tx_share: asked.u64(a::RATE_TX_SHARE)?,
+        tx_max: asked.u64(a::RATE_TX_MAX)?,
+        tx_priority: asked.u32(a::RATE_TX_PRIORITY)?,
+        tx_weight: asked.u32(a::RATE_TX_WEIGHT)?,
+        parent: parent.map(|name| (!name.is_empty()).then(|| name.to_owned())),
+    })
+}
+
+pub(super) fn get(
+    served: &Served,
+    cx: Cx<'_, '_>,
+    asked: &Attributes<'_>,
+    reply: &mut Reply<'_>,
+) -> Result<(), Refusal> {
+    let of = of(asked)?;
+    let rates = served.session.engine().rates(cx, of.device())?;
+    let (of, rate) = rates.iter().find(|(is, _)| *is == of).ok_or(Refusal::bare(errno::ENODEV))?;
+    reply.add(c::RATE_NEW, |to| rate_message(to, of, rate));
+    Ok(())
+}
+
+pub(super) fn get_all(
+    served: &Served,
+    cx: Cx<'_, '_>,
+    _: &Attributes<'_>,
+    reply: &mut Reply<'_>,
+) -> Result<(), Refusal> {
+    for device in bound(served, cx) {
+        for (of, rate) in served.session.engine().rates(cx, device).unwrap_or_default() {
+            reply.add(c::RATE_NEW, |to| rate_message(to, &of, &rate));
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn set(served: &Served, cx: Cx<'_, '_>, asked: &Attributes<'_>, _: &mut Reply<'_>) -> Result<(), Refusal> {
+    Ok(served.session.engine().set_rate(cx, &of(asked)?, &change(asked)?)?)
+}
+
+pub(super) fn add(served: &Served, cx: Cx<'_, '_>, asked: &Attributes<'_>, _: &mut Reply<'_>) -> Result<(), Refusal> {
+    let (device, name) = node(asked)?;
+    Ok(served.session.engine().add_rate_node(cx, device, &name, &change(asked)?)?)
+}
+
+pub(super) fn delete(
+    served: &Served,
+    cx: Cx<'_, '_>,
+    asked: &Attributes<'_>,
+    _: &mut Reply<'_>,
+) -> Result<(), Refusal> {
+    let (device, name) = node(asked)?;
+    Ok(served.session.engine().delete_rate_node(cx, device, &name)?)
+}

@@ -1,0 +1,124 @@
+//! The family of our own, `eswitch`: what devlink has no message for. A lab shows what [`VIEW`] tells, and
+//! does by [`PERFORM`] what a shell command would.
+
+use std::sync::atomic::Ordering;
+
+use scenario::{Action, Heeds, StepError};
+
+use crate::answer::{CHANGES_GROUP, CONFIG_GROUP, ESWITCH, Peer, Reply, carried_out, split, tell_family};
+use crate::card::{Cx, Host, Served};
+use crate::numbers::control;
+use crate::refusal::{Refusal, errno};
+use crate::request::Attributes;
+use crate::view;
+
+/// The family's name.
+pub const NAME: &str = "eswitch";
+/// Performs a step: takes [`WORDS`].
+pub const PERFORM: u8 = 1;
+/// Tells what there is of the card, as [`crate::view::Card`] in JSON, in pieces: a dump.
+pub const VIEW: u8 = 2;
+/// Joins a multicast group, which the socket has no option for: takes [`GROUP`].
+pub const JOIN: u8 = 3;
+/// Is told: there is another view than before. Whoever gets the answer to a command finds this told already.
+pub const CHANGED: u8 = 4;
+/// Tells of the card and of who runs it, in JSON, in pieces: a dump.
+pub const STATUS: u8 = 16;
+/// Asks who runs the card to end: takes [`WORDS`], which say how.
+pub const END: u8 = 17;
+/// A step in words, as `esw up` takes it.
+pub const WORDS: u16 = 1;
+/// A line that the step printed.
+pub const LINE: u16 = 2;
+/// A piece of JSON.
+pub const PIECE: u16 = 3;
+/// A multicast group: [`CONFIG_GROUP`] or [`CHANGES_GROUP`].
+pub const GROUP: u16 = 4;
+
+/// Bytes of a piece of JSON at most.
+const PIECE_MAX: usize = 12 * 1024;
+
+pub(crate) fn tell(reply: &mut Reply<'_>) {
+    let operations = [
+        (PERFORM, control::ADMIN | control::CAN_DO),
+        (VIEW, control::CAN_DUMP),
+        (JOIN, control::CAN_DO),
+        (STATUS, control::CAN_DUMP),
+        (END, control::ADMIN | control::CAN_DO),
+    ];
+    tell_family(reply, (NAME, ESWITCH, 1), 4, &operations, &[]);
+}
+
+pub(crate) fn answer(
+    served: &Served,
+    cx: Cx<'_, '_>,
+    peer: &Peer,
+    payload: &[u8],
+    reply: &mut Reply<'_>,
+) -> Result<(), Refusal> {
+    let (command, attributes) = split(payload)?;
+    let asked = Attributes::of_request(attributes, &[WORDS, GROUP])?;
+    match command {
+        PERFORM if !peer.may_change => Err(Refusal::bare(errno::EPERM)),
+        PERFORM => {
+            let words = asked.text(WORDS)?.ok_or(Refusal::missing(WORDS))?;
+            let outcome = perform(served, cx, words, reply);
+            carried_out(served, cx, &|| words.to_owned(), outcome)
+        }
+        STATUS => tell_pieces(STATUS, host(served)?.status(cx).as_bytes(), reply),
+        END if !peer.may_change => Err(Refusal::bare(errno::EPERM)),
+        END => host(served)?.end(cx, asked.text(WORDS)?.ok_or(Refusal::missing(WORDS))?),
+        VIEW => view(served, cx, reply),
+        JOIN => join(peer, &asked),
+        _ => Err(Refusal::bare(errno::EOPNOTSUPP)),
+    }
+}
+
+fn join(peer: &Peer, asked: &Attributes<'_>) -> Result<(), Refusal> {
+    match asked.u32(GROUP)?.ok_or(Refusal::missing(GROUP))? {
+        CONFIG_GROUP => peer.joined.store(true, Ordering::Relaxed),
+        CHANGES_GROUP => peer.watches.store(true, Ordering::Relaxed),
+        _ => return Err(Refusal::bare(errno::ENOENT)),
+    }
+    Ok(())
+}
+
+fn view(served: &Served, cx: Cx<'_, '_>, reply: &mut Reply<'_>) -> Result<(), Refusal> {
+    let view = view::of(served.session.engine(), &served.profile, cx);
+    let json = serde_json::to_vec(&view).map_err(|error| Refusal::new(errno::EIO, error.to_string()))?;
+    tell_pieces(VIEW, &json, reply)
+}
+
+fn host(served: &Served) -> Result<&dyn Host, Refusal> {
+    served.host.as_deref().ok_or_else(|| Refusal::unsupported("nobody runs this card who could be asked"))
+}
+
+fn tell_pieces(command: u8, json: &[u8], reply: &mut Reply<'_>) -> Result<(), Refusal> {
+    for piece in json.chunks(PIECE_MAX) {
+        reply.add(command, |to| {
+            to.put(PIECE, piece);
+        });
+    }
+    Ok(())
+}
+
+fn perform(served: &Served, cx: Cx<'_, '_>, words: &str, reply: &mut Reply<'_>) -> Result<(), Refusal> {
+    let action = Action::parse(words, served.session.engine().config())
+        .map_err(|error| Refusal::new(errno::EINVAL, error.to_string()))?;
+    // A program would run as whoever serves, and a wait would hold its thread.
+    if !action.is_command() {
+        return Err(Refusal::unsupported(format!("`{words}` is no command to a card")));
+    }
+    match served.session.perform(cx, Heeds::Stop, &action) {
+        Ok(lines) => {
+            for line in lines {
+                reply.add(PERFORM, |to| {
+                    to.text(LINE, &line);
+                });
+            }
+            Ok(())
+        }
+        Err(StepError::Engine(error)) => Err(error.into()),
+        Err(error) => Err(Refusal::new(errno::EIO, error.to_string())),
+    }
+}

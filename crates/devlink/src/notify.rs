@@ -1,0 +1,130 @@
+//! What happens, told to those who have joined the multicast group.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::{self, JoinHandle};
+
+use eswitch::inspect::PfView;
+use eswitch::{Event, PciAddress, PortHandle, Subscription};
+use lockdep::{Locked, Unlocked};
+use rustix::net::{self, SendFlags};
+
+use crate::answer::{DEVLINK, VERSION};
+use crate::card::Served;
+use crate::command::{device_message, port_message};
+use crate::numbers::{attribute as a, command as c};
+use crate::server::Clients;
+use crate::wire::Builder;
+
+/// Who tells.
+pub(crate) struct Notifier {
+    wake: SyncSender<()>,
+    stopping: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Notifier {
+    pub fn start(cx: &mut Locked<'_, Unlocked>, served: Arc<Served>, clients: Arc<Clients>) -> io::Result<Self> {
+        let (wake, woken) = sync_channel(1);
+        let stopping = Arc::new(AtomicBool::new(false));
+        let subscription = {
+            let wake = wake.clone();
+            let wake = move || {
+                // If it is full, whoever is woken has not looked yet.
+                let _ = wake.try_send(());
+            };
+            served.session.engine().subscribe_waking(cx, wake)
+        };
+        let thread = {
+            let (stopping, domain) = (Arc::clone(&stopping), Arc::clone(&served.domain));
+            let teller = Teller { served, clients, subscription, woken, stopping };
+            let tell = move || lockdep::enter(&domain, "notifier", |cx| teller.run(cx));
+            thread::Builder::new().name("notifier".to_owned()).spawn(tell)?
+        };
+        Ok(Self { wake, stopping, thread: Some(thread) })
+    }
+}
+
+impl Drop for Notifier {
+    fn drop(&mut self) {
+        self.stopping.store(true, Ordering::Release);
+        let _ = self.wake.try_send(());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Teller {
+    served: Arc<Served>,
+    clients: Arc<Clients>,
+    subscription: Subscription,
+    woken: Receiver<()>,
+    stopping: Arc<AtomicBool>,
+}
+
+impl Teller {
+    fn run(&self, cx: &mut Locked<'_, Unlocked>) {
+        while self.woken.recv().is_ok() && !self.stopping.load(Ordering::Acquire) {
+            let events = self.subscription.take(cx);
+            self.clients.tell_changes(cx, &self.served);
+            let listeners = self.clients.those(cx, |peer| peer.joined.load(Ordering::Relaxed));
+            if listeners.is_empty() {
+                continue;
+            }
+            // As they are now, looked at once for all of these events.
+            let mut pfs: BTreeMap<PciAddress, Option<PfView>> = BTreeMap::new();
+            for event in events {
+                let mut builder = Builder::default();
+                self.tell(cx, &mut pfs, &event, &mut builder);
+                if builder.is_empty() {
+                    continue;
+                }
+                for client in &listeners {
+                    // Who has no room misses it.
+                    let _ = net::send(&client.socket, builder.bytes(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+                }
+            }
+        }
+    }
+
+    fn tell(
+        &self,
+        cx: &mut Locked<'_, Unlocked>,
+        pfs: &mut BTreeMap<PciAddress, Option<PfView>>,
+        event: &Event,
+        to: &mut Builder,
+    ) {
+        let mut message = |command: u8, fill: &dyn Fn(&mut Builder)| {
+            to.begin(DEVLINK, 0, 0, 0).genl(command, VERSION);
+            fill(to);
+            to.end();
+        };
+        match event {
+            Event::DeviceBound(device) => message(c::NEW, &|to| device_message(to, *device)),
+            Event::DeviceUnbound(device) => message(c::DEL, &|to| device_message(to, *device)),
+            Event::PortNew(handle) => {
+                let engine = self.served.session.engine();
+                let pf = pfs.entry(handle.device).or_insert_with(|| engine.inspect_pf(cx, handle.device).ok());
+                let pf = pf.as_ref();
+                // One that has gone meanwhile is told of when its going is.
+                let port = pf.and_then(|pf| pf.ports.iter().find(|port| port.handle == *handle).map(|p| (pf.index, p)));
+                if let Some((pf, port)) = port {
+                    message(c::PORT_NEW, &|to| port_message(&self.served, to, pf, port));
+                }
+            }
+            Event::PortDel(handle) => message(c::PORT_DEL, &|to| gone(to, *handle)),
+            _ => {}
+        }
+    }
+}
+
+/// A port that is no more.
+fn gone(to: &mut Builder, port: PortHandle) {
+    const NOTSET: u16 = 0;
+    to.text(a::BUS_NAME, "pci").text(a::DEV_NAME, &port.device.to_string());
+    to.u32(a::PORT_INDEX, port.index.0).u16(a::PORT_TYPE, NOTSET);
+}

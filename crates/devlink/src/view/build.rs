@@ -1,0 +1,332 @@
+//! Filling a view from an engine.
+//!
+//! VFs' drivers are no drivers of the engine's: their auxiliary and RDMA devices follow from whether the VF is
+//! bound and which modules are loaded. Everything else is what the engine says there is.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use eswitch::auxiliary::AuxKind;
+use eswitch::card::Resource;
+use eswitch::inspect::{AuxiliaryView, PfView, Snapshot};
+use eswitch::module::{self, CORE};
+use eswitch::sf::SfState;
+use eswitch::vf::{LinkState, VfView};
+use eswitch::{CardConfig, Engine, MacAddr, Mode, PciAddress, PfFunction, PfIndex, RepType, Vport, names};
+use lockdep::{Locked, Unlocked};
+
+use super::{Auxiliary, Card, Function, Module, Netdev, Parent, Profile, Role, Sriov, VfInfo, rdma};
+
+/// A card as it is now, each PF at one moment.
+pub fn of(engine: &Engine, profile: &Profile, cx: &mut Locked<'_, Unlocked>) -> Card {
+    let functions = engine.functions(cx);
+    let snapshot = engine.inspect(cx);
+    let builder = Builder::new(engine.config(), profile, &functions, &snapshot);
+    Card {
+        name: engine.config().address.to_string(),
+        profile: profile.clone(),
+        switch_id: names::switch_id(engine.config()),
+        functions: builder.functions(),
+        auxiliary: builder.auxiliary(),
+        netdevs: builder.netdevs(),
+        rdma: rdma::devices(&builder),
+        modules: builder.modules(),
+    }
+}
+
+/// The number on the auxiliary bus of the devices of a PF's first VF. They are a function of the VF, out of reach
+/// of those that SFs are given one after the other.
+const FIRST_VF_ID: u32 = 1_000_000;
+
+/// From one PF's VFs' numbers to the next's.
+const VF_IDS: u32 = 100_000;
+
+/// What a view is made from.
+pub(super) struct Builder<'a> {
+    pub config: &'a CardConfig,
+    pub snapshot: &'a Snapshot,
+    profile: &'a Profile,
+    pci: &'a [PfFunction],
+    /// The SFs there are.
+    sfs: BTreeMap<(PfIndex, Vport), SfState>,
+    /// What the card holds.
+    made: BTreeSet<Resource>,
+    /// The names of the drivers there are on the auxiliary bus.
+    drivers: BTreeMap<AuxKind, &'static str>,
+}
+
+impl<'a> Builder<'a> {
+    fn new(config: &'a CardConfig, profile: &'a Profile, pci: &'a [PfFunction], snapshot: &'a Snapshot) -> Self {
+        let ports = snapshot.pfs.iter().flat_map(|pf| pf.ports.iter().map(move |port| (pf.index, port)));
+        let loaded = module::all().iter().filter(|module| snapshot.modules.contains(&module.name));
+        Self {
+            config,
+            snapshot,
+            profile,
+            pci,
+            sfs: ports.filter_map(|(pf, port)| Some(((pf, port.vport), port.sf?))).collect(),
+            made: snapshot.resources.iter().copied().collect(),
+            drivers: loaded.flat_map(|module| module.drivers().map(|(name, kind)| (kind, name))).collect(),
+        }
+    }
+
+    pub(super) fn is_made(&self, resource: &Resource) -> bool {
+        self.made.contains(resource)
+    }
+
+    pub(super) fn sf(&self, pf: PfIndex, vport: Vport) -> Option<&SfState> {
+        self.sfs.get(&(pf, vport))
+    }
+
+    /// A netdev's name, if there is one.
+    pub(super) fn netdev_name(&self, resource: &Resource) -> Option<String> {
+        if !self.is_made(resource) {
+            return None;
+        }
+        let sfnum = resource.vport().and_then(|vport| self.sf(resource.pf(), vport)).map(|sf| sf.sfnum.0);
+        names::netdev(self.config, resource, sfnum).map(|netdev| netdev.name)
+    }
+
+    /// The VFs of a PF that are functions on this machine's bus, with their addresses: not those of a DPU's
+    /// host.
+    pub(super) fn vfs<'s>(&'s self, pf: &'s PfView) -> impl Iterator<Item = (PciAddress, &'s VfView)> {
+        let vfs = pf.vfs.iter().filter(|vf| !self.config.dpu && !vf.info.removed);
+        vfs.map(|vf| (self.config.vf_address(pf.index, vf.number), vf))
+    }
+
+    /// The number of a VF's devices on the auxiliary bus.
+    pub(super) fn vf_id(pf: PfIndex, vf: u16) -> u32 {
+        FIRST_VF_ID + u32::from(pf.0) * VF_IDS + u32::from(vf)
+    }
+
+    /// Whether a VF has an RDMA device: whether the driver made an auxiliary device for it.
+    pub(super) fn vf_has_rdma(vf: &VfView) -> bool {
+        vf.info.bound && vf.roce
+    }
+
+    /// Whether RDMA devices have a driver.
+    pub(super) fn rdma_is_driven(&self) -> bool {
+        self.drivers.contains_key(&AuxKind::Rdma)
+    }
+
+    fn functions(&self) -> Vec<Function> {
+        let mut functions = Vec::new();
+        for pf in self.pci.iter().filter(|pf| !pf.pci.removed) {
+            functions.push(Function {
+                address: pf.address.to_string(),
+                vf_of: None,
+                driver: pf.bound.then(|| self.profile.driver.clone()),
+                driver_override: pf.pci.driver_override.clone(),
+                sriov: Some(self.sriov(pf)),
+            });
+        }
+        for pf in &self.snapshot.pfs {
+            for (address, vf) in self.vfs(pf) {
+                functions.push(Function {
+                    address: address.to_string(),
+                    vf_of: Some((pf.address.to_string(), vf.number)),
+                    driver: vf.info.bound.then(|| self.profile.driver.clone()),
+                    driver_override: vf.info.driver_override.clone(),
+                    sriov: None,
+                });
+            }
+        }
+        functions
+    }
+
+    fn sriov(&self, function: &PfFunction) -> Sriov {
+        let config = self.config;
+        if config.dpu {
+            // The VFs are the host's PF's.
+            return Sriov { total: 0, enabled: 0, autoprobe: function.pci.autoprobe, offset: 0, vfs: Vec::new() };
+        }
+        let enabled = self.snapshot.pfs.iter().find(|pf| pf.index == function.index).map_or(0, |pf| pf.num_vfs);
+        let address = |vf| config.vf_address(function.index, vf).to_string();
+        Sriov {
+            total: config.total_vfs,
+            enabled,
+            autoprobe: function.pci.autoprobe,
+            offset: config.vf_offset(function.index) as u16,
+            vfs: (0..enabled).map(address).collect(),
+        }
+    }
+
+    fn auxiliary(&self) -> Vec<Auxiliary> {
+        let mut devices: Vec<Auxiliary> = Vec::new();
+        for pf in &self.snapshot.pfs {
+            devices.extend(pf.ports.iter().filter_map(|port| self.sf_device(pf, port.sf.as_ref()?)));
+            devices.extend(pf.auxiliary.iter().map(|device| self.auxiliary_device(pf, device)));
+            for (address, vf) in self.vfs(pf).filter(|(_, vf)| vf.info.bound) {
+                let kinds = [AuxKind::Eth, AuxKind::Rdma];
+                for kind in kinds.into_iter().filter(|kind| *kind == AuxKind::Eth || Self::vf_has_rdma(vf)) {
+                    devices.push(Auxiliary {
+                        name: format!("{CORE}.{kind}.{}", Self::vf_id(pf.index, vf.number)),
+                        parent: Parent::Pci(address.to_string()),
+                        driver: self.drivers.get(&kind).map(|name| (*name).to_owned()),
+                        sfnum: None,
+                    });
+                }
+            }
+        }
+        devices.sort_by_cached_key(|device| {
+            let (kind, number) = device.name.rsplit_once('.').unwrap_or_default();
+            (kind.to_owned(), number.parse::<u32>().unwrap_or_default())
+        });
+        devices
+    }
+
+    /// What an SF is on the bus itself, while it is attached.
+    fn sf_device(&self, pf: &PfView, sf: &SfState) -> Option<Auxiliary> {
+        sf.attached.then(|| Auxiliary {
+            name: sf_name(sf),
+            parent: Parent::Pci(pf.address.to_string()),
+            driver: Some(SF_DRIVER.to_owned()),
+            sfnum: Some(sf.sfnum.0),
+        })
+    }
+
+    fn auxiliary_device(&self, pf: &PfView, device: &AuxiliaryView) -> Auxiliary {
+        let driver = self.drivers.get(&device.kind).filter(|_| device.bound);
+        Auxiliary {
+            name: device.name.clone(),
+            parent: self.parent(pf, device.sf),
+            driver: driver.map(|name| (*name).to_owned()),
+            sfnum: None,
+        }
+    }
+
+    /// Whose child something of a PF is, or of an SF of its.
+    pub(super) fn parent(&self, pf: &PfView, sf: Option<Vport>) -> Parent {
+        match sf.and_then(|vport| self.sf(pf.index, vport)) {
+            Some(sf) => Parent::Auxiliary(sf_name(sf)),
+            None => Parent::Pci(pf.address.to_string()),
+        }
+    }
+
+    fn netdevs(&self) -> Vec<Netdev> {
+        let mut netdevs = Vec::new();
+        for pf in &self.snapshot.pfs {
+            netdevs.extend(self.pf_netdev(pf));
+            netdevs.extend(pf.ports.iter().filter_map(|port| self.representor(pf, port.vport)));
+            netdevs.extend(self.vfs(pf).filter_map(|(address, vf)| self.vf_netdev(pf, address, vf)));
+            let sfs = pf.ports.iter().filter(|port| port.sf.is_some());
+            netdevs.extend(sfs.filter_map(|port| self.sf_netdev(pf, port.vport)));
+        }
+        netdevs
+    }
+
+    /// A netdev of a function: what is said of it on its own.
+    fn netdev(&self, resource: &Resource, role: Role, parent: Parent) -> Option<Netdev> {
+        let bus_info = match &parent {
+            Parent::Pci(name) | Parent::Auxiliary(name) => name.clone(),
+        };
+        Some(Netdev {
+            name: self.netdev_name(resource)?,
+            role,
+            parent,
+            port_name: None,
+            in_switch: false,
+            // Each function has one port.
+            dev_port: 0,
+            vfs: Vec::new(),
+            port: None,
+            driver: self.profile.driver.clone(),
+            bus_info,
+        })
+    }
+
+    fn pf_netdev(&self, pf: &PfView) -> Option<Netdev> {
+        let netdev = self.netdev(&Resource::PfNetdev(pf.index), Role::Pf, Parent::Pci(pf.address.to_string()))?;
+        let uplink = pf.ports.iter().find(|port| port.vport == Vport::Uplink);
+        Some(Netdev {
+            port_name: Some(names::phys_port_name(self.config, pf.index, Vport::Uplink, None)),
+            in_switch: pf.mode == Mode::Switchdev,
+            vfs: if self.config.dpu { Vec::new() } else { pf.vfs.iter().map(vf_info).collect() },
+            port: uplink.map(|port| port.handle.to_string()),
+            ..netdev
+        })
+    }
+
+    fn representor(&self, pf: &PfView, vport: Vport) -> Option<Netdev> {
+        let resource = Resource::Representor(pf.index, vport, RepType::Eth);
+        if vport == Vport::Uplink {
+            return None;
+        }
+        let netdev = self.netdev(&resource, Role::Representor, Parent::Pci(pf.address.to_string()))?;
+        let sfnum = self.sf(pf.index, vport).map(|sf| sf.sfnum.0);
+        let port = pf.ports.iter().find(|port| port.vport == vport);
+        Some(Netdev {
+            port_name: Some(names::phys_port_name(self.config, pf.index, vport, sfnum)),
+            in_switch: true,
+            port: port.map(|port| port.handle.to_string()),
+            driver: REP_DRIVER.to_owned(),
+            ..netdev
+        })
+    }
+
+    fn vf_netdev(&self, pf: &PfView, address: PciAddress, vf: &VfView) -> Option<Netdev> {
+        let resource = Resource::VfNetdev(pf.index, Vport::Vf(vf.number));
+        self.netdev(&resource, Role::Vf, Parent::Pci(address.to_string()))
+    }
+
+    fn sf_netdev(&self, pf: &PfView, vport: Vport) -> Option<Netdev> {
+        self.netdev(&Resource::SfNetdev(pf.index, vport), Role::Sf, self.parent(pf, Some(vport)))
+    }
+
+    fn modules(&self) -> Vec<Module> {
+        let of = |module: &module::ModuleInfo| {
+            let own: &[(&str, &str)] = match module.name {
+                CORE => &[("pci", &self.profile.driver), ("auxiliary", SF_DRIVER)],
+                _ => &[],
+            };
+            let own = own.iter().map(|(bus, name)| ((*bus).to_owned(), (*name).to_owned()));
+            let drivers = module.drivers().map(|(name, _)| ("auxiliary".to_owned(), name.to_owned()));
+            Module {
+                name: module.name.to_owned(),
+                loaded: self.snapshot.modules.contains(&module.name),
+                depends: module.depends.iter().map(|name| (*name).to_owned()).collect(),
+                description: module.description.to_owned(),
+                drivers: own.chain(drivers).collect(),
+            }
+        };
+        module::all().iter().map(of).collect()
+    }
+}
+
+/// The driver of SFs' own devices.
+const SF_DRIVER: &str = "mlx5_core.sf";
+
+/// What `ethtool -i` names as the driver of representors.
+const REP_DRIVER: &str = "mlx5e_rep";
+
+/// An SF's own device.
+fn sf_name(sf: &SfState) -> String {
+    format!("{CORE}.sf.{}", sf.id)
+}
+
+/// `ip link show` of a PF, line by line.
+fn vf_info(vf: &VfView) -> VfInfo {
+    let guid = guid(vf.mac);
+    VfInfo {
+        vf: vf.number.into(),
+        mac: vf.mac.0,
+        vlan: vf.info.vlan.id,
+        qos: vf.info.vlan.qos,
+        vlan_proto: vf.info.vlan.proto,
+        min_tx_rate: vf.info.min_tx_rate,
+        max_tx_rate: vf.info.max_tx_rate,
+        spoofchk: vf.info.spoofchk,
+        trust: vf.info.trust,
+        link_state: match vf.info.link {
+            LinkState::Auto => 0,
+            LinkState::Enable => 1,
+            LinkState::Disable => 2,
+        },
+        guids: (guid, guid),
+    }
+}
+
+/// The GUID that goes with a MAC address: its EUI-64.
+pub(super) fn guid(mac: MacAddr) -> u64 {
+    let [a, b, c, d, e, f] = mac.0;
+    u64::from_be_bytes([a ^ 2, b, c, 0xff, 0xfe, d, e, f])
+}

@@ -1,0 +1,97 @@
+//! The RDMA devices of a view.
+//!
+//! A PF has one in legacy mode. In switchdev mode it has one with a port for each vport whose RDMA representor is
+//! loaded; the PFs that share their master's forwarding database have theirs as ports of the master's. VFs and SFs
+//! have one each.
+
+use eswitch::card::Resource;
+use eswitch::inspect::PfView;
+use eswitch::{PfIndex, RepType, Vport, names};
+
+use super::build::{Builder, guid};
+use super::{Parent, RdmaDevice, RdmaPort};
+
+/// Every RDMA device.
+pub(super) fn devices(builder: &Builder<'_>) -> Vec<RdmaDevice> {
+    let mut devices = Vec::new();
+    for pf in &builder.snapshot.pfs {
+        devices.extend(of_pf(builder, pf));
+        devices.extend(of_vfs(builder, pf));
+        for port in &pf.ports {
+            devices.extend(of_sf(builder, pf, port.vport));
+        }
+    }
+    devices.sort_by_key(|device| device.index);
+    devices
+}
+
+/// Whether a PF has an uplink of its own to make a device of.
+fn has_device(builder: &Builder<'_>, pf: PfIndex) -> bool {
+    builder.is_made(&Resource::PfIbDevice(pf)) || is_multiport(builder, pf)
+}
+
+fn is_multiport(builder: &Builder<'_>, pf: PfIndex) -> bool {
+    builder.is_made(&Resource::Representor(pf, Vport::Uplink, RepType::Ib))
+}
+
+fn of_pf(builder: &Builder<'_>, pf: &PfView) -> Option<RdmaDevice> {
+    if !has_device(builder, pf.index) {
+        return None;
+    }
+    let mut ports = vec![RdmaPort { number: 1, netdev: builder.netdev_name(&Resource::PfNetdev(pf.index)) }];
+    if is_multiport(builder, pf.index) {
+        let master = builder.snapshot.pfs.iter().find(|pf| has_device(builder, pf.index));
+        let is_master = master.is_some_and(|master| master.index == pf.index);
+        let borrowers = builder.snapshot.pfs.iter().filter(|peer| is_master && !has_device(builder, peer.index));
+        for of in [pf].into_iter().chain(borrowers) {
+            ports.extend(representors(builder, pf, of));
+        }
+    }
+    Some(RdmaDevice {
+        index: pf.index.0.into(),
+        name: names::ib_device(builder.config, &Resource::PfIbDevice(pf.index), None)?,
+        parent: Parent::Pci(pf.address.to_string()),
+        node_guid: guid(builder.config.mac(pf.index, Vport::Uplink)),
+        ports,
+    })
+}
+
+/// The ports of `owner`'s device that are the vports of `of`: a peer's come after all that the owner can have.
+fn representors(builder: &Builder<'_>, owner: &PfView, of: &PfView) -> Vec<RdmaPort> {
+    let span = names::ib_port(builder.config, Vport::Sf(builder.config.max_sfs));
+    let first = if of.index == owner.index { 0 } else { u32::from(of.index.0) * span };
+    let mut ports = Vec::new();
+    for vport in of.ports.iter().map(|port| port.vport).filter(|vport| *vport != Vport::Uplink) {
+        if builder.is_made(&Resource::Representor(of.index, vport, RepType::Ib)) {
+            let netdev = builder.netdev_name(&Resource::Representor(of.index, vport, RepType::Eth));
+            ports.push(RdmaPort { number: first + names::ib_port(builder.config, vport), netdev });
+        }
+    }
+    ports
+}
+
+fn of_vfs<'a>(builder: &'a Builder<'_>, pf: &'a PfView) -> impl Iterator<Item = RdmaDevice> + 'a {
+    let driven = builder.vfs(pf).filter(|(_, vf)| builder.rdma_is_driven() && Builder::vf_has_rdma(vf));
+    driven.map(move |(address, vf)| RdmaDevice {
+        index: Builder::vf_id(pf.index, vf.number),
+        name: names::vf_ib_device(builder.config, pf.index, vf.number),
+        parent: Parent::Pci(address.to_string()),
+        node_guid: guid(vf.mac),
+        ports: vec![RdmaPort {
+            number: 1,
+            netdev: builder.netdev_name(&Resource::VfNetdev(pf.index, Vport::Vf(vf.number))),
+        }],
+    })
+}
+
+fn of_sf(builder: &Builder<'_>, pf: &PfView, vport: Vport) -> Option<RdmaDevice> {
+    let (sf, device) = (builder.sf(pf.index, vport)?, Resource::SfIbDevice(pf.index, vport));
+    builder.is_made(&device).then_some(())?;
+    Some(RdmaDevice {
+        index: sf.id,
+        name: names::ib_device(builder.config, &device, Some(sf.sfnum.0))?,
+        parent: builder.parent(pf, Some(vport)),
+        node_guid: guid(sf.mac),
+        ports: vec![RdmaPort { number: 1, netdev: builder.netdev_name(&Resource::SfNetdev(pf.index, vport)) }],
+    })
+}

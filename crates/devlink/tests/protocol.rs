@@ -1,0 +1,329 @@
+//! The protocol, over a real socket, to a card in memory.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use card_memory::MemoryCard;
+use devlink::numbers::{attribute as a, command as c, flavour};
+use devlink::view::Profile;
+use devlink::{Access, Answered, Client, ClientError, DEVLINK, ESWITCH, Served, Server, eswitch_family, listen, wire};
+use eswitch::CardConfig;
+use eswitch::card::{FaultPlan, Faulty};
+use lockdep::{Domain, Locked, OnReport, Unlocked};
+use scenario::{Pulse, Session, World};
+
+const PF: &str = "0000:08:00.0";
+
+struct Up {
+    path: PathBuf,
+    server: Option<Server>,
+    session: Arc<Session>,
+    domain: Arc<Domain>,
+}
+
+fn up(cx: &mut Locked<'_, Unlocked>, domain: &Arc<Domain>, access: Access) -> Up {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let path = std::env::temp_dir().join(format!("esw-protocol-{}-{number}.sock", std::process::id()));
+    let config = CardConfig { vfs: 2, ..CardConfig::default() };
+    let faults = Arc::new(FaultPlan::default());
+    let began = Instant::now();
+    let world = World {
+        card: Arc::new(Faulty::new(MemoryCard::new(config.clone()), Arc::clone(&faults))),
+        faults,
+        domain: Arc::clone(domain),
+        pulse: Arc::new(Pulse::new()),
+        clock: Arc::new(move || began.elapsed()),
+        programs: None,
+        bonds: None,
+    };
+    let session = Arc::new(Session::start(cx, config, world, Duration::from_secs(10)).unwrap());
+    let served = Arc::new(Served {
+        session: Arc::clone(&session),
+        domain: Arc::clone(domain),
+        profile: Profile::mlx5(),
+        ifindex: None,
+        host: None,
+    });
+    let server = Server::start(cx, served, listen(&path).unwrap(), access).unwrap();
+    Up { path, server: Some(server), session, domain: Arc::clone(domain) }
+}
+
+impl Drop for Up {
+    fn drop(&mut self) {
+        self.server = None;
+        let _ = std::fs::remove_file(&self.path);
+        assert!(self.domain.take_reports().is_empty());
+    }
+}
+
+fn with_card(test: impl FnOnce(&Up)) {
+    let domain = Domain::checked(OnReport::Record);
+    lockdep::enter(&domain, "main", |cx| {
+        let up = up(cx, &domain, Access { group: None, clients: 16 });
+        test(&up);
+        let session = Arc::clone(&up.session);
+        drop(up);
+        assert!(session.close(cx).is_empty());
+    });
+}
+
+fn device(to: &mut wire::Builder) {
+    to.text(a::BUS_NAME, "pci").text(a::DEV_NAME, PF);
+}
+
+fn join(to: &mut wire::Builder) {
+    to.u32(eswitch_family::GROUP, devlink::CONFIG_GROUP);
+}
+
+fn texts(answers: &[Answered], kind: u16) -> Vec<String> {
+    let of = |answer: &Answered| {
+        let found = wire::attributes(&answer.attributes).flatten().find(|attribute| attribute.kind == kind)?;
+        found.text().map(str::to_owned)
+    };
+    answers.iter().filter_map(of).collect()
+}
+
+fn numbers(answers: &[Answered], kind: u16) -> Vec<u32> {
+    let of = |answer: &Answered| {
+        let found = wire::attributes(&answer.attributes).flatten().find(|attribute| attribute.kind == kind)?;
+        found.u32().or(found.u16().map(u32::from))
+    };
+    answers.iter().filter_map(of).collect()
+}
+
+fn refused(outcome: Result<Vec<Answered>, ClientError>) -> (i32, Option<String>) {
+    match outcome {
+        Err(ClientError::Refused(refusal)) => (refusal.errno, refusal.message),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn set_mode(client: &mut Client, mode: u16) -> Result<Vec<Answered>, ClientError> {
+    client.ask(DEVLINK, c::ESWITCH_SET, 0, |to| {
+        device(to);
+        to.u16(a::ESWITCH_MODE, mode);
+    })
+}
+
+#[test]
+fn a_card_is_driven_and_looked_at() {
+    with_card(|up| {
+        let mut client = Client::connect(&up.path).unwrap();
+        let all = client.ask(DEVLINK, c::GET, wire::DUMP, |_| {}).unwrap();
+        assert_eq!(texts(&all, a::DEV_NAME), [PF]);
+        let ports = client.ask(DEVLINK, c::PORT_GET, wire::DUMP, |_| {}).unwrap();
+        assert_eq!(numbers(&ports, a::PORT_INDEX), [65535], "the uplink alone in legacy mode");
+        set_mode(&mut client, 1).unwrap();
+        let ports = client.ask(DEVLINK, c::PORT_GET, wire::DUMP, |_| {}).unwrap();
+        let mut indices = numbers(&ports, a::PORT_INDEX);
+        indices.sort_unstable();
+        assert_eq!(indices, [1, 2, 65535]);
+        let sf = client
+            .ask(DEVLINK, c::PORT_NEW, 0, |to| {
+                device(to);
+                to.u16(a::PORT_FLAVOUR, flavour::PCI_SF).u16(a::PORT_PCI_PF_NUMBER, 0).u32(a::PORT_PCI_SF_NUMBER, 88);
+            })
+            .unwrap();
+        assert_eq!(numbers(&sf, a::PORT_INDEX), [32768]);
+        let shown = client.ask(DEVLINK, c::ESWITCH_GET, 0, device).unwrap();
+        assert_eq!(numbers(&shown, a::ESWITCH_MODE), [1]);
+        set_mode(&mut client, 0).unwrap();
+        let ports = client.ask(DEVLINK, c::PORT_GET, wire::DUMP, |_| {}).unwrap();
+        assert_eq!(numbers(&ports, a::PORT_INDEX), [65535]);
+    });
+}
+
+#[test]
+fn what_cannot_be_is_refused_as_the_kernel_does() {
+    with_card(|up| {
+        let mut client = Client::connect(&up.path).unwrap();
+        let nowhere = client.ask(DEVLINK, c::GET, 0, |to| {
+            to.text(a::BUS_NAME, "pci").text(a::DEV_NAME, "0000:99:00.0");
+        });
+        assert_eq!(refused(nowhere), (19, None));
+        let nothing = client.ask(DEVLINK, c::GET, 0, |_| {});
+        assert!(matches!(nothing, Err(ClientError::Refused(r)) if r.errno == 22 && r.missing == Some(1)));
+        let other = client.ask(DEVLINK, 11, wire::DUMP, |_| {});
+        assert_eq!(refused(other).0, 95, "shared buffers");
+        let unknown = client.ask(DEVLINK, c::GET, 0, |to| {
+            device(to);
+            to.u32(9999, 1);
+        });
+        let (errno, message) = refused(unknown);
+        assert_eq!((errno, message.as_deref()), (22, Some("Unsupported attribute")));
+        let cut = client.ask(DEVLINK, c::GET, 0, |to| {
+            device(to);
+            to.raw(&[200, 0, 1, 0]);
+        });
+        assert_eq!(refused(cut).0, 22);
+        assert_eq!(refused(client.ask(99, 1, 0, |_| {})).0, 2, "no such family");
+        let uplink = client.ask(DEVLINK, c::PORT_SET, 0, |to| {
+            device(to);
+            to.u32(a::PORT_INDEX, 65535).nest(a::PORT_FUNCTION, |to| {
+                to.put(1, &[2, 0, 0, 0, 0, 1]);
+            });
+        });
+        assert_eq!(refused(uplink), (95, Some("Port doesn't support function attributes".to_owned())));
+        assert_eq!(numbers(&client.ask(DEVLINK, c::ESWITCH_GET, 0, device).unwrap(), a::ESWITCH_MODE), [0]);
+    });
+}
+
+#[test]
+fn rates_hang_on_nodes() {
+    with_card(|up| {
+        let mut client = Client::connect(&up.path).unwrap();
+        let add = |client: &mut Client| {
+            client.ask(DEVLINK, c::RATE_NEW, 0, |to| {
+                device(to);
+                to.text(a::RATE_NODE_NAME, "gold").u64(a::RATE_TX_MAX, 1_250_000);
+            })
+        };
+        assert_eq!(refused(add(&mut client)).0, 95, "in legacy mode");
+        set_mode(&mut client, 1).unwrap();
+        add(&mut client).unwrap();
+        assert_eq!(refused(add(&mut client)).0, 17);
+        client
+            .ask(DEVLINK, c::RATE_SET, 0, |to| {
+                device(to);
+                to.u32(a::PORT_INDEX, 1).text(a::RATE_PARENT_NODE_NAME, "gold");
+            })
+            .unwrap();
+        let all = client.ask(DEVLINK, c::RATE_GET, wire::DUMP, |_| {}).unwrap();
+        assert_eq!((all.len(), texts(&all, a::RATE_PARENT_NODE_NAME)), (3, vec!["gold".to_owned()]));
+        let (errno, message) = refused(set_mode(&mut client, 0));
+        assert_eq!((errno, message.as_deref()), (16, Some("Rate node(s) exists.")));
+        let delete = |client: &mut Client| {
+            client.ask(DEVLINK, c::RATE_DEL, 0, |to| {
+                device(to);
+                to.text(a::RATE_NODE_NAME, "gold");
+            })
+        };
+        assert_eq!(refused(delete(&mut client)).0, 16);
+        client
+            .ask(DEVLINK, c::RATE_SET, 0, |to| {
+                device(to);
+                to.u32(a::PORT_INDEX, 1).text(a::RATE_PARENT_NODE_NAME, "");
+            })
+            .unwrap();
+        delete(&mut client).unwrap();
+        set_mode(&mut client, 0).unwrap();
+    });
+}
+
+#[test]
+fn who_has_joined_is_told_and_who_does_not_read_holds_up_nobody() {
+    with_card(|up| {
+        let mut listener = Client::connect(&up.path).unwrap();
+        listener.ask(ESWITCH, eswitch_family::JOIN, 0, join).unwrap();
+        let mut deaf = Client::connect(&up.path).unwrap();
+        deaf.ask(ESWITCH, eswitch_family::JOIN, 0, join).unwrap();
+        // Requests whose answers nobody reads.
+        let flood: Vec<u8> = {
+            let mut builder = wire::Builder::default();
+            for n in 0..2_000 {
+                builder.begin(DEVLINK, wire::REQUEST | wire::DUMP, n, 0).genl(c::PORT_GET, 1).end();
+            }
+            builder.bytes().to_vec()
+        };
+        for _ in 0..4 {
+            let flags = rustix::net::SendFlags::DONTWAIT;
+            let _ = rustix::net::send(deaf.socket(), &flood, flags);
+        }
+        let mut client = Client::connect(&up.path).unwrap();
+        set_mode(&mut client, 1).unwrap();
+        let mut seen = Vec::new();
+        while seen.len() < 2 {
+            seen.extend(listener.told().unwrap());
+        }
+        assert!(seen.iter().all(|message| message.command == c::PORT_NEW), "{seen:?}");
+        assert_eq!(numbers(&seen, a::PORT_INDEX), [1, 2]);
+    });
+}
+
+/// Whether a client has something to read.
+fn has_been_told(client: &mut Client) -> bool {
+    let mut buffer = [0; 4096];
+    rustix::net::recv(client.socket(), &mut buffer[..], rustix::net::RecvFlags::DONTWAIT).is_ok()
+}
+
+#[test]
+fn who_watches_has_been_told_before_the_answer() {
+    with_card(|up| {
+        let mut watcher = Client::connect(&up.path).unwrap();
+        let join = |to: &mut wire::Builder| {
+            to.u32(eswitch_family::GROUP, devlink::CHANGES_GROUP);
+        };
+        watcher.ask(ESWITCH, eswitch_family::JOIN, 0, join).unwrap();
+        while has_been_told(&mut watcher) {}
+        let mut client = Client::connect(&up.path).unwrap();
+        for mode in [1, 0, 1] {
+            set_mode(&mut client, mode).unwrap();
+            assert!(has_been_told(&mut watcher));
+            // What the queue's thread did besides is told by and by.
+            let _ = client.ask(ESWITCH, eswitch_family::PERFORM, 0, |to| {
+                to.text(eswitch_family::WORDS, "devlink dev show");
+            });
+            while has_been_told(&mut watcher) {}
+        }
+        let view = client.ask(ESWITCH, eswitch_family::VIEW, wire::DUMP, |_| {}).unwrap();
+        let json: Vec<u8> = view
+            .iter()
+            .flat_map(|piece| wire::attributes(&piece.attributes).flatten().next().map(|a| a.value.to_vec()))
+            .flatten()
+            .collect();
+        let view: devlink::view::Card = serde_json::from_slice(&json).unwrap();
+        assert_eq!(view.functions.len(), 3, "a PF and two VFs");
+    });
+}
+
+#[test]
+fn no_more_are_let_in_than_there_is_room_for() {
+    with_card(|up| {
+        let clients: Vec<Client> = (0..16).map(|_| Client::connect(&up.path).unwrap()).collect();
+        let mut one_more = Client::connect(&up.path).unwrap();
+        assert!(matches!(one_more.ask(DEVLINK, c::GET, wire::DUMP, |_| {}), Err(ClientError::Broken(_))));
+        drop(clients);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while Client::connect(&up.path).unwrap().ask(DEVLINK, c::GET, wire::DUMP, |_| {}).is_err() {
+            assert!(Instant::now() < deadline, "room is never given back");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
+}
+
+#[test]
+fn words_are_commands_and_nothing_else() {
+    with_card(|up| {
+        let mut client = Client::connect(&up.path).unwrap();
+        let mut perform = |words: &str| {
+            client.ask(ESWITCH, eswitch_family::PERFORM, 0, |to| {
+                to.text(eswitch_family::WORDS, words);
+            })
+        };
+        perform("echo 0 > /sys/bus/pci/devices/0000:08:00.0/sriov_numvfs").unwrap();
+        assert_eq!(refused(perform("echo 99 > /sys/bus/pci/devices/0000:08:00.0/sriov_numvfs")).0, 34);
+        assert_eq!(refused(perform("sleep 1s")).0, 95);
+        assert_eq!(refused(perform("ping -c1 127.0.0.1")).0, 95);
+        assert_eq!(refused(perform("nonsense")).0, 22);
+    });
+}
+
+#[test]
+fn a_socket_that_is_served_is_not_taken_and_one_that_is_left_is() {
+    with_card(|up| {
+        assert!(matches!(listen(&up.path), Err(devlink::ServerError::InUse(_))));
+    });
+    let left = std::env::temp_dir().join(format!("esw-left-{}.sock", std::process::id()));
+    let listener: OwnedFd = listen(&left).unwrap();
+    drop(listener);
+    drop(listen(&left).unwrap());
+    std::fs::remove_file(&left).unwrap();
+    std::fs::write(&left, "mine").unwrap();
+    assert!(matches!(listen(&left), Err(devlink::ServerError::NotASocket(_))));
+    assert_eq!(std::fs::read_to_string(&left).unwrap(), "mine");
+    std::fs::remove_file(&left).unwrap();
+}

@@ -1,0 +1,193 @@
+//! The daemon's configuration: TOML, a table for each card.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use eswitch::CardConfig;
+use serde::Deserialize;
+
+use super::folders;
+use crate::arguments::Card as Kind;
+
+/// The file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    state_dir: Option<PathBuf>,
+    #[serde(default)]
+    keep: bool,
+    cards: BTreeMap<String, Table>,
+}
+
+/// `[cards.NAME]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Table {
+    kind: Option<Kind>,
+    socket: Option<PathBuf>,
+    /// Octal, as text.
+    socket_mode: Option<String>,
+    socket_group: Option<u32>,
+    card: CardConfig,
+}
+
+/// The configuration.
+#[derive(Debug)]
+pub struct Config {
+    /// Where what was agreed is kept.
+    pub state_dir: PathBuf,
+    /// Whether netdevs stay when the daemon is told by a signal to end.
+    pub keep: bool,
+    /// The cards, by name.
+    pub cards: Vec<CardEntry>,
+}
+
+/// Bytes of a socket's path at most: what `sun_path` takes, less the zero at its end.
+const SOCKET_PATH_MAX: usize = 107;
+
+/// A card that is to be up.
+#[derive(Clone, Debug)]
+pub struct CardEntry {
+    pub name: String,
+    pub kind: Kind,
+    pub socket: PathBuf,
+    /// The socket's mode.
+    pub mode: u32,
+    /// Whose members may change things, beside root and who runs the daemon.
+    pub group: Option<u32>,
+    pub card: CardConfig,
+}
+
+impl Config {
+    /// Reads it; without a file, one card with everything as it is by default.
+    ///
+    /// # Errors
+    /// It cannot be read, or is none: the error names the place and what is expected there.
+    pub fn read(path: Option<&Path>, kind: Kind) -> Result<Self> {
+        let Some(path) = path else {
+            let card = entry(CardConfig::default().address.to_string(), Table::default(), kind)?;
+            return Ok(Self { state_dir: folders::state()?, keep: false, cards: vec![card] });
+        };
+        let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        Self::parse(&text, kind).with_context(|| match toml::from_str::<File>(&text) {
+            // The error has a place in the text, which it shows.
+            Err(error) => at(path, &text, error.span().map(|span| span.start)),
+            Ok(_) => path.display().to_string(),
+        })
+    }
+
+    fn parse(text: &str, kind: Kind) -> Result<Self> {
+        let file: File = toml::from_str(text)?;
+        if file.cards.is_empty() {
+            bail!("no card; a table [cards.NAME] makes one");
+        }
+        let mut cards: Vec<CardEntry> = Vec::new();
+        for (name, table) in file.cards {
+            if name.is_empty() || name.contains('/') || name.starts_with('.') {
+                bail!("`{name}` is no name for a card: it names a file, too");
+            }
+            let card = entry(name, table, kind)?;
+            card.card.validate().with_context(|| format!("cards.{}", card.name))?;
+            if let Some(other) = cards.iter().find(|other| overlap(&other.card, &card.card)) {
+                bail!("cards.{} and cards.{}: both have PCI functions of {}", other.name, card.name, card.card.address);
+            }
+            if let Some(other) = cards.iter().find(|other| other.socket == card.socket) {
+                bail!("cards.{} and cards.{}: both have the socket {}", other.name, card.name, card.socket.display());
+            }
+            cards.push(card);
+        }
+        let state_dir = match file.state_dir {
+            Some(path) if path.is_absolute() => path,
+            Some(path) => bail!("`state_dir` is {}; it must be an absolute path", path.display()),
+            None => folders::state()?,
+        };
+        Ok(Self { state_dir, keep: file.keep, cards })
+    }
+}
+
+/// A file, and the line and column in it if known.
+fn at(path: &Path, text: &str, offset: Option<usize>) -> String {
+    let Some(before) = offset.and_then(|offset| text.get(..offset)) else { return path.display().to_string() };
+    let line = before.matches('\n').count() + 1;
+    let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+    format!("{}:{line}:{column}", path.display())
+}
+
+/// Two cards in one slot.
+fn overlap(a: &CardConfig, b: &CardConfig) -> bool {
+    (a.address.domain, a.address.bus, a.address.device) == (b.address.domain, b.address.bus, b.address.device)
+}
+
+fn entry(name: String, table: Table, kind: Kind) -> Result<CardEntry> {
+    let mode = match table.socket_mode {
+        None => 0o600,
+        Some(text) => match u32::from_str_radix(&text, 8) {
+            Ok(mode @ ..=0o777) => mode,
+            _ => bail!("cards.{name}: `socket_mode` is \"{text}\"; it must be octal, such as \"0660\""),
+        },
+    };
+    let socket = match table.socket {
+        Some(path) if path.is_absolute() => path,
+        Some(path) => bail!("cards.{name}: `socket` is {}; it must be an absolute path", path.display()),
+        None => folders::sockets().join(format!("{name}.sock")),
+    };
+    let length = socket.as_os_str().len();
+    if length > SOCKET_PATH_MAX {
+        bail!("cards.{name}: the socket {} has {length} bytes; it can have {SOCKET_PATH_MAX}", socket.display());
+    }
+    Ok(CardEntry { socket, name, kind: table.kind.unwrap_or(kind), mode, group: table.socket_group, card: table.card })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(text, Kind::Memory).map_err(|error| format!("{error:#}"))
+    }
+
+    #[test]
+    fn several_cards_are_read() {
+        let text = r#"
+            [cards.left]
+            socket_mode = "0660"
+            [cards.right]
+            kind = "linux"
+            socket = "/run/right.sock"
+            [cards.right.card]
+            address = "0000:0a:00.0"
+            pfs = 2
+        "#;
+        let config = parse(text).unwrap();
+        assert_eq!(config.cards.iter().map(|card| card.name.as_str()).collect::<Vec<_>>(), ["left", "right"]);
+        assert_eq!((config.cards[0].mode, config.cards[0].kind), (0o660, Kind::Memory));
+        assert_eq!((config.cards[1].kind, config.cards[1].card.pfs), (Kind::Linux, 2));
+    }
+
+    #[test]
+    fn errors_have_a_place() {
+        assert_eq!(at(Path::new("f.toml"), "[a]\nb = ", Some(6)), "f.toml:2:3");
+        assert_eq!(at(Path::new("f.toml"), "[a]", None), "f.toml");
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused() {
+        for (text, expected) in [
+            ("", "missing field `cards`"),
+            ("[cards]", "no card"),
+            ("[cards.a]\nsocket_mode = \"rw\"", "octal"),
+            ("[cards.a]\nsocket = \"here\"", "absolute"),
+            ("[cards.a]\ncolour = 1", "unknown field `colour`"),
+            ("[cards.a]\n[cards.b]", "both have PCI functions"),
+            ("[cards.\"a/b\"]", "no name for a card"),
+            ("[cards.a.card]\npfs = 9", "`pfs` is 9"),
+            ("state_dir = \"here\"\n[cards.a]", "absolute"),
+            (&format!("[cards.a]\nsocket = \"/{}\"", "x".repeat(120)), "it can have 107"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(expected), "{text:?}: {error}");
+        }
+    }
+}

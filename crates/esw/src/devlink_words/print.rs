@@ -1,0 +1,275 @@
+//! What a card answers, printed as devlink prints it.
+
+use devlink::Answered;
+use devlink::numbers::{attribute as a, flavour, function};
+use devlink::wire::{self, Attribute};
+
+/// What prints an answer.
+pub type Printer = fn(&mut Output, &Answered);
+
+/// Lines, and what the last of them are about: devlink names an instance once for all that it has.
+#[derive(Debug, Default)]
+pub struct Output {
+    lines: Vec<String>,
+    of: String,
+}
+
+impl Output {
+    /// The lines.
+    pub fn lines(&self) -> &[String] {
+        &self.lines
+    }
+
+    fn line(&mut self, text: impl Into<String>) {
+        self.lines.push(text.into());
+    }
+
+    /// Names whose the next lines are, unless they are the same's.
+    fn of(&mut self, handle: String) {
+        if self.of != handle {
+            self.line(format!("{handle}:"));
+            self.of = handle;
+        }
+    }
+}
+
+/// The attributes of one level.
+struct Fields<'a>(Vec<Attribute<'a>>);
+
+impl<'a> Fields<'a> {
+    fn of(answer: &'a Answered) -> Self {
+        Self(super::attributes(answer).collect())
+    }
+
+    fn find(&self, kind: u16) -> Option<&Attribute<'a>> {
+        self.0.iter().find(|attribute| attribute.kind == kind)
+    }
+
+    fn all(&self, kind: u16) -> impl Iterator<Item = Self> {
+        let found = self.0.iter().filter(move |attribute| attribute.kind == kind);
+        found.map(|attribute| Self(wire::attributes(attribute.value).flatten().collect()))
+    }
+
+    fn nested(&self, kind: u16) -> Option<Self> {
+        self.all(kind).next()
+    }
+
+    fn text(&self, kind: u16) -> Option<&'a str> {
+        self.find(kind)?.text()
+    }
+
+    /// A number of whatever size.
+    fn number(&self, kind: u16) -> Option<u64> {
+        let attribute = self.find(kind)?;
+        let small = attribute.u8().map(u64::from).or(attribute.u16().map(u64::from));
+        small.or(attribute.u32().map(u64::from)).or(attribute.u64())
+    }
+
+    fn device(&self) -> String {
+        let text = |kind| self.text(kind).unwrap_or_default();
+        format!("{}/{}", text(a::BUS_NAME), text(a::DEV_NAME))
+    }
+}
+
+fn named(names: &[&'static str], number: Option<u64>) -> &'static str {
+    number.and_then(|number| names.get(number as usize)).copied().unwrap_or("unknown")
+}
+
+pub fn nothing(_: &mut Output, _: &Answered) {}
+
+pub fn device(to: &mut Output, answer: &Answered) {
+    to.line(Fields::of(answer).device());
+}
+
+pub fn eswitch(to: &mut Output, answer: &Answered) {
+    let fields = Fields::of(answer);
+    let mode = named(&["legacy", "switchdev"], fields.number(a::ESWITCH_MODE));
+    let inline = named(&["none", "link", "network", "transport"], fields.number(a::ESWITCH_INLINE_MODE));
+    let encap = named(&["none", "basic"], fields.number(a::ESWITCH_ENCAP_MODE));
+    to.line(format!("{}: mode {mode} inline-mode {inline} encap-mode {encap}", fields.device()));
+}
+
+pub fn reload(to: &mut Output, answer: &Answered) {
+    let fields = Fields::of(answer);
+    if fields.find(a::RELOAD_ACTIONS_PERFORMED).is_some() {
+        to.line("reload_actions_performed:");
+        to.line("    driver_reinit");
+    }
+}
+
+pub fn info(to: &mut Output, answer: &Answered) {
+    let fields = Fields::of(answer);
+    to.of(fields.device());
+    if let Some(driver) = fields.text(a::INFO_DRIVER_NAME) {
+        to.line(format!("  driver {driver}"));
+    }
+    to.line("  versions:");
+    let kinds =
+        [("fixed", a::INFO_VERSION_FIXED), ("running", a::INFO_VERSION_RUNNING), ("stored", a::INFO_VERSION_STORED)];
+    for (name, kind) in kinds {
+        let versions: Vec<Fields<'_>> = fields.all(kind).collect();
+        if !versions.is_empty() {
+            to.line(format!("      {name}:"));
+        }
+        for version in versions {
+            let text = |kind| version.text(kind).unwrap_or_default();
+            to.line(format!("        {} {}", text(a::INFO_VERSION_NAME), text(a::INFO_VERSION_VALUE)));
+        }
+    }
+}
+
+pub fn param(to: &mut Output, answer: &Answered) {
+    const STRING: u64 = 5;
+    let fields = Fields::of(answer);
+    let Some(param) = fields.nested(a::PARAM) else { return };
+    to.of(fields.device());
+    let kind = if param.find(a::PARAM_GENERIC).is_some() { "generic" } else { "driver-specific" };
+    to.line(format!("  name {} type {kind}", param.text(a::PARAM_NAME).unwrap_or_default()));
+    to.line("    values:");
+    let is_text = param.number(a::PARAM_TYPE) == Some(STRING);
+    let values = param.nested(a::PARAM_VALUES_LIST);
+    for value in values.iter().flat_map(|list| list.all(a::PARAM_VALUE)) {
+        let cmode = named(&["runtime", "driverinit", "permanent"], value.number(a::PARAM_VALUE_CMODE));
+        let data = match value.find(a::PARAM_VALUE_DATA) {
+            Some(data) if is_text => data.text().unwrap_or_default(),
+            Some(_) => "true",
+            None => "false",
+        };
+        to.line(format!("      cmode {cmode} value {data}"));
+    }
+}
+
+pub fn port(to: &mut Output, answer: &Answered) {
+    let fields = Fields::of(answer);
+    let index = fields.number(a::PORT_INDEX).unwrap_or_default();
+    let kind = named(&["notset", "auto", "eth", "ib"], fields.number(a::PORT_TYPE));
+    let mut text = format!("{}/{index}: type {kind}", fields.device());
+    let mut add = |name: &str, value: Option<String>| {
+        if let Some(value) = value {
+            text.push_str(&format!(" {name} {value}"));
+        }
+    };
+    let number = |kind| fields.number(kind).map(|number| number.to_string());
+    let boolean = |kind| fields.number(kind).map(|number| (number != 0).to_string());
+    add("netdev", fields.text(a::PORT_NETDEV_NAME).map(str::to_owned));
+    let flavours = [
+        (flavour::PHYSICAL, "physical"),
+        (flavour::PCI_PF, "pcipf"),
+        (flavour::PCI_VF, "pcivf"),
+        (flavour::PCI_SF, "pcisf"),
+        (flavour::VIRTUAL, "virtual"),
+    ];
+    let of = fields.number(a::PORT_FLAVOUR);
+    let name = flavours.iter().find(|(number, _)| of == Some(u64::from(*number))).map(|(_, name)| (*name).to_owned());
+    add("flavour", name);
+    add("controller", number(a::PORT_CONTROLLER_NUMBER));
+    add("pfnum", number(a::PORT_PCI_PF_NUMBER));
+    add("vfnum", number(a::PORT_PCI_VF_NUMBER));
+    add("sfnum", number(a::PORT_PCI_SF_NUMBER));
+    add("external", boolean(a::PORT_EXTERNAL));
+    add("port", number(a::PORT_NUMBER));
+    add("splittable", boolean(a::PORT_SPLITTABLE));
+    to.line(text);
+    if let Some(function) = fields.nested(a::PORT_FUNCTION) {
+        put_function(to, &function);
+    }
+}
+
+fn put_function(to: &mut Output, fields: &Fields<'_>) {
+    let mut parts = Vec::new();
+    if let Some(mac) = fields.find(function::HW_ADDR) {
+        let bytes: Vec<String> = mac.value.iter().map(|byte| format!("{byte:02x}")).collect();
+        parts.push(format!("hw_addr {}", bytes.join(":")));
+    }
+    if let Some(state) = fields.number(function::STATE) {
+        parts.push(format!("state {}", named(&["inactive", "active"], Some(state))));
+    }
+    if let Some(state) = fields.number(function::OPSTATE) {
+        parts.push(format!("opstate {}", named(&["detached", "attached"], Some(state))));
+    }
+    if let Some((value, selector)) = fields.find(function::CAPS).and_then(Attribute::bitfield)
+        && selector & function::CAP_ROCE != 0
+    {
+        let on = value & function::CAP_ROCE != 0;
+        parts.push(format!("roce {}", if on { "enable" } else { "disable" }));
+    }
+    to.line("  function:");
+    to.line(format!("    {}", parts.join(" ")));
+}
+
+pub fn rate(to: &mut Output, answer: &Answered) {
+    let fields = Fields::of(answer);
+    let place = match fields.text(a::RATE_NODE_NAME) {
+        Some(name) => name.to_owned(),
+        None => fields.number(a::PORT_INDEX).unwrap_or_default().to_string(),
+    };
+    let mut text =
+        format!("{}/{place}: type {}", fields.device(), named(&["leaf", "node"], fields.number(a::RATE_TYPE)));
+    for (name, kind) in [("tx_share", a::RATE_TX_SHARE), ("tx_max", a::RATE_TX_MAX)] {
+        if let Some(rate @ 1..) = fields.number(kind) {
+            text.push_str(&format!(" {name} {}", in_bits(rate)));
+        }
+    }
+    for (name, kind) in [("tx_priority", a::RATE_TX_PRIORITY), ("tx_weight", a::RATE_TX_WEIGHT)] {
+        if let Some(number @ 1..) = fields.number(kind) {
+            text.push_str(&format!(" {name} {number}"));
+        }
+    }
+    if let Some(parent) = fields.text(a::RATE_PARENT_NODE_NAME) {
+        text.push_str(&format!(" parent {parent}"));
+    }
+    to.line(text);
+}
+
+/// A rate as tc and devlink write it, from bytes a second.
+fn in_bits(rate: u64) -> String {
+    let bits = rate.saturating_mul(8);
+    let units = [(1_000_000_000, "Gbit"), (1_000_000, "Mbit"), (1_000, "Kbit")];
+    let unit = units.iter().find(|(size, _)| bits >= *size && bits.is_multiple_of(*size));
+    unit.map_or_else(|| format!("{bits}bit"), |(size, name)| format!("{}{name}", bits / size))
+}
+
+pub fn health(to: &mut Output, answer: &Answered) {
+    let fields = Fields::of(answer);
+    let Some(reporter) = fields.nested(a::HEALTH_REPORTER) else { return };
+    to.of(fields.device());
+    to.line(format!("  reporter {}", reporter.text(a::HEALTH_REPORTER_NAME).unwrap_or_default()));
+    let number = |kind| reporter.number(kind).unwrap_or_default();
+    let state = named(&["healthy", "error"], Some(number(a::HEALTH_REPORTER_STATE)));
+    to.line(format!(
+        "    state {state} error {} recover {} grace_period {} auto_recover {}",
+        number(a::HEALTH_REPORTER_ERR_COUNT),
+        number(a::HEALTH_REPORTER_RECOVER_COUNT),
+        number(a::HEALTH_REPORTER_GRACEFUL_PERIOD),
+        number(a::HEALTH_REPORTER_AUTO_RECOVER) != 0
+    ));
+}
+
+/// A formatted message: pairs of a name and a value, in objects and lists.
+pub fn message(to: &mut Output, answer: &Answered) {
+    let fields = Fields::of(answer);
+    let Some(message) = fields.nested(a::FMSG) else { return };
+    let (mut depth, mut name) = (0usize, None);
+    for attribute in &message.0 {
+        match attribute.kind {
+            a::FMSG_OBJ_NEST_START | a::FMSG_ARR_NEST_START => {
+                if let Some(name) = name.take() {
+                    to.line(format!("{}{name}:", "  ".repeat(depth.saturating_sub(1))));
+                }
+                depth += 1;
+            }
+            a::FMSG_PAIR_NEST_START => depth += 1,
+            a::FMSG_NEST_END => depth = depth.saturating_sub(1),
+            a::FMSG_OBJ_NAME => name = attribute.text(),
+            a::FMSG_OBJ_VALUE_DATA => {
+                let value = attribute.text().unwrap_or_default();
+                to.line(format!(
+                    "{}{}: {value}",
+                    "  ".repeat(depth.saturating_sub(2)),
+                    name.take().unwrap_or_default()
+                ));
+            }
+            _ => {}
+        }
+    }
+}

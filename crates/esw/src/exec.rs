@@ -1,0 +1,100 @@
+//! `esw exec`: a program in a lab, where it sees the cards that are up.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::process::Command;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use lab::{Card, Join, Options, sysfs};
+use rustix::net::sockopt::socket_peercred;
+
+use crate::arguments::{Exec, Shell};
+use crate::remote::Remote;
+use crate::sockets::Found;
+
+/// Runs the command; its exit status is the program's.
+///
+/// # Errors
+/// No card is up, or there can be no lab.
+pub fn exec(arguments: &Exec) -> Result<u8> {
+    let (program, rest) = arguments.program.split_first().context("a program is expected after `--`")?;
+    let mut command = Command::new(program);
+    command.args(rest);
+    run(arguments.which.connect()?, command, arguments.exact_addresses, arguments.verbose)
+}
+
+/// Runs a shell in a lab.
+///
+/// # Errors
+/// No card is up, or there can be no lab.
+pub fn shell(arguments: &Shell) -> Result<u8> {
+    let shell = std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into());
+    run(arguments.which.connect()?, Command::new(shell), false, true)
+}
+
+fn run(found: Vec<Found>, command: Command, exact_addresses: bool, verbose: bool) -> Result<u8> {
+    let join = place_of(&found)?;
+    let mut cards: Vec<Arc<dyn Card>> = Vec::new();
+    for card in found {
+        drop(card.client);
+        cards.push(Arc::new(Remote::connect(card.path)?));
+    }
+    let (mounter, server) = sysfs::prepare()?;
+    let serve: lab::Serve = {
+        let cards = cards.clone();
+        // If it fails, so does the mounting, and says why.
+        Box::new(move || Box::new(server.serve(cards)))
+    };
+    let mounts: lab::Mounts = Box::new(move || match mounter.mount() {
+        Ok(missing) => {
+            if verbose {
+                missing.0.iter().for_each(|text| eprintln!("esw: {text}"));
+            }
+            Ok(())
+        }
+        Err(error) => {
+            eprintln!("esw: {error}");
+            Err(std::io::Error::other(error))
+        }
+    });
+    let options = Options { join: Some(join), mounts: Some(mounts), serve: Some(serve), exact_addresses };
+    let status = lab::run(cards, command, options)?;
+    Ok(status.clamp(0, 255) as u8)
+}
+
+/// Where the cards' netdevs are, as far as that is not here.
+fn place_of(found: &[Found]) -> Result<Join> {
+    let mut place: Option<Join> = None;
+    for card in found {
+        let pid = socket_peercred(card.client.socket())?.pid.as_raw_pid();
+        let join =
+            Join { user: elsewhere(pid, "user")?, network: elsewhere(pid, "net")?, mounts: elsewhere(pid, "mnt")? };
+        match &place {
+            Some(first) if !same(first, &join)? => {
+                bail!("{} is in another network namespace than the others; choose one card with --card", card.name)
+            }
+            _ => place = Some(join),
+        }
+    }
+    Ok(place.unwrap_or_default())
+}
+
+fn same(a: &Join, b: &Join) -> Result<bool> {
+    let number = |join: &Join| match &join.network {
+        None => Ok(None),
+        Some(namespace) => rustix::fs::fstat(namespace).map(|found| Some(found.st_ino)),
+    };
+    Ok(number(a)? == number(b)?)
+}
+
+/// A process's namespace of a kind, if it is not ours.
+fn elsewhere(pid: i32, kind: &str) -> Result<Option<OwnedFd>> {
+    let theirs = format!("/proc/{pid}/ns/{kind}");
+    let number = |path: &str| rustix::fs::stat(path).map(|found| (found.st_dev, found.st_ino));
+    let their = number(&theirs).with_context(|| format!("{theirs}: the daemon's namespace"))?;
+    if their == number(&format!("/proc/self/ns/{kind}"))? {
+        return Ok(None);
+    }
+    Ok(Some(File::open(&theirs).with_context(|| theirs.clone())?.into()))
+}

@@ -1,0 +1,79 @@
+//! Finding cards that are up: by their control sockets.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+use clap::Args;
+use devlink::{Client, ClientError};
+
+use crate::daemon::folders;
+
+/// Which cards are meant.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Which {
+    /// The card of this name alone, rather than all that are up
+    #[arg(long, value_name = "NAME", conflicts_with = "socket")]
+    pub card: Option<String>,
+    /// The card behind this control socket
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+}
+
+/// A card that is up.
+#[derive(Debug)]
+pub struct Found {
+    /// Its name: that of its socket.
+    pub name: String,
+    /// Its control socket.
+    pub path: PathBuf,
+    /// A connection to it.
+    pub client: Client,
+}
+
+impl Which {
+    /// Connects to each card that is meant and up, by name.
+    ///
+    /// # Errors
+    /// One that is named does not answer, or none is up at all.
+    pub fn connect(&self) -> Result<Vec<Found>> {
+        if let Some(path) = &self.socket {
+            return Ok(vec![found(path)?]);
+        }
+        let folder = folders::sockets();
+        if let Some(name) = &self.card {
+            return Ok(vec![found(&folder.join(format!("{name}.sock")))?]);
+        }
+        let mut cards = Vec::new();
+        let mut refused = None;
+        for path in paths(&folder) {
+            match found(&path) {
+                Ok(card) => cards.push(card),
+                // What a dead daemon has left is no card.
+                Err(ClientError::NoCard { source, .. }) if source.kind() == std::io::ErrorKind::ConnectionRefused => {}
+                Err(error) => refused = Some(error),
+            }
+        }
+        match refused {
+            Some(error) if cards.is_empty() => Err(error.into()),
+            _ if cards.is_empty() => {
+                bail!("no card is up; `esw up --daemon` brings one up (looked in {})", folder.display())
+            }
+            _ => Ok(cards),
+        }
+    }
+}
+
+/// Every socket of a folder, by name.
+pub fn paths(folder: &Path) -> Vec<PathBuf> {
+    let mut paths: Vec<PathBuf> = std::fs::read_dir(folder)
+        .map(|entries| entries.flatten().map(|entry| entry.path()).collect())
+        .unwrap_or_default();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "sock"));
+    paths.sort();
+    paths
+}
+
+fn found(path: &Path) -> Result<Found, ClientError> {
+    let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    Ok(Found { name, path: path.to_owned(), client: Client::connect(path)? })
+}

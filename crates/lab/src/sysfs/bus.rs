@@ -1,0 +1,342 @@
+//! What does not belong to one device: the buses with their drivers, the auxiliary bus with its devices,
+//! modules, and the directories that all of it hangs in.
+
+use std::collections::HashMap;
+
+use devlink::view;
+use rustix::io::Errno;
+
+use super::pci;
+use super::text::{event, line, name, number};
+use super::tree::{
+    Act, Attribute, Base, Entry, Folder, LibraryFile, Netdevs, PLAIN, Shown, Subject, Text, Tree, Under,
+};
+
+/// A card that is put into the tree.
+pub(super) struct Of<'a> {
+    pub(super) card: &'a view::Card,
+    pub(super) at: usize,
+    pub(super) release: &'a str,
+    devices: HashMap<&'a str, String>,
+}
+
+impl<'a> Of<'a> {
+    pub(super) fn new(card: &'a view::Card, at: usize, release: &'a str) -> Self {
+        let functions = card.functions.iter().map(|f| (f.address.as_str(), pci::path(card, f)));
+        let mut of = Self { card, at, release, devices: functions.collect() };
+        // A device may come before the one it hangs on; of those that hang on nothing, none is entered.
+        let mut left: Vec<&view::Auxiliary> = card.auxiliary.iter().collect();
+        loop {
+            let before = left.len();
+            left.retain(|device| match of.device(&device.parent).map(|above| format!("{above}/{}", device.name)) {
+                Some(path) => {
+                    of.devices.insert(&device.name, path);
+                    false
+                }
+                None => true,
+            });
+            if left.len() == before {
+                return of;
+            }
+        }
+    }
+
+    /// The directory of a device.
+    pub(super) fn device(&self, device: &view::Parent) -> Option<&str> {
+        let (view::Parent::Pci(name) | view::Parent::Auxiliary(name)) = device;
+        self.devices.get(name.as_str()).map(String::as_str)
+    }
+}
+
+/// What every device has under `power`, of what programs ask for.
+pub(super) const POWER: &[Attribute] = &[
+    Attribute::rw(
+        "control",
+        |_| line("on"),
+        |_, text| match text {
+            "on" | "auto" => Ok(Act::Nothing),
+            _ => Err(Errno::INVAL),
+        },
+    ),
+    Attribute::ro("runtime_active_time", |_| line(0)),
+    Attribute::ro("runtime_status", |_| line("active")),
+    Attribute::ro("runtime_suspended_time", |_| line(0)),
+];
+
+/// The root of a PCI bus.
+pub(super) static ROOT_PORT: Folder = Folder::of(&[&[Attribute::rw("uevent", |_| Ok(Vec::new()), ignore_event)]]);
+
+static ROOT_FOLDER: Folder = Folder::of(&[&[Attribute { size: 0, ..Attribute::ro("proc-modules", proc_modules) }]]);
+
+static PCI_BUS: Folder = Folder::of(&[&[
+    Attribute::wo("drivers_probe", |s, text| match card_with_function(s, name(text)?) {
+        Some(card) => Ok(perform(Some(card), text, "bus/pci/drivers_probe")),
+        None => Ok(Act::Kernel),
+    }),
+    Attribute::wo("rescan", |_, text| match number(text)? {
+        0 => Ok(Act::Nothing),
+        _ => Ok(perform(None, "1", "bus/pci/rescan")),
+    }),
+]]);
+
+static AUXILIARY_BUS: Folder = Folder::of(&[&[
+    Attribute::rw("drivers_autoprobe", |_| line(1), |_, _| Ok(Act::Kernel)),
+    Attribute::wo("drivers_probe", |s, text| match card_with_auxiliary(s, name(text)?) {
+        Some(card) => Ok(perform(Some(card), text, "bus/auxiliary/drivers_probe")),
+        None => Ok(Act::Kernel),
+    }),
+    Attribute::wo("uevent", ignore_event),
+]]);
+
+static PCI_DRIVER: Folder = Folder::of(&[DRIVER, &[Attribute::wo("new_id", ids), Attribute::wo("remove_id", ids)]]);
+
+static AUXILIARY_DRIVER: Folder = Folder::of(&[DRIVER]);
+
+const DRIVER: &[Attribute] = &[
+    Attribute::wo("bind", |s, text| driver(s, "bind", text)),
+    Attribute::wo("uevent", ignore_event),
+    Attribute::wo("unbind", |s, text| driver(s, "unbind", text)),
+];
+
+static AUXILIARY: Folder =
+    Folder { folders: DEVICE_FOLDERS, ..Folder::of(&[&[Attribute::rw("uevent", auxiliary_uevent, ignore_event)]]) };
+
+static SF: Folder = Folder {
+    folders: DEVICE_FOLDERS,
+    ..Folder::of(&[&[
+        Attribute::ro("sfnum", |s| line(s.auxiliary()?.sfnum.ok_or(Errno::NODEV)?)),
+        Attribute::rw("uevent", auxiliary_uevent, ignore_event),
+    ]])
+};
+
+const DEVICE_FOLDERS: &[Folder] = &[Folder { name: "power", ..Folder::of(&[POWER]) }];
+
+static MODULE: Folder = Folder {
+    folders: &[Folder { name: "parameters", ..Folder::of(&[]) }],
+    ..Folder::of(&[&[
+        Attribute::ro("coresize", |s| line(size(s.module()?))),
+        Attribute::ro("initsize", |_| line(0)),
+        Attribute::ro("initstate", |_| line("live")),
+        Attribute::ro("refcnt", |s| line(holders(s.card()?, &s.module()?.name).count())),
+        Attribute::ro("taint", |_| line("")),
+        Attribute::wo("uevent", ignore_event),
+    ]])
+};
+
+/// Indexes of `/lib/modules` that card modules are entered into.
+pub(super) const INDEXES: [&str; 4] = ["modules.dep", "modules.dep.bin", "modules.alias", "modules.alias.bin"];
+
+/// Those that `kmod` wants to be there.
+pub(super) const FILLERS: [&str; 9] = [
+    "modules.builtin",
+    "modules.builtin.alias.bin",
+    "modules.builtin.bin",
+    "modules.builtin.modinfo",
+    "modules.devname",
+    "modules.order",
+    "modules.softdep",
+    "modules.symbols",
+    "modules.symbols.bin",
+];
+
+/// Where card modules are in `/lib/modules/RELEASE`.
+pub(super) const LIBRARY: &str = "kernel/drivers/eswitch";
+
+fn ignore_event(_: &Shown<'_>, text: &str) -> Result<Act, Errno> {
+    event(text).map(|()| Act::Nothing)
+}
+
+fn perform(card: Option<usize>, text: &str, path: &str) -> Act {
+    Act::Perform { card, words: format!("echo {text} > /sys/{path}") }
+}
+
+fn card_with_function(shown: &Shown<'_>, address: &str) -> Option<usize> {
+    let has = |card: &view::Card| card.functions.iter().any(|function| function.address == address);
+    shown.every_card().find(|(_, card)| has(card)).map(|(at, _)| at)
+}
+
+fn card_with_auxiliary(shown: &Shown<'_>, device: &str) -> Option<usize> {
+    let has = |card: &view::Card| card.auxiliary.iter().any(|auxiliary| auxiliary.name == device);
+    shown.every_card().find(|(_, card)| has(card)).map(|(at, _)| at)
+}
+
+/// `bind` and `unbind`: of a device of a card, or else it is the kernel's driver that is meant.
+fn driver(shown: &Shown<'_>, file: &str, text: &str) -> Result<Act, Errno> {
+    let device = name(text).map_err(|_| Errno::NODEV)?;
+    let path = &shown.dir.path;
+    let card = match path.starts_with("bus/pci/") {
+        true => card_with_function(shown, device),
+        false => card_with_auxiliary(shown, device),
+    };
+    match card {
+        Some(card) => Ok(perform(Some(card), device, &format!("{path}/{file}"))),
+        None => Ok(Act::Kernel),
+    }
+}
+
+/// `new_id` and `remove_id` take ids that a card's driver has no use for: it has those of its card.
+fn ids(_: &Shown<'_>, text: &str) -> Result<Act, Errno> {
+    let mut ids = text.split_ascii_whitespace().map(|id| u32::from_str_radix(id, 16));
+    match (ids.next(), ids.next(), ids.all(|id| id.is_ok())) {
+        (Some(Ok(_)), Some(Ok(_)), true) => Ok(Act::Kernel),
+        _ => Err(Errno::INVAL),
+    }
+}
+
+fn auxiliary_uevent(shown: &Shown<'_>) -> Text {
+    let device = shown.auxiliary()?;
+    let mut text = device.driver.as_ref().map_or_else(String::new, |driver| format!("DRIVER={driver}\n"));
+    // The kernel's matches a driver by the name without its number.
+    let kind = device.name.rsplit_once('.').map_or(device.name.as_str(), |(kind, _)| kind);
+    text += &format!("MODALIAS=auxiliary:{kind}\n");
+    Ok(text.into_bytes())
+}
+
+/// Modules that are loaded and need this one.
+fn holders<'a>(card: &'a view::Card, module: &'a str) -> impl Iterator<Item = &'a view::Module> {
+    let holds = move |other: &&view::Module| other.loaded && other.depends.iter().any(|name| name == module);
+    card.modules.iter().filter(holds)
+}
+
+/// A size to show: modules of a card take none of the kernel's memory.
+fn size(module: &view::Module) -> usize {
+    4096 * (1 + module.drivers.len())
+}
+
+/// `/proc/modules`: the cards' modules, then the kernel's.
+fn proc_modules(shown: &Shown<'_>) -> Text {
+    let mut text = String::new();
+    let mut seen: Vec<&str> = Vec::new();
+    for (_, card) in shown.every_card() {
+        for module in card.modules.iter().filter(|module| module.loaded) {
+            if seen.contains(&module.name.as_str()) {
+                continue;
+            }
+            seen.push(&module.name);
+            let names: Vec<&str> = holders(card, &module.name).map(|holder| holder.name.as_str()).collect();
+            let held = names.iter().map(|name| format!("{name},")).collect::<String>();
+            let held = if held.is_empty() { "-" } else { &held };
+            let size = size(module);
+            text += &format!("{} {size} {} {held} Live 0x0000000000000000\n", module.name, names.len());
+        }
+    }
+    let kernels = shown.kernel.proc_modules().unwrap_or_default();
+    let kernels = String::from_utf8_lossy(&kernels);
+    for other in kernels.lines().filter(|line| !seen.contains(&line.split(' ').next().unwrap_or_default())) {
+        text += other;
+        text.push('\n');
+    }
+    Ok(text.into_bytes())
+}
+
+/// What is there without any card.
+pub(super) fn root(tree: &mut Tree, release: &str) {
+    tree.make("", &ROOT_FOLDER, Subject::Nothing).lasting = true;
+    for path in ["bus", "class", "devices", "module", "bus/pci/devices", "bus/pci/drivers"] {
+        over(tree, path, &PLAIN);
+    }
+    for path in ["bus/auxiliary/devices", "bus/auxiliary/drivers", "class/net", "class/infiniband"] {
+        over(tree, path, &PLAIN);
+    }
+    over(tree, "devices/virtual/net", &PLAIN);
+    for (path, netdevs) in [("class/net", Netdevs::Linked), ("devices/virtual/net", Netdevs::Hidden)] {
+        if let Some(dir) = tree.existing(path) {
+            dir.netdevs = netdevs;
+        }
+    }
+    library(tree, release);
+}
+
+/// Makes a directory over the kernel's, and those above it.
+fn over(tree: &mut Tree, path: &str, last: &'static Folder) {
+    for (end, _) in path.match_indices('/') {
+        let folder = match &path[..end] {
+            "bus/pci" => &PCI_BUS,
+            "bus/auxiliary" => &AUXILIARY_BUS,
+            _ => &PLAIN,
+        };
+        tree.make_over(&path[..end], folder);
+    }
+    tree.make_over(path, last);
+}
+
+fn library(tree: &mut Tree, release: &str) {
+    let mut path = "lib-modules".to_owned();
+    let mut under = String::new();
+    for part in std::iter::once("").chain(std::iter::once(release)).chain(LIBRARY.split('/')) {
+        if !part.is_empty() {
+            path = format!("{path}/{part}");
+            under = if under.is_empty() { part.to_owned() } else { format!("{under}/{part}") };
+        }
+        let dir = tree.make(&path, &PLAIN, Subject::Nothing);
+        dir.under = Some(Under { base: Base::Modules, path: under.clone() });
+        dir.lasting = true;
+    }
+    let Some(dir) = tree.existing(&format!("lib-modules/{release}")) else { return };
+    for index in INDEXES {
+        dir.entries.insert(index.into(), Entry::Library(LibraryFile::Index(index)));
+    }
+    for filler in FILLERS {
+        dir.entries.insert(filler.into(), Entry::Library(LibraryFile::Filler(filler)));
+    }
+}
+
+/// Puts a card's auxiliary devices into the tree.
+pub(super) fn add_auxiliary(tree: &mut Tree, of: &Of<'_>) {
+    let placed = of.card.auxiliary.iter().enumerate();
+    let mut placed: Vec<_> =
+        placed.filter_map(|(at, device)| Some((of.devices.get(device.name.as_str())?, at, device))).collect();
+    // Above before below.
+    placed.sort_by_key(|(path, ..)| *path);
+    for (path, at, device) in placed {
+        let folder = if device.sfnum.is_some() { &SF } else { &AUXILIARY };
+        tree.make(path, folder, Subject::Auxiliary(of.at, at));
+        tree.link("bus/auxiliary/devices", &device.name, path);
+        tree.link(path, "subsystem", "bus/auxiliary");
+        if let Some(driver) = &device.driver {
+            add_driver(tree, "auxiliary", driver);
+            let driver = format!("bus/auxiliary/drivers/{driver}");
+            tree.link(path, "driver", &driver);
+            tree.link(&driver, &device.name, path);
+        }
+    }
+}
+
+fn add_driver(tree: &mut Tree, bus: &str, driver: &str) -> String {
+    let path = format!("bus/{bus}/drivers/{driver}");
+    match bus {
+        "pci" => tree.make_over(&path, &PCI_DRIVER),
+        _ => tree.make_over(&path, &AUXILIARY_DRIVER),
+    }
+    .lasting = false;
+    path
+}
+
+/// Puts a card's modules into the tree, and the drivers that come with those that are loaded.
+pub(super) fn add_modules(tree: &mut Tree, of: &Of<'_>) {
+    let library = format!("lib-modules/{}/{LIBRARY}", of.release);
+    for (at, module) in of.card.modules.iter().enumerate() {
+        if let Some(dir) = tree.existing(&library) {
+            let file = Entry::Library(LibraryFile::Module(of.at, at));
+            dir.entries.insert(format!("{}.ko", module.name).into(), file);
+        }
+        if !module.loaded {
+            continue;
+        }
+        let path = format!("module/{}", module.name);
+        tree.make(&path, &MODULE, Subject::Module(of.at, at));
+        tree.make(&format!("{path}/holders"), &PLAIN, Subject::Nothing);
+        tree.make(&format!("{path}/drivers"), &PLAIN, Subject::Nothing);
+        for holder in holders(of.card, &module.name) {
+            tree.link(&format!("{path}/holders"), &holder.name, &format!("module/{}", holder.name));
+        }
+        for (bus, driver) in &module.drivers {
+            if !["pci", "auxiliary"].contains(&bus.as_str()) {
+                continue;
+            }
+            let driver_path = add_driver(tree, bus, driver);
+            tree.link(&driver_path, "module", &path);
+            tree.link(&format!("{path}/drivers"), &format!("{bus}:{driver}"), &driver_path);
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! Netdevs: what `/sys/class/net/NAME` has of a card's. The netdev itself is the kernel's, and so is most
+//! of what is in its directory.
+
+use rustix::io::Errno;
+
+use super::bus::Of;
+use super::text::line;
+use super::tree::{Attribute, Base, Folder, PLAIN, Shown, Subject, Text, Tree, Under};
+
+static NETDEV: Folder = Folder::of(&[&[
+    Attribute::ro("dev_port", |s| line(s.netdev()?.dev_port)),
+    // The kernel's netdev is one end of a pair; the card's is not.
+    Attribute::ro("iflink", |s| {
+        let name = &s.netdev()?.name;
+        s.kernel.read(&format!("class/net/{name}/ifindex")).ok_or(Errno::NODEV)
+    }),
+    Attribute::ro("phys_port_id", |_| Err(Errno::OPNOTSUPP)),
+    Attribute::ro("phys_port_name", |s| line(s.netdev()?.port_name.as_ref().ok_or(Errno::OPNOTSUPP)?)),
+    Attribute::ro("phys_switch_id", phys_switch_id),
+]]);
+
+fn phys_switch_id(shown: &Shown<'_>) -> Text {
+    if shown.netdev()?.in_switch { line(&shown.card()?.switch_id) } else { Err(Errno::OPNOTSUPP) }
+}
+
+/// Where the kernel has a netdev.
+pub(super) fn kernels(name: &str) -> String {
+    format!("class/net/{name}")
+}
+
+/// Puts a card's netdevs into the tree. They are seen if they are in the lab's network namespace.
+pub(super) fn add(tree: &mut Tree, of: &Of<'_>) {
+    for (at, netdev) in of.card.netdevs.iter().enumerate() {
+        let Some(device) = of.device(&netdev.parent) else { continue };
+        let above = format!("{device}/net");
+        tree.make(&above, &PLAIN, Subject::Nothing);
+        let path = format!("{above}/{}", netdev.name);
+        let dir = tree.make(&path, &NETDEV, Subject::Netdev(of.at, at));
+        dir.under = Some(Under { base: Base::Sys, path: kernels(&netdev.name) });
+        dir.needs = Some(kernels(&netdev.name));
+        tree.link("class/net", &netdev.name, &path);
+        tree.link(&path, "device", device);
+        tree.link(&path, "subsystem", "class/net");
+        tree.netdev_is_at(&netdev.name, &path);
+    }
+}

@@ -1,0 +1,212 @@
+//! PCI functions: `/sys/devices/pciDDDD:BB/ADDRESS` and `/sys/bus/pci/devices`.
+
+use devlink::view;
+use rustix::io::Errno;
+
+use super::bus::{self, Of};
+use super::config;
+use super::text::{event, line, name, number, truth};
+use super::tree::{Act, Attribute, Folder, Shown, Subject, Text, Tree};
+
+static PF: Folder = Folder { folders: COMMON_FOLDERS, ..Folder::of(&[COMMON, PF_ONLY]) };
+static VF: Folder = Folder { folders: COMMON_FOLDERS, ..Folder::of(&[COMMON]) };
+static PF_WITHOUT_VFS: Folder = Folder { folders: COMMON_FOLDERS, ..Folder::of(&[COMMON]) };
+
+/// The space needs its true size: `lspci -xxxx` reads that much, a VF's and a PF's.
+const CONFIG: Attribute =
+    Attribute { name: "config", mode: 0o444, size: config::SIZE as u64, read: Some(config_space), write: None };
+
+const COMMON: &[Attribute] = &[
+    Attribute::ro("ari_enabled", |s| line(u8::from(s.function()?.vf_of.is_some()))),
+    Attribute::rw("broken_parity_status", |_| line(0), |_, text| number(text).map(|_| Act::Nothing)),
+    Attribute::ro("class", |_| line("0x020000")),
+    CONFIG,
+    Attribute::ro("consistent_dma_mask_bits", |_| line(64)),
+    Attribute::ro("current_link_speed", |_| line("16.0 GT/s PCIe")),
+    Attribute::ro("current_link_width", |_| line(16)),
+    Attribute::rw("d3cold_allowed", |_| line(1), |_, text| truth(text).map(|_| Act::Nothing)),
+    Attribute::ro("device", |s| line(format_args!("0x{:04x}", device(s)?))),
+    Attribute::ro("dma_mask_bits", |_| line(64)),
+    Attribute::rw("driver_override", driver_override, set_driver_override),
+    Attribute::ro("enable", |s| line(u8::from(s.function()?.driver.is_some()))),
+    Attribute::ro("irq", |_| line(0)),
+    Attribute::ro("local_cpulist", |s| Ok(cpus(s))),
+    Attribute::ro("local_cpus", |s| line(mask(&cpus(s)))),
+    Attribute::ro("max_link_speed", |_| line("16.0 GT/s PCIe")),
+    Attribute::ro("max_link_width", |_| line(16)),
+    Attribute::ro("modalias", |s| line(modalias(s)?)),
+    Attribute::rw("msi_bus", |_| line(1), |_, text| number(text).map(|_| Act::Nothing)),
+    Attribute::ro("numa_node", |_| line(-1)),
+    Attribute::ro("power_state", |s| line(if s.function()?.driver.is_some() { "D0" } else { "unknown" })),
+    Attribute::wo("remove", |s, text| trigger(s, "remove", text)),
+    Attribute::wo("rescan", |s, text| trigger(s, "rescan", text)),
+    Attribute::wo("reset", |s, text| if number(text)? == 1 { trigger(s, "reset", text) } else { Err(Errno::INVAL) }),
+    Attribute::ro("reset_method", |_| line("flr bus")),
+    Attribute::ro("resource", resource),
+    Attribute::ro("revision", |s| line(format_args!("0x{:02x}", s.card()?.profile.revision))),
+    Attribute::ro("subsystem_device", |s| line(format_args!("0x{:04x}", s.card()?.profile.subsystem.1))),
+    Attribute::ro("subsystem_vendor", |s| line(format_args!("0x{:04x}", s.card()?.profile.subsystem.0))),
+    Attribute::rw("uevent", uevent, |_, text| event(text).map(|()| Act::Nothing)),
+    Attribute::ro("vendor", |s| line(format_args!("0x{:04x}", s.card()?.profile.vendor))),
+];
+
+const PF_ONLY: &[Attribute] = &[
+    Attribute::rw(
+        "sriov_drivers_autoprobe",
+        |s| line(u8::from(s.sriov()?.autoprobe)),
+        |s, text| perform(s, "sriov_drivers_autoprobe", &u8::from(truth(text)?).to_string()),
+    ),
+    Attribute::rw(
+        "sriov_numvfs",
+        |s| line(s.sriov()?.enabled),
+        |s, text| {
+            let vfs = u16::try_from(number(text)?).map_err(|_| Errno::RANGE)?;
+            perform(s, "sriov_numvfs", &vfs.to_string())
+        },
+    ),
+    Attribute::ro("sriov_offset", |s| line(s.sriov()?.offset)),
+    Attribute::ro("sriov_stride", |_| line(1)),
+    Attribute::ro("sriov_totalvfs", |s| line(s.sriov()?.total)),
+    Attribute::ro("sriov_vf_device", |s| line(format_args!("{:x}", s.card()?.profile.vf_device))),
+    Attribute::ro("sriov_vf_total_msix", |_| line(0)),
+];
+
+const COMMON_FOLDERS: &[Folder] = &[Folder { name: "power", ..Folder::of(&[bus::POWER]) }];
+
+fn device(shown: &Shown<'_>) -> Result<u16, Errno> {
+    Ok(config::device_id(&shown.card()?.profile, shown.function()?))
+}
+
+fn config_space(shown: &Shown<'_>) -> Text {
+    Ok(config::space(shown.card()?, shown.card_index()?, shown.function()?))
+}
+
+fn modalias(shown: &Shown<'_>) -> Result<String, Errno> {
+    let profile = &shown.card()?.profile;
+    let (vendor, subsystem) = (profile.vendor, profile.subsystem);
+    let device = device(shown)?;
+    Ok(format!("pci:v{vendor:08X}d{device:08X}sv{:08X}sd{:08X}bc02sc00i00", subsystem.0, subsystem.1))
+}
+
+fn uevent(shown: &Shown<'_>) -> Text {
+    let (profile, function) = (&shown.card()?.profile, shown.function()?);
+    let mut text = function.driver.as_ref().map_or_else(String::new, |driver| format!("DRIVER={driver}\n"));
+    text += &format!("PCI_CLASS=20000\nPCI_ID={:04X}:{:04X}\n", profile.vendor, device(shown)?);
+    text += &format!("PCI_SUBSYS_ID={:04X}:{:04X}\n", profile.subsystem.0, profile.subsystem.1);
+    text += &format!("PCI_SLOT_NAME={}\nMODALIAS={}\n", function.address, modalias(shown)?);
+    Ok(text.into_bytes())
+}
+
+/// The processors there are, as a list; of a card that is near none in particular all of them are near.
+fn cpus(shown: &Shown<'_>) -> Vec<u8> {
+    shown.kernel.read("devices/system/cpu/online").unwrap_or_else(|| b"0\n".to_vec())
+}
+
+/// A list of processors as a mask.
+fn mask(list: &[u8]) -> String {
+    let list = String::from_utf8_lossy(list);
+    let mut words = vec![0_u32];
+    for range in list.trim().split(',') {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (Ok(first), Ok(last)) = (first.parse::<usize>(), last.parse::<usize>()) else { continue };
+        for cpu in first..=last.min(8191) {
+            words.resize(words.len().max(cpu / 32 + 1), 0);
+            if let Some(word) = words.get_mut(cpu / 32) {
+                *word |= 1 << (cpu % 32);
+            }
+        }
+    }
+    let mut words = words.iter().rev();
+    let first = words.next().map_or_else(String::new, |word| format!("{word:x}"));
+    words.fold(first, |text, word| format!("{text},{word:08x}"))
+}
+
+/// Where its memory is: BARs, ROM and, for a PF, those of its VFs.
+fn resource(shown: &Shown<'_>) -> Text {
+    const MEMORY: u64 = 0x0014_220c;
+    let (function, card) = (shown.function()?, shown.card_index()?);
+    let mut lines = [(0, 0, 0); 13];
+    let own = config::memory(card, function);
+    lines[0] = (own.start, own.start + own.size - 1, MEMORY);
+    if let Some(sriov) = function.sriov.as_ref().filter(|sriov| sriov.total > 0) {
+        let start = config::vf_memory(card, config::Address::parse(&function.address));
+        lines[7] = (start, start + (u64::from(sriov.total) << 20) - 1, MEMORY);
+    }
+    let text = lines.iter().map(|(start, end, flags)| format!("0x{start:016x} 0x{end:016x} 0x{flags:016x}\n"));
+    Ok(text.collect::<String>().into_bytes())
+}
+
+fn driver_override(shown: &Shown<'_>) -> Text {
+    line(shown.function()?.driver_override.as_deref().unwrap_or("(null)"))
+}
+
+fn set_driver_override(shown: &Shown<'_>, text: &str) -> Result<Act, Errno> {
+    if text.is_empty() {
+        return perform(shown, "driver_override", "");
+    }
+    perform(shown, "driver_override", name(text)?)
+}
+
+/// What is done when something other than 0 is written.
+fn trigger(shown: &Shown<'_>, file: &str, text: &str) -> Result<Act, Errno> {
+    if number(text)? == 0 { Ok(Act::Nothing) } else { perform(shown, file, "1") }
+}
+
+fn perform(shown: &Shown<'_>, file: &str, text: &str) -> Result<Act, Errno> {
+    let address = &shown.function()?.address;
+    let space = if text.is_empty() { "" } else { " " };
+    let words = format!("echo{space}{text} > /sys/bus/pci/devices/{address}/{file}");
+    Ok(Act::Perform { card: Some(shown.card_index()?), words })
+}
+
+/// The directory that functions of a card are in: that of the bus of its PF.
+fn root(card: &view::Card, function: &view::Function) -> String {
+    let pf = function.vf_of.as_ref().map_or(&function.address, |(pf, _)| pf);
+    let pf = card.functions.first().map_or(pf, |first| &first.address);
+    let bus = pf.rsplit_once(':').map_or(pf.as_str(), |(bus, _)| bus);
+    format!("devices/pci{bus}")
+}
+
+/// The directory of a function.
+pub(super) fn path(card: &view::Card, function: &view::Function) -> String {
+    format!("{}/{}", root(card, function), function.address)
+}
+
+/// Puts a card's functions into the tree.
+pub(super) fn add(tree: &mut Tree, of: &Of<'_>) {
+    for (at, function) in of.card.functions.iter().enumerate() {
+        tree.make_over(&root(of.card, function), &bus::ROOT_PORT);
+        let path = path(of.card, function);
+        let folder = match (&function.vf_of, &function.sriov) {
+            (Some(_), _) => &VF,
+            (None, Some(_)) => &PF,
+            (None, None) => &PF_WITHOUT_VFS,
+        };
+        tree.make(&path, folder, Subject::Function(of.at, at));
+        tree.link("bus/pci/devices", &function.address, &path);
+        tree.link(&path, "subsystem", "bus/pci");
+        if let Some(driver) = &function.driver {
+            let driver = format!("bus/pci/drivers/{driver}");
+            tree.link(&path, "driver", &driver);
+            tree.link(&driver, &function.address, &path);
+        }
+        if let Some((pf, vf)) = &function.vf_of {
+            let pf = format!("{}/{pf}", root(of.card, function));
+            tree.link(&path, "physfn", &pf);
+            tree.link(&pf, &format!("virtfn{vf}"), &path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_of_processors_are_masks() {
+        let pairs = [("0\n", "1"), ("0-1\n", "3"), ("0-3,8", "10f"), ("0-32", "1,ffffffff"), ("", "0"), ("x", "0")];
+        for (list, expected) in pairs {
+            assert_eq!(mask(list.as_bytes()), expected, "{list:?}");
+        }
+    }
+}

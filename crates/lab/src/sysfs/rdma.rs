@@ -1,0 +1,120 @@
+//! RDMA devices: `/sys/class/infiniband/NAME`, with ports and their GIDs.
+//!
+//! A port speaks RoCE: its GIDs come from its netdev's address, each once for version 1 and once for 2.
+
+use rustix::io::Errno;
+
+use super::bus::Of;
+use super::net;
+use super::text::{event, line};
+use super::tree::{Act, Attribute, Folder, PLAIN, Shown, Subject, Text, Tree};
+
+static DEVICE: Folder = Folder::of(&[&[
+    Attribute::ro("board_id", |s| line(&s.card()?.profile.board)),
+    Attribute::ro("fw_ver", |s| line(&s.card()?.profile.firmware)),
+    Attribute::ro("hca_type", |s| line(format_args!("MT{}", s.card()?.profile.device))),
+    Attribute::ro("hw_rev", |s| line(format_args!("{:x}", s.card()?.profile.revision))),
+    Attribute::ro("node_desc", |s| line(&s.rdma()?.name)),
+    Attribute::ro("node_guid", |s| line(guid(s.rdma()?.node_guid))),
+    Attribute::ro("node_type", |_| line("1: CA")),
+    Attribute::ro("sys_image_guid", |s| line(guid(sys_image_guid(s)?))),
+    Attribute::rw(
+        "uevent",
+        |s| Ok(format!("NAME={}\n", s.rdma()?.name).into_bytes()),
+        |_, text| event(text).map(|()| Act::Nothing),
+    ),
+]]);
+
+static PORT: Folder = Folder {
+    folders: &[
+        Folder { name: "gids", ..Folder::of(&[&[Attribute::ro("0", gid), Attribute::ro("1", gid)]]) },
+        Folder { name: "gid_attrs", folders: GID_ATTRIBUTES, ..Folder::of(&[]) },
+        Folder { name: "pkeys", ..Folder::of(&[&[Attribute::ro("0", |_| line("0xffff"))]]) },
+    ],
+    ..Folder::of(&[&[
+        Attribute::ro("cap_mask", |_| line("0x04010000")),
+        Attribute::ro("lid", |_| line("0x0")),
+        Attribute::ro("lid_mask_count", |_| line(0)),
+        Attribute::ro("link_layer", |_| line("Ethernet")),
+        Attribute::ro("phys_state", |s| line(if is_up(s)? { "5: LinkUp" } else { "3: Disabled" })),
+        Attribute::ro("rate", |_| line("100 Gb/sec (4X EDR)")),
+        Attribute::ro("sm_lid", |_| line("0x0")),
+        Attribute::ro("sm_sl", |_| line(0)),
+        Attribute::ro("state", |s| line(if is_up(s)? { "4: ACTIVE" } else { "1: DOWN" })),
+    ]])
+};
+
+const GID_ATTRIBUTES: &[Folder] = &[
+    Folder { name: "ndevs", ..Folder::of(&[&[Attribute::ro("0", ndev), Attribute::ro("1", ndev)]]) },
+    Folder {
+        name: "types",
+        ..Folder::of(&[&[
+            Attribute::ro("0", |s| address(s).and_then(|_| line("IB/RoCE v1"))),
+            Attribute::ro("1", |s| address(s).and_then(|_| line("RoCE v2"))),
+        ]])
+    },
+];
+
+fn guid(guid: u64) -> String {
+    format!("{:04x}:{:04x}:{:04x}:{:04x}", guid >> 48, guid >> 32 & 0xffff, guid >> 16 & 0xffff, guid & 0xffff)
+}
+
+/// All of a card's devices are of one system: that of the first.
+fn sys_image_guid(shown: &Shown<'_>) -> Result<u64, Errno> {
+    Ok(shown.card()?.rdma.first().unwrap_or(shown.rdma()?).node_guid)
+}
+
+fn netdev_file(shown: &Shown<'_>, file: &str) -> Result<Option<String>, Errno> {
+    let Some(netdev) = &shown.rdma_port()?.netdev else { return Ok(None) };
+    let text = shown.kernel.read(&format!("{}/{file}", net::kernels(netdev)));
+    Ok(text.map(|bytes| String::from_utf8_lossy(&bytes).trim().to_owned()))
+}
+
+/// A port is up if its netdev is, as far as this network namespace shows.
+fn is_up(shown: &Shown<'_>) -> Result<bool, Errno> {
+    Ok(netdev_file(shown, "operstate")?.is_some_and(|state| state == "up"))
+}
+
+/// The address that a port's GIDs come from. A GID that there is not has no attributes: EINVAL.
+fn address(shown: &Shown<'_>) -> Result<[u8; 6], Errno> {
+    let text = netdev_file(shown, "address")?.ok_or(Errno::INVAL)?;
+    let mut bytes = text.split(':').map(|byte| u8::from_str_radix(byte, 16));
+    let mut address = [0; 6];
+    for place in &mut address {
+        *place = bytes.next().and_then(Result::ok).ok_or(Errno::INVAL)?;
+    }
+    Ok(address)
+}
+
+fn gid(shown: &Shown<'_>) -> Text {
+    // In place of one that there is not, programs expect zeros.
+    let Ok([a, b, c, d, e, f]) = address(shown) else {
+        return line("0000:0000:0000:0000:0000:0000:0000:0000");
+    };
+    let a = a ^ 2;
+    line(format_args!("fe80:0000:0000:0000:{a:02x}{b:02x}:{c:02x}ff:fe{d:02x}:{e:02x}{f:02x}"))
+}
+
+fn ndev(shown: &Shown<'_>) -> Text {
+    address(shown)?;
+    line(shown.rdma_port()?.netdev.as_ref().ok_or(Errno::INVAL)?)
+}
+
+/// Puts a card's RDMA devices into the tree.
+pub(super) fn add(tree: &mut Tree, of: &Of<'_>) {
+    for (at, rdma) in of.card.rdma.iter().enumerate() {
+        let Some(device) = of.device(&rdma.parent) else { continue };
+        let above = format!("{device}/infiniband");
+        tree.make(&above, &PLAIN, Subject::Nothing);
+        let path = format!("{above}/{}", rdma.name);
+        tree.make(&path, &DEVICE, Subject::Rdma(of.at, at));
+        tree.link("class/infiniband", &rdma.name, &path);
+        tree.link(&path, "device", device);
+        tree.link(&path, "subsystem", "class/infiniband");
+        let ports = format!("{path}/ports");
+        tree.make(&ports, &PLAIN, Subject::Nothing);
+        for (port_at, port) in rdma.ports.iter().enumerate() {
+            tree.make(&format!("{ports}/{}", port.number), &PORT, Subject::RdmaPort(of.at, at, port_at));
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! Values as text, both ways.
+
+use rustix::io::Errno;
+
+use super::tree::Text;
+
+/// A value and the newline after it.
+pub(super) fn line(value: impl std::fmt::Display) -> Text {
+    Ok(format!("{value}\n").into_bytes())
+}
+
+/// A number as `kstrtouint` takes it: decimal, or hexadecimal after `0x`, or octal after `0`.
+pub(super) fn number(text: &str) -> Result<u64, Errno> {
+    let digits = text.strip_prefix('+').unwrap_or(text);
+    let (digits, radix) = match digits.strip_prefix('0') {
+        Some("") => (digits, 10),
+        Some(rest) => match rest.strip_prefix(['x', 'X']) {
+            Some(hex) => (hex, 16),
+            None => (rest, 8),
+        },
+        None => (digits, 10),
+    };
+    if digits.is_empty() || !digits.chars().all(|c| c.is_digit(radix)) {
+        return Err(Errno::INVAL);
+    }
+    u64::from_str_radix(digits, radix).map_err(|_| Errno::RANGE)
+}
+
+/// A truth as `kstrtobool` takes it.
+pub(super) fn truth(text: &str) -> Result<bool, Errno> {
+    match text.as_bytes() {
+        [b'y' | b'Y' | b't' | b'T' | b'1', ..] => Ok(true),
+        [b'n' | b'N' | b'f' | b'F' | b'0', ..] => Ok(false),
+        [b'o' | b'O', b'n' | b'N', ..] => Ok(true),
+        [b'o' | b'O', b'f' | b'F', ..] => Ok(false),
+        _ => Err(Errno::INVAL),
+    }
+}
+
+/// A name of a device or a driver: nothing in it that means something to a shell.
+pub(super) fn name(text: &str) -> Result<&str, Errno> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._:-+@".contains(c);
+    if !text.is_empty() && text.len() < 256 && text.chars().all(plain) { Ok(text) } else { Err(Errno::INVAL) }
+}
+
+/// What was written as text: without the newline that `echo` adds.
+pub(super) fn written(bytes: &[u8]) -> Result<&str, Errno> {
+    if bytes.len() > 4096 {
+        return Err(Errno::INVAL);
+    }
+    let bytes = bytes.strip_suffix(b"\n").unwrap_or(bytes);
+    let text = std::str::from_utf8(bytes).map_err(|_| Errno::INVAL)?;
+    if text.chars().any(char::is_control) { Err(Errno::INVAL) } else { Ok(text) }
+}
+
+/// What may be written to `uevent`: the name of an event, that nobody in a lab waits for.
+pub(super) fn event(text: &str) -> Result<(), Errno> {
+    let event = text.split(' ').next().unwrap_or_default();
+    let known = ["add", "remove", "change", "move", "online", "offline", "bind", "unbind"];
+    if known.contains(&event) { Ok(()) } else { Err(Errno::INVAL) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_what_the_kernel_takes() {
+        let good = [("0", 0), ("12", 12), ("0x10", 16), ("010", 8), ("+3", 3)];
+        assert!(good.iter().all(|(text, value)| number(text) == Ok(*value)), "{good:?}");
+        for bad in ["", "-1", "1 2", "0x", "x", "1k", "08", "++1", "٣"] {
+            assert_eq!(number(bad), Err(Errno::INVAL), "{bad:?}");
+        }
+        assert_eq!(number("99999999999999999999"), Err(Errno::RANGE));
+    }
+
+    #[test]
+    fn names_mean_nothing_to_a_shell() {
+        assert_eq!(name("0000:08:00.0"), Ok("0000:08:00.0"));
+        for bad in ["", "a b", "a;b", "$x", "a>b", "a/b", "`a`", "a\u{e9}"] {
+            assert_eq!(name(bad), Err(Errno::INVAL), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_text_is_refused() {
+        assert_eq!(written(b"2\n"), Ok("2"));
+        assert_eq!(written(b""), Ok(""));
+        for bad in [&b"2\n\n"[..], b"a\0b", b"\xff", &[b'1'; 4097]] {
+            assert_eq!(written(bad), Err(Errno::INVAL));
+        }
+    }
+}

@@ -1,0 +1,265 @@
+#![allow(dead_code, reason = "each of those who share it uses a part")]
+//! A card that is none, and a place to show it in: what tests of `/sys` and their benchmark share.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
+
+use devlink::view::{self, Parent, Role};
+use lab::{Card, Refusal, sysfs};
+
+/// Takes VFs, and remembers what it was told.
+pub struct FakeCard {
+    view: Mutex<Arc<view::Card>>,
+    pub told: Mutex<Vec<String>>,
+    pub gone: AtomicBool,
+    /// Whoever holds it keeps the card from doing anything.
+    pub busy: Mutex<()>,
+}
+
+pub const PF: &str = "0000:08:00.0";
+
+impl FakeCard {
+    pub fn new(vfs: u16) -> Arc<Self> {
+        Arc::new(Self {
+            view: Mutex::new(Arc::new(card(vfs))),
+            told: Mutex::default(),
+            gone: AtomicBool::new(false),
+            busy: Mutex::default(),
+        })
+    }
+
+    pub fn told(&self) -> Vec<String> {
+        std::mem::take(&mut self.told.lock().unwrap())
+    }
+}
+
+impl Card for FakeCard {
+    fn view(&self) -> io::Result<Arc<view::Card>> {
+        match self.gone.load(Ordering::Relaxed) {
+            true => Err(io::ErrorKind::NotConnected.into()),
+            false => Ok(Arc::clone(&self.view.lock().unwrap())),
+        }
+    }
+
+    fn perform(&self, words: &str) -> Result<(), Refusal> {
+        self.told.lock().unwrap().push(words.to_owned());
+        drop(self.busy.lock().unwrap());
+        let words: Vec<&str> = words.split(' ').collect();
+        let vfs = match words.as_slice() {
+            ["echo", vfs, ">", path] if path.ends_with("/sriov_numvfs") => vfs.parse().unwrap(),
+            ["echo", PF, ">", path] if path.ends_with("mlx5_core/bind") => {
+                return Err(Refusal { errno: 16, message: "busy".to_owned() });
+            }
+            _ => return Ok(()),
+        };
+        if vfs > 2000 {
+            return Err(Refusal { errno: 34, message: "too many".to_owned() });
+        }
+        *self.view.lock().unwrap() = Arc::new(card(vfs));
+        Ok(())
+    }
+
+    fn connect(&self) -> io::Result<OwnedFd> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+fn vf_address(vf: u16) -> String {
+    let routing = 2 + vf;
+    format!("0000:{:02x}:{:02x}.{}", 8 + routing / 256, routing / 8 % 32, routing % 8)
+}
+
+fn netdev(name: &str, role: Role, parent: Parent, port_name: Option<&str>) -> view::Netdev {
+    view::Netdev {
+        name: name.to_owned(),
+        role,
+        in_switch: port_name.is_some(),
+        parent,
+        port_name: port_name.map(str::to_owned),
+        dev_port: 0,
+        vfs: Vec::new(),
+        port: None,
+        driver: "mlx5_core".to_owned(),
+        bus_info: PF.to_owned(),
+    }
+}
+
+/// A card with a PF, its VFs and an SF.
+pub fn card(vfs: u16) -> view::Card {
+    let function = |address: &str, vf: Option<u16>| view::Function {
+        address: address.to_owned(),
+        vf_of: vf.map(|vf| (PF.to_owned(), vf)),
+        driver: Some("mlx5_core".to_owned()),
+        driver_override: None,
+        sriov: None,
+    };
+    let mut functions = vec![view::Function {
+        sriov: Some(view::Sriov {
+            total: 2000,
+            enabled: vfs,
+            autoprobe: true,
+            offset: 2,
+            vfs: (0..vfs).map(vf_address).collect(),
+        }),
+        ..function(PF, None)
+    }];
+    let pci = |address: &str| Parent::Pci(address.to_owned());
+    let mut netdevs = vec![netdev("enp8s0f0np0", Role::Pf, pci(PF), Some("p0"))];
+    for vf in 0..vfs {
+        functions.push(function(&vf_address(vf), Some(vf)));
+        let name = format!("p0vf{vf}");
+        netdevs.push(netdev(&name, Role::Representor, pci(PF), Some(&format!("pf0vf{vf}"))));
+        netdevs.push(netdev(&format!("p0v{vf}"), Role::Vf, pci(&vf_address(vf)), None));
+    }
+    let sf = Parent::Auxiliary("mlx5_core.sf.4".to_owned());
+    netdevs.push(netdev("enp8s0f0s88", Role::Sf, sf.clone(), None));
+    let auxiliary = |name: &str, parent, driver: &str, sfnum| view::Auxiliary {
+        name: name.to_owned(),
+        parent,
+        driver: Some(driver.to_owned()),
+        sfnum,
+    };
+    let module = |name: &str, depends: &[&str], drivers: &[(&str, &str)]| view::Module {
+        name: name.to_owned(),
+        loaded: true,
+        depends: depends.iter().map(|name| (*name).to_owned()).collect(),
+        description: format!("{name} of a card that is none"),
+        drivers: drivers.iter().map(|(bus, name)| ((*bus).to_owned(), (*name).to_owned())).collect(),
+    };
+    view::Card {
+        name: PF.to_owned(),
+        profile: view::Profile {
+            name: "mlx5".to_owned(),
+            vendor: 0x15b3,
+            device: 0x101d,
+            vf_device: 0x101e,
+            subsystem: (0x15b3, 0x0016),
+            revision: 0,
+            driver: "mlx5_core".to_owned(),
+            firmware: "22.43.1014".to_owned(),
+            board: "MT_0000000359".to_owned(),
+        },
+        switch_id: "b8cef6030012ab00".to_owned(),
+        functions,
+        auxiliary: vec![
+            auxiliary("mlx5_core.eth.0", pci(PF), "mlx5_core.eth", None),
+            auxiliary("mlx5_core.rdma.0", pci(PF), "mlx5_ib.rdma", None),
+            auxiliary("mlx5_core.sf.4", pci(PF), "mlx5_core.sf", Some(88)),
+            auxiliary("mlx5_core.eth.4", sf, "mlx5_core.eth", None),
+        ],
+        netdevs,
+        rdma: vec![view::RdmaDevice {
+            index: 0,
+            name: "rocep8s0f0".to_owned(),
+            parent: pci(PF),
+            node_guid: 0xb8ce_f603_0012_ab00,
+            ports: (0..=u32::from(vfs))
+                .map(|port| view::RdmaPort {
+                    number: port + 1,
+                    netdev: Some(match port {
+                        0 => "enp8s0f0np0".to_owned(),
+                        port => format!("p0vf{}", port - 1),
+                    }),
+                })
+                .collect(),
+        }],
+        modules: vec![
+            module(
+                "mlx5_core",
+                &[],
+                &[("pci", "mlx5_core"), ("auxiliary", "mlx5_core.eth"), ("auxiliary", "mlx5_core.sf")],
+            ),
+            module("mlx5_ib", &["mlx5_core"], &[("auxiliary", "mlx5_ib.rdma")]),
+        ],
+    }
+}
+
+/// Why there can be no lab here, if so.
+pub fn what_is_missing() -> Option<String> {
+    let missing = if !rustix::process::geteuid().is_root() {
+        Some("root".to_owned())
+    } else {
+        sysfs::prepare().err().map(|error| error.to_string())
+    };
+    if let Some(missing) = &missing {
+        assert!(std::env::var_os("CI").is_none(), "in CI there must be {missing}");
+        eprintln!("skipped: it takes {missing}");
+    }
+    missing
+}
+
+type Work = Box<dyn FnOnce() + Send>;
+
+/// A thread in mount and network namespaces of its own, in which `/sys` is the card's.
+pub struct Place {
+    work: Option<mpsc::Sender<Work>>,
+    thread: Option<thread::JoinHandle<()>>,
+    _serving: sysfs::Serving,
+}
+
+impl Place {
+    /// `netdevs` are made in it.
+    pub fn new(card: &Arc<FakeCard>, netdevs: &[&str]) -> Self {
+        let (mounter, server) = sysfs::prepare().unwrap();
+        let netdevs: Vec<String> = netdevs.iter().map(|name| (*name).to_owned()).collect();
+        let (work, inbox) = mpsc::channel::<Work>();
+        let thread = thread::spawn(move || {
+            unshare();
+            for netdev in netdevs {
+                run("ip", &["link", "add", "name", &netdev, "type", "veth"]);
+            }
+            mounter.mount().unwrap();
+            for work in inbox {
+                work();
+            }
+        });
+        let cards: Vec<Arc<dyn Card>> = vec![Arc::clone(card) as Arc<dyn Card>];
+        let serving = server.serve(cards).unwrap();
+        Self { work: Some(work), thread: Some(thread), _serving: serving }
+    }
+
+    /// Does something in the thread.
+    pub fn within<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        let (answer, answered) = mpsc::channel();
+        let work = Box::new(move || answer.send(work()).unwrap());
+        self.work.as_ref().unwrap().send(work).unwrap();
+        answered.recv().expect("what was to be done in the lab has failed")
+    }
+
+    /// What a shell says.
+    pub fn shell(&self, command: &str) -> Output {
+        let command = command.to_owned();
+        self.within(move || Command::new("sh").args(["-c", &command]).env("LC_ALL", "C").output().unwrap())
+    }
+
+    /// What a shell says, all of it.
+    pub fn says(&self, command: &str) -> String {
+        let output = self.shell(command);
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        drop(self.work.take());
+        let ended = self.thread.take().unwrap().join();
+        assert!(ended.is_ok() || thread::panicking());
+    }
+}
+
+fn unshare() {
+    use rustix::mount::{MountPropagationFlags, mount_change};
+    use rustix::thread::UnshareFlags;
+    #[expect(deprecated, reason = "its successor is unsafe, for the sake of a flag that is not used here")]
+    rustix::thread::unshare(UnshareFlags::NEWNS | UnshareFlags::NEWNET).unwrap();
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+}
+
+fn run(program: &str, arguments: &[&str]) {
+    let status = Command::new(program).args(arguments).status().unwrap();
+    assert!(status.success(), "{program} {arguments:?}");
+}

@@ -1,0 +1,57 @@
+//! What `echo VALUE > FILE` does below `/sys/bus/pci`.
+
+use eswitch::PciAddress;
+
+use super::{Action, pci_address};
+use crate::words::{WordError, Words};
+
+/// The files there are, for who has named another.
+const FILES: &str = "`/sys/bus/pci/devices/ADDRESS/sriov_numvfs`, or there `sriov_drivers_autoprobe`, \
+                     `driver_override`, `driver/unbind`, `remove` or `reset`, or `/sys/bus/pci/drivers/mlx5_core/bind`, \
+                     `…/unbind`, `/sys/bus/pci/drivers_probe` or `/sys/bus/pci/rescan`";
+
+/// `VALUE > FILE`; the value may be left out, or be `""`.
+pub(super) fn echo(words: &mut Words<'_>) -> Result<Action, WordError> {
+    // A driver's name takes no line break, nor does anything else here need one.
+    words.accept("-n");
+    let mut value = words.clone();
+    if words.peek() != Some(">") {
+        words.next("a number of VFs, a PCI address or another value")?;
+    }
+    words.literal(">")?;
+    let (at, path) = words.next(FILES)?;
+    let unknown = || WordError { at, message: format!("expected {FILES}, found `{path}`") };
+    let file = path.strip_prefix("/sys/bus/pci/").ok_or_else(unknown)?;
+    match file {
+        "drivers/mlx5_core/bind" => return Ok(Action::Bind(pci_address(&mut value)?)),
+        "drivers/mlx5_core/unbind" => return Ok(Action::Unbind(pci_address(&mut value)?)),
+        "drivers_probe" => return Ok(Action::Probe(pci_address(&mut value)?)),
+        "rescan" => return one(&mut value).map(|()| Action::Rescan),
+        _ => {}
+    }
+    let (address, file) = file.strip_prefix("devices/").and_then(|rest| rest.split_once('/')).ok_or_else(unknown)?;
+    let address: PciAddress = address.parse().map_err(|error: eswitch::ParseError| WordError {
+        at: at + "/sys/bus/pci/devices/".len(),
+        message: error.to_string(),
+    })?;
+    Ok(match file {
+        "sriov_numvfs" => Action::NumVfs(address, value.parse("a number of VFs")?),
+        "sriov_drivers_autoprobe" => Action::Autoprobe(address, value.one_of(&["0", "1"])? == "1"),
+        "driver_override" => Action::DriverOverride(address, driver(&value)),
+        // As with the kernel it is the value that counts.
+        "driver/unbind" => Action::Unbind(pci_address(&mut value)?),
+        "remove" => one(&mut value).map(|()| Action::Remove(address))?,
+        "reset" => one(&mut value).map(|()| Action::Reset(address))?,
+        _ => return Err(unknown()),
+    })
+}
+
+/// The name of a driver; nothing clears it.
+fn driver(value: &Words<'_>) -> Option<String> {
+    let name = value.peek().filter(|word| *word != ">")?.trim_matches(['"', '\'']);
+    (!name.is_empty()).then(|| name.to_owned())
+}
+
+fn one(value: &mut Words<'_>) -> Result<(), WordError> {
+    value.literal("1")
+}
