@@ -5,6 +5,7 @@ use std::sync::Arc;
 use lockdep::{Domain, Locked, Unlocked};
 use scenario::Session;
 
+use crate::refusal::Refusal;
 use crate::view::Profile;
 
 /// What is answered for: a card that is up, and how it presents itself.
@@ -17,6 +18,26 @@ pub struct Served {
     pub profile: Profile,
     /// The number of a netdev where the card's netdevs are, if it has real ones.
     pub ifindex: Option<IfIndex>,
+    /// Who runs the card, if it is to be told of commands.
+    pub host: Option<Arc<dyn Host>>,
+}
+
+/// Who runs a card: a daemon that keeps what was agreed, and that can be asked about itself.
+pub trait Host: Send + Sync {
+    /// A command that may change the card has been carried out, or refused. It is answered when this returns.
+    ///
+    /// # Errors
+    /// What to answer though it was carried out.
+    fn carried_out(&self, cx: Cx<'_, '_>, command: &str, outcome: Result<(), &Refusal>) -> Result<(), Refusal>;
+
+    /// What there is to tell of the card and of who runs it, in JSON.
+    fn status(&self, cx: Cx<'_, '_>) -> String;
+
+    /// Asks it to end; `how` is in its own words.
+    ///
+    /// # Errors
+    /// It does not know how to end so.
+    fn end(&self, cx: Cx<'_, '_>, how: &str) -> Result<(), Refusal>;
 }
 
 /// The number of a netdev of a name.

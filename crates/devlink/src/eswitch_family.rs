@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 
 use scenario::{Action, Heeds, StepError};
 
-use crate::answer::{CHANGES_GROUP, CONFIG_GROUP, ESWITCH, Peer, Reply, split, tell_family};
-use crate::card::{Cx, Served};
+use crate::answer::{CHANGES_GROUP, CONFIG_GROUP, ESWITCH, Peer, Reply, carried_out, split, tell_family};
+use crate::card::{Cx, Host, Served};
 use crate::numbers::control;
 use crate::refusal::{Refusal, errno};
 use crate::request::Attributes;
@@ -22,6 +22,10 @@ pub const VIEW: u8 = 2;
 pub const JOIN: u8 = 3;
 /// Is told: there is another view than before. Whoever gets the answer to a command finds this told already.
 pub const CHANGED: u8 = 4;
+/// Tells of the card and of who runs it, in JSON, in pieces: a dump.
+pub const STATUS: u8 = 16;
+/// Asks who runs the card to end: takes [`WORDS`], which say how.
+pub const END: u8 = 17;
 /// A step in words, as `esw up` takes it.
 pub const WORDS: u16 = 1;
 /// A line that the step printed.
@@ -35,7 +39,13 @@ pub const GROUP: u16 = 4;
 const PIECE_MAX: usize = 12 * 1024;
 
 pub(crate) fn tell(reply: &mut Reply<'_>) {
-    let operations = [(PERFORM, control::ADMIN | control::CAN_DO), (VIEW, control::CAN_DUMP), (JOIN, control::CAN_DO)];
+    let operations = [
+        (PERFORM, control::ADMIN | control::CAN_DO),
+        (VIEW, control::CAN_DUMP),
+        (JOIN, control::CAN_DO),
+        (STATUS, control::CAN_DUMP),
+        (END, control::ADMIN | control::CAN_DO),
+    ];
     tell_family(reply, (NAME, ESWITCH, 1), 4, &operations, &[]);
 }
 
@@ -50,7 +60,14 @@ pub(crate) fn answer(
     let asked = Attributes::of_request(attributes, &[WORDS, GROUP])?;
     match command {
         PERFORM if !peer.may_change => Err(Refusal::bare(errno::EPERM)),
-        PERFORM => perform(served, cx, &asked, reply),
+        PERFORM => {
+            let words = asked.text(WORDS)?.ok_or(Refusal::missing(WORDS))?;
+            let outcome = perform(served, cx, words, reply);
+            carried_out(served, cx, &|| words.to_owned(), outcome)
+        }
+        STATUS => tell_pieces(STATUS, host(served)?.status(cx).as_bytes(), reply),
+        END if !peer.may_change => Err(Refusal::bare(errno::EPERM)),
+        END => host(served)?.end(cx, asked.text(WORDS)?.ok_or(Refusal::missing(WORDS))?),
         VIEW => view(served, cx, reply),
         JOIN => join(peer, &asked),
         _ => Err(Refusal::bare(errno::EOPNOTSUPP)),
@@ -69,16 +86,23 @@ fn join(peer: &Peer, asked: &Attributes<'_>) -> Result<(), Refusal> {
 fn view(served: &Served, cx: Cx<'_, '_>, reply: &mut Reply<'_>) -> Result<(), Refusal> {
     let view = view::of(served.session.engine(), &served.profile, cx);
     let json = serde_json::to_vec(&view).map_err(|error| Refusal::new(errno::EIO, error.to_string()))?;
+    tell_pieces(VIEW, &json, reply)
+}
+
+fn host(served: &Served) -> Result<&dyn Host, Refusal> {
+    served.host.as_deref().ok_or_else(|| Refusal::unsupported("nobody runs this card who could be asked"))
+}
+
+fn tell_pieces(command: u8, json: &[u8], reply: &mut Reply<'_>) -> Result<(), Refusal> {
     for piece in json.chunks(PIECE_MAX) {
-        reply.add(VIEW, |to| {
+        reply.add(command, |to| {
             to.put(PIECE, piece);
         });
     }
     Ok(())
 }
 
-fn perform(served: &Served, cx: Cx<'_, '_>, asked: &Attributes<'_>, reply: &mut Reply<'_>) -> Result<(), Refusal> {
-    let words = asked.text(WORDS)?.ok_or(Refusal::missing(WORDS))?;
+fn perform(served: &Served, cx: Cx<'_, '_>, words: &str, reply: &mut Reply<'_>) -> Result<(), Refusal> {
     let action = Action::parse(words, served.session.engine().config())
         .map_err(|error| Refusal::new(errno::EINVAL, error.to_string()))?;
     // A program would run as whoever serves, and a wait would hold its thread.

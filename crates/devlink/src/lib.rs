@@ -21,7 +21,7 @@ pub mod view;
 pub mod wire;
 
 pub use answer::{CHANGES_GROUP, CONFIG_GROUP, DEVLINK, ESWITCH, Peer, Sink, answer};
-pub use card::{Cx, IfIndex, Served};
+pub use card::{Cx, Host, IfIndex, Served};
 pub use client::{Answered, Client, ClientError, connect};
 pub use refusal::Refusal;
 pub use server::{Access, Server, ServerError, listen};

@@ -46,6 +46,7 @@ fn up(cx: &mut Locked<'_, Unlocked>, domain: &Arc<Domain>, access: Access) -> Up
         domain: Arc::clone(domain),
         profile: Profile::mlx5(),
         ifindex: None,
+        host: None,
     });
     let server = Server::start(cx, served, listen(&path).unwrap(), access).unwrap();
     Up { path, server: Some(server), session, domain: Arc::clone(domain) }

@@ -16,6 +16,9 @@ Examples:
   esw run scenarios --repeat 200 --lockdep find the race that shows once in a while
   esw up                                   a card to play with; `help` lists what it takes
   echo 'devlink port show' | esw up        a card for one command
+  esw up --daemon --detach                 a card that stays, for programs that speak devlink
+  esw status                               the cards that are up
+  esw down                                 and their end
   esw check scenarios                      every story, in every order, up to a bound
   esw check scenarios --faults each        and with every failure
 
@@ -40,6 +43,10 @@ pub enum Command {
     Run(Run),
     /// Bring a card up and take steps at a prompt, until told to go
     Up(Up),
+    /// End a daemon that keeps cards up, and wait until nothing is left
+    Down(Down),
+    /// Say which cards daemons keep up, and how they are
+    Status(Status),
     /// Explore scenarios: every order of their threads and every failure, up to a bound
     Check(Check),
     /// Run a program that sees the cards that are up: it is neither changed nor told
@@ -70,6 +77,9 @@ pub struct Exec {
     /// Tell every program the right sender of what it receives; Go's are told anyway. Slower
     #[arg(long)]
     pub exact_addresses: bool,
+    /// Say what of the card this kernel cannot show
+    #[arg(long, short)]
+    pub verbose: bool,
     /// The program and its arguments
     #[arg(required = true, last = true, value_name = "PROGRAM")]
     pub program: Vec<String>,
@@ -99,6 +109,48 @@ pub struct Words {
     /// devlink's words
     #[arg(value_name = "WORDS")]
     pub words: Vec<String>,
+}
+
+/// `esw down`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+A daemon that has several cards up ends with all of them. Without arguments it is the one daemon there is.
+What was agreed is forgotten: the next start begins with the configuration. With --keep it is not, and the
+card's netdevs stay as they are, for the next `esw up --daemon` to find.
+
+Exit status: 0 if it has ended, 1 if there is none or it may not be ended.")]
+pub struct Down {
+    /// The daemon that has the card of this name up
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["socket", "all"])]
+    pub card: Option<String>,
+    /// The daemon behind this control socket
+    #[arg(long, value_name = "PATH", conflicts_with = "all")]
+    pub socket: Option<PathBuf>,
+    /// Every daemon whose sockets are where they are by default
+    #[arg(long)]
+    pub all: bool,
+    /// Leave the card's netdevs and what was agreed to the next daemon
+    #[arg(long)]
+    pub keep: bool,
+    /// Wait so long for its end
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    pub timeout: u32,
+}
+
+/// `esw status`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Exit status: 0, or 1 if a card that was named does not answer. Sockets that a dead daemon has left are told of as such.")]
+pub struct Status {
+    /// Only the card of this name
+    #[arg(long, value_name = "NAME", conflicts_with = "socket")]
+    pub card: Option<String>,
+    /// Only the card behind this control socket
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Print one JSON object a line for each card
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `esw check`.
@@ -252,10 +304,55 @@ pub struct Up {
     /// Check the order of locks; always on in debug builds
     #[arg(long)]
     pub lockdep: bool,
+    #[command(flatten)]
+    pub service: Service,
+}
+
+/// What is for a daemon only.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Service {
+    /// Go to the background once the cards are up; what is logged goes to `esw.log` where state is kept
+    #[arg(long, requires = "daemon")]
+    pub detach: bool,
+    /// Said by --detach to the process it starts
+    #[arg(long, hide = true, requires = "daemon")]
+    pub detached: bool,
+    /// What is logged: this and what is worse; also from the environment, as ESW_LOG
+    #[arg(long, value_enum, value_name = "LEVEL", requires = "daemon")]
+    pub log: Option<Level>,
+    /// How it is logged
+    #[arg(long, value_enum, value_name = "FORMAT", requires = "daemon")]
+    pub log_format: Option<LogFormat>,
+}
+
+/// How bad what is logged must be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Level {
+    /// What failed
+    Error,
+    /// And what is not as it should be, or was refused
+    Warn,
+    /// And what happens to the card, and commands
+    #[default]
+    Info,
+    /// And what happens to each port
+    Debug,
+    /// And everything else
+    Trace,
+}
+
+/// How a line of the log is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people
+    #[default]
+    Text,
+    /// An object a line
+    Json,
 }
 
 /// What a card is made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Card {
     /// Books in memory: runs anywhere, no netdevs

@@ -1,17 +1,25 @@
 //! `esw up --daemon`: cards that stay up, each with its control socket, until told to go.
 
 mod config;
+mod detach;
 pub mod folders;
+mod found;
+mod host;
+mod log;
+mod notify;
+mod told;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use card_linux::Place;
 use devlink::view::Profile;
 use devlink::{Access, IfIndex, Served, Server};
-use lockdep::{Locked, Unlocked};
+use lockdep::{Domain, Locked, Unlocked};
 use rustix::net::{AddressFamily, SocketType, netdevice::name_to_index};
 use scenario::{Pulse, Session};
 
@@ -23,6 +31,14 @@ use crate::{FAILED, HELD};
 
 use config::{CardEntry, Config};
 use folders::Socket;
+use host::{CardHost, Ending};
+use log::Chronicler;
+use notify::Notify;
+
+pub use detach::detach;
+pub use found::{Found, NotFound, socket_of, sockets};
+pub use host::How;
+pub use told::{CardStatus, PfStatus};
 
 /// How long any wait of a command may take.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -35,6 +51,12 @@ const CLIENTS: usize = 1_024;
 /// A configuration that cannot be used, a socket that is taken, no place for the cards, or one that does
 /// not come up. Nothing is left.
 pub fn daemon(arguments: &Up) -> Result<u8> {
+    log::begin(&arguments.service)?;
+    if arguments.service.detached {
+        // It fails only for who leads a group already, which a process that was just started does not.
+        let _ = rustix::process::setsid();
+    }
+    let notify = Arc::new(Notify::from_environment());
     let config = Config::read(arguments.config.as_deref(), arguments.card)?;
     // Before the place: without root it hides the folder the sockets are in.
     let mut sockets = Vec::new();
@@ -48,64 +70,140 @@ pub fn daemon(arguments: &Up) -> Result<u8> {
     let domain = crate::domain(arguments.lockdep);
     let pulse = Arc::new(Pulse::new());
     interrupt::listen(&domain, &pulse)?;
-    lockdep::enter(&domain, "main", |cx| {
-        let cards = Cards::of(place);
-        let mut up = Vec::new();
-        for (card, socket) in config.cards.iter().zip(sockets) {
-            up.push(bring_up(cx, &cards, card, socket, &domain, &pulse)?);
-        }
-        for card in &config.cards {
-            line(&format!("{}: up, control socket {}", card.name, card.socket.display()));
-        }
-        pulse.wait_stopped(cx);
-        let mut status = HELD;
-        for card in up.into_iter().rev() {
-            drop(card.server);
-            for left in card.session.close(cx) {
-                status = FAILED;
-                eprintln!("{}: {}", left.invariant, left.detail);
-            }
-            drop(card.socket);
-        }
-        Ok(status)
-    })
+    let daemon = Daemon {
+        cards: Cards::of(place),
+        ending: Arc::new(Ending::new(Arc::clone(&pulse), if config.keep { How::Keep } else { How::Down })),
+        domain: Arc::clone(&domain),
+        pulse,
+        notify,
+    };
+    lockdep::enter(&domain, "main", |cx| daemon.run(cx, &config, sockets))
+}
+
+/// What all cards of a daemon share.
+struct Daemon {
+    cards: Cards,
+    ending: Arc<Ending>,
+    domain: Arc<Domain>,
+    pulse: Arc<Pulse>,
+    notify: Arc<Notify>,
 }
 
 /// A card that is up.
 struct Running {
     session: Arc<Session>,
     server: Server,
+    chronicler: Chronicler,
     socket: Socket,
+    name: String,
 }
 
-fn bring_up(
-    cx: &mut Locked<'_, Unlocked>,
-    cards: &Cards,
-    card: &CardEntry,
-    mut socket: Socket,
-    domain: &Arc<lockdep::Domain>,
-    pulse: &Arc<Pulse>,
-) -> Result<Running> {
-    let listener: OwnedFd = socket.take_listener().context("the socket is served already")?;
-    let world = cards.world_of(card.kind, &card.card, domain, pulse)?;
-    let session = match Session::start(cx, card.card.clone(), world, LIMIT) {
-        Ok(session) => Arc::new(session),
-        Err(error) => bail!("{}: the card did not come up: {error}", card.name),
-    };
-    let ifindex = (card.kind == Kind::Linux).then(ifindex).transpose()?;
-    let served = Arc::new(Served {
-        session: Arc::clone(&session),
-        domain: Arc::clone(domain),
-        profile: Profile::mlx5(),
-        ifindex,
-    });
-    let access = Access { group: socket.group(), clients: CLIENTS };
-    let server = Server::start(cx, served, listener, access)?;
-    Ok(Running { session, server, socket })
+impl Daemon {
+    fn run(&self, cx: &mut Locked<'_, Unlocked>, config: &Config, sockets: Vec<Socket>) -> Result<u8> {
+        tracing::info!(version = env!("CARGO_PKG_VERSION"), cards = config.cards.len(), "starting");
+        let mut up = Vec::new();
+        for (card, socket) in config.cards.iter().zip(sockets) {
+            self.notify.status(&format!("bringing {} up", card.name));
+            up.push(self.bring_up(cx, card, socket)?);
+        }
+        for card in &config.cards {
+            line(&format!("{}: up, control socket {}", card.name, card.socket.display()));
+        }
+        let names: Vec<&str> = config.cards.iter().map(|card| card.name.as_str()).collect();
+        self.notify.ready(&format!("up: {}", names.join(", ")));
+        let watchdog = Watchdog::start(Arc::clone(&self.notify))?;
+        self.pulse.wait_stopped(cx);
+        drop(watchdog);
+        self.notify.stopping();
+        tracing::info!(how = self.ending.how().words(), "stopping");
+        let mut status = HELD;
+        for card in up.into_iter().rev() {
+            if !card.take_down(cx) {
+                status = FAILED;
+            }
+        }
+        tracing::info!("stopped");
+        Ok(status)
+    }
+
+    fn bring_up(&self, cx: &mut Locked<'_, Unlocked>, card: &CardEntry, mut socket: Socket) -> Result<Running> {
+        let since = Instant::now();
+        let listener: OwnedFd = socket.take_listener().context("the socket is served already")?;
+        let world = self.cards.world_of(card.kind, &card.card, &self.domain, &self.pulse)?;
+        let session = match Session::start(cx, card.card.clone(), world, LIMIT) {
+            Ok(session) => Arc::new(session),
+            Err(error) => bail!("{}: the card did not come up: {error}", card.name),
+        };
+        tracing::info!(card = card.name, milliseconds = since.elapsed().as_millis() as u64, "up");
+        let chronicler = Chronicler::start(cx, &card.name, &session, &self.domain)?;
+        let host = CardHost {
+            name: card.name.clone(),
+            kind: card.kind,
+            socket: card.socket.clone(),
+            since,
+            session: Arc::downgrade(&session),
+            ending: Arc::clone(&self.ending),
+        };
+        let served = Arc::new(Served {
+            session: Arc::clone(&session),
+            domain: Arc::clone(&self.domain),
+            profile: Profile::mlx5(),
+            ifindex: (card.kind == Kind::Linux).then(ifindex).transpose()?,
+            host: Some(Arc::new(host)),
+        });
+        let access = Access { group: socket.group(), clients: CLIENTS };
+        let server = Server::start(cx, served, listener, access)?;
+        Ok(Running { session, server, chronicler, socket, name: card.name.clone() })
+    }
+}
+
+impl Running {
+    /// Takes the card down; whether nothing is left.
+    fn take_down(self, cx: &mut Locked<'_, Unlocked>) -> bool {
+        drop(self.server);
+        let left = self.session.close(cx);
+        for left in &left {
+            tracing::error!(card = self.name, invariant = left.invariant, "{}", left.detail);
+        }
+        drop(self.chronicler);
+        // The netdevs go with the card, and only then may another daemon take its place.
+        drop(self.session);
+        drop(self.socket);
+        left.is_empty()
+    }
 }
 
 /// Numbers of netdevs in this process's namespace.
 fn ifindex() -> Result<IfIndex> {
     let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)?;
     Ok(Box::new(move |name| name_to_index(&socket, name).ok()))
+}
+
+/// Who tells the service manager that we live, if it wants to hear.
+struct Watchdog {
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watchdog {
+    fn start(notify: Arc<Notify>) -> Result<Self> {
+        let Some(every) = notify::watchdog() else { return Ok(Self { stop: None, thread: None }) };
+        let (stop, stopped) = channel();
+        let tell = move || {
+            while stopped.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
+                notify.alive();
+            }
+        };
+        let thread = thread::Builder::new().name("watchdog".to_owned()).spawn(tell)?;
+        Ok(Self { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
 }

@@ -21,7 +21,7 @@ pub fn exec(arguments: &Exec) -> Result<u8> {
     let (program, rest) = arguments.program.split_first().context("a program is expected after `--`")?;
     let mut command = Command::new(program);
     command.args(rest);
-    run(arguments.which.connect()?, command, arguments.exact_addresses)
+    run(arguments.which.connect()?, command, arguments.exact_addresses, arguments.verbose)
 }
 
 /// Runs a shell in a lab.
@@ -30,10 +30,10 @@ pub fn exec(arguments: &Exec) -> Result<u8> {
 /// No card is up, or there can be no lab.
 pub fn shell(arguments: &Shell) -> Result<u8> {
     let shell = std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into());
-    run(arguments.which.connect()?, Command::new(shell), false)
+    run(arguments.which.connect()?, Command::new(shell), false, true)
 }
 
-fn run(found: Vec<Found>, command: Command, exact_addresses: bool) -> Result<u8> {
+fn run(found: Vec<Found>, command: Command, exact_addresses: bool, verbose: bool) -> Result<u8> {
     let join = place_of(&found)?;
     let mut cards: Vec<Arc<dyn Card>> = Vec::new();
     for card in found {
@@ -48,7 +48,9 @@ fn run(found: Vec<Found>, command: Command, exact_addresses: bool) -> Result<u8>
     };
     let mounts: lab::Mounts = Box::new(move || match mounter.mount() {
         Ok(missing) => {
-            missing.0.iter().for_each(|text| eprintln!("esw: {text}"));
+            if verbose {
+                missing.0.iter().for_each(|text| eprintln!("esw: {text}"));
+            }
             Ok(())
         }
         Err(error) => {

@@ -8,6 +8,7 @@ mod cards;
 mod check;
 mod daemon;
 mod devlink_words;
+mod down;
 mod exec;
 mod interrupt;
 mod output;
@@ -16,6 +17,7 @@ mod prompt;
 mod remote;
 mod run;
 mod sockets;
+mod status;
 mod up;
 
 use std::process::ExitCode;
@@ -39,8 +41,11 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = match &arguments.command {
         Command::Run(arguments) => run::run(arguments),
+        Command::Up(arguments) if arguments.service.detach => daemon::detach(arguments),
         Command::Up(arguments) if arguments.daemon => daemon::daemon(arguments),
         Command::Up(arguments) => up::up(arguments),
+        Command::Down(arguments) => down::down(arguments),
+        Command::Status(arguments) => status::status(arguments),
         Command::Check(arguments) => check::check(arguments),
         Command::Exec(arguments) => exec::exec(arguments),
         Command::Shell(arguments) => exec::shell(arguments),

@@ -240,9 +240,7 @@ impl Device {
             // It has its driver.
             Slot::Reloading => {}
         }
-        if shared.tearing_down.load() {
-            return Err(Error::Teardown);
-        }
+        shared.core.may_bind(self.address)?;
         let pf = Arc::new(Pf {
             index: self.index,
             address: self.address,

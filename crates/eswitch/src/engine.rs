@@ -3,9 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use lockdep::{
-    AtomicBool, AtomicU64, Deadline, JoinHandle, LockBefore, Locked, Mutex, Shadow, Spawn, ThreadMain, Unlocked,
-};
+use lockdep::{AtomicU64, Deadline, JoinHandle, LockBefore, Locked, Mutex, Shadow, Spawn, ThreadMain, Unlocked};
 
 use crate::auxiliary::Bus;
 use crate::card::{Card, Create, Refusal, Resource};
@@ -18,7 +16,7 @@ use crate::event::{Change, Events, Subscription};
 use crate::ids::{MacAddr, Mode, PciAddress, PfIndex, PortHandle, SfNum, Vport};
 use crate::lag::{Bond, Lag, LagMode, LagView, TxType};
 use crate::lock_order::{CardCall, DeviceSlot, Devlink as DevlinkClass};
-use crate::module::{CORE, Modules};
+use crate::module::{CORE, Core, CoreState, Modules};
 use crate::sf::{SfFunction, SfRequest};
 
 /// What all PFs of a card share.
@@ -31,7 +29,7 @@ pub struct Shared {
     pub(crate) lag: Lag,
     pub(crate) events: Events,
     pub(crate) threads: Arc<dyn Spawn>,
-    pub(crate) tearing_down: AtomicBool,
+    pub(crate) core: Core,
     lag_thread: Mutex<DeviceSlot, Option<JoinHandle<()>>>,
     /// What the card has made and not unmade, for invariants.
     made: Shadow<BTreeSet<Resource>>,
@@ -204,7 +202,7 @@ impl Engine {
                 lag,
                 events: Events::default(),
                 threads,
-                tearing_down: AtomicBool::new(false),
+                core: Core::default(),
                 lag_thread: Mutex::new(None),
                 made: Shadow::default(),
             }),
@@ -240,7 +238,10 @@ impl Engine {
     /// Takes the card down: unbinds every PF, unloads every module.
     pub fn shutdown(&self, cx: &mut Locked<'_, Unlocked>) {
         let _change = self.shared.change();
-        self.shared.tearing_down.swap(true);
+        {
+            let (_one, _cx) = self.shared.core.lock.lock(cx);
+            self.shared.core.set(CoreState::Going);
+        }
         for device in self.devices.iter().rev() {
             // Not bound is as good as unbound.
             let _ = device.unbind(cx);
@@ -475,22 +476,56 @@ impl Engine {
         Ok(())
     }
 
-    /// `modprobe NAME`.
+    /// `modprobe NAME`. The core module's drivers are bound to every PF that is there.
     ///
     /// # Errors
     /// No such module.
     pub fn load_module(&self, cx: &mut Locked<'_, Unlocked>, name: &str) -> Result<()> {
         let _change = self.shared.change();
+        if is_core(name) {
+            return self.load_core(cx);
+        }
         self.shared.modules.load(cx, &self.shared, name)
     }
 
-    /// `modprobe -r NAME`.
+    fn load_core(&self, cx: &mut Locked<'_, Unlocked>) -> Result<()> {
+        let (_one, mut cx) = self.shared.core.lock.lock(cx);
+        if self.shared.core.is_loaded() {
+            return Ok(());
+        }
+        self.shared.modules.load(&mut cx, &self.shared, CORE)?;
+        self.shared.core.set(CoreState::Loaded);
+        for (device, host_vfs) in self.devices.iter().zip(&self.host_vfs) {
+            // As with `modprobe`, a device that cannot be bound does not fail the load.
+            let _ = device.bind(&mut cx, &self.shared, host_vfs);
+        }
+        Ok(())
+    }
+
+    /// `modprobe -r NAME`. The core module's drivers are unbound from every PF first.
     ///
     /// # Errors
-    /// No such module, or it is the one everything stands on.
+    /// No such module, or another that is loaded depends on it.
     pub fn unload_module(&self, cx: &mut Locked<'_, Unlocked>, name: &str) -> Result<()> {
         let _change = self.shared.change();
+        if is_core(name) {
+            return self.unload_core(cx);
+        }
         self.shared.modules.unload(cx, &self.shared, name)
+    }
+
+    fn unload_core(&self, cx: &mut Locked<'_, Unlocked>) -> Result<()> {
+        let (_one, mut cx) = self.shared.core.lock.lock(cx);
+        if self.shared.modules.list(&mut cx).iter().any(|loaded| *loaded != CORE) {
+            return Err(Error::ModuleInUse(CORE));
+        }
+        // Whoever binds from here on finds it gone; who was before, is unbound below.
+        self.shared.core.set(CoreState::Unloaded);
+        for device in self.devices.iter().rev() {
+            // Not bound is as good as unbound.
+            let _ = device.unbind(&mut cx);
+        }
+        self.shared.modules.unload(&mut cx, &self.shared, CORE)
     }
 
     /// `devlink port add pci/… flavour pcisf pfnum P sfnum S`.
@@ -723,6 +758,11 @@ impl Engine {
             }
         }
     }
+}
+
+/// Whether a module's name is the core's.
+fn is_core(name: &str) -> bool {
+    crate::module::find(name).is_some_and(|module| module.name == CORE)
 }
 
 impl Pf {

@@ -124,8 +124,11 @@ pub enum Error {
         /// What was asked for.
         name: String,
     },
-    /// A module the others stand on.
-    #[error("module {0} is in use; unbind its devices instead")]
+    /// Binding to what is not loaded.
+    #[error("{0}: module mlx5_core is not loaded; load it first")]
+    NoCore(PciAddress),
+    /// A module that another stands on.
+    #[error("module {0} is in use; unload the modules that depend on it first")]
     ModuleInUse(&'static str),
     /// Another operation is changing the E-Switch.
     #[error("Can't change mode, E-Switch is busy; try again once {0} is done")]
@@ -284,7 +287,9 @@ impl Error {
             Self::NoDevice(_)
             | Self::NoPort(_)
             | Self::Teardown
+            | Self::NoRateNode(_)
             | Self::NoFunction(_)
+            | Self::NoCore(_)
             | Self::NotBound(_)
             | Self::Overridden { .. }
             | Self::NoRateNode(_)

@@ -3,6 +3,7 @@
 //! Outer to inner; take only what stands further down than what you hold:
 //!
 //! ```text
+//! CoreModule              loading or unloading the module that every device is bound to
 //! Device                  bind, unbind, reload, sriov_numvfs of one PF
 //! └─ Devlink              one per PF; devlink commands run under it
 //!    ├─ Mode              the E-Switch mode and its operation-in-progress mark; nothing under it
@@ -36,6 +37,8 @@
 use lockdep::{lock_classes, lock_order};
 
 lock_classes! {
+    /// Loading or unloading the core module, which binds and unbinds every PF.
+    pub class CoreModule = "core module";
     /// Binding, unbinding, reloading and `sriov_numvfs` of one PF.
     pub class Device = "device";
     /// One devlink instance (a PF).
@@ -94,7 +97,8 @@ lock_classes! {
 }
 
 lock_order! {
-    root Device;
+    root CoreModule;
+    CoreModule => Device;
     Device => Devlink;
     Devlink => Mode;
     Devlink => WorkQueue;

@@ -1,6 +1,6 @@
 //! Modules: what brings drivers, and comes and goes.
 
-use lockdep::{LockBefore, Locked, Mutex};
+use lockdep::{AtomicU64, LockBefore, Locked, Mutex};
 
 use crate::auxiliary::{AuxKind, Function};
 use crate::card::Resource;
@@ -8,8 +8,8 @@ use crate::driver::{AuxiliaryDriver, ETH, ETH_REP, RDMA, RDMA_REP};
 use crate::engine::Shared;
 use crate::error::{Error, Result};
 use crate::event::Event;
-use crate::ids::RepType;
-use crate::lock_order::Module as ModuleClass;
+use crate::ids::{PciAddress, RepType};
+use crate::lock_order::{CoreModule as CoreClass, Module as ModuleClass};
 
 /// A module the card knows.
 pub struct ModuleInfo {
@@ -84,6 +84,52 @@ pub fn known() -> String {
     MODULES.iter().map(|m| m.name).collect::<Vec<_>>().join(", ")
 }
 
+/// Whether there is a core module to bind devices to.
+#[derive(Debug)]
+pub(crate) struct Core {
+    /// Who loads or unloads it, or ends everything, has it; binding only looks.
+    pub lock: Mutex<CoreClass, ()>,
+    state: AtomicU64,
+}
+
+/// What there is of the core module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CoreState {
+    Loaded = 0,
+    Unloaded,
+    /// The card goes away, and it with it.
+    Going,
+}
+
+impl Default for Core {
+    fn default() -> Self {
+        Self { lock: Mutex::new(()), state: AtomicU64::new(CoreState::Loaded as u64) }
+    }
+}
+
+impl Core {
+    pub fn is_loaded(&self) -> bool {
+        self.state.load() == CoreState::Loaded as u64
+    }
+
+    /// Whether a device may be bound.
+    ///
+    /// # Errors
+    /// There is nothing to bind it to.
+    pub fn may_bind(&self, address: PciAddress) -> Result<()> {
+        match self.state.load() {
+            state if state == CoreState::Loaded as u64 => Ok(()),
+            state if state == CoreState::Unloaded as u64 => Err(Error::NoCore(address)),
+            _ => Err(Error::Teardown),
+        }
+    }
+
+    /// Under the lock.
+    pub fn set(&self, state: CoreState) {
+        self.state.store(state as u64);
+    }
+}
+
 /// Which modules are loaded. Loading and unloading one excludes loading and unloading the same.
 #[derive(Debug)]
 pub(crate) struct Modules {
@@ -131,7 +177,7 @@ impl Modules {
         name: &str,
     ) -> Result<()> {
         let (module, lock) = self.get(name)?;
-        if module.name == CORE && !shared.tearing_down.load() {
+        if module.name == CORE && shared.core.is_loaded() {
             return Err(Error::ModuleInUse(CORE));
         }
         let (mut loaded, mut cx) = lock.lock(cx);

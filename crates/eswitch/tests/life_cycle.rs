@@ -309,6 +309,25 @@ fn registering_twice_is_refused() {
 }
 
 #[test]
+fn without_the_core_module_no_pf_is_bound_and_with_it_all_are() {
+    story(|cx, domain| {
+        let bench = Bench::start(cx, domain, CardConfig { pfs: 2, mode: Mode::Switchdev, ..vfs(2) });
+        let bound = |cx: &mut _| bench.engine.inspect(cx).pfs.len();
+        for _ in 0..2 {
+            bench.engine.unload_module(cx, "mlx5_core").unwrap();
+            assert_eq!(bound(cx), 0);
+        }
+        let address = bench.engine.addresses()[0];
+        assert!(matches!(bench.engine.bind(cx, address), Err(Error::NoCore(_))));
+        for _ in 0..2 {
+            bench.engine.load_module(cx, "mlx5_core").unwrap();
+            assert_eq!(bound(cx), 2);
+        }
+        bench.end(cx);
+    });
+}
+
+#[test]
 fn a_mode_change_that_fails_takes_nothing_down_that_worked() {
     for vport in [Vport::Uplink, Vport::Vf(0)] {
         story(|cx, domain| {

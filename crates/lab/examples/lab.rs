@@ -1,7 +1,7 @@
 //! Runs a program in a lab with a card that a file describes, to try a lab by hand and from tests:
 //!
 //! ```text
-//! lab [--exact] [--netns NAME] [--told FILE] CARD.json [CARD.json …] -- PROGRAM [ARGUMENT …]
+//! lab [--exact] [--netns NAME | --join PID] [--told FILE] CARD.json [CARD.json …] -- PROGRAM [ARGUMENT …]
 //! ```
 //!
 //! The card is a `devlink::view::Card` as JSON. It does what it is told by noting it in a file; a VF's
@@ -23,6 +23,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, 
 struct Arguments {
     exact: bool,
     netns: Option<String>,
+    join: Option<String>,
     told: Option<String>,
     cards: Vec<String>,
     program: Vec<String>,
@@ -36,6 +37,7 @@ impl Arguments {
             match word.as_str() {
                 "--exact" => arguments.exact = true,
                 "--netns" => arguments.netns = Some(words.next()?),
+                "--join" => arguments.join = Some(words.next()?),
                 "--told" => arguments.told = Some(words.next()?),
                 "--" => {
                     arguments.program = words.by_ref().collect();
@@ -49,7 +51,9 @@ impl Arguments {
 
 fn main() -> ExitCode {
     let Some(arguments) = Arguments::parse() else {
-        eprintln!("lab [--exact] [--netns NAME] [--told FILE] CARD.json [CARD.json …] -- PROGRAM [ARGUMENT …]");
+        eprintln!(
+            "lab [--exact] [--netns NAME | --join PID] [--told FILE] CARD.json [CARD.json …] -- PROGRAM [ARGUMENT …]"
+        );
         return ExitCode::from(2);
     };
     match start(arguments) {
@@ -78,6 +82,10 @@ fn start(arguments: Arguments) -> Result<i32, Box<dyn std::error::Error>> {
     if let Some(name) = arguments.netns {
         let network = File::open(format!("/run/netns/{name}"))?;
         options.join = Some(Join { network: Some(network.into()), ..Join::default() });
+    }
+    if let Some(pid) = arguments.join {
+        let open = |name| File::open(format!("/proc/{pid}/ns/{name}")).map(|file| Some(file.into()));
+        options.join = Some(Join { user: open("user")?, network: open("net")?, mounts: open("mnt")? });
     }
     Ok(lab::run(cards, command, options)?)
 }

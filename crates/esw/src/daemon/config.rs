@@ -15,6 +15,9 @@ use crate::arguments::Card as Kind;
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
+    state_dir: Option<PathBuf>,
+    #[serde(default)]
+    keep: bool,
     cards: BTreeMap<String, Table>,
 }
 
@@ -33,9 +36,16 @@ struct Table {
 /// The configuration.
 #[derive(Debug)]
 pub struct Config {
+    /// Where what was agreed is kept.
+    pub state_dir: PathBuf,
+    /// Whether netdevs stay when the daemon is told by a signal to end.
+    pub keep: bool,
     /// The cards, by name.
     pub cards: Vec<CardEntry>,
 }
+
+/// Bytes of a socket's path at most: what `sun_path` takes, less the zero at its end.
+const SOCKET_PATH_MAX: usize = 107;
 
 /// A card that is to be up.
 #[derive(Clone, Debug)]
@@ -57,10 +67,15 @@ impl Config {
     /// It cannot be read, or is none: the error names the place and what is expected there.
     pub fn read(path: Option<&Path>, kind: Kind) -> Result<Self> {
         let Some(path) = path else {
-            return Ok(Self { cards: vec![entry(CardConfig::default().address.to_string(), Table::default(), kind)?] });
+            let card = entry(CardConfig::default().address.to_string(), Table::default(), kind)?;
+            return Ok(Self { state_dir: folders::state()?, keep: false, cards: vec![card] });
         };
         let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
-        Self::parse(&text, kind).with_context(|| path.display().to_string())
+        Self::parse(&text, kind).with_context(|| match toml::from_str::<File>(&text) {
+            // The error has a place in the text, which it shows.
+            Err(error) => at(path, &text, error.span().map(|span| span.start)),
+            Ok(_) => path.display().to_string(),
+        })
     }
 
     fn parse(text: &str, kind: Kind) -> Result<Self> {
@@ -83,8 +98,21 @@ impl Config {
             }
             cards.push(card);
         }
-        Ok(Self { cards })
+        let state_dir = match file.state_dir {
+            Some(path) if path.is_absolute() => path,
+            Some(path) => bail!("`state_dir` is {}; it must be an absolute path", path.display()),
+            None => folders::state()?,
+        };
+        Ok(Self { state_dir, keep: file.keep, cards })
     }
+}
+
+/// A file, and the line and column in it if known.
+fn at(path: &Path, text: &str, offset: Option<usize>) -> String {
+    let Some(before) = offset.and_then(|offset| text.get(..offset)) else { return path.display().to_string() };
+    let line = before.matches('\n').count() + 1;
+    let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+    format!("{}:{line}:{column}", path.display())
 }
 
 /// Two cards in one slot.
@@ -100,18 +128,16 @@ fn entry(name: String, table: Table, kind: Kind) -> Result<CardEntry> {
             _ => bail!("cards.{name}: `socket_mode` is \"{text}\"; it must be octal, such as \"0660\""),
         },
     };
-    Ok(CardEntry {
-        socket: match table.socket {
-            Some(path) if path.is_absolute() => path,
-            Some(path) => bail!("cards.{name}: `socket` is {}; it must be an absolute path", path.display()),
-            None => folders::sockets().join(format!("{name}.sock")),
-        },
-        name,
-        kind: table.kind.unwrap_or(kind),
-        mode,
-        group: table.socket_group,
-        card: table.card,
-    })
+    let socket = match table.socket {
+        Some(path) if path.is_absolute() => path,
+        Some(path) => bail!("cards.{name}: `socket` is {}; it must be an absolute path", path.display()),
+        None => folders::sockets().join(format!("{name}.sock")),
+    };
+    let length = socket.as_os_str().len();
+    if length > SOCKET_PATH_MAX {
+        bail!("cards.{name}: the socket {} has {length} bytes; it can have {SOCKET_PATH_MAX}", socket.display());
+    }
+    Ok(CardEntry { socket, name, kind: table.kind.unwrap_or(kind), mode, group: table.socket_group, card: table.card })
 }
 
 #[cfg(test)]
@@ -141,6 +167,12 @@ mod tests {
     }
 
     #[test]
+    fn errors_have_a_place() {
+        assert_eq!(at(Path::new("f.toml"), "[a]\nb = ", Some(6)), "f.toml:2:3");
+        assert_eq!(at(Path::new("f.toml"), "[a]", None), "f.toml");
+    }
+
+    #[test]
     fn what_cannot_be_meant_is_refused() {
         for (text, expected) in [
             ("", "missing field `cards`"),
@@ -151,6 +183,8 @@ mod tests {
             ("[cards.a]\n[cards.b]", "both have PCI functions"),
             ("[cards.\"a/b\"]", "no name for a card"),
             ("[cards.a.card]\npfs = 9", "`pfs` is 9"),
+            ("state_dir = \"here\"\n[cards.a]", "absolute"),
+            (&format!("[cards.a]\nsocket = \"/{}\"", "x".repeat(120)), "it can have 107"),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(expected), "{text:?}: {error}");

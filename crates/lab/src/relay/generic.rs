@@ -7,8 +7,10 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use rustix::net::netlink::SocketAddrNetlink;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{RecvFlags, SendFlags, SocketFlags, SocketType, recv, send};
 
 use crate::cards::Cards;
@@ -35,6 +37,9 @@ const BUS_NAME: u16 = 1;
 const DEV_NAME: u16 = 2;
 /// Where we look for a number of ours, downwards: the kernel gives out from the other end.
 const HIGHEST: u16 = 0x3f0;
+
+/// How long a card may take to say what it calls the family.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The family as programs see it.
 #[derive(Clone, Debug)]
@@ -120,6 +125,8 @@ impl Families {
         let mut request = Builder::new(CTRL, NLM_F_REQUEST, 0, 0).raw(&[GETFAMILY, 1, 0, 0]);
         request.text(FAMILY_NAME, DEVLINK);
         send(socket, &request.done(), SendFlags::NOSIGNAL)?;
+        // Others wait for the same answer: a card that gives none is as good as gone.
+        set_socket_timeout(socket, Timeout::Recv, Some(PATIENCE))?;
         let mut buffer = vec![0; ROOM];
         let (_, len) = recv(socket, &mut buffer[..], RecvFlags::empty())?;
         let message = Messages(&buffer[..len.min(ROOM)]).next().ok_or(io::ErrorKind::InvalidData)?;

@@ -1,6 +1,8 @@
 //! What does not belong to one device: the buses with their drivers, the auxiliary bus with its devices,
 //! modules, and the directories that all of it hangs in.
 
+use std::collections::HashMap;
+
 use devlink::view;
 use rustix::io::Errno;
 
@@ -15,6 +17,35 @@ pub(super) struct Of<'a> {
     pub(super) card: &'a view::Card,
     pub(super) at: usize,
     pub(super) release: &'a str,
+    devices: HashMap<&'a str, String>,
+}
+
+impl<'a> Of<'a> {
+    pub(super) fn new(card: &'a view::Card, at: usize, release: &'a str) -> Self {
+        let functions = card.functions.iter().map(|f| (f.address.as_str(), pci::path(card, f)));
+        let mut of = Self { card, at, release, devices: functions.collect() };
+        // A device may come before the one it hangs on; of those that hang on nothing, none is entered.
+        let mut left: Vec<&view::Auxiliary> = card.auxiliary.iter().collect();
+        loop {
+            let before = left.len();
+            left.retain(|device| match of.device(&device.parent).map(|above| format!("{above}/{}", device.name)) {
+                Some(path) => {
+                    of.devices.insert(&device.name, path);
+                    false
+                }
+                None => true,
+            });
+            if left.len() == before {
+                return of;
+            }
+        }
+    }
+
+    /// The directory of a device.
+    pub(super) fn device(&self, device: &view::Parent) -> Option<&str> {
+        let (view::Parent::Pci(name) | view::Parent::Auxiliary(name)) = device;
+        self.devices.get(name.as_str()).map(String::as_str)
+    }
 }
 
 /// What every device has under `power`, of what programs ask for.
@@ -252,35 +283,22 @@ fn library(tree: &mut Tree, release: &str) {
 
 /// Puts a card's auxiliary devices into the tree.
 pub(super) fn add_auxiliary(tree: &mut Tree, of: &Of<'_>) {
-    for (at, device) in of.card.auxiliary.iter().enumerate() {
-        let Some(parent) = device_path(of.card, &device.parent, 0) else { continue };
-        let path = format!("{parent}/{}", device.name);
+    let placed = of.card.auxiliary.iter().enumerate();
+    let mut placed: Vec<_> =
+        placed.filter_map(|(at, device)| Some((of.devices.get(device.name.as_str())?, at, device))).collect();
+    // Above before below.
+    placed.sort_by_key(|(path, ..)| *path);
+    for (path, at, device) in placed {
         let folder = if device.sfnum.is_some() { &SF } else { &AUXILIARY };
-        tree.make(&path, folder, Subject::Auxiliary(of.at, at));
-        tree.link("bus/auxiliary/devices", &device.name, &path);
-        tree.link(&path, "subsystem", "bus/auxiliary");
+        tree.make(path, folder, Subject::Auxiliary(of.at, at));
+        tree.link("bus/auxiliary/devices", &device.name, path);
+        tree.link(path, "subsystem", "bus/auxiliary");
         if let Some(driver) = &device.driver {
             add_driver(tree, "auxiliary", driver);
             let driver = format!("bus/auxiliary/drivers/{driver}");
-            tree.link(&path, "driver", &driver);
-            tree.link(&driver, &device.name, &path);
+            tree.link(path, "driver", &driver);
+            tree.link(&driver, &device.name, path);
         }
-    }
-}
-
-/// The directory of a device that others hang on. `depth`: how many there were below, lest a view that goes
-/// in a circle is followed for ever.
-pub(super) fn device_path(card: &view::Card, parent: &view::Parent, depth: usize) -> Option<String> {
-    match parent {
-        view::Parent::Pci(address) => {
-            let function = card.functions.iter().find(|function| function.address == *address)?;
-            Some(pci::path(card, function))
-        }
-        view::Parent::Auxiliary(name) if depth < 8 => {
-            let device = card.auxiliary.iter().find(|device| device.name == *name)?;
-            Some(format!("{}/{name}", device_path(card, &device.parent, depth + 1)?))
-        }
-        view::Parent::Auxiliary(_) => None,
     }
 }
 

@@ -4,6 +4,7 @@
 //! card changes; what is there as long as the directory it is in is looked up once. Values are read from the
 //! card whenever a file is read from its beginning, and none is kept by the kernel.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use rustix::io::Errno;
 
 use super::place::{Place, Scene};
 use super::text::written;
-use super::tree::{Act, Attribute, ByNumber, Dir, Kind, LibraryFile, ROOT, Tree, Under, number};
+use super::tree::{Act, Attribute, ByNumber, Dir, Kind, LibraryFile, ROOT, Subject, Tree, Under, number};
 use super::under;
 
 const LONG: Duration = Duration::from_secs(3600);
@@ -43,6 +44,7 @@ enum Handle {
 struct Listing {
     entries: Vec<Item>,
     beneath: Option<OwnedFd>,
+    of_netdev: bool,
 }
 
 struct Item {
@@ -59,6 +61,8 @@ pub(super) struct SysFs {
     handles: RwLock<ByNumber<Arc<Handle>>>,
     next: AtomicU64,
     since: SystemTime,
+    /// What the kernel's files of a netdev are like, by their names.
+    netdev_files: RwLock<HashMap<Box<OsStr>, FileAttr>>,
 }
 
 fn errno(error: Errno) -> fuser::Errno {
@@ -75,7 +79,13 @@ fn file_type(kind: Kind) -> FileType {
 
 impl SysFs {
     pub(super) fn new(scene: Scene) -> Self {
-        Self { scene: Arc::new(scene), handles: RwLock::default(), next: AtomicU64::new(1), since: SystemTime::now() }
+        Self {
+            scene: Arc::new(scene),
+            handles: RwLock::default(),
+            next: AtomicU64::new(1),
+            since: SystemTime::now(),
+            netdev_files: RwLock::default(),
+        }
     }
 
     fn keep(&self, handle: Handle) -> FileHandle {
@@ -131,9 +141,21 @@ impl SysFs {
         place: &Place<'_>,
         number_of: impl Fn(Kind) -> u64,
     ) -> Result<(FileAttr, Duration), Errno> {
+        match place {
+            Place::Dir(dir) if !self.scene.is_there(dir) => Err(Errno::NOENT),
+            place => self.attr_there(tree, place, number_of),
+        }
+    }
+
+    /// The same of a place that is known to be there.
+    fn attr_there(
+        &self,
+        tree: &Tree,
+        place: &Place<'_>,
+        number_of: impl Fn(Kind) -> u64,
+    ) -> Result<(FileAttr, Duration), Errno> {
         let own = |kind, perm, size| self.own(number_of(kind), kind, perm, size);
         Ok(match place {
-            Place::Dir(dir) if !self.scene.is_there(dir) => return Err(Errno::NOENT),
             Place::Dir(dir) => (own(Kind::Dir, 0o755, 0), if dir.lasting { LONG } else { NEVER }),
             Place::Folder(..) => (own(Kind::Dir, 0o755, 0), LONG),
             Place::Attribute(_, attribute) => (own(Kind::File, attribute.mode, attribute.size), LONG),
@@ -271,19 +293,20 @@ impl SysFs {
             attr: Some((self.own(number, Kind::Dir, 0o755, 0), NEVER)),
         };
         let mut entries = vec![dir(".", at), dir("..", above)];
-        entries.extend(listed.into_iter().filter_map(|entry| {
+        for entry in listed {
             let number = number(at, entry.name.as_encoded_bytes(), entry.kind);
-            let attr = match entry.beneath {
-                true => None,
-                // What has gone meanwhile is left out.
-                false => {
-                    let place = self.scene.child(&tree, &place, &entry.name).ok()?;
-                    Some(self.attr(&tree, &place, |_| number).ok()?)
-                }
+            let attr = match &entry.place {
+                None => None,
+                Some(place) => match self.attr_there(&tree, place, |_| number) {
+                    Ok(attr) => Some(attr),
+                    // It has gone meanwhile.
+                    Err(_) => continue,
+                },
             };
-            Some(Item { name: entry.name, number, kind: entry.kind, attr })
-        }));
-        Ok(Listing { entries, beneath })
+            entries.push(Item { name: entry.name, number, kind: entry.kind, attr });
+        }
+        let of_netdev = matches!(place, Place::Dir(Dir { subject: Subject::Netdev(..), .. }));
+        Ok(Listing { entries, beneath, of_netdev })
     }
 
     /// Gives what is in an open directory from an offset on to `each`, until that says it has no room.
@@ -310,10 +333,19 @@ impl SysFs {
     }
 
     fn item_attr(&self, item: &Item, listing: &Listing) -> Option<(FileAttr, Duration)> {
-        item.attr.or_else(|| {
+        let known = item.attr.or_else(|| {
+            // A netdev's files are the same as any other's of the namespace: one look is enough.
+            let files = (listing.of_netdev && item.kind == Kind::File).then(|| self.netdev_files.read())?;
+            Some((FileAttr { ino: INodeNo(item.number), ..*files.get(&item.name)? }, NEVER))
+        });
+        known.or_else(|| {
             let dir = listing.beneath.as_ref()?;
             let status = statat(dir, &*item.name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
-            Some((self.of_beneath(item.number, &status), NEVER))
+            let attr = self.of_beneath(item.number, &status);
+            if listing.of_netdev && item.kind == Kind::File {
+                self.netdev_files.write().insert(item.name.clone(), attr);
+            }
+            Some((attr, NEVER))
         })
     }
 }

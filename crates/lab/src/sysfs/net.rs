@@ -3,7 +3,7 @@
 
 use rustix::io::Errno;
 
-use super::bus::{Of, device_path};
+use super::bus::Of;
 use super::text::line;
 use super::tree::{Attribute, Base, Folder, PLAIN, Shown, Subject, Text, Tree, Under};
 
@@ -31,7 +31,7 @@ pub(super) fn kernels(name: &str) -> String {
 /// Puts a card's netdevs into the tree. They are seen if they are in the lab's network namespace.
 pub(super) fn add(tree: &mut Tree, of: &Of<'_>) {
     for (at, netdev) in of.card.netdevs.iter().enumerate() {
-        let Some(device) = device_path(of.card, &netdev.parent, 0) else { continue };
+        let Some(device) = of.device(&netdev.parent) else { continue };
         let above = format!("{device}/net");
         tree.make(&above, &PLAIN, Subject::Nothing);
         let path = format!("{above}/{}", netdev.name);
@@ -39,7 +39,7 @@ pub(super) fn add(tree: &mut Tree, of: &Of<'_>) {
         dir.under = Some(Under { base: Base::Sys, path: kernels(&netdev.name) });
         dir.needs = Some(kernels(&netdev.name));
         tree.link("class/net", &netdev.name, &path);
-        tree.link(&path, "device", &device);
+        tree.link(&path, "device", device);
         tree.link(&path, "subsystem", "class/net");
         tree.netdev_is_at(&netdev.name, &path);
     }

@@ -1,6 +1,8 @@
 //! What is where: the cards' tree first, and what is beneath seen through it.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
@@ -11,7 +13,7 @@ use super::nodes::Nodes;
 use super::tree::{
     Attribute, Base, Dir, Entry, Folder, Kind, LibraryFile, Netdevs, Shown, Tree, Under, follow, number, relative,
 };
-use super::under::{Beneath, list};
+use super::under::{Beneath, Found, list};
 use crate::Card;
 
 /// Where a node is.
@@ -31,11 +33,15 @@ pub(super) enum Place<'t> {
 }
 
 /// What a directory has in it.
-pub(super) struct Listed {
+pub(super) struct Listed<'t> {
     pub(super) name: Box<OsStr>,
     pub(super) kind: Kind,
-    pub(super) beneath: bool,
+    /// Where it is, unless it is beneath.
+    pub(super) place: Option<Place<'t>>,
 }
+
+/// What is in a directory, and what is beneath it.
+type List<'t> = (Vec<Listed<'t>>, Option<OwnedFd>);
 
 /// All that is shown, and what it is shown by.
 pub(super) struct Scene {
@@ -147,61 +153,56 @@ impl Scene {
     }
 
     /// What is in a directory; and, if something is beneath it, that.
-    pub(super) fn list(
-        &self,
-        tree: &Tree,
-        place: &Place<'_>,
-    ) -> Result<(Vec<Listed>, Option<rustix::fd::OwnedFd>), Errno> {
-        let mut listed = Vec::new();
-        let under = match place {
-            Place::Dir(dir) => {
-                list_folder(dir.folder, &mut listed);
-                self.list_entries(tree, dir, &mut listed);
-                dir.under.as_ref()
+    pub(super) fn list<'t>(&self, tree: &'t Tree, place: &Place<'t>) -> Result<List<'t>, Errno> {
+        let (under, dir) = match place {
+            Place::Dir(dir) => (dir.under.as_ref(), Some(*dir)),
+            Place::Folder(dir, folder) => {
+                let mut listed = Vec::new();
+                list_folder(dir, folder, &mut listed);
+                return Ok((listed, None));
             }
-            Place::Folder(_, folder) => {
-                list_folder(folder, &mut listed);
-                None
-            }
-            Place::Under(under) => Some(under),
+            Place::Under(under) => (Some(under), None),
             _ => return Err(Errno::NOTDIR),
         };
-        let Some(under) = under else { return Ok((listed, None)) };
-        let fd = match self.beneath.open_dir(under) {
-            Ok(fd) => fd,
+        let fd = match under.map(|under| self.beneath.open_dir(under)) {
+            Some(Ok(fd)) => Some(fd),
             // Merged with nothing.
-            Err(Errno::NOENT | Errno::NOTDIR) if matches!(place, Place::Dir(_)) => return Ok((listed, None)),
-            Err(error) => return Err(error),
+            Some(Err(Errno::NOENT | Errno::NOTDIR)) if dir.is_some() => None,
+            Some(Err(error)) => return Err(error),
+            None => None,
         };
-        for found in list(&fd)? {
-            let covered = match place {
-                Place::Dir(dir) => covers(tree, dir, &found.name),
-                _ => false,
-            };
-            if !covered {
-                listed.push(Listed { name: found.name, kind: found.kind, beneath: true });
-            }
+        let beneath = fd.as_ref().map_or_else(|| Ok(Vec::new()), list)?;
+        let mut listed = Vec::with_capacity(beneath.len() + 16);
+        if let Some(dir) = dir {
+            list_folder(dir, dir.folder, &mut listed);
+            self.list_entries(tree, dir, &beneath, &mut listed);
         }
-        Ok((listed, Some(fd)))
+        let seen = beneath.into_iter().filter(|found| dir.is_none_or(|dir| !covers(tree, dir, &found.name)));
+        listed.extend(seen.map(|found| Listed { name: found.name, kind: found.kind, place: None }));
+        Ok((listed, fd))
     }
 
-    fn list_entries(&self, tree: &Tree, dir: &Dir, listed: &mut Vec<Listed>) {
+    fn list_entries<'t>(&self, tree: &'t Tree, dir: &'t Dir, beneath: &[Found], listed: &mut Vec<Listed<'t>>) {
+        let linked = dir.netdevs == Netdevs::Linked;
+        let only: HashSet<&OsStr> = beneath.iter().filter(|_| linked).map(|found| &*found.name).collect();
         for (name, entry) in &dir.entries {
-            let os_name = OsStr::new(&**name);
-            let kind = match entry {
+            let name = OsStr::new(&**name);
+            if linked && !only.contains(name) {
+                continue;
+            }
+            let (kind, place) = match entry {
                 Entry::Dir => {
-                    let number = number(dir.number, name.as_bytes(), Kind::Dir);
-                    if !tree.dir(number).is_some_and(|dir| self.is_there(dir)) {
-                        continue;
+                    let number = number(dir.number, name.as_encoded_bytes(), Kind::Dir);
+                    match tree.dir(number).filter(|dir| self.is_there(dir)) {
+                        Some(dir) => (Kind::Dir, Place::Dir(dir)),
+                        None => continue,
                     }
-                    Kind::Dir
                 }
-                Entry::Link(_) if dir.netdevs == Netdevs::Linked && !self.has_beneath(dir, os_name) => continue,
-                Entry::Link(_) => Kind::Link,
-                Entry::Library(LibraryFile::Filler(_)) if self.has_beneath(dir, os_name) => continue,
-                Entry::Library(_) => Kind::File,
+                Entry::Link(target) => (Kind::Link, Place::Link(target)),
+                Entry::Library(LibraryFile::Filler(_)) if self.has_beneath(dir, name) => continue,
+                Entry::Library(file) => (Kind::File, Place::Library(*file)),
             };
-            listed.push(Listed { name: os_name.into(), kind, beneath: false });
+            listed.push(Listed { name: name.into(), kind, place: Some(place) });
         }
     }
 
@@ -292,11 +293,15 @@ fn in_folder<'t>(dir: &'t Dir, folder: &'static Folder, name: &str) -> Option<Pl
     folder.folder(name).map(|folder| Place::Folder(dir, folder))
 }
 
-fn list_folder(folder: &Folder, listed: &mut Vec<Listed>) {
-    let attributes = folder.attributes.iter().flat_map(|group| group.iter()).map(|a| (a.name, Kind::File));
-    let folders = folder.folders.iter().map(|folder| (folder.name, Kind::Dir));
-    let entry = |(name, kind)| Listed { name: OsStr::new(name).into(), kind, beneath: false };
-    listed.extend(attributes.chain(folders).map(entry));
+fn list_folder<'t>(dir: &'t Dir, folder: &'static Folder, listed: &mut Vec<Listed<'t>>) {
+    for attribute in folder.attributes.iter().flat_map(|group| group.iter()) {
+        let place = Some(Place::Attribute(dir, attribute));
+        listed.push(Listed { name: OsStr::new(attribute.name).into(), kind: Kind::File, place });
+    }
+    for folder in folder.folders {
+        let place = Some(Place::Folder(dir, folder));
+        listed.push(Listed { name: OsStr::new(folder.name).into(), kind: Kind::Dir, place });
+    }
 }
 
 fn below(under: &Under, name: &OsStr) -> Result<Under, Errno> {

@@ -4,7 +4,7 @@
 
 use rustix::io::Errno;
 
-use super::bus::{Of, device_path};
+use super::bus::Of;
 use super::net;
 use super::text::{event, line};
 use super::tree::{Act, Attribute, Folder, PLAIN, Shown, Subject, Text, Tree};
@@ -103,13 +103,13 @@ fn ndev(shown: &Shown<'_>) -> Text {
 /// Puts a card's RDMA devices into the tree.
 pub(super) fn add(tree: &mut Tree, of: &Of<'_>) {
     for (at, rdma) in of.card.rdma.iter().enumerate() {
-        let Some(device) = device_path(of.card, &rdma.parent, 0) else { continue };
+        let Some(device) = of.device(&rdma.parent) else { continue };
         let above = format!("{device}/infiniband");
         tree.make(&above, &PLAIN, Subject::Nothing);
         let path = format!("{above}/{}", rdma.name);
         tree.make(&path, &DEVICE, Subject::Rdma(of.at, at));
         tree.link("class/infiniband", &rdma.name, &path);
-        tree.link(&path, "device", &device);
+        tree.link(&path, "device", device);
         tree.link(&path, "subsystem", "class/infiniband");
         let ports = format!("{path}/ports");
         tree.make(&ports, &PLAIN, Subject::Nothing);

@@ -50,12 +50,18 @@ pub fn number_of_dir(path: &str) -> u64 {
 /// What a symbolic link in the directory `from` must say to lead to `to`. As the kernel's do, it ends with the
 /// name of what it leads to: programs look at that.
 pub fn relative(from: &str, to: &str) -> String {
-    let from: Vec<&str> = from.split('/').filter(|part| !part.is_empty()).collect();
-    let to: Vec<&str> = to.split('/').filter(|part| !part.is_empty()).collect();
-    let common = from.iter().zip(&to).take(to.len().saturating_sub(1)).take_while(|(a, b)| a == b).count();
-    let mut parts = vec![".."; from.len() - common];
-    parts.extend(&to[common..]);
-    parts.join("/")
+    let same = from.bytes().zip(to.bytes()).take_while(|(a, b)| a == b).count();
+    // Whole components, of which the last of `to` is none.
+    let common = match to.as_bytes().get(same) {
+        Some(b'/') if same == from.len() && same > 0 => same + 1,
+        _ => to.as_bytes()[..same].iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1),
+    };
+    let above = from.get(common..).filter(|rest| !rest.is_empty());
+    let ups = above.map_or(0, |rest| rest.bytes().filter(|byte| *byte == b'/').count() + 1);
+    let mut path = String::with_capacity(3 * ups + to.len() - common);
+    (0..ups).for_each(|_| path.push_str("../"));
+    path.push_str(&to[common..]);
+    path
 }
 
 /// The path that a link in the directory `from` leads to, if no component is a link itself.
@@ -379,7 +385,7 @@ impl Tree {
         super::bus::root(&mut tree, release);
         for (at, card) in cards.iter().enumerate() {
             let Some(card) = card else { continue };
-            let of = super::bus::Of { card, at, release };
+            let of = super::bus::Of::new(card, at, release);
             // Drivers first: devices are linked from them.
             super::bus::add_modules(&mut tree, &of);
             super::pci::add(&mut tree, &of);

@@ -16,13 +16,20 @@ pub struct FakeCard {
     view: Mutex<Arc<view::Card>>,
     pub told: Mutex<Vec<String>>,
     pub gone: AtomicBool,
+    /// Whoever holds it keeps the card from doing anything.
+    pub busy: Mutex<()>,
 }
 
 pub const PF: &str = "0000:08:00.0";
 
 impl FakeCard {
     pub fn new(vfs: u16) -> Arc<Self> {
-        Arc::new(Self { view: Mutex::new(Arc::new(card(vfs))), told: Mutex::default(), gone: AtomicBool::new(false) })
+        Arc::new(Self {
+            view: Mutex::new(Arc::new(card(vfs))),
+            told: Mutex::default(),
+            gone: AtomicBool::new(false),
+            busy: Mutex::default(),
+        })
     }
 
     pub fn told(&self) -> Vec<String> {
@@ -40,6 +47,7 @@ impl Card for FakeCard {
 
     fn perform(&self, words: &str) -> Result<(), Refusal> {
         self.told.lock().unwrap().push(words.to_owned());
+        drop(self.busy.lock().unwrap());
         let words: Vec<&str> = words.split(' ').collect();
         let vfs = match words.as_slice() {
             ["echo", vfs, ">", path] if path.ends_with("/sriov_numvfs") => vfs.parse().unwrap(),

@@ -1,0 +1,118 @@
+//! `--detach`: the daemon in a session of its own, and we are done when it is ready.
+//!
+//! Nothing is forked: this program is started again, with a socket of ours to be told on, and says by its
+//! exit status and its log why it is not ready, if it is not.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::{env, fs};
+
+use anyhow::{Context, Result, bail};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::{self, AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::config::Config;
+use super::folders;
+use crate::arguments::Up;
+use crate::output::line;
+use crate::{FAILED, HELD};
+
+/// Starts the daemon in the background; the exit status.
+///
+/// # Errors
+/// The configuration cannot be used, or the daemon did not come up: says why.
+pub fn detach(arguments: &Up) -> Result<u8> {
+    let config = Config::read(arguments.config.as_deref(), arguments.card)?;
+    folders::make(&config.state_dir).with_context(|| format!("making {}", config.state_dir.display()))?;
+    let log_path = config.state_dir.join("esw.log");
+    let mut log = File::options().create(true).append(true).read(true).open(&log_path);
+    let log = log.as_mut().map_err(|error| anyhow::anyhow!("{}: {error}", log_path.display()))?;
+    let begin = log.seek(SeekFrom::End(0)).with_context(|| log_path.display().to_string())?;
+    let told = Told::bind()?;
+    let mut daemon = start(&told.path, log).context("starting the daemon")?;
+    match told.wait(&mut daemon)? {
+        Some(status) => {
+            line(&format!("{status}; process {}, log {}", daemon.id(), log_path.display()));
+            Ok(HELD)
+        }
+        None => {
+            let status = daemon.wait().context("waiting for the daemon")?;
+            let mut said = String::new();
+            let read = log.seek(SeekFrom::Start(begin)).and_then(|_| log.read_to_string(&mut said));
+            if read.is_err() || said.trim().is_empty() {
+                said = format!("esw: the daemon did not come up: {status}; see {}", log_path.display());
+            }
+            eprintln!("{}", said.trim_end());
+            Ok(status.code().and_then(|code| u8::try_from(code).ok()).filter(|code| *code != HELD).unwrap_or(FAILED))
+        }
+    }
+}
+
+fn start(told: &Path, log: &File) -> Result<Child> {
+    let arguments: Vec<OsString> =
+        env::args_os().skip(1).map(|word| if word == "--detach" { "--detached".into() } else { word }).collect();
+    let daemon = Command::new(env::current_exe()?)
+        .args(arguments)
+        .env("NOTIFY_SOCKET", told)
+        .env_remove("WATCHDOG_USEC")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log.try_clone()?)
+        .spawn()?;
+    Ok(daemon)
+}
+
+/// Where the daemon tells that it is ready: a socket in a folder that only we may write to.
+struct Told {
+    socket: OwnedFd,
+    path: PathBuf,
+}
+
+impl Told {
+    fn bind() -> Result<Self> {
+        let folder = folders::sockets();
+        folders::make(&folder).with_context(|| format!("making {}", folder.display()))?;
+        let path = folder.join(format!(".detach-{}", std::process::id()));
+        let socket = net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+        let address = SocketAddrUnix::new(&path).with_context(|| path.display().to_string())?;
+        // A process of our number that died before it could remove its own.
+        let _ = fs::remove_file(&path);
+        net::bind(&socket, &address).with_context(|| path.display().to_string())?;
+        Ok(Self { socket, path })
+    }
+
+    /// Waits until it is ready, and returns what it says of itself, or until it has ended.
+    fn wait(&self, daemon: &mut Child) -> Result<Option<String>> {
+        let Some(pid) = Pid::from_raw(daemon.id().cast_signed()) else { bail!("the daemon has no process") };
+        let ended = pidfd_open(pid, PidfdFlags::empty())?;
+        loop {
+            let mut fds = [PollFd::new(&self.socket, PollFlags::IN), PollFd::new(&ended, PollFlags::IN)];
+            match poll(&mut fds, None) {
+                Ok(_) => {}
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
+            }
+            if fds[0].revents().is_empty() {
+                return Ok(None);
+            }
+            let mut text = [0; 4096];
+            let (_, length) = net::recv(&self.socket, &mut text[..], RecvFlags::DONTWAIT)?;
+            let text = String::from_utf8_lossy(&text[..length.min(text.len())]).into_owned();
+            if text.lines().any(|line| line == "READY=1") {
+                let status = text.lines().find_map(|line| line.strip_prefix("STATUS="));
+                return Ok(Some(status.unwrap_or("ready").to_owned()));
+            }
+        }
+    }
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}

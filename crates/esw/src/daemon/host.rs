@@ -1,0 +1,118 @@
+//! The daemon as the control sockets see it: told of every command, asked for its status and for its end.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+
+use devlink::{Cx, Host, Refusal};
+use scenario::{Pulse, Session};
+
+use super::told::{CardStatus, PfStatus};
+use crate::arguments::Card as Kind;
+
+const EINVAL: i32 = 22;
+
+/// How a daemon ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// The cards are taken down; what was agreed is kept for the next start.
+    Down = 0,
+    /// The cards are taken down, and what was agreed is forgotten.
+    Forget = 1,
+    /// The cards' netdevs stay, for the next start to find.
+    Keep = 2,
+}
+
+impl How {
+    /// What a control socket is asked with.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Down => "down",
+            Self::Forget => "forget",
+            Self::Keep => "keep",
+        }
+    }
+
+    fn parse(words: &str) -> Option<Self> {
+        [Self::Down, Self::Forget, Self::Keep].into_iter().find(|how| how.words() == words)
+    }
+}
+
+/// The word to end, and how.
+#[derive(Debug)]
+pub struct Ending {
+    how: AtomicU8,
+    pulse: Arc<Pulse>,
+}
+
+impl Ending {
+    /// Nobody has asked yet; `how` it ends on a signal.
+    pub fn new(pulse: Arc<Pulse>, how: How) -> Self {
+        Self { how: AtomicU8::new(how as u8), pulse }
+    }
+
+    /// How it is to end.
+    pub fn how(&self) -> How {
+        match self.how.load(Ordering::Acquire) {
+            1 => How::Forget,
+            2 => How::Keep,
+            _ => How::Down,
+        }
+    }
+}
+
+/// One card's.
+pub struct CardHost {
+    /// The card's name.
+    pub name: String,
+    /// What it is made of.
+    pub kind: Kind,
+    /// Its control socket.
+    pub socket: PathBuf,
+    /// When it came up.
+    pub since: Instant,
+    /// The card: weak, as what is served has us.
+    pub session: Weak<Session>,
+    /// The daemon's end.
+    pub ending: Arc<Ending>,
+}
+
+impl Host for CardHost {
+    fn carried_out(&self, _: Cx<'_, '_>, command: &str, outcome: Result<(), &Refusal>) -> Result<(), Refusal> {
+        let card = self.name.as_str();
+        match outcome {
+            Ok(()) => tracing::info!(card, command, "carried out"),
+            Err(refusal) => {
+                let why = refusal.message.as_deref().unwrap_or_default();
+                tracing::warn!(card, command, errno = refusal.errno, why, "refused");
+            }
+        }
+        Ok(())
+    }
+
+    fn status(&self, cx: Cx<'_, '_>) -> String {
+        let session = self.session.upgrade();
+        let status = CardStatus {
+            name: self.name.clone(),
+            kind: self.kind.name().to_owned(),
+            pid: std::process::id(),
+            uptime_seconds: self.since.elapsed().as_secs(),
+            socket: self.socket.clone(),
+            state: None,
+            pfs: session.map(|session| PfStatus::all(session.engine(), cx)).unwrap_or_default(),
+        };
+        // It is made of text and numbers; that cannot fail.
+        serde_json::to_string(&status).unwrap_or_default()
+    }
+
+    fn end(&self, cx: Cx<'_, '_>, how: &str) -> Result<(), Refusal> {
+        let Some(meant) = How::parse(how) else {
+            return Err(Refusal::new(EINVAL, format!("`{how}` is no way to end; there are down, forget and keep")));
+        };
+        tracing::info!(card = self.name, how, "asked to end");
+        self.ending.how.store(meant as u8, Ordering::Release);
+        self.ending.pulse.stop(cx);
+        Ok(())
+    }
+}

@@ -1,0 +1,82 @@
+//! What a daemon tells of a card that it keeps up: what `esw status` shows.
+
+use std::path::PathBuf;
+
+use eswitch::inspect::{PfView, RepState};
+use eswitch::{Engine, Vport};
+use lockdep::{Locked, Unlocked};
+use serde::{Deserialize, Serialize};
+
+/// A card and its daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CardStatus {
+    /// Its name.
+    pub name: String,
+    /// `memory` or `linux`.
+    pub kind: String,
+    /// The daemon's process.
+    pub pid: u32,
+    /// How long the card has been up.
+    pub uptime_seconds: u64,
+    /// Its control socket.
+    pub socket: PathBuf,
+    /// Where what was agreed is kept.
+    pub state: Option<PathBuf>,
+    /// Every PF.
+    pub pfs: Vec<PfStatus>,
+}
+
+/// A PF.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PfStatus {
+    /// Its PCI address.
+    pub address: String,
+    /// The mode of its E-Switch; none if it is not bound to its driver.
+    pub mode: Option<String>,
+    /// VFs enabled.
+    pub vfs: u16,
+    /// SFs.
+    pub sfs: usize,
+    /// Netdev representors loaded.
+    pub representors: usize,
+    /// RDMA representors loaded.
+    pub rdma_representors: usize,
+    /// What should be there and is not, and why.
+    pub failures: Vec<String>,
+}
+
+impl PfStatus {
+    /// Every PF of a card.
+    pub fn all(engine: &Engine, cx: &mut Locked<'_, Unlocked>) -> Vec<Self> {
+        let of = |address| match engine.inspect_pf(cx, address) {
+            Ok(view) => Self::of(&view),
+            Err(_) => Self { address: address.to_string(), ..Self::default() },
+        };
+        engine.addresses().into_iter().map(of).collect()
+    }
+
+    fn of(pf: &PfView) -> Self {
+        let mut failures: Vec<String> = Vec::new();
+        for port in &pf.ports {
+            for state in &port.reps {
+                if let RepState::Failed(failure) = state {
+                    failures.push(format!("{}: {}", port.handle, failure.error));
+                }
+            }
+        }
+        for device in &pf.auxiliary {
+            failures.extend(device.failed.iter().map(|error| format!("{}: {error}", device.name)));
+        }
+        failures.extend(pf.host_failure.clone());
+        let [representors, rdma_representors] = pf.loaded;
+        Self {
+            address: pf.address.to_string(),
+            mode: Some(pf.mode.to_string()),
+            vfs: pf.num_vfs,
+            sfs: pf.ports.iter().filter(|port| matches!(port.vport, Vport::Sf(_))).count(),
+            representors,
+            rdma_representors,
+            failures,
+        }
+    }
+}

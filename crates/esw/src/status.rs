@@ -1,0 +1,99 @@
+//! `esw status`: the cards that daemons keep up.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::arguments::Status;
+use crate::daemon::{CardStatus, Found, NotFound, PfStatus, socket_of, sockets};
+use crate::output::line;
+use crate::{FAILED, HELD};
+
+/// Runs the command; its exit status.
+///
+/// # Errors
+/// The folder of sockets cannot be read.
+pub fn status(arguments: &Status) -> Result<u8> {
+    let named = arguments.socket.clone().or_else(|| arguments.card.as_deref().map(socket_of));
+    if let Some(path) = named {
+        return Ok(match ask(&path) {
+            Ok(card) => {
+                show(&card, arguments.json);
+                HELD
+            }
+            Err(error) => {
+                eprintln!("esw: {error}");
+                FAILED
+            }
+        });
+    }
+    let paths: Vec<PathBuf> = sockets().context("looking for control sockets")?;
+    if paths.is_empty() && !arguments.json {
+        line("no card is up; `esw up --daemon --detach` brings one up");
+    }
+    for path in paths {
+        match ask(&path) {
+            Ok(card) => show(&card, arguments.json),
+            Err(error) => eprintln!("esw: {error}"),
+        }
+    }
+    Ok(HELD)
+}
+
+fn ask(path: &Path) -> Result<CardStatus, NotFound> {
+    Found::connect(path)?.status(path)
+}
+
+fn show(card: &CardStatus, json: bool) {
+    if json {
+        // It is made of text and numbers; that cannot fail.
+        line(&serde_json::to_string(card).unwrap_or_default());
+        return;
+    }
+    let up = duration(Duration::from_secs(card.uptime_seconds));
+    line(&format!("{}  {} card, up {up}, process {}, {}", card.name, card.kind, card.pid, card.socket.display()));
+    for pf in &card.pfs {
+        line(&format!("  {}", in_words(pf)));
+        for failure in &pf.failures {
+            line(&format!("    FAILED  {failure}"));
+        }
+    }
+}
+
+fn in_words(pf: &PfStatus) -> String {
+    let Some(mode) = &pf.mode else { return format!("pci/{}  not bound to its driver", pf.address) };
+    let count = |n: usize, one: &str| format!("{n} {one}{}", if n == 1 { "" } else { "s" });
+    let mut words = vec![
+        format!("pci/{}  {mode}", pf.address),
+        count(pf.vfs.into(), "VF"),
+        count(pf.sfs, "SF"),
+        count(pf.representors, "representor"),
+    ];
+    if pf.rdma_representors > 0 {
+        words.push(count(pf.rdma_representors, "RDMA representor"));
+    }
+    words.join(", ")
+}
+
+fn duration(time: Duration) -> String {
+    let seconds = time.as_secs();
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds} s"),
+        (0, 0, _) => format!("{minutes} min {} s", seconds % 60),
+        (0, ..) => format!("{hours} h {minutes} min"),
+        _ => format!("{days} d {hours} h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_told_in_two_units() {
+        let told = [7, 61, 3_700, 90_000].map(|seconds| duration(Duration::from_secs(seconds)));
+        assert_eq!(told, ["7 s", "1 min 1 s", "1 h 1 min", "1 d 1 h"]);
+    }
+}

@@ -1,0 +1,114 @@
+//! A place for a lab, and how to run something in it.
+
+#![allow(dead_code)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Says what is missing; under CI that is a failure.
+pub fn skip(what: &str) {
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "missing: {what}");
+    eprintln!("skipped: missing {what}");
+}
+
+/// Whether a program is there.
+pub fn has(program: &str) -> bool {
+    let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
+    path.split(':').any(|folder| Path::new(folder).join(program).exists())
+}
+
+/// The program that runs others in a lab.
+pub fn lab_program() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let program = test.parent().and_then(Path::parent).unwrap().join("examples/lab");
+    assert!(program.exists(), "{} is made by `cargo test`", program.display());
+    program
+}
+
+pub fn card() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/card.json")
+}
+
+/// A network namespace with the netdevs of the card, and a file for what the card is told.
+pub struct Place {
+    pub name: String,
+    told: PathBuf,
+}
+
+fn ip(words: &str) -> bool {
+    Command::new("ip").args(words.split(' ')).output().is_ok_and(|output| output.status.success())
+}
+
+impl Place {
+    /// `None`: there can be none here, and it has been said why.
+    pub fn new() -> Option<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("lab-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        if !ip(&format!("netns add {name}")) {
+            skip("root, `ip netns`");
+            return None;
+        }
+        let told = std::env::temp_dir().join(&name);
+        let place = Self { name, told };
+        for words in ["link add labp0 type veth peer name labp0_0", "link set labp0 up", "link set labp0_0 up"] {
+            assert!(ip(&format!("-n {} {words}", place.name)), "{words}");
+        }
+        Some(place)
+    }
+
+    /// A command that runs a program here.
+    pub fn command(&self, options: &[&str], program: &[&str]) -> Command {
+        let mut command = Command::new(lab_program());
+        command.args(options).args(["--netns", &self.name, "--told"]).arg(&self.told);
+        command.arg(card()).arg("--").args(program);
+        command
+    }
+
+    pub fn run(&self, program: &[&str]) -> Output {
+        self.command(&[], program).output().unwrap()
+    }
+
+    /// What a program that ends well has written.
+    pub fn text(&self, program: &[&str]) -> String {
+        text(&self.run(program))
+    }
+
+    pub fn shell(&self, script: &str) -> String {
+        self.text(&["sh", "-c", script])
+    }
+
+    /// What the card has been told, and is then forgotten.
+    pub fn told(&self) -> Vec<String> {
+        let text = fs::read_to_string(&self.told).unwrap_or_default();
+        let _ = fs::remove_file(&self.told);
+        text.lines().map(str::to_owned).collect()
+    }
+
+    /// A part of this test, run as a program here: see [`part`].
+    pub fn part(&self, options: &[&str], name: &str) {
+        let test = std::env::current_exe().unwrap();
+        let program = [test.to_str().unwrap(), "--exact", name, "--nocapture", "--test-threads=1"];
+        let said = text(&self.command(options, &program).env("LAB_PART", name).output().unwrap());
+        assert!(said.contains("1 passed"), "{said}");
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        ip(&format!("netns del {}", self.name));
+        let _ = fs::remove_file(&self.told);
+    }
+}
+
+/// Whether this is that part of a test, running in a lab.
+pub fn part(name: &str) -> bool {
+    std::env::var("LAB_PART").as_deref() == Ok(name)
+}
+
+pub fn text(output: &Output) -> String {
+    let (said, complained) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{:?}\n{said}\n{complained}", output.status);
+    said.into_owned()
+}

@@ -1,0 +1,81 @@
+//! A lab begins and ends with its program.
+
+mod common;
+
+use std::process::{Command, Stdio};
+
+use common::{Place, text};
+
+#[test]
+fn the_exit_status_is_the_programs() {
+    let Some(place) = Place::new() else { return };
+    for (script, expected) in [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", 137), ("kill -TERM $$", 143)] {
+        assert_eq!(place.run(&["sh", "-c", script]).status.code(), Some(expected), "{script}");
+    }
+    let output = place.run(&["/no/such/program"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("/no/such/program: No such file"), "{said}");
+}
+
+#[test]
+fn a_lab_in_a_lab_is_refused_clearly() {
+    let Some(place) = Place::new() else { return };
+    let lab = common::lab_program();
+    let output = place.run(&[lab.to_str().unwrap(), common::card().to_str().unwrap(), "--", "true"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("inside a lab already"), "{said}");
+}
+
+#[test]
+fn nothing_is_left_behind() {
+    let Some(place) = Place::new() else { return };
+    let mounts = || std::fs::read_to_string("/proc/self/mountinfo").unwrap().lines().count();
+    let before = mounts();
+    place.shell("mount -t tmpfs none /mnt && ip link show >/dev/null && mount | grep -q /mnt");
+    // Other tests make and remove namespaces meanwhile.
+    let mine = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mine.lines().any(|line| line.split(' ').nth(4) == Some("/mnt")), "{before}: {mine}");
+    // No process, socket or mount keeps the namespace: it goes when its name does.
+    let pids = Command::new("ip").args(["netns", "pids", &place.name]).output().unwrap();
+    assert_eq!(text(&pids), "");
+}
+
+#[test]
+fn a_request_to_end_reaches_the_program() {
+    let Some(place) = Place::new() else { return };
+    let script = "trap 'echo ended; exit 3' TERM; echo ready; while :; do sleep 0.05; done";
+    let mut lab = place.command(&[], &["sh", "-c", script]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut said = std::io::BufReader::new(lab.stdout.take().unwrap());
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut said, &mut line).unwrap();
+    assert_eq!(line, "ready\n");
+    let pid = rustix::process::Pid::from_child(&lab);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(lab.wait().unwrap().code(), Some(3));
+}
+
+#[test]
+fn modules_are_the_cards() {
+    let Some(place) = Place::new() else { return };
+    let script = r#"
+import ctypes, errno, os, platform, tempfile
+libc = ctypes.CDLL(None, use_errno=True)
+init, remove, finit = (175, 176, 313) if platform.machine() == "x86_64" else (105, 106, 273)
+def call(*words):
+    return "done" if libc.syscall(*words) == 0 else errno.errorcode[ctypes.get_errno()]
+print(call(remove, b"mlx5_ib", 0), call(remove, b"mlx5_ib", 0), call(remove, b"no_such", 0) != "done")
+image = b"eswitch-module mlx5_ib\n"
+print(call(init, image, len(image), b""))
+with tempfile.TemporaryFile() as file:
+    file.write(image); file.flush()
+    print(call(finit, file.fileno(), b"", 0))
+os.setresuid(65534, 65534, 65534)
+print(call(remove, b"mlx5_ib", 0))
+"#;
+    if !common::has("python3") {
+        return eprintln!("skipped: missing python3");
+    }
+    assert_eq!(place.text(&["python3", "-c", script]), "done ENOENT True\ndone\ndone\nEPERM\n");
+    let remove = "modprobe -r mlx5_ib";
+    assert_eq!(place.told(), [remove, remove, "modprobe mlx5_ib", "modprobe mlx5_ib"]);
+}

@@ -1,0 +1,279 @@
+//! Programs of others, unmodified, see the card.
+
+mod common;
+
+use std::process::Command;
+
+use common::{Place, has, skip, text};
+use serde_json::Value;
+
+#[test]
+fn devlink_shows_devices_and_ports() {
+    let Some(place) = Place::new() else { return };
+    if !has("devlink") {
+        return skip("devlink");
+    }
+    assert_eq!(place.text(&["devlink", "dev", "show"]), "pci/0000:08:00.0\npci/0000:08:00.2\npci/0000:08:00.3\n");
+    let ports: Value = serde_json::from_str(&place.text(&["devlink", "-j", "port", "show"])).unwrap();
+    assert_eq!(ports["port"]["pci/0000:08:00.0/1"]["netdev"], "labp0_0");
+    assert_eq!(ports["port"]["pci/0000:08:00.0/65535"]["flavour"], "physical");
+    assert_eq!(place.text(&["devlink", "dev", "show", "pci/0000:08:00.2"]), "pci/0000:08:00.2\n");
+    let output = place.run(&["devlink", "dev", "show", "pci/0000:99:00.0"]);
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("there is no such device"), "{said}");
+}
+
+#[test]
+fn devlink_hears_what_happens() {
+    let Some(place) = Place::new() else { return };
+    if !has("devlink") {
+        return skip("devlink");
+    }
+    // It says nothing when it is ready, so what happens happens until it has been heard.
+    let said = place.shell(
+        "devlink monitor > heard.$$ & m=$!; n=0
+        until [ -s heard.$$ ] || [ $n = 100 ]; do
+            ip link set labp0 vf 0 mac 02:00:00:00:00:0a; n=$((n + 1)); sleep 0.1
+        done; kill $m; cat heard.$$; rm heard.$$",
+    );
+    assert!(said.contains("[dev,new] pci/0000:08:00.0"), "{said}");
+}
+
+#[test]
+fn ip_shows_what_a_physical_netdev_has() {
+    let Some(place) = Place::new() else { return };
+    let links: Value = serde_json::from_str(&place.text(&["ip", "-d", "-j", "link", "show"])).unwrap();
+    let link = |name: &str| links.as_array().unwrap().iter().find(|link| link["ifname"] == name).unwrap().clone();
+    let (pf, representor) = (link("labp0"), link("labp0_0"));
+    assert_eq!(pf["phys_port_name"], "p0");
+    assert_eq!(pf["phys_switch_id"], "c2f0a1e2030405a6");
+    assert_eq!((&pf["parentbus"], &pf["parentdev"]), (&"pci".into(), &"0000:08:00.0".into()));
+    assert_eq!(representor["phys_port_name"], "pf0vf0");
+    for link in [&pf, &representor] {
+        assert!(link["linkinfo"].is_null() && link["link"].is_null() && link["link_index"].is_null(), "{link}");
+        assert!(link["link_netnsid"].is_null(), "{link}");
+    }
+    let vf = &pf["vfinfo_list"][1];
+    assert_eq!((&vf["address"], &vf["vlan_list"][0]["vlan"]), (&"02:00:00:00:00:02".into(), &7.into()));
+    assert_eq!((&vf["rate"]["max_tx"], &vf["link_state"]), (&100.into(), &"enable".into()));
+    assert!(representor["vfinfo_list"].is_null());
+    // What is not the card's is the kernel's, word for word.
+    let outside = Command::new("ip").args(["-n", &place.name, "-d", "link", "show", "lo"]).output().unwrap();
+    assert_eq!(place.text(&["ip", "-d", "link", "show", "lo"]), text(&outside));
+    assert_eq!(place.text(&["ip", "link", "show", "type", "veth"]), "");
+}
+
+#[test]
+fn ip_sets_vfs_at_the_card_and_the_rest_at_the_kernel() {
+    let Some(place) = Place::new() else { return };
+    place.shell("ip link set labp0 vf 0 mac 02:00:00:00:00:77 && ip link set labp0 vf 1 vlan 5 qos 2");
+    place.shell("ip link set labp0 mtu 1400 vf 1 spoofchk on trust off state disable");
+    assert_eq!(
+        place.told(),
+        [
+            "ip link set labp0 vf 0 mac 02:00:00:00:00:77",
+            "ip link set labp0 vf 1 vlan 5 qos 2",
+            "ip link set labp0 vf 1 spoofchk on",
+            "ip link set labp0 vf 1 trust off",
+            "ip link set labp0 vf 1 state disable",
+        ]
+    );
+    let links: Value = serde_json::from_str(&place.text(&["ip", "-j", "link", "show", "labp0"])).unwrap();
+    assert_eq!(links[0]["mtu"], 1400);
+    let output = place.run(&["ip", "link", "set", "labp0", "vf", "9", "mac", "02:00:00:00:00:77"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("There is no such VF"), "{said}");
+    // Shown by the next look of the same lab.
+    let shown = place.shell("ip link set labp0 vf 0 mac 02:00:00:00:00:78; ip link show labp0");
+    assert!(shown.contains("02:00:00:00:00:78"), "{shown}");
+}
+
+#[test]
+fn who_may_not_administer_is_refused_as_outside() {
+    let Some(place) = Place::new() else { return };
+    if !has("setpriv") {
+        return skip("setpriv");
+    }
+    let nobody = "setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps=-all";
+    place.shell(&format!("{nobody} ip link show labp0 && {nobody} devlink dev show"));
+    for command in ["ip link set labp0 vf 0 mac 02:00:00:00:00:77", "ip link set labp0 mtu 1300"] {
+        let output = place.run(&["sh", "-c", &format!("{nobody} {command}")]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && said.contains("not permitted"), "{command}: {said}");
+    }
+    assert!(place.told().is_empty());
+}
+
+#[test]
+fn ip_moves_netdevs_to_the_namespace_it_names() {
+    let (Some(place), Some(other)) = (Place::new(), Place::new()) else { return };
+    let peer = format!("ip link add laba type veth peer name labb netns {}", other.name);
+    place.shell(&format!("{peer} && ip link set laba netns {}", other.name));
+    let there = Command::new("ip").args(["-n", &other.name, "-br", "link"]).output().unwrap();
+    let there = text(&there);
+    assert!(there.contains("laba@labb") && there.contains("labb@laba"), "{there}");
+    // What a lab adds is seen outside, and a program in another namespace sees that one's netdevs.
+    let name = format!("{}-new", place.name);
+    place.shell(&format!("ip netns add {name} && ip netns exec {name} ip link show lo"));
+    assert!(Command::new("ip").args(["netns", "del", &name]).status().unwrap().success());
+}
+
+#[test]
+fn rdma_shows_devices_and_links() {
+    let Some(place) = Place::new() else { return };
+    if !has("rdma") {
+        return skip("rdma");
+    }
+    let devices: Value = serde_json::from_str(&place.text(&["rdma", "-j", "dev", "show"])).unwrap();
+    assert_eq!((&devices[0]["ifname"], &devices[0]["fw"]), (&"rocep8s0f0".into(), &"22.39.1002".into()));
+    let links: Value = serde_json::from_str(&place.text(&["rdma", "-j", "link", "show"])).unwrap();
+    assert_eq!((&links[0]["netdev"], &links[0]["state"]), (&"labp0".into(), &"ACTIVE".into()));
+    assert!(place.text(&["rdma", "system", "show"]).contains("netns shared"));
+    assert!(place.shell("rdma system set netns exclusive; rdma system show").contains("netns exclusive"));
+}
+
+#[test]
+fn two_cards_are_one_answer() {
+    let Some(place) = Place::new() else { return };
+    let second = std::env::temp_dir().join(format!("{}.json", place.name));
+    let text_of_first = std::fs::read_to_string(common::card()).unwrap();
+    std::fs::write(&second, text_of_first.replace("0000:08:", "0000:09:").replace("p8s0", "p9s0")).unwrap();
+    let both = |program: &[&str]| {
+        let mut command = Command::new(common::lab_program());
+        command.args(["--netns", &place.name]).args([&common::card(), &second]).arg("--").args(program);
+        text(&command.output().unwrap())
+    };
+    let devices = ["08", "09"].map(|bus| [0, 2, 3].map(|n| format!("pci/0000:{bus}:00.{n}\n")).concat()).concat();
+    assert_eq!(both(&["devlink", "dev", "show"]), devices);
+    assert_eq!(both(&["devlink", "dev", "show", "pci/0000:09:00.3"]), "pci/0000:09:00.3\n");
+    let ports: Value = serde_json::from_str(&both(&["devlink", "-j", "port", "show"])).unwrap();
+    assert_eq!(ports["port"].as_object().unwrap().len(), 4);
+    let rdma: Value = serde_json::from_str(&both(&["rdma", "-j", "dev", "show"])).unwrap();
+    assert_eq!(rdma[1]["ifname"], "rocep9s0f0");
+    assert!(both(&["rdma", "dev", "show", "rocep9s0f0"]).contains("rocep9s0f0"));
+    std::fs::remove_file(second).unwrap();
+}
+
+#[test]
+fn ethtool_names_the_driver() {
+    let Some(place) = Place::new() else { return };
+    if !has("ethtool") {
+        return eprintln!("skipped: missing ethtool");
+    }
+    let said = place.text(&["ethtool", "-i", "labp0"]);
+    for line in ["driver: mlx5_core", "firmware-version: 22.39.1002 (MT_0000000359)", "bus-info: 0000:08:00.0"] {
+        assert!(said.contains(line), "{line}: {said}");
+    }
+    assert!(place.text(&["ethtool", "-i", "labp0_0"]).contains("driver: mlx5e_rep"));
+    assert!(place.text(&["ethtool", "labp0"]).contains("Link detected: yes"));
+}
+
+#[test]
+fn a_program_without_a_library_below_it_sees_the_card() {
+    let Some(place) = Place::new() else { return };
+    let folder = std::env::temp_dir().join(format!("{}-static", place.name));
+    std::fs::create_dir_all(&folder).unwrap();
+    let (source, program) = (folder.join("ask.c"), folder.join("ask"));
+    std::fs::write(&source, ASK).unwrap();
+    let made = Command::new("cc").arg("-static").arg("-o").arg(&program).arg(&source).output();
+    if made.is_ok_and(|output| output.status.success()) {
+        assert_eq!(place.text(&[program.to_str().unwrap()]), "devlink is there\n");
+    } else {
+        eprintln!("skipped: missing a C compiler that links statically");
+    }
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+/// Asks nlctrl for devlink.
+const ASK: &str = r#"
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <linux/netlink.h>
+int main(void) {
+    struct { struct nlmsghdr h; unsigned char g[4]; struct nlattr a; char name[8]; } ask = {
+        { sizeof ask, 16, NLM_F_REQUEST, 1, 0 }, { 3, 1 }, { 12, 2 }, "devlink" };
+    struct sockaddr_nl to = { .nl_family = AF_NETLINK }, from;
+    socklen_t len = sizeof from;
+    char got[4096];
+    int s = socket(AF_NETLINK, SOCK_RAW, NETLINK_GENERIC);
+    sendto(s, &ask, sizeof ask, 0, (struct sockaddr *)&to, sizeof to);
+    if (recvfrom(s, got, sizeof got, 0, (struct sockaddr *)&from, &len) < 36) return 1;
+    if (len != sizeof from || from.nl_pid != 0) return 2;
+    if (((struct nlmsghdr *)got)->nlmsg_type != 16) return 3;
+    puts("devlink is there");
+    return 0;
+}
+"#;
+
+/// A folder that is anybody's, with the lab's program and the card.
+struct Folder(std::path::PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+        std::fs::copy(common::lab_program(), folder.join("lab")).unwrap();
+        std::fs::copy(common::card(), folder.join("card.json")).unwrap();
+        Self(folder)
+    }
+
+    /// A shell of somebody who is not root, in which `$lab` and `$card` are what their names say.
+    fn shell(&self, script: &str) -> std::process::Output {
+        Command::new("setpriv")
+            .args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--inh-caps=-all", "sh", "-c", script])
+            .env("lab", self.0.join("lab"))
+            .env("card", self.0.join("card.json"))
+            .output()
+            .unwrap()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Whether somebody who is not root can be had, and can have namespaces.
+fn can_be_somebody(folder: &Folder) -> bool {
+    if !has("setpriv") || !has("unshare") || !has("devlink") {
+        skip("setpriv, unshare, devlink");
+        return false;
+    }
+    let can = folder.shell("unshare -Urnm true").status.success();
+    if !can {
+        skip("root to become somebody else, or user namespaces for them");
+    }
+    can
+}
+
+#[test]
+fn without_root_there_is_a_lab_as_well() {
+    let folder = Folder::new("lab-user");
+    if !can_be_somebody(&folder) {
+        return;
+    }
+    let output = folder.shell("$lab $card -- sh -c 'devlink dev show; rdma dev show; ip link show lo >/dev/null'");
+    assert!(text(&output).contains("pci/0000:08:00.0"), "{output:?}");
+}
+
+#[test]
+fn without_root_a_lab_joins_where_the_card_is() {
+    let folder = Folder::new("lab-join");
+    if !can_be_somebody(&folder) {
+        return;
+    }
+    // Who keeps the namespaces says when they are ready, and goes when told.
+    let output = folder.shell(
+        "mkfifo $lab.ready; mkfifo $lab.done
+        unshare -Urnm sh -c 'ip link add labp0 type veth peer name labp0_0 && echo > $lab.ready; read end < $lab.done' &
+        read ready < $lab.ready
+        $lab --join $! $card -- sh -c 'ip -d link show labp0 && ip link set labp0 mtu 1400 && ip link show labp0'
+        status=$?; echo > $lab.done; wait; exit $status",
+    );
+    let said = text(&output);
+    assert!(said.contains("portname p0") && said.contains("mtu 1400"), "{said}");
+}

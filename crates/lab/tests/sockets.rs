@@ -1,0 +1,231 @@
+//! A program's sockets behave as netlink's, whatever the program does with them. Parts of these tests run
+//! as programs in a lab.
+
+mod common;
+
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+
+use common::{Place, part};
+use rustix::net::netlink::{GENERIC, SocketAddrNetlink};
+use rustix::net::*;
+
+/// One message.
+fn message(kind: u16, flags: u16, seq: u32, body: &[u8]) -> Vec<u8> {
+    let len = (16 + body.len()) as u32;
+    let head = [&len.to_ne_bytes()[..], &kind.to_ne_bytes(), &flags.to_ne_bytes(), &seq.to_ne_bytes(), &[0; 4]];
+    [&head.concat()[..], body].concat()
+}
+
+fn netlink(protocol: Option<Protocol>) -> OwnedFd {
+    let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol).unwrap();
+    bind(&socket, &SocketAddrNetlink::new(0, 0)).unwrap();
+    socket
+}
+
+const LINKS: (u16, u16) = (18, 0x301);
+
+/// Asks for every link and reads the whole answer: how many messages it has.
+fn links(socket: impl AsFd, seq: u32) -> usize {
+    send(&socket, &message(LINKS.0, LINKS.1, seq, &[0; 16]), SendFlags::empty()).unwrap();
+    let (mut count, mut buffer) = (0, vec![0; 8192]);
+    loop {
+        let (_, len) = recv(&socket, &mut buffer[..], RecvFlags::empty()).unwrap();
+        let mut at = 0;
+        while at < len {
+            let word = |at: usize| u32::from_ne_bytes(buffer[at..at + 4].try_into().unwrap());
+            assert_eq!(word(at + 8), seq);
+            if word(at + 4) & 0xffff == 3 {
+                return count;
+            }
+            count += 1;
+            at += word(at).next_multiple_of(4) as usize;
+        }
+    }
+}
+
+fn runs(name: &str) {
+    let Some(place) = Place::new() else { return };
+    place.part(&[], name);
+}
+
+#[test]
+fn a_socket_says_it_is_netlink() {
+    if !part("a_socket_says_it_is_netlink") {
+        return runs("a_socket_says_it_is_netlink");
+    }
+    let socket = socket_with(AddressFamily::NETLINK, SocketType::DGRAM, SocketFlags::CLOEXEC, None).unwrap();
+    let address = |socket: &OwnedFd| SocketAddrNetlink::try_from(getsockname(socket).unwrap()).unwrap();
+    assert_eq!(address(&socket).pid(), 0);
+    bind(&socket, &SocketAddrNetlink::new(0, 0)).unwrap();
+    assert_eq!(address(&socket).pid(), std::process::id());
+    connect(&socket, &SocketAddrNetlink::new(0, 0)).unwrap();
+    assert_eq!(sockopt::socket_domain(&socket).unwrap(), AddressFamily::NETLINK);
+    assert_eq!(sockopt::socket_type(&socket).unwrap(), SocketType::DGRAM);
+    assert_eq!(sockopt::socket_protocol(netlink(Some(GENERIC))).unwrap(), Some(GENERIC));
+    // A port of one's own choice, which nobody else may have then.
+    let chosen = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::empty(), None).unwrap();
+    bind(&chosen, &SocketAddrNetlink::new(77, 0)).unwrap();
+    assert_eq!(address(&chosen).pid(), 77);
+    let taken = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::empty(), None).unwrap();
+    assert_eq!(bind(&taken, &SocketAddrNetlink::new(77, 0)), Err(rustix::io::Errno::ADDRINUSE));
+    // Sockets of other families are what they are.
+    let other = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None).unwrap();
+    assert_eq!(sockopt::socket_domain(&other).unwrap(), AddressFamily::INET);
+    assert!(getsockname(&other).is_ok());
+}
+
+#[test]
+fn a_long_message_can_be_looked_at_first() {
+    if !part("a_long_message_can_be_looked_at_first") {
+        return runs("a_long_message_can_be_looked_at_first");
+    }
+    let socket = netlink(None);
+    send(&socket, &message(LINKS.0, LINKS.1, 5, &[0; 16]), SendFlags::empty()).unwrap();
+    let (_, len) = recv(&socket, &mut [0u8; 0][..], RecvFlags::PEEK | RecvFlags::TRUNC).unwrap();
+    assert!(len > 1000, "{len}");
+    let mut buffer = vec![0; 65536];
+    let (_, again) = recv(&socket, &mut buffer[..], RecvFlags::empty()).unwrap();
+    assert_eq!(len, again);
+}
+
+#[test]
+fn addresses_are_right_where_asked_for() {
+    const NAME: &str = "addresses_are_right_where_asked_for";
+    if !part(NAME) {
+        let Some(place) = Place::new() else { return };
+        return place.part(&["--exact"], NAME);
+    }
+    let socket = netlink(None);
+    let mut buffer = vec![0; 65536];
+    for flags in [RecvFlags::PEEK, RecvFlags::empty()] {
+        if flags.is_empty() {
+            // There is something already.
+        } else {
+            send(&socket, &message(LINKS.0, LINKS.1, 5, &[0; 16]), SendFlags::empty()).unwrap();
+        }
+        let (_, _, from) = recvfrom(&socket, &mut buffer[..], flags).unwrap();
+        assert_eq!(SocketAddrNetlink::try_from(from.unwrap()).unwrap().pid(), 0);
+    }
+    links(netlink(None), 6);
+    let quiet = netlink(None);
+    let none = recvfrom(&quiet, &mut buffer[..], RecvFlags::DONTWAIT);
+    assert_eq!(none.unwrap_err(), rustix::io::Errno::AGAIN);
+    let mut ancillary = RecvAncillaryBuffer::new(&mut []);
+    send(&quiet, &message(LINKS.0, LINKS.1, 5, &[0; 16]), SendFlags::empty()).unwrap();
+    let (mut one, mut two) = ([0; 10], vec![0; 65536]);
+    let parts = &mut [IoSliceMut::new(&mut one), IoSliceMut::new(&mut two)];
+    let message = recvmsg(&quiet, parts, &mut ancillary, RecvFlags::empty()).unwrap();
+    assert!(message.bytes > 100 && SocketAddrNetlink::try_from(message.address.unwrap()).is_ok());
+}
+
+#[test]
+fn copies_children_and_threads_share_a_socket() {
+    if !part("copies_children_and_threads_share_a_socket") {
+        return runs("copies_children_and_threads_share_a_socket");
+    }
+    let socket = netlink(None);
+    let port = |socket: &OwnedFd| SocketAddrNetlink::try_from(getsockname(socket).unwrap()).unwrap().pid();
+    let copy = socket.try_clone().unwrap();
+    assert_eq!(port(&copy), port(&socket));
+    assert_eq!(links(&copy, 1), 3);
+    let original = port(&socket);
+    drop(socket);
+    // Passed on over a Unix socket.
+    let (here, there) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let fds = [copy.as_fd()];
+    assert!(ancillary.push(SendAncillaryMessage::ScmRights(&fds)));
+    sendmsg(&here, &[IoSlice::new(b"x")], &mut ancillary, SendFlags::empty()).unwrap();
+    drop(copy);
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    recvmsg(&there, &mut [IoSliceMut::new(&mut [0])], &mut ancillary, RecvFlags::empty()).unwrap();
+    let passed = ancillary.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    });
+    let passed = passed.unwrap();
+    assert_eq!((port(&passed), links(&passed, 2)), (original, 3));
+    // Inherited by another program.
+    let child = std::process::Command::new("sh").args(["-c", "exit 0"]).stdin(passed).status().unwrap();
+    assert!(child.success());
+    let all = |n| move || -> usize { (0..25).map(|_| links(netlink(None), n)).sum() };
+    let threads: Vec<_> = (0..8).map(|n| std::thread::spawn(all(n))).collect();
+    let counts: Vec<usize> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+    assert_eq!(counts, [75; 8]);
+}
+
+#[test]
+fn garbage_is_answered_as_outside() {
+    if !part("garbage_is_answered_as_outside") {
+        return runs("garbage_is_answered_as_outside");
+    }
+    for protocol in [None, Some(GENERIC), Some(netlink::RDMA)] {
+        let socket = netlink(protocol);
+        let mut state = 1u32;
+        for len in (0..400).chain([4000, 60000]) {
+            let bytes: Vec<u8> = (0..len)
+                .map(|_| {
+                    state = state.wrapping_mul(1664525).wrapping_add(1013904223);
+                    (state >> 24) as u8
+                })
+                .collect();
+            send(&socket, &bytes, SendFlags::empty()).unwrap();
+            // Half right: a header that fits, and nonsense in it.
+            let kind = [16, 18, 19, 28, 30, 999, 0x3ef, 5 << 10 | 1, 5 << 10 | 5][len % 9];
+            let cut = &bytes[..len.min(300)];
+            send(&socket, &message(kind, [1, 5, 0x301][len % 3], 0, cut), SendFlags::empty()).unwrap();
+            while recv(&socket, &mut [0; 8192][..], RecvFlags::DONTWAIT).is_ok() {}
+        }
+        // It still works.
+        let socket = netlink(None);
+        assert_eq!(links(&socket, 9), 3);
+    }
+}
+
+#[test]
+fn who_does_not_read_stops_nobody_else() {
+    if !part("who_does_not_read_stops_nobody_else") {
+        return runs("who_does_not_read_stops_nobody_else");
+    }
+    let silent = netlink(None);
+    let ask = message(LINKS.0, 5, 1, &[0; 16]);
+    // Far more than any buffer takes: in the end it is not taken any more.
+    let mut sent = 0;
+    while sent < 100_000 && send(&silent, &ask, SendFlags::DONTWAIT).is_ok() {
+        sent += 1;
+    }
+    assert!(sent > 100, "{sent}");
+    assert_eq!(links(netlink(None), 2), 3);
+    // It has lost nothing that it asked for.
+    let mut answers = 0;
+    let mut buffer = vec![0; 8192];
+    while answers < sent {
+        let (_, len) = recv(&silent, &mut buffer[..], RecvFlags::empty()).unwrap();
+        let mut at = 0;
+        while at < len {
+            answers += 1;
+            let word = u32::from_ne_bytes(buffer[at..at + 4].try_into().unwrap());
+            at += word.next_multiple_of(4) as usize;
+        }
+    }
+    assert_eq!(answers, sent);
+}
+
+#[test]
+fn thousands_of_sockets_come_and_go() {
+    if !part("thousands_of_sockets_come_and_go") {
+        return runs("thousands_of_sockets_come_and_go");
+    }
+    for n in 0..3000 {
+        let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::empty(), None).unwrap();
+        if n % 100 == 0 {
+            assert_eq!(links(&socket, n), 3);
+        }
+    }
+    let many: Vec<_> = (0..300).map(|_| netlink(None)).collect();
+    many.iter().for_each(|socket| assert_eq!(links(socket, 1), 3));
+}

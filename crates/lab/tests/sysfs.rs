@@ -1,0 +1,285 @@
+//! The card's `/sys` through real programs: a shell, `find`, `lspci`, `kmod`.
+//!
+//! It takes root and `/dev/fuse`; without, the tests say so and pass, unless CI is set.
+
+mod sysfs_fixture;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::Ordering;
+use std::thread;
+
+use sysfs_fixture::{FakeCard, Place, what_is_missing};
+
+const NETDEVS: [&str; 4] = ["enp8s0f0np0", "p0vf0", "p0v1", "enp8s0f0s88"];
+const DEVICE: &str = "/sys/bus/pci/devices/0000:08:00.0";
+
+macro_rules! lab_or_return {
+    () => {{
+        if what_is_missing().is_some() {
+            return;
+        }
+        let card = FakeCard::new(2);
+        let place = Place::new(&card, &NETDEVS);
+        (card, place)
+    }};
+}
+
+fn has(program: &str) -> bool {
+    let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).output().unwrap();
+    if !found.status.success() {
+        eprintln!("skipped: there is no {program}");
+    }
+    found.status.success()
+}
+
+fn names(listing: &str) -> BTreeSet<String> {
+    listing.split_whitespace().map(str::to_owned).collect()
+}
+
+#[test]
+fn what_the_card_has_is_beside_what_the_kernel_has() {
+    let (_card, place) = lab_or_return!();
+    for dir in ["/sys", "/sys/bus", "/sys/class", "/sys/devices", "/sys/bus/pci/devices", "/sys/module", "/sys/block"] {
+        let list = |dir| -> BTreeSet<_> {
+            fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.file_name()).collect()
+        };
+        let kernels = list(dir);
+        let labs = place.within(move || list(dir));
+        assert!(labs.is_superset(&kernels), "{dir}: {:?}", kernels.difference(&labs).collect::<Vec<_>>());
+    }
+    let seen = names(&place.says("ls /sys/class/net /sys/class/infiniband /sys/bus/auxiliary/devices"));
+    for name in NETDEVS.iter().chain(&["lo", "rocep8s0f0", "mlx5_core.eth.0", "mlx5_core.sf.4"]) {
+        assert!(seen.contains(*name), "{name}: {seen:?}");
+    }
+    // A netdev that is elsewhere is not seen here; nor is one of the card's among virtual ones.
+    assert!(!seen.contains("p0vf1") && !seen.contains("p0v0"), "{seen:?}");
+    assert!(place.says("ls /sys/devices/virtual/net/enp8s0f0np0").contains("No such file"));
+    assert!(!place.says("ls /sys/devices/virtual/net").contains("enp8s0f0np0"));
+    assert_eq!(place.says("cat /sys/class/net/lo/address"), "00:00:00:00:00:00\n");
+    assert_eq!(
+        place.says("find /sys/class/net /sys/bus/pci /sys/bus/auxiliary -type l ! -exec test -e {} \\; -print"),
+        ""
+    );
+}
+
+#[test]
+fn links_resolve() {
+    let (_card, place) = lab_or_return!();
+    let device = "/sys/devices/pci0000:08/0000:08:00.0";
+    for (path, real) in [
+        ("/sys/class/net/enp8s0f0np0", format!("{device}/net/enp8s0f0np0")),
+        ("/sys/class/net/enp8s0f0np0/device", device.to_owned()),
+        ("/sys/class/net/p0vf0/device", device.to_owned()),
+        ("/sys/class/net/p0v1/device", "/sys/devices/pci0000:08/0000:08:00.3".to_owned()),
+        ("/sys/class/net/enp8s0f0s88/device", format!("{device}/mlx5_core.sf.4")),
+        ("/sys/class/infiniband/rocep8s0f0/device/driver/module", "/sys/module/mlx5_core".to_owned()),
+        ("/sys/class/net/enp8s0f0np0/subsystem", "/sys/class/net".to_owned()),
+    ] {
+        assert_eq!(place.says(&format!("readlink -f {path}")).trim(), real, "{path}");
+    }
+    let found = place.says("find -L /sys/class/net/enp8s0f0np0/ -maxdepth 1 -name mtu");
+    assert_eq!(found.trim(), "/sys/class/net/enp8s0f0np0/mtu");
+    assert!(place.says("ls -l /sys/class/net/*/device").contains("-> ../../../0000:08:00.0"));
+}
+
+#[test]
+fn what_the_kernel_links_to_a_netdev_leads_to_where_it_is_shown() {
+    let (_card, place) = lab_or_return!();
+    if !place.shell("ip link add brx type bridge && ip link set enp8s0f0np0 master brx").status.success() {
+        return eprintln!("skipped: this kernel has no bridge");
+    }
+    let netdev = "/sys/devices/pci0000:08/0000:08:00.0/net/enp8s0f0np0";
+    for (path, real) in [
+        ("/sys/class/net/brx/lower_enp8s0f0np0", netdev.to_owned()),
+        ("/sys/class/net/brx/brif/enp8s0f0np0", format!("{netdev}/brport")),
+        ("/sys/class/net/enp8s0f0np0/master", "/sys/devices/virtual/net/brx".to_owned()),
+        ("/sys/class/net/enp8s0f0np0/brport/bridge", "/sys/devices/virtual/net/brx".to_owned()),
+    ] {
+        assert_eq!(place.says(&format!("readlink -f {path}")).trim(), real, "{path}");
+    }
+}
+
+#[test]
+fn a_netdev_is_the_kernels_where_the_card_has_nothing_to_say() {
+    let (_card, place) = lab_or_return!();
+    let netdev = "/sys/class/net/enp8s0f0np0";
+    assert_eq!(place.says(&format!("cat {netdev}/phys_switch_id {netdev}/phys_port_name")), "b8cef6030012ab00\np0\n");
+    assert!(place.says(&format!("cat {netdev}/phys_port_id")).contains("Operation not supported"));
+    assert_eq!(place.says(&format!("echo 1400 > {netdev}/mtu && cat {netdev}/mtu")), "1400\n");
+    assert!(place.says("ip link show enp8s0f0np0").contains("mtu 1400"));
+    assert!(!place.shell(&format!("echo many > {netdev}/mtu")).status.success());
+    let address = place.says(&format!("cat {netdev}/address"));
+    let gid = place.says("cat /sys/class/infiniband/rocep8s0f0/ports/1/gids/0");
+    assert_eq!(gid.trim()[gid.trim().len() - 2..], address.trim()[address.trim().len() - 2..]);
+}
+
+#[test]
+fn a_read_after_a_write_sees_what_it_did() {
+    let (card, place) = lab_or_return!();
+    let list = "ls -d /sys/bus/pci/devices/0000:08:00.0/virtfn* | wc -l";
+    for vfs in [3, 0, 5] {
+        let said = place.says(&format!("echo {vfs} > {DEVICE}/sriov_numvfs; cat {DEVICE}/sriov_numvfs; {list}"));
+        let lines: Vec<&str> = said.lines().filter(|line| !line.contains("ls:")).collect();
+        assert_eq!(lines, [vfs.to_string(), vfs.to_string()]);
+    }
+    assert_eq!(card.told().len(), 3);
+    place.says(&format!("echo 1 >> {DEVICE}/sriov_numvfs"));
+    assert_eq!(card.told(), ["echo 1 > /sys/bus/pci/devices/0000:08:00.0/sriov_numvfs"]);
+    // The card's refusal is the write's error, and so are files that are not for writing.
+    let driver = "/sys/bus/pci/drivers/mlx5_core";
+    for (path, text, errno) in [
+        (format!("{DEVICE}/sriov_numvfs"), "3000", 34),
+        (format!("{driver}/bind"), "0000:08:00.0", 16),
+        (format!("{driver}/bind"), "0000:77:00.0", 19),
+        (format!("{DEVICE}/vendor"), "1", 13),
+    ] {
+        let failed = place.within(move || fs::write(path, text).unwrap_err().raw_os_error());
+        assert_eq!(failed, Some(errno), "{text}");
+    }
+}
+
+#[test]
+fn garbage_is_refused_everywhere() {
+    let (card, place) = lab_or_return!();
+    let dirs =
+        "/sys/devices/pci0000:08 /sys/bus/pci/drivers/mlx5_core /sys/bus/auxiliary/drivers/mlx5* /sys/module/mlx5*";
+    let list = format!("find {dirs} -perm /222 -type f ! -path '*/net/*/*'");
+    let files: Vec<String> = place.says(&list).lines().map(str::to_owned).collect();
+    assert!(files.len() > 20, "{files:?}");
+    for file in files {
+        let long = vec![b'7'; 5000];
+        for garbage in [&b"x;y"[..], b"$(reboot)", b"\xff\xfe", b"1\0", b"1\n1\n", b" ", &long] {
+            let (path, bytes) = (file.clone(), garbage.to_vec());
+            let written = place.within(move || fs::write(path, bytes));
+            assert!(written.is_err(), "{file} took {:?}", String::from_utf8_lossy(garbage));
+        }
+    }
+    assert_eq!(card.told(), [""; 0]);
+    for command in ["touch /sys/bus/pci/x", "mkdir /sys/class/x", "rm /sys/bus/pci/rescan", "chmod 777 /sys/bus/pci"] {
+        assert!(!place.shell(command).status.success(), "{command}");
+    }
+}
+
+#[test]
+fn who_is_not_root_reads_and_does_not_write() {
+    let (card, place) = lab_or_return!();
+    if !has("setpriv") {
+        return;
+    }
+    let nobody = "setpriv --reuid 65534 --regid 65534 --clear-groups sh -c";
+    if !place.shell(&format!("{nobody} true")).status.success() {
+        return eprintln!("skipped: there is no other user in this user namespace");
+    }
+    assert_eq!(place.says(&format!("{nobody} 'cat {DEVICE}/vendor'")), "0x15b3\n");
+    assert!(!place.shell(&format!("{nobody} 'echo 1 > {DEVICE}/sriov_numvfs'")).status.success());
+    assert!(!place.shell(&format!("{nobody} 'echo 1400 > /sys/class/net/enp8s0f0np0/mtu'")).status.success());
+    assert_eq!(card.told(), [""; 0]);
+}
+
+#[test]
+fn others_read_while_the_card_is_busy() {
+    let (card, place) = lab_or_return!();
+    let busy = card.busy.lock().unwrap();
+    let mut writer =
+        place.within(|| Command::new("sh").args(["-c", &format!("echo 7 > {DEVICE}/sriov_numvfs")]).spawn().unwrap());
+    while card.told.lock().unwrap().is_empty() {
+        thread::yield_now();
+    }
+    assert_eq!(place.says(&format!("cat {DEVICE}/sriov_numvfs; ls {DEVICE}/net")), "2\nenp8s0f0np0\np0vf0\n");
+    drop(busy);
+    assert!(writer.wait().unwrap().success());
+    assert_eq!(place.says(&format!("cat {DEVICE}/sriov_numvfs")), "7\n");
+}
+
+#[test]
+fn many_read_while_vfs_come_and_go() {
+    let (_card, place) = lab_or_return!();
+    let reader = format!(
+        "for n in $(seq 20); do v=$(cat {DEVICE}/sriov_numvfs) || exit 1; case $v in 0|2|9) ;; *) echo \"$v\"; exit 2;; \
+         esac; ls -lR /sys/devices/pci0000:08 >/dev/null 2>&1; cat /sys/class/net/enp8s0f0np0/phys_switch_id || exit 3; \
+         done"
+    );
+    let readers: Vec<_> = place.within(move || {
+        let spawn = |_| Command::new("sh").args(["-c", &reader]).stdout(std::process::Stdio::null()).spawn().unwrap();
+        (0..16).map(spawn).collect()
+    });
+    for vfs in [9, 0].into_iter().cycle().take(60) {
+        assert_eq!(place.says(&format!("echo {vfs} > {DEVICE}/sriov_numvfs")), "");
+    }
+    for mut reader in readers {
+        assert!(reader.wait().unwrap().success());
+    }
+}
+
+#[test]
+fn a_card_that_has_gone_is_not_there() {
+    let (card, place) = lab_or_return!();
+    card.gone.store(true, Ordering::Relaxed);
+    assert!(place.says(&format!("cat {DEVICE}/vendor")).contains("No such"));
+    assert!(!place.says("ls /sys/bus/pci/devices /sys/class/infiniband /sys/module").contains("mlx5"));
+    // Its netdev is the kernel's, and shown as that.
+    assert!(!place.says("cat /sys/class/net/enp8s0f0np0/phys_switch_id").contains("b8cef"));
+    assert_eq!(place.says("readlink -f /sys/class/net/enp8s0f0np0").trim(), "/sys/devices/virtual/net/enp8s0f0np0");
+    card.gone.store(false, Ordering::Relaxed);
+    assert_eq!(place.says(&format!("cat {DEVICE}/vendor")), "0x15b3\n");
+}
+
+#[test]
+fn lspci_shows_the_functions() {
+    let (_card, place) = lab_or_return!();
+    if !has("lspci") {
+        return;
+    }
+    let said = place.says("lspci -D -nn -d 15b3:");
+    assert_eq!(said.lines().count(), 3, "{said}");
+    assert!(said.contains("0000:08:00.0 Ethernet controller [0200]") && said.contains("[15b3:101d]"), "{said}");
+    let said = place.says("lspci -vv -s 08:00.0");
+    for expected in [
+        "Kernel driver in use: mlx5_core",
+        "Express (v2) Endpoint",
+        "MSI-X: Enable+ Count=64",
+        "Single Root I/O Virtualization (SR-IOV)",
+        "Total VFs: 2000, Number of VFs: 2",
+        "[size=32M]",
+    ] {
+        assert!(said.contains(expected), "{expected}: {said}");
+    }
+}
+
+#[test]
+fn kmod_knows_the_modules() {
+    let (_card, place) = lab_or_return!();
+    if !has("modinfo") || !has("modprobe") {
+        return;
+    }
+    if place.says("ls /lib/modules/$(uname -r)/modules.dep").contains("No such") {
+        return eprintln!("skipped: /lib/modules cannot be covered here");
+    }
+    let said = place.says("modinfo mlx5_ib");
+    for expected in ["eswitch-module: mlx5_ib", "depends:        mlx5_core", "mlx5_ib of a card that is none"] {
+        assert!(said.contains(expected), "{said}");
+    }
+    let said = place.says("modprobe --show-depends mlx5_ib");
+    assert!(said.find("mlx5_core.ko").unwrap() < said.find("mlx5_ib.ko").unwrap(), "{said}");
+    let said = place.says("modprobe --show-depends $(cat /sys/bus/pci/devices/0000:08:00.0/modalias)");
+    assert!(said.contains("mlx5_core.ko"), "{said}");
+    assert!(place.says("rmmod mlx5_core").contains("in use by: mlx5_ib"));
+    assert!(place.says("modinfo no_such_module").contains("not found"));
+    if Path::new("/proc/modules").exists() {
+        assert!(place.says("lsmod").contains("mlx5_core"));
+    }
+}
+
+#[test]
+fn nothing_is_left_behind() {
+    let before = (fs::read_to_string("/proc/self/mountinfo").unwrap(), Path::new("/lib/modules").exists());
+    let (card, place) = lab_or_return!();
+    drop(place);
+    drop(card);
+    assert_eq!(fs::read_to_string("/proc/self/mountinfo").unwrap(), before.0);
+    // Other tests of this file have their own labs meanwhile.
+    assert!(!before.1 || Path::new("/lib/modules").exists());
+}

@@ -1,0 +1,239 @@
+//! The card's `/sys` as a tree, without a file system.
+
+mod sysfs_fixture;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use devlink::view;
+use lab::sysfs::tree::{Act, Dir, Entry, Folder, Kernel, Shown, Tree, follow, relative};
+use rustix::io::Errno;
+use sysfs_fixture::{PF, card};
+
+struct NoKernel;
+
+impl Kernel for NoKernel {
+    fn read(&self, path: &str) -> Option<Vec<u8>> {
+        match path {
+            "class/net/enp8s0f0np0/address" => Some(b"02:00:00:00:00:08\n".to_vec()),
+            "class/net/enp8s0f0np0/operstate" => Some(b"up\n".to_vec()),
+            "devices/system/cpu/online" => Some(b"0-3\n".to_vec()),
+            _ => None,
+        }
+    }
+
+    fn proc_modules(&self) -> Option<Vec<u8>> {
+        Some(b"mlx5_core 1 0 - Live 0x0\nvxlan 4096 0 - Live 0x0\n".to_vec())
+    }
+}
+
+fn tree(cards: &[&view::Card]) -> Tree {
+    Tree::new(cards.iter().map(|card| Some(Arc::new((*card).clone()))).collect(), "6.1")
+}
+
+fn shown<'a>(tree: &'a Tree, dir: &'a Dir) -> Shown<'a> {
+    Shown { cards: &tree.cards, dir, kernel: &NoKernel }
+}
+
+fn read(tree: &Tree, dir: &str, name: &str) -> Result<String, Errno> {
+    let (dir, folder) = find(tree, dir);
+    let text = (folder.attribute(name).expect(name).read.expect(name))(&shown(tree, dir))?;
+    Ok(String::from_utf8(text).unwrap())
+}
+
+/// A directory of the tree, or a folder in it.
+fn find<'t>(tree: &'t Tree, path: &str) -> (&'t Dir, &'t Folder) {
+    let mut ends = path.len();
+    loop {
+        if let Some(dir) = tree.dir_at(&path[..ends]) {
+            let folders = path[ends..].split('/').filter(|part| !part.is_empty());
+            return (dir, folders.fold(dir.folder, |folder, name| folder.folder(name).expect(path)));
+        }
+        ends = path[..ends].rfind('/').expect(path);
+    }
+}
+
+fn write(tree: &Tree, dir: &str, name: &str, text: &str) -> Result<Act, Errno> {
+    let (dir, folder) = find(tree, dir);
+    (folder.attribute(name).expect(name).write.expect(name))(&shown(tree, dir), text)
+}
+
+fn link<'t>(tree: &'t Tree, dir: &str, name: &str) -> Option<&'t str> {
+    match tree.dir_at(dir)?.entries.get(name)? {
+        Entry::Link(target) => Some(target),
+        _ => None,
+    }
+}
+
+const DEVICE: &str = "devices/pci0000:08/0000:08:00.0";
+
+#[test]
+fn links_lead_where_they_should() {
+    let card = card(2);
+    let tree = tree(&[&card]);
+    let links = [
+        ("class/net", "enp8s0f0np0", "../../devices/pci0000:08/0000:08:00.0/net/enp8s0f0np0"),
+        ("class/net", "enp8s0f0s88", "../../devices/pci0000:08/0000:08:00.0/mlx5_core.sf.4/net/enp8s0f0s88"),
+        ("class/infiniband", "rocep8s0f0", "../../devices/pci0000:08/0000:08:00.0/infiniband/rocep8s0f0"),
+        ("bus/pci/devices", "0000:08:00.3", "../../../devices/pci0000:08/0000:08:00.3"),
+        (DEVICE, "driver", "../../../bus/pci/drivers/mlx5_core"),
+        (DEVICE, "virtfn1", "../0000:08:00.3"),
+        (DEVICE, "subsystem", "../../../bus/pci"),
+        ("devices/pci0000:08/0000:08:00.3", "physfn", "../0000:08:00.0"),
+        ("devices/pci0000:08/0000:08:00.0/net/enp8s0f0np0", "device", "../../../0000:08:00.0"),
+        ("bus/auxiliary/drivers/mlx5_core.eth", "module", "../../../../module/mlx5_core"),
+        ("module/mlx5_core/holders", "mlx5_ib", "../../mlx5_ib"),
+        ("module/mlx5_core/drivers", "pci:mlx5_core", "../../../bus/pci/drivers/mlx5_core"),
+    ];
+    for (dir, name, target) in links {
+        assert_eq!(link(&tree, dir, name), Some(target), "{dir}/{name}");
+        let to = follow(dir, target);
+        assert!(tree.dir_at(&to).is_some(), "{dir}/{name} leads to {to}");
+    }
+    assert_eq!(link(&tree, DEVICE, "virtfn2"), None);
+}
+
+#[test]
+fn relative_paths_end_with_a_name_and_lead_back() {
+    for (from, to) in [("a/b/c", "a/b"), ("a", "b"), ("a/b", "a/b/c"), ("a/b", "a/b"), ("", "a/b"), ("x/é", "x/è")] {
+        let path = relative(from, to);
+        assert_eq!(follow(from, &path), to);
+        assert!(path.ends_with(to.rsplit('/').next().unwrap()), "{path}");
+    }
+}
+
+#[test]
+fn values_are_as_the_kernel_prints_them() {
+    let card = card(2);
+    let tree = tree(&[&card]);
+    let netdev = &format!("{DEVICE}/net/enp8s0f0np0");
+    let port = &format!("{DEVICE}/infiniband/rocep8s0f0/ports/1");
+    let mut values = BTreeMap::new();
+    for (dir, names) in [
+        (DEVICE, &["vendor", "device", "class", "revision", "modalias", "local_cpus", "driver_override"][..]),
+        (DEVICE, &["sriov_numvfs", "sriov_totalvfs", "sriov_offset", "sriov_stride", "sriov_vf_device", "uevent"]),
+        (netdev, &["phys_switch_id", "phys_port_name", "dev_port", "phys_port_id"]),
+        (port, &["state", "phys_state", "link_layer"]),
+        (&format!("{port}/gids"), &["0"]),
+        (&format!("{port}/gid_attrs/types"), &["1"]),
+        (&format!("{port}/gid_attrs/ndevs"), &["1"]),
+        (&format!("{DEVICE}/infiniband/rocep8s0f0"), &["node_guid", "hca_type", "board_id", "fw_ver"]),
+        (&format!("{DEVICE}/mlx5_core.sf.4"), &["sfnum", "uevent"]),
+        ("module/mlx5_core", &["refcnt", "initstate"]),
+        ("", &["proc-modules"]),
+    ] {
+        for name in names {
+            let place = dir.strip_prefix(DEVICE).map_or(dir, |rest| rest.trim_start_matches('/'));
+            values.insert(format!("{place}/{name}"), read(&tree, dir, name).map_err(|error| error.raw_os_error()));
+        }
+    }
+    insta::assert_debug_snapshot!(values);
+    assert_eq!(read(&tree, &format!("{DEVICE}/infiniband/rocep8s0f0/ports/2/gid_attrs/types"), "0"), Err(Errno::INVAL));
+    let vf = "devices/pci0000:08/0000:08:00.2";
+    assert_eq!(read(&tree, &format!("{vf}/net/p0v0"), "phys_switch_id"), Err(Errno::OPNOTSUPP));
+    assert_eq!(read(&tree, vf, "device").as_deref(), Ok("0x101e\n"));
+}
+
+#[test]
+fn what_is_written_becomes_words_or_is_refused() {
+    let card = card(2);
+    let tree = tree(&[&card]);
+    let words = |text: &str| Ok(Act::Perform { card: Some(0), words: text.to_owned() });
+    let (device, driver) = ("/sys/bus/pci/devices/0000:08:00.0", "bus/pci/drivers/mlx5_core");
+    assert_eq!(write(&tree, DEVICE, "sriov_numvfs", "0x2"), words(&format!("echo 2 > {device}/sriov_numvfs")));
+    assert_eq!(write(&tree, DEVICE, "driver_override", ""), words(&format!("echo > {device}/driver_override")));
+    assert_eq!(
+        write(&tree, DEVICE, "sriov_drivers_autoprobe", "n"),
+        words(&format!("echo 0 > {device}/sriov_drivers_autoprobe"))
+    );
+    assert_eq!(write(&tree, DEVICE, "remove", "1"), words(&format!("echo 1 > {device}/remove")));
+    assert_eq!(write(&tree, DEVICE, "remove", "0"), Ok(Act::Nothing));
+    assert_eq!(write(&tree, DEVICE, "reset", "2"), Err(Errno::INVAL));
+    assert_eq!(write(&tree, driver, "unbind", PF), words(&format!("echo {PF} > /sys/{driver}/unbind")));
+    assert_eq!(write(&tree, driver, "unbind", "0000:00:1f.0"), Ok(Act::Kernel));
+    assert_eq!(write(&tree, driver, "unbind", "; reboot"), Err(Errno::NODEV));
+    let auxiliary = "bus/auxiliary/drivers/mlx5_core.eth";
+    assert_eq!(
+        write(&tree, auxiliary, "unbind", "mlx5_core.eth.4"),
+        words(&format!("echo mlx5_core.eth.4 > /sys/{auxiliary}/unbind"))
+    );
+    let everyone = Act::Perform { card: None, words: "echo 1 > /sys/bus/pci/rescan".to_owned() };
+    assert_eq!(write(&tree, "bus/pci", "rescan", "1"), Ok(everyone));
+    for (text, error) in [("70000", Errno::RANGE), ("two", Errno::INVAL), ("", Errno::INVAL), ("2 > x", Errno::INVAL)] {
+        assert_eq!(write(&tree, DEVICE, "sriov_numvfs", text), Err(error), "{text:?}");
+    }
+}
+
+#[test]
+fn configuration_space_is_a_chain_that_ends() {
+    let card = card(2);
+    let tree = tree(&[&card]);
+    for address in ["0000:08:00.0", "0000:08:00.2"] {
+        let (dir, folder) = find(&tree, &format!("devices/pci0000:08/{address}"));
+        let space = (folder.attribute("config").unwrap().read.unwrap())(&shown(&tree, dir)).unwrap();
+        assert_eq!(space.len(), 4096);
+        let (mut at, mut ids) = (usize::from(space[0x34]), Vec::new());
+        while at != 0 && ids.len() < 48 {
+            ids.push(u16::from(space[at]));
+            at = usize::from(space[at + 1]);
+        }
+        assert_eq!(ids, [0x10, 0x11, 0x01]);
+        let (mut at, mut ids) = (0x100, Vec::new());
+        while at != 0 && ids.len() < 48 {
+            let header = u32::from_le_bytes(space[at..at + 4].try_into().unwrap());
+            ids.push(header & 0xffff);
+            at = (header >> 20) as usize;
+        }
+        assert_eq!(ids, if address == PF { &[0x01, 0x0e, 0x10][..] } else { &[0x01, 0x0e] });
+    }
+}
+
+#[test]
+fn a_module_that_is_not_loaded_has_no_drivers() {
+    let mut card = card(0);
+    card.modules[1].loaded = false;
+    card.auxiliary[1].driver = None;
+    let tree = tree(&[&card]);
+    assert!(tree.dir_at("module/mlx5_ib").is_none());
+    assert!(tree.dir_at("bus/auxiliary/drivers/mlx5_ib.rdma").is_none());
+    assert_eq!(read(&tree, "module/mlx5_core", "refcnt").as_deref(), Ok("0\n"));
+    assert!(tree.dir_at("lib-modules/6.1/kernel/drivers/eswitch").unwrap().entries.contains_key("mlx5_ib.ko"));
+}
+
+#[test]
+fn cards_are_side_by_side_and_one_that_has_gone_is_not_there() {
+    let first = card(1);
+    let text = format!("{first:?}");
+    assert!(text.contains(PF));
+    let mut second = card(0);
+    second.functions[0].address = "0000:09:00.0".to_owned();
+    second.auxiliary.clear();
+    second.netdevs.clear();
+    second.rdma.clear();
+    let both = tree(&[&first, &second]);
+    let drivers = &both.dir_at("bus/pci/drivers/mlx5_core").unwrap().entries;
+    assert!(drivers.contains_key(PF) && drivers.contains_key("0000:09:00.0"));
+    let Ok(Act::Perform { card, .. }) = write(&both, "devices/pci0000:09/0000:09:00.0", "sriov_numvfs", "1") else {
+        panic!("it is for a card")
+    };
+    assert_eq!(card, Some(1));
+    let left = Tree::new(vec![None, Some(Arc::new(second))], "6.1");
+    assert!(left.dir_at(DEVICE).is_none());
+    assert!(left.dir_at("devices/pci0000:09/0000:09:00.0").is_some());
+}
+
+#[test]
+fn numbers_stay_and_differ() {
+    let (few, many) = (tree(&[&card(1)]), tree(&[&card(600)]));
+    assert_eq!(few.dir_at(DEVICE).unwrap().number, many.dir_at(DEVICE).unwrap().number);
+    // A VF of another bus is still below its PF's.
+    assert!(many.dir_at("devices/pci0000:08/0000:0a:00.0").is_some());
+    // Whatever the order in which devices come, each is where it hangs.
+    let mut turned = card(0);
+    turned.auxiliary.reverse();
+    let sf = format!("{DEVICE}/mlx5_core.sf.4");
+    assert!(tree(&[&turned]).dir_at(&sf).unwrap().entries.contains_key("mlx5_core.eth.4"));
+    let mut circle = card(0);
+    circle.auxiliary[2].parent = view::Parent::Auxiliary("mlx5_core.eth.4".to_owned());
+    tree(&[&circle]);
+}
