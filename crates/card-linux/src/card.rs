@@ -9,6 +9,7 @@ use eswitch::lock_order::{CardCall, CardState};
 use eswitch::{CardConfig, MacAddr, PfIndex, Vport};
 use lockdep::{Locked, Mutex};
 
+use crate::adopt::Hold;
 use crate::bond::{BondWatch, Bonds};
 use crate::layout::{Inside, Slot};
 use crate::netlink::{Batch, Socket};
@@ -70,20 +71,42 @@ impl LinuxCard {
     /// Another process has a card of that address, the kernel lacks what a card is made of, or the
     /// system refuses; nothing is left.
     pub fn new(place: &Place, config: CardConfig) -> Result<Self, SetupError> {
+        Self::over(place, config, false)
+    }
+
+    /// A card that takes over what a dead process has left of it, if there is any. It is to be brought up to be
+    /// what that was, and then [said to be](Hold::taken_over); should it be dropped before, all that was found stays.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new); what was found is as it was.
+    pub fn taking_over(place: &Place, config: CardConfig) -> Result<Self, SetupError> {
+        Self::over(place, config, true)
+    }
+
+    fn over(place: &Place, config: CardConfig, find: bool) -> Result<Self, SetupError> {
         let system = |what| move |source| SetupError::System { what, source };
         let home = place.netns().try_clone().map_err(system("keeping the namespace"))?;
-        let netns = CardNetns::make(config.address)?;
+        let (netns, found) = CardNetns::make_or_find(config.address, find)?;
         let open = "opening netlink sockets";
-        let state =
+        let mut state =
             State::new(config.clone(), home.try_clone().map_err(system("keeping the namespace"))?, netns.netns())
                 .map_err(system(open))?;
         let inside = watch::listen_inside(netns.netns()).map_err(system(open))?;
         let outside = watch::listen_outside(place.netns()).map_err(system(open))?;
-        probe(netns.netns(), place.netns())?;
+        match found {
+            // Whoever has made all this could.
+            true => state.begin_taking_over().map_err(system("looking at what was left of the card"))?,
+            false => probe(netns.netns(), place.netns())?,
+        }
         let state = Arc::new(Mutex::new(state));
         let watcher =
             Watcher::start(Arc::clone(&state), inside, outside).map_err(system("starting the card's watcher"))?;
         Ok(Self { _watcher: watcher, netns, home, config, state })
+    }
+
+    /// A hold on the card, for who decides what becomes of it.
+    pub fn hold(&self) -> Hold {
+        Hold { state: Arc::clone(&self.state), stays: Arc::clone(&self.netns.stays) }
     }
 
     /// The network namespace the card is.

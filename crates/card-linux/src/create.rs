@@ -9,7 +9,7 @@ use eswitch::{MacAddr, PfIndex, RepType, Vport};
 
 use crate::layout::{Inside, Slot};
 use crate::netlink::{Batch, Failure};
-use crate::request::{self, CARD_MTU, OUTER_MTU, Outer};
+use crate::request::{self, CARD_MTU, Link, OUTER_MTU, Outer};
 use crate::state::{Entry, State, Wire, refused};
 
 /// One resource on its way.
@@ -20,6 +20,8 @@ struct Job {
     slot: Slot,
     mac: MacAddr,
     name: Option<NetdevName>,
+    /// What there is of it already, when a card is taken over: a pair.
+    found: Option<Link>,
     outcome: Result<(), CardError>,
 }
 
@@ -76,7 +78,9 @@ impl Stage {
 fn note(jobs: &mut [Job], call: &str, failures: Vec<Failure>) {
     for failure in failures {
         let job = &mut jobs[failure.tag];
-        if job.outcome.is_ok() {
+        // Of what was found some may be as it should.
+        let is_there = job.found.is_some() && failure.errno == libc::EEXIST;
+        if job.outcome.is_ok() && !is_there {
             let call = format!("{call} {}", job.resource);
             job.outcome = Err(refused(&call, &failure, job.name.as_ref()));
         }
@@ -88,10 +92,10 @@ fn alive(jobs: &[Job]) -> Vec<bool> {
     jobs.iter().map(|job| job.outcome.is_ok()).collect()
 }
 
-/// The slots of jobs that had begun and then failed.
+/// The slots of jobs that had begun and then failed. What was found was not begun by us: it stays.
 fn half_done(jobs: &[Job], begun: &[bool]) -> Vec<Slot> {
     let pairs = jobs.iter().zip(begun);
-    let failed = pairs.filter(|(job, begun)| **begun && job.outcome.is_err());
+    let failed = pairs.filter(|(job, begun)| **begun && job.outcome.is_err() && job.found.is_none());
     failed.map(|(job, _)| job.slot).collect()
 }
 
@@ -152,12 +156,19 @@ impl State {
                 Stage::Uplinks => None,
                 _ => self.netdev_name(&resource, request.sfnum),
             };
+            let slot = Slot { pf: resource.pf(), vport: resource.vport().unwrap_or(Vport::Uplink) };
+            let pair = match stage {
+                Stage::Ports | Stage::SfNetdevs | Stage::Functions => Some(slot.port()),
+                Stage::PfNetdevs | Stage::Representors => Some(slot.inner()),
+                Stage::Fdbs | Stage::Uplinks | Stage::OnPaper => None,
+            };
             jobs.push(Job {
                 at,
                 resource,
-                slot: Slot { pf: resource.pf(), vport: resource.vport().unwrap_or(Vport::Uplink) },
+                slot,
                 mac: request.mac,
                 name,
+                found: pair.and_then(|index| self.found(index)).cloned(),
                 outcome: Ok(()),
             });
         }
@@ -182,11 +193,22 @@ impl State {
                 && let Some(altname) = &name.altname
             {
                 batch.tag(n);
-                request::add_altname(&mut batch, &name.name, altname);
+                match &job.found {
+                    None => request::add_altname(&mut batch, &name.name, altname),
+                    // It may have another name by now. It has this one, unless whoever made it died just then.
+                    Some(link) => {
+                        if let Some(outer) = self.found_at_home(link) {
+                            request::add_altname_to(&mut batch, outer, altname);
+                        }
+                    }
+                }
             }
         }
         for failure in self.outside.run(batch) {
             let job = &mut jobs[failure.tag];
+            if job.found.is_some() {
+                continue;
+            }
             let altname = job.name.as_ref().and_then(|n| n.altname.clone());
             let taken = altname.map(|name| NetdevName { name, altname: None });
             job.outcome = Err(refused("giving an alternative name", &failure, taken.as_ref()));
@@ -195,6 +217,9 @@ impl State {
 
     /// A pair whose outer end is a netdev of the user's.
     fn push_pair(&self, batch: &mut Batch, job: &Job, inside: Inside, group: u32) {
+        if job.found.is_some() {
+            return;
+        }
         let outer = Outer {
             name: job.name.as_ref().map_or("", |n| n.name.as_str()),
             mac: Some(job.mac),
@@ -206,19 +231,36 @@ impl State {
     }
 
     /// Ties a port and what stands behind its representor, both ways.
-    fn push_ties(batch: &mut Batch, slot: Slot) {
-        request::tie(batch, slot.port(), slot.inner());
-        request::tie(batch, slot.inner(), slot.port());
+    fn push_ties(&self, batch: &mut Batch, slot: Slot) {
+        // What was found may be tied, to what is there or to what was there before.
+        let tie = if self.inventory.is_some() { request::tie_again } else { request::tie };
+        tie(batch, slot.port(), slot.inner());
+        tie(batch, slot.inner(), slot.port());
+    }
+
+    /// Onto a bridge, and up if it is new.
+    fn push_attach(batch: &mut Batch, job: &Job, index: u32, bridge: u32) {
+        match &job.found {
+            None => request::join_bridge(batch, index, bridge),
+            Some(link) if link.master == Some(bridge) => {}
+            Some(_) => request::set_master(batch, index, bridge),
+        }
     }
 
     /// Bridge and wire.
     fn make_functions(&mut self, jobs: &mut [Job]) {
-        self.pass(jobs, "making the bridge of", |_, batch, job| {
+        self.pass(jobs, "making the bridge of", |state, batch, job| {
             let bridge = Inside::Bridge(job.slot.pf, 0);
-            request::bridge(batch, bridge.index(), &bridge.name(), true);
+            if state.found(bridge.index()).is_none() {
+                request::bridge(batch, bridge.index(), &bridge.name(), true);
+            }
         });
         let begun = alive(jobs);
-        self.pass(jobs, "making the wire of", |state, batch, job| state.push_wire(batch, job.slot));
+        self.pass(jobs, "making the wire of", |state, batch, job| {
+            if job.found.is_none() {
+                state.push_wire(batch, job.slot);
+            }
+        });
         self.pass(jobs, "preparing the wire of", |_, batch, job| request::ingress(batch, job.slot.port()));
         self.pass(jobs, "attaching the wire of", |_, batch, job| {
             request::join_bridge(batch, job.slot.port(), Inside::Bridge(job.slot.pf, 0).index());
@@ -230,6 +272,7 @@ impl State {
         }
         for slot in done(jobs) {
             self.bridges.insert((slot.pf, 0));
+            self.take([slot.port(), Inside::Bridge(slot.pf, 0).index(), Inside::Cable(slot.pf).index()]);
             let ends = self.ends.entry(slot).or_default();
             (ends.port, ends.port_up) = (true, true);
         }
@@ -255,12 +298,12 @@ impl State {
         let begun = alive(jobs);
         self.pass(jobs, "preparing", |_, batch, job| request::ingress(batch, job.slot.inner()));
         self.pass(jobs, "attaching", |_, batch, job| {
-            request::join_bridge(batch, job.slot.inner(), Inside::Bridge(job.slot.pf, 0).index());
+            Self::push_attach(batch, job, job.slot.inner(), Inside::Bridge(job.slot.pf, 0).index());
         });
         self.add_altnames(jobs);
         self.pass(jobs, "tying", |state, batch, job| {
             if state.represented(job.slot) && state.ends(job.slot).port {
-                Self::push_ties(batch, job.slot);
+                state.push_ties(batch, job.slot);
             }
         });
         let failed = half_done(jobs, &begun);
@@ -270,6 +313,7 @@ impl State {
         }
         for slot in done(jobs) {
             let tied = self.represented(slot) && self.ends(slot).port;
+            self.take([slot.inner()]);
             let ends = self.ends.entry(slot).or_default();
             (ends.inner, ends.tied) = (true, tied);
         }
@@ -286,7 +330,7 @@ impl State {
         self.pass(jobs, "preparing", |_, batch, job| request::ingress(batch, job.slot.port()));
         self.pass(jobs, "attaching", |_, batch, job| {
             let bridge = Inside::Bridge(job.slot.pf, job.slot.bridge());
-            request::join_bridge(batch, job.slot.port(), bridge.index());
+            Self::push_attach(batch, job, job.slot.port(), bridge.index());
         });
         self.add_altnames(jobs);
         self.tie_new_ports(jobs);
@@ -300,7 +344,11 @@ impl State {
         });
         let begun = alive(jobs);
         self.pass(jobs, "preparing", |_, batch, job| request::ingress(batch, job.slot.port()));
-        self.pass(jobs, "bringing up", |_, batch, job| request::set_up(batch, job.slot.port(), true));
+        self.pass(jobs, "bringing up", |_, batch, job| {
+            if job.found.is_none() {
+                request::set_up(batch, job.slot.port(), true);
+            }
+        });
         self.add_altnames(jobs);
         self.tie_new_ports(jobs);
         self.finish_ports(jobs, &begun);
@@ -310,10 +358,12 @@ impl State {
     fn tie_new_ports(&mut self, jobs: &mut [Job]) {
         self.pass(jobs, "tying", |state, batch, job| {
             if state.ends(job.slot).inner {
-                Self::push_ties(batch, job.slot);
+                state.push_ties(batch, job.slot);
                 // That the function has no netdev was said by the lack of carrier of its representor.
                 request::set_up(batch, job.slot.inner(), true);
-                request::set_up(batch, job.slot.port(), false);
+                if job.found.is_none() {
+                    request::set_up(batch, job.slot.port(), false);
+                }
             }
         });
     }
@@ -327,11 +377,13 @@ impl State {
             self.delete(failed.iter().map(|slot| slot.port()), None);
         }
         for slot in done(jobs) {
+            let found_up = self.found(slot.port()).map(|link| link.up);
+            self.take([slot.port()]);
             let ends = self.ends.entry(slot).or_default();
             ends.port = true;
             ends.tied = ends.inner;
             // If there is a representor that is up, the watcher hears of it in a moment.
-            ends.port_up = !ends.inner;
+            ends.port_up = found_up.unwrap_or(!ends.inner);
         }
     }
 
@@ -342,16 +394,23 @@ impl State {
             let up = !self.books.contains_key(&Resource::SwitchdevFdb(pf));
             let (bridge, trunk, branch) = (Inside::Bridge(pf, n), Inside::Trunk(pf, n), Inside::Branch(pf, n));
             let mut batch = Batch::default();
-            request::bridge(&mut batch, bridge.index(), &bridge.name(), up);
+            let found = [bridge.index(), trunk.index()].map(|index| self.found(index).is_some());
+            if !found[0] {
+                request::bridge(&mut batch, bridge.index(), &bridge.name(), up);
+            }
             let outer = Outer { name: &branch.name(), mac: None, mtu: CARD_MTU, place: Err(branch.index()) };
-            request::pair(&mut batch, trunk.index(), &trunk.name(), 0, &outer);
+            if !found[1] {
+                request::pair(&mut batch, trunk.index(), &trunk.name(), 0, &outer);
+            }
             request::join_bridge(&mut batch, trunk.index(), Inside::Bridge(pf, 0).index());
             request::join_bridge(&mut batch, branch.index(), bridge.index());
             let Some(failure) = self.card.run(batch).into_iter().next() else {
                 self.bridges.insert((pf, n));
+                self.take([bridge.index(), trunk.index(), branch.index()]);
                 continue;
             };
-            self.delete([bridge.index(), trunk.index()], None);
+            let new = [bridge.index(), trunk.index()].into_iter().zip(found).filter(|(_, found)| !found);
+            self.delete(new.map(|(index, _)| index), None);
             for job in jobs.iter_mut().filter(|job| (job.slot.pf, job.slot.bridge()) == (pf, n)) {
                 let call = format!("making {} for {}", bridge.name(), job.resource);
                 job.outcome = Err(refused(&call, &failure, None));
@@ -363,7 +422,10 @@ impl State {
     /// change cheap.
     fn make_fdbs(&mut self, jobs: &mut [Job]) {
         self.pass(jobs, "stopping the bridges of", |state, batch, job| {
-            state.push_bridges_up(batch, job.slot.pf, false);
+            // While a card is taken over, the mode it comes to is not known yet.
+            if state.inventory.is_none() {
+                state.push_bridges_up(batch, job.slot.pf, false);
+            }
         });
         for job in jobs.iter().filter(|job| job.outcome.is_err()) {
             let mut batch = Batch::default();
@@ -388,13 +450,15 @@ impl State {
         self.pass(jobs, "preparing", |_, batch, job| request::ingress(batch, job.slot.inner()));
         self.pass(jobs, "tying", |state, batch, job| {
             if state.ends(job.slot).port {
-                Self::push_ties(batch, job.slot);
+                state.push_ties(batch, job.slot);
             }
         });
         self.pass(jobs, "bringing up", |state, batch, job| {
             if state.ends(job.slot).port {
                 request::set_up(batch, job.slot.inner(), true);
-                request::set_up(batch, job.slot.port(), false);
+                if job.found.is_none() {
+                    request::set_up(batch, job.slot.port(), false);
+                }
             }
         });
         self.add_altnames(jobs);
@@ -406,11 +470,14 @@ impl State {
             self.set_up_all(&ported, Slot::port, true);
         }
         for slot in done(jobs) {
+            let found = self.found(slot.inner()).is_some();
+            self.take([slot.inner()]);
             let ends = self.ends.entry(slot).or_default();
             ends.inner = true;
             ends.tied = ends.port;
-            ends.port_up = false;
-            ends.carrier = false;
+            // One that was found is as it was, until it is looked at.
+            ends.port_up = found && ends.port_up;
+            ends.carrier = ends.port_up;
             ends.outer = None;
         }
     }
@@ -423,7 +490,7 @@ impl State {
         };
         self.pass(jobs, "tying", |state, batch, job| {
             if both(state, job.slot) {
-                Self::push_ties(batch, job.slot);
+                state.push_ties(batch, job.slot);
             }
         });
         let failed: Vec<Slot> = half_done(jobs, &vec![true; jobs.len()]);

@@ -49,7 +49,9 @@ impl State {
         let mut doomed = Doomed::default();
         for resource in batch {
             if self.books.remove(resource).is_some() {
-                doomed.add(resource);
+                if !self.give_back(resource) {
+                    doomed.add(resource);
+                }
             } else {
                 self.complaints.push(format!("{resource} unmade and was not there"));
             }
@@ -177,7 +179,9 @@ impl State {
         for (pf, going) in by_pf {
             let there =
                 self.ends.iter().filter(|(slot, ends)| slot.pf == pf && slot.vport != Vport::Uplink && has(ends));
-            let all = (there.count() == going.len()).then(|| group(going[0]));
+            // What was found and not asked for yet may be in the group, too.
+            let whole = self.inventory.is_none() && there.count() == going.len();
+            let all = whole.then(|| group(going[0]));
             self.delete(going.into_iter().map(end), all);
         }
     }

@@ -24,6 +24,7 @@
 //!
 //! Start at [`Place`], then [`LinuxCard`].
 
+mod adopt;
 mod bond;
 mod card;
 mod create;
@@ -38,6 +39,7 @@ mod sys;
 mod team;
 mod watch;
 
+pub use adopt::Hold;
 pub use bond::{BondPlan, BondWatch, Bonds};
 pub use card::{LinuxCard, SetupError};
 pub use netns::{NetnsError, card_netns_name};

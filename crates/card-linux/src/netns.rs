@@ -2,11 +2,14 @@
 //!
 //! While a [`CardNetns`] lives, its namespace has its name under `/run/netns` and no other process can
 //! make one of that name. When it is gone, so are the name and every netdev inside. If the process is
-//! killed, the name and the netdevs stay behind; who makes the next of that name clears them away.
+//! killed, the name and the netdevs stay behind; who makes the next of that name clears them away, or takes
+//! them over.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use eswitch::PciAddress;
 
@@ -18,7 +21,7 @@ use crate::sys;
 const NAMES: &str = "/run/netns";
 /// Where a card's owner holds a lock.
 const LOCKS: &str = "/run/eswitch";
-const LOOPBACK: u32 = 1;
+pub(crate) const LOOPBACK: u32 = 1;
 
 /// Why there is no namespace for the card.
 #[derive(Debug, thiserror::Error)]
@@ -102,17 +105,26 @@ pub(crate) struct CardNetns {
     path: PathBuf,
     /// Locked for as long as the card lives, by the kernel, so that the lock dies with us.
     lock: File,
+    /// Whether all of it stays when this goes, for the next of that name to find.
+    pub(crate) stays: Arc<AtomicBool>,
 }
 
 impl CardNetns {
-    /// Makes a card's namespace and gives it its name. What a dead owner has left is cleared away.
+    /// Makes a card's namespace and gives it its name. What a dead owner has left is cleared away; or, with `find`,
+    /// it is what is made, and all of it stays until [`stays`](Self::stays) is unset. Whether that is so.
     ///
     /// # Errors
-    /// The owner of that name lives; or the system refuses, and nothing is left.
-    pub(crate) fn make(address: PciAddress) -> Result<Self, NetnsError> {
+    /// The owner of that name lives; or the system refuses, and nothing is left that was not there.
+    pub(crate) fn make_or_find(address: PciAddress, find: bool) -> Result<(Self, bool), NetnsError> {
         let (lock, died) = lock(address)?;
         prepare_names().map_err(system(format!("making {NAMES} a place for names")))?;
         let path = Path::new(NAMES).join(card_netns_name(address));
+        if find
+            && died
+            && let Some(netns) = left_at(&path)
+        {
+            return Ok((Self { netns, path, lock, stays: Arc::new(AtomicBool::new(true)) }, true));
+        }
         if !died && path.exists() {
             // Or whoever comes next would take it for what we have left.
             lock.set_len(0).map_err(system("giving the card's lock back"))?;
@@ -120,9 +132,9 @@ impl CardNetns {
         }
         clear_away(&path).map_err(system(format!("removing {}, left by a dead process", path.display())))?;
         let netns = born_at(&path).map_err(system(format!("making the namespace {}", path.display())))?;
-        let made = Self { netns, path, lock };
+        let made = Self { netns, path, lock, stays: Arc::default() };
         within(&made.netns, disable_ipv6).flatten().map_err(system("disabling IPv6 inside the card"))?;
-        Ok(made)
+        Ok((made, false))
     }
 
     /// The namespace itself.
@@ -133,6 +145,9 @@ impl CardNetns {
 
 impl Drop for CardNetns {
     fn drop(&mut self) {
+        if self.stays.load(Ordering::Acquire) {
+            return;
+        }
         // The namespace would take its netdevs with it, but later, when it is cleaned up; until then
         // their outer ends would still be there for all to see.
         let _ = purge(&self.netns);
@@ -185,6 +200,14 @@ fn prepare_names() -> io::Result<()> {
         }
         outcome => outcome,
     }
+}
+
+/// The namespace bound to a path, if one is.
+fn left_at(path: &Path) -> Option<File> {
+    let netns = File::open(path).ok()?;
+    // What was to become one has nothing that could be entered.
+    Socket::open(&netns).ok()?;
+    Some(netns)
 }
 
 fn clear_away(path: &Path) -> io::Result<()> {

@@ -203,6 +203,11 @@ pub(crate) fn move_to(batch: &mut Batch, index: u32, netns: &File) {
     });
 }
 
+/// Into a group.
+pub(crate) fn set_group(batch: &mut Batch, index: u32, group: u32) {
+    set(batch, index, None, |attrs| drop(attrs.push_group(group)));
+}
+
 /// Marks for [`delete_group`].
 pub(crate) fn doom(batch: &mut Batch, index: u32) {
     set(batch, index, None, |attrs| drop(attrs.push_group(DOOMED)));
@@ -225,6 +230,14 @@ pub(crate) fn add_altname(batch: &mut Batch, name: &str, altname: &str) {
             .nested_prop_list()
             .push_alt_ifname_bytes(altname.as_bytes())
             .end_nested();
+    });
+}
+
+/// The same by its number.
+pub(crate) fn add_altname_to(batch: &mut Batch, index: u32, altname: &str) {
+    batch.push(RTM_NEWLINKPROP, CREATE | EXCL | APPEND, |bytes| {
+        bytes.extend(ifinfo(index, None).as_slice());
+        PushLinkAttrs::new(bytes).nested_prop_list().push_alt_ifname_bytes(altname.as_bytes()).end_nested();
     });
 }
 
@@ -253,6 +266,13 @@ pub(crate) fn ingress(batch: &mut Batch, index: u32) {
 /// Ties a device to another: what it receives goes out of that one. It is a filter that matches all,
 /// which takes every frame before a bridge sees it.
 pub(crate) fn tie(batch: &mut Batch, index: u32, to: u32) {
+    push_tie(batch, CREATE | EXCL, 0, index, to);
+}
+
+/// The first rule of the first table, which a rule gets that is given no number of its own.
+const FIRST_NODE: u32 = 0x8000_0800;
+
+fn push_tie(batch: &mut Batch, flags: u16, handle: u32, index: u32, to: u32) {
     const TCA_U32_SEL: u16 = 5;
     const TCA_U32_ACT: u16 = 7;
     const TC_U32_TERMINAL: u8 = 1;
@@ -261,8 +281,8 @@ pub(crate) fn tie(batch: &mut Batch, index: u32, to: u32) {
     const TCA_MIRRED_PARMS: u16 = 2;
     const TC_ACT_STOLEN: u32 = 4;
     const TCA_EGRESS_REDIR: u32 = 1;
-    batch.push(RTM_NEWTFILTER, CREATE | EXCL, |bytes| {
-        bytes.extend(tcm(index, 0, INGRESS_HANDLE, every_frame()).as_slice());
+    batch.push(RTM_NEWTFILTER, flags, |bytes| {
+        bytes.extend(tcm(index, handle, INGRESS_HANDLE, every_frame()).as_slice());
         attribute(bytes, TCA_KIND, b"u32\0");
         nested(bytes, TCA_OPTIONS, |bytes| {
             nested(bytes, TCA_U32_ACT, |bytes| {
@@ -282,6 +302,11 @@ pub(crate) fn tie(batch: &mut Batch, index: u32, to: u32) {
     });
 }
 
+/// Ties a device that may be tied already, perhaps to what is no more: one tie takes the other's place at once.
+pub(crate) fn tie_again(batch: &mut Batch, index: u32, to: u32) {
+    push_tie(batch, CREATE, FIRST_NODE, index, to);
+}
+
 /// Takes the tie off a device. The place for it stays: putting it there is what is dear.
 pub(crate) fn untie(batch: &mut Batch, index: u32) {
     batch.push(RTM_DELTFILTER, 0, |bytes| {
@@ -296,6 +321,9 @@ pub(crate) struct Link {
     pub mtu: u32,
     pub up: bool,
     pub carrier: bool,
+    pub group: u32,
+    /// The bridge it is on.
+    pub master: Option<u32>,
     /// The other end's number and the id of its namespace, `None` if it is this one.
     pub peer: Option<(u32, Option<i32>)>,
 }
@@ -307,6 +335,7 @@ impl Link {
         const IFLA_MTU: u16 = 4;
         const IFLA_LINK: u16 = 5;
         const IFLA_LINK_NETNSID: u16 = 37;
+        const IFLA_GROUP: u16 = 27;
         if message.kind != RTM_NEWLINK && message.kind != RTM_DELLINK {
             return None;
         }
@@ -317,12 +346,16 @@ impl Link {
             mtu: 0,
             up: flags & IFF_UP != 0,
             carrier: flags & IFF_LOWER_UP != 0,
+            group: 0,
+            master: None,
             peer: None,
         };
         let (mut peer, mut netns) = (None, None);
         for (kind, value) in Attributes(&message.body[IFINFOMSG..]) {
             match kind {
                 IFLA_MTU => link.mtu = int(value) as u32,
+                IFLA_GROUP => link.group = int(value) as u32,
+                IFLA_MASTER => link.master = Some(int(value) as u32),
                 IFLA_LINK => peer = Some(int(value) as u32),
                 IFLA_LINK_NETNSID => netns = Some(int(value)),
                 _ => {}

@@ -8,6 +8,7 @@ use eswitch::card::{CardError, Resource};
 use eswitch::names::{self, NetdevName};
 use eswitch::{CardConfig, MacAddr, PfIndex, RepType, Vport};
 
+use crate::adopt::Inventory;
 use crate::layout::{DOOMED, Inside, Slot};
 use crate::netlink::{Batch, Failure, Socket};
 use crate::{netns, request};
@@ -60,6 +61,8 @@ pub(crate) struct State {
     pub bridges: BTreeSet<(PfIndex, u16)>,
     pub wires: HashMap<PfIndex, Wire>,
     pub complaints: Vec<String>,
+    /// What was found, while a card is being taken over.
+    pub inventory: Option<Inventory>,
 }
 
 /// Where the outer end of a pair is now: a user may have moved it.
@@ -86,6 +89,7 @@ impl State {
             bridges: BTreeSet::new(),
             wires: HashMap::new(),
             complaints: Vec::new(),
+            inventory: None,
         })
     }
 

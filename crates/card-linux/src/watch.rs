@@ -138,6 +138,11 @@ impl Events {
         events
     }
 
+    /// Something has happened, and it is not known what.
+    pub(crate) fn missed() -> Self {
+        Self { lost: true, ..Self::default() }
+    }
+
     fn is_empty(&self) -> bool {
         self.inners.is_empty() && self.outers.is_empty() && self.gone.is_empty() && !self.lost
     }
@@ -145,7 +150,7 @@ impl Events {
 
 impl State {
     /// Does what follows from events.
-    fn follow(&mut self, mut events: Events) {
+    pub(crate) fn follow(&mut self, mut events: Events) {
         if events.lost {
             self.look_at_everything(&mut events);
         }
@@ -242,6 +247,11 @@ impl State {
 
     /// What was deleted and should be there is made again.
     fn follow_deletion(&mut self, gone: Inside) {
+        if request::link(&mut self.card, gone.index()).is_err()
+            && let Some(inventory) = &mut self.inventory
+        {
+            inventory.forget(gone.index());
+        }
         let resource = match gone {
             Inside::Port(slot) => match slot.vport {
                 Vport::Uplink => return self.rewire(slot),

@@ -314,6 +314,9 @@ pub struct Service {
     /// Go to the background once the cards are up; what is logged goes to `esw.log` where state is kept
     #[arg(long, requires = "daemon")]
     pub detach: bool,
+    /// Begin with the configuration: what was agreed is forgotten, and what a dead daemon has left is cleared away
+    #[arg(long, requires = "daemon")]
+    pub fresh: bool,
     /// Said by --detach to the process it starts
     #[arg(long, hide = true, requires = "daemon")]
     pub detached: bool,

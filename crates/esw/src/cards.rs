@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Result;
-use card_linux::{LinuxCard, Place};
+use card_linux::{Hold, LinuxCard, Place};
 use card_memory::MemoryCard;
 use eswitch::CardConfig;
 use eswitch::card::{Card, FaultPlan, Faulty};
@@ -14,6 +14,15 @@ use scenario::{Bonds, Pulse, World};
 use crate::arguments::Card as Kind;
 use crate::bonds::KernelBonds;
 use crate::programs::Here;
+
+/// What is done with what a dead process has left of a card.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// It is cleared away.
+    Cleared,
+    /// It becomes the card's.
+    TakenOver,
+}
 
 /// Where cards are made.
 pub enum Cards {
@@ -44,10 +53,17 @@ impl Cards {
     ///
     /// # Errors
     /// The system refuses.
-    pub fn world_of(&self, kind: Kind, config: &CardConfig, domain: &Arc<Domain>, pulse: &Arc<Pulse>) -> Result<World> {
+    pub fn world_of(
+        &self,
+        kind: Kind,
+        config: &CardConfig,
+        found: Found,
+        domain: &Arc<Domain>,
+        pulse: &Arc<Pulse>,
+    ) -> Result<(World, Option<Hold>)> {
         match kind {
-            Kind::Memory => Self::Memory.world(config, domain, pulse),
-            Kind::Linux => self.world(config, domain, pulse),
+            Kind::Memory => Self::Memory.world_with(config, found, domain, pulse),
+            Kind::Linux => self.world_with(config, found, domain, pulse),
         }
     }
 
@@ -64,19 +80,34 @@ impl Cards {
     /// # Errors
     /// The system refuses.
     pub fn world(&self, config: &CardConfig, domain: &Arc<Domain>, pulse: &Arc<Pulse>) -> Result<World> {
+        Ok(self.world_with(config, Found::Cleared, domain, pulse)?.0)
+    }
+
+    fn world_with(
+        &self,
+        config: &CardConfig,
+        found: Found,
+        domain: &Arc<Domain>,
+        pulse: &Arc<Pulse>,
+    ) -> Result<(World, Option<Hold>)> {
+        let mut hold = None;
         let faults = Arc::new(FaultPlan::default());
         let config = config.clone();
         let mut bonds: Option<Arc<dyn Bonds>> = None;
         let card: Arc<dyn Card> = match self {
             Self::Memory => Arc::new(Faulty::new(MemoryCard::new(config), Arc::clone(&faults))),
             Self::Linux(place) => {
-                let card = LinuxCard::new(place, config)?;
+                let card = match found {
+                    Found::Cleared => LinuxCard::new(place, config)?,
+                    Found::TakenOver => LinuxCard::taking_over(place, config)?,
+                };
+                hold = Some(card.hold());
                 bonds = Some(Arc::new(KernelBonds::of(&card)?));
                 Arc::new(Faulty::new(card, Arc::clone(&faults)))
             }
         };
         let began = Instant::now();
-        Ok(World {
+        let world = World {
             card,
             faults,
             domain: Arc::clone(domain),
@@ -87,6 +118,7 @@ impl Cards {
                 Self::Linux(_) => Some(Arc::new(Here)),
             },
             bonds,
-        })
+        };
+        Ok((world, hold))
     }
 }

@@ -5,6 +5,7 @@ mod detach;
 pub mod folders;
 mod found;
 mod host;
+mod journal;
 mod log;
 mod notify;
 mod told;
@@ -24,7 +25,7 @@ use rustix::net::{AddressFamily, SocketType, netdevice::name_to_index};
 use scenario::{Pulse, Session};
 
 use crate::arguments::{Card as Kind, Up};
-use crate::cards::Cards;
+use crate::cards::{Cards, Found as Left};
 use crate::interrupt;
 use crate::output::line;
 use crate::{FAILED, HELD};
@@ -32,6 +33,7 @@ use crate::{FAILED, HELD};
 use config::{CardEntry, Config};
 use folders::Socket;
 use host::{CardHost, Ending};
+use journal::Journal;
 use log::Chronicler;
 use notify::Notify;
 
@@ -59,9 +61,14 @@ pub fn daemon(arguments: &Up) -> Result<u8> {
     let notify = Arc::new(Notify::from_environment());
     let config = Config::read(arguments.config.as_deref(), arguments.card)?;
     // Before the place: without root it hides the folder the sockets are in.
-    let mut sockets = Vec::new();
+    let mut doors = Vec::new();
     for card in &config.cards {
-        sockets.push(Socket::bind(card)?);
+        let socket = Socket::bind(card)?;
+        let journal = Journal::open(&config.state_dir, &card.name, arguments.service.fresh)?;
+        if let Some(stored) = journal.last() {
+            journal::ensure_fits(&stored.config, &card.card).with_context(|| format!("cards.{}", card.name))?;
+        }
+        doors.push(Door { socket, journal: Arc::new(journal) });
     }
     let place = match config.cards.iter().any(|card| card.kind == Kind::Linux) {
         true => Some(Place::prepare()?),
@@ -77,7 +84,7 @@ pub fn daemon(arguments: &Up) -> Result<u8> {
         pulse,
         notify,
     };
-    lockdep::enter(&domain, "main", |cx| daemon.run(cx, &config, sockets))
+    lockdep::enter(&domain, "main", |cx| daemon.run(cx, &config, doors))
 }
 
 /// What all cards of a daemon share.
@@ -89,8 +96,15 @@ struct Daemon {
     notify: Arc<Notify>,
 }
 
+/// What a card has before there is a card.
+struct Door {
+    socket: Socket,
+    journal: Arc<Journal>,
+}
+
 /// A card that is up.
 struct Running {
+    journal: Arc<Journal>,
     session: Arc<Session>,
     server: Server,
     chronicler: Chronicler,
@@ -99,12 +113,12 @@ struct Running {
 }
 
 impl Daemon {
-    fn run(&self, cx: &mut Locked<'_, Unlocked>, config: &Config, sockets: Vec<Socket>) -> Result<u8> {
+    fn run(&self, cx: &mut Locked<'_, Unlocked>, config: &Config, doors: Vec<Door>) -> Result<u8> {
         tracing::info!(version = env!("CARGO_PKG_VERSION"), cards = config.cards.len(), "starting");
         let mut up = Vec::new();
-        for (card, socket) in config.cards.iter().zip(sockets) {
+        for (card, door) in config.cards.iter().zip(doors) {
             self.notify.status(&format!("bringing {} up", card.name));
-            up.push(self.bring_up(cx, card, socket)?);
+            up.push(self.bring_up(cx, card, door)?);
         }
         for card in &config.cards {
             line(&format!("{}: up, control socket {}", card.name, card.socket.display()));
@@ -116,9 +130,12 @@ impl Daemon {
         drop(watchdog);
         self.notify.stopping();
         tracing::info!(how = self.ending.how().words(), "stopping");
+        if self.ending.how() == How::Keep {
+            leave(up);
+        }
         let mut status = HELD;
         for card in up.into_iter().rev() {
-            if !card.take_down(cx) {
+            if !card.take_down(cx, self.ending.how()) {
                 status = FAILED;
             }
         }
@@ -126,21 +143,32 @@ impl Daemon {
         Ok(status)
     }
 
-    fn bring_up(&self, cx: &mut Locked<'_, Unlocked>, card: &CardEntry, mut socket: Socket) -> Result<Running> {
+    fn bring_up(&self, cx: &mut Locked<'_, Unlocked>, card: &CardEntry, door: Door) -> Result<Running> {
         let since = Instant::now();
+        let Door { mut socket, journal } = door;
+        let stored = journal.last();
         let listener: OwnedFd = socket.take_listener().context("the socket is served already")?;
-        let world = self.cards.world_of(card.kind, &card.card, &self.domain, &self.pulse)?;
-        let session = match Session::start(cx, card.card.clone(), world, LIMIT) {
+        // What was never agreed on is nobody's.
+        let found = if stored.is_some() { Left::TakenOver } else { Left::Cleared };
+        let (world, hold) = self.cards.world_of(card.kind, &card.card, found, &self.domain, &self.pulse)?;
+        let agreed = stored.as_ref().map(|stored| &stored.agreed);
+        let session = match Session::start_as(cx, card.card.clone(), world, LIMIT, agreed) {
             Ok(session) => Arc::new(session),
             Err(error) => bail!("{}: the card did not come up: {error}", card.name),
         };
-        tracing::info!(card = card.name, milliseconds = since.elapsed().as_millis() as u64, "up");
+        if let Some(hold) = &hold {
+            hold.taken_over(cx);
+        }
+        journal.store(&card.card, || session.engine().agreed(cx))?;
+        let (milliseconds, restored) = (since.elapsed().as_millis() as u64, stored.is_some());
+        tracing::info!(card = card.name, milliseconds, restored, "up");
         let chronicler = Chronicler::start(cx, &card.name, &session, &self.domain)?;
         let host = CardHost {
             name: card.name.clone(),
             kind: card.kind,
             socket: card.socket.clone(),
             since,
+            journal: Arc::clone(&journal),
             session: Arc::downgrade(&session),
             ending: Arc::clone(&self.ending),
         };
@@ -151,14 +179,19 @@ impl Daemon {
         });
         let access = Access { group: socket.group(), clients: CLIENTS };
         let server = Server::start(cx, served, listener, access)?;
-        Ok(Running { session, server, chronicler, socket, name: card.name.clone() })
+        Ok(Running { journal, session, server, chronicler, socket, name: card.name.clone() })
     }
 }
 
 impl Running {
     /// Takes the card down; whether nothing is left.
-    fn take_down(self, cx: &mut Locked<'_, Unlocked>) -> bool {
+    fn take_down(self, cx: &mut Locked<'_, Unlocked>, how: How) -> bool {
         drop(self.server);
+        // First: who is killed from here on has been asked to forget it.
+        let forgotten = if how == How::Forget { self.journal.forget() } else { Ok(()) };
+        if let Err(error) = &forgotten {
+            tracing::error!(card = self.name, "{error:#}");
+        }
         let left = self.session.close(cx);
         for left in &left {
             tracing::error!(card = self.name, invariant = left.invariant, "{}", left.detail);
@@ -167,8 +200,19 @@ impl Running {
         // The netdevs go with the card, and only then may another daemon take its place.
         drop(self.session);
         drop(self.socket);
-        left.is_empty()
+        left.is_empty() && forgotten.is_ok()
     }
+}
+
+/// Leaves the cards as they are, as if we had died, but for the sockets: the next daemon finds them.
+fn leave(up: Vec<Running>) -> ! {
+    for card in up {
+        drop(card.server);
+        drop(card.chronicler);
+        drop(card.socket);
+    }
+    tracing::info!("stopped; the cards' netdevs stay");
+    std::process::exit(HELD.into())
 }
 
 /// Numbers of netdevs in this process's namespace.

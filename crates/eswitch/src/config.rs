@@ -183,7 +183,7 @@ impl CardConfig {
 }
 
 /// Values that are written as text.
-mod as_text {
+pub(crate) mod as_text {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
     use std::{fmt::Display, str::FromStr};
 

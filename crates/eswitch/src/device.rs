@@ -4,6 +4,7 @@ use std::any::Any;
 use std::sync::Arc;
 
 use lockdep::{AtomicU64, JoinHandle, LockBefore, Locked, Mutex};
+use serde::{Deserialize, Serialize};
 
 use crate::card::Resource;
 use crate::devlink::{Devlink, VportInfo};
@@ -33,7 +34,7 @@ struct Held {
 }
 
 /// What of a PF is the PCI bus's and not its driver's, so that it outlasts binding and unbinding.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PciState {
     /// `driver_override`, if one is set.
     pub driver_override: Option<String>,
@@ -146,6 +147,11 @@ impl Device {
             self.remove(&mut cx, &mut threads, Slot::Unbound)?;
         }
         self.set_pci(&mut cx, |pci| *pci = PciState { removed: true, ..PciState::default() })
+    }
+
+    /// Makes what is the bus's of it what it was.
+    pub fn restore_pci<L>(&self, cx: &mut Locked<'_, L>, pci: &PciState) {
+        self.bound.lock_leaf(cx).pci.clone_from(pci);
     }
 
     /// Puts the PF back on the bus; whether it was off it.

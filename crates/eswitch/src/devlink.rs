@@ -61,7 +61,7 @@ pub struct DevlinkState {
 
 /// Parameters of a devlink instance that this card keeps and shows, and that decide nothing: its steering is
 /// the kernel's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Params {
     /// `esw_port_metadata`.
     pub port_metadata: bool,
@@ -70,7 +70,7 @@ pub struct Params {
 }
 
 /// Who steers: `flow_steering_mode`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SteeringMode {
     /// `dmfs`: the device's firmware.
     Firmware,
@@ -95,7 +95,7 @@ impl Default for Params {
 }
 
 /// What is known of an enabled vport.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VportInfo {
     /// The MAC address of its function.
     pub mac: MacAddr,

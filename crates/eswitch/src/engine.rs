@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use lockdep::{AtomicU64, Deadline, JoinHandle, LockBefore, Locked, Mutex, Shadow, Spawn, ThreadMain, Unlocked};
 
+use crate::agreed::Agreed;
 use crate::auxiliary::Bus;
 use crate::card::{Card, Create, Refusal, Resource};
 use crate::config::CardConfig;
@@ -187,6 +188,21 @@ impl Engine {
         card: Arc<dyn Card>,
         threads: Arc<dyn Spawn>,
     ) -> Result<Arc<Self>> {
+        Self::start_as(cx, config, card, threads, None)
+    }
+
+    /// Brings a card up as it was last agreed, rather than as the configuration has it; without that, as
+    /// [`start`](Self::start) does.
+    ///
+    /// # Errors
+    /// The first thing that failed; nothing is left.
+    pub fn start_as(
+        cx: &mut Locked<'_, Unlocked>,
+        config: CardConfig,
+        card: Arc<dyn Card>,
+        threads: Arc<dyn Spawn>,
+        agreed: Option<&Agreed>,
+    ) -> Result<Arc<Self>> {
         let host = if config.dpu { config.vfs } else { 0 };
         let pfs: Vec<PfIndex> = (0..config.pfs).map(PfIndex).collect();
         let lag = Lag::new(config.pfs);
@@ -207,20 +223,23 @@ impl Engine {
                 made: Shadow::default(),
             }),
         });
-        if let Err(error) = engine.bring_up(cx) {
+        if let Err(error) = engine.bring_up(cx, agreed) {
             engine.shutdown(cx);
             return Err(error);
         }
         Ok(engine)
     }
 
-    fn bring_up(&self, cx: &mut Locked<'_, Unlocked>) -> Result<()> {
+    fn bring_up(&self, cx: &mut Locked<'_, Unlocked>, agreed: Option<&Agreed>) -> Result<()> {
         let config = &self.shared.config;
         let shared = Arc::clone(&self.shared);
         let serve = Box::new(move |cx: &mut Locked<'_, Unlocked>| shared.serve_lag(cx));
         let thread = self.shared.start(cx, "lag", "lag", serve)?;
         *self.shared.lag_thread.lock_leaf(cx) = Some(thread);
         self.shared.modules.load(cx, &self.shared, CORE)?;
+        if let Some(agreed) = agreed {
+            return self.restore(cx, agreed);
+        }
         for module in &config.modules {
             self.shared.modules.load(cx, &self.shared, module)?;
         }
@@ -541,7 +560,7 @@ impl Engine {
     ) -> Result<PortHandle> {
         let _change = self.shared.change();
         self.with_devlink(cx, address, |pf, state, cx| {
-            let vport = pf.add_sf(state, cx, SfRequest { pfnum, sfnum })?;
+            let vport = pf.add_sf(state, cx, SfRequest { pfnum, sfnum, place: None })?;
             Ok(pf.port_handle(vport))
         })
     }

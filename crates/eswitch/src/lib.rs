@@ -9,6 +9,7 @@
 
 #![forbid(unsafe_code)]
 
+mod agreed;
 pub mod auxiliary;
 pub mod card;
 mod config;
@@ -32,6 +33,7 @@ pub mod rate;
 pub mod sf;
 pub mod vf;
 
+pub use agreed::{Agreed, AgreedPf};
 pub use config::{CardConfig, ConfigError};
 pub use device::{PciState, Pf};
 pub use engine::{Engine, FunctionChange, PfFunction, Shared, Tx};

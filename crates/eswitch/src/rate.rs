@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use lockdep::{Locked, Unlocked};
+use serde::{Deserialize, Serialize};
 
 use crate::device::Pf;
 use crate::devlink::DevlinkState;
@@ -20,7 +21,7 @@ const UNIT: u64 = 125_000;
 const LINK_SPEED: u64 = 12_500_000_000;
 
 /// What a leaf or a node may send.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rate {
     /// `tx_share`: the least it gets, in bytes a second.
     pub tx_share: u64,
@@ -79,6 +80,16 @@ impl Rates {
     /// Whether a node exists.
     pub fn has_nodes(&self) -> bool {
         !self.nodes.is_empty()
+    }
+
+    /// Rates as they were agreed: nodes, and leaves that have been set.
+    pub(crate) fn of(nodes: BTreeMap<String, Rate>, leaves: BTreeMap<Vport, Rate>) -> Self {
+        Self { leaves, nodes }
+    }
+
+    /// Nodes, and leaves that have been set.
+    pub(crate) fn all(&self) -> (&BTreeMap<String, Rate>, &BTreeMap<Vport, Rate>) {
+        (&self.nodes, &self.leaves)
     }
 
     /// A vport has gone.

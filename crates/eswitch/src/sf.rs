@@ -243,6 +243,8 @@ pub struct SfRequest {
     pub pfnum: u32,
     /// `sfnum`.
     pub sfnum: SfNum,
+    /// The place it had, if it is an SF that was there before; otherwise the lowest that is free.
+    pub place: Option<u16>,
 }
 
 impl Pf {
@@ -270,7 +272,11 @@ impl Pf {
         if state.sfs.contains(request.sfnum) {
             return Err(Error::SfExists(request.sfnum));
         }
-        let place = state.sfs.free_place(max).ok_or(Error::SfsFull(max))?;
+        let place = match request.place {
+            Some(place) => Some(place).filter(|place| *place < max && state.sfs.get(Vport::Sf(*place)).is_none()),
+            None => state.sfs.free_place(max),
+        };
+        let place = place.ok_or(Error::SfsFull(max))?;
         let vport = Vport::Sf(place);
         self.enable_vports(state, cx, Mode::Switchdev, &[vport], Some(request.sfnum), LoadPolicy::Strict)?;
         let sf = Arc::new(SfFunction {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use eswitch::card::Fault;
 use eswitch::inspect::{PortView, Snapshot, Violation};
-use eswitch::{CardConfig, Engine, Errno, Error, PciAddress, PortHandle, RepType, Subscription};
+use eswitch::{Agreed, CardConfig, Engine, Errno, Error, PciAddress, PortHandle, RepType, Subscription};
 use lockdep::{Deadline, Locked, Mutex, Threads, Unlocked, is_explored, lock_classes};
 
 use crate::barrier::Barriers;
@@ -129,8 +129,22 @@ impl Session {
         world: World,
         limit: Duration,
     ) -> Result<Self, Error> {
+        Self::start_as(cx, config, world, limit, None)
+    }
+
+    /// Brings a card up as it was last agreed, if anything was.
+    ///
+    /// # Errors
+    /// What failed; nothing is left.
+    pub fn start_as(
+        cx: &mut Locked<'_, Unlocked>,
+        config: CardConfig,
+        world: World,
+        limit: Duration,
+        agreed: Option<&Agreed>,
+    ) -> Result<Self, Error> {
         let threads = Arc::new(Threads(Arc::clone(&world.domain)));
-        let engine = Engine::start(cx, config, Arc::clone(&world.card), threads)?;
+        let engine = Engine::start_as(cx, config, Arc::clone(&world.card), threads, agreed)?;
         let subscription = engine.subscribe(cx);
         let bonds = world.bonds.clone();
         let follower = bonds.map(|bonds| Follower::start(cx, bonds, &engine, &world.pulse));

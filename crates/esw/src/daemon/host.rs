@@ -8,9 +8,11 @@ use std::time::Instant;
 use devlink::{Cx, Host, Refusal};
 use scenario::{Pulse, Session};
 
+use super::journal::Journal;
 use super::told::{CardStatus, PfStatus};
 use crate::arguments::Card as Kind;
 
+const EIO: i32 = 5;
 const EINVAL: i32 = 22;
 
 /// How a daemon ends.
@@ -72,6 +74,8 @@ pub struct CardHost {
     pub socket: PathBuf,
     /// When it came up.
     pub since: Instant,
+    /// What was agreed.
+    pub journal: Arc<Journal>,
     /// The card: weak, as what is served has us.
     pub session: Weak<Session>,
     /// The daemon's end.
@@ -79,7 +83,7 @@ pub struct CardHost {
 }
 
 impl Host for CardHost {
-    fn carried_out(&self, _: Cx<'_, '_>, command: &str, outcome: Result<(), &Refusal>) -> Result<(), Refusal> {
+    fn carried_out(&self, cx: Cx<'_, '_>, command: &str, outcome: Result<(), &Refusal>) -> Result<(), Refusal> {
         let card = self.name.as_str();
         match outcome {
             Ok(()) => tracing::info!(card, command, "carried out"),
@@ -88,7 +92,14 @@ impl Host for CardHost {
                 tracing::warn!(card, command, errno = refusal.errno, why, "refused");
             }
         }
-        Ok(())
+        // A command that was refused may have done a part of what it was to do.
+        let Some(session) = self.session.upgrade() else { return Ok(()) };
+        let engine = session.engine();
+        let stored = self.journal.store(engine.config(), || engine.agreed(cx));
+        stored.map(drop).map_err(|error| {
+            tracing::error!(card, command, "{error:#}");
+            Refusal::new(EIO, format!("done, but a restart will not know of it: {error:#}"))
+        })
     }
 
     fn status(&self, cx: Cx<'_, '_>) -> String {
@@ -99,7 +110,7 @@ impl Host for CardHost {
             pid: std::process::id(),
             uptime_seconds: self.since.elapsed().as_secs(),
             socket: self.socket.clone(),
-            state: None,
+            state: Some(self.journal.path().to_owned()),
             pfs: session.map(|session| PfStatus::all(session.engine(), cx)).unwrap_or_default(),
         };
         // It is made of text and numbers; that cannot fail.
