@@ -168,6 +168,23 @@ fn ip_rdma_ethtool_and_lspci_see_the_card() {
 }
 
 #[test]
+fn pyroute2_sees_the_card() {
+    if lab::skipped(&["python3"]) || lab::skipped_without_pyroute2() {
+        return;
+    }
+    let script = r#"python3 -c "
+from pyroute2 import DL, IPRoute
+with DL() as dl:
+    print(*[device.get_attr('DEVLINK_ATTR_DEV_NAME') for device in dl.get_dump()])
+    print(*[port.get_attr('DEVLINK_ATTR_PORT_NETDEV_NAME') for port in dl.get_port_dump()])
+with IPRoute() as ip:
+    link, = ip.link('get', ifname='enp8s0f0np0')
+    print(*[link.get_attr(name) for name in ('IFLA_PARENT_DEV_NAME', 'IFLA_PHYS_PORT_NAME')])
+""#;
+    told("pyroute2", &[(script, "0000:08:00.0 0000:08:00.1\nenp8s0f0np0 enp8s0f1np1\n0000:08:00.0 p0")]);
+}
+
+#[test]
 fn vfs_and_sfs_are_bound_and_unbound_in_sysfs() {
     if lab::skipped(&["bash", "devlink"]) {
         return;

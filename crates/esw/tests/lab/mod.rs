@@ -53,6 +53,18 @@ pub fn skipped(programs: &[&str]) -> bool {
     true
 }
 
+/// The same of the Python module.
+#[allow(dead_code, reason = "each test file is a program of its own")]
+pub fn skipped_without_pyroute2() -> bool {
+    let found = Command::new("python3").args(["-c", "import pyroute2"]).stderr(Stdio::null()).status();
+    let is_there = found.is_ok_and(|status| status.success());
+    assert!(is_there || std::env::var_os("CI").is_none(), "python3 has no module pyroute2");
+    if !is_there {
+        eprintln!("skipped: python3 has no module pyroute2 (pip install pyroute2)");
+    }
+    !is_there
+}
+
 /// A folder of the test's own.
 pub struct Folder(pub PathBuf);
 
