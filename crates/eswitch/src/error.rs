@@ -292,7 +292,6 @@ impl Error {
             | Self::NoCore(_)
             | Self::NotBound(_)
             | Self::Overridden { .. }
-            | Self::NoRateNode(_)
             | Self::NoAutoprobe(_) => Errno::ENODEV,
             Self::NoModule { .. } | Self::NoDriver(_) | Self::NoBond(_) => Errno::ENOENT,
             Self::AlreadyBound(_)
