@@ -363,12 +363,17 @@ struct Rig {
 
 impl Rig {
     fn run(&self, words: &[&str]) -> Output {
+        self.command(words).output().unwrap()
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
         let mut all: Vec<String> = self.who.clone();
         all.extend(words.iter().map(|word| (*word).to_owned()));
         let mut command = Command::new(&all[0]);
         command.args(&all[1..]).env_remove("NOTIFY_SOCKET").current_dir(&self.place.folder);
         command.env("RUNTIME_DIRECTORY", self.place.folder.join("run"));
-        command.env("STATE_DIRECTORY", self.place.folder.join("state")).output().unwrap()
+        command.env("STATE_DIRECTORY", self.place.folder.join("state"));
+        command
     }
 
     fn esw(&self, arguments: &[&str]) -> String {
@@ -446,7 +451,7 @@ fn netdevs_in_use_survive(who: Vec<String>, bus: u8) {
     let pings = || (0..60).any(|_| rig.sh(&ping).0 == 0);
     assert!(pings(), "{}", rig.sh(&ping).1);
     let look = format!(
-        "for n in 0 1; do ip -n esw-t{bus}-$n -o addr show; done; \
+        "for n in 0 1; do ip -n esw-t{bus}-$n -4 -o addr show; done; \
          ip -o link | grep -E 'enp?{bus}' | cut -d: -f1,2; ip -o link show master esw-t{bus} | cut -d: -f1,2"
     );
     let before = rig.must(&look);
@@ -458,6 +463,17 @@ fn netdevs_in_use_survive(who: Vec<String>, bus: u8) {
         assert_eq!(rig.must(&look), before);
         assert!(pings(), "{}", rig.sh(&ping).1);
     }
+    // Killed at some moment of finding it, again and again.
+    signal(rig.pid(), "-KILL");
+    for milliseconds in [1, 3, 6, 9, 13, 18, 25, 40] {
+        let mut starting = rig.command(&[rig.esw.to_str().unwrap(), "up", "--daemon", "--config", "x.toml"]);
+        let mut starting = starting.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        starting.kill().unwrap();
+        starting.wait().unwrap();
+    }
+    rig.esw(&up);
+    assert_eq!(rig.must(&look), before);
     let left = rig.pid();
     rig.esw(&["down", "--keep"]);
     rig.esw(&up);
