@@ -5,6 +5,7 @@ use std::sync::Arc;
 use lockdep::{Domain, Locked, Unlocked};
 use scenario::Session;
 
+use crate::instance::LastView;
 use crate::refusal::Refusal;
 use crate::view::Profile;
 
@@ -20,6 +21,15 @@ pub struct Served {
     pub ifindex: Option<IfIndex>,
     /// Who runs the card, if it is to be told of commands.
     pub host: Option<Arc<dyn Host>>,
+    /// The view that was made last.
+    pub last: LastView,
+}
+
+impl Served {
+    /// A card that is served, without a host that is told of commands and without netdevs that have numbers.
+    pub fn new(session: Arc<Session>, domain: Arc<Domain>, profile: Profile) -> Self {
+        Self { session, domain, profile, ifindex: None, host: None, last: LastView::default() }
+    }
 }
 
 /// Who runs a card: a daemon that keeps what was agreed, and that can be asked about itself.

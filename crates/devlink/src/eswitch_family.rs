@@ -10,7 +10,6 @@ use crate::card::{Cx, Host, Served};
 use crate::numbers::control;
 use crate::refusal::{Refusal, errno};
 use crate::request::Attributes;
-use crate::view;
 
 /// The family's name.
 pub const NAME: &str = "eswitch";
@@ -84,8 +83,8 @@ fn join(peer: &Peer, asked: &Attributes<'_>) -> Result<(), Refusal> {
 }
 
 fn view(served: &Served, cx: Cx<'_, '_>, reply: &mut Reply<'_>) -> Result<(), Refusal> {
-    let view = view::of(served.session.engine(), &served.profile, cx);
-    let json = serde_json::to_vec(&view).map_err(|error| Refusal::new(errno::EIO, error.to_string()))?;
+    let view = served.view(cx);
+    let json = serde_json::to_vec(&*view).map_err(|error| Refusal::new(errno::EIO, error.to_string()))?;
     tell_pieces(VIEW, &json, reply)
 }
 

@@ -25,7 +25,8 @@ pub struct Handle<'a> {
 }
 
 impl<'a> Attributes<'a> {
-    /// Reads them; only those in `allowed` may be there.
+    /// Reads those in `allowed`. Others are passed over, as devlink does: its commands are older than the
+    /// kernel's strictness, and programs send more than is looked at.
     ///
     /// # Errors
     /// EINVAL, with the place.
@@ -37,7 +38,7 @@ impl<'a> Attributes<'a> {
                 Refusal::new(errno::EINVAL, text)
             })?;
             if !allowed.contains(&attribute.kind) {
-                return Err(refused(start + attribute.offset, "Unsupported attribute"));
+                continue;
             }
             found.insert(attribute.kind, Attribute { offset: start + attribute.offset, ..attribute });
         }
@@ -140,6 +141,14 @@ impl<'a> Attributes<'a> {
             (None, _) => Err(Refusal::missing(attribute::BUS_NAME)),
             (_, None) => Err(Refusal::missing(attribute::DEV_NAME)),
         }
+    }
+
+    /// Which devlink instance is meant.
+    ///
+    /// # Errors
+    /// None is.
+    pub fn required_handle(&self) -> Result<Handle<'a>, Refusal> {
+        self.handle()?.ok_or(Refusal::missing(attribute::BUS_NAME))
     }
 
     /// The PF that is meant.

@@ -41,13 +41,7 @@ fn up(cx: &mut Locked<'_, Unlocked>, domain: &Arc<Domain>, access: Access) -> Up
         bonds: None,
     };
     let session = Arc::new(Session::start(cx, config, world, Duration::from_secs(10)).unwrap());
-    let served = Arc::new(Served {
-        session: Arc::clone(&session),
-        domain: Arc::clone(domain),
-        profile: Profile::mlx5(),
-        ifindex: None,
-        host: None,
-    });
+    let served = Arc::new(Served::new(Arc::clone(&session), Arc::clone(domain), Profile::mlx5()));
     let server = Server::start(cx, served, listen(&path).unwrap(), access).unwrap();
     Up { path, server: Some(server), session, domain: Arc::clone(domain) }
 }
@@ -114,14 +108,14 @@ fn a_card_is_driven_and_looked_at() {
     with_card(|up| {
         let mut client = Client::connect(&up.path).unwrap();
         let all = client.ask(DEVLINK, c::GET, wire::DUMP, |_| {}).unwrap();
-        assert_eq!(texts(&all, a::DEV_NAME), [PF]);
+        assert_eq!(texts(&all, a::DEV_NAME), [PF, "0000:08:00.1", "0000:08:00.2"], "a PF and its VFs");
         let ports = client.ask(DEVLINK, c::PORT_GET, wire::DUMP, |_| {}).unwrap();
-        assert_eq!(numbers(&ports, a::PORT_INDEX), [65535], "the uplink alone in legacy mode");
+        assert_eq!(numbers(&ports, a::PORT_INDEX), [65535, 1, 1], "in legacy mode the uplink, and each VF's own");
         set_mode(&mut client, 1).unwrap();
         let ports = client.ask(DEVLINK, c::PORT_GET, wire::DUMP, |_| {}).unwrap();
         let mut indices = numbers(&ports, a::PORT_INDEX);
         indices.sort_unstable();
-        assert_eq!(indices, [1, 2, 65535]);
+        assert_eq!(indices, [1, 1, 1, 2, 65535]);
         let sf = client
             .ask(DEVLINK, c::PORT_NEW, 0, |to| {
                 device(to);
@@ -133,7 +127,13 @@ fn a_card_is_driven_and_looked_at() {
         assert_eq!(numbers(&shown, a::ESWITCH_MODE), [1]);
         set_mode(&mut client, 0).unwrap();
         let ports = client.ask(DEVLINK, c::PORT_GET, wire::DUMP, |_| {}).unwrap();
-        assert_eq!(numbers(&ports, a::PORT_INDEX), [65535]);
+        assert_eq!(numbers(&ports, a::PORT_INDEX), [65535, 1, 1]);
+        let of_vf = |to: &mut wire::Builder| {
+            to.text(a::BUS_NAME, "pci").text(a::DEV_NAME, "0000:08:00.1");
+        };
+        client.ask(DEVLINK, c::GET, 0, of_vf).unwrap();
+        assert_eq!(refused(client.ask(DEVLINK, c::ESWITCH_GET, 0, of_vf)).0, 95, "a VF has no E-Switch");
+        client.ask(DEVLINK, c::RELOAD, 0, of_vf).unwrap();
     });
 }
 
@@ -149,12 +149,17 @@ fn what_cannot_be_is_refused_as_the_kernel_does() {
         assert!(matches!(nothing, Err(ClientError::Refused(r)) if r.errno == 22 && r.missing == Some(1)));
         let other = client.ask(DEVLINK, 11, wire::DUMP, |_| {});
         assert_eq!(refused(other).0, 95, "shared buffers");
-        let unknown = client.ask(DEVLINK, c::GET, 0, |to| {
+        let more = client.ask(DEVLINK, c::GET, 0, |to| {
             device(to);
             to.u32(9999, 1);
         });
-        let (errno, message) = refused(unknown);
-        assert_eq!((errno, message.as_deref()), (22, Some("Unsupported attribute")));
+        assert_eq!(more.unwrap().len(), 1, "what is not looked at does no harm");
+        let wrong = client.ask(DEVLINK, c::PORT_GET, 0, |to| {
+            device(to);
+            to.u8(a::PORT_INDEX, 1);
+        });
+        let (errno, message) = refused(wrong);
+        assert_eq!((errno, message.as_deref()), (22, Some("Attribute failed policy validation")));
         let cut = client.ask(DEVLINK, c::GET, 0, |to| {
             device(to);
             to.raw(&[200, 0, 1, 0]);

@@ -185,11 +185,9 @@ impl Daemon {
             ending: Arc::clone(&self.ending),
         };
         let served = Arc::new(Served {
-            session: Arc::clone(&session),
-            domain: Arc::clone(&self.domain),
-            profile: Profile::mlx5(),
             ifindex: (card.kind == Kind::Linux).then(ifindex).transpose()?,
             host: Some(Arc::new(host)),
+            ..Served::new(Arc::clone(&session), Arc::clone(&self.domain), Profile::mlx5())
         });
         let access = Access { group: socket.group(), clients: CLIENTS };
         let server = Server::start(cx, served, listener, access)?;

@@ -565,6 +565,25 @@ impl Engine {
         })
     }
 
+    /// `echo mlx5_core.sf.N > /sys/bus/auxiliary/drivers/mlx5_core.sf/bind`, or `…/unbind`.
+    ///
+    /// # Errors
+    /// No such device, or it is so already; or a driver's probe failed, which is tried again.
+    pub fn set_sf_bound(&self, cx: &mut Locked<'_, Unlocked>, id: u32, bound: bool) -> Result<()> {
+        let _change = self.shared.change();
+        for address in self.addresses() {
+            let done = self.with_devlink(cx, address, |pf, state, cx| {
+                let sf = state.sfs.iter().find(|sf| sf.id() == id).cloned();
+                sf.map(|sf| pf.set_sf_bound(&sf, cx, bound)).transpose()
+            });
+            match done {
+                Ok(None) | Err(Error::NoDevice(_)) => {}
+                done => return done.map(|_| ()),
+            }
+        }
+        Err(Error::NoSfDevice(id))
+    }
+
     /// `devlink port del`.
     ///
     /// # Errors

@@ -207,6 +207,12 @@ pub enum Error {
     /// An address for a function that runs.
     #[error("{0} is active; set its state to inactive before its hw_addr or roce")]
     SfActive(PortHandle),
+    /// No SF's device of that number on the auxiliary bus, or none with a driver.
+    #[error("no device mlx5_core.sf.{0} with a driver on the auxiliary bus; an SF is there while its state is active")]
+    NoSfDevice(u32),
+    /// Binding what is bound.
+    #[error("mlx5_core.sf.{0} is already bound to the driver")]
+    SfBound(u32),
     /// Inline mode where the card has no use for it.
     #[error("Inline mode can't be set: this card needs no inline headers, only `none` is accepted")]
     InlineMode,
@@ -290,6 +296,7 @@ impl Error {
             | Self::NoRateNode(_)
             | Self::NoFunction(_)
             | Self::NoCore(_)
+            | Self::NoSfDevice(_)
             | Self::NotBound(_)
             | Self::Overridden { .. }
             | Self::NoAutoprobe(_) => Errno::ENODEV,
@@ -301,6 +308,7 @@ impl Error {
             | Self::LagActive(_)
             | Self::BondUnderMpesw(_)
             | Self::SfActive(_)
+            | Self::SfBound(_)
             | Self::MetadataInSwitchdev
             | Self::RateNodesExist
             | Self::RateNodeInUse

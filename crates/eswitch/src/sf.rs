@@ -87,11 +87,20 @@ pub struct SfFunction {
 #[derive(Clone, Copy)]
 struct Wanted {
     active: bool,
+    /// Whether its driver has been unbound by hand, which lasts until it is activated anew.
+    unbound: bool,
     mac: MacAddr,
     /// Whether it has an RDMA device.
     roce: bool,
     /// What the queue has made of it.
     attached: bool,
+}
+
+impl Wanted {
+    /// What a new one is.
+    fn of(mac: MacAddr) -> Self {
+        Self { active: false, unbound: false, mac, roce: true, attached: false }
+    }
 }
 
 /// What of an SF can be looked at.
@@ -135,7 +144,7 @@ impl SfFunction {
     /// What it is now.
     pub fn state<L>(&self, cx: &mut Locked<'_, L>) -> SfState {
         let wanted = *self.wanted.lock_leaf(cx);
-        let Wanted { active, mac, roce, attached } = wanted;
+        let Wanted { active, unbound: _, mac, roce, attached } = wanted;
         SfState { sfnum: self.sfnum, id: self.id, active, attached, mac, roce }
     }
 
@@ -153,8 +162,9 @@ impl SfFunction {
         let (active, roce) = {
             let mut wanted = self.wanted.lock_leaf(cx);
             // From here on its drivers may look at it: its address stands, and it is not detached.
-            wanted.attached |= wanted.active;
-            (wanted.active, wanted.roce)
+            let active = wanted.active && !wanted.unbound;
+            wanted.attached |= active;
+            (active, wanted.roce)
         };
         let (mut bound, mut cx) = self.auxiliary.lock(cx);
         let mut result = Ok(());
@@ -274,7 +284,7 @@ impl Pf {
             vport,
             sfnum: request.sfnum,
             id: self.shared.bus.new_id(cx),
-            wanted: Mutex::new(Wanted { active: false, mac: self.mac_of(vport), roce: true, attached: false }),
+            wanted: Mutex::new(Wanted::of(self.mac_of(vport))),
             auxiliary: Mutex::new(false),
             devlink: Mutex::new(Vec::new()),
         });
@@ -298,6 +308,7 @@ impl Pf {
                 return Err(Error::SfAttached);
             }
             wanted.active = active;
+            wanted.unbound = false;
         }
         self.sf_queue.kick(cx, sf);
         Ok(())
@@ -329,6 +340,29 @@ impl Pf {
         }
         wanted.roce = roce;
         Ok(())
+    }
+
+    /// Binds an SF's device to its driver, or unbinds it: its netdev and RDMA device come or go. On return
+    /// they have.
+    ///
+    /// # Errors
+    /// It is not on the bus, or it is so already; or a driver's probe failed, which is tried again.
+    pub(crate) fn set_sf_bound(&self, sf: &Arc<SfFunction>, cx: &mut Locked<'_, Devlink>, bound: bool) -> Result<()> {
+        {
+            let mut wanted = sf.wanted.lock_leaf(cx);
+            if !wanted.active {
+                return Err(Error::NoSfDevice(sf.id));
+            }
+            if wanted.unbound != bound {
+                return Err(if bound { Error::SfBound(sf.id) } else { Error::NoSfDevice(sf.id) });
+            }
+            wanted.unbound = !bound;
+        }
+        let settled = sf.settle(cx);
+        if settled.is_err() {
+            self.want_sfs(cx);
+        }
+        settled
     }
 
     /// `devlink port del`: deactivates the SF, waits until its function is gone, takes its port away.

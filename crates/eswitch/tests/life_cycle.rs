@@ -309,6 +309,33 @@ fn registering_twice_is_refused() {
 }
 
 #[test]
+fn an_sf_whose_driver_is_unbound_has_no_netdev_and_gets_it_back() {
+    story(|cx, domain| {
+        let bench = Bench::start(cx, domain, CardConfig { mode: Mode::Switchdev, ..CardConfig::default() });
+        let address = bench.engine.addresses()[0];
+        let port = bench.engine.add_sf(cx, address, 0, eswitch::SfNum(88)).unwrap();
+        let sf = |cx: &mut _| bench.engine.inspect(cx).pfs[0].ports.iter().find_map(|port| port.sf).unwrap();
+        let id = sf(cx).id;
+        let active = |active| eswitch::FunctionChange { active: Some(active), ..Default::default() };
+        assert!(matches!(bench.engine.set_sf_bound(cx, id, false), Err(Error::NoSfDevice(_))), "inactive");
+        bench.engine.set_function(cx, port, active(true)).unwrap();
+        bench.engine.settle(cx, true);
+        assert!(matches!(bench.engine.set_sf_bound(cx, id, true), Err(Error::SfBound(_))));
+        bench.engine.set_sf_bound(cx, id, false).unwrap();
+        assert!(!sf(cx).attached && sf(cx).active);
+        assert!(matches!(bench.engine.set_sf_bound(cx, id, false), Err(Error::NoSfDevice(_))));
+        bench.engine.set_sf_bound(cx, id, true).unwrap();
+        assert!(sf(cx).attached);
+        bench.engine.set_sf_bound(cx, id, false).unwrap();
+        bench.engine.set_function(cx, port, active(false)).unwrap();
+        bench.engine.set_function(cx, port, active(true)).unwrap();
+        bench.engine.settle(cx, true);
+        assert!(sf(cx).attached, "activated anew it is bound");
+        bench.end(cx);
+    });
+}
+
+#[test]
 fn without_the_core_module_no_pf_is_bound_and_with_it_all_are() {
     story(|cx, domain| {
         let bench = Bench::start(cx, domain, CardConfig { pfs: 2, mode: Mode::Switchdev, ..vfs(2) });

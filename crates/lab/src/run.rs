@@ -182,6 +182,7 @@ impl Plan {
         let child = child.map_err(|source| why(&ours, program, source))?;
         let (_, listener) = receive(ours.as_fd()).map_err(system("taking over the filter"))?;
         let listener = listener.ok_or(io::ErrorKind::UnexpectedEof).map_err(system("taking over the filter"))?;
+        let _ = sys::wake_at_once(listener.as_fd());
         let lab = Arc::new(Lab::new(listener, self.cards, high, self.exact_addresses));
         let status = beside(&lab, child, &mut signals);
         drop(serving.map(thread::JoinHandle::join));

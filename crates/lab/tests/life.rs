@@ -64,7 +64,7 @@ init, remove, finit = (175, 176, 313) if platform.machine() == "x86_64" else (10
 def call(*words):
     return "done" if libc.syscall(*words) == 0 else errno.errorcode[ctypes.get_errno()]
 print(call(remove, b"mlx5_ib", 0), call(remove, b"mlx5_ib", 0), call(remove, b"no_such", 0) != "done")
-image = b"eswitch-module mlx5_ib\n"
+image = b"\x7fELF eswitch-module=mlx5_ib\0"
 print(call(init, image, len(image), b""))
 with tempfile.TemporaryFile() as file:
     file.write(image); file.flush()

@@ -198,6 +198,7 @@ impl Session {
             Action::NumVfs(device, n) => engine.set_num_vfs(cx, *device, *n)?,
             Action::Bind(device) => engine.bind(cx, *device)?,
             Action::Unbind(device) => engine.unbind(cx, *device)?,
+            Action::BindSf(id, bound) => engine.set_sf_bound(cx, *id, *bound)?,
             Action::Probe(device) => engine.probe(cx, *device)?,
             Action::DriverOverride(device, driver) => engine.set_driver_override(cx, *device, driver.clone())?,
             Action::Autoprobe(device, on) => engine.set_autoprobe(cx, *device, *on)?,

@@ -59,6 +59,8 @@ pub enum Action {
     NumVfs(PciAddress, u32),
     Bind(PciAddress),
     Unbind(PciAddress),
+    /// The driver of an SF's device, by the device's number: bound, or unbound.
+    BindSf(u32, bool),
     /// `drivers_probe`.
     Probe(PciAddress),
     DriverOverride(PciAddress, Option<String>),

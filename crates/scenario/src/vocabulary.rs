@@ -31,6 +31,7 @@ pub const STEPS: &[Entry] = &[
     entry("echo ADDRESS > /sys/bus/pci/drivers/mlx5_core/bind", "bind a device to its driver"),
     entry("echo ADDRESS > /sys/bus/pci/drivers/mlx5_core/unbind", "unbind a device from its driver"),
     entry("echo ADDRESS > /sys/bus/pci/devices/ADDRESS/driver/unbind", "unbind a function from its driver"),
+    entry("echo mlx5_core.sf.N > /sys/bus/auxiliary/drivers/mlx5_core.sf/bind|unbind", "bind or unbind an active SF"),
     entry("echo ADDRESS > /sys/bus/pci/drivers_probe", "bind a function if a driver of the card's may have it"),
     entry("echo DRIVER > /sys/bus/pci/devices/ADDRESS/driver_override", "say which driver a function is for"),
     entry("echo 0|1 > /sys/bus/pci/devices/ADDRESS/sriov_drivers_autoprobe", "whether VFs are bound when enabled"),

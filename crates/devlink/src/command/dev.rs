@@ -5,6 +5,7 @@ use eswitch::{Mode, PciAddress};
 
 use crate::answer::Reply;
 use crate::card::{Cx, Served};
+use crate::instance::{self, Instance, Meant};
 use crate::numbers::{attribute as a, command as c};
 use crate::refusal::{Refusal, errno};
 use crate::request::Attributes;
@@ -24,6 +25,26 @@ pub(crate) fn device_message(to: &mut Builder, device: PciAddress) {
     to.u8(a::RELOAD_FAILED, 0);
 }
 
+fn other_message(to: &mut Builder, other: &Instance) {
+    put_other(to, other);
+    to.u8(a::RELOAD_FAILED, 0);
+}
+
+pub(super) fn put_other(to: &mut Builder, other: &Instance) {
+    to.text(a::BUS_NAME, other.bus).text(a::DEV_NAME, &other.device);
+}
+
+/// The PF that is meant.
+///
+/// # Errors
+/// None is: what is asked for is a PF's to do.
+pub(super) fn pf(served: &Served, cx: Cx<'_, '_>, asked: &Attributes<'_>) -> Result<PciAddress, Refusal> {
+    match instance::find(served, cx, asked.required_handle()?)? {
+        Meant::Pf(device) => Ok(device),
+        Meant::Other(_) => Err(Refusal::bare(errno::EOPNOTSUPP)),
+    }
+}
+
 /// The PFs that are bound.
 pub(super) fn bound(served: &Served, cx: Cx<'_, '_>) -> Vec<PciAddress> {
     let engine = served.session.engine();
@@ -36,9 +57,10 @@ pub(super) fn get(
     asked: &Attributes<'_>,
     reply: &mut Reply<'_>,
 ) -> Result<(), Refusal> {
-    let device = asked.device()?;
-    served.session.engine().pf(cx, device)?;
-    reply.add(c::NEW, |to| device_message(to, device));
+    match instance::find(served, cx, asked.required_handle()?)? {
+        Meant::Pf(device) => reply.add(c::NEW, |to| device_message(to, device)),
+        Meant::Other(other) => reply.add(c::NEW, |to| other_message(to, &other)),
+    }
     Ok(())
 }
 
@@ -50,6 +72,9 @@ pub(super) fn get_all(
 ) -> Result<(), Refusal> {
     for device in bound(served, cx) {
         reply.add(c::NEW, |to| device_message(to, device));
+    }
+    for other in instance::all(&served.view(cx)) {
+        reply.add(c::NEW, |to| other_message(to, &other));
     }
     Ok(())
 }
@@ -68,7 +93,7 @@ pub(super) fn eswitch_get(
     asked: &Attributes<'_>,
     reply: &mut Reply<'_>,
 ) -> Result<(), Refusal> {
-    let device = asked.device()?;
+    let device = pf(served, cx, asked)?;
     let (mode, encap) = served.session.engine().eswitch(cx, device)?;
     reply.add(c::ESWITCH_GET, |to| {
         put_device(to, device);
@@ -86,7 +111,7 @@ pub(super) fn eswitch_set(
     asked: &Attributes<'_>,
     _: &mut Reply<'_>,
 ) -> Result<(), Refusal> {
-    let device = asked.device()?;
+    let device = pf(served, cx, asked)?;
     let engine = served.session.engine();
     let mode = match asked.u16(a::ESWITCH_MODE)? {
         None => None,
@@ -128,8 +153,7 @@ pub(super) fn reload(
     reply: &mut Reply<'_>,
 ) -> Result<(), Refusal> {
     const REINIT: u8 = 1;
-    let device = asked.device()?;
-    served.session.engine().pf(cx, device)?;
+    let meant = instance::find(served, cx, asked.required_handle()?)?;
     if [a::NETNS_PID, a::NETNS_FD, a::NETNS_ID].iter().any(|netns| asked.has(*netns)) {
         let why = "moving an instance into another network namespace is not supported; move its netdev with `ip link`";
         return Err(Refusal::unsupported(why));
@@ -141,18 +165,36 @@ pub(super) fn reload(
     if asked.bitfield(a::RELOAD_LIMITS)?.is_some_and(|(value, _)| value != 0) {
         return Err(Refusal::unsupported("Requested limit is not supported by the driver"));
     }
-    served.session.engine().reload(cx, device)?;
+    match &meant {
+        Meant::Pf(device) => served.session.engine().reload(cx, *device)?,
+        Meant::Other(other) => reload_other(served, cx, other)?,
+    }
     if action.is_some() || asked.has(a::RELOAD_LIMITS) {
         reply.add(c::RELOAD, |to| {
-            put_device(to, device);
+            match &meant {
+                Meant::Pf(device) => put_device(to, *device),
+                Meant::Other(other) => put_other(to, other),
+            }
             to.bitfield(a::RELOAD_ACTIONS_PERFORMED, 1 << REINIT, 1 << REINIT);
         });
     }
     Ok(())
 }
 
-fn info_message(to: &mut Builder, device: PciAddress) {
-    put_device(to, device);
+/// Takes the driver of a VF or SF down and brings it up again.
+fn reload_other(served: &Served, cx: Cx<'_, '_>, other: &Instance) -> Result<(), Refusal> {
+    let engine = served.session.engine();
+    if let Ok(address) = other.device.parse() {
+        engine.unbind(cx, address)?;
+        return Ok(engine.bind(cx, address)?);
+    }
+    let id = other.device.rsplit('.').next().and_then(|id| id.parse().ok()).ok_or(Refusal::bare(errno::ENODEV))?;
+    engine.set_sf_bound(cx, id, false)?;
+    Ok(engine.set_sf_bound(cx, id, true)?)
+}
+
+fn info_message(to: &mut Builder, put: impl FnOnce(&mut Builder)) {
+    put(to);
     to.text(a::INFO_DRIVER_NAME, DRIVER);
     let mut version = |kind, name, value| {
         to.nest(kind, |to| {
@@ -174,9 +216,10 @@ pub(super) fn info(
     asked: &Attributes<'_>,
     reply: &mut Reply<'_>,
 ) -> Result<(), Refusal> {
-    let device = asked.device()?;
-    served.session.engine().pf(cx, device)?;
-    reply.add(c::INFO_GET, |to| info_message(to, device));
+    match instance::find(served, cx, asked.required_handle()?)? {
+        Meant::Pf(device) => reply.add(c::INFO_GET, |to| info_message(to, |to| put_device(to, device))),
+        Meant::Other(other) => reply.add(c::INFO_GET, |to| info_message(to, |to| put_other(to, &other))),
+    }
     Ok(())
 }
 
@@ -187,7 +230,10 @@ pub(super) fn info_all(
     reply: &mut Reply<'_>,
 ) -> Result<(), Refusal> {
     for device in bound(served, cx) {
-        reply.add(c::INFO_GET, |to| info_message(to, device));
+        reply.add(c::INFO_GET, |to| info_message(to, |to| put_device(to, device)));
+    }
+    for other in instance::all(&served.view(cx)) {
+        reply.add(c::INFO_GET, |to| info_message(to, |to| put_other(to, &other)));
     }
     Ok(())
 }

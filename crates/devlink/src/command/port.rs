@@ -3,9 +3,10 @@
 use eswitch::inspect::PortView;
 use eswitch::{FunctionChange, MacAddr, PfIndex, PortHandle, SfNum, Vport};
 
-use super::dev::{bound, put_device};
+use super::dev::{bound, put_device, put_other};
 use crate::answer::Reply;
 use crate::card::{Cx, Served};
+use crate::instance::{self, Instance, Meant};
 use crate::numbers::{attribute as a, command as c, flavour, function};
 use crate::refusal::{Refusal, errno};
 use crate::request::Attributes;
@@ -20,21 +21,23 @@ fn put_port(to: &mut Builder, port: PortHandle) {
     to.u32(a::PORT_INDEX, port.index.0);
 }
 
+/// What a port's netdev is.
+fn put_netdev(served: &Served, to: &mut Builder, name: Option<&str>) {
+    let Some(name) = name else {
+        to.u16(a::PORT_TYPE, NOTSET);
+        return;
+    };
+    to.u16(a::PORT_TYPE, ETH);
+    if let Some(index) = served.ifindex.as_ref().and_then(|index| index(name)) {
+        to.u32(a::PORT_NETDEV_IFINDEX, index);
+    }
+    to.text(a::PORT_NETDEV_NAME, name);
+}
+
 /// What is told of a port.
 pub(crate) fn port_message(served: &Served, to: &mut Builder, pf: PfIndex, port: &PortView) {
     put_port(to, port.handle);
-    match &port.netdev {
-        Some(name) => {
-            to.u16(a::PORT_TYPE, ETH);
-            if let Some(index) = served.ifindex.as_ref().and_then(|index| index(name)) {
-                to.u32(a::PORT_NETDEV_IFINDEX, index);
-            }
-            to.text(a::PORT_NETDEV_NAME, name);
-        }
-        None => {
-            to.u16(a::PORT_TYPE, NOTSET);
-        }
-    }
+    put_netdev(served, to, port.netdev.as_deref());
     let dpu = served.session.engine().config().dpu;
     let (pfnum, controller) = (u16::from(pf.0), u32::from(dpu));
     let owner = |to: &mut Builder, kind: u16, controller: u32| {
@@ -77,13 +80,30 @@ fn put_function(to: &mut Builder, port: &PortView) {
     });
 }
 
+/// The port of a VF's or SF's instance.
+fn other_message(served: &Served, to: &mut Builder, other: &Instance) {
+    put_other(to, other);
+    to.u32(a::PORT_INDEX, instance::PORT);
+    put_netdev(served, to, other.netdev.as_deref());
+    to.u16(a::PORT_FLAVOUR, flavour::VIRTUAL).u8(a::PORT_SPLITTABLE, 0);
+}
+
 pub(super) fn get(
     served: &Served,
     cx: Cx<'_, '_>,
     asked: &Attributes<'_>,
     reply: &mut Reply<'_>,
 ) -> Result<(), Refusal> {
-    add_port(served, cx, asked.port()?, reply)
+    match instance::find(served, cx, asked.required_handle()?)? {
+        Meant::Pf(_) => add_port(served, cx, asked.port()?, reply),
+        Meant::Other(other) => match asked.u32(a::PORT_INDEX)?.ok_or(Refusal::missing(a::PORT_INDEX))? {
+            instance::PORT => {
+                reply.add(c::PORT_NEW, |to| other_message(served, to, &other));
+                Ok(())
+            }
+            _ => Err(Refusal::bare(errno::ENODEV)),
+        },
+    }
 }
 
 fn add_port(served: &Served, cx: Cx<'_, '_>, handle: PortHandle, reply: &mut Reply<'_>) -> Result<(), Refusal> {
@@ -99,15 +119,21 @@ pub(super) fn get_all(
     asked: &Attributes<'_>,
     reply: &mut Reply<'_>,
 ) -> Result<(), Refusal> {
-    let devices = match asked.handle()? {
-        Some(handle) => vec![handle.device()?],
-        None => bound(served, cx),
+    let (devices, others) = match asked.handle()? {
+        None => (bound(served, cx), instance::all(&served.view(cx))),
+        Some(handle) => match instance::find(served, cx, handle)? {
+            Meant::Pf(device) => (vec![device], Vec::new()),
+            Meant::Other(other) => (Vec::new(), vec![other]),
+        },
     };
     for device in devices {
         let Ok(pf) = served.session.engine().inspect_pf(cx, device) else { continue };
         for port in &pf.ports {
             reply.add(c::NEW, |to| port_message(served, to, pf.index, port));
         }
+    }
+    for other in others {
+        reply.add(c::NEW, |to| other_message(served, to, &other));
     }
     Ok(())
 }

@@ -174,12 +174,12 @@ impl<'a> Builder<'a> {
         devices
     }
 
-    /// What an SF is on the bus itself, while it is attached.
+    /// What an SF is on the bus itself, while it is active; its driver can be unbound.
     fn sf_device(&self, pf: &PfView, sf: &SfState) -> Option<Auxiliary> {
-        sf.attached.then(|| Auxiliary {
+        (sf.active || sf.attached).then(|| Auxiliary {
             name: sf_name(sf),
             parent: Parent::Pci(pf.address.to_string()),
-            driver: Some(SF_DRIVER.to_owned()),
+            driver: sf.attached.then(|| SF_DRIVER.to_owned()),
             sfnum: Some(sf.sfnum.0),
         })
     }

@@ -28,7 +28,7 @@ pub(super) fn ioctl(lab: &Arc<Lab>, call: &Notification) -> Answer {
 
 fn answer(lab: &Lab, call: &Notification) -> io::Result<Answer> {
     let request = call.data.args[2];
-    let data = u64::from_ne_bytes(read(lab, call, request + libc::IFNAMSIZ as u64)?);
+    let data = u64::from_ne_bytes(read(lab, call, request.wrapping_add(libc::IFNAMSIZ as u64))?);
     if read_u32(lab, call, data)? != GDRVINFO {
         return Ok(Answer::Continue);
     }

@@ -109,7 +109,7 @@ fn wish(lab: &Lab, call: &Notification) -> io::Result<Wish> {
     }
     let mut parts = Vec::new();
     for n in 0..count {
-        let part: [u8; 16] = read(lab, call, at + 16 * n)?;
+        let part: [u8; 16] = read(lab, call, at.wrapping_add(16 * n))?;
         parts.push((long(&part, 0), long(&part, 8).min(MOST)));
     }
     // Of several messages the first is given: a program asks again.

@@ -207,6 +207,8 @@ pub(super) struct Generic {
     /// Dumps of all families that the kernel has been asked for, and that are to have one more.
     dumps: Vec<u32>,
     buffer: Vec<u8>,
+    /// Room for what the kernel says between two requests.
+    drained: Vec<u8>,
 }
 
 /// Where a request goes.
@@ -229,7 +231,7 @@ const DUMPS: usize = 16;
 
 impl Behind for Generic {
     fn request(&mut self, io: &mut Io, packet: &[u8]) {
-        let mut kernel = vec![0; ROOM];
+        let mut kernel = std::mem::take(&mut self.drained);
         for message in Messages(packet) {
             match self.destination(io, &message) {
                 To::Kernel => io.pass_on(message.bytes),
@@ -245,6 +247,7 @@ impl Behind for Generic {
             }
             io.drain(self, &mut kernel);
         }
+        self.drained = kernel;
     }
 
     fn kernel(&mut self, io: &mut Io, datagram: &[u8]) {
@@ -284,7 +287,7 @@ fn addressed(message: &[u8], flags: u16, seq: u32, port: u32) -> Vec<u8> {
 
 impl Generic {
     pub fn new(families: std::sync::Arc<Families>) -> Self {
-        Self { families, connections: HashMap::new(), dumps: Vec::new(), buffer: vec![0; ROOM] }
+        Self { families, connections: HashMap::new(), dumps: Vec::new(), buffer: vec![0; ROOM], drained: vec![0; ROOM] }
     }
 
     fn destination(&self, io: &Io, message: &Message<'_>) -> To {

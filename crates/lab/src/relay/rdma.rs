@@ -102,7 +102,7 @@ fn devices<'a>(io: &Io, now: &'a Now) -> Vec<Device<'a>> {
     let base = if io.shared.native { AFTER_KERNEL } else { 0 };
     let of = |(n, seen): (usize, &'a crate::cards::Seen)| {
         let firmware = seen.card.profile.firmware.as_str();
-        let index = move |device: &RdmaDevice| base + PER_CARD * n as u32 + device.index;
+        let index = move |device: &RdmaDevice| (base + PER_CARD * n as u32).wrapping_add(device.index);
         seen.card.rdma.iter().map(move |device| Device { index: index(device), device, firmware })
     };
     now.each().flat_map(of).collect()

@@ -390,7 +390,8 @@ impl Job {
 fn done(reply: ReplyWrite, result: Result<usize, i32>) {
     match result {
         Ok(written) => reply.written(u32::try_from(written).unwrap_or(u32::MAX)),
-        Err(error) => reply.error(fuser::Errno::from_i32(error)),
+        // An answer with a number that is none would be refused, and whoever wrote would wait for ever.
+        Err(error) => reply.error(fuser::Errno::from_i32(if error < 512 { error } else { Errno::IO.raw_os_error() })),
     }
 }
 

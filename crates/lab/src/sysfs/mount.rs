@@ -13,7 +13,6 @@
 
 use std::ffi::CString;
 use std::fmt;
-use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -40,6 +39,7 @@ use crate::Card;
 const COVERED: [&str; 4] = ["bus", "class", "devices", "module"];
 /// What in them is the kernel's alone, and read by every other program.
 const KEPT: &str = "devices/system";
+/// One would be faster by a fifth; but a read of the kernel's may wait while VFs come.
 const THREADS: usize = 4;
 
 /// Why `/sys` cannot be shown.
@@ -63,6 +63,9 @@ pub enum SysfsError {
         /// What came of it.
         source: io::Error,
     },
+    /// What would be mounted here would be mounted elsewhere too.
+    #[error("the mount at {0} is shared with other mount namespaces; make mounts private or slave first")]
+    Shared(PathBuf),
     /// The other half failed, and said why where it is.
     #[error("the other side of the lab could not {0} its /sys")]
     OtherHalf(&'static str),
@@ -119,7 +122,7 @@ fn open_fuse() -> Result<OwnedFd, SysfsError> {
 
 impl Mounter {
     /// Covers `/sys`, `/lib/modules` and `/proc/modules` in the calling thread's mount namespace, which must be
-    /// the lab's own and private: nothing is undone if it fails half-way.
+    /// the lab's own, and whose mounts must be private or slaves: nothing is undone if it fails half-way.
     ///
     /// # Errors
     /// The system refuses, or the supervisor does not serve.
@@ -134,6 +137,9 @@ impl Mounter {
 
     fn try_mount(&self) -> Result<Shortcomings, SysfsError> {
         let fuse = open_fuse()?;
+        if let Some(path) = shared_mount() {
+            return Err(SysfsError::Shared(path));
+        }
         own_sysfs()?;
         let sys = copy("/sys").map_err(system("copying the mount of /sys"))?;
         let kept = copy(format!("/sys/{KEPT}")).ok();
@@ -141,7 +147,7 @@ impl Mounter {
         mount_fuse(&fuse)?;
         let mut fds = vec![fuse.as_fd(), sys.as_fd()];
         fds.extend(modules.systems.as_ref().map(AsFd::as_fd));
-        fds.extend(modules.made.as_ref().map(AsFd::as_fd));
+        fds.extend(modules.made.as_ref().and_then(|made| made.0.as_ref()).map(AsFd::as_fd));
         let word: &[u8] = match (&modules.systems, &modules.made) {
             (None, _) => b"plain",
             (Some(_), None) => b"modules",
@@ -154,8 +160,25 @@ impl Mounter {
             Ok((length, _)) if answer.get(..length) == Some(b"serving") => {}
             _ => return Err(SysfsError::OtherHalf("serve")),
         }
-        put_into_place(kept.as_ref(), &modules)
+        let missing = put_into_place(kept.as_ref(), &modules)?;
+        if let Some(made) = modules.made {
+            made.hand_over();
+        }
+        Ok(missing)
     }
+}
+
+/// A mount from which those of a lab would spread to where there is none.
+fn shared_mount() -> Option<PathBuf> {
+    let text = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
+    let shared = |line: &str| {
+        let mut fields = line.split(' ').skip(4);
+        let path = fields.next()?;
+        let concerned = ["/", "/sys", "/proc", "/lib", "/usr", "/usr/lib"].contains(&path) || path.starts_with("/sys/");
+        let shared = fields.take_while(|field| *field != "-").any(|field| field.starts_with("shared:"));
+        (concerned && shared).then(|| path.into())
+    };
+    text.lines().find_map(shared)
 }
 
 /// Makes `/sys` that of the calling thread's network namespace, where the kernel allows. What was mounted in
@@ -261,8 +284,8 @@ struct Modules {
     systems: Option<OwnedFd>,
     covered: String,
     shown: String,
-    /// It was made, to be covered: a lock on it, which each lab holds that uses it.
-    made: Option<OwnedFd>,
+    /// It was made, to be covered.
+    made: Option<Made>,
 }
 
 const MODULES: &str = "/lib/modules";
@@ -275,7 +298,7 @@ impl Modules {
         if Path::new(&own).is_dir() {
             return Self { systems, covered: own, shown: format!("lib-modules/{release}"), made: None };
         }
-        let made = if systems.is_none() || is_made_by_a_lab(MODULES) { make(Path::new(MODULES)) } else { None };
+        let made = if systems.is_none() || is_made_by_a_lab(MODULES) { Made::new() } else { None };
         let systems = systems.or_else(|| copy(MODULES).ok());
         Self { systems, covered: MODULES.to_owned(), shown: "lib-modules".to_owned(), made }
     }
@@ -289,14 +312,53 @@ fn is_made_by_a_lab(path: &str) -> bool {
     empty && stat(path).is_ok_and(|status| status.st_mode & 0o7777 == MADE_BY_A_LAB)
 }
 
-/// Makes an empty directory, or finds it, and locks it.
-fn make(path: &Path) -> Option<OwnedFd> {
-    if std::fs::create_dir(path).is_ok() {
-        rustix::fs::chmod(path, Mode::from_raw_mode(MADE_BY_A_LAB)).ok()?;
+/// A directory that a lab has made, this one or one before it, and that the last one removes: a lock on it,
+/// which each has that uses it.
+#[derive(Debug)]
+struct Made(Option<OwnedFd>);
+
+impl Made {
+    /// Makes it, or finds it.
+    fn new() -> Option<Self> {
+        // It may be removed before it is locked, and then is made again.
+        for _ in 0..100 {
+            if std::fs::create_dir(MODULES).is_ok() {
+                rustix::fs::chmod(MODULES, Mode::from_raw_mode(MADE_BY_A_LAB)).ok()?;
+            }
+            let dir = match open_dir(MODULES) {
+                Err(Errno::NOENT) => continue,
+                dir => dir.ok()?,
+            };
+            flock(&dir, FlockOperation::LockShared).ok()?;
+            if stat(MODULES)
+                .is_ok_and(|now| statat(&dir, "", AtFlags::EMPTY_PATH).is_ok_and(|s| s.st_ino == now.st_ino))
+            {
+                return Some(Self(Some(dir)));
+            }
+        }
+        None
     }
-    let dir = openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()?;
-    flock(&dir, FlockOperation::NonBlockingLockShared).ok()?;
-    Some(dir)
+
+    /// The other side of the lab has the lock from now on.
+    fn hand_over(mut self) {
+        drop(self.0.take());
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        let Some(dir) = self.0.take() else { return };
+        // Unlocked first: of two that end at the same time, each would see the other's lock.
+        let _ = flock(&dir, FlockOperation::Unlock);
+        let Ok(again) = open_dir(MODULES) else { return };
+        if flock(&again, FlockOperation::NonBlockingLockExclusive).is_ok() && is_made_by_a_lab(MODULES) {
+            let _ = std::fs::remove_dir(MODULES);
+        }
+    }
+}
+
+fn open_dir(path: &str) -> Result<OwnedFd, Errno> {
+    openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
 /// What `uname -r` says.
@@ -341,7 +403,7 @@ impl Server {
             return Err(SysfsError::OtherHalf("mount"));
         };
         let modules = if word.starts_with(b"modules") { fds.next() } else { None };
-        let made = if word.ends_with(b"made") { fds.next() } else { None };
+        let made = if word.ends_with(b"made") { fds.next() } else { None }.map(|dir| Made(Some(dir)));
         let scene = Scene::new(cards, Beneath::new(sys, modules), release());
         let mut config = fuser::Config::default();
         config.acl = fuser::SessionACL::All;
@@ -351,22 +413,12 @@ impl Server {
         // Its threads end when the lab's mount namespace does.
         session.and_then(fuser::Session::spawn).map_err(failed)?;
         send(&self.socket, b"serving", &[]).map_err(system("answering the lab"))?;
-        Ok(Serving { made })
+        Ok(Serving { _made: made })
     }
 }
 
 /// What there is while `/sys` is served. It is to be dropped when the lab has ended.
 #[derive(Debug)]
 pub struct Serving {
-    made: Option<OwnedFd>,
-}
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        let Some(made) = self.made.take() else { return };
-        // The last lab removes what the first has made. If another has it, that does.
-        if flock(File::from(made), FlockOperation::NonBlockingLockExclusive).is_ok() {
-            let _ = std::fs::remove_dir(MODULES);
-        }
-    }
+    _made: Option<Made>,
 }

@@ -251,7 +251,8 @@ impl Drop for Place {
     }
 }
 
-fn unshare() {
+/// Gives the calling thread namespaces of its own, whose mounts are private.
+pub fn unshare() {
     use rustix::mount::{MountPropagationFlags, mount_change};
     use rustix::thread::UnshareFlags;
     #[expect(deprecated, reason = "its successor is unsafe, for the sake of a flag that is not used here")]

@@ -21,6 +21,11 @@ pub(super) fn echo(words: &mut Words<'_>) -> Result<Action, WordError> {
     words.literal(">")?;
     let (at, path) = words.next(FILES)?;
     let unknown = || WordError { at, message: format!("expected {FILES}, found `{path}`") };
+    match path.strip_prefix(SF_DRIVER) {
+        Some("bind") => return Ok(Action::BindSf(sf_device(&mut value)?, true)),
+        Some("unbind") => return Ok(Action::BindSf(sf_device(&mut value)?, false)),
+        _ => {}
+    }
     let file = path.strip_prefix("/sys/bus/pci/").ok_or_else(unknown)?;
     match file {
         "drivers/mlx5_core/bind" => return Ok(Action::Bind(pci_address(&mut value)?)),
@@ -44,6 +49,17 @@ pub(super) fn echo(words: &mut Words<'_>) -> Result<Action, WordError> {
         "reset" => one(&mut value).map(|()| Action::Reset(address))?,
         _ => return Err(unknown()),
     })
+}
+
+/// Where the driver of SFs' devices is.
+const SF_DRIVER: &str = "/sys/bus/auxiliary/drivers/mlx5_core.sf/";
+
+/// The number of an SF's device: `mlx5_core.sf.2`.
+fn sf_device(value: &mut Words<'_>) -> Result<u32, WordError> {
+    let (at, name) = value.next("an SF's device such as mlx5_core.sf.2")?;
+    let number = name.strip_prefix("mlx5_core.sf.").and_then(|number| number.parse().ok());
+    let wrong = || WordError { at, message: format!("expected an SF's device such as mlx5_core.sf.2, found `{name}`") };
+    number.ok_or_else(wrong)
 }
 
 /// The name of a driver; nothing clears it.

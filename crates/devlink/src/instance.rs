@@ -1,0 +1,99 @@
+//! Devlink instances other than PFs': those of VFs and SFs that have a driver. Each has one port, of flavour
+//! `virtual`, and nothing to be changed but by its PF.
+
+use std::sync::Arc;
+
+use eswitch::PciAddress;
+use lockdep::{Mutex, lock_classes};
+
+use crate::card::{Cx, Served};
+use crate::refusal::{Refusal, errno};
+use crate::request::Handle;
+use crate::view::{self, Parent, Role};
+
+lock_classes! {
+    /// The view that was made last.
+    pub leaf ViewClass = "view of a card";
+}
+
+/// The index of the port of such an instance.
+pub(crate) const PORT: u32 = 1;
+
+/// The view that was made last, and of which state of the card.
+pub struct LastView(Mutex<ViewClass, Option<(u64, Arc<view::Card>)>>);
+
+impl Default for LastView {
+    fn default() -> Self {
+        Self(Mutex::new(None))
+    }
+}
+
+impl Served {
+    /// What there is of the card now.
+    pub fn view(&self, cx: Cx<'_, '_>) -> Arc<view::Card> {
+        let engine = self.session.engine();
+        let changes = engine.changes();
+        let last = self.last.0.lock_leaf(cx).clone();
+        if let Some((_, view)) = last.filter(|(of, _)| *of == changes) {
+            return view;
+        }
+        let view = Arc::new(view::of(engine, &self.profile, cx));
+        *self.last.0.lock_leaf(cx) = Some((changes, Arc::clone(&view)));
+        view
+    }
+}
+
+/// An instance of a VF or SF.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Instance {
+    /// `pci`, `auxiliary`.
+    pub bus: &'static str,
+    /// Its name on that.
+    pub device: String,
+    /// Its netdev, if that is there.
+    pub netdev: Option<String>,
+}
+
+/// Every instance of a VF or SF.
+pub(crate) fn all(view: &view::Card) -> Vec<Instance> {
+    let netdev = |role: Role, parent: &Parent| {
+        let found = view.netdevs.iter().find(|netdev| netdev.role == role && netdev.parent == *parent);
+        found.map(|netdev| netdev.name.clone())
+    };
+    let vfs = view.functions.iter().filter(|function| function.vf_of.is_some() && function.driver.is_some());
+    let vfs = vfs.map(|function| Instance {
+        bus: "pci",
+        device: function.address.clone(),
+        netdev: netdev(Role::Vf, &Parent::Pci(function.address.clone())),
+    });
+    let sfs = view.auxiliary.iter().filter(|device| device.sfnum.is_some() && device.driver.is_some());
+    let sfs = sfs.map(|device| Instance {
+        bus: "auxiliary",
+        device: device.name.clone(),
+        netdev: netdev(Role::Sf, &Parent::Auxiliary(device.name.clone())),
+    });
+    vfs.chain(sfs).collect()
+}
+
+/// What a handle means.
+pub(crate) enum Meant {
+    /// A PF.
+    Pf(PciAddress),
+    /// A VF or SF.
+    Other(Instance),
+}
+
+/// The instance that a handle means.
+///
+/// # Errors
+/// There is none.
+pub(crate) fn find(served: &Served, cx: Cx<'_, '_>, handle: Handle<'_>) -> Result<Meant, Refusal> {
+    if let Ok(address) = handle.device()
+        && served.session.engine().pf(cx, address).is_ok()
+    {
+        return Ok(Meant::Pf(address));
+    }
+    let view = served.view(cx);
+    let found = all(&view).into_iter().find(|other| other.bus == handle.bus && other.device == handle.device);
+    found.map(Meant::Other).ok_or(Refusal::bare(errno::ENODEV))
+}
