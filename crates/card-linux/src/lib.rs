@@ -20,7 +20,7 @@
 //!
 //! What it guarantees beyond [`eswitch::card::Card`]: a request that fails leaves nothing behind; what
 //! exists is checked against the kernel ([`resources`](eswitch::card::Card::resources)); when the card
-//! is dropped nothing is left of it, and what a killed process left is cleared away by the next.
+//! is dropped nothing is left of it, and what a killed process left is cleared away, or taken over, by the next.
 //!
 //! Start at [`Place`], then [`LinuxCard`].
 

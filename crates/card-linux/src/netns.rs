@@ -182,7 +182,10 @@ fn lock(address: PciAddress) -> Result<(File, bool), NetnsError> {
         Err(fs::TryLockError::Error(error)) => return Err(system(format!("locking {}", path.display()))(error)),
     }
     let died = file.metadata().map_err(system(format!("reading {}", path.display())))?.len() > 0;
-    let written = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| write!(file, "{}", std::process::id()));
+    // Never empty on the way: who dies here has left what there was to leave.
+    let pid = std::process::id().to_string();
+    let written =
+        file.rewind().and_then(|()| file.write_all(pid.as_bytes())).and_then(|()| file.set_len(pid.len() as u64));
     written.map_err(system(format!("writing {}", path.display())))?;
     Ok((file, died))
 }

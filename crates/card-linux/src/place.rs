@@ -6,6 +6,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 use crate::netlink::Socket;
@@ -59,6 +60,21 @@ impl Place {
         let mut socket = Socket::open(&home).map_err(system("opening a netlink socket"))?;
         // Without a loopback that is up, much does not work; but a card does.
         let _ = socket.run_one(|batch| request::set_up(batch, 1, true));
+        Ok(Self { home, private: true })
+    }
+
+    /// Whether [`prepare`](Self::prepare) would make namespaces, rather than use the one this was started in.
+    pub fn would_be_private() -> bool {
+        !(capable() && netns::current().is_ok_and(|home| sys::owns(&home)))
+    }
+
+    /// Joins the place that another process of the same user has made. Call it before any thread is started.
+    ///
+    /// # Errors
+    /// The process has gone, or is not this user's.
+    pub fn join(process: BorrowedFd<'_>) -> Result<Self, PlaceError> {
+        sys::enter_all(process).map_err(system("entering the namespaces of a process"))?;
+        let home = netns::current().map_err(system("opening /proc/thread-self/ns/net"))?;
         Ok(Self { home, private: true })
     }
 

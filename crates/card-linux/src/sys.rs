@@ -97,6 +97,13 @@ pub(crate) fn unshare_all() -> io::Result<()> {
     check(unsafe { libc::unshare(flags) }).map(drop)
 }
 
+/// Moves the calling process, which has one thread, to the user, network and mount namespaces of another.
+pub(crate) fn enter_all(process: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = libc::CLONE_NEWUSER | libc::CLONE_NEWNET | libc::CLONE_NEWNS;
+    // SAFETY: no pointers; what it changes is this process's alone.
+    check(unsafe { libc::setns(process.as_raw_fd(), flags) }).map(drop)
+}
+
 /// Real user and group.
 pub(crate) fn user_and_group() -> (u32, u32) {
     // SAFETY: neither can fail.

@@ -45,6 +45,9 @@ pub enum Command {
     Up(Up),
     /// End a daemon that keeps cards up, and wait until nothing is left
     Down(Down),
+    /// Said by a daemon without root: keep the namespaces it lives in
+    #[command(hide = true)]
+    Keeper,
     /// Say which cards daemons keep up, and how they are
     Status(Status),
     /// Explore scenarios: every order of their threads and every failure, up to a bound

@@ -6,6 +6,7 @@ pub mod folders;
 mod found;
 mod host;
 mod journal;
+mod keeper;
 mod log;
 mod notify;
 mod told;
@@ -34,12 +35,14 @@ use config::{CardEntry, Config};
 use folders::Socket;
 use host::{CardHost, Ending};
 use journal::Journal;
+use keeper::{Kept, Letting};
 use log::Chronicler;
 use notify::Notify;
 
 pub use detach::detach;
 pub use found::{Found, NotFound, socket_of, sockets};
 pub use host::How;
+pub use keeper::keeper;
 pub use told::{CardStatus, PfStatus};
 
 /// How long any wait of a command may take.
@@ -70,10 +73,7 @@ pub fn daemon(arguments: &Up) -> Result<u8> {
         }
         doors.push(Door { socket, journal: Arc::new(journal) });
     }
-    let place = match config.cards.iter().any(|card| card.kind == Kind::Linux) {
-        true => Some(Place::prepare()?),
-        false => None,
-    };
+    let (place, letting) = prepare(&config, &doors)?;
     let domain = crate::domain(arguments.lockdep);
     let pulse = Arc::new(Pulse::new());
     interrupt::listen(&domain, &pulse)?;
@@ -84,7 +84,17 @@ pub fn daemon(arguments: &Up) -> Result<u8> {
         pulse,
         notify,
     };
-    lockdep::enter(&domain, "main", |cx| daemon.run(cx, &config, doors))
+    lockdep::enter(&domain, "main", |cx| daemon.run(cx, &config, doors, letting))
+}
+
+/// A place for cards of netdevs, if there are any, and who keeps it.
+fn prepare(config: &Config, doors: &[Door]) -> Result<(Option<Place>, Letting)> {
+    let linux = |(card, _): &(&CardEntry, &Door)| card.kind == Kind::Linux;
+    let with_netdevs: Vec<_> = config.cards.iter().zip(doors).filter(linux).collect();
+    let Some((first, _)) = with_netdevs.first() else { return Ok((None, Letting::none())) };
+    let keeps = with_netdevs.iter().any(|(_, door)| door.journal.last().is_some());
+    let (place, letting) = Kept::prepare(&first.socket, keeps)?.split();
+    Ok((Some(place), letting))
 }
 
 /// What all cards of a daemon share.
@@ -113,7 +123,7 @@ struct Running {
 }
 
 impl Daemon {
-    fn run(&self, cx: &mut Locked<'_, Unlocked>, config: &Config, doors: Vec<Door>) -> Result<u8> {
+    fn run(&self, cx: &mut Locked<'_, Unlocked>, config: &Config, doors: Vec<Door>, letting: Letting) -> Result<u8> {
         tracing::info!(version = env!("CARGO_PKG_VERSION"), cards = config.cards.len(), "starting");
         let mut up = Vec::new();
         for (card, door) in config.cards.iter().zip(doors) {
@@ -131,6 +141,7 @@ impl Daemon {
         self.notify.stopping();
         tracing::info!(how = self.ending.how().words(), "stopping");
         if self.ending.how() == How::Keep {
+            letting.stay();
             leave(up);
         }
         let mut status = HELD;
@@ -139,6 +150,7 @@ impl Daemon {
                 status = FAILED;
             }
         }
+        letting.end();
         tracing::info!("stopped");
         Ok(status)
     }

@@ -44,6 +44,7 @@ fn main() -> ExitCode {
         Command::Up(arguments) if arguments.service.detach => daemon::detach(arguments),
         Command::Up(arguments) if arguments.daemon => daemon::daemon(arguments),
         Command::Up(arguments) => up::up(arguments),
+        Command::Keeper => daemon::keeper(),
         Command::Down(arguments) => down::down(arguments),
         Command::Status(arguments) => status::status(arguments),
         Command::Check(arguments) => check::check(arguments),

@@ -1,4 +1,5 @@
-//! Daemons from outside: start, status, end, on the card in memory.
+//! Daemons from outside: start, status, end, and what a restart keeps. On the card in memory; as root and in
+//! namespaces without it on the card of netdevs, which says so where it cannot.
 
 use std::fs;
 use std::os::unix::net::UnixDatagram;
@@ -7,6 +8,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use devlink::eswitch_family::{LINE, PERFORM, WORDS};
+use devlink::{Client, ESWITCH, wire};
 use serde_json::Value;
 
 /// How long anything may take before a test gives up. Nothing is asserted of how long it takes.
@@ -225,4 +228,290 @@ fn the_log_is_one_object_a_line_if_asked_for() {
     for expected in ["starting", "up", "asked to end", "stopping", "pci/0000:08:00.0: unbound", "stopped"] {
         assert!(all.contains(&expected), "no `{expected}` in {log}");
     }
+}
+
+/// Does a step on a card; what it prints.
+fn perform(client: &mut Client, words: &str) -> Result<Vec<String>, String> {
+    let answered = client.ask(ESWITCH, PERFORM, 0, |to| {
+        to.text(WORDS, words);
+    });
+    let mut lines = Vec::new();
+    for answer in answered.map_err(|error| error.to_string())? {
+        let line = wire::attributes(&answer.attributes).flatten().find(|attribute| attribute.kind == LINE);
+        lines.extend(line.and_then(|line| line.text().map(str::to_owned)));
+    }
+    Ok(lines)
+}
+
+const PF: &str = "pci/0000:08:00.0";
+
+#[test]
+fn what_was_agreed_survives_a_kill_and_a_signal_and_is_forgotten_when_told_to() {
+    let mut place = Place::new();
+    let (pid, _) = place.start(&[]);
+    let mut client = Client::connect(Path::new(&socket(&place.folder))).unwrap();
+    for step in [
+        "modprobe mlx5_ib",
+        "devlink dev eswitch set pci/0000:08:00.0 mode switchdev encap-mode none",
+        "echo 3 > /sys/bus/pci/devices/0000:08:00.0/sriov_numvfs",
+        "devlink port function set pci/0000:08:00.0/2 hw_addr 00:11:22:33:44:55",
+        "devlink port add pci/0000:08:00.0 flavour pcisf pfnum 0 sfnum 87",
+        "devlink port add pci/0000:08:00.0 flavour pcisf pfnum 0 sfnum 88",
+        "devlink port function set pci/0000:08:00.0/32769 hw_addr 00:11:22:33:44:66 state active",
+        "devlink port del pci/0000:08:00.0/32768",
+    ] {
+        perform(&mut client, step).unwrap_or_else(|error| panic!("{step}: {error}"));
+    }
+    let looks = ["devlink port show", "devlink dev eswitch show pci/0000:08:00.0"];
+    let before = looks.map(|look| perform(&mut client, look).unwrap());
+    signal(pid, "-KILL");
+    place.ended();
+    let (pid, told) = place.start(&[]);
+    let mut client = Client::connect(Path::new(&socket(&place.folder))).unwrap();
+    assert_eq!(looks.map(|look| perform(&mut client, look).unwrap()), before);
+    assert_eq!(place.status()[0]["pfs"][0]["rdma_representors"], 5);
+    signal(pid, "-TERM");
+    while !hear(&told).contains("STOPPING=1") {}
+    place.ended();
+    place.start(&[]);
+    assert_eq!(place.status()[0]["pfs"][0]["sfs"], 1);
+    assert_eq!(place.output(&["down"]).0, 0);
+    place.ended();
+    place.start(&[]);
+    assert_eq!(place.status()[0]["pfs"][0]["mode"], "legacy", "down forgets");
+}
+
+#[test]
+fn every_answered_command_of_a_burst_is_there_after_a_kill() {
+    let mut place = Place::new();
+    for round in 0..5u8 {
+        let (pid, _) = place.start(&["--fresh"]);
+        let mut client = Client::connect(Path::new(&socket(&place.folder))).unwrap();
+        perform(&mut client, &format!("devlink dev eswitch set {PF} mode switchdev")).unwrap();
+        perform(&mut client, "echo 1 > /sys/bus/pci/devices/0000:08:00.0/sriov_numvfs").unwrap();
+        let killer = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(10 + 7 * u64::from(round)));
+            signal(pid, "-KILL");
+        });
+        let mac = |n: u32| format!("00:11:22:33:{:02x}:{:02x}", n >> 8 & 0xff, n & 0xff);
+        let set = |n: u32| format!("devlink port function set {PF}/1 hw_addr {}", mac(n));
+        // How many were answered.
+        let answered = (1..).take_while(|n| perform(&mut client, &set(*n)).is_ok()).last().unwrap_or(0);
+        killer.join().unwrap();
+        place.ended();
+        place.start(&[]);
+        let mut client = Client::connect(Path::new(&socket(&place.folder))).unwrap();
+        let shown = perform(&mut client, &format!("devlink port show {PF}/1")).unwrap().join("\n");
+        // The one that was not answered may have been carried out.
+        let may_be = [mac(answered), mac(answered + 1)];
+        let is = may_be.iter().any(|mac| shown.contains(mac.as_str()));
+        assert!(is || answered == 0, "one of {may_be:?} in {shown}");
+        assert_eq!(place.output(&["down"]).0, 0);
+        place.ended();
+    }
+}
+
+#[test]
+fn state_that_cannot_be_read_is_let_be_until_told_otherwise() {
+    let mut place = Place::new();
+    fs::create_dir_all(place.folder.join("state")).unwrap();
+    let path = place.folder.join("state/0000:08:00.0.redb");
+    let foreign = "this is somebody's diary, of which nothing may be lost".repeat(200);
+    fs::write(&path, &foreign).unwrap();
+    let (code, _, complaint) = place.output(&["up", "--daemon"]);
+    assert_eq!(code, 2);
+    assert!(complaint.contains("--fresh") && complaint.contains("no state of a card"), "{complaint}");
+    assert_eq!(fs::read_to_string(&path).unwrap(), foreign);
+    place.start(&["--fresh"]);
+    assert_eq!(fs::read_to_string(place.folder.join("state/0000:08:00.0.aside-1")).unwrap(), foreign);
+}
+
+#[test]
+fn a_configuration_that_does_not_fit_what_is_stored_is_refused() {
+    let mut place = Place::new();
+    let config = |total: u16| format!("[cards.a.card]\ntotal_vfs = {total}\n");
+    let file = place.file("a.toml", &config(8));
+    let (pid, _) = place.start(&["--config", file.to_str().unwrap()]);
+    signal(pid, "-KILL");
+    place.ended();
+    fs::write(&file, config(4)).unwrap();
+    let (code, _, complaint) = place.output(&["up", "--daemon", "--config", file.to_str().unwrap()]);
+    assert_eq!(code, 2);
+    assert!(complaint.contains("`total_vfs` is 4 and was 8"), "{complaint}");
+    place.start(&["--fresh", "--config", file.to_str().unwrap()]);
+}
+
+#[test]
+fn the_example_configuration_can_be_used() {
+    let mut place = Place::new();
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../dist/eswitch.toml");
+    // On the card in memory: what it is made of is all that differs.
+    let text = fs::read_to_string(example).unwrap().replace("kind = \"linux\"", "kind = \"memory\"");
+    let file = place.file("eswitch.toml", &text);
+    place.start(&["--config", file.to_str().unwrap()]);
+    assert_eq!(place.status().len(), 1);
+}
+
+/// How programs are run on a card of netdevs: as whom, and once there is a card, where its netdevs are.
+struct Rig {
+    place: Place,
+    /// What makes a program one of who runs the daemon.
+    who: Vec<String>,
+    esw: PathBuf,
+    bus: u8,
+}
+
+impl Rig {
+    fn run(&self, words: &[&str]) -> Output {
+        self.command(words).output().unwrap()
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let mut all: Vec<String> = self.who.clone();
+        all.extend(words.iter().map(|word| (*word).to_owned()));
+        let mut command = Command::new(&all[0]);
+        command.args(&all[1..]).env_remove("NOTIFY_SOCKET").current_dir(&self.place.folder);
+        command.env("RUNTIME_DIRECTORY", self.place.folder.join("run"));
+        command.env("STATE_DIRECTORY", self.place.folder.join("state"));
+        command
+    }
+
+    fn esw(&self, arguments: &[&str]) -> String {
+        let (code, said, complaint) = read(self.run(&[&[self.esw.to_str().unwrap()], arguments].concat()));
+        assert_eq!(code, 0, "{arguments:?}: {complaint}");
+        said
+    }
+
+    /// Runs a shell command where the netdevs are.
+    fn sh(&self, script: &str) -> (i32, String) {
+        let keeper = std::os::unix::net::UnixStream::connect(self.place.folder.join("run/x.keeper"));
+        let pid =
+            keeper.map(|keeper| rustix::net::sockopt::socket_peercred(&keeper).unwrap().pid.as_raw_pid().to_string());
+        let (code, said, complaint) = read(match &pid {
+            Ok(pid) => {
+                self.run(&["nsenter", "-t", pid, "-U", "-n", "-m", "--preserve-credentials", "sh", "-c", script])
+            }
+            Err(_) => self.run(&["sh", "-c", script]),
+        });
+        (code, said + &complaint)
+    }
+
+    fn must(&self, script: &str) -> String {
+        let (code, said) = self.sh(script);
+        assert_eq!(code, 0, "{script}: {said}");
+        said
+    }
+
+    fn pid(&self) -> u32 {
+        let status: Value = serde_json::from_str(self.esw(&["status", "--json"]).trim()).unwrap();
+        u32::try_from(status["pid"].as_u64().unwrap()).unwrap()
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        for n in 0..2 {
+            self.sh(&format!("ip netns del esw-t{}-{n}", self.bus));
+        }
+        self.sh(&format!("ip link del esw-t{}", self.bus));
+        self.run(&[self.esw.to_str().unwrap(), "down", "--all"]);
+    }
+}
+
+/// A kill and a restart on a card of netdevs, with VFs in use in somebody's namespaces.
+fn netdevs_in_use_survive(who: Vec<String>, bus: u8) {
+    let place = Place::new();
+    // Whoever runs it must be able to read it, and to make folders here.
+    let esw = place.folder.join("esw");
+    fs::copy(env!("CARGO_BIN_EXE_esw"), &esw).unwrap();
+    assert!(Command::new("chmod").args(["-R", "a+rwx"]).arg(&place.folder).status().unwrap().success());
+    let config = format!(
+        "[cards.x]\nkind = \"linux\"\n[cards.x.card]\naddress = \"0000:{bus:02x}:00.0\"\n\
+                          mode = \"switchdev\"\nvfs = 3\n"
+    );
+    place.file("x.toml", &config);
+    let rig = Rig { place, who, esw, bus };
+    let up = ["up", "--daemon", "--detach", "--config", "x.toml"];
+    rig.esw(&up);
+    let device = format!("0000:{bus:02x}:00.0");
+    let pf = format!("pci/{device}");
+    rig.esw(&["port", "add", &pf, "flavour", "pcisf", "pfnum", "0", "sfnum", "88"]);
+    rig.esw(&["port", "function", "set", &format!("{pf}/32768"), "state", "active"]);
+    rig.must(&format!("ip link add esw-t{bus} type bridge && ip link set esw-t{bus} up"));
+    for n in 0..2 {
+        let (netns, vf) = (format!("esw-t{bus}-{n}"), format!("enp{bus}s0f0v{n}"));
+        rig.must(&format!(
+            "set -e; ip netns add {netns}; ip link set {vf} netns {netns}; ip -n {netns} addr add 10.77.0.{}/24 dev {vf}; \
+             ip -n {netns} link set {vf} up; rep=$(ip -o link | grep -o 'en{bus}f0pf0vf{n}' | head -1); \
+             ip link set $rep master esw-t{bus} up",
+            n + 1
+        ));
+    }
+    let ping = format!("ip netns exec esw-t{bus}-0 ping -c 1 -W 1 10.77.0.2");
+    let pings = || (0..60).any(|_| rig.sh(&ping).0 == 0);
+    assert!(pings(), "{}", rig.sh(&ping).1);
+    let look = format!(
+        "for n in 0 1; do ip -n esw-t{bus}-$n -4 -o addr show; done; \
+         ip -o link | grep -E 'enp?{bus}' | cut -d: -f1,2; ip -o link show master esw-t{bus} | cut -d: -f1,2"
+    );
+    let before = rig.must(&look);
+    for _ in 0..2 {
+        signal(rig.pid(), "-KILL");
+        // While it is dead the card goes on as it is.
+        assert!(pings(), "{}", rig.sh(&ping).1);
+        rig.esw(&up);
+        assert_eq!(rig.must(&look), before);
+        assert!(pings(), "{}", rig.sh(&ping).1);
+    }
+    // Killed at some moment of finding it, again and again.
+    signal(rig.pid(), "-KILL");
+    for milliseconds in [1, 3, 6, 9, 13, 18, 25, 40] {
+        let mut starting = rig.command(&[rig.esw.to_str().unwrap(), "up", "--daemon", "--config", "x.toml"]);
+        let mut starting = starting.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        starting.kill().unwrap();
+        starting.wait().unwrap();
+    }
+    rig.esw(&up);
+    assert_eq!(rig.must(&look), before);
+    let left = rig.pid();
+    rig.esw(&["down", "--keep"]);
+    rig.esw(&up);
+    assert_ne!(rig.pid(), left);
+    assert_eq!(rig.must(&look), before);
+    assert!(pings(), "{}", rig.sh(&ping).1);
+    rig.esw(&["down"]);
+    assert!(!rig.place.folder.join("run/x.keeper").exists());
+    let (_, said, _) = read(rig.run(&["sh", "-c", "ip -o link; ip netns"]));
+    assert!(!said.contains(&format!("enp{bus}s0")) && !said.contains(&device), "{said}");
+}
+
+/// Says that a test is skipped; where everything must run, that is a failure.
+fn skip(test: &str, why: &str) {
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "{test}: {why}");
+    println!("{test} skipped: {why}");
+}
+
+fn works(words: &[&str]) -> bool {
+    Command::new(words[0]).args(&words[1..]).output().is_ok_and(|output| output.status.success())
+}
+
+#[test]
+fn netdevs_in_use_survive_a_kill_as_root() {
+    if !rustix::process::geteuid().is_root() || !works(&["ip", "netns"]) {
+        return skip("netdevs_in_use_survive_a_kill_as_root", "it takes root and iproute2");
+    }
+    netdevs_in_use_survive(vec!["env".to_owned()], 93);
+}
+
+#[test]
+fn netdevs_in_use_survive_a_kill_without_root() {
+    let who = match rustix::process::geteuid().is_root() {
+        true => vec!["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"],
+        false => vec!["env"],
+    };
+    if !works(&[&who[..], &["unshare", "-Urnm", "ip", "link", "add", "type", "veth"]].concat()) {
+        return skip("netdevs_in_use_survive_a_kill_without_root", "it takes user namespaces with veth, and iproute2");
+    }
+    netdevs_in_use_survive(who.into_iter().map(str::to_owned).collect(), 92);
 }
