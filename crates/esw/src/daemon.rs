@@ -87,6 +87,12 @@ pub fn daemon(arguments: &Up) -> Result<u8> {
     lockdep::enter(&domain, "main", |cx| daemon.run(cx, &config, doors))
 }
 
+/// The cards that a configuration asks for, if it can be used.
+pub fn fuzzed(text: &str) -> Option<Vec<eswitch::CardConfig>> {
+    let config = Config::parse(text, Kind::Memory).ok()?;
+    Some(config.cards.into_iter().map(|entry| entry.card).collect())
+}
+
 /// What all cards of a daemon share.
 struct Daemon {
     cards: Cards,
