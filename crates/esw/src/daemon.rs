@@ -97,6 +97,12 @@ fn prepare(config: &Config, doors: &[Door]) -> Result<(Option<Place>, Letting)> 
     Ok((Some(place), letting))
 }
 
+/// The cards that a configuration asks for, if it can be used.
+pub fn fuzzed(text: &str) -> Option<Vec<eswitch::CardConfig>> {
+    let config = Config::parse(text, Kind::Memory).ok()?;
+    Some(config.cards.into_iter().map(|entry| entry.card).collect())
+}
+
 /// What all cards of a daemon share.
 struct Daemon {
     cards: Cards,

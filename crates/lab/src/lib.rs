@@ -16,5 +16,12 @@ mod supervisor;
 mod sys;
 pub mod sysfs;
 
+#[doc(hidden)]
+pub mod fuzzing {
+    //! For arbitrary input.
+
+    pub use crate::relay::fuzzed as relay;
+}
+
 pub use card::{Card, Refusal};
 pub use run::{Join, LabError, Mounts, Options, Serve, run};

@@ -242,6 +242,10 @@ fn repeat(words: &mut Words<'_>, card: &CardConfig) -> Result<Action, WordError>
     let times = times
         .filter(|n| (1..=100_000).contains(n))
         .ok_or_else(|| WordError { at, message: format!("expected {EXPECTED}, from 1 to 100000, found `{word}`") })?;
+    // Each would be read, told and counted within the one before: a line of them would take any stack and any time.
+    if words.peek() == Some("repeat") {
+        return Err(words.expected("a step that is to be repeated, which cannot be `repeat` again"));
+    }
     Ok(Action::Repeat(times, Box::new(Action::from_words(words, card)?)))
 }
 

@@ -53,6 +53,7 @@ fn a_step_is_refused_at_the_word_that_is_wrong() {
         ("expect sf pci/0000:08:00.0/32768", 33, "`active`, `inactive`, `attached` or `detached`, found the end"),
         ("repeat 0: devlink dev show", 8, "from 1 to 100000"),
         ("repeat 3: devlink dev shw", 23, "did you mean `show`?"),
+        ("repeat 3: repeat 3: sync x", 11, "cannot be `repeat` again"),
         ("host 0000:03:00.0 numvfs 3", 19, "expected `sriov_numvfs`"),
         ("!", 2, "expected a command after `!`"),
     ] {

@@ -78,7 +78,11 @@ impl Config {
         })
     }
 
-    fn parse(text: &str, kind: Kind) -> Result<Self> {
+    /// Reads its text.
+    ///
+    /// # Errors
+    /// As for [`Self::read`].
+    pub fn parse(text: &str, kind: Kind) -> Result<Self> {
         let file: File = toml::from_str(text)?;
         if file.cards.is_empty() {
             bail!("no card; a table [cards.NAME] makes one");

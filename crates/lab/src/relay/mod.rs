@@ -10,6 +10,7 @@
 //! Notifications of cards are dropped.
 
 mod descriptors;
+mod fuzzing;
 mod generic;
 mod link;
 mod queue;
@@ -32,6 +33,7 @@ use crate::message::ErrorStyle;
 use crate::process::{Caller, NET_ADMIN};
 use queue::Queue;
 
+pub use fuzzing::fuzzed;
 pub(crate) use generic::Families;
 
 /// What a program's socket speaks.

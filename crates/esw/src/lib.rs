@@ -1,0 +1,85 @@
+//! The command: arguments in, text or JSON out.
+
+#![forbid(unsafe_code)]
+
+mod arguments;
+mod bonds;
+mod cards;
+mod check;
+mod daemon;
+mod devlink_words;
+mod down;
+mod exec;
+mod interrupt;
+mod output;
+mod programs;
+mod prompt;
+mod remote;
+mod run;
+mod sockets;
+mod status;
+mod up;
+
+#[doc(hidden)]
+pub mod fuzzing {
+    //! For arbitrary input.
+
+    pub use crate::daemon::fuzzed as daemon_config;
+}
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Parser;
+use lockdep::{Domain, OnReport};
+
+use arguments::{Arguments, Command};
+
+/// Everything held.
+const HELD: u8 = 0;
+/// Something did not.
+const FAILED: u8 = 1;
+/// Input that cannot be used.
+const UNUSABLE: u8 = 2;
+/// Interrupted; as a shell reports it.
+const INTERRUPTED: u8 = 130;
+
+/// Does what the arguments of this process ask for; its exit status.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let done = match &arguments.command {
+        Command::Run(arguments) => run::run(arguments),
+        Command::Up(arguments) if arguments.service.detach => daemon::detach(arguments),
+        Command::Up(arguments) if arguments.daemon => daemon::daemon(arguments),
+        Command::Up(arguments) => up::up(arguments),
+        Command::Keeper => daemon::keeper(),
+        Command::Down(arguments) => down::down(arguments),
+        Command::Status(arguments) => status::status(arguments),
+        Command::Check(arguments) => check::check(arguments),
+        Command::Exec(arguments) => exec::exec(arguments),
+        Command::Shell(arguments) => exec::shell(arguments),
+        Command::Dev(words) => devlink_words::run("dev", words),
+        Command::Port(words) => devlink_words::run("port", words),
+        Command::Health(words) => devlink_words::run("health", words),
+        Command::Monitor(words) => devlink_words::monitor(words),
+    };
+    programs::end_what_is_left();
+    match done {
+        Ok(code) => match output::not_written() {
+            None => ExitCode::from(code),
+            Some(error) => {
+                eprintln!("esw: writing to standard output: {error}");
+                ExitCode::from(code.max(FAILED))
+            }
+        },
+        Err(error) => {
+            eprintln!("esw: {error:#}");
+            ExitCode::from(UNUSABLE)
+        }
+    }
+}
+
+/// Where threads are born: with the lock checker if asked for, or in a debug build.
+fn domain(lockdep: bool) -> Arc<Domain> {
+    if lockdep { Domain::checked(OnReport::Record) } else { Domain::for_build(OnReport::Record) }
+}

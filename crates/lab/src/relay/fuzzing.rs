@@ -1,0 +1,159 @@
+//! The relays, with whatever bytes from whichever side.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use devlink::view::{self, Netdev, Parent, Profile, RdmaDevice, Role};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
+
+use super::generic::{Families, Generic};
+use super::rdma::Rdma;
+use super::route::Route;
+use super::{Behind, Io, Protocol, ROOM, Shared, queue::Queue};
+use crate::card::{Card, Refusal};
+use crate::cards::Cards;
+use crate::message::Messages;
+use crate::process::Caller;
+
+/// Has every relay take a datagram: from a program, from the kernel, from a card that tells something, and from a
+/// card that answers.
+///
+/// # Panics
+/// What the program is given is no netlink message.
+pub fn fuzzed(bytes: &[u8]) {
+    let bytes = bytes.get(..ROOM).unwrap_or(bytes);
+    for protocol in [Protocol::Route, Protocol::Generic, Protocol::Rdma] {
+        let card = Arc::new(Echo { view: Arc::new(card()), says: bytes.to_vec(), told: Mutex::default() });
+        let Ok((mut io, reader)) = place(protocol, Arc::clone(&card)) else { return };
+        let mut behind: Box<dyn Behind> = match protocol {
+            Protocol::Route => Box::new(Route::default()),
+            Protocol::Generic => Box::new(Generic::new(Arc::new(Families::default()))),
+            Protocol::Rdma => Box::new(Rdma),
+        };
+        behind.request(&mut io, bytes);
+        behind.kernel(&mut io, bytes);
+        behind.notification(&mut io, bytes);
+        // Once more, now that questions are remembered and the family is known.
+        behind.kernel(&mut io, bytes);
+        io.flush();
+        drop(io);
+        assert!(reader.join().is_ok(), "{protocol:?}: what the program was given is no netlink message");
+        for words in card.told.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            assert!(words.starts_with("ip link set "), "a card was told `{words}`");
+        }
+    }
+}
+
+/// A relay whose kernel takes nothing, and a program that reads all it is given.
+fn place(protocol: Protocol, card: Arc<Echo>) -> io::Result<(Io, thread::JoinHandle<()>)> {
+    let (end, program) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    let kernel = OwnedFd::from(std::fs::File::open("/dev/null")?);
+    // No process has this number, so there is none to take descriptors from.
+    let caller = Caller { process: u32::MAX, own: u32::MAX, capabilities: u64::MAX };
+    let shared = Arc::new(Shared::new(protocol, libc::SOCK_RAW as u32, caller, kernel, false)?);
+    let cards = Arc::new(Cards::new(vec![card]));
+    let read = move || {
+        let mut buffer = vec![0; ROOM];
+        while let Ok((_, length @ 1..)) = recv(&program, &mut buffer[..], RecvFlags::TRUNC) {
+            assert!(length <= buffer.len() && Messages(&buffer[..length]).next().is_some());
+        }
+    };
+    let reader = thread::Builder::new().name("program".to_owned()).spawn(read)?;
+    Ok((Io { end, shared, cards, queue: Queue::default(), sender: u32::MAX, deaf: false }, reader))
+}
+
+/// A card whose server answers with what it is given, as often as there is room for, and then is gone.
+struct Echo {
+    view: Arc<view::Card>,
+    says: Vec<u8>,
+    told: Mutex<Vec<String>>,
+}
+
+impl Card for Echo {
+    fn view(&self) -> io::Result<Arc<view::Card>> {
+        Ok(Arc::clone(&self.view))
+    }
+
+    fn perform(&self, words: &str) -> Result<(), Refusal> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).push(words.to_owned());
+        Ok(())
+    }
+
+    fn connect(&self) -> io::Result<OwnedFd> {
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        // What tells of the family first, so that what follows gets further.
+        send(&ours, &family(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?;
+        for _ in 0..2 {
+            let _ = send(&ours, &self.says, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+        }
+        Ok(theirs)
+    }
+}
+
+/// What `nlctrl` would say of devlink.
+fn family() -> Vec<u8> {
+    let mut builder = crate::message::Builder::new(16, 0, 0, 0).raw(&[1, 2, 0, 0]);
+    builder.text(2, "devlink");
+    builder.attribute(1, &21u16.to_ne_bytes());
+    builder.nested(7, |groups| {
+        groups.nested(1, |group| {
+            group.attribute(2, &5u32.to_ne_bytes());
+            group.text(1, "config");
+        });
+    });
+    builder.done()
+}
+
+/// A card with a PF and its RDMA device.
+fn card() -> view::Card {
+    const PF: &str = "0000:08:00.0";
+    let parent = || Parent::Pci(PF.to_owned());
+    let vf = view::VfInfo {
+        vf: 0,
+        mac: [2, 0, 0, 0, 0, 1],
+        vlan: 5,
+        qos: 3,
+        vlan_proto: 0x8100,
+        min_tx_rate: 10,
+        max_tx_rate: 100,
+        spoofchk: true,
+        trust: false,
+        link_state: 1,
+        guids: (1, 2),
+    };
+    view::Card {
+        name: PF.to_owned(),
+        profile: Profile::mlx5(),
+        switch_id: "b8cef6030012ab00".to_owned(),
+        functions: vec![view::Function {
+            address: PF.to_owned(),
+            vf_of: None,
+            driver: Some("mlx5_core".to_owned()),
+            driver_override: None,
+            sriov: None,
+        }],
+        auxiliary: Vec::new(),
+        netdevs: vec![Netdev {
+            name: "p0".to_owned(),
+            role: Role::Pf,
+            in_switch: true,
+            parent: parent(),
+            port_name: Some("p0".to_owned()),
+            dev_port: 0,
+            vfs: vec![vf],
+            port: Some(format!("pci/{PF}/65535")),
+            driver: "mlx5_core".to_owned(),
+            bus_info: PF.to_owned(),
+        }],
+        rdma: vec![RdmaDevice {
+            index: 0,
+            name: "rocep8s0f0".to_owned(),
+            parent: parent(),
+            node_guid: 1,
+            ports: vec![view::RdmaPort { number: 1, netdev: Some("p0".to_owned()) }],
+        }],
+        modules: Vec::new(),
+    }
+}
