@@ -25,7 +25,8 @@ pub struct Handle<'a> {
 }
 
 impl<'a> Attributes<'a> {
-    /// Reads them; only those in `allowed` may be there.
+    /// Reads those in `allowed`. Others are passed over, as devlink does: its commands are older than the
+    /// kernel's strictness, and programs send more than is looked at.
     ///
     /// # Errors
     /// EINVAL, with the place.
@@ -37,7 +38,7 @@ impl<'a> Attributes<'a> {
                 Refusal::new(errno::EINVAL, text)
             })?;
             if !allowed.contains(&attribute.kind) {
-                return Err(refused(start + attribute.offset, "Unsupported attribute"));
+                continue;
             }
             found.insert(attribute.kind, Attribute { offset: start + attribute.offset, ..attribute });
         }

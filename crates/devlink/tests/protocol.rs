@@ -149,12 +149,17 @@ fn what_cannot_be_is_refused_as_the_kernel_does() {
         assert!(matches!(nothing, Err(ClientError::Refused(r)) if r.errno == 22 && r.missing == Some(1)));
         let other = client.ask(DEVLINK, 11, wire::DUMP, |_| {});
         assert_eq!(refused(other).0, 95, "shared buffers");
-        let unknown = client.ask(DEVLINK, c::GET, 0, |to| {
+        let more = client.ask(DEVLINK, c::GET, 0, |to| {
             device(to);
             to.u32(9999, 1);
         });
-        let (errno, message) = refused(unknown);
-        assert_eq!((errno, message.as_deref()), (22, Some("Unsupported attribute")));
+        assert_eq!(more.unwrap().len(), 1, "what is not looked at does no harm");
+        let wrong = client.ask(DEVLINK, c::PORT_GET, 0, |to| {
+            device(to);
+            to.u8(a::PORT_INDEX, 1);
+        });
+        let (errno, message) = refused(wrong);
+        assert_eq!((errno, message.as_deref()), (22, Some("Attribute failed policy validation")));
         let cut = client.ask(DEVLINK, c::GET, 0, |to| {
             device(to);
             to.raw(&[200, 0, 1, 0]);

@@ -1,0 +1,90 @@
+//! Running programs in a lab around a card, where nothing of the host is touched.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+const ESW: &str = env!("CARGO_BIN_EXE_esw");
+
+/// Whether a line is what is expected, where `…` stands for anything.
+pub fn line_is(expected: &str, found: &str) -> bool {
+    match expected.split_once('…') {
+        None => expected == found,
+        Some((start, rest)) => found.strip_prefix(start).is_some_and(|found| {
+            let ends = found.char_indices().map(|(at, _)| at).chain([found.len()]);
+            ends.into_iter().any(|at| line_is(rest, &found[at..]))
+        }),
+    }
+}
+
+/// Whether lines are what is expected, where a line `…` stands for any.
+pub fn lines_are(expected: &[String], found: &[&str]) -> bool {
+    match (expected.split_first(), found.split_first()) {
+        (None, None) => true,
+        (Some((first, rest)), _) if first == "…" => (0..=found.len()).any(|at| lines_are(rest, &found[at..])),
+        (Some((first, rest)), Some((line, more))) => line_is(first, line) && lines_are(rest, more),
+        _ => false,
+    }
+}
+
+/// Why the session cannot be had here, if it cannot.
+fn missing(programs: &[&str]) -> Option<String> {
+    let there = |program: &str| {
+        let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).stdout(Stdio::null()).status();
+        found.is_ok_and(|status| status.success())
+    };
+    if let Some(program) = ["ip", "unshare"].iter().chain(programs).find(|program| !there(program)) {
+        return Some(format!("{program} is not installed"));
+    }
+    if let Err(error) = fs::File::options().read(true).write(true).open("/dev/fuse") {
+        return Some(format!("/dev/fuse: {error}"));
+    }
+    if !rustix::process::geteuid().is_root() {
+        return Some("not root".to_owned());
+    }
+    None
+}
+
+/// Whether the test must be skipped, which it says. In CI nothing may be missing.
+pub fn skipped(programs: &[&str]) -> bool {
+    let Some(why) = missing(programs) else { return false };
+    assert!(std::env::var_os("CI").is_none(), "{why}");
+    eprintln!("skipped: {why}");
+    true
+}
+
+/// The same of the Python module.
+#[allow(dead_code, reason = "each test file is a program of its own")]
+pub fn skipped_without_pyroute2() -> bool {
+    let found = Command::new("python3").args(["-c", "import pyroute2"]).stderr(Stdio::null()).status();
+    let is_there = found.is_ok_and(|status| status.success());
+    assert!(is_there || std::env::var_os("CI").is_none(), "python3 has no module pyroute2");
+    if !is_there {
+        eprintln!("skipped: python3 has no module pyroute2 (pip install pyroute2)");
+    }
+    !is_there
+}
+
+/// A folder of the test's own.
+pub struct Folder(pub PathBuf);
+
+impl Folder {
+    /// Makes one.
+    pub fn make(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("esw-{name}-{}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Runs a script where nothing of the host is touched: in network and mount namespaces of its own.
+pub fn apart(script: &str, folder: &Path) -> Output {
+    let unshare = ["--mount", "--net", "--propagation", "private", "sh", "-ec"];
+    Command::new("unshare").args(unshare).arg(script).env("FOLDER", folder).env("ESW", ESW).output().unwrap()
+}

@@ -1,0 +1,215 @@
+//! Programs that nobody here wrote, in a lab around a card of real netdevs: what they print is what they print
+//! on the hardware, as its documentation shows it.
+
+mod lab;
+
+use std::fs;
+
+use lab::{Folder, apart, lines_are};
+
+/// Runs commands in a lab around two PFs at 0000:08:00, one after the other; what each prints.
+fn session(name: &str, commands: &[&str]) -> Vec<Vec<String>> {
+    const MARK: &str = "@@";
+    let folder = Folder::make(name);
+    fs::write(
+        folder.0.join("config"),
+        "[cards.card0]\nkind = \"linux\"\n[cards.card0.card]\npfs = 2\nmodules = [\"mlx5_ib\"]\n",
+    )
+    .unwrap();
+    let text: String = commands.iter().map(|command| format!("echo {MARK}\n{command}\n")).collect();
+    fs::write(folder.0.join("session"), text).unwrap();
+    let script = "mount -t tmpfs tmpfs /run; mkdir -p /run/state; mount --bind /run/state /var/lib; ip link set lo up
+        $ESW up --daemon --detach --config $FOLDER/config >&2
+        $ESW exec -- bash $FOLDER/session 2>&1 || true
+        $ESW down >&2";
+    let output = apart(script, &folder.0);
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{stdout}\n{stderr}");
+    let printed: Vec<Vec<String>> = stdout
+        .split(&format!("{MARK}\n"))
+        .skip(1)
+        .map(|printed| printed.lines().map(|line| line.trim_end().to_owned()).collect())
+        .collect();
+    assert_eq!(printed.len(), commands.len(), "{stdout}\n{stderr}");
+    printed
+}
+
+/// Runs commands and compares what each prints with what is expected, where `…` stands for anything.
+fn told(name: &str, story: &[(&str, &str)]) {
+    let commands: Vec<&str> = story.iter().map(|(command, _)| *command).collect();
+    for ((command, expected), printed) in story.iter().zip(session(name, &commands)) {
+        let expected: Vec<String> = expected.lines().map(str::to_owned).collect();
+        let found: Vec<&str> = printed.iter().map(String::as_str).collect();
+        assert!(lines_are(&expected, &found), "$ {command}\n{}\nexpected:\n{}", found.join("\n"), expected.join("\n"));
+    }
+}
+
+const NUMVFS: &str = "/sys/bus/pci/devices/0000:08:00.0/sriov_numvfs";
+
+/// The kernel's documentation of devlink ports and of mlx5, and devlink's manual pages, show these lines.
+#[test]
+fn devlink_prints_what_it_prints_on_the_hardware() {
+    if lab::skipped(&["bash", "devlink"]) {
+        return;
+    }
+    let numvfs = format!("echo 2 > {NUMVFS}");
+    told(
+        "devlink",
+        &[
+            ("devlink dev show", "pci/0000:08:00.0\npci/0000:08:00.1"),
+            (
+                "devlink dev eswitch show pci/0000:08:00.0",
+                "pci/0000:08:00.0: mode legacy inline-mode none encap-mode basic",
+            ),
+            (
+                "devlink port add pci/0000:08:00.0 flavour pcisf pfnum 0 sfnum 88",
+                "Error: mlx5_core: SF ports are only supported in eswitch switchdev mode….\n\
+                 kernel answers: Operation not supported",
+            ),
+            (&numvfs, ""),
+            ("devlink dev eswitch set pci/0000:08:00.0 mode switchdev", ""),
+            (
+                "devlink dev eswitch show pci/0000:08:00.0",
+                "pci/0000:08:00.0: mode switchdev inline-mode none encap-mode basic",
+            ),
+            (
+                "devlink port show pci/0000:08:00.0/1",
+                "pci/0000:08:00.0/1: type eth netdev enp8s0f0npf0vf0 flavour pcivf controller 0 pfnum 0 vfnum 0 external \
+                 false splittable false\n  function:\n    hw_addr 02:e5:08:00:00:01…",
+            ),
+            (
+                "devlink port add pci/0000:08:00.0 flavour pcisf pfnum 0 sfnum 88",
+                "pci/0000:08:00.0/32768: type eth netdev en8f0pf0sf88 flavour pcisf controller 0 pfnum 0 sfnum 88 external \
+                 false splittable false\n  function:\n    hw_addr 02:e5:08:00:80:00 state inactive opstate detached…",
+            ),
+            (
+                "devlink port add pci/0000:08:00.0 flavour pcisf pfnum 0 sfnum 88",
+                "Error: mlx5_core: SF already exist. Choose different sfnum….\nkernel answers: File exists",
+            ),
+            ("devlink port function set en8f0pf0sf88 hw_addr 00:00:00:00:88:88 state active", ""),
+            (
+                "sleep 1; devlink port show en8f0pf0sf88",
+                "pci/0000:08:00.0/32768: type eth netdev en8f0pf0sf88 flavour pcisf controller 0 pfnum 0 sfnum 88 external \
+                 false splittable false\n  function:\n    hw_addr 00:00:00:00:88:88 state active opstate attached…",
+            ),
+            (
+                "devlink dev param show pci/0000:08:00.0 name esw_multiport",
+                "pci/0000:08:00.0:\n  name esw_multiport type driver-specific\n    values:\n      cmode runtime value false",
+            ),
+            (
+                "devlink dev param set pci/0000:08:00.0 name flow_steering_mode value dmfs cmode runtime",
+                "Error: mlx5_core: Moving flow steering…\nkernel answers: Operation not supported",
+            ),
+            ("devlink port function rate add pci/0000:08:00.0/gold tx_max 10gbit", ""),
+            ("devlink port function rate set pci/0000:08:00.0/1 tx_share 1gbit parent gold", ""),
+            (
+                "devlink port function rate show pci/0000:08:00.0/1",
+                "pci/0000:08:00.0/1: type leaf tx_share 1Gbit… parent gold",
+            ),
+            (
+                "devlink dev eswitch set pci/0000:08:00.0 mode legacy",
+                "Error: Rate node(s) exists.\nkernel answers: Device or resource busy",
+            ),
+            ("devlink port function rate set pci/0000:08:00.0/1 noparent", ""),
+            ("devlink port function rate del pci/0000:08:00.0/gold", ""),
+            ("devlink port del en8f0pf0sf88", ""),
+            ("devlink dev info pci/0000:08:00.0", "pci/0000:08:00.0:\n  driver mlx5_core\n  versions:\n…"),
+            (
+                "devlink health show pci/0000:08:00.0 reporter representors",
+                "pci/0000:08:00.0:\n  reporter representors\n    state healthy error 0 recover 0…",
+            ),
+            ("devlink dev reload pci/0000:08:00.0", ""),
+            ("devlink dev eswitch show pci/0000:0f:00.0", "kernel answers: No such device"),
+            ("devlink dev eswitch set pci/0000:08:00.0 mode legacy", ""),
+        ],
+    );
+}
+
+#[test]
+fn ip_rdma_ethtool_and_lspci_see_the_card() {
+    if lab::skipped(&["bash", "devlink", "rdma", "ethtool", "lspci"]) {
+        return;
+    }
+    let numvfs = format!("echo 2 > {NUMVFS}");
+    told(
+        "programs",
+        &[
+            (&numvfs, ""),
+            ("ip link set enp8s0f0np0 vf 1 mac 02:00:00:00:00:07 max_tx_rate 100 spoofchk on trust on", ""),
+            (
+                "ip link show enp8s0f0np0",
+                "…\n…\n    vf 0 …\n    vf 1     link/ether 02:00:00:00:00:07, tx rate 100 (Mbps), max_tx_rate 100Mbps, spoof \
+                 checking on, link-state auto, trust on",
+            ),
+            ("ip link set enp8s0f0np0 vf 9 trust on", "Error: …\n…"),
+            ("rdma dev show", "…: rocep8s0f0: node_type ca fw 22.45.1020 …\n…"),
+            ("rdma link show rocep8s0f0/1", "link rocep8s0f0/1 …netdev enp8s0f0np0…"),
+            (
+                "ethtool -i enp8s0f0np0 | grep -E '^(driver|firmware|bus)'",
+                "driver: mlx5_core\nfirmware-version: 22.45.1020 (MT_0000000436)\nbus-info: 0000:08:00.0",
+            ),
+            (
+                "lspci -n -s 08:00",
+                "08:00.0 0200: 15b3:101d\n08:00.1 0200: 15b3:101d\n08:00.2 0200: 15b3:101e\n08:00.3 0200: 15b3:101e",
+            ),
+            ("lspci -k -s 08:00.0 | tail -2", "\tKernel driver in use: mlx5_core\n…"),
+            ("ls /sys/class/infiniband", "rocep8s0f0\n…"),
+            ("cat /sys/class/infiniband/rocep8s0f0/ports/1/gid_attrs/ndevs/0", "enp8s0f0np0"),
+            ("devlink dev eswitch set pci/0000:08:00.0 mode switchdev", ""),
+            (
+                "ip -d link show enp8s0f0npf0vf0 | grep -o 'portname.*'",
+                "portname pf0vf0 switchid e500000800000000 parentbus pci parentdev 0000:08:00.0",
+            ),
+            ("cat /sys/class/net/enp8s0f0npf0vf0/phys_port_name", "pf0vf0"),
+            ("rdma link show | grep -c rocep8s0f0/", "3"),
+            ("basename $(readlink -f /sys/class/net/enp8s0f0v1/device)", "0000:08:00.3"),
+        ],
+    );
+}
+
+#[test]
+fn pyroute2_sees_the_card() {
+    if lab::skipped(&["python3"]) || lab::skipped_without_pyroute2() {
+        return;
+    }
+    let script = r#"python3 -c "
+from pyroute2 import DL, IPRoute
+with DL() as dl:
+    print(*[device.get_attr('DEVLINK_ATTR_DEV_NAME') for device in dl.get_dump()])
+    print(*[port.get_attr('DEVLINK_ATTR_PORT_NETDEV_NAME') for port in dl.get_port_dump()])
+with IPRoute() as ip:
+    link, = ip.link('get', ifname='enp8s0f0np0')
+    print(*[link.get_attr(name) for name in ('IFLA_PARENT_DEV_NAME', 'IFLA_PHYS_PORT_NAME')])
+""#;
+    told("pyroute2", &[(script, "0000:08:00.0 0000:08:00.1\nenp8s0f0np0 enp8s0f1np1\n0000:08:00.0 p0")]);
+}
+
+#[test]
+fn vfs_and_sfs_are_bound_and_unbound_in_sysfs() {
+    if lab::skipped(&["bash", "devlink"]) {
+        return;
+    }
+    let numvfs = format!("echo 2 > {NUMVFS}");
+    told(
+        "sysfs",
+        &[
+            (&numvfs, ""),
+            ("echo 0000:08:00.2 > /sys/bus/pci/drivers/mlx5_core/unbind", ""),
+            ("ls /sys/class/net | grep -c enp8s0f0v", "1"),
+            ("devlink dev eswitch set pci/0000:08:00.0 mode switchdev", ""),
+            ("echo 0000:08:00.2 > /sys/bus/pci/drivers/mlx5_core/bind", ""),
+            ("ls /sys/bus/pci/devices/0000:08:00.2/net", "enp8s0f0v0"),
+            ("devlink port add pci/0000:08:00.0 flavour pcisf pfnum 0 sfnum 7 > /dev/null", ""),
+            ("devlink port function set pci/0000:08:00.0/32768 state active; sleep 1", ""),
+            ("sf=$(basename /sys/bus/auxiliary/devices/mlx5_core.sf.*); cat /sys/bus/auxiliary/devices/$sf/sfnum", "7"),
+            ("ls /sys/bus/auxiliary/devices/$sf/net", "enp8s0f0s7"),
+            ("devlink dev show auxiliary/$sf", "auxiliary/mlx5_core.sf.…"),
+            ("echo $sf > /sys/bus/auxiliary/drivers/mlx5_core.sf/unbind; ls /sys/class/net | grep -c enp8s0f0s7", "0"),
+            ("devlink port show pci/0000:08:00.0/32768 | grep -o 'state active.*ed'", "state active opstate detached"),
+            ("echo $sf > /sys/bus/auxiliary/drivers/mlx5_core.sf/bind; ls /sys/class/net | grep -c enp8s0f0s7", "1"),
+            ("echo 3 > /sys/bus/pci/devices/0000:08:00.0/sriov_numvfs", "…Device or resource busy"),
+            ("echo 99 > /sys/bus/pci/devices/0000:08:00.1/sriov_numvfs", "…Numerical result out of range"),
+            ("echo many > /sys/bus/pci/devices/0000:08:00.1/sriov_numvfs", "…Invalid argument"),
+        ],
+    );
+}

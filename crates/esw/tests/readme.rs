@@ -1,0 +1,74 @@
+//! The README's session in a lab works as it is printed.
+//!
+//! Its own text is run: each command after `$ `, all in one shell in a lab, and what it prints is compared with
+//! what stands under it. `…` stands for anything, on a line of its own for any lines.
+
+mod lab;
+
+use std::fs;
+use std::path::Path;
+
+use lab::{Folder, apart, line_is, lines_are};
+
+const MARK: &str = "@@";
+
+/// A command and what it is to print.
+struct Step {
+    command: String,
+    expected: Vec<String>,
+}
+
+/// The steps of every block after a `<!-- lab` comment.
+fn steps() -> Vec<Step> {
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../README.md")).unwrap();
+    let mut steps: Vec<Step> = Vec::new();
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        if !line.starts_with("<!-- lab") {
+            continue;
+        }
+        assert_eq!(lines.next(), Some("```console"), "a session follows the comment");
+        for line in lines.by_ref().take_while(|line| *line != "```") {
+            match line.strip_prefix("$ ") {
+                Some(command) => steps.push(Step { command: command.to_owned(), expected: Vec::new() }),
+                None => steps.last_mut().expect("a command comes first").expected.push(line.to_owned()),
+            }
+        }
+    }
+    steps
+}
+
+#[test]
+fn the_ellipsis_stands_for_anything() {
+    assert!(line_is("a…c", "abbc") && line_is("…", "") && !line_is("a…c", "ab"));
+    let expected = ["one", "…", "last…"].map(str::to_owned);
+    assert!(lines_are(&expected, &["one", "two", "three", "last of all"]));
+    assert!(!lines_are(&expected, &["one", "two"]));
+}
+
+#[test]
+fn the_session_works_as_printed() {
+    if lab::skipped(&["devlink", "lspci", "ping"]) {
+        return;
+    }
+    let folder = Folder::make("readme");
+    let steps = steps();
+    assert!(steps.len() > 10, "the README has its session");
+    let session: String =
+        steps.iter().map(|step| format!("echo {MARK}\n{} || echo failed: $?\n", step.command)).collect();
+    fs::write(folder.0.join("session"), session).unwrap();
+    let script = "mount -t tmpfs tmpfs /run; mkdir -p /run/state; mount --bind /run/state /var/lib; ip link set lo up
+        $ESW up --daemon --detach --card linux >&2
+        $ESW exec -- sh $FOLDER/session 2>&1 || echo failed: $?
+        $ESW down >&2";
+    let output = apart(script, &folder.0);
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{stdout}\n{stderr}");
+    let printed: Vec<&str> = stdout.split(&format!("{MARK}\n")).skip(1).collect();
+    assert_eq!(printed.len(), steps.len(), "{stdout}\n{stderr}");
+    for (step, printed) in steps.iter().zip(printed) {
+        let found: Vec<&str> = printed.lines().collect();
+        let Step { command, expected } = step;
+        assert!(lines_are(expected, &found), "$ {command}\n{printed}\nexpected:\n{}", expected.join("\n"));
+    }
+}
