@@ -17,14 +17,14 @@ finally = ["devlink dev eswitch set pci/0000:08:00.0 mode legacy"]
 expect = ["mode pci/0000:08:00.0 legacy"]
 [[thread]]
 name = "a"
-steps = ["rmmod mlx5_core", "sync x", "modprobe mlx5_ib"]
+steps = ["rmmod nonesuch", "sync x", "modprobe mlx5_ib"]
 [[thread]]
 name = "b"
 steps = ["devlink dev eswitch set pci/0000:08:00.0 mode switchdev", "sync x"]
 "#,
     );
     assert_eq!(complaints.len(), 1, "{complaints:?}");
-    assert!(complaints[0].starts_with("step: a: `rmmod mlx5_core`: module mlx5_core is in use"), "{complaints:?}");
+    assert!(complaints[0].starts_with("step: a: `rmmod nonesuch`: module nonesuch not found"), "{complaints:?}");
 }
 
 #[test]
