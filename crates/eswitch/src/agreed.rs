@@ -24,6 +24,8 @@ use crate::vf::VfInfo;
 /// What was agreed of a card.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Agreed {
+    /// Whether `mlx5_core` is loaded.
+    pub core: bool,
     /// Modules that are loaded beside `mlx5_core`.
     pub modules: Vec<String>,
     /// Whether the card is one multiport E-Switch.
@@ -119,8 +121,10 @@ impl Engine {
             let (_, pci) = device.on_bus(cx);
             pfs.push(AgreedPf { address: device.address, pci, host_vfs: host_vfs.load(), bound: bound.ok() });
         }
-        let modules = self.shared.modules.list(cx).into_iter().filter(|name| *name != CORE);
+        let loaded = self.shared.modules.list(cx);
+        let modules = loaded.iter().copied().filter(|name| *name != CORE);
         Agreed {
+            core: loaded.contains(&CORE),
             modules: modules.map(str::to_owned).collect(),
             esw_multiport: self.lag(cx).mode == LagMode::Mpesw,
             pfs,
@@ -150,6 +154,9 @@ impl Engine {
             && let Some(pf) = agreed.pfs.first()
         {
             self.set_esw_multiport(cx, pf.address, true)?;
+        }
+        if !agreed.core {
+            self.unload_module(cx, CORE)?;
         }
         Ok(())
     }
