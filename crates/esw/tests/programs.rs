@@ -160,6 +160,8 @@ fn ip_rdma_ethtool_and_lspci_see_the_card() {
                 "ip -d link show enp8s0f0npf0vf0 | grep -o 'portname.*'",
                 "portname pf0vf0 switchid e500000800000000 parentbus pci parentdev 0000:08:00.0",
             ),
+            ("ip netns add elsewhere; ip link set enp8s0f0np0 netns elsewhere", "…netns is immutable…\n…"),
+            ("ip link set enp8s0f0v1 netns elsewhere; ip netns del elsewhere; sleep 1", ""),
             ("cat /sys/class/net/enp8s0f0npf0vf0/phys_port_name", "pf0vf0"),
             ("rdma link show | grep -c rocep8s0f0/", "3"),
             ("basename $(readlink -f /sys/class/net/enp8s0f0v1/device)", "0000:08:00.3"),

@@ -6,6 +6,8 @@
 
 use std::collections::VecDeque;
 
+use devlink::view::Role;
+
 use crate::card::Refusal;
 use crate::message::{Attributes, Builder, Message, Messages, NLM_F_ACK, reason, u32_at, verdict};
 
@@ -22,6 +24,8 @@ const IFLA_IFNAME: u16 = 3;
 const IFLA_VFINFO_LIST: u16 = 22;
 const IFLA_EXT_MASK: u16 = 29;
 const IFLA_ALT_IFNAME: u16 = 53;
+/// IFLA_NET_NS_PID, IFLA_NET_NS_FD.
+const NAMESPACES: [u16; 2] = [19, 28];
 
 /// How many questions are remembered; an answer to an older one says nothing of VFs.
 const REMEMBERED: usize = 64;
@@ -38,7 +42,7 @@ impl Behind for Route {
         for message in Messages(packet) {
             match message.kind {
                 RTM_GETLINK => self.remember(&message),
-                RTM_NEWLINK | RTM_SETLINK => ours |= vfs_in(&message).is_some(),
+                RTM_NEWLINK | RTM_SETLINK => ours |= vfs_in(&message).is_some() || moves(&message),
                 _ => {}
             }
         }
@@ -48,7 +52,7 @@ impl Behind for Route {
         }
         let mut buffer = vec![0; ROOM];
         for message in Messages(packet) {
-            if !self.set_vfs(io, &message) {
+            if !stays(io, &message) && !self.set_vfs(io, &message) {
                 let (bytes, _held) = descriptors::ours(&message, io.sender);
                 io.pass_on(&bytes);
             }
@@ -133,6 +137,26 @@ impl Route {
         }
         true
     }
+}
+
+/// Whether a message moves a netdev into another network namespace.
+fn moves(message: &Message<'_>) -> bool {
+    let attributes = message.body().get(IFINFO..).unwrap_or_default();
+    let is_set = matches!(message.kind, RTM_NEWLINK | RTM_SETLINK) && message.is_request();
+    is_set && NAMESPACES.into_iter().any(|kind| Attributes::find(attributes, kind).is_some())
+}
+
+/// If a message moves what may not leave its namespace, says so: an uplink's netdev in switchdev mode.
+fn stays(io: &mut Io, message: &Message<'_>) -> bool {
+    let Some(name) = moves(message).then(|| name_in(io, message)).flatten() else { return false };
+    let now = io.cards.now();
+    let is_pinned = now.netdev(&name).is_some_and(|(_, _, netdev)| netdev.role == Role::Pf && netdev.in_switch);
+    if is_pinned {
+        let port = io.shared.port_to_send_from();
+        let why = reason("The interface netns is immutable");
+        io.tell(&verdict(message, port, libc::EINVAL, &why, io.shared.style()));
+    }
+    is_pinned
 }
 
 fn vfs_in<'a>(message: &Message<'a>) -> Option<&'a [u8]> {
