@@ -12,6 +12,7 @@ mod lag;
 mod linux;
 mod lockdep;
 mod memory;
+mod restart;
 
 use std::fmt;
 use std::process::Command;
@@ -39,9 +40,16 @@ pub struct Measurement {
 }
 
 fn measurements() -> impl Iterator<Item = &'static Measurement> {
-    [lockdep::MEASUREMENTS, memory::MEASUREMENTS, lag::MEASUREMENTS, check::MEASUREMENTS, linux::MEASUREMENTS]
-        .into_iter()
-        .flatten()
+    [
+        lockdep::MEASUREMENTS,
+        memory::MEASUREMENTS,
+        lag::MEASUREMENTS,
+        check::MEASUREMENTS,
+        linux::MEASUREMENTS,
+        restart::MEASUREMENTS,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 /// A number with its unit.

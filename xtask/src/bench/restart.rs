@@ -1,0 +1,83 @@
+//! What a daemon takes to be ready again after `kill -9`, beside what it took from nothing.
+//!
+//! Each turn brings a card with 1,000 VFs in switchdev mode up from its configuration, kills the daemon, and starts
+//! it again over what is left. Both are timed from the command to its return, which is when the card is ready:
+//! `esw up --daemon --detach`.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::{Measurement, OrderedRatio, Quantity, Row, Target, median};
+
+/// The group.
+pub const MEASUREMENTS: &[Measurement] = &[Measurement { name: "daemon: restart after kill -9", run: restart }];
+
+const VFS: usize = 1_000;
+const ROUNDS: usize = 7;
+
+/// Prints a line for each turn: the nanoseconds from nothing, and again after the kill.
+const SCRIPT: &str = r#"
+mount -t tmpfs tmpfs /run; mkdir /run/state /run/netns; ip link set lo up
+cat > /run/config <<END
+state_dir = "/run/state"
+[cards.bench]
+kind = "linux"
+[cards.bench.card]
+total_vfs = $VFS
+vfs = $VFS
+mode = "switchdev"
+END
+now() { date +%s%N; }
+for turn in $(seq $ROUNDS); do
+    sleep 1; a=$(now)
+    $ESW up --daemon --detach --fresh --config /run/config > /run/told 2>&1
+    b=$(now)
+    kill -9 $(sed -n 's/.*process \([0-9]*\).*/\1/p' /run/told)
+    sleep 1; c=$(now)
+    $ESW up --daemon --detach --config /run/config > /run/told 2>&1
+    d=$(now)
+    $ESW port | grep -c pcivf | grep -qx $VFS
+    $ESW down > /dev/null
+    echo $((b - a)) $((d - c))
+done
+"#;
+
+fn restart() -> Result<Vec<Row>> {
+    let built = Command::new("cargo").args(["build", "--release", "--quiet", "-p", "esw"]).status()?;
+    ensure!(built.success(), "esw cannot be built");
+    let esw = std::env::current_exe()?.with_file_name("esw");
+    let esw = if esw.parent().is_some_and(|folder| folder.ends_with("release")) {
+        esw
+    } else {
+        let target = esw.parent().and_then(|folder| folder.parent()).context("the folder of what is built")?;
+        target.join("release/esw")
+    };
+    let what = format!("ready again after kill -9, {} representors", VFS + 1);
+    let output = Command::new("unshare")
+        .args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-ec", SCRIPT])
+        .env("ESW", esw)
+        .env("VFS", VFS.to_string())
+        .env("ROUNDS", ROUNDS.to_string())
+        .output();
+    let output = match output {
+        Ok(output) if output.status.success() => output,
+        Ok(output) => {
+            return Ok(vec![Row::unavailable(what, String::from_utf8_lossy(&output.stderr).trim().to_owned())]);
+        }
+        Err(error) => return Ok(vec![Row::unavailable(what, format!("unshare: {error}"))]),
+    };
+    let text = String::from_utf8(output.stdout)?;
+    let mut turns: Vec<(f64, f64)> = Vec::new();
+    for line in text.lines() {
+        let Some((fresh, again)) = line.split_once(' ') else { bail!("`{line}` is no turn") };
+        turns.push((fresh.parse::<f64>()? / 1e6, again.parse::<f64>()? / 1e6));
+    }
+    let middle = |of: fn(&(f64, f64)) -> f64| Quantity {
+        value: median(turns.iter().map(|turn| OrderedRatio(of(turn)))).0,
+        unit: "ms",
+    };
+    let ratio = median(turns.iter().map(|(fresh, again)| OrderedRatio(again / fresh))).0;
+    let row = Row::compared(what, middle(|turn| turn.1), "from nothing", middle(|turn| turn.0), ratio);
+    Ok(vec![row.target(Target::RatioAtMost(1.0))])
+}
