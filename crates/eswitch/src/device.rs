@@ -1,9 +1,10 @@
 //! A PF: binding it to its driver, unbinding it, and what it is in between.
 
 use std::any::Any;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use lockdep::{AtomicU64, JoinHandle, LockBefore, Locked, Mutex};
+use lockdep::{AtomicU64, JoinHandle, LockBefore, Locked, Mutex, digest};
 
 use crate::card::Resource;
 use crate::devlink::{Devlink, VportInfo};
@@ -25,7 +26,7 @@ pub(crate) struct Device {
 }
 
 /// What a device has of a PF.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, Hash)]
 pub(crate) enum Slot {
     /// No driver.
     #[default]
@@ -49,6 +50,13 @@ pub struct Pf {
     pub(crate) sf_queue: SfQueue,
     /// On a DPU: how many VFs the host has enabled.
     pub(crate) host_vfs: Arc<AtomicU64>,
+}
+
+/// Which it is: of one place there may be two, one that is bound and one that was.
+impl Hash for Pf {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.index, &self.devlink).hash(state);
+    }
 }
 
 impl Pf {
@@ -79,7 +87,12 @@ impl Pf {
 
 impl Device {
     pub fn new(index: PfIndex, address: PciAddress) -> Self {
-        Self { index, address, lock: Mutex::new(Vec::new()), bound: Mutex::new(Slot::Unbound) }
+        Self {
+            index,
+            address,
+            lock: Mutex::new(Vec::new()).told(digest),
+            bound: Mutex::new(Slot::Unbound).told(digest),
+        }
     }
 
     /// The PF, if it is bound.

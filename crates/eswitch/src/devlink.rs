@@ -5,8 +5,9 @@
 //! handler waits for "devlink free, or no longer worth waiting".
 
 use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
 
-use lockdep::{EventCount, LeafOnly, LockBefore, Locked, Mutex};
+use lockdep::{EventCount, LeafOnly, LockBefore, Locked, Mutex, Since, digest};
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{MacAddr, Vport};
@@ -33,7 +34,7 @@ pub enum InlineMode {
 }
 
 /// What a devlink instance is, beside its E-Switch.
-#[derive(Debug)]
+#[derive(Debug, Hash)]
 pub struct DevlinkState {
     /// Whether commands may use it: from the end of probe to the start of removal.
     pub registered: bool,
@@ -50,10 +51,17 @@ pub struct DevlinkState {
 }
 
 /// What is known of an enabled vport.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct VportInfo {
     /// The MAC address of its function.
     pub mac: MacAddr,
+}
+
+/// Which it is, not what it is now.
+impl Hash for Devlink {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.state.hash(state);
+    }
 }
 
 impl Default for Devlink {
@@ -67,7 +75,8 @@ impl Default for Devlink {
                 sfs: SfTable::default(),
                 encap: true,
             })
-            .tried(),
+            .tried()
+            .told(digest),
             moved: EventCount::new(),
         }
     }
@@ -105,7 +114,9 @@ impl Devlink {
         f: impl FnOnce(&mut DevlinkState, &mut Locked<'_, DevlinkClass>) -> R,
     ) -> Option<R> {
         let mut f = Some(f);
+        let since = Since::now();
         loop {
+            since.forget_but(&());
             let seen = self.moved.seen(cx);
             if give_up(&mut cx.leaf_only()) {
                 return None;

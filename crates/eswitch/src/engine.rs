@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use lockdep::{
-    AtomicBool, AtomicU64, Deadline, JoinHandle, LockBefore, Locked, Mutex, Shadow, Spawn, ThreadMain, Unlocked,
+    AtomicBool, AtomicU64, Deadline, JoinHandle, LockBefore, Locked, Mutex, Shadow, Since, Spawn, ThreadMain, Unlocked,
+    digest,
 };
 
 use crate::auxiliary::Bus;
@@ -180,12 +181,12 @@ impl Engine {
                 card,
                 bus: Bus::default(),
                 modules: Modules::default(),
-                devcom: Devcom::new(Component::default()),
+                devcom: Devcom::new(Component::default()).told(digest),
                 lag,
                 events: Events::default(),
                 threads,
                 tearing_down: AtomicBool::new(false),
-                lag_thread: Mutex::new(None),
+                lag_thread: Mutex::new(None).told(digest),
                 made: Shadow::default(),
             }),
         });
@@ -600,7 +601,9 @@ impl Engine {
     }
 
     fn wait_settled(&self, cx: &mut Locked<'_, Unlocked>, retries: bool, deadline: Option<&Deadline>) -> bool {
+        let since = Since::now();
         loop {
+            since.forget_but(&deadline.map(Deadline::has_passed));
             for device in &self.devices {
                 let Ok(pf) = device.pf(cx) else { continue };
                 if !pf.eswitch.work.inner().wait_rested(cx, retries, deadline)

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Weak};
 
-use lockdep::{Locked, Mutex};
+use lockdep::{Locked, Mutex, tell};
 
 use crate::ids::{Mode, PciAddress, PfIndex, PortHandle, RepType};
 use crate::lag::LagMode;
@@ -84,7 +84,15 @@ impl fmt::Display for Event {
 /// Events kept for one subscriber at most; older ones are dropped first.
 const KEPT: usize = 4096;
 
-type Buffer = Mutex<EventsClass, VecDeque<Event>>;
+type Buffer = Mutex<EventsClass, Kept>;
+
+/// What is kept for one subscriber.
+#[derive(Debug, Default)]
+struct Kept {
+    events: VecDeque<Event>,
+    /// Texts that this one asks for.
+    asked: Vec<String>,
+}
 
 /// The stream, seen from where events are made.
 #[derive(Debug)]
@@ -105,7 +113,7 @@ impl Default for Events {
 
 impl Events {
     pub fn subscribe<L>(&self, cx: &mut Locked<'_, L>) -> Subscription {
-        let buffer = Arc::new(lockdep::unexplored(|| Mutex::new(VecDeque::new())));
+        let buffer = Arc::new(lockdep::unexplored(|| Mutex::new(Kept::default())));
         self.subscribers.lock_leaf(cx).push(Arc::downgrade(&buffer));
         Subscription(buffer)
     }
@@ -122,11 +130,18 @@ impl Events {
         };
         let event = event();
         for buffer in live {
-            let mut buffer = buffer.lock_leaf(cx);
-            if buffer.len() == KEPT {
-                buffer.pop_front();
+            let mut kept = buffer.lock_leaf(cx);
+            let text = if kept.asked.is_empty() { String::new() } else { event.to_string() };
+            let asked: Vec<String> = kept.asked.iter().filter(|asked| text.contains(*asked)).cloned().collect();
+            if kept.events.len() == KEPT {
+                kept.events.pop_front();
             }
-            buffer.push_back(event.clone());
+            kept.events.push_back(event.clone());
+            drop(kept);
+            for text in asked {
+                tell(&("event", text), &true);
+                cx.learns(&());
+            }
         }
     }
 }
@@ -134,6 +149,11 @@ impl Events {
 impl Subscription {
     /// The events since the last call.
     pub fn take<L>(&self, cx: &mut Locked<'_, L>) -> Vec<Event> {
-        self.0.lock_leaf(cx).drain(..).collect()
+        self.0.lock_leaf(cx).events.drain(..).collect()
+    }
+
+    /// These texts will be looked for among the events: to an explorer it makes a difference whether one was in any.
+    pub fn asks_for<L>(&self, cx: &mut Locked<'_, L>, texts: Vec<String>) {
+        self.0.lock_leaf(cx).asked.extend(texts);
     }
 }

@@ -1,6 +1,6 @@
 //! Modules: what brings drivers, and comes and goes.
 
-use lockdep::{LockBefore, Locked, Mutex};
+use lockdep::{LockBefore, Locked, Mutex, digest};
 
 use crate::auxiliary::{AuxKind, Function};
 use crate::card::Resource;
@@ -65,7 +65,7 @@ pub(crate) struct Modules {
 
 impl Default for Modules {
     fn default() -> Self {
-        Self { loaded: std::array::from_fn(|_| Mutex::new(false)) }
+        Self { loaded: std::array::from_fn(|_| Mutex::new(false).told(digest)) }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Threads: the roots of tokens.
 
+use std::hash::Hash;
 use std::io;
 use std::panic::Location;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -79,6 +80,15 @@ enum Imp<R> {
     Real(std::thread::JoinHandle<R>),
     Explored(usize, Arc<Mutex<Option<R>>>),
     None(io::Error),
+}
+
+/// Which thread it is, to an explorer.
+impl<R> Hash for JoinHandle<R> {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        if let Imp::Explored(thread, _) = &self.0 {
+            model::thread_name(*thread).hash(state);
+        }
+    }
 }
 
 impl<R> JoinHandle<R> {

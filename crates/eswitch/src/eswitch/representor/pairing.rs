@@ -171,6 +171,7 @@ mod tests {
         fn takes_pairing(&self) -> bool {
             true
         }
+        fn identify(&self, _: &mut dyn Hasher) {}
         fn event(&self, cx: &mut Locked<'_, RepCallback>, vport: Vport, event: RepEvent) -> Result<(), CardError> {
             let (what, peer) = match event {
                 RepEvent::Pair(peer) => ("pair", peer),
