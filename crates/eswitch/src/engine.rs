@@ -1,6 +1,7 @@
 //! The engine: one card's PFs, and the commands on them.
 
 use std::collections::BTreeSet;
+use std::panic::Location;
 use std::sync::Arc;
 
 use lockdep::{
@@ -116,6 +117,7 @@ impl Shared {
     ///
     /// # Errors
     /// There is no thread to be had.
+    #[track_caller]
     pub(crate) fn start<L>(
         &self,
         cx: &Locked<'_, L>,
@@ -127,7 +129,7 @@ impl Shared {
         if cx.fails(place) {
             return Err(Error::NoThread(place()));
         }
-        self.threads.spawn(name, main).map_err(|error| Error::NoThread(error.to_string()))
+        self.threads.spawn(name, Location::caller(), main).map_err(|error| Error::NoThread(error.to_string()))
     }
 }
 

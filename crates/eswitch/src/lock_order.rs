@@ -36,6 +36,9 @@
 use lockdep::{lock_classes, lock_order};
 
 lock_classes! {
+    /// The classes that have a place in the order, outermost first.
+    pub list ordered;
+
     /// Binding, unbinding, reloading and `sriov_numvfs` of one PF.
     pub class Device = "device";
     /// One devlink instance (a PF).

@@ -156,7 +156,7 @@ impl Hasher for AsIs {
 
 /// So many states are kept at most, a few hundred megabytes. What is met after that is searched as often as it
 /// is met, which is slower and loses nothing.
-const MOST_MET: usize = 2_000_000;
+const MOST_MET: usize = 4_000_000;
 
 /// How the search went.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

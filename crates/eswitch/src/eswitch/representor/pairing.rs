@@ -126,6 +126,7 @@ fn that_take_pairing(ops: &OpsTable) -> impl Iterator<Item = (RepType, &dyn RepO
 
 #[cfg(test)]
 mod tests {
+    use std::hash::Hasher;
     use std::sync::Arc;
 
     use lockdep::{Domain, Mutex, OnReport};
