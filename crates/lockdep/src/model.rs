@@ -211,6 +211,8 @@ pub struct Model {
     objects: Vec<Object>,
     enabled: usize,
     timers: u64,
+    /// Time-outs that have fired.
+    fired: u64,
     steps: usize,
     /// What all objects hold, and what is told beside them.
     held: u64,
@@ -378,6 +380,11 @@ impl Model {
     pub fn take_touched(&mut self, into: &mut Vec<Touch>) {
         into.clear();
         into.append(&mut self.touched);
+    }
+
+    /// How many time-outs have fired so far.
+    pub fn fired(&self) -> u64 {
+        self.fired
     }
 
     /// The number of steps so far.
@@ -1003,6 +1010,7 @@ pub(crate) fn wait(
     let expired = act(|model, me, changes| {
         let expired = model.threads[me].timer != 0;
         if expired {
+            model.fired += 1;
             model.threads[me].timer = 0;
             model.threads[me].then = None;
             model.threads[me].waits_on = None;
@@ -1061,6 +1069,7 @@ pub(crate) fn sleep(at: &'static Location<'static>) {
     });
     point();
     act(|model, me, _| {
+        model.fired += 1;
         model.threads[me].timer = 0;
         model.life(me, me, OpKind::Expire, at);
     });

@@ -118,6 +118,8 @@ struct Node {
     joins: Option<u64>,
     /// It was met before: what can follow is known, or will be.
     joined: bool,
+    /// How many time-outs had fired by then.
+    fired: u64,
     /// It was met before in this schedule: what can follow is still being searched.
     returns: bool,
     /// What the step touches that goes on with the current thread.
@@ -505,6 +507,7 @@ impl Scheduler for Bounded {
                 if let Some(last) = self.path.last() {
                     last.still_asleep(&mut node.asleep);
                 }
+                node.fired = model.fired();
                 if node.current.is_none()
                     && let Some(before) = self.join(&mut node, state(model, runnable), mark.0)
                 {
@@ -538,11 +541,14 @@ impl Bounded {
         let full = self.met.len() >= MOST_MET;
         match self.met.get_mut(&state) {
             Some(met) if met.left >= left => {
-                (node.closed, node.joined) = (true, true);
-                self.counts.joined += 1;
                 let before = self.path.iter().rev().find(|before| before.joins == Some(state));
-                node.returns = before.is_some();
-                return before.filter(|before| before.spent == node.spent && before.mark.0 < step).map(|b| b.mark.0);
+                let round = before.filter(|before| before.spent == node.spent && before.mark.0 < step);
+                if let Some(before) = round {
+                    // Where time passes, who waits gives up some time, which is no part of the state.
+                    return (before.fired == node.fired).then_some(before.mark.0);
+                }
+                (node.closed, node.joined, node.returns) = (true, true, before.is_some());
+                self.counts.joined += 1;
             }
             // What was known of it was for fewer preemptions.
             Some(met) => *met = Met { left, asleep, meanwhile: Vec::new() },
