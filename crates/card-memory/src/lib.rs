@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use eswitch::card::{Card, CardError, Create, Refusal, Resource};
 use eswitch::lock_order::{CardCall, CardState};
 use eswitch::{CardConfig, MacAddr, PfIndex, RepType, names};
-use lockdep::{Locked, Mutex};
+use lockdep::{Locked, Mutex, digest};
 
 /// The card.
 pub struct MemoryCard {
@@ -18,22 +18,13 @@ pub struct MemoryCard {
     books: Mutex<CardState, Books>,
 }
 
-#[derive(Default)]
+/// To an explorer: what they say, whoever wrote it and in whatever order.
+#[derive(Default, Hash)]
 struct Books {
     /// In order, so that looking at a card twice shows the same twice, and an explored story replays.
     resources: BTreeMap<Key, Entry>,
     netns: BTreeMap<PfIndex, String>,
     complaints: Vec<String>,
-}
-
-impl Books {
-    /// What they say, whoever wrote it and in whatever order.
-    fn digest(&self) -> impl std::hash::Hash + use<> {
-        use std::hash::{DefaultHasher, Hash, Hasher};
-        let mut hasher = DefaultHasher::new();
-        (&self.resources, &self.netns, &self.complaints).hash(&mut hasher);
-        hasher.finish()
-    }
 }
 
 #[derive(Clone, Copy, Hash)]
@@ -71,7 +62,7 @@ impl Key {
 impl MemoryCard {
     /// A card that holds nothing.
     pub fn new(config: CardConfig) -> Self {
-        Self { config, books: Mutex::new(Books::default()) }
+        Self { config, books: Mutex::new(Books::default()).told(digest) }
     }
 
     /// The MAC address of a resource's netdev, if it exists.
@@ -89,7 +80,6 @@ impl Card for MemoryCard {
                 books.complaints.push(format!("{} made twice", request.resource));
             }
         }
-        books.release_as(Books::digest);
         Vec::new()
     }
 
@@ -104,7 +94,6 @@ impl Card for MemoryCard {
                 books.netns.remove(pf);
             }
         }
-        books.release_as(Books::digest);
     }
 
     fn name(&self, cx: &mut Locked<'_, CardCall>, resource: &Resource) -> Option<String> {

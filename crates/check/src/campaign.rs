@@ -127,6 +127,8 @@ pub(crate) struct Tally {
     pub places: usize,
     pub failures: Vec<Failure>,
     pub steps: u64,
+    /// States that there was no room to keep.
+    pub forgotten: u64,
 }
 
 /// The plain run decides how long is too long.
@@ -154,6 +156,7 @@ struct Search {
     /// It was ended before its scheduler had no more schedules.
     cut: bool,
     steps: u64,
+    forgotten: u64,
 }
 
 impl Worker<'_> {
@@ -274,7 +277,7 @@ impl Worker<'_> {
         let bounded = Shared::new(bounded);
         let mut search = self.search(bounded.clone(), plan, notes, bound, budget);
         let bounded = bounded.borrow();
-        search.schedules = bounded.counts().schedules;
+        (search.schedules, search.forgotten) = (bounded.counts().schedules, bounded.counts().forgotten);
         if let Some(diverged) = &bounded.diverged {
             let detail = format!("the same choices did not lead to the same point: {diverged}");
             let found = vec![Found { invariant: "determinism".to_owned(), detail }];
@@ -345,6 +348,7 @@ impl Worker<'_> {
     fn add(&self, tally: &mut Tally, search: &Search) {
         tally.schedules += search.schedules;
         tally.steps += search.steps;
+        tally.forgotten += search.forgotten;
         tally.failures.extend(search.failure.clone());
         if search.failure.is_some() {
             self.found.store(true, Ordering::Relaxed);
@@ -362,8 +366,14 @@ impl Worker<'_> {
     ) -> Search {
         let teller = Teller::new(Arc::clone(&self.scenario), plan, false);
         let (recorded, deviations) = Recorded::new(scheduler);
-        let state =
-            Rc::new(RefCell::new(Search { schedules: 0, failure: None, met: BTreeSet::new(), cut: false, steps: 0 }));
+        let state = Rc::new(RefCell::new(Search {
+            schedules: 0,
+            failure: None,
+            met: BTreeSet::new(),
+            cut: false,
+            steps: 0,
+            forgotten: 0,
+        }));
         let (ours, listener, plan) = (Rc::clone(&state), teller.clone(), plan.to_vec());
         let (watch, over) = (Arc::clone(&self.watch), self.over_from_now(!plan.is_empty()));
         let ended = move |halt: Option<Halt>| {

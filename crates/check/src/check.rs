@@ -34,6 +34,10 @@ pub struct Report {
     pub schedules: u64,
     /// Every schedule with at most so many preemptions was met; none if not even those without.
     pub exhaustive_preemptions: Option<u8>,
+    /// States that there was no room to keep, each time they were met: what follows from them was searched again each time,
+    /// which took time and lost nothing.
+    #[serde(default)]
+    pub forgotten: u64,
     /// What was made to fail.
     pub faults: FaultsReport,
     /// What did not hold.
@@ -113,9 +117,14 @@ pub fn check(scenario: &Scenario, options: &Options, watch: &Arc<Watch>) -> Repo
     let simplest = failures.min_by_key(|failure| (failure.plan.len(), failure.deviations.len()));
     let violations = simplest.map(|failure| {
         let (scenario, failure) = (scenario.clone(), failure.clone());
+        let first = failure.found.first().cloned();
         let case = Case { scenario, gone: Vec::new(), failure, whole: options.whole, bound: BOUND };
         let story = story(&if options.minimise { minimise(case) } else { case });
-        let (invariant, detail, token) = (story.invariant.clone(), story.detail.clone(), story.token.clone());
+        let (mut invariant, mut detail, token) = (story.invariant.clone(), story.detail.clone(), story.token.clone());
+        if let Some(first) = first.filter(|_| invariant.is_empty()) {
+            // It takes more than the one schedule, such as one that can be gone on with for ever.
+            (invariant, detail) = (first.invariant, first.detail);
+        }
         Violation { invariant, detail, token, story }
     });
     let exhaustive = |of: fn(&Tally) -> Option<u8>| tallies.iter().map(of).min().flatten();
@@ -126,6 +135,7 @@ pub fn check(scenario: &Scenario, options: &Options, watch: &Arc<Watch>) -> Repo
         strategy: options.strategy.name().to_owned(),
         schedules: tallies.iter().map(|tally| tally.schedules).sum(),
         exhaustive_preemptions: exhaustive(|tally| tally.exhaustive),
+        forgotten: tallies.iter().map(|tally| tally.forgotten).sum(),
         faults: FaultsReport {
             mode: options.faults.name().to_owned(),
             places: tallies.iter().map(|tally| tally.places).max().unwrap_or_default(),

@@ -101,6 +101,11 @@ impl Oracle for Planned {
                 1
             }
         };
+        let planned = state.plan.iter().any(|planned| planned.name == place);
+        if planned || state.notes {
+            // How often it was asked for decides what fails, or which places are met.
+            lockdep::tell(&("asked", place), &nth);
+        }
         let fails = state.plan.iter().any(|planned| planned.nth == nth && planned.name == place);
         if fails {
             state.struck += 1;
@@ -110,5 +115,9 @@ impl Oracle for Planned {
             state.met.push(place);
         }
         fails
+    }
+
+    fn is_particular(&self, place: &str) -> bool {
+        self.state().plan.iter().any(|planned| planned.name == place)
     }
 }

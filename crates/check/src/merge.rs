@@ -108,6 +108,7 @@ fn join(mut parts: Vec<Report>) -> Result<Report, MergeError> {
         whole.faults.exhaustive_preemptions =
             whole.faults.exhaustive_preemptions.min(part.faults.exhaustive_preemptions);
         whole.faults.places = whole.faults.places.max(part.faults.places);
+        whole.forgotten += part.forgotten;
         whole.violations.extend(part.violations);
         whole.elapsed_ms = whole.elapsed_ms.max(part.elapsed_ms);
         whole.interrupted |= part.interrupted;

@@ -4,9 +4,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use eswitch::lock_order as order;
-use lockdep::Class;
-
 use crate::story::{Row, RowKind, Story};
 
 /// A lock, from being taken to being let go of; if it never is, to the story's last row.
@@ -89,27 +86,8 @@ pub(crate) struct Reading {
 }
 
 /// The classes of the lock order, outermost first: a lock of theirs is always worth telling.
-pub(crate) fn ordered_classes() -> [&'static str; 15] {
-    fn name<C: Class>() -> &'static str {
-        C::key().name()
-    }
-    [
-        name::<order::Device>(),
-        name::<order::Devlink>(),
-        name::<order::Mode>(),
-        name::<order::WorkQueue>(),
-        name::<order::SfQueue>(),
-        name::<order::LagQueue>(),
-        name::<order::Devcom>(),
-        name::<order::Module>(),
-        name::<order::Auxiliary>(),
-        name::<order::SfDevlink>(),
-        name::<order::SfAuxiliary>(),
-        name::<order::Representors>(),
-        name::<order::RepresentorsNested>(),
-        name::<order::RepOps>(),
-        name::<order::Lag>(),
-    ]
+pub(crate) fn ordered_classes() -> Vec<&'static str> {
+    eswitch::lock_order::ordered().into_iter().map(lockdep::ClassKey::name).collect()
 }
 
 impl Reading {

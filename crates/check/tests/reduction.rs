@@ -1,7 +1,7 @@
 //! The reductions lose nothing: on small programs of every kind, the search with them meets exactly the
 //! outcomes that the search without them meets, at every bound. An outcome is everything that every
 //! thread has found on its way, and what is left at the end: what the threads write down themselves, not what the
-//! model says of it.
+//! model says of it. Where a thread forgets, it tears up what it has written down.
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use check::schedulers::{Bounded, Shared};
 use lockdep::{
-    AtomicU64, Condvar, Deadline, Domain, Explore, Halt, LockBefore, Locked, Mutex, OnReport, RwLock, Unlocked,
-    lock_classes, lock_order,
+    AtomicU64, Condvar, Deadline, Domain, EventCount, Explore, Halt, LockBefore, Locked, Mutex, OnReport, RwLock,
+    Since, Unlocked, digest, forgetting, lock_classes, lock_order,
 };
 use proptest::prelude::*;
 
@@ -20,6 +20,10 @@ lock_classes! {
     class B = "b";
     class C = "c";
     leaf L = "l";
+    leaf Flag = "flag";
+    leaf Slot = "slot";
+    leaf Thing = "thing";
+    leaf Count = "count";
 }
 
 lock_order! {
@@ -48,6 +52,19 @@ enum Do {
     NotifyOne,
     NotifyAll,
     Sleep,
+    /// Turns what is told from 0 to 1 or back, or leaves it at this.
+    Flip(Option<u64>),
+    /// The same without looking at it.
+    Blindly,
+    /// Puts a new thing in the place of the one there is.
+    Make,
+    /// Does something with the thing there is, and keeps it at hand; or with the one at hand.
+    Use(bool),
+    /// Notes the count, does these, and waits until it has moved.
+    Await(Vec<Do>),
+    Advance,
+    /// Forgets everything up to here.
+    Forget,
 }
 
 struct World {
@@ -57,6 +74,14 @@ struct World {
     cells: [AtomicU64; 2],
     state: Mutex<L, u64>,
     moved: Condvar,
+    flag: Mutex<Flag, u64>,
+    slot: Mutex<Slot, Arc<Mutex<Thing, u64>>>,
+    count: EventCount<Count>,
+}
+
+/// One thread replaces what another still uses.
+fn thing() -> Arc<Mutex<Thing, u64>> {
+    Arc::new(Mutex::new(0).with_role(&"thing").told(digest))
 }
 
 /// What a thread has found, in order.
@@ -71,12 +96,51 @@ impl World {
             cells: [AtomicU64::new(0), AtomicU64::new(0)],
             state: Mutex::new(0),
             moved: Condvar::new(),
+            flag: Mutex::new(0).told(digest),
+            slot: Mutex::new(thing()).told(digest),
+            count: EventCount::new(),
         }
     }
 
     fn free(&self, cx: &mut Locked<'_, Unlocked>, me: u64, steps: &[Do], log: &mut Log) {
-        for step in steps {
+        let since = Since::now();
+        let mut at_hand = None;
+        for (at, step) in steps.iter().enumerate() {
             match step {
+                Do::Flip(to) => {
+                    let mut flag = self.flag.lock_leaf(cx);
+                    log.push(*flag);
+                    *flag = to.unwrap_or(1 - *flag);
+                }
+                Do::Blindly => forgetting(|| {
+                    let mut flag = self.flag.lock_leaf(cx);
+                    *flag = 1 - *flag;
+                }),
+                Do::Make => {
+                    let old = std::mem::replace(&mut *self.slot.lock_leaf(cx), thing());
+                    log.push(*old.lock_leaf(cx));
+                }
+                Do::Use(again) => {
+                    let found = at_hand.take().filter(|_| *again);
+                    let found = found.unwrap_or_else(|| Arc::clone(&*self.slot.lock_leaf(cx)));
+                    {
+                        let mut value = found.lock_leaf(cx);
+                        log.push(*value);
+                        *value = (*value + me) % 3;
+                    }
+                    at_hand = Some(found);
+                }
+                Do::Await(steps) => {
+                    let seen = self.count.seen(cx);
+                    self.simple(me, steps, log);
+                    self.count.wait_past(cx, seen);
+                }
+                Do::Advance => self.count.advance(cx),
+                Do::Forget => {
+                    log.clear();
+                    at_hand = None;
+                    since.forget_but(&at);
+                }
                 Do::WithA(steps) => {
                     let (mut a, mut cx) = self.a.lock(cx);
                     log.push(*a);
@@ -171,17 +235,27 @@ impl World {
         let a = *self.a.lock(cx).0;
         let b = *self.b.lock(cx).0;
         let c = *self.c.read(cx).0;
-        vec![a, b, c, self.cells[0].load(), self.cells[1].load(), *self.state.lock_leaf(cx)]
+        let state = *self.state.lock_leaf(cx);
+        let thing = Arc::clone(&*self.slot.lock_leaf(cx));
+        let thing = *thing.lock_leaf(cx);
+        vec![a, b, c, self.cells[0].load(), self.cells[1].load(), state, *self.flag.lock_leaf(cx), thing]
     }
 }
 
+/// What came of a program: what all its threads found, or where they are stuck.
+type Outcome = Result<Vec<Log>, String>;
+
 /// Every outcome that the search meets, and in how many schedules.
-fn outcomes(program: &[Vec<Do>], bound: u8, reduce: bool) -> (BTreeSet<Vec<Log>>, u64) {
+fn outcomes(program: &[Vec<Do>], bound: u8, reduce: bool) -> (BTreeSet<Outcome>, u64) {
     let search = Shared::new(Bounded::new(bound, reduce));
     let seen = Arc::new(std::sync::Mutex::new(BTreeSet::new()));
-    let (theirs, program) = (Arc::clone(&seen), program.to_vec());
+    let (theirs, ours, program) = (Arc::clone(&seen), Arc::clone(&seen), program.to_vec());
     let ended = move |halt: Option<Halt>| {
-        assert_eq!(halt, None);
+        match halt {
+            None => {}
+            Some(Halt::Deadlock(who)) => drop(ours.lock().unwrap().insert(Err(who))),
+            Some(other) => panic!("{other}"),
+        }
         ControlFlow::Continue(())
     };
     Explore::default().run(search.clone(), ended, move || {
@@ -199,7 +273,7 @@ fn outcomes(program: &[Vec<Do>], bound: u8, reduce: bool) -> (BTreeSet<Vec<Log>>
             let threads: Vec<_> = threads.collect();
             let mut logs: Vec<Log> = threads.into_iter().map(|thread| thread.join(cx).unwrap()).collect();
             logs.push(world.rest(cx));
-            theirs.lock().unwrap().insert(logs);
+            theirs.lock().unwrap().insert(Ok(logs));
         });
     });
     let search = search.borrow();
@@ -227,15 +301,27 @@ fn step() -> impl Strategy<Value = Do> {
         1 => Just(Do::NotifyOne),
         1 => Just(Do::NotifyAll),
         1 => Just(Do::Sleep),
+        2 => prop_oneof![Just(None), Just(Some(0)), Just(Some(1))].prop_map(Do::Flip),
+        1 => Just(Do::Blindly),
+        1 => Just(Do::Make),
+        2 => any::<bool>().prop_map(Do::Use),
+        1 => simples().prop_map(Do::Await),
+        1 => Just(Do::Advance),
+        3 => Just(Do::Forget),
     ]
 }
 
+/// So many random programs, or as many as `PROGRAMS` says.
+fn programs() -> u32 {
+    std::env::var("PROGRAMS").ok().and_then(|n| n.parse().ok()).unwrap_or(400)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: programs(), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn the_reduced_search_meets_what_the_full_one_meets(
-        program in prop::collection::vec(prop::collection::vec(step(), 0..3), 2..4)
+        program in prop::collection::vec(prop::collection::vec(step(), 0..4), 2..4)
     ) {
         for bound in 0..3 {
             let (full, schedules) = outcomes(&program, bound, false);
@@ -258,6 +344,34 @@ fn a_higher_bound_meets_more_and_reduction_pays() {
         .collect();
     assert!(counts.windows(2).all(|pair| pair[0].0 < pair[1].0), "{counts:?}");
     assert!(counts.iter().all(|(_, full, reduced)| reduced < full), "{counts:?}");
+}
+
+#[test]
+fn what_goes_round_for_ever_is_seen_to() {
+    let search = Shared::new(Bounded::new(1, true));
+    let halts = Explore::default().until_failure(search, || {
+        let domain = Domain::checked(OnReport::Record);
+        lockdep::enter(&domain, "main", |cx| {
+            let world = Arc::new(World::new());
+            let threads = [0, 1, 2].map(|me| {
+                let world = Arc::clone(&world);
+                cx.spawn("t", move |cx| {
+                    let since = Since::now();
+                    loop {
+                        since.forget_but(&());
+                        let mut flag = world.flag.lock_leaf(cx);
+                        while *flag != me {
+                            world.moved.wait_anew(&mut flag, None, since);
+                        }
+                        *flag = (me + 1) % 3;
+                        world.moved.notify_all();
+                    }
+                })
+            });
+            threads.into_iter().for_each(|thread| thread.join(cx).unwrap());
+        });
+    });
+    assert!(matches!(halts, Err(Halt::Livelock(..))), "{halts:?}");
 }
 
 #[test]

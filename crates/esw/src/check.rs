@@ -215,11 +215,12 @@ fn print(arguments: &Check, style: Style, report: &Report) -> Result<()> {
     };
     let rate = report.schedules as f64 / (report.elapsed_ms as f64 / 1e3).max(0.001);
     line(&format!(
-        "{}: {verdict}; {} schedules{}{} in {} ({rate:.0}/s)",
+        "{}: {verdict}; {} schedules{}{}{} in {} ({rate:.0}/s)",
         style.strong(&report.scenario),
         report.schedules,
         reached(report),
         with_faults(report),
+        forgotten(report),
         time(Duration::from_millis(report.elapsed_ms)),
     ));
     for violation in &report.violations {
@@ -282,6 +283,10 @@ fn with_faults(report: &Report) -> String {
         (mode, None) if report.strategy == "bounded" => format!(", not {mode} of {} failures", faults.places),
         (mode, None) => format!(", {mode} of {} failures", faults.places),
     }
+}
+
+fn forgotten(report: &Report) -> String {
+    if report.forgotten == 0 { String::new() } else { format!(", {} states searched again", report.forgotten) }
 }
 
 /// The end of a campaign: its summary, its pages, its exit status.

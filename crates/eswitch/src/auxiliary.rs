@@ -6,9 +6,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use lockdep::{Class, LockBefore, Locked, Mutex, Shadow};
+use lockdep::{Class, LockBefore, Locked, Mutex, Shadow, digest};
 
 use crate::card::CardError;
 use crate::device::Pf;
@@ -83,6 +84,35 @@ struct State {
     bound: Option<(&'static dyn AuxiliaryDriver, Box<dyn BoundDriver>)>,
     failed: Option<Error>,
     removed: bool,
+}
+
+impl State {
+    /// That of a device that comes on the bus. Threads bring devices now and then and by turns.
+    fn of_a_new<C: Class>(kind: AuxKind, id: u32) -> Mutex<C, Self> {
+        Mutex::new(Self::default()).with_role(&("auxiliary device", kind, id)).told(digest)
+    }
+}
+
+/// Which driver is bound says what it does: there is one for a kind of device, and its resources are the
+/// device's.
+impl Hash for State {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.bound.as_ref().map(|(driver, _)| driver.name()), &self.failed, self.removed).hash(state);
+    }
+}
+
+/// Which it is, not what has become of it.
+impl<C> Hash for AuxiliaryDevice<C> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.kind, self.id, &self.state).hash(state);
+    }
+}
+
+impl Hash for Lists {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (&self.pf, &self.sf, self.next_id).hash(state);
+        self.drivers.iter().for_each(|driver| driver.name().hash(state));
+    }
 }
 
 impl<C: Class> AuxiliaryDevice<C> {
@@ -232,7 +262,8 @@ impl Lists {
 
 impl Default for Bus {
     fn default() -> Self {
-        Self { lists: Mutex::new(Lists { pf: BTreeMap::new(), sf: BTreeMap::new(), drivers: Vec::new(), next_id: 4 }) }
+        let lists = Lists { pf: BTreeMap::new(), sf: BTreeMap::new(), drivers: Vec::new(), next_id: 4 };
+        Self { lists: Mutex::new(lists).told(digest) }
     }
 }
 
@@ -258,7 +289,7 @@ impl Bus {
             kind,
             id: pf.index().0.into(),
             function: Function::Pf(Arc::clone(pf)),
-            state: Mutex::new(State::default()),
+            state: State::of_a_new(kind, pf.index().0.into()),
             seen: Shadow::default(),
         });
         self.lists.lock_leaf(cx).pf.insert((device.id, kind), Arc::clone(&device));
@@ -278,7 +309,7 @@ impl Bus {
             kind,
             id: sf.id(),
             function: Function::Sf(Arc::clone(sf)),
-            state: Mutex::new(State::default()),
+            state: State::of_a_new(kind, sf.id()),
             seen: Shadow::default(),
         });
         self.lists.lock_leaf(cx).sf.insert((device.id, kind), Arc::clone(&device));

@@ -177,7 +177,7 @@ pub struct Create {
 }
 
 /// Why a card could not make something.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum CardError {
     /// A plan said so.
     #[error("failed as planned ({0})")]

@@ -21,12 +21,13 @@ use crate::lock_order::{Auxiliary, Devcom as DevcomClass};
 pub type Devcom = RwLock<DevcomClass, Component>;
 
 /// The PFs of a card, as far as rescans see them.
-#[derive(Default)]
+#[derive(Default, Hash)]
 pub struct Component {
     members: Vec<Member>,
 }
 
 /// One PF.
+#[derive(Hash)]
 pub struct Member {
     pf: Arc<Pf>,
     /// The mode its auxiliary devices are to be those of. It is stored here, under the component lock,

@@ -1,9 +1,10 @@
 //! A PF: binding it to its driver, unbinding it, and what it is in between.
 
 use std::any::Any;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use lockdep::{AtomicU64, JoinHandle, LockBefore, Locked, Mutex};
+use lockdep::{AtomicU64, JoinHandle, LockBefore, Locked, Mutex, digest};
 use serde::{Deserialize, Serialize};
 
 use crate::card::Resource;
@@ -27,14 +28,14 @@ pub(crate) struct Device {
 }
 
 /// What can be looked at of a device whoever holds its lock.
-#[derive(Default)]
+#[derive(Default, Hash)]
 struct Held {
     slot: Slot,
     pci: PciState,
 }
 
 /// What of a PF is the PCI bus's and not its driver's, so that it outlasts binding and unbinding.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Hash)]
 pub struct PciState {
     /// `driver_override`, if one is set.
     pub driver_override: Option<String>,
@@ -51,7 +52,7 @@ impl Default for PciState {
 }
 
 /// What a device has of a PF.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, Hash)]
 pub(crate) enum Slot {
     /// No driver.
     #[default]
@@ -75,6 +76,13 @@ pub struct Pf {
     pub(crate) sf_queue: SfQueue,
     /// On a DPU: how many VFs the host has enabled.
     pub(crate) host_vfs: Arc<AtomicU64>,
+}
+
+/// Which it is: of one place there may be two, one that is bound and one that was.
+impl Hash for Pf {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.index, &self.devlink).hash(state);
+    }
 }
 
 impl Pf {
@@ -105,7 +113,12 @@ impl Pf {
 
 impl Device {
     pub fn new(index: PfIndex, address: PciAddress) -> Self {
-        Self { index, address, lock: Mutex::new(Vec::new()), bound: Mutex::new(Held::default()) }
+        Self {
+            index,
+            address,
+            lock: Mutex::new(Vec::new()).told(digest),
+            bound: Mutex::new(Held::default()).told(digest),
+        }
     }
 
     /// The PF, if it is bound.

@@ -5,8 +5,9 @@
 //! handler waits for "devlink free, or no longer worth waiting".
 
 use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
 
-use lockdep::{EventCount, LeafOnly, LockBefore, Locked, Mutex};
+use lockdep::{EventCount, LeafOnly, LockBefore, Locked, Mutex, Since, digest};
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{MacAddr, Vport};
@@ -35,7 +36,7 @@ pub enum InlineMode {
 }
 
 /// What a devlink instance is, beside its E-Switch.
-#[derive(Debug)]
+#[derive(Debug, Hash)]
 pub struct DevlinkState {
     /// Whether commands may use it: from the end of probe to the start of removal.
     pub registered: bool,
@@ -61,7 +62,7 @@ pub struct DevlinkState {
 
 /// Parameters of a devlink instance that this card keeps and shows, and that decide nothing: its steering is
 /// the kernel's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Hash)]
 pub struct Params {
     /// `esw_port_metadata`.
     pub port_metadata: bool,
@@ -70,7 +71,7 @@ pub struct Params {
 }
 
 /// Who steers: `flow_steering_mode`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Hash)]
 pub enum SteeringMode {
     /// `dmfs`: the device's firmware.
     Firmware,
@@ -95,7 +96,7 @@ impl Default for Params {
 }
 
 /// What is known of an enabled vport.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct VportInfo {
     /// The MAC address of its function.
     pub mac: MacAddr,
@@ -125,6 +126,13 @@ impl VportInfo {
     }
 }
 
+/// Which it is, not what it is now.
+impl Hash for Devlink {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.state.hash(state);
+    }
+}
+
 impl Default for Devlink {
     fn default() -> Self {
         Self {
@@ -140,7 +148,8 @@ impl Default for Devlink {
                 rates: Rates::default(),
                 params: Params::default(),
             })
-            .tried(),
+            .tried()
+            .told(digest),
             moved: EventCount::new(),
         }
     }
@@ -178,7 +187,9 @@ impl Devlink {
         f: impl FnOnce(&mut DevlinkState, &mut Locked<'_, DevlinkClass>) -> R,
     ) -> Option<R> {
         let mut f = Some(f);
+        let since = Since::now();
         loop {
+            since.forget_but(&());
             let seen = self.moved.seen(cx);
             if give_up(&mut cx.leaf_only()) {
                 return None;

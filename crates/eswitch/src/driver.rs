@@ -6,9 +6,10 @@
 //! stands at [`Probe`]: the representor lock and what is after it is all they can take, and in
 //! particular not the devlink lock, which is why registering ops only queues the loading.
 
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use lockdep::{Locked, Mutex};
+use lockdep::{Locked, Mutex, digest};
 
 use crate::auxiliary::{AuxKind, Function};
 use crate::card::{CardError, Create, Refusal, Resource};
@@ -135,7 +136,7 @@ impl AuxiliaryDriver for RepDriver {
             pf: pf.index(),
             ty: self.ty,
             lent: None,
-            borrowers: Mutex::new(Vec::new()),
+            borrowers: CardReps::no_borrowers(pf.index(), self.ty),
         });
         pf.eswitch.register(cx, &pf.shared.events, self.ty, ops)?;
         Ok(Box::new(BoundReps { pf, ty: self.ty }))
@@ -165,6 +166,10 @@ struct CardReps {
 }
 
 impl CardReps {
+    fn no_borrowers(pf: PfIndex, ty: RepType) -> Mutex<LentOps, Vec<Arc<Pf>>> {
+        Mutex::new(Vec::new()).with_role(&("borrowers", pf, ty)).told(digest)
+    }
+
     fn resource(&self, vport: Vport) -> Resource {
         Resource::Representor(self.pf, vport, self.ty)
     }
@@ -195,7 +200,7 @@ impl CardReps {
                 pf: peer.index(),
                 ty: self.ty,
                 lent: Some(mode),
-                borrowers: Mutex::new(Vec::new()),
+                borrowers: Self::no_borrowers(peer.index(), self.ty),
             });
             if let Err(error) = peer.eswitch.lend(cx, &self.shared.events, self.ty, ops) {
                 self.take_back_from_peers(cx);
@@ -257,6 +262,10 @@ impl RepOps for CardReps {
 
     fn takes_pairing(&self) -> bool {
         self.ty == RepType::Eth
+    }
+
+    fn identify(&self, mut state: &mut dyn Hasher) {
+        (self.pf, self.ty, self.lent, &self.borrowers).hash(&mut state);
     }
 
     /// The rules for what comes from a peer are for the wire they share: the uplink's has them, and the

@@ -1,9 +1,12 @@
 //! The engine: one card's PFs, and the commands on them.
 
 use std::collections::BTreeSet;
+use std::panic::Location;
 use std::sync::Arc;
 
-use lockdep::{AtomicU64, Deadline, JoinHandle, LockBefore, Locked, Mutex, Shadow, Spawn, ThreadMain, Unlocked};
+use lockdep::{
+    AtomicU64, Deadline, JoinHandle, LockBefore, Locked, Mutex, Shadow, Since, Spawn, ThreadMain, Unlocked, digest,
+};
 
 use crate::agreed::Agreed;
 use crate::auxiliary::Bus;
@@ -119,6 +122,7 @@ impl Shared {
     ///
     /// # Errors
     /// There is no thread to be had.
+    #[track_caller]
     pub(crate) fn start<L>(
         &self,
         cx: &Locked<'_, L>,
@@ -130,7 +134,7 @@ impl Shared {
         if cx.fails(place) {
             return Err(Error::NoThread(place()));
         }
-        self.threads.spawn(name, main).map_err(|error| Error::NoThread(error.to_string()))
+        self.threads.spawn(name, Location::caller(), main).map_err(|error| Error::NoThread(error.to_string()))
     }
 }
 
@@ -214,12 +218,12 @@ impl Engine {
                 card,
                 bus: Bus::default(),
                 modules: Modules::default(),
-                devcom: Devcom::new(Component::default()),
+                devcom: Devcom::new(Component::default()).told(digest),
                 lag,
                 events: Events::default(),
                 threads,
                 core: Core::default(),
-                lag_thread: Mutex::new(None),
+                lag_thread: Mutex::new(None).told(digest),
                 made: Shadow::default(),
             }),
         });
@@ -773,7 +777,9 @@ impl Engine {
     }
 
     fn wait_settled(&self, cx: &mut Locked<'_, Unlocked>, retries: bool, deadline: Option<&Deadline>) -> bool {
+        let since = Since::now();
         loop {
+            since.forget_but(&deadline.map(Deadline::has_passed));
             for device in &self.devices {
                 let Ok(pf) = device.pf(cx) else { continue };
                 if !pf.eswitch.work.inner().wait_rested(cx, retries, deadline)

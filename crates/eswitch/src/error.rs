@@ -65,7 +65,7 @@ impl Errno {
 }
 
 /// Why a command was refused or failed. In either case the card is as it was before.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Error {
     /// No PF of that address, or none bound to the driver.
     #[error("no devlink instance pci/{0}; `devlink dev show` lists what there is")]

@@ -10,7 +10,7 @@ mod work_queue;
 
 use std::sync::Arc;
 
-use lockdep::{LockBefore, Locked, Mutex, RwLock};
+use lockdep::{LockBefore, Locked, Mutex, RwLock, digest};
 
 use crate::error::{Error, Result};
 use crate::event::{Event, Events};
@@ -45,8 +45,8 @@ impl ESwitch {
             pf,
             address,
             mode: ModeState::new(Arc::clone(&stated)),
-            representors: Mutex::with_rank(RepTable::new(pf, address), pf.0.into()),
-            ops: RwLock::new(Registrations::new(Arc::clone(stated.registrations()))),
+            representors: Mutex::with_rank(RepTable::new(pf, address), pf.0.into()).told(digest),
+            ops: RwLock::new(Registrations::new(Arc::clone(stated.registrations()))).told(digest),
             work: WorkQueue::new(pf, Arc::clone(&stated)),
             stated,
         }

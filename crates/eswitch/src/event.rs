@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Weak};
 
-use lockdep::{AtomicU64, Locked, Mutex};
+use lockdep::{AtomicU64, Locked, Mutex, tell};
 
 use crate::ids::{Mode, PciAddress, PfIndex, PortHandle, RepType};
 use crate::lag::LagMode;
@@ -85,7 +85,7 @@ impl fmt::Display for Event {
 const KEPT: usize = 4096;
 
 struct Buffer {
-    events: Mutex<EventsClass, VecDeque<Event>>,
+    kept: Mutex<EventsClass, Kept>,
     wake: Option<Wake>,
 }
 
@@ -94,8 +94,16 @@ type Wake = Box<dyn Fn() + Send + Sync>;
 
 impl fmt::Debug for Buffer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.events.fmt(f)
+        self.kept.fmt(f)
     }
+}
+
+/// What is kept for one subscriber.
+#[derive(Debug, Default)]
+struct Kept {
+    events: VecDeque<Event>,
+    /// Texts that this one asks for.
+    asked: Vec<String>,
 }
 
 /// The stream, seen from where events are made.
@@ -132,7 +140,7 @@ impl Events {
     }
 
     pub fn subscribe_waking<L>(&self, cx: &mut Locked<'_, L>, wake: Option<Wake>) -> Subscription {
-        let buffer = Arc::new(Buffer { events: lockdep::unexplored(|| Mutex::new(VecDeque::new())), wake });
+        let buffer = Arc::new(Buffer { kept: lockdep::unexplored(|| Mutex::new(Kept::default())), wake });
         self.subscribers.lock_leaf(cx).push(Arc::downgrade(&buffer));
         Subscription(buffer)
     }
@@ -160,15 +168,21 @@ impl Events {
         };
         let event = event();
         for buffer in live {
-            {
-                let mut events = buffer.events.lock_leaf(cx);
-                if events.len() == KEPT {
-                    events.pop_front();
+            let asked: Vec<String> = {
+                let mut kept = buffer.kept.lock_leaf(cx);
+                let text = if kept.asked.is_empty() { String::new() } else { event.to_string() };
+                if kept.events.len() == KEPT {
+                    kept.events.pop_front();
                 }
-                events.push_back(event.clone());
-            }
+                kept.events.push_back(event.clone());
+                kept.asked.iter().filter(|asked| text.contains(*asked)).cloned().collect()
+            };
             if let Some(wake) = &buffer.wake {
                 wake();
+            }
+            for text in asked {
+                tell(&("event", text), &true);
+                cx.learns(&());
             }
         }
     }
@@ -177,6 +191,11 @@ impl Events {
 impl Subscription {
     /// The events since the last call.
     pub fn take<L>(&self, cx: &mut Locked<'_, L>) -> Vec<Event> {
-        self.0.events.lock_leaf(cx).drain(..).collect()
+        self.0.kept.lock_leaf(cx).events.drain(..).collect()
+    }
+
+    /// These texts will be looked for among the events: to an explorer it makes a difference whether one was in any.
+    pub fn asks_for<L>(&self, cx: &mut Locked<'_, L>, texts: Vec<String>) {
+        self.0.kept.lock_leaf(cx).asked.extend(texts);
     }
 }

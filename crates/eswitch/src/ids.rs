@@ -93,7 +93,7 @@ impl fmt::Debug for PciAddress {
 pub struct PfIndex(pub u8);
 
 /// Some of the PFs of a card.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct PfSet(u8);
 
 impl PfSet {

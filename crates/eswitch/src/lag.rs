@@ -15,10 +15,11 @@ mod whole;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockdep::{LockBefore, Locked, Mutex, Shadow, Unlocked, WaitMap};
+use lockdep::{LockBefore, Locked, Mutex, Shadow, Since, Unlocked, WaitMap, digest};
 
 use crate::device::Pf;
 use crate::engine::Shared;
@@ -67,7 +68,7 @@ impl fmt::Display for LagMode {
 }
 
 /// How a bond chooses the port it sends on.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum TxType {
     /// One port, the active one, if it has any.
     ActiveBackup(Option<PfIndex>),
@@ -78,7 +79,7 @@ pub enum TxType {
 }
 
 /// A bond that has at least one of the card's ports.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Bond {
     /// Its name.
     pub name: String,
@@ -104,7 +105,7 @@ pub struct LagView {
 }
 
 /// What the LAG lock protects.
-#[derive(Default)]
+#[derive(Default, Hash)]
 struct State {
     bond: Option<Bond>,
     /// Members whose netdev exists.
@@ -114,11 +115,19 @@ struct State {
     /// Who was made one, the master first: it is they who are parted, whoever is a member then.
     members: Vec<PfIndex>,
     reason: Option<String>,
-    evaluations: u64,
+    evaluations: Untold<u64>,
     /// While one RDMA device is being made or exists on the master: who its peers are.
     peers: BTreeMap<PfIndex, Arc<Pf>>,
     /// The mode in which they are.
     sharing: LagMode,
+}
+
+/// A number that nothing is decided by, and so is no part of the state that an explorer sees.
+#[derive(Clone, Copy, Debug, Default)]
+struct Untold<T>(T);
+
+impl<T> Hash for Untold<T> {
+    fn hash<H: Hasher>(&self, _: &mut H) {}
 }
 
 impl State {
@@ -149,8 +158,8 @@ impl Lag {
     pub(crate) fn new(ports: u8) -> Self {
         Self {
             one_port: ports < 2,
-            state: Mutex::new(State::default()),
-            holds: Mutex::new(0),
+            state: Mutex::new(State::default()).told(digest),
+            holds: Mutex::new(0).told(digest),
             queue: Queue::new("lag".to_owned()),
             map: WaitMap::new(),
             seen: Shadow::default(),
@@ -234,7 +243,9 @@ impl Lag {
 
     /// Evaluations so far: how much work events have led to.
     pub fn evaluations<P: LockBefore<LagClass>>(&self, cx: &mut Locked<'_, P>) -> u64 {
-        self.state.lock(cx).0.evaluations
+        let evaluations = self.state.lock(cx).0.evaluations.0;
+        cx.learns(&evaluations);
+        evaluations
     }
 
     /// What the members are or can do has changed: evaluates it, if there is a bond for which that could
@@ -265,7 +276,8 @@ impl Lag {
 impl Shared {
     /// Serves LAG's queue until it is closed: the body of its thread.
     pub(crate) fn serve_lag(self: &Arc<Self>, cx: &mut Locked<'_, Unlocked>) {
-        while let Some(next) = self.lag.queue.next(cx) {
+        let since = Since::now();
+        while let Some(next) = self.lag.queue.next(cx, since) {
             let _change = self.change();
             let (_inside, mut cx) = self.lag.map.run(cx);
             match next {

@@ -37,6 +37,9 @@
 use lockdep::{lock_classes, lock_order};
 
 lock_classes! {
+    /// The classes that have a place in the order, outermost first.
+    pub list ordered;
+
     /// Loading or unloading the core module, which binds and unbinds every PF.
     pub class CoreModule = "core module";
     /// Binding, unbinding, reloading and `sriov_numvfs` of one PF.

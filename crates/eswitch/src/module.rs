@@ -1,6 +1,6 @@
 //! Modules: what brings drivers, and comes and goes.
 
-use lockdep::{AtomicU64, LockBefore, Locked, Mutex};
+use lockdep::{AtomicU64, LockBefore, Locked, Mutex, digest};
 
 use crate::auxiliary::{AuxKind, Function};
 use crate::card::Resource;
@@ -138,7 +138,7 @@ pub(crate) struct Modules {
 
 impl Default for Modules {
     fn default() -> Self {
-        Self { loaded: std::array::from_fn(|_| Mutex::new(false)) }
+        Self { loaded: std::array::from_fn(|_| Mutex::new(false).told(digest)) }
     }
 }
 

@@ -5,8 +5,9 @@
 //! *marks*, bits that need no memory at all, and one pending retry; neither can be lost.
 
 use std::collections::VecDeque;
+use std::hash::{Hash, Hasher};
 
-use lockdep::{Condvar, Deadline, Locked, MayWait, Mutex};
+use lockdep::{Condvar, Deadline, Locked, MayWait, Mutex, Since, digest};
 
 use crate::error::{Error, Result};
 use crate::lock_order::QueueItems;
@@ -38,13 +39,25 @@ struct State<T> {
     items: VecDeque<T>,
     marks: u8,
     retry: Option<Deadline>,
+    /// The retry that the serving thread waits for.
+    awaited: Option<Deadline>,
     attempt: u32,
     busy: bool,
     closed: bool,
     fail_allocations: u32,
 }
 
-impl<T> Queue<T> {
+/// To an explorer two states are the same if they hash to the same.
+impl<T: Hash> Hash for State<T> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (&self.items, self.items.capacity(), self.marks, self.attempt).hash(state);
+        (self.busy, self.closed, self.fail_allocations).hash(state);
+        let awaits = |retry: &Deadline| self.awaited.as_ref().is_some_and(|awaited| awaited.is(retry));
+        self.retry.as_ref().map(|retry| (retry.has_passed(), awaits(retry))).hash(state);
+    }
+}
+
+impl<T: Hash> Queue<T> {
     pub fn new(name: String) -> Self {
         Self {
             name,
@@ -52,11 +65,13 @@ impl<T> Queue<T> {
                 items: VecDeque::with_capacity(RESERVE),
                 marks: 0,
                 retry: None,
+                awaited: None,
                 attempt: 0,
                 busy: false,
                 closed: false,
                 fail_allocations: 0,
-            }),
+            })
+            .told(digest),
             arrived: Condvar::new(),
             rested: Condvar::new(),
         }
@@ -169,7 +184,11 @@ impl<T> Queue<T> {
 
     /// For the serving thread: waits for something to do. `None` once the queue is closed; what was
     /// still in it is dropped.
-    pub fn next<L: MayWait>(&self, cx: &mut Locked<'_, L>) -> Option<Next<T>> {
+    ///
+    /// It has done what it did for what it got before: `since` it began nothing is left of that but what it
+    /// has written.
+    pub fn next<L: MayWait>(&self, cx: &mut Locked<'_, L>, since: Since) -> Option<Next<T>> {
+        since.forget_but(&());
         let mut state = self.state.lock_leaf(cx);
         state.busy = false;
         loop {
@@ -195,10 +214,9 @@ impl<T> Queue<T> {
                 return next;
             }
             self.rested.notify_all();
-            match state.retry.clone() {
-                Some(deadline) => self.arrived.wait_until(&mut state, &deadline),
-                None => self.arrived.wait(&mut state),
-            }
+            let retry = state.retry.clone();
+            state.awaited.clone_from(&retry);
+            self.arrived.wait_anew(&mut state, retry.as_ref(), since);
         }
     }
 
@@ -218,12 +236,13 @@ impl<T> Queue<T> {
     /// Gives up when the deadline has passed; whether it has not.
     pub fn wait_rested<L: MayWait>(&self, cx: &mut Locked<'_, L>, retries: bool, deadline: Option<&Deadline>) -> bool {
         cx.might_wait();
+        let since = Since::now();
         let mut state = self.state.lock_leaf(cx);
         while !state.closed && !(state.rests() && (!retries || state.retry.is_none())) {
             match deadline {
                 Some(deadline) if deadline.has_passed() => return false,
                 Some(deadline) => self.rested.wait_until(&mut state, deadline),
-                None => self.rested.wait(&mut state),
+                None => self.rested.wait_anew(&mut state, None, since),
             }
         }
         true

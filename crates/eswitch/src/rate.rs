@@ -21,7 +21,7 @@ const UNIT: u64 = 125_000;
 const LINK_SPEED: u64 = 12_500_000_000;
 
 /// What a leaf or a node may send.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Hash)]
 pub struct Rate {
     /// `tx_share`: the least it gets, in bytes a second.
     pub tx_share: u64,
@@ -70,7 +70,7 @@ impl RateOf {
 }
 
 /// The rates of a PF. A leaf that is not here has never been set.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Hash)]
 pub struct Rates {
     leaves: BTreeMap<Vport, Rate>,
     nodes: BTreeMap<String, Rate>,

@@ -7,9 +7,10 @@
 //! wait for whoever waits for the SF to be gone.
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use lockdep::{LockBefore, Locked, Mutex, Unlocked, WaitMap};
+use lockdep::{LockBefore, Locked, Mutex, Since, Unlocked, WaitMap, digest};
 
 use crate::auxiliary::{AuxKind, AuxiliaryDevice};
 use crate::card::Resource;
@@ -84,7 +85,7 @@ pub struct SfFunction {
     devlink: Mutex<SfDevlink, Vec<Arc<AuxiliaryDevice<SfAuxiliary>>>>,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Hash)]
 struct Wanted {
     active: bool,
     /// Whether its driver has been unbound by hand, which lasts until it is activated anew.
@@ -208,7 +209,11 @@ const LOOK_AT_ALL: u8 = 1;
 
 impl SfQueue {
     pub fn new(pf: PfIndex) -> Self {
-        Self { queue: Queue::new(format!("pf{} sf", pf.0)), map: WaitMap::new(), all: Mutex::new(BTreeMap::new()) }
+        Self {
+            queue: Queue::new(format!("pf{} sf", pf.0)),
+            map: WaitMap::new(),
+            all: Mutex::new(BTreeMap::new()).told(digest),
+        }
     }
 
     /// Something about an SF has changed.
@@ -284,9 +289,11 @@ impl Pf {
             vport,
             sfnum: request.sfnum,
             id: self.shared.bus.new_id(cx),
-            wanted: Mutex::new(Wanted::of(self.mac_of(vport))),
-            auxiliary: Mutex::new(false),
-            devlink: Mutex::new(Vec::new()),
+            wanted: Mutex::new(Wanted::of(self.mac_of(vport)))
+                .with_role(&("sf wanted", self.index(), vport))
+                .told(digest),
+            auxiliary: Mutex::new(false).with_role(&("sf device", self.index(), vport)).told(digest),
+            devlink: Mutex::new(Vec::new()).with_role(&("sf devlink", self.index(), vport)).told(digest),
         });
         self.sf_queue.all.lock_leaf(cx).insert(vport, Arc::clone(&sf));
         state.sfs.insert(place, sf);
@@ -412,7 +419,8 @@ impl Pf {
     /// Serves the SF queue until it is closed: the body of its thread.
     pub(crate) fn serve_sfs(self: &Arc<Self>, cx: &mut Locked<'_, Unlocked>) {
         let sfs = &self.sf_queue;
-        while let Some(next) = sfs.queue.next(cx) {
+        let since = Since::now();
+        while let Some(next) = sfs.queue.next(cx, since) {
             let _change = self.shared.change();
             let (_inside, mut cx) = sfs.map.run(cx);
             let (some, all) = match next {
@@ -431,6 +439,20 @@ impl Pf {
     /// Asks for a look at every SF: a driver of theirs failed to probe.
     pub(crate) fn want_sfs<L>(&self, cx: &mut Locked<'_, L>) {
         self.sf_queue.queue.mark(cx, LOOK_AT_ALL);
+    }
+}
+
+/// Which it is, not what it is now.
+impl Hash for SfFunction {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.vport, self.sfnum, self.id, &self.wanted).hash(state);
+    }
+}
+
+/// What `by_num` says follows from the rest.
+impl Hash for SfTable {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (&self.sfs, self.lowest_free).hash(state);
     }
 }
 

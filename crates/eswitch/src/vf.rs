@@ -16,7 +16,7 @@ use crate::ids::{MacAddr, Mode, PciAddress, PfIndex, Vport};
 use crate::lock_order::Devlink;
 
 /// What `ip link` sets of a VF's link, `state`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Hash)]
 pub enum LinkState {
     /// As the wire's.
     #[default]
@@ -28,7 +28,7 @@ pub enum LinkState {
 }
 
 /// The VLAN that a VF's frames are put into.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Hash)]
 pub struct VfVlan {
     /// 0 for none, to 4095.
     pub id: u16,
@@ -51,7 +51,7 @@ pub const ETH_P_8021Q: u16 = 0x8100;
 pub const ETH_P_8021AD: u16 = 0x88a8;
 
 /// What there is of a VF beside its port. It is forgotten when VFs are disabled.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Hash)]
 pub struct VfInfo {
     /// Whether it is bound to the driver.
     pub bound: bool,

@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::panic::Location;
 use std::sync::Arc;
 
 use common::{Bench, addr, fail, resources, story};
@@ -400,7 +401,12 @@ fn nothing_is_bound_after_shutdown() {
 fn without_threads_there_is_no_pf_and_nothing_is_left() {
     struct NoThreads;
     impl lockdep::Spawn for NoThreads {
-        fn spawn(&self, _: &str, _: lockdep::ThreadMain) -> std::io::Result<lockdep::JoinHandle<()>> {
+        fn spawn(
+            &self,
+            _: &str,
+            _: &'static Location<'static>,
+            _: lockdep::ThreadMain,
+        ) -> std::io::Result<lockdep::JoinHandle<()>> {
             Err(std::io::Error::other("none left"))
         }
     }

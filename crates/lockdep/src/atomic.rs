@@ -3,42 +3,42 @@
 use std::panic::Location;
 use std::sync::atomic::Ordering::SeqCst;
 
-use crate::model::{self, OpKind};
+use crate::model::{self, Handle, OpKind};
 
 /// A shared number.
 #[derive(Debug)]
 pub struct AtomicU64 {
     value: std::sync::atomic::AtomicU64,
-    model: Option<u32>,
+    model: Handle,
 }
 
 impl AtomicU64 {
     /// With its first value.
     pub fn new(value: u64) -> Self {
-        Self { value: value.into(), model: model::object("atomic") }
+        Self { value: value.into(), model: Handle::new("atomic") }
     }
 
     /// Its value.
     #[track_caller]
     pub fn load(&self) -> u64 {
-        point(self.model, OpKind::Read);
+        point(self.model.get(), OpKind::Read);
         self.value.load(SeqCst)
     }
 
     /// Sets it.
     #[track_caller]
     pub fn store(&self, value: u64) {
-        point(self.model, OpKind::Write);
+        point(self.model.get(), OpKind::Write);
         self.value.store(value, SeqCst);
-        wrote(self.model, value);
+        wrote(self.model.get(), value);
     }
 
     /// Adds and returns what it was before.
     #[track_caller]
     pub fn fetch_add(&self, n: u64) -> u64 {
-        point(self.model, OpKind::Write);
+        point(self.model.get(), OpKind::Write);
         let before = self.value.fetch_add(n, SeqCst);
-        wrote(self.model, before.wrapping_add(n));
+        wrote(self.model.get(), before.wrapping_add(n));
         before
     }
 }
@@ -47,28 +47,28 @@ impl AtomicU64 {
 #[derive(Debug)]
 pub struct AtomicBool {
     value: std::sync::atomic::AtomicBool,
-    model: Option<u32>,
+    model: Handle,
 }
 
 impl AtomicBool {
     /// With its first value.
     pub fn new(value: bool) -> Self {
-        Self { value: value.into(), model: model::object("flag") }
+        Self { value: value.into(), model: Handle::new("flag") }
     }
 
     /// Its value.
     #[track_caller]
     pub fn load(&self) -> bool {
-        point(self.model, OpKind::Read);
+        point(self.model.get(), OpKind::Read);
         self.value.load(SeqCst)
     }
 
     /// Sets it and returns what it was before.
     #[track_caller]
     pub fn swap(&self, value: bool) -> bool {
-        point(self.model, OpKind::Write);
+        point(self.model.get(), OpKind::Write);
         let before = self.value.swap(value, SeqCst);
-        wrote(self.model, value.into());
+        wrote(self.model.get(), value.into());
         before
     }
 }

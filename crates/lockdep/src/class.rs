@@ -82,10 +82,28 @@ impl ClassKey {
 }
 
 /// Declares lock classes: `pub Name = "name";` or, for a class nothing may be taken under,
-/// `pub leaf Name = "name";`, or for declared nesting `pub Name = "name" nested in Outer;`.
+/// `pub leaf Name = "name";`, or for declared nesting `pub Name = "name" nested in Outer;`. With
+/// `pub list name;` before them, a function of that name lists those that are no leaves, in the order in which they are declared.
 #[macro_export]
 macro_rules! lock_classes {
     () => {};
+    ($(#[$doc:meta])* $vis:vis list $list:ident; $($classes:tt)*) => {
+        $(#[$doc])*
+        $vis fn $list() -> ::std::vec::Vec<&'static $crate::ClassKey> {
+            let mut list = ::std::vec::Vec::new();
+            $crate::lock_classes!(@list list $($classes)*);
+            list
+        }
+        $crate::lock_classes!($($classes)*);
+    };
+    (@list $list:ident) => {};
+    (@list $list:ident $(#[$doc:meta])* $vis:vis class $name:ident = $text:literal $(nested in $outer:ty)?; $($rest:tt)*) => {
+        $list.push(<$name as $crate::Class>::key());
+        $crate::lock_classes!(@list $list $($rest)*);
+    };
+    (@list $list:ident $(#[$doc:meta])* $vis:vis $kind:ident $name:ident $(= $text:literal)?; $($rest:tt)*) => {
+        $crate::lock_classes!(@list $list $($rest)*);
+    };
     ($(#[$doc:meta])* $vis:vis leaf $name:ident = $text:literal; $($rest:tt)*) => {
         $crate::lock_classes!(@class [$(#[$doc])*] $vis $name $text true);
         impl $crate::Leaf for $name {}

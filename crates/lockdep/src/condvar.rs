@@ -8,13 +8,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::model::{self, Handle};
 use crate::mutex::mixed;
-use crate::{Locked, MayWait, MutexGuard, is_explored, model};
+use crate::{Locked, MayWait, MutexGuard, Since, is_explored};
 
 /// Waits for a change to what a [`Mutex`](crate::Mutex) protects.
 pub struct Condvar {
     condvar: parking_lot::Condvar,
-    model: Option<u32>,
+    model: Handle,
 }
 
 /// A moment to wait until. The engine above has no clock: it makes deadlines and waits on them.
@@ -59,6 +60,15 @@ impl Deadline {
         }
     }
 
+    /// Whether it is the same deadline, rather than one for the same moment.
+    pub fn is(&self, other: &Self) -> bool {
+        match (&self.0, &other.0) {
+            (DeadlineImp::Real(one), DeadlineImp::Real(other)) => one == other,
+            (DeadlineImp::Explored(one), DeadlineImp::Explored(other)) => Arc::ptr_eq(one, other),
+            _ => false,
+        }
+    }
+
     /// The time left. Explored, nothing can be said of it.
     pub fn remaining(&self) -> Option<Duration> {
         match &self.0 {
@@ -77,7 +87,7 @@ impl Default for Condvar {
 impl Condvar {
     /// A condition variable nobody waits on.
     pub fn new() -> Self {
-        Self { condvar: parking_lot::Condvar::new(), model: model::object("condition variable") }
+        Self { condvar: parking_lot::Condvar::new(), model: Handle::new("condition variable") }
     }
 
     /// Waits for a notification. As everywhere, it may wake without one.
@@ -86,33 +96,42 @@ impl Condvar {
     /// reported as the cycle that it is.
     #[track_caller]
     pub fn wait<T>(&self, guard: &mut MutexGuard<'_, T>) {
-        self.wait_inner(guard, None, Location::caller());
+        self.wait_inner(guard, None, None, Location::caller());
     }
 
     /// Waits for a notification or until `deadline` has passed, whichever comes first.
     #[track_caller]
     pub fn wait_until<T>(&self, guard: &mut MutexGuard<'_, T>, deadline: &Deadline) {
-        self.wait_inner(guard, Some(deadline), Location::caller());
+        self.wait_inner(guard, Some(deadline), None, Location::caller());
+    }
+
+    /// Waits for a notification, or until the deadline if there is one; once the lock is let go of, what the
+    /// thread has found since then is [forgotten](Since::forget_but). Whether a deadline that it waits for is one that others can see
+    /// is to be told by what the lock protects.
+    #[track_caller]
+    pub fn wait_anew<T>(&self, guard: &mut MutexGuard<'_, T>, deadline: Option<&Deadline>, since: Since) {
+        self.wait_inner(guard, deadline, Some(since), Location::caller());
     }
 
     fn wait_inner<T>(
         &self,
         guard: &mut MutexGuard<'_, T>,
         deadline: Option<&Deadline>,
+        since: Option<Since>,
         at: &'static Location<'static>,
     ) {
         guard.check_wait(at);
         let (inner, lock, wrote) = guard.parts();
-        match (self.model, lock, deadline.map(|d| &d.0)) {
+        match (self.model.get(), lock, deadline.map(|d| &d.0)) {
             (None, None, None) => self.condvar.wait(inner),
             (None, None, Some(DeadlineImp::Real(at))) => {
                 self.condvar.wait_until(inner, *at);
             }
             (Some(condvar), Some(lock), None) => {
-                parking_lot::MutexGuard::unlocked(inner, || model::wait(condvar, lock, false, wrote, at));
+                parking_lot::MutexGuard::unlocked(inner, || model::wait(condvar, lock, false, wrote, since, at));
             }
             (Some(condvar), Some(lock), Some(DeadlineImp::Explored(passed))) => {
-                if parking_lot::MutexGuard::unlocked(inner, || model::wait(condvar, lock, true, wrote, at)) {
+                if parking_lot::MutexGuard::unlocked(inner, || model::wait(condvar, lock, true, wrote, since, at)) {
                     passed.store(true, Ordering::SeqCst);
                 }
             }
@@ -123,7 +142,7 @@ impl Condvar {
     /// Wakes one waiter. Explored, the one that has waited longest.
     #[track_caller]
     pub fn notify_one(&self) {
-        match self.model {
+        match self.model.get() {
             None => {
                 self.condvar.notify_one();
             }
@@ -134,7 +153,7 @@ impl Condvar {
     /// Wakes every waiter.
     #[track_caller]
     pub fn notify_all(&self) {
-        match self.model {
+        match self.model.get() {
             None => {
                 self.condvar.notify_all();
             }

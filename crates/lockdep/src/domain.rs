@@ -27,6 +27,12 @@ pub enum OnReport {
 pub trait Oracle: Send + Sync + std::fmt::Debug {
     /// Whether this place fails, this time, in this thread.
     fn fails(&self, thread: &str, place: &str) -> bool;
+
+    /// Whether it makes a difference at this place who asks first: if some of those who ask fail there and some do not.
+    fn is_particular(&self, place: &str) -> bool {
+        let _ = place;
+        true
+    }
 }
 
 /// One edge of the graph: the outer class was held while the inner one was waited for.

@@ -3,14 +3,24 @@
 //! It is how to wait for *one of several things* without polling: whoever makes any of them true
 //! advances the count; the waiter notes the count, looks at all of them, and waits past the note.
 
+use std::collections::BTreeMap;
+
 use crate::class::Leaf;
-use crate::{Condvar, Locked, MayWait, Mutex};
+use crate::{Condvar, Locked, MayWait, Mutex, digest, forgetting, is_explored, model};
 
 /// The count and its waiters; `C` is the leaf class of its lock.
 #[derive(Debug)]
 pub struct EventCount<C> {
-    count: Mutex<C, u64>,
+    count: Mutex<C, Count>,
     moved: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Count {
+    now: u64,
+    /// Explored, who has noted the count, and what it was: it is not the count that makes a difference to anybody
+    /// but whether it has moved since.
+    noted: BTreeMap<u64, u64>,
 }
 
 /// A count that was seen.
@@ -26,29 +36,36 @@ impl<C: Leaf> Default for EventCount<C> {
 impl<C: Leaf> EventCount<C> {
     /// A count nobody has advanced.
     pub fn new() -> Self {
-        Self { count: Mutex::new(0), moved: Condvar::new() }
+        let number =
+            |count: &Count| digest(&count.noted.iter().map(|(who, at)| (*who, *at == count.now)).collect::<Vec<_>>());
+        Self { count: Mutex::new(Count::default()).told(number), moved: Condvar::new() }
     }
 
     /// Notes the count. Look at what is waited for *after* this.
     #[track_caller]
     pub fn seen<P>(&self, cx: &mut Locked<'_, P>) -> Seen {
-        Seen(*self.count.lock_leaf(cx))
+        let mut count = self.count.lock_leaf(cx);
+        let now = count.now;
+        if is_explored() {
+            count.noted.insert(model::me(), now);
+        }
+        Seen(now)
     }
 
     /// Something that waiters look at has changed.
     #[track_caller]
     pub fn advance<P>(&self, cx: &mut Locked<'_, P>) {
-        let mut count = self.count.lock_leaf(cx);
-        *count += 1;
-        count.release_as(|count| *count);
-        self.moved.notify_all();
+        forgetting(|| {
+            self.count.lock_leaf(cx).now += 1;
+            self.moved.notify_all();
+        });
     }
 
     /// Waits until the count is past what was seen.
     #[track_caller]
     pub fn wait_past<P: MayWait>(&self, cx: &mut Locked<'_, P>, seen: Seen) {
         let mut count = self.count.lock_leaf(cx);
-        while *count == seen.0 {
+        while count.now == seen.0 {
             self.moved.wait(&mut count);
         }
     }

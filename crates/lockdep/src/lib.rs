@@ -49,7 +49,10 @@ pub use event_count::{EventCount, Seen};
 pub use explore::{Explore, is_explored, unexplored};
 pub use lock_ordering::relation::{LockAfter, LockBefore};
 pub use locked::{AtomicContext, LeafOnly, Locked, Unlocked};
-pub use model::{Halt, Happening, Model, ObjectId, Op, OpKind, ThreadModel, Touch, What, focus, look, note};
+pub use model::{
+    Halt, Happening, Model, ObjectId, Op, OpKind, Since, ThreadModel, Touch, What, digest, focus, forgetting, look,
+    note, tell,
+};
 pub use mutex::{Mutex, MutexGuard};
 pub use report::{HeldLock, Report, ReportKind};
 pub use rwlock::{RwLock, RwLockReadGuard, RwLockWriteGuard};

@@ -111,9 +111,10 @@ impl<'t, L> Locked<'t, L> {
         match self.task.domain().oracle() {
             None => false,
             Some(oracle) => {
-                let fails = oracle.fails(self.task.name(), &place());
-                if fails {
-                    self.learns(&true);
+                let place = place();
+                let fails = oracle.fails(self.task.name(), &place);
+                if oracle.is_particular(&place) {
+                    self.learns(&fails);
                 }
                 fails
             }

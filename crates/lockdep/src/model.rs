@@ -19,8 +19,8 @@
 //! manieth. The same thread in another schedule of the same program has the same name.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
-use std::hash::BuildHasherDefault;
+use std::collections::{BTreeSet, HashMap};
+use std::hash::{BuildHasherDefault, Hash};
 use std::panic::Location;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -133,6 +133,9 @@ pub enum Halt {
     Panic(String),
     /// It has not come to an end within the bound.
     TooLong(usize),
+    /// After so many steps everything is as it was so many steps before, and nothing has been held up for it: so it
+    /// can go on for ever.
+    Livelock(usize, usize),
 }
 
 impl std::fmt::Display for Halt {
@@ -141,6 +144,9 @@ impl std::fmt::Display for Halt {
             Self::Deadlock(who) => write!(f, "deadlock! {who}"),
             Self::Panic(text) => f.write_str(text),
             Self::TooLong(steps) => write!(f, "has not come to an end within {steps} steps"),
+            Self::Livelock(steps, ago) => {
+                write!(f, "livelock! after {steps} steps everything is as it was {ago} steps before")
+            }
         }
     }
 }
@@ -164,9 +170,13 @@ pub struct ThreadModel {
     expired: bool,
     /// What it has seen.
     seen: u64,
+    /// The locks it holds.
+    holds: u32,
     /// The condition variable it waits on without having been notified.
     waits_on: Option<u32>,
     ops: u32,
+    /// Where it was started.
+    born: &'static Location<'static>,
     joiners: Vec<usize>,
 }
 
@@ -183,6 +193,11 @@ struct Object {
     waiters: Vec<usize>,
     /// What it holds.
     holds: u64,
+    /// Where in the source it was taken last.
+    at: &'static Location<'static>,
+    /// It was made for a role rather than as the how manieth of its creator.
+    role: Option<u64>,
+    gone: bool,
     /// Where its last taking is among what was touched, and in which step that was.
     taken: (usize, usize),
     /// Some thread may try it: letting go of it is an operation of its own.
@@ -196,9 +211,19 @@ pub struct Model {
     objects: Vec<Object>,
     enabled: usize,
     timers: u64,
+    /// Time-outs that have fired.
+    fired: u64,
     steps: usize,
-    /// What all objects hold.
+    /// What all objects hold, and what is told beside them.
     held: u64,
+    /// What is told beside the objects: by what, and what of it.
+    told: HashMap<u64, u64, BuildHasherDefault<Mixing>>,
+    /// The keys of objects that have a role.
+    roles: BTreeSet<u64>,
+    /// Which execution of this OS thread it is.
+    epoch: u64,
+    /// What is forgotten by who says so is no part of the state.
+    forgets: bool,
     touched: Vec<Touch>,
     halt: Option<Halt>,
     happenings: Option<Vec<Happening>>,
@@ -213,6 +238,7 @@ thread_local! {
     static MODEL: RefCell<Option<Model>> = const { RefCell::new(None) };
     static NAMES: RefCell<HashMap<u64, u16, BuildHasherDefault<Mixing>>> = RefCell::new(HashMap::default());
     static BOUND: Cell<usize> = const { Cell::new(usize::MAX) };
+    static EPOCH: Cell<u64> = const { Cell::new(0) };
 }
 
 /// Looks at the execution that is going on, or that has just ended.
@@ -231,7 +257,15 @@ fn try_look<R>(f: impl FnOnce(&mut Model) -> R) -> Option<R> {
 pub(crate) fn begin(how: &Explore) {
     BOUND.set(how.bound);
     let happenings = how.record.then(Vec::new);
-    let mut model = Model { happenings, plain: how.focused, focused: how.focused, ..Model::default() };
+    EPOCH.set(EPOCH.get() + 1);
+    let mut model = Model {
+        happenings,
+        plain: how.focused,
+        focused: how.focused,
+        epoch: EPOCH.get(),
+        forgets: how.forgets,
+        ..Model::default()
+    };
     model.add_thread("main".to_owned(), 0x6d61_696e, 0, Location::caller());
     MODEL.set(Some(model));
 }
@@ -248,8 +282,8 @@ fn mix(a: u64, b: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// A value as a number.
-pub(crate) fn digest(value: &impl std::hash::Hash) -> u64 {
+/// A value as a number, for who tells an explorer what there is.
+pub fn digest<T: Hash + ?Sized>(value: &T) -> u64 {
     let mut hasher = Mixing(0);
     value.hash(&mut hasher);
     hasher.0
@@ -272,6 +306,27 @@ impl std::hash::Hasher for Mixing {
         }
     }
 
+    fn write_u8(&mut self, n: u8) {
+        self.write_u64(n.into());
+    }
+
+    fn write_u16(&mut self, n: u16) {
+        self.write_u64(n.into());
+    }
+
+    fn write_u32(&mut self, n: u32) {
+        self.write_u64(n.into());
+    }
+
+    fn write_usize(&mut self, n: usize) {
+        self.write_u64(n as u64);
+    }
+
+    fn write_isize(&mut self, n: isize) {
+        self.write_u64(n as u64);
+    }
+
+    #[inline]
     fn write_u64(&mut self, n: u64) {
         self.0 = mix(self.0, n);
     }
@@ -327,6 +382,11 @@ impl Model {
         into.append(&mut self.touched);
     }
 
+    /// How many time-outs have fired so far.
+    pub fn fired(&self) -> u64 {
+        self.fired
+    }
+
     /// The number of steps so far.
     pub fn steps(&self) -> usize {
         self.steps
@@ -342,7 +402,9 @@ impl Model {
             });
             let op = thread.pending;
             let about = (op.object.0 as u64) << 40 | u64::from(op.at.line()) << 16 | (op.kind as u64) << 8;
+            let about = mix(about, (op.at.file().len() as u64) << 32 | u64::from(op.at.column()));
             let flags = u64::from(thread.finished) | u64::from(thread.timer != 0) << 1 | (place as u64) << 2;
+            let flags = mix(flags, thread.created << 32 | thread.spawned);
             state.wrapping_add(mix(mix(thread.id, thread.seen), mix(about, flags)))
         })
     }
@@ -398,14 +460,16 @@ impl Model {
             timer: 0,
             expired: false,
             seen,
+            holds: 0,
             waits_on: None,
             ops: 0,
+            born: at,
             joiners: Vec::new(),
         });
         self.threads.len() - 1
     }
 
-    fn add_object(&mut self, me: usize, label: &'static str) -> u32 {
+    fn add_object(&mut self, me: usize, label: &'static str, at: &'static Location<'static>) -> u32 {
         let thread = &mut self.threads[me];
         thread.created += 1;
         let key = mix(mix(thread.id, 2), thread.created);
@@ -419,12 +483,47 @@ impl Model {
             wanted: Vec::new(),
             waiters: Vec::new(),
             holds,
+            at,
+            role: None,
+            gone: false,
             taken: (usize::MAX, 0),
             tried: false,
         };
         self.held = self.held.wrapping_add(mix(key, holds));
         self.objects.push(object);
         (self.objects.len() - 1) as u32
+    }
+
+    /// The object that was just made is known by its role rather than by who has made it.
+    fn set_role(&mut self, me: usize, object: u32, role: u64) {
+        self.threads[me].created -= 1;
+        // Of several that are there at once, as one is replaced that others still use.
+        let key = (0..).map(|place| mix(mix(role, 8), place)).find(|key| !self.roles.contains(key)).unwrap_or(role);
+        self.roles.insert(key);
+        let o = &mut self.objects[object as usize];
+        let before = mix(o.key, o.holds);
+        (o.key, o.id, o.role) = (key, intern(key), Some(role));
+        self.held = self.held.wrapping_sub(before).wrapping_add(mix(o.key, o.holds));
+        self.touch_role(me, role);
+    }
+
+    /// Which place of its role an object has depends on who else has one: to make one and to drop one is
+    /// in an order.
+    fn touch_role(&mut self, me: usize, role: u64) {
+        self.touched.push(Touch { thread: me, object: intern(mix(role, 9)), reads: false });
+    }
+
+    /// The object is no more: what it held is no part of the state.
+    fn drop_object(&mut self, object: u32) {
+        let Some(o) = self.objects.get_mut(object as usize) else { return };
+        if std::mem::replace(&mut o.gone, true) {
+            return;
+        }
+        self.held = self.held.wrapping_sub(mix(o.key, o.holds));
+        if let Some(role) = o.role {
+            self.roles.remove(&o.key);
+            self.touch_role(self.current, role);
+        }
     }
 
     fn record(&mut self, thread: usize, what: impl FnOnce() -> What) {
@@ -449,6 +548,9 @@ impl Model {
         };
         let reads = matches!(kind, OpKind::AcquireShared | OpKind::Read);
         o.taken = (self.steps, self.touched.len());
+        if kind != OpKind::Try || outcome != 0 {
+            o.at = at;
+        }
         self.touched.push(Touch { thread: me, object: o.id, reads });
         let thread = &mut self.threads[me];
         thread.ops += 1;
@@ -525,6 +627,7 @@ impl Model {
         } else {
             o.owner = Some(me);
         }
+        self.threads[me].holds += 1;
         self.settle(object, changes);
     }
 
@@ -628,12 +731,62 @@ fn point() {
     }
 }
 
-/// Makes an object; its creator and the how manieth of theirs it is are its name.
-pub(crate) fn object(label: &'static str) -> Option<u32> {
-    if !crate::is_explored() {
-        return None;
+/// An object of the model, if there is an explorer: it is one for as long as this lives.
+#[derive(Debug)]
+pub(crate) struct Handle(Option<(u32, u64)>);
+
+impl Handle {
+    /// Makes an object; its creator and the how manieth of theirs it is are its name.
+    #[track_caller]
+    pub fn new(label: &'static str) -> Self {
+        if !crate::is_explored() {
+            return Self(None);
+        }
+        let at = Location::caller();
+        Self(Some(act(|model, me, _| (model.add_object(me, label, at), model.epoch))))
     }
-    Some(act(|model, me, _| model.add_object(me, label)))
+
+    /// Which; none: there is no explorer.
+    #[inline]
+    pub fn get(&self) -> Option<u32> {
+        self.0.map(|(object, _)| object)
+    }
+
+    /// Its name is that of a role. Who says so has just made it.
+    pub fn set_role(&self, role: &impl Hash) {
+        if let Some(object) = self.get() {
+            let role = digest(role);
+            act(|model, me, _| model.set_role(me, object, role));
+        }
+    }
+
+    /// What it holds from the start is this.
+    pub fn starts_as(&self, value: impl FnOnce() -> u64) {
+        if let Some(object) = self.get() {
+            let value = value();
+            act(|model, me, _| model.wrote(me, object, Some(value)));
+        }
+    }
+
+    /// A number for which object it is.
+    pub fn name(&self) -> u64 {
+        let key = |model: &mut Model| self.get().and_then(|o| model.objects.get(o as usize)).map(|o| o.key);
+        self.0.and_then(|_| try_look(key)).flatten().unwrap_or_default()
+    }
+}
+
+impl Drop for Handle {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some((object, epoch)) = self.0 {
+            // It may outlive its execution.
+            try_look(|model| {
+                if model.epoch == epoch {
+                    model.drop_object(object);
+                }
+            });
+        }
+    }
 }
 
 pub(crate) fn acquire(object: u32, shared: bool, at: &'static Location<'static>) {
@@ -684,7 +837,7 @@ pub(crate) enum Wrote {
 pub(crate) fn release(object: u32, shared: bool, wrote: Wrote) {
     let tried = try_look(|model| model.objects.get(object as usize).is_some_and(|o| o.tried)).unwrap_or(false);
     if tried && !std::thread::panicking() {
-        let at = Location::caller();
+        let at = look(|model| model.objects[object as usize].at);
         announce(OpKind::Release, object, at);
         act(|model, me, _| model.happen(me, object, OpKind::Release, at, 0));
     }
@@ -692,12 +845,18 @@ pub(crate) fn release(object: u32, shared: bool, wrote: Wrote) {
     try_look(|model| {
         let me = model.current;
         let Some(o) = model.objects.get_mut(object as usize) else { return };
+        model.threads[me].holds = model.threads[me].holds.saturating_sub(1);
         if shared {
             o.readers = o.readers.saturating_sub(1);
         } else {
             o.owner = None;
         }
         let (id, (step, at)) = (o.id, o.taken);
+        let wrote = match wrote {
+            // It is what it was.
+            Wrote::Value(value) if o.holds == mix(value, 5) => Wrote::No,
+            wrote => wrote,
+        };
         // Taken and let go of in one step, and not written: it was read.
         let reads = shared || wrote == Wrote::No && !tried && step == model.steps;
         if let Some(taking) = model.touched.get_mut(at)
@@ -715,7 +874,7 @@ pub(crate) fn release(object: u32, shared: bool, wrote: Wrote) {
         }
         model.settle(object, &mut changes);
         if !tried && model.happenings.is_some() {
-            let op = model.op(OpKind::Release, object, Location::caller());
+            let op = model.op(OpKind::Release, object, model.objects[object as usize].at);
             model.record(me, || What::Op(op));
         }
     });
@@ -747,9 +906,87 @@ pub(crate) fn learns(what: u64) {
     });
 }
 
+/// Tells an explorer of what threads share in another way than by explored primitives: `what` of it is this
+/// now. It is part of the state from then on. Who finds it must be [told of](crate::Locked::learns), too,
+/// and so must who changes it, unless a lock orders them.
+pub fn tell(what: &impl Hash, is: &impl Hash) {
+    if !crate::is_explored() {
+        return;
+    }
+    let (what, is) = (digest(what), digest(is));
+    try_look(|model| {
+        let before = model.told.insert(what, is).map_or(0, |before| mix(mix(what, 10), before));
+        model.held = model.held.wrapping_sub(before).wrapping_add(mix(mix(what, 10), is));
+    });
+}
+
+/// A moment in what a thread has seen, see [`forgetting`].
+#[derive(Clone, Copy, Debug)]
+pub struct Since {
+    seen: u64,
+    holds: u32,
+}
+
+impl Since {
+    /// Now.
+    pub fn now() -> Self {
+        let now = |model: &mut Model| {
+            let thread = &model.threads[model.current];
+            Self { seen: thread.seen, holds: thread.holds }
+        };
+        crate::is_explored().then(|| try_look(now)).flatten().unwrap_or(Self { seen: 0, holds: 0 })
+    }
+
+    /// What the running thread has found since then is forgotten, but for `left`: what it does from here on
+    /// depends on nothing else of that. It depends on that by what is on its stack and what it has
+    /// written to locks that it still holds, and by nothing else.
+    ///
+    /// # Panics
+    /// Explored, if the thread has taken a lock since and still holds it, or has let go of one: then it does.
+    #[track_caller]
+    pub fn forget_but(self, left: &impl Hash) {
+        if crate::is_explored() {
+            self.forget(digest(left), Location::caller());
+        }
+    }
+
+    fn forget(self, left: u64, at: &'static Location<'static>) {
+        let place = mix((at.file().len() as u64) << 32 | u64::from(at.line()), at.column().into());
+        let holds = try_look(|model| {
+            let forgets = model.forgets;
+            let thread = &mut model.threads[model.current];
+            if forgets {
+                thread.seen = mix(mix(self.seen, left), mix(place, 7));
+            }
+            thread.holds
+        });
+        assert!(
+            holds.is_none_or(|holds| holds == self.holds) || std::thread::panicking(),
+            "what is forgotten at {at} is in hand by a lock"
+        );
+    }
+}
+
+/// Runs `f`, and has an explorer forget what the thread has found in it, but for what it returns: whatever that
+/// was, the thread goes on in the same way. What `f` has written is told where it has written it.
+#[track_caller]
+pub fn forgetting<R: Hash>(f: impl FnOnce() -> R) -> R {
+    let since = Since::now();
+    let result = f();
+    since.forget_but(&result);
+    result
+}
+
 /// Waits for a notification, letting go of the lock meanwhile; with `timed`, or until the scheduler says
 /// that the time is up. Whether it was that.
-pub(crate) fn wait(condvar: u32, lock: u32, timed: bool, wrote: Wrote, at: &'static Location<'static>) -> bool {
+pub(crate) fn wait(
+    condvar: u32,
+    lock: u32,
+    timed: bool,
+    wrote: Wrote,
+    since: Option<Since>,
+    at: &'static Location<'static>,
+) -> bool {
     act(|model, me, changes| {
         model.happen(me, condvar, OpKind::Wait, at, 0);
         model.objects[condvar as usize].waiters.push(me);
@@ -765,11 +1002,15 @@ pub(crate) fn wait(condvar: u32, lock: u32, timed: bool, wrote: Wrote, at: &'sta
         }
     });
     release(lock, false, wrote);
+    if let Some(since) = since {
+        since.forget(0, at);
+    }
     point();
     // Notified, with the lock to be had; or out of time.
     let expired = act(|model, me, changes| {
         let expired = model.threads[me].timer != 0;
         if expired {
+            model.fired += 1;
             model.threads[me].timer = 0;
             model.threads[me].then = None;
             model.threads[me].waits_on = None;
@@ -804,7 +1045,9 @@ pub(crate) fn notify(condvar: u32, all: bool, at: &'static Location<'static>) {
             let lock = model.threads[thread].then.take().expect("who waits let go of a lock");
             model.threads[thread].timer = 0;
             model.threads[thread].waits_on = None;
-            model.threads[thread].pending = model.op(OpKind::Acquire, lock, at);
+            // Who has woken it is no part of what it is about to do.
+            let waits_at = model.threads[thread].pending.at;
+            model.threads[thread].pending = model.op(OpKind::Acquire, lock, waits_at);
             model.objects[lock as usize].wanted.push(thread);
             if model.can_take(lock, OpKind::Acquire) {
                 changes.enable(model, thread);
@@ -826,9 +1069,20 @@ pub(crate) fn sleep(at: &'static Location<'static>) {
     });
     point();
     act(|model, me, _| {
+        model.fired += 1;
         model.threads[me].timer = 0;
         model.life(me, me, OpKind::Expire, at);
     });
+}
+
+/// A number for which thread it is, the same in every schedule.
+pub(crate) fn thread_name(thread: usize) -> u64 {
+    try_look(|model| model.threads.get(thread).map(|thread| thread.id)).flatten().unwrap_or_default()
+}
+
+/// A number for which thread runs.
+pub(crate) fn me() -> u64 {
+    look(|model| model.threads[model.current].id)
 }
 
 /// Starts a thread; its number.
@@ -880,7 +1134,8 @@ pub(crate) fn live(f: impl FnOnce()) {
         for joiner in std::mem::take(&mut model.threads[me].joiners) {
             changes.enable(model, joiner);
         }
-        model.life(me, me, OpKind::Exit, Location::caller());
+        let born = model.threads[me].born;
+        model.life(me, me, OpKind::Exit, born);
         if model.enabled == 0 && model.threads.iter().any(|thread| !thread.finished) && model.halt.is_none() {
             let who = model.describe_deadlock();
             model.stop(Halt::Deadlock(who));

@@ -1,11 +1,12 @@
 //! The mutual exclusion lock.
 
+use std::hash::Hash;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::panic::Location;
 
 use crate::class::{Class, ClassKey, Leaf, NestedIn};
-use crate::model::{self, Wrote};
+use crate::model::{self, Handle, Wrote};
 use crate::task::{Acquire, Holding, Task};
 use crate::{LockBefore, Locked};
 
@@ -13,7 +14,9 @@ use crate::{LockBefore, Locked};
 pub struct Mutex<C, T> {
     lock: parking_lot::Mutex<T>,
     /// What it is to an explorer, who decides who has it: the lock itself is free then.
-    model: Option<u32>,
+    model: Handle,
+    /// What it protects as a number, where an explorer is to be told.
+    told: Option<fn(&T) -> u64>,
     rank: u32,
     class: PhantomData<fn() -> C>,
 }
@@ -23,6 +26,7 @@ pub struct MutexGuard<'a, T> {
     // Dropped in this order: the lock is free before the checker forgets it was held.
     inner: parking_lot::MutexGuard<'a, T>,
     modelled: Modelled,
+    told: Option<fn(&T) -> u64>,
     holding: Holding<'a>,
 }
 
@@ -63,14 +67,32 @@ impl<C: Class, T> Mutex<C, T> {
 
     /// A free lock with a rank, which is what declared nesting goes by: from lower to higher.
     pub fn with_rank(value: T, rank: u32) -> Self {
-        let model = model::object(C::key().name());
-        Self { lock: parking_lot::Mutex::new(value), model, rank, class: PhantomData }
+        let model = Handle::new(C::key().name());
+        Self { lock: parking_lot::Mutex::new(value), model, told: None, rank, class: PhantomData }
+    }
+
+    /// The same lock, which tells an explorer what it protects whenever it is let go of: the number is the same only
+    /// if nobody who takes the lock could tell the difference. Then what comes to the same in several ways is seen to be the
+    /// same.
+    pub fn told(mut self, number: fn(&T) -> u64) -> Self {
+        if self.model.get().is_some() {
+            self.told = Some(number);
+            self.model.starts_as(|| number(self.lock.get_mut()));
+        }
+        self
+    }
+
+    /// The same lock, just made, under a name that does not depend on who has made it: for what is unmade and made again,
+    /// now by one thread, now by another. Of one role there may be several; they are told apart.
+    pub fn with_role(self, role: &impl Hash) -> Self {
+        self.model.set_role(role);
+        self
     }
 
     /// The same lock, which may be [tried](Self::try_lock), too. To an explorer letting go of it is then
     /// something that others can see: a try just before fails.
     pub fn tried(self) -> Self {
-        if let Some(object) = self.model {
+        if let Some(object) = self.model.get() {
             model::set_tried(object);
         }
         self
@@ -109,13 +131,13 @@ impl<C: Class, T> Mutex<C, T> {
         let at = Location::caller();
         let (task, key) = (cx.task, C::key());
         task.check(key, self.instance(), self.rank, Acquire::Try, at);
-        if self.model.is_some_and(|object| !model::try_acquire(object, at)) {
+        if self.model.get().is_some_and(|object| !model::try_acquire(object, at)) {
             return None;
         }
-        let modelled = Modelled::new(self.model, false);
+        let modelled = Modelled::new(self.model.get(), false);
         let inner = self.lock.try_lock()?;
         let holding = task.hold(key, self.instance(), self.rank, at);
-        Some((MutexGuard { inner, modelled, holding }, Locked::at(task)))
+        Some((MutexGuard { inner, modelled, told: self.told, holding }, Locked::at(task)))
     }
 
     /// Checks, where checking is on, that this thread holds the lock.
@@ -137,7 +159,7 @@ impl<C: Class, T> Mutex<C, T> {
             return self.acquire_slow(task, key, how, at);
         }
         let modelled = Modelled::new(None, false);
-        MutexGuard { inner: self.lock.lock(), modelled, holding: Holding::UNRECORDED }
+        MutexGuard { inner: self.lock.lock(), modelled, told: None, holding: Holding::UNRECORDED }
     }
 
     #[cold]
@@ -150,7 +172,7 @@ impl<C: Class, T> Mutex<C, T> {
         at: &'static Location<'static>,
     ) -> MutexGuard<'a, T> {
         task.check(key, self.instance(), self.rank, how, at);
-        let inner = match self.model {
+        let inner = match self.model.get() {
             None if crate::is_explored() => self.lock.try_lock().unwrap_or_else(|| mixed()),
             None => self.lock.lock(),
             Some(object) => {
@@ -158,9 +180,9 @@ impl<C: Class, T> Mutex<C, T> {
                 self.lock.try_lock().unwrap_or_else(|| mixed())
             }
         };
-        let modelled = Modelled::new(self.model, false);
+        let modelled = Modelled::new(self.model.get(), false);
         let holding = task.hold(key, self.instance(), self.rank, at);
-        MutexGuard { inner, modelled, holding }
+        MutexGuard { inner, modelled, told: self.told, holding }
     }
 
     fn instance(&self) -> usize {
@@ -186,7 +208,18 @@ impl<'a, T> MutexGuard<'a, T> {
 
     /// The guard itself, and what the lock is to an explorer: for a wait that lets go of it.
     pub(crate) fn parts(&mut self) -> (&mut parking_lot::MutexGuard<'a, T>, Option<u32>, Wrote) {
+        self.tell();
         (&mut self.inner, self.modelled.object, std::mem::replace(&mut self.modelled.wrote, Wrote::No))
+    }
+
+    /// What is to be told of what was written is.
+    #[inline]
+    fn tell(&mut self) {
+        if let Some(told) = self.told
+            && self.modelled.wrote == Wrote::Unknown
+        {
+            self.modelled.wrote = Wrote::Value(told(&self.inner));
+        }
     }
 
     /// Lets go of the lock, and tells an explorer, if there is one, what value is left in it: for what comes
@@ -195,6 +228,13 @@ impl<'a, T> MutexGuard<'a, T> {
         if self.modelled.object.is_some() && self.modelled.wrote != Wrote::No {
             self.modelled.wrote = Wrote::Value(model::digest(&value(&self.inner)));
         }
+    }
+}
+
+impl<T> Drop for MutexGuard<'_, T> {
+    #[inline]
+    fn drop(&mut self) {
+        self.tell();
     }
 }
 
@@ -211,6 +251,13 @@ impl<T> DerefMut for MutexGuard<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
         self.modelled.wrote = Wrote::Unknown;
         &mut self.inner
+    }
+}
+
+/// Which lock it is, to an explorer; not what it protects.
+impl<C, T> Hash for Mutex<C, T> {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.model.name().hash(state);
     }
 }
 

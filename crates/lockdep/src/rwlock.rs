@@ -5,7 +5,7 @@ use std::ops::{Deref, DerefMut};
 use std::panic::Location;
 
 use crate::class::Class;
-use crate::model::Wrote;
+use crate::model::{Handle, Wrote};
 use crate::mutex::{Modelled, mixed};
 use crate::task::{Acquire, Holding, Task};
 use crate::{LockBefore, Locked, model};
@@ -17,7 +17,9 @@ use crate::{LockBefore, Locked, model};
 pub struct RwLock<C, T> {
     lock: parking_lot::RwLock<T>,
     /// What it is to an explorer, who decides who has it.
-    model: Option<u32>,
+    model: Handle,
+    /// What it protects as a number, where an explorer is to be told.
+    told: Option<fn(&T) -> u64>,
     class: PhantomData<fn() -> C>,
 }
 
@@ -32,13 +34,24 @@ pub struct RwLockReadGuard<'a, T> {
 pub struct RwLockWriteGuard<'a, T> {
     inner: parking_lot::RwLockWriteGuard<'a, T>,
     modelled: Modelled,
+    told: Option<fn(&T) -> u64>,
     _holding: Holding<'a>,
 }
 
 impl<C: Class, T> RwLock<C, T> {
     /// A free lock.
     pub fn new(value: T) -> Self {
-        Self { lock: parking_lot::RwLock::new(value), model: model::object(C::key().name()), class: PhantomData }
+        let model = Handle::new(C::key().name());
+        Self { lock: parking_lot::RwLock::new(value), model, told: None, class: PhantomData }
+    }
+
+    /// As with [`Mutex::told`](crate::Mutex::told).
+    pub fn told(mut self, number: fn(&T) -> u64) -> Self {
+        if self.model.get().is_some() {
+            self.told = Some(number);
+            self.model.starts_as(|| number(self.lock.get_mut()));
+        }
+        self
     }
 
     /// Takes the lock for reading.
@@ -68,7 +81,7 @@ impl<C: Class, T> RwLock<C, T> {
             self.write_slow(cx.task, Location::caller())
         } else {
             let modelled = Modelled::new(None, false);
-            RwLockWriteGuard { inner: self.lock.write(), modelled, _holding: Holding::UNRECORDED }
+            RwLockWriteGuard { inner: self.lock.write(), modelled, told: None, _holding: Holding::UNRECORDED }
         };
         (guard, Locked::at(cx.task))
     }
@@ -77,7 +90,7 @@ impl<C: Class, T> RwLock<C, T> {
     #[inline(never)]
     fn read_slow<'a>(&'a self, task: &'a Task, at: &'static Location<'static>) -> RwLockReadGuard<'a, T> {
         task.check(C::key(), self.instance(), 0, Acquire::Wait, at);
-        let inner = match self.model {
+        let inner = match self.model.get() {
             None if crate::is_explored() => self.lock.try_read().unwrap_or_else(|| mixed()),
             None => self.lock.read(),
             Some(object) => {
@@ -85,7 +98,7 @@ impl<C: Class, T> RwLock<C, T> {
                 self.lock.try_read().unwrap_or_else(|| mixed())
             }
         };
-        let _modelled = Modelled::new(self.model, true);
+        let _modelled = Modelled::new(self.model.get(), true);
         let _holding = task.hold(C::key(), self.instance(), 0, at);
         RwLockReadGuard { inner, _modelled, _holding }
     }
@@ -94,7 +107,7 @@ impl<C: Class, T> RwLock<C, T> {
     #[inline(never)]
     fn write_slow<'a>(&'a self, task: &'a Task, at: &'static Location<'static>) -> RwLockWriteGuard<'a, T> {
         task.check(C::key(), self.instance(), 0, Acquire::Wait, at);
-        let inner = match self.model {
+        let inner = match self.model.get() {
             None if crate::is_explored() => self.lock.try_write().unwrap_or_else(|| mixed()),
             None => self.lock.write(),
             Some(object) => {
@@ -102,9 +115,9 @@ impl<C: Class, T> RwLock<C, T> {
                 self.lock.try_write().unwrap_or_else(|| mixed())
             }
         };
-        let modelled = Modelled::new(self.model, false);
+        let modelled = Modelled::new(self.model.get(), false);
         let _holding = task.hold(C::key(), self.instance(), 0, at);
-        RwLockWriteGuard { inner, modelled, _holding }
+        RwLockWriteGuard { inner, modelled, told: self.told, _holding }
     }
 
     fn instance(&self) -> usize {
@@ -117,6 +130,17 @@ impl<T> Deref for RwLockReadGuard<'_, T> {
     #[inline]
     fn deref(&self) -> &T {
         &self.inner
+    }
+}
+
+impl<T> Drop for RwLockWriteGuard<'_, T> {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(told) = self.told
+            && self.modelled.wrote == Wrote::Unknown
+        {
+            self.modelled.wrote = Wrote::Value(told(&self.inner));
+        }
     }
 }
 

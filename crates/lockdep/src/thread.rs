@@ -1,5 +1,6 @@
 //! Threads: the roots of tokens.
 
+use std::hash::Hash;
 use std::io;
 use std::panic::Location;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,11 +23,11 @@ pub type ThreadMain = Box<dyn FnOnce(&mut Locked<'_, Unlocked>) + Send>;
 /// Who gives the engine its threads. What it needs is in the trait, so that an owner can count
 /// them, name them, or refuse.
 pub trait Spawn: Send + Sync {
-    /// Starts a thread that runs `f` at the root of the order.
+    /// Starts a thread that runs `f` at the root of the order. `at`: where in the source it is asked for.
     ///
     /// # Errors
     /// There is no thread to be had.
-    fn spawn(&self, name: &str, f: ThreadMain) -> io::Result<JoinHandle<()>>;
+    fn spawn(&self, name: &str, at: &'static Location<'static>, f: ThreadMain) -> io::Result<JoinHandle<()>>;
 }
 
 /// Threads of this facade, in one domain.
@@ -34,8 +35,8 @@ pub trait Spawn: Send + Sync {
 pub struct Threads(pub Arc<Domain>);
 
 impl Spawn for Threads {
-    fn spawn(&self, name: &str, f: ThreadMain) -> io::Result<JoinHandle<()>> {
-        spawn(&self.0, name, f)
+    fn spawn(&self, name: &str, at: &'static Location<'static>, f: ThreadMain) -> io::Result<JoinHandle<()>> {
+        spawn(&self.0, name, at, f)
     }
 }
 
@@ -48,14 +49,14 @@ impl<L: MayWait> Locked<'_, L> {
         f: impl FnOnce(&mut Locked<'_, Unlocked>) -> R + Send + 'static,
     ) -> JoinHandle<R> {
         self.task.might_wait("starts a thread", Location::caller());
-        spawn(self.task.domain(), name, f).unwrap_or_else(|error| JoinHandle(Imp::None(error)))
+        spawn(self.task.domain(), name, Location::caller(), f).unwrap_or_else(|error| JoinHandle(Imp::None(error)))
     }
 }
 
-#[track_caller]
 fn spawn<R: Send + 'static>(
     domain: &Arc<Domain>,
     name: &str,
+    at: &'static Location<'static>,
     f: impl FnOnce(&mut Locked<'_, Unlocked>) -> R + Send + 'static,
 ) -> io::Result<JoinHandle<R>> {
     let (domain, owned) = (Arc::clone(domain), name.to_owned());
@@ -64,7 +65,7 @@ fn spawn<R: Send + 'static>(
         let result = Arc::new(Mutex::new(None));
         let theirs = Arc::clone(&result);
         let leave = move || *theirs.lock().unwrap_or_else(PoisonError::into_inner) = Some(run());
-        Imp::Explored(model::spawn(name, Location::caller(), leave), result)
+        Imp::Explored(model::spawn(name, at, leave), result)
     } else {
         Imp::Real(std::thread::Builder::new().name(name.to_owned()).spawn(run)?)
     }))
@@ -79,6 +80,15 @@ enum Imp<R> {
     Real(std::thread::JoinHandle<R>),
     Explored(usize, Arc<Mutex<Option<R>>>),
     None(io::Error),
+}
+
+/// Which thread it is, to an explorer.
+impl<R> Hash for JoinHandle<R> {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        if let Imp::Explored(thread, _) = &self.0 {
+            model::thread_name(*thread).hash(state);
+        }
+    }
 }
 
 impl<R> JoinHandle<R> {

@@ -351,6 +351,7 @@ fn ab_ba(cx: &mut Locked<'_, Unlocked>, checked: bool) {
         lockdep::Spawn::spawn(
             &lockdep::Threads(domain),
             "other",
+            std::panic::Location::caller(),
             Box::new(move |cx| against_the_order(cx, &theirs.0, &theirs.1)),
         )
         .unwrap()

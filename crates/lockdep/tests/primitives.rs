@@ -1,5 +1,6 @@
 //! The primitives for real: on the system's threads and clock.
 
+use std::panic::Location;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -222,6 +223,7 @@ fn threads_of_a_domain_have_their_names() {
         let theirs = Arc::clone(&told);
         let thread = Threads(Domain::unchecked()).spawn(
             "esw-0",
+            Location::caller(),
             Box::new(move |cx| {
                 let name = cx.thread_name().to_owned();
                 *theirs.lock(cx).0 = name;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lockdep::{Locked, Mutex, lock_classes};
+use lockdep::{Locked, Mutex, digest, lock_classes};
 
 use crate::pulse::Pulse;
 
@@ -15,7 +15,7 @@ lock_classes! {
 #[derive(Debug)]
 pub(crate) struct Barriers(Mutex<BarrierClass, BTreeMap<String, Barrier>>);
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Hash)]
 struct Barrier {
     members: BTreeSet<String>,
     arrived: BTreeSet<String>,
@@ -33,7 +33,7 @@ impl Barrier {
 
 impl Default for Barriers {
     fn default() -> Self {
-        Self(Mutex::new(BTreeMap::new()))
+        Self(Mutex::new(BTreeMap::new()).told(digest))
     }
 }
 

@@ -58,6 +58,14 @@ const SUBJECTS: [&str; 14] =
 const REP_STATES: [&str; 4] = ["loaded", "registered", "unregistered", "failed"];
 
 impl Expectation {
+    /// The text of the event it is about, if it is about one.
+    pub(crate) fn asked_event(&self) -> Option<&str> {
+        match self {
+            Self::Event(text, _) => Some(text),
+            _ => None,
+        }
+    }
+
     /// Reads an expectation.
     ///
     /// # Errors

@@ -39,6 +39,15 @@ pub struct Scenario {
     pub expect: Vec<InFile<Expectation>>,
 }
 
+impl Scenario {
+    /// The texts of all events that are asked for.
+    pub(crate) fn asked_events(&self) -> Vec<String> {
+        let steps = self.setup.iter().chain(self.threads.iter().flat_map(|thread| &thread.steps)).chain(&self.finally);
+        let asked = steps.filter_map(|step| step.action.asked_event());
+        asked.chain(self.expect.iter().filter_map(|expect| expect.value.asked_event())).map(str::to_owned).collect()
+    }
+}
+
 /// A kind of card, by the name it is chosen with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CardName {

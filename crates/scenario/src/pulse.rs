@@ -1,6 +1,6 @@
 //! What every wait of a story waits on: something has moved, or it is time to stop.
 
-use lockdep::{AtomicBool, Condvar, Deadline, Locked, MayWait, Mutex, lock_classes};
+use lockdep::{AtomicBool, Condvar, Deadline, Locked, MayWait, Mutex, Since, digest, forgetting, lock_classes};
 
 lock_classes! {
     /// What the runner's threads wait on.
@@ -44,7 +44,7 @@ impl Pulse {
     pub fn new() -> Self {
         // Nobody stops a story that is explored: to ask is no point of its schedule.
         let stopped = lockdep::unexplored(|| AtomicBool::new(false));
-        Self { state: Mutex::new(0), stopped, moved: Condvar::new() }
+        Self { state: Mutex::new(0).told(digest), stopped, moved: Condvar::new() }
     }
 
     /// Asks everything to come to its end.
@@ -70,10 +70,10 @@ impl Pulse {
 
     /// Something that others may wait for has changed.
     pub(crate) fn beat<L>(&self, cx: &mut Locked<'_, L>) {
-        let mut state = self.state.lock_leaf(cx);
-        *state += 1;
-        state.release_as(|state| *state);
-        self.moved.notify_all();
+        forgetting(|| {
+            *self.state.lock_leaf(cx) += 1;
+            self.moved.notify_all();
+        });
     }
 
     /// Whoever listens to the story has something to hear. Explored, it listens afterwards.
@@ -84,7 +84,7 @@ impl Pulse {
     }
 
     /// Waits until `ready` gives something. It is asked at each beat and each time `tick` gives a
-    /// deadline and that has passed.
+    /// deadline and that has passed. What it found when it was asked before makes no difference to what it gives.
     pub(crate) fn wait_for<L: MayWait, R>(
         &self,
         cx: &mut Locked<'_, L>,
@@ -93,7 +93,9 @@ impl Pulse {
         tick: impl Fn() -> Option<Deadline>,
         mut ready: impl FnMut(&mut Locked<'_, L>) -> Option<R>,
     ) -> Result<R, GaveUp> {
+        let since = Since::now();
         loop {
+            since.forget_but(&limit.map(Deadline::has_passed));
             let seen = *self.state.lock_leaf(cx);
             if let Some(result) = ready(cx) {
                 return Ok(result);

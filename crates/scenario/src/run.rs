@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use eswitch::card::Card;
 use eswitch::inspect::{Snapshot, Violation};
-use lockdep::{Deadline, Locked, Mutex, Unlocked, is_explored, lock_classes};
+use lockdep::{Deadline, Locked, Mutex, Since, Unlocked, is_explored, lock_classes};
 
 use crate::file::{Scenario, Settle};
 use crate::pulse::{GaveUp, Heeds};
@@ -158,6 +158,7 @@ impl Teller {
                 return outcome.violations.extend(left_on(cx, &*world.card));
             }
         };
+        session.asks_for(cx, scenario.asked_events());
         if is_explored() {
             // What coming up has queued is not what the story is about.
             session.engine().settle(cx, false);
@@ -192,7 +193,11 @@ impl Teller {
     fn part(&self, session: &Arc<Session>, name: &str, steps: Vec<Step>, heeds: Heeds) -> Part {
         let (stage, session, thread) = (Arc::clone(&self.stage), Arc::clone(session), name.to_owned());
         let body = move |cx: &mut Locked<'_, Unlocked>| {
-            for step in &steps {
+            let since = Since::now();
+            let mut well = true;
+            for (step, number) in steps.iter().zip(0..) {
+                // A step knows nothing of the steps before it but what they have left.
+                since.forget_but(&(number, well));
                 if session.world().pulse.stops(cx, heeds) {
                     break;
                 }
@@ -206,14 +211,16 @@ impl Teller {
                 if let Some(wrong) = &record.wrong {
                     lockdep::note("script", || wrong.clone());
                 }
-                let ok = record.ok;
+                well &= record.ok;
                 stage.tell(cx, Told::Step(record));
                 session.world().pulse.beat_for_listener(cx);
-                if !ok && heeds == Heeds::Stop {
+                if !well && heeds == Heeds::Stop {
                     break;
                 }
             }
+            since.forget_but(&well);
             session.barriers.leave(cx, &session.world().pulse, &thread);
+            since.forget_but(&well);
         };
         (name.to_owned(), Box::new(body))
     }

@@ -242,6 +242,11 @@ impl Session {
         Ok(Vec::new())
     }
 
+    /// Which events are asked for: whether one has happened is part of what an explorer distinguishes.
+    pub(crate) fn asks_for(&self, cx: &mut Locked<'_, Unlocked>, events: Vec<String>) {
+        self.subscription.asks_for(cx, events);
+    }
+
     fn add_fault(&self, cx: &mut Locked<'_, Unlocked>, fault: &Fault) {
         self.world.faults.add(cx, fault.clone());
     }

@@ -221,6 +221,15 @@ impl Action {
         }
     }
 
+    /// The text of the event it asks for, if it asks for one.
+    pub(crate) fn asked_event(&self) -> Option<&str> {
+        match self {
+            Self::WaitUntil(expectation) | Self::Expect(expectation) => expectation.asked_event(),
+            Self::Repeat(_, action) => action.asked_event(),
+            _ => None,
+        }
+    }
+
     /// Whether it runs a program.
     pub(crate) fn is_program(&self) -> bool {
         match self {

@@ -26,7 +26,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-use lockdep::{Model, ObjectId, Touch, look};
+use lockdep::{Halt, Model, ObjectId, Touch, look};
 use shuttle::scheduler::{Schedule, Scheduler, Task, TaskId};
 
 /// Objects that were touched, as bits: at all, and by more than reading. Two objects may share a bit: then
@@ -116,8 +116,12 @@ struct Node {
     segment: Vec<Touch>,
     /// The state here, at points where joining is looked for.
     joins: Option<u64>,
-    /// It was met before: what can follow is known.
+    /// It was met before: what can follow is known, or will be.
     joined: bool,
+    /// How many time-outs had fired by then.
+    fired: u64,
+    /// It was met before in this schedule: what can follow is still being searched.
+    returns: bool,
     /// What the step touches that goes on with the current thread.
     step: Objects,
     /// What is touched in the alternative taken now before the thread preempted here goes on.
@@ -154,7 +158,7 @@ impl Hasher for AsIs {
 
 /// So many states are kept at most, a few hundred megabytes. What is met after that is searched as often as it
 /// is met, which is slower and loses nothing.
-const MOST_MET: usize = 2_000_000;
+const MOST_MET: usize = 4_000_000;
 
 /// How the search went.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -292,7 +296,7 @@ impl Bounded {
                 // What is known of what can follow is what counts here.
                 let met = self.path[end].joins.and_then(|state| self.met.get(&state));
                 let asleep = self.path[end].asleep_bits();
-                let met = met.filter(|met| met.asleep & !asleep == 0);
+                let met = met.filter(|met| met.asleep & !asleep == 0 && !self.path[end].returns);
                 let known = met.and_then(|met| met.meanwhile.iter().find(|(t, _)| *t == thread));
                 joined.join(&known.map_or(Objects::ALL, |(_, touched)| *touched));
             }
@@ -503,8 +507,12 @@ impl Scheduler for Bounded {
                 if let Some(last) = self.path.last() {
                     last.still_asleep(&mut node.asleep);
                 }
-                if node.current.is_none() {
-                    self.join(&mut node, state(model, runnable));
+                node.fired = model.fired();
+                if node.current.is_none()
+                    && let Some(before) = self.join(&mut node, state(model, runnable), mark.0)
+                {
+                    model.stop(Halt::Livelock(mark.0, mark.0 - before));
+                    return None;
                 }
                 let awake = |choice: &Choice| self.affords(&node, *choice, at) && !node.is_asleep(choice.thread);
                 match node.choices.iter().position(awake) {
@@ -524,15 +532,22 @@ impl Scheduler for Bounded {
 }
 
 impl Bounded {
-    /// Whether this point, where the choice is free, was met before with as much left.
-    fn join(&mut self, node: &mut Node, state: u64) {
+    /// Whether this point, where the choice is free, was met before with as much left. If it was in this very
+    /// schedule and nothing was spent since, what was done since can be done for ever: the step in which it was met.
+    fn join(&mut self, node: &mut Node, state: u64, step: usize) -> Option<usize> {
         let left = self.bound - node.spent;
         let asleep = node.asleep_bits();
         node.joins = Some(state);
         let full = self.met.len() >= MOST_MET;
         match self.met.get_mut(&state) {
             Some(met) if met.left >= left => {
-                (node.closed, node.joined) = (true, true);
+                let before = self.path.iter().rev().find(|before| before.joins == Some(state));
+                let round = before.filter(|before| before.spent == node.spent && before.mark.0 < step);
+                if let Some(before) = round {
+                    // Where time passes, who waits gives up some time, which is no part of the state.
+                    return (before.fired == node.fired).then_some(before.mark.0);
+                }
+                (node.closed, node.joined, node.returns) = (true, true, before.is_some());
                 self.counts.joined += 1;
             }
             // What was known of it was for fewer preemptions.
@@ -542,6 +557,7 @@ impl Bounded {
                 self.met.insert(state, Met { left, asleep, meanwhile: Vec::new() });
             }
         }
+        None
     }
 }
 

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockdep::{Deadline, Locked, Mutex};
+use lockdep::{Deadline, Locked, Mutex, digest};
 
 use crate::card::{Card, CardError, Create, Refusal, Resource, ResourceKind};
 use crate::ids::{MacAddr, PfIndex, Vport};
 use crate::lock_order::{CardCall, CardState};
 
 /// What should fail or be slow.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Fault {
     /// What kind of request.
     pub kind: ResourceKind,
@@ -50,13 +50,23 @@ impl FaultPlan {
     /// Adds a fault.
     pub fn add<L>(&self, cx: &mut Locked<'_, L>, fault: Fault) {
         self.faults.lock_leaf(cx).push(fault);
+        self.tell(cx);
         cx.learns(&true);
     }
 
     /// Forgets them all.
     pub fn clear<L>(&self, cx: &mut Locked<'_, L>) {
         self.faults.lock_leaf(cx).clear();
+        self.tell(cx);
         cx.learns(&false);
+    }
+
+    /// What is planned is planned by all threads, and no lock of an explorer's orders them.
+    fn tell<L>(&self, cx: &mut Locked<'_, L>) {
+        if lockdep::is_explored() {
+            let left = digest(&*self.faults.lock_leaf(cx));
+            lockdep::tell(&"faults", &left);
+        }
     }
 
     /// What happens to this request: the delay to suffer and whether it fails.
@@ -77,6 +87,7 @@ impl FaultPlan {
             }
         }
         if let Some(left) = left {
+            self.tell(cx);
             cx.learns(&(left, delay, fails));
         }
         (delay, fails)

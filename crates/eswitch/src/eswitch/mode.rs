@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use lockdep::{LockBefore, Locked, Mutex};
+use lockdep::{LockBefore, Locked, Mutex, digest};
 
 use crate::card::Resource;
 use crate::device::Pf;
@@ -24,7 +24,7 @@ pub struct ModeState {
     stated: Arc<Stated>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Hash)]
 struct Inner {
     mode: Mode,
     in_progress: Option<&'static str>,
@@ -32,7 +32,7 @@ struct Inner {
 
 impl ModeState {
     pub(super) fn new(stated: Arc<Stated>) -> Self {
-        Self { inner: Mutex::new(Inner::default()), stated }
+        Self { inner: Mutex::new(Inner::default()).told(digest), stated }
     }
 
     /// The mode, for who holds the devlink lock and is not changing it: whoever changes it holds that

@@ -5,6 +5,7 @@
 //! themselves.
 
 use std::collections::BTreeSet;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use lockdep::{Locked, Shadow};
@@ -21,6 +22,15 @@ pub(super) type OpsTable = [Option<Arc<dyn RepOps>>; 2];
 pub(super) struct Registrations {
     ops: OpsTable,
     seen: Arc<Seen>,
+}
+
+impl Hash for Registrations {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        for ops in &self.ops {
+            ops.is_some().hash(state);
+            ops.iter().for_each(|ops| ops.identify(state));
+        }
+    }
 }
 
 /// What is registered, for invariants.
@@ -228,6 +238,10 @@ impl RepOps for Watched {
 
     fn takes_pairing(&self) -> bool {
         self.ops.takes_pairing()
+    }
+
+    fn identify(&self, state: &mut dyn Hasher) {
+        self.ops.identify(state);
     }
 
     fn event(&self, cx: &mut Locked<'_, RepCallback>, vport: Vport, event: RepEvent) -> Result<(), CardError> {

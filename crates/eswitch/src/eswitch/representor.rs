@@ -9,6 +9,7 @@
 mod pairing;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::Hasher;
 use std::ops::Range;
 
 use lockdep::Locked;
@@ -59,6 +60,10 @@ pub trait RepOps: Send + Sync {
         Ok(())
     }
 
+    /// Tells one set of callbacks from another, to an explorer: what they do depends on nothing else than that and what
+    /// locks protect.
+    fn identify(&self, state: &mut dyn Hasher);
+
     /// The netdev or RDMA device that a loaded representor is.
     fn protocol_device(&self, cx: &mut Locked<'_, RepOpsClass>, vport: Vport) -> Option<String>;
 }
@@ -83,7 +88,7 @@ pub enum LoadPolicy {
 }
 
 /// Why a representor that should be loaded is not.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RepFailure {
     /// The last error.
     pub error: String,
@@ -92,7 +97,7 @@ pub struct RepFailure {
 }
 
 /// The table.
-#[derive(Debug)]
+#[derive(Debug, Hash)]
 pub struct RepTable {
     pf: PfIndex,
     address: PciAddress,
@@ -105,7 +110,7 @@ pub struct RepTable {
 }
 
 /// A row of the table: a vport's representors.
-#[derive(Debug)]
+#[derive(Debug, Hash)]
 struct Rep {
     vport: Vport,
     /// Which types are loaded.

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use lockdep::{AtomicU64, LockBefore, Locked, MayWait, Unlocked, WaitMap};
+use lockdep::{AtomicU64, LockBefore, Locked, MayWait, Since, Unlocked, WaitMap};
 
 use crate::device::Pf;
 use crate::error::Result;
@@ -18,7 +18,7 @@ use crate::lock_order::WorkQueue as WorkQueueClass;
 use crate::queue::{Next, Queue};
 
 /// What can be queued.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Work {
     /// Ops were registered: load what should be loaded.
     LoadReps,
@@ -102,7 +102,8 @@ impl Pf {
     /// Serves the queue until it is closed: the body of its thread.
     pub(crate) fn serve_work(self: &Arc<Self>, cx: &mut Locked<'_, Unlocked>) {
         let work = &self.eswitch.work;
-        while let Some(next) = work.queue.next(cx) {
+        let since = Since::now();
+        while let Some(next) = work.queue.next(cx, since) {
             let _change = self.shared.change();
             let (_inside, mut cx) = work.map.run(cx);
             match next {

@@ -99,7 +99,7 @@ impl State {
     }
 
     fn decide(&mut self, members: &[Member], total: usize, shared_fdb: bool) -> Plan {
-        self.evaluations += 1;
+        self.evaluations.0 += 1;
         if self.mode == LagMode::Mpesw {
             let reason = |bond: &crate::lag::Bond| format!("{}: the card is in multiport E-Switch mode", bond.name);
             self.reason = self.bond.as_ref().map(reason);

@@ -126,6 +126,7 @@ fn that_take_pairing(ops: &OpsTable) -> impl Iterator<Item = (RepType, &dyn RepO
 
 #[cfg(test)]
 mod tests {
+    use std::hash::Hasher;
     use std::sync::Arc;
 
     use lockdep::{Domain, Mutex, OnReport};
@@ -171,6 +172,7 @@ mod tests {
         fn takes_pairing(&self) -> bool {
             true
         }
+        fn identify(&self, _: &mut dyn Hasher) {}
         fn event(&self, cx: &mut Locked<'_, RepCallback>, vport: Vport, event: RepEvent) -> Result<(), CardError> {
             let (what, peer) = match event {
                 RepEvent::Pair(peer) => ("pair", peer),
