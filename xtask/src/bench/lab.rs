@@ -105,7 +105,7 @@ pub fn measure_tools(ports: usize) -> Result<String> {
     let mut measured = Vec::new();
     let most = Some(1.5);
     measured.push(Times {
-        what: format!("devlink port show in a lab, {ports} ports"),
+        what: format!("devlink port show in a lab, {ports} VFs and so {} ports", 2 * ports + 1),
         with: format!("ip link show outside, {ports} links"),
         most,
         pairs: turns(15, &mut inside, &["devlink", "port", "show"], &mut plain, &["ip", "link", "show"])?,
