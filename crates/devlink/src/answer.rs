@@ -99,6 +99,12 @@ pub trait Sink {
 
     /// A request has been carried out, and is about to be answered.
     fn done(&mut self, cx: Cx<'_, '_>);
+
+    /// Whether nobody is there any more who could read. What was asked for is done all the same, but for what is
+    /// only to be told.
+    fn is_gone(&self) -> bool {
+        false
+    }
 }
 
 /// Answers every message of a datagram.
@@ -107,6 +113,10 @@ pub fn answer(served: &Served, cx: Cx<'_, '_>, peer: &Peer, bytes: &[u8], sink: 
     for (header, payload) in wire::messages(bytes) {
         // Nobody answers what is no request.
         if header.flags & wire::REQUEST == 0 {
+            continue;
+        }
+        // Thousands of dumps fit into a datagram.
+        if header.is_dump() && sink.is_gone() {
             continue;
         }
         let mut reply = Reply { family: header.kind, header, builder: &mut builder, sink };
@@ -120,12 +130,9 @@ pub fn answer(served: &Served, cx: Cx<'_, '_>, peer: &Peer, bytes: &[u8], sink: 
         reply.sink.done(cx);
         match done {
             Ok(()) if header.is_dump() && header.kind >= wire::MIN_TYPE => reply.done(),
-            Ok(()) => {
-                reply.flush();
-                if header.flags & wire::ACK != 0 {
-                    reply.acknowledge(None);
-                }
-            }
+            // In one datagram with the answer: who asks is woken once.
+            Ok(()) if header.flags & wire::ACK != 0 => reply.acknowledge(None),
+            Ok(()) => reply.flush(),
             Err(refusal) => {
                 reply.builder.clear();
                 reply.acknowledge(Some(&refusal));

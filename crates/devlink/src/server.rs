@@ -293,6 +293,10 @@ impl Sink for ToClient<'_> {
     fn done(&mut self, cx: Cx<'_, '_>) {
         self.clients.tell_changes(cx, self.served);
     }
+
+    fn is_gone(&self) -> bool {
+        self.gone
+    }
 }
 
 /// Sends a datagram, waiting for room; whether the client is still there.

@@ -1,69 +1,13 @@
 //! The protocol, over a real socket, to a card in memory.
 
+mod common;
+
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use card_memory::MemoryCard;
+use common::{PF, with_card};
 use devlink::numbers::{attribute as a, command as c, flavour};
-use devlink::view::Profile;
-use devlink::{Access, Answered, Client, ClientError, DEVLINK, ESWITCH, Served, Server, eswitch_family, listen, wire};
-use eswitch::CardConfig;
-use eswitch::card::{FaultPlan, Faulty};
-use lockdep::{Domain, Locked, OnReport, Unlocked};
-use scenario::{Pulse, Session, World};
-
-const PF: &str = "0000:08:00.0";
-
-struct Up {
-    path: PathBuf,
-    server: Option<Server>,
-    session: Arc<Session>,
-    domain: Arc<Domain>,
-}
-
-fn up(cx: &mut Locked<'_, Unlocked>, domain: &Arc<Domain>, access: Access) -> Up {
-    static NUMBER: AtomicU32 = AtomicU32::new(0);
-    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    let path = std::env::temp_dir().join(format!("esw-protocol-{}-{number}.sock", std::process::id()));
-    let config = CardConfig { vfs: 2, ..CardConfig::default() };
-    let faults = Arc::new(FaultPlan::default());
-    let began = Instant::now();
-    let world = World {
-        card: Arc::new(Faulty::new(MemoryCard::new(config.clone()), Arc::clone(&faults))),
-        faults,
-        domain: Arc::clone(domain),
-        pulse: Arc::new(Pulse::new()),
-        clock: Arc::new(move || began.elapsed()),
-        programs: None,
-        bonds: None,
-    };
-    let session = Arc::new(Session::start(cx, config, world, Duration::from_secs(10)).unwrap());
-    let served = Arc::new(Served::new(Arc::clone(&session), Arc::clone(domain), Profile::mlx5()));
-    let server = Server::start(cx, served, listen(&path).unwrap(), access).unwrap();
-    Up { path, server: Some(server), session, domain: Arc::clone(domain) }
-}
-
-impl Drop for Up {
-    fn drop(&mut self) {
-        self.server = None;
-        let _ = std::fs::remove_file(&self.path);
-        assert!(self.domain.take_reports().is_empty());
-    }
-}
-
-fn with_card(test: impl FnOnce(&Up)) {
-    let domain = Domain::checked(OnReport::Record);
-    lockdep::enter(&domain, "main", |cx| {
-        let up = up(cx, &domain, Access { group: None, clients: 16 });
-        test(&up);
-        let session = Arc::clone(&up.session);
-        drop(up);
-        assert!(session.close(cx).is_empty());
-    });
-}
+use devlink::{Answered, Client, ClientError, DEVLINK, ESWITCH, eswitch_family, listen, wire};
 
 fn device(to: &mut wire::Builder) {
     to.text(a::BUS_NAME, "pci").text(a::DEV_NAME, PF);

@@ -23,6 +23,7 @@ use devlink::view::Profile;
 use devlink::{Access, IfIndex, Served, Server};
 use lockdep::{Domain, Locked, Unlocked};
 use rustix::net::{AddressFamily, SocketType, netdevice::name_to_index};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use scenario::{Pulse, Session};
 
 use crate::arguments::{Card as Kind, Up};
@@ -47,8 +48,10 @@ pub use told::{CardStatus, PfStatus};
 
 /// How long any wait of a command may take.
 const LIMIT: Duration = Duration::from_secs(60);
-/// Connections to a card at a time at most.
+/// Connections to a card at a time at most, if there are descriptors for so many.
 const CLIENTS: usize = 1_024;
+/// Descriptors for everything else: the cards' own sockets and namespaces, the journal, the log.
+const OTHERS: u64 = 128;
 
 /// Runs the command; its exit status.
 ///
@@ -63,6 +66,7 @@ pub fn daemon(arguments: &Up) -> Result<u8> {
     }
     let notify = Arc::new(Notify::from_environment());
     let config = Config::read(arguments.config.as_deref(), arguments.card)?;
+    let clients = clients_of_each(descriptors(), config.cards.len());
     // Before the place: without root it hides the folder the sockets are in.
     let mut doors = Vec::new();
     for card in &config.cards {
@@ -83,6 +87,7 @@ pub fn daemon(arguments: &Up) -> Result<u8> {
         domain: Arc::clone(&domain),
         pulse,
         notify,
+        clients,
     };
     lockdep::enter(&domain, "main", |cx| daemon.run(cx, &config, doors, letting))
 }
@@ -110,6 +115,8 @@ struct Daemon {
     domain: Arc<Domain>,
     pulse: Arc<Pulse>,
     notify: Arc<Notify>,
+    /// Connections to a card at a time at most.
+    clients: usize,
 }
 
 /// What a card has before there is a card.
@@ -195,7 +202,7 @@ impl Daemon {
             host: Some(Arc::new(host)),
             ..Served::new(Arc::clone(&session), Arc::clone(&self.domain), Profile::mlx5())
         });
-        let access = Access { group: socket.group(), clients: CLIENTS };
+        let access = Access { group: socket.group(), clients: self.clients };
         let server = Server::start(cx, served, listener, access)?;
         Ok(Running { journal, session, server, chronicler, socket, name: card.name.clone() })
     }
@@ -231,6 +238,23 @@ fn leave(up: Vec<Running>) -> ! {
     }
     tracing::info!("stopped; the cards' netdevs stay");
     std::process::exit(HELD.into())
+}
+
+/// How many descriptors this process may have, once it may have as many as it can.
+fn descriptors() -> u64 {
+    let mut limit = getrlimit(Resource::Nofile);
+    let highest = Rlimit { current: limit.maximum, ..limit };
+    if setrlimit(Resource::Nofile, highest).is_ok() {
+        limit = highest;
+    }
+    limit.current.unwrap_or(u64::MAX)
+}
+
+/// How many clients each card takes. One that nobody could accept would wait for an answer for ever; one too many
+/// is told so by the end of its connection.
+fn clients_of_each(descriptors: u64, cards: usize) -> usize {
+    let each = descriptors.saturating_sub(OTHERS) / (cards.max(1) as u64);
+    usize::try_from(each).unwrap_or(CLIENTS).clamp(8, CLIENTS)
 }
 
 /// Numbers of netdevs in this process's namespace.

@@ -92,7 +92,9 @@ fn same(a: &Join, b: &Join) -> Result<bool> {
 fn elsewhere(pid: i32, kind: &str) -> Result<Option<OwnedFd>> {
     let theirs = format!("/proc/{pid}/ns/{kind}");
     let number = |path: &str| rustix::fs::stat(path).map(|found| (found.st_dev, found.st_ino));
-    let their = number(&theirs).with_context(|| format!("{theirs}: the daemon's namespace"))?;
+    let their = number(&theirs).with_context(|| {
+        format!("{theirs}: a lab is made where the daemon is, which is for root and for who runs the daemon")
+    })?;
     if their == number(&format!("/proc/self/ns/{kind}"))? {
         return Ok(None);
     }

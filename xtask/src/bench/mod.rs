@@ -8,6 +8,8 @@
 //! A group of rows is a module with a `MEASUREMENTS` table; it is listed once, in [`measurements`].
 
 mod check;
+mod control;
+mod lab;
 mod lag;
 mod linux;
 mod lockdep;
@@ -40,16 +42,17 @@ pub struct Measurement {
 }
 
 fn measurements() -> impl Iterator<Item = &'static Measurement> {
-    [
+    let groups = [
         lockdep::MEASUREMENTS,
         memory::MEASUREMENTS,
         lag::MEASUREMENTS,
         check::MEASUREMENTS,
         linux::MEASUREMENTS,
+        control::MEASUREMENTS,
+        lab::MEASUREMENTS,
         restart::MEASUREMENTS,
-    ]
-    .into_iter()
-    .flatten()
+    ];
+    groups.into_iter().flatten()
 }
 
 /// A number with its unit.
@@ -277,6 +280,12 @@ enum Part {
     MemoryPeak,
     /// A card of real netdevs with `n` VFs beside iproute2; prints the times as JSON.
     LinuxCard,
+    /// The tools in a lab with a card of `n` VFs, and outside; prints the times as JSON.
+    LabTools,
+    /// Programs that do not look at a card, in a lab and outside; prints the times as JSON.
+    LabPrograms,
+    /// Runs commands for those two.
+    Commands,
 }
 
 impl Part {
@@ -286,6 +295,9 @@ impl Part {
             Self::LockTheirs => "lock-theirs",
             Self::MemoryPeak => "memory-peak",
             Self::LinuxCard => "linux-card",
+            Self::LabTools => "lab-tools",
+            Self::LabPrograms => "lab-programs",
+            Self::Commands => "commands",
         }
     }
 }
@@ -301,6 +313,9 @@ impl Child {
             Part::LockTheirs => lockdep::lock_theirs(self.n),
             Part::MemoryPeak => println!("{}", memory::peak(self.n)?),
             Part::LinuxCard => println!("{}", linux::measure(self.n)?),
+            Part::LabTools => println!("{}", lab::measure_tools(self.n)?),
+            Part::LabPrograms => println!("{}", lab::measure_programs(self.n)?),
+            Part::Commands => lab::serve()?,
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
@@ -25,7 +26,7 @@ use crate::process::Caller;
 pub fn fuzzed(bytes: &[u8]) {
     let bytes = bytes.get(..ROOM).unwrap_or(bytes);
     for protocol in [Protocol::Route, Protocol::Generic, Protocol::Rdma] {
-        let card = Arc::new(Echo { view: Arc::new(card()), says: bytes.to_vec(), told: Mutex::default() });
+        let card = Arc::new(Echo::new(card(), bytes));
         let Ok((mut io, reader)) = place(protocol, Arc::clone(&card)) else { return };
         let mut behind: Box<dyn Behind> = match protocol {
             Protocol::Route => Box::new(Route::default()),
@@ -48,31 +49,45 @@ pub fn fuzzed(bytes: &[u8]) {
 
 /// A relay whose kernel takes nothing, and a program that reads all it is given.
 fn place(protocol: Protocol, card: Arc<Echo>) -> io::Result<(Io, thread::JoinHandle<()>)> {
-    let (end, program) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-    let kernel = OwnedFd::from(std::fs::File::open("/dev/null")?);
-    // No process has this number, so there is none to take descriptors from.
-    let caller = Caller { process: u32::MAX, own: u32::MAX, capabilities: u64::MAX };
-    let shared = Arc::new(Shared::new(protocol, libc::SOCK_RAW as u32, caller, kernel, false)?);
-    let cards = Arc::new(Cards::new(vec![card]));
+    let (io, program) = relay(protocol, card)?;
     let read = move || {
         let mut buffer = vec![0; ROOM];
         while let Ok((_, length @ 1..)) = recv(&program, &mut buffer[..], RecvFlags::TRUNC) {
             assert!(length <= buffer.len() && Messages(&buffer[..length]).next().is_some());
         }
     };
-    let reader = thread::Builder::new().name("program".to_owned()).spawn(read)?;
-    Ok((Io { end, shared, cards, queue: Queue::default(), sender: u32::MAX, deaf: false }, reader))
+    Ok((io, thread::Builder::new().name("program".to_owned()).spawn(read)?))
+}
+
+/// A relay whose kernel takes nothing, and the program's end.
+fn relay(protocol: Protocol, card: Arc<Echo>) -> io::Result<(Io, OwnedFd)> {
+    let (end, program) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    let kernel = OwnedFd::from(std::fs::File::open("/dev/null")?);
+    // No process has this number, so there is none to take descriptors from.
+    let caller = Caller { process: u32::MAX, own: u32::MAX, capabilities: u64::MAX };
+    let shared = Arc::new(Shared::new(protocol, libc::SOCK_RAW as u32, caller, kernel, false)?);
+    let cards = Arc::new(Cards::new(vec![card]));
+    Ok((Io { end, shared, cards, queue: Queue::default(), sender: u32::MAX, deaf: false }, program))
 }
 
 /// A card whose server answers with what it is given, as often as there is room for, and then is gone.
 struct Echo {
     view: Arc<view::Card>,
+    /// How often it was looked at.
+    looks: AtomicUsize,
     says: Vec<u8>,
     told: Mutex<Vec<String>>,
 }
 
+impl Echo {
+    fn new(view: view::Card, says: &[u8]) -> Self {
+        Self { view: Arc::new(view), looks: AtomicUsize::new(0), says: says.to_vec(), told: Mutex::default() }
+    }
+}
+
 impl Card for Echo {
     fn view(&self) -> io::Result<Arc<view::Card>> {
+        self.looks.fetch_add(1, Ordering::Relaxed);
         Ok(Arc::clone(&self.view))
     }
 
@@ -155,5 +170,38 @@ fn card() -> view::Card {
             ports: vec![view::RdmaPort { number: 1, netdev: Some("p0".to_owned()) }],
         }],
         modules: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn who_asks_for_more_than_it_reads_is_not_answered_further() {
+        const NLDEV_PORT_GET: u16 = (5 << 10) + 5;
+        let mut view = card();
+        let port = view.rdma[0].ports[0].clone();
+        view.rdma[0].ports = (1..=1_000).map(|number| view::RdmaPort { number, ..port.clone() }).collect();
+        let card = Arc::new(Echo::new(view, &[]));
+        let (mut io, program) = relay(Protocol::Rdma, Arc::clone(&card)).unwrap();
+        let mut request = crate::message::Builder::new(NLDEV_PORT_GET, 0x301, 1, 0);
+        request.attribute(1, &0u32.to_ne_bytes());
+        let packet = request.done().repeat(5_000);
+        let serving = thread::spawn(move || Rdma.request(&mut io, &packet));
+        let mut looks = 0;
+        loop {
+            thread::sleep(Duration::from_millis(100));
+            match card.looks.load(Ordering::Relaxed) {
+                now if now == looks && now > 0 => break,
+                now => looks = now,
+            }
+        }
+        assert!(looks < 1_000, "{looks} dumps are put together that nobody reads");
+        // And who has gone holds up nobody.
+        drop(program);
+        serving.join().unwrap();
     }
 }

@@ -233,6 +233,7 @@ impl Behind for Generic {
     fn request(&mut self, io: &mut Io, packet: &[u8]) {
         let mut kernel = std::mem::take(&mut self.drained);
         for message in Messages(packet) {
+            io.make_room();
             match self.destination(io, &message) {
                 To::Kernel => io.pass_on(message.bytes),
                 To::Family => self.tell_family(io, &message),

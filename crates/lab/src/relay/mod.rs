@@ -335,6 +335,17 @@ impl Io {
         }
     }
 
+    /// Waits until the program has read enough for another answer. In one packet it can ask for more than any
+    /// memory holds.
+    fn make_room(&mut self) {
+        while self.queue.is_full() && !self.deaf {
+            match poll(&mut [PollFd::new(&self.end, PollFlags::OUT)], None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => self.flush(),
+                Err(_) => return,
+            }
+        }
+    }
+
     /// Gives the program one message.
     fn tell(&mut self, message: &[u8]) {
         self.queue.push([message]);

@@ -59,6 +59,11 @@ type Answer = Result<Vec<Vec<u8>>, i32>;
 impl Behind for Rdma {
     fn request(&mut self, io: &mut Io, packet: &[u8]) {
         for message in Messages(packet) {
+            io.make_room();
+            // What only tells is for nobody when nobody is there.
+            if io.deaf && message.is_dump() {
+                continue;
+            }
             let now = io.cards.now();
             let answer = if message.is_request() { answer(io, &now, &message) } else { None };
             match answer {

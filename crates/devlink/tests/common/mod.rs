@@ -1,0 +1,96 @@
+//! A card to connect to.
+
+#![allow(dead_code, reason = "each of those who share it uses a part")]
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use card_memory::MemoryCard;
+use devlink::view::Profile;
+use devlink::{Access, Served, Server, listen};
+use eswitch::CardConfig;
+use eswitch::card::{FaultPlan, Faulty};
+use eswitch::inspect::Snapshot;
+use lockdep::{Domain, Locked, OnReport, Unlocked};
+use scenario::{Pulse, Session, World};
+
+/// The card's first PF.
+pub const PF: &str = "0000:08:00.0";
+
+/// A card in memory whose control socket is served.
+pub struct Up {
+    pub path: PathBuf,
+    server: Option<Server>,
+    pub session: Arc<Session>,
+    domain: Arc<Domain>,
+}
+
+fn up(cx: &mut Locked<'_, Unlocked>, domain: &Arc<Domain>, access: Access) -> Up {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let path = std::env::temp_dir().join(format!("esw-protocol-{}-{number}.sock", std::process::id()));
+    let config = CardConfig { vfs: 2, ..CardConfig::default() };
+    let faults = Arc::new(FaultPlan::default());
+    let began = Instant::now();
+    let world = World {
+        card: Arc::new(Faulty::new(MemoryCard::new(config.clone()), Arc::clone(&faults))),
+        faults,
+        domain: Arc::clone(domain),
+        pulse: Arc::new(Pulse::new()),
+        clock: Arc::new(move || began.elapsed()),
+        programs: None,
+        bonds: None,
+    };
+    let session = Arc::new(Session::start(cx, config, world, Duration::from_secs(10)).unwrap());
+    let served = Arc::new(Served::new(Arc::clone(&session), Arc::clone(domain), Profile::mlx5()));
+    let server = Server::start(cx, served, listen(&path).unwrap(), access).unwrap();
+    Up { path, server: Some(server), session, domain: Arc::clone(domain) }
+}
+
+impl Drop for Up {
+    fn drop(&mut self) {
+        self.server = None;
+        let _ = std::fs::remove_file(&self.path);
+        assert!(self.domain.take_reports().is_empty());
+    }
+}
+
+impl Up {
+    /// How the card is when all that was queued is done. In how long something is tried again is no part of it.
+    pub fn at_rest(&self) -> Snapshot {
+        // A thread of its own: this one has entered the locks' order already.
+        thread::scope(|scope| {
+            let look = || {
+                lockdep::enter(&self.domain, "onlooker", |cx| {
+                    let engine = self.session.engine();
+                    engine.settle(cx, true);
+                    assert_eq!(engine.check(cx), []);
+                    let mut snapshot = engine.inspect(cx);
+                    snapshot.pfs.iter_mut().for_each(|pf| pf.retry = pf.retry.map(|_| None));
+                    snapshot
+                })
+            };
+            scope.spawn(look).join().unwrap()
+        })
+    }
+}
+
+/// Runs a test with a card, which has room for 16 clients.
+pub fn with_card(test: impl FnOnce(&Up)) {
+    with_room_for(16, test);
+}
+
+/// Runs a test with a card that has room for so many clients.
+pub fn with_room_for(clients: usize, test: impl FnOnce(&Up)) {
+    let domain = Domain::checked(OnReport::Record);
+    lockdep::enter(&domain, "main", |cx| {
+        let up = up(cx, &domain, Access { group: None, clients });
+        test(&up);
+        let session = Arc::clone(&up.session);
+        drop(up);
+        assert!(session.close(cx).is_empty());
+    });
+}

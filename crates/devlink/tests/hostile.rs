@@ -1,0 +1,312 @@
+//! Clients that mean harm, or die. Whatever they do, the card is as it was, and others are answered.
+
+mod common;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{PF, Up, with_card, with_room_for};
+use devlink::numbers::{attribute as a, command as c};
+use devlink::{Client, ClientError, DEVLINK, ESWITCH, eswitch_family, wire};
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// How long anything may take before a test gives up.
+const LONG: Duration = Duration::from_secs(120);
+
+/// Memory and descriptors are the process's: one test at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn message(kind: u16, flags: u16, fill: impl FnOnce(&mut wire::Builder)) -> Vec<u8> {
+    let mut builder = wire::Builder::default();
+    builder.begin(kind, wire::REQUEST | wire::ACK | flags, 7, 0);
+    fill(&mut builder);
+    builder.end();
+    builder.bytes().to_vec()
+}
+
+fn device(to: &mut wire::Builder) {
+    to.text(a::BUS_NAME, "pci").text(a::DEV_NAME, PF);
+}
+
+fn ask_mode(client: &mut Client) -> u16 {
+    let shown = client.ask(DEVLINK, c::ESWITCH_GET, 0, device).unwrap();
+    let mode = wire::attributes(&shown[0].attributes).flatten().find(|a| a.kind == a::ESWITCH_MODE);
+    mode.and_then(|mode| mode.u16()).unwrap()
+}
+
+fn set_mode(client: &mut Client, mode: u16) -> Result<(), ClientError> {
+    let set = client.ask(DEVLINK, c::ESWITCH_SET, 0, |to| {
+        device(to);
+        to.u16(a::ESWITCH_MODE, mode);
+    });
+    set.map(drop)
+}
+
+/// The error number that a datagram is answered with; `None`: with none within a moment.
+fn verdict(client: &Client) -> Option<i32> {
+    let mut buffer = vec![0; 256 * 1024];
+    rustix::net::sockopt::set_socket_timeout(
+        client.socket(),
+        rustix::net::sockopt::Timeout::Recv,
+        Some(Duration::from_millis(50)),
+    )
+    .unwrap();
+    let (_, length) = recv(client.socket(), &mut buffer[..], RecvFlags::empty()).ok()?;
+    let errors = wire::messages(&buffer[..length]).filter(|(header, _)| header.kind == wire::ERROR);
+    errors.last().map(|(_, payload)| -i32::from_ne_bytes(*payload.first_chunk().unwrap()))
+}
+
+#[test]
+fn nonsense_is_refused_or_passed_over() {
+    let _alone = alone();
+    with_card(|up| {
+        let before = up.at_rest();
+        let whole = message(DEVLINK, 0, |to| {
+            to.genl(c::ESWITCH_SET, 1);
+            device(to);
+            to.u16(a::ESWITCH_MODE, 1);
+        });
+        let with = |fill: &dyn Fn(&mut wire::Builder)| {
+            message(DEVLINK, 0, |to| {
+                to.genl(c::PORT_SET, 1);
+                device(to);
+                fill(to);
+            })
+        };
+        fn deep(to: &mut wire::Builder, levels: usize) {
+            if levels > 0 {
+                to.nest(a::PORT_FUNCTION, |to| deep(to, levels - 1));
+            }
+        }
+        let lies = |length: u32| [&length.to_ne_bytes()[..], &whole[4..]].concat();
+        let too_long = message(DEVLINK, 0, |to| {
+            to.genl(c::GET, 1).raw(&[0; 70 * 1024]);
+        });
+        for (what, bytes, expected) in [
+            ("a cut header", whole[..9].to_vec(), None),
+            ("a cut message", whole[..whole.len() - 4].to_vec(), None),
+            ("a length beyond its end", lies(u32::MAX), None),
+            ("a length within its header", lies(15), None),
+            ("no length", lies(0), None),
+            ("no generic header", message(DEVLINK, 0, |_| {}), Some(22)),
+            (
+                "a long attribute",
+                with(&|to| {
+                    to.raw(&[0xff, 0xff, 3, 0]);
+                }),
+                Some(22),
+            ),
+            (
+                "a short attribute",
+                with(&|to| {
+                    to.raw(&[3, 0, 3, 0]);
+                }),
+                Some(22),
+            ),
+            (
+                "an unknown attribute",
+                with(&|to| {
+                    to.u32(12_345, 1);
+                }),
+                Some(22),
+            ),
+            (
+                "a number that is text",
+                with(&|to| {
+                    to.text(a::PORT_INDEX, "first");
+                }),
+                Some(22),
+            ),
+            ("a thousand levels", with(&|to| deep(to.u32(a::PORT_INDEX, 1), 1_000)), None),
+            (
+                "an unknown command",
+                message(DEVLINK, 0, |to| {
+                    to.genl(250, 1);
+                }),
+                Some(95),
+            ),
+            (
+                "an unknown family",
+                message(1_000, 0, |to| {
+                    to.genl(1, 1);
+                }),
+                Some(2),
+            ),
+            ("a datagram of 70 KiB", too_long, Some(90)),
+        ] {
+            let mut client = Client::connect(&up.path).unwrap();
+            send(client.socket(), &bytes, SendFlags::NOSIGNAL).unwrap();
+            let found = verdict(&client);
+            match what {
+                // As deep as attributes go, it is refused for what is in it.
+                "a thousand levels" => assert!(found.is_some_and(|errno| errno > 0), "{what}: {found:?}"),
+                _ => assert_eq!(found, expected, "{what}"),
+            }
+            assert_eq!(ask_mode(&mut client), 0, "after {what} the same client is answered");
+        }
+        assert_eq!(before, up.at_rest());
+    });
+}
+
+/// What this process has in memory, in KiB.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn who_asks_a_million_times_and_never_reads_costs_no_memory_and_holds_up_nobody() {
+    let _alone = alone();
+    with_card(|up| {
+        let before = up.at_rest();
+        let mut other = Client::connect(&up.path).unwrap();
+        ask_mode(&mut other);
+        let dump = message(DEVLINK, wire::DUMP, |to| {
+            to.genl(c::PORT_GET, 1);
+        });
+        let many = dump.repeat(60_000 / dump.len());
+        let had = resident();
+        for request in [&dump, &many] {
+            let deaf = Client::connect(&up.path).unwrap();
+            for n in 0..1_000_000 {
+                let _ = send(deaf.socket(), request, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+                if n % 100_000 == 0 {
+                    ask_mode(&mut other);
+                    set_mode(&mut other, 1).unwrap();
+                    set_mode(&mut other, 0).unwrap();
+                }
+            }
+        }
+        let grown = resident().saturating_sub(had);
+        assert!(grown < 64 * 1024, "{grown} KiB more");
+        assert_eq!(before, up.at_rest());
+    });
+}
+
+#[test]
+fn who_dies_leaves_what_it_asked_for_done_and_nobody_waiting() {
+    let _alone = alone();
+    with_room_for(64, |up| {
+        let before = up.at_rest();
+        let mut other = Client::connect(&up.path).unwrap();
+        let dump = message(DEVLINK, wire::DUMP, |to| {
+            to.genl(c::PORT_GET, 1);
+        });
+        let dumps = dump.repeat(2_000);
+        for _ in 0..20 {
+            // Its answers fill the socket, so it dies before the last of them.
+            let dying = Client::connect(&up.path).unwrap();
+            send(dying.socket(), &dumps, SendFlags::NOSIGNAL).unwrap();
+            recv(dying.socket(), &mut [0; 64][..], RecvFlags::empty()).unwrap();
+            drop(dying);
+            assert_eq!(ask_mode(&mut other), 0);
+        }
+        for mode in [1, 0, 1, 0] {
+            let dying = Client::connect(&up.path).unwrap();
+            let change = message(DEVLINK, 0, |to| {
+                to.genl(c::ESWITCH_SET, 1);
+                device(to);
+                to.u16(a::ESWITCH_MODE, mode);
+            });
+            send(dying.socket(), &change, SendFlags::NOSIGNAL).unwrap();
+            drop(dying);
+            // What was asked for is done, as by the kernel.
+            let until = Instant::now() + LONG;
+            while ask_mode(&mut other) != mode {
+                assert!(Instant::now() < until, "what one who has died asked for is not done");
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+        assert_eq!(before, up.at_rest());
+    });
+}
+
+#[test]
+fn a_thousand_are_answered_and_one_more_is_told_to_go() {
+    const MANY: usize = 1_000;
+    let _alone = alone();
+    let limit = getrlimit(Resource::Nofile);
+    // Both ends are here.
+    let enough = 2 * MANY as u64 + 200;
+    if limit.current.is_some_and(|current| current < enough) {
+        let more = Rlimit { current: limit.maximum, ..limit };
+        if limit.maximum.is_some_and(|most| most < enough) || setrlimit(Resource::Nofile, more).is_err() {
+            return eprintln!("skipped: RLIMIT_NOFILE below {enough}");
+        }
+    }
+    with_room_for(MANY, |up| {
+        let before = up.at_rest();
+        let mut clients: Vec<Client> = (0..MANY).map(|_| Client::connect(&up.path).unwrap()).collect();
+        for client in &mut clients {
+            assert_eq!(ask_mode(client), 0);
+        }
+        let mut one_more = Client::connect(&up.path).unwrap();
+        let refused = one_more.ask(DEVLINK, c::GET, wire::DUMP, |_| {});
+        assert!(matches!(refused, Err(ClientError::Broken(_))), "{refused:?}");
+        assert_eq!(ask_mode(&mut clients[MANY - 1]), 0);
+        drop(clients);
+        let until = Instant::now() + LONG;
+        while Client::connect(&up.path).unwrap().ask(DEVLINK, c::GET, wire::DUMP, |_| {}).is_err() {
+            assert!(Instant::now() < until, "room is never given back");
+            thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(before, up.at_rest());
+    });
+}
+
+/// As another user: a thread has rights of its own, and its connection has the thread's.
+fn as_nobody<T: Send>(up: &Up, work: impl FnOnce(Client) -> T + Send) -> T {
+    use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+    let (nobody, nogroup) = (rustix::process::Uid::from_raw(65_534), rustix::process::Gid::from_raw(65_534));
+    thread::scope(|scope| {
+        let run = || {
+            set_thread_groups(&[]).unwrap();
+            set_thread_res_gid(nogroup, nogroup, nogroup).unwrap();
+            set_thread_res_uid(nobody, nobody, nobody).unwrap();
+            work(Client::connect(&up.path).unwrap())
+        };
+        scope.spawn(run).join().unwrap()
+    })
+}
+
+#[test]
+fn who_has_no_rights_may_look_and_change_nothing() {
+    let _alone = alone();
+    if !rustix::process::geteuid().is_root() {
+        assert!(std::env::var("CI").as_deref() != Ok("true"), "missing: root");
+        return eprintln!("skipped: missing root");
+    }
+    with_card(|up| {
+        let before = up.at_rest();
+        rustix::fs::chmod(&up.path, rustix::fs::Mode::from_raw_mode(0o666)).unwrap();
+        as_nobody(up, |mut client| {
+            let refused = |outcome: Result<_, ClientError>| match outcome {
+                Err(ClientError::Refused(refusal)) => refusal.errno,
+                Err(error) => panic!("{error}"),
+                Ok(()) => 0,
+            };
+            for command in [c::GET, c::PORT_GET, c::PARAM_GET, c::INFO_GET, c::HEALTH_GET, c::RATE_GET] {
+                let looked = client.ask(DEVLINK, command, wire::DUMP, |_| {}).map(drop);
+                assert!(matches!(refused(looked), 0 | 95), "{command}");
+            }
+            assert!(!client.ask(ESWITCH, eswitch_family::VIEW, wire::DUMP, |_| {}).unwrap().is_empty());
+            let changes = [c::PORT_SET, c::PORT_NEW, c::PORT_DEL, c::ESWITCH_SET, c::RELOAD, c::PARAM_SET];
+            for command in changes.into_iter().chain([c::HEALTH_RECOVER, c::RATE_SET, c::RATE_NEW, c::RATE_DEL]) {
+                assert_eq!(refused(client.ask(DEVLINK, command, 0, device).map(drop)), 1, "{command}");
+            }
+            for command in [eswitch_family::PERFORM, eswitch_family::END] {
+                let words = |to: &mut wire::Builder| {
+                    to.text(eswitch_family::WORDS, "modprobe mlx5_ib");
+                };
+                assert_eq!(refused(client.ask(ESWITCH, command, 0, words).map(drop)), 1, "{command}");
+            }
+        });
+        assert_eq!(before, up.at_rest());
+    });
+}

@@ -1,0 +1,184 @@
+//! What a request on the control socket costs beside an echo of the same size, and whether many clients at once
+//! each get their share. The card is in memory, and in this process, so that what is measured is the socket, the
+//! server's thread and the protocol.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use card_memory::MemoryCard;
+use devlink::numbers::{attribute, command};
+use devlink::view::Profile;
+use devlink::wire::{self, Builder};
+use devlink::{Access, DEVLINK, Served, Server, connect, listen};
+use eswitch::CardConfig;
+use eswitch::card::{FaultPlan, Faulty};
+use lockdep::{Domain, enter};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
+use scenario::{Pulse, Session, World};
+
+use super::{Measurement, Quantity, Row, Target, by_turns};
+
+/// The group.
+pub const MEASUREMENTS: &[Measurement] = &[
+    Measurement { name: "control: a request", run: a_request },
+    Measurement { name: "control: many clients", run: many_clients },
+];
+
+const TURNS: usize = 41;
+/// Requests of a turn.
+const EACH: usize = 2_000;
+const CLIENTS: usize = 100;
+const FOR: Duration = Duration::from_secs(3);
+const PF: &str = "0000:08:00.0";
+
+/// Has something done while a card's control socket is served.
+fn with_card<T>(work: impl FnOnce(&PathBuf) -> Result<T>) -> Result<T> {
+    let path = std::env::temp_dir().join(format!("esw-bench-{}.sock", std::process::id()));
+    let domain = Domain::unchecked();
+    enter(&domain, "main", |cx| {
+        let config = CardConfig { vfs: 8, ..CardConfig::default() };
+        let faults = Arc::new(FaultPlan::default());
+        let began = Instant::now();
+        let world = World {
+            card: Arc::new(Faulty::new(MemoryCard::new(config.clone()), Arc::clone(&faults))),
+            faults,
+            domain: Arc::clone(&domain),
+            pulse: Arc::new(Pulse::new()),
+            clock: Arc::new(move || began.elapsed()),
+            programs: None,
+            bonds: None,
+        };
+        let session = Session::start(cx, config, world, Duration::from_secs(60)).map_err(|error| anyhow!("{error}"))?;
+        let session = Arc::new(session);
+        let served = Arc::new(Served::new(Arc::clone(&session), Arc::clone(&domain), Profile::mlx5()));
+        let access = Access { group: None, clients: 2 * CLIENTS };
+        let server = Server::start(cx, served, listen(&path)?, access)?;
+        let done = work(&path);
+        drop(server);
+        std::fs::remove_file(&path)?;
+        ensure!(session.close(cx).is_empty(), "the card is left with something");
+        done
+    })
+}
+
+fn request(number: u8, flags: u16) -> Vec<u8> {
+    let mut builder = Builder::default();
+    builder.begin(DEVLINK, wire::REQUEST | flags, 1, 0).genl(number, 1);
+    builder.text(attribute::BUS_NAME, "pci").text(attribute::DEV_NAME, PF).end();
+    builder.bytes().to_vec()
+}
+
+/// Sends a request and reads until as much has come as an answer has; how much, if that is not known yet.
+fn ask(socket: &OwnedFd, request: &[u8], expected: usize, buffer: &mut [u8]) -> Result<usize> {
+    send(socket, request, SendFlags::NOSIGNAL)?;
+    let mut came = 0;
+    loop {
+        came += recv(socket, &mut *buffer, RecvFlags::empty())?.1;
+        if came >= expected {
+            return Ok(came);
+        }
+    }
+}
+
+fn timed(socket: &OwnedFd, request: &[u8], expected: usize) -> Duration {
+    let mut buffer = [0; 4096];
+    let start = Instant::now();
+    for _ in 0..EACH {
+        if let Err(error) = ask(socket, request, expected, &mut buffer) {
+            panic!("a request: {error}");
+        }
+    }
+    start.elapsed()
+}
+
+fn a_request() -> Result<Vec<Row>> {
+    with_card(|path| {
+        let mut rows = Vec::new();
+        for (name, number) in [("dev eswitch show", command::ESWITCH_GET), ("dev show", command::GET)] {
+            for (how, flags) in [("an answer", 0), ("an answer and an acknowledgement", wire::ACK)] {
+                let asked = request(number, flags);
+                let ours = connect(path)?;
+                let expected = answer_length(&ours, &asked, flags != 0)?;
+                let (theirs, end) = echo(expected)?;
+                let each = |total: Duration| Quantity { value: total.as_secs_f64() * 1e6 / EACH as f64, unit: "us" };
+                let turns = by_turns(TURNS, || timed(&ours, &asked, expected), || timed(&theirs, &asked, expected));
+                drop(theirs);
+                let _ = end.join();
+                let what = format!("devlink {name} on the control socket: {how}");
+                let with = format!("an echo of {} and {expected} bytes", asked.len());
+                rows.push(
+                    Row::compared(what, each(turns.ours), &with, each(turns.theirs), turns.ratio)
+                        .target(Target::RatioAtMost(1.5)),
+                );
+            }
+        }
+        Ok(rows)
+    })
+}
+
+/// How many bytes an answer has, with its acknowledgement if there is to be one.
+fn answer_length(socket: &OwnedFd, asked: &[u8], acknowledged: bool) -> Result<usize> {
+    let mut buffer = [0; 4096];
+    send(socket, asked, SendFlags::NOSIGNAL)?;
+    let (mut length, mut ended) = (0, false);
+    while !ended {
+        let came = recv(socket, &mut buffer[..], RecvFlags::empty())?.1;
+        length += came;
+        let last = wire::messages(&buffer[..came]).last().context("no answer")?.0;
+        ended = !acknowledged || last.kind == wire::ERROR;
+    }
+    Ok(length)
+}
+
+/// A thread that answers whatever it gets with so many bytes.
+fn echo(answer: usize) -> Result<(OwnedFd, thread::JoinHandle<()>)> {
+    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    let serve = move || {
+        let mut buffer = [0; 4096];
+        let answer = vec![0; answer];
+        while let Ok((_, 1..)) = recv(&theirs, &mut buffer[..], RecvFlags::empty()) {
+            if send(&theirs, &answer, SendFlags::NOSIGNAL).is_err() {
+                return;
+            }
+        }
+    };
+    Ok((ours, thread::Builder::new().spawn(serve)?))
+}
+
+fn many_clients() -> Result<Vec<Row>> {
+    with_card(|path| {
+        let stop = Arc::new(AtomicBool::new(false));
+        let asked = request(command::ESWITCH_GET, 0);
+        let clients: Vec<thread::JoinHandle<Result<usize>>> = (0..CLIENTS)
+            .map(|_| {
+                let (socket, stop, asked) = (connect(path)?, Arc::clone(&stop), asked.clone());
+                Ok(thread::Builder::new().spawn(move || {
+                    let (mut done, mut buffer) = (0, [0; 4096]);
+                    while !stop.load(Ordering::Relaxed) {
+                        ask(&socket, &asked, 1, &mut buffer)?;
+                        done += 1;
+                    }
+                    Ok(done)
+                })?)
+            })
+            .collect::<Result<_>>()?;
+        thread::sleep(FOR);
+        stop.store(true, Ordering::Relaxed);
+        let join = |client: thread::JoinHandle<_>| client.join().map_err(|_| anyhow!("a client panicked"))?;
+        let counts: Vec<usize> = clients.into_iter().map(join).collect::<Result<_>>()?;
+        let mean = counts.iter().sum::<usize>() as f64 / CLIENTS as f64;
+        let share = |of: Option<&usize>| Quantity { value: of.map_or(0.0, |n| *n as f64 / mean), unit: "of a share" };
+        let rate = Quantity { value: mean * CLIENTS as f64 / FOR.as_secs_f64(), unit: "requests/s" };
+        let half = Quantity { value: 0.5, unit: "of a share" };
+        Ok(vec![
+            Row::alone(format!("{CLIENTS} clients at once, all"), rate),
+            Row::alone("the slowest of them".to_owned(), share(counts.iter().min())).target(Target::AtLeast(half)),
+            Row::alone("the quickest".to_owned(), share(counts.iter().max())),
+        ])
+    })
+}
