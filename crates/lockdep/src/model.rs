@@ -10,7 +10,8 @@
 //! on who waits. Neither is known to the model, so each is a number that stands for it. What a thread has
 //! seen is the sequence of what it did and of the contents it found. What an object holds is a number that
 //! changes when it may have been written, which a lock knows by whether its guard was lent out for writing:
-//! then it is what its writer had seen by then, or the value itself where that is told. So in whose
+//! then it is what its writer had seen by then, or the value itself where that is told. A thread may say that it has
+//! forgotten what it has seen, where what it does next does not depend on it. So in whose
 //! order a lock was taken is no part of the state if nobody wrote, and neither is what was undone. The argument
 //! is in `docs/verification.md`. What is shared in other ways must be told, see
 //! [`Locked::learns`](crate::Locked::learns).

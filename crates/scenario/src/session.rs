@@ -6,7 +6,7 @@ use std::time::Duration;
 use eswitch::card::Fault;
 use eswitch::inspect::{PortView, Snapshot, Violation};
 use eswitch::{Agreed, CardConfig, Engine, Errno, Error, PciAddress, PortHandle, RepType, Subscription};
-use lockdep::{Deadline, Locked, Mutex, Threads, Unlocked, is_explored, lock_classes};
+use lockdep::{Deadline, Locked, Mutex, Since, Threads, Unlocked, is_explored, lock_classes};
 
 use crate::barrier::Barriers;
 use crate::bonds::{Follower, stand_in};
@@ -230,7 +230,10 @@ impl Session {
                 let mut printed = Vec::new();
                 // What threads meet at must be met as often by all of them.
                 let reduced = is_explored() && action.barriers().is_empty();
-                for _ in 0..if reduced { (*times).min(REPEATS) } else { *times } {
+                let since = Since::now();
+                for n in 0..if reduced { (*times).min(REPEATS) } else { *times } {
+                    // Only what the last one prints is printed.
+                    since.forget_but(&n);
                     printed = self.perform(cx, heeds, action)?;
                     if self.world.pulse.stops(cx, heeds) {
                         return Err(StepError::Interrupted);
