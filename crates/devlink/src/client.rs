@@ -35,7 +35,7 @@ pub struct Answered {
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody listens there.
-    #[error("no card at {path}: {source}; `esw up --daemon` brings one up, `esw status` lists those that are up")]
+    #[error("no card at {path}; `esw up --daemon` brings one up, `esw status` lists those that are up")]
     NoCard {
         /// The socket's path.
         path: String,

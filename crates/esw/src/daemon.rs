@@ -19,7 +19,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use card_linux::Place;
-use devlink::view::Profile;
 use devlink::{Access, IfIndex, Served, Server};
 use lockdep::{Domain, Locked, Unlocked};
 use rustix::net::{AddressFamily, SocketType, netdevice::name_to_index};
@@ -200,7 +199,7 @@ impl Daemon {
         let served = Arc::new(Served {
             ifindex: (card.kind == Kind::Linux).then(ifindex).transpose()?,
             host: Some(Arc::new(host)),
-            ..Served::new(Arc::clone(&session), Arc::clone(&self.domain), Profile::mlx5())
+            ..Served::new(Arc::clone(&session), Arc::clone(&self.domain), card.profile.clone())
         });
         let access = Access { group: socket.group(), clients: self.clients };
         let server = Server::start(cx, served, listener, access)?;

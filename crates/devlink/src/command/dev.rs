@@ -9,11 +9,8 @@ use crate::instance::{self, Instance, Meant};
 use crate::numbers::{attribute as a, command as c};
 use crate::refusal::{Refusal, errno};
 use crate::request::Attributes;
+use crate::view::Profile;
 use crate::wire::Builder;
-
-const FIRMWARE: &str = "22.45.1020";
-const BOARD: &str = "MT_0000000436";
-const DRIVER: &str = "mlx5_core";
 
 pub(super) fn put_device(to: &mut Builder, device: PciAddress) {
     to.text(a::BUS_NAME, "pci").text(a::DEV_NAME, &device.to_string());
@@ -193,20 +190,20 @@ fn reload_other(served: &Served, cx: Cx<'_, '_>, other: &Instance) -> Result<(),
     Ok(engine.set_sf_bound(cx, id, true)?)
 }
 
-fn info_message(to: &mut Builder, put: impl FnOnce(&mut Builder)) {
+fn info_message(to: &mut Builder, profile: &Profile, put: impl FnOnce(&mut Builder)) {
     put(to);
-    to.text(a::INFO_DRIVER_NAME, DRIVER);
-    let mut version = |kind, name, value| {
+    to.text(a::INFO_DRIVER_NAME, &profile.driver);
+    let mut version = |kind, name: &str, value: &str| {
         to.nest(kind, |to| {
             to.text(a::INFO_VERSION_NAME, name).text(a::INFO_VERSION_VALUE, value);
         });
     };
-    version(a::INFO_VERSION_FIXED, "fw.psid", BOARD);
+    version(a::INFO_VERSION_FIXED, "fw.psid", &profile.board);
     for name in ["fw.version", "fw"] {
-        version(a::INFO_VERSION_RUNNING, name, FIRMWARE);
+        version(a::INFO_VERSION_RUNNING, name, &profile.firmware);
     }
     for name in ["fw.version", "fw"] {
-        version(a::INFO_VERSION_STORED, name, FIRMWARE);
+        version(a::INFO_VERSION_STORED, name, &profile.firmware);
     }
 }
 
@@ -217,8 +214,12 @@ pub(super) fn info(
     reply: &mut Reply<'_>,
 ) -> Result<(), Refusal> {
     match instance::find(served, cx, asked.required_handle()?)? {
-        Meant::Pf(device) => reply.add(c::INFO_GET, |to| info_message(to, |to| put_device(to, device))),
-        Meant::Other(other) => reply.add(c::INFO_GET, |to| info_message(to, |to| put_other(to, &other))),
+        Meant::Pf(device) => {
+            reply.add(c::INFO_GET, |to| info_message(to, &served.profile, |to| put_device(to, device)))
+        }
+        Meant::Other(other) => {
+            reply.add(c::INFO_GET, |to| info_message(to, &served.profile, |to| put_other(to, &other)))
+        }
     }
     Ok(())
 }
@@ -230,10 +231,10 @@ pub(super) fn info_all(
     reply: &mut Reply<'_>,
 ) -> Result<(), Refusal> {
     for device in bound(served, cx) {
-        reply.add(c::INFO_GET, |to| info_message(to, |to| put_device(to, device)));
+        reply.add(c::INFO_GET, |to| info_message(to, &served.profile, |to| put_device(to, device)));
     }
     for other in instance::all(&served.view(cx)) {
-        reply.add(c::INFO_GET, |to| info_message(to, |to| put_other(to, &other)));
+        reply.add(c::INFO_GET, |to| info_message(to, &served.profile, |to| put_other(to, &other)));
     }
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use devlink::view::Profile;
 use eswitch::CardConfig;
 use serde::Deserialize;
 
@@ -30,7 +31,39 @@ struct Table {
     /// Octal, as text.
     socket_mode: Option<String>,
     socket_group: Option<u32>,
+    profile: Presented,
     card: CardConfig,
+}
+
+/// `[cards.NAME.profile]`: what of the card's looks is other than a ConnectX-6 Dx's.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Presented {
+    vendor: Option<u16>,
+    device: Option<u16>,
+    vf_device: Option<u16>,
+    subsystem: Option<(u16, u16)>,
+    revision: Option<u8>,
+    firmware: Option<String>,
+    board: Option<String>,
+}
+
+impl Presented {
+    /// All of it. The driver is the engine's own, and cannot be another.
+    fn whole(self) -> Profile {
+        let other = Profile::mlx5();
+        Profile {
+            vendor: self.vendor.unwrap_or(other.vendor),
+            device: self.device.unwrap_or(other.device),
+            vf_device: self.vf_device.unwrap_or(other.vf_device),
+            subsystem: self.subsystem.unwrap_or(other.subsystem),
+            revision: self.revision.unwrap_or(other.revision),
+            firmware: self.firmware.unwrap_or(other.firmware),
+            board: self.board.unwrap_or(other.board),
+            name: other.name,
+            driver: other.driver,
+        }
+    }
 }
 
 /// The configuration.
@@ -57,6 +90,8 @@ pub struct CardEntry {
     pub mode: u32,
     /// Whose members may change things, beside root and who runs the daemon.
     pub group: Option<u32>,
+    /// What it presents itself as.
+    pub profile: Profile,
     pub card: CardConfig,
 }
 
@@ -141,7 +176,15 @@ fn entry(name: String, table: Table, kind: Kind) -> Result<CardEntry> {
     if length > SOCKET_PATH_MAX {
         bail!("cards.{name}: the socket {} has {length} bytes; it can have {SOCKET_PATH_MAX}", socket.display());
     }
-    Ok(CardEntry { socket, name, kind: table.kind.unwrap_or(kind), mode, group: table.socket_group, card: table.card })
+    Ok(CardEntry {
+        socket,
+        name,
+        kind: table.kind.unwrap_or(kind),
+        mode,
+        group: table.socket_group,
+        profile: table.profile.whole(),
+        card: table.card,
+    })
 }
 
 #[cfg(test)]
@@ -160,6 +203,9 @@ mod tests {
             [cards.right]
             kind = "linux"
             socket = "/run/right.sock"
+            [cards.right.profile]
+            device = 0x1021
+            firmware = "28.39.1002"
             [cards.right.card]
             address = "0000:0a:00.0"
             pfs = 2
@@ -168,6 +214,8 @@ mod tests {
         assert_eq!(config.cards.iter().map(|card| card.name.as_str()).collect::<Vec<_>>(), ["left", "right"]);
         assert_eq!((config.cards[0].mode, config.cards[0].kind), (0o660, Kind::Memory));
         assert_eq!((config.cards[1].kind, config.cards[1].card.pfs), (Kind::Linux, 2));
+        let profile = &config.cards[1].profile;
+        assert_eq!((profile.vendor, profile.device, &*profile.firmware), (0x15b3, 0x1021, "28.39.1002"));
     }
 
     #[test]
@@ -187,6 +235,7 @@ mod tests {
             ("[cards.a]\n[cards.b]", "both have PCI functions"),
             ("[cards.\"a/b\"]", "no name for a card"),
             ("[cards.a.card]\npfs = 9", "`pfs` is 9"),
+            ("[cards.a.profile]\ndriver = \"ice\"", "unknown field `driver`"),
             ("state_dir = \"here\"\n[cards.a]", "absolute"),
             (&format!("[cards.a]\nsocket = \"/{}\"", "x".repeat(120)), "it can have 107"),
         ] {
