@@ -3,14 +3,12 @@
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use card_memory::MemoryCard;
 use check::schedulers::{Bounded, Shared};
 use check::{Options, Token, Watch};
-use eswitch::card::{FaultPlan, Faulty};
 use lockdep::{Domain, Explore, Halt};
-use scenario::{Outcome, Pulse, Scenario, World};
+use scenario::{Outcome, Scenario, World};
 
 const HEAD: &str = r#"
 name = "small"
@@ -23,16 +21,7 @@ fn parse(rest: &str) -> Scenario {
 }
 
 fn tell(domain: &Arc<Domain>, scenario: &Scenario) -> Outcome {
-    let faults = Arc::new(FaultPlan::default());
-    let world = World {
-        card: Arc::new(Faulty::new(MemoryCard::new(scenario.card.clone()), Arc::clone(&faults))),
-        faults,
-        domain: Arc::clone(domain),
-        pulse: Arc::new(Pulse::new()),
-        clock: Arc::new(|| Duration::ZERO),
-        programs: None,
-        bonds: None,
-    };
+    let world = World::of(MemoryCard::new(scenario.card.clone()), domain);
     lockdep::enter(domain, "main", |cx| scenario::run(cx, scenario, &world, &mut ()))
 }
 

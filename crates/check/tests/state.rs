@@ -7,12 +7,10 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use card_memory::MemoryCard;
-use eswitch::card::{FaultPlan, Faulty};
 use lockdep::{Domain, Explore, Halt, look};
-use scenario::{Pulse, Scenario, World};
+use scenario::{Scenario, World};
 use shuttle::scheduler::{RandomScheduler, Schedule, Scheduler, Task, TaskId};
 
 /// What comes of a choice.
@@ -81,16 +79,7 @@ impl Scheduler for Noting {
 }
 
 fn tell(domain: &Arc<Domain>, scenario: &Scenario) -> String {
-    let faults = Arc::new(FaultPlan::default());
-    let world = World {
-        card: Arc::new(Faulty::new(MemoryCard::new(scenario.card.clone()), Arc::clone(&faults))),
-        faults,
-        domain: Arc::clone(domain),
-        pulse: Arc::new(Pulse::new()),
-        clock: Arc::new(|| Duration::ZERO),
-        programs: None,
-        bonds: None,
-    };
+    let world = World::of(MemoryCard::new(scenario.card.clone()), domain);
     let outcome = lockdep::enter(domain, "main", |cx| scenario::run(cx, scenario, &world, &mut ()));
     format!("{:?} {:?} {:?}", outcome.snapshot, outcome.verdicts, outcome.violations)
 }

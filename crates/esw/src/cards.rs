@@ -7,7 +7,6 @@ use anyhow::Result;
 use card_linux::{Hold, LinuxCard, Place};
 use card_memory::MemoryCard;
 use eswitch::CardConfig;
-use eswitch::card::{Card, FaultPlan, Faulty};
 use lockdep::Domain;
 use scenario::{Bonds, Pulse, World};
 
@@ -91,34 +90,22 @@ impl Cards {
         pulse: &Arc<Pulse>,
     ) -> Result<(World, Option<Hold>)> {
         let mut hold = None;
-        let faults = Arc::new(FaultPlan::default());
         let config = config.clone();
-        let mut bonds: Option<Arc<dyn Bonds>> = None;
-        let card: Arc<dyn Card> = match self {
-            Self::Memory => Arc::new(Faulty::new(MemoryCard::new(config), Arc::clone(&faults))),
+        let mut world = match self {
+            Self::Memory => World::of(MemoryCard::new(config), domain),
             Self::Linux(place) => {
                 let card = match found {
                     Found::Cleared => LinuxCard::new(place, config)?,
                     Found::TakenOver => LinuxCard::taking_over(place, config)?,
                 };
                 hold = Some(card.hold());
-                bonds = Some(Arc::new(KernelBonds::of(&card)?));
-                Arc::new(Faulty::new(card, Arc::clone(&faults)))
+                let bonds: Arc<dyn Bonds> = Arc::new(KernelBonds::of(&card)?);
+                World { programs: Some(Arc::new(Here)), bonds: Some(bonds), ..World::of(card, domain) }
             }
         };
         let began = Instant::now();
-        let world = World {
-            card,
-            faults,
-            domain: Arc::clone(domain),
-            pulse: Arc::clone(pulse),
-            clock: Arc::new(move || began.elapsed()),
-            programs: match self {
-                Self::Memory => None,
-                Self::Linux(_) => Some(Arc::new(Here)),
-            },
-            bonds,
-        };
+        world.clock = Arc::new(move || began.elapsed());
+        world.pulse = Arc::clone(pulse);
         Ok((world, hold))
     }
 }

@@ -8,10 +8,9 @@ use devlink::view::Profile;
 use devlink::wire::{self, Builder, Header, attributes, messages};
 use devlink::{Cx, DEVLINK, ESWITCH, Peer, Served, Sink, eswitch_family, numbers};
 use eswitch::CardConfig;
-use eswitch::card::{FaultPlan, Faulty};
 use eswitch::inspect::Snapshot;
 use lockdep::{Domain, Locked, OnReport, Unlocked, enter};
-use scenario::{Pulse, Session, World};
+use scenario::{Session, World};
 
 /// Messages of an input that are looked at one by one at most: a datagram of headers alone has thousands.
 const EACH: usize = 32;
@@ -56,16 +55,7 @@ pub fn answer(bytes: &[u8]) {
 
 fn card(cx: &mut Locked<'_, Unlocked>, domain: &Arc<Domain>) -> Served {
     let config = CardConfig { vfs: 2, modules: vec!["mlx5_ib".to_owned()], ..CardConfig::default() };
-    let faults = Arc::new(FaultPlan::default());
-    let world = World {
-        card: Arc::new(Faulty::new(MemoryCard::new(config.clone()), Arc::clone(&faults))),
-        faults,
-        domain: Arc::clone(domain),
-        pulse: Arc::new(Pulse::new()),
-        clock: Arc::new(|| Duration::ZERO),
-        programs: None,
-        bonds: None,
-    };
+    let world = World::of(MemoryCard::new(config.clone()), domain);
     let session = match Session::start(cx, config, world, Duration::from_secs(60)) {
         Ok(session) => session,
         Err(error) => panic!("a card in memory does not come up: {error}"),

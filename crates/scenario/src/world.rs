@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use eswitch::PfIndex;
-use eswitch::card::{Card, CardError, FaultPlan};
+use eswitch::card::{Card, CardError, FaultPlan, Faulty};
 use eswitch::lag::Bond;
 use lockdep::{Domain, Locked, Unlocked};
 
@@ -27,6 +27,23 @@ pub struct World {
     pub programs: Option<Arc<dyn Programs>>,
     /// The bonds over the card's netdevs, on a card that has netdevs.
     pub bonds: Option<Arc<dyn Bonds>>,
+}
+
+impl World {
+    /// A world around a card that what `fail` and `delay` say reaches: without programs or bonds, and with a
+    /// clock that stands still.
+    pub fn of(card: impl Card + 'static, domain: &Arc<Domain>) -> Self {
+        let faults = Arc::new(FaultPlan::default());
+        Self {
+            card: Arc::new(Faulty::new(card, Arc::clone(&faults))),
+            faults,
+            domain: Arc::clone(domain),
+            pulse: Arc::new(Pulse::new()),
+            clock: Arc::new(|| Duration::ZERO),
+            programs: None,
+            bonds: None,
+        }
+    }
 }
 
 /// The kernel's bonds where the card's netdevs are.

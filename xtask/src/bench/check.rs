@@ -10,9 +10,8 @@ use anyhow::{Result, anyhow, ensure};
 use card_memory::MemoryCard;
 use check::schedulers::Replay;
 use check::{Options, Strategy, Watch};
-use eswitch::card::{FaultPlan, Faulty};
 use lockdep::{Domain, Explore, OpKind, What};
-use scenario::{Pulse, Scenario, World};
+use scenario::{Scenario, World};
 use shuttle::scheduler::RandomScheduler;
 
 use super::{Measurement, Quantity, Row, Target, by_turns};
@@ -93,16 +92,7 @@ fn size(scenario: &Scenario) -> Size {
     };
     let (domain, scenario) = (Domain::exploring(None), scenario.clone());
     Explore { record: true, ..Explore::default() }.run(Replay::new(Vec::new()), ended, move || {
-        let faults = Arc::new(FaultPlan::default());
-        let world = World {
-            card: Arc::new(Faulty::new(MemoryCard::new(scenario.card.clone()), Arc::clone(&faults))),
-            faults,
-            domain: Arc::clone(&domain),
-            pulse: Arc::new(Pulse::new()),
-            clock: Arc::new(|| Duration::ZERO),
-            programs: None,
-            bonds: None,
-        };
+        let world = World::of(MemoryCard::new(scenario.card.clone()), &domain);
         lockdep::enter(&domain, "main", |cx| scenario::run(cx, &scenario, &world, &mut ()));
     });
     size.get()

@@ -16,10 +16,9 @@ use devlink::view::Profile;
 use devlink::wire::{self, Builder};
 use devlink::{Access, DEVLINK, Served, Server, connect, listen};
 use eswitch::CardConfig;
-use eswitch::card::{FaultPlan, Faulty};
 use lockdep::{Domain, enter};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
-use scenario::{Pulse, Session, World};
+use scenario::{Session, World};
 
 use super::{Measurement, Quantity, Row, Target, by_turns};
 
@@ -42,17 +41,7 @@ fn with_card<T>(work: impl FnOnce(&PathBuf) -> Result<T>) -> Result<T> {
     let domain = Domain::unchecked();
     enter(&domain, "main", |cx| {
         let config = CardConfig { vfs: 8, ..CardConfig::default() };
-        let faults = Arc::new(FaultPlan::default());
-        let began = Instant::now();
-        let world = World {
-            card: Arc::new(Faulty::new(MemoryCard::new(config.clone()), Arc::clone(&faults))),
-            faults,
-            domain: Arc::clone(&domain),
-            pulse: Arc::new(Pulse::new()),
-            clock: Arc::new(move || began.elapsed()),
-            programs: None,
-            bonds: None,
-        };
+        let world = World::of(MemoryCard::new(config.clone()), &domain);
         let session = Session::start(cx, config, world, Duration::from_secs(60)).map_err(|error| anyhow!("{error}"))?;
         let session = Arc::new(session);
         let served = Arc::new(Served::new(Arc::clone(&session), Arc::clone(&domain), Profile::mlx5()));

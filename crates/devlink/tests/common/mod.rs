@@ -6,16 +6,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use card_memory::MemoryCard;
 use devlink::view::Profile;
 use devlink::{Access, Served, Server, listen};
 use eswitch::CardConfig;
-use eswitch::card::{FaultPlan, Faulty};
 use eswitch::inspect::Snapshot;
 use lockdep::{Domain, Locked, OnReport, Unlocked};
-use scenario::{Pulse, Session, World};
+use scenario::{Session, World};
 
 /// The card's first PF.
 pub const PF: &str = "0000:08:00.0";
@@ -33,17 +32,7 @@ fn up(cx: &mut Locked<'_, Unlocked>, domain: &Arc<Domain>, access: Access) -> Up
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let path = std::env::temp_dir().join(format!("esw-protocol-{}-{number}.sock", std::process::id()));
     let config = CardConfig { vfs: 2, ..CardConfig::default() };
-    let faults = Arc::new(FaultPlan::default());
-    let began = Instant::now();
-    let world = World {
-        card: Arc::new(Faulty::new(MemoryCard::new(config.clone()), Arc::clone(&faults))),
-        faults,
-        domain: Arc::clone(domain),
-        pulse: Arc::new(Pulse::new()),
-        clock: Arc::new(move || began.elapsed()),
-        programs: None,
-        bonds: None,
-    };
+    let world = World::of(MemoryCard::new(config.clone()), domain);
     let session = Arc::new(Session::start(cx, config, world, Duration::from_secs(10)).unwrap());
     let served = Arc::new(Served::new(Arc::clone(&session), Arc::clone(domain), Profile::mlx5()));
     let server = Server::start(cx, served, listen(&path).unwrap(), access).unwrap();
