@@ -7,9 +7,11 @@ use scenario::{Action, Heeds, StepError};
 
 use crate::answer::{CHANGES_GROUP, CONFIG_GROUP, ESWITCH, Peer, Reply, carried_out, split, tell_family};
 use crate::card::{Cx, Host, Served};
+use crate::client::Answered;
 use crate::numbers::control;
 use crate::refusal::{Refusal, errno};
 use crate::request::Attributes;
+use crate::wire::attributes;
 
 /// The family's name.
 pub const NAME: &str = "eswitch";
@@ -36,6 +38,12 @@ pub const GROUP: u16 = 4;
 
 /// Bytes of a piece of JSON at most.
 const PIECE_MAX: usize = 12 * 1024;
+
+/// The JSON that came in pieces.
+pub fn joined(answers: &[Answered]) -> Vec<u8> {
+    let attributes = answers.iter().flat_map(|answer| attributes(&answer.attributes).flatten());
+    attributes.filter(|attribute| attribute.kind == PIECE).flat_map(|piece| piece.value).copied().collect()
+}
 
 pub(crate) fn tell(reply: &mut Reply<'_>) {
     let operations = [

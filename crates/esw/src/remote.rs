@@ -19,6 +19,8 @@ pub struct Remote {
 struct Seen {
     /// Where another view is told of.
     watcher: Client,
+    /// Where it is asked for.
+    asking: Client,
     view: Arc<view::Card>,
 }
 
@@ -32,20 +34,16 @@ impl Remote {
         watcher.ask(ESWITCH, eswitch_family::JOIN, 0, |to| {
             to.u32(eswitch_family::GROUP, CHANGES_GROUP);
         })?;
-        let view = Arc::new(look(&path)?);
-        Ok(Self { path, seen: Mutex::new(Seen { watcher, view }) })
+        let mut asking = Client::connect(&path)?;
+        let view = Arc::new(look(&mut asking)?);
+        Ok(Self { path, seen: Mutex::new(Seen { watcher, asking, view }) })
     }
 }
 
 /// Asks for the view.
-fn look(path: &std::path::Path) -> Result<view::Card, ClientError> {
-    let mut client = Client::connect(path)?;
+fn look(client: &mut Client) -> Result<view::Card, ClientError> {
     let pieces = client.ask(ESWITCH, eswitch_family::VIEW, wire::DUMP, |_| {})?;
-    let mut json = Vec::new();
-    for piece in &pieces {
-        let found = wire::attributes(&piece.attributes).flatten().find(|a| a.kind == eswitch_family::PIECE);
-        json.extend(found.map_or(&[][..], |attribute| attribute.value));
-    }
+    let json = eswitch_family::joined(&pieces);
     serde_json::from_slice(&json).map_err(|error| ClientError::Broken(io::Error::other(error)))
 }
 
@@ -69,7 +67,7 @@ impl Card for Remote {
     fn view(&self) -> io::Result<Arc<view::Card>> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if seen.has_been_told()? {
-            seen.view = Arc::new(look(&self.path).map_err(io::Error::other)?);
+            seen.view = Arc::new(look(&mut seen.asking).map_err(io::Error::other)?);
         }
         Ok(Arc::clone(&seen.view))
     }

@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use devlink::{Client, ClientError};
 
-use crate::daemon::folders;
+use crate::daemon::{folders, socket_of, sockets};
 
 /// Which cards are meant.
 #[derive(Clone, Debug, Default, Args)]
@@ -39,13 +39,12 @@ impl Which {
         if let Some(path) = &self.socket {
             return Ok(vec![found(path)?]);
         }
-        let folder = folders::sockets();
         if let Some(name) = &self.card {
-            return Ok(vec![found(&folder.join(format!("{name}.sock")))?]);
+            return Ok(vec![found(&socket_of(name))?]);
         }
         let mut cards = Vec::new();
         let mut refused = None;
-        for path in paths(&folder) {
+        for path in sockets().context("looking for control sockets")? {
             match found(&path) {
                 Ok(card) => cards.push(card),
                 // What a dead daemon has left is no card.
@@ -56,21 +55,11 @@ impl Which {
         match refused {
             Some(error) if cards.is_empty() => Err(error.into()),
             _ if cards.is_empty() => {
-                bail!("no card is up; `esw up --daemon` brings one up (looked in {})", folder.display())
+                bail!("no card is up; `esw up --daemon` brings one up (looked in {})", folders::sockets().display())
             }
             _ => Ok(cards),
         }
     }
-}
-
-/// Every socket of a folder, by name.
-pub fn paths(folder: &Path) -> Vec<PathBuf> {
-    let mut paths: Vec<PathBuf> = std::fs::read_dir(folder)
-        .map(|entries| entries.flatten().map(|entry| entry.path()).collect())
-        .unwrap_or_default();
-    paths.retain(|path| path.extension().is_some_and(|extension| extension == "sock"));
-    paths.sort();
-    paths
 }
 
 fn found(path: &Path) -> Result<Found, ClientError> {

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use devlink::eswitch_family::{END, PIECE, STATUS, WORDS};
+use devlink::eswitch_family::{END, STATUS, WORDS, joined};
 use devlink::{Client, ClientError, ESWITCH, wire};
 use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
 use rustix::process::Pid;
@@ -90,13 +90,7 @@ impl Found {
         let other = |why: String| NotFound::Other(path.to_owned(), why);
         let answered =
             self.client.ask(ESWITCH, STATUS, wire::DUMP, |_| ()).map_err(|error| other(error.to_string()))?;
-        let mut json = Vec::new();
-        for piece in &answered {
-            for attribute in wire::attributes(&piece.attributes).flatten().filter(|found| found.kind == PIECE) {
-                json.extend_from_slice(attribute.value);
-            }
-        }
-        serde_json::from_slice(&json)
+        serde_json::from_slice(&joined(&answered))
             .map_err(|error| other(format!("it tells of itself what is not understood: {error}")))
     }
 
