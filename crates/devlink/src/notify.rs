@@ -3,14 +3,13 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread::{self, JoinHandle};
+use std::sync::atomic::Ordering;
 
 use eswitch::inspect::PfView;
-use eswitch::{Event, PciAddress, PortHandle, Subscription};
+use eswitch::{Event, PciAddress, PortHandle};
 use lockdep::{Locked, Unlocked};
 use rustix::net::{self, SendFlags};
+use scenario::Follower;
 
 use crate::answer::{DEVLINK, VERSION};
 use crate::card::Served;
@@ -19,74 +18,41 @@ use crate::numbers::{attribute as a, command as c};
 use crate::server::Clients;
 use crate::wire::Builder;
 
-/// Who tells.
-pub(crate) struct Notifier {
-    wake: SyncSender<()>,
-    stopping: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Notifier {
-    pub fn start(cx: &mut Locked<'_, Unlocked>, served: Arc<Served>, clients: Arc<Clients>) -> io::Result<Self> {
-        let (wake, woken) = sync_channel(1);
-        let stopping = Arc::new(AtomicBool::new(false));
-        let subscription = {
-            let wake = wake.clone();
-            let wake = move || {
-                // If it is full, whoever is woken has not looked yet.
-                let _ = wake.try_send(());
-            };
-            served.session.engine().subscribe_waking(cx, wake)
-        };
-        let thread = {
-            let (stopping, domain) = (Arc::clone(&stopping), Arc::clone(&served.domain));
-            let teller = Teller { served, clients, subscription, woken, stopping };
-            let tell = move || lockdep::enter(&domain, "notifier", |cx| teller.run(cx));
-            thread::Builder::new().name("notifier".to_owned()).spawn(tell)?
-        };
-        Ok(Self { wake, stopping, thread: Some(thread) })
-    }
-}
-
-impl Drop for Notifier {
-    fn drop(&mut self) {
-        self.stopping.store(true, Ordering::Release);
-        let _ = self.wake.try_send(());
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
+/// Tells it until what is returned is dropped.
+pub(crate) fn follow(
+    cx: &mut Locked<'_, Unlocked>,
+    served: &Arc<Served>,
+    clients: &Arc<Clients>,
+) -> io::Result<Follower> {
+    let teller = Teller { served: Arc::clone(served), clients: Arc::clone(clients) };
+    Follower::start(cx, served.session.engine(), &served.domain, "notifier", move |cx, events| {
+        teller.tell_all(cx, &events)
+    })
 }
 
 struct Teller {
     served: Arc<Served>,
     clients: Arc<Clients>,
-    subscription: Subscription,
-    woken: Receiver<()>,
-    stopping: Arc<AtomicBool>,
 }
 
 impl Teller {
-    fn run(&self, cx: &mut Locked<'_, Unlocked>) {
-        while self.woken.recv().is_ok() && !self.stopping.load(Ordering::Acquire) {
-            let events = self.subscription.take(cx);
-            self.clients.tell_changes(cx, &self.served);
-            let listeners = self.clients.those(cx, |peer| peer.joined.load(Ordering::Relaxed));
-            if listeners.is_empty() {
+    fn tell_all(&self, cx: &mut Locked<'_, Unlocked>, events: &[Event]) {
+        self.clients.tell_changes(cx, &self.served);
+        let listeners = self.clients.those(cx, |peer| peer.joined.load(Ordering::Relaxed));
+        if listeners.is_empty() {
+            return;
+        }
+        // As they are now, looked at once for all of these events.
+        let mut pfs: BTreeMap<PciAddress, Option<PfView>> = BTreeMap::new();
+        for event in events {
+            let mut builder = Builder::default();
+            self.tell(cx, &mut pfs, event, &mut builder);
+            if builder.is_empty() {
                 continue;
             }
-            // As they are now, looked at once for all of these events.
-            let mut pfs: BTreeMap<PciAddress, Option<PfView>> = BTreeMap::new();
-            for event in events {
-                let mut builder = Builder::default();
-                self.tell(cx, &mut pfs, &event, &mut builder);
-                if builder.is_empty() {
-                    continue;
-                }
-                for client in &listeners {
-                    // Who has no room misses it.
-                    let _ = net::send(&client.socket, builder.bytes(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
-                }
+            for client in &listeners {
+                // Who has no room misses it.
+                let _ = net::send(&client.socket, builder.bytes(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
             }
         }
     }

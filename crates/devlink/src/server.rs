@@ -14,11 +14,12 @@ use std::thread::{self, JoinHandle};
 
 use lockdep::{Locked, Mutex, Unlocked, lock_classes};
 use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType};
+use scenario::Follower;
 
 use crate::answer::{ESWITCH, Peer, Sink, answer, answer_too_long};
 use crate::card::{Cx, Served};
 use crate::eswitch_family;
-use crate::notify::Notifier;
+use crate::notify;
 use crate::wire::Builder;
 
 lock_classes! {
@@ -143,7 +144,7 @@ struct Shared {
 pub struct Server {
     shared: Arc<Shared>,
     accepting: Option<JoinHandle<()>>,
-    _notifier: Notifier,
+    _notifier: Follower,
 }
 
 impl Server {
@@ -158,7 +159,7 @@ impl Server {
         access: Access,
     ) -> io::Result<Self> {
         let clients = Arc::new(Clients::new());
-        let notifier = Notifier::start(cx, Arc::clone(&served), Arc::clone(&clients))?;
+        let notifier = notify::follow(cx, &served, &clients)?;
         let shared = Arc::new(Shared {
             served,
             listener,

@@ -23,7 +23,7 @@ use devlink::{Access, IfIndex, Served, Server};
 use lockdep::{Domain, Locked, Unlocked};
 use rustix::net::{AddressFamily, SocketType, netdevice::name_to_index};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use scenario::{Pulse, Session};
+use scenario::{Follower, Pulse, Session};
 
 use crate::arguments::{Card as Kind, Up};
 use crate::cards::{Cards, Found as Left};
@@ -36,7 +36,6 @@ use folders::Socket;
 use host::{CardHost, Ending};
 use journal::Journal;
 use keeper::{Kept, Letting};
-use log::Chronicler;
 use notify::Notify;
 
 pub use detach::detach;
@@ -129,7 +128,7 @@ struct Running {
     journal: Arc<Journal>,
     session: Arc<Session>,
     server: Server,
-    chronicler: Chronicler,
+    log: Follower,
     socket: Socket,
     name: String,
 }
@@ -186,7 +185,7 @@ impl Daemon {
         journal.store(&card.card, || session.engine().agreed(cx))?;
         let (milliseconds, restored) = (since.elapsed().as_millis() as u64, stored.is_some());
         tracing::info!(card = card.name, milliseconds, restored, "up");
-        let chronicler = Chronicler::start(cx, &card.name, &session, &self.domain)?;
+        let log = log::follow(cx, &card.name, &session, &self.domain)?;
         let host = CardHost {
             name: card.name.clone(),
             kind: card.kind,
@@ -203,7 +202,7 @@ impl Daemon {
         });
         let access = Access { group: socket.group(), clients: self.clients };
         let server = Server::start(cx, served, listener, access)?;
-        Ok(Running { journal, session, server, chronicler, socket, name: card.name.clone() })
+        Ok(Running { journal, session, server, log, socket, name: card.name.clone() })
     }
 }
 
@@ -220,7 +219,7 @@ impl Running {
         for left in &left {
             tracing::error!(card = self.name, invariant = left.invariant, "{}", left.detail);
         }
-        drop(self.chronicler);
+        drop(self.log);
         // The netdevs go with the card, and only then may another daemon take its place.
         drop(self.session);
         drop(self.socket);
@@ -232,7 +231,7 @@ impl Running {
 fn leave(up: Vec<Running>) -> ! {
     for card in up {
         drop(card.server);
-        drop(card.chronicler);
+        drop(card.log);
         drop(card.socket);
     }
     tracing::info!("stopped; the cards' netdevs stay");

@@ -14,6 +14,7 @@ mod barrier;
 mod bonds;
 mod expectation;
 mod file;
+mod follow;
 mod place;
 mod pulse;
 mod run;
@@ -26,6 +27,7 @@ mod world;
 
 pub use expectation::{AuxState, Expectation, SfExpectation};
 pub use file::{CARDS, CardName, InFile, Scenario, Settle, StoryThread, parse, parse_card};
+pub use follow::Follower;
 pub use place::{InputError, Place};
 pub use pulse::{Heeds, Pulse};
 pub use run::{Observer, Outcome, StepRecord, Verdict, run};

@@ -3,15 +3,12 @@
 use std::env;
 use std::io::{self, IsTerminal};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread::{self, JoinHandle};
 
 use anyhow::{Result, anyhow};
 use clap::ValueEnum;
-use eswitch::{Event, Subscription};
+use eswitch::Event;
 use lockdep::{Domain, Locked, Unlocked};
-use scenario::Session;
+use scenario::{Follower, Session};
 use tracing::level_filters::LevelFilter;
 
 use crate::arguments::{Level, LogFormat, Service};
@@ -42,68 +39,20 @@ pub fn begin(service: &Service) -> Result<()> {
     begun.map_err(|error| anyhow!("beginning to log: {error}"))
 }
 
-/// Who logs what happens to a card, until this is dropped.
-pub struct Chronicler {
-    wake: SyncSender<()>,
-    stopping: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Chronicler {
-    /// Starts it.
-    ///
-    /// # Errors
-    /// The system gives no thread.
-    pub fn start(
-        cx: &mut Locked<'_, Unlocked>,
-        card: &str,
-        session: &Session,
-        domain: &Arc<Domain>,
-    ) -> io::Result<Self> {
-        let (wake, woken) = sync_channel(1);
-        let stopping = Arc::new(AtomicBool::new(false));
-        let subscription = {
-            let wake = wake.clone();
-            let wake = move || {
-                // If it is full, whoever is woken has not looked yet.
-                let _ = wake.try_send(());
-            };
-            session.engine().subscribe_waking(cx, wake)
-        };
-        let thread = {
-            let (stopping, domain, card) = (Arc::clone(&stopping), Arc::clone(domain), card.to_owned());
-            let tell = move || lockdep::enter(&domain, "log", |cx| follow(cx, &card, &subscription, &woken, &stopping));
-            thread::Builder::new().name("log".to_owned()).spawn(tell)?
-        };
-        Ok(Self { wake, stopping, thread: Some(thread) })
-    }
-}
-
-impl Drop for Chronicler {
-    fn drop(&mut self) {
-        self.stopping.store(true, Ordering::Release);
-        let _ = self.wake.try_send(());
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-fn follow(
+/// Logs what happens to a card, until what is returned is dropped.
+///
+/// # Errors
+/// The system gives no thread.
+pub fn follow(
     cx: &mut Locked<'_, Unlocked>,
     card: &str,
-    events: &Subscription,
-    woken: &Receiver<()>,
-    stopping: &AtomicBool,
-) {
-    while woken.recv().is_ok() {
-        // Asked first: what happened before the word to stop is still told.
-        let last = stopping.load(Ordering::Acquire);
-        events.take(cx).iter().for_each(|event| tell(card, event));
-        if last {
-            return;
-        }
-    }
+    session: &Session,
+    domain: &Arc<Domain>,
+) -> io::Result<Follower> {
+    let card = card.to_owned();
+    Follower::start(cx, session.engine(), domain, "log", move |_, events| {
+        events.iter().for_each(|event| tell(&card, event));
+    })
 }
 
 fn tell(card: &str, event: &Event) {
