@@ -411,12 +411,19 @@ impl Engine {
         self.with_devlink(cx, address, |_, state, _| Ok(state.params))
     }
 
-    /// Sets parameters that are kept and shown.
+    /// Changes parameters that are kept and shown, in one go: two that change one each both do.
     ///
     /// # Errors
     /// No such PF, or it is not bound; or one changes that may not in switchdev mode. Nothing is changed.
-    pub fn set_params(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress, params: Params) -> Result<()> {
+    pub fn change_params(
+        &self,
+        cx: &mut Locked<'_, Unlocked>,
+        address: PciAddress,
+        change: impl FnOnce(&mut Params),
+    ) -> Result<()> {
         self.with_devlink(cx, address, |pf, state, cx| {
+            let mut params = state.params;
+            change(&mut params);
             if pf.eswitch.mode.under_devlink(state, cx) == Mode::Switchdev {
                 if params.port_metadata != state.params.port_metadata {
                     return Err(Error::MetadataInSwitchdev);

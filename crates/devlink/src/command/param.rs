@@ -98,10 +98,8 @@ fn get_metadata(served: &Served, cx: Cx<'_, '_>, device: PciAddress) -> Result<V
 }
 
 fn set_metadata(served: &Served, cx: Cx<'_, '_>, device: PciAddress, given: Given<'_>) -> Result<(), Refusal> {
-    let engine = served.session.engine();
-    let mut params = engine.params(cx, device)?;
-    params.port_metadata = given.bool()?;
-    Ok(engine.set_params(cx, device, params)?)
+    let metadata = given.bool()?;
+    Ok(served.session.engine().change_params(cx, device, |params| params.port_metadata = metadata)?)
 }
 
 fn get_steering(served: &Served, cx: Cx<'_, '_>, device: PciAddress) -> Result<Value, Refusal> {
@@ -117,10 +115,7 @@ fn set_steering(served: &Served, cx: Cx<'_, '_>, device: PciAddress, given: Give
             return Err(Refusal::new(errno::EINVAL, why));
         }
     };
-    let engine = served.session.engine();
-    let mut params = engine.params(cx, device)?;
-    params.steering = steering;
-    Ok(engine.set_params(cx, device, params)?)
+    Ok(served.session.engine().change_params(cx, device, |params| params.steering = steering)?)
 }
 
 fn param_message(to: &mut Builder, device: PciAddress, param: &Param, value: &Value) {
