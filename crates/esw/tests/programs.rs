@@ -5,42 +5,19 @@ mod lab;
 
 use std::fs;
 
-use lab::{Folder, apart, lines_are};
+use lab::{Folder, compare, session};
 
-/// Runs commands in a lab around two PFs at 0000:08:00, one after the other; what each prints.
-fn session(name: &str, commands: &[&str]) -> Vec<Vec<String>> {
-    const MARK: &str = "@@";
-    let folder = Folder::make(name);
-    fs::write(
-        folder.0.join("config"),
-        "[cards.card0]\nkind = \"linux\"\n[cards.card0.card]\npfs = 2\nmodules = [\"mlx5_ib\"]\n",
-    )
-    .unwrap();
-    let text: String = commands.iter().map(|command| format!("echo {MARK}\n{command}\n")).collect();
-    fs::write(folder.0.join("session"), text).unwrap();
-    let script = "mount -t tmpfs tmpfs /run; mkdir -p /run/state; mount --bind /run/state /var/lib; ip link set lo up
-        $ESW up --daemon --detach --config $FOLDER/config >&2
-        $ESW exec -- bash $FOLDER/session 2>&1 || true
-        $ESW down >&2";
-    let output = apart(script, &folder.0);
-    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{stdout}\n{stderr}");
-    let printed: Vec<Vec<String>> = stdout
-        .split(&format!("{MARK}\n"))
-        .skip(1)
-        .map(|printed| printed.lines().map(|line| line.trim_end().to_owned()).collect())
-        .collect();
-    assert_eq!(printed.len(), commands.len(), "{stdout}\n{stderr}");
-    printed
-}
-
-/// Runs commands and compares what each prints with what is expected, where `…` stands for anything.
+/// Runs commands in a lab around two PFs at 0000:08:00 and compares what each prints with what is expected,
+/// where `…` stands for anything.
 fn told(name: &str, story: &[(&str, &str)]) {
+    let folder = Folder::make(name);
+    let config = "[cards.card0]\nkind = \"linux\"\n[cards.card0.card]\npfs = 2\nmodules = [\"mlx5_ib\"]\n";
+    fs::write(folder.0.join("config"), config).unwrap();
     let commands: Vec<&str> = story.iter().map(|(command, _)| *command).collect();
-    for ((command, expected), printed) in story.iter().zip(session(name, &commands)) {
+    let printed = session(&folder, "bash", "--config $FOLDER/config", &commands);
+    for ((command, expected), printed) in story.iter().zip(printed) {
         let expected: Vec<String> = expected.lines().map(str::to_owned).collect();
-        let found: Vec<&str> = printed.iter().map(String::as_str).collect();
-        assert!(lines_are(&expected, &found), "$ {command}\n{}\nexpected:\n{}", found.join("\n"), expected.join("\n"));
+        compare(command, &expected, &printed);
     }
 }
 

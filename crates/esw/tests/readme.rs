@@ -8,9 +8,7 @@ mod lab;
 use std::fs;
 use std::path::Path;
 
-use lab::{Folder, apart, line_is, lines_are};
-
-const MARK: &str = "@@";
+use lab::{Folder, compare, line_is, lines_are, session};
 
 /// A command and what it is to print.
 struct Step {
@@ -54,21 +52,8 @@ fn the_session_works_as_printed() {
     let folder = Folder::make("readme");
     let steps = steps();
     assert!(steps.len() > 10, "the README has its session");
-    let session: String =
-        steps.iter().map(|step| format!("echo {MARK}\n{} || echo failed: $?\n", step.command)).collect();
-    fs::write(folder.0.join("session"), session).unwrap();
-    let script = "mount -t tmpfs tmpfs /run; mkdir -p /run/state; mount --bind /run/state /var/lib; ip link set lo up
-        $ESW up --daemon --detach --card linux >&2
-        $ESW exec -- sh $FOLDER/session 2>&1 || echo failed: $?
-        $ESW down >&2";
-    let output = apart(script, &folder.0);
-    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{stdout}\n{stderr}");
-    let printed: Vec<&str> = stdout.split(&format!("{MARK}\n")).skip(1).collect();
-    assert_eq!(printed.len(), steps.len(), "{stdout}\n{stderr}");
-    for (step, printed) in steps.iter().zip(printed) {
-        let found: Vec<&str> = printed.lines().collect();
-        let Step { command, expected } = step;
-        assert!(lines_are(expected, &found), "$ {command}\n{printed}\nexpected:\n{}", expected.join("\n"));
+    let commands: Vec<String> = steps.iter().map(|step| format!("{} || echo failed: $?", step.command)).collect();
+    for (step, printed) in steps.iter().zip(session(&folder, "sh", "--card linux", &commands)) {
+        compare(&step.command, &step.expected, &printed);
     }
 }

@@ -1,5 +1,6 @@
 //! Running programs in a lab around a card, where nothing of the host is touched.
 
+use std::fmt::Display;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -81,6 +82,35 @@ impl Drop for Folder {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
+}
+
+/// Runs commands by a shell in a lab around a card, one after the other; what each prints. The card is what
+/// these options of `esw up` say, in which `$FOLDER` is the folder.
+pub fn session(folder: &Folder, shell: &str, card: &str, commands: &[impl Display]) -> Vec<Vec<String>> {
+    const MARK: &str = "@@";
+    let text: String = commands.iter().map(|command| format!("echo {MARK}\n{command}\n")).collect();
+    fs::write(folder.0.join("session"), text).unwrap();
+    let script = format!(
+        "mount -t tmpfs tmpfs /run; mkdir -p /run/state; mount --bind /run/state /var/lib; ip link set lo up
+        $ESW up --daemon --detach {card} >&2
+        $ESW exec -- {shell} $FOLDER/session 2>&1 || true
+        $ESW down >&2"
+    );
+    let output = apart(&script, &folder.0);
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{stdout}\n{stderr}");
+    let mark = format!("{MARK}\n");
+    let printed = stdout.split(&mark).skip(1);
+    let printed: Vec<Vec<String>> =
+        printed.map(|printed| printed.lines().map(|line| line.trim_end().to_owned()).collect()).collect();
+    assert_eq!(printed.len(), commands.len(), "{stdout}\n{stderr}");
+    printed
+}
+
+/// That what a command printed is what is expected.
+pub fn compare(command: &str, expected: &[String], printed: &[String]) {
+    let found: Vec<&str> = printed.iter().map(String::as_str).collect();
+    assert!(lines_are(expected, &found), "$ {command}\n{}\nexpected:\n{}", found.join("\n"), expected.join("\n"));
 }
 
 /// Runs a script where nothing of the host is touched: in network and mount namespaces of its own.
