@@ -3,9 +3,10 @@
 //!
 //! ```text
 //! explore '{"strategy": "bounded", "preemptions": 1, "time_ms": 5000}' scenarios/late-ib.toml…
+//! explore replay TOKEN scenarios/late-ib.toml…
 //! ```
 //!
-//! Prints a [`Report`](check::Report) a line. Exits 0 if every scenario held, 1 if one did not, 2 if something
+//! Prints a [`Report`](check::Report) a line, or the invariant that the token's schedule breaks. Exits 0 if every scenario held, 1 if one did not, 2 if something
 //! cannot be used.
 
 use std::fs;
@@ -13,7 +14,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use check::{Faults, Options, Strategy, Watch};
+use check::{Faults, Options, Strategy, Token, Watch};
+use scenario::Scenario;
 use serde::Deserialize;
 
 /// What is asked for; what is not said is as [`Options`] has it.
@@ -71,14 +73,32 @@ impl Asked {
     }
 }
 
+fn read(path: &String) -> Result<Scenario, String> {
+    let text = fs::read_to_string(path).map_err(|e| format!("{path}: {e}"))?;
+    scenario::parse(&text).map_err(|e| format!("{path}: {e}"))
+}
+
+fn replay(token: &str, paths: &[String]) -> Result<bool, String> {
+    let scenarios = paths.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+    let token: Token = token.parse().map_err(|e| format!("{token}: {e}"))?;
+    let scenario = token.scenario(&scenarios, &paths.join(" ")).map_err(|e| e.to_string())?;
+    let story = check::replay(&scenario, &token);
+    println!("{}", story.invariant);
+    Ok(story.invariant.is_empty())
+}
+
 fn explore(arguments: &[String]) -> Result<bool, String> {
+    if let [command, token, paths @ ..] = arguments
+        && command == "replay"
+    {
+        return replay(token, paths);
+    }
     let (asked, paths) = arguments.split_first().ok_or("expected options as JSON, then scenario files")?;
     let options = serde_json::from_str::<Asked>(asked).map_err(|e| format!("{asked}: {e}"))?.options();
     let watch = Arc::new(Watch::default());
     let mut held = true;
     for path in paths {
-        let text = fs::read_to_string(path).map_err(|e| format!("{path}: {e}"))?;
-        let scenario = scenario::parse(&text).map_err(|e| format!("{path}: {e}"))?;
+        let scenario = read(path)?;
         let report = check::check(&scenario, &options, &watch);
         held &= report.violations.is_empty();
         println!("{}", serde_json::to_string(&report).map_err(|e| e.to_string())?);

@@ -9,13 +9,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use lockdep::{Explore, Halt};
-use scenario::Scenario;
 use serde::{Deserialize, Serialize};
 use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler, UrwRandomScheduler};
 
 use crate::faults::{Faults, Place};
 use crate::schedulers::{Bounded, Deviation, Recorded, Replay, Shared, Unhurried};
-use crate::telling::{Found, Teller};
+use crate::telling::{Found, Lessons, Teller, Telling};
 
 /// How schedules are chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,11 +108,15 @@ pub struct Watch {
 }
 
 /// A telling that went wrong, and how to tell it again.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Failure {
     pub found: Vec<Found>,
     pub plan: Vec<Place>,
     pub deviations: Vec<Deviation>,
+    /// It ended where everything was as before.
+    pub returns: bool,
+    /// What the checker of locks had learned from.
+    pub after: Vec<Telling>,
 }
 
 /// What a campaign over one scenario came to.
@@ -137,7 +140,7 @@ const LEAST_BOUND: usize = 20_000;
 
 /// The part of one OS thread in a campaign.
 pub(crate) struct Worker<'a> {
-    pub scenario: Arc<Scenario>,
+    pub teller: Teller,
     pub options: &'a Options,
     pub watch: Arc<Watch>,
     /// Another worker has found something.
@@ -147,6 +150,7 @@ pub(crate) struct Worker<'a> {
     pub began: Instant,
     /// The last plan, and the places met after everything of it had failed.
     pub last: RefCell<(Vec<Place>, BTreeSet<Place>)>,
+    pub lessons: Rc<RefCell<Lessons>>,
 }
 
 struct Search {
@@ -281,7 +285,7 @@ impl Worker<'_> {
         if let Some(diverged) = &bounded.diverged {
             let detail = format!("the same choices did not lead to the same point: {diverged}");
             let found = vec![Found { invariant: "determinism".to_owned(), detail }];
-            search.failure = Some(Failure { found, plan: plan.to_vec(), deviations: Vec::new() });
+            search.failure = Some(Failure { found, plan: plan.to_vec(), ..Failure::default() });
         }
         let exhausted = bounded.is_exhausted() && !search.cut;
         (search, exhausted)
@@ -364,7 +368,7 @@ impl Worker<'_> {
         bound: usize,
         budget: u64,
     ) -> Search {
-        let teller = Teller::new(Arc::clone(&self.scenario), plan, false);
+        let teller = self.teller.with(plan);
         let (recorded, deviations) = Recorded::new(scheduler);
         let state = Rc::new(RefCell::new(Search {
             schedules: 0,
@@ -375,19 +379,22 @@ impl Worker<'_> {
             forgotten: 0,
         }));
         let (ours, listener, plan) = (Rc::clone(&state), teller.clone(), plan.to_vec());
+        let lessons = Rc::clone(&self.lessons);
         let (watch, over) = (Arc::clone(&self.watch), self.over_from_now(!plan.is_empty()));
         let ended = move |halt: Option<Halt>| {
             let mut search = ours.borrow_mut();
+            let returns = matches!(halt, Some(Halt::Livelock(..)));
             let (found, met) = listener.verdict(halt);
             search.schedules += 1;
             search.steps += lockdep::look(|model| model.steps() as u64);
             watch.schedules.fetch_add(1, Ordering::Relaxed);
             search.met.extend(met);
             if !found.is_empty() {
-                let deviations = deviations.borrow().clone();
-                search.failure = Some(Failure { found, plan: plan.clone(), deviations });
+                let (deviations, after) = (deviations.borrow().clone(), lessons.borrow().before(&found));
+                search.failure = Some(Failure { found, plan: plan.clone(), deviations, returns, after });
                 return ControlFlow::Break(());
             }
+            lessons.borrow_mut().learn(&listener, &deviations.borrow());
             if search.schedules >= budget || over(search.schedules) {
                 search.cut = true;
                 return ControlFlow::Break(());

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::panic::resume_unwind;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread;
@@ -14,6 +15,7 @@ use crate::campaign::{Options, Tally, Watch, Worker};
 use crate::faults::Faults;
 use crate::minimise::{Case, minimise, story, tell};
 use crate::story::Story;
+use crate::telling::Teller;
 use crate::token::{Token, fingerprint};
 
 /// A step bound for tellings outside a campaign.
@@ -106,7 +108,9 @@ pub fn check(scenario: &Scenario, options: &Options, watch: &Arc<Watch>) -> Repo
                 // So that what a shard does does not depend on how many threads do it.
                 let share = (options.shard.0 + options.shard.1 * job, of);
                 scope.spawn(move || {
-                    Worker { scenario, options, watch, found, share, began, last: RefCell::default() }.work()
+                    let teller = Teller::new(scenario, &[], false);
+                    let (last, lessons) = (RefCell::default(), Rc::default());
+                    Worker { teller, options, watch, found, share, began, last, lessons }.work()
                 })
             })
             .collect();
@@ -117,14 +121,9 @@ pub fn check(scenario: &Scenario, options: &Options, watch: &Arc<Watch>) -> Repo
     let simplest = failures.min_by_key(|failure| (failure.plan.len(), failure.deviations.len()));
     let violations = simplest.map(|failure| {
         let (scenario, failure) = (scenario.clone(), failure.clone());
-        let first = failure.found.first().cloned();
         let case = Case { scenario, gone: Vec::new(), failure, whole: options.whole, bound: BOUND };
         let story = story(&if options.minimise { minimise(case) } else { case });
-        let (mut invariant, mut detail, token) = (story.invariant.clone(), story.detail.clone(), story.token.clone());
-        if let Some(first) = first.filter(|_| invariant.is_empty()) {
-            // It takes more than the one schedule, such as one that can be gone on with for ever.
-            (invariant, detail) = (first.invariant, first.detail);
-        }
+        let (invariant, detail, token) = (story.invariant.clone(), story.detail.clone(), story.token.clone());
         Violation { invariant, detail, token, story }
     });
     let exhaustive = |of: fn(&Tally) -> Option<u8>| tallies.iter().map(of).min().flatten();

@@ -313,10 +313,12 @@ impl Page {
     fn header(&mut self, story: &Story) {
         let faults = if story.faults.is_empty() { "none".to_owned() } else { story.faults.join("; ") };
         let again = if story.token.is_empty() { String::new() } else { format!("esw check --replay {}", story.token) };
+        let after = story.told_after();
         let facts = [
             ("scenario", &story.scenario),
             ("invariant", &story.invariant),
             ("detail", &story.detail),
+            ("told after", &after),
             ("faults", &faults),
             ("preemptions", &story.preemptions.to_string()),
             ("run again", &again),

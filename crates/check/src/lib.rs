@@ -28,6 +28,6 @@ pub use faults::{Faults, Place};
 pub use merge::{MergeError, merge, read};
 pub use page::{PageInfo, page};
 pub use story::{Row, RowKind, Story};
-pub use telling::Found;
+pub use telling::{Found, Telling};
 pub use token::{Token, TokenError, fingerprint};
 pub use trace_events::trace;

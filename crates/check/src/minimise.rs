@@ -14,9 +14,9 @@ use scenario::Scenario;
 use shuttle::scheduler::Scheduler;
 
 use crate::campaign::Failure;
-use crate::schedulers::{Bounded, Deviation, Recorded, Replay};
+use crate::schedulers::{Bounded, Recorded, Replay};
 use crate::story::{Row, RowKind, Story, rows};
-use crate::telling::{Found, Teller};
+use crate::telling::{Found, Lessons, Teller};
 use crate::token::{Token, fingerprint, without};
 
 /// How long to go on making it smaller.
@@ -50,43 +50,45 @@ impl Case {
     }
 
     /// Tells it in the schedules of a scheduler, up to the first that breaks the same invariant.
-    fn find<S: Scheduler + 'static>(&self, scheduler: S, budget: u64) -> Option<(Vec<Found>, Vec<Deviation>)> {
+    fn find<S: Scheduler + 'static>(&self, scheduler: S, budget: u64) -> Option<Failure> {
         let teller = Teller::new(Arc::new(self.less()), &self.failure.plan, false);
+        let explore = Explore { bound: self.bound, focused: !self.whole, ..Explore::default() };
+        teller.learn(&self.failure.after, explore);
         let (recorded, deviations) = Recorded::new(scheduler);
         let result = Rc::new(RefCell::new(None));
         let (ours, listener, meant) = (Rc::clone(&result), teller.clone(), self.invariant().to_owned());
-        let mut schedules = 0;
+        let (mut schedules, mut lessons, plan) = (0, Lessons::default(), self.failure.plan.clone());
+        let mut after = self.failure.after.clone();
         let ended = move |halt: Option<Halt>| {
+            let returns = matches!(halt, Some(Halt::Livelock(..)));
             let (mut found, _) = listener.verdict(halt);
             schedules += 1;
             if let Some(at) = found.iter().position(|found| found.invariant == meant) {
                 found.swap(0, at);
-                *ours.borrow_mut() = Some((found, deviations.borrow().clone()));
+                let (deviations, plan) = (deviations.borrow().clone(), plan.clone());
+                after.extend(lessons.before(&found));
+                let after = std::mem::take(&mut after);
+                *ours.borrow_mut() = Some(Failure { found, plan, deviations, returns, after });
                 return ControlFlow::Break(());
             }
+            lessons.learn(&listener, &deviations.borrow());
             if schedules < budget { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         };
-        let explore = Explore { bound: self.bound, focused: !self.whole, ..Explore::default() };
         explore.run(recorded, ended, move || teller.tell(false));
         result.take()
     }
 
     /// Whether it still fails in the same way, in the same schedule or in one near it.
     fn fails(&mut self, search: bool) -> bool {
-        let mut result = self.find(Replay::new(self.failure.deviations.clone()), 1);
+        let replay = Replay::new(self.failure.deviations.clone()).returning(self.failure.returns);
+        let mut result = self.find(replay, 1);
         for bound in 0..=2 {
             if !search || result.is_some() {
                 break;
             }
             result = self.find(Bounded::new(bound, true), SEARCH);
         }
-        match result {
-            None => false,
-            Some((found, deviations)) => {
-                (self.failure.found, self.failure.deviations) = (found, deviations);
-                true
-            }
-        }
+        result.map(|failure| self.failure = failure).is_some()
     }
 }
 
@@ -94,9 +96,13 @@ impl Case {
 pub(crate) fn minimise(mut case: Case) -> Case {
     let until = Instant::now() + PATIENCE;
     let mut again = case.clone();
+    again.failure.after.clear();
     if !again.fails(false) {
-        // What it takes is more than the schedule: the checker remembers other schedules.
-        return case;
+        // What it takes is more than the schedule.
+        again = case.clone();
+        if !again.fails(false) {
+            return case;
+        }
     }
     case = again;
     let attempt = |case: &mut Case, change: &dyn Fn(&mut Case), search: bool| {
@@ -111,6 +117,9 @@ pub(crate) fn minimise(mut case: Case) -> Case {
         }
         failed
     };
+    for index in (0..case.failure.after.len()).rev() {
+        attempt(&mut case, &|case| drop(case.failure.after.remove(index)), false);
+    }
     for index in (0..case.failure.plan.len()).rev() {
         attempt(&mut case, &|case| drop(case.failure.plan.remove(index)), false);
     }
@@ -168,6 +177,8 @@ pub(crate) fn story(case: &Case) -> Story {
         faults: case.failure.plan.clone(),
         deviations: case.failure.deviations.clone(),
         whole: case.whole,
+        returns: case.failure.returns,
+        after: case.failure.after.clone(),
     };
     let (story, found) = tell(&scenario, &token, case.bound);
     let found = found.first().or(case.failure.found.first()).cloned();
@@ -206,9 +217,12 @@ pub(crate) fn tell(scenario: &Scenario, token: &Token, bound: usize) -> (Story, 
         ControlFlow::Break(())
     };
     let explore = Explore { record: true, bound, focused: !token.whole, ..Explore::default() };
-    explore.run(Replay::new(token.deviations.clone()), ended, move || teller.tell(false));
+    teller.learn(&token.after, Explore { record: false, ..explore });
+    let replay = Replay::new(token.deviations.clone()).returning(token.returns);
+    explore.run(replay, ended, move || teller.tell(false));
     let (mut story, found) = result.take();
     story.scenario = scenario.name.clone();
+    story.after = token.after.len();
     story.faults = token.faults.iter().map(ToString::to_string).collect();
     story.token = token.to_string();
     story.preemptions = story.rows.iter().filter(|row| row.kind == RowKind::Preempted).count();

@@ -120,7 +120,7 @@ fn told(story: &Story) -> Value {
         .collect();
     json!({
         "scenario": story.scenario, "invariant": story.invariant, "detail": story.detail, "token": story.token,
-        "faults": story.faults, "preemptions": story.preemptions, "threads": story.threads, "lanes": lanes,
+        "faults": story.faults, "after": story.told_after(), "preemptions": story.preemptions, "threads": story.threads, "lanes": lanes,
         "rows": rows, "locks": locks, "waits": waits, "steps": steps, "switches": switches.collect::<Vec<_>>(),
         "resources": reading.resources, "broken": reading.broken, "texts": texts.0,
     })

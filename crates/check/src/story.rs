@@ -14,6 +14,9 @@ pub struct Story {
     pub detail: String,
     /// What runs it again: `esw check --replay TOKEN`.
     pub token: String,
+    /// In how many other schedules it must be told first: what does not hold is an order of locks that inverts one
+    /// seen there.
+    pub after: usize,
     /// What was made to fail.
     pub faults: Vec<String>,
     /// How many preemptions the schedule has.
@@ -22,6 +25,17 @@ pub struct Story {
     pub threads: Vec<String>,
     /// What happened, in order.
     pub rows: Vec<Row>,
+}
+
+impl Story {
+    /// What it must be told after; empty if it can be told alone.
+    pub(crate) fn told_after(&self) -> String {
+        match self.after {
+            0 => String::new(),
+            1 => "another schedule, which shows one order of the locks; this one shows the other".to_owned(),
+            n => format!("{n} other schedules, which show orders of the locks that this one inverts"),
+        }
+    }
 }
 
 /// One thing that happened.

@@ -1,15 +1,17 @@
 //! Telling a scenario in one schedule: the same runner, engine and card in memory that `esw run` uses.
 
+use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use card_memory::MemoryCard;
 use eswitch::card::{FaultPlan, Faulty, Traced};
-use lockdep::{Domain, Halt, Oracle};
+use lockdep::{Domain, Explore, Halt, Oracle};
 use scenario::{Pulse, Scenario, World};
 use serde::{Deserialize, Serialize};
 
 use crate::faults::{Place, Planned};
+use crate::schedulers::{Deviation, Replay};
 
 /// What did not hold.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -18,6 +20,40 @@ pub struct Found {
     pub invariant: String,
     /// What was found.
     pub detail: String,
+}
+
+/// How a scenario is told once.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Telling {
+    /// What fails.
+    pub faults: Vec<Place>,
+    /// Where the schedule is not the plain one.
+    pub deviations: Vec<Deviation>,
+}
+
+/// The tellings in which the checker of locks has seen an order that it had not seen before. An inversion may
+/// be between two schedules, or between two that have different things fail: then it takes both to show it.
+#[derive(Debug, Default)]
+pub(crate) struct Lessons {
+    orders: u32,
+    tellings: Vec<Telling>,
+}
+
+impl Lessons {
+    /// Keeps the telling that has just ended, if the checker has learned from it.
+    pub fn learn(&mut self, teller: &Teller, deviations: &[Deviation]) {
+        let orders = teller.domain.edge_count();
+        if orders > self.orders {
+            self.orders = orders;
+            self.tellings.push(Telling { faults: teller.plan.to_vec(), deviations: deviations.to_vec() });
+        }
+    }
+
+    /// What must be told first for this to be found again.
+    pub fn before(&self, found: &[Found]) -> Vec<Telling> {
+        let of_locks = found.iter().any(|found| found.invariant == "lock-order");
+        if of_locks { self.tellings.clone() } else { Vec::new() }
+    }
 }
 
 /// A scenario, ready to be told again and again on one OS thread.
@@ -43,6 +79,24 @@ impl Teller {
             found: Arc::default(),
             plan: plan.into(),
             record,
+        }
+    }
+
+    /// The same with another plan. What the checker of locks has learned they have in common.
+    pub fn with(&self, plan: &[Place]) -> Self {
+        Self { plan: plan.into(), ..self.clone() }
+    }
+
+    /// Tells it in these ways, for what the checker of locks learns from it.
+    pub fn learn(&self, tellings: &[Telling], how: Explore) {
+        for telling in tellings {
+            let teller = self.with(&telling.faults);
+            let listener = teller.clone();
+            let ended = move |halt: Option<Halt>| {
+                listener.verdict(halt);
+                ControlFlow::Break(())
+            };
+            how.run(Replay::new(telling.deviations.clone()), ended, move || teller.tell(false));
         }
     }
 

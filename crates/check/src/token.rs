@@ -11,9 +11,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::faults::Place;
 use crate::schedulers::Deviation;
+use crate::telling::Telling;
 
-/// What a token starts with: its own version.
-const PREFIX: &str = "esw1.";
+/// The form of tokens, which stands in front: `esw2.`
+const FORM: u32 = 2;
 
 /// A schedule of a scenario, with what fails in it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,14 +33,21 @@ pub struct Token {
     pub deviations: Vec<Deviation>,
     /// Bring-up and take-down have more than one order, too.
     pub whole: bool,
+    /// The schedule ends where everything is as it was before: it can be gone on with for ever.
+    pub returns: bool,
+    /// What is told first, as the checker of locks learns from it an order that this one inverts.
+    pub after: Vec<Telling>,
 }
 
 /// Why a token cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     /// It is no token at all.
-    #[error("not a token: expected what a failure printed after `--replay`, starting with `{PREFIX}`")]
+    #[error("not a token: expected what a failure printed after `--replay`, starting with `esw{FORM}.`")]
     Malformed,
+    /// It is of another form.
+    #[error("the token has form {0}, this program writes and reads form {FORM}: check again")]
+    Form(u32),
     /// It is of another version.
     #[error("the token is from version {0}, this is {current}: replay it with that version, or check again", current = env!("CARGO_PKG_VERSION"))]
     Version(String),
@@ -103,14 +111,39 @@ pub(crate) fn without(scenario: &Scenario, gone: &[(u16, u16)]) -> Scenario {
     less
 }
 
+/// A telling, as short as it gets.
+type Packed = (Vec<(String, u32)>, Vec<(u8, u32, u8)>);
+/// A token's version, scenario, fingerprint, steps left out, flags, telling, and what is told first.
+type Parts = (String, String, u64, Vec<(u16, u16)>, [u8; 2], Packed, Vec<Packed>);
+
+fn packed(faults: &[Place], deviations: &[Deviation]) -> Packed {
+    let faults = faults.iter().map(|place| (place.name.clone(), place.nth)).collect();
+    (faults, deviations.iter().map(|d| (d.thread, d.ops, d.to)).collect())
+}
+
+fn unpacked((faults, deviations): Packed) -> Telling {
+    Telling {
+        faults: faults.into_iter().map(|(name, nth)| Place { name, nth }).collect(),
+        deviations: deviations.into_iter().map(|(thread, ops, to)| Deviation { thread, ops, to }).collect(),
+    }
+}
+
 impl fmt::Display for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let deviations: Vec<(u8, u32, u8)> = self.deviations.iter().map(|d| (d.thread, d.ops, d.to)).collect();
-        let faults: Vec<(&str, u32)> = self.faults.iter().map(|place| (&*place.name, place.nth)).collect();
-        let all =
-            (&self.version, &self.scenario, self.fingerprint, &self.without, faults, deviations, u8::from(self.whole));
+        let flags = [u8::from(self.whole), u8::from(self.returns)];
+        let telling = packed(&self.faults, &self.deviations);
+        let after: Vec<Packed> = self.after.iter().map(|first| packed(&first.faults, &first.deviations)).collect();
+        let all: Parts = (
+            self.version.clone(),
+            self.scenario.clone(),
+            self.fingerprint,
+            self.without.clone(),
+            flags,
+            telling,
+            after,
+        );
         let text = serde_json::to_string(&all).map_err(|_| fmt::Error)?;
-        write!(f, "{PREFIX}{}", URL_SAFE_NO_PAD.encode(text))
+        write!(f, "esw{FORM}.{}", URL_SAFE_NO_PAD.encode(text))
     }
 }
 
@@ -118,22 +151,25 @@ impl FromStr for Token {
     type Err = TokenError;
 
     fn from_str(text: &str) -> Result<Self, TokenError> {
-        type Parts = (String, String, u64, Vec<(u16, u16)>, Vec<(String, u32)>, Vec<(u8, u32, u8)>, u8);
-        let rest = text.trim().strip_prefix(PREFIX).ok_or(TokenError::Malformed)?;
-        let bytes = URL_SAFE_NO_PAD.decode(rest).map_err(|_| TokenError::Malformed)?;
-        let (version, scenario, fingerprint, without, faults, deviations, whole): Parts =
-            serde_json::from_slice(&bytes).map_err(|_| TokenError::Malformed)?;
+        use TokenError::Malformed;
+
+        let (form, rest) = text.trim().strip_prefix("esw").and_then(|rest| rest.split_once('.')).ok_or(Malformed)?;
+        let form: u32 = form.parse().map_err(|_| Malformed)?;
+        let bytes = URL_SAFE_NO_PAD.decode(rest).map_err(|_| Malformed)?;
+        // Whatever the form, the version comes first.
+        let all: Vec<serde_json::Value> = serde_json::from_slice(&bytes).map_err(|_| Malformed)?;
+        let version = all.first().and_then(serde_json::Value::as_str).ok_or(Malformed)?;
         if version != env!("CARGO_PKG_VERSION") {
-            return Err(TokenError::Version(version));
+            return Err(TokenError::Version(version.to_owned()));
         }
-        Ok(Self {
-            version,
-            scenario,
-            fingerprint,
-            without,
-            faults: faults.into_iter().map(|(name, nth)| Place { name, nth }).collect(),
-            deviations: deviations.into_iter().map(|(thread, ops, to)| Deviation { thread, ops, to }).collect(),
-            whole: whole != 0,
-        })
+        if form != FORM {
+            return Err(TokenError::Form(form));
+        }
+        let (version, scenario, fingerprint, without, [whole, returns], telling, after): Parts =
+            serde_json::from_value(all.into()).map_err(|_| Malformed)?;
+        let Telling { faults, deviations } = unpacked(telling);
+        let after = after.into_iter().map(unpacked).collect();
+        let (whole, returns) = (whole != 0, returns != 0);
+        Ok(Self { version, scenario, fingerprint, without, faults, deviations, whole, returns, after })
     }
 }

@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use check::schedulers::{Bounded, Shared};
+use check::schedulers::{Bounded, Recorded, Replay, Shared};
 use lockdep::{
     AtomicU64, Condvar, Deadline, Domain, EventCount, Explore, Halt, LockBefore, Locked, Mutex, OnReport, RwLock,
     Since, Unlocked, digest, forgetting, lock_classes, lock_order,
@@ -348,8 +348,7 @@ fn a_higher_bound_meets_more_and_reduction_pays() {
 
 #[test]
 fn what_goes_round_for_ever_is_seen_to() {
-    let search = Shared::new(Bounded::new(1, true));
-    let halts = Explore::default().until_failure(search, || {
+    let program = || {
         let domain = Domain::checked(OnReport::Record);
         lockdep::enter(&domain, "main", |cx| {
             let world = Arc::new(World::new());
@@ -370,8 +369,13 @@ fn what_goes_round_for_ever_is_seen_to() {
             });
             threads.into_iter().for_each(|thread| thread.join(cx).unwrap());
         });
-    });
-    assert!(matches!(halts, Err(Halt::Livelock(..))), "{halts:?}");
+    };
+    let (recorded, deviations) = Recorded::new(Bounded::new(1, true));
+    let found = Explore::default().until_failure(recorded, program).unwrap_err();
+    assert!(matches!(found, Halt::Livelock(..)), "{found:?}");
+    // Alone, too, it is seen where it comes round.
+    let replay = Replay::new(deviations.borrow().clone()).returning(true);
+    assert_eq!(Explore::default().until_failure(replay, program).unwrap_err(), found);
 }
 
 #[test]

@@ -139,12 +139,14 @@ fn a_token_is_bound_to_its_scenario_and_version() {
     let changed = folder.file("changed.toml", &FAILS.replace("\"devlink dev show\", ", ""));
     let other = folder.file("other.toml", HOLDS);
     let old = "esw1.WyIwLjAuMSIsImEiLDEsW10sW10sW10sMF0";
+    let of_another_form = token.replace("esw2.", "esw1.");
     for (token, file, said) in [
         (&*token, &changed, "has changed since"),
         (&*token, &other, "which is not in"),
         ("esw1.!!!", &file, "not a token"),
         ("what?", &file, "not a token"),
         (old, &file, "from version 0.0.1"),
+        (&of_another_form, &file, "the token has form 1"),
     ] {
         let output = esw(&["check", "--replay", token, file]);
         assert_eq!(output.status.code(), Some(2), "{said}");

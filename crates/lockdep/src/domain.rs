@@ -129,6 +129,11 @@ impl Domain {
         edges
     }
 
+    /// How many edges have been seen so far.
+    pub fn edge_count(&self) -> u32 {
+        self.after.iter().map(|inner| inner.load(Ordering::Relaxed).count_ones()).sum()
+    }
+
     /// The reports made so far; they are forgotten here.
     pub fn take_reports(&self) -> Vec<Report> {
         std::mem::take(&mut self.seen().reports)

@@ -10,10 +10,19 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use serde_json::json;
 
+/// What is broken.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct Found {
+    pub invariant: String,
+    /// How.
+    pub detail: String,
+    /// What is to show it again; empty if there is nothing.
+    pub token: String,
+}
+
 /// What exploring came to.
 pub struct Explored {
-    /// The invariant that is broken, and how.
-    pub found: Option<(String, String)>,
+    pub found: Option<Found>,
     pub schedules: u64,
     pub elapsed: Duration,
 }
@@ -34,13 +43,7 @@ const OVERTIME: Duration = Duration::from_secs(60);
 #[derive(Deserialize)]
 struct Report {
     schedules: u64,
-    violations: Vec<Violation>,
-}
-
-#[derive(Deserialize)]
-struct Violation {
-    invariant: String,
-    detail: String,
+    violations: Vec<Found>,
 }
 
 /// Explores a scenario.
@@ -69,17 +72,29 @@ pub fn explore(
         });
         let limit = Duration::from_millis(*time_ms) + OVERTIME;
         let Some(report) = round(explorer, &options.to_string(), scenario, limit)? else {
-            explored.found = Some(("progress".to_owned(), "a story goes on for ever".to_owned()));
+            let (invariant, detail) = ("progress".to_owned(), "a story goes on for ever".to_owned());
+            explored.found = Some(Found { invariant, detail, ..Found::default() });
             break;
         };
         explored.schedules += report.schedules;
-        explored.found = report.violations.into_iter().next().map(|violation| (violation.invariant, violation.detail));
+        explored.found = report.violations.into_iter().next();
         if explored.found.is_some() {
             break;
         }
     }
     explored.elapsed = began.elapsed();
     Ok(explored)
+}
+
+/// The invariant that the schedule of a token breaks; empty if it breaks none.
+///
+/// # Errors
+/// The explorer cannot be run, or cannot use the token.
+pub fn replay(explorer: &Path, scenario: &Path, token: &str) -> Result<String> {
+    let output = Command::new(explorer).args(["replay", token]).arg(scenario).output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(matches!(output.status.code(), Some(0 | 1)), "the explorer ended with {}: {}", output.status, said.trim());
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 /// One round; `None` if it had to be ended.

@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use crate::patched::{self, Build, Patched};
 
-use explore::Explored;
+use explore::{Explored, Found};
 use header::{CaughtBy, Mutant};
 
 /// A mutant is to be caught in less than this, at the median of its seeds.
@@ -50,6 +50,8 @@ struct Outcome {
     /// What caught it, or what else became of it.
     by: String,
     detail: String,
+    /// What shows it again, in this build.
+    token: String,
     /// The median of all seeds.
     schedules: u64,
     /// The same.
@@ -123,7 +125,7 @@ fn control(copy: &Patched, mutants: &[Mutant], args: &Args) -> Result<usize> {
         let file = copy.scenario(scenario);
         let explored = explore::explore(&explorer, &file, *faults, *whole, 1, rounds).context(scenario.to_string())?;
         schedules += explored.schedules;
-        if let Some((invariant, detail)) = explored.found {
+        if let Some(Found { invariant, detail, .. }) = explored.found {
             failed += 1;
             eprintln!("{scenario} does not hold without any mutant: {invariant}: {detail}");
         }
@@ -143,6 +145,7 @@ fn plant(copy: &Patched, mutant: &Mutant, seeds: u64) -> Result<Outcome> {
         caught: false,
         by: String::new(),
         detail: String::new(),
+        token: String::new(),
         schedules: 0,
         elapsed_ms: 0,
         build_ms: 0,
@@ -169,10 +172,20 @@ fn plant(copy: &Patched, mutant: &Mutant, seeds: u64) -> Result<Outcome> {
             let explore = |seed| explore::explore(&explorer, &file, *faults, *whole, seed, &explore::ROUNDS);
             let runs = (1..=seeds).map(explore);
             let mut runs = runs.collect::<Result<Vec<Explored>>>().with_context(|| mutant.name.clone())?;
-            runs.sort_by_key(|run| (run.found.as_ref().is_none_or(|(by, _)| by != invariant), run.elapsed));
+            runs.sort_by_key(|run| (run.found.as_ref().is_none_or(|found| found.invariant != *invariant), run.elapsed));
             let last = runs.last().and_then(|run| run.found.clone());
-            (outcome.by, outcome.detail) = last.unwrap_or_else(|| ("nothing".to_owned(), String::new()));
-            outcome.caught = outcome.by == *invariant;
+            let nothing = Found { invariant: "nothing".to_owned(), ..Found::default() };
+            let Found { invariant: by, detail, token } = last.unwrap_or(nothing);
+            outcome.caught = by == *invariant;
+            (outcome.by, outcome.detail) = (by, detail);
+            if !token.is_empty() {
+                let shown = explore::replay(&explorer, &file, &token).with_context(|| mutant.name.clone())?;
+                if shown != outcome.by {
+                    outcome.caught = false;
+                    outcome.detail = format!("its token shows {}", if shown.is_empty() { "nothing" } else { &shown });
+                }
+                outcome.token = token;
+            }
             let median = &runs[runs.len() / 2];
             (outcome.schedules, outcome.elapsed_ms) = (median.schedules, median.elapsed.as_millis() as u64);
         }

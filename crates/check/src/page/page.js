@@ -760,7 +760,8 @@ function tellStory(index) {
   by("again").hidden = !story.token;
   by("replay").textContent = "esw check --replay " + story.token;
   facts(by("facts"), [
-    ["scenario", story.scenario], ["faults", story.faults.length ? story.faults.join("; ") : "none"],
+    ["scenario", story.scenario], ...(story.after ? [["told after", story.after]] : []),
+    ["faults", story.faults.length ? story.faults.join("; ") : "none"],
     ["preemptions", story.preemptions], ["threads", story.lanes.length], ["rows", story.rows.length],
   ]);
   const name = (place) => story.texts[place];

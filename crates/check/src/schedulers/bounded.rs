@@ -63,9 +63,9 @@ impl Objects {
 
 /// What a thread that could be chosen costs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Choice {
-    thread: u8,
-    cost: u8,
+pub(super) struct Choice {
+    pub(super) thread: u8,
+    pub(super) cost: u8,
     /// Its time-out fires.
     timer: bool,
     /// What it is about to do something to.
@@ -427,7 +427,7 @@ impl Node {
 }
 
 /// What can be chosen, the cheapest first; `current` could go on if it is given.
-fn choices(model: &Model, runnable: &[&Task], current: Option<u8>, into: &mut Vec<Choice>) {
+pub(super) fn choices(model: &Model, runnable: &[&Task], current: Option<u8>, into: &mut Vec<Choice>) {
     let threads = || runnable.iter().map(|task| usize::from(task.id()));
     let timers_only = threads().all(|thread| model.timer(thread).is_some());
     let oldest = threads().filter_map(|thread| model.timer(thread)).min();
@@ -446,7 +446,7 @@ fn choices(model: &Model, runnable: &[&Task], current: Option<u8>, into: &mut Ve
 }
 
 /// The state, and which time-outs are the older ones.
-fn state(model: &Model, runnable: &[&Task]) -> u64 {
+pub(super) fn state(model: &Model, runnable: &[&Task]) -> u64 {
     let mut state = model.state();
     let mut last = 0;
     let since = |task: &&&Task| model.timer(usize::from(task.id()));

@@ -8,9 +8,11 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use lockdep::{Model, look};
+use lockdep::{Halt, Model, look};
 use serde::{Deserialize, Serialize};
 use shuttle::scheduler::{Schedule, Scheduler, Task, TaskId};
+
+use super::bounded::{Choice, choices, state};
 
 /// A switch that is not the plain one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -75,12 +77,61 @@ impl<S: Scheduler> Scheduler for Recorded<S> {
 pub struct Replay {
     deviations: Vec<Deviation>,
     begun: bool,
+    returns: Option<Returns>,
 }
 
 impl Replay {
     /// The schedule with these deviations.
     pub fn new(deviations: Vec<Deviation>) -> Self {
-        Self { deviations, begun: false }
+        Self { deviations, begun: false, returns: None }
+    }
+
+    /// The schedule ends where everything is as it was before, and can be gone on with for ever: as
+    /// [`Bounded`](super::Bounded) ends it.
+    #[must_use]
+    pub fn returning(mut self, returns: bool) -> Self {
+        self.returns = returns.then(Returns::default);
+        self
+    }
+}
+
+/// The points of a schedule where no thread could go on, to see that it is at one of them again.
+#[derive(Debug, Default)]
+struct Returns {
+    points: Vec<Point>,
+    spent: u64,
+    choices: Vec<Choice>,
+}
+
+#[derive(Debug)]
+struct Point {
+    state: u64,
+    /// Preemptions before it, and time-outs that had fired.
+    spent: u64,
+    fired: u64,
+    step: usize,
+}
+
+impl Returns {
+    /// Why the schedule ends here, if everything is as it was at an earlier point and neither a preemption nor time has
+    /// passed since.
+    fn at(&mut self, model: &Model, runnable: &[&Task], current: Option<usize>, chosen: usize) -> Option<Halt> {
+        let current = current.filter(|thread| model.threads()[*thread].is_enabled() && model.timer(*thread).is_none());
+        if current.is_none() {
+            let (state, step) = (state(model, runnable), model.steps());
+            let point = Point { state, spent: self.spent, fired: model.fired(), step };
+            let before = self.points.iter().rev().find(|before| before.state == state);
+            let is_round = |before: &&Point| before.spent == point.spent && before.fired == point.fired;
+            if let Some(before) = before.filter(is_round).filter(|before| before.step < step) {
+                return Some(Halt::Livelock(step, step - before.step));
+            }
+            self.points.push(point);
+        }
+        self.choices.clear();
+        choices(model, runnable, current.map(|thread| thread as u8), &mut self.choices);
+        let chosen = self.choices.iter().find(|choice| usize::from(choice.thread) == chosen);
+        self.spent += chosen.map_or(0, |choice| choice.cost.into());
+        None
     }
 }
 
@@ -95,10 +146,16 @@ impl Scheduler for Replay {
             let (thread, ops) = place(model, current);
             let meant = self.deviations.iter().find(|d| d.thread == thread && d.ops == ops);
             let meant = meant.map(|d| usize::from(d.to));
-            meant
+            let chosen = meant
                 .filter(|to| runnable.iter().any(|task| usize::from(task.id()) == *to))
-                .unwrap_or_else(|| plain(model, runnable, current))
-        });
+                .unwrap_or_else(|| plain(model, runnable, current));
+            let halt = self.returns.as_mut().and_then(|returns| returns.at(model, runnable, current, chosen));
+            if let Some(halt) = halt {
+                model.stop(halt);
+                return None;
+            }
+            Some(chosen)
+        })?;
         if let Some(current) = current.filter(|current| *current != chosen) {
             let preempts = look(|model| model.threads()[current].is_enabled() && model.timer(current).is_none());
             if preempts {
