@@ -284,6 +284,7 @@ impl Engine {
             self.expect_resources(cx, pf, &snapshot.lag, &mut expected);
         }
         check_lag(&snapshot, &mut found);
+        found.extend(self.shared.unevaluated_lag(cx).map(|detail| Violation { invariant: "lag-consistent", detail }));
         let actual: BTreeSet<Resource> = snapshot.resources.iter().copied().collect();
         for leaked in actual.difference(&expected) {
             found.push(Violation { invariant: "no-leak", detail: format!("{leaked} exists and should not") });

@@ -105,7 +105,7 @@ pub struct LagView {
 }
 
 /// What the LAG lock protects.
-#[derive(Default, Hash)]
+#[derive(Clone, Default, Hash)]
 struct State {
     bond: Option<Bond>,
     /// Members whose netdev exists.

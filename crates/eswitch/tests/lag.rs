@@ -208,6 +208,24 @@ fn a_bond_that_a_card_cannot_follow_stands_and_the_card_says_why() {
 }
 
 #[test]
+fn a_member_without_a_driver_is_what_the_reason_says_is_missing() {
+    story(|cx, domain| {
+        let bench = Bench::start(cx, domain, two(Mode::Switchdev));
+        set_bond(cx, &bench, Some(bond(2)));
+        bench.engine.unbind(cx, peer()).unwrap();
+        bench.engine.settle(cx, true);
+        let reason = bench.engine.lag(cx).reason.unwrap();
+        assert!(reason.contains("1 of the card's 2 PFs are bound"), "{reason}");
+        bench.engine.bind(cx, peer()).unwrap();
+        bench.engine.settle(cx, true);
+        bench.engine.set_mode(cx, peer(), Mode::Switchdev).unwrap();
+        bench.engine.settle(cx, true);
+        assert_eq!(bench.engine.lag(cx).mode, LagMode::SharedFdb);
+        bench.end(cx);
+    });
+}
+
+#[test]
 fn vf_lag_without_a_shared_fdb_keeps_one_rdma_device_each() {
     story(|cx, domain| {
         let bench = Bench::start(cx, domain, CardConfig { shared_fdb: false, ..two(Mode::Switchdev) });

@@ -67,8 +67,11 @@ impl State {
         if total < 2 {
             return no("the card has one port; a LAG needs two");
         }
-        if members.len() != total || bond.ports.len() != total {
+        if bond.ports.len() != total {
             return no(&format!("it has {} of the card's {total} ports; add the others", bond.ports.len()));
+        }
+        if members.len() != total {
+            return no(&format!("{} of the card's {total} PFs are bound to a driver; bind the others", members.len()));
         }
         if !members.iter().all(|m| self.netdevs.contains(&m.pf)) {
             return no("a port's netdev is gone");
@@ -96,6 +99,18 @@ impl State {
             LagMode::Roce
         };
         Ok((mode, tx))
+    }
+
+    /// What an evaluation would change, if it came now.
+    pub(super) fn is_due(&self, members: &[Member], total: usize, shared_fdb: bool) -> Option<String> {
+        let mut evaluated = self.clone();
+        match evaluated.decide(members, total, shared_fdb) {
+            Plan::Enable(mode, _) => Some(format!("make it {mode}")),
+            Plan::Change(tx) => Some(format!("have it send on {tx:?}")),
+            Plan::Disable => Some("break it".to_owned()),
+            Plan::Keep if evaluated.reason == self.reason => None,
+            Plan::Keep => Some(format!("say why there is none: {}", evaluated.reason.as_deref().unwrap_or("no bond"))),
+        }
     }
 
     fn decide(&mut self, members: &[Member], total: usize, shared_fdb: bool) -> Plan {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use lockdep::Locked;
+use lockdep::{Locked, Unlocked};
 
 use crate::card::{Resource, ResourceKind};
 use crate::devcom::Component;
@@ -118,6 +118,19 @@ impl Shared {
             || (before == LagMode::Mpesw) == (now() == LagMode::Mpesw),
             || format!("an evaluation has made the LAG {} of {before}", now()),
         );
+    }
+
+    /// At rest: what an evaluation would change though none is to come.
+    pub(crate) fn unevaluated_lag(&self, cx: &mut Locked<'_, Unlocked>) -> Option<String> {
+        let (component, mut cx) = self.devcom.read(cx);
+        let queue = &self.lag.queue;
+        if self.lag.is_held_off(&mut cx) || queue.pending_retry(&mut cx).is_some() || queue.is_closed(&mut cx) {
+            return None;
+        }
+        let (members, total) = (component.lag_members(), usize::from(self.config.pfs));
+        let state = self.lag.state.lock(&mut cx).0;
+        let due = state.is_due(&members, total, self.config.shared_fdb)?;
+        Some(format!("lag {}, and nobody evaluates it: that would {due}", state.mode))
     }
 
     /// `esw_multiport` has been turned on or off.
