@@ -113,6 +113,8 @@ pub(crate) struct Failure {
     pub found: Vec<Found>,
     pub plan: Vec<Place>,
     pub deviations: Vec<Deviation>,
+    /// After how many steps it would have been given up.
+    pub bound: usize,
     /// It ended where everything was as before.
     pub returns: bool,
     /// What the checker of locks had learned from.
@@ -285,7 +287,7 @@ impl Worker<'_> {
         if let Some(diverged) = &bounded.diverged {
             let detail = format!("the same choices did not lead to the same point: {diverged}");
             let found = vec![Found { invariant: "determinism".to_owned(), detail }];
-            search.failure = Some(Failure { found, plan: plan.to_vec(), ..Failure::default() });
+            search.failure = Some(Failure { found, plan: plan.to_vec(), bound, ..Failure::default() });
         }
         let exhausted = bounded.is_exhausted() && !search.cut;
         (search, exhausted)
@@ -391,7 +393,7 @@ impl Worker<'_> {
             search.met.extend(met);
             if !found.is_empty() {
                 let (deviations, after) = (deviations.borrow().clone(), lessons.borrow().before(&found));
-                search.failure = Some(Failure { found, plan: plan.clone(), deviations, returns, after });
+                search.failure = Some(Failure { found, plan: plan.clone(), deviations, bound, returns, after });
                 return ControlFlow::Break(());
             }
             lessons.borrow_mut().learn(&listener, &deviations.borrow());

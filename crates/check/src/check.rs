@@ -18,9 +18,6 @@ use crate::story::Story;
 use crate::telling::Teller;
 use crate::token::{Token, fingerprint};
 
-/// A step bound for tellings outside a campaign.
-const BOUND: usize = 1_000_000;
-
 /// What checking a scenario came to; as JSON, what `--json` prints and `--merge` reads.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
@@ -121,7 +118,7 @@ pub fn check(scenario: &Scenario, options: &Options, watch: &Arc<Watch>) -> Repo
     let simplest = failures.min_by_key(|failure| (failure.plan.len(), failure.deviations.len()));
     let violations = simplest.map(|failure| {
         let (scenario, failure) = (scenario.clone(), failure.clone());
-        let case = Case { scenario, gone: Vec::new(), failure, whole: options.whole, bound: BOUND };
+        let case = Case { scenario, gone: Vec::new(), failure, whole: options.whole };
         let story = story(&if options.minimise { minimise(case) } else { case });
         let (invariant, detail, token) = (story.invariant.clone(), story.detail.clone(), story.token.clone());
         Violation { invariant, detail, token, story }
@@ -157,5 +154,5 @@ pub fn check(scenario: &Scenario, options: &Options, watch: &Arc<Watch>) -> Repo
 /// The thread that tells it cannot be started.
 pub fn replay(scenario: &Scenario, token: &Token) -> Story {
     // On a thread of its own: what an exploration remembers of others on this one is not to matter.
-    thread::scope(|scope| scope.spawn(|| tell(scenario, token, BOUND).0).join().expect("telling does not panic"))
+    thread::scope(|scope| scope.spawn(|| tell(scenario, token).0).join().expect("telling does not panic"))
 }

@@ -31,7 +31,6 @@ pub(crate) struct Case {
     pub gone: Vec<(u16, u16)>,
     pub failure: Failure,
     pub whole: bool,
-    pub bound: usize,
 }
 
 impl Case {
@@ -52,7 +51,8 @@ impl Case {
     /// Tells it in the schedules of a scheduler, up to the first that breaks the same invariant.
     fn find<S: Scheduler + 'static>(&self, scheduler: S, budget: u64) -> Option<Failure> {
         let teller = Teller::new(Arc::new(self.less()), &self.failure.plan, false);
-        let explore = Explore { bound: self.bound, focused: !self.whole, ..Explore::default() };
+        let bound = self.failure.bound;
+        let explore = Explore { bound, focused: !self.whole, ..Explore::default() };
         teller.learn(&self.failure.after, explore);
         let (recorded, deviations) = Recorded::new(scheduler);
         let result = Rc::new(RefCell::new(None));
@@ -68,7 +68,7 @@ impl Case {
                 let (deviations, plan) = (deviations.borrow().clone(), plan.clone());
                 after.extend(lessons.before(&found));
                 let after = std::mem::take(&mut after);
-                *ours.borrow_mut() = Some(Failure { found, plan, deviations, returns, after });
+                *ours.borrow_mut() = Some(Failure { found, plan, deviations, bound, returns, after });
                 return ControlFlow::Break(());
             }
             lessons.learn(&listener, &deviations.borrow());
@@ -177,10 +177,11 @@ pub(crate) fn story(case: &Case) -> Story {
         faults: case.failure.plan.clone(),
         deviations: case.failure.deviations.clone(),
         whole: case.whole,
+        bound: case.failure.bound,
         returns: case.failure.returns,
         after: case.failure.after.clone(),
     };
-    let (story, found) = tell(&scenario, &token, case.bound);
+    let (story, found) = tell(&scenario, &token);
     let found = found.first().or(case.failure.found.first()).cloned();
     Story {
         invariant: found.as_ref().map_or_else(String::new, |found| found.invariant.clone()),
@@ -191,7 +192,7 @@ pub(crate) fn story(case: &Case) -> Story {
 }
 
 /// Tells the schedule of a token: what happens, and what did not hold.
-pub(crate) fn tell(scenario: &Scenario, token: &Token, bound: usize) -> (Story, Vec<Found>) {
+pub(crate) fn tell(scenario: &Scenario, token: &Token) -> (Story, Vec<Found>) {
     let teller = Teller::new(Arc::new(scenario.clone()), &token.faults, true);
     let result = Rc::new(RefCell::new((Story::default(), Vec::new())));
     let (ours, listener) = (Rc::clone(&result), teller.clone());
@@ -216,7 +217,7 @@ pub(crate) fn tell(scenario: &Scenario, token: &Token, bound: usize) -> (Story, 
         *ours.borrow_mut() = (Story { threads, rows, ..Story::default() }, found);
         ControlFlow::Break(())
     };
-    let explore = Explore { record: true, bound, focused: !token.whole, ..Explore::default() };
+    let explore = Explore { record: true, bound: token.bound, focused: !token.whole, ..Explore::default() };
     teller.learn(&token.after, Explore { record: false, ..explore });
     let replay = Replay::new(token.deviations.clone()).returning(token.returns);
     explore.run(replay, ended, move || teller.tell(false));

@@ -33,6 +33,8 @@ pub struct Token {
     pub deviations: Vec<Deviation>,
     /// Bring-up and take-down have more than one order, too.
     pub whole: bool,
+    /// After so many steps it has not come to an end.
+    pub bound: usize,
     /// The schedule ends where everything is as it was before: it can be gone on with for ever.
     pub returns: bool,
     /// What is told first, as the checker of locks learns from it an order that this one inverts.
@@ -113,8 +115,8 @@ pub(crate) fn without(scenario: &Scenario, gone: &[(u16, u16)]) -> Scenario {
 
 /// A telling, as short as it gets.
 type Packed = (Vec<(String, u32)>, Vec<(u8, u32, u8)>);
-/// A token's version, scenario, fingerprint, steps left out, flags, telling, and what is told first.
-type Parts = (String, String, u64, Vec<(u16, u16)>, [u8; 2], Packed, Vec<Packed>);
+/// A token's version, scenario, fingerprint, steps left out, flags, bound, telling, and what is told first.
+type Parts = (String, String, u64, Vec<(u16, u16)>, [u8; 2], usize, Packed, Vec<Packed>);
 
 fn packed(faults: &[Place], deviations: &[Deviation]) -> Packed {
     let faults = faults.iter().map(|place| (place.name.clone(), place.nth)).collect();
@@ -139,6 +141,7 @@ impl fmt::Display for Token {
             self.fingerprint,
             self.without.clone(),
             flags,
+            self.bound,
             telling,
             after,
         );
@@ -165,11 +168,11 @@ impl FromStr for Token {
         if form != FORM {
             return Err(TokenError::Form(form));
         }
-        let (version, scenario, fingerprint, without, [whole, returns], telling, after): Parts =
+        let (version, scenario, fingerprint, without, [whole, returns], bound, telling, after): Parts =
             serde_json::from_value(all.into()).map_err(|_| Malformed)?;
         let Telling { faults, deviations } = unpacked(telling);
         let after = after.into_iter().map(unpacked).collect();
         let (whole, returns) = (whole != 0, returns != 0);
-        Ok(Self { version, scenario, fingerprint, without, faults, deviations, whole, returns, after })
+        Ok(Self { version, scenario, fingerprint, without, faults, deviations, whole, bound, returns, after })
     }
 }
