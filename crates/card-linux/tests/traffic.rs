@@ -25,11 +25,30 @@ fn two_vfs_moved_away() {
     }
 }
 
-fn reps_up() {
-    sh("ip link set enp8s0f0npf0vf0 up && ip link set enp8s0f0npf0vf1 up");
+/// Until they have carrier. The kernel acts on a netdev's carrier in its own time, or when it is
+/// asked about that netdev.
+fn two_vfs_ready() {
     for (netns, netdev) in [("a", "enp8s0f0v0"), ("b", "enp8s0f0v1")] {
         eventually(&format!("ip -n {netns} link show {netdev} | grep -q LOWER_UP"));
     }
+}
+
+/// Brings netdevs up, and has the kernel act on it.
+fn up(netdevs: &[&str]) {
+    netdevs.iter().for_each(|netdev| drop(sh(&format!("ip link set {netdev} up"))));
+    netdevs.iter().for_each(|netdev| drop(sh(&format!("ip link show {netdev}"))));
+}
+
+/// Until ports of the card's switch forward, in legacy mode.
+fn forwarding(ports: &[&str]) {
+    for port in ports {
+        eventually(&format!("bridge -n esw-0000:08:00.0 link show dev {port} | grep -q forwarding"));
+    }
+}
+
+fn reps_up() {
+    sh("ip link set enp8s0f0npf0vf0 up && ip link set enp8s0f0npf0vf1 up");
+    two_vfs_ready();
 }
 
 #[test]
@@ -39,14 +58,14 @@ fn vfs_reach_each_other_by_mac_in_legacy_and_only_over_representors_in_switchdev
         two_vfs_moved_away();
         let (a, b) = (Tap::on(Some("a"), "enp8s0f0v0"), Tap::on(Some("b"), "enp8s0f0v1"));
 
-        eventually("bridge -n esw-0000:08:00.0 link show dev p0v0 | grep -q forwarding");
-        eventually("bridge -n esw-0000:08:00.0 link show dev p0v1 | grep -q forwarding");
+        two_vfs_ready();
+        forwarding(&["p0v0", "p0v1"]);
         assert!(a.send(mac(1), mac(0), "legacy"));
         assert_eq!(b.received(1), ["legacy"]);
 
         rig.to_switchdev(3);
         reps_up();
-        sh("ip link set enp8s0f0np0 up; ip link set enp8s0f0v2 up; ip link set enp8s0f0npf0vf2 up");
+        up(&["enp8s0f0np0", "enp8s0f0v2", "enp8s0f0npf0vf2"]);
         let rep0 = Tap::on(None, "enp8s0f0npf0vf0");
         let elsewhere = [
             Tap::on(None, "enp8s0f0npf0vf1"),
@@ -76,8 +95,8 @@ fn vfs_reach_each_other_by_mac_in_legacy_and_only_over_representors_in_switchdev
         assert_eq!(b.received(1), ["bridged"]);
 
         rig.to_legacy(3);
-        eventually("bridge -n esw-0000:08:00.0 link show dev p0v0 | grep -q forwarding");
-        eventually("bridge -n esw-0000:08:00.0 link show dev p0v1 | grep -q forwarding");
+        two_vfs_ready();
+        forwarding(&["p0v0", "p0v1"]);
         assert!(a.send(mac(1), mac(0), "legacy again"));
         assert_eq!(b.received(1), ["legacy again"]);
         assert_eq!(rig.complaints(), [""; 0]);
@@ -89,11 +108,9 @@ fn the_wire_is_the_networks_end() {
     in_own_namespaces("the_wire_is_the_networks_end", || {
         let rig = Rig::with_vfs(1);
         rig.with(|card, cx| card.set_wire(cx, PF, Wire::Netdev("cable".into()))).unwrap();
-        sh("for d in cable enp8s0f0np0 enp8s0f0v0; do ip link set $d up; done");
+        up(&["cable", "enp8s0f0np0", "enp8s0f0v0"]);
         let [cable, pf, vf0] = ["cable", "enp8s0f0np0", "enp8s0f0v0"].map(|d| Tap::on(None, d));
-        for port in ["wire0", "up0", "p0v0"] {
-            eventually(&format!("bridge -n esw-0000:08:00.0 link show dev {port} | grep -q forwarding"));
-        }
+        forwarding(&["wire0", "up0", "p0v0"]);
 
         // Given legacy mode, the network, the PF and its VF are stations of one switch.
         assert!(vf0.send(EVERYBODY, mac(0), "from the VF"));
@@ -112,7 +129,8 @@ fn the_wire_is_the_networks_end() {
         // When the wire is put elsewhere meanwhile, the tie goes along.
         rig.with(|card, cx| card.set_wire(cx, PF, Wire::Netdev("cable2".into()))).unwrap();
         assert!(!netdevs().contains(&"cable".to_owned()));
-        sh("ip link set cable2 up");
+        up(&["cable2"]);
+        sh("ip -n esw-0000:08:00.0 link show wire0");
         let cable2 = Tap::on(None, "cable2");
         assert!(pf.send(mac(0), NOBODY, "out again"));
         assert_eq!(cable2.received(1), ["out again"]);
@@ -125,6 +143,7 @@ fn the_wire_is_the_networks_end() {
         rig.to_legacy(1);
         // The VF has had no carrier; that it has one again, the kernel tells it in its own time.
         sh("ip link show enp8s0f0v0");
+        forwarding(&["up0", "p0v0"]);
         assert!(vf0.send(EVERYBODY, mac(0), "still here"));
         assert_eq!(pf.received(1), ["still here"]);
     });
@@ -139,9 +158,9 @@ fn pfs_of_one_card_do_not_mix() {
             rig.make(&[Resource::Function(pf), Resource::PfNetdev(pf), Resource::VfNetdev(pf, Vport::Vf(0))]);
         }
         rig.to_switchdev(1);
-        sh("for d in enp8s0f0v0 enp8s0f1v0 enp8s0f0np0 enp8s0f1np1 enp8s0f0npf0vf0; do ip link set $d up; done");
+        up(&["enp8s0f0v0", "enp8s0f1v0", "enp8s0f0np0", "enp8s0f1np1", "enp8s0f0npf0vf0"]);
         let [v0, v1, pf0, pf1] = ["enp8s0f0v0", "enp8s0f1v0", "enp8s0f0np0", "enp8s0f1np1"].map(|d| Tap::on(None, d));
-        eventually("bridge -n esw-0000:08:00.0 link show dev p1v0 | grep -q forwarding");
+        forwarding(&["up1", "p1v0"]);
         assert!(v1.send(EVERYBODY, NOBODY, "second"));
         assert_eq!(pf1.received(1), ["second"], "still in legacy mode");
         assert_eq!((pf0.received(0), v0.received(0)), (vec![], vec![]));
@@ -157,12 +176,10 @@ fn pfs_of_one_card_do_not_mix() {
 fn vfs_on_different_bridges_reach_each_other() {
     in_own_namespaces("vfs_on_different_bridges_reach_each_other", || {
         let rig = Rig::with_vfs(600);
-        sh("for n in 0 300 599; do ip link set enp8s0f0v$n up; done; ip link set enp8s0f0np0 up");
+        up(&["enp8s0f0v0", "enp8s0f0v300", "enp8s0f0v599", "enp8s0f0np0"]);
         let [first, middle, last] = [0, 300, 599].map(|n| Tap::on(None, &format!("enp8s0f0v{n}")));
         let pf = Tap::on(None, "enp8s0f0np0");
-        for port in ["p0v0", "p0v300", "p0v599"] {
-            eventually(&format!("bridge -n esw-0000:08:00.0 link show dev {port} | grep -q forwarding"));
-        }
+        forwarding(&["up0", "p0v0", "p0v300", "p0v599"]);
         assert!(middle.send(EVERYBODY, mac(300), "hello"));
         assert_eq!(first.received(1), ["hello"]);
         assert_eq!((last.received(1), pf.received(1)), (vec!["hello".into()], vec!["hello".into()]));
