@@ -2,6 +2,7 @@
 //! namespaces without it on the card of netdevs, which says so where it cannot.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -100,8 +101,14 @@ fn read(output: Output) -> (i32, String, String) {
 
 fn hear(told: &UnixDatagram) -> String {
     let mut text = [0; 4096];
-    let length = told.recv(&mut text).expect("the daemon says nothing");
-    String::from_utf8_lossy(&text[..length]).into_owned()
+    loop {
+        match told.recv(&mut text) {
+            Ok(length) => return String::from_utf8_lossy(&text[..length]).into_owned(),
+            // With a limit of time it is not gone on with after a signal.
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => panic!("the daemon says nothing: {error}"),
+        }
+    }
 }
 
 fn signal(pid: u32, signal: &str) {
@@ -423,7 +430,8 @@ fn netdevs_in_use_survive(who: Vec<String>, bus: u8) {
     let place = Place::new();
     // Whoever runs it must be able to read it, and to make folders here.
     let esw = place.folder.join("esw");
-    fs::copy(env!("CARGO_BIN_EXE_esw"), &esw).unwrap();
+    // By a process of its own: what another thread starts while this one writes could have it open, and keep it busy.
+    assert!(Command::new("cp").arg(env!("CARGO_BIN_EXE_esw")).arg(&esw).status().unwrap().success());
     assert!(Command::new("chmod").args(["-R", "a+rwx"]).arg(&place.folder).status().unwrap().success());
     let config = format!(
         "[cards.x]\nkind = \"linux\"\n[cards.x.card]\naddress = \"0000:{bus:02x}:00.0\"\n\

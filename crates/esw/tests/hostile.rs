@@ -1,6 +1,7 @@
 //! Daemons and labs with those who mean harm, and where something is missing.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -45,7 +46,12 @@ impl Place {
         let place = Self { folder, daemon: command.stderr(Stdio::null()).spawn().unwrap() };
         let mut text = [0; 4096];
         loop {
-            let length = told.recv(&mut text).expect("the daemon says nothing");
+            let length = match told.recv(&mut text) {
+                Ok(length) => length,
+                // With a limit of time it is not gone on with after a signal.
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => panic!("the daemon says nothing: {error}"),
+            };
             if String::from_utf8_lossy(&text[..length]).contains("READY=1") {
                 return place;
             }

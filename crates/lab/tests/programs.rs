@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::path::Path;
 use std::process::Command;
 
 use common::{Place, has, skip, text};
@@ -215,8 +216,10 @@ impl Folder {
         let folder = std::env::temp_dir().join(format!("{name}-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         std::fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
-        std::fs::copy(common::lab_program(), folder.join("lab")).unwrap();
-        std::fs::copy(common::card(), folder.join("card.json")).unwrap();
+        // By a process of its own: what another thread starts while this one writes could have it open, and keep it busy.
+        let copy =
+            |from: &Path, to: &str| Command::new("cp").arg(from).arg(folder.join(to)).status().unwrap().success();
+        assert!(copy(&common::lab_program(), "lab") && copy(&common::card(), "card.json"));
         Self(folder)
     }
 
