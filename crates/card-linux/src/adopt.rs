@@ -83,6 +83,9 @@ impl State {
         self.card.run(batch);
         let found = links.into_iter().filter(|link| link.index != LOOPBACK).map(|link| (link.index, link)).collect();
         let home = request::netns_id(&mut self.card, &self.home)?;
+        // Before anybody asks what they are called.
+        let outside = request::links(&mut self.outside)?;
+        self.follow_names(outside.iter());
         self.inventory = Some(Inventory { found, taken: HashSet::new(), home });
         Ok(())
     }
@@ -159,7 +162,8 @@ impl State {
         }
         self.put_right(&inventory.taken);
         // Who is where, who is up: nobody tells of what has not changed.
-        self.follow(Events::missed());
+        // Names are known since this began, and who asked then has heard of no others.
+        let _ = self.follow(Events::missed());
     }
 
     fn put_right(&mut self, taken: &HashSet<u32>) {

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use eswitch::card::{Card, CardError, Create, Refusal, Resource};
+use eswitch::card::{Card, CardError, Create, OnRename, Refusal, Resource};
 use eswitch::lock_order::{CardCall, CardState};
 use eswitch::{CardConfig, MacAddr, PfIndex, Vport};
 use lockdep::{Locked, Mutex};
@@ -232,6 +232,14 @@ impl Card for LinuxCard {
 
     fn name(&self, cx: &mut Locked<'_, CardCall>, resource: &Resource) -> Option<String> {
         self.state.lock_leaf(cx).name(resource)
+    }
+
+    fn renamed(&self, cx: &mut Locked<'_, CardCall>) -> Vec<(Resource, String)> {
+        self.state.lock_leaf(cx).renamed()
+    }
+
+    fn on_rename(&self, cx: &mut Locked<'_, CardCall>, told: OnRename) {
+        self.state.lock_leaf(cx).on_rename = Some(told);
     }
 
     fn set_mac(&self, cx: &mut Locked<'_, CardCall>, resource: &Resource, mac: MacAddr) -> Result<(), CardError> {

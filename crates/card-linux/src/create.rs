@@ -128,6 +128,10 @@ impl State {
                         let request = &batch[job.at];
                         let entry = Entry { mac: request.mac, sfnum: request.sfnum };
                         self.books.insert(job.resource, entry);
+                        if let (None, Some(near)) = (&job.found, self.near_end(&job.resource)) {
+                            // Whoever was here before had another name.
+                            self.renamed.remove(&near);
+                        }
                     }
                     Err(error) => refusals.push(Refusal { at: job.at, error }),
                 }

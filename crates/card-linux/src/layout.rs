@@ -3,7 +3,8 @@
 //! Numbers inside the card are ours to choose, and are functions of what they are for. So a request can
 //! name a device before it exists, and nothing is ever looked up.
 
-use eswitch::{PfIndex, Vport};
+use eswitch::card::Resource;
+use eswitch::{PfIndex, RepType, Vport};
 
 /// A vport of a PF. The uplink is one: its port is the wire, and what stands behind its representor is
 /// the PF's netdev.
@@ -70,6 +71,21 @@ impl Inside {
             5 => Self::Trunk(pf, low),
             6 => Self::Branch(pf, low),
             7 => Self::Probe(low),
+            _ => return None,
+        })
+    }
+
+    /// What it is the card's end of, if that can be made and unmade on its own.
+    pub(crate) fn resource(self) -> Option<Resource> {
+        Some(match self {
+            Self::Port(Slot { pf, vport }) => match vport {
+                Vport::Uplink => return None,
+                Vport::Vf(_) => Resource::VfNetdev(pf, vport),
+                Vport::Sf(_) => Resource::SfNetdev(pf, vport),
+                Vport::HostPf => Resource::Port(pf, vport),
+            },
+            Self::Inner(Slot { pf, vport: Vport::Uplink }) => Resource::PfNetdev(pf),
+            Self::Inner(Slot { pf, vport }) => Resource::Representor(pf, vport, RepType::Eth),
             _ => return None,
         })
     }

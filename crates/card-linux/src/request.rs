@@ -314,10 +314,17 @@ pub(crate) fn untie(batch: &mut Batch, index: u32) {
     });
 }
 
+const IFLA_IFNAME: u16 = 3;
+
+fn text(value: &[u8]) -> String {
+    String::from_utf8_lossy(value).trim_end_matches('\0').to_owned()
+}
+
 /// What the kernel says about a netdev.
 #[derive(Clone, Debug)]
 pub(crate) struct Link {
     pub index: u32,
+    pub name: String,
     pub mtu: u32,
     pub up: bool,
     pub carrier: bool,
@@ -343,6 +350,7 @@ impl Link {
         let flags = int(&header[8..12]) as u32;
         let mut link = Self {
             index: int(&header[4..8]) as u32,
+            name: String::new(),
             mtu: 0,
             up: flags & IFF_UP != 0,
             carrier: flags & IFF_LOWER_UP != 0,
@@ -353,6 +361,7 @@ impl Link {
         let (mut peer, mut netns) = (None, None);
         for (kind, value) in Attributes(&message.body[IFINFOMSG..]) {
             match kind {
+                IFLA_IFNAME => link.name = text(value),
                 IFLA_MTU => link.mtu = int(value) as u32,
                 IFLA_GROUP => link.group = int(value) as u32,
                 IFLA_MASTER => link.master = Some(int(value) as u32),
@@ -385,13 +394,11 @@ impl Netdev {
     /// Reads an `RTM_NEWLINK` or `RTM_DELLINK`.
     pub(crate) fn read(message: &Message<'_>) -> Option<Self> {
         const IFINFOMSG: usize = 16;
-        const IFLA_IFNAME: u16 = 3;
         const IFLA_INFO_SLAVE_KIND: u16 = 4;
         if message.kind != RTM_NEWLINK && message.kind != RTM_DELLINK {
             return None;
         }
         let header = message.body.get(..IFINFOMSG)?;
-        let text = |value: &[u8]| String::from_utf8_lossy(value).trim_end_matches('\0').to_owned();
         let mut netdev =
             Self { index: int(&header[4..8]) as u32, up: int(&header[8..12]) as u32 & IFF_UP != 0, ..Self::default() };
         for (kind, value) in Attributes(&message.body[IFINFOMSG..]) {

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::io;
 
-use eswitch::card::{CardError, Resource};
+use eswitch::card::{CardError, OnRename, Resource};
 use eswitch::names::{self, NetdevName};
 use eswitch::{CardConfig, MacAddr, PfIndex, RepType, Vport};
 
@@ -61,6 +61,12 @@ pub(crate) struct State {
     pub bridges: BTreeSet<(PfIndex, u16)>,
     pub wires: HashMap<PfIndex, Wire>,
     pub complaints: Vec<String>,
+    /// Netdevs that others have given another name, by their ends inside.
+    pub renamed: HashMap<u32, String>,
+    /// Whom to tell of that.
+    pub on_rename: Option<OnRename>,
+    /// The card's own namespace, and the id by which it is known where netdevs appear, once it is.
+    pub inside: (File, Option<i32>),
     /// What was found, while a card is being taken over.
     pub inventory: Option<Inventory>,
 }
@@ -89,6 +95,9 @@ impl State {
             bridges: BTreeSet::new(),
             wires: HashMap::new(),
             complaints: Vec::new(),
+            renamed: HashMap::new(),
+            on_rename: None,
+            inside: (card.try_clone()?, None),
             inventory: None,
         })
     }
@@ -118,9 +127,18 @@ impl State {
         names::netdev(&self.config, resource, sfnum.or_else(|| self.sfnum(resource)))
     }
 
-    /// The name a resource was given.
+    /// The netdevs that have another name than they were made with.
+    pub(crate) fn renamed(&self) -> Vec<(Resource, String)> {
+        let of = |(near, name): (&u32, &String)| Some((Inside::of(*near)?.resource()?, name.clone()));
+        self.renamed.iter().filter_map(of).filter(|(resource, _)| self.books.contains_key(resource)).collect()
+    }
+
+    /// The name a resource has, as far as it is known.
     pub(crate) fn name(&self, resource: &Resource) -> Option<String> {
         self.books.get(resource)?;
+        if let Some(name) = self.near_end(resource).and_then(|near| self.renamed.get(&near)) {
+            return Some(name.clone());
+        }
         match self.netdev_name(resource, None) {
             Some(netdev) => Some(netdev.name),
             None => names::ib_device(&self.config, resource, self.sfnum(resource)),
@@ -128,7 +146,7 @@ impl State {
     }
 
     /// The card's end of the netdev that a resource is, if it is one.
-    fn near_end(&self, resource: &Resource) -> Option<u32> {
+    pub(crate) fn near_end(&self, resource: &Resource) -> Option<u32> {
         let slot = |vport| Slot { pf: resource.pf(), vport };
         match *resource {
             Resource::PfNetdev(_) => Some(slot(Vport::Uplink).inner()),
@@ -240,21 +258,12 @@ impl State {
         };
         let mut found: HashSet<Resource> = self.books.keys().filter(|r| is_there(r)).copied().collect();
         for index in inside {
-            let resource = match Inside::of(index) {
-                Some(Inside::Port(slot)) => match slot.vport {
-                    Vport::Uplink => Resource::Function(slot.pf),
-                    Vport::Vf(_) => Resource::VfNetdev(slot.pf, slot.vport),
-                    Vport::Sf(_) => Resource::SfNetdev(slot.pf, slot.vport),
-                    vport => Resource::Port(slot.pf, vport),
-                },
-                Some(Inside::Inner(slot)) => match slot.vport {
-                    Vport::Uplink => Resource::PfNetdev(slot.pf),
-                    vport => Resource::Representor(slot.pf, vport, RepType::Eth),
-                },
-                Some(Inside::Bridge(pf, _)) => Resource::Function(pf),
-                _ => continue,
-            };
-            found.insert(resource);
+            found.extend(match Inside::of(index) {
+                Some(Inside::Port(Slot { pf, vport: Vport::Uplink }) | Inside::Bridge(pf, _)) => {
+                    Some(Resource::Function(pf))
+                }
+                inside => inside.and_then(Inside::resource),
+            });
         }
         found.into_iter().collect()
     }

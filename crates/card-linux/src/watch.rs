@@ -9,6 +9,8 @@
 //! * a netdev that was deleted from under the card, as happens when the namespace it had been moved to
 //!   is deleted, is back where it was born: functions and representors are hardware's to take away.
 //!
+//! * who has asked is told when one of its netdevs gets another name where netdevs appear.
+//!
 //! It acts on what the books say at that moment, under their lock. Events it has missed are made up for
 //! by looking at everything.
 
@@ -18,9 +20,9 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use eswitch::Vport;
 use eswitch::card::{Create, Refusal, Resource};
 use eswitch::lock_order::CardState;
-use eswitch::{RepType, Vport};
 use lockdep::{Domain, Mutex, OnReport};
 
 use crate::layout::{Inside, Slot};
@@ -69,8 +71,15 @@ impl Watcher {
                         return;
                     }
                     let events = Events::read(&mut inside, &mut outside);
-                    if !events.is_empty() {
-                        state.lock_leaf(cx).follow(events);
+                    if events.is_empty() {
+                        continue;
+                    }
+                    let (renamed, told) = {
+                        let mut state = state.lock_leaf(cx);
+                        (state.follow(events), state.on_rename.clone())
+                    };
+                    for (resource, name) in renamed {
+                        told.iter().for_each(|told| told(cx, resource, name.clone()));
                     }
                 }
             });
@@ -121,10 +130,10 @@ impl Events {
         let mut events = Self::default();
         // Outside first: whatever is heard there of a representor, its inner end was heard of before.
         events.lost = outside.drain(|message| {
-            if message.kind == RTM_NEWLINK
-                && let Some(link) = Link::read(message)
-            {
-                events.outers.insert(link.index, link);
+            let Some(link) = Link::read(message) else { return };
+            match message.kind {
+                RTM_NEWLINK => drop(events.outers.insert(link.index, link)),
+                _ => drop(events.outers.remove(&link.index)),
             }
         });
         events.lost |= inside.drain(|message| {
@@ -149,8 +158,8 @@ impl Events {
 }
 
 impl State {
-    /// Does what follows from events.
-    pub(crate) fn follow(&mut self, mut events: Events) {
+    /// Does what follows from events. The netdevs that have got another name.
+    pub(crate) fn follow(&mut self, mut events: Events) -> Vec<(Resource, String)> {
         if events.lost {
             self.look_at_everything(&mut events);
         }
@@ -160,6 +169,37 @@ impl State {
             self.follow_deletion(gone);
         }
         self.follow_carriers();
+        self.follow_names(events.outers.values())
+    }
+
+    /// Which of the card's netdevs that are here have another name than is known.
+    pub(crate) fn follow_names<'a>(&mut self, outers: impl Iterator<Item = &'a Link>) -> Vec<(Resource, String)> {
+        let mut renamed = Vec::new();
+        for link in outers {
+            let Some((near, Some(netns))) = link.peer else { continue };
+            let Some(resource) = Inside::of(near).and_then(Inside::resource) else { continue };
+            if self.inside.1.is_none() {
+                self.inside.1 = request::netns_id(&mut self.outside, &self.inside.0).ok().flatten();
+            }
+            // Another card's netdevs have the same numbers at their other ends.
+            if self.inside.1 != Some(netns) {
+                continue;
+            }
+            let Some(made) = self.netdev_name(&resource, None) else { continue };
+            let is_new = match self.renamed.get(&near) {
+                Some(known) => *known != link.name,
+                None => made.name != link.name,
+            };
+            if made.name == link.name {
+                self.renamed.remove(&near);
+            } else {
+                self.renamed.insert(near, link.name.clone());
+            }
+            if is_new && self.books.contains_key(&resource) {
+                renamed.push((resource, link.name.clone()));
+            }
+        }
+        renamed
     }
 
     fn look_at_everything(&mut self, events: &mut Events) {
@@ -252,19 +292,10 @@ impl State {
         {
             inventory.forget(gone.index());
         }
-        let resource = match gone {
-            Inside::Port(slot) => match slot.vport {
-                Vport::Uplink => return self.rewire(slot),
-                Vport::Vf(_) => Resource::VfNetdev(slot.pf, slot.vport),
-                Vport::Sf(_) => Resource::SfNetdev(slot.pf, slot.vport),
-                _ => Resource::Port(slot.pf, slot.vport),
-            },
-            Inside::Inner(slot) => match slot.vport {
-                Vport::Uplink => Resource::PfNetdev(slot.pf),
-                _ => Resource::Representor(slot.pf, slot.vport, RepType::Eth),
-            },
-            _ => return,
-        };
+        if let Inside::Port(slot @ Slot { vport: Vport::Uplink, .. }) = gone {
+            return self.rewire(slot);
+        }
+        let Some(resource) = gone.resource() else { return };
         // The news may be of an older one of that number.
         if !self.books.contains_key(&resource) || request::link(&mut self.card, gone.index()).is_ok() {
             return;

@@ -4,14 +4,15 @@ mod common;
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use card_linux::{LinuxCard, NetnsError, Place, SetupError};
 use common::frames::Tap;
 use common::*;
 use eswitch::card::{Card, CardError, Resource};
 use eswitch::{CardConfig, Engine, MacAddr, Mode, RepType, Vport};
-use lockdep::{Domain, OnReport, Threads};
+use lockdep::{Domain, Locked, OnReport, Threads, Unlocked};
 
 #[test]
 fn a_representor_rules_its_functions_carrier_and_mtu() {
@@ -177,6 +178,61 @@ fn a_pf_netdev_that_was_moved_is_found() {
         rig.to_legacy(1);
         rig.unmake(&[vf(0), Resource::PfNetdev(PF), Resource::Function(PF)]);
         assert_eq!(netdevs(), [""; 0]);
+        assert_eq!(rig.complaints(), [""; 0]);
+    });
+}
+
+#[test]
+fn a_netdev_with_another_name_is_known_by_it() {
+    in_own_namespaces("a_netdev_with_another_name_is_known_by_it", || {
+        let rig = Rig::with_vfs(2);
+        rig.to_switchdev(2);
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let ours = Arc::clone(&told);
+        rig.with(|card, cx| {
+            let on_rename = move |_: &mut Locked<'_, Unlocked>, netdev: Resource, name: String| {
+                ours.lock().unwrap().push((netdev, name));
+            };
+            card.on_rename(cx, Arc::new(on_rename));
+        });
+        let heard = |n: usize| {
+            let until = Instant::now() + Duration::from_secs(5);
+            while told.lock().unwrap().len() < n {
+                assert!(Instant::now() < until, "told of {:?}", told.lock().unwrap());
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            told.lock().unwrap().last().cloned().unwrap()
+        };
+        // Given a representor, a VF's netdev and a PF's with other names,
+        for (n, (was, name, netdev)) in [
+            ("enp8s0f0npf0vf0", "pod-a", rep(Vport::Vf(0))),
+            ("enp8s0f0v1", "eth0", vf(1)),
+            ("enp8s0f0np0", "uplink", Resource::PfNetdev(PF)),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            assert_eq!(rig.name(netdev), was);
+            sh(&format!("ip link set {was} name {name}"));
+            assert_eq!(heard(n + 1), (netdev, name.to_owned()));
+            assert_eq!(rig.name(netdev), name);
+        }
+        assert_eq!(rig.with(|card, cx| card.renamed(cx)).len(), 3);
+        // when one is somewhere else it is called what it was called last,
+        sh("ip netns add a && ip link set eth0 netns a && ip -n a link set eth0 name eth7");
+        assert_eq!(rig.name(vf(1)), "eth0");
+        // and what it is called when it is back.
+        sh("ip -n a link set eth7 netns $$");
+        assert_eq!(heard(4), (vf(1), "eth7".to_owned()));
+        // When it is given back its first name, it is no other;
+        sh("ip link set uplink name enp8s0f0np0");
+        assert_eq!(heard(5), (Resource::PfNetdev(PF), "enp8s0f0np0".to_owned()));
+        assert_eq!(rig.with(|card, cx| card.renamed(cx)).len(), 2);
+        // and who is made anew has the name it is made with.
+        rig.unmake(&[rep(Vport::Vf(0))]);
+        rig.make(&[rep(Vport::Vf(0))]);
+        assert_eq!(rig.name(rep(Vport::Vf(0))), "enp8s0f0npf0vf0");
+        assert_eq!(rig.with(|card, cx| card.renamed(cx)), [(vf(1), "eth7".to_owned())]);
         assert_eq!(rig.complaints(), [""; 0]);
     });
 }

@@ -5,8 +5,9 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use eswitch::inspect::PfView;
-use eswitch::{Event, PciAddress, PortHandle};
+use eswitch::card::Resource;
+use eswitch::inspect::{PfView, PortView};
+use eswitch::{Event, PciAddress, PortHandle, Vport};
 use lockdep::{Locked, Unlocked};
 use rustix::net::{self, SendFlags};
 use scenario::Follower;
@@ -64,28 +65,42 @@ impl Teller {
         event: &Event,
         to: &mut Builder,
     ) {
-        let mut message = |command: u8, fill: &dyn Fn(&mut Builder)| {
-            to.begin(DEVLINK, 0, 0, 0).genl(command, VERSION);
-            fill(to);
-            to.end();
-        };
         match event {
-            Event::DeviceBound(device) => message(c::NEW, &|to| device_message(to, *device)),
-            Event::DeviceUnbound(device) => message(c::DEL, &|to| device_message(to, *device)),
-            Event::PortNew(handle) => {
-                let engine = self.served.session.engine();
-                let pf = pfs.entry(handle.device).or_insert_with(|| engine.inspect_pf(cx, handle.device).ok());
-                let pf = pf.as_ref();
-                // One that has gone meanwhile is told of when its going is.
-                let port = pf.and_then(|pf| pf.ports.iter().find(|port| port.handle == *handle).map(|p| (pf.index, p)));
-                if let Some((pf, port)) = port {
-                    message(c::PORT_NEW, &|to| port_message(&self.served, to, pf, port));
-                }
+            Event::DeviceBound(device) => message(to, c::NEW, |to| device_message(to, *device)),
+            Event::DeviceUnbound(device) => message(to, c::DEL, |to| device_message(to, *device)),
+            Event::PortNew(handle) => self.tell_port(cx, pfs, handle.device, |port| port.handle == *handle, to),
+            // Of a port whose netdev gets another name devlink tells as of one that comes.
+            Event::Renamed(netdev @ (Resource::PfNetdev(pf) | Resource::Representor(pf, ..)), _) => {
+                let device = self.served.session.engine().config().pf_address(*pf);
+                let vport = netdev.vport().unwrap_or(Vport::Uplink);
+                self.tell_port(cx, pfs, device, |port| port.vport == vport, to);
             }
-            Event::PortDel(handle) => message(c::PORT_DEL, &|to| gone(to, *handle)),
+            Event::PortDel(handle) => message(to, c::PORT_DEL, |to| gone(to, *handle)),
             _ => {}
         }
     }
+
+    /// Of a port of a PF, as it is now. One that has gone meanwhile is told of when its going is.
+    fn tell_port(
+        &self,
+        cx: &mut Locked<'_, Unlocked>,
+        pfs: &mut BTreeMap<PciAddress, Option<PfView>>,
+        device: PciAddress,
+        is: impl Fn(&PortView) -> bool,
+        to: &mut Builder,
+    ) {
+        let engine = self.served.session.engine();
+        let Some(pf) = pfs.entry(device).or_insert_with(|| engine.inspect_pf(cx, device).ok()) else { return };
+        if let Some(port) = pf.ports.iter().find(|port| is(port)) {
+            message(to, c::PORT_NEW, |to| port_message(&self.served, to, pf.index, port));
+        }
+    }
+}
+
+fn message(to: &mut Builder, command: u8, fill: impl FnOnce(&mut Builder)) {
+    to.begin(DEVLINK, 0, 0, 0).genl(command, VERSION);
+    fill(to);
+    to.end();
 }
 
 /// A port that is no more.

@@ -142,9 +142,10 @@ pub enum Role {
 /// A netdev of the card.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Netdev {
-    /// Its name as far as the card knows. Who shows it in a namespace goes by the kernel's alternative
-    /// name or address if it was renamed.
+    /// Its name as far as the card knows: one that it is given where the card's netdevs appear, the card hears of.
     pub name: String,
+    /// The name it was made with, by which steps call it.
+    pub given: String,
     /// What it is for.
     pub role: Role,
     /// `device` in sysfs, and IFLA_PARENT_DEV_NAME.

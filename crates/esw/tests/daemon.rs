@@ -455,12 +455,20 @@ fn netdevs_in_use_survive(who: Vec<String>, bus: u8) {
             n + 1
         ));
     }
+    rig.must(&format!("ip link set $(ip -o link | grep -o 'en{bus}f0pf0vf2' | head -1) name pod-t{bus}"));
+    let port = format!("{pf}/3");
+    let is_named = || rig.esw(&["port", "show", &port]).contains(&format!("netdev pod-t{bus} "));
+    let until = Instant::now() + LONG;
+    while !is_named() {
+        assert!(Instant::now() < until, "{}", rig.esw(&["port", "show", &port]));
+        std::thread::sleep(Duration::from_millis(5));
+    }
     let ping = format!("ip netns exec esw-t{bus}-0 ping -c 1 -W 1 10.77.0.2");
     let pings = || (0..60).any(|_| rig.sh(&ping).0 == 0);
     assert!(pings(), "{}", rig.sh(&ping).1);
     let look = format!(
         "for n in 0 1; do ip -n esw-t{bus}-$n -4 -o addr show; done; \
-         ip -o link | grep -E 'enp?{bus}' | cut -d: -f1,2; ip -o link show master esw-t{bus} | cut -d: -f1,2"
+         ip -o link | grep -E 'enp?{bus}|pod-t{bus}' | cut -d: -f1,2; ip -o link show master esw-t{bus} | cut -d: -f1,2"
     );
     let before = rig.must(&look);
     for _ in 0..2 {
@@ -469,6 +477,7 @@ fn netdevs_in_use_survive(who: Vec<String>, bus: u8) {
         assert!(pings(), "{}", rig.sh(&ping).1);
         rig.esw(&up);
         assert_eq!(rig.must(&look), before);
+        assert!(is_named(), "it has the name that others gave it");
         assert!(pings(), "{}", rig.sh(&ping).1);
     }
     // Killed at some moment of finding it, again and again.

@@ -146,6 +146,43 @@ fn ip_rdma_ethtool_and_lspci_see_the_card() {
     );
 }
 
+/// As who gives pods their netdevs does: representors are called after pods, and so may a PF be something else.
+#[test]
+fn netdevs_with_other_names_are_the_cards_all_the_same() {
+    if lab::skipped(&["bash", "devlink", "ethtool", "rdma"]) {
+        return;
+    }
+    let numvfs = format!("echo 2 > {NUMVFS}");
+    let until = |what: &str| format!("for n in {{1..500}}; do {what} > $FOLDER/said && break; sleep 0.01; done");
+    let rep = until("devlink port show pci/0000:08:00.0/1 | grep 'netdev pod-a '");
+    let pf = until("devlink port show pci/0000:08:00.0/65535 | grep 'netdev uplink '");
+    told(
+        "renamed",
+        &[
+            (&numvfs, ""),
+            ("devlink dev eswitch set pci/0000:08:00.0 mode switchdev", ""),
+            ("ip link set enp8s0f0npf0vf0 name pod-a; ip link set enp8s0f0np0 name uplink", ""),
+            (&rep, ""),
+            (&pf, ""),
+            (
+                "ip -d link show pod-a | grep -o 'portname.*'",
+                "portname pf0vf0 switchid e500000800000000 parentbus pci parentdev 0000:08:00.0",
+            ),
+            ("cat /sys/class/net/pod-a/phys_port_name", "pf0vf0"),
+            ("ethtool -i pod-a | grep driver", "driver: mlx5e_rep"),
+            ("ls /sys/bus/pci/devices/0000:08:00.0/net", "enp8s0f0npf0vf1\npod-a\nuplink"),
+            ("ls /sys/class/net/enp8s0f0npf0vf0", "ls: cannot access …"),
+            ("ip link set uplink vf 1 mac 02:00:00:00:00:07", ""),
+            ("ip link show uplink | grep 'vf 1'", "    vf 1     link/ether 02:00:00:00:00:07…"),
+            ("rdma link show rocep8s0f0/1", "link rocep8s0f0/1 …netdev uplink…"),
+            // A mode change makes a representor anew, and that has the name it is made with; a PF's netdev stays.
+            ("devlink dev eswitch set pci/0000:08:00.0 mode legacy", ""),
+            ("devlink dev eswitch set pci/0000:08:00.0 mode switchdev", ""),
+            ("cat /sys/class/net/enp8s0f0npf0vf0/phys_port_name /sys/class/net/uplink/phys_port_name", "pf0vf0\np0"),
+        ],
+    );
+}
+
 #[test]
 fn pyroute2_sees_the_card() {
     if lab::skipped(&["python3"]) || lab::skipped_without_pyroute2() {

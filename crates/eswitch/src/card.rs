@@ -14,7 +14,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use lockdep::Locked;
+use lockdep::{Locked, Unlocked};
 
 use crate::error::Errno;
 use crate::ids::{MacAddr, ParseError, PfIndex, RepType, Vport};
@@ -237,6 +237,9 @@ pub struct Refusal {
     pub error: CardError,
 }
 
+/// Whom a card tells that somebody has given a netdev of its another name, and which.
+pub type OnRename = Arc<dyn Fn(&mut Locked<'_, Unlocked>, Resource, String) + Send + Sync>;
+
 /// A card: real netdevs, or books in memory.
 ///
 /// Every call comes with a token at [`CardCall`], so a card cannot call back into the engine.
@@ -250,8 +253,21 @@ pub trait Card: Send + Sync {
     /// again is made at home.
     fn destroy(&self, cx: &mut Locked<'_, CardCall>, batch: &[Resource]);
 
-    /// The name of the netdev or RDMA device that a resource is to its users, if it is one and exists.
+    /// The name of the netdev or RDMA device that a resource is to its users, if it is one and exists: as far as the
+    /// card knows, the one it has now.
     fn name(&self, cx: &mut Locked<'_, CardCall>, resource: &Resource) -> Option<String>;
+
+    /// The netdevs that have been given another name than they were made with, and which.
+    fn renamed(&self, cx: &mut Locked<'_, CardCall>) -> Vec<(Resource, String)> {
+        let _ = cx;
+        Vec::new()
+    }
+
+    /// Has `told` called whenever a netdev has been given another name. A card whose names are nobody's to change never
+    /// calls it.
+    fn on_rename(&self, cx: &mut Locked<'_, CardCall>, told: OnRename) {
+        let _ = (cx, told);
+    }
 
     /// Gives the netdev of a resource another MAC address.
     ///
@@ -286,6 +302,12 @@ impl<C: Card + ?Sized> Card for Arc<C> {
     }
     fn name(&self, cx: &mut Locked<'_, CardCall>, resource: &Resource) -> Option<String> {
         (**self).name(cx, resource)
+    }
+    fn renamed(&self, cx: &mut Locked<'_, CardCall>) -> Vec<(Resource, String)> {
+        (**self).renamed(cx)
+    }
+    fn on_rename(&self, cx: &mut Locked<'_, CardCall>, told: OnRename) {
+        (**self).on_rename(cx, told);
     }
     fn set_mac(&self, cx: &mut Locked<'_, CardCall>, resource: &Resource, mac: MacAddr) -> Result<(), CardError> {
         (**self).set_mac(cx, resource, mac)

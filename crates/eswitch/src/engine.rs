@@ -10,13 +10,13 @@ use lockdep::{
 
 use crate::agreed::Agreed;
 use crate::auxiliary::Bus;
-use crate::card::{Card, Create, Refusal, Resource};
+use crate::card::{Card, Create, OnRename, Refusal, Resource};
 use crate::config::CardConfig;
 use crate::devcom::{Component, Devcom};
 use crate::device::{Device, PciState, Pf, Slot};
 use crate::devlink::{DevlinkState, InlineMode, Params};
 use crate::error::{Error, Result};
-use crate::event::{Change, Events, Subscription};
+use crate::event::{Change, Event, Events, Subscription};
 use crate::ids::{MacAddr, Mode, PciAddress, PfIndex, PortHandle, SfNum, Vport};
 use crate::lag::{Bond, Lag, LagMode, LagView, TxType};
 use crate::lock_order::{CardCall, DeviceSlot, Devlink as DevlinkClass};
@@ -227,6 +227,13 @@ impl Engine {
                 made: Shadow::default(),
             }),
         });
+        let shared = Arc::downgrade(&engine.shared);
+        let told: OnRename = Arc::new(move |cx, resource, name| {
+            if let Some(shared) = shared.upgrade() {
+                shared.events.emit(cx, || Event::Renamed(resource, name));
+            }
+        });
+        engine.shared.card.on_rename(&mut cx.narrow(), told);
         if let Err(error) = engine.bring_up(cx, agreed) {
             engine.shutdown(cx);
             return Err(error);
@@ -294,7 +301,8 @@ impl Engine {
     /// and what the queues' threads do moves it too. Who reads it before it looks, and finds the same
     /// later, has seen what there is.
     ///
-    /// It takes no lock. What is done to netdevs outside the engine does not move it.
+    /// It takes no lock. Of what is done to netdevs outside the engine only that one gets another name moves it, once the
+    /// card has noticed.
     pub fn changes(&self) -> u64 {
         self.shared.events.changes()
     }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Weak};
 
 use lockdep::{AtomicU64, Locked, Mutex, tell};
 
+use crate::card::Resource;
 use crate::ids::{Mode, PciAddress, PfIndex, PortHandle, RepType};
 use crate::lag::LagMode;
 use crate::lock_order::Events as EventsClass;
@@ -35,6 +36,8 @@ pub enum Event {
     HostVfsFailed(PciAddress, String),
     /// The driver of an auxiliary device did not probe, or that of a PCI function after a rescan.
     ProbeFailed(String, String),
+    /// Somebody has given a netdev of the card another name, which is this.
+    Renamed(Resource, String),
     /// Ops of a type were registered.
     Registered(PciAddress, RepType),
     /// Ops of a type were unregistered.
@@ -67,6 +70,7 @@ impl fmt::Display for Event {
             Self::LoadFailed(port, ty, why) => write!(f, "{port}: {ty} representor did not load: {why}"),
             Self::HostVfsFailed(a, why) => write!(f, "pci/{a}: the host's VFs are not all there: {why}"),
             Self::ProbeFailed(device, why) => write!(f, "{device}: probe failed: {why}"),
+            Self::Renamed(netdev, name) => write!(f, "{netdev}: is called {name} now"),
             Self::Registered(a, ty) => write!(f, "pci/{a}: {ty} ops registered"),
             Self::Unregistered(a, ty) => write!(f, "pci/{a}: {ty} ops unregistered"),
             Self::StaleWork(a, work) => write!(f, "pci/{a}: stale work dropped: {work}"),

@@ -134,6 +134,8 @@ pub struct Snapshot {
     pub lag: LagView,
     /// What the card holds.
     pub resources: Vec<Resource>,
+    /// Netdevs that have another name than they were made with.
+    pub renamed: Vec<(Resource, String)>,
 }
 
 impl AuxiliaryView {
@@ -170,7 +172,8 @@ impl Engine {
         }
         let mut resources = self.shared.card.resources(&mut cx.narrow());
         resources.sort();
-        Snapshot { pfs, modules: self.shared.modules.list(cx), lag: self.lag(cx), resources }
+        let renamed = self.shared.card.renamed(&mut cx.narrow());
+        Snapshot { pfs, modules: self.shared.modules.list(cx), lag: self.lag(cx), resources, renamed }
     }
 
     /// Looks at one PF.

@@ -50,6 +50,8 @@ pub(super) struct Builder<'a> {
     sfs: BTreeMap<(PfIndex, Vport), SfState>,
     /// What the card holds.
     made: BTreeSet<Resource>,
+    /// Netdevs that have another name than they were made with.
+    renamed: BTreeMap<Resource, &'a str>,
     /// The names of the drivers there are on the auxiliary bus.
     drivers: BTreeMap<AuxKind, &'static str>,
 }
@@ -65,6 +67,7 @@ impl<'a> Builder<'a> {
             pci,
             sfs: ports.filter_map(|(pf, port)| Some(((pf, port.vport), port.sf?))).collect(),
             made: snapshot.resources.iter().copied().collect(),
+            renamed: snapshot.renamed.iter().map(|(resource, name)| (*resource, name.as_str())).collect(),
             drivers: loaded.flat_map(|module| module.drivers().map(|(name, kind)| (kind, name))).collect(),
         }
     }
@@ -79,6 +82,12 @@ impl<'a> Builder<'a> {
 
     /// A netdev's name, if there is one.
     pub(super) fn netdev_name(&self, resource: &Resource) -> Option<String> {
+        let given = self.given_name(resource)?;
+        Some(self.renamed.get(resource).map_or(given, |name| (*name).to_owned()))
+    }
+
+    /// The name it was made with.
+    fn given_name(&self, resource: &Resource) -> Option<String> {
         if !self.is_made(resource) {
             return None;
         }
@@ -221,6 +230,7 @@ impl<'a> Builder<'a> {
         };
         Some(Netdev {
             name: self.netdev_name(resource)?,
+            given: self.given_name(resource)?,
             role,
             parent,
             port_name: None,

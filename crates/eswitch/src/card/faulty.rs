@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use lockdep::{Deadline, Locked, Mutex, digest};
 
-use crate::card::{Card, CardError, Create, Refusal, Resource, ResourceKind};
+use crate::card::{Card, CardError, Create, OnRename, Refusal, Resource, ResourceKind};
 use crate::ids::{MacAddr, PfIndex, Vport};
 use crate::lock_order::{CardCall, CardState};
 
@@ -140,6 +140,12 @@ impl<C: Card> Card for Faulty<C> {
     }
     fn name(&self, cx: &mut Locked<'_, CardCall>, resource: &Resource) -> Option<String> {
         self.inner.name(cx, resource)
+    }
+    fn renamed(&self, cx: &mut Locked<'_, CardCall>) -> Vec<(Resource, String)> {
+        self.inner.renamed(cx)
+    }
+    fn on_rename(&self, cx: &mut Locked<'_, CardCall>, told: OnRename) {
+        self.inner.on_rename(cx, told);
     }
     fn set_mac(&self, cx: &mut Locked<'_, CardCall>, resource: &Resource, mac: MacAddr) -> Result<(), CardError> {
         if cx.fails(|| format!("set the address of {resource}")) {

@@ -2,7 +2,7 @@
 
 use lockdep::Locked;
 
-use crate::card::{Card, CardError, Create, Refusal, Resource};
+use crate::card::{Card, CardError, Create, OnRename, Refusal, Resource};
 use crate::ids::{MacAddr, PfIndex};
 use crate::lock_order::CardCall;
 
@@ -41,6 +41,14 @@ impl<C: Card, F: Fn(&str) + Send + Sync> Card for Traced<C, F> {
 
     fn name(&self, cx: &mut Locked<'_, CardCall>, resource: &Resource) -> Option<String> {
         self.inner.name(cx, resource)
+    }
+
+    fn renamed(&self, cx: &mut Locked<'_, CardCall>) -> Vec<(Resource, String)> {
+        self.inner.renamed(cx)
+    }
+
+    fn on_rename(&self, cx: &mut Locked<'_, CardCall>, told: OnRename) {
+        self.inner.on_rename(cx, told);
     }
 
     fn set_mac(&self, cx: &mut Locked<'_, CardCall>, resource: &Resource, mac: MacAddr) -> Result<(), CardError> {

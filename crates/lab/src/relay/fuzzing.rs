@@ -152,6 +152,7 @@ fn card() -> view::Card {
         auxiliary: Vec::new(),
         netdevs: vec![Netdev {
             name: "p0".to_owned(),
+            given: "p0".to_owned(),
             role: Role::Pf,
             in_switch: true,
             parent: parent(),

@@ -112,7 +112,7 @@ impl Route {
         let (Some(list), Some(name)) = (vfs_in(message), name_in(io, message)) else { return false };
         let now = io.cards.now();
         let Some((card, _, netdev)) = now.netdev(&name) else { return false };
-        let Ok(commands) = vf::commands(&netdev.name, list) else { return false };
+        let Ok(commands) = vf::commands(&netdev.given, list) else { return false };
         let done = if io.shared.may_administer() {
             commands.iter().try_for_each(|words| io.cards.perform(card, words))
         } else {

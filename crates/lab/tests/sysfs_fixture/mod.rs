@@ -76,6 +76,7 @@ fn vf_address(vf: u16) -> String {
 fn netdev(name: &str, role: Role, parent: Parent, port_name: Option<&str>) -> view::Netdev {
     view::Netdev {
         name: name.to_owned(),
+        given: name.to_owned(),
         role,
         in_switch: port_name.is_some(),
         parent,
