@@ -82,7 +82,7 @@ fn replay(token: &str, paths: &[String]) -> Result<bool, String> {
     let scenarios = paths.iter().map(read).collect::<Result<Vec<_>, _>>()?;
     let token: Token = token.parse().map_err(|e| format!("{token}: {e}"))?;
     let scenario = token.scenario(&scenarios, &paths.join(" ")).map_err(|e| e.to_string())?;
-    let story = check::replay(&scenario, &token);
+    let story = check::replay(&scenario, &token).map_err(|e| e.to_string())?;
     println!("{}", story.invariant);
     Ok(story.invariant.is_empty())
 }

@@ -16,13 +16,16 @@ use crate::faults::Faults;
 use crate::minimise::{Case, minimise, story, tell};
 use crate::story::Story;
 use crate::telling::Teller;
-use crate::token::{Token, fingerprint};
+use crate::token::{Token, TokenError, fingerprint};
 
 /// What checking a scenario came to; as JSON, what `--json` prints and `--merge` reads.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// The scenario's name.
     pub scenario: String,
+    /// The file that it was read from; empty if that is not known.
+    #[serde(default)]
+    pub file: String,
     /// Its contents, in short.
     pub fingerprint: u64,
     /// The version of the program.
@@ -87,7 +90,12 @@ impl Options {
             number(*schedules),
             number(time.map(|time| time.as_secs())),
             faults.name(),
-            if self.whole { " whole" } else { "" }
+            match (self.whole, self.reduce) {
+                (false, true) => "",
+                (true, true) => " whole",
+                (false, false) => " unreduced",
+                (true, false) => " whole unreduced",
+            }
         )
     }
 }
@@ -126,6 +134,7 @@ pub fn check(scenario: &Scenario, options: &Options, watch: &Arc<Watch>) -> Repo
     let exhaustive = |of: fn(&Tally) -> Option<u8>| tallies.iter().map(of).min().flatten();
     Report {
         scenario: scenario.name.clone(),
+        file: String::new(),
         fingerprint: fingerprint(scenario),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         strategy: options.strategy.name().to_owned(),
@@ -150,9 +159,20 @@ pub fn check(scenario: &Scenario, options: &Options, watch: &Arc<Watch>) -> Repo
 
 /// Tells the schedule of a token again: what happens, with the invariant that does not hold if there is one.
 ///
+/// # Errors
+/// All of it held, and it was not the schedule of the token, as that has something in it that never came.
+///
 /// # Panics
 /// The thread that tells it cannot be started.
-pub fn replay(scenario: &Scenario, token: &Token) -> Story {
+pub fn replay(scenario: &Scenario, token: &Token) -> Result<Story, TokenError> {
     // On a thread of its own: what an exploration remembers of others on this one is not to matter.
-    thread::scope(|scope| scope.spawn(|| tell(scenario, token).0).join().expect("telling does not panic"))
+    let told = thread::scope(|scope| scope.spawn(|| tell(scenario, token).0).join().expect("telling does not panic"));
+    if told.invariant.is_empty() && !told.unmet.is_empty() {
+        return Err(TokenError::NotMet(told.unmet.join(", ").escape_debug().to_string()));
+    }
+    Ok(told)
 }
+
+/// A scenario has this many threads at most, to be explored: the engine has some of its own, and what is known of threads is kept
+/// in as many bits as a number has.
+pub const MOST_THREADS: usize = 48;

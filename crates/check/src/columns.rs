@@ -312,7 +312,7 @@ struct Page {
 impl Page {
     fn header(&mut self, story: &Story) {
         let faults = if story.faults.is_empty() { "none".to_owned() } else { story.faults.join("; ") };
-        let again = if story.token.is_empty() { String::new() } else { format!("esw check --replay {}", story.token) };
+        let again = story.again();
         let after = story.told_after();
         let facts = [
             ("scenario", &story.scenario),

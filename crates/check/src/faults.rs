@@ -75,6 +75,14 @@ impl Planned {
         state.met.clear();
     }
 
+    /// Which of the plan have not failed in the telling that has ended.
+    pub fn unmet(&self) -> Vec<Place> {
+        let state = self.state();
+        let asked =
+            |place: &&Place| state.asked.get(&place.name).is_none_or(|asked| *asked < place.nth || place.nth == 0);
+        state.plan.iter().filter(asked).cloned().collect()
+    }
+
     /// The places met since the last of the plan failed, in order.
     pub fn take_met(&self) -> Vec<Place> {
         std::mem::take(&mut self.state().met)

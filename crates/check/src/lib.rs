@@ -22,12 +22,12 @@ mod token;
 mod trace_events;
 
 pub use campaign::{Options, Strategy, Watch};
-pub use check::{FaultsReport, Report, Violation, check, replay};
+pub use check::{FaultsReport, MOST_THREADS, Report, Violation, check, replay};
 pub use columns::columns;
 pub use faults::{Faults, Place};
 pub use merge::{MergeError, merge, read};
 pub use page::{PageInfo, page};
-pub use story::{Row, RowKind, Story};
+pub use story::{Row, RowKind, Story, again};
 pub use telling::{Found, Telling};
 pub use token::{Token, TokenError, fingerprint};
 pub use trace_events::trace;

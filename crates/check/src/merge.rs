@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::check::Report;
+use crate::check::{Report, Violation};
 
 /// Why reports do not belong together.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -25,6 +25,14 @@ pub enum MergeError {
         /// What the other was asked for.
         other: String,
     },
+    /// Two scenarios of one name, or one that was changed between the parts.
+    #[error(
+        "{scenario}: the reports are of scenarios of that name with different contents: the file was changed between the parts, or there are two; run all parts on the same files"
+    )]
+    Contents {
+        /// The scenario.
+        scenario: String,
+    },
     /// A part is there twice.
     #[error("{scenario}: shard {index}/{of} is there twice: give each part once")]
     Twice {
@@ -36,7 +44,9 @@ pub enum MergeError {
         of: u32,
     },
     /// A part is missing.
-    #[error("{scenario}: shard {index}/{of} is missing: run `esw check --shard {index}/{of}` and merge again")]
+    #[error(
+        "{scenario}: shard {index}/{of} is missing: run `esw check --shard {index}/{of}` with the files and options of the others, and merge again"
+    )]
     Missing {
         /// The scenario.
         scenario: String,
@@ -57,8 +67,13 @@ pub enum MergeError {
 pub fn read(file: &str, text: &str) -> Result<Vec<Report>, MergeError> {
     let lines = text.lines().zip(1..).filter(|(line, _)| !line.trim().is_empty());
     let report = |(line, number): (&str, usize)| {
-        serde_json::from_str(line)
-            .map_err(|why| MergeError::Malformed { place: format!("{file}:{number}"), why: why.to_string() })
+        let malformed = |why: String| MergeError::Malformed { place: format!("{file}:{number}"), why };
+        let report: Report = serde_json::from_str(line).map_err(|why| malformed(why.to_string()))?;
+        let [index, of] = report.shard;
+        if index < 1 || index > of {
+            return Err(malformed(format!("there is no shard {index}/{of}")));
+        }
+        Ok(report)
     };
     lines.map(report).collect()
 }
@@ -92,7 +107,10 @@ fn join(mut parts: Vec<Report>) -> Result<Report, MergeError> {
     }
     let mut last = 1;
     for part in parts {
-        if campaign(&part) != campaign(&whole) || part.fingerprint != whole.fingerprint {
+        if part.fingerprint != whole.fingerprint {
+            return Err(MergeError::Contents { scenario });
+        }
+        if campaign(&part) != campaign(&whole) {
             let (one, other) = (campaign(&whole), campaign(&part));
             return Err(MergeError::Campaigns { scenario, one, other });
         }
@@ -109,7 +127,10 @@ fn join(mut parts: Vec<Report>) -> Result<Report, MergeError> {
             whole.faults.exhaustive_preemptions.min(part.faults.exhaustive_preemptions);
         whole.faults.places = whole.faults.places.max(part.faults.places);
         whole.forgotten += part.forgotten;
-        whole.violations.extend(part.violations);
+        // Every part tells the plain schedule, and finds the same there.
+        let is_known = |violation: &Violation| whole.violations.iter().any(|known| known.token == violation.token);
+        let new: Vec<Violation> = part.violations.into_iter().filter(|violation| !is_known(violation)).collect();
+        whole.violations.extend(new);
         whole.elapsed_ms = whole.elapsed_ms.max(part.elapsed_ms);
         whole.interrupted |= part.interrupted;
     }

@@ -220,9 +220,15 @@ pub(crate) fn tell(scenario: &Scenario, token: &Token) -> (Story, Vec<Found>) {
     let explore = Explore { record: true, bound: token.bound, focused: !token.whole, ..Explore::default() };
     teller.learn(&token.after, Explore { record: false, ..explore });
     let replay = Replay::new(token.deviations.clone()).returning(token.returns);
+    let (met, planned) = (replay.met(), teller.clone());
     explore.run(replay, ended, move || teller.tell(false));
+    let switches = met.borrow().iter().filter(|met| !**met).count();
     let (mut story, found) = result.take();
     story.scenario = scenario.name.clone();
+    story.unmet = planned.unmet().iter().map(ToString::to_string).collect();
+    if switches > 0 {
+        story.unmet.push(format!("{switches} of {} switches", token.deviations.len()));
+    }
     story.after = token.after.len();
     story.faults = token.faults.iter().map(ToString::to_string).collect();
     story.token = token.to_string();

@@ -119,7 +119,7 @@ fn told(story: &Story) -> Value {
         .filter(|thread| story.rows.iter().any(|row| row.thread == *thread && row.kind != RowKind::Start))
         .collect();
     json!({
-        "scenario": story.scenario, "invariant": story.invariant, "detail": story.detail, "token": story.token,
+        "scenario": story.scenario, "invariant": story.invariant, "detail": story.detail, "token": story.token, "again": story.again(),
         "faults": story.faults, "after": story.told_after(), "preemptions": story.preemptions, "threads": story.threads, "lanes": lanes,
         "rows": rows, "locks": locks, "waits": waits, "steps": steps, "switches": switches.collect::<Vec<_>>(),
         "resources": reading.resources, "broken": reading.broken, "texts": texts.0,

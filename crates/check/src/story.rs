@@ -17,6 +17,12 @@ pub struct Story {
     /// In how many other schedules it must be told first: what does not hold is an order of locks that inverts one
     /// seen there.
     pub after: usize,
+    /// The file that the scenario was read from; empty if that is not known.
+    #[serde(default)]
+    pub file: String,
+    /// What of the token has not come; empty where the token is as it was printed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unmet: Vec<String>,
     /// What was made to fail.
     pub faults: Vec<String>,
     /// How many preemptions the schedule has.
@@ -28,6 +34,11 @@ pub struct Story {
 }
 
 impl Story {
+    /// The command that tells it again; empty if there is no token.
+    pub fn again(&self) -> String {
+        if self.token.is_empty() { String::new() } else { again(&self.token, &self.file) }
+    }
+
     /// What it must be told after; empty if it can be told alone.
     pub(crate) fn told_after(&self) -> String {
         match self.after {
@@ -35,6 +46,16 @@ impl Story {
             1 => "another schedule, which shows one order of the locks; this one shows the other".to_owned(),
             n => format!("{n} other schedules, which show orders of the locks that this one inverts"),
         }
+    }
+}
+
+/// The command that tells a token's schedule again, of a scenario that was read from a file, or nobody knows whence.
+pub fn again(token: &str, file: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+,:@".contains(c);
+    match file {
+        "" => format!("esw check --replay {token}"),
+        file if file.chars().all(plain) => format!("esw check --replay {token} {file}"),
+        file => format!("esw check --replay {token} '{}'", file.replace('\'', r"'\''")),
     }
 }
 

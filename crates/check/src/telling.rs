@@ -120,6 +120,11 @@ impl Teller {
         self.found().extend(found);
     }
 
+    /// What of the plan has not failed in the telling that has just ended.
+    pub fn unmet(&self) -> Vec<Place> {
+        self.planned.unmet()
+    }
+
     /// What did not hold in the telling that has just ended, and the places it met that could fail.
     pub fn verdict(&self, halt: Option<Halt>) -> (Vec<Found>, Vec<Place>) {
         let mut found = std::mem::take(&mut *self.found());

@@ -61,17 +61,28 @@ pub enum TokenError {
         "the scenario `{0}` has changed since the token was written: the schedule would not be the same; check it again"
     )]
     Changed(String),
+    /// It leaves out steps that the scenario does not have, or all.
+    #[error("the token leaves out steps that `{0}` does not have, or all: it is not as it was printed; check again")]
+    NoStep(String),
+    /// Its schedule could not be told, and nothing is broken in what was.
+    #[error(
+        "nothing is broken, but the schedule of the token was not told: {0} never came; it is not as it was printed, or of another build: check again"
+    )]
+    NotMet(String),
 }
 
 /// What a scenario contains, in short.
 pub fn fingerprint(scenario: &Scenario) -> u64 {
     // Places in the file are not part of what it says.
     let mut hasher = DefaultHasher::new();
+    // How many there are, first: where one list ends and the next begins is part of it.
     let steps = |steps: &[scenario::Step], hasher: &mut DefaultHasher| {
+        steps.len().hash(hasher);
         steps.iter().for_each(|step| (&step.text, format!("{:?}", step.expected)).hash(hasher));
     };
     (&scenario.name, format!("{:?}", scenario.card), format!("{:?}", scenario.settle)).hash(&mut hasher);
     steps(&scenario.setup, &mut hasher);
+    scenario.threads.len().hash(&mut hasher);
     for thread in &scenario.threads {
         thread.name.hash(&mut hasher);
         steps(&thread.steps, &mut hasher);
@@ -90,11 +101,22 @@ impl Token {
         let named = || among.iter().filter(|scenario| scenario.name == self.scenario);
         let Some(found) = named().find(|scenario| fingerprint(scenario) == self.fingerprint) else {
             return Err(match named().next() {
-                None => TokenError::NoScenario(self.scenario.clone(), whence.to_owned()),
-                Some(_) => TokenError::Changed(self.scenario.clone()),
+                None => TokenError::NoScenario(self.scenario.escape_debug().to_string(), whence.to_owned()),
+                Some(_) => TokenError::Changed(self.scenario.escape_debug().to_string()),
             });
         };
-        Ok(without(found, &self.without))
+        let has = |(thread, step): &(u16, u16)| {
+            let steps = match *thread {
+                u16::MAX => Some(&found.setup),
+                thread => found.threads.get(usize::from(thread)).map(|thread| &thread.steps),
+            };
+            steps.is_some_and(|steps| usize::from(*step) < steps.len())
+        };
+        let less = without(found, &self.without);
+        if !self.without.iter().all(has) || less.threads.is_empty() {
+            return Err(TokenError::NoStep(found.name.clone()));
+        }
+        Ok(less)
     }
 }
 

@@ -156,7 +156,7 @@ fn a_token_tells_what_it_is_for() {
     assert_eq!(violation.invariant, "expectation");
     let token: Token = violation.token.parse().expect("a token that was printed");
     let scenario = token.scenario(&[planted], "here").expect("it is of this scenario");
-    let again: Vec<_> = (0..3).map(|_| check::replay(&scenario, &token)).collect();
+    let again: Vec<_> = (0..3).map(|_| check::replay(&scenario, &token).unwrap()).collect();
     for story in again {
         assert_eq!((&story.invariant, &story.detail), (&violation.invariant, &violation.detail));
         assert_eq!(story, violation.story);

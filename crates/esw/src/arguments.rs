@@ -168,30 +168,30 @@ Examples:
   esw check --merge part-*.json                   what they came to together
   esw check --replay TOKEN scenarios              one schedule again, step by step")]
 pub struct Check {
-    /// Scenario files, or directories of them
+    /// Scenario files, or directories of them; `scenarios` for --replay if there are none
     #[arg(required_unless_present_any = ["merge", "replay"], value_name = "FILE|DIR")]
     pub paths: Vec<PathBuf>,
     /// How schedules are chosen
     #[arg(long, value_enum, default_value_t = Strategy::Bounded)]
     pub strategy: Strategy,
-    /// Bounded: the most preemptions
-    #[arg(long, value_name = "K", default_value_t = 2, value_parser = clap::value_parser!(u8).range(0..=9))]
-    pub preemptions: u8,
-    /// Bounded: the most preemptions where a failure is asked for
-    #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=9))]
-    pub fault_preemptions: u8,
+    /// Bounded: the most preemptions [default: 2]
+    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u8).range(0..=9))]
+    pub preemptions: Option<u8>,
+    /// Bounded: the most preemptions where a failure is asked for [default: 1]
+    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u8).range(0..=9))]
+    pub fault_preemptions: Option<u8>,
     /// At most so many schedules for each scenario
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub schedules: Option<u64>,
     /// At most so many seconds for each scenario; 10 if neither this nor --schedules is given
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     pub time: Option<u64>,
-    /// Where random choices start from
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub seed: u64,
-    /// PCT: at how many points priorities change
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
-    pub depth: u16,
+    /// Random, PCT, URW: where random choices start from [default: 0]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// PCT: at how many points priorities change [default: 3]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=100))]
+    pub depth: Option<u16>,
     /// What is made to fail beside what the scenario has fail
     #[arg(long, value_enum, default_value_t = Faults::None)]
     pub faults: Faults,
@@ -214,12 +214,27 @@ pub struct Check {
     #[arg(long, value_name = "DIR")]
     pub report: Option<PathBuf>,
     /// Run the schedule of a token again
-    #[arg(long, value_name = "TOKEN", conflicts_with_all = ["merge", "shard"])]
+    #[arg(long, value_name = "TOKEN", conflicts_with_all = OF_A_CAMPAIGN, conflicts_with = "merge")]
     pub replay: Option<String>,
     /// Join what the parts of a campaign printed with --json
-    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["paths", "report", "shard"])]
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = OF_A_CAMPAIGN, conflicts_with_all = ["paths", "report"])]
     pub merge: Vec<PathBuf>,
 }
+
+/// The options that say how to explore.
+const OF_A_CAMPAIGN: [&str; 11] = [
+    "strategy",
+    "preemptions",
+    "fault_preemptions",
+    "schedules",
+    "time",
+    "seed",
+    "depth",
+    "faults",
+    "jobs",
+    "shard",
+    "no_reduction",
+];
 
 /// A part of a campaign.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

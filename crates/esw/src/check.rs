@@ -15,8 +15,8 @@ use scenario::Scenario;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::arguments::{Check, Faults, Strategy};
-use crate::output::{Style, line, time};
-use crate::run::read_all;
+use crate::output::{self, Style, complain, line, time};
+use crate::run::{Story as Told, read_all};
 use crate::{FAILED, HELD, INTERRUPTED, UNUSABLE};
 
 /// How long for each scenario when nothing is said.
@@ -37,46 +37,77 @@ pub fn check(arguments: &Check) -> Result<u8> {
     let Some(stories) = read_all(&arguments.paths)? else {
         return Ok(UNUSABLE);
     };
+    let style = Style::detect();
+    let (memory, others): (Vec<_>, Vec<_>) = stories.into_iter().partition(in_memory);
+    refuse_what_cannot_be_explored(&memory)?;
+    for story in &others {
+        complain!(
+            "{} {}: it is for the card linux, and only the card memory is explored",
+            style.faint("skipped"),
+            story.scenario.name
+        );
+    }
+    if memory.is_empty() {
+        complain!("esw: nothing was explored; give a scenario that can be told on the card memory");
+        return Ok(UNUSABLE);
+    }
     if let Some(folder) = &arguments.report {
         // Before anything runs: what is found must not be lost for want of a place to put it.
-        fs::create_dir(folder).with_context(|| {
-            format!("{}: expected a folder that can be made and is not there yet", folder.display())
-        })?;
+        make_folder(folder)?;
     }
     let watch = Arc::new(Watch::default());
     stop_on_signal(&watch)?;
     let options = options(arguments);
-    let style = Style::detect();
-    let (memory, others): (Vec<_>, Vec<_>) = stories.into_iter().map(|story| story.scenario).partition(in_memory);
-    for scenario in &others {
-        eprintln!(
-            "{} {}: it is for the card linux, and only the card memory is explored",
-            style.faint("skipped"),
-            scenario.name
-        );
-    }
-    if memory.is_empty() {
-        eprintln!("esw: nothing was explored; give a scenario that can be told on the card memory");
-        return Ok(UNUSABLE);
-    }
     let mut reports = Vec::new();
-    for (index, scenario) in memory.iter().enumerate() {
+    let mut unwritten = false;
+    for (index, Told { path, scenario }) in memory.iter().enumerate() {
         let progress = progress(arguments, scenario, (index + 1, memory.len()), &options, &watch);
-        let report = check::check(scenario, &options, &watch);
+        let mut report = check::check(scenario, &options, &watch);
         progress.finish();
+        report.file = path.display().to_string();
+        report.violations.iter_mut().for_each(|violation| violation.story.file.clone_from(&report.file));
         print(arguments, style, &report)?;
         reports.push(report);
         // At once: a page is not to be lost to what comes later.
-        write_pages(arguments, &reports)?;
-        if watch.stop.load(Ordering::Relaxed) {
+        if let Some(folder) = &arguments.report
+            && let Err(error) = write_pages(folder, &reports)
+        {
+            unwritten = true;
+            complain!("esw: {error:#}; what was found before is still there, and exploring goes on");
+        }
+        if watch.stop.load(Ordering::Relaxed) || output::is_closed() {
             break;
         }
     }
-    finish(arguments, style, &reports, memory.len())
+    let status = finish(arguments, style, &reports, memory.len());
+    Ok(if unwritten && status == HELD { UNUSABLE } else { status })
 }
 
-fn in_memory(scenario: &Scenario) -> bool {
-    scenario.cards.iter().any(|card| card.name == "memory")
+fn in_memory(story: &Told) -> bool {
+    story.scenario.cards.iter().any(|card| card.name == "memory")
+}
+
+fn make_folder(folder: &Path) -> Result<()> {
+    fs::create_dir(folder)
+        .with_context(|| format!("{}: expected a folder that can be made and is not there yet", folder.display()))
+}
+
+/// What was found in two scenarios of one name could not be told apart, or joined; and an explorer has no room for many threads.
+fn refuse_what_cannot_be_explored(stories: &[Told]) -> Result<()> {
+    for (n, story) in stories.iter().enumerate() {
+        let (path, Scenario { name, threads, .. }) = (story.path.display(), &story.scenario);
+        if threads.len() > check::MOST_THREADS {
+            let most = check::MOST_THREADS;
+            bail!("{path}: `{name}` has {} threads; at most {most} can be explored: see `esw run`", threads.len());
+        }
+        if let Some(other) = stories[..n].iter().find(|other| other.scenario.name == *name) {
+            let other = other.path.display();
+            bail!(
+                "{path}: `{name}` is the name of the scenario in {other}, too; give each once, with a name of its own"
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Options that are for another strategy than the one chosen.
@@ -84,6 +115,20 @@ fn refuse_what_makes_no_sense(arguments: &Check) -> Result<()> {
     let random = arguments.strategy != Strategy::Bounded;
     if random && arguments.no_reduction {
         bail!("--no-reduction is for --strategy bounded: random schedules are not reduced");
+    }
+    if random && (arguments.preemptions.is_some() || arguments.fault_preemptions.is_some()) {
+        bail!(
+            "--preemptions and --fault-preemptions are for --strategy bounded: random schedules have as many as they have"
+        );
+    }
+    if !random && arguments.seed.is_some() {
+        bail!("--seed is for --strategy random, pct and urw: nothing is random in bounded");
+    }
+    if arguments.strategy != Strategy::Pct && arguments.depth.is_some() {
+        bail!("--depth is for --strategy pct");
+    }
+    if arguments.faults == Faults::None && arguments.fault_preemptions.is_some() {
+        bail!("--fault-preemptions is for --faults each or pairs");
     }
     if arguments.jobs > 1024 {
         bail!("--jobs {}: expected at most 1024", arguments.jobs);
@@ -106,12 +151,12 @@ fn options(arguments: &Check) -> Options {
             Strategy::Pct => check::Strategy::Pct,
             Strategy::Urw => check::Strategy::Urw,
         },
-        preemptions: arguments.preemptions,
-        preemptions_with_faults: arguments.fault_preemptions,
+        preemptions: arguments.preemptions.unwrap_or(2),
+        preemptions_with_faults: arguments.fault_preemptions.unwrap_or(1),
         schedules: arguments.schedules,
         time: if arguments.schedules.is_none() { given.or(Some(TIME)) } else { given },
-        seed: arguments.seed,
-        depth: arguments.depth.into(),
+        seed: arguments.seed.unwrap_or(0),
+        depth: arguments.depth.unwrap_or(3).into(),
         faults: match arguments.faults {
             Faults::None => check::Faults::None,
             Faults::Each => check::Faults::Each,
@@ -227,7 +272,7 @@ fn print(arguments: &Check, style: Style, report: &Report) -> Result<()> {
         if violation.story.rows.is_empty() {
             // Read from the report of a part: the token tells the story.
             line(&format!("  {}  {}: {}", style.bad("FAILS"), violation.invariant, violation.detail));
-            line(&format!("  esw check --replay {}", violation.token));
+            line(&format!("  {}", check::again(&violation.token, &report.file)));
         } else {
             line(&check::columns(&violation.story, width()));
         }
@@ -242,29 +287,36 @@ fn width() -> usize {
 }
 
 /// A page with every story found so far, and a trace for each.
-fn write_pages(arguments: &Check, reports: &[Report]) -> Result<()> {
-    let Some(folder) = &arguments.report else { return Ok(()) };
-    let violations = || reports.iter().flat_map(|report| &report.violations);
-    let stories: Vec<Story> = violations().map(|violation| violation.story.clone()).collect();
+fn write_pages(folder: &Path, reports: &[Report]) -> Result<()> {
+    let violations = reports.iter().flat_map(|report| &report.violations);
+    let stories: Vec<Story> = violations.map(|violation| violation.story.clone()).collect();
     let schedules: u64 = reports.iter().map(|report| report.schedules).sum();
+    write_stories(folder, &stories, reports.len(), schedules)
+}
+
+/// Each file whole, or as it was.
+fn write_stories(folder: &Path, stories: &[Story], scenarios: usize, schedules: u64) -> Result<()> {
     let info = PageInfo {
         title: "esw check".to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         summary: vec![
-            ("scenarios".to_owned(), reports.len().to_string()),
+            ("scenarios".to_owned(), scenarios.to_string()),
             ("schedules".to_owned(), schedules.to_string()),
-            ("did not hold".to_owned(), stories.len().to_string()),
+            ("did not hold".to_owned(), stories.iter().filter(|story| !story.invariant.is_empty()).count().to_string()),
         ],
     };
     let write = |name: &str, text: &str| {
-        let path = folder.join(name);
-        fs::write(&path, text).with_context(|| path.display().to_string())
+        let (path, unfinished) = (folder.join(name), folder.join(format!(".{name}")));
+        let written = fs::write(&unfinished, text).and_then(|()| fs::rename(&unfinished, &path));
+        if written.is_err() {
+            let _ = fs::remove_file(&unfinished);
+        }
+        written.with_context(|| format!("writing {}", path.display()))
     };
-    write("index.html", &check::page(&stories, &info))?;
     for (story, number) in stories.iter().zip(1..) {
         write(&format!("trace-{number}.json"), &check::trace(story).to_string())?;
     }
-    Ok(())
+    write("index.html", &check::page(stories, &info))
 }
 
 fn reached(report: &Report) -> String {
@@ -290,9 +342,9 @@ fn forgotten(report: &Report) -> String {
 }
 
 /// The end of a campaign: its summary, its pages, its exit status.
-fn finish(arguments: &Check, style: Style, reports: &[Report], of: usize) -> Result<u8> {
+fn finish(arguments: &Check, style: Style, reports: &[Report], of: usize) -> u8 {
     let failed = reports.iter().filter(|report| !report.violations.is_empty()).count();
-    let interrupted = reports.iter().any(|report| report.interrupted);
+    let interrupted = reports.len() < of || reports.iter().any(|report| report.interrupted);
     let schedules: u64 = reports.iter().map(|report| report.schedules).sum();
     let mut summary = format!("{} held in {schedules} schedules", reports.len() - failed);
     if failed > 0 {
@@ -302,15 +354,15 @@ fn finish(arguments: &Check, style: Style, reports: &[Report], of: usize) -> Res
         summary += &format!(", {} not explored", of - reports.len());
     }
     if arguments.json {
-        eprintln!("{summary}");
+        complain!("{summary}");
     } else if of > 1 {
         line(&summary);
     }
-    Ok(match (failed, interrupted) {
+    match (failed, interrupted) {
         (1.., _) => FAILED,
         (0, true) => INTERRUPTED,
         (0, false) => HELD,
-    })
+    }
 }
 
 fn merge(arguments: &Check) -> Result<u8> {
@@ -324,20 +376,29 @@ fn merge(arguments: &Check) -> Result<u8> {
     for report in &reports {
         print(arguments, style, report)?;
     }
-    finish(arguments, style, &reports, reports.len())
+    Ok(finish(arguments, style, &reports, reports.len()))
 }
 
 fn replay(arguments: &Check, token: &str) -> Result<u8> {
     let token: Token = token.parse()?;
     let default = [Path::new("scenarios").to_owned()];
+    if arguments.paths.is_empty() && !default[0].exists() {
+        bail!("there is no folder `scenarios` here: give the file of the scenario after the token");
+    }
     let paths = if arguments.paths.is_empty() { &default[..] } else { &arguments.paths };
     let whence = paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
     let Some(stories) = read_all(paths)? else {
         return Ok(UNUSABLE);
     };
-    let scenarios: Vec<Scenario> = stories.into_iter().map(|story| story.scenario).collect();
+    let told = stories.iter().find(|story| check::fingerprint(&story.scenario) == token.fingerprint);
+    let scenarios: Vec<Scenario> = stories.iter().map(|story| story.scenario.clone()).collect();
     let scenario = token.scenario(&scenarios, &whence)?;
-    let story = check::replay(&scenario, &token);
+    let mut story = check::replay(&scenario, &token)?;
+    story.file = told.map_or_else(String::new, |told| told.path.display().to_string());
+    if let Some(folder) = &arguments.report {
+        make_folder(folder)?;
+        write_stories(folder, std::slice::from_ref(&story), 1, 1)?;
+    }
     if arguments.json {
         line(&serde_json::to_string(&story)?);
     } else if story.invariant.is_empty() {

@@ -13,7 +13,7 @@ use devlink::wire::{self, Builder, DUMP};
 use devlink::{CONFIG_GROUP, Client, ClientError, DEVLINK, ESWITCH, eswitch_family};
 
 use crate::arguments::Words as Arguments;
-use crate::output::line;
+use crate::output::{complain, line};
 use crate::sockets::Found;
 use crate::{FAILED, HELD};
 
@@ -56,10 +56,10 @@ pub fn run(object: &str, arguments: &Arguments) -> Result<u8> {
         Err(ClientError::Refused(refusal)) => {
             if let Some(message) = &refusal.message {
                 let dot = if message.ends_with('.') { "" } else { "." };
-                eprintln!("Error: {message}{dot}");
+                complain!("Error: {message}{dot}");
             }
             let text = std::io::Error::from_raw_os_error(refusal.errno).to_string();
-            eprintln!("kernel answers: {}", text.split(" (os error").next().unwrap_or_default());
+            complain!("kernel answers: {}", text.split(" (os error").next().unwrap_or_default());
             Ok(FAILED)
         }
         Err(error) => Err(error.into()),

@@ -11,7 +11,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::arguments::Down;
 use crate::daemon::{Found, How, NotFound, socket_of, sockets};
-use crate::output::line;
+use crate::output::{complain, line};
 use crate::{FAILED, HELD};
 
 /// Runs the command; its exit status.
@@ -28,12 +28,12 @@ pub fn down(arguments: &Down) -> Result<u8> {
         None => daemons()?,
     };
     if daemons.is_empty() {
-        eprintln!("esw: no daemon runs");
+        complain!("esw: no daemon runs");
         return Ok(if arguments.all { HELD } else { FAILED });
     }
     if daemons.len() > 1 && !arguments.all {
-        eprintln!("esw: several daemons run; say which by --card or --socket, or --all:");
-        daemons.iter().for_each(|daemon| eprintln!("  {}", daemon.in_words()));
+        complain!("esw: several daemons run; say which by --card or --socket, or --all:");
+        daemons.iter().for_each(|daemon| complain!("  {}", daemon.in_words()));
         return Ok(FAILED);
     }
     let how = if arguments.keep { How::Keep } else { How::Forget };
@@ -45,7 +45,7 @@ pub fn down(arguments: &Down) -> Result<u8> {
             Ended::Yes => line(&format!("ended {words}")),
             Ended::Refused(error) => status = complain(&error),
             Ended::NotYet => {
-                eprintln!("esw: {words} has not ended within {} s", limit.as_secs());
+                complain!("esw: {words} has not ended within {} s", limit.as_secs());
                 status = FAILED;
             }
         }
@@ -54,7 +54,7 @@ pub fn down(arguments: &Down) -> Result<u8> {
 }
 
 fn complain(error: &NotFound) -> u8 {
-    eprintln!("esw: {error}");
+    complain!("esw: {error}");
     FAILED
 }
 
@@ -81,7 +81,7 @@ fn daemons() -> Result<Vec<Daemon>> {
             // What a dead one has left is no daemon.
             Err(NotFound::Dead(_) | NotFound::None(_)) => continue,
             Err(error) => {
-                eprintln!("esw: {error}");
+                complain!("esw: {error}");
                 continue;
             }
         };

@@ -10,6 +10,7 @@ use lab::{Card, Join, Options, sysfs};
 use rustix::net::sockopt::socket_peercred;
 
 use crate::arguments::{Exec, Shell};
+use crate::output::complain;
 use crate::remote::Remote;
 use crate::sockets::Found;
 
@@ -49,12 +50,12 @@ fn run(found: Vec<Found>, command: Command, exact_addresses: bool, verbose: bool
     let mounts: lab::Mounts = Box::new(move || match mounter.mount() {
         Ok(missing) => {
             if verbose {
-                missing.0.iter().for_each(|text| eprintln!("esw: {text}"));
+                missing.0.iter().for_each(|text| complain!("esw: {text}"));
             }
             Ok(())
         }
         Err(error) => {
-            eprintln!("esw: {error}");
+            complain!("esw: {error}");
             Err(std::io::Error::other(error))
         }
     });

@@ -68,12 +68,12 @@ pub fn main() -> ExitCode {
         Ok(code) => match output::not_written() {
             None => ExitCode::from(code),
             Some(error) => {
-                eprintln!("esw: writing to standard output: {error}");
+                output::complain!("esw: writing to standard output: {error}");
                 ExitCode::from(code.max(FAILED))
             }
         },
         Err(error) => {
-            eprintln!("esw: {error:#}");
+            output::complain!("esw: {error:#}");
             ExitCode::from(UNUSABLE)
         }
     }

@@ -2,6 +2,7 @@
 
 use std::io::{IsTerminal, Write};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use scenario::Ports;
@@ -9,15 +10,34 @@ use scenario::Ports;
 /// The first error of writing to standard output.
 static NOT_WRITTEN: OnceLock<std::io::Error> = OnceLock::new();
 
+/// Nobody reads standard output any more.
+static CLOSED: AtomicBool = AtomicBool::new(false);
+
 /// Prints a line to standard output. Whoever reads may have gone: that is not our error. Any other is
 /// kept for [`not_written`], as the card has to be taken down first.
 pub fn line(text: &str) {
-    if let Err(error) = writeln!(std::io::stdout(), "{text}")
-        && error.kind() != std::io::ErrorKind::BrokenPipe
-    {
-        let _ = NOT_WRITTEN.set(error);
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => CLOSED.store(true, Ordering::Relaxed),
+        Err(error) => drop(NOT_WRITTEN.set(error)),
+        Ok(()) => {}
     }
 }
+
+/// Whether whoever read standard output has gone.
+pub fn is_closed() -> bool {
+    CLOSED.load(Ordering::Relaxed)
+}
+
+/// Prints a line to standard error. What cannot be said there is not said, and nothing ends for it.
+pub fn complaint(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// [`complaint`] of what is formatted.
+macro_rules! complain {
+    ($($text:tt)*) => { $crate::output::complaint(&format!($($text)*)) };
+}
+pub(crate) use complain;
 
 /// Why what should have been printed was not, if it was not.
 pub fn not_written() -> Option<&'static std::io::Error> {

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::arguments::Run;
 use crate::cards::Cards;
-use crate::output::{self, Style, line};
+use crate::output::{self, Style, complain, line};
 use crate::{FAILED, HELD, INTERRUPTED, UNUSABLE, interrupt};
 
 /// A scenario and the file it is in.
@@ -51,7 +51,7 @@ pub(crate) fn read_all(paths: &[PathBuf]) -> Result<Option<Vec<Story>>> {
             Ok(scenario) => stories.push(Story { path, scenario }),
             Err(error) => {
                 usable = false;
-                eprintln!("{}:{error}", path.display());
+                complain!("{}:{error}", path.display());
             }
         }
     }
@@ -115,7 +115,7 @@ impl Teller<'_> {
             self.tell_repeatedly(cx, story, &mut count)?;
         }
         if count.interrupted {
-            eprintln!(
+            complain!(
                 "esw: interrupted; {}",
                 if count.left_behind {
                     "not everything could be undone, see above"
@@ -129,7 +129,7 @@ impl Teller<'_> {
             self.aside(&summary(self.style, &count));
         }
         if count.held + count.failed == 0 {
-            eprintln!("esw: nothing was told; choose another card with `--card`");
+            complain!("esw: nothing was told; choose another card with `--card`");
             return Ok(UNUSABLE);
         }
         Ok(if count.failed > 0 { FAILED } else { HELD })
@@ -202,7 +202,7 @@ impl Teller<'_> {
 
     /// What is said beside the story, which with `--json` is not for the program that reads.
     fn aside(&self, text: &str) {
-        if self.arguments.json { eprintln!("{text}") } else { line(text) }
+        if self.arguments.json { complain!("{text}") } else { line(text) }
     }
 
     fn print_end(&self, outcome: &Outcome) {

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use crate::arguments::Status;
 use crate::daemon::{CardStatus, Found, NotFound, PfStatus, socket_of, sockets};
-use crate::output::line;
+use crate::output::{complain, line};
 use crate::{FAILED, HELD};
 
 /// Runs the command; its exit status.
@@ -23,7 +23,7 @@ pub fn status(arguments: &Status) -> Result<u8> {
                 HELD
             }
             Err(error) => {
-                eprintln!("esw: {error}");
+                complain!("esw: {error}");
                 FAILED
             }
         });
@@ -35,7 +35,7 @@ pub fn status(arguments: &Status) -> Result<u8> {
     for path in paths {
         match ask(&path) {
             Ok(card) => show(&card, arguments.json),
-            Err(error) => eprintln!("esw: {error}"),
+            Err(error) => complain!("esw: {error}"),
         }
     }
     Ok(HELD)

@@ -14,7 +14,7 @@ use scenario::{Action, Heeds, Ports, Pulse, Session, WordError};
 use crate::arguments::Up;
 use crate::cards::Cards;
 use crate::interrupt::{self, Elsewhere};
-use crate::output::{self, Style, line};
+use crate::output::{self, Style, complain, line};
 use crate::programs;
 use crate::prompt::{Input, Names, Prompt};
 use crate::{FAILED, HELD, INTERRUPTED};
@@ -93,7 +93,7 @@ impl Desk {
                 }
                 Input::Interrupt => break true,
                 Input::Failed(error) => {
-                    eprintln!("esw: standard input: {error}");
+                    complain!("esw: standard input: {error}");
                     failed = true;
                     break false;
                 }
@@ -109,18 +109,18 @@ impl Desk {
                 Came::ToNothing(errors) => {
                     failed = true;
                     if !prompt.is_interactive() {
-                        eprintln!("line {number}: {text}");
+                        complain!("line {number}: {text}");
                     }
-                    errors.iter().for_each(|error| eprintln!("{error}"));
+                    errors.iter().for_each(|error| complain!("{error}"));
                 }
             }
         };
         for left in self.session.close(cx) {
             failed = true;
-            eprintln!("{}: {}", left.invariant, left.detail);
+            complain!("{}: {}", left.invariant, left.detail);
         }
         if interrupted {
-            eprintln!("esw: interrupted; the card was taken down, nothing is left");
+            complain!("esw: interrupted; the card was taken down, nothing is left");
             return Ok(INTERRUPTED);
         }
         Ok(if failed && !prompt.is_interactive() { FAILED } else { HELD })

@@ -138,6 +138,20 @@ fn a_token_is_bound_to_its_scenario_and_version() {
     let token = json(&output)[0]["violations"][0]["token"].as_str().unwrap().to_owned();
     let changed = folder.file("changed.toml", &FAILS.replace("\"devlink dev show\", ", ""));
     let other = folder.file("other.toml", HOLDS);
+    // The last step of a thread is the first of what is done in the end.
+    let last = "\"expect vfs pci/0000:08:00.0 0\"";
+    let moved = FAILS.replace(&format!("steps = [\"devlink dev show\", {last}]"), "steps = [\"devlink dev show\"]");
+    let moved = folder.file("moved.toml", &moved.replace("setup =", &format!("finally = [{last}]\nsetup =")));
+    let with = |change: &dyn Fn(&mut check::Token)| {
+        let mut token: check::Token = token.parse().unwrap();
+        change(&mut token);
+        token.to_string()
+    };
+    let nobody = check::schedulers::Deviation { thread: 200, ops: 5, to: 6 };
+    let switches = with(&|token| token.deviations = vec![nobody]);
+    let fault = check::Place { name: "nonsense".to_owned(), nth: 1 };
+    let faults = with(&|token| (token.faults, token.deviations) = (vec![fault.clone()], Vec::new()));
+    let steps = with(&|token| token.without.push((9, 9)));
     let old = "esw1.WyIwLjAuMSIsImEiLDEsW10sW10sW10sMF0";
     let of_another_form = token.replace("esw2.", "esw1.");
     for (token, file, said) in [
@@ -147,6 +161,10 @@ fn a_token_is_bound_to_its_scenario_and_version() {
         ("what?", &file, "not a token"),
         (old, &file, "from version 0.0.1"),
         (&of_another_form, &file, "the token has form 1"),
+        (&*token, &moved, "has changed since"),
+        (&switches, &file, "1 of 1 switches never came"),
+        (&faults, &file, "nonsense never came"),
+        (&steps, &file, "leaves out steps"),
     ] {
         let output = esw(&["check", "--replay", token, file]);
         assert_eq!(output.status.code(), Some(2), "{said}");
@@ -179,7 +197,7 @@ fn parts_of_a_campaign_are_joined_and_only_parts_of_one() {
     };
     // How many threads do a part makes no difference to what it does.
     let parts = [part("1/3", "1", &[]), part("2/3", "2", &[]), part("3/3", "1", &[])];
-    let stray = part("2/3", "1", &["--seed", "5"]);
+    let stray = part("2/3", "1", &["--whole"]);
     let merge = |files: &[&String]| {
         let files: Vec<&str> = files.iter().map(|file| file.as_str()).collect();
         esw(&[&["check", "--json", "--merge"][..], &files].concat())
@@ -193,6 +211,14 @@ fn parts_of_a_campaign_are_joined_and_only_parts_of_one() {
         serde_json::from_str::<Value>(&text).unwrap()["schedules"].as_u64().unwrap()
     };
     assert_eq!(whole["schedules"].as_u64().unwrap(), parts.iter().map(schedules).sum::<u64>());
+    let edited = |from: &str, to: &str| {
+        let text = fs::read_to_string(&parts[1]).unwrap();
+        assert!(text.contains(from), "{text}");
+        text.replacen(from, to, 1)
+    };
+    let fingerprint = serde_json::from_str::<Value>(&edited("", "")).unwrap()["fingerprint"].to_string();
+    let other = folder.file("other.json", &edited(&fingerprint, "7"));
+    let no_shard = folder.file("no-shard.json", &edited("\"shard\":[2,3]", "\"shard\":[4,3]"));
     let missing = folder.path("nowhere.json");
     let broken = folder.file("broken.json", "{\"scenario\":");
     let empty = folder.file("empty.json", "");
@@ -201,6 +227,8 @@ fn parts_of_a_campaign_are_joined_and_only_parts_of_one() {
         (vec![&parts[0], &parts[1]], "shard 3/3 is missing"),
         (vec![&parts[0], &parts[0], &parts[1], &parts[2]], "is there twice"),
         (vec![&parts[0], &stray, &parts[2]], "different campaigns"),
+        (vec![&parts[0], &other, &parts[2]], "different contents"),
+        (vec![&parts[0], &no_shard, &parts[2]], "there is no shard 4/3"),
         (vec![&parts[0], &missing], "nowhere.json"),
         (vec![&broken], "broken.json:1: not a report"),
         (vec![&empty], "no reports to merge"),
@@ -218,6 +246,11 @@ fn input_that_makes_no_sense_is_refused_before_anything_runs() {
     let linux = folder.file("linux.toml", &HOLDS.replacen("why =", "cards = [\"linux\"]\nwhy =", 1));
     let there = folder.0.to_str().unwrap();
     let nowhere = folder.path("no/such/folder");
+    let unmade = folder.path("unmade");
+    let thread = |n: u32| format!("[[thread]]\nname = \"t{n}\"\nsteps = [\"devlink dev show\"]\n");
+    let head = "name = \"a crowd\"\nwhy = \"for a test\"\n";
+    let crowd = folder.file("crowd.toml", &(head.to_owned() + &(0..49).map(thread).collect::<String>()));
+    let bell = folder.file("bell.toml", &HOLDS.replacen("it holds", "it \\u001b[31mholds", 1));
     for (arguments, said) in [
         (vec!["check"], "FILE|DIR"),
         (vec!["check", &linux], "only the card memory is explored"),
@@ -229,6 +262,19 @@ fn input_that_makes_no_sense_is_refused_before_anything_runs() {
         (vec!["check", &file, "--time", "0"], "0"),
         (vec!["check", &file, "--preemptions", "99"], "99"),
         (vec!["check", &file, "--strategy", "pct", "--no-reduction"], "--no-reduction is for"),
+        (
+            vec!["check", &file, "--strategy", "urw", "--preemptions", "1"],
+            "--preemptions and --fault-preemptions are for",
+        ),
+        (vec!["check", &file, "--seed", "1"], "--seed is for"),
+        (vec!["check", &file, "--strategy", "random", "--depth", "2"], "--depth is for"),
+        (vec!["check", &file, "--fault-preemptions", "0"], "--fault-preemptions is for"),
+        (vec!["check", &file, "--replay", "esw2.", "--jobs", "2"], "cannot be used with"),
+        (vec!["check", "--merge", &file, "--strategy", "pct"], "cannot be used with"),
+        (vec!["check", &file, &file], "give each once, with a name of its own"),
+        (vec!["check", &crowd], "has 49 threads; at most 48 can be explored"),
+        (vec!["check", &bell], "expected `name` to be a line of text"),
+        (vec!["check", &linux, "--report", &unmade], "only the card memory is explored"),
         (vec!["check", &file, "--report", there], "expected a folder that can be made and is not there yet"),
         (vec!["check", &file, "--report", &nowhere], "expected a folder that can be made"),
         (vec!["check", &folder.path("nothing.toml")], "nothing.toml"),
@@ -237,7 +283,39 @@ fn input_that_makes_no_sense_is_refused_before_anything_runs() {
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", text(&output.stderr));
         assert!(text(&output.stderr).contains(said), "{arguments:?}: {}", text(&output.stderr));
     }
-    assert!(!Path::new(&nowhere).exists());
+    assert!(!Path::new(&nowhere).exists() && !Path::new(&unmade).exists());
+}
+
+#[test]
+fn what_cannot_be_written_ends_nothing_and_hides_nothing() {
+    let folder = Folder::new("unwritten");
+    let (holds, fails) = (folder.file("holds.toml", HOLDS), folder.file("fails.toml", FAILS));
+    let full = || fs::File::options().write(true).open("/dev/full").unwrap();
+    for (file, expected) in [(&holds, 0), (&fails, 1)] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_esw"));
+        command.args(["check", file, "--schedules", "200", "--json"]).stdout(Stdio::null()).stderr(full());
+        assert_eq!(command.status().unwrap().code(), Some(expected), "{file}");
+    }
+    // Whoever reads has gone: the rest is not explored for nobody.
+    let mut command = Command::new(env!("CARGO_BIN_EXE_esw"));
+    command.args(["check", &holds, &fails, "--schedules", "200"]).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    drop(child.stdout.take());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    // What is told again is written, too.
+    let output = esw(&["check", &fails, "--schedules", "5000"]);
+    let said = text(&output.stdout);
+    let again = said.lines().find_map(|line| line.strip_prefix("run again")).expect(&said);
+    let words: Vec<&str> = again.split_whitespace().skip(1).collect();
+    assert_eq!(words.last(), Some(&fails.as_str()), "it is a command that works");
+    let (page, there) = (folder.path("page"), folder.path("page/index.html"));
+    let output = esw(&[&words[..], &["--report", &page]].concat());
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    assert!(fs::read_to_string(&there).unwrap().contains(words[2]));
+    // What is there is left as it is.
+    let before = fs::read(&there).unwrap();
+    let output = esw(&[&words[..], &["--report", &page]].concat());
+    assert_eq!((output.status.code(), fs::read(&there).unwrap()), (Some(2), before), "{}", text(&output.stderr));
 }
 
 #[test]

@@ -148,6 +148,10 @@ impl<'s> Reader<'s> {
         self.known_keys(&table, &KEYS)?;
         let end = self.source.trim_end().len();
         let name = self.required_text(&table, "name", end)?;
+        if let (Some(control), Some(value)) = (name.chars().find(|c| c.is_control()), table.get("name")) {
+            let message = format!("expected `name` to be a line of text, found a {control:?} in it");
+            return self.error(value.span().start, message);
+        }
         let why = self.required_text(&table, "why", end)?;
         let card = self.card(&table)?;
         let scenario = Scenario {

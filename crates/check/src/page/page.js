@@ -758,7 +758,7 @@ function tellStory(index) {
   by("invariant").textContent = story.invariant;
   by("detail").textContent = story.detail;
   by("again").hidden = !story.token;
-  by("replay").textContent = "esw check --replay " + story.token;
+  by("replay").textContent = story.again;
   facts(by("facts"), [
     ["scenario", story.scenario], ...(story.after ? [["told after", story.after]] : []),
     ["faults", story.faults.length ? story.faults.join("; ") : "none"],

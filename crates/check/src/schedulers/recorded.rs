@@ -78,12 +78,20 @@ pub struct Replay {
     deviations: Vec<Deviation>,
     begun: bool,
     returns: Option<Returns>,
+    /// How many of the deviations have come.
+    met: Rc<RefCell<Vec<bool>>>,
 }
 
 impl Replay {
     /// The schedule with these deviations.
     pub fn new(deviations: Vec<Deviation>) -> Self {
-        Self { deviations, begun: false, returns: None }
+        let met = Rc::new(RefCell::new(vec![false; deviations.len()]));
+        Self { deviations, begun: false, returns: None, met }
+    }
+
+    /// Which of the deviations have come: those that have not were not told.
+    pub fn met(&self) -> Rc<RefCell<Vec<bool>>> {
+        Rc::clone(&self.met)
     }
 
     /// The schedule ends where everything is as it was before, and can be gone on with for ever: as
@@ -144,11 +152,13 @@ impl Scheduler for Replay {
         let current = current.map(usize::from);
         let chosen = look(|model| {
             let (thread, ops) = place(model, current);
-            let meant = self.deviations.iter().find(|d| d.thread == thread && d.ops == ops);
-            let meant = meant.map(|d| usize::from(d.to));
-            let chosen = meant
-                .filter(|to| runnable.iter().any(|task| usize::from(task.id()) == *to))
-                .unwrap_or_else(|| plain(model, runnable, current));
+            let meant = self.deviations.iter().position(|d| d.thread == thread && d.ops == ops);
+            let meant = meant.map(|at| (at, usize::from(self.deviations[at].to)));
+            let meant = meant.filter(|(_, to)| runnable.iter().any(|task| usize::from(task.id()) == *to));
+            if let Some((at, _)) = meant {
+                self.met.borrow_mut()[at] = true;
+            }
+            let chosen = meant.map_or_else(|| plain(model, runnable, current), |(_, to)| to);
             let halt = self.returns.as_mut().and_then(|returns| returns.at(model, runnable, current, chosen));
             if let Some(halt) = halt {
                 model.stop(halt);

@@ -19,7 +19,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::config::Config;
 use super::folders;
 use crate::arguments::Up;
-use crate::output::line;
+use crate::output::{complain, line};
 use crate::{FAILED, HELD};
 
 /// Starts the daemon in the background; the exit status.
@@ -47,7 +47,7 @@ pub fn detach(arguments: &Up) -> Result<u8> {
             if read.is_err() || said.trim().is_empty() {
                 said = format!("esw: the daemon did not come up: {status}; see {}", log_path.display());
             }
-            eprintln!("{}", said.trim_end());
+            complain!("{}", said.trim_end());
             Ok(status.code().and_then(|code| u8::try_from(code).ok()).filter(|code| *code != HELD).unwrap_or(FAILED))
         }
     }
