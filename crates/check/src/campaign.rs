@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use lockdep::{Explore, Halt};
 use serde::{Deserialize, Serialize};
-use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler, UrwRandomScheduler};
+use shuttle::scheduler::{PctScheduler, Scheduler, UrwRandomScheduler};
 
 use crate::faults::{Faults, Place};
-use crate::schedulers::{Bounded, Deviation, Recorded, Replay, Shared, Unhurried};
+use crate::schedulers::{Bounded, Deviation, Random, Recorded, Replay, Shared, Unhurried};
 use crate::telling::{Found, Lessons, Teller, Telling};
 
 /// How schedules are chosen.
@@ -345,7 +345,7 @@ impl Worker<'_> {
                 self.search(Unhurried::new(urw, seed), plan, false, bound, u64::MAX)
             }
             Strategy::Random | Strategy::Bounded => {
-                let random = RandomScheduler::new_from_seed(seed, schedules);
+                let random = Random::new(seed, schedules as u64);
                 self.search(Unhurried::new(random, seed), plan, false, bound, u64::MAX)
             }
         }

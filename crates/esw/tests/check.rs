@@ -259,3 +259,25 @@ fn an_interrupt_tells_what_was_found_so_far() {
     assert_eq!(report["interrupted"], true);
     assert!(report["schedules"].as_u64().unwrap() > 0, "{report}");
 }
+
+#[test]
+fn random_schedules_follow_from_the_seed_whatever_the_environment_says() {
+    let folder = Folder::new("seed");
+    let file = folder.file("fails.toml", FAILS);
+    let run = |variable: Option<&str>| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_esw"));
+        command.args(["check", &file, "--strategy", "random", "--seed", "3", "--schedules", "20000", "--jobs", "1"]);
+        command.arg("--json").env_remove("SHUTTLE_RANDOM_SEED");
+        variable.map(|seed| command.env("SHUTTLE_RANDOM_SEED", seed));
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+        // Something is found before all schedules were run, and only what is ours is said.
+        assert_eq!(text(&output.stderr).lines().count(), 1, "{}", text(&output.stderr));
+        let report = json(&output).remove(0);
+        (report["schedules"].clone(), report["violations"].clone())
+    };
+    let plain = run(None);
+    for variable in ["1", "2", "no number"] {
+        assert_eq!(run(Some(variable)), plain);
+    }
+}
