@@ -108,6 +108,8 @@ fn join(mut parts: Vec<Report>) -> Result<Report, MergeError> {
         whole.faults.exhaustive_preemptions =
             whole.faults.exhaustive_preemptions.min(part.faults.exhaustive_preemptions);
         whole.faults.places = whole.faults.places.max(part.faults.places);
+        whole.faults.tried += part.faults.tried;
+        whole.faults.plans = whole.faults.plans.max(part.faults.plans);
         whole.forgotten += part.forgotten;
         whole.violations.extend(part.violations);
         whole.elapsed_ms = whole.elapsed_ms.max(part.elapsed_ms);
