@@ -1,19 +1,19 @@
 //! A campaign: a scenario told in every schedule, or in many, with every failure asked for.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use lockdep::{Explore, Halt};
 use serde::{Deserialize, Serialize};
-use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler, UrwRandomScheduler};
+use shuttle::scheduler::{PctScheduler, Scheduler, UrwRandomScheduler};
 
 use crate::faults::{Faults, Place};
-use crate::schedulers::{Bounded, Deviation, Recorded, Replay, Shared, Unhurried};
+use crate::schedulers::{Bounded, Deviation, Random, Recorded, Replay, Shared, Unhurried};
 use crate::telling::{Found, Lessons, Teller, Telling};
 
 /// How schedules are chosen.
@@ -130,6 +130,9 @@ pub(crate) struct Tally {
     /// The same with each failure, or pair, asked for.
     pub exhaustive_with_faults: Option<u8>,
     pub places: usize,
+    /// Random strategies: of the plans with as many failures as were asked for, those told at least once, each counted
+    /// by one worker only; and how many there are.
+    pub plans: [u64; 2],
     pub failures: Vec<Failure>,
     pub steps: u64,
     /// States that there was no room to keep.
@@ -139,6 +142,137 @@ pub(crate) struct Tally {
 /// The plain run decides how long is too long.
 const PATIENCE: usize = 50;
 const LEAST_BOUND: usize = 20_000;
+
+/// How many of these schedules are of a share: they are dealt out one by one.
+fn share_of(schedules: Range<u64>, (index, of): (u32, u32)) -> u64 {
+    let (index, of) = (u64::from(index), u64::from(of));
+    let before = |end: u64| end / of + u64::from(end % of > index);
+    before(schedules.end) - before(schedules.start)
+}
+
+/// So many schedules for so many plans, as evenly as can be.
+fn dealt(schedules: u64, plans: usize) -> impl Iterator<Item = Range<u64>> {
+    let (each, more) = (schedules / plans as u64, schedules % plans as u64);
+    let start = move |plan: u64| plan * each + plan.min(more);
+    (0..plans as u64).map(move |plan| start(plan)..start(plan + 1))
+}
+
+/// The schedules that the workers of a process may still run. Whoever has run what it was given waits until all the
+/// others have, or have come to an end; what these have left is dealt out anew. So as many are run as there may be
+/// if there are as many, and who runs which does not depend on who is the faster.
+#[derive(Debug)]
+pub(crate) struct Purse {
+    held: Mutex<Held>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct Held {
+    left: u64,
+    /// What is kept for schedules with failures.
+    later: u64,
+    workers: Vec<(State, u64)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Runs,
+    Waits,
+    /// It is done with the schedules without failures.
+    Half,
+    Gone,
+}
+
+impl Purse {
+    /// For so many workers, the schedules without failures and those with.
+    pub(crate) fn new(workers: u32, [left, later]: [u64; 2]) -> Self {
+        let mut held = Held { left, later, workers: vec![(State::Waits, 0); workers as usize] };
+        held.settle();
+        Self { held: Mutex::new(held), changed: Condvar::new() }
+    }
+
+    /// What a campaign may run of its number of schedules: with failures, half of it before them.
+    pub(crate) fn halves(options: &Options) -> Option<[u64; 2]> {
+        let all = share_of(0..options.schedules?, options.shard);
+        let first = if options.faults == Faults::None { all } else { all.div_ceil(2) };
+        Some([first, all - first])
+    }
+
+    /// A worker comes to rest until this is no longer its state; what it has been given then.
+    fn rest(&self, worker: usize, state: State) -> u64 {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.workers[worker].0 = state;
+        held.settle();
+        self.changed.notify_all();
+        while state != State::Gone && held.workers[worker].0 == state {
+            held = self.changed.wait(held).unwrap_or_else(PoisonError::into_inner);
+        }
+        held.workers[worker].1
+    }
+}
+
+impl Held {
+    /// Deals out what is left as soon as nobody runs any more.
+    fn settle(&mut self) {
+        for (state, given) in &mut self.workers {
+            if matches!(state, State::Half | State::Gone) {
+                self.left += std::mem::take(given);
+            }
+        }
+        if self.workers.iter().any(|(state, _)| *state == State::Runs) {
+            return;
+        }
+        let is_half = !self.workers.iter().any(|(state, _)| *state == State::Waits);
+        if is_half {
+            self.left += std::mem::take(&mut self.later);
+        }
+        let next = if is_half { State::Half } else { State::Waits };
+        let next: Vec<_> = self.workers.iter_mut().filter(|(state, _)| *state == next).collect();
+        if next.is_empty() {
+            return;
+        }
+        let shares = dealt(std::mem::take(&mut self.left), next.len());
+        for (worker, share) in next.into_iter().zip(shares) {
+            // Who is given nothing runs on, too, and sees that it is over.
+            *worker = (State::Runs, share.end - share.start);
+        }
+    }
+}
+
+/// The purse in the hands of one worker.
+#[derive(Clone, Debug)]
+pub(crate) struct Pursed {
+    purse: Arc<Purse>,
+    worker: usize,
+    /// There is no more.
+    is_empty: Rc<Cell<bool>>,
+}
+
+impl Pursed {
+    pub(crate) fn new(purse: Arc<Purse>, worker: u32) -> Self {
+        Self { purse, worker: worker as usize, is_empty: Rc::default() }
+    }
+
+    /// Whether there is one more schedule to run; it may have to be waited for.
+    fn affords_one(&self) -> bool {
+        let given = self.purse.held.lock().unwrap_or_else(PoisonError::into_inner).workers[self.worker].1;
+        let affords = given > 0 || !self.is_empty.get() && self.purse.rest(self.worker, State::Waits) > 0;
+        self.is_empty.set(!affords);
+        affords
+    }
+
+    /// One was run.
+    fn pay(&self) {
+        let mut held = self.purse.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.workers[self.worker].1 -= 1;
+    }
+
+    /// When all are done with what comes before failures.
+    fn second_half(&self) {
+        self.purse.rest(self.worker, State::Half);
+        self.is_empty.set(false);
+    }
+}
 
 /// The part of one OS thread in a campaign.
 pub(crate) struct Worker<'a> {
@@ -153,10 +287,16 @@ pub(crate) struct Worker<'a> {
     /// The last plan, and the places met after everything of it had failed.
     pub last: RefCell<(Vec<Place>, BTreeSet<Place>)>,
     pub lessons: Rc<RefCell<Lessons>>,
+    /// Bounded, with a number of schedules: what of it is left.
+    pub purse: Option<Pursed>,
 }
 
+#[derive(Default)]
 struct Search {
+    /// Those of this worker's share.
     schedules: u64,
+    /// Those of others, too.
+    told: u64,
     failure: Option<Failure>,
     met: BTreeSet<Place>,
     /// It was ended before its scheduler had no more schedules.
@@ -165,11 +305,22 @@ struct Search {
     forgotten: u64,
 }
 
+impl Drop for Worker<'_> {
+    /// However it ends, nobody waits for it any more.
+    fn drop(&mut self) {
+        if let Some(Pursed { purse, worker, .. }) = &self.purse {
+            purse.rest(*worker, State::Gone);
+        }
+    }
+}
+
 impl Worker<'_> {
     /// Does it.
     pub fn work(&self) -> Tally {
         let mut tally = Tally::default();
-        let plain = self.search(Replay::new(Vec::new()), &[], true, LEAST_BOUND * PATIENCE, u64::MAX);
+        let plain = self.search(Replay::new(Vec::new()), None, &[], true, LEAST_BOUND * PATIENCE);
+        // It only measures; the strategies tell it again.
+        self.watch.schedules.fetch_sub(plain.schedules, Ordering::Relaxed);
         let bound = LEAST_BOUND + PATIENCE * plain.steps as usize;
         if let Some(failure) = plain.failure {
             tally.failures.push(failure);
@@ -177,17 +328,10 @@ impl Worker<'_> {
             return tally;
         }
         match self.options.strategy {
-            Strategy::Bounded => self.bounded(&mut tally, bound),
+            Strategy::Bounded => self.bounded(&mut tally, bound, plain.met),
             _ => self.random(&mut tally, bound, plain.met),
         }
         tally
-    }
-
-    /// The schedules that this worker may still run, with so much of all for what comes before faults.
-    fn budget(&self, tally: &Tally, faults: bool) -> u64 {
-        let all = self.options.schedules.map_or(u64::MAX, |n| n.div_ceil(self.share.1.into()));
-        let all = if !faults && self.options.faults != Faults::None { all / 2 } else { all };
-        all.saturating_sub(tally.schedules)
     }
 
     fn is_over(&self, faults: bool) -> bool {
@@ -197,17 +341,17 @@ impl Worker<'_> {
         });
         self.watch.stop.load(Ordering::Relaxed)
             || self.found.load(Ordering::Relaxed)
+            || self.purse.as_ref().is_some_and(|purse| purse.is_empty.get())
             || time.is_some_and(|time| self.began.elapsed() >= time)
     }
 
-    fn bounded(&self, tally: &mut Tally, bound: usize) {
-        let mut places = BTreeSet::new();
+    fn bounded(&self, tally: &mut Tally, bound: usize, mut places: BTreeSet<Place>) {
         for preemptions in 0..=self.options.preemptions {
             self.watch.preemptions.store(preemptions.into(), Ordering::Relaxed);
-            let (search, exhausted) = self.up_to(preemptions, &[], preemptions == 0, bound, self.budget(tally, false));
+            let (search, exhausted) = self.up_to(preemptions, &[], preemptions == 0, bound);
             self.add(tally, &search);
             if preemptions == 0 {
-                places = search.met;
+                places.extend(search.met);
             }
             if tally.failures.is_empty() && exhausted {
                 tally.exhaustive = Some(preemptions);
@@ -218,9 +362,13 @@ impl Worker<'_> {
         if self.options.faults == Faults::None || !tally.failures.is_empty() {
             return;
         }
+        if let Some(purse) = &self.purse {
+            purse.second_half();
+        }
         tally.places = places.len();
         self.watch.places[1].store(places.len() as u64, Ordering::Relaxed);
-        let mut least: Option<u8> = Some(self.options.preemptions_with_faults);
+        // What can fail is known only if every schedule without preemptions was met.
+        let mut least = tally.exhaustive.map(|_| self.options.preemptions_with_faults);
         for (index, place) in places.into_iter().enumerate() {
             if index as u32 % self.share.1 != self.share.0 {
                 continue;
@@ -261,7 +409,7 @@ impl Worker<'_> {
                 break;
             }
             let whole = Bounded::new(preemptions, self.options.reduce);
-            let (search, exhausted) = self.run_bounded(whole, &plan, preemptions == 0, bound, self.budget(tally, true));
+            let (search, exhausted) = self.run_bounded(whole, &plan, preemptions == 0, bound);
             self.add(tally, &search);
             if preemptions == 0 {
                 *self.last.borrow_mut() = (plan.clone(), search.met);
@@ -274,16 +422,16 @@ impl Worker<'_> {
         reached
     }
 
-    fn up_to(&self, preemptions: u8, plan: &[Place], notes: bool, bound: usize, budget: u64) -> (Search, bool) {
+    fn up_to(&self, preemptions: u8, plan: &[Place], notes: bool, bound: usize) -> (Search, bool) {
         let bounded = Bounded::new(preemptions, self.options.reduce).share(self.share.0, self.share.1);
-        self.run_bounded(bounded, plan, notes, bound, budget)
+        self.run_bounded(bounded, plan, notes, bound)
     }
 
-    fn run_bounded(&self, bounded: Bounded, plan: &[Place], notes: bool, bound: usize, budget: u64) -> (Search, bool) {
+    fn run_bounded(&self, bounded: Bounded, plan: &[Place], notes: bool, bound: usize) -> (Search, bool) {
         let bounded = Shared::new(bounded);
-        let mut search = self.search(bounded.clone(), plan, notes, bound, budget);
+        let mut search = self.search(bounded.clone(), Some(&bounded), plan, notes, bound);
         let bounded = bounded.borrow();
-        (search.schedules, search.forgotten) = (bounded.counts().schedules, bounded.counts().forgotten);
+        search.forgotten = bounded.counts().forgotten;
         if let Some(diverged) = &bounded.diverged {
             let detail = format!("the same choices did not lead to the same point: {diverged}");
             let found = vec![Found { invariant: "determinism".to_owned(), detail }];
@@ -303,17 +451,32 @@ impl Worker<'_> {
             let pairs = places.iter().flat_map(|a| places.range(a..).skip(1).map(|b| vec![a.clone(), b.clone()]));
             plans.extend(pairs);
         }
-        self.watch.places[1].store(tally.places as u64, Ordering::Relaxed);
-        let all = self.options.schedules.unwrap_or(if self.options.time.is_some() { u64::MAX / 2 } else { 10_000 });
-        let each = all.div_ceil(u64::from(self.share.1)).div_ceil(plans.len() as u64).min(usize::MAX as u64 / 2);
+        // The plans that the campaign is about.
+        let most = plans.iter().map(Vec::len).max().unwrap_or_default();
+        let counts = |plan: &[Place]| most > 0 && plan.len() == most;
+        tally.plans[1] = plans.iter().filter(|plan| counts(plan)).count() as u64;
+        self.watch.places[1].store(plans.len() as u64 - 1, Ordering::Relaxed);
+        let all = self.options.schedules.or(if self.options.time.is_some() { None } else { Some(10_000) });
+        let firsts: Option<Vec<Range<u64>>> = all.map(|all| dealt(all, plans.len()).collect());
+        let mut open: Vec<usize> = (0..plans.len()).collect();
+        let mut left = all.map(|all| share_of(0..all, self.share));
         let mut round = 0;
-        loop {
-            // With nothing but time to end it, each plan has its turn again and again.
-            let turn = if self.options.schedules.is_some() { each } else { each.min(1_000) };
-            for plan in &plans {
+        for again in 0.. {
+            let turns: Vec<u64> = match (&firsts, left) {
+                // With nothing but time to end it, each plan has its turn again and again.
+                (None, _) | (_, None) => vec![1_000; open.len()],
+                (Some(firsts), _) if again == 0 => {
+                    firsts.iter().map(|turn| share_of(turn.clone(), self.share)).collect()
+                }
+                // What has one order only has left some for the others.
+                (_, Some(left)) => dealt(left, open.len()).map(|turn| turn.end - turn.start).collect(),
+            };
+            let mut still = Vec::new();
+            for (index, turn) in open.into_iter().zip(turns) {
                 if self.is_over(true) {
                     return;
                 }
+                let plan = &plans[index];
                 round += 1;
                 let seed = self
                     .options
@@ -321,14 +484,30 @@ impl Worker<'_> {
                     .wrapping_mul(0x9E37_79B9)
                     .wrapping_add(round)
                     .wrapping_mul(u64::from(self.share.1))
-                    + u64::from(self.share.0);
+                    .wrapping_add(u64::from(self.share.0));
+                if turn == 0 {
+                    still.push(index);
+                    continue;
+                }
                 let search = self.run_random(seed, turn as usize, plan, bound);
+                // Others tell it, too, and one counts it: who has the first of its schedules.
+                let first = firsts.as_ref().map_or(index as u64, |firsts| firsts[index].start);
+                let is_mine = first % u64::from(self.share.1) == u64::from(self.share.0);
+                if again == 0 && is_mine && !plan.is_empty() {
+                    tally.plans[0] += u64::from(counts(plan));
+                    self.watch.places[0].fetch_add(1, Ordering::Relaxed);
+                }
                 self.add(tally, &search);
                 if !tally.failures.is_empty() {
                     return;
                 }
+                left = left.map(|left| left.saturating_sub(search.schedules));
+                if all.is_none() || search.schedules == turn {
+                    still.push(index);
+                }
             }
-            if self.options.schedules.is_some() || self.options.time.is_none() {
+            open = still;
+            if left == Some(0) || open.is_empty() {
                 return;
             }
         }
@@ -338,15 +517,15 @@ impl Worker<'_> {
         match self.options.strategy {
             Strategy::Pct => {
                 let pct = PctScheduler::new_from_seed(seed, self.options.depth, schedules);
-                self.search(Unhurried::new(pct, seed), plan, false, bound, u64::MAX)
+                self.search(Unhurried::new(pct, seed), None, plan, false, bound)
             }
             Strategy::Urw => {
                 let urw = UrwRandomScheduler::new_from_seed(seed, schedules);
-                self.search(Unhurried::new(urw, seed), plan, false, bound, u64::MAX)
+                self.search(Unhurried::new(urw, seed), None, plan, false, bound)
             }
             Strategy::Random | Strategy::Bounded => {
-                let random = RandomScheduler::new_from_seed(seed, schedules);
-                self.search(Unhurried::new(random, seed), plan, false, bound, u64::MAX)
+                let random = Random::new(seed, schedules as u64);
+                self.search(Unhurried::new(random, seed), None, plan, false, bound)
             }
         }
     }
@@ -361,25 +540,24 @@ impl Worker<'_> {
         }
     }
 
-    /// Runs schedules until the scheduler has no more, the budget is used up, or something is found.
+    /// Runs schedules until the scheduler has no more, the purse is empty, or something is found. With a bounded search
+    /// only those of its share count.
     fn search<S: Scheduler + 'static>(
         &self,
         scheduler: S,
+        bounded: Option<&Shared<Bounded>>,
         plan: &[Place],
         notes: bool,
         bound: usize,
-        budget: u64,
     ) -> Search {
         let teller = self.teller.with(plan);
         let (recorded, deviations) = Recorded::new(scheduler);
-        let state = Rc::new(RefCell::new(Search {
-            schedules: 0,
-            failure: None,
-            met: BTreeSet::new(),
-            cut: false,
-            steps: 0,
-            forgotten: 0,
-        }));
+        let state = Rc::new(RefCell::new(Search::default()));
+        let (bounded, purse) = (bounded.cloned(), self.purse.clone().filter(|_| bounded.is_some()));
+        if purse.as_ref().is_some_and(|purse| !purse.affords_one()) {
+            state.borrow_mut().cut = true;
+            return state.take();
+        }
         let (ours, listener, plan) = (Rc::clone(&state), teller.clone(), plan.to_vec());
         let lessons = Rc::clone(&self.lessons);
         let (watch, over) = (Arc::clone(&self.watch), self.over_from_now(!plan.is_empty()));
@@ -387,9 +565,15 @@ impl Worker<'_> {
             let mut search = ours.borrow_mut();
             let returns = matches!(halt, Some(Halt::Livelock(..)));
             let (found, met) = listener.verdict(halt);
-            search.schedules += 1;
+            // A worker meets schedules on its way that are for another to count.
+            let is_mine = bounded.as_ref().is_none_or(|bounded| bounded.borrow().is_mine());
+            search.told += 1;
+            search.schedules += u64::from(is_mine);
             search.steps += lockdep::look(|model| model.steps() as u64);
-            watch.schedules.fetch_add(1, Ordering::Relaxed);
+            watch.schedules.fetch_add(is_mine.into(), Ordering::Relaxed);
+            if is_mine && let Some(purse) = &purse {
+                purse.pay();
+            }
             search.met.extend(met);
             if !found.is_empty() {
                 let (deviations, after) = (deviations.borrow().clone(), lessons.borrow().before(&found));
@@ -397,7 +581,7 @@ impl Worker<'_> {
                 return ControlFlow::Break(());
             }
             lessons.borrow_mut().learn(&listener, &deviations.borrow());
-            if search.schedules >= budget || over(search.schedules) {
+            if over(search.told) || purse.as_ref().is_some_and(|purse| !purse.affords_one()) {
                 search.cut = true;
                 return ControlFlow::Break(());
             }

@@ -11,7 +11,7 @@ use std::time::Instant;
 use scenario::Scenario;
 use serde::{Deserialize, Serialize};
 
-use crate::campaign::{Options, Tally, Watch, Worker};
+use crate::campaign::{Options, Purse, Pursed, Strategy, Tally, Watch, Worker};
 use crate::faults::Faults;
 use crate::minimise::{Case, minimise, story, tell};
 use crate::story::Story;
@@ -61,6 +61,12 @@ pub struct FaultsReport {
     pub mode: String,
     /// The places that can fail.
     pub places: usize,
+    /// Random strategies: with how many of these, or of the pairs of them, at least one schedule was run.
+    #[serde(default)]
+    pub tried: u64,
+    /// Random strategies: how many of these, or pairs of them, there are.
+    #[serde(default)]
+    pub plans: u64,
     /// With each of them, every schedule with at most so many preemptions was met.
     pub exhaustive_preemptions: Option<u8>,
 }
@@ -105,6 +111,8 @@ pub fn check(scenario: &Scenario, options: &Options, watch: &Arc<Watch>) -> Repo
     let began = Instant::now();
     let jobs = options.jobs.max(1);
     let of = options.shard.1 * jobs;
+    let bounded = options.strategy == Strategy::Bounded;
+    let purse = Purse::halves(options).filter(|_| bounded).map(|halves| Arc::new(Purse::new(jobs, halves)));
     let (shared, found) = (Arc::new(scenario.clone()), Arc::new(AtomicBool::new(false)));
     let tallies: Vec<Tally> = thread::scope(|scope| {
         let workers: Vec<_> = (0..jobs)
@@ -112,10 +120,12 @@ pub fn check(scenario: &Scenario, options: &Options, watch: &Arc<Watch>) -> Repo
                 let (scenario, watch, found) = (Arc::clone(&shared), Arc::clone(watch), Arc::clone(&found));
                 // So that what a shard does does not depend on how many threads do it.
                 let share = (options.shard.0 + options.shard.1 * job, of);
+                let purse = purse.clone();
                 scope.spawn(move || {
+                    let purse = purse.map(|purse| Pursed::new(purse, job));
                     let teller = Teller::new(scenario, &[], false);
                     let (last, lessons) = (RefCell::default(), Rc::default());
-                    Worker { teller, options, watch, found, share, began, last, lessons }.work()
+                    Worker { teller, options, watch, found, share, began, last, lessons, purse }.work()
                 })
             })
             .collect();
@@ -144,6 +154,8 @@ pub fn check(scenario: &Scenario, options: &Options, watch: &Arc<Watch>) -> Repo
         faults: FaultsReport {
             mode: options.faults.name().to_owned(),
             places: tallies.iter().map(|tally| tally.places).max().unwrap_or_default(),
+            tried: tallies.iter().map(|tally| tally.plans[0]).sum(),
+            plans: tallies.iter().map(|tally| tally.plans[1]).max().unwrap_or_default(),
             exhaustive_preemptions: match options.faults {
                 Faults::None => None,
                 _ => exhaustive(|tally| tally.exhaustive_with_faults),

@@ -126,6 +126,8 @@ fn join(mut parts: Vec<Report>) -> Result<Report, MergeError> {
         whole.faults.exhaustive_preemptions =
             whole.faults.exhaustive_preemptions.min(part.faults.exhaustive_preemptions);
         whole.faults.places = whole.faults.places.max(part.faults.places);
+        whole.faults.tried += part.faults.tried;
+        whole.faults.plans = whole.faults.plans.max(part.faults.plans);
         whole.forgotten += part.forgotten;
         // Every part tells the plain schedule, and finds the same there.
         let is_known = |violation: &Violation| whole.violations.iter().any(|known| known.token == violation.token);

@@ -247,7 +247,11 @@ type Outcome = Result<Vec<Log>, String>;
 
 /// Every outcome that the search meets, and in how many schedules.
 fn outcomes(program: &[Vec<Do>], bound: u8, reduce: bool) -> (BTreeSet<Outcome>, u64) {
-    let search = Shared::new(Bounded::new(bound, reduce));
+    met_by(Bounded::new(bound, reduce), program)
+}
+
+fn met_by(search: Bounded, program: &[Vec<Do>]) -> (BTreeSet<Outcome>, u64) {
+    let search = Shared::new(search);
     let seen = Arc::new(std::sync::Mutex::new(BTreeSet::new()));
     let (theirs, ours, program) = (Arc::clone(&seen), Arc::clone(&seen), program.to_vec());
     let ended = move |halt: Option<Halt>| {
@@ -328,6 +332,24 @@ proptest! {
             let (reduced, fewer) = outcomes(&program, bound, true);
             prop_assert!(fewer <= schedules);
             prop_assert_eq!(full, reduced, "bound {}, {} against {} schedules", bound, schedules, fewer);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: programs() / 4, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Programs this small are of one block with as many points as it has otherwise.
+    #[test]
+    fn what_is_shared_meets_what_one_alone_meets(
+        program in prop::collection::vec(prop::collection::vec(step(), 0..4), 2..4),
+        points in 1..6usize,
+    ) {
+        for bound in 0..3 {
+            let (alone, _) = outcomes(&program, bound, true);
+            let share = |index| met_by(Bounded::new(bound, true).share(index, 5).in_blocks_of(points), &program).0;
+            let together: BTreeSet<Outcome> = (0..5).flat_map(share).collect();
+            prop_assert_eq!(alone, together, "bound {}, blocks of {}", bound, points);
         }
     }
 }

@@ -333,6 +333,10 @@ fn with_faults(report: &Report) -> String {
         ("none", _) => String::new(),
         (mode, Some(k)) => format!(", {mode} of {} failures at {k}", faults.places),
         (mode, None) if report.strategy == "bounded" => format!(", not {mode} of {} failures", faults.places),
+        ("each", None) if faults.tried < faults.plans => format!(", {} of {} failures", faults.tried, faults.places),
+        (mode, None) if faults.tried < faults.plans => {
+            format!(", {} of {} {mode} of {} failures", faults.tried, faults.plans, faults.places)
+        }
         (mode, None) => format!(", {mode} of {} failures", faults.places),
     }
 }

@@ -337,3 +337,95 @@ fn an_interrupt_tells_what_was_found_so_far() {
     assert_eq!(report["interrupted"], true);
     assert!(report["schedules"].as_u64().unwrap() > 0, "{report}");
 }
+
+#[test]
+fn random_schedules_follow_from_the_seed_whatever_the_environment_says() {
+    let folder = Folder::new("seed");
+    let file = folder.file("fails.toml", FAILS);
+    let run = |variable: Option<&str>| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_esw"));
+        command.args(["check", &file, "--strategy", "random", "--seed", "3", "--schedules", "20000", "--jobs", "1"]);
+        command.arg("--json").env_remove("SHUTTLE_RANDOM_SEED");
+        variable.map(|seed| command.env("SHUTTLE_RANDOM_SEED", seed));
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+        // Something is found before all schedules were run, and only what is ours is said.
+        assert_eq!(text(&output.stderr).lines().count(), 1, "{}", text(&output.stderr));
+        let report = json(&output).remove(0);
+        (report["schedules"].clone(), report["violations"].clone())
+    };
+    let plain = run(None);
+    for variable in ["1", "2", "no number"] {
+        assert_eq!(run(Some(variable)), plain);
+    }
+}
+
+#[test]
+fn as_many_schedules_are_run_as_were_asked_for() {
+    let folder = Folder::new("number");
+    let file = folder.file("holds.toml", HOLDS);
+    let run = |arguments: &str| {
+        let output = esw(&[&["check", &file, "--json"][..], &arguments.split(' ').collect::<Vec<_>>()].concat());
+        assert_eq!(output.status.code(), Some(0), "{arguments}: {}", text(&output.stderr));
+        let mut report = json(&output).remove(0);
+        report["elapsed_ms"] = 0.into();
+        report
+    };
+    for (n, arguments) in [
+        (1, "--schedules 1 --jobs 1"),
+        (1, "--schedules 1 --jobs 4"),
+        (3, "--schedules 3 --jobs 2"),
+        (3, "--schedules 3 --jobs 8"),
+        (40, "--schedules 40 --jobs 3 --preemptions 1"),
+        (41, "--schedules 41 --jobs 2 --preemptions 1 --faults each"),
+        (41, "--schedules 41 --jobs 3 --preemptions 0 --fault-preemptions 0 --faults pairs"),
+        (1, "--schedules 1 --jobs 2 --faults each"),
+        (10, "--schedules 10 --jobs 1 --strategy random --faults pairs"),
+        (10, "--schedules 10 --jobs 4 --strategy random --faults pairs"),
+        (3, "--schedules 3 --jobs 8 --strategy random"),
+        (50, "--schedules 50 --jobs 2 --strategy pct --faults each"),
+        (50, "--schedules 50 --jobs 2 --strategy urw"),
+    ] {
+        let report = run(arguments);
+        assert_eq!(report["schedules"], n, "{arguments}: {report}");
+        assert_eq!(run(arguments), report, "{arguments}");
+    }
+    // Parts know nothing of one another and keep to it, too.
+    let parts = (1..=3).map(|part| run(&format!("--schedules 10 --shard {part}/3 --jobs 2 --strategy random")));
+    assert_eq!(parts.map(|part| part["schedules"].as_u64().unwrap()).sum::<u64>(), 10);
+}
+
+#[test]
+fn it_is_said_how_many_of_the_failures_were_tried() {
+    let folder = Folder::new("tried");
+    let file = folder.file("holds.toml", HOLDS);
+    let run = |faults: &str, n: u64, more: &[&str]| {
+        let n = n.to_string();
+        let arguments = ["check", &file, "--strategy", "random", "--faults", faults, "--schedules", &n];
+        let output = esw(&[&arguments[..], more].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        output
+    };
+    let faults = |n: u64| json(&run("pairs", n, &["--json"]))[0]["faults"].clone();
+    let places = faults(1)["places"].as_u64().unwrap();
+    let pairs = places * (places - 1) / 2;
+    assert!(places > 10);
+    // First what comes without failures, then each of them alone.
+    for (n, tried) in [(1, 0), (places + 1, 0), (places + 8, 7)] {
+        let faults = faults(n);
+        assert_eq!((&faults["tried"], &faults["plans"]), (&tried.into(), &pairs.into()), "{faults}");
+    }
+    let said = text(&run("pairs", places + 8, &["--jobs", "3"]).stdout);
+    assert!(said.contains(&format!(", 7 of {pairs} pairs of {places} failures in ")), "{said}");
+    let said = text(&run("each", 8, &["--jobs", "2"]).stdout);
+    assert!(said.contains(&format!(", 7 of {places} failures in ")), "{said}");
+    let said = text(&run("each", places + 1, &["--jobs", "2"]).stdout);
+    assert!(said.contains(&format!(", each of {places} failures in ")), "{said}");
+    let part = |part: &str| text(&run("each", 8, &["--jobs", "2", "--json", "--shard", part]).stdout);
+    let parts = [part("1/2"), part("2/2")].map(|part| serde_json::from_str::<Value>(&part).unwrap());
+    let tried: u64 = parts.iter().map(|part| part["faults"]["tried"].as_u64().unwrap()).sum();
+    assert_eq!(tried, 7);
+    let files = [folder.file("1.json", &parts[0].to_string()), folder.file("2.json", &parts[1].to_string())];
+    let whole = text(&esw(&["check", "--merge", &files[0], &files[1]]).stdout);
+    assert!(whole.contains(&format!(", 7 of {places} failures in ")), "{whole}");
+}

@@ -191,12 +191,18 @@ pub struct Bounded {
     spare: Vec<Node>,
     /// Of several searchers that share the work: which, and of how many.
     share: (u32, u32),
+    /// By how many points at once they share it.
+    block: usize,
     /// What went otherwise than before with the same choices.
     pub diverged: Option<String>,
 }
 
-/// First preemptions are dealt out in blocks of so many points, so that most still slide.
-const BLOCK: usize = 64;
+/// First preemptions are dealt out in blocks of so many points. A preemption slides from one point of a block to the
+/// next; past its last point it is run, as what comes after that is for another to search. So blocks are long enough
+/// that most still slide, and short enough that there are some for everybody: `docs/campaign.md` has what was measured.
+fn block(shares: u32) -> usize {
+    (256 / u64::from(shares.max(1)).pow(2)).max(8) as usize
+}
 
 impl Bounded {
     /// Searches every schedule with at most `bound` preemptions. Without `reduce`, equivalent ones too.
@@ -213,6 +219,7 @@ impl Bounded {
             touched: Vec::new(),
             spare: Vec::new(),
             share: (0, 1),
+            block: block(1),
             diverged: None,
         }
     }
@@ -221,6 +228,13 @@ impl Bounded {
     /// one is; and, the first of them, those without.
     pub fn share(mut self, index: u32, of: u32) -> Self {
         self.share = (index, of.max(1));
+        self.block = block(of);
+        self
+    }
+
+    /// First preemptions are dealt out by so many points at once. All who share the work must agree on it.
+    pub fn in_blocks_of(mut self, points: usize) -> Self {
+        self.block = points.max(1);
         self
     }
 
@@ -244,7 +258,7 @@ impl Bounded {
     }
 
     fn owns(&self, depth: usize) -> bool {
-        (depth / BLOCK) as u32 % self.share.1 == self.share.0
+        (depth / self.block) as u32 % self.share.1 == self.share.0
     }
 
     /// Whether a choice is within the bound, and of this searcher's share.

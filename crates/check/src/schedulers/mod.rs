@@ -1,10 +1,12 @@
 //! Who decides what runs next.
 
 mod bounded;
+mod random;
 mod recorded;
 mod unhurried;
 
 pub use bounded::{Bounded, Counts};
+pub use random::Random;
 pub use recorded::{Deviation, Recorded, Replay};
 pub use unhurried::Unhurried;
 

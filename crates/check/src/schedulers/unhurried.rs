@@ -4,11 +4,13 @@
 use lockdep::look;
 use shuttle::scheduler::{Schedule, Scheduler, Task, TaskId};
 
+use super::random::Numbers;
+
 /// A scheduler around one that chooses at random.
 #[derive(Debug)]
 pub struct Unhurried<S> {
     inner: S,
-    random: u64,
+    numbers: Numbers,
     /// How often there was something to choose; what has one order only is run once.
     choices: Option<u64>,
 }
@@ -16,16 +18,7 @@ pub struct Unhurried<S> {
 impl<S> Unhurried<S> {
     /// With a seed for when time-outs are to be chosen from, too.
     pub fn new(inner: S, seed: u64) -> Self {
-        Self { inner, random: seed, choices: None }
-    }
-
-    /// The next number of a sequence (SplitMix64).
-    fn next(&mut self) -> u64 {
-        self.random = self.random.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.random;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
+        Self { inner, numbers: Numbers::new(seed), choices: None }
     }
 }
 
@@ -45,7 +38,7 @@ impl<S: Scheduler> Scheduler for Unhurried<S> {
         {
             *choices += 1;
         }
-        let hurried = ready.is_empty() || ready.len() == runnable.len() || self.next().is_multiple_of(8);
+        let hurried = ready.is_empty() || ready.len() == runnable.len() || self.numbers.next().is_multiple_of(8);
         self.inner.next_task(if hurried { runnable } else { &ready }, current, yielding)
     }
 
