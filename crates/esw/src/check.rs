@@ -127,6 +127,10 @@ fn refuse_what_makes_no_sense(arguments: &Check) -> Result<()> {
     if arguments.strategy != Strategy::Pct && arguments.depth.is_some() {
         bail!("--depth is for --strategy pct");
     }
+    let of_shuttle = matches!(arguments.strategy, Strategy::Pct | Strategy::Urw);
+    if of_shuttle && std::env::var_os("SHUTTLE_RANDOM_SEED").is_some() {
+        bail!("SHUTTLE_RANDOM_SEED is set, which --strategy pct and urw would take instead of --seed: unset it");
+    }
     if arguments.faults == Faults::None && arguments.fault_preemptions.is_some() {
         bail!("--fault-preemptions is for --faults each or pairs");
     }

@@ -358,6 +358,12 @@ fn random_schedules_follow_from_the_seed_whatever_the_environment_says() {
     for variable in ["1", "2", "no number"] {
         assert_eq!(run(Some(variable)), plain);
     }
+    // What is shuttle's own would take it for the seed.
+    let mut command = Command::new(env!("CARGO_BIN_EXE_esw"));
+    command.args(["check", "scenarios", "--strategy", "pct"]).env("SHUTTLE_RANDOM_SEED", "1");
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("SHUTTLE_RANDOM_SEED is set"), "{}", text(&output.stderr));
 }
 
 #[test]
