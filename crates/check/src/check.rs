@@ -137,7 +137,7 @@ pub fn check(scenario: &Scenario, options: &Options, watch: &Arc<Watch>) -> Repo
     let violations = simplest.map(|failure| {
         let (scenario, failure) = (scenario.clone(), failure.clone());
         let case = Case { scenario, gone: Vec::new(), failure, whole: options.whole };
-        let story = story(&if options.minimise { minimise(case) } else { case });
+        let story = story(&if options.minimise { minimise(case, watch) } else { case });
         let (invariant, detail, token) = (story.invariant.clone(), story.detail.clone(), story.token.clone());
         Violation { invariant, detail, token, story }
     });

@@ -7,13 +7,14 @@ use std::cell::RefCell;
 use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use lockdep::{Explore, Halt, Happening, What};
 use scenario::Scenario;
 use shuttle::scheduler::Scheduler;
 
-use crate::campaign::Failure;
+use crate::campaign::{Failure, Watch};
 use crate::schedulers::{Bounded, Recorded, Replay};
 use crate::story::{Row, RowKind, Story, rows};
 use crate::telling::{Found, Lessons, Teller};
@@ -92,8 +93,8 @@ impl Case {
     }
 }
 
-/// Makes it as small as it gets in a while.
-pub(crate) fn minimise(mut case: Case) -> Case {
+/// Makes it as small as it gets in a while, or until somebody wants an end of it.
+pub(crate) fn minimise(mut case: Case, watch: &Watch) -> Case {
     let until = Instant::now() + PATIENCE;
     let mut again = case.clone();
     again.failure.after.clear();
@@ -106,7 +107,7 @@ pub(crate) fn minimise(mut case: Case) -> Case {
     }
     case = again;
     let attempt = |case: &mut Case, change: &dyn Fn(&mut Case), search: bool| {
-        if Instant::now() >= until {
+        if Instant::now() >= until || watch.stop.load(Ordering::Relaxed) {
             return false;
         }
         let mut smaller = case.clone();
