@@ -318,7 +318,11 @@ fn write_stories(folder: &Path, stories: &[Story], scenarios: usize, schedules: 
         written.with_context(|| format!("writing {}", path.display()))
     };
     for (story, number) in stories.iter().zip(1..) {
-        write(&format!("trace-{number}.json"), &check::trace(story).to_string())?;
+        let name = format!("trace-{number}.json");
+        // One that is there is of the same story: the folder is new, and stories come one after the other.
+        if !folder.join(&name).exists() {
+            write(&name, &check::trace(story).to_string())?;
+        }
     }
     write("index.html", &check::page(stories, &info))
 }
