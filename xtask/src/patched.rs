@@ -62,9 +62,10 @@ impl Patched {
         Ok(Self { tree: folder.join("tree"), target: folder.join("target") })
     }
 
-    /// The file of one of its scenarios.
-    pub fn scenario(&self, name: &str) -> PathBuf {
-        self.tree.join("scenarios").join(name).with_extension("toml")
+    /// The files of scenarios.
+    pub fn scenarios(&self, names: &[String]) -> Vec<PathBuf> {
+        let file = |name: &String| self.tree.join("scenarios").join(name).with_extension("toml");
+        names.iter().map(file).collect()
     }
 
     /// Where the copy is.

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use check::{Faults, Options, Strategy, Token, Watch};
+use check::{Faults, Options, Orders, Strategy, Token, Watch};
 use scenario::Scenario;
 use serde::Deserialize;
 
@@ -81,8 +81,7 @@ fn read(path: &String) -> Result<Scenario, String> {
 fn replay(token: &str, paths: &[String]) -> Result<bool, String> {
     let scenarios = paths.iter().map(read).collect::<Result<Vec<_>, _>>()?;
     let token: Token = token.parse().map_err(|e| format!("{token}: {e}"))?;
-    let scenario = token.scenario(&scenarios, &paths.join(" ")).map_err(|e| e.to_string())?;
-    let story = check::replay(&scenario, &token).map_err(|e| e.to_string())?;
+    let story = check::replay(&scenarios, &paths.join(" "), &token).map_err(|e| e.to_string())?;
     println!("{}", story.invariant);
     Ok(story.invariant.is_empty())
 }
@@ -96,10 +95,11 @@ fn explore(arguments: &[String]) -> Result<bool, String> {
     let (asked, paths) = arguments.split_first().ok_or("expected options as JSON, then scenario files")?;
     let options = serde_json::from_str::<Asked>(asked).map_err(|e| format!("{asked}: {e}"))?.options();
     let watch = Arc::new(Watch::default());
-    let mut held = true;
-    for path in paths {
-        let scenario = read(path)?;
-        let report = check::check(&scenario, &options, &watch);
+    let scenarios = paths.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+    let (mut held, mut orders) = (true, Orders::default());
+    for scenario in &scenarios {
+        let mut report = check::check(scenario, &options, &watch);
+        report.compare(&mut orders, &scenarios);
         held &= report.violations.is_empty();
         println!("{}", serde_json::to_string(&report).map_err(|e| e.to_string())?);
     }

@@ -14,7 +14,7 @@ use shuttle::scheduler::{PctScheduler, Scheduler, UrwRandomScheduler};
 
 use crate::faults::{Faults, Place};
 use crate::schedulers::{Bounded, Deviation, Random, Recorded, Replay, Shared, Unhurried};
-use crate::telling::{Found, Lessons, Teller, Telling};
+use crate::telling::{Found, Lesson, Lessons, Teller, Telling};
 
 /// How schedules are chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,6 +137,8 @@ pub(crate) struct Tally {
     pub steps: u64,
     /// States that there was no room to keep.
     pub forgotten: u64,
+    /// What the checker of locks has learned, and from what.
+    pub lessons: Vec<Lesson>,
 }
 
 /// The plain run decides how long is too long.
@@ -317,6 +319,12 @@ impl Drop for Worker<'_> {
 impl Worker<'_> {
     /// Does it.
     pub fn work(&self) -> Tally {
+        let mut tally = self.explore();
+        tally.lessons = self.lessons.borrow().all().to_vec();
+        tally
+    }
+
+    fn explore(&self) -> Tally {
         let mut tally = Tally::default();
         let plain = self.search(Replay::new(Vec::new()), None, &[], true, LEAST_BOUND * PATIENCE);
         // It only measures; the strategies tell it again.
@@ -580,7 +588,7 @@ impl Worker<'_> {
                 search.failure = Some(Failure { found, plan: plan.clone(), deviations, bound, returns, after });
                 return ControlFlow::Break(());
             }
-            lessons.borrow_mut().learn(&listener, &deviations.borrow());
+            lessons.borrow_mut().learn(&listener, &deviations.borrow(), bound);
             if over(search.told) || purse.as_ref().is_some_and(|purse| !purse.affords_one()) {
                 search.cut = true;
                 return ControlFlow::Break(());

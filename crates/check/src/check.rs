@@ -14,8 +14,9 @@ use serde::{Deserialize, Serialize};
 use crate::campaign::{Options, Purse, Pursed, Strategy, Tally, Watch, Worker};
 use crate::faults::Faults;
 use crate::minimise::{Case, minimise, story, tell};
+use crate::orders::{Orders, Shown};
 use crate::story::Story;
-use crate::telling::Teller;
+use crate::telling::{Lesson, Teller, Telling};
 use crate::token::{Token, TokenError, fingerprint};
 
 /// What checking a scenario came to; as JSON, what `--json` prints and `--merge` reads.
@@ -52,6 +53,9 @@ pub struct Report {
     pub campaign: String,
     /// It was ended before its time.
     pub interrupted: bool,
+    /// The orders in which locks were taken, by the schedules that were the first to show them.
+    #[serde(default)]
+    pub lock_orders: Vec<Shown>,
 }
 
 /// How much was made to fail.
@@ -134,13 +138,18 @@ pub fn check(scenario: &Scenario, options: &Options, watch: &Arc<Watch>) -> Repo
     let failures = tallies.iter().flat_map(|tally| &tally.failures);
     // The one with the fewest failures asked for and the fewest switches is told.
     let simplest = failures.min_by_key(|failure| (failure.plan.len(), failure.deviations.len()));
-    let violations = simplest.map(|failure| {
+    let violation = simplest.map(|failure| {
         let (scenario, failure) = (scenario.clone(), failure.clone());
         let case = Case { scenario, gone: Vec::new(), failure, whole: options.whole };
         let story = story(&if options.minimise { minimise(case, watch) } else { case });
         let (invariant, detail, token) = (story.invariant.clone(), story.detail.clone(), story.token.clone());
         Violation { invariant, detail, token, story }
     });
+    let (lock_orders, inversion) =
+        Orders::default().add(tallies.iter().flat_map(|tally| shown(scenario, options, tally)));
+    // What one worker finds has been told; this is between two.
+    let between = inversion.filter(|_| violation.is_none());
+    let between = between.map(|inversion| inversion.violation(std::slice::from_ref(scenario)));
     let exhaustive = |of: fn(&Tally) -> Option<u8>| tallies.iter().map(of).min().flatten();
     Report {
         scenario: scenario.name.clone(),
@@ -161,24 +170,50 @@ pub fn check(scenario: &Scenario, options: &Options, watch: &Arc<Watch>) -> Repo
                 _ => exhaustive(|tally| tally.exhaustive_with_faults),
             },
         },
-        violations: violations.into_iter().collect(),
+        violations: violation.into_iter().chain(between).collect(),
         elapsed_ms: began.elapsed().as_millis() as u64,
         shard: [options.shard.0 + 1, options.shard.1],
         campaign: options.describe(),
         interrupted: watch.stop.load(std::sync::atomic::Ordering::Relaxed),
+        lock_orders,
     }
 }
 
-/// Tells the schedule of a token again: what happens, with the invariant that does not hold if there is one.
+/// What a worker has shown of the order of locks.
+fn shown(scenario: &Scenario, options: &Options, tally: &Tally) -> Vec<Shown> {
+    let shown = |lesson: &Lesson| {
+        let Lesson { telling: Telling { faults, deviations }, bound, orders } = lesson.clone();
+        let token = Token {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            scenario: scenario.name.clone(),
+            fingerprint: fingerprint(scenario),
+            faults,
+            deviations,
+            whole: options.whole,
+            bound,
+            ..Token::default()
+        };
+        let orders = orders.iter().map(|edge| (edge.outer.to_owned(), edge.inner.to_owned())).collect();
+        Shown { token: token.to_string(), orders }
+    };
+    tally.lessons.iter().map(shown).collect()
+}
+
+/// Tells the schedule of a token again: what happens, with the invariant that does not hold if there is one. `among`:
+/// the scenarios there are; `whence`: where they are from, for errors.
 ///
 /// # Errors
-/// All of it held, and it was not the schedule of the token, as that has something in it that never came.
+/// What the token is of is not among them, or has changed. All of it held, and it was not the schedule of the token, as
+/// that has something in it that never came.
 ///
 /// # Panics
 /// The thread that tells it cannot be started.
-pub fn replay(scenario: &Scenario, token: &Token) -> Result<Story, TokenError> {
+pub fn replay(among: &[Scenario], whence: &str, token: &Token) -> Result<Story, TokenError> {
+    let first = token.first.iter().map(|first| first.scenario(among, whence)).collect::<Result<Vec<_>, _>>()?;
+    let scenario = token.scenario(among, whence)?;
     // On a thread of its own: what an exploration remembers of others on this one is not to matter.
-    let told = thread::scope(|scope| scope.spawn(|| tell(scenario, token).0).join().expect("telling does not panic"));
+    let tell = || tell(&first, &scenario, token).0;
+    let told = thread::scope(|scope| scope.spawn(tell).join().expect("telling does not panic"));
     if told.invariant.is_empty() && !told.unmet.is_empty() {
         return Err(TokenError::NotMet(told.unmet.join(", ").escape_debug().to_string()));
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::check::{Report, Violation};
+use crate::orders::Orders;
 
 /// Why reports do not belong together.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -90,7 +91,12 @@ pub fn merge(reports: Vec<Report>) -> Result<Vec<Report>, MergeError> {
     if scenarios.is_empty() {
         return Err(MergeError::Nothing);
     }
-    scenarios.into_values().map(join).collect()
+    let mut joined = scenarios.into_values().map(join).collect::<Result<Vec<_>, _>>()?;
+    let mut orders = Orders::default();
+    for report in &mut joined {
+        report.compare(&mut orders, &[]);
+    }
+    Ok(joined)
 }
 
 fn join(mut parts: Vec<Report>) -> Result<Report, MergeError> {
@@ -133,6 +139,7 @@ fn join(mut parts: Vec<Report>) -> Result<Report, MergeError> {
         let is_known = |violation: &Violation| whole.violations.iter().any(|known| known.token == violation.token);
         let new: Vec<Violation> = part.violations.into_iter().filter(|violation| !is_known(violation)).collect();
         whole.violations.extend(new);
+        whole.lock_orders.extend(part.lock_orders);
         whole.elapsed_ms = whole.elapsed_ms.max(part.elapsed_ms);
         whole.interrupted |= part.interrupted;
     }

@@ -17,7 +17,7 @@ use shuttle::scheduler::Scheduler;
 use crate::campaign::{Failure, Watch};
 use crate::schedulers::{Bounded, Recorded, Replay};
 use crate::story::{Row, RowKind, Story, rows};
-use crate::telling::{Found, Lessons, Teller};
+use crate::telling::{Found, Lessons, Teller, Telling};
 use crate::token::{Token, fingerprint, without};
 
 /// How long to go on making it smaller.
@@ -72,7 +72,7 @@ impl Case {
                 *ours.borrow_mut() = Some(Failure { found, plan, deviations, bound, returns, after });
                 return ControlFlow::Break(());
             }
-            lessons.learn(&listener, &deviations.borrow());
+            lessons.learn(&listener, &deviations.borrow(), bound);
             if schedules < budget { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         };
         explore.run(recorded, ended, move || teller.tell(false));
@@ -181,8 +181,9 @@ pub(crate) fn story(case: &Case) -> Story {
         bound: case.failure.bound,
         returns: case.failure.returns,
         after: case.failure.after.clone(),
+        first: Vec::new(),
     };
-    let (story, found) = tell(&scenario, &token);
+    let (story, found) = tell(&[], &scenario, &token);
     let found = found.first().or(case.failure.found.first()).cloned();
     Story {
         invariant: found.as_ref().map_or_else(String::new, |found| found.invariant.clone()),
@@ -192,8 +193,9 @@ pub(crate) fn story(case: &Case) -> Story {
     }
 }
 
-/// Tells the schedule of a token: what happens, and what did not hold.
-pub(crate) fn tell(scenario: &Scenario, token: &Token) -> (Story, Vec<Found>) {
+/// Tells the schedule of a token: what happens, and what did not hold. `first`: the scenarios of the schedules that are
+/// told before it.
+pub(crate) fn tell(first: &[Scenario], scenario: &Scenario, token: &Token) -> (Story, Vec<Found>) {
     let teller = Teller::new(Arc::new(scenario.clone()), &token.faults, true);
     let result = Rc::new(RefCell::new((Story::default(), Vec::new())));
     let (ours, listener) = (Rc::clone(&result), teller.clone());
@@ -218,8 +220,15 @@ pub(crate) fn tell(scenario: &Scenario, token: &Token) -> (Story, Vec<Found>) {
         *ours.borrow_mut() = (Story { threads, rows, ..Story::default() }, found);
         ControlFlow::Break(())
     };
-    let explore = Explore { record: true, bound: token.bound, focused: !token.whole, ..Explore::default() };
-    teller.learn(&token.after, Explore { record: false, ..explore });
+    let explore = |token: &Token| Explore { bound: token.bound, focused: !token.whole, ..Explore::default() };
+    let mut came = true;
+    for (scenario, token) in first.iter().zip(&token.first) {
+        let telling = Telling { faults: token.faults.clone(), deviations: token.deviations.clone() };
+        let teller = teller.of(Arc::new(scenario.clone()));
+        came &= teller.learn(token.after.iter().chain([&telling]), explore(token));
+    }
+    came &= teller.learn(&token.after, explore(token));
+    let explore = Explore { record: true, ..explore(token) };
     let replay = Replay::new(token.deviations.clone()).returning(token.returns);
     let (met, planned) = (replay.met(), teller.clone());
     explore.run(replay, ended, move || teller.tell(false));
@@ -230,7 +239,10 @@ pub(crate) fn tell(scenario: &Scenario, token: &Token) -> (Story, Vec<Found>) {
     if switches > 0 {
         story.unmet.push(format!("{switches} of {} switches", token.deviations.len()));
     }
-    story.after = token.after.len();
+    if !came {
+        story.unmet.push("something of what is told first".to_owned());
+    }
+    story.after = token.all().map(|token| token.after.len()).sum::<usize>() + token.first.len();
     story.faults = token.faults.iter().map(ToString::to_string).collect();
     story.token = token.to_string();
     story.preemptions = story.rows.iter().filter(|row| row.kind == RowKind::Preempted).count();

@@ -3,6 +3,8 @@
 use lockdep::{Happening, OpKind, What};
 use serde::{Deserialize, Serialize};
 
+use crate::token::Token;
+
 /// One schedule, told.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Story {
@@ -17,9 +19,9 @@ pub struct Story {
     /// In how many other schedules it must be told first: what does not hold is an order of locks that inverts one
     /// seen there.
     pub after: usize,
-    /// The file that the scenario was read from; empty if that is not known.
+    /// The files of the scenarios that the token is of; none if that is not known.
     #[serde(default)]
-    pub file: String,
+    pub files: Vec<String>,
     /// What of the token has not come; empty where the token is as it was printed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unmet: Vec<String>,
@@ -36,27 +38,39 @@ pub struct Story {
 impl Story {
     /// The command that tells it again; empty if there is no token.
     pub fn again(&self) -> String {
-        if self.token.is_empty() { String::new() } else { again(&self.token, &self.file) }
+        if self.token.is_empty() { String::new() } else { again(&self.token, &self.files) }
     }
 
     /// What it must be told after; empty if it can be told alone.
     pub(crate) fn told_after(&self) -> String {
+        let token: Option<Token> = self.token.parse().ok();
+        let mut others: Vec<String> = Vec::new();
+        for first in token.iter().flat_map(|token| &token.first) {
+            let name = format!("`{}`", first.scenario);
+            if first.scenario != self.scenario && !others.contains(&name) {
+                others.push(name);
+            }
+        }
+        let of = if others.is_empty() { String::new() } else { format!(" of {}", others.join(", ")) };
         match self.after {
             0 => String::new(),
-            1 => "another schedule, which shows one order of the locks; this one shows the other".to_owned(),
-            n => format!("{n} other schedules, which show orders of the locks that this one inverts"),
+            1 => format!("another schedule{of}, which shows one order of the locks; this one shows the other"),
+            n => format!("{n} other schedules{of}, which show orders of the locks that this one inverts"),
         }
     }
 }
 
-/// The command that tells a token's schedule again, of a scenario that was read from a file, or nobody knows whence.
-pub fn again(token: &str, file: &str) -> String {
+/// The command that tells a token's schedule again, of scenarios that were read from files, or nobody knows whence.
+pub fn again<S: AsRef<str>>(token: &str, files: &[S]) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+,:@".contains(c);
-    match file {
-        "" => format!("esw check --replay {token}"),
-        file if file.chars().all(plain) => format!("esw check --replay {token} {file}"),
-        file => format!("esw check --replay {token} '{}'", file.replace('\'', r"'\''")),
+    let mut command = format!("esw check --replay {token}");
+    for file in files.iter().map(AsRef::as_ref) {
+        match file.chars().all(plain) {
+            true => command += &format!(" {file}"),
+            false => command += &format!(" '{}'", file.replace('\'', r"'\''")),
+        }
     }
+    command
 }
 
 /// One thing that happened.

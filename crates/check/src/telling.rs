@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use card_memory::MemoryCard;
 use eswitch::card::{FaultPlan, Faulty, Traced};
-use lockdep::{Domain, Explore, Halt, Oracle};
+use lockdep::{Domain, EdgeInfo, Explore, Halt, Oracle};
 use scenario::{Pulse, Scenario, World};
 use serde::{Deserialize, Serialize};
 
@@ -35,24 +35,42 @@ pub struct Telling {
 /// be between two schedules, or between two that have different things fail: then it takes both to show it.
 #[derive(Debug, Default)]
 pub(crate) struct Lessons {
-    orders: u32,
-    tellings: Vec<Telling>,
+    known: Vec<EdgeInfo>,
+    lessons: Vec<Lesson>,
+}
+
+/// A telling from which the checker of locks has learned.
+#[derive(Clone, Debug)]
+pub(crate) struct Lesson {
+    pub telling: Telling,
+    /// After how many steps it would have been given up.
+    pub bound: usize,
+    pub orders: Vec<EdgeInfo>,
 }
 
 impl Lessons {
     /// Keeps the telling that has just ended, if the checker has learned from it.
-    pub fn learn(&mut self, teller: &Teller, deviations: &[Deviation]) {
-        let orders = teller.domain.edge_count();
-        if orders > self.orders {
-            self.orders = orders;
-            self.tellings.push(Telling { faults: teller.plan.to_vec(), deviations: deviations.to_vec() });
+    pub fn learn(&mut self, teller: &Teller, deviations: &[Deviation], bound: usize) {
+        if teller.domain.edge_count() as usize == self.known.len() {
+            return;
         }
+        let edges = teller.domain.edges();
+        let orders = edges.iter().filter(|edge| !self.known.contains(edge)).cloned().collect();
+        let telling = Telling { faults: teller.plan.to_vec(), deviations: deviations.to_vec() };
+        self.lessons.push(Lesson { telling, bound, orders });
+        self.known = edges;
+    }
+
+    /// All of them.
+    pub fn all(&self) -> &[Lesson] {
+        &self.lessons
     }
 
     /// What must be told first for this to be found again.
     pub fn before(&self, found: &[Found]) -> Vec<Telling> {
         let of_locks = found.iter().any(|found| found.invariant == "lock-order");
-        if of_locks { self.tellings.clone() } else { Vec::new() }
+        let tellings = self.lessons.iter().map(|lesson| lesson.telling.clone());
+        if of_locks { tellings.collect() } else { Vec::new() }
     }
 }
 
@@ -87,8 +105,15 @@ impl Teller {
         Self { plan: plan.into(), ..self.clone() }
     }
 
-    /// Tells it in these ways, for what the checker of locks learns from it.
-    pub fn learn(&self, tellings: &[Telling], how: Explore) {
+    /// One for another scenario. What the checker of locks has learned they have in common.
+    pub fn of(&self, scenario: Arc<Scenario>) -> Self {
+        Self { scenario, ..self.clone() }
+    }
+
+    /// Tells it in these ways, for what the checker of locks learns from it. Whether all of them came as they are
+    /// written.
+    pub fn learn<'a>(&self, tellings: impl IntoIterator<Item = &'a Telling>, how: Explore) -> bool {
+        let mut came = true;
         for telling in tellings {
             let teller = self.with(&telling.faults);
             let listener = teller.clone();
@@ -96,8 +121,12 @@ impl Teller {
                 listener.verdict(halt);
                 ControlFlow::Break(())
             };
-            how.run(Replay::new(telling.deviations.clone()), ended, move || teller.tell(false));
+            let replay = Replay::new(telling.deviations.clone());
+            let met = replay.met();
+            how.run(replay, ended, move || teller.tell(false));
+            came &= self.unmet().is_empty() && met.borrow().iter().all(|met| *met);
         }
+        came
     }
 
     /// Tells it, inside an exploration.

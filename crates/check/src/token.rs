@@ -17,7 +17,7 @@ use crate::telling::Telling;
 const FORM: u32 = 2;
 
 /// A schedule of a scenario, with what fails in it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Token {
     /// The version of the program that wrote it.
     pub version: String,
@@ -39,6 +39,8 @@ pub struct Token {
     pub returns: bool,
     /// What is told first, as the checker of locks learns from it an order that this one inverts.
     pub after: Vec<Telling>,
+    /// Schedules, of other scenarios maybe, that are told before all that, for the same reason; none has such of its own.
+    pub first: Vec<Token>,
 }
 
 /// Why a token cannot be used.
@@ -167,6 +169,9 @@ impl fmt::Display for Token {
             telling,
             after,
         );
+        for first in &self.first {
+            write!(f, "{first}+")?;
+        }
         let text = serde_json::to_string(&all).map_err(|_| fmt::Error)?;
         write!(f, "esw{FORM}.{}", URL_SAFE_NO_PAD.encode(text))
     }
@@ -176,6 +181,19 @@ impl FromStr for Token {
     type Err = TokenError;
 
     fn from_str(text: &str) -> Result<Self, TokenError> {
+        let mut tokens = text.split('+').map(Self::one).collect::<Result<Vec<_>, _>>()?;
+        let last = tokens.pop().ok_or(TokenError::Malformed)?;
+        Ok(Self { first: tokens, ..last })
+    }
+}
+
+impl Token {
+    /// All that it tells: what is told first, and itself.
+    pub fn all(&self) -> impl Iterator<Item = &Self> {
+        self.first.iter().chain([self])
+    }
+
+    fn one(text: &str) -> Result<Self, TokenError> {
         use TokenError::Malformed;
 
         let (form, rest) = text.trim().strip_prefix("esw").and_then(|rest| rest.split_once('.')).ok_or(Malformed)?;
@@ -195,6 +213,7 @@ impl FromStr for Token {
         let Telling { faults, deviations } = unpacked(telling);
         let after = after.into_iter().map(unpacked).collect();
         let (whole, returns) = (whole != 0, returns != 0);
-        Ok(Self { version, scenario, fingerprint, without, faults, deviations, whole, bound, returns, after })
+        let first = Vec::new();
+        Ok(Self { version, scenario, fingerprint, without, faults, deviations, whole, bound, returns, after, first })
     }
 }

@@ -155,8 +155,8 @@ fn a_token_tells_what_it_is_for() {
     let violation = report.violations.first().expect("it was planted");
     assert_eq!(violation.invariant, "expectation");
     let token: Token = violation.token.parse().expect("a token that was printed");
-    let scenario = token.scenario(&[planted], "here").expect("it is of this scenario");
-    let again: Vec<_> = (0..3).map(|_| check::replay(&scenario, &token).unwrap()).collect();
+    let among = [planted];
+    let again: Vec<_> = (0..3).map(|_| check::replay(&among, "here", &token).unwrap()).collect();
     for story in again {
         assert_eq!((&story.invariant, &story.detail), (&violation.invariant, &violation.detail));
         assert_eq!(story, violation.story);

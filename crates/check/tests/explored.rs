@@ -50,7 +50,7 @@ fn a_preemption_is_told_where_it_is() {
     let named = |name: &str| plain.threads.iter().position(|thread| thread == name).unwrap() as u8;
     let deviations = vec![Deviation { thread: named("orchestrator"), ops: 20, to: named("admin") }];
     let token = Token { deviations, ..plain.token.parse().unwrap() };
-    let story = check::replay(&scenario, &token).unwrap();
+    let story = check::replay(&[scenario], "here", &token).unwrap();
     assert_eq!(story.preemptions, 1);
     assert_eq!(story.rows.iter().filter(|row| row.kind == RowKind::Preempted).count(), 1);
     let text = columns(&story, 300);

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use check::{Options, PageInfo, Report, Story, Token, Watch};
+use check::{Options, Orders, PageInfo, Report, Story, Token, Watch};
 use indicatif::{ProgressBar, ProgressStyle};
 use scenario::Scenario;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -58,14 +58,18 @@ pub fn check(arguments: &Check) -> Result<u8> {
     let watch = Arc::new(Watch::default());
     stop_on_signal(&watch)?;
     let options = options(arguments);
-    let mut reports = Vec::new();
-    let mut unwritten = false;
+    let scenarios: Vec<Scenario> = memory.iter().map(|told| told.scenario.clone()).collect();
+    let (mut reports, mut orders, mut unwritten) = (Vec::new(), Orders::default(), false);
     for (index, Told { path, scenario }) in memory.iter().enumerate() {
         let progress = progress(arguments, scenario, (index + 1, memory.len()), &options, &watch);
         let mut report = check::check(scenario, &options, &watch);
         progress.finish();
         report.file = path.display().to_string();
-        report.violations.iter_mut().for_each(|violation| violation.story.file.clone_from(&report.file));
+        report.compare(&mut orders, &scenarios);
+        name_files(&mut report, |name| {
+            let told = memory.iter().find(|told| told.scenario.name == name);
+            told.map(|told| told.path.display().to_string())
+        });
         print(arguments, style, &report)?;
         reports.push(report);
         // At once: a page is not to be lost to what comes later.
@@ -81,6 +85,20 @@ pub fn check(arguments: &Check) -> Result<u8> {
     }
     let status = finish(arguments, style, &reports, memory.len());
     Ok(if unwritten && status == HELD { UNUSABLE } else { status })
+}
+
+/// Which files its violations are of: where the scenario of that name was read from.
+fn name_files(report: &mut Report, file: impl Fn(&str) -> Option<String>) {
+    for violation in &mut report.violations {
+        let token: Option<Token> = violation.token.parse().ok();
+        let mut files: Vec<String> = Vec::new();
+        for file in token.iter().flat_map(Token::all).filter_map(|token| file(&token.scenario)) {
+            if !file.is_empty() && !files.contains(&file) {
+                files.push(file);
+            }
+        }
+        violation.story.files = files;
+    }
 }
 
 fn in_memory(story: &Told) -> bool {
@@ -276,7 +294,7 @@ fn print(arguments: &Check, style: Style, report: &Report) -> Result<()> {
         if violation.story.rows.is_empty() {
             // Read from the report of a part: the token tells the story.
             line(&format!("  {}  {}: {}", style.bad("FAILS"), violation.invariant, violation.detail));
-            line(&format!("  {}", check::again(&violation.token, &report.file)));
+            line(&format!("  {}", check::again(&violation.token, &violation.story.files)));
         } else {
             line(&check::columns(&violation.story, width()));
         }
@@ -383,7 +401,11 @@ fn merge(arguments: &Check) -> Result<u8> {
         let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
         reports.extend(check::read(&path.display().to_string(), &text)?);
     }
-    let reports = check::merge(reports)?;
+    let mut reports = check::merge(reports)?;
+    let files: Vec<_> = reports.iter().map(|report| (report.scenario.clone(), report.file.clone())).collect();
+    for report in &mut reports {
+        name_files(report, |name| files.iter().find(|(scenario, _)| scenario == name).map(|(_, file)| file.clone()));
+    }
     let style = Style::detect();
     for report in &reports {
         print(arguments, style, report)?;
@@ -402,11 +424,13 @@ fn replay(arguments: &Check, token: &str) -> Result<u8> {
     let Some(stories) = read_all(paths)? else {
         return Ok(UNUSABLE);
     };
-    let told = stories.iter().find(|story| check::fingerprint(&story.scenario) == token.fingerprint);
     let scenarios: Vec<Scenario> = stories.iter().map(|story| story.scenario.clone()).collect();
-    let scenario = token.scenario(&scenarios, &whence)?;
-    let mut story = check::replay(&scenario, &token)?;
-    story.file = told.map_or_else(String::new, |told| told.path.display().to_string());
+    let mut story = check::replay(&scenarios, &whence, &token)?;
+    for token in token.all() {
+        let told = stories.iter().find(|story| check::fingerprint(&story.scenario) == token.fingerprint);
+        let file = told.map(|told| told.path.display().to_string());
+        story.files.extend(file.filter(|file| !story.files.contains(file)));
+    }
     if let Some(folder) = &arguments.report {
         make_folder(folder)?;
         write_stories(folder, std::slice::from_ref(&story), 1, 1)?;

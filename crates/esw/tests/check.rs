@@ -240,6 +240,58 @@ fn parts_of_a_campaign_are_joined_and_only_parts_of_one() {
 }
 
 #[test]
+fn an_order_of_locks_that_another_scenario_inverts_is_found_when_parts_are_joined() {
+    let folder = Folder::new("orders");
+    let one = folder.file("one.toml", HOLDS);
+    let two = folder.file("two.toml", &HOLDS.replace("it holds", "that holds"));
+    let report = |file: &str| json(&esw(&["check", file, "--schedules", "20", "--json"])).remove(0);
+    let (first, mut second) = (report(&one), report(&two));
+    let orders = first["lock_orders"].as_array().unwrap();
+    let has = |order: &Value| order["orders"].as_array().unwrap().contains(&serde_json::json!(["device", "devlink"]));
+    let shows = orders.iter().find(|order| has(order)).expect("device, then devlink");
+    // Nothing in the tree inverts it; so the report of one part has to claim it.
+    let merge = |second: &Value| {
+        let files = [folder.file("1.json", &first.to_string()), folder.file("2.json", &second.to_string())];
+        esw(&["check", "--merge", &files[0], &files[1]])
+    };
+    assert_eq!(merge(&second).status.code(), Some(0));
+    let token = second["lock_orders"][0]["token"].as_str().unwrap().to_owned();
+    second["lock_orders"].as_array_mut().unwrap().push(serde_json::json!({
+        "token": token, "orders": [["devlink", "device"]],
+    }));
+    let output = merge(&second);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    let said = text(&output.stdout);
+    let both = format!("{}+{token}", shows["token"].as_str().unwrap());
+    for part in [
+        "that holds: FAILED",
+        "it holds: ok",
+        "lock-order: possible circular locking dependency between schedules",
+        "device, then devlink in a schedule of `it holds`; devlink, then device in a schedule of `that holds`",
+        &format!("esw check --replay {both} {one} {two}"),
+    ] {
+        assert!(said.contains(part), "{part}\n{said}");
+    }
+    // Both are told, and the checker looks at both: in this tree there is nothing to be found.
+    let output = esw(&["check", "--replay", &both, &two, &one]);
+    assert_eq!(
+        (output.status.code(), &*text(&output.stdout)),
+        (Some(0), "that holds: held in the schedule of the token\n")
+    );
+    let mut never: check::Token = both.parse().unwrap();
+    never.first[0].faults = vec![check::Place { name: "nonsense".to_owned(), nth: 1 }];
+    for (token, files, said) in [
+        (&*both, &[&*two][..], "`it holds`, which is not in"),
+        (&*format!("{token}+"), &[&*two], "not a token"),
+        (&*never.to_string(), &[&*one, &*two], "something of what is told first never came"),
+    ] {
+        let output = esw(&[&["check", "--replay", token][..], files].concat());
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(text(&output.stderr).contains(said), "{}", text(&output.stderr));
+    }
+}
+
+#[test]
 fn input_that_makes_no_sense_is_refused_before_anything_runs() {
     let folder = Folder::new("wrong");
     let file = folder.file("holds.toml", HOLDS);

@@ -1,12 +1,12 @@
 //! Exploring a scenario until something is found: in rounds, each by another way of choosing schedules.
 
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -46,13 +46,13 @@ struct Report {
     violations: Vec<Found>,
 }
 
-/// Explores a scenario.
+/// Explores scenarios, one after the other, and what they come to together.
 ///
 /// # Errors
 /// The explorer cannot be run, or cannot use what it is given.
 pub fn explore(
     explorer: &Path,
-    scenario: &Path,
+    scenarios: &[PathBuf],
     faults: bool,
     whole: bool,
     seed: u64,
@@ -70,14 +70,14 @@ pub fn explore(
             "faults": if faults { "each" } else { "none" },
             "whole": whole,
         });
-        let limit = Duration::from_millis(*time_ms) + OVERTIME;
-        let Some(report) = round(explorer, &options.to_string(), scenario, limit)? else {
+        let limit = Duration::from_millis(*time_ms) * scenarios.len() as u32 + OVERTIME;
+        let Some(reports) = round(explorer, &options.to_string(), scenarios, limit)? else {
             let (invariant, detail) = ("progress".to_owned(), "a story goes on for ever".to_owned());
             explored.found = Some(Found { invariant, detail, ..Found::default() });
             break;
         };
-        explored.schedules += report.schedules;
-        explored.found = report.violations.into_iter().next();
+        explored.schedules += reports.iter().map(|report| report.schedules).sum::<u64>();
+        explored.found = reports.into_iter().flat_map(|report| report.violations).next();
         if explored.found.is_some() {
             break;
         }
@@ -90,20 +90,20 @@ pub fn explore(
 ///
 /// # Errors
 /// The explorer cannot be run, or cannot use the token.
-pub fn replay(explorer: &Path, scenario: &Path, token: &str) -> Result<String> {
-    let output = Command::new(explorer).args(["replay", token]).arg(scenario).output()?;
+pub fn replay(explorer: &Path, scenarios: &[PathBuf], token: &str) -> Result<String> {
+    let output = Command::new(explorer).args(["replay", token]).args(scenarios).output()?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(matches!(output.status.code(), Some(0 | 1)), "the explorer ended with {}: {}", output.status, said.trim());
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 /// One round; `None` if it had to be ended.
-fn round(explorer: &Path, options: &str, scenario: &Path, limit: Duration) -> Result<Option<Report>> {
+fn round(explorer: &Path, options: &str, scenarios: &[PathBuf], limit: Duration) -> Result<Option<Vec<Report>>> {
     let place = explorer.with_file_name("explored.json");
     let said = place.with_extension("stderr");
     let file = |path: &Path| File::create(path).with_context(|| path.display().to_string());
     let mut command = Command::new(explorer);
-    command.arg(options).arg(scenario).stdin(Stdio::null()).stdout(file(&place)?).stderr(file(&said)?);
+    command.arg(options).args(scenarios).stdin(Stdio::null()).stdout(file(&place)?).stderr(file(&said)?);
     let mut child = command.spawn().with_context(|| explorer.display().to_string())?;
     let until = Instant::now() + limit;
     let status = loop {
@@ -119,6 +119,7 @@ fn round(explorer: &Path, options: &str, scenario: &Path, limit: Duration) -> Re
     };
     let (text, said) = (fs::read_to_string(&place)?, fs::read_to_string(&said)?);
     ensure!(matches!(status.code(), Some(0 | 1)), "the explorer ended with {status}: {}", said.trim());
-    let Some(line) = text.lines().next() else { bail!("the explorer has nothing to report") };
-    Ok(Some(serde_json::from_str(line)?))
+    let reports = text.lines().map(serde_json::from_str).collect::<Result<Vec<_>, _>>()?;
+    ensure!(reports.len() == scenarios.len(), "the explorer has not reported on every scenario");
+    Ok(Some(reports))
 }

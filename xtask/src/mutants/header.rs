@@ -6,7 +6,7 @@
 //! | --- | --- |
 //! | `Undoes` | what it undoes, in the field's words |
 //! | `Planted` | how, where that does not go without saying |
-//! | `Scenario` | the scenario that must catch it, by its file's name; not if the compiler rejects it |
+//! | `Scenario` | the scenario that must catch it, by its file's name, or those that must together, with `, ` between them; not if the compiler rejects it |
 //! | `Invariant` | by which invariant, or `compiler` |
 //! | `Error` | what the compiler says, if it is to reject it: parts of it, with `; ` between them |
 //! | `Faults` | `each`: with each failure asked for |
@@ -36,7 +36,7 @@ pub enum CaughtBy {
     /// It does not compile, and this is in what the compiler says.
     Compiler { error: String },
     /// Exploring a scenario breaks an invariant.
-    Exploring { scenario: String, invariant: String, faults: bool, whole: bool },
+    Exploring { scenarios: Vec<String>, invariant: String, faults: bool, whole: bool },
 }
 
 /// The invariants there are.
@@ -82,7 +82,7 @@ impl Mutant {
             );
             CaughtBy::Exploring {
                 invariant,
-                scenario: fields.required("Scenario")?,
+                scenarios: fields.required("Scenario")?.split(", ").map(str::to_owned).collect(),
                 faults: fields.word("Faults", "each")?,
                 whole: fields.word("Options", "whole")?,
             }
@@ -101,20 +101,17 @@ impl Mutant {
         }
     }
 
-    /// The scenario that must catch it, whether with failures, and whether the whole of it.
-    pub fn story(&self) -> Option<(&str, bool, bool)> {
+    /// The scenarios that must catch it, whether with failures, and whether the whole of them.
+    pub fn story(&self) -> Option<(&[String], bool, bool)> {
         match &self.caught_by {
             CaughtBy::Compiler { .. } => None,
-            CaughtBy::Exploring { scenario, faults, whole, .. } => Some((scenario, *faults, *whole)),
+            CaughtBy::Exploring { scenarios, faults, whole, .. } => Some((scenarios, *faults, *whole)),
         }
     }
 
-    /// The scenario that must catch it.
-    pub fn scenario(&self) -> Option<&str> {
-        match &self.caught_by {
-            CaughtBy::Compiler { .. } => None,
-            CaughtBy::Exploring { scenario, .. } => Some(scenario),
-        }
+    /// The scenarios that must catch it: none if the compiler does.
+    pub fn scenarios(&self) -> &[String] {
+        self.story().map_or(&[], |(scenarios, ..)| scenarios)
     }
 }
 
@@ -174,7 +171,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(mutant.undoes, "the lock of representors.");
-        assert_eq!((mutant.scenario(), mutant.invariant()), (Some("late-ib"), "load-once"));
+        assert_eq!((mutant.scenarios(), mutant.invariant()), (&["late-ib".to_owned()][..], "load-once"));
         assert!(matches!(mutant.caught_by, CaughtBy::Exploring { faults: true, whole: false, .. }));
     }
 
@@ -182,7 +179,13 @@ mod tests {
     fn what_the_compiler_rejects_has_its_error() {
         let mutant = parse("Undoes: the order.\nInvariant: compiler\nError: E0277 the trait bound\n").unwrap();
         assert_eq!(mutant.caught_by, CaughtBy::Compiler { error: "E0277 the trait bound".to_owned() });
-        assert_eq!(mutant.scenario(), None);
+        assert!(mutant.scenarios().is_empty());
+    }
+
+    #[test]
+    fn two_scenarios_may_catch_it_together() {
+        let mutant = parse("Undoes: it.\nScenario: late-ib, stale-work\nInvariant: lock-order\n").unwrap();
+        assert_eq!(mutant.scenarios(), ["late-ib", "stale-work"]);
     }
 
     #[test]

@@ -43,6 +43,7 @@ pub struct Args {
 struct Outcome {
     mutant: String,
     undoes: String,
+    /// As its header has it.
     scenario: Option<String>,
     invariant: String,
     /// By what its header says.
@@ -110,7 +111,7 @@ fn selected(args: &Args) -> Result<Vec<Mutant>> {
 /// The tree as it is, in the scenarios of these mutants: a scenario that does not hold there catches nothing. How
 /// many do not.
 fn control(copy: &Patched, mutants: &[Mutant], args: &Args) -> Result<usize> {
-    let stories: BTreeSet<(&str, bool, bool)> = mutants.iter().filter_map(Mutant::story).collect();
+    let stories: BTreeSet<(&[String], bool, bool)> = mutants.iter().filter_map(Mutant::story).collect();
     if stories.is_empty() {
         return Ok(0);
     }
@@ -121,9 +122,9 @@ fn control(copy: &Patched, mutants: &[Mutant], args: &Args) -> Result<usize> {
     };
     let rounds = if args.seeds > 1 { &explore::ROUNDS[..] } else { &explore::ROUNDS[..1] };
     let (mut schedules, mut failed) = (0, 0);
-    for (scenario, faults, whole) in &stories {
-        let file = copy.scenario(scenario);
-        let explored = explore::explore(&explorer, &file, *faults, *whole, 1, rounds).context(scenario.to_string())?;
+    for (scenarios, faults, whole) in &stories {
+        let (files, scenario) = (copy.scenarios(scenarios), scenarios.join(", "));
+        let explored = explore::explore(&explorer, &files, *faults, *whole, 1, rounds).context(scenario.clone())?;
         schedules += explored.schedules;
         if let Some(Found { invariant, detail, .. }) = explored.found {
             failed += 1;
@@ -131,7 +132,7 @@ fn control(copy: &Patched, mutants: &[Mutant], args: &Args) -> Result<usize> {
         }
     }
     if !args.json {
-        println!("held       without a mutant: {} scenarios in {schedules} schedules", stories.len() - failed);
+        println!("held       without a mutant: {} stories in {schedules} schedules", stories.len() - failed);
     }
     Ok(failed)
 }
@@ -140,7 +141,7 @@ fn plant(copy: &Patched, mutant: &Mutant, seeds: u64) -> Result<Outcome> {
     let mut outcome = Outcome {
         mutant: mutant.name.clone(),
         undoes: mutant.undoes.clone(),
-        scenario: mutant.scenario().map(str::to_owned),
+        scenario: Some(mutant.scenarios().join(", ")).filter(|names| !names.is_empty()),
         invariant: mutant.invariant().to_owned(),
         caught: false,
         by: String::new(),
@@ -167,9 +168,9 @@ fn plant(copy: &Patched, mutant: &Mutant, seeds: u64) -> Result<Outcome> {
             (outcome.by, outcome.detail) = ("compiler".to_owned(), errors(&said));
         }
         (Build::Built(_), CaughtBy::Compiler { .. }) => outcome.by = "nothing: it compiles".to_owned(),
-        (Build::Built(explorer), CaughtBy::Exploring { scenario, invariant, faults, whole }) => {
-            let file = copy.scenario(scenario);
-            let explore = |seed| explore::explore(&explorer, &file, *faults, *whole, seed, &explore::ROUNDS);
+        (Build::Built(explorer), CaughtBy::Exploring { scenarios, invariant, faults, whole }) => {
+            let files = copy.scenarios(scenarios);
+            let explore = |seed| explore::explore(&explorer, &files, *faults, *whole, seed, &explore::ROUNDS);
             let runs = (1..=seeds).map(explore);
             let mut runs = runs.collect::<Result<Vec<Explored>>>().with_context(|| mutant.name.clone())?;
             runs.sort_by_key(|run| (run.found.as_ref().is_none_or(|found| found.invariant != *invariant), run.elapsed));
@@ -179,7 +180,7 @@ fn plant(copy: &Patched, mutant: &Mutant, seeds: u64) -> Result<Outcome> {
             outcome.caught = by == *invariant;
             (outcome.by, outcome.detail) = (by, detail);
             if !token.is_empty() {
-                let shown = explore::replay(&explorer, &file, &token).with_context(|| mutant.name.clone())?;
+                let shown = explore::replay(&explorer, &files, &token).with_context(|| mutant.name.clone())?;
                 if shown != outcome.by {
                     outcome.caught = false;
                     outcome.detail = format!("its token shows {}", if shown.is_empty() { "nothing" } else { &shown });
@@ -226,7 +227,7 @@ mod tests {
     #[test]
     fn every_header_is_whole_and_names_a_scenario_there_is() {
         for mutant in all().unwrap() {
-            if let Some(scenario) = mutant.scenario() {
+            for scenario in mutant.scenarios() {
                 let file = patched::root().join("scenarios").join(scenario).with_extension("toml");
                 assert!(file.is_file(), "{}: {} is not there", mutant.name, file.display());
             }
@@ -240,7 +241,7 @@ mod tests {
             let row = page.lines().find(|line| line.starts_with(&format!("| `{}` |", mutant.name)));
             let row = row.unwrap_or_else(|| panic!("{} has no row", mutant.name));
             assert!(row.contains(mutant.invariant()), "{row}");
-            assert!(mutant.scenario().is_none_or(|scenario| row.contains(scenario)), "{row}");
+            assert!(mutant.scenarios().iter().all(|scenario| row.contains(scenario)), "{row}");
         }
     }
 
