@@ -285,6 +285,8 @@ pub(crate) struct Worker<'a> {
     pub found: Arc<AtomicBool>,
     /// Which share of the work, and of how many.
     pub share: (u32, u32),
+    /// Which of those who share the work of this part.
+    pub job: (u32, u32),
     pub began: Instant,
     /// The last plan, and the places met after everything of it had failed.
     pub last: RefCell<(Vec<Place>, BTreeSet<Place>)>,
@@ -431,7 +433,7 @@ impl Worker<'_> {
     }
 
     fn up_to(&self, preemptions: u8, plan: &[Place], notes: bool, bound: usize) -> (Search, bool) {
-        let bounded = Bounded::new(preemptions, self.options.reduce).share(self.share.0, self.share.1);
+        let bounded = Bounded::new(preemptions, self.options.reduce).share(self.options.shard, self.job);
         self.run_bounded(bounded, plan, notes, bound)
     }
 

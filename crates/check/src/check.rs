@@ -129,7 +129,8 @@ pub fn check(scenario: &Scenario, options: &Options, watch: &Arc<Watch>) -> Repo
                     let purse = purse.map(|purse| Pursed::new(purse, job));
                     let teller = Teller::new(scenario, &[], false);
                     let (last, lessons) = (RefCell::default(), Rc::default());
-                    Worker { teller, options, watch, found, share, began, last, lessons, purse }.work()
+                    let job = (job, jobs);
+                    Worker { teller, options, watch, found, share, job, began, last, lessons, purse }.work()
                 })
             })
             .collect();

@@ -139,12 +139,23 @@ impl<'s> Telling<'s> {
         let after = preempts(at) || says(at.checked_sub(1)) && preempts(at - 1);
         match row.kind {
             RowKind::Preempted => {}
+            RowKind::Representor if row.what.contains(": failed") => self.does(at, row),
+            RowKind::Representor => {}
             RowKind::Violation if self.found_at_the_end() => {}
             RowKind::Violation => {
                 self.count(row.thread, row.step);
                 let who = name(self.story, row.thread);
                 let what = if self.story.detail.is_empty() { &row.what } else { &self.story.detail };
-                self.add(row.step, Told::Broken(format!("{} BREAKS HERE, in {who}: {what}", self.story.invariant)));
+                let invariant = &self.story.invariant;
+                self.add(
+                    row.step,
+                    Told::Broken(match who {
+                        "epilogue" => format!("{invariant} DOES NOT HOLD, as found at rest: {what}"),
+                        // Nobody breaks it: none can go on.
+                        _ if what.starts_with("deadlock!") => format!("{invariant} BREAKS HERE: {what}"),
+                        who => format!("{invariant} BREAKS HERE, in {who}: {what}"),
+                    }),
+                );
             }
             _ if !self.reading.is_detail(row) && !self.is_aside(at, row) || before || after => self.does(at, row),
             // Letting go goes without saying.
@@ -325,7 +336,10 @@ impl Page {
         ];
         for (fact, value) in facts.into_iter().filter(|(_, value)| !value.is_empty()) {
             // A command is one line, to be copied.
-            let lines = if fact == "run again" { vec![clean(value)] } else { wrap(value, self.width - 13) };
+            let lines = match fact {
+                "run again" => vec![clean(value)],
+                _ => value.lines().flat_map(|line| wrap_indented(line, self.width - 13)).collect(),
+            };
             for (at, line) in lines.into_iter().enumerate() {
                 self.lines.push(format!("{:<13}{line}", if at == 0 { fact } else { "" }));
             }
@@ -468,6 +482,18 @@ fn clean(text: &str) -> String {
 }
 
 /// Lines of at most `width` characters, broken between words where that can be done.
+/// A line as it is if it fits, else what it says, as far from the margin.
+fn wrap_indented(line: &str, width: usize) -> Vec<String> {
+    let line = clean(line);
+    let line = line.trim_end();
+    if line.chars().count() <= width {
+        return vec![line.to_owned()];
+    }
+    let words = line.trim_start();
+    let margin = " ".repeat((line.len() - words.len()).min(width / 2));
+    wrap(words, width - margin.len()).into_iter().map(|line| format!("{margin}{line}")).collect()
+}
+
 fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     let mut used = 0;

@@ -4,6 +4,7 @@
 //! lead to the failure any more, though others would: so a few schedules are searched, too.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -51,7 +52,7 @@ impl Case {
 
     /// Tells it in the schedules of a scheduler, up to the first that breaks the same invariant.
     fn find<S: Scheduler + 'static>(&self, scheduler: S, budget: u64) -> Option<Failure> {
-        let teller = Teller::new(Arc::new(self.less()), &self.failure.plan, false);
+        let teller = Teller::new(Arc::new(self.less()), &self.failure.plan, false).lacking(&self.gone);
         let bound = self.failure.bound;
         let explore = Explore { bound, focused: !self.whole, ..Explore::default() };
         teller.learn(&self.failure.after, explore);
@@ -196,7 +197,7 @@ pub(crate) fn story(case: &Case) -> Story {
 /// Tells the schedule of a token: what happens, and what did not hold. `first`: the scenarios of the schedules that are
 /// told before it.
 pub(crate) fn tell(first: &[Scenario], scenario: &Scenario, token: &Token) -> (Story, Vec<Found>) {
-    let teller = Teller::new(Arc::new(scenario.clone()), &token.faults, true);
+    let teller = Teller::new(Arc::new(scenario.clone()), &token.faults, true).lacking(&token.without);
     let result = Rc::new(RefCell::new((Story::default(), Vec::new())));
     let (ours, listener) = (Rc::clone(&result), teller.clone());
     let ended = move |halt: Option<Halt>| {
@@ -212,7 +213,12 @@ pub(crate) fn tell(first: &[Scenario], scenario: &Scenario, token: &Token) -> (S
         let happenings: Vec<Happening> = told.collect();
         let mut rows = rows(&happenings, threads.len());
         if let (Some(found), false) = (found.first(), rows.iter().any(|row| row.kind == RowKind::Violation)) {
-            let (step, thread) = rows.last().map_or((0, 0), |row| (row.step, row.thread));
+            let step = rows.last().map_or(0, |row| row.step);
+            // Of threads that have not ended, the last that did something.
+            let ended: BTreeSet<usize> =
+                rows.iter().filter(|row| row.kind == RowKind::Exit).map(|row| row.thread).collect();
+            let thread = rows.iter().rev().map(|row| row.thread).find(|thread| !ended.contains(thread));
+            let thread = thread.or(rows.last().map(|row| row.thread)).unwrap_or_default();
             let what = format!("{}: {}", found.invariant, found.detail);
             let kind = RowKind::Violation;
             rows.push(Row { step, thread, kind, what, object: None, at: String::new(), held: Vec::new() });

@@ -122,6 +122,6 @@ fn told(story: &Story) -> Value {
         "scenario": story.scenario, "invariant": story.invariant, "detail": story.detail, "token": story.token, "again": story.again(),
         "faults": story.faults, "after": story.told_after(), "preemptions": story.preemptions, "threads": story.threads, "lanes": lanes,
         "rows": rows, "locks": locks, "waits": waits, "steps": steps, "switches": switches.collect::<Vec<_>>(),
-        "resources": reading.resources, "broken": reading.broken, "texts": texts.0,
+        "resources": reading.resources, "representors": reading.representors, "broken": reading.broken, "texts": texts.0,
     })
 }

@@ -4,6 +4,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use serde::Serialize;
+
 use crate::story::{Row, RowKind, Story};
 
 /// A lock, from being taken to being let go of; if it never is, to the story's last row.
@@ -25,6 +27,13 @@ pub(crate) enum WaitKind {
     Notification,
     Time,
     End,
+}
+
+/// A representor's states: from which row to which, and which.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Representor {
+    pub name: String,
+    pub states: Vec<(usize, usize, String)>,
 }
 
 /// A thread could not go on: after row `from`, up to row `to`.
@@ -77,6 +86,8 @@ pub(crate) struct Reading {
     pub switches: Vec<Switch>,
     /// Every resource of the card in a natural order, and when it was there.
     pub resources: Vec<Presence>,
+    /// What each representor was, and when.
+    pub representors: Vec<Representor>,
     /// Where the invariant broke; if no row says so, it was found at the end.
     pub broken: Option<usize>,
     small: BTreeSet<String>,
@@ -116,7 +127,7 @@ impl Reading {
         match row.kind {
             RowKind::Acquire | RowKind::AcquireShared | RowKind::Try | RowKind::Release => self.is_small(&row.what),
             RowKind::Read | RowKind::Write | RowKind::Notify | RowKind::Wait | RowKind::Expire => true,
-            RowKind::Start | RowKind::Spawn | RowKind::Join | RowKind::Exit => true,
+            RowKind::Start | RowKind::Spawn | RowKind::Join | RowKind::Exit | RowKind::Representor => true,
             _ => false,
         }
     }
@@ -142,7 +153,10 @@ impl Reading {
             RowKind::Acquire => format!("takes {}", lock()),
             RowKind::AcquireShared => format!("takes {} for reading", lock()),
             RowKind::Try if row.held.last() == Some(what) => format!("tries {} and gets it", lock()),
-            RowKind::Try => format!("tries {} in vain", lock()),
+            RowKind::Try => match self.holder(story, row) {
+                Some(holder) => format!("tries {} in vain, which {} holds", lock(), name(story, holder)),
+                None => format!("tries {} in vain", lock()),
+            },
             RowKind::Release => format!("lets go of {}", lock()),
             RowKind::Read => format!("reads {what}"),
             RowKind::Write => format!("writes {what}"),
@@ -156,6 +170,7 @@ impl Reading {
             RowKind::StepEnd => format!("done: {what}"),
             RowKind::Make => format!("makes {what}"),
             RowKind::Unmake => format!("unmakes {what}"),
+            RowKind::Representor => what.clone(),
             RowKind::Fault => format!("fails as planned: {what}"),
             RowKind::Violation => {
                 let said = what.strip_prefix(&story.invariant).map(|rest| rest.trim_start_matches([':', ' ']));
@@ -163,6 +178,13 @@ impl Reading {
             }
             RowKind::Preempted => "preempted".to_owned(),
         }
+    }
+
+    /// Who holds the lock that a row is about.
+    fn holder(&self, story: &Story, row: &Row) -> Option<usize> {
+        let at = story.rows.iter().position(|other| std::ptr::eq(other, row))?;
+        let held = |lock: &&LockSpan| Some(lock.object) == row.object && lock.from < at && at <= lock.to;
+        self.locks.iter().find(held).map(|lock| lock.thread)
     }
 
     /// What a thread waits for, as a sentence whose subject is the thread.
@@ -327,7 +349,27 @@ impl Reading {
                 _ => {}
             }
         }
+        self.find_representors(story);
+        // A representor that is told of is there while it is loaded.
+        found.retain(|_, (name, _)| !self.representors.iter().any(|rep| rep.name == *name));
         self.resources = found.into_values().collect();
+    }
+
+    fn find_representors(&mut self, story: &Story) {
+        let mut found: BTreeMap<Vec<Natural>, Representor> = BTreeMap::new();
+        let last = story.rows.len().saturating_sub(1);
+        for (at, row) in story.rows.iter().enumerate().filter(|(_, row)| row.kind == RowKind::Representor) {
+            let (name, state) = row.what.split_once(": ").unwrap_or((&row.what, ""));
+            let empty = || Representor { name: name.to_owned(), states: Vec::new() };
+            let rep = found.entry(natural(name)).or_insert_with(empty);
+            if let Some((_, to, _)) = rep.states.last_mut().filter(|(_, to, _)| *to == last) {
+                *to = at;
+            }
+            if state != "gone" {
+                rep.states.push((at, last, state.to_owned()));
+            }
+        }
+        self.representors = found.into_values().collect();
     }
 
     /// A preemption is told with the thread that stops, or with the one that goes on. If none is told

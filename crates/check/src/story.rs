@@ -130,6 +130,9 @@ pub enum RowKind {
     Make,
     /// It unmakes something on the card.
     Unmake,
+    /// A representor has become what `what` says after its name: `ib pf0 vf1: loaded`, `registered` (its type is, and it
+    /// is not loaded), `unregistered`, `failed: …` or `gone`.
+    Representor,
     /// Something fails as planned.
     Fault,
     /// An invariant does not hold.
@@ -163,6 +166,7 @@ impl RowKind {
             "done" => Self::StepEnd,
             "make" => Self::Make,
             "unmake" => Self::Unmake,
+            "rep" => Self::Representor,
             "fault" => Self::Fault,
             "preempted" => Self::Preempted,
             _ => Self::Violation,

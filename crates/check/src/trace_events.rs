@@ -1,6 +1,6 @@
 //! A story as trace events, which Perfetto's viewer (ui.perfetto.dev) and Chrome's open: one track for
-//! every thread, with the locks it holds and the scenario's steps as slices, what happens on the card as
-//! instants, and preemptions as arrows between tracks.
+//! every thread, with the locks it holds and the scenario's steps as slices, and what happens on the card as
+//! instants; and another that has when it runs, with preemptions as arrows between these tracks.
 //!
 //! A step of the schedule is a microsecond. What happens within one step is spread over it, so that order
 //! is seen. Slices nest: a lock that outlives the one it was taken under is told in two pieces.
@@ -9,6 +9,9 @@ use serde_json::{Value, json};
 
 use crate::reading::{Reading, WaitKind, short};
 use crate::story::{RowKind, Story};
+
+/// The group of tracks that have when each thread runs.
+const RUNS: usize = 2;
 
 /// A slice of a track.
 struct Slice {
@@ -23,14 +26,18 @@ struct Slice {
 pub fn trace(story: &Story) -> Value {
     let reading = Reading::of(story);
     let times = times(story);
-    let mut events = vec![json!({"ph": "M", "pid": 1, "name": "process_name", "args": {"name": story.scenario}})];
+    let group = |pid: usize, name: &str| json!({"ph": "M", "pid": pid, "name": "process_name", "args": {"name": name}});
+    let mut events = vec![group(1, &story.scenario), group(RUNS, "who runs")];
     for (thread, name) in story.threads.iter().enumerate() {
         let tid = thread + 1;
-        events.push(json!({"ph": "M", "pid": 1, "tid": tid, "name": "thread_name", "args": {"name": name}}));
-        events.push(json!({"ph": "M", "pid": 1, "tid": tid, "name": "thread_sort_index", "args": {"sort_index": tid}}));
+        for pid in [1, RUNS] {
+            let meta = |what: &str, args: Value| json!({"ph": "M", "pid": pid, "tid": tid, "name": what, "args": args});
+            events.push(meta("thread_name", json!({"name": name})));
+            events.push(meta("thread_sort_index", json!({"sort_index": tid})));
+        }
         events.extend(track(story, &reading, &times, thread));
     }
-    events.extend(arrows(&reading, &times));
+    events.extend(runs(story, &reading, &times));
     json!({
         "traceEvents": events,
         "displayTimeUnit": "ns",
@@ -113,6 +120,7 @@ fn instant(story: &Story, reading: &Reading, times: &[f64], thread: usize, at: u
     let row = story.rows.get(at).filter(|row| row.thread == thread)?;
     let (category, scope) = match row.kind {
         RowKind::Make | RowKind::Unmake => ("card", "t"),
+        RowKind::Representor => ("representor", "t"),
         RowKind::Fault => ("fault", "t"),
         RowKind::Violation => ("violation", "g"),
         RowKind::Preempted => ("preemption", "t"),
@@ -124,17 +132,31 @@ fn instant(story: &Story, reading: &Reading, times: &[f64], thread: usize, at: u
     Some(json!({"ph": "i", "s": scope, "pid": 1, "tid": tid, "ts": ts, "name": name, "cat": category, "args": args}))
 }
 
-/// Preemptions, as arrows from the thread that stops to the one that goes on.
-fn arrows(reading: &Reading, times: &[f64]) -> Vec<Value> {
-    let preemptions = reading.switches.iter().filter(|switch| switch.preempted).enumerate();
-    let both = preemptions.flat_map(|(id, switch)| {
-        let (from, to) = (times[switch.at - 1], times[switch.at]);
-        let common = |ph: &str, thread: usize, ts: f64| {
-            json!({"ph": ph, "id": id + 1, "pid": 1, "tid": thread + 1, "ts": ts, "name": "preemption", "cat": "preemption"})
+/// Who runs, as slices of a second group of tracks; and preemptions, as arrows from the slice that a thread was stopped in to
+/// the one that goes on. An arrow needs a slice at both of its ends, and a thread may be stopped where it holds nothing.
+fn runs(story: &Story, reading: &Reading, times: &[f64]) -> Vec<Value> {
+    let preempted = |at: usize| reading.switches.iter().find(|switch| switch.preempted && switch.at == at);
+    let mut events = Vec::new();
+    let mut from = 0;
+    for run in story.rows.chunk_by(|a, b| a.thread == b.thread) {
+        let (to, thread) = (from + run.len(), run[0].thread);
+        let event = |ph: &str, ts: f64| {
+            let name = &story.threads[thread];
+            json!({"ph": ph, "pid": RUNS, "tid": thread + 1, "ts": ts, "name": name, "cat": "run"})
         };
-        let mut end = common("f", switch.to, to);
-        end["bp"] = json!("e");
-        [common("s", switch.from, from), end]
-    });
-    both.collect()
+        let arrow = |ph: &str, id: usize, ts: f64| {
+            let name = "preemption";
+            json!({"ph": ph, "id": id, "pid": RUNS, "tid": thread + 1, "ts": ts, "name": name, "cat": name, "bp": "e"})
+        };
+        events.push(event("B", times[from]));
+        if preempted(from).is_some() {
+            events.push(arrow("f", from, times[from]));
+        }
+        if preempted(to).is_some() {
+            events.push(arrow("s", to, times[to - 1]));
+        }
+        events.push(event("E", times[to]));
+        from = to;
+    }
+    events
 }

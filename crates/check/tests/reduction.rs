@@ -344,11 +344,18 @@ proptest! {
     fn what_is_shared_meets_what_one_alone_meets(
         program in prop::collection::vec(prop::collection::vec(step(), 0..4), 2..4),
         points in 1..6usize,
+        inner in prop::array::uniform3(1..4usize),
+        jobs in prop::array::uniform3(1..4u32),
     ) {
         for bound in 0..3 {
             let (alone, _) = outcomes(&program, bound, true);
-            let share = |index| met_by(Bounded::new(bound, true).share(index, 5).in_blocks_of(points), &program).0;
-            let together: BTreeSet<Outcome> = (0..5).flat_map(share).collect();
+            // Each part by as many searchers as it likes.
+            let shares = (0..3).flat_map(|part| (0..jobs[part]).map(move |job| (part, job)));
+            let share = |(part, job): (usize, u32)| {
+                let bounded = Bounded::new(bound, true).share((part as u32, 3), (job, jobs[part]));
+                met_by(bounded.in_blocks_of([points, inner[part]]), &program).0
+            };
+            let together: BTreeSet<Outcome> = shares.flat_map(share).collect();
             prop_assert_eq!(alone, together, "bound {}, blocks of {}", bound, points);
         }
     }

@@ -291,6 +291,42 @@ fn an_order_of_locks_that_another_scenario_inverts_is_found_when_parts_are_joine
     }
 }
 
+/// Fails in the schedules whose preemption is in one of the later points of the changer.
+const NARROW: &str = r#"
+name = "a look between two mode changes"
+why = "for a test"
+[card]
+vfs = 1
+[[thread]]
+name = "changer"
+steps = [
+  "devlink dev eswitch show pci/0000:08:00.0", "devlink dev eswitch show pci/0000:08:00.0",
+  "devlink dev eswitch show pci/0000:08:00.0", "devlink dev eswitch show pci/0000:08:00.0",
+  "devlink dev eswitch set pci/0000:08:00.0 mode switchdev", "devlink dev eswitch set pci/0000:08:00.0 mode legacy",
+]
+[[thread]]
+name = "looker"
+steps = ["expect mode pci/0000:08:00.0 legacy"]
+"#;
+
+#[test]
+fn parts_cover_the_whole_whatever_jobs_each_has() {
+    let folder = Folder::new("jobs");
+    let file = folder.file("narrow.toml", NARROW);
+    let finds = |part: &str, jobs: &str| {
+        let output = esw(&["check", &file, "--preemptions", "1", "--shard", part, "--jobs", jobs]);
+        output.status.code() == Some(1)
+    };
+    for of in [2, 3] {
+        let by = |jobs: &str| (1..=of).map(|part| finds(&format!("{part}/{of}"), jobs)).collect::<Vec<bool>>();
+        let alone = by("1");
+        assert!(alone.contains(&true) && alone.contains(&false), "{alone:?}");
+        for jobs in ["2", "3", "4"] {
+            assert_eq!(by(jobs), alone, "what a part covers does not depend on --jobs {jobs}");
+        }
+    }
+}
+
 #[test]
 fn input_that_makes_no_sense_is_refused_before_anything_runs() {
     let folder = Folder::new("wrong");
@@ -486,4 +522,36 @@ fn it_is_said_how_many_of_the_failures_were_tried() {
     let files = [folder.file("1.json", &parts[0].to_string()), folder.file("2.json", &parts[1].to_string())];
     let whole = text(&esw(&["check", "--merge", &files[0], &files[1]]).stdout);
     assert!(whole.contains(&format!(", 7 of {places} failures in ")), "{whole}");
+}
+
+#[test]
+fn a_page_that_has_no_room_any_more_stays_as_it_was() {
+    let folder = Folder::new("full");
+    let fails = folder.file("fails.toml", FAILS);
+    let too = folder.file("too.toml", &FAILS.replace("it fails", "that fails, too,"));
+    let check = |limit: u64, files: &[&str], page: &str| {
+        // No file may be larger; who writes on is told so, as on a disk that is full.
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("trap '' XFSZ; ulimit -f {limit}; exec \"$@\""), "sh", env!("CARGO_BIN_EXE_esw")]);
+        command.args(["check", "--schedules", "5000", "--jobs", "1", "--report", page]).args(files).output().unwrap()
+    };
+    let files = |page: &str| {
+        let names = fs::read_dir(page).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<String> = names.collect();
+        names.sort();
+        names
+    };
+    let (plenty, little) = (folder.path("plenty"), folder.path("little"));
+    assert_eq!(check(1_000_000, &[&fails], &plenty).status.code(), Some(1));
+    let size = |name: &str| fs::metadata(format!("{plenty}/{name}")).unwrap().len();
+    let largest = size("index.html").max(size("trace-1.json"));
+    // In blocks of 512 bytes: there is room for each of these, and not for a page with a second story.
+    let output = check(largest.div_ceil(512), &[&fails, &too], &little);
+    assert_eq!(output.status.code(), Some(1));
+    let said = text(&output.stderr);
+    assert!(said.contains("writing") && said.contains("what was found before is still there"), "{said}");
+    assert!(text(&output.stdout).contains("that fails, too, in some order: FAILED"), "it went on: {said}");
+    let page = fs::read_to_string(format!("{little}/index.html")).unwrap();
+    assert!(page.contains("it fails in some order") && page.ends_with("</html>\n"), "whole");
+    assert!(files(&little).starts_with(&["index.html".to_owned(), "trace-1.json".to_owned()]), "{:?}", files(&little));
 }

@@ -221,9 +221,7 @@ impl Domain {
             held: held.iter().map(lock).collect(),
         };
         let text = report.to_string();
-        crate::model::note("violation", || {
-            format!("{}: {}", report.invariant(), text.lines().next().unwrap_or_default())
-        });
+        crate::model::note("violation", || format!("{}: {}", report.invariant(), report.summary()));
         let first = {
             let mut seen = self.seen();
             let first = !seen.reports.contains(&report);

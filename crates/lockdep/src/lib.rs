@@ -50,8 +50,8 @@ pub use explore::{Explore, is_explored, unexplored};
 pub use lock_ordering::relation::{LockAfter, LockBefore};
 pub use locked::{AtomicContext, LeafOnly, Locked, Unlocked};
 pub use model::{
-    Halt, Happening, Model, ObjectId, Op, OpKind, Since, ThreadModel, Touch, What, digest, focus, forgetting, look,
-    note, tell,
+    Halt, Happening, Model, ObjectId, Op, OpKind, Since, ThreadModel, Touch, What, digest, focus, forgetting,
+    is_recorded, look, note, tell,
 };
 pub use mutex::{Mutex, MutexGuard};
 pub use report::{HeldLock, Report, ReportKind};

@@ -643,7 +643,12 @@ impl Model {
                     "{} waits for {}, which {} holds, at {place}",
                     thread.name, op.label, self.threads[holder].name
                 ),
-                (OpKind::Join, _) => format!("{} waits for a thread to end, at {place}", thread.name),
+                (OpKind::Join, _) => {
+                    let me = |joiner: &usize| self.threads[*joiner].id == thread.id;
+                    let whose = self.threads.iter().find(|other| other.joiners.iter().any(me));
+                    let whose = whose.map_or("a thread", |other| &other.name);
+                    format!("{} waits for the end of {whose}, at {place}", thread.name)
+                }
                 _ => format!("{} waits for {} at {place}", thread.name, op.label),
             }
         });
@@ -1170,6 +1175,11 @@ pub fn focus(on: bool) {
     if crate::is_explored() {
         try_look(|model| model.plain = model.focused && !on);
     }
+}
+
+/// Whether what happens here and now is kept, to be told.
+pub fn is_recorded() -> bool {
+    crate::is_explored() && try_look(|model| model.happenings.is_some()) == Some(true)
 }
 
 /// Notes something worth telling, if what happens is kept: of what kind, and in words.

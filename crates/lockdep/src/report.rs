@@ -108,6 +108,21 @@ impl Report {
     }
 }
 
+impl Report {
+    /// What is wrong, in a line.
+    pub(crate) fn summary(&self) -> String {
+        match (&self.kind, &self.taking) {
+            (ReportKind::Broken { detail, .. }, _) => detail.clone(),
+            (kind, None) => kind.title().to_owned(),
+            (kind, Some(taking)) => {
+                let held: Vec<&str> = self.held.iter().map(|lock| lock.class).collect();
+                let held = if held.is_empty() { String::new() } else { format!(" with {} held", held.join(" > ")) };
+                format!("{}: takes {}{held}", kind.title(), taking.class)
+            }
+        }
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { thread, .. } = self;

@@ -61,6 +61,13 @@ impl Outcome {
     }
 }
 
+/// For who writes down what happens: what does not hold is seen here.
+fn note_all(found: &[Violation]) {
+    for Violation { invariant, detail } in found {
+        lockdep::note("violation", || format!("{invariant}: {detail}"));
+    }
+}
+
 /// A step that was taken.
 #[derive(Clone, Debug)]
 pub struct StepRecord {
@@ -243,15 +250,21 @@ impl Teller {
                 }
                 for expectation in &scenario.expect {
                     let unmet = session.expect(cx, &expectation.value).err().map(|error| error.to_string());
+                    if let Some(unmet) = &unmet {
+                        lockdep::note("script", || unmet.clone());
+                    }
                     let expectation = expectation.text.clone();
                     stage.tell(cx, Told::Verdict(Verdict { expectation, unmet }));
                 }
                 found.extend(session.engine().check(cx));
+                note_all(&found);
                 let snapshot = session.engine().inspect(cx);
                 stage.tell(cx, Told::Snapshot(snapshot));
             }
             stage.begin(cx, "epilogue", "taking the card down");
-            found.extend(session.close(cx));
+            let left = session.close(cx);
+            note_all(&left);
+            found.extend(left);
             stage.tell(cx, Told::Violations(found));
         };
         ("epilogue".to_owned(), Box::new(body))

@@ -419,13 +419,20 @@ function paintThings() {
   things.forEach((thing, index) => {
     const bottom = thingsTop + (index + 1) * thingTall;
     line(gutter, bottom - 0.5, width, bottom - 0.5, colours.line);
-    for (const [from, to] of thing.spans) {
+    for (const [from, to, state] of thing.spans) {
       const start = Math.max(gutter, x(from)), wide = Math.max(2, Math.min(width, x(to)) - start);
       if (x(to) < gutter || x(from) > width) continue;
-      g.fillStyle = colours.there;
-      g.fillRect(start, bottom - 12, wide, 9);
+      presence(start, bottom - 12, wide, state);
     }
   });
+}
+
+/** A bar for what is there; of a representor, by its state. */
+function presence(left, top, wide, state) {
+  const [colour, tall] = state?.startsWith("failed") ? [colours.broken, 9]
+    : state === "registered" ? [colours.there, 3] : state === "unregistered" ? [colours.line, 1] : [colours.there, 9];
+  g.fillStyle = colour;
+  g.fillRect(left, top + (9 - tall) / 2, wide, tall);
 }
 
 function paintThingNames() {
@@ -433,7 +440,7 @@ function paintThingNames() {
   g.textAlign = "left";
   g.font = "600 13px " + FONT;
   g.fillStyle = colours.text;
-  g.fillText("On the card", 8, thingsTop - 12);
+  g.fillText("Representors, and what is on the card", 8, thingsTop - 12);
   g.font = "11px " + FONT;
   g.fillStyle = colours.quiet;
   things.forEach((thing, index) => {
@@ -492,7 +499,8 @@ function pointed(px, y) {
   const thing = things[Math.floor((y - thingsTop) / thingTall)];
   if (y >= thingsTop && thing) {
     const there = thing.spans.find(([from, to]) => x(from) - 3 <= px && px <= x(to) + 3);
-    return { row, lines: there ? [thing.name, "there: " + spanned(...there)] : [thing.name, "not there"] };
+    if (!there) return { row, lines: [thing.name, "not there"] };
+    return { row, lines: [thing.name, (there[2] || "there") + ": " + spanned(there[0], there[1])] };
   }
   const lane = lanes.find((lane) => lane.top <= y && y <= lane.bottom + 4);
   if (!lane) return null;
@@ -665,6 +673,10 @@ function legend() {
     g.fill();
     g.stroke();
   };
+  const states = new Set(story.representors.flatMap((rep) => rep.states.map(([, , state]) => state.split(":")[0])));
+  for (const [state, said] of [["loaded", "loaded, or there"], ["registered", "registered, not loaded"], ["failed", "failed to load"]]) {
+    if (states.has(state)) entries.push([said, (c) => drawn(c, () => presence(0, 2, 22, state))]);
+  }
   if (has("make")) entries.push(["made on the card", (c) => drawn(c, triangle(true))]);
   if (has("unmake")) entries.push(["unmade", (c) => drawn(c, triangle(false))]);
   if (has("fault")) {
@@ -790,9 +802,10 @@ function tellStory(index) {
   story.rows.forEach((row, place) => laneOf.get(row[1])?.rows.push(place));
   // A thread that does nothing but wait needs little room.
   for (const lane of lanes) lane.idle = !lane.hasSteps && lane.rows.every((row) => story.rows[row][6]);
-  const isRepresentor = (thing) => /^(eth|ib) /.test(thing.name);
-  things = story.resources.map(([what, spans]) => ({ name: what, spans }));
-  things = [...things.filter(isRepresentor), ...things.filter((thing) => !isRepresentor(thing))].slice(0, 400);
+  // What never was anything says nothing.
+  const representors = story.representors.filter((rep) => rep.states.some(([, , state]) => state !== "unregistered"));
+  things = representors.map((rep) => ({ name: rep.name, spans: rep.states }));
+  things = [...things, ...story.resources.map(([what, spans]) => ({ name: what, spans }))].slice(0, 400);
   for (const button of by("stories").children) {
     button.setAttribute("aria-current", String(button.dataset.index === String(index)));
   }

@@ -189,10 +189,12 @@ pub struct Bounded {
     touched: Vec<Touch>,
     /// Points that are no more, for their room.
     spare: Vec<Node>,
-    /// Of several searchers that share the work: which, and of how many.
-    share: (u32, u32),
-    /// By how many points at once they share it.
-    block: usize,
+    /// Of several parts that share the work: which, and of how many.
+    part: (u32, u32),
+    /// Of several searchers that share the part: which, and of how many.
+    job: (u32, u32),
+    /// By how many points at once parts share the work, and searchers a part.
+    blocks: [usize; 2],
     /// What went otherwise than before with the same choices.
     pub diverged: Option<String>,
 }
@@ -218,23 +220,26 @@ impl Bounded {
             started: false,
             touched: Vec::new(),
             spare: Vec::new(),
-            share: (0, 1),
-            block: block(1),
+            part: (0, 1),
+            job: (0, 1),
+            blocks: [block(1); 2],
             diverged: None,
         }
     }
 
-    /// Searches only its share: the `of`-th part of all schedules with a preemption, by where the first
-    /// one is; and, the first of them, those without.
-    pub fn share(mut self, index: u32, of: u32) -> Self {
-        self.share = (index, of.max(1));
-        self.block = block(of);
+    /// Searches only its share of all schedules with a preemption, by where the first one is; and, the first of all, those
+    /// without. `part`: which, and of how many. `job`: which of those who search that part, and of how many: another part
+    /// may have more of them, or fewer.
+    pub fn share(mut self, part: (u32, u32), job: (u32, u32)) -> Self {
+        (self.part, self.job) = ((part.0, part.1.max(1)), (job.0, job.1.max(1)));
+        self.blocks = [block(self.part.1), block(self.part.1 * self.job.1)];
         self
     }
 
-    /// First preemptions are dealt out by so many points at once. All who share the work must agree on it.
-    pub fn in_blocks_of(mut self, points: usize) -> Self {
-        self.block = points.max(1);
+    /// First preemptions are dealt out by so many points at once, to parts and in a part. All who share the work must agree
+    /// on the first, and all who share a part on both.
+    pub fn in_blocks_of(mut self, points: [usize; 2]) -> Self {
+        self.blocks = points.map(|points| points.max(1));
         self
     }
 
@@ -252,13 +257,20 @@ impl Bounded {
     pub fn is_mine(&self) -> bool {
         let first = self.path.iter().position(|node| node.choices[node.taken].cost > 0);
         match first {
-            None => self.share.0 == 0,
+            None => self.part.0 == 0 && self.job.0 == 0,
             Some(depth) => self.owns(depth),
         }
     }
 
     fn owns(&self, depth: usize) -> bool {
-        (depth / self.block) as u32 % self.share.1 == self.share.0
+        let [block, inner] = self.blocks;
+        let (part, of) = (self.part.0 as usize, self.part.1 as usize);
+        if depth / block % of != part {
+            return false;
+        }
+        // The part's points, counted on their own.
+        let place = depth / block / of * block + depth % block;
+        place / inner % self.job.1 as usize == self.job.0 as usize
     }
 
     /// Whether a choice is within the bound, and of this searcher's share.

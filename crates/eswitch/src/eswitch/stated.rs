@@ -34,6 +34,8 @@ struct State {
     registered: [Option<Owner>; 2],
     generation: u64,
     torn_down: bool,
+    /// What was told of each representor, where somebody writes down what happens.
+    told: BTreeMap<(Vport, RepType), String>,
 }
 
 /// Whose ops are registered.
@@ -45,6 +47,32 @@ enum Owner {
 
 /// Representors that are loaded.
 pub(crate) type Reps = BTreeSet<(Vport, RepType)>;
+
+impl State {
+    /// Tells of each representor what it is now, if it was something else.
+    fn tell_reps(&mut self, table: &RepTable) {
+        let all = self.vports.iter().flat_map(|vport| RepType::ALL.map(|ty| (*vport, ty)));
+        let now: BTreeMap<(Vport, RepType), String> = all
+            .map(|(vport, ty)| {
+                let failure = table.failures().get(&(vport, ty));
+                let state = match (self.loaded.contains(&(vport, ty)), failure, self.registered[ty.index()]) {
+                    (true, ..) => "loaded".to_owned(),
+                    (false, Some(failure), _) => format!("failed: {}", failure.error),
+                    (false, None, Some(_)) => "registered".to_owned(),
+                    (false, None, None) => "unregistered".to_owned(),
+                };
+                ((vport, ty), state)
+            })
+            .collect();
+        let name = |(vport, ty): &(Vport, RepType)| Resource::Representor(table.pf(), *vport, *ty);
+        let gone = self.told.keys().filter(|rep| !now.contains_key(rep)).map(|rep| (rep, "gone"));
+        let changed = now.iter().filter(|(rep, state)| self.told.get(rep) != Some(state));
+        for (rep, state) in gone.chain(changed.map(|(rep, state)| (rep, state.as_str()))) {
+            lockdep::note("rep", || format!("{}: {state}", name(rep)));
+        }
+        self.told = now;
+    }
+}
 
 impl Stated {
     pub(super) fn registrations(&self) -> &Arc<RegistrationsSeen> {
@@ -87,6 +115,9 @@ impl Stated {
             state.vports = table.vports().into_iter().collect();
             let owner = |lent| if lent { Owner::Master } else { Owner::Own };
             state.registered = registrations.map(|r| r.map(|r| owner(r.lent)));
+            if lockdep::is_recorded() {
+                state.tell_reps(table);
+            }
         });
     }
 
