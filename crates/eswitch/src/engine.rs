@@ -82,6 +82,17 @@ impl Shared {
     pub(crate) fn make(&self, cx: &mut Locked<'_, CardCall>, requests: &[Create]) -> Vec<Refusal> {
         let twice = || self.made.with(|made| requests.iter().map(|r| r.resource).find(|r| made.contains(r)));
         cx.ensure("load-once", || twice().is_none(), || format!("{:?} is made, and is there", twice()));
+        let of_batch = |on: &Resource| requests.iter().any(|request| request.resource == *on);
+        let lacks = |on: &Resource| !self.has_made(on) && !of_batch(on);
+        let groundless = || requests.iter().find(|request| stands_on(request.resource).iter().any(lacks));
+        cx.ensure(
+            "no-leak",
+            || groundless().is_none(),
+            || {
+                let resource = groundless().map(|request| (request.resource, stands_on(request.resource)));
+                format!("{resource:?}: it is made, and not all that it stands on is there")
+            },
+        );
         let refusals = self.card.create(cx, requests);
         self.made.note(cx, |made| {
             let refused = |at: usize| refusals.iter().any(|refusal| refusal.at == at);
@@ -95,6 +106,9 @@ impl Shared {
     fn unmake(&self, cx: &mut Locked<'_, CardCall>, resources: &[Resource]) {
         let missing = || self.made.with(|made| resources.iter().copied().find(|r| !made.contains(r)));
         cx.ensure("load-once", || missing().is_none(), || format!("{:?} is unmade, and is not there", missing()));
+        let on_them = |r: &Resource| stands_on(*r).iter().any(|on| resources.contains(on));
+        let left = || self.made_of(|r| !resources.contains(r) && on_them(r));
+        cx.ensure("no-leak", || left().is_empty(), || format!("{:?} stand on what is unmade", left()));
         self.card.destroy(cx, resources);
         self.made.note(cx, |made| {
             for resource in resources {
@@ -135,6 +149,21 @@ impl Shared {
             return Err(Error::NoThread(place()));
         }
         self.threads.spawn(name, Location::caller(), main).map_err(|error| Error::NoThread(error.to_string()))
+    }
+}
+
+/// What must be there before a resource is made, and until it is unmade.
+fn stands_on(resource: Resource) -> Vec<Resource> {
+    let function = Resource::Function(resource.pf());
+    match resource {
+        Resource::Function(_) => vec![],
+        Resource::Representor(pf, Vport::Uplink, _) => vec![function, Resource::SwitchdevFdb(pf)],
+        Resource::Representor(pf, vport, _) => vec![function, Resource::SwitchdevFdb(pf), Resource::Port(pf, vport)],
+        Resource::VfNetdev(pf, vport) | Resource::SfNetdev(pf, vport) | Resource::SfIbDevice(pf, vport) => {
+            vec![function, Resource::Port(pf, vport)]
+        }
+        Resource::PeerRules(pf, peer) => vec![function, Resource::SwitchdevFdb(pf), Resource::SwitchdevFdb(peer)],
+        _ => vec![function],
     }
 }
 

@@ -9,12 +9,14 @@ use lockdep::{Class, LockBefore, Locked, Unlocked};
 
 use crate::auxiliary::{AuxKind, AuxiliaryDevice, Function};
 use crate::card::Resource;
-use crate::devlink::VportInfo;
+use crate::device::Pf;
+use crate::devlink::{DevlinkState, VportInfo};
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::eswitch::RepFailure;
 use crate::ids::{MacAddr, Mode, PciAddress, PfIndex, PortHandle, RepType, Vport};
 use crate::lag::{LagMode, LagView};
+use crate::lock_order::Devlink;
 use crate::module::CORE;
 use crate::sf::SfState;
 use crate::vf::VfView;
@@ -121,6 +123,8 @@ pub struct PfView {
     pub loaded: [usize; 2],
     /// Whether something waits to be tried again, and in how many milliseconds if that can be said.
     pub retry: Option<Option<u64>>,
+    /// What does not hold at rest of what a view does not show.
+    pub hidden: Vec<Violation>,
 }
 
 /// All there is, at one moment for each PF.
@@ -254,7 +258,9 @@ impl Engine {
             let retries = [pf.eswitch.work.inner().pending_retry(cx), pf.sf_queue.inner().pending_retry(cx)];
             // The sooner of the two.
             let retry = retries.into_iter().flatten().min();
+            let hidden = pf.check_hidden(cx, state, &paired);
             Ok(PfView {
+                hidden,
                 address,
                 index: pf.index(),
                 mode,
@@ -282,7 +288,11 @@ impl Engine {
             found.push(Violation { invariant: "load-once", detail });
         }
         let mut expected = BTreeSet::new();
+        if self.shared.lag.is_held_off(cx) {
+            found.push(Violation { invariant: "lag-consistent", detail: "LAG is held off by nobody".to_owned() });
+        }
         for pf in &snapshot.pfs {
+            found.extend(pf.hidden.iter().cloned());
             self.check_pf(pf, &snapshot.modules, &snapshot.lag, &mut found);
             self.expect_resources(cx, pf, &snapshot.lag, &mut expected);
         }
@@ -333,7 +343,7 @@ impl Engine {
         }
         for port in &pf.ports {
             if let Some(sf) = port.sf
-                && sf.active != sf.attached
+                && (sf.active && !sf.unbound) != sf.attached
                 && rests
             {
                 violate(
@@ -388,7 +398,7 @@ impl Engine {
                 wanted.extend(rdma.then_some((AuxKind::RdmaRep, None)));
             }
         }
-        for port in pf.ports.iter().filter(|port| port.sf.is_some_and(|sf| sf.active)) {
+        for port in pf.ports.iter().filter(|port| port.sf.is_some_and(|sf| sf.active && !sf.unbound)) {
             wanted.push((AuxKind::Eth, Some(port.vport)));
             let roce = port.sf.is_some_and(|sf| sf.roce);
             wanted.extend(roce.then_some((AuxKind::Rdma, Some(port.vport))));
@@ -438,7 +448,11 @@ impl Engine {
                 }
             }
         }
-        expected.extend(pf.paired.iter().map(|peer| Resource::PeerRules(index, *peer)));
+        // An uplink that did not load will be told once it is.
+        let is_uplink = |port: &PortView| port.vport == Vport::Uplink && port.reps[0] == RepState::Loaded;
+        if pf.ports.iter().any(is_uplink) {
+            expected.extend(pf.paired.iter().map(|peer| Resource::PeerRules(index, *peer)));
+        }
         if lag.mode == LagMode::Mpesw {
             expected.insert(Resource::MpeswMetadata(index));
         }
@@ -478,5 +492,44 @@ fn check_lag(snapshot: &Snapshot, found: &mut Vec<Violation>) {
                 violate(format!("{}: no port of the one RDMA device", port.handle));
             }
         }
+    }
+}
+
+impl Pf {
+    /// What does not hold at rest of what a view does not show.
+    fn check_hidden(&self, cx: &mut Locked<'_, Devlink>, state: &DevlinkState, paired: &[PfIndex]) -> Vec<Violation> {
+        let mut found = Vec::new();
+        let mut violate = |invariant, detail: String| {
+            found.push(Violation { invariant, detail: format!("{}: {detail}", self.address()) });
+        };
+        let (known, sfs) = (self.sf_queue.known(cx), state.sfs.iter().map(|sf| sf.vport()).collect::<Vec<_>>());
+        if known != sfs {
+            violate("no-leak", format!("the SF queue looks after {known:?}, and there are {sfs:?}"));
+        }
+        if !state.kept.is_empty() {
+            violate("no-leak", "what a reload keeps is kept after it".to_owned());
+        }
+        if let Some((vf, _)) =
+            state.vports.iter().find(|(_, info)| info.vf.as_ref().is_some_and(|vf| vf.removed && vf.bound))
+        {
+            violate("true-success", format!("{vf} is off the bus and bound"));
+        }
+        if state.host_failure.is_some() && self.eswitch.work.inner().pending_retry(cx).is_none() {
+            violate("switchdev-complete", "the host's VFs have failed, and nobody tries again".to_owned());
+        }
+        let mode = self.eswitch.mode.under_devlink(state, cx);
+        self.eswitch.with_representors(cx, |table, _| {
+            if table.peers() != paired.iter().copied().collect() {
+                violate("pairing-told", format!("paired with {paired:?}, and its table has {:?}", table.peers()));
+            }
+            let (there, listed) = (table.vports(), table.failures().keys());
+            let is_old = |(vport, ty): &&(Vport, RepType)| {
+                mode == Mode::Legacy || !there.contains(vport) || table.is_loaded(*vport, *ty)
+            };
+            for (vport, ty) in listed.filter(is_old) {
+                violate("switchdev-complete", format!("{ty} of {vport} is listed as failed, and has not"));
+            }
+        });
+        found
     }
 }

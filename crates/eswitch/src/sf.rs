@@ -119,6 +119,8 @@ pub struct SfState {
     pub mac: MacAddr,
     /// Whether its function has RDMA.
     pub roce: bool,
+    /// Whether its driver has been unbound by hand.
+    pub unbound: bool,
 }
 
 impl SfFunction {
@@ -145,8 +147,8 @@ impl SfFunction {
     /// What it is now.
     pub fn state<L>(&self, cx: &mut Locked<'_, L>) -> SfState {
         let wanted = *self.wanted.lock_leaf(cx);
-        let Wanted { active, unbound: _, mac, roce, attached } = wanted;
-        SfState { sfnum: self.sfnum, id: self.id, active, attached, mac, roce }
+        let Wanted { active, unbound, mac, roce, attached } = wanted;
+        SfState { sfnum: self.sfnum, id: self.id, active, attached, mac, roce, unbound }
     }
 
     /// The MAC address its netdev gets.
@@ -160,14 +162,16 @@ impl SfFunction {
     /// A driver's probe failed. What was probed stays; the rest is tried again.
     fn settle<P: LockBefore<Auxiliary>>(self: &Arc<Self>, cx: &mut Locked<'_, P>) -> Result<()> {
         let shared = &self.pf.shared;
+        // What is wanted is looked at with the device's lock held: the queue and who binds by hand both come here, and
+        // who comes last is to do what is wanted then.
+        let (mut bound, mut cx) = self.auxiliary.lock(cx);
         let (active, roce) = {
-            let mut wanted = self.wanted.lock_leaf(cx);
+            let mut wanted = self.wanted.lock_leaf(&mut cx);
             // From here on its drivers may look at it: its address stands, and it is not detached.
             let active = wanted.active && !wanted.unbound;
             wanted.attached |= active;
             (active, wanted.roce)
         };
-        let (mut bound, mut cx) = self.auxiliary.lock(cx);
         let mut result = Ok(());
         if active {
             let (mut devices, mut cx) = self.devlink.lock(&mut cx);
@@ -227,6 +231,11 @@ impl SfQueue {
     fn drain(&self, cx: &mut Locked<'_, Devlink>) {
         self.map.drain(cx);
         self.queue.wait_rested(cx, false, None);
+    }
+
+    /// The SFs it looks after, for invariants.
+    pub fn known<L>(&self, cx: &mut Locked<'_, L>) -> Vec<Vport> {
+        self.all.lock_leaf(cx).keys().copied().collect()
     }
 
     /// The queue itself, for those who wait for it or look at it.
@@ -332,6 +341,10 @@ impl Pf {
             return Err(Error::SfActive(handle));
         }
         wanted.mac = mac;
+        drop(wanted);
+        let netdev = Resource::SfNetdev(self.index(), sf.vport);
+        let has_old = || format!("{handle} takes an address, and its netdev has the old one");
+        cx.ensure("true-success", || !self.shared.has_made(&netdev), has_old);
         Ok(())
     }
 

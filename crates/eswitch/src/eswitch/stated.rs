@@ -11,7 +11,7 @@ use lockdep::{Locked, Shadow};
 
 use crate::card::Resource;
 use crate::device::Pf;
-use crate::devlink::DevlinkState;
+use crate::devlink::{DevlinkState, VportInfo};
 use crate::error::Result;
 use crate::eswitch::registrations::{OpsTable, Seen as RegistrationsSeen};
 use crate::eswitch::{LoadPolicy, RepTable};
@@ -285,13 +285,13 @@ type Attempts = BTreeMap<(Vport, RepType), u32>;
 pub(crate) struct Before(Option<Ports>);
 
 /// The mode, the ports, how many of them are VFs, and which of these are bound.
-type Ports = (Mode, BTreeSet<Vport>, u16, BTreeSet<Vport>);
+type Ports = (Mode, BTreeSet<Vport>, u16, BTreeSet<Vport>, BTreeMap<Vport, VportInfo>);
 
 impl Pf {
     fn ports_now(&self, state: &DevlinkState) -> Ports {
         let mode = self.eswitch.stated.state.with(|state| state.mode);
         let bound = state.vports.iter().filter(|(_, info)| info.is_vf_bound()).map(|(vport, _)| *vport);
-        (mode, state.vports.keys().copied().collect(), state.num_vfs, bound.collect())
+        (mode, state.vports.keys().copied().collect(), state.num_vfs, bound.collect(), state.vports.clone())
     }
 
     /// What there is before a command.

@@ -82,6 +82,12 @@ impl Shared {
             || there == whole,
             || format!("lag {}: there is {there:?}, there should be {whole:?}", seen.mode),
         );
+        if seen.mode == LagMode::SharedFdb {
+            let pfs: Vec<PfIndex> = component.pfs().iter().map(|pf| pf.index()).collect();
+            let alone = pfs.iter().find(|pf| component.paired(**pf).len() + 1 != pfs.len());
+            let detail = || format!("lag {}: {alone:?} is not paired with all others", seen.mode);
+            cx.ensure("lag-consistent", || alone.is_none(), detail);
+        }
         if !seen.mode.is_shared() {
             let borrow: Vec<PfIndex> =
                 component.pfs().iter().filter(|pf| pf.eswitch.stated.borrows()).map(|pf| pf.index()).collect();
