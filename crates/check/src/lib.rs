@@ -31,5 +31,5 @@ pub use orders::{Orders, Shown};
 pub use page::{PageInfo, page};
 pub use story::{Row, RowKind, Story, again};
 pub use telling::{Found, Telling};
-pub use token::{Token, TokenError, fingerprint};
+pub use token::{FINALLY, SETUP, Token, TokenError, fingerprint};
 pub use trace_events::trace;

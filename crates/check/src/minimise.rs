@@ -19,7 +19,7 @@ use crate::campaign::{Failure, Watch};
 use crate::schedulers::{Bounded, Recorded, Replay};
 use crate::story::{Row, RowKind, Story, rows};
 use crate::telling::{Found, Lessons, Teller, Telling};
-use crate::token::{Token, fingerprint, without};
+use crate::token::{FINALLY, SETUP, Token, fingerprint, without};
 
 /// How long to go on making it smaller.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -135,13 +135,23 @@ pub(crate) fn minimise(mut case: Case, watch: &Watch) -> Case {
                 attempt(&mut case, &|case| case.gone.extend(&all), true);
             }
         }
-        let setup = (u16::MAX, case.scenario.setup.len());
-        for (thread, steps) in threads.into_iter().chain([setup]) {
-            for step in (0..steps as u16).rev() {
-                let left = case.less().threads.iter().map(|thread| thread.steps.len()).sum::<usize>();
-                if !case.gone.contains(&(thread, step)) && (left > 1 || thread == u16::MAX) {
-                    attempt(&mut case, &|case| case.gone.push((thread, step)), true);
+        let (setup, finally) = (case.scenario.setup.len(), case.scenario.finally.len());
+        let parts: Vec<(u16, usize)> = threads.into_iter().chain([(SETUP, setup), (FINALLY, finally)]).collect();
+        // What one step has done another may undo, so that only both can go; and with one gone another may be next.
+        loop {
+            let before = case.gone.len();
+            for (part, size) in parts.iter().flat_map(|part| [3, 2, 1].map(|size| (part, size))) {
+                for start in (0..(part.1 + 1).saturating_sub(size)).rev() {
+                    let run = (start..start + size).map(|step| (part.0, step as u16));
+                    let less: Vec<(u16, u16)> = run.filter(|step| !case.gone.contains(step)).collect();
+                    let left = case.less().threads.iter().map(|thread| thread.steps.len()).sum::<usize>();
+                    if less.len() == size && (left > size || part.0 >= FINALLY) {
+                        attempt(&mut case, &|case| case.gone.extend(&less), true);
+                    }
                 }
+            }
+            if case.gone.len() == before {
+                break;
             }
         }
     }

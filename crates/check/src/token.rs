@@ -16,6 +16,11 @@ use crate::telling::Telling;
 /// The form of tokens, which stands in front: `esw2.`
 const FORM: u32 = 2;
 
+/// Stands for `setup` where a thread is asked for.
+pub const SETUP: u16 = u16::MAX;
+/// Stands for `finally`.
+pub const FINALLY: u16 = u16::MAX - 1;
+
 /// A schedule of a scenario, with what fails in it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Token {
@@ -25,7 +30,7 @@ pub struct Token {
     pub scenario: String,
     /// Its contents, in short: another scenario of that name is another scenario.
     pub fingerprint: u64,
-    /// Steps that are left out, as thread and step: `(u16::MAX, n)` for the n-th of `setup`.
+    /// Steps that are left out, as thread and step: with [`SETUP`] or [`FINALLY`] for a thread, those of `setup` or `finally`.
     pub without: Vec<(u16, u16)>,
     /// What fails.
     pub faults: Vec<Place>,
@@ -109,7 +114,8 @@ impl Token {
         };
         let has = |(thread, step): &(u16, u16)| {
             let steps = match *thread {
-                u16::MAX => Some(&found.setup),
+                SETUP => Some(&found.setup),
+                FINALLY => Some(&found.finally),
                 thread => found.threads.get(usize::from(thread)).map(|thread| &thread.steps),
             };
             steps.is_some_and(|steps| usize::from(*step) < steps.len())
@@ -129,7 +135,8 @@ pub(crate) fn without(scenario: &Scenario, gone: &[(u16, u16)]) -> Scenario {
         let mut index = 0..;
         steps.retain(|_| !index.next().is_some_and(|step: u16| gone.contains(&(thread, step))));
     };
-    keep(u16::MAX, &mut less.setup);
+    keep(SETUP, &mut less.setup);
+    keep(FINALLY, &mut less.finally);
     for (thread, index) in less.threads.iter_mut().zip(0..) {
         keep(index, &mut thread.steps);
     }
