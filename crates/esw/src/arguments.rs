@@ -25,7 +25,8 @@ Examples:
 Exit status:
   0    everything held
   1    something did not
-  2    the input could not be used; the error says where, and what was expected there
+  2    the input could not be used; the error says where, and what was expected there; or what there was to say
+       could not be written
   130  interrupted; the card was taken down first, and nothing is left";
 
 /// The arguments.

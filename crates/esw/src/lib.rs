@@ -39,7 +39,7 @@ use arguments::{Arguments, Command};
 const HELD: u8 = 0;
 /// Something did not.
 const FAILED: u8 = 1;
-/// Input that cannot be used.
+/// Input that cannot be used, or output that cannot be written.
 const UNUSABLE: u8 = 2;
 /// Interrupted; as a shell reports it.
 const INTERRUPTED: u8 = 130;
@@ -69,7 +69,8 @@ pub fn main() -> ExitCode {
             None => ExitCode::from(code),
             Some(error) => {
                 output::complain!("esw: writing to standard output: {error}");
-                ExitCode::from(code.max(FAILED))
+                // Not 1, which is a result: who reads results has none, or half of one.
+                ExitCode::from(UNUSABLE)
             }
         },
         Err(error) => {

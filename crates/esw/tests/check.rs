@@ -384,6 +384,13 @@ fn what_cannot_be_written_ends_nothing_and_hides_nothing() {
         command.args(["check", file, "--schedules", "200", "--json"]).stdout(Stdio::null()).stderr(full());
         assert_eq!(command.status().unwrap().code(), Some(expected), "{file}");
     }
+    // A report that is not there is no result, whatever it would have said.
+    for file in [&holds, &fails] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_esw"));
+        let output = command.args(["check", file, "--schedules", "200", "--json"]).stdout(full()).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{file}");
+        assert!(text(&output.stderr).contains("standard output"), "{}", text(&output.stderr));
+    }
     // Whoever reads has gone: the rest is not explored for nobody.
     let mut command = Command::new(env!("CARGO_BIN_EXE_esw"));
     command.args(["check", &holds, &fails, "--schedules", "200"]).stdout(Stdio::piped()).stderr(Stdio::null());

@@ -279,7 +279,7 @@ fn what_cannot_be_written_is_an_error() {
     let file = File::new("full.toml", STORY);
     let full = fs::File::options().write(true).open("/dev/full").unwrap();
     let ran = esw(&["run", file.path()]).stdout(full).output().unwrap();
-    assert_eq!(ran.status.code(), Some(1));
+    assert_eq!(ran.status.code(), Some(2));
     assert!(text(&ran.stderr).contains("standard output"), "{}", text(&ran.stderr));
 }
 
