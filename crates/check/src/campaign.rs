@@ -159,6 +159,12 @@ fn dealt(schedules: u64, plans: usize) -> impl Iterator<Item = Range<u64>> {
     (0..plans as u64).map(move |plan| start(plan)..start(plan + 1))
 }
 
+/// How many schedules a plan has in a turn, if nothing but time ends it: few at first, so that each plan is tried soon,
+/// and then more, as a strategy that begins anew learns anew.
+fn turn_of_round(round: u32) -> u64 {
+    (16 << round.min(6)).min(1_000)
+}
+
 /// The schedules that the workers of a process may still run. Whoever has run what it was given waits until all the
 /// others have, or have come to an end; what these have left is dealt out anew. So as many are run as there may be
 /// if there are as many, and who runs which does not depend on who is the faster.
@@ -474,7 +480,7 @@ impl Worker<'_> {
         for again in 0.. {
             let turns: Vec<u64> = match (&firsts, left) {
                 // With nothing but time to end it, each plan has its turn again and again.
-                (None, _) | (_, None) => vec![1_000; open.len()],
+                (None, _) | (_, None) => vec![turn_of_round(again); open.len()],
                 (Some(firsts), _) if again == 0 => {
                     firsts.iter().map(|turn| share_of(turn.clone(), self.share)).collect()
                 }
@@ -617,5 +623,15 @@ impl Worker<'_> {
                 || found.load(Ordering::Relaxed)
                 || schedules % 16 == 0 && time.is_some_and(|time| began.elapsed() >= time)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn turns_are_short_at_first() {
+        assert_eq!([0, 1, 5, 6, 7, u32::MAX].map(turn_of_round), [16, 32, 512, 1_000, 1_000, 1_000]);
     }
 }
