@@ -152,17 +152,12 @@ pub fn check(scenario: &Scenario, options: &Options, watch: &Arc<Watch>) -> Repo
     let between = inversion.filter(|_| violation.is_none());
     let between = between.map(|inversion| inversion.violation(std::slice::from_ref(scenario)));
     let exhaustive = |of: fn(&Tally) -> Option<u8>| tallies.iter().map(of).min().flatten();
+    let empty = Report::not_explored(scenario, options);
     Report {
-        scenario: scenario.name.clone(),
-        file: String::new(),
-        fingerprint: fingerprint(scenario),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        strategy: options.strategy.name().to_owned(),
         schedules: tallies.iter().map(|tally| tally.schedules).sum(),
         exhaustive_preemptions: exhaustive(|tally| tally.exhaustive),
         forgotten: tallies.iter().map(|tally| tally.forgotten).sum(),
         faults: FaultsReport {
-            mode: options.faults.name().to_owned(),
             places: tallies.iter().map(|tally| tally.places).max().unwrap_or_default(),
             tried: tallies.iter().map(|tally| tally.plans[0]).sum(),
             plans: tallies.iter().map(|tally| tally.plans[1]).max().unwrap_or_default(),
@@ -170,13 +165,42 @@ pub fn check(scenario: &Scenario, options: &Options, watch: &Arc<Watch>) -> Repo
                 Faults::None => None,
                 _ => exhaustive(|tally| tally.exhaustive_with_faults),
             },
+            ..empty.faults
         },
         violations: violation.into_iter().chain(between).collect(),
         elapsed_ms: began.elapsed().as_millis() as u64,
-        shard: [options.shard.0 + 1, options.shard.1],
-        campaign: options.describe(),
         interrupted: watch.stop.load(std::sync::atomic::Ordering::Relaxed),
         lock_orders,
+        ..empty
+    }
+}
+
+impl Report {
+    /// Of a scenario whose turn did not come before the campaign was interrupted.
+    pub fn not_explored(scenario: &Scenario, options: &Options) -> Self {
+        Self {
+            scenario: scenario.name.clone(),
+            file: String::new(),
+            fingerprint: fingerprint(scenario),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            strategy: options.strategy.name().to_owned(),
+            schedules: 0,
+            exhaustive_preemptions: None,
+            forgotten: 0,
+            faults: FaultsReport {
+                mode: options.faults.name().to_owned(),
+                places: 0,
+                tried: 0,
+                plans: 0,
+                exhaustive_preemptions: None,
+            },
+            violations: Vec::new(),
+            elapsed_ms: 0,
+            shard: [options.shard.0 + 1, options.shard.1],
+            campaign: options.describe(),
+            interrupted: true,
+            lock_orders: Vec::new(),
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Joining what the parts of a campaign came to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::check::{Report, Violation};
 use crate::orders::Orders;
@@ -44,21 +44,46 @@ pub enum MergeError {
         /// Of how many.
         of: u32,
     },
-    /// A part is missing.
+    /// Parts are missing.
     #[error(
-        "{scenario}: shard {index}/{of} is missing: run `esw check --shard {index}/{of}` with the files and options of the others, and merge again"
+        "{scenario}: {}: run `esw check --shard I/{of}` with the files and options of the others, and merge again",
+        said_missing(missing, *of)
     )]
     Missing {
-        /// The scenario.
+        /// The first scenario that lacks some.
         scenario: String,
-        /// Which part.
-        index: u32,
+        /// Which parts are missing, of this scenario or of another: from one to another.
+        missing: Vec<(u32, u32)>,
         /// Of how many.
         of: u32,
     },
     /// There is nothing to merge.
     #[error("no reports to merge: expected lines as `esw check --json` prints them")]
     Nothing,
+}
+
+fn said_missing(missing: &[(u32, u32)], of: u32) -> String {
+    let mut said = Vec::new();
+    for &(from, to) in missing {
+        match to - from {
+            0 => said.push(from.to_string()),
+            1 => said.extend([from.to_string(), to.to_string()]),
+            _ => said.push(format!("{from} to {to}")),
+        }
+    }
+    match &said[..] {
+        [] => String::new(),
+        [one] if !one.contains(' ') => format!("shard {one}/{of} is missing"),
+        [one] => format!("shards {one} of {of} are missing"),
+        [first @ .., last] => format!("shards {} and {last} of {of} are missing", first.join(", ")),
+    }
+}
+
+/// The parts, of so many, that are not among these, from one to another.
+fn gaps(there: &BTreeSet<u32>, of: u32) -> Vec<(u32, u32)> {
+    let before = std::iter::once(0).chain(there.iter().copied());
+    let after = there.iter().map(|index| index - 1).chain([of]);
+    before.zip(after).filter(|(before, after)| before < after).map(|(before, after)| (before + 1, after)).collect()
 }
 
 /// Reads the reports in a file's text.
@@ -91,6 +116,7 @@ pub fn merge(reports: Vec<Report>) -> Result<Vec<Report>, MergeError> {
     if scenarios.is_empty() {
         return Err(MergeError::Nothing);
     }
+    complete(&scenarios)?;
     let mut joined = scenarios.into_values().map(join).collect::<Result<Vec<_>, _>>()?;
     let mut orders = Orders::default();
     for report in &mut joined {
@@ -99,34 +125,44 @@ pub fn merge(reports: Vec<Report>) -> Result<Vec<Report>, MergeError> {
     Ok(joined)
 }
 
+/// Whether each part is there, once, of each scenario.
+fn complete(scenarios: &BTreeMap<String, Vec<Report>>) -> Result<(), MergeError> {
+    let mut parts: Vec<(&String, u32, BTreeSet<u32>)> = Vec::new();
+    for (scenario, reports) in scenarios {
+        let of = reports[0].shard[1];
+        let mut there = BTreeSet::new();
+        for report in reports {
+            if report.fingerprint != reports[0].fingerprint {
+                return Err(MergeError::Contents { scenario: scenario.clone() });
+            }
+            let campaign =
+                |part: &Report| format!("{} of version {}, shards of {}", part.campaign, part.version, part.shard[1]);
+            if campaign(report) != campaign(&reports[0]) {
+                let (one, other) = (campaign(&reports[0]), campaign(report));
+                return Err(MergeError::Campaigns { scenario: scenario.clone(), one, other });
+            }
+            let index = report.shard[0];
+            if !there.insert(index) {
+                return Err(MergeError::Twice { scenario: scenario.clone(), index, of });
+            }
+        }
+        parts.push((scenario, of, there));
+    }
+    let lacks = |(_, of, there): &&(&String, u32, BTreeSet<u32>)| there.len() < *of as usize;
+    let Some((first, of, _)) = parts.iter().find(lacks) else { return Ok(()) };
+    let (scenario, of) = ((*first).clone(), *of);
+    // All at once: who runs one again can run the others, too.
+    let everywhere = |index: &u32| parts.iter().all(|(_, _, there)| there.contains(index));
+    let missing = gaps(&parts[0].2.iter().copied().filter(everywhere).collect(), of);
+    Err(MergeError::Missing { scenario, missing, of })
+}
+
+/// Of one scenario: all of them, each once.
 fn join(mut parts: Vec<Report>) -> Result<Report, MergeError> {
     parts.sort_by_key(|part| part.shard);
     let mut parts = parts.into_iter();
     let Some(mut whole) = parts.next() else { return Err(MergeError::Nothing) };
-    let scenario = whole.scenario.clone();
-    let of = whole.shard[1];
-    let campaign =
-        |part: &Report| format!("{} of version {}, shards of {}", part.campaign, part.version, part.shard[1]);
-    let missing = |index: u32| MergeError::Missing { scenario: scenario.clone(), index, of };
-    if whole.shard[0] != 1 {
-        return Err(missing(1));
-    }
-    let mut last = 1;
     for part in parts {
-        if part.fingerprint != whole.fingerprint {
-            return Err(MergeError::Contents { scenario });
-        }
-        if campaign(&part) != campaign(&whole) {
-            let (one, other) = (campaign(&whole), campaign(&part));
-            return Err(MergeError::Campaigns { scenario, one, other });
-        }
-        if part.shard[0] == last {
-            return Err(MergeError::Twice { scenario, index: last, of });
-        }
-        if part.shard[0] != last + 1 {
-            return Err(missing(last + 1));
-        }
-        last = part.shard[0];
         whole.schedules += part.schedules;
         whole.exhaustive_preemptions = whole.exhaustive_preemptions.min(part.exhaustive_preemptions);
         whole.faults.exhaustive_preemptions =
@@ -143,9 +179,25 @@ fn join(mut parts: Vec<Report>) -> Result<Report, MergeError> {
         whole.elapsed_ms = whole.elapsed_ms.max(part.elapsed_ms);
         whole.interrupted |= part.interrupted;
     }
-    if last != of {
-        return Err(missing(last + 1));
-    }
     whole.shard = [1, 1];
     Ok(whole)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_that_is_missing_is_named() {
+        for (there, of, said) in [
+            (vec![1, 3], 3, "shard 2/3 is missing"),
+            (vec![2], 3, "shards 1 and 3 of 3 are missing"),
+            (vec![1, 3, 4, 6], 7, "shards 2, 5 and 7 of 7 are missing"),
+            (vec![1, 4], 64, "shards 2, 3 and 5 to 64 of 64 are missing"),
+            (vec![], 64, "shards 1 to 64 of 64 are missing"),
+            (vec![2], u32::MAX, "shards 1 and 3 to 4294967295 of 4294967295 are missing"),
+        ] {
+            assert_eq!(said_missing(&gaps(&there.into_iter().collect(), of), of), said);
+        }
+    }
 }

@@ -83,6 +83,13 @@ pub fn check(arguments: &Check) -> Result<u8> {
             break;
         }
     }
+    if arguments.json {
+        // So that a part that was interrupted can be merged: it has a report of each scenario.
+        for Told { path, scenario } in &memory[reports.len()..] {
+            let report = Report { file: path.display().to_string(), ..Report::not_explored(scenario, &options) };
+            print(arguments, style, &report)?;
+        }
+    }
     let status = finish(arguments, style, &reports, memory.len());
     Ok(if unwritten && status == HELD { UNUSABLE } else { status })
 }

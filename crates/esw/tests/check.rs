@@ -225,6 +225,7 @@ fn parts_of_a_campaign_are_joined_and_only_parts_of_one() {
     for (files, said) in [
         (vec![&parts[0], &parts[2]], "shard 2/3 is missing"),
         (vec![&parts[0], &parts[1]], "shard 3/3 is missing"),
+        (vec![&parts[1]], "shards 1 and 3 of 3 are missing"),
         (vec![&parts[0], &parts[0], &parts[1], &parts[2]], "is there twice"),
         (vec![&parts[0], &stray, &parts[2]], "different campaigns"),
         (vec![&parts[0], &other, &parts[2]], "different contents"),
@@ -417,8 +418,9 @@ fn what_cannot_be_written_ends_nothing_and_hides_nothing() {
 fn an_interrupt_tells_what_was_found_so_far() {
     let folder = Folder::new("interrupt");
     let file = folder.file("holds.toml", HOLDS);
+    let later = folder.file("later.toml", &HOLDS.replace("it holds", "later"));
     let child = Command::new(env!("CARGO_BIN_EXE_esw"))
-        .args(["check", &file, "--preemptions", "9", "--time", "3600", "--json"])
+        .args(["check", &file, &later, "--preemptions", "9", "--time", "3600", "--json"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -428,9 +430,17 @@ fn an_interrupt_tells_what_was_found_so_far() {
     assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(130));
-    let report = json(&output).remove(0);
-    assert_eq!(report["interrupted"], true);
-    assert!(report["schedules"].as_u64().unwrap() > 0, "{report}");
+    let reports = json(&output);
+    assert_eq!(reports[0]["interrupted"], true);
+    assert!(reports[0]["schedules"].as_u64().unwrap() > 0, "{}", reports[0]);
+    // The one that was not begun has a report, too, and so they can be merged.
+    assert_eq!((&reports[1]["scenario"], &reports[1]["file"]), (&"later".into(), &later.as_str().into()));
+    assert_eq!((&reports[1]["interrupted"], &reports[1]["schedules"]), (&true.into(), &0.into()));
+    assert_eq!(reports[1]["exhaustive_preemptions"], Value::Null);
+    let part = folder.file("part.json", &text(&output.stdout));
+    let merged = esw(&["check", "--merge", &part]);
+    assert_eq!(merged.status.code(), Some(130), "{}", text(&merged.stderr));
+    assert!(text(&merged.stdout).contains("later: interrupted; 0 schedules"), "{}", text(&merged.stdout));
 }
 
 #[test]
