@@ -131,7 +131,8 @@ pub(crate) struct Tally {
     pub exhaustive_with_faults: Option<u8>,
     pub places: usize,
     /// Random strategies: of the plans with as many failures as were asked for, those told at least once, each counted
-    /// by one worker only; and how many there are.
+    /// by one worker only; and how many there are. Bounded: the failures with which, and with every second one if there
+    /// are to be two, all schedules without preemptions were met; and how many there are.
     pub plans: [u64; 2],
     pub failures: Vec<Failure>,
     pub steps: u64,
@@ -383,17 +384,19 @@ impl Worker<'_> {
         }
         tally.places = places.len();
         self.watch.places[1].store(places.len() as u64, Ordering::Relaxed);
+        tally.plans[1] = places.len() as u64;
         // What can fail is known only if every schedule without preemptions was met.
         let mut least = tally.exhaustive.map(|_| self.options.preemptions_with_faults);
         for (index, place) in places.into_iter().enumerate() {
             if index as u32 % self.share.1 != self.share.0 {
                 continue;
             }
-            let reached = self.with_fault(tally, vec![place], bound);
-            least = least.min(reached);
+            let mut reached = self.with_fault(tally, vec![place], bound);
             if self.options.faults == Faults::Pairs {
-                least = least.min(self.pairs(tally, bound));
+                reached = reached.min(self.pairs(tally, bound));
             }
+            least = least.min(reached);
+            tally.plans[0] += u64::from(reached.is_some());
             self.watch.places[0].fetch_add(1, Ordering::Relaxed);
             if reached.is_none() && (self.is_over(true) || !tally.failures.is_empty()) {
                 return;

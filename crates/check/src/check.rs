@@ -65,10 +65,11 @@ pub struct FaultsReport {
     pub mode: String,
     /// The places that can fail.
     pub places: usize,
+    /// Bounded: with how many of these, or of these and any second one, every schedule without preemptions was met.
     /// Random strategies: with how many of these, or of the pairs of them, at least one schedule was run.
     #[serde(default)]
     pub tried: u64,
-    /// Random strategies: how many of these, or pairs of them, there are.
+    /// Bounded: how many of these there are. Random strategies: how many of these, or pairs of them.
     #[serde(default)]
     pub plans: u64,
     /// With each of them, every schedule with at most so many preemptions was met.
