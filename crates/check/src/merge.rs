@@ -91,6 +91,8 @@ fn gaps(there: &BTreeSet<u32>, of: u32) -> Vec<(u32, u32)> {
 /// # Errors
 /// A line that is none.
 pub fn read(file: &str, text: &str) -> Result<Vec<Report>, MergeError> {
+    // Some editors begin a file with a mark that is no text.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let lines = text.lines().zip(1..).filter(|(line, _)| !line.trim().is_empty());
     let report = |(line, number): (&str, usize)| {
         let malformed = |why: String| MergeError::Malformed { place: format!("{file}:{number}"), why };
@@ -163,14 +165,14 @@ fn join(mut parts: Vec<Report>) -> Result<Report, MergeError> {
     let mut parts = parts.into_iter();
     let Some(mut whole) = parts.next() else { return Err(MergeError::Nothing) };
     for part in parts {
-        whole.schedules += part.schedules;
+        whole.schedules = whole.schedules.saturating_add(part.schedules);
         whole.exhaustive_preemptions = whole.exhaustive_preemptions.min(part.exhaustive_preemptions);
         whole.faults.exhaustive_preemptions =
             whole.faults.exhaustive_preemptions.min(part.faults.exhaustive_preemptions);
         whole.faults.places = whole.faults.places.max(part.faults.places);
-        whole.faults.tried += part.faults.tried;
+        whole.faults.tried = whole.faults.tried.saturating_add(part.faults.tried);
         whole.faults.plans = whole.faults.plans.max(part.faults.plans);
-        whole.forgotten += part.forgotten;
+        whole.forgotten = whole.forgotten.saturating_add(part.forgotten);
         // Every part tells the plain schedule, and finds the same there.
         let is_known = |violation: &Violation| whole.violations.iter().any(|known| known.token == violation.token);
         let new: Vec<Violation> = part.violations.into_iter().filter(|violation| !is_known(violation)).collect();

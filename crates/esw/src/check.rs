@@ -15,7 +15,7 @@ use scenario::Scenario;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::arguments::{Check, Faults, Strategy};
-use crate::output::{self, Style, complain, line, time};
+use crate::output::{self, Style, complain, line, many, time};
 use crate::run::{Story as Told, read_all};
 use crate::{FAILED, HELD, INTERRUPTED, UNUSABLE};
 
@@ -74,7 +74,7 @@ pub fn check(arguments: &Check) -> Result<u8> {
         reports.push(report);
         // At once: a page is not to be lost to what comes later.
         if let Some(folder) = &arguments.report
-            && let Err(error) = write_pages(folder, &reports)
+            && let Err(error) = write_pages(folder, &reports, memory.len())
         {
             unwritten = true;
             complain!("esw: {error:#}; what was found before is still there, and exploring goes on");
@@ -258,16 +258,19 @@ fn progress(
             let rate = schedules as f64 / elapsed.as_secs_f64().max(0.001);
             let [asked, places] = [0, 1].map(|i| watch.places[i].load(Ordering::Relaxed));
             let what = match (options.strategy, places) {
-                (check::Strategy::Bounded, 0) => format!("{} preemptions", watch.preemptions.load(Ordering::Relaxed)),
+                (check::Strategy::Bounded, 0) => many(watch.preemptions.load(Ordering::Relaxed), "preemption"),
                 (_, 0) => options.strategy.name().to_owned(),
                 _ => format!("failure {asked} of {places}"),
             };
             let left = match (options.time, options.schedules) {
-                (_, Some(n)) => format!("{} schedules left", n.saturating_sub(schedules)),
+                (_, Some(n)) => format!("{} left", many(n.saturating_sub(schedules), "schedule")),
                 (Some(time), None) => format!("{} s left", time.saturating_sub(elapsed).as_secs()),
                 (None, None) => String::new(),
             };
-            theirs.set_message(format!("[{index}/{of}] {name}: {what}, {schedules} schedules, {rate:.0}/s, {left}"));
+            theirs.set_message(format!(
+                "[{index}/{of}] {name}: {what}, {}, {rate:.0}/s, {left}",
+                many(schedules, "schedule")
+            ));
             theirs.tick();
             thread::park_timeout(Duration::from_millis(100));
         }
@@ -283,17 +286,16 @@ fn print(arguments: &Check, style: Style, report: &Report) -> Result<()> {
         return Ok(());
     }
     let verdict = match (report.violations.is_empty(), report.interrupted) {
-        (false, _) => style.bad("FAILED"),
+        (false, true) => style.bad("FAILED, interrupted"),
+        (false, false) => style.bad("FAILED"),
         (true, true) => style.bad("interrupted"),
         (true, false) => style.good("ok"),
     };
     let rate = report.schedules as f64 / (report.elapsed_ms as f64 / 1e3).max(0.001);
     line(&format!(
-        "{}: {verdict}; {} schedules{}{}{} in {} ({rate:.0}/s)",
+        "{}: {verdict}; {}{} in {} ({rate:.0}/s)",
         style.strong(&report.scenario),
-        report.schedules,
-        reached(report),
-        with_faults(report),
+        how_far(report),
         forgotten(report),
         time(Duration::from_millis(report.elapsed_ms)),
     ));
@@ -304,6 +306,9 @@ fn print(arguments: &Check, style: Style, report: &Report) -> Result<()> {
             line(&format!("  {}", check::again(&violation.token, &violation.story.files)));
         } else {
             line(&check::columns(&violation.story, width()));
+            if report.interrupted {
+                line("interrupted while this was made small: it may not be as small as it gets");
+            }
         }
     }
     Ok(())
@@ -315,25 +320,35 @@ fn width() -> usize {
     if terminal == 0 { 140 } else { terminal }
 }
 
-/// A page with every story found so far, and a trace for each.
-fn write_pages(folder: &Path, reports: &[Report]) -> Result<()> {
+/// A page with every story found so far, and a trace for each; and how far each scenario was explored.
+fn write_pages(folder: &Path, reports: &[Report], of: usize) -> Result<()> {
     let violations = reports.iter().flat_map(|report| &report.violations);
     let stories: Vec<Story> = violations.map(|violation| violation.story.clone()).collect();
-    let schedules: u64 = reports.iter().map(|report| report.schedules).sum();
-    write_stories(folder, &stories, reports.len(), schedules)
+    let scenarios = if reports.len() < of { format!("{} of {of}", reports.len()) } else { of.to_string() };
+    let mut summary = vec![
+        ("scenarios".to_owned(), scenarios),
+        ("schedules".to_owned(), schedules(reports).to_string()),
+        ("did not hold".to_owned(), stories.len().to_string()),
+    ];
+    summary.extend(reports.iter().map(|report| {
+        let ended = match (report.violations.is_empty(), report.interrupted) {
+            (_, true) => ", interrupted",
+            (false, false) => ", until it failed",
+            (true, false) => "",
+        };
+        (report.scenario.clone(), how_far(report) + ended)
+    }));
+    write_stories(folder, &stories, summary)
+}
+
+fn schedules(reports: &[Report]) -> u64 {
+    reports.iter().fold(0, |sum, report| sum.saturating_add(report.schedules))
 }
 
 /// Each file whole, or as it was.
-fn write_stories(folder: &Path, stories: &[Story], scenarios: usize, schedules: u64) -> Result<()> {
-    let info = PageInfo {
-        title: "esw check".to_owned(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        summary: vec![
-            ("scenarios".to_owned(), scenarios.to_string()),
-            ("schedules".to_owned(), schedules.to_string()),
-            ("did not hold".to_owned(), stories.iter().filter(|story| !story.invariant.is_empty()).count().to_string()),
-        ],
-    };
+fn write_stories(folder: &Path, stories: &[Story], summary: Vec<(String, String)>) -> Result<()> {
+    let (title, version) = ("esw check".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
+    let info = PageInfo { title, version, summary };
     let write = |name: &str, text: &str| {
         let (path, unfinished) = (folder.join(name), folder.join(format!(".{name}")));
         let written = fs::write(&unfinished, text).and_then(|()| fs::rename(&unfinished, &path));
@@ -352,9 +367,14 @@ fn write_stories(folder: &Path, stories: &[Story], scenarios: usize, schedules: 
     write("index.html", &check::page(stories, &info))
 }
 
+/// What was explored, in words.
+fn how_far(report: &Report) -> String {
+    format!("{}{}{}", many(report.schedules, "schedule"), reached(report), with_faults(report))
+}
+
 fn reached(report: &Report) -> String {
     match (report.strategy.as_str(), report.exhaustive_preemptions) {
-        ("bounded", Some(k)) => format!(", every one with at most {k} preemption{}", if k == 1 { "" } else { "s" }),
+        ("bounded", Some(k)) => format!(", every one with at most {}", many(k.into(), "preemption")),
         ("bounded", None) => ", not every one without preemptions".to_owned(),
         (strategy, _) => format!(" ({strategy})"),
     }
@@ -365,7 +385,11 @@ fn with_faults(report: &Report) -> String {
     match (faults.mode.as_str(), faults.exhaustive_preemptions) {
         ("none", _) => String::new(),
         (mode, Some(k)) => format!(", {mode} of {} failures at {k}", faults.places),
-        (mode, None) if report.strategy == "bounded" => format!(", not {mode} of {} failures", faults.places),
+        (_, None) if report.strategy == "bounded" && faults.plans == 0 => ", nothing made to fail yet".to_owned(),
+        (mode, None) if report.strategy == "bounded" => {
+            let pairs = if mode == "pairs" { "pairs with " } else { "" };
+            format!(", {pairs}{} of {} failures at 0", faults.tried, faults.plans)
+        }
         ("each", None) if faults.tried < faults.plans => format!(", {} of {} failures", faults.tried, faults.places),
         (mode, None) if faults.tried < faults.plans => {
             format!(", {} of {} {mode} of {} failures", faults.tried, faults.plans, faults.places)
@@ -375,17 +399,21 @@ fn with_faults(report: &Report) -> String {
 }
 
 fn forgotten(report: &Report) -> String {
-    if report.forgotten == 0 { String::new() } else { format!(", {} states searched again", report.forgotten) }
+    if report.forgotten == 0 { String::new() } else { format!(", {} searched again", many(report.forgotten, "state")) }
 }
 
 /// The end of a campaign: its summary, its pages, its exit status.
 fn finish(arguments: &Check, style: Style, reports: &[Report], of: usize) -> u8 {
     let failed = reports.iter().filter(|report| !report.violations.is_empty()).count();
     let interrupted = reports.len() < of || reports.iter().any(|report| report.interrupted);
-    let schedules: u64 = reports.iter().map(|report| report.schedules).sum();
-    let mut summary = format!("{} held in {schedules} schedules", reports.len() - failed);
+    let ended = reports.iter().filter(|report| report.violations.is_empty() && report.interrupted).count();
+    let schedules = many(schedules(reports), "schedule");
+    let mut summary = format!("{} held in {schedules}", reports.len() - failed - ended);
     if failed > 0 {
         summary += &format!(", {}", style.bad(&format!("{failed} failed")));
+    }
+    if ended > 0 {
+        summary += &format!(", {ended} interrupted");
     }
     if reports.len() < of {
         summary += &format!(", {} not explored", of - reports.len());
@@ -440,7 +468,8 @@ fn replay(arguments: &Check, token: &str) -> Result<u8> {
     }
     if let Some(folder) = &arguments.report {
         make_folder(folder)?;
-        write_stories(folder, std::slice::from_ref(&story), 1, 1)?;
+        let held = if story.invariant.is_empty() { "held" } else { "did not hold" };
+        write_stories(folder, std::slice::from_ref(&story), vec![("told again".to_owned(), held.to_owned())])?;
     }
     if arguments.json {
         line(&serde_json::to_string(&story)?);

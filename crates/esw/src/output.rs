@@ -93,6 +93,11 @@ pub fn ports(style: Style, ports: &Ports) -> Vec<String> {
     lines
 }
 
+/// So many of something.
+pub fn many(n: u64, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
 /// A time in the unit it is best read in.
 pub fn time(elapsed: Duration) -> String {
     let us = elapsed.as_micros();

@@ -421,6 +421,7 @@ fn an_interrupt_tells_what_was_found_so_far() {
     let later = folder.file("later.toml", &HOLDS.replace("it holds", "later"));
     let child = Command::new(env!("CARGO_BIN_EXE_esw"))
         .args(["check", &file, &later, "--preemptions", "9", "--time", "3600", "--json"])
+        .args(["--report", &folder.path("page")])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -441,6 +442,29 @@ fn an_interrupt_tells_what_was_found_so_far() {
     let merged = esw(&["check", "--merge", &part]);
     assert_eq!(merged.status.code(), Some(130), "{}", text(&merged.stderr));
     assert!(text(&merged.stdout).contains("later: interrupted; 0 schedules"), "{}", text(&merged.stdout));
+    // What was interrupted has not held.
+    assert!(text(&merged.stdout).contains("0 held in ") && text(&merged.stdout).ends_with(", 2 interrupted\n"));
+    let said = text(&output.stderr);
+    assert!(said.contains("0 held in ") && said.ends_with(", 1 interrupted, 1 not explored\n"), "{said}");
+    let page = fs::read_to_string(folder.path("page/index.html")).unwrap();
+    let reached = format!("[\"it holds\",\"{} schedules, every one with at most ", reports[0]["schedules"]);
+    assert!(page.contains("[\"scenarios\",\"1 of 2\"]") && page.contains(&reached), "{said}");
+    assert!(page.contains(", interrupted\"]"));
+}
+
+#[test]
+fn a_failure_of_what_was_interrupted_is_both() {
+    let folder = Folder::new("both");
+    let file = folder.file("fails.toml", FAILS);
+    let mut report = json(&esw(&["check", &file, "--schedules", "5000", "--json"])).remove(0);
+    report["interrupted"] = true.into();
+    report["schedules"] = 1.into();
+    // Also with the mark that some editors write.
+    let part = folder.file("part.json", &format!("\u{feff}{report}\n"));
+    let output = esw(&["check", "--merge", &part]);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    let said = text(&output.stdout);
+    assert!(said.starts_with("it fails in some order: FAILED, interrupted; 1 schedule, "), "{said}");
 }
 
 #[test]
@@ -517,6 +541,22 @@ fn it_is_said_how_many_of_the_failures_were_tried() {
         assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
         output
     };
+    // Bounded: with as many, every schedule without preemptions was met.
+    let bounded = |faults: &str, n: &str| {
+        let arguments = ["check", &file, "--preemptions", "0", "--faults", faults, "--schedules", n, "--jobs", "2"];
+        let said = text(&esw(&arguments).stdout);
+        (said, json(&esw(&[&arguments[..], &["--json"]].concat())).remove(0)["faults"].clone())
+    };
+    for (mode, n, pairs) in [("each", "100", ""), ("pairs", "3000", "pairs with ")] {
+        let (said, faults) = bounded(mode, n);
+        let [tried, plans] = ["tried", "plans"].map(|key| faults[key].as_u64().unwrap());
+        assert_eq!((&faults["places"], &faults["exhaustive_preemptions"]), (&plans.into(), &Value::Null));
+        assert!(0 < tried && tried < plans, "{faults}");
+        assert!(said.contains(&format!(", {pairs}{tried} of {plans} failures at 0 in ")), "{said}");
+    }
+    let (said, faults) = bounded("each", "1000000");
+    assert!(said.contains(&format!(", each of {} failures at 1 in ", faults["places"])), "{said}");
+    assert_eq!(faults["tried"], faults["plans"]);
     let faults = |n: u64| json(&run("pairs", n, &["--json"]))[0]["faults"].clone();
     let places = faults(1)["places"].as_u64().unwrap();
     let pairs = places * (places - 1) / 2;
