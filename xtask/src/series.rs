@@ -74,6 +74,8 @@ struct Step<'a> {
 /// A patch does not come off, or a tree does not compile; a header cannot be used; the explorer fails.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let patches = all()?;
+    // Before anything is built: a name may be wrong.
+    let scenarios = scenarios(&args.name)?;
     let copy = Patched::new("series")?;
     let mut rows: Vec<Row> = Vec::new();
     for tree in 0..=patches.len() {
@@ -86,7 +88,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
                 bail!("tree {tree} does not compile: {}", &said[said.find("error").unwrap_or(0)..])
             }
         };
-        for (at, file) in scenarios(&args.name)?.iter().enumerate() {
+        for (at, file) in scenarios.iter().enumerate() {
             if tree == 0 {
                 let scenario = stem(file);
                 rows.push(Row { scenario, trees: Vec::new(), repaired_by: None });
@@ -146,7 +148,10 @@ fn scenarios(names: &[String]) -> Result<Vec<PathBuf>> {
             found.push(file);
         }
     }
-    ensure!(!found.is_empty(), "no scenario is called that");
+    for name in names {
+        let is_one = found.iter().any(|file| stem(file).contains(name));
+        ensure!(is_one, "{name}: no scenario that can be told on the card in memory is called that");
+    }
     Ok(found)
 }
 
@@ -255,6 +260,14 @@ fn print(rows: &[Row], patches: &[Patch], args: &Args) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_that_no_scenario_has_is_refused() {
+        let names = |names: &[&str]| scenarios(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
+        assert_eq!(names(&["late-ib"]).unwrap().len(), 1);
+        assert!(names(&["late-ib", "nosuch"]).unwrap_err().to_string().starts_with("nosuch: no scenario"));
+        assert!(names(&[]).unwrap().len() > 10);
+    }
 
     #[test]
     fn every_patch_comes_off_the_tree_and_the_one_before_it_off_what_is_left() {
