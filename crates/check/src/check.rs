@@ -28,6 +28,7 @@ pub struct Report {
     #[serde(default)]
     pub file: String,
     /// Its contents, in short.
+    #[serde(with = "hexadecimal")]
     pub fingerprint: u64,
     /// The version of the program.
     pub version: String,
@@ -88,6 +89,20 @@ pub struct Violation {
     /// The telling, for reports; not part of the JSON line.
     #[serde(skip)]
     pub story: Story,
+}
+
+/// A number as a string: as a number, programs that have floating-point numbers only would change it.
+mod hexadecimal {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(number: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{number:016x}"))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        u64::from_str_radix(&text, 16).map_err(|_| D::Error::custom(format!("`{text}` is not a hexadecimal number")))
+    }
 }
 
 impl Options {
