@@ -112,7 +112,15 @@ pub fn read(file: &str, text: &str) -> Result<Vec<Report>, MergeError> {
 /// Parts of different campaigns, a part twice, a part missing.
 pub fn merge(reports: Vec<Report>) -> Result<Vec<Report>, MergeError> {
     let mut scenarios: BTreeMap<String, Vec<Report>> = BTreeMap::new();
+    let campaign =
+        |part: &Report| format!("{} of version {}, shards of {}", part.campaign, part.version, part.shard[1]);
+    let one = reports.first().map(campaign).unwrap_or_default();
     for report in reports {
+        // Of all scenarios: a part of one and a part of another are not parts of the same.
+        let other = campaign(&report);
+        if other != one {
+            return Err(MergeError::Campaigns { scenario: report.scenario, one, other });
+        }
         scenarios.entry(report.scenario.clone()).or_default().push(report);
     }
     if scenarios.is_empty() {
@@ -136,12 +144,6 @@ fn complete(scenarios: &BTreeMap<String, Vec<Report>>) -> Result<(), MergeError>
         for report in reports {
             if report.fingerprint != reports[0].fingerprint {
                 return Err(MergeError::Contents { scenario: scenario.clone() });
-            }
-            let campaign =
-                |part: &Report| format!("{} of version {}, shards of {}", part.campaign, part.version, part.shard[1]);
-            if campaign(report) != campaign(&reports[0]) {
-                let (one, other) = (campaign(&reports[0]), campaign(report));
-                return Err(MergeError::Campaigns { scenario: scenario.clone(), one, other });
             }
             let index = report.shard[0];
             if !there.insert(index) {
