@@ -223,7 +223,7 @@ pub struct Check {
 }
 
 /// The options that say how to explore.
-const OF_A_CAMPAIGN: [&str; 11] = [
+const OF_A_CAMPAIGN: [&str; 12] = [
     "strategy",
     "preemptions",
     "fault_preemptions",
@@ -234,6 +234,7 @@ const OF_A_CAMPAIGN: [&str; 11] = [
     "faults",
     "jobs",
     "shard",
+    "whole",
     "no_reduction",
 ];
 
