@@ -65,6 +65,8 @@ pub fn again<S: AsRef<str>>(token: &str, files: &[S]) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+,:@".contains(c);
     let mut command = format!("esw check --replay {token}");
     for file in files.iter().map(AsRef::as_ref) {
+        // What begins with a dash would be taken for an option.
+        let file = if file.starts_with('-') { format!("./{file}") } else { file.to_owned() };
         match file.chars().all(plain) {
             true => command += &format!(" {file}"),
             false => command += &format!(" '{}'", file.replace('\'', r"'\''")),
@@ -198,4 +200,15 @@ pub(crate) fn rows(happenings: &[Happening], threads: usize) -> Vec<Row> {
         rows.push(Row { step: happening.step, thread: happening.thread, kind, what, object, at, held });
     }
     rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_takes_files_by_any_name() {
+        let files = ["a/plain.toml", "-dash.toml", "-it's.toml"];
+        assert_eq!(again("esw2.x", &files), r"esw check --replay esw2.x a/plain.toml ./-dash.toml './-it'\''s.toml'");
+    }
 }
