@@ -58,7 +58,7 @@ pub(crate) fn read_all(paths: &[PathBuf]) -> Result<Option<Vec<Story>>> {
     Ok(usable.then_some(stories))
 }
 
-/// Files as they were given; of directories, what is named `*.toml` in them, sorted.
+/// Files as they were given; of directories, the regular files named `*.toml` in them, sorted.
 fn scenario_files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for path in paths {
@@ -70,7 +70,9 @@ fn scenario_files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
         let mut found = Vec::new();
         for entry in fs::read_dir(path).with_context(about)? {
             let entry = entry.with_context(about)?.path();
-            if entry.extension().is_some_and(|extension| extension == "toml") {
+            let is_named_so = entry.extension().is_some_and(|extension| extension == "toml");
+            // Of a pipe, nobody may ever write the other end.
+            if is_named_so && fs::metadata(&entry).with_context(|| entry.display().to_string())?.is_file() {
                 found.push(entry);
             }
         }
