@@ -77,7 +77,9 @@ pub fn check(arguments: &Check) -> Result<u8> {
             && let Err(error) = write_pages(folder, &reports, memory.len())
         {
             unwritten = true;
-            complain!("esw: {error:#}; what was found before is still there, and exploring goes on");
+            let there = folder.join("index.html").exists();
+            let before = if there { "what was found before is still there, and " } else { "" };
+            complain!("esw: {error:#}; {before}exploring goes on");
         }
         if watch.stop.load(Ordering::Relaxed) || output::is_closed() {
             break;
@@ -460,14 +462,19 @@ fn replay(arguments: &Check, token: &str) -> Result<u8> {
         return Ok(UNUSABLE);
     };
     let scenarios: Vec<Scenario> = stories.iter().map(|story| story.scenario.clone()).collect();
-    let mut story = check::replay(&scenarios, &whence, &token)?;
+    if let Some(folder) = &arguments.report {
+        make_folder(folder)?;
+    }
+    let mut story = check::replay(&scenarios, &whence, &token).inspect_err(|_| {
+        // Nothing is told, so nothing is left: it is empty, and was made here.
+        let _ = arguments.report.as_ref().map(fs::remove_dir);
+    })?;
     for token in token.all() {
         let told = stories.iter().find(|story| check::fingerprint(&story.scenario) == token.fingerprint);
         let file = told.map(|told| told.path.display().to_string());
         story.files.extend(file.filter(|file| !story.files.contains(file)));
     }
     if let Some(folder) = &arguments.report {
-        make_folder(folder)?;
         let held = if story.invariant.is_empty() { "held" } else { "did not hold" };
         write_stories(folder, std::slice::from_ref(&story), vec![("told again".to_owned(), held.to_owned())])?;
     }
