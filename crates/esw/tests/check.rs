@@ -217,7 +217,12 @@ fn parts_of_a_campaign_are_joined_and_only_parts_of_one() {
         text.replacen(from, to, 1)
     };
     let fingerprint = serde_json::from_str::<Value>(&edited("", "")).unwrap()["fingerprint"].to_string();
-    let other = folder.file("other.json", &edited(&fingerprint, "7"));
+    let other = folder.file("other.json", &edited(&fingerprint, "\"7\""));
+    // Not a number: programs that read it as a floating-point one would change it.
+    assert_eq!(fingerprint.trim_matches('"').len(), 16, "{fingerprint}");
+    let number = folder.file("number.json", &edited(&fingerprint, "7"));
+    let of_two = edited("\"shard\":[2,3]", "\"shard\":[1,2]").replace("it holds", "another");
+    let of_two = folder.file("of-two.json", &of_two);
     let no_shard = folder.file("no-shard.json", &edited("\"shard\":[2,3]", "\"shard\":[4,3]"));
     let missing = folder.path("nowhere.json");
     let broken = folder.file("broken.json", "{\"scenario\":");
@@ -228,7 +233,9 @@ fn parts_of_a_campaign_are_joined_and_only_parts_of_one() {
         (vec![&parts[1]], "shards 1 and 3 of 3 are missing"),
         (vec![&parts[0], &parts[0], &parts[1], &parts[2]], "is there twice"),
         (vec![&parts[0], &stray, &parts[2]], "different campaigns"),
+        (vec![&parts[0], &parts[1], &parts[2], &of_two], "another: reports of different campaigns"),
         (vec![&parts[0], &other, &parts[2]], "different contents"),
+        (vec![&parts[0], &number, &parts[2]], "number.json:1: not a report"),
         (vec![&parts[0], &no_shard, &parts[2]], "there is no shard 4/3"),
         (vec![&parts[0], &missing], "nowhere.json"),
         (vec![&broken], "broken.json:1: not a report"),
@@ -360,6 +367,8 @@ fn input_that_makes_no_sense_is_refused_before_anything_runs() {
         (vec!["check", &file, "--fault-preemptions", "0"], "--fault-preemptions is for"),
         (vec!["check", &file, "--replay", "esw2.", "--jobs", "2"], "cannot be used with"),
         (vec!["check", "--merge", &file, "--strategy", "pct"], "cannot be used with"),
+        (vec!["check", "--merge", &file, "--whole"], "cannot be used with"),
+        (vec!["check", &file, "--replay", "esw2.", "--whole"], "cannot be used with"),
         (vec!["check", &file, &file], "give each once, with a name of its own"),
         (vec!["check", &crowd], "has 49 threads; at most 48 can be explored"),
         (vec!["check", &bell], "expected `name` to be a line of text"),
@@ -412,6 +421,24 @@ fn what_cannot_be_written_ends_nothing_and_hides_nothing() {
     let before = fs::read(&there).unwrap();
     let output = esw(&[&words[..], &["--report", &page]].concat());
     assert_eq!((output.status.code(), fs::read(&there).unwrap()), (Some(2), before), "{}", text(&output.stderr));
+    // A token that is refused leaves no folder.
+    let mut token: check::Token = words[2].parse().unwrap();
+    token.faults = vec![check::Place { name: "nonsense".to_owned(), nth: 1 }];
+    let unmade = folder.path("unmade");
+    let output = esw(&["check", "--replay", &token.to_string(), &fails, "--report", &unmade]);
+    assert_eq!((output.status.code(), Path::new(&unmade).exists()), (Some(2), false), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("never came"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn of_a_folder_only_regular_files_are_read() {
+    let folder = Folder::new("regular");
+    folder.file("holds.toml", HOLDS);
+    fs::create_dir(folder.path("a.toml")).unwrap();
+    let made = Command::new("mkfifo").arg(folder.path("pipe.toml")).status().unwrap();
+    assert!(made.success());
+    let output = esw(&["check", folder.0.to_str().unwrap(), "--schedules", "1"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
 }
 
 #[test]
@@ -607,6 +634,9 @@ fn a_page_that_has_no_room_any_more_stays_as_it_was() {
     assert_eq!(output.status.code(), Some(1));
     let said = text(&output.stderr);
     assert!(said.contains("writing") && said.contains("what was found before is still there"), "{said}");
+    let none = check(0, &[&fails], &folder.path("none"));
+    let none = text(&none.stderr);
+    assert!(none.contains("writing") && !none.contains("is still there"), "there is none: {none}");
     assert!(text(&output.stdout).contains("that fails, too, in some order: FAILED"), "it went on: {said}");
     let page = fs::read_to_string(format!("{little}/index.html")).unwrap();
     assert!(page.contains("it fails in some order") && page.ends_with("</html>\n"), "whole");
