@@ -518,18 +518,9 @@ impl Pf {
             violate("switchdev-complete", "the host's VFs have failed, and nobody tries again".to_owned());
         }
         let mode = self.eswitch.mode.under_devlink(state, cx);
-        self.eswitch.with_representors(cx, |table, _| {
-            if table.peers() != paired.iter().copied().collect() {
-                violate("pairing-told", format!("paired with {paired:?}, and its table has {:?}", table.peers()));
-            }
-            let (there, listed) = (table.vports(), table.failures().keys());
-            let is_old = |(vport, ty): &&(Vport, RepType)| {
-                mode == Mode::Legacy || !there.contains(vport) || table.is_loaded(*vport, *ty)
-            };
-            for (vport, ty) in listed.filter(is_old) {
-                violate("switchdev-complete", format!("{ty} of {vport} is listed as failed, and has not"));
-            }
-        });
+        for (invariant, detail) in self.eswitch.stated.check_at_rest(cx, mode, paired.iter().copied().collect()) {
+            violate(invariant, detail);
+        }
         found
     }
 }

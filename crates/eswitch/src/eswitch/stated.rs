@@ -15,7 +15,7 @@ use crate::devlink::{DevlinkState, VportInfo};
 use crate::error::Result;
 use crate::eswitch::registrations::{OpsTable, Seen as RegistrationsSeen};
 use crate::eswitch::{LoadPolicy, RepTable};
-use crate::ids::{Mode, RepType, Vport};
+use crate::ids::{Mode, PfSet, RepType, Vport};
 
 /// An E-Switch as it was when its locks were last let go of.
 #[derive(Default)]
@@ -31,6 +31,8 @@ struct State {
     in_progress: Option<String>,
     loaded: Reps,
     vports: BTreeSet<Vport>,
+    failed: BTreeSet<(Vport, RepType)>,
+    peers: PfSet,
     registered: [Option<Owner>; 2],
     generation: u64,
     torn_down: bool,
@@ -113,12 +115,40 @@ impl Stated {
         self.state.with(|state| {
             state.loaded = loaded;
             state.vports = table.vports().into_iter().collect();
+            state.failed = table.failures().keys().copied().collect();
+            state.peers = table.peers();
             let owner = |lent| if lent { Owner::Master } else { Owner::Own };
             state.registered = registrations.map(|r| r.map(|r| owner(r.lent)));
             if lockdep::is_recorded() {
                 state.tell_reps(table);
             }
         });
+    }
+
+    /// What does not hold at rest of the table, with the E-Switch in this mode and paired with these.
+    pub(crate) fn check_at_rest<L>(
+        &self,
+        cx: &Locked<'_, L>,
+        mode: Mode,
+        paired: PfSet,
+    ) -> Vec<(&'static str, String)> {
+        if !cx.is_checked() {
+            return Vec::new();
+        }
+        self.state.with(|state| {
+            let mut found = Vec::new();
+            if state.peers != paired {
+                let detail = format!("it is paired with {paired:?}, and its representors know of {:?}", state.peers);
+                found.push(("pairing-told", detail));
+            }
+            let is_old = |rep: &&(Vport, RepType)| {
+                mode == Mode::Legacy || !state.vports.contains(&rep.0) || state.loaded.contains(rep)
+            };
+            for (vport, ty) in state.failed.iter().filter(is_old) {
+                found.push(("switchdev-complete", format!("{ty} of {vport} is listed as failed, and has not")));
+            }
+            found
+        })
     }
 
     /// An operation on the mode begins.
