@@ -373,6 +373,8 @@ impl Pf {
         let (now, loaded) = self.eswitch.stated.state.with(|state| (state.mode, state.loaded.clone()));
         let at = self.address();
         cx.ensure("true-success", || now == mode, || format!("{at}: the mode is {now}, not {mode}"));
+        let empty = || mode != Mode::Legacy || loaded.is_empty();
+        cx.ensure("legacy-empty", empty, || format!("{at}: {loaded:?} loaded in legacy mode"));
         let fdb = self.shared.has_made(&Resource::SwitchdevFdb(self.index()));
         cx.ensure(
             "no-leak",
@@ -385,7 +387,6 @@ impl Pf {
             },
         );
         if mode == Mode::Legacy {
-            cx.ensure("legacy-empty", || loaded.is_empty(), || format!("{at}: {loaded:?} loaded in legacy mode"));
             cx.ensure(
                 "true-success",
                 || state.sfs.iter().next().is_none(),
