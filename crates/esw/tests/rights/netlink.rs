@@ -1,0 +1,101 @@
+//! Requests to the kernel, or to what stands in its place, in raw netlink.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use devlink::wire::{self, Builder, attributes, messages};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, netlink, recv, send};
+
+/// How long an answer may take before the test gives up.
+const LONG: Duration = Duration::from_secs(60);
+/// What `errno` is told as if there was no answer.
+pub const NO_ANSWER: i32 = -1;
+
+/// A protocol of netlink that a lab answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    Route,
+    Generic,
+    Rdma,
+}
+
+pub const PROTOCOLS: [Protocol; 3] = [Protocol::Route, Protocol::Generic, Protocol::Rdma];
+
+/// Opens a socket. With a kernel that has no RDMA, there is none outside a lab.
+pub fn open(protocol: Protocol) -> rustix::io::Result<OwnedFd> {
+    let number = match protocol {
+        Protocol::Route => None,
+        Protocol::Generic => Some(netlink::GENERIC),
+        Protocol::Rdma => Some(netlink::RDMA),
+    };
+    rustix::net::socket(AddressFamily::NETLINK, SocketType::RAW, number)
+}
+
+/// Where requests of an actor go: to sockets of its own, or to those that somebody else opened.
+#[derive(Default)]
+pub struct Sockets(pub Option<Vec<OwnedFd>>);
+
+impl Sockets {
+    /// Sends a request; what is answered, or the error number.
+    pub fn ask(&self, protocol: Protocol, request: &[u8]) -> Result<Vec<(u16, Vec<u8>)>, i32> {
+        match &self.0 {
+            Some(given) => ask(given[protocol as usize].as_fd(), request),
+            None => ask(open(protocol).map_err(|error| error.raw_os_error())?.as_fd(), request),
+        }
+    }
+
+    /// The number of a family of generic netlink.
+    pub fn family(&self, name: &str) -> Result<u16, i32> {
+        let (control, get, id, text) = (16, 3, 1, 2);
+        let mut request = begin(control, 0);
+        request.genl(get, 1).text(text, name);
+        let answers = self.ask(Protocol::Generic, &end(request))?;
+        let found = answers.iter().find_map(|(_, body)| find(body.get(wire::GENL_HEADER..)?, id)?.u16());
+        found.ok_or(libc::ENOENT)
+    }
+}
+
+/// An attribute of these.
+pub fn find(bytes: &[u8], kind: u16) -> Option<wire::Attribute<'_>> {
+    attributes(bytes).flatten().find(|attribute| attribute.kind == kind)
+}
+
+/// Begins a request that is to be acknowledged.
+pub fn begin(kind: u16, flags: u16) -> Builder {
+    let mut request = Builder::default();
+    request.begin(kind, wire::REQUEST | wire::ACK | flags, SEQUENCE, 0);
+    request
+}
+
+const SEQUENCE: u32 = 0x5e9;
+
+/// Ends a request: its bytes.
+pub fn end(mut request: Builder) -> Vec<u8> {
+    request.end();
+    request.bytes().to_vec()
+}
+
+/// Sends a request and reads up to its end.
+pub fn ask(socket: BorrowedFd<'_>, request: &[u8]) -> Result<Vec<(u16, Vec<u8>)>, i32> {
+    let failed = |error: rustix::io::Errno| error.raw_os_error();
+    set_socket_timeout(socket, Timeout::Recv, Some(LONG)).map_err(failed)?;
+    // What an earlier request left is not the answer to this one.
+    let mut buffer = vec![0; 64 << 10];
+    while recv(socket, &mut buffer[..], RecvFlags::DONTWAIT).is_ok() {}
+    send(socket, request, SendFlags::empty()).map_err(failed)?;
+    let mut answers = Vec::new();
+    loop {
+        let (_, length) = recv(socket, &mut buffer[..], RecvFlags::empty()).map_err(|error| match error {
+            rustix::io::Errno::AGAIN => NO_ANSWER,
+            error => error.raw_os_error(),
+        })?;
+        for (header, body) in messages(&buffer[..length]).filter(|(header, _)| header.sequence == SEQUENCE) {
+            let errno = || -body.first_chunk().copied().map_or(0, i32::from_ne_bytes);
+            match header.kind {
+                wire::ERROR | wire::DONE => return if errno() == 0 { Ok(answers) } else { Err(errno()) },
+                kind => answers.push((kind, body.to_vec())),
+            }
+        }
+    }
+}
