@@ -254,6 +254,8 @@ fn program(words: &[&str]) -> String {
         ("ermission denied", libc::EACCES),
         ("o such device", libc::ENODEV),
         ("annot find device", libc::ENODEV),
+        ("Failed to connect to devlink", libc::ENOENT),
+        ("Failed to open NETLINK_RDMA", libc::EPROTONOSUPPORT),
     ];
     match known.iter().find(|(text, _)| said.contains(text)) {
         _ if output.status.success() => "0".to_owned(),

@@ -150,6 +150,11 @@ pub struct Row {
 }
 
 impl Row {
+    /// Whether it goes to the card by sockets that only a lab has: devlink and RDMA.
+    pub fn is_of_the_card(&self) -> bool {
+        matches!(self.group, DEVLINK | RDMA)
+    }
+
     fn new(group: &'static str, title: &str, source: &str, rule: Rule, attempt: Attempt) -> Self {
         let (title, source) = (title.to_owned(), source.to_owned());
         let change = if rule == Rule::Anyone { Change::None } else { Change::Seen };
@@ -742,9 +747,10 @@ fn ethtool_rows() -> Vec<Row> {
     ]
 }
 
+const RDMA: &str = "rdma";
+
 fn rdma_rows() -> Vec<Row> {
     use Rule::{Anyone, Initial};
-    const RDMA: &str = "rdma";
     let row = |name: &str, title: &str, rule, command, flags, fill: Fill| {
         let marked = if rule == Anyone { "not marked" } else { "`RDMA_NL_ADMIN_PERM`" };
         let source = format!("`drivers/infiniband/core/nldev.c`: {name}, {marked}");
