@@ -53,7 +53,7 @@ impl Behind for Route {
         let mut buffer = vec![0; ROOM];
         for message in Messages(packet) {
             if !stays(io, &message) && !self.set_vfs(io, &message) {
-                let (bytes, _held) = descriptors::ours(&message, io.sender);
+                let (bytes, _held) = descriptors::ours(&message, io.sender.process);
                 io.pass_on(&bytes);
             }
             io.drain(self, &mut buffer);
@@ -113,7 +113,7 @@ impl Route {
         let now = io.cards.now();
         let Some((card, _, netdev)) = now.netdev(&name) else { return false };
         let Ok(commands) = vf::commands(&netdev.given, list) else { return false };
-        let done = if io.shared.may_administer() {
+        let done = if io.may_administer() {
             commands.iter().try_for_each(|words| io.cards.perform(card, words))
         } else {
             Err(Refusal { errno: libc::EPERM, message: String::new() })
@@ -122,7 +122,7 @@ impl Route {
             Ok(()) => match rest(message) {
                 Some(rest) => {
                     for message in Messages(&rest) {
-                        let (bytes, _held) = descriptors::ours(&message, io.sender);
+                        let (bytes, _held) = descriptors::ours(&message, io.sender.process);
                         io.pass_on(&bytes);
                     }
                     return true;
