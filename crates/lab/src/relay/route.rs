@@ -148,7 +148,9 @@ fn moves(message: &Message<'_>) -> bool {
 
 /// If a message moves what may not leave its namespace, says so: an uplink's netdev in switchdev mode.
 fn stays(io: &mut Io, message: &Message<'_>) -> bool {
-    let Some(name) = moves(message).then(|| name_in(io, message)).flatten() else { return false };
+    // Who may not move it at all is told so by the kernel.
+    let may_move = moves(message) && io.may_administer();
+    let Some(name) = may_move.then(|| name_in(io, message)).flatten() else { return false };
     let now = io.cards.now();
     let is_pinned = now.netdev(&name).is_some_and(|(_, _, netdev)| netdev.role == Role::Pf && netdev.in_switch);
     if is_pinned {
