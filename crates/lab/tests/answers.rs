@@ -5,7 +5,7 @@
 
 mod common;
 
-use std::io::{IoSlice, IoSliceMut, Write as _};
+use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -191,7 +191,7 @@ fn as_inherited() {
         (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect();
     let times = std::env::var("TIMES").unwrap().parse().unwrap();
     for miss in misses("inherited", std::io::stdin().as_fd(), &request, times) {
-        writeln!(std::io::stderr(), "{miss}").unwrap();
+        eprintln!("{miss}");
     }
 }
 
