@@ -24,6 +24,7 @@ pub mod wire;
 pub use answer::{CHANGES_GROUP, CONFIG_GROUP, DEVLINK, ESWITCH, Peer, Sink, answer};
 pub use card::{Cx, Host, IfIndex, Served};
 pub use client::{Answered, Client, ClientError, connect};
+pub use command::takes_admin;
 pub use instance::LastView;
 pub use refusal::Refusal;
 pub use server::{Access, Server, ServerError, listen};

@@ -28,6 +28,17 @@ pub(crate) const ADDRESS_LEN: u32 = 12;
 const PROTOCOLS: [u32; 3] = [0, 16, 20];
 const SOCKET_OPTIONS: [u32; 3] = [libc::SO_TYPE as u32, libc::SO_PROTOCOL as u32, libc::SO_DOMAIN as u32];
 
+/// The flags of the one `sendmsg` that is let through: the child's own, by which it hands over where trapped calls are
+/// heard of, when it is under the filter already and nobody hears yet. MSG_CMSG_CLOEXEC is for receiving, so nobody
+/// else sends with just these; and whoever does is answered as a process without the filter.
+pub(crate) const UNTRAPPED_SEND: u32 = (libc::MSG_NOSIGNAL | libc::MSG_CMSG_CLOEXEC) as u32;
+/// How long what is sent is, in bytes, if it may be a request: a message has a header of 16 bytes. What is longer than
+/// most requests and not sent with a header of its own (`sendmsg`) is taken for other data, for speed: copies of files,
+/// streams of TCP.
+const REQUEST: std::ops::Range<u32> = 16..64 << 10;
+/// `sizeof` of `sockaddr_in`, `sockaddr_in6` and `sockaddr_ll`.
+const OTHER_ADDRESS_LENS: [u32; 3] = [16, 28, 20];
+
 const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
 const EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
 const AT_LEAST: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
@@ -46,6 +57,10 @@ enum Test<'a> {
     OneOf(u32, &'a [u32]),
     /// An argument is at least this.
     AtLeast(u32, u32),
+    /// An argument is less than this.
+    Below(u32, u32),
+    /// An argument is anything but this.
+    Not(u32, u32),
 }
 
 fn op(code: u16, jt: usize, jf: usize, k: u32) -> FilterOp {
@@ -58,11 +73,11 @@ fn trap(program: &mut Vec<FilterOp>, number: i64, tests: &[Test<'_>]) {
     // Each test either goes on behind itself or to the end, which allows.
     let lens = tests.iter().map(|test| match test {
         Test::OneOf(_, values) => 1 + values.len(),
-        Test::AtLeast(..) => 2,
+        Test::AtLeast(..) | Test::Below(..) | Test::Not(..) => 2,
     });
     let mut left: usize = lens.sum::<usize>() + 1;
     for test in tests {
-        let (Test::OneOf(n, _) | Test::AtLeast(n, _)) = test;
+        let (Test::OneOf(n, _) | Test::AtLeast(n, _) | Test::Below(n, _) | Test::Not(n, _)) = test;
         block.push(op(LOAD, 0, 0, argument(*n)));
         left -= 1;
         match test {
@@ -76,6 +91,14 @@ fn trap(program: &mut Vec<FilterOp>, number: i64, tests: &[Test<'_>]) {
             Test::AtLeast(_, value) => {
                 left -= 1;
                 block.push(op(AT_LEAST, 0, left, *value));
+            }
+            Test::Below(_, value) => {
+                left -= 1;
+                block.push(op(AT_LEAST, left, 0, *value));
+            }
+            Test::Not(_, value) => {
+                left -= 1;
+                block.push(op(EQUAL, left, 0, *value));
             }
         }
     }
@@ -98,6 +121,11 @@ pub(crate) fn program(base: u32) -> Vec<FilterOp> {
     trap(&mut program, libc::SYS_recvfrom, &high);
     trap(&mut program, libc::SYS_ioctl, &[Test::OneOf(1, &[SIOCETHTOOL])]);
     trap(&mut program, libc::SYS_recvmmsg, &high);
+    trap(&mut program, libc::SYS_write, &[Test::AtLeast(2, REQUEST.start), Test::Below(2, REQUEST.end)]);
+    trap(&mut program, libc::SYS_writev, &[]);
+    sending_to(&mut program);
+    trap(&mut program, libc::SYS_sendmsg, &[Test::Not(2, UNTRAPPED_SEND)]);
+    trap(&mut program, libc::SYS_sendmmsg, &[]);
     trap(&mut program, libc::SYS_socket, &[Test::OneOf(0, &[AF_NETLINK]), Test::OneOf(2, &PROTOCOLS)]);
     trap(&mut program, libc::SYS_setsockopt, &[Test::OneOf(1, &[SOL_NETLINK])]);
     options_asked_for(&mut program);
@@ -109,6 +137,25 @@ pub(crate) fn program(base: u32) -> Vec<FilterOp> {
     trap(&mut program, libc::SYS_delete_module, &[]);
     program.push(op(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW));
     program
+}
+
+/// `sendto`: with no address, what has the length of a request; with one, unless it has the length of an address of
+/// IPv4, IPv6 or packet sockets, which are often sent to.
+fn sending_to(program: &mut Vec<FilterOp>) {
+    let mut block = vec![
+        op(LOAD, 0, 0, argument(5)),
+        op(EQUAL, 3, 0, 0),
+        op(EQUAL, 6, 0, OTHER_ADDRESS_LENS[0]),
+        op(EQUAL, 5, 0, OTHER_ADDRESS_LENS[1]),
+        op(EQUAL, 4, 3, OTHER_ADDRESS_LENS[2]),
+        op(LOAD, 0, 0, argument(2)),
+        op(AT_LEAST, 0, 2, REQUEST.start),
+        op(AT_LEAST, 1, 0, REQUEST.end),
+        op(RETURN, 0, 0, libc::SECCOMP_RET_USER_NOTIF),
+        op(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    program.push(op(EQUAL, 0, block.len(), libc::SYS_sendto as u32));
+    program.append(&mut block);
 }
 
 /// `getsockopt` has two levels with tests of their own.
@@ -133,7 +180,7 @@ mod tests {
     use super::*;
 
     /// Runs the program on one call.
-    fn verdict(arch: u32, number: i64, args: &[u32]) -> bool {
+    fn verdict(arch: u32, number: i64, args: [u32; 6]) -> bool {
         let program = program(768);
         let (mut at, mut a) = (0, 0);
         loop {
@@ -178,10 +225,39 @@ mod tests {
             (libc::SYS_connect, [3, 0, 110], false),
             (libc::SYS_getsockname, [3, 0, 0], true),
             (libc::SYS_delete_module, [0, 0, 0], true),
+            (libc::SYS_write, [1, 0, 15], false),
+            (libc::SYS_write, [1, 0, 16], true),
+            (libc::SYS_write, [1, 0, 65535], true),
+            (libc::SYS_write, [1, 0, 65536], false),
+            (libc::SYS_writev, [1, 0, 1], true),
+            (libc::SYS_sendmsg, [3, 0, 0], true),
+            (libc::SYS_sendmsg, [3, 0, UNTRAPPED_SEND], false),
+            (libc::SYS_sendmmsg, [3, 0, 1], true),
         ] {
-            assert_eq!(verdict(ARCH, number, &args), expected, "{number} {args:?}");
-            assert!(!verdict(0x4000_0003, number, &args), "another ABI: {number}");
+            let [a, b, c] = args;
+            let args = [a, b, c, 0, 0, 0];
+            assert_eq!(verdict(ARCH, number, args), expected, "{number} {args:?}");
+            assert!(!verdict(0x4000_0003, number, args), "another ABI: {number}");
         }
-        assert!(program(768).len() < 128, "{}", program(768).len());
+        assert!(program(768).len() < 192, "{}", program(768).len());
+    }
+
+    #[test]
+    fn what_is_sent_is_trapped_if_it_may_be_a_request() {
+        for (length, address_length, expected) in [
+            (15, 0, false),
+            (16, 0, true),
+            (65535, 0, true),
+            (65536, 0, false),
+            (20, 12, true),
+            (1 << 20, 12, true),
+            (20, 16, false),
+            (20, 28, false),
+            (20, 20, false),
+            (20, 110, true),
+        ] {
+            let verdict = verdict(ARCH, libc::SYS_sendto, [3, 0, length, 0, 0, address_length]);
+            assert_eq!(verdict, expected, "{length} to an address of {address_length}");
+        }
     }
 }

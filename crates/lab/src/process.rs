@@ -10,38 +10,125 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use rustix::thread::{CapabilitySet, CapabilitySets};
+
+use crate::sys;
 
 /// Bits of a capability set.
 pub(crate) const NET_ADMIN: u64 = 1 << 12;
 pub(crate) const SYS_MODULE: u64 = 1 << 16;
 
-/// Who makes a call.
+/// The user namespace a lab was started in. For what the kernel asks of the initial one (devlink's and RDMA's
+/// administrative commands, modules), a lab asks this one.
+#[derive(Debug)]
+pub(crate) struct Home(Option<Vec<u8>>);
+
+impl Home {
+    /// The one that this thread is in.
+    pub fn ours() -> Self {
+        Self(user_namespace("thread-self"))
+    }
+
+    /// Whether a thread is in it. A thread that cannot be looked at is not.
+    pub fn contains(&self, thread: u32) -> bool {
+        self.0.is_some() && user_namespace(&thread.to_string()) == self.0
+    }
+}
+
+fn user_namespace(thread: &str) -> Option<Vec<u8>> {
+    Some(rustix::fs::readlink(format!("/proc/{thread}/ns/user"), [0; 64]).ok()?.into_bytes())
+}
+
+/// The rights of whoever makes a call, at the moment of the call.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Caller {
     /// The process, as we see it.
     pub process: u32,
     /// The process, as it sees itself.
     pub own: u32,
-    /// Its effective capabilities.
+    /// The effective user, as we see it.
+    pub user: u32,
+    /// Its effective capabilities in the lab's user namespace: none if it is in another one. A process has
+    /// capabilities only in its own user namespace and below (user_namespaces(7)), and nothing in a lab is above.
     pub capabilities: u64,
 }
 
 impl Caller {
-    /// The one a thread belongs to.
+    /// The process that a thread belongs to.
     ///
     /// # Errors
     /// It is gone.
-    pub fn of(thread: u32) -> io::Result<Self> {
-        let status = fs::read_to_string(format!("/proc/{thread}/status"))?;
-        let field = |name: &str| {
-            status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap_or_default().trim()
-        };
-        let process = field("Tgid").parse().map_err(|_| io::ErrorKind::NotFound)?;
+    pub fn of(thread: u32, home: &Home) -> io::Result<Self> {
+        let status = Status::of(thread)?;
+        let process = status.process()?;
         // One number for each pid namespace, the innermost last.
-        let own = field("NStgid").split_whitespace().next_back().and_then(|n| n.parse().ok()).unwrap_or(process);
-        let capabilities = u64::from_str_radix(field("CapEff"), 16).unwrap_or(0);
-        Ok(Self { process, own, capabilities })
+        let own = status.field("NStgid").split_whitespace().next_back().and_then(|n| n.parse().ok()).unwrap_or(process);
+        // Real, effective, saved, of the file system.
+        let user = status.field("Uid").split_whitespace().nth(1).and_then(|n| n.parse().ok()).unwrap_or(u32::MAX);
+        let capabilities = u64::from_str_radix(status.field("CapEff"), 16).unwrap_or(0);
+        Ok(Self { process, own, user, capabilities: if home.contains(thread) { capabilities } else { 0 } })
     }
+
+    /// The process that sent a message whose sending was not trapped, by the credentials that the kernel attached.
+    ///
+    /// The message was sent a while ago, and the process may be another program by now. So it has capabilities only if
+    /// it was root then and still is: an ordinary user that starts a program with more rights gains nothing by it.
+    pub fn of_message(process: u32, user: u32, home: &Home) -> Self {
+        match Self::of(process, home) {
+            Ok(caller) if user == 0 && caller.user == 0 => caller,
+            _ => Self { process, own: process, user, capabilities: 0 },
+        }
+    }
+}
+
+/// What `/proc/THREAD/status` says.
+struct Status(String);
+
+impl Status {
+    fn of(thread: u32) -> io::Result<Self> {
+        fs::read_to_string(format!("/proc/{thread}/status")).map(Self)
+    }
+
+    fn field(&self, name: &str) -> &str {
+        self.0.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap_or_default().trim()
+    }
+
+    fn process(&self) -> io::Result<u32> {
+        self.field("Tgid").parse().map_err(|_| io::ErrorKind::NotFound.into())
+    }
+}
+
+/// The process that a thread belongs to.
+///
+/// # Errors
+/// It is gone.
+pub(crate) fn process_of(thread: u32) -> io::Result<u32> {
+    Status::of(thread)?.process()
+}
+
+/// Does something with no more rights than a caller has: the kernel then refuses it what it would refuse the caller.
+/// `capabilities` are those that count, at most the calling thread's own. With `user`, the calling thread also
+/// becomes that user meanwhile, which counts in a namespace that the user has made.
+///
+/// # Errors
+/// The thread cannot take these rights; nothing has been done.
+pub(crate) fn with_rights<T>(capabilities: u64, user: Option<u32>, act: impl FnOnce() -> T) -> io::Result<T> {
+    let sets = rustix::thread::capabilities(None)?;
+    let mine = rustix::process::geteuid().as_raw();
+    let effective = sets.effective & CapabilitySet::from_bits_retain(capabilities);
+    let user = user.filter(|user| *user != mine);
+    if effective == sets.effective && user.is_none() {
+        return Ok(act());
+    }
+    if let Some(user) = user {
+        sys::become_user(user)?;
+    }
+    // What a change of user has left in the effective set is as little of interest as what was there before it.
+    let restricted = rustix::thread::set_capabilities(None, CapabilitySets { effective, ..sets });
+    let outcome = restricted.map(|()| act());
+    let back = if user.is_some() { sys::become_user(mine) } else { Ok(()) };
+    back.and(Ok(rustix::thread::set_capabilities(None, sets)?))?;
+    Ok(outcome?)
 }
 
 /// The inode behind a descriptor of a thread, if it is a socket.
@@ -68,6 +155,17 @@ pub(crate) fn open_network(thread: u32) -> io::Result<File> {
     File::open(PathBuf::from(format!("/proc/{thread}/ns/net")))
 }
 
+/// Whether a network namespace belongs to the user namespace that this thread is in. The kernel asks for
+/// capabilities in the one it belongs to.
+///
+/// # Errors
+/// The kernel's; a namespace that belongs to one above ours is refused with EPERM.
+pub(crate) fn is_owned_by_us(network: &File) -> io::Result<bool> {
+    let owner = rustix::fs::fstat(sys::owner_of_namespace(network)?)?;
+    let ours = rustix::fs::stat("/proc/thread-self/ns/user")?;
+    Ok((owner.st_dev, owner.st_ino) == (ours.st_dev, ours.st_ino))
+}
+
 /// A process, to wait for its end.
 ///
 /// # Errors
@@ -82,7 +180,7 @@ pub(crate) fn open(process: u32) -> io::Result<OwnedFd> {
 /// # Errors
 /// It has none of this number, or the thread is gone.
 pub(crate) fn take_fd(thread: u32, fd: u32) -> io::Result<OwnedFd> {
-    let process = open(Caller::of(thread)?.process)?;
+    let process = open(process_of(thread)?)?;
     let fd = i32::try_from(fd).map_err(|_| io::Error::from_raw_os_error(libc::EBADF))?;
     Ok(pidfd_getfd(process, fd, PidfdGetfdFlags::empty())?)
 }

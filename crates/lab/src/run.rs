@@ -324,7 +324,8 @@ fn send(to: BorrowedFd<'_>, step: u8, fd: Option<BorrowedFd<'_>>) -> io::Result<
     if !fds.is_empty() {
         ancillary.push(SendAncillaryMessage::ScmRights(&fds));
     }
-    sendmsg(to, &[IoSlice::new(&[step])], &mut ancillary, SendFlags::NOSIGNAL)?;
+    let flags = SendFlags::from_bits_retain(filter::UNTRAPPED_SEND);
+    sendmsg(to, &[IoSlice::new(&[step])], &mut ancillary, flags)?;
     Ok(())
 }
 

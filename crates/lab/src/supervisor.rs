@@ -17,7 +17,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::calls;
 use crate::cards::Cards;
-use crate::process::{Exacting, socket_inode};
+use crate::process::{Exacting, Home, socket_inode};
 use crate::relay::{Families, Shared};
 use crate::sys::{self, Notification};
 
@@ -36,6 +36,8 @@ pub(crate) struct Lab {
     pub exact_addresses: bool,
     /// The network namespace that our own threads are in.
     pub network: Option<Vec<u8>>,
+    /// The user namespace in which administrative rights count.
+    pub home: Arc<Home>,
 }
 
 /// What becomes of a call.
@@ -57,6 +59,42 @@ impl From<io::Result<Answer>> for Answer {
     }
 }
 
+/// The answer that a trapped call still waits for.
+pub(crate) struct Reply {
+    lab: Arc<Lab>,
+    id: u64,
+    value: i64,
+    given: bool,
+}
+
+impl Reply {
+    /// Of a call, with what it is to return.
+    pub fn new(lab: Arc<Lab>, id: u64, value: i64) -> Self {
+        Self { lab, id, value, given: false }
+    }
+
+    /// Lets the call return, if it has not already.
+    pub fn give(&mut self) {
+        if !std::mem::replace(&mut self.given, true) {
+            self.lab.answer(self.id, &Answer::Value(self.value));
+        }
+    }
+
+    /// Has the call fail, if it has not returned already.
+    pub fn refuse(&mut self, errno: i32) {
+        if !std::mem::replace(&mut self.given, true) {
+            self.lab.answer(self.id, &Answer::Errno(errno));
+        }
+    }
+}
+
+impl Drop for Reply {
+    /// Nobody is left to carry out the request: its socket has been closed meanwhile.
+    fn drop(&mut self) {
+        self.refuse(libc::EBADF);
+    }
+}
+
 impl Lab {
     pub fn new(listener: OwnedFd, cards: Arc<Cards>, high: std::ops::Range<u32>, exact_addresses: bool) -> Self {
         Self {
@@ -68,6 +106,7 @@ impl Lab {
             exacting: Exacting::default(),
             exact_addresses,
             network: crate::process::network("thread-self"),
+            home: Arc::new(Home::ours()),
         }
     }
 

@@ -119,6 +119,31 @@ pub(crate) fn read_memory(pid: u32, address: u64, bytes: &mut [u8]) -> io::Resul
     check_len(unsafe { libc::process_vm_readv(pid as i32, &raw const local, 1, &raw const remote, 1, 0) })
 }
 
+/// Reads parts of another process's memory, one after the other, as much as there is. At most 1,024 parts (IOV_MAX).
+pub(crate) fn read_parts(pid: u32, parts: &[(u64, usize)], bytes: &mut [u8]) -> io::Result<usize> {
+    let local = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+    let part = |(at, len): &(u64, usize)| libc::iovec { iov_base: *at as usize as *mut _, iov_len: *len };
+    let remote: Vec<libc::iovec> = parts.iter().map(part).collect();
+    let count = remote.len() as libc::c_ulong;
+    // SAFETY: the local vector is one slice's, borrowed exclusively; the remote ones are not our memory.
+    check_len(unsafe { libc::process_vm_readv(pid as i32, &raw const local, 1, remote.as_ptr(), count, 0) })
+}
+
+/// Makes the calling thread, and no other, act as a user: its effective user. The real and the saved one stay, so that
+/// it can come back.
+pub(crate) fn become_user(user: u32) -> io::Result<()> {
+    const KEEP: libc::uid_t = libc::uid_t::MAX;
+    // SAFETY: no pointers. Not the C library's function, which changes all threads.
+    check(unsafe { libc::syscall(libc::SYS_setresuid, KEEP, user, KEEP) } as c_int).map(drop)
+}
+
+/// The user namespace that a namespace belongs to.
+pub(crate) fn owner_of_namespace(namespace: impl AsFd) -> io::Result<OwnedFd> {
+    const NS_GET_USERNS: libc::c_ulong = 0xb701;
+    // SAFETY: no pointers.
+    owned(unsafe { libc::ioctl(namespace.as_fd().as_raw_fd(), NS_GET_USERNS as _) }.into())
+}
+
 /// Writes all of `bytes` to another process's memory.
 pub(crate) fn write_memory(pid: u32, address: u64, bytes: &[u8]) -> io::Result<()> {
     let local = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };

@@ -3,6 +3,7 @@
 mod driver;
 mod modules;
 mod receive;
+mod send;
 mod socket;
 
 use std::io;
@@ -37,6 +38,9 @@ fn about_socket(lab: &Arc<Lab>, call: &Notification, number: i64) -> Answer {
         libc::SYS_getsockname => socket::getsockname(lab, call, &socket).into(),
         libc::SYS_setsockopt => socket::setsockopt(lab, call, &socket).into(),
         libc::SYS_getsockopt => socket::getsockopt(lab, call, &socket).into(),
+        libc::SYS_write | libc::SYS_writev | libc::SYS_sendto | libc::SYS_sendmsg | libc::SYS_sendmmsg => {
+            send::send(lab, call, &socket, number).into()
+        }
         libc::SYS_recvfrom | libc::SYS_recvmsg | libc::SYS_recvmmsg => receive::receive(lab, call),
         _ => Answer::Continue,
     }

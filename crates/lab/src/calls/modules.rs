@@ -55,7 +55,7 @@ fn perform(lab: &Lab, call: &Notification, name: &str, how: &str) -> Answer {
         return Answer::Continue;
     }
     let work = || -> io::Result<Answer> {
-        if Caller::of(call.pid)?.capabilities & SYS_MODULE == 0 {
+        if Caller::of(call.pid, &lab.home)?.capabilities & SYS_MODULE == 0 {
             return Err(errno(libc::EPERM));
         }
         if !lab.still_waits(call) {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl};
 
-use crate::process::{self, Caller};
+use crate::process;
 use crate::supervisor::{Answer, Lab};
 use crate::sys::{self, Notification};
 
@@ -56,7 +56,7 @@ fn may_wait(fd: &OwnedFd, wish: &Wish) -> io::Result<bool> {
 /// Waits as the program would: until something comes, its time is over, or it is gone.
 fn wait_and_receive(lab: &Lab, call: &Notification) -> Answer {
     let work = || -> io::Result<Answer> {
-        let process = process::open(Caller::of(call.pid)?.process)?;
+        let process = process::open(process::process_of(call.pid)?)?;
         let fd = process::take_fd(call.pid, call.data.args[0] as u32)?;
         let limit = rustix::net::sockopt::socket_timeout(&fd, rustix::net::sockopt::Timeout::Recv)?;
         let deadline = limit.map(|limit| Instant::now() + limit);

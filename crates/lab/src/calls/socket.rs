@@ -15,11 +15,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, netlink};
-use rustix::thread::{CapabilitySet, LinkNameSpaceType, capabilities, move_into_link_name_space, set_capabilities};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::filter::{ADDRESS_LEN, AF_NETLINK, SOL_NETLINK, SOL_SOCKET};
 use crate::process::{self, Caller};
-use crate::relay::{self, Protocol, Shared};
+use crate::relay::{self, Kernel, Protocol, Shared};
 use crate::supervisor::{Answer, Lab};
 use crate::sys::{self, Notification};
 
@@ -38,9 +38,9 @@ pub(super) fn socket(lab: &Arc<Lab>, call: &Notification) -> io::Result<Answer> 
     let (Some(protocol), true) = (Protocol::of(protocol as u32), known && lab.cards.len() > 0) else {
         return Ok(Answer::Continue);
     };
-    let caller = Caller::of(call.pid)?;
-    let (kernel, native) = kernel_socket(lab, call.pid, &caller, protocol)?;
-    let shared = Arc::new(Shared::new(protocol, kind as u32, caller, kernel, native)?);
+    let caller = Caller::of(call.pid, &lab.home)?;
+    let Some(kernel) = kernel_socket(lab, call.pid, &caller, protocol)? else { return Ok(Answer::Continue) };
+    let shared = Arc::new(Shared::new(protocol, kind as u32, caller, kernel, Arc::clone(&lab.home))?);
     let (theirs, ours) = pair(flags & libc::SOCK_NONBLOCK != 0)?;
     start(lab, shared, &theirs, ours)?;
     let at = high_number(lab, call.pid);
@@ -64,10 +64,7 @@ fn start(lab: &Arc<Lab>, shared: Arc<Shared>, theirs: &OwnedFd, ours: OwnedFd) -
     lab.add(inode, Arc::clone(&shared));
     let relay = Arc::clone(lab);
     let started = thread::Builder::new().name("lab-socket".to_owned()).stack_size(STACK).spawn(move || {
-        // Without the power that the program lacks, the kernel refuses us what it would refuse the program.
-        if restrict(shared.caller.capabilities).is_ok() {
-            relay::carry(ours, shared, Arc::clone(&relay.cards), Arc::clone(&relay.families));
-        }
+        relay::carry(ours, shared, Arc::clone(&relay.cards), Arc::clone(&relay.families));
         relay.remove(inode);
     });
     if started.is_err() {
@@ -76,37 +73,30 @@ fn start(lab: &Arc<Lab>, shared: Arc<Shared>, theirs: &OwnedFd, ours: OwnedFd) -
     started.map(drop)
 }
 
-/// Takes from the calling thread what capabilities a program has not.
-fn restrict(to: u64) -> io::Result<()> {
-    let mut sets = capabilities(None)?;
-    let less = sets.effective & CapabilitySet::from_bits_retain(to);
-    if less != sets.effective {
-        sets.effective = less;
-        set_capabilities(None, sets)?;
+/// The kernel's socket behind a program's: made where the program is, with no more rights than it has. `None`: the
+/// program makes one itself.
+///
+/// That is the case in a user namespace of the program's own with a network namespace that belongs to it, or to one
+/// below: what it may do there only the kernel can tell, as nobody else can be there.
+fn kernel_socket(lab: &Lab, thread: u32, caller: &Caller, protocol: Protocol) -> io::Result<Option<Kernel>> {
+    let made = |(socket, native), foreign| Some(Kernel { socket, native, foreign });
+    if process::network(&thread.to_string()) == lab.network {
+        let opened = process::with_rights(caller.capabilities, None, || open_socket(protocol))??;
+        return Ok(made(opened, false));
     }
-    Ok(())
-}
-
-/// The kernel's socket behind a program's: made where the program is, with no more power than it has.
-/// Whether it is of the protocol asked for.
-fn kernel_socket(lab: &Lab, thread: u32, caller: &Caller, protocol: Protocol) -> io::Result<(OwnedFd, bool)> {
-    let mine = capabilities(None)?.effective.bits();
-    let elsewhere = process::network(&thread.to_string()) != lab.network;
-    if !elsewhere && mine & !caller.capabilities == 0 {
-        return open_socket(protocol);
+    let there = process::open_network(thread)?;
+    let foreign = !process::is_owned_by_us(&there).unwrap_or(false);
+    if foreign && !lab.home.contains(thread) {
+        return Ok(None);
     }
-    let there = if elsewhere { Some(process::open_network(thread)?) } else { None };
-    let capabilities = caller.capabilities;
-    thread::scope(|scope| {
-        let made = thread::Builder::new().spawn_scoped(scope, || {
-            if let Some(there) = &there {
-                move_into_link_name_space(there.as_fd(), Some(LinkNameSpaceType::Network))?;
-            }
-            restrict(capabilities)?;
-            open_socket(protocol)
+    let opened = thread::scope(|scope| {
+        let opening = thread::Builder::new().spawn_scoped(scope, || {
+            move_into_link_name_space(there.as_fd(), Some(LinkNameSpaceType::Network))?;
+            process::with_rights(caller.capabilities, foreign.then_some(caller.user), || open_socket(protocol))?
         })?;
-        made.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
-    })
+        opening.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
+    })?;
+    Ok(made(opened, foreign))
 }
 
 /// NETLINK_ROUTE is 0, as is no protocol.

@@ -12,11 +12,11 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, 
 use super::generic::{Families, Generic};
 use super::rdma::Rdma;
 use super::route::Route;
-use super::{Behind, Io, Protocol, ROOM, Shared, queue::Queue};
+use super::{Behind, Io, Kernel, Protocol, ROOM, Shared, queue::Queue};
 use crate::card::{Card, Refusal};
 use crate::cards::Cards;
 use crate::message::Messages;
-use crate::process::Caller;
+use crate::process::{Caller, Home};
 
 /// Has every relay take a datagram: from a program, from the kernel, from a card that tells something, and from a
 /// card that answers.
@@ -64,10 +64,11 @@ fn relay(protocol: Protocol, card: Arc<Echo>) -> io::Result<(Io, OwnedFd)> {
     let (end, program) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     let kernel = OwnedFd::from(std::fs::File::open("/dev/null")?);
     // No process has this number, so there is none to take descriptors from.
-    let caller = Caller { process: u32::MAX, own: u32::MAX, capabilities: u64::MAX };
-    let shared = Arc::new(Shared::new(protocol, libc::SOCK_RAW as u32, caller, kernel, false)?);
+    let caller = Caller { process: u32::MAX, own: u32::MAX, user: 0, capabilities: u64::MAX };
+    let kernel = Kernel { socket: kernel, native: false, foreign: false };
+    let shared = Arc::new(Shared::new(protocol, libc::SOCK_RAW as u32, caller, kernel, Arc::new(Home::ours()))?);
     let cards = Arc::new(Cards::new(vec![card]));
-    Ok((Io { end, shared, cards, queue: Queue::default(), sender: u32::MAX, deaf: false }, program))
+    Ok((Io { end, shared, cards, queue: Queue::default(), sender: caller, reply: None, deaf: false }, program))
 }
 
 /// A card whose server answers with what it is given, as often as there is room for, and then is gone.

@@ -214,6 +214,8 @@ pub(super) struct Generic {
 /// Where a request goes.
 enum To {
     Kernel,
+    /// The program may not ask for it.
+    Nobody,
     /// `nlctrl` is asked for the family.
     Family,
     /// `nlctrl` is asked for all families.
@@ -235,6 +237,7 @@ impl Behind for Generic {
         for message in Messages(packet) {
             io.make_room();
             match self.destination(io, &message) {
+                To::Nobody => self.tell_end(io, &message, (libc::EPERM, Vec::new())),
                 To::Kernel => io.pass_on(message.bytes),
                 To::Family => self.tell_family(io, &message),
                 To::Families => {
@@ -301,6 +304,10 @@ impl Generic {
         let Some(family) = self.families.devlink(&io.cards) else { return To::Kernel };
         let attributes = body.get(GENL..).unwrap_or_default();
         if message.kind == family.id {
+            // As the kernel does it, before it looks at what the request says.
+            if devlink::takes_admin(*command, message.is_dump()) && !io.may_administer() {
+                return To::Nobody;
+            }
             return self.device(io, family, message, attributes);
         }
         if message.kind != CTRL || family.kernel {

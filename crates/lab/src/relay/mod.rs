@@ -18,6 +18,7 @@ mod rdma;
 mod route;
 mod vf;
 
+use std::collections::VecDeque;
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -30,7 +31,8 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlag
 
 use crate::cards::Cards;
 use crate::message::ErrorStyle;
-use crate::process::{Caller, NET_ADMIN};
+use crate::process::{self, Caller, Home, NET_ADMIN};
+use crate::supervisor::Reply;
 use queue::Queue;
 
 pub use fuzzing::fuzzed;
@@ -63,6 +65,31 @@ impl Protocol {
     }
 }
 
+/// What a program asks for in one call.
+pub(crate) struct Request {
+    /// Each as one send has it.
+    pub packets: Vec<Vec<u8>>,
+    /// Whoever sends, which need not be the one that made the socket.
+    pub sender: Caller,
+    /// Lets the call return.
+    pub reply: Reply,
+}
+
+/// Requests that wait for the thread behind a socket.
+#[derive(Default)]
+struct Inbox {
+    requests: VecDeque<Request>,
+    /// The bytes of those that wait though their calls have returned.
+    bytes: usize,
+    /// The program does not read, and until it does nothing more is taken. It is not to wait for that in a send.
+    stalled: bool,
+    /// The thread has ended.
+    closed: bool,
+}
+
+/// How many bytes of requests are kept for a program that does not read: as a socket's buffer by default.
+const UNREAD: usize = 212_992;
+
 /// What the thread behind a socket shares with whoever answers the program's calls about it.
 pub(crate) struct Shared {
     pub protocol: Protocol,
@@ -79,9 +106,15 @@ pub(crate) struct Shared {
     binding: Mutex<()>,
     extended: AtomicBool,
     capped: AtomicBool,
+    /// Whether the socket's network namespace belongs to another user namespace than the lab's: then who the user is
+    /// that sends may matter, too.
+    pub foreign: bool,
+    /// The user namespace in which administrative rights count.
+    home: Arc<Home>,
+    inbox: Mutex<Inbox>,
     /// Where notifications of cards come from.
     heard: Mutex<Vec<OwnedFd>>,
-    /// Wakes the thread when there is something new in `heard`.
+    /// Wakes the thread when there is something new in `inbox` or `heard`.
     wake: OwnedFd,
 }
 
@@ -90,14 +123,18 @@ impl Shared {
     ///
     /// # Errors
     /// There are no more descriptors.
-    pub fn new(protocol: Protocol, kind: u32, caller: Caller, kernel: OwnedFd, native: bool) -> io::Result<Self> {
+    pub fn new(protocol: Protocol, kind: u32, caller: Caller, kernel: Kernel, home: Arc<Home>) -> io::Result<Self> {
         use rustix::event::{EventfdFlags, eventfd};
+        let Kernel { socket, native, foreign } = kernel;
         Ok(Self {
             protocol,
             kind,
             caller,
-            kernel,
+            kernel: socket,
             native,
+            foreign,
+            home,
+            inbox: Mutex::default(),
             port: AtomicU32::new(0),
             binding: Mutex::new(()),
             extended: AtomicBool::new(false),
@@ -169,9 +206,71 @@ impl Shared {
         Ok(())
     }
 
-    fn may_administer(&self) -> bool {
-        self.caller.capabilities & NET_ADMIN != 0
+    /// Gives the thread a request, which then answers the call; unless there is no room and the program does not wait:
+    /// then the call is refused with EAGAIN.
+    pub fn hand_over(&self, mut request: Request, may_wait: impl FnOnce() -> bool) {
+        let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        if inbox.closed {
+            // Dropped, which is an answer.
+            return;
+        }
+        if inbox.stalled {
+            let bytes: usize = request.packets.iter().map(Vec::len).sum();
+            if inbox.bytes + bytes <= UNREAD {
+                inbox.bytes += bytes;
+                request.reply.give();
+            } else if !may_wait() {
+                request.reply.refuse(libc::EAGAIN);
+                return;
+            }
+        }
+        inbox.requests.push_back(request);
+        drop(inbox);
+        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
     }
+
+    fn next_request(&self) -> Option<Request> {
+        let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        let request = inbox.requests.pop_front()?;
+        if inbox.requests.is_empty() {
+            inbox.bytes = 0;
+        }
+        Some(request)
+    }
+
+    /// Notes whether nothing more is taken. Programs that wait in a send then need not: there is something to read.
+    fn set_stalled(&self, stalled: bool) {
+        let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        if std::mem::replace(&mut inbox.stalled, stalled) == stalled || !stalled {
+            return;
+        }
+        let Inbox { requests, bytes, .. } = &mut *inbox;
+        for request in requests {
+            *bytes += request.packets.iter().map(Vec::len).sum::<usize>();
+            if *bytes > UNREAD {
+                break;
+            }
+            request.reply.give();
+        }
+    }
+
+    /// Takes no more requests, and drops those that wait.
+    fn close(&self) {
+        let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        inbox.closed = true;
+        let left = std::mem::take(&mut inbox.requests);
+        drop(inbox);
+        drop(left);
+    }
+}
+
+/// The kernel's socket behind a program's.
+pub(crate) struct Kernel {
+    pub socket: OwnedFd,
+    /// Whether it is of the protocol asked for.
+    pub native: bool,
+    /// Whether its network namespace belongs to another user namespace than the lab's.
+    pub foreign: bool,
 }
 
 /// What differs between protocols.
@@ -191,8 +290,10 @@ struct Io {
     shared: Arc<Shared>,
     cards: Arc<Cards>,
     queue: Queue,
-    /// The process that sent what is being looked at.
-    sender: u32,
+    /// Whoever sent what is being looked at.
+    sender: Caller,
+    /// Lets the call return that sent it.
+    reply: Option<Reply>,
     /// Nobody reads any more; what is still to be done is done all the same.
     deaf: bool,
 }
@@ -207,10 +308,11 @@ pub(crate) fn carry(end: OwnedFd, shared: Arc<Shared>, cards: Arc<Cards>, famili
         Protocol::Generic => Box::new(generic::Generic::new(families)),
         Protocol::Rdma => Box::new(rdma::Rdma),
     };
-    let sender = shared.caller.process;
-    let mut io = Io { end, shared, cards, queue: Queue::default(), sender, deaf: false };
+    let sender = shared.caller;
+    let mut io = Io { end, shared, cards, queue: Queue::default(), sender, reply: None, deaf: false };
     let mut buffer = vec![0; ROOM];
     while io.step(&mut *behind, &mut buffer) {}
+    io.shared.close();
 }
 
 impl Io {
@@ -237,11 +339,16 @@ impl Io {
         if !ready[2].is_empty() {
             self.drain(behind, buffer);
         }
+        while !self.is_full() {
+            let Some(request) = self.shared.next_request() else { break };
+            self.carry_out(behind, buffer, request);
+        }
         ready[0].is_empty() || self.take(behind, buffer, ready[0].contains(PollFlags::HUP))
     }
 
     fn wait(&self, heard: &[OwnedFd]) -> rustix::io::Result<Vec<PollFlags>> {
-        let full = self.queue.is_full() && !self.deaf;
+        let full = self.is_full();
+        self.shared.set_stalled(full);
         let mut mine = if full { PollFlags::empty() } else { PollFlags::IN };
         if !self.queue.is_empty() {
             mine |= PollFlags::OUT;
@@ -259,7 +366,42 @@ impl Io {
         Ok(polled.iter().map(PollFd::revents).collect())
     }
 
-    /// Takes one packet from the program. `false`: there will be no more.
+    /// Whether the program has more to read than should be kept for it.
+    fn is_full(&self) -> bool {
+        self.queue.is_full() && !self.deaf
+    }
+
+    /// Carries out a request, and lets its call return when what it brought can be read.
+    fn carry_out(&mut self, behind: &mut dyn Behind, buffer: &mut [u8], request: Request) {
+        self.sender = request.sender;
+        self.reply = Some(request.reply);
+        for packet in &request.packets {
+            behind.request(self, packet);
+            self.drain(behind, buffer);
+        }
+        self.flush();
+        self.let_return();
+    }
+
+    /// Lets the call return whose request is being carried out.
+    fn let_return(&mut self) {
+        if let Some(mut reply) = self.reply.take() {
+            reply.give();
+        }
+    }
+
+    /// The capabilities that count for what is being looked at: both whoever made the socket and whoever sends must have
+    /// them (`__netlink_ns_capable`).
+    fn capabilities(&self) -> u64 {
+        self.shared.caller.capabilities & self.sender.capabilities
+    }
+
+    /// Whether CAP_NET_ADMIN is among them.
+    fn may_administer(&self) -> bool {
+        self.capabilities() & NET_ADMIN != 0
+    }
+
+    /// Takes one packet that came through the socket itself. `false`: there will be no more.
     fn take(&mut self, behind: &mut dyn Behind, buffer: &mut [u8], closed: bool) -> bool {
         match self.packet(buffer) {
             // A packet of nothing is no end.
@@ -286,8 +428,8 @@ impl Io {
         let received = recvmsg(&self.end, &mut [IoSliceMut::new(buffer)], &mut ancillary, flags)?;
         for message in ancillary.drain() {
             if let RecvAncillaryMessage::ScmCredentials(credentials) = message {
-                // Who sends need not be who made the socket.
-                self.sender = credentials.pid.as_raw_nonzero().get().cast_unsigned();
+                let process = credentials.pid.as_raw_nonzero().get().cast_unsigned();
+                self.sender = Caller::of_message(process, credentials.uid.as_raw(), &self.shared.home);
             }
         }
         Ok(received.bytes)
@@ -338,7 +480,10 @@ impl Io {
     /// Waits until the program has read enough for another answer. In one packet it can ask for more than any
     /// memory holds.
     fn make_room(&mut self) {
-        while self.queue.is_full() && !self.deaf {
+        while self.is_full() {
+            // There is enough to read; it need not wait for more.
+            self.shared.set_stalled(true);
+            self.let_return();
             match poll(&mut [PollFd::new(&self.end, PollFlags::OUT)], None) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => self.flush(),
                 Err(_) => return,
@@ -355,7 +500,11 @@ impl Io {
     /// Gives the kernel messages of the program.
     fn pass_on(&mut self, packet: &[u8]) {
         self.shared.port_to_send_from();
-        while send(&self.shared.kernel, packet, SendFlags::empty()) == Err(rustix::io::Errno::INTR) {}
+        let user = self.shared.foreign.then_some(self.sender.user);
+        // A thread that cannot take the rights sends nothing.
+        let _ = process::with_rights(self.capabilities(), user, || {
+            while send(&self.shared.kernel, packet, SendFlags::empty()) == Err(rustix::io::Errno::INTR) {}
+        });
     }
 
     /// Receives from a card, which may take its time. The program is served meanwhile with what it has
@@ -363,7 +512,11 @@ impl Io {
     fn receive_from(&mut self, card: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             let out = if self.queue.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
-            let full = self.queue.is_full();
+            let full = self.is_full();
+            if full {
+                self.shared.set_stalled(true);
+                self.let_return();
+            }
             let from = if full { PollFlags::empty() } else { PollFlags::IN };
             let mut polled = [PollFd::from_borrowed_fd(card, from), PollFd::new(&self.end, out)];
             match poll(&mut polled, None) {

@@ -18,6 +18,10 @@ const GET: u16 = 1;
 const PORT_GET: u16 = 5;
 const SYS_GET: u16 = 6;
 const SYS_SET: u16 = 7;
+/// Commands that take CAP_NET_ADMIN (RDMA_NL_ADMIN_PERM in `drivers/infiniband/core/nldev.c`): set, add and delete a
+/// link, `SYS_SET`, statistics' set and del, raw dumps of queue pairs, completion queues, memory regions and shared
+/// receive queues, add and delete a device.
+const ADMINISTRATIVE: [u16; 12] = [2, 3, 4, SYS_SET, 16, 18, 19, 20, 21, 25, 26, 27];
 
 const DEV_INDEX: u16 = 1;
 const DEV_NAME: u16 = 2;
@@ -117,6 +121,9 @@ fn devices<'a>(io: &Io, now: &'a Now) -> Vec<Device<'a>> {
 fn answer(io: &Io, now: &Now, request: &Message<'_>) -> Option<Answer> {
     let attributes = request.body();
     let command = request.kind.checked_sub(NLDEV)?;
+    if ADMINISTRATIVE.contains(&command) && !io.may_administer() {
+        return Some(Err(libc::EPERM));
+    }
     if matches!(command, SYS_GET | SYS_SET) && !io.shared.native {
         return Some(system(io, request, command, attributes));
     }
@@ -145,9 +152,6 @@ fn answer(io: &Io, now: &Now, request: &Message<'_>) -> Option<Answer> {
 fn system(io: &Io, request: &Message<'_>, command: u16, attributes: &[u8]) -> Answer {
     let mut mode = io.cards.rdma_mode.lock().unwrap_or_else(PoisonError::into_inner);
     if command == SYS_SET {
-        if !io.shared.may_administer() {
-            return Err(libc::EPERM);
-        }
         let wanted = Attributes::find(attributes, NETNS_MODE).and_then(|a| a.payload.first().copied());
         *mode = wanted.filter(|mode| *mode <= 1).ok_or(libc::EINVAL)?;
         return Ok(Vec::new());

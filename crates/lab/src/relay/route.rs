@@ -53,7 +53,7 @@ impl Behind for Route {
         let mut buffer = vec![0; ROOM];
         for message in Messages(packet) {
             if !stays(io, &message) && !self.set_vfs(io, &message) {
-                let (bytes, _held) = descriptors::ours(&message, io.sender);
+                let (bytes, _held) = descriptors::ours(&message, io.sender.process);
                 io.pass_on(&bytes);
             }
             io.drain(self, &mut buffer);
@@ -113,7 +113,7 @@ impl Route {
         let now = io.cards.now();
         let Some((card, _, netdev)) = now.netdev(&name) else { return false };
         let Ok(commands) = vf::commands(&netdev.given, list) else { return false };
-        let done = if io.shared.may_administer() {
+        let done = if io.may_administer() {
             commands.iter().try_for_each(|words| io.cards.perform(card, words))
         } else {
             Err(Refusal { errno: libc::EPERM, message: String::new() })
@@ -122,7 +122,7 @@ impl Route {
             Ok(()) => match rest(message) {
                 Some(rest) => {
                     for message in Messages(&rest) {
-                        let (bytes, _held) = descriptors::ours(&message, io.sender);
+                        let (bytes, _held) = descriptors::ours(&message, io.sender.process);
                         io.pass_on(&bytes);
                     }
                     return true;
@@ -148,7 +148,9 @@ fn moves(message: &Message<'_>) -> bool {
 
 /// If a message moves what may not leave its namespace, says so: an uplink's netdev in switchdev mode.
 fn stays(io: &mut Io, message: &Message<'_>) -> bool {
-    let Some(name) = moves(message).then(|| name_in(io, message)).flatten() else { return false };
+    // Who may not move it at all is told so by the kernel.
+    let may_move = moves(message) && io.may_administer();
+    let Some(name) = may_move.then(|| name_in(io, message)).flatten() else { return false };
     let now = io.cards.now();
     let is_pinned = now.netdev(&name).is_some_and(|(_, _, netdev)| netdev.role == Role::Pf && netdev.in_switch);
     if is_pinned {

@@ -20,6 +20,8 @@ use parking_lot::{Mutex, RwLock};
 use rustix::fs::{AtFlags, OFlags, Stat, statat};
 use rustix::io::Errno;
 
+use crate::process::{Caller, Home, with_rights};
+
 use super::place::{Place, Scene};
 use super::text::written;
 use super::tree::{Act, Attribute, ByNumber, Dir, Kind, LibraryFile, ROOT, Subject, Tree, Under, number};
@@ -63,6 +65,8 @@ pub(super) struct SysFs {
     since: SystemTime,
     /// What the kernel's files of a netdev are like, by their names.
     netdev_files: RwLock<HashMap<Box<OsStr>, FileAttr>>,
+    /// The user namespace in which rights count.
+    home: Arc<Home>,
 }
 
 fn errno(error: Errno) -> fuser::Errno {
@@ -85,6 +89,7 @@ impl SysFs {
             next: AtomicU64::new(1),
             since: SystemTime::now(),
             netdev_files: RwLock::default(),
+            home: Arc::new(Home::ours()),
         }
     }
 
@@ -372,10 +377,18 @@ enum Job {
 }
 
 impl Job {
-    fn run(self, scene: &Scene, bytes: &[u8]) -> Result<usize, i32> {
+    /// Does it for a thread, which waits for it.
+    fn run(self, scene: &Scene, writer: u32, home: &Home, bytes: &[u8]) -> Result<usize, i32> {
         match self {
             Self::Nothing => Ok(bytes.len()),
-            Self::Write(fd, offset) => rustix::io::pwrite(fd, bytes, offset).map_err(|error| error.raw_os_error()),
+            // The kernel asks what whoever writes may do (`netdev_store` asks for CAP_NET_ADMIN), and is to ask it of
+            // the program. One that cannot be looked at has no rights.
+            Self::Write(fd, offset) => {
+                let capabilities = Caller::of(writer, home).map_or(0, |caller| caller.capabilities);
+                let number = |error: std::io::Error| error.raw_os_error().unwrap_or(libc::EIO);
+                let written = with_rights(capabilities, None, || rustix::io::pwrite(fd, bytes, offset));
+                written.map_err(number)?.map_err(|error| error.raw_os_error())
+            }
             Self::Perform(of, words) => {
                 let meant = scene.cards.iter().enumerate().filter(|(at, _)| of.is_none_or(|of| of == *at));
                 for (_, card) in meant {
@@ -491,7 +504,7 @@ impl Filesystem for SysFs {
     /// its own: what a card is asked to do can take long, and others read meanwhile.
     fn write(
         &self,
-        _: &Request,
+        request: &Request,
         _: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -512,10 +525,11 @@ impl Filesystem for SysFs {
             Err(error) => return reply.error(errno(error)),
         };
         let (scene, bytes) = (Arc::clone(&self.scene), data.to_vec());
+        let (home, writer) = (Arc::clone(&self.home), request.pid());
         // Without a thread the reply is dropped, which is an answer: EIO.
         let _ = std::thread::Builder::new()
             .name("sysfs-write".to_owned())
-            .spawn(move || done(reply, job.run(&scene, &bytes)));
+            .spawn(move || done(reply, job.run(&scene, writer, &home, &bytes)));
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {

@@ -1,0 +1,159 @@
+//! Sending a request: when the call returns, the answer can be read, as with the kernel's own sockets.
+//!
+//! A kernel carries a request out in the call that sends it. Programs rely on that: Open vSwitch sends and then receives
+//! with MSG_DONTWAIT. So a request is read from the program's memory, handed to the relay behind the socket, and
+//! the call is answered by the relay when it has given the program what there is to read. Whoever makes the call is looked
+//! at while it waits; its rights at that moment are those that count.
+//!
+//! Requests that arrive on another way (io_uring, a process without the filter) go through the socket itself, and are
+//! answered a moment after they were sent.
+
+use std::io;
+use std::sync::Arc;
+
+use rustix::fs::{OFlags, fcntl_getfl};
+
+use crate::filter::{ADDRESS_LEN, AF_NETLINK};
+use crate::process::{self, Caller};
+use crate::relay::{Request, Shared};
+use crate::supervisor::{Answer, Lab, Reply};
+use crate::sys::{self, Notification};
+
+use super::{errno, read, write};
+
+/// The most that one packet may have, in bytes: what a netlink socket's buffer takes by default, less what the kernel
+/// keeps of it (`netlink_sendmsg`: `sk_sndbuf - 32`).
+const MOST: usize = 212_992 - 32;
+/// The most parts of one packet, and the most packets of one `sendmmsg`: UIO_MAXIOV.
+const PARTS: usize = 1024;
+/// What one `sendmmsg` hands over, in bytes. It may send less than it was asked to.
+const MOST_AT_ONCE: usize = 1 << 20;
+/// Length of `struct msghdr` and of `struct mmsghdr`.
+const MSGHDR: usize = 56;
+const MMSGHDR: u64 = 64;
+
+/// `write`, `writev`, `sendto`, `sendmsg`, `sendmmsg`.
+pub(super) fn send(lab: &Arc<Lab>, call: &Notification, socket: &Arc<Shared>, number: i64) -> io::Result<Answer> {
+    let args = &call.data.args;
+    let (packets, flags) = match number {
+        libc::SYS_write => (vec![packet(call, &[(args[1], length(args[2])?)])?], 0),
+        libc::SYS_writev => (vec![packet(call, &parts(call, args[1], args[2])?)?], 0),
+        libc::SYS_sendto => {
+            check_address(lab, call, args[4], args[5])?;
+            (vec![packet(call, &[(args[1], length(args[2])?)])?], args[3] as i32)
+        }
+        libc::SYS_sendmsg => (vec![described(lab, call, args[1])?], args[2] as i32),
+        _ => (several(lab, call)?, args[3] as i32),
+    };
+    if flags & libc::MSG_OOB != 0 {
+        return Err(errno(libc::EOPNOTSUPP));
+    }
+    let value = if number == libc::SYS_sendmmsg { packets.len() } else { packets.iter().map(Vec::len).sum() };
+    let sender = Caller::of(call.pid, &lab.home)?;
+    // What was read is this call's, and so is whose rights were looked at.
+    if !lab.still_waits(call) {
+        return Ok(Answer::Later);
+    }
+    let reply = Reply::new(Arc::clone(lab), call.id, value as i64);
+    socket.hand_over(Request { packets, sender, reply }, || may_wait(call, flags));
+    Ok(Answer::Later)
+}
+
+/// Whether a program waits for room rather than being told that there is none.
+fn may_wait(call: &Notification, flags: i32) -> bool {
+    let nonblocking = || {
+        let fd = process::take_fd(call.pid, call.data.args[0] as u32)?;
+        Ok::<_, io::Error>(fcntl_getfl(fd)?.contains(OFlags::NONBLOCK))
+    };
+    flags & libc::MSG_DONTWAIT == 0 && !nonblocking().unwrap_or(false)
+}
+
+fn length(bytes: u64) -> io::Result<usize> {
+    usize::try_from(bytes).ok().filter(|bytes| *bytes <= MOST).ok_or(errno(libc::EMSGSIZE))
+}
+
+fn long(bytes: &[u8], at: usize) -> u64 {
+    bytes.get(at..).and_then(|rest| rest.first_chunk()).map_or(0, |word| u64::from_ne_bytes(*word))
+}
+
+/// Reads one packet.
+fn packet(call: &Notification, parts: &[(u64, usize)]) -> io::Result<Vec<u8>> {
+    let len = parts.iter().try_fold(0usize, |sum, (_, len)| sum.checked_add(*len));
+    let len = len.filter(|len| *len <= MOST).ok_or(errno(libc::EMSGSIZE))?;
+    // `netlink_sendmsg` since Linux 6.2.
+    if len == 0 {
+        return Err(errno(libc::ENODATA));
+    }
+    let mut bytes = vec![0; len];
+    match sys::read_parts(call.pid, parts, &mut bytes) {
+        Ok(read) if read == len => Ok(bytes),
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => Err(error),
+        _ => Err(errno(libc::EFAULT)),
+    }
+}
+
+/// Reads a `struct iovec[]`.
+fn parts(call: &Notification, at: u64, count: u64) -> io::Result<Vec<(u64, usize)>> {
+    let count = usize::try_from(count).ok().filter(|count| *count <= PARTS).ok_or(errno(libc::EINVAL))?;
+    let mut bytes = vec![0; 16 * count];
+    if count > 0 && sys::read_memory(call.pid, at, &mut bytes)? != bytes.len() {
+        return Err(errno(libc::EFAULT));
+    }
+    bytes.chunks_exact(16).map(|part| Ok((long(part, 0), length(long(part, 8))?))).collect()
+}
+
+/// Reads the packet that a `struct msghdr` describes. What it has beside data, descriptors or credentials, netlink
+/// ignores.
+fn described(lab: &Lab, call: &Notification, header: u64) -> io::Result<Vec<u8>> {
+    let header: [u8; MSGHDR] = read(lab, call, header)?;
+    let name_len = u32::from_ne_bytes([header[8], header[9], header[10], header[11]]);
+    check_address(lab, call, long(&header, 0), name_len.into())?;
+    let parts = parts(call, long(&header, 16), long(&header, 24)).map_err(|error| match error.raw_os_error() {
+        Some(libc::EINVAL) => errno(libc::EMSGSIZE),
+        _ => error,
+    })?;
+    packet(call, &parts)
+}
+
+/// Reads the packets of a `sendmmsg`, up to the first that cannot be sent, and notes how long each is.
+fn several(lab: &Lab, call: &Notification) -> io::Result<Vec<Vec<u8>>> {
+    let [_, headers, count, ..] = call.data.args;
+    let (mut packets, mut bytes) = (Vec::new(), 0);
+    for n in 0..(count as u32 as usize).min(PARTS) {
+        let header = headers.wrapping_add(MMSGHDR * n as u64);
+        let noted = described(lab, call, header).and_then(|packet| {
+            write(lab, call, header.wrapping_add(MSGHDR as u64), &(packet.len() as u32).to_ne_bytes())?;
+            Ok(packet)
+        });
+        match noted {
+            Ok(packet) => {
+                bytes += packet.len();
+                packets.push(packet);
+            }
+            Err(error) if packets.is_empty() => return Err(error),
+            Err(_) => break,
+        }
+        if bytes >= MOST_AT_ONCE {
+            break;
+        }
+    }
+    Ok(packets)
+}
+
+/// Checks where something is sent to: to the kernel, if to anybody. Other sockets of netlink cannot be reached.
+fn check_address(lab: &Lab, call: &Notification, at: u64, len: u64) -> io::Result<()> {
+    if at == 0 || len == 0 {
+        return Ok(());
+    }
+    if len < u64::from(ADDRESS_LEN) {
+        return Err(errno(libc::EINVAL));
+    }
+    let bytes: [u8; ADDRESS_LEN as usize] = read(lab, call, at)?;
+    let word = |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    match (u32::from(u16::from_ne_bytes([bytes[0], bytes[1]])), word(4), word(8)) {
+        (AF_NETLINK, 0, 0) => Ok(()),
+        (AF_NETLINK, _, 0) => Err(errno(libc::ECONNREFUSED)),
+        (AF_NETLINK, ..) => Err(errno(libc::EPERM)),
+        _ => Err(errno(libc::EINVAL)),
+    }
+}
