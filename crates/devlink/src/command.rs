@@ -35,12 +35,15 @@ const DEVICE: &[u16] = &[a::BUS_NAME, a::DEV_NAME];
 const PORT: &[u16] = &[a::BUS_NAME, a::DEV_NAME, a::PORT_INDEX];
 
 /// Whether a command is one that the kernel marks GENL_ADMIN_PERM (`devlink_nl_ops` in `net/devlink/netlink_gen.c`): it
-/// takes CAP_NET_ADMIN in the initial user namespace, also some that only look. False for what this card has not, which
-/// it says to anybody.
+/// takes CAP_NET_ADMIN in the initial user namespace, also some that only look. True also for what devlink has and this
+/// card does not support, which is told only to those who may.
 #[must_use]
 pub fn takes_admin(number: u8, is_dump: bool) -> bool {
-    let found = COMMANDS.iter().find(|command| command.number == number);
-    found.is_some_and(|command| command.admin && if is_dump { command.all.is_some() } else { command.one.is_some() })
+    match COMMANDS.iter().find(|command| command.number == number) {
+        Some(command) => command.admin && if is_dump { command.all.is_some() } else { command.one.is_some() },
+        None if is_dump => c::UNSUPPORTED_ADMIN_DUMPS.contains(&number),
+        None => c::UNSUPPORTED_ADMIN.contains(&number),
+    }
 }
 
 /// Every command there is, in the order of numbers.

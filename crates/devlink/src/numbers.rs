@@ -55,6 +55,14 @@ pub mod command {
     pub const RATE_NEW: u8 = 76;
     pub const RATE_DEL: u8 = 77;
     pub const MAX: u8 = 83;
+
+    /// Those that the kernel marks GENL_ADMIN_PERM and that are not supported here: ports split and joined; shared
+    /// buffers; dpipe's counters; resources; regions; parameters of ports; a reporter's settings, dump and test; flash;
+    /// traps; line cards; self-tests.
+    pub const UNSUPPORTED_ADMIN: [u8; 21] =
+        [9, 10, 16, 20, 24, 27, 28, 34, 35, 44, 45, 48, 53, 57, 58, 62, 66, 70, 73, 79, 83];
+    /// The same, of those that are dumps: a region is read, a reporter's dump.
+    pub const UNSUPPORTED_ADMIN_DUMPS: [u8; 2] = [46, 56];
 }
 
 pub mod attribute {
