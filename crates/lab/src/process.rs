@@ -17,6 +17,7 @@ use crate::sys;
 /// Bits of a capability set.
 pub(crate) const NET_ADMIN: u64 = 1 << 12;
 pub(crate) const SYS_MODULE: u64 = 1 << 16;
+pub(crate) const SYS_ADMIN: u64 = 1 << 21;
 
 /// The user namespace a lab was started in. For what the kernel asks of the initial one (devlink's and RDMA's
 /// administrative commands, modules), a lab asks this one.

@@ -20,7 +20,7 @@ use parking_lot::{Mutex, RwLock};
 use rustix::fs::{AtFlags, OFlags, Stat, statat};
 use rustix::io::Errno;
 
-use crate::process::{Caller, Home, with_rights};
+use crate::process::{Caller, Home, SYS_ADMIN, with_rights};
 
 use super::place::{Place, Scene};
 use super::text::written;
@@ -270,6 +270,7 @@ impl SysFs {
         let write = attribute.write.ok_or(Errno::IO)?;
         match write(&self.scene.shown(&tree, dir), written(bytes)?)? {
             Act::Nothing => Ok(Job::Nothing),
+            Act::NothingOfAdministrators => Ok(Job::NothingOfAdministrators),
             Act::Perform { card, words } => Ok(Job::Perform(card, words)),
             Act::Kernel => Ok(Job::Write(self.kernels(dir, attribute)?, 0)),
         }
@@ -372,6 +373,7 @@ fn part(bytes: &[u8], offset: u64, size: usize) -> &[u8] {
 /// Something that may take long.
 enum Job {
     Nothing,
+    NothingOfAdministrators,
     Perform(Option<usize>, String),
     Write(Arc<OwnedFd>, u64),
 }
@@ -381,6 +383,10 @@ impl Job {
     fn run(self, scene: &Scene, writer: u32, home: &Home, bytes: &[u8]) -> Result<usize, i32> {
         match self {
             Self::Nothing => Ok(bytes.len()),
+            Self::NothingOfAdministrators => match Caller::of(writer, home) {
+                Ok(caller) if caller.capabilities & SYS_ADMIN != 0 => Ok(bytes.len()),
+                _ => Err(libc::EPERM),
+            },
             // The kernel asks what whoever writes may do (`netdev_store` asks for CAP_NET_ADMIN), and is to ask it of
             // the program. One that cannot be looked at has no rights.
             Self::Write(fd, offset) => {

@@ -35,7 +35,8 @@ const COMMON: &[Attribute] = &[
     Attribute::ro("max_link_speed", |_| line("16.0 GT/s PCIe")),
     Attribute::ro("max_link_width", |_| line(16)),
     Attribute::ro("modalias", |s| line(modalias(s)?)),
-    Attribute::rw("msi_bus", |_| line(1), |_, text| number(text).map(|_| Act::Nothing)),
+    // The one of these for which the kernel asks for more than the file's mode (`msi_bus_store`).
+    Attribute::rw("msi_bus", |_| line(1), |_, text| number(text).map(|_| Act::NothingOfAdministrators)),
     Attribute::ro("numa_node", |_| line(-1)),
     Attribute::ro("power_state", |s| line(if s.function()?.driver.is_some() { "D0" } else { "unknown" })),
     Attribute::wo("remove", |s, text| trigger(s, "remove", text)),

@@ -211,6 +211,8 @@ impl<'a> Shown<'a> {
 pub enum Act {
     /// Nothing; it is fine.
     Nothing,
+    /// Nothing, of whoever has CAP_SYS_ADMIN; others are refused.
+    NothingOfAdministrators,
     /// A card is to do something, or each of them.
     Perform {
         /// Which.
