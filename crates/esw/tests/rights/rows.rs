@@ -351,7 +351,7 @@ const RUNTIME: u8 = 0;
 /// What devlink has and the card does not support. Who may not is told so all the same: the kernel asks that first.
 fn unsupported_rows() -> Vec<Row> {
     // The numbers of `enum devlink_command`, and whether it is a dump.
-    const MARKED: [(u8, &str, bool); 22] = [
+    const MARKED: [(u8, &str, bool); 23] = [
         (9, "PORT_SPLIT", false),
         (10, "PORT_UNSPLIT", false),
         (16, "SB_POOL_SET", false),
@@ -373,6 +373,7 @@ fn unsupported_rows() -> Vec<Row> {
         (66, "TRAP_GROUP_SET", false),
         (70, "TRAP_POLICER_SET", false),
         (73, "HEALTH_REPORTER_TEST", false),
+        (79, "LINECARD_SET", false),
         (83, "SELFTESTS_RUN", false),
     ];
     let row = |&(command, name, dump): &(u8, &str, bool)| {
