@@ -117,7 +117,7 @@ impl Engine {
     pub fn agreed(&self, cx: &mut Locked<'_, Unlocked>) -> Agreed {
         let mut pfs = Vec::new();
         for (device, host_vfs) in self.devices.iter().zip(&self.host_vfs) {
-            let bound = self.with_devlink(cx, device.address, |pf, state, cx| Ok(Bound::of(pf, state, cx)));
+            let bound = self.look_devlink(cx, device.address, |pf, state, cx| Ok(Bound::of(pf, state, cx)));
             let (_, pci) = device.on_bus(cx);
             pfs.push(AgreedPf { address: device.address, pci, host_vfs: host_vfs.load(), bound: bound.ok() });
         }
