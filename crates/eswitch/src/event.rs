@@ -10,6 +10,7 @@ use crate::card::Resource;
 use crate::ids::{Mode, PciAddress, PfIndex, PortHandle, RepType};
 use crate::lag::LagMode;
 use crate::lock_order::Events as EventsClass;
+use crate::text::escaped;
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,16 +68,16 @@ impl fmt::Display for Event {
             Self::PortDel(port) => write!(f, "{port}: del"),
             Self::Loaded(a, ty, n) => write!(f, "pci/{a}: {n} {ty} representors loaded"),
             Self::Unloaded(a, ty, n) => write!(f, "pci/{a}: {n} {ty} representors unloaded"),
-            Self::LoadFailed(port, ty, why) => write!(f, "{port}: {ty} representor did not load: {why}"),
-            Self::HostVfsFailed(a, why) => write!(f, "pci/{a}: the host's VFs are not all there: {why}"),
-            Self::ProbeFailed(device, why) => write!(f, "{device}: probe failed: {why}"),
-            Self::Renamed(netdev, name) => write!(f, "{netdev}: is called {name} now"),
+            Self::LoadFailed(port, ty, why) => write!(f, "{port}: {ty} representor did not load: {}", escaped(why)),
+            Self::HostVfsFailed(a, why) => write!(f, "pci/{a}: the host's VFs are not all there: {}", escaped(why)),
+            Self::ProbeFailed(device, why) => write!(f, "{device}: probe failed: {}", escaped(why)),
+            Self::Renamed(netdev, name) => write!(f, "{netdev}: is called {} now", escaped(name)),
             Self::Registered(a, ty) => write!(f, "pci/{a}: {ty} ops registered"),
             Self::Unregistered(a, ty) => write!(f, "pci/{a}: {ty} ops unregistered"),
             Self::StaleWork(a, work) => write!(f, "pci/{a}: stale work dropped: {work}"),
             Self::Retry(a, ms) => write!(f, "pci/{a}: will try again in {ms} ms"),
             Self::Lag(mode, None) => write!(f, "lag: {mode}"),
-            Self::Lag(mode, Some(why)) => write!(f, "lag: {mode}; {why}"),
+            Self::Lag(mode, Some(why)) => write!(f, "lag: {mode}; {}", escaped(why)),
             Self::Paired(a, b, true) => write!(f, "pf{} and pf{} paired", a.0, b.0),
             Self::Paired(a, b, false) => write!(f, "pf{} and pf{} unpaired", a.0, b.0),
             Self::ModuleLoaded(name) => write!(f, "module {name} loaded"),
