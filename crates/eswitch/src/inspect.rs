@@ -517,6 +517,10 @@ impl Pf {
         if state.host_failure.is_some() && self.eswitch.work.inner().pending_retry(cx).is_none() {
             violate("switchdev-complete", "the host's VFs have failed, and nobody tries again".to_owned());
         }
+        let back_offs = [self.eswitch.work.inner().idle_back_off(cx), self.sf_queue.inner().idle_back_off(cx)];
+        if let Some(failures) = back_offs.into_iter().flatten().next() {
+            violate("switchdev-complete", format!("all is there, and a failure would wait as after {failures} more"));
+        }
         let mode = self.eswitch.mode.under_devlink(state, cx);
         for (invariant, detail) in self.eswitch.stated.check_at_rest(cx, mode, paired.iter().copied().collect()) {
             violate(invariant, detail);
