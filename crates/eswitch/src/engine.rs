@@ -19,8 +19,8 @@ use crate::error::{Error, Result};
 use crate::event::{Change, Event, Events, Subscription};
 use crate::ids::{MacAddr, Mode, PciAddress, PfIndex, PortHandle, SfNum, Vport};
 use crate::lag::{Bond, Lag, LagMode, LagView, TxType};
-use crate::lock_order::{CardCall, DeviceSlot, Devlink as DevlinkClass};
-use crate::module::{CORE, Core, CoreState, Modules};
+use crate::lock_order::{CardCall, CoreModule, DeviceSlot, Devlink as DevlinkClass};
+use crate::module::{CORE, Core, CoreState, ModuleInfo, Modules};
 use crate::sf::{SfFunction, SfRequest};
 
 /// What all PFs of a card share.
@@ -570,54 +570,99 @@ impl Engine {
         Ok(())
     }
 
-    /// `modprobe NAME`. The core module's drivers are bound to every PF that is there.
+    /// `modprobe NAME`: loads a module, and first those that it depends on. Loading what is loaded succeeds. With the
+    /// core module every PF that is there is bound.
     ///
     /// # Errors
-    /// No such module.
+    /// No such module, or the card is going away.
     pub fn load_module(&self, cx: &mut Locked<'_, Unlocked>, name: &str) -> Result<()> {
-        if is_core(name) {
-            return self.load_core(cx);
-        }
-        self.shared.modules.load(cx, &self.shared, name)
+        let module = self.module(name)?;
+        self.with_modules(cx, |cx| self.load_with_dependencies(cx, module))
     }
 
-    fn load_core(&self, cx: &mut Locked<'_, Unlocked>) -> Result<()> {
+    /// `insmod`, which is what the kernel itself does with a module: loads this one and no other.
+    ///
+    /// # Errors
+    /// No such module, it is loaded, one that it depends on is not, or the card is going away.
+    pub fn insert_module(&self, cx: &mut Locked<'_, Unlocked>, name: &str) -> Result<()> {
+        let module = self.module(name)?;
+        self.with_modules(cx, |cx| {
+            let loaded = self.shared.modules.list(cx);
+            if loaded.contains(&module.name) {
+                return Err(Error::ModuleLoaded(module.name));
+            }
+            if let Some(needs) = module.depends.iter().find(|needs| !loaded.contains(needs)) {
+                return Err(Error::ModuleNeeds { module: module.name, needs });
+            }
+            self.load_with_dependencies(cx, module)
+        })
+    }
+
+    fn module(&self, name: &str) -> Result<&'static ModuleInfo> {
+        crate::module::find(name).ok_or_else(|| Error::NoModule { name: name.to_owned() })
+    }
+
+    /// Runs `f` under the lock that orders all loading and unloading of modules: what one depends on is there from when
+    /// it is looked at until the other has been loaded or unloaded. Then what `f` has changed has been counted.
+    fn with_modules<R>(&self, cx: &mut Locked<'_, Unlocked>, f: impl FnOnce(&mut Locked<'_, CoreModule>) -> R) -> R {
+        let _change = self.shared.change();
         let (_one, mut cx) = self.shared.core.lock.lock(cx);
-        if self.shared.core.is_loaded() {
-            return Ok(());
+        f(&mut cx)
+    }
+
+    fn load_with_dependencies(&self, cx: &mut Locked<'_, CoreModule>, module: &ModuleInfo) -> Result<()> {
+        for name in module.depends {
+            self.load_with_dependencies(cx, self.module(name)?)?;
         }
-        self.shared.modules.load(&mut cx, &self.shared, CORE)?;
+        match module.name {
+            CORE => self.load_core(cx),
+            name => self.shared.modules.load(cx, &self.shared, name),
+        }
+    }
+
+    fn load_core(&self, cx: &mut Locked<'_, CoreModule>) -> Result<()> {
+        match self.shared.core.state() {
+            CoreState::Loaded => return Ok(()),
+            CoreState::Going => return Err(Error::Teardown),
+            CoreState::Unloaded => {}
+        }
+        self.shared.modules.load(cx, &self.shared, CORE)?;
         self.shared.core.set(CoreState::Loaded);
         for (device, host_vfs) in self.devices.iter().zip(&self.host_vfs) {
             // As with `modprobe`, a device that cannot be bound does not fail the load.
-            let _ = device.bind(&mut cx, &self.shared, host_vfs);
+            let _ = device.bind(cx, &self.shared, host_vfs);
         }
         Ok(())
     }
 
-    /// `modprobe -r NAME`. The core module's drivers are unbound from every PF first.
+    /// `rmmod NAME`, and `modprobe -r NAME`: unloads a module, and none that it depended on. The core module's drivers
+    /// are unbound from every PF first.
     ///
     /// # Errors
     /// No such module, or another that is loaded depends on it.
     pub fn unload_module(&self, cx: &mut Locked<'_, Unlocked>, name: &str) -> Result<()> {
-        if is_core(name) {
-            return self.unload_core(cx);
-        }
-        self.shared.modules.unload(cx, &self.shared, name)
+        let module = self.module(name)?;
+        self.with_modules(cx, |cx| {
+            let loaded = self.shared.modules.list(cx);
+            let stands_on_it = |loaded: &ModuleInfo| loaded.depends.contains(&module.name);
+            if loaded.iter().filter_map(|name| crate::module::find(name)).any(stands_on_it) {
+                return Err(Error::ModuleInUse(module.name));
+            }
+            match module.name {
+                CORE => self.unload_core(cx),
+                name => self.shared.modules.unload(cx, &self.shared, name),
+            }
+        })
     }
 
-    fn unload_core(&self, cx: &mut Locked<'_, Unlocked>) -> Result<()> {
-        let (_one, mut cx) = self.shared.core.lock.lock(cx);
-        if self.shared.modules.list(&mut cx).iter().any(|loaded| *loaded != CORE) {
-            return Err(Error::ModuleInUse(CORE));
-        }
+    fn unload_core(&self, cx: &mut Locked<'_, CoreModule>) -> Result<()> {
         // Whoever binds from here on finds it gone; who was before, is unbound below.
         self.shared.core.set(CoreState::Unloaded);
         for device in self.devices.iter().rev() {
             // Not bound is as good as unbound.
-            let _ = device.unbind(&mut cx);
+            let _ = device.unbind(cx);
         }
-        self.shared.modules.unload(&mut cx, &self.shared, CORE)
+        self.shared.modules.unload(cx, &self.shared, CORE)
     }
 
     /// `devlink port add pci/… flavour pcisf pfnum P sfnum S`.
@@ -865,11 +910,6 @@ impl Engine {
             }
         }
     }
-}
-
-/// Whether a module's name is the core's.
-fn is_core(name: &str) -> bool {
-    crate::module::find(name).is_some_and(|module| module.name == CORE)
 }
 
 impl Pf {

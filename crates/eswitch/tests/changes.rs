@@ -117,6 +117,7 @@ const CHANGES: &[(&str, Command)] = &[
     }),
     ("modprobe", |cx, e| e.load_module(cx, "mlx5_ib")),
     ("rmmod", |cx, e| e.unload_module(cx, "mlx5_ib")),
+    ("insmod", |cx, e| e.insert_module(cx, "mlx5_ib")),
 ];
 
 const LOOKS: &[(&str, Command)] = &[
