@@ -205,6 +205,7 @@ impl Bonds {
 impl BondWatch {
     /// Waits until something has happened that may matter, or somebody [wakes](Bonds::wake) us. Where nothing can be
     /// heard, for a while: something may have happened then.
+    #[allow(clippy::disallowed_methods, reason = "the books are locked while they are looked at, and not here")]
     pub fn wait(&mut self) {
         loop {
             match self.hear() {

@@ -1,5 +1,7 @@
 //! Who listens to the kernel and cannot waits before it tries again: it keeps no processor busy, and goes on when it can.
 
+#![allow(clippy::disallowed_methods, reason = "a test that sleeps holds no lock")]
+
 mod common;
 
 use std::fs::{self, File};
