@@ -406,7 +406,7 @@ fn fail(words: &mut Words<'_>) -> Result<Action, WordError> {
     }
     let mut fault = fault(words, 1)?;
     while words.peek().is_some() {
-        how_often(words, &mut fault)?;
+        how_often(words, &mut fault, &[])?;
     }
     Ok(Action::AddFault(fault))
 }
@@ -414,7 +414,7 @@ fn fail(words: &mut Words<'_>) -> Result<Action, WordError> {
 fn delay(words: &mut Words<'_>) -> Result<Action, WordError> {
     let mut fault = fault(words, u32::MAX)?;
     while words.peek().is_some_and(|word| word != "for") {
-        how_often(words, &mut fault)?;
+        how_often(words, &mut fault, &["for"])?;
     }
     words.literal("for")?;
     fault.delay = Some(words.duration()?);
@@ -454,8 +454,8 @@ fn fault(words: &mut Words<'_>, times: u32) -> Result<Fault, WordError> {
     Ok(Fault { kind, pf, vport, after: 0, times, delay: None })
 }
 
-/// `after N`, `times N` or `always`, which may be written `times always`.
-fn how_often(words: &mut Words<'_>, fault: &mut Fault) -> Result<(), WordError> {
+/// `after N`, `times N` or `always`, which may be written `times always`. `next`: what may stand here instead.
+fn how_often(words: &mut Words<'_>, fault: &mut Fault, next: &[&'static str]) -> Result<(), WordError> {
     let mut all = vec!["after", "times", "always"];
     if fault.vport.is_none() {
         all.extend(["uplink", "hpf", "vf", "sf"]);
@@ -463,9 +463,7 @@ fn how_often(words: &mut Words<'_>, fault: &mut Fault) -> Result<(), WordError> 
             all.push("pf");
         }
     }
-    if fault.times == u32::MAX {
-        all.push("for");
-    }
+    all.extend(next);
     match words.peek() {
         Some("after") => {
             words.literal("after")?;

@@ -41,6 +41,7 @@ fn a_step_is_refused_at_the_word_that_is_wrong() {
         ("devlink port function set pci/0000:08:00.0/1 trust on", 46, "`hw_addr`, `roce` or `state`"),
         ("fail eht", 6, "did you mean `eth`?"),
         ("fail eth uplink tims 3", 17, "did you mean `times`?"),
+        ("fail eth uplink always for 5ms", 24, "expected `after`, `times` or `always`, found `for`"),
         ("fail alloc pci/0000:08:00.0", 28, "expected `times`, found the end"),
         ("delay eth uplink", 17, "expected `for`, found the end"),
         ("delay eth for 5", 15, "expected a time such as 5ms, 200us or 1s, found `5`"),
