@@ -13,16 +13,16 @@ use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use eswitch::card::{CardError, Resource};
 use eswitch::lag::{Bond, TxType};
 use eswitch::names::{self, NetdevName};
 use eswitch::{CardConfig, PfIndex, Vport};
-use lockdep::{Locked, Mutex, lock_classes};
+use lockdep::{Deadline, Locked, MayWait, Mutex, lock_classes};
 
 use crate::layout::{Inside, Slot};
-use crate::netlink::{Attributes, Batch, Failure, Socket, int};
+use crate::netlink::{Attributes, BackOff, Batch, Failure, Socket, int};
 use crate::request::{self, IFLA_BOND_ACTIVE_SLAVE, IFLA_BOND_MODE, Netdev};
 use crate::state::{refused, refused_io, words};
 use crate::sys;
@@ -80,6 +80,7 @@ pub struct BondWatch {
     last: Option<Bond>,
     overruns: u64,
     again: bool,
+    back_off: BackOff,
 }
 
 struct Books {
@@ -137,6 +138,7 @@ impl Bonds {
             last: None,
             overruns: 0,
             again: false,
+            back_off: BackOff::default(),
         };
         Ok((bonds, watch))
     }
@@ -157,7 +159,7 @@ impl Bonds {
     ///
     /// # Errors
     /// The name is taken by what is no bond of this card; or the kernel refuses.
-    pub fn set<L>(&self, cx: &mut Locked<'_, L>, plan: &BondPlan) -> Result<(), CardError> {
+    pub fn set<L: MayWait>(&self, cx: &mut Locked<'_, L>, plan: &BondPlan) -> Result<(), CardError> {
         self.books.lock_leaf(cx).set(plan)?;
         match plan.active {
             Some(active) if plan.mode == MODES[usize::from(ACTIVE_BACKUP)] => self.activate(cx, active),
@@ -181,51 +183,68 @@ impl Bonds {
 
     /// Makes a port the active one. Right after a netdev came up the kernel does not know yet that it has
     /// carrier, and refuses.
-    fn activate<L>(&self, cx: &mut Locked<'_, L>, active: PfIndex) -> Result<(), CardError> {
+    fn activate<L: MayWait>(&self, cx: &mut Locked<'_, L>, active: PfIndex) -> Result<(), CardError> {
         const PATIENCE: Duration = Duration::from_secs(2);
-        let began = Instant::now();
+        const BETWEEN: Duration = Duration::from_millis(5);
+        let limit = Deadline::after(PATIENCE);
         loop {
-            match self.books.lock_leaf(cx).activate(active) {
+            // The books are let go of before the wait: others, and who follows the bonds, need them meanwhile.
+            let tried = self.books.lock_leaf(cx).activate(active);
+            match tried {
                 Ok(()) => return Ok(()),
-                Err(failure) if failure.errno != libc::EINVAL || began.elapsed() > PATIENCE => {
+                Err(failure) if failure.errno != libc::EINVAL || limit.has_passed() => {
                     let call = format!("making pf{} the active port", active.0);
                     return Err(refused(&call, &failure, None));
                 }
-                Err(_) => std::thread::sleep(Duration::from_millis(5)),
+                Err(_) => Deadline::after(BETWEEN).sleep(cx),
             }
         }
     }
 }
 
 impl BondWatch {
-    /// Waits until something has happened that may matter, or somebody [wakes](Bonds::wake) us.
+    /// Waits until something has happened that may matter, or somebody [wakes](Bonds::wake) us. Where nothing can be
+    /// heard, for a while: something may have happened then.
+    #[allow(clippy::disallowed_methods, reason = "the books are locked while they are looked at, and not here")]
     pub fn wait(&mut self) {
         loop {
-            let teams = self.teams.as_ref().map_or(self.woken.as_fd(), Socket::as_fd);
-            let fds = [self.woken.as_fd(), self.links.as_fd(), teams];
-            let Ok([woken, links, teams]) = sys::wait_readable(fds, self.again.then_some(AGAIN_MS)) else { continue };
-            let mut matters = !(woken || links || teams);
-            if woken {
-                // Nobody else reads it, so there is something to read.
-                let _ = self.woken.read(&mut [0; 64]);
-                matters = true;
-            }
-            if teams && let Some(teams) = &mut self.teams {
-                teams.drain(|_| {});
-                matters = true;
-            }
-            if links {
-                let (known, names) = (&self.known, &self.names);
-                let lost = self.links.drain(|message| {
-                    matters |= Netdev::read(message).is_some_and(|netdev| concerns(&netdev, known, names));
-                });
-                self.overruns += u64::from(lost);
-                matters |= lost;
-            }
-            if matters {
-                return;
+            match self.hear() {
+                Ok(matters) => {
+                    self.back_off.reset();
+                    if matters {
+                        return;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return std::thread::sleep(self.back_off.after_failure()),
             }
         }
+    }
+
+    /// Waits until something has happened; whether it may matter.
+    fn hear(&mut self) -> io::Result<bool> {
+        let teams = self.teams.as_ref().map_or(self.woken.as_fd(), Socket::as_fd);
+        let fds = [self.woken.as_fd(), self.links.as_fd(), teams];
+        let [woken, links, teams] = sys::wait_readable(fds, self.again.then_some(AGAIN_MS))?;
+        let mut matters = !(woken || links || teams);
+        if woken {
+            // Nobody else reads it, so there is something to read.
+            let _ = self.woken.read(&mut [0; 64]);
+            matters = true;
+        }
+        if teams && let Some(teams) = &mut self.teams {
+            teams.drain(|_| {})?;
+            matters = true;
+        }
+        if links {
+            let (known, names) = (&self.known, &self.names);
+            let lost = self.links.drain(|message| {
+                matters |= Netdev::read(message).is_some_and(|netdev| concerns(&netdev, known, names));
+            })?;
+            self.overruns += u64::from(lost);
+            matters |= lost;
+        }
+        Ok(matters)
     }
 
     /// The bond the card's ports are in now. With ports in several, the one with most of them. If the

@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use crate::sys;
 
@@ -263,15 +264,40 @@ impl Socket {
     }
 
     /// Hands every message that has arrived to `each`, without waiting. Says whether some were lost.
-    pub(crate) fn drain(&mut self, mut each: impl FnMut(&Message<'_>)) -> bool {
+    ///
+    /// # Errors
+    /// The socket cannot be read. What it would have told is lost, and it may fail again at once.
+    pub(crate) fn drain(&mut self, mut each: impl FnMut(&Message<'_>)) -> io::Result<bool> {
         let mut lost = false;
         loop {
             match retry(|| sys::receive(&self.fd, &mut self.buffer, false)) {
                 Ok(len) => Messages(&self.buffer[..len]).for_each(|message| each(&message)),
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => lost = true,
-                Err(_) => return lost,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(lost),
+                Err(error) => return Err(error),
             }
         }
+    }
+}
+
+/// How long whoever listens waits after an error before trying again: what fails at once, and may do so for ever, must
+/// not keep a processor busy.
+#[derive(Debug, Default)]
+pub(crate) struct BackOff {
+    failures: u32,
+}
+
+impl BackOff {
+    /// How long to wait after one more error: from 20 ms, each time twice as long, to 1.28 s.
+    pub(crate) fn after_failure(&mut self) -> Duration {
+        let delay = Duration::from_millis(20 << self.failures);
+        self.failures = (self.failures + 1).min(6);
+        delay
+    }
+
+    /// It has succeeded: the next error is waited for the shortest time again.
+    pub(crate) fn reset(&mut self) {
+        self.failures = 0;
     }
 }
 
@@ -371,6 +397,15 @@ fn said(attributes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn errors_in_a_row_are_waited_for_longer_and_longer() {
+        let mut back_off = BackOff::default();
+        let delays: Vec<u128> = (0..8).map(|_| back_off.after_failure().as_millis()).collect();
+        assert_eq!(delays, [20, 40, 80, 160, 320, 640, 1_280, 1_280]);
+        back_off.reset();
+        assert_eq!(back_off.after_failure().as_millis(), 20);
+    }
 
     #[test]
     fn what_is_cut_short_ends_the_reading() {

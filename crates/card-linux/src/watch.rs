@@ -12,21 +12,22 @@
 //! * who has asked is told when one of its netdevs gets another name where netdevs appear.
 //!
 //! It acts on what the books say at that moment, under their lock. Events it has missed are made up for
-//! by looking at everything.
+//! by looking at everything. Where it cannot listen it looks now and then, ever more rarely.
 
 use std::collections::HashMap;
 use std::io::{self, PipeWriter};
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use eswitch::Vport;
 use eswitch::card::{Create, Refusal, Resource};
 use eswitch::lock_order::CardState;
-use lockdep::{Domain, Mutex, OnReport};
+use lockdep::{Deadline, Domain, Mutex, OnReport};
 
 use crate::layout::{Inside, Slot};
-use crate::netlink::{Batch, Socket};
+use crate::netlink::{BackOff, Batch, Socket};
 use crate::request::{self, Link, OUTER_MTU, RTM_DELLINK, RTM_NEWLINK};
 use crate::state::{State, Wire};
 use crate::sys::{self, FilterOp};
@@ -35,13 +36,16 @@ pub(crate) const RTMGRP_LINK: i32 = 1;
 
 /// The thread. It ends, and has ended, when this is dropped.
 pub(crate) struct Watcher {
-    /// Closing it is the word to stop.
+    /// Closing it is the word to stop, for a thread that waits.
     stop: Option<PipeWriter>,
+    /// The same, for one that cannot.
+    stopping: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Drop for Watcher {
     fn drop(&mut self) {
+        self.stopping.store(true, Ordering::Release);
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {
             // If it has panicked there is nothing left to stop.
@@ -61,16 +65,33 @@ impl Watcher {
         mut outside: Socket,
     ) -> io::Result<Self> {
         let (stopped, stop) = io::pipe()?;
+        let stopping = Arc::new(AtomicBool::new(false));
+        let is_stopping = Arc::clone(&stopping);
         let thread = std::thread::Builder::new().name("card-watch".to_owned()).spawn(move || {
             let domain = Domain::for_build(OnReport::Panic);
             lockdep::enter(&domain, "card-watch", |cx| {
+                let mut back_off = BackOff::default();
                 loop {
                     let ready = sys::wait_readable([stopped.as_fd(), inside.as_fd(), outside.as_fd()], None);
-                    let Ok([stop, ..]) = ready else { continue };
-                    if stop {
-                        return;
-                    }
-                    let events = Events::read(&mut inside, &mut outside);
+                    let heard = match ready {
+                        Ok([true, ..]) => return,
+                        Ok(_) => Events::read(&mut inside, &mut outside),
+                        Err(error) => Err(error),
+                    };
+                    let events = match heard {
+                        Ok(events) => {
+                            back_off.reset();
+                            events
+                        }
+                        Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                        Err(_) => {
+                            Deadline::after(back_off.after_failure()).sleep(cx);
+                            if is_stopping.load(Ordering::Acquire) {
+                                return;
+                            }
+                            Events::missed()
+                        }
+                    };
                     if events.is_empty() {
                         continue;
                     }
@@ -84,7 +105,7 @@ impl Watcher {
                 }
             });
         })?;
-        Ok(Self { stop: Some(stop), thread: Some(thread) })
+        Ok(Self { stop: Some(stop), stopping, thread: Some(thread) })
     }
 }
 
@@ -126,7 +147,7 @@ pub(crate) struct Events {
 }
 
 impl Events {
-    fn read(inside: &mut Socket, outside: &mut Socket) -> Self {
+    fn read(inside: &mut Socket, outside: &mut Socket) -> io::Result<Self> {
         let mut events = Self::default();
         // Outside first: whatever is heard there of a representor, its inner end was heard of before.
         events.lost = outside.drain(|message| {
@@ -135,7 +156,7 @@ impl Events {
                 RTM_NEWLINK => drop(events.outers.insert(link.index, link)),
                 _ => drop(events.outers.remove(&link.index)),
             }
-        });
+        })?;
         events.lost |= inside.drain(|message| {
             let Some(link) = Link::read(message) else { return };
             match (message.kind, Inside::of(link.index)) {
@@ -143,8 +164,8 @@ impl Events {
                 (RTM_NEWLINK, Some(Inside::Inner(slot))) => drop(events.inners.insert(slot, link)),
                 _ => {}
             }
-        });
-        events
+        })?;
+        Ok(events)
     }
 
     /// Something has happened, and it is not known what.

@@ -1,6 +1,8 @@
 //! The kernel's own bonds and teams over the PFs' netdevs. Where the kernel has none each test says so and does
 //! nothing; `cargo xtask vm` runs them on one that has.
 
+#![allow(clippy::disallowed_methods, reason = "a test that sleeps holds no lock")]
+
 mod common;
 
 use std::collections::BTreeSet;

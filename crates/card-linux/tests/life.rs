@@ -1,5 +1,7 @@
 //! The card's life: what its netdevs tell of one another, what is refused, what is left behind.
 
+#![allow(clippy::disallowed_methods, reason = "a test that sleeps holds no lock")]
+
 mod common;
 
 use std::io::{BufRead, BufReader};

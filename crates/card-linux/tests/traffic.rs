@@ -1,5 +1,7 @@
 //! Where frames go, in both modes.
 
+#![allow(clippy::disallowed_methods, reason = "a test that sleeps holds no lock")]
+
 mod common;
 
 use card_linux::Wire;

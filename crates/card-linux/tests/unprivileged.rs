@@ -1,6 +1,8 @@
 //! A card without root. A program of its own, because a process that has threads, as every test has,
 //! cannot change its user namespace.
 
+#![allow(clippy::disallowed_methods, reason = "a test that sleeps holds no lock")]
+
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Command;
 use std::sync::Arc;

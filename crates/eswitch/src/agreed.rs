@@ -18,7 +18,7 @@ use crate::lag::LagMode;
 use crate::lock_order::Devlink;
 use crate::module::CORE;
 use crate::rate::{Rate, Rates};
-use crate::sf::SfRequest;
+use crate::sf::{SfRequest, SfState};
 use crate::vf::VfInfo;
 
 /// What was agreed of a card.
@@ -70,6 +70,9 @@ struct Sf {
     active: bool,
     mac: MacAddr,
     roce: bool,
+    /// Whether its driver has been unbound by hand. States of versions that did not know that have it bound.
+    #[serde(default)]
+    unbound: bool,
 }
 
 impl Bound {
@@ -81,7 +84,8 @@ impl Bound {
         for sf in state.sfs.iter() {
             let is = sf.state(cx);
             if let Vport::Sf(place) = sf.vport() {
-                sfs.insert(place, Sf { sfnum: is.sfnum.0, active: is.active, mac: is.mac, roce: is.roce });
+                let SfState { sfnum, active, mac, roce, unbound, .. } = is;
+                sfs.insert(place, Sf { sfnum: sfnum.0, active, mac, roce, unbound });
             }
         }
         let (nodes, leaves) = state.rates.all();
@@ -117,7 +121,7 @@ impl Engine {
     pub fn agreed(&self, cx: &mut Locked<'_, Unlocked>) -> Agreed {
         let mut pfs = Vec::new();
         for (device, host_vfs) in self.devices.iter().zip(&self.host_vfs) {
-            let bound = self.with_devlink(cx, device.address, |pf, state, cx| Ok(Bound::of(pf, state, cx)));
+            let bound = self.look_devlink(cx, device.address, |pf, state, cx| Ok(Bound::of(pf, state, cx)));
             let (_, pci) = device.on_bus(cx);
             pfs.push(AgreedPf { address: device.address, pci, host_vfs: host_vfs.load(), bound: bound.ok() });
         }
@@ -155,7 +159,8 @@ impl Engine {
         {
             self.set_esw_multiport(cx, pf.address, true)?;
         }
-        if !agreed.core {
+        // Versions before this one could lose the core module from under another. What is loaded keeps what it needs.
+        if !agreed.core && agreed.modules.is_empty() {
             self.unload_module(cx, CORE)?;
         }
         Ok(())
@@ -186,7 +191,7 @@ impl Engine {
                 let Some(function) = state.sfs.get(vport).cloned() else { continue };
                 pf.set_sf_mac(&function, cx, sf.mac)?;
                 pf.set_sf_roce(&function, cx, sf.roce)?;
-                pf.set_sf_active(&function, cx, sf.active)?;
+                pf.restore_sf(&function, cx, sf.active, sf.unbound);
             }
             state.rates = Rates::of(bound.nodes.clone(), Bound::by_vport(&bound.leaves, dpu));
             Ok(())

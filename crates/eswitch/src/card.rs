@@ -19,6 +19,7 @@ use lockdep::{Locked, Unlocked};
 use crate::error::Errno;
 use crate::ids::{MacAddr, ParseError, PfIndex, RepType, Vport};
 use crate::lock_order::CardCall;
+use crate::text::escaped;
 
 pub use faulty::{Fault, FaultPlan, Faulty};
 pub use traced::Traced;
@@ -183,7 +184,7 @@ pub enum CardError {
     #[error("failed as planned ({0})")]
     Planned(String),
     /// A name is taken outside the card.
-    #[error("the name {name} is taken by another netdev; rename that one or use another PCI address")]
+    #[error("the name {name} is taken by another netdev; rename that one or use another PCI address", name = escaped(name))]
     NameTaken {
         /// The name.
         name: String,
@@ -192,7 +193,7 @@ pub enum CardError {
     #[error("{0}")]
     Full(String),
     /// The kernel refused.
-    #[error("{call}: {text} (errno {errno}){hint}")]
+    #[error("{call}: {text} (errno {errno}){hint}", call = escaped(call), text = escaped(text))]
     Kernel {
         /// What was asked of it.
         call: String,

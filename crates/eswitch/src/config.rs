@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{MacAddr, Mode, PciAddress, PfIndex, Vport};
+use crate::text::escaped;
 
 /// A card's configuration. Every field has a default, so `{}` is a card: one PF at `0000:08:00.0`
 /// that can have 8 VFs, in legacy mode.
@@ -92,7 +93,7 @@ pub enum ConfigError {
         last: u32,
     },
     /// A module that is not one of the card's.
-    #[error("`modules` names `{0}`; the card's modules are {known}", known = crate::module::known())]
+    #[error("`modules` names `{name}`; the card's modules are {known}", name = escaped(.0), known = crate::module::known())]
     Module(String),
 }
 

@@ -12,7 +12,7 @@ use crate::devlink::{Devlink, VportInfo};
 use crate::engine::Shared;
 use crate::error::{Error, Result};
 use crate::eswitch::ESwitch;
-use crate::event::Event;
+use crate::event::{Changes, Event};
 use crate::ids::{MacAddr, Mode, PciAddress, PfIndex, PortHandle, PortIndex, Vport};
 use crate::lock_order::{Device as DeviceClass, DeviceSlot, Devlink as DevlinkClass};
 use crate::pci::may_drive;
@@ -25,6 +25,7 @@ pub(crate) struct Device {
     /// What `bind`, `unbind`, `reload` and `sriov_numvfs` exclude each other with.
     lock: Mutex<DeviceClass, Threads>,
     bound: Mutex<DeviceSlot, Held>,
+    changes: Changes,
 }
 
 /// What can be looked at of a device whoever holds its lock.
@@ -112,10 +113,11 @@ impl Pf {
 }
 
 impl Device {
-    pub fn new(index: PfIndex, address: PciAddress) -> Self {
+    pub fn new(index: PfIndex, address: PciAddress, changes: Changes) -> Self {
         Self {
             index,
             address,
+            changes,
             lock: Mutex::new(Vec::new()).told(digest),
             bound: Mutex::new(Held::default()).told(digest),
         }
@@ -142,12 +144,13 @@ impl Device {
     /// # Errors
     /// It is off the bus.
     pub fn set_pci<L>(&self, cx: &mut Locked<'_, L>, change: impl FnOnce(&mut PciState)) -> Result<()> {
-        let mut held = self.bound.lock_leaf(cx);
-        if held.pci.removed {
-            return Err(Error::NoFunction(self.address));
-        }
-        change(&mut held.pci);
-        Ok(())
+        self.change_held(cx, |held| {
+            if held.pci.removed {
+                return Err(Error::NoFunction(self.address));
+            }
+            change(&mut held.pci);
+            Ok(())
+        })
     }
 
     /// Unbinds the PF if it is bound, and takes it off the bus; what the bus knew of it is forgotten.
@@ -155,21 +158,22 @@ impl Device {
     /// # Errors
     /// It is off the bus.
     pub fn take_off_bus<P: LockBefore<DeviceClass>>(&self, cx: &mut Locked<'_, P>) -> Result<()> {
-        let (mut threads, mut cx) = self.lock.lock(cx);
-        if let (Slot::Bound(_), _) = self.on_bus(&mut cx) {
-            self.remove(&mut cx, &mut threads, Slot::Unbound)?;
-        }
-        self.set_pci(&mut cx, |pci| *pci = PciState { removed: true, ..PciState::default() })
+        self.change(cx, |threads, cx| {
+            if let (Slot::Bound(_), _) = self.on_bus(cx) {
+                self.remove(cx, threads, Slot::Unbound)?;
+            }
+            self.set_pci(cx, |pci| *pci = PciState { removed: true, ..PciState::default() })
+        })
     }
 
     /// Makes what is the bus's of it what it was.
     pub fn restore_pci<L>(&self, cx: &mut Locked<'_, L>, pci: &PciState) {
-        self.bound.lock_leaf(cx).pci.clone_from(pci);
+        self.change_held(cx, |held| held.pci.clone_from(pci));
     }
 
     /// Puts the PF back on the bus; whether it was off it.
     pub fn put_on_bus<L>(&self, cx: &mut Locked<'_, L>) -> bool {
-        std::mem::take(&mut self.bound.lock_leaf(cx).pci.removed)
+        self.change_held(cx, |held| std::mem::take(&mut held.pci.removed))
     }
 
     /// What is the bus's of it, beside what it has of a PF.
@@ -178,14 +182,36 @@ impl Device {
         (held.slot.clone(), held.pci.clone())
     }
 
-    /// Runs `f` under the device's lock.
+    /// Runs `f` under the device's lock; then what `f` has changed has been counted.
     pub fn with<P: LockBefore<DeviceClass>, R>(
         &self,
         cx: &mut Locked<'_, P>,
         f: impl FnOnce(&mut Locked<'_, DeviceClass>) -> R,
     ) -> R {
-        let (_threads, mut cx) = self.lock.lock(cx);
-        f(&mut cx)
+        self.change(cx, |_, cx| f(cx))
+    }
+
+    /// Waits until nobody has the device's lock: a reload that was under way is over.
+    pub fn wait<P: LockBefore<DeviceClass>>(&self, cx: &mut Locked<'_, P>) {
+        drop(self.lock.lock(cx));
+    }
+
+    /// Takes the device's lock, runs `f`, lets go; then what `f` has changed has been counted.
+    #[track_caller]
+    fn change<P: LockBefore<DeviceClass>, R>(
+        &self,
+        cx: &mut Locked<'_, P>,
+        f: impl FnOnce(&mut Threads, &mut Locked<'_, DeviceClass>) -> R,
+    ) -> R {
+        let _change = self.changes.begin();
+        let (mut threads, mut cx) = self.lock.lock(cx);
+        f(&mut threads, &mut cx)
+    }
+
+    /// Changes what can be looked at whoever holds the device's lock, and counts it.
+    fn change_held<L, R>(&self, cx: &mut Locked<'_, L>, f: impl FnOnce(&mut Held) -> R) -> R {
+        let _change = self.changes.begin();
+        f(&mut self.bound.lock_leaf(cx))
     }
 
     /// Binds the PF to its driver: it comes up in the mode the configuration says.
@@ -198,8 +224,7 @@ impl Device {
         shared: &Arc<Shared>,
         host_vfs: &Arc<AtomicU64>,
     ) -> Result<()> {
-        let (mut threads, mut cx) = self.lock.lock(cx);
-        self.probe(&mut cx, &mut threads, shared, host_vfs)
+        self.change(cx, |threads, cx| self.probe(cx, threads, shared, host_vfs))
     }
 
     /// Unbinds it. Unbinding what is not bound is an error.
@@ -207,8 +232,7 @@ impl Device {
     /// # Errors
     /// It is not bound.
     pub fn unbind<P: LockBefore<DeviceClass>>(&self, cx: &mut Locked<'_, P>) -> Result<()> {
-        let (mut threads, mut cx) = self.lock.lock(cx);
-        self.remove(&mut cx, &mut threads, Slot::Unbound)
+        self.change(cx, |threads, cx| self.remove(cx, threads, Slot::Unbound))
     }
 
     /// `devlink dev reload`: takes the PF down and brings it up again, with its VFs, each bound or not and set
@@ -224,23 +248,24 @@ impl Device {
         shared: &Arc<Shared>,
         host_vfs: &Arc<AtomicU64>,
     ) -> Result<()> {
-        let (mut threads, mut cx) = self.lock.lock(cx);
-        let (vfs, kept) = self.pf(&mut cx)?.devlink.with(&mut cx, |state, _| (state.num_vfs, state.vfs()));
-        self.remove(&mut cx, &mut threads, Slot::Reloading)?;
-        let bound = self.probe(&mut cx, &mut threads, shared, host_vfs);
-        if bound.is_err() {
-            self.bound.lock_leaf(&mut cx).slot = Slot::Unbound;
-        }
-        bound?;
-        if shared.config.dpu {
-            return Ok(());
-        }
-        let pf = self.pf(&mut cx)?;
-        pf.devlink.with(&mut cx, |state, cx| {
-            state.kept = kept;
-            let enabled = pf.set_num_vfs(state, cx, vfs.into());
-            state.kept.clear();
-            enabled
+        self.change(cx, |threads, cx| {
+            let (vfs, kept) = self.pf(cx)?.devlink.look(cx, |state, _| (state.num_vfs, state.vfs()));
+            self.remove(cx, threads, Slot::Reloading)?;
+            let bound = self.probe(cx, threads, shared, host_vfs);
+            if bound.is_err() {
+                self.change_held(cx, |held| held.slot = Slot::Unbound);
+            }
+            bound?;
+            if shared.config.dpu {
+                return Ok(());
+            }
+            let pf = self.pf(cx)?;
+            pf.devlink.with(cx, |state, cx| {
+                state.kept = kept;
+                let enabled = pf.set_num_vfs(state, cx, vfs.into());
+                state.kept.clear();
+                enabled
+            })
         })
     }
 
@@ -264,7 +289,7 @@ impl Device {
             index: self.index,
             address: self.address,
             shared: Arc::clone(shared),
-            devlink: Devlink::default(),
+            devlink: Devlink::new(self.changes.clone()),
             eswitch: ESwitch::new(self.index, self.address),
             sf_queue: SfQueue::new(self.index),
             host_vfs: Arc::clone(host_vfs),
@@ -304,7 +329,7 @@ impl Device {
             Self::take_down(&pf, cx, threads);
             return Err(error);
         }
-        self.bound.lock_leaf(cx).slot = Slot::Bound(Arc::clone(&pf));
+        self.change_held(cx, |held| held.slot = Slot::Bound(Arc::clone(&pf)));
         // Whatever was queued or notified meanwhile found nothing to act on: look once more, now that
         // whoever comes next finds the PF.
         pf.want_reconcile(cx);
@@ -315,7 +340,7 @@ impl Device {
     /// Takes the PF down and leaves `slot` in its place.
     fn remove(&self, cx: &mut Locked<'_, DeviceClass>, threads: &mut Threads, slot: Slot) -> Result<()> {
         let pf = self.pf(cx)?;
-        self.bound.lock_leaf(cx).slot = slot;
+        self.change_held(cx, |held| held.slot = slot);
         Self::take_down(&pf, cx, threads);
         let shared = &pf.shared;
         shared.events.emit(cx, || Event::DeviceUnbound(self.address));

@@ -10,6 +10,7 @@ use std::hash::{Hash, Hasher};
 use lockdep::{EventCount, LeafOnly, LockBefore, Locked, Mutex, Since, digest};
 use serde::{Deserialize, Serialize};
 
+use crate::event::Changes;
 use crate::ids::{MacAddr, Vport};
 use crate::lock_order::{Devlink as DevlinkClass, DevlinkMoved, WorkQueue};
 use crate::rate::Rates;
@@ -17,10 +18,14 @@ use crate::sf::SfTable;
 use crate::vf::VfInfo;
 
 /// The lock of one devlink instance.
+///
+/// Whoever takes it to change something is counted as a change when the lock is let go of; whoever takes it to
+/// [look](Self::look) is not, and cannot change what it protects.
 #[derive(Debug)]
 pub struct Devlink {
     state: Mutex<DevlinkClass, DevlinkState>,
     moved: EventCount<DevlinkMoved>,
+    changes: Changes,
 }
 
 /// How much of a packet's header the sender must put into its descriptor, `inline-mode`.
@@ -133,8 +138,9 @@ impl Hash for Devlink {
     }
 }
 
-impl Default for Devlink {
-    fn default() -> Self {
+impl Devlink {
+    /// The lock of an instance that is not registered yet.
+    pub(crate) fn new(changes: Changes) -> Self {
         Self {
             state: Mutex::new(DevlinkState {
                 registered: false,
@@ -151,12 +157,11 @@ impl Default for Devlink {
             .tried()
             .told(digest),
             moved: EventCount::new(),
+            changes,
         }
     }
-}
 
-impl Devlink {
-    /// Takes the lock, runs `f`, lets go.
+    /// Takes the lock, runs `f`, lets go; then what `f` has changed has been counted.
     #[track_caller]
     pub fn with<P, R>(
         &self,
@@ -166,9 +171,28 @@ impl Devlink {
     where
         P: LockBefore<DevlinkClass>,
     {
+        let _change = self.changes.begin();
         let result = {
             let (mut state, mut cx) = self.state.lock(cx);
             f(&mut state, &mut cx)
+        };
+        self.moved.advance(cx);
+        result
+    }
+
+    /// Takes the lock, has `f` look, lets go. Nothing is counted: `f` must change nothing that can be looked at.
+    #[track_caller]
+    pub fn look<P, R>(
+        &self,
+        cx: &mut Locked<'_, P>,
+        f: impl FnOnce(&DevlinkState, &mut Locked<'_, DevlinkClass>) -> R,
+    ) -> R
+    where
+        P: LockBefore<DevlinkClass>,
+    {
+        let result = {
+            let (state, mut cx) = self.state.lock(cx);
+            f(&state, &mut cx)
         };
         self.moved.advance(cx);
         result
@@ -196,6 +220,7 @@ impl Devlink {
             }
             let had = match self.state.try_lock(cx) {
                 Some((mut state, mut cx)) => {
+                    let _change = self.changes.begin();
                     let f = if give_up(&mut cx.leaf_only()) { None } else { f.take() };
                     Some(f.map(|f| f(&mut state, &mut cx)))
                 }

@@ -19,8 +19,8 @@ use crate::error::{Error, Result};
 use crate::event::{Change, Event, Events, Subscription};
 use crate::ids::{MacAddr, Mode, PciAddress, PfIndex, PortHandle, SfNum, Vport};
 use crate::lag::{Bond, Lag, LagMode, LagView, TxType};
-use crate::lock_order::{CardCall, DeviceSlot, Devlink as DevlinkClass};
-use crate::module::{CORE, Core, CoreState, Modules};
+use crate::lock_order::{CardCall, CoreModule, DeviceSlot, Devlink as DevlinkClass};
+use crate::module::{CORE, Core, CoreState, ModuleInfo, Modules};
 use crate::sf::{SfFunction, SfRequest};
 
 /// What all PFs of a card share.
@@ -127,9 +127,10 @@ impl Shared {
         self.made.with(|made| made.iter().copied().filter(which).collect())
     }
 
-    /// Says that something is about to change; it has changed when what is returned is dropped.
+    /// Says that something is about to change; it has changed when what is returned is dropped. It is for what
+    /// stands under none of the locks that count by themselves: a device's, devlink's, and that of modules.
     pub(crate) fn change(&self) -> Change<'_> {
-        self.events.change()
+        self.events.changes().begin()
     }
 
     /// Starts the thread of a queue, which `queue` names among what can fail.
@@ -239,8 +240,10 @@ impl Engine {
         let host = if config.dpu { config.vfs } else { 0 };
         let pfs: Vec<PfIndex> = (0..config.pfs).map(PfIndex).collect();
         let lag = Lag::new(config.pfs);
+        let events = Events::default();
+        let device = |pf: &PfIndex| Device::new(*pf, config.pf_address(*pf), events.changes().clone());
         let engine = Arc::new(Self {
-            devices: pfs.iter().map(|pf| Device::new(*pf, config.pf_address(*pf))).collect(),
+            devices: pfs.iter().map(device).collect(),
             host_vfs: pfs.iter().map(|_| Arc::new(AtomicU64::new(host.into()))).collect(),
             shared: Arc::new(Shared {
                 config,
@@ -249,7 +252,7 @@ impl Engine {
                 modules: Modules::default(),
                 devcom: Devcom::new(Component::default()).told(digest),
                 lag,
-                events: Events::default(),
+                events,
                 threads,
                 core: Core::default(),
                 lag_thread: Mutex::new(None).told(digest),
@@ -333,7 +336,7 @@ impl Engine {
     /// It takes no lock. Of what is done to netdevs outside the engine only that one gets another name moves it, once the
     /// card has noticed.
     pub fn changes(&self) -> u64 {
-        self.shared.events.changes()
+        self.shared.events.changes().now()
     }
 
     /// What the PCI bus has of each PF, bound or not.
@@ -370,40 +373,68 @@ impl Engine {
         self.device(address)?.0.pf(cx)
     }
 
-    /// Runs a command under the devlink lock of a PF that is bound. While it is being reloaded the command
-    /// waits, as its devlink instance is there all the time.
+    /// Runs a command under the devlink lock of a PF that is bound; then what it has changed has been counted. While
+    /// the PF is being reloaded the command waits, as its devlink instance is there all the time.
     pub(crate) fn with_devlink<R>(
         &self,
         cx: &mut Locked<'_, Unlocked>,
         address: PciAddress,
         f: impl FnOnce(&Arc<Pf>, &mut DevlinkState, &mut Locked<'_, DevlinkClass>) -> Result<R>,
     ) -> Result<R> {
-        let (device, _) = self.device(address)?;
         let mut f = Some(f);
-        loop {
-            let pf = match device.bound(cx) {
-                Slot::Bound(pf) => pf,
-                Slot::Unbound => return Err(Error::NoDevice(address)),
-                Slot::Reloading => {
-                    device.with(cx, |_| {});
-                    continue;
-                }
-            };
-            let done = pf.devlink.with(cx, |state, cx| match f.take() {
+        self.while_registered(cx, address, |pf, cx| {
+            pf.devlink.with(cx, |state, cx| match f.take() {
                 Some(f) if state.registered => {
                     let before = pf.before(cx, state);
-                    let result = f(&pf, state, cx);
+                    let result = f(pf, state, cx);
                     pf.ensure_outcome(cx, state, &before, &result);
                     Some(result)
                 }
-                // It was removed while we waited for its lock; see what has become of it.
                 untold => {
                     f = untold;
                     None
                 }
-            });
-            if let Some(result) = done {
-                return result;
+            })
+        })
+    }
+
+    /// As [`with_devlink`](Self::with_devlink), for what looks and changes nothing: it is not counted as a change.
+    pub(crate) fn look_devlink<R>(
+        &self,
+        cx: &mut Locked<'_, Unlocked>,
+        address: PciAddress,
+        f: impl FnOnce(&Arc<Pf>, &DevlinkState, &mut Locked<'_, DevlinkClass>) -> Result<R>,
+    ) -> Result<R> {
+        let mut f = Some(f);
+        self.while_registered(cx, address, |pf, cx| {
+            pf.devlink.look(cx, |state, cx| match f.take() {
+                Some(f) if state.registered => Some(f(pf, state, cx)),
+                untold => {
+                    f = untold;
+                    None
+                }
+            })
+        })
+    }
+
+    /// Asks `f` of the PF that is bound, and again of the one that is bound then, until it has an answer: a PF may be
+    /// removed while `f` waits for its lock.
+    fn while_registered<R>(
+        &self,
+        cx: &mut Locked<'_, Unlocked>,
+        address: PciAddress,
+        mut f: impl FnMut(&Arc<Pf>, &mut Locked<'_, Unlocked>) -> Option<Result<R>>,
+    ) -> Result<R> {
+        let (device, _) = self.device(address)?;
+        loop {
+            match device.bound(cx) {
+                Slot::Bound(pf) => {
+                    if let Some(result) = f(&pf, cx) {
+                        return result;
+                    }
+                }
+                Slot::Unbound => return Err(Error::NoDevice(address)),
+                Slot::Reloading => device.wait(cx),
             }
         }
     }
@@ -413,7 +444,6 @@ impl Engine {
     /// # Errors
     /// No such PF, or it is not bound; or it could not be bound again.
     pub fn reload(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<()> {
-        let _change = self.shared.change();
         let (device, host_vfs) = self.device(address)?;
         device.reload(cx, &self.shared, host_vfs)
     }
@@ -423,7 +453,6 @@ impl Engine {
     /// # Errors
     /// See [`Error`]; everything is as it was.
     pub fn set_mode(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress, mode: Mode) -> Result<()> {
-        let _change = self.shared.change();
         self.with_devlink(cx, address, |pf, state, cx| {
             if state.rates.has_nodes() {
                 return Err(Error::RateNodesExist);
@@ -437,7 +466,7 @@ impl Engine {
     /// # Errors
     /// No such PF, or it is not bound.
     pub fn eswitch(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<(Mode, bool)> {
-        self.with_devlink(cx, address, |pf, state, cx| Ok((pf.eswitch.mode.under_devlink(state, cx), state.encap)))
+        self.look_devlink(cx, address, |pf, state, cx| Ok((pf.eswitch.mode.under_devlink(state, cx), state.encap)))
     }
 
     /// Parameters that are kept and shown.
@@ -445,7 +474,7 @@ impl Engine {
     /// # Errors
     /// No such PF, or it is not bound.
     pub fn params(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<Params> {
-        self.with_devlink(cx, address, |_, state, _| Ok(state.params))
+        self.look_devlink(cx, address, |_, state, _| Ok(state.params))
     }
 
     /// Changes parameters that are kept and shown, in one go: two that change one each both do.
@@ -489,7 +518,7 @@ impl Engine {
     /// # Errors
     /// Anything but `none`.
     pub fn set_inline_mode(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress, mode: InlineMode) -> Result<()> {
-        self.with_devlink(cx, address, |_, _, _| match mode {
+        self.look_devlink(cx, address, |_, _, _| match mode {
             InlineMode::None => Ok(()),
             _ => Err(Error::InlineMode),
         })
@@ -501,7 +530,6 @@ impl Engine {
     /// # Errors
     /// No such PF, or it is not bound.
     pub fn set_encap(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress, encap: bool) -> Result<()> {
-        let _change = self.shared.change();
         self.with_devlink(cx, address, |_, state, _| {
             state.encap = encap;
             Ok(())
@@ -513,7 +541,6 @@ impl Engine {
     /// # Errors
     /// ERANGE, EBUSY, or what failed, with nothing changed.
     pub fn set_num_vfs(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress, n: u32) -> Result<()> {
-        let _change = self.shared.change();
         let (device, _) = self.device(address)?;
         device.with(cx, |cx| {
             let pf = device.pf(cx).map_err(|_| Error::NoDriver(address))?;
@@ -543,56 +570,99 @@ impl Engine {
         Ok(())
     }
 
-    /// `modprobe NAME`. The core module's drivers are bound to every PF that is there.
+    /// `modprobe NAME`: loads a module, and first those that it depends on. Loading what is loaded succeeds. With the
+    /// core module every PF that is there is bound.
     ///
     /// # Errors
-    /// No such module.
+    /// No such module, or the card is going away.
     pub fn load_module(&self, cx: &mut Locked<'_, Unlocked>, name: &str) -> Result<()> {
-        let _change = self.shared.change();
-        if is_core(name) {
-            return self.load_core(cx);
-        }
-        self.shared.modules.load(cx, &self.shared, name)
+        let module = self.module(name)?;
+        self.with_modules(cx, |cx| self.load_with_dependencies(cx, module))
     }
 
-    fn load_core(&self, cx: &mut Locked<'_, Unlocked>) -> Result<()> {
+    /// `insmod`, which is what the kernel itself does with a module: loads this one and no other.
+    ///
+    /// # Errors
+    /// No such module, it is loaded, one that it depends on is not, or the card is going away.
+    pub fn insert_module(&self, cx: &mut Locked<'_, Unlocked>, name: &str) -> Result<()> {
+        let module = self.module(name)?;
+        self.with_modules(cx, |cx| {
+            let loaded = self.shared.modules.list(cx);
+            if loaded.contains(&module.name) {
+                return Err(Error::ModuleLoaded(module.name));
+            }
+            if let Some(needs) = module.depends.iter().find(|needs| !loaded.contains(needs)) {
+                return Err(Error::ModuleNeeds { module: module.name, needs });
+            }
+            self.load_with_dependencies(cx, module)
+        })
+    }
+
+    fn module(&self, name: &str) -> Result<&'static ModuleInfo> {
+        crate::module::find(name).ok_or_else(|| Error::NoModule { name: name.to_owned() })
+    }
+
+    /// Runs `f` under the lock that orders all loading and unloading of modules: what one depends on is there from when
+    /// it is looked at until the other has been loaded or unloaded. Then what `f` has changed has been counted.
+    fn with_modules<R>(&self, cx: &mut Locked<'_, Unlocked>, f: impl FnOnce(&mut Locked<'_, CoreModule>) -> R) -> R {
+        let _change = self.shared.change();
         let (_one, mut cx) = self.shared.core.lock.lock(cx);
-        if self.shared.core.is_loaded() {
-            return Ok(());
+        f(&mut cx)
+    }
+
+    fn load_with_dependencies(&self, cx: &mut Locked<'_, CoreModule>, module: &ModuleInfo) -> Result<()> {
+        for name in module.depends {
+            self.load_with_dependencies(cx, self.module(name)?)?;
         }
-        self.shared.modules.load(&mut cx, &self.shared, CORE)?;
+        match module.name {
+            CORE => self.load_core(cx),
+            name => self.shared.modules.load(cx, &self.shared, name),
+        }
+    }
+
+    fn load_core(&self, cx: &mut Locked<'_, CoreModule>) -> Result<()> {
+        match self.shared.core.state() {
+            CoreState::Loaded => return Ok(()),
+            CoreState::Going => return Err(Error::Teardown),
+            CoreState::Unloaded => {}
+        }
+        self.shared.modules.load(cx, &self.shared, CORE)?;
         self.shared.core.set(CoreState::Loaded);
         for (device, host_vfs) in self.devices.iter().zip(&self.host_vfs) {
             // As with `modprobe`, a device that cannot be bound does not fail the load.
-            let _ = device.bind(&mut cx, &self.shared, host_vfs);
+            let _ = device.bind(cx, &self.shared, host_vfs);
         }
         Ok(())
     }
 
-    /// `modprobe -r NAME`. The core module's drivers are unbound from every PF first.
+    /// `rmmod NAME`, and `modprobe -r NAME`: unloads a module, and none that it depended on. The core module's drivers
+    /// are unbound from every PF first.
     ///
     /// # Errors
     /// No such module, or another that is loaded depends on it.
     pub fn unload_module(&self, cx: &mut Locked<'_, Unlocked>, name: &str) -> Result<()> {
-        let _change = self.shared.change();
-        if is_core(name) {
-            return self.unload_core(cx);
-        }
-        self.shared.modules.unload(cx, &self.shared, name)
+        let module = self.module(name)?;
+        self.with_modules(cx, |cx| {
+            let loaded = self.shared.modules.list(cx);
+            let stands_on_it = |loaded: &ModuleInfo| loaded.depends.contains(&module.name);
+            if loaded.iter().filter_map(|name| crate::module::find(name)).any(stands_on_it) {
+                return Err(Error::ModuleInUse(module.name));
+            }
+            match module.name {
+                CORE => self.unload_core(cx),
+                name => self.shared.modules.unload(cx, &self.shared, name),
+            }
+        })
     }
 
-    fn unload_core(&self, cx: &mut Locked<'_, Unlocked>) -> Result<()> {
-        let (_one, mut cx) = self.shared.core.lock.lock(cx);
-        if self.shared.modules.list(&mut cx).iter().any(|loaded| *loaded != CORE) {
-            return Err(Error::ModuleInUse(CORE));
-        }
+    fn unload_core(&self, cx: &mut Locked<'_, CoreModule>) -> Result<()> {
         // Whoever binds from here on finds it gone; who was before, is unbound below.
         self.shared.core.set(CoreState::Unloaded);
         for device in self.devices.iter().rev() {
             // Not bound is as good as unbound.
-            let _ = device.unbind(&mut cx);
+            let _ = device.unbind(cx);
         }
-        self.shared.modules.unload(&mut cx, &self.shared, CORE)
+        self.shared.modules.unload(cx, &self.shared, CORE)
     }
 
     /// `devlink port add pci/… flavour pcisf pfnum P sfnum S`.
@@ -606,7 +676,6 @@ impl Engine {
         pfnum: u32,
         sfnum: SfNum,
     ) -> Result<PortHandle> {
-        let _change = self.shared.change();
         self.with_devlink(cx, address, |pf, state, cx| {
             let vport = pf.add_sf(state, cx, SfRequest { pfnum, sfnum, place: None })?;
             Ok(pf.port_handle(vport))
@@ -618,7 +687,6 @@ impl Engine {
     /// # Errors
     /// No such device, or it is so already; or a driver's probe failed, which is tried again.
     pub fn set_sf_bound(&self, cx: &mut Locked<'_, Unlocked>, id: u32, bound: bool) -> Result<()> {
-        let _change = self.shared.change();
         for address in self.addresses() {
             let done = self.with_devlink(cx, address, |pf, state, cx| {
                 let sf = state.sfs.iter().find(|sf| sf.id() == id).cloned();
@@ -637,7 +705,6 @@ impl Engine {
     /// # Errors
     /// No such port, or it is no SF's.
     pub fn delete_port(&self, cx: &mut Locked<'_, Unlocked>, port: PortHandle) -> Result<()> {
-        let _change = self.shared.change();
         self.with_port(cx, port, |pf, state, cx, vport| {
             let sf = state.sfs.get(vport).cloned().ok_or(Error::NotSf(port))?;
             pf.delete_sf(state, cx, &sf);
@@ -652,7 +719,6 @@ impl Engine {
     /// and the second fails, the first has been made, as with devlink. A VF's `roce` counts at once, as its
     /// address does.
     pub fn set_function(&self, cx: &mut Locked<'_, Unlocked>, port: PortHandle, change: FunctionChange) -> Result<()> {
-        let _change = self.shared.change();
         self.with_port(cx, port, |pf, state, cx, vport| {
             let sf: Option<Arc<SfFunction>> = state.sfs.get(vport).cloned();
             if change.active.is_some() && sf.is_none() {
@@ -715,7 +781,6 @@ impl Engine {
     /// # Errors
     /// The E-Switch is in switchdev mode; or the card says no.
     pub fn set_netns(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress, netns: Option<&str>) -> Result<()> {
-        let _change = self.shared.change();
         self.with_devlink(cx, address, |pf, state, cx| {
             if pf.eswitch.mode.under_devlink(state, cx) == Mode::Switchdev {
                 return Err(Error::NetnsLocal);
@@ -789,7 +854,6 @@ impl Engine {
     /// It is to be turned on and a member is not in switchdev mode, there is a LAG, or the card has one
     /// port; or what failed, with everything undone.
     pub fn set_esw_multiport(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress, on: bool) -> Result<()> {
-        let _change = self.shared.change();
         self.with_devlink(cx, address, |_, _, cx| {
             if on {
                 self.shared.enable_mpesw(cx)
@@ -846,11 +910,6 @@ impl Engine {
             }
         }
     }
-}
-
-/// Whether a module's name is the core's.
-fn is_core(name: &str) -> bool {
-    crate::module::find(name).is_some_and(|module| module.name == CORE)
 }
 
 impl Pf {

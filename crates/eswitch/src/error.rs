@@ -4,6 +4,7 @@
 use crate::card::CardError;
 use crate::ids::{PciAddress, PortHandle, RepType, SfNum};
 use crate::lag::LagMode;
+use crate::text::escaped;
 
 /// The result of a command.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -77,7 +78,7 @@ pub enum Error {
     #[error("{0} is not bound to the driver")]
     NotBound(PciAddress),
     /// Binding what is for another driver.
-    #[error("{address} is for the driver {driver}; clear its driver_override first")]
+    #[error("{address} is for the driver {driver}; clear its driver_override first", driver = escaped(driver))]
     Overridden {
         /// The function.
         address: PciAddress,
@@ -119,10 +120,21 @@ pub enum Error {
     #[error("no port {0}; `devlink port show` lists what there is")]
     NoPort(PortHandle),
     /// No such module.
-    #[error("module {name} not found; the card's modules are {known}", known = crate::module::known())]
+    #[error("module {name} not found; the card's modules are {known}", name = escaped(name), known = crate::module::known())]
     NoModule {
         /// What was asked for.
         name: String,
+    },
+    /// Loading what is loaded, where that is an error.
+    #[error("module {0} is loaded already")]
+    ModuleLoaded(&'static str),
+    /// Loading a module without what it depends on.
+    #[error("module {module} needs {needs}, which is not loaded; load that first, or both with modprobe")]
+    ModuleNeeds {
+        /// What was to be loaded.
+        module: &'static str,
+        /// What it depends on.
+        needs: &'static str,
     },
     /// Binding to what is not loaded.
     #[error("{0}: module mlx5_core is not loaded; load it first")]
@@ -139,7 +151,7 @@ pub enum Error {
     /// Entering switchdev mode with the PF's netdev elsewhere.
     #[error(
         "Can't change E-Switch mode to switchdev when netdev net namespace has diverged from the devlink's; \
-         move it back from `{0}` first"
+         move it back from `{netns}` first", netns = escaped(.0)
     )]
     NetnsDiverged(String),
     /// Moving the PF's netdev in switchdev mode.
@@ -247,16 +259,16 @@ pub enum Error {
     #[error("Rate node(s) exists.")]
     RateNodesExist,
     /// No rate node of that name.
-    #[error("no rate node {0}; `devlink port function rate show` lists what there is")]
+    #[error("no rate node {name}; `devlink port function rate show` lists what there is", name = escaped(.0))]
     NoRateNode(String),
     /// A rate node in legacy mode.
     #[error("rate nodes are only supported in eswitch switchdev mode; set it with `devlink dev eswitch set`")]
     RateInLegacy,
     /// A name that is taken.
-    #[error("rate node {0} already exists")]
+    #[error("rate node {name} already exists", name = escaped(.0))]
     RateNodeExists(String),
     /// A name that is none.
-    #[error("`{0}` is no name for a rate node: it must have something other than digits")]
+    #[error("`{name}` is no name for a rate node: it must have something other than digits", name = escaped(.0))]
     RateNodeName(String),
     /// A node that others hang on.
     #[error("Node has children. Cannot delete node.")]
@@ -271,13 +283,13 @@ pub enum Error {
     #[error("TX rate value exceed link maximum speed: {0} bytes a second; it has 12500000000")]
     RateTooHigh(u64),
     /// No bond of that name over the card's ports.
-    #[error("no bond {0} over the card's ports")]
+    #[error("no bond {name} over the card's ports", name = escaped(.0))]
     NoBond(String),
     /// A bond while MPESW is on.
-    #[error("{0}: the card is in multiport E-Switch mode; turn esw_multiport off first")]
+    #[error("{name}: the card is in multiport E-Switch mode; turn esw_multiport off first", name = escaped(.0))]
     BondUnderMpesw(String),
     /// The card said no.
-    #[error("{what}: {source}")]
+    #[error("{what}: {source}", what = escaped(what))]
     Card {
         /// What was being done.
         what: String,
@@ -300,7 +312,7 @@ impl Error {
             | Self::NotBound(_)
             | Self::Overridden { .. }
             | Self::NoAutoprobe(_) => Errno::ENODEV,
-            Self::NoModule { .. } | Self::NoDriver(_) | Self::NoBond(_) => Errno::ENOENT,
+            Self::NoModule { .. } | Self::ModuleNeeds { .. } | Self::NoDriver(_) | Self::NoBond(_) => Errno::ENOENT,
             Self::AlreadyBound(_)
             | Self::Busy(_)
             | Self::VfsEnabled { .. }
@@ -324,7 +336,9 @@ impl Error {
             | Self::RateTooHigh(_) => Errno::EINVAL,
             Self::VfVlanProto => Errno::EPROTONOSUPPORT,
             Self::TooManyVfs { .. } => Errno::ERANGE,
-            Self::SfExists(_) | Self::OpsRegistered(_) | Self::RateNodeExists(_) => Errno::EEXIST,
+            Self::SfExists(_) | Self::OpsRegistered(_) | Self::RateNodeExists(_) | Self::ModuleLoaded(_) => {
+                Errno::EEXIST
+            }
             Self::SfsFull(_) => Errno::ENOSPC,
             Self::QueueFull | Self::NoThread(_) => Errno::ENOMEM,
             Self::VfsOfHost

@@ -10,6 +10,7 @@ use crate::card::Resource;
 use crate::ids::{Mode, PciAddress, PfIndex, PortHandle, RepType};
 use crate::lag::LagMode;
 use crate::lock_order::Events as EventsClass;
+use crate::text::escaped;
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,16 +68,16 @@ impl fmt::Display for Event {
             Self::PortDel(port) => write!(f, "{port}: del"),
             Self::Loaded(a, ty, n) => write!(f, "pci/{a}: {n} {ty} representors loaded"),
             Self::Unloaded(a, ty, n) => write!(f, "pci/{a}: {n} {ty} representors unloaded"),
-            Self::LoadFailed(port, ty, why) => write!(f, "{port}: {ty} representor did not load: {why}"),
-            Self::HostVfsFailed(a, why) => write!(f, "pci/{a}: the host's VFs are not all there: {why}"),
-            Self::ProbeFailed(device, why) => write!(f, "{device}: probe failed: {why}"),
-            Self::Renamed(netdev, name) => write!(f, "{netdev}: is called {name} now"),
+            Self::LoadFailed(port, ty, why) => write!(f, "{port}: {ty} representor did not load: {}", escaped(why)),
+            Self::HostVfsFailed(a, why) => write!(f, "pci/{a}: the host's VFs are not all there: {}", escaped(why)),
+            Self::ProbeFailed(device, why) => write!(f, "{device}: probe failed: {}", escaped(why)),
+            Self::Renamed(netdev, name) => write!(f, "{netdev}: is called {} now", escaped(name)),
             Self::Registered(a, ty) => write!(f, "pci/{a}: {ty} ops registered"),
             Self::Unregistered(a, ty) => write!(f, "pci/{a}: {ty} ops unregistered"),
             Self::StaleWork(a, work) => write!(f, "pci/{a}: stale work dropped: {work}"),
             Self::Retry(a, ms) => write!(f, "pci/{a}: will try again in {ms} ms"),
             Self::Lag(mode, None) => write!(f, "lag: {mode}"),
-            Self::Lag(mode, Some(why)) => write!(f, "lag: {mode}; {why}"),
+            Self::Lag(mode, Some(why)) => write!(f, "lag: {mode}; {}", escaped(why)),
             Self::Paired(a, b, true) => write!(f, "pf{} and pf{} paired", a.0, b.0),
             Self::Paired(a, b, false) => write!(f, "pf{} and pf{} unpaired", a.0, b.0),
             Self::ModuleLoaded(name) => write!(f, "module {name} loaded"),
@@ -114,7 +115,33 @@ struct Kept {
 #[derive(Debug)]
 pub(crate) struct Events {
     subscribers: Mutex<EventsClass, Vec<Weak<Buffer>>>,
-    changes: AtomicU64,
+    changes: Changes,
+}
+
+/// Counts the changes to what can be looked at.
+///
+/// Each lock that commands are carried out under has it, and counts a change when it is let go of: what is changed
+/// under it cannot be changed without being counted.
+#[derive(Clone, Debug)]
+pub(crate) struct Changes(Arc<AtomicU64>);
+
+impl Default for Changes {
+    fn default() -> Self {
+        // Whoever decides something looks under the locks; to an explorer the count makes no difference.
+        lockdep::unexplored(|| Self(Arc::new(AtomicU64::new(0))))
+    }
+}
+
+impl Changes {
+    /// How many there have been.
+    pub fn now(&self) -> u64 {
+        self.0.load()
+    }
+
+    /// Begins a change, which is counted when the result is dropped.
+    pub fn begin(&self) -> Change<'_> {
+        Change(&self.0)
+    }
 }
 
 /// What may change something that can be looked at: once it is over, it has been counted.
@@ -134,7 +161,7 @@ pub struct Subscription(Arc<Buffer>);
 impl Default for Events {
     fn default() -> Self {
         // The engine tells and never asks: to an explorer it makes no difference who tells first.
-        lockdep::unexplored(|| Self { subscribers: Mutex::new(Vec::new()), changes: AtomicU64::new(0) })
+        lockdep::unexplored(|| Self { subscribers: Mutex::new(Vec::new()), changes: Changes::default() })
     }
 }
 
@@ -149,19 +176,14 @@ impl Events {
         Subscription(buffer)
     }
 
-    /// How much has changed so far.
-    pub fn changes(&self) -> u64 {
-        self.changes.load()
-    }
-
-    /// Something is about to change; it has changed when what is returned is dropped.
-    pub fn change(&self) -> Change<'_> {
-        Change(&self.changes)
+    /// What counts the changes, for a lock that counts by itself.
+    pub fn changes(&self) -> &Changes {
+        &self.changes
     }
 
     /// Tells everybody, none before it has been counted as a change. Costs one leaf lock when nobody watches.
     pub fn emit<L>(&self, cx: &mut Locked<'_, L>, event: impl FnOnce() -> Event) {
-        drop(self.change());
+        drop(self.changes.begin());
         let live: Vec<Arc<Buffer>> = {
             let mut subscribers = self.subscribers.lock_leaf(cx);
             if subscribers.is_empty() {

@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::text::escaped;
+
 /// A PCI address, `0000:08:00.0`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PciAddress {
@@ -33,7 +35,7 @@ impl PciAddress {
 
 /// Text that is not what it should be; says what was expected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{text}` is not {expected}")]
+#[error("`{text}` is not {expected}", text = escaped(text))]
 pub struct ParseError {
     text: String,
     expected: &'static str,

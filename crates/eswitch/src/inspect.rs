@@ -185,7 +185,7 @@ impl Engine {
     /// # Errors
     /// No such PF, or it is not bound.
     pub fn inspect_pf(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<PfView> {
-        self.with_devlink(cx, address, |pf, state, cx| {
+        self.look_devlink(cx, address, |pf, state, cx| {
             let mode = pf.eswitch.mode.under_devlink(state, cx);
             let paired = self.shared.devcom.read(cx).0.paired(pf.index());
             let (rows, misinformed): (Vec<(Vport, [RepState; 2])>, _) =
@@ -430,7 +430,7 @@ impl Engine {
         }
         let vport = |(vport, info): (&Vport, &VportInfo)| (*vport, info.is_vf_bound());
         let vports =
-            self.with_devlink(cx, pf.address, |_, state, _| Ok(state.vports.iter().map(vport).collect::<Vec<_>>()));
+            self.look_devlink(cx, pf.address, |_, state, _| Ok(state.vports.iter().map(vport).collect::<Vec<_>>()));
         for (vport, bound) in vports.unwrap_or_default() {
             if vport != Vport::Uplink {
                 expected.insert(Resource::Port(index, vport));
@@ -516,6 +516,10 @@ impl Pf {
         }
         if state.host_failure.is_some() && self.eswitch.work.inner().pending_retry(cx).is_none() {
             violate("switchdev-complete", "the host's VFs have failed, and nobody tries again".to_owned());
+        }
+        let back_offs = [self.eswitch.work.inner().idle_back_off(cx), self.sf_queue.inner().idle_back_off(cx)];
+        if let Some(failures) = back_offs.into_iter().flatten().next() {
+            violate("switchdev-complete", format!("all is there, and a failure would wait as after {failures} more"));
         }
         let mode = self.eswitch.mode.under_devlink(state, cx);
         for (invariant, detail) in self.eswitch.stated.check_at_rest(cx, mode, paired.iter().copied().collect()) {

@@ -258,7 +258,7 @@ impl Lag {
 
     /// Events are collected for a moment; however many come meanwhile, they are evaluated once.
     fn evaluate_soon<L>(&self, cx: &mut Locked<'_, L>) {
-        self.queue.retry_unless_pending(cx, COLLECT);
+        self.queue.collect(cx, COLLECT);
     }
 
     /// The queue, for those who wait for it, look at it or close it.

@@ -31,6 +31,7 @@ mod pci;
 mod queue;
 pub mod rate;
 pub mod sf;
+pub mod text;
 pub mod vf;
 
 pub use agreed::{Agreed, AgreedPf};

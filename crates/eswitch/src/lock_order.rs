@@ -3,7 +3,7 @@
 //! Outer to inner; take only what stands further down than what you hold:
 //!
 //! ```text
-//! CoreModule              loading or unloading the module that every device is bound to
+//! CoreModule              loading or unloading modules: what one depends on stays meanwhile
 //! Device                  bind, unbind, reload, sriov_numvfs of one PF
 //! └─ Devlink              one per PF; devlink commands run under it
 //!    ├─ Mode              the E-Switch mode and its operation-in-progress mark; nothing under it
@@ -40,7 +40,7 @@ lock_classes! {
     /// The classes that have a place in the order, outermost first.
     pub list ordered;
 
-    /// Loading or unloading the core module, which binds and unbinds every PF.
+    /// Loading or unloading modules, in an order; that of the core binds and unbinds every PF.
     pub class CoreModule = "core module";
     /// Binding, unbinding, reloading and `sriov_numvfs` of one PF.
     pub class Device = "device";

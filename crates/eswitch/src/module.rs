@@ -1,6 +1,8 @@
 //! Modules: what brings drivers, and comes and goes.
 
-use lockdep::{AtomicU64, LockBefore, Locked, Mutex, digest};
+use std::collections::BTreeSet;
+
+use lockdep::{AtomicU64, LockBefore, Locked, Mutex, Shadow, digest};
 
 use crate::auxiliary::{AuxKind, Function};
 use crate::card::Resource;
@@ -87,7 +89,7 @@ pub fn known() -> String {
 /// Whether there is a core module to bind devices to.
 #[derive(Debug)]
 pub(crate) struct Core {
-    /// Who loads or unloads it, or ends everything, has it; binding only looks.
+    /// Who loads or unloads a module, or ends everything, has it; binding only looks.
     pub lock: Mutex<CoreClass, ()>,
     state: AtomicU64,
 }
@@ -108,8 +110,16 @@ impl Default for Core {
 }
 
 impl Core {
+    pub fn state(&self) -> CoreState {
+        match self.state.load() {
+            state if state == CoreState::Loaded as u64 => CoreState::Loaded,
+            state if state == CoreState::Unloaded as u64 => CoreState::Unloaded,
+            _ => CoreState::Going,
+        }
+    }
+
     pub fn is_loaded(&self) -> bool {
-        self.state.load() == CoreState::Loaded as u64
+        self.state() == CoreState::Loaded
     }
 
     /// Whether a device may be bound.
@@ -117,10 +127,10 @@ impl Core {
     /// # Errors
     /// There is nothing to bind it to.
     pub fn may_bind(&self, address: PciAddress) -> Result<()> {
-        match self.state.load() {
-            state if state == CoreState::Loaded as u64 => Ok(()),
-            state if state == CoreState::Unloaded as u64 => Err(Error::NoCore(address)),
-            _ => Err(Error::Teardown),
+        match self.state() {
+            CoreState::Loaded => Ok(()),
+            CoreState::Unloaded => Err(Error::NoCore(address)),
+            CoreState::Going => Err(Error::Teardown),
         }
     }
 
@@ -130,15 +140,18 @@ impl Core {
     }
 }
 
-/// Which modules are loaded. Loading and unloading one excludes loading and unloading the same.
+/// Which modules are loaded. Loading and unloading one excludes loading and unloading the same; that what one depends
+/// on stays meanwhile is for who holds [`Core::lock`].
 #[derive(Debug)]
 pub(crate) struct Modules {
     loaded: [Mutex<ModuleClass, bool>; MODULES.len()],
+    /// The same, for invariants.
+    seen: Shadow<BTreeSet<&'static str>>,
 }
 
 impl Default for Modules {
     fn default() -> Self {
-        Self { loaded: std::array::from_fn(|_| Mutex::new(false).told(digest)) }
+        Self { loaded: std::array::from_fn(|_| Mutex::new(false).told(digest)), seen: Shadow::default() }
     }
 }
 
@@ -165,6 +178,8 @@ impl Modules {
                 Function::Sf(sf) => sf.pf().want_sfs(&mut cx),
             }
         }
+        self.seen.note(&cx, |seen| seen.extend([module.name]));
+        self.ensure_dependencies(&cx);
         shared.events.emit(&mut cx, || Event::ModuleLoaded(module.name));
         Ok(())
     }
@@ -186,9 +201,27 @@ impl Modules {
         }
         shared.bus.remove_drivers(&mut cx, module.drivers);
         *loaded = false;
+        self.seen.note(&cx, |seen| seen.retain(|name| *name != module.name));
         module.ensure_gone(&cx, shared);
+        self.ensure_dependencies(&cx);
         shared.events.emit(&mut cx, || Event::ModuleUnloaded(module.name));
         Ok(())
+    }
+
+    /// A module has come or gone: every one that is loaded has what it depends on.
+    #[track_caller]
+    fn ensure_dependencies<L>(&self, cx: &Locked<'_, L>) {
+        let stands_on_nothing = || {
+            self.seen.with(|seen| {
+                let lacks = |module: &&ModuleInfo| !module.depends.iter().all(|needs| seen.contains(needs));
+                MODULES.iter().filter(|module| seen.contains(module.name)).find(lacks).map(|module| module.name)
+            })
+        };
+        cx.ensure(
+            "true-success",
+            || stands_on_nothing().is_none(),
+            || format!("{:?} is loaded, and not all that it depends on is", stands_on_nothing()),
+        );
     }
 
     /// The names of the loaded modules.

@@ -44,7 +44,6 @@ impl Engine {
     /// No such function; it is bound; it is for another driver, or it is a VF that is to have none; or what
     /// failed, with nothing left.
     pub fn bind(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<()> {
-        let _change = self.shared.change();
         match self.function(address)? {
             Function::Pf(device, host_vfs) => device.bind(cx, &self.shared, host_vfs),
             Function::Vf(vf) => self.with_vf(cx, address, vf, |pf, state, cx, function| {
@@ -64,7 +63,6 @@ impl Engine {
     /// # Errors
     /// No such function, or it is not bound.
     pub fn unbind(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<()> {
-        let _change = self.shared.change();
         match self.function(address)? {
             Function::Pf(device, _) => device.unbind(cx),
             Function::Vf(vf) => {
@@ -96,7 +94,6 @@ impl Engine {
         address: PciAddress,
         driver: Option<String>,
     ) -> Result<()> {
-        let _change = self.shared.change();
         match self.function(address)? {
             Function::Pf(device, _) => device.set_pci(cx, |pci| pci.driver_override = driver),
             Function::Vf(vf) => self.with_vf(cx, address, vf, |_, state, _, function| {
@@ -112,7 +109,6 @@ impl Engine {
     /// # Errors
     /// No such PF.
     pub fn set_autoprobe(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress, on: bool) -> Result<()> {
-        let _change = self.shared.change();
         let (device, _) = self.device(address)?;
         device.with(cx, |cx| {
             device.set_pci(cx, |pci| pci.autoprobe = on)?;
@@ -129,7 +125,6 @@ impl Engine {
     /// # Errors
     /// No such function.
     pub fn remove(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<()> {
-        let _change = self.shared.change();
         match self.function(address)? {
             Function::Pf(device, _) => device.take_off_bus(cx),
             Function::Vf(vf) => self.with_vf(cx, address, vf, |pf, state, cx, function| {
@@ -150,7 +145,6 @@ impl Engine {
     ///
     /// Real VFs come back with their PF's next `sriov_numvfs` only; here a rescan finds them too.
     pub fn rescan(&self, cx: &mut Locked<'_, Unlocked>) {
-        let _change = self.shared.change();
         for (device, host_vfs) in self.devices.iter().zip(&self.host_vfs) {
             match device.put_on_bus(cx) {
                 true => self.tell_failure(cx, device.address, |cx| device.bind(cx, &self.shared, host_vfs)),
@@ -195,7 +189,6 @@ impl Engine {
     /// # Errors
     /// No such function; or it could not come up again.
     pub fn reset(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<()> {
-        let _change = self.shared.change();
         match self.function(address)? {
             Function::Pf(device, host_vfs) => {
                 device.set_pci(cx, |_| {})?;

@@ -42,6 +42,8 @@ struct State<T> {
     /// The retry that the serving thread waits for.
     awaited: Option<Deadline>,
     attempt: u32,
+    /// The retry is one that events have asked for, and not a failure.
+    collecting: bool,
     busy: bool,
     closed: bool,
     fail_allocations: u32,
@@ -51,7 +53,7 @@ struct State<T> {
 impl<T: Hash> Hash for State<T> {
     fn hash<H: Hasher>(&self, state: &mut H) {
         (&self.items, self.items.capacity(), self.marks, self.attempt).hash(state);
-        (self.busy, self.closed, self.fail_allocations).hash(state);
+        (self.collecting, self.busy, self.closed, self.fail_allocations).hash(state);
         let awaits = |retry: &Deadline| self.awaited.as_ref().is_some_and(|awaited| awaited.is(retry));
         self.retry.as_ref().map(|retry| (retry.has_passed(), awaits(retry))).hash(state);
     }
@@ -67,6 +69,7 @@ impl<T: Hash> Queue<T> {
                 retry: None,
                 awaited: None,
                 attempt: 0,
+                collecting: false,
                 busy: false,
                 closed: false,
                 fail_allocations: 0,
@@ -137,7 +140,8 @@ impl<T: Hash> Queue<T> {
     }
 
     /// Asks for a retry after the delay that `delay` gives for the number of attempts so far, counted
-    /// from 0. Returns that delay's attempt number. One retry is pending at most.
+    /// from 0, and returns that delay. One retry is pending at most; one that events have [asked for](Self::collect)
+    /// meanwhile stays as it is.
     pub fn retry<L>(
         &self,
         cx: &mut Locked<'_, L>,
@@ -146,15 +150,19 @@ impl<T: Hash> Queue<T> {
         let mut state = self.state.lock_leaf(cx);
         let delay = delay(state.attempt);
         state.attempt = state.attempt.saturating_add(1);
-        state.retry = Some(Deadline::after(delay));
+        if !state.collecting {
+            state.retry = Some(Deadline::after(delay));
+        }
         delay
     }
 
-    /// Asks for a retry after `delay` unless one is pending: however many ask meanwhile, there is one.
-    pub fn retry_unless_pending<L>(&self, cx: &mut Locked<'_, L>, delay: std::time::Duration) {
+    /// Asks for a retry after `delay`, for something has happened: however many ask meanwhile, there is one. Who asks does
+    /// not wait for what a failure has put off.
+    pub fn collect<L>(&self, cx: &mut Locked<'_, L>, delay: std::time::Duration) {
         let mut state = self.state.lock_leaf(cx);
-        if state.retry.is_none() && !state.closed {
+        if !state.collecting && !state.closed {
             state.retry = Some(Deadline::after(delay));
+            state.collecting = true;
             drop(state);
             self.arrived.notify_one();
         }
@@ -168,8 +176,14 @@ impl<T: Hash> Queue<T> {
     /// Nothing is missing any more.
     pub fn no_retry<L>(&self, cx: &mut Locked<'_, L>) {
         let mut state = self.state.lock_leaf(cx);
-        state.retry = None;
+        (state.retry, state.collecting) = (None, false);
         state.attempt = 0;
+    }
+
+    /// At rest: how many failures the next one would be put off for, though nothing is to be tried again.
+    pub fn idle_back_off<L>(&self, cx: &mut Locked<'_, L>) -> Option<u32> {
+        let state = self.state.lock_leaf(cx);
+        (state.retry.is_none() && !state.closed && state.attempt > 0).then_some(state.attempt)
     }
 
     /// Milliseconds until the pending retry, if there is one; `None` inside if that cannot be said.
@@ -195,7 +209,7 @@ impl<T: Hash> Queue<T> {
             if state.closed {
                 state.items.clear();
                 state.marks = 0;
-                state.retry = None;
+                (state.retry, state.collecting) = (None, false);
                 self.rested.notify_all();
                 return None;
             }
@@ -204,7 +218,7 @@ impl<T: Hash> Queue<T> {
             } else if let Some(item) = state.items.pop_front() {
                 Some(Next::Item(item))
             } else if state.retry.as_ref().is_some_and(Deadline::has_passed) {
-                state.retry = None;
+                (state.retry, state.collecting) = (None, false);
                 Some(Next::Retry)
             } else {
                 None

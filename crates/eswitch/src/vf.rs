@@ -152,7 +152,6 @@ impl Engine {
         vf: u32,
         setting: VfSetting,
     ) -> Result<()> {
-        let _change = self.shared.change();
         self.with_devlink(cx, address, |pf, state, cx| {
             let missing = || Error::NoVf { pf: address, vf };
             // A DPU's VFs are its host's to set.

@@ -3,13 +3,14 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use common::{Bench, addr, story};
 use eswitch::card::ResourceKind;
 use eswitch::card::{Fault, Resource};
-use eswitch::lag::{Bond, LagMode, TxType};
+use eswitch::lag::{Bond, LagMode, LagView, TxType};
 use eswitch::{CardConfig, Errno, Mode, PciAddress, PfIndex, RepType, Vport};
-use lockdep::{Locked, Unlocked};
+use lockdep::{Deadline, Locked, Unlocked};
 
 fn two(mode: Mode) -> CardConfig {
     CardConfig {
@@ -78,6 +79,28 @@ fn with_a_shared_fdb_the_masters_device_has_every_members_vports() {
         assert_eq!(bench.engine.check(cx), []);
         set_bond(cx, &bench, None);
         assert_eq!(ib_ports(cx, &bench), 6);
+        bench.end(cx);
+    });
+}
+
+#[test]
+fn what_a_bond_does_is_not_put_off_by_failures_and_success_ends_their_back_off() {
+    story(|cx, domain| {
+        // A minute is what whoever waits here would take for hanging.
+        let slow = CardConfig { retry_ms: 60_000, retry_max_ms: 60_000, ..two(Mode::Legacy) };
+        let bench = Bench::start(cx, domain, slow);
+        let is = |cx: &mut Locked<'_, Unlocked>, what: &str, wanted: fn(&LagView) -> bool| {
+            let limit = Deadline::after(Duration::from_secs(30));
+            while !wanted(&bench.engine.lag(cx)) {
+                assert!(!limit.has_passed(), "{what}: {:?}", bench.engine.lag(cx));
+                Deadline::after(Duration::from_millis(5)).sleep(cx);
+            }
+        };
+        bench.fail(cx, ResourceKind::Lag, None, 1);
+        bench.engine.bond_changed(cx, Some(bond(2)));
+        is(cx, "it fails", |lag| lag.reason.as_deref().is_some_and(|why| why.contains("could not be made")));
+        bench.engine.bond_changed(cx, Some(Bond { tx: TxType::ActiveBackup(Some(PfIndex(1))), ..bond(2) }));
+        is(cx, "the next event is heard at once", |lag| lag.mode == LagMode::Roce && lag.tx == [PfIndex(1)]);
         bench.end(cx);
     });
 }

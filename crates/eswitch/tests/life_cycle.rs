@@ -356,6 +356,29 @@ fn without_the_core_module_no_pf_is_bound_and_with_it_all_are() {
 }
 
 #[test]
+fn a_module_is_loaded_with_what_it_needs_or_refused() {
+    story(|cx, domain| {
+        let bench = Bench::start(cx, domain, vfs(0));
+        let engine = &bench.engine;
+        assert_eq!(engine.insert_module(cx, "mlx5_core"), Err(Error::ModuleLoaded("mlx5_core")));
+        engine.unload_module(cx, "mlx5_core").unwrap();
+        let alone = engine.insert_module(cx, "mlx5_ib").unwrap_err();
+        assert_eq!(alone, Error::ModuleNeeds { module: "mlx5_ib", needs: "mlx5_core" });
+        assert_eq!(alone.errno(), Errno::ENOENT, "as for symbols that nobody has");
+        assert_eq!(engine.inspect(cx).modules, [""; 0], "a refusal loads nothing");
+        engine.load_module(cx, "mlx5-ib").unwrap();
+        assert_eq!(engine.inspect(cx).modules, ["mlx5_core", "mlx5_ib"]);
+        assert_eq!(engine.inspect(cx).pfs.len(), 1, "its PF is bound");
+        assert!(matches!(engine.unload_module(cx, "mlx5_core"), Err(Error::ModuleInUse(_))));
+        engine.unload_module(cx, "mlx5_ib").unwrap();
+        engine.insert_module(cx, "mlx5_ib").unwrap();
+        bench.engine.shutdown(cx);
+        assert_eq!(bench.engine.load_module(cx, "mlx5_ib"), Err(Error::Teardown));
+        assert_eq!(bench.engine.inspect(cx).modules, [""; 0]);
+    });
+}
+
+#[test]
 fn a_mode_change_that_fails_takes_nothing_down_that_worked() {
     for vport in [Vport::Uplink, Vport::Vf(0)] {
         story(|cx, domain| {

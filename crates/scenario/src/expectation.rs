@@ -72,6 +72,7 @@ impl Expectation {
     /// At which byte something else was expected, and what.
     pub fn parse(text: &str) -> Result<Self, WordError> {
         let mut words = Words::new(text);
+        words.ensure_shown(&['\t'])?;
         let expectation = Self::from_words(&mut words)?;
         words.end()?;
         Ok(expectation)

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::time::Duration;
 
+use eswitch::text::{escaped, is_control};
 use eswitch::{CardConfig, ConfigError};
 use serde::Deserialize;
 use toml::Spanned;
@@ -128,7 +129,7 @@ impl<'s> Reader<'s> {
     fn toml_error(&self, error: &toml::de::Error, otherwise: usize) -> InputError {
         InputError {
             place: Place::of(self.source, error.span().map_or(otherwise, |span| span.start)),
-            message: error.message().trim().replace('\n', ", "),
+            message: escaped(&error.message().trim().replace('\n', ", ")).into_owned(),
         }
     }
 
@@ -147,12 +148,8 @@ impl<'s> Reader<'s> {
         }
         self.known_keys(&table, &KEYS)?;
         let end = self.source.trim_end().len();
-        let name = self.required_text(&table, "name", end)?;
-        if let (Some(control), Some(value)) = (name.chars().find(|c| c.is_control()), table.get("name")) {
-            let message = format!("expected `name` to be a line of text, found a {control:?} in it");
-            return self.error(value.span().start, message);
-        }
-        let why = self.required_text(&table, "why", end)?;
+        let name = self.required_text(&table, "name", end, Self::text)?;
+        let why = self.required_text(&table, "why", end, Self::lines)?;
         let card = self.card(&table)?;
         let scenario = Scenario {
             name,
@@ -175,7 +172,7 @@ impl<'s> Reader<'s> {
         for key in table.keys() {
             let name: &str = key.get_ref();
             if !known.contains(&name) {
-                let mut message = format!("unknown key `{name}`, expected {}", list(known));
+                let mut message = format!("unknown key `{}`, expected {}", escaped(name), list(known));
                 if let Some(guess) = did_you_mean(name, known) {
                     message.push_str(&format!("; did you mean `{guess}`?"));
                 }
@@ -185,18 +182,43 @@ impl<'s> Reader<'s> {
         Ok(())
     }
 
+    /// A string of one line: what it says is shown, and what a control character does is not to happen there.
     fn text(&self, value: &Value<'s>, what: &str) -> Read<String> {
-        match value.get_ref() {
-            DeValue::String(text) => Ok(text.to_string()),
-            other => self.error(value.span().start, format!("expected {what}, a string, found {}", describe(other))),
+        self.string(value, what, "a line of text", is_control)
+    }
+
+    /// A string that may have several lines.
+    fn lines(&self, value: &Value<'s>, what: &str) -> Read<String> {
+        self.string(value, what, "text", |c| is_control(c) && !matches!(c, '\n' | '\t'))
+    }
+
+    fn string(&self, value: &Value<'s>, what: &str, kind: &str, is_refused: impl Fn(char) -> bool) -> Read<String> {
+        let span = value.span();
+        let DeValue::String(text) = value.get_ref() else {
+            let found = describe(value.get_ref());
+            return self.error(span.start, format!("expected {what}, a string, found {found}"));
+        };
+        match text.char_indices().find(|(_, c)| is_refused(*c)) {
+            None => Ok(text.to_string()),
+            Some((offset, control)) => {
+                let shown = control.escape_default();
+                let at = inside_string(self.source, &span, offset);
+                self.error(at, format!("expected {what} to be {kind}, found the control character {shown} in it"))
+            }
         }
     }
 
-    fn required_text(&self, table: &DeTable<'s>, key: &str, end: usize) -> Read<String> {
+    fn required_text(
+        &self,
+        table: &DeTable<'s>,
+        key: &str,
+        end: usize,
+        read: impl Fn(&Self, &Value<'s>, &str) -> Read<String>,
+    ) -> Read<String> {
         let Some(value) = table.get(key) else {
             return self.error(end, format!("expected a key `{key}`, found the end; {REQUIRED}"));
         };
-        let text = self.text(value, &format!("`{key}`"))?;
+        let text = read(self, value, &format!("`{key}`"))?;
         if text.trim().is_empty() {
             return self.error(value.span().start, format!("expected some text as `{key}`, found none"));
         }
@@ -263,12 +285,28 @@ impl<'s> Reader<'s> {
 
     fn card_config(&self, value: &Value<'s>) -> Read<CardConfig> {
         let at = value.span().start;
+        self.card_strings(value)?;
         let config = CardConfig::deserialize(toml::de::ValueDeserializer::from(value.clone()))
             .map_err(|error| self.toml_error(&error, at))?;
         if let Err(error) = config.validate() {
             return self.error(field_at(value, &error).unwrap_or(at), error.to_string());
         }
         Ok(config)
+    }
+
+    /// Whatever key of a card has a string, it is a line of text.
+    fn card_strings(&self, card: &Value<'s>) -> Read<()> {
+        let keys = card.get_ref().as_table().into_iter().flatten();
+        for (key, value) in keys {
+            let items = match value.get_ref() {
+                DeValue::Array(items) => items.iter().collect(),
+                _ => vec![value],
+            };
+            for item in items.into_iter().filter(|item| item.get_ref().is_str()) {
+                self.text(item, &format!("`{}`", escaped(key.get_ref())))?;
+            }
+        }
+        Ok(())
     }
 
     fn threads(&self, table: &DeTable<'s>, card: &CardConfig, end: usize) -> Read<Vec<StoryThread>> {
@@ -331,7 +369,7 @@ impl<'s> Reader<'s> {
                     .error(at, format!("expected a step: a string, or a table with `run`; found {}", describe(other)));
             }
         };
-        let text = self.text(run, "`run`")?;
+        let text = self.lines(run, "`run`")?;
         let span = run.span();
         let action = Action::parse(&text, card).map_err(|error| self.word_error(&span, &error))?;
         Ok(Step { text, place: Place::of(self.source, inside_string(self.source, &span, 0)), action, expected })
@@ -477,7 +515,7 @@ fn field_at(card: &Value<'_>, error: &ConfigError) -> Option<usize> {
 
 fn describe(value: &DeValue<'_>) -> String {
     match value {
-        DeValue::String(text) => format!("the string \"{text}\""),
+        DeValue::String(text) => format!("the string \"{}\"", escaped(text)),
         DeValue::Integer(number) => format!("the number {number}"),
         DeValue::Float(number) => format!("the number {number}"),
         DeValue::Boolean(yes) => yes.to_string(),

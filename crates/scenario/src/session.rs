@@ -211,6 +211,7 @@ impl Session {
                 }
             }
             Action::LoadModule(name) => engine.load_module(cx, name)?,
+            Action::InsertModule(name) => engine.insert_module(cx, name)?,
             Action::UnloadModule(name) => engine.unload_module(cx, name)?,
             Action::SetNetns(device, netns) => engine.set_netns(cx, *device, netns.as_deref())?,
             Action::HostVfs(device, n) => engine.set_host_vfs(cx, *device, *n)?,

@@ -72,6 +72,8 @@ pub enum Action {
     /// What `ip link` sets of a PF's VF, one after the other.
     SetVf(PciAddress, u32, Vec<VfSetting>),
     LoadModule(String),
+    /// A module alone, without those that it depends on.
+    InsertModule(String),
     UnloadModule(String),
     /// A PF's netdev moves to a namespace, or home.
     SetNetns(PciAddress, Option<String>),
@@ -128,9 +130,9 @@ pub enum EswitchOption {
 const PROGRAMS: [&str; 6] = ["ip", "bridge", "tc", "ping", "sysctl", "sh"];
 
 /// The first words of the other steps.
-const VERBS: [&str; 13] = [
-    "devlink", "echo", "modprobe", "rmmod", "host", "bond", "fail", "delay", "sync", "sleep", "wait", "expect",
-    "repeat",
+const VERBS: [&str; 14] = [
+    "devlink", "echo", "modprobe", "insmod", "rmmod", "host", "bond", "fail", "delay", "sync", "sleep", "wait",
+    "expect", "repeat",
 ];
 
 impl Action {
@@ -154,8 +156,15 @@ impl Action {
     /// At which byte something else was expected, and what.
     pub fn parse(text: &str, card: &CardConfig) -> Result<Self, WordError> {
         let mut words = Words::new(text);
+        // A program may be a script of several lines; what is done to a card is a line.
+        let first = words.peek().unwrap_or_default();
+        let may_be_program = first.starts_with('!') || PROGRAMS.contains(&first) || first == "repeat";
+        words.ensure_shown(if may_be_program { &['\t', '\n'] } else { &['\t'] })?;
         let action = Self::from_words(&mut words, card)?;
         words.end()?;
+        if !action.is_program() {
+            words.ensure_shown(&['\t'])?;
+        }
         Ok(action)
     }
 
@@ -191,6 +200,7 @@ impl Action {
             "echo" => sysfs::echo(words)?,
             "modprobe" if words.accept("-r") => Self::UnloadModule(module(words)?),
             "modprobe" => Self::LoadModule(module(words)?),
+            "insmod" => Self::InsertModule(module(words)?),
             "rmmod" => Self::UnloadModule(module(words)?),
             "host" => {
                 let device = pci_address(words)?;
@@ -396,7 +406,7 @@ fn fail(words: &mut Words<'_>) -> Result<Action, WordError> {
     }
     let mut fault = fault(words, 1)?;
     while words.peek().is_some() {
-        how_often(words, &mut fault)?;
+        how_often(words, &mut fault, &[])?;
     }
     Ok(Action::AddFault(fault))
 }
@@ -404,7 +414,7 @@ fn fail(words: &mut Words<'_>) -> Result<Action, WordError> {
 fn delay(words: &mut Words<'_>) -> Result<Action, WordError> {
     let mut fault = fault(words, u32::MAX)?;
     while words.peek().is_some_and(|word| word != "for") {
-        how_often(words, &mut fault)?;
+        how_often(words, &mut fault, &["for"])?;
     }
     words.literal("for")?;
     fault.delay = Some(words.duration()?);
@@ -444,18 +454,16 @@ fn fault(words: &mut Words<'_>, times: u32) -> Result<Fault, WordError> {
     Ok(Fault { kind, pf, vport, after: 0, times, delay: None })
 }
 
-/// `after N` or `times N|always`.
-fn how_often(words: &mut Words<'_>, fault: &mut Fault) -> Result<(), WordError> {
-    let mut all = vec!["after", "times"];
+/// `after N`, `times N` or `always`, which may be written `times always`. `next`: what may stand here instead.
+fn how_often(words: &mut Words<'_>, fault: &mut Fault, next: &[&'static str]) -> Result<(), WordError> {
+    let mut all = vec!["after", "times", "always"];
     if fault.vport.is_none() {
         all.extend(["uplink", "hpf", "vf", "sf"]);
         if fault.pf.is_none() {
             all.push("pf");
         }
     }
-    if fault.times == u32::MAX {
-        all.push("for");
-    }
+    all.extend(next);
     match words.peek() {
         Some("after") => {
             words.literal("after")?;
@@ -467,6 +475,10 @@ fn how_often(words: &mut Words<'_>, fault: &mut Fault) -> Result<(), WordError> 
                 true => u32::MAX,
                 false => words.parse("how often, or `always`")?,
             };
+        }
+        Some("always") => {
+            words.literal("always")?;
+            fault.times = u32::MAX;
         }
         _ => return Err(words.expected_one_of(&all)),
     }

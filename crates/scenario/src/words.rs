@@ -4,6 +4,8 @@ use std::fmt::Display;
 use std::str::FromStr;
 use std::time::Duration;
 
+use eswitch::text::is_control;
+
 /// A step that is not one: at which byte of its text, and what was expected there.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -37,6 +39,18 @@ impl<'t> Words<'t> {
             }
         }
         Self { text, words, next: 0 }
+    }
+
+    /// No character of the text may do something where it is shown, but for white space of these kinds.
+    pub fn ensure_shown(&self, allowed: &[char]) -> Result<(), WordError> {
+        let is_refused = |c: char| is_control(c) && !allowed.contains(&c);
+        match self.text.trim_end().char_indices().find(|(_, c)| is_refused(*c)) {
+            None => Ok(()),
+            Some((at, control)) => {
+                let message = format!("expected text, found the control character {}", control.escape_default());
+                Err(WordError { at, message })
+            }
+        }
     }
 
     pub fn peek(&self) -> Option<&'t str> {

@@ -41,6 +41,7 @@ fn a_step_is_refused_at_the_word_that_is_wrong() {
         ("devlink port function set pci/0000:08:00.0/1 trust on", 46, "`hw_addr`, `roce` or `state`"),
         ("fail eht", 6, "did you mean `eth`?"),
         ("fail eth uplink tims 3", 17, "did you mean `times`?"),
+        ("fail eth uplink always for 5ms", 24, "expected `after`, `times` or `always`, found `for`"),
         ("fail alloc pci/0000:08:00.0", 28, "expected `times`, found the end"),
         ("delay eth uplink", 17, "expected `for`, found the end"),
         ("delay eth for 5", 15, "expected a time such as 5ms, 200us or 1s, found `5`"),
@@ -91,6 +92,28 @@ fn a_file_is_refused_where_it_is_wrong() {
             11,
             "the card's modules are mlx5_core, mlx5_ib",
         ),
+        (
+            format!("{head}[card]\naddress = \"0000:08:00.0\\nREADY=1\"\n{thread}"),
+            4,
+            24,
+            "expected `address` to be a line of text, found the control character \\n in it",
+        ),
+        (
+            format!("{head}[card]\nmodules = [\"mlx5_ib\", \"mlx5\\u001b[2J\"]\n{thread}"),
+            4,
+            28,
+            "expected `modules` to be a line of text, found the control character \\u{1b} in it",
+        ),
+        (format!("{head}[card]\nmode = \"legacy\\u202e\"\n{thread}"), 4, 15, "the control character \\u{202e}"),
+        (format!("{head}[card]\n\"vf\\n\" = 3\n{thread}"), 4, 1, "unknown field `vf, `"),
+        (format!("{head}\"x\\u001b\" = 3\n{thread}"), 3, 1, "unknown key `x\\u{1b}`"),
+        (format!("name = \"a\\tb\"\nwhy = \"w\"\n{thread}"), 1, 10, "expected `name` to be a line of text"),
+        (format!("name = \"n\"\nwhy = \"w\\u0007\"\n{thread}"), 2, 9, "expected `why` to be text"),
+        (format!("{head}[[thread]]\nname = \"a\\nb\"\nsteps = [\"devlink dev show\"]\n"), 4, 10, "a line of text"),
+        (with_steps("steps = [\"sync a\\u001b[2J\"]"), 5, 17, "the control character \\u{1b}"),
+        (with_steps("steps = [\"sync a\\nREADY=1\"]"), 5, 17, "the control character \\n"),
+        (with_steps("steps = [\"expect netdev a\\u0085 absent\"]"), 5, 26, "the control character \\u{85}"),
+        (format!("{head}expect = [\"netdev a\\u007f absent\"]\n{thread}"), 3, 20, "the control character \\u{7f}"),
         (head.to_owned(), 2, 10, "expected a `[[thread]]`"),
         (format!("{head}[[thread]]\nname = \"a\"\n"), 3, 1, "thread `a` has no steps"),
         (format!("{head}[[thread]]\nname = \"a\"\nsteps = []\n"), 5, 9, "thread `a` has no steps"),
@@ -135,4 +158,44 @@ fn what_waits_for_what_never_comes_is_refused() {
 
     let nobody = with_steps("steps = [\"devlink dev show\"]").replace("[[thread]]", "setup = [\"sync x\"]\n[[thread]]");
     assert!(error(&nobody).2.contains("`sync` is for threads"));
+}
+
+#[test]
+fn what_is_wrong_is_shown_without_what_it_would_do_to_a_terminal() {
+    let head = "name = \"n\"\nwhy = \"w\"\n";
+    let mut inputs = vec![String::from("\u{1b}[2J = 1")];
+    for control in ["\\n", "\\u001b", "\\u0007", "\\u009b", "\\u202e", "\\ufeff"] {
+        for place in [
+            "NAME",
+            "[card]\naddress = \"X\"",
+            "[card]\nmode = \"X\"",
+            "[card]\nmodules = [\"X\"]",
+            "[card]\npfs = \"X\"",
+            "[card]\n\"X\" = 1",
+            "\"X\" = 1",
+            "cards = [\"X\"]",
+            "settle = \"X\"",
+            "expect = [\"X\"]",
+            "limit_s = \"X\"",
+            "setup = [\"X\"]",
+            "[[thread]]\nname = \"X\"",
+            "[[thread]]\nname = \"a\"\nsteps = [\"modprobe X\"]",
+            "[[thread]]\n\"X\" = 1",
+            "[[thread]]\nname = \"a\"\nsteps = [{ run = \"sync X\", fails = \"X\" }]",
+        ] {
+            inputs.push(format!("{head}{}", place.replace('X', &format!("x{control}y"))));
+        }
+    }
+    for input in inputs {
+        let (_, _, message) = error(&input);
+        assert!(!message.chars().any(eswitch::text::is_control), "{input:?}: {message:?}");
+    }
+}
+
+#[test]
+fn a_program_and_a_reason_may_have_several_lines() {
+    let source = with_steps("steps = [\"\"\"!for i in 1 2; do\n\techo $i\ndone\"\"\"]")
+        .replace("why = \"w\"", "cards = [\"linux\"]\nwhy = \"a\\nb\"");
+    let scenario = scenario::parse(&source).unwrap();
+    assert_eq!(scenario.why, "a\nb");
 }

@@ -61,3 +61,117 @@ fn every_key_stands_in_the_reference() {
         assert!(REFERENCE.contains(&format!("| `{key}` |")), "`{key}` has no row in docs/scenarios.md");
     }
 }
+
+/// What is filled in for a word in capitals.
+const SLOTS: &[(&str, &str)] = &[
+    ("DEV", "pci/0000:08:00.0"),
+    ("PORT", "pci/0000:08:00.0/1"),
+    ("ADDRESS", "0000:08:00.0"),
+    ("PFNETDEV", "enp8s0f0np0"),
+    ("NETDEV", "dummy0"),
+    ("NAME", "one"),
+    ("MODULE", "mlx5_ib"),
+    ("DRIVER", "vfio-pci"),
+    ("MODE", "active-backup"),
+    ("MAC", "00:11:22:33:44:55"),
+    ("TIME", "5ms"),
+    ("VLAN", "5"),
+    ("PROTO", "802.1ad"),
+    ("QOS", "3"),
+    ("MBITS", "100"),
+    ("N", "1"),
+    ("P", "0"),
+    ("S", "88"),
+    ("TEXT", "loaded"),
+    ("COMMAND", "true"),
+    ("EXPECTATION", "vfs pci/0000:08:00.0 4"),
+    ("STEP", "devlink dev show"),
+];
+
+/// Every way to write a form. `|` stands between words of which one is written, and within brackets between groups of
+/// words; what is in brackets may be left out.
+fn ways(form: &str) -> Vec<String> {
+    let mut ways = vec![String::new()];
+    let mut rest = form;
+    while !rest.is_empty() {
+        let (alternatives, after): (Vec<&str>, &str) = match rest.strip_prefix('[') {
+            Some(group) => {
+                let (group, after) =
+                    group.split_once(']').unwrap_or_else(|| panic!("{form}: a bracket that is not closed"));
+                (group.split('|').chain([""]).collect(), after)
+            }
+            None => {
+                let (word, after) = rest.split_once(' ').unwrap_or((rest, ""));
+                (word.split('|').collect(), after)
+            }
+        };
+        // Of a path it is the last part.
+        let folder = alternatives[0].rfind('/').map_or("", |slash| &alternatives[0][..=slash]);
+        rest = after.trim_start();
+        let longer = |way: &String| -> Vec<String> {
+            let whole =
+                |words: &&str| if words.contains('/') { (*words).to_owned() } else { format!("{folder}{words}") };
+            alternatives.iter().map(|words| format!("{way} {}", whole(words)).trim().to_owned()).collect()
+        };
+        ways = ways.iter().flat_map(longer).collect();
+    }
+    ways
+}
+
+/// A way to write a form, with something in the place of every word in capitals.
+fn filled(way: &str) -> String {
+    let mut text = String::new();
+    let mut rest = way;
+    while !rest.is_empty() {
+        let capitals = rest.find(|c: char| !c.is_ascii_uppercase()).unwrap_or(rest.len());
+        let (word, after) = rest.split_at(capitals.max(1));
+        let slot = SLOTS.iter().find(|(name, _)| *name == word);
+        text.push_str(slot.map_or(word, |(_, filled)| filled));
+        rest = after.strip_prefix("...").filter(|_| slot.is_some()).unwrap_or(after);
+    }
+    text
+}
+
+#[test]
+fn everything_that_a_form_allows_can_be_read() {
+    let kinds = ["eth", "ib", "port", "fdb", "netdev", "ibdev", "function", "lag", "metadata", "pair"];
+    assert!(kinds.iter().all(|kind| REFERENCE.contains(&format!("`{kind}`"))));
+    let mut read = 0;
+    for entry in STEPS {
+        let forms: Vec<String> = match entry.form.contains("KIND") {
+            true => kinds.iter().map(|kind| entry.form.replace("KIND", kind)).collect(),
+            false => vec![entry.form.to_owned()],
+        };
+        for way in forms.iter().flat_map(|form| ways(form)) {
+            let step = filled(&way);
+            Action::parse(&step, &CardConfig::default())
+                .unwrap_or_else(|error| panic!("{}: `{step}`: {error}", entry.form));
+            read += 1;
+        }
+    }
+    for entry in EXPECTATIONS {
+        // An auxiliary device is not called just anything.
+        for way in ways(&entry.form.replace("aux NAME", "aux mlx5_core.rdma-rep.0")) {
+            let expectation = filled(&way);
+            // Of an SF one of the two is to be said.
+            if expectation != "sf pci/0000:08:00.0/1" {
+                Expectation::parse(&expectation).unwrap_or_else(|error| panic!("`{expectation}`: {error}"));
+                read += 1;
+            }
+        }
+    }
+    assert!(read > 1_000, "{read}");
+}
+
+#[test]
+fn always_is_the_same_after_times_and_alone() {
+    let parse = |text: &str| Action::parse(text, &CardConfig::default()).unwrap();
+    for (alone, after_times) in [
+        ("fail ib always", "fail ib times always"),
+        ("fail eth pf 0 vf 1 after 2 always", "fail eth pf 0 vf 1 after 2 times always"),
+        ("delay lag always for 5ms", "delay lag times always for 5ms"),
+    ] {
+        assert_eq!(parse(alone), parse(after_times));
+    }
+    assert_ne!(parse("fail ib always"), parse("fail ib"));
+}

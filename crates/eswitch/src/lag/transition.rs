@@ -149,25 +149,26 @@ impl Shared {
         let before = self.lag_seen();
         let members = component.lag_members();
         let total = usize::from(self.config.pfs);
-        loop {
+        let evaluated = loop {
             let plan = self.lag.state.lock(&mut cx).0.decide(&members, total, self.config.shared_fdb);
             match plan {
-                Plan::Keep => break self.lag.queue.reset_attempts(&mut cx),
+                Plan::Keep => break Ok(()),
                 Plan::Change(tx) => {
                     self.lag.state.lock(&mut cx).0.tx = tx;
                     self.emit_lag(&mut cx);
-                    break;
+                    break Ok(());
                 }
                 // What should be instead is decided anew.
                 Plan::Disable => self.disable_lag(&mut component, &mut cx),
-                Plan::Enable(mode, tx) => {
-                    if let Err(error) = self.enable_lag(&mut component, &mut cx, mode, tx) {
-                        self.lag.state.lock(&mut cx).0.reason = Some(format!("it could not be made: {error}"));
-                        self.lag.queue.retry(&mut cx, |attempt| self.config.retry_delay(attempt));
-                        self.emit_lag(&mut cx);
-                    }
-                    break;
-                }
+                Plan::Enable(mode, tx) => break self.enable_lag(&mut component, &mut cx, mode, tx),
+            }
+        };
+        match evaluated {
+            Ok(()) => self.lag.queue.reset_attempts(&mut cx),
+            Err(error) => {
+                self.lag.state.lock(&mut cx).0.reason = Some(format!("it could not be made: {error}"));
+                self.lag.queue.retry(&mut cx, |attempt| self.config.retry_delay(attempt));
+                self.emit_lag(&mut cx);
             }
         }
         self.ensure_lag_whole(&component, &cx);

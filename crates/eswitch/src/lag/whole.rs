@@ -126,12 +126,17 @@ impl Shared {
         );
     }
 
-    /// At rest: what an evaluation would change though none is to come.
+    /// At rest: what an evaluation would change though none is to come, or the back-off of what is over.
     pub(crate) fn unevaluated_lag(&self, cx: &mut Locked<'_, Unlocked>) -> Option<String> {
         let (component, mut cx) = self.devcom.read(cx);
         let queue = &self.lag.queue;
         if self.lag.is_held_off(&mut cx) || queue.pending_retry(&mut cx).is_some() || queue.is_closed(&mut cx) {
             return None;
+        }
+        if let Some(failures) = queue.idle_back_off(&mut cx) {
+            return Some(format!(
+                "lag, and nothing is to be tried again: a failure would wait as after {failures} more"
+            ));
         }
         let (members, total) = (component.lag_members(), usize::from(self.config.pfs));
         let state = self.lag.state.lock(&mut cx).0;

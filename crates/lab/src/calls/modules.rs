@@ -38,7 +38,8 @@ pub(super) fn finit_module(lab: &Lab, call: &Notification) -> Answer {
 
 fn load(lab: &Lab, call: &Notification, content: &[u8]) -> Answer {
     let Some(name) = module_name(content) else { return Answer::Continue };
-    perform(lab, call, name, "modprobe")
+    // This module and no other, as with the kernel: `modprobe` loads those that it depends on by calls of their own.
+    perform(lab, call, name, "insmod")
 }
 
 /// `delete_module(name, flags)`.
@@ -61,10 +62,15 @@ fn perform(lab: &Lab, call: &Notification, name: &str, how: &str) -> Answer {
         if !lab.still_waits(call) {
             return Ok(Answer::Later);
         }
+        let mut had_it = 0;
         for card in &cards {
-            lab.cards.perform(*card, &format!("{how} {name}")).map_err(|refusal| errno(refusal.errno))?;
+            match lab.cards.perform(*card, &format!("{how} {name}")) {
+                // Of several cards one may have it, and another not yet.
+                Err(refusal) if refusal.errno == libc::EEXIST => had_it += 1,
+                done => done.map_err(|refusal| errno(refusal.errno))?,
+            }
         }
-        Ok(Answer::Value(0))
+        if had_it == cards.len() { Err(errno(libc::EEXIST)) } else { Ok(Answer::Value(0)) }
     };
     work().into()
 }

@@ -74,7 +74,7 @@ fn add(settings: &mut Vec<VfSetting>, setting: VfSetting) {
     }
 }
 
-/// `VLAN [qos QOS] [proto 802.1Q|802.1ad]`.
+/// `VLAN [qos QOS] [proto PROTO]`.
 fn vlan(words: &mut Words<'_>) -> Result<VfVlan, WordError> {
     let mut vlan = VfVlan { id: words.parse("a VLAN, 0 for none")?, ..VfVlan::default() };
     if words.accept("qos") {
