@@ -199,7 +199,9 @@ impl World {
         ] {
             world.perform(line).unwrap_or_else(|error| panic!("{name}: {line}: {error}"));
         }
+        let until = Instant::now() + LONG;
         while look::sf_of(&world.look()).is_none() {
+            assert!(Instant::now() < until, "{name}: the SF has no device");
             std::thread::sleep(Duration::from_millis(5));
         }
         world.begin();
