@@ -1,26 +1,37 @@
 //! A card behind a control socket, as a lab takes it.
+//!
+//! What there is of it is read from memory that the card's daemon shares, so it takes no answer of the daemon and no
+//! thread waits for what the card is doing. When the daemon ends, the last view stays, and what is to be done
+//! is refused; when there is a daemon again, its view takes that one's place.
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread;
+use std::time::Duration;
 
-use devlink::{CHANGES_GROUP, CONFIG_GROUP, Client, ClientError, ESWITCH, eswitch_family, view, wire};
+use devlink::{CONFIG_GROUP, Client, ClientError, ESWITCH, Refusal as Refused, ViewReader, eswitch_family, view};
 use lab::{Card, Refusal};
-use rustix::net::{RecvFlags, recv};
+
+/// Between two tries to connect to a daemon that has ended: the first, and the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+
+/// The daemon does not know the request.
+const OLDER: i32 = rustix::io::Errno::OPNOTSUPP.raw_os_error();
 
 /// A card in another process.
 pub struct Remote {
     path: PathBuf,
     seen: Mutex<Seen>,
+    /// What the view is shared over, until somebody [watches](Remote::stay_connected) it.
+    connection: Mutex<Option<Client>>,
 }
 
 /// What was seen of it last.
 struct Seen {
-    /// Where another view is told of.
-    watcher: Client,
-    /// Where it is asked for.
-    asking: Client,
+    reader: ViewReader,
     view: Arc<view::Card>,
 }
 
@@ -29,45 +40,73 @@ impl Remote {
     ///
     /// # Errors
     /// It does not answer.
-    pub fn connect(path: PathBuf) -> Result<Self, ClientError> {
-        let mut watcher = Client::connect(&path)?;
-        watcher.ask(ESWITCH, eswitch_family::JOIN, 0, |to| {
-            to.u32(eswitch_family::GROUP, CHANGES_GROUP);
-        })?;
-        let mut asking = Client::connect(&path)?;
-        let view = Arc::new(look(&mut asking)?);
-        Ok(Self { path, seen: Mutex::new(Seen { watcher, asking, view }) })
+    pub fn connect(path: &Path) -> Result<Self, ClientError> {
+        // Who asks later may be in another folder.
+        let path = std::path::absolute(path)?;
+        let (connection, seen) = look(&path)?;
+        Ok(Self { path, seen: Mutex::new(seen), connection: Mutex::new(Some(connection)) })
     }
-}
 
-/// Asks for the view.
-fn look(client: &mut Client) -> Result<view::Card, ClientError> {
-    let pieces = client.ask(ESWITCH, eswitch_family::VIEW, wire::DUMP, |_| {})?;
-    let json = eswitch_family::joined(&pieces);
-    serde_json::from_slice(&json).map_err(|error| ClientError::Broken(io::Error::other(error)))
-}
-
-impl Seen {
-    /// Whether another view has been told of since the last time.
-    fn has_been_told(&self) -> io::Result<bool> {
-        let (mut told, mut buffer) = (false, [0; 256]);
-        loop {
-            match recv(self.watcher.socket(), &mut buffer[..], RecvFlags::DONTWAIT) {
-                Ok((_, 0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(_) => told = true,
-                Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::AGAIN) => return Ok(told),
-                Err(error) => return Err(error.into()),
+    /// Starts a thread that connects again whenever the daemon has ended, for as long as the card is used. Call it
+    /// in the process that uses it.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub fn stay_connected(self: &Arc<Self>) -> io::Result<()> {
+        let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let (path, remote) = (self.path.clone(), Arc::downgrade(self));
+        let watch = move || {
+            let mut connection = connection;
+            loop {
+                if let Some(mut connection) = connection.take() {
+                    connection.wait_for_end();
+                }
+                connection = Self::connect_again(&path, &remote);
+                if connection.is_none() {
+                    return;
+                }
             }
+        };
+        thread::Builder::new().name("lab-card".to_owned()).spawn(watch).map(drop)
+    }
+
+    /// Tries until there is a daemon. `None`: nobody uses the card any more.
+    fn connect_again(path: &Path, remote: &Weak<Self>) -> Option<Client> {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let found = look(path);
+            let remote = remote.upgrade()?;
+            if let Ok((connection, seen)) = found {
+                *remote.seen.lock().unwrap_or_else(PoisonError::into_inner) = seen;
+                return Some(connection);
+            }
+            drop(remote);
+            thread::sleep(pause);
+            pause = LONGEST_PAUSE.min(2 * pause);
         }
     }
+}
+
+/// Connects, and looks for the first time. The daemon shares the view for as long as the connection stands.
+fn look(path: &Path) -> Result<(Client, Seen), ClientError> {
+    let mut connection = Client::connect(path)?;
+    let mut reader = connection.share().map_err(|error| match error {
+        ClientError::Refused(refusal) if refusal.errno == OLDER => {
+            let message = "this daemon is of an older version and shares no view: start it again with this one";
+            ClientError::Refused(Refused { message: Some(message.to_owned()), ..refusal })
+        }
+        error => error,
+    })?;
+    let view = reader.newer()?.ok_or(io::Error::from(io::ErrorKind::InvalidData))?;
+    Ok((connection, Seen { reader, view }))
 }
 
 impl Card for Remote {
     fn view(&self) -> io::Result<Arc<view::Card>> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.has_been_told()? {
-            seen.view = Arc::new(look(&mut seen.asking).map_err(io::Error::other)?);
+        // What cannot be read is no other view.
+        if let Ok(Some(view)) = seen.reader.newer() {
+            seen.view = view;
         }
         Ok(Arc::clone(&seen.view))
     }

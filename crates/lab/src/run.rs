@@ -181,10 +181,10 @@ pub fn run(cards: Vec<Arc<dyn Card>>, command: Command, options: Options) -> Res
         calls,
     };
     // Each of the three drops what is the others', so that each hears of the others' end.
-    if sys::fork().map_err(system("starting the supervisor"))?.is_none() {
+    let Some(apart) = sys::fork().map_err(system("starting the supervisor"))? else {
         drop((front, program));
         supervisor.run();
-    }
+    };
     drop(supervisor);
     let (ours, theirs) = pair().map_err(system(CHANNEL))?;
     let Some(child) = sys::fork().map_err(system("starting a process"))? else {
@@ -192,7 +192,17 @@ pub fn run(cards: Vec<Arc<dyn Card>>, command: Command, options: Options) -> Res
         program.become_it(&theirs);
     };
     drop((program, theirs));
-    Front { supervisor: front, program: ours, child }.run(name)
+    let mut front = Front { supervisor: front, program: ours, child, remains: false };
+    let status = front.run(name);
+    let remains = front.remains;
+    drop(front);
+    if !remains {
+        // Both are ending. Nobody else may be there to wait for them.
+        for process in [child, apart] {
+            let _ = rustix::io::retry_on_intr(|| waitpid(Some(process), WaitOptions::empty()));
+        }
+    }
+    status
 }
 
 const CHANNEL: &str = "making a pair of sockets";
@@ -236,13 +246,15 @@ struct Front {
     supervisor: OwnedFd,
     program: OwnedFd,
     child: Pid,
+    /// Whether the supervisor stays, for what the program has left.
+    remains: bool,
 }
 
 impl Front {
-    fn run(self, name: String) -> Result<i32, LabError> {
+    fn run(&mut self, name: String) -> Result<i32, LabError> {
         match receive(&self.program) {
             Ok((Word::Ready, _)) => {}
-            Ok((Word::Failed(step, errno), _)) => return Err(self.why(step, errno, name)),
+            Ok((Word::Failed(step, errno), _)) => return Err(why(step, errno, name)),
             // Killed by somebody.
             _ => return self.wait(&mut self.signals()?),
         }
@@ -257,12 +269,12 @@ impl Front {
         let _ = send(&self.program, Word::Go, None);
         // The other end is closed when the process has become the program, or has ended.
         if let Ok((Word::Failed(step, errno), _)) = receive(&self.program) {
-            return Err(self.why(step, errno, name));
+            return Err(why(step, errno, name));
         }
         let status = self.wait(&mut signals)?;
         // If it was the last, nothing is left when we end.
         if send(&self.supervisor, Word::Ended, None).is_ok() {
-            let _ = receive(&self.supervisor);
+            self.remains = matches!(receive(&self.supervisor), Ok((Word::Remains, _)));
         }
         Ok(status)
     }
@@ -298,18 +310,17 @@ impl Front {
             |status: WaitStatus| status.exit_status().unwrap_or_else(|| 128 + status.terminating_signal().unwrap_or(0));
         Ok(ended.map(|(_, status)| code(status)))
     }
+}
 
-    /// Why the program was not started.
-    fn why(&self, step: Step, errno: i32, program: String) -> LabError {
-        let _ = rustix::io::retry_on_intr(|| waitpid(Some(self.child), WaitOptions::empty()));
-        let source = io::Error::from_raw_os_error(errno);
-        match step {
-            Step::Filter if errno == libc::EBUSY => LabError::Inside,
-            Step::Filter => LabError::NoFilter { source },
-            Step::Namespaces => LabError::System { what: "making a mount namespace", source },
-            Step::Mounts => LabError::System { what: "mounting what shows the card", source },
-            Step::Program => LabError::NoProgram { program, source },
-        }
+/// Why the program was not started.
+fn why(step: Step, errno: i32, program: String) -> LabError {
+    let source = io::Error::from_raw_os_error(errno);
+    match step {
+        Step::Filter if errno == libc::EBUSY => LabError::Inside,
+        Step::Filter => LabError::NoFilter { source },
+        Step::Namespaces => LabError::System { what: "making a mount namespace", source },
+        Step::Mounts => LabError::System { what: "mounting what shows the card", source },
+        Step::Program => LabError::NoProgram { program, source },
     }
 }
 
