@@ -16,6 +16,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use eswitch::card::Resource;
 use eswitch::inspect::PfView;
 use eswitch::{PciAddress, PfFunction};
 use lockdep::{Mutex, lock_classes};
@@ -76,6 +77,20 @@ struct Rest {
     snapshot: eswitch::inspect::Snapshot,
 }
 
+impl Rest {
+    /// Takes what PFs have that a command has at the moment from what was seen before, as it is with their views.
+    fn keep_of(&mut self, busy: &[PciAddress], before: &Self) {
+        let pfs: Vec<_> = self.functions.iter().filter(|pf| busy.contains(&pf.address)).map(|pf| pf.index).collect();
+        let (now, before) = (&mut self.snapshot, &before.snapshot);
+        let is_busy = |resource: &Resource| pfs.contains(&resource.pf());
+        now.resources.retain(|resource| !is_busy(resource));
+        now.resources.extend(before.resources.iter().filter(|resource| is_busy(resource)));
+        now.resources.sort();
+        now.renamed.retain(|(resource, _)| !is_busy(resource));
+        now.renamed.extend(before.renamed.iter().filter(|(resource, _)| is_busy(resource)).cloned());
+    }
+}
+
 /// Puts what was seen into its place, unless something later is there.
 fn keep<T>(place: &mut Option<(u64, T)>, at: u64, seen: T) {
     if place.as_ref().is_none_or(|(before, _)| *before <= at) {
@@ -88,6 +103,7 @@ impl SharedView {
     /// rest, what can be looked at without waiting for a command.
     pub(crate) fn publish(&self, cx: Cx<'_, '_>, served: &Served, touched: Touched) {
         let engine = served.session.engine();
+        let mut busy = Vec::new();
         for pf in engine.addresses() {
             let at = engine.changes();
             let before = self.0.lock_leaf(cx).pfs.get(&pf).map(|(at, _)| *at);
@@ -98,7 +114,10 @@ impl SharedView {
                 Some(_) if !touched.includes(pf) => engine.inspect_pf_if_free(cx, pf),
                 _ => Some(engine.inspect_pf(cx, pf)),
             };
-            let Some(seen) = seen else { continue };
+            let Some(seen) = seen else {
+                busy.push(pf);
+                continue;
+            };
             let pfs = &mut self.0.lock_leaf(cx).pfs;
             let place = pfs.entry(pf).or_insert((at, None));
             if place.0 <= at {
@@ -123,7 +142,12 @@ impl SharedView {
         if rest != Some(at) {
             let functions = engine.functions(cx);
             let snapshot = engine.inspect_with(cx, Vec::new(), Vec::new());
-            keep(&mut self.0.lock_leaf(cx).rest, at, Rest { functions, snapshot });
+            let mut rest = Rest { functions, snapshot };
+            let mut state = self.0.lock_leaf(cx);
+            if let Some((_, before)) = &state.rest {
+                rest.keep_of(&busy, before);
+            }
+            keep(&mut state.rest, at, rest);
         }
         self.0.lock_leaf(cx).write(served);
     }

@@ -83,15 +83,17 @@ fn processes() -> BTreeSet<(u32, String)> {
     pids.filter(alive).map(|pid| (pid, line(pid))).collect()
 }
 
-fn mounts() -> String {
-    fs::read_to_string("/proc/self/mountinfo").unwrap()
+/// What is mounted, and where.
+fn mounts() -> Vec<String> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    mounts.lines().map(|line| line.split(' ').nth(4).unwrap().to_owned()).collect()
 }
 
 /// A daemon of ours, and a folder.
 struct Place {
     folder: lab::Folder,
     daemon: u32,
-    before: Option<(BTreeSet<u32>, String, usize)>,
+    before: Option<(BTreeSet<u32>, Vec<String>, usize)>,
 }
 
 impl Place {
@@ -225,8 +227,7 @@ impl Background {
     }
 
     fn end(mut self) {
-        fs::write(self.folder.join("over"), "").unwrap();
-        self.says("true");
+        self.says("touch $FOLDER/over");
     }
 }
 
@@ -255,6 +256,8 @@ fn whenever_it_is_killed_nothing_is_left() {
     let start_takes = began.elapsed();
     first.kill().unwrap();
     first.wait().unwrap();
+    program_has_ended();
+    place.nothing_is_left();
     let mut early = 0;
     for round in 0..rounds {
         let _ = fs::remove_file(&started);
@@ -270,22 +273,20 @@ fn whenever_it_is_killed_nothing_is_left() {
             let _ = child.kill();
         }
         child.wait().unwrap();
-        // A shell's child is killed by nobody but us.
-        let is_sleep = |(_, line): &&(u32, String)| line.starts_with("sleep 1000 ");
-        until("the program's end", || {
-            let running = processes();
-            if let Some((_, line)) = running.iter().find(|(_, line)| line.contains("trap")) {
-                return Err(format!("round {round}: {line} was left"));
-            }
-            for (pid, _) in running.iter().filter(is_sleep) {
-                let _ = kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL);
-            }
-            Ok(())
-        });
+        program_has_ended();
         place.nothing_is_left();
     }
     eprintln!("{early} of {rounds} were killed before the program had started");
     assert!(rounds < 20 || (early > 0 && early < rounds), "{early} of {rounds}");
+}
+
+/// Waits until the shell has ended that is a lab's program; then its child is killed, which it has left.
+fn program_has_ended() {
+    let started = |with: &str| processes().into_iter().find(|(_, line)| line.starts_with(with));
+    until("the program's end", || started("sh -c trap ").map_or(Ok(()), |(_, line)| Err(line)));
+    if let Some((pid, _)) = started("sleep 1000 ") {
+        kill(pid, Signal::KILL);
+    }
 }
 
 #[test]
@@ -303,7 +304,7 @@ fn what_is_left_in_the_background_keeps_a_working_lab() {
     }
     let said = background.says(&format!(
         "echo 2 > /sys/bus/pci/devices/{PF}/sriov_numvfs; devlink dev eswitch set pci/{PF} mode switchdev
-        ls /sys/class/net; modprobe -r mlx5_ib; ls /sys/class/infiniband; ip link show enp8s0f0npf0vf1"
+        ls /sys/class/net; rmmod mlx5_ib; ls /sys/class/infiniband; ip link show enp8s0f0npf0vf1"
     ));
     assert!(said.contains("enp8s0f0npf0vf0\n") && said.contains("enp8s0f0npf0vf1: <"), "{said}");
     background.end();
@@ -361,8 +362,10 @@ fn a_lab_outlives_its_daemon() {
         assert!(background.says(&format!("ethtool -i {last}")).starts_with("driver: mlx5_core\n"));
         assert_eq!(background.says("lspci -n -d :101e | wc -l"), format!("{vfs}\n"));
         assert_eq!(background.says(&format!("ip link show enp8s0f0np0 | grep -c 'vf [0-9]'")), format!("{vfs}\n"));
-        background.says(&format!("devlink dev eswitch set pci/{PF} mode switchdev"));
-        assert!(background.says("ethtool -i enp8s0f0npf0vf0").starts_with("driver: mlx5e_rep\n"));
+        let said = background.says(&format!(
+            "devlink dev eswitch set pci/{PF} mode switchdev && ethtool -i enp8s0f0npf0vf0 | grep driver"
+        ));
+        assert_eq!(said, "driver: mlx5e_rep\n");
         assert_eq!(background.says("cat /sys/class/net/enp8s0f0npf0vf0/phys_port_name"), "pf0vf0\n");
         background.says(&format!("devlink dev eswitch set pci/{PF} mode legacy"));
     }
@@ -500,39 +503,47 @@ def until(text):
 def say(text):
     os.write(fd, text)
 esw = os.environ["ESW"].encode()
-say(b"PS1='$ '; stty rows 33 cols 77\n")
+say(b"PS1=REA''DY; stty rows 33 cols 77\n")
+until(rb"READY")
 say(esw + b" exec -- sh -c 'stty size; echo be''gun; cat; echo en''ded; exit 5'\n")
 until(rb"33 77\r\n")
 until(rb"begun\r\n")
 say(b"one\n")
 until(rb"one\r\none\r\n")
 say(b"\x1a")
-until(rb"Stopped")
+until(rb"(?s)Stopped.*READY")
 say(b"echo sh''ell\n")
-until(rb"shell\r\n")
+until(rb"shell\r\nREADY")
 say(b"fg\n")
 until(rb"exec")
 say(b"two\n")
 until(rb"two\r\ntwo\r\n")
 say(b"\x04")
-until(rb"ended\r\n")
+until(rb"ended\r\nREADY")
 say(b"echo status $?\n")
-until(rb"status 5\r\n")
-say(esw + b" exec -- sh -c 'echo be''gun; sleep 1000'\n")
+until(rb"status 5\r\nREADY")
+say(esw + b" exec -- sh -c 'echo be''gun; exec sleep 1000'\n")
 until(rb"begun\r\n")
 say(b"\x03")
+until(rb"READY")
 say(b"echo status $?\n")
-until(rb"status 130\r\n")
+until(rb"status 130\r\nREADY")
 say(esw + b" exec -- bash --norc --noprofile -i\n")
-say(b"PS1='lab '; echo in''side\n")
-until(rb"inside\r\n")
-say(b"sleep 1000\n")
-time.sleep(0.3)
+until(rb"[$#] ")
+say(b"PS1=IN''SIDE\n")
+until(rb"INSIDE")
+say(b"sh -c 'echo be''gun; exec sleep 1000'\n")
+until(rb"begun\r\n")
 say(b"\x1a")
-until(rb"Stopped")
-say(b"kill %1; wait; exit 6\n")
+until(rb"(?s)Stopped.*INSIDE")
+say(b"fg\n")
+until(rb"sleep 1000'")
+say(b"\x03")
+until(rb"INSIDE")
+say(b"exit 6\n")
+until(rb"READY")
 say(b"echo status $?\n")
-until(rb"status 6\r\n")
+until(rb"status 6\r\nREADY")
 say(b"exit\n")
 os.waitpid(pid, 0)
 "#;
