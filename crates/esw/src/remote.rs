@@ -13,10 +13,15 @@ use std::time::Duration;
 
 use devlink::{CONFIG_GROUP, Client, ClientError, ESWITCH, Refusal as Refused, ViewReader, eswitch_family, view};
 use lab::{Card, Refusal};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
 
 /// Between two tries to connect to a daemon that has ended: the first, and the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+
+/// Bytes of what is told at once, at most.
+const ROOM: usize = 256 << 10;
 
 /// The daemon does not know the request.
 const OLDER: i32 = rustix::io::Errno::OPNOTSUPP.raw_os_error();
@@ -132,11 +137,51 @@ impl Card for Remote {
     }
 
     fn listen(&self) -> io::Result<OwnedFd> {
-        let mut client = Client::connect(&self.path).map_err(io::Error::other)?;
-        let joined = client.ask(ESWITCH, eswitch_family::JOIN, 0, |to| {
-            to.u32(eswitch_family::GROUP, CONFIG_GROUP);
-        });
-        joined.map_err(io::Error::other)?;
-        Ok(client.into_socket())
+        let first = join(&self.path).map_err(io::Error::other)?;
+        let (theirs, ours) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let path = self.path.clone();
+        thread::Builder::new().name("lab-monitor".to_owned()).spawn(move || pass_on(&path, first, &ours))?;
+        Ok(theirs)
+    }
+}
+
+/// A connection that brings what devlink's multicast group hears.
+fn join(path: &Path) -> Result<OwnedFd, ClientError> {
+    let mut client = Client::connect(path)?;
+    client.ask(ESWITCH, eswitch_family::JOIN, 0, |to| {
+        to.u32(eswitch_family::GROUP, CONFIG_GROUP);
+    })?;
+    Ok(client.into_socket())
+}
+
+/// Passes on what a daemon tells, and the next one, until the other end of `to` is closed.
+fn pass_on(path: &Path, first: OwnedFd, to: &OwnedFd) {
+    let (mut from, mut pause) = (Some(first), FIRST_PAUSE);
+    let mut buffer = vec![0; ROOM];
+    loop {
+        // Nothing is said on that one: what there is to hear is its end.
+        let mut polled = vec![PollFd::new(to, PollFlags::IN)];
+        polled.extend(from.as_ref().map(|from| PollFd::new(from, PollFlags::IN)));
+        let timeout = if from.is_none() { Timespec::try_from(pause).ok() } else { None };
+        match poll(&mut polled, timeout.as_ref()) {
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(_) => return,
+            Ok(_) if !polled[0].revents().is_empty() => return,
+            Ok(_) => {}
+        }
+        let Some(card) = &from else {
+            from = join(path).ok();
+            pause = LONGEST_PAUSE.min(2 * pause);
+            continue;
+        };
+        if polled[1].revents().is_empty() {
+            continue;
+        }
+        match recv(card, &mut buffer[..], RecvFlags::DONTWAIT) {
+            Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
+            Ok((_, 0)) | Err(_) => (from, pause) = (None, FIRST_PAUSE),
+            // Who has no room misses it, as with the kernel.
+            Ok((told, _)) => drop(send(to, &buffer[..told], SendFlags::DONTWAIT | SendFlags::NOSIGNAL)),
+        }
     }
 }

@@ -347,6 +347,7 @@ fn a_lab_outlives_its_daemon() {
     let script = format!("{BACKGROUND} exit 0");
     assert!(place.exec(&["sh", "-c", &script]).stdin(Stdio::null()).status().unwrap().success());
     let mut background = Background::of(&place);
+    background.says("devlink monitor < /dev/null >> $FOLDER/monitor 2>&1 & echo $! > $FOLDER/monitor.pid");
     for (signal, vfs) in [(Signal::TERM, 1), (Signal::KILL, 2), (Signal::TERM, 3)] {
         place.end_daemon(signal);
         // Without a daemon: what was seen last, and errors.
@@ -370,8 +371,17 @@ fn a_lab_outlives_its_daemon() {
         ));
         assert_eq!(said, "driver: mlx5e_rep\n");
         assert_eq!(background.says("cat /sys/class/net/enp8s0f0npf0vf0/phys_port_name"), "pf0vf0\n");
+        // Who listens hears the new daemon, once the lab is connected to it.
+        background.will_say(
+            &format!(
+                "devlink dev eswitch set pci/{PF} mode legacy; echo > $FOLDER/monitor
+                devlink dev eswitch set pci/{PF} mode switchdev; sleep 0.1; cat $FOLDER/monitor"
+            ),
+            &format!("[port,new] pci/{PF}/1"),
+        );
         background.says(&format!("devlink dev eswitch set pci/{PF} mode legacy"));
     }
+    background.says("kill $(cat $FOLDER/monitor.pid)");
     background.end();
     let connections = place.before.as_mut().unwrap();
     // It is another daemon.
