@@ -103,7 +103,7 @@ impl SharedView {
     /// rest, what can be looked at without waiting for a command.
     pub(crate) fn publish(&self, cx: Cx<'_, '_>, served: &Served, touched: Touched) {
         let engine = served.session.engine();
-        let mut busy = Vec::new();
+        let (mut busy, mut differs) = (Vec::new(), touched != Touched::Nothing);
         for pf in engine.addresses() {
             let at = engine.changes();
             let before = self.0.lock_leaf(cx).pfs.get(&pf).map(|(at, _)| *at);
@@ -118,17 +118,17 @@ impl SharedView {
                 busy.push(pf);
                 continue;
             };
-            let pfs = &mut self.0.lock_leaf(cx).pfs;
+            let (seen, pfs) = (seen.ok(), &mut self.0.lock_leaf(cx).pfs);
             let place = pfs.entry(pf).or_insert((at, None));
             if place.0 <= at {
-                *place = (at, seen.ok());
+                differs |= place.1 != seen;
+                *place = (at, seen);
             }
         }
         let at = engine.changes();
         let (modules, rest) = {
             let state = self.0.lock_leaf(cx);
-            let of = |at: &u64| *at;
-            (state.modules.as_ref().map(|(at, _)| of(at)), state.rest.as_ref().map(|(at, _)| of(at)))
+            (state.modules.as_ref().map(|(at, _)| *at), state.rest.as_ref().map(|(at, _)| *at))
         };
         if modules != Some(at) {
             let seen = match modules {
@@ -136,8 +136,14 @@ impl SharedView {
                 _ => Some(engine.modules(cx)),
             };
             if let Some(seen) = seen {
-                keep(&mut self.0.lock_leaf(cx).modules, at, seen);
+                let modules = &mut self.0.lock_leaf(cx).modules;
+                differs |= modules.as_ref().is_none_or(|(_, before)| *before != seen);
+                keep(modules, at, seen);
             }
+        }
+        // What is being done at a PF moves the count all the time, and the card is not asked each time.
+        if !differs && rest.is_some() {
+            return;
         }
         if rest != Some(at) {
             let functions = engine.functions(cx);
