@@ -1,5 +1,6 @@
 //! What a message is answered with. No I/O: bytes in, bytes out.
 
+use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicBool;
 
 use crate::card::{Cx, Served};
@@ -8,6 +9,7 @@ use crate::eswitch_family;
 use crate::numbers::{CONTROL, ack, command, control};
 use crate::refusal::{Refusal, errno};
 use crate::request::Attributes;
+use crate::shared::Touched;
 use crate::wire::{self, Builder, GENL_HEADER, Header};
 
 /// The number of the devlink family here.
@@ -33,6 +35,8 @@ pub struct Peer {
     pub joined: AtomicBool,
     /// Whether it is told that there is another view.
     pub watches: AtomicBool,
+    /// Whether it reads the view that is shared.
+    pub shares: AtomicBool,
 }
 
 /// Where replies to one request go.
@@ -54,6 +58,11 @@ impl Reply<'_> {
         self.builder.begin(self.family, flags, self.header.sequence, self.header.port).genl(command, VERSION);
         fill(self.builder);
         self.builder.end();
+    }
+
+    /// Gives a descriptor along with what is added next.
+    pub fn attach(&mut self, file: OwnedFd) {
+        self.sink.attach(file);
     }
 
     fn flush(&mut self) {
@@ -97,8 +106,11 @@ pub trait Sink {
     /// Takes a datagram of it.
     fn send(&mut self, datagram: &[u8]);
 
+    /// Takes a descriptor, for who gets the next datagram.
+    fn attach(&mut self, _file: OwnedFd) {}
+
     /// A request has been carried out, and is about to be answered.
-    fn done(&mut self, cx: Cx<'_, '_>);
+    fn done(&mut self, cx: Cx<'_, '_>, touched: Touched);
 
     /// Whether nobody is there any more who could read. What was asked for is done all the same, but for what is
     /// only to be told.
@@ -120,6 +132,7 @@ pub fn answer(served: &Served, cx: Cx<'_, '_>, peer: &Peer, bytes: &[u8], sink: 
             continue;
         }
         let mut reply = Reply { family: header.kind, header, builder: &mut builder, sink };
+        let before = served.session.engine().changes();
         let done = match header.kind {
             kind if kind < wire::MIN_TYPE => Ok(()),
             CONTROL => control(payload, &mut reply),
@@ -127,7 +140,11 @@ pub fn answer(served: &Served, cx: Cx<'_, '_>, peer: &Peer, bytes: &[u8], sink: 
             ESWITCH => eswitch_family::answer(served, cx, peer, payload, &mut reply),
             _ => Err(Refusal::bare(errno::ENOENT)),
         };
-        reply.sink.done(cx);
+        let touched = match served.session.engine().changes() == before {
+            true => Touched::Nothing,
+            false => touched(served, cx, header.kind, payload),
+        };
+        reply.sink.done(cx, touched);
         match done {
             Ok(()) if header.is_dump() && header.kind >= wire::MIN_TYPE => reply.done(),
             // In one datagram with the answer: who asks is woken once.
@@ -138,6 +155,24 @@ pub fn answer(served: &Served, cx: Cx<'_, '_>, peer: &Peer, bytes: &[u8], sink: 
                 reply.acknowledge(Some(&refusal));
             }
         }
+    }
+}
+
+/// What a message may have changed, if something has changed meanwhile.
+fn touched(served: &Served, cx: Cx<'_, '_>, kind: u16, payload: &[u8]) -> Touched {
+    let Ok((number, attributes)) = split(payload) else { return Touched::Nothing };
+    match kind {
+        DEVLINK => match COMMANDS.iter().find(|command| command.number == number && command.admin) {
+            None => Touched::Nothing,
+            // `esw_multiport` is every PF's.
+            Some(command) if command.number == command::PARAM_SET => Touched::Anything,
+            Some(command) => {
+                let asked = Attributes::of_request(attributes, command.allowed);
+                asked.and_then(|asked| asked.device()).map_or(Touched::Anything, Touched::Pf)
+            }
+        },
+        ESWITCH => eswitch_family::touched(served, cx, number, attributes),
+        _ => Touched::Nothing,
     }
 }
 

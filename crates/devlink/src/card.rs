@@ -7,6 +7,7 @@ use scenario::Session;
 
 use crate::instance::LastView;
 use crate::refusal::Refusal;
+use crate::shared::SharedView;
 use crate::view::Profile;
 
 /// What is answered for: a card that is up, and how it presents itself.
@@ -23,12 +24,22 @@ pub struct Served {
     pub host: Option<Arc<dyn Host>>,
     /// The view that was made last.
     pub last: LastView,
+    /// The view that others read.
+    pub shared: SharedView,
 }
 
 impl Served {
     /// A card that is served, without a host that is told of commands and without netdevs that have numbers.
     pub fn new(session: Arc<Session>, domain: Arc<Domain>, profile: Profile) -> Self {
-        Self { session, domain, profile, ifindex: None, host: None, last: LastView::default() }
+        Self {
+            session,
+            domain,
+            profile,
+            ifindex: None,
+            host: None,
+            last: LastView::default(),
+            shared: SharedView::default(),
+        }
     }
 }
 

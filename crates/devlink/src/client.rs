@@ -1,14 +1,20 @@
 //! The other end of a control socket.
 
-use std::io;
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::{
+    self, AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags,
+    SocketType,
+};
 
-use crate::answer::VERSION;
+use crate::answer::{ESWITCH, VERSION};
+use crate::eswitch_family;
 use crate::numbers::ack;
 use crate::refusal::Refusal;
+use crate::shared::ViewReader;
 use crate::wire::{self, Builder, GENL_HEADER, HEADER, attributes, messages};
 
 /// Bytes of a datagram from the server at most; a message with a long list in it is one.
@@ -20,6 +26,8 @@ pub struct Client {
     socket: OwnedFd,
     sequence: u32,
     buffer: Vec<u8>,
+    /// What came along with the answer that was received last.
+    file: Option<OwnedFd>,
 }
 
 /// A message of an answer.
@@ -72,7 +80,7 @@ impl Client {
 
     /// Uses a connection that is there.
     pub fn over(socket: OwnedFd) -> Self {
-        Self { socket, sequence: 0, buffer: vec![0; DATAGRAM_MAX] }
+        Self { socket, sequence: 0, buffer: vec![0; DATAGRAM_MAX], file: None }
     }
 
     /// Asks, and waits for all of the answer. `flags`: [`wire::DUMP`] or none.
@@ -94,7 +102,7 @@ impl Client {
         net::send(&self.socket, request.bytes(), SendFlags::NOSIGNAL).map_err(io::Error::from)?;
         let mut answers = Vec::new();
         loop {
-            let length = receive(&self.socket, &mut self.buffer)?;
+            let length = receive(&self.socket, &mut self.buffer, &mut self.file)?;
             for (header, payload) in messages(&self.buffer[..length]) {
                 if header.sequence != self.sequence {
                     continue;
@@ -108,12 +116,28 @@ impl Client {
         }
     }
 
+    /// Asks for what the view can be read from as it changes, for as long as this connection stands.
+    ///
+    /// # Errors
+    /// The card refuses, as one of an older version does, or has gone.
+    pub fn share(&mut self) -> Result<ViewReader, ClientError> {
+        self.file = None;
+        self.ask(ESWITCH, eswitch_family::SHARE, 0, |_| {})?;
+        let file = self.file.take().ok_or(io::Error::from(io::ErrorKind::InvalidData))?;
+        Ok(ViewReader::new(file))
+    }
+
+    /// Waits until the connection ends.
+    pub fn wait_for_end(&mut self) {
+        while receive(&self.socket, &mut self.buffer, &mut self.file).is_ok() {}
+    }
+
     /// Waits for something to be told that was not asked for.
     ///
     /// # Errors
     /// The card has gone.
     pub fn told(&mut self) -> Result<Vec<Answered>, ClientError> {
-        let length = receive(&self.socket, &mut self.buffer)?;
+        let length = receive(&self.socket, &mut self.buffer, &mut self.file)?;
         Ok(messages(&self.buffer[..length]).filter_map(|(_, payload)| answered(payload)).collect())
     }
 
@@ -128,14 +152,21 @@ impl Client {
     }
 }
 
-fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<usize> {
-    loop {
-        match net::recv(socket, &mut *buffer, RecvFlags::empty()) {
-            Ok((_, 0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok((_, length)) => return Ok(length.min(buffer.len())),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
+/// Receives a datagram, and what came along with it, if something did.
+fn receive(socket: &OwnedFd, buffer: &mut [u8], file: &mut Option<OwnedFd>) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let received = rustix::io::retry_on_intr(|| {
+        net::recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)
+    })?;
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(fds) = message {
+            *file = fds.last();
         }
+    }
+    match received.bytes {
+        0 => Err(io::ErrorKind::UnexpectedEof.into()),
+        length => Ok(length.min(buffer.len())),
     }
 }
 

@@ -11,6 +11,7 @@ use crate::client::Answered;
 use crate::numbers::control;
 use crate::refusal::{Refusal, errno};
 use crate::request::Attributes;
+use crate::shared::Touched;
 use crate::wire::attributes;
 
 /// The family's name.
@@ -21,6 +22,8 @@ pub const PERFORM: u8 = 1;
 pub const VIEW: u8 = 2;
 /// Joins a multicast group, which the socket has no option for: takes [`GROUP`].
 pub const JOIN: u8 = 3;
+/// Gives a descriptor from which the view can be read as it changes: see [`crate::ViewReader`].
+pub const SHARE: u8 = 5;
 /// Is told: there is another view than before. Whoever gets the answer to a command finds this told already.
 pub const CHANGED: u8 = 4;
 /// Tells of the card and of who runs it, in JSON, in pieces: a dump.
@@ -50,6 +53,7 @@ pub(crate) fn tell(reply: &mut Reply<'_>) {
         (PERFORM, control::ADMIN | control::CAN_DO),
         (VIEW, control::CAN_DUMP),
         (JOIN, control::CAN_DO),
+        (SHARE, control::CAN_DO),
         (STATUS, control::CAN_DUMP),
         (END, control::ADMIN | control::CAN_DO),
     ];
@@ -77,6 +81,7 @@ pub(crate) fn answer(
         END => host(served)?.end(cx, asked.text(WORDS)?.ok_or(Refusal::missing(WORDS))?),
         VIEW => view(served, cx, reply),
         JOIN => join(peer, &asked),
+        SHARE => share(served, cx, peer, reply),
         _ => Err(Refusal::bare(errno::EOPNOTSUPP)),
     }
 }
@@ -87,6 +92,28 @@ fn join(peer: &Peer, asked: &Attributes<'_>) -> Result<(), Refusal> {
         CHANGES_GROUP => peer.watches.store(true, Ordering::Relaxed),
         _ => return Err(Refusal::bare(errno::ENOENT)),
     }
+    Ok(())
+}
+
+/// What a message of this family may have changed.
+pub(crate) fn touched(served: &Served, cx: Cx<'_, '_>, command: u8, payload: &[u8]) -> Touched {
+    if command != PERFORM {
+        return Touched::Nothing;
+    }
+    let asked = Attributes::of_request(payload, &[WORDS, GROUP]);
+    match asked.as_ref().map(|asked| asked.text(WORDS)) {
+        Ok(Ok(Some(words))) => served.shared.touched_by(cx, words),
+        _ => Touched::Anything,
+    }
+}
+
+fn share(served: &Served, cx: Cx<'_, '_>, peer: &Peer, reply: &mut Reply<'_>) -> Result<(), Refusal> {
+    // First: from here on every command sees to it that what it has changed can be read.
+    peer.shares.store(true, Ordering::Release);
+    let file = served.shared.file(cx, served);
+    let file = file.map_err(|error| Refusal::new(errno::EIO, format!("the view cannot be shared: {error}")))?;
+    reply.attach(file);
+    reply.add(SHARE, |_| {});
     Ok(())
 }
 

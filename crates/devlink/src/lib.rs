@@ -18,6 +18,7 @@ pub mod numbers;
 mod refusal;
 mod request;
 mod server;
+mod shared;
 pub mod view;
 pub mod wire;
 
@@ -28,3 +29,4 @@ pub use command::takes_admin;
 pub use instance::LastView;
 pub use refusal::Refusal;
 pub use server::{Access, Server, ServerError, listen};
+pub use shared::{SharedView, Touched, ViewReader};

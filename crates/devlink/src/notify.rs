@@ -17,6 +17,7 @@ use crate::card::Served;
 use crate::command::{device_message, port_message};
 use crate::numbers::{attribute as a, command as c};
 use crate::server::Clients;
+use crate::shared::Touched;
 use crate::wire::Builder;
 
 /// Tells it until what is returned is dropped.
@@ -38,7 +39,14 @@ struct Teller {
 
 impl Teller {
     fn tell_all(&self, cx: &mut Locked<'_, Unlocked>, events: &[Event]) {
+        // What can be seen at once, at once; then what takes waiting for a command.
+        self.clients.publish(cx, &self.served, Touched::Nothing);
         self.clients.tell_changes(cx, &self.served);
+        self.tell_listeners(cx, events);
+        self.clients.publish(cx, &self.served, Touched::Anything);
+    }
+
+    fn tell_listeners(&self, cx: &mut Locked<'_, Unlocked>, events: &[Event]) {
         let listeners = self.clients.those(cx, |peer| peer.joined.load(Ordering::Relaxed));
         if listeners.is_empty() {
             return;

@@ -5,7 +5,8 @@
 //! has asked for it and has room; who has not misses it, as with the kernel.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,13 +14,17 @@ use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 
 use lockdep::{Locked, Mutex, Unlocked, lock_classes};
-use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::{
+    self, AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown, SocketAddrUnix,
+    SocketFlags, SocketType,
+};
 use scenario::Follower;
 
 use crate::answer::{ESWITCH, Peer, Sink, answer, answer_too_long};
 use crate::card::{Cx, Served};
 use crate::eswitch_family;
 use crate::notify;
+use crate::shared::Touched;
 use crate::wire::Builder;
 
 lock_classes! {
@@ -113,6 +118,14 @@ impl Clients {
     /// Those of whom something is true.
     pub fn those(&self, cx: &mut Locked<'_, Unlocked>, is: impl Fn(&Peer) -> bool) -> Vec<Arc<Client>> {
         self.all.lock_leaf(cx).clients.values().filter(|client| is(&client.peer)).cloned().collect()
+    }
+
+    /// Sees to it that those who read the view find what has changed: see [`crate::SharedView`].
+    pub fn publish(&self, cx: &mut Locked<'_, Unlocked>, served: &Served, touched: Touched) {
+        let shared = self.all.lock_leaf(cx).clients.values().any(|client| client.peer.shares.load(Ordering::Acquire));
+        if shared {
+            served.shared.publish(cx, served, touched);
+        }
     }
 
     /// Tells those who watch that there is another view, if there is. When it returns they have been told,
@@ -264,7 +277,7 @@ fn groups(pid: i32) -> Vec<u32> {
 fn serve(served: &Served, clients: &Clients, cx: &mut Locked<'_, Unlocked>, client: &Client) {
     let mut buffer = vec![0; REQUEST_MAX];
     let socket = client.socket.as_fd();
-    let mut sink = ToClient { served, clients, client, gone: false };
+    let mut sink = ToClient { served, clients, client, attached: None, gone: false };
     while !sink.gone {
         let length = match net::recv(socket, &mut buffer[..], RecvFlags::TRUNC) {
             Ok((_, 0)) => return,
@@ -283,15 +296,23 @@ struct ToClient<'a> {
     served: &'a Served,
     clients: &'a Clients,
     client: &'a Client,
+    /// What goes with the next datagram.
+    attached: Option<OwnedFd>,
     gone: bool,
 }
 
 impl Sink for ToClient<'_> {
     fn send(&mut self, datagram: &[u8]) {
-        self.gone = self.gone || !send_all(self.client, datagram);
+        let attached = self.attached.take();
+        self.gone = self.gone || !send_all(self.client, datagram, attached.as_ref());
     }
 
-    fn done(&mut self, cx: Cx<'_, '_>) {
+    fn attach(&mut self, file: OwnedFd) {
+        self.attached = Some(file);
+    }
+
+    fn done(&mut self, cx: Cx<'_, '_>, touched: Touched) {
+        self.clients.publish(cx, self.served, touched);
         self.clients.tell_changes(cx, self.served);
     }
 
@@ -301,9 +322,15 @@ impl Sink for ToClient<'_> {
 }
 
 /// Sends a datagram, waiting for room; whether the client is still there.
-fn send_all(client: &Client, bytes: &[u8]) -> bool {
+fn send_all(client: &Client, bytes: &[u8], attached: Option<&OwnedFd>) -> bool {
+    let fds: Vec<_> = attached.iter().map(|file| file.as_fd()).collect();
     loop {
-        match net::send(&client.socket, bytes, SendFlags::NOSIGNAL) {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() {
+            ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+        }
+        match net::sendmsg(&client.socket, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL) {
             Ok(_) => return true,
             Err(rustix::io::Errno::INTR) => {}
             Err(_) => return false,

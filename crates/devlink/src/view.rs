@@ -7,6 +7,7 @@
 mod build;
 mod rdma;
 
+pub(crate) use build::build;
 pub use build::of;
 
 use serde::{Deserialize, Serialize};

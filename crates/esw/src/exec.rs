@@ -36,16 +36,24 @@ pub fn shell(arguments: &Shell) -> Result<u8> {
 
 fn run(found: Vec<Found>, command: Command, exact_addresses: bool, verbose: bool) -> Result<u8> {
     let join = place_of(&found)?;
-    let mut cards: Vec<Arc<dyn Card>> = Vec::new();
+    let mut remotes = Vec::new();
     for card in found {
         drop(card.client);
-        cards.push(Arc::new(Remote::connect(card.path)?));
+        let remote = Remote::connect(&card.path);
+        remotes.push(Arc::new(remote.with_context(|| format!("asking {} what there is of it", card.name))?));
     }
+    let cards: Vec<Arc<dyn Card>> = remotes.iter().map(|remote| Arc::clone(remote) as Arc<dyn Card>).collect();
     let (mounter, server) = sysfs::prepare()?;
     let serve: lab::Serve = {
         let cards = cards.clone();
-        // If it fails, so does the mounting, and says why.
-        Box::new(move || Box::new(server.serve(cards)))
+        Box::new(move || {
+            for remote in &remotes {
+                // Without it the lab works until the daemon ends.
+                let _ = remote.stay_connected();
+            }
+            // If it fails, so does the mounting, and says why.
+            Box::new(server.serve(cards))
+        })
     };
     let mounts: lab::Mounts = Box::new(move || match mounter.mount() {
         Ok(missing) => {

@@ -1,26 +1,42 @@
 //! A card behind a control socket, as a lab takes it.
+//!
+//! What there is of it is read from memory that the card's daemon shares, so it takes no answer of the daemon and no
+//! thread waits for what the card is doing. When the daemon ends, the last view stays, and what is to be done
+//! is refused; when there is a daemon again, its view takes that one's place.
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread;
+use std::time::Duration;
 
-use devlink::{CHANGES_GROUP, CONFIG_GROUP, Client, ClientError, ESWITCH, eswitch_family, view, wire};
+use devlink::{CONFIG_GROUP, Client, ClientError, ESWITCH, Refusal as Refused, ViewReader, eswitch_family, view};
 use lab::{Card, Refusal};
-use rustix::net::{RecvFlags, recv};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
+
+/// Between two tries to connect to a daemon that has ended: the first, and the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+
+/// Bytes of what is told at once, at most.
+const ROOM: usize = 256 << 10;
+
+/// The daemon does not know the request.
+const OLDER: i32 = rustix::io::Errno::OPNOTSUPP.raw_os_error();
 
 /// A card in another process.
 pub struct Remote {
     path: PathBuf,
     seen: Mutex<Seen>,
+    /// What the view is shared over, until somebody [watches](Remote::stay_connected) it.
+    connection: Mutex<Option<Client>>,
 }
 
 /// What was seen of it last.
 struct Seen {
-    /// Where another view is told of.
-    watcher: Client,
-    /// Where it is asked for.
-    asking: Client,
+    reader: ViewReader,
     view: Arc<view::Card>,
 }
 
@@ -29,45 +45,73 @@ impl Remote {
     ///
     /// # Errors
     /// It does not answer.
-    pub fn connect(path: PathBuf) -> Result<Self, ClientError> {
-        let mut watcher = Client::connect(&path)?;
-        watcher.ask(ESWITCH, eswitch_family::JOIN, 0, |to| {
-            to.u32(eswitch_family::GROUP, CHANGES_GROUP);
-        })?;
-        let mut asking = Client::connect(&path)?;
-        let view = Arc::new(look(&mut asking)?);
-        Ok(Self { path, seen: Mutex::new(Seen { watcher, asking, view }) })
+    pub fn connect(path: &Path) -> Result<Self, ClientError> {
+        // Who asks later may be in another folder.
+        let path = std::path::absolute(path)?;
+        let (connection, seen) = look(&path)?;
+        Ok(Self { path, seen: Mutex::new(seen), connection: Mutex::new(Some(connection)) })
     }
-}
 
-/// Asks for the view.
-fn look(client: &mut Client) -> Result<view::Card, ClientError> {
-    let pieces = client.ask(ESWITCH, eswitch_family::VIEW, wire::DUMP, |_| {})?;
-    let json = eswitch_family::joined(&pieces);
-    serde_json::from_slice(&json).map_err(|error| ClientError::Broken(io::Error::other(error)))
-}
-
-impl Seen {
-    /// Whether another view has been told of since the last time.
-    fn has_been_told(&self) -> io::Result<bool> {
-        let (mut told, mut buffer) = (false, [0; 256]);
-        loop {
-            match recv(self.watcher.socket(), &mut buffer[..], RecvFlags::DONTWAIT) {
-                Ok((_, 0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(_) => told = true,
-                Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::AGAIN) => return Ok(told),
-                Err(error) => return Err(error.into()),
+    /// Starts a thread that connects again whenever the daemon has ended, for as long as the card is used. Call it
+    /// in the process that uses it.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub fn stay_connected(self: &Arc<Self>) -> io::Result<()> {
+        let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let (path, remote) = (self.path.clone(), Arc::downgrade(self));
+        let watch = move || {
+            let mut connection = connection;
+            loop {
+                if let Some(mut connection) = connection.take() {
+                    connection.wait_for_end();
+                }
+                connection = Self::connect_again(&path, &remote);
+                if connection.is_none() {
+                    return;
+                }
             }
+        };
+        thread::Builder::new().name("lab-card".to_owned()).spawn(watch).map(drop)
+    }
+
+    /// Tries until there is a daemon. `None`: nobody uses the card any more.
+    fn connect_again(path: &Path, remote: &Weak<Self>) -> Option<Client> {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let found = look(path);
+            let remote = remote.upgrade()?;
+            if let Ok((connection, seen)) = found {
+                *remote.seen.lock().unwrap_or_else(PoisonError::into_inner) = seen;
+                return Some(connection);
+            }
+            drop(remote);
+            thread::sleep(pause);
+            pause = LONGEST_PAUSE.min(2 * pause);
         }
     }
+}
+
+/// Connects, and looks for the first time. The daemon shares the view for as long as the connection stands.
+fn look(path: &Path) -> Result<(Client, Seen), ClientError> {
+    let mut connection = Client::connect(path)?;
+    let mut reader = connection.share().map_err(|error| match error {
+        ClientError::Refused(refusal) if refusal.errno == OLDER => {
+            let message = "this daemon is of an older version and shares no view: start it again with this one";
+            ClientError::Refused(Refused { message: Some(message.to_owned()), ..refusal })
+        }
+        error => error,
+    })?;
+    let view = reader.newer()?.ok_or(io::Error::from(io::ErrorKind::InvalidData))?;
+    Ok((connection, Seen { reader, view }))
 }
 
 impl Card for Remote {
     fn view(&self) -> io::Result<Arc<view::Card>> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.has_been_told()? {
-            seen.view = Arc::new(look(&mut seen.asking).map_err(io::Error::other)?);
+        // What cannot be read is no other view.
+        if let Ok(Some(view)) = seen.reader.newer() {
+            seen.view = view;
         }
         Ok(Arc::clone(&seen.view))
     }
@@ -93,11 +137,51 @@ impl Card for Remote {
     }
 
     fn listen(&self) -> io::Result<OwnedFd> {
-        let mut client = Client::connect(&self.path).map_err(io::Error::other)?;
-        let joined = client.ask(ESWITCH, eswitch_family::JOIN, 0, |to| {
-            to.u32(eswitch_family::GROUP, CONFIG_GROUP);
-        });
-        joined.map_err(io::Error::other)?;
-        Ok(client.into_socket())
+        let first = join(&self.path).map_err(io::Error::other)?;
+        let (theirs, ours) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let path = self.path.clone();
+        thread::Builder::new().name("lab-monitor".to_owned()).spawn(move || pass_on(&path, first, &ours))?;
+        Ok(theirs)
+    }
+}
+
+/// A connection that brings what devlink's multicast group hears.
+fn join(path: &Path) -> Result<OwnedFd, ClientError> {
+    let mut client = Client::connect(path)?;
+    client.ask(ESWITCH, eswitch_family::JOIN, 0, |to| {
+        to.u32(eswitch_family::GROUP, CONFIG_GROUP);
+    })?;
+    Ok(client.into_socket())
+}
+
+/// Passes on what a daemon tells, and the next one, until the other end of `to` is closed.
+fn pass_on(path: &Path, first: OwnedFd, to: &OwnedFd) {
+    let (mut from, mut pause) = (Some(first), FIRST_PAUSE);
+    let mut buffer = vec![0; ROOM];
+    loop {
+        // Nothing is said on that one: what there is to hear is its end.
+        let mut polled = vec![PollFd::new(to, PollFlags::IN)];
+        polled.extend(from.as_ref().map(|from| PollFd::new(from, PollFlags::IN)));
+        let timeout = if from.is_none() { Timespec::try_from(pause).ok() } else { None };
+        match poll(&mut polled, timeout.as_ref()) {
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(_) => return,
+            Ok(_) if !polled[0].revents().is_empty() => return,
+            Ok(_) => {}
+        }
+        let Some(card) = &from else {
+            from = join(path).ok();
+            pause = LONGEST_PAUSE.min(2 * pause);
+            continue;
+        };
+        if polled[1].revents().is_empty() {
+            continue;
+        }
+        match recv(card, &mut buffer[..], RecvFlags::DONTWAIT) {
+            Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
+            Ok((_, 0)) | Err(_) => (from, pause) = (None, FIRST_PAUSE),
+            // Who has no room misses it, as with the kernel.
+            Ok((told, _)) => drop(send(to, &buffer[..told], SendFlags::DONTWAIT | SendFlags::NOSIGNAL)),
+        }
     }
 }

@@ -198,12 +198,29 @@ impl Devlink {
         result
     }
 
+    /// Takes the lock if it is free, runs `f`, lets go. `None`: somebody has it.
+    ///
+    /// It is for those who look, and can do with what they saw before. Nothing is counted, as by [`look`](Self::look).
+    pub fn with_if_free<P, R>(
+        &self,
+        cx: &mut Locked<'_, P>,
+        f: impl FnOnce(&DevlinkState, &mut Locked<'_, DevlinkClass>) -> R,
+    ) -> Option<R> {
+        let result = {
+            let (state, mut cx) = self.state.try_lock(cx)?;
+            f(&state, &mut cx)
+        };
+        // Who tried it meanwhile waits for this.
+        self.moved.advance(cx);
+        Some(result)
+    }
+
     /// Takes the lock when it is free, unless `give_up` says that there is no point any more: it is
     /// asked before each try, whenever the lock has been let go of or [`stir`](Self::stir) was called,
     /// and once more when the lock is had. `None`: it gave up.
     ///
     /// Nothing is polled, and as the lock is only tried, nothing is ordered.
-    /// It is for the handlers of the work queue, and the one place in the engine that tries a lock.
+    /// It is for the handlers of the work queue.
     pub fn with_unless<R>(
         &self,
         cx: &mut Locked<'_, WorkQueue>,

@@ -9,10 +9,10 @@ use lockdep::{Class, LockBefore, Locked, Unlocked};
 
 use crate::auxiliary::{AuxKind, AuxiliaryDevice, Function};
 use crate::card::Resource;
-use crate::device::Pf;
+use crate::device::{Pf, Slot};
 use crate::devlink::{DevlinkState, VportInfo};
 use crate::engine::Engine;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::eswitch::RepFailure;
 use crate::ids::{MacAddr, Mode, PciAddress, PfIndex, PortHandle, RepType, Vport};
 use crate::lag::{LagMode, LagView};
@@ -174,10 +174,31 @@ impl Engine {
                 pfs.push(view);
             }
         }
+        let modules = self.modules(cx);
+        self.inspect_with(cx, pfs, modules)
+    }
+
+    /// The modules that are loaded.
+    pub fn modules(&self, cx: &mut Locked<'_, Unlocked>) -> Vec<&'static str> {
+        self.shared.modules.list(cx)
+    }
+
+    /// The same, unless one of them is being loaded or unloaded: for those who can do with what they saw before.
+    pub fn modules_if_free(&self, cx: &mut Locked<'_, Unlocked>) -> Option<Vec<&'static str>> {
+        self.shared.modules.list_if_free(cx)
+    }
+
+    /// Everything, with PFs and modules that have been looked at already. It waits for no command.
+    pub fn inspect_with(
+        &self,
+        cx: &mut Locked<'_, Unlocked>,
+        pfs: Vec<PfView>,
+        modules: Vec<&'static str>,
+    ) -> Snapshot {
         let mut resources = self.shared.card.resources(&mut cx.narrow());
         resources.sort();
         let renamed = self.shared.card.renamed(&mut cx.narrow());
-        Snapshot { pfs, modules: self.shared.modules.list(cx), lag: self.lag(cx), resources, renamed }
+        Snapshot { pfs, modules, lag: self.lag(cx), resources, renamed }
     }
 
     /// Looks at one PF.
@@ -185,98 +206,110 @@ impl Engine {
     /// # Errors
     /// No such PF, or it is not bound.
     pub fn inspect_pf(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<PfView> {
-        self.look_devlink(cx, address, |pf, state, cx| {
-            let mode = pf.eswitch.mode.under_devlink(state, cx);
-            let paired = self.shared.devcom.read(cx).0.paired(pf.index());
-            let (rows, misinformed): (Vec<(Vport, [RepState; 2])>, _) =
-                pf.eswitch.with_representors(cx, |table, cx| {
-                    let registered = pf.eswitch.registered(cx);
-                    let state = |vport: Vport, ty: RepType| match table.failures().get(&(vport, ty)) {
-                        _ if table.is_loaded(vport, ty) => RepState::Loaded,
-                        Some(failure) => RepState::Failed(failure.clone()),
-                        None if registered[ty.index()] => RepState::Registered,
-                        None => RepState::Unregistered,
-                    };
-                    let rows = table.vports().into_iter().map(|v| (v, RepType::ALL.map(|ty| state(v, ty)))).collect();
-                    let misinformed = table.misinformed(&pf.eswitch.ops(cx), paired.iter().copied().collect());
-                    (rows, misinformed.into_iter().map(|(v, ty)| (pf.port_handle(v), ty)).collect())
-                });
-            let count = |ty: RepType| rows.iter().filter(|(_, reps)| reps[ty.index()] == RepState::Loaded).count();
-            let loaded = RepType::ALL.map(count);
-            // What is unregistered meanwhile has none any more.
-            let with_ib = |(vport, reps): &(Vport, [RepState; 2])| (reps[1] == RepState::Loaded).then_some(*vport);
-            let with_ib: Vec<Vport> = rows.iter().filter_map(with_ib).collect();
-            let ib_devices = match with_ib[..] {
-                [] => Vec::new(),
-                _ => pf.eswitch.protocol_devices(cx, &with_ib, RepType::Ib),
+        self.look_devlink(cx, address, |pf, state, cx| Ok(self.look(pf, state, cx)))
+    }
+
+    /// Looks at one PF, unless a command has it: for those who can do with what they saw before. `None`: one has.
+    pub fn inspect_pf_if_free(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Option<Result<PfView>> {
+        let pf = match self.device(address).map(|(device, _)| device.bound(cx)) {
+            Ok(Slot::Bound(pf)) => pf,
+            Ok(Slot::Reloading) => return None,
+            Ok(Slot::Unbound) | Err(_) => return Some(Err(Error::NoDevice(address))),
+        };
+        // One that is not registered is coming or going.
+        pf.devlink.with_if_free(cx, |state, cx| state.registered.then(|| self.look(&pf, state, cx)))?.map(Ok)
+    }
+
+    fn look(&self, pf: &Arc<Pf>, state: &DevlinkState, cx: &mut Locked<'_, Devlink>) -> PfView {
+        let mode = pf.eswitch.mode.under_devlink(state, cx);
+        let paired = self.shared.devcom.read(cx).0.paired(pf.index());
+        let (rows, misinformed): (Vec<(Vport, [RepState; 2])>, _) = pf.eswitch.with_representors(cx, |table, cx| {
+            let registered = pf.eswitch.registered(cx);
+            let state = |vport: Vport, ty: RepType| match table.failures().get(&(vport, ty)) {
+                _ if table.is_loaded(vport, ty) => RepState::Loaded,
+                Some(failure) => RepState::Failed(failure.clone()),
+                None if registered[ty.index()] => RepState::Registered,
+                None => RepState::Unregistered,
             };
-            let mut ib_devices: BTreeMap<_, _> = with_ib.into_iter().zip(ib_devices).collect();
-            let mut ports = Vec::new();
-            for (vport, reps) in rows {
-                if mode == Mode::Legacy && vport != Vport::Uplink {
-                    continue;
-                }
-                let sf = state.sfs.get(vport).map(|sf| sf.state(cx));
-                let eth = match vport {
-                    Vport::Uplink => Resource::PfNetdev(pf.index()),
-                    _ => Resource::Representor(pf.index(), vport, RepType::Eth),
-                };
-                ports.push(PortView {
-                    handle: pf.port_handle(vport),
-                    vport,
-                    flavour: match vport {
-                        Vport::Uplink => "physical",
-                        Vport::HostPf => "pcipf",
-                        Vport::Vf(_) => "pcivf",
-                        Vport::Sf(_) => "pcisf",
-                    },
-                    netdev: self.shared.card.name(&mut cx.narrow(), &eth),
-                    ibdev: ib_devices.remove(&vport).flatten(),
-                    reps,
-                    hw_addr: match sf {
-                        Some(sf) => Some(sf.mac),
-                        None => state.vports.get(&vport).map(|info| info.mac),
-                    },
-                    roce: match sf {
-                        Some(sf) => Some(sf.roce),
-                        None => state.vports.get(&vport).filter(|info| info.vf.is_some()).map(|info| info.roce),
-                    },
-                    sf,
-                });
+            let rows = table.vports().into_iter().map(|v| (v, RepType::ALL.map(|ty| state(v, ty)))).collect();
+            let misinformed = table.misinformed(&pf.eswitch.ops(cx), paired.iter().copied().collect());
+            (rows, misinformed.into_iter().map(|(v, ty)| (pf.port_handle(v), ty)).collect())
+        });
+        let count = |ty: RepType| rows.iter().filter(|(_, reps)| reps[ty.index()] == RepState::Loaded).count();
+        let loaded = RepType::ALL.map(count);
+        // What is unregistered meanwhile has none any more.
+        let with_ib = |(vport, reps): &(Vport, [RepState; 2])| (reps[1] == RepState::Loaded).then_some(*vport);
+        let with_ib: Vec<Vport> = rows.iter().filter_map(with_ib).collect();
+        let ib_devices = match with_ib[..] {
+            [] => Vec::new(),
+            _ => pf.eswitch.protocol_devices(cx, &with_ib, RepType::Ib),
+        };
+        let mut ib_devices: BTreeMap<_, _> = with_ib.into_iter().zip(ib_devices).collect();
+        let mut ports = Vec::new();
+        for (vport, reps) in rows {
+            if mode == Mode::Legacy && vport != Vport::Uplink {
+                continue;
             }
-            let mut auxiliary = Vec::new();
-            for device in self.shared.bus.pf_devices(cx) {
-                if Arc::ptr_eq(device.function().pf(), pf) {
-                    auxiliary.push(AuxiliaryView::of(cx, &device));
-                }
+            let sf = state.sfs.get(vport).map(|sf| sf.state(cx));
+            let eth = match vport {
+                Vport::Uplink => Resource::PfNetdev(pf.index()),
+                _ => Resource::Representor(pf.index(), vport, RepType::Eth),
+            };
+            ports.push(PortView {
+                handle: pf.port_handle(vport),
+                vport,
+                flavour: match vport {
+                    Vport::Uplink => "physical",
+                    Vport::HostPf => "pcipf",
+                    Vport::Vf(_) => "pcivf",
+                    Vport::Sf(_) => "pcisf",
+                },
+                netdev: self.shared.card.name(&mut cx.narrow(), &eth),
+                ibdev: ib_devices.remove(&vport).flatten(),
+                reps,
+                hw_addr: match sf {
+                    Some(sf) => Some(sf.mac),
+                    None => state.vports.get(&vport).map(|info| info.mac),
+                },
+                roce: match sf {
+                    Some(sf) => Some(sf.roce),
+                    None => state.vports.get(&vport).filter(|info| info.vf.is_some()).map(|info| info.roce),
+                },
+                sf,
+            });
+        }
+        let mut auxiliary = Vec::new();
+        for device in self.shared.bus.pf_devices(cx) {
+            if Arc::ptr_eq(device.function().pf(), pf) {
+                auxiliary.push(AuxiliaryView::of(cx, &device));
             }
-            for device in self.shared.bus.sf_devices(cx) {
-                if Arc::ptr_eq(device.function().pf(), pf) {
-                    auxiliary.push(AuxiliaryView::of(cx, &device));
-                }
+        }
+        for device in self.shared.bus.sf_devices(cx) {
+            if Arc::ptr_eq(device.function().pf(), pf) {
+                auxiliary.push(AuxiliaryView::of(cx, &device));
             }
-            let retries = [pf.eswitch.work.inner().pending_retry(cx), pf.sf_queue.inner().pending_retry(cx)];
-            // The sooner of the two.
-            let retry = retries.into_iter().flatten().min();
-            let hidden = pf.check_hidden(cx, state, &paired);
-            Ok(PfView {
-                hidden,
-                address,
-                index: pf.index(),
-                mode,
-                encap: state.encap,
-                num_vfs: state.num_vfs,
-                vfs: state.vports.iter().filter_map(vf_view).collect(),
-                ports,
-                auxiliary,
-                paired,
-                misinformed,
-                host_failure: state.host_failure.clone(),
-                loaded,
-                host_vfs: self.shared.config.dpu.then(|| pf.host_vfs.load()),
-                retry: retry.map(|left| left.map(|d| d.as_millis() as u64)),
-            })
-        })
+        }
+        let retries = [pf.eswitch.work.inner().pending_retry(cx), pf.sf_queue.inner().pending_retry(cx)];
+        // The sooner of the two.
+        let retry = retries.into_iter().flatten().min();
+        let hidden = pf.check_hidden(cx, state, &paired);
+        PfView {
+            hidden,
+            address: pf.address(),
+            index: pf.index(),
+            mode,
+            encap: state.encap,
+            num_vfs: state.num_vfs,
+            vfs: state.vports.iter().filter_map(vf_view).collect(),
+            ports,
+            auxiliary,
+            paired,
+            misinformed,
+            host_failure: state.host_failure.clone(),
+            loaded,
+            host_vfs: self.shared.config.dpu.then(|| pf.host_vfs.load()),
+            retry: retry.map(|left| left.map(|d| d.as_millis() as u64)),
+        }
     }
 
     /// Checks the invariants that hold at rest: after [`settle`](Self::settle), with no command

@@ -234,4 +234,15 @@ impl Modules {
         }
         names
     }
+
+    /// The same, unless one of them is being loaded or unloaded.
+    pub fn list_if_free<L>(&self, cx: &mut Locked<'_, L>) -> Option<Vec<&'static str>> {
+        let mut names = Vec::new();
+        for (module, lock) in MODULES.iter().zip(&self.loaded) {
+            if *lock.try_lock(cx)?.0 {
+                names.push(module.name);
+            }
+        }
+        Some(names)
+    }
 }

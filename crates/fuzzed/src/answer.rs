@@ -6,7 +6,7 @@ use std::time::Duration;
 use card_memory::MemoryCard;
 use devlink::view::Profile;
 use devlink::wire::{self, Builder, Header, attributes, messages};
-use devlink::{Cx, DEVLINK, ESWITCH, Peer, Served, Sink, eswitch_family, numbers};
+use devlink::{Cx, DEVLINK, ESWITCH, Peer, Served, Sink, Touched, eswitch_family, numbers};
 use eswitch::CardConfig;
 use eswitch::inspect::Snapshot;
 use lockdep::{Domain, Locked, OnReport, Unlocked, enter};
@@ -120,5 +120,5 @@ impl Sink for Answers {
         assert_eq!(read, datagram.len(), "an answer that is no netlink message");
     }
 
-    fn done(&mut self, _: Cx<'_, '_>) {}
+    fn done(&mut self, _: Cx<'_, '_>, _: Touched) {}
 }

@@ -8,10 +8,12 @@ use devlink::view;
 
 /// A card that is up, seen from a lab.
 pub trait Card: Send + Sync {
-    /// What there is now. It is a look at a counter if nothing has changed since the last time.
+    /// What there is now: every change that was acknowledged to anybody before this is called is in it. It waits for
+    /// nothing that the card is doing, as everybody in the lab would wait with it, and it is a look at a number if nothing
+    /// has changed since the last time. While the card is away it is what was seen last.
     ///
     /// # Errors
-    /// The card is gone.
+    /// The card is gone and nothing is to be shown of it any more.
     fn view(&self) -> io::Result<Arc<view::Card>>;
 
     /// Does what a shell command would: `echo 2 > /sys/bus/pci/devices/0000:08:00.0/sriov_numvfs`,

@@ -2,7 +2,8 @@
 //!
 //! [`run`] starts a program under a filter of system calls. The few that concern a card are answered here:
 //! making a netlink socket, loading a module, asking for a driver's name. Everything else is the kernel's,
-//! at the kernel's speed. `docs/lab.md` tells how and why.
+//! at the kernel's speed. Who answers is a process apart, which is there until the last process of the lab has
+//! ended. `docs/lab.md` tells how and why.
 
 mod calls;
 mod card;

@@ -1,36 +1,59 @@
-//! Starts a program in a lab, stays beside it until it ends, and leaves nothing behind.
+//! Starts a program in a lab, and leaves nothing behind.
 //!
-//! The program runs in the foreground of our terminal, in a mount namespace of its own, where what a lab
-//! shows of a card is mounted. With the power to make one (root's, or that of a user namespace that is
-//! joined or made) it keeps all its privileges; without, it may gain none.
+//! There are three processes.
+//!
+//! - **The front** is the process that [`run`] is called in, `esw exec`: it waits for the program and passes
+//!   signals on.
+//! - **The program** is the front's child, so that its terminal, its process group, its exit status and the
+//!   processor time it took are where they would be without a lab. It has a mount namespace of its own, where what
+//!   a lab shows of a card is mounted. With the power to make one (root's, or that of a user namespace that is
+//!   joined or made) it keeps all its privileges; without, it may gain none.
+//! - **The supervisor** answers trapped calls and serves the mounts. It is a process apart, in a session of its
+//!   own, with nothing of the caller's, so that it can outlive the front: it ends when the kernel says that no
+//!   process has the filter any more.
+//!
+//! The supervisor is the program's sibling, not its parent. A parent would have to report its exit status, and if it
+//! was killed nobody would know that. What it takes instead is the right to look into processes that are not its
+//! descendants, `CAP_SYS_PTRACE` where Yama is in force. Root has it, and so has everybody in a user namespace.
+//!
+//! What is left if one of them is killed:
+//!
+//! | killed | before the program was started | later |
+//! | --- | --- | --- |
+//! | the front | nothing | the program is killed, by its parent's death and by the supervisor, which does it whatever user the program has become; what it left in the background goes on, in a working lab |
+//! | the supervisor | nothing: the front says that there is no lab | programs go on and get errors: ENOSYS from trapped calls, the end of their netlink sockets, ENOTCONN from `/sys` |
+//! | the program | nothing | its status is 137, as always |
+//!
+//! Before it is the program, its process has none of our handlers of signals, dies with the front, and becomes
+//! the program only when the front tells it to. It waits nowhere where the front's end would not wake it.
+
+mod apart;
+mod channel;
+mod program;
 
 use std::any::Any;
 use std::fs;
-use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command, ExitStatus};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::Command;
 use std::sync::Arc;
-use std::thread;
 
-use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount_change, move_mount, open_tree};
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, SocketFlags, SocketType, recvmsg, sendmsg,
+use rustix::process::{
+    Pid, PidfdFlags, Resource, Signal, WaitOptions, WaitStatus, getrlimit, kill_process, pidfd_open, waitpid,
 };
-use rustix::process::{Pid, Resource, Signal, getrlimit, kill_process, set_parent_process_death_signal};
 use rustix::thread::{CapabilitySet, LinkNameSpaceType, capabilities, move_into_link_name_space};
 use signal_hook::consts;
 use signal_hook::iterator::Signals;
 
 use crate::card::Card;
 use crate::cards::Cards;
-use crate::supervisor::{self, Lab};
 use crate::{filter, sys};
+use apart::Supervisor;
+use channel::{Step, Word, pair, receive, send};
+use program::Program;
 
-/// What mounts what a lab shows beside sockets: run once, in the program's mount namespace, before the
-/// program. It runs between `fork` and `exec`: it may allocate, but wait for no other thread.
+/// What mounts what a lab shows beside sockets: run once, in the program's mount namespace and process, before
+/// the program.
 pub type Mounts = Box<dyn FnMut() -> io::Result<()> + Send + Sync>;
 
 /// What serves the other side of the mounts.
@@ -43,8 +66,8 @@ pub struct Options {
     pub join: Option<Join>,
     /// Mounts what is to be seen of the card in the file system.
     pub mounts: Option<Mounts>,
-    /// Serves what is mounted: begun on a thread of its own before the mounting, which may wait for it. What it
-    /// returns is kept until the program has ended.
+    /// Serves what is mounted: begun in the supervisor, on a thread of its own, before the mounting, which may wait
+    /// for it. What it returns is kept until the lab ends.
     pub serve: Option<Serve>,
     /// Every program is given right addresses of what it receives, as those made by the Go compiler are in
     /// any case: at the cost of two switches of processes for each receipt.
@@ -82,6 +105,21 @@ pub enum LabError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// The supervisor may not look into the program's memory.
+    #[error(
+        "a lab looks into its programs' memory, and kernel.yama.ptrace_scope is {scope}, which takes CAP_SYS_PTRACE; give \
+         it (in a container, --cap-add SYS_PTRACE), or set it to 0 with sysctl"
+    )]
+    NoTracing {
+        /// The setting.
+        scope: u8,
+    },
+    /// This process has several threads.
+    #[error("a lab is made by a process of one thread, and this has {0}")]
+    Threads(usize),
+    /// The supervisor ended before the program was started.
+    #[error("the lab's supervisor has ended before it began to serve; see whether descriptors or memory are used up")]
+    NoSupervisor,
     /// The system refused something else.
     #[error("{what}: {source}")]
     System {
@@ -99,14 +137,17 @@ fn system<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> LabError 
 /// Runs a program in a lab with these cards and waits for it; its exit status, as a shell has it: 128 and
 /// the signal's number if one ended it.
 ///
-/// What the program has left running when it ends runs on, but outside: it can make no netlink socket any
-/// more.
+/// What the program has left running when it ends runs on, in a lab that is served until the last of it ends.
+///
+/// Call it in a process of one thread, as it forks. The cards are used in the supervisor: threads that serve one of
+/// them are to be started by [`Options::serve`].
 ///
 /// # Errors
 /// The program was not started.
 pub fn run(cards: Vec<Arc<dyn Card>>, command: Command, options: Options) -> Result<i32, LabError> {
     let Options { join, mounts, serve, exact_addresses } = options;
     let join = join.unwrap_or_default();
+    ensure_one_thread()?;
     if let Some(user) = &join.user {
         move_into_link_name_space(user.as_fd(), Some(LinkNameSpaceType::User)).map_err(system("joining the card"))?;
     }
@@ -115,16 +156,80 @@ pub fn run(cards: Vec<Arc<dyn Card>>, command: Command, options: Options) -> Res
         let source = io::Error::from_raw_os_error(libc::EPERM);
         return Err(LabError::System { what: "a lab needs root, or a user namespace", source });
     }
-    let plan = Plan { privileged, join, mounts, serve, cards: Arc::new(Cards::new(cards)), exact_addresses };
-    // On a thread of its own, which changes its network namespace, and whose own threads are in it too.
-    let lab = thread::Builder::new().name("lab".to_owned()).spawn(move || plan.run(command));
-    let lab = lab.map_err(system("starting a thread"))?;
-    lab.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    ensure_tracing()?;
+    let name = command.get_program().to_string_lossy().into_owned();
+    let high = high_descriptors();
+    let network = join.network.as_ref().map(OwnedFd::try_clone).transpose().map_err(system("copying a descriptor"))?;
+    let (front, supervisors) = pair().map_err(system(CHANNEL))?;
+    let (calls, heard) = pair().map_err(system(CHANNEL))?;
+    let supervisor = Supervisor {
+        cards: Arc::new(Cards::new(cards)),
+        serve,
+        network,
+        high: high.clone(),
+        exact_addresses,
+        calls: heard,
+        front: supervisors,
+    };
+    let program = Program {
+        command,
+        filter: filter::program(high.start),
+        privileged,
+        network: join.network,
+        namespace: join.mounts,
+        mounts,
+        calls,
+    };
+    // Each of the three drops what is the others', so that each hears of the others' end.
+    let Some(apart) = sys::fork().map_err(system("starting the supervisor"))? else {
+        drop((front, program));
+        supervisor.run();
+    };
+    drop(supervisor);
+    let (ours, theirs) = pair().map_err(system(CHANNEL))?;
+    let Some(child) = sys::fork().map_err(system("starting a process"))? else {
+        drop((front, ours));
+        program.become_it(&theirs);
+    };
+    drop((program, theirs));
+    let mut front = Front { supervisor: front, program: ours, child, remains: false };
+    let status = front.run(name);
+    let remains = front.remains;
+    drop(front);
+    if !remains {
+        // Both are ending. Nobody else may be there to wait for them.
+        for process in [child, apart] {
+            let _ = rustix::io::retry_on_intr(|| waitpid(Some(process), WaitOptions::empty()));
+        }
+    }
+    status
+}
+
+const CHANNEL: &str = "making a pair of sockets";
+
+fn ensure_one_thread() -> Result<(), LabError> {
+    let threads = fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
+    if threads > 1 { Err(LabError::Threads(threads)) } else { Ok(()) }
+}
+
+/// Whether this thread has a capability in its user namespace.
+fn has(capability: CapabilitySet) -> bool {
+    capabilities(None).is_ok_and(|sets| sets.effective.contains(capability))
 }
 
 /// Whether this thread may make mount namespaces and filters.
 fn has_power() -> bool {
-    capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN))
+    has(CapabilitySet::SYS_ADMIN)
+}
+
+/// Makes sure that the supervisor may look into processes that are not its descendants.
+fn ensure_tracing() -> Result<(), LabError> {
+    let scope = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
+    match scope.trim().parse().unwrap_or(0) {
+        0 => Ok(()),
+        1 | 2 if has(CapabilitySet::SYS_PTRACE) => Ok(()),
+        scope => Err(LabError::NoTracing { scope }),
+    }
 }
 
 /// Makes this process root in a user namespace of its own.
@@ -136,70 +241,87 @@ fn become_root() -> io::Result<()> {
     fs::write("/proc/self/gid_map", format!("0 {group} 1"))
 }
 
-struct Plan {
-    privileged: bool,
-    join: Join,
-    mounts: Option<Mounts>,
-    serve: Option<Serve>,
-    cards: Arc<Cards>,
-    exact_addresses: bool,
+/// `esw exec` itself, once there are the others.
+struct Front {
+    supervisor: OwnedFd,
+    program: OwnedFd,
+    child: Pid,
+    /// Whether the supervisor stays, for what the program has left.
+    remains: bool,
 }
 
-/// What the child was at when it failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
-    Namespaces = 1,
-    Mounts,
-    Filter,
-}
-
-impl Plan {
-    fn run(self, mut command: Command) -> Result<i32, LabError> {
-        if let Some(network) = &self.join.network {
-            let kind = Some(LinkNameSpaceType::Network);
-            move_into_link_name_space(network.as_fd(), kind).map_err(system("joining the card's network"))?;
+impl Front {
+    fn run(&mut self, name: String) -> Result<i32, LabError> {
+        match receive(&self.program) {
+            Ok((Word::Ready, _)) => {}
+            Ok((Word::Failed(step, errno), _)) => return Err(why(step, errno, name)),
+            // Killed by somebody.
+            _ => return self.wait(&mut self.signals()?),
         }
-        let high = high_descriptors();
-        let pair = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
-        let (ours, theirs) = pair.map_err(system("making a socket"))?;
-        let program = command.get_program().to_string_lossy().into_owned();
-        prepare(
-            &mut command,
-            Prepared {
-                filter: filter::program(high.start),
-                privileged: self.privileged,
-                mounts: self.mounts,
-                namespace: self.join.mounts,
-                tell: theirs,
-            },
-        );
-        let mut signals = Signals::new(HEARD).map_err(system("hearing signals"))?;
-        let serve = self.serve.map(|serve| thread::Builder::new().name("lab-files".to_owned()).spawn(serve));
-        let serving = serve.transpose().map_err(system("starting a thread"))?;
-        let child = command.spawn();
-        // The command holds what was prepared, and the child's end with it.
-        drop(command);
-        let child = child.map_err(|source| why(&ours, program, source))?;
-        let (_, listener) = receive(ours.as_fd()).map_err(system("taking over the filter"))?;
-        let listener = listener.ok_or(io::ErrorKind::UnexpectedEof).map_err(system("taking over the filter"))?;
-        let _ = sys::wake_at_once(listener.as_fd());
-        let lab = Arc::new(Lab::new(listener, self.cards, high, self.exact_addresses));
-        let status = beside(&lab, child, &mut signals);
-        drop(serving.map(thread::JoinHandle::join));
-        status
+        match receive(&self.supervisor) {
+            Ok((Word::Serving, _)) => {}
+            _ => return Err(LabError::NoSupervisor),
+        }
+        // Until here what is sent to us ends us, and with us everything. From here on it is for the program.
+        let mut signals = self.signals()?;
+        let process = pidfd_open(self.child, PidfdFlags::empty()).map_err(system("looking at the program"))?;
+        send(&self.supervisor, Word::Program, Some(&process)).map_err(|_| LabError::NoSupervisor)?;
+        let _ = send(&self.program, Word::Go, None);
+        // The other end is closed when the process has become the program, or has ended.
+        if let Ok((Word::Failed(step, errno), _)) = receive(&self.program) {
+            return Err(why(step, errno, name));
+        }
+        let status = self.wait(&mut signals)?;
+        // If it was the last, nothing is left when we end.
+        if send(&self.supervisor, Word::Ended, None).is_ok() {
+            self.remains = matches!(receive(&self.supervisor), Ok((Word::Remains, _)));
+        }
+        Ok(status)
+    }
+
+    fn signals(&self) -> Result<Signals, LabError> {
+        Signals::new(HEARD).map_err(system("hearing signals"))
+    }
+
+    /// Waits for the program; what ends us, or calls us, is passed on to it.
+    fn wait(&self, signals: &mut Signals) -> Result<i32, LabError> {
+        loop {
+            if let Some(status) = self.status().map_err(system("waiting for the program"))? {
+                return Ok(status);
+            }
+            for signal in signals.wait() {
+                let pass_on = match signal {
+                    consts::SIGTERM => Signal::TERM,
+                    consts::SIGHUP => Signal::HUP,
+                    consts::SIGUSR1 => Signal::USR1,
+                    consts::SIGUSR2 => Signal::USR2,
+                    _ => continue,
+                };
+                // It has not been waited for, so the number is its own.
+                let _ = kill_process(self.child, pass_on);
+            }
+        }
+    }
+
+    /// The program's exit status, if it has ended.
+    fn status(&self) -> io::Result<Option<i32>> {
+        let ended = rustix::io::retry_on_intr(|| waitpid(Some(self.child), WaitOptions::NOHANG))?;
+        let code =
+            |status: WaitStatus| status.exit_status().unwrap_or_else(|| 128 + status.terminating_signal().unwrap_or(0));
+        Ok(ended.map(|(_, status)| code(status)))
     }
 }
 
-/// Serves the lab as long as the program runs.
-fn beside(lab: &Arc<Lab>, child: Child, signals: &mut Signals) -> Result<i32, LabError> {
-    let (stop, stopper) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(system("making a pipe"))?;
-    let serving = Arc::clone(lab);
-    let server = thread::Builder::new().name("lab-calls".to_owned()).spawn(move || supervisor::serve(&serving, &stop));
-    let server = server.map_err(system("starting a thread"))?;
-    let status = wait(child, signals).map_err(system("waiting for the program"));
-    drop(stopper);
-    let _ = server.join();
-    status.map(|status| status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)))
+/// Why the program was not started.
+fn why(step: Step, errno: i32, program: String) -> LabError {
+    let source = io::Error::from_raw_os_error(errno);
+    match step {
+        Step::Filter if errno == libc::EBUSY => LabError::Inside,
+        Step::Filter => LabError::NoFilter { source },
+        Step::Namespaces => LabError::System { what: "making a mount namespace", source },
+        Step::Mounts => LabError::System { what: "mounting what shows the card", source },
+        Step::Program => LabError::NoProgram { program, source },
+    }
 }
 
 /// What is heard while a program runs. An interrupt from the terminal has reached it already.
@@ -213,30 +335,6 @@ const HEARD: [i32; 7] = [
     consts::SIGUSR2,
 ];
 
-/// Waits for the program; what ends us, or calls us, is passed on to it.
-fn wait(mut child: Child, signals: &mut Signals) -> io::Result<ExitStatus> {
-    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-    if let Some(status) = child.try_wait()? {
-        return Ok(status);
-    }
-    for signal in signals.forever() {
-        let pass_on = match signal {
-            consts::SIGTERM => Some(Signal::TERM),
-            consts::SIGHUP => Some(Signal::HUP),
-            consts::SIGUSR1 => Some(Signal::USR1),
-            consts::SIGUSR2 => Some(Signal::USR2),
-            _ => None,
-        };
-        if let Some(status) = child.try_wait()? {
-            return Ok(status);
-        }
-        if let (Some(pid), Some(signal)) = (pid, pass_on) {
-            let _ = kill_process(pid, signal);
-        }
-    }
-    child.wait()
-}
-
 /// The descriptors from which on receiving is trapped: below where `select` ends, and far from where
 /// programs have theirs.
 fn high_descriptors() -> std::ops::Range<u32> {
@@ -245,116 +343,4 @@ fn high_descriptors() -> std::ops::Range<u32> {
     let end = getrlimit(Resource::Nofile).current.unwrap_or(SELECT).min(SELECT);
     let start = end - MANY.min(end / 4);
     start as u32..end as u32
-}
-
-/// What the child does before it becomes the program.
-struct Prepared {
-    filter: Vec<sys::FilterOp>,
-    privileged: bool,
-    mounts: Option<Mounts>,
-    namespace: Option<OwnedFd>,
-    tell: OwnedFd,
-}
-
-fn prepare(command: &mut Command, mut prepared: Prepared) {
-    sys::before_exec(command, move || {
-        prepared.be_ready().map_err(|(step, error)| {
-            let _ = send(prepared.tell.as_fd(), step as u8, None);
-            error
-        })
-    });
-}
-
-impl Prepared {
-    fn be_ready(&mut self) -> Result<(), (Step, io::Error)> {
-        let at = |step| move |error: io::Error| (step, error);
-        // If we are killed, a program whose sockets lead nowhere is of no use.
-        let _ = set_parent_process_death_signal(Some(Signal::TERM));
-        if self.privileged {
-            self.own_mounts().map_err(at(Step::Namespaces))?;
-        }
-        if let Some(mounts) = &mut self.mounts {
-            mounts().map_err(at(Step::Mounts))?;
-        }
-        if !self.privileged {
-            sys::no_new_privileges().map_err(at(Step::Filter))?;
-        }
-        let listener = sys::listen(&self.filter).map_err(at(Step::Filter))?;
-        send(self.tell.as_fd(), 0, Some(listener.as_fd())).map_err(at(Step::Filter))
-    }
-
-    /// Gets a mount namespace from which nothing comes out, but into which what is mounted outside comes.
-    fn own_mounts(&self) -> io::Result<()> {
-        if let Some(namespace) = &self.namespace {
-            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))?;
-        }
-        sys::unshare_mounts()?;
-        // What `ip netns` makes in a lab is to be there outside, if it is where others look for it.
-        let named = if is_shared(NAMED) { Some(copy_of(NAMED)?) } else { None };
-        mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
-        if let Some(named) = named {
-            move_mount(named, "", rustix::fs::CWD, NAMED, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
-        }
-        Ok(())
-    }
-}
-
-/// Where `ip netns` keeps its namespaces.
-const NAMED: &str = "/run/netns";
-
-fn copy_of(path: &str) -> io::Result<OwnedFd> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
-    Ok(open_tree(rustix::fs::CWD, path, flags)?)
-}
-
-/// Whether something is mounted there whose mounts are seen elsewhere, too.
-fn is_shared(path: &str) -> bool {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    mounts.lines().any(|line| {
-        let mut fields = line.split(' ').skip(4);
-        fields.next() == Some(path) && fields.any(|field| field.starts_with("shared:"))
-    })
-}
-
-/// Sends where the child is, or that it is ready, with a descriptor.
-fn send(to: BorrowedFd<'_>, step: u8, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    let fds: Vec<_> = fd.into_iter().collect();
-    if !fds.is_empty() {
-        ancillary.push(SendAncillaryMessage::ScmRights(&fds));
-    }
-    let flags = SendFlags::from_bits_retain(filter::UNTRAPPED_SEND);
-    sendmsg(to, &[IoSlice::new(&[step])], &mut ancillary, flags)?;
-    Ok(())
-}
-
-fn receive(from: BorrowedFd<'_>) -> io::Result<(u8, Option<OwnedFd>)> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let mut step = [0];
-    recvmsg(from, &mut [IoSliceMut::new(&mut step)], &mut ancillary, RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT)?;
-    let mut fds = ancillary.drain().filter_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-        _ => None,
-    });
-    Ok((step[0], fds.next()))
-}
-
-/// Why the program was not started: what the child was at.
-fn why(ours: &OwnedFd, program: String, source: io::Error) -> LabError {
-    let step = receive(ours.as_fd()).map_or(0, |(step, _)| step);
-    let is = |at: Step| step == at as u8;
-    if is(Step::Filter) {
-        match source.raw_os_error() {
-            Some(libc::EBUSY) => LabError::Inside,
-            _ => LabError::NoFilter { source },
-        }
-    } else if is(Step::Namespaces) {
-        LabError::System { what: "making a mount namespace", source }
-    } else if is(Step::Mounts) {
-        LabError::System { what: "mounting what shows the card", source }
-    } else {
-        LabError::NoProgram { program, source }
-    }
 }

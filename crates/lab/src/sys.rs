@@ -7,6 +7,8 @@ use std::ffi::{c_int, c_long};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+use rustix::process::Pid;
+
 /// One instruction of a classic BPF filter.
 pub(crate) type FilterOp = libc::sock_filter;
 
@@ -231,16 +233,46 @@ pub(crate) fn unshare_mounts() -> io::Result<()> {
     check(unsafe { libc::unshare(libc::CLONE_NEWNS) }).map(drop)
 }
 
-/// Starts nothing, changes nothing until the child does: has `prepare` run in the child of a command,
-/// after `fork` and before `exec`.
-///
-/// `prepare` allocates, which the C library's `fork` allows, and takes no lock that another thread of the
-/// parent may hold: see where it is made.
-pub(crate) fn before_exec(
-    command: &mut std::process::Command,
-    prepare: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
-) {
-    use std::os::unix::process::CommandExt;
-    // SAFETY: as said above; nothing it does outlives the child but what is meant to.
-    unsafe { command.pre_exec(prepare) };
+/// Makes a copy of this process, which must have one thread: none could be waited for in the copy, or have left a lock
+/// taken. `None`: this is the copy.
+pub(crate) fn fork() -> io::Result<Option<Pid>> {
+    // SAFETY: with one thread the copy is as good as the original.
+    let child = check(unsafe { libc::fork() })?;
+    Ok(Pid::from_raw(child))
+}
+
+/// Ends this process, without what a process does that began its life with `main`.
+pub(crate) fn exit(status: c_int) -> ! {
+    // SAFETY: nothing is used any more.
+    unsafe { libc::_exit(status) }
+}
+
+/// Has this process ignore what asks processes to end.
+pub(crate) fn ignore_requests_to_end() -> io::Result<()> {
+    for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGTERM] {
+        // SAFETY: no handler is installed.
+        if unsafe { libc::signal(signal, libc::SIG_IGN) } == libc::SIG_ERR {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Closes every descriptor that this process was started with, but the standard ones: all that are to be kept by
+/// `exec`, as whatever we open ourselves is not.
+pub(crate) fn close_what_was_inherited() -> io::Result<()> {
+    const STANDARD: c_int = 2;
+    let fds = std::fs::read_dir("/proc/self/fd")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<c_int>().ok())
+        .filter(|fd| *fd > STANDARD);
+    // Listed first: the list itself is read from one.
+    for fd in fds.collect::<Vec<_>>() {
+        // SAFETY: no pointers.
+        let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+        if flags >= 0 && flags & libc::FD_CLOEXEC == 0 {
+            // SAFETY: no type owns it, since those that do have opened theirs with that flag.
+            unsafe { libc::close(fd) };
+        }
+    }
+    Ok(())
 }

@@ -3,6 +3,8 @@
 mod common;
 
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use common::{Place, text};
 
@@ -78,4 +80,64 @@ print(call(remove, b"mlx5_ib", 0))
     assert_eq!(place.text(&["python3", "-c", script]), "done ENOENT True\ndone\ndone\nEPERM\n");
     let remove = "modprobe -r mlx5_ib";
     assert_eq!(place.told(), [remove, remove, "insmod mlx5_ib", "insmod mlx5_ib"]);
+}
+
+/// How long anything may take before a test gives up.
+const LONG: Duration = Duration::from_secs(60);
+
+/// Waits until nobody is in a place any more.
+fn nobody_is_left(place: &Place) {
+    let end = Instant::now() + LONG;
+    loop {
+        let pids = text(&Command::new("ip").args(["netns", "pids", &place.name]).output().unwrap());
+        if pids.is_empty() {
+            return;
+        }
+        let line = |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let left: Vec<_> = pids.lines().map(line).collect();
+        assert!(Instant::now() < end, "{left:?}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn whenever_a_lab_is_killed_nothing_is_left() {
+    let Some(place) = Place::new() else { return };
+    let rounds: u32 = std::env::var("LAB_KILL_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(60);
+    let began = Instant::now();
+    assert!(place.run(&["true"]).status.success());
+    let takes = began.elapsed();
+    // As soon as it is the program it ignores what it can.
+    let program = ["sh", "-c", "trap '' TERM HUP; exec sleep 1000"];
+    for round in 0..rounds {
+        let mut lab = place.command(&[], &program).stdin(Stdio::null()).spawn().unwrap();
+        thread::sleep(takes * (round * 37 % 100) / 80);
+        lab.kill().unwrap();
+        lab.wait().unwrap();
+        nobody_is_left(&place);
+    }
+}
+
+#[test]
+fn what_is_left_in_the_background_has_a_lab_until_it_ends() {
+    let Some(place) = Place::new() else { return };
+    let folder = std::env::temp_dir().join(format!("{}-left", place.name));
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.to_str().unwrap();
+    let script = format!(
+        "(while [ ! -e {path}/go ]; do sleep 0.01; done
+        ip -d link show labp0 > {path}/said 2>&1; touch {path}/done) < /dev/null > /dev/null 2>&1 &
+        exit 4"
+    );
+    assert_eq!(place.run(&["sh", "-c", &script]).status.code(), Some(4));
+    std::fs::write(folder.join("go"), "").unwrap();
+    let end = Instant::now() + LONG;
+    while !folder.join("done").exists() {
+        assert!(Instant::now() < end, "it is not done");
+        thread::sleep(Duration::from_millis(5));
+    }
+    let said = std::fs::read_to_string(folder.join("said")).unwrap();
+    assert!(said.contains("parentdev 0000:08:00.0"), "{said}");
+    std::fs::remove_dir_all(&folder).unwrap();
+    nobody_is_left(&place);
 }

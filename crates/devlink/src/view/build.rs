@@ -20,11 +20,16 @@ use super::{Auxiliary, Card, Function, Module, Netdev, Parent, Profile, Role, Sr
 pub fn of(engine: &Engine, profile: &Profile, cx: &mut Locked<'_, Unlocked>) -> Card {
     let functions = engine.functions(cx);
     let snapshot = engine.inspect(cx);
-    let builder = Builder::new(engine.config(), profile, &functions, &snapshot);
+    build(engine.config(), profile, &functions, &snapshot)
+}
+
+/// A card as it was seen.
+pub(crate) fn build(config: &CardConfig, profile: &Profile, functions: &[PfFunction], snapshot: &Snapshot) -> Card {
+    let builder = Builder::new(config, profile, functions, snapshot);
     Card {
-        name: engine.config().address.to_string(),
+        name: config.address.to_string(),
         profile: profile.clone(),
-        switch_id: names::switch_id(engine.config()),
+        switch_id: names::switch_id(config),
         functions: builder.functions(),
         auxiliary: builder.auxiliary(),
         netdevs: builder.netdevs(),

@@ -11,8 +11,8 @@ use std::time::Duration;
 use card_memory::MemoryCard;
 use devlink::view::Profile;
 use devlink::{Access, Served, Server, listen};
-use eswitch::CardConfig;
 use eswitch::inspect::Snapshot;
+use eswitch::{CardConfig, PciAddress};
 use lockdep::{Domain, Locked, OnReport, Unlocked};
 use scenario::{Session, World};
 
@@ -27,11 +27,10 @@ pub struct Up {
     domain: Arc<Domain>,
 }
 
-fn up(cx: &mut Locked<'_, Unlocked>, domain: &Arc<Domain>, access: Access) -> Up {
+fn up(cx: &mut Locked<'_, Unlocked>, domain: &Arc<Domain>, access: Access, config: CardConfig) -> Up {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let path = std::env::temp_dir().join(format!("esw-protocol-{}-{number}.sock", std::process::id()));
-    let config = CardConfig { vfs: 2, ..CardConfig::default() };
     let world = World::of(MemoryCard::new(config.clone()), domain);
     let session = Arc::new(Session::start(cx, config, world, Duration::from_secs(10)).unwrap());
     let served = Arc::new(Served::new(Arc::clone(&session), Arc::clone(domain), Profile::mlx5()));
@@ -48,6 +47,18 @@ impl Drop for Up {
 }
 
 impl Up {
+    /// Whether a command has a PF at the moment.
+    pub fn is_busy(&self, pf: PciAddress) -> bool {
+        thread::scope(|scope| {
+            let look = || {
+                lockdep::enter(&self.domain, "onlooker", |cx| {
+                    self.session.engine().inspect_pf_if_free(cx, pf).is_none()
+                })
+            };
+            scope.spawn(look).join().unwrap()
+        })
+    }
+
     /// How the card is when all that was queued is done. In how long something is tried again is no part of it.
     pub fn at_rest(&self) -> Snapshot {
         // A thread of its own: this one has entered the locks' order already.
@@ -67,6 +78,11 @@ impl Up {
     }
 }
 
+/// Runs a test with a card of another kind.
+pub fn with_card_of(config: CardConfig, test: impl FnOnce(&Up)) {
+    with(16, config, test);
+}
+
 /// Runs a test with a card, which has room for 16 clients.
 pub fn with_card(test: impl FnOnce(&Up)) {
     with_room_for(16, test);
@@ -74,9 +90,13 @@ pub fn with_card(test: impl FnOnce(&Up)) {
 
 /// Runs a test with a card that has room for so many clients.
 pub fn with_room_for(clients: usize, test: impl FnOnce(&Up)) {
+    with(clients, CardConfig { vfs: 2, ..CardConfig::default() }, test);
+}
+
+fn with(clients: usize, config: CardConfig, test: impl FnOnce(&Up)) {
     let domain = Domain::checked(OnReport::Record);
     lockdep::enter(&domain, "main", |cx| {
-        let up = up(cx, &domain, Access { group: None, clients });
+        let up = up(cx, &domain, Access { group: None, clients }, config);
         test(&up);
         let session = Arc::clone(&up.session);
         drop(up);

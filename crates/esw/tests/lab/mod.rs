@@ -1,5 +1,7 @@
 //! Running programs in a lab around a card, where nothing of the host is touched.
 
+#![allow(dead_code, reason = "each test file is a program of its own")]
+
 use std::fmt::Display;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -55,7 +57,6 @@ pub fn skipped(programs: &[&str]) -> bool {
 }
 
 /// The same of the Python module.
-#[allow(dead_code, reason = "each test file is a program of its own")]
 pub fn skipped_without_pyroute2() -> bool {
     let found = Command::new("python3").args(["-c", "import pyroute2"]).stderr(Stdio::null()).status();
     let is_there = found.is_ok_and(|status| status.success());

@@ -1,0 +1,99 @@
+//! The view that a server shares: whoever knows of a change finds it there, and waits for nobody.
+
+mod common;
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use common::with_card_of;
+use devlink::eswitch_family::{PERFORM, WORDS};
+use devlink::view::Card;
+use devlink::{Client, ESWITCH, ViewReader};
+use eswitch::{CardConfig, PciAddress};
+
+fn card(pfs: u8, vfs: u16) -> CardConfig {
+    CardConfig { pfs, vfs, modules: vec!["mlx5_ib".to_owned()], ..CardConfig::default() }
+}
+
+fn perform(path: &Path, words: &str) {
+    ask(&mut Client::connect(path).unwrap(), words);
+}
+
+fn ask(client: &mut Client, words: &str) {
+    let asked = client.ask(ESWITCH, PERFORM, 0, |to| {
+        to.text(WORDS, words);
+    });
+    asked.unwrap();
+}
+
+fn reader(path: &Path) -> (Client, ViewReader, Card) {
+    let mut client = Client::connect(path).unwrap();
+    let mut reader = client.share().unwrap();
+    let card = (*reader.newer().unwrap().unwrap()).clone();
+    (client, reader, card)
+}
+
+fn vfs(card: &Card, pf: usize) -> u16 {
+    let mut pfs = card.functions.iter().filter_map(|function| function.sriov.as_ref());
+    pfs.nth(pf).unwrap().enabled
+}
+
+#[test]
+fn what_was_acknowledged_can_be_read() {
+    with_card_of(card(1, 0), |up| {
+        let (_client, mut reader, card) = reader(&up.path);
+        assert_eq!(vfs(&card, 0), 0);
+        assert_ne!(card.rdma, []);
+        assert!(reader.newer().unwrap().is_none(), "nothing has changed");
+        perform(&up.path, "echo 2 > /sys/bus/pci/devices/0000:08:00.0/sriov_numvfs");
+        assert_eq!(vfs(&reader.newer().unwrap().unwrap(), 0), 2);
+        for n in 0..100u8 {
+            perform(&up.path, &format!("ip link set enp8s0f0np0 vf 1 mac 02:00:00:00:00:{n:02x}"));
+            let card = reader.newer().unwrap().unwrap();
+            let pf = card.netdevs.iter().find(|netdev| netdev.name == "enp8s0f0np0").unwrap();
+            assert_eq!(pf.vfs[1].mac, [2, 0, 0, 0, 0, n]);
+        }
+        perform(&up.path, "modprobe -r mlx5_ib");
+        assert_eq!(reader.newer().unwrap().unwrap().rdma, []);
+    });
+}
+
+#[test]
+fn nobody_waits_for_a_pf_that_is_slow() {
+    const SLOW: PciAddress = PciAddress { domain: 0, bus: 8, device: 0, function: 0 };
+    with_card_of(card(2, 0), |up| {
+        let (_client, mut reader, _) = reader(&up.path);
+        perform(&up.path, "delay fdb pf 0 for 8s");
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                perform(&up.path, "devlink dev eswitch set pci/0000:08:00.0 mode switchdev");
+                done.store(true, Ordering::Release);
+            });
+            while !up.is_busy(SLOW) {
+                thread::yield_now();
+            }
+            perform(&up.path, "echo 1 > /sys/bus/pci/devices/0000:08:00.1/sriov_numvfs");
+            let card = reader.newer().unwrap().unwrap();
+            assert!(!done.load(Ordering::Acquire), "it has waited for the mode change");
+            assert_eq!((vfs(&card, 0), vfs(&card, 1)), (0, 1));
+        });
+        let uplink = reader.newer().unwrap().unwrap().netdevs[0].clone();
+        assert!(uplink.in_switch, "{uplink:?}");
+    });
+}
+
+#[test]
+fn what_was_read_last_stays_when_the_server_has_gone() {
+    let mut left = None;
+    with_card_of(card(1, 0), |up| {
+        let (mut client, reader, _) = reader(&up.path);
+        ask(&mut client, "modprobe -r mlx5_ib");
+        left = Some((client, reader));
+    });
+    let (mut client, mut reader) = left.unwrap();
+    client.wait_for_end();
+    assert_eq!(reader.newer().unwrap().unwrap().rdma, []);
+    assert!(reader.newer().unwrap().is_none());
+}

@@ -1,0 +1,132 @@
+//! What the three processes of a lab say to each other: one small message, with at most one descriptor.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+};
+
+/// A message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Word {
+    /// The program's process: here is where its trapped calls are heard of. To the supervisor.
+    Listener,
+    /// The program's process: it is prepared, and waits for [`Go`](Self::Go).
+    Ready,
+    /// The program's process: it could not do this, and why.
+    Failed(Step, i32),
+    /// The supervisor: it answers trapped calls from now on.
+    Serving,
+    /// To the supervisor: this is the program's process.
+    Program,
+    /// To the program's process: it is to become the program.
+    Go,
+    /// To the supervisor: the program has ended.
+    Ended,
+    /// The supervisor: the program has left others running.
+    Remains,
+}
+
+/// What the program's process is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    Namespaces,
+    Mounts,
+    Filter,
+    Program,
+}
+
+const STEPS: [Step; 4] = [Step::Namespaces, Step::Mounts, Step::Filter, Step::Program];
+const WORDS: [Word; 7] =
+    [Word::Listener, Word::Ready, Word::Serving, Word::Program, Word::Go, Word::Ended, Word::Remains];
+/// What a failed step's number begins at.
+const FAILED: u8 = 100;
+/// The number of a word or a step, and an error number.
+const LEN: usize = 5;
+
+impl Word {
+    fn bytes(self) -> [u8; LEN] {
+        let (number, errno) = match self {
+            Self::Failed(step, errno) => (FAILED + step as u8, errno),
+            word => (WORDS.iter().position(|other| *other == word).unwrap_or(WORDS.len()) as u8, 0),
+        };
+        let [a, b, c, d] = errno.to_ne_bytes();
+        [number, a, b, c, d]
+    }
+
+    fn of([number, a, b, c, d]: [u8; LEN]) -> Option<Self> {
+        match number.checked_sub(FAILED) {
+            Some(step) => Some(Self::Failed(*STEPS.get(usize::from(step))?, i32::from_ne_bytes([a, b, c, d]))),
+            None => WORDS.get(usize::from(number)).copied(),
+        }
+    }
+}
+
+/// Two ends of a channel. What is read of one whose other end is closed everywhere is an error,
+/// `UnexpectedEof`.
+///
+/// # Errors
+/// There are no more descriptors.
+pub(super) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
+}
+
+/// Sends a message.
+///
+/// # Errors
+/// Nobody has the other end any more.
+pub(super) fn send(to: impl AsFd, word: Word, fd: Option<&OwnedFd>) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let fds: Vec<_> = fd.iter().map(AsFd::as_fd).collect();
+    if !fds.is_empty() {
+        ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+    }
+    // The process that becomes the program sends under the filter, and nobody hears its trapped calls yet.
+    let flags = SendFlags::from_bits_retain(crate::filter::UNTRAPPED_SEND);
+    sendmsg(to, &[IoSlice::new(&word.bytes())], &mut ancillary, flags)?;
+    Ok(())
+}
+
+/// Waits for a message.
+///
+/// # Errors
+/// Nobody has the other end any more, or a message makes no sense.
+pub(super) fn receive(from: impl AsFd) -> io::Result<(Word, Option<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut bytes = [0; LEN];
+    let received = rustix::io::retry_on_intr(|| {
+        recvmsg(&from, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)
+    })?;
+    if received.bytes == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let word = Word::of(bytes).filter(|_| received.bytes == LEN).ok_or(io::ErrorKind::InvalidData)?;
+    let fd = ancillary.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    });
+    Ok((word, fd))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_is_understood() {
+        let (one, other) = pair().unwrap();
+        let failed = STEPS.map(|step| Word::Failed(step, libc::EBUSY));
+        for word in WORDS.into_iter().chain(failed) {
+            send(&one, word, (word == Word::Listener).then_some(&one)).unwrap();
+            let (heard, fd) = receive(&other).unwrap();
+            assert_eq!((heard, fd.is_some()), (word, word == Word::Listener));
+        }
+        drop(one);
+        assert_eq!(receive(&other).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+}
