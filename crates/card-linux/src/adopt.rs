@@ -61,9 +61,14 @@ pub struct Hold {
 }
 
 impl Hold {
-    /// The engine has brought the card up: what nobody has asked for of what was found is deleted.
+    /// The engine has brought the card up: what nobody has asked for of what was found is deleted. The rest still
+    /// stays, should the card be dropped, until it [may go](Self::may_go).
     pub fn taken_over<L>(&self, cx: &mut Locked<'_, L>) {
         self.state.lock_leaf(cx).end_taking_over();
+    }
+
+    /// From now on all of it goes with the card.
+    pub fn may_go(&self) {
         self.stays.store(false, Ordering::Release);
     }
 }

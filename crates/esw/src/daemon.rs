@@ -181,6 +181,7 @@ impl Daemon {
         };
         if let Some(hold) = &hold {
             hold.taken_over(cx);
+            hold.may_go();
         }
         journal.store(&card.card, || session.engine().agreed(cx))?;
         let (milliseconds, restored) = (since.elapsed().as_millis() as u64, stored.is_some());

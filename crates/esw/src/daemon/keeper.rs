@@ -52,7 +52,7 @@ impl Kept {
     /// # Errors
     /// There can be no place here, or nobody to keep it.
     pub fn prepare(socket: &Path, keeps: bool) -> Result<Self> {
-        if !Place::would_be_private() {
+        if !Place::would_be_private()? {
             return Ok(Self { place: Place::prepare()?, keeper: None });
         }
         let path = socket.with_extension("keeper");
