@@ -1,6 +1,7 @@
 //! Finding cards that are up: by their control sockets.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
@@ -40,7 +41,7 @@ impl Which {
             return Ok(vec![found(path)?]);
         }
         if let Some(name) = &self.card {
-            return Ok(vec![found(&socket_of(name))?]);
+            return Ok(vec![found(&socket_of(name)?)?]);
         }
         let mut cards = Vec::new();
         let mut refused = None;
@@ -60,6 +61,22 @@ impl Which {
             _ => Ok(cards),
         }
     }
+}
+
+/// Does something with each of several things at once, as each may wait; what came of them is in their order. Where
+/// the system gives no more threads, some come one after the other.
+pub fn all_at_once<T: Send, R: Send>(things: Vec<T>, f: impl Fn(T) -> R + Sync) -> Vec<R> {
+    let things: Vec<Mutex<Option<T>>> = things.into_iter().map(|thing| Mutex::new(Some(thing))).collect();
+    let take = &|thing: &Mutex<Option<T>>| thing.lock().unwrap_or_else(PoisonError::into_inner).take().map(&f);
+    std::thread::scope(|scope| {
+        let start = |thing| std::thread::Builder::new().spawn_scoped(scope, move || take(thing)).ok();
+        let threads: Vec<_> = things.iter().map(|thing| (thing, start(thing))).collect();
+        let done = threads.into_iter().filter_map(|(thing, thread)| match thread {
+            Some(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            None => take(thing),
+        });
+        done.collect()
+    })
 }
 
 fn found(path: &Path) -> Result<Found, ClientError> {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use card_memory::MemoryCard;
 use devlink::view::Profile;
-use devlink::{Access, Served, Server, listen};
+use devlink::{Access, ControlSocket, Host, Served, Server};
 use eswitch::CardConfig;
 use eswitch::inspect::Snapshot;
 use lockdep::{Domain, Locked, OnReport, Unlocked};
@@ -23,26 +23,28 @@ pub const PF: &str = "0000:08:00.0";
 pub struct Up {
     pub path: PathBuf,
     server: Option<Server>,
+    socket: Option<ControlSocket>,
     pub session: Arc<Session>,
     domain: Arc<Domain>,
 }
 
-fn up(cx: &mut Locked<'_, Unlocked>, domain: &Arc<Domain>, access: Access) -> Up {
+fn up(cx: &mut Locked<'_, Unlocked>, domain: &Arc<Domain>, access: Access, host: Option<Arc<dyn Host>>) -> Up {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let path = std::env::temp_dir().join(format!("esw-protocol-{}-{number}.sock", std::process::id()));
     let config = CardConfig { vfs: 2, ..CardConfig::default() };
     let world = World::of(MemoryCard::new(config.clone()), domain);
     let session = Arc::new(Session::start(cx, config, world, Duration::from_secs(10)).unwrap());
-    let served = Arc::new(Served::new(Arc::clone(&session), Arc::clone(domain), Profile::mlx5()));
-    let server = Server::start(cx, served, listen(&path).unwrap(), access).unwrap();
-    Up { path, server: Some(server), session, domain: Arc::clone(domain) }
+    let served = Served { host, ..Served::new(Arc::clone(&session), Arc::clone(domain), Profile::mlx5()) };
+    let mut socket = ControlSocket::bind(&path, 0o600, None).unwrap();
+    let server = Server::start(cx, Arc::new(served), socket.take_listener().unwrap(), access).unwrap();
+    Up { path, server: Some(server), socket: Some(socket), session, domain: Arc::clone(domain) }
 }
 
 impl Drop for Up {
     fn drop(&mut self) {
         self.server = None;
-        let _ = std::fs::remove_file(&self.path);
+        self.socket = None;
         assert!(self.domain.take_reports().is_empty());
     }
 }
@@ -74,9 +76,14 @@ pub fn with_card(test: impl FnOnce(&Up)) {
 
 /// Runs a test with a card that has room for so many clients.
 pub fn with_room_for(clients: usize, test: impl FnOnce(&Up)) {
+    with(Access { group: None, clients }, None, test);
+}
+
+/// Runs a test with a card.
+pub fn with(access: Access, host: Option<Arc<dyn Host>>, test: impl FnOnce(&Up)) {
     let domain = Domain::checked(OnReport::Record);
     lockdep::enter(&domain, "main", |cx| {
-        let up = up(cx, &domain, Access { group: None, clients });
+        let up = up(cx, &domain, access, host);
         test(&up);
         let session = Arc::clone(&up.session);
         drop(up);
