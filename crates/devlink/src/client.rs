@@ -43,8 +43,8 @@ pub struct Answered {
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody listens there.
-    #[error("no card at {path}; `esw up --daemon` brings one up, `esw status` lists those that are up")]
+    /// Nobody listens there, or lets us in.
+    #[error("no card at {path} ({source}); `esw up --daemon` brings one up, `esw status` lists those that are up")]
     NoCard {
         /// The socket's path.
         path: String,

@@ -1,5 +1,6 @@
 //! Finding cards that are up: by their control sockets.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -8,6 +9,7 @@ use clap::Args;
 use devlink::{Client, ClientError};
 
 use crate::daemon::{folders, socket_of, sockets};
+use crate::output::complain;
 
 /// Which cards are meant.
 #[derive(Clone, Debug, Default, Args)]
@@ -44,16 +46,21 @@ impl Which {
             return Ok(vec![found(&socket_of(name)?)?]);
         }
         let mut cards = Vec::new();
-        let mut refused = None;
-        for path in sockets().context("looking for control sockets")? {
-            match found(&path) {
+        let mut refused = Vec::new();
+        for found in all_at_once(sockets().context("looking for control sockets")?, |path| found(&path)) {
+            match found {
                 Ok(card) => cards.push(card),
                 // What a dead daemon has left is no card.
-                Err(ClientError::NoCard { source, .. }) if source.kind() == std::io::ErrorKind::ConnectionRefused => {}
-                Err(error) => refused = Some(error),
+                Err(ClientError::NoCard { source, .. })
+                    if matches!(source.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) => {}
+                Err(error) => refused.push(error),
             }
         }
-        match refused {
+        // Without those it would look as if they were not there.
+        if !cards.is_empty() {
+            refused.iter().for_each(|error| complain!("esw: {error}"));
+        }
+        match refused.pop() {
             Some(error) if cards.is_empty() => Err(error.into()),
             _ if cards.is_empty() => {
                 bail!("no card is up; `esw up --daemon` brings one up (looked in {})", folders::sockets().display())

@@ -824,6 +824,42 @@ fn a_keeper_ends_when_it_is_told_to_and_for_nothing_else() {
 }
 
 #[test]
+fn without_root_too_only_members_of_the_group_change_things() {
+    let Some(who) = without_root().filter(|_| rustix::process::geteuid().is_root()) else {
+        return skip("without_root_too_only_members", "it takes root, to be others, and user namespaces with veth");
+    };
+    let rig = rig(who, 97);
+    // The daemon's own group, which is root's where it is, and one that it cannot tell from any other.
+    for (group, members) in [(65_534, true), (65_533, false)] {
+        let config = fs::read_to_string(rig.place.folder.join("x.toml")).unwrap();
+        let open = "[cards.x]\nsocket_mode = \"0666\"\n".to_owned();
+        // Whoever is not in it cannot give the socket to a group.
+        let config = config.replace("[cards.x]\n", &format!("{open}socket_group = {group}\n"));
+        rig.place.file("group.toml", &config);
+        let (code, _, complaint) =
+            read(rig.run(&[rig.esw.to_str().unwrap(), "up", "--daemon", "--detach", "--config", "group.toml"]));
+        if !members {
+            assert_ne!(code, 0, "{complaint}");
+            continue;
+        }
+        assert_eq!(code, 0, "{complaint}");
+        let socket = rig.place.folder.join("run/x.sock").display().to_string();
+        let set = |group: &str| {
+            let mut command = Command::new("setpriv");
+            command.args(["--reuid=65532", &format!("--regid={group}"), "--clear-groups"]).arg(&rig.esw);
+            command.args(["dev", "eswitch", "set", "--socket", &socket, "pci/0000:61:00.0", "mode", "switchdev"]);
+            read(command.output().unwrap())
+        };
+        let (code, _, complaint) = set("65534");
+        assert_eq!(code, 0, "a member: {complaint}");
+        let (code, _, complaint) = set("65531");
+        assert_eq!(code, 1, "another: {complaint}");
+        assert!(complaint.contains("Operation not permitted"), "{complaint}");
+        rig.esw(&["down"]);
+    }
+}
+
+#[test]
 fn a_lab_that_is_open_is_in_no_daemons_way() {
     if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() || !works(&["ip", "netns"]) {
         return skip("a_lab_that_is_open_is_in_no_daemons_way", "it takes root, /dev/fuse and iproute2");

@@ -106,7 +106,11 @@ impl Told {
                 return Ok(None);
             }
             let mut text = [0; 4096];
-            let (_, length) = net::recv(&self.socket, &mut text[..], RecvFlags::DONTWAIT)?;
+            let length = match net::recv(&self.socket, &mut text[..], RecvFlags::DONTWAIT) {
+                Ok((_, length)) => length,
+                Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
+            };
             let text = String::from_utf8_lossy(&text[..length.min(text.len())]).into_owned();
             if text.lines().any(|line| line == "READY=1") {
                 let status = text.lines().find_map(|line| line.strip_prefix("STATUS="));

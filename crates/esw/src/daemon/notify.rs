@@ -9,9 +9,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
 use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{self, AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::printable::printable;
+
+/// How long the service manager may take to have room for a message.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Who is told, if anybody wants to be.
 #[derive(Debug, Default)]
@@ -77,6 +81,8 @@ pub fn address(name: &OsStr) -> Result<SocketAddrUnix, Errno> {
 fn connect(name: &OsString) -> Result<OwnedFd, Errno> {
     let socket = net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     net::connect(&socket, &address(name)?)?;
+    // A service manager that does not read is not waited for for ever.
+    set_socket_timeout(&socket, Timeout::Send, Some(PATIENCE))?;
     Ok(socket)
 }
 
