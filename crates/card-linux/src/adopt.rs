@@ -67,6 +67,11 @@ impl Hold {
         self.state.lock_leaf(cx).end_taking_over();
     }
 
+    /// Whether what was found stays, should the card be dropped. Where nothing was found it never does.
+    pub fn stays(&self) -> bool {
+        self.stays.load(Ordering::Acquire)
+    }
+
     /// From now on all of it goes with the card.
     pub fn may_go(&self) {
         self.stays.store(false, Ordering::Release);

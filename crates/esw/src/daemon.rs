@@ -157,14 +157,21 @@ struct Door {
 
 /// A card that is up.
 struct Running {
-    journal: Arc<Journal>,
-    session: Arc<Session>,
+    card: Started,
     server: Server,
     log: Follower,
     socket: ControlSocket,
+}
+
+/// A card that the engine has brought up.
+struct Started {
     name: String,
-    /// A card of netdevs, which stays until it may go.
+    journal: Arc<Journal>,
+    session: Arc<Session>,
+    /// Of a card of netdevs. What an earlier daemon has left of it stays until it may go.
     hold: Option<Hold>,
+    /// Whether it was brought to what was stored.
+    restored: bool,
 }
 
 impl Daemon {
@@ -173,11 +180,17 @@ impl Daemon {
         let mut up = Vec::new();
         for (card, door) in config.cards.iter().zip(doors) {
             self.notify.status(&format!("bringing {} up", card.name));
-            up.push(self.bring_up(cx, card, door)?);
+            match self.bring_up(cx, card, door) {
+                Ok(running) => up.push(running),
+                Err(error) => return give_up_all(cx, up, error),
+            }
         }
+        let watchdog = match Watchdog::start(Arc::clone(&self.notify)) {
+            Ok(watchdog) => watchdog,
+            Err(error) => return give_up_all(cx, up, error),
+        };
         // Nothing can fail any more that would have us end: until here, what an earlier daemon had left stays.
-        let watchdog = Watchdog::start(Arc::clone(&self.notify))?;
-        up.iter().filter_map(|card| card.hold.as_ref()).for_each(Hold::may_go);
+        up.iter().filter_map(|running| running.card.hold.as_ref()).for_each(Hold::may_go);
         for card in &config.cards {
             line(&format!("{}: up, control socket {}", card.name, card.socket.display()));
         }
@@ -215,30 +228,49 @@ impl Daemon {
             Ok(session) => Arc::new(session),
             Err(error) => bail!("{}: the card did not come up: {error}", card.name),
         };
-        if let Some(hold) = &hold {
+        let started = Started { name: card.name.clone(), journal, session, hold, restored: stored.is_some() };
+        match self.serve(cx, card, &started, listener, since) {
+            Ok((server, log)) => Ok(Running { card: started, server, log, socket }),
+            Err(error) => {
+                started.give_up(cx);
+                Err(error)
+            }
+        }
+    }
+
+    /// Stores what is agreed of a card that has come up, and serves it.
+    fn serve(
+        &self,
+        cx: &mut Locked<'_, Unlocked>,
+        card: &CardEntry,
+        started: &Started,
+        listener: OwnedFd,
+        since: Instant,
+    ) -> Result<(Server, Follower)> {
+        let Started { journal, session, hold, restored, .. } = started;
+        if let Some(hold) = hold {
             hold.taken_over(cx);
         }
         journal.store(&card.card, || session.engine().agreed(cx))?;
-        let (milliseconds, restored) = (since.elapsed().as_millis() as u64, stored.is_some());
+        let milliseconds = since.elapsed().as_millis() as u64;
         tracing::info!(card = card.name, milliseconds, restored, "up");
-        let log = log::follow(cx, &card.name, &session, &self.domain)?;
+        let log = log::follow(cx, &card.name, session, &self.domain)?;
         let host = CardHost {
             name: card.name.clone(),
             kind: card.kind,
             socket: card.socket.clone(),
             since,
-            journal: Arc::clone(&journal),
-            session: Arc::downgrade(&session),
+            journal: Arc::clone(journal),
+            session: Arc::downgrade(session),
             ending: Arc::clone(&self.ending),
         };
         let served = Arc::new(Served {
             ifindex: (card.kind == Kind::Linux).then(ifindex).transpose()?,
             host: Some(Arc::new(host)),
-            ..Served::new(Arc::clone(&session), Arc::clone(&self.domain), card.profile.clone())
+            ..Served::new(Arc::clone(session), Arc::clone(&self.domain), card.profile.clone())
         });
         let access = Access { group: self.group_of(card), clients: self.clients };
-        let server = Server::start(cx, served, listener, access)?;
-        Ok(Running { journal, session, server, log, socket, name: card.name.clone(), hold })
+        Ok((Server::start(cx, served, listener, access)?, log))
     }
 
     /// Whose members may change things, as the kernel tells this process of groups. In a user namespace of our own
@@ -257,23 +289,61 @@ impl Daemon {
 impl Running {
     /// Takes the card down; whether nothing is left.
     fn take_down(self, cx: &mut Locked<'_, Unlocked>, how: How) -> bool {
-        drop(self.server);
+        let Self { card, server, log, socket } = self;
+        drop(server);
         // First: who is killed from here on has been asked to forget it.
-        let forgotten = if how == How::Forget { self.journal.forget() } else { Ok(()) };
+        let forgotten = how != How::Forget || card.forget();
+        let closed = card.close(cx);
+        drop(log);
+        // The netdevs go with the card and the database is closed, and only then may another daemon take its place.
+        drop(card);
+        drop(socket);
+        closed && forgotten
+    }
+}
+
+impl Started {
+    /// The daemon does not come up. Of this card nothing is left that this start has made; but what an earlier daemon
+    /// has left stays, as if this one had died.
+    fn give_up(self, cx: &mut Locked<'_, Unlocked>) {
+        if self.hold.as_ref().is_some_and(Hold::stays) {
+            // Whatever its end would unmake.
+            return std::mem::forget(self.session);
+        }
+        if !self.restored {
+            self.forget();
+        }
+        self.close(cx);
+    }
+
+    /// Forgets what was agreed; whether it is forgotten.
+    fn forget(&self) -> bool {
+        let forgotten = self.journal.forget();
         if let Err(error) = &forgotten {
             tracing::error!(card = self.name, "{error:#}");
         }
+        forgotten.is_ok()
+    }
+
+    /// Takes down what the engine has; whether nothing is left.
+    fn close(&self, cx: &mut Locked<'_, Unlocked>) -> bool {
         let left = self.session.close(cx);
         for left in &left {
             tracing::error!(card = self.name, invariant = left.invariant, "{}", left.detail);
         }
-        drop(self.log);
-        // The netdevs go with the card and the database is closed, and only then may another daemon take its place.
-        drop(self.session);
-        drop(self.journal);
-        drop(self.socket);
-        left.is_empty() && forgotten.is_ok()
+        left.is_empty()
     }
+}
+
+/// Gives up every card that is up, as the daemon does not come up for this reason.
+fn give_up_all(cx: &mut Locked<'_, Unlocked>, up: Vec<Running>, error: anyhow::Error) -> Result<u8> {
+    for Running { card, server, log, socket } in up.into_iter().rev() {
+        drop(server);
+        card.give_up(cx);
+        drop(log);
+        drop(socket);
+    }
+    Err(error)
 }
 
 /// Leaves the cards as they are, as if we had died, but for the sockets: the next daemon finds them.

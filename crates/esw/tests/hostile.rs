@@ -229,7 +229,7 @@ fn a_daemon_in_a_lab_is_refused_and_says_so() {
     let run = format!("RUNTIME_DIRECTORY={}", other.join("run").display());
     for how in [&["up", "--daemon", "--config", &config][..], &["up", "--daemon", "--detach", "--config", &config]] {
         // Whatever the environment says.
-        let output = place.lab(&[&["env", "-i", &run, env!("CARGO_BIN_EXE_esw")], how].concat());
+        let output = place.lab(&[&["timeout", "60", "env", "-i", &run, env!("CARGO_BIN_EXE_esw")], how].concat());
         let text = said(&output);
         assert_eq!(output.status.code(), Some(2), "{text}");
         assert!(text.contains("this is inside a lab"), "{text}");
