@@ -828,6 +828,50 @@ fn a_keeper_ends_when_it_is_told_to_and_for_nothing_else() {
 }
 
 #[test]
+fn a_keeper_is_found_next_to_whichever_card_it_was_left_with() {
+    let Some(who) = without_root() else {
+        return skip("a_keeper_is_found_next_to", "it takes user namespaces with veth, and iproute2");
+    };
+    let rig = rig(who, 99);
+    let card =
+        |name: &str, bus: u8| format!("[cards.{name}]\nkind = \"linux\"\ncard.address = \"0000:{bus:02x}:00.0\"\n");
+    let write = |name: &str, text: &str| drop(rig.place.file(name, text));
+    let up = |config: &str| rig.esw(&["up", "--daemon", "--detach", "--config", config]);
+    let kill = |card: &str| {
+        let status: Value = serde_json::from_str(rig.esw(&["status", "--json", "--card", card]).trim()).unwrap();
+        let pid = u32::try_from(status["pid"].as_u64().unwrap()).unwrap();
+        signal(pid, "-KILL");
+        // Until it has let go of its files; nobody may have asked yet what has become of it.
+        let lives = || fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "));
+        while lives() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    let x = fs::read_to_string(rig.place.folder.join("x.toml")).unwrap();
+    write("y.toml", &card("y", 100));
+    write("both.toml", &(x.clone() + &card("y", 100)));
+    write("more.toml", &(x + &card("a", 101)));
+    let index = || rig.must("ip -o link show enp99s0f0v1 | cut -d: -f1");
+    up("x.toml");
+    up("y.toml");
+    let (kept, before) = (keeper(&rig), index());
+    kill("x");
+    kill("y");
+    // They were left in two places, and one daemon can be in one.
+    let both = [rig.esw.to_str().unwrap(), "up", "--daemon", "--config", "both.toml"];
+    let (code, _, complaint) = read(rig.run(&both));
+    assert_eq!(code, 2, "{complaint}");
+    assert!(complaint.contains("run/x.keeper and ") && complaint.contains("run/y.keeper"), "{complaint}");
+    up("y.toml");
+    rig.esw(&["down", "--card", "y"]);
+    // Another card comes first now.
+    up("more.toml");
+    assert_eq!((keeper(&rig), index()), (kept, before));
+    rig.esw(&["down", "--card", "a"]);
+    assert!(!rig.place.folder.join("run/x.keeper").exists());
+}
+
+#[test]
 fn without_root_too_only_members_of_the_group_change_things() {
     let Some(who) = without_root().filter(|_| rustix::process::geteuid().is_root()) else {
         return skip("without_root_too_only_members", "it takes root, to be others, and user namespaces with veth");
