@@ -61,9 +61,19 @@ pub struct Hold {
 }
 
 impl Hold {
-    /// The engine has brought the card up: what nobody has asked for of what was found is deleted.
+    /// The engine has brought the card up: what nobody has asked for of what was found is deleted. The rest still
+    /// stays, should the card be dropped, until it [may go](Self::may_go).
     pub fn taken_over<L>(&self, cx: &mut Locked<'_, L>) {
         self.state.lock_leaf(cx).end_taking_over();
+    }
+
+    /// Whether what was found stays, should the card be dropped. Where nothing was found it never does.
+    pub fn stays(&self) -> bool {
+        self.stays.load(Ordering::Acquire)
+    }
+
+    /// From now on all of it goes with the card.
+    pub fn may_go(&self) {
         self.stays.store(false, Ordering::Release);
     }
 }

@@ -75,7 +75,8 @@ impl LinuxCard {
     }
 
     /// A card that takes over what a dead process has left of it, if there is any. It is to be brought up to be
-    /// what that was, and then [said to be](Hold::taken_over); should it be dropped before, all that was found stays.
+    /// what that was, and then [said to be](Hold::taken_over); should it be dropped before it [may go](Hold::may_go),
+    /// what was found stays.
     ///
     /// # Errors
     /// As [`new`](Self::new); what was found is as it was.

@@ -5,11 +5,13 @@
 //! killed, the name and the netdevs stay behind; who makes the next of that name clears them away, or takes
 //! them over.
 
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use eswitch::PciAddress;
 
@@ -90,13 +92,34 @@ pub(crate) fn open(name: &str) -> io::Result<File> {
     File::open(Path::new(NAMES).join(name))
 }
 
-/// The named namespace that the socket's namespace knows by an id.
-pub(crate) fn find(socket: &mut Socket, id: i32) -> Option<(String, File)> {
-    fs::read_dir(NAMES).ok()?.flatten().find_map(|entry| {
-        let netns = File::open(entry.path()).ok()?;
-        let found = request::netns_id(socket, &netns).ok()??;
-        (found == id).then(|| (entry.file_name().to_string_lossy().into_owned(), netns))
-    })
+/// The named namespace that the socket's namespace knows by an id, if there is one that may be opened.
+///
+/// # Errors
+/// The system has no room to look: that it was not found would not mean that it is not there.
+pub(crate) fn find(socket: &mut Socket, id: i32) -> io::Result<Option<(String, File)>> {
+    let entries = match fs::read_dir(NAMES) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        let looked = File::open(entry.path()).and_then(|netns| Ok((request::netns_id(socket, &netns)?, netns)));
+        match looked {
+            Ok((Some(found), netns)) if found == id => {
+                return Ok(Some((entry.file_name().to_string_lossy().into_owned(), netns)));
+            }
+            Err(error) if is_lack_of_room(&error) => return Err(error),
+            // Another, or what is no namespace, or none any more, or may not be opened.
+            _ => {}
+        }
+    }
+    Ok(None)
+}
+
+/// Whether an error says that the system has no room, rather than anything of what was asked for.
+fn is_lack_of_room(error: &io::Error) -> bool {
+    let number = error.raw_os_error().unwrap_or_default();
+    [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::ENOBUFS, libc::EAGAIN].contains(&number)
 }
 
 /// The namespace a card is.
@@ -119,13 +142,13 @@ impl CardNetns {
         let (lock, died) = lock(address)?;
         prepare_names().map_err(system(format!("making {NAMES} a place for names")))?;
         let path = Path::new(NAMES).join(card_netns_name(address));
-        if find
-            && died
-            && let Some(netns) = left_at(&path)
-        {
-            return Ok((Self { netns, path, lock, stays: Arc::new(AtomicBool::new(true)) }, true));
+        if find && died {
+            let left = left_at(&path).map_err(system(format!("looking at {}, left by a dead process", path.display())));
+            if let Some(netns) = left? {
+                return Ok((Self { netns, path, lock, stays: Arc::new(AtomicBool::new(true)) }, true));
+            }
         }
-        if !died && path.exists() {
+        if !died && is_there(&path).map_err(system(format!("looking at {}", path.display())))? {
             // Or whoever comes next would take it for what we have left.
             lock.set_len(0).map_err(system("giving the card's lock back"))?;
             return Err(NetnsError::NotOurs { name: card_netns_name(address) });
@@ -162,16 +185,21 @@ impl Drop for CardNetns {
 /// its card is nobody's.
 fn lock(address: PciAddress) -> Result<(File, bool), NetnsError> {
     let path = Path::new(LOCKS).join(format!("{address}.lock"));
-    fs::create_dir_all(LOCKS).map_err(system(format!("making {LOCKS}")))?;
+    prepare_locks().map_err(system(format!("making {LOCKS}")))?;
     // Never removed: removing it would let two processes lock two files of one name.
     let mut file = File::options()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
         .open(&path)
         .map_err(system(format!("opening {}", path.display())))?;
-    match file.try_lock() {
+    // Who could open it could hold the lock, and keep the card from starting.
+    file.set_permissions(Permissions::from_mode(0o600))
+        .map_err(system(format!("closing {} to others", path.display())))?;
+    match lock_in_time(&file) {
         Ok(()) => {}
         Err(fs::TryLockError::WouldBlock) => {
             let mut pid = String::new();
@@ -190,6 +218,30 @@ fn lock(address: PciAddress) -> Result<(File, bool), NetnsError> {
     Ok((file, died))
 }
 
+/// Locks a file. A process that was just killed may have to close others first.
+fn lock_in_time(file: &File) -> Result<(), fs::TryLockError> {
+    const DYING: Duration = Duration::from_secs(2);
+    let until = Instant::now() + DYING;
+    loop {
+        match file.try_lock() {
+            Err(fs::TryLockError::WouldBlock) if Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Makes the folder of locks, which others may look into, whatever the umask.
+fn prepare_locks() -> io::Result<()> {
+    match DirBuilder::new().mode(0o755).create(LOCKS) {
+        Ok(()) => fs::set_permissions(LOCKS, Permissions::from_mode(0o755)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => fs::create_dir_all(LOCKS),
+        Err(error) => Err(error),
+    }
+}
+
 /// Makes `/run/netns` a mount point whose mounts are seen by namespaces copied from this one, as
 /// `ip netns` does, so that either finds the other's names.
 fn prepare_names() -> io::Result<()> {
@@ -205,19 +257,45 @@ fn prepare_names() -> io::Result<()> {
     }
 }
 
-/// The namespace bound to a path, if one is.
-fn left_at(path: &Path) -> Option<File> {
-    let netns = File::open(path).ok()?;
-    // What was to become one has nothing that could be entered.
-    Socket::open(&netns).ok()?;
-    Some(netns)
+/// Whether anything is at a path.
+fn is_there(path: &Path) -> io::Result<bool> {
+    match fs::symlink_metadata(path) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
+/// The namespace bound to a path, if one is.
+///
+/// # Errors
+/// That cannot be found out, or it cannot be entered. What is there may be in use.
+fn left_at(path: &Path) -> io::Result<Option<File>> {
+    let found = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        found => found?,
+    };
+    // What was to become one has nothing that could be entered.
+    if !sys::is_namespace(&found)? {
+        return Ok(None);
+    }
+    Socket::open(&found)?;
+    Ok(Some(found))
+}
+
+/// Removes what a dead process has left at a path, with every netdev inside.
+///
+/// # Errors
+/// It cannot be opened or emptied: it stays, as its netdevs would be there without it.
 fn clear_away(path: &Path) -> io::Result<()> {
     match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        // What is not a namespace any more has nothing inside.
-        opened => drop(opened.and_then(|netns| purge(&netns))),
+        opened => {
+            let found = opened?;
+            if sys::is_namespace(&found)? {
+                purge(&found)?;
+            }
+        }
     }
     // It may have been mounted more than once, or not at all.
     while sys::detach_mount(path).is_ok() {}
@@ -263,4 +341,31 @@ fn purge(netns: &File) -> io::Result<()> {
     // What has gone meanwhile, and an empty group, are as good as deleted.
     socket.run(batch);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_namespace_is_nothing_that_was_left_and_an_error_is_not_taken_for_that() {
+        let folder = std::env::temp_dir().join(format!("esw-netns-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let file = folder.join("file");
+        assert!(left_at(&file).unwrap().is_none(), "there is nothing");
+        fs::write(&file, "").unwrap();
+        assert!(left_at(&file).unwrap().is_none(), "it was to become one");
+        assert!(left_at(&file.join("below")).is_err(), "it cannot be looked at");
+        assert!(is_there(&file.join("below")).is_err());
+        assert!(sys::is_namespace(&current().unwrap()).unwrap());
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn a_lack_of_room_is_told_from_absence() {
+        for number in [libc::EMFILE, libc::ENFILE, libc::ENOMEM] {
+            assert!(is_lack_of_room(&io::Error::from_raw_os_error(number)));
+        }
+        assert!(!is_lack_of_room(&io::Error::from_raw_os_error(libc::ENOENT)));
+    }
 }

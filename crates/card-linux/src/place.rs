@@ -52,7 +52,7 @@ impl Place {
     /// The kernel allows neither. The error names the setting that is in the way.
     pub fn prepare() -> Result<Self, PlaceError> {
         let home = netns::current().map_err(system("opening /proc/thread-self/ns/net"))?;
-        if capable() && sys::owns(&home) {
+        if is_administered(&home)? {
             return Ok(Self { home, private: false });
         }
         make_private()?;
@@ -64,8 +64,12 @@ impl Place {
     }
 
     /// Whether [`prepare`](Self::prepare) would make namespaces, rather than use the one this was started in.
-    pub fn would_be_private() -> bool {
-        !(capable() && netns::current().is_ok_and(|home| sys::owns(&home)))
+    ///
+    /// # Errors
+    /// It cannot be found out.
+    pub fn would_be_private() -> Result<bool, PlaceError> {
+        let home = netns::current().map_err(system("opening /proc/thread-self/ns/net"))?;
+        Ok(!is_administered(&home)?)
     }
 
     /// Joins the place that another process of the same user has made. Call it before any thread is started.
@@ -89,17 +93,20 @@ impl Place {
     }
 }
 
-/// Whether this thread may administer networks and mounts, if only in its own user namespace.
-fn capable() -> bool {
+/// Whether this thread may administer networks and mounts where it was started, if only in its own user namespace.
+/// What cannot be found out is an error: root who is short of descriptors is not somebody without root.
+fn is_administered(home: &File) -> Result<bool, PlaceError> {
     const NET_ADMIN: u64 = 1 << 12;
     const SYS_ADMIN: u64 = 1 << 21;
-    let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
-    let effective = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-        .unwrap_or(0);
-    effective & NET_ADMIN != 0 && effective & SYS_ADMIN != 0
+    let text = fs::read_to_string("/proc/thread-self/status").map_err(system("reading /proc/thread-self/status"))?;
+    let effective = text.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    let effective = effective.ok_or_else(|| io::Error::other("it does not tell of capabilities"));
+    let effective = effective.map_err(system("reading /proc/thread-self/status"))?;
+    if effective & NET_ADMIN == 0 || effective & SYS_ADMIN == 0 {
+        return Ok(false);
+    }
+    sys::owns(home).map_err(system("looking at who owns the network namespace"))
 }
 
 fn make_private() -> Result<(), PlaceError> {

@@ -170,7 +170,7 @@ impl State {
         if request::netns_id(&mut self.card, &self.home)? == Some(id) {
             return Ok((Whereabouts::Home, outer));
         }
-        Ok(match netns::find(&mut self.card, id) {
+        Ok(match netns::find(&mut self.card, id)? {
             Some((name, netns)) => (Whereabouts::Named(name, netns), outer),
             None => (Whereabouts::Unnamed, outer),
         })

@@ -111,16 +111,27 @@ pub(crate) fn user_and_group() -> (u32, u32) {
 }
 
 /// Whether this process's user namespace, or one inside it, owns a namespace.
-pub(crate) fn owns(namespace: &File) -> bool {
+pub(crate) fn owns(namespace: &File) -> io::Result<bool> {
     const NS_GET_USERNS: c_ulong = 0xb701;
     // SAFETY: no pointers; the answer is a new descriptor or -1.
-    let fd = unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_USERNS) };
-    if fd < 0 {
-        return false;
+    match check(unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_USERNS) }) {
+        // SAFETY: the descriptor is new, so nobody else owns it.
+        Ok(fd) => drop(unsafe { OwnedFd::from_raw_fd(fd) }),
+        // It is out of this one's sight, as ioctl_ns(2) says.
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => return Ok(false),
+        Err(error) => return Err(error),
     }
-    // SAFETY: the descriptor is new, so nobody else owns it.
-    drop(unsafe { OwnedFd::from_raw_fd(fd) });
-    true
+    Ok(true)
+}
+
+/// Whether what is open is a namespace, rather than the file that one was to be bound to.
+pub(crate) fn is_namespace(file: &File) -> io::Result<bool> {
+    const NSFS_MAGIC: i64 = 0x6e73_6673;
+    // SAFETY: all-zero is a valid statfs.
+    let mut found: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes one statfs there, which is alive during the call.
+    check(unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut found) })?;
+    Ok(found.f_type as i64 == NSFS_MAGIC)
 }
 
 fn c_path(path: &Path) -> io::Result<CString> {

@@ -247,7 +247,8 @@ impl State {
         if inners.is_empty() {
             return;
         }
-        let home = request::netns_id(&mut self.card, &self.home).ok().flatten();
+        // Where they are cannot be told then, and is as it was.
+        let Ok(home) = request::netns_id(&mut self.card, &self.home) else { return };
         for (slot, link) in inners {
             let representor = slot.vport != Vport::Uplink && self.represented(*slot);
             let Some(ends) = self.ends.get_mut(slot).filter(|ends| representor && ends.inner) else {
@@ -308,9 +309,8 @@ impl State {
 
     /// What was deleted and should be there is made again.
     fn follow_deletion(&mut self, gone: Inside) {
-        if request::link(&mut self.card, gone.index()).is_err()
-            && let Some(inventory) = &mut self.inventory
-        {
+        let has_gone = self.has_gone(gone.index());
+        if has_gone && let Some(inventory) = &mut self.inventory {
             inventory.forget(gone.index());
         }
         if let Inside::Port(slot @ Slot { vport: Vport::Uplink, .. }) = gone {
@@ -318,7 +318,7 @@ impl State {
         }
         let Some(resource) = gone.resource() else { return };
         // The news may be of an older one of that number.
-        if !self.books.contains_key(&resource) || request::link(&mut self.card, gone.index()).is_ok() {
+        if !self.books.contains_key(&resource) || !has_gone {
             return;
         }
         let Some(entry) = self.books.get(&resource).copied() else { return };
@@ -334,9 +334,15 @@ impl State {
         }
     }
 
+    /// Whether a netdev inside the card is not there any more. That it cannot be looked at does not say so, and it may
+    /// be in use.
+    fn has_gone(&mut self, index: u32) -> bool {
+        request::link(&mut self.card, index).is_err_and(|error| error.raw_os_error() == Some(libc::ENODEV))
+    }
+
     /// Whoever deletes the other end of a wire has unplugged it.
     fn rewire(&mut self, slot: Slot) {
-        if self.ends(slot).port && request::link(&mut self.card, slot.port()).is_err() {
+        if self.ends(slot).port && self.has_gone(slot.port()) {
             self.wires.insert(slot.pf, Wire::Nowhere);
             if let Err(error) = self.make_wire_again(slot) {
                 self.complaints.push(error.to_string());

@@ -4,7 +4,10 @@ use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     self, AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags,
     SocketType,
@@ -20,10 +23,16 @@ use crate::wire::{self, Builder, GENL_HEADER, HEADER, attributes, messages};
 /// Bytes of a datagram from the server at most; a message with a long list in it is one.
 const DATAGRAM_MAX: usize = 256 * 1024;
 
+/// How long connecting may take. A daemon lets its clients in at once, whatever else it does; one that is stopped
+/// never does, and connections wait once its queue is full.
+const CONNECTING: Duration = Duration::from_secs(30);
+
 /// A connection to a card.
 #[derive(Debug)]
 pub struct Client {
     socket: OwnedFd,
+    /// When the card is to have answered, if there is a limit.
+    until: Option<Instant>,
     sequence: u32,
     buffer: Vec<u8>,
     /// What came along with the answer that was received last.
@@ -42,8 +51,8 @@ pub struct Answered {
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody listens there.
-    #[error("no card at {path}; `esw up --daemon` brings one up, `esw status` lists those that are up")]
+    /// Nobody listens there, or lets us in.
+    #[error("no card at {path} ({source}); `esw up --daemon` brings one up, `esw status` lists those that are up")]
     NoCard {
         /// The socket's path.
         path: String,
@@ -61,26 +70,67 @@ pub enum ClientError {
 /// Connects a socket to a card's.
 ///
 /// # Errors
-/// Nobody listens there.
+/// Nobody listens there, or who does lets nobody in for 30 seconds.
 pub fn connect(path: &Path) -> io::Result<OwnedFd> {
+    connect_by(path, Instant::now() + CONNECTING)
+}
+
+fn connect_by(path: &Path, until: Instant) -> io::Result<OwnedFd> {
     let socket = net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-    net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    let address = SocketAddrUnix::new(path)?;
+    limited(&socket, Timeout::Send, Some(until), || net::connect(&socket, &address))?;
+    set_socket_timeout(&socket, Timeout::Send, None)?;
     Ok(socket)
+}
+
+/// Does what waits at a socket, but no longer than until some time. A signal does not end it.
+fn limited<T>(
+    socket: &OwnedFd,
+    what: Timeout,
+    until: Option<Instant>,
+    mut f: impl FnMut() -> Result<T, Errno>,
+) -> io::Result<T> {
+    loop {
+        if let Some(until) = until {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            // A limit of nothing would be none, and it is rounded down to microseconds.
+            set_socket_timeout(socket, what, Some(left.max(Duration::from_millis(1))))?;
+        }
+        match f() {
+            // It may have waited less than it was allowed to.
+            Err(Errno::AGAIN) if until.is_some() => {}
+            Err(Errno::INTR) => {}
+            outcome => return Ok(outcome?),
+        }
+    }
 }
 
 impl Client {
     /// Connects to a card.
     ///
     /// # Errors
-    /// Nobody listens there.
+    /// Nobody listens there, or who does lets nobody in for 30 seconds.
     pub fn connect(path: &Path) -> Result<Self, ClientError> {
         let no_card = |source| ClientError::NoCard { path: path.display().to_string(), source };
         Ok(Self::over(connect(path).map_err(no_card)?))
     }
 
+    /// Connects to a card that is to let us in, and to have answered whatever it is asked, by some time. Whatever it
+    /// does, nothing that is done with this takes longer.
+    ///
+    /// # Errors
+    /// As for [`connect`](Self::connect); what takes longer ends as `TimedOut`.
+    pub fn connect_by(path: &Path, until: Instant) -> Result<Self, ClientError> {
+        let no_card = |source| ClientError::NoCard { path: path.display().to_string(), source };
+        Ok(Self { until: Some(until), ..Self::over(connect_by(path, until).map_err(no_card)?) })
+    }
+
     /// Uses a connection that is there.
     pub fn over(socket: OwnedFd) -> Self {
-        Self { socket, sequence: 0, buffer: vec![0; DATAGRAM_MAX], file: None }
+        Self { socket, until: None, sequence: 0, buffer: vec![0; DATAGRAM_MAX], file: None }
     }
 
     /// Asks, and waits for all of the answer. `flags`: [`wire::DUMP`] or none.
@@ -99,10 +149,12 @@ impl Client {
         request.begin(family, wire::REQUEST | wire::ACK | flags, self.sequence, 0).genl(command, VERSION);
         fill(&mut request);
         request.end();
-        net::send(&self.socket, request.bytes(), SendFlags::NOSIGNAL).map_err(io::Error::from)?;
+        limited(&self.socket, Timeout::Send, self.until, || {
+            net::send(&self.socket, request.bytes(), SendFlags::NOSIGNAL)
+        })?;
         let mut answers = Vec::new();
         loop {
-            let length = receive(&self.socket, &mut self.buffer, &mut self.file)?;
+            let length = self.receive()?;
             for (header, payload) in messages(&self.buffer[..length]) {
                 if header.sequence != self.sequence {
                     continue;
@@ -129,7 +181,7 @@ impl Client {
 
     /// Waits until the connection ends.
     pub fn wait_for_end(&mut self) {
-        while receive(&self.socket, &mut self.buffer, &mut self.file).is_ok() {}
+        while self.receive().is_ok() {}
     }
 
     /// Waits for something to be told that was not asked for.
@@ -137,8 +189,29 @@ impl Client {
     /// # Errors
     /// The card has gone.
     pub fn told(&mut self) -> Result<Vec<Answered>, ClientError> {
-        let length = receive(&self.socket, &mut self.buffer, &mut self.file)?;
+        let length = self.receive()?;
         Ok(messages(&self.buffer[..length]).filter_map(|(_, payload)| answered(payload)).collect())
+    }
+
+    /// Receives a datagram, and what came along with it, if something did.
+    fn receive(&mut self) -> io::Result<usize> {
+        let (socket, buffer, file) = (&self.socket, &mut self.buffer, &mut self.file);
+        let length = limited(socket, Timeout::Recv, self.until, || {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+            let parts = &mut [IoSliceMut::new(buffer)];
+            let received = net::recvmsg(socket, parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+            for message in ancillary.drain() {
+                if let RecvAncillaryMessage::ScmRights(fds) = message {
+                    *file = fds.last();
+                }
+            }
+            Ok(received.bytes)
+        })?;
+        if length == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(length.min(self.buffer.len()))
     }
 
     /// Gives the connection away.
@@ -149,24 +222,6 @@ impl Client {
     /// The connection itself.
     pub fn socket(&self) -> impl AsFd + '_ {
         &self.socket
-    }
-}
-
-/// Receives a datagram, and what came along with it, if something did.
-fn receive(socket: &OwnedFd, buffer: &mut [u8], file: &mut Option<OwnedFd>) -> io::Result<usize> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let received = rustix::io::retry_on_intr(|| {
-        net::recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)
-    })?;
-    for message in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmRights(fds) = message {
-            *file = fds.last();
-        }
-    }
-    match received.bytes {
-        0 => Err(io::ErrorKind::UnexpectedEof.into()),
-        length => Ok(length.min(buffer.len())),
     }
 }
 

@@ -5,7 +5,8 @@
 //! it to a card, once its bytes get there; a lab sees to that. Three families are there: `nlctrl`, which
 //! tells of the others; `devlink`; and [`eswitch_family`], for what devlink has no message for.
 //!
-//! [`answer`] is the protocol without a socket: bytes in, bytes out. [`Server`] is the socket.
+//! [`answer`] is the protocol without a socket: bytes in, bytes out. [`ControlSocket`] is the socket, [`Server`] what
+//! serves it.
 
 mod answer;
 mod card;
@@ -19,6 +20,8 @@ mod refusal;
 mod request;
 mod server;
 mod shared;
+mod socket;
+mod sys;
 pub mod view;
 pub mod wire;
 
@@ -28,5 +31,6 @@ pub use client::{Answered, Client, ClientError, connect};
 pub use command::takes_admin;
 pub use instance::LastView;
 pub use refusal::Refusal;
-pub use server::{Access, Server, ServerError, listen};
+pub use server::{Access, Server};
 pub use shared::{SharedView, Touched, ViewReader};
+pub use socket::{ControlSocket, SocketError};

@@ -1,4 +1,4 @@
-//! The control socket: who may connect, who may change things, a thread for each client.
+//! Serving a control socket: who has a place, who may change things, a thread for each client.
 //!
 //! A client costs a thread and two buffers, whatever it sends and whether or not it reads: a dump is sent
 //! as it is put together, and who does not read it holds up nobody else. What happens is told to whoever
@@ -8,15 +8,15 @@ use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 
 use lockdep::{Locked, Mutex, Unlocked, lock_classes};
+use rustix::net::sockopt::socket_peercred;
 use rustix::net::{
-    self, AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown, SocketAddrUnix,
-    SocketFlags, SocketType,
+    self, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, UCred,
 };
 use scenario::Follower;
 
@@ -25,6 +25,7 @@ use crate::card::{Cx, Served};
 use crate::eswitch_family;
 use crate::notify;
 use crate::shared::Touched;
+use crate::sys;
 use crate::wire::Builder;
 
 lock_classes! {
@@ -44,53 +45,50 @@ pub struct Access {
     pub clients: usize,
 }
 
-/// Why there is no control socket.
-#[derive(Debug, thiserror::Error)]
-pub enum ServerError {
-    /// Somebody answers there.
-    #[error("{0}: a daemon already listens there; end it with `esw down`, or choose another socket")]
-    InUse(String),
-    /// Something else is there.
-    #[error("{0} is there and is no socket; remove it, or choose another path")]
-    NotASocket(String),
-    /// The system refuses.
-    #[error("{path}: {source}")]
-    System {
-        /// The socket's path.
-        path: String,
-        /// What came of it.
-        source: io::Error,
-    },
+/// How the places of a card are shared out, so that no user can keep root or who serves from connecting, nor one
+/// user the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Places {
+    all: usize,
+    /// For users other than root and who serves, together.
+    others: usize,
+    /// For each of them.
+    each: usize,
+    /// Of those kept for root and who serves, what one of the two leaves to the other.
+    kept: usize,
 }
 
-/// Binds a control socket. One that a dead daemon has left is replaced.
-///
-/// # Errors
-/// A daemon listens there, something else is there, or the system refuses.
-pub fn listen(path: &Path) -> Result<OwnedFd, ServerError> {
-    let system =
-        |source: rustix::io::Errno| ServerError::System { path: path.display().to_string(), source: source.into() };
-    let socket = || net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
-    let address = SocketAddrUnix::new(path).map_err(system)?;
-    if let Ok(found) = rustix::fs::lstat(path) {
-        if rustix::fs::FileType::from_raw_mode(found.st_mode) != rustix::fs::FileType::Socket {
-            return Err(ServerError::NotASocket(path.display().to_string()));
-        }
-        if net::connect(&socket().map_err(system)?, &address).is_ok() {
-            return Err(ServerError::InUse(path.display().to_string()));
-        }
-        rustix::fs::unlink(path).map_err(system)?;
+impl Places {
+    /// A quarter is kept for root and who serves; of the others each user may have a quarter.
+    fn of(all: usize) -> Self {
+        let kept = all.div_ceil(4);
+        let others = all - kept;
+        Self { all, others, each: others.div_ceil(4), kept }
     }
-    let listener = socket().map_err(system)?;
-    net::bind(&listener, &address).map_err(system)?;
-    net::listen(&listener, 128).map_err(system)?;
-    Ok(listener)
+
+    /// Whether there is one more for a user, beside those of the users who are connected. `own`: who serves.
+    fn has_one(self, user: u32, own: u32, connected: impl Iterator<Item = u32> + Clone) -> bool {
+        const ROOT: u32 = 0;
+        let is_privileged = |user: &u32| *user == ROOT || *user == own;
+        let of_user = connected.clone().filter(|other| *other == user).count();
+        let all = connected.clone().count();
+        if !is_privileged(&user) {
+            let others = connected.filter(|user| !is_privileged(user)).count();
+            return all < self.all && others < self.others && of_user < self.each;
+        }
+        // Neither of root and who serves takes the last places from the other.
+        let of_the_other = connected.filter(|other| is_privileged(other) && *other != user).count();
+        let left = if own == ROOT { 0 } else { (self.kept / 2).saturating_sub(of_the_other) };
+        all + left < self.all
+    }
 }
 
 /// A client.
 pub(crate) struct Client {
     pub socket: OwnedFd,
     pub peer: Peer,
+    /// Whose it is.
+    user: u32,
 }
 
 /// Who is connected.
@@ -161,7 +159,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Begins to serve a socket that [listens](listen).
+    /// Begins to serve what [listens](crate::ControlSocket::take_listener).
     ///
     /// # Errors
     /// The system gives no thread.
@@ -225,24 +223,30 @@ impl Shared {
         }
     }
 
-    /// Lets a client in, unless there are too many.
+    /// Lets a client in, if there is a place for it.
     fn admit(self: &Arc<Self>, cx: &mut Locked<'_, Unlocked>, socket: OwnedFd) -> Option<JoinHandle<()>> {
         let number = self.last.fetch_add(1, Ordering::Relaxed);
-        let may_change = self.may_change(&socket);
-        let client = Arc::new(Client { socket, peer: Peer { may_change, ..Peer::default() } });
+        let who = socket_peercred(&socket).ok()?;
+        let user = who.uid.as_raw();
+        let may_change = self.may_change(&socket, &who);
+        let client = Arc::new(Client { socket, peer: Peer { may_change, ..Peer::default() }, user });
         {
             let clients = &mut self.clients.all.lock_leaf(cx).clients;
-            if clients.len() >= self.access.clients {
+            let own = rustix::process::geteuid().as_raw();
+            let connected = clients.values().map(|client| client.user);
+            if !Places::of(self.access.clients).has_one(user, own, connected) {
                 return None;
             }
             clients.insert(number, Arc::clone(&client));
         }
-        let (shared, domain) = (Arc::downgrade(self), Arc::clone(&self.served.domain));
+        let domain = Arc::clone(&self.served.domain);
         let (served, clients) = (Arc::clone(&self.served), Arc::clone(&self.clients));
         let serve = move || {
             lockdep::enter(&domain, "client", |cx| {
-                serve(&served, &clients, cx, &client);
-                forget(&shared, cx, number);
+                let served = catch_unwind(AssertUnwindSafe(|| serve(&served, &clients, cx, &client)));
+                // However it has ended: a place that is not given back is lost for good.
+                clients.all.lock_leaf(cx).clients.remove(&number);
+                served.unwrap_or_else(|panic| resume_unwind(panic));
             });
         };
         let spawned = thread::Builder::new().name("client".to_owned()).spawn(serve);
@@ -252,25 +256,14 @@ impl Shared {
         spawned.ok()
     }
 
-    fn may_change(&self, socket: &OwnedFd) -> bool {
-        let Ok(peer) = net::sockopt::socket_peercred(socket) else { return false };
-        let own = rustix::process::geteuid();
-        let is_member = |group: u32| peer.gid.as_raw() == group || groups(peer.pid.as_raw_pid()).contains(&group);
-        peer.uid.is_root() || peer.uid == own || self.access.group.is_some_and(is_member)
+    /// Whether a peer may change things. What it was when it connected counts, not what the process of its number
+    /// is now.
+    fn may_change(&self, socket: &OwnedFd, who: &UCred) -> bool {
+        let is_member = |group: u32| {
+            who.gid.as_raw() == group || sys::peer_groups(socket.as_fd()).is_ok_and(|groups| groups.contains(&group))
+        };
+        who.uid.is_root() || who.uid == rustix::process::geteuid() || self.access.group.is_some_and(is_member)
     }
-}
-
-fn forget(shared: &Weak<Shared>, cx: &mut Locked<'_, Unlocked>, number: u64) {
-    if let Some(shared) = shared.upgrade() {
-        shared.clients.all.lock_leaf(cx).clients.remove(&number);
-    }
-}
-
-/// The further groups of a process.
-fn groups(pid: i32) -> Vec<u32> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("Groups:")).unwrap_or_default();
-    line.split_whitespace().filter_map(|group| group.parse().ok()).collect()
 }
 
 /// Answers a client until it goes.
@@ -335,5 +328,48 @@ fn send_all(client: &Client, bytes: &[u8], attached: Option<&OwnedFd>) -> bool {
             Err(rustix::io::Errno::INTR) => {}
             Err(_) => return false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROOT: u32 = 0;
+    const OWN: u32 = 1_000;
+
+    /// How many places a user gets beside those of the users who are connected.
+    fn gets(all: usize, user: u32, own: u32, connected: &[u32]) -> usize {
+        let mut connected = connected.to_vec();
+        let before = connected.len();
+        while Places::of(all).has_one(user, own, connected.iter().copied()) {
+            connected.push(user);
+        }
+        connected.len() - before
+    }
+
+    #[test]
+    fn no_user_keeps_another_out() {
+        for all in [8, 16, 100, 1_024] {
+            let mut connected = Vec::new();
+            for user in 2_000..2_010 {
+                let own = gets(all, user, OWN, &connected);
+                assert!(own <= all / 4, "{own} of {all}");
+                connected.extend(std::iter::repeat_n(user, own));
+            }
+            assert!(connected.len() >= all / 2, "they get what is not kept");
+            for user in [ROOT, OWN] {
+                let privileged = gets(all, user, OWN, &connected);
+                assert!(privileged >= 1, "{user} gets none of {all}");
+                let both = [&connected[..], &vec![user; privileged]].concat();
+                assert!(gets(all, ROOT + OWN - user, OWN, &both) >= 1, "{user} leaves none of {all}");
+            }
+        }
+    }
+
+    #[test]
+    fn root_alone_gets_all() {
+        assert_eq!(gets(100, ROOT, ROOT, &[]), 100);
+        assert_eq!(gets(100, OWN, ROOT, &[ROOT; 100]), 0);
     }
 }

@@ -2,13 +2,13 @@
 
 mod common;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{PF, Up, with_card, with_room_for};
+use common::{PF, Up, with, with_card, with_room_for};
 use devlink::numbers::{attribute as a, command as c};
-use devlink::{Client, ClientError, DEVLINK, ESWITCH, eswitch_family, wire};
+use devlink::{Access, Client, ClientError, Cx, DEVLINK, ESWITCH, Host, Refusal, eswitch_family, wire};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -261,26 +261,155 @@ fn a_thousand_are_answered_and_one_more_is_told_to_go() {
 }
 
 /// As another user: a thread has rights of its own, and its connection has the thread's.
-fn as_nobody<T: Send>(up: &Up, work: impl FnOnce(Client) -> T + Send) -> T {
+fn as_user<T: Send>(user: u32, groups: &[u32], work: impl FnOnce() -> T + Send) -> T {
+    use rustix::process::{Gid, Uid};
     use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
-    let (nobody, nogroup) = (rustix::process::Uid::from_raw(65_534), rustix::process::Gid::from_raw(65_534));
+    let (user, group) = (Uid::from_raw(user), Gid::from_raw(65_534));
+    let groups: Vec<Gid> = groups.iter().map(|group| Gid::from_raw(*group)).collect();
     thread::scope(|scope| {
         let run = || {
-            set_thread_groups(&[]).unwrap();
-            set_thread_res_gid(nogroup, nogroup, nogroup).unwrap();
-            set_thread_res_uid(nobody, nobody, nobody).unwrap();
-            work(Client::connect(&up.path).unwrap())
+            set_thread_groups(&groups).unwrap();
+            set_thread_res_gid(group, group, group).unwrap();
+            set_thread_res_uid(user, user, user).unwrap();
+            work()
         };
         scope.spawn(run).join().unwrap()
     })
 }
 
+fn as_nobody<T: Send>(up: &Up, work: impl FnOnce(Client) -> T + Send) -> T {
+    as_user(65_534, &[], || work(Client::connect(&up.path).unwrap()))
+}
+
+/// Whether this is root; says that a test is skipped if it is not.
+fn is_root() -> bool {
+    let is_root = rustix::process::geteuid().is_root();
+    if !is_root {
+        assert!(std::env::var("CI").as_deref() != Ok("true"), "missing: root");
+        eprintln!("skipped: missing root");
+    }
+    is_root
+}
+
+#[test]
+fn the_groups_that_count_are_those_of_the_moment_of_connecting() {
+    const GROUP: u32 = 54_321;
+    let _alone = alone();
+    if !is_root() {
+        return;
+    }
+    with(Access { group: Some(GROUP), clients: 16 }, None, |up| {
+        rustix::fs::chmod(&up.path, rustix::fs::Mode::from_raw_mode(0o666)).unwrap();
+        // A process's file of groups tells of its first thread alone, which is root and in other groups than these.
+        let set = |groups: &[u32]| as_user(65_533, groups, || set_mode(&mut Client::connect(&up.path).unwrap(), 1));
+        set(&[1, GROUP]).unwrap();
+        assert!(matches!(set(&[1, 2]), Err(ClientError::Refused(refusal)) if refusal.errno == 1));
+        let many: Vec<u32> = (1..=300).chain([GROUP]).collect();
+        set(&many).unwrap();
+    });
+}
+
+#[test]
+fn one_users_connections_leave_places_for_root_and_for_others() {
+    let _alone = alone();
+    if !is_root() {
+        return;
+    }
+    with_room_for(64, |up| {
+        rustix::fs::chmod(&up.path, rustix::fs::Mode::from_raw_mode(0o666)).unwrap();
+        let look = || Client::connect(&up.path).map(|mut client| client.ask(DEVLINK, c::GET, wire::DUMP, |_| {}));
+        let hoard = || -> Vec<Client> {
+            let mut clients: Vec<Client> = (0..200).map(|_| Client::connect(&up.path).unwrap()).collect();
+            clients.retain_mut(|client| client.ask(DEVLINK, c::GET, wire::DUMP, |_| {}).is_ok());
+            clients
+        };
+        let hoarded: Vec<Vec<Client>> = (70_001..70_009).map(|user| as_user(user, &[], hoard)).collect();
+        let first = hoarded.first().unwrap().len();
+        assert!((1..=16).contains(&first), "one user has {first} of 64");
+        assert!(hoarded.get(1).unwrap().len() == first, "and the next as many");
+        look().unwrap().expect("root is let in, whoever else is there");
+    });
+}
+
+/// A host that something goes wrong with.
+struct Panics;
+
+impl Host for Panics {
+    fn carried_out(&self, _: Cx<'_, '_>, _: &str, _: Result<(), &Refusal>) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    fn status(&self, _: Cx<'_, '_>) -> String {
+        panic!("this is part of a test")
+    }
+
+    fn end(&self, _: Cx<'_, '_>, _: &str) -> Result<(), Refusal> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_thread_that_panics_gives_its_place_back() {
+    let _alone = alone();
+    with(Access { group: None, clients: 8 }, Some(Arc::new(Panics)), |up| {
+        for _ in 0..40 {
+            let mut client = Client::connect(&up.path).unwrap();
+            let asked = client.ask(ESWITCH, eswitch_family::STATUS, wire::DUMP, |_| {});
+            assert!(matches!(asked, Err(ClientError::Broken(_))), "{asked:?}");
+        }
+        let until = Instant::now() + LONG;
+        while Client::connect(&up.path).unwrap().ask(DEVLINK, c::GET, wire::DUMP, |_| {}).is_err() {
+            assert!(Instant::now() < until, "the places of those that panicked are never given back");
+            thread::sleep(Duration::from_millis(1));
+        }
+    });
+}
+
+#[test]
+fn a_client_with_a_limit_keeps_it_whatever_the_other_end_does() {
+    let soon = || Instant::now() + Duration::from_millis(50);
+    let is_late = |outcome: Result<Vec<devlink::Answered>, ClientError>| {
+        assert!(
+            matches!(&outcome, Err(ClientError::Broken(error)) if error.kind() == std::io::ErrorKind::TimedOut),
+            "{outcome:?}"
+        );
+    };
+    let path = std::env::temp_dir().join(format!("esw-silent-{}.sock", std::process::id()));
+    let socket = devlink::ControlSocket::bind(&path, 0o600, None).unwrap();
+    // One that never accepts: its queue takes some connections, which are never answered, and then no more.
+    let mut clients = Vec::new();
+    let error = loop {
+        match Client::connect_by(&path, soon()) {
+            Ok(client) => clients.push(client),
+            Err(error) => break error,
+        }
+        assert!(clients.len() < 10_000);
+    };
+    assert!(matches!(&error, ClientError::NoCard { source, .. } if source.kind() == std::io::ErrorKind::TimedOut));
+    is_late(clients.pop().unwrap().ask(DEVLINK, c::GET, wire::DUMP, |_| {}));
+    drop(clients);
+    // One that accepts, and says something else all the time.
+    drop(socket);
+    let mut socket = devlink::ControlSocket::bind(&path, 0o600, None).unwrap();
+    let listener = socket.take_listener().unwrap();
+    let mut client = Client::connect_by(&path, soon()).unwrap();
+    let other = rustix::net::accept(&listener).unwrap();
+    let chatters = thread::spawn(move || {
+        let noise = message(DEVLINK, wire::REQUEST, |_| {});
+        while send(&other, &noise, SendFlags::NOSIGNAL).is_ok() {
+            thread::sleep(Duration::from_millis(1));
+        }
+    });
+    is_late(client.ask(DEVLINK, c::GET, wire::DUMP, |_| {}));
+    drop(client);
+    chatters.join().unwrap();
+}
+
 #[test]
 fn who_has_no_rights_may_look_and_change_nothing() {
     let _alone = alone();
-    if !rustix::process::geteuid().is_root() {
-        assert!(std::env::var("CI").as_deref() != Ok("true"), "missing: root");
-        return eprintln!("skipped: missing root");
+    if !is_root() {
+        return;
     }
     with_card(|up| {
         let before = up.at_rest();

@@ -2,12 +2,11 @@
 
 mod common;
 
-use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use common::{PF, with_card};
 use devlink::numbers::{attribute as a, command as c, flavour};
-use devlink::{Answered, Client, ClientError, DEVLINK, ESWITCH, eswitch_family, listen, wire};
+use devlink::{Answered, Client, ClientError, ControlSocket, DEVLINK, ESWITCH, SocketError, eswitch_family, wire};
 
 fn device(to: &mut wire::Builder) {
     to.text(a::BUS_NAME, "pci").text(a::DEV_NAME, PF);
@@ -263,16 +262,16 @@ fn words_are_commands_and_nothing_else() {
 
 #[test]
 fn a_socket_that_is_served_is_not_taken_and_one_that_is_left_is() {
+    let bind = |path: &std::path::Path| ControlSocket::bind(path, 0o600, None);
     with_card(|up| {
-        assert!(matches!(listen(&up.path), Err(devlink::ServerError::InUse(_))));
+        assert!(matches!(bind(&up.path), Err(SocketError::InUse { .. })));
     });
     let left = std::env::temp_dir().join(format!("esw-left-{}.sock", std::process::id()));
-    let listener: OwnedFd = listen(&left).unwrap();
-    drop(listener);
-    drop(listen(&left).unwrap());
-    std::fs::remove_file(&left).unwrap();
+    // As a daemon that was killed leaves it.
+    drop(std::os::unix::net::UnixListener::bind(&left).unwrap());
+    drop(bind(&left).unwrap());
     std::fs::write(&left, "mine").unwrap();
-    assert!(matches!(listen(&left), Err(devlink::ServerError::NotASocket(_))));
+    assert!(matches!(bind(&left), Err(SocketError::NotASocket(_))));
     assert_eq!(std::fs::read_to_string(&left).unwrap(), "mine");
     std::fs::remove_file(&left).unwrap();
 }

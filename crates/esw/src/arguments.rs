@@ -122,7 +122,7 @@ A daemon that has several cards up ends with all of them. Without arguments it i
 What was agreed is forgotten: the next start begins with the configuration. With --keep it is not, and the
 card's netdevs stay as they are, for the next `esw up --daemon` to find.
 
-Exit status: 0 if it has ended, 1 if there is none or it may not be ended.")]
+Exit status: 0 if it has ended, 1 if there is none, it may not be ended or it has not ended in time.")]
 pub struct Down {
     /// The daemon that has the card of this name up
     #[arg(long, value_name = "NAME", conflicts_with_all = ["socket", "all"])]
@@ -136,15 +136,16 @@ pub struct Down {
     /// Leave the card's netdevs and what was agreed to the next daemon
     #[arg(long)]
     pub keep: bool,
-    /// Wait so long for its end
-    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    /// Take no longer than this, whatever the daemon does
+    #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u32).range(1..))]
     pub timeout: u32,
 }
 
 /// `esw status`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Exit status: 0, or 1 if a card that was named does not answer. Sockets that a dead daemon has left are told of as such.")]
+Exit status: 0, or 1 if a card could not be asked: its daemon has died, does not answer within 30 s, or this user may
+not ask it. Those that answer are shown all the same.")]
 pub struct Status {
     /// Only the card of this name
     #[arg(long, value_name = "NAME", conflicts_with = "socket")]

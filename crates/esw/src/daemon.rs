@@ -12,17 +12,18 @@ mod notify;
 mod told;
 
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use card_linux::Place;
-use devlink::{Access, IfIndex, Served, Server};
+use card_linux::{Hold, Place};
+use devlink::{Access, ControlSocket, IfIndex, Served, Server};
 use lockdep::{Domain, Locked, Unlocked};
 use rustix::net::{AddressFamily, SocketType, netdevice::name_to_index};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getegid, getrlimit, setrlimit};
 use scenario::{Follower, Pulse, Session};
 
 use crate::arguments::{Card as Kind, Up};
@@ -32,20 +33,21 @@ use crate::output::line;
 use crate::{FAILED, HELD};
 
 use config::{CardEntry, Config};
-use folders::Socket;
 use host::{CardHost, Ending};
-use journal::Journal;
+use journal::{InUse, Journal};
 use keeper::{Kept, Letting};
 use notify::Notify;
 
 pub use detach::detach;
-pub use found::{Found, NotFound, socket_of, sockets};
+pub use found::{Found, NotFound, PATIENCE, socket_of, sockets};
 pub use host::How;
 pub use keeper::keeper;
 pub use told::{CardStatus, PfStatus};
 
 /// How long any wait of a command may take.
 const LIMIT: Duration = Duration::from_secs(60);
+/// How long a process that was killed may take to let go of its files.
+const DYING: Duration = Duration::from_secs(2);
 /// Connections to a card at a time at most, if there are descriptors for so many.
 const CLIENTS: usize = 1_024;
 /// Descriptors for everything else: the cards' own sockets and namespaces, the journal, the log.
@@ -55,27 +57,36 @@ const OTHERS: u64 = 128;
 ///
 /// # Errors
 /// A configuration that cannot be used, a socket that is taken, no place for the cards, or one that does
-/// not come up. Nothing is left.
+/// not come up; or this is inside a lab. Nothing is left of what this start has made, and what was there stays.
 pub fn daemon(arguments: &Up) -> Result<u8> {
     log::begin(&arguments.service)?;
     if arguments.service.detached {
         // It fails only for who leads a group already, which a process that was just started does not.
         let _ = rustix::process::setsid();
     }
+    if lab::is_inside().context("looking whether this is inside a lab")? {
+        bail!(
+            "this is inside a lab, where netlink sockets are not the kernel's: start the daemon outside of it (a \
+             container whose engine answers system calls looks the same)"
+        );
+    }
     let notify = Arc::new(Notify::from_environment());
     let config = Config::read(arguments.config.as_deref(), arguments.card)?;
     let clients = clients_of_each(descriptors(), config.cards.len());
-    // Before the place: without root it hides the folder the sockets are in.
+    // Before the place: without root it hides the folder the sockets are in. And all of them before any state is
+    // looked at, which --fresh forgets: a start that is refused has forgotten nothing.
+    let sockets = config.cards.iter().map(folders::bind).collect::<Result<Vec<_>>>()?;
     let mut doors = Vec::new();
-    for card in &config.cards {
-        let socket = Socket::bind(card)?;
-        let journal = Journal::open(&config.state_dir, &card.name, arguments.service.fresh)?;
+    for (card, socket) in config.cards.iter().zip(sockets) {
+        let journal = open_journal(&config.state_dir, &card.name, arguments.service.fresh)?;
         if let Some(stored) = journal.last() {
             journal::ensure_fits(&stored.config, &card.card).with_context(|| format!("cards.{}", card.name))?;
         }
         doors.push(Door { socket, journal: Arc::new(journal) });
     }
+    let own_group = getegid().as_raw();
     let (place, letting) = prepare(&config, &doors)?;
+    let own_group = place.as_ref().is_some_and(Place::is_private).then_some(own_group);
     let domain = crate::domain(arguments.lockdep);
     let pulse = Arc::new(Pulse::new());
     interrupt::listen(&domain, &pulse)?;
@@ -86,17 +97,35 @@ pub fn daemon(arguments: &Up) -> Result<u8> {
         pulse,
         notify,
         clients,
+        own_group,
     };
     lockdep::enter(&domain, "main", |cx| daemon.run(cx, &config, doors, letting))
+}
+
+/// Opens a card's journal. A daemon that has just been killed may have let go of its socket and not of that yet: the
+/// kernel closes one file after the other.
+fn open_journal(folder: &Path, card: &str, fresh: bool) -> Result<Journal> {
+    let until = Instant::now() + DYING;
+    loop {
+        match Journal::open(folder, card, fresh) {
+            Err(error) if error.downcast_ref::<InUse>().is_some() && Instant::now() < until => {
+                thread::sleep(Duration::from_millis(10));
+            }
+            opened => return opened,
+        }
+    }
 }
 
 /// A place for cards of netdevs, if there are any, and who keeps it.
 fn prepare(config: &Config, doors: &[Door]) -> Result<(Option<Place>, Letting)> {
     let linux = |(card, _): &(&CardEntry, &Door)| card.kind == Kind::Linux;
     let with_netdevs: Vec<_> = config.cards.iter().zip(doors).filter(linux).collect();
-    let Some((first, _)) = with_netdevs.first() else { return Ok((None, Letting::none())) };
+    if with_netdevs.is_empty() {
+        return Ok((None, Letting::none()));
+    }
     let keeps = with_netdevs.iter().any(|(_, door)| door.journal.last().is_some());
-    let (place, letting) = Kept::prepare(&first.socket, keeps)?.split();
+    let sockets: Vec<&Path> = with_netdevs.iter().map(|(card, _)| card.socket.as_path()).collect();
+    let (place, letting) = Kept::prepare(&sockets, keeps)?.split();
     Ok((Some(place), letting))
 }
 
@@ -115,22 +144,34 @@ struct Daemon {
     notify: Arc<Notify>,
     /// Connections to a card at a time at most.
     clients: usize,
+    /// The group that was ours before we went to a user namespace of our own, if we did.
+    own_group: Option<u32>,
 }
 
 /// What a card has before there is a card.
 struct Door {
-    socket: Socket,
+    // Dropped first: who gets the socket is to get the state, too.
     journal: Arc<Journal>,
+    socket: ControlSocket,
 }
 
 /// A card that is up.
 struct Running {
-    journal: Arc<Journal>,
-    session: Arc<Session>,
+    card: Started,
     server: Server,
     log: Follower,
-    socket: Socket,
+    socket: ControlSocket,
+}
+
+/// A card that the engine has brought up.
+struct Started {
     name: String,
+    journal: Arc<Journal>,
+    session: Arc<Session>,
+    /// Of a card of netdevs. What an earlier daemon has left of it stays until it may go.
+    hold: Option<Hold>,
+    /// Whether it was brought to what was stored.
+    restored: bool,
 }
 
 impl Daemon {
@@ -139,14 +180,22 @@ impl Daemon {
         let mut up = Vec::new();
         for (card, door) in config.cards.iter().zip(doors) {
             self.notify.status(&format!("bringing {} up", card.name));
-            up.push(self.bring_up(cx, card, door)?);
+            match self.bring_up(cx, card, door) {
+                Ok(running) => up.push(running),
+                Err(error) => return give_up_all(cx, up, error),
+            }
         }
+        let watchdog = match Watchdog::start(Arc::clone(&self.notify)) {
+            Ok(watchdog) => watchdog,
+            Err(error) => return give_up_all(cx, up, error),
+        };
+        // Nothing can fail any more that would have us end: until here, what an earlier daemon had left stays.
+        up.iter().filter_map(|running| running.card.hold.as_ref()).for_each(Hold::may_go);
         for card in &config.cards {
             line(&format!("{}: up, control socket {}", card.name, card.socket.display()));
         }
         let names: Vec<&str> = config.cards.iter().map(|card| card.name.as_str()).collect();
         self.notify.ready(&format!("up: {}", names.join(", ")));
-        let watchdog = Watchdog::start(Arc::clone(&self.notify))?;
         self.pulse.wait_stopped(cx);
         drop(watchdog);
         self.notify.stopping();
@@ -179,52 +228,122 @@ impl Daemon {
             Ok(session) => Arc::new(session),
             Err(error) => bail!("{}: the card did not come up: {error}", card.name),
         };
-        if let Some(hold) = &hold {
+        let started = Started { name: card.name.clone(), journal, session, hold, restored: stored.is_some() };
+        match self.serve(cx, card, &started, listener, since) {
+            Ok((server, log)) => Ok(Running { card: started, server, log, socket }),
+            Err(error) => {
+                started.give_up(cx);
+                Err(error)
+            }
+        }
+    }
+
+    /// Stores what is agreed of a card that has come up, and serves it.
+    fn serve(
+        &self,
+        cx: &mut Locked<'_, Unlocked>,
+        card: &CardEntry,
+        started: &Started,
+        listener: OwnedFd,
+        since: Instant,
+    ) -> Result<(Server, Follower)> {
+        let Started { journal, session, hold, restored, .. } = started;
+        if let Some(hold) = hold {
             hold.taken_over(cx);
         }
         journal.store(&card.card, || session.engine().agreed(cx))?;
-        let (milliseconds, restored) = (since.elapsed().as_millis() as u64, stored.is_some());
+        let milliseconds = since.elapsed().as_millis() as u64;
         tracing::info!(card = card.name, milliseconds, restored, "up");
-        let log = log::follow(cx, &card.name, &session, &self.domain)?;
+        let log = log::follow(cx, &card.name, session, &self.domain)?;
         let host = CardHost {
             name: card.name.clone(),
             kind: card.kind,
             socket: card.socket.clone(),
             since,
-            journal: Arc::clone(&journal),
-            session: Arc::downgrade(&session),
+            journal: Arc::clone(journal),
+            session: Arc::downgrade(session),
             ending: Arc::clone(&self.ending),
         };
         let served = Arc::new(Served {
             ifindex: (card.kind == Kind::Linux).then(ifindex).transpose()?,
             host: Some(Arc::new(host)),
-            ..Served::new(Arc::clone(&session), Arc::clone(&self.domain), card.profile.clone())
+            ..Served::new(Arc::clone(session), Arc::clone(&self.domain), card.profile.clone())
         });
-        let access = Access { group: socket.group(), clients: self.clients };
-        let server = Server::start(cx, served, listener, access)?;
-        Ok(Running { journal, session, server, log, socket, name: card.name.clone() })
+        let access = Access { group: self.group_of(card), clients: self.clients };
+        Ok((Server::start(cx, served, listener, access)?, log))
+    }
+
+    /// Whose members may change things, as the kernel tells this process of groups. In a user namespace of our own
+    /// it tells of ours, as root's, and of all others as one: so it can be no other.
+    fn group_of(&self, card: &CardEntry) -> Option<u32> {
+        const ROOT: u32 = 0;
+        let (group, Some(own)) = (card.group?, self.own_group) else { return card.group };
+        if group != own {
+            let card = card.name.as_str();
+            tracing::warn!(card, group, "without root only this user's own group can be known as `socket_group`");
+        }
+        (group == own).then_some(ROOT)
     }
 }
 
 impl Running {
     /// Takes the card down; whether nothing is left.
     fn take_down(self, cx: &mut Locked<'_, Unlocked>, how: How) -> bool {
-        drop(self.server);
+        let Self { card, server, log, socket } = self;
+        drop(server);
         // First: who is killed from here on has been asked to forget it.
-        let forgotten = if how == How::Forget { self.journal.forget() } else { Ok(()) };
+        let forgotten = how != How::Forget || card.forget();
+        let closed = card.close(cx);
+        drop(log);
+        // The netdevs go with the card and the database is closed, and only then may another daemon take its place.
+        drop(card);
+        drop(socket);
+        closed && forgotten
+    }
+}
+
+impl Started {
+    /// The daemon does not come up. Of this card nothing is left that this start has made; but what an earlier daemon
+    /// has left stays, as if this one had died.
+    fn give_up(self, cx: &mut Locked<'_, Unlocked>) {
+        if self.hold.as_ref().is_some_and(Hold::stays) {
+            // Whatever its end would unmake.
+            return std::mem::forget(self.session);
+        }
+        if !self.restored {
+            self.forget();
+        }
+        self.close(cx);
+    }
+
+    /// Forgets what was agreed; whether it is forgotten.
+    fn forget(&self) -> bool {
+        let forgotten = self.journal.forget();
         if let Err(error) = &forgotten {
             tracing::error!(card = self.name, "{error:#}");
         }
+        forgotten.is_ok()
+    }
+
+    /// Takes down what the engine has; whether nothing is left.
+    fn close(&self, cx: &mut Locked<'_, Unlocked>) -> bool {
         let left = self.session.close(cx);
         for left in &left {
             tracing::error!(card = self.name, invariant = left.invariant, "{}", left.detail);
         }
-        drop(self.log);
-        // The netdevs go with the card, and only then may another daemon take its place.
-        drop(self.session);
-        drop(self.socket);
-        left.is_empty() && forgotten.is_ok()
+        left.is_empty()
     }
+}
+
+/// Gives up every card that is up, as the daemon does not come up for this reason.
+fn give_up_all(cx: &mut Locked<'_, Unlocked>, up: Vec<Running>, error: anyhow::Error) -> Result<u8> {
+    for Running { card, server, log, socket } in up.into_iter().rev() {
+        drop(server);
+        card.give_up(cx);
+        drop(log);
+        drop(socket);
+    }
+    Err(error)
 }
 
 /// Leaves the cards as they are, as if we had died, but for the sockets: the next daemon finds them.

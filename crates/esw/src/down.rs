@@ -12,24 +12,34 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use crate::arguments::Down;
 use crate::daemon::{Found, How, NotFound, socket_of, sockets};
 use crate::output::{complain, line};
+use crate::printable::printable;
+use crate::sockets::all_at_once;
 use crate::{FAILED, HELD};
 
-/// Runs the command; its exit status.
+/// Runs the command; its exit status. It takes no longer than it is given, whatever the daemons do.
 ///
 /// # Errors
-/// The folder of sockets cannot be read.
+/// The folder of sockets cannot be read, or trusted.
 pub fn down(arguments: &Down) -> Result<u8> {
-    let named = arguments.socket.clone().or_else(|| arguments.card.as_deref().map(socket_of));
-    let daemons = match &named {
-        Some(path) => match Found::connect(path) {
-            Ok(found) => vec![Daemon { pid: found.pid, found, sockets: vec![path.clone()] }],
+    let limit = Duration::from_secs(arguments.timeout.into());
+    let until = Instant::now() + limit;
+    let mut status = HELD;
+    let daemons = match named(arguments)? {
+        Some(path) => match Found::connect(&path, until) {
+            Ok(found) => vec![Daemon { pid: found.pid, found, sockets: vec![path] }],
             Err(error) => return Ok(complain(&error)),
         },
-        None => daemons()?,
+        None => {
+            let (daemons, errors) = daemons(until)?;
+            errors.iter().for_each(|error| status = complain(error));
+            daemons
+        }
     };
     if daemons.is_empty() {
-        complain!("esw: no daemon runs");
-        return Ok(if arguments.all { HELD } else { FAILED });
+        if status == HELD {
+            complain!("esw: no daemon runs");
+        }
+        return Ok(if arguments.all { status } else { FAILED });
     }
     if daemons.len() > 1 && !arguments.all {
         complain!("esw: several daemons run; say which by --card or --socket, or --all:");
@@ -37,12 +47,12 @@ pub fn down(arguments: &Down) -> Result<u8> {
         return Ok(FAILED);
     }
     let how = if arguments.keep { How::Keep } else { How::Forget };
-    let limit = Duration::from_secs(arguments.timeout.into());
-    let mut status = HELD;
-    for daemon in daemons {
-        let words = daemon.in_words();
-        match daemon.end(how, limit)? {
-            Ended::Yes => line(&format!("ended {words}")),
+    // All at once: one that does not end takes no time from the others.
+    let words: Vec<String> = daemons.iter().map(Daemon::in_words).collect();
+    let ended = all_at_once(daemons, |daemon| daemon.end(how, until));
+    for (words, ended) in words.iter().zip(ended) {
+        match ended? {
+            Ended::Yes => line(&printable(&format!("ended {words}"))),
             Ended::Refused(error) => status = complain(&error),
             Ended::NotYet => {
                 complain!("esw: {words} has not ended within {} s", limit.as_secs());
@@ -51,6 +61,15 @@ pub fn down(arguments: &Down) -> Result<u8> {
         }
     }
     Ok(status)
+}
+
+/// The socket that is named, if one is.
+fn named(arguments: &Down) -> Result<Option<PathBuf>> {
+    Ok(match (&arguments.socket, &arguments.card) {
+        (Some(socket), _) => Some(socket.clone()),
+        (None, Some(card)) => Some(socket_of(card)?),
+        (None, None) => None,
+    })
 }
 
 fn complain(error: &NotFound) -> u8 {
@@ -72,24 +91,25 @@ enum Ended {
     NotYet,
 }
 
-/// Every daemon that answers, with its sockets.
-fn daemons() -> Result<Vec<Daemon>> {
+/// Every daemon that answers, with its sockets; and what came of asking those that do not.
+fn daemons(until: Instant) -> Result<(Vec<Daemon>, Vec<NotFound>)> {
+    let paths = sockets().context("looking for control sockets")?;
     let mut daemons: BTreeMap<i32, Daemon> = BTreeMap::new();
-    for path in sockets().context("looking for control sockets")? {
-        let found = match Found::connect(&path) {
-            Ok(found) => found,
-            // What a dead one has left is no daemon.
-            Err(NotFound::Dead(_) | NotFound::None(_)) => continue,
-            Err(error) => {
-                complain!("esw: {error}");
-                continue;
+    let mut errors = Vec::new();
+    let all = all_at_once(paths, |path| Found::connect(&path, until).map(|found| (found, path)));
+    for found in all {
+        match found {
+            Ok((found, path)) => {
+                let pid = found.pid;
+                let daemon = daemons.entry(pid.as_raw_pid()).or_insert(Daemon { found, pid, sockets: Vec::new() });
+                daemon.sockets.push(path);
             }
-        };
-        let pid = found.pid;
-        let daemon = daemons.entry(pid.as_raw_pid()).or_insert(Daemon { found, pid, sockets: Vec::new() });
-        daemon.sockets.push(path);
+            // What a dead one has left is no daemon.
+            Err(NotFound::Dead(_) | NotFound::None(_)) => {}
+            Err(error) => errors.push(error),
+        }
     }
-    Ok(daemons.into_values().collect())
+    Ok((daemons.into_values().collect(), errors))
 }
 
 impl Daemon {
@@ -99,22 +119,23 @@ impl Daemon {
         format!("process {} with {}", self.pid.as_raw_pid(), sockets.join(", "))
     }
 
-    fn end(mut self, how: How, limit: Duration) -> Result<Ended> {
+    fn end(mut self, how: How, until: Instant) -> Result<Ended> {
         let path: &Path = self.sockets.first().map_or(Path::new(""), PathBuf::as_path);
         // Before it is asked: its number may be another's afterwards.
         let process = match pidfd_open(self.pid, PidfdFlags::empty()) {
             Err(rustix::io::Errno::SRCH) => return Ok(Ended::Yes),
             process => process.context("looking at the daemon's process")?,
         };
-        if let Err(error) = self.found.end(path, how) {
-            return Ok(Ended::Refused(error));
+        match self.found.end(path, how) {
+            // What it was asked it may do yet.
+            Ok(()) | Err(NotFound::Silent(_)) => {}
+            Err(error) => return Ok(Ended::Refused(error)),
         }
-        Ok(if has_ended(&process, limit)? { Ended::Yes } else { Ended::NotYet })
+        Ok(if has_ended(&process, until)? { Ended::Yes } else { Ended::NotYet })
     }
 }
 
-fn has_ended(process: &OwnedFd, limit: Duration) -> Result<bool> {
-    let until = Instant::now() + limit;
+fn has_ended(process: &OwnedFd, until: Instant) -> Result<bool> {
     loop {
         let left = until.saturating_duration_since(Instant::now());
         let left = Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };

@@ -12,6 +12,7 @@ mod down;
 mod exec;
 mod interrupt;
 mod output;
+mod printable;
 mod programs;
 mod prompt;
 mod remote;

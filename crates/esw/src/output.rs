@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use scenario::Ports;
 
+use crate::printable::{printable, printable_lines};
+
 /// The first error of writing to standard output.
 static NOT_WRITTEN: OnceLock<std::io::Error> = OnceLock::new();
 
@@ -28,9 +30,10 @@ pub fn is_closed() -> bool {
     CLOSED.load(Ordering::Relaxed)
 }
 
-/// Prints a line to standard error. What cannot be said there is not said, and nothing ends for it.
+/// Prints lines to standard error, with what could do something to a terminal escaped. What cannot be said there is
+/// not said, and nothing ends for it.
 pub fn complaint(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
+    let _ = writeln!(std::io::stderr(), "{}", printable_lines(text));
 }
 
 /// [`complaint`] of what is formatted.
@@ -79,7 +82,9 @@ impl Style {
 /// A table of ports, a line each under a line of headings.
 pub fn ports(style: Style, ports: &Ports) -> Vec<String> {
     let mut widths = Ports::COLUMNS.map(str::len);
-    for row in &ports.0 {
+    // Netdevs have the names that others give them.
+    let rows: Vec<[String; 7]> = ports.0.iter().map(|row| row.each_ref().map(|cell| printable(cell).into())).collect();
+    for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.len());
         }
@@ -89,7 +94,7 @@ pub fn ports(style: Style, ports: &Ports) -> Vec<String> {
         padded.join("  ").trim_end().to_owned()
     };
     let mut lines = vec![style.strong(&line(Ports::COLUMNS))];
-    lines.extend(ports.0.iter().map(|row| line(row.each_ref().map(String::as_str))));
+    lines.extend(rows.iter().map(|row| line(row.each_ref().map(String::as_str))));
     lines
 }
 

@@ -1,62 +1,68 @@
 //! `esw status`: the cards that daemons keep up.
 
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
 use crate::arguments::Status;
-use crate::daemon::{CardStatus, Found, NotFound, PfStatus, socket_of, sockets};
+use crate::daemon::{CardStatus, Found, NotFound, PATIENCE, PfStatus, socket_of, sockets};
 use crate::output::{complain, line};
+use crate::printable::{printable, printable_json};
+use crate::sockets::all_at_once;
 use crate::{FAILED, HELD};
 
 /// Runs the command; its exit status.
 ///
 /// # Errors
-/// The folder of sockets cannot be read.
+/// The folder of sockets cannot be read, or trusted.
 pub fn status(arguments: &Status) -> Result<u8> {
-    let named = arguments.socket.clone().or_else(|| arguments.card.as_deref().map(socket_of));
-    if let Some(path) = named {
-        return Ok(match ask(&path) {
-            Ok(card) => {
-                show(&card, arguments.json);
-                HELD
-            }
-            Err(error) => {
-                complain!("esw: {error}");
-                FAILED
-            }
-        });
-    }
-    let paths: Vec<PathBuf> = sockets().context("looking for control sockets")?;
+    let named = match (&arguments.socket, &arguments.card) {
+        (Some(socket), _) => Some(socket.clone()),
+        (None, Some(card)) => Some(socket_of(card)?),
+        (None, None) => None,
+    };
+    let is_named = named.is_some();
+    let paths = match named {
+        Some(path) => vec![path],
+        None => sockets().context("looking for control sockets")?,
+    };
     if paths.is_empty() && !arguments.json {
         line("no card is up; `esw up --daemon --detach` brings one up");
     }
-    for path in paths {
-        match ask(&path) {
+    let until = Instant::now() + PATIENCE;
+    let mut status = HELD;
+    for answer in all_at_once(paths, |path| ask(&path, until)) {
+        match answer {
             Ok(card) => show(&card, arguments.json),
-            Err(error) => complain!("esw: {error}"),
+            // It has ended in good order since we looked.
+            Err(NotFound::None(_)) if !is_named => {}
+            Err(error) => {
+                complain!("esw: {error}");
+                status = FAILED;
+            }
         }
     }
-    Ok(HELD)
+    Ok(status)
 }
 
-fn ask(path: &Path) -> Result<CardStatus, NotFound> {
-    Found::connect(path)?.status(path)
+fn ask(path: &Path, until: Instant) -> Result<CardStatus, NotFound> {
+    Found::connect(path, until)?.status(path)
 }
 
 fn show(card: &CardStatus, json: bool) {
     if json {
         // It is made of text and numbers; that cannot fail.
-        line(&serde_json::to_string(card).unwrap_or_default());
+        line(&printable_json(&serde_json::to_string(card).unwrap_or_default()));
         return;
     }
     let up = duration(Duration::from_secs(card.uptime_seconds));
-    line(&format!("{}  {} card, up {up}, process {}, {}", card.name, card.kind, card.pid, card.socket.display()));
+    let line = |text: String| line(&printable(&text));
+    line(format!("{}  {} card, up {up}, process {}, {}", card.name, card.kind, card.pid, card.socket.display()));
     for pf in &card.pfs {
-        line(&format!("  {}", in_words(pf)));
+        line(format!("  {}", in_words(pf)));
         for failure in &pf.failures {
-            line(&format!("    FAILED  {failure}"));
+            line(format!("    FAILED  {failure}"));
         }
     }
 }

@@ -15,6 +15,7 @@ use crate::arguments::Up;
 use crate::cards::Cards;
 use crate::interrupt::{self, Elsewhere};
 use crate::output::{self, Style, complain, line};
+use crate::printable::printable;
 use crate::programs;
 use crate::prompt::{Input, Names, Prompt};
 use crate::{FAILED, HELD, INTERRUPTED};
@@ -135,7 +136,7 @@ impl Desk {
             "ports" => self.show_ports(cx),
             "events" => {
                 let events = self.session.events(cx);
-                events.iter().skip(*seen).for_each(|event| line(event));
+                events.iter().skip(*seen).for_each(|event| line(&printable(event)));
                 *seen = events.len();
             }
             "check" => return self.check(cx),
@@ -164,7 +165,7 @@ impl Desk {
         }
         match self.session.perform(cx, Heeds::Stop, &action) {
             Ok(printed) => {
-                printed.iter().for_each(|text| line(text));
+                printed.iter().for_each(|text| line(&printable(text)));
                 Came::Well
             }
             Err(error) => Came::ToNothing(error.lines()),

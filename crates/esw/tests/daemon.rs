@@ -2,8 +2,8 @@
 //! namespaces without it on the card of netdevs, which says so where it cannot.
 
 use std::fs;
-use std::io::ErrorKind;
-use std::os::unix::net::UnixDatagram;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -167,14 +167,195 @@ fn the_socket_of_a_dead_daemon_is_in_nobodys_way() {
     let (pid, _) = place.start(&[]);
     signal(pid, "-KILL");
     assert_eq!(place.ended(), None);
-    let (code, _, complaint) = place.output(&["status", "--card", "0000:08:00.0"]);
-    assert_eq!(code, 1);
-    assert!(complaint.contains("has died"), "{complaint}");
+    for arguments in [&["status"][..], &["status", "--json"], &["status", "--card", "0000:08:00.0"]] {
+        let (code, said, complaint) = place.output(arguments);
+        assert_eq!((code, said.as_str()), (1, ""), "{arguments:?}");
+        assert!(complaint.contains("has died"), "{complaint}");
+    }
     let (code, _, complaint) = place.output(&["down", "--card", "0000:08:00.0"]);
     assert_eq!(code, 1);
     assert!(complaint.contains("has died"), "{complaint}");
     place.start(&[]);
     assert_eq!(place.status().len(), 1);
+}
+
+/// A socket where a daemon would have its own, with nothing behind it that answers.
+fn silent(place: &Place, name: &str) -> devlink::ControlSocket {
+    fs::create_dir_all(place.folder.join("run")).unwrap();
+    devlink::ControlSocket::bind(&place.folder.join("run").join(name), 0o600, None).unwrap()
+}
+
+#[test]
+fn down_keeps_its_limit_and_status_says_that_it_could_not_ask() {
+    let mut place = Place::new();
+    let (pid, _) = place.start(&[]);
+    signal(pid, "-STOP");
+    let (code, _, complaint) = place.output(&["down", "--timeout", "1"]);
+    assert_eq!(code, 1);
+    assert!(complaint.contains(&format!("process {pid} with ")), "{complaint}");
+    assert!(complaint.contains("has not ended within 1 s"), "{complaint}");
+    // What it was asked it does when it goes on.
+    signal(pid, "-CONT");
+    assert_eq!(place.ended(), Some(0));
+    // One that is stopped, and whose queue is full of those who wait.
+    let (pid, _) = place.start(&[]);
+    signal(pid, "-STOP");
+    let soon = || Instant::now() + Duration::from_millis(50);
+    let waiting: Vec<Client> =
+        std::iter::from_fn(|| Client::connect_by(Path::new(&socket(&place.folder)), soon()).ok()).collect();
+    for arguments in [&["down", "--timeout", "1"][..], &["down", "--all", "--timeout", "1"]] {
+        let (code, _, complaint) = place.output(arguments);
+        assert_eq!(code, 1, "{complaint}");
+        assert!(complaint.contains("the daemon does not answer"), "{complaint}");
+    }
+    drop(waiting);
+    signal(pid, "-CONT");
+    // One that listens and never answers keeps nobody from ending the other.
+    let silent = silent(&place, "silent.sock");
+    let (code, said, complaint) = place.output(&["down", "--all", "--timeout", "5"]);
+    assert_eq!(code, 1, "{complaint}");
+    assert!(said.contains(&format!("ended process {pid} with ")), "{said}");
+    assert!(complaint.contains("silent.sock has not ended within 5 s"), "{complaint}");
+    place.ended();
+    drop(silent);
+    assert_eq!(place.output(&["down", "--timeout", "0"]).0, 2, "no time is too little");
+}
+
+#[test]
+fn a_folder_of_somebody_elses_is_not_trusted() {
+    let mut place = Place::new();
+    place.start(&[]);
+    let (own, other) = (place.folder.join("run"), place.folder.join("other"));
+    std::os::unix::fs::symlink(&own, &other).unwrap();
+    let refused = |what: &str, why: &str| {
+        for arguments in [&["status"][..], &["down"], &["down", "--card", "x"], &["dev"], &["up", "--daemon"]] {
+            let mut command = place.esw(arguments);
+            let (code, _, complaint) = read(command.env("RUNTIME_DIRECTORY", &other).output().unwrap());
+            assert_eq!(code, 2, "{what}, {arguments:?}: {complaint}");
+            assert!(complaint.contains("cannot be trusted") && complaint.contains(why), "{what}: {complaint}");
+        }
+    };
+    refused("a link", "symbolic link");
+    fs::remove_file(&other).unwrap();
+    fs::create_dir(&other).unwrap();
+    let permit = |mode| fs::set_permissions(&other, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    permit(0o777);
+    refused("a folder for all", "others may write");
+    if rustix::process::geteuid().is_root() {
+        permit(0o755);
+        std::os::unix::fs::chown(&other, Some(65_534), None).unwrap();
+        refused("another user's folder", "another user");
+    }
+    assert_eq!(place.status().len(), 1, "what is in one's own is found");
+}
+
+#[test]
+fn nobody_else_may_open_locks_and_state_whatever_the_umask() {
+    use std::os::unix::fs::PermissionsExt;
+    for umask in ["000", "077"] {
+        let place = Place::new();
+        let esw = env!("CARGO_BIN_EXE_esw");
+        let script = format!("umask {umask}; exec \"$0\" up --daemon --detach");
+        let mut command = Command::new("sh");
+        command.args(["-c", &script, esw]).env_remove("ESW_LOG").env_remove("NOTIFY_SOCKET");
+        command.env("RUNTIME_DIRECTORY", place.folder.join("run")).env("STATE_DIRECTORY", place.folder.join("state"));
+        let (code, _, complaint) = read(command.output().unwrap());
+        assert_eq!(code, 0, "{complaint}");
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let mut names = Vec::new();
+        for folder in ["run", "state"] {
+            let folder = place.folder.join(folder);
+            assert_eq!(mode(&folder), 0o755, "umask {umask}: {}", folder.display());
+            for entry in fs::read_dir(&folder).unwrap() {
+                let path = entry.unwrap().path();
+                assert_eq!(mode(&path), 0o600, "umask {umask}: {}", path.display());
+                names.push(path.file_name().unwrap().to_str().unwrap().to_owned());
+            }
+        }
+        for expected in ["0000:08:00.0.sock", "0000:08:00.0.sock.lock", "0000:08:00.0.redb", "esw.log"] {
+            assert!(names.iter().any(|name| name == expected), "{expected} in {names:?}");
+        }
+    }
+}
+
+#[test]
+fn control_characters_in_names_are_escaped_wherever_they_are_shown() {
+    let mut place = Place::new();
+    // Names of rate nodes are whatever whoever may change the card says.
+    let (_, _told) = place.start(&["--log", "debug"]);
+    let mut client = Client::connect(Path::new(&socket(&place.folder))).unwrap();
+    perform(&mut client, &format!("devlink dev eswitch set {PF} mode switchdev")).unwrap();
+    let name = "n\u{1b}[2J\nREADY=1\u{9b}1m";
+    let made = client.ask(devlink::DEVLINK, devlink::numbers::command::RATE_NEW, 0, |to| {
+        use devlink::numbers::attribute as a;
+        to.text(a::BUS_NAME, "pci").text(a::DEV_NAME, "0000:08:00.0").text(a::RATE_NODE_NAME, name);
+    });
+    made.unwrap();
+    let (code, said, complaint) = place.output(&["port", "function", "rate", "show"]);
+    assert_eq!(code, 0, "{complaint}");
+    assert!(said.contains(r"n\u{1b}[2J\nREADY=1\u{9b}1m"), "{said}");
+    assert!(!said.contains(|c: char| c.is_control() && c != '\n'), "{said:?}");
+    // And what is refused says so without them.
+    let odd = format!("{PF}/a\u{1b}c");
+    let (code, _, complaint) = place.output(&["port", "function", "rate", "del", &odd]);
+    assert_ne!(code, 0);
+    assert!(!complaint.contains(|c: char| c.is_control() && c != '\n'), "{complaint:?}");
+    let config = place.file("x.toml", "[cards.\"x\\nREADY=1\"]\n");
+    let (code, _, complaint) = place.output(&["up", "--daemon", "--config", config.to_str().unwrap()]);
+    assert_eq!(code, 2);
+    assert!(complaint.contains("control character") && complaint.lines().count() == 1, "{complaint}");
+}
+
+#[test]
+fn two_daemons_do_not_share_a_socket_a_state_or_a_card() {
+    let mut place = Place::new();
+    let config = |name: &str, socket: &str, address: &str| {
+        let socket = place.folder.join(socket);
+        let (folder, text) = (place.folder.join(name), socket.display());
+        fs::write(&folder, format!("[cards.a]\nsocket = \"{text}\"\ncard.address = \"{address}\"\n")).unwrap();
+        folder.display().to_string()
+    };
+    let first = config("first.toml", "run/a.sock", "0000:08:00.0");
+    let same_socket = config("socket.toml", "run/a.sock", "0000:09:00.0");
+    let same_state = config("state.toml", "run/b.sock", "0000:08:00.0");
+    place.start(&["--config", &first]);
+    let client = |place: &Place| Client::connect(&place.folder.join("run/a.sock")).unwrap();
+    perform(&mut client(&place), &format!("devlink dev eswitch set {PF} mode switchdev")).unwrap();
+    for fresh in [&[][..], &["--fresh"]] {
+        for (config, expected) in [
+            (&same_socket, "a daemon already listens there (process "),
+            (&same_state, "another daemon keeps its state"),
+        ] {
+            let (code, _, complaint) = place.output(&[&["up", "--daemon", "--config", config], fresh].concat());
+            assert_eq!(code, 2, "{complaint}");
+            assert!(complaint.contains(expected), "{complaint}");
+        }
+    }
+    // The first is as it was, and so is what is kept of it.
+    assert_eq!(place.status().len(), 1);
+    signal(u32::try_from(place.status()[0]["pid"].as_u64().unwrap()).unwrap(), "-KILL");
+    place.ended();
+    place.start(&["--config", &first]);
+    assert_eq!(place.status()[0]["pfs"][0]["mode"], "switchdev");
+    assert!(!place.folder.join("run/b.sock").exists() && !place.folder.join("run/b.sock.lock").exists());
+}
+
+#[test]
+fn a_fresh_start_that_is_refused_has_forgotten_nothing() {
+    let mut place = Place::new();
+    let both = "[cards.a]\n[cards.b.card]\naddress = \"0000:0a:00.0\"\n";
+    let (one, both) = (place.file("one.toml", "[cards.a]\n"), place.file("both.toml", both));
+    let (pid, _) = place.start(&["--config", one.to_str().unwrap()]);
+    let mut client = Client::connect(&place.folder.join("run/a.sock")).unwrap();
+    perform(&mut client, &format!("devlink dev eswitch set {PF} mode switchdev")).unwrap();
+    signal(pid, "-KILL");
+    place.ended();
+    let other = silent(&place, "b.sock");
+    let (code, _, complaint) = place.output(&["up", "--daemon", "--fresh", "--config", both.to_str().unwrap()]);
+    assert_eq!(code, 2, "{complaint}");
+    drop(other);
+    place.start(&["--config", one.to_str().unwrap()]);
+    assert_eq!(place.status()[0]["pfs"][0]["mode"], "switchdev");
 }
 
 #[test]
@@ -391,7 +572,7 @@ impl Rig {
 
     /// Runs a shell command where the netdevs are.
     fn sh(&self, script: &str) -> (i32, String) {
-        let keeper = std::os::unix::net::UnixStream::connect(self.place.folder.join("run/x.keeper"));
+        let keeper = UnixStream::connect(self.place.folder.join("run/x.keeper"));
         let pid =
             keeper.map(|keeper| rustix::net::sockopt::socket_peercred(&keeper).unwrap().pid.as_raw_pid().to_string());
         let (code, said, complaint) = read(match &pid {
@@ -422,11 +603,18 @@ impl Drop for Rig {
         }
         self.sh(&format!("ip link del esw-t{}", self.bus));
         self.run(&[self.esw.to_str().unwrap(), "down", "--all"]);
+        // Of a test that has failed: what keeps a card that has no daemon any more.
+        let left = fs::read_dir(self.place.folder.join("run")).into_iter().flatten().flatten();
+        for path in left.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|end| end == "keeper")) {
+            let _ = UnixStream::connect(path).and_then(|mut keeper| keeper.write_all(b"e"));
+        }
     }
 }
 
-/// A kill and a restart on a card of netdevs, with VFs in use in somebody's namespaces.
-fn netdevs_in_use_survive(who: Vec<String>, bus: u8) {
+const UP: [&str; 5] = ["up", "--daemon", "--detach", "--config", "x.toml"];
+
+/// A folder with a program and the configuration of one card of netdevs, for whoever is to run it.
+fn rig(who: Vec<String>, bus: u8) -> Rig {
     let place = Place::new();
     // Whoever runs it must be able to read it, and to make folders here.
     let esw = place.folder.join("esw");
@@ -438,8 +626,13 @@ fn netdevs_in_use_survive(who: Vec<String>, bus: u8) {
                           mode = \"switchdev\"\nvfs = 3\n"
     );
     place.file("x.toml", &config);
-    let rig = Rig { place, who, esw, bus };
-    let up = ["up", "--daemon", "--detach", "--config", "x.toml"];
+    Rig { place, who, esw, bus }
+}
+
+/// A kill and a restart on a card of netdevs, with VFs in use in somebody's namespaces.
+fn netdevs_in_use_survive(who: Vec<String>, bus: u8) {
+    let rig = rig(who, bus);
+    let up = UP;
     rig.esw(&up);
     let device = format!("0000:{bus:02x}:00.0");
     let pf = format!("pci/{device}");
@@ -489,6 +682,7 @@ fn netdevs_in_use_survive(who: Vec<String>, bus: u8) {
         starting.kill().unwrap();
         starting.wait().unwrap();
     }
+    starts_that_fail(&rig);
     rig.esw(&up);
     assert_eq!(rig.must(&look), before);
     let left = rig.pid();
@@ -501,6 +695,49 @@ fn netdevs_in_use_survive(who: Vec<String>, bus: u8) {
     assert!(!rig.place.folder.join("run/x.keeper").exists());
     let (_, said, _) = read(rig.run(&["sh", "-c", "ip -o link; ip netns"]));
     assert!(!said.contains(&format!("enp{bus}s0")) && !said.contains(&device), "{said}");
+}
+
+/// Starts that fail where a card has been left: for want of descriptors at one place after the other, and because of
+/// another card, when this one has been taken over.
+fn starts_that_fail(rig: &Rig) {
+    let up = [rig.esw.to_str().unwrap(), "up", "--daemon", "--config", "x.toml"];
+    for descriptors in 5.. {
+        let limit = format!("--nofile={descriptors}:{descriptors}");
+        let mut starting = rig.command(&[&["prlimit", &limit], &up[..]].concat());
+        let mut starting = starting.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        // It says nothing before it is up, and its end of the pipe goes with it.
+        let mut said = [0; 1];
+        let is_up = starting.stdout.take().unwrap().read(&mut said).unwrap() > 0;
+        starting.kill().unwrap();
+        starting.wait().unwrap();
+        if is_up {
+            assert!(descriptors > 8, "nothing was tried");
+            break;
+        }
+    }
+    let other = format!("0000:{:02x}:00.0", rig.bus + 16);
+    let config = fs::read_to_string(rig.place.folder.join("x.toml")).unwrap();
+    // One that was left, one that this start makes, and one that cannot be made.
+    let (made, card) = (format!("0000:{:02x}:00.0", rig.bus + 32), "kind = \"linux\"\ncard.address");
+    let all = format!("{config}[cards.xa]\n{card} = \"{made}\"\n[cards.y]\n{card} = \"{other}\"\n");
+    rig.place.file("y.toml", &all);
+    rig.must(&format!("ip netns add esw-{other}"));
+    let (code, _, complaint) = read(rig.run(&[&up[..4], &["y.toml"]].concat()));
+    assert_eq!(code, 2, "{complaint}");
+    assert!(complaint.contains("no card has left it"), "{complaint}");
+    rig.must(&format!("ip netns del esw-{other}"));
+    let names = rig.must("ip netns");
+    assert!(!names.contains(&made), "{names}");
+}
+
+/// What runs programs as somebody without root, if a card of netdevs can be had so.
+fn without_root() -> Option<Vec<String>> {
+    let who = match rustix::process::geteuid().is_root() {
+        true => vec!["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"],
+        false => vec!["env"],
+    };
+    works(&[&who[..], &["unshare", "-Urnm", "ip", "link", "add", "type", "veth"]].concat())
+        .then(|| who.into_iter().map(str::to_owned).collect())
 }
 
 /// Says that a test is skipped; where everything must run, that is a failure.
@@ -523,12 +760,207 @@ fn netdevs_in_use_survive_a_kill_as_root() {
 
 #[test]
 fn netdevs_in_use_survive_a_kill_without_root() {
-    let who = match rustix::process::geteuid().is_root() {
-        true => vec!["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"],
-        false => vec!["env"],
-    };
-    if !works(&[&who[..], &["unshare", "-Urnm", "ip", "link", "add", "type", "veth"]].concat()) {
+    let Some(who) = without_root() else {
         return skip("netdevs_in_use_survive_a_kill_without_root", "it takes user namespaces with veth, and iproute2");
+    };
+    netdevs_in_use_survive(who, 92);
+}
+
+/// The process that keeps a card's namespaces.
+fn keeper(rig: &Rig) -> u32 {
+    let keeper = UnixStream::connect(rig.place.folder.join("run/x.keeper")).unwrap();
+    rustix::net::sockopt::socket_peercred(&keeper).unwrap().pid.as_raw_pid().cast_unsigned()
+}
+
+#[test]
+fn a_keeper_ends_when_it_is_told_to_and_for_nothing_else() {
+    let Some(who) = without_root() else {
+        return skip("a_keeper_ends_when_it_is_told_to", "it takes user namespaces with veth, and iproute2");
+    };
+    let rig = rig(who, 94);
+    let index = || rig.must("ip -o link show enp94s0f0v1 | cut -d: -f1");
+    rig.esw(&UP);
+    let (kept, before) = (keeper(&rig), index());
+    let is_there = || Path::new(&format!("/proc/{kept}/ns")).exists();
+    // It has no descriptor left for those who connect.
+    let limit = |number: usize| {
+        let output = rig.run(&["prlimit", "--pid", &kept.to_string(), &format!("--nofile={number}:")]);
+        assert!(output.status.success(), "{output:?}");
+    };
+    limit((0..).find(|fd| !Path::new(&format!("/proc/{kept}/fd/{fd}")).exists()).unwrap());
+    let path = rig.place.folder.join("run/x.keeper");
+    let waiting: Vec<UnixStream> = (0..8).map(|_| UnixStream::connect(&path).unwrap()).collect();
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(is_there());
+    limit(256);
+    drop(waiting);
+    // Those who come and go, and say nothing.
+    for _ in 0..200 {
+        drop(UnixStream::connect(&path).unwrap());
     }
-    netdevs_in_use_survive(who.into_iter().map(str::to_owned).collect(), 92);
+    signal(rig.pid(), "-KILL");
+    rig.esw(&UP);
+    assert_eq!((keeper(&rig), index()), (kept, before));
+    // One that is stopped keeps the card, and is ended when there is none any more.
+    signal(kept, "-STOP");
+    signal(rig.pid(), "-KILL");
+    rig.esw(&UP);
+    assert_eq!(keeper(&rig), kept);
+    rig.esw(&["down"]);
+    assert!(!path.exists());
+    let until = Instant::now() + LONG;
+    while is_there() {
+        assert!(Instant::now() < until, "the keeper is there yet");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // One that is killed, and then its daemon: the card has gone, and what was agreed has not.
+    rig.esw(&UP);
+    rig.esw(&["dev", "eswitch", "set", "pci/0000:5e:00.0", "mode", "legacy"]);
+    signal(keeper(&rig), "-KILL");
+    rig.esw(&["status"]);
+    signal(rig.pid(), "-KILL");
+    rig.esw(&UP);
+    assert!(rig.esw(&["status"]).contains("legacy, 3 VFs"));
+    index();
+    // One whose daemon was killed, and that another start has no use for.
+    let left = keeper(&rig);
+    signal(rig.pid(), "-KILL");
+    rig.esw(&[&UP[..], &["--fresh"]].concat());
+    assert_ne!(keeper(&rig), left);
+    assert!(rig.esw(&["status"]).contains("switchdev, 3 VFs"));
+    rig.esw(&["down"]);
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_keeper_is_found_next_to_whichever_card_it_was_left_with() {
+    let Some(who) = without_root() else {
+        return skip("a_keeper_is_found_next_to", "it takes user namespaces with veth, and iproute2");
+    };
+    let rig = rig(who, 99);
+    let card =
+        |name: &str, bus: u8| format!("[cards.{name}]\nkind = \"linux\"\ncard.address = \"0000:{bus:02x}:00.0\"\n");
+    let write = |name: &str, text: &str| drop(rig.place.file(name, text));
+    let up = |config: &str| rig.esw(&["up", "--daemon", "--detach", "--config", config]);
+    let kill = |card: &str| {
+        let status: Value = serde_json::from_str(rig.esw(&["status", "--json", "--card", card]).trim()).unwrap();
+        let pid = u32::try_from(status["pid"].as_u64().unwrap()).unwrap();
+        signal(pid, "-KILL");
+        // Until it has let go of its files; nobody may have asked yet what has become of it.
+        let lives = || fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "));
+        while lives() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    let x = fs::read_to_string(rig.place.folder.join("x.toml")).unwrap();
+    write("y.toml", &card("y", 100));
+    write("both.toml", &(x.clone() + &card("y", 100)));
+    write("more.toml", &(x + &card("a", 101)));
+    let index = || rig.must("ip -o link show enp99s0f0v1 | cut -d: -f1");
+    up("x.toml");
+    up("y.toml");
+    let (kept, before) = (keeper(&rig), index());
+    kill("x");
+    kill("y");
+    // They were left in two places, and one daemon can be in one.
+    let both = [rig.esw.to_str().unwrap(), "up", "--daemon", "--config", "both.toml"];
+    let (code, _, complaint) = read(rig.run(&both));
+    assert_eq!(code, 2, "{complaint}");
+    assert!(complaint.contains("run/x.keeper and ") && complaint.contains("run/y.keeper"), "{complaint}");
+    up("y.toml");
+    rig.esw(&["down", "--card", "y"]);
+    // Another card comes first now.
+    up("more.toml");
+    assert_eq!((keeper(&rig), index()), (kept, before));
+    rig.esw(&["down", "--card", "a"]);
+    assert!(!rig.place.folder.join("run/x.keeper").exists());
+}
+
+#[test]
+fn without_root_too_only_members_of_the_group_change_things() {
+    let Some(who) = without_root().filter(|_| rustix::process::geteuid().is_root()) else {
+        return skip("without_root_too_only_members", "it takes root, to be others, and user namespaces with veth");
+    };
+    let rig = rig(who, 97);
+    // The daemon's own group, which is root's where it is, and one that it cannot tell from any other.
+    for (group, members) in [(65_534, true), (65_533, false)] {
+        let config = fs::read_to_string(rig.place.folder.join("x.toml")).unwrap();
+        let open = "[cards.x]\nsocket_mode = \"0666\"\n".to_owned();
+        // Whoever is not in it cannot give the socket to a group.
+        let config = config.replace("[cards.x]\n", &format!("{open}socket_group = {group}\n"));
+        rig.place.file("group.toml", &config);
+        let (code, _, complaint) =
+            read(rig.run(&[rig.esw.to_str().unwrap(), "up", "--daemon", "--detach", "--config", "group.toml"]));
+        if !members {
+            assert_ne!(code, 0, "{complaint}");
+            continue;
+        }
+        assert_eq!(code, 0, "{complaint}");
+        let socket = rig.place.folder.join("run/x.sock").display().to_string();
+        let set = |group: &str| {
+            let mut command = Command::new("setpriv");
+            command.args(["--reuid=65532", &format!("--regid={group}"), "--clear-groups"]).arg(&rig.esw);
+            command.args(["dev", "eswitch", "set", "--socket", &socket, "pci/0000:61:00.0", "mode", "switchdev"]);
+            read(command.output().unwrap())
+        };
+        let (code, _, complaint) = set("65534");
+        assert_eq!(code, 0, "a member: {complaint}");
+        let (code, _, complaint) = set("65531");
+        assert_eq!(code, 1, "another: {complaint}");
+        assert!(complaint.contains("Operation not permitted"), "{complaint}");
+        rig.esw(&["down"]);
+    }
+}
+
+#[test]
+fn a_lab_that_is_open_is_in_no_daemons_way() {
+    if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() || !works(&["ip", "netns"]) {
+        return skip("a_lab_that_is_open_is_in_no_daemons_way", "it takes root, /dev/fuse and iproute2");
+    }
+    let rig = rig(vec!["env".to_owned()], 95);
+    rig.esw(&UP);
+    let index = || rig.must("ip -o link show enp95s0f0v1 | cut -d: -f1");
+    let before = index();
+    let mut lab = rig.command(&[rig.esw.to_str().unwrap(), "exec", "--", "sh", "-c", "echo in; exec sleep 1000"]);
+    let mut lab = lab.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut said = [0; 2];
+    lab.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
+    // Killed and started again, ended and started again, and ended for good.
+    signal(rig.pid(), "-KILL");
+    rig.esw(&UP);
+    assert_eq!(index(), before);
+    rig.esw(&["down", "--keep"]);
+    rig.esw(&UP);
+    assert_eq!(index(), before);
+    rig.esw(&["down"]);
+    rig.esw(&UP);
+    rig.esw(&["down"]);
+    let (_, said, _) = read(rig.run(&["sh", "-c", "ip -o link; ip netns"]));
+    assert!(!said.contains("enp95s0") && !said.contains("0000:5f:00.0"), "{said}");
+    assert!(lab.try_wait().unwrap().is_none(), "the lab's program runs on");
+    lab.kill().unwrap();
+    lab.wait().unwrap();
+}
+
+#[test]
+fn one_card_of_netdevs_has_one_daemon_even_with_another_socket_and_state() {
+    if !rustix::process::geteuid().is_root() || !works(&["ip", "netns"]) {
+        return skip("one_card_of_netdevs_has_one_daemon", "it takes root and iproute2");
+    }
+    let rig = rig(vec!["env".to_owned()], 96);
+    rig.esw(&UP);
+    let index = || rig.must("ip -o link show enp96s0f0v1 | cut -d: -f1");
+    let before = index();
+    let folder = rig.place.folder.display().to_string();
+    let config = fs::read_to_string(rig.place.folder.join("x.toml")).unwrap();
+    let other = format!("state_dir = \"{folder}/other\"\n{}", config.replace("cards.x", "cards.z"));
+    rig.place.file("z.toml", &other);
+    for fresh in [&[][..], &["--fresh"]] {
+        let up = [rig.esw.to_str().unwrap(), "up", "--daemon", "--config", "z.toml"];
+        let (code, _, complaint) = read(rig.run(&[&up[..], fresh].concat()));
+        assert_eq!(code, 2, "{complaint}");
+        assert!(complaint.contains(&format!("process {} already has a card", rig.pid())), "{complaint}");
+        assert_eq!(index(), before);
+    }
+    rig.esw(&["down"]);
 }

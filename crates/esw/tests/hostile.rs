@@ -220,6 +220,25 @@ fn a_lab_in_a_lab_is_refused_and_says_so() {
 }
 
 #[test]
+fn a_daemon_in_a_lab_is_refused_and_says_so() {
+    if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() || !can("unshare --net --mount true") {
+        return skip("root, /dev/fuse");
+    }
+    let (place, other) = (Place::new("exec", ""), configured(""));
+    let config = other.join("config.toml").display().to_string();
+    let run = format!("RUNTIME_DIRECTORY={}", other.join("run").display());
+    for how in [&["up", "--daemon", "--config", &config][..], &["up", "--daemon", "--detach", "--config", &config]] {
+        // Whatever the environment says.
+        let output = place.lab(&[&["timeout", "60", "env", "-i", &run, env!("CARGO_BIN_EXE_esw")], how].concat());
+        let text = said(&output);
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert!(text.contains("this is inside a lab"), "{text}");
+    }
+    assert!(!other.join("a.sock").exists());
+    fs::remove_dir_all(other).unwrap();
+}
+
+#[test]
 fn what_a_lab_lacks_is_named() {
     if !can("unshare --map-root-user --mount mount -t tmpfs none /dev") {
         return skip("user namespaces");

@@ -9,6 +9,7 @@ mod calls;
 mod card;
 mod cards;
 mod filter;
+mod inside;
 mod message;
 mod process;
 mod relay;
@@ -25,4 +26,5 @@ pub mod fuzzing {
 }
 
 pub use card::{Card, Refusal};
+pub use inside::is_inside;
 pub use run::{Join, LabError, Mounts, Options, Serve, run};

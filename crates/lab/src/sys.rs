@@ -12,6 +12,10 @@ use rustix::process::Pid;
 /// One instruction of a classic BPF filter.
 pub(crate) type FilterOp = libc::sock_filter;
 
+/// The instruction that lets every call through.
+pub(crate) const ALLOW: FilterOp =
+    FilterOp { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW };
+
 /// A system call that waits for an answer.
 pub(crate) type Notification = libc::seccomp_notif;
 
@@ -275,4 +279,18 @@ pub(crate) fn close_what_was_inherited() -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Starts nothing, changes nothing until the child does: has `prepare` run in the child of a command,
+/// after `fork` and before `exec`.
+///
+/// `prepare` allocates, which the C library's `fork` allows, and takes no lock that another thread of the
+/// parent may hold: see where it is made.
+pub(crate) fn before_exec(
+    command: &mut std::process::Command,
+    prepare: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
+) {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: as said above; nothing it does outlives the child but what is meant to.
+    unsafe { command.pre_exec(prepare) };
 }

@@ -14,7 +14,7 @@ use card_memory::MemoryCard;
 use devlink::numbers::{attribute, command};
 use devlink::view::Profile;
 use devlink::wire::{self, Builder};
-use devlink::{Access, DEVLINK, Served, Server, connect, listen};
+use devlink::{Access, ControlSocket, DEVLINK, Served, Server, connect};
 use eswitch::CardConfig;
 use lockdep::{Domain, enter};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
@@ -46,10 +46,12 @@ fn with_card<T>(work: impl FnOnce(&PathBuf) -> Result<T>) -> Result<T> {
         let session = Arc::new(session);
         let served = Arc::new(Served::new(Arc::clone(&session), Arc::clone(&domain), Profile::mlx5()));
         let access = Access { group: None, clients: 2 * CLIENTS };
-        let server = Server::start(cx, served, listen(&path)?, access)?;
+        let mut socket = ControlSocket::bind(&path, 0o600, None)?;
+        let listener = socket.take_listener().context("the socket does not listen")?;
+        let server = Server::start(cx, served, listener, access)?;
         let done = work(&path);
         drop(server);
-        std::fs::remove_file(&path)?;
+        drop(socket);
         ensure!(session.close(cx).is_empty(), "the card is left with something");
         done
     })

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use card_memory::MemoryCard;
 use devlink::view::Profile;
-use devlink::{Access, Served, Server, listen};
+use devlink::{Access, ControlSocket, Host, Served, Server};
 use eswitch::inspect::Snapshot;
 use eswitch::{CardConfig, PciAddress};
 use lockdep::{Domain, Locked, OnReport, Unlocked};
@@ -23,25 +23,33 @@ pub const PF: &str = "0000:08:00.0";
 pub struct Up {
     pub path: PathBuf,
     server: Option<Server>,
+    socket: Option<ControlSocket>,
     pub session: Arc<Session>,
     domain: Arc<Domain>,
 }
 
-fn up(cx: &mut Locked<'_, Unlocked>, domain: &Arc<Domain>, access: Access, config: CardConfig) -> Up {
+fn up(
+    cx: &mut Locked<'_, Unlocked>,
+    domain: &Arc<Domain>,
+    access: Access,
+    host: Option<Arc<dyn Host>>,
+    config: CardConfig,
+) -> Up {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let path = std::env::temp_dir().join(format!("esw-protocol-{}-{number}.sock", std::process::id()));
     let world = World::of(MemoryCard::new(config.clone()), domain);
     let session = Arc::new(Session::start(cx, config, world, Duration::from_secs(10)).unwrap());
-    let served = Arc::new(Served::new(Arc::clone(&session), Arc::clone(domain), Profile::mlx5()));
-    let server = Server::start(cx, served, listen(&path).unwrap(), access).unwrap();
-    Up { path, server: Some(server), session, domain: Arc::clone(domain) }
+    let served = Served { host, ..Served::new(Arc::clone(&session), Arc::clone(domain), Profile::mlx5()) };
+    let mut socket = ControlSocket::bind(&path, 0o600, None).unwrap();
+    let server = Server::start(cx, Arc::new(served), socket.take_listener().unwrap(), access).unwrap();
+    Up { path, server: Some(server), socket: Some(socket), session, domain: Arc::clone(domain) }
 }
 
 impl Drop for Up {
     fn drop(&mut self) {
         self.server = None;
-        let _ = std::fs::remove_file(&self.path);
+        self.socket = None;
         assert!(self.domain.take_reports().is_empty());
     }
 }
@@ -80,7 +88,7 @@ impl Up {
 
 /// Runs a test with a card of another kind.
 pub fn with_card_of(config: CardConfig, test: impl FnOnce(&Up)) {
-    with(16, config, test);
+    with_all(Access { group: None, clients: 16 }, None, config, test);
 }
 
 /// Runs a test with a card, which has room for 16 clients.
@@ -90,13 +98,18 @@ pub fn with_card(test: impl FnOnce(&Up)) {
 
 /// Runs a test with a card that has room for so many clients.
 pub fn with_room_for(clients: usize, test: impl FnOnce(&Up)) {
-    with(clients, CardConfig { vfs: 2, ..CardConfig::default() }, test);
+    with(Access { group: None, clients }, None, test);
 }
 
-fn with(clients: usize, config: CardConfig, test: impl FnOnce(&Up)) {
+/// Runs a test with a card.
+pub fn with(access: Access, host: Option<Arc<dyn Host>>, test: impl FnOnce(&Up)) {
+    with_all(access, host, CardConfig { vfs: 2, ..CardConfig::default() }, test);
+}
+
+fn with_all(access: Access, host: Option<Arc<dyn Host>>, config: CardConfig, test: impl FnOnce(&Up)) {
     let domain = Domain::checked(OnReport::Record);
     lockdep::enter(&domain, "main", |cx| {
-        let up = up(cx, &domain, Access { group: None, clients }, config);
+        let up = up(cx, &domain, access, host, config);
         test(&up);
         let session = Arc::clone(&up.session);
         drop(up);

@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 use super::folders;
 use crate::arguments::Card as Kind;
+use crate::printable::{is_control, printable};
 
 /// The file.
 #[derive(Debug, Deserialize)]
@@ -127,6 +128,9 @@ impl Config {
             if name.is_empty() || name.contains('/') || name.starts_with('.') {
                 bail!("`{name}` is no name for a card: it names a file, too");
             }
+            if name.contains(is_control) {
+                bail!("`{}` is no name for a card: there is a control character in it", printable(&name));
+            }
             let card = entry(name, table, kind)?;
             card.card.validate().with_context(|| format!("cards.{}", card.name))?;
             if let Some(other) = cards.iter().find(|other| overlap(&other.card, &card.card)) {
@@ -142,6 +146,7 @@ impl Config {
             Some(path) => bail!("`state_dir` is {}; it must be an absolute path", path.display()),
             None => folders::state()?,
         };
+        ensure_printable("`state_dir`", &state_dir.to_string_lossy())?;
         Ok(Self { state_dir, keep: file.keep, cards })
     }
 }
@@ -152,6 +157,14 @@ fn at(path: &Path, text: &str, offset: Option<usize>) -> String {
     let line = before.matches('\n').count() + 1;
     let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
     format!("{}:{line}:{column}", path.display())
+}
+
+/// Refuses what is shown to others and could do something to their terminals.
+fn ensure_printable(what: &str, text: &str) -> Result<()> {
+    if text.contains(is_control) {
+        bail!("{what} is \"{}\"; there is a control character in it", printable(text));
+    }
+    Ok(())
 }
 
 /// Two cards in one slot.
@@ -172,6 +185,11 @@ fn entry(name: String, table: Table, kind: Kind) -> Result<CardEntry> {
         Some(path) => bail!("cards.{name}: `socket` is {}; it must be an absolute path", path.display()),
         None => folders::sockets().join(format!("{name}.sock")),
     };
+    let at = |key| format!("cards.{name}: `{key}`");
+    ensure_printable(&at("socket"), &socket.to_string_lossy())?;
+    for (key, text) in [("profile.firmware", &table.profile.firmware), ("profile.board", &table.profile.board)] {
+        ensure_printable(&at(key), text.as_deref().unwrap_or_default())?;
+    }
     let length = socket.as_os_str().len();
     if length > SOCKET_PATH_MAX {
         bail!("cards.{name}: the socket {} has {length} bytes; it can have {SOCKET_PATH_MAX}", socket.display());
@@ -237,6 +255,12 @@ mod tests {
             ("[cards.a.card]\npfs = 9", "`pfs` is 9"),
             ("[cards.a.profile]\ndriver = \"ice\"", "unknown field `driver`"),
             ("state_dir = \"here\"\n[cards.a]", "absolute"),
+            (r#"[cards."x\nREADY=1"]"#, r"`x\nREADY=1` is no name for a card"),
+            (r#"[cards."\u001b[2J"]"#, "control character"),
+            ("[cards.a]\nsocket = \"/run/\\u0007\"", "`socket` is \"/run/\\u{7}\"; there is a control character"),
+            ("[cards.a.profile]\nfirmware = \"1\\n2\"", "`profile.firmware`"),
+            ("[cards.a.profile]\nboard = \"\\u009b\"", "`profile.board`"),
+            ("state_dir = \"/\\u001b\"\n[cards.a]", "`state_dir` is"),
             (&format!("[cards.a]\nsocket = \"/{}\"", "x".repeat(120)), "it can have 107"),
         ] {
             let error = parse(text).unwrap_err();

@@ -13,6 +13,7 @@ use std::{env, fs};
 
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{Mode, fchmod};
 use rustix::net::{self, AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
@@ -20,6 +21,7 @@ use super::config::Config;
 use super::folders;
 use crate::arguments::Up;
 use crate::output::{complain, line};
+use crate::printable::printable;
 use crate::{FAILED, HELD};
 
 /// Starts the daemon in the background; the exit status.
@@ -30,14 +32,14 @@ pub fn detach(arguments: &Up) -> Result<u8> {
     let config = Config::read(arguments.config.as_deref(), arguments.card)?;
     folders::make(&config.state_dir).with_context(|| format!("making {}", config.state_dir.display()))?;
     let log_path = config.state_dir.join("esw.log");
-    let mut log = File::options().create(true).append(true).read(true).open(&log_path);
+    let mut log = folders::open_private(&log_path);
     let log = log.as_mut().map_err(|error| anyhow::anyhow!("{}: {error}", log_path.display()))?;
     let begin = log.seek(SeekFrom::End(0)).with_context(|| log_path.display().to_string())?;
     let told = Told::bind()?;
     let mut daemon = start(&told.path, log).context("starting the daemon")?;
     match told.wait(&mut daemon)? {
         Some(status) => {
-            line(&format!("{status}; process {}, log {}", daemon.id(), log_path.display()));
+            line(&printable(&format!("{status}; process {}, log {}", daemon.id(), log_path.display())));
             Ok(HELD)
         }
         None => {
@@ -77,11 +79,14 @@ impl Told {
     fn bind() -> Result<Self> {
         let folder = folders::sockets();
         folders::make(&folder).with_context(|| format!("making {}", folder.display()))?;
+        folders::ensure_own(&folder)?;
         let path = folder.join(format!(".detach-{}", std::process::id()));
         let socket = net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
         let address = SocketAddrUnix::new(&path).with_context(|| path.display().to_string())?;
         // A process of our number that died before it could remove its own.
         let _ = fs::remove_file(&path);
+        // The file gets the mode that its socket has: nobody else says that the daemon is ready.
+        fchmod(&socket, Mode::from_raw_mode(0o600)).with_context(|| path.display().to_string())?;
         net::bind(&socket, &address).with_context(|| path.display().to_string())?;
         Ok(Self { socket, path })
     }
@@ -101,7 +106,11 @@ impl Told {
                 return Ok(None);
             }
             let mut text = [0; 4096];
-            let (_, length) = net::recv(&self.socket, &mut text[..], RecvFlags::DONTWAIT)?;
+            let length = match net::recv(&self.socket, &mut text[..], RecvFlags::DONTWAIT) {
+                Ok((_, length)) => length,
+                Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
+            };
             let text = String::from_utf8_lossy(&text[..length.min(text.len())]).into_owned();
             if text.lines().any(|line| line == "READY=1") {
                 let status = text.lines().find_map(|line| line.strip_prefix("STATUS="));

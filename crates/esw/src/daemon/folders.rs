@@ -1,13 +1,13 @@
 //! Where daemons and those who look for them meet.
 
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::fs::{DirBuilder, File, Permissions};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use anyhow::{Context, Result};
-use rustix::fs::{AtFlags, Mode, OFlags, chmod, chown, open, unlinkat};
-use rustix::process::{Gid, geteuid};
+use devlink::ControlSocket;
+use rustix::process::geteuid;
 
 use super::config::CardEntry;
 
@@ -52,12 +52,53 @@ fn given(name: &str) -> Option<PathBuf> {
     first.is_absolute().then_some(first)
 }
 
-/// Makes a folder that others may look into and not write to, unless it is there.
+/// Makes sure that only this user, or root, can put anything into the folder where control sockets are by default.
+/// Otherwise its sockets could be anybody's. That it is not there is well.
+///
+/// # Errors
+/// It is another user's, others may write to it, or it is no folder; says what to do.
+pub fn ensure_own(folder: &Path) -> io::Result<()> {
+    // Without following a link, which another user could have put there.
+    let found = match fs::symlink_metadata(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        found => found?,
+    };
+    let why = if found.is_symlink() {
+        "it is a symbolic link".to_owned()
+    } else if !found.is_dir() {
+        "it is no folder".to_owned()
+    } else if found.uid() != geteuid().as_raw() && found.uid() != 0 {
+        format!("it belongs to another user, number {}", found.uid())
+    } else if found.mode() & 0o022 != 0 {
+        "others may write to it".to_owned()
+    } else {
+        return Ok(());
+    };
+    Err(io::Error::other(format!(
+        "{} cannot be trusted with control sockets: {why}; remove it or put it right, or have RUNTIME_DIRECTORY name a \
+         folder of your own, or say which socket is meant with --socket",
+        folder.display()
+    )))
+}
+
+/// Makes a folder that others may look into and not write to, whatever the umask, unless it is there.
 ///
 /// # Errors
 /// The system refuses; or what is there is another user's, who could put anything in our way.
 pub fn make(folder: &Path) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o755).create(folder)?;
+    let builder = || {
+        let mut builder = DirBuilder::new();
+        builder.mode(0o755);
+        builder
+    };
+    if let Some(parent) = folder.parent() {
+        builder().recursive(true).create(parent)?;
+    }
+    match builder().create(folder) {
+        Ok(()) => fs::set_permissions(folder, Permissions::from_mode(0o755))?,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(error),
+    }
     let found = fs::metadata(folder)?;
     let own = geteuid();
     if found.uid() != own.as_raw() && !own.is_root() && found.uid() != 0 {
@@ -66,51 +107,62 @@ pub fn make(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// A control socket that is bound, and goes when this does.
-#[derive(Debug)]
-pub struct Socket {
-    listener: Option<OwnedFd>,
-    /// The folder it is in, which may be hidden from us by then.
-    folder: OwnedFd,
-    name: PathBuf,
-    group: Option<u32>,
+/// Opens a file to add to, or makes it, that nobody else may open, whatever the umask: who could open it could hold
+/// a lock on it.
+///
+/// # Errors
+/// The system refuses, or a symbolic link is there.
+pub fn open_private(path: &Path) -> io::Result<File> {
+    let flags = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
+    let file = File::options().read(true).append(true).create(true).mode(0o600).custom_flags(flags).open(path)?;
+    if file.metadata()?.mode() & 0o777 != 0o600 {
+        file.set_permissions(Permissions::from_mode(0o600))?;
+    }
+    Ok(file)
 }
 
-impl Socket {
-    /// Binds a card's.
-    ///
-    /// # Errors
-    /// It is taken, or the system refuses.
-    pub fn bind(card: &CardEntry) -> Result<Self> {
-        let path = &card.socket;
-        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-            anyhow::bail!("{} is no path for a socket", path.display());
-        };
-        make(parent).with_context(|| format!("making {} for the control socket", parent.display()))?;
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let folder = open(parent, flags, Mode::empty()).with_context(|| parent.display().to_string())?;
-        let listener = devlink::listen(path)?;
-        let bound = Self { listener: Some(listener), folder, name: name.into(), group: card.group };
-        chmod(path, Mode::from_raw_mode(card.mode)).with_context(|| path.display().to_string())?;
-        if let Some(group) = card.group {
-            chown(path, None, Some(Gid::from_raw(group))).with_context(|| format!("{}: its group", path.display()))?;
+/// A card's control socket, bound.
+///
+/// # Errors
+/// It is taken, its folder cannot be trusted, or the system refuses.
+pub fn bind(card: &CardEntry) -> Result<ControlSocket> {
+    let parent = card.socket.parent().with_context(|| format!("{} is no path for a socket", card.socket.display()))?;
+    make(parent).with_context(|| format!("making {} for the control socket", parent.display()))?;
+    if parent == sockets() {
+        ensure_own(parent)?;
+    }
+    Ok(ControlSocket::bind(&card.socket, card.mode, card.group)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_folder_of_ones_own_is_trusted() {
+        let folder = std::env::temp_dir().join(format!("esw-folders-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let (own, link, file) = (folder.join("own"), folder.join("link"), folder.join("file"));
+        assert!(ensure_own(&own).is_ok(), "what is not there is no danger");
+        make(&own).unwrap();
+        assert!(ensure_own(&own).is_ok());
+        std::os::unix::fs::symlink(&own, &link).unwrap();
+        fs::write(&file, "").unwrap();
+        for (path, why) in [(&link, "symbolic link"), (&file, "no folder")] {
+            let refused = ensure_own(path).unwrap_err().to_string();
+            assert!(refused.contains(why), "{refused}");
         }
-        Ok(bound)
-    }
-
-    /// What listens; once.
-    pub fn take_listener(&mut self) -> Option<OwnedFd> {
-        self.listener.take()
-    }
-
-    /// Whose members may change things.
-    pub fn group(&self) -> Option<u32> {
-        self.group
-    }
-}
-
-impl Drop for Socket {
-    fn drop(&mut self) {
-        let _ = unlinkat(&self.folder, &self.name, AtFlags::empty());
+        for mode in [0o777, 0o1777, 0o775] {
+            fs::set_permissions(&own, Permissions::from_mode(mode)).unwrap();
+            let refused = ensure_own(&own).unwrap_err().to_string();
+            assert!(refused.contains("others may write"), "{mode:o}: {refused}");
+        }
+        fs::set_permissions(&own, Permissions::from_mode(0o755)).unwrap();
+        if geteuid().is_root() {
+            std::os::unix::fs::chown(&own, Some(65_534), None).unwrap();
+            let refused = ensure_own(&own).unwrap_err().to_string();
+            assert!(refused.contains("another user, number 65534"), "{refused}");
+        }
+        fs::remove_dir_all(folder).unwrap();
     }
 }

@@ -3,19 +3,19 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use devlink::eswitch_family::{END, STATUS, WORDS, joined};
 use devlink::{Client, ClientError, ESWITCH, wire};
-use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
+use rustix::net::sockopt::socket_peercred;
 use rustix::process::Pid;
 
 use super::folders;
 use super::host::How;
 use super::told::CardStatus;
 
-/// A daemon that does not answer for so long does not answer.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// A daemon that has not answered for so long does not answer.
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A card's control socket with a daemon behind it.
 pub struct Found {
@@ -36,48 +36,63 @@ pub enum NotFound {
     /// No permission.
     #[error("{0}: permission denied; it belongs to another user, or is for members of a group")]
     Denied(PathBuf),
-    /// It does not answer, or answers otherwise.
+    /// It does not answer in time.
+    #[error("{0}: the daemon does not answer; it may be stopped, or be busy")]
+    Silent(PathBuf),
+    /// It answers otherwise.
     #[error("{0}: {1}")]
     Other(PathBuf, String),
 }
 
 /// The control socket of a card of a name, where it is by default.
-pub fn socket_of(card: &str) -> PathBuf {
-    folders::sockets().join(format!("{card}.sock"))
+///
+/// # Errors
+/// The folder cannot be trusted.
+pub fn socket_of(card: &str) -> io::Result<PathBuf> {
+    let folder = folders::sockets();
+    folders::ensure_own(&folder)?;
+    Ok(folder.join(format!("{card}.sock")))
 }
 
 /// Every control socket where they are by default.
 ///
 /// # Errors
-/// The folder cannot be read.
+/// The folder cannot be trusted, or cannot be read.
 pub fn sockets() -> io::Result<Vec<PathBuf>> {
-    let entries = match fs::read_dir(folders::sockets()) {
+    let folder = folders::sockets();
+    folders::ensure_own(&folder)?;
+    let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?,
     };
-    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
-    let mut paths: Vec<PathBuf> = paths.filter(|path| path.extension().is_some_and(|end| end == "sock")).collect();
+    let mut paths = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        if path.extension().is_some_and(|end| end == "sock") {
+            paths.push(path);
+        }
+    }
     paths.sort();
     Ok(paths)
 }
 
 impl Found {
-    /// Connects to a card.
+    /// Connects to a card. Whatever it is asked, the answer is waited for until then and no longer.
     ///
     /// # Errors
-    /// Nobody answers there.
-    pub fn connect(path: &Path) -> Result<Self, NotFound> {
-        let client = Client::connect(path).map_err(|error| match error {
+    /// Nobody answers there, or not in time.
+    pub fn connect(path: &Path, until: Instant) -> Result<Self, NotFound> {
+        let client = Client::connect_by(path, until).map_err(|error| match error {
             ClientError::NoCard { source, .. } => match source.kind() {
                 io::ErrorKind::NotFound => NotFound::None(path.to_owned()),
                 io::ErrorKind::ConnectionRefused => NotFound::Dead(path.to_owned()),
                 io::ErrorKind::PermissionDenied => NotFound::Denied(path.to_owned()),
+                io::ErrorKind::TimedOut => NotFound::Silent(path.to_owned()),
                 _ => NotFound::Other(path.to_owned(), source.to_string()),
             },
             other => NotFound::Other(path.to_owned(), other.to_string()),
         })?;
         let other = |error: rustix::io::Errno| NotFound::Other(path.to_owned(), error.to_string());
-        set_socket_timeout(client.socket(), Timeout::Recv, Some(PATIENCE)).map_err(other)?;
         let pid = socket_peercred(client.socket()).map_err(other)?.pid;
         Ok(Self { client, pid })
     }
@@ -88,8 +103,10 @@ impl Found {
     /// It does not answer.
     pub fn status(&mut self, path: &Path) -> Result<CardStatus, NotFound> {
         let other = |why: String| NotFound::Other(path.to_owned(), why);
-        let answered =
-            self.client.ask(ESWITCH, STATUS, wire::DUMP, |_| ()).map_err(|error| other(error.to_string()))?;
+        let answered = self.client.ask(ESWITCH, STATUS, wire::DUMP, |_| ()).map_err(|error| match error {
+            ClientError::Broken(error) if error.kind() == io::ErrorKind::TimedOut => NotFound::Silent(path.to_owned()),
+            error => other(error.to_string()),
+        })?;
         serde_json::from_slice(&joined(&answered))
             .map_err(|error| other(format!("it tells of itself what is not understood: {error}")))
     }
@@ -105,7 +122,8 @@ impl Found {
         match asked {
             Ok(_) => Ok(()),
             // It may be gone before the answer is sent.
-            Err(ClientError::Broken(error)) if error.kind() != io::ErrorKind::WouldBlock => Ok(()),
+            Err(ClientError::Broken(error)) if error.kind() != io::ErrorKind::TimedOut => Ok(()),
+            Err(ClientError::Broken(_)) => Err(NotFound::Silent(path.to_owned())),
             Err(ClientError::Refused(refusal)) if refusal.errno == 1 => Err(NotFound::Denied(path.to_owned())),
             Err(error) => Err(NotFound::Other(path.to_owned(), error.to_string())),
         }

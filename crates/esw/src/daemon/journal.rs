@@ -134,7 +134,7 @@ impl Journal {
 /// Another daemon has it open.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}: another daemon keeps its state there; end it with `esw down`, or give `state_dir`")]
-struct InUse(String);
+pub struct InUse(String);
 
 /// What to do about a file that cannot be read.
 const REMEDY: &str = "move it away to keep it, or start with --fresh, which moves it aside and begins with the \
@@ -148,6 +148,7 @@ fn create(path: &Path) -> Result<Database> {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
             _ => {}
         }
+        drop(folders::open_private(&unfinished)?);
         let database = Database::create(&unfinished)?;
         let transaction = database.begin_write()?;
         transaction.open_table(TABLE)?.insert(VERSION, &serde_json::to_vec(&OURS)?[..])?;
@@ -163,6 +164,11 @@ fn create(path: &Path) -> Result<Database> {
 
 fn open(path: &Path) -> Result<(Database, Option<Stored>)> {
     let name = path.display().to_string();
+    // One that an earlier version made may be open to others, who could hold a lock on it.
+    drop(
+        folders::open_private(path)
+            .with_context(|| format!("{name}: it is to be read and written by who runs the daemon"))?,
+    );
     let database = match Database::open(path) {
         Ok(database) => database,
         Err(redb::DatabaseError::DatabaseAlreadyOpen) => return Err(InUse(name).into()),

@@ -12,6 +12,7 @@ use scenario::{Follower, Session};
 use tracing::level_filters::LevelFilter;
 
 use crate::arguments::{Level, LogFormat, Service};
+use crate::printable::printable;
 
 /// Begins to log, to standard error.
 ///
@@ -56,9 +57,12 @@ pub fn follow(
 }
 
 fn tell(card: &str, event: &Event) {
+    // Netdevs and rate nodes have the names that others give them.
+    let text = event.to_string();
+    let text = printable(&text);
     match event {
-        Event::LoadFailed(..) | Event::HostVfsFailed(..) | Event::ProbeFailed(..) => tracing::warn!(card, "{event}"),
-        Event::PortNew(_) | Event::PortDel(_) | Event::StaleWork(..) => tracing::debug!(card, "{event}"),
-        _ => tracing::info!(card, "{event}"),
+        Event::LoadFailed(..) | Event::HostVfsFailed(..) | Event::ProbeFailed(..) => tracing::warn!(card, "{text}"),
+        Event::PortNew(_) | Event::PortDel(_) | Event::StaleWork(..) => tracing::debug!(card, "{text}"),
+        _ => tracing::info!(card, "{text}"),
     }
 }

@@ -9,7 +9,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
 use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{self, AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
+
+use crate::printable::printable;
+
+/// How long the service manager may take to have room for a message.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Who is told, if anybody wants to be.
 #[derive(Debug, Default)]
@@ -34,12 +40,12 @@ impl Notify {
 
     /// Tells that the cards are up.
     pub fn ready(&self, status: &str) {
-        self.tell(&format!("READY=1\nSTATUS={status}"));
+        self.tell(&format!("READY=1\nSTATUS={}", printable(status)));
     }
 
     /// Tells how it goes.
     pub fn status(&self, status: &str) {
-        self.tell(&format!("STATUS={status}"));
+        self.tell(&format!("STATUS={}", printable(status)));
     }
 
     /// Tells that the end has begun.
@@ -75,6 +81,8 @@ pub fn address(name: &OsStr) -> Result<SocketAddrUnix, Errno> {
 fn connect(name: &OsString) -> Result<OwnedFd, Errno> {
     let socket = net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     net::connect(&socket, &address(name)?)?;
+    // A service manager that does not read is not waited for for ever.
+    set_socket_timeout(&socket, Timeout::Send, Some(PATIENCE))?;
     Ok(socket)
 }
 
@@ -89,6 +97,17 @@ pub fn watchdog() -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_status_is_one_line_whatever_is_in_it() {
+        let (ours, theirs) =
+            net::socketpair(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None).unwrap();
+        let notify = Notify { socket: Some(ours) };
+        notify.status("bringing x\nREADY=1 up");
+        let mut text = [0; 256];
+        let (_, length) = net::recv(&theirs, &mut text[..], net::RecvFlags::empty()).unwrap();
+        assert_eq!(std::str::from_utf8(&text[..length]).unwrap().lines().count(), 1);
+    }
 
     #[test]
     fn only_what_can_be_an_address_is_one() {

@@ -4,6 +4,8 @@ use devlink::Answered;
 use devlink::numbers::{attribute as a, flavour, function};
 use devlink::wire::{self, Attribute};
 
+use crate::printable::printable;
+
 /// What prints an answer.
 pub type Printer = fn(&mut Output, &Answered);
 
@@ -20,8 +22,9 @@ impl Output {
         &self.lines
     }
 
-    fn line(&mut self, text: impl Into<String>) {
-        self.lines.push(text.into());
+    /// Adds a line. Names in it are given by others: what could do something to a terminal is escaped.
+    fn line(&mut self, text: impl AsRef<str>) {
+        self.lines.push(printable(text.as_ref()).into_owned());
     }
 
     /// Names whose the next lines are, unless they are the same's.

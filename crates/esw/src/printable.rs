@@ -1,0 +1,63 @@
+//! Text that others have a say in, for a terminal, a log or the service manager.
+//!
+//! Names of netdevs and rate nodes, of cards and files come from whoever may give them. A control character in one
+//! could move a terminal's cursor, add a line to a log, or tell the service manager something. So it is shown as
+//! Rust would write it, `\u{1b}`, and everything else as it is.
+
+use std::borrow::Cow;
+
+/// Whether a character does something other than to be seen: a control character, or one that reverses the order in
+/// which the text around it is shown.
+pub fn is_control(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Text of one line, with every control character escaped.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    escaped(text, is_control, |c, to| to.extend(c.escape_default()))
+}
+
+/// Text of several lines, with every other control character escaped.
+pub fn printable_lines(text: &str) -> Cow<'_, str> {
+    escaped(text, |c| is_control(c) && c != '\n', |c, to| to.extend(c.escape_default()))
+}
+
+/// JSON, in which control characters occur in strings only, with those escaped that JSON itself lets be.
+pub fn printable_json(json: &str) -> Cow<'_, str> {
+    // None of them is beyond the first 65,536, so four digits say it.
+    escaped(json, is_control, |c, to| to.push_str(&format!("\\u{:04x}", u32::from(c))))
+}
+
+fn escaped(text: &str, is: impl Fn(char) -> bool, escape: impl Fn(char, &mut String)) -> Cow<'_, str> {
+    if !text.contains(&is) {
+        return Cow::Borrowed(text);
+    }
+    let mut to = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if is(c) { escape(c, &mut to) } else { to.push(c) }
+    }
+    Cow::Owned(to)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_seen_is_as_it_was_and_what_does_something_is_escaped() {
+        assert!(matches!(printable("Grüße, 卡 0"), Cow::Borrowed(_)));
+        assert_eq!(printable("x\nREADY=1"), "x\\nREADY=1");
+        assert_eq!(printable("\u{1b}]0;t\u{7}\u{9b}2J\u{7f}"), "\\u{1b}]0;t\\u{7}\\u{9b}2J\\u{7f}");
+        assert_eq!(printable("a\u{202e}b"), "a\\u{202e}b");
+        assert_eq!(printable_lines("one\ntwo\r"), "one\ntwo\\r");
+    }
+
+    #[test]
+    fn json_means_what_it_meant() {
+        let text = "a\u{7f}\u{85}\u{1b}\n\u{202e}";
+        let json = serde_json::to_string(text).unwrap();
+        let shown = printable_json(&json);
+        assert!(!shown.contains(is_control), "{shown}");
+        assert_eq!(serde_json::from_str::<String>(&shown).unwrap(), text);
+    }
+}
