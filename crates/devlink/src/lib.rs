@@ -18,6 +18,7 @@ pub mod numbers;
 mod refusal;
 mod request;
 mod server;
+mod told;
 pub mod view;
 pub mod wire;
 
@@ -27,3 +28,4 @@ pub use client::{Answered, Client, ClientError, connect};
 pub use instance::LastView;
 pub use refusal::Refusal;
 pub use server::{Access, Server, ServerError, listen};
+pub use told::Told;

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use card_linux::Place;
 use devlink::{Access, IfIndex, Served, Server};
+use eswitch::Touched;
 use lockdep::{Domain, Locked, Unlocked};
 use rustix::net::{AddressFamily, SocketType, netdevice::name_to_index};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -182,7 +183,7 @@ impl Daemon {
         if let Some(hold) = &hold {
             hold.taken_over(cx);
         }
-        journal.store(&card.card, || session.engine().agreed(cx))?;
+        journal.store(&card.card, || session.engine().agreed_part(cx, Touched::Everything))?;
         let (milliseconds, restored) = (since.elapsed().as_millis() as u64, stored.is_some());
         tracing::info!(card = card.name, milliseconds, restored, "up");
         let log = log::follow(cx, &card.name, &session, &self.domain)?;
@@ -211,7 +212,7 @@ impl Running {
     fn take_down(self, cx: &mut Locked<'_, Unlocked>, how: How) -> bool {
         drop(self.server);
         // First: who is killed from here on has been asked to forget it.
-        let forgotten = if how == How::Forget { self.journal.forget() } else { Ok(()) };
+        let forgotten = if how == How::Forget { self.journal.forget() } else { self.journal.catch_up().map(drop) };
         if let Err(error) = &forgotten {
             tracing::error!(card = self.name, "{error:#}");
         }

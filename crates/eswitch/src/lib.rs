@@ -33,7 +33,7 @@ pub mod rate;
 pub mod sf;
 pub mod vf;
 
-pub use agreed::{Agreed, AgreedPf};
+pub use agreed::{Agreed, AgreedPart, AgreedPf, Touched};
 pub use config::{CardConfig, ConfigError};
 pub use device::{PciState, Pf};
 pub use engine::{Engine, FunctionChange, PfFunction, Shared, Tx};
