@@ -1,17 +1,23 @@
-//! The files that state is kept in: two copies that say the same, and a lock that says which write was answered last.
+//! The files that state is kept in: two copies that say the same, and a lock that says which write was done last.
 //!
-//! A write makes a new file, flushes it, and gives it the old one's name: first `NAME.state`, then
-//! `NAME.state-copy`. It is done when both have their names on the disk. So at every moment, whatever is killed and
-//! whenever the power goes, both files are whole, and each holds the write that was done last or one that was begun
-//! after it. That is what makes damage to one of them harmless: the other is never older than what anybody was told.
+//! Each copy, `NAME.state` and `NAME.state-copy`, has two places. Write number N goes into place N mod 2 of the first copy,
+//! is flushed, then into that of the second, and is flushed; then it is done. Where something was before, something is
+//! written: it takes no room on the disk that is not there, and changes nothing of the file but its content. If it does
+//! not fit, or a copy is not whole, or not under its name any more, both are made anew: a new file, flushed, gets the old
+//! one's name.
+//!
+//! What holds at every moment, whatever is killed and whenever the power goes: at most one place is half written; and of
+//! the last write that was done there are two frames. So damage to one copy loses nothing. And where write M is the last
+//! that is found, it is the last that was done, if one of the copies still has write M-1 in the place where M+1 would
+//! be: that copy has never seen M+1. If neither has, there may have been one, and the start is refused.
 //!
 //! The lock holds the number of the last write that was done. Two copies that are both older than that have been put
-//! there by somebody, and are refused.
+//! there by somebody, and are refused, too.
 //!
 //! Everything is done in a folder that is open: by the time of a write its path may be hidden from us.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -23,7 +29,7 @@ use rustix::fs::{
 use rustix::fs::{statat, unlinkat};
 use rustix::io::Errno;
 
-use super::frame::{Damage, Frame, LINE, VERSION, checksum};
+use super::frame::{Frame, LINE, VERSION, checksum};
 
 /// Only who runs the daemon has anything to do with what is here: others could hold up a start by a lock of theirs.
 const OURS_ALONE: Mode = Mode::RUSR.union(Mode::WUSR);
@@ -41,8 +47,8 @@ pub struct Files {
     lock: File,
     /// The number of the write that was begun last.
     sequence: u64,
-    /// Whether both copies hold what was written last.
-    whole: bool,
+    /// Both copies and the room in each of their places, if they hold what was written last.
+    whole: Option<([File; 2], u64)>,
 }
 
 /// Another daemon has them open.
@@ -50,12 +56,20 @@ pub struct Files {
 #[error("{0}: another daemon keeps its state there; end it with `esw down`, or give `state_dir`")]
 pub struct InUse(pub String);
 
-/// One of the two copies.
-enum Copy {
-    Missing,
-    Whole(Frame),
-    Damaged(Damage),
+/// One of the two copies, as it is found.
+struct Copy {
+    name: String,
+    /// Nothing, if there is no such file.
+    file: Option<File>,
+    /// What its places hold, if they are not damaged.
+    places: [Option<Frame>; 2],
 }
+
+/// The least room of a place: some dozens of VFs and SFs. It is a multiple of what disks write at once.
+const ROOM: u64 = 16 << 10;
+
+/// The most room that is looked for; what takes more is no state of a card.
+const MOST_ROOM: u64 = 1 << 30;
 
 impl Files {
     /// Opens a card's files in a folder and locks them; nothing else is changed. `fresh`: a lock that is none is moved
@@ -74,7 +88,7 @@ impl Files {
             lock = lock_file(&folder, &name);
         }
         let lock = lock.with_context(|| path.join(&name).display().to_string())?;
-        let mut files = Self { folder, path, card: card.to_owned(), lock, sequence: 0, whole: false };
+        let mut files = Self { folder, path, card: card.to_owned(), lock, sequence: 0, whole: None };
         match flock(&files.lock, FlockOperation::NonBlockingLockExclusive) {
             Err(Errno::WOULDBLOCK) => return Err(InUse(files.state().display().to_string()).into()),
             locked => locked.with_context(|| files.shown(&name))?,
@@ -95,87 +109,85 @@ impl Files {
 
     /// Whether both copies hold what was written last.
     pub fn is_whole(&self) -> bool {
-        self.whole
+        self.whole.is_some()
     }
 
     fn name(&self) -> String {
         format!("{}.state", self.card)
     }
 
-    fn name_of_copy(&self) -> String {
-        format!("{}.state-copy", self.card)
+    fn names(&self) -> [String; 2] {
+        [self.name(), format!("{}.state-copy", self.card)]
     }
 
     fn shown(&self, name: &str) -> String {
         self.path.join(name).display().to_string()
     }
 
-    /// What was written last, if anything was. If one of the copies is damaged or missing it is the other that says
-    /// so, which is logged; the damaged one is moved aside, and the copies are made again at the next [`write`](Self::write).
+    /// What was written last, if anything was. What one of the copies has lost the other says; that it did is logged,
+    /// a copy of which nothing is left is moved aside, and the next [`write`](Self::write) makes both anew.
     ///
     /// # Errors
     /// It cannot be told what was written last; or it is of a newer version. Nothing is changed, and the error says
     /// what to do.
     pub fn read(&mut self) -> Result<Option<Vec<u8>>> {
-        let names = [self.name(), self.name_of_copy()];
         let mut copies = Vec::new();
-        for name in &names {
-            let copy = read_copy(&self.folder, name).with_context(|| self.shown(name))?;
-            if let Copy::Whole(frame) = &copy
-                && frame.version != VERSION
-            {
-                bail!(
-                    "{}: it is of version {}, and this program reads version {VERSION}; use the program that wrote it, \
-                     or {REMEDY}",
-                    self.shown(name),
-                    frame.version
-                );
-            }
-            copies.push((name.as_str(), copy));
+        for name in self.names() {
+            let copy = Copy::read(&self.folder, &name).with_context(|| self.shown(&name))?;
+            copies.push(copy);
         }
-        let of = |copy: &(&str, Copy)| if let Copy::Whole(frame) = &copy.1 { Some(frame.clone()) } else { None };
-        let found: Vec<Frame> = copies.iter().filter_map(of).collect();
-        let Some(last) = found.iter().max_by_key(|frame| frame.sequence).cloned() else {
-            let damaged = |(name, copy): &(&str, Copy)| match copy {
-                Copy::Damaged(damage) => Some(format!("{}: {damage}", self.shown(name))),
-                _ => None,
-            };
-            let damaged: Vec<String> = copies.iter().filter_map(damaged).collect();
-            if damaged.is_empty() {
-                if self.sequence > 0 {
-                    let file = self.shown(&names[0]);
-                    tracing::warn!(file, "state is not there any more; the card begins with the configuration");
-                }
-                return Ok(None);
+        let frames = || copies.iter().flat_map(|copy| copy.places.iter().flatten());
+        if let Some(newer) = frames().find(|frame| frame.version != VERSION) {
+            bail!(
+                "{}: it is of version {}, and this program reads version {VERSION}; use the program that wrote it, or \
+                 {REMEDY}",
+                self.state().display(),
+                newer.version
+            );
+        }
+        let Some(last) = frames().max_by_key(|frame| frame.sequence).cloned() else {
+            if copies.iter().any(|copy| copy.file.is_some()) {
+                bail!("{}: it is no state of a card, or is damaged, as is its copy; {REMEDY}", self.state().display());
             }
-            bail!("it is no state of a card, or is damaged ({}); {REMEDY}", damaged.join("; "));
+            if self.sequence > 0 {
+                let file = self.shown(&self.name());
+                tracing::warn!(file, "state is not there any more; the card begins with the configuration");
+            }
+            return Ok(None);
         };
+        let [this, next] = [last.sequence, last.sequence + 1].map(place);
+        let has_not_seen_next = |copy: &Copy| {
+            let before = copy.places[next].as_ref().map(|frame| frame.sequence);
+            before.is_some_and(|before| before + 1 == last.sequence)
+        };
+        if !copies.iter().any(has_not_seen_next) {
+            bail!(
+                "{}: it is damaged, as is its copy, where what was agreed last may be; {REMEDY}",
+                self.state().display()
+            );
+        }
         let done = self.last_done();
         if last.sequence < done {
             bail!(
-                "{}: it is older than what was agreed last (write {} of {done}), as if put back from a copy; to begin \
+                "{}: it is older than what was agreed last (write {} of {done}), as if put back from elsewhere; to begin \
                  with it all the same remove {}, or start with --fresh, which moves it aside and begins with the \
                  configuration",
-                self.shown(&names[0]),
+                self.state().display(),
                 last.sequence,
                 self.shown(&format!("{}.lock", self.card)),
             );
         }
-        if found.iter().any(|frame| frame.sequence == last.sequence && *frame != last) {
-            bail!("{}: its copy says something else under the same number; {REMEDY}", self.shown(&names[0]));
-        }
         self.sequence = last.sequence;
-        self.whole = found.len() == names.len() && found.iter().all(|frame| *frame == last);
-        for (name, copy) in &copies {
-            let aside = match copy {
-                Copy::Whole(_) => continue,
-                Copy::Missing => None,
-                Copy::Damaged(_) => Some(self.move_aside(name)?),
-            };
-            let why = if let Copy::Damaged(damage) = copy { damage.0 } else { "it is missing" };
-            let aside = aside.map(|aside| aside.display().to_string());
-            tracing::warn!(file = self.shown(name), why, aside, "state was recovered from its second copy");
+        let is_whole = |copy: &Copy| copy.places[this].as_ref() == Some(&last) && has_not_seen_next(copy);
+        let whole = copies.iter().all(is_whole);
+        for copy in copies.iter().filter(|copy| copy.places.iter().any(Option::is_none)) {
+            let lost = copy.places.iter().all(Option::is_none);
+            let aside = if lost && copy.file.is_some() { Some(self.move_aside(&copy.name)?) } else { None };
+            let (file, aside) = (self.shown(&copy.name), aside.map(|aside| aside.display().to_string()));
+            tracing::warn!(file, aside, "state was damaged here, and is whole in its other copy");
         }
+        let files: Vec<File> = copies.into_iter().filter_map(|copy| copy.file).collect();
+        self.whole = <[File; 2]>::try_from(files).ok().filter(|_| whole).map(|files| (files, last.room));
         Ok(Some(last.body))
     }
 
@@ -184,43 +196,89 @@ impl Files {
     /// # Errors
     /// They cannot be written. What is there then is what was there, or this; the next write makes it whole.
     pub fn write(&mut self, body: Vec<u8>) -> Result<()> {
-        self.whole = false;
         self.sequence += 1;
-        let bytes = Frame::new(self.sequence, body).bytes();
-        for name in [self.name(), self.name_of_copy()] {
-            self.replace(&name, &bytes).with_context(|| self.shown(&name))?;
+        let length = (LINE + body.len()) as u64;
+        match self.whole.take() {
+            Some((files, room)) if length <= room && self.are_ours(&files) => {
+                let frame = Frame::new(room, self.sequence, body);
+                self.write_into(&files, &frame)?;
+                self.whole = Some((files, room));
+            }
+            before => {
+                let room = (2 * length).next_power_of_two().max(ROOM);
+                let frame = Frame::new(room, self.sequence, body);
+                let unfinished = self.names().map(|name| format!("{name}.new"));
+                match self.make_all(&unfinished, &frame) {
+                    Ok(files) => self.whole = Some((self.give_names(files, &unfinished)?, room)),
+                    Err(error) => {
+                        // On a disk that is full they take room that the next try could use.
+                        for name in &unfinished {
+                            let _ = unlinkat(&self.folder, name, AtFlags::empty());
+                        }
+                        // What there was has not been touched, and the number was given to nothing that stays.
+                        self.whole = before.filter(|(files, _)| self.are_ours(files));
+                        self.sequence -= 1;
+                        return Err(error);
+                    }
+                }
+            }
         }
-        fsync(&self.folder).with_context(|| self.path.display().to_string())?;
-        self.whole = true;
         // Not flushed: one that says less than it could refuses nothing.
         let _ = self.lock.write_all_at(done_line(self.sequence).as_bytes(), 0);
         Ok(())
     }
 
-    /// Makes a file with new content. Under its name there is the old one or the new one, whole, at every moment.
-    fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        let unfinished = format!("{name}.new");
-        let made = self.make(&unfinished, bytes).and_then(|()| {
-            renameat(&self.folder, &unfinished, &self.folder, name)?;
-            Ok(())
-        });
-        if made.is_err() {
-            // On a disk that is full it takes room that the next try could use.
-            let _ = unlinkat(&self.folder, &unfinished, AtFlags::empty());
-        }
-        made
+    /// Whether files are still those that have the copies' names.
+    fn are_ours(&self, files: &[File; 2]) -> bool {
+        files.iter().zip(self.names()).all(|(file, name)| {
+            let found = (fstat(file), statat(&self.folder, &*name, AtFlags::SYMLINK_NOFOLLOW));
+            matches!(found, (Ok(a), Ok(b)) if (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino))
+        })
     }
 
-    fn make(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+    /// Writes a frame into its place in both copies, the second once it is on the disk in the first.
+    fn write_into(&self, files: &[File; 2], frame: &Frame) -> Result<()> {
+        let (bytes, at) = (frame.bytes(), place(frame.sequence) as u64 * frame.room);
+        for (file, name) in files.iter().zip(self.names()) {
+            let written = file.write_all_at(&bytes, at).and_then(|()| file.sync_data());
+            written.with_context(|| self.shown(&name))?;
+        }
+        Ok(())
+    }
+
+    fn make_all(&self, names: &[String; 2], frame: &Frame) -> Result<[File; 2]> {
+        let [first, second] = names.each_ref().map(|name| self.make(name, frame).with_context(|| self.shown(name)));
+        Ok([first?, second?])
+    }
+
+    /// Makes a file with a frame in its place, and in the other as the write before: no later one was ever there.
+    fn make(&self, name: &str, frame: &Frame) -> io::Result<File> {
         match unlinkat(&self.folder, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(error) => return Err(error.into()),
         }
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let mut file = File::from(openat(&self.folder, name, flags, OURS_ALONE)?);
         fchmod(&file, OURS_ALONE)?;
-        file.write_all(bytes)?;
-        file.sync_data()
+        let room = usize::try_from(frame.room).map_err(io::Error::other)?;
+        let mut bytes = vec![0; 2 * room];
+        let before = Frame { sequence: frame.sequence - 1, ..frame.clone() };
+        for frame in [frame, &before] {
+            let (at, frame) = (place(frame.sequence) * room, frame.bytes());
+            bytes[at..at + frame.len()].copy_from_slice(&frame);
+        }
+        file.write_all(&bytes)?;
+        file.sync_data()?;
+        Ok(file)
+    }
+
+    /// Gives new files the copies' names. Under each there is the old one or the new one, whole, at every moment.
+    fn give_names(&self, files: [File; 2], unfinished: &[String; 2]) -> Result<[File; 2]> {
+        for (unfinished, name) in unfinished.iter().zip(self.names()) {
+            renameat(&self.folder, unfinished, &self.folder, &*name).with_context(|| self.shown(&name))?;
+        }
+        fsync(&self.folder).with_context(|| self.path.display().to_string())?;
+        Ok(files)
     }
 
     /// Moves aside whatever there is of the card's state, of this version or an earlier one.
@@ -230,14 +288,14 @@ impl Files {
     pub fn move_all_aside(&mut self) -> Result<Vec<PathBuf>> {
         let database = format!("{}.redb", self.card);
         let mut moved = Vec::new();
-        for name in [self.name(), self.name_of_copy(), database] {
+        for name in self.names().into_iter().chain([database]) {
             match statat(&self.folder, &*name, AtFlags::SYMLINK_NOFOLLOW) {
                 Err(Errno::NOENT) => {}
                 Err(error) => return Err(error).with_context(|| self.shown(&name)),
                 Ok(_) => moved.push(self.move_aside(&name)?),
             }
         }
-        self.whole = false;
+        self.whole = None;
         Ok(moved)
     }
 
@@ -282,37 +340,59 @@ fn lock_file(folder: &OwnedFd, name: &str) -> io::Result<File> {
     Ok(File::from(lock))
 }
 
-/// Reads one of the copies. No more is read than its first line says there is.
-fn read_copy(folder: &OwnedFd, name: &str) -> io::Result<Copy> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let mut file = match openat(folder, name, flags, Mode::empty()) {
-        Err(Errno::NOENT) => return Ok(Copy::Missing),
-        Err(Errno::LOOP) => return Ok(Copy::Damaged(Damage("it is a symbolic link"))),
-        Err(Errno::ACCESS | Errno::PERM) => {
-            return Err(io::Error::other("permission denied; it is to be read and written by who runs the daemon"));
+impl Copy {
+    /// Reads one of the copies.
+    ///
+    /// # Errors
+    /// It may not be read, or the system has no room to. What is there and cannot be state is damaged, and no error.
+    fn read(folder: &OwnedFd, name: &str) -> io::Result<Self> {
+        let mut copy = Self { name: name.to_owned(), file: None, places: [None, None] };
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let file = match openat(folder, name, flags, Mode::empty()) {
+            Err(Errno::NOENT) => return Ok(copy),
+            // A symbolic link, a folder, a socket.
+            Err(Errno::LOOP | Errno::ISDIR | Errno::NXIO) => {
+                openat(folder, name, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())?
+            }
+            Err(Errno::ACCESS | Errno::PERM) => {
+                return Err(io::Error::other("permission denied; it is to be read and written by who runs the daemon"));
+            }
+            opened => opened?,
+        };
+        let file = copy.file.insert(File::from(file));
+        if FileType::from_raw_mode(fstat(&*file)?.st_mode) != FileType::RegularFile {
+            return Ok(copy);
         }
-        opened => File::from(opened?),
-    };
-    let found = fstat(&file)?;
-    if FileType::from_raw_mode(found.st_mode) != FileType::RegularFile {
-        return Ok(Copy::Damaged(Damage("it is no regular file")));
+        let first = read_place(file, 0, None);
+        // The first place says where the second is; without it, the second does.
+        let rooms = || std::iter::successors(Some(ROOM), |room| Some(room * 2)).take_while(|room| *room <= MOST_ROOM);
+        let second = match &first {
+            Some(frame) => read_place(file, frame.room, Some(frame.room)),
+            None => rooms().find_map(|room| read_place(file, room, Some(room))),
+        };
+        let of_place = |frame: Option<Frame>, at| frame.filter(|frame| place(frame.sequence) == at);
+        copy.places = [of_place(first, 0), of_place(second, 1)];
+        Ok(copy)
     }
-    let mut bytes = Vec::new();
-    let whole = read_to(&mut file, &mut bytes, LINE as u64).and_then(|()| match Frame::length(&bytes) {
-        Ok(length) if u64::try_from(found.st_size) == Ok(length) => read_to(&mut file, &mut bytes, length),
-        // Damaged: it is told below in which way.
-        _ => Ok(()),
-    });
-    Ok(match whole.map(|()| Frame::read(&bytes)) {
-        Ok(Ok(frame)) => Copy::Whole(frame),
-        Ok(Err(damage)) => Copy::Damaged(damage),
-        Err(_) => Copy::Damaged(Damage("it cannot be read from its disk")),
-    })
 }
 
-/// Reads on until there are so many bytes, or no more.
-fn read_to(file: &mut File, bytes: &mut Vec<u8>, length: u64) -> io::Result<()> {
-    file.take(length - bytes.len() as u64).read_to_end(bytes).map(drop)
+/// Which of the two places of a copy a write goes to.
+fn place(sequence: u64) -> usize {
+    usize::from(sequence % 2 == 1)
+}
+
+/// The frame at a place in a file that says that its file has so much room, if there is one.
+fn read_place(file: &File, at: u64, room: Option<u64>) -> Option<Frame> {
+    let mut bytes = vec![0; LINE];
+    file.read_exact_at(&mut bytes, at).ok()?;
+    let length = Frame::length(&bytes)?;
+    // What a damaged line asks for need not be there.
+    if length > MOST_ROOM || at + length > file.metadata().ok()?.len() {
+        return None;
+    }
+    bytes.resize(usize::try_from(length).ok()?, 0);
+    file.read_exact_at(&mut bytes, at).ok()?;
+    Frame::read(&bytes).filter(|frame| room.is_none_or(|room| frame.room == room) && length <= frame.room)
 }
 
 /// Gives a file of a card another name, under which nobody looks for state; that name.

@@ -1,13 +1,12 @@
-//! How state lies in a file: a line that says what it is, and after it JSON.
+//! How state lies in a file: in one of its two places there is a line that says what it is, and after it JSON.
 //!
 //! ```text
-//! eswitch-state VERSION SEQUENCE LENGTH CHECKSUM
+//! eswitch-state VERSION ROOM SEQUENCE LENGTH CHECKSUM
 //! ```
 //!
-//! All four have a fixed width. The checksum is over everything before it and everything after its line, and a file is
-//! what this module would write or it is damaged: there is no byte in it that could be another. A later version of the
-//! format keeps the line and changes what comes after it, so that every version can tell a newer file from a
-//! damaged one.
+//! All of them have a fixed width. The checksum is over everything before it and the JSON, and a place holds what this
+//! module would write or it is damaged: there is no byte in it that could be another. A later version of the format
+//! keeps the line and changes what comes after it, so that every version can tell a newer file from a damaged one.
 
 use std::ops::Range;
 
@@ -16,81 +15,61 @@ pub const VERSION: u32 = 2;
 
 const NAME: &str = "eswitch-state";
 /// Where in the line the checksum is.
-const CHECKSUM: Range<usize> = 49..65;
+const CHECKSUM: Range<usize> = 60..76;
 /// Bytes of the line, with its end.
-pub const LINE: usize = 66;
+pub const LINE: usize = 77;
 
-/// What a file says.
+/// What a place says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
     /// How what it holds is to be read.
     pub version: u32,
+    /// Bytes of each of the file's two places.
+    pub room: u64,
     /// The number of the write that made it. Each write has its own, higher than all before it.
     pub sequence: u64,
     /// What it holds.
     pub body: Vec<u8>,
 }
 
-/// Bytes that are no frame, and why not.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct Damage(pub &'static str);
-
 impl Frame {
     /// A frame of this version.
-    pub fn new(sequence: u64, body: Vec<u8>) -> Self {
-        Self { version: VERSION, sequence, body }
+    pub fn new(room: u64, sequence: u64, body: Vec<u8>) -> Self {
+        Self { version: VERSION, room, sequence, body }
     }
 
-    /// The bytes of a file that says this.
+    /// The bytes that say this.
     pub fn bytes(&self) -> Vec<u8> {
-        let mut bytes =
-            format!("{NAME} {:02} {:020} {:010} ", self.version, self.sequence, self.body.len()).into_bytes();
-        let checksum = checksum(&[&bytes, &self.body]);
+        let Self { version, room, sequence, body } = self;
+        let mut bytes = format!("{NAME} {version:02} {room:010} {sequence:020} {:010} ", body.len()).into_bytes();
+        let checksum = checksum(&[&bytes, body]);
         bytes.extend(format!("{checksum:016x}\n").bytes());
-        bytes.extend(&self.body);
+        bytes.extend(body);
         bytes
     }
 
-    /// How many bytes a file has by what its line says.
-    ///
-    /// # Errors
-    /// It has no such line.
-    pub fn length(line: &[u8]) -> Result<u64, Damage> {
-        let text = line.get(..LINE).and_then(|line| std::str::from_utf8(line).ok());
-        let mut words = text.ok_or(Damage("it has no first line that could be state's"))?.split_ascii_whitespace();
-        let (name, length) = (words.next(), words.nth(2));
-        if name != Some(NAME) {
-            return Err(Damage("it has no first line that could be state's"));
-        }
-        let length: Option<u64> = length.and_then(|length| length.parse().ok());
-        Ok(length.ok_or(Damage("its first line is damaged"))?.saturating_add(LINE as u64))
+    /// How many bytes a frame has by what its line says, if that can be one.
+    pub fn length(line: &[u8]) -> Option<u64> {
+        let mut words = std::str::from_utf8(line.get(..LINE)?).ok()?.split_ascii_whitespace();
+        let (name, body) = (words.next()?, words.nth(3)?);
+        body.parse::<u64>().ok().filter(|_| name == NAME)?.checked_add(LINE as u64)
     }
 
-    /// What the bytes of a whole file say.
-    ///
-    /// # Errors
-    /// They are not what this program would have written.
-    pub fn read(bytes: &[u8]) -> Result<Self, Damage> {
-        let length = Self::length(bytes)?;
-        if length != bytes.len() as u64 {
-            return Err(Damage("it is longer or shorter than its first line says"));
+    /// What there is at the start of some bytes; nothing, if that is not what this program would have written.
+    pub fn read(bytes: &[u8]) -> Option<Self> {
+        let (line, rest) = bytes.split_at_checked(LINE)?;
+        let mut words = std::str::from_utf8(line).ok()?.split_ascii_whitespace().skip(1);
+        let version = words.next()?.parse().ok()?;
+        let room = words.next()?.parse().ok()?;
+        let sequence = words.next()?.parse().ok()?;
+        let body = rest.get(..words.next()?.parse().ok()?)?;
+        // Looked at first, as it is had without a copy of what may be long.
+        let sum = checksum(&[&line[..CHECKSUM.start], body]);
+        if line[CHECKSUM] != *format!("{sum:016x}").as_bytes() {
+            return None;
         }
-        let (line, body) = bytes.split_at(LINE);
-        let (before, found) = (&line[..CHECKSUM.start], &line[CHECKSUM]);
-        if found != format!("{:016x}", checksum(&[before, body])).as_bytes() {
-            return Err(Damage("its checksum is another"));
-        }
-        let text = std::str::from_utf8(before).map_err(|_| Damage("its first line is damaged"))?;
-        let mut words = text.split_ascii_whitespace().skip(1);
-        let version = words.next().and_then(|word| word.parse().ok());
-        let sequence = words.next().and_then(|word| word.parse().ok());
-        let (Some(version), Some(sequence)) = (version, sequence) else {
-            return Err(Damage("its first line is damaged"));
-        };
-        let frame = Self { version, sequence, body: body.to_vec() };
-        // The line's end and the spaces, which a checksum that happens to fit has not vouched for.
-        if frame.bytes() == bytes { Ok(frame) } else { Err(Damage("its first line is damaged")) }
+        let frame = Self { version, room, sequence, body: body.to_vec() };
+        (frame.bytes() == bytes[..LINE + body.len()]).then_some(frame)
     }
 }
 
@@ -131,26 +110,26 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_what_is_read() {
+    fn what_is_written_is_what_is_read_whatever_comes_after_it() {
         for body in ["", "null", "{\"a\": \"\n\u{fc}\"}"] {
-            let frame = Frame::new(u64::MAX, body.as_bytes().to_vec());
+            let frame = Frame::new(16_384, u64::MAX, body.as_bytes().to_vec());
             let bytes = frame.bytes();
             assert_eq!(bytes.len(), LINE + body.len());
-            assert_eq!(Frame::read(&bytes), Ok(frame));
+            assert_eq!(Frame::read(&bytes), Some(frame.clone()));
+            assert_eq!(Frame::read(&[&bytes[..], b"of an older write"].concat()), Some(frame));
         }
     }
 
     #[test]
-    fn every_bit_matters_and_every_length() {
-        let bytes = Frame::new(7, b"{\"stored\":null}".to_vec()).bytes();
+    fn every_bit_matters() {
+        let bytes = Frame::new(16_384, 7, b"{\"stored\":null}".to_vec()).bytes();
         for bit in 0..bytes.len() * 8 {
             let mut damaged = bytes.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
-            assert!(Frame::read(&damaged).is_err(), "bit {bit}");
+            assert_eq!(Frame::read(&damaged), None, "bit {bit}");
         }
         for length in 0..bytes.len() {
-            assert!(Frame::read(&bytes[..length]).is_err(), "{length} bytes");
+            assert_eq!(Frame::read(&bytes[..length]), None, "{length} bytes");
         }
-        assert!(Frame::read(&[&bytes[..], b"\0"].concat()).is_err(), "longer");
     }
 }
