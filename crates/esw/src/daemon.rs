@@ -183,7 +183,11 @@ impl Daemon {
         if let Some(hold) = &hold {
             hold.taken_over(cx);
         }
-        journal.store(&card.card, || session.engine().agreed_part(cx, Touched::Everything))?;
+        match journal.store(&card.card, || session.engine().agreed_part(cx, Touched::Everything)) {
+            // What is in use may not go because a disk is full: commands are answered with that until it is not.
+            Err(error) if stored.is_some() => tracing::error!(card = card.name, "{error:#}"),
+            stored => drop(stored?),
+        }
         let (milliseconds, restored) = (since.elapsed().as_millis() as u64, stored.is_some());
         tracing::info!(card = card.name, milliseconds, restored, "up");
         let log = log::follow(cx, &card.name, &session, &self.domain)?;

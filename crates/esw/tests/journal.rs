@@ -271,6 +271,26 @@ fn a_log_that_nobody_reads_holds_up_no_command() {
 }
 
 #[test]
+fn a_log_that_may_not_grow_ends_nobody() {
+    let mut place = Place::new();
+    // 64 KiB: state has room, and the log has for some hundreds of lines. Past it there is SIGXFSZ.
+    place.start_by("ulimit -f 128; exec $UP 2>> $FOLDER/log", Stdio::null()).unwrap();
+    let mut client = place.client();
+    prepare(&mut client);
+    for _ in 0..600 {
+        perform(&mut client, &format!("devlink port del {PF}/65535")).unwrap_err();
+    }
+    assert_eq!(fs::metadata(place.folder.join("log")).unwrap().len(), 64 << 10);
+    set_mac(&mut client, 1).unwrap();
+    let large = format!("echo {} > /sys/bus/pci/devices/0000:08:00.1/driver_override", "x".repeat(40_000));
+    let error = perform(&mut client, &large).unwrap_err();
+    assert!(error.contains("may not know of it") && error.contains("File too large"), "{error}");
+    place.kill();
+    place.start("").unwrap();
+    assert!(has_mac(&mut place.client(), 1));
+}
+
+#[test]
 fn a_log_says_all_of_a_command_and_why_it_was_refused() {
     let mut place = Place::new();
     let log = fs::File::create(place.folder.join("log")).unwrap();

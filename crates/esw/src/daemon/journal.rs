@@ -224,11 +224,14 @@ fn read(files: &mut Files) -> Result<Option<Stored>> {
         let aside = files.move_database_aside()?;
         tracing::info!(aside = %aside.display(), "state of an earlier version was converted");
     }
-    if read_from.is_some() || !files.is_whole() {
-        let body = Body { stored: stored.clone(), read_from: None };
-        if let Err(error) = files.write(serde_json::to_vec(&body)?) {
-            tracing::warn!("there is only one copy of the state until the next write: {error:#}");
+    let mended = files.mend().and_then(|()| {
+        if read_from.is_some() || !files.is_whole() {
+            files.write(serde_json::to_vec(&Body { stored: stored.clone(), read_from: None })?)?;
         }
+        Ok(())
+    });
+    if let Err(error) = mended {
+        tracing::warn!("there is only one copy of the state until the next write: {error:#}");
     }
     Ok(stored)
 }

@@ -49,6 +49,8 @@ pub struct Files {
     sequence: u64,
     /// Both copies and the room in each of their places, if they hold what was written last.
     whole: Option<([File; 2], u64)>,
+    /// The copies as they were read, until they are mended.
+    found: Vec<Copy>,
 }
 
 /// Another daemon has them open.
@@ -88,7 +90,7 @@ impl Files {
             lock = lock_file(&folder, &name);
         }
         let lock = lock.with_context(|| path.join(&name).display().to_string())?;
-        let mut files = Self { folder, path, card: card.to_owned(), lock, sequence: 0, whole: None };
+        let mut files = Self { folder, path, card: card.to_owned(), lock, sequence: 0, whole: None, found: Vec::new() };
         match flock(&files.lock, FlockOperation::NonBlockingLockExclusive) {
             Err(Errno::WOULDBLOCK) => return Err(InUse(files.state().display().to_string()).into()),
             locked => locked.with_context(|| files.shown(&name))?,
@@ -124,12 +126,11 @@ impl Files {
         self.path.join(name).display().to_string()
     }
 
-    /// What was written last, if anything was. What one of the copies has lost the other says; that it did is logged,
-    /// a copy of which nothing is left is moved aside, and the next [`write`](Self::write) makes both anew.
+    /// What was written last, if anything was. What one of the copies has lost the other says. Nothing is changed: who
+    /// can use what was found [mends](Self::mend) them then.
     ///
     /// # Errors
-    /// It cannot be told what was written last; or it is of a newer version. Nothing is changed, and the error says
-    /// what to do.
+    /// It cannot be told what was written last; or it is of a newer version. The error says what to do.
     pub fn read(&mut self) -> Result<Option<Vec<u8>>> {
         let mut copies = Vec::new();
         for name in self.names() {
@@ -155,10 +156,10 @@ impl Files {
             }
             return Ok(None);
         };
-        let [this, next] = [last.sequence, last.sequence + 1].map(place);
+        let next = place(last.sequence ^ 1);
         let has_not_seen_next = |copy: &Copy| {
             let before = copy.places[next].as_ref().map(|frame| frame.sequence);
-            before.is_some_and(|before| before + 1 == last.sequence)
+            before.is_some() && before == last.sequence.checked_sub(1)
         };
         if !copies.iter().any(has_not_seen_next) {
             bail!(
@@ -178,17 +179,47 @@ impl Files {
             );
         }
         self.sequence = last.sequence;
-        let is_whole = |copy: &Copy| copy.places[this].as_ref() == Some(&last) && has_not_seen_next(copy);
-        let whole = copies.iter().all(is_whole);
-        for copy in copies.iter().filter(|copy| copy.places.iter().any(Option::is_none)) {
-            let lost = copy.places.iter().all(Option::is_none);
-            let aside = if lost && copy.file.is_some() { Some(self.move_aside(&copy.name)?) } else { None };
-            let (file, aside) = (self.shown(&copy.name), aside.map(|aside| aside.display().to_string()));
-            tracing::warn!(file, aside, "state was damaged here, and is whole in its other copy");
-        }
-        let files: Vec<File> = copies.into_iter().filter_map(|copy| copy.file).collect();
-        self.whole = <[File; 2]>::try_from(files).ok().filter(|_| whole).map(|files| (files, last.room));
+        self.found = copies;
         Ok(Some(last.body))
+    }
+
+    /// Makes each copy hold again what the other has shown it to have lost, or what it was not written any more when a
+    /// daemon was killed. That something was lost is logged; a copy of which nothing is left is moved aside.
+    ///
+    /// # Errors
+    /// There is only one copy until the next [`write`](Self::write).
+    pub fn mend(&mut self) -> Result<()> {
+        let found = std::mem::take(&mut self.found);
+        let frames = || found.iter().flat_map(|copy| copy.places.iter().flatten());
+        let of = |sequence| frames().find(|frame| Some(frame.sequence) == sequence).cloned();
+        let (Some(last), Some(before)) = (of(Some(self.sequence)), of(self.sequence.checked_sub(1))) else {
+            return Ok(());
+        };
+        let mut files = Vec::new();
+        for copy in found {
+            if copy.places.iter().any(Option::is_none) {
+                let lost = copy.places.iter().all(Option::is_none) && copy.file.is_some();
+                let aside = if lost { Some(self.move_aside(&copy.name)?.display().to_string()) } else { None };
+                let file = self.shown(&copy.name);
+                tracing::warn!(
+                    file,
+                    aside,
+                    "state is damaged here, or its last write was cut short; its other copy is whole"
+                );
+            }
+            // One with other room is older, and made anew.
+            let fits = copy.places.iter().flatten().any(|frame| frame.room == last.room) && before.room == last.room;
+            let Some(file) = copy.file.filter(|_| fits) else { continue };
+            for frame in [&last, &before] {
+                let is_there = |there: &Frame| there.sequence == frame.sequence;
+                if !copy.places[place(frame.sequence)].as_ref().is_some_and(is_there) {
+                    put(&file, frame).with_context(|| self.shown(&copy.name))?;
+                }
+            }
+            files.push(file);
+        }
+        self.whole = <[File; 2]>::try_from(files).ok().map(|files| (files, last.room));
+        Ok(())
     }
 
     /// Writes both copies. When it returns they are on the disk.
@@ -196,7 +227,7 @@ impl Files {
     /// # Errors
     /// They cannot be written. What is there then is what was there, or this; the next write makes it whole.
     pub fn write(&mut self, body: Vec<u8>) -> Result<()> {
-        self.sequence += 1;
+        self.sequence = self.sequence.checked_add(1).context("it has been written as often as it can be")?;
         let length = (LINE + body.len()) as u64;
         match self.whole.take() {
             Some((files, room)) if length <= room && self.are_ours(&files) => {
@@ -238,10 +269,8 @@ impl Files {
 
     /// Writes a frame into its place in both copies, the second once it is on the disk in the first.
     fn write_into(&self, files: &[File; 2], frame: &Frame) -> Result<()> {
-        let (bytes, at) = (frame.bytes(), place(frame.sequence) as u64 * frame.room);
         for (file, name) in files.iter().zip(self.names()) {
-            let written = file.write_all_at(&bytes, at).and_then(|()| file.sync_data());
-            written.with_context(|| self.shown(&name))?;
+            put(file, frame).with_context(|| self.shown(&name))?;
         }
         Ok(())
     }
@@ -379,6 +408,12 @@ impl Copy {
 /// Which of the two places of a copy a write goes to.
 fn place(sequence: u64) -> usize {
     usize::from(sequence % 2 == 1)
+}
+
+/// Writes a frame into its place and flushes it.
+fn put(file: &File, frame: &Frame) -> io::Result<()> {
+    file.write_all_at(&frame.bytes(), place(frame.sequence) as u64 * frame.room)?;
+    file.sync_data()
 }
 
 /// The frame at a place in a file that says that its file has so much room, if there is one.
