@@ -109,7 +109,7 @@ fn parse(mut bytes: Vec<u8>) -> Result<Option<Stored>, Refused> {
     // Having repaired, it has made a transaction after the one it went by.
     let found = newest_transaction(&memory.0.read().unwrap_or_else(PoisonError::into_inner));
     if found.is_none_or(|found| found <= newest) {
-        return Err(Refused::Damaged("its newest transaction is".to_owned()));
+        return Err(Refused::Damaged("its newest transaction cannot be read".to_owned()));
     }
     let transaction = database.begin_read()?;
     let foreign = || Refused::Other("it is another program's".to_owned());
