@@ -236,6 +236,10 @@ impl Running {
 fn leave(up: Vec<Running>) -> ! {
     for card in up {
         drop(card.server);
+        // What the next daemon does not know of it would delete.
+        if let Err(error) = card.journal.catch_up() {
+            tracing::error!(card = card.name, "{error:#}");
+        }
         drop(card.log);
         drop(card.socket);
     }

@@ -236,7 +236,12 @@ impl Files {
                 self.whole = Some((files, room));
             }
             before => {
-                let room = (2 * length).next_power_of_two().max(ROOM);
+                let room = (2 * length).next_power_of_two().clamp(ROOM, MOST_ROOM);
+                if length > room {
+                    self.sequence -= 1;
+                    self.whole = before;
+                    bail!("{}: it has grown to {length} bytes; there is room for {MOST_ROOM}", self.state().display());
+                }
                 let frame = Frame::new(room, self.sequence, body);
                 let unfinished = self.names().map(|name| format!("{name}.new"));
                 match self.make_all(&unfinished, &frame) {
@@ -255,7 +260,8 @@ impl Files {
             }
         }
         // Not flushed: one that says less than it could refuses nothing.
-        let _ = self.lock.write_all_at(done_line(self.sequence).as_bytes(), 0);
+        let line = done_line(self.sequence);
+        let _ = self.lock.write_all_at(line.as_bytes(), 0).and_then(|()| self.lock.set_len(line.len() as u64));
         Ok(())
     }
 

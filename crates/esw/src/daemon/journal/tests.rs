@@ -182,6 +182,22 @@ fn a_write_that_fails_is_made_up_for_by_the_next() {
 }
 
 #[test]
+fn a_lock_that_was_damaged_says_again_what_was_written_last() {
+    let folder = Folder::new();
+    let journal = folder.open().unwrap();
+    journal.store(&config(), || all(1)).unwrap();
+    let old = folder.content();
+    fs::write(folder.0.join("x.lock"), "anything".repeat(99)).unwrap();
+    journal.store(&config(), || all(2)).unwrap();
+    drop(journal);
+    for (name, bytes) in old.iter().filter(|file| file.0 != "x.lock") {
+        fs::write(folder.0.join(name), bytes).unwrap();
+    }
+    let error = format!("{:#}", folder.open().err().unwrap());
+    assert!(error.contains("older than what was agreed last (write 1 of 2)"), "{error}");
+}
+
+#[test]
 fn files_that_somebody_takes_away_are_made_again() {
     let folder = Folder::new();
     let journal = folder.open().unwrap();
