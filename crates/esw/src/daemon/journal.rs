@@ -24,7 +24,8 @@ use eswitch::{Agreed, AgreedPart, CardConfig};
 use serde::{Deserialize, Serialize};
 
 use super::folders;
-use files::{Files, InUse, REMEDY};
+pub use files::InUse;
+use files::{Files, REMEDY};
 
 /// A card's state.
 pub struct Journal {
