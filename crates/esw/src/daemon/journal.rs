@@ -112,7 +112,8 @@ impl Journal {
     /// # Errors
     /// It cannot be written.
     pub fn store(&self, config: &CardConfig, collect: impl FnOnce() -> AgreedPart) -> Result<bool> {
-        let ticket = self.tickets.fetch_add(1, Ordering::Relaxed) + 1;
+        // In one order with the looking that comes after it, whoever does both.
+        let ticket = self.tickets.fetch_add(1, Ordering::SeqCst) + 1;
         let part = collect();
         let mut kept = self.kept();
         kept.merge(ticket, part);
