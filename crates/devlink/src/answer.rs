@@ -10,6 +10,7 @@ use crate::numbers::{CONTROL, ack, command, control};
 use crate::refusal::{Refusal, errno};
 use crate::request::Attributes;
 use crate::shared::Touched;
+use crate::told;
 use crate::wire::{self, Builder, GENL_HEADER, Header};
 
 /// The number of the devlink family here.
@@ -208,43 +209,8 @@ fn devlink(served: &Served, cx: Cx<'_, '_>, peer: &Peer, payload: &[u8], reply: 
     let asked = Attributes::of_request(attributes, found.allowed)?;
     let outcome = handler(served, cx, &asked, reply);
     match found.admin {
-        true => carried_out(served, cx, &|| in_words(number, &asked), outcome),
+        true => told::devlink_command(served, cx, number, &asked, outcome),
         false => outcome,
-    }
-}
-
-/// Tells who runs the card of a command that may have changed it; what to answer.
-pub(crate) fn carried_out(
-    served: &Served,
-    cx: Cx<'_, '_>,
-    command: &dyn Fn() -> String,
-    outcome: Result<(), Refusal>,
-) -> Result<(), Refusal> {
-    let Some(host) = &served.host else { return outcome };
-    let told = host.carried_out(cx, &command(), outcome.as_ref().copied());
-    // What went wrong first is what is answered.
-    outcome.and(told)
-}
-
-/// A command as one who reads a log knows it.
-fn in_words(number: u8, asked: &Attributes<'_>) -> String {
-    let name = match number {
-        command::PORT_SET => "port set",
-        command::PORT_NEW => "port add",
-        command::PORT_DEL => "port del",
-        command::ESWITCH_GET => "dev eswitch show",
-        command::ESWITCH_SET => "dev eswitch set",
-        command::RELOAD => "dev reload",
-        command::PARAM_SET => "dev param set",
-        command::RATE_SET => "port function rate set",
-        command::RATE_NEW => "port function rate add",
-        command::RATE_DEL => "port function rate del",
-        _ => return format!("devlink command {number}"),
-    };
-    match (asked.port(), asked.device()) {
-        (Ok(port), _) => format!("devlink {name} {port}"),
-        (_, Ok(device)) => format!("devlink {name} pci/{device}"),
-        _ => format!("devlink {name}"),
     }
 }
 

@@ -8,6 +8,7 @@ use scenario::Session;
 use crate::instance::LastView;
 use crate::refusal::Refusal;
 use crate::shared::SharedView;
+use crate::told::Told;
 use crate::view::Profile;
 
 /// What is answered for: a card that is up, and how it presents itself.
@@ -49,7 +50,7 @@ pub trait Host: Send + Sync {
     ///
     /// # Errors
     /// What to answer though it was carried out.
-    fn carried_out(&self, cx: Cx<'_, '_>, command: &str, outcome: Result<(), &Refusal>) -> Result<(), Refusal>;
+    fn carried_out(&self, cx: Cx<'_, '_>, told: &Told<'_>, outcome: Result<(), &Refusal>) -> Result<(), Refusal>;
 
     /// What there is to tell of the card and of who runs it, in JSON.
     fn status(&self, cx: Cx<'_, '_>) -> String;

@@ -5,13 +5,14 @@ use std::sync::atomic::Ordering;
 
 use scenario::{Action, Heeds, StepError};
 
-use crate::answer::{CHANGES_GROUP, CONFIG_GROUP, ESWITCH, Peer, Reply, carried_out, split, tell_family};
+use crate::answer::{CHANGES_GROUP, CONFIG_GROUP, ESWITCH, Peer, Reply, split, tell_family};
 use crate::card::{Cx, Host, Served};
 use crate::client::Answered;
 use crate::numbers::control;
 use crate::refusal::{Refusal, errno};
 use crate::request::Attributes;
 use crate::shared::Touched;
+use crate::told;
 use crate::wire::attributes;
 
 /// The family's name.
@@ -74,7 +75,7 @@ pub(crate) fn answer(
         PERFORM => {
             let words = asked.text(WORDS)?.ok_or(Refusal::missing(WORDS))?;
             let outcome = perform(served, cx, words, reply);
-            carried_out(served, cx, &|| words.to_owned(), outcome)
+            told::step(served, cx, words, outcome)
         }
         STATUS => tell_pieces(STATUS, host(served)?.status(cx).as_bytes(), reply),
         END if !peer.may_change => Err(Refusal::bare(errno::EPERM)),

@@ -22,6 +22,7 @@ mod server;
 mod shared;
 mod socket;
 mod sys;
+mod told;
 pub mod view;
 pub mod wire;
 
@@ -34,3 +35,4 @@ pub use refusal::Refusal;
 pub use server::{Access, Server};
 pub use shared::{SharedView, Touched, ViewReader};
 pub use socket::{ControlSocket, SocketError};
+pub use told::Told;

@@ -43,6 +43,20 @@ impl Refusal {
         Self { errno: errno::EINVAL, missing: Some(attribute), ..Self::default() }
     }
 
+    /// Why, in words: what it says of itself, or what its number means.
+    pub fn why(&self) -> String {
+        let number = || {
+            let text = std::io::Error::from_raw_os_error(self.errno).to_string();
+            text.split_once(" (os error").map_or(text.clone(), |(text, _)| text.to_owned())
+        };
+        let why = self.message.clone().unwrap_or_else(number);
+        match (self.missing, self.offset) {
+            (Some(missing), _) => format!("{why}: attribute {missing} is missing"),
+            (_, Some(offset)) => format!("{why}: the attribute at byte {offset}"),
+            _ => why,
+        }
+    }
+
     /// What the card does not do.
     pub fn unsupported(message: impl Into<String>) -> Self {
         Self::new(errno::EOPNOTSUPP, message)
@@ -62,5 +76,17 @@ impl From<Error> for Refusal {
             Error::RateNodesExist | Error::RateNodeInUse | Error::RateParent(_) => Self::new(errno, error.to_string()),
             error => Self::new(errno, format!("mlx5_core: {error}")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_refusal_says_why() {
+        assert_eq!(Refusal::bare(errno::ENODEV).why(), "No such device");
+        assert_eq!(Refusal::missing(1).why(), "Invalid argument: attribute 1 is missing");
+        assert_eq!(Refusal::new(errno::EINVAL, "no such mode").why(), "no such mode");
     }
 }

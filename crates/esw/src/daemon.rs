@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use card_linux::{Hold, Place};
 use devlink::{Access, ControlSocket, IfIndex, Served, Server};
+use eswitch::Touched;
 use lockdep::{Domain, Locked, Unlocked};
 use rustix::net::{AddressFamily, SocketType, netdevice::name_to_index};
 use rustix::process::{Resource, Rlimit, getegid, getrlimit, setrlimit};
@@ -251,7 +252,11 @@ impl Daemon {
         if let Some(hold) = hold {
             hold.taken_over(cx);
         }
-        journal.store(&card.card, || session.engine().agreed(cx))?;
+        match journal.store(&card.card, || session.engine().agreed_part(cx, Touched::Everything)) {
+            // What is in use may not go because a disk is full: commands are answered with that until it is not.
+            Err(error) if *restored => tracing::error!(card = card.name, "{error:#}"),
+            stored => drop(stored?),
+        }
         let milliseconds = since.elapsed().as_millis() as u64;
         tracing::info!(card = card.name, milliseconds, restored, "up");
         let log = log::follow(cx, &card.name, session, &self.domain)?;
@@ -292,13 +297,13 @@ impl Running {
         let Self { card, server, log, socket } = self;
         drop(server);
         // First: who is killed from here on has been asked to forget it.
-        let forgotten = how != How::Forget || card.forget();
+        let stored = if how == How::Forget { card.forget() } else { card.catch_up() };
         let closed = card.close(cx);
         drop(log);
         // The netdevs go with the card and the database is closed, and only then may another daemon take its place.
         drop(card);
         drop(socket);
-        closed && forgotten
+        closed && stored
     }
 }
 
@@ -318,11 +323,19 @@ impl Started {
 
     /// Forgets what was agreed; whether it is forgotten.
     fn forget(&self) -> bool {
-        let forgotten = self.journal.forget();
-        if let Err(error) = &forgotten {
+        self.is_stored(self.journal.forget())
+    }
+
+    /// Stores what could not be stored before; whether everything is stored.
+    fn catch_up(&self) -> bool {
+        self.is_stored(self.journal.catch_up().map(drop))
+    }
+
+    fn is_stored(&self, stored: Result<()>) -> bool {
+        if let Err(error) = &stored {
             tracing::error!(card = self.name, "{error:#}");
         }
-        forgotten.is_ok()
+        stored.is_ok()
     }
 
     /// Takes down what the engine has; whether nothing is left.
@@ -348,10 +361,12 @@ fn give_up_all(cx: &mut Locked<'_, Unlocked>, up: Vec<Running>, error: anyhow::E
 
 /// Leaves the cards as they are, as if we had died, but for the sockets: the next daemon finds them.
 fn leave(up: Vec<Running>) -> ! {
-    for card in up {
-        drop(card.server);
-        drop(card.log);
-        drop(card.socket);
+    for Running { card, server, log, socket } in up {
+        drop(server);
+        // What the next daemon does not know of it would delete.
+        card.catch_up();
+        drop(log);
+        drop(socket);
     }
     tracing::info!("stopped; the cards' netdevs stay");
     std::process::exit(HELD.into())

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use lockdep::{Locked, Unlocked};
+use lockdep::{AtomicU64, Locked, Unlocked};
 use serde::{Deserialize, Serialize};
 
 use crate::card::Resource;
@@ -31,6 +31,35 @@ pub struct Agreed {
     /// Whether the card is one multiport E-Switch.
     pub esw_multiport: bool,
     /// Every PF, in order.
+    pub pfs: Vec<AgreedPf>,
+}
+
+/// What a command may have changed of what is agreed.
+///
+/// Who stores what is agreed after a command looks at this and no more: what else there is may be in another command's
+/// hands, which can take seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Touched {
+    /// Nothing: it has only looked, or changed what is not agreed.
+    Nothing,
+    /// Which modules are loaded beside `mlx5_core`.
+    Modules,
+    /// One PF, by its address.
+    Pf(PciAddress),
+    /// One PF, by its address, and whether the card is one multiport E-Switch.
+    PfAndMultiport(PciAddress),
+    /// Any of it.
+    Everything,
+}
+
+/// A part of what is agreed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AgreedPart {
+    /// Whether `mlx5_core` is loaded, and the modules beside it, if they are part of it.
+    pub modules: Option<(bool, Vec<String>)>,
+    /// Whether the card is one multiport E-Switch, if that is part of it.
+    pub esw_multiport: Option<bool>,
+    /// The PFs that are part of it, in order.
     pub pfs: Vec<AgreedPf>,
 }
 
@@ -119,20 +148,50 @@ impl Pf {
 impl Engine {
     /// What is agreed now. Of a PF on which a command is running, what that leads to.
     pub fn agreed(&self, cx: &mut Locked<'_, Unlocked>) -> Agreed {
-        let mut pfs = Vec::new();
-        for (device, host_vfs) in self.devices.iter().zip(&self.host_vfs) {
-            let bound = self.look_devlink(cx, device.address, |pf, state, cx| Ok(Bound::of(pf, state, cx)));
-            let (_, pci) = device.on_bus(cx);
-            pfs.push(AgreedPf { address: device.address, pci, host_vfs: host_vfs.load(), bound: bound.ok() });
+        let (core, modules) = self.agreed_modules(cx);
+        let pfs =
+            self.devices.iter().zip(&self.host_vfs).map(|(device, host)| self.agreed_pf(cx, device, host)).collect();
+        Agreed { core, modules, esw_multiport: self.is_multiport(cx), pfs }
+    }
+
+    /// Of what is agreed now, the part that a command may have changed. It waits for no command that is running on
+    /// another PF than the one that was touched.
+    pub fn agreed_part(&self, cx: &mut Locked<'_, Unlocked>, touched: Touched) -> AgreedPart {
+        let pf = |cx: &mut Locked<'_, Unlocked>, address| {
+            let found = self.device(address).ok();
+            found.map(|(device, host_vfs)| self.agreed_pf(cx, device, host_vfs)).into_iter().collect()
+        };
+        match touched {
+            Touched::Nothing => AgreedPart::default(),
+            Touched::Modules => AgreedPart { modules: Some(self.agreed_modules(cx)), ..AgreedPart::default() },
+            Touched::Pf(address) => AgreedPart { pfs: pf(cx, address), ..AgreedPart::default() },
+            Touched::PfAndMultiport(address) => {
+                let pfs = pf(cx, address);
+                AgreedPart { esw_multiport: Some(self.is_multiport(cx)), pfs, ..AgreedPart::default() }
+            }
+            Touched::Everything => {
+                let Agreed { core, modules, esw_multiport, pfs } = self.agreed(cx);
+                AgreedPart { modules: Some((core, modules)), esw_multiport: Some(esw_multiport), pfs }
+            }
         }
+    }
+
+    fn agreed_pf(&self, cx: &mut Locked<'_, Unlocked>, device: &Device, host_vfs: &AtomicU64) -> AgreedPf {
+        let bound = self.look_devlink(cx, device.address, |pf, state, cx| Ok(Bound::of(pf, state, cx)));
+        let (_, pci) = device.on_bus(cx);
+        // Whoever has taken it off the bus meanwhile has unbound it first.
+        let bound = bound.ok().filter(|_| !pci.removed);
+        AgreedPf { address: device.address, pci, host_vfs: host_vfs.load(), bound }
+    }
+
+    fn agreed_modules(&self, cx: &mut Locked<'_, Unlocked>) -> (bool, Vec<String>) {
         let loaded = self.shared.modules.list(cx);
         let modules = loaded.iter().copied().filter(|name| *name != CORE);
-        Agreed {
-            core: loaded.contains(&CORE),
-            modules: modules.map(str::to_owned).collect(),
-            esw_multiport: self.lag(cx).mode == LagMode::Mpesw,
-            pfs,
-        }
+        (loaded.contains(&CORE), modules.map(str::to_owned).collect())
+    }
+
+    fn is_multiport(&self, cx: &mut Locked<'_, Unlocked>) -> bool {
+        self.lag(cx).mode == LagMode::Mpesw
     }
 
     /// Makes a card that has just begun what was agreed.

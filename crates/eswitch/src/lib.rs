@@ -34,7 +34,7 @@ pub mod sf;
 pub mod text;
 pub mod vf;
 
-pub use agreed::{Agreed, AgreedPf};
+pub use agreed::{Agreed, AgreedPart, AgreedPf, Touched};
 pub use config::{CardConfig, ConfigError};
 pub use device::{PciState, Pf};
 pub use engine::{Engine, FunctionChange, PfFunction, Shared, Tx};

@@ -1,6 +1,7 @@
 //! The graph of classes that one set of threads has shown, and what to do with what it finds.
 
 use std::collections::HashMap;
+use std::io::Write;
 use std::panic::Location;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -232,7 +233,8 @@ impl Domain {
         };
         assert!(!panics, "{text}");
         if first && self.on_report != OnReport::Keep {
-            eprintln!("{text}");
+            // Where standard error cannot be written to, the report is kept all the same.
+            let _ = writeln!(std::io::stderr(), "{text}");
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod ip;
 mod sysfs;
+mod touched;
 
 use std::time::Duration;
 

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use devlink::{Cx, Host, Refusal};
+use devlink::{Cx, Host, Refusal, Told};
+use eswitch::Touched;
 use scenario::{Pulse, Session};
 
 use super::journal::Journal;
@@ -82,24 +83,37 @@ pub struct CardHost {
     pub ending: Arc<Ending>,
 }
 
+impl CardHost {
+    /// Stores what a command may have changed, and what could not be stored after an earlier one. A command that was
+    /// refused may have done a part of what it was to do.
+    fn store(&self, cx: Cx<'_, '_>, touched: Touched) -> anyhow::Result<()> {
+        let Some(session) = self.session.upgrade().filter(|_| touched != Touched::Nothing) else {
+            return self.journal.catch_up().map(drop);
+        };
+        let engine = session.engine();
+        self.journal.store(engine.config(), || engine.agreed_part(cx, touched)).map(drop)
+    }
+}
+
 impl Host for CardHost {
-    fn carried_out(&self, cx: Cx<'_, '_>, command: &str, outcome: Result<(), &Refusal>) -> Result<(), Refusal> {
-        let card = self.name.as_str();
+    fn carried_out(&self, cx: Cx<'_, '_>, told: &Told<'_>, outcome: Result<(), &Refusal>) -> Result<(), Refusal> {
+        // Before anything is logged: whatever becomes of the log, what is answered is on the disk.
+        let stored = self.store(cx, told.touched);
+        let (card, command) = (self.name.as_str(), told.words);
         match outcome {
+            Ok(()) if told.touched == Touched::Nothing => tracing::debug!(card, command, "carried out"),
             Ok(()) => tracing::info!(card, command, "carried out"),
             Err(refusal) => {
-                let why = refusal.message.as_deref().unwrap_or_default();
-                tracing::warn!(card, command, errno = refusal.errno, why, "refused");
+                tracing::warn!(card, command, errno = refusal.errno, why = refusal.why(), "refused");
             }
         }
-        // A command that was refused may have done a part of what it was to do.
-        let Some(session) = self.session.upgrade() else { return Ok(()) };
-        let engine = session.engine();
-        let stored = self.journal.store(engine.config(), || engine.agreed(cx));
-        stored.map(drop).map_err(|error| {
-            tracing::error!(card, command, "{error:#}");
-            Refusal::new(EIO, format!("done, but a restart will not know of it: {error:#}"))
-        })
+        let Err(error) = stored else { return Ok(()) };
+        tracing::error!(card, command, "{error:#}");
+        // What has only been looked at is as it was told, whether or not a restart will know of it.
+        if told.touched == Touched::Nothing {
+            return Ok(());
+        }
+        Err(Refusal::new(EIO, format!("done, but a restart may not know of it: {error:#}")))
     }
 
     fn status(&self, cx: Cx<'_, '_>) -> String {

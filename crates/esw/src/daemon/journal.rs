@@ -1,41 +1,42 @@
-//! What was agreed, on disk: one database for each card.
+//! What was agreed, on disk: [two files](files) for each card.
 //!
 //! A command's success is answered after what it led to is on disk. So whatever happens to the daemon, the
-//! next one finds what everybody was told. What is written is the whole of it, in one transaction, and only if
-//! it differs: commands that look at the card cost nothing.
+//! next one finds what everybody was told. What is written is the whole of it, and only if it differs: commands that
+//! look at the card cost nothing. What is *collected* after a command is only what that command may have changed, as the
+//! rest may be in the hands of another command for seconds.
 //!
-//! Each transaction is flushed (`Durability::Immediate`): commands to a card are rare and take milliseconds
-//! themselves, and a machine that loses power has told nobody of a success that it forgets.
+//! Each write is flushed: commands to a card are rare and take milliseconds themselves, and a machine that loses power
+//! has told nobody of a success that it forgets. A write that fails is the error of the commands that waited for it; the
+//! next write, for whichever command, writes everything that is missing.
 
-use std::fs;
-use std::io;
+mod database;
+mod files;
+mod frame;
+#[cfg(test)]
+mod tests;
+
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use anyhow::{Context, Result, anyhow, bail};
-use eswitch::{Agreed, CardConfig};
-use redb::{Database, Durability, ReadableDatabase, TableDefinition, TableError};
+use anyhow::{Context, Result, bail};
+use eswitch::{Agreed, AgreedPart, CardConfig};
+use serde::{Deserialize, Serialize};
 
 use super::folders;
+pub use files::InUse;
+use files::{Files, REMEDY};
 
-/// What there is under which name: everything is JSON.
-const TABLE: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("card");
-const VERSION: &str = "version";
-const CONFIG: &str = "config";
-const AGREED: &str = "agreed";
-/// How what is stored is to be read.
-const OURS: u32 = 1;
-
-/// A card's database.
+/// A card's state.
 pub struct Journal {
-    database: Database,
     path: PathBuf,
-    /// What was stored last; also what puts those who store in order.
-    last: Mutex<Option<Stored>>,
+    /// Counts those who begin to collect.
+    tickets: AtomicU64,
+    kept: Mutex<Kept>,
 }
 
 /// What is stored.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stored {
     /// The configuration under which it was agreed.
     pub config: CardConfig,
@@ -43,58 +44,91 @@ pub struct Stored {
     pub agreed: Agreed,
 }
 
+/// What a file holds, as JSON.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Body {
+    /// What is stored; nothing once it was forgotten.
+    stored: Option<Stored>,
+    /// What the database of version 1 is known by that this was read from, until it has been moved aside.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    read_from: Option<String>,
+}
+
+/// What is known of what is agreed, and of it what is on disk.
+struct Kept {
+    files: Files,
+    /// What was stored last.
+    last: Option<Stored>,
+    /// The configuration of who stored last, or could not.
+    config: Option<CardConfig>,
+    /// What is agreed, part by part as it was collected.
+    agreed: Option<Agreed>,
+    /// When the collecting of each part began: of modules, of multiport, of each PF.
+    collected: (u64, u64, Vec<u64>),
+}
+
 impl Journal {
-    /// Opens a card's database, or makes one. `fresh`: nothing of an old one counts; one that cannot be read is
+    /// Opens a card's state, or makes room for it. `fresh`: nothing of what is there counts; what cannot be read is
     /// moved aside.
     ///
     /// # Errors
     /// It cannot be read, or is of a newer version: nothing is changed, and the error says what to do.
     pub fn open(folder: &Path, card: &str, fresh: bool) -> Result<Self> {
         folders::make(folder).with_context(|| format!("making {} to keep state in", folder.display()))?;
-        let path = folder.join(format!("{card}.redb"));
-        let opened = match path.try_exists().with_context(|| path.display().to_string())? {
-            false => create(&path).map(|database| (database, None)),
-            true => open(&path),
-        };
-        let (database, last) = match opened {
+        let mut files = Files::open(folder, card, fresh)?;
+        let last = match read(&mut files) {
             Err(error) if fresh && error.downcast_ref::<InUse>().is_none() => {
-                let aside = move_aside(&path)?;
-                tracing::warn!(aside = %aside.display(), "state that cannot be read was moved aside: {error:#}");
-                (create(&path)?, None)
+                let aside = files.move_all_aside()?;
+                tracing::warn!(?aside, "state that cannot be read was moved aside: {error:#}");
+                None
             }
-            opened => opened?,
+            read => read?,
         };
-        let journal = Self { database, path, last: Mutex::new(last) };
+        let kept = Kept { files, last, config: None, agreed: None, collected: (0, 0, Vec::new()) };
+        let journal = Self { path: kept.files.state(), tickets: AtomicU64::new(0), kept: Mutex::new(kept) };
         if fresh {
             journal.forget()?;
         }
         Ok(journal)
     }
 
-    /// The database's file.
+    /// The first of its files.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
     /// What was stored last.
     pub fn last(&self) -> Option<Stored> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.kept().last.clone()
     }
 
-    /// Stores what is agreed, if it differs from what is stored; whether it did. What is agreed is asked for
-    /// when it is our turn: who asks later stores what is later.
+    /// Stores a part of what is agreed, if it differs from what is stored; whether it did. The part is collected here, and
+    /// nobody who stores another waits for that. The first part that is stored is all of it.
+    ///
+    /// When this returns, everything that was agreed before the call and is of that part is on the disk. Who began to
+    /// collect later has seen what is later, or the same: so of two who collect at once, what the later found counts.
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn store(&self, config: &CardConfig, agreed: impl FnOnce() -> Agreed) -> Result<bool> {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Stored { config: config.clone(), agreed: agreed() };
-        if last.as_ref() == Some(&now) {
-            return Ok(false);
-        }
-        self.write(Some(&now)).with_context(|| format!("storing what was agreed in {}", self.path.display()))?;
-        *last = Some(now);
-        Ok(true)
+    pub fn store(&self, config: &CardConfig, collect: impl FnOnce() -> AgreedPart) -> Result<bool> {
+        // In one order with the looking that comes after it, whoever does both.
+        let ticket = self.tickets.fetch_add(1, Ordering::SeqCst) + 1;
+        let part = collect();
+        let mut kept = self.kept();
+        kept.merge(ticket, part);
+        kept.config = Some(config.clone());
+        kept.write_if_needed(config).with_context(|| format!("storing what was agreed in {}", self.path.display()))
+    }
+
+    /// Stores what could not be stored before, if there is anything; whether there was.
+    ///
+    /// # Errors
+    /// It still cannot be written.
+    pub fn catch_up(&self) -> Result<bool> {
+        let mut kept = self.kept();
+        let Some(config) = kept.config.clone() else { return Ok(false) };
+        kept.write_if_needed(&config).with_context(|| format!("storing what was agreed in {}", self.path.display()))
     }
 
     /// Forgets what was agreed.
@@ -102,122 +136,111 @@ impl Journal {
     /// # Errors
     /// It cannot be written.
     pub fn forget(&self) -> Result<()> {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.is_some() {
-            self.write(None).with_context(|| format!("forgetting what was agreed in {}", self.path.display()))?;
-            *last = None;
+        let mut kept = self.kept();
+        if kept.last.is_some() || !kept.files.is_whole() {
+            kept.write(None).with_context(|| format!("forgetting what was agreed in {}", self.path.display()))?;
         }
         Ok(())
     }
 
-    fn write(&self, stored: Option<&Stored>) -> Result<()> {
-        let mut transaction = self.database.begin_write()?;
-        transaction.set_durability(Durability::Immediate)?;
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Kept {
+    /// Takes what was collected, unless who began to collect later was here already.
+    fn merge(&mut self, ticket: u64, part: AgreedPart) {
+        let (modules_at, multiport_at, pfs_at) = &mut self.collected;
+        let Some(agreed) = &mut self.agreed else {
+            if let AgreedPart { modules: Some((core, modules)), esw_multiport: Some(esw_multiport), pfs } = part {
+                self.collected = (ticket, ticket, vec![ticket; pfs.len()]);
+                self.agreed = Some(Agreed { core, modules, esw_multiport, pfs });
+            }
+            return;
+        };
+        if let Some((core, modules)) = part.modules
+            && ticket > *modules_at
         {
-            let mut table = transaction.open_table(TABLE)?;
-            match stored {
-                None => {
-                    table.remove(CONFIG)?;
-                    table.remove(AGREED)?;
-                }
-                Some(Stored { config, agreed }) => {
-                    table.insert(CONFIG, &serde_json::to_vec(config)?[..])?;
-                    table.insert(AGREED, &serde_json::to_vec(agreed)?[..])?;
-                }
+            (*modules_at, agreed.core, agreed.modules) = (ticket, core, modules);
+        }
+        if let Some(esw_multiport) = part.esw_multiport
+            && ticket > *multiport_at
+        {
+            (*multiport_at, agreed.esw_multiport) = (ticket, esw_multiport);
+        }
+        for pf in part.pfs {
+            let mut known = agreed.pfs.iter_mut().zip(&mut *pfs_at);
+            if let Some((is, at)) = known.find(|(is, _)| is.address == pf.address)
+                && ticket > *at
+            {
+                (*at, *is) = (ticket, pf);
             }
         }
-        transaction.commit()?;
+    }
+
+    fn write_if_needed(&mut self, config: &CardConfig) -> Result<bool> {
+        let Some(agreed) = &self.agreed else { bail!("nothing is known of the card yet") };
+        let is_stored = |last: &Stored| last.config == *config && last.agreed == *agreed;
+        if self.files.is_whole() && self.last.as_ref().is_some_and(is_stored) {
+            return Ok(false);
+        }
+        let now = Stored { config: config.clone(), agreed: agreed.clone() };
+        self.write(Some(now))?;
+        Ok(true)
+    }
+
+    fn write(&mut self, stored: Option<Stored>) -> Result<()> {
+        let body = Body { stored, read_from: None };
+        self.files.write(serde_json::to_vec(&body)?)?;
+        self.last = body.stored;
         Ok(())
     }
 }
 
-/// Another daemon has it open.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}: another daemon keeps its state there; end it with `esw down`, or give `state_dir`")]
-pub struct InUse(String);
-
-/// What to do about a file that cannot be read.
-const REMEDY: &str = "move it away to keep it, or start with --fresh, which moves it aside and begins with the \
-                      configuration";
-
-/// Makes a database. It gets its name when it is whole: a daemon that is killed here leaves none.
-fn create(path: &Path) -> Result<Database> {
-    let unfinished = path.with_extension("new");
-    let made = || -> Result<Database> {
-        match fs::remove_file(&unfinished) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-            _ => {}
+/// Reads what was stored last. A database of version 1 is made into files of this version and moved aside; copies that
+/// are not both whole are made again.
+fn read(files: &mut Files) -> Result<Option<Stored>> {
+    let body = files.read()?.map(|body| parse(files, &body)).transpose()?;
+    let database = database::read(&files.database())?;
+    let (stored, read_from) = match (body, database) {
+        (None, None) => return Ok(None),
+        (Some(body), None) => (body.stored, None),
+        (None, Some(database)) => {
+            let body = Body { stored: database.stored, read_from: Some(database.checksum) };
+            files.write(serde_json::to_vec(&body)?).context("converting the state of an earlier version")?;
+            (body.stored, body.read_from)
         }
-        drop(folders::open_private(&unfinished)?);
-        let database = Database::create(&unfinished)?;
-        let transaction = database.begin_write()?;
-        transaction.open_table(TABLE)?.insert(VERSION, &serde_json::to_vec(&OURS)?[..])?;
-        transaction.commit()?;
-        fs::rename(&unfinished, path)?;
-        if let Some(folder) = path.parent() {
-            fs::File::open(folder)?.sync_all()?;
+        // The start in which it was read ended before it was moved aside.
+        (Some(body), Some(database)) if body.read_from.as_ref() == Some(&database.checksum) => {
+            (body.stored, body.read_from)
         }
-        Ok(database)
-    };
-    made().with_context(|| format!("making {} to keep state in", path.display()))
-}
-
-fn open(path: &Path) -> Result<(Database, Option<Stored>)> {
-    let name = path.display().to_string();
-    // One that an earlier version made may be open to others, who could hold a lock on it.
-    drop(
-        folders::open_private(path)
-            .with_context(|| format!("{name}: it is to be read and written by who runs the daemon"))?,
-    );
-    let database = match Database::open(path) {
-        Ok(database) => database,
-        Err(redb::DatabaseError::DatabaseAlreadyOpen) => return Err(InUse(name).into()),
-        Err(redb::DatabaseError::Storage(redb::StorageError::Io(error)))
-            if error.kind() == io::ErrorKind::PermissionDenied =>
-        {
-            return Err(anyhow!("{name}: {error}; it is to be read and written by who runs the daemon"));
-        }
-        Err(error) => bail!("{name} is no state of a card, or is damaged ({error}); {REMEDY}"),
-    };
-    let stored = read(&database).with_context(|| name.clone())?;
-    Ok((database, stored))
-}
-
-fn read(database: &Database) -> Result<Option<Stored>> {
-    let damaged = |error: &dyn std::fmt::Display| anyhow!("it is damaged ({error}); {REMEDY}");
-    let transaction = database.begin_read().map_err(|error| damaged(&error))?;
-    let table = match transaction.open_table(TABLE) {
-        Err(TableError::TableDoesNotExist(_)) => bail!("it is another program's; {REMEDY}"),
-        table => table.map_err(|error| damaged(&error))?,
-    };
-    let bytes = |name| -> Result<Option<Vec<u8>>> {
-        let found = table.get(name).map_err(|error| damaged(&error))?;
-        Ok(found.map(|value| value.value().to_vec()))
-    };
-    let version = bytes(VERSION)?.and_then(|bytes| serde_json::from_slice::<u32>(&bytes).ok());
-    match version {
-        Some(OURS) => {}
-        Some(other) => bail!(
-            "it is of version {other}, and this program reads version {OURS}; use the program that wrote it, or {REMEDY}"
+        (Some(_), Some(_)) => bail!(
+            "{} and {}: there is state of this version and of an earlier one, which both may be what was agreed last; \
+             move one of them away, or start with --fresh, which moves both aside and begins with the configuration",
+            files.state().display(),
+            files.database().display()
         ),
-        None => bail!("it is another program's; {REMEDY}"),
+    };
+    if read_from.is_some() {
+        let aside = files.move_database_aside()?;
+        tracing::info!(aside = %aside.display(), "state of an earlier version was converted");
     }
-    let (Some(config), Some(agreed)) = (bytes(CONFIG)?, bytes(AGREED)?) else { return Ok(None) };
-    Ok(Some(Stored {
-        config: serde_json::from_slice(&config).map_err(|error| damaged(&error))?,
-        agreed: serde_json::from_slice(&agreed).map_err(|error| damaged(&error))?,
-    }))
+    let mended = files.mend().and_then(|()| {
+        if read_from.is_some() || !files.is_whole() {
+            files.write(serde_json::to_vec(&Body { stored: stored.clone(), read_from: None })?)?;
+        }
+        Ok(())
+    });
+    if let Err(error) = mended {
+        tracing::warn!("there is only one copy of the state until the next write: {error:#}");
+    }
+    Ok(stored)
 }
 
-fn move_aside(path: &Path) -> Result<PathBuf> {
-    for n in 1..=u16::MAX {
-        let aside = path.with_extension(format!("aside-{n}"));
-        if !aside.try_exists()? {
-            fs::rename(path, &aside).with_context(|| format!("moving {} aside", path.display()))?;
-            return Ok(aside);
-        }
-    }
-    bail!("{}: there are too many that were moved aside", path.display())
+fn parse(files: &Files, body: &[u8]) -> Result<Body> {
+    let read = serde_json::from_slice(body);
+    read.with_context(|| format!("{}: this program does not understand it; {REMEDY}", files.state().display()))
 }
 
 /// Says whether what was agreed under one configuration can be had under another.
@@ -246,18 +269,4 @@ pub fn ensure_fits(stored: &CardConfig, now: &CardConfig) -> Result<()> {
         }
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_where_a_card_begins_may_change() {
-        let config = CardConfig::default();
-        let begins = CardConfig { vfs: 3, mode: eswitch::Mode::Switchdev, ..config.clone() };
-        assert!(ensure_fits(&config, &begins).is_ok());
-        let error = ensure_fits(&config, &CardConfig { total_vfs: 9, ..config.clone() }).unwrap_err().to_string();
-        assert!(error.contains("`total_vfs` is 9 and was 8"), "{error}");
-    }
 }

@@ -1,15 +1,22 @@
 //! What a daemon logs: its start and end, what happens to its cards, the commands it refuses.
+//!
+//! Nothing depends on the log: what cannot be written is left out and counted, whether the disk is full, nobody reads
+//! the pipe any more, or nobody has read it for a while. How much was left out is the first thing that is logged when
+//! there is room again.
 
 use std::env;
-use std::io::{self, IsTerminal};
-use std::sync::Arc;
+use std::io::{self, IsTerminal, Write};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Result, anyhow};
 use clap::ValueEnum;
 use eswitch::Event;
 use lockdep::{Domain, Locked, Unlocked};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use scenario::{Follower, Session};
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::fmt::MakeWriter;
 
 use crate::arguments::{Level, LogFormat, Service};
 use crate::printable::printable;
@@ -17,7 +24,7 @@ use crate::printable::printable;
 /// Begins to log, to standard error.
 ///
 /// # Errors
-/// The environment asks for a level there is none of.
+/// The environment asks for a level there is none of; or the system gives no signal handler.
 pub fn begin(service: &Service) -> Result<()> {
     let level = match (service.log, env::var("ESW_LOG")) {
         (Some(level), _) => level,
@@ -32,8 +39,12 @@ pub fn begin(service: &Service) -> Result<()> {
         Level::Debug => LevelFilter::DEBUG,
         Level::Trace => LevelFilter::TRACE,
     };
-    let log = tracing_subscriber::fmt().with_max_level(filter).with_writer(io::stderr).with_target(false);
-    let begun = match service.log_format.unwrap_or_default() {
+    // Where files may not grow any more (`ulimit -f`), writing is to fail rather than to end us.
+    signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::new(AtomicBool::new(false)))?;
+    let format = service.log_format.unwrap_or_default();
+    let log = tracing_subscriber::fmt().with_max_level(filter).with_target(false).log_internal_errors(false);
+    let log = log.with_writer(Lines(Arc::new(Mutex::new(Written::new(io::stderr(), format)))));
+    let begun = match format {
         LogFormat::Text => log.with_ansi(io::stderr().is_terminal()).try_init(),
         LogFormat::Json => log.json().flatten_event(true).try_init(),
     };
@@ -64,5 +75,194 @@ fn tell(card: &str, event: &Event) {
         Event::LoadFailed(..) | Event::HostVfsFailed(..) | Event::ProbeFailed(..) => tracing::warn!(card, "{text}"),
         Event::PortNew(_) | Event::PortDel(_) | Event::StaleWork(..) => tracing::debug!(card, "{text}"),
         _ => tracing::info!(card, "{text}"),
+    }
+}
+
+/// Where the log's lines go.
+struct Lines<W>(Arc<Mutex<Written<W>>>);
+
+/// One of them, which comes in one piece.
+struct Line<W>(Arc<Mutex<Written<W>>>);
+
+/// What has become of the lines so far.
+struct Written<W> {
+    to: W,
+    format: LogFormat,
+    /// Lines that were left out since the last that was written.
+    left_out: u64,
+    /// Why.
+    why: String,
+    /// Whether the last line has no end.
+    cut: bool,
+}
+
+/// Where a log can go: written to, and asked whether that would have to wait.
+trait Output: Write {
+    /// Whether there is room, or will be within so many milliseconds.
+    fn has_room(&self, milliseconds: u32) -> bool;
+}
+
+impl Output for io::Stderr {
+    fn has_room(&self, milliseconds: u32) -> bool {
+        let timeout = Timespec { tv_sec: 0, tv_nsec: i64::from(milliseconds) * 1_000_000 };
+        let mut fds = [PollFd::new(self, PollFlags::OUT)];
+        // What cannot be told is found out by writing.
+        poll(&mut fds, Some(&timeout)).map_or(true, |ready| ready > 0)
+    }
+}
+
+impl<'a, W: Output + 'static> MakeWriter<'a> for Lines<W> {
+    type Writer = Line<W>;
+
+    fn make_writer(&'a self) -> Line<W> {
+        Line(Arc::clone(&self.0))
+    }
+}
+
+impl<W: Output> Write for Line<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).put(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// How long a line waits for room, in milliseconds; once one was left out, the next ones do not wait.
+const PATIENCE: u32 = 100;
+
+/// As much of a line as a pipe with room takes without waiting: PIPE_BUF.
+const PIECE: usize = 4096;
+
+impl<W: Output> Written<W> {
+    fn new(to: W, format: LogFormat) -> Self {
+        Self { to, format, left_out: 0, why: String::new(), cut: false }
+    }
+
+    /// Writes a line, or counts it as left out.
+    fn put(&mut self, line: &[u8]) {
+        let told = if self.left_out > 0 { self.write_all(self.tell_left_out().as_bytes()) } else { Ok(()) };
+        if told.is_ok() {
+            self.left_out = 0;
+        }
+        if let Err(error) = told.and_then(|()| self.write_all(line)) {
+            self.left_out += 1;
+            self.why = error.to_string();
+        }
+    }
+
+    fn tell_left_out(&self) -> String {
+        let (lines, why) = (self.left_out, &self.why);
+        match self.format {
+            LogFormat::Text => format!(" WARN lines of the log are missing lines={lines} why={why:?}\n"),
+            LogFormat::Json => {
+                let told = serde_json::json!({
+                    "level": "WARN", "message": "lines of the log are missing", "lines": lines, "why": why,
+                });
+                format!("{told}\n")
+            }
+        }
+    }
+
+    fn write_all(&mut self, line: &[u8]) -> io::Result<()> {
+        if self.cut {
+            self.write_piece(b"\n")?;
+            self.cut = false;
+        }
+        for (number, piece) in line.chunks(PIECE).enumerate() {
+            let written = self.write_piece(piece);
+            self.cut = self.cut || (written.is_err() && number > 0);
+            written?;
+        }
+        Ok(())
+    }
+
+    fn write_piece(&mut self, mut piece: &[u8]) -> io::Result<()> {
+        let patience = if self.left_out == 0 { PATIENCE } else { 0 };
+        while !piece.is_empty() {
+            if !self.to.has_room(patience) {
+                return Err(io::Error::other("nobody reads it"));
+            }
+            match self.to.write(piece) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(length) => {
+                    piece = &piece[length..];
+                    self.cut = !piece.is_empty();
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A disk with so much room, and a pipe that is read or not.
+    struct Disk {
+        written: Vec<u8>,
+        room: usize,
+        is_read: bool,
+    }
+
+    impl Write for Disk {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let length = bytes.len().min(self.room);
+            if length == 0 {
+                return Err(io::Error::from_raw_os_error(28));
+            }
+            self.room -= length;
+            self.written.extend(&bytes[..length]);
+            Ok(length)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Output for Disk {
+        fn has_room(&self, _: u32) -> bool {
+            self.is_read
+        }
+    }
+
+    fn log(format: LogFormat) -> Written<Disk> {
+        Written::new(Disk { written: Vec::new(), room: usize::MAX, is_read: true }, format)
+    }
+
+    #[test]
+    fn what_a_full_disk_does_not_take_is_counted_and_told_when_there_is_room() {
+        let mut log = log(LogFormat::Text);
+        log.put(b"one\n");
+        log.to.room = 2;
+        for _ in 0..3 {
+            log.put(b"two\n");
+        }
+        log.to.room = usize::MAX;
+        log.put(b"three\n");
+        let text = String::from_utf8(log.to.written).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!((lines[0], lines[1], lines[3]), ("one", "tw", "three"), "{text}");
+        assert!(lines[2].contains("lines=3") && lines[2].contains("No space left"), "{text}");
+    }
+
+    #[test]
+    fn a_pipe_that_nobody_reads_holds_nobody_up() {
+        let mut log = log(LogFormat::Json);
+        log.to.is_read = false;
+        log.put(b"{}\n");
+        log.put(b"{}\n");
+        assert_eq!(log.to.written, b"");
+        log.to.is_read = true;
+        log.put(b"{}\n");
+        let text = String::from_utf8(log.to.written).unwrap();
+        let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!((&lines[0]["lines"], lines.len()), (&2.into(), 2), "{text}");
     }
 }
