@@ -1,0 +1,256 @@
+//! SIGKILL of the daemon at a random moment of changes, and what the next one finds.
+//!
+//! The card is one of netdevs with two PFs, both in switchdev mode at first. VF 0 and VF 1 of PF 0 are in namespaces of
+//! their own, their representors in a bridge, and datagrams go from one to the other all the time. Each round asks for
+//! changes one after the other until a kill at a random moment, sometimes kills the next start, too, and then expects of
+//! the start that comes up:
+//!
+//! - the card is what was acknowledged; of the change that was under way all or nothing is there;
+//! - the kernel has exactly the netdevs that this card has;
+//! - those that no change had to do with are the same as before, by their numbers; the bridge has its ports;
+//! - no datagram was lost.
+
+use std::collections::BTreeMap;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+
+use super::kernel::{self, Link};
+use super::model::{self, CONFIG, Change, State, VFS};
+use super::place::{self, LIMIT, Place};
+use super::random::Random;
+use super::rounds::Rounds;
+use super::traffic::Stream;
+use super::wire::NoAnswer;
+
+/// A kill comes within this time of the first change.
+const WITHIN_MS: usize = 160;
+/// How long a card may take to come to rest after a start.
+const REST: Duration = Duration::from_secs(15);
+
+/// A card with traffic.
+struct Rig<'a> {
+    place: &'a Place,
+    daemon: u32,
+    state: State,
+    bond: bool,
+    stream: Stream,
+}
+
+/// Runs rounds until time is up.
+pub fn run(rounds: &mut Rounds) -> Result<()> {
+    let place = Place::new(&rounds.esw, "kills", &format!("kind = \"linux\"\n{CONFIG}"))?;
+    let mut rig = None;
+    while let Some((seed, mut random)) = rounds.next() {
+        let mut up = match rig.take() {
+            Some(rig) => rig,
+            None => Rig::set_up(&place)?,
+        };
+        let mut what = "kill between changes".to_owned();
+        let came = up.round(&mut random, &mut what);
+        let failure = came.as_ref().err().map(|error| format!("{error:#}\n{}", last_of_log(&place)));
+        if rounds.tally.tried(&what, seed, came.as_ref().map(|end| *end).map_err(|_| failure.unwrap_or_default())) {
+            rig = Some(up);
+        } else {
+            drop(up);
+            place.clear()?;
+        }
+    }
+    if let Some(rig) = rig {
+        drop(rig.stream);
+        let _ = place::sh("ip netns del one; ip netns del two; ip link del br");
+        let ended = place.esw(&["down"])?;
+        let left = kernel::links(None)?;
+        let outcome = match ended.did_well() && left.is_empty() && kernel::processes().is_empty() {
+            true => Ok(""),
+            false => Err(format!("{}\nleft: {:?}\n{:?}", ended.in_words(), left.keys(), kernel::processes())),
+        };
+        rounds.tally.tried("esw down after all of them", rounds.seed, outcome);
+    }
+    place.clear()
+}
+
+/// The end of the daemon's log: for the failures.
+pub fn last_of_log(place: &Place) -> String {
+    let log = std::fs::read_to_string(place.state.join("esw.log")).unwrap_or_default();
+    let lines: Vec<&str> = log.lines().collect();
+    format!("the log's last lines:\n{}", lines[lines.len().saturating_sub(12)..].join("\n"))
+}
+
+impl<'a> Rig<'a> {
+    fn set_up(place: &'a Place) -> Result<Self> {
+        place.clear()?;
+        let daemon = place.must_up(&["--fresh"])?;
+        place::sh(
+            "ip link add br type bridge; ip link set br up
+            n=0; for name in one two; do
+                ip netns add $name; ip link set enp8s0f0v$n netns $name
+                ip -n $name link set enp8s0f0v$n up; ip -n $name link set lo up
+                ip link set enp8s0f0npf0vf$n master br up
+                n=$((n + 1)); ip -n $name addr add 10.77.0.$n/24 dev enp8s0f0v$((n - 1))
+            done
+            for t in $(seq 100); do ip netns exec one ping -c 1 -W 1 -q 10.77.0.2 > /dev/null && exit 0; done; exit 1",
+        )
+        .context("setting up traffic")?;
+        let mut client = place.client().map_err(|error| anyhow!("{error}"))?;
+        let (state, _) = model::observe(&mut client).map_err(|error| anyhow!("{error}"))?;
+        ensure!(state.switchdev == [true; 2] && state.vfs[0] == VFS, "the card is not as configured: {state:?}");
+        let rig = Self { place, daemon, state, bond: false, stream: Stream::start()? };
+        rig.stream.check().map_err(|why| anyhow!("before anything was done: {why}"))?;
+        Ok(rig)
+    }
+
+    /// Every netdev of the card, in whatever namespace, by name.
+    fn netdevs() -> Result<BTreeMap<String, Link>> {
+        let mut all = kernel::links(None)?;
+        for name in ["one", "two"] {
+            all.extend(kernel::links(Some(name))?);
+        }
+        all.retain(|name, _| name.starts_with("enp8s0") || name.starts_with("en8f"));
+        Ok(all)
+    }
+
+    /// One round; `what` becomes what was under way at the kill.
+    fn round(&mut self, random: &mut Random, what: &mut String) -> Result<&'static str> {
+        let before = Self::netdevs()?;
+        let mut history = vec![self.state.clone()];
+        let mut told = Vec::new();
+        let mut client = self.place.client().map_err(|error| anyhow!("{error}"))?;
+        let delay = Duration::from_micros(random.below(WITHIN_MS * 1_000) as u64);
+        let (daemon, killed) = (self.daemon, AtomicBool::new(false));
+        let mut under_way: Option<Change> = None;
+        let mut end = "";
+        thread::scope(|scope| -> Result<()> {
+            let killed = &killed;
+            scope.spawn(move || {
+                thread::sleep(delay);
+                killed.store(true, Ordering::Release);
+                kernel::kill(daemon);
+            });
+            loop {
+                let change = Change::any(&self.state, self.bond, random);
+                let mut after = self.state.clone();
+                change.apply(&mut after);
+                match change.ask(&mut client, &mut after) {
+                    Ok(()) => {
+                        told.push(format!("{change:?}: acknowledged"));
+                        if let Change::Bond(on) = change {
+                            self.bond = on;
+                        }
+                        self.state = after;
+                        history.push(self.state.clone());
+                    }
+                    Err(NoAnswer::Refused(errno, words)) => {
+                        bail!("{told:#?}\n{change:?} is valid and was refused with error {errno}: {words}")
+                    }
+                    Err(NoAnswer::Silence) => bail!("{told:#?}\n{change:?}: no answer, and the daemon does not die"),
+                    Err(NoAnswer::Gone(error)) if !killed.load(Ordering::Acquire) => {
+                        bail!("{told:#?}\n{change:?}: the daemon ended before it was killed: {error}")
+                    }
+                    Err(NoAnswer::Gone(_)) => {
+                        told.push(format!(
+                            "{change:?}: under way at the kill, {} ms after the start",
+                            delay.as_millis()
+                        ));
+                        *what = format!("kill during {}", change.kind());
+                        under_way = Some(change);
+                        return Ok(());
+                    }
+                }
+            }
+        })?;
+        if !kernel::has_ended(self.daemon, LIMIT) {
+            bail!("the daemon is still there after SIGKILL");
+        }
+        let during = Self::netdevs()?;
+        // A start that is killed, too.
+        let again = if random.one_in(3) { 1 + random.below(2) } else { 0 };
+        for _ in 0..again {
+            let mut command = self.place.command(&["up", "--daemon", "--config", "config.toml"]);
+            let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+            let milliseconds = 1 + random.below(60) as u64;
+            thread::sleep(Duration::from_millis(milliseconds));
+            child.kill()?;
+            child.wait()?;
+            told.push(format!("a start was killed after {milliseconds} ms"));
+            end = "restored after another kill";
+        }
+        let come = self.place.up(&[])?;
+        if !come.did_well() {
+            bail!("{told:#?}\nthe start after the kill: {}", come.in_words());
+        }
+        self.daemon = self.place.daemon().context("who listens at the control socket")?;
+        self.bond = during.contains_key("bond0");
+        let mut may_be = vec![self.state.clone()];
+        if let Some(change) = &under_way {
+            change.apply(&mut self.state);
+            may_be.push(self.state.clone());
+            history.push(self.state.clone());
+        }
+        let found = self.wait_for(&may_be, &told)?;
+        self.compare_numbers(&before, &history).with_context(|| format!("{told:#?}"))?;
+        self.state = found;
+        self.stream.check().map_err(|why| anyhow!("{told:#?}\n{why}"))?;
+        Ok(if end.is_empty() { "restored" } else { end })
+    }
+
+    /// Waits until the card answers that it is one of these and the kernel agrees; which.
+    fn wait_for(&self, may_be: &[State], told: &[String]) -> Result<State> {
+        let until = Instant::now() + REST;
+        loop {
+            let mut client = self.place.client().map_err(|error| anyhow!("{told:#?}\n{error}"))?;
+            let (found, netdevs) = model::observe(&mut client).map_err(|error| anyhow!("{told:#?}\n{error}"))?;
+            let links = Self::netdevs()?;
+            let mut differences = Vec::new();
+            for state in may_be {
+                let mut state = state.clone();
+                state.learn(&found);
+                let mut differs = state.differences(&found);
+                let (is, expected) = (links.keys().cloned().collect(), state.netdevs());
+                for name in expected.difference(&is) {
+                    differs += &format!("the kernel has no netdev {name}\n");
+                }
+                for name in is.difference(&expected) {
+                    differs += &format!("the kernel has a netdev {name} more\n");
+                }
+                if differs.is_empty() {
+                    for netdev in &netdevs {
+                        let is = links.get(&netdev.name).map(|link| link.ifindex);
+                        if netdev.ifindex.is_some() && is.is_some() && is != netdev.ifindex {
+                            differs += &format!("devlink says {netdev:?}, the kernel's number is {is:?}\n");
+                        }
+                    }
+                }
+                if differs.is_empty() {
+                    return Ok(found);
+                }
+                differences.push(differs);
+            }
+            if Instant::now() > until {
+                let differences = differences.join("nor what it would be after the change that was under way:\n");
+                bail!("{told:#?}\nthe card is not what was acknowledged:\n{differences}");
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// That netdevs which were there all the time are those that were there before the kill.
+    fn compare_numbers(&self, before: &BTreeMap<String, Link>, history: &[State]) -> Result<()> {
+        let after = Self::netdevs()?;
+        let mode_changed = history.windows(2).any(|pair| pair[0].switchdev != pair[1].switchdev);
+        for (name, link) in before {
+            let of_mode = mode_changed && name.starts_with("enp8s0f1") && name != "enp8s0f1np1";
+            if of_mode || !history.iter().all(|state| state.netdevs().contains(name)) {
+                continue;
+            }
+            match after.get(name) {
+                Some(now) if now.ifindex == link.ifindex && now.master == link.master => {}
+                now => bail!("{name} was in use and was to stay: it was {link:?}, it is {now:?}"),
+            }
+        }
+        Ok(())
+    }
+}
