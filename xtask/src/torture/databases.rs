@@ -57,7 +57,9 @@ pub fn run(rounds: &mut Rounds) -> Result<()> {
             }
         }
         let outcome = start(&place, left, &files, files != left.files)?;
-        rounds.tally.tried(what, seed, outcome);
+        if !rounds.tally.tried(what, seed, outcome) {
+            place.clear()?;
+        }
     }
     place.clear()
 }
@@ -74,9 +76,11 @@ fn make(place: &Place, random: &mut Random) -> Result<Left> {
         if matches!(change, Change::Bond(_)) {
             continue;
         }
-        change.apply(&mut state);
         change.ask(&mut client, &mut state).map_err(|error| anyhow!("{change:?}: {error}"))?;
     }
+    let (found, _) = model::observe(&mut client).map_err(told)?;
+    let differs = state.differences(&found);
+    ensure!(differs.is_empty(), "before any damage the card is not what was acknowledged:\n{differs}");
     if random.one_in(2) {
         place.kill(daemon)?;
     } else {
@@ -203,8 +207,7 @@ fn afresh(place: &Place, files: &Files) -> Result<()> {
 /// What the card is; and ends its daemon.
 fn ask_and_kill(place: &Place) -> Result<State> {
     let daemon = place.daemon().context("who listens at the control socket")?;
-    let mut client = place.client().map_err(|error| anyhow!("{error}"))?;
-    let found = model::observe(&mut client).map_err(|error| anyhow!("{error}"));
+    let found = place.client().and_then(|mut client| model::observe(&mut client)).map_err(|error| anyhow!("{error}"));
     place.kill(daemon)?;
     Ok(found?.0)
 }

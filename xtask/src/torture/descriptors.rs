@@ -90,11 +90,10 @@ fn leave(place: &Place) -> Result<Left> {
     let mut client = place.client().map_err(told)?;
     let (mut state, _) = model::observe(&mut client).map_err(told)?;
     for change in [Change::SfAdd(7), Change::SfState(7, true)] {
-        change.apply(&mut state);
         change.ask(&mut client, &mut state).map_err(|error| anyhow!("{change:?}: {error}"))?;
     }
     place::sh(
-        "ip link add br type bridge; ip link set enp8s0f0npf0vf0 master br up; ip link set br up
+        "ip link add br0 type bridge; ip link set enp8s0f0npf0vf0 master br0 up; ip link set br0 up
         ip netns add one; ip link set enp8s0f0v0 netns one; ip -n one link set enp8s0f0v0 up",
     )?;
     // An SF's netdev comes a moment after its state.

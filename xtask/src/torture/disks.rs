@@ -5,7 +5,7 @@
 //! restart. Then the daemon is killed and started: of everything that was acknowledged nothing may be lost. What was
 //! refused may have been carried out, as its answer says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Write;
 use std::process::Stdio;
@@ -22,8 +22,19 @@ use super::wire::{Client, NoAnswer};
 /// The file system's size. A log of some thousand lines and a small database have room in it.
 const SIZE: &str = "12m";
 
-/// Which addresses a VF may have, by VF: what was acknowledged last, and whatever was refused since.
-type MayBe = BTreeMap<u32, Vec<[u8; 6]>>;
+/// SFs at most: each makes what is stored longer.
+const SFS: u32 = 200;
+
+/// What the card may be.
+#[derive(Default)]
+struct MayBe {
+    /// Addresses a VF may have, by VF: what was acknowledged last, and whatever was refused since.
+    addresses: BTreeMap<u32, Vec<[u8; 6]>>,
+    /// SFs that were acknowledged.
+    sfs: BTreeSet<u32>,
+    /// Those that were asked for so far.
+    asked: u32,
+}
 
 /// Runs rounds until time is up.
 pub fn run(rounds: &mut Rounds) -> Result<()> {
@@ -52,21 +63,30 @@ fn fill(place: &Place, spare: usize) -> Result<()> {
     file.set_len(length.saturating_sub(spare as u64)).context("the file that takes the room")
 }
 
-/// Asks for a VF's address; whether it was acknowledged.
+/// Asks for a VF's address, or for another SF; whether it was acknowledged.
 fn set(client: &mut Client, state: &mut model::State, random: &mut Random, may_be: &mut MayBe) -> Result<bool> {
+    if may_be.asked < SFS && random.one_in(2) {
+        may_be.asked += 1;
+        let sf = may_be.asked;
+        return match Change::SfAdd(sf).ask(client, state) {
+            Ok(()) => Ok(may_be.sfs.insert(sf)),
+            Err(NoAnswer::Refused(..)) => Ok(false),
+            Err(error) => bail!("SF {sf}: {error}"),
+        };
+    }
     let vf = random.below(VFS.into()) as u32;
     let [a, b, c, d, ..] = random.any().to_ne_bytes();
     let mac = [0x02, 0x66, a, b, c, d];
     match Change::VfAddress(vf, mac).ask(client, state) {
         Ok(()) => {
-            may_be.insert(vf, vec![mac]);
+            may_be.addresses.insert(vf, vec![mac]);
             Ok(true)
         }
         Err(NoAnswer::Refused(..)) => {
-            may_be.entry(vf).or_default().push(mac);
+            may_be.addresses.entry(vf).or_default().push(mac);
             Ok(false)
         }
-        Err(error) => bail!("a change while there is no room: {error}"),
+        Err(error) => bail!("an address: {error}"),
     }
 }
 
@@ -75,11 +95,12 @@ fn full(place: &Place, random: &mut Random) -> Result<&'static str> {
     let told = |error| anyhow!("{error}");
     let mut client = place.client().map_err(told)?;
     let (mut state, _) = model::observe(&mut client).map_err(told)?;
-    let mut may_be: MayBe = state.vf.iter().map(|(vf, function)| (*vf, vec![function.address])).collect();
+    let mut may_be = MayBe::default();
+    may_be.addresses = state.vf.iter().map(|(vf, function)| (*vf, vec![function.address])).collect();
     let mut refused = false;
     for _ in 0..1 + random.below(4) {
-        fill(place, random.below(24) * 4_096)?;
-        for _ in 0..1 + random.below(20) {
+        fill(place, random.below(8) * 2_048)?;
+        for _ in 0..1 + random.below(60) {
             refused |= !set(&mut client, &mut state, random, &mut may_be)?;
         }
         // Somebody else gets an answer, too.
@@ -109,7 +130,10 @@ fn full(place: &Place, random: &mut Random) -> Result<&'static str> {
     let daemon = place.must_up(&[]).context("the start after it")?;
     let mut client = place.client().map_err(told)?;
     let (found, _) = model::observe(&mut client).map_err(told)?;
-    for (vf, addresses) in &may_be {
+    if let Some(sf) = may_be.sfs.iter().find(|sf| !found.sf.contains_key(*sf)) {
+        bail!("SF {sf} was acknowledged, and is not there; there are {:?}", found.sf.keys());
+    }
+    for (vf, addresses) in &may_be.addresses {
         let is = found.vf.get(vf).map(|function| function.address).unwrap_or_default();
         if !addresses.contains(&is) {
             bail!(
@@ -138,7 +162,7 @@ fn closed_pipe(place: &Place, random: &mut Random) -> Result<&'static str> {
         let mut client = place.client().map_err(told)?;
         let (mut state, _) = model::observe(&mut client).map_err(told)?;
         drop((child.stdout.take(), child.stderr.take()));
-        let mut may_be = MayBe::new();
+        let mut may_be = MayBe::default();
         for _ in 0..1 + random.below(10) {
             if !set(&mut client, &mut state, random, &mut may_be)? {
                 bail!("a change is refused when nobody reads the log");

@@ -25,7 +25,7 @@ const USER: u32 = 65_534;
 /// Runs rounds until time is up.
 pub fn run(rounds: &mut Rounds) -> Result<()> {
     let mut place = Place::new(&rounds.esw, "keepers", &format!("kind = \"linux\"\n{CONFIG}"))?;
-    place.let_in(USER)?;
+    place.run_as(USER)?;
     let can = place.run(place.program(&["unshare", "-Urnm", "ip", "link", "add", "type", "veth"]), LIMIT)?;
     if !can.did_well() {
         rounds.tally.skipped("all of it", format!("user namespaces with netdevs: {}", can.said.trim()));
@@ -158,11 +158,13 @@ fn changes(
         if goes_on && n > 12 {
             break;
         }
-        let mut after = state.clone();
-        change.apply(&mut after);
-        match change.ask(client, &mut after) {
-            Ok(()) => state = after,
-            Err(NoAnswer::Gone(_)) if !goes_on => return Ok((state, after)),
+        match change.ask(client, &mut state) {
+            Ok(()) => {}
+            Err(NoAnswer::Gone(_)) if !goes_on => {
+                let mut after = state.clone();
+                change.apply(&mut after);
+                return Ok((state, after));
+            }
             Err(error) => bail!("{change:?}: {error}"),
         }
     }

@@ -69,8 +69,8 @@ pub fn processes() -> Vec<Process> {
     let of = |pid: u32| {
         let words = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let (named, rest) = stat.rsplit_once(") ")?;
-        if rest.starts_with('Z') || rest.starts_with('X') {
+        let (named, _) = stat.rsplit_once(") ")?;
+        if !lives(pid) {
             return None;
         }
         let words: Vec<_> = words.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
@@ -163,7 +163,10 @@ pub fn kill(pid: u32) {
 /// Whether a process is there and no zombie.
 pub fn lives(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z') && !rest.starts_with('X'))
+    let Some((_, rest)) = stat.rsplit_once(") ") else { return false };
+    // The first thread may have ended and others not: they still have its sockets open.
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    !rest.starts_with(['Z', 'X']) || threads > 1
 }
 
 /// Waits until a process has ended; whether it has.

@@ -10,8 +10,7 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::net::{self, RecvFlags, SendFlags};
-use rustix::process::{Gid, Resource, Rlimit, Uid, getrlimit, setrlimit};
-use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::kernel;
 use super::model::{self, CONFIG, eswitch};
@@ -70,28 +69,8 @@ pub fn run(rounds: &mut Rounds) -> Result<()> {
 }
 
 /// Connects as root, or as somebody without rights.
-fn connect_as(path: &Path, by_user: bool, n: usize) -> Result<Vec<OwnedFd>> {
-    let connect = || -> Result<Vec<OwnedFd>> { (0..n).map(|_| Ok(wire::connect(path)?)).collect() };
-    if !by_user {
-        return connect();
-    }
-    // A thread's user is its own, and the kernel keeps with a connection whose it was when it was made.
-    let made = thread::scope(|scope| {
-        let as_user = || {
-            become_user()?;
-            connect()
-        };
-        scope.spawn(as_user).join()
-    });
-    made.map_err(|_| anyhow!("a thread panicked"))?
-}
-
-fn become_user() -> Result<()> {
-    let (user, group) = (Uid::from_raw(USER), Gid::from_raw(USER));
-    set_thread_groups(&[])?;
-    set_thread_res_gid(group, group, group)?;
-    set_thread_res_uid(user, user, user)?;
-    Ok(())
+fn connect(path: &Path, by_user: bool, n: usize) -> std::io::Result<Vec<OwnedFd>> {
+    if by_user { wire::connect_as(USER, path, n) } else { (0..n).map(|_| wire::connect(path)).collect() }
 }
 
 /// Looks at the card as root. That a part of it refuses to be looked at is an answer, too.
@@ -107,7 +86,7 @@ fn flood(place: &Place, random: &mut Random, sort: &str, by_user: bool) -> Resul
     let before = look(place)?;
     let client = place.client().map_err(|error| anyhow!("{error}"))?;
     let valid = model::examples(&client);
-    let mut connections = connect_as(&place.socket(), by_user, CONNECTIONS)?;
+    let mut connections = connect(&place.socket(), by_user, CONNECTIONS)?;
     let mut buffer = vec![0; 256 * 1024];
     for n in 0..MESSAGES {
         let bytes = make(sort, &valid, random);
@@ -119,7 +98,7 @@ fn flood(place: &Place, random: &mut Random, sort: &str, by_user: bool) -> Resul
         match sent {
             Ok(_) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::MSGSIZE) => {}
             // It was thrown out: it comes again.
-            Err(_) => connections[at] = connect_as(&place.socket(), by_user, 1)?.pop().context("a connection")?,
+            Err(_) => connections[at] = connect(&place.socket(), by_user, 1)?.pop().context("a connection")?,
         }
         // Half of them do not read their answers.
         if at.is_multiple_of(2) {
@@ -205,7 +184,7 @@ fn many(place: &Place) -> Result<&'static str> {
     let mut held = Vec::new();
     for _ in 0..MANY / 100 {
         // The queue of those who are not yet let in is short.
-        match connect_as(&place.socket(), true, 100) {
+        match connect(&place.socket(), true, 100) {
             Ok(more) => held.extend(more),
             Err(_) => break,
         }

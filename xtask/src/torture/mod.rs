@@ -87,7 +87,7 @@ enum Need {
 
 /// Every kind.
 const KINDS: [Kind; 9] = [
-    Kind { name: "kills", run: kills::run, needs: &[Need::Program("ping")] },
+    Kind { name: "kills", run: kills::run, needs: &[] },
     Kind { name: "keepers", run: keepers::run, needs: &[Need::Root, Need::Program("setpriv")] },
     Kind { name: "labs", run: labs::run, needs: &[Need::Root, Need::Fuse] },
     Kind { name: "databases", run: databases::run, needs: &[] },

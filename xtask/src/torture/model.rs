@@ -415,20 +415,34 @@ impl Change {
         }
     }
 
-    /// Asks the card for it. `state` is what the card is before.
+    /// Asks the card for it. `state` is what the card is, and what it is then if this is acknowledged.
     pub fn ask(&self, client: &mut Client, state: &mut State) -> Result<(), NoAnswer> {
+        let told = self.send(client, state)?;
+        self.apply(state);
+        if let (Self::SfAdd(sf), Some(function)) = (self, told) {
+            state.sf.insert(*sf, function);
+        }
+        Ok(())
+    }
+
+    /// Asks; what the card tells of an SF that it has made.
+    fn send(&self, client: &mut Client, state: &State) -> Result<Option<Function>, NoAnswer> {
         let sf_port = |state: &State, sf: &u32| port(state.sf.get(sf).map_or(0, |function| function.index));
         let vf_port = |state: &State, vf: &u32| port(state.vf.get(vf).map_or(0, |function| function.index));
         let address = |mac: &[u8; 6]| Attributes::default().put(devlink::FUNCTION_ADDRESS, mac);
         let mut devlink = |command, attributes: Attributes| client.ask(Family::Devlink, command, &attributes);
         match self {
-            Self::Module(true) => return perform(client, "modprobe mlx5_ib"),
-            Self::Module(false) => return perform(client, "rmmod mlx5_ib"),
-            Self::Vfs(n) => return perform(client, &format!("echo {n} > /sys/bus/pci/devices/{OTHER}/sriov_numvfs")),
-            Self::Bond(true) => {
-                return perform(client, "bond bond0 mode active-backup pci/0000:08:00.0 pci/0000:08:00.1");
+            Self::Module(true) => return perform(client, "modprobe mlx5_ib").map(|()| None),
+            Self::Module(false) => return perform(client, "rmmod mlx5_ib").map(|()| None),
+            Self::Vfs(n) => {
+                let words = format!("echo {n} > /sys/bus/pci/devices/{OTHER}/sriov_numvfs");
+                return perform(client, &words).map(|()| None);
             }
-            Self::Bond(false) => return perform(client, "bond bond0 del"),
+            Self::Bond(true) => {
+                let words = format!("bond bond0 mode active-backup pci/{ADDRESS} pci/{OTHER}");
+                return perform(client, &words).map(|()| None);
+            }
+            Self::Bond(false) => return perform(client, "bond bond0 del").map(|()| None),
             Self::Mode(on) => {
                 devlink(devlink::ESWITCH_SET, device(OTHER).put(devlink::ESWITCH_MODE, &u16::from(*on).to_ne_bytes()))?
             }
@@ -439,16 +453,12 @@ impl Change {
                     .put(devlink::SF_NUMBER, &sf.to_ne_bytes());
                 let answers = devlink(devlink::PORT_NEW, asked)?;
                 // Its number and address are the card's choice.
-                let told = answers.iter().find_map(|answer| {
+                return Ok(answers.iter().find_map(|answer| {
                     let inner = find(answer, devlink::FUNCTION)?;
                     let address = find(inner, devlink::FUNCTION_ADDRESS)?.try_into().ok()?;
                     let index = number(answer, devlink::PORT_INDEX)? as u32;
                     Some(Function { index, address, active: false })
-                });
-                if let Some(function) = told {
-                    state.sf.insert(*sf, function);
-                }
-                return Ok(());
+                }));
             }
             Self::SfDelete(sf) => devlink(devlink::PORT_DEL, sf_port(state, sf))?,
             Self::SfState(sf, active) => {
@@ -474,7 +484,7 @@ impl Change {
             Self::Metadata(on) => devlink(devlink::PARAM_SET, flag_set(OTHER, "esw_port_metadata", *on))?,
             Self::Multiport(on) => devlink(devlink::PARAM_SET, flag_set(ADDRESS, "esw_multiport", *on))?,
         };
-        Ok(())
+        Ok(None)
     }
 }
 
@@ -528,7 +538,9 @@ impl State {
             }
         }
         for (sf, function) in &self.sf {
-            names.insert(format!("en8f0pf0sf{sf}"));
+            // A name of more than 15 bytes is none; then there is a shorter one.
+            let long = format!("enp8s0f0npf0sf{sf}");
+            names.insert(if long.len() <= 15 { long } else { format!("en8f0pf0sf{sf}") });
             if function.active {
                 names.insert(format!("enp8s0f0s{sf}"));
             }
@@ -582,12 +594,14 @@ mod tests {
     fn netdevs_follow_from_the_state() {
         let mut state = State { switchdev: [true, false], vfs: [1, 2], ..State::default() };
         state.sf.insert(7, Function { active: true, ..Function::default() });
+        state.sf.insert(88, Function::default());
         let names: Vec<String> = state.netdevs().into_iter().collect();
         assert_eq!(
             names,
             [
-                "en8f0pf0sf7",
+                "en8f0pf0sf88",
                 "enp8s0f0np0",
+                "enp8s0f0npf0sf7",
                 "enp8s0f0npf0vf0",
                 "enp8s0f0s7",
                 "enp8s0f0v0",

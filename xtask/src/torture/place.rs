@@ -21,8 +21,9 @@ pub const CARD: &str = "a";
 pub struct Place {
     folder: PathBuf,
     esw: PathBuf,
-    /// What runs it: nothing, or `setpriv` with a user.
-    pub under: Vec<String>,
+    /// Who runs it, and what makes a program theirs, if not us.
+    user: Option<u32>,
+    under: Vec<String>,
     /// Where state is kept: in the folder, unless it is elsewhere.
     pub state: PathBuf,
 }
@@ -66,7 +67,7 @@ impl Place {
         let folder = std::env::temp_dir().join(name);
         fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
         let state = folder.join("state");
-        let place = Self { folder, esw: esw.to_owned(), under: Vec::new(), state };
+        let place = Self { folder, esw: esw.to_owned(), user: None, under: Vec::new(), state };
         place.configure(config)?;
         Ok(place)
     }
@@ -75,11 +76,6 @@ impl Place {
     pub fn configure(&self, config: &str) -> Result<()> {
         let text = format!("state_dir = \"{}\"\n[cards.{CARD}]\n{config}", self.state.display());
         fs::write(self.folder.join("config.toml"), text).context("the configuration")
-    }
-
-    /// The folder.
-    pub fn folder(&self) -> &Path {
-        &self.folder
     }
 
     /// Where control sockets are.
@@ -92,9 +88,10 @@ impl Place {
         self.sockets().join(format!("{CARD}.sock"))
     }
 
-    /// Lets another user run it here.
-    pub fn let_in(&mut self, user: u32) -> Result<()> {
+    /// Has another user run it here.
+    pub fn run_as(&mut self, user: u32) -> Result<()> {
         std::os::unix::fs::chown(&self.folder, Some(user), Some(user))?;
+        self.user = Some(user);
         let user = user.to_string();
         self.under = ["setpriv", "--reuid", &user, "--regid", &user, "--clear-groups"].map(str::to_owned).to_vec();
         Ok(())
@@ -111,7 +108,12 @@ impl Place {
         all.extend(words);
         let mut command = Command::new(all[0]);
         command.args(&all[1..]).current_dir(&self.folder).stdin(Stdio::null());
-        command.env_remove("ESW_LOG").env_remove("NOTIFY_SOCKET").env("NO_COLOR", "1").env("HOME", &self.folder);
+        command
+            .env_remove("ESW_LOG")
+            .env_remove("NOTIFY_SOCKET")
+            .env_remove("RUST_BACKTRACE")
+            .env("NO_COLOR", "1")
+            .env("HOME", &self.folder);
         command.env("RUNTIME_DIRECTORY", self.sockets()).env_remove("STATE_DIRECTORY");
         command
     }
@@ -152,9 +154,11 @@ impl Place {
         wire::listener(&self.socket())
     }
 
-    /// A connection to the card.
+    /// A connection to the card, of who runs it.
     pub fn client(&self) -> Result<Client, NoAnswer> {
-        Client::connect(&self.socket())
+        let Some(user) = self.user else { return Client::connect(&self.socket()) };
+        let made = wire::connect_as(user, &self.socket(), 1)?;
+        made.into_iter().next().map_or(Err(NoAnswer::Silence), Client::over)
     }
 
     /// Kills the daemon and waits until it is gone.

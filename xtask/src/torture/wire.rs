@@ -6,10 +6,13 @@ use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::thread;
 use std::time::Duration;
 
 use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
 use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::process::{Gid, Uid};
+use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
 /// NLM_F_REQUEST, NLM_F_ACK.
 const REQUEST: u16 = 1;
@@ -31,7 +34,7 @@ const HEADER: usize = 16;
 const GENERIC: usize = 4;
 
 /// An answer that takes longer than this is none.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Attributes that are being put together.
 #[derive(Clone, Debug, Default)]
@@ -162,6 +165,19 @@ pub fn connect(path: &Path) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
+/// Connections that are a user's. The kernel keeps with each whose it was when it was made, and a thread's user is its own.
+pub fn connect_as(user: u32, path: &Path, n: usize) -> io::Result<Vec<OwnedFd>> {
+    let connect_all = || {
+        let (group, user) = (Gid::from_raw(user), Uid::from_raw(user));
+        set_thread_groups(&[])?;
+        set_thread_res_gid(group, group, group)?;
+        set_thread_res_uid(user, user, user)?;
+        (0..n).map(|_| connect(path)).collect()
+    };
+    thread::scope(|scope| scope.spawn(connect_all).join())
+        .unwrap_or_else(|_| Err(io::Error::other("a thread panicked")))
+}
+
 /// The process that listens at a path, as the kernel tells it.
 pub fn listener(path: &Path) -> io::Result<u32> {
     Ok(socket_peercred(&connect(path)?)?.pid.as_raw_pid().cast_unsigned())
@@ -170,7 +186,12 @@ pub fn listener(path: &Path) -> io::Result<u32> {
 impl Client {
     /// Connects, and asks for the families by their names.
     pub fn connect(path: &Path) -> Result<Self, NoAnswer> {
-        let mut client = Self { socket: connect(path)?, sequence: 0, devlink: 0, eswitch: 0 };
+        Self::over(connect(path)?)
+    }
+
+    /// Uses a connection, and asks for the families by their names.
+    pub fn over(socket: OwnedFd) -> Result<Self, NoAnswer> {
+        let mut client = Self { socket, sequence: 0, devlink: 0, eswitch: 0 };
         client.devlink = client.family("devlink")?;
         client.eswitch = client.family("eswitch")?;
         Ok(client)
