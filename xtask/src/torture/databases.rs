@@ -155,7 +155,9 @@ fn put(folder: &Path, files: &Files) -> Result<()> {
     let _ = fs::remove_dir_all(folder);
     fs::create_dir_all(folder)?;
     for (name, bytes) in files {
-        fs::write(folder.join(name), bytes)?;
+        let path = folder.join(name);
+        fs::create_dir_all(path.parent().unwrap_or(folder))?;
+        fs::write(path, bytes)?;
     }
     Ok(())
 }
@@ -232,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn files_that_are_empty_are_only_made_empty_or_longer() {
+    fn a_file_of_one_byte_is_damaged_without_a_panic() {
         let mut random = Random::new(3);
         for _ in 0..100 {
             let mut files: Files = [("a".to_owned(), vec![7])].into();

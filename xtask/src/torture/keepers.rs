@@ -111,7 +111,7 @@ fn round(place: &Place, random: &mut Random, killed: Killed) -> Result<&'static 
         }
         let (found, _) =
             model::observe(&mut client).map_err(|error| anyhow!("after the keeper was killed: {error}"))?;
-        expect(&[acknowledged.clone()], &found)?;
+        expect(std::slice::from_ref(&acknowledged), &found)?;
         if random.one_in(2) {
             return end(place, &before);
         }

@@ -188,6 +188,8 @@ fn apart(kind: &Kind, args: &Args, esw: &Path, seed: u64) -> Result<Vec<Row>> {
     // The shell is process 1 there, and takes in what becomes nobody's child.
     let script = "mount -t tmpfs -o mode=0755 tmpfs /run && mkdir -m 1777 /run/torture && mkdir /run/netns &&
         mount -t sysfs sysfs /sys && ip link set lo up || exit 2
+        # The first name makes of the folder a mount that stays.
+        ip netns add first && ip netns del first || exit 2
         \"$@\"; exit $?";
     let mut command = Command::new("unshare");
     if !rustix::process::geteuid().is_root() {
