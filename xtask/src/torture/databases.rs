@@ -17,7 +17,7 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, ensure};
 
 use super::kernel;
-use super::model::{self, CONFIG, Change, State};
+use super::model::{self, CONFIG, Change, Lately, State};
 use super::place::{LIMIT, Place};
 use super::random::Random;
 use super::rounds::Rounds;
@@ -71,12 +71,14 @@ fn make(place: &Place, random: &mut Random) -> Result<Left> {
     let told = |error| anyhow!("{error}");
     let mut client = place.client().map_err(told)?;
     let (mut state, _) = model::observe(&mut client).map_err(told)?;
+    let mut lately = Lately::default();
     for _ in 0..2 + random.below(40) {
-        let change = Change::any(&state, false, random);
+        let change = Change::any(&state, &lately, random);
         if matches!(change, Change::Bond(_)) {
             continue;
         }
         change.ask(&mut client, &mut state).map_err(|error| anyhow!("{change:?}: {error}"))?;
+        lately.note(&change);
     }
     let (found, _) = model::observe(&mut client).map_err(told)?;
     let differs = state.differences(&found);

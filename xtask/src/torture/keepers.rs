@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 
 use super::kernel::{self, Remains};
-use super::model::{self, CONFIG, Change, State};
+use super::model::{self, CONFIG, Change, Lately, State};
 use super::place::{CARD, LIMIT, Place};
 use super::random::Random;
 use super::rounds::Rounds;
@@ -150,8 +150,9 @@ fn changes(
     random: &mut Random,
     goes_on: bool,
 ) -> Result<(State, State)> {
+    let mut lately = Lately::default();
     for n in 0.. {
-        let change = Change::any(&state, true, random);
+        let change = Change::any(&state, &lately, random);
         if matches!(change, Change::Bond(_)) {
             continue;
         }
@@ -159,7 +160,7 @@ fn changes(
             break;
         }
         match change.ask(client, &mut state) {
-            Ok(()) => {}
+            Ok(()) => lately.note(&change),
             Err(NoAnswer::Gone(_)) if !goes_on => {
                 let mut after = state.clone();
                 change.apply(&mut after);

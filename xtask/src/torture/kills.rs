@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::kernel::{self, Link};
-use super::model::{self, CONFIG, Change, State, VFS};
+use super::model::{self, CONFIG, Change, Lately, State, VFS};
 use super::place::{self, LIMIT, Place};
 use super::random::Random;
 use super::rounds::Rounds;
@@ -129,6 +129,7 @@ impl<'a> Rig<'a> {
         let delay = Duration::from_micros(random.below(WITHIN_MS * 1_000) as u64);
         let (daemon, killed) = (self.daemon, AtomicBool::new(false));
         let mut under_way: Option<Change> = None;
+        let mut lately = Lately { bond: self.bond, bonded: self.bond, ..Lately::default() };
         let mut end = "";
         thread::scope(|scope| -> Result<()> {
             let killed = &killed;
@@ -138,13 +139,11 @@ impl<'a> Rig<'a> {
                 kernel::kill(daemon);
             });
             loop {
-                let change = Change::any(&self.state, self.bond, random);
+                let change = Change::any(&self.state, &lately, random);
                 match change.ask(&mut client, &mut self.state) {
                     Ok(()) => {
                         told.push(format!("{change:?}: acknowledged"));
-                        if let Change::Bond(on) = change {
-                            self.bond = on;
-                        }
+                        lately.note(&change);
                         history.push(self.state.clone());
                     }
                     Err(NoAnswer::Refused(errno, words)) => {
@@ -169,7 +168,8 @@ impl<'a> Rig<'a> {
         if !kernel::has_ended(self.daemon, LIMIT) {
             bail!("the daemon is still there after SIGKILL");
         }
-        let during = Self::netdevs()?;
+        // The kernel's own goes on; the card's stand-in was the daemon's.
+        self.bond = kernel::links(None)?.contains_key("bond0");
         // A start that is killed, too.
         let again = if random.one_in(3) { 1 + random.below(2) } else { 0 };
         for _ in 0..again {
@@ -187,7 +187,6 @@ impl<'a> Rig<'a> {
             bail!("{told:#?}\nthe start after the kill: {}", come.in_words());
         }
         self.daemon = self.place.daemon().context("who listens at the control socket")?;
-        self.bond = during.contains_key("bond0");
         let mut may_be = vec![self.state.clone()];
         if let Some(change) = &under_way {
             change.apply(&mut self.state);
@@ -251,6 +250,8 @@ impl<'a> Rig<'a> {
                 continue;
             }
             match after.get(name) {
+                // What a bond takes in and lets go is the PFs' netdevs.
+                Some(now) if now.ifindex == link.ifindex && (name.ends_with("np0") || name.ends_with("np1")) => {}
                 Some(now) if now.ifindex == link.ifindex && now.master == link.master => {}
                 now => bail!("{name} was in use and was to stay: it was {link:?}, it is {now:?}"),
             }

@@ -38,14 +38,16 @@ pub fn run(rounds: &mut Rounds) -> Result<()> {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).context("the limit of descriptors")?;
     let place = Place::new(&rounds.esw, "messages", &format!("kind = \"memory\"\nsocket_mode = \"0666\"\n{CONFIG}"))?;
-    place.clear()?;
-    let mut daemon = place.must_up(&["--fresh"])?;
-    let mut had = kernel::resident(daemon).context("the daemon's memory")?;
+    let (mut daemon, mut had) = begin(&place)?;
     while let Some((seed, mut random)) = rounds.next() {
         let (what, outcome) = match random.below(12) {
             0 => ("2,000 connections of one user".to_owned(), many(&place)),
             n => {
                 let (sort, by_user) = (SORTS[random.below(SORTS.len())], n % 3 == 0);
+                if by_user {
+                    // What root sent before may still be carried out.
+                    (daemon, had) = begin(&place)?;
+                }
                 let who = if by_user { "a user without rights" } else { "root" };
                 (format!("{sort} of {who}"), flood(&place, &mut random, sort, by_user))
             }
@@ -60,12 +62,18 @@ pub fn run(rounds: &mut Rounds) -> Result<()> {
         });
         let log = |error: anyhow::Error| format!("{error:#}\n{}", super::kills::last_of_log(&place));
         if !rounds.tally.tried(&what, seed, outcome.map_err(log)) {
-            place.clear()?;
-            daemon = place.must_up(&["--fresh"])?;
-            had = kernel::resident(daemon).context("the daemon's memory")?;
+            (daemon, had) = begin(&place)?;
         }
     }
     place.clear()
+}
+
+/// Begins anew; the daemon, and how much memory it has.
+fn begin(place: &Place) -> Result<(u32, u64)> {
+    place.clear()?;
+    let daemon = place.must_up(&["--fresh"])?;
+    look(place)?;
+    Ok((daemon, kernel::resident(daemon).context("the daemon's memory")?))
 }
 
 /// Connects as root, or as somebody without rights.

@@ -273,6 +273,29 @@ pub fn examples(client: &Client) -> Vec<Vec<u8>> {
     all
 }
 
+/// What was done of late that takes its time after it was acknowledged, so that something else would be refused for a moment.
+#[derive(Clone, Debug, Default)]
+pub struct Lately {
+    /// There is a bond.
+    pub bond: bool,
+    /// There is a bond, or was: the LAG over it goes a moment later.
+    pub bonded: bool,
+    /// SFs whose state was set: one that is inactive is detached a moment later, and only then takes another state or
+    /// address.
+    pub set: BTreeSet<u32>,
+}
+
+impl Lately {
+    /// Takes note of a change that was acknowledged.
+    pub fn note(&mut self, change: &Change) {
+        match change {
+            Change::Bond(on) => (self.bond, self.bonded) = (*on, true),
+            Change::SfState(sf, _) => drop(self.set.insert(*sf)),
+            _ => {}
+        }
+    }
+}
+
 /// Something to be changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
@@ -325,16 +348,16 @@ impl Change {
         }
     }
 
-    /// One that a card in a state takes. `bond`: whether there is one.
-    pub fn any(state: &State, bond: bool, random: &mut Random) -> Self {
+    /// One that a card in a state takes.
+    pub fn any(state: &State, lately: &Lately, random: &mut Random) -> Self {
         loop {
-            if let Some(change) = Self::perhaps(state, bond, random) {
+            if let Some(change) = Self::perhaps(state, lately, random) {
                 return change;
             }
         }
     }
 
-    fn perhaps(state: &State, bond: bool, random: &mut Random) -> Option<Self> {
+    fn perhaps(state: &State, lately: &Lately, random: &mut Random) -> Option<Self> {
         let mac = |random: &mut Random| {
             let [a, b, c, d, ..] = random.any().to_ne_bytes();
             [0x02, 0x77, a, b, c, d]
@@ -345,19 +368,19 @@ impl Change {
         let megabits = |random: &mut Random| 125_000 * (1 + random.below(1_000) as u64);
         let inactive = |state: &State, sf: u32| !state.sf.get(&sf).is_some_and(|function| function.active);
         // While the two E-Switches are one, or are to be, neither changes its mode; a bond would make a LAG of them.
-        let free = !state.multiport && !bond;
+        let free = !state.multiport && !lately.bonded;
         Some(match random.below(14) {
             0 => Self::Module(!state.modules.contains("mlx5_ib")),
             1 | 2 if free => Self::Mode(!state.switchdev[1]),
             3 | 4 if free => Self::Vfs(if state.vfs[1] == 0 { 1 + random.below(8) as u16 } else { 0 }),
             5 if sfs.len() < 6 => Self::SfAdd((1..100).find(|sf| !state.sf.contains_key(sf))?),
             6 if !sfs.is_empty() => Self::SfDelete(*random.one_of(&sfs)),
-            7 if !sfs.is_empty() => {
-                let sf = *random.one_of(&sfs);
+            7 => {
+                let sf = sfs.into_iter().find(|sf| !lately.set.contains(sf))?;
                 Self::SfState(sf, inactive(state, sf))
             }
             8 => {
-                let sf = sfs.into_iter().find(|sf| inactive(state, *sf))?;
+                let sf = sfs.into_iter().find(|sf| inactive(state, *sf) && !lately.set.contains(sf))?;
                 Self::SfAddress(sf, mac(random))
             }
             9 => Self::VfAddress(vf, mac(random)),
@@ -375,8 +398,8 @@ impl Change {
                 Self::Leaf(vf, Rate { max, parent })
             }
             12 if !state.switchdev[1] => Self::Metadata(!state.metadata[1]),
-            12 if state.switchdev[1] && !bond => Self::Multiport(!state.multiport),
-            13 if !state.multiport => Self::Bond(!bond),
+            12 if state.switchdev[1] && !lately.bonded => Self::Multiport(!state.multiport),
+            13 if !state.multiport => Self::Bond(!lately.bond),
             _ => return None,
         })
     }
@@ -560,15 +583,16 @@ mod tests {
 
     #[test]
     fn every_kind_of_change_comes_up_and_each_but_a_bond_changes_something() {
-        let (mut state, mut bond, mut random) = (begin(), false, Random::new(1));
+        let (mut state, mut lately, mut random) = (begin(), Lately::default(), Random::new(1));
         let mut kinds = BTreeSet::new();
         for _ in 0..2_000 {
-            let change = Change::any(&state, bond, &mut random);
+            let change = Change::any(&state, &lately, &mut random);
             let before = state.clone();
             change.apply(&mut state);
             kinds.insert(change.kind());
             match change {
-                Change::Bond(on) => bond = on,
+                // That it was there is forgotten again, as after a restart.
+                Change::Bond(on) => lately = Lately { bond: on, bonded: on, ..Lately::default() },
                 // The same rate may be set again.
                 Change::Leaf(..) => {}
                 _ => assert_ne!(state, before, "{change:?}"),
