@@ -40,6 +40,16 @@ struct Rig<'a> {
     stream: Stream,
 }
 
+/// What was done in a round.
+struct Course {
+    /// In words.
+    told: Vec<String>,
+    /// What the card was, and after each change that was acknowledged or under way.
+    history: Vec<State>,
+    /// What was asked for and not answered at the kill.
+    under_way: Option<Change>,
+}
+
 /// Runs rounds until time is up.
 pub fn run(rounds: &mut Rounds) -> Result<()> {
     let place = Place::new(&rounds.esw, "kills", &format!("kind = \"linux\"\n{CONFIG}"))?;
@@ -123,14 +133,27 @@ impl<'a> Rig<'a> {
     /// One round; `what` becomes what was under way at the kill.
     fn round(&mut self, random: &mut Random, what: &mut String) -> Result<&'static str> {
         let before = Self::netdevs()?;
-        let mut history = vec![self.state.clone()];
-        let mut told = Vec::new();
+        let mut course = Course { told: Vec::new(), history: vec![self.state.clone()], under_way: None };
+        self.change_until_killed(random, &mut course).with_context(|| format!("{:#?}", course.told))?;
+        if let Some(change) = &course.under_way {
+            *what = format!("kill during {}", change.kind());
+        }
+        // The kernel's own goes on; the card's stand-in was the daemon's.
+        self.bond = kernel::links(None)?.contains_key("bond0");
+        let starts = if random.one_in(3) { 1 + random.below(2) } else { 0 };
+        for _ in 0..starts {
+            self.kill_a_start(random, &mut course)?;
+        }
+        self.look_at_what_is_left(&before, &mut course).with_context(|| format!("{:#?}", course.told))?;
+        Ok(if starts == 0 { "restored" } else { "restored after another kill" })
+    }
+
+    /// Asks for changes until the daemon is killed, at a random moment.
+    fn change_until_killed(&mut self, random: &mut Random, course: &mut Course) -> Result<()> {
         let mut client = self.place.client().map_err(|error| anyhow!("{error}"))?;
         let delay = Duration::from_micros(random.below(WITHIN_MS * 1_000) as u64);
         let (daemon, killed) = (self.daemon, AtomicBool::new(false));
-        let mut under_way: Option<Change> = None;
         let mut lately = Lately { bond: self.bond, bonded: self.bond, ..Lately::default() };
-        let mut end = "";
         thread::scope(|scope| -> Result<()> {
             let killed = &killed;
             scope.spawn(move || {
@@ -142,70 +165,60 @@ impl<'a> Rig<'a> {
                 let change = Change::any(&self.state, &lately, random);
                 match change.ask(&mut client, &mut self.state) {
                     Ok(()) => {
-                        told.push(format!("{change:?}: acknowledged"));
+                        course.told.push(format!("{change:?}: acknowledged"));
                         lately.note(&change);
-                        history.push(self.state.clone());
+                        course.history.push(self.state.clone());
                     }
-                    Err(NoAnswer::Refused(errno, words)) => {
-                        bail!("{told:#?}\n{change:?} is valid and was refused with error {errno}: {words}")
-                    }
-                    Err(NoAnswer::Silence) => bail!("{told:#?}\n{change:?}: no answer, and the daemon does not die"),
-                    Err(NoAnswer::Gone(error)) if !killed.load(Ordering::Acquire) => {
-                        bail!("{told:#?}\n{change:?}: the daemon ended before it was killed: {error}")
-                    }
-                    Err(NoAnswer::Gone(_)) => {
-                        told.push(format!(
-                            "{change:?}: under way at the kill, {} ms after the start",
-                            delay.as_millis()
-                        ));
-                        *what = format!("kill during {}", change.kind());
-                        under_way = Some(change);
+                    Err(NoAnswer::Gone(_)) if killed.load(Ordering::Acquire) => {
+                        let at = delay.as_millis();
+                        course.told.push(format!("{change:?}: under way at the kill, {at} ms after the start"));
+                        course.under_way = Some(change);
                         return Ok(());
                     }
+                    // The daemon ended before it was killed, does not answer, or refuses what can be had.
+                    Err(error) => bail!("{change:?}, which the card can do: {error}"),
                 }
             }
         })?;
-        if !kernel::has_ended(self.daemon, LIMIT) {
-            bail!("the daemon is still there after SIGKILL");
-        }
-        // The kernel's own goes on; the card's stand-in was the daemon's.
-        self.bond = kernel::links(None)?.contains_key("bond0");
-        // A start that is killed, too.
-        let again = if random.one_in(3) { 1 + random.below(2) } else { 0 };
-        for _ in 0..again {
-            let mut command = self.place.command(&["up", "--daemon", "--config", "config.toml"]);
-            let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-            let milliseconds = 1 + random.below(60) as u64;
-            thread::sleep(Duration::from_millis(milliseconds));
-            child.kill()?;
-            child.wait()?;
-            told.push(format!("a start was killed after {milliseconds} ms"));
-            end = "restored after another kill";
-        }
+        ensure!(kernel::has_ended(daemon, LIMIT), "the daemon is still there after SIGKILL");
+        Ok(())
+    }
+
+    /// Kills a start, too.
+    fn kill_a_start(&self, random: &mut Random, course: &mut Course) -> Result<()> {
+        let mut command = self.place.command(&["up", "--daemon", "--config", "config.toml"]);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        let milliseconds = 1 + random.below(60) as u64;
+        thread::sleep(Duration::from_millis(milliseconds));
+        child.kill()?;
+        child.wait()?;
+        course.told.push(format!("a start was killed after {milliseconds} ms"));
+        Ok(())
+    }
+
+    /// Starts over what is left, and compares.
+    fn look_at_what_is_left(&mut self, before: &BTreeMap<String, Link>, course: &mut Course) -> Result<()> {
         let come = self.place.up(&[])?;
-        if !come.did_well() {
-            bail!("{told:#?}\nthe start after the kill: {}", come.in_words());
-        }
+        ensure!(come.did_well(), "the start after the kill: {}", come.in_words());
         self.daemon = self.place.daemon().context("who listens at the control socket")?;
         let mut may_be = vec![self.state.clone()];
-        if let Some(change) = &under_way {
+        if let Some(change) = &course.under_way {
             change.apply(&mut self.state);
             may_be.push(self.state.clone());
-            history.push(self.state.clone());
+            course.history.push(self.state.clone());
         }
-        let found = self.wait_for(&may_be, &told)?;
-        self.compare_numbers(&before, &history).with_context(|| format!("{told:#?}"))?;
-        self.state = found;
-        self.stream.check().map_err(|why| anyhow!("{told:#?}\n{why}"))?;
-        Ok(if end.is_empty() { "restored" } else { end })
+        self.state = self.wait_for(&may_be)?;
+        Self::compare_numbers(before, &course.history)?;
+        self.stream.check().map_err(|why| anyhow!("{why}"))?;
+        Ok(())
     }
 
     /// Waits until the card answers that it is one of these and the kernel agrees; which.
-    fn wait_for(&self, may_be: &[State], told: &[String]) -> Result<State> {
+    fn wait_for(&self, may_be: &[State]) -> Result<State> {
         let until = Instant::now() + REST;
         loop {
-            let mut client = self.place.client().map_err(|error| anyhow!("{told:#?}\n{error}"))?;
-            let (found, netdevs) = model::observe(&mut client).map_err(|error| anyhow!("{told:#?}\n{error}"))?;
+            let mut client = self.place.client().map_err(|error| anyhow!("{error}"))?;
+            let (found, netdevs) = model::observe(&mut client).map_err(|error| anyhow!("{error}"))?;
             let links = Self::netdevs()?;
             let mut differences = Vec::new();
             for state in may_be {
@@ -234,14 +247,14 @@ impl<'a> Rig<'a> {
             }
             if Instant::now() > until {
                 let differences = differences.join("nor what it would be after the change that was under way:\n");
-                bail!("{told:#?}\nthe card is not what was acknowledged:\n{differences}");
+                bail!("the card is not what was acknowledged:\n{differences}");
             }
             thread::sleep(Duration::from_millis(50));
         }
     }
 
     /// That netdevs which were there all the time are those that were there before the kill.
-    fn compare_numbers(&self, before: &BTreeMap<String, Link>, history: &[State]) -> Result<()> {
+    fn compare_numbers(before: &BTreeMap<String, Link>, history: &[State]) -> Result<()> {
         let after = Self::netdevs()?;
         let mode_changed = history.windows(2).any(|pair| pair[0].switchdev != pair[1].switchdev);
         for (name, link) in before {

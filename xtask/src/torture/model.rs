@@ -2,6 +2,7 @@
 //! the control socket answers.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
 
 use serde_json::Value;
 
@@ -542,10 +543,10 @@ impl State {
         compare("VFs of each PF", format!("{:?}", self.vfs), format!("{:?}", found.vfs));
         compare("esw_port_metadata of each PF", format!("{:?}", self.metadata), format!("{:?}", found.metadata));
         compare("esw_multiport", self.multiport.to_string(), found.multiport.to_string());
-        compare("VFs of PF 0", format!("{:x?}", self.vf), format!("{:x?}", found.vf));
-        compare("SFs of PF 0", format!("{:x?}", self.sf), format!("{:x?}", found.sf));
-        compare("rates of VFs", format!("{:?}", self.leaves), format!("{:?}", found.leaves));
-        compare("rate nodes", format!("{:?}", self.nodes), format!("{:?}", found.nodes));
+        said += &by_key("VF", &self.vf, &found.vf);
+        said += &by_key("SF", &self.sf, &found.sf);
+        said += &by_key("the rate of VF", &self.leaves, &found.leaves);
+        said += &by_key("rate node", &self.nodes, &found.nodes);
         said
     }
 
@@ -570,6 +571,22 @@ impl State {
         }
         names
     }
+}
+
+/// What differs between two maps, in a line for each key.
+fn by_key<K: Ord + Debug, V: PartialEq + Debug>(
+    what: &str,
+    expected: &BTreeMap<K, V>,
+    found: &BTreeMap<K, V>,
+) -> String {
+    let keys: BTreeSet<&K> = expected.keys().chain(found.keys()).collect();
+    let in_words = |value: Option<&V>| value.map_or("none".to_owned(), |value| format!("{value:x?}"));
+    let line = |key: &K| {
+        let (expected, found) = (expected.get(key), found.get(key));
+        (expected != found)
+            .then(|| format!("{what} {key:?}: expected {}, found {}\n", in_words(expected), in_words(found)))
+    };
+    keys.into_iter().filter_map(line).collect()
 }
 
 #[cfg(test)]
@@ -607,7 +624,7 @@ mod tests {
         Change::SfAdd(7).apply(&mut state);
         let mut found = state.clone();
         found.sf.insert(7, Function { index: 32_768, address: [2, 0, 0, 0, 0, 7], active: false });
-        assert!(state.differences(&found).starts_with("SFs of PF 0: "));
+        assert!(state.differences(&found).starts_with("SF 7: expected Function { index: 0, "));
         state.learn(&found);
         assert_eq!(state.differences(&found), "");
         found.vfs[1] = 3;

@@ -116,28 +116,7 @@ pub fn run(rounds: &mut Rounds) -> Result<()> {
             }
         };
         // By turns, from where the seed says, so that they all come up.
-        let n = (seed % all) as usize;
-        let (what, may, program) = match n.checked_sub(WHO.len() * ATTEMPTS.len()) {
-            Some(passed) => {
-                let opens = if passed == 0 { "False" } else { "True" };
-                let script = PASSED.replace("ORDINARY_OPENS", opens);
-                let what =
-                    ["a socket of root's, used by an ordinary user", "a socket of an ordinary user's, used by root"];
-                (what[passed], Some(false), vec!["python3".to_owned(), "-c".to_owned(), script])
-            }
-            None => {
-                let (who, attempt) = (n % WHO.len(), ATTEMPTS[n / WHO.len()]);
-                let in_sysfs = attempt.starts_with("echo");
-                let may = match who {
-                    0 => (!NOT_OF_ROOT.contains(&attempt)).then_some(true),
-                    BARE_ROOT if in_sysfs => None,
-                    _ => Some(false),
-                };
-                let words = WHO[who].1.split_whitespace().map(str::to_owned);
-                let words = words.chain(["sh", "-c", attempt].map(str::to_owned)).collect();
-                (WHO[who].0, may, words)
-            }
-        };
+        let Trial { what, may, program } = Trial::of((seed % all) as usize);
         let Some(may) = may else {
             rig = Some(before);
             continue;
@@ -162,6 +141,36 @@ pub fn run(rounds: &mut Rounds) -> Result<()> {
         }
     }
     place.clear()
+}
+
+/// One program.
+struct Trial {
+    /// Who runs it.
+    what: &'static str,
+    /// Whether it is allowed; none if that is the card's affair, or a file mode's.
+    may: Option<bool>,
+    program: Vec<String>,
+}
+
+impl Trial {
+    /// The trial of a number: each attempt of each who, then the sockets.
+    fn of(n: usize) -> Self {
+        if let Some(passed) = n.checked_sub(WHO.len() * ATTEMPTS.len()) {
+            let opens = if passed == 0 { "False" } else { "True" };
+            let script = PASSED.replace("ORDINARY_OPENS", opens);
+            let what = ["a socket of root's, used by an ordinary user", "a socket of an ordinary user's, used by root"];
+            let program = vec!["python3".to_owned(), "-c".to_owned(), script];
+            return Self { what: what[passed], may: Some(false), program };
+        }
+        let (who, attempt) = (n % WHO.len(), ATTEMPTS[n / WHO.len()]);
+        let may = match who {
+            0 => (!NOT_OF_ROOT.contains(&attempt)).then_some(true),
+            BARE_ROOT if attempt.starts_with("echo") => None,
+            _ => Some(false),
+        };
+        let words = WHO[who].1.split_whitespace().map(str::to_owned);
+        Self { what: WHO[who].0, may, program: words.chain(["sh", "-c", attempt].map(str::to_owned)).collect() }
+    }
 }
 
 fn set_up(place: &Place) -> Result<()> {

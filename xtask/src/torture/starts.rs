@@ -42,7 +42,9 @@ fn round(place: &Place, random: &mut Random, with_end: bool, after_kill: bool) -
         place.kill(daemon)?;
     }
     let starts = 2 + random.below(5);
-    let delays: Vec<Duration> = (0..=starts).map(|_| Duration::from_micros(random.below(8_000) as u64)).collect();
+    // All at the same moment, or one while another is at some step.
+    let within = *random.one_of(&[0, 500, 3_000, 10_000]);
+    let delays: Vec<Duration> = (0..=starts).map(|_| Duration::from_micros(random.below(within) as u64)).collect();
     let (started, ended) = thread::scope(|scope| {
         let start = |delay: &Duration| {
             let delay = *delay;
