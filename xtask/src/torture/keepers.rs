@@ -4,17 +4,18 @@
 //! numbers. Whoever was killed, a start comes up with what was acknowledged, and `esw down` leaves no process, no
 //! socket.
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use super::kernel::{self, Remains};
+use super::kernel::{self, Link, Remains};
 use super::model::{self, CONFIG, Change, Lately, State};
-use super::place::{CARD, LIMIT, Place};
+use super::place::{LIMIT, Place};
 use super::random::Random;
 use super::rounds::Rounds;
 use super::wire::NoAnswer;
@@ -61,10 +62,6 @@ impl Killed {
     }
 }
 
-fn keeper_socket(place: &Place) -> PathBuf {
-    place.sockets().join(format!("{CARD}.keeper"))
-}
-
 /// The keeper: the process whose first words are `esw keeper`.
 fn keeper() -> Option<u32> {
     let mut all = kernel::processes().into_iter();
@@ -78,11 +75,7 @@ fn namespace(pid: u32) -> Result<u64> {
 fn round(place: &Place, random: &mut Random, killed: Killed) -> Result<&'static str> {
     let before = Remains::now();
     if killed == Killed::Start {
-        let mut child = place.command(&["up", "--daemon", "--fresh", "--config", "config.toml"]);
-        let mut child = child.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn()?;
-        thread::sleep(Duration::from_micros(random.below(120_000) as u64));
-        child.kill()?;
-        child.wait()?;
+        kill_a_start(place, random)?;
         place.must_up(&[]).context("the start after it")?;
         return end(place, &before);
     }
@@ -127,19 +120,33 @@ fn round(place: &Place, random: &mut Random, killed: Killed) -> Result<&'static 
         if is != was || keeper() != Some(had) {
             bail!("the keeper lives, and the daemon is in network namespace {is}, not {was}");
         }
-        // PF 0's VFs and their representors were to stay.
-        let now = kernel::links_of(daemon)?;
-        let stay = |name: &str| name.starts_with("enp8s0f0v") || name.starts_with("enp8s0f0npf0vf");
-        for (name, link) in left.iter().filter(|(name, _)| stay(name)) {
-            if now.get(name).map(|now| now.ifindex) != Some(link.ifindex) {
-                bail!("{name} was {link:?} and is {:?}", now.get(name));
-            }
-        }
+        expect_numbers(&left, &kernel::links_of(daemon)?)?;
     }
     let mut client = place.client().map_err(told)?;
     let (found, _) = model::observe(&mut client).map_err(told)?;
     expect(&[acknowledged, may_be], &found)?;
     end(place, &before)
+}
+
+/// Kills a start at some moment.
+fn kill_a_start(place: &Place, random: &mut Random) -> Result<()> {
+    let mut command = place.command(&["up", "--daemon", "--fresh", "--config", "config.toml"]);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    thread::sleep(Duration::from_micros(random.below(120_000) as u64));
+    child.kill()?;
+    child.wait()?;
+    Ok(())
+}
+
+/// That PF 0's VFs and their representors, which were to stay, are the same netdevs.
+fn expect_numbers(left: &BTreeMap<String, Link>, now: &BTreeMap<String, Link>) -> Result<()> {
+    let stay = |name: &str| name.starts_with("enp8s0f0v") || name.starts_with("enp8s0f0npf0vf");
+    for (name, link) in left.iter().filter(|(name, _)| stay(name)) {
+        if now.get(name).map(|now| now.ifindex) != Some(link.ifindex) {
+            bail!("{name} was {link:?} and is {:?}", now.get(name));
+        }
+    }
+    Ok(())
 }
 
 /// Asks for changes until the connection ends, or for a while; what was acknowledged, and that with the change that was
@@ -192,9 +199,9 @@ fn end(place: &Place, before: &Remains) -> Result<&'static str> {
     }
     kernel::wait_for_nothing_beyond(before, Duration::from_secs(10))
         .map_err(|left| anyhow!("after esw down, {left}"))?;
-    for path in [keeper_socket(place), place.socket()] {
-        if path.exists() {
-            bail!("after esw down {} is left", path.display());
+    for entry in fs::read_dir(place.sockets()).into_iter().flatten().flatten() {
+        if entry.file_type()?.is_socket() {
+            bail!("after esw down {} is left", entry.path().display());
         }
     }
     Ok("")

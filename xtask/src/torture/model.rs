@@ -543,10 +543,13 @@ impl State {
         compare("VFs of each PF", format!("{:?}", self.vfs), format!("{:?}", found.vfs));
         compare("esw_port_metadata of each PF", format!("{:?}", self.metadata), format!("{:?}", found.metadata));
         compare("esw_multiport", self.multiport.to_string(), found.multiport.to_string());
-        said += &by_key("VF", &self.vf, &found.vf);
-        said += &by_key("SF", &self.sf, &found.sf);
-        said += &by_key("the rate of VF", &self.leaves, &found.leaves);
-        said += &by_key("rate node", &self.nodes, &found.nodes);
+        // Addresses are read in hexadecimal digits.
+        let function = |function: &Function| format!("{function:02x?}");
+        let rate = |rate: &Rate| format!("{rate:?}");
+        said += &by_key("VF", &self.vf, &found.vf, function);
+        said += &by_key("SF", &self.sf, &found.sf, function);
+        said += &by_key("the rate of VF", &self.leaves, &found.leaves, rate);
+        said += &by_key("rate node", &self.nodes, &found.nodes, rate);
         said
     }
 
@@ -574,19 +577,22 @@ impl State {
 }
 
 /// What differs between two maps, in a line for each key.
-fn by_key<K: Ord + Debug, V: PartialEq + Debug>(
+fn by_key<K: Ord + Debug, V: PartialEq>(
     what: &str,
     expected: &BTreeMap<K, V>,
     found: &BTreeMap<K, V>,
+    in_words: impl Fn(&V) -> String,
 ) -> String {
     let keys: BTreeSet<&K> = expected.keys().chain(found.keys()).collect();
-    let in_words = |value: Option<&V>| value.map_or("none".to_owned(), |value| format!("{value:x?}"));
-    let line = |key: &K| {
+    let or_none = |value: Option<&V>| value.map_or("none".to_owned(), &in_words);
+    let mut said = String::new();
+    for key in keys {
         let (expected, found) = (expected.get(key), found.get(key));
-        (expected != found)
-            .then(|| format!("{what} {key:?}: expected {}, found {}\n", in_words(expected), in_words(found)))
-    };
-    keys.into_iter().filter_map(line).collect()
+        if expected != found {
+            said += &format!("{what} {key:?}: expected {}, found {}\n", or_none(expected), or_none(found));
+        }
+    }
+    said
 }
 
 #[cfg(test)]
@@ -624,7 +630,7 @@ mod tests {
         Change::SfAdd(7).apply(&mut state);
         let mut found = state.clone();
         found.sf.insert(7, Function { index: 32_768, address: [2, 0, 0, 0, 0, 7], active: false });
-        assert!(state.differences(&found).starts_with("SF 7: expected Function { index: 0, "));
+        assert!(state.differences(&found).starts_with("SF 7: expected Function { index: 00, "));
         state.learn(&found);
         assert_eq!(state.differences(&found), "");
         found.vfs[1] = 3;

@@ -1,6 +1,5 @@
 //! Netlink messages and a client for control sockets, of the checker's own: a fault in the product's reader cannot hide
-//! one in its writer here. Numbers are those of the kernel's `linux/netlink.h`, `linux/genetlink.h` and
-//! `linux/devlink.h`; those of the family `eswitch` are in docs/daemon.md's terms `perform`, `view` and `end`.
+//! one in its writer here. Numbers are those of the kernel's `linux/netlink.h` and `linux/genetlink.h`.
 
 use std::fmt;
 use std::io;
@@ -84,7 +83,7 @@ pub fn number(bytes: &[u8], kind: u16) -> Option<u64> {
     let value = find(bytes, kind)?;
     let mut wide = [0; 8];
     wide.get_mut(..value.len())?.copy_from_slice(value);
-    // Little endian first: every machine this runs on is.
+    // The lowest byte comes first on every machine that a lab is for, x86_64 and aarch64.
     Some(u64::from_le_bytes(wide))
 }
 
