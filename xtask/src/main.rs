@@ -3,7 +3,9 @@
 mod bench;
 mod mutants;
 mod patched;
+mod release;
 mod series;
+mod torture;
 mod vm;
 
 use std::process::ExitCode;
@@ -23,6 +25,9 @@ enum Command {
     /// Tell the scenarios on a Linux card, and test what takes the kernel's bonds, in a virtual machine with a
     /// distribution's kernel.
     Vm(vm::Args),
+    /// Attack the release binary from outside: kills, damaged state, full disks, hostile messages, programs without
+    /// rights. Fails if something does not hold.
+    Torture(torture::Args),
     /// A part of a measurement that needs a process of its own.
     #[command(hide = true)]
     BenchChild(bench::Child),
@@ -38,6 +43,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Mutants(args) => return mutants::run(&args),
         Command::Series(args) => return series::run(&args),
         Command::Vm(args) => vm::run(&args)?,
+        Command::Torture(args) => return torture::run(&args),
         Command::BenchChild(child) => child.run()?,
     }
     Ok(ExitCode::SUCCESS)

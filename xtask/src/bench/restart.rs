@@ -6,7 +6,7 @@
 
 use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail};
 
 use super::{Measurement, OrderedRatio, Quantity, Row, Target, median};
 
@@ -44,15 +44,7 @@ done
 "#;
 
 fn restart() -> Result<Vec<Row>> {
-    let built = Command::new("cargo").args(["build", "--release", "--quiet", "-p", "esw"]).status()?;
-    ensure!(built.success(), "esw cannot be built");
-    let esw = std::env::current_exe()?.with_file_name("esw");
-    let esw = if esw.parent().is_some_and(|folder| folder.ends_with("release")) {
-        esw
-    } else {
-        let target = esw.parent().and_then(|folder| folder.parent()).context("the folder of what is built")?;
-        target.join("release/esw")
-    };
+    let esw = crate::release::esw()?;
     let what = format!("ready again after kill -9, {} representors", VFS + 1);
     let output = Command::new("unshare")
         .args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-ec", SCRIPT])
