@@ -1,7 +1,7 @@
 //! An initramfs: a cpio archive in the format `newc`, which the kernel unpacks at boot.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -51,12 +51,13 @@ impl Initramfs {
         Ok(())
     }
 
-    /// Writes the archive.
+    /// Writes the archive. Its length is a multiple of four, so that another may follow: the kernel unpacks one after
+    /// the other.
     ///
     /// # Errors
     /// A file cannot be read, or the archive not written.
-    pub fn write(&self, archive: &Path) -> Result<()> {
-        let mut out = Archive { out: BufWriter::new(File::create(archive)?), entries: 0, written: 0 };
+    pub fn write(&self, archive: impl Write) -> Result<()> {
+        let mut out = Archive { out: BufWriter::new(archive), entries: 0, written: 0 };
         let mut folders: Vec<&Path> = self.files.keys().flat_map(|file| Path::new(file).ancestors().skip(1)).collect();
         folders.extend(["/proc", "/sys", "/dev", "/run", "/tmp", "/etc"].map(Path::new));
         // A folder stands before what is in it.

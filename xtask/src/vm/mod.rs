@@ -1,26 +1,34 @@
 //! `cargo xtask vm`: what takes a kernel that this machine may not have, in a virtual machine.
 //!
-//! It boots a distribution's kernel in QEMU, by default without any help of this machine's kernel, on an
-//! initramfs that is made here from this machine's own programs and libraries. Nothing is installed, no disk or
-//! network is needed, and nothing is left but a file under the target directory. What runs there as process 1 is
-//! this very program.
+//! `cargo xtask vm -- COMMAND` runs a command there, with the outputs and the exit status of a local one. QEMU emulates the machine, by
+//! default without any help of this machine's kernel. It boots Debian's kernel on a root file system of
+//! Debian's packages, made once and kept under the target directory ([`image`]), and sees the repository and the
+//! target directory where they are here, with a layer in memory over them: what is built is there, and what is written is
+//! gone with the machine. Nothing is installed, no root and no network is needed, and a run leaves nothing behind. What runs there
+//! as process 1 is this very program ([`init`]); what the command writes comes through a channel apart from the console
+//! ([`channel`]).
 
+mod channel;
+mod image;
 mod init;
 mod initramfs;
 mod kernel;
+mod machine;
 
-use std::io::{BufRead, BufReader};
+use std::ffi::OsString;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
-use std::{env, fs, thread};
+use std::{env, fs};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
+use channel::Frame;
+use image::Image;
 use initramfs::Initramfs;
-use kernel::Kernel;
+use machine::{Hardware, Machine, TooLong};
 
 pub use init::is_init;
 pub use init::run as init;
@@ -28,165 +36,253 @@ pub use init::run as init;
 /// What `cargo xtask vm` takes.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Scenarios, or directories of them, to tell on the Linux card
+    /// Scenarios, or directories of them, to tell on the Linux card if no command is given
     #[arg(default_value = "scenarios")]
     scenarios: Vec<PathBuf>,
-    /// Where `boot/vmlinuz-VERSION` and `lib/modules/VERSION` are
-    #[arg(long, default_value = "/", value_name = "DIR")]
-    root: PathBuf,
-    /// Run this shell command there instead; `esw` and the scenarios are there too
-    #[arg(long, value_name = "COMMAND")]
-    sh: Option<String>,
+    /// Run this command there instead, as if here: with its outputs and its exit status
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+    /// Run the command as root, which is so anyway
+    #[arg(long, conflicts_with = "user")]
+    root: bool,
+    /// Run the command as an ordinary user (65534) rather than root
+    #[arg(long)]
+    user: bool,
+    /// Leave the scenarios away: run the scripts of `xtask/src/vm/checks` and the tests of the kernel's bonds
+    #[arg(long, conflicts_with = "command")]
+    checks: bool,
     /// Run every test of the Linux card, not only those of the kernel's bonds
     #[arg(long)]
     all_tests: bool,
+    /// Where another kernel than Debian's is: `boot/vmlinuz-VERSION` and `lib/modules/VERSION`
+    #[arg(long, value_name = "DIR")]
+    kernel: Option<PathBuf>,
+    /// Make the kernel's and the packages' image again, from what the archive has now
+    #[arg(long)]
+    fresh: bool,
+    /// Take `esw` as it is in the target directory, rather than build it
+    #[arg(long)]
+    no_build: bool,
+    /// Show the machine's console on standard error
+    #[arg(long)]
+    console: bool,
     /// The machine's memory in MiB
     #[arg(long, default_value_t = 2048)]
     memory: u32,
     /// How QEMU runs it: `tcg` works anywhere, `kvm` is faster where it works
     #[arg(long, default_value = "tcg")]
     accel: String,
-    /// How long it may all take, in seconds
+    /// How long it may all take from the boot on, in seconds
     #[arg(long, default_value_t = 900)]
     limit_s: u64,
 }
 
 /// What the machine is to do, read there by process 1.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Plan {
-    /// Modules to load, in order, each with its parameters.
-    modules: Vec<(String, String)>,
-    commands: Vec<Job>,
+    /// Folders that are as they are here, in the order in which the machine has them.
+    shares: Vec<PathBuf>,
+    /// Where programs are looked for.
+    path: OsString,
+    /// The folder that commands start in.
+    folder: PathBuf,
+    jobs: Vec<Job>,
 }
 
 /// One command.
 #[derive(Debug, Serialize, Deserialize)]
 struct Job {
     name: String,
-    argv: Vec<String>,
+    argv: Vec<OsString>,
+    /// Whether an ordinary user runs it rather than root.
+    user: bool,
 }
 
 /// Where the plan is in the machine.
 const PLAN: &str = "/plan.json";
-/// What a line starts with that is for us.
-const MARK: &str = "@vm ";
+/// The ordinary user, and the user's group.
+const NOBODY: u32 = 65534;
 
-/// Modules that a card, its bonds and its tests need; the kernel may have them built in. And their parameters.
-const MODULES: [(&str, &str); 18] = [
-    ("veth", ""),
-    ("bridge", ""),
-    ("sch_ingress", ""),
-    ("cls_u32", ""),
-    ("cls_flower", ""),
-    ("cls_matchall", ""),
-    ("act_mirred", ""),
-    ("act_gact", ""),
-    ("af_packet", ""),
-    ("ipv6", ""),
-    // Left alone these two make a netdev when they are loaded.
-    ("dummy", "numdummies=0"),
-    ("bonding", "max_bonds=0"),
-    ("team", ""),
-    ("team_mode_activebackup", ""),
-    ("team_mode_loadbalance", ""),
-    ("team_mode_roundrobin", ""),
-    ("team_mode_broadcast", ""),
-    ("vrf", ""),
-];
+/// What `timeout` says of a command that took too long.
+const STATUS_TOO_LONG: u8 = 124;
+/// What `env`, `timeout` and others say when it is not the command that failed.
+const STATUS_NOT_THE_COMMAND: u8 = 125;
+/// What a shell says of a command that nobody listens to (SIGPIPE).
+const STATUS_NOBODY_LISTENS: u8 = 128 + 13;
 
-/// A bond that an administrator makes, and what the card makes of it.
-const BY_HAND: &str = "\
-ip link add bond0 type bond mode active-backup
-ip link set enp8s0f0np0 master bond0
-wait until lag reason has 1 of the card's 2 ports
-ip link set enp8s0f1np1 master bond0
-ip link set bond0 up
-wait until lag roce
-devlink dev eswitch set pci/0000:08:00.0 mode switchdev
-devlink dev eswitch set pci/0000:08:00.1 mode switchdev
-wait until lag shared-fdb
-ip link set bond0 down
-ip link set bond0 name uplink
-ip link set enp8s0f1np1 nomaster
-wait until lag reason uplink: it has 1 of the card's 2 ports
-ip link del uplink
-wait until lag none
-devlink dev param set pci/0000:08:00.0 name esw_multiport value true cmode runtime
-ip link add bond1 type bond mode 802.3ad
-ip link set enp8s0f0np0 down
-ip link set enp8s0f0np0 master bond1
-ip link set enp8s0f1np1 master bond1
-wait until lag reason multiport
-expect lag mpesw
-devlink dev param set pci/0000:08:00.0 name esw_multiport value false cmode runtime
-wait until lag shared-fdb
-ip link del bond1
-wait until lag none
-check";
+/// Modules that the machine takes before it has its root file system, from which all others are loaded when they are
+/// needed. The kernel may have them built in.
+const BOOT_MODULES: [&str; 7] =
+    ["virtio_pci", "virtio_blk", "virtio_console", "squashfs", "overlay", "9p", "9pnet_virtio"];
 
-/// Programs that scenarios and tests run.
-const PROGRAMS: [&str; 33] = [
-    "sh", "ip", "bridge", "tc", "ping", "sysctl", "unshare", "setpriv", "nsenter", "mount", "umount", "mkdir", "rm",
-    "cp", "chmod", "grep", "cat", "ls", "head", "tail", "wc", "cut", "sort", "tr", "seq", "sleep", "env", "true",
-    "false", "test", "kill", "dmesg", "date",
-];
-
-/// Programs that some tests do without.
-const OPTIONAL: [&str; 3] = ["teamnl", "sed", "awk"];
-
-/// Runs the command.
+/// Runs the command. With one for the machine, the exit status is that command's, or 124 if it took too long, or 125 if
+/// it could not be run at all.
 ///
 /// # Errors
-/// Something is missing here, which is named; something failed there.
-pub fn run(args: &Args) -> Result<()> {
+/// Without a command for the machine: something is missing here, which is named; something failed there.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    if args.command.is_empty() {
+        return run_jobs(args).map(|()| ExitCode::SUCCESS);
+    }
+    run_command(args).or_else(|error| {
+        if nobody_listens(&error) {
+            return Ok(ExitCode::from(STATUS_NOBODY_LISTENS));
+        }
+        eprintln!("cargo xtask vm: {error:#}");
+        Ok(ExitCode::from(if error.is::<TooLong>() { STATUS_TOO_LONG } else { STATUS_NOT_THE_COMMAND }))
+    })
+}
+
+/// Runs one command as if it ran here.
+fn run_command(args: &Args) -> Result<ExitCode> {
+    let mut plan = Plan::new(args)?;
+    plan.jobs.push(Job { name: String::new(), argv: args.command.clone(), user: args.user });
+    let mut machine = boot(args, &plan)?;
+    machine.send_input()?;
+    loop {
+        match machine.next()? {
+            Frame::Exit(status) => return Ok(ExitCode::from(status)),
+            frame => show(&frame)?,
+        }
+    }
+}
+
+/// Runs all that is to be run without a command, and says what came of each.
+fn run_jobs(args: &Args) -> Result<()> {
+    let mut plan = Plan::new(args)?;
+    if !args.checks {
+        plan.add_scenarios(&args.scenarios)?;
+    }
+    plan.add_checks()?;
+    plan.add_tests(args.all_tests)?;
+    let began = Instant::now();
+    let mut machine = boot(args, &plan)?;
+    ensure!(machine.next()? == Frame::Ready, "the machine speaks before it is ready");
+    println!("the machine was up after {:.1} s", began.elapsed().as_secs_f64());
+    let mut ended = Vec::new();
+    for job in &plan.jobs {
+        println!("\n--- {}", job.name);
+        let began = Instant::now();
+        let status = loop {
+            match machine.next()? {
+                Frame::Exit(status) => break status,
+                frame => show(&frame)?,
+            }
+        };
+        let came = if status == 0 { "ok".to_owned() } else { format!("FAILED (exit status {status})") };
+        ended.push((status, format!("{came}: {} in {:.1} s", job.name, began.elapsed().as_secs_f64())));
+    }
+    println!();
+    ended.iter().for_each(|(_, line)| println!("{line}"));
+    let failed = ended.iter().filter(|(status, _)| *status != 0).count();
+    ensure!(failed == 0, "{failed} of {} failed in the machine", ended.len());
+    Ok(())
+}
+
+/// Puts what a command wrote where it would have written it.
+fn show(frame: &Frame) -> io::Result<()> {
+    match frame {
+        Frame::Output(bytes) => {
+            let mut out = io::stdout().lock();
+            out.write_all(bytes)?;
+            out.flush()
+        }
+        Frame::ErrorOutput(bytes) => io::stderr().write_all(bytes),
+        Frame::Ready | Frame::Exit(_) | Frame::Input(_) | Frame::Unusable(_) => Ok(()),
+    }
+}
+
+fn nobody_listens(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+fn boot(args: &Args, plan: &Plan) -> Result<Machine> {
     let qemu = find_qemu()?;
-    let kernel = Kernel::find(&args.root)?;
-    let target = target_dir()?;
-    let esw = build(&["build", "--release", "-p", "esw", "--bin", "esw"])?;
-    let mut image = Initramfs::default();
-    image.program(&env::current_exe()?, "/init")?;
-    for program in esw {
-        image.program(&program, "/bin/esw")?;
+    let image = Image::find_or_make(&target_dir()?.join("vm"), args.kernel.as_deref(), args.fresh)?;
+    if args.console {
+        eprintln!("booting Linux {} in {}", image.version, qemu.display());
     }
-    for name in PROGRAMS {
-        let found = find_program(name).with_context(|| format!("this machine has no `{name}` to take along"))?;
-        image.program(&found, &format!("/bin/{name}"))?;
-    }
-    for name in OPTIONAL {
-        if let Some(found) = find_program(name) {
-            image.program(&found, &format!("/bin/{name}"))?;
-        }
-    }
-    let mut plan = Plan { modules: kernel.add_modules(&mut image, &MODULES)?, commands: Vec::new() };
-    let scenarios = add_scenarios(&mut image, &args.scenarios)?;
-    match &args.sh {
-        Some(command) => plan.job("the command", &["sh", "-c", command]),
-        None => {
-            let mut run = vec!["esw", "run", "--card", "linux", "--lockdep"];
-            run.extend(scenarios.iter().map(String::as_str));
-            plan.job("scenarios", &run);
-            let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
-            plan.job("scenarios, without root", &[&nobody[..], &run[..]].concat());
-            image.file("/two-ports.toml", b"pfs = 2\n".to_vec(), 0o644);
-            let up = format!("esw up --card linux --config /two-ports.toml --lockdep <<'END'\n{BY_HAND}\nEND");
-            plan.job("a bond made by hand at the prompt", &["sh", "-c", &up]);
-            add_tests(&mut image, &mut plan, args.all_tests)?;
-        }
-    }
-    image.file(PLAN, serde_json::to_vec(&plan)?, 0o644);
-    let folder = target.join("vm");
-    fs::create_dir_all(&folder)?;
-    let file = folder.join(format!("initramfs-{}.cpio", std::process::id()));
-    let written = image.write(&file).with_context(|| format!("writing {}", file.display()));
-    let outcome = written.and_then(|()| boot(&qemu, &kernel, &file, args));
-    let _ = fs::remove_file(&file);
-    outcome
+    let mut own = Initramfs::default();
+    own.program(&env::current_exe()?, "/init")?;
+    own.file(PLAN, serde_json::to_vec(plan)?, 0o644);
+    let mut own_part = Vec::new();
+    own.write(&mut own_part)?;
+    let limit = Duration::from_secs(args.limit_s);
+    let (accel, memory, console) = (&*args.accel, args.memory, args.console);
+    Machine::boot(&image, &own_part, &Hardware { qemu: &qemu, accel, memory, shares: &plan.shares, limit, console })
 }
 
 impl Plan {
-    fn job(&mut self, name: &str, argv: &[&str]) {
-        let argv = argv.iter().map(ToString::to_string).collect();
-        self.commands.push(Job { name: name.to_owned(), argv });
+    /// A plan without jobs, for a machine with the repository and what is built from it.
+    fn new(args: &Args) -> Result<Self> {
+        let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask is in no repository")?;
+        let repository = fs::canonicalize(repository)?;
+        let target = fs::canonicalize(target_dir()?)?;
+        if !args.no_build {
+            build(&["build", "--release", "-p", "esw", "--bin", "esw"])?;
+        }
+        let mut shares = vec![repository.clone()];
+        if !target.starts_with(&repository) {
+            shares.push(target.clone());
+        }
+        let here = env::current_dir()?;
+        let folder = if shares.iter().any(|share| here.starts_with(share)) { here } else { repository };
+        let mut path = target.join("release").into_os_string();
+        path.push(":/usr/sbin:/usr/bin:/sbin:/bin");
+        Ok(Self { shares, path, folder, jobs: Vec::new() })
+    }
+
+    /// The scenarios on the Linux card, as root and without.
+    fn add_scenarios(&mut self, paths: &[PathBuf]) -> Result<()> {
+        let mut argv: Vec<OsString> = ["esw", "run", "--card", "linux", "--lockdep"].map(OsString::from).to_vec();
+        for path in paths {
+            let path = fs::canonicalize(path)
+                .with_context(|| format!("{}: no scenario, nor a folder of them", path.display()))?;
+            ensure!(
+                self.shares.iter().any(|share| path.starts_with(share)),
+                "{}: the machine sees only what is in {}",
+                path.display(),
+                self.shares[0].display()
+            );
+            argv.push(path.into());
+        }
+        for (name, user) in [("scenarios", false), ("scenarios, without root", true)] {
+            self.jobs.push(Job { name: name.to_owned(), argv: argv.clone(), user });
+        }
+        Ok(())
+    }
+
+    fn add_tests(&mut self, all: bool) -> Result<()> {
+        let which: &[&str] = if all { &["--tests"] } else { &["--test", "bonds"] };
+        for test in build(&[&["test", "--no-run", "-p", "card-linux"], which].concat())? {
+            let file = test.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let name = file.rsplit_once('-').map_or(file.as_str(), |(name, _)| name);
+            let argv = [test.as_os_str(), "--nocapture".as_ref(), "--test-threads=1".as_ref()].map(OsString::from);
+            self.jobs.push(Job { name: format!("test {name}"), argv: argv.to_vec(), user: false });
+        }
+        Ok(())
+    }
+
+    /// The scripts of the folder `checks`, each in namespaces of its own, in the order of their names.
+    fn add_checks(&mut self) -> Result<()> {
+        let folder = self.shares[0].join("xtask/src/vm/checks");
+        let mut scripts = Vec::new();
+        for entry in fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == "sh") {
+                scripts.push(path);
+            }
+        }
+        scripts.sort();
+        ensure!(!scripts.is_empty(), "{}: no script is there", folder.display());
+        for script in scripts {
+            let name = script.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            let alone = "mount -t tmpfs none /run && ip link set lo up && exec timeout 300 bash -eu \"$0\"";
+            let mut argv: Vec<_> = ["unshare", "--net", "--mount", "sh", "-c", alone].map(OsString::from).to_vec();
+            argv.push(script.into());
+            self.jobs.push(Job { name, argv, user: false });
+        }
+        Ok(())
     }
 }
 
@@ -230,95 +326,4 @@ fn build(arguments: &[&str]) -> Result<Vec<PathBuf>> {
         built.extend(serde_json::from_slice::<Message>(line)?.executable);
     }
     Ok(built)
-}
-
-/// Adds scenarios; what they are called in the machine.
-fn add_scenarios(image: &mut Initramfs, paths: &[PathBuf]) -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    for (n, path) in paths.iter().enumerate() {
-        let about = || format!("{}: no scenario, nor a folder of them", path.display());
-        let stem = path.file_name().with_context(about)?.to_string_lossy().into_owned();
-        let name = format!("/{n}/{stem}");
-        if fs::metadata(path).with_context(about)?.is_dir() {
-            for entry in fs::read_dir(path)? {
-                let entry = entry?;
-                image.file(&format!("{name}/{}", entry.file_name().to_string_lossy()), fs::read(entry.path())?, 0o644);
-            }
-        } else {
-            image.file(&name, fs::read(path)?, 0o644);
-        }
-        names.push(name);
-    }
-    Ok(names)
-}
-
-fn add_tests(image: &mut Initramfs, plan: &mut Plan, all: bool) -> Result<()> {
-    let which: &[&str] = if all { &["--tests"] } else { &["--test", "bonds"] };
-    for test in build(&[&["test", "--no-run", "-p", "card-linux"], which].concat())? {
-        let file = test.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let name = file.rsplit_once('-').map_or(file.as_str(), |(name, _)| name);
-        let inside = format!("/tests/{name}");
-        image.program(&test, &inside)?;
-        plan.job(&format!("test {name}"), &[&inside, "--nocapture", "--test-threads=1"]);
-    }
-    Ok(())
-}
-
-/// The machine, which ends when this is dropped.
-struct Machine(Child);
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn boot(qemu: &Path, kernel: &Kernel, initramfs: &Path, args: &Args) -> Result<()> {
-    println!("booting Linux {} in {}", kernel.version, qemu.display());
-    let mut command = Command::new(qemu);
-    command.args(["-accel", &args.accel, "-cpu", "max", "-smp", "2", "-m", &args.memory.to_string()]);
-    command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"]);
-    command.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(initramfs);
-    command.args(["-append", "console=ttyS0 loglevel=4 panic=-1 random.trust_cpu=on"]);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
-    let mut machine = Machine(command.spawn().context("starting QEMU")?);
-    let console = machine.0.stdout.take().context("QEMU without a console")?;
-    let (line, lines) = channel();
-    thread::spawn(move || {
-        for bytes in BufReader::new(console).split(b'\n').map_while(Result::ok) {
-            let text = String::from_utf8_lossy(&bytes).trim_end_matches('\r').to_owned();
-            if line.send(text).is_err() {
-                return;
-            }
-        }
-    });
-    let limit = Instant::now() + Duration::from_secs(args.limit_s);
-    let (mut ended, mut whole) = (Vec::new(), false);
-    let mut booted = false;
-    loop {
-        let text = match lines.recv_timeout(limit.saturating_duration_since(Instant::now())) {
-            Ok(text) => text,
-            Err(RecvTimeoutError::Disconnected) => break,
-            Err(RecvTimeoutError::Timeout) => {
-                bail!("the machine was ended: it took longer than {} s (see --limit-s)", args.limit_s)
-            }
-        };
-        if !std::mem::replace(&mut booted, true) {
-            // It has been read.
-            let _ = fs::remove_file(initramfs);
-        }
-        // The kernel may write into the same line before us.
-        match text.split_once(MARK) {
-            Some((_, "done")) => whole = true,
-            Some((_, mark)) => ended.push(mark.to_owned()),
-            None => println!("{text}"),
-        }
-    }
-    println!();
-    ended.iter().for_each(|mark| println!("{mark}"));
-    ensure!(whole, "the machine ended before it was done; its last words are above");
-    let failed = ended.iter().filter(|mark| !mark.starts_with("ok")).count();
-    ensure!(failed == 0, "{failed} of {} failed in the machine", ended.len());
-    Ok(())
 }
