@@ -74,8 +74,9 @@ pub(crate) fn answer(
         PERFORM if !peer.may_change => Err(Refusal::bare(errno::EPERM)),
         PERFORM => {
             let words = asked.text(WORDS)?.ok_or(Refusal::missing(WORDS))?;
+            let core_loads = served.session.engine().core_loads();
             let outcome = perform(served, cx, words, reply);
-            told::step(served, cx, words, outcome)
+            told::step(served, cx, words, core_loads, outcome)
         }
         STATUS => tell_pieces(STATUS, host(served)?.status(cx).as_bytes(), reply),
         END if !peer.may_change => Err(Refusal::bare(errno::EPERM)),

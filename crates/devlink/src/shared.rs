@@ -150,9 +150,14 @@ impl SharedView {
             let snapshot = engine.inspect_with(cx, Vec::new(), Vec::new());
             let mut rest = Rest { functions, snapshot };
             let mut state = self.0.lock_leaf(cx);
-            if let Some((_, before)) = &state.rest {
-                rest.keep_of(&busy, before);
-            }
+            // With a part that is kept it is as old as that: whoever can wait for the busy ones must look again.
+            let at = match &state.rest {
+                Some((kept_at, before)) if !busy.is_empty() => {
+                    rest.keep_of(&busy, before);
+                    *kept_at
+                }
+                _ => at,
+            };
             keep(&mut state.rest, at, rest);
         }
         self.0.lock_leaf(cx).write(served);

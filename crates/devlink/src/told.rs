@@ -33,11 +33,22 @@ pub(crate) fn devlink_command(
 }
 
 /// Tells who runs the card of a step in words; what to answer.
-pub(crate) fn step(served: &Served, cx: Cx<'_, '_>, words: &str, outcome: Result<(), Refusal>) -> Result<(), Refusal> {
+///
+/// `core_loads` is [`eswitch::Engine::core_loads`] before the step.
+pub(crate) fn step(
+    served: &Served,
+    cx: Cx<'_, '_>,
+    words: &str,
+    core_loads: u64,
+    outcome: Result<(), Refusal>,
+) -> Result<(), Refusal> {
     let Some(host) = &served.host else { return outcome };
-    let card = served.session.engine().config();
+    let engine = served.session.engine();
+    let card = engine.config();
     // What is no step has done nothing.
     let touched = Action::parse(words, card).map_or(Touched::Nothing, |action| action.touches(card));
+    // A module that needs the core module has loaded it, and so bound every PF.
+    let touched = if engine.core_loads() == core_loads { touched } else { Touched::Everything };
     let told = host.carried_out(cx, &Told { words, touched }, outcome.as_ref().copied());
     outcome.and(told)
 }

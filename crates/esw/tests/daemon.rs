@@ -272,7 +272,9 @@ fn nobody_else_may_open_locks_and_state_whatever_the_umask() {
                 names.push(path.file_name().unwrap().to_str().unwrap().to_owned());
             }
         }
-        for expected in ["0000:08:00.0.sock", "0000:08:00.0.sock.lock", "0000:08:00.0.redb", "esw.log"] {
+        for expected in
+            ["0000:08:00.0.sock", "0000:08:00.0.sock.lock", "0000:08:00.0.state", "0000:08:00.0.lock", "esw.log"]
+        {
             assert!(names.iter().any(|name| name == expected), "{expected} in {names:?}");
         }
     }

@@ -339,6 +339,12 @@ impl Engine {
         self.shared.events.changes().now()
     }
 
+    /// How often the core module has been loaded since the card came up. Loading another module may load it, too, and
+    /// binds every PF then: whoever keeps what is agreed looks at all of it if this has moved.
+    pub fn core_loads(&self) -> u64 {
+        self.shared.core.loads()
+    }
+
     /// What the PCI bus has of each PF, bound or not.
     pub fn functions<L>(&self, cx: &mut Locked<'_, L>) -> Vec<PfFunction> {
         let mut functions = Vec::new();

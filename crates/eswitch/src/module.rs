@@ -92,6 +92,8 @@ pub(crate) struct Core {
     /// Who loads or unloads a module, or ends everything, has it; binding only looks.
     pub lock: Mutex<CoreClass, ()>,
     state: AtomicU64,
+    /// How often it has been loaded. Nothing is decided by it.
+    loads: AtomicU64,
 }
 
 /// What there is of the core module.
@@ -105,7 +107,8 @@ pub(crate) enum CoreState {
 
 impl Default for Core {
     fn default() -> Self {
-        Self { lock: Mutex::new(()), state: AtomicU64::new(CoreState::Loaded as u64) }
+        let loads = lockdep::unexplored(|| AtomicU64::new(0));
+        Self { lock: Mutex::new(()), state: AtomicU64::new(CoreState::Loaded as u64), loads }
     }
 }
 
@@ -122,6 +125,11 @@ impl Core {
         self.state() == CoreState::Loaded
     }
 
+    /// How often it has been loaded since the card came up.
+    pub fn loads(&self) -> u64 {
+        self.loads.load()
+    }
+
     /// Whether a device may be bound.
     ///
     /// # Errors
@@ -136,6 +144,9 @@ impl Core {
 
     /// Under the lock.
     pub fn set(&self, state: CoreState) {
+        if state == CoreState::Loaded {
+            self.loads.fetch_add(1);
+        }
         self.state.store(state as u64);
     }
 }

@@ -41,10 +41,8 @@ impl Action {
             | Self::Reset(address)
             | Self::Reload(address)
             | Self::EswMultiport(address, _) => Touched::PfAndMultiport(pf_of(address)),
-            // It loads what the module depends on, too: the core module, and with it every PF.
-            Self::LoadModule(_) => Touched::Everything,
-            // The core module takes every PF with it.
-            Self::InsertModule(name) | Self::UnloadModule(name) => match find(name) {
+            // The core module takes every PF with it. Loading another may load it, too: see `Engine::core_loads`.
+            Self::LoadModule(name) | Self::InsertModule(name) | Self::UnloadModule(name) => match find(name) {
                 Some(module) if module.name != CORE => Touched::Modules,
                 _ => Touched::Everything,
             },
@@ -71,7 +69,7 @@ mod tests {
             (format!("devlink dev reload pci/{second}"), Touched::PfAndMultiport(second)),
             (format!("echo {vf} > /sys/bus/pci/drivers/mlx5_core/unbind"), Touched::PfAndMultiport(second)),
             (format!("echo 1 > /sys/bus/pci/devices/{second}/sriov_numvfs"), Touched::Pf(second)),
-            ("modprobe mlx5_ib".to_owned(), Touched::Everything),
+            ("modprobe mlx5_ib".to_owned(), Touched::Modules),
             ("insmod mlx5_ib".to_owned(), Touched::Modules),
             ("modprobe -r mlx5_ib".to_owned(), Touched::Modules),
             ("modprobe -r mlx5_core".to_owned(), Touched::Everything),
