@@ -348,6 +348,15 @@ fn a_lab_outlives_its_daemon() {
     assert!(place.exec(&["sh", "-c", &script]).stdin(Stdio::null()).status().unwrap().success());
     let mut background = Background::of(&place);
     background.says("devlink monitor < /dev/null >> $FOLDER/monitor 2>&1 & echo $! > $FOLDER/monitor.pid");
+    // It does not say when it listens: something is changed until it has heard of it.
+    place.perform(&format!("echo 1 > /sys/bus/pci/devices/{PF}/sriov_numvfs"));
+    background.will_say(
+        &format!(
+            "devlink dev eswitch set pci/{PF} mode switchdev; devlink dev eswitch set pci/{PF} mode legacy
+            sleep 0.1; cat $FOLDER/monitor"
+        ),
+        "[port,new]",
+    );
     for (signal, vfs) in [(Signal::TERM, 1), (Signal::KILL, 2), (Signal::TERM, 3)] {
         place.end_daemon(signal);
         // Without a daemon: what was seen last, and errors.

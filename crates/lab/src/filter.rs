@@ -32,10 +32,9 @@ const SOCKET_OPTIONS: [u32; 3] = [libc::SO_TYPE as u32, libc::SO_PROTOCOL as u32
 /// heard of, when it is under the filter already and nobody hears yet. MSG_CMSG_CLOEXEC is for receiving, so nobody
 /// else sends with just these; and whoever does is answered as a process without the filter.
 pub(crate) const UNTRAPPED_SEND: u32 = (libc::MSG_NOSIGNAL | libc::MSG_CMSG_CLOEXEC) as u32;
-/// How long what is sent is, in bytes, if it may be a request: a message has a header of 16 bytes. What is longer than
-/// most requests and not sent with a header of its own (`sendmsg`) is taken for other data, for speed: copies of files,
-/// streams of TCP.
-const REQUEST: std::ops::Range<u32> = 16..64 << 10;
+/// How long what is sent is, in bytes, if it may be a request: a message has a header of 16 bytes, and a netlink socket
+/// takes no more than its buffer has, 212,992 bytes by default.
+const REQUEST: std::ops::Range<u32> = 16..212_992;
 /// `sizeof` of `sockaddr_in`, `sockaddr_in6` and `sockaddr_ll`.
 const OTHER_ADDRESS_LENS: [u32; 3] = [16, 28, 20];
 
@@ -227,8 +226,8 @@ mod tests {
             (libc::SYS_delete_module, [0, 0, 0], true),
             (libc::SYS_write, [1, 0, 15], false),
             (libc::SYS_write, [1, 0, 16], true),
-            (libc::SYS_write, [1, 0, 65535], true),
-            (libc::SYS_write, [1, 0, 65536], false),
+            (libc::SYS_write, [1, 0, 212_991], true),
+            (libc::SYS_write, [1, 0, 212_992], false),
             (libc::SYS_writev, [1, 0, 1], true),
             (libc::SYS_sendmsg, [3, 0, 0], true),
             (libc::SYS_sendmsg, [3, 0, UNTRAPPED_SEND], false),
@@ -247,8 +246,8 @@ mod tests {
         for (length, address_length, expected) in [
             (15, 0, false),
             (16, 0, true),
-            (65535, 0, true),
-            (65536, 0, false),
+            (212_991, 0, true),
+            (212_992, 0, false),
             (20, 12, true),
             (1 << 20, 12, true),
             (20, 16, false),

@@ -149,12 +149,17 @@ impl Lab {
     pub fn answer_later(self: &Arc<Self>, call: Notification, work: fn(&Self, &Notification) -> Answer) -> Answer {
         let lab = Arc::clone(self);
         let started = thread::Builder::new().name("lab-call".to_owned()).spawn(move || {
-            let answer = work(&lab, &call);
+            let work = std::panic::AssertUnwindSafe(|| work(&lab, &call));
+            // A program does not wait for ever because something went wrong here.
+            let answer = std::panic::catch_unwind(work).unwrap_or(Answer::Errno(libc::EIO));
             lab.answer(call.id, &answer);
         });
         started.map_or(Answer::Errno(libc::EAGAIN), |_| Answer::Later)
     }
 }
+
+/// Before the next try if the system cannot even say whether there is something to hear.
+const PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
 
 /// Hears and answers until `stop` can be read from, or no program is left.
 pub(crate) fn serve(lab: &Arc<Lab>, stop: &OwnedFd) {
@@ -162,14 +167,19 @@ pub(crate) fn serve(lab: &Arc<Lab>, stop: &OwnedFd) {
         let mut polled = [PollFd::new(&lab.listener, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
         match poll(&mut polled, None) {
             Err(rustix::io::Errno::INTR) => continue,
-            Err(_) => return,
+            // No memory: there may be some again, and every program of the lab waits for this thread.
+            Err(_) => {
+                thread::sleep(PAUSE);
+                continue;
+            }
             Ok(_) => {}
         }
         let (heard, stopped) = (polled[0].revents(), polled[1].revents());
         if heard.contains(PollFlags::IN) {
             // Gone again: whose it was has been killed.
             if let Ok(call) = sys::next_notification(lab.listener.as_fd()) {
-                let answer = calls::answer(lab, &call);
+                let work = std::panic::AssertUnwindSafe(|| calls::answer(lab, &call));
+                let answer = std::panic::catch_unwind(work).unwrap_or(Answer::Errno(libc::EIO));
                 lab.answer(call.id, &answer);
             }
         } else if !stopped.is_empty() || !heard.is_empty() {

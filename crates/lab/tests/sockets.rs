@@ -64,6 +64,11 @@ fn a_socket_says_it_is_netlink() {
     assert_eq!(sockopt::socket_domain(&socket).unwrap(), AddressFamily::NETLINK);
     assert_eq!(sockopt::socket_type(&socket).unwrap(), SocketType::DGRAM);
     assert_eq!(sockopt::socket_protocol(netlink(Some(GENERIC))).unwrap(), Some(GENERIC));
+    // Connecting is enough to get a port.
+    let connected = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None).unwrap();
+    connect(&connected, &SocketAddrNetlink::new(0, 0)).unwrap();
+    assert_ne!(address(&connected).pid(), 0);
+    assert_ne!(address(&connected).pid(), std::process::id());
     // A port of one's own choice, which nobody else may have then.
     let chosen = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::empty(), None).unwrap();
     bind(&chosen, &SocketAddrNetlink::new(77, 0)).unwrap();

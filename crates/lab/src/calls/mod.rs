@@ -34,7 +34,7 @@ fn about_socket(lab: &Arc<Lab>, call: &Notification, number: i64) -> Answer {
     let Some(socket) = lab.socket(call.pid, call.data.args[0]) else { return Answer::Continue };
     match number {
         libc::SYS_bind => socket::bind(lab, call, &socket).into(),
-        libc::SYS_connect => socket::connect(lab, call).into(),
+        libc::SYS_connect => socket::connect(lab, call, &socket).into(),
         libc::SYS_getsockname => socket::getsockname(lab, call, &socket).into(),
         libc::SYS_setsockopt => socket::setsockopt(lab, call, &socket).into(),
         libc::SYS_getsockopt => socket::getsockopt(lab, call, &socket).into(),

@@ -64,8 +64,8 @@ fn start(lab: &Arc<Lab>, shared: Arc<Shared>, theirs: &OwnedFd, ours: OwnedFd) -
     lab.add(inode, Arc::clone(&shared));
     let relay = Arc::clone(lab);
     let started = thread::Builder::new().name("lab-socket".to_owned()).stack_size(STACK).spawn(move || {
-        relay::carry(ours, shared, Arc::clone(&relay.cards), Arc::clone(&relay.families));
-        relay.remove(inode);
+        let relay = Relay { lab: relay, inode };
+        relay::carry(ours, shared, Arc::clone(&relay.lab.cards), Arc::clone(&relay.lab.families));
     });
     if started.is_err() {
         lab.remove(inode);
@@ -97,6 +97,18 @@ fn kernel_socket(lab: &Lab, thread: u32, caller: &Caller, protocol: Protocol) ->
         opening.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
     })?;
     Ok(made(opened, foreign))
+}
+
+/// A socket that is known for as long as somebody is behind it, however that ends.
+struct Relay {
+    lab: Arc<Lab>,
+    inode: u64,
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.lab.remove(self.inode);
+    }
 }
 
 /// NETLINK_ROUTE is 0, as is no protocol.
@@ -180,11 +192,17 @@ pub(super) fn bind(lab: &Lab, call: &Notification, socket: &Shared) -> io::Resul
     Ok(Answer::Value(0))
 }
 
-/// `connect`: to the kernel, which it is already.
-pub(super) fn connect(lab: &Lab, call: &Notification) -> io::Result<Answer> {
+/// `connect`: to the kernel, which it is already. It gets a port if it has none (`netlink_connect`): Open vSwitch asks for
+/// its number then, and tells it to the kernel's datapath.
+pub(super) fn connect(lab: &Lab, call: &Notification, socket: &Shared) -> io::Result<Answer> {
     let (family, port, _) = read_address(lab, call)?;
     match u32::from(family) {
-        AF_NETLINK if port == 0 => Ok(Answer::Value(0)),
+        AF_NETLINK if port == 0 => {
+            if socket.port() == 0 {
+                socket.bind(0, 0)?;
+            }
+            Ok(Answer::Value(0))
+        }
         AF_NETLINK => Err(errno(libc::ECONNREFUSED)),
         // AF_UNSPEC.
         0 => Ok(Answer::Value(0)),

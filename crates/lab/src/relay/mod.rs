@@ -309,10 +309,20 @@ pub(crate) fn carry(end: OwnedFd, shared: Arc<Shared>, cards: Arc<Cards>, famili
         Protocol::Rdma => Box::new(rdma::Rdma),
     };
     let sender = shared.caller;
+    // Also if the thread ends by a panic: nobody is to wait for it.
+    let _closed = ClosedAtEnd(Arc::clone(&shared));
     let mut io = Io { end, shared, cards, queue: Queue::default(), sender, reply: None, deaf: false };
     let mut buffer = vec![0; ROOM];
     while io.step(&mut *behind, &mut buffer) {}
-    io.shared.close();
+}
+
+/// Takes no more requests from when it is dropped.
+struct ClosedAtEnd(Arc<Shared>);
+
+impl Drop for ClosedAtEnd {
+    fn drop(&mut self) {
+        self.0.close();
+    }
 }
 
 impl Io {
