@@ -3,13 +3,14 @@
 use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicBool;
 
+use eswitch::Touched;
+
 use crate::card::{Cx, Served};
 use crate::command::{COMMANDS, Command};
 use crate::eswitch_family;
 use crate::numbers::{CONTROL, ack, command, control};
 use crate::refusal::{Refusal, errno};
 use crate::request::Attributes;
-use crate::shared::Touched;
 use crate::told;
 use crate::wire::{self, Builder, GENL_HEADER, Header};
 
@@ -143,7 +144,7 @@ pub fn answer(served: &Served, cx: Cx<'_, '_>, peer: &Peer, bytes: &[u8], sink: 
         };
         let touched = match served.session.engine().changes() == before {
             true => Touched::Nothing,
-            false => touched(served, cx, header.kind, payload),
+            false => touched(served, header.kind, payload),
         };
         reply.sink.done(cx, touched);
         match done {
@@ -160,19 +161,17 @@ pub fn answer(served: &Served, cx: Cx<'_, '_>, peer: &Peer, bytes: &[u8], sink: 
 }
 
 /// What a message may have changed, if something has changed meanwhile.
-fn touched(served: &Served, cx: Cx<'_, '_>, kind: u16, payload: &[u8]) -> Touched {
+fn touched(served: &Served, kind: u16, payload: &[u8]) -> Touched {
     let Ok((number, attributes)) = split(payload) else { return Touched::Nothing };
     match kind {
         DEVLINK => match COMMANDS.iter().find(|command| command.number == number && command.admin) {
             None => Touched::Nothing,
-            // `esw_multiport` is every PF's.
-            Some(command) if command.number == command::PARAM_SET => Touched::Anything,
-            Some(command) => {
-                let asked = Attributes::of_request(attributes, command.allowed);
-                asked.and_then(|asked| asked.device()).map_or(Touched::Anything, Touched::Pf)
-            }
+            Some(command) => match Attributes::of_request(attributes, command.allowed) {
+                Ok(asked) => told::touched_view(served.session.engine().config(), number, &asked),
+                Err(_) => Touched::Nothing,
+            },
         },
-        ESWITCH => eswitch_family::touched(served, cx, number, attributes),
+        ESWITCH => eswitch_family::touched(served, number, attributes),
         _ => Touched::Nothing,
     }
 }

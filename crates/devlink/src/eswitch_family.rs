@@ -5,13 +5,14 @@ use std::sync::atomic::Ordering;
 
 use scenario::{Action, Heeds, StepError};
 
+use eswitch::Touched;
+
 use crate::answer::{CHANGES_GROUP, CONFIG_GROUP, ESWITCH, Peer, Reply, split, tell_family};
 use crate::card::{Cx, Host, Served};
 use crate::client::Answered;
 use crate::numbers::control;
 use crate::refusal::{Refusal, errno};
 use crate::request::Attributes;
-use crate::shared::Touched;
 use crate::told;
 use crate::wire::attributes;
 
@@ -98,14 +99,14 @@ fn join(peer: &Peer, asked: &Attributes<'_>) -> Result<(), Refusal> {
 }
 
 /// What a message of this family may have changed.
-pub(crate) fn touched(served: &Served, cx: Cx<'_, '_>, command: u8, payload: &[u8]) -> Touched {
+pub(crate) fn touched(served: &Served, command: u8, payload: &[u8]) -> Touched {
     if command != PERFORM {
         return Touched::Nothing;
     }
     let asked = Attributes::of_request(payload, &[WORDS, GROUP]);
     match asked.as_ref().map(|asked| asked.text(WORDS)) {
-        Ok(Ok(Some(words))) => served.shared.touched_by(cx, words),
-        _ => Touched::Anything,
+        Ok(Ok(Some(words))) => told::step_touched_view(served.session.engine().config(), words),
+        _ => Touched::Nothing,
     }
 }
 

@@ -33,6 +33,6 @@ pub use command::takes_admin;
 pub use instance::LastView;
 pub use refusal::Refusal;
 pub use server::{Access, Server};
-pub use shared::{SharedView, Touched, ViewReader};
+pub use shared::{SharedView, ViewReader};
 pub use socket::{ControlSocket, SocketError};
 pub use told::Told;

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use eswitch::card::Resource;
 use eswitch::inspect::{PfView, PortView};
-use eswitch::{Event, PciAddress, PortHandle, Vport};
+use eswitch::{Event, PciAddress, PortHandle, Touched, Vport};
 use lockdep::{Locked, Unlocked};
 use rustix::net::{self, SendFlags};
 use scenario::Follower;
@@ -17,7 +17,6 @@ use crate::card::Served;
 use crate::command::{device_message, port_message};
 use crate::numbers::{attribute as a, command as c};
 use crate::server::Clients;
-use crate::shared::Touched;
 use crate::wire::Builder;
 
 /// Tells it until what is returned is dropped.
@@ -43,7 +42,7 @@ impl Teller {
         self.clients.publish(cx, &self.served, Touched::Nothing);
         self.clients.tell_changes(cx, &self.served);
         self.tell_listeners(cx, events);
-        self.clients.publish(cx, &self.served, Touched::Anything);
+        self.clients.publish(cx, &self.served, Touched::Everything);
     }
 
     fn tell_listeners(&self, cx: &mut Locked<'_, Unlocked>, events: &[Event]) {

@@ -20,11 +20,12 @@ use rustix::net::{
 };
 use scenario::Follower;
 
+use eswitch::Touched;
+
 use crate::answer::{ESWITCH, Peer, Sink, answer, answer_too_long};
 use crate::card::{Cx, Served};
 use crate::eswitch_family;
 use crate::notify;
-use crate::shared::Touched;
 use crate::sys;
 use crate::wire::Builder;
 

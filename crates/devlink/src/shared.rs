@@ -18,37 +18,25 @@ use std::sync::Arc;
 
 use eswitch::card::Resource;
 use eswitch::inspect::PfView;
-use eswitch::{PciAddress, PfFunction};
+use eswitch::{PciAddress, PfFunction, Touched};
 use lockdep::{Mutex, lock_classes};
 use rustix::fs::{MemfdFlags, Mode, OFlags, fchmod, memfd_create, open};
 use rustix::io::{pread, pwrite};
 
 use crate::card::{Cx, Served};
-use crate::view::{self, Parent};
+use crate::view;
 
 lock_classes! {
     /// What was seen of the card, and the memory it is written to.
     pub leaf SharedClass = "shared view of a card";
 }
 
-/// What a command may have changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Touched {
-    /// Nothing.
-    Nothing,
-    /// This PF, and what hangs from it.
-    Pf(PciAddress),
-    /// Anything.
-    Anything,
-}
-
-impl Touched {
-    fn includes(self, pf: PciAddress) -> bool {
-        match self {
-            Self::Nothing => false,
-            Self::Pf(touched) => touched == pf,
-            Self::Anything => true,
-        }
+/// Whether a PF may be another than before. Modules bind and unbind every PF.
+fn includes(touched: Touched, pf: PciAddress) -> bool {
+    match touched {
+        Touched::Nothing => false,
+        Touched::Pf(touched) | Touched::PfAndMultiport(touched) => touched == pf,
+        Touched::Modules | Touched::Everything => true,
     }
 }
 
@@ -66,13 +54,17 @@ struct State {
     /// Each PF, if it was bound, and what [`eswitch::Engine::changes`] was before it was looked at.
     pfs: BTreeMap<PciAddress, (u64, Option<PfView>)>,
     modules: Option<(u64, Vec<&'static str>)>,
-    rest: Option<(u64, Rest)>,
+    rest: Option<Rest>,
     last: Option<view::Card>,
     memory: Option<Memory>,
 }
 
 /// What is not a PF's.
 struct Rest {
+    /// What [`eswitch::Engine::changes`] was before it was looked at.
+    seen_at: u64,
+    /// The same of its oldest part: that of a PF that a command had.
+    complete_at: u64,
     functions: Vec<PfFunction>,
     snapshot: eswitch::inspect::Snapshot,
 }
@@ -111,7 +103,7 @@ impl SharedView {
                 continue;
             }
             let seen = match before {
-                Some(_) if !touched.includes(pf) => engine.inspect_pf_if_free(cx, pf),
+                Some(_) if !includes(touched, pf) => engine.inspect_pf_if_free(cx, pf),
                 _ => Some(engine.inspect_pf(cx, pf)),
             };
             let Some(seen) = seen else {
@@ -128,11 +120,11 @@ impl SharedView {
         let at = engine.changes();
         let (modules, rest) = {
             let state = self.0.lock_leaf(cx);
-            (state.modules.as_ref().map(|(at, _)| *at), state.rest.as_ref().map(|(at, _)| *at))
+            (state.modules.as_ref().map(|(at, _)| *at), state.rest.as_ref().map(|rest| rest.complete_at))
         };
         if modules != Some(at) {
             let seen = match modules {
-                Some(_) if touched != Touched::Anything => engine.modules_if_free(cx),
+                Some(_) if !matches!(touched, Touched::Modules | Touched::Everything) => engine.modules_if_free(cx),
                 _ => Some(engine.modules(cx)),
             };
             if let Some(seen) = seen {
@@ -148,17 +140,17 @@ impl SharedView {
         if rest != Some(at) {
             let functions = engine.functions(cx);
             let snapshot = engine.inspect_with(cx, Vec::new(), Vec::new());
-            let mut rest = Rest { functions, snapshot };
+            let mut rest = Rest { seen_at: at, complete_at: at, functions, snapshot };
             let mut state = self.0.lock_leaf(cx);
-            // With a part that is kept it is as old as that: whoever can wait for the busy ones must look again.
-            let at = match &state.rest {
-                Some((kept_at, before)) if !busy.is_empty() => {
-                    rest.keep_of(&busy, before);
-                    *kept_at
-                }
-                _ => at,
-            };
-            keep(&mut state.rest, at, rest);
+            if let Some(before) = state.rest.as_ref().filter(|_| !busy.is_empty()) {
+                rest.keep_of(&busy, before);
+                // Whoever can wait for the busy PFs must look again.
+                rest.complete_at = before.complete_at;
+            }
+            // Somebody who looked later may have been here first.
+            if state.rest.as_ref().is_none_or(|before| before.seen_at <= at) {
+                state.rest = Some(rest);
+            }
         }
         self.0.lock_leaf(cx).write(served);
     }
@@ -175,7 +167,7 @@ impl SharedView {
                 state.last = None;
             }
         }
-        self.publish(cx, served, Touched::Anything);
+        self.publish(cx, served, Touched::Everything);
         let state = self.0.lock_leaf(cx);
         let memory = state.memory.as_ref().ok_or(io::ErrorKind::NotFound)?;
         if memory.at.is_none() {
@@ -183,50 +175,12 @@ impl SharedView {
         }
         memory.to_read()
     }
-
-    /// The PF that a command in words is about, as far as what was seen last tells.
-    pub(crate) fn touched_by(&self, cx: Cx<'_, '_>, words: &str) -> Touched {
-        let state = self.0.lock_leaf(cx);
-        let Some(card) = &state.last else { return Touched::Anything };
-        let mut touched = Touched::Nothing;
-        for word in words.split([' ', '/']) {
-            match pf_of(card, word) {
-                Some(pf) if touched == Touched::Nothing || touched == Touched::Pf(pf) => touched = Touched::Pf(pf),
-                Some(_) => return Touched::Anything,
-                None => {}
-            }
-        }
-        if touched == Touched::Nothing { Touched::Anything } else { touched }
-    }
-}
-
-/// The PF that a name belongs to: an address on the PCI bus, a device on the auxiliary bus, a netdev.
-fn pf_of(card: &view::Card, name: &str) -> Option<PciAddress> {
-    // Of a device that hangs from an SF from which...: not deeper than this.
-    const DEEPEST: usize = 4;
-    let netdev = card.netdevs.iter().find(|netdev| netdev.name == name).map(|netdev| netdev.parent.clone());
-    let mut at = netdev.or_else(|| {
-        let auxiliary = card.auxiliary.iter().find(|device| device.name == name);
-        auxiliary.map(|device| device.parent.clone()).or_else(|| Some(Parent::Pci(name.to_owned())))
-    })?;
-    for _ in 0..DEEPEST {
-        match at {
-            Parent::Pci(address) => {
-                let function = card.functions.iter().find(|function| function.address == address)?;
-                return function.vf_of.as_ref().map_or(&function.address, |(pf, _)| pf).parse().ok();
-            }
-            Parent::Auxiliary(name) => {
-                at = card.auxiliary.iter().find(|device| device.name == name)?.parent.clone();
-            }
-        }
-    }
-    None
 }
 
 impl State {
     /// Writes what was seen, if it is not what can be read already.
     fn write(&mut self, served: &Served) {
-        let (Some(memory), Some((_, modules)), Some((_, rest))) = (&mut self.memory, &self.modules, &self.rest) else {
+        let (Some(memory), Some((_, modules)), Some(rest)) = (&mut self.memory, &self.modules, &self.rest) else {
             return;
         };
         let mut snapshot = rest.snapshot.clone();

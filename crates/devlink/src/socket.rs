@@ -174,8 +174,7 @@ impl Lock {
                 opened => opened.map_err(|error| system(error.into()))?,
             });
             let stat = fstat(&file).map_err(|error| system(error.into()))?;
-            let own = rustix::process::geteuid();
-            let is_ours = stat.st_uid == own.as_raw() || own.is_root();
+            let is_ours = stat.st_uid == rustix::process::geteuid().as_raw();
             if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || !is_ours {
                 return Err(SocketError::NotALock(format!("{}.lock", path.display())));
             }

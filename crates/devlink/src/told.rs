@@ -53,7 +53,33 @@ pub(crate) fn step(
     outcome.and(told)
 }
 
-/// What a devlink command may have changed.
+/// What of the view a devlink command may have changed, which is more than what is agreed.
+pub(crate) fn touched_view(card: &CardConfig, number: u8, asked: &Attributes<'_>) -> Touched {
+    match (number, asked.device()) {
+        // Representors that did not load may have been loaded.
+        (command::HEALTH_RECOVER, Ok(address)) => Touched::Pf(pf_of(card, address)),
+        _ => touched(card, number, asked),
+    }
+}
+
+/// The same of a step in words.
+pub(crate) fn step_touched_view(card: &CardConfig, words: &str) -> Touched {
+    fn of(action: &Action, card: &CardConfig) -> Touched {
+        match action {
+            Action::SetNetns(..) | Action::Bond(_) | Action::Unbond(_) => Touched::Everything,
+            Action::Repeat(_, action) => of(action, card),
+            action => action.touches(card),
+        }
+    }
+    Action::parse(words, card).map_or(Touched::Nothing, |action| of(&action, card))
+}
+
+/// The PF that an address belongs to: its own, or that of which it is a VF.
+fn pf_of(card: &CardConfig, address: PciAddress) -> PciAddress {
+    card.vf_at(address).map_or(address, |(pf, _)| card.pf_address(pf))
+}
+
+/// What of what is agreed a devlink command may have changed.
 fn touched(card: &CardConfig, number: u8, asked: &Attributes<'_>) -> Touched {
     let of: fn(PciAddress) -> Touched = match number {
         command::ESWITCH_GET | command::HEALTH_RECOVER | command::HEALTH_DIAGNOSE => return Touched::Nothing,
@@ -63,7 +89,7 @@ fn touched(card: &CardConfig, number: u8, asked: &Attributes<'_>) -> Touched {
         _ => return Touched::Everything,
     };
     match asked.device() {
-        Ok(address) => of(card.vf_at(address).map_or(address, |(pf, _)| card.pf_address(pf))),
+        Ok(address) => of(pf_of(card, address)),
         // An SF's instance, whose PF is for the engine to find; or none at all.
         Err(_) => Touched::Everything,
     }
@@ -156,10 +182,12 @@ fn put_function(asked: &Attributes<'_>, words: &mut String) {
         let digits: Vec<String> = address.iter().map(|byte| format!("{byte:02x}")).collect();
         words.push_str(&format!(" hw_addr {}", digits.join(":")));
     }
-    if let Ok(Some((value, selector))) = asked.bitfield(function::CAPS)
-        && selector & function::CAP_ROCE != 0
-    {
-        words.push_str(if value & function::CAP_ROCE != 0 { " roce enable" } else { " roce disable" });
+    if let Ok(Some((value, selector))) = asked.bitfield(function::CAPS) {
+        for bit in (0..u32::BITS).filter(|bit| selector & (1 << bit) != 0) {
+            // `enum devlink_port_fn_attr_cap`.
+            let name = named(bit as usize, &["roce", "migratable", "ipsec_crypto", "ipsec_packet"]);
+            words.push_str(&format!(" {name} {}", if value & (1 << bit) != 0 { "enable" } else { "disable" }));
+        }
     }
     if let Ok(Some(state)) = asked.u8(function::STATE) {
         words.push_str(&format!(" state {}", named(state, &["inactive", "active"])));
@@ -238,11 +266,11 @@ mod tests {
         let function = words(command::PORT_SET, |to| {
             to.u32(a::PORT_INDEX, 32_768).nest(a::PORT_FUNCTION, |to| {
                 to.put(function::HW_ADDR, &[0, 0x11, 0x22, 0x33, 0x44, 0x55]).u8(function::STATE, 1);
-                to.bitfield(function::CAPS, 0, function::CAP_ROCE);
+                to.bitfield(function::CAPS, 2, function::CAP_ROCE | 2 | 1 << 9);
             });
         });
-        let expected =
-            "devlink port function set pci/0000:08:00.0/32768 hw_addr 00:11:22:33:44:55 roce disable state active";
+        let expected = "devlink port function set pci/0000:08:00.0/32768 hw_addr 00:11:22:33:44:55 roce disable \
+             migratable enable 9 disable state active";
         assert_eq!(function, expected);
         let add = words(command::PORT_NEW, |to| {
             to.u16(a::PORT_FLAVOUR, flavour::PCI_SF).u16(a::PORT_PCI_PF_NUMBER, 0).u32(a::PORT_PCI_SF_NUMBER, 88);

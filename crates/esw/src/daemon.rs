@@ -300,7 +300,7 @@ impl Running {
         let stored = if how == How::Forget { card.forget() } else { card.catch_up() };
         let closed = card.close(cx);
         drop(log);
-        // The netdevs go with the card and the database is closed, and only then may another daemon take its place.
+        // The netdevs go with the card and the files of the state are closed, and only then may another daemon take its place.
         drop(card);
         drop(socket);
         closed && stored

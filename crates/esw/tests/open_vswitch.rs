@@ -3,7 +3,6 @@
 //! It sends netlink requests and receives with MSG_DONTWAIT, as the answer is there when the kernel's send returns.
 //! `OVS_STARTS=N` raises the number of starts.
 
-#[allow(dead_code, reason = "each test file is a program of its own")]
 mod lab;
 
 use std::fs;
@@ -48,8 +47,14 @@ while [ $start -lt $STARTS ]; do
     rm -f ovs-vswitchd.pid ovs-vswitchd.$switch.ctl
     start=$((start + 1))
 done
-# What it says of a kernel without its datapath is what it says outside.
-ovs-dpctl show 2>&1 | grep -v 'family' || true
+# It may find no datapath in this kernel, but it must not die of it.
+n=0
+while [ $n -lt 20 ]; do
+    status=0
+    ovs-dpctl show > dpctl 2>&1 || status=$?
+    [ $status -lt 128 ] || { cat dpctl; exit 1; }
+    n=$((n + 1))
+done
 ip netns del vf0
 ip netns del vf1
 grep -E '\|(ERR|EMER)\|' ovs-vswitchd.log || true

@@ -6,9 +6,9 @@ use std::time::Duration;
 use card_memory::MemoryCard;
 use devlink::view::Profile;
 use devlink::wire::{self, Builder, Header, attributes, messages};
-use devlink::{Cx, DEVLINK, ESWITCH, Peer, Served, Sink, Touched, eswitch_family, numbers};
-use eswitch::CardConfig;
+use devlink::{Cx, DEVLINK, ESWITCH, Peer, Served, Sink, eswitch_family, numbers};
 use eswitch::inspect::Snapshot;
+use eswitch::{CardConfig, Touched};
 use lockdep::{Domain, Locked, OnReport, Unlocked, enter};
 use scenario::{Session, World};
 

@@ -37,6 +37,8 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Command;
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::process::{
     Pid, PidfdFlags, Resource, Signal, WaitOptions, WaitStatus, getrlimit, kill_process, pidfd_open, waitpid,
@@ -208,8 +210,19 @@ pub fn run(cards: Vec<Arc<dyn Card>>, command: Command, options: Options) -> Res
 const CHANNEL: &str = "making a pair of sockets";
 
 fn ensure_one_thread() -> Result<(), LabError> {
-    let threads = fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
-    if threads > 1 { Err(LabError::Threads(threads)) } else { Ok(()) }
+    // A thread that has been joined is still there for a moment, until the kernel has put it away.
+    const ENDING: Duration = Duration::from_secs(2);
+    let until = Instant::now() + ENDING;
+    loop {
+        let threads = fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
+        if threads <= 1 {
+            return Ok(());
+        }
+        if Instant::now() >= until {
+            return Err(LabError::Threads(threads));
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Whether this thread has a capability in its user namespace.

@@ -5,7 +5,7 @@
 //! Debian's packages, made once and kept under the target directory ([`image`]), and sees the repository and the
 //! target directory where they are here, with a layer in memory over them: what is built is there, and what is written is
 //! gone with the machine. Nothing is installed, no root and no network is needed, and a run leaves nothing behind. What runs there
-//! as process 1 is this very program ([`init`]); what the command writes comes through a channel apart from the console
+//! as process 1 is this very program ([`mod@init`]); what the command writes comes through a channel apart from the console
 //! ([`channel`]).
 
 mod channel;
