@@ -2,7 +2,7 @@
 //!
 //! What such a text holds must not take effect where it is shown: on a terminal, in a log of lines, in what is told to a
 //! service manager. So where a name is chosen, one with such characters is [refused](find_control), and where others may
-//! have chosen it, it is [escaped](escaped).
+//! have chosen it, it is [`escaped`].
 
 use std::borrow::Cow;
 
