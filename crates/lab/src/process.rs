@@ -108,16 +108,16 @@ pub(crate) fn process_of(thread: u32) -> io::Result<u32> {
 }
 
 /// Does something with no more rights than a caller has: the kernel then refuses it what it would refuse the caller.
-/// `capabilities` are those that count, at most the calling thread's own. With `user`, the calling thread also
-/// becomes that user meanwhile, which counts in a namespace that the user has made.
+/// `capabilities` are those that count, at most the calling thread's own. The calling thread becomes `user` meanwhile:
+/// whoever has made a user namespace has every capability in it, and nobody else is to be taken for root, who makes many.
 ///
 /// # Errors
 /// The thread cannot take these rights; nothing has been done.
-pub(crate) fn with_rights<T>(capabilities: u64, user: Option<u32>, act: impl FnOnce() -> T) -> io::Result<T> {
+pub(crate) fn with_rights<T>(capabilities: u64, user: u32, act: impl FnOnce() -> T) -> io::Result<T> {
     let sets = rustix::thread::capabilities(None)?;
     let mine = rustix::process::geteuid().as_raw();
     let effective = sets.effective & CapabilitySet::from_bits_retain(capabilities);
-    let user = user.filter(|user| *user != mine);
+    let user = (user != mine).then_some(user);
     if effective == sets.effective && user.is_none() {
         return Ok(act());
     }

@@ -10,10 +10,13 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::calls;
 use crate::cards::Cards;
@@ -149,9 +152,9 @@ impl Lab {
     pub fn answer_later(self: &Arc<Self>, call: Notification, work: fn(&Self, &Notification) -> Answer) -> Answer {
         let lab = Arc::clone(self);
         let started = thread::Builder::new().name("lab-call".to_owned()).spawn(move || {
-            let work = std::panic::AssertUnwindSafe(|| work(&lab, &call));
+            let work = AssertUnwindSafe(|| work(&lab, &call));
             // A program does not wait for ever because something went wrong here.
-            let answer = std::panic::catch_unwind(work).unwrap_or(Answer::Errno(libc::EIO));
+            let answer = catch_unwind(work).unwrap_or(Answer::Errno(libc::EIO));
             lab.answer(call.id, &answer);
         });
         started.map_or(Answer::Errno(libc::EAGAIN), |_| Answer::Later)
@@ -159,31 +162,104 @@ impl Lab {
 }
 
 /// Before the next try if the system cannot even say whether there is something to hear.
-const PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// For how long a call may wait to be heard before another thread is started to hear.
+const UNHEARD: Duration = Duration::from_millis(5);
+
+/// Threads that hear, at most.
+const HEARERS: u64 = 256;
 
 /// Hears and answers until `stop` can be read from, or no program is left.
+///
+/// One thread hears as long as it is never held up. But a program may say that what it sends lies where the kernel has to
+/// wait to read it: in a file whose server does not answer. Its thread waits with it, and another hears the others.
 pub(crate) fn serve(lab: &Arc<Lab>, stop: &OwnedFd) {
+    let hearing = Arc::new(Hearing::default());
+    hearing.start(lab);
+    let mut seen = 0;
     loop {
-        let mut polled = [PollFd::new(&lab.listener, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
-        match poll(&mut polled, None) {
-            Err(rustix::io::Errno::INTR) => continue,
-            // No memory: there may be some again, and every program of the lab waits for this thread.
-            Err(_) => {
-                thread::sleep(PAUSE);
-                continue;
-            }
-            Ok(_) => {}
+        match wait_to_hear(lab, Some(stop), None) {
+            Heard::Call => {}
+            Heard::Over => return,
+            Heard::Nothing => continue,
         }
-        let (heard, stopped) = (polled[0].revents(), polled[1].revents());
-        if heard.contains(PollFlags::IN) {
-            // Gone again: whose it was has been killed.
-            if let Ok(call) = sys::next_notification(lab.listener.as_fd()) {
-                let work = std::panic::AssertUnwindSafe(|| calls::answer(lab, &call));
-                let answer = std::panic::catch_unwind(work).unwrap_or(Answer::Errno(libc::EIO));
-                lab.answer(call.id, &answer);
-            }
-        } else if !stopped.is_empty() || !heard.is_empty() {
+        // Whoever hears next takes it. If nobody has after a while, all are held up.
+        thread::sleep(UNHEARD);
+        let now = hearing.calls.load(Ordering::Relaxed);
+        if now == seen && matches!(wait_to_hear(lab, None, Some(Duration::ZERO)), Heard::Call) {
+            hearing.start(lab);
+        }
+        seen = now;
+    }
+}
+
+/// What a wait has ended with.
+enum Heard {
+    Call,
+    Nothing,
+    /// No program is left, or it is to stop.
+    Over,
+}
+
+fn wait_to_hear(lab: &Lab, stop: Option<&OwnedFd>, limit: Option<Duration>) -> Heard {
+    let mut polled = vec![PollFd::new(&lab.listener, PollFlags::IN)];
+    polled.extend(stop.map(|stop| PollFd::new(stop, PollFlags::IN)));
+    let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
+    match poll(&mut polled, limit.as_ref()) {
+        Err(rustix::io::Errno::INTR) => return Heard::Nothing,
+        // No memory: there may be some again, and every program of the lab waits for this.
+        Err(_) => {
+            thread::sleep(PAUSE);
+            return Heard::Nothing;
+        }
+        Ok(_) => {}
+    }
+    let flags = polled[0].revents();
+    if flags.contains(PollFlags::IN) {
+        Heard::Call
+    } else if !flags.is_empty() || polled.get(1).is_some_and(|stop| !stop.revents().is_empty()) {
+        Heard::Over
+    } else {
+        Heard::Nothing
+    }
+}
+
+/// The threads that hear.
+#[derive(Default)]
+struct Hearing {
+    threads: AtomicU64,
+    /// How many calls have been taken so far.
+    calls: AtomicU64,
+}
+
+impl Hearing {
+    /// Starts one more, unless there are as many as there may be. It ends with the lab.
+    fn start(self: &Arc<Self>, lab: &Arc<Lab>) {
+        if self.threads.fetch_add(1, Ordering::Relaxed) >= HEARERS {
+            self.threads.fetch_sub(1, Ordering::Relaxed);
             return;
+        }
+        let (hearing, lab) = (Arc::clone(self), Arc::clone(lab));
+        let started = thread::Builder::new().name("lab-calls".to_owned()).spawn(move || hearing.hear(&lab));
+        if started.is_err() {
+            self.threads.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    fn hear(&self, lab: &Arc<Lab>) {
+        loop {
+            match wait_to_hear(lab, None, None) {
+                Heard::Call => {}
+                Heard::Nothing => continue,
+                Heard::Over => return,
+            }
+            // Gone again: whose it was has been killed, or another thread has taken it.
+            let Ok(call) = sys::next_notification(lab.listener.as_fd()) else { continue };
+            self.calls.fetch_add(1, Ordering::Relaxed);
+            let work = AssertUnwindSafe(|| calls::answer(lab, &call));
+            let answer = catch_unwind(work).unwrap_or(Answer::Errno(libc::EIO));
+            lab.answer(call.id, &answer);
         }
     }
 }

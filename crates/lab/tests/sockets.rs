@@ -200,9 +200,14 @@ fn who_does_not_read_stops_nobody_else() {
     let ask = message(LINKS.0, 5, 1, &[0; 16]);
     // Far more than any buffer takes: in the end it is not taken any more.
     let mut sent = 0;
-    while sent < 100_000 && send(&silent, &ask, SendFlags::DONTWAIT).is_ok() {
-        sent += 1;
-    }
+    // Also if it may wait: it would wait for itself.
+    let refused = loop {
+        match send(&silent, &ask, SendFlags::empty()) {
+            Ok(_) if sent < 1_000_000 => sent += 1,
+            outcome => break outcome,
+        }
+    };
+    assert_eq!(refused, Err(rustix::io::Errno::NOBUFS));
     assert!(sent > 100, "{sent}");
     assert_eq!(links(netlink(None), 2), 3);
     // It has lost nothing that it asked for.
@@ -233,4 +238,88 @@ fn thousands_of_sockets_come_and_go() {
     }
     let many: Vec<_> = (0..300).map(|_| netlink(None)).collect();
     many.iter().for_each(|socket| assert_eq!(links(socket, 1), 3));
+}
+
+#[test]
+fn all_of_a_long_answer_is_there() {
+    if !part("all_of_a_long_answer_is_there") {
+        return runs("all_of_a_long_answer_is_there");
+    }
+    // The pair of sockets of a lab would hold less than this by itself.
+    let bridges: String = (0..300).map(|n| format!("link add b{n} type bridge\n")).collect();
+    let batch = std::env::temp_dir().join(format!("lab-bridges-{}", std::process::id()));
+    std::fs::write(&batch, bridges).unwrap();
+    let made = std::process::Command::new("ip").arg("-batch").arg(&batch).status().unwrap();
+    std::fs::remove_file(&batch).unwrap();
+    assert!(made.success());
+    let socket = netlink(None);
+    send(&socket, &message(LINKS.0, LINKS.1, 5, &[0; 16]), SendFlags::empty()).unwrap();
+    let (mut count, mut buffer, mut ended) = (0, vec![0; 65536], false);
+    while !ended {
+        let (_, len) = recv(&socket, &mut buffer[..], RecvFlags::DONTWAIT).unwrap();
+        let mut at = 0;
+        while at < len {
+            let word = |at: usize| u32::from_ne_bytes(buffer[at..at + 4].try_into().unwrap());
+            count += 1;
+            ended |= word(at + 4) & 0xffff == 3;
+            at += word(at).next_multiple_of(4) as usize;
+        }
+    }
+    // And its end.
+    assert_eq!(count, 303 + 1);
+}
+
+/// What is for administrators, tried: groups, options, and a look into a namespace that root has made for somebody.
+const TRIES: &str = r#"
+import socket, struct
+def tried(what, act):
+    try:
+        print(what, act())
+    except OSError as error:
+        print(what, error.errno)
+def opened():
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
+def look(nsid):
+    s = opened()
+    s.settimeout(5)
+    s.send(struct.pack("=IHHII", 40, 18, 0x301, 1, 0) + bytes(16) + struct.pack("=HHi", 8, 46, nsid))
+    answer = s.recv(65536)
+    kind = struct.unpack_from("=IHHII", answer)[1]
+    return (kind, struct.unpack_from("=i", answer, 16)[0]) if kind in (2, 3) else "links"
+for group in (1, 30, 31):
+    tried(f"member of {group}", lambda: opened().setsockopt(270, 1, group))
+    tried(f"bound to {group}", lambda: opened().bind((0, 1 << (group - 1))))
+tried("every namespace", lambda: opened().setsockopt(270, 8, 1))
+for nsid in range(4):
+    tried(f"namespace {nsid}", lambda: look(nsid))
+"#;
+
+#[test]
+fn what_is_for_administrators_is_refused_as_outside() {
+    let Some(place) = Place::new() else { return };
+    // One that everybody may start.
+    const PYTHON: &str = "/usr/bin/python3";
+    if !std::path::Path::new(PYTHON).exists() || !["setpriv", "unshare"].iter().all(|program| common::has(program)) {
+        return common::skip("/usr/bin/python3, setpriv, unshare");
+    }
+    let ip = |words: &[&str]| std::process::Command::new("ip").args(words).status().unwrap().success();
+    // Root's, and so root has every capability in it.
+    let mut inner = std::process::Command::new("ip")
+        .args(["netns", "exec", &place.name, "unshare", "--user", "--net", "sh", "-c", "echo; exec sleep 60"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::io::Read::read_exact(inner.stdout.as_mut().unwrap(), &mut [0]).unwrap();
+    let pid = inner.id().to_string();
+    assert!(ip(&["-n", &place.name, "link", "add", "near", "type", "veth", "peer", "name", "far", "netns", &pid]));
+    let python = [PYTHON, "-c", TRIES];
+    let user = [&["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"][..], &python].concat();
+    for (program, allowed) in [(&python[..], true), (&user[..], false)] {
+        let outside = std::process::Command::new("ip").args(["netns", "exec", &place.name]).args(program).output();
+        let outside = common::text(&outside.unwrap());
+        assert_eq!(outside.contains("links"), allowed, "{outside}");
+        assert_eq!(place.text(program), outside);
+    }
+    inner.kill().unwrap();
+    inner.wait().unwrap();
 }

@@ -11,10 +11,8 @@
 use std::io;
 use std::sync::Arc;
 
-use rustix::fs::{OFlags, fcntl_getfl};
-
 use crate::filter::{ADDRESS_LEN, AF_NETLINK};
-use crate::process::{self, Caller};
+use crate::process::Caller;
 use crate::relay::{Request, Shared};
 use crate::supervisor::{Answer, Lab, Reply};
 use crate::sys::{self, Notification};
@@ -55,17 +53,8 @@ pub(super) fn send(lab: &Arc<Lab>, call: &Notification, socket: &Arc<Shared>, nu
         return Ok(Answer::Later);
     }
     let reply = Reply::new(Arc::clone(lab), call.id, value as i64);
-    socket.hand_over(Request { packets, sender, reply }, || may_wait(call, flags));
+    socket.hand_over(Request { packets, sender, reply });
     Ok(Answer::Later)
-}
-
-/// Whether a program waits for room rather than being told that there is none.
-fn may_wait(call: &Notification, flags: i32) -> bool {
-    let nonblocking = || {
-        let fd = process::take_fd(call.pid, call.data.args[0] as u32)?;
-        Ok::<_, io::Error>(fcntl_getfl(fd)?.contains(OFlags::NONBLOCK))
-    };
-    flags & libc::MSG_DONTWAIT == 0 && !nonblocking().unwrap_or(false)
 }
 
 fn length(bytes: u64) -> io::Result<usize> {

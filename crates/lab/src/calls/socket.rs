@@ -30,6 +30,9 @@ const OPTION: usize = 256;
 /// Room enough for what is carried; most of it is never touched.
 const STACK: usize = 512 << 10;
 
+/// What waits in the kernel to be received by a program, in bytes at most, as the kernel counts them.
+const SEND_BUFFER: usize = 8 << 20;
+
 /// `socket(AF_NETLINK, …)`.
 pub(super) fn socket(lab: &Arc<Lab>, call: &Notification) -> io::Result<Answer> {
     let [_, kind, protocol, ..] = call.data.args;
@@ -79,24 +82,23 @@ fn start(lab: &Arc<Lab>, shared: Arc<Shared>, theirs: &OwnedFd, ours: OwnedFd) -
 /// That is the case in a user namespace of the program's own with a network namespace that belongs to it, or to one
 /// below: what it may do there only the kernel can tell, as nobody else can be there.
 fn kernel_socket(lab: &Lab, thread: u32, caller: &Caller, protocol: Protocol) -> io::Result<Option<Kernel>> {
-    let made = |(socket, native), foreign| Some(Kernel { socket, native, foreign });
+    let Caller { capabilities, user, .. } = *caller;
+    let made = |(socket, native)| Some(Kernel { socket, native });
     if process::network(&thread.to_string()) == lab.network {
-        let opened = process::with_rights(caller.capabilities, None, || open_socket(protocol))??;
-        return Ok(made(opened, false));
+        return Ok(made(process::with_rights(capabilities, user, || open_socket(protocol))??));
     }
     let there = process::open_network(thread)?;
-    let foreign = !process::is_owned_by_us(&there).unwrap_or(false);
-    if foreign && !lab.home.contains(thread) {
+    if !process::is_owned_by_us(&there).unwrap_or(false) && !lab.home.contains(thread) {
         return Ok(None);
     }
     let opened = thread::scope(|scope| {
         let opening = thread::Builder::new().spawn_scoped(scope, || {
             move_into_link_name_space(there.as_fd(), Some(LinkNameSpaceType::Network))?;
-            process::with_rights(caller.capabilities, foreign.then_some(caller.user), || open_socket(protocol))?
+            process::with_rights(capabilities, user, || open_socket(protocol))?
         })?;
         opening.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
     })?;
-    Ok(made(opened, foreign))
+    Ok(made(opened))
 }
 
 /// A socket that is known for as long as somebody is behind it, however that ends.
@@ -134,6 +136,11 @@ fn pair(nonblocking: bool) -> io::Result<(OwnedFd, OwnedFd)> {
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     if nonblocking {
         rustix::io::ioctl_fionbio(&theirs, true)?;
+    }
+    // The kernel makes a dump's next part when the one before is received, so that there always is one. Here all of it is
+    // to be there: as much as a card with some 2,000 netdevs has to say. Without root it is less.
+    if rustix::net::sockopt::set_socket_send_buffer_size_force(&ours, SEND_BUFFER).is_err() {
+        let _ = rustix::net::sockopt::set_socket_send_buffer_size(&ours, SEND_BUFFER);
     }
     // Before anything is sent: each packet then says whose it is.
     rustix::net::sockopt::set_socket_passcred(&ours, true)?;
@@ -188,8 +195,18 @@ pub(super) fn bind(lab: &Lab, call: &Notification, socket: &Shared) -> io::Resul
     if u32::from(family) != AF_NETLINK {
         return Err(errno(libc::EINVAL));
     }
-    socket.bind(port, groups)?;
+    as_caller(lab, call, || socket.bind(port, groups))??;
     Ok(Answer::Value(0))
+}
+
+/// Does something to a kernel's socket as whoever makes the call: some options and groups are for administrators
+/// (`netlink_setsockopt`, `netlink_bind`, `genl_bind`).
+fn as_caller<T>(lab: &Lab, call: &Notification, act: impl FnOnce() -> T) -> io::Result<T> {
+    let Caller { capabilities, user, .. } = Caller::of(call.pid, &lab.home)?;
+    if !lab.still_waits(call) {
+        return Err(errno(libc::ESRCH));
+    }
+    process::with_rights(capabilities, user, act)
 }
 
 /// `connect`: to the kernel, which it is already. It gets a port if it has none (`netlink_connect`): Open vSwitch asks for
@@ -244,7 +261,7 @@ pub(super) fn setsockopt(lab: &Arc<Lab>, call: &Notification, socket: &Shared) -
     if !socket.native && is_membership(option) {
         return Ok(Answer::Value(0));
     }
-    sys::set_option(&socket.kernel, libc::SOL_NETLINK, option, &bytes)?;
+    as_caller(lab, call, || sys::set_option(&socket.kernel, libc::SOL_NETLINK, option, &bytes))??;
     socket.set_style(option, number.is_some_and(|number| number != 0));
     Ok(Answer::Value(0))
 }
@@ -265,7 +282,7 @@ fn membership(lab: &Lab, call: &Notification) -> Answer {
                 return Ok(Answer::Value(0));
             }
         }
-        sys::set_option(&socket.kernel, libc::SOL_NETLINK, option, &group.to_ne_bytes())?;
+        as_caller(lab, call, || sys::set_option(&socket.kernel, libc::SOL_NETLINK, option, &group.to_ne_bytes()))??;
         Ok(Answer::Value(0))
     };
     work().into()

@@ -65,7 +65,7 @@ fn relay(protocol: Protocol, card: Arc<Echo>) -> io::Result<(Io, OwnedFd)> {
     let kernel = OwnedFd::from(std::fs::File::open("/dev/null")?);
     // No process has this number, so there is none to take descriptors from.
     let caller = Caller { process: u32::MAX, own: u32::MAX, user: 0, capabilities: u64::MAX };
-    let kernel = Kernel { socket: kernel, native: false, foreign: false };
+    let kernel = Kernel { socket: kernel, native: false };
     let shared = Arc::new(Shared::new(protocol, libc::SOCK_RAW as u32, caller, kernel, Arc::new(Home::ours()))?);
     let cards = Arc::new(Cards::new(vec![card]));
     Ok((Io { end, shared, cards, queue: Queue::default(), sender: caller, reply: None, deaf: false }, program))

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use rustix::net::netlink::SocketAddrNetlink;
@@ -61,6 +61,7 @@ pub(crate) struct Families {
     /// The number a card's server has given it, by the card's number.
     theirs: Mutex<HashMap<usize, u16>>,
     looking: Mutex<()>,
+    connections: Connections,
 }
 
 impl Families {
@@ -202,8 +203,6 @@ fn kernel_families() -> io::Result<Vec<KernelFamily>> {
 /// Behind one socket.
 pub(super) struct Generic {
     families: std::sync::Arc<Families>,
-    /// Connections to cards, made when first needed.
-    connections: HashMap<usize, (OwnedFd, u16)>,
     /// Dumps of all families that the kernel has been asked for, and that are to have one more.
     dumps: Vec<u32>,
     buffer: Vec<u8>,
@@ -291,7 +290,7 @@ fn addressed(message: &[u8], flags: u16, seq: u32, port: u32) -> Vec<u8> {
 
 impl Generic {
     pub fn new(families: std::sync::Arc<Families>) -> Self {
-        Self { families, connections: HashMap::new(), dumps: Vec::new(), buffer: vec![0; ROOM], drained: vec![0; ROOM] }
+        Self { families, dumps: Vec::new(), buffer: vec![0; ROOM], drained: vec![0; ROOM] }
     }
 
     fn destination(&self, io: &Io, message: &Message<'_>) -> To {
@@ -382,7 +381,6 @@ impl Generic {
         match self.ask(io, request, n) {
             Ok(end) => end,
             Err(error) => {
-                self.connections.remove(&n);
                 let errno = error.raw_os_error().filter(|errno| *errno > 0).unwrap_or(libc::ENODEV);
                 (errno, crate::message::reason("the card does not answer"))
             }
@@ -392,8 +390,10 @@ impl Generic {
     fn ask(&mut self, io: &mut Io, request: &Message<'_>, n: usize) -> io::Result<End> {
         let id = self.families.devlink(&io.cards).map_or(0, |family| family.id);
         let port = io.shared.port_to_send_from();
-        let theirs = self.connect(io, n)?;
-        let Some((socket, _)) = self.connections.get(&n) else { return Err(io::ErrorKind::NotConnected.into()) };
+        // If this fails there may be an answer on its way still, and the connection is of no more use.
+        let connection = self.families.connections.take(&io.cards, n)?;
+        let socket = connection.socket()?;
+        let theirs = self.families.of_card(n, socket)?;
         send(socket, &translated(request, id, theirs), SendFlags::NOSIGNAL)?;
         loop {
             let len = io.receive_from(socket.as_fd(), &mut self.buffer)?;
@@ -422,21 +422,102 @@ impl Generic {
             io.queue.push(answers.iter().map(|bytes| &bytes[..]));
             io.flush();
             if let Some(end) = end {
+                connection.give_back();
                 return Ok(end);
             }
         }
     }
+}
 
-    /// Makes sure of a connection to a card; the number of the family there.
-    fn connect(&mut self, io: &Io, n: usize) -> io::Result<u16> {
-        if let Some((_, id)) = self.connections.get(&n) {
-            return Ok(*id);
+/// The connections of a lab to its cards. All programs share them, so that no user of the lab uses up the places that
+/// a card has for whoever started it.
+#[derive(Default)]
+struct Connections {
+    state: Mutex<Free>,
+    /// One has been given back, or is no more.
+    free: Condvar,
+}
+
+#[derive(Default)]
+struct Free {
+    /// By the card's number.
+    idle: Vec<(usize, OwnedFd)>,
+    /// How many there are, in use or not.
+    all: usize,
+}
+
+/// Connections of a lab at most: requests that may be under way at once.
+const CONNECTIONS: usize = 16;
+
+/// A connection that is in use by one request.
+struct Connection<'a> {
+    of: &'a Connections,
+    card: usize,
+    /// `None`: it has been given back.
+    socket: Option<OwnedFd>,
+}
+
+impl Connections {
+    /// One to a card, which is made if there is none; if there are as many as there may be, as soon as one is free.
+    fn take(&self, cards: &Cards, n: usize) -> io::Result<Connection<'_>> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(at) = state.idle.iter().position(|(card, _)| *card == n) {
+                let (_, socket) = state.idle.swap_remove(at);
+                if is_open(&socket) {
+                    return Ok(Connection { of: self, card: n, socket: Some(socket) });
+                }
+                state.all -= 1;
+                continue;
+            }
+            if state.all < CONNECTIONS {
+                break;
+            }
+            // One to another card makes room.
+            match state.idle.pop() {
+                Some(_) => state.all -= 1,
+                None => state = self.free.wait(state).unwrap_or_else(PoisonError::into_inner),
+            }
         }
-        let card = io.cards.card(n).ok_or(io::ErrorKind::NotFound)?;
-        let socket = card.connect()?;
-        let id = self.families.of_card(n, &socket)?;
-        self.connections.insert(n, (socket, id));
-        Ok(id)
+        state.all += 1;
+        drop(state);
+        let connected = cards.card(n).ok_or_else(|| io::ErrorKind::NotFound.into()).and_then(|card| card.connect());
+        match connected {
+            Ok(socket) => Ok(Connection { of: self, card: n, socket: Some(socket) }),
+            Err(error) => {
+                self.state.lock().unwrap_or_else(PoisonError::into_inner).all -= 1;
+                self.free.notify_one();
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Whether the card's end is there still. Nothing comes on a connection that is not in use.
+fn is_open(socket: &OwnedFd) -> bool {
+    recv(socket, &mut [0; 1][..], RecvFlags::DONTWAIT) == Err(rustix::io::Errno::AGAIN)
+}
+
+impl Connection<'_> {
+    fn socket(&self) -> io::Result<&OwnedFd> {
+        self.socket.as_ref().ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+
+    /// Its answer has been received to its end: it can be used again.
+    fn give_back(mut self) {
+        if let Some(socket) = self.socket.take() {
+            let mut state = self.of.state.lock().unwrap_or_else(PoisonError::into_inner);
+            state.idle.push((self.card, socket));
+        }
+    }
+}
+
+impl Drop for Connection<'_> {
+    fn drop(&mut self) {
+        if self.socket.is_some() {
+            self.of.state.lock().unwrap_or_else(PoisonError::into_inner).all -= 1;
+        }
+        self.of.free.notify_one();
     }
 }
 

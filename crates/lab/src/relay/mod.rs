@@ -106,9 +106,6 @@ pub(crate) struct Shared {
     binding: Mutex<()>,
     extended: AtomicBool,
     capped: AtomicBool,
-    /// Whether the socket's network namespace belongs to another user namespace than the lab's: then who the user is
-    /// that sends may matter, too.
-    pub foreign: bool,
     /// The user namespace in which administrative rights count.
     home: Arc<Home>,
     inbox: Mutex<Inbox>,
@@ -125,14 +122,13 @@ impl Shared {
     /// There are no more descriptors.
     pub fn new(protocol: Protocol, kind: u32, caller: Caller, kernel: Kernel, home: Arc<Home>) -> io::Result<Self> {
         use rustix::event::{EventfdFlags, eventfd};
-        let Kernel { socket, native, foreign } = kernel;
+        let Kernel { socket, native } = kernel;
         Ok(Self {
             protocol,
             kind,
             caller,
             kernel: socket,
             native,
-            foreign,
             home,
             inbox: Mutex::default(),
             port: AtomicU32::new(0),
@@ -195,20 +191,26 @@ impl Shared {
     /// # Errors
     /// A card's.
     pub fn hear(&self, cards: &Cards, on: bool) -> io::Result<()> {
+        let hears = || !self.heard.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+        // A card may take its time to let somebody in, and whoever sends does not wait for that.
+        let new: Vec<OwnedFd> = match on && !hears() {
+            true => (0..cards.len()).filter_map(|n| cards.card(n)).map(|c| c.listen()).collect::<io::Result<_>>()?,
+            false => Vec::new(),
+        };
         let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         if !on {
             heard.clear();
         } else if heard.is_empty() {
-            *heard = (0..cards.len()).filter_map(|n| cards.card(n)).map(|c| c.listen()).collect::<io::Result<_>>()?;
+            *heard = new;
         }
         drop(heard);
         rustix::io::write(&self.wake, &1u64.to_ne_bytes())?;
         Ok(())
     }
 
-    /// Gives the thread a request, which then answers the call; unless there is no room and the program does not wait:
-    /// then the call is refused with EAGAIN.
-    pub fn hand_over(&self, mut request: Request, may_wait: impl FnOnce() -> bool) {
+    /// Gives the thread a request, which then answers the call. If the program has not read what it asked for before, and
+    /// there is no more room for requests, the call is refused with ENOBUFS: it is not to wait for the program itself.
+    pub fn hand_over(&self, mut request: Request) {
         let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
         if inbox.closed {
             // Dropped, which is an answer.
@@ -216,13 +218,11 @@ impl Shared {
         }
         if inbox.stalled {
             let bytes: usize = request.packets.iter().map(Vec::len).sum();
-            if inbox.bytes + bytes <= UNREAD {
-                inbox.bytes += bytes;
-                request.reply.give();
-            } else if !may_wait() {
-                request.reply.refuse(libc::EAGAIN);
-                return;
+            if inbox.bytes + bytes > UNREAD {
+                return request.reply.refuse(libc::ENOBUFS);
             }
+            inbox.bytes += bytes;
+            request.reply.give();
         }
         inbox.requests.push_back(request);
         drop(inbox);
@@ -245,13 +245,18 @@ impl Shared {
             return;
         }
         let Inbox { requests, bytes, .. } = &mut *inbox;
-        for request in requests {
-            *bytes += request.packets.iter().map(Vec::len).sum::<usize>();
-            if *bytes > UNREAD {
-                break;
+        requests.retain_mut(|request| {
+            let more: usize = request.packets.iter().map(Vec::len).sum();
+            let fits = *bytes + more <= UNREAD;
+            match fits {
+                true => {
+                    *bytes += more;
+                    request.reply.give();
+                }
+                false => request.reply.refuse(libc::ENOBUFS),
             }
-            request.reply.give();
-        }
+            fits
+        });
     }
 
     /// Takes no more requests, and drops those that wait.
@@ -269,8 +274,6 @@ pub(crate) struct Kernel {
     pub socket: OwnedFd,
     /// Whether it is of the protocol asked for.
     pub native: bool,
-    /// Whether its network namespace belongs to another user namespace than the lab's.
-    pub foreign: bool,
 }
 
 /// What differs between protocols.
@@ -329,6 +332,11 @@ impl Io {
     /// Waits for something and carries it. `false`: the program has closed its socket.
     fn step(&mut self, behind: &mut dyn Behind, buffer: &mut [u8]) -> bool {
         self.flush();
+        // Before waiting: those that came while the program did not read have woken us already.
+        while !self.is_full() {
+            let Some(request) = self.shared.next_request() else { break };
+            self.carry_out(behind, buffer, request);
+        }
         let heard: Vec<OwnedFd> = {
             let heard = self.shared.heard.lock().unwrap_or_else(PoisonError::into_inner);
             heard.iter().filter_map(|fd| fd.try_clone().ok()).collect()
@@ -348,10 +356,6 @@ impl Io {
         }
         if !ready[2].is_empty() {
             self.drain(behind, buffer);
-        }
-        while !self.is_full() {
-            let Some(request) = self.shared.next_request() else { break };
-            self.carry_out(behind, buffer, request);
         }
         ready[0].is_empty() || self.take(behind, buffer, ready[0].contains(PollFlags::HUP))
     }
@@ -510,9 +514,8 @@ impl Io {
     /// Gives the kernel messages of the program.
     fn pass_on(&mut self, packet: &[u8]) {
         self.shared.port_to_send_from();
-        let user = self.shared.foreign.then_some(self.sender.user);
         // A thread that cannot take the rights sends nothing.
-        let _ = process::with_rights(self.capabilities(), user, || {
+        let _ = process::with_rights(self.capabilities(), self.sender.user, || {
             while send(&self.shared.kernel, packet, SendFlags::empty()) == Err(rustix::io::Errno::INTR) {}
         });
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Signal, chdir, pidfd_send_signal, setsid};
+use rustix::process::{Resource, Rlimit, Signal, chdir, getrlimit, pidfd_send_signal, setrlimit, setsid};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space, set_name};
 
 use super::Serve;
@@ -39,6 +39,7 @@ impl Supervisor {
 
     fn serve_all(self) -> io::Result<()> {
         detach()?;
+        raise_limits();
         if let Some(network) = &self.network {
             move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?;
         }
@@ -53,12 +54,27 @@ impl Supervisor {
         let watched = Arc::clone(&lab);
         let front = self.front.try_clone()?;
         thread::Builder::new().name("lab-front".to_owned()).spawn(move || watch(&watched, &front))?;
+        // Before the first program asks: what it asks of other families is not to wait for a card.
+        let learning = Arc::clone(&lab);
+        thread::Builder::new().name("lab-family".to_owned()).spawn(move || {
+            learning.families.devlink(&learning.cards);
+        })?;
         send(&self.front, Word::Serving, None)?;
         // Nothing stops it but that nobody is left.
         let (stop, _stopper) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
         supervisor::serve(&lab, &stop);
         drop(serving.map(thread::JoinHandle::join));
         Ok(())
+    }
+}
+
+/// What a user limits for programs is not meant for what serves them all: every socket and open file of a lab takes
+/// descriptors here, and the work for all programs counts as this process's.
+fn raise_limits() {
+    for resource in [Resource::Nofile, Resource::Cpu, Resource::As] {
+        let limit = getrlimit(resource);
+        // It is as it was if it cannot be raised.
+        let _ = setrlimit(resource, Rlimit { current: limit.maximum, ..limit });
     }
 }
 

@@ -202,7 +202,7 @@ impl SysFs {
         }
     }
 
-    fn open_file(&self, at: u64, flags: OpenFlags) -> Result<(Handle, FopenFlags), Errno> {
+    fn open_file(&self, at: u64, flags: OpenFlags, opener: u32) -> Result<(Handle, FopenFlags), Errno> {
         let tree = self.scene.tree();
         match self.scene.locate(&tree, at)? {
             Place::Attribute(dir, attribute) => {
@@ -224,7 +224,10 @@ impl SysFs {
                     OpenAccMode::O_WRONLY => OFlags::WRONLY,
                     OpenAccMode::O_RDWR => OFlags::RDWR,
                 };
-                let file = Handle::Beneath(Arc::new(self.scene.beneath.open(&under, mode)?));
+                // Some files show more to those who opened them with more rights (`pci_read_config`).
+                let Caller { capabilities, user, .. } = Caller::of(opener, &self.home).map_err(|_| Errno::PERM)?;
+                let opened = with_rights(capabilities, user, || self.scene.beneath.open(&under, mode));
+                let file = Handle::Beneath(Arc::new(opened.map_err(|_| Errno::PERM)??));
                 let in_sys = under.base == super::tree::Base::Sys;
                 Ok((file, if in_sys { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::empty() }))
             }
@@ -390,9 +393,9 @@ impl Job {
             // The kernel asks what whoever writes may do (`netdev_store` asks for CAP_NET_ADMIN), and is to ask it of
             // the program. One that cannot be looked at has no rights.
             Self::Write(fd, offset) => {
-                let capabilities = Caller::of(writer, home).map_or(0, |caller| caller.capabilities);
                 let number = |error: std::io::Error| error.raw_os_error().unwrap_or(libc::EIO);
-                let written = with_rights(capabilities, None, || rustix::io::pwrite(fd, bytes, offset));
+                let Caller { capabilities, user, .. } = Caller::of(writer, home).map_err(|_| libc::EPERM)?;
+                let written = with_rights(capabilities, user, || rustix::io::pwrite(fd, bytes, offset));
                 written.map_err(number)?.map_err(|error| error.raw_os_error())
             }
             Self::Perform(of, words) => {
@@ -477,8 +480,8 @@ impl Filesystem for SysFs {
         }
     }
 
-    fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        match self.open_file(ino.0, flags) {
+    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        match self.open_file(ino.0, flags, request.pid()) {
             Ok((handle, how)) => reply.opened(self.keep(handle), how),
             Err(error) => reply.error(errno(error)),
         }
