@@ -11,6 +11,8 @@ mod log;
 mod notify;
 mod told;
 
+use std::fs::File;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -190,6 +192,9 @@ impl Daemon {
             Ok(watchdog) => watchdog,
             Err(error) => return give_up_all(cx, up, error),
         };
+        if let Err(error) = ensure_descriptors_for_clients() {
+            return give_up_all(cx, up, error);
+        }
         // Nothing can fail any more that would have us end: until here, what an earlier daemon had left stays.
         up.iter().filter_map(|running| running.card.hold.as_ref()).for_each(Hold::may_go);
         for card in &config.cards {
@@ -370,6 +375,18 @@ fn leave(up: Vec<Running>) -> ! {
     }
     tracing::info!("stopped; the cards' netdevs stay");
     std::process::exit(HELD.into())
+}
+
+/// Makes sure that somebody can be let in: a daemon that has used up its descriptors by coming up could not even be told
+/// to end.
+fn ensure_descriptors_for_clients() -> Result<()> {
+    // Two clients, each with what a view is shared by, and a look at netdevs.
+    const SPARE: usize = 8;
+    let spare: io::Result<Vec<File>> = (0..SPARE).map(|_| File::open("/dev/null")).collect();
+    spare.map(drop).context(
+        "there are too few descriptors left to let anybody in: allow more (`ulimit -n`, in a unit `LimitNOFILE=`), or \
+         put fewer cards into one daemon",
+    )
 }
 
 /// How many descriptors this process may have, once it may have as many as it can.

@@ -281,6 +281,31 @@ fn nobody_else_may_open_locks_and_state_whatever_the_umask() {
 }
 
 #[test]
+fn a_daemon_that_is_up_has_descriptors_left_to_be_ended() {
+    let mut came_up = 0;
+    for limit in 16..48 {
+        let place = Place::new();
+        let esw = |words: &str| {
+            let script = format!("ulimit -n {limit}; exec \"$0\" {words}");
+            let mut command = Command::new("sh");
+            command.args(["-c", &script, env!("CARGO_BIN_EXE_esw")]).env_remove("ESW_LOG").env_remove("NOTIFY_SOCKET");
+            command.env("RUNTIME_DIRECTORY", place.folder.join("run"));
+            command.env("STATE_DIRECTORY", place.folder.join("state"));
+            read(command.output().unwrap())
+        };
+        let (code, _, complaint) = esw("up --daemon --detach");
+        if code == 0 {
+            came_up += 1;
+            let (code, said, complaint) = esw("down --timeout 10");
+            assert_eq!(code, 0, "{limit} descriptors: {said}{complaint}");
+        } else {
+            assert!(!complaint.is_empty(), "{limit} descriptors");
+        }
+    }
+    assert!((1..32).contains(&came_up), "{came_up} came up: the limits are not those at which it can fail");
+}
+
+#[test]
 fn control_characters_in_names_are_escaped_wherever_they_are_shown() {
     let mut place = Place::new();
     // Names of rate nodes are whatever whoever may change the card says.
