@@ -124,7 +124,7 @@ pub(crate) fn with_rights<T>(capabilities: u64, user: u32, act: impl FnOnce() ->
     if let Some(user) = user {
         sys::become_user(user)?;
     }
-    // What a change of user has left in the effective set is as little of interest as what was there before it.
+    // A change of user clears the effective set, so it is set in any case.
     let restricted = rustix::thread::set_capabilities(None, CapabilitySets { effective, ..sets });
     let outcome = restricted.map(|()| act());
     let back = if user.is_some() { sys::become_user(mine) } else { Ok(()) };

@@ -50,6 +50,14 @@ fn errno(number: i32) -> io::Error {
     io::Error::from_raw_os_error(number)
 }
 
+/// Length of `struct msghdr` on a machine of 64 bits.
+const MSGHDR: usize = 56;
+
+/// The word of 64 bits at a place; 0 if there is none.
+fn long(bytes: &[u8], at: usize) -> u64 {
+    bytes.get(at..).and_then(|rest| rest.first_chunk()).map_or(0, |word| u64::from_ne_bytes(*word))
+}
+
 /// Reads exactly as much of a program's memory, and makes sure that it was that program's.
 fn read<const N: usize>(lab: &Lab, call: &Notification, address: u64) -> io::Result<[u8; N]> {
     let mut bytes = [0; N];

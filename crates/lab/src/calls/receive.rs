@@ -16,7 +16,7 @@ use crate::supervisor::{Answer, Lab};
 use crate::sys::{self, Notification};
 
 use super::socket::{address, give_address};
-use super::{errno, read, write};
+use super::{MSGHDR, errno, long, read, write};
 
 /// The most that is received at once.
 const MOST: u64 = 1 << 20;
@@ -26,7 +26,6 @@ const PARTS: u64 = 1024;
 const NAME_LEN: u64 = 8;
 const CONTROL_LEN: u64 = 40;
 const FLAGS: u64 = 48;
-const MSGHDR: usize = 56;
 
 /// What one call asks for.
 struct Wish {
@@ -89,10 +88,6 @@ fn wait_and_receive(lab: &Lab, call: &Notification) -> Answer {
 fn header(call: &Notification) -> Option<u64> {
     let is_header = matches!(i64::from(call.data.nr), libc::SYS_recvmsg | libc::SYS_recvmmsg);
     is_header.then_some(call.data.args[1])
-}
-
-fn long(bytes: &[u8], at: usize) -> u64 {
-    bytes.get(at..).and_then(|rest| rest.first_chunk()).map_or(0, |word| u64::from_ne_bytes(*word))
 }
 
 fn wish(lab: &Lab, call: &Notification) -> io::Result<Wish> {

@@ -17,7 +17,7 @@ use crate::relay::{Request, Shared};
 use crate::supervisor::{Answer, Lab, Reply};
 use crate::sys::{self, Notification};
 
-use super::{errno, read, write};
+use super::{MSGHDR, errno, long, read, write};
 
 /// The most that one packet may have, in bytes: what a netlink socket's buffer takes by default, less what the kernel
 /// keeps of it (`netlink_sendmsg`: `sk_sndbuf - 32`).
@@ -26,8 +26,7 @@ const MOST: usize = 212_992 - 32;
 const PARTS: usize = 1024;
 /// What one `sendmmsg` hands over, in bytes. It may send less than it was asked to.
 const MOST_AT_ONCE: usize = 1 << 20;
-/// Length of `struct msghdr` and of `struct mmsghdr`.
-const MSGHDR: usize = 56;
+/// Length of `struct mmsghdr`.
 const MMSGHDR: u64 = 64;
 
 /// `write`, `writev`, `sendto`, `sendmsg`, `sendmmsg`.
@@ -59,10 +58,6 @@ pub(super) fn send(lab: &Arc<Lab>, call: &Notification, socket: &Arc<Shared>, nu
 
 fn length(bytes: u64) -> io::Result<usize> {
     usize::try_from(bytes).ok().filter(|bytes| *bytes <= MOST).ok_or(errno(libc::EMSGSIZE))
-}
-
-fn long(bytes: &[u8], at: usize) -> u64 {
-    bytes.get(at..).and_then(|rest| rest.first_chunk()).map_or(0, |word| u64::from_ne_bytes(*word))
 }
 
 /// Reads one packet.

@@ -75,6 +75,13 @@ pub(crate) struct Request {
     pub reply: Reply,
 }
 
+impl Request {
+    /// The bytes of all packets.
+    fn bytes(&self) -> usize {
+        self.packets.iter().map(Vec::len).sum()
+    }
+}
+
 /// Requests that wait for the thread behind a socket.
 #[derive(Default)]
 struct Inbox {
@@ -217,7 +224,7 @@ impl Shared {
             return;
         }
         if inbox.stalled {
-            let bytes: usize = request.packets.iter().map(Vec::len).sum();
+            let bytes = request.bytes();
             if inbox.bytes + bytes > UNREAD {
                 return request.reply.refuse(libc::ENOBUFS);
             }
@@ -246,7 +253,7 @@ impl Shared {
         }
         let Inbox { requests, bytes, .. } = &mut *inbox;
         requests.retain_mut(|request| {
-            let more: usize = request.packets.iter().map(Vec::len).sum();
+            let more = request.bytes();
             let fits = *bytes + more <= UNREAD;
             match fits {
                 true => {
