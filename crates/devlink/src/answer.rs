@@ -18,8 +18,6 @@ use crate::wire::{self, Builder, GENL_HEADER, Header};
 pub const DEVLINK: u16 = 21;
 /// The number of the family of our own.
 pub const ESWITCH: u16 = 22;
-/// The number of the group of those who watch for another view.
-pub const CHANGES_GROUP: u32 = 6;
 /// The number of devlink's multicast group here.
 pub const CONFIG_GROUP: u32 = 5;
 /// The version of the devlink family.
@@ -35,10 +33,6 @@ pub struct Peer {
     pub may_change: bool,
     /// Whether it is told what happens to devices and ports.
     pub joined: AtomicBool,
-    /// Whether it is told that there is another view.
-    pub watches: AtomicBool,
-    /// Whether it reads the view that is shared.
-    pub shares: AtomicBool,
 }
 
 /// Where replies to one request go.

@@ -7,7 +7,7 @@ use scenario::{Action, Heeds, StepError};
 
 use eswitch::Touched;
 
-use crate::answer::{CHANGES_GROUP, CONFIG_GROUP, ESWITCH, Peer, Reply, split, tell_family};
+use crate::answer::{CONFIG_GROUP, ESWITCH, Peer, Reply, split, tell_family};
 use crate::card::{Cx, Host, Served};
 use crate::client::Answered;
 use crate::numbers::control;
@@ -25,9 +25,7 @@ pub const VIEW: u8 = 2;
 /// Joins a multicast group, which the socket has no option for: takes [`GROUP`].
 pub const JOIN: u8 = 3;
 /// Gives a descriptor from which the view can be read as it changes: see [`crate::ViewReader`].
-pub const SHARE: u8 = 5;
-/// Is told: there is another view than before. Whoever gets the answer to a command finds this told already.
-pub const CHANGED: u8 = 4;
+pub const SHARE: u8 = 4;
 /// Tells of the card and of who runs it, in JSON, in pieces: a dump.
 pub const STATUS: u8 = 16;
 /// Asks who runs the card to end: takes [`WORDS`], which say how.
@@ -38,7 +36,7 @@ pub const WORDS: u16 = 1;
 pub const LINE: u16 = 2;
 /// A piece of JSON.
 pub const PIECE: u16 = 3;
-/// A multicast group: [`CONFIG_GROUP`] or [`CHANGES_GROUP`].
+/// A multicast group: [`CONFIG_GROUP`].
 pub const GROUP: u16 = 4;
 
 /// Bytes of a piece of JSON at most.
@@ -84,18 +82,19 @@ pub(crate) fn answer(
         END => host(served)?.end(cx, asked.text(WORDS)?.ok_or(Refusal::missing(WORDS))?),
         VIEW => view(served, cx, reply),
         JOIN => join(peer, &asked),
-        SHARE => share(served, cx, peer, reply),
+        SHARE => share(served, cx, reply),
         _ => Err(Refusal::bare(errno::EOPNOTSUPP)),
     }
 }
 
 fn join(peer: &Peer, asked: &Attributes<'_>) -> Result<(), Refusal> {
     match asked.u32(GROUP)?.ok_or(Refusal::missing(GROUP))? {
-        CONFIG_GROUP => peer.joined.store(true, Ordering::Relaxed),
-        CHANGES_GROUP => peer.watches.store(true, Ordering::Relaxed),
-        _ => return Err(Refusal::bare(errno::ENOENT)),
+        CONFIG_GROUP => {
+            peer.joined.store(true, Ordering::Relaxed);
+            Ok(())
+        }
+        _ => Err(Refusal::bare(errno::ENOENT)),
     }
-    Ok(())
 }
 
 /// What a message of this family may have changed.
@@ -110,9 +109,7 @@ pub(crate) fn touched(served: &Served, command: u8, payload: &[u8]) -> Touched {
     }
 }
 
-fn share(served: &Served, cx: Cx<'_, '_>, peer: &Peer, reply: &mut Reply<'_>) -> Result<(), Refusal> {
-    // First: from here on every command sees to it that what it has changed can be read.
-    peer.shares.store(true, Ordering::Release);
+fn share(served: &Served, cx: Cx<'_, '_>, reply: &mut Reply<'_>) -> Result<(), Refusal> {
     let file = served.shared.file(cx, served);
     let file = file.map_err(|error| Refusal::new(errno::EIO, format!("the view cannot be shared: {error}")))?;
     reply.attach(file);

@@ -26,7 +26,7 @@ mod told;
 pub mod view;
 pub mod wire;
 
-pub use answer::{CHANGES_GROUP, CONFIG_GROUP, DEVLINK, ESWITCH, Peer, Sink, answer};
+pub use answer::{CONFIG_GROUP, DEVLINK, ESWITCH, Peer, Sink, answer};
 pub use card::{Cx, Host, IfIndex, Served};
 pub use client::{Answered, Client, ClientError, connect};
 pub use command::takes_admin;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use eswitch::card::Resource;
 use eswitch::inspect::{PfView, PortView};
@@ -25,36 +26,52 @@ pub(crate) fn follow(
     served: &Arc<Served>,
     clients: &Arc<Clients>,
 ) -> io::Result<Follower> {
-    let teller = Teller { served: Arc::clone(served), clients: Arc::clone(clients) };
+    let mut teller = Teller { served: Arc::clone(served), clients: Arc::clone(clients), untold: Vec::new() };
     Follower::start(cx, served.session.engine(), &served.domain, "notifier", move |cx, events| {
-        teller.tell_all(cx, &events)
+        teller.tell_all(cx, events)
     })
 }
 
+/// How soon a PF is looked at again that a command has.
+const AGAIN: Duration = Duration::from_millis(5);
+
+/// Tells listeners, and keeps the view that is shared up to what queues do. It waits for no command: of a PF that
+/// one has, it tells when the PF is free.
 struct Teller {
     served: Arc<Served>,
     clients: Arc<Clients>,
+    /// What was not told yet, as its PF, or that of something earlier of the same PF, was not free.
+    untold: Vec<Event>,
 }
 
 impl Teller {
-    fn tell_all(&self, cx: &mut Locked<'_, Unlocked>, events: &[Event]) {
-        // What can be seen at once, at once; then what takes waiting for a command.
-        self.clients.publish(cx, &self.served, Touched::Nothing);
-        self.clients.tell_changes(cx, &self.served);
-        self.tell_listeners(cx, events);
-        self.clients.publish(cx, &self.served, Touched::Everything);
+    fn tell_all(&mut self, cx: &mut Locked<'_, Unlocked>, events: Vec<Event>) -> Option<Duration> {
+        let all = self.served.shared.publish(cx, &self.served, Touched::Nothing);
+        self.untold.extend(events);
+        self.tell_listeners(cx);
+        (!all || !self.untold.is_empty()).then_some(AGAIN)
     }
 
-    fn tell_listeners(&self, cx: &mut Locked<'_, Unlocked>, events: &[Event]) {
+    fn tell_listeners(&mut self, cx: &mut Locked<'_, Unlocked>) {
+        let events = std::mem::take(&mut self.untold);
         let listeners = self.clients.those(cx, |peer| peer.joined.load(Ordering::Relaxed));
         if listeners.is_empty() {
             return;
         }
         // As they are now, looked at once for all of these events.
-        let mut pfs: BTreeMap<PciAddress, Option<PfView>> = BTreeMap::new();
+        let mut pfs: BTreeMap<PciAddress, Looked> = BTreeMap::new();
         for event in events {
+            let Some(device) = self.of(&event) else { continue };
+            let looked = pfs.entry(device).or_insert_with(|| Looked::at(cx, &self.served, device));
+            let pf = match looked {
+                Looked::Busy => {
+                    self.untold.push(event);
+                    continue;
+                }
+                Looked::Free(pf) => pf.as_deref(),
+            };
             let mut builder = Builder::default();
-            self.tell(cx, &mut pfs, event, &mut builder);
+            self.tell(pf, &event, &mut builder);
             if builder.is_empty() {
                 continue;
             }
@@ -65,22 +82,27 @@ impl Teller {
         }
     }
 
-    fn tell(
-        &self,
-        cx: &mut Locked<'_, Unlocked>,
-        pfs: &mut BTreeMap<PciAddress, Option<PfView>>,
-        event: &Event,
-        to: &mut Builder,
-    ) {
+    /// The PF that there is to tell of after an event.
+    fn of(&self, event: &Event) -> Option<PciAddress> {
+        match event {
+            Event::DeviceBound(device) | Event::DeviceUnbound(device) => Some(*device),
+            Event::PortNew(handle) | Event::PortDel(handle) => Some(handle.device),
+            Event::Renamed(Resource::PfNetdev(pf) | Resource::Representor(pf, ..), _) => {
+                Some(self.served.session.engine().config().pf_address(*pf))
+            }
+            _ => None,
+        }
+    }
+
+    fn tell(&self, pf: Option<&PfView>, event: &Event, to: &mut Builder) {
         match event {
             Event::DeviceBound(device) => message(to, c::NEW, |to| device_message(to, *device)),
             Event::DeviceUnbound(device) => message(to, c::DEL, |to| device_message(to, *device)),
-            Event::PortNew(handle) => self.tell_port(cx, pfs, handle.device, |port| port.handle == *handle, to),
+            Event::PortNew(handle) => self.tell_port(pf, |port| port.handle == *handle, to),
             // Of a port whose netdev gets another name devlink tells as of one that comes.
-            Event::Renamed(netdev @ (Resource::PfNetdev(pf) | Resource::Representor(pf, ..)), _) => {
-                let device = self.served.session.engine().config().pf_address(*pf);
+            Event::Renamed(netdev, _) => {
                 let vport = netdev.vport().unwrap_or(Vport::Uplink);
-                self.tell_port(cx, pfs, device, |port| port.vport == vport, to);
+                self.tell_port(pf, |port| port.vport == vport, to);
             }
             Event::PortDel(handle) => message(to, c::PORT_DEL, |to| gone(to, *handle)),
             _ => {}
@@ -88,18 +110,27 @@ impl Teller {
     }
 
     /// Of a port of a PF, as it is now. One that has gone meanwhile is told of when its going is.
-    fn tell_port(
-        &self,
-        cx: &mut Locked<'_, Unlocked>,
-        pfs: &mut BTreeMap<PciAddress, Option<PfView>>,
-        device: PciAddress,
-        is: impl Fn(&PortView) -> bool,
-        to: &mut Builder,
-    ) {
-        let engine = self.served.session.engine();
-        let Some(pf) = pfs.entry(device).or_insert_with(|| engine.inspect_pf(cx, device).ok()) else { return };
+    fn tell_port(&self, pf: Option<&PfView>, is: impl Fn(&PortView) -> bool, to: &mut Builder) {
+        let Some(pf) = pf else { return };
         if let Some(port) = pf.ports.iter().find(|port| is(port)) {
             message(to, c::PORT_NEW, |to| port_message(&self.served, to, pf.index, port));
+        }
+    }
+}
+
+/// A PF, looked at without waiting.
+enum Looked {
+    /// A command has it.
+    Busy,
+    /// What there is of it; `None`: it is not bound.
+    Free(Option<Box<PfView>>),
+}
+
+impl Looked {
+    fn at(cx: &mut Locked<'_, Unlocked>, served: &Served, device: PciAddress) -> Self {
+        match served.session.engine().inspect_pf_if_free(cx, device) {
+            None => Self::Busy,
+            Some(pf) => Self::Free(pf.ok().map(Box::new)),
         }
     }
 }

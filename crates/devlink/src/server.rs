@@ -22,12 +22,10 @@ use scenario::Follower;
 
 use eswitch::Touched;
 
-use crate::answer::{ESWITCH, Peer, Sink, answer, answer_too_long};
+use crate::answer::{Peer, Sink, answer, answer_too_long};
 use crate::card::{Cx, Served};
-use crate::eswitch_family;
 use crate::notify;
 use crate::sys;
-use crate::wire::Builder;
 
 lock_classes! {
     /// Who is connected.
@@ -92,54 +90,17 @@ pub(crate) struct Client {
     user: u32,
 }
 
-/// Who is connected.
-pub(crate) struct Clients {
-    all: Mutex<ClientsClass, Connected>,
-    /// What tells those who watch.
-    changed: Vec<u8>,
-}
-
-#[derive(Default)]
-struct Connected {
-    /// By number.
-    clients: BTreeMap<u64, Arc<Client>>,
-    /// The change that was told last.
-    told: u64,
-}
+/// Who is connected, by number.
+pub(crate) struct Clients(Mutex<ClientsClass, BTreeMap<u64, Arc<Client>>>);
 
 impl Clients {
     fn new() -> Self {
-        let mut changed = Builder::default();
-        changed.begin(ESWITCH, 0, 0, 0).genl(eswitch_family::CHANGED, 1).end();
-        Self { all: Mutex::new(Connected::default()), changed: changed.bytes().to_vec() }
+        Self(Mutex::new(BTreeMap::new()))
     }
 
     /// Those of whom something is true.
     pub fn those(&self, cx: &mut Locked<'_, Unlocked>, is: impl Fn(&Peer) -> bool) -> Vec<Arc<Client>> {
-        self.all.lock_leaf(cx).clients.values().filter(|client| is(&client.peer)).cloned().collect()
-    }
-
-    /// Sees to it that those who read the view find what has changed: see [`crate::SharedView`].
-    pub fn publish(&self, cx: &mut Locked<'_, Unlocked>, served: &Served, touched: Touched) {
-        let shared = self.all.lock_leaf(cx).clients.values().any(|client| client.peer.shares.load(Ordering::Acquire));
-        if shared {
-            served.shared.publish(cx, served, touched);
-        }
-    }
-
-    /// Tells those who watch that there is another view, if there is. When it returns they have been told,
-    /// by this call or another, unless they have not read what they were told before.
-    pub fn tell_changes(&self, cx: &mut Locked<'_, Unlocked>, served: &Served) {
-        let now = served.session.engine().changes();
-        // Under one lock: whoever finds that it has been told must find it sent, too.
-        let mut connected = self.all.lock_leaf(cx);
-        if std::mem::replace(&mut connected.told, now) == now {
-            return;
-        }
-        for client in connected.clients.values().filter(|client| client.peer.watches.load(Ordering::Acquire)) {
-            // Who has no room has something to read that says the same.
-            let _ = net::send(&client.socket, &self.changed, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
-        }
+        self.0.lock_leaf(cx).values().filter(|client| is(&client.peer)).cloned().collect()
     }
 }
 
@@ -171,6 +132,8 @@ impl Server {
         access: Access,
     ) -> io::Result<Self> {
         let clients = Arc::new(Clients::new());
+        // From here on every command sees to it that what it has changed can be read.
+        served.shared.publish(cx, &served, Touched::Everything);
         let notifier = notify::follow(cx, &served, &clients)?;
         let shared = Arc::new(Shared {
             served,
@@ -216,7 +179,7 @@ impl Shared {
                 Err(_) => thread::sleep(std::time::Duration::from_millis(10)),
             }
         }
-        for client in self.clients.all.lock_leaf(cx).clients.values() {
+        for client in self.clients.0.lock_leaf(cx).values() {
             let _ = net::shutdown(&client.socket, Shutdown::Both);
         }
         for thread in threads {
@@ -232,7 +195,7 @@ impl Shared {
         let may_change = self.may_change(&socket, &who);
         let client = Arc::new(Client { socket, peer: Peer { may_change, ..Peer::default() }, user });
         {
-            let clients = &mut self.clients.all.lock_leaf(cx).clients;
+            let mut clients = self.clients.0.lock_leaf(cx);
             let own = rustix::process::geteuid().as_raw();
             let connected = clients.values().map(|client| client.user);
             if !Places::of(self.access.clients).has_one(user, own, connected) {
@@ -244,15 +207,15 @@ impl Shared {
         let (served, clients) = (Arc::clone(&self.served), Arc::clone(&self.clients));
         let serve = move || {
             lockdep::enter(&domain, "client", |cx| {
-                let served = catch_unwind(AssertUnwindSafe(|| serve(&served, &clients, cx, &client)));
+                let served = catch_unwind(AssertUnwindSafe(|| serve(&served, cx, &client)));
                 // However it has ended: a place that is not given back is lost for good.
-                clients.all.lock_leaf(cx).clients.remove(&number);
+                clients.0.lock_leaf(cx).remove(&number);
                 served.unwrap_or_else(|panic| resume_unwind(panic));
             });
         };
         let spawned = thread::Builder::new().name("client".to_owned()).spawn(serve);
         if spawned.is_err() {
-            self.clients.all.lock_leaf(cx).clients.remove(&number);
+            self.clients.0.lock_leaf(cx).remove(&number);
         }
         spawned.ok()
     }
@@ -268,10 +231,10 @@ impl Shared {
 }
 
 /// Answers a client until it goes.
-fn serve(served: &Served, clients: &Clients, cx: &mut Locked<'_, Unlocked>, client: &Client) {
+fn serve(served: &Served, cx: &mut Locked<'_, Unlocked>, client: &Client) {
     let mut buffer = vec![0; REQUEST_MAX];
     let socket = client.socket.as_fd();
-    let mut sink = ToClient { served, clients, client, attached: None, gone: false };
+    let mut sink = ToClient { served, client, attached: None, gone: false };
     while !sink.gone {
         let length = match net::recv(socket, &mut buffer[..], RecvFlags::TRUNC) {
             Ok((_, 0)) => return,
@@ -288,7 +251,6 @@ fn serve(served: &Served, clients: &Clients, cx: &mut Locked<'_, Unlocked>, clie
 
 struct ToClient<'a> {
     served: &'a Served,
-    clients: &'a Clients,
     client: &'a Client,
     /// What goes with the next datagram.
     attached: Option<OwnedFd>,
@@ -306,8 +268,7 @@ impl Sink for ToClient<'_> {
     }
 
     fn done(&mut self, cx: Cx<'_, '_>, touched: Touched) {
-        self.clients.publish(cx, self.served, touched);
-        self.clients.tell_changes(cx, self.served);
+        self.served.shared.publish(cx, self.served, touched);
     }
 
     fn is_gone(&self) -> bool {

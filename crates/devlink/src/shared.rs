@@ -5,7 +5,8 @@
 //! has to be taken out before the next one fits.
 //!
 //! A PF that a command has at the moment is shown as it was before, until that command is about to be answered:
-//! no command waits for another PF's. What is the whole card's, or of several PFs, is looked at under the locks it takes.
+//! no command waits for another PF's, nor does who asks for the memory. What is the whole card's, or of several PFs, is
+//! looked at under the locks it takes. So that there is something to show, what was seen is kept from the start on.
 //!
 //! The memory begins with a header: a number that grows, where the view lies and how long it is, and sums of both
 //! the view and the header. A view is JSON. The next one is written where the last does not lie, then the header.
@@ -92,10 +93,11 @@ fn keep<T>(place: &mut Option<(u64, T)>, at: u64, seen: T) {
 
 impl SharedView {
     /// Sees to it that what has been changed so far of what was `touched` can be read when it returns; of the
-    /// rest, what can be looked at without waiting for a command.
-    pub(crate) fn publish(&self, cx: Cx<'_, '_>, served: &Served, touched: Touched) {
+    /// rest, what can be looked at without waiting for a command, and what was never looked at before. Whether
+    /// that was all of it.
+    pub(crate) fn publish(&self, cx: Cx<'_, '_>, served: &Served, touched: Touched) -> bool {
         let engine = served.session.engine();
-        let (mut busy, mut differs) = (Vec::new(), touched != Touched::Nothing);
+        let (mut busy, mut all, mut differs) = (Vec::new(), true, touched != Touched::Nothing);
         for pf in engine.addresses() {
             let at = engine.changes();
             let before = self.0.lock_leaf(cx).pfs.get(&pf).map(|(at, _)| *at);
@@ -127,15 +129,18 @@ impl SharedView {
                 Some(_) if !matches!(touched, Touched::Modules | Touched::Everything) => engine.modules_if_free(cx),
                 _ => Some(engine.modules(cx)),
             };
-            if let Some(seen) = seen {
-                let modules = &mut self.0.lock_leaf(cx).modules;
-                differs |= modules.as_ref().is_none_or(|(_, before)| *before != seen);
-                keep(modules, at, seen);
+            match seen {
+                Some(seen) => {
+                    let modules = &mut self.0.lock_leaf(cx).modules;
+                    differs |= modules.as_ref().is_none_or(|(_, before)| *before != seen);
+                    keep(modules, at, seen);
+                }
+                None => all = false,
             }
         }
         // What is being done at a PF moves the count all the time, and the card is not asked each time.
         if !differs && rest.is_some() {
-            return;
+            return all && busy.is_empty();
         }
         if rest != Some(at) {
             let functions = engine.functions(cx);
@@ -153,9 +158,11 @@ impl SharedView {
             }
         }
         self.0.lock_leaf(cx).write(served);
+        all && busy.is_empty()
     }
 
-    /// The memory, to be read by another process. There is a view in it.
+    /// The memory, to be read by another process. There is a view in it, with every change that was acknowledged; it
+    /// waits for no command.
     ///
     /// # Errors
     /// There are no more descriptors, or there is no memory left.
@@ -167,8 +174,10 @@ impl SharedView {
                 state.last = None;
             }
         }
-        self.publish(cx, served, Touched::Everything);
-        let state = self.0.lock_leaf(cx);
+        self.publish(cx, served, Touched::Nothing);
+        let mut state = self.0.lock_leaf(cx);
+        // What was seen may have been there before the memory.
+        state.write(served);
         let memory = state.memory.as_ref().ok_or(io::ErrorKind::NotFound)?;
         if memory.at.is_none() {
             return Err(io::ErrorKind::OutOfMemory.into());

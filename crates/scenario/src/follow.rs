@@ -3,8 +3,9 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use eswitch::{Engine, Event};
 use lockdep::{Domain, Locked, Unlocked};
@@ -20,7 +21,8 @@ pub struct Follower {
 }
 
 impl Follower {
-    /// Calls `tell` with the events since the last call, whenever there are some, in a thread of this name.
+    /// Calls `tell` with the events since the last call, whenever there are some, in a thread of this name. It says
+    /// how soon it is to be called again if nothing happens, if it has something left to do.
     ///
     /// # Errors
     /// The system gives no thread.
@@ -29,7 +31,7 @@ impl Follower {
         engine: &Engine,
         domain: &Arc<Domain>,
         name: &'static str,
-        mut tell: impl FnMut(&mut Locked<'_, Unlocked>, Vec<Event>) + Send + 'static,
+        mut tell: impl FnMut(&mut Locked<'_, Unlocked>, Vec<Event>) -> Option<Duration> + Send + 'static,
     ) -> io::Result<Self> {
         let (wake, woken) = sync_channel(1);
         let stopping = Arc::new(AtomicBool::new(false));
@@ -44,11 +46,19 @@ impl Follower {
         let (domain, asked) = (Arc::clone(domain), Arc::clone(&stopping));
         let follow = move || {
             lockdep::enter(&domain, name, |cx| {
-                while woken.recv().is_ok() {
+                let mut again = None;
+                loop {
+                    let woken = match again {
+                        Some(soon) => woken.recv_timeout(soon),
+                        None => woken.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                    };
+                    if woken == Err(RecvTimeoutError::Disconnected) {
+                        return;
+                    }
                     // Asked first: what happened before the word to stop is still told.
                     let last = asked.load(Ordering::Acquire);
                     let events = events.take(cx);
-                    tell(cx, events);
+                    again = tell(cx, events);
                     if last {
                         return;
                     }

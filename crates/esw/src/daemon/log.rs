@@ -64,6 +64,7 @@ pub fn follow(
     let card = card.to_owned();
     Follower::start(cx, session.engine(), domain, "log", move |_, events| {
         events.iter().for_each(|event| tell(&card, event));
+        None
     })
 }
 
