@@ -76,12 +76,15 @@ pub fn daemon(arguments: &Up) -> Result<u8> {
     let notify = Arc::new(Notify::from_environment());
     let config = Config::read(arguments.config.as_deref(), arguments.card)?;
     let clients = clients_of_each(descriptors(), config.cards.len());
-    // Before the place: without root it hides the folder the sockets are in. And all of them before any state is
-    // looked at, which --fresh forgets: a start that is refused has forgotten nothing.
+    // Before the place: without root it hides the folder the sockets are in. And all of them, and all state, before
+    // --fresh forgets any: a start that is refused has forgotten nothing.
     let sockets = config.cards.iter().map(folders::bind).collect::<Result<Vec<_>>>()?;
+    let fresh = arguments.service.fresh;
+    let find = |card: &CardEntry| find_state(&config.state_dir, &card.name, fresh);
+    let states = config.cards.iter().map(find).collect::<Result<Vec<_>>>()?;
     let mut doors = Vec::new();
-    for (card, socket) in config.cards.iter().zip(sockets) {
-        let journal = open_journal(&config.state_dir, &card.name, arguments.service.fresh)?;
+    for ((card, socket), state) in config.cards.iter().zip(sockets).zip(states) {
+        let journal = Journal::open(state)?;
         if let Some(stored) = journal.last() {
             journal::ensure_fits(&stored.config, &card.card).with_context(|| format!("cards.{}", card.name))?;
         }
@@ -105,12 +108,12 @@ pub fn daemon(arguments: &Up) -> Result<u8> {
     lockdep::enter(&domain, "main", |cx| daemon.run(cx, &config, doors, letting))
 }
 
-/// Opens a card's journal. A daemon that has just been killed may have let go of its socket and not of that yet: the
-/// kernel closes one file after the other.
-fn open_journal(folder: &Path, card: &str, fresh: bool) -> Result<Journal> {
+/// Finds what is kept of a card. A daemon that has just been killed may have let go of its socket and not of that yet:
+/// the kernel closes one file after the other.
+fn find_state(folder: &Path, card: &str, fresh: bool) -> Result<journal::Found> {
     let until = Instant::now() + DYING;
     loop {
-        match Journal::open(folder, card, fresh) {
+        match Journal::found(folder, card, fresh) {
             Err(error) if error.downcast_ref::<InUse>().is_some() && Instant::now() < until => {
                 thread::sleep(Duration::from_millis(10));
             }

@@ -6,16 +6,7 @@
 
 use std::borrow::Cow;
 
-/// Whether a character does something other than to be seen: a control character, or one that reverses the order in
-/// which the text around it is shown.
-pub fn is_control(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
-/// Text of one line, with every control character escaped.
-pub fn printable(text: &str) -> Cow<'_, str> {
-    escaped(text, is_control, |c, to| to.extend(c.escape_default()))
-}
+pub use eswitch::text::{escaped as printable, is_control};
 
 /// Text of several lines, with every other control character escaped.
 pub fn printable_lines(text: &str) -> Cow<'_, str> {

@@ -381,6 +381,12 @@ fn a_fresh_start_that_is_refused_has_forgotten_nothing() {
     let (code, _, complaint) = place.output(&["up", "--daemon", "--fresh", "--config", both.to_str().unwrap()]);
     assert_eq!(code, 2, "{complaint}");
     drop(other);
+    // The second card's state is in use.
+    let lock = fs::File::create(place.folder.join("state/b.lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let (code, _, complaint) = place.output(&["up", "--daemon", "--fresh", "--config", both.to_str().unwrap()]);
+    assert!(code == 2 && complaint.contains("another daemon keeps its state"), "{complaint}");
+    drop(lock);
     place.start(&["--config", one.to_str().unwrap()]);
     assert_eq!(place.status()[0]["pfs"][0]["mode"], "switchdev");
 }

@@ -558,8 +558,12 @@ say(b"sh -c 'echo be''gun; exec sleep 1000'\n")
 until(rb"begun\r\n")
 say(b"\x1a")
 until(rb"(?s)Stopped.*INSIDE")
+shell = os.tcgetpgrp(fd)
 say(b"fg\n")
 until(rb"sleep 1000'")
+# A shell says what it continues before it gives it the terminal.
+while os.tcgetpgrp(fd) == shell:
+    time.sleep(0.01)
 say(b"\x03")
 until(rb"INSIDE")
 say(b"exit 6\n")

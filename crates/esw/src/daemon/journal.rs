@@ -68,22 +68,42 @@ struct Kept {
     collected: (u64, u64, Vec<u64>),
 }
 
+/// A card's state as it was found, locked, before anything is changed.
+pub struct Found {
+    files: Files,
+    read: Result<Option<Stored>>,
+    fresh: bool,
+}
+
 impl Journal {
-    /// Opens a card's state, or makes room for it. `fresh`: nothing of what is there counts; what cannot be read is
+    /// Locks a card's state and reads it, or makes room for it. `fresh`: nothing of what is there counts.
+    ///
+    /// # Errors
+    /// It is in use, or cannot be read, or is of a newer version: nothing is changed, and the error says what to do.
+    pub fn found(folder: &Path, card: &str, fresh: bool) -> Result<Found> {
+        folders::make(folder).with_context(|| format!("making {} to keep state in", folder.display()))?;
+        let mut files = Files::open(folder, card, fresh)?;
+        let read = match read(&mut files) {
+            Err(error) if !fresh || error.downcast_ref::<InUse>().is_some() => return Err(error),
+            read => read,
+        };
+        Ok(Found { files, read, fresh })
+    }
+
+    /// Goes on with the state that was found. If none of it is to count, it is forgotten now; what could not be read is
     /// moved aside.
     ///
     /// # Errors
-    /// It cannot be read, or is of a newer version: nothing is changed, and the error says what to do.
-    pub fn open(folder: &Path, card: &str, fresh: bool) -> Result<Self> {
-        folders::make(folder).with_context(|| format!("making {} to keep state in", folder.display()))?;
-        let mut files = Files::open(folder, card, fresh)?;
-        let last = match read(&mut files) {
-            Err(error) if fresh && error.downcast_ref::<InUse>().is_none() => {
+    /// It cannot be moved or forgotten.
+    pub fn open(found: Found) -> Result<Self> {
+        let Found { mut files, read, fresh } = found;
+        let last = match read {
+            Err(error) => {
                 let aside = files.move_all_aside()?;
                 tracing::warn!(?aside, "state that cannot be read was moved aside: {error:#}");
                 None
             }
-            read => read?,
+            Ok(last) => last,
         };
         let kept = Kept { files, last, config: None, agreed: None, collected: (0, 0, Vec::new()) };
         let journal = Self { path: kept.files.state(), tickets: AtomicU64::new(0), kept: Mutex::new(kept) };

@@ -30,7 +30,7 @@ use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recv, recvmsg, send};
 
 use crate::cards::Cards;
-use crate::message::ErrorStyle;
+use crate::message::{ErrorStyle, Message, Messages, verdict};
 use crate::process::{self, Caller, Home, NET_ADMIN};
 use crate::supervisor::Reply;
 use queue::Queue;
@@ -521,10 +521,24 @@ impl Io {
     /// Gives the kernel messages of the program.
     fn pass_on(&mut self, packet: &[u8]) {
         self.shared.port_to_send_from();
-        // A thread that cannot take the rights sends nothing.
+        let mut could = false;
+        // Whoever cannot be stood in for has no rights that the kernel could be shown.
         let _ = process::with_rights(self.capabilities(), self.sender.user, || {
+            could = true;
             while send(&self.shared.kernel, packet, SendFlags::empty()) == Err(rustix::io::Errno::INTR) {}
         });
+        if !could {
+            self.refuse(packet, libc::EPERM);
+        }
+    }
+
+    /// Answers each request of a packet with an error.
+    fn refuse(&mut self, packet: &[u8], errno: i32) {
+        let port = self.shared.port_to_send_from();
+        let style = self.shared.style();
+        for request in Messages(packet).filter(Message::is_request) {
+            self.tell(&verdict(&request, port, errno, &[], style));
+        }
     }
 
     /// Receives from a card, which may take its time. The program is served meanwhile with what it has

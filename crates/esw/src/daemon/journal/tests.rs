@@ -12,6 +12,10 @@ use super::*;
 /// A folder of a test's own, in memory if there is room for it: what is flushed there costs nothing.
 struct Folder(PathBuf);
 
+fn open(folder: &Path, fresh: bool) -> Result<Journal> {
+    Journal::open(Journal::found(folder, "x", fresh)?)
+}
+
 impl Folder {
     fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -24,7 +28,7 @@ impl Folder {
     }
 
     fn open(&self) -> Result<Journal> {
-        Journal::open(&self.0, "x", false)
+        open(&self.0, false)
     }
 
     /// Every file there is, by name.
@@ -308,7 +312,7 @@ fn try_to_open(folder: &Folder, expected: &Option<Stored>, figure: &mut Figure) 
     let without_lock =
         |files: &[(String, Vec<u8>)]| -> Vec<_> { files.iter().filter(|file| !is_lock(file)).cloned().collect() };
     assert_eq!(without_lock(&after), without_lock(&before), "{refused}");
-    let journal = Journal::open(&folder.0, "x", true).unwrap_or_else(|error| panic!("--fresh: {error:#}"));
+    let journal = open(&folder.0, true).unwrap_or_else(|error| panic!("--fresh: {error:#}"));
     assert_eq!(journal.last(), None);
     journal.store(&config(), || all(99)).unwrap();
     drop(journal);
@@ -472,7 +476,7 @@ fn how_long_a_write_takes() {
     const WRITES: u32 = 200;
     let folder = std::env::temp_dir().join(format!("esw-journal-speed-{}", std::process::id()));
     fs::create_dir_all(&folder).unwrap();
-    let own = Journal::open(&folder, "x", false).unwrap();
+    let own = open(&folder, false).unwrap();
     let redb = Database::create(folder.join("speed.redb")).unwrap();
     let write = |mark: u64| {
         let mut transaction = redb.begin_write().unwrap();
