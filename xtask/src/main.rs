@@ -3,6 +3,7 @@
 mod bench;
 mod mutants;
 mod patched;
+mod refresh;
 mod release;
 mod series;
 mod torture;

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::patched::{self, Build, Patched};
+use crate::refresh::{self, Kind};
 
 /// How thoroughly to explore, and how to print what comes of it.
 #[derive(clap::Args)]
@@ -27,6 +28,8 @@ pub struct Args {
     /// Where random choices start from.
     #[arg(long, value_name = "SEED", default_value_t = 1)]
     seed: u64,
+    #[command(flatten)]
+    refresh: refresh::Args,
     /// Only scenarios whose file's name contains one of these. What patches repair is not compared then.
     name: Vec<String>,
 }
@@ -74,6 +77,10 @@ struct Step<'a> {
 /// A patch does not come off, or a tree does not compile; a header cannot be used; the explorer fails.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let patches = all()?;
+    let files: Vec<_> = patches.iter().map(|patch| patch.path.clone()).collect();
+    if let Some(done) = args.refresh.run(patched::root(), &files, Kind::Stacked)? {
+        return Ok(done);
+    }
     // Before anything is built: a name may be wrong.
     let scenarios = scenarios(&args.name)?;
     let copy = Patched::new("series")?;

@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 
 use crate::patched::{self, Build, Patched};
+use crate::refresh::{self, Kind};
 
 use explore::{Explored, Found};
 use header::{CaughtBy, Mutant};
@@ -34,6 +35,8 @@ pub struct Args {
     /// For each invariant, and for the compiler, only the first mutant that it catches.
     #[arg(long)]
     one_per_invariant: bool,
+    #[command(flatten)]
+    refresh: refresh::Args,
     /// Only mutants whose name contains one of these.
     name: Vec<String>,
 }
@@ -66,6 +69,10 @@ struct Outcome {
 /// There is no such mutant; a header cannot be used; there is no tree to copy.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let mutants = selected(args)?;
+    let patches: Vec<_> = mutants.iter().map(|mutant| mutant.patch.clone()).collect();
+    if let Some(done) = args.refresh.run(patched::root(), &patches, Kind::Apart)? {
+        return Ok(done);
+    }
     let copy = Patched::new("mutants")?;
     let began = Instant::now();
     let mut failed = control(&copy, &mutants, args)?;

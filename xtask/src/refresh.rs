@@ -1,0 +1,465 @@
+//! `--refresh`: patches that are made again after the tree has changed under them.
+//!
+//! A patch changes one tree into another. Git merges that change into the tree as it is now, as it would merge a branch,
+//! with files found again that have another name or folder: the base is the newest commit that the patch applies to. What
+//! comes out, as a patch of the tree as it is now, replaces the old one; its header stays. A patch that still applies
+//! stays as it is, and one that cannot be merged is named with its files.
+//!
+//! Where identifiers got other names, git sees every changed line as a conflict. `--renamed OLD=NEW` gives the base and
+//! the changed tree the new name first, so that only what differs otherwise is left to merge.
+//!
+//! Nothing is written to the repository: the objects that this takes are in a folder below the target folder.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::str::FromStr;
+
+use anyhow::{Context, Result, ensure};
+
+/// Whether to make patches again, and what has got another name.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Make patches that do not apply any more again, by a three-way merge from the last commit that each applied to; then
+    /// end. Fails if one cannot be merged.
+    #[arg(long)]
+    refresh: bool,
+    /// With --refresh: an identifier that is called otherwise now.
+    #[arg(long, value_name = "OLD=NEW", requires = "refresh")]
+    renamed: Vec<Renamed>,
+}
+
+/// An identifier and its new name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Renamed {
+    old: String,
+    new: String,
+}
+
+impl FromStr for Renamed {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let is_identifier = |name: &str| {
+            name.chars().all(|c| c == '_' || c.is_alphanumeric()) && name.starts_with(|c: char| !c.is_numeric())
+        };
+        match text.split_once('=') {
+            Some((old, new)) if is_identifier(old) && is_identifier(new) => {
+                Ok(Self { old: old.to_owned(), new: new.to_owned() })
+            }
+            _ => Err("expected two identifiers, OLD=NEW".to_owned()),
+        }
+    }
+}
+
+/// How patches of a folder belong together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Each applies to the tree.
+    Apart,
+    /// The tree has all of them, and they come off last first.
+    Stacked,
+}
+
+/// What became of a patch.
+#[derive(Debug, PartialEq, Eq)]
+enum Outcome {
+    /// It applies.
+    Stayed,
+    /// It was made again.
+    Remade,
+    /// It was not made again, for this reason.
+    Lost(String),
+}
+
+impl Args {
+    /// Makes patches again if that was asked for; `None` if it was not.
+    ///
+    /// # Errors
+    /// There is no git, or no history; something cannot be written.
+    pub fn run(&self, root: &Path, patches: &[PathBuf], kind: Kind) -> Result<Option<ExitCode>> {
+        if !self.refresh {
+            return Ok(None);
+        }
+        let folder = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+        let outcomes = refresh(root, &folder.join("patched/refresh"), patches, kind, &self.renamed)?;
+        let mut code = ExitCode::SUCCESS;
+        for (patch, outcome) in patches.iter().zip(outcomes) {
+            let name = patch.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            match outcome {
+                Outcome::Stayed => println!("applies    {name}"),
+                Outcome::Remade => println!("made again {name}"),
+                Outcome::Lost(why) => {
+                    println!("LOST       {name}: {why}");
+                    code = ExitCode::FAILURE;
+                }
+            }
+        }
+        Ok(Some(code))
+    }
+}
+
+fn refresh(root: &Path, folder: &Path, patches: &[PathBuf], kind: Kind, renamed: &[Renamed]) -> Result<Vec<Outcome>> {
+    let store = Store::new(root, folder)?;
+    let now = store.tree_of_folder()?;
+    let outcomes = match kind {
+        Kind::Apart => patches.iter().map(|patch| store.remake_apart(&now, patch, renamed)).collect::<Result<Vec<_>>>(),
+        Kind::Stacked => store.remake_stacked(&now, patches, renamed),
+    };
+    fs::remove_dir_all(folder)?;
+    outcomes
+}
+
+/// The name of a git object.
+type Id = String;
+
+/// A merge: the tree that came out, or the files that could not be merged.
+type Merged = Result<Id, String>;
+
+/// The repository, with a place of its own for new objects.
+struct Store<'a> {
+    root: &'a Path,
+    folder: PathBuf,
+    /// Where the repository keeps its objects.
+    objects: PathBuf,
+}
+
+impl<'a> Store<'a> {
+    fn new(root: &'a Path, folder: &Path) -> Result<Self> {
+        if folder.exists() {
+            fs::remove_dir_all(folder)?;
+        }
+        fs::create_dir_all(folder.join("objects")).with_context(|| folder.display().to_string())?;
+        let folder = folder.canonicalize()?;
+        let output = Command::new("git")
+            .args(["rev-parse", "--path-format=absolute", "--git-path", "objects"])
+            .current_dir(root)
+            .output()
+            .context("running git")?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
+        let objects = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim_end());
+        Ok(Self { root, folder, objects })
+    }
+
+    fn git(&self, args: &[&str]) -> Command {
+        let mut git = Command::new("git");
+        git.args(args).current_dir(self.root);
+        git.env("GIT_INDEX_FILE", self.folder.join("index"));
+        git.env("GIT_OBJECT_DIRECTORY", self.folder.join("objects"));
+        git.env("GIT_ALTERNATE_OBJECT_DIRECTORIES", &self.objects);
+        for who in ["AUTHOR", "COMMITTER"] {
+            git.env(format!("GIT_{who}_NAME"), "refresh").env(format!("GIT_{who}_EMAIL"), "refresh@localhost");
+        }
+        git
+    }
+
+    /// What git says, or what it complains of.
+    fn try_ask(&self, args: &[&str]) -> Result<Result<String, String>> {
+        let output = self.git(args).output().context("running git")?;
+        let (said, complaint) = (String::from_utf8(output.stdout)?, String::from_utf8_lossy(&output.stderr));
+        Ok(if output.status.success() { Ok(said) } else { Err(format!("{said}{complaint}")) })
+    }
+
+    fn ask(&self, args: &[&str]) -> Result<String> {
+        let said = self.try_ask(args)?;
+        said.map_err(|complaint| anyhow::anyhow!("git {}: {}", args.join(" "), complaint.trim()))
+    }
+
+    /// What git says, without the end of the line.
+    fn ask_line(&self, args: &[&str]) -> Result<String> {
+        Ok(self.ask(args)?.trim_end().to_owned())
+    }
+
+    /// The tree as it lies in the folder, committed or not.
+    fn tree_of_folder(&self) -> Result<Id> {
+        self.ask(&["read-tree", "HEAD"])?;
+        self.ask(&["add", "--all"])?;
+        self.ask_line(&["write-tree"])
+    }
+
+    /// A tree with a patch on it, or off; `None` if the patch does not apply.
+    fn patched(&self, tree: &str, patch: &Path, how: &[&str]) -> Result<Option<Id>> {
+        self.ask(&["read-tree", tree])?;
+        let patch = patch.canonicalize().with_context(|| patch.display().to_string())?;
+        let path = patch.to_string_lossy();
+        let args = [&["apply", "--cached", "--whitespace=nowarn"], how, &[&*path]].concat();
+        match self.try_ask(&args)? {
+            Ok(_) => Ok(Some(self.ask_line(&["write-tree"])?)),
+            Err(_) => Ok(None),
+        }
+    }
+
+    fn history(&self) -> Result<Vec<Id>> {
+        Ok(self.ask(&["rev-list", "HEAD"])?.lines().map(str::to_owned).collect())
+    }
+
+    fn remake_apart(&self, now: &str, patch: &Path, renamed: &[Renamed]) -> Result<Outcome> {
+        if self.patched(now, patch, &[])?.is_some() {
+            return Ok(Outcome::Stayed);
+        }
+        for commit in self.history()? {
+            let base = format!("{commit}^{{tree}}");
+            let Some(changed) = self.patched(&base, patch, &[])? else { continue };
+            let files = self.changed_files(&base, &changed)?;
+            let (base, changed) = (self.rename(&base, &files, renamed)?, self.rename(&changed, &files, renamed)?);
+            return match self.merge(&base, now, &changed)? {
+                Ok(merged) => self.write(patch, now, &merged),
+                Err(files) => Ok(Outcome::Lost(files)),
+            };
+        }
+        Ok(Outcome::Lost("it applies to no commit".to_owned()))
+    }
+
+    fn remake_stacked(&self, now: &str, patches: &[PathBuf], renamed: &[Renamed]) -> Result<Vec<Outcome>> {
+        // From the tree with all of them on to the one with none.
+        let come_off = |tree: &str| {
+            let mut trees = vec![tree.to_owned()];
+            for patch in patches.iter().rev() {
+                let Some(without) = self.patched(&trees[trees.len() - 1], patch, &["--reverse"])? else {
+                    return Ok(None);
+                };
+                trees.push(without);
+            }
+            anyhow::Ok(Some(trees))
+        };
+        if come_off(now)?.is_some() {
+            return Ok(patches.iter().map(|_| Outcome::Stayed).collect());
+        }
+        let mut found = None;
+        for commit in self.history()? {
+            found = come_off(&format!("{commit}^{{tree}}"))?;
+            if found.is_some() {
+                break;
+            }
+        }
+        let Some(trees) = found else {
+            return Ok(patches.iter().map(|_| Outcome::Lost("they come off no commit".to_owned())).collect());
+        };
+        let files = self.changed_files(&trees[0], &trees[trees.len() - 1])?;
+        let trees = trees.iter().map(|tree| self.rename(tree, &files, renamed)).collect::<Result<Vec<_>>>()?;
+        let (mut outcomes, mut ours) = (Vec::new(), now.to_owned());
+        for (pair, patch) in trees.windows(2).zip(patches.iter().rev()) {
+            match self.merge(&pair[0], &ours, &pair[1])? {
+                Ok(without) => {
+                    outcomes.push(self.write(patch, &without, &ours)?);
+                    ours = without;
+                }
+                Err(files) => {
+                    outcomes.push(Outcome::Lost(files));
+                    break;
+                }
+            }
+        }
+        let left = patches.len() - outcomes.len();
+        outcomes.extend((0..left).map(|_| Outcome::Lost("the one after it does not come off".to_owned())));
+        outcomes.reverse();
+        Ok(outcomes)
+    }
+
+    fn changed_files(&self, from: &str, to: &str) -> Result<Vec<String>> {
+        let names = self.ask(&["diff-tree", "-r", "-z", "--name-only", from, to])?;
+        Ok(names.split_terminator('\0').map(str::to_owned).collect())
+    }
+
+    /// A tree with the new names of identifiers in these files, where it has them.
+    fn rename(&self, tree: &str, files: &[String], renamed: &[Renamed]) -> Result<Id> {
+        self.ask(&["read-tree", tree])?;
+        for file in files.iter().filter(|_| !renamed.is_empty()) {
+            let Ok(text) = self.try_ask(&["cat-file", "blob", &format!("{tree}:{file}")])? else { continue };
+            let text = renamed.iter().fold(text, |text, Renamed { old, new }| with_renamed(&text, old, new));
+            let mut hash = self.git(&["hash-object", "-w", "--stdin"]);
+            let mut hash = hash.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("running git")?;
+            let mut stdin = hash.stdin.take().context("git takes nothing")?;
+            std::io::Write::write_all(&mut stdin, text.as_bytes())?;
+            drop(stdin);
+            let blob = String::from_utf8(hash.wait_with_output()?.stdout)?;
+            let mode = self.ask(&["ls-files", "--stage", "--", file])?;
+            let mode = mode.split(' ').next().unwrap_or("100644");
+            self.ask(&["update-index", "--cacheinfo", &format!("{mode},{},{file}", blob.trim_end())])?;
+        }
+        self.ask_line(&["write-tree"])
+    }
+
+    fn merge(&self, base: &str, ours: &str, theirs: &str) -> Result<Merged> {
+        let base = self.ask_line(&["commit-tree", base, "-m", "base"])?;
+        let side = |tree: &str| self.ask_line(&["commit-tree", tree, "-p", &base, "-m", "side"]);
+        let (ours, theirs) = (side(ours)?, side(theirs)?);
+        let merged = self.try_ask(&["merge-tree", "--write-tree", "--name-only", "--no-messages", &ours, &theirs])?;
+        Ok(match merged {
+            Ok(tree) => Ok(tree.trim_end().to_owned()),
+            Err(said) => {
+                let files: Vec<&str> = said.lines().skip(1).filter(|line| !line.is_empty()).collect();
+                Err(format!("it must be merged by hand in {}", files.join(", ")))
+            }
+        })
+    }
+
+    /// Writes a patch that leads from one tree to another, under the old one's header.
+    fn write(&self, patch: &Path, from: &str, to: &str) -> Result<Outcome> {
+        let diff = self.ask(&["diff", "--no-color", "--no-ext-diff", "--no-renames", from, to])?;
+        if diff.is_empty() {
+            return Ok(Outcome::Lost("the tree has that change already".to_owned()));
+        }
+        let old = fs::read_to_string(patch)?;
+        let header: String = old.split_inclusive('\n').take_while(|line| !line.starts_with("diff --git ")).collect();
+        // The objects' names mean nothing to who does not have them.
+        let diff: String = diff.split_inclusive('\n').filter(|line| !line.starts_with("index ")).collect();
+        let new = header + &diff;
+        if new == old {
+            return Ok(Outcome::Stayed);
+        }
+        fs::write(patch, new).with_context(|| patch.display().to_string())?;
+        Ok(Outcome::Remade)
+    }
+}
+
+/// A text with one identifier's new name, where it stands as a whole word.
+fn with_renamed(text: &str, old: &str, new: &str) -> String {
+    let is_part = |c: char| c == '_' || c.is_alphanumeric();
+    let (mut renamed, mut rest) = (String::with_capacity(text.len()), text);
+    while let Some(at) = rest.find(old) {
+        let (before, after) = (&rest[..at], &rest[at + old.len()..]);
+        let last = renamed.chars().next_back().filter(|_| before.is_empty()).or_else(|| before.chars().next_back());
+        let is_whole = !last.is_some_and(is_part) && !after.starts_with(is_part);
+        renamed.push_str(before);
+        renamed.push_str(if is_whole { new } else { old });
+        rest = after;
+    }
+    renamed + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A repository of its own.
+    struct Repository(PathBuf);
+
+    impl Drop for Repository {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    const BEFORE: &str = "fn one() {\n    a();\n    b();\n    c();\n}\n\nfn two() {\n    d();\n    e();\n    f();\n}\n";
+
+    impl Repository {
+        fn new(name: &str) -> Self {
+            let folder = env::temp_dir().join(format!("refresh-{}-{name}", std::process::id()));
+            fs::create_dir_all(folder.join("src")).unwrap();
+            let own = Self(folder);
+            own.git(&["init", "--quiet", "."]);
+            own.write("src/a.rs", BEFORE);
+            own.write(".gitignore", "target\n");
+            own.commit();
+            own
+        }
+
+        fn git(&self, args: &[&str]) -> String {
+            let output = Command::new("git")
+                .args(["-c", "user.name=x", "-c", "user.email=x@localhost"])
+                .args(args)
+                .current_dir(&self.0)
+                .output()
+                .unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            String::from_utf8(output.stdout).unwrap()
+        }
+
+        fn commit(&self) {
+            self.git(&["add", "--all"]);
+            self.git(&["commit", "--quiet", "-m", "x"]);
+        }
+
+        fn write(&self, file: &str, text: &str) {
+            fs::write(self.0.join(file), text).unwrap();
+        }
+
+        /// A patch of the tree in which one text is another, which is outside of the tree.
+        fn patch(&self, name: &str, old: &str, new: &str) -> PathBuf {
+            let now = fs::read_to_string(self.0.join("src/a.rs")).unwrap();
+            assert!(now.contains(old));
+            self.write("src/a.rs", &now.replace(old, new));
+            let diff = self.git(&["diff"]);
+            self.write("src/a.rs", &now);
+            let path = self.0.join(".git").join(name);
+            fs::write(&path, format!("Undoes: {name}\n\n{diff}")).unwrap();
+            path
+        }
+
+        fn refresh(&self, patches: &[PathBuf], kind: Kind, renamed: &[&str]) -> Vec<Outcome> {
+            let renamed: Vec<Renamed> = renamed.iter().map(|text| text.parse().unwrap()).collect();
+            let outcomes = refresh(&self.0, &self.0.join("target/refresh"), patches, kind, &renamed).unwrap();
+            assert!(!self.0.join("target/refresh").exists());
+            outcomes
+        }
+
+        fn applies(&self, patch: &Path, how: &[&str]) {
+            let patch = patch.to_string_lossy();
+            self.git(&[&["apply", "--check"], how, &[&*patch]].concat());
+            self.git(&[&["apply"], how, &[&*patch]].concat());
+        }
+    }
+
+    #[test]
+    fn a_patch_follows_a_file_that_has_moved_and_code_around_it_that_has_changed() {
+        let repository = Repository::new("moved");
+        let patch = repository.patch("one.patch", "    e();\n", "");
+        assert_eq!(repository.refresh(std::slice::from_ref(&patch), Kind::Apart, &[]), [Outcome::Stayed]);
+        fs::create_dir(repository.0.join("src/deep")).unwrap();
+        fs::rename(repository.0.join("src/a.rs"), repository.0.join("src/deep/b.rs")).unwrap();
+        // Not committed: it is the folder that counts.
+        repository.write("src/deep/b.rs", &format!("//! A title.\n\n{BEFORE}").replace("fn two", "pub fn two"));
+        assert_eq!(repository.refresh(std::slice::from_ref(&patch), Kind::Apart, &[]), [Outcome::Remade]);
+        let text = fs::read_to_string(&patch).unwrap();
+        assert!(text.starts_with("Undoes: one.patch\n\ndiff --git a/src/deep/b.rs"), "{text}");
+        assert!(!text.contains("\nindex "), "{text}");
+        repository.applies(&patch, &[]);
+        let planted = fs::read_to_string(repository.0.join("src/deep/b.rs")).unwrap();
+        assert!(planted.contains("d();\n    f();"), "{planted}");
+    }
+
+    #[test]
+    fn a_name_that_has_changed_is_given_to_the_patch_and_what_conflicts_otherwise_is_named() {
+        let repository = Repository::new("renamed");
+        let patch = repository.patch("one.patch", "    b();\n    c();\n", "    c();\n    b();\n    bb();\n");
+        let before = fs::read_to_string(&patch).unwrap();
+        repository.write("src/a.rs", &with_renamed(BEFORE, "b", "begin"));
+        repository.commit();
+        let lost = repository.refresh(std::slice::from_ref(&patch), Kind::Apart, &[]);
+        assert!(matches!(&lost[..], [Outcome::Lost(why)] if why.contains("src/a.rs")), "{lost:?}");
+        assert_eq!(fs::read_to_string(&patch).unwrap(), before, "what is lost stays as it is");
+        assert_eq!(repository.refresh(std::slice::from_ref(&patch), Kind::Apart, &["b=begin"]), [Outcome::Remade]);
+        repository.applies(&patch, &[]);
+        let planted = fs::read_to_string(repository.0.join("src/a.rs")).unwrap();
+        assert!(planted.contains("c();\n    begin();\n    bb();"), "{planted}");
+    }
+
+    #[test]
+    fn patches_that_lie_on_each_other_come_off_in_order() {
+        let repository = Repository::new("stacked");
+        let first = repository.patch("1.patch", "    b();\n", "    b1();\n");
+        repository.applies(&first, &[]);
+        repository.commit();
+        let second = repository.patch("2.patch", "    b1();\n    c();\n", "    b2();\n    c();\n    c2();\n");
+        repository.applies(&second, &[]);
+        repository.commit();
+        fs::rename(repository.0.join("src/a.rs"), repository.0.join("src/b.rs")).unwrap();
+        repository.commit();
+        let both = [first, second];
+        assert_eq!(repository.refresh(&both, Kind::Stacked, &[]), [Outcome::Remade, Outcome::Remade]);
+        repository.applies(&both[1], &["--reverse"]);
+        repository.applies(&both[0], &["--reverse"]);
+        assert_eq!(fs::read_to_string(repository.0.join("src/b.rs")).unwrap(), BEFORE);
+    }
+
+    #[test]
+    fn only_whole_words_are_renamed() {
+        assert_eq!(with_renamed("b(bb, b_b, _b, b)b b", "b", "x"), "x(bb, b_b, _b, x)x x");
+        assert_eq!(with_renamed("bbb", "b", "x"), "bbb");
+        assert!(
+            "a".parse::<Renamed>().is_err() && "a=".parse::<Renamed>().is_err() && "a b=c".parse::<Renamed>().is_err()
+        );
+    }
+}
