@@ -23,7 +23,7 @@ pub fn has(program: &str) -> bool {
 pub fn lab_program() -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let program = test.parent().and_then(Path::parent).unwrap().join("examples/lab");
-    assert!(program.exists(), "{} is made by `cargo test`", program.display());
+    assert!(program.exists(), "{} is missing: `cargo build -p lab --examples` makes it", program.display());
     program
 }
 
