@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use eswitch::card::{CardError, Resource};
-use eswitch::lag::{Bond, TxType};
+use eswitch::lag::{Bond, BondPlan, TxType};
 use eswitch::names::{self, NetdevName};
 use eswitch::{CardConfig, PfIndex, Vport};
 use lockdep::{Deadline, Locked, MayWait, Mutex, lock_classes};
@@ -43,21 +43,6 @@ const LACP: u8 = 4;
 
 /// How long after a look that failed the next is.
 const AGAIN_MS: u16 = 100;
-
-/// A bond as somebody wants it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BondPlan {
-    /// Its name.
-    pub name: String,
-    /// Its mode, by the kernel's name.
-    pub mode: String,
-    /// Which PFs' netdevs are in it. One that is not there now is put in when it comes.
-    pub ports: Vec<PfIndex>,
-    /// What else is in it; a netdev that does not exist is made.
-    pub with: Vec<String>,
-    /// Under `active-backup`, whose netdev is the active one.
-    pub active: Option<PfIndex>,
-}
 
 /// The bonds of the namespace in which a card's netdevs appear.
 ///

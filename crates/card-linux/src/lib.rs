@@ -40,7 +40,7 @@ mod team;
 mod watch;
 
 pub use adopt::Hold;
-pub use bond::{BondPlan, BondWatch, Bonds};
+pub use bond::{BondWatch, Bonds};
 pub use card::{LinuxCard, SetupError};
 pub use netns::{NetnsError, card_netns_name};
 pub use place::{Place, PlaceError};

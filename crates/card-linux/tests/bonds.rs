@@ -11,10 +11,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use card_linux::{BondPlan, BondWatch, Bonds, LinuxCard, Place};
+use card_linux::{BondWatch, Bonds, LinuxCard, Place};
 use common::*;
 use eswitch::card::{CardError, Resource};
-use eswitch::lag::{Bond, LagMode, TxType};
+use eswitch::lag::{Bond, BondPlan, LagMode, TxType};
 use eswitch::{CardConfig, Engine, PfIndex};
 use lockdep::{Domain, Locked, OnReport, Threads, Unlocked};
 

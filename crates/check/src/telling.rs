@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use card_memory::MemoryCard;
 use eswitch::card::{FaultPlan, Faulty, Traced};
+use host::{Pulse, World};
 use lockdep::{Domain, EdgeInfo, Explore, Halt, Oracle};
-use scenario::{Pulse, Scenario, World};
+use scenario::Scenario;
 use serde::{Deserialize, Serialize};
 
 use crate::faults::{Place, Planned};

@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex};
 use card_memory::MemoryCard;
 use check::schedulers::{Bounded, Shared};
 use check::{Options, Token, Watch};
+use host::World;
 use lockdep::{Domain, Explore, Halt};
-use scenario::{Outcome, Scenario, World};
+use scenario::{Outcome, Scenario};
 
 const HEAD: &str = r#"
 name = "small"

@@ -9,8 +9,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use card_memory::MemoryCard;
+use host::World;
 use lockdep::{Domain, Explore, Halt, look};
-use scenario::{Scenario, World};
+use scenario::Scenario;
 use shuttle::scheduler::{RandomScheduler, Schedule, Scheduler, Task, TaskId};
 
 /// What comes of a choice.

@@ -128,7 +128,7 @@ pub fn answer(served: &Served, cx: Cx<'_, '_>, peer: &Peer, bytes: &[u8], sink: 
             continue;
         }
         let mut reply = Reply { family: header.kind, header, builder: &mut builder, sink };
-        let before = served.session.engine().changes();
+        let before = served.card.engine().changes();
         let done = match header.kind {
             kind if kind < wire::MIN_TYPE => Ok(()),
             CONTROL => control(payload, &mut reply),
@@ -136,7 +136,7 @@ pub fn answer(served: &Served, cx: Cx<'_, '_>, peer: &Peer, bytes: &[u8], sink: 
             ESWITCH => eswitch_family::answer(served, cx, peer, payload, &mut reply),
             _ => Err(Refusal::bare(errno::ENOENT)),
         };
-        let touched = match served.session.engine().changes() == before {
+        let touched = match served.card.engine().changes() == before {
             true => Touched::Nothing,
             false => touched(served, header.kind, payload),
         };
@@ -161,7 +161,7 @@ fn touched(served: &Served, kind: u16, payload: &[u8]) -> Touched {
         DEVLINK => match COMMANDS.iter().find(|command| command.number == number && command.admin) {
             None => Touched::Nothing,
             Some(command) => match Attributes::of_request(attributes, command.allowed) {
-                Ok(asked) => told::touched_view(served.session.engine().config(), number, &asked),
+                Ok(asked) => told::touched_view(served.card.engine().config(), number, &asked),
                 Err(_) => Touched::Nothing,
             },
         },

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
+use control::CommandTarget;
 use lockdep::{Domain, Locked, Unlocked};
-use scenario::Session;
 
 use crate::instance::LastView;
 use crate::refusal::Refusal;
@@ -14,7 +14,7 @@ use crate::view::Profile;
 /// What is answered for: a card that is up, and how it presents itself.
 pub struct Served {
     /// The card.
-    pub session: Arc<Session>,
+    pub card: Arc<dyn CommandTarget>,
     /// Where threads are born.
     pub domain: Arc<Domain>,
     /// What it presents itself as.
@@ -31,9 +31,9 @@ pub struct Served {
 
 impl Served {
     /// A card that is served, without a host that is told of commands and without netdevs that have numbers.
-    pub fn new(session: Arc<Session>, domain: Arc<Domain>, profile: Profile) -> Self {
+    pub fn new(card: Arc<dyn CommandTarget>, domain: Arc<Domain>, profile: Profile) -> Self {
         Self {
-            session,
+            card,
             domain,
             profile,
             ifindex: None,

@@ -6,6 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use control::{Command, Reply};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
@@ -177,6 +179,29 @@ impl Client {
         self.ask(ESWITCH, eswitch_family::SHARE, 0, |_| {})?;
         let file = self.file.take().ok_or(io::Error::from(io::ErrorKind::InvalidData))?;
         Ok(ViewReader::new(file))
+    }
+
+    /// Has a command carried out, and waits for that.
+    ///
+    /// # Errors
+    /// The card refuses, or has gone; or its answer makes no sense.
+    pub fn perform(&mut self, command: &Command) -> Result<Reply, ClientError> {
+        let answers = self.ask(ESWITCH, eswitch_family::PERFORM, 0, |to| {
+            to.put(eswitch_family::COMMAND, &command.encode()).u32(eswitch_family::VERSION, control::VERSION);
+        })?;
+        let attributes = answers.iter().flat_map(|answer| wire::attributes(&answer.attributes).flatten());
+        let mut replies = attributes.filter(|attribute| attribute.kind == eswitch_family::REPLY);
+        match replies.next() {
+            None => Ok(Reply::Done),
+            Some(reply) => Reply::decode(reply.value).map_err(|error| ClientError::Broken(io::Error::other(error))),
+        }
+    }
+
+    /// Whether the connection has ended, as far as is known without asking.
+    pub fn has_ended(&self) -> bool {
+        let mut polled = [PollFd::new(&self.socket, PollFlags::empty())];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut polled, Some(&now)).is_ok_and(|n| n > 0)
     }
 
     /// Waits until the connection ends.

@@ -3,8 +3,7 @@
 
 use std::sync::atomic::Ordering;
 
-use scenario::{Action, Heeds, StepError};
-
+use ::control::{Command, Failure, Reply as Done};
 use eswitch::Touched;
 
 use crate::answer::{CONFIG_GROUP, ESWITCH, Peer, Reply, split, tell_family};
@@ -18,7 +17,8 @@ use crate::wire::attributes;
 
 /// The family's name.
 pub const NAME: &str = "eswitch";
-/// Performs a step: takes [`WORDS`].
+/// Carries out a [`control::Command`]: takes [`COMMAND`] and [`VERSION`]; answers with [`REPLY`] if there is more to say
+/// than that it was carried out.
 pub const PERFORM: u8 = 1;
 /// Tells what there is of the card, as [`crate::view::Card`] in JSON, in pieces: a dump.
 pub const VIEW: u8 = 2;
@@ -30,14 +30,18 @@ pub const SHARE: u8 = 4;
 pub const STATUS: u8 = 16;
 /// Asks who runs the card to end: takes [`WORDS`], which say how.
 pub const END: u8 = 17;
-/// A step in words, as `esw up` takes it.
+/// How to end, in words that the host of the card understands.
 pub const WORDS: u16 = 1;
-/// A line that the step printed.
-pub const LINE: u16 = 2;
 /// A piece of JSON.
 pub const PIECE: u16 = 3;
 /// A multicast group: [`CONFIG_GROUP`].
 pub const GROUP: u16 = 4;
+/// A command, [encoded](control::Command::encode).
+pub const COMMAND: u16 = 5;
+/// The [version](control::VERSION) of the command's encoding.
+pub const VERSION: u16 = 6;
+/// A [`control::Reply`], encoded.
+pub const REPLY: u16 = 7;
 
 /// Bytes of a piece of JSON at most.
 const PIECE_MAX: usize = 12 * 1024;
@@ -68,14 +72,14 @@ pub(crate) fn answer(
     reply: &mut Reply<'_>,
 ) -> Result<(), Refusal> {
     let (command, attributes) = split(payload)?;
-    let asked = Attributes::of_request(attributes, &[WORDS, GROUP])?;
+    let asked = Attributes::of_request(attributes, &[WORDS, GROUP, COMMAND, VERSION])?;
     match command {
         PERFORM if !peer.may_change => Err(Refusal::bare(errno::EPERM)),
         PERFORM => {
-            let words = asked.text(WORDS)?.ok_or(Refusal::missing(WORDS))?;
-            let core_loads = served.session.engine().core_loads();
-            let outcome = perform(served, cx, words, reply);
-            told::step(served, cx, words, core_loads, outcome)
+            let command = command_of(&asked)?;
+            let core_loads = served.card.engine().core_loads();
+            let outcome = perform(served, cx, &command, reply);
+            told::card_command(served, cx, &command, core_loads, outcome)
         }
         STATUS => tell_pieces(STATUS, host(served)?.status(cx).as_bytes(), reply),
         END if !peer.may_change => Err(Refusal::bare(errno::EPERM)),
@@ -102,11 +106,15 @@ pub(crate) fn touched(served: &Served, command: u8, payload: &[u8]) -> Touched {
     if command != PERFORM {
         return Touched::Nothing;
     }
-    let asked = Attributes::of_request(payload, &[WORDS, GROUP]);
-    match asked.as_ref().map(|asked| asked.text(WORDS)) {
-        Ok(Ok(Some(words))) => told::step_touched_view(served.session.engine().config(), words),
-        _ => Touched::Nothing,
-    }
+    let asked = Attributes::of_request(payload, &[COMMAND, VERSION]);
+    let command = asked.and_then(|asked| command_of(&asked));
+    command.map_or(Touched::Nothing, |command| command.touches_view(served.card.engine().config()))
+}
+
+fn command_of(asked: &Attributes<'_>) -> Result<Command, Refusal> {
+    let bytes = asked.bytes(COMMAND).ok_or(Refusal::missing(COMMAND))?;
+    let version = asked.u32(VERSION)?.ok_or(Refusal::missing(VERSION))?;
+    Command::decode(version, bytes).map_err(|error| Refusal::new(errno::EINVAL, error.to_string()))
 }
 
 fn share(served: &Served, cx: Cx<'_, '_>, reply: &mut Reply<'_>) -> Result<(), Refusal> {
@@ -136,23 +144,16 @@ fn tell_pieces(command: u8, json: &[u8], reply: &mut Reply<'_>) -> Result<(), Re
     Ok(())
 }
 
-fn perform(served: &Served, cx: Cx<'_, '_>, words: &str, reply: &mut Reply<'_>) -> Result<(), Refusal> {
-    let action = Action::parse(words, served.session.engine().config())
-        .map_err(|error| Refusal::new(errno::EINVAL, error.to_string()))?;
-    // A program would run as whoever serves, and a wait would hold its thread.
-    if !action.is_command() {
-        return Err(Refusal::unsupported(format!("`{words}` is no command to a card")));
-    }
-    match served.session.perform(cx, Heeds::Stop, &action) {
-        Ok(lines) => {
-            for line in lines {
-                reply.add(PERFORM, |to| {
-                    to.text(LINE, &line);
-                });
-            }
+fn perform(served: &Served, cx: Cx<'_, '_>, command: &Command, reply: &mut Reply<'_>) -> Result<(), Refusal> {
+    match served.card.carry_out(cx, command) {
+        Ok(Done::Done) => Ok(()),
+        Ok(more) => {
+            reply.add(PERFORM, |to| {
+                to.put(REPLY, &more.encode());
+            });
             Ok(())
         }
-        Err(StepError::Engine(error)) => Err(error.into()),
+        Err(Failure::Engine(error)) => Err(error.into()),
         Err(error) => Err(Refusal::new(errno::EIO, error.to_string())),
     }
 }

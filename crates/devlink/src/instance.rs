@@ -31,7 +31,7 @@ impl Default for LastView {
 impl Served {
     /// What there is of the card now.
     pub fn view(&self, cx: Cx<'_, '_>) -> Arc<view::Card> {
-        let engine = self.session.engine();
+        let engine = self.card.engine();
         let changes = engine.changes();
         let last = self.last.0.lock_leaf(cx).clone();
         if let Some((_, view)) = last.filter(|(of, _)| *of == changes) {
@@ -89,7 +89,7 @@ pub(crate) enum Meant {
 /// There is none.
 pub(crate) fn find(served: &Served, cx: Cx<'_, '_>, handle: Handle<'_>) -> Result<Meant, Refusal> {
     if let Ok(address) = handle.device()
-        && served.session.engine().pf(cx, address).is_ok()
+        && served.card.engine().pf(cx, address).is_ok()
     {
         return Ok(Meant::Pf(address));
     }

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use control::Follower;
 use eswitch::card::Resource;
 use eswitch::inspect::{PfView, PortView};
 use eswitch::{Event, PciAddress, PortHandle, Touched, Vport};
 use lockdep::{Locked, Unlocked};
 use rustix::net::{self, SendFlags};
-use scenario::Follower;
 
 use crate::answer::{DEVLINK, VERSION};
 use crate::card::Served;
@@ -27,9 +27,7 @@ pub(crate) fn follow(
     clients: &Arc<Clients>,
 ) -> io::Result<Follower> {
     let mut teller = Teller { served: Arc::clone(served), clients: Arc::clone(clients), untold: Vec::new() };
-    Follower::start(cx, served.session.engine(), &served.domain, "notifier", move |cx, events| {
-        teller.tell_all(cx, events)
-    })
+    Follower::start(cx, served.card.engine(), &served.domain, "notifier", move |cx, events| teller.tell_all(cx, events))
 }
 
 /// How soon a PF is looked at again that a command has.
@@ -88,7 +86,7 @@ impl Teller {
             Event::DeviceBound(device) | Event::DeviceUnbound(device) => Some(*device),
             Event::PortNew(handle) | Event::PortDel(handle) => Some(handle.device),
             Event::Renamed(Resource::PfNetdev(pf) | Resource::Representor(pf, ..), _) => {
-                Some(self.served.session.engine().config().pf_address(*pf))
+                Some(self.served.card.engine().config().pf_address(*pf))
             }
             _ => None,
         }
@@ -128,7 +126,7 @@ enum Looked {
 
 impl Looked {
     fn at(cx: &mut Locked<'_, Unlocked>, served: &Served, device: PciAddress) -> Self {
-        match served.session.engine().inspect_pf_if_free(cx, device) {
+        match served.card.engine().inspect_pf_if_free(cx, device) {
             None => Self::Busy,
             Some(pf) => Self::Free(pf.ok().map(Box::new)),
         }

@@ -14,7 +14,9 @@ pub mod errno {
     pub const EOPNOTSUPP: i32 = 95;
 }
 
-/// A refusal. Nothing has been changed.
+/// Why a request was refused. The request has changed nothing, with two exceptions: of several settings in one request
+/// those before the refused one are made, as in the kernel; and a request that was carried out but could not be stored is
+/// refused with the reason why ([`Host::carried_out`](crate::Host::carried_out)).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Refusal {
     /// The error number, positive.

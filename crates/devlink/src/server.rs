@@ -13,12 +13,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 
+use control::Follower;
 use lockdep::{Locked, Mutex, Unlocked, lock_classes};
 use rustix::net::sockopt::socket_peercred;
 use rustix::net::{
     self, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, UCred,
 };
-use scenario::Follower;
 
 use eswitch::Touched;
 

@@ -6,7 +6,8 @@
 //!
 //! A PF that a command has at the moment is shown as it was before, until that command is about to be answered:
 //! no command waits for another PF's, nor does who asks for the memory. What is the whole card's, or of several PFs, is
-//! looked at under the locks it takes. So that there is something to show, what was seen is kept from the start on.
+//! looked at under the locks it takes. A module that is loaded while a command has a PF may be shown there only when
+//! the PF is free. So that there is something to show, what was seen is kept from the start on.
 //!
 //! The memory begins with a header: a number that grows, where the view lies and how long it is, and sums of both
 //! the view and the header. A view is JSON. The next one is written where the last does not lie, then the header.
@@ -16,10 +17,12 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use eswitch::card::Resource;
 use eswitch::inspect::PfView;
-use eswitch::{PciAddress, PfFunction, Touched};
+use eswitch::{Engine, PciAddress, PfFunction, Touched};
 use lockdep::{Mutex, lock_classes};
 use rustix::fs::{MemfdFlags, Mode, OFlags, fchmod, memfd_create, open};
 use rustix::io::{pread, pwrite};
@@ -32,14 +35,45 @@ lock_classes! {
     pub leaf SharedClass = "shared view of a card";
 }
 
-/// Whether a PF may be another than before. Modules bind and unbind every PF.
-fn includes(touched: Touched, pf: PciAddress) -> bool {
-    match touched {
-        Touched::Nothing => false,
-        Touched::Pf(touched) | Touched::PfAndMultiport(touched) => touched == pf,
-        Touched::Modules | Touched::Everything => true,
+/// How long a command waits for a PF that another has.
+#[derive(Clone, Copy, Debug)]
+enum Wait {
+    /// Not at all.
+    No,
+    /// Until then.
+    Until(Instant),
+    /// Until the PF is free.
+    Ever,
+}
+
+impl Wait {
+    /// A command that changed a PF waits for it. A module is loaded and unloaded beside commands to PFs, which may take
+    /// long; queues have a PF for a moment only.
+    fn of(touched: Touched, pf: PciAddress, end: Instant) -> Self {
+        match touched {
+            Touched::Everything => Self::Ever,
+            Touched::Pf(touched) | Touched::PfAndMultiport(touched) if touched == pf => Self::Ever,
+            Touched::Modules => Self::Until(end),
+            Touched::Nothing | Touched::Pf(_) | Touched::PfAndMultiport(_) => Self::No,
+        }
+    }
+
+    fn look(self, cx: Cx<'_, '_>, engine: &Engine, pf: PciAddress) -> Option<eswitch::Result<PfView>> {
+        loop {
+            match self {
+                Self::Ever => return Some(engine.inspect_pf(cx, pf)),
+                Self::No => return engine.inspect_pf_if_free(cx, pf),
+                Self::Until(end) => match engine.inspect_pf_if_free(cx, pf) {
+                    None if Instant::now() < end => thread::sleep(Duration::from_millis(1)),
+                    seen => return seen,
+                },
+            }
+        }
     }
 }
+
+/// How long a command that loads or unloads a module waits for PFs that other commands have.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// A view that is shared.
 pub struct SharedView(Mutex<SharedClass, State>);
@@ -96,7 +130,8 @@ impl SharedView {
     /// rest, what can be looked at without waiting for a command, and what was never looked at before. Whether
     /// that was all of it.
     pub(crate) fn publish(&self, cx: Cx<'_, '_>, served: &Served, touched: Touched) -> bool {
-        let engine = served.session.engine();
+        let engine = served.card.engine();
+        let end = Instant::now() + PATIENCE;
         let (mut busy, mut all, mut differs) = (Vec::new(), true, touched != Touched::Nothing);
         for pf in engine.addresses() {
             let at = engine.changes();
@@ -104,11 +139,8 @@ impl SharedView {
             if before == Some(at) {
                 continue;
             }
-            let seen = match before {
-                Some(_) if !includes(touched, pf) => engine.inspect_pf_if_free(cx, pf),
-                _ => Some(engine.inspect_pf(cx, pf)),
-            };
-            let Some(seen) = seen else {
+            let wait = if before.is_none() { Wait::Ever } else { Wait::of(touched, pf, end) };
+            let Some(seen) = wait.look(cx, engine, pf) else {
                 busy.push(pf);
                 continue;
             };
@@ -195,7 +227,7 @@ impl State {
         let mut snapshot = rest.snapshot.clone();
         snapshot.pfs = self.pfs.values().filter_map(|(_, pf)| pf.clone()).collect();
         snapshot.modules.clone_from(modules);
-        let card = view::build(served.session.engine().config(), &served.profile, &rest.functions, &snapshot);
+        let card = view::build(served.card.engine().config(), &served.profile, &rest.functions, &snapshot);
         if self.last.as_ref() == Some(&card) {
             return;
         }

@@ -1,7 +1,7 @@
 //! What a card's [host](crate::Host) is told of a command: its words, and what it may have changed.
 
+use control::Command;
 use eswitch::{CardConfig, PciAddress, Touched};
-use scenario::Action;
 
 use crate::card::{Cx, Served};
 use crate::numbers::{attribute as a, command, flavour, function, nla};
@@ -26,30 +26,29 @@ pub(crate) fn devlink_command(
     outcome: Result<(), Refusal>,
 ) -> Result<(), Refusal> {
     let Some(host) = &served.host else { return outcome };
-    let touched = touched(served.session.engine().config(), number, asked);
+    let touched = touched(served.card.engine().config(), number, asked);
     let told = host.carried_out(cx, &Told { words: &in_words(number, asked), touched }, outcome.as_ref().copied());
     // What went wrong first is what is answered.
     outcome.and(told)
 }
 
-/// Tells who runs the card of a step in words; what to answer.
+/// Tells the host of a command that a lab has sent; what to answer.
 ///
-/// `core_loads` is [`eswitch::Engine::core_loads`] before the step.
-pub(crate) fn step(
+/// `core_loads` is [`eswitch::Engine::core_loads`] before the command.
+pub(crate) fn card_command(
     served: &Served,
     cx: Cx<'_, '_>,
-    words: &str,
+    command: &Command,
     core_loads: u64,
     outcome: Result<(), Refusal>,
 ) -> Result<(), Refusal> {
     let Some(host) = &served.host else { return outcome };
-    let engine = served.session.engine();
+    let engine = served.card.engine();
     let card = engine.config();
-    // What is no step has done nothing.
-    let touched = Action::parse(words, card).map_or(Touched::Nothing, |action| action.touches(card));
     // A module that needs the core module has loaded it, and so bound every PF.
-    let touched = if engine.core_loads() == core_loads { touched } else { Touched::Everything };
-    let told = host.carried_out(cx, &Told { words, touched }, outcome.as_ref().copied());
+    let touched = if engine.core_loads() == core_loads { command.touches(card) } else { Touched::Everything };
+    let words = command.in_words(card);
+    let told = host.carried_out(cx, &Told { words: &words, touched }, outcome.as_ref().copied());
     outcome.and(told)
 }
 
@@ -60,18 +59,6 @@ pub(crate) fn touched_view(card: &CardConfig, number: u8, asked: &Attributes<'_>
         (command::HEALTH_RECOVER, Ok(address)) => Touched::Pf(pf_of(card, address)),
         _ => touched(card, number, asked),
     }
-}
-
-/// The same of a step in words.
-pub(crate) fn step_touched_view(card: &CardConfig, words: &str) -> Touched {
-    fn of(action: &Action, card: &CardConfig) -> Touched {
-        match action {
-            Action::SetNetns(..) | Action::Bond(_) | Action::Unbond(_) => Touched::Everything,
-            Action::Repeat(_, action) => of(action, card),
-            action => action.touches(card),
-        }
-    }
-    Action::parse(words, card).map_or(Touched::Nothing, |action| of(&action, card))
 }
 
 /// The PF that an address belongs to: its own, or that of which it is a VF.

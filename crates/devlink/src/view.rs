@@ -145,8 +145,6 @@ pub enum Role {
 pub struct Netdev {
     /// Its name as far as the card knows: one that it is given where the card's netdevs appear, the card hears of.
     pub name: String,
-    /// The name it was made with, by which steps call it.
-    pub given: String,
     /// What it is for.
     pub role: Role,
     /// `device` in sysfs, and IFLA_PARENT_DEV_NAME.

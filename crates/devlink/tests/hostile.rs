@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{PF, Up, with, with_card, with_room_for};
+use control::Command;
 use devlink::numbers::{attribute as a, command as c};
 use devlink::{Access, Client, ClientError, Cx, DEVLINK, ESWITCH, Host, Refusal, eswitch_family, wire};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
@@ -429,12 +430,11 @@ fn who_has_no_rights_may_look_and_change_nothing() {
             for command in changes.into_iter().chain([c::HEALTH_RECOVER, c::RATE_SET, c::RATE_NEW, c::RATE_DEL]) {
                 assert_eq!(refused(client.ask(DEVLINK, command, 0, device).map(drop)), 1, "{command}");
             }
-            for command in [eswitch_family::PERFORM, eswitch_family::END] {
-                let words = |to: &mut wire::Builder| {
-                    to.text(eswitch_family::WORDS, "modprobe mlx5_ib");
-                };
-                assert_eq!(refused(client.ask(ESWITCH, command, 0, words).map(drop)), 1, "{command}");
-            }
+            let end = client.ask(ESWITCH, eswitch_family::END, 0, |to| {
+                to.text(eswitch_family::WORDS, "down");
+            });
+            assert_eq!(refused(end.map(drop)), 1);
+            assert_eq!(refused(client.perform(&Command::LoadModule("mlx5_ib".to_owned())).map(drop)), 1);
         });
         assert_eq!(before, up.at_rest());
     });

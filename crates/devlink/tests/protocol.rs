@@ -5,8 +5,10 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{PF, with_card};
+use control::{Command, EswitchOption, Reply};
 use devlink::numbers::{attribute as a, command as c, flavour};
 use devlink::{Answered, Client, ClientError, ControlSocket, DEVLINK, ESWITCH, SocketError, eswitch_family, wire};
+use eswitch::{Mode, SfNum};
 
 fn device(to: &mut wire::Builder) {
     to.text(a::BUS_NAME, "pci").text(a::DEV_NAME, PF);
@@ -224,19 +226,27 @@ fn no_more_are_let_in_than_there_is_room_for() {
 }
 
 #[test]
-fn words_are_commands_and_nothing_else() {
+fn a_command_is_carried_out_or_refused() {
     with_card(|up| {
         let mut client = Client::connect(&up.path).unwrap();
-        let mut perform = |words: &str| {
-            client.ask(ESWITCH, eswitch_family::PERFORM, 0, |to| {
-                to.text(eswitch_family::WORDS, words);
-            })
+        let device = PF.parse().unwrap();
+        let set = |number| Command::SetNumVfs { device, number };
+        assert_eq!(client.perform(&set(0)).unwrap(), Reply::Done);
+        let too_many = client.perform(&set(99)).map(|_| Vec::new());
+        assert_eq!(refused(too_many).0, 34);
+        client.perform(&Command::SetEswitch { device, options: vec![EswitchOption::Mode(Mode::Switchdev)] }).unwrap();
+        let sf = Command::AddSf { device, pfnum: 0, sfnum: SfNum(88) };
+        assert_eq!(client.perform(&sf).unwrap(), Reply::Port(format!("pci/{PF}/32768").parse().unwrap()));
+        let mut ask = |version: u32, bytes: &[u8]| {
+            let asked = client.ask(ESWITCH, eswitch_family::PERFORM, 0, |to| {
+                to.put(eswitch_family::COMMAND, bytes).u32(eswitch_family::VERSION, version);
+            });
+            refused(asked)
         };
-        perform("echo 0 > /sys/bus/pci/devices/0000:08:00.0/sriov_numvfs").unwrap();
-        assert_eq!(refused(perform("echo 99 > /sys/bus/pci/devices/0000:08:00.0/sriov_numvfs")).0, 34);
-        assert_eq!(refused(perform("sleep 1s")).0, 95);
-        assert_eq!(refused(perform("ping -c1 127.0.0.1")).0, 95);
-        assert_eq!(refused(perform("nonsense")).0, 22);
+        assert_eq!(ask(control::VERSION, b"nonsense").0, 22);
+        let (errno, message) = ask(control::VERSION + 1, b"\"rescan\"");
+        assert_eq!(errno, 22);
+        assert!(message.unwrap().contains("from the same build"));
     });
 }
 

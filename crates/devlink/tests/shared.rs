@@ -5,27 +5,50 @@ mod common;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use common::with_card_of;
-use devlink::eswitch_family::{self, JOIN, PERFORM, WORDS};
+use control::{Command, EswitchOption};
+use devlink::eswitch_family::{self, JOIN};
 use devlink::numbers::{attribute, command};
 use devlink::view::Card;
 use devlink::{Client, ESWITCH, ViewReader, wire};
-use eswitch::{CardConfig, PciAddress};
+use eswitch::card::{Fault, ResourceKind};
+use eswitch::vf::VfSetting;
+use eswitch::{CardConfig, MacAddr, Mode, PciAddress, PfIndex};
 
 fn card(pfs: u8, vfs: u16) -> CardConfig {
     CardConfig { pfs, vfs, modules: vec!["mlx5_ib".to_owned()], ..CardConfig::default() }
 }
 
-fn perform(path: &Path, words: &str) {
-    ask(&mut Client::connect(path).unwrap(), words);
+fn perform(path: &Path, command: Command) {
+    ask(&mut Client::connect(path).unwrap(), command);
 }
 
-fn ask(client: &mut Client, words: &str) {
-    let asked = client.ask(ESWITCH, PERFORM, 0, |to| {
-        to.text(WORDS, words);
-    });
-    asked.unwrap();
+fn ask(client: &mut Client, command: Command) {
+    client.perform(&command).unwrap();
+}
+
+/// A PF of the card.
+const fn pf(function: u8) -> PciAddress {
+    PciAddress { domain: 0, bus: 8, device: 0, function }
+}
+
+fn switchdev(device: PciAddress) -> Command {
+    Command::SetEswitch { device, options: vec![EswitchOption::Mode(Mode::Switchdev)] }
+}
+
+fn num_vfs(device: PciAddress, number: u32) -> Command {
+    Command::SetNumVfs { device, number }
+}
+
+fn mac(n: u8) -> Command {
+    let settings = vec![VfSetting::Mac(MacAddr([2, 0, 0, 0, 0, n]))];
+    Command::SetVf { device: pf(0), vf: 1, settings }
+}
+
+fn unload_ib() -> Command {
+    Command::UnloadModule("mlx5_ib".to_owned())
 }
 
 fn reader(path: &Path) -> (Client, ViewReader, Card) {
@@ -47,31 +70,34 @@ fn what_was_acknowledged_can_be_read() {
         assert_eq!(vfs(&card, 0), 0);
         assert_ne!(card.rdma, []);
         assert!(reader.newer().unwrap().is_none(), "nothing has changed");
-        perform(&up.path, "echo 2 > /sys/bus/pci/devices/0000:08:00.0/sriov_numvfs");
+        perform(&up.path, num_vfs(pf(0), 2));
         assert_eq!(vfs(&reader.newer().unwrap().unwrap(), 0), 2);
         for n in 0..100u8 {
-            perform(&up.path, &format!("ip link set enp8s0f0np0 vf 1 mac 02:00:00:00:00:{n:02x}"));
+            perform(&up.path, mac(n));
             let card = reader.newer().unwrap().unwrap();
             let pf = card.netdevs.iter().find(|netdev| netdev.name == "enp8s0f0np0").unwrap();
             assert_eq!(pf.vfs[1].mac, [2, 0, 0, 0, 0, n]);
         }
-        perform(&up.path, "modprobe -r mlx5_ib");
+        perform(&up.path, unload_ib());
         assert_eq!(reader.newer().unwrap().unwrap().rdma, []);
     });
 }
 
-const SLOW: PciAddress = PciAddress { domain: 0, bus: 8, device: 0, function: 0 };
-
 /// Does something while a command has the first of two PFs, which it had better not wait for.
 fn while_one_is_slow(up: &common::Up, act: impl FnOnce()) {
-    perform(&up.path, "delay fdb pf 0 for 8s");
+    let slow = Some(Duration::from_secs(8));
+    let kind = ResourceKind::Fdb;
+    perform(
+        &up.path,
+        Command::AddFault(Fault { kind, pf: Some(PfIndex(0)), vport: None, after: 0, times: 1, delay: slow }),
+    );
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
-            perform(&up.path, "devlink dev eswitch set pci/0000:08:00.0 mode switchdev");
+            perform(&up.path, switchdev(pf(0)));
             done.store(true, Ordering::Release);
         });
-        while !up.is_busy(SLOW) {
+        while !up.is_busy(pf(0)) {
             thread::yield_now();
         }
         act();
@@ -84,7 +110,7 @@ fn nobody_waits_for_a_pf_that_is_slow() {
     with_card_of(card(2, 0), |up| {
         let (_client, mut reader, _) = reader(&up.path);
         while_one_is_slow(up, || {
-            perform(&up.path, "echo 1 > /sys/bus/pci/devices/0000:08:00.1/sriov_numvfs");
+            perform(&up.path, num_vfs(pf(1), 1));
             let card = reader.newer().unwrap().unwrap();
             assert_eq!((vfs(&card, 0), vfs(&card, 1)), (0, 1));
         });
@@ -95,15 +121,15 @@ fn nobody_waits_for_a_pf_that_is_slow() {
 
 #[test]
 fn who_is_the_first_to_read_waits_for_no_pf() {
-    with_card_of(card(2, 1), |up| {
+    with_card_of(card(2, 2), |up| {
         // Nobody reads yet, and what is acknowledged is to be found all the same.
-        perform(&up.path, "ip link set enp8s0f0np0 vf 0 mac 02:00:00:00:00:05");
-        perform(&up.path, "echo 0 > /sys/bus/pci/devices/0000:08:00.1/sriov_numvfs");
+        perform(&up.path, mac(5));
+        perform(&up.path, num_vfs(pf(1), 0));
         while_one_is_slow(up, || {
             let (_client, _, card) = reader(&up.path);
-            assert_eq!((vfs(&card, 0), vfs(&card, 1)), (1, 0));
+            assert_eq!((vfs(&card, 0), vfs(&card, 1)), (2, 0));
             let pf = card.netdevs.iter().find(|netdev| netdev.name == "enp8s0f0np0").unwrap();
-            assert_eq!(pf.vfs[0].mac, [2, 0, 0, 0, 0, 5]);
+            assert_eq!(pf.vfs[1].mac, [2, 0, 0, 0, 0, 5]);
         });
     });
 }
@@ -122,7 +148,7 @@ fn of_a_pf_that_is_slow_is_told_when_it_is_free_and_of_others_at_once() {
             (message.command, String::from_utf8_lossy(name.unwrap().value).trim_end_matches('\0').to_owned())
         };
         while_one_is_slow(up, || {
-            perform(&up.path, "devlink dev eswitch set pci/0000:08:00.1 mode switchdev");
+            perform(&up.path, switchdev(pf(1)));
             assert_eq!(told(), (command::PORT_NEW, "0000:08:00.1".to_owned()));
         });
         assert_eq!(told(), (command::PORT_NEW, "0000:08:00.0".to_owned()));
@@ -134,7 +160,7 @@ fn what_was_read_last_stays_when_the_server_has_gone() {
     let mut left = None;
     with_card_of(card(1, 0), |up| {
         let (mut client, reader, _) = reader(&up.path);
-        ask(&mut client, "modprobe -r mlx5_ib");
+        ask(&mut client, unload_ib());
         left = Some((client, reader));
     });
     let (mut client, mut reader) = left.unwrap();

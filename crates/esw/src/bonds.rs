@@ -1,17 +1,17 @@
-//! The kernel's bonds, as a story knows them.
+//! The kernel's bonds, as a live card knows them.
 
 use std::sync::{Arc, Mutex};
 
 use card_linux::{LinuxCard, SetupError};
 use eswitch::card::CardError;
-use eswitch::lag::Bond;
+use eswitch::lag::{Bond, BondPlan};
+use host::{BondWatch, Bonds};
 use lockdep::{Locked, Unlocked};
-use scenario::{BondPlan, BondWatch, Bonds};
 
 /// The bonds where a card's netdevs appear.
 pub struct KernelBonds {
     bonds: Arc<card_linux::Bonds>,
-    /// Until somebody watches.
+    /// Until it is taken.
     watch: Mutex<Option<card_linux::BondWatch>>,
 }
 
@@ -41,26 +41,16 @@ impl Bonds for KernelBonds {
         Some(format!("this kernel has no bonds ({answer}; it needs CONFIG_BONDING, `modprobe bonding`)"))
     }
 
-    fn set(&self, cx: &mut Locked<'_, Unlocked>, plan: &BondPlan<'_>) -> Result<(), CardError> {
-        self.bonds.set(cx, &of(plan))
+    fn set(&self, cx: &mut Locked<'_, Unlocked>, plan: &BondPlan) -> Result<(), CardError> {
+        self.bonds.set(cx, plan)
     }
 
-    fn flap(&self, cx: &mut Locked<'_, Unlocked>, plan: &BondPlan<'_>, away: bool) {
-        self.bonds.flap(cx, &of(plan), away);
+    fn flap(&self, cx: &mut Locked<'_, Unlocked>, plan: &BondPlan, away: bool) {
+        self.bonds.flap(cx, plan, away);
     }
 
     fn delete(&self, cx: &mut Locked<'_, Unlocked>, name: &str) -> Result<bool, CardError> {
         self.bonds.delete(cx, name)
-    }
-}
-
-fn of(plan: &BondPlan<'_>) -> card_linux::BondPlan {
-    card_linux::BondPlan {
-        name: plan.name.to_owned(),
-        mode: plan.mode.to_owned(),
-        ports: plan.ports.clone(),
-        with: plan.with.to_vec(),
-        active: plan.active,
     }
 }
 

@@ -7,8 +7,8 @@ use anyhow::Result;
 use card_linux::{Hold, LinuxCard, Place};
 use card_memory::MemoryCard;
 use eswitch::CardConfig;
+use host::{Bonds, Pulse, World};
 use lockdep::Domain;
-use scenario::{Bonds, Pulse, World};
 
 use crate::arguments::Card as Kind;
 use crate::bonds::KernelBonds;

@@ -20,14 +20,15 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use ::host::{LiveCard, Pulse};
 use anyhow::{Context, Result, bail};
 use card_linux::{Hold, Place};
+use control::{CommandTarget, Follower};
 use devlink::{Access, ControlSocket, IfIndex, Served, Server};
 use eswitch::Touched;
 use lockdep::{Domain, Locked, Unlocked};
 use rustix::net::{AddressFamily, SocketType, netdevice::name_to_index};
 use rustix::process::{Resource, Rlimit, getegid, getrlimit, setrlimit};
-use scenario::{Follower, Pulse, Session};
 
 use crate::arguments::{Card as Kind, Up};
 use crate::cards::{Cards, Found as Left};
@@ -47,8 +48,6 @@ pub use host::How;
 pub use keeper::keeper;
 pub use told::{CardStatus, PfStatus};
 
-/// How long any wait of a command may take.
-const LIMIT: Duration = Duration::from_secs(60);
 /// How long a process that was killed may take to let go of its files.
 const DYING: Duration = Duration::from_secs(2);
 /// Connections to a card at a time at most, if there are descriptors for so many.
@@ -173,7 +172,7 @@ struct Running {
 struct Started {
     name: String,
     journal: Arc<Journal>,
-    session: Arc<Session>,
+    live: Arc<LiveCard>,
     /// Of a card of netdevs. What an earlier daemon has left of it stays until it may go.
     hold: Option<Hold>,
     /// Whether it was brought to what was stored.
@@ -233,11 +232,11 @@ impl Daemon {
         let found = if stored.is_some() { Left::TakenOver } else { Left::Cleared };
         let (world, hold) = self.cards.world_of(card.kind, &card.card, found, &self.domain, &self.pulse)?;
         let agreed = stored.as_ref().map(|stored| &stored.agreed);
-        let session = match Session::start_as(cx, card.card.clone(), world, LIMIT, agreed) {
-            Ok(session) => Arc::new(session),
+        let live = match LiveCard::start(cx, card.card.clone(), world, agreed) {
+            Ok(live) => Arc::new(live),
             Err(error) => bail!("{}: the card did not come up: {error}", card.name),
         };
-        let started = Started { name: card.name.clone(), journal, session, hold, restored: stored.is_some() };
+        let started = Started { name: card.name.clone(), journal, live, hold, restored: stored.is_some() };
         match self.serve(cx, card, &started, listener, since) {
             Ok((server, log)) => Ok(Running { card: started, server, log, socket }),
             Err(error) => {
@@ -256,31 +255,31 @@ impl Daemon {
         listener: OwnedFd,
         since: Instant,
     ) -> Result<(Server, Follower)> {
-        let Started { journal, session, hold, restored, .. } = started;
+        let Started { journal, live, hold, restored, .. } = started;
         if let Some(hold) = hold {
             hold.taken_over(cx);
         }
-        match journal.store(&card.card, || session.engine().agreed_part(cx, Touched::Everything)) {
+        match journal.store(&card.card, || live.engine().agreed_part(cx, Touched::Everything)) {
             // What is in use may not go because a disk is full: commands are answered with that until it is not.
             Err(error) if *restored => tracing::error!(card = card.name, "{error:#}"),
             stored => drop(stored?),
         }
         let milliseconds = since.elapsed().as_millis() as u64;
         tracing::info!(card = card.name, milliseconds, restored, "up");
-        let log = log::follow(cx, &card.name, session, &self.domain)?;
+        let log = log::follow(cx, &card.name, live, &self.domain)?;
         let host = CardHost {
             name: card.name.clone(),
             kind: card.kind,
             socket: card.socket.clone(),
             since,
             journal: Arc::clone(journal),
-            session: Arc::downgrade(session),
+            live: Arc::downgrade(live),
             ending: Arc::clone(&self.ending),
         };
         let served = Arc::new(Served {
             ifindex: (card.kind == Kind::Linux).then(ifindex).transpose()?,
             host: Some(Arc::new(host)),
-            ..Served::new(Arc::clone(session), Arc::clone(&self.domain), card.profile.clone())
+            ..Served::new(Arc::clone(live) as Arc<dyn CommandTarget>, Arc::clone(&self.domain), card.profile.clone())
         });
         let access = Access { group: self.group_of(card), clients: self.clients };
         Ok((Server::start(cx, served, listener, access)?, log))
@@ -321,7 +320,7 @@ impl Started {
     fn give_up(self, cx: &mut Locked<'_, Unlocked>) {
         if self.hold.as_ref().is_some_and(Hold::stays) {
             // Whatever its end would unmake.
-            return std::mem::forget(self.session);
+            return std::mem::forget(self.live);
         }
         if !self.restored {
             self.forget();
@@ -348,7 +347,7 @@ impl Started {
 
     /// Takes down what the engine has; whether nothing is left.
     fn close(&self, cx: &mut Locked<'_, Unlocked>) -> bool {
-        let left = self.session.close(cx);
+        let left = self.live.close(cx);
         for left in &left {
             tracing::error!(card = self.name, invariant = left.invariant, "{}", left.detail);
         }

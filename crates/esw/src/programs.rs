@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use host::{Finished, Programs};
 use rustix::process::{Pid, Signal, kill_process_group};
-use scenario::{Finished, Programs};
 
 /// Programs in the namespaces of this process.
 #[derive(Debug)]

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
 
+use control::Command;
 use devlink::{CONFIG_GROUP, Client, ClientError, ESWITCH, Refusal as Refused, ViewReader, eswitch_family, view};
 use lab::{Card, Refusal};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -23,6 +24,9 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 /// Bytes of what is told at once, at most.
 const ROOM: usize = 256 << 10;
 
+/// The daemon is gone.
+const GONE: i32 = rustix::io::Errno::NODEV.raw_os_error();
+
 /// The daemon does not know the request.
 const OLDER: i32 = rustix::io::Errno::OPNOTSUPP.raw_os_error();
 
@@ -32,6 +36,8 @@ pub struct Remote {
     seen: Mutex<Seen>,
     /// What the view is shared over, until somebody [watches](Remote::stay_connected) it.
     connection: Mutex<Option<Client>>,
+    /// A connection that commands have gone over, for the next one. Of two commands at the same time each has its own.
+    idle: Mutex<Option<Client>>,
 }
 
 /// What was seen of it last.
@@ -49,7 +55,7 @@ impl Remote {
         // Who asks later may be in another folder.
         let path = std::path::absolute(path)?;
         let (connection, seen) = look(&path)?;
-        Ok(Self { path, seen: Mutex::new(seen), connection: Mutex::new(Some(connection)) })
+        Ok(Self { path, seen: Mutex::new(seen), connection: Mutex::new(Some(connection)), idle: Mutex::default() })
     }
 
     /// Starts a thread that connects again whenever the daemon has ended, for as long as the card is used. Call it
@@ -73,6 +79,10 @@ impl Remote {
             }
         };
         thread::Builder::new().name("lab-card".to_owned()).spawn(watch).map(drop)
+    }
+
+    fn idle(&self) -> std::sync::MutexGuard<'_, Option<Client>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tries until there is a daemon. `None`: nobody uses the card any more.
@@ -116,12 +126,14 @@ impl Card for Remote {
         Ok(Arc::clone(&seen.view))
     }
 
-    fn perform(&self, words: &str) -> Result<(), Refusal> {
-        let broken = |error: ClientError| Refusal { errno: 19, message: error.to_string() };
-        let mut client = Client::connect(&self.path).map_err(broken)?;
-        let done = client.ask(ESWITCH, eswitch_family::PERFORM, 0, |to| {
-            to.text(eswitch_family::WORDS, words);
-        });
+    fn perform(&self, command: &Command) -> Result<(), Refusal> {
+        let broken = |error: ClientError| Refusal { errno: GONE, message: error.to_string() };
+        let kept = self.idle().take().filter(|client| !client.has_ended());
+        let mut client = kept.map_or_else(|| Client::connect(&self.path), Ok).map_err(broken)?;
+        let done = client.perform(command);
+        if !matches!(done, Err(ClientError::Broken(_))) {
+            self.idle().get_or_insert(client);
+        }
         match done {
             Ok(_) => Ok(()),
             Err(ClientError::Refused(refusal)) => {

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use eswitch::card::Card;
+use host::Pulse;
 use lockdep::{Domain, Locked, Unlocked};
-use scenario::{Observer, Outcome, Ports, Pulse, Scenario, StepRecord};
+use scenario::{Observer, Outcome, Ports, Scenario, StepRecord};
 use serde::Serialize;
 
 use crate::arguments::Run;

@@ -8,8 +8,9 @@ use std::{fs, io};
 
 use anyhow::{Context, Result, bail};
 use eswitch::CardConfig;
+use host::{Heeds, Pulse};
 use lockdep::{Domain, Locked, Unlocked};
-use scenario::{Action, Heeds, Ports, Pulse, Session, WordError};
+use scenario::{Action, Ports, Session, WordError};
 
 use crate::arguments::Up;
 use crate::cards::Cards;
@@ -57,11 +58,14 @@ fn read_config(path: &Path) -> Result<CardConfig> {
     }
 }
 
-/// What a line came to.
-enum Came {
-    Well,
-    ToNothing(Vec<String>),
-    ToAnEnd,
+/// What became of a line that was typed.
+enum LineOutcome {
+    /// It was carried out.
+    Ok,
+    /// It was not, for these reasons.
+    Failed(Vec<String>),
+    /// It ends the prompt.
+    Quit,
 }
 
 struct Desk {
@@ -105,9 +109,9 @@ impl Desk {
                 break true;
             }
             match came {
-                Came::Well => {}
-                Came::ToAnEnd => break false,
-                Came::ToNothing(errors) => {
+                LineOutcome::Ok => {}
+                LineOutcome::Quit => break false,
+                LineOutcome::Failed(errors) => {
                     failed = true;
                     if !prompt.is_interactive() {
                         complain!("line {number}: {text}");
@@ -127,11 +131,11 @@ impl Desk {
         Ok(if failed && !prompt.is_interactive() { FAILED } else { HELD })
     }
 
-    fn take(&self, cx: &mut Locked<'_, Unlocked>, text: &str, seen: &mut usize, interactive: bool) -> Came {
+    fn take(&self, cx: &mut Locked<'_, Unlocked>, text: &str, seen: &mut usize, interactive: bool) -> LineOutcome {
         match text {
-            "" => return Came::Well,
-            _ if text.starts_with('#') => return Came::Well,
-            "quit" | "exit" => return Came::ToAnEnd,
+            "" => return LineOutcome::Ok,
+            _ if text.starts_with('#') => return LineOutcome::Ok,
+            "quit" | "exit" => return LineOutcome::Quit,
             "help" => help(self.style),
             "ports" => self.show_ports(cx),
             "events" => {
@@ -146,17 +150,17 @@ impl Desk {
             }
             _ => return self.step(cx, text, interactive),
         }
-        Came::Well
+        LineOutcome::Ok
     }
 
-    fn step(&self, cx: &mut Locked<'_, Unlocked>, text: &str, interactive: bool) -> Came {
+    fn step(&self, cx: &mut Locked<'_, Unlocked>, text: &str, interactive: bool) -> LineOutcome {
         let action = match Action::parse(text, self.session.engine().config()) {
             Ok(action) => action,
-            Err(error) => return Came::ToNothing(point_at(text, &error)),
+            Err(error) => return LineOutcome::Failed(point_at(text, &error)),
         };
         match &action {
             Action::Sync(_) => {
-                return Came::ToNothing(vec!["Error: `sync` is for scenarios: nothing else runs here.".to_owned()]);
+                return LineOutcome::Failed(vec!["Error: `sync` is for scenarios: nothing else runs here.".to_owned()]);
             }
             Action::Program(command) if self.has_programs && interactive => {
                 return self.foreground(programs::shell_command(command), command);
@@ -166,40 +170,40 @@ impl Desk {
         match self.session.perform(cx, Heeds::Stop, &action) {
             Ok(printed) => {
                 printed.iter().for_each(|text| line(&printable(text)));
-                Came::Well
+                LineOutcome::Ok
             }
-            Err(error) => Came::ToNothing(error.lines()),
+            Err(error) => LineOutcome::Failed(error.lines()),
         }
     }
 
     /// Runs a program with our terminal; Ctrl-C is for it meanwhile.
-    fn foreground(&self, mut command: Command, name: &str) -> Came {
+    fn foreground(&self, mut command: Command, name: &str) -> LineOutcome {
         if !self.has_programs {
-            return Came::ToNothing(vec![format!(
+            return LineOutcome::Failed(vec![format!(
                 "Error: `{name}` is a program, and this card has no netdevs to run it among; use `--card linux`."
             )]);
         }
         let status: io::Result<i32> = self.elsewhere.during(|| programs::in_foreground(&mut command));
         match status {
-            Ok(0) => Came::Well,
-            Ok(status) => Came::ToNothing(vec![format!("exit status {status}")]),
-            Err(error) => Came::ToNothing(vec![format!("Error: {name}: {error}.")]),
+            Ok(0) => LineOutcome::Ok,
+            Ok(status) => LineOutcome::Failed(vec![format!("exit status {status}")]),
+            Err(error) => LineOutcome::Failed(vec![format!("Error: {name}: {error}.")]),
         }
     }
 
     /// Waits for the queues to rest and checks every invariant.
-    fn check(&self, cx: &mut Locked<'_, Unlocked>) -> Came {
+    fn check(&self, cx: &mut Locked<'_, Unlocked>) -> LineOutcome {
         if let Err(error) = self.session.perform(cx, Heeds::Stop, &Action::WaitRest { retries: false }) {
-            return Came::ToNothing(error.lines());
+            return LineOutcome::Failed(error.lines());
         }
         let mut found: Vec<String> =
             self.session.engine().check(cx).into_iter().map(|v| format!("{}: {}", v.invariant, v.detail)).collect();
         found.extend(self.domain.take_reports().iter().map(|report| format!("{}: {report}", report.invariant())));
         if found.is_empty() {
             line(&self.style.good("every invariant holds"));
-            Came::Well
+            LineOutcome::Ok
         } else {
-            Came::ToNothing(found)
+            LineOutcome::Failed(found)
         }
     }
 

@@ -1,6 +1,8 @@
 //! Daemons from outside: start, status, end, and what a restart keeps. On the card in memory; as root and in
 //! namespaces without it on the card of netdevs, which says so where it cannot.
 
+mod steps;
+
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::{UnixDatagram, UnixStream};
@@ -9,9 +11,9 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use devlink::eswitch_family::{LINE, PERFORM, WORDS};
-use devlink::{Client, ESWITCH, wire};
+use devlink::Client;
 use serde_json::Value;
+use steps::perform;
 
 /// How long anything may take before a test gives up. Nothing is asserted of how long it takes.
 const LONG: Duration = Duration::from_secs(120);
@@ -451,19 +453,6 @@ fn the_log_is_one_object_a_line_if_asked_for() {
     }
 }
 
-/// Does a step on a card; what it prints.
-fn perform(client: &mut Client, words: &str) -> Result<Vec<String>, String> {
-    let answered = client.ask(ESWITCH, PERFORM, 0, |to| {
-        to.text(WORDS, words);
-    });
-    let mut lines = Vec::new();
-    for answer in answered.map_err(|error| error.to_string())? {
-        let line = wire::attributes(&answer.attributes).flatten().find(|attribute| attribute.kind == LINE);
-        lines.extend(line.and_then(|line| line.text().map(str::to_owned)));
-    }
-    Ok(lines)
-}
-
 const PF: &str = "pci/0000:08:00.0";
 
 #[test]
@@ -522,7 +511,7 @@ fn every_answered_command_of_a_burst_is_there_after_a_kill() {
         place.ended();
         place.start(&[]);
         let mut client = Client::connect(Path::new(&socket(&place.folder))).unwrap();
-        let shown = perform(&mut client, &format!("devlink port show {PF}/1")).unwrap().join("\n");
+        let shown = perform(&mut client, &format!("devlink port show {PF}/1")).unwrap();
         // The one that was not answered may have been carried out.
         let may_be = [mac(answered), mac(answered + 1)];
         let is = may_be.iter().any(|mac| shown.contains(mac.as_str()));

@@ -162,14 +162,13 @@ fn a_million_requests_that_nobody_reads_answers_to_cost_the_daemon_no_memory() {
     assert_eq!(before, place.view());
 }
 
-/// Words that repeat words have once ended the daemon, whose stack they took.
+/// Nested input once ended the daemon, whose stack it took.
 #[test]
-fn a_line_of_repeats_is_refused_and_the_daemon_lives() {
+fn a_command_that_is_nested_deep_is_refused_and_the_daemon_lives() {
     let place = Place::new("exec", "");
     let before = place.view();
-    let words = "repeat 9: ".repeat(6_000) + "devlink dev show";
     let refused = place.client().ask(ESWITCH, eswitch_family::PERFORM, 0, |to| {
-        to.text(eswitch_family::WORDS, &words);
+        to.put(eswitch_family::COMMAND, &[b'['; 60_000]).u32(eswitch_family::VERSION, control::VERSION);
     });
     assert!(matches!(refused, Err(ClientError::Refused(refusal)) if refusal.errno == 22));
     assert_eq!(before, place.view());
@@ -254,10 +253,11 @@ fn what_a_lab_lacks_is_named() {
             skip("/dev/fuse");
             continue;
         }
-        // The daemon is in the same user namespace: who is in another may not be where it is.
+        // The daemon is in the same user namespace: a process in another may not enter its own. It is up when its socket
+        // listens, which is later than when it is there.
         let script = format!(
             r#""$0" up --daemon --config "$1/config.toml" >/dev/null 2>&1 &
-            until [ -S "$1/a.sock" ]; do sleep 0.02; done
+            until grep -q "00010000 .* $1/a.sock" /proc/net/unix; do sleep 0.02; done
             set -- "$0" exec --socket "$1/a.sock" -- true
             {first}
             "$@"; status=$?

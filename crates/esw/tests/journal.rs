@@ -1,5 +1,7 @@
 //! What a daemon has answered is on the disk, whatever becomes of its disks, its log and its files.
 
+mod steps;
+
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixDatagram;
@@ -10,8 +12,8 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use devlink::eswitch_family::{LINE, PERFORM, WORDS};
-use devlink::{Client, ESWITCH, wire};
+use devlink::Client;
+use steps::perform;
 
 /// How long anything may take before a test gives up. Nothing is asserted of how long it takes.
 const LONG: Duration = Duration::from_secs(120);
@@ -106,19 +108,6 @@ impl Drop for Place {
         self.kill();
         let _ = fs::remove_dir_all(&self.folder);
     }
-}
-
-/// Does a step on a card; what it prints.
-fn perform(client: &mut Client, words: &str) -> Result<String, String> {
-    let answered = client.ask(ESWITCH, PERFORM, 0, |to| {
-        to.text(WORDS, words);
-    });
-    let mut lines = Vec::new();
-    for answer in answered.map_err(|error| error.to_string())? {
-        let line = wire::attributes(&answer.attributes).flatten().find(|attribute| attribute.kind == LINE);
-        lines.extend(line.and_then(|line| line.text().map(str::to_owned)));
-    }
-    Ok(lines.join("\n"))
 }
 
 /// The first PF's first VF, and its representor.
@@ -324,7 +313,7 @@ fn a_command_to_one_pf_is_answered_while_another_is_busy() {
     let patience = Some(Duration::from_millis(200));
     rustix::net::sockopt::set_socket_timeout(onlooker.socket(), rustix::net::sockopt::Timeout::Recv, patience).unwrap();
     let until = Instant::now() + LONG;
-    while perform(&mut onlooker, "devlink dev eswitch show pci/0000:08:00.1").is_ok() {
+    while perform(&mut onlooker, "devlink port show pci/0000:08:00.1/131071").is_ok() {
         assert!(Instant::now() < until, "it does not begin");
     }
     for n in 1..4 {

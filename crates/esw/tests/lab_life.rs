@@ -5,6 +5,7 @@
 //! root and `/dev/fuse`. `ESW_KILL_ROUNDS` says how often what is killed at random moments is killed.
 
 mod lab;
+mod steps;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,8 +16,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use devlink::eswitch_family::{PERFORM, WORDS};
-use devlink::{Client, ESWITCH};
+use devlink::Client;
 use rustix::process::{Pid, Signal, kill_process};
 
 const ESW: &str = env!("CARGO_BIN_EXE_esw");
@@ -164,10 +164,7 @@ impl Place {
 
     fn perform(&self, words: &str) {
         let mut client = Client::connect(Path::new("/run/eswitch/card0.sock")).unwrap();
-        let asked = client.ask(ESWITCH, PERFORM, 0, |to| {
-            to.text(WORDS, words);
-        });
-        asked.unwrap();
+        steps::perform(&mut client, words).unwrap();
     }
 }
 

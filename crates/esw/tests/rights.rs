@@ -21,6 +21,7 @@ mod netlink;
 mod rows;
 #[path = "rights/stage.rs"]
 mod stage;
+mod steps;
 #[path = "rights/sys.rs"]
 mod sys;
 #[path = "rights/table.rs"]

@@ -15,6 +15,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use lockdep::{Locked, Unlocked};
+use serde::{Deserialize, Serialize};
 
 use crate::error::Errno;
 use crate::ids::{MacAddr, ParseError, PfIndex, RepType, Vport};
@@ -72,7 +73,8 @@ impl fmt::Display for Resource {
 }
 
 /// The kind of a resource, for fault plans: what one would type.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum ResourceKind {
     /// [`Resource::Function`].
     Function,
@@ -92,6 +94,23 @@ pub enum ResourceKind {
     Metadata,
     /// [`Resource::PeerRules`].
     Pair,
+}
+
+impl fmt::Display for ResourceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Function => "function",
+            Self::Netdev => "netdev",
+            Self::IbDevice => "ibdev",
+            Self::Port => "port",
+            Self::Fdb => "fdb",
+            Self::Representor(RepType::Eth) => "eth",
+            Self::Representor(RepType::Ib) => "ib",
+            Self::Lag => "lag",
+            Self::Metadata => "metadata",
+            Self::Pair => "pair",
+        })
+    }
 }
 
 impl FromStr for ResourceKind {

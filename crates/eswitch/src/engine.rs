@@ -7,6 +7,7 @@ use std::sync::Arc;
 use lockdep::{
     AtomicU64, Deadline, JoinHandle, LockBefore, Locked, Mutex, Shadow, Since, Spawn, ThreadMain, Unlocked, digest,
 };
+use serde::{Deserialize, Serialize};
 
 use crate::agreed::Agreed;
 use crate::auxiliary::Bus;
@@ -200,7 +201,7 @@ pub struct PfFunction {
 }
 
 /// A change to a port's function, as `devlink port function set` takes it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FunctionChange {
     /// `hw_addr`.
     pub hw_addr: Option<MacAddr>,

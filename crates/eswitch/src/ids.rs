@@ -91,7 +91,7 @@ impl fmt::Debug for PciAddress {
 }
 
 /// The place of a PF on its card: 0 to 3. Also its rank where locks nest: the master comes first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PfIndex(pub u8);
 
 /// Some of the PFs of a card.
@@ -134,7 +134,7 @@ impl FromIterator<PfIndex> for PfSet {
 }
 
 /// The number of an SF as its user gives it, unique within a PF.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct SfNum(pub u32);
 
 /// The first vport number of SFs; an SF's is this plus its place in the PF's SF table.
@@ -145,7 +145,8 @@ pub const MAX_SFS: u16 = 0x7ff0;
 
 /// A port of the E-Switch. Their order is that in which representors load: the uplink first, then by
 /// number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Vport {
     /// The wire.
     Uplink,
@@ -238,6 +239,13 @@ impl FromStr for PortHandle {
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct MacAddr(pub [u8; 6]);
 
+impl MacAddr {
+    /// The address of these bytes, if it is a unicast address: neither multicast nor zero.
+    pub fn unicast(bytes: [u8; 6]) -> Option<Self> {
+        (bytes[0] & 1 == 0 && bytes != [0; 6]).then_some(Self(bytes))
+    }
+}
+
 impl fmt::Display for MacAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [a, b, c, d, e, g] = self.0;
@@ -245,17 +253,24 @@ impl fmt::Display for MacAddr {
     }
 }
 
-impl Serialize for MacAddr {
-    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_str(self)
-    }
+/// Serialises types as the text they are typed as.
+macro_rules! serde_as_text {
+    ($($type:ty),+) => {$(
+        impl Serialize for $type {
+            fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+                to.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                String::deserialize(from)?.parse().map_err(serde::de::Error::custom)
+            }
+        }
+    )+};
 }
 
-impl<'de> Deserialize<'de> for MacAddr {
-    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        String::deserialize(from)?.parse().map_err(serde::de::Error::custom)
-    }
-}
+serde_as_text!(PciAddress, PortHandle, MacAddr);
 
 impl fmt::Debug for MacAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -274,10 +289,11 @@ impl FromStr for MacAddr {
             let part = parts.next().filter(|p| p.len() == 2).ok_or_else(error)?;
             *byte = u8::from_str_radix(part, 16).map_err(|_| error())?;
         }
-        if parts.next().is_some() || bytes[0] & 1 == 1 || bytes == [0; 6] {
+        let address = Self::unicast(bytes).ok_or_else(error)?;
+        if parts.next().is_some() {
             return Err(error());
         }
-        Ok(Self(bytes))
+        Ok(address)
     }
 }
 

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockdep::{LockBefore, Locked, Mutex, Shadow, Since, Unlocked, WaitMap, digest};
+use serde::{Deserialize, Serialize};
 
 use crate::device::Pf;
 use crate::engine::Shared;
@@ -89,6 +90,37 @@ pub struct Bond {
     pub ports: BTreeSet<PfIndex>,
     /// What else is in it.
     pub foreign: Vec<String>,
+}
+
+/// A bond as a command asks for it. A command names ports by their PCI address, a card by their place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BondPlan<Port = PfIndex> {
+    /// The bond's name.
+    pub name: String,
+    /// Its mode, by the kernel's name (Documentation/networking/bonding.rst).
+    pub mode: String,
+    /// The PFs whose netdevs are in it. One that has no netdev now is put in when it gets one.
+    pub ports: Vec<Port>,
+    /// Other netdevs that are in it; one that does not exist is made.
+    pub with: Vec<String>,
+    /// The PF whose netdev is the active one under `active-backup`.
+    pub active: Option<Port>,
+}
+
+impl<Port> BondPlan<Port> {
+    /// The same plan with its ports named otherwise.
+    ///
+    /// # Errors
+    /// The first of `name`.
+    pub fn with_ports<Other, E>(&self, name: impl Fn(&Port) -> Result<Other, E>) -> Result<BondPlan<Other>, E> {
+        Ok(BondPlan {
+            name: self.name.clone(),
+            mode: self.mode.clone(),
+            ports: self.ports.iter().map(&name).collect::<Result<_, E>>()?,
+            with: self.with.clone(),
+            active: self.active.as_ref().map(&name).transpose()?,
+        })
+    }
 }
 
 /// What of LAG can be looked at.

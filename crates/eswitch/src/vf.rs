@@ -104,7 +104,8 @@ pub struct VfView {
 }
 
 /// One thing that `ip link set PF vf N` sets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum VfSetting {
     /// `mac`, of the function: it is that of `devlink port function set … hw_addr`.
     Mac(MacAddr),

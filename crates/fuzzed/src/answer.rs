@@ -1,16 +1,16 @@
 //! The control socket's answers, to a card in memory.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use card_memory::MemoryCard;
+use control::{Command, CommandTarget};
 use devlink::view::Profile;
 use devlink::wire::{self, Builder, Header, attributes, messages};
 use devlink::{Cx, DEVLINK, ESWITCH, Peer, Served, Sink, eswitch_family, numbers};
 use eswitch::inspect::Snapshot;
 use eswitch::{CardConfig, Touched};
+use host::{LiveCard, World};
 use lockdep::{Domain, Locked, OnReport, Unlocked, enter};
-use scenario::{Session, World};
 
 /// Messages of an input that are looked at one by one at most: a datagram of headers alone has thousands.
 const EACH: usize = 32;
@@ -27,8 +27,8 @@ pub fn answer(bytes: &[u8]) {
     }
     let domain = Domain::checked(OnReport::Record);
     enter(&domain, "main", |cx| {
-        let served = card(cx, &domain);
-        let engine = served.session.engine();
+        let (served, live) = card(cx, &domain);
+        let engine = served.card.engine();
         let before = at_rest(&served, cx);
         let onlooker = Peer::default();
         devlink::answer(&served, cx, &onlooker, bytes, &mut Answers::default());
@@ -48,24 +48,24 @@ pub fn answer(bytes: &[u8]) {
         devlink::answer(&served, cx, &owner, bytes, &mut Answers::default());
         engine.settle(cx, true);
         assert_eq!(engine.check(cx), [], "after all of it at once");
-        assert_eq!(served.session.close(cx), []);
+        assert_eq!(live.close(cx), []);
     });
     assert!(domain.take_reports().is_empty());
 }
 
-fn card(cx: &mut Locked<'_, Unlocked>, domain: &Arc<Domain>) -> Served {
+fn card(cx: &mut Locked<'_, Unlocked>, domain: &Arc<Domain>) -> (Served, Arc<LiveCard>) {
     let config = CardConfig { vfs: 2, modules: vec!["mlx5_ib".to_owned()], ..CardConfig::default() };
     let world = World::of(MemoryCard::new(config.clone()), domain);
-    let session = match Session::start(cx, config, world, Duration::from_secs(60)) {
-        Ok(session) => session,
+    let live = match LiveCard::start(cx, config, world, None) {
+        Ok(live) => Arc::new(live),
         Err(error) => panic!("a card in memory does not come up: {error}"),
     };
-    Served::new(Arc::new(session), Arc::clone(domain), Profile::mlx5())
+    (Served::new(Arc::clone(&live) as Arc<dyn CommandTarget>, Arc::clone(domain), Profile::mlx5()), live)
 }
 
 /// How the card is when all that was queued is done.
 fn at_rest(served: &Served, cx: &mut Locked<'_, Unlocked>) -> Snapshot {
-    let engine = served.session.engine();
+    let engine = served.card.engine();
     engine.settle(cx, true);
     let mut snapshot = engine.inspect(cx);
     // In how long is not how the card is.
@@ -81,10 +81,13 @@ fn alone(header: &Header, payload: &[u8]) -> Vec<u8> {
     builder.bytes().to_vec()
 }
 
-/// Whether it says in words what makes the card fail or wait.
+/// Whether it is a command that makes the card fail or wait.
 fn plants(header: &Header, payload: &[u8]) -> bool {
-    let words = |a: wire::Attribute<'_>| a.text().is_some_and(|text| text.contains("fail") || text.contains("delay"));
-    header.kind == ESWITCH && attributes(payload.get(wire::GENL_HEADER..).unwrap_or_default()).flatten().any(words)
+    let is_fault = |a: wire::Attribute<'_>| {
+        let command = Command::decode(control::VERSION, a.value);
+        matches!(command, Ok(Command::AddFault(_) | Command::FailAllocations { .. }))
+    };
+    header.kind == ESWITCH && attributes(payload.get(wire::GENL_HEADER..).unwrap_or_default()).flatten().any(is_fault)
 }
 
 /// Whether it is one of those that do one thing after the other, up to the first that is refused, as in the kernel.

@@ -10,11 +10,14 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use control::Command;
 use devlink::view;
+use eswitch::vf::VfSetting;
+use eswitch::{CardConfig, MacAddr};
 use lab::{Card, Join, Options, Refusal};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
 
@@ -76,7 +79,7 @@ fn start(arguments: Arguments) -> Result<i32, Box<dyn std::error::Error>> {
             listeners: Mutex::default(),
         }));
     }
-    let mut command = Command::new(&arguments.program[0]);
+    let mut command = std::process::Command::new(&arguments.program[0]);
     command.args(&arguments.program[1..]);
     let mut options = Options { exact_addresses: arguments.exact, ..Options::default() };
     if let Some(name) = arguments.netns {
@@ -107,17 +110,23 @@ impl Card for Described {
         Ok(Arc::clone(&view))
     }
 
-    fn perform(&self, words: &str) -> Result<(), Refusal> {
+    fn perform(&self, command: &Command) -> Result<(), Refusal> {
         let gone = |_| refused(libc::ENODEV, "the card is gone");
         if let Some(file) = self.told.lock().map_err(|_| refused(libc::EIO, ""))?.as_mut() {
-            writeln!(file, "{words}").map_err(|error| refused(libc::EIO, &error.to_string()))?;
+            writeln!(file, "{}", command.in_words(&CardConfig { pfs: 2, ..CardConfig::default() }))
+                .map_err(|error| refused(libc::EIO, &error.to_string()))?;
         }
         let mut view = (*self.view().map_err(gone)?).clone();
-        let words: Vec<&str> = words.split(' ').collect();
-        match words[..] {
-            ["ip", "link", "set", netdev, "vf", vf, "mac", mac] => set_mac(&mut view, netdev, vf, mac)?,
-            ["modprobe", name] => load(&mut view, name, true)?,
-            ["modprobe", "-r", name] => load(&mut view, name, false)?,
+        match command {
+            Command::SetVf { vf, settings, .. } => {
+                for setting in settings {
+                    if let VfSetting::Mac(mac) = setting {
+                        set_mac(&mut view, *vf, *mac)?;
+                    }
+                }
+            }
+            Command::LoadModule(name) => load(&mut view, name, true)?,
+            Command::UnloadModule(name) => load(&mut view, name, false)?,
             _ => {}
         }
         *self.view.lock().map_err(|_| refused(libc::EIO, ""))? = Arc::new(view);
@@ -151,11 +160,10 @@ impl Described {
     }
 }
 
-fn set_mac(view: &mut view::Card, netdev: &str, vf: &str, mac: &str) -> Result<(), Refusal> {
-    let mut vfs = view.netdevs.iter_mut().filter(|n| n.name == netdev).flat_map(|n| &mut n.vfs);
-    let vf = vfs.find(|v| v.vf.to_string() == vf).ok_or_else(|| refused(libc::EINVAL, "There is no such VF"))?;
-    let bytes: Vec<u8> = mac.split(':').filter_map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
-    vf.mac = bytes.try_into().map_err(|_| refused(libc::EINVAL, "This is no address"))?;
+fn set_mac(view: &mut view::Card, vf: u32, mac: MacAddr) -> Result<(), Refusal> {
+    let mut vfs = view.netdevs.iter_mut().flat_map(|netdev| &mut netdev.vfs);
+    let vf = vfs.find(|shown| shown.vf == vf).ok_or_else(|| refused(libc::EINVAL, "There is no such VF"))?;
+    vf.mac = mac.0;
     Ok(())
 }
 

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use control::Command;
 use devlink::view;
 
 /// A card that is up, seen from a lab.
@@ -16,12 +17,11 @@ pub trait Card: Send + Sync {
     /// The card is gone and nothing is to be shown of it any more.
     fn view(&self) -> io::Result<Arc<view::Card>>;
 
-    /// Does what a shell command would: `echo 2 > /sys/bus/pci/devices/0000:08:00.0/sriov_numvfs`,
-    /// `modprobe mlx5_ib`, `ip link set enp8s0f0np0 vf 0 mac 02:00:00:00:00:01`.
+    /// Carries out a command.
     ///
     /// # Errors
-    /// The card refuses; nothing is changed.
-    fn perform(&self, words: &str) -> Result<(), Refusal>;
+    /// The card refuses. A command of several settings may have made those before the one that is refused.
+    fn perform(&self, command: &Command) -> Result<(), Refusal>;
 
     /// A connection of its own to the card: a SOCK_SEQPACKET socket that speaks generic netlink with the
     /// families of the card (`nlctrl`, `devlink`), as the kernel's would to the same user. It acknowledges

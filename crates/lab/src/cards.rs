@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use control::Command;
 use devlink::view::{self, Netdev, Parent};
 
 use crate::card::{Card, Refusal};
@@ -104,10 +105,10 @@ impl Cards {
         Now(self.cards.iter().map(Member::now).collect())
     }
 
-    /// Has a card do something.
-    pub fn perform(&self, n: usize, words: &str) -> Result<(), Refusal> {
+    /// Has a card carry out a command.
+    pub fn perform(&self, n: usize, command: &Command) -> Result<(), Refusal> {
         let gone = || Refusal { errno: libc::ENODEV, message: "the card is gone".to_owned() };
-        self.card(n).ok_or_else(gone)?.perform(words)
+        self.card(n).ok_or_else(gone)?.perform(command)
     }
 }
 

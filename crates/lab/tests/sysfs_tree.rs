@@ -5,7 +5,9 @@ mod sysfs_fixture;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use control::Command;
 use devlink::view;
+use eswitch::PciAddress;
 use lab::sysfs::tree::{Act, Dir, Entry, Folder, Kernel, Shown, Tree, follow, relative};
 use rustix::io::Errno;
 use sysfs_fixture::{PF, card};
@@ -135,32 +137,50 @@ fn values_are_as_the_kernel_prints_them() {
 }
 
 #[test]
-fn what_is_written_becomes_words_or_is_refused() {
-    let card = card(2);
+fn what_is_written_becomes_a_command_or_is_refused() {
+    let mut card = card(2);
+    let sf = view::Auxiliary { name: "mlx5_core.sf.2".to_owned(), driver: None, ..card.auxiliary[0].clone() };
+    card.auxiliary.push(sf);
     let tree = tree(&[&card]);
-    let words = |text: &str| Ok(Act::Perform { card: Some(0), words: text.to_owned() });
-    let (device, driver) = ("/sys/bus/pci/devices/0000:08:00.0", "bus/pci/drivers/mlx5_core");
-    assert_eq!(write(&tree, DEVICE, "sriov_numvfs", "0x2"), words(&format!("echo 2 > {device}/sriov_numvfs")));
-    assert_eq!(write(&tree, DEVICE, "driver_override", ""), words(&format!("echo > {device}/driver_override")));
-    assert_eq!(
-        write(&tree, DEVICE, "sriov_drivers_autoprobe", "n"),
-        words(&format!("echo 0 > {device}/sriov_drivers_autoprobe"))
-    );
-    assert_eq!(write(&tree, DEVICE, "remove", "1"), words(&format!("echo 1 > {device}/remove")));
-    assert_eq!(write(&tree, DEVICE, "remove", "0"), Ok(Act::Nothing));
-    assert_eq!(write(&tree, DEVICE, "reset", "2"), Err(Errno::INVAL));
-    assert_eq!(write(&tree, driver, "unbind", PF), words(&format!("echo {PF} > /sys/{driver}/unbind")));
-    assert_eq!(write(&tree, driver, "unbind", "0000:00:1f.0"), Ok(Act::Kernel));
-    assert_eq!(write(&tree, driver, "unbind", "; reboot"), Err(Errno::NODEV));
-    let auxiliary = "bus/auxiliary/drivers/mlx5_core.eth";
-    assert_eq!(
-        write(&tree, auxiliary, "unbind", "mlx5_core.eth.4"),
-        words(&format!("echo mlx5_core.eth.4 > /sys/{auxiliary}/unbind"))
-    );
-    let everyone = Act::Perform { card: None, words: "echo 1 > /sys/bus/pci/rescan".to_owned() };
-    assert_eq!(write(&tree, "bus/pci", "rescan", "1"), Ok(everyone));
-    for (text, error) in [("70000", Errno::RANGE), ("two", Errno::INVAL), ("", Errno::INVAL), ("2 > x", Errno::INVAL)] {
-        assert_eq!(write(&tree, DEVICE, "sriov_numvfs", text), Err(error), "{text:?}");
+    let commands = |command| Ok(Act::Perform { card: Some(0), command });
+    let device: PciAddress = PF.parse().unwrap();
+    let (driver, sf_driver) = ("bus/pci/drivers/mlx5_core", "bus/auxiliary/drivers/mlx5_core.sf");
+    for (dir, file, text, act) in [
+        (DEVICE, "sriov_numvfs", "0x2", commands(Command::SetNumVfs { device, number: 2 })),
+        (DEVICE, "sriov_numvfs", "70000", Err(Errno::RANGE)),
+        (DEVICE, "sriov_numvfs", "two", Err(Errno::INVAL)),
+        (DEVICE, "sriov_numvfs", "", Err(Errno::INVAL)),
+        (DEVICE, "sriov_numvfs", "2 > x", Err(Errno::INVAL)),
+        (DEVICE, "driver_override", "", commands(Command::SetDriverOverride { device, driver: None })),
+        (
+            DEVICE,
+            "driver_override",
+            "vfio-pci",
+            commands(Command::SetDriverOverride { device, driver: Some("vfio-pci".to_owned()) }),
+        ),
+        (DEVICE, "sriov_drivers_autoprobe", "n", commands(Command::SetAutoprobe { device, on: false })),
+        (DEVICE, "remove", "1", commands(Command::Remove(device))),
+        (DEVICE, "remove", "0", Ok(Act::Nothing)),
+        (DEVICE, "rescan", "1", commands(Command::Rescan)),
+        (DEVICE, "reset", "1", commands(Command::Reset(device))),
+        (DEVICE, "reset", "2", Err(Errno::INVAL)),
+        (driver, "bind", PF, commands(Command::Bind(device))),
+        (driver, "unbind", PF, commands(Command::Unbind(device))),
+        (driver, "unbind", "0000:00:1f.0", Ok(Act::Kernel)),
+        (driver, "unbind", "; reboot", Err(Errno::NODEV)),
+        ("bus/pci", "drivers_probe", PF, commands(Command::Probe(device))),
+        ("bus/pci", "drivers_probe", "0000:00:1f.0", Ok(Act::Kernel)),
+        ("bus/pci", "rescan", "1", Ok(Act::Perform { card: None, command: Command::Rescan })),
+        // Only an SF's driver is bound by hand.
+        ("bus/auxiliary/drivers/mlx5_core.eth", "unbind", "mlx5_core.eth.4", Err(Errno::INVAL)),
+        ("bus/auxiliary/drivers/mlx5_core.eth", "bind", "mlx5_core.sf.2", Err(Errno::NODEV)),
+        (sf_driver, "bind", "mlx5_core.sf.2", commands(Command::SetSfBound { id: 2, bound: true })),
+        (sf_driver, "unbind", "mlx5_core.sf.2", commands(Command::SetSfBound { id: 2, bound: false })),
+        ("bus/auxiliary", "drivers_probe", "mlx5_core.sf.2", commands(Command::SetSfBound { id: 2, bound: true })),
+        ("bus/auxiliary", "drivers_probe", "mlx5_core.eth.4", Ok(Act::Nothing)),
+        ("bus/auxiliary", "drivers_probe", "other.1", Ok(Act::Kernel)),
+    ] {
+        assert_eq!(write(&tree, dir, file, text), act, "{text:?} to {dir}/{file}");
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lockdep::{Locked, Mutex, digest, lock_classes};
 
-use crate::pulse::Pulse;
+use host::Pulse;
 
 lock_classes! {
     /// Who has arrived at which barrier.

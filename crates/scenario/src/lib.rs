@@ -11,29 +11,22 @@
 #![forbid(unsafe_code)]
 
 mod barrier;
-mod bonds;
 mod expectation;
 mod file;
-mod follow;
 mod place;
-mod pulse;
 mod run;
 mod session;
 mod show;
 mod step;
 mod vocabulary;
 mod words;
-mod world;
 
 pub use expectation::{AuxState, Expectation, SfExpectation};
 pub use file::{CARDS, CardName, InFile, Scenario, Settle, StoryThread, parse, parse_card};
-pub use follow::Follower;
 pub use place::{InputError, Place};
-pub use pulse::{Heeds, Pulse};
 pub use run::{Observer, Outcome, StepRecord, Verdict, run};
 pub use session::{Session, StepError};
 pub use show::{Ports, describe_port};
-pub use step::{Action, BondStep, EswitchOption, Expected, Step};
+pub use step::{Action, Expected, Step};
 pub use vocabulary::{EXPECTATIONS, Entry, STEPS, completions};
 pub use words::WordError;
-pub use world::{BondPlan, BondWatch, Bonds, Finished, Programs, World};

@@ -6,15 +6,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use eswitch::card::Card;
 use eswitch::inspect::{Snapshot, Violation};
+use host::{GaveUp, Heeds, World, left_on};
 use lockdep::{Deadline, Locked, Mutex, Since, Unlocked, is_explored, lock_classes};
 
 use crate::file::{Scenario, Settle};
-use crate::pulse::{GaveUp, Heeds};
 use crate::session::{Session, StepError};
 use crate::step::{Expected, Step};
-use crate::world::World;
 
 lock_classes! {
     /// What the threads of a story hand to the one that tells it.
@@ -339,18 +337,6 @@ impl Teller {
             }
         }
     }
-}
-
-/// What is on a card that should hold nothing, and what it complained of.
-pub(crate) fn left_on(cx: &mut Locked<'_, Unlocked>, card: &dyn Card) -> Vec<Violation> {
-    let mut cx = cx.narrow();
-    let complaints = card.take_complaints(&mut cx).into_iter();
-    let mut found: Vec<Violation> = complaints.map(|detail| Violation { invariant: "load-once", detail }).collect();
-    found.extend(card.resources(&mut cx).iter().map(|left| Violation {
-        invariant: "no-leak",
-        detail: format!("{left} is left after the card was taken down"),
-    }));
-    found
 }
 
 /// Takes a step and says what came of it.

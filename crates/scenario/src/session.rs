@@ -1,21 +1,18 @@
-//! A card that is up and takes steps, one by one, from any thread.
+//! A live card that takes the steps of a story, one by one, from any thread.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use eswitch::card::Fault;
+use control::{Failure, Reply};
 use eswitch::inspect::{PortView, Snapshot, Violation};
 use eswitch::{Agreed, CardConfig, Engine, Errno, Error, PciAddress, PortHandle, RepType, Subscription};
-use lockdep::{Deadline, Locked, Mutex, Since, Threads, Unlocked, is_explored, lock_classes};
+use host::{GaveUp, Heeds, LiveCard, World};
+use lockdep::{Deadline, Locked, Mutex, Since, Unlocked, is_explored, lock_classes};
 
 use crate::barrier::Barriers;
-use crate::bonds::{Follower, stand_in};
 use crate::expectation::{AuxState, Expectation, SfExpectation};
-use crate::pulse::{GaveUp, Heeds};
-use crate::run::left_on;
 use crate::show;
-use crate::step::{Action, BondStep, EswitchOption};
-use crate::world::World;
+use crate::step::Action;
 
 lock_classes! {
     /// What has happened so far.
@@ -33,17 +30,14 @@ const LOOKS: usize = 200;
 /// hundred can, only later.
 const REPEATS: u32 = 2;
 
-/// A card that is up.
+/// A live card, and what has happened to it.
 pub struct Session {
-    engine: Arc<Engine>,
-    world: World,
+    card: Arc<LiveCard>,
     limit: Duration,
     subscription: Subscription,
     /// Every event so far, in words.
     chronicle: Mutex<ChronicleClass, Vec<String>>,
     pub(crate) barriers: Barriers,
-    /// On a card of netdevs, who tells the engine of the kernel's bonds.
-    follower: Option<Follower>,
 }
 
 /// Why a step failed.
@@ -143,30 +137,35 @@ impl Session {
         limit: Duration,
         agreed: Option<&Agreed>,
     ) -> Result<Self, Error> {
-        let threads = Arc::new(Threads(Arc::clone(&world.domain)));
-        let engine = Engine::start_as(cx, config, Arc::clone(&world.card), threads, agreed)?;
-        let subscription = engine.subscribe(cx);
-        let bonds = world.bonds.clone();
-        let follower = bonds.map(|bonds| Follower::start(cx, bonds, &engine, &world.pulse));
-        Ok(Self {
-            engine,
-            world,
+        let card = LiveCard::start(cx, config, world, agreed)?;
+        Ok(Self::of(cx, Arc::new(card), limit))
+    }
+
+    /// Takes steps on a card that is up. `limit`: how long any wait may take.
+    pub fn of(cx: &mut Locked<'_, Unlocked>, card: Arc<LiveCard>, limit: Duration) -> Self {
+        let subscription = card.engine().subscribe(cx);
+        Self {
+            card,
             limit,
             subscription,
             chronicle: lockdep::unexplored(|| Mutex::new(Vec::new())),
             barriers: Barriers::default(),
-            follower,
-        })
+        }
     }
 
     /// The engine.
     pub fn engine(&self) -> &Engine {
-        &self.engine
+        self.card.engine()
     }
 
-    /// The world the card is in.
+    /// The card.
+    pub fn card(&self) -> &Arc<LiveCard> {
+        &self.card
+    }
+
+    /// The outside of the card.
     pub fn world(&self) -> &World {
-        &self.world
+        self.card.world()
     }
 
     /// Does a step and gives back what it prints. `heeds`: what ends it before its time.
@@ -174,53 +173,20 @@ impl Session {
     /// # Errors
     /// It failed.
     pub fn perform(&self, cx: &mut Locked<'_, Unlocked>, heeds: Heeds, action: &Action) -> Done {
-        let engine = &self.engine;
         match action {
-            Action::DevShow => return Ok(show::devices(&engine.inspect(cx))),
-            Action::EswitchShow(device) => return self.show_eswitch(cx, *device),
-            Action::PortShow(port) => return self.show_ports(cx, *port),
-            Action::EswitchSet(device, options) => {
-                for option in options {
-                    match option {
-                        EswitchOption::Mode(mode) => engine.set_mode(cx, *device, *mode)?,
-                        EswitchOption::InlineMode(mode) => engine.set_inline_mode(cx, *device, *mode)?,
-                        EswitchOption::EncapMode(encap) => engine.set_encap(cx, *device, *encap)?,
-                    }
-                }
+            Action::ShowDevices => return Ok(show::devices(&self.engine().inspect(cx))),
+            Action::ShowEswitch(device) => return self.show_eswitch(cx, *device),
+            Action::ShowPorts(port) => return self.show_ports(cx, *port),
+            Action::Command(command) => {
+                return match self.card.perform(cx, heeds, self.limit, command) {
+                    Ok(Reply::Done) => Ok(Vec::new()),
+                    Ok(Reply::Port(port)) => Ok(self.describe(cx, Some(port))),
+                    Ok(Reply::Note(note)) => Ok(vec![note]),
+                    Err(Failure::Engine(error)) => Err(error.into()),
+                    Err(Failure::Interrupted) => Err(StepError::Interrupted),
+                    Err(Failure::Unseen) => Err(self.unseen_bonds(GaveUp::TimedOut)),
+                };
             }
-            Action::Reload(device) => engine.reload(cx, *device)?,
-            Action::AddSf { device, pfnum, sfnum } => {
-                let port = engine.add_sf(cx, *device, *pfnum, *sfnum)?;
-                return Ok(self.describe(cx, Some(port)));
-            }
-            Action::DeletePort(port) => engine.delete_port(cx, *port)?,
-            Action::SetFunction(port, change) => engine.set_function(cx, *port, *change)?,
-            Action::NumVfs(device, n) => engine.set_num_vfs(cx, *device, *n)?,
-            Action::Bind(device) => engine.bind(cx, *device)?,
-            Action::Unbind(device) => engine.unbind(cx, *device)?,
-            Action::BindSf(id, bound) => engine.set_sf_bound(cx, *id, *bound)?,
-            Action::Probe(device) => engine.probe(cx, *device)?,
-            Action::DriverOverride(device, driver) => engine.set_driver_override(cx, *device, driver.clone())?,
-            Action::Autoprobe(device, on) => engine.set_autoprobe(cx, *device, *on)?,
-            Action::Remove(device) => engine.remove(cx, *device)?,
-            Action::Rescan => engine.rescan(cx),
-            Action::Reset(device) => engine.reset(cx, *device)?,
-            Action::SetVf(pf, vf, settings) => {
-                for setting in settings {
-                    engine.set_vf(cx, *pf, *vf, *setting)?;
-                }
-            }
-            Action::LoadModule(name) => engine.load_module(cx, name)?,
-            Action::InsertModule(name) => engine.insert_module(cx, name)?,
-            Action::UnloadModule(name) => engine.unload_module(cx, name)?,
-            Action::SetNetns(device, netns) => engine.set_netns(cx, *device, netns.as_deref())?,
-            Action::HostVfs(device, n) => engine.set_host_vfs(cx, *device, *n)?,
-            Action::Bond(step) => return self.bond(cx, heeds, step),
-            Action::Unbond(name) => self.unbond(cx, heeds, name)?,
-            Action::EswMultiport(device, on) => engine.set_esw_multiport(cx, *device, *on)?,
-            Action::AddFault(fault) => self.add_fault(cx, fault),
-            Action::FailAllocations(device, n) => engine.fail_allocations(cx, *device, *n)?,
-            Action::ClearFaults => self.world.faults.clear(cx),
             Action::Program(command) => return self.program(cx, heeds, command),
             Action::Sync(name) => self.sync(cx, heeds, name)?,
             Action::Sleep(time) => self.sleep(cx, heeds, *time)?,
@@ -236,7 +202,7 @@ impl Session {
                     // Only what the last one prints is printed.
                     since.forget_but(&n);
                     printed = self.perform(cx, heeds, action)?;
-                    if self.world.pulse.stops(cx, heeds) {
+                    if self.world().pulse.stops(cx, heeds) {
                         return Err(StepError::Interrupted);
                     }
                 }
@@ -251,39 +217,12 @@ impl Session {
         self.subscription.asks_for(cx, events);
     }
 
-    fn add_fault(&self, cx: &mut Locked<'_, Unlocked>, fault: &Fault) {
-        self.world.faults.add(cx, fault.clone());
-    }
-
-    fn bond(&self, cx: &mut Locked<'_, Unlocked>, heeds: Heeds, step: &BondStep) -> Done {
-        let Some(follower) = &self.follower else {
-            stand_in(cx, &self.engine, step)?;
-            return Ok(Vec::new());
-        };
-        let printed = follower.bond(cx, &self.engine, step, |cx| self.world.pulse.stops(cx, heeds))?;
-        self.follow_bonds(cx, heeds)?;
-        Ok(printed)
-    }
-
-    fn unbond(&self, cx: &mut Locked<'_, Unlocked>, heeds: Heeds, name: &str) -> Result<(), StepError> {
-        match &self.follower {
-            None => self.engine.unbond(cx, name)?,
-            Some(follower) => follower.unbond(cx, &self.engine, name)?,
-        }
-        self.follow_bonds(cx, heeds)
-    }
-
-    /// Waits until the engine knows of every bond the kernel has.
-    fn follow_bonds(&self, cx: &mut Locked<'_, Unlocked>, heeds: Heeds) -> Result<(), StepError> {
-        let Some(follower) = &self.follower else { return Ok(()) };
-        let ticket = follower.ask();
-        let ready = |_: &mut Locked<'_, Unlocked>| follower.has_looked(ticket).then_some(());
-        let looked = self.world.pulse.wait_for(cx, heeds, self.limit().as_ref(), || None, ready);
-        looked.map_err(|why| self.gave_up(why, "a look at the kernel's bonds".to_owned(), "still looking".to_owned()))
+    fn unseen_bonds(&self, why: GaveUp) -> StepError {
+        self.gave_up(why, "a look at the kernel's bonds".to_owned(), "still looking".to_owned())
     }
 
     fn show_eswitch(&self, cx: &mut Locked<'_, Unlocked>, device: PciAddress) -> Done {
-        let snapshot = self.engine.inspect(cx);
+        let snapshot = self.engine().inspect(cx);
         let pf = show::pf(&snapshot, device).ok_or(Error::NoDevice(device))?;
         Ok(vec![show::eswitch(pf)])
     }
@@ -298,23 +237,23 @@ impl Session {
 
     /// The ports, or the one, as devlink shows them.
     fn describe(&self, cx: &mut Locked<'_, Unlocked>, only: Option<PortHandle>) -> Vec<String> {
-        let snapshot = self.engine.inspect(cx);
+        let snapshot = self.engine().inspect(cx);
         let mut lines = Vec::new();
         for pf in &snapshot.pfs {
             for port in pf.ports.iter().filter(|p| only.is_none_or(|handle| handle == p.handle)) {
-                lines.extend(show::describe_port(self.engine.config(), pf.index.0, port));
+                lines.extend(show::describe_port(self.engine().config(), pf.index.0, port));
             }
         }
         lines
     }
 
     fn program(&self, cx: &mut Locked<'_, Unlocked>, heeds: Heeds, command: &str) -> Done {
-        let Some(programs) = &self.world.programs else {
+        let Some(programs) = &self.world().programs else {
             return Err(StepError::NoProgram(format!(
                 "`{command}` is a program, and this card has no netdevs to run it among"
             )));
         };
-        let pulse = &self.world.pulse;
+        let pulse = &self.world().pulse;
         let finished =
             programs.run(command, self.limit, &mut || pulse.stops(cx, heeds)).map_err(StepError::NoProgram)?;
         if finished.status != 0 {
@@ -339,7 +278,7 @@ impl Session {
 
     fn sync(&self, cx: &mut Locked<'_, Unlocked>, heeds: Heeds, name: &str) -> Result<(), StepError> {
         let thread = cx.thread_name().to_owned();
-        let pulse = &self.world.pulse;
+        let pulse = &self.world().pulse;
         let round = self.barriers.arrive(cx, pulse, name, &thread);
         let mut missing = Vec::new();
         let met = pulse.wait_for(
@@ -360,7 +299,7 @@ impl Session {
 
     fn sleep(&self, cx: &mut Locked<'_, Unlocked>, heeds: Heeds, time: Duration) -> Result<(), StepError> {
         let over = Deadline::after(time);
-        let slept: Result<(), GaveUp> = self.world.pulse.wait_for(cx, heeds, Some(&over), || None, |_| None);
+        let slept: Result<(), GaveUp> = self.world().pulse.wait_for(cx, heeds, Some(&over), || None, |_| None);
         match slept {
             Err(GaveUp::Stopped) => Err(StepError::Interrupted),
             _ => Ok(()),
@@ -378,18 +317,18 @@ impl Session {
         heeds: Heeds,
         retries: bool,
     ) -> Result<(), StepError> {
-        self.follow_bonds(cx, heeds)?;
+        self.card.follow_bonds(cx, heeds, self.limit).map_err(|why| self.unseen_bonds(why))?;
         let Some(limit) = self.limit() else {
-            self.engine.settle(cx, retries);
+            self.engine().settle(cx, retries);
             return Ok(());
         };
         let look = Duration::from_millis(20);
-        let rested = self.world.pulse.wait_for(
+        let rested = self.world().pulse.wait_for(
             cx,
             heeds,
             Some(&limit),
             || Some(Deadline::after(Duration::ZERO)),
-            |cx| self.engine.settle_until(cx, retries, &Deadline::after(look)).then_some(()),
+            |cx| self.engine().settle_until(cx, retries, &Deadline::after(look)).then_some(()),
         );
         rested.map_err(|why| {
             let found = self.unrest(cx);
@@ -400,7 +339,7 @@ impl Session {
 
     /// What still waits to be tried again.
     fn unrest(&self, cx: &mut Locked<'_, Unlocked>) -> String {
-        let snapshot = self.engine.inspect(cx);
+        let snapshot = self.engine().inspect(cx);
         let mut waiting = Vec::new();
         for pf in snapshot.pfs.iter().filter(|pf| pf.retry.is_some()) {
             waiting.push(format!("pci/{} is trying again", pf.address));
@@ -427,7 +366,7 @@ impl Session {
     ) -> Result<(), StepError> {
         let mut unmet = (String::new(), String::new());
         let mut looks = 0;
-        let pulse = &self.world.pulse;
+        let pulse = &self.world().pulse;
         let met = pulse.wait_for(
             cx,
             heeds,
@@ -477,7 +416,7 @@ impl Session {
             }
             _ => {}
         }
-        let snapshot = self.engine.inspect(cx);
+        let snapshot = self.engine().inspect(cx);
         let unbound = |device: &PciAddress| format!("pci/{device} is not bound");
         let of_pf = |device: &PciAddress, expected: String, f: &dyn Fn(&eswitch::inspect::PfView) -> (bool, String)| {
             match show::pf(&snapshot, *device) {
@@ -576,18 +515,18 @@ impl Session {
 
     /// Whether a VF of that address is bound.
     fn is_vf_bound(&self, snapshot: &Snapshot, address: PciAddress) -> bool {
-        let Some((pf, number)) = self.engine.config().vf_at(address) else { return false };
+        let Some((pf, number)) = self.engine().config().vf_at(address) else { return false };
         let mut vfs = snapshot.pfs.iter().filter(|view| view.index == pf).flat_map(|view| &view.vfs);
         vfs.any(|vf| vf.number == number && vf.info.bound)
     }
 
     fn has_netdev(&self, cx: &mut Locked<'_, Unlocked>, name: &str) -> bool {
-        if let Some(programs) = &self.world.programs {
+        if let Some(programs) = &self.world().programs {
             return programs.has_netdev(name);
         }
         let mut cx = cx.narrow();
-        let resources = self.world.card.resources(&mut cx);
-        resources.iter().any(|r| self.world.card.name(&mut cx, r).as_deref() == Some(name))
+        let resources = self.world().card.resources(&mut cx);
+        resources.iter().any(|r| self.world().card.name(&mut cx, r).as_deref() == Some(name))
     }
 
     /// Notes what has happened.
@@ -604,11 +543,7 @@ impl Session {
 
     /// Takes the card down and says what is left that should not be.
     pub fn close(&self, cx: &mut Locked<'_, Unlocked>) -> Vec<Violation> {
-        if let Some(follower) = &self.follower {
-            follower.stop(cx);
-        }
-        self.engine.shutdown(cx);
-        left_on(cx, &*self.world.card)
+        self.card.close(cx)
     }
 }
 

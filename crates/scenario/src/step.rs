@@ -2,13 +2,13 @@
 
 mod ip;
 mod sysfs;
-mod touched;
 
 use std::time::Duration;
 
+use control::{Command, EswitchOption, MAX_FLAP};
 use eswitch::card::{Fault, ResourceKind};
 use eswitch::devlink::InlineMode;
-use eswitch::vf::VfSetting;
+use eswitch::lag::BondPlan;
 use eswitch::{CardConfig, FunctionChange, MacAddr, Mode, PciAddress, PfIndex, PortHandle, SfNum, Vport};
 
 use crate::expectation::Expectation;
@@ -42,89 +42,38 @@ pub enum Expected {
 
 /// What to do.
 #[derive(Clone, Debug, PartialEq)]
-#[allow(missing_docs)]
 pub enum Action {
-    DevShow,
-    EswitchShow(PciAddress),
-    /// Options are set one after the other, as devlink does.
-    EswitchSet(PciAddress, Vec<EswitchOption>),
-    Reload(PciAddress),
-    PortShow(Option<PortHandle>),
-    AddSf {
-        device: PciAddress,
-        pfnum: u32,
-        sfnum: SfNum,
-    },
-    DeletePort(PortHandle),
-    SetFunction(PortHandle, FunctionChange),
-    NumVfs(PciAddress, u32),
-    Bind(PciAddress),
-    Unbind(PciAddress),
-    /// The driver of an SF's device, by the device's number: bound, or unbound.
-    BindSf(u32, bool),
-    /// `drivers_probe`.
-    Probe(PciAddress),
-    DriverOverride(PciAddress, Option<String>),
-    Autoprobe(PciAddress, bool),
-    /// A function is taken off the bus.
-    Remove(PciAddress),
-    Rescan,
-    Reset(PciAddress),
-    /// What `ip link` sets of a PF's VF, one after the other.
-    SetVf(PciAddress, u32, Vec<VfSetting>),
-    LoadModule(String),
-    /// A module alone, without those that it depends on.
-    InsertModule(String),
-    UnloadModule(String),
-    /// A PF's netdev moves to a namespace, or home.
-    SetNetns(PciAddress, Option<String>),
-    /// The card's ports are put into a bond, so often taken out and put in again; or the bond goes.
-    Bond(BondStep),
-    Unbond(String),
-    /// `esw_multiport`.
-    EswMultiport(PciAddress, bool),
+    /// `devlink dev show`.
+    ShowDevices,
+    /// `devlink dev eswitch show DEV`.
+    ShowEswitch(PciAddress),
+    /// `devlink port show`, of one port or all.
+    ShowPorts(Option<PortHandle>),
+    /// A command to the card.
+    Command(Command),
     /// Any program, among the card's netdevs.
     Program(String),
-    /// The host of a DPU sets its number of VFs.
-    HostVfs(PciAddress, u32),
-    AddFault(Fault),
-    FailAllocations(PciAddress, u32),
-    ClearFaults,
+    /// The threads that name this barrier go on together.
     Sync(String),
+    /// Time passes.
     Sleep(Duration),
-    /// The queues are at rest; with `retries`, nothing is left to be tried again.
+    /// The queues are at rest.
     WaitRest {
+        /// Nothing is left to be tried again, too.
         retries: bool,
     },
+    /// Something holds.
     WaitUntil(Expectation),
+    /// Something must hold now.
     Expect(Expectation),
+    /// The same so many times.
     Repeat(u32, Box<Action>),
 }
 
-/// A bond as a step makes it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BondStep {
-    /// Its name.
-    pub name: String,
-    /// The kernel's name of its mode.
-    pub mode: String,
-    /// The card's ports in it.
-    pub ports: Vec<PciAddress>,
-    /// What else is in it.
-    pub with: Vec<String>,
-    /// The active port, for `active-backup`.
-    pub active: Option<PciAddress>,
-    /// How many further events take it away and bring it back, by turns, before it stands.
-    pub flap: u32,
-}
-
-/// One option of `devlink dev eswitch set`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum EswitchOption {
-    Mode(Mode),
-    InlineMode(InlineMode),
-    EncapMode(bool),
+impl From<Command> for Action {
+    fn from(command: Command) -> Self {
+        Self::Command(command)
+    }
 }
 
 /// Programs that need no `!` before them.
@@ -137,20 +86,6 @@ const VERBS: [&str; 14] = [
 ];
 
 impl Action {
-    /// Whether it is a command to the card, rather than a program, a wait or a look that a story takes.
-    pub fn is_command(&self) -> bool {
-        !matches!(
-            self,
-            Self::Program(_)
-                | Self::Sync(_)
-                | Self::Sleep(_)
-                | Self::WaitRest { .. }
-                | Self::WaitUntil(_)
-                | Self::Expect(_)
-                | Self::Repeat(..)
-        )
-    }
-
     /// Reads a step. `card` says what the card's netdevs are called.
     ///
     /// # Errors
@@ -182,11 +117,11 @@ impl Action {
         if PROGRAMS.contains(&first) {
             if let Some(netns) = ip::pf_netns(words, card) {
                 words.rest();
-                return Ok(netns);
+                return Ok(netns.into());
             }
             if let Some((pf, rest)) = ip::pf_vf(words, card) {
                 *words = rest;
-                return ip::vf_settings(words, pf);
+                return Ok(ip::vf_settings(words, pf)?.into());
             }
             return Ok(Self::Program(words.rest().to_owned()));
         }
@@ -198,19 +133,19 @@ impl Action {
         }
         Ok(match words.one_of(&VERBS)? {
             "devlink" => devlink(words)?,
-            "echo" => sysfs::echo(words)?,
-            "modprobe" if words.accept("-r") => Self::UnloadModule(module(words)?),
-            "modprobe" => Self::LoadModule(module(words)?),
-            "insmod" => Self::InsertModule(module(words)?),
-            "rmmod" => Self::UnloadModule(module(words)?),
+            "echo" => sysfs::echo(words)?.into(),
+            "modprobe" if words.accept("-r") => Command::UnloadModule(module(words)?).into(),
+            "modprobe" => Command::LoadModule(module(words)?).into(),
+            "insmod" => Command::InsertModule(module(words)?).into(),
+            "rmmod" => Command::UnloadModule(module(words)?).into(),
             "host" => {
                 let device = pci_address(words)?;
                 words.literal("sriov_numvfs")?;
-                Self::HostVfs(device, words.parse("a number of VFs")?)
+                Command::SetHostVfs { device, number: words.parse("a number of VFs")? }.into()
             }
-            "bond" => bond(words)?,
-            "fail" => fail(words)?,
-            "delay" => delay(words)?,
+            "bond" => bond(words)?.into(),
+            "fail" => fail(words)?.into(),
+            "delay" => delay(words)?.into(),
             "sync" => Self::Sync(words.next("the name of a barrier")?.1.to_owned()),
             "sleep" => Self::Sleep(words.duration()?),
             "wait" => match words.one_of(&["settled", "retries", "until"])? {
@@ -272,30 +207,30 @@ fn repeat(words: &mut Words<'_>, card: &CardConfig) -> Result<Action, WordError>
 fn devlink(words: &mut Words<'_>) -> Result<Action, WordError> {
     match words.one_of(&["dev", "port"])? {
         "dev" => match words.one_of(&["show", "eswitch", "reload", "param"])? {
-            "show" => Ok(Action::DevShow),
-            "param" => param_set(words),
-            "reload" => Ok(Action::Reload(device(words)?)),
+            "show" => Ok(Action::ShowDevices),
+            "param" => Ok(param_set(words)?.into()),
+            "reload" => Ok(Command::Reload(device(words)?).into()),
             _ => match words.one_of(&["show", "set"])? {
-                "show" => Ok(Action::EswitchShow(device(words)?)),
-                _ => eswitch_set(words),
+                "show" => Ok(Action::ShowEswitch(device(words)?)),
+                _ => Ok(eswitch_set(words)?.into()),
             },
         },
         _ => match words.one_of(&["show", "add", "del", "function"])? {
             "show" => match words.peek() {
-                None => Ok(Action::PortShow(None)),
-                Some(_) => Ok(Action::PortShow(Some(port(words)?))),
+                None => Ok(Action::ShowPorts(None)),
+                Some(_) => Ok(Action::ShowPorts(Some(port(words)?))),
             },
-            "add" => port_add(words),
-            "del" => Ok(Action::DeletePort(port(words)?)),
+            "add" => Ok(port_add(words)?.into()),
+            "del" => Ok(Command::DeletePort(port(words)?).into()),
             _ => {
                 words.literal("set")?;
-                function_set(words)
+                Ok(function_set(words)?.into())
             }
         },
     }
 }
 
-fn eswitch_set(words: &mut Words<'_>) -> Result<Action, WordError> {
+fn eswitch_set(words: &mut Words<'_>) -> Result<Command, WordError> {
     let device = device(words)?;
     let (mut mode, mut inline, mut encap) = (None, None, None);
     while words.peek().is_some() || (mode.is_none() && inline.is_none() && encap.is_none()) {
@@ -320,46 +255,57 @@ fn eswitch_set(words: &mut Words<'_>) -> Result<Action, WordError> {
     let options = mode.map(EswitchOption::Mode).into_iter();
     let options = options.chain(inline.map(EswitchOption::InlineMode));
     let options = options.chain(encap.map(EswitchOption::EncapMode));
-    Ok(Action::EswitchSet(device, options.collect()))
+    Ok(Command::SetEswitch { device, options: options.collect() })
 }
 
 /// `set DEV name esw_multiport value true|false cmode runtime`.
-fn param_set(words: &mut Words<'_>) -> Result<Action, WordError> {
+fn param_set(words: &mut Words<'_>) -> Result<Command, WordError> {
     words.literal("set")?;
     let device = device(words)?;
     for word in ["name", "esw_multiport", "value"] {
         words.literal(word)?;
     }
-    let on = words.one_of(&["true", "false"])? == "true";
+    let value = words.one_of(&["true", "false"])? == "true";
     words.literal("cmode")?;
     words.literal("runtime")?;
-    Ok(Action::EswMultiport(device, on))
+    Ok(Command::SetEswMultiport { device, value })
 }
 
 /// `NAME mode MODE DEV… [with NETDEV]… [active DEV] [flap N]`, or `NAME del`.
-fn bond(words: &mut Words<'_>) -> Result<Action, WordError> {
+fn bond(words: &mut Words<'_>) -> Result<Command, WordError> {
     let name = words.next("the name of a bond")?.1.to_owned();
     if words.one_of(&["mode", "del"])? == "del" {
-        return Ok(Action::Unbond(name));
+        return Ok(Command::DeleteBond(name));
     }
     let modes = ["active-backup", "balance-xor", "802.3ad", "balance-rr", "broadcast", "balance-tlb", "balance-alb"];
     let mode = words.one_of(&modes)?.to_owned();
-    let mut bond = BondStep { name, mode, ports: vec![device(words)?], with: Vec::new(), active: None, flap: 0 };
+    let ports = vec![device(words)?];
+    let mut plan = BondPlan { name, mode, ports, with: Vec::new(), active: None };
+    let mut flap = 0;
     while let Some(word) = words.peek() {
         if word.starts_with("pci/") {
-            bond.ports.push(device(words)?);
+            plan.ports.push(device(words)?);
             continue;
         }
         match words.one_of(&["with", "active", "flap"])? {
-            "with" => bond.with.push(words.next("a netdev that is no port of the card")?.1.to_owned()),
-            "active" => bond.active = Some(device(words)?),
-            _ => bond.flap = words.parse("a number of events")?,
+            "with" => plan.with.push(words.next("a netdev that is no port of the card")?.1.to_owned()),
+            "active" => plan.active = Some(device(words)?),
+            _ => {
+                let at = words.at();
+                flap = words.parse("a number of events")?;
+                if flap > MAX_FLAP {
+                    return Err(WordError {
+                        at,
+                        message: format!("expected at most {MAX_FLAP} events, found `{flap}`"),
+                    });
+                }
+            }
         }
     }
-    Ok(Action::Bond(bond))
+    Ok(Command::Bond { plan, flap })
 }
 
-fn port_add(words: &mut Words<'_>) -> Result<Action, WordError> {
+fn port_add(words: &mut Words<'_>) -> Result<Command, WordError> {
     let device = device(words)?;
     words.literal("flavour")?;
     words.literal("pcisf")?;
@@ -375,10 +321,10 @@ fn port_add(words: &mut Words<'_>) -> Result<Action, WordError> {
             return Err(WordError { at, message });
         }
     }
-    Ok(Action::AddSf { device, pfnum, sfnum })
+    Ok(Command::AddSf { device, pfnum, sfnum })
 }
 
-fn function_set(words: &mut Words<'_>) -> Result<Action, WordError> {
+fn function_set(words: &mut Words<'_>) -> Result<Command, WordError> {
     let port = port(words)?;
     let mut change = FunctionChange::default();
     while words.peek().is_some() || change == FunctionChange::default() {
@@ -388,20 +334,20 @@ fn function_set(words: &mut Words<'_>) -> Result<Action, WordError> {
             _ => change.active = Some(words.one_of(&["active", "inactive"])? == "active"),
         }
     }
-    Ok(Action::SetFunction(port, change))
+    Ok(Command::SetFunction { port, change })
 }
 
-fn fail(words: &mut Words<'_>) -> Result<Action, WordError> {
+fn fail(words: &mut Words<'_>) -> Result<Command, WordError> {
     match words.peek() {
         Some("clear") => {
             words.literal("clear")?;
-            return Ok(Action::ClearFaults);
+            return Ok(Command::ClearFaults);
         }
         Some("alloc") => {
             words.literal("alloc")?;
             let device = device(words)?;
             words.literal("times")?;
-            return Ok(Action::FailAllocations(device, words.parse("how often")?));
+            return Ok(Command::FailAllocations { device, times: words.parse("how often")? });
         }
         _ => {}
     }
@@ -409,17 +355,17 @@ fn fail(words: &mut Words<'_>) -> Result<Action, WordError> {
     while words.peek().is_some() {
         how_often(words, &mut fault, &[])?;
     }
-    Ok(Action::AddFault(fault))
+    Ok(Command::AddFault(fault))
 }
 
-fn delay(words: &mut Words<'_>) -> Result<Action, WordError> {
+fn delay(words: &mut Words<'_>) -> Result<Command, WordError> {
     let mut fault = fault(words, u32::MAX)?;
     while words.peek().is_some_and(|word| word != "for") {
         how_often(words, &mut fault, &["for"])?;
     }
     words.literal("for")?;
     fault.delay = Some(words.duration()?);
-    Ok(Action::AddFault(fault))
+    Ok(Command::AddFault(fault))
 }
 
 /// `KIND [pf N] [uplink|hpf|vf N|sf N]`.

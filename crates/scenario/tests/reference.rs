@@ -1,6 +1,7 @@
 //! The reference says everything that can be written, and nothing that cannot.
 
-use eswitch::CardConfig;
+use control::Command;
+use eswitch::{CardConfig, PfIndex, Touched};
 use scenario::{Action, EXPECTATIONS, Expectation, STEPS};
 
 const REFERENCE: &str = include_str!("../../../docs/scenarios.md");
@@ -22,6 +23,10 @@ fn rows() -> Vec<(String, String)> {
         .collect()
 }
 
+fn card() -> CardConfig {
+    CardConfig { pfs: 2, ..CardConfig::default() }
+}
+
 #[test]
 fn every_form_stands_in_the_reference() {
     let rows = rows();
@@ -35,7 +40,7 @@ fn every_example_of_the_reference_can_be_read() {
     let (mut steps, mut expectations) = (0, 0);
     for (form, example) in rows() {
         if STEPS.iter().any(|entry| entry.form == form) {
-            Action::parse(&example, &CardConfig::default()).unwrap_or_else(|error| panic!("`{example}`: {error}"));
+            Action::parse(&example, &card()).unwrap_or_else(|error| panic!("`{example}`: {error}"));
             steps += 1;
         } else if EXPECTATIONS.iter().any(|entry| entry.form == form) {
             Expectation::parse(&example).unwrap_or_else(|error| panic!("`{example}`: {error}"));
@@ -144,9 +149,15 @@ fn everything_that_a_form_allows_can_be_read() {
         };
         for way in forms.iter().flat_map(|form| ways(form)) {
             let step = filled(&way);
-            Action::parse(&step, &CardConfig::default())
-                .unwrap_or_else(|error| panic!("{}: `{step}`: {error}", entry.form));
+            let action =
+                Action::parse(&step, &card()).unwrap_or_else(|error| panic!("{}: `{step}`: {error}", entry.form));
             read += 1;
+            let Action::Command(command) = &action else { continue };
+            // A command reads back from its words and from its encoding.
+            let words = command.in_words(&card());
+            let again = Action::parse(&words, &card()).unwrap_or_else(|error| panic!("`{step}`: `{words}`: {error}"));
+            assert_eq!(again, action, "`{step}`: `{words}`");
+            assert_eq!(Command::decode(control::VERSION, &command.encode()).unwrap(), *command, "`{step}`");
         }
     }
     for entry in EXPECTATIONS {
@@ -165,7 +176,7 @@ fn everything_that_a_form_allows_can_be_read() {
 
 #[test]
 fn always_is_the_same_after_times_and_alone() {
-    let parse = |text: &str| Action::parse(text, &CardConfig::default()).unwrap();
+    let parse = |text: &str| Action::parse(text, &card()).unwrap();
     for (alone, after_times) in [
         ("fail ib always", "fail ib times always"),
         ("fail eth pf 0 vf 1 after 2 always", "fail eth pf 0 vf 1 after 2 times always"),
@@ -174,4 +185,28 @@ fn always_is_the_same_after_times_and_alone() {
         assert_eq!(parse(alone), parse(after_times));
     }
     assert_ne!(parse("fail ib always"), parse("fail ib"));
+}
+
+#[test]
+fn a_command_to_a_pf_touches_no_other() {
+    let card = card();
+    let second = card.pf_address(PfIndex(1));
+    let vf = card.vf_address(PfIndex(1), 0);
+    for (words, touched) in [
+        (format!("devlink dev eswitch set pci/{second} encap-mode none"), Touched::Pf(second)),
+        (format!("devlink dev eswitch set pci/{second} mode legacy"), Touched::PfAndMultiport(second)),
+        (format!("devlink dev reload pci/{second}"), Touched::PfAndMultiport(second)),
+        (format!("echo {vf} > /sys/bus/pci/drivers/mlx5_core/unbind"), Touched::PfAndMultiport(second)),
+        (format!("echo 1 > /sys/bus/pci/devices/{second}/sriov_numvfs"), Touched::Pf(second)),
+        ("modprobe mlx5_ib".to_owned(), Touched::Modules),
+        ("insmod mlx5_ib".to_owned(), Touched::Modules),
+        ("modprobe -r mlx5_ib".to_owned(), Touched::Modules),
+        ("modprobe -r mlx5_core".to_owned(), Touched::Everything),
+        ("echo 1 > /sys/bus/pci/rescan".to_owned(), Touched::Everything),
+        ("fail clear".to_owned(), Touched::Nothing),
+    ] {
+        let action = Action::parse(&words, &card).unwrap_or_else(|error| panic!("{words}: {error}"));
+        let Action::Command(command) = action else { panic!("{words}: {action:?}") };
+        assert_eq!(command.touches(&card), touched, "{words}");
+    }
 }

@@ -10,8 +10,9 @@ use anyhow::{Result, anyhow, ensure};
 use card_memory::MemoryCard;
 use check::schedulers::Replay;
 use check::{Options, Strategy, Watch};
+use host::World;
 use lockdep::{Domain, Explore, OpKind, What};
-use scenario::{Scenario, World};
+use scenario::Scenario;
 use shuttle::scheduler::RandomScheduler;
 
 use super::{Measurement, Quantity, Row, Target, by_turns};

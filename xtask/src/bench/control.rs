@@ -11,14 +11,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use card_memory::MemoryCard;
+use control::CommandTarget;
 use devlink::numbers::{attribute, command};
 use devlink::view::Profile;
 use devlink::wire::{self, Builder};
 use devlink::{Access, ControlSocket, DEVLINK, Served, Server, connect};
 use eswitch::CardConfig;
+use host::{LiveCard, World};
 use lockdep::{Domain, enter};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
-use scenario::{Session, World};
 
 use super::{Measurement, Quantity, Row, Target, by_turns};
 
@@ -42,9 +43,10 @@ fn with_card<T>(work: impl FnOnce(&PathBuf) -> Result<T>) -> Result<T> {
     enter(&domain, "main", |cx| {
         let config = CardConfig { vfs: 8, ..CardConfig::default() };
         let world = World::of(MemoryCard::new(config.clone()), &domain);
-        let session = Session::start(cx, config, world, Duration::from_secs(60)).map_err(|error| anyhow!("{error}"))?;
-        let session = Arc::new(session);
-        let served = Arc::new(Served::new(Arc::clone(&session), Arc::clone(&domain), Profile::mlx5()));
+        let live = LiveCard::start(cx, config, world, None).map_err(|error| anyhow!("{error}"))?;
+        let live = Arc::new(live);
+        let served =
+            Arc::new(Served::new(Arc::clone(&live) as Arc<dyn CommandTarget>, Arc::clone(&domain), Profile::mlx5()));
         let access = Access { group: None, clients: 2 * CLIENTS };
         let mut socket = ControlSocket::bind(&path, 0o600, None)?;
         let listener = socket.take_listener().context("the socket does not listen")?;
@@ -52,7 +54,7 @@ fn with_card<T>(work: impl FnOnce(&PathBuf) -> Result<T>) -> Result<T> {
         let done = work(&path);
         drop(server);
         drop(socket);
-        ensure!(session.close(cx).is_empty(), "the card is left with something");
+        ensure!(live.close(cx).is_empty(), "the card is left with something");
         done
     })
 }

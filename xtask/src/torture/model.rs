@@ -59,9 +59,9 @@ mod devlink {
     pub const RUNTIME: u8 = 0;
 }
 
-/// Commands of the product's own family: a step in words, all there is in JSON, its end.
+/// Commands of the product's own family: a command in JSON, all there is in JSON, its end.
 pub mod eswitch {
-    /// Takes words.
+    /// Takes a command and the version of its encoding.
     pub const PERFORM: u8 = 1;
     /// Tells everything, in JSON, in pieces.
     pub const VIEW: u8 = 2;
@@ -69,6 +69,10 @@ pub mod eswitch {
     pub const END: u8 = 17;
     /// The attribute of words.
     pub const WORDS: u16 = 1;
+    /// That of a command.
+    pub const COMMAND: u16 = 5;
+    /// That of the version of its encoding.
+    pub const VERSION: u16 = 6;
     /// That of a piece.
     pub const PIECE: u16 = 3;
 }
@@ -233,10 +237,14 @@ fn flag(client: &mut Client, name: &str, param: &str) -> Result<bool, NoAnswer> 
     Ok(answers.iter().find_map(value).unwrap_or(false))
 }
 
-/// Has a step carried out, in words.
-pub fn perform(client: &mut Client, words: &str) -> Result<(), NoAnswer> {
-    let asked = Attributes::default().text(eswitch::WORDS, words);
-    client.ask(Family::Eswitch, eswitch::PERFORM, &asked).map(drop)
+/// Has a command carried out, which is JSON.
+pub fn perform(client: &mut Client, command: &str) -> Result<(), NoAnswer> {
+    client.ask(Family::Eswitch, eswitch::PERFORM, &encoded(command)).map(drop)
+}
+
+fn encoded(command: &str) -> Attributes {
+    let asked = Attributes::default().put(eswitch::COMMAND, command.as_bytes());
+    asked.put(eswitch::VERSION, &1u32.to_ne_bytes())
 }
 
 /// Messages of every kind of command, as they are sent.
@@ -248,6 +256,7 @@ pub fn examples(client: &Client) -> Vec<Vec<u8>> {
         let words = Attributes::default().text(eswitch::WORDS, words);
         message(client.number_of(Family::Eswitch), command, 4, 1, &words.0)
     };
+    let command = |json: &str| message(client.number_of(Family::Eswitch), eswitch::PERFORM, 4, 1, &encoded(json).0);
     let mac = Attributes::default().put(devlink::FUNCTION_ADDRESS, &[2, 0x55, 0, 0, 0, 1]);
     let mut all: Vec<Vec<u8>> = (0..84).map(|command| devlink(command, 0, device(ADDRESS))).collect();
     all.extend((0..84).map(|command| devlink(command, 0x300, Attributes::default())));
@@ -260,9 +269,9 @@ pub fn examples(client: &Client) -> Vec<Vec<u8>> {
         devlink(devlink::RATE_SET, 0, port(1).put(devlink::TX_MAX, &125_000u64.to_ne_bytes())),
         devlink(devlink::RATE_DEL, 0, device(ADDRESS).text(devlink::NODE_NAME, "x")),
         devlink(devlink::PARAM_SET, 0, flag_set(ADDRESS, "esw_multiport", true)),
-        eswitch(eswitch::PERFORM, "modprobe mlx5_ib"),
-        eswitch(eswitch::PERFORM, "echo 2 > /sys/bus/pci/devices/0000:08:00.1/sriov_numvfs"),
-        eswitch(eswitch::PERFORM, "devlink port add pci/0000:08:00.0 flavour pcisf pfnum 0 sfnum 9"),
+        command(r#"{"load_module":"mlx5_ib"}"#),
+        command(r#"{"set_num_vfs":{"device":"0000:08:00.1","number":2}}"#),
+        command(r#"{"add_sf":{"device":"0000:08:00.0","pfnum":0,"sfnum":9}}"#),
         eswitch(eswitch::VIEW, ""),
         // Its commands that join groups and tell of the daemon.
         eswitch(3, "x"),
@@ -456,17 +465,19 @@ impl Change {
         let address = |mac: &[u8; 6]| Attributes::default().put(devlink::FUNCTION_ADDRESS, mac);
         let mut devlink = |command, attributes: Attributes| client.ask(Family::Devlink, command, &attributes);
         match self {
-            Self::Module(true) => return perform(client, "modprobe mlx5_ib").map(|()| None),
-            Self::Module(false) => return perform(client, "rmmod mlx5_ib").map(|()| None),
+            Self::Module(true) => return perform(client, r#"{"load_module":"mlx5_ib"}"#).map(|()| None),
+            Self::Module(false) => return perform(client, r#"{"unload_module":"mlx5_ib"}"#).map(|()| None),
             Self::Vfs(n) => {
-                let words = format!("echo {n} > /sys/bus/pci/devices/{OTHER}/sriov_numvfs");
-                return perform(client, &words).map(|()| None);
+                let command = format!(r#"{{"set_num_vfs":{{"device":"{OTHER}","number":{n}}}}}"#);
+                return perform(client, &command).map(|()| None);
             }
             Self::Bond(true) => {
-                let words = format!("bond bond0 mode active-backup pci/{ADDRESS} pci/{OTHER}");
-                return perform(client, &words).map(|()| None);
+                let ports = format!(r#"["{ADDRESS}","{OTHER}"]"#);
+                let plan =
+                    format!(r#"{{"name":"bond0","mode":"active-backup","ports":{ports},"with":[],"active":null}}"#);
+                return perform(client, &format!(r#"{{"bond":{{"plan":{plan},"flap":0}}}}"#)).map(|()| None);
             }
-            Self::Bond(false) => return perform(client, "bond bond0 del").map(|()| None),
+            Self::Bond(false) => return perform(client, r#"{"delete_bond":"bond0"}"#).map(|()| None),
             Self::Mode(on) => {
                 devlink(devlink::ESWITCH_SET, device(OTHER).put(devlink::ESWITCH_MODE, &u16::from(*on).to_ne_bytes()))?
             }

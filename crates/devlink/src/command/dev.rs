@@ -44,7 +44,7 @@ pub(super) fn pf(served: &Served, cx: Cx<'_, '_>, asked: &Attributes<'_>) -> Res
 
 /// The PFs that are bound.
 pub(super) fn bound(served: &Served, cx: Cx<'_, '_>) -> Vec<PciAddress> {
-    let engine = served.session.engine();
+    let engine = served.card.engine();
     engine.addresses().into_iter().filter(|address| engine.pf(cx, *address).is_ok()).collect()
 }
 
@@ -91,7 +91,7 @@ pub(super) fn eswitch_get(
     reply: &mut Reply<'_>,
 ) -> Result<(), Refusal> {
     let device = pf(served, cx, asked)?;
-    let (mode, encap) = served.session.engine().eswitch(cx, device)?;
+    let (mode, encap) = served.card.engine().eswitch(cx, device)?;
     reply.add(c::ESWITCH_GET, |to| {
         put_device(to, device);
         to.u16(a::ESWITCH_MODE, eswitch_modes(mode));
@@ -109,7 +109,7 @@ pub(super) fn eswitch_set(
     _: &mut Reply<'_>,
 ) -> Result<(), Refusal> {
     let device = pf(served, cx, asked)?;
-    let engine = served.session.engine();
+    let engine = served.card.engine();
     let mode = match asked.u16(a::ESWITCH_MODE)? {
         None => None,
         Some(0) => Some(Mode::Legacy),
@@ -163,7 +163,7 @@ pub(super) fn reload(
         return Err(Refusal::unsupported("Requested limit is not supported by the driver"));
     }
     match &meant {
-        Meant::Pf(device) => served.session.engine().reload(cx, *device)?,
+        Meant::Pf(device) => served.card.engine().reload(cx, *device)?,
         Meant::Other(other) => reload_other(served, cx, other)?,
     }
     if action.is_some() || asked.has(a::RELOAD_LIMITS) {
@@ -180,7 +180,7 @@ pub(super) fn reload(
 
 /// Takes the driver of a VF or SF down and brings it up again.
 fn reload_other(served: &Served, cx: Cx<'_, '_>, other: &Instance) -> Result<(), Refusal> {
-    let engine = served.session.engine();
+    let engine = served.card.engine();
     if let Ok(address) = other.device.parse() {
         engine.unbind(cx, address)?;
         return Ok(engine.bind(cx, address)?);

@@ -47,7 +47,7 @@ fn reporter_message(to: &mut Builder, pf: &PfView) {
 
 /// The PF that is meant, if the reporter that is named is its.
 fn named(served: &Served, cx: Cx<'_, '_>, asked: &Attributes<'_>) -> Result<PfView, Refusal> {
-    let pf = served.session.engine().inspect_pf(cx, asked.device()?)?;
+    let pf = served.card.engine().inspect_pf(cx, asked.device()?)?;
     let name = asked.text(a::HEALTH_REPORTER_NAME)?;
     if asked.has(a::PORT_INDEX) || name != Some(REPORTER) {
         return Err(Refusal::bare(errno::EINVAL));
@@ -80,7 +80,7 @@ pub(super) fn get_all(
         return Ok(());
     }
     for device in devices {
-        let Ok(pf) = served.session.engine().inspect_pf(cx, device) else { continue };
+        let Ok(pf) = served.card.engine().inspect_pf(cx, device) else { continue };
         reply.add(c::HEALTH_GET, |to| reporter_message(to, &pf));
     }
     Ok(())
@@ -93,7 +93,7 @@ pub(super) fn recover(
     _: &mut Reply<'_>,
 ) -> Result<(), Refusal> {
     let pf = named(served, cx, asked)?;
-    Ok(served.session.engine().recover(cx, pf.address)?)
+    Ok(served.card.engine().recover(cx, pf.address)?)
 }
 
 fn pair(to: &mut Builder, name: &str, value: &str) {

@@ -86,24 +86,24 @@ const PARAMS: &[Param] = &[
 ];
 
 fn get_multiport(served: &Served, cx: Cx<'_, '_>, _: PciAddress) -> Result<Value, Refusal> {
-    Ok(Value::Bool(served.session.engine().lag(cx).mode == LagMode::Mpesw))
+    Ok(Value::Bool(served.card.engine().lag(cx).mode == LagMode::Mpesw))
 }
 
 fn set_multiport(served: &Served, cx: Cx<'_, '_>, device: PciAddress, given: Given<'_>) -> Result<(), Refusal> {
-    Ok(served.session.engine().set_esw_multiport(cx, device, given.bool()?)?)
+    Ok(served.card.engine().set_esw_multiport(cx, device, given.bool()?)?)
 }
 
 fn get_metadata(served: &Served, cx: Cx<'_, '_>, device: PciAddress) -> Result<Value, Refusal> {
-    Ok(Value::Bool(served.session.engine().params(cx, device)?.port_metadata))
+    Ok(Value::Bool(served.card.engine().params(cx, device)?.port_metadata))
 }
 
 fn set_metadata(served: &Served, cx: Cx<'_, '_>, device: PciAddress, given: Given<'_>) -> Result<(), Refusal> {
     let metadata = given.bool()?;
-    Ok(served.session.engine().change_params(cx, device, |params| params.port_metadata = metadata)?)
+    Ok(served.card.engine().change_params(cx, device, |params| params.port_metadata = metadata)?)
 }
 
 fn get_steering(served: &Served, cx: Cx<'_, '_>, device: PciAddress) -> Result<Value, Refusal> {
-    Ok(Value::Text(served.session.engine().params(cx, device)?.steering.name()))
+    Ok(Value::Text(served.card.engine().params(cx, device)?.steering.name()))
 }
 
 fn set_steering(served: &Served, cx: Cx<'_, '_>, device: PciAddress, given: Given<'_>) -> Result<(), Refusal> {
@@ -115,7 +115,7 @@ fn set_steering(served: &Served, cx: Cx<'_, '_>, device: PciAddress, given: Give
             return Err(Refusal::new(errno::EINVAL, why));
         }
     };
-    Ok(served.session.engine().change_params(cx, device, |params| params.steering = steering)?)
+    Ok(served.card.engine().change_params(cx, device, |params| params.steering = steering)?)
 }
 
 fn param_message(to: &mut Builder, device: PciAddress, param: &Param, value: &Value) {
@@ -157,7 +157,7 @@ pub(super) fn get(
     reply: &mut Reply<'_>,
 ) -> Result<(), Refusal> {
     let device = asked.device()?;
-    served.session.engine().pf(cx, device)?;
+    served.card.engine().pf(cx, device)?;
     let param = named(asked)?;
     let value = (param.get)(served, cx, device)?;
     reply.add(c::PARAM_GET, |to| param_message(to, device, param, &value));
@@ -182,7 +182,7 @@ pub(super) fn get_all(
 
 pub(super) fn set(served: &Served, cx: Cx<'_, '_>, asked: &Attributes<'_>, _: &mut Reply<'_>) -> Result<(), Refusal> {
     let device = asked.device()?;
-    served.session.engine().pf(cx, device)?;
+    served.card.engine().pf(cx, device)?;
     let param = named(asked)?;
     let cmode = asked.u8(a::PARAM_VALUE_CMODE)?.ok_or(Refusal::bare(errno::EINVAL))?;
     if cmode != param.cmode {

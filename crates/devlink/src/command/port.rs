@@ -38,7 +38,7 @@ fn put_netdev(served: &Served, to: &mut Builder, name: Option<&str>) {
 pub(crate) fn port_message(served: &Served, to: &mut Builder, pf: PfIndex, port: &PortView) {
     put_port(to, port.handle);
     put_netdev(served, to, port.netdev.as_deref());
-    let dpu = served.session.engine().config().dpu;
+    let dpu = served.card.engine().config().dpu;
     let (pfnum, controller) = (u16::from(pf.0), u32::from(dpu));
     let owner = |to: &mut Builder, kind: u16, controller: u32| {
         to.u16(a::PORT_FLAVOUR, kind).u32(a::PORT_CONTROLLER_NUMBER, controller).u16(a::PORT_PCI_PF_NUMBER, pfnum);
@@ -107,7 +107,7 @@ pub(super) fn get(
 }
 
 fn add_port(served: &Served, cx: Cx<'_, '_>, handle: PortHandle, reply: &mut Reply<'_>) -> Result<(), Refusal> {
-    let pf = served.session.engine().inspect_pf(cx, handle.device)?;
+    let pf = served.card.engine().inspect_pf(cx, handle.device)?;
     let port = pf.ports.iter().find(|port| port.handle == handle).ok_or(Refusal::bare(errno::ENODEV))?;
     reply.add(c::PORT_NEW, |to| port_message(served, to, pf.index, port));
     Ok(())
@@ -127,7 +127,7 @@ pub(super) fn get_all(
         },
     };
     for device in devices {
-        let Ok(pf) = served.session.engine().inspect_pf(cx, device) else { continue };
+        let Ok(pf) = served.card.engine().inspect_pf(cx, device) else { continue };
         for port in &pf.ports {
             reply.add(c::NEW, |to| port_message(served, to, pf.index, port));
         }
@@ -140,7 +140,7 @@ pub(super) fn get_all(
 
 pub(super) fn set(served: &Served, cx: Cx<'_, '_>, asked: &Attributes<'_>, _: &mut Reply<'_>) -> Result<(), Refusal> {
     let port = asked.port()?;
-    let pf = served.session.engine().inspect_pf(cx, port.device)?;
+    let pf = served.card.engine().inspect_pf(cx, port.device)?;
     let is = pf.ports.iter().find(|p| p.handle == port).ok_or(Refusal::bare(errno::ENODEV))?;
     if asked.has(a::PORT_TYPE) {
         return Err(Refusal::bare(errno::EOPNOTSUPP));
@@ -160,7 +160,7 @@ pub(super) fn set(served: &Served, cx: Cx<'_, '_>, asked: &Attributes<'_>, _: &m
         Some(_) => return Err(Refusal::new(errno::EINVAL, "Attribute failed policy validation")),
     };
     let change = FunctionChange { hw_addr: asked.bytes(function::HW_ADDR).map(hw_addr).transpose()?, active, roce };
-    served.session.engine().set_function(cx, port, change)?;
+    served.card.engine().set_function(cx, port, change)?;
     Ok(())
 }
 
@@ -192,7 +192,7 @@ pub(super) fn add(
     reply: &mut Reply<'_>,
 ) -> Result<(), Refusal> {
     let device = asked.device()?;
-    served.session.engine().pf(cx, device)?;
+    served.card.engine().pf(cx, device)?;
     let (kind, pfnum) = (asked.u16(a::PORT_FLAVOUR)?, asked.u16(a::PORT_PCI_PF_NUMBER)?);
     let (Some(kind), Some(pfnum)) = (kind, pfnum) else {
         return Err(Refusal::new(errno::EINVAL, "Port flavour or PCI PF are not specified"));
@@ -210,7 +210,7 @@ pub(super) fn add(
     if asked.u32(a::PORT_CONTROLLER_NUMBER)?.is_some_and(|controller| controller != 0) {
         return Err(Refusal::unsupported("mlx5_core: External controller is unsupported"));
     }
-    let port = served.session.engine().add_sf(cx, device, pfnum.into(), SfNum(sfnum))?;
+    let port = served.card.engine().add_sf(cx, device, pfnum.into(), SfNum(sfnum))?;
     // It may be gone again by now: it has been added all the same.
     let _ = add_port(served, cx, port, reply);
     Ok(())
@@ -222,6 +222,6 @@ pub(super) fn delete(
     asked: &Attributes<'_>,
     _: &mut Reply<'_>,
 ) -> Result<(), Refusal> {
-    served.session.engine().delete_port(cx, asked.port()?)?;
+    served.card.engine().delete_port(cx, asked.port()?)?;
     Ok(())
 }

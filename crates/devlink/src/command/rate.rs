@@ -72,7 +72,7 @@ pub(super) fn get(
     reply: &mut Reply<'_>,
 ) -> Result<(), Refusal> {
     let of = of(asked)?;
-    let rates = served.session.engine().rates(cx, of.device())?;
+    let rates = served.card.engine().rates(cx, of.device())?;
     let (of, rate) = rates.iter().find(|(is, _)| *is == of).ok_or(Refusal::bare(errno::ENODEV))?;
     reply.add(c::RATE_NEW, |to| rate_message(to, of, rate));
     Ok(())
@@ -85,7 +85,7 @@ pub(super) fn get_all(
     reply: &mut Reply<'_>,
 ) -> Result<(), Refusal> {
     for device in bound(served, cx) {
-        for (of, rate) in served.session.engine().rates(cx, device).unwrap_or_default() {
+        for (of, rate) in served.card.engine().rates(cx, device).unwrap_or_default() {
             reply.add(c::RATE_NEW, |to| rate_message(to, &of, &rate));
         }
     }
@@ -93,12 +93,12 @@ pub(super) fn get_all(
 }
 
 pub(super) fn set(served: &Served, cx: Cx<'_, '_>, asked: &Attributes<'_>, _: &mut Reply<'_>) -> Result<(), Refusal> {
-    Ok(served.session.engine().set_rate(cx, &of(asked)?, &change(asked)?)?)
+    Ok(served.card.engine().set_rate(cx, &of(asked)?, &change(asked)?)?)
 }
 
 pub(super) fn add(served: &Served, cx: Cx<'_, '_>, asked: &Attributes<'_>, _: &mut Reply<'_>) -> Result<(), Refusal> {
     let (device, name) = node(asked)?;
-    Ok(served.session.engine().add_rate_node(cx, device, &name, &change(asked)?)?)
+    Ok(served.card.engine().add_rate_node(cx, device, &name, &change(asked)?)?)
 }
 
 pub(super) fn delete(
@@ -108,5 +108,5 @@ pub(super) fn delete(
     _: &mut Reply<'_>,
 ) -> Result<(), Refusal> {
     let (device, name) = node(asked)?;
-    Ok(served.session.engine().delete_rate_node(cx, device, &name)?)
+    Ok(served.card.engine().delete_rate_node(cx, device, &name)?)
 }

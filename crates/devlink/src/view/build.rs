@@ -235,7 +235,6 @@ impl<'a> Builder<'a> {
         };
         Some(Netdev {
             name: self.netdev_name(resource)?,
-            given: self.given_name(resource)?,
             role,
             parent,
             port_name: None,

@@ -6,15 +6,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
-use std::time::Duration;
 
 use card_memory::MemoryCard;
+use control::CommandTarget;
 use devlink::view::Profile;
 use devlink::{Access, ControlSocket, Host, Served, Server};
 use eswitch::inspect::Snapshot;
 use eswitch::{CardConfig, PciAddress};
+use host::{LiveCard, World};
 use lockdep::{Domain, Locked, OnReport, Unlocked};
-use scenario::{Session, World};
 
 /// The card's first PF.
 pub const PF: &str = "0000:08:00.0";
@@ -24,7 +24,7 @@ pub struct Up {
     pub path: PathBuf,
     server: Option<Server>,
     socket: Option<ControlSocket>,
-    pub session: Arc<Session>,
+    pub live: Arc<LiveCard>,
     domain: Arc<Domain>,
 }
 
@@ -39,11 +39,14 @@ fn up(
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let path = std::env::temp_dir().join(format!("esw-protocol-{}-{number}.sock", std::process::id()));
     let world = World::of(MemoryCard::new(config.clone()), domain);
-    let session = Arc::new(Session::start(cx, config, world, Duration::from_secs(10)).unwrap());
-    let served = Served { host, ..Served::new(Arc::clone(&session), Arc::clone(domain), Profile::mlx5()) };
+    let live = Arc::new(LiveCard::start(cx, config, world, None).unwrap());
+    let served = Served {
+        host,
+        ..Served::new(Arc::clone(&live) as Arc<dyn CommandTarget>, Arc::clone(domain), Profile::mlx5())
+    };
     let mut socket = ControlSocket::bind(&path, 0o600, None).unwrap();
     let server = Server::start(cx, Arc::new(served), socket.take_listener().unwrap(), access).unwrap();
-    Up { path, server: Some(server), socket: Some(socket), session, domain: Arc::clone(domain) }
+    Up { path, server: Some(server), socket: Some(socket), live, domain: Arc::clone(domain) }
 }
 
 impl Drop for Up {
@@ -59,9 +62,7 @@ impl Up {
     pub fn is_busy(&self, pf: PciAddress) -> bool {
         thread::scope(|scope| {
             let look = || {
-                lockdep::enter(&self.domain, "onlooker", |cx| {
-                    self.session.engine().inspect_pf_if_free(cx, pf).is_none()
-                })
+                lockdep::enter(&self.domain, "onlooker", |cx| self.live.engine().inspect_pf_if_free(cx, pf).is_none())
             };
             scope.spawn(look).join().unwrap()
         })
@@ -73,7 +74,7 @@ impl Up {
         thread::scope(|scope| {
             let look = || {
                 lockdep::enter(&self.domain, "onlooker", |cx| {
-                    let engine = self.session.engine();
+                    let engine = self.live.engine();
                     engine.settle(cx, true);
                     assert_eq!(engine.check(cx), []);
                     let mut snapshot = engine.inspect(cx);
@@ -111,8 +112,8 @@ fn with_all(access: Access, host: Option<Arc<dyn Host>>, config: CardConfig, tes
     lockdep::enter(&domain, "main", |cx| {
         let up = up(cx, &domain, access, host, config);
         test(&up);
-        let session = Arc::clone(&up.session);
+        let live = Arc::clone(&up.live);
         drop(up);
-        assert!(session.close(cx).is_empty());
+        assert!(live.close(cx).is_empty());
     });
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use devlink::{Cx, Host, Refusal, Told};
 use eswitch::Touched;
-use scenario::{Pulse, Session};
+use host::{LiveCard, Pulse};
 
 use super::journal::Journal;
 use super::told::{CardStatus, PfStatus};
@@ -78,7 +78,7 @@ pub struct CardHost {
     /// What was agreed.
     pub journal: Arc<Journal>,
     /// The card: weak, as what is served has us.
-    pub session: Weak<Session>,
+    pub live: Weak<LiveCard>,
     /// The daemon's end.
     pub ending: Arc<Ending>,
 }
@@ -87,10 +87,10 @@ impl CardHost {
     /// Stores what a command may have changed, and what could not be stored after an earlier one. A command that was
     /// refused may have done a part of what it was to do.
     fn store(&self, cx: Cx<'_, '_>, touched: Touched) -> anyhow::Result<()> {
-        let Some(session) = self.session.upgrade().filter(|_| touched != Touched::Nothing) else {
+        let Some(live) = self.live.upgrade().filter(|_| touched != Touched::Nothing) else {
             return self.journal.catch_up().map(drop);
         };
-        let engine = session.engine();
+        let engine = live.engine();
         self.journal.store(engine.config(), || engine.agreed_part(cx, touched)).map(drop)
     }
 }
@@ -117,7 +117,7 @@ impl Host for CardHost {
     }
 
     fn status(&self, cx: Cx<'_, '_>) -> String {
-        let session = self.session.upgrade();
+        let live = self.live.upgrade();
         let status = CardStatus {
             name: self.name.clone(),
             kind: self.kind.name().to_owned(),
@@ -125,7 +125,7 @@ impl Host for CardHost {
             uptime_seconds: self.since.elapsed().as_secs(),
             socket: self.socket.clone(),
             state: Some(self.journal.path().to_owned()),
-            pfs: session.map(|session| PfStatus::all(session.engine(), cx)).unwrap_or_default(),
+            pfs: live.map(|live| PfStatus::all(live.engine(), cx)).unwrap_or_default(),
         };
         // It is made of text and numbers; that cannot fail.
         serde_json::to_string(&status).unwrap_or_default()

@@ -11,10 +11,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Result, anyhow};
 use clap::ValueEnum;
+use control::Follower;
 use eswitch::Event;
+use host::LiveCard;
 use lockdep::{Domain, Locked, Unlocked};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use scenario::{Follower, Session};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -58,11 +59,11 @@ pub fn begin(service: &Service) -> Result<()> {
 pub fn follow(
     cx: &mut Locked<'_, Unlocked>,
     card: &str,
-    session: &Session,
+    live: &LiveCard,
     domain: &Arc<Domain>,
 ) -> io::Result<Follower> {
     let card = card.to_owned();
-    Follower::start(cx, session.engine(), domain, "log", move |_, events| {
+    Follower::start(cx, live.engine(), domain, "log", move |_, events| {
         events.iter().for_each(|event| tell(&card, event));
         None
     })

@@ -815,7 +815,9 @@ fn sysfs_rows() -> Vec<Row> {
             .undo(&[Card("echo > /sys/bus/pci/devices/0000:08:00.3/driver_override")]),
         row("…/remove", PCI, "/sys/bus/pci/devices/0000:08:00.3/remove", "1")
             .undo(&[Card("echo 1 > /sys/bus/pci/rescan")]),
-        row("…/rescan", PCI, "/sys/bus/pci/devices/0000:08:00.0/rescan", "1").allowed(libc::EINVAL),
+        row("…/rescan", PCI, "/sys/bus/pci/devices/0000:08:00.0/rescan", "1")
+            .setup(&[Card("echo 1 > /sys/bus/pci/devices/0000:08:00.3/remove")])
+            .undo(&[Card("echo 1 > /sys/bus/pci/rescan")]),
         row("…/reset", PCI, "/sys/bus/pci/devices/0000:08:00.1/reset", "1").change(Change::Passing),
         row("…/uevent", UEVENT, "/sys/bus/pci/devices/0000:08:00.0/uevent", "change").change(Change::None),
         Row {
@@ -844,7 +846,9 @@ fn sysfs_rows() -> Vec<Row> {
             .allowed(libc::ENODEV),
         row("bus/pci/drivers/mlx5_core/uevent", UEVENT, "/sys/bus/pci/drivers/mlx5_core/uevent", "change")
             .change(Change::None),
-        row("bus/auxiliary/drivers_probe", BUS, "/sys/bus/auxiliary/drivers_probe", "SF").allowed(libc::EINVAL),
+        row("bus/auxiliary/drivers_probe", BUS, "/sys/bus/auxiliary/drivers_probe", "SF")
+            .setup(&[Card("echo SF > /sys/bus/auxiliary/drivers/mlx5_core.sf/unbind")])
+            .undo(&[Card("echo SF > /sys/bus/auxiliary/drivers/mlx5_core.sf/bind")]),
         row("bus/auxiliary/drivers/mlx5_core.sf/unbind", BUS, "/sys/bus/auxiliary/drivers/mlx5_core.sf/unbind", "SF")
             .undo(&[Card("echo SF > /sys/bus/auxiliary/drivers/mlx5_core.sf/bind")]),
         row("bus/auxiliary/drivers/mlx5_core.sf/bind", BUS, "/sys/bus/auxiliary/drivers/mlx5_core.sf/bind", "SF")

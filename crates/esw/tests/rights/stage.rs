@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use devlink::{Client, DEVLINK, ESWITCH, eswitch_family};
+use devlink::{Client, DEVLINK};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
@@ -290,10 +290,7 @@ impl World {
 
     fn perform(&mut self, words: &str) -> Result<(), String> {
         let Some(card) = &mut self.card else { return Ok(()) };
-        let done = card.ask(ESWITCH, eswitch_family::PERFORM, 0, |to| {
-            to.text(eswitch_family::WORDS, words);
-        });
-        done.map(drop).map_err(|error| error.to_string())
+        crate::steps::perform(card, words).map(drop)
     }
 
     fn command(&mut self, command: u8, fill: Fill) -> Result<(), String> {

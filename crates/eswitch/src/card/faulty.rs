@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockdep::{Deadline, Locked, Mutex, digest};
+use serde::{Deserialize, Serialize};
 
 use crate::card::{Card, CardError, Create, OnRename, Refusal, Resource, ResourceKind};
 use crate::ids::{MacAddr, PfIndex, Vport};
 use crate::lock_order::{CardCall, CardState};
 
 /// What should fail or be slow.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Fault {
     /// What kind of request.
     pub kind: ResourceKind,

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use control::Command;
+
 use crate::process::{self, Caller, SYS_MODULE};
 use crate::supervisor::{Answer, Lab};
 use crate::sys::{self, Notification};
@@ -44,18 +46,18 @@ pub(super) fn finit_module(lab: &Lab, call: &Notification) -> Answer {
 fn load(lab: &Lab, call: &Notification, content: &[u8]) -> Answer {
     let Some(name) = module_name(content) else { return Answer::Continue };
     // This module and no other, as with the kernel: `modprobe` loads those that it depends on by calls of their own.
-    perform(lab, call, name, "insmod")
+    perform(lab, call, name, Command::InsertModule)
 }
 
 /// `delete_module(name, flags)`.
 pub(super) fn delete_module(lab: &Lab, call: &Notification) -> Answer {
     match read_text(lab, call, call.data.args[0], NAME) {
-        Ok(name) => perform(lab, call, &name, "modprobe -r"),
+        Ok(name) => perform(lab, call, &name, Command::UnloadModule),
         Err(_) => Answer::Continue,
     }
 }
 
-fn perform(lab: &Lab, call: &Notification, name: &str, how: &str) -> Answer {
+fn perform(lab: &Lab, call: &Notification, name: &str, command: fn(String) -> Command) -> Answer {
     let cards = lab.cards.now().having_module(name);
     if cards.is_empty() {
         return Answer::Continue;
@@ -69,7 +71,7 @@ fn perform(lab: &Lab, call: &Notification, name: &str, how: &str) -> Answer {
         }
         let mut had_it = 0;
         for card in &cards {
-            match lab.cards.perform(*card, &format!("{how} {name}")) {
+            match lab.cards.perform(*card, &command(name.to_owned())) {
                 // Of several cards one may have it, and another not yet.
                 Err(refusal) if refusal.errno == libc::EEXIST => had_it += 1,
                 done => done.map_err(|refusal| errno(refusal.errno))?,

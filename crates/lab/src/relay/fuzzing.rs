@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
+use control::Command;
 use devlink::view::{self, Netdev, Parent, Profile, RdmaDevice, Role};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
 
@@ -41,8 +42,8 @@ pub fn fuzzed(bytes: &[u8]) {
         io.flush();
         drop(io);
         assert!(reader.join().is_ok(), "{protocol:?}: what the program was given is no netlink message");
-        for words in card.told.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-            assert!(words.starts_with("ip link set "), "a card was told `{words}`");
+        for command in card.told.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            assert!(matches!(command, Command::SetVf { .. }), "a card was told {command:?}");
         }
     }
 }
@@ -77,7 +78,7 @@ struct Echo {
     /// How often it was looked at.
     looks: AtomicUsize,
     says: Vec<u8>,
-    told: Mutex<Vec<String>>,
+    told: Mutex<Vec<Command>>,
 }
 
 impl Echo {
@@ -92,8 +93,8 @@ impl Card for Echo {
         Ok(Arc::clone(&self.view))
     }
 
-    fn perform(&self, words: &str) -> Result<(), Refusal> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner).push(words.to_owned());
+    fn perform(&self, command: &Command) -> Result<(), Refusal> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).push(command.clone());
         Ok(())
     }
 
@@ -153,7 +154,6 @@ fn card() -> view::Card {
         auxiliary: Vec::new(),
         netdevs: vec![Netdev {
             name: "p0".to_owned(),
-            given: "p0".to_owned(),
             role: Role::Pf,
             in_switch: true,
             parent: parent(),

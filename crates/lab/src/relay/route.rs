@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use devlink::view::Role;
+use devlink::view::{self, Role};
 
 use crate::card::Refusal;
 use crate::message::{Attributes, Builder, Message, Messages, NLM_F_ACK, reason, u32_at, verdict};
@@ -112,11 +112,14 @@ impl Route {
         let (Some(list), Some(name)) = (vfs_in(message), name_in(io, message)) else { return false };
         let now = io.cards.now();
         let Some((card, _, netdev)) = now.netdev(&name) else { return false };
-        let Ok(commands) = vf::commands(&netdev.given, list) else { return false };
-        let done = if io.may_administer() {
-            commands.iter().try_for_each(|words| io.cards.perform(card, words))
-        } else {
-            Err(Refusal { errno: libc::EPERM, message: String::new() })
+        let view::Parent::Pci(device) = &netdev.parent else { return false };
+        let Ok(device) = device.parse() else { return false };
+        let refused = |errno| Err(Refusal { errno, message: String::new() });
+        let done = match vf::commands(device, list) {
+            Err(vf::NoCommands::NotUnderstood) => return false,
+            _ if !io.may_administer() => refused(libc::EPERM),
+            Err(vf::NoCommands::Refused(errno)) => refused(errno),
+            Ok(commands) => commands.iter().try_for_each(|command| io.cards.perform(card, command)),
         };
         let (errno, why) = match done {
             Ok(()) => match rest(message) {

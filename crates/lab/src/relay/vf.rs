@@ -1,74 +1,96 @@
-//! What is set of VFs: IFLA_VFINFO_LIST, as the shell commands that ask for it.
+//! What is set of VFs: IFLA_VFINFO_LIST, as commands to the card.
+
+use control::Command;
+use eswitch::vf::{ETH_P_8021AD, ETH_P_8021Q, LinkState, VfSetting, VfVlan};
+use eswitch::{MacAddr, PciAddress};
 
 use crate::message::{Attribute, Attributes, u16_at, u32_at};
 
-/// It says what nobody understands, or is cut short.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct NotUnderstood;
+/// Why there are no commands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NoCommands {
+    /// It is cut short, or of no known kind: it is for the kernel to refuse.
+    NotUnderstood,
+    /// The driver has no such setting, or takes no such value: an error number.
+    Refused(i32),
+}
 
-/// The commands, in order, for the netdev `name`.
-pub(super) fn commands(name: &str, list: &[u8]) -> Result<Vec<String>, NotUnderstood> {
+/// The commands, in order, for the VFs of a PF.
+pub(super) fn commands(device: PciAddress, list: &[u8]) -> Result<Vec<Command>, NoCommands> {
     let mut commands = Vec::new();
     for info in Attributes::of(list) {
         for attribute in Attributes::of(info.payload) {
-            let vf = attribute.u32().ok_or(NotUnderstood);
-            let (vf, what) = match attribute.kind {
-                12 => {
-                    let vlan = Attributes::find(attribute.payload, 1).ok_or(NotUnderstood)?;
-                    (vlan.u32().ok_or(NotUnderstood)?, vlan_words(&vlan)?)
+            let (vf, setting) = match attribute.kind {
+                IFLA_VF_VLAN_LIST => {
+                    let vlan = Attributes::find(attribute.payload, 1).ok_or(NoCommands::NotUnderstood)?;
+                    (vlan.u32(), setting_of_vlan(&vlan)?)
                 }
-                _ => (vf?, words(&attribute).ok_or(NotUnderstood)?),
+                _ => (attribute.u32(), setting(&attribute)?),
             };
-            commands.push(format!("ip link set {name} vf {vf} {what}"));
+            let vf = vf.ok_or(NoCommands::NotUnderstood)?;
+            commands.push(Command::SetVf { device, vf, settings: vec![setting] });
         }
     }
     Ok(commands)
 }
 
-fn words(attribute: &Attribute<'_>) -> Option<String> {
+const IFLA_VF_VLAN_LIST: u16 = 12;
+
+fn setting(attribute: &Attribute<'_>) -> Result<VfSetting, NoCommands> {
     let payload = attribute.payload;
-    let number = |n: usize| u32_at(payload, 4 * n);
-    let switch = || Some(if number(1)? != 0 { "on" } else { "off" });
-    Some(match attribute.kind {
+    let number = |n: usize| u32_at(payload, 4 * n).ok_or(NoCommands::NotUnderstood);
+    let switch = || Ok(number(1)? != 0);
+    Ok(match attribute.kind {
+        // IFLA_VF_MAC
         1 => {
-            let bytes: Vec<_> = payload.get(4..10)?.iter().map(|byte| format!("{byte:02x}")).collect();
-            format!("mac {}", bytes.join(":"))
+            let bytes = payload.get(4..).and_then(|rest| rest.first_chunk()).ok_or(NoCommands::NotUnderstood)?;
+            VfSetting::Mac(MacAddr::unicast(*bytes).ok_or(NoCommands::Refused(libc::EINVAL))?)
         }
-        2 => format!("vlan {} qos {}", number(1)?, number(2)?),
-        3 => format!("rate {}", number(1)?),
-        4 => format!("spoofchk {}", switch()?),
-        5 => format!("state {}", ["auto", "enable", "disable"].get(number(1)? as usize)?),
-        6 => format!("max_tx_rate {} min_tx_rate {}", number(2)?, number(1)?),
-        7 => format!("query_rss {}", switch()?),
-        9 => format!("trust {}", switch()?),
-        10 => format!("node_guid {}", guid(payload)?),
-        11 => format!("port_guid {}", guid(payload)?),
-        _ => return None,
+        // IFLA_VF_VLAN
+        2 => VfSetting::Vlan(vlan(number(1)?, number(2)?, ETH_P_8021Q)?),
+        // IFLA_VF_TX_RATE
+        3 => VfSetting::Rate { min: None, max: Some(number(1)?) },
+        // IFLA_VF_SPOOFCHK
+        4 => VfSetting::Spoofchk(switch()?),
+        // IFLA_VF_LINK_STATE
+        5 => VfSetting::Link(match number(1)? {
+            0 => LinkState::Auto,
+            1 => LinkState::Enable,
+            2 => LinkState::Disable,
+            _ => return Err(NoCommands::NotUnderstood),
+        }),
+        // IFLA_VF_RATE
+        6 => VfSetting::Rate { min: Some(number(1)?), max: Some(number(2)?) },
+        // IFLA_VF_TRUST
+        9 => VfSetting::Trust(switch()?),
+        // IFLA_VF_RSS_QUERY_EN, IFLA_VF_IB_NODE_GUID and IFLA_VF_IB_PORT_GUID: mlx5's Ethernet netdevs have no
+        // `ndo_set_vf_rss_query_en` and no `ndo_set_vf_guid`.
+        7 | 10 | 11 => return Err(NoCommands::Refused(libc::EOPNOTSUPP)),
+        _ => return Err(NoCommands::NotUnderstood),
     })
 }
 
-/// `struct ifla_vf_guid` has its number at the next multiple of eight.
-fn guid(payload: &[u8]) -> Option<String> {
-    let number = u64::from_ne_bytes(*payload.get(8..)?.first_chunk()?);
-    let bytes: Vec<_> = number.to_be_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
-    Some(bytes.join(":"))
+fn setting_of_vlan(attribute: &Attribute<'_>) -> Result<VfSetting, NoCommands> {
+    let number = |n: usize| u32_at(attribute.payload, 4 * n).ok_or(NoCommands::NotUnderstood);
+    let proto = u16_at(attribute.payload, 12).map(u16::from_be);
+    let proto = proto.filter(|proto| [ETH_P_8021Q, ETH_P_8021AD].contains(proto)).ok_or(NoCommands::NotUnderstood)?;
+    Ok(VfSetting::Vlan(vlan(number(1)?, number(2)?, proto)?))
 }
 
-fn vlan_words(vlan: &Attribute<'_>) -> Result<String, NotUnderstood> {
-    let number = |n: usize| u32_at(vlan.payload, 4 * n).ok_or(NotUnderstood);
-    let proto = u16_at(vlan.payload, 12).map(u16::from_be);
-    let proto = match proto {
-        Some(0x88a8) => " proto 802.1ad",
-        Some(0x8100) => "",
-        _ => return Err(NotUnderstood),
-    };
-    Ok(format!("vlan {} qos {}{proto}", number(1)?, number(2)?))
+fn vlan(id: u32, qos: u32, proto: u16) -> Result<VfVlan, NoCommands> {
+    match (id.try_into(), qos.try_into()) {
+        (Ok(id), Ok(qos)) => Ok(VfVlan { id, qos, proto }),
+        // Out of the range that `mlx5_eswitch_set_vport_vlan` takes.
+        _ => Err(NoCommands::Refused(libc::EINVAL)),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::message::{Builder, Messages};
+
+    const PF: PciAddress = PciAddress { domain: 0, bus: 8, device: 0, function: 0 };
 
     #[test]
     fn commands_say_what_was_set() {
@@ -83,18 +105,29 @@ mod tests {
         });
         let bytes = builder.done();
         let list = Messages(&bytes).next().unwrap().body();
-        assert_eq!(
-            commands("p0", list).unwrap(),
-            [
-                "ip link set p0 vf 2 mac 02:00:00:00:00:01",
-                "ip link set p0 vf 2 max_tx_rate 100 min_tx_rate 10",
-                "ip link set p0 vf 2 state enable",
-                "ip link set p0 vf 2 vlan 5 qos 3 proto 802.1ad",
-            ]
-        );
+        let settings = [
+            VfSetting::Mac(MacAddr([2, 0, 0, 0, 0, 1])),
+            VfSetting::Rate { min: Some(10), max: Some(100) },
+            VfSetting::Link(LinkState::Enable),
+            VfSetting::Vlan(VfVlan { id: 5, qos: 3, proto: ETH_P_8021AD }),
+        ];
+        let expected = settings.map(|setting| Command::SetVf { device: PF, vf: 2, settings: vec![setting] });
+        assert_eq!(commands(PF, list).unwrap(), expected);
         let mut builder = Builder::new(16, 1, 0, 0);
         builder.nest(1, |info| info.attribute(1, &[0; 5]));
         let bytes = builder.done();
-        assert_eq!(commands("p0", Messages(&bytes).next().unwrap().body()), Err(NotUnderstood));
+        let refused = commands(PF, Messages(&bytes).next().unwrap().body());
+        assert_eq!(refused, Err(NoCommands::NotUnderstood));
+        for (kind, value, expected) in [
+            (7, 1, NoCommands::Refused(libc::EOPNOTSUPP)),
+            (5, 3, NoCommands::NotUnderstood),
+            (2, 1 << 16, NoCommands::Refused(libc::EINVAL)),
+            (99, 0, NoCommands::NotUnderstood),
+        ] {
+            let mut builder = Builder::new(16, 1, 0, 0);
+            builder.nest(1, |info| info.attribute(kind, &[2u32, value, 0].map(u32::to_ne_bytes).concat()));
+            let bytes = builder.done();
+            assert_eq!(commands(PF, Messages(&bytes).next().unwrap().body()), Err(expected), "{kind}");
+        }
     }
 }

@@ -3,7 +3,9 @@
 
 use std::collections::HashMap;
 
+use control::Command;
 use devlink::view;
+use eswitch::PciAddress;
 use rustix::io::Errno;
 
 use super::pci;
@@ -70,19 +72,21 @@ static ROOT_FOLDER: Folder = Folder::of(&[&[Attribute { size: 0, ..Attribute::ro
 
 static PCI_BUS: Folder = Folder::of(&[&[
     Attribute::wo("drivers_probe", |s, text| match card_with_function(s, name(text)?) {
-        Some(card) => Ok(perform(Some(card), text, "bus/pci/drivers_probe")),
+        Some(card) => Ok(perform(card, Command::Probe(address(text)?))),
         None => Ok(Act::Kernel),
     }),
     Attribute::wo("rescan", |_, text| match number(text)? {
         0 => Ok(Act::Nothing),
-        _ => Ok(perform(None, "1", "bus/pci/rescan")),
+        _ => Ok(Act::Perform { card: None, command: Command::Rescan }),
     }),
 ]]);
 
 static AUXILIARY_BUS: Folder = Folder::of(&[&[
     Attribute::rw("drivers_autoprobe", |_| line(1), |_, _| Ok(Act::Kernel)),
     Attribute::wo("drivers_probe", |s, text| match card_with_auxiliary(s, name(text)?) {
-        Some(card) => Ok(perform(Some(card), text, "bus/auxiliary/drivers_probe")),
+        // A device that has a driver keeps it (`bus_rescan_devices_helper`).
+        Some((_, auxiliary)) if auxiliary.driver.is_some() => Ok(Act::Nothing),
+        Some((card, auxiliary)) => set_sf_bound(card, auxiliary, true),
         None => Ok(Act::Kernel),
     }),
     Attribute::wo("uevent", ignore_event),
@@ -93,9 +97,9 @@ static PCI_DRIVER: Folder = Folder::of(&[DRIVER, &[Attribute::wo("new_id", ids),
 static AUXILIARY_DRIVER: Folder = Folder::of(&[DRIVER]);
 
 const DRIVER: &[Attribute] = &[
-    Attribute::wo("bind", |s, text| driver(s, "bind", text)),
+    Attribute::wo("bind", |s, text| driver(s, true, text)),
     Attribute::wo("uevent", ignore_event),
-    Attribute::wo("unbind", |s, text| driver(s, "unbind", text)),
+    Attribute::wo("unbind", |s, text| driver(s, false, text)),
 ];
 
 static AUXILIARY: Folder =
@@ -146,8 +150,19 @@ fn ignore_event(_: &Shown<'_>, text: &str) -> Result<Act, Errno> {
     event(text).map(|()| Act::Nothing)
 }
 
-fn perform(card: Option<usize>, text: &str, path: &str) -> Act {
-    Act::Perform { card, words: format!("echo {text} > /sys/{path}") }
+fn perform(card: usize, command: Command) -> Act {
+    Act::Perform { card: Some(card), command }
+}
+
+/// The drivers of other auxiliary devices than SFs cannot be bound and unbound by hand.
+fn set_sf_bound(card: usize, auxiliary: &view::Auxiliary, bound: bool) -> Result<Act, Errno> {
+    let id = auxiliary.name.strip_prefix("mlx5_core.sf.").and_then(|id| id.parse().ok()).ok_or(Errno::INVAL)?;
+    Ok(perform(card, Command::SetSfBound { id, bound }))
+}
+
+/// The address of a PCI function.
+pub(super) fn address(text: &str) -> Result<PciAddress, Errno> {
+    text.parse().map_err(|_| Errno::NODEV)
 }
 
 fn card_with_function(shown: &Shown<'_>, address: &str) -> Option<usize> {
@@ -155,23 +170,24 @@ fn card_with_function(shown: &Shown<'_>, address: &str) -> Option<usize> {
     shown.every_card().find(|(_, card)| has(card)).map(|(at, _)| at)
 }
 
-fn card_with_auxiliary(shown: &Shown<'_>, device: &str) -> Option<usize> {
-    let has = |card: &view::Card| card.auxiliary.iter().any(|auxiliary| auxiliary.name == device);
-    shown.every_card().find(|(_, card)| has(card)).map(|(at, _)| at)
+fn card_with_auxiliary<'s>(shown: &'s Shown<'_>, device: &str) -> Option<(usize, &'s view::Auxiliary)> {
+    let mut devices = shown.every_card().flat_map(|(at, card)| card.auxiliary.iter().map(move |one| (at, one)));
+    devices.find(|(_, auxiliary)| auxiliary.name == device)
 }
 
 /// `bind` and `unbind`: of a device of a card, or else it is the kernel's driver that is meant.
-fn driver(shown: &Shown<'_>, file: &str, text: &str) -> Result<Act, Errno> {
+fn driver(shown: &Shown<'_>, bound: bool, text: &str) -> Result<Act, Errno> {
     let device = name(text).map_err(|_| Errno::NODEV)?;
-    let path = &shown.dir.path;
-    let card = match path.starts_with("bus/pci/") {
-        true => card_with_function(shown, device),
-        false => card_with_auxiliary(shown, device),
-    };
-    match card {
-        Some(card) => Ok(perform(Some(card), device, &format!("{path}/{file}"))),
-        None => Ok(Act::Kernel),
+    if shown.dir.path.starts_with("bus/pci/") {
+        let Some(card) = card_with_function(shown, device) else { return Ok(Act::Kernel) };
+        let command = if bound { Command::Bind } else { Command::Unbind };
+        return Ok(perform(card, command(address(device)?)));
     }
+    let Some((card, auxiliary)) = card_with_auxiliary(shown, device) else { return Ok(Act::Kernel) };
+    // The kernel matches a driver by the name without its number, and refuses what does not match.
+    let kind = auxiliary.name.rsplit_once('.').map_or("", |(kind, _)| kind);
+    let driver = shown.dir.path.rsplit('/').next().unwrap_or_default();
+    if kind == driver { set_sf_bound(card, auxiliary, bound) } else { Err(Errno::NODEV) }
 }
 
 /// `new_id` and `remove_id` take ids that a card's driver has no use for: it has those of its card.

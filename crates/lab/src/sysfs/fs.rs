@@ -1,7 +1,7 @@
 //! The scene as a file system.
 //!
-//! What can come and go at any time is looked up anew each time it is asked for, since nobody says when a
-//! card changes; what is there as long as the directory it is in is looked up once. Values are read from the
+//! What can come and go at any time is looked up each time that a program asks for it: the daemon shares a view with a
+//! number that grows, and sends no notification when that changes. What is there as long as the directory it is in is looked up once. Values are read from the
 //! card whenever a file is read from its beginning, and none is kept by the kernel.
 
 use std::collections::HashMap;
@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
+use control::Command;
 use fuser::{
     BsdFileFlags, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
     LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
@@ -274,7 +275,7 @@ impl SysFs {
         match write(&self.scene.shown(&tree, dir), written(bytes)?)? {
             Act::Nothing => Ok(Job::Nothing),
             Act::NothingOfAdministrators => Ok(Job::NothingOfAdministrators),
-            Act::Perform { card, words } => Ok(Job::Perform(card, words)),
+            Act::Perform { card, command } => Ok(Job::Perform(card, command)),
             Act::Kernel => Ok(Job::Write(self.kernels(dir, attribute)?, 0)),
         }
     }
@@ -377,7 +378,7 @@ fn part(bytes: &[u8], offset: u64, size: usize) -> &[u8] {
 enum Job {
     Nothing,
     NothingOfAdministrators,
-    Perform(Option<usize>, String),
+    Perform(Option<usize>, Command),
     Write(Arc<OwnedFd>, u64),
 }
 
@@ -398,10 +399,10 @@ impl Job {
                 let written = with_rights(capabilities, user, || rustix::io::pwrite(fd, bytes, offset));
                 written.map_err(number)?.map_err(|error| error.raw_os_error())
             }
-            Self::Perform(of, words) => {
+            Self::Perform(of, command) => {
                 let meant = scene.cards.iter().enumerate().filter(|(at, _)| of.is_none_or(|of| of == *at));
                 for (_, card) in meant {
-                    card.perform(&words).map_err(|refusal| refusal.errno)?;
+                    card.perform(&command).map_err(|refusal| refusal.errno)?;
                 }
                 Ok(bytes.len())
             }

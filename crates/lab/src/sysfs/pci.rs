@@ -1,6 +1,8 @@
 //! PCI functions: `/sys/devices/pciDDDD:BB/ADDRESS` and `/sys/bus/pci/devices`.
 
+use control::Command;
 use devlink::view;
+use eswitch::PciAddress;
 use rustix::io::Errno;
 
 use super::bus::{self, Of};
@@ -39,9 +41,15 @@ const COMMON: &[Attribute] = &[
     Attribute::rw("msi_bus", |_| line(1), |_, text| number(text).map(|_| Act::NothingOfAdministrators)),
     Attribute::ro("numa_node", |_| line(-1)),
     Attribute::ro("power_state", |s| line(if s.function()?.driver.is_some() { "D0" } else { "unknown" })),
-    Attribute::wo("remove", |s, text| trigger(s, "remove", text)),
-    Attribute::wo("rescan", |s, text| trigger(s, "rescan", text)),
-    Attribute::wo("reset", |s, text| if number(text)? == 1 { trigger(s, "reset", text) } else { Err(Errno::INVAL) }),
+    Attribute::wo("remove", |s, text| trigger(s, Command::Remove, text)),
+    // `rescan_store` looks at the whole bus.
+    Attribute::wo("rescan", |s, text| trigger(s, |_| Command::Rescan, text)),
+    Attribute::wo(
+        "reset",
+        |s, text| {
+            if number(text)? == 1 { trigger(s, Command::Reset, text) } else { Err(Errno::INVAL) }
+        },
+    ),
     Attribute::ro("reset_method", |_| line("flr bus")),
     Attribute::ro("resource", resource),
     Attribute::ro("revision", |s| line(format_args!("0x{:02x}", s.card()?.profile.revision))),
@@ -55,14 +63,14 @@ const PF_ONLY: &[Attribute] = &[
     Attribute::rw(
         "sriov_drivers_autoprobe",
         |s| line(u8::from(s.sriov()?.autoprobe)),
-        |s, text| perform(s, "sriov_drivers_autoprobe", &u8::from(truth(text)?).to_string()),
+        |s, text| perform(s, |device| Ok(Command::SetAutoprobe { device, on: truth(text)? })),
     ),
     Attribute::rw(
         "sriov_numvfs",
         |s| line(s.sriov()?.enabled),
         |s, text| {
-            let vfs = u16::try_from(number(text)?).map_err(|_| Errno::RANGE)?;
-            perform(s, "sriov_numvfs", &vfs.to_string())
+            let number = u16::try_from(number(text)?).map_err(|_| Errno::RANGE)?.into();
+            perform(s, |device| Ok(Command::SetNumVfs { device, number }))
         },
     ),
     Attribute::ro("sriov_offset", |s| line(s.sriov()?.offset)),
@@ -142,22 +150,19 @@ fn driver_override(shown: &Shown<'_>) -> Text {
 }
 
 fn set_driver_override(shown: &Shown<'_>, text: &str) -> Result<Act, Errno> {
-    if text.is_empty() {
-        return perform(shown, "driver_override", "");
-    }
-    perform(shown, "driver_override", name(text)?)
+    let driver = if text.is_empty() { None } else { Some(name(text)?.to_owned()) };
+    perform(shown, |device| Ok(Command::SetDriverOverride { device, driver }))
 }
 
 /// What is done when something other than 0 is written.
-fn trigger(shown: &Shown<'_>, file: &str, text: &str) -> Result<Act, Errno> {
-    if number(text)? == 0 { Ok(Act::Nothing) } else { perform(shown, file, "1") }
+fn trigger(shown: &Shown<'_>, command: fn(PciAddress) -> Command, text: &str) -> Result<Act, Errno> {
+    if number(text)? == 0 { Ok(Act::Nothing) } else { perform(shown, |device| Ok(command(device))) }
 }
 
-fn perform(shown: &Shown<'_>, file: &str, text: &str) -> Result<Act, Errno> {
-    let address = &shown.function()?.address;
-    let space = if text.is_empty() { "" } else { " " };
-    let words = format!("echo{space}{text} > /sys/bus/pci/devices/{address}/{file}");
-    Ok(Act::Perform { card: Some(shown.card_index()?), words })
+/// Has the card carry out a command that concerns this function.
+fn perform(shown: &Shown<'_>, command: impl FnOnce(PciAddress) -> Result<Command, Errno>) -> Result<Act, Errno> {
+    let device = bus::address(&shown.function()?.address)?;
+    Ok(Act::Perform { card: Some(shown.card_index()?), command: command(device)? })
 }
 
 /// The directory that functions of a card are in: that of the bus of its PF.

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
+use control::Command;
 use devlink::view;
 use rustix::io::Errno;
 
@@ -213,12 +214,12 @@ pub enum Act {
     Nothing,
     /// Nothing, of whoever has CAP_SYS_ADMIN; others are refused.
     NothingOfAdministrators,
-    /// A card is to do something, or each of them.
+    /// A card is to carry out a command, or each of them.
     Perform {
-        /// Which.
+        /// Which card, counted from 0; `None`: each.
         card: Option<usize>,
-        /// What, as a shell would say it.
-        words: String,
+        /// The command.
+        command: Command,
     },
     /// It is for the kernel's file of the same path.
     Kernel,

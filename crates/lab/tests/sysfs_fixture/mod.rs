@@ -3,12 +3,14 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::process::{Command, Output};
+use std::process::Output;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 
+use control::Command;
 use devlink::view::{self, Parent, Role};
+use eswitch::CardConfig;
 use lab::{Card, Refusal, sysfs};
 
 /// Takes VFs, and remembers what it was told.
@@ -45,13 +47,12 @@ impl Card for FakeCard {
         }
     }
 
-    fn perform(&self, words: &str) -> Result<(), Refusal> {
-        self.told.lock().unwrap().push(words.to_owned());
+    fn perform(&self, command: &Command) -> Result<(), Refusal> {
+        self.told.lock().unwrap().push(command.in_words(&CardConfig::default()));
         drop(self.busy.lock().unwrap());
-        let words: Vec<&str> = words.split(' ').collect();
-        let vfs = match words.as_slice() {
-            ["echo", vfs, ">", path] if path.ends_with("/sriov_numvfs") => vfs.parse().unwrap(),
-            ["echo", PF, ">", path] if path.ends_with("mlx5_core/bind") => {
+        let vfs = match command {
+            Command::SetNumVfs { number, .. } => *number as u16,
+            Command::Bind(device) if device.to_string() == PF => {
                 return Err(Refusal { errno: 16, message: "busy".to_owned() });
             }
             _ => return Ok(()),
@@ -76,7 +77,6 @@ fn vf_address(vf: u16) -> String {
 fn netdev(name: &str, role: Role, parent: Parent, port_name: Option<&str>) -> view::Netdev {
     view::Netdev {
         name: name.to_owned(),
-        given: name.to_owned(),
         role,
         in_switch: port_name.is_some(),
         parent,
@@ -234,7 +234,9 @@ impl Place {
     /// What a shell says.
     pub fn shell(&self, command: &str) -> Output {
         let command = command.to_owned();
-        self.within(move || Command::new("sh").args(["-c", &command]).env("LC_ALL", "C").output().unwrap())
+        self.within(move || {
+            std::process::Command::new("sh").args(["-c", &command]).env("LC_ALL", "C").output().unwrap()
+        })
     }
 
     /// What a shell says, all of it.
@@ -262,6 +264,6 @@ pub fn unshare() {
 }
 
 fn run(program: &str, arguments: &[&str]) {
-    let status = Command::new(program).args(arguments).status().unwrap();
+    let status = std::process::Command::new(program).args(arguments).status().unwrap();
     assert!(status.success(), "{program} {arguments:?}");
 }

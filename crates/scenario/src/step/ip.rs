@@ -1,10 +1,10 @@
 //! What `ip link set` does to a PF's netdev that is the engine's business, on any card.
 
+use control::Command;
 use eswitch::card::Resource;
 use eswitch::vf::{ETH_P_8021AD, ETH_P_8021Q, LinkState, VfSetting, VfVlan};
 use eswitch::{CardConfig, MacAddr, PciAddress, PfIndex, names};
 
-use super::Action;
 use crate::words::{WordError, Words};
 
 /// `ip link set [dev] NETDEV` where NETDEV is a PF's: the PF, and the words that follow. Takes no words.
@@ -24,13 +24,13 @@ fn pf_link<'t>(words: &Words<'t>, card: &CardConfig) -> Option<(PciAddress, Word
 }
 
 /// `ip link set [dev] PFNETDEV netns NS`. Takes no words.
-pub(super) fn pf_netns(words: &Words<'_>, card: &CardConfig) -> Option<Action> {
-    let (pf, mut words) = pf_link(words, card)?;
+pub(super) fn pf_netns(words: &Words<'_>, card: &CardConfig) -> Option<Command> {
+    let (device, mut words) = pf_link(words, card)?;
     words.literal("netns").ok()?;
     let (_, netns) = words.next("a network namespace").ok()?;
     words.end().ok()?;
     let netns = (!["1", "home"].contains(&netns)).then(|| netns.to_owned());
-    Some(Action::SetNetns(pf, netns))
+    Some(Command::SetNetns { device, netns })
 }
 
 /// `ip link set [dev] PFNETDEV vf`: the PF, and the words that follow. Takes no words.
@@ -40,7 +40,7 @@ pub(super) fn pf_vf<'t>(words: &Words<'t>, card: &CardConfig) -> Option<(PciAddr
 }
 
 /// `N SETTING…`, after `vf`.
-pub(super) fn vf_settings(words: &mut Words<'_>, pf: PciAddress) -> Result<Action, WordError> {
+pub(super) fn vf_settings(words: &mut Words<'_>, device: PciAddress) -> Result<Command, WordError> {
     const SETTINGS: [&str; 8] = ["mac", "vlan", "rate", "max_tx_rate", "min_tx_rate", "spoofchk", "trust", "state"];
     const RATE: &str = "a rate in Mbit/s";
     let vf = words.parse("the VF's number, from 0")?;
@@ -61,7 +61,7 @@ pub(super) fn vf_settings(words: &mut Words<'_>, pf: PciAddress) -> Result<Actio
         };
         add(&mut settings, setting);
     }
-    Ok(Action::SetVf(pf, vf, settings))
+    Ok(Command::SetVf { device, vf, settings })
 }
 
 /// One rate after the other is one request: the order in which they are written says nothing.

@@ -1,8 +1,9 @@
 //! What `echo VALUE > FILE` does below `/sys/bus/pci`.
 
+use control::Command;
 use eswitch::PciAddress;
 
-use super::{Action, pci_address};
+use super::pci_address;
 use crate::words::{WordError, Words};
 
 /// The files there are, for who has named another.
@@ -11,7 +12,7 @@ const FILES: &str = "`/sys/bus/pci/devices/ADDRESS/sriov_numvfs`, or there `srio
                      `…/unbind`, `/sys/bus/pci/drivers_probe` or `/sys/bus/pci/rescan`";
 
 /// `VALUE > FILE`; the value may be left out, or be `""`.
-pub(super) fn echo(words: &mut Words<'_>) -> Result<Action, WordError> {
+pub(super) fn echo(words: &mut Words<'_>) -> Result<Command, WordError> {
     // A driver's name takes no line break, nor does anything else here need one.
     words.accept("-n");
     let mut value = words.clone();
@@ -22,16 +23,16 @@ pub(super) fn echo(words: &mut Words<'_>) -> Result<Action, WordError> {
     let (at, path) = words.next(FILES)?;
     let unknown = || WordError { at, message: format!("expected {FILES}, found `{path}`") };
     match path.strip_prefix(SF_DRIVER) {
-        Some("bind") => return Ok(Action::BindSf(sf_device(&mut value)?, true)),
-        Some("unbind") => return Ok(Action::BindSf(sf_device(&mut value)?, false)),
+        Some("bind") => return Ok(Command::SetSfBound { id: sf_device(&mut value)?, bound: true }),
+        Some("unbind") => return Ok(Command::SetSfBound { id: sf_device(&mut value)?, bound: false }),
         _ => {}
     }
     let file = path.strip_prefix("/sys/bus/pci/").ok_or_else(unknown)?;
     match file {
-        "drivers/mlx5_core/bind" => return Ok(Action::Bind(pci_address(&mut value)?)),
-        "drivers/mlx5_core/unbind" => return Ok(Action::Unbind(pci_address(&mut value)?)),
-        "drivers_probe" => return Ok(Action::Probe(pci_address(&mut value)?)),
-        "rescan" => return one(&mut value).map(|()| Action::Rescan),
+        "drivers/mlx5_core/bind" => return Ok(Command::Bind(pci_address(&mut value)?)),
+        "drivers/mlx5_core/unbind" => return Ok(Command::Unbind(pci_address(&mut value)?)),
+        "drivers_probe" => return Ok(Command::Probe(pci_address(&mut value)?)),
+        "rescan" => return one(&mut value).map(|()| Command::Rescan),
         _ => {}
     }
     let (address, file) = file.strip_prefix("devices/").and_then(|rest| rest.split_once('/')).ok_or_else(unknown)?;
@@ -40,13 +41,13 @@ pub(super) fn echo(words: &mut Words<'_>) -> Result<Action, WordError> {
         message: error.to_string(),
     })?;
     Ok(match file {
-        "sriov_numvfs" => Action::NumVfs(address, value.parse("a number of VFs")?),
-        "sriov_drivers_autoprobe" => Action::Autoprobe(address, value.one_of(&["0", "1"])? == "1"),
-        "driver_override" => Action::DriverOverride(address, driver(&value)),
+        "sriov_numvfs" => Command::SetNumVfs { device: address, number: value.parse("a number of VFs")? },
+        "sriov_drivers_autoprobe" => Command::SetAutoprobe { device: address, on: value.one_of(&["0", "1"])? == "1" },
+        "driver_override" => Command::SetDriverOverride { device: address, driver: driver(&value) },
         // As with the kernel it is the value that counts.
-        "driver/unbind" => Action::Unbind(pci_address(&mut value)?),
-        "remove" => one(&mut value).map(|()| Action::Remove(address))?,
-        "reset" => one(&mut value).map(|()| Action::Reset(address))?,
+        "driver/unbind" => Command::Unbind(pci_address(&mut value)?),
+        "remove" => one(&mut value).map(|()| Command::Remove(address))?,
+        "reset" => one(&mut value).map(|()| Command::Reset(address))?,
         _ => return Err(unknown()),
     })
 }

@@ -1,8 +1,9 @@
 //! A world for a story: the card in memory.
 
 use card_memory::MemoryCard;
+use host::World;
 use lockdep::{Domain, OnReport};
-use scenario::{Outcome, Scenario, World};
+use scenario::{Outcome, Scenario};
 
 /// Tells a story on a card in memory, with locks checked.
 pub fn tell(story: &Scenario) -> Outcome {

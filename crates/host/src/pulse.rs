@@ -1,9 +1,9 @@
-//! What every wait of a story waits on: something has moved, or it is time to stop.
+//! What every wait waits on: something has changed, or it is time to stop.
 
 use lockdep::{AtomicBool, Condvar, Deadline, Locked, MayWait, Mutex, Since, digest, forgetting, lock_classes};
 
 lock_classes! {
-    /// What the runner's threads wait on.
+    /// What waiting threads wait on.
     pub leaf PulseClass = "pulse";
 }
 
@@ -28,8 +28,10 @@ pub enum Heeds {
 
 /// Why a wait ended without what it waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum GaveUp {
+pub enum GaveUp {
+    /// It was asked to stop.
     Stopped,
+    /// Its deadline passed.
     TimedOut,
 }
 
@@ -64,12 +66,12 @@ impl Pulse {
     }
 
     /// Whether who heeds that is to come to an end.
-    pub(crate) fn stops<L>(&self, cx: &mut Locked<'_, L>, heeds: Heeds) -> bool {
+    pub fn stops<L>(&self, cx: &mut Locked<'_, L>, heeds: Heeds) -> bool {
         heeds == Heeds::Stop && self.is_stopped(cx)
     }
 
     /// Something that others may wait for has changed.
-    pub(crate) fn beat<L>(&self, cx: &mut Locked<'_, L>) {
+    pub fn beat<L>(&self, cx: &mut Locked<'_, L>) {
         forgetting(|| {
             *self.state.lock_leaf(cx) += 1;
             self.moved.notify_all();
@@ -77,7 +79,7 @@ impl Pulse {
     }
 
     /// Whoever listens to the story has something to hear. Explored, it listens afterwards.
-    pub(crate) fn beat_for_listener<L>(&self, cx: &mut Locked<'_, L>) {
+    pub fn beat_for_listener<L>(&self, cx: &mut Locked<'_, L>) {
         if !lockdep::is_explored() {
             self.beat(cx);
         }
@@ -85,7 +87,7 @@ impl Pulse {
 
     /// Waits until `ready` gives something. It is asked at each beat and each time `tick` gives a
     /// deadline and that has passed. What it found when it was asked before makes no difference to what it gives.
-    pub(crate) fn wait_for<L: MayWait, R>(
+    pub fn wait_for<L: MayWait, R>(
         &self,
         cx: &mut Locked<'_, L>,
         heeds: Heeds,

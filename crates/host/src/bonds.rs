@@ -1,16 +1,15 @@
-//! What makes a LAG: the kernel's bond, followed by a thread; or where the kernel has none, the step `bond`.
+//! What makes a LAG: the kernel's bond, followed by a thread; or where the kernel has none, the command that asks for one.
 
 use std::sync::Arc;
 
+use control::{Failure, Reply};
 use eswitch::card::CardError;
-use eswitch::lag::LagMode;
+use eswitch::lag::{BondPlan, LagMode};
 use eswitch::{Engine, Error, PciAddress, PfIndex, Tx};
 use lockdep::{AtomicBool, AtomicU64, JoinHandle, Locked, Mutex, Unlocked, is_explored, lock_classes};
 
 use crate::pulse::Pulse;
-use crate::session::StepError;
-use crate::step::BondStep;
-use crate::world::{BondPlan, BondWatch, Bonds};
+use crate::world::{BondWatch, Bonds};
 
 lock_classes! {
     /// The thread that follows the kernel's bonds.
@@ -21,12 +20,12 @@ lock_classes! {
 ///
 /// What it tells is what it finds when it looks, not what it hears: so it can be [asked](Self::ask) to look, and
 /// once it has, the engine knows of everything that was done before.
-pub(crate) struct Follower {
+pub(crate) struct BondFollower {
     bonds: Arc<dyn Bonds>,
     shared: Arc<Shared>,
     thread: Mutex<FollowerClass, Option<JoinHandle<()>>>,
-    /// Somebody has been told that the step stands in.
-    told: AtomicBool,
+    /// Whether a user has been told that there are no bonds.
+    has_said_so: AtomicBool,
 }
 
 struct Shared {
@@ -35,7 +34,7 @@ struct Shared {
     looked: AtomicU64,
 }
 
-impl Follower {
+impl BondFollower {
     /// Follows them from now on; what there is already is found at once.
     pub(crate) fn start(
         cx: &mut Locked<'_, Unlocked>,
@@ -52,7 +51,7 @@ impl Follower {
         });
         // With nobody to look there is nothing to wait for.
         shared.over.swap(thread.is_none());
-        Self { bonds, shared, thread: Mutex::new(thread), told: AtomicBool::new(false) }
+        Self { bonds, shared, thread: Mutex::new(thread), has_said_so: AtomicBool::new(false) }
     }
 
     /// Asks for a look. It has been had once [`has_looked`](Self::has_looked) says so.
@@ -77,53 +76,44 @@ impl Follower {
         }
     }
 
-    /// The step `bond`: makes the kernel's bond what it says, or stands in for one. What to print. `stops`:
-    /// whether to do no more.
+    /// Makes the kernel's bond what the plan says, or stands in for one where the kernel has none; then `flap` further
+    /// events take it away and bring it back. `stops`: whether to do no more.
     ///
     /// # Errors
-    /// A port is none of the card's; the card is in multiport E-Switch mode; the kernel refuses; or it was
-    /// stopped.
+    /// A port is none of the card's; the card is in multiport E-Switch mode; the kernel refuses; or it was stopped.
     pub(crate) fn bond(
         &self,
         cx: &mut Locked<'_, Unlocked>,
         engine: &Engine,
-        step: &BondStep,
+        plan: &BondPlan<PciAddress>,
+        flap: u32,
         stops: impl Fn(&mut Locked<'_, Unlocked>) -> bool,
-    ) -> Result<Vec<String>, StepError> {
+    ) -> Result<Reply, Failure> {
         if let Some(why) = self.bonds.missing(cx) {
-            stand_in(cx, engine, step)?;
-            let first = !self.told.swap(true);
-            return Ok(first.then(|| format!("{why}; the step stands in for one")).into_iter().collect());
+            stand_in(cx, engine, plan, flap)?;
+            return Ok(match self.has_said_so.swap(true) {
+                true => Reply::Done,
+                false => Reply::Note(format!("{why}; the step stands in for one")),
+            });
         }
-        let addresses = engine.addresses();
-        let index = |address: &PciAddress| {
-            let place = addresses.iter().position(|known| known == address);
-            place.map(|place| PfIndex(place as u8)).ok_or(Error::NoDevice(*address))
-        };
-        let plan = BondPlan {
-            name: &step.name,
-            mode: &step.mode,
-            ports: step.ports.iter().map(index).collect::<Result<_, _>>()?,
-            with: &step.with,
-            active: step.active.as_ref().map(index).transpose()?,
-        };
+        let plan = &by_place(engine, plan)?;
         if engine.lag(cx).mode == LagMode::Mpesw {
-            return Err(Error::BondUnderMpesw(step.name.clone()).into());
+            return Err(Error::BondUnderMpesw(plan.name.clone()).into());
         }
-        self.bonds.set(cx, &plan).map_err(|source| refused(&step.name, source))?;
-        for left in (0..step.flap).rev() {
+        self.bonds.set(cx, plan).map_err(|source| refused(&plan.name, source))?;
+        for left in (0..flap).rev() {
             if stops(cx) {
-                return Err(StepError::Interrupted);
+                return Err(Failure::Interrupted);
             }
-            self.bonds.flap(cx, &plan, left % 2 == 1);
+            self.bonds.flap(cx, plan, left % 2 == 1);
         }
-        if step.flap > 0 {
-            self.bonds.set(cx, &plan).map_err(|source| refused(&step.name, source))?;
+        if flap > 0 {
+            self.bonds.set(cx, plan).map_err(|source| refused(&plan.name, source))?;
         }
-        Ok(Vec::new())
+        Ok(Reply::Done)
     }
 
-    /// The step `bond … del`.
+    /// Deletes a bond.
     ///
     /// # Errors
     /// There is no such bond, or the kernel refuses.
@@ -139,7 +129,7 @@ impl Follower {
     }
 }
 
-impl Drop for Follower {
+impl Drop for BondFollower {
     fn drop(&mut self) {
         // It has ended if this was stopped; if something hangs it is not waited for.
         self.shared.over.swap(true);
@@ -149,13 +139,13 @@ impl Drop for Follower {
 
 impl Shared {
     fn follow(&self, cx: &mut Locked<'_, Unlocked>, mut watch: Box<dyn BondWatch>, engine: &Engine, pulse: &Pulse) {
-        let mut told = None;
+        let mut last = None;
         while !self.over.load() {
             let asked = self.asked.load();
             let bond = watch.look(cx);
-            if bond != told {
+            if bond != last {
                 engine.bond_changed(cx, bond.clone());
-                told = bond;
+                last = bond;
             }
             self.looked.store(asked);
             pulse.beat(cx);
@@ -171,23 +161,37 @@ fn refused(name: &str, source: CardError) -> Error {
 /// How often a bond changes at most where every order is tried, or once more: it has to end as it would.
 const FLAPS: u32 = 4;
 
-/// Tells the card of a bond without one, and as often as asked for that it goes and comes.
-pub(crate) fn stand_in(cx: &mut Locked<'_, Unlocked>, engine: &Engine, step: &BondStep) -> Result<(), Error> {
-    let tx = match step.mode.as_str() {
-        "active-backup" => Tx::ActiveBackup(step.active),
+/// The plan as a card takes it. Every port of it must be a PF of the card.
+fn by_place(engine: &Engine, plan: &BondPlan<PciAddress>) -> Result<BondPlan, Error> {
+    let addresses = engine.addresses();
+    plan.with_ports(|address| {
+        let place = addresses.iter().position(|known| known == address);
+        place.map(|place| PfIndex(place as u8)).ok_or(Error::NoDevice(*address))
+    })
+}
+
+/// Tells the engine of a bond that the kernel does not have, then as often as asked for that it goes and comes.
+pub(crate) fn stand_in(
+    cx: &mut Locked<'_, Unlocked>,
+    engine: &Engine,
+    plan: &BondPlan<PciAddress>,
+    flap: u32,
+) -> Result<(), Error> {
+    let tx = match plan.mode.as_str() {
+        "active-backup" => Tx::ActiveBackup(plan.active),
         "balance-xor" | "802.3ad" => Tx::Hash,
         other => Tx::Other(other.to_owned()),
     };
-    let flap = if is_explored() { step.flap.min(FLAPS + step.flap % 2) } else { step.flap };
+    let flap = if is_explored() { flap.min(FLAPS + flap % 2) } else { flap };
     for event in (0..=flap).rev() {
         if event % 2 == 1 {
-            engine.unbond(cx, &step.name).or_else(|error| match error {
+            engine.unbond(cx, &plan.name).or_else(|error| match error {
                 // The first event of an odd number takes away what is not there yet.
                 Error::NoBond(_) => Ok(()),
                 error => Err(error),
             })?;
         } else {
-            engine.bond(cx, &step.name, tx.clone(), &step.ports, &step.with)?;
+            engine.bond(cx, &plan.name, tx.clone(), &plan.ports, &plan.with)?;
         }
     }
     Ok(())

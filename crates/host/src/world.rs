@@ -1,16 +1,15 @@
-//! What a story needs of the outside: a card, a clock to measure with, programs.
+//! What a card that runs needs of the outside: where its resources are made, a clock to measure with, programs, bonds.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use eswitch::PfIndex;
 use eswitch::card::{Card, CardError, FaultPlan, Faulty};
-use eswitch::lag::Bond;
+use eswitch::lag::{Bond, BondPlan};
 use lockdep::{Domain, Locked, Unlocked};
 
 use crate::pulse::Pulse;
 
-/// Where a story is told. Make one for each telling.
+/// The outside of one card. Make one for each time that a card is brought up.
 #[derive(Clone)]
 pub struct World {
     /// The card, which holds nothing yet. What `faults` says must reach it.
@@ -48,13 +47,13 @@ impl World {
 
 /// The kernel's bonds where the card's netdevs are.
 pub trait Bonds: Send + Sync {
-    /// Somebody to watch them. There is one at a time.
+    /// A watcher of them. There is one at a time.
     fn watch(&self) -> Option<Box<dyn BondWatch>>;
 
-    /// Ends the wait of who watches.
+    /// Ends the wait of the watcher.
     fn wake(&self);
 
-    /// Why the kernel can have no bond, if it cannot: then the step `bond` stands in for one.
+    /// Why the kernel can have no bond, if it cannot: then [`Command::Bond`](control::Command::Bond) stands in for one.
     fn missing(&self, cx: &mut Locked<'_, Unlocked>) -> Option<String>;
 
     /// Makes a bond, or makes the one of that name so. Not every port need have a netdev now: one that comes
@@ -62,11 +61,11 @@ pub trait Bonds: Send + Sync {
     ///
     /// # Errors
     /// The name is taken, or the kernel refuses.
-    fn set(&self, cx: &mut Locked<'_, Unlocked>, plan: &BondPlan<'_>) -> Result<(), CardError>;
+    fn set(&self, cx: &mut Locked<'_, Unlocked>, plan: &BondPlan) -> Result<(), CardError>;
 
     /// Changes a bond that was made so, away from how it should stand or back, in a way that matters to a
     /// LAG. What cannot be changed is passed over.
-    fn flap(&self, cx: &mut Locked<'_, Unlocked>, plan: &BondPlan<'_>, away: bool);
+    fn flap(&self, cx: &mut Locked<'_, Unlocked>, plan: &BondPlan, away: bool);
 
     /// Deletes a bond that has, or may have, ports of the card; whether there was one.
     ///
@@ -75,28 +74,13 @@ pub trait Bonds: Send + Sync {
     fn delete(&self, cx: &mut Locked<'_, Unlocked>, name: &str) -> Result<bool, CardError>;
 }
 
-/// Who watches the kernel's bonds.
+/// A watcher of the kernel's bonds.
 pub trait BondWatch: Send {
-    /// Waits until something may have changed, or somebody [wakes](Bonds::wake) us.
+    /// Waits until something may have changed, or it is [woken](Bonds::wake).
     fn wait(&mut self);
 
     /// The bond the card's ports are in now.
     fn look(&mut self, cx: &mut Locked<'_, Unlocked>) -> Option<Bond>;
-}
-
-/// What the step `bond` asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BondPlan<'a> {
-    /// The bond's name.
-    pub name: &'a str,
-    /// Its mode, by the kernel's name.
-    pub mode: &'a str,
-    /// The card's ports that are in it.
-    pub ports: Vec<PfIndex>,
-    /// What else is in it.
-    pub with: &'a [String],
-    /// The active port.
-    pub active: Option<PfIndex>,
 }
 
 /// Runs programs where the card's netdevs are.

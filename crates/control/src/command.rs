@@ -1,0 +1,155 @@
+//! Commands to a card, as values.
+
+use eswitch::card::Fault;
+use eswitch::devlink::InlineMode;
+use eswitch::lag::BondPlan;
+use eswitch::vf::VfSetting;
+use eswitch::{FunctionChange, Mode, PciAddress, PortHandle, SfNum};
+use serde::{Deserialize, Serialize};
+
+/// A change to a card.
+///
+/// Each variant names the command of devlink(8), the file below `/sys`, or the program whose effect it has. Its errors
+/// are those of the [`eswitch::Engine`] method that carries it out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Command {
+    /// `devlink dev eswitch set DEV`. The options are set one after the other, as devlink does.
+    SetEswitch {
+        /// The PF's devlink instance.
+        device: PciAddress,
+        /// What is set, in this order.
+        options: Vec<EswitchOption>,
+    },
+    /// `devlink dev reload DEV`.
+    Reload(PciAddress),
+    /// `devlink port add DEV flavour pcisf pfnum N sfnum N`.
+    AddSf {
+        /// The PF's devlink instance.
+        device: PciAddress,
+        /// The PF's place on the card, from 0.
+        pfnum: u32,
+        /// The number of the SF.
+        sfnum: SfNum,
+    },
+    /// `devlink port del PORT`.
+    DeletePort(PortHandle),
+    /// `devlink port function set PORT`.
+    SetFunction {
+        /// The port.
+        port: PortHandle,
+        /// What is set of its function.
+        change: FunctionChange,
+    },
+    /// `devlink dev param set DEV name esw_multiport value BOOL cmode runtime`.
+    SetEswMultiport {
+        /// The PF's devlink instance.
+        device: PciAddress,
+        /// The parameter's value.
+        value: bool,
+    },
+    /// `/sys/bus/pci/devices/ADDRESS/sriov_numvfs`.
+    SetNumVfs {
+        /// The PF.
+        device: PciAddress,
+        /// The number of VFs, from 0.
+        number: u32,
+    },
+    /// `/sys/bus/pci/devices/ADDRESS/sriov_drivers_autoprobe`.
+    SetAutoprobe {
+        /// The PF.
+        device: PciAddress,
+        /// Whether drivers are bound to its VFs when these come.
+        on: bool,
+    },
+    /// `/sys/bus/pci/drivers/mlx5_core/bind`.
+    Bind(PciAddress),
+    /// `/sys/bus/pci/drivers/mlx5_core/unbind`.
+    Unbind(PciAddress),
+    /// `/sys/bus/auxiliary/drivers/mlx5_core.sf/bind` and `unbind`.
+    SetSfBound {
+        /// The number of the SF's auxiliary device: 2 for `mlx5_core.sf.2`.
+        id: u32,
+        /// Whether its driver is bound.
+        bound: bool,
+    },
+    /// `/sys/bus/pci/drivers_probe`.
+    Probe(PciAddress),
+    /// `/sys/bus/pci/devices/ADDRESS/driver_override`.
+    SetDriverOverride {
+        /// The function.
+        device: PciAddress,
+        /// The name of the only driver that may be bound to it; `None`: any.
+        driver: Option<String>,
+    },
+    /// `/sys/bus/pci/devices/ADDRESS/remove`.
+    Remove(PciAddress),
+    /// `/sys/bus/pci/rescan`.
+    Rescan,
+    /// `/sys/bus/pci/devices/ADDRESS/reset`.
+    Reset(PciAddress),
+    /// `ip link set PFNETDEV vf N`. The settings are set one after the other.
+    SetVf {
+        /// The PF.
+        device: PciAddress,
+        /// The VF's number, from 0.
+        vf: u32,
+        /// What is set, in this order.
+        settings: Vec<VfSetting>,
+    },
+    /// `ip link set PFNETDEV netns NAME`.
+    SetNetns {
+        /// The PF.
+        device: PciAddress,
+        /// The name of the network namespace; `None`: the one that the card is in.
+        netns: Option<String>,
+    },
+    /// `modprobe MODULE`: the module, and those that it depends on.
+    LoadModule(String),
+    /// `insmod MODULE`: the module alone.
+    InsertModule(String),
+    /// `modprobe -r MODULE`, `rmmod MODULE`.
+    UnloadModule(String),
+    /// Makes a bond over the card's ports, or makes the one of that name so.
+    Bond {
+        /// The bond.
+        plan: BondPlan<PciAddress>,
+        /// How many further events take it away and bring it back, by turns, before it stands: 0 to [`MAX_FLAP`].
+        flap: u32,
+    },
+    /// Deletes the bond of this name.
+    DeleteBond(String),
+    /// On a DPU, the host sets the number of its VFs.
+    SetHostVfs {
+        /// The PF.
+        device: PciAddress,
+        /// The number of VFs, from 0.
+        number: u32,
+    },
+    /// Has requests to the card fail, or take longer.
+    AddFault(Fault),
+    /// Has allocations in the notifier of the host's number of VFs fail.
+    FailAllocations {
+        /// The PF.
+        device: PciAddress,
+        /// How many of them.
+        times: u32,
+    },
+    /// Takes back what [`AddFault`](Self::AddFault) asked for.
+    ClearFaults,
+}
+
+/// The most events of a [`Command::Bond`].
+pub const MAX_FLAP: u32 = 100_000;
+
+/// An option of `devlink dev eswitch set`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EswitchOption {
+    /// `mode`.
+    Mode(Mode),
+    /// `inline-mode`.
+    InlineMode(InlineMode),
+    /// `encap-mode`: whether it is `basic`.
+    EncapMode(bool),
+}

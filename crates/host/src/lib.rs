@@ -1,0 +1,16 @@
+//! Runs a card.
+//!
+//! A [`LiveCard`] is a card that is up: its engine, the thread that follows the kernel's bonds over its netdevs, and what
+//! ends a wait. It carries out [commands](control::Command) from any thread. A [`World`] is what it needs of the outside,
+//! and which kind of card it is stands there: nothing in this crate knows.
+
+#![forbid(unsafe_code)]
+
+mod bonds;
+mod live;
+mod pulse;
+mod world;
+
+pub use live::{LiveCard, left_on};
+pub use pulse::{GaveUp, Heeds, Pulse};
+pub use world::{BondWatch, Bonds, Finished, Programs, World};
