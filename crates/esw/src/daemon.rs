@@ -27,6 +27,7 @@ use control::{CommandTarget, Follower};
 use devlink::{Access, ControlSocket, IfIndex, Served, Server};
 use eswitch::Touched;
 use lockdep::{Domain, Locked, Unlocked};
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::{AddressFamily, SocketType, netdevice::name_to_index};
 use rustix::process::{Resource, Rlimit, getegid, getrlimit, setrlimit};
 
@@ -384,7 +385,8 @@ fn leave(up: Vec<Running>) -> ! {
 fn ensure_descriptors_for_clients() -> Result<()> {
     // Two clients, each with what a view is shared by, and a look at netdevs.
     const SPARE: usize = 8;
-    let spare: io::Result<Vec<File>> = (0..SPARE).map(|_| File::open("/dev/null")).collect();
+    // Of no file: there may be none that is there everywhere.
+    let spare: rustix::io::Result<Vec<_>> = (0..SPARE).map(|_| eventfd(0, EventfdFlags::CLOEXEC)).collect();
     spare.map(drop).context(
         "there are too few descriptors left to let anybody in: allow more (`ulimit -n`, in a unit `LimitNOFILE=`), or \
          put fewer cards into one daemon",

@@ -253,11 +253,11 @@ fn what_a_lab_lacks_is_named() {
             skip("/dev/fuse");
             continue;
         }
-        // The daemon is in the same user namespace: a process in another may not enter its own. It is up when its socket
-        // listens, which is later than when it is there.
+        // The daemon is in the same user namespace: a process in another may not enter its own. It is up when it
+        // says so, which is later than when its socket is there.
         let script = format!(
-            r#""$0" up --daemon --config "$1/config.toml" >/dev/null 2>&1 &
-            until grep -q "00010000 .* $1/a.sock" /proc/net/unix; do sleep 0.02; done
+            r#""$0" up --daemon --config "$1/config.toml" >"$1/log" 2>&1 &
+            until grep -q "a: up, " "$1/log"; do sleep 0.02; done
             set -- "$0" exec --socket "$1/a.sock" -- true
             {first}
             "$@"; status=$?
