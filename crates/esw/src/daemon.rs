@@ -11,8 +11,6 @@ mod log;
 mod notify;
 mod told;
 
-use std::fs::File;
-use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
