@@ -6,15 +6,15 @@ use std::sync::atomic::Ordering;
 use scenario::{Action, Heeds, StepError};
 
 use eswitch::Touched;
+use netlink::{Errno, attributes};
 
 use crate::answer::{CONFIG_GROUP, ESWITCH, Peer, Reply, split, tell_family};
 use crate::card::{Cx, Host, Served};
 use crate::client::Answered;
 use crate::numbers::control;
-use crate::refusal::{Refusal, errno};
+use crate::refusal::Refusal;
 use crate::request::Attributes;
 use crate::told;
-use crate::wire::attributes;
 
 /// The family's name.
 pub const NAME: &str = "eswitch";
@@ -70,7 +70,7 @@ pub(crate) fn answer(
     let (command, attributes) = split(payload)?;
     let asked = Attributes::of_request(attributes, &[WORDS, GROUP])?;
     match command {
-        PERFORM if !peer.may_change => Err(Refusal::bare(errno::EPERM)),
+        PERFORM if !peer.may_change => Err(Refusal::bare(Errno::PERM)),
         PERFORM => {
             let words = asked.text(WORDS)?.ok_or(Refusal::missing(WORDS))?;
             let core_loads = served.session.engine().core_loads();
@@ -78,12 +78,12 @@ pub(crate) fn answer(
             told::step(served, cx, words, core_loads, outcome)
         }
         STATUS => tell_pieces(STATUS, host(served)?.status(cx).as_bytes(), reply),
-        END if !peer.may_change => Err(Refusal::bare(errno::EPERM)),
+        END if !peer.may_change => Err(Refusal::bare(Errno::PERM)),
         END => host(served)?.end(cx, asked.text(WORDS)?.ok_or(Refusal::missing(WORDS))?),
         VIEW => view(served, cx, reply),
         JOIN => join(peer, &asked),
         SHARE => share(served, cx, reply),
-        _ => Err(Refusal::bare(errno::EOPNOTSUPP)),
+        _ => Err(Refusal::bare(Errno::OPNOTSUPP)),
     }
 }
 
@@ -93,7 +93,7 @@ fn join(peer: &Peer, asked: &Attributes<'_>) -> Result<(), Refusal> {
             peer.joined.store(true, Ordering::Relaxed);
             Ok(())
         }
-        _ => Err(Refusal::bare(errno::ENOENT)),
+        _ => Err(Refusal::bare(Errno::NOENT)),
     }
 }
 
@@ -111,7 +111,7 @@ pub(crate) fn touched(served: &Served, command: u8, payload: &[u8]) -> Touched {
 
 fn share(served: &Served, cx: Cx<'_, '_>, reply: &mut Reply<'_>) -> Result<(), Refusal> {
     let file = served.shared.file(cx, served);
-    let file = file.map_err(|error| Refusal::new(errno::EIO, format!("the view cannot be shared: {error}")))?;
+    let file = file.map_err(|error| Refusal::new(Errno::IO, format!("the view cannot be shared: {error}")))?;
     reply.attach(file);
     reply.add(SHARE, |_| {});
     Ok(())
@@ -119,7 +119,7 @@ fn share(served: &Served, cx: Cx<'_, '_>, reply: &mut Reply<'_>) -> Result<(), R
 
 fn view(served: &Served, cx: Cx<'_, '_>, reply: &mut Reply<'_>) -> Result<(), Refusal> {
     let view = served.view(cx);
-    let json = serde_json::to_vec(&*view).map_err(|error| Refusal::new(errno::EIO, error.to_string()))?;
+    let json = serde_json::to_vec(&*view).map_err(|error| Refusal::new(Errno::IO, error.to_string()))?;
     tell_pieces(VIEW, &json, reply)
 }
 
@@ -138,7 +138,7 @@ fn tell_pieces(command: u8, json: &[u8], reply: &mut Reply<'_>) -> Result<(), Re
 
 fn perform(served: &Served, cx: Cx<'_, '_>, words: &str, reply: &mut Reply<'_>) -> Result<(), Refusal> {
     let action = Action::parse(words, served.session.engine().config())
-        .map_err(|error| Refusal::new(errno::EINVAL, error.to_string()))?;
+        .map_err(|error| Refusal::new(Errno::INVAL, error.to_string()))?;
     // A program would run as whoever serves, and a wait would hold its thread.
     if !action.is_command() {
         return Err(Refusal::unsupported(format!("`{words}` is no command to a card")));
@@ -153,6 +153,6 @@ fn perform(served: &Served, cx: Cx<'_, '_>, words: &str, reply: &mut Reply<'_>) 
             Ok(())
         }
         Err(StepError::Engine(error)) => Err(error.into()),
-        Err(error) => Err(Refusal::new(errno::EIO, error.to_string())),
+        Err(error) => Err(Refusal::new(Errno::IO, error.to_string())),
     }
 }

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use eswitch::PciAddress;
 use lockdep::{Mutex, lock_classes};
+use netlink::Errno;
 
 use crate::card::{Cx, Served};
-use crate::refusal::{Refusal, errno};
+use crate::refusal::Refusal;
 use crate::request::Handle;
 use crate::view::{self, Parent, Role};
 
@@ -95,5 +96,5 @@ pub(crate) fn find(served: &Served, cx: Cx<'_, '_>, handle: Handle<'_>) -> Resul
     }
     let view = served.view(cx);
     let found = all(&view).into_iter().find(|other| other.bus == handle.bus && other.device == handle.device);
-    found.map(Meant::Other).ok_or(Refusal::bare(errno::ENODEV))
+    found.map(Meant::Other).ok_or(Refusal::bare(Errno::NODEV))
 }

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use devlink::{CONFIG_GROUP, Client, ClientError, ESWITCH, Refusal as Refused, ViewReader, eswitch_family, view};
 use lab::{Card, Refusal};
+use netlink::Errno;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
 
@@ -24,7 +25,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 const ROOM: usize = 256 << 10;
 
 /// The daemon does not know the request.
-const OLDER: i32 = rustix::io::Errno::OPNOTSUPP.raw_os_error();
+const OLDER: Errno = Errno::OPNOTSUPP;
 
 /// A card in another process.
 pub struct Remote {
@@ -117,9 +118,9 @@ impl Card for Remote {
     }
 
     fn perform(&self, words: &str) -> Result<(), Refusal> {
-        let broken = |error: ClientError| Refusal { errno: 19, message: error.to_string() };
+        let broken = |error: ClientError| Refusal { errno: Errno::NODEV, message: error.to_string() };
         let mut client = Client::connect(&self.path).map_err(broken)?;
-        let done = client.ask(ESWITCH, eswitch_family::PERFORM, 0, |to| {
+        let done = client.ask(ESWITCH, eswitch_family::PERFORM, |to| {
             to.text(eswitch_family::WORDS, words);
         });
         match done {
@@ -148,7 +149,7 @@ impl Card for Remote {
 /// A connection that brings what devlink's multicast group hears.
 fn join(path: &Path) -> Result<OwnedFd, ClientError> {
     let mut client = Client::connect(path)?;
-    client.ask(ESWITCH, eswitch_family::JOIN, 0, |to| {
+    client.ask(ESWITCH, eswitch_family::JOIN, |to| {
         to.u32(eswitch_family::GROUP, CONFIG_GROUP);
     })?;
     Ok(client.into_socket())

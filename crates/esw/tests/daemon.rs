@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use devlink::eswitch_family::{LINE, PERFORM, WORDS};
-use devlink::{Client, ESWITCH, wire};
+use devlink::{Client, ESWITCH};
 use serde_json::Value;
 
 /// How long anything may take before a test gives up. Nothing is asserted of how long it takes.
@@ -313,7 +313,7 @@ fn control_characters_in_names_are_escaped_wherever_they_are_shown() {
     let mut client = Client::connect(Path::new(&socket(&place.folder))).unwrap();
     perform(&mut client, &format!("devlink dev eswitch set {PF} mode switchdev")).unwrap();
     let name = "n\u{1b}[2J\nREADY=1\u{9b}1m";
-    let made = client.ask(devlink::DEVLINK, devlink::numbers::command::RATE_NEW, 0, |to| {
+    let made = client.ask(devlink::DEVLINK, devlink::numbers::command::RATE_NEW, |to| {
         use devlink::numbers::attribute as a;
         to.text(a::BUS_NAME, "pci").text(a::DEV_NAME, "0000:08:00.0").text(a::RATE_NODE_NAME, name);
     });
@@ -453,12 +453,12 @@ fn the_log_is_one_object_a_line_if_asked_for() {
 
 /// Does a step on a card; what it prints.
 fn perform(client: &mut Client, words: &str) -> Result<Vec<String>, String> {
-    let answered = client.ask(ESWITCH, PERFORM, 0, |to| {
+    let answered = client.ask(ESWITCH, PERFORM, |to| {
         to.text(WORDS, words);
     });
     let mut lines = Vec::new();
     for answer in answered.map_err(|error| error.to_string())? {
-        let line = wire::attributes(&answer.attributes).flatten().find(|attribute| attribute.kind == LINE);
+        let line = netlink::find(&answer.attributes, LINE);
         lines.extend(line.and_then(|line| line.text().map(str::to_owned)));
     }
     Ok(lines)

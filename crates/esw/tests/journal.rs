@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use devlink::eswitch_family::{LINE, PERFORM, WORDS};
-use devlink::{Client, ESWITCH, wire};
+use devlink::{Client, ESWITCH};
 
 /// How long anything may take before a test gives up. Nothing is asserted of how long it takes.
 const LONG: Duration = Duration::from_secs(120);
@@ -110,12 +110,12 @@ impl Drop for Place {
 
 /// Does a step on a card; what it prints.
 fn perform(client: &mut Client, words: &str) -> Result<String, String> {
-    let answered = client.ask(ESWITCH, PERFORM, 0, |to| {
+    let answered = client.ask(ESWITCH, PERFORM, |to| {
         to.text(WORDS, words);
     });
     let mut lines = Vec::new();
     for answer in answered.map_err(|error| error.to_string())? {
-        let line = wire::attributes(&answer.attributes).flatten().find(|attribute| attribute.kind == LINE);
+        let line = netlink::find(&answer.attributes, LINE);
         lines.extend(line.and_then(|line| line.text().map(str::to_owned)));
     }
     Ok(lines.join("\n"))

@@ -164,7 +164,7 @@ impl Place {
 
     fn perform(&self, words: &str) {
         let mut client = Client::connect(Path::new("/run/eswitch/card0.sock")).unwrap();
-        let asked = client.ask(ESWITCH, PERFORM, 0, |to| {
+        let asked = client.ask(ESWITCH, PERFORM, |to| {
             to.text(WORDS, words);
         });
         asked.unwrap();

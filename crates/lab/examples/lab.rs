@@ -16,6 +16,7 @@ use std::thread;
 
 use devlink::view;
 use lab::{Card, Join, Options, Refusal};
+use netlink::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
 
 /// What the command line says.
@@ -97,7 +98,7 @@ struct Described {
     listeners: Mutex<Vec<OwnedFd>>,
 }
 
-fn refused(errno: i32, message: &str) -> Refusal {
+fn refused(errno: Errno, message: &str) -> Refusal {
     Refusal { errno, message: message.to_owned() }
 }
 
@@ -108,9 +109,9 @@ impl Card for Described {
     }
 
     fn perform(&self, words: &str) -> Result<(), Refusal> {
-        let gone = |_| refused(libc::ENODEV, "the card is gone");
-        if let Some(file) = self.told.lock().map_err(|_| refused(libc::EIO, ""))?.as_mut() {
-            writeln!(file, "{words}").map_err(|error| refused(libc::EIO, &error.to_string()))?;
+        let gone = |_| refused(Errno::NODEV, "the card is gone");
+        if let Some(file) = self.told.lock().map_err(|_| refused(Errno::IO, ""))?.as_mut() {
+            writeln!(file, "{words}").map_err(|error| refused(Errno::IO, &error.to_string()))?;
         }
         let mut view = (*self.view().map_err(gone)?).clone();
         let words: Vec<&str> = words.split(' ').collect();
@@ -120,7 +121,7 @@ impl Card for Described {
             ["modprobe", "-r", name] => load(&mut view, name, false)?,
             _ => {}
         }
-        *self.view.lock().map_err(|_| refused(libc::EIO, ""))? = Arc::new(view);
+        *self.view.lock().map_err(|_| refused(Errno::IO, ""))? = Arc::new(view);
         self.notify();
         Ok(())
     }
@@ -153,17 +154,17 @@ impl Described {
 
 fn set_mac(view: &mut view::Card, netdev: &str, vf: &str, mac: &str) -> Result<(), Refusal> {
     let mut vfs = view.netdevs.iter_mut().filter(|n| n.name == netdev).flat_map(|n| &mut n.vfs);
-    let vf = vfs.find(|v| v.vf.to_string() == vf).ok_or_else(|| refused(libc::EINVAL, "There is no such VF"))?;
+    let vf = vfs.find(|v| v.vf.to_string() == vf).ok_or_else(|| refused(Errno::INVAL, "There is no such VF"))?;
     let bytes: Vec<u8> = mac.split(':').filter_map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
-    vf.mac = bytes.try_into().map_err(|_| refused(libc::EINVAL, "This is no address"))?;
+    vf.mac = bytes.try_into().map_err(|_| refused(Errno::INVAL, "This is no address"))?;
     Ok(())
 }
 
 fn load(view: &mut view::Card, name: &str, loaded: bool) -> Result<(), Refusal> {
     let module = view.modules.iter_mut().find(|module| module.name == name);
-    let module = module.ok_or_else(|| refused(libc::ENOENT, "no such module"))?;
+    let module = module.ok_or_else(|| refused(Errno::NOENT, "no such module"))?;
     if !loaded && !module.loaded {
-        return Err(refused(libc::ENOENT, "not loaded"));
+        return Err(refused(Errno::NOENT, "not loaded"));
     }
     module.loaded = loaded;
     Ok(())

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use devlink::view::{self, Netdev, Parent};
+use netlink::Errno;
 
 use crate::card::{Card, Refusal};
 
@@ -106,7 +107,7 @@ impl Cards {
 
     /// Has a card do something.
     pub fn perform(&self, n: usize, words: &str) -> Result<(), Refusal> {
-        let gone = || Refusal { errno: libc::ENODEV, message: "the card is gone".to_owned() };
+        let gone = || Refusal { errno: Errno::NODEV, message: "the card is gone".to_owned() };
         self.card(n).ok_or_else(gone)?.perform(words)
     }
 }

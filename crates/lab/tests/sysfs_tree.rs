@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use devlink::view;
 use lab::sysfs::tree::{Act, Dir, Entry, Folder, Kernel, Shown, Tree, follow, relative};
-use rustix::io::Errno;
+use netlink::Errno;
 use sysfs_fixture::{PF, card};
 
 struct NoKernel;

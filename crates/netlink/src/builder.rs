@@ -30,7 +30,8 @@ pub enum BuildError {
     },
 }
 
-/// Writes the inside of one message: a family's own header, then attributes.
+/// Writes the inside of one message: a family's own header, then attributes. One that was made by itself holds what
+/// [`append`](Self::append) adds to a message later.
 ///
 /// After the first error nothing more is written, and whatever builds the message returns that error. So calls can be
 /// chained without a look at each.
@@ -72,6 +73,14 @@ impl Builder {
     /// Adds an attribute that was received, with its type, flags and value unchanged.
     pub fn copy(&mut self, attribute: &Attribute<'_>) -> &mut Self {
         self.put(attribute.raw_kind(), attribute.value)
+    }
+
+    /// Adds all that another one wrote; its error, if it has one, is this one's.
+    pub fn append(&mut self, other: &Self) -> &mut Self {
+        match other.error {
+            Some(error) => self.fail(error),
+            None => self.raw(&other.bytes),
+        }
     }
 
     /// Adds NLA_FLAG: an attribute without a value.
@@ -156,6 +165,11 @@ impl Builder {
                 Err(too_long(kind, length - ATTRIBUTE_HEADER))
             }
         }
+    }
+
+    /// Whether nothing has been written.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
     }
 
     /// Writes the header of an attribute. Returns whether its value can follow.

@@ -191,6 +191,24 @@ fn what_is_too_long_is_an_error_and_leaves_nothing() {
 }
 
 #[test]
+fn what_was_written_before_its_message_is_added_to_it_with_its_error() {
+    let mut before = Builder::default();
+    assert!(before.is_empty());
+    before.text(1, "pci");
+    let built = row(|to| {
+        to.nest(9, |to| {
+            to.append(&before);
+        });
+    });
+    assert_eq!(find(find(&built.unwrap(), 9).unwrap().value, 1).unwrap().text(), Some("pci"));
+    before.text(2, "\0");
+    let refused = row(|to| {
+        to.append(&before);
+    });
+    assert_eq!(refused, Err(BuildError::ZeroInText { kind: 2 }));
+}
+
+#[test]
 fn a_list_that_does_not_fit_can_be_left_out() {
     let entries = |n: usize| {
         let mut fits = None;

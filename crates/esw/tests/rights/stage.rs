@@ -290,7 +290,7 @@ impl World {
 
     fn perform(&mut self, words: &str) -> Result<(), String> {
         let Some(card) = &mut self.card else { return Ok(()) };
-        let done = card.ask(ESWITCH, eswitch_family::PERFORM, 0, |to| {
+        let done = card.ask(ESWITCH, eswitch_family::PERFORM, |to| {
             to.text(eswitch_family::WORDS, words);
         });
         done.map(drop).map_err(|error| error.to_string())
@@ -298,7 +298,7 @@ impl World {
 
     fn command(&mut self, command: u8, fill: Fill) -> Result<(), String> {
         let Some(card) = &mut self.card else { return Ok(()) };
-        card.ask(DEVLINK, command, 0, fill).map(drop).map_err(|error| error.to_string())
+        card.ask(DEVLINK, command, fill).map(drop).map_err(|error| error.to_string())
     }
 
     fn steps(&mut self, steps: &[Step]) -> Result<(), String> {

@@ -2,12 +2,14 @@
 
 use std::io;
 
+use netlink::Errno;
+
 use crate::process::{self, Caller, SYS_MODULE};
 use crate::supervisor::{Answer, Lab};
 use crate::sys::{self, Notification};
 use crate::sysfs::module_name;
 
-use super::{errno, read_text};
+use super::read_text;
 
 /// How much of a module is looked at: those of a card are small.
 const LOOK: usize = 16 * 1024;
@@ -30,7 +32,7 @@ pub(super) fn finit_module(lab: &Lab, call: &Notification) -> Answer {
     // The kernel asks for the right before it looks at the file, which may be one that makes who reads it wait.
     match Caller::of(call.pid, &lab.home) {
         Ok(caller) if caller.capabilities & SYS_MODULE != 0 => {}
-        _ => return Answer::Errno(libc::EPERM),
+        _ => return Answer::Errno(Errno::PERM),
     }
     let mut content = vec![0; LOOK];
     let read = process::take_fd(call.pid, call.data.args[0] as u32)
@@ -62,7 +64,7 @@ fn perform(lab: &Lab, call: &Notification, name: &str, how: &str) -> Answer {
     }
     let work = || -> io::Result<Answer> {
         if Caller::of(call.pid, &lab.home)?.capabilities & SYS_MODULE == 0 {
-            return Err(errno(libc::EPERM));
+            return Err(Errno::PERM.into());
         }
         if !lab.still_waits(call) {
             return Ok(Answer::Later);
@@ -71,11 +73,11 @@ fn perform(lab: &Lab, call: &Notification, name: &str, how: &str) -> Answer {
         for card in &cards {
             match lab.cards.perform(*card, &format!("{how} {name}")) {
                 // Of several cards one may have it, and another not yet.
-                Err(refusal) if refusal.errno == libc::EEXIST => had_it += 1,
-                done => done.map_err(|refusal| errno(refusal.errno))?,
+                Err(refusal) if refusal.errno == Errno::EXIST => had_it += 1,
+                done => done.map_err(|refusal| refusal.errno)?,
             }
         }
-        if had_it == cards.len() { Err(errno(libc::EEXIST)) } else { Ok(Answer::Value(0)) }
+        if had_it == cards.len() { Err(Errno::EXIST.into()) } else { Ok(Answer::Value(0)) }
     };
     work().into()
 }

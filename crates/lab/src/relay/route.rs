@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 
 use devlink::view::Role;
+use netlink::Errno;
 
 use crate::card::Refusal;
 use crate::message::{Attributes, Builder, Message, Messages, NLM_F_ACK, reason, u32_at, verdict};
@@ -116,7 +117,7 @@ impl Route {
         let done = if io.may_administer() {
             commands.iter().try_for_each(|words| io.cards.perform(card, words))
         } else {
-            Err(Refusal { errno: libc::EPERM, message: String::new() })
+            Err(Refusal { errno: Errno::PERM, message: String::new() })
         };
         let (errno, why) = match done {
             Ok(()) => match rest(message) {
@@ -129,7 +130,7 @@ impl Route {
                 }
                 None => (0, String::new()),
             },
-            Err(refusal) => (refusal.errno, refusal.message),
+            Err(refusal) => (refusal.errno.raw_os_error(), refusal.message),
         };
         if errno != 0 || message.flags & NLM_F_ACK != 0 {
             let port = io.shared.port_to_send_from();

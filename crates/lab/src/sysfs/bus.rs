@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use devlink::view;
-use rustix::io::Errno;
+use netlink::Errno;
 
 use super::pci;
 use super::text::{event, line, name, number};

@@ -1,7 +1,7 @@
 //! Netdevs: what `/sys/class/net/NAME` has of a card's. The netdev itself is the kernel's, and so is most
 //! of what is in its directory.
 
-use rustix::io::Errno;
+use netlink::Errno;
 
 use super::bus::Of;
 use super::text::line;

@@ -1,7 +1,7 @@
 //! PCI functions: `/sys/devices/pciDDDD:BB/ADDRESS` and `/sys/bus/pci/devices`.
 
 use devlink::view;
-use rustix::io::Errno;
+use netlink::Errno;
 
 use super::bus::{self, Of};
 use super::config;

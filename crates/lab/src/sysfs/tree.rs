@@ -13,7 +13,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 use devlink::view;
-use rustix::io::Errno;
+use netlink::Errno;
 
 /// The number of the root.
 pub const ROOT: u64 = 1;

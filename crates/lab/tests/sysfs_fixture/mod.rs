@@ -52,12 +52,12 @@ impl Card for FakeCard {
         let vfs = match words.as_slice() {
             ["echo", vfs, ">", path] if path.ends_with("/sriov_numvfs") => vfs.parse().unwrap(),
             ["echo", PF, ">", path] if path.ends_with("mlx5_core/bind") => {
-                return Err(Refusal { errno: 16, message: "busy".to_owned() });
+                return Err(Refusal { errno: netlink::Errno::BUSY, message: "busy".to_owned() });
             }
             _ => return Ok(()),
         };
         if vfs > 2000 {
-            return Err(Refusal { errno: 34, message: "too many".to_owned() });
+            return Err(Refusal { errno: netlink::Errno::RANGE, message: "too many".to_owned() });
         }
         *self.view.lock().unwrap() = Arc::new(card(vfs));
         Ok(())
