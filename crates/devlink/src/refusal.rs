@@ -88,9 +88,8 @@ pub fn errno_of(errno: eswitch::Errno) -> Errno {
 }
 
 impl From<BuildError> for Refusal {
-    /// As the kernel answers when a message has no room for what it is to tell.
     fn from(error: BuildError) -> Self {
-        Self::new(Errno::MSGSIZE, format!("the answer cannot be told: {error}"))
+        Self::new(error.into(), format!("the answer cannot be told: {error}"))
     }
 }
 

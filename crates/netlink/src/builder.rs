@@ -1,7 +1,10 @@
 //! The inside of a message, as it is written.
 
+use std::io;
+
 use crate::aligned;
 use crate::attribute::{ATTRIBUTE_HEADER, Attribute, NLA_F_NESTED, VALUE_MAX};
+use crate::errno::Errno;
 use crate::genl::GenlHeader;
 use crate::header::Header;
 
@@ -28,6 +31,22 @@ pub enum BuildError {
         /// The attribute's type.
         kind: u16,
     },
+}
+
+impl From<BuildError> for Errno {
+    /// What the kernel answers when a message has no room for what it is to tell: EMSGSIZE.
+    fn from(error: BuildError) -> Self {
+        match error {
+            BuildError::AttributeTooLong { .. } | BuildError::MessageTooLong { .. } => Self::MSGSIZE,
+            BuildError::ZeroInText { .. } => Self::INVAL,
+        }
+    }
+}
+
+impl From<BuildError> for io::Error {
+    fn from(error: BuildError) -> Self {
+        Errno::from(error).into()
+    }
 }
 
 /// Writes the inside of one message: a family's own header, then attributes. One that was made by itself holds what

@@ -254,7 +254,7 @@ pub(super) fn setsockopt(lab: &Arc<Lab>, call: &Notification, socket: &Shared) -
     if len > 0 && sys::read_memory(call.pid, value, &mut bytes)? != len {
         return Err(Errno::FAULT.into());
     }
-    let number = crate::message::u32_at(&bytes, 0);
+    let number = ::netlink::u32_at(&bytes, 0);
     if let (Some(_), true) = (number, is_membership(option) && socket.protocol == Protocol::Generic) {
         // Whose group it is, a card may have to be asked.
         return Ok(lab.answer_later(*call, membership));

@@ -25,13 +25,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use netlink::Errno;
+use ::netlink::{AckOptions, Builder, Datagram, Errno, Message, messages};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recv, recvmsg, send};
 
 use crate::cards::Cards;
-use crate::message::{ErrorStyle, Message, Messages, verdict};
 use crate::process::{self, Caller, Home, NET_ADMIN};
 use crate::supervisor::Reply;
 use queue::Queue;
@@ -190,8 +189,8 @@ impl Shared {
         }
     }
 
-    fn style(&self) -> ErrorStyle {
-        ErrorStyle { extended: self.extended.load(Ordering::Relaxed), capped: self.capped.load(Ordering::Relaxed) }
+    fn ack_options(&self) -> AckOptions {
+        AckOptions { extended: self.extended.load(Ordering::Relaxed), capped: self.capped.load(Ordering::Relaxed) }
     }
 
     /// Hears the notifications of every card from now on, or no longer.
@@ -529,17 +528,30 @@ impl Io {
             while send(&self.shared.kernel, packet, SendFlags::empty()) == Err(Errno::INTR) {}
         });
         if !could {
-            self.refuse(packet, libc::EPERM);
+            self.refuse(packet, Errno::PERM);
         }
     }
 
     /// Answers each request of a packet with an error.
-    fn refuse(&mut self, packet: &[u8], errno: i32) {
-        let port = self.shared.port_to_send_from();
-        let style = self.shared.style();
-        for request in Messages(packet).filter(Message::is_request) {
-            self.tell(&verdict(&request, port, errno, &[], style));
+    fn refuse(&mut self, packet: &[u8], errno: Errno) {
+        for request in messages(packet).filter(|message| message.header.is_request()) {
+            self.acknowledge(&request, Err(errno), |_| {});
         }
+    }
+
+    /// Acknowledges a request, or answers it with an error; `said` writes the extended acknowledgement, for a program
+    /// that takes one.
+    fn acknowledge(&mut self, request: &Message<'_>, outcome: Result<(), Errno>, said: impl FnOnce(&mut Builder)) {
+        let mut datagram = Datagram::default();
+        datagram.ack(request, self.shared.port_to_send_from(), outcome, self.shared.ack_options(), said);
+        self.tell(datagram.bytes());
+    }
+
+    /// Ends a dump.
+    fn end_dump(&mut self, request: &Message<'_>) {
+        let mut datagram = Datagram::default();
+        datagram.done(&request.header, self.shared.port_to_send_from());
+        self.tell(datagram.bytes());
     }
 
     /// Receives from a card, which may take its time. The program is served meanwhile with what it has

@@ -1,6 +1,6 @@
 //! What is set of VFs: IFLA_VFINFO_LIST, as the shell commands that ask for it.
 
-use crate::message::{Attribute, Attributes, u16_at, u32_at};
+use netlink::{Attribute, attributes, find, u16_at, u32_at};
 
 /// It says what nobody understands, or is cut short.
 #[derive(Debug, PartialEq, Eq)]
@@ -9,13 +9,13 @@ pub(super) struct NotUnderstood;
 /// The commands, in order, for the netdev `name`.
 pub(super) fn commands(name: &str, list: &[u8]) -> Result<Vec<String>, NotUnderstood> {
     let mut commands = Vec::new();
-    for info in Attributes::of(list) {
-        for attribute in Attributes::of(info.payload) {
-            let vf = attribute.u32().ok_or(NotUnderstood);
+    for info in attributes(list).flatten() {
+        for attribute in info.nested().flatten() {
+            let vf = attribute.leading_u32().ok_or(NotUnderstood);
             let (vf, what) = match attribute.kind {
                 12 => {
-                    let vlan = Attributes::find(attribute.payload, 1).ok_or(NotUnderstood)?;
-                    (vlan.u32().ok_or(NotUnderstood)?, vlan_words(&vlan)?)
+                    let vlan = find(attribute.value, 1).ok_or(NotUnderstood)?;
+                    (vlan.leading_u32().ok_or(NotUnderstood)?, vlan_words(&vlan)?)
                 }
                 _ => (vf?, words(&attribute).ok_or(NotUnderstood)?),
             };
@@ -26,7 +26,7 @@ pub(super) fn commands(name: &str, list: &[u8]) -> Result<Vec<String>, NotUnders
 }
 
 fn words(attribute: &Attribute<'_>) -> Option<String> {
-    let payload = attribute.payload;
+    let payload = attribute.value;
     let number = |n: usize| u32_at(payload, 4 * n);
     let switch = || Some(if number(1)? != 0 { "on" } else { "off" });
     Some(match attribute.kind {
@@ -55,8 +55,8 @@ fn guid(payload: &[u8]) -> Option<String> {
 }
 
 fn vlan_words(vlan: &Attribute<'_>) -> Result<String, NotUnderstood> {
-    let number = |n: usize| u32_at(vlan.payload, 4 * n).ok_or(NotUnderstood);
-    let proto = u16_at(vlan.payload, 12).map(u16::from_be);
+    let number = |n: usize| u32_at(vlan.value, 4 * n).ok_or(NotUnderstood);
+    let proto = u16_at(vlan.value, 12).map(u16::from_be);
     let proto = match proto {
         Some(0x88a8) => " proto 802.1ad",
         Some(0x8100) => "",
@@ -68,23 +68,22 @@ fn vlan_words(vlan: &Attribute<'_>) -> Result<String, NotUnderstood> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{Builder, Messages};
+    use netlink::row;
 
     #[test]
     fn commands_say_what_was_set() {
-        let mut builder = Builder::new(16, 1, 0, 0);
-        builder.nest(1, |info| {
-            info.attribute(1, &[&[2, 0, 0, 0, 2, 0, 0, 0, 0, 1], &[0u8; 26][..]].concat());
-            info.attribute(6, &[2u32, 10, 100].map(u32::to_ne_bytes).concat());
-            info.attribute(5, &[2u32, 1].map(u32::to_ne_bytes).concat());
-            info.nest(12, |list| {
-                list.attribute(1, &[&[2u32, 5, 3].map(u32::to_ne_bytes).concat()[..], &[0x88, 0xa8, 0, 0]].concat());
+        let list = row(|to| {
+            to.nest_noflag(1, |info| {
+                info.put(1, &[&[2, 0, 0, 0, 2, 0, 0, 0, 0, 1], &[0u8; 26][..]].concat());
+                info.put(6, &[2u32, 10, 100].map(u32::to_ne_bytes).concat());
+                info.put(5, &[2u32, 1].map(u32::to_ne_bytes).concat());
+                info.nest_noflag(12, |list| {
+                    list.put(1, &[&[2u32, 5, 3].map(u32::to_ne_bytes).concat()[..], &[0x88, 0xa8, 0, 0]].concat());
+                });
             });
         });
-        let bytes = builder.done();
-        let list = Messages(&bytes).next().unwrap().body();
         assert_eq!(
-            commands("p0", list).unwrap(),
+            commands("p0", &list.unwrap()).unwrap(),
             [
                 "ip link set p0 vf 2 mac 02:00:00:00:00:01",
                 "ip link set p0 vf 2 max_tx_rate 100 min_tx_rate 10",
@@ -92,9 +91,11 @@ mod tests {
                 "ip link set p0 vf 2 vlan 5 qos 3 proto 802.1ad",
             ]
         );
-        let mut builder = Builder::new(16, 1, 0, 0);
-        builder.nest(1, |info| info.attribute(1, &[0; 5]));
-        let bytes = builder.done();
-        assert_eq!(commands("p0", Messages(&bytes).next().unwrap().body()), Err(NotUnderstood));
+        let cut = row(|to| {
+            to.nest_noflag(1, |info| {
+                info.put(1, &[0; 5]);
+            });
+        });
+        assert_eq!(commands("p0", &cut.unwrap()), Err(NotUnderstood));
     }
 }
