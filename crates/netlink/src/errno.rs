@@ -32,7 +32,12 @@ pub fn errno_of(error: &io::Error) -> Errno {
 
 /// The C library's text for an error: `No such device`.
 pub fn strerror(errno: Errno) -> String {
-    let text = io::Error::from(errno).to_string();
+    without_number(&errno.into())
+}
+
+/// What an error says, without the number that the standard library puts behind it.
+pub fn without_number(error: &io::Error) -> String {
+    let text = error.to_string();
     match text.rfind(" (os error") {
         Some(end) => text[..end].to_owned(),
         None => text,
@@ -55,6 +60,7 @@ mod tests {
     #[test]
     fn an_error_has_the_kernels_text() {
         assert_eq!(strerror(Errno::NODEV), "No such device");
+        assert_eq!(without_number(&io::Error::other("no number")), "no number");
         assert_eq!(errno_of(&io::Error::from_raw_os_error(16)), Errno::BUSY);
         assert_eq!(errno_of(&io::Error::other("no number")), Errno::IO);
     }

@@ -37,7 +37,7 @@ pub use attribute::{
 pub use builder::{BuildError, Builder};
 pub use bytes::{overwrite, u16_at, u32_at};
 pub use datagram::{Datagram, message, row};
-pub use errno::{Errno, errno_from_code, errno_of, strerror};
+pub use errno::{Errno, errno_from_code, errno_of, strerror, without_number};
 pub use genl::{GENL_HEADER, GenlHeader};
 pub use header::{Flags, HEADER, Header, NLMSG_DONE, NLMSG_ERROR, NLMSG_MIN_TYPE, NLMSG_NOOP, NLMSG_OVERRUN, rewrite};
 pub use message::{Message, Messages, messages};
