@@ -48,9 +48,10 @@ pub fn attributes(bytes: &[u8]) -> Attributes<'_> {
     Attributes { bytes, at: 0 }
 }
 
-/// The first attribute of a type in a row of them, as `nla_find` does it.
+/// The attribute of a type in a row of them. Of several the last counts, as with the kernel's `nla_parse`: whatever looks
+/// at a request before the kernel does must look at the same.
 pub fn find(bytes: &[u8], kind: u16) -> Option<Attribute<'_>> {
-    attributes(bytes).flatten().find(|attribute| attribute.kind == kind)
+    attributes(bytes).flatten().filter(|attribute| attribute.kind == kind).last()
 }
 
 impl<'a> Iterator for Attributes<'a> {

@@ -109,6 +109,17 @@ fn every_kind_of_value_is_read_as_it_was_written() {
 }
 
 #[test]
+fn of_several_attributes_of_a_type_the_last_counts() {
+    let bytes = row(|to| {
+        to.u32(28, 1).text(3, "eth0").u32(28 | NLA_F_NET_BYTEORDER, 2);
+    });
+    let bytes = bytes.unwrap();
+    assert_eq!(find(&bytes, 28).unwrap().u32(), Some(2));
+    // What is no attribute behind them changes nothing, as in the kernel.
+    assert_eq!(find(&[&bytes[..], &[3, 0, 28, 0]].concat(), 28).unwrap().u32(), Some(2));
+}
+
+#[test]
 fn the_longest_attribute_and_nest_can_be_told() {
     let longest = vec![7; VALUE_MAX];
     let bytes = row(|to| {

@@ -94,6 +94,19 @@ mod tests {
     use netlink::{Flags, Header, messages, u32_at};
 
     #[test]
+    fn the_descriptor_that_the_kernel_takes_is_ours() {
+        // Given a request with two descriptors, of which the kernel takes the second,
+        let bytes = netlink::message(Header::new(16, Flags::REQUEST, 0, 0), |to| {
+            to.raw(&[0; 16]).u32(28, 5).u32(28, 7);
+        });
+        let bytes = bytes.unwrap();
+        // when it is passed on for a process that has none such, then what the kernel takes is none of this process's.
+        let (ours, _) = ours(&messages(&bytes).next().unwrap(), 0);
+        assert_eq!(find(&ours, 32, PLACES[0].way).map(|(_, number)| number), Some(u32::MAX));
+        assert_eq!(netlink::find(&ours[32..], 28).unwrap().u32(), Some(u32::MAX));
+    }
+
+    #[test]
     fn a_descriptor_is_found_where_it_may_be() {
         let bytes = netlink::message(Header::new(16, Flags::REQUEST, 0, 0), |to| {
             to.raw(&[0; 16]).nest_noflag(18, |info| {
