@@ -257,7 +257,7 @@ impl Socket {
         loop {
             match retry(|| sys::receive(&self.fd, &mut self.buffer, false)) {
                 Ok(len) => messages(&self.buffer[..len]).for_each(|message| each(&message)),
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => lost = true,
+                Err(error) if errno_of(&error) == Errno::NOBUFS => lost = true,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(lost),
                 Err(error) => return Err(error),
             }

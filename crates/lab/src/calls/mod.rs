@@ -9,7 +9,7 @@ mod socket;
 use std::io;
 use std::sync::Arc;
 
-use netlink::Errno;
+use netlink::{Errno, errno_of};
 
 use crate::supervisor::{Answer, Lab};
 use crate::sys::{self, Notification};
@@ -61,7 +61,7 @@ fn read<const N: usize>(lab: &Lab, call: &Notification, address: u64) -> io::Res
     let mut bytes = [0; N];
     match sys::read_memory(call.pid, address, &mut bytes) {
         Ok(len) if len == N && lab.still_waits(call) => Ok(bytes),
-        Err(error) if error.raw_os_error() == Some(libc::EPERM) => Err(error),
+        Err(error) if errno_of(&error) == Errno::PERM => Err(error),
         _ => Err(Errno::FAULT.into()),
     }
 }

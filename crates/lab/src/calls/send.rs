@@ -11,7 +11,7 @@
 use std::io;
 use std::sync::Arc;
 
-use netlink::Errno;
+use netlink::{Errno, errno_of};
 
 use crate::filter::{ADDRESS_LEN, AF_NETLINK};
 use crate::process::Caller;
@@ -73,7 +73,7 @@ fn packet(call: &Notification, parts: &[(u64, usize)]) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; len];
     match sys::read_parts(call.pid, parts, &mut bytes) {
         Ok(read) if read == len => Ok(bytes),
-        Err(error) if error.raw_os_error() == Some(libc::EPERM) => Err(error),
+        Err(error) if errno_of(&error) == Errno::PERM => Err(error),
         _ => Err(Errno::FAULT.into()),
     }
 }
@@ -94,8 +94,8 @@ fn described(lab: &Lab, call: &Notification, header: u64) -> io::Result<Vec<u8>>
     let header: [u8; MSGHDR] = read(lab, call, header)?;
     let name_len = u32::from_ne_bytes([header[8], header[9], header[10], header[11]]);
     check_address(lab, call, long(&header, 0), name_len.into())?;
-    let parts = parts(call, long(&header, 16), long(&header, 24)).map_err(|error| match error.raw_os_error() {
-        Some(libc::EINVAL) => Errno::MSGSIZE.into(),
+    let parts = parts(call, long(&header, 16), long(&header, 24)).map_err(|error| match errno_of(&error) {
+        Errno::INVAL => Errno::MSGSIZE.into(),
         _ => error,
     })?;
     packet(call, &parts)

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
-use ::netlink::Errno;
+use ::netlink::{Errno, errno_of};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, netlink};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
@@ -54,7 +54,7 @@ pub(super) fn socket(lab: &Arc<Lab>, call: &Notification) -> io::Result<Answer> 
     };
     match give(at) {
         // The program's limit is lower than it was: it gets what number there is.
-        Err(error) if at.is_some() && error.raw_os_error() == Some(libc::EBADF) => give(None)?,
+        Err(error) if at.is_some() && errno_of(&error) == Errno::BADF => give(None)?,
         outcome => outcome?,
     }
     Ok(Answer::Later)
