@@ -293,9 +293,8 @@ fn device(asked: &Asked, command: u8, address: &str) -> Vec<u8> {
 }
 
 fn port(asked: &Asked, netdev: &view::Netdev, device: Option<String>, index: Option<u32>) -> Option<Vec<u8>> {
-    let (handle, number) = netdev.port.as_deref()?.rsplit_once('/')?;
-    let (bus, name) = handle.split_once('/')?;
-    let number: u32 = number.parse().ok()?;
+    let port = netdev.port.as_ref()?;
+    let (bus, name, number) = (port.device.bus(), port.device.name(), port.index);
     if device.is_some_and(|device| device != name) || index.is_some_and(|index| index != number) {
         return None;
     }

@@ -10,7 +10,7 @@ use crate::instance::{self, Instance, Meant};
 use crate::numbers::{attribute as a, command as c};
 use crate::refusal::Refusal;
 use crate::request::Attributes;
-use crate::view::Profile;
+use crate::view::{Parent, Profile};
 
 pub(super) fn put_device(to: &mut Builder, device: PciAddress) {
     to.text(a::BUS_NAME, "pci").text(a::DEV_NAME, &device.to_string());
@@ -28,7 +28,7 @@ fn other_message(to: &mut Builder, other: &Instance) {
 }
 
 pub(super) fn put_other(to: &mut Builder, other: &Instance) {
-    to.text(a::BUS_NAME, other.bus).text(a::DEV_NAME, &other.device);
+    to.text(a::BUS_NAME, other.device.bus()).text(a::DEV_NAME, other.device.name());
 }
 
 /// The PF that is meant.
@@ -181,13 +181,19 @@ pub(super) fn reload(
 /// Takes the driver of a VF or SF down and brings it up again.
 fn reload_other(served: &Served, cx: Cx<'_, '_>, other: &Instance) -> Result<(), Refusal> {
     let engine = served.session.engine();
-    if let Ok(address) = other.device.parse() {
-        engine.unbind(cx, address)?;
-        return Ok(engine.bind(cx, address)?);
+    let gone = Refusal::bare(Errno::NODEV);
+    match &other.device {
+        Parent::Pci(address) => {
+            let address = address.parse().map_err(|_| gone)?;
+            engine.unbind(cx, address)?;
+            Ok(engine.bind(cx, address)?)
+        }
+        Parent::Auxiliary(name) => {
+            let id = name.rsplit('.').next().and_then(|id| id.parse().ok()).ok_or(gone)?;
+            engine.set_sf_bound(cx, id, false)?;
+            Ok(engine.set_sf_bound(cx, id, true)?)
+        }
     }
-    let id = other.device.rsplit('.').next().and_then(|id| id.parse().ok()).ok_or(Refusal::bare(Errno::NODEV))?;
-    engine.set_sf_bound(cx, id, false)?;
-    Ok(engine.set_sf_bound(cx, id, true)?)
 }
 
 fn info_message(to: &mut Builder, profile: &Profile, put: impl FnOnce(&mut Builder)) {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use devlink::view::{self, Netdev, Parent, Profile, RdmaDevice, Role};
+use devlink::view::{self, Netdev, Parent, PortHandle, Profile, RdmaDevice, Role, SwitchId};
 use netlink::{Flags, Header, messages};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
 
@@ -140,7 +140,7 @@ fn card() -> view::Card {
     view::Card {
         name: PF.to_owned(),
         profile: Profile::mlx5(),
-        switch_id: "b8cef6030012ab00".to_owned(),
+        switch_id: SwitchId([0xb8, 0xce, 0xf6, 3, 0, 0x12, 0xab, 0]),
         functions: vec![view::Function {
             address: PF.to_owned(),
             vf_of: None,
@@ -158,7 +158,7 @@ fn card() -> view::Card {
             port_name: Some("p0".to_owned()),
             dev_port: 0,
             vfs: vec![vf],
-            port: Some(format!("pci/{PF}/65535")),
+            port: Some(PortHandle { device: parent(), index: 65_535 }),
             driver: "mlx5_core".to_owned(),
             bus_info: PF.to_owned(),
         }],

@@ -17,6 +17,8 @@ use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{RecvFlags, SendFlags, SocketFlags, SocketType, recv, send};
 
+use devlink::view::Parent;
+
 use crate::cards::Cards;
 
 use super::{Behind, Io, ROOM};
@@ -344,12 +346,14 @@ impl Generic {
     fn device(&self, io: &Io, family: &Family, message: &Message<'_>, said: &[u8]) -> To {
         let text = |kind| find(said, kind).and_then(|a| a.string());
         match (text(BUS_NAME), text(DEV_NAME)) {
-            (Some(bus), Some(device)) => match io.cards.now().owner(bus, device) {
-                Some(card) => To::Card(card),
-                None if family.kernel => To::Kernel,
-                // Nobody's: the first says so as well as any.
-                None => To::Card(0),
-            },
+            (Some(bus), Some(device)) => {
+                match Parent::on_bus(bus, device).and_then(|device| io.cards.now().owner(&device)) {
+                    Some(card) => To::Card(card),
+                    None if family.kernel => To::Kernel,
+                    // Nobody's: the first says so as well as any.
+                    None => To::Card(0),
+                }
+            }
             _ if message.header.is_dump() => To::Cards,
             _ => To::Card(0),
         }

@@ -2,8 +2,7 @@
 //!
 //! It gets what a physical port, function or representor has, and loses what only a virtual pair has.
 
-use devlink::view::{Netdev, Parent, VfInfo};
-
+use devlink::view::{Netdev, VfInfo};
 use netlink::{Attribute, BuildError, Builder, Message, attributes, find};
 
 use crate::cards::Seen;
@@ -103,28 +102,16 @@ fn describe(to: &mut Builder, seen: &Seen, netdev: &Netdev, asked: Asked) {
         to.text(IFLA_PHYS_PORT_NAME, name);
     }
     if netdev.in_switch {
-        to.put(IFLA_PHYS_SWITCH_ID, seen.switch_id());
+        to.put(IFLA_PHYS_SWITCH_ID, &seen.card.switch_id.0);
     }
-    let (bus, device) = match &netdev.parent {
-        Parent::Pci(address) => ("pci", address),
-        Parent::Auxiliary(name) => ("auxiliary", name),
-    };
-    to.text(IFLA_PARENT_DEV_NAME, device);
-    to.text(IFLA_PARENT_DEV_BUS_NAME, bus);
-    if let Some((bus, device, index)) = netdev.port.as_deref().and_then(port) {
+    to.text(IFLA_PARENT_DEV_NAME, netdev.parent.name());
+    to.text(IFLA_PARENT_DEV_BUS_NAME, netdev.parent.bus());
+    if let Some(port) = &netdev.port {
         to.nest(IFLA_DEVLINK_PORT, |nest| {
-            nest.text(DEVLINK_ATTR_BUS_NAME, bus)
-                .text(DEVLINK_ATTR_DEV_NAME, device)
-                .u32(DEVLINK_ATTR_PORT_INDEX, index);
+            nest.text(DEVLINK_ATTR_BUS_NAME, port.device.bus()).text(DEVLINK_ATTR_DEV_NAME, port.device.name());
+            nest.u32(DEVLINK_ATTR_PORT_INDEX, port.index);
         });
     }
-}
-
-/// `pci/0000:08:00.0/1`.
-fn port(handle: &str) -> Option<(&str, &str, u32)> {
-    let (device, index) = handle.rsplit_once('/')?;
-    let (bus, device) = device.split_once('/')?;
-    Some((bus, device, index.parse().ok()?))
 }
 
 /// IFLA_VF_INFO, with what `mlx5` gives.

@@ -43,8 +43,7 @@ impl<'a> Of<'a> {
 
     /// The directory of a device.
     pub(super) fn device(&self, device: &view::Parent) -> Option<&str> {
-        let (view::Parent::Pci(name) | view::Parent::Auxiliary(name)) = device;
-        self.devices.get(name.as_str()).map(String::as_str)
+        self.devices.get(device.name()).map(String::as_str)
     }
 }
 

@@ -20,7 +20,7 @@ static NETDEV: Folder = Folder::of(&[&[
 ]]);
 
 fn phys_switch_id(shown: &Shown<'_>) -> Text {
-    if shown.netdev()?.in_switch { line(&shown.card()?.switch_id) } else { Err(Errno::OPNOTSUPP) }
+    if shown.netdev()?.in_switch { line(shown.card()?.switch_id) } else { Err(Errno::OPNOTSUPP) }
 }
 
 /// Where the kernel has a netdev.

@@ -144,7 +144,7 @@ pub fn card(vfs: u16) -> view::Card {
             firmware: "22.43.1014".to_owned(),
             board: "MT_0000000359".to_owned(),
         },
-        switch_id: "b8cef6030012ab00".to_owned(),
+        switch_id: view::SwitchId([0xb8, 0xce, 0xf6, 3, 0, 0x12, 0xab, 0]),
         functions,
         auxiliary: vec![
             auxiliary("mlx5_core.eth.0", pci(PF), "mlx5_core.eth", None),
