@@ -24,8 +24,8 @@ pub(crate) struct Batch {
     datagram: Datagram,
     /// Where each begins, and its tag.
     requests: Vec<(usize, usize)>,
-    /// Those that cannot be told.
-    unspeakable: Vec<Failure>,
+    /// Those that cannot be built.
+    unbuilt: Vec<Failure>,
     tag: usize,
 }
 
@@ -35,12 +35,12 @@ impl Batch {
         self.tag = tag;
     }
 
-    /// Appends one request; `body` writes the family's header and the attributes. One that cannot be told has failed.
+    /// Appends one request; `body` writes the family's header and the attributes. One that cannot be built has failed.
     pub(crate) fn push(&mut self, kind: u16, flags: Flags, body: impl FnOnce(&mut Builder)) {
         let at = self.datagram.len();
         match self.datagram.message(Header::new(kind, flags | Flags::REQUEST | Flags::ACK, 0, 0), body) {
             Ok(()) => self.requests.push((at, self.tag)),
-            Err(error) => self.unspeakable.push(Failure::unspeakable(self.tag, error)),
+            Err(error) => self.unbuilt.push(Failure::unbuilt(self.tag, error)),
         }
     }
 
@@ -62,7 +62,7 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    fn unspeakable(tag: usize, error: BuildError) -> Self {
+    fn unbuilt(tag: usize, error: BuildError) -> Self {
         Self { tag, errno: error.into(), message: error.to_string() }
     }
 }
@@ -122,14 +122,14 @@ impl Socket {
         sys::set_option(&self.fd, libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, group as i32)
     }
 
-    /// Sends all and reads every answer. Returns what failed: first what could not be told, then in the order of the
+    /// Sends all and reads every answer. Returns what failed: first what could not be built, then in the order of the
     /// requests.
     pub(crate) fn run(&mut self, mut batch: Batch) -> Vec<Failure> {
         let total = batch.requests.len();
         let base = self.next;
         self.next = self.next.wrapping_add(total as u32);
         batch.datagram.number(base);
-        let mut failures = std::mem::take(&mut batch.unspeakable);
+        let mut failures = std::mem::take(&mut batch.unbuilt);
         for first in (0..total).step_by(WINDOW) {
             let last = (first + WINDOW).min(total);
             let mut open: Vec<bool> = vec![true; last - first];
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_cannot_be_told_has_failed_and_the_others_are_sent() {
+    fn a_request_that_cannot_be_built_has_failed_and_the_others_are_sent() {
         let mut batch = Batch::default();
         for tag in 0..3 {
             batch.tag(tag);
@@ -337,7 +337,7 @@ mod tests {
                 to.raw(&[0; 16]).text(3, ["a", "b\0c", "d"][tag]);
             });
         }
-        let failed: Vec<_> = batch.unspeakable.iter().map(|failure| (failure.tag, failure.errno)).collect();
+        let failed: Vec<_> = batch.unbuilt.iter().map(|failure| (failure.tag, failure.errno)).collect();
         assert_eq!(failed, [(1, Errno::INVAL)]);
         assert_eq!(batch.requests.iter().map(|(_, tag)| *tag).collect::<Vec<_>>(), [0, 2]);
         assert_eq!(messages(batch.datagram.bytes()).count(), 2);

@@ -47,7 +47,7 @@ pub struct Reply<'a> {
 }
 
 impl Reply<'_> {
-    /// Adds a generic netlink message. One that cannot be told makes an error of the answer.
+    /// Adds a generic netlink message. If one cannot be built, the answer is an error.
     pub fn add(&mut self, command: u8, fill: impl FnOnce(&mut Builder)) {
         if self.datagram.len() >= DATAGRAM {
             self.flush();
@@ -277,4 +277,36 @@ fn tell_devlink(reply: &mut Reply<'_>) {
     };
     let operations: Vec<(u8, u32)> = COMMANDS.iter().map(|command| (command.number, flags(command))).collect();
     tell_family(reply, ("devlink", DEVLINK, VERSION.into()), 180, &operations, &[("config", CONFIG_GROUP)]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Nobody;
+
+    impl Sink for Nobody {
+        fn send(&mut self, _: &[u8]) {}
+
+        fn done(&mut self, _: Cx<'_, '_>, _: Touched) {}
+    }
+
+    #[test]
+    fn a_message_that_cannot_be_built_makes_an_error_of_the_answer() {
+        // Given an answer of three messages,
+        let (mut datagram, mut sink) = (Datagram::default(), Nobody);
+        let header = Header::default();
+        let mut reply = Reply { family: DEVLINK, header, datagram: &mut datagram, failed: None, sink: &mut sink };
+        // when the second is longer than an attribute can be,
+        for length in [1, 70_000, 1] {
+            reply.add(1, |to| {
+                to.nest(2, |to| {
+                    to.put(3, &vec![0; length / 2]).put(4, &vec![0; length / 2]);
+                });
+            });
+        }
+        // then nothing of it is there, and the answer is to be EMSGSIZE.
+        let failed = reply.failed.map(|error| Refusal::from(error).errno);
+        assert_eq!((messages(datagram.bytes()).count(), failed), (2, Some(Errno::MSGSIZE)));
+    }
 }

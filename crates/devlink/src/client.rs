@@ -60,9 +60,9 @@ pub enum ClientError {
     /// The card refuses.
     #[error("{}", .0.message.clone().unwrap_or_else(|| io::Error::from(.0.errno).to_string()))]
     Refused(Refusal),
-    /// The request cannot be told.
+    /// The request cannot be built.
     #[error("the request: {0}")]
-    Unspeakable(#[from] BuildError),
+    Unbuilt(#[from] BuildError),
     /// The connection broke.
     #[error("the connection to the card: {0}")]
     Broken(#[from] io::Error),

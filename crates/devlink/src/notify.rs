@@ -135,8 +135,7 @@ impl Looked {
     }
 }
 
-/// Adds what is to be told, unless it cannot be: then nobody hears of it, as when there is no memory for it in the
-/// kernel.
+/// Adds what is to be told, unless it cannot be built: then nobody hears of it, as when the kernel has no memory for it.
 fn message(to: &mut Datagram, command: u8, fill: impl FnOnce(&mut Builder)) {
     let _ = to.message(Header::new(DEVLINK, Flags::empty(), 0, 0), |to| {
         to.genl(command, VERSION);

@@ -89,7 +89,7 @@ pub fn errno_of(errno: eswitch::Errno) -> Errno {
 
 impl From<BuildError> for Refusal {
     fn from(error: BuildError) -> Self {
-        Self::new(error.into(), format!("the answer cannot be told: {error}"))
+        Self::new(error.into(), format!("the answer cannot be built: {error}"))
     }
 }
 

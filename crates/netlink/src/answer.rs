@@ -14,7 +14,7 @@ pub struct Awaited {
     is_interrupted: bool,
 }
 
-/// What a message is to whoever waits for an answer.
+/// What a message is to the requester.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part<'a> {
     /// A part of the answer.

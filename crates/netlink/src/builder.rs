@@ -20,7 +20,7 @@ pub enum BuildError {
         length: usize,
     },
     /// The message is longer than 4,294,967,295 bytes.
-    #[error("the message has {length} bytes, which its length field cannot tell")]
+    #[error("the message has {length} bytes, more than its length field can hold")]
     MessageTooLong {
         /// Its bytes, with the header.
         length: usize,

@@ -15,7 +15,7 @@ pub struct Datagram {
 /// Builds one message.
 ///
 /// # Errors
-/// It is too long, or has text that cannot be told.
+/// It is too long, or has text with a zero byte in it.
 pub fn message(header: Header, fill: impl FnOnce(&mut Builder)) -> Result<Vec<u8>, BuildError> {
     let mut datagram = Datagram::default();
     datagram.message(header, fill)?;
@@ -39,7 +39,7 @@ impl Datagram {
     /// Adds a message, of which `fill` writes what follows the header. The length in `header` is not looked at.
     ///
     /// # Errors
-    /// It is too long, or has text that cannot be told. The datagram is as it was.
+    /// It is too long, or has text with a zero byte in it. The datagram is as it was.
     pub fn message(&mut self, header: Header, fill: impl FnOnce(&mut Builder)) -> Result<(), BuildError> {
         let begun = self.builder.begin(&header);
         fill(&mut self.builder);
@@ -49,7 +49,7 @@ impl Datagram {
     /// Adds the end of a dump: NLMSG_DONE, without an error.
     pub fn done(&mut self, request: &Header, port: u32) {
         let header = Header::new(NLMSG_DONE, Flags::MULTI, request.sequence, port);
-        // 20 bytes can always be told.
+        // Nothing in it is too long.
         let _ = self.message(header, |to| {
             to.raw(&0i32.to_ne_bytes());
         });
@@ -58,7 +58,7 @@ impl Datagram {
     /// Adds the acknowledgement of a request, or the error that it ended with, to a socket with some options, as
     /// `netlink_ack` does: an error quotes all of the request unless the socket caps it, and `fill` writes the
     /// extended acknowledgement, which only a socket that wants it gets. An extended acknowledgement that cannot be
-    /// told is left out: the number arrives in any case.
+    /// built is left out: the number arrives in any case.
     pub fn ack(
         &mut self,
         request: &Message<'_>,

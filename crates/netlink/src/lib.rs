@@ -4,7 +4,7 @@
 //! numbers are in the byte order of the machine. The crate knows how a message is written, not what it means, and does
 //! no I/O. It guarantees:
 //!
-//! * What can be built can be parsed. An attribute, a nest or a message that is longer than its length field can tell
+//! * What can be built can be parsed. An attribute, a nest or a message that is longer than its length field can hold
 //!   is an error ([`BuildError`]), never a wrong length, and leaves nothing behind in the [`Datagram`].
 //! * No bytes cause a panic or a read past their end. Reading ends where something is not whole, as it does in the
 //!   kernel.

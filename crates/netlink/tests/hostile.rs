@@ -82,7 +82,7 @@ proptest! {
 
 #[test]
 fn a_length_that_lies_ends_the_reading() {
-    // Given a length that is 0, shorter than a header, longer than there is, or as long as can be told,
+    // Given a length that is 0, shorter than a header, longer than there is, or the longest there can be,
     for length in [0u32, 1, 15, 17, 64, u32::MAX] {
         let mut bytes = vec![0; HEADER];
         overwrite(&mut bytes, 0, &length.to_ne_bytes());

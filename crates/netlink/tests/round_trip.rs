@@ -1,4 +1,4 @@
-//! What is built is parsed again, and what cannot be told is refused.
+//! What is built is parsed again, and what is too long is refused.
 
 use netlink::{
     AckOptions, Awaited, BuildError, Builder, Datagram, Errno, ExtAck, Flags, Header, Malformed, NLA_F_NESTED,
@@ -120,7 +120,7 @@ fn of_several_attributes_of_a_type_the_last_counts() {
 }
 
 #[test]
-fn the_longest_attribute_and_nest_can_be_told() {
+fn the_longest_attribute_and_nest_can_be_built() {
     let longest = vec![7; VALUE_MAX];
     let bytes = row(|to| {
         to.put(1, &longest);
@@ -289,7 +289,7 @@ fn an_acknowledgement_quotes_the_header_alone() {
 }
 
 #[test]
-fn an_error_arrives_though_its_reason_cannot_be_told() {
+fn an_error_arrives_though_its_reason_is_too_long() {
     let mut datagram = Datagram::default();
     let request = Header::new(20, Flags::REQUEST, 7, 0);
     let reason = "x".repeat(70_000);

@@ -60,7 +60,7 @@ impl Sockets {
 /// A request that is to be acknowledged.
 pub fn request(kind: u16, flags: Flags, fill: impl FnOnce(&mut Builder)) -> Vec<u8> {
     let header = Header::new(kind, Flags::REQUEST | Flags::ACK | flags, SEQUENCE, 0);
-    ::netlink::message(header, fill).expect("a request that can be told")
+    ::netlink::message(header, fill).expect("a request that can be built")
 }
 
 const SEQUENCE: u32 = 0x5e9;

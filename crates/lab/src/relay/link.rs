@@ -45,7 +45,7 @@ pub(super) fn asks_for_kind(attributes: &[u8]) -> bool {
 /// The message as it is for a card's netdev.
 ///
 /// # Errors
-/// What there is to say of the netdev cannot be told.
+/// What there is to say of the netdev is too long.
 pub(super) fn rewritten(
     message: &Message<'_>,
     seen: &Seen,

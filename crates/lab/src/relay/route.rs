@@ -71,7 +71,7 @@ impl Behind for Route {
         for message in messages(datagram) {
             let known = self.known(&message, &now);
             gone.push(known.as_ref().is_some_and(|(_, asked)| asked.by_kind));
-            // What cannot be told is passed on as the kernel told it.
+            // What cannot be built is passed on as the kernel sent it.
             made.push(known.and_then(|((seen, netdev), asked)| link::rewritten(&message, seen, netdev, asked).ok()));
         }
         let messages = messages(datagram).zip(&made).zip(&gone).filter(|(_, gone)| !**gone);
