@@ -18,9 +18,9 @@ use eswitch::lock_order::CardState;
 use lockdep::{Locked, Mutex};
 
 use crate::layout::{DOOMED, Inside, Slot};
-use crate::netlink::Batch;
 use crate::netns::LOOPBACK;
 use crate::request::{self, Link};
+use crate::socket::Batch;
 use crate::state::State;
 use crate::watch::Events;
 

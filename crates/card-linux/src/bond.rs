@@ -20,11 +20,12 @@ use eswitch::lag::{Bond, BondPlan, TxType};
 use eswitch::names::{self, NetdevName};
 use eswitch::{CardConfig, PfIndex, Vport};
 use lockdep::{Deadline, Locked, MayWait, Mutex, lock_classes};
+use netlink::{Errno, attributes, errno_of, find, strerror};
 
 use crate::layout::{Inside, Slot};
-use crate::netlink::{Attributes, BackOff, Batch, Failure, Socket, int};
 use crate::request::{self, IFLA_BOND_ACTIVE_SLAVE, IFLA_BOND_MODE, Netdev};
-use crate::state::{refused, refused_io, words};
+use crate::socket::{BackOff, Batch, Failure, Socket};
+use crate::state::{refused, refused_io};
 use crate::sys;
 use crate::team::{self, Team};
 use crate::watch::RTMGRP_LINK;
@@ -177,7 +178,7 @@ impl Bonds {
             let tried = self.books.lock_leaf(cx).activate(active);
             match tried {
                 Ok(()) => return Ok(()),
-                Err(failure) if failure.errno != libc::EINVAL || limit.has_passed() => {
+                Err(failure) if failure.errno != Errno::INVAL || limit.has_passed() => {
                     let call = format!("making pf{} the active port", active.0);
                     return Err(refused(&call, &failure, None));
                 }
@@ -269,10 +270,10 @@ fn concerns(netdev: &Netdev, known: &HashSet<u32>, names: &[String]) -> bool {
 /// How a bond sends, from the attributes of its kind.
 fn read_bond(data: &[u8], ports: &BTreeMap<PfIndex, u32>) -> TxType {
     let (mut mode, mut active) = (0, None);
-    for (kind, value) in Attributes(data) {
-        match kind {
-            IFLA_BOND_MODE => mode = value.first().copied().unwrap_or(0),
-            IFLA_BOND_ACTIVE_SLAVE => active = Some(int(value) as u32),
+    for attribute in attributes(data).flatten() {
+        match attribute.kind {
+            IFLA_BOND_MODE => mode = attribute.value.first().copied().unwrap_or(0),
+            IFLA_BOND_ACTIVE_SLAVE => active = Some(request::number(&attribute)),
             _ => {}
         }
     }
@@ -299,7 +300,7 @@ impl Books {
                     let outer = link.peer.filter(|(_, netns)| netns.is_some() && *netns == here);
                     ports.extend(outer.map(|(outer, _)| (pf, outer)));
                 }
-                Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {}
+                Err(error) if errno_of(&error) == Errno::NODEV => {}
                 Err(error) => return Err(error),
             }
         }
@@ -377,7 +378,7 @@ impl Books {
         let try_it = || {
             let bond = Inside::Probe(3);
             let made = card.run_one(|batch| request::bond(batch, bond.index(), &bond.name(), 0, false));
-            made.map_err(|failure| words(&io::Error::from_raw_os_error(failure.errno)))?;
+            made.map_err(|failure| strerror(failure.errno))?;
             // Nothing else can have deleted it.
             let _ = card.run_one(|batch| request::delete(batch, bond.index()));
             Ok(())
@@ -450,7 +451,7 @@ impl Books {
         }
         request::set_up(&mut batch, bond, true);
         // A netdev that has gone meanwhile is put in when it comes back.
-        match self.home.run(batch).into_iter().find(|failure| failure.errno != libc::ENODEV) {
+        match self.home.run(batch).into_iter().find(|failure| failure.errno != Errno::NODEV) {
             None => Ok(()),
             Some(failure) => Err(refused(&format!("setting the ports of {name}"), &failure, None)),
         }
@@ -550,8 +551,7 @@ impl Drop for Books {
 }
 
 fn mode_of(data: &[u8]) -> u8 {
-    let mode = Attributes(data).find(|(kind, _)| *kind == IFLA_BOND_MODE);
-    mode.and_then(|(_, value)| value.first().copied()).unwrap_or(0)
+    find(data, IFLA_BOND_MODE).and_then(|mode| mode.value.first().copied()).unwrap_or(0)
 }
 
 /// A bond takes no netdev that is up.
@@ -562,12 +562,21 @@ fn push_slave(batch: &mut Batch, index: u32, bond: u32) {
 
 #[cfg(all(test, target_endian = "little"))]
 mod tests {
+    use netlink::{Flags, Header, messages};
+
     use super::*;
-    use crate::netlink::Message;
     use crate::request::RTM_NEWLINK;
 
-    fn recorded(body: &[u8]) -> Netdev {
-        Netdev::read(&Message::of(RTM_NEWLINK, body)).unwrap()
+    /// What is read of a message of which this is the payload.
+    fn read(payload: &[u8]) -> Option<Netdev> {
+        let told = netlink::message(Header::new(RTM_NEWLINK, Flags::empty(), 0, 0), |to| {
+            to.raw(payload);
+        });
+        messages(&told.unwrap()).next().and_then(|message| Netdev::read(&message))
+    }
+
+    fn recorded(payload: &[u8]) -> Netdev {
+        read(payload).unwrap()
     }
 
     #[test]
@@ -591,8 +600,8 @@ mod tests {
     fn what_is_cut_short_is_no_panic() {
         let whole = include_bytes!("recorded/bond-active-backup.bin");
         for len in 0..whole.len() {
-            let read = Netdev::read(&Message::of(RTM_NEWLINK, &whole[..len]));
-            assert_eq!(read.is_some(), len >= 16, "{len}");
+            // What is missing of the last number is zeros.
+            assert_eq!(read(&whole[..len]).is_some(), len > 12, "{len}");
             read_bond(&whole[len..], &BTreeMap::new());
         }
     }

@@ -8,14 +8,15 @@ use eswitch::card::{Card, CardError, Create, OnRename, Refusal, Resource};
 use eswitch::lock_order::{CardCall, CardState};
 use eswitch::{CardConfig, MacAddr, PfIndex, Vport};
 use lockdep::{Locked, Mutex};
+use netlink::Errno;
 
 use crate::adopt::Hold;
 use crate::bond::{BondWatch, Bonds};
 use crate::layout::{Inside, Slot};
-use crate::netlink::{Batch, Socket};
 use crate::netns::{CardNetns, NetnsError};
 use crate::place::Place;
 use crate::request::{self, Outer};
+use crate::socket::{Batch, Socket};
 use crate::state::{State, Wire, refused};
 use crate::watch::{self, Watcher};
 
@@ -203,7 +204,7 @@ fn probe(card: &File, home: &File) -> Result<(), SetupError> {
     for (what, needs, module, build) in steps {
         socket.run_one(build).map_err(|failure| SetupError::Missing {
             what,
-            answer: io::Error::from_raw_os_error(failure.errno).to_string(),
+            answer: io::Error::from(failure.errno).to_string(),
             needs,
             module,
         })?;
@@ -215,7 +216,7 @@ fn probe(card: &File, home: &File) -> Result<(), SetupError> {
     socket.run(batch);
     // Whether one may is answered before whether there is such a netdev.
     match open(home)?.run_one(|batch| request::set_up(batch, i32::MAX as u32, true)) {
-        Err(failure) if failure.errno == libc::EPERM => Err(SetupError::Home),
+        Err(failure) if failure.errno == Errno::PERM => Err(SetupError::Home),
         _ => Ok(()),
     }
 }

@@ -6,10 +6,11 @@ use std::collections::BTreeSet;
 use eswitch::card::{CardError, Create, Refusal, Resource};
 use eswitch::names::NetdevName;
 use eswitch::{MacAddr, PfIndex, RepType, Vport};
+use netlink::Errno;
 
 use crate::layout::{Inside, Slot};
-use crate::netlink::{Batch, Failure};
 use crate::request::{self, CARD_MTU, Link, OUTER_MTU, Outer};
+use crate::socket::{Batch, Failure};
 use crate::state::{Entry, State, Wire, refused};
 
 /// One resource on its way.
@@ -79,7 +80,7 @@ fn note(jobs: &mut [Job], call: &str, failures: Vec<Failure>) {
     for failure in failures {
         let job = &mut jobs[failure.tag];
         // Of what was found some may be as it should.
-        let is_there = job.found.is_some() && failure.errno == libc::EEXIST;
+        let is_there = job.found.is_some() && failure.errno == Errno::EXIST;
         if job.outcome.is_ok() && !is_there {
             let call = format!("{call} {}", job.resource);
             job.outcome = Err(refused(&call, &failure, job.name.as_ref()));

@@ -6,8 +6,8 @@ use eswitch::card::Resource;
 use eswitch::{PfIndex, RepType, Vport};
 
 use crate::layout::{Inside, Slot};
-use crate::netlink::Batch;
 use crate::request;
+use crate::socket::Batch;
 use crate::state::{Ends, State};
 
 /// What of a batch there is, kind by kind.

@@ -14,9 +14,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use eswitch::PciAddress;
+use netlink::{Errno, errno_of};
 
-use crate::netlink::{Batch, Socket, within};
 use crate::request;
+use crate::socket::{Batch, Socket, within};
 use crate::sys;
 
 /// Where `ip netns` keeps names.
@@ -118,8 +119,7 @@ pub(crate) fn find(socket: &mut Socket, id: i32) -> io::Result<Option<(String, F
 
 /// Whether an error says that the system has no room, rather than anything of what was asked for.
 fn is_lack_of_room(error: &io::Error) -> bool {
-    let number = error.raw_os_error().unwrap_or_default();
-    [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::ENOBUFS, libc::EAGAIN].contains(&number)
+    matches!(errno_of(error), Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS | Errno::AGAIN)
 }
 
 /// The namespace a card is.
@@ -250,7 +250,7 @@ fn prepare_names() -> io::Result<()> {
     fs::create_dir_all(names)?;
     let share = || sys::mount(nothing, names, "none", libc::MS_SHARED | libc::MS_REC);
     match share() {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+        Err(error) if errno_of(&error) == Errno::INVAL => {
             sys::mount(names, names, "none", libc::MS_BIND | libc::MS_REC)?;
             share()
         }
@@ -364,9 +364,9 @@ mod tests {
 
     #[test]
     fn a_lack_of_room_is_told_from_absence() {
-        for number in [libc::EMFILE, libc::ENFILE, libc::ENOMEM] {
-            assert!(is_lack_of_room(&io::Error::from_raw_os_error(number)));
+        for errno in [Errno::MFILE, Errno::NFILE, Errno::NOMEM] {
+            assert!(is_lack_of_room(&errno.into()));
         }
-        assert!(!is_lack_of_room(&io::Error::from_raw_os_error(libc::ENOENT)));
+        assert!(!is_lack_of_room(&Errno::NOENT.into()));
     }
 }

@@ -9,7 +9,9 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
-use crate::netlink::Socket;
+use netlink::{Errno, errno_of};
+
+use crate::socket::Socket;
 use crate::{netns, request, sys};
 
 /// Where a card lives.
@@ -135,12 +137,12 @@ fn setting(path: &str) -> Option<u64> {
 fn why_not(error: io::Error) -> PlaceError {
     let no = |reason: &str, remedy| PlaceError::NoUserNamespace { reason: reason.to_owned(), remedy };
     let threads = fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
-    match error.raw_os_error() {
-        Some(libc::EINVAL) if threads > 1 => {
+    match errno_of(&error) {
+        Errno::INVAL if threads > 1 => {
             no("this process has several threads already", "make the place before starting any")
         }
-        Some(libc::EINVAL) => no("this kernel has none", "use one with CONFIG_USER_NS"),
-        Some(libc::ENOSPC | libc::EUSERS) => {
+        Errno::INVAL => no("this kernel has none", "use one with CONFIG_USER_NS"),
+        Errno::NOSPC | Errno::USERS => {
             no("user.max_user_namespaces, max_net_namespaces or max_mnt_namespaces is used up", "raise it with sysctl")
         }
         _ if setting("/proc/sys/kernel/unprivileged_userns_clone") == Some(0) => {

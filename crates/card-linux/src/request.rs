@@ -5,12 +5,10 @@ use std::io;
 use std::os::fd::AsRawFd;
 
 use eswitch::MacAddr;
-use netlink_bindings::rt_link::{Ifinfomsg, PushLinkAttrs};
-use netlink_bindings::tc::Tcmsg;
-use netlink_bindings::utils::{finalize_nested_header, push_header, push_nested_header};
+use netlink::{Attribute, Builder, Errno, Flags, Message, attributes, errno_of, find, u32_at};
 
 use crate::layout::DOOMED;
-use crate::netlink::{Attributes, Batch, Message, Socket, int};
+use crate::socket::{Batch, Socket};
 
 pub(crate) const RTM_NEWLINK: u16 = 16;
 pub(crate) const RTM_DELLINK: u16 = 17;
@@ -22,9 +20,11 @@ const RTM_DELTFILTER: u16 = 45;
 const RTM_GETNSID: u16 = 90;
 const RTM_NEWLINKPROP: u16 = 108;
 
-const EXCL: u16 = 0x200;
-const CREATE: u16 = 0x400;
-const APPEND: u16 = 0x800;
+/// Made, and not there yet.
+const NEW: Flags = Flags::CREATE.union(Flags::EXCL);
+/// Made beside what is there.
+const MORE: Flags = NEW.union(Flags::APPEND);
+const NONE: Flags = Flags::empty();
 
 const IFF_UP: u32 = 1;
 const IFF_LOWER_UP: u32 = 1 << 16;
@@ -44,29 +44,33 @@ pub(crate) struct Outer<'a> {
     pub place: Result<&'a File, u32>,
 }
 
-fn ifinfo(index: u32, up: Option<bool>) -> Ifinfomsg {
-    let mut header = Ifinfomsg { ifi_index: index as i32, ..Ifinfomsg::default() };
-    if let Some(up) = up {
-        header.ifi_flags = if up { IFF_UP } else { 0 };
-        header.ifi_change = IFF_UP;
-    }
+/// `struct ifinfomsg`: of a netdev by its number, and up or down if that is to change.
+fn ifinfo(index: u32, up: Option<bool>) -> [u8; IFINFOMSG] {
+    let (flags, change) = match up {
+        Some(true) => (IFF_UP, IFF_UP),
+        Some(false) => (0, IFF_UP),
+        None => (0, 0),
+    };
+    let mut header = [0; IFINFOMSG];
+    header[4..8].copy_from_slice(&index.to_ne_bytes());
+    header[8..12].copy_from_slice(&flags.to_ne_bytes());
+    header[12..].copy_from_slice(&change.to_ne_bytes());
     header
 }
 
-fn nested(bytes: &mut Vec<u8>, kind: u16, inside: impl FnOnce(&mut Vec<u8>)) {
-    let at = push_nested_header(bytes, kind);
-    inside(bytes);
-    finalize_nested_header(bytes, at);
-}
-
-pub(crate) fn attribute(bytes: &mut Vec<u8>, kind: u16, payload: &[u8]) {
-    push_header(bytes, kind, payload.len() as u16);
-    bytes.extend(payload);
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-}
-
+/// Bytes of `struct ifinfomsg`.
+const IFINFOMSG: usize = 16;
+const IFLA_ADDRESS: u16 = 1;
+const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
+const IFLA_GROUP: u16 = 27;
+const IFLA_NET_NS_FD: u16 = 28;
+const IFLA_NUM_TX_QUEUES: u16 = 31;
+const IFLA_NUM_RX_QUEUES: u16 = 32;
+const IFLA_PROP_LIST: u16 = 52;
+const IFLA_ALT_IFNAME: u16 = 53;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 
@@ -74,46 +78,44 @@ const IFLA_INFO_DATA: u16 = 2;
 /// switch has no use for them.
 pub(crate) fn pair(batch: &mut Batch, index: u32, name: &str, group: u32, outer: &Outer<'_>) {
     const VETH_INFO_PEER: u16 = 1;
-    batch.push(RTM_NEWLINK, CREATE | EXCL, |bytes| {
-        bytes.extend(ifinfo(index, Some(false)).as_slice());
-        PushLinkAttrs::new(&mut *bytes)
-            .push_ifname_bytes(name.as_bytes())
-            .push_group(group)
-            .push_mtu(CARD_MTU)
-            .push_num_tx_queues(1)
-            .push_num_rx_queues(1);
-        nested(bytes, IFLA_LINKINFO, |bytes| {
-            attribute(bytes, IFLA_INFO_KIND, b"veth");
-            nested(bytes, IFLA_INFO_DATA, |bytes| {
-                nested(bytes, VETH_INFO_PEER, |bytes| {
-                    // Up is not for us to say: the kernel refuses it here, and its user does it.
-                    bytes.extend(ifinfo(outer.place.err().unwrap_or(0), Some(false)).as_slice());
-                    let mut attrs = PushLinkAttrs::new(&mut *bytes)
-                        .push_ifname_bytes(outer.name.as_bytes())
-                        .push_mtu(outer.mtu)
-                        .push_num_tx_queues(1)
-                        .push_num_rx_queues(1);
-                    if let Some(mac) = outer.mac {
-                        attrs = attrs.push_address(&mac.0);
-                    }
-                    if let Ok(netns) = outer.place {
-                        attrs.push_net_ns_fd(netns.as_raw_fd() as u32);
-                    }
-                });
+    batch.push(RTM_NEWLINK, NEW, |to| {
+        to.raw(&ifinfo(index, Some(false))).text(IFLA_IFNAME, name).u32(IFLA_GROUP, group).u32(IFLA_MTU, CARD_MTU);
+        one_queue(to);
+        linkinfo(to, "veth", |data| {
+            data.nest(VETH_INFO_PEER, |peer| {
+                // Up is not for us to say: the kernel refuses it here, and its user does it.
+                peer.raw(&ifinfo(outer.place.err().unwrap_or(0), Some(false)));
+                peer.text(IFLA_IFNAME, outer.name).u32(IFLA_MTU, outer.mtu);
+                one_queue(peer);
+                if let Some(mac) = outer.mac {
+                    peer.put(IFLA_ADDRESS, &mac.0);
+                }
+                if let Ok(netns) = outer.place {
+                    peer.u32(IFLA_NET_NS_FD, netns.as_raw_fd() as u32);
+                }
             });
         });
+    });
+}
+
+fn one_queue(to: &mut Builder) {
+    to.u32(IFLA_NUM_TX_QUEUES, 1).u32(IFLA_NUM_RX_QUEUES, 1);
+}
+
+/// What a netdev is, and what there is to say of one of its kind.
+fn linkinfo(to: &mut Builder, kind: &str, data: impl FnOnce(&mut Builder)) {
+    to.nest(IFLA_LINKINFO, |info| {
+        info.text(IFLA_INFO_KIND, kind).nest(IFLA_INFO_DATA, data);
     });
 }
 
 /// A bridge. It does not snoop: an E-Switch floods what it has not learnt.
 pub(crate) fn bridge(batch: &mut Batch, index: u32, name: &str, up: bool) {
     const IFLA_BR_MCAST_SNOOPING: u16 = 23;
-    batch.push(RTM_NEWLINK, CREATE | EXCL, |bytes| {
-        bytes.extend(ifinfo(index, Some(up)).as_slice());
-        PushLinkAttrs::new(&mut *bytes).push_ifname_bytes(name.as_bytes());
-        nested(bytes, IFLA_LINKINFO, |bytes| {
-            attribute(bytes, IFLA_INFO_KIND, b"bridge");
-            nested(bytes, IFLA_INFO_DATA, |bytes| attribute(bytes, IFLA_BR_MCAST_SNOOPING, &[0]));
+    batch.push(RTM_NEWLINK, NEW, |to| {
+        to.raw(&ifinfo(index, Some(up))).text(IFLA_IFNAME, name);
+        linkinfo(to, "bridge", |data| {
+            data.u8(IFLA_BR_MCAST_SNOOPING, 0);
         });
     });
 }
@@ -123,15 +125,10 @@ pub(crate) fn bond(batch: &mut Batch, index: u32, name: &str, mode: u8, up: bool
     const IFLA_BOND_MIIMON: u16 = 3;
     /// How often a bond looks at its ports' carrier, in milliseconds. Left alone, some modes never do.
     const MIIMON: u32 = 100;
-    batch.push(RTM_NEWLINK, CREATE | EXCL, |bytes| {
-        bytes.extend(ifinfo(index, Some(up)).as_slice());
-        PushLinkAttrs::new(&mut *bytes).push_ifname_bytes(name.as_bytes());
-        nested(bytes, IFLA_LINKINFO, |bytes| {
-            attribute(bytes, IFLA_INFO_KIND, b"bond");
-            nested(bytes, IFLA_INFO_DATA, |bytes| {
-                attribute(bytes, IFLA_BOND_MODE, &[mode]);
-                attribute(bytes, IFLA_BOND_MIIMON, &MIIMON.to_ne_bytes());
-            });
+    batch.push(RTM_NEWLINK, NEW, |to| {
+        to.raw(&ifinfo(index, Some(up))).text(IFLA_IFNAME, name);
+        linkinfo(to, "bond", |data| {
+            data.u8(IFLA_BOND_MODE, mode).u32(IFLA_BOND_MIIMON, MIIMON);
         });
     });
 }
@@ -141,38 +138,36 @@ pub(crate) const IFLA_BOND_ACTIVE_SLAVE: u16 = 2;
 
 /// Changes one thing about a bond.
 pub(crate) fn change_bond(batch: &mut Batch, index: u32, what: u16, value: &[u8]) {
-    batch.push(RTM_NEWLINK, 0, |bytes| {
-        bytes.extend(ifinfo(index, None).as_slice());
-        nested(bytes, IFLA_LINKINFO, |bytes| {
-            attribute(bytes, IFLA_INFO_KIND, b"bond");
-            nested(bytes, IFLA_INFO_DATA, |bytes| attribute(bytes, what, value));
+    batch.push(RTM_NEWLINK, NONE, |to| {
+        linkinfo(to.raw(&ifinfo(index, None)), "bond", |data| {
+            data.put(what, value);
         });
     });
 }
 
 /// A netdev that leads nowhere.
 pub(crate) fn dummy(batch: &mut Batch, name: &str) {
-    batch.push(RTM_NEWLINK, CREATE | EXCL, |bytes| {
-        bytes.extend(ifinfo(0, None).as_slice());
-        PushLinkAttrs::new(&mut *bytes).push_ifname_bytes(name.as_bytes());
-        nested(bytes, IFLA_LINKINFO, |bytes| attribute(bytes, IFLA_INFO_KIND, b"dummy"));
+    batch.push(RTM_NEWLINK, NEW, |to| {
+        to.raw(&ifinfo(0, None)).text(IFLA_IFNAME, name).nest(IFLA_LINKINFO, |info| {
+            info.text(IFLA_INFO_KIND, "dummy");
+        });
     });
-}
-
-/// Into another netdev, or with 0 out of the one it is in.
-pub(crate) fn set_master(batch: &mut Batch, index: u32, master: u32) {
-    set(batch, index, None, |attrs| drop(attrs.push_master(master)));
 }
 
 /// Deletes one netdev.
 pub(crate) fn delete(batch: &mut Batch, index: u32) {
-    batch.push(RTM_DELLINK, 0, |bytes| bytes.extend(ifinfo(index, None).as_slice()));
+    batch.push(RTM_DELLINK, NONE, |to| {
+        to.raw(&ifinfo(index, None));
+    });
 }
 
-fn set(batch: &mut Batch, index: u32, up: Option<bool>, attrs: impl FnOnce(PushLinkAttrs<&mut Vec<u8>>)) {
-    batch.push(RTM_SETLINK, 0, |bytes| {
-        bytes.extend(ifinfo(index, up).as_slice());
-        attrs(PushLinkAttrs::new(bytes));
+fn set(batch: &mut Batch, index: u32, up: Option<bool>, what: impl FnOnce(&mut Builder)) {
+    batch.push(RTM_SETLINK, NONE, |to| what(to.raw(&ifinfo(index, up))));
+}
+
+fn set_u32(batch: &mut Batch, index: u32, up: Option<bool>, kind: u16, value: u32) {
+    set(batch, index, up, |to| {
+        to.u32(kind, value);
     });
 }
 
@@ -181,64 +176,64 @@ pub(crate) fn set_up(batch: &mut Batch, index: u32, up: bool) {
     set(batch, index, Some(up), |_| ());
 }
 
+/// Into another netdev, or with 0 out of the one it is in.
+pub(crate) fn set_master(batch: &mut Batch, index: u32, master: u32) {
+    set_u32(batch, index, None, IFLA_MASTER, master);
+}
+
 /// Onto a bridge, and up.
 pub(crate) fn join_bridge(batch: &mut Batch, index: u32, bridge: u32) {
-    set(batch, index, Some(true), |attrs| drop(attrs.push_master(bridge)));
+    set_u32(batch, index, Some(true), IFLA_MASTER, bridge);
 }
 
 /// Another MAC address.
 pub(crate) fn set_mac(batch: &mut Batch, index: u32, mac: MacAddr) {
-    set(batch, index, None, |attrs| drop(attrs.push_address(&mac.0)));
+    set(batch, index, None, |to| {
+        to.put(IFLA_ADDRESS, &mac.0);
+    });
 }
 
 /// Another MTU.
 pub(crate) fn set_mtu(batch: &mut Batch, index: u32, mtu: u32) {
-    set(batch, index, None, |attrs| drop(attrs.push_mtu(mtu)));
+    set_u32(batch, index, None, IFLA_MTU, mtu);
 }
 
 /// To another namespace.
 pub(crate) fn move_to(batch: &mut Batch, index: u32, netns: &File) {
-    set(batch, index, None, |attrs| {
-        drop(attrs.push_net_ns_fd(netns.as_raw_fd() as u32));
-    });
+    set_u32(batch, index, None, IFLA_NET_NS_FD, netns.as_raw_fd() as u32);
 }
 
 /// Into a group.
 pub(crate) fn set_group(batch: &mut Batch, index: u32, group: u32) {
-    set(batch, index, None, |attrs| drop(attrs.push_group(group)));
+    set_u32(batch, index, None, IFLA_GROUP, group);
 }
 
 /// Marks for [`delete_group`].
 pub(crate) fn doom(batch: &mut Batch, index: u32) {
-    set(batch, index, None, |attrs| drop(attrs.push_group(DOOMED)));
+    set_group(batch, index, DOOMED);
 }
 
 /// Deletes a group. One deletion costs two grace periods, however many go with it.
 pub(crate) fn delete_group(batch: &mut Batch, group: u32) {
-    batch.push(RTM_DELLINK, 0, |bytes| {
-        bytes.extend(ifinfo(0, None).as_slice());
-        PushLinkAttrs::new(bytes).push_group(group);
+    batch.push(RTM_DELLINK, NONE, |to| {
+        to.raw(&ifinfo(0, None)).u32(IFLA_GROUP, group);
+    });
+}
+
+fn altname(to: &mut Builder, altname: &str) {
+    to.nest(IFLA_PROP_LIST, |list| {
+        list.text(IFLA_ALT_IFNAME, altname);
     });
 }
 
 /// Gives a netdev, by its name, another name to be known by.
-pub(crate) fn add_altname(batch: &mut Batch, name: &str, altname: &str) {
-    batch.push(RTM_NEWLINKPROP, CREATE | EXCL | APPEND, |bytes| {
-        bytes.extend(ifinfo(0, None).as_slice());
-        PushLinkAttrs::new(bytes)
-            .push_ifname_bytes(name.as_bytes())
-            .nested_prop_list()
-            .push_alt_ifname_bytes(altname.as_bytes())
-            .end_nested();
-    });
+pub(crate) fn add_altname(batch: &mut Batch, name: &str, another: &str) {
+    batch.push(RTM_NEWLINKPROP, MORE, |to| altname(to.raw(&ifinfo(0, None)).text(IFLA_IFNAME, name), another));
 }
 
 /// The same by its number.
-pub(crate) fn add_altname_to(batch: &mut Batch, index: u32, altname: &str) {
-    batch.push(RTM_NEWLINKPROP, CREATE | EXCL | APPEND, |bytes| {
-        bytes.extend(ifinfo(index, None).as_slice());
-        PushLinkAttrs::new(bytes).nested_prop_list().push_alt_ifname_bytes(altname.as_bytes()).end_nested();
-    });
+pub(crate) fn add_altname_to(batch: &mut Batch, index: u32, another: &str) {
+    batch.push(RTM_NEWLINKPROP, MORE, |to| altname(to.raw(&ifinfo(index, None)), another));
 }
 
 const TC_H_INGRESS: u32 = 0xffff_fff1;
@@ -246,8 +241,13 @@ const INGRESS_HANDLE: u32 = 0xffff_0000;
 const TCA_KIND: u16 = 1;
 const TCA_OPTIONS: u16 = 2;
 
-fn tcm(index: u32, handle: u32, parent: u32, info: u32) -> Tcmsg {
-    Tcmsg { ifindex: index as i32, handle, parent, info, ..Tcmsg::default() }
+/// `struct tcmsg`.
+fn tcm(index: u32, handle: u32, parent: u32, info: u32) -> [u8; 20] {
+    let mut header = [0; 20];
+    for (place, number) in header[4..].chunks_mut(4).zip([index, handle, parent, info]) {
+        place.copy_from_slice(&number.to_ne_bytes());
+    }
+    header
 }
 
 /// Priority 1, every protocol.
@@ -257,22 +257,21 @@ fn every_frame() -> u32 {
 
 /// A place for ties on what a device receives. On a device that is up this waits for a grace period.
 pub(crate) fn ingress(batch: &mut Batch, index: u32) {
-    batch.push(RTM_NEWQDISC, CREATE | EXCL, |bytes| {
-        bytes.extend(tcm(index, INGRESS_HANDLE, TC_H_INGRESS, 0).as_slice());
-        attribute(bytes, TCA_KIND, b"ingress\0");
+    batch.push(RTM_NEWQDISC, NEW, |to| {
+        to.raw(&tcm(index, INGRESS_HANDLE, TC_H_INGRESS, 0)).text(TCA_KIND, "ingress");
     });
 }
 
 /// Ties a device to another: what it receives goes out of that one. It is a filter that matches all,
 /// which takes every frame before a bridge sees it.
 pub(crate) fn tie(batch: &mut Batch, index: u32, to: u32) {
-    push_tie(batch, CREATE | EXCL, 0, index, to);
+    push_tie(batch, NEW, 0, index, to);
 }
 
 /// The first rule of the first table, which a rule gets that is given no number of its own.
 const FIRST_NODE: u32 = 0x8000_0800;
 
-fn push_tie(batch: &mut Batch, flags: u16, handle: u32, index: u32, to: u32) {
+fn push_tie(batch: &mut Batch, flags: Flags, handle: u32, index: u32, to_index: u32) {
     const TCA_U32_SEL: u16 = 5;
     const TCA_U32_ACT: u16 = 7;
     const TC_U32_TERMINAL: u8 = 1;
@@ -281,43 +280,43 @@ fn push_tie(batch: &mut Batch, flags: u16, handle: u32, index: u32, to: u32) {
     const TCA_MIRRED_PARMS: u16 = 2;
     const TC_ACT_STOLEN: u32 = 4;
     const TCA_EGRESS_REDIR: u32 = 1;
-    batch.push(RTM_NEWTFILTER, flags, |bytes| {
-        bytes.extend(tcm(index, handle, INGRESS_HANDLE, every_frame()).as_slice());
-        attribute(bytes, TCA_KIND, b"u32\0");
-        nested(bytes, TCA_OPTIONS, |bytes| {
-            nested(bytes, TCA_U32_ACT, |bytes| {
-                nested(bytes, 1, |bytes| {
-                    attribute(bytes, TCA_ACT_KIND, b"mirred\0");
-                    nested(bytes, TCA_ACT_OPTIONS, |bytes| {
+    batch.push(RTM_NEWTFILTER, flags, |to| {
+        to.raw(&tcm(index, handle, INGRESS_HANDLE, every_frame())).text(TCA_KIND, "u32").nest(TCA_OPTIONS, |options| {
+            options.nest(TCA_U32_ACT, |actions| {
+                actions.nest(1, |action| {
+                    action.text(TCA_ACT_KIND, "mirred").nest(TCA_ACT_OPTIONS, |options| {
                         // index, capab, action, refcnt, bindcnt, eaction, ifindex
-                        let parms = [0, 0, TC_ACT_STOLEN, 0, 0, TCA_EGRESS_REDIR, to];
-                        attribute(bytes, TCA_MIRRED_PARMS, &parms.map(u32::to_ne_bytes).concat());
+                        let parms = [0, 0, TC_ACT_STOLEN, 0, 0, TCA_EGRESS_REDIR, to_index];
+                        options.put(TCA_MIRRED_PARMS, parms.map(u32::to_ne_bytes).as_flattened());
                     });
                 });
             });
             let mut no_keys = [0; 16];
             no_keys[0] = TC_U32_TERMINAL;
-            attribute(bytes, TCA_U32_SEL, &no_keys);
+            options.put(TCA_U32_SEL, &no_keys);
         });
     });
 }
 
 /// Ties a device that may be tied already, perhaps to what is no more: one tie takes the other's place at once.
 pub(crate) fn tie_again(batch: &mut Batch, index: u32, to: u32) {
-    push_tie(batch, CREATE, FIRST_NODE, index, to);
+    push_tie(batch, Flags::CREATE, FIRST_NODE, index, to);
 }
 
 /// Takes the tie off a device. The place for it stays: putting it there is what is dear.
 pub(crate) fn untie(batch: &mut Batch, index: u32) {
-    batch.push(RTM_DELTFILTER, 0, |bytes| {
-        bytes.extend(tcm(index, 0, INGRESS_HANDLE, every_frame()).as_slice());
+    batch.push(RTM_DELTFILTER, NONE, |to| {
+        to.raw(&tcm(index, 0, INGRESS_HANDLE, every_frame()));
     });
 }
 
-const IFLA_IFNAME: u16 = 3;
+fn text(attribute: &Attribute<'_>) -> String {
+    String::from_utf8_lossy(attribute.string_bytes()).into_owned()
+}
 
-fn text(value: &[u8]) -> String {
-    String::from_utf8_lossy(value).trim_end_matches('\0').to_owned()
+/// A number of four bytes; 0 if there are fewer.
+pub(crate) fn number(attribute: &Attribute<'_>) -> u32 {
+    attribute.leading_u32().unwrap_or(0)
 }
 
 /// What the kernel says about a netdev.
@@ -338,18 +337,11 @@ pub(crate) struct Link {
 impl Link {
     /// Reads an `RTM_NEWLINK` or `RTM_DELLINK`.
     pub(crate) fn read(message: &Message<'_>) -> Option<Self> {
-        const IFINFOMSG: usize = 16;
-        const IFLA_MTU: u16 = 4;
         const IFLA_LINK: u16 = 5;
         const IFLA_LINK_NETNSID: u16 = 37;
-        const IFLA_GROUP: u16 = 27;
-        if message.kind != RTM_NEWLINK && message.kind != RTM_DELLINK {
-            return None;
-        }
-        let header = message.body.get(..IFINFOMSG)?;
-        let flags = int(&header[8..12]) as u32;
+        let (index, flags, said) = about_link(message)?;
         let mut link = Self {
-            index: int(&header[4..8]) as u32,
+            index,
             name: String::new(),
             mtu: 0,
             up: flags & IFF_UP != 0,
@@ -359,14 +351,14 @@ impl Link {
             peer: None,
         };
         let (mut peer, mut netns) = (None, None);
-        for (kind, value) in Attributes(&message.body[IFINFOMSG..]) {
-            match kind {
-                IFLA_IFNAME => link.name = text(value),
-                IFLA_MTU => link.mtu = int(value) as u32,
-                IFLA_GROUP => link.group = int(value) as u32,
-                IFLA_MASTER => link.master = Some(int(value) as u32),
-                IFLA_LINK => peer = Some(int(value) as u32),
-                IFLA_LINK_NETNSID => netns = Some(int(value)),
+        for attribute in attributes(said).flatten() {
+            match attribute.kind {
+                IFLA_IFNAME => link.name = text(&attribute),
+                IFLA_MTU => link.mtu = number(&attribute),
+                IFLA_GROUP => link.group = number(&attribute),
+                IFLA_MASTER => link.master = Some(number(&attribute)),
+                IFLA_LINK => peer = Some(number(&attribute)),
+                IFLA_LINK_NETNSID => netns = Some(number(&attribute) as i32),
                 _ => {}
             }
         }
@@ -393,24 +385,19 @@ pub(crate) struct Netdev {
 impl Netdev {
     /// Reads an `RTM_NEWLINK` or `RTM_DELLINK`.
     pub(crate) fn read(message: &Message<'_>) -> Option<Self> {
-        const IFINFOMSG: usize = 16;
         const IFLA_INFO_SLAVE_KIND: u16 = 4;
-        if message.kind != RTM_NEWLINK && message.kind != RTM_DELLINK {
-            return None;
-        }
-        let header = message.body.get(..IFINFOMSG)?;
-        let mut netdev =
-            Self { index: int(&header[4..8]) as u32, up: int(&header[8..12]) as u32 & IFF_UP != 0, ..Self::default() };
-        for (kind, value) in Attributes(&message.body[IFINFOMSG..]) {
-            match kind {
-                IFLA_IFNAME => netdev.name = text(value),
-                IFLA_MASTER => netdev.master = Some(int(value) as u32),
+        let (index, flags, said) = about_link(message)?;
+        let mut netdev = Self { index, up: flags & IFF_UP != 0, ..Self::default() };
+        for attribute in attributes(said).flatten() {
+            match attribute.kind {
+                IFLA_IFNAME => netdev.name = text(&attribute),
+                IFLA_MASTER => netdev.master = Some(number(&attribute)),
                 IFLA_LINKINFO => {
-                    for (kind, value) in Attributes(value) {
-                        match kind {
-                            IFLA_INFO_KIND => netdev.kind = text(value),
-                            IFLA_INFO_DATA => netdev.data = value.to_vec(),
-                            IFLA_INFO_SLAVE_KIND => netdev.slave_kind = text(value),
+                    for info in attribute.nested().flatten() {
+                        match info.kind {
+                            IFLA_INFO_KIND => netdev.kind = text(&info),
+                            IFLA_INFO_DATA => netdev.data = info.value.to_vec(),
+                            IFLA_INFO_SLAVE_KIND => netdev.slave_kind = text(&info),
                             _ => {}
                         }
                     }
@@ -422,61 +409,69 @@ impl Netdev {
     }
 }
 
-fn netdev_of(socket: &mut Socket, body: impl FnOnce(&mut Vec<u8>)) -> io::Result<Option<Netdev>> {
+/// Of an `RTM_NEWLINK` or `RTM_DELLINK` the netdev's number, its flags, and the attributes.
+fn about_link<'a>(message: &Message<'a>) -> Option<(u32, u32, &'a [u8])> {
+    if message.header.kind != RTM_NEWLINK && message.header.kind != RTM_DELLINK {
+        return None;
+    }
+    let said = message.after(IFINFOMSG)?;
+    Some((u32_at(message.payload(), 4)?, u32_at(message.payload(), 8)?, said))
+}
+
+fn netdev_of(socket: &mut Socket, body: impl FnOnce(&mut Builder)) -> io::Result<Option<Netdev>> {
     let mut found = None;
     match socket.get(RTM_GETLINK, body, |message| found = Netdev::read(message)) {
-        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+        Err(error) if errno_of(&error) == Errno::NODEV => Ok(None),
         outcome => outcome.map(|()| found),
     }
 }
 
 /// One netdev and what it is in, if there is one of that number.
 pub(crate) fn netdev(socket: &mut Socket, index: u32) -> io::Result<Option<Netdev>> {
-    netdev_of(socket, |bytes| without_statistics(bytes, index))
+    netdev_of(socket, |to| without_statistics(to, index))
 }
 
 /// The same by its name.
 pub(crate) fn netdev_named(socket: &mut Socket, name: &str) -> io::Result<Option<Netdev>> {
-    netdev_of(socket, |bytes| {
-        without_statistics(bytes, 0);
-        PushLinkAttrs::new(bytes).push_ifname_bytes(name.as_bytes());
+    netdev_of(socket, |to| {
+        without_statistics(to, 0);
+        to.text(IFLA_IFNAME, name);
     })
 }
 
 /// Every netdev that is in another. Kernels that know the attribute give no others; no kernel is relied on
 /// for that.
 pub(crate) fn netdevs_in(socket: &mut Socket, master: u32) -> io::Result<Vec<Netdev>> {
-    let ask = |bytes: &mut Vec<u8>| {
-        without_statistics(bytes, 0);
-        attribute(bytes, IFLA_MASTER, &master.to_ne_bytes());
+    let ask = |to: &mut Builder| {
+        without_statistics(to, 0);
+        to.u32(IFLA_MASTER, master);
     };
     let all = socket.dump(RTM_GETLINK, ask, Netdev::read)?;
     Ok(all.into_iter().filter(|netdev| netdev.master == Some(master)).collect())
 }
 
-fn without_statistics(bytes: &mut Vec<u8>, index: u32) {
+fn without_statistics(to: &mut Builder, index: u32) {
     const IFLA_EXT_MASK: u16 = 29;
     const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
-    bytes.extend(ifinfo(index, None).as_slice());
-    attribute(bytes, IFLA_EXT_MASK, &RTEXT_FILTER_SKIP_STATS.to_ne_bytes());
+    to.raw(&ifinfo(index, None)).u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS);
 }
 
 /// Has the kernel act on a netdev's carrier now. It does so by itself, a hundred netdevs at a time, and
 /// until it has, the netdev drops what it is given; asking about a netdev makes it its turn.
 pub(crate) fn settle_carrier(batch: &mut Batch, index: u32) {
-    batch.push(RTM_GETLINK, 0, |bytes| without_statistics(bytes, index));
+    batch.push(RTM_GETLINK, NONE, |to| without_statistics(to, index));
 }
 
 /// One netdev.
 pub(crate) fn link(socket: &mut Socket, index: u32) -> io::Result<Link> {
     let mut found = None;
-    socket.get(RTM_GETLINK, |bytes| without_statistics(bytes, index), |message| found = Link::read(message))?;
-    found.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
+    socket.get(RTM_GETLINK, |to| without_statistics(to, index), |message| found = Link::read(message))?;
+    found.ok_or_else(|| Errno::NODEV.into())
 }
 
 /// Every netdev of a namespace.
 pub(crate) fn links(socket: &mut Socket) -> io::Result<Vec<Link>> {
-    socket.dump(RTM_GETLINK, |bytes| without_statistics(bytes, 0), Link::read)
+    socket.dump(RTM_GETLINK, |to| without_statistics(to, 0), Link::read)
 }
 
 /// The id by which the socket's namespace knows another, if it does.
@@ -487,13 +482,12 @@ pub(crate) fn netns_id(socket: &mut Socket, netns: &File) -> io::Result<Option<i
     let mut id = None;
     socket.get(
         RTM_GETNSID,
-        |bytes| {
-            bytes.extend([0; RTGENMSG]);
-            attribute(bytes, NETNSA_FD, &netns.as_raw_fd().to_ne_bytes());
+        |to| {
+            to.raw(&[0; RTGENMSG]).u32(NETNSA_FD, netns.as_raw_fd() as u32);
         },
         |message| {
-            let attributes = message.body.get(RTGENMSG..).unwrap_or_default();
-            id = Attributes(attributes).find(|(kind, _)| *kind == NETNSA_NSID).map(|(_, v)| int(v));
+            let nsid = find(message.after(RTGENMSG).unwrap_or_default(), NETNSA_NSID);
+            id = nsid.map(|nsid| number(&nsid) as i32);
         },
     )?;
     Ok(id.filter(|id| *id >= 0))

@@ -7,10 +7,11 @@ use std::io;
 use eswitch::card::{CardError, OnRename, Resource};
 use eswitch::names::{self, NetdevName};
 use eswitch::{CardConfig, MacAddr, PfIndex, RepType, Vport};
+use netlink::{Errno, errno_of, strerror, without_number};
 
 use crate::adopt::Inventory;
 use crate::layout::{DOOMED, Inside, Slot};
-use crate::netlink::{Batch, Failure, Socket};
+use crate::socket::{Batch, Failure, Socket};
 use crate::{netns, request};
 
 /// Where the other end of a PF's wire is.
@@ -164,7 +165,7 @@ impl State {
     /// # Errors
     /// There is no such pair.
     pub(crate) fn locate(&mut self, near: u32) -> io::Result<(Whereabouts, u32)> {
-        let gone = || io::Error::from_raw_os_error(libc::ENODEV);
+        let gone = || io::Error::from(Errno::NODEV);
         let (outer, id) = request::link(&mut self.card, near)?.peer.ok_or_else(gone)?;
         let id = id.ok_or_else(gone)?;
         if request::netns_id(&mut self.card, &self.home)? == Some(id) {
@@ -195,7 +196,7 @@ impl State {
             Whereabouts::Unnamed => {
                 return Err(CardError::Kernel {
                     call: call.to_owned(),
-                    errno: libc::ENOENT,
+                    errno: Errno::NOENT.raw_os_error(),
                     text: "the netdev is in a network namespace without a name".to_owned(),
                     hint: "; move it back, or name the namespace with `ip netns attach`".to_owned(),
                 });
@@ -282,26 +283,24 @@ impl State {
 
 /// What the kernel's refusal means.
 pub(crate) fn refused(call: &str, failure: &Failure, name: Option<&NetdevName>) -> CardError {
-    const EXFULL: i32 = 54;
     let hint = match failure.errno {
-        libc::EEXIST if name.is_some() => {
+        Errno::EXIST if name.is_some() => {
             let name = name.map(|n| n.name.clone()).unwrap_or_default();
             return CardError::NameTaken { name };
         }
-        EXFULL => {
+        Errno::XFULL => {
             let text = format!("{call}: a Linux bridge takes 1023 ports and this one has them; ask for fewer VFs");
             return CardError::Full(text);
         }
-        libc::EPERM | libc::EACCES => "; this takes root, or a place made without root",
-        libc::EOPNOTSUPP => "; the kernel needs veth, bridge, sch_ingress, cls_u32 and act_mirred, perhaps as modules",
-        libc::ENOBUFS | libc::ENOMEM => "; the kernel is out of memory for this: try with fewer",
+        Errno::PERM | Errno::ACCESS => "; this takes root, or a place made without root",
+        Errno::OPNOTSUPP => "; the kernel needs veth, bridge, sch_ingress, cls_u32 and act_mirred, perhaps as modules",
+        Errno::NOBUFS | Errno::NOMEM => "; the kernel is out of memory for this: try with fewer",
         _ => "",
     };
-    let error = io::Error::from_raw_os_error(failure.errno);
     CardError::Kernel {
         call: call.to_owned(),
-        errno: failure.errno,
-        text: if failure.message.is_empty() { words(&error) } else { failure.message.clone() },
+        errno: failure.errno.raw_os_error(),
+        text: if failure.message.is_empty() { strerror(failure.errno) } else { failure.message.clone() },
         hint: hint.to_owned(),
     }
 }
@@ -310,18 +309,12 @@ pub(crate) fn refused(call: &str, failure: &Failure, name: Option<&NetdevName>) 
 pub(crate) fn refused_io(call: &str, error: &io::Error) -> CardError {
     CardError::Kernel {
         call: call.to_owned(),
-        errno: error.raw_os_error().unwrap_or(libc::EIO),
-        text: words(error),
+        errno: errno_of(error).raw_os_error(),
+        text: without_number(error),
         hint: if error.kind() == io::ErrorKind::NotFound {
             "; `ip netns list` shows the namespaces that have names".to_owned()
         } else {
             String::new()
         },
     }
-}
-
-/// An error's words without its number, which goes beside them.
-pub(crate) fn words(error: &io::Error) -> String {
-    let text = error.to_string();
-    text.split(" (os error").next().unwrap_or(&text).to_owned()
 }

@@ -10,6 +10,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use netlink::{Errno, errno_of};
+
 /// One instruction of a classic BPF socket filter.
 pub(crate) type FilterOp = libc::sock_filter;
 
@@ -118,7 +120,7 @@ pub(crate) fn owns(namespace: &File) -> io::Result<bool> {
         // SAFETY: the descriptor is new, so nobody else owns it.
         Ok(fd) => drop(unsafe { OwnedFd::from_raw_fd(fd) }),
         // It is out of this one's sight, as ioctl_ns(2) says.
-        Err(error) if error.raw_os_error() == Some(libc::EPERM) => return Ok(false),
+        Err(error) if errno_of(&error) == Errno::PERM => return Ok(false),
         Err(error) => return Err(error),
     }
     Ok(true)

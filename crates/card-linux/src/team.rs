@@ -6,8 +6,10 @@ use std::io;
 use eswitch::PfIndex;
 use eswitch::lag::TxType;
 
-use crate::netlink::{Attributes, Socket, int};
-use crate::request::attribute;
+use netlink::{GENL_HEADER, attributes, find};
+
+use crate::request::number;
+use crate::socket::Socket;
 
 /// The family of families.
 const CONTROLLER: u16 = 16;
@@ -24,9 +26,6 @@ const TEAM_ATTR_LIST_OPTION: u16 = 2;
 const TEAM_ATTR_OPTION_NAME: u16 = 1;
 const TEAM_ATTR_OPTION_DATA: u16 = 4;
 
-/// Command, version, nothing.
-const GENLMSGHDR: usize = 4;
-
 /// What of a team counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Team {
@@ -41,33 +40,28 @@ struct Family {
     changes: Option<u32>,
 }
 
-fn header(bytes: &mut Vec<u8>, command: u8) {
-    bytes.extend([command, 1, 0, 0]);
-}
-
 impl Family {
     fn find(socket: &mut Socket) -> io::Result<Self> {
         let mut family = Self::default();
         socket.get(
             CONTROLLER,
-            |bytes| {
-                header(bytes, CTRL_CMD_GETFAMILY);
-                attribute(bytes, CTRL_ATTR_FAMILY_NAME, b"team\0");
+            |to| {
+                to.genl(CTRL_CMD_GETFAMILY, 1).text(CTRL_ATTR_FAMILY_NAME, "team");
             },
-            |message| family.read(message.body.get(GENLMSGHDR..).unwrap_or_default()),
+            |message| family.read(message.after(GENL_HEADER).unwrap_or_default()),
         )?;
         Ok(family)
     }
 
-    fn read(&mut self, attributes: &[u8]) {
-        for (kind, value) in Attributes(attributes) {
-            match kind {
-                CTRL_ATTR_FAMILY_ID => self.id = value.first_chunk().map_or(0, |b| u16::from_ne_bytes(*b)),
+    fn read(&mut self, said: &[u8]) {
+        for attribute in attributes(said).flatten() {
+            match attribute.kind {
+                CTRL_ATTR_FAMILY_ID => self.id = attribute.leading_u16().unwrap_or(0),
                 CTRL_ATTR_MCAST_GROUPS => {
-                    for (_, group) in Attributes(value) {
-                        let of = |wanted| Attributes(group).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
-                        if of(CTRL_ATTR_MCAST_GRP_NAME) == Some(b"change_event\0") {
-                            self.changes = of(CTRL_ATTR_MCAST_GRP_ID).map(|id| int(id) as u32);
+                    for group in attribute.nested().flatten() {
+                        let name = find(group.value, CTRL_ATTR_MCAST_GRP_NAME);
+                        if name.and_then(|name| name.string()) == Some("change_event") {
+                            self.changes = find(group.value, CTRL_ATTR_MCAST_GRP_ID).map(|id| number(&id));
                         }
                     }
                 }
@@ -98,24 +92,21 @@ impl Team {
         let mut team = Self::default();
         socket.get(
             family,
-            |bytes| {
-                header(bytes, TEAM_CMD_OPTIONS_GET);
-                attribute(bytes, TEAM_ATTR_TEAM_IFINDEX, &index.to_ne_bytes());
+            |to| {
+                to.genl(TEAM_CMD_OPTIONS_GET, 1).u32(TEAM_ATTR_TEAM_IFINDEX, index);
             },
-            |message| team.read(message.body.get(GENLMSGHDR..).unwrap_or_default()),
+            |message| team.read(message.after(GENL_HEADER).unwrap_or_default()),
         )?;
         Ok(team)
     }
 
-    fn read(&mut self, attributes: &[u8]) {
-        let lists = Attributes(attributes).filter(|(kind, _)| *kind == TEAM_ATTR_LIST_OPTION);
-        for (_, option) in lists.flat_map(|(_, list)| Attributes(list)) {
-            let of = |wanted| Attributes(option).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
-            match (of(TEAM_ATTR_OPTION_NAME), of(TEAM_ATTR_OPTION_DATA)) {
-                (Some(b"mode\0"), Some(data)) => {
-                    self.mode = String::from_utf8_lossy(data).trim_end_matches('\0').to_owned();
-                }
-                (Some(b"activeport\0"), Some(data)) => self.active = Some(int(data) as u32),
+    fn read(&mut self, said: &[u8]) {
+        let lists = attributes(said).flatten().filter(|attribute| attribute.kind == TEAM_ATTR_LIST_OPTION);
+        for option in lists.flat_map(|list| list.nested().flatten()) {
+            let name = find(option.value, TEAM_ATTR_OPTION_NAME).and_then(|name| name.string());
+            match (name, find(option.value, TEAM_ATTR_OPTION_DATA)) {
+                (Some("mode"), Some(data)) => self.mode = data.string().unwrap_or_default().to_owned(),
+                (Some("activeport"), Some(data)) => self.active = Some(number(&data)),
                 _ => {}
             }
         }
@@ -138,11 +129,11 @@ mod tests {
     #[test]
     fn what_a_kernel_said_of_a_team_is_understood() {
         let mut family = Family::default();
-        family.read(&include_bytes!("recorded/team-family.bin")[GENLMSGHDR..]);
+        family.read(&include_bytes!("recorded/team-family.bin")[GENL_HEADER..]);
         assert_eq!(family.id, 32);
         assert!(family.changes.is_some());
         let mut team = Team::default();
-        team.read(&include_bytes!("recorded/team-activebackup.bin")[GENLMSGHDR..]);
+        team.read(&include_bytes!("recorded/team-activebackup.bin")[GENL_HEADER..]);
         assert_eq!(team, Team { mode: "activebackup".to_owned(), active: Some(4) });
         assert_eq!(team.tx(|index| (index == 4).then_some(PfIndex(1))), TxType::ActiveBackup(Some(PfIndex(1))));
         let of = |mode: &str| Team { mode: mode.to_owned(), active: None }.tx(|_| None);

@@ -25,10 +25,11 @@ use eswitch::Vport;
 use eswitch::card::{Create, Refusal, Resource};
 use eswitch::lock_order::CardState;
 use lockdep::{Deadline, Domain, Mutex, OnReport};
+use netlink::{Errno, errno_of};
 
 use crate::layout::{Inside, Slot};
-use crate::netlink::{BackOff, Batch, Socket};
 use crate::request::{self, Link, OUTER_MTU, RTM_DELLINK, RTM_NEWLINK};
+use crate::socket::{BackOff, Batch, Socket};
 use crate::state::{State, Wire};
 use crate::sys::{self, FilterOp};
 
@@ -152,14 +153,14 @@ impl Events {
         // Outside first: whatever is heard there of a representor, its inner end was heard of before.
         events.lost = outside.drain(|message| {
             let Some(link) = Link::read(message) else { return };
-            match message.kind {
+            match message.header.kind {
                 RTM_NEWLINK => drop(events.outers.insert(link.index, link)),
                 _ => drop(events.outers.remove(&link.index)),
             }
         })?;
         events.lost |= inside.drain(|message| {
             let Some(link) = Link::read(message) else { return };
-            match (message.kind, Inside::of(link.index)) {
+            match (message.header.kind, Inside::of(link.index)) {
                 (RTM_DELLINK, Some(gone)) => events.gone.push(gone),
                 (RTM_NEWLINK, Some(Inside::Inner(slot))) => drop(events.inners.insert(slot, link)),
                 _ => {}
@@ -337,7 +338,7 @@ impl State {
     /// Whether a netdev inside the card is not there any more. That it cannot be looked at does not say so, and it may
     /// be in use.
     fn has_gone(&mut self, index: u32) -> bool {
-        request::link(&mut self.card, index).is_err_and(|error| error.raw_os_error() == Some(libc::ENODEV))
+        request::link(&mut self.card, index).is_err_and(|error| errno_of(&error) == Errno::NODEV)
     }
 
     /// Whoever deletes the other end of a wire has unplugged it.

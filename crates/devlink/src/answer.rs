@@ -4,15 +4,15 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicBool;
 
 use eswitch::Touched;
+use netlink::{BuildError, Builder, Datagram, Errno, Flags, GENL_HEADER, Header, NLMSG_MIN_TYPE, messages};
 
 use crate::card::{Cx, Served};
 use crate::command::{COMMANDS, Command};
 use crate::eswitch_family;
-use crate::numbers::{CONTROL, ack, command, control};
-use crate::refusal::{Refusal, errno};
+use crate::numbers::{CONTROL, command, control};
+use crate::refusal::Refusal;
 use crate::request::Attributes;
 use crate::told;
-use crate::wire::{self, Builder, GENL_HEADER, Header};
 
 /// The number of the devlink family here.
 pub const DEVLINK: u16 = 21;
@@ -40,20 +40,25 @@ pub struct Reply<'a> {
     family: u16,
     header: Header,
     /// The datagram that is being filled.
-    builder: &'a mut Builder,
+    datagram: &'a mut Datagram,
+    /// Why a message could not be added, of the first that could not.
+    failed: Option<BuildError>,
     sink: &'a mut dyn Sink,
 }
 
 impl Reply<'_> {
-    /// Adds a generic netlink message.
+    /// Adds a generic netlink message. If one cannot be built, the answer is an error.
     pub fn add(&mut self, command: u8, fill: impl FnOnce(&mut Builder)) {
-        if self.builder.len() >= DATAGRAM {
+        if self.datagram.len() >= DATAGRAM {
             self.flush();
         }
-        let flags = if self.header.is_dump() { wire::MULTI } else { 0 };
-        self.builder.begin(self.family, flags, self.header.sequence, self.header.port).genl(command, VERSION);
-        fill(self.builder);
-        self.builder.end();
+        let flags = if self.header.is_dump() { Flags::MULTI } else { Flags::empty() };
+        let header = Header::new(self.family, flags, self.header.sequence, self.header.port);
+        let added = self.datagram.message(header, |to| {
+            to.genl(command, VERSION);
+            fill(to);
+        });
+        self.failed = self.failed.or(added.err());
     }
 
     /// Gives a descriptor along with what is added next.
@@ -62,37 +67,26 @@ impl Reply<'_> {
     }
 
     fn flush(&mut self) {
-        if !self.builder.is_empty() {
-            self.sink.send(self.builder.bytes());
-            self.builder.clear();
+        if !self.datagram.is_empty() {
+            self.sink.send(self.datagram.bytes());
+            self.datagram.clear();
         }
     }
 
     /// The end of a dump.
     fn done(&mut self) {
-        self.builder.begin(wire::DONE, wire::MULTI, self.header.sequence, self.header.port);
-        self.builder.raw(&0i32.to_ne_bytes()).end();
+        self.datagram.done(&self.header, self.header.port);
         self.flush();
     }
 
     /// An error, or an acknowledgement if there is none.
     fn acknowledge(&mut self, refusal: Option<&Refusal>) {
-        let none = Refusal::default();
-        let refusal = refusal.unwrap_or(&none);
-        let tells = refusal.message.is_some() || refusal.offset.is_some() || refusal.missing.is_some();
-        let flags = wire::CAPPED | if tells { wire::ACK_TLVS } else { 0 };
-        self.builder.begin(wire::ERROR, flags, self.header.sequence, self.header.port);
-        self.builder.raw(&(-refusal.errno).to_ne_bytes()).header(&self.header);
-        if let Some(message) = &refusal.message {
-            self.builder.text(ack::MESSAGE, message);
-        }
-        if let Some(offset) = refusal.offset {
-            self.builder.u32(ack::OFFSET, offset);
-        }
-        if let Some(missing) = refusal.missing {
-            self.builder.u32(ack::MISSING, missing.into());
-        }
-        self.builder.end();
+        let outcome = refusal.map_or(Ok(()), |refusal| Err(refusal.errno));
+        self.datagram.ack_capped(&self.header, self.header.port, outcome, |to| {
+            if let Some(refusal) = refusal {
+                refusal.ext_ack().write(to);
+            }
+        });
         self.flush();
     }
 }
@@ -117,37 +111,38 @@ pub trait Sink {
 
 /// Answers every message of a datagram.
 pub fn answer(served: &Served, cx: Cx<'_, '_>, peer: &Peer, bytes: &[u8], sink: &mut dyn Sink) {
-    let mut builder = Builder::default();
-    for (header, payload) in wire::messages(bytes) {
+    let mut datagram = Datagram::default();
+    for message in messages(bytes) {
+        let (header, payload) = (message.header, message.payload());
         // Nobody answers what is no request.
-        if header.flags & wire::REQUEST == 0 {
+        if !header.flags.contains(Flags::REQUEST) {
             continue;
         }
         // Thousands of dumps fit into a datagram.
         if header.is_dump() && sink.is_gone() {
             continue;
         }
-        let mut reply = Reply { family: header.kind, header, builder: &mut builder, sink };
+        let mut reply = Reply { family: header.kind, header, datagram: &mut datagram, failed: None, sink };
         let before = served.card.engine().changes();
         let done = match header.kind {
-            kind if kind < wire::MIN_TYPE => Ok(()),
+            kind if kind < NLMSG_MIN_TYPE => Ok(()),
             CONTROL => control(payload, &mut reply),
             DEVLINK => devlink(served, cx, peer, payload, &mut reply),
             ESWITCH => eswitch_family::answer(served, cx, peer, payload, &mut reply),
-            _ => Err(Refusal::bare(errno::ENOENT)),
+            _ => Err(Refusal::bare(Errno::NOENT)),
         };
         let touched = match served.card.engine().changes() == before {
             true => Touched::Nothing,
             false => touched(served, header.kind, payload),
         };
         reply.sink.done(cx, touched);
-        match done {
-            Ok(()) if header.is_dump() && header.kind >= wire::MIN_TYPE => reply.done(),
+        match done.and(reply.failed.map_or(Ok(()), |error| Err(error.into()))) {
+            Ok(()) if header.is_dump() && header.kind >= NLMSG_MIN_TYPE => reply.done(),
             // In one datagram with the answer: who asks is woken once.
-            Ok(()) if header.flags & wire::ACK != 0 => reply.acknowledge(None),
+            Ok(()) if header.flags.contains(Flags::ACK) => reply.acknowledge(None),
             Ok(()) => reply.flush(),
             Err(refusal) => {
-                reply.builder.clear();
+                reply.datagram.clear();
                 reply.acknowledge(Some(&refusal));
             }
         }
@@ -172,17 +167,17 @@ fn touched(served: &Served, kind: u16, payload: &[u8]) -> Touched {
 
 /// Answers a message that was cut off because it is too long.
 pub fn answer_too_long(bytes: &[u8], sink: &mut dyn Sink) {
-    let mut builder = Builder::default();
-    let header = wire::header(bytes).unwrap_or_default();
-    let mut reply = Reply { family: header.kind, header, builder: &mut builder, sink };
-    reply.acknowledge(Some(&Refusal::new(errno::EMSGSIZE, "the message is too long for this socket")));
+    let mut datagram = Datagram::default();
+    let header = Header::parse(bytes).unwrap_or_default();
+    let mut reply = Reply { family: header.kind, header, datagram: &mut datagram, failed: None, sink };
+    reply.acknowledge(Some(&Refusal::new(Errno::MSGSIZE, "the message is too long for this socket")));
 }
 
 /// A message's command, and its attributes.
 pub(crate) fn split(payload: &[u8]) -> Result<(u8, &[u8]), Refusal> {
     match payload.split_at_checked(GENL_HEADER) {
         Some(([command, ..], attributes)) => Ok((*command, attributes)),
-        _ => Err(Refusal::bare(errno::EINVAL)),
+        _ => Err(Refusal::bare(Errno::INVAL)),
     }
 }
 
@@ -191,14 +186,14 @@ fn devlink(served: &Served, cx: Cx<'_, '_>, peer: &Peer, payload: &[u8], reply: 
     let Some(found) = COMMANDS.iter().find(|command| command.number == number) else {
         return Err(match number {
             1..=command::MAX => Refusal::unsupported("this card does not support that devlink command"),
-            _ => Refusal::bare(errno::EOPNOTSUPP),
+            _ => Refusal::bare(Errno::OPNOTSUPP),
         });
     };
     if found.admin && !peer.may_change {
-        return Err(Refusal::bare(errno::EPERM));
+        return Err(Refusal::bare(Errno::PERM));
     }
     let handler = if reply.header.is_dump() { found.all } else { found.one };
-    let Some(handler) = handler else { return Err(Refusal::bare(errno::EOPNOTSUPP)) };
+    let Some(handler) = handler else { return Err(Refusal::bare(Errno::OPNOTSUPP)) };
     let asked = Attributes::of_request(attributes, found.allowed)?;
     let outcome = handler(served, cx, &asked, reply);
     match found.admin {
@@ -228,10 +223,10 @@ fn control(payload: &[u8], reply: &mut Reply<'_>) -> Result<(), Refusal> {
     let asked = Attributes::of_request(attributes, &[control::FAMILY_ID, control::FAMILY_NAME])?;
     let (id, name) = (asked.u16(control::FAMILY_ID)?, asked.text(control::FAMILY_NAME)?);
     if id.is_none() && name.is_none() {
-        return Err(Refusal::bare(errno::EINVAL));
+        return Err(Refusal::bare(Errno::INVAL));
     }
     let is_meant = |family: &&(&str, u16, _)| id.is_none_or(|id| id == family.1) && name.is_none_or(|n| n == family.0);
-    let (.., tell) = families.iter().find(is_meant).ok_or(Refusal::bare(errno::ENOENT))?;
+    let (.., tell) = families.iter().find(is_meant).ok_or(Refusal::bare(Errno::NOENT))?;
     tell(reply);
     Ok(())
 }
@@ -282,4 +277,36 @@ fn tell_devlink(reply: &mut Reply<'_>) {
     };
     let operations: Vec<(u8, u32)> = COMMANDS.iter().map(|command| (command.number, flags(command))).collect();
     tell_family(reply, ("devlink", DEVLINK, VERSION.into()), 180, &operations, &[("config", CONFIG_GROUP)]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Nobody;
+
+    impl Sink for Nobody {
+        fn send(&mut self, _: &[u8]) {}
+
+        fn done(&mut self, _: Cx<'_, '_>, _: Touched) {}
+    }
+
+    #[test]
+    fn a_message_that_cannot_be_built_makes_an_error_of_the_answer() {
+        // Given an answer of three messages,
+        let (mut datagram, mut sink) = (Datagram::default(), Nobody);
+        let header = Header::default();
+        let mut reply = Reply { family: DEVLINK, header, datagram: &mut datagram, failed: None, sink: &mut sink };
+        // when the second is longer than an attribute can be,
+        for length in [1, 70_000, 1] {
+            reply.add(1, |to| {
+                to.nest(2, |to| {
+                    to.put(3, &vec![0; length / 2]).put(4, &vec![0; length / 2]);
+                });
+            });
+        }
+        // then nothing of it is there, and the answer is to be EMSGSIZE.
+        let failed = reply.failed.map(|error| Refusal::from(error).errno);
+        assert_eq!((messages(datagram.bytes()).count(), failed), (2, Some(Errno::MSGSIZE)));
+    }
 }

@@ -7,8 +7,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use control::{Command, Reply};
+use netlink::{Awaited, BuildError, Builder, Errno, Flags, Header, Message, Part, attributes, message, messages};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     self, AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags,
@@ -17,10 +17,8 @@ use rustix::net::{
 
 use crate::answer::{ESWITCH, VERSION};
 use crate::eswitch_family;
-use crate::numbers::ack;
 use crate::refusal::Refusal;
 use crate::shared::ViewReader;
-use crate::wire::{self, Builder, GENL_HEADER, HEADER, attributes, messages};
 
 /// Bytes of a datagram from the server at most; a message with a long list in it is one.
 const DATAGRAM_MAX: usize = 256 * 1024;
@@ -46,7 +44,7 @@ pub struct Client {
 pub struct Answered {
     /// Its generic netlink command.
     pub command: u8,
-    /// Its attributes, to be read with [`attributes`].
+    /// Its attributes, to be read with [`netlink::attributes`].
     pub attributes: Vec<u8>,
 }
 
@@ -62,8 +60,11 @@ pub enum ClientError {
         source: io::Error,
     },
     /// The card refuses.
-    #[error("{}", .0.message.clone().unwrap_or_else(|| io::Error::from_raw_os_error(.0.errno).to_string()))]
+    #[error("{}", .0.message.clone().unwrap_or_else(|| io::Error::from(.0.errno).to_string()))]
     Refused(Refusal),
+    /// The request cannot be built.
+    #[error("the request: {0}")]
+    Unbuilt(#[from] BuildError),
     /// The connection broke.
     #[error("the connection to the card: {0}")]
     Broken(#[from] io::Error),
@@ -135,36 +136,57 @@ impl Client {
         Self { socket, until: None, sequence: 0, buffer: vec![0; DATAGRAM_MAX], file: None }
     }
 
-    /// Asks, and waits for all of the answer. `flags`: [`wire::DUMP`] or none.
+    /// Asks for one thing, or for something to be done, and waits for all of the answer.
     ///
     /// # Errors
-    /// The card refuses, or has gone.
+    /// The request is too long; the card refuses, or has gone.
     pub fn ask(
         &mut self,
         family: u16,
         command: u8,
-        flags: u16,
+        fill: impl FnOnce(&mut Builder),
+    ) -> Result<Vec<Answered>, ClientError> {
+        self.request(family, command, Flags::empty(), fill)
+    }
+
+    /// Asks for everything of a kind, and waits for all of the answer.
+    ///
+    /// # Errors
+    /// As for [`ask`](Self::ask).
+    pub fn dump(
+        &mut self,
+        family: u16,
+        command: u8,
+        fill: impl FnOnce(&mut Builder),
+    ) -> Result<Vec<Answered>, ClientError> {
+        self.request(family, command, Flags::DUMP, fill)
+    }
+
+    fn request(
+        &mut self,
+        family: u16,
+        command: u8,
+        flags: Flags,
         fill: impl FnOnce(&mut Builder),
     ) -> Result<Vec<Answered>, ClientError> {
         self.sequence = self.sequence.wrapping_add(1);
-        let mut request = Builder::default();
-        request.begin(family, wire::REQUEST | wire::ACK | flags, self.sequence, 0).genl(command, VERSION);
-        fill(&mut request);
-        request.end();
-        limited(&self.socket, Timeout::Send, self.until, || {
-            net::send(&self.socket, request.bytes(), SendFlags::NOSIGNAL)
+        let header = Header::new(family, Flags::REQUEST | Flags::ACK | flags, self.sequence, 0);
+        let request = message(header, |to| {
+            to.genl(command, VERSION);
+            fill(to);
         })?;
-        let mut answers = Vec::new();
+        limited(&self.socket, Timeout::Send, self.until, || net::send(&self.socket, &request, SendFlags::NOSIGNAL))?;
+        let (mut awaited, mut answers) = (Awaited::new(self.sequence), Vec::new());
         loop {
             let length = self.receive()?;
-            for (header, payload) in messages(&self.buffer[..length]) {
-                if header.sequence != self.sequence {
-                    continue;
-                }
-                match header.kind {
-                    wire::DONE => return Ok(answers),
-                    wire::ERROR => return outcome(payload).map(|()| answers),
-                    _ => answers.extend(answered(payload)),
+            for message in messages(&self.buffer[..length]) {
+                match awaited.read(message) {
+                    Part::Data(message) => answers.extend(answered(&message)),
+                    Part::End(outcome) => {
+                        let refused = |errno| ClientError::Refused(Refusal::received(errno, outcome.ext_ack()));
+                        return outcome.result.map(|()| answers).map_err(refused);
+                    }
+                    Part::Other => {}
                 }
             }
         }
@@ -176,7 +198,7 @@ impl Client {
     /// The card refuses, as one of an older version does, or has gone.
     pub fn share(&mut self) -> Result<ViewReader, ClientError> {
         self.file = None;
-        self.ask(ESWITCH, eswitch_family::SHARE, 0, |_| {})?;
+        self.ask(ESWITCH, eswitch_family::SHARE, |_| {})?;
         let file = self.file.take().ok_or(io::Error::from(io::ErrorKind::InvalidData))?;
         Ok(ViewReader::new(file))
     }
@@ -186,10 +208,10 @@ impl Client {
     /// # Errors
     /// The card refuses, or has gone; or its answer makes no sense.
     pub fn perform(&mut self, command: &Command) -> Result<Reply, ClientError> {
-        let answers = self.ask(ESWITCH, eswitch_family::PERFORM, 0, |to| {
+        let answers = self.ask(ESWITCH, eswitch_family::PERFORM, |to| {
             to.put(eswitch_family::COMMAND, &command.encode()).u32(eswitch_family::VERSION, control::VERSION);
         })?;
-        let attributes = answers.iter().flat_map(|answer| wire::attributes(&answer.attributes).flatten());
+        let attributes = answers.iter().flat_map(|answer| attributes(&answer.attributes).flatten());
         let mut replies = attributes.filter(|attribute| attribute.kind == eswitch_family::REPLY);
         match replies.next() {
             None => Ok(Reply::Done),
@@ -215,7 +237,7 @@ impl Client {
     /// The card has gone.
     pub fn told(&mut self) -> Result<Vec<Answered>, ClientError> {
         let length = self.receive()?;
-        Ok(messages(&self.buffer[..length]).filter_map(|(_, payload)| answered(payload)).collect())
+        Ok(messages(&self.buffer[..length]).filter_map(|message| answered(&message)).collect())
     }
 
     /// Receives a datagram, and what came along with it, if something did.
@@ -250,25 +272,7 @@ impl Client {
     }
 }
 
-fn answered(payload: &[u8]) -> Option<Answered> {
-    let (head, attributes) = payload.split_at_checked(GENL_HEADER)?;
-    Some(Answered { command: *head.first()?, attributes: attributes.to_vec() })
-}
-
-/// What an acknowledgement says.
-fn outcome(payload: &[u8]) -> Result<(), ClientError> {
-    let number = payload.first_chunk::<4>().map_or(-5, |bytes| i32::from_ne_bytes(*bytes));
-    if number == 0 {
-        return Ok(());
-    }
-    let mut refusal = Refusal::bare(number.saturating_neg());
-    for attribute in attributes(payload.get(4 + HEADER..).unwrap_or_default()).flatten() {
-        match attribute.kind {
-            ack::MESSAGE => refusal.message = attribute.text().map(str::to_owned),
-            ack::OFFSET => refusal.offset = attribute.u32(),
-            ack::MISSING => refusal.missing = attribute.u32().and_then(|kind| kind.try_into().ok()),
-            _ => {}
-        }
-    }
-    Err(ClientError::Refused(refusal))
+fn answered(message: &Message<'_>) -> Option<Answered> {
+    let (genl, attributes) = message.genl()?;
+    Some(Answered { command: genl.command, attributes: attributes.to_vec() })
 }

@@ -5,15 +5,15 @@ use std::sync::atomic::Ordering;
 
 use ::control::{Command, Failure, Reply as Done};
 use eswitch::Touched;
+use netlink::{Errno, attributes};
 
 use crate::answer::{CONFIG_GROUP, ESWITCH, Peer, Reply, split, tell_family};
 use crate::card::{Cx, Host, Served};
 use crate::client::Answered;
 use crate::numbers::control;
-use crate::refusal::{Refusal, errno};
+use crate::refusal::Refusal;
 use crate::request::Attributes;
 use crate::told;
-use crate::wire::attributes;
 
 /// The family's name.
 pub const NAME: &str = "eswitch";
@@ -74,7 +74,7 @@ pub(crate) fn answer(
     let (command, attributes) = split(payload)?;
     let asked = Attributes::of_request(attributes, &[WORDS, GROUP, COMMAND, VERSION])?;
     match command {
-        PERFORM if !peer.may_change => Err(Refusal::bare(errno::EPERM)),
+        PERFORM if !peer.may_change => Err(Refusal::bare(Errno::PERM)),
         PERFORM => {
             let command = command_of(&asked)?;
             let core_loads = served.card.engine().core_loads();
@@ -82,12 +82,12 @@ pub(crate) fn answer(
             told::card_command(served, cx, &command, core_loads, outcome)
         }
         STATUS => tell_pieces(STATUS, host(served)?.status(cx).as_bytes(), reply),
-        END if !peer.may_change => Err(Refusal::bare(errno::EPERM)),
+        END if !peer.may_change => Err(Refusal::bare(Errno::PERM)),
         END => host(served)?.end(cx, asked.text(WORDS)?.ok_or(Refusal::missing(WORDS))?),
         VIEW => view(served, cx, reply),
         JOIN => join(peer, &asked),
         SHARE => share(served, cx, reply),
-        _ => Err(Refusal::bare(errno::EOPNOTSUPP)),
+        _ => Err(Refusal::bare(Errno::OPNOTSUPP)),
     }
 }
 
@@ -97,7 +97,7 @@ fn join(peer: &Peer, asked: &Attributes<'_>) -> Result<(), Refusal> {
             peer.joined.store(true, Ordering::Relaxed);
             Ok(())
         }
-        _ => Err(Refusal::bare(errno::ENOENT)),
+        _ => Err(Refusal::bare(Errno::NOENT)),
     }
 }
 
@@ -114,12 +114,12 @@ pub(crate) fn touched(served: &Served, command: u8, payload: &[u8]) -> Touched {
 fn command_of(asked: &Attributes<'_>) -> Result<Command, Refusal> {
     let bytes = asked.bytes(COMMAND).ok_or(Refusal::missing(COMMAND))?;
     let version = asked.u32(VERSION)?.ok_or(Refusal::missing(VERSION))?;
-    Command::decode(version, bytes).map_err(|error| Refusal::new(errno::EINVAL, error.to_string()))
+    Command::decode(version, bytes).map_err(|error| Refusal::new(Errno::INVAL, error.to_string()))
 }
 
 fn share(served: &Served, cx: Cx<'_, '_>, reply: &mut Reply<'_>) -> Result<(), Refusal> {
     let file = served.shared.file(cx, served);
-    let file = file.map_err(|error| Refusal::new(errno::EIO, format!("the view cannot be shared: {error}")))?;
+    let file = file.map_err(|error| Refusal::new(Errno::IO, format!("the view cannot be shared: {error}")))?;
     reply.attach(file);
     reply.add(SHARE, |_| {});
     Ok(())
@@ -127,7 +127,7 @@ fn share(served: &Served, cx: Cx<'_, '_>, reply: &mut Reply<'_>) -> Result<(), R
 
 fn view(served: &Served, cx: Cx<'_, '_>, reply: &mut Reply<'_>) -> Result<(), Refusal> {
     let view = served.view(cx);
-    let json = serde_json::to_vec(&*view).map_err(|error| Refusal::new(errno::EIO, error.to_string()))?;
+    let json = serde_json::to_vec(&*view).map_err(|error| Refusal::new(Errno::IO, error.to_string()))?;
     tell_pieces(VIEW, &json, reply)
 }
 
@@ -154,6 +154,6 @@ fn perform(served: &Served, cx: Cx<'_, '_>, command: &Command, reply: &mut Reply
             Ok(())
         }
         Err(Failure::Engine(error)) => Err(error.into()),
-        Err(error) => Err(Refusal::new(errno::EIO, error.to_string())),
+        Err(error) => Err(Refusal::new(Errno::IO, error.to_string())),
     }
 }

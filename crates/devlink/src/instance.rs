@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use eswitch::PciAddress;
 use lockdep::{Mutex, lock_classes};
+use netlink::Errno;
 
 use crate::card::{Cx, Served};
-use crate::refusal::{Refusal, errno};
+use crate::refusal::Refusal;
 use crate::request::Handle;
 use crate::view::{self, Parent, Role};
 
@@ -46,32 +47,22 @@ impl Served {
 /// An instance of a VF or SF.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Instance {
-    /// `pci`, `auxiliary`.
-    pub bus: &'static str,
-    /// Its name on that.
-    pub device: String,
+    /// Its device.
+    pub device: Parent,
     /// Its netdev, if that is there.
     pub netdev: Option<String>,
 }
 
 /// Every instance of a VF or SF.
 pub(crate) fn all(view: &view::Card) -> Vec<Instance> {
-    let netdev = |role: Role, parent: &Parent| {
-        let found = view.netdevs.iter().find(|netdev| netdev.role == role && netdev.parent == *parent);
-        found.map(|netdev| netdev.name.clone())
+    let instance = |role: Role, device: Parent| {
+        let netdev = view.netdevs.iter().find(|netdev| netdev.role == role && netdev.parent == device);
+        Instance { netdev: netdev.map(|netdev| netdev.name.clone()), device }
     };
     let vfs = view.functions.iter().filter(|function| function.vf_of.is_some() && function.driver.is_some());
-    let vfs = vfs.map(|function| Instance {
-        bus: "pci",
-        device: function.address.clone(),
-        netdev: netdev(Role::Vf, &Parent::Pci(function.address.clone())),
-    });
+    let vfs = vfs.map(|function| instance(Role::Vf, Parent::Pci(function.address.clone())));
     let sfs = view.auxiliary.iter().filter(|device| device.sfnum.is_some() && device.driver.is_some());
-    let sfs = sfs.map(|device| Instance {
-        bus: "auxiliary",
-        device: device.name.clone(),
-        netdev: netdev(Role::Sf, &Parent::Auxiliary(device.name.clone())),
-    });
+    let sfs = sfs.map(|device| instance(Role::Sf, Parent::Auxiliary(device.name.clone())));
     vfs.chain(sfs).collect()
 }
 
@@ -94,6 +85,7 @@ pub(crate) fn find(served: &Served, cx: Cx<'_, '_>, handle: Handle<'_>) -> Resul
         return Ok(Meant::Pf(address));
     }
     let view = served.view(cx);
-    let found = all(&view).into_iter().find(|other| other.bus == handle.bus && other.device == handle.device);
-    found.map(Meant::Other).ok_or(Refusal::bare(errno::ENODEV))
+    let found =
+        all(&view).into_iter().find(|other| other.device.bus() == handle.bus && other.device.name() == handle.device);
+    found.map(Meant::Other).ok_or(Refusal::bare(Errno::NODEV))
 }

@@ -24,7 +24,6 @@ mod socket;
 mod sys;
 mod told;
 pub mod view;
-pub mod wire;
 
 pub use answer::{CONFIG_GROUP, DEVLINK, ESWITCH, Peer, Sink, answer};
 pub use card::{Cx, Host, IfIndex, Served};

@@ -11,6 +11,7 @@ use eswitch::card::Resource;
 use eswitch::inspect::{PfView, PortView};
 use eswitch::{Event, PciAddress, PortHandle, Touched, Vport};
 use lockdep::{Locked, Unlocked};
+use netlink::{Builder, Datagram, Flags, Header};
 use rustix::net::{self, SendFlags};
 
 use crate::answer::{DEVLINK, VERSION};
@@ -18,7 +19,6 @@ use crate::card::Served;
 use crate::command::{device_message, port_message};
 use crate::numbers::{attribute as a, command as c};
 use crate::server::Clients;
-use crate::wire::Builder;
 
 /// Tells it until what is returned is dropped.
 pub(crate) fn follow(
@@ -68,14 +68,14 @@ impl Teller {
                 }
                 Looked::Free(pf) => pf.as_deref(),
             };
-            let mut builder = Builder::default();
-            self.tell(pf, &event, &mut builder);
-            if builder.is_empty() {
+            let mut datagram = Datagram::default();
+            self.tell(pf, &event, &mut datagram);
+            if datagram.is_empty() {
                 continue;
             }
             for client in &listeners {
                 // Who has no room misses it.
-                let _ = net::send(&client.socket, builder.bytes(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+                let _ = net::send(&client.socket, datagram.bytes(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
             }
         }
     }
@@ -92,7 +92,7 @@ impl Teller {
         }
     }
 
-    fn tell(&self, pf: Option<&PfView>, event: &Event, to: &mut Builder) {
+    fn tell(&self, pf: Option<&PfView>, event: &Event, to: &mut Datagram) {
         match event {
             Event::DeviceBound(device) => message(to, c::NEW, |to| device_message(to, *device)),
             Event::DeviceUnbound(device) => message(to, c::DEL, |to| device_message(to, *device)),
@@ -108,7 +108,7 @@ impl Teller {
     }
 
     /// Of a port of a PF, as it is now. One that has gone meanwhile is told of when its going is.
-    fn tell_port(&self, pf: Option<&PfView>, is: impl Fn(&PortView) -> bool, to: &mut Builder) {
+    fn tell_port(&self, pf: Option<&PfView>, is: impl Fn(&PortView) -> bool, to: &mut Datagram) {
         let Some(pf) = pf else { return };
         if let Some(port) = pf.ports.iter().find(|port| is(port)) {
             message(to, c::PORT_NEW, |to| port_message(&self.served, to, pf.index, port));
@@ -133,10 +133,12 @@ impl Looked {
     }
 }
 
-fn message(to: &mut Builder, command: u8, fill: impl FnOnce(&mut Builder)) {
-    to.begin(DEVLINK, 0, 0, 0).genl(command, VERSION);
-    fill(to);
-    to.end();
+/// Adds what is to be told, unless it cannot be built: then nobody hears of it, as when the kernel has no memory for it.
+fn message(to: &mut Datagram, command: u8, fill: impl FnOnce(&mut Builder)) {
+    let _ = to.message(Header::new(DEVLINK, Flags::empty(), 0, 0), |to| {
+        to.genl(command, VERSION);
+        fill(to);
+    });
 }
 
 /// A port that is no more.

@@ -26,13 +26,6 @@ pub mod control {
     pub const HAS_POLICY: u32 = 8;
 }
 
-/// Attributes of an extended acknowledgement.
-pub mod ack {
-    pub const MESSAGE: u16 = 1;
-    pub const OFFSET: u16 = 2;
-    pub const MISSING: u16 = 5;
-}
-
 pub mod command {
     pub const GET: u8 = 1;
     pub const NEW: u8 = 3;

@@ -1,26 +1,15 @@
 //! Why a request was refused, as an extended acknowledgement tells it.
 
 use eswitch::Error;
-
-/// Error numbers that are answered with.
-#[allow(missing_docs)]
-pub mod errno {
-    pub const EPERM: i32 = 1;
-    pub const ENOENT: i32 = 2;
-    pub const EIO: i32 = 5;
-    pub const EINVAL: i32 = 22;
-    pub const ENODEV: i32 = 19;
-    pub const EMSGSIZE: i32 = 90;
-    pub const EOPNOTSUPP: i32 = 95;
-}
+use netlink::{BuildError, Errno, ExtAck, strerror};
 
 /// Why a request was refused. The request has changed nothing, with two exceptions: of several settings in one request
 /// those before the refused one are made, as in the kernel; and a request that was carried out but could not be stored is
 /// refused with the reason why ([`Host::carried_out`](crate::Host::carried_out)).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// The error number, positive.
-    pub errno: i32,
+    /// The error number.
+    pub errno: Errno,
     /// In words, if there is more to say than the number does.
     pub message: Option<String>,
     /// Where in the request the attribute is that was wrong, from the start of the message.
@@ -31,27 +20,43 @@ pub struct Refusal {
 
 impl Refusal {
     /// A number and nothing more.
-    pub fn bare(errno: i32) -> Self {
-        Self { errno, ..Self::default() }
+    pub fn bare(errno: Errno) -> Self {
+        Self { errno, message: None, offset: None, missing: None }
     }
 
     /// A number and a sentence.
-    pub fn new(errno: i32, message: impl Into<String>) -> Self {
-        Self { errno, message: Some(message.into()), ..Self::default() }
+    pub fn new(errno: Errno, message: impl Into<String>) -> Self {
+        Self { message: Some(message.into()), ..Self::bare(errno) }
     }
 
     /// An attribute that must be there and is not.
     pub fn missing(attribute: u16) -> Self {
-        Self { errno: errno::EINVAL, missing: Some(attribute), ..Self::default() }
+        Self { missing: Some(attribute), ..Self::bare(Errno::INVAL) }
+    }
+
+    /// What an extended acknowledgement says beside the number.
+    pub(crate) fn ext_ack(&self) -> ExtAck<'_> {
+        ExtAck {
+            message: self.message.as_deref(),
+            offset: self.offset,
+            missing_type: self.missing.map(u32::from),
+            missing_nest: None,
+        }
+    }
+
+    /// What was received: an error number, and what its extended acknowledgement says.
+    pub(crate) fn received(errno: Errno, said: ExtAck<'_>) -> Self {
+        Self {
+            errno,
+            message: said.message.map(str::to_owned),
+            offset: said.offset,
+            missing: said.missing_type.and_then(|kind| kind.try_into().ok()),
+        }
     }
 
     /// Why, in words: what it says of itself, or what its number means.
     pub fn why(&self) -> String {
-        let number = || {
-            let text = std::io::Error::from_raw_os_error(self.errno).to_string();
-            text.split_once(" (os error").map_or(text.clone(), |(text, _)| text.to_owned())
-        };
-        let why = self.message.clone().unwrap_or_else(number);
+        let why = self.message.clone().unwrap_or_else(|| strerror(self.errno));
         match (self.missing, self.offset) {
             (Some(missing), _) => format!("{why}: attribute {missing} is missing"),
             (_, Some(offset)) => format!("{why}: the attribute at byte {offset}"),
@@ -61,14 +66,39 @@ impl Refusal {
 
     /// What the card does not do.
     pub fn unsupported(message: impl Into<String>) -> Self {
-        Self::new(errno::EOPNOTSUPP, message)
+        Self::new(Errno::OPNOTSUPP, message)
+    }
+}
+
+/// The number on Linux of what the engine answers.
+pub fn errno_of(errno: eswitch::Errno) -> Errno {
+    use eswitch::Errno as Engine;
+    match errno {
+        Engine::EPERM => Errno::PERM,
+        Engine::ENOENT => Errno::NOENT,
+        Engine::EIO => Errno::IO,
+        Engine::ENOMEM => Errno::NOMEM,
+        Engine::EBUSY => Errno::BUSY,
+        Engine::EEXIST => Errno::EXIST,
+        Engine::ENODEV => Errno::NODEV,
+        Engine::EINVAL => Errno::INVAL,
+        Engine::ENOSPC => Errno::NOSPC,
+        Engine::ERANGE => Errno::RANGE,
+        Engine::EPROTONOSUPPORT => Errno::PROTONOSUPPORT,
+        Engine::EOPNOTSUPP => Errno::OPNOTSUPP,
+    }
+}
+
+impl From<BuildError> for Refusal {
+    fn from(error: BuildError) -> Self {
+        Self::new(error.into(), format!("the answer cannot be built: {error}"))
     }
 }
 
 impl From<Error> for Refusal {
     /// What devlink's core answers has no prefix, and often no words; what a driver says has its name.
     fn from(error: Error) -> Self {
-        let errno = error.errno().number();
+        let errno = errno_of(error.errno());
         match error {
             Error::NoDevice(_) | Error::NoPort(_) | Error::NoRateNode(_) => Self::bare(errno),
             Error::FunctionAttribute { what: "state", .. } => {
@@ -87,8 +117,8 @@ mod tests {
 
     #[test]
     fn every_refusal_says_why() {
-        assert_eq!(Refusal::bare(errno::ENODEV).why(), "No such device");
+        assert_eq!(Refusal::bare(Errno::NODEV).why(), "No such device");
         assert_eq!(Refusal::missing(1).why(), "Invalid argument: attribute 1 is missing");
-        assert_eq!(Refusal::new(errno::EINVAL, "no such mode").why(), "no such mode");
+        assert_eq!(Refusal::new(Errno::INVAL, "no such mode").why(), "no such mode");
     }
 }

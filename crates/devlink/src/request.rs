@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use eswitch::{PciAddress, PortHandle, PortIndex};
+use netlink::{Attribute, Errno, GENL_HEADER, HEADER, attributes};
 
 use crate::numbers::attribute;
-use crate::refusal::{Refusal, errno};
-use crate::wire::{Attribute, GENL_HEADER, HEADER, attributes};
+use crate::refusal::Refusal;
 
 /// The attributes of a request, the last of each type, as the kernel takes them.
 #[derive(Clone, Debug, Default)]
@@ -33,10 +33,8 @@ impl<'a> Attributes<'a> {
     pub fn parse(bytes: &'a [u8], start: usize, allowed: &[u16]) -> Result<Self, Refusal> {
         let mut found = BTreeMap::new();
         for attribute in attributes(bytes) {
-            let attribute = attribute.map_err(|malformed| {
-                let text = format!("netlink: {} bytes leftover after parsing attributes.", malformed.leftover);
-                Refusal::new(errno::EINVAL, text)
-            })?;
+            let attribute =
+                attribute.map_err(|malformed| Refusal::new(Errno::INVAL, format!("netlink: {malformed}.")))?;
             if !allowed.contains(&attribute.kind) {
                 continue;
             }
@@ -126,7 +124,7 @@ impl<'a> Attributes<'a> {
     pub fn nested(&self, kind: u16, allowed: &[u16]) -> Result<Option<Self>, Refusal> {
         match self.0.get(&kind) {
             None => Ok(None),
-            Some(attribute) => Self::parse(attribute.value, attribute.offset + 4, allowed).map(Some),
+            Some(attribute) => Self::parse(attribute.value, attribute.value_offset(), allowed).map(Some),
         }
     }
 
@@ -176,7 +174,7 @@ impl Handle<'_> {
     /// # Errors
     /// It is on another bus, or has no address: then there is no such instance.
     pub fn device(&self) -> Result<PciAddress, Refusal> {
-        let none = Refusal::bare(errno::ENODEV);
+        let none = Refusal::bare(Errno::NODEV);
         if self.bus != "pci" {
             return Err(none);
         }
@@ -185,5 +183,5 @@ impl Handle<'_> {
 }
 
 fn refused(offset: usize, message: &str) -> Refusal {
-    Refusal { offset: Some(offset as u32), ..Refusal::new(errno::EINVAL, message) }
+    Refusal { offset: Some(offset as u32), ..Refusal::new(Errno::INVAL, message) }
 }

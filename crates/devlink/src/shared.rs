@@ -381,7 +381,7 @@ mod tests {
         let card = view::Card {
             name: name.to_owned(),
             profile: view::Profile::mlx5(),
-            switch_id: String::new(),
+            switch_id: view::SwitchId::default(),
             functions: Vec::new(),
             auxiliary: Vec::new(),
             netdevs: Vec::new(),

@@ -26,7 +26,7 @@ pub(crate) fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
                 return Ok(groups);
             }
             // There are more, and the kernel has said how many.
-            _ if error.raw_os_error() == Some(libc::ERANGE) && count > groups.len() => groups.resize(count, 0),
+            _ if netlink::errno_of(&error) == netlink::Errno::RANGE && count > groups.len() => groups.resize(count, 0),
             _ => return Err(error),
         }
     }

@@ -206,7 +206,7 @@ fn rate(asked: &Attributes<'_>, kind: u16) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::Builder;
+    use netlink::{Builder, row};
 
     const ALL: &[u16] = &[
         a::BUS_NAME,
@@ -229,10 +229,11 @@ mod tests {
     ];
 
     fn words(number: u8, fill: impl FnOnce(&mut Builder)) -> String {
-        let mut built = Builder::default();
-        built.text(a::BUS_NAME, "pci").text(a::DEV_NAME, "0000:08:00.0");
-        fill(&mut built);
-        in_words(number, &Attributes::parse(built.bytes(), 0, ALL).unwrap())
+        let built = row(|to| {
+            to.text(a::BUS_NAME, "pci").text(a::DEV_NAME, "0000:08:00.0");
+            fill(to);
+        });
+        in_words(number, &Attributes::parse(&built.unwrap(), 0, ALL).unwrap())
     }
 
     #[test]
@@ -273,9 +274,11 @@ mod tests {
     fn a_command_to_a_pf_touches_no_other() {
         let card = CardConfig { pfs: 2, ..CardConfig::default() };
         let pf: PciAddress = "0000:08:00.0".parse().unwrap();
-        let mut built = Builder::default();
-        built.text(a::BUS_NAME, "pci").text(a::DEV_NAME, "0000:08:00.0");
-        let asked = Attributes::parse(built.bytes(), 0, ALL).unwrap();
+        let built = row(|to| {
+            to.text(a::BUS_NAME, "pci").text(a::DEV_NAME, "0000:08:00.0");
+        });
+        let built = built.unwrap();
+        let asked = Attributes::parse(&built, 0, ALL).unwrap();
         assert_eq!(touched(&card, command::ESWITCH_GET, &asked), Touched::Nothing);
         assert_eq!(touched(&card, command::PORT_SET, &asked), Touched::Pf(pf));
         assert_eq!(touched(&card, command::RELOAD, &asked), Touched::PfAndMultiport(pf));

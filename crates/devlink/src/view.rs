@@ -5,10 +5,12 @@
 //! knows of an engine.
 
 mod build;
+mod ids;
 mod rdma;
 
 pub(crate) use build::build;
 pub use build::of;
+pub use ids::{NotAName, PortHandle, SwitchId};
 
 use serde::{Deserialize, Serialize};
 
@@ -59,8 +61,8 @@ pub struct Card {
     pub name: String,
     /// What it pretends to be.
     pub profile: Profile,
-    /// `phys_switch_id`: hexadecimal digits.
-    pub switch_id: String,
+    /// `phys_switch_id`.
+    pub switch_id: SwitchId,
     /// Every PCI function: PFs, then VFs, by address.
     pub functions: Vec<Function>,
     /// Every device on the auxiliary bus.
@@ -104,13 +106,39 @@ pub struct Sriov {
 }
 
 /// Whose child a device is.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Parent {
     /// A PCI function, by address.
     Pci(String),
     /// A device on the auxiliary bus, by name.
     Auxiliary(String),
+}
+
+impl Parent {
+    /// The device of a name on a bus, if that is a bus that a card's devices are on.
+    pub fn on_bus(bus: &str, name: &str) -> Option<Self> {
+        match bus {
+            "pci" => Some(Self::Pci(name.to_owned())),
+            "auxiliary" => Some(Self::Auxiliary(name.to_owned())),
+            _ => None,
+        }
+    }
+
+    /// The bus: `pci`, `auxiliary`.
+    pub fn bus(&self) -> &'static str {
+        match self {
+            Self::Pci(_) => "pci",
+            Self::Auxiliary(_) => "auxiliary",
+        }
+    }
+
+    /// Its name on the bus: `0000:08:00.0`, `mlx5_core.sf.4`.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Pci(name) | Self::Auxiliary(name) => name,
+        }
+    }
 }
 
 /// A device on the auxiliary bus.
@@ -157,8 +185,8 @@ pub struct Netdev {
     pub dev_port: u32,
     /// For a PF in legacy or switchdev mode: what `ip link` shows of its VFs.
     pub vfs: Vec<VfInfo>,
-    /// The devlink port that it is of, `pci/0000:08:00.0/1`, if any.
-    pub port: Option<String>,
+    /// The devlink port that it is of, if any.
+    pub port: Option<PortHandle>,
     /// The driver that `ethtool -i` names: `mlx5_core`, `mlx5e_rep` for representors.
     pub driver: String,
     /// `bus-info` of `ethtool -i`.

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use common::{PF, Up, with, with_card, with_room_for};
 use control::Command;
 use devlink::numbers::{attribute as a, command as c};
-use devlink::{Access, Client, ClientError, Cx, DEVLINK, ESWITCH, Host, Refusal, eswitch_family, wire};
+use devlink::{Access, Client, ClientError, Cx, DEVLINK, ESWITCH, Host, Refusal, eswitch_family};
+use netlink::{Builder, Errno, Flags, Header, find, messages};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -22,34 +23,30 @@ fn alone() -> MutexGuard<'static, ()> {
     ONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn message(kind: u16, flags: u16, fill: impl FnOnce(&mut wire::Builder)) -> Vec<u8> {
-    let mut builder = wire::Builder::default();
-    builder.begin(kind, wire::REQUEST | wire::ACK | flags, 7, 0);
-    fill(&mut builder);
-    builder.end();
-    builder.bytes().to_vec()
+fn message(kind: u16, flags: Flags, fill: impl FnOnce(&mut Builder)) -> Vec<u8> {
+    netlink::message(Header::new(kind, Flags::REQUEST | Flags::ACK | flags, 7, 0), fill).unwrap()
 }
 
-fn device(to: &mut wire::Builder) {
+fn device(to: &mut Builder) {
     to.text(a::BUS_NAME, "pci").text(a::DEV_NAME, PF);
 }
 
 fn ask_mode(client: &mut Client) -> u16 {
-    let shown = client.ask(DEVLINK, c::ESWITCH_GET, 0, device).unwrap();
-    let mode = wire::attributes(&shown[0].attributes).flatten().find(|a| a.kind == a::ESWITCH_MODE);
+    let shown = client.ask(DEVLINK, c::ESWITCH_GET, device).unwrap();
+    let mode = find(&shown[0].attributes, a::ESWITCH_MODE);
     mode.and_then(|mode| mode.u16()).unwrap()
 }
 
 fn set_mode(client: &mut Client, mode: u16) -> Result<(), ClientError> {
-    let set = client.ask(DEVLINK, c::ESWITCH_SET, 0, |to| {
+    let set = client.ask(DEVLINK, c::ESWITCH_SET, |to| {
         device(to);
         to.u16(a::ESWITCH_MODE, mode);
     });
     set.map(drop)
 }
 
-/// The error number that a datagram is answered with; `None`: with none within a moment.
-fn verdict(client: &Client) -> Option<i32> {
+/// How a datagram is answered; `None`: not within a moment.
+fn verdict(client: &Client) -> Option<Result<(), Errno>> {
     let mut buffer = vec![0; 256 * 1024];
     rustix::net::sockopt::set_socket_timeout(
         client.socket(),
@@ -58,8 +55,7 @@ fn verdict(client: &Client) -> Option<i32> {
     )
     .unwrap();
     let (_, length) = recv(client.socket(), &mut buffer[..], RecvFlags::empty()).ok()?;
-    let errors = wire::messages(&buffer[..length]).filter(|(header, _)| header.kind == wire::ERROR);
-    errors.last().map(|(_, payload)| -i32::from_ne_bytes(*payload.first_chunk().unwrap()))
+    messages(&buffer[..length]).filter_map(|message| Some(message.outcome()?.result)).last()
 }
 
 #[test]
@@ -67,25 +63,25 @@ fn nonsense_is_refused_or_passed_over() {
     let _alone = alone();
     with_card(|up| {
         let before = up.at_rest();
-        let whole = message(DEVLINK, 0, |to| {
+        let whole = message(DEVLINK, Flags::empty(), |to| {
             to.genl(c::ESWITCH_SET, 1);
             device(to);
             to.u16(a::ESWITCH_MODE, 1);
         });
-        let with = |fill: &dyn Fn(&mut wire::Builder)| {
-            message(DEVLINK, 0, |to| {
+        let with = |fill: &dyn Fn(&mut Builder)| {
+            message(DEVLINK, Flags::empty(), |to| {
                 to.genl(c::PORT_SET, 1);
                 device(to);
                 fill(to);
             })
         };
-        fn deep(to: &mut wire::Builder, levels: usize) {
+        fn deep(to: &mut Builder, levels: usize) {
             if levels > 0 {
                 to.nest(a::PORT_FUNCTION, |to| deep(to, levels - 1));
             }
         }
         let lies = |length: u32| [&length.to_ne_bytes()[..], &whole[4..]].concat();
-        let too_long = message(DEVLINK, 0, |to| {
+        let too_long = message(DEVLINK, Flags::empty(), |to| {
             to.genl(c::GET, 1).raw(&[0; 70 * 1024]);
         });
         for (what, bytes, expected) in [
@@ -94,58 +90,58 @@ fn nonsense_is_refused_or_passed_over() {
             ("a length beyond its end", lies(u32::MAX), None),
             ("a length within its header", lies(15), None),
             ("no length", lies(0), None),
-            ("no generic header", message(DEVLINK, 0, |_| {}), Some(22)),
+            ("no generic header", message(DEVLINK, Flags::empty(), |_| {}), Some(Err(Errno::INVAL))),
             (
                 "a long attribute",
                 with(&|to| {
                     to.raw(&[0xff, 0xff, 3, 0]);
                 }),
-                Some(22),
+                Some(Err(Errno::INVAL)),
             ),
             (
                 "a short attribute",
                 with(&|to| {
                     to.raw(&[3, 0, 3, 0]);
                 }),
-                Some(22),
+                Some(Err(Errno::INVAL)),
             ),
             (
                 "an unknown attribute",
                 with(&|to| {
                     to.u32(12_345, 1);
                 }),
-                Some(22),
+                Some(Err(Errno::INVAL)),
             ),
             (
                 "a number that is text",
                 with(&|to| {
                     to.text(a::PORT_INDEX, "first");
                 }),
-                Some(22),
+                Some(Err(Errno::INVAL)),
             ),
             ("a thousand levels", with(&|to| deep(to.u32(a::PORT_INDEX, 1), 1_000)), None),
             (
                 "an unknown command",
-                message(DEVLINK, 0, |to| {
+                message(DEVLINK, Flags::empty(), |to| {
                     to.genl(250, 1);
                 }),
-                Some(95),
+                Some(Err(Errno::OPNOTSUPP)),
             ),
             (
                 "an unknown family",
-                message(1_000, 0, |to| {
+                message(1_000, Flags::empty(), |to| {
                     to.genl(1, 1);
                 }),
-                Some(2),
+                Some(Err(Errno::NOENT)),
             ),
-            ("a datagram of 70 KiB", too_long, Some(90)),
+            ("a datagram of 70 KiB", too_long, Some(Err(Errno::MSGSIZE))),
         ] {
             let mut client = Client::connect(&up.path).unwrap();
             send(client.socket(), &bytes, SendFlags::NOSIGNAL).unwrap();
             let found = verdict(&client);
             match what {
                 // As deep as attributes go, it is refused for what is in it.
-                "a thousand levels" => assert!(found.is_some_and(|errno| errno > 0), "{what}: {found:?}"),
+                "a thousand levels" => assert!(found.is_some_and(|outcome| outcome.is_err()), "{what}: {found:?}"),
                 _ => assert_eq!(found, expected, "{what}"),
             }
             assert_eq!(ask_mode(&mut client), 0, "after {what} the same client is answered");
@@ -168,7 +164,7 @@ fn who_asks_a_million_times_and_never_reads_costs_no_memory_and_holds_up_nobody(
         let before = up.at_rest();
         let mut other = Client::connect(&up.path).unwrap();
         ask_mode(&mut other);
-        let dump = message(DEVLINK, wire::DUMP, |to| {
+        let dump = message(DEVLINK, Flags::DUMP, |to| {
             to.genl(c::PORT_GET, 1);
         });
         let many = dump.repeat(60_000 / dump.len());
@@ -196,7 +192,7 @@ fn who_dies_leaves_what_it_asked_for_done_and_nobody_waiting() {
     with_room_for(64, |up| {
         let before = up.at_rest();
         let mut other = Client::connect(&up.path).unwrap();
-        let dump = message(DEVLINK, wire::DUMP, |to| {
+        let dump = message(DEVLINK, Flags::DUMP, |to| {
             to.genl(c::PORT_GET, 1);
         });
         let dumps = dump.repeat(2_000);
@@ -210,7 +206,7 @@ fn who_dies_leaves_what_it_asked_for_done_and_nobody_waiting() {
         }
         for mode in [1, 0, 1, 0] {
             let dying = Client::connect(&up.path).unwrap();
-            let change = message(DEVLINK, 0, |to| {
+            let change = message(DEVLINK, Flags::empty(), |to| {
                 to.genl(c::ESWITCH_SET, 1);
                 device(to);
                 to.u16(a::ESWITCH_MODE, mode);
@@ -248,12 +244,12 @@ fn a_thousand_are_answered_and_one_more_is_told_to_go() {
             assert_eq!(ask_mode(client), 0);
         }
         let mut one_more = Client::connect(&up.path).unwrap();
-        let refused = one_more.ask(DEVLINK, c::GET, wire::DUMP, |_| {});
+        let refused = one_more.dump(DEVLINK, c::GET, |_| {});
         assert!(matches!(refused, Err(ClientError::Broken(_))), "{refused:?}");
         assert_eq!(ask_mode(&mut clients[MANY - 1]), 0);
         drop(clients);
         let until = Instant::now() + LONG;
-        while Client::connect(&up.path).unwrap().ask(DEVLINK, c::GET, wire::DUMP, |_| {}).is_err() {
+        while Client::connect(&up.path).unwrap().dump(DEVLINK, c::GET, |_| {}).is_err() {
             assert!(Instant::now() < until, "room is never given back");
             thread::sleep(Duration::from_millis(1));
         }
@@ -304,7 +300,7 @@ fn the_groups_that_count_are_those_of_the_moment_of_connecting() {
         // A process's file of groups tells of its first thread alone, which is root and in other groups than these.
         let set = |groups: &[u32]| as_user(65_533, groups, || set_mode(&mut Client::connect(&up.path).unwrap(), 1));
         set(&[1, GROUP]).unwrap();
-        assert!(matches!(set(&[1, 2]), Err(ClientError::Refused(refusal)) if refusal.errno == 1));
+        assert!(matches!(set(&[1, 2]), Err(ClientError::Refused(refusal)) if refusal.errno == Errno::PERM));
         let many: Vec<u32> = (1..=300).chain([GROUP]).collect();
         set(&many).unwrap();
     });
@@ -318,10 +314,10 @@ fn one_users_connections_leave_places_for_root_and_for_others() {
     }
     with_room_for(64, |up| {
         rustix::fs::chmod(&up.path, rustix::fs::Mode::from_raw_mode(0o666)).unwrap();
-        let look = || Client::connect(&up.path).map(|mut client| client.ask(DEVLINK, c::GET, wire::DUMP, |_| {}));
+        let look = || Client::connect(&up.path).map(|mut client| client.dump(DEVLINK, c::GET, |_| {}));
         let hoard = || -> Vec<Client> {
             let mut clients: Vec<Client> = (0..200).map(|_| Client::connect(&up.path).unwrap()).collect();
-            clients.retain_mut(|client| client.ask(DEVLINK, c::GET, wire::DUMP, |_| {}).is_ok());
+            clients.retain_mut(|client| client.dump(DEVLINK, c::GET, |_| {}).is_ok());
             clients
         };
         let hoarded: Vec<Vec<Client>> = (70_001..70_009).map(|user| as_user(user, &[], hoard)).collect();
@@ -355,11 +351,11 @@ fn a_thread_that_panics_gives_its_place_back() {
     with(Access { group: None, clients: 8 }, Some(Arc::new(Panics)), |up| {
         for _ in 0..40 {
             let mut client = Client::connect(&up.path).unwrap();
-            let asked = client.ask(ESWITCH, eswitch_family::STATUS, wire::DUMP, |_| {});
+            let asked = client.dump(ESWITCH, eswitch_family::STATUS, |_| {});
             assert!(matches!(asked, Err(ClientError::Broken(_))), "{asked:?}");
         }
         let until = Instant::now() + LONG;
-        while Client::connect(&up.path).unwrap().ask(DEVLINK, c::GET, wire::DUMP, |_| {}).is_err() {
+        while Client::connect(&up.path).unwrap().dump(DEVLINK, c::GET, |_| {}).is_err() {
             assert!(Instant::now() < until, "the places of those that panicked are never given back");
             thread::sleep(Duration::from_millis(1));
         }
@@ -387,7 +383,7 @@ fn a_client_with_a_limit_keeps_it_whatever_the_other_end_does() {
         assert!(clients.len() < 10_000);
     };
     assert!(matches!(&error, ClientError::NoCard { source, .. } if source.kind() == std::io::ErrorKind::TimedOut));
-    is_late(clients.pop().unwrap().ask(DEVLINK, c::GET, wire::DUMP, |_| {}));
+    is_late(clients.pop().unwrap().dump(DEVLINK, c::GET, |_| {}));
     drop(clients);
     // One that accepts, and says something else all the time.
     drop(socket);
@@ -396,12 +392,12 @@ fn a_client_with_a_limit_keeps_it_whatever_the_other_end_does() {
     let mut client = Client::connect_by(&path, soon()).unwrap();
     let other = rustix::net::accept(&listener).unwrap();
     let chatters = thread::spawn(move || {
-        let noise = message(DEVLINK, wire::REQUEST, |_| {});
+        let noise = message(DEVLINK, Flags::REQUEST, |_| {});
         while send(&other, &noise, SendFlags::NOSIGNAL).is_ok() {
             thread::sleep(Duration::from_millis(1));
         }
     });
-    is_late(client.ask(DEVLINK, c::GET, wire::DUMP, |_| {}));
+    is_late(client.dump(DEVLINK, c::GET, |_| {}));
     drop(client);
     chatters.join().unwrap();
 }
@@ -417,24 +413,27 @@ fn who_has_no_rights_may_look_and_change_nothing() {
         rustix::fs::chmod(&up.path, rustix::fs::Mode::from_raw_mode(0o666)).unwrap();
         as_nobody(up, |mut client| {
             let refused = |outcome: Result<_, ClientError>| match outcome {
-                Err(ClientError::Refused(refusal)) => refusal.errno,
+                Err(ClientError::Refused(refusal)) => Some(refusal.errno),
                 Err(error) => panic!("{error}"),
-                Ok(()) => 0,
+                Ok(()) => None,
             };
             for command in [c::GET, c::PORT_GET, c::PARAM_GET, c::INFO_GET, c::HEALTH_GET, c::RATE_GET] {
-                let looked = client.ask(DEVLINK, command, wire::DUMP, |_| {}).map(drop);
-                assert!(matches!(refused(looked), 0 | 95), "{command}");
+                let looked = client.dump(DEVLINK, command, |_| {}).map(drop);
+                assert!(matches!(refused(looked), None | Some(Errno::OPNOTSUPP)), "{command}");
             }
-            assert!(!client.ask(ESWITCH, eswitch_family::VIEW, wire::DUMP, |_| {}).unwrap().is_empty());
+            assert!(!client.dump(ESWITCH, eswitch_family::VIEW, |_| {}).unwrap().is_empty());
             let changes = [c::PORT_SET, c::PORT_NEW, c::PORT_DEL, c::ESWITCH_SET, c::RELOAD, c::PARAM_SET];
             for command in changes.into_iter().chain([c::HEALTH_RECOVER, c::RATE_SET, c::RATE_NEW, c::RATE_DEL]) {
-                assert_eq!(refused(client.ask(DEVLINK, command, 0, device).map(drop)), 1, "{command}");
+                assert_eq!(refused(client.ask(DEVLINK, command, device).map(drop)), Some(Errno::PERM), "{command}");
             }
-            let end = client.ask(ESWITCH, eswitch_family::END, 0, |to| {
+            let end = client.ask(ESWITCH, eswitch_family::END, |to| {
                 to.text(eswitch_family::WORDS, "down");
             });
-            assert_eq!(refused(end.map(drop)), 1);
-            assert_eq!(refused(client.perform(&Command::LoadModule("mlx5_ib".to_owned())).map(drop)), 1);
+            assert_eq!(refused(end.map(drop)), Some(Errno::PERM));
+            assert_eq!(
+                refused(client.perform(&Command::LoadModule("mlx5_ib".to_owned())).map(drop)),
+                Some(Errno::PERM)
+            );
         });
         assert_eq!(before, up.at_rest());
     });

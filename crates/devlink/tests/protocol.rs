@@ -7,20 +7,21 @@ use std::time::{Duration, Instant};
 use common::{PF, with_card};
 use control::{Command, EswitchOption, Reply};
 use devlink::numbers::{attribute as a, command as c, flavour};
-use devlink::{Answered, Client, ClientError, ControlSocket, DEVLINK, ESWITCH, SocketError, eswitch_family, wire};
+use devlink::{Answered, Client, ClientError, ControlSocket, DEVLINK, ESWITCH, SocketError, eswitch_family};
 use eswitch::{Mode, SfNum};
+use netlink::{Builder, Datagram, Errno, Flags, Header, find};
 
-fn device(to: &mut wire::Builder) {
+fn device(to: &mut Builder) {
     to.text(a::BUS_NAME, "pci").text(a::DEV_NAME, PF);
 }
 
-fn join(to: &mut wire::Builder) {
+fn join(to: &mut Builder) {
     to.u32(eswitch_family::GROUP, devlink::CONFIG_GROUP);
 }
 
 fn texts(answers: &[Answered], kind: u16) -> Vec<String> {
     let of = |answer: &Answered| {
-        let found = wire::attributes(&answer.attributes).flatten().find(|attribute| attribute.kind == kind)?;
+        let found = find(&answer.attributes, kind)?;
         found.text().map(str::to_owned)
     };
     answers.iter().filter_map(of).collect()
@@ -28,13 +29,13 @@ fn texts(answers: &[Answered], kind: u16) -> Vec<String> {
 
 fn numbers(answers: &[Answered], kind: u16) -> Vec<u32> {
     let of = |answer: &Answered| {
-        let found = wire::attributes(&answer.attributes).flatten().find(|attribute| attribute.kind == kind)?;
+        let found = find(&answer.attributes, kind)?;
         found.u32().or(found.u16().map(u32::from))
     };
     answers.iter().filter_map(of).collect()
 }
 
-fn refused(outcome: Result<Vec<Answered>, ClientError>) -> (i32, Option<String>) {
+fn refused(outcome: Result<Vec<Answered>, ClientError>) -> (Errno, Option<String>) {
     match outcome {
         Err(ClientError::Refused(refusal)) => (refusal.errno, refusal.message),
         other => panic!("{other:?}"),
@@ -42,7 +43,7 @@ fn refused(outcome: Result<Vec<Answered>, ClientError>) -> (i32, Option<String>)
 }
 
 fn set_mode(client: &mut Client, mode: u16) -> Result<Vec<Answered>, ClientError> {
-    client.ask(DEVLINK, c::ESWITCH_SET, 0, |to| {
+    client.ask(DEVLINK, c::ESWITCH_SET, |to| {
         device(to);
         to.u16(a::ESWITCH_MODE, mode);
     })
@@ -52,33 +53,33 @@ fn set_mode(client: &mut Client, mode: u16) -> Result<Vec<Answered>, ClientError
 fn a_card_is_driven_and_looked_at() {
     with_card(|up| {
         let mut client = Client::connect(&up.path).unwrap();
-        let all = client.ask(DEVLINK, c::GET, wire::DUMP, |_| {}).unwrap();
+        let all = client.dump(DEVLINK, c::GET, |_| {}).unwrap();
         assert_eq!(texts(&all, a::DEV_NAME), [PF, "0000:08:00.1", "0000:08:00.2"], "a PF and its VFs");
-        let ports = client.ask(DEVLINK, c::PORT_GET, wire::DUMP, |_| {}).unwrap();
+        let ports = client.dump(DEVLINK, c::PORT_GET, |_| {}).unwrap();
         assert_eq!(numbers(&ports, a::PORT_INDEX), [65535, 1, 1], "in legacy mode the uplink, and each VF's own");
         set_mode(&mut client, 1).unwrap();
-        let ports = client.ask(DEVLINK, c::PORT_GET, wire::DUMP, |_| {}).unwrap();
+        let ports = client.dump(DEVLINK, c::PORT_GET, |_| {}).unwrap();
         let mut indices = numbers(&ports, a::PORT_INDEX);
         indices.sort_unstable();
         assert_eq!(indices, [1, 1, 1, 2, 65535]);
         let sf = client
-            .ask(DEVLINK, c::PORT_NEW, 0, |to| {
+            .ask(DEVLINK, c::PORT_NEW, |to| {
                 device(to);
                 to.u16(a::PORT_FLAVOUR, flavour::PCI_SF).u16(a::PORT_PCI_PF_NUMBER, 0).u32(a::PORT_PCI_SF_NUMBER, 88);
             })
             .unwrap();
         assert_eq!(numbers(&sf, a::PORT_INDEX), [32768]);
-        let shown = client.ask(DEVLINK, c::ESWITCH_GET, 0, device).unwrap();
+        let shown = client.ask(DEVLINK, c::ESWITCH_GET, device).unwrap();
         assert_eq!(numbers(&shown, a::ESWITCH_MODE), [1]);
         set_mode(&mut client, 0).unwrap();
-        let ports = client.ask(DEVLINK, c::PORT_GET, wire::DUMP, |_| {}).unwrap();
+        let ports = client.dump(DEVLINK, c::PORT_GET, |_| {}).unwrap();
         assert_eq!(numbers(&ports, a::PORT_INDEX), [65535, 1, 1]);
-        let of_vf = |to: &mut wire::Builder| {
+        let of_vf = |to: &mut Builder| {
             to.text(a::BUS_NAME, "pci").text(a::DEV_NAME, "0000:08:00.1");
         };
-        client.ask(DEVLINK, c::GET, 0, of_vf).unwrap();
-        assert_eq!(refused(client.ask(DEVLINK, c::ESWITCH_GET, 0, of_vf)).0, 95, "a VF has no E-Switch");
-        client.ask(DEVLINK, c::RELOAD, 0, of_vf).unwrap();
+        client.ask(DEVLINK, c::GET, of_vf).unwrap();
+        assert_eq!(refused(client.ask(DEVLINK, c::ESWITCH_GET, of_vf)).0, Errno::OPNOTSUPP, "a VF has no E-Switch");
+        client.ask(DEVLINK, c::RELOAD, of_vf).unwrap();
     });
 }
 
@@ -86,39 +87,39 @@ fn a_card_is_driven_and_looked_at() {
 fn what_cannot_be_is_refused_as_the_kernel_does() {
     with_card(|up| {
         let mut client = Client::connect(&up.path).unwrap();
-        let nowhere = client.ask(DEVLINK, c::GET, 0, |to| {
+        let nowhere = client.ask(DEVLINK, c::GET, |to| {
             to.text(a::BUS_NAME, "pci").text(a::DEV_NAME, "0000:99:00.0");
         });
-        assert_eq!(refused(nowhere), (19, None));
-        let nothing = client.ask(DEVLINK, c::GET, 0, |_| {});
-        assert!(matches!(nothing, Err(ClientError::Refused(r)) if r.errno == 22 && r.missing == Some(1)));
-        let other = client.ask(DEVLINK, 11, wire::DUMP, |_| {});
-        assert_eq!(refused(other).0, 95, "shared buffers");
-        let more = client.ask(DEVLINK, c::GET, 0, |to| {
+        assert_eq!(refused(nowhere), (Errno::NODEV, None));
+        let nothing = client.ask(DEVLINK, c::GET, |_| {});
+        assert!(matches!(nothing, Err(ClientError::Refused(r)) if r.errno == Errno::INVAL && r.missing == Some(1)));
+        let other = client.dump(DEVLINK, 11, |_| {});
+        assert_eq!(refused(other).0, Errno::OPNOTSUPP, "shared buffers");
+        let more = client.ask(DEVLINK, c::GET, |to| {
             device(to);
             to.u32(9999, 1);
         });
         assert_eq!(more.unwrap().len(), 1, "what is not looked at does no harm");
-        let wrong = client.ask(DEVLINK, c::PORT_GET, 0, |to| {
+        let wrong = client.ask(DEVLINK, c::PORT_GET, |to| {
             device(to);
             to.u8(a::PORT_INDEX, 1);
         });
         let (errno, message) = refused(wrong);
-        assert_eq!((errno, message.as_deref()), (22, Some("Attribute failed policy validation")));
-        let cut = client.ask(DEVLINK, c::GET, 0, |to| {
+        assert_eq!((errno, message.as_deref()), (Errno::INVAL, Some("Attribute failed policy validation")));
+        let cut = client.ask(DEVLINK, c::GET, |to| {
             device(to);
             to.raw(&[200, 0, 1, 0]);
         });
-        assert_eq!(refused(cut).0, 22);
-        assert_eq!(refused(client.ask(99, 1, 0, |_| {})).0, 2, "no such family");
-        let uplink = client.ask(DEVLINK, c::PORT_SET, 0, |to| {
+        assert_eq!(refused(cut).0, Errno::INVAL);
+        assert_eq!(refused(client.ask(99, 1, |_| {})).0, Errno::NOENT, "no such family");
+        let uplink = client.ask(DEVLINK, c::PORT_SET, |to| {
             device(to);
             to.u32(a::PORT_INDEX, 65535).nest(a::PORT_FUNCTION, |to| {
                 to.put(1, &[2, 0, 0, 0, 0, 1]);
             });
         });
-        assert_eq!(refused(uplink), (95, Some("Port doesn't support function attributes".to_owned())));
-        assert_eq!(numbers(&client.ask(DEVLINK, c::ESWITCH_GET, 0, device).unwrap(), a::ESWITCH_MODE), [0]);
+        assert_eq!(refused(uplink), (Errno::OPNOTSUPP, Some("Port doesn't support function attributes".to_owned())));
+        assert_eq!(numbers(&client.ask(DEVLINK, c::ESWITCH_GET, device).unwrap(), a::ESWITCH_MODE), [0]);
     });
 }
 
@@ -127,34 +128,34 @@ fn rates_hang_on_nodes() {
     with_card(|up| {
         let mut client = Client::connect(&up.path).unwrap();
         let add = |client: &mut Client| {
-            client.ask(DEVLINK, c::RATE_NEW, 0, |to| {
+            client.ask(DEVLINK, c::RATE_NEW, |to| {
                 device(to);
                 to.text(a::RATE_NODE_NAME, "gold").u64(a::RATE_TX_MAX, 1_250_000);
             })
         };
-        assert_eq!(refused(add(&mut client)).0, 95, "in legacy mode");
+        assert_eq!(refused(add(&mut client)).0, Errno::OPNOTSUPP, "in legacy mode");
         set_mode(&mut client, 1).unwrap();
         add(&mut client).unwrap();
-        assert_eq!(refused(add(&mut client)).0, 17);
+        assert_eq!(refused(add(&mut client)).0, Errno::EXIST);
         client
-            .ask(DEVLINK, c::RATE_SET, 0, |to| {
+            .ask(DEVLINK, c::RATE_SET, |to| {
                 device(to);
                 to.u32(a::PORT_INDEX, 1).text(a::RATE_PARENT_NODE_NAME, "gold");
             })
             .unwrap();
-        let all = client.ask(DEVLINK, c::RATE_GET, wire::DUMP, |_| {}).unwrap();
+        let all = client.dump(DEVLINK, c::RATE_GET, |_| {}).unwrap();
         assert_eq!((all.len(), texts(&all, a::RATE_PARENT_NODE_NAME)), (3, vec!["gold".to_owned()]));
         let (errno, message) = refused(set_mode(&mut client, 0));
-        assert_eq!((errno, message.as_deref()), (16, Some("Rate node(s) exists.")));
+        assert_eq!((errno, message.as_deref()), (Errno::BUSY, Some("Rate node(s) exists.")));
         let delete = |client: &mut Client| {
-            client.ask(DEVLINK, c::RATE_DEL, 0, |to| {
+            client.ask(DEVLINK, c::RATE_DEL, |to| {
                 device(to);
                 to.text(a::RATE_NODE_NAME, "gold");
             })
         };
-        assert_eq!(refused(delete(&mut client)).0, 16);
+        assert_eq!(refused(delete(&mut client)).0, Errno::BUSY);
         client
-            .ask(DEVLINK, c::RATE_SET, 0, |to| {
+            .ask(DEVLINK, c::RATE_SET, |to| {
                 device(to);
                 to.u32(a::PORT_INDEX, 1).text(a::RATE_PARENT_NODE_NAME, "");
             })
@@ -168,16 +169,20 @@ fn rates_hang_on_nodes() {
 fn who_has_joined_is_told_and_who_does_not_read_holds_up_nobody() {
     with_card(|up| {
         let mut listener = Client::connect(&up.path).unwrap();
-        listener.ask(ESWITCH, eswitch_family::JOIN, 0, join).unwrap();
+        listener.ask(ESWITCH, eswitch_family::JOIN, join).unwrap();
         let mut deaf = Client::connect(&up.path).unwrap();
-        deaf.ask(ESWITCH, eswitch_family::JOIN, 0, join).unwrap();
+        deaf.ask(ESWITCH, eswitch_family::JOIN, join).unwrap();
         // Requests whose answers nobody reads.
         let flood: Vec<u8> = {
-            let mut builder = wire::Builder::default();
+            let mut datagram = Datagram::default();
             for n in 0..2_000 {
-                builder.begin(DEVLINK, wire::REQUEST | wire::DUMP, n, 0).genl(c::PORT_GET, 1).end();
+                let header = Header::new(DEVLINK, Flags::REQUEST | Flags::DUMP, n, 0);
+                let filled = datagram.message(header, |to| {
+                    to.genl(c::PORT_GET, 1);
+                });
+                filled.unwrap();
             }
-            builder.bytes().to_vec()
+            datagram.into_bytes()
         };
         for _ in 0..4 {
             let flags = rustix::net::SendFlags::DONTWAIT;
@@ -199,10 +204,10 @@ fn the_view_comes_in_pieces() {
     with_card(|up| {
         let mut client = Client::connect(&up.path).unwrap();
         set_mode(&mut client, 1).unwrap();
-        let view = client.ask(ESWITCH, eswitch_family::VIEW, wire::DUMP, |_| {}).unwrap();
+        let view = client.dump(ESWITCH, eswitch_family::VIEW, |_| {}).unwrap();
         let json: Vec<u8> = view
             .iter()
-            .flat_map(|piece| wire::attributes(&piece.attributes).flatten().next().map(|a| a.value.to_vec()))
+            .flat_map(|piece| netlink::attributes(&piece.attributes).flatten().next().map(|a| a.value.to_vec()))
             .flatten()
             .collect();
         let view: devlink::view::Card = serde_json::from_slice(&json).unwrap();
@@ -215,10 +220,10 @@ fn no_more_are_let_in_than_there_is_room_for() {
     with_card(|up| {
         let clients: Vec<Client> = (0..16).map(|_| Client::connect(&up.path).unwrap()).collect();
         let mut one_more = Client::connect(&up.path).unwrap();
-        assert!(matches!(one_more.ask(DEVLINK, c::GET, wire::DUMP, |_| {}), Err(ClientError::Broken(_))));
+        assert!(matches!(one_more.dump(DEVLINK, c::GET, |_| {}), Err(ClientError::Broken(_))));
         drop(clients);
         let deadline = Instant::now() + Duration::from_secs(10);
-        while Client::connect(&up.path).unwrap().ask(DEVLINK, c::GET, wire::DUMP, |_| {}).is_err() {
+        while Client::connect(&up.path).unwrap().dump(DEVLINK, c::GET, |_| {}).is_err() {
             assert!(Instant::now() < deadline, "room is never given back");
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -233,19 +238,19 @@ fn a_command_is_carried_out_or_refused() {
         let set = |number| Command::SetNumVfs { device, number };
         assert_eq!(client.perform(&set(0)).unwrap(), Reply::Done);
         let too_many = client.perform(&set(99)).map(|_| Vec::new());
-        assert_eq!(refused(too_many).0, 34);
+        assert_eq!(refused(too_many).0, Errno::RANGE);
         client.perform(&Command::SetEswitch { device, options: vec![EswitchOption::Mode(Mode::Switchdev)] }).unwrap();
         let sf = Command::AddSf { device, pfnum: 0, sfnum: SfNum(88) };
         assert_eq!(client.perform(&sf).unwrap(), Reply::Port(format!("pci/{PF}/32768").parse().unwrap()));
         let mut ask = |version: u32, bytes: &[u8]| {
-            let asked = client.ask(ESWITCH, eswitch_family::PERFORM, 0, |to| {
+            let asked = client.ask(ESWITCH, eswitch_family::PERFORM, |to| {
                 to.put(eswitch_family::COMMAND, bytes).u32(eswitch_family::VERSION, version);
             });
             refused(asked)
         };
-        assert_eq!(ask(control::VERSION, b"nonsense").0, 22);
+        assert_eq!(ask(control::VERSION, b"nonsense").0, Errno::INVAL);
         let (errno, message) = ask(control::VERSION + 1, b"\"rescan\"");
-        assert_eq!(errno, 22);
+        assert_eq!(errno, Errno::INVAL);
         assert!(message.unwrap().contains("from the same build"));
     });
 }

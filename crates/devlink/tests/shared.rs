@@ -12,10 +12,11 @@ use control::{Command, EswitchOption};
 use devlink::eswitch_family::{self, JOIN};
 use devlink::numbers::{attribute, command};
 use devlink::view::Card;
-use devlink::{Client, ESWITCH, ViewReader, wire};
+use devlink::{Client, ESWITCH, ViewReader};
 use eswitch::card::{Fault, ResourceKind};
 use eswitch::vf::VfSetting;
 use eswitch::{CardConfig, MacAddr, Mode, PciAddress, PfIndex};
+use netlink::{Builder, find};
 
 fn card(pfs: u8, vfs: u16) -> CardConfig {
     CardConfig { pfs, vfs, modules: vec!["mlx5_ib".to_owned()], ..CardConfig::default() }
@@ -138,13 +139,13 @@ fn who_is_the_first_to_read_waits_for_no_pf() {
 fn of_a_pf_that_is_slow_is_told_when_it_is_free_and_of_others_at_once() {
     with_card_of(card(2, 1), |up| {
         let mut listener = Client::connect(&up.path).unwrap();
-        let join = |to: &mut wire::Builder| {
+        let join = |to: &mut Builder| {
             to.u32(eswitch_family::GROUP, devlink::CONFIG_GROUP);
         };
-        listener.ask(ESWITCH, JOIN, 0, join).unwrap();
+        listener.ask(ESWITCH, JOIN, join).unwrap();
         let mut told = || {
             let message = listener.told().unwrap().remove(0);
-            let name = wire::attributes(&message.attributes).flatten().find(|one| one.kind == attribute::DEV_NAME);
+            let name = find(&message.attributes, attribute::DEV_NAME);
             (message.command, String::from_utf8_lossy(name.unwrap().value).trim_end_matches('\0').to_owned())
         };
         while_one_is_slow(up, || {

@@ -82,7 +82,7 @@ fn in_legacy_mode() {
         );
         assert!(view.netdevs.iter().all(|netdev| !netdev.in_switch));
         assert_eq!(view.netdevs[0].vfs.len(), 1);
-        assert_eq!(view.netdevs[0].port.as_deref(), Some("pci/0000:08:00.0/65535"));
+        assert_eq!(view.netdevs[0].port.as_ref().map(ToString::to_string).as_deref(), Some("pci/0000:08:00.0/65535"));
         let devices = ["rocep8s0f0", "rocep8s0f1", "rocep8s0f0v0", "rocep8s0f1v0"];
         assert_eq!(rdma(&view), devices.map(|name| (name, vec![1])));
         let auxiliary: Vec<_> = view.auxiliary.iter().map(|a| a.name.as_str()).collect();
@@ -117,7 +117,7 @@ fn in_switchdev_mode_with_vfs_and_sfs() {
         let representor = of_pf0[3];
         assert_eq!(representor.port_name.as_deref(), Some("pf0sf88"));
         assert_eq!((representor.driver.as_str(), representor.bus_info.as_str()), ("mlx5e_rep", "0000:08:00.0"));
-        assert_eq!(representor.port.as_deref(), Some("pci/0000:08:00.0/32768"));
+        assert_eq!(representor.port.as_ref().map(ToString::to_string).as_deref(), Some("pci/0000:08:00.0/32768"));
         let of_sf = of_pf0[6];
         assert_eq!(
             (&of_sf.parent, of_sf.bus_info.as_str()),

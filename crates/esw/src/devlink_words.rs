@@ -9,8 +9,8 @@ mod words;
 
 use anyhow::{Result, bail};
 use devlink::numbers::{attribute as a, command as c, flavour, function, nla};
-use devlink::wire::{self, Builder, DUMP};
-use devlink::{CONFIG_GROUP, Client, ClientError, DEVLINK, ESWITCH, eswitch_family};
+use devlink::{CONFIG_GROUP, ClientError, DEVLINK, ESWITCH, eswitch_family};
+use netlink::{Attribute, Builder, Errno, strerror};
 
 use crate::arguments::Words as Arguments;
 use crate::output::{complain, line};
@@ -58,8 +58,7 @@ pub fn run(object: &str, arguments: &Arguments) -> Result<u8> {
                 let dot = if message.ends_with('.') { "" } else { "." };
                 complain!("Error: {message}{dot}");
             }
-            let text = std::io::Error::from_raw_os_error(refusal.errno).to_string();
-            complain!("kernel answers: {}", text.split(" (os error").next().unwrap_or_default());
+            complain!("kernel answers: {}", strerror(refusal.errno));
             Ok(FAILED)
         }
         Err(error) => Err(error.into()),
@@ -71,40 +70,38 @@ type Answers = Result<Vec<devlink::Answered>, ClientError>;
 fn ask_all(cards: &mut [Found], request: &Request) -> Answers {
     let mut all = Vec::new();
     for card in cards {
-        all.extend(ask(&mut card.client, request, DUMP)?);
+        all.extend(card.client.dump(DEVLINK, request.command, |to| request.write(to))?);
     }
     Ok(all)
 }
 
 /// Asks the cards by turns: who has no such instance says so, and does nothing.
 fn ask_whose_it_is(cards: &mut [Found], request: &Request) -> Answers {
-    const ENODEV: i32 = 19;
     let mut last = Ok(Vec::new());
     for card in cards {
-        last = ask(&mut card.client, request, 0);
+        last = card.client.ask(DEVLINK, request.command, |to| request.write(to));
         match &last {
-            Err(ClientError::Refused(refusal)) if refusal.errno == ENODEV => {}
+            Err(ClientError::Refused(refusal)) if refusal.errno == Errno::NODEV => {}
             _ => break,
         }
     }
     last
 }
 
-fn ask(client: &mut Client, request: &Request, flags: u16) -> Answers {
-    client.ask(DEVLINK, request.command, flags, |to| {
-        if let Some(handle) = &request.handle {
+impl Request {
+    fn new(command: u8, handle: Option<Handle>, print: print::Printer) -> Self {
+        Self { command, handle, attributes: Builder::default(), print }
+    }
+
+    /// Writes what is asked with.
+    fn write(&self, to: &mut Builder) {
+        if let Some(handle) = &self.handle {
             to.text(a::BUS_NAME, &handle.bus).text(a::DEV_NAME, &handle.device);
             if let Some(index) = handle.port {
                 to.u32(a::PORT_INDEX, index);
             }
         }
-        to.raw(request.attributes.bytes());
-    })
-}
-
-impl Request {
-    fn new(command: u8, handle: Option<Handle>, print: print::Printer) -> Self {
-        Self { command, handle, attributes: Builder::default(), print }
+        to.append(&self.attributes);
     }
 }
 
@@ -231,7 +228,7 @@ fn function_set(words: &mut Words) -> Result<Request> {
         bail!("Need to set at least one option: hw_addr, state or roce");
     }
     request.attributes.nest(a::PORT_FUNCTION, |to| {
-        to.raw(inner.bytes());
+        to.append(&inner);
     });
     Ok(request)
 }
@@ -290,7 +287,7 @@ pub fn monitor(arguments: &Arguments) -> Result<u8> {
     let cards = arguments.which.connect()?;
     let (tell, told) = std::sync::mpsc::channel();
     for mut card in cards {
-        card.client.ask(ESWITCH, eswitch_family::JOIN, 0, |to| {
+        card.client.ask(ESWITCH, eswitch_family::JOIN, |to| {
             to.u32(eswitch_family::GROUP, CONFIG_GROUP);
         })?;
         let tell = tell.clone();
@@ -326,6 +323,6 @@ pub fn monitor(arguments: &Arguments) -> Result<u8> {
 }
 
 /// The attributes of an answer.
-fn attributes(answer: &devlink::Answered) -> impl Iterator<Item = wire::Attribute<'_>> {
-    wire::attributes(&answer.attributes).flatten()
+fn attributes(answer: &devlink::Answered) -> impl Iterator<Item = Attribute<'_>> {
+    netlink::attributes(&answer.attributes).flatten()
 }

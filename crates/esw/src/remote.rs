@@ -14,6 +14,7 @@ use std::time::Duration;
 use control::Command;
 use devlink::{CONFIG_GROUP, Client, ClientError, ESWITCH, Refusal as Refused, ViewReader, eswitch_family, view};
 use lab::{Card, Refusal};
+use netlink::Errno;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
 
@@ -25,10 +26,10 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 const ROOM: usize = 256 << 10;
 
 /// The daemon is gone.
-const GONE: i32 = rustix::io::Errno::NODEV.raw_os_error();
+const GONE: Errno = Errno::NODEV;
 
 /// The daemon does not know the request.
-const OLDER: i32 = rustix::io::Errno::OPNOTSUPP.raw_os_error();
+const OLDER: Errno = Errno::OPNOTSUPP;
 
 /// A card in another process.
 pub struct Remote {
@@ -160,7 +161,7 @@ impl Card for Remote {
 /// A connection that brings what devlink's multicast group hears.
 fn join(path: &Path) -> Result<OwnedFd, ClientError> {
     let mut client = Client::connect(path)?;
-    client.ask(ESWITCH, eswitch_family::JOIN, 0, |to| {
+    client.ask(ESWITCH, eswitch_family::JOIN, |to| {
         to.u32(eswitch_family::GROUP, CONFIG_GROUP);
     })?;
     Ok(client.into_socket())

@@ -315,7 +315,7 @@ fn control_characters_in_names_are_escaped_wherever_they_are_shown() {
     let mut client = Client::connect(Path::new(&socket(&place.folder))).unwrap();
     perform(&mut client, &format!("devlink dev eswitch set {PF} mode switchdev")).unwrap();
     let name = "n\u{1b}[2J\nREADY=1\u{9b}1m";
-    let made = client.ask(devlink::DEVLINK, devlink::numbers::command::RATE_NEW, 0, |to| {
+    let made = client.ask(devlink::DEVLINK, devlink::numbers::command::RATE_NEW, |to| {
         use devlink::numbers::attribute as a;
         to.text(a::BUS_NAME, "pci").text(a::DEV_NAME, "0000:08:00.0").text(a::RATE_NODE_NAME, name);
     });

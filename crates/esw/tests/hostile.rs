@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use devlink::numbers::command;
-use devlink::{Client, ClientError, DEVLINK, ESWITCH, eswitch_family, view, wire};
+use devlink::{Client, ClientError, DEVLINK, ESWITCH, eswitch_family, view};
+use netlink::{Flags, Header};
 use rustix::net::{SendFlags, send};
 
 /// How long anything may take before a test gives up.
@@ -68,9 +69,9 @@ impl Place {
 
     /// All there is of the card.
     fn view(&self) -> view::Card {
-        let pieces = self.client().ask(ESWITCH, eswitch_family::VIEW, wire::DUMP, |_| {}).unwrap();
+        let pieces = self.client().dump(ESWITCH, eswitch_family::VIEW, |_| {}).unwrap();
         let piece =
-            |piece: &devlink::Answered| wire::attributes(&piece.attributes).flatten().next().unwrap().value.to_vec();
+            |piece: &devlink::Answered| netlink::attributes(&piece.attributes).flatten().next().unwrap().value.to_vec();
         serde_json::from_slice(&pieces.iter().flat_map(piece).collect::<Vec<u8>>()).unwrap()
     }
 
@@ -115,7 +116,7 @@ fn said(output: &Output) -> String {
 }
 
 fn devices(client: &mut Client) -> Result<usize, ClientError> {
-    client.ask(DEVLINK, command::GET, wire::DUMP, |_| {}).map(|devices| devices.len())
+    client.dump(DEVLINK, command::GET, |_| {}).map(|devices| devices.len())
 }
 
 #[test]
@@ -145,12 +146,15 @@ fn a_million_requests_that_nobody_reads_answers_to_cost_the_daemon_no_memory() {
     let mut other = place.client();
     devices(&mut other).unwrap();
     let had = place.resident();
-    let mut request = wire::Builder::default();
-    request.begin(DEVLINK, wire::REQUEST | wire::DUMP, 1, 0).genl(command::PORT_GET, 1).end();
-    let many = request.bytes().repeat(3_000);
+    let header = Header::new(DEVLINK, Flags::REQUEST | Flags::DUMP, 1, 0);
+    let request = netlink::message(header, |to| {
+        to.genl(command::PORT_GET, 1);
+    });
+    let request = request.unwrap();
+    let many = request.repeat(3_000);
     let deaf: Vec<Client> = (0..10).map(|_| place.client()).collect();
     for n in 0..1_000_000 {
-        let bytes = if n % 2 == 0 { &many[..] } else { request.bytes() };
+        let bytes = if n % 2 == 0 { &many[..] } else { &request[..] };
         let _ = send(deaf[n % deaf.len()].socket(), bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
         if n % 100_000 == 0 {
             assert_eq!(devices(&mut other).unwrap(), 9);
@@ -167,10 +171,10 @@ fn a_million_requests_that_nobody_reads_answers_to_cost_the_daemon_no_memory() {
 fn a_command_that_is_nested_deep_is_refused_and_the_daemon_lives() {
     let place = Place::new("exec", "");
     let before = place.view();
-    let refused = place.client().ask(ESWITCH, eswitch_family::PERFORM, 0, |to| {
+    let refused = place.client().ask(ESWITCH, eswitch_family::PERFORM, |to| {
         to.put(eswitch_family::COMMAND, &[b'['; 60_000]).u32(eswitch_family::VERSION, control::VERSION);
     });
-    assert!(matches!(refused, Err(ClientError::Refused(refusal)) if refusal.errno == 22));
+    assert!(matches!(refused, Err(ClientError::Refused(refusal)) if refusal.errno == netlink::Errno::INVAL));
     assert_eq!(before, place.view());
 }
 

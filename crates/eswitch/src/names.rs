@@ -22,9 +22,10 @@ pub struct NetdevName {
 }
 
 /// The switch id of a card: the same for all its PFs.
-pub fn switch_id(config: &CardConfig) -> String {
-    let a = config.address;
-    format!("e5{:04x}{:02x}{:02x}000000", a.domain, a.bus, a.device)
+pub fn switch_id(config: &CardConfig) -> [u8; 8] {
+    let address = config.address;
+    let [domain, of_domain] = address.domain.to_be_bytes();
+    [0xe5, domain, of_domain, address.bus, address.device, 0, 0, 0]
 }
 
 /// `phys_port_name` of a vport's representor: `p0`, `pf0vf1`, `pf0sf88`, `c1pf0vf1` on a DPU.

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use card_memory::MemoryCard;
 use control::{Command, CommandTarget};
 use devlink::view::Profile;
-use devlink::wire::{self, Builder, Header, attributes, messages};
 use devlink::{Cx, DEVLINK, ESWITCH, Peer, Served, Sink, eswitch_family, numbers};
 use eswitch::inspect::Snapshot;
 use eswitch::{CardConfig, Touched};
 use host::{LiveCard, World};
 use lockdep::{Domain, Locked, OnReport, Unlocked, enter};
+use netlink::{Attribute, Flags, GENL_HEADER, Header, Message, attributes, messages};
 
 /// Messages of an input that are looked at one by one at most: a datagram of headers alone has thousands.
 const EACH: usize = 32;
@@ -22,7 +22,7 @@ const EACH: usize = 32;
 /// message; an invariant does not hold.
 pub fn answer(bytes: &[u8]) {
     // What is read is 64 KiB; and a fault that is planted, or a delay, is no fault of ours.
-    if bytes.len() > 64 * 1024 || messages(bytes).any(|(header, payload)| plants(&header, payload)) {
+    if bytes.len() > 64 * 1024 || messages(bytes).any(|message| plants(&message)) {
         return;
     }
     let domain = Domain::checked(OnReport::Record);
@@ -35,14 +35,14 @@ pub fn answer(bytes: &[u8]) {
         assert_eq!(before, at_rest(&served, cx), "one who may only look has changed the card");
         let owner = Peer { may_change: true, ..Peer::default() };
         let mut before = before;
-        for (header, payload) in messages(bytes).take(EACH) {
+        for message in messages(bytes).take(EACH) {
             let mut answers = Answers::default();
-            devlink::answer(&served, cx, &owner, &alone(&header, payload), &mut answers);
+            devlink::answer(&served, cx, &owner, &alone(&message), &mut answers);
             let after = at_rest(&served, cx);
-            if answers.refused == Some(true) && !has_parts(&header, payload) {
-                assert_eq!(before, after, "a request was refused, and the card has changed: {header:?} {payload:?}");
+            if answers.refused == Some(true) && !has_parts(&message) {
+                assert_eq!(before, after, "a request was refused, and the card has changed: {message:?}");
             }
-            assert_eq!(engine.check(cx), [], "after {header:?} {payload:?}");
+            assert_eq!(engine.check(cx), [], "after {message:?}");
             before = after;
         }
         devlink::answer(&served, cx, &owner, bytes, &mut Answers::default());
@@ -74,26 +74,29 @@ fn at_rest(served: &Served, cx: &mut Locked<'_, Unlocked>) -> Snapshot {
 }
 
 /// One message with its own datagram, and with an end that can be seen.
-fn alone(header: &Header, payload: &[u8]) -> Vec<u8> {
-    let mut builder = Builder::default();
-    builder.begin(header.kind, header.flags | wire::REQUEST | wire::ACK, header.sequence, header.port);
-    builder.raw(payload).end();
-    builder.bytes().to_vec()
+fn alone(message: &Message<'_>) -> Vec<u8> {
+    let header = Header { flags: message.header.flags | Flags::REQUEST | Flags::ACK, ..message.header };
+    let alone = netlink::message(header, |to| {
+        to.raw(message.payload());
+    });
+    alone.expect("as long as it was received")
 }
 
 /// Whether it is a command that makes the card fail or wait.
-fn plants(header: &Header, payload: &[u8]) -> bool {
-    let is_fault = |a: wire::Attribute<'_>| {
+fn plants(message: &Message<'_>) -> bool {
+    let is_fault = |a: Attribute<'_>| {
         let command = Command::decode(control::VERSION, a.value);
         matches!(command, Ok(Command::AddFault(_) | Command::FailAllocations { .. }))
     };
-    header.kind == ESWITCH && attributes(payload.get(wire::GENL_HEADER..).unwrap_or_default()).flatten().any(is_fault)
+    let asked = message.after(GENL_HEADER).unwrap_or_default();
+    message.header.kind == ESWITCH && attributes(asked).flatten().any(is_fault)
 }
 
 /// Whether it is one of those that do one thing after the other, up to the first that is refused, as in the kernel.
-fn has_parts(header: &Header, payload: &[u8]) -> bool {
+fn has_parts(message: &Message<'_>) -> bool {
     let in_parts = [numbers::command::ESWITCH_SET, numbers::command::PORT_SET, numbers::command::RATE_SET];
-    match header.kind {
+    let payload = message.payload();
+    match message.header.kind {
         DEVLINK => payload.first().is_some_and(|command| in_parts.contains(command)),
         ESWITCH => payload.first() == Some(&eswitch_family::PERFORM),
         _ => false,
@@ -109,13 +112,12 @@ struct Answers {
 impl Sink for Answers {
     fn send(&mut self, datagram: &[u8]) {
         let mut read = 0;
-        for (header, payload) in messages(datagram) {
-            read += (header.length as usize).next_multiple_of(4);
-            match header.kind {
-                wire::DONE => self.refused = Some(false),
-                wire::ERROR => self.refused = Some(payload.first_chunk::<4>() != Some(&[0; 4])),
-                _ => {
-                    let told = payload.get(wire::GENL_HEADER..).unwrap_or_default();
+        for message in messages(datagram) {
+            read += message.bytes().len().next_multiple_of(4);
+            match message.outcome() {
+                Some(outcome) => self.refused = Some(outcome.result.is_err()),
+                None => {
+                    let told = message.after(GENL_HEADER).unwrap_or_default();
                     assert!(attributes(told).all(|a| a.is_ok()), "an answer has attributes that are none: {told:?}");
                 }
             }

@@ -19,6 +19,7 @@ use devlink::view;
 use eswitch::vf::VfSetting;
 use eswitch::{CardConfig, MacAddr};
 use lab::{Card, Join, Options, Refusal};
+use netlink::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
 
 /// What the command line says.
@@ -100,7 +101,7 @@ struct Described {
     listeners: Mutex<Vec<OwnedFd>>,
 }
 
-fn refused(errno: i32, message: &str) -> Refusal {
+fn refused(errno: Errno, message: &str) -> Refusal {
     Refusal { errno, message: message.to_owned() }
 }
 
@@ -111,10 +112,10 @@ impl Card for Described {
     }
 
     fn perform(&self, command: &Command) -> Result<(), Refusal> {
-        let gone = |_| refused(libc::ENODEV, "the card is gone");
-        if let Some(file) = self.told.lock().map_err(|_| refused(libc::EIO, ""))?.as_mut() {
+        let gone = |_| refused(Errno::NODEV, "the card is gone");
+        if let Some(file) = self.told.lock().map_err(|_| refused(Errno::IO, ""))?.as_mut() {
             writeln!(file, "{}", command.in_words(&CardConfig { pfs: 2, ..CardConfig::default() }))
-                .map_err(|error| refused(libc::EIO, &error.to_string()))?;
+                .map_err(|error| refused(Errno::IO, &error.to_string()))?;
         }
         let mut view = (*self.view().map_err(gone)?).clone();
         match command {
@@ -129,7 +130,7 @@ impl Card for Described {
             Command::UnloadModule(name) => load(&mut view, name, false)?,
             _ => {}
         }
-        *self.view.lock().map_err(|_| refused(libc::EIO, ""))? = Arc::new(view);
+        *self.view.lock().map_err(|_| refused(Errno::IO, ""))? = Arc::new(view);
         self.notify();
         Ok(())
     }
@@ -162,16 +163,16 @@ impl Described {
 
 fn set_mac(view: &mut view::Card, vf: u32, mac: MacAddr) -> Result<(), Refusal> {
     let mut vfs = view.netdevs.iter_mut().flat_map(|netdev| &mut netdev.vfs);
-    let vf = vfs.find(|shown| shown.vf == vf).ok_or_else(|| refused(libc::EINVAL, "There is no such VF"))?;
+    let vf = vfs.find(|shown| shown.vf == vf).ok_or_else(|| refused(Errno::INVAL, "There is no such VF"))?;
     vf.mac = mac.0;
     Ok(())
 }
 
 fn load(view: &mut view::Card, name: &str, loaded: bool) -> Result<(), Refusal> {
     let module = view.modules.iter_mut().find(|module| module.name == name);
-    let module = module.ok_or_else(|| refused(libc::ENOENT, "no such module"))?;
+    let module = module.ok_or_else(|| refused(Errno::NOENT, "no such module"))?;
     if !loaded && !module.loaded {
-        return Err(refused(libc::ENOENT, "not loaded"));
+        return Err(refused(Errno::NOENT, "not loaded"));
     }
     module.loaded = loaded;
     Ok(())
@@ -300,9 +301,8 @@ fn device(asked: &Asked, command: u8, address: &str) -> Vec<u8> {
 }
 
 fn port(asked: &Asked, netdev: &view::Netdev, device: Option<String>, index: Option<u32>) -> Option<Vec<u8>> {
-    let (handle, number) = netdev.port.as_deref()?.rsplit_once('/')?;
-    let (bus, name) = handle.split_once('/')?;
-    let number: u32 = number.parse().ok()?;
+    let port = netdev.port.as_ref()?;
+    let (bus, name, number) = (port.device.bus(), port.device.name(), port.index);
     if device.is_some_and(|device| device != name) || index.is_some_and(|index| index != number) {
         return None;
     }

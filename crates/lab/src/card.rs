@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use control::Command;
 use devlink::view;
+use netlink::Errno;
 
 /// A card that is up, seen from a lab.
 pub trait Card: Send + Sync {
@@ -47,8 +48,8 @@ pub trait Card: Send + Sync {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Refusal {
-    /// The error number, positive.
-    pub errno: i32,
+    /// The error number.
+    pub errno: Errno,
     /// As an extended acknowledgement has it.
     pub message: String,
 }

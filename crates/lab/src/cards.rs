@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use control::Command;
 use devlink::view::{self, Netdev, Parent};
+use netlink::Errno;
 
 use crate::card::{Card, Refusal};
 
@@ -24,20 +25,12 @@ struct Member {
 pub(crate) struct Seen {
     pub card: Arc<view::Card>,
     by_name: HashMap<String, usize>,
-    switch_id: Vec<u8>,
 }
 
 impl Seen {
     fn of(card: Arc<view::Card>) -> Self {
         let by_name = card.netdevs.iter().enumerate().map(|(n, netdev)| (netdev.name.clone(), n)).collect();
-        let digits: Vec<u8> = card.switch_id.chars().filter_map(|c| Some(c.to_digit(16)? as u8)).collect();
-        let switch_id = digits.chunks(2).map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | digit)).collect();
-        Self { card, by_name, switch_id }
-    }
-
-    /// `phys_switch_id` as bytes.
-    pub fn switch_id(&self) -> &[u8] {
-        &self.switch_id
+        Self { card, by_name }
     }
 
     /// How many VFs the function has that a device hangs from, as `dev_num_vf` counts.
@@ -51,11 +44,10 @@ impl Seen {
         self.card.netdevs.get(*self.by_name.get(name)?)
     }
 
-    fn owns(&self, bus: &str, device: &str) -> bool {
-        match bus {
-            "pci" => self.card.functions.iter().any(|f| f.address == device),
-            "auxiliary" => self.card.auxiliary.iter().any(|a| a.name == device),
-            _ => false,
+    fn owns(&self, device: &Parent) -> bool {
+        match device {
+            Parent::Pci(address) => self.card.functions.iter().any(|function| function.address == *address),
+            Parent::Auxiliary(name) => self.card.auxiliary.iter().any(|device| device.name == *name),
         }
     }
 }
@@ -69,9 +61,9 @@ impl Now {
         self.each().find_map(|(n, seen)| Some((n, seen, seen.netdev(name)?)))
     }
 
-    /// Whose a device on a bus is.
-    pub fn owner(&self, bus: &str, device: &str) -> Option<usize> {
-        self.each().find_map(|(n, seen)| seen.owns(bus, device).then_some(n))
+    /// Whose a device is.
+    pub fn owner(&self, device: &Parent) -> Option<usize> {
+        self.each().find_map(|(n, seen)| seen.owns(device).then_some(n))
     }
 
     /// The cards whose drivers are in a module.
@@ -107,7 +99,7 @@ impl Cards {
 
     /// Has a card carry out a command.
     pub fn perform(&self, n: usize, command: &Command) -> Result<(), Refusal> {
-        let gone = || Refusal { errno: libc::ENODEV, message: "the card is gone".to_owned() };
+        let gone = || Refusal { errno: Errno::NODEV, message: "the card is gone".to_owned() };
         self.card(n).ok_or_else(gone)?.perform(command)
     }
 }

@@ -7,6 +7,8 @@
 use std::io;
 use std::process::{Command, Stdio};
 
+use netlink::{Errno, errno_of};
+
 use crate::sys;
 
 /// Says whether this process is inside a lab, or under another program that answers system calls for it. It starts a
@@ -22,7 +24,7 @@ pub fn is_inside() -> io::Result<bool> {
         sys::no_new_privileges()?;
         sys::listen(&[sys::ALLOW])?;
         // It could: that is all we wanted to know.
-        Err(io::Error::from_raw_os_error(libc::ECANCELED))
+        Err(Errno::CANCELED.into())
     });
     let refused = match child.spawn() {
         // It cannot have been started.
@@ -33,10 +35,10 @@ pub fn is_inside() -> io::Result<bool> {
         }
         Err(error) => error,
     };
-    match refused.raw_os_error() {
-        Some(libc::EBUSY) => Ok(true),
+    match errno_of(&refused) {
+        Errno::BUSY => Ok(true),
         // The last three are those of a kernel, or a container, where there can be no lab.
-        Some(libc::ECANCELED | libc::EINVAL | libc::ENOSYS | libc::EPERM | libc::EACCES) => Ok(false),
+        Errno::CANCELED | Errno::INVAL | Errno::NOSYS | Errno::PERM | Errno::ACCESS => Ok(false),
         _ => Err(refused),
     }
 }

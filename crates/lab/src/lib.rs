@@ -10,7 +10,6 @@ mod card;
 mod cards;
 mod filter;
 mod inside;
-mod message;
 mod process;
 mod relay;
 mod run;

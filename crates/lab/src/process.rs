@@ -9,6 +9,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
+use netlink::Errno;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
@@ -182,7 +183,7 @@ pub(crate) fn open(process: u32) -> io::Result<OwnedFd> {
 /// It has none of this number, or the thread is gone.
 pub(crate) fn take_fd(thread: u32, fd: u32) -> io::Result<OwnedFd> {
     let process = open(process_of(thread)?)?;
-    let fd = i32::try_from(fd).map_err(|_| io::Error::from_raw_os_error(libc::EBADF))?;
+    let fd = i32::try_from(fd).map_err(|_| Errno::BADF)?;
     Ok(pidfd_getfd(process, fd, PidfdGetfdFlags::empty())?)
 }
 

@@ -40,6 +40,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use netlink::Errno;
 use rustix::process::{
     Pid, PidfdFlags, Resource, Signal, WaitOptions, WaitStatus, getrlimit, kill_process, pidfd_open, waitpid,
 };
@@ -155,7 +156,7 @@ pub fn run(cards: Vec<Arc<dyn Card>>, command: Command, options: Options) -> Res
     }
     let privileged = has_power() || (join.user.is_none() && become_root().is_ok() && has_power());
     if !privileged && mounts.is_some() {
-        let source = io::Error::from_raw_os_error(libc::EPERM);
+        let source = Errno::PERM.into();
         return Err(LabError::System { what: "a lab needs root, or a user namespace", source });
     }
     ensure_tracing()?;
@@ -326,10 +327,10 @@ impl Front {
 }
 
 /// Why the program was not started.
-fn why(step: Step, errno: i32, program: String) -> LabError {
-    let source = io::Error::from_raw_os_error(errno);
+fn why(step: Step, errno: Errno, program: String) -> LabError {
+    let source = io::Error::from(errno);
     match step {
-        Step::Filter if errno == libc::EBUSY => LabError::Inside,
+        Step::Filter if errno == Errno::BUSY => LabError::Inside,
         Step::Filter => LabError::NoFilter { source },
         Step::Namespaces => LabError::System { what: "making a mount namespace", source },
         Step::Mounts => LabError::System { what: "mounting what shows the card", source },

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use netlink::Errno;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::calls;
@@ -50,15 +51,15 @@ pub(crate) enum Answer {
     Continue,
     /// It is done.
     Value(i64),
-    /// It has failed, with a number that is positive.
-    Errno(i32),
+    /// It has failed.
+    Errno(Errno),
     /// It has been answered already, or will be.
     Later,
 }
 
 impl From<io::Result<Answer>> for Answer {
     fn from(result: io::Result<Answer>) -> Self {
-        result.unwrap_or_else(|error| Self::Errno(error.raw_os_error().unwrap_or(libc::EIO)))
+        result.unwrap_or_else(|error| Self::Errno(netlink::errno_of(&error)))
     }
 }
 
@@ -84,7 +85,7 @@ impl Reply {
     }
 
     /// Has the call fail, if it has not returned already.
-    pub fn refuse(&mut self, errno: i32) {
+    pub fn refuse(&mut self, errno: Errno) {
         if !std::mem::replace(&mut self.given, true) {
             self.lab.answer(self.id, &Answer::Errno(errno));
         }
@@ -94,7 +95,7 @@ impl Reply {
 impl Drop for Reply {
     /// Nobody is left to carry out the request: its socket has been closed meanwhile.
     fn drop(&mut self) {
-        self.refuse(libc::EBADF);
+        self.refuse(Errno::BADF);
     }
 }
 
@@ -138,7 +139,7 @@ impl Lab {
             Answer::Later => return,
             Answer::Continue => libc::seccomp_notif_resp { id, val: 0, error: 0, flags: flag },
             Answer::Value(val) => libc::seccomp_notif_resp { id, val: *val, error: 0, flags: 0 },
-            Answer::Errno(errno) => libc::seccomp_notif_resp { id, val: 0, error: -errno, flags: 0 },
+            Answer::Errno(errno) => libc::seccomp_notif_resp { id, val: 0, error: -errno.raw_os_error(), flags: 0 },
         };
         let _ = sys::respond(self.listener.as_fd(), response);
     }
@@ -154,10 +155,10 @@ impl Lab {
         let started = thread::Builder::new().name("lab-call".to_owned()).spawn(move || {
             let work = AssertUnwindSafe(|| work(&lab, &call));
             // A program does not wait for ever because something went wrong here.
-            let answer = catch_unwind(work).unwrap_or(Answer::Errno(libc::EIO));
+            let answer = catch_unwind(work).unwrap_or(Answer::Errno(Errno::IO));
             lab.answer(call.id, &answer);
         });
-        started.map_or(Answer::Errno(libc::EAGAIN), |_| Answer::Later)
+        started.map_or(Answer::Errno(Errno::AGAIN), |_| Answer::Later)
     }
 }
 
@@ -207,7 +208,7 @@ fn wait_to_hear(lab: &Lab, stop: Option<&OwnedFd>, limit: Option<Duration>) -> H
     polled.extend(stop.map(|stop| PollFd::new(stop, PollFlags::IN)));
     let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
     match poll(&mut polled, limit.as_ref()) {
-        Err(rustix::io::Errno::INTR) => return Heard::Nothing,
+        Err(Errno::INTR) => return Heard::Nothing,
         // No memory: there may be some again, and every program of the lab waits for this.
         Err(_) => {
             thread::sleep(PAUSE);
@@ -258,7 +259,7 @@ impl Hearing {
             let Ok(call) = sys::next_notification(lab.listener.as_fd()) else { continue };
             self.calls.fetch_add(1, Ordering::Relaxed);
             let work = AssertUnwindSafe(|| calls::answer(lab, &call));
-            let answer = catch_unwind(work).unwrap_or(Answer::Errno(libc::EIO));
+            let answer = catch_unwind(work).unwrap_or(Answer::Errno(Errno::IO));
             lab.answer(call.id, &answer);
         }
     }

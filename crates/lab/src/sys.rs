@@ -7,6 +7,7 @@ use std::ffi::{c_int, c_long};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+use netlink::{Errno, errno_of};
 use rustix::process::Pid;
 
 /// One instruction of a classic BPF filter.
@@ -37,7 +38,7 @@ pub(crate) fn listen(filter: &[FilterOp]) -> io::Result<OwnedFd> {
     // With the second flag a call that has been heard of is not interrupted by signals that do not kill:
     // what has been done for it, a module's loading, is not done twice. It came with Linux 5.19.
     match listen_with(filter, new | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV) {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => listen_with(filter, new),
+        Err(error) if errno_of(&error) == Errno::INVAL => listen_with(filter, new),
         outcome => outcome,
     }
 }
@@ -156,7 +157,7 @@ pub(crate) fn write_memory(pid: u32, address: u64, bytes: &[u8]) -> io::Result<(
     let remote = libc::iovec { iov_base: address as usize as *mut _, iov_len: bytes.len() };
     // SAFETY: the local vector is one slice's, only read; the remote one is not our memory.
     let n = check_len(unsafe { libc::process_vm_writev(pid as i32, &raw const local, 1, &raw const remote, 1, 0) })?;
-    if n == bytes.len() { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EFAULT)) }
+    if n == bytes.len() { Ok(()) } else { Err(Errno::FAULT.into()) }
 }
 
 /// Sets an option of a socket, its value as bytes.
@@ -194,7 +195,7 @@ fn ifreq(name: &str) -> io::Result<[u8; IFREQ]> {
     let mut request = [0; IFREQ];
     match request.get_mut(..name.len()) {
         Some(place) if name.len() < libc::IFNAMSIZ => place.copy_from_slice(name.as_bytes()),
-        _ => return Err(io::Error::from_raw_os_error(libc::ENODEV)),
+        _ => return Err(Errno::NODEV.into()),
     }
     Ok(request)
 }

@@ -70,14 +70,15 @@ fn ip_sets_vfs_at_the_card_and_the_rest_at_the_kernel() {
     let Some(place) = Place::new() else { return };
     place.shell("ip link set labp0 vf 0 mac 02:00:00:00:00:77 && ip link set labp0 vf 1 vlan 5 qos 2");
     place.shell("ip link set labp0 mtu 1400 vf 1 spoofchk on trust off state disable");
+    // In the words of a log, which names a PF's netdev as the card's configuration does.
     assert_eq!(
         place.told(),
         [
-            "ip link set labp0 vf 0 mac 02:00:00:00:00:77",
-            "ip link set labp0 vf 1 vlan 5 qos 2",
-            "ip link set labp0 vf 1 spoofchk on",
-            "ip link set labp0 vf 1 trust off",
-            "ip link set labp0 vf 1 state disable",
+            "ip link set enp8s0f0np0 vf 0 mac 02:00:00:00:00:77",
+            "ip link set enp8s0f0np0 vf 1 vlan 5 qos 2",
+            "ip link set enp8s0f0np0 vf 1 spoofchk on",
+            "ip link set enp8s0f0np0 vf 1 trust off",
+            "ip link set enp8s0f0np0 vf 1 state disable",
         ]
     );
     let links: Value = serde_json::from_str(&place.text(&["ip", "-j", "link", "show", "labp0"])).unwrap();

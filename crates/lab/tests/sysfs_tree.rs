@@ -9,7 +9,7 @@ use control::Command;
 use devlink::view;
 use eswitch::PciAddress;
 use lab::sysfs::tree::{Act, Dir, Entry, Folder, Kernel, Shown, Tree, follow, relative};
-use rustix::io::Errno;
+use netlink::Errno;
 use sysfs_fixture::{PF, card};
 
 struct NoKernel;

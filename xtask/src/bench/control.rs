@@ -14,11 +14,11 @@ use card_memory::MemoryCard;
 use control::CommandTarget;
 use devlink::numbers::{attribute, command};
 use devlink::view::Profile;
-use devlink::wire::{self, Builder};
 use devlink::{Access, ControlSocket, DEVLINK, Served, Server, connect};
 use eswitch::CardConfig;
 use host::{LiveCard, World};
 use lockdep::{Domain, enter};
+use netlink::{Flags, Header, messages};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
 
 use super::{Measurement, Quantity, Row, Target, by_turns};
@@ -59,11 +59,12 @@ fn with_card<T>(work: impl FnOnce(&PathBuf) -> Result<T>) -> Result<T> {
     })
 }
 
-fn request(number: u8, flags: u16) -> Vec<u8> {
-    let mut builder = Builder::default();
-    builder.begin(DEVLINK, wire::REQUEST | flags, 1, 0).genl(number, 1);
-    builder.text(attribute::BUS_NAME, "pci").text(attribute::DEV_NAME, PF).end();
-    builder.bytes().to_vec()
+fn request(number: u8, flags: Flags) -> Result<Vec<u8>> {
+    let header = Header::new(DEVLINK, Flags::REQUEST | flags, 1, 0);
+    let request = netlink::message(header, |to| {
+        to.genl(number, 1).text(attribute::BUS_NAME, "pci").text(attribute::DEV_NAME, PF);
+    });
+    Ok(request?)
 }
 
 /// Sends a request and reads until as much has come as an answer has; how much, if that is not known yet.
@@ -93,10 +94,10 @@ fn a_request() -> Result<Vec<Row>> {
     with_card(|path| {
         let mut rows = Vec::new();
         for (name, number) in [("dev eswitch show", command::ESWITCH_GET), ("dev show", command::GET)] {
-            for (how, flags) in [("an answer", 0), ("an answer and an acknowledgement", wire::ACK)] {
-                let asked = request(number, flags);
+            for (how, flags) in [("an answer", Flags::empty()), ("an answer and an acknowledgement", Flags::ACK)] {
+                let asked = request(number, flags)?;
                 let ours = connect(path)?;
-                let expected = answer_length(&ours, &asked, flags != 0)?;
+                let expected = answer_length(&ours, &asked, !flags.is_empty())?;
                 let (theirs, end) = echo(expected)?;
                 let each = |total: Duration| Quantity { value: total.as_secs_f64() * 1e6 / EACH as f64, unit: "us" };
                 let turns = by_turns(TURNS, || timed(&ours, &asked, expected), || timed(&theirs, &asked, expected));
@@ -122,8 +123,8 @@ fn answer_length(socket: &OwnedFd, asked: &[u8], acknowledged: bool) -> Result<u
     while !ended {
         let came = recv(socket, &mut buffer[..], RecvFlags::empty())?.1;
         length += came;
-        let last = wire::messages(&buffer[..came]).last().context("no answer")?.0;
-        ended = !acknowledged || last.kind == wire::ERROR;
+        let last = messages(&buffer[..came]).last().context("no answer")?;
+        ended = !acknowledged || last.outcome().is_some();
     }
     Ok(length)
 }
@@ -146,7 +147,7 @@ fn echo(answer: usize) -> Result<(OwnedFd, thread::JoinHandle<()>)> {
 fn many_clients() -> Result<Vec<Row>> {
     with_card(|path| {
         let stop = Arc::new(AtomicBool::new(false));
-        let asked = request(command::ESWITCH_GET, 0);
+        let asked = request(command::ESWITCH_GET, Flags::empty())?;
         let clients: Vec<thread::JoinHandle<Result<usize>>> = (0..CLIENTS)
             .map(|_| {
                 let (socket, stop, asked) = (connect(path)?, Arc::clone(&stop), asked.clone());

@@ -210,7 +210,7 @@ impl Place {
         }
         // Whoever connects is answered when the card is up.
         let mut client = devlink::Client::connect(Path::new(SOCKET))?;
-        client.ask(devlink::DEVLINK, devlink::numbers::command::GET, devlink::wire::DUMP, |_| {})?;
+        client.dump(devlink::DEVLINK, devlink::numbers::command::GET, |_| {})?;
         Ok(place)
     }
 

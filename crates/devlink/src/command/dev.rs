@@ -2,15 +2,15 @@
 
 use eswitch::devlink::InlineMode;
 use eswitch::{Mode, PciAddress};
+use netlink::{Builder, Errno};
 
 use crate::answer::Reply;
 use crate::card::{Cx, Served};
 use crate::instance::{self, Instance, Meant};
 use crate::numbers::{attribute as a, command as c};
-use crate::refusal::{Refusal, errno};
+use crate::refusal::Refusal;
 use crate::request::Attributes;
-use crate::view::Profile;
-use crate::wire::Builder;
+use crate::view::{Parent, Profile};
 
 pub(super) fn put_device(to: &mut Builder, device: PciAddress) {
     to.text(a::BUS_NAME, "pci").text(a::DEV_NAME, &device.to_string());
@@ -28,7 +28,7 @@ fn other_message(to: &mut Builder, other: &Instance) {
 }
 
 pub(super) fn put_other(to: &mut Builder, other: &Instance) {
-    to.text(a::BUS_NAME, other.bus).text(a::DEV_NAME, &other.device);
+    to.text(a::BUS_NAME, other.device.bus()).text(a::DEV_NAME, other.device.name());
 }
 
 /// The PF that is meant.
@@ -38,7 +38,7 @@ pub(super) fn put_other(to: &mut Builder, other: &Instance) {
 pub(super) fn pf(served: &Served, cx: Cx<'_, '_>, asked: &Attributes<'_>) -> Result<PciAddress, Refusal> {
     match instance::find(served, cx, asked.required_handle()?)? {
         Meant::Pf(device) => Ok(device),
-        Meant::Other(_) => Err(Refusal::bare(errno::EOPNOTSUPP)),
+        Meant::Other(_) => Err(Refusal::bare(Errno::OPNOTSUPP)),
     }
 }
 
@@ -114,7 +114,7 @@ pub(super) fn eswitch_set(
         None => None,
         Some(0) => Some(Mode::Legacy),
         Some(1) => Some(Mode::Switchdev),
-        Some(_) => return Err(Refusal::new(errno::EINVAL, "mlx5_core: the E-Switch's modes are legacy and switchdev")),
+        Some(_) => return Err(Refusal::new(Errno::INVAL, "mlx5_core: the E-Switch's modes are legacy and switchdev")),
     };
     let inline = match asked.u8(a::ESWITCH_INLINE_MODE)? {
         None => None,
@@ -122,12 +122,12 @@ pub(super) fn eswitch_set(
         Some(1) => Some(InlineMode::Link),
         Some(2) => Some(InlineMode::Network),
         Some(3) => Some(InlineMode::Transport),
-        Some(_) => return Err(Refusal::new(errno::EINVAL, "mlx5_core: no such inline mode")),
+        Some(_) => return Err(Refusal::new(Errno::INVAL, "mlx5_core: no such inline mode")),
     };
     let encap = match asked.u8(a::ESWITCH_ENCAP_MODE)? {
         None => None,
         Some(encap @ 0..=1) => Some(encap == 1),
-        Some(_) => return Err(Refusal::new(errno::EINVAL, "mlx5_core: no such encapsulation mode")),
+        Some(_) => return Err(Refusal::new(Errno::INVAL, "mlx5_core: no such encapsulation mode")),
     };
     if let Some(mode) = mode {
         engine.set_mode(cx, device, mode)?;
@@ -181,13 +181,19 @@ pub(super) fn reload(
 /// Takes the driver of a VF or SF down and brings it up again.
 fn reload_other(served: &Served, cx: Cx<'_, '_>, other: &Instance) -> Result<(), Refusal> {
     let engine = served.card.engine();
-    if let Ok(address) = other.device.parse() {
-        engine.unbind(cx, address)?;
-        return Ok(engine.bind(cx, address)?);
+    let gone = Refusal::bare(Errno::NODEV);
+    match &other.device {
+        Parent::Pci(address) => {
+            let address = address.parse().map_err(|_| gone)?;
+            engine.unbind(cx, address)?;
+            Ok(engine.bind(cx, address)?)
+        }
+        Parent::Auxiliary(name) => {
+            let id = name.rsplit('.').next().and_then(|id| id.parse().ok()).ok_or(gone)?;
+            engine.set_sf_bound(cx, id, false)?;
+            Ok(engine.set_sf_bound(cx, id, true)?)
+        }
     }
-    let id = other.device.rsplit('.').next().and_then(|id| id.parse().ok()).ok_or(Refusal::bare(errno::ENODEV))?;
-    engine.set_sf_bound(cx, id, false)?;
-    Ok(engine.set_sf_bound(cx, id, true)?)
 }
 
 fn info_message(to: &mut Builder, profile: &Profile, put: impl FnOnce(&mut Builder)) {

@@ -3,14 +3,14 @@
 
 use eswitch::PciAddress;
 use eswitch::inspect::{PfView, RepState};
+use netlink::{Builder, Errno};
 
 use super::dev::{bound, put_device};
 use crate::answer::Reply;
 use crate::card::{Cx, Served};
 use crate::numbers::{attribute as a, command as c, nla};
-use crate::refusal::{Refusal, errno};
+use crate::refusal::Refusal;
 use crate::request::Attributes;
-use crate::wire::Builder;
 
 const REPORTER: &str = "representors";
 
@@ -50,7 +50,7 @@ fn named(served: &Served, cx: Cx<'_, '_>, asked: &Attributes<'_>) -> Result<PfVi
     let pf = served.card.engine().inspect_pf(cx, asked.device()?)?;
     let name = asked.text(a::HEALTH_REPORTER_NAME)?;
     if asked.has(a::PORT_INDEX) || name != Some(REPORTER) {
-        return Err(Refusal::bare(errno::EINVAL));
+        return Err(Refusal::bare(Errno::INVAL));
     }
     Ok(pf)
 }

@@ -3,14 +3,14 @@
 use eswitch::PciAddress;
 use eswitch::devlink::SteeringMode;
 use eswitch::lag::LagMode;
+use netlink::{Builder, Errno};
 
 use super::dev::{bound, put_device};
 use crate::answer::Reply;
 use crate::card::{Cx, Served};
 use crate::numbers::{attribute as a, command as c, nla};
-use crate::refusal::{Refusal, errno};
+use crate::refusal::Refusal;
 use crate::request::Attributes;
-use crate::wire::Builder;
 
 /// DEVLINK_PARAM_CMODE_*.
 const RUNTIME: u8 = 0;
@@ -43,14 +43,14 @@ impl<'a> Given<'a> {
     fn bool(&self) -> Result<bool, Refusal> {
         match self {
             Self::Bool(value) => Ok(*value),
-            Self::Text(_) => Err(Refusal::bare(errno::EINVAL)),
+            Self::Text(_) => Err(Refusal::bare(Errno::INVAL)),
         }
     }
 
     fn text(&self) -> Result<&'a str, Refusal> {
         match self {
             Self::Text(value) => Ok(value),
-            Self::Bool(_) => Err(Refusal::bare(errno::EINVAL)),
+            Self::Bool(_) => Err(Refusal::bare(Errno::INVAL)),
         }
     }
 }
@@ -112,7 +112,7 @@ fn set_steering(served: &Served, cx: Cx<'_, '_>, device: PciAddress, given: Give
         "smfs" => SteeringMode::Software,
         _ => {
             let why = "mlx5_core: Bad parameter: supported values are [\"dmfs\", \"smfs\"]";
-            return Err(Refusal::new(errno::EINVAL, why));
+            return Err(Refusal::new(Errno::INVAL, why));
         }
     };
     Ok(served.card.engine().change_params(cx, device, |params| params.steering = steering)?)
@@ -146,8 +146,8 @@ fn param_message(to: &mut Builder, device: PciAddress, param: &Param, value: &Va
 }
 
 fn named(asked: &Attributes<'_>) -> Result<&'static Param, Refusal> {
-    let name = asked.text(a::PARAM_NAME)?.ok_or(Refusal::bare(errno::EINVAL))?;
-    PARAMS.iter().find(|param| param.name == name).ok_or(Refusal::bare(errno::EINVAL))
+    let name = asked.text(a::PARAM_NAME)?.ok_or(Refusal::bare(Errno::INVAL))?;
+    PARAMS.iter().find(|param| param.name == name).ok_or(Refusal::bare(Errno::INVAL))
 }
 
 pub(super) fn get(
@@ -184,14 +184,14 @@ pub(super) fn set(served: &Served, cx: Cx<'_, '_>, asked: &Attributes<'_>, _: &m
     let device = asked.device()?;
     served.card.engine().pf(cx, device)?;
     let param = named(asked)?;
-    let cmode = asked.u8(a::PARAM_VALUE_CMODE)?.ok_or(Refusal::bare(errno::EINVAL))?;
+    let cmode = asked.u8(a::PARAM_VALUE_CMODE)?.ok_or(Refusal::bare(Errno::INVAL))?;
     if cmode != param.cmode {
-        return Err(Refusal::bare(errno::EOPNOTSUPP));
+        return Err(Refusal::bare(Errno::OPNOTSUPP));
     }
-    let given = match asked.u8(a::PARAM_TYPE)?.ok_or(Refusal::bare(errno::EINVAL))? {
+    let given = match asked.u8(a::PARAM_TYPE)?.ok_or(Refusal::bare(Errno::INVAL))? {
         nla::FLAG => Given::Bool(asked.has(a::PARAM_VALUE_DATA)),
-        nla::STRING => Given::Text(asked.text(a::PARAM_VALUE_DATA)?.ok_or(Refusal::bare(errno::EINVAL))?),
-        _ => return Err(Refusal::bare(errno::EINVAL)),
+        nla::STRING => Given::Text(asked.text(a::PARAM_VALUE_DATA)?.ok_or(Refusal::bare(Errno::INVAL))?),
+        _ => return Err(Refusal::bare(Errno::INVAL)),
     };
     (param.set)(served, cx, device, given)
 }

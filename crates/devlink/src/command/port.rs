@@ -2,15 +2,15 @@
 
 use eswitch::inspect::PortView;
 use eswitch::{FunctionChange, MacAddr, PfIndex, PortHandle, SfNum, Vport};
+use netlink::{Builder, Errno};
 
 use super::dev::{bound, put_device, put_other};
 use crate::answer::Reply;
 use crate::card::{Cx, Served};
 use crate::instance::{self, Instance, Meant};
 use crate::numbers::{attribute as a, command as c, flavour, function};
-use crate::refusal::{Refusal, errno};
+use crate::refusal::Refusal;
 use crate::request::Attributes;
-use crate::wire::Builder;
 
 /// DEVLINK_PORT_TYPE_*.
 const NOTSET: u16 = 0;
@@ -101,14 +101,14 @@ pub(super) fn get(
                 reply.add(c::PORT_NEW, |to| other_message(served, to, &other));
                 Ok(())
             }
-            _ => Err(Refusal::bare(errno::ENODEV)),
+            _ => Err(Refusal::bare(Errno::NODEV)),
         },
     }
 }
 
 fn add_port(served: &Served, cx: Cx<'_, '_>, handle: PortHandle, reply: &mut Reply<'_>) -> Result<(), Refusal> {
     let pf = served.card.engine().inspect_pf(cx, handle.device)?;
-    let port = pf.ports.iter().find(|port| port.handle == handle).ok_or(Refusal::bare(errno::ENODEV))?;
+    let port = pf.ports.iter().find(|port| port.handle == handle).ok_or(Refusal::bare(Errno::NODEV))?;
     reply.add(c::PORT_NEW, |to| port_message(served, to, pf.index, port));
     Ok(())
 }
@@ -141,9 +141,9 @@ pub(super) fn get_all(
 pub(super) fn set(served: &Served, cx: Cx<'_, '_>, asked: &Attributes<'_>, _: &mut Reply<'_>) -> Result<(), Refusal> {
     let port = asked.port()?;
     let pf = served.card.engine().inspect_pf(cx, port.device)?;
-    let is = pf.ports.iter().find(|p| p.handle == port).ok_or(Refusal::bare(errno::ENODEV))?;
+    let is = pf.ports.iter().find(|p| p.handle == port).ok_or(Refusal::bare(Errno::NODEV))?;
     if asked.has(a::PORT_TYPE) {
-        return Err(Refusal::bare(errno::EOPNOTSUPP));
+        return Err(Refusal::bare(Errno::OPNOTSUPP));
     }
     let allowed = [function::HW_ADDR, function::STATE, function::CAPS];
     let Some(asked) = asked.nested(a::PORT_FUNCTION, &allowed)? else { return Ok(()) };
@@ -157,7 +157,7 @@ pub(super) fn set(served: &Served, cx: Cx<'_, '_>, asked: &Attributes<'_>, _: &m
     let active = match asked.u8(function::STATE)? {
         None => None,
         Some(state @ 0..=1) => Some(state == 1),
-        Some(_) => return Err(Refusal::new(errno::EINVAL, "Attribute failed policy validation")),
+        Some(_) => return Err(Refusal::new(Errno::INVAL, "Attribute failed policy validation")),
     };
     let change = FunctionChange { hw_addr: asked.bytes(function::HW_ADDR).map(hw_addr).transpose()?, active, roce };
     served.card.engine().set_function(cx, port, change)?;
@@ -178,9 +178,9 @@ fn caps(value: u32, selector: u32) -> Result<Option<bool>, Refusal> {
 
 fn hw_addr(bytes: &[u8]) -> Result<MacAddr, Refusal> {
     let mac: [u8; 6] =
-        bytes.try_into().map_err(|_| Refusal::new(errno::EINVAL, "Address must be 6 bytes for Ethernet device"))?;
+        bytes.try_into().map_err(|_| Refusal::new(Errno::INVAL, "Address must be 6 bytes for Ethernet device"))?;
     if mac[0] & 1 != 0 {
-        return Err(Refusal::new(errno::EINVAL, "Non-unicast hardware address unsupported"));
+        return Err(Refusal::new(Errno::INVAL, "Non-unicast hardware address unsupported"));
     }
     Ok(MacAddr(mac))
 }
@@ -195,7 +195,7 @@ pub(super) fn add(
     served.card.engine().pf(cx, device)?;
     let (kind, pfnum) = (asked.u16(a::PORT_FLAVOUR)?, asked.u16(a::PORT_PCI_PF_NUMBER)?);
     let (Some(kind), Some(pfnum)) = (kind, pfnum) else {
-        return Err(Refusal::new(errno::EINVAL, "Port flavour or PCI PF are not specified"));
+        return Err(Refusal::new(Errno::INVAL, "Port flavour or PCI PF are not specified"));
     };
     if kind != flavour::PCI_SF {
         return Err(Refusal::unsupported("mlx5_core: Driver supports only SF port addition"));

@@ -2,14 +2,14 @@
 
 use eswitch::PciAddress;
 use eswitch::rate::{Rate, RateChange, RateOf};
+use netlink::{Builder, Errno};
 
 use super::dev::{bound, put_device};
 use crate::answer::Reply;
 use crate::card::{Cx, Served};
 use crate::numbers::{attribute as a, command as c};
-use crate::refusal::{Refusal, errno};
+use crate::refusal::Refusal;
 use crate::request::Attributes;
-use crate::wire::Builder;
 
 /// DEVLINK_RATE_TYPE_*.
 const LEAF: u16 = 0;
@@ -73,7 +73,7 @@ pub(super) fn get(
 ) -> Result<(), Refusal> {
     let of = of(asked)?;
     let rates = served.card.engine().rates(cx, of.device())?;
-    let (of, rate) = rates.iter().find(|(is, _)| *is == of).ok_or(Refusal::bare(errno::ENODEV))?;
+    let (of, rate) = rates.iter().find(|(is, _)| *is == of).ok_or(Refusal::bare(Errno::NODEV))?;
     reply.add(c::RATE_NEW, |to| rate_message(to, of, rate));
     Ok(())
 }

@@ -14,7 +14,7 @@ use eswitch::vf::{LinkState, VfView};
 use eswitch::{CardConfig, Engine, MacAddr, Mode, PciAddress, PfFunction, PfIndex, RepType, Vport, names};
 use lockdep::{Locked, Unlocked};
 
-use super::{Auxiliary, Card, Function, Module, Netdev, Parent, Profile, Role, Sriov, VfInfo, rdma};
+use super::{Auxiliary, Card, Function, Module, Netdev, Parent, Profile, Role, Sriov, SwitchId, VfInfo, rdma};
 
 /// A card as it is now, each PF at one moment.
 pub fn of(engine: &Engine, profile: &Profile, cx: &mut Locked<'_, Unlocked>) -> Card {
@@ -29,7 +29,7 @@ pub(crate) fn build(config: &CardConfig, profile: &Profile, functions: &[PfFunct
     Card {
         name: config.address.to_string(),
         profile: profile.clone(),
-        switch_id: names::switch_id(config),
+        switch_id: SwitchId(names::switch_id(config)),
         functions: builder.functions(),
         auxiliary: builder.auxiliary(),
         netdevs: builder.netdevs(),
@@ -230,9 +230,7 @@ impl<'a> Builder<'a> {
 
     /// A netdev of a function: what is said of it on its own.
     fn netdev(&self, resource: &Resource, role: Role, parent: Parent) -> Option<Netdev> {
-        let bus_info = match &parent {
-            Parent::Pci(name) | Parent::Auxiliary(name) => name.clone(),
-        };
+        let bus_info = parent.name().to_owned();
         Some(Netdev {
             name: self.netdev_name(resource)?,
             role,
@@ -255,7 +253,7 @@ impl<'a> Builder<'a> {
             port_name: Some(names::phys_port_name(self.config, pf.index, Vport::Uplink, None)),
             in_switch: pf.mode == Mode::Switchdev,
             vfs: if self.config.dpu { Vec::new() } else { pf.vfs.iter().map(vf_info).collect() },
-            port: uplink.map(|port| port.handle.to_string()),
+            port: uplink.map(|port| port.handle.into()),
             ..netdev
         })
     }
@@ -271,7 +269,7 @@ impl<'a> Builder<'a> {
         Some(Netdev {
             port_name: Some(names::phys_port_name(self.config, pf.index, vport, sfnum)),
             in_switch: true,
-            port: port.map(|port| port.handle.to_string()),
+            port: port.map(|port| port.handle.into()),
             driver: REP_DRIVER.to_owned(),
             ..netdev
         })

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use devlink::eswitch_family::{END, STATUS, WORDS, joined};
-use devlink::{Client, ClientError, ESWITCH, wire};
+use devlink::{Client, ClientError, ESWITCH};
+use netlink::Errno;
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::Pid;
 
@@ -103,7 +104,7 @@ impl Found {
     /// It does not answer.
     pub fn status(&mut self, path: &Path) -> Result<CardStatus, NotFound> {
         let other = |why: String| NotFound::Other(path.to_owned(), why);
-        let answered = self.client.ask(ESWITCH, STATUS, wire::DUMP, |_| ()).map_err(|error| match error {
+        let answered = self.client.dump(ESWITCH, STATUS, |_| ()).map_err(|error| match error {
             ClientError::Broken(error) if error.kind() == io::ErrorKind::TimedOut => NotFound::Silent(path.to_owned()),
             error => other(error.to_string()),
         })?;
@@ -116,7 +117,7 @@ impl Found {
     /// # Errors
     /// It refuses.
     pub fn end(&mut self, path: &Path, how: How) -> Result<(), NotFound> {
-        let asked = self.client.ask(ESWITCH, END, 0, |to| {
+        let asked = self.client.ask(ESWITCH, END, |to| {
             to.text(WORDS, how.words());
         });
         match asked {
@@ -124,7 +125,9 @@ impl Found {
             // It may be gone before the answer is sent.
             Err(ClientError::Broken(error)) if error.kind() != io::ErrorKind::TimedOut => Ok(()),
             Err(ClientError::Broken(_)) => Err(NotFound::Silent(path.to_owned())),
-            Err(ClientError::Refused(refusal)) if refusal.errno == 1 => Err(NotFound::Denied(path.to_owned())),
+            Err(ClientError::Refused(refusal)) if refusal.errno == Errno::PERM => {
+                Err(NotFound::Denied(path.to_owned()))
+            }
             Err(error) => Err(NotFound::Other(path.to_owned(), error.to_string())),
         }
     }

@@ -8,13 +8,11 @@ use std::time::Instant;
 use devlink::{Cx, Host, Refusal, Told};
 use eswitch::Touched;
 use host::{LiveCard, Pulse};
+use netlink::Errno;
 
 use super::journal::Journal;
 use super::told::{CardStatus, PfStatus};
 use crate::arguments::Card as Kind;
-
-const EIO: i32 = 5;
-const EINVAL: i32 = 22;
 
 /// How a daemon ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,7 +102,7 @@ impl Host for CardHost {
             Ok(()) if told.touched == Touched::Nothing => tracing::debug!(card, command, "carried out"),
             Ok(()) => tracing::info!(card, command, "carried out"),
             Err(refusal) => {
-                tracing::warn!(card, command, errno = refusal.errno, why = refusal.why(), "refused");
+                tracing::warn!(card, command, errno = refusal.errno.raw_os_error(), why = refusal.why(), "refused");
             }
         }
         let Err(error) = stored else { return Ok(()) };
@@ -113,7 +111,7 @@ impl Host for CardHost {
         if told.touched == Touched::Nothing {
             return Ok(());
         }
-        Err(Refusal::new(EIO, format!("done, but a restart may not know of it: {error:#}")))
+        Err(Refusal::new(Errno::IO, format!("done, but a restart may not know of it: {error:#}")))
     }
 
     fn status(&self, cx: Cx<'_, '_>) -> String {
@@ -133,7 +131,10 @@ impl Host for CardHost {
 
     fn end(&self, cx: Cx<'_, '_>, how: &str) -> Result<(), Refusal> {
         let Some(meant) = How::parse(how) else {
-            return Err(Refusal::new(EINVAL, format!("`{how}` is no way to end; there are down, forget and keep")));
+            return Err(Refusal::new(
+                Errno::INVAL,
+                format!("`{how}` is no way to end; there are down, forget and keep"),
+            ));
         };
         tracing::info!(card = self.name, how, "asked to end");
         self.ending.how.store(meant as u8, Ordering::Release);

@@ -2,7 +2,7 @@
 
 use devlink::Answered;
 use devlink::numbers::{attribute as a, flavour, function};
-use devlink::wire::{self, Attribute};
+use netlink::Attribute;
 
 use crate::printable::printable;
 
@@ -50,7 +50,7 @@ impl<'a> Fields<'a> {
 
     fn all(&self, kind: u16) -> impl Iterator<Item = Self> {
         let found = self.0.iter().filter(move |attribute| attribute.kind == kind);
-        found.map(|attribute| Self(wire::attributes(attribute.value).flatten().collect()))
+        found.map(|attribute| Self(attribute.nested().flatten().collect()))
     }
 
     fn nested(&self, kind: u16) -> Option<Self> {

@@ -8,12 +8,13 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
+use ::netlink::Flags;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
     recvmsg, sendmsg,
 };
 
-use crate::netlink::{NO_ANSWER, PROTOCOLS, Protocol, Sockets, begin, end, open};
+use crate::netlink::{NO_ANSWER, PROTOCOLS, Protocol, Sockets, open, request};
 use crate::rows::{Attempt, Here, Row, rows};
 use crate::{look, sys};
 
@@ -157,11 +158,8 @@ fn perform(attempt: &Attempt, here: &Here, sockets: &Sockets) -> i32 {
     };
     match attempt {
         Attempt::Devlink { command, flags, fill } => {
-            let request = sockets.family("devlink").map(|family| {
-                let mut request = begin(family, *flags);
-                fill(request.genl(*command, 1));
-                end(request)
-            });
+            let request =
+                sockets.family("devlink").map(|family| request(family, *flags, |to| fill(to.genl(*command, 1))));
             ask(Protocol::Generic, request)
         }
         Attempt::Route(message) => ask(Protocol::Route, message(here)),
@@ -172,9 +170,7 @@ fn perform(attempt: &Attempt, here: &Here, sockets: &Sockets) -> i32 {
         Attempt::Mtu(netdev) => sys::set_mtu(netdev, 1400),
         Attempt::Rdma { command, flags, fill } => {
             const NLDEV: u16 = 5 << 10;
-            let mut request = begin(NLDEV + command, *flags);
-            fill(&mut request);
-            ask(Protocol::Rdma, Ok(end(request)))
+            ask(Protocol::Rdma, Ok(request(NLDEV + command, *flags, fill)))
         }
         Attempt::Write(path, "SF") => write(path, &here.sf),
         Attempt::Write(path, text) => write(path, text),
@@ -209,20 +205,19 @@ fn write(path: &str, text: &str) -> i32 {
 /// `ETHTOOL_MSG_FEATURES_SET`, by which no packet is segmented late any more.
 fn features(family: u16, netdev: &str) -> Vec<u8> {
     const FEATURES_SET: u8 = 12;
-    let mut request = begin(family, 0);
-    request.genl(FEATURES_SET, 1);
     // The header, with the netdev's name; then what is wanted: a set of bits by their names, of which one has no value.
-    request.nest(1, |to| {
-        to.text(2, netdev);
-    });
-    request.nest(3, |to| {
+    request(family, Flags::empty(), |to| {
+        to.genl(FEATURES_SET, 1).nest(1, |to| {
+            to.text(2, netdev);
+        });
         to.nest(3, |to| {
-            to.nest(1, |to| {
-                to.text(2, "tx-generic-segmentation");
+            to.nest(3, |to| {
+                to.nest(1, |to| {
+                    to.text(2, "tx-generic-segmentation");
+                });
             });
         });
-    });
-    end(request)
+    })
 }
 
 /// The file of a module of the card's.

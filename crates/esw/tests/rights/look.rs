@@ -4,24 +4,25 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 
+use ::netlink::{Flags, attributes, find};
 use devlink::numbers::{attribute, command};
-use devlink::wire::{self, attributes};
 use devlink::{Client, ClientError, DEVLINK, ESWITCH, eswitch_family};
 
-use crate::netlink::{Protocol, Sockets, begin, end, find};
+use crate::netlink::{Protocol, Sockets, request};
 use crate::sys;
 
 const IFF_UP: u32 = 1;
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    bytes.get(at..at + 4).and_then(|bytes| bytes.first_chunk().copied()).map_or(0, u32::from_ne_bytes)
+    ::netlink::u32_at(bytes, at).unwrap_or(0)
 }
 
 /// All of one kind that the kernel has in this network namespace.
 fn dump(kind: u16, header: &[u8]) -> Vec<Vec<u8>> {
-    let mut request = begin(kind, wire::DUMP);
-    request.raw(header);
-    let answers = Sockets::default().ask(Protocol::Route, &end(request)).expect("a dump of the kernel's");
+    let request = request(kind, Flags::DUMP, |to| {
+        to.raw(header);
+    });
+    let answers = Sockets::default().ask(Protocol::Route, &request).expect("a dump of the kernel's");
     answers.into_iter().map(|(_, body)| body).collect()
 }
 
@@ -71,11 +72,11 @@ pub fn kernel() -> String {
 
 /// All there is of a card: its view, and what devlink says of it.
 pub fn card(client: &mut Client) -> Result<String, ClientError> {
-    let pieces = client.ask(ESWITCH, eswitch_family::VIEW, wire::DUMP, |_| {})?;
+    let pieces = client.dump(ESWITCH, eswitch_family::VIEW, |_| {})?;
     let view = String::from_utf8_lossy(&eswitch_family::joined(&pieces)).into_owned();
     let mut said = without_numbers(&view).replace(",{", ",\n{");
     for dump in [command::PORT_GET, command::RATE_GET, command::PARAM_GET] {
-        for answer in client.ask(DEVLINK, dump, wire::DUMP, |_| {})? {
+        for answer in client.dump(DEVLINK, dump, |_| {})? {
             let _ = write!(said, "\ndevlink {dump}");
             // What is made anew gets another number.
             let lasting = attributes(&answer.attributes).flatten().filter(|a| a.kind != attribute::PORT_NETDEV_IFINDEX);
@@ -85,7 +86,7 @@ pub fn card(client: &mut Client) -> Result<String, ClientError> {
         }
     }
     for pf in crate::rows::PFS {
-        let answers = client.ask(DEVLINK, command::ESWITCH_GET, 0, |to| crate::rows::handle(to, pf));
+        let answers = client.ask(DEVLINK, command::ESWITCH_GET, |to| crate::rows::handle(to, pf));
         // A PF that is unbound, or off the bus, has none.
         let answers = answers.map(|answers| answers.into_iter().map(|a| a.attributes).collect::<Vec<_>>());
         let _ = write!(said, "\neswitch {pf} {:x?}", answers.ok());

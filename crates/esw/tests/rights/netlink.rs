@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use devlink::wire::{self, Builder, attributes, messages};
+use ::netlink::{Awaited, Builder, Errno, Flags, Header, Part, find, messages};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, netlink, recv, send};
 
@@ -48,53 +48,42 @@ impl Sockets {
     /// The number of a family of generic netlink.
     pub fn family(&self, name: &str) -> Result<u16, i32> {
         let (control, get, id, text) = (16, 3, 1, 2);
-        let mut request = begin(control, 0);
-        request.genl(get, 1).text(text, name);
-        let answers = self.ask(Protocol::Generic, &end(request))?;
-        let found = answers.iter().find_map(|(_, body)| find(body.get(wire::GENL_HEADER..)?, id)?.u16());
+        let request = request(control, Flags::empty(), |to| {
+            to.genl(get, 1).text(text, name);
+        });
+        let answers = self.ask(Protocol::Generic, &request)?;
+        let found = answers.iter().find_map(|(_, body)| find(body.get(::netlink::GENL_HEADER..)?, id)?.u16());
         found.ok_or(libc::ENOENT)
     }
 }
 
-/// An attribute of these.
-pub fn find(bytes: &[u8], kind: u16) -> Option<wire::Attribute<'_>> {
-    attributes(bytes).flatten().find(|attribute| attribute.kind == kind)
-}
-
-/// Begins a request that is to be acknowledged.
-pub fn begin(kind: u16, flags: u16) -> Builder {
-    let mut request = Builder::default();
-    request.begin(kind, wire::REQUEST | wire::ACK | flags, SEQUENCE, 0);
-    request
+/// A request that is to be acknowledged.
+pub fn request(kind: u16, flags: Flags, fill: impl FnOnce(&mut Builder)) -> Vec<u8> {
+    let header = Header::new(kind, Flags::REQUEST | Flags::ACK | flags, SEQUENCE, 0);
+    ::netlink::message(header, fill).expect("a request that can be built")
 }
 
 const SEQUENCE: u32 = 0x5e9;
 
-/// Ends a request: its bytes.
-pub fn end(mut request: Builder) -> Vec<u8> {
-    request.end();
-    request.bytes().to_vec()
-}
-
 /// Sends a request and reads up to its end.
 pub fn ask(socket: BorrowedFd<'_>, request: &[u8]) -> Result<Vec<(u16, Vec<u8>)>, i32> {
-    let failed = |error: rustix::io::Errno| error.raw_os_error();
+    let failed = |error: Errno| error.raw_os_error();
     set_socket_timeout(socket, Timeout::Recv, Some(LONG)).map_err(failed)?;
     // What an earlier request left is not the answer to this one.
     let mut buffer = vec![0; 64 << 10];
     while recv(socket, &mut buffer[..], RecvFlags::DONTWAIT).is_ok() {}
     send(socket, request, SendFlags::empty()).map_err(failed)?;
-    let mut answers = Vec::new();
+    let (mut awaited, mut answers) = (Awaited::new(SEQUENCE), Vec::new());
     loop {
         let (_, length) = recv(socket, &mut buffer[..], RecvFlags::empty()).map_err(|error| match error {
-            rustix::io::Errno::AGAIN => NO_ANSWER,
+            Errno::AGAIN => NO_ANSWER,
             error => error.raw_os_error(),
         })?;
-        for (header, body) in messages(&buffer[..length]).filter(|(header, _)| header.sequence == SEQUENCE) {
-            let errno = || -body.first_chunk().copied().map_or(0, i32::from_ne_bytes);
-            match header.kind {
-                wire::ERROR | wire::DONE => return if errno() == 0 { Ok(answers) } else { Err(errno()) },
-                kind => answers.push((kind, body.to_vec())),
+        for message in messages(&buffer[..length]) {
+            match awaited.read(message) {
+                Part::Data(message) => answers.push((message.header.kind, message.payload().to_vec())),
+                Part::End(outcome) => return outcome.result.map(|()| answers).map_err(failed),
+                Part::Other => {}
             }
         }
     }

@@ -2,10 +2,10 @@
 
 use std::os::fd::AsFd;
 
+use ::netlink::{Builder, Flags};
 use devlink::numbers::{attribute as a, command as c, flavour, function};
-use devlink::wire::{self, Builder};
 
-use crate::netlink::{begin, end};
+use crate::netlink::request;
 
 /// The card's PFs. The first is in switchdev mode with two VFs and two SFs, the second in legacy mode with one VF.
 pub const PFS: [&str; 2] = ["0000:08:00.0", "0000:08:00.1"];
@@ -70,7 +70,7 @@ pub enum Attempt {
     /// A command of the family devlink.
     Devlink {
         command: u8,
-        flags: u16,
+        flags: Flags,
         fill: Fill,
     },
     /// A message of rtnetlink, or the error number of what it takes.
@@ -84,7 +84,7 @@ pub enum Attempt {
     /// A command of RDMA_NL_NLDEV.
     Rdma {
         command: u16,
-        flags: u16,
+        flags: Flags,
         fill: Fill,
     },
     /// A text is written to a file of `/sys`.
@@ -226,7 +226,7 @@ const DEVLINK: &str = "devlink";
 
 /// A row of a devlink command. The first word of `name` is the kernel's for the command.
 fn devlink(name: &str, title: &str, rule: Rule, command: u8, fill: Fill) -> Row {
-    let flags = if rule == Rule::Anyone { wire::DUMP } else { 0 };
+    let flags = if rule == Rule::Anyone { Flags::DUMP } else { Flags::empty() };
     let marked = if rule == Rule::Anyone { "not marked" } else { "`GENL_ADMIN_PERM`" };
     let source = format!("`net/devlink/netlink_gen.c`: {name}, {marked}");
     Row::new(DEVLINK, title, &source, rule, Attempt::Devlink { command, flags, fill })
@@ -381,7 +381,7 @@ fn unsupported_rows() -> Vec<Row> {
             first(to);
         };
         let row = devlink(name, name, Rule::Initial, command, fill);
-        let flags = if dump { wire::DUMP } else { 0 };
+        let flags = if dump { Flags::DUMP } else { Flags::empty() };
         let source = "`net/devlink/netlink_gen.c`: `GENL_ADMIN_PERM`".to_owned();
         let (attempt, alike) = (Attempt::Devlink { command, flags, fill }, "not supported by the card: ");
         Row { attempt, source, alike, ..row }.allowed(libc::EOPNOTSUPP)
@@ -395,32 +395,30 @@ const RTNL_SOURCE: &str = "`net/core/rtnetlink.c`: `rtnetlink_rcv_msg`, `netlink
 const NEWLINK: u16 = 16;
 const DELLINK: u16 = 17;
 const SETLINK: u16 = 19;
-const CREATE: u16 = 0x400 | 0x200;
+const CREATE: Flags = Flags::CREATE.union(Flags::EXCL);
+const NONE: Flags = Flags::empty();
 const UP: u32 = 1;
 
 /// A message about a link: with its flags, and of these the ones that count.
-fn link(kind: u16, flags: u16, name: &str, (up, mask): (u32, u32), fill: impl FnOnce(&mut Builder)) -> Vec<u8> {
+fn link(kind: u16, flags: Flags, name: &str, (up, mask): (u32, u32), fill: impl FnOnce(&mut Builder)) -> Vec<u8> {
     let index = Here::index(name);
-    let mut request = begin(kind, flags);
     let mut header = [0; 16];
     header[4..8].copy_from_slice(&index.to_ne_bytes());
     header[8..12].copy_from_slice(&up.to_ne_bytes());
     header[12..16].copy_from_slice(&mask.to_ne_bytes());
-    request.raw(&header);
-    if index == 0 && !name.is_empty() {
-        request.text(3, name);
-    }
-    fill(&mut request);
-    end(request)
+    request(kind, flags, |to| {
+        to.raw(&header);
+        if index == 0 && !name.is_empty() {
+            to.text(3, name);
+        }
+        fill(to);
+    })
 }
 
 /// A message about something else of a netdev: its header has the netdev's number at some place.
 fn of_netdev(kind: u16, header: &mut [u8], at: usize, name: &str, fill: impl FnOnce(&mut Builder)) -> Vec<u8> {
     header[at..at + 4].copy_from_slice(&Here::index(name).to_ne_bytes());
-    let mut request = begin(kind, CREATE);
-    request.raw(header);
-    fill(&mut request);
-    end(request)
+    request(kind, CREATE, |to| fill(to.raw(header)))
 }
 
 fn address(name: &str) -> Vec<u8> {
@@ -430,10 +428,10 @@ fn address(name: &str) -> Vec<u8> {
 }
 
 fn route(name: &str) -> Vec<u8> {
-    let mut request = begin(24, CREATE);
     // To a network of 24 bits, in the main table, of the administrator, on the link, unicast.
-    request.raw(&[2, 24, 0, 0, 254, 4, 253, 1, 0, 0, 0, 0]).put(1, &[10, 7, 7, 0]).u32(4, Here::index(name));
-    end(request)
+    request(24, CREATE, |to| {
+        to.raw(&[2, 24, 0, 0, 254, 4, 253, 1, 0, 0, 0, 0]).put(1, &[10, 7, 7, 0]).u32(4, Here::index(name));
+    })
 }
 
 fn neighbour(name: &str) -> Vec<u8> {
@@ -452,14 +450,14 @@ fn qdisc(name: &str) -> Vec<u8> {
 }
 
 fn rename(name: &str) -> Vec<u8> {
-    link(NEWLINK, 0, name, (0, 0), |to| {
+    link(NEWLINK, NONE, name, (0, 0), |to| {
         to.text(3, "renamed");
     })
 }
 
 /// To the namespace of a process.
 fn move_by_process(name: &str, here: &Here) -> Vec<u8> {
-    link(NEWLINK, 0, name, (0, 0), |to| {
+    link(NEWLINK, NONE, name, (0, 0), |to| {
         to.u32(19, here.elsewhere);
     })
 }
@@ -469,7 +467,7 @@ fn move_by_process(name: &str, here: &Here) -> Vec<u8> {
 fn move_by_file(name: &str) -> Result<Vec<u8>, i32> {
     let file = std::fs::File::open(format!("/run/netns/{ELSEWHERE}")).map_err(|e| e.raw_os_error().unwrap_or(-1))?;
     let fd = std::os::fd::IntoRawFd::into_raw_fd(file) as u32;
-    Ok(link(NEWLINK, 0, name, (0, 0), |to| {
+    Ok(link(NEWLINK, NONE, name, (0, 0), |to| {
         to.u32(28, fd);
     }))
 }
@@ -499,19 +497,19 @@ fn link_rows() -> Vec<Row> {
     let mut rows = vec![
         rtnetlink(
             "a card's netdev: down",
-            |_| Ok(link(NEWLINK, 0, UPLINK, (0, UP), |_| {})),
+            |_| Ok(link(NEWLINK, NONE, UPLINK, (0, UP), |_| {})),
             &[Shell("ip link set enp8s0f0np0 up")],
         ),
         rtnetlink(
             "a card's netdev: up",
-            |_| Ok(link(NEWLINK, 0, VF, (UP, UP), |_| {})),
+            |_| Ok(link(NEWLINK, NONE, VF, (UP, UP), |_| {})),
             &[Shell("ip link set enp8s0f0v0 down")],
         ),
         rtnetlink("a card's netdev: another name", |_| Ok(rename(VF)), &[Shell("ip link set renamed name enp8s0f0v0")]),
         rtnetlink(
             "a card's netdev: MTU",
             |_| {
-                Ok(link(NEWLINK, 0, UPLINK, (0, 0), |to| {
+                Ok(link(NEWLINK, NONE, UPLINK, (0, 0), |to| {
                     to.u32(4, 1400);
                 }))
             },
@@ -520,7 +518,7 @@ fn link_rows() -> Vec<Row> {
         rtnetlink(
             "a card's netdev: queue length and group",
             |_| {
-                Ok(link(NEWLINK, 0, UPLINK, (0, 0), |to| {
+                Ok(link(NEWLINK, NONE, UPLINK, (0, 0), |to| {
                     to.u32(13, 77).u32(27, 7);
                 }))
             },
@@ -529,7 +527,7 @@ fn link_rows() -> Vec<Row> {
         rtnetlink(
             "a card's netdev: address",
             |_| {
-                Ok(link(NEWLINK, 0, UPLINK, (0, 0), |to| {
+                Ok(link(NEWLINK, NONE, UPLINK, (0, 0), |to| {
                     to.put(1, &[2, 0, 0, 0, 0, 1]);
                 }))
             },
@@ -538,7 +536,7 @@ fn link_rows() -> Vec<Row> {
         rtnetlink(
             "a card's netdev: into a bridge",
             |_| {
-                Ok(link(NEWLINK, 0, "enp8s0f0npf0vf0", (0, 0), |to| {
+                Ok(link(NEWLINK, NONE, "enp8s0f0npf0vf0", (0, 0), |to| {
                     to.u32(10, Here::index(BRIDGE));
                 }))
             },
@@ -572,20 +570,20 @@ fn link_rows() -> Vec<Row> {
         ),
         rtnetlink(
             "a card's netdev: deleted",
-            |_| Ok(link(DELLINK, 0, VF, (0, 0), |_| {})),
+            |_| Ok(link(DELLINK, NONE, VF, (0, 0), |_| {})),
             &[Shell(crate::stage::VF_AGAIN)],
         )
         .change(Change::Passing),
         rtnetlink(
             "a host's netdev: down",
-            |_| Ok(link(NEWLINK, 0, HOST, (0, UP), |_| {})),
+            |_| Ok(link(NEWLINK, NONE, HOST, (0, UP), |_| {})),
             &[Shell("ip link set host0 up")],
         ),
         rtnetlink("a host's netdev: another name", |_| Ok(rename("host1")), &[Shell("ip link set renamed name host1")]),
         rtnetlink(
             "a host's netdev: MTU",
             |_| {
-                Ok(link(NEWLINK, 0, HOST, (0, 0), |to| {
+                Ok(link(NEWLINK, NONE, HOST, (0, 0), |to| {
                     to.u32(4, 1400);
                 }))
             },
@@ -594,7 +592,7 @@ fn link_rows() -> Vec<Row> {
         rtnetlink(
             "a host's netdev: address",
             |_| {
-                Ok(link(NEWLINK, 0, HOST, (0, 0), |to| {
+                Ok(link(NEWLINK, NONE, HOST, (0, 0), |to| {
                     to.put(1, &[2, 0, 0, 0, 0, 1]);
                 }))
             },
@@ -603,7 +601,7 @@ fn link_rows() -> Vec<Row> {
         rtnetlink(
             "a host's netdev: into a bridge",
             |_| {
-                Ok(link(NEWLINK, 0, HOST, (0, 0), |to| {
+                Ok(link(NEWLINK, NONE, HOST, (0, 0), |to| {
                     to.u32(10, Here::index(BRIDGE));
                 }))
             },
@@ -625,12 +623,12 @@ fn link_rows() -> Vec<Row> {
         ),
         rtnetlink(
             "a host's netdev: deleted",
-            |_| Ok(link(DELLINK, 0, HOST, (0, 0), |_| {})),
+            |_| Ok(link(DELLINK, NONE, HOST, (0, 0), |_| {})),
             &[Shell(crate::stage::HOST_NETDEVS)],
         ),
         rtnetlink(
             "a host's netdev: down by `RTM_SETLINK`",
-            |_| Ok(link(SETLINK, 0, HOST, (0, UP), |_| {})),
+            |_| Ok(link(SETLINK, NONE, HOST, (0, UP), |_| {})),
             &[Shell("ip link set host0 up")],
         ),
         // Who is in a namespace of its own adds it there.
@@ -677,7 +675,7 @@ fn link_rows() -> Vec<Row> {
 
 /// What is set of the first VF, as `IFLA_VF_INFO` has it.
 fn vf_settings(message: u16, kind: u16, value: &[u32], rest: &[u8]) -> Result<Vec<u8>, i32> {
-    Ok(link(message, 0, SECOND, (0, 0), |to| {
+    Ok(link(message, NONE, SECOND, (0, 0), |to| {
         to.nest(22, |to| {
             to.nest(1, |to| {
                 let mut bytes = 0_u32.to_ne_bytes().to_vec();
@@ -761,29 +759,29 @@ fn rdma_rows() -> Vec<Row> {
         to.u32(1, 0);
     };
     vec![
-        row("GET", "`rdma dev show`", Anyone, 1, wire::DUMP, nothing),
-        row("SYS_GET", "`rdma system show`", Anyone, 6, 0, nothing),
-        row("SYS_SET", "`rdma system set netns`", Initial, 7, 0, |to| {
+        row("GET", "`rdma dev show`", Anyone, 1, Flags::DUMP, nothing),
+        row("SYS_GET", "`rdma system show`", Anyone, 6, NONE, nothing),
+        row("SYS_SET", "`rdma system set netns`", Initial, 7, NONE, |to| {
             to.u8(66, 0);
         })
         .change(Change::Passing)
         .undo(&[Step::Shell("true")]),
-        row("SET", "`rdma dev set … name`", Initial, 2, 0, |to| {
+        row("SET", "`rdma dev set … name`", Initial, 2, NONE, |to| {
             to.u32(1, 0).text(2, "renamed");
         })
         .allowed(libc::EINVAL),
-        row("SET", "`rdma dev set … netns`", Initial, 2, 0, |to| {
+        row("SET", "`rdma dev set … netns`", Initial, 2, NONE, |to| {
             to.u32(1, 0).u32(68, 0);
         })
         .allowed(libc::EINVAL),
-        row("NEWLINK", "`rdma link add`", Initial, 3, 0, |to| {
+        row("NEWLINK", "`rdma link add`", Initial, 3, NONE, |to| {
             to.text(2, "rxe9").text(65, "rxe").text(51, UPLINK);
         })
         .allowed(libc::EINVAL),
-        row("DELLINK", "`rdma link delete`", Initial, 4, 0, first).allowed(libc::EINVAL),
-        row("STAT_SET", "`rdma statistic … set`", Initial, 16, 0, first).allowed(libc::EINVAL),
-        row("STAT_DEL", "`rdma statistic … unbind`", Initial, 18, 0, first).allowed(libc::EINVAL),
-        row("RES_QP_GET_RAW", "`rdma resource show qp -r`", Initial, 19, wire::DUMP, first).allowed(libc::EINVAL),
+        row("DELLINK", "`rdma link delete`", Initial, 4, NONE, first).allowed(libc::EINVAL),
+        row("STAT_SET", "`rdma statistic … set`", Initial, 16, NONE, first).allowed(libc::EINVAL),
+        row("STAT_DEL", "`rdma statistic … unbind`", Initial, 18, NONE, first).allowed(libc::EINVAL),
+        row("RES_QP_GET_RAW", "`rdma resource show qp -r`", Initial, 19, Flags::DUMP, first).allowed(libc::EINVAL),
         Row::new(
             RDMA,
             "iproute2: `rdma system set netns exclusive`",

@@ -295,7 +295,7 @@ impl World {
 
     fn command(&mut self, command: u8, fill: Fill) -> Result<(), String> {
         let Some(card) = &mut self.card else { return Ok(()) };
-        card.ask(DEVLINK, command, 0, fill).map(drop).map_err(|error| error.to_string())
+        card.ask(DEVLINK, command, fill).map(drop).map_err(|error| error.to_string())
     }
 
     fn steps(&mut self, steps: &[Step]) -> Result<(), String> {

@@ -1,8 +1,9 @@
 //! Steps in words, taken on a card behind a control socket.
 
 use devlink::numbers::{attribute as a, command as c, function};
-use devlink::{Answered, Client, ClientError, DEVLINK, wire};
+use devlink::{Answered, Client, ClientError, DEVLINK};
 use eswitch::{CardConfig, PciAddress};
+use netlink::{Builder, find};
 use scenario::Action;
 
 /// Takes a step on a card: a command, or a look at an E-Switch or at ports; what is seen.
@@ -13,31 +14,27 @@ pub fn perform(client: &mut Client, words: &str) -> Result<String, String> {
     match step {
         Action::Command(command) => client.perform(&command).map(|_| String::new()).map_err(text),
         Action::ShowEswitch(pf) => {
-            let answers = client.ask(DEVLINK, c::ESWITCH_GET, 0, |to| device(to, pf)).map_err(text)?;
+            let answers = client.ask(DEVLINK, c::ESWITCH_GET, |to| device(to, pf)).map_err(text)?;
             Ok(answers.iter().map(eswitch).collect::<Vec<_>>().join("\n"))
         }
         Action::ShowPorts(Some(of)) => {
-            let ask = |to: &mut wire::Builder| {
+            let ask = |to: &mut Builder| {
                 device(to, of.device);
                 to.u32(a::PORT_INDEX, of.index.0);
             };
-            let answers = client.ask(DEVLINK, c::PORT_GET, 0, ask).map_err(text)?;
+            let answers = client.ask(DEVLINK, c::PORT_GET, ask).map_err(text)?;
             Ok(answers.iter().map(port).collect::<Vec<_>>().join("\n"))
         }
         Action::ShowPorts(None) => {
-            let answers = client.ask(DEVLINK, c::PORT_GET, wire::DUMP, |_| {}).map_err(text)?;
+            let answers = client.dump(DEVLINK, c::PORT_GET, |_| {}).map_err(text)?;
             Ok(answers.iter().map(port).collect::<Vec<_>>().join("\n"))
         }
         other => panic!("`{words}` is nothing that a test does to a daemon: {other:?}"),
     }
 }
 
-fn device(to: &mut wire::Builder, device: PciAddress) {
+fn device(to: &mut Builder, device: PciAddress) {
     to.text(a::BUS_NAME, "pci").text(a::DEV_NAME, &device.to_string());
-}
-
-fn find<'a>(attributes: &'a [u8], kind: u16) -> Option<wire::Attribute<'a>> {
-    wire::attributes(attributes).flatten().find(|attribute| attribute.kind == kind)
 }
 
 fn eswitch(answer: &Answered) -> String {

@@ -9,6 +9,8 @@ mod socket;
 use std::io;
 use std::sync::Arc;
 
+use netlink::{Errno, errno_of};
+
 use crate::supervisor::{Answer, Lab};
 use crate::sys::{self, Notification};
 
@@ -46,10 +48,6 @@ fn about_socket(lab: &Arc<Lab>, call: &Notification, number: i64) -> Answer {
     }
 }
 
-fn errno(number: i32) -> io::Error {
-    io::Error::from_raw_os_error(number)
-}
-
 /// Length of `struct msghdr` on a machine of 64 bits.
 const MSGHDR: usize = 56;
 
@@ -63,14 +61,14 @@ fn read<const N: usize>(lab: &Lab, call: &Notification, address: u64) -> io::Res
     let mut bytes = [0; N];
     match sys::read_memory(call.pid, address, &mut bytes) {
         Ok(len) if len == N && lab.still_waits(call) => Ok(bytes),
-        Err(error) if error.raw_os_error() == Some(libc::EPERM) => Err(error),
-        _ => Err(errno(libc::EFAULT)),
+        Err(error) if errno_of(&error) == Errno::PERM => Err(error),
+        _ => Err(Errno::FAULT.into()),
     }
 }
 
 fn write(lab: &Lab, call: &Notification, address: u64, bytes: &[u8]) -> io::Result<()> {
     if !lab.still_waits(call) {
-        return Err(errno(libc::ESRCH));
+        return Err(Errno::SRCH.into());
     }
     sys::write_memory(call.pid, address, bytes)
 }
@@ -88,10 +86,10 @@ fn read_text(lab: &Lab, call: &Notification, address: u64, most: usize) -> io::R
     if len == to_page && !bytes[..len].contains(&0) {
         len += sys::read_memory(call.pid, address + len as u64, &mut bytes[len..]).unwrap_or(0);
     }
-    let end = bytes[..len].iter().position(|byte| *byte == 0).ok_or(errno(libc::ENOENT))?;
+    let end = bytes[..len].iter().position(|byte| *byte == 0).ok_or(Errno::NOENT)?;
     if !lab.still_waits(call) {
-        return Err(errno(libc::ESRCH));
+        return Err(Errno::SRCH.into());
     }
     bytes.truncate(end);
-    String::from_utf8(bytes).map_err(|_| errno(libc::ENOENT))
+    String::from_utf8(bytes).map_err(|_| Errno::NOENT.into())
 }

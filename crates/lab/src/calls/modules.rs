@@ -3,13 +3,14 @@
 use std::io;
 
 use control::Command;
+use netlink::Errno;
 
 use crate::process::{self, Caller, SYS_MODULE};
 use crate::supervisor::{Answer, Lab};
 use crate::sys::{self, Notification};
 use crate::sysfs::module_name;
 
-use super::{errno, read_text};
+use super::read_text;
 
 /// How much of a module is looked at: those of a card are small.
 const LOOK: usize = 16 * 1024;
@@ -32,7 +33,7 @@ pub(super) fn finit_module(lab: &Lab, call: &Notification) -> Answer {
     // The kernel asks for the right before it looks at the file, which may be one that makes who reads it wait.
     match Caller::of(call.pid, &lab.home) {
         Ok(caller) if caller.capabilities & SYS_MODULE != 0 => {}
-        _ => return Answer::Errno(libc::EPERM),
+        _ => return Answer::Errno(Errno::PERM),
     }
     let mut content = vec![0; LOOK];
     let read = process::take_fd(call.pid, call.data.args[0] as u32)
@@ -64,7 +65,7 @@ fn perform(lab: &Lab, call: &Notification, name: &str, command: fn(String) -> Co
     }
     let work = || -> io::Result<Answer> {
         if Caller::of(call.pid, &lab.home)?.capabilities & SYS_MODULE == 0 {
-            return Err(errno(libc::EPERM));
+            return Err(Errno::PERM.into());
         }
         if !lab.still_waits(call) {
             return Ok(Answer::Later);
@@ -73,11 +74,11 @@ fn perform(lab: &Lab, call: &Notification, name: &str, command: fn(String) -> Co
         for card in &cards {
             match lab.cards.perform(*card, &command(name.to_owned())) {
                 // Of several cards one may have it, and another not yet.
-                Err(refusal) if refusal.errno == libc::EEXIST => had_it += 1,
-                done => done.map_err(|refusal| errno(refusal.errno))?,
+                Err(refusal) if refusal.errno == Errno::EXIST => had_it += 1,
+                done => done.map_err(|refusal| refusal.errno)?,
             }
         }
-        if had_it == cards.len() { Err(errno(libc::EEXIST)) } else { Ok(Answer::Value(0)) }
+        if had_it == cards.len() { Err(Errno::EXIST.into()) } else { Ok(Answer::Value(0)) }
     };
     work().into()
 }

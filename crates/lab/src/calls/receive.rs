@@ -8,6 +8,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use netlink::Errno;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl};
 
@@ -16,7 +17,7 @@ use crate::supervisor::{Answer, Lab};
 use crate::sys::{self, Notification};
 
 use super::socket::{address, give_address};
-use super::{MSGHDR, errno, long, read, write};
+use super::{MSGHDR, long, read, write};
 
 /// The most that is received at once.
 const MOST: u64 = 1 << 20;
@@ -69,12 +70,12 @@ fn wait_and_receive(lab: &Lab, call: &Notification) -> Answer {
             let most = Duration::from_secs(1);
             let left = deadline.map_or(most, |deadline| deadline.saturating_duration_since(Instant::now()));
             if left.is_zero() {
-                return Err(errno(libc::EAGAIN));
+                return Err(Errno::AGAIN.into());
             }
-            let timeout = Timespec::try_from(left.min(most)).map_err(|_| errno(libc::EINVAL))?;
+            let timeout = Timespec::try_from(left.min(most)).map_err(|_| Errno::INVAL)?;
             let mut polled = [PollFd::new(&fd, PollFlags::IN), PollFd::new(&process, PollFlags::IN)];
             match poll(&mut polled, Some(&timeout)) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
             if !polled[1].revents().is_empty() || !lab.still_waits(call) {
@@ -100,7 +101,7 @@ fn wish(lab: &Lab, call: &Notification) -> io::Result<Wish> {
     let bytes: [u8; MSGHDR] = read(lab, call, header)?;
     let (at, count) = (long(&bytes, 16), long(&bytes, 24));
     if count > PARTS {
-        return Err(errno(libc::EMSGSIZE));
+        return Err(Errno::MSGSIZE.into());
     }
     let mut parts = Vec::new();
     for n in 0..count {

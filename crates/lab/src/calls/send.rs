@@ -11,13 +11,15 @@
 use std::io;
 use std::sync::Arc;
 
+use netlink::{Errno, errno_of};
+
 use crate::filter::{ADDRESS_LEN, AF_NETLINK};
 use crate::process::Caller;
 use crate::relay::{Request, Shared};
 use crate::supervisor::{Answer, Lab, Reply};
 use crate::sys::{self, Notification};
 
-use super::{MSGHDR, errno, long, read, write};
+use super::{MSGHDR, long, read, write};
 
 /// The most that one packet may have, in bytes: what a netlink socket's buffer takes by default, less what the kernel
 /// keeps of it (`netlink_sendmsg`: `sk_sndbuf - 32`).
@@ -43,7 +45,7 @@ pub(super) fn send(lab: &Arc<Lab>, call: &Notification, socket: &Arc<Shared>, nu
         _ => (several(lab, call)?, args[3] as i32),
     };
     if flags & libc::MSG_OOB != 0 {
-        return Err(errno(libc::EOPNOTSUPP));
+        return Err(Errno::OPNOTSUPP.into());
     }
     let value = if number == libc::SYS_sendmmsg { packets.len() } else { packets.iter().map(Vec::len).sum() };
     let sender = Caller::of(call.pid, &lab.home)?;
@@ -57,31 +59,31 @@ pub(super) fn send(lab: &Arc<Lab>, call: &Notification, socket: &Arc<Shared>, nu
 }
 
 fn length(bytes: u64) -> io::Result<usize> {
-    usize::try_from(bytes).ok().filter(|bytes| *bytes <= MOST).ok_or(errno(libc::EMSGSIZE))
+    usize::try_from(bytes).ok().filter(|bytes| *bytes <= MOST).ok_or(Errno::MSGSIZE.into())
 }
 
 /// Reads one packet.
 fn packet(call: &Notification, parts: &[(u64, usize)]) -> io::Result<Vec<u8>> {
     let len = parts.iter().try_fold(0usize, |sum, (_, len)| sum.checked_add(*len));
-    let len = len.filter(|len| *len <= MOST).ok_or(errno(libc::EMSGSIZE))?;
+    let len = len.filter(|len| *len <= MOST).ok_or(Errno::MSGSIZE)?;
     // `netlink_sendmsg` since Linux 6.2.
     if len == 0 {
-        return Err(errno(libc::ENODATA));
+        return Err(Errno::NODATA.into());
     }
     let mut bytes = vec![0; len];
     match sys::read_parts(call.pid, parts, &mut bytes) {
         Ok(read) if read == len => Ok(bytes),
-        Err(error) if error.raw_os_error() == Some(libc::EPERM) => Err(error),
-        _ => Err(errno(libc::EFAULT)),
+        Err(error) if errno_of(&error) == Errno::PERM => Err(error),
+        _ => Err(Errno::FAULT.into()),
     }
 }
 
 /// Reads a `struct iovec[]`.
 fn parts(call: &Notification, at: u64, count: u64) -> io::Result<Vec<(u64, usize)>> {
-    let count = usize::try_from(count).ok().filter(|count| *count <= PARTS).ok_or(errno(libc::EINVAL))?;
+    let count = usize::try_from(count).ok().filter(|count| *count <= PARTS).ok_or(Errno::INVAL)?;
     let mut bytes = vec![0; 16 * count];
     if count > 0 && sys::read_memory(call.pid, at, &mut bytes)? != bytes.len() {
-        return Err(errno(libc::EFAULT));
+        return Err(Errno::FAULT.into());
     }
     bytes.chunks_exact(16).map(|part| Ok((long(part, 0), length(long(part, 8))?))).collect()
 }
@@ -92,8 +94,8 @@ fn described(lab: &Lab, call: &Notification, header: u64) -> io::Result<Vec<u8>>
     let header: [u8; MSGHDR] = read(lab, call, header)?;
     let name_len = u32::from_ne_bytes([header[8], header[9], header[10], header[11]]);
     check_address(lab, call, long(&header, 0), name_len.into())?;
-    let parts = parts(call, long(&header, 16), long(&header, 24)).map_err(|error| match error.raw_os_error() {
-        Some(libc::EINVAL) => errno(libc::EMSGSIZE),
+    let parts = parts(call, long(&header, 16), long(&header, 24)).map_err(|error| match errno_of(&error) {
+        Errno::INVAL => Errno::MSGSIZE.into(),
         _ => error,
     })?;
     packet(call, &parts)
@@ -130,14 +132,14 @@ fn check_address(lab: &Lab, call: &Notification, at: u64, len: u64) -> io::Resul
         return Ok(());
     }
     if len < u64::from(ADDRESS_LEN) {
-        return Err(errno(libc::EINVAL));
+        return Err(Errno::INVAL.into());
     }
     let bytes: [u8; ADDRESS_LEN as usize] = read(lab, call, at)?;
     let word = |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
     match (u32::from(u16::from_ne_bytes([bytes[0], bytes[1]])), word(4), word(8)) {
         (AF_NETLINK, 0, 0) => Ok(()),
-        (AF_NETLINK, _, 0) => Err(errno(libc::ECONNREFUSED)),
-        (AF_NETLINK, ..) => Err(errno(libc::EPERM)),
-        _ => Err(errno(libc::EINVAL)),
+        (AF_NETLINK, _, 0) => Err(Errno::CONNREFUSED.into()),
+        (AF_NETLINK, ..) => Err(Errno::PERM.into()),
+        _ => Err(Errno::INVAL.into()),
     }
 }

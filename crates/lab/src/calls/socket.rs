@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
+use ::netlink::{Errno, errno_of};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, netlink};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
@@ -23,7 +24,7 @@ use crate::relay::{self, Kernel, Protocol, Shared};
 use crate::supervisor::{Answer, Lab};
 use crate::sys::{self, Notification};
 
-use super::{errno, read, read_u32, write};
+use super::{read, read_u32, write};
 
 /// How much of an option's value is looked at.
 const OPTION: usize = 256;
@@ -53,7 +54,7 @@ pub(super) fn socket(lab: &Arc<Lab>, call: &Notification) -> io::Result<Answer> 
     };
     match give(at) {
         // The program's limit is lower than it was: it gets what number there is.
-        Err(error) if at.is_some() && error.raw_os_error() == Some(libc::EBADF) => give(None)?,
+        Err(error) if at.is_some() && errno_of(&error) == Errno::BADF => give(None)?,
         outcome => outcome?,
     }
     Ok(Answer::Later)
@@ -124,7 +125,7 @@ fn open_socket(protocol: Protocol) -> io::Result<(OwnedFd, bool)> {
         Protocol::Generic => Ok((open(Some(netlink::GENERIC))?, true)),
         Protocol::Rdma => match open(Some(netlink::RDMA)) {
             // A kernel without RDMA. What holds the port is then a socket that is used for nothing else.
-            Err(rustix::io::Errno::PROTONOSUPPORT) => Ok((open(ROUTE)?, false)),
+            Err(Errno::PROTONOSUPPORT) => Ok((open(ROUTE)?, false)),
             socket => Ok((socket?, true)),
         },
     }
@@ -159,11 +160,11 @@ fn name(ours: &OwnedFd) -> io::Result<()> {
         let mut name = [0; 9];
         name[5..].copy_from_slice(&u32::to_ne_bytes(groups));
         match rustix::net::bind(ours, &SocketAddrUnix::new_abstract_name(&name)?) {
-            Err(rustix::io::Errno::ADDRINUSE) => groups = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)),
+            Err(Errno::ADDRINUSE) => groups = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)),
             outcome => return Ok(outcome?),
         }
     }
-    Err(errno(libc::EADDRINUSE))
+    Err(Errno::ADDRINUSE.into())
 }
 
 /// A descriptor number from where receiving is trapped, for a program that needs it.
@@ -193,7 +194,7 @@ fn read_address(lab: &Lab, call: &Notification) -> io::Result<(u16, u32, u32)> {
 pub(super) fn bind(lab: &Lab, call: &Notification, socket: &Shared) -> io::Result<Answer> {
     let (family, port, groups) = read_address(lab, call)?;
     if u32::from(family) != AF_NETLINK {
-        return Err(errno(libc::EINVAL));
+        return Err(Errno::INVAL.into());
     }
     as_caller(lab, call, || socket.bind(port, groups))??;
     Ok(Answer::Value(0))
@@ -204,7 +205,7 @@ pub(super) fn bind(lab: &Lab, call: &Notification, socket: &Shared) -> io::Resul
 fn as_caller<T>(lab: &Lab, call: &Notification, act: impl FnOnce() -> T) -> io::Result<T> {
     let Caller { capabilities, user, .. } = Caller::of(call.pid, &lab.home)?;
     if !lab.still_waits(call) {
-        return Err(errno(libc::ESRCH));
+        return Err(Errno::SRCH.into());
     }
     process::with_rights(capabilities, user, act)
 }
@@ -220,10 +221,10 @@ pub(super) fn connect(lab: &Lab, call: &Notification, socket: &Shared) -> io::Re
             }
             Ok(Answer::Value(0))
         }
-        AF_NETLINK => Err(errno(libc::ECONNREFUSED)),
+        AF_NETLINK => Err(Errno::CONNREFUSED.into()),
         // AF_UNSPEC.
         0 => Ok(Answer::Value(0)),
-        _ => Err(errno(libc::EINVAL)),
+        _ => Err(Errno::INVAL.into()),
     }
 }
 
@@ -236,7 +237,7 @@ pub(super) fn getsockname(lab: &Lab, call: &Notification, socket: &Shared) -> io
 /// Writes an address as the kernel does: as much as there is room for, and its true length.
 pub(super) fn give_address(lab: &Lab, call: &Notification, to: u64, len: u64, address: &[u8]) -> io::Result<()> {
     let room = read_u32(lab, call, len)? as i32;
-    let room = usize::try_from(room).map_err(|_| errno(libc::EINVAL))?;
+    let room = usize::try_from(room).map_err(|_| Errno::INVAL)?;
     write(lab, call, to, &address[..room.min(address.len())])?;
     write(lab, call, len, &(address.len() as u32).to_ne_bytes())
 }
@@ -248,12 +249,12 @@ pub(super) fn setsockopt(lab: &Arc<Lab>, call: &Notification, socket: &Shared) -
         return Ok(Answer::Continue);
     }
     let option = option as i32;
-    let len = usize::try_from(len as i32).map_err(|_| errno(libc::EINVAL))?.min(OPTION);
+    let len = usize::try_from(len as i32).map_err(|_| Errno::INVAL)?.min(OPTION);
     let mut bytes = vec![0; len];
     if len > 0 && sys::read_memory(call.pid, value, &mut bytes)? != len {
-        return Err(errno(libc::EFAULT));
+        return Err(Errno::FAULT.into());
     }
-    let number = crate::message::u32_at(&bytes, 0);
+    let number = ::netlink::u32_at(&bytes, 0);
     if let (Some(_), true) = (number, is_membership(option) && socket.protocol == Protocol::Generic) {
         // Whose group it is, a card may have to be asked.
         return Ok(lab.answer_later(*call, membership));
@@ -292,7 +293,7 @@ fn membership(lab: &Lab, call: &Notification) -> Answer {
 pub(super) fn getsockopt(lab: &Lab, call: &Notification, socket: &Shared) -> io::Result<Answer> {
     let [_, level, option, value, len, _] = call.data.args;
     let room = read_u32(lab, call, len)? as i32;
-    let room = usize::try_from(room).map_err(|_| errno(libc::EINVAL))?.min(OPTION);
+    let room = usize::try_from(room).map_err(|_| Errno::INVAL)?.min(OPTION);
     let mut bytes = vec![0; room];
     let given = if level as u32 == SOL_SOCKET {
         let number = match option as i32 {

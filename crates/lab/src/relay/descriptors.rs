@@ -6,7 +6,8 @@
 use std::borrow::Cow;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use crate::message::{Attributes, HEADER, Message, put};
+use netlink::{HEADER, Message, overwrite};
+
 use crate::process;
 
 /// A step into a message: an attribute's type, and how many bytes its payload has before its own
@@ -37,12 +38,12 @@ const PLACES: [Place; 5] = [
 
 /// Where a message has descriptors, and their numbers.
 fn places(message: &Message<'_>) -> impl Iterator<Item = (usize, u32)> {
-    PLACES.iter().filter(|place| place.types.contains(&message.kind)).filter_map(move |place| {
+    PLACES.iter().filter(|place| place.types.contains(&message.header.kind)).filter_map(move |place| {
         let applies = match place.way.len() {
             4 => is_veth(message),
-            _ => message.kind != RTM_NEWTFILTER || is_bpf(message),
+            _ => message.header.kind != RTM_NEWTFILTER || is_bpf(message),
         };
-        find(message.bytes, HEADER + place.header, place.way).filter(|_| applies)
+        find(message.bytes(), HEADER + place.header, place.way).filter(|_| applies)
     })
 }
 
@@ -53,14 +54,14 @@ pub(super) fn are_in(message: &Message<'_>) -> bool {
 
 /// The message with our numbers, and what they stand for: to be held until it is sent.
 pub(super) fn ours<'a>(message: &Message<'a>, sender: u32) -> (Cow<'a, [u8]>, Vec<OwnedFd>) {
-    let mut bytes = Cow::Borrowed(message.bytes);
+    let mut bytes = Cow::Borrowed(message.bytes());
     let mut held = Vec::new();
     for (at, number) in places(message) {
         // One that the program has not is none of ours either: the kernel says so.
         let fd = process::take_fd(sender, number);
         let new = fd.as_ref().map_or(-1, AsRawFd::as_raw_fd);
         held.extend(fd);
-        put(bytes.to_mut(), at, &new.to_ne_bytes());
+        overwrite(bytes.to_mut(), at, &new.to_ne_bytes());
     }
     (bytes, held)
 }
@@ -68,40 +69,57 @@ pub(super) fn ours<'a>(message: &Message<'a>, sender: u32) -> (Cow<'a, [u8]>, Ve
 /// Where the number is, and which.
 fn find(bytes: &[u8], start: usize, way: &[Step]) -> Option<(usize, u32)> {
     let ((kind, skip), rest) = way.split_first()?;
-    let found = Attributes::find(bytes.get(start..)?, *kind)?;
+    let found = netlink::find(bytes.get(start..)?, *kind)?;
+    let value = start + found.value_offset();
     if rest.is_empty() {
-        return Some((start + found.at, found.u32()?));
+        return Some((value, found.leading_u32()?));
     }
-    let end = start + found.at + found.payload.len();
-    find(bytes.get(..end)?, start + found.at + skip, rest)
+    find(bytes.get(..value + found.value.len())?, value + skip, rest)
 }
 
 fn is_bpf(message: &Message<'_>) -> bool {
-    let attributes = message.body().get(20..).unwrap_or_default();
-    Attributes::find(attributes, 1).and_then(|kind| kind.text()) == Some("bpf")
+    let attributes = message.after(20).unwrap_or_default();
+    netlink::find(attributes, 1).and_then(|kind| kind.string()) == Some("bpf")
 }
 
 fn is_veth(message: &Message<'_>) -> bool {
-    let attributes = message.body().get(16..).unwrap_or_default();
-    let info = Attributes::find(attributes, 18).map_or(&[][..], |info| info.payload);
-    Attributes::find(info, 1).and_then(|kind| kind.text()) == Some("veth")
+    let attributes = message.after(16).unwrap_or_default();
+    let info = netlink::find(attributes, 18).map_or(&[][..], |info| info.value);
+    netlink::find(info, 1).and_then(|kind| kind.string()) == Some("veth")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{Builder, Messages, u32_at};
+    use netlink::{Flags, Header, messages, u32_at};
+
+    #[test]
+    fn the_descriptor_that_the_kernel_takes_is_ours() {
+        // Given a request with two descriptors, of which the kernel takes the second,
+        let bytes = netlink::message(Header::new(16, Flags::REQUEST, 0, 0), |to| {
+            to.raw(&[0; 16]).u32(28, 5).u32(28, 7);
+        });
+        let bytes = bytes.unwrap();
+        // when it is passed on for a process that has none such, then what the kernel takes is none of this process's.
+        let (ours, _) = ours(&messages(&bytes).next().unwrap(), 0);
+        assert_eq!(find(&ours, 32, PLACES[0].way).map(|(_, number)| number), Some(u32::MAX));
+        assert_eq!(netlink::find(&ours[32..], 28).unwrap().u32(), Some(u32::MAX));
+    }
 
     #[test]
     fn a_descriptor_is_found_where_it_may_be() {
-        let mut builder = Builder::new(16, 1, 0, 0).raw(&[0; 16]);
-        builder.nest(18, |info| {
-            info.text(1, "veth");
-            info.nest(2, |data| data.attribute(1, &[&[0u8; 16][..], &[8, 0, 28, 0, 77, 0, 0, 0]].concat()));
+        let bytes = netlink::message(Header::new(16, Flags::REQUEST, 0, 0), |to| {
+            to.raw(&[0; 16]).nest_noflag(18, |info| {
+                info.text(1, "veth").nest_noflag(2, |data| {
+                    data.nest_noflag(1, |peer| {
+                        peer.raw(&[0; 16]).u32(28, 77);
+                    });
+                });
+            });
+            to.u32(28, 5);
         });
-        builder.attribute(28, &5u32.to_ne_bytes());
-        let bytes = builder.done();
-        let message = Messages(&bytes).next().unwrap();
+        let bytes = bytes.unwrap();
+        let message = messages(&bytes).next().unwrap();
         assert!(is_veth(&message));
         assert_eq!(find(&bytes, 32, PLACES[0].way).unwrap().1, 5);
         assert_eq!(find(&bytes, 32, PLACES[1].way).unwrap().1, 77);

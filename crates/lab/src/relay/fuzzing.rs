@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use control::Command;
-use devlink::view::{self, Netdev, Parent, Profile, RdmaDevice, Role};
+use devlink::view::{self, Netdev, Parent, PortHandle, Profile, RdmaDevice, Role, SwitchId};
+use netlink::{Flags, Header, messages};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
 
 use super::generic::{Families, Generic};
@@ -16,7 +17,6 @@ use super::route::Route;
 use super::{Behind, Io, Kernel, Protocol, ROOM, Shared, queue::Queue};
 use crate::card::{Card, Refusal};
 use crate::cards::Cards;
-use crate::message::Messages;
 use crate::process::{Caller, Home};
 
 /// Has every relay take a datagram: from a program, from the kernel, from a card that tells something, and from a
@@ -54,7 +54,7 @@ fn place(protocol: Protocol, card: Arc<Echo>) -> io::Result<(Io, thread::JoinHan
     let read = move || {
         let mut buffer = vec![0; ROOM];
         while let Ok((_, length @ 1..)) = recv(&program, &mut buffer[..], RecvFlags::TRUNC) {
-            assert!(length <= buffer.len() && Messages(&buffer[..length]).next().is_some());
+            assert!(length <= buffer.len() && messages(&buffer[..length]).next().is_some());
         }
     };
     Ok((io, thread::Builder::new().name("program".to_owned()).spawn(read)?))
@@ -101,7 +101,7 @@ impl Card for Echo {
     fn connect(&self) -> io::Result<OwnedFd> {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         // What tells of the family first, so that what follows gets further.
-        send(&ours, &family(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?;
+        send(&ours, &family()?, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?;
         for _ in 0..2 {
             let _ = send(&ours, &self.says, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
         }
@@ -110,17 +110,15 @@ impl Card for Echo {
 }
 
 /// What `nlctrl` would say of devlink.
-fn family() -> Vec<u8> {
-    let mut builder = crate::message::Builder::new(16, 0, 0, 0).raw(&[1, 2, 0, 0]);
-    builder.text(2, "devlink");
-    builder.attribute(1, &21u16.to_ne_bytes());
-    builder.nested(7, |groups| {
-        groups.nested(1, |group| {
-            group.attribute(2, &5u32.to_ne_bytes());
-            group.text(1, "config");
+fn family() -> io::Result<Vec<u8>> {
+    let family = netlink::message(Header::new(16, Flags::empty(), 0, 0), |to| {
+        to.genl(1, 2).text(2, "devlink").u16(1, 21).nest(7, |groups| {
+            groups.nest(1, |group| {
+                group.u32(2, 5).text(1, "config");
+            });
         });
     });
-    builder.done()
+    Ok(family?)
 }
 
 /// A card with a PF and its RDMA device.
@@ -143,7 +141,7 @@ fn card() -> view::Card {
     view::Card {
         name: PF.to_owned(),
         profile: Profile::mlx5(),
-        switch_id: "b8cef6030012ab00".to_owned(),
+        switch_id: SwitchId([0xb8, 0xce, 0xf6, 3, 0, 0x12, 0xab, 0]),
         functions: vec![view::Function {
             address: PF.to_owned(),
             vf_of: None,
@@ -160,7 +158,7 @@ fn card() -> view::Card {
             port_name: Some("p0".to_owned()),
             dev_port: 0,
             vfs: vec![vf],
-            port: Some(format!("pci/{PF}/65535")),
+            port: Some(PortHandle { device: parent(), index: 65_535 }),
             driver: "mlx5_core".to_owned(),
             bus_info: PF.to_owned(),
         }],
@@ -189,9 +187,10 @@ mod tests {
         view.rdma[0].ports = (1..=1_000).map(|number| view::RdmaPort { number, ..port.clone() }).collect();
         let card = Arc::new(Echo::new(view, &[]));
         let (mut io, program) = relay(Protocol::Rdma, Arc::clone(&card)).unwrap();
-        let mut request = crate::message::Builder::new(NLDEV_PORT_GET, 0x301, 1, 0);
-        request.attribute(1, &0u32.to_ne_bytes());
-        let packet = request.done().repeat(5_000);
+        let request = netlink::message(Header::new(NLDEV_PORT_GET, Flags::REQUEST | Flags::DUMP, 1, 0), |to| {
+            to.u32(1, 0);
+        });
+        let packet = request.unwrap().repeat(5_000);
         let serving = thread::spawn(move || Rdma.request(&mut io, &packet));
         let mut looks = 0;
         loop {

@@ -9,15 +9,17 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use ::netlink::{
+    Attribute, Awaited, Errno, Flags, GENL_HEADER, HEADER, Header, Message, NLMSG_DONE, NLMSG_MIN_TYPE, Part,
+    attributes, errno_of, find, message, messages, nlmsgerr_attr, overwrite, rewrite, row,
+};
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{RecvFlags, SendFlags, SocketFlags, SocketType, recv, send};
 
+use devlink::view::Parent;
+
 use crate::cards::Cards;
-use crate::message::{
-    Attributes, Builder, HEADER, Message, Messages, NLM_F_ACK, NLM_F_DUMP, NLM_F_MULTI, NLM_F_REQUEST, NLMSG_DONE,
-    NLMSG_ERROR, NLMSG_MIN_TYPE, done, errno_of, put, u16_at, u32_at, verdict,
-};
 
 use super::{Behind, Io, ROOM};
 
@@ -30,8 +32,6 @@ const FAMILY_ID: u16 = 1;
 const FAMILY_NAME: u16 = 2;
 const MCAST_GROUPS: u16 = 7;
 const MCAST_GRP_ID: u16 = 2;
-/// Length of `struct genlmsghdr`.
-const GENL: usize = 4;
 /// A device's address.
 const BUS_NAME: u16 = 1;
 const DEV_NAME: u16 = 2;
@@ -123,33 +123,37 @@ impl Families {
 
     /// Asks a card's server for the family: the answer, as a message.
     fn ask(&self, n: usize, socket: &OwnedFd) -> io::Result<Vec<u8>> {
-        let mut request = Builder::new(CTRL, NLM_F_REQUEST, 0, 0).raw(&[GETFAMILY, 1, 0, 0]);
-        request.text(FAMILY_NAME, DEVLINK);
-        send(socket, &request.done(), SendFlags::NOSIGNAL)?;
+        let request = message(Header::new(CTRL, Flags::REQUEST, 0, 0), |to| {
+            to.genl(GETFAMILY, 1).text(FAMILY_NAME, DEVLINK);
+        });
+        send(socket, &request?, SendFlags::NOSIGNAL)?;
         // Others wait for the same answer: a card that gives none is as good as gone.
         set_socket_timeout(socket, Timeout::Recv, Some(PATIENCE))?;
         let mut buffer = vec![0; ROOM];
         let (_, len) = recv(socket, &mut buffer[..], RecvFlags::empty())?;
-        let message = Messages(&buffer[..len.min(ROOM)]).next().ok_or(io::ErrorKind::InvalidData)?;
+        let message = messages(&buffer[..len.min(ROOM)]).next().ok_or(io::ErrorKind::InvalidData)?;
         let family = KernelFamily::of(&message).ok_or(io::ErrorKind::InvalidData)?;
         self.theirs.lock().unwrap_or_else(PoisonError::into_inner).insert(n, family.id);
-        Ok(message.bytes.to_vec())
+        Ok(message.bytes().to_vec())
     }
 }
 
 /// Gives a message of `nlctrl` our numbers; how many groups it has.
 fn renumber(message: &mut [u8], id: u16, group: u32) -> u32 {
-    let start = HEADER + GENL;
-    let Some(attributes) = message.get(start..).map(<[u8]>::to_vec) else { return 0 };
+    let start = HEADER + GENL_HEADER;
+    let Some(said) = message.get(start..).map(<[u8]>::to_vec) else { return 0 };
     let mut groups = 0;
-    for attribute in Attributes::of(&attributes) {
+    for attribute in attributes(&said).flatten() {
+        let at = start + attribute.value_offset();
         match attribute.kind {
-            FAMILY_ID => put(message, start + attribute.at, &id.to_ne_bytes()),
+            FAMILY_ID => {
+                overwrite(message, at, &id.to_ne_bytes());
+            }
             MCAST_GROUPS => {
-                for entry in Attributes::of(attribute.payload) {
-                    if let Some(found) = Attributes::find(entry.payload, MCAST_GRP_ID) {
-                        let at = start + attribute.at + entry.at + found.at;
-                        put(message, at, &(group + groups).to_ne_bytes());
+                for entry in attribute.nested().flatten() {
+                    if let Some(found) = find(entry.value, MCAST_GRP_ID) {
+                        let at = at + entry.value_offset() + found.value_offset();
+                        overwrite(message, at, &(group + groups).to_ne_bytes());
                         groups += 1;
                     }
                 }
@@ -168,14 +172,13 @@ struct KernelFamily {
 
 impl KernelFamily {
     fn of(message: &Message<'_>) -> Option<Self> {
-        let attributes = message.body().get(GENL..).filter(|_| message.kind == CTRL)?;
-        let groups = Attributes::find(attributes, MCAST_GROUPS).map_or(&[][..], |groups| groups.payload);
+        let said = message.after(GENL_HEADER).filter(|_| message.header.kind == CTRL)?;
+        let groups = find(said, MCAST_GROUPS).map_or(&[][..], |groups| groups.value);
+        let group = |entry: Attribute<'_>| find(entry.value, MCAST_GRP_ID)?.leading_u32();
         Some(Self {
-            name: Attributes::find(attributes, FAMILY_NAME)?.text()?.to_owned(),
-            id: u16_at(Attributes::find(attributes, FAMILY_ID)?.payload, 0)?,
-            groups: Attributes::of(groups)
-                .filter_map(|entry| Attributes::find(entry.payload, MCAST_GRP_ID)?.u32())
-                .collect(),
+            name: find(said, FAMILY_NAME)?.string()?.to_owned(),
+            id: find(said, FAMILY_ID)?.leading_u16()?,
+            groups: attributes(groups).flatten().filter_map(group).collect(),
         })
     }
 }
@@ -186,15 +189,20 @@ fn kernel_families() -> io::Result<Vec<KernelFamily>> {
     let family = rustix::net::AddressFamily::NETLINK;
     let socket = rustix::net::socket_with(family, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
     rustix::net::bind(&socket, &SocketAddrNetlink::new(0, 0))?;
-    let request = Builder::new(CTRL, NLM_F_REQUEST | NLM_F_DUMP, 1, 0).raw(&[GETFAMILY, 1, 0, 0]).done();
-    send(&socket, &request, SendFlags::empty())?;
+    let header = Header::new(CTRL, Flags::REQUEST | Flags::DUMP, 1, 0);
+    let request = message(header, |to| {
+        to.genl(GETFAMILY, 1);
+    });
+    send(&socket, &request?, SendFlags::empty())?;
+    let mut awaited = Awaited::new(header.sequence);
     let (mut families, mut buffer) = (Vec::new(), vec![0; ROOM]);
     loop {
         let (_, len) = recv(&socket, &mut buffer[..], RecvFlags::empty())?;
-        for message in Messages(&buffer[..len]) {
-            match message.kind {
-                NLMSG_DONE | NLMSG_ERROR => return Ok(families),
-                _ => families.extend(KernelFamily::of(&message)),
+        for message in messages(&buffer[..len]) {
+            match awaited.read(message) {
+                Part::Data(message) => families.extend(KernelFamily::of(&message)),
+                Part::End(_) => return Ok(families),
+                Part::Other => {}
             }
         }
     }
@@ -224,8 +232,18 @@ enum To {
     Cards,
 }
 
-/// How an answer ended: 0, or an error number with its attributes.
-type End = (i32, Vec<u8>);
+/// How an answer ended.
+struct End {
+    result: Result<(), Errno>,
+    /// The attributes of the extended acknowledgement.
+    said: Vec<u8>,
+}
+
+impl End {
+    fn bare(result: Result<(), Errno>) -> Self {
+        Self { result, said: Vec::new() }
+    }
+}
 
 /// Dumps that may be open at once on one socket; the kernel allows one.
 const DUMPS: usize = 16;
@@ -233,17 +251,17 @@ const DUMPS: usize = 16;
 impl Behind for Generic {
     fn request(&mut self, io: &mut Io, packet: &[u8]) {
         let mut kernel = std::mem::take(&mut self.drained);
-        for message in Messages(packet) {
+        for message in messages(packet) {
             io.make_room();
             match self.destination(io, &message) {
-                To::Nobody => self.tell_end(io, &message, (libc::EPERM, Vec::new())),
-                To::Kernel => io.pass_on(message.bytes),
+                To::Nobody => self.tell_end(io, &message, End::bare(Err(Errno::PERM))),
+                To::Kernel => io.pass_on(message.bytes()),
                 To::Family => self.tell_family(io, &message),
                 To::Families => {
                     if self.dumps.len() < DUMPS {
-                        self.dumps.push(message.seq);
+                        self.dumps.push(message.header.sequence);
                     }
-                    io.pass_on(message.bytes);
+                    io.pass_on(message.bytes());
                 }
                 To::Card(n) => self.ask_card(io, &message, n),
                 To::Cards => self.ask_cards(io, &message),
@@ -256,35 +274,34 @@ impl Behind for Generic {
     fn kernel(&mut self, io: &mut Io, datagram: &[u8]) {
         let port = io.shared.port();
         let mut family = None;
-        if let Some(end) = Messages(datagram).find(|m| m.kind == NLMSG_DONE && self.dumps.contains(&m.seq)) {
-            self.dumps.retain(|seq| *seq != end.seq);
-            family = self.families.devlink(&io.cards).map(|f| addressed(&f.answer, NLM_F_MULTI, end.seq, port));
+        let ended = |m: &Message<'_>| m.header.kind == NLMSG_DONE && self.dumps.contains(&m.header.sequence);
+        if let Some(end) = messages(datagram).find(ended) {
+            let sequence = end.header.sequence;
+            self.dumps.retain(|dump| *dump != sequence);
+            family = self.families.devlink(&io.cards).map(|f| addressed(&f.answer, Flags::MULTI, sequence, port));
         }
         // Before the end of the dump, which is the last message.
-        let messages = Messages(datagram).flat_map(|message| {
-            let before = if message.kind == NLMSG_DONE { family.as_deref() } else { None };
-            [before, Some(message.bytes)].into_iter().flatten()
+        let messages = messages(datagram).flat_map(|message| {
+            let before = if message.header.kind == NLMSG_DONE { family.as_deref() } else { None };
+            [before, Some(message.bytes())].into_iter().flatten()
         });
         io.queue.push(messages);
     }
 
     fn notification(&mut self, io: &mut Io, datagram: &[u8]) {
         let Some(family) = self.families.devlink(&io.cards) else { return };
-        for message in Messages(datagram).filter(|m| m.kind >= NLMSG_MIN_TYPE) {
-            let mut bytes = message.bytes.to_vec();
-            put(&mut bytes, 4, &family.id.to_ne_bytes());
-            put(&mut bytes, 12, &0u32.to_ne_bytes());
+        for message in messages(datagram).filter(|m| m.header.kind >= NLMSG_MIN_TYPE) {
+            let mut bytes = message.bytes().to_vec();
+            rewrite(&mut bytes, |header| (header.kind, header.port) = (family.id, 0));
             io.queue.push([&bytes[..]]);
         }
     }
 }
 
 /// A message with another header.
-fn addressed(message: &[u8], flags: u16, seq: u32, port: u32) -> Vec<u8> {
+fn addressed(message: &[u8], flags: Flags, sequence: u32, port: u32) -> Vec<u8> {
     let mut bytes = message.to_vec();
-    put(&mut bytes, 6, &flags.to_ne_bytes());
-    put(&mut bytes, 8, &seq.to_ne_bytes());
-    put(&mut bytes, 12, &port.to_ne_bytes());
+    rewrite(&mut bytes, |header| *header = Header { flags, sequence, port, ..*header });
     bytes
 }
 
@@ -294,30 +311,30 @@ impl Generic {
     }
 
     fn destination(&self, io: &Io, message: &Message<'_>) -> To {
-        let body = message.body();
-        let (Some(command), true) = (body.first(), message.is_request()) else { return To::Kernel };
+        let Header { kind, .. } = message.header;
+        let (Some(command), true) = (message.payload().first(), message.header.is_request()) else { return To::Kernel };
         // What neither is nor speaks of the family needs no card.
-        if message.kind == CTRL && !matches!(*command, GETFAMILY | GETPOLICY) {
+        if kind == CTRL && !matches!(*command, GETFAMILY | GETPOLICY) {
             return To::Kernel;
         }
         let Some(family) = self.families.devlink(&io.cards) else { return To::Kernel };
-        let attributes = body.get(GENL..).unwrap_or_default();
-        if message.kind == family.id {
+        let said = message.after(GENL_HEADER).unwrap_or_default();
+        if kind == family.id {
             // As the kernel does it, before it looks at what the request says.
-            if devlink::takes_admin(*command, message.is_dump()) && !io.may_administer() {
+            if devlink::takes_admin(*command, message.header.is_dump()) && !io.may_administer() {
                 return To::Nobody;
             }
-            return self.device(io, family, message, attributes);
+            return self.device(io, family, message, said);
         }
-        if message.kind != CTRL || family.kernel {
+        if kind != CTRL || family.kernel {
             return To::Kernel;
         }
-        if *command == GETFAMILY && message.is_dump() {
+        if *command == GETFAMILY && message.header.is_dump() {
             return To::Families;
         }
-        let id = Attributes::find(attributes, FAMILY_ID).and_then(|a| u16_at(a.payload, 0));
-        let name = Attributes::find(attributes, FAMILY_NAME);
-        let is_ours = id == Some(family.id) || name.and_then(|a| a.text()) == Some(DEVLINK);
+        let id = find(said, FAMILY_ID).and_then(|a| a.leading_u16());
+        let name = find(said, FAMILY_NAME);
+        let is_ours = id == Some(family.id) || name.and_then(|a| a.string()) == Some(DEVLINK);
         match (is_ours, *command) {
             (true, GETFAMILY) => To::Family,
             (true, _) => To::Card(0),
@@ -326,16 +343,18 @@ impl Generic {
     }
 
     /// Where a request of the family itself goes: to whom the device is that it names.
-    fn device(&self, io: &Io, family: &Family, message: &Message<'_>, attributes: &[u8]) -> To {
-        let text = |kind| Attributes::find(attributes, kind).and_then(|a| a.text());
+    fn device(&self, io: &Io, family: &Family, message: &Message<'_>, said: &[u8]) -> To {
+        let text = |kind| find(said, kind).and_then(|a| a.string());
         match (text(BUS_NAME), text(DEV_NAME)) {
-            (Some(bus), Some(device)) => match io.cards.now().owner(bus, device) {
-                Some(card) => To::Card(card),
-                None if family.kernel => To::Kernel,
-                // Nobody's: the first says so as well as any.
-                None => To::Card(0),
-            },
-            _ if message.is_dump() => To::Cards,
+            (Some(bus), Some(device)) => {
+                match Parent::on_bus(bus, device).and_then(|device| io.cards.now().owner(&device)) {
+                    Some(card) => To::Card(card),
+                    None if family.kernel => To::Kernel,
+                    // Nobody's: the first says so as well as any.
+                    None => To::Card(0),
+                }
+            }
+            _ if message.header.is_dump() => To::Cards,
             _ => To::Card(0),
         }
     }
@@ -343,10 +362,10 @@ impl Generic {
     fn tell_family(&self, io: &mut Io, request: &Message<'_>) {
         let port = io.shared.port_to_send_from();
         if let Some(family) = self.families.devlink(&io.cards) {
-            io.tell(&addressed(&family.answer, 0, request.seq, port));
+            io.tell(&addressed(&family.answer, Flags::empty(), request.header.sequence, port));
         }
-        if request.flags & NLM_F_ACK != 0 {
-            io.tell(&verdict(request, port, 0, &[], io.shared.style()));
+        if request.header.flags.contains(Flags::ACK) {
+            io.acknowledge(request, Ok(()), |_| {});
         }
     }
 
@@ -358,21 +377,24 @@ impl Generic {
     /// A dump of everything: each card's, one after the other, then the kernel's own.
     fn ask_cards(&mut self, io: &mut Io, request: &Message<'_>) {
         let ends: Vec<End> = (0..io.cards.len()).map(|n| self.answer_of(io, request, n)).collect();
-        let well = ends.iter().position(|(errno, _)| *errno == 0);
+        let well = ends.iter().position(|end| end.result.is_ok());
         if self.families.in_kernel() {
-            return io.pass_on(request.bytes);
+            return io.pass_on(request.bytes());
         }
         // A card that cannot say what another can does not spoil the answer.
-        let end = ends.into_iter().nth(well.unwrap_or(0)).unwrap_or((libc::ENODEV, Vec::new()));
+        let end = ends.into_iter().nth(well.unwrap_or(0)).unwrap_or(End::bare(Err(Errno::NODEV)));
         self.tell_end(io, request, end);
     }
 
-    fn tell_end(&self, io: &mut Io, request: &Message<'_>, (errno, attributes): End) {
-        let port = io.shared.port_to_send_from();
-        if errno == 0 && request.is_dump() {
-            io.tell(&done(request, port));
-        } else if errno != 0 || request.flags & NLM_F_ACK != 0 {
-            io.tell(&verdict(request, port, errno, &attributes, io.shared.style()));
+    fn tell_end(&self, io: &mut Io, request: &Message<'_>, end: End) {
+        if end.result.is_ok() && request.header.is_dump() {
+            io.end_dump(request);
+        } else if end.result.is_err() || request.header.flags.contains(Flags::ACK) {
+            io.acknowledge(request, end.result, |to| {
+                for attribute in attributes(&end.said).flatten() {
+                    to.copy(&attribute);
+                }
+            });
         }
     }
 
@@ -381,8 +403,11 @@ impl Generic {
         match self.ask(io, request, n) {
             Ok(end) => end,
             Err(error) => {
-                let errno = error.raw_os_error().filter(|errno| *errno > 0).unwrap_or(libc::ENODEV);
-                (errno, crate::message::reason("the card does not answer"))
+                let errno = error.raw_os_error().map_or(Errno::NODEV, |_| errno_of(&error));
+                let why = row(|to| {
+                    to.text(nlmsgerr_attr::MSG, "the card does not answer");
+                });
+                End { result: Err(errno), said: why.unwrap_or_default() }
             }
         }
     }
@@ -395,28 +420,17 @@ impl Generic {
         let socket = connection.socket()?;
         let theirs = self.families.of_card(n, socket)?;
         send(socket, &translated(request, id, theirs), SendFlags::NOSIGNAL)?;
+        let mut awaited = Awaited::new(request.header.sequence);
         loop {
             let len = io.receive_from(socket.as_fd(), &mut self.buffer)?;
             let (mut answers, mut end) = (Vec::new(), None);
-            for message in Messages(&self.buffer[..len]).filter(|m| m.seq == request.seq) {
-                match message.kind {
-                    NLMSG_ERROR => {
-                        let (errno, attributes) = errno_of(&message);
-                        end = Some((errno, attributes.to_vec()));
+            for message in messages(&self.buffer[..len]) {
+                match awaited.read(message) {
+                    Part::Data(message) => answers.push(of_server(&message, theirs, id, port)),
+                    Part::End(outcome) => {
+                        end = Some(End { result: outcome.result, said: outcome.attributes.to_vec() });
                     }
-                    NLMSG_DONE => {
-                        let status = u32_at(message.body(), 0).map_or(0, |status| status as i32);
-                        end = Some((status.saturating_neg().max(0), Vec::new()));
-                    }
-                    kind => {
-                        let mut bytes = addressed(message.bytes, message.flags, message.seq, port);
-                        if kind == theirs && kind != CTRL {
-                            put(&mut bytes, 4, &id.to_ne_bytes());
-                        } else if kind == CTRL {
-                            put_family(&mut bytes, theirs, id);
-                        }
-                        answers.push(bytes);
-                    }
+                    Part::Other => {}
                 }
             }
             io.queue.push(answers.iter().map(|bytes| &bytes[..]));
@@ -495,7 +509,7 @@ impl Connections {
 
 /// Whether the card's end is there still. Nothing comes on a connection that is not in use.
 fn is_open(socket: &OwnedFd) -> bool {
-    recv(socket, &mut [0; 1][..], RecvFlags::DONTWAIT) == Err(rustix::io::Errno::AGAIN)
+    recv(socket, &mut [0; 1][..], RecvFlags::DONTWAIT) == Err(Errno::AGAIN)
 }
 
 impl Connection<'_> {
@@ -523,22 +537,38 @@ impl Drop for Connection<'_> {
 
 /// A request as a card's server takes it: with its number of the family, and with an end that can be seen.
 fn translated(request: &Message<'_>, id: u16, theirs: u16) -> Vec<u8> {
-    let mut bytes = request.bytes.to_vec();
-    if request.kind == id {
-        put(&mut bytes, 4, &theirs.to_ne_bytes());
-    } else {
+    let mut bytes = request.bytes().to_vec();
+    let is_family = request.header.kind == id;
+    if !is_family {
         put_family(&mut bytes, id, theirs);
     }
-    put(&mut bytes, 6, &(request.flags | NLM_F_ACK).to_ne_bytes());
+    rewrite(&mut bytes, |header| {
+        header.kind = if is_family { theirs } else { header.kind };
+        header.flags |= Flags::ACK;
+    });
+    bytes
+}
+
+/// A message of a card's server as the program takes it: with our number of the family, and the program's port.
+fn of_server(message: &Message<'_>, theirs: u16, id: u16, port: u32) -> Vec<u8> {
+    let mut bytes = message.bytes().to_vec();
+    let kind = message.header.kind;
+    if kind == CTRL {
+        put_family(&mut bytes, theirs, id);
+    }
+    rewrite(&mut bytes, |header| {
+        header.kind = if kind == theirs && kind != CTRL { id } else { kind };
+        header.port = port;
+    });
     bytes
 }
 
 /// In a message of `nlctrl`, one family's number for another's.
 fn put_family(message: &mut [u8], from: u16, to: u16) {
-    let start = HEADER + GENL;
-    let Some(attributes) = message.get(start..) else { return };
-    let found = Attributes::find(attributes, FAMILY_ID).filter(|a| u16_at(a.payload, 0) == Some(from));
-    if let Some(at) = found.map(|attribute| attribute.at) {
-        put(message, start + at, &to.to_ne_bytes());
+    let start = HEADER + GENL_HEADER;
+    let Some(said) = message.get(start..) else { return };
+    let found = find(said, FAMILY_ID).filter(|a| a.leading_u16() == Some(from));
+    if let Some(at) = found.map(|attribute| attribute.value_offset()) {
+        overwrite(message, start + at, &to.to_ne_bytes());
     }
 }

@@ -2,10 +2,10 @@
 //!
 //! It gets what a physical port, function or representor has, and loses what only a virtual pair has.
 
-use devlink::view::{Netdev, Parent, VfInfo};
+use devlink::view::{Netdev, VfInfo};
+use netlink::{Attribute, BuildError, Builder, Message, attributes, find};
 
 use crate::cards::Seen;
-use crate::message::{Attributes, Builder, Message};
 
 const AF_UNSPEC: u8 = 0;
 /// Length of `struct ifinfomsg`.
@@ -38,76 +38,80 @@ pub(super) struct Asked {
 
 /// Whether a question is for links of one kind only.
 pub(super) fn asks_for_kind(attributes: &[u8]) -> bool {
-    let info = Attributes::find(attributes, IFLA_LINKINFO);
-    info.is_some_and(|info| Attributes::find(info.payload, IFLA_INFO_KIND).is_some())
+    let info = find(attributes, IFLA_LINKINFO);
+    info.is_some_and(|info| find(info.value, IFLA_INFO_KIND).is_some())
 }
 
 /// The message as it is for a card's netdev.
-pub(super) fn rewritten(message: &Message<'_>, seen: &Seen, netdev: &Netdev, asked: Asked) -> Vec<u8> {
-    let body = message.body();
-    let (info, attributes) = body.split_at(IFINFO.min(body.len()));
+///
+/// # Errors
+/// What there is to say of the netdev is too long.
+pub(super) fn rewritten(
+    message: &Message<'_>,
+    seen: &Seen,
+    netdev: &Netdev,
+    asked: Asked,
+) -> Result<Vec<u8>, BuildError> {
+    let payload = message.payload();
+    let (info, said) = payload.split_at(IFINFO.min(payload.len()));
     // Other families' messages, a bridge's, have no more than the common part.
     let whole = info.first() == Some(&AF_UNSPEC);
-    let mut builder = Builder::like(message).raw(info);
-    for attribute in Attributes::of(attributes) {
-        match attribute.kind {
-            IFLA_LINK | IFLA_LINK_NETNSID => {}
-            IFLA_PHYS_SWITCH_ID..=IFLA_PHYS_PORT_NAME | IFLA_NUM_VF | IFLA_VFINFO_LIST if whole => {}
-            IFLA_PARENT_DEV_NAME | IFLA_PARENT_DEV_BUS_NAME | IFLA_DEVLINK_PORT if whole => {}
-            IFLA_LINKINFO if whole => without_kind(&mut builder, attribute.raw, attribute.payload),
-            _ => builder.attribute(attribute.raw, attribute.payload),
+    netlink::message(message.header, |to| {
+        to.raw(info);
+        attributes(said).flatten().for_each(|attribute| keep(to, &attribute, whole));
+        if whole {
+            describe(to, seen, netdev, asked);
+        }
+    })
+}
+
+/// Keeps an attribute of the kernel's unless a card's netdev has none such, or has another.
+fn keep(to: &mut Builder, attribute: &Attribute<'_>, whole: bool) {
+    match attribute.kind {
+        IFLA_LINK | IFLA_LINK_NETNSID => {}
+        IFLA_PHYS_SWITCH_ID..=IFLA_PHYS_PORT_NAME | IFLA_NUM_VF | IFLA_VFINFO_LIST if whole => {}
+        IFLA_PARENT_DEV_NAME | IFLA_PARENT_DEV_BUS_NAME | IFLA_DEVLINK_PORT if whole => {}
+        IFLA_LINKINFO if whole => without_kind(to, attribute),
+        _ => {
+            to.copy(attribute);
         }
     }
-    if whole {
-        describe(&mut builder, seen, netdev, asked);
-    }
-    builder.done()
 }
 
 /// A hardware's netdev has no kind. What it says as a member of a bridge or bond stays.
-fn without_kind(builder: &mut Builder, raw: u16, payload: &[u8]) {
-    if Attributes::of(payload).any(|a| a.kind >= IFLA_INFO_SLAVE_KIND) {
-        builder.nest(raw, |nest| {
-            for attribute in Attributes::of(payload).filter(|a| a.kind >= IFLA_INFO_SLAVE_KIND) {
-                nest.attribute(attribute.raw, attribute.payload);
+fn without_kind(to: &mut Builder, info: &Attribute<'_>) {
+    let of_member = || info.nested().flatten().filter(|attribute| attribute.kind >= IFLA_INFO_SLAVE_KIND);
+    if of_member().next().is_some() {
+        to.nest_noflag(info.raw_kind(), |nest| {
+            for attribute in of_member() {
+                nest.copy(&attribute);
             }
         });
     }
 }
 
-fn describe(builder: &mut Builder, seen: &Seen, netdev: &Netdev, asked: Asked) {
+fn describe(to: &mut Builder, seen: &Seen, netdev: &Netdev, asked: Asked) {
     if asked.mask & RTEXT_FILTER_VF != 0 {
-        builder.attribute(IFLA_NUM_VF, &seen.vfs_of(&netdev.parent).to_ne_bytes());
+        to.u32(IFLA_NUM_VF, seen.vfs_of(&netdev.parent));
         if !netdev.vfs.is_empty() {
-            builder.nest(IFLA_VFINFO_LIST, |list| netdev.vfs.iter().for_each(|vf| vf_info(list, vf)));
+            // Of some 400 VFs and more there is no list, as it has no room for them.
+            to.nest_noflag_if_it_fits(IFLA_VFINFO_LIST, |list| netdev.vfs.iter().for_each(|vf| vf_info(list, vf)));
         }
     }
     if let Some(name) = &netdev.port_name {
-        builder.text(IFLA_PHYS_PORT_NAME, name);
+        to.text(IFLA_PHYS_PORT_NAME, name);
     }
     if netdev.in_switch {
-        builder.attribute(IFLA_PHYS_SWITCH_ID, seen.switch_id());
+        to.put(IFLA_PHYS_SWITCH_ID, &seen.card.switch_id.0);
     }
-    let (bus, device) = match &netdev.parent {
-        Parent::Pci(address) => ("pci", address),
-        Parent::Auxiliary(name) => ("auxiliary", name),
-    };
-    builder.text(IFLA_PARENT_DEV_NAME, device);
-    builder.text(IFLA_PARENT_DEV_BUS_NAME, bus);
-    if let Some((bus, device, index)) = netdev.port.as_deref().and_then(port) {
-        builder.nested(IFLA_DEVLINK_PORT, |nest| {
-            nest.text(DEVLINK_ATTR_BUS_NAME, bus);
-            nest.text(DEVLINK_ATTR_DEV_NAME, device);
-            nest.attribute(DEVLINK_ATTR_PORT_INDEX, &index.to_ne_bytes());
+    to.text(IFLA_PARENT_DEV_NAME, netdev.parent.name());
+    to.text(IFLA_PARENT_DEV_BUS_NAME, netdev.parent.bus());
+    if let Some(port) = &netdev.port {
+        to.nest(IFLA_DEVLINK_PORT, |nest| {
+            nest.text(DEVLINK_ATTR_BUS_NAME, port.device.bus()).text(DEVLINK_ATTR_DEV_NAME, port.device.name());
+            nest.u32(DEVLINK_ATTR_PORT_INDEX, port.index);
         });
     }
-}
-
-/// `pci/0000:08:00.0/1`.
-fn port(handle: &str) -> Option<(&str, &str, u32)> {
-    let (device, index) = handle.rsplit_once('/')?;
-    let (bus, device) = device.split_once('/')?;
-    Some((bus, device, index.parse().ok()?))
 }
 
 /// IFLA_VF_INFO, with what `mlx5` gives.
@@ -118,19 +122,19 @@ fn vf_info(list: &mut Builder, vf: &VfInfo) {
     let mut mac = numbers(&[]);
     mac.extend(vf.mac);
     mac.resize(4 + 32, 0);
-    list.nest(1, |info| {
-        info.attribute(1, &mac);
-        info.attribute(2, &numbers(&[vf.vlan.into(), vf.qos.into()]));
-        info.attribute(6, &numbers(&[vf.min_tx_rate, vf.max_tx_rate]));
-        info.attribute(3, &numbers(&[vf.max_tx_rate]));
-        info.attribute(4, &numbers(&[vf.spoofchk.into()]));
-        info.attribute(5, &numbers(&[vf.link_state]));
-        info.attribute(9, &numbers(&[vf.trust.into()]));
-        info.nest(12, |vlans| {
+    list.nest_noflag(1, |info| {
+        info.put(1, &mac);
+        info.put(2, &numbers(&[vf.vlan.into(), vf.qos.into()]));
+        info.put(6, &numbers(&[vf.min_tx_rate, vf.max_tx_rate]));
+        info.put(3, &numbers(&[vf.max_tx_rate]));
+        info.put(4, &numbers(&[vf.spoofchk.into()]));
+        info.put(5, &numbers(&[vf.link_state]));
+        info.put(9, &numbers(&[vf.trust.into()]));
+        info.nest_noflag(12, |vlans| {
             let mut vlan = numbers(&[vf.vlan.into(), vf.qos.into()]);
             vlan.extend(vf.vlan_proto.to_be_bytes());
             vlan.extend([0; 2]);
-            vlans.attribute(1, &vlan);
+            vlans.put(1, &vlan);
         });
     });
 }

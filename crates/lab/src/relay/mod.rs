@@ -25,12 +25,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use ::netlink::{AckOptions, Builder, Datagram, Errno, Message, messages};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recv, recvmsg, send};
 
 use crate::cards::Cards;
-use crate::message::{ErrorStyle, Message, Messages, verdict};
 use crate::process::{self, Caller, Home, NET_ADMIN};
 use crate::supervisor::Reply;
 use queue::Queue;
@@ -162,7 +162,7 @@ impl Shared {
         let groups = if self.native { groups } else { 0 };
         let bind = |port| rustix::net::bind(&self.kernel, &SocketAddrNetlink::new(port, groups));
         match if port == 0 && self.port() == 0 { bind(self.caller.own) } else { bind(port) } {
-            Err(rustix::io::Errno::ADDRINUSE) if port == 0 => bind(0)?,
+            Err(Errno::ADDRINUSE) if port == 0 => bind(0)?,
             outcome => outcome?,
         }
         let address = rustix::net::getsockname(&self.kernel)?;
@@ -189,8 +189,8 @@ impl Shared {
         }
     }
 
-    fn style(&self) -> ErrorStyle {
-        ErrorStyle { extended: self.extended.load(Ordering::Relaxed), capped: self.capped.load(Ordering::Relaxed) }
+    fn ack_options(&self) -> AckOptions {
+        AckOptions { extended: self.extended.load(Ordering::Relaxed), capped: self.capped.load(Ordering::Relaxed) }
     }
 
     /// Hears the notifications of every card from now on, or no longer.
@@ -226,7 +226,7 @@ impl Shared {
         if inbox.stalled {
             let bytes = request.bytes();
             if inbox.bytes + bytes > UNREAD {
-                return request.reply.refuse(libc::ENOBUFS);
+                return request.reply.refuse(Errno::NOBUFS);
             }
             inbox.bytes += bytes;
             request.reply.give();
@@ -260,7 +260,7 @@ impl Shared {
                     *bytes += more;
                     request.reply.give();
                 }
-                false => request.reply.refuse(libc::ENOBUFS),
+                false => request.reply.refuse(Errno::NOBUFS),
             }
             fits
         });
@@ -350,7 +350,7 @@ impl Io {
         };
         let ready = match self.wait(&heard) {
             Ok(ready) => ready,
-            Err(rustix::io::Errno::INTR) => return true,
+            Err(Errno::INTR) => return true,
             Err(_) => return false,
         };
         if ready[1].contains(PollFlags::IN) {
@@ -436,7 +436,7 @@ impl Io {
                 true
             }
             // A reset is told once if the program left something unread; what it sent comes after it.
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR | rustix::io::Errno::CONNRESET) => true,
+            Err(Errno::AGAIN | Errno::INTR | Errno::CONNRESET) => true,
             Err(_) => false,
         }
     }
@@ -464,9 +464,9 @@ impl Io {
                     behind.kernel(self, &buffer[..len]);
                     self.flush();
                 }
-                Err(rustix::io::Errno::INTR) => {}
+                Err(Errno::INTR) => {}
                 // It was overrun, and says so once: what is still there is read.
-                Err(rustix::io::Errno::NOBUFS) => self.queue.lost += 1,
+                Err(Errno::NOBUFS) => self.queue.lost += 1,
                 Err(_) => return,
             }
         }
@@ -474,7 +474,7 @@ impl Io {
 
     fn hear(&mut self, behind: &mut dyn Behind, from: &OwnedFd, buffer: &mut [u8]) {
         match recv(from, &mut *buffer, RecvFlags::DONTWAIT) {
-            Ok((_, 0)) | Err(rustix::io::Errno::CONNRESET) => self.forget(from),
+            Ok((_, 0)) | Err(Errno::CONNRESET) => self.forget(from),
             Ok((_, _)) if self.queue.is_full() => self.queue.lost += 1,
             Ok((_, len)) => behind.notification(self, &buffer[..len]),
             Err(_) => {}
@@ -506,7 +506,7 @@ impl Io {
             self.shared.set_stalled(true);
             self.let_return();
             match poll(&mut [PollFd::new(&self.end, PollFlags::OUT)], None) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => self.flush(),
+                Ok(_) | Err(Errno::INTR) => self.flush(),
                 Err(_) => return,
             }
         }
@@ -525,20 +525,33 @@ impl Io {
         // Whoever cannot be stood in for has no rights that the kernel could be shown.
         let _ = process::with_rights(self.capabilities(), self.sender.user, || {
             could = true;
-            while send(&self.shared.kernel, packet, SendFlags::empty()) == Err(rustix::io::Errno::INTR) {}
+            while send(&self.shared.kernel, packet, SendFlags::empty()) == Err(Errno::INTR) {}
         });
         if !could {
-            self.refuse(packet, libc::EPERM);
+            self.refuse(packet, Errno::PERM);
         }
     }
 
     /// Answers each request of a packet with an error.
-    fn refuse(&mut self, packet: &[u8], errno: i32) {
-        let port = self.shared.port_to_send_from();
-        let style = self.shared.style();
-        for request in Messages(packet).filter(Message::is_request) {
-            self.tell(&verdict(&request, port, errno, &[], style));
+    fn refuse(&mut self, packet: &[u8], errno: Errno) {
+        for request in messages(packet).filter(|message| message.header.is_request()) {
+            self.acknowledge(&request, Err(errno), |_| {});
         }
+    }
+
+    /// Acknowledges a request, or answers it with an error; `said` writes the extended acknowledgement, for a program
+    /// that takes one.
+    fn acknowledge(&mut self, request: &Message<'_>, outcome: Result<(), Errno>, said: impl FnOnce(&mut Builder)) {
+        let mut datagram = Datagram::default();
+        datagram.ack(request, self.shared.port_to_send_from(), outcome, self.shared.ack_options(), said);
+        self.tell(datagram.bytes());
+    }
+
+    /// Ends a dump.
+    fn end_dump(&mut self, request: &Message<'_>) {
+        let mut datagram = Datagram::default();
+        datagram.done(&request.header, self.shared.port_to_send_from());
+        self.tell(datagram.bytes());
     }
 
     /// Receives from a card, which may take its time. The program is served meanwhile with what it has
@@ -554,7 +567,7 @@ impl Io {
             let from = if full { PollFlags::empty() } else { PollFlags::IN };
             let mut polled = [PollFd::from_borrowed_fd(card, from), PollFd::new(&self.end, out)];
             match poll(&mut polled, None) {
-                Err(rustix::io::Errno::INTR) => continue,
+                Err(Errno::INTR) => continue,
                 outcome => outcome?,
             };
             let (card_flags, end_flags) = (polled[0].revents(), polled[1].revents());
@@ -569,7 +582,7 @@ impl Io {
                     Ok((_, 0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
                     Ok((_, len)) if len > buffer.len() => return Err(io::ErrorKind::InvalidData.into()),
                     Ok((_, len)) => return Ok(len),
-                    Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
+                    Err(Errno::AGAIN | Errno::INTR) => {}
                     Err(error) => return Err(error.into()),
                 }
             }

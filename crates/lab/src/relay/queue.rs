@@ -4,9 +4,8 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::BorrowedFd;
 
+use netlink::Errno;
 use rustix::net::{SendFlags, send};
-
-use crate::message::DATAGRAM;
 
 /// Datagrams on their way to a program, in order.
 ///
@@ -18,6 +17,10 @@ pub(crate) struct Queue {
     /// Notifications that were not put in because it was full.
     pub lost: u64,
 }
+
+/// What a datagram has at most unless one message is longer: as much as the kernel puts into the first part
+/// of a dump. Programs with a buffer of a page, as libmnl and glibc have, rely on it.
+const DATAGRAM: usize = 3776;
 
 /// Beyond this nothing more is asked for, and notifications are dropped.
 const LIMIT: usize = 1 << 20;
@@ -62,10 +65,10 @@ impl Queue {
         while let Some(datagram) = self.datagrams.front() {
             match send(end, datagram, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
                 Ok(_) => {}
-                Err(rustix::io::Errno::AGAIN) => return Ok(()),
-                Err(rustix::io::Errno::INTR) => continue,
+                Err(Errno::AGAIN) => return Ok(()),
+                Err(Errno::INTR) => continue,
                 // What no socket takes, whatever its room, is lost; the rest is not.
-                Err(rustix::io::Errno::MSGSIZE | rustix::io::Errno::NOBUFS) => self.lost += 1,
+                Err(Errno::MSGSIZE | Errno::NOBUFS) => self.lost += 1,
                 Err(error) => return Err(error.into()),
             }
             self.bytes -= datagram.len();

@@ -6,8 +6,8 @@
 use std::sync::PoisonError;
 
 use devlink::view::{RdmaDevice, RdmaPort};
+use netlink::{BuildError, Builder, Errno, Flags, Header, Message, NLMSG_MIN_TYPE, find, messages};
 
-use crate::message::{Attributes, Builder, Message, Messages, NLM_F_ACK, NLM_F_MULTI, NLMSG_MIN_TYPE, done, verdict};
 use crate::{cards::Now, sys};
 
 use super::{Behind, Io};
@@ -58,51 +58,44 @@ struct Device<'a> {
 }
 
 /// What became of a request: its answers, or an error number.
-type Answer = Result<Vec<Vec<u8>>, i32>;
+type Answer = Result<Vec<Vec<u8>>, Errno>;
 
 impl Behind for Rdma {
     fn request(&mut self, io: &mut Io, packet: &[u8]) {
-        for message in Messages(packet) {
+        for message in messages(packet) {
             io.make_room();
             // What only tells is for nobody when nobody is there.
-            if io.deaf && message.is_dump() {
+            if io.deaf && message.header.is_dump() {
                 continue;
             }
             let now = io.cards.now();
-            let answer = if message.is_request() { answer(io, &now, &message) } else { None };
+            let answer = if message.header.is_request() { answer(io, &now, &message) } else { None };
             match answer {
                 Some(answer) => tell(io, &message, answer),
-                None if io.shared.native => io.pass_on(message.bytes),
+                None if io.shared.native => io.pass_on(message.bytes()),
                 // Messages below the families' are nothing but acknowledged.
-                None if message.kind < NLMSG_MIN_TYPE => tell(io, &message, Ok(Vec::new())),
-                None => tell(io, &message, Err(libc::EINVAL)),
+                None if message.header.kind < NLMSG_MIN_TYPE => tell(io, &message, Ok(Vec::new())),
+                None => tell(io, &message, Err(Errno::INVAL)),
             }
         }
     }
 
     fn kernel(&mut self, io: &mut Io, datagram: &[u8]) {
-        io.queue.push(Messages(datagram).map(|m| m.bytes));
+        io.queue.push(messages(datagram).map(|m| m.bytes()));
     }
 }
 
 fn tell(io: &mut Io, request: &Message<'_>, answer: Answer) {
-    let port = io.shared.port_to_send_from();
-    let errno = match &answer {
-        Ok(messages) => {
-            io.queue.push(messages.iter().map(|message| &message[..]));
-            0
-        }
-        Err(errno) => *errno,
-    };
-    if errno == 0 && request.is_dump() {
+    let outcome = answer.map(|messages| io.queue.push(messages.iter().map(|message| &message[..])));
+    if outcome.is_ok() && request.header.is_dump() {
         // The kernel's devices come after ours, and its end ends both.
-        if io.shared.native && request.kind == NLDEV + GET {
-            io.pass_on(request.bytes);
+        if io.shared.native && request.header.kind == NLDEV + GET {
+            io.pass_on(request.bytes());
         } else {
-            io.tell(&done(request, port));
+            io.end_dump(request);
         }
-    } else if errno != 0 || request.flags & NLM_F_ACK != 0 {
-        io.tell(&verdict(request, port, errno, &[], io.shared.style()));
+    } else if outcome.is_err() || request.header.flags.contains(Flags::ACK) {
+        io.acknowledge(request, outcome, |_| {});
     }
     io.flush();
 }
@@ -119,10 +112,10 @@ fn devices<'a>(io: &Io, now: &'a Now) -> Vec<Device<'a>> {
 
 /// The answer to a request; `None`: the kernel gives it, if there is one.
 fn answer(io: &Io, now: &Now, request: &Message<'_>) -> Option<Answer> {
-    let attributes = request.body();
-    let command = request.kind.checked_sub(NLDEV)?;
+    let attributes = request.payload();
+    let command = request.header.kind.checked_sub(NLDEV)?;
     if ADMINISTRATIVE.contains(&command) && !io.may_administer() {
-        return Some(Err(libc::EPERM));
+        return Some(Err(Errno::PERM));
     }
     if matches!(command, SYS_GET | SYS_SET) && !io.shared.native {
         return Some(system(io, request, command, attributes));
@@ -131,59 +124,55 @@ fn answer(io: &Io, now: &Now, request: &Message<'_>) -> Option<Answer> {
         return None;
     }
     let devices = devices(io, now);
-    let wanted = Attributes::find(attributes, DEV_INDEX).and_then(|a| a.u32());
-    if command == GET && request.is_dump() {
-        return Some(Ok(devices.iter().map(|device| about_device(io, request, device)).collect()));
+    let wanted = find(attributes, DEV_INDEX).and_then(|a| a.leading_u32());
+    if command == GET && request.header.is_dump() {
+        let told = devices.iter().map(|device| about_device(io, request, device)).collect::<Result<_, _>>();
+        return Some(told.map_err(Errno::from));
     }
     let Some(device) = devices.iter().find(|device| Some(device.index) == wanted) else {
-        return (!io.shared.native).then_some(Err(libc::EINVAL));
+        return (!io.shared.native).then_some(Err(Errno::INVAL));
     };
     if command == GET {
-        return Some(Ok(vec![about_device(io, request, device)]));
+        return Some(about_device(io, request, device).map(|told| vec![told]).map_err(Errno::from));
     }
-    let number = Attributes::find(attributes, PORT_INDEX).and_then(|a| a.u32());
-    let ports = device.device.ports.iter().filter(|port| request.is_dump() || Some(port.number) == number);
-    let answers: Vec<_> = ports.map(|port| about_port(io, request, device, port)).collect();
-    let none = answers.is_empty() && !request.is_dump();
-    Some(if none { Err(libc::EINVAL) } else { Ok(answers) })
+    let number = find(attributes, PORT_INDEX).and_then(|a| a.leading_u32());
+    let ports = device.device.ports.iter().filter(|port| request.header.is_dump() || Some(port.number) == number);
+    let answers = ports.map(|port| about_port(io, request, device, port)).collect::<Result<Vec<_>, _>>();
+    let none = answers.as_ref().is_ok_and(Vec::is_empty) && !request.header.is_dump();
+    Some(if none { Err(Errno::INVAL) } else { answers.map_err(Errno::from) })
 }
 
 /// `rdma system`: whether devices are shared between network namespaces.
 fn system(io: &Io, request: &Message<'_>, command: u16, attributes: &[u8]) -> Answer {
     let mut mode = io.cards.rdma_mode.lock().unwrap_or_else(PoisonError::into_inner);
     if command == SYS_SET {
-        let wanted = Attributes::find(attributes, NETNS_MODE).and_then(|a| a.payload.first().copied());
-        *mode = wanted.filter(|mode| *mode <= 1).ok_or(libc::EINVAL)?;
+        let wanted = find(attributes, NETNS_MODE).and_then(|a| a.value.first().copied());
+        *mode = wanted.filter(|mode| *mode <= 1).ok_or(Errno::INVAL)?;
         return Ok(Vec::new());
     }
-    let mut builder = begin(io, request);
-    builder.attribute(NETNS_MODE, &[*mode]);
-    Ok(vec![builder.done()])
+    let told = told(io, request, |to| {
+        to.u8(NETNS_MODE, *mode);
+    });
+    Ok(vec![told?])
 }
 
-fn begin(io: &Io, request: &Message<'_>) -> Builder {
-    let flags = if request.is_dump() { NLM_F_MULTI } else { 0 };
-    Builder::new(request.kind, flags, request.seq, io.shared.port_to_send_from())
+/// A message of an answer.
+fn told(io: &Io, request: &Message<'_>, fill: impl FnOnce(&mut Builder)) -> Result<Vec<u8>, BuildError> {
+    let flags = if request.header.is_dump() { Flags::MULTI } else { Flags::empty() };
+    let Header { kind, sequence, .. } = request.header;
+    netlink::message(Header::new(kind, flags, sequence, io.shared.port_to_send_from()), fill)
 }
 
-fn about_device(io: &Io, request: &Message<'_>, device: &Device<'_>) -> Vec<u8> {
-    let mut builder = begin(io, request);
-    builder.attribute(DEV_INDEX, &device.index.to_ne_bytes());
-    builder.text(DEV_NAME, &device.device.name);
-    builder.attribute(PORT_INDEX, &(device.device.ports.len() as u32).to_ne_bytes());
-    builder.text(FW_VERSION, device.firmware);
-    builder.attribute(NODE_GUID, &device.device.node_guid.to_ne_bytes());
-    builder.attribute(SYS_IMAGE_GUID, &device.device.node_guid.to_ne_bytes());
-    builder.attribute(NODE_TYPE, &[CHANNEL_ADAPTER]);
-    builder.text(PROTOCOL, "roce");
-    builder.done()
+fn about_device(io: &Io, request: &Message<'_>, device: &Device<'_>) -> Result<Vec<u8>, BuildError> {
+    told(io, request, |to| {
+        to.u32(DEV_INDEX, device.index).text(DEV_NAME, &device.device.name);
+        to.u32(PORT_INDEX, device.device.ports.len() as u32).text(FW_VERSION, device.firmware);
+        to.u64(NODE_GUID, device.device.node_guid).u64(SYS_IMAGE_GUID, device.device.node_guid);
+        to.u8(NODE_TYPE, CHANNEL_ADAPTER).text(PROTOCOL, "roce");
+    })
 }
 
-fn about_port(io: &Io, request: &Message<'_>, device: &Device<'_>, port: &RdmaPort) -> Vec<u8> {
-    let mut builder = begin(io, request);
-    builder.attribute(DEV_INDEX, &device.index.to_ne_bytes());
-    builder.text(DEV_NAME, &device.device.name);
-    builder.attribute(PORT_INDEX, &port.number.to_ne_bytes());
+fn about_port(io: &Io, request: &Message<'_>, device: &Device<'_>, port: &RdmaPort) -> Result<Vec<u8>, BuildError> {
     let socket = &io.shared.kernel;
     // A netdev that is in another namespace is not told of, and carries nothing here.
     let netdev = port.netdev.as_deref().and_then(|name| {
@@ -191,11 +180,12 @@ fn about_port(io: &Io, request: &Message<'_>, device: &Device<'_>, port: &RdmaPo
         Some((index, name, sys::netdev_flags(socket, name).is_ok_and(|flags| flags & IFF_RUNNING != 0)))
     });
     let up = netdev.is_some_and(|(_, _, running)| running);
-    builder.attribute(PORT_STATE, &[if up { ACTIVE } else { DOWN }]);
-    builder.attribute(PORT_PHYS_STATE, &[if up { LINK_UP } else { DISABLED }]);
-    if let Some((index, name, _)) = netdev {
-        builder.attribute(NDEV_INDEX, &index.to_ne_bytes());
-        builder.text(NDEV_NAME, name);
-    }
-    builder.done()
+    told(io, request, |to| {
+        to.u32(DEV_INDEX, device.index).text(DEV_NAME, &device.device.name).u32(PORT_INDEX, port.number);
+        to.u8(PORT_STATE, if up { ACTIVE } else { DOWN });
+        to.u8(PORT_PHYS_STATE, if up { LINK_UP } else { DISABLED });
+        if let Some((index, name, _)) = netdev {
+            to.u32(NDEV_INDEX, index).text(NDEV_NAME, name);
+        }
+    })
 }

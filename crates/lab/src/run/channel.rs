@@ -4,6 +4,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 
+use ::netlink::{Errno, errno_from_code};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
@@ -17,7 +18,7 @@ pub(super) enum Word {
     /// The program's process: it is prepared, and waits for [`Go`](Self::Go).
     Ready,
     /// The program's process: it could not do this, and why.
-    Failed(Step, i32),
+    Failed(Step, Errno),
     /// The supervisor: it answers trapped calls from now on.
     Serving,
     /// To the supervisor: this is the program's process.
@@ -50,7 +51,7 @@ const LEN: usize = 5;
 impl Word {
     fn bytes(self) -> [u8; LEN] {
         let (number, errno) = match self {
-            Self::Failed(step, errno) => (FAILED + step as u8, errno),
+            Self::Failed(step, errno) => (FAILED + step as u8, errno.raw_os_error()),
             word => (WORDS.iter().position(|other| *other == word).unwrap_or(WORDS.len()) as u8, 0),
         };
         let [a, b, c, d] = errno.to_ne_bytes();
@@ -59,7 +60,10 @@ impl Word {
 
     fn of([number, a, b, c, d]: [u8; LEN]) -> Option<Self> {
         match number.checked_sub(FAILED) {
-            Some(step) => Some(Self::Failed(*STEPS.get(usize::from(step))?, i32::from_ne_bytes([a, b, c, d]))),
+            Some(step) => {
+                let errno = errno_from_code(i32::from_ne_bytes([a, b, c, d]).saturating_neg()).err()?;
+                Some(Self::Failed(*STEPS.get(usize::from(step))?, errno))
+            }
             None => WORDS.get(usize::from(number)).copied(),
         }
     }
@@ -120,7 +124,7 @@ mod tests {
     #[test]
     fn what_is_said_is_understood() {
         let (one, other) = pair().unwrap();
-        let failed = STEPS.map(|step| Word::Failed(step, libc::EBUSY));
+        let failed = STEPS.map(|step| Word::Failed(step, Errno::BUSY));
         for word in WORDS.into_iter().chain(failed) {
             send(&one, word, (word == Word::Listener).then_some(&one)).unwrap();
             let (heard, fd) = receive(&other).unwrap();

@@ -8,6 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use netlink::errno_of;
 use rustix::fs::{Mode, OFlags, fstat, open, stat};
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount_change, move_mount, open_tree};
 use rustix::process::{Signal, fchdir, set_parent_process_death_signal};
@@ -38,7 +39,7 @@ impl Program {
             Ok(never) => match never {},
             Err(failed) => failed,
         };
-        let _ = send(front, Word::Failed(step, error.raw_os_error().unwrap_or(libc::EIO)), None);
+        let _ = send(front, Word::Failed(step, errno_of(&error)), None);
         sys::exit(125)
     }
 

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use control::Command;
 use devlink::view;
 use eswitch::PciAddress;
-use rustix::io::Errno;
+use netlink::Errno;
 
 use super::pci;
 use super::text::{event, line, name, number};
@@ -45,8 +45,7 @@ impl<'a> Of<'a> {
 
     /// The directory of a device.
     pub(super) fn device(&self, device: &view::Parent) -> Option<&str> {
-        let (view::Parent::Pci(name) | view::Parent::Auxiliary(name)) = device;
-        self.devices.get(name.as_str()).map(String::as_str)
+        self.devices.get(device.name()).map(String::as_str)
     }
 }
 

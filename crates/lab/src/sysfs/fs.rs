@@ -17,9 +17,9 @@ use fuser::{
     LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
     ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
+use netlink::{Errno, errno_of};
 use parking_lot::{Mutex, RwLock};
 use rustix::fs::{AtFlags, OFlags, Stat, statat};
-use rustix::io::Errno;
 
 use crate::process::{Caller, Home, SYS_ADMIN, with_rights};
 
@@ -384,20 +384,19 @@ enum Job {
 
 impl Job {
     /// Does it for a thread, which waits for it.
-    fn run(self, scene: &Scene, writer: u32, home: &Home, bytes: &[u8]) -> Result<usize, i32> {
+    fn run(self, scene: &Scene, writer: u32, home: &Home, bytes: &[u8]) -> Result<usize, Errno> {
         match self {
             Self::Nothing => Ok(bytes.len()),
             Self::NothingOfAdministrators => match Caller::of(writer, home) {
                 Ok(caller) if caller.capabilities & SYS_ADMIN != 0 => Ok(bytes.len()),
-                _ => Err(libc::EPERM),
+                _ => Err(Errno::PERM),
             },
             // The kernel asks what whoever writes may do (`netdev_store` asks for CAP_NET_ADMIN), and is to ask it of
             // the program. One that cannot be looked at has no rights.
             Self::Write(fd, offset) => {
-                let number = |error: std::io::Error| error.raw_os_error().unwrap_or(libc::EIO);
-                let Caller { capabilities, user, .. } = Caller::of(writer, home).map_err(|_| libc::EPERM)?;
+                let Caller { capabilities, user, .. } = Caller::of(writer, home).map_err(|_| Errno::PERM)?;
                 let written = with_rights(capabilities, user, || rustix::io::pwrite(fd, bytes, offset));
-                written.map_err(number)?.map_err(|error| error.raw_os_error())
+                written.map_err(|error| errno_of(&error))?
             }
             Self::Perform(of, command) => {
                 let meant = scene.cards.iter().enumerate().filter(|(at, _)| of.is_none_or(|of| of == *at));
@@ -410,11 +409,11 @@ impl Job {
     }
 }
 
-fn done(reply: ReplyWrite, result: Result<usize, i32>) {
+fn done(reply: ReplyWrite, result: Result<usize, Errno>) {
     match result {
         Ok(written) => reply.written(u32::try_from(written).unwrap_or(u32::MAX)),
-        // An answer with a number that is none would be refused, and whoever wrote would wait for ever.
-        Err(error) => reply.error(fuser::Errno::from_i32(if error < 512 { error } else { Errno::IO.raw_os_error() })),
+        // An answer with a number that FUSE does not take would be refused, and whoever wrote would wait for ever.
+        Err(error) => reply.error(errno(if error.raw_os_error() < 512 { error } else { Errno::IO })),
     }
 }
 

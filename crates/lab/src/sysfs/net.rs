@@ -1,7 +1,7 @@
 //! Netdevs: what `/sys/class/net/NAME` has of a card's. The netdev itself is the kernel's, and so is most
 //! of what is in its directory.
 
-use rustix::io::Errno;
+use netlink::Errno;
 
 use super::bus::Of;
 use super::text::line;
@@ -20,7 +20,7 @@ static NETDEV: Folder = Folder::of(&[&[
 ]]);
 
 fn phys_switch_id(shown: &Shown<'_>) -> Text {
-    if shown.netdev()?.in_switch { line(&shown.card()?.switch_id) } else { Err(Errno::OPNOTSUPP) }
+    if shown.netdev()?.in_switch { line(shown.card()?.switch_id) } else { Err(Errno::OPNOTSUPP) }
 }
 
 /// Where the kernel has a netdev.

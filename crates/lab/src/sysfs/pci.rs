@@ -3,7 +3,7 @@
 use control::Command;
 use devlink::view;
 use eswitch::PciAddress;
-use rustix::io::Errno;
+use netlink::Errno;
 
 use super::bus::{self, Of};
 use super::config;

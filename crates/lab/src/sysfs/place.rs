@@ -5,8 +5,8 @@ use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use netlink::Errno;
 use parking_lot::{Mutex, RwLock};
-use rustix::io::Errno;
 
 use super::library::{Contents, Indexes, module_file};
 use super::nodes::Nodes;

@@ -2,7 +2,7 @@
 //!
 //! A port speaks RoCE: its GIDs come from its netdev's address, each once for version 1 and once for 2.
 
-use rustix::io::Errno;
+use netlink::Errno;
 
 use super::bus::Of;
 use super::net;

@@ -1,6 +1,6 @@
 //! Values as text, both ways.
 
-use rustix::io::Errno;
+use netlink::Errno;
 
 use super::tree::Text;
 

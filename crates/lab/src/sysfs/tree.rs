@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use control::Command;
 use devlink::view;
-use rustix::io::Errno;
+use netlink::Errno;
 
 /// The number of the root.
 pub const ROOT: u64 = 1;

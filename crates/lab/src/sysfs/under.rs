@@ -7,8 +7,8 @@ use std::io::Read as _;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 
+use netlink::Errno;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, Stat, openat, readlinkat, statat};
-use rustix::io::Errno;
 
 use crate::process::with_rights;
 

@@ -53,12 +53,12 @@ impl Card for FakeCard {
         let vfs = match command {
             Command::SetNumVfs { number, .. } => *number as u16,
             Command::Bind(device) if device.to_string() == PF => {
-                return Err(Refusal { errno: 16, message: "busy".to_owned() });
+                return Err(Refusal { errno: netlink::Errno::BUSY, message: "busy".to_owned() });
             }
             _ => return Ok(()),
         };
         if vfs > 2000 {
-            return Err(Refusal { errno: 34, message: "too many".to_owned() });
+            return Err(Refusal { errno: netlink::Errno::RANGE, message: "too many".to_owned() });
         }
         *self.view.lock().unwrap() = Arc::new(card(vfs));
         Ok(())
@@ -144,7 +144,7 @@ pub fn card(vfs: u16) -> view::Card {
             firmware: "22.43.1014".to_owned(),
             board: "MT_0000000359".to_owned(),
         },
-        switch_id: "b8cef6030012ab00".to_owned(),
+        switch_id: view::SwitchId([0xb8, 0xce, 0xf6, 3, 0, 0x12, 0xab, 0]),
         functions,
         auxiliary: vec![
             auxiliary("mlx5_core.eth.0", pci(PF), "mlx5_core.eth", None),

@@ -8,26 +8,24 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+use netlink::{
+    Awaited, BuildError, Builder, Datagram, Errno, Flags, Header, Message, NLMSG_ERROR, Part, errno_of, messages,
+};
+
 use crate::sys;
 
 /// Requests a send. Acknowledgements wait in the receive buffer, 768 bytes each; one that does not fit
 /// is lost. 128 fit the default buffer of 212,992 bytes twice.
 const WINDOW: usize = 128;
 
-const HEADER: usize = 16;
-const NLM_F_REQUEST: u16 = 1;
-const NLM_F_ACK: u16 = 4;
-const NLM_F_DUMP_INTR: u16 = 0x10;
-const NLM_F_DUMP: u16 = 0x300;
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
-const NLMSGERR_ATTR_MSG: u16 = 1;
-
 /// Requests, each with a tag that says whose it is.
 #[derive(Default)]
 pub(crate) struct Batch {
-    bytes: Vec<u8>,
+    datagram: Datagram,
+    /// Where each begins, and its tag.
     requests: Vec<(usize, usize)>,
+    /// Those that cannot be built.
+    unbuilt: Vec<Failure>,
     tag: usize,
 }
 
@@ -37,30 +35,18 @@ impl Batch {
         self.tag = tag;
     }
 
-    /// Appends one request; `body` writes the family's header and the attributes.
-    pub(crate) fn push(&mut self, kind: u16, flags: u16, body: impl FnOnce(&mut Vec<u8>)) {
-        let at = self.bytes.len();
-        self.bytes.extend([0; HEADER]);
-        body(&mut self.bytes);
-        let len = (self.bytes.len() - at) as u32;
-        let header = &mut self.bytes[at..at + HEADER];
-        header[0..4].copy_from_slice(&len.to_ne_bytes());
-        header[4..6].copy_from_slice(&kind.to_ne_bytes());
-        header[6..8].copy_from_slice(&(flags | NLM_F_REQUEST | NLM_F_ACK).to_ne_bytes());
-        let padding = self.bytes.len().next_multiple_of(4) - self.bytes.len();
-        self.bytes.extend([0; 4].iter().take(padding));
-        self.requests.push((at, self.tag));
-    }
-
-    /// Writes the sequence numbers, from `first` on.
-    fn number(&mut self, first: u32) {
-        for (n, (at, _)) in self.requests.iter().enumerate() {
-            self.bytes[at + 8..at + 12].copy_from_slice(&first.wrapping_add(n as u32).to_ne_bytes());
+    /// Appends one request; `body` writes the family's header and the attributes. One that cannot be built has failed.
+    pub(crate) fn push(&mut self, kind: u16, flags: Flags, body: impl FnOnce(&mut Builder)) {
+        let at = self.datagram.len();
+        match self.datagram.message(Header::new(kind, flags | Flags::REQUEST | Flags::ACK, 0, 0), body) {
+            Ok(()) => self.requests.push((at, self.tag)),
+            Err(error) => self.unbuilt.push(Failure::unbuilt(self.tag, error)),
         }
     }
 
-    fn end_of(&self, request: usize) -> usize {
-        self.requests.get(request).map_or(self.bytes.len(), |(at, _)| *at)
+    /// Where a request begins in the datagram, or where that ends.
+    fn start_of(&self, request: usize) -> usize {
+        self.requests.get(request).map_or(self.datagram.len(), |(at, _)| *at)
     }
 }
 
@@ -69,10 +55,16 @@ impl Batch {
 pub(crate) struct Failure {
     /// Whose it was.
     pub tag: usize,
-    /// Positive.
-    pub errno: i32,
+    /// What the kernel answered.
+    pub errno: Errno,
     /// What the kernel said beyond the number, or nothing.
     pub message: String,
+}
+
+impl Failure {
+    fn unbuilt(tag: usize, error: BuildError) -> Self {
+        Self { tag, errno: error.into(), message: error.to_string() }
+    }
 }
 
 /// A socket of one network namespace.
@@ -130,17 +122,18 @@ impl Socket {
         sys::set_option(&self.fd, libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, group as i32)
     }
 
-    /// Sends all and reads every answer. Returns what failed, in the order of the requests.
+    /// Sends all and reads every answer. Returns what failed: first what could not be built, then in the order of the
+    /// requests.
     pub(crate) fn run(&mut self, mut batch: Batch) -> Vec<Failure> {
         let total = batch.requests.len();
         let base = self.next;
         self.next = self.next.wrapping_add(total as u32);
-        batch.number(base);
-        let mut failures = Vec::new();
+        batch.datagram.number(base);
+        let mut failures = std::mem::take(&mut batch.unbuilt);
         for first in (0..total).step_by(WINDOW) {
             let last = (first + WINDOW).min(total);
             let mut open: Vec<bool> = vec![true; last - first];
-            let chunk = &batch.bytes[batch.end_of(first)..batch.end_of(last)];
+            let chunk = &batch.datagram.bytes()[batch.start_of(first)..batch.start_of(last)];
             let outcome = retry(|| sys::send(&self.fd, chunk)).and_then(|_| {
                 self.read_answers(base.wrapping_add(first as u32), &mut open, |n, errno, message| {
                     let tag = batch.requests[first + n].1;
@@ -149,7 +142,7 @@ impl Socket {
             });
             if let Err(error) = outcome {
                 // Whether these were done is not known: who asked undoes them as if they were half done.
-                let errno = error.raw_os_error().unwrap_or(libc::EIO);
+                let errno = errno_of(&error);
                 let unknown = open.iter().enumerate().filter(|(_, open)| **open);
                 failures.extend(unknown.map(|(n, _)| Failure {
                     tag: batch.requests[first + n].1,
@@ -173,23 +166,19 @@ impl Socket {
         &mut self,
         first: u32,
         open: &mut [bool],
-        mut failed: impl FnMut(usize, i32, String),
+        mut failed: impl FnMut(usize, Errno, String),
     ) -> io::Result<()> {
         let mut left = open.len();
         while left > 0 {
             let len = retry(|| sys::receive(&self.fd, &mut self.buffer, true))?;
-            for message in Messages(&self.buffer[..len]) {
-                let n = message.seq.wrapping_sub(first) as usize;
+            for message in messages(&self.buffer[..len]).filter(|message| message.header.kind == NLMSG_ERROR) {
+                let n = message.header.sequence.wrapping_sub(first) as usize;
                 // A late answer to what was given up before is nobody's.
-                if message.kind != NLMSG_ERROR || !open.get(n).is_some_and(|open| *open) {
-                    continue;
-                }
+                let (Some(outcome), Some(true)) = (message.outcome(), open.get(n)) else { continue };
                 open[n] = false;
                 left -= 1;
-                let errno = message.body.get(..4).map_or(libc::EIO, |b| -int(b));
-                if errno != 0 {
-                    // After the number the header of the request, after that attributes.
-                    failed(n, errno, said(message.body.get(4 + HEADER..).unwrap_or_default()));
+                if let Err(errno) = outcome.result {
+                    failed(n, errno, outcome.ext_ack().message.unwrap_or_default().to_owned());
                 }
             }
         }
@@ -199,33 +188,29 @@ impl Socket {
     /// Asks one question and hands every message of the answer, but the acknowledgement, to `each`.
     ///
     /// # Errors
-    /// What the kernel answered. `Interrupted`, if what was dumped changed meanwhile: ask again.
+    /// What the kernel answered. `ResourceBusy`, if what was dumped changed meanwhile: ask again.
     fn ask(
         &mut self,
         kind: u16,
-        flags: u16,
-        body: impl FnOnce(&mut Vec<u8>),
+        flags: Flags,
+        body: impl FnOnce(&mut Builder),
         mut each: impl FnMut(&Message<'_>),
     ) -> io::Result<()> {
-        let mut batch = Batch::default();
-        batch.push(kind, flags, body);
-        let seq = self.next;
+        let header = Header::new(kind, flags | Flags::REQUEST | Flags::ACK, self.next, 0);
+        let request = netlink::message(header, body)?;
         self.next = self.next.wrapping_add(1);
-        batch.number(seq);
-        retry(|| sys::send(&self.fd, &batch.bytes))?;
-        let mut torn = false;
+        retry(|| sys::send(&self.fd, &request))?;
+        let mut awaited = Awaited::new(header.sequence);
         loop {
             let len = retry(|| sys::receive(&self.fd, &mut self.buffer, true))?;
-            for message in Messages(&self.buffer[..len]).filter(|m| m.seq == seq) {
-                torn |= message.flags & NLM_F_DUMP_INTR != 0;
-                match message.kind {
-                    NLMSG_ERROR => match message.body.get(..4).map_or(libc::EIO, |b| -int(b)) {
-                        0 => return Ok(()),
-                        errno => return Err(io::Error::from_raw_os_error(errno)),
-                    },
-                    NLMSG_DONE if torn => return Err(io::ErrorKind::ResourceBusy.into()),
-                    NLMSG_DONE => return Ok(()),
-                    _ => each(&message),
+            for message in messages(&self.buffer[..len]) {
+                match awaited.read(message) {
+                    Part::Data(message) => each(&message),
+                    Part::End(outcome) => {
+                        outcome.result?;
+                        return if awaited.is_interrupted() { Err(io::ErrorKind::ResourceBusy.into()) } else { Ok(()) };
+                    }
+                    Part::Other => {}
                 }
             }
         }
@@ -235,17 +220,17 @@ impl Socket {
     pub(crate) fn get(
         &mut self,
         kind: u16,
-        body: impl FnOnce(&mut Vec<u8>),
+        body: impl FnOnce(&mut Builder),
         each: impl FnMut(&Message<'_>),
     ) -> io::Result<()> {
-        self.ask(kind, 0, body, each)
+        self.ask(kind, Flags::empty(), body, each)
     }
 
     /// Asks for everything of a kind. An answer that changed while it was given is asked for again.
     pub(crate) fn dump<T>(
         &mut self,
         kind: u16,
-        body: impl Fn(&mut Vec<u8>),
+        body: impl Fn(&mut Builder),
         mut each: impl FnMut(&Message<'_>) -> Option<T>,
     ) -> io::Result<Vec<T>> {
         const TRIES: usize = 20;
@@ -253,7 +238,7 @@ impl Socket {
         loop {
             let mut found = Vec::new();
             tries += 1;
-            match self.ask(kind, NLM_F_DUMP, &body, |message| found.extend(each(message))) {
+            match self.ask(kind, Flags::DUMP, &body, |message| found.extend(each(message))) {
                 Err(error) if error.kind() == io::ErrorKind::ResourceBusy && tries < TRIES => {}
                 // It never held still: the last answer is as good as any.
                 Err(error) if error.kind() == io::ErrorKind::ResourceBusy => return Ok(found),
@@ -271,8 +256,8 @@ impl Socket {
         let mut lost = false;
         loop {
             match retry(|| sys::receive(&self.fd, &mut self.buffer, false)) {
-                Ok(len) => Messages(&self.buffer[..len]).for_each(|message| each(&message)),
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => lost = true,
+                Ok(len) => messages(&self.buffer[..len]).for_each(|message| each(&message)),
+                Err(error) if errno_of(&error) == Errno::NOBUFS => lost = true,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(lost),
                 Err(error) => return Err(error),
             }
@@ -330,70 +315,6 @@ fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     }
 }
 
-/// One message that has been received.
-pub(crate) struct Message<'a> {
-    pub kind: u16,
-    flags: u16,
-    seq: u32,
-    /// What follows the header.
-    pub body: &'a [u8],
-}
-
-#[cfg(test)]
-impl<'a> Message<'a> {
-    /// One that was recorded.
-    pub(crate) fn of(kind: u16, body: &'a [u8]) -> Self {
-        Self { kind, flags: 0, seq: 0, body }
-    }
-}
-
-/// The messages of a datagram. What is not whole ends it.
-struct Messages<'a>(&'a [u8]);
-
-impl<'a> Iterator for Messages<'a> {
-    type Item = Message<'a>;
-
-    fn next(&mut self) -> Option<Message<'a>> {
-        let header = self.0.get(..HEADER)?;
-        let len = int(&header[0..4]) as usize;
-        let body = self.0.get(HEADER..len)?;
-        self.0 = self.0.get(len.next_multiple_of(4)..).unwrap_or_default();
-        Some(Message {
-            kind: u16::from_ne_bytes([header[4], header[5]]),
-            flags: u16::from_ne_bytes([header[6], header[7]]),
-            seq: int(&header[8..12]) as u32,
-            body,
-        })
-    }
-}
-
-/// The attributes of a message: type without flags, and payload. What is not whole ends it.
-pub(crate) struct Attributes<'a>(pub &'a [u8]);
-
-impl<'a> Iterator for Attributes<'a> {
-    type Item = (u16, &'a [u8]);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        const TYPE: u16 = 0x3fff;
-        let header = self.0.get(..4)?;
-        let len = usize::from(u16::from_ne_bytes([header[0], header[1]]));
-        let kind = u16::from_ne_bytes([header[2], header[3]]) & TYPE;
-        let payload = self.0.get(4..len)?;
-        self.0 = self.0.get(len.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, payload))
-    }
-}
-
-/// The first four bytes as a number; 0 if there are fewer.
-pub(crate) fn int(bytes: &[u8]) -> i32 {
-    bytes.first_chunk().map_or(0, |b| i32::from_ne_bytes(*b))
-}
-
-fn said(attributes: &[u8]) -> String {
-    let message = Attributes(attributes).find(|(kind, _)| *kind == NLMSGERR_ATTR_MSG);
-    message.map_or_else(String::new, |(_, text)| String::from_utf8_lossy(text).trim_end_matches('\0').to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -408,18 +329,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_short_ends_the_reading() {
+    fn a_request_that_cannot_be_built_has_failed_and_the_others_are_sent() {
         let mut batch = Batch::default();
-        batch.push(16, 0, |bytes| bytes.extend([1, 2, 3, 4, 5]));
-        batch.push(17, 0, |bytes| bytes.extend([6; 8]));
-        batch.number(7);
-        let whole: Vec<_> = Messages(&batch.bytes).map(|m| (m.kind, m.seq, m.body.to_vec())).collect();
-        assert_eq!(whole, [(16, 7, vec![1, 2, 3, 4, 5]), (17, 8, vec![6; 8])]);
-        for len in 0..batch.bytes.len() {
-            let n = Messages(&batch.bytes[..len]).count();
-            assert_eq!(n, usize::from(len >= HEADER + 5), "{len}");
+        for tag in 0..3 {
+            batch.tag(tag);
+            batch.push(16, Flags::empty(), |to| {
+                to.raw(&[0; 16]).text(3, ["a", "b\0c", "d"][tag]);
+            });
         }
-        assert_eq!(Attributes(&[3, 0, 1, 0]).count(), 0, "shorter than its own header");
-        assert_eq!(Attributes(&[200, 0, 1, 0, 1]).count(), 0);
+        let failed: Vec<_> = batch.unbuilt.iter().map(|failure| (failure.tag, failure.errno)).collect();
+        assert_eq!(failed, [(1, Errno::INVAL)]);
+        assert_eq!(batch.requests.iter().map(|(_, tag)| *tag).collect::<Vec<_>>(), [0, 2]);
+        assert_eq!(messages(batch.datagram.bytes()).count(), 2);
+        assert_eq!(batch.start_of(1), batch.datagram.len() / 2);
     }
 }
