@@ -2,6 +2,7 @@
 
 mod bench;
 mod mutants;
+mod page;
 mod patched;
 mod refresh;
 mod release;
