@@ -4,8 +4,8 @@
 //!
 //! Where the two threads of a conversation run makes more of a difference than what they do: on one core a message
 //! costs a switch of threads, on two a wake-up of the other core, which in a virtual machine goes through its host. Left
-//! alone, the kernel's scheduler decides that anew for each pair of threads, and keeps to it: so an echo on one core would be
-//! compared with a server on two. So both sides are told where to run, the same for both, and each place is a row.
+//! alone, the kernel's scheduler decides that for each pair of threads, and an echo on one core may be compared with a server
+//! on two. So the threads are told where to run, the same for the echo and the server, and each place is a row.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -241,4 +241,22 @@ fn many_clients() -> Result<Vec<Row>> {
             Row::alone("the quickest".to_owned(), share(counts.iter().max())),
         ])
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_conversation_has_two_places_where_there_are_two_processors() {
+        let mut processors = CpuSet::new();
+        processors.set(3);
+        let places = |processors: &CpuSet| -> Vec<_> {
+            placements(processors).iter().map(|place| (place.name, place.asks, place.answers)).collect()
+        };
+        assert_eq!(places(&processors), [("one core", 3, 3)]);
+        processors.set(5);
+        processors.set(6);
+        assert_eq!(places(&processors), [("one core", 3, 3), ("two cores", 3, 5)]);
+    }
 }
