@@ -1,12 +1,15 @@
 //! What a developer runs beside cargo.
 
 mod bench;
+mod instructions;
 mod mutants;
+mod page;
 mod patched;
 mod refresh;
 mod release;
 mod series;
 mod torture;
+mod valgrind;
 mod vm;
 
 use std::process::ExitCode;
@@ -18,6 +21,8 @@ use clap::Parser;
 enum Command {
     /// Measure, side by side with what each thing is to be compared with. Never fails on a time.
     Bench(bench::Args),
+    /// Count the instructions of the paths that are walked often. Fails if one has grown by more than 5 % of what is committed.
+    Instructions(instructions::Args),
     /// Plant bugs, one after the other, and see that each is caught: by the compiler, or by exploring the scenario that
     /// its patch names.
     Mutants(mutants::Args),
@@ -32,6 +37,9 @@ enum Command {
     /// A part of a measurement that needs a process of its own.
     #[command(hide = true)]
     BenchChild(bench::Child),
+    /// A path that is counted.
+    #[command(hide = true)]
+    InstructionsChild(instructions::Child),
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -41,11 +49,13 @@ fn main() -> anyhow::Result<ExitCode> {
     }
     match Command::parse() {
         Command::Bench(args) => bench::run(&args)?,
+        Command::Instructions(args) => return instructions::run(&args),
         Command::Mutants(args) => return mutants::run(&args),
         Command::Series(args) => return series::run(&args),
         Command::Vm(args) => return vm::run(&args),
         Command::Torture(args) => return torture::run(&args),
         Command::BenchChild(child) => child.run()?,
+        Command::InstructionsChild(child) => child.run()?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -21,6 +21,8 @@ mod engine;
 mod error;
 pub mod eswitch;
 mod event;
+#[doc(hidden)]
+pub mod hot_paths;
 mod ids;
 pub mod inspect;
 pub mod lag;

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::holding::mixed;
 use crate::model::{self, Handle};
-use crate::mutex::mixed;
 use crate::{Locked, MayWait, MutexGuard, Since, is_explored};
 
 /// Waits for a change to what a [`Mutex`](crate::Mutex) protects.

@@ -31,6 +31,7 @@ mod does_not_compile;
 mod domain;
 mod event_count;
 mod explore;
+mod holding;
 mod locked;
 mod model;
 mod mutex;

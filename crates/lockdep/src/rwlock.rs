@@ -5,52 +5,48 @@ use std::ops::{Deref, DerefMut};
 use std::panic::Location;
 
 use crate::class::Class;
-use crate::model::{Handle, Wrote};
-use crate::mutex::{Modelled, mixed};
-use crate::task::{Acquire, Holding, Task};
-use crate::{LockBefore, Locked, model};
+use crate::holding::{Holding, Known, RawLock, mixed};
+use crate::task::{Acquire, Task};
+use crate::{LockBefore, Locked};
 
 /// A lock of class `C` around a `T`: many readers or one writer.
 ///
 /// For the checker reading orders as writing does: a waiting writer holds up new readers, so the
 /// cycles are the same.
 pub struct RwLock<C, T> {
-    lock: parking_lot::RwLock<T>,
-    /// What it is to an explorer, who decides who has it.
-    model: Handle,
-    /// What it protects as a number, where an explorer is to be told.
-    told: Option<fn(&T) -> u64>,
+    known: Known<parking_lot::RwLock<T>>,
     class: PhantomData<fn() -> C>,
 }
 
 /// Held for reading.
 pub struct RwLockReadGuard<'a, T> {
     inner: parking_lot::RwLockReadGuard<'a, T>,
-    _modelled: Modelled,
-    _holding: Holding<'a>,
+    _holding: Holding<'a, parking_lot::RwLock<T>>,
 }
 
 /// Held for writing. To be handed this is to be told that the lock is held for writing.
 pub struct RwLockWriteGuard<'a, T> {
     inner: parking_lot::RwLockWriteGuard<'a, T>,
-    modelled: Modelled,
-    told: Option<fn(&T) -> u64>,
-    _holding: Holding<'a>,
+    holding: Holding<'a, parking_lot::RwLock<T>>,
+}
+
+impl<T> RawLock for parking_lot::RwLock<T> {
+    type Value = T;
+
+    fn peek<R>(&self, look: impl FnOnce(&T) -> R) -> Option<R> {
+        self.try_read().map(|value| look(&value))
+    }
 }
 
 impl<C: Class, T> RwLock<C, T> {
     /// A free lock.
     pub fn new(value: T) -> Self {
-        let model = Handle::new(C::key().name());
-        Self { lock: parking_lot::RwLock::new(value), model, told: None, class: PhantomData }
+        Self { known: Known::new(parking_lot::RwLock::new(value), C::key(), 0), class: PhantomData }
     }
 
     /// As with [`Mutex::told`](crate::Mutex::told).
     pub fn told(mut self, number: fn(&T) -> u64) -> Self {
-        if self.model.get().is_some() {
-            self.told = Some(number);
-            self.model.starts_as(|| number(self.lock.get_mut()));
-        }
+        self.known.tell(number);
         self
     }
 
@@ -61,13 +57,12 @@ impl<C: Class, T> RwLock<C, T> {
     where
         P: LockBefore<C>,
     {
-        let guard = if cx.task.is_checked() {
-            self.read_slow(cx.task, Location::caller())
-        } else {
-            let _modelled = Modelled::new(None, true);
-            RwLockReadGuard { inner: self.lock.read(), _modelled, _holding: Holding::UNRECORDED }
+        let checked = cx.task.if_checked();
+        let inner = match checked {
+            None => self.known.lock.read(),
+            Some(task) => self.read_slow(task, Location::caller()),
         };
-        (guard, Locked::at(cx.task))
+        (RwLockReadGuard { inner, _holding: Holding::new(checked, &self.known, true) }, Locked::at(cx.task))
     }
 
     /// Takes the lock for writing.
@@ -77,51 +72,34 @@ impl<C: Class, T> RwLock<C, T> {
     where
         P: LockBefore<C>,
     {
-        let guard = if cx.task.is_checked() {
-            self.write_slow(cx.task, Location::caller())
-        } else {
-            let modelled = Modelled::new(None, false);
-            RwLockWriteGuard { inner: self.lock.write(), modelled, told: None, _holding: Holding::UNRECORDED }
+        let checked = cx.task.if_checked();
+        let inner = match checked {
+            None => self.known.lock.write(),
+            Some(task) => self.write_slow(task, Location::caller()),
         };
-        (guard, Locked::at(cx.task))
+        (RwLockWriteGuard { inner, holding: Holding::new(checked, &self.known, false) }, Locked::at(cx.task))
     }
 
     #[cold]
     #[inline(never)]
-    fn read_slow<'a>(&'a self, task: &'a Task, at: &'static Location<'static>) -> RwLockReadGuard<'a, T> {
-        task.check(C::key(), self.instance(), 0, Acquire::Wait, at);
-        let inner = match self.model.get() {
-            None if crate::is_explored() => self.lock.try_read().unwrap_or_else(|| mixed()),
-            None => self.lock.read(),
-            Some(object) => {
-                model::acquire(object, true, at);
-                self.lock.try_read().unwrap_or_else(|| mixed())
-            }
+    fn read_slow(&self, task: &Task, at: &'static Location<'static>) -> parking_lot::RwLockReadGuard<'_, T> {
+        let inner = match self.known.ask(task, C::key(), Acquire::Wait, true, at) {
+            true => self.known.lock.read(),
+            false => self.known.lock.try_read().unwrap_or_else(|| mixed()),
         };
-        let _modelled = Modelled::new(self.model.get(), true);
-        let _holding = task.hold(C::key(), self.instance(), 0, at);
-        RwLockReadGuard { inner, _modelled, _holding }
+        self.known.taken(task, C::key(), at);
+        inner
     }
 
     #[cold]
     #[inline(never)]
-    fn write_slow<'a>(&'a self, task: &'a Task, at: &'static Location<'static>) -> RwLockWriteGuard<'a, T> {
-        task.check(C::key(), self.instance(), 0, Acquire::Wait, at);
-        let inner = match self.model.get() {
-            None if crate::is_explored() => self.lock.try_write().unwrap_or_else(|| mixed()),
-            None => self.lock.write(),
-            Some(object) => {
-                model::acquire(object, false, at);
-                self.lock.try_write().unwrap_or_else(|| mixed())
-            }
+    fn write_slow(&self, task: &Task, at: &'static Location<'static>) -> parking_lot::RwLockWriteGuard<'_, T> {
+        let inner = match self.known.ask(task, C::key(), Acquire::Wait, false, at) {
+            true => self.known.lock.write(),
+            false => self.known.lock.try_write().unwrap_or_else(|| mixed()),
         };
-        let modelled = Modelled::new(self.model.get(), false);
-        let _holding = task.hold(C::key(), self.instance(), 0, at);
-        RwLockWriteGuard { inner, modelled, told: self.told, _holding }
-    }
-
-    fn instance(&self) -> usize {
-        std::ptr::from_ref(&self.model).addr()
+        self.known.taken(task, C::key(), at);
+        inner
     }
 }
 
@@ -130,17 +108,6 @@ impl<T> Deref for RwLockReadGuard<'_, T> {
     #[inline]
     fn deref(&self) -> &T {
         &self.inner
-    }
-}
-
-impl<T> Drop for RwLockWriteGuard<'_, T> {
-    #[inline]
-    fn drop(&mut self) {
-        if let Some(told) = self.told
-            && self.modelled.wrote == Wrote::Unknown
-        {
-            self.modelled.wrote = Wrote::Value(told(&self.inner));
-        }
     }
 }
 
@@ -155,7 +122,7 @@ impl<T> Deref for RwLockWriteGuard<'_, T> {
 impl<T> DerefMut for RwLockWriteGuard<'_, T> {
     #[inline]
     fn deref_mut(&mut self) -> &mut T {
-        self.modelled.wrote = Wrote::Unknown;
+        self.holding.written();
         &mut self.inner
     }
 }

@@ -61,6 +61,12 @@ impl Task {
         self.checked
     }
 
+    /// The task, if its locks are checked.
+    #[inline]
+    pub fn if_checked(&self) -> Option<&Self> {
+        self.checked.then_some(self)
+    }
+
     /// Checks that taking the lock here is right. Called before it is taken, so that a deadlock is
     /// reported rather than suffered.
     pub fn check(
@@ -101,23 +107,11 @@ impl Task {
         }
     }
 
-    /// Records that the lock is held. The result takes the record back when dropped.
-    pub fn hold(
-        &self,
-        class: &'static ClassKey,
-        instance: Instance,
-        rank: u32,
-        at: &'static Location<'static>,
-    ) -> Holding<'_> {
-        if !self.checked {
-            return Holding::UNRECORDED;
-        }
+    /// Records that the lock is held, until the record is [dropped](Recorded).
+    pub fn record(&self, class: &'static ClassKey, instance: Instance, rank: u32, at: &'static Location<'static>) {
         self.held.borrow_mut().push(Held { class, instance, rank, at });
-        Holding(Some((self, instance)))
     }
 
-    #[cold]
-    #[inline(never)]
     fn release(&self, instance: Instance) {
         let mut held = self.held.borrow_mut();
         if let Some(at) = held.iter().rposition(|h| h.instance == instance) {
@@ -185,27 +179,15 @@ impl Task {
     }
 }
 
-/// The record of one held lock.
-pub(crate) struct Holding<'t>(Option<(&'t Task, Instance)>);
-
-impl Holding<'_> {
-    /// Of a lock that is not checked.
-    pub const UNRECORDED: Self = Self(None);
-
-    /// Checks a wait that lets go of the lock.
-    pub fn check_wait(&self, at: &'static Location<'static>) {
-        if let Some((task, instance)) = self.0 {
-            task.check_wait(instance, at);
-        }
-    }
+/// The record of one held lock: taken back when this is dropped.
+pub(crate) struct Recorded<'t> {
+    pub task: &'t Task,
+    pub instance: Instance,
 }
 
-impl Drop for Holding<'_> {
-    #[inline]
+impl Drop for Recorded<'_> {
     fn drop(&mut self) {
-        if let Some((task, instance)) = self.0 {
-            task.release(instance);
-        }
+        self.task.release(self.instance);
     }
 }
 

@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use std::panic::Location;
 
 use crate::class::Class;
-use crate::task::{Acquire, Holding};
+use crate::task::{Acquire, Recorded};
 use crate::{LockBefore, Locked, Unlocked};
 
 /// The map of one queue; `C` is its class in the order.
@@ -20,7 +20,7 @@ pub struct WaitMap<C> {
 
 /// The thread is inside.
 pub struct WaitMapGuard<'a> {
-    _holding: Holding<'a>,
+    _recorded: Option<Recorded<'a>>,
 }
 
 impl<C: Class> Default for WaitMap<C> {
@@ -40,8 +40,12 @@ impl<C: Class> WaitMap<C> {
     pub fn run<'a>(&'a self, cx: &'a mut Locked<'_, Unlocked>) -> (WaitMapGuard<'a>, Locked<'a, C>) {
         let at = Location::caller();
         cx.task.assert_holds_nothing(at);
-        let _holding = cx.task.hold(C::key(), self.instance(), 0, at);
-        (WaitMapGuard { _holding }, Locked::at(cx.task))
+        let instance = self.instance();
+        let _recorded = cx.task.if_checked().map(|task| {
+            task.record(C::key(), instance, 0, at);
+            Recorded { task, instance }
+        });
+        (WaitMapGuard { _recorded }, Locked::at(cx.task))
     }
 
     /// The thread is about to wait until what runs inside has finished.

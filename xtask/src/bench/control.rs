@@ -1,9 +1,14 @@
 //! What a request on the control socket costs beside an echo of the same size, and whether many clients at once
 //! each get their share. The card is in memory, and in this process, so that what is measured is the socket, the
 //! server's thread and the protocol.
+//!
+//! Where the two threads of a conversation run makes more of a difference than what they do: on one core a message
+//! costs a switch of threads, on two a wake-up of the other core, which in a virtual machine goes through its host. Left
+//! alone, the kernel's scheduler decides that for each pair of threads, and an echo on one core may be compared with a server
+//! on two. So the threads are told where to run, the same for the echo and the server, and each place is a row.
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -20,6 +25,7 @@ use host::{LiveCard, World};
 use lockdep::{Domain, enter};
 use netlink::{Flags, Header, messages};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
+use rustix::thread::{CpuSet, Pid, gettid, sched_getaffinity, sched_setaffinity};
 
 use super::{Measurement, Quantity, Row, Target, by_turns};
 
@@ -30,11 +36,11 @@ pub const MEASUREMENTS: &[Measurement] = &[
 ];
 
 const TURNS: usize = 41;
-/// Requests of a turn.
-const EACH: usize = 2_000;
 const CLIENTS: usize = 100;
 const FOR: Duration = Duration::from_secs(3);
 const PF: &str = "0000:08:00.0";
+/// The name of the threads that the server has for its clients.
+const SERVING: &str = "client";
 
 /// Has something done while a card's control socket is served.
 fn with_card<T>(work: impl FnOnce(&PathBuf) -> Result<T>) -> Result<T> {
@@ -79,10 +85,10 @@ fn ask(socket: &OwnedFd, request: &[u8], expected: usize, buffer: &mut [u8]) -> 
     }
 }
 
-fn timed(socket: &OwnedFd, request: &[u8], expected: usize) -> Duration {
+fn timed(requests: usize, socket: &OwnedFd, request: &[u8], expected: usize) -> Duration {
     let mut buffer = [0; 4096];
     let start = Instant::now();
-    for _ in 0..EACH {
+    for _ in 0..requests {
         if let Err(error) = ask(socket, request, expected, &mut buffer) {
             panic!("a request: {error}");
         }
@@ -90,29 +96,85 @@ fn timed(socket: &OwnedFd, request: &[u8], expected: usize) -> Duration {
     start.elapsed()
 }
 
+/// Where the threads of a conversation run: who asks, and who answers.
+#[derive(Clone, Copy)]
+struct Placement {
+    name: &'static str,
+    /// Requests of a turn: about as long on two cores as on one.
+    requests: usize,
+    asks: usize,
+    answers: usize,
+}
+
+/// The placements that there are processors for.
+fn placements(processors: &CpuSet) -> Vec<Placement> {
+    let mut allowed = (0..CpuSet::MAX_CPU).filter(|processor| processors.is_set(*processor));
+    let first = allowed.next().unwrap_or(0);
+    let mut placements = vec![Placement { name: "one core", requests: 2_000, asks: first, answers: first }];
+    placements.extend(allowed.next().map(|second| Placement {
+        name: "two cores",
+        requests: 200,
+        asks: first,
+        answers: second,
+    }));
+    placements
+}
+
+/// Has a thread run on one processor only; `None`: the one that calls.
+fn pin(thread: Option<Pid>, processor: usize) -> Result<()> {
+    let mut only = CpuSet::new();
+    only.set(processor);
+    sched_setaffinity(thread, &only).context("placing a thread")
+}
+
+/// The threads of this process that serve clients.
+fn serving() -> Result<Vec<Pid>> {
+    let mut threads = Vec::new();
+    for entry in std::fs::read_dir("/proc/self/task").context("/proc/self/task")? {
+        let path = entry?.path();
+        // One that has ended meanwhile serves nobody.
+        let name = std::fs::read_to_string(path.join("comm")).unwrap_or_default();
+        let number = path.file_name().and_then(|name| name.to_str()?.parse().ok()).and_then(Pid::from_raw);
+        threads.extend(number.filter(|_| name.trim_end() == SERVING));
+    }
+    Ok(threads)
+}
+
 fn a_request() -> Result<Vec<Row>> {
-    with_card(|path| {
+    let anywhere = sched_getaffinity(None)?;
+    let rows = with_card(|path| {
         let mut rows = Vec::new();
-        for (name, number) in [("dev eswitch show", command::ESWITCH_GET), ("dev show", command::GET)] {
-            for (how, flags) in [("an answer", Flags::empty()), ("an answer and an acknowledgement", Flags::ACK)] {
-                let asked = request(number, flags)?;
-                let ours = connect(path)?;
-                let expected = answer_length(&ours, &asked, !flags.is_empty())?;
-                let (theirs, end) = echo(expected)?;
-                let each = |total: Duration| Quantity { value: total.as_secs_f64() * 1e6 / EACH as f64, unit: "us" };
-                let turns = by_turns(TURNS, || timed(&ours, &asked, expected), || timed(&theirs, &asked, expected));
-                drop(theirs);
-                let _ = end.join();
-                let what = format!("devlink {name} on the control socket: {how}");
-                let with = format!("an echo of {} and {expected} bytes", asked.len());
-                rows.push(
-                    Row::compared(what, each(turns.ours), &with, each(turns.theirs), turns.ratio)
-                        .target(Target::RatioAtMost(1.5)),
-                );
+        for place in placements(&anywhere) {
+            for (name, number) in [("dev eswitch show", command::ESWITCH_GET), ("dev show", command::GET)] {
+                for (how, flags) in [("an answer", Flags::empty()), ("an answer and an acknowledgement", Flags::ACK)] {
+                    let what = format!("devlink {name} on the control socket, {}: {how}", place.name);
+                    rows.push(one_request(path, place, &request(number, flags)?, !flags.is_empty(), what)?);
+                }
             }
         }
         Ok(rows)
-    })
+    });
+    sched_setaffinity(None, &anywhere)?;
+    rows
+}
+
+fn one_request(path: &Path, place: Placement, asked: &[u8], is_acknowledged: bool, what: String) -> Result<Row> {
+    let before = serving()?;
+    let ours = connect(path)?;
+    let expected = answer_length(&ours, asked, is_acknowledged)?;
+    // It has answered, so it is there.
+    let server = serving()?.into_iter().find(|thread| !before.contains(thread));
+    pin(Some(server.context("no thread serves this client")?), place.answers)?;
+    pin(None, place.asks)?;
+    let (theirs, end) = echo(expected, place.answers)?;
+    let each = |total: Duration| Quantity { value: total.as_secs_f64() * 1e6 / place.requests as f64, unit: "us" };
+    let timed = |socket| timed(place.requests, socket, asked, expected);
+    let turns = by_turns(TURNS, || timed(&ours), || timed(&theirs));
+    drop(theirs);
+    let _ = end.join();
+    let with = format!("an echo of {} and {expected} bytes", asked.len());
+    let row = Row::compared(what, each(turns.ours), &with, each(turns.theirs), turns.ratio);
+    Ok(row.target(Target::RatioAtMost(1.5)))
 }
 
 /// How many bytes an answer has, with its acknowledgement if there is to be one.
@@ -129,8 +191,8 @@ fn answer_length(socket: &OwnedFd, asked: &[u8], acknowledged: bool) -> Result<u
     Ok(length)
 }
 
-/// A thread that answers whatever it gets with so many bytes.
-fn echo(answer: usize) -> Result<(OwnedFd, thread::JoinHandle<()>)> {
+/// A thread that answers whatever it gets with so many bytes, on one processor.
+fn echo(answer: usize, processor: usize) -> Result<(OwnedFd, thread::JoinHandle<()>)> {
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     let serve = move || {
         let mut buffer = [0; 4096];
@@ -141,7 +203,13 @@ fn echo(answer: usize) -> Result<(OwnedFd, thread::JoinHandle<()>)> {
             }
         }
     };
-    Ok((ours, thread::Builder::new().spawn(serve)?))
+    let (tell, told) = std::sync::mpsc::channel();
+    let thread = thread::Builder::new().spawn(move || {
+        let _ = tell.send(gettid());
+        serve();
+    })?;
+    pin(Some(told.recv().context("the echo has not started")?), processor)?;
+    Ok((ours, thread))
 }
 
 fn many_clients() -> Result<Vec<Row>> {
@@ -175,4 +243,22 @@ fn many_clients() -> Result<Vec<Row>> {
             Row::alone("the quickest".to_owned(), share(counts.iter().max())),
         ])
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_conversation_has_two_places_where_there_are_two_processors() {
+        let mut processors = CpuSet::new();
+        processors.set(3);
+        let places = |processors: &CpuSet| -> Vec<_> {
+            placements(processors).iter().map(|place| (place.name, place.asks, place.answers)).collect()
+        };
+        assert_eq!(places(&processors), [("one core", 3, 3)]);
+        processors.set(5);
+        processors.set(6);
+        assert_eq!(places(&processors), [("one core", 3, 3), ("two cores", 3, 5)]);
+    }
 }

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use lockdep::{Domain, Locked, Mutex, OnReport, Unlocked, enter, lock_classes, lock_order};
 
-use super::{Measurement, Part, Quantity, Row, Target, by_turns, child};
+use super::{Measurement, Part, Quantity, Row, Target, by_turns};
+use crate::valgrind;
 
 lock_classes! {
     class Outer = "outer";
@@ -87,27 +88,19 @@ fn instructions() -> Result<Vec<Row>> {
     const N: usize = 100_000;
     let what = || "the same, counted".to_owned();
     let count = |part: Part| -> Result<Quantity> {
-        Ok(Quantity { value: (collected(part, 2 * N)? - collected(part, N)?) / N as f64, unit: "instructions" })
+        let of = |n: usize| valgrind::instructions(&["bench-child", part.name(), &n.to_string()]);
+        Ok(Quantity { value: (of(2 * N)? as f64 - of(N)? as f64) / N as f64, unit: "instructions" })
     };
     let row = match (count(Part::LockOurs), count(Part::LockTheirs)) {
-        (Ok(ours), Ok(theirs)) => Row::compared(what(), ours, "parking_lot", theirs, ours.value / theirs.value),
+        (Ok(ours), Ok(theirs)) => Row::compared(what(), ours, "parking_lot", theirs, ours.value / theirs.value)
+            .target(Target::AtMost(Quantity { value: 24.0, unit: "instructions" })),
         (Err(error), _) | (_, Err(error)) => Row::unavailable(what(), format!("{error:#}")),
     };
     Ok(vec![row])
 }
 
-fn collected(part: Part, n: usize) -> Result<f64> {
-    let under = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", "--error-exitcode=0"];
-    let output = child(&under, part, n)?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    let line = said.lines().find_map(|line| line.split_once("Collected :"));
-    let (_, number) = line.context("callgrind did not say what it collected")?;
-    number.trim().parse().context("callgrind said something else")
-}
-
 /// Two threads that take one lock at once, again and again, and do nothing else: for information, as it
-/// says more of how the two processors lie and what else they do than of the locks. Ours looks at the
-/// kind of lock before it takes it, on the cache line that the other thread has just written.
+/// says more of how the two processors lie and what else they do than of the locks.
 fn contended() -> Result<Vec<Row>> {
     const EACH: usize = 200_000;
     let domain = Domain::unchecked();

@@ -3,7 +3,7 @@
 //! A row compares two things that were measured in one run, turn by turn, so that whatever else the
 //! machine does falls on both alike. Times are medians over the turns, and a ratio is the median of
 //! the turns' ratios. A time that misses its target is a row that says so, never a failure: whoever
-//! reads the table judges.
+//! reads the table judges. With `--write` the rows go into the table of `docs/performance.md`.
 //!
 //! A group of rows is a module with a `MEASUREMENTS` table; it is listed once, in [`measurements`].
 
@@ -15,13 +15,17 @@ mod linux;
 mod lockdep;
 mod memory;
 mod restart;
+mod written;
 
 use std::fmt;
+use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
+
+use crate::page;
 
 /// Which rows, and how to print them.
 #[derive(clap::Args)]
@@ -29,6 +33,9 @@ pub struct Args {
     /// Print the rows as JSON.
     #[arg(long)]
     json: bool,
+    /// Write the rows into the table of docs/performance.md: those that were measured take the place of the same ones
+    #[arg(long, conflicts_with = "json")]
+    write: bool,
     /// Only the measurements whose name contains one of these.
     filter: Vec<String>,
 }
@@ -173,17 +180,42 @@ pub fn run(args: &Args) -> Result<()> {
         .collect();
     let names = || measurements().map(|m| m.name).collect::<Vec<_>>().join("\n  ");
     ensure!(!chosen.is_empty(), "no measurement is called so; there are:\n  {}", names());
-    let mut rows = Vec::new();
+    let at = written::here()?;
+    let mut measured = Vec::new();
     for measurement in chosen {
         eprintln!("measuring {}", measurement.name);
-        rows.extend((measurement.run)().with_context(|| measurement.name)?);
+        measured.push((measurement.name, (measurement.run)().with_context(|| measurement.name)?));
     }
+    if args.write {
+        write(&measured, &at)?;
+    }
+    let rows: Vec<Row> = measured.into_iter().flat_map(|(_, rows)| rows).collect();
     if args.json {
         println!("{}", serde_json::to_string_pretty(&rows)?);
     } else {
         print!("{}", table(&rows));
     }
     Ok(())
+}
+
+/// Where the table stands, between the marks of this name.
+const PAGE: &str = "docs/performance.md";
+const MARKS: &str = "bench";
+
+/// Puts what was measured into the table of the page. What cannot be measured here does not take the place of what was
+/// measured elsewhere.
+fn write(measured: &[(&str, Vec<Row>)], at: &str) -> Result<()> {
+    let whole = fs::read_to_string(PAGE).context(PAGE)?;
+    let mut table = written::Table::parse(page::between(&whole, MARKS)?).context(PAGE)?;
+    for (name, rows) in measured {
+        if rows.iter().any(|row| row.ours.is_some()) {
+            table.replace(name, rows, at);
+        } else {
+            eprintln!("{name}: could not be measured here; its rows in {PAGE} stay as they are");
+        }
+    }
+    let names: Vec<&str> = measurements().map(|measurement| measurement.name).collect();
+    fs::write(PAGE, page::with_between(&whole, MARKS, &table.text(&names))?).context(PAGE)
 }
 
 fn table(rows: &[Row]) -> String {

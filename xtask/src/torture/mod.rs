@@ -33,6 +33,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::page;
 use report::Row;
 use rounds::Rounds;
 
@@ -106,10 +107,9 @@ const KINDS: [Kind; 9] = [
 const SECONDS: u64 = 17;
 /// What a kind may take longer than it was told: its last round, and taking down what there was.
 const LONGER: Duration = Duration::from_secs(300);
-/// Between these the table stands in the page.
-const BEGIN: &str = "<!-- torture: begin -->\n";
-const END: &str = "<!-- torture: end -->\n";
+/// Where the table stands, between the marks of this name.
 const PAGE: &str = "docs/reliability.md";
+const MARKS: &str = "torture";
 
 impl Need {
     /// Why it is not there, if it is not.
@@ -237,38 +237,19 @@ fn part_of(name: &str, args: &Args) -> Result<()> {
 
 /// Puts the table between the marks of the page.
 fn write(rows: &[Row], args: &Args) -> Result<()> {
-    let page = fs::read_to_string(PAGE).context(PAGE)?;
-    let said = |program: &str, words: &[&str]| -> Result<String> {
-        let output = Command::new(program).args(words).output().context(program.to_owned())?;
-        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-    };
+    let whole = fs::read_to_string(PAGE).context(PAGE)?;
     let rounds = args.rounds.map_or(String::new(), |rounds| format!(" --rounds {rounds}"));
     let time = args.seconds.map_or(String::new(), |seconds| format!(" --seconds {seconds}"));
     let only: String = args.only.iter().map(|only| format!(" --only {only}")).collect();
-    let (commit, date) = (said("git", &["rev-parse", "--short", "HEAD"])?, said("date", &["-u", "+%F"])?);
+    let (commit, date) = page::commit_and_date()?;
     let table = report::table(rows);
     let text = format!("\n`cargo xtask torture{only}{rounds}{time}` at commit {commit}, {date}:\n\n{table}\n");
-    fs::write(PAGE, between(&page, &text)?).context(PAGE)
-}
-
-/// The page with a text between its marks.
-fn between(page: &str, text: &str) -> Result<String> {
-    let (before, rest) = page.split_once(BEGIN).context("the page has no mark where the table begins")?;
-    let (_, after) = rest.split_once(END).context("the page has no mark where the table ends")?;
-    Ok(format!("{before}{BEGIN}{text}{END}{after}"))
+    fs::write(PAGE, page::with_between(&whole, MARKS, &text)?).context(PAGE)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_table_takes_the_place_of_the_one_before() {
-        let page = format!("# Figures\n{BEGIN}old\n{END}after\n");
-        let written = between(&page, "new\n").unwrap();
-        assert_eq!(written, format!("# Figures\n{BEGIN}new\n{END}after\n"));
-        assert!(between("no marks", "new\n").is_err());
-    }
 
     #[test]
     fn outside_of_namespaces_of_its_own_no_attack_is_begun() {
