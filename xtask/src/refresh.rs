@@ -20,6 +20,7 @@ use anyhow::{Context, Result, ensure};
 
 /// Whether to make patches again, and what has got another name.
 #[derive(clap::Args)]
+#[group(id = "refreshing")]
 pub struct Args {
     /// Make patches that do not apply any more again, by a three-way merge from the last commit that each applied to; then
     /// end. Fails if one cannot be merged.
@@ -238,21 +239,21 @@ impl<'a> Store<'a> {
         };
         let files = self.changed_files(&trees[0], &trees[trees.len() - 1])?;
         let trees = trees.iter().map(|tree| self.rename(tree, &files, renamed)).collect::<Result<Vec<_>>>()?;
-        let (mut outcomes, mut ours) = (Vec::new(), now.to_owned());
-        for (pair, patch) in trees.windows(2).zip(patches.iter().rev()) {
-            match self.merge(&pair[0], &ours, &pair[1])? {
-                Ok(without) => {
-                    outcomes.push(self.write(patch, &without, &ours)?);
-                    ours = without;
-                }
+        // All of them are made again or none: one alone would not come off with the others.
+        let mut made = vec![now.to_owned()];
+        for pair in trees.windows(2) {
+            match self.merge(&pair[0], &made[made.len() - 1], &pair[1])? {
+                Ok(without) => made.push(without),
                 Err(files) => {
-                    outcomes.push(Outcome::Lost(files));
-                    break;
+                    let lost = patches.len() - made.len();
+                    let why = |at| if at == lost { files.clone() } else { "another of the series is lost".to_owned() };
+                    return Ok((0..patches.len()).map(|at| Outcome::Lost(why(at))).collect());
                 }
             }
         }
-        let left = patches.len() - outcomes.len();
-        outcomes.extend((0..left).map(|_| Outcome::Lost("the one after it does not come off".to_owned())));
+        let pairs = made.windows(2).zip(patches.iter().rev());
+        let mut outcomes =
+            pairs.map(|(pair, patch)| self.write(patch, &pair[1], &pair[0])).collect::<Result<Vec<_>>>()?;
         outcomes.reverse();
         Ok(outcomes)
     }
@@ -449,6 +450,14 @@ mod tests {
         repository.commit();
         let both = [first, second];
         assert_eq!(repository.refresh(&both, Kind::Stacked, &[]), [Outcome::Remade, Outcome::Remade]);
+        // If one cannot be made again, none is.
+        let as_they_were = both.clone().map(|patch| fs::read(patch).unwrap());
+        let moved = fs::read_to_string(repository.0.join("src/b.rs")).unwrap();
+        repository.write("src/b.rs", &moved.replace("    a();\n", "    aa();\n").replace("    b2();\n", "    b3();\n"));
+        let lost = repository.refresh(&both, Kind::Stacked, &[]);
+        assert!(matches!(&lost[..], [Outcome::Lost(_), Outcome::Lost(why)] if why.contains("src/b.rs")), "{lost:?}");
+        assert_eq!(both.clone().map(|patch| fs::read(patch).unwrap()), as_they_were);
+        repository.write("src/b.rs", &moved);
         repository.applies(&both[1], &["--reverse"]);
         repository.applies(&both[0], &["--reverse"]);
         assert_eq!(fs::read_to_string(repository.0.join("src/b.rs")).unwrap(), BEFORE);
