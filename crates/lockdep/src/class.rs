@@ -28,14 +28,11 @@ pub trait Place: 'static {}
 /// [`AtomicContext`](crate::AtomicContext).
 pub trait MayWait {}
 
-/// At most this many classes in one process; the checker keeps a bit for each pair.
-pub(crate) const MAX_CLASSES: usize = 64;
-
 /// A class as the checker sees it: a name and, once used, a small number.
 pub struct ClassKey {
     name: &'static str,
     leaf: bool,
-    id: OnceLock<u8>,
+    id: OnceLock<u32>,
 }
 
 static REGISTRY: Mutex<Vec<&'static ClassKey>> = Mutex::new(Vec::new());
@@ -64,20 +61,21 @@ impl ClassKey {
     }
 
     /// The class's number, given on first use.
-    ///
-    /// # Panics
-    /// If the process declares more than 64 classes: a programming error, not an input.
-    pub(crate) fn id(&'static self) -> u8 {
+    pub(crate) fn id(&'static self) -> u32 {
         *self.id.get_or_init(|| {
             let mut registry = REGISTRY.lock().unwrap_or_else(|e| e.into_inner());
-            assert!(registry.len() < MAX_CLASSES, "more than {MAX_CLASSES} lock classes");
             registry.push(self);
-            (registry.len() - 1) as u8
+            (registry.len() - 1) as u32
         })
     }
 
-    pub(crate) fn by_id(id: u8) -> &'static ClassKey {
-        REGISTRY.lock().unwrap_or_else(|e| e.into_inner())[usize::from(id)]
+    pub(crate) fn by_id(id: u32) -> &'static ClassKey {
+        REGISTRY.lock().unwrap_or_else(|e| e.into_inner())[id as usize]
+    }
+
+    /// How many classes have a number.
+    pub(crate) fn count() -> u32 {
+        REGISTRY.lock().unwrap_or_else(|e| e.into_inner()).len() as u32
     }
 }
 

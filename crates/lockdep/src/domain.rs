@@ -1,14 +1,16 @@
 //! The graph of classes that one set of threads has shown, and what to do with what it finds.
 
+mod graph;
+
 use std::collections::HashMap;
 use std::io::Write;
 use std::panic::Location;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::class::{ClassKey, MAX_CLASSES};
+use crate::class::ClassKey;
 use crate::report::{HeldLock, Report, ReportKind};
 use crate::task::{Held, Task};
+use graph::Graph;
 
 /// What happens when the checker finds something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,15 +53,15 @@ pub struct Domain {
     checked: bool,
     on_report: OnReport,
     oracle: Option<Arc<dyn Oracle>>,
-    /// Bit `i` of `after[o]`: class `i` was waited for while `o` was held. Read without a lock.
-    after: [AtomicU64; MAX_CLASSES],
+    /// Which class was waited for while which was held.
+    after: Graph,
     seen: Mutex<Seen>,
 }
 
 #[derive(Debug, Default)]
 struct Seen {
     /// The first time each edge was seen.
-    edges: HashMap<(u8, u8), Witness>,
+    edges: HashMap<(u32, u32), Witness>,
     reports: Vec<Report>,
 }
 
@@ -95,13 +97,7 @@ impl Domain {
     }
 
     fn new(checked: bool, on_report: OnReport) -> Self {
-        Self {
-            checked,
-            on_report,
-            oracle: None,
-            after: [const { AtomicU64::new(0) }; MAX_CLASSES],
-            seen: Mutex::default(),
-        }
+        Self { checked, on_report, oracle: None, after: Graph::new(), seen: Mutex::default() }
     }
 
     /// Whether real locks are checked.
@@ -132,7 +128,7 @@ impl Domain {
 
     /// How many edges have been seen so far.
     pub fn edge_count(&self) -> u32 {
-        self.after.iter().map(|inner| inner.load(Ordering::Relaxed).count_ones()).sum()
+        self.after.edge_count()
     }
 
     /// The reports made so far; they are forgotten here.
@@ -152,15 +148,15 @@ impl Domain {
         let mut reported = false;
         for outer in held.iter().filter(|outer| !outer.class.is_leaf()) {
             let o = outer.class.id();
-            if o == inner || self.after[usize::from(o)].load(Ordering::Relaxed) & (1 << inner) != 0 {
+            if o == inner || self.after.has(o, inner) {
                 continue;
             }
             let witness = Witness { thread: task.name().to_owned(), outer_at: outer.at, inner_at: taking.at };
             let back = {
                 let mut seen = self.seen();
-                let back = self.path(inner, o);
+                let back = self.after.path(inner, o, ClassKey::count());
                 if back.is_none() {
-                    self.after[usize::from(o)].fetch_or(1 << inner, Ordering::Relaxed);
+                    self.after.add(o, inner);
                     // Another thread may have shown it since it was looked for above.
                     seen.edges.entry((o, inner)).or_insert(witness);
                 }
@@ -174,35 +170,7 @@ impl Domain {
         }
     }
 
-    /// A path of edges from one class to another, as class numbers.
-    fn path(&self, from: u8, to: u8) -> Option<Vec<u8>> {
-        let mut came_from = [None::<u8>; MAX_CLASSES];
-        let mut queue = std::collections::VecDeque::from([from]);
-        let mut visited = 1u64 << from;
-        while let Some(at) = queue.pop_front() {
-            if at == to {
-                let mut path = vec![to];
-                let mut step = to;
-                while let Some(previous) = came_from[usize::from(step)] {
-                    path.push(previous);
-                    step = previous;
-                }
-                path.reverse();
-                return Some(path);
-            }
-            let mut next = self.after[usize::from(at)].load(Ordering::Relaxed) & !visited;
-            visited |= next;
-            while next != 0 {
-                let n = next.trailing_zeros() as u8;
-                next &= next - 1;
-                came_from[usize::from(n)] = Some(at);
-                queue.push_back(n);
-            }
-        }
-        None
-    }
-
-    fn describe(seen: &Seen, path: &[u8]) -> Vec<(HeldLock, HeldLock, String)> {
+    fn describe(seen: &Seen, path: &[u32]) -> Vec<(HeldLock, HeldLock, String)> {
         path.windows(2)
             .filter_map(|edge| {
                 let witness = seen.edges.get(&(edge[0], edge[1]))?;
