@@ -211,14 +211,15 @@ fn describe(panic: &(dyn std::any::Any + Send)) -> String {
     text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without a message").to_owned()
 }
 
-/// A panic inside an exploration is a result, kept for who reports it. Shuttle has a hook of its own that
-/// prints; ours stands before it.
+/// A panic inside an exploration is a result, kept for who reports it. Shuttle has a hook of its own, which speaks of
+/// schedules whoever panics: ours takes its place.
 fn keep_panics_quiet() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        // Not with its random scheduler, which looks into the environment for a seed.
-        Runner::new(shuttle::scheduler::RoundRobinScheduler::new(1), config()).run(|| {});
         let other = std::panic::take_hook();
+        // It sets its hook once, when it first runs. Not with its random scheduler, which looks into the environment for a seed.
+        Runner::new(shuttle::scheduler::RoundRobinScheduler::new(1), config()).run(|| {});
+        drop(std::panic::take_hook());
         std::panic::set_hook(Box::new(move |info| {
             if !is_explored() {
                 return other(info);

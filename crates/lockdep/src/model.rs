@@ -1129,6 +1129,7 @@ pub(crate) fn spawn(name: &str, at: &'static Location<'static>, f: impl FnOnce()
 /// Runs the body of the current thread, and its end.
 pub(crate) fn live(f: impl FnOnce()) {
     if let Err(panic) = crate::explore::caught(f) {
+        note("violation", || panic.clone());
         look(|model| model.stop(Halt::Panic(panic)));
     }
     let mut changes = Changes::default();
