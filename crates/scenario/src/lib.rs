@@ -12,6 +12,7 @@
 
 mod barrier;
 mod bonds;
+mod canonical;
 mod expectation;
 mod file;
 mod follow;
