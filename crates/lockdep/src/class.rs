@@ -32,6 +32,7 @@ pub trait MayWait {}
 pub struct ClassKey {
     name: &'static str,
     leaf: bool,
+    irq: bool,
     id: OnceLock<u32>,
 }
 
@@ -48,7 +49,13 @@ impl Eq for ClassKey {}
 impl ClassKey {
     /// A key with a name that is unique in the process. `leaf`: nothing may be taken under it.
     pub const fn new(name: &'static str, leaf: bool) -> Self {
-        Self { name, leaf, id: OnceLock::new() }
+        Self { name, leaf, irq: false, id: OnceLock::new() }
+    }
+
+    /// The same of a class whose locks are taken with interrupts off, wherever they are taken.
+    pub const fn with_interrupts_off(mut self) -> Self {
+        self.irq = true;
+        self
     }
 
     /// The name the class was declared with.
@@ -58,6 +65,10 @@ impl ClassKey {
 
     pub(crate) fn is_leaf(&self) -> bool {
         self.leaf
+    }
+
+    pub(crate) fn has_interrupts_off(&self) -> bool {
+        self.irq
     }
 
     /// The class's number, given on first use.
@@ -80,7 +91,8 @@ impl ClassKey {
 }
 
 /// Declares lock classes: `pub Name = "name";` or, for a class nothing may be taken under,
-/// `pub leaf Name = "name";`, or for declared nesting `pub Name = "name" nested in Outer;`. With
+/// `pub leaf Name = "name";`, or of these for one that [interrupts](crate::Locked::interrupt) may take, as it is always taken with interrupts
+/// off, `pub leaf irq Name = "name";`, or for declared nesting `pub Name = "name" nested in Outer;`. With
 /// `pub list name;` before them, a function of that name lists those that are no leaves, in the order in which they are declared.
 #[macro_export]
 macro_rules! lock_classes {
@@ -99,21 +111,29 @@ macro_rules! lock_classes {
         $list.push(<$name as $crate::Class>::key());
         $crate::lock_classes!(@list $list $($rest)*);
     };
+    (@list $list:ident $(#[$doc:meta])* $vis:vis leaf irq $name:ident = $text:literal; $($rest:tt)*) => {
+        $crate::lock_classes!(@list $list $($rest)*);
+    };
     (@list $list:ident $(#[$doc:meta])* $vis:vis $kind:ident $name:ident $(= $text:literal)?; $($rest:tt)*) => {
         $crate::lock_classes!(@list $list $($rest)*);
     };
+    ($(#[$doc:meta])* $vis:vis leaf irq $name:ident = $text:literal; $($rest:tt)*) => {
+        $crate::lock_classes!(@class [$(#[$doc])*] $vis $name $crate::ClassKey::new($text, true).with_interrupts_off());
+        impl $crate::Leaf for $name {}
+        $crate::lock_classes!($($rest)*);
+    };
     ($(#[$doc:meta])* $vis:vis leaf $name:ident = $text:literal; $($rest:tt)*) => {
-        $crate::lock_classes!(@class [$(#[$doc])*] $vis $name $text true);
+        $crate::lock_classes!(@class [$(#[$doc])*] $vis $name $crate::ClassKey::new($text, true));
         impl $crate::Leaf for $name {}
         $crate::lock_classes!($($rest)*);
     };
     ($(#[$doc:meta])* $vis:vis class $name:ident = $text:literal nested in $outer:ty; $($rest:tt)*) => {
-        $crate::lock_classes!(@class [$(#[$doc])*] $vis $name $text false);
+        $crate::lock_classes!(@class [$(#[$doc])*] $vis $name $crate::ClassKey::new($text, false));
         impl $crate::NestedIn<$outer> for $name {}
         $crate::lock_classes!($($rest)*);
     };
     ($(#[$doc:meta])* $vis:vis class $name:ident = $text:literal; $($rest:tt)*) => {
-        $crate::lock_classes!(@class [$(#[$doc])*] $vis $name $text false);
+        $crate::lock_classes!(@class [$(#[$doc])*] $vis $name $crate::ClassKey::new($text, false));
         $crate::lock_classes!($($rest)*);
     };
     ($(#[$doc:meta])* $vis:vis place $name:ident; $($rest:tt)*) => {
@@ -124,14 +144,14 @@ macro_rules! lock_classes {
         impl $crate::MayWait for $name {}
         $crate::lock_classes!($($rest)*);
     };
-    (@class [$(#[$doc:meta])*] $vis:vis $name:ident $text:literal $leaf:literal) => {
+    (@class [$(#[$doc:meta])*] $vis:vis $name:ident $key:expr) => {
         $(#[$doc])*
         #[derive(Debug)]
         $vis enum $name {}
         impl $crate::Class for $name {
             #[inline]
             fn key() -> &'static $crate::ClassKey {
-                static KEY: $crate::ClassKey = $crate::ClassKey::new($text, $leaf);
+                static KEY: $crate::ClassKey = $key;
                 &KEY
             }
         }

@@ -55,6 +55,8 @@ pub struct Domain {
     oracle: Option<Arc<dyn Oracle>>,
     /// Which class was waited for while which was held.
     after: Graph,
+    /// From 0, which class interrupt handlers take; from 1, which class is taken with interrupts on.
+    interrupts: Graph,
     seen: Mutex<Seen>,
 }
 
@@ -62,6 +64,8 @@ pub struct Domain {
 struct Seen {
     /// The first time each edge was seen.
     edges: HashMap<(u32, u32), Witness>,
+    /// By class: where an interrupt handler took it first, and where it was first taken with interrupts on; with the thread.
+    interrupts: HashMap<u32, [Option<(HeldLock, String)>; 2]>,
     reports: Vec<Report>,
 }
 
@@ -97,7 +101,7 @@ impl Domain {
     }
 
     fn new(checked: bool, on_report: OnReport) -> Self {
-        Self { checked, on_report, oracle: None, after: Graph::new(), seen: Mutex::default() }
+        Self { checked, on_report, oracle: None, after: Graph::new(), interrupts: Graph::new(), seen: Mutex::default() }
     }
 
     /// Whether real locks are checked.
@@ -167,6 +171,29 @@ impl Domain {
             {
                 self.report(ReportKind::Cycle { chain }, task, Some(taking), held);
             }
+        }
+    }
+
+    /// Notes that a lock is taken by an interrupt handler, or else with interrupts on, and reports a class that is taken in
+    /// both ways. Under a leaf lock nothing is taken, and interrupts take nothing else: so no chain of locks leads from the
+    /// one to the other.
+    pub(crate) fn interrupts(&self, task: &Task, taking: Held, by_interrupt: bool, held: &[Held]) {
+        let (class, way) = (taking.class.id(), u32::from(!by_interrupt));
+        if self.interrupts.has(way, class) {
+            return;
+        }
+        let both = {
+            let mut seen = self.seen();
+            self.interrupts.add(way, class);
+            let ways = seen.interrupts.entry(class).or_default();
+            let here = HeldLock { class: taking.class.name(), at: taking.at };
+            // Another thread may have come this way since it was looked for above.
+            let is_new = ways[way as usize].is_none();
+            ways[way as usize].get_or_insert((here, task.name().to_owned()));
+            ways[0].clone().zip(ways[1].clone()).filter(|_| is_new)
+        };
+        if let Some((handler, with_interrupts_on)) = both {
+            self.report(ReportKind::Interrupted { handler, with_interrupts_on }, task, Some(taking), held);
         }
     }
 

@@ -70,6 +70,43 @@ impl<'t, L> Locked<'t, L> {
         section(&mut Locked::at(self.task))
     }
 
+    /// Runs `section` as an interrupt handler would run: in an [atomic context](Self::atomic), wherever interrupts are not off,
+    /// whatever the thread that it interrupts holds. So what it takes must be taken with interrupts off wherever else it is
+    /// taken, or it would wait for the thread that it interrupts; the checker reports what is not.
+    ///
+    /// ```
+    /// use lockdep::{Domain, Mutex, OnReport, ReportKind, enter, lock_classes};
+    ///
+    /// lock_classes! {
+    ///     /// Taken with interrupts off, as `spin_lock_irqsave` does.
+    ///     leaf irq Events = "events";
+    ///     leaf Names = "names";
+    /// }
+    ///
+    /// let domain = Domain::checked(OnReport::Keep);
+    /// let (events, names) = (Mutex::<Events, _>::new(0), Mutex::<Names, _>::new(0));
+    /// enter(&domain, "main", |cx| {
+    ///     *events.lock_leaf(cx) += 1;
+    ///     cx.interrupt(|cx| *events.lock_leaf(cx) += 1);
+    ///     assert_eq!(domain.take_reports(), []);
+    ///
+    ///     *names.lock_leaf(cx) += 1;
+    ///     cx.interrupt(|cx| *names.lock_leaf(cx) += 1);
+    ///     assert!(matches!(domain.take_reports()[0].kind, ReportKind::Interrupted { .. }));
+    /// });
+    /// ```
+    pub fn interrupt<R>(&mut self, section: impl FnOnce(&mut Locked<'_, AtomicContext>) -> R) -> R {
+        let _interrupt = self.task.enter_interrupt();
+        self.atomic(section)
+    }
+
+    /// Runs `section` with interrupts off, which is an [atomic context](Self::atomic), too: what interrupts take may be taken
+    /// there. It is a mark for the checker; nothing is switched off.
+    pub fn interrupts_off<R>(&mut self, section: impl FnOnce(&mut Locked<'_, AtomicContext>) -> R) -> R {
+        let _off = self.task.turn_interrupts_off();
+        self.atomic(section)
+    }
+
     /// The name of this thread, as given when it was spawned.
     pub fn thread_name(&self) -> &str {
         self.task.name()
