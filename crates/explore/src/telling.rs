@@ -41,6 +41,8 @@ pub struct Telling {
 #[derive(Debug, Default)]
 pub(crate) struct Lessons {
     known: Vec<EdgeInfo>,
+    /// How much the checker had seen by then.
+    seen: u32,
     lessons: Vec<Lesson>,
 }
 
@@ -56,7 +58,8 @@ pub(crate) struct Lesson {
 impl Lessons {
     /// Keeps the telling that has just ended, if the checker has learned from it.
     pub fn learn<P: Program>(&mut self, teller: &Teller<P>, deviations: &[Deviation], bound: usize) {
-        if teller.domain.edge_count() as usize == self.known.len() {
+        let seen = teller.domain.lesson_count();
+        if std::mem::replace(&mut self.seen, seen) == seen {
             return;
         }
         let edges = teller.domain.edges();

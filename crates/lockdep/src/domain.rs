@@ -27,6 +27,27 @@ pub enum OnReport {
 }
 
 /// Who decides what fails: places that can fail ask it, by [`Locked::fails`](crate::Locked::fails).
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use lockdep::{Domain, Oracle, enter};
+///
+/// #[derive(Debug)]
+/// struct NoMemory;
+///
+/// impl Oracle for NoMemory {
+///     fn fails(&self, _thread: &str, place: &str) -> bool {
+///         place.starts_with("allocating")
+///     }
+/// }
+///
+/// let domain = Domain::exploring(Some(Arc::new(NoMemory)));
+/// enter(&domain, "main", |cx| {
+///     assert!(cx.fails(|| "allocating a buffer".to_owned()));
+///     assert!(!cx.fails(|| "starting a thread".to_owned()));
+/// });
+/// ```
 pub trait Oracle: Send + Sync + std::fmt::Debug {
     /// Whether this place fails, this time, in this thread.
     fn fails(&self, thread: &str, place: &str) -> bool;
@@ -48,6 +69,25 @@ pub struct EdgeInfo {
 }
 
 /// Where the checker keeps what it has seen. Threads spawned from one another share one.
+///
+/// ```
+/// use lockdep::{Domain, EdgeInfo, Mutex, OnReport, enter, lock_classes, lock_order};
+///
+/// lock_classes! {
+///     class Outer = "outer";
+///     class Inner = "inner";
+/// }
+/// lock_order! { root Outer; Outer => Inner; }
+///
+/// let domain = Domain::checked(OnReport::Keep);
+/// let (outer, inner) = (Mutex::<Outer, _>::new(()), Mutex::<Inner, _>::new(()));
+/// enter(&domain, "main", |cx| {
+///     let (_outer, mut cx) = outer.lock(cx);
+///     let (_inner, _cx) = inner.lock(&mut cx);
+/// });
+/// assert_eq!(domain.edges(), [EdgeInfo { outer: "outer", inner: "inner" }]);
+/// assert_eq!(domain.take_reports(), []);
+/// ```
 #[derive(Debug)]
 pub struct Domain {
     checked: bool,
@@ -133,6 +173,12 @@ impl Domain {
     /// How many edges have been seen so far.
     pub fn edge_count(&self) -> u32 {
         self.after.edge_count()
+    }
+
+    /// How much has been seen that a later report may be about: grows with every edge, and whenever a class is first taken by an
+    /// interrupt, or with interrupts on.
+    pub fn lesson_count(&self) -> u32 {
+        self.after.edge_count() + self.interrupts.edge_count()
     }
 
     /// The reports made so far; they are forgotten here.

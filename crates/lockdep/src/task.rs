@@ -111,17 +111,6 @@ impl Task {
         }
     }
 
-    /// Has it compared whether interrupts take the lock with whether it is taken while they are on.
-    fn check_interrupts(&self, taking: Held, how: Acquire, held: &[Held]) {
-        let [handlers, off] = self.interrupts.get();
-        // Who only tries does not wait for the thread that it interrupts.
-        let by_interrupt = handlers > 0 && how != Acquire::Try;
-        let is_off = handlers + off > 0 || taking.class.has_interrupts_off();
-        if by_interrupt || !is_off {
-            self.domain.interrupts(self, taking, by_interrupt, held);
-        }
-    }
-
     /// Records that the lock is held. The result takes the record back when dropped.
     pub fn hold(
         &self,
@@ -143,6 +132,17 @@ impl Task {
         let mut held = self.held.borrow_mut();
         if let Some(at) = held.iter().rposition(|h| h.instance == instance) {
             held.remove(at);
+        }
+    }
+
+    /// Has it compared whether interrupts take the lock with whether it is taken while they are on.
+    fn check_interrupts(&self, taking: Held, how: Acquire, held: &[Held]) {
+        let [handlers, off] = self.interrupts.get();
+        // Who only tries does not wait for the thread that it interrupts.
+        let by_interrupt = handlers > 0 && how != Acquire::Try;
+        let is_off = handlers + off > 0 || taking.class.has_interrupts_off();
+        if by_interrupt || !is_off {
+            self.domain.interrupts(self, taking, by_interrupt, held);
         }
     }
 
