@@ -56,6 +56,11 @@ mod token;
 mod trace_events;
 mod validate;
 
+/// The examples of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}
+
 pub use campaign::{Options, Strategy, Watch};
 pub use closure::{Closure, check, check_with};
 pub use columns::columns;

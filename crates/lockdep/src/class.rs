@@ -94,6 +94,35 @@ impl ClassKey {
 /// `pub leaf Name = "name";`, or of these for one that [interrupts](crate::Locked::interrupt) may take, as it is always taken with interrupts
 /// off, `pub leaf irq Name = "name";`, or for declared nesting `pub Name = "name" nested in Outer;`. With
 /// `pub list name;` before them, a function of that name lists those that are no leaves, in the order in which they are declared.
+///
+/// ```
+/// use lockdep::{Class, ClassKey, lock_classes, lock_order};
+///
+/// lock_classes! {
+///     /// The classes that have a place in the order.
+///     pub list ordered;
+///
+///     pub class Device = "device";
+///     pub class Port = "port";
+///     /// A second port, while one is held: from the lower rank to the higher.
+///     pub class PortNested = "port, nested" nested in Port;
+///     /// Where the callbacks of ports stand.
+///     pub place PortCallback;
+///     pub leaf Counters = "counters";
+///     pub leaf irq Events = "events";
+/// }
+///
+/// lock_order! {
+///     root Device;
+///     Device => Port;
+///     Port => PortNested;
+///     PortNested => PortCallback;
+/// }
+///
+/// let names: Vec<_> = ordered().into_iter().map(ClassKey::name).collect();
+/// assert_eq!(names, ["device", "port", "port, nested"]);
+/// assert_eq!(Events::key().name(), "events");
+/// ```
 #[macro_export]
 macro_rules! lock_classes {
     () => {};
@@ -164,7 +193,7 @@ macro_rules! lock_classes {
 ///
 /// `First` comes after [`Unlocked`](crate::Unlocked), the place where nothing is held. Each class may
 /// stand on the right of one edge only (the order is a tree), which is what lets the compiler work out
-/// transitivity.
+/// transitivity. There is an example at [`lock_classes!`](crate::lock_classes).
 #[macro_export]
 macro_rules! lock_order {
     (root $first:ty; $($before:ty => $after:ty;)*) => {
