@@ -3,8 +3,8 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use explore::{Faults, Options, Token, Tool};
-use lockdep::{AtomicU64, Locked, Mutex, Unlocked, lock_classes, lock_order};
+use explore::{Closure, Faults, Options, Token, Tool, Watch, campaign, replay};
+use lockdep::{AtomicBool, AtomicU64, Locked, Mutex, Unlocked, lock_classes, lock_order};
 
 lock_classes! {
     class First = "first";
@@ -90,6 +90,30 @@ fn an_inversion_of_locks_that_never_meet_is_found() {
         });
     });
     assert!(said.contains("lock-order does not hold"), "{said}");
+}
+
+#[test]
+fn what_an_interrupt_takes_in_one_schedule_and_a_thread_in_another_is_found_and_told_again() {
+    let program = Closure::new("an interrupt or not", |cx| {
+        let (events, is_first) = (Arc::new(Mutex::<Account, u32>::new(0)), Arc::new(AtomicBool::new(true)));
+        let threads = ["interrupted", "plain"].map(|name| {
+            let (events, is_first) = (Arc::clone(&events), Arc::clone(&is_first));
+            cx.spawn(name, move |cx| match (is_first.swap(false), name) {
+                (true, "interrupted") => cx.interrupt(|cx| *events.lock_leaf(cx) += 1),
+                (true, _) => *events.lock_leaf(cx) += 1,
+                // Whoever comes second does nothing: no schedule has both.
+                (false, _) => {}
+            })
+        });
+        threads.into_iter().for_each(|thread| thread.join(cx).unwrap());
+    });
+    let report = campaign(&program, &Options::default(), &Arc::new(Watch::default()));
+    let violation = report.violations.first().expect("it is found between two schedules");
+    assert!(violation.detail.contains("inconsistent lock state"), "{}", violation.detail);
+    let token = Token::read(&violation.token, &Tool::default()).unwrap();
+    assert_eq!(token.after.len(), 1, "the schedule that shows the other half");
+    let story = replay(&[program], "here", &token).unwrap();
+    assert_eq!((&*story.invariant, &story.detail), ("lock-order", &violation.detail));
 }
 
 #[test]
