@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use check::{Faults, Options, Orders, Strategy, Token, Watch};
+use check::{Faults, Options, Orders, Strategy, Watch};
 use scenario::Scenario;
 use serde::Deserialize;
 
@@ -80,7 +80,7 @@ fn read(path: &String) -> Result<Scenario, String> {
 
 fn replay(token: &str, paths: &[String]) -> Result<bool, String> {
     let scenarios = paths.iter().map(read).collect::<Result<Vec<_>, _>>()?;
-    let token: Token = token.parse().map_err(|e| format!("{token}: {e}"))?;
+    let token = check::token(token).map_err(|e| format!("{token}: {e}"))?;
     let story = check::replay(&scenarios, &paths.join(" "), &token).map_err(|e| e.to_string())?;
     println!("{}", story.invariant);
     Ok(story.invariant.is_empty())
@@ -99,7 +99,7 @@ fn explore(arguments: &[String]) -> Result<bool, String> {
     let (mut held, mut orders) = (true, Orders::default());
     for scenario in &scenarios {
         let mut report = check::check(scenario, &options, &watch);
-        report.compare(&mut orders, &scenarios);
+        check::compare(&mut report, &mut orders, &scenarios);
         held &= report.violations.is_empty();
         println!("{}", serde_json::to_string(&report).map_err(|e| e.to_string())?);
     }

@@ -65,7 +65,7 @@ pub fn check(arguments: &Check) -> Result<u8> {
         let mut report = check::check(scenario, &options, &watch);
         progress.finish();
         report.file = path.display().to_string();
-        report.compare(&mut orders, &scenarios);
+        check::compare(&mut report, &mut orders, &scenarios);
         name_files(&mut report, |name| {
             let told = memory.iter().find(|told| told.scenario.name == name);
             told.map(|told| told.path.display().to_string())
@@ -88,7 +88,7 @@ pub fn check(arguments: &Check) -> Result<u8> {
     if arguments.json {
         // So that a part that was interrupted can be merged: it has a report of each scenario.
         for Told { path, scenario } in &memory[reports.len()..] {
-            let report = Report { file: path.display().to_string(), ..Report::not_explored(scenario, &options) };
+            let report = Report { file: path.display().to_string(), ..check::not_explored(scenario, &options) };
             print(arguments, style, &report)?;
         }
     }
@@ -101,7 +101,7 @@ fn name_files(report: &mut Report, file: impl Fn(&str) -> Option<String>) {
     for violation in &mut report.violations {
         let token: Option<Token> = violation.token.parse().ok();
         let mut files: Vec<String> = Vec::new();
-        for file in token.iter().flat_map(Token::all).filter_map(|token| file(&token.scenario)) {
+        for file in token.iter().flat_map(Token::all).filter_map(|token| file(&token.program)) {
             if !file.is_empty() && !files.contains(&file) {
                 files.push(file);
             }
@@ -296,7 +296,7 @@ fn print(arguments: &Check, style: Style, report: &Report) -> Result<()> {
     let rate = report.schedules as f64 / (report.elapsed_ms as f64 / 1e3).max(0.001);
     line(&format!(
         "{}: {verdict}; {}{} in {} ({rate:.0}/s)",
-        style.strong(&report.scenario),
+        style.strong(&report.program),
         how_far(report),
         forgotten(report),
         time(Duration::from_millis(report.elapsed_ms)),
@@ -338,7 +338,7 @@ fn write_pages(folder: &Path, reports: &[Report], of: usize) -> Result<()> {
             (false, false) => ", until it failed",
             (true, false) => "",
         };
-        (report.scenario.clone(), how_far(report) + ended)
+        (report.program.clone(), how_far(report) + ended)
     }));
     write_stories(folder, &stories, summary)
 }
@@ -349,7 +349,7 @@ fn schedules(reports: &[Report]) -> u64 {
 
 /// Each file whole, or as it was.
 fn write_stories(folder: &Path, stories: &[Story], summary: Vec<(String, String)>) -> Result<()> {
-    let (title, version) = ("esw check".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
+    let (title, version) = ("esw check".to_owned(), concat!("eswitch ", env!("CARGO_PKG_VERSION")).to_owned());
     let info = PageInfo { title, version, summary };
     let write = |name: &str, text: &str| {
         let (path, unfinished) = (folder.join(name), folder.join(format!(".{name}")));
@@ -439,7 +439,7 @@ fn merge(arguments: &Check) -> Result<u8> {
         reports.extend(check::read(&path.display().to_string(), &text)?);
     }
     let mut reports = check::merge(reports)?;
-    let files: Vec<_> = reports.iter().map(|report| (report.scenario.clone(), report.file.clone())).collect();
+    let files: Vec<_> = reports.iter().map(|report| (report.program.clone(), report.file.clone())).collect();
     for report in &mut reports {
         name_files(report, |name| files.iter().find(|(scenario, _)| scenario == name).map(|(_, file)| file.clone()));
     }
@@ -451,7 +451,7 @@ fn merge(arguments: &Check) -> Result<u8> {
 }
 
 fn replay(arguments: &Check, token: &str) -> Result<u8> {
-    let token: Token = token.parse()?;
+    let token = check::token(token)?;
     let default = [Path::new("scenarios").to_owned()];
     if arguments.paths.is_empty() && !default[0].exists() {
         bail!("there is no folder `scenarios` here: give the file of the scenario after the token");
@@ -481,7 +481,7 @@ fn replay(arguments: &Check, token: &str) -> Result<u8> {
     if arguments.json {
         line(&serde_json::to_string(&story)?);
     } else if story.invariant.is_empty() {
-        line(&format!("{}: held in the schedule of the token", story.scenario));
+        line(&format!("{}: held in the schedule of the token", story.program));
     } else {
         line(&check::columns(&story, width()));
     }

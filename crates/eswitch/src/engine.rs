@@ -556,7 +556,7 @@ impl Engine {
     }
 
     /// On a DPU, what `sriov_numvfs` on the *host* leads to: the count changes, and the card is notified
-    /// in a context in which nothing may wait or allocate.
+    /// by an interrupt, in which nothing may wait or allocate.
     ///
     /// # Errors
     /// The card is no DPU, or the host cannot have as many.
@@ -572,7 +572,7 @@ impl Engine {
         }
         host_vfs.store(n.into());
         if let Ok(pf) = device.pf(cx) {
-            cx.atomic(|cx| pf.host_functions_changed(cx));
+            cx.interrupt(|cx| pf.host_functions_changed(cx));
         }
         Ok(())
     }

@@ -83,8 +83,8 @@ lock_classes! {
     pub leaf DeviceSlot = "device slot";
     /// "Devlink free, or generation moved": what work handlers wait for.
     pub leaf DevlinkMoved = "devlink moved";
-    /// The items of a queue.
-    pub leaf QueueItems = "queue items";
+    /// The items of a queue. The notifier of the host's VF count, which is an interrupt, queues work.
+    pub leaf irq QueueItems = "queue items";
     /// The devices and drivers on the auxiliary bus.
     pub leaf BusLists = "bus lists";
     /// Whether an SF's function is wanted.

@@ -28,14 +28,12 @@ pub trait Place: 'static {}
 /// [`AtomicContext`](crate::AtomicContext).
 pub trait MayWait {}
 
-/// At most this many classes in one process; the checker keeps a bit for each pair.
-pub(crate) const MAX_CLASSES: usize = 64;
-
 /// A class as the checker sees it: a name and, once used, a small number.
 pub struct ClassKey {
     name: &'static str,
     leaf: bool,
-    id: OnceLock<u8>,
+    irq: bool,
+    id: OnceLock<u32>,
 }
 
 static REGISTRY: Mutex<Vec<&'static ClassKey>> = Mutex::new(Vec::new());
@@ -51,7 +49,13 @@ impl Eq for ClassKey {}
 impl ClassKey {
     /// A key with a name that is unique in the process. `leaf`: nothing may be taken under it.
     pub const fn new(name: &'static str, leaf: bool) -> Self {
-        Self { name, leaf, id: OnceLock::new() }
+        Self { name, leaf, irq: false, id: OnceLock::new() }
+    }
+
+    /// The same of a class whose locks are taken with interrupts off, wherever they are taken.
+    pub const fn with_interrupts_off(mut self) -> Self {
+        self.irq = true;
+        self
     }
 
     /// The name the class was declared with.
@@ -63,27 +67,62 @@ impl ClassKey {
         self.leaf
     }
 
+    pub(crate) fn has_interrupts_off(&self) -> bool {
+        self.irq
+    }
+
     /// The class's number, given on first use.
-    ///
-    /// # Panics
-    /// If the process declares more than 64 classes: a programming error, not an input.
-    pub(crate) fn id(&'static self) -> u8 {
+    pub(crate) fn id(&'static self) -> u32 {
         *self.id.get_or_init(|| {
             let mut registry = REGISTRY.lock().unwrap_or_else(|e| e.into_inner());
-            assert!(registry.len() < MAX_CLASSES, "more than {MAX_CLASSES} lock classes");
             registry.push(self);
-            (registry.len() - 1) as u8
+            (registry.len() - 1) as u32
         })
     }
 
-    pub(crate) fn by_id(id: u8) -> &'static ClassKey {
-        REGISTRY.lock().unwrap_or_else(|e| e.into_inner())[usize::from(id)]
+    pub(crate) fn by_id(id: u32) -> &'static ClassKey {
+        REGISTRY.lock().unwrap_or_else(|e| e.into_inner())[id as usize]
+    }
+
+    /// How many classes have a number.
+    pub(crate) fn count() -> u32 {
+        REGISTRY.lock().unwrap_or_else(|e| e.into_inner()).len() as u32
     }
 }
 
 /// Declares lock classes: `pub Name = "name";` or, for a class nothing may be taken under,
-/// `pub leaf Name = "name";`, or for declared nesting `pub Name = "name" nested in Outer;`. With
+/// `pub leaf Name = "name";`, or of these for one that [interrupts](crate::Locked::interrupt) may take, as it is always taken with interrupts
+/// off, `pub leaf irq Name = "name";`, or for declared nesting `pub Name = "name" nested in Outer;`. With
 /// `pub list name;` before them, a function of that name lists those that are no leaves, in the order in which they are declared.
+///
+/// ```
+/// use lockdep::{Class, ClassKey, lock_classes, lock_order};
+///
+/// lock_classes! {
+///     /// The classes that have a place in the order.
+///     pub list ordered;
+///
+///     pub class Device = "device";
+///     pub class Port = "port";
+///     /// A second port, while one is held: from the lower rank to the higher.
+///     pub class PortNested = "port, nested" nested in Port;
+///     /// Where the callbacks of ports stand.
+///     pub place PortCallback;
+///     pub leaf Counters = "counters";
+///     pub leaf irq Events = "events";
+/// }
+///
+/// lock_order! {
+///     root Device;
+///     Device => Port;
+///     Port => PortNested;
+///     PortNested => PortCallback;
+/// }
+///
+/// let names: Vec<_> = ordered().into_iter().map(ClassKey::name).collect();
+/// assert_eq!(names, ["device", "port", "port, nested"]);
+/// assert_eq!(Events::key().name(), "events");
+/// ```
 #[macro_export]
 macro_rules! lock_classes {
     () => {};
@@ -101,21 +140,29 @@ macro_rules! lock_classes {
         $list.push(<$name as $crate::Class>::key());
         $crate::lock_classes!(@list $list $($rest)*);
     };
+    (@list $list:ident $(#[$doc:meta])* $vis:vis leaf irq $name:ident = $text:literal; $($rest:tt)*) => {
+        $crate::lock_classes!(@list $list $($rest)*);
+    };
     (@list $list:ident $(#[$doc:meta])* $vis:vis $kind:ident $name:ident $(= $text:literal)?; $($rest:tt)*) => {
         $crate::lock_classes!(@list $list $($rest)*);
     };
+    ($(#[$doc:meta])* $vis:vis leaf irq $name:ident = $text:literal; $($rest:tt)*) => {
+        $crate::lock_classes!(@class [$(#[$doc])*] $vis $name $crate::ClassKey::new($text, true).with_interrupts_off());
+        impl $crate::Leaf for $name {}
+        $crate::lock_classes!($($rest)*);
+    };
     ($(#[$doc:meta])* $vis:vis leaf $name:ident = $text:literal; $($rest:tt)*) => {
-        $crate::lock_classes!(@class [$(#[$doc])*] $vis $name $text true);
+        $crate::lock_classes!(@class [$(#[$doc])*] $vis $name $crate::ClassKey::new($text, true));
         impl $crate::Leaf for $name {}
         $crate::lock_classes!($($rest)*);
     };
     ($(#[$doc:meta])* $vis:vis class $name:ident = $text:literal nested in $outer:ty; $($rest:tt)*) => {
-        $crate::lock_classes!(@class [$(#[$doc])*] $vis $name $text false);
+        $crate::lock_classes!(@class [$(#[$doc])*] $vis $name $crate::ClassKey::new($text, false));
         impl $crate::NestedIn<$outer> for $name {}
         $crate::lock_classes!($($rest)*);
     };
     ($(#[$doc:meta])* $vis:vis class $name:ident = $text:literal; $($rest:tt)*) => {
-        $crate::lock_classes!(@class [$(#[$doc])*] $vis $name $text false);
+        $crate::lock_classes!(@class [$(#[$doc])*] $vis $name $crate::ClassKey::new($text, false));
         $crate::lock_classes!($($rest)*);
     };
     ($(#[$doc:meta])* $vis:vis place $name:ident; $($rest:tt)*) => {
@@ -126,14 +173,14 @@ macro_rules! lock_classes {
         impl $crate::MayWait for $name {}
         $crate::lock_classes!($($rest)*);
     };
-    (@class [$(#[$doc:meta])*] $vis:vis $name:ident $text:literal $leaf:literal) => {
+    (@class [$(#[$doc:meta])*] $vis:vis $name:ident $key:expr) => {
         $(#[$doc])*
         #[derive(Debug)]
         $vis enum $name {}
         impl $crate::Class for $name {
             #[inline]
             fn key() -> &'static $crate::ClassKey {
-                static KEY: $crate::ClassKey = $crate::ClassKey::new($text, $leaf);
+                static KEY: $crate::ClassKey = $key;
                 &KEY
             }
         }
@@ -146,7 +193,7 @@ macro_rules! lock_classes {
 ///
 /// `First` comes after [`Unlocked`](crate::Unlocked), the place where nothing is held. Each class may
 /// stand on the right of one edge only (the order is a tree), which is what lets the compiler work out
-/// transitivity.
+/// transitivity. There is an example at [`lock_classes!`](crate::lock_classes).
 #[macro_export]
 macro_rules! lock_order {
     (root $first:ty; $($before:ty => $after:ty;)*) => {

@@ -13,6 +13,34 @@ use crate::model::{self, Handle};
 use crate::{Locked, MayWait, MutexGuard, Since, is_explored};
 
 /// Waits for a change to what a [`Mutex`](crate::Mutex) protects.
+///
+/// ```
+/// use std::sync::Arc;
+/// use std::time::Duration;
+///
+/// use lockdep::{Condvar, Deadline, Domain, Mutex, OnReport, enter, lock_classes};
+///
+/// lock_classes! {
+///     leaf Queue = "queue";
+/// }
+///
+/// enter(&Domain::checked(OnReport::Panic), "main", |cx| {
+///     let queue = Arc::new((Mutex::<Queue, Vec<u32>>::new(Vec::new()), Condvar::new()));
+///     let theirs = Arc::clone(&queue);
+///     let producer = cx.spawn("producer", move |cx| {
+///         theirs.0.lock_leaf(cx).push(7);
+///         theirs.1.notify_all();
+///     });
+///     let deadline = Deadline::after(Duration::from_secs(10));
+///     let mut items = queue.0.lock_leaf(cx);
+///     while items.is_empty() && !deadline.has_passed() {
+///         queue.1.wait_until(&mut items, &deadline);
+///     }
+///     assert_eq!(items.pop(), Some(7));
+///     drop(items);
+///     producer.join(cx).unwrap();
+/// });
+/// ```
 pub struct Condvar {
     condvar: parking_lot::Condvar,
     model: Handle,

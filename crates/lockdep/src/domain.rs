@@ -1,14 +1,16 @@
 //! The graph of classes that one set of threads has shown, and what to do with what it finds.
 
+mod graph;
+
 use std::collections::HashMap;
 use std::io::Write;
 use std::panic::Location;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::class::{ClassKey, MAX_CLASSES};
+use crate::class::ClassKey;
 use crate::report::{HeldLock, Report, ReportKind};
 use crate::task::{Held, Task};
+use graph::Graph;
 
 /// What happens when the checker finds something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +27,27 @@ pub enum OnReport {
 }
 
 /// Who decides what fails: places that can fail ask it, by [`Locked::fails`](crate::Locked::fails).
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use lockdep::{Domain, Oracle, enter};
+///
+/// #[derive(Debug)]
+/// struct NoMemory;
+///
+/// impl Oracle for NoMemory {
+///     fn fails(&self, _thread: &str, place: &str) -> bool {
+///         place.starts_with("allocating")
+///     }
+/// }
+///
+/// let domain = Domain::exploring(Some(Arc::new(NoMemory)));
+/// enter(&domain, "main", |cx| {
+///     assert!(cx.fails(|| "allocating a buffer".to_owned()));
+///     assert!(!cx.fails(|| "starting a thread".to_owned()));
+/// });
+/// ```
 pub trait Oracle: Send + Sync + std::fmt::Debug {
     /// Whether this place fails, this time, in this thread.
     fn fails(&self, thread: &str, place: &str) -> bool;
@@ -46,20 +69,43 @@ pub struct EdgeInfo {
 }
 
 /// Where the checker keeps what it has seen. Threads spawned from one another share one.
+///
+/// ```
+/// use lockdep::{Domain, EdgeInfo, Mutex, OnReport, enter, lock_classes, lock_order};
+///
+/// lock_classes! {
+///     class Outer = "outer";
+///     class Inner = "inner";
+/// }
+/// lock_order! { root Outer; Outer => Inner; }
+///
+/// let domain = Domain::checked(OnReport::Keep);
+/// let (outer, inner) = (Mutex::<Outer, _>::new(()), Mutex::<Inner, _>::new(()));
+/// enter(&domain, "main", |cx| {
+///     let (_outer, mut cx) = outer.lock(cx);
+///     let (_inner, _cx) = inner.lock(&mut cx);
+/// });
+/// assert_eq!(domain.edges(), [EdgeInfo { outer: "outer", inner: "inner" }]);
+/// assert_eq!(domain.take_reports(), []);
+/// ```
 #[derive(Debug)]
 pub struct Domain {
     checked: bool,
     on_report: OnReport,
     oracle: Option<Arc<dyn Oracle>>,
-    /// Bit `i` of `after[o]`: class `i` was waited for while `o` was held. Read without a lock.
-    after: [AtomicU64; MAX_CLASSES],
+    /// Which class was waited for while which was held.
+    after: Graph,
+    /// From 0, which class interrupt handlers take; from 1, which class is taken with interrupts on.
+    interrupts: Graph,
     seen: Mutex<Seen>,
 }
 
 #[derive(Debug, Default)]
 struct Seen {
     /// The first time each edge was seen.
-    edges: HashMap<(u8, u8), Witness>,
+    edges: HashMap<(u32, u32), Witness>,
+    /// By class: where an interrupt handler took it first, and where it was first taken with interrupts on; with the thread.
+    interrupts: HashMap<u32, [Option<(HeldLock, String)>; 2]>,
     reports: Vec<Report>,
 }
 
@@ -95,13 +141,7 @@ impl Domain {
     }
 
     fn new(checked: bool, on_report: OnReport) -> Self {
-        Self {
-            checked,
-            on_report,
-            oracle: None,
-            after: [const { AtomicU64::new(0) }; MAX_CLASSES],
-            seen: Mutex::default(),
-        }
+        Self { checked, on_report, oracle: None, after: Graph::new(), interrupts: Graph::new(), seen: Mutex::default() }
     }
 
     /// Whether real locks are checked.
@@ -132,7 +172,13 @@ impl Domain {
 
     /// How many edges have been seen so far.
     pub fn edge_count(&self) -> u32 {
-        self.after.iter().map(|inner| inner.load(Ordering::Relaxed).count_ones()).sum()
+        self.after.edge_count()
+    }
+
+    /// How much has been seen that a later report may be about: grows with every edge, and whenever a class is first taken by an
+    /// interrupt, or with interrupts on.
+    pub fn lesson_count(&self) -> u32 {
+        self.after.edge_count() + self.interrupts.edge_count()
     }
 
     /// The reports made so far; they are forgotten here.
@@ -152,15 +198,15 @@ impl Domain {
         let mut reported = false;
         for outer in held.iter().filter(|outer| !outer.class.is_leaf()) {
             let o = outer.class.id();
-            if o == inner || self.after[usize::from(o)].load(Ordering::Relaxed) & (1 << inner) != 0 {
+            if o == inner || self.after.has(o, inner) {
                 continue;
             }
             let witness = Witness { thread: task.name().to_owned(), outer_at: outer.at, inner_at: taking.at };
             let back = {
                 let mut seen = self.seen();
-                let back = self.path(inner, o);
+                let back = self.after.path(inner, o, ClassKey::count());
                 if back.is_none() {
-                    self.after[usize::from(o)].fetch_or(1 << inner, Ordering::Relaxed);
+                    self.after.add(o, inner);
                     // Another thread may have shown it since it was looked for above.
                     seen.edges.entry((o, inner)).or_insert(witness);
                 }
@@ -174,35 +220,30 @@ impl Domain {
         }
     }
 
-    /// A path of edges from one class to another, as class numbers.
-    fn path(&self, from: u8, to: u8) -> Option<Vec<u8>> {
-        let mut came_from = [None::<u8>; MAX_CLASSES];
-        let mut queue = std::collections::VecDeque::from([from]);
-        let mut visited = 1u64 << from;
-        while let Some(at) = queue.pop_front() {
-            if at == to {
-                let mut path = vec![to];
-                let mut step = to;
-                while let Some(previous) = came_from[usize::from(step)] {
-                    path.push(previous);
-                    step = previous;
-                }
-                path.reverse();
-                return Some(path);
-            }
-            let mut next = self.after[usize::from(at)].load(Ordering::Relaxed) & !visited;
-            visited |= next;
-            while next != 0 {
-                let n = next.trailing_zeros() as u8;
-                next &= next - 1;
-                came_from[usize::from(n)] = Some(at);
-                queue.push_back(n);
-            }
+    /// Notes that a lock is taken by an interrupt handler, or else with interrupts on, and reports a class that is taken in
+    /// both ways. Under a leaf lock nothing is taken, and interrupts take nothing else: so no chain of locks leads from the
+    /// one to the other.
+    pub(crate) fn interrupts(&self, task: &Task, taking: Held, by_interrupt: bool, held: &[Held]) {
+        let (class, way) = (taking.class.id(), u32::from(!by_interrupt));
+        if self.interrupts.has(way, class) {
+            return;
         }
-        None
+        let both = {
+            let mut seen = self.seen();
+            self.interrupts.add(way, class);
+            let ways = seen.interrupts.entry(class).or_default();
+            let here = HeldLock { class: taking.class.name(), at: taking.at };
+            // Another thread may have come this way since it was looked for above.
+            let is_new = ways[way as usize].is_none();
+            ways[way as usize].get_or_insert((here, task.name().to_owned()));
+            ways[0].clone().zip(ways[1].clone()).filter(|_| is_new)
+        };
+        if let Some((handler, with_interrupts_on)) = both {
+            self.report(ReportKind::Interrupted { handler, with_interrupts_on }, task, Some(taking), held);
+        }
     }
 
-    fn describe(seen: &Seen, path: &[u8]) -> Vec<(HeldLock, HeldLock, String)> {
+    fn describe(seen: &Seen, path: &[u32]) -> Vec<(HeldLock, HeldLock, String)> {
         path.windows(2)
             .filter_map(|edge| {
                 let witness = seen.edges.get(&(edge[0], edge[1]))?;

@@ -9,6 +9,33 @@ use crate::class::Leaf;
 use crate::{Condvar, Locked, MayWait, Mutex, digest, forgetting, is_explored, model};
 
 /// The count and its waiters; `C` is the leaf class of its lock.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use lockdep::{AtomicBool, Domain, EventCount, OnReport, enter, lock_classes};
+///
+/// lock_classes! {
+///     leaf Moved = "moved";
+/// }
+///
+/// enter(&Domain::checked(OnReport::Panic), "main", |cx| {
+///     let (moved, is_done) = (Arc::new(EventCount::<Moved>::new()), Arc::new(AtomicBool::new(false)));
+///     let (theirs, done) = (Arc::clone(&moved), Arc::clone(&is_done));
+///     let worker = cx.spawn("worker", move |cx| {
+///         done.swap(true);
+///         theirs.advance(cx);
+///     });
+///     loop {
+///         let seen = moved.seen(cx);
+///         if is_done.load() {
+///             break;
+///         }
+///         moved.wait_past(cx, seen);
+///     }
+///     worker.join(cx).unwrap();
+/// });
+/// ```
 #[derive(Debug)]
 pub struct EventCount<C> {
     count: Mutex<C, Count>,

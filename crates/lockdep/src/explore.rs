@@ -25,6 +25,16 @@ pub fn is_explored() -> bool {
 
 /// What is made by `f` is real, whoever explores: for what the explored code cannot see, such as
 /// notes taken about it. It must not be held at a point where the scheduler chooses.
+///
+/// ```
+/// use lockdep::{Mutex, lock_classes, unexplored};
+///
+/// lock_classes! {
+///     leaf Log = "log";
+/// }
+///
+/// let log: Mutex<Log, Vec<String>> = unexplored(|| Mutex::new(Vec::new()));
+/// ```
 pub fn unexplored<R>(f: impl FnOnce() -> R) -> R {
     let _mark = Mark::set(false);
     f()
@@ -107,6 +117,25 @@ impl Explore {
     }
 
     /// As [`run`](Self::run), up to the first execution that is given up.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    ///
+    /// use lockdep::{AtomicU64, Domain, Explore, Halt, enter};
+    /// use shuttle::scheduler::RandomScheduler;
+    ///
+    /// let found = Explore::default().until_failure(RandomScheduler::new(1_000), || {
+    ///     enter(&Domain::exploring(None), "main", |cx| {
+    ///         let sum = Arc::new(AtomicU64::new(0));
+    ///         let theirs = Arc::clone(&sum);
+    ///         let other = cx.spawn("other", move |_| theirs.store(theirs.load() + 1));
+    ///         sum.store(sum.load() + 1);
+    ///         other.join(cx).unwrap();
+    ///         assert_eq!(sum.load(), 2, "nothing is lost");
+    ///     });
+    /// });
+    /// assert!(matches!(found, Err(Halt::Panic(said)) if said.contains("nothing is lost")));
+    /// ```
     ///
     /// # Errors
     /// Why it was.
@@ -211,14 +240,15 @@ fn describe(panic: &(dyn std::any::Any + Send)) -> String {
     text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without a message").to_owned()
 }
 
-/// A panic inside an exploration is a result, kept for who reports it. Shuttle has a hook of its own that
-/// prints; ours stands before it.
+/// A panic inside an exploration is a result, kept for who reports it. Shuttle has a hook of its own, which speaks of
+/// schedules whoever panics: ours takes its place.
 fn keep_panics_quiet() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        // Not with its random scheduler, which looks into the environment for a seed.
-        Runner::new(shuttle::scheduler::RoundRobinScheduler::new(1), config()).run(|| {});
         let other = std::panic::take_hook();
+        // It sets its hook once, when it first runs. Not with its random scheduler, which looks into the environment for a seed.
+        Runner::new(shuttle::scheduler::RoundRobinScheduler::new(1), config()).run(|| {});
+        drop(std::panic::take_hook());
         std::panic::set_hook(Box::new(move |info| {
             if !is_explored() {
                 return other(info);

@@ -61,6 +61,11 @@ pub use shadow::Shadow;
 pub use thread::{JoinHandle, Spawn, ThreadMain, Threads, enter};
 pub use wait_map::{WaitMap, WaitMapGuard};
 
+/// The examples of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}
+
 #[doc(hidden)]
 pub mod __private {
     pub use lock_ordering::impl_transitive_lock_order;

@@ -42,6 +42,32 @@ impl<'t, L> Locked<'t, L> {
 
     /// The same thread, standing at a place that is no lock's. What is called with the result can take
     /// only what may be taken under `M`: the way to promise a callback's reach by its type.
+    ///
+    /// ```
+    /// use lockdep::{Domain, Locked, Mutex, OnReport, enter, lock_classes, lock_order};
+    ///
+    /// lock_classes! {
+    ///     class Table = "table";
+    ///     place Callback;
+    ///     class Port = "port";
+    /// }
+    /// lock_order! { root Table; Table => Callback; Callback => Port; }
+    ///
+    /// /// It can take a port's lock, and not the table's, which its caller holds.
+    /// type Unload = fn(&mut Locked<'_, Callback>);
+    ///
+    /// fn unload_all(cx: &mut Locked<'_, Table>, callbacks: &[Unload]) {
+    ///     for unload in callbacks {
+    ///         unload(&mut cx.narrow());
+    ///     }
+    /// }
+    ///
+    /// enter(&Domain::checked(OnReport::Panic), "main", |cx| {
+    ///     let table = Mutex::<Table, _>::new([(|cx| drop(Mutex::<Port, _>::new(()).lock(cx))) as Unload]);
+    ///     let (callbacks, mut cx) = table.lock(cx);
+    ///     unload_all(&mut cx, &*callbacks);
+    /// });
+    /// ```
     pub fn narrow<M: crate::Place>(&mut self) -> Locked<'_, M>
     where
         L: LockBefore<M>,
@@ -70,6 +96,43 @@ impl<'t, L> Locked<'t, L> {
         section(&mut Locked::at(self.task))
     }
 
+    /// Runs `section` as an interrupt handler would run: in an [atomic context](Self::atomic), wherever interrupts are not off,
+    /// whatever the thread that it interrupts holds. So what it takes must be taken with interrupts off wherever else it is
+    /// taken, or it would wait for the thread that it interrupts; the checker reports what is not.
+    ///
+    /// ```
+    /// use lockdep::{Domain, Mutex, OnReport, ReportKind, enter, lock_classes};
+    ///
+    /// lock_classes! {
+    ///     /// Taken with interrupts off, as `spin_lock_irqsave` does.
+    ///     leaf irq Events = "events";
+    ///     leaf Names = "names";
+    /// }
+    ///
+    /// let domain = Domain::checked(OnReport::Keep);
+    /// let (events, names) = (Mutex::<Events, _>::new(0), Mutex::<Names, _>::new(0));
+    /// enter(&domain, "main", |cx| {
+    ///     *events.lock_leaf(cx) += 1;
+    ///     cx.interrupt(|cx| *events.lock_leaf(cx) += 1);
+    ///     assert_eq!(domain.take_reports(), []);
+    ///
+    ///     *names.lock_leaf(cx) += 1;
+    ///     cx.interrupt(|cx| *names.lock_leaf(cx) += 1);
+    ///     assert!(matches!(domain.take_reports()[0].kind, ReportKind::Interrupted { .. }));
+    /// });
+    /// ```
+    pub fn interrupt<R>(&mut self, section: impl FnOnce(&mut Locked<'_, AtomicContext>) -> R) -> R {
+        let _interrupt = self.task.enter_interrupt();
+        self.atomic(section)
+    }
+
+    /// Runs `section` with interrupts off, which is an [atomic context](Self::atomic), too: what interrupts take may be taken
+    /// there. It is a mark for the checker; nothing is switched off.
+    pub fn interrupts_off<R>(&mut self, section: impl FnOnce(&mut Locked<'_, AtomicContext>) -> R) -> R {
+        let _off = self.task.turn_interrupts_off();
+        self.atomic(section)
+    }
+
     /// The name of this thread, as given when it was spawned.
     pub fn thread_name(&self) -> &str {
         self.task.name()
@@ -90,6 +153,17 @@ impl<'t, L> Locked<'t, L> {
 
     /// States what must hold at this step, and reports if it does not. Neither closure runs where
     /// nothing is checked, and neither can take a lock: the token is lent to this call.
+    ///
+    /// ```
+    /// use lockdep::{Domain, OnReport, enter};
+    ///
+    /// let domain = Domain::checked(OnReport::Keep);
+    /// enter(&domain, "main", |cx| {
+    ///     let loaded = [1, 2, 2];
+    ///     cx.ensure("load-once", || loaded.is_sorted_by(|a, b| a < b), || format!("{loaded:?} are loaded"));
+    /// });
+    /// assert_eq!(domain.take_reports()[0].invariant(), "load-once");
+    /// ```
     #[inline]
     #[track_caller]
     pub fn ensure(&self, invariant: &'static str, holds: impl FnOnce() -> bool, detail: impl FnOnce() -> String) {

@@ -283,7 +283,12 @@ fn mix(a: u64, b: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// A value as a number, for who tells an explorer what there is.
+/// A value as a number, for who tells an explorer what there is. It is the same wherever the same is hashed.
+///
+/// ```
+/// assert_eq!(lockdep::digest(&(1, "one")), lockdep::digest(&(1, "one")));
+/// assert_ne!(lockdep::digest(&(1, "one")), lockdep::digest(&(2, "two")));
+/// ```
 pub fn digest<T: Hash + ?Sized>(value: &T) -> u64 {
     let mut hasher = Mixing(0);
     value.hash(&mut hasher);
@@ -975,6 +980,21 @@ impl Since {
 
 /// Runs `f`, and has an explorer forget what the thread has found in it, but for what it returns: whatever that
 /// was, the thread goes on in the same way. What `f` has written is told where it has written it.
+///
+/// ```
+/// use lockdep::{Domain, Mutex, OnReport, enter, forgetting, lock_classes};
+///
+/// lock_classes! {
+///     leaf Items = "items";
+/// }
+///
+/// enter(&Domain::checked(OnReport::Panic), "main", |cx| {
+///     let items = Mutex::<Items, _>::new(vec![3, 1, 2]);
+///     // Which items there were is forgotten, but for whether there were any.
+///     let is_empty = forgetting(|| items.lock_leaf(cx).is_empty());
+///     assert!(!is_empty);
+/// });
+/// ```
 #[track_caller]
 pub fn forgetting<R: Hash>(f: impl FnOnce() -> R) -> R {
     let since = Since::now();
@@ -1129,6 +1149,7 @@ pub(crate) fn spawn(name: &str, at: &'static Location<'static>, f: impl FnOnce()
 /// Runs the body of the current thread, and its end.
 pub(crate) fn live(f: impl FnOnce()) {
     if let Err(panic) = crate::explore::caught(f) {
+        note("violation", || panic.clone());
         look(|model| model.stop(Halt::Panic(panic)));
     }
     let mut changes = Changes::default();
@@ -1183,6 +1204,9 @@ pub fn is_recorded() -> bool {
 }
 
 /// Notes something worth telling, if what happens is kept: of what kind, and in words.
+///
+/// A story of the crate `explore` knows the kinds `step` and `done` (a step begins, and has ended), `make` and `unmake` (a
+/// resource), `state` (`name: state`), `fault` and `violation`.
 pub fn note(kind: &'static str, text: impl FnOnce() -> String) {
     if !crate::is_explored() {
         return;

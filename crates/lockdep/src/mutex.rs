@@ -12,6 +12,24 @@ use crate::task::{Acquire, Task};
 use crate::{LockBefore, Locked};
 
 /// A lock of class `C` around a `T`.
+///
+/// ```
+/// use lockdep::{Domain, Mutex, OnReport, enter, lock_classes, lock_order};
+///
+/// lock_classes! {
+///     class Switch = "switch";
+///     class SwitchNested = "switch, nested" nested in Switch;
+/// }
+/// lock_order! { root Switch; Switch => SwitchNested; }
+///
+/// enter(&Domain::checked(OnReport::Panic), "main", |cx| {
+///     // The master's before a peer's.
+///     let (master, peer) = (Mutex::<Switch, _>::with_rank("master", 0), Mutex::<Switch, _>::with_rank("peer", 1));
+///     let (one, mut cx) = master.lock(cx);
+///     let (other, _cx) = peer.lock_nested::<SwitchNested, _>(&mut cx);
+///     assert_eq!((*one, *other), ("master", "peer"));
+/// });
+/// ```
 pub struct Mutex<C, T> {
     known: Known<parking_lot::Mutex<T>>,
     class: PhantomData<fn() -> C>,

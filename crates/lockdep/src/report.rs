@@ -42,6 +42,14 @@ pub enum ReportKind {
         /// Where.
         at: &'static Location<'static>,
     },
+    /// An interrupt handler takes a lock of this class, and one is taken elsewhere with interrupts on: the handler may
+    /// interrupt whoever holds it, and would wait for what it has interrupted.
+    Interrupted {
+        /// Where a handler takes it, and in which thread that was first seen.
+        handler: (HeldLock, String),
+        /// Where it is taken with interrupts on, and in which thread that was first seen.
+        with_interrupts_on: (HeldLock, String),
+    },
     /// An assertion that a lock is held failed.
     NotHeld {
         /// The class asserted.
@@ -78,6 +86,7 @@ impl ReportKind {
             Self::UnderLeaf => "lock taken under a leaf lock",
             Self::Cycle { .. } => "possible circular locking dependency detected",
             Self::WaitInAtomic { .. } | Self::WaitInAtomicAt { .. } => "sleeping in atomic context",
+            Self::Interrupted { .. } => "inconsistent lock state",
             Self::NotHeld { .. } => "a lock that must be held is not",
             Self::StillHeld { .. } => "locks held where none may be",
             Self::Broken { .. } => "an invariant does not hold",
@@ -140,12 +149,16 @@ impl fmt::Display for Report {
             (_, Some(HeldLock { class, at })) => writeln!(f, "thread {thread} is trying to take {class} at {at}")?,
             (_, None) => writeln!(f, "in thread {thread}")?,
         }
-        if self.held.is_empty() {
-            return write!(f, "it holds nothing");
+        match &self.held[..] {
+            [] => write!(f, "it holds nothing")?,
+            _ => write!(f, "it holds, outermost first:")?,
         }
-        write!(f, "it holds, outermost first:")?;
         for HeldLock { class, at } in &self.held {
             write!(f, "\n  {class:<24} taken at {at}")?;
+        }
+        if let ReportKind::Interrupted { handler, with_interrupts_on } = &self.kind {
+            writeln!(f)?;
+            fmt_interrupted(f, handler, with_interrupts_on)?;
         }
         if let (ReportKind::Cycle { chain }, Some(taking)) = (&self.kind, &self.taking) {
             writeln!(f)?;
@@ -153,6 +166,16 @@ impl fmt::Display for Report {
         }
         Ok(())
     }
+}
+
+/// Who takes it in which way, and the schedule in which the two meet.
+fn fmt_interrupted(f: &mut fmt::Formatter<'_>, handler: &(HeldLock, String), on: &(HeldLock, String)) -> fmt::Result {
+    for (said, (lock, thread)) in [("by an interrupt handler", handler), ("with interrupts on", on)] {
+        writeln!(f, "{} is taken {said}:", lock.class)?;
+        writeln!(f, "  at {} in thread {thread}", lock.at)?;
+    }
+    let class = handler.0.class;
+    write!(f, "possible schedule:\n  lock({class})\n  <interrupt>\n    lock({class})\n  *** deadlock ***")
 }
 
 /// The other chain, and the schedule in which the two meet.

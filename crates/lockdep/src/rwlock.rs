@@ -13,6 +13,21 @@ use crate::{LockBefore, Locked};
 ///
 /// For the checker reading orders as writing does: a waiting writer holds up new readers, so the
 /// cycles are the same.
+///
+/// ```
+/// use lockdep::{Domain, OnReport, RwLock, enter, lock_classes, lock_order};
+///
+/// lock_classes! {
+///     class Table = "table";
+/// }
+/// lock_order! { root Table; }
+///
+/// enter(&Domain::checked(OnReport::Panic), "main", |cx| {
+///     let table = RwLock::<Table, _>::new(vec![1]);
+///     table.write(cx).0.push(2);
+///     assert_eq!(table.read(cx).0.len(), 2);
+/// });
+/// ```
 pub struct RwLock<C, T> {
     known: Known<parking_lot::RwLock<T>>,
     class: PhantomData<fn() -> C>,

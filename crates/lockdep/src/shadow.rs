@@ -10,6 +10,17 @@ use crate::Locked;
 /// Any thread may look at it without holding anything, and looking is no scheduling point, so that to
 /// state an invariant changes no interleaving. Nothing may be decided by it: where nothing is checked
 /// it is never written.
+///
+/// ```
+/// use lockdep::{Domain, OnReport, Shadow, enter};
+///
+/// let inside = Shadow::new(0);
+/// enter(&Domain::checked(OnReport::Panic), "main", |cx| {
+///     inside.note(cx, |inside| *inside += 1);
+///     cx.ensure("one-inside", || inside.with(|inside| *inside == 1), || "two are inside".to_owned());
+///     inside.note(cx, |inside| *inside -= 1);
+/// });
+/// ```
 #[derive(Default)]
 pub struct Shadow<T>(Mutex<T>);
 

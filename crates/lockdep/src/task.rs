@@ -39,12 +39,21 @@ pub(crate) struct Task {
     checked: bool,
     held: RefCell<Vec<Held>>,
     atomic: Cell<u32>,
+    /// How many interrupt handlers the thread is in, and how many sections with interrupts off.
+    interrupts: Cell<[u32; 2]>,
 }
 
 impl Task {
     pub fn new(name: String, domain: Arc<Domain>) -> Self {
         let checked = domain.is_checked() || crate::is_explored();
-        Self { name, domain, checked, held: RefCell::new(Vec::new()), atomic: Cell::new(0) }
+        Self {
+            name,
+            domain,
+            checked,
+            held: RefCell::new(Vec::new()),
+            atomic: Cell::new(0),
+            interrupts: Cell::default(),
+        }
     }
 
     pub fn name(&self) -> &str {
@@ -102,6 +111,7 @@ impl Task {
                 self.domain.report(ReportKind::NestingRank, self, Some(taking), &held);
             }
         }
+        self.check_interrupts(taking, how, &held);
         if how != Acquire::Try {
             self.domain.order(self, taking, &held);
         }
@@ -117,6 +127,25 @@ impl Task {
         if let Some(at) = held.iter().rposition(|h| h.instance == instance) {
             held.remove(at);
         }
+    }
+
+    /// Has it compared whether interrupts take the lock with whether it is taken while they are on.
+    fn check_interrupts(&self, taking: Held, how: Acquire, held: &[Held]) {
+        let [handlers, off] = self.interrupts.get();
+        // Who only tries does not wait for the thread that it interrupts.
+        let by_interrupt = handlers > 0 && how != Acquire::Try;
+        let is_off = handlers + off > 0 || taking.class.has_interrupts_off();
+        if by_interrupt || !is_off {
+            self.domain.interrupts(self, taking, by_interrupt, held);
+        }
+    }
+
+    pub fn enter_interrupt(&self) -> InterruptSection<'_> {
+        InterruptSection::of(self, 0)
+    }
+
+    pub fn turn_interrupts_off(&self) -> InterruptSection<'_> {
+        InterruptSection::of(self, 1)
     }
 
     pub fn enter_atomic(&self) -> AtomicSection<'_> {
@@ -196,5 +225,23 @@ pub(crate) struct AtomicSection<'t>(&'t Task);
 impl Drop for AtomicSection<'_> {
     fn drop(&mut self) {
         self.0.atomic.set(self.0.atomic.get() - 1);
+    }
+}
+
+pub(crate) struct InterruptSection<'t>(&'t Task, [u32; 2]);
+
+impl<'t> InterruptSection<'t> {
+    fn of(task: &'t Task, which: usize) -> Self {
+        let before = task.interrupts.get();
+        let mut now = before;
+        now[which] += 1;
+        task.interrupts.set(now);
+        Self(task, before)
+    }
+}
+
+impl Drop for InterruptSection<'_> {
+    fn drop(&mut self) {
+        self.0.interrupts.set(self.1);
     }
 }

@@ -12,6 +12,16 @@ use crate::{Domain, Locked, MayWait, Unlocked, is_explored, model};
 ///
 /// Call it where a thread starts and holds nothing. A second root inside the first would hide the
 /// locks of the one from the other.
+///
+/// ```
+/// use lockdep::{Domain, OnReport, enter};
+///
+/// let sum = enter(&Domain::for_build(OnReport::Panic), "main", |cx| {
+///     let threads: Vec<_> = (1..=3).map(|n| cx.spawn("worker", move |_| n * n)).collect();
+///     threads.into_iter().map(|thread| thread.join(cx).unwrap()).sum::<u32>()
+/// });
+/// assert_eq!(sum, 14);
+/// ```
 pub fn enter<R>(domain: &Arc<Domain>, name: &str, f: impl FnOnce(&mut Locked<'_, Unlocked>) -> R) -> R {
     let task = Task::new(name.to_owned(), Arc::clone(domain));
     f(&mut Locked::at(&task))

@@ -12,6 +12,32 @@ use crate::task::{Acquire, Recorded};
 use crate::{LockBefore, Locked, Unlocked};
 
 /// The map of one queue; `C` is its class in the order.
+///
+/// ```
+/// use lockdep::{Domain, Mutex, OnReport, ReportKind, WaitMap, enter, lock_classes, lock_order};
+///
+/// lock_classes! {
+///     class Queue = "queue";
+///     class Device = "device";
+///     class First = "first";
+/// }
+/// lock_order! { root First; First => Queue; Queue => Device; }
+///
+/// let domain = Domain::checked(OnReport::Keep);
+/// let (queue, device, first) = (WaitMap::<Queue>::new(), Mutex::<Device, _>::new(()), Mutex::<First, _>::new(()));
+/// enter(&domain, "worker", |cx| {
+///     // A handler, which takes the device.
+///     let (_inside, mut cx) = queue.run(cx);
+///     drop(device.lock(&mut cx));
+/// });
+/// enter(&domain, "main", |cx| {
+///     // To drain the queue with the device held is a deadlock, though no handler happens to run.
+///     let (_device, mut cx) = device.lock(cx);
+///     let (_first, mut cx) = first.try_lock(&mut cx).unwrap();
+///     queue.drain(&mut cx);
+/// });
+/// assert!(matches!(domain.take_reports()[0].kind, ReportKind::Cycle { .. }));
+/// ```
 pub struct WaitMap<C> {
     // Not zero-sized: instances are told apart by their address.
     _place: u8,

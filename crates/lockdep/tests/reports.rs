@@ -19,6 +19,7 @@ lock_classes! {
     class InnerNested = "inner, nested" nested in Inner;
     leaf Leaf = "leaf";
     leaf OtherLeaf = "other leaf";
+    leaf irq IrqLeaf = "leaf of interrupts";
 }
 
 lock_order! {
@@ -642,4 +643,61 @@ fn what_can_fail_asks_the_oracle_by_its_name_and_thread() {
     let fails = |cx: &mut Locked<'_, Unlocked>| ["vf0", "vf1"].map(|vf| cx.fails(|| format!("load ib pf0 {vf}")));
     assert_eq!(enter(&domain, "main", fails), [false, true]);
     assert_eq!(enter(&domain, "other", fails), [false, false]);
+}
+
+#[test]
+fn what_an_interrupt_takes_must_be_taken_with_interrupts_off() {
+    let (domain, locks) = (domain(), Locks::default());
+    let base = line!();
+    let takes = |cx: &mut Locked<'_, Unlocked>| drop(locks.leaf.0.lock_leaf(cx));
+    let interrupts = |cx: &mut Locked<'_, Unlocked>| cx.interrupt(|cx| drop(locks.leaf.0.lock_leaf(cx)));
+    assert_eq!(told(&domain, takes), [], "it may be taken with interrupts on");
+    let report = only(told(&domain, interrupts));
+    assert_eq!(report.invariant(), "lock-order");
+    assert_eq!(
+        text(&report, base),
+        "lockdep: inconsistent lock state\n\
+         thread main is trying to take leaf at +2\n\
+         it holds nothing\n\
+         leaf is taken by an interrupt handler:\n  at +2 in thread main\n\
+         leaf is taken with interrupts on:\n  at +1 in thread main\n\
+         possible schedule:\n  lock(leaf)\n  <interrupt>\n    lock(leaf)\n  *** deadlock ***"
+    );
+    // It is told once.
+    assert_eq!(told(&domain, interrupts), []);
+}
+
+#[test]
+fn whichever_way_is_seen_first() {
+    let (domain, locks) = (domain(), Locks::default());
+    assert_eq!(told(&domain, |cx| cx.interrupt(|cx| drop(locks.leaf.0.lock_leaf(cx)))), []);
+    let report = only(told(&domain, |cx| drop(locks.leaf.0.try_lock(cx))));
+    assert!(matches!(report.kind, ReportKind::Interrupted { .. }), "{report}");
+}
+
+#[test]
+fn a_lock_that_is_always_taken_with_interrupts_off_may_be_taken_by_one() {
+    let (domain, locks, irq) = (domain(), Locks::default(), Lock::<IrqLeaf>::default());
+    let reports = told(&domain, |cx| {
+        drop(irq.0.lock_leaf(cx));
+        cx.interrupt(|cx| drop(irq.0.lock_leaf(cx)));
+        cx.interrupts_off(|cx| drop(locks.leaf.0.lock_leaf(cx)));
+        // What only tries waits for nobody.
+        cx.interrupt(|cx| drop(locks.other_leaf.0.try_lock(cx)));
+        drop(locks.other_leaf.0.lock_leaf(cx));
+        cx.interrupt(|cx| drop(locks.leaf.0.lock_leaf(cx)));
+    });
+    assert_eq!(reports, []);
+}
+
+#[test]
+fn nothing_waits_in_an_interrupt_or_with_interrupts_off() {
+    let domain = domain();
+    for section in [
+        |cx: &mut Locked<'_, Unlocked>| cx.interrupt(|cx| cx.might_wait()),
+        |cx: &mut Locked<'_, Unlocked>| cx.interrupts_off(|cx| cx.might_wait()),
+    ] {
+        let report = only(told(&domain, section));
+        assert!(matches!(report.kind, ReportKind::WaitInAtomicAt { .. }), "{report}");
+    }
 }

@@ -40,6 +40,24 @@ pub struct Scenario {
     pub expect: Vec<InFile<Expectation>>,
 }
 
+impl Default for Scenario {
+    /// One without threads, of which nothing is asked.
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            why: String::new(),
+            cards: CARDS.to_vec(),
+            limit: LIMIT,
+            card: CardConfig::default(),
+            setup: Vec::new(),
+            threads: Vec::new(),
+            finally: Vec::new(),
+            settle: Settle::default(),
+            expect: Vec::new(),
+        }
+    }
+}
+
 impl Scenario {
     /// The texts of all events that are asked for.
     pub(crate) fn asked_events(&self) -> Vec<String> {
@@ -110,6 +128,9 @@ pub fn parse_card(source: &str) -> Result<CardConfig, InputError> {
     let span = table.span();
     reader.card_config(&Spanned::new(span, DeValue::Table(table.into_inner())))
 }
+
+/// How long a wait may take if nothing is said.
+const LIMIT: Duration = Duration::from_secs(20);
 
 const KEYS: [&str; 10] = ["name", "why", "cards", "limit_s", "card", "setup", "thread", "finally", "expect", "settle"];
 const REQUIRED: &str = "a scenario has at least `name`, `why` and one `[[thread]]` with `name` and `steps`";
@@ -234,7 +255,7 @@ impl<'s> Reader<'s> {
 
     fn limit(&self, table: &DeTable<'s>) -> Read<Duration> {
         let Some(value) = table.get("limit_s") else {
-            return Ok(Duration::from_secs(20));
+            return Ok(LIMIT);
         };
         let seconds = match value.get_ref() {
             DeValue::Integer(number) => u64::from_str_radix(number.as_str(), number.radix()).ok(),

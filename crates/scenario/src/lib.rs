@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod barrier;
+mod canonical;
 mod expectation;
 mod file;
 mod place;

@@ -70,7 +70,7 @@ impl State {
         let gone = self.told.keys().filter(|rep| !now.contains_key(rep)).map(|rep| (rep, "gone"));
         let changed = now.iter().filter(|(rep, state)| self.told.get(rep) != Some(state));
         for (rep, state) in gone.chain(changed.map(|(rep, state)| (rep, state.as_str()))) {
-            lockdep::note("rep", || format!("{}: {state}", name(rep)));
+            lockdep::note("state", || format!("{}: {state}", name(rep)));
         }
         self.told = now;
     }

@@ -1,0 +1,116 @@
+//! Closures as programs, and the one line that a test needs.
+
+use std::fmt;
+use std::panic::Location;
+use std::sync::Arc;
+
+use lockdep::{Locked, Unlocked};
+
+use crate::campaign::{Options, Watch};
+use crate::columns::columns;
+use crate::program::{Program, Run, fingerprint};
+use crate::report::{Report, campaign, replay};
+use crate::story::Story;
+use crate::telling::Found;
+use crate::token::Token;
+
+/// Schedules of one closure, if nothing else is said: some seconds' worth.
+const SCHEDULES: u64 = 100_000;
+/// The width of what a test prints.
+const WIDTH: usize = 120;
+
+type Body = dyn Fn(&mut Locked<'_, Unlocked>) + Send + Sync;
+
+/// A closure as a program. What it asserts is what must hold.
+#[derive(Clone)]
+pub struct Closure {
+    name: String,
+    body: Arc<Body>,
+}
+
+impl Closure {
+    /// A program that runs a closure. Tokens find it by its name, so two closures should not have the same.
+    pub fn new(name: impl Into<String>, body: impl Fn(&mut Locked<'_, Unlocked>) + Send + Sync + 'static) -> Self {
+        Self { name: name.into(), body: Arc::new(body) }
+    }
+}
+
+impl fmt::Debug for Closure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Closure").field(&self.name).finish()
+    }
+}
+
+impl Program for Closure {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Of the name: what a closure does cannot be seen. A token of a closure that has changed may say that its schedule never
+    /// came, or lead to something else.
+    fn fingerprint(&self) -> u64 {
+        fingerprint(&self.name)
+    }
+
+    fn run(&self, cx: &mut Locked<'_, Unlocked>, _: &Run<'_>) -> Vec<Found> {
+        (self.body)(cx);
+        Vec::new()
+    }
+}
+
+/// Runs a closure in every schedule with at most two preemptions, or in the first 100,000 of them.
+///
+/// What it makes with `lockdep` is under the explorer's control; what it asserts must hold in every schedule. `cx` is its
+/// main thread, from which it [spawns](Locked::spawn) others. It should join them: else they run on after it.
+///
+/// If a failure's token is in the environment variable `EXPLORE_TOKEN`, the test that printed it runs that schedule alone.
+///
+/// # Panics
+/// Something did not hold: an assertion, the order of the locks, or there was a deadlock or a livelock. The message is
+/// the story of one schedule in which it did not, made small.
+#[track_caller]
+pub fn check(body: impl Fn(&mut Locked<'_, Unlocked>) + Send + Sync + 'static) -> Report {
+    check_with(&Options { schedules: Some(SCHEDULES), ..Options::default() }, body)
+}
+
+/// As [`check`], with what is to be explored: other bounds, another strategy, failures, several threads that share the work.
+///
+/// ```
+/// use explore::{Faults, Options};
+///
+/// // Each thing that can fail does so once.
+/// let report = explore::check_with(&Options { faults: Faults::Each, ..Options::default() }, |cx| {
+///     let first = cx.fails(|| "allocating the first buffer".to_owned());
+///     let second = cx.fails(|| "allocating the second buffer".to_owned());
+///     assert!(!first || !second, "one failure at a time");
+/// });
+/// assert_eq!(report.faults.places, 2);
+/// ```
+///
+/// # Panics
+/// As [`check`] does.
+#[track_caller]
+pub fn check_with(options: &Options, body: impl Fn(&mut Locked<'_, Unlocked>) + Send + Sync + 'static) -> Report {
+    let at = Location::caller();
+    let program = Closure::new(format!("{}:{}", at.file(), at.line()), body);
+    if let Some(text) = std::env::var_os("EXPLORE_TOKEN") {
+        let text = text.to_string_lossy();
+        let token = Token::read(&text, &program.tool()).unwrap_or_else(|error| panic!("EXPLORE_TOKEN: {error}"));
+        if token.program == program.name {
+            let story = replay(std::slice::from_ref(&program), "this test", &token);
+            let story = story.unwrap_or_else(|error| panic!("EXPLORE_TOKEN: {error}"));
+            fail_with(&story);
+            return Report { interrupted: false, ..Report::not_explored(&program, options) };
+        }
+    }
+    let report = campaign(&program, options, &Arc::new(Watch::default()));
+    if let Some(violation) = report.violations.first() {
+        fail_with(&violation.story);
+    }
+    report
+}
+
+#[track_caller]
+fn fail_with(story: &Story) {
+    assert!(story.invariant.is_empty(), "{} does not hold\n\n{}", story.invariant, columns(story, WIDTH));
+}
