@@ -6,7 +6,8 @@
 //! stays as it is, and one that cannot be merged is named with its files.
 //!
 //! Where identifiers got other names, git sees every changed line as a conflict. `--renamed OLD=NEW` gives the base and
-//! the changed tree the new name first, so that only what differs otherwise is left to merge.
+//! the changed tree the new name first, and has rustfmt put both into form again, so that only what differs otherwise is
+//! left to merge.
 //!
 //! Nothing is written to the repository: the objects that this takes are in a folder below the target folder.
 
@@ -26,12 +27,13 @@ pub struct Args {
     /// end. Fails if one cannot be merged.
     #[arg(long)]
     refresh: bool,
-    /// With --refresh: an identifier that is called otherwise now.
+    /// With --refresh: an identifier that is called otherwise now; or, where others have the same name, with what stands
+    /// around it, as in `.told(=.with_state_digest(`.
     #[arg(long, value_name = "OLD=NEW", requires = "refresh")]
     renamed: Vec<Renamed>,
 }
 
-/// An identifier and its new name.
+/// An identifier, or code with one, and what it is now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Renamed {
     old: String,
@@ -42,14 +44,11 @@ impl FromStr for Renamed {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let is_identifier = |name: &str| {
-            name.chars().all(|c| c == '_' || c.is_alphanumeric()) && name.starts_with(|c: char| !c.is_numeric())
-        };
         match text.split_once('=') {
-            Some((old, new)) if is_identifier(old) && is_identifier(new) => {
+            Some((old, new)) if !old.trim().is_empty() && !new.trim().is_empty() => {
                 Ok(Self { old: old.to_owned(), new: new.to_owned() })
             }
-            _ => Err("expected two identifiers, OLD=NEW".to_owned()),
+            _ => Err("expected an identifier and its new name, OLD=NEW".to_owned()),
         }
     }
 }
@@ -269,17 +268,21 @@ impl<'a> Store<'a> {
         for file in files.iter().filter(|_| !renamed.is_empty()) {
             let Ok(text) = self.try_ask(&["cat-file", "blob", &format!("{tree}:{file}")])? else { continue };
             let text = renamed.iter().fold(text, |text, Renamed { old, new }| with_renamed(&text, old, new));
-            let mut hash = self.git(&["hash-object", "-w", "--stdin"]);
-            let mut hash = hash.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("running git")?;
-            let mut stdin = hash.stdin.take().context("git takes nothing")?;
-            std::io::Write::write_all(&mut stdin, text.as_bytes())?;
-            drop(stdin);
-            let blob = String::from_utf8(hash.wait_with_output()?.stdout)?;
+            let text = if file.ends_with(".rs") { self.formatted(text)? } else { text };
+            let blob = through(&mut self.git(&["hash-object", "-w", "--stdin"]), &text)?.context("git hash-object")?;
             let mode = self.ask(&["ls-files", "--stage", "--", file])?;
             let mode = mode.split(' ').next().unwrap_or("100644");
             self.ask(&["update-index", "--cacheinfo", &format!("{mode},{},{file}", blob.trim_end())])?;
         }
         self.ask_line(&["write-tree"])
+    }
+
+    /// Code as rustfmt has it: a new name changes the order of imports and the ends of lines. As it was if rustfmt cannot
+    /// read it.
+    fn formatted(&self, code: String) -> Result<String> {
+        let mut rustfmt = Command::new("rustfmt");
+        rustfmt.args(["--edition", "2024", "--quiet"]).current_dir(self.root).stderr(Stdio::null());
+        Ok(through(&mut rustfmt, &code)?.unwrap_or(code))
     }
 
     fn merge(&self, base: &str, ours: &str, theirs: &str) -> Result<Merged> {
@@ -315,6 +318,20 @@ impl<'a> Store<'a> {
     }
 }
 
+/// What a program makes of a text; `None` if it fails.
+fn through(program: &mut Command, text: &str) -> Result<Option<String>> {
+    let name = program.get_program().to_string_lossy().into_owned();
+    let running = || format!("running {name}");
+    let mut child = program.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().with_context(running)?;
+    let mut stdin = child.stdin.take().context("a program without input")?;
+    let text = text.to_owned();
+    // Beside the reading: it may write before it has read all.
+    let writer = std::thread::spawn(move || std::io::Write::write_all(&mut stdin, text.as_bytes()));
+    let output = child.wait_with_output().with_context(running)?;
+    let written = writer.join().is_ok_and(|written| written.is_ok());
+    Ok(if output.status.success() && written { Some(String::from_utf8(output.stdout)?) } else { None })
+}
+
 /// A text with one identifier's new name, where it stands as a whole word.
 fn with_renamed(text: &str, old: &str, new: &str) -> String {
     let is_part = |c: char| c == '_' || c.is_alphanumeric();
@@ -322,7 +339,8 @@ fn with_renamed(text: &str, old: &str, new: &str) -> String {
     while let Some(at) = rest.find(old) {
         let (before, after) = (&rest[..at], &rest[at + old.len()..]);
         let last = renamed.chars().next_back().filter(|_| before.is_empty()).or_else(|| before.chars().next_back());
-        let is_whole = !last.is_some_and(is_part) && !after.starts_with(is_part);
+        let begins = !old.starts_with(is_part) || !last.is_some_and(is_part);
+        let is_whole = begins && (!old.ends_with(is_part) || !after.starts_with(is_part));
         renamed.push_str(before);
         renamed.push_str(if is_whole { new } else { old });
         rest = after;
@@ -467,8 +485,9 @@ mod tests {
     fn only_whole_words_are_renamed() {
         assert_eq!(with_renamed("b(bb, b_b, _b, b)b b", "b", "x"), "x(bb, b_b, _b, x)x x");
         assert_eq!(with_renamed("bbb", "b", "x"), "bbb");
+        assert_eq!(with_renamed("self.b(b), b(", ".b(", ".x("), "self.x(b), b(");
         assert!(
-            "a".parse::<Renamed>().is_err() && "a=".parse::<Renamed>().is_err() && "a b=c".parse::<Renamed>().is_err()
+            "a".parse::<Renamed>().is_err() && "a=".parse::<Renamed>().is_err() && "=b".parse::<Renamed>().is_err()
         );
     }
 }

@@ -62,7 +62,7 @@ impl Key {
 impl MemoryCard {
     /// A card that holds nothing.
     pub fn new(config: CardConfig) -> Self {
-        Self { config, books: Mutex::new(Books::default()).told(digest) }
+        Self { config, books: Mutex::new(Books::default()).with_state_digest(digest) }
     }
 
     /// The MAC address of a resource's netdev, if it exists.

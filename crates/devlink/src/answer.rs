@@ -7,12 +7,12 @@ use eswitch::Touched;
 use netlink::{BuildError, Builder, Datagram, Errno, Flags, GENL_HEADER, Header, NLMSG_MIN_TYPE, messages};
 
 use crate::card::{Cx, Served};
+use crate::carried_out;
 use crate::command::{COMMANDS, Command};
 use crate::eswitch_family;
 use crate::numbers::{CONTROL, command, control};
 use crate::refusal::Refusal;
 use crate::request::Attributes;
-use crate::told;
 
 /// The number of the devlink family here.
 pub const DEVLINK: u16 = 21;
@@ -156,7 +156,7 @@ fn touched(served: &Served, kind: u16, payload: &[u8]) -> Touched {
         DEVLINK => match COMMANDS.iter().find(|command| command.number == number && command.admin) {
             None => Touched::Nothing,
             Some(command) => match Attributes::of_request(attributes, command.allowed) {
-                Ok(asked) => told::touched_view(served.card.engine().config(), number, &asked),
+                Ok(asked) => carried_out::touched_view(served.card.engine().config(), number, &asked),
                 Err(_) => Touched::Nothing,
             },
         },
@@ -197,7 +197,7 @@ fn devlink(served: &Served, cx: Cx<'_, '_>, peer: &Peer, payload: &[u8], reply: 
     let asked = Attributes::of_request(attributes, found.allowed)?;
     let outcome = handler(served, cx, &asked, reply);
     match found.admin {
-        true => told::devlink_command(served, cx, number, &asked, outcome),
+        true => carried_out::devlink_command(served, cx, number, &asked, outcome),
         false => outcome,
     }
 }

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use control::CommandTarget;
 use lockdep::{Domain, Locked, Unlocked};
 
+use crate::carried_out::CarriedOut;
 use crate::instance::LastView;
 use crate::refusal::Refusal;
 use crate::shared::SharedView;
-use crate::told::Told;
 use crate::view::Profile;
 
 /// What is answered for: a card that is up, and how it presents itself.
@@ -21,7 +21,7 @@ pub struct Served {
     pub profile: Profile,
     /// The number of a netdev where the card's netdevs are, if it has real ones.
     pub ifindex: Option<IfIndex>,
-    /// Who runs the card, if it is to be told of commands.
+    /// The program that runs the card, if it wants to hear of commands.
     pub host: Option<Arc<dyn Host>>,
     /// The view that was made last.
     pub last: LastView,
@@ -30,7 +30,7 @@ pub struct Served {
 }
 
 impl Served {
-    /// A card that is served, without a host that is told of commands and without netdevs that have numbers.
+    /// A card that is served, without a host that hears of commands and without netdevs that have numbers.
     pub fn new(card: Arc<dyn CommandTarget>, domain: Arc<Domain>, profile: Profile) -> Self {
         Self {
             card,
@@ -44,13 +44,18 @@ impl Served {
     }
 }
 
-/// Who runs a card: a daemon that keeps what was agreed, and that can be asked about itself.
+/// The program that runs a card: a daemon that keeps what was agreed, and that can be asked about itself.
 pub trait Host: Send + Sync {
     /// A command that may change the card has been carried out, or refused. It is answered when this returns.
     ///
     /// # Errors
     /// What to answer though it was carried out.
-    fn carried_out(&self, cx: Cx<'_, '_>, told: &Told<'_>, outcome: Result<(), &Refusal>) -> Result<(), Refusal>;
+    fn carried_out(
+        &self,
+        cx: Cx<'_, '_>,
+        command: &CarriedOut<'_>,
+        outcome: Result<(), &Refusal>,
+    ) -> Result<(), Refusal>;
 
     /// What there is to tell of the card and of who runs it, in JSON.
     fn status(&self, cx: Cx<'_, '_>) -> String;

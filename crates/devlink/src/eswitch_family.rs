@@ -9,15 +9,15 @@ use netlink::{Errno, attributes};
 
 use crate::answer::{CONFIG_GROUP, ESWITCH, Peer, Reply, split, tell_family};
 use crate::card::{Cx, Host, Served};
+use crate::carried_out;
 use crate::client::Answered;
 use crate::numbers::control;
 use crate::refusal::Refusal;
 use crate::request::Attributes;
-use crate::told;
 
 /// The family's name.
 pub const NAME: &str = "eswitch";
-/// Carries out a [`control::Command`]: takes [`COMMAND`] and [`VERSION`]; answers with [`REPLY`] if there is more to say
+/// Carries out a [`Command`]: takes [`COMMAND`] and [`VERSION`]; answers with [`REPLY`] if there is more to say
 /// than that it was carried out.
 pub const PERFORM: u8 = 1;
 /// Tells what there is of the card, as [`crate::view::Card`] in JSON, in pieces: a dump.
@@ -36,11 +36,11 @@ pub const WORDS: u16 = 1;
 pub const PIECE: u16 = 3;
 /// A multicast group: [`CONFIG_GROUP`].
 pub const GROUP: u16 = 4;
-/// A command, [encoded](control::Command::encode).
+/// A command, [encoded](Command::encode).
 pub const COMMAND: u16 = 5;
-/// The [version](control::VERSION) of the command's encoding.
+/// The [version](::control::VERSION) of the command's encoding.
 pub const VERSION: u16 = 6;
-/// A [`control::Reply`], encoded.
+/// A [`Reply`](::control::Reply), encoded.
 pub const REPLY: u16 = 7;
 
 /// Bytes of a piece of JSON at most.
@@ -79,7 +79,7 @@ pub(crate) fn answer(
             let command = command_of(&asked)?;
             let core_loads = served.card.engine().core_loads();
             let outcome = perform(served, cx, &command, reply);
-            told::card_command(served, cx, &command, core_loads, outcome)
+            carried_out::card_command(served, cx, &command, core_loads, outcome)
         }
         STATUS => tell_pieces(STATUS, host(served)?.status(cx).as_bytes(), reply),
         END if !peer.may_change => Err(Refusal::bare(Errno::PERM)),

@@ -10,6 +10,7 @@
 
 mod answer;
 mod card;
+mod carried_out;
 mod client;
 mod command;
 pub mod eswitch_family;
@@ -22,11 +23,11 @@ mod server;
 mod shared;
 mod socket;
 mod sys;
-mod told;
 pub mod view;
 
 pub use answer::{CONFIG_GROUP, DEVLINK, ESWITCH, Peer, Sink, answer};
 pub use card::{Cx, Host, IfIndex, Served};
+pub use carried_out::CarriedOut;
 pub use client::{Answered, Client, ClientError, connect};
 pub use command::takes_admin;
 pub use instance::LastView;
@@ -34,4 +35,3 @@ pub use refusal::Refusal;
 pub use server::{Access, Server};
 pub use shared::{SharedView, ViewReader};
 pub use socket::{ControlSocket, SocketError};
-pub use told::Told;

@@ -89,7 +89,7 @@ struct State {
 impl State {
     /// That of a device that comes on the bus. Threads bring devices now and then and by turns.
     fn of_a_new<C: Class>(kind: AuxKind, id: u32) -> Mutex<C, Self> {
-        Mutex::new(Self::default()).with_role(&("auxiliary device", kind, id)).told(digest)
+        Mutex::new(Self::default()).with_role(&("auxiliary device", kind, id)).with_state_digest(digest)
     }
 }
 
@@ -263,7 +263,7 @@ impl Lists {
 impl Default for Bus {
     fn default() -> Self {
         let lists = Lists { pf: BTreeMap::new(), sf: BTreeMap::new(), drivers: Vec::new(), next_id: 4 };
-        Self { lists: Mutex::new(lists).told(digest) }
+        Self { lists: Mutex::new(lists).with_state_digest(digest) }
     }
 }
 

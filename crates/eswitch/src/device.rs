@@ -118,8 +118,8 @@ impl Device {
             index,
             address,
             changes,
-            lock: Mutex::new(Vec::new()).told(digest),
-            bound: Mutex::new(Held::default()).told(digest),
+            lock: Mutex::new(Vec::new()).with_state_digest(digest),
+            bound: Mutex::new(Held::default()).with_state_digest(digest),
         }
     }
 

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
 
-use lockdep::{EventCount, LeafOnly, LockBefore, Locked, Mutex, Since, digest};
+use lockdep::{EventCount, HistoryMark, LeafOnly, LockBefore, Locked, Mutex, digest};
 use serde::{Deserialize, Serialize};
 
 use crate::event::Changes;
@@ -155,7 +155,7 @@ impl Devlink {
                 params: Params::default(),
             })
             .tried()
-            .told(digest),
+            .with_state_digest(digest),
             moved: EventCount::new(),
             changes,
         }
@@ -228,9 +228,9 @@ impl Devlink {
         f: impl FnOnce(&mut DevlinkState, &mut Locked<'_, DevlinkClass>) -> R,
     ) -> Option<R> {
         let mut f = Some(f);
-        let since = Since::now();
+        let since = HistoryMark::now();
         loop {
-            since.forget_but(&());
+            since.erase_except(&());
             let seen = self.moved.seen(cx);
             if give_up(&mut cx.leaf_only()) {
                 return None;

@@ -167,7 +167,7 @@ struct CardReps {
 
 impl CardReps {
     fn no_borrowers(pf: PfIndex, ty: RepType) -> Mutex<LentOps, Vec<Arc<Pf>>> {
-        Mutex::new(Vec::new()).with_role(&("borrowers", pf, ty)).told(digest)
+        Mutex::new(Vec::new()).with_role(&("borrowers", pf, ty)).with_state_digest(digest)
     }
 
     fn resource(&self, vport: Vport) -> Resource {

@@ -5,7 +5,8 @@ use std::panic::Location;
 use std::sync::Arc;
 
 use lockdep::{
-    AtomicU64, Deadline, JoinHandle, LockBefore, Locked, Mutex, Shadow, Since, Spawn, ThreadMain, Unlocked, digest,
+    AtomicU64, Deadline, HistoryMark, JoinHandle, LockBefore, Locked, Mutex, Shadow, Spawn, ThreadMain, Unlocked,
+    digest,
 };
 use serde::{Deserialize, Serialize};
 
@@ -251,12 +252,12 @@ impl Engine {
                 card,
                 bus: Bus::default(),
                 modules: Modules::default(),
-                devcom: Devcom::new(Component::default()).told(digest),
+                devcom: Devcom::new(Component::default()).with_state_digest(digest),
                 lag,
                 events,
                 threads,
                 core: Core::default(),
-                lag_thread: Mutex::new(None).told(digest),
+                lag_thread: Mutex::new(None).with_state_digest(digest),
                 made: Shadow::default(),
             }),
         });
@@ -892,9 +893,9 @@ impl Engine {
     }
 
     fn wait_settled(&self, cx: &mut Locked<'_, Unlocked>, retries: bool, deadline: Option<&Deadline>) -> bool {
-        let since = Since::now();
+        let since = HistoryMark::now();
         loop {
-            since.forget_but(&deadline.map(Deadline::has_passed));
+            since.erase_except(&deadline.map(Deadline::has_passed));
             for device in &self.devices {
                 let Ok(pf) = device.pf(cx) else { continue };
                 if !pf.eswitch.work.inner().wait_rested(cx, retries, deadline)

@@ -45,8 +45,8 @@ impl ESwitch {
             pf,
             address,
             mode: ModeState::new(Arc::clone(&stated)),
-            representors: Mutex::with_rank(RepTable::new(pf, address), pf.0.into()).told(digest),
-            ops: RwLock::new(Registrations::new(Arc::clone(stated.registrations()))).told(digest),
+            representors: Mutex::with_rank(RepTable::new(pf, address), pf.0.into()).with_state_digest(digest),
+            ops: RwLock::new(Registrations::new(Arc::clone(stated.registrations()))).with_state_digest(digest),
             work: WorkQueue::new(pf, Arc::clone(&stated)),
             stated,
         }

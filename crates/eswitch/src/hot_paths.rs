@@ -1,7 +1,7 @@
 //! Paths inside the engine that are walked often, for those who count the instructions of each: see
 //! `cargo xtask instructions`. Nothing else uses them.
 
-use lockdep::{Locked, Since, Unlocked};
+use lockdep::{HistoryMark, Locked, Unlocked};
 
 use crate::error::Result;
 use crate::event::{Event, Events};
@@ -24,7 +24,7 @@ pub fn items_through_a_queue(cx: &mut Locked<'_, Unlocked>, n: usize) -> Result<
     let queue = Queue::new("counted".to_owned());
     for item in 0..n {
         queue.push(cx, item)?;
-        let taken = queue.next(cx, Since::now());
+        let taken = queue.next(cx, HistoryMark::now());
         debug_assert_eq!(taken, Some(Next::Item(item)));
     }
     Ok(())

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use lockdep::{Class, LockBefore, Locked, Unlocked};
 
@@ -121,10 +122,38 @@ pub struct PfView {
     pub host_failure: Option<String>,
     /// How many representors of each type are loaded, ports or not.
     pub loaded: [usize; 2],
-    /// Whether something waits to be tried again, and in how many milliseconds if that can be said.
-    pub retry: Option<Option<u64>>,
+    /// Whether something waits to be tried again.
+    pub retry: PendingRetry,
     /// What does not hold at rest of what a view does not show.
     pub hidden: Vec<Violation>,
+}
+
+/// Whether a PF's queues have something that waits to be tried again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PendingRetry {
+    /// Nothing waits.
+    #[default]
+    None,
+    /// The next attempt is due in so many milliseconds.
+    In(u64),
+    /// Something waits, and the time left is unknown: an explorer has no time.
+    Unknown,
+}
+
+impl PendingRetry {
+    /// Of what a queue says: the time left, if there is time, of a pending retry, if there is one.
+    fn of(retry: Option<Option<Duration>>) -> Self {
+        match retry {
+            None => Self::None,
+            Some(None) => Self::Unknown,
+            Some(Some(left)) => Self::In(left.as_millis() as u64),
+        }
+    }
+
+    /// Whether something waits.
+    pub fn is_pending(self) -> bool {
+        self != Self::None
+    }
 }
 
 /// All there is, at one moment for each PF.
@@ -308,7 +337,7 @@ impl Engine {
             host_failure: state.host_failure.clone(),
             loaded,
             host_vfs: self.shared.config.dpu.then(|| pf.host_vfs.load()),
-            retry: retry.map(|left| left.map(|d| d.as_millis() as u64)),
+            retry: PendingRetry::of(retry),
         }
     }
 
@@ -348,7 +377,7 @@ impl Engine {
             || pf.auxiliary.iter().any(|device| device.failed.is_some())
             || pf.host_failure.is_some();
         // What is missing is to be tried again, and what keeps it from being there is to be seen.
-        let rests = pf.retry.is_none() || !excused;
+        let rests = !pf.retry.is_pending() || !excused;
         if pf.mode == Mode::Legacy && pf.loaded != [0, 0] {
             let [eth, ib] = pf.loaded;
             violate("legacy-empty", format!("pci/{}: {eth} eth and {ib} ib loaded in legacy mode", pf.address));
@@ -359,7 +388,7 @@ impl Engine {
                     RepState::Registered if rests => {
                         violate("switchdev-complete", format!("{}: {ty} is registered and not loaded", port.handle));
                     }
-                    RepState::Failed(failure) if pf.retry.is_none() => {
+                    RepState::Failed(failure) if !pf.retry.is_pending() => {
                         let why = &failure.error;
                         violate(
                             "switchdev-complete",
@@ -498,7 +527,7 @@ impl Engine {
 /// `lag-consistent`: a LAG is whole or there is none, and the RDMA devices there are are those of it.
 fn check_lag(snapshot: &Snapshot, found: &mut Vec<Violation>) {
     let mut violate = |detail| found.push(Violation { invariant: "lag-consistent", detail });
-    let rests = snapshot.pfs.iter().all(|pf| pf.retry.is_none());
+    let rests = snapshot.pfs.iter().all(|pf| !pf.retry.is_pending());
     if !rests || !snapshot.modules.contains(&"mlx5_ib") {
         return;
     }

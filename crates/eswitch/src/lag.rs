@@ -19,7 +19,7 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockdep::{LockBefore, Locked, Mutex, Shadow, Since, Unlocked, WaitMap, digest};
+use lockdep::{HistoryMark, LockBefore, Locked, Mutex, Shadow, Unlocked, WaitMap, digest};
 use serde::{Deserialize, Serialize};
 
 use crate::device::Pf;
@@ -190,8 +190,8 @@ impl Lag {
     pub(crate) fn new(ports: u8) -> Self {
         Self {
             one_port: ports < 2,
-            state: Mutex::new(State::default()).told(digest),
-            holds: Mutex::new(0).told(digest),
+            state: Mutex::new(State::default()).with_state_digest(digest),
+            holds: Mutex::new(0).with_state_digest(digest),
             queue: Queue::new("lag".to_owned()),
             map: WaitMap::new(),
             seen: Shadow::default(),
@@ -308,7 +308,7 @@ impl Lag {
 impl Shared {
     /// Serves LAG's queue until it is closed: the body of its thread.
     pub(crate) fn serve_lag(self: &Arc<Self>, cx: &mut Locked<'_, Unlocked>) {
-        let since = Since::now();
+        let since = HistoryMark::now();
         while let Some(next) = self.lag.queue.next(cx, since) {
             let _change = self.change();
             let (_inside, mut cx) = self.lag.map.run(cx);

@@ -162,7 +162,7 @@ pub(crate) struct Modules {
 
 impl Default for Modules {
     fn default() -> Self {
-        Self { loaded: std::array::from_fn(|_| Mutex::new(false).told(digest)), seen: Shadow::default() }
+        Self { loaded: std::array::from_fn(|_| Mutex::new(false).with_state_digest(digest)), seen: Shadow::default() }
     }
 }
 

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::hash::{Hash, Hasher};
 
-use lockdep::{Condvar, Deadline, Locked, MayWait, Mutex, Since, digest};
+use lockdep::{Condvar, Deadline, HistoryMark, Locked, MayWait, Mutex, digest};
 
 use crate::error::{Error, Result};
 use crate::lock_order::QueueItems;
@@ -74,7 +74,7 @@ impl<T: Hash> Queue<T> {
                 closed: false,
                 fail_allocations: 0,
             })
-            .told(digest),
+            .with_state_digest(digest),
             arrived: Condvar::new(),
             rested: Condvar::new(),
         }
@@ -201,8 +201,8 @@ impl<T: Hash> Queue<T> {
     ///
     /// It has done what it did for what it got before: `since` it began nothing is left of that but what it
     /// has written.
-    pub fn next<L: MayWait>(&self, cx: &mut Locked<'_, L>, since: Since) -> Option<Next<T>> {
-        since.forget_but(&());
+    pub fn next<L: MayWait>(&self, cx: &mut Locked<'_, L>, since: HistoryMark) -> Option<Next<T>> {
+        since.erase_except(&());
         let mut state = self.state.lock_leaf(cx);
         state.busy = false;
         loop {
@@ -250,7 +250,7 @@ impl<T: Hash> Queue<T> {
     /// Gives up when the deadline has passed; whether it has not.
     pub fn wait_rested<L: MayWait>(&self, cx: &mut Locked<'_, L>, retries: bool, deadline: Option<&Deadline>) -> bool {
         cx.might_wait();
-        let since = Since::now();
+        let since = HistoryMark::now();
         let mut state = self.state.lock_leaf(cx);
         while !state.closed && !(state.rests() && (!retries || state.retry.is_none())) {
             match deadline {

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use lockdep::{LockBefore, Locked, Mutex, Since, Unlocked, WaitMap, digest};
+use lockdep::{HistoryMark, LockBefore, Locked, Mutex, Unlocked, WaitMap, digest};
 
 use crate::auxiliary::{AuxKind, AuxiliaryDevice};
 use crate::card::Resource;
@@ -216,7 +216,7 @@ impl SfQueue {
         Self {
             queue: Queue::new(format!("pf{} sf", pf.0)),
             map: WaitMap::new(),
-            all: Mutex::new(BTreeMap::new()).told(digest),
+            all: Mutex::new(BTreeMap::new()).with_state_digest(digest),
         }
     }
 
@@ -300,9 +300,9 @@ impl Pf {
             id: self.shared.bus.new_id(cx),
             wanted: Mutex::new(Wanted::of(self.mac_of(vport)))
                 .with_role(&("sf wanted", self.index(), vport))
-                .told(digest),
-            auxiliary: Mutex::new(false).with_role(&("sf device", self.index(), vport)).told(digest),
-            devlink: Mutex::new(Vec::new()).with_role(&("sf devlink", self.index(), vport)).told(digest),
+                .with_state_digest(digest),
+            auxiliary: Mutex::new(false).with_role(&("sf device", self.index(), vport)).with_state_digest(digest),
+            devlink: Mutex::new(Vec::new()).with_role(&("sf devlink", self.index(), vport)).with_state_digest(digest),
         });
         self.sf_queue.all.lock_leaf(cx).insert(vport, Arc::clone(&sf));
         state.sfs.insert(place, sf);
@@ -444,7 +444,7 @@ impl Pf {
     /// Serves the SF queue until it is closed: the body of its thread.
     pub(crate) fn serve_sfs(self: &Arc<Self>, cx: &mut Locked<'_, Unlocked>) {
         let sfs = &self.sf_queue;
-        let since = Since::now();
+        let since = HistoryMark::now();
         while let Some(next) = sfs.queue.next(cx, since) {
             let _change = self.shared.change();
             let (_inside, mut cx) = sfs.map.run(cx);

@@ -108,7 +108,7 @@ fn a_failed_load_undoes_only_itself() {
         let vf1 = view.ports.iter().find(|p| p.vport == Vport::Vf(1)).unwrap();
         assert_eq!(vf1.reps[0], RepState::Loaded, "what was loaded before stays");
         assert!(matches!(&vf1.reps[1], RepState::Failed(f) if f.attempts >= 1), "{:?}", vf1.reps);
-        assert!(view.retry.is_some());
+        assert!(view.retry.is_pending());
         assert_eq!(bench.loaded(cx, RepType::Ib), 3, "the others are loaded");
         // It converges.
         bench.plan.clear(cx);

@@ -167,11 +167,11 @@ fn turn_of_round(round: u32) -> u64 {
     (16 << round.min(6)).min(1_000)
 }
 
-/// The schedules that the workers of a process may still run. Whoever has run what it was given waits until all the
-/// others have, or have come to an end; what these have left is dealt out anew. So as many are run as there may be
-/// if there are as many, and who runs which does not depend on who is the faster.
+/// The number of schedules that the workers of a process may still run. A worker that has run its share waits until all
+/// others have run theirs, or have ended; what those have left is shared out again. So the whole budget is spent if there
+/// are enough schedules, and which worker runs which schedule does not depend on which is faster.
 #[derive(Debug)]
-pub(crate) struct Purse {
+pub(crate) struct ScheduleBudget {
     held: Mutex<Held>,
     changed: Condvar,
 }
@@ -193,7 +193,7 @@ enum State {
     Gone,
 }
 
-impl Purse {
+impl ScheduleBudget {
     /// For so many workers, the schedules without failures and those with.
     pub(crate) fn new(workers: u32, [left, later]: [u64; 2]) -> Self {
         let mut held = Held { left, later, workers: vec![(State::Waits, 0); workers as usize] };
@@ -249,37 +249,37 @@ impl Held {
     }
 }
 
-/// The purse in the hands of one worker.
+/// The budget, as one worker uses it.
 #[derive(Clone, Debug)]
-pub(crate) struct Pursed {
-    purse: Arc<Purse>,
+pub(crate) struct BudgetShare {
+    budget: Arc<ScheduleBudget>,
     worker: usize,
     /// There is no more.
     is_empty: Rc<Cell<bool>>,
 }
 
-impl Pursed {
-    pub(crate) fn new(purse: Arc<Purse>, worker: u32) -> Self {
-        Self { purse, worker: worker as usize, is_empty: Rc::default() }
+impl BudgetShare {
+    pub(crate) fn new(budget: Arc<ScheduleBudget>, worker: u32) -> Self {
+        Self { budget, worker: worker as usize, is_empty: Rc::default() }
     }
 
     /// Whether there is one more schedule to run; it may have to be waited for.
-    fn affords_one(&self) -> bool {
-        let given = self.purse.held.lock().unwrap_or_else(PoisonError::into_inner).workers[self.worker].1;
-        let affords = given > 0 || !self.is_empty.get() && self.purse.rest(self.worker, State::Waits) > 0;
-        self.is_empty.set(!affords);
-        affords
+    fn has_one_left(&self) -> bool {
+        let given = self.budget.held.lock().unwrap_or_else(PoisonError::into_inner).workers[self.worker].1;
+        let has_one = given > 0 || !self.is_empty.get() && self.budget.rest(self.worker, State::Waits) > 0;
+        self.is_empty.set(!has_one);
+        has_one
     }
 
-    /// One was run.
-    fn pay(&self) {
-        let mut held = self.purse.held.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Takes one schedule, which was run, off the worker's share.
+    fn spend(&self) {
+        let mut held = self.budget.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.workers[self.worker].1 -= 1;
     }
 
     /// When all are done with what comes before failures.
     fn second_half(&self) {
-        self.purse.rest(self.worker, State::Half);
+        self.budget.rest(self.worker, State::Half);
         self.is_empty.set(false);
     }
 }
@@ -300,7 +300,7 @@ pub(crate) struct Worker<'a, P> {
     pub last: RefCell<(Vec<Place>, BTreeSet<Place>)>,
     pub lessons: Rc<RefCell<Lessons>>,
     /// Bounded, with a number of schedules: what of it is left.
-    pub purse: Option<Pursed>,
+    pub budget: Option<BudgetShare>,
 }
 
 #[derive(Default)]
@@ -320,8 +320,8 @@ struct Search {
 impl<P> Drop for Worker<'_, P> {
     /// However it ends, nobody waits for it any more.
     fn drop(&mut self) {
-        if let Some(Pursed { purse, worker, .. }) = &self.purse {
-            purse.rest(*worker, State::Gone);
+        if let Some(BudgetShare { budget, worker, .. }) = &self.budget {
+            budget.rest(*worker, State::Gone);
         }
     }
 }
@@ -359,7 +359,7 @@ impl<P: Program> Worker<'_, P> {
         });
         self.watch.stop.load(Ordering::Relaxed)
             || self.found.load(Ordering::Relaxed)
-            || self.purse.as_ref().is_some_and(|purse| purse.is_empty.get())
+            || self.budget.as_ref().is_some_and(|budget| budget.is_empty.get())
             || time.is_some_and(|time| self.began.elapsed() >= time)
     }
 
@@ -380,8 +380,8 @@ impl<P: Program> Worker<'_, P> {
         if self.options.faults == Faults::None || !tally.failures.is_empty() {
             return;
         }
-        if let Some(purse) = &self.purse {
-            purse.second_half();
+        if let Some(budget) = &self.budget {
+            budget.second_half();
         }
         tally.places = places.len();
         self.watch.places[1].store(places.len() as u64, Ordering::Relaxed);
@@ -560,7 +560,7 @@ impl<P: Program> Worker<'_, P> {
         }
     }
 
-    /// Runs schedules until the scheduler has no more, the purse is empty, or something is found. With a bounded search
+    /// Runs schedules until the scheduler has no more, the budget is empty, or something is found. With a bounded search
     /// only those of its share count.
     fn search<S: Scheduler + 'static>(
         &self,
@@ -573,8 +573,8 @@ impl<P: Program> Worker<'_, P> {
         let teller = self.teller.with(plan);
         let (recorded, deviations) = Recorded::new(scheduler);
         let state = Rc::new(RefCell::new(Search::default()));
-        let (bounded, purse) = (bounded.cloned(), self.purse.clone().filter(|_| bounded.is_some()));
-        if purse.as_ref().is_some_and(|purse| !purse.affords_one()) {
+        let (bounded, budget) = (bounded.cloned(), self.budget.clone().filter(|_| bounded.is_some()));
+        if budget.as_ref().is_some_and(|budget| !budget.has_one_left()) {
             state.borrow_mut().cut = true;
             return state.take();
         }
@@ -591,8 +591,8 @@ impl<P: Program> Worker<'_, P> {
             search.schedules += u64::from(is_mine);
             search.steps += lockdep::look(|model| model.steps() as u64);
             watch.schedules.fetch_add(is_mine.into(), Ordering::Relaxed);
-            if is_mine && let Some(purse) = &purse {
-                purse.pay();
+            if is_mine && let Some(budget) = &budget {
+                budget.spend();
             }
             search.met.extend(met);
             if !found.is_empty() {
@@ -601,7 +601,7 @@ impl<P: Program> Worker<'_, P> {
                 return ControlFlow::Break(());
             }
             lessons.borrow_mut().learn(&listener, &deviations.borrow(), bound);
-            if over(search.told) || purse.as_ref().is_some_and(|purse| !purse.affords_one()) {
+            if over(search.told) || budget.as_ref().is_some_and(|budget| !budget.has_one_left()) {
                 search.cut = true;
                 return ControlFlow::Break(());
             }

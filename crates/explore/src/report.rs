@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::campaign::{Options, Purse, Pursed, Strategy, Tally, Watch, Worker};
+use crate::campaign::{BudgetShare, Options, ScheduleBudget, Strategy, Tally, Watch, Worker};
 use crate::faults::Faults;
 use crate::minimise::{Case, minimise, story, tell};
 use crate::orders::{Orders, Shown};
@@ -133,7 +133,8 @@ pub fn campaign<P: Program>(program: &P, options: &Options, watch: &Arc<Watch>) 
     let jobs = options.jobs.max(1);
     let of = options.shard.1 * jobs;
     let bounded = options.strategy == Strategy::Bounded;
-    let purse = Purse::halves(options).filter(|_| bounded).map(|halves| Arc::new(Purse::new(jobs, halves)));
+    let budget =
+        ScheduleBudget::halves(options).filter(|_| bounded).map(|halves| Arc::new(ScheduleBudget::new(jobs, halves)));
     let (shared, found) = (Arc::new(program.clone()), Arc::new(AtomicBool::new(false)));
     let tallies: Vec<Tally> = thread::scope(|scope| {
         let workers: Vec<_> = (0..jobs)
@@ -141,13 +142,13 @@ pub fn campaign<P: Program>(program: &P, options: &Options, watch: &Arc<Watch>) 
                 let (program, watch, found) = (Arc::clone(&shared), Arc::clone(watch), Arc::clone(&found));
                 // So that what a shard does does not depend on how many threads do it.
                 let share = (options.shard.0 + options.shard.1 * job, of);
-                let purse = purse.clone();
+                let budget = budget.clone();
                 scope.spawn(move || {
-                    let purse = purse.map(|purse| Pursed::new(purse, job));
+                    let budget = budget.map(|budget| BudgetShare::new(budget, job));
                     let teller = Teller::new(program, &[]);
                     let (last, lessons) = (RefCell::default(), Rc::default());
                     let job = (job, jobs);
-                    Worker { teller, options, watch, found, share, job, began, last, lessons, purse }.work()
+                    Worker { teller, options, watch, found, share, job, began, last, lessons, budget }.work()
                 })
             })
             .collect();

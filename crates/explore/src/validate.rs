@@ -2,7 +2,7 @@
 //!
 //! The reductions take two points of two schedules for the same where the [state](lockdep::Model::state) is the same. What a
 //! lock holds is part of it as what its writer had seen, unless the lock [tells](lockdep::Mutex::told) it; and what a thread has
-//! seen is, unless the thread says that it has [forgotten](lockdep::forgetting) it. A lock that tells too little, a thread
+//! seen is, unless the thread says that it has [forgotten](lockdep::without_history) it. A lock that tells too little, a thread
 //! that depends on what it says to have forgotten, or something shared that the explorer knows nothing of makes two states
 //! look like one: then schedules are passed over that are not like those that were run.
 
@@ -167,13 +167,13 @@ impl Scheduler for Noting {
 /// /// Two threads write a number that tells the explorer what `told` says of it, and it matters who is last.
 /// fn writers(told: fn(&u64) -> u64) -> Closure {
 ///     Closure::new("writers", move |cx| {
-///         let number = Arc::new(Mutex::<Number, u64>::new(0).told(told));
+///         let number = Arc::new(Mutex::<Number, u64>::new(0).with_state_digest(told));
 ///         let writers = [1, 2].map(|n| {
 ///             let number = Arc::clone(&number);
 ///             cx.spawn("writer", move |cx| {
 ///                 // What they write does not depend on what they find, and they do nothing with what they see in the end.
-///                 lockdep::forgetting(|| *number.lock_leaf(cx) = n);
-///                 lockdep::forgetting(|| drop(number.lock_leaf(cx)));
+///                 lockdep::without_history(|| *number.lock_leaf(cx) = n);
+///                 lockdep::without_history(|| drop(number.lock_leaf(cx)));
 ///             })
 ///         });
 ///         writers.into_iter().for_each(|writer| writer.join(cx).unwrap());

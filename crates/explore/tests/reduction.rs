@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use explore::schedulers::{Bounded, Recorded, Replay, Shared};
 use lockdep::{
-    AtomicU64, Condvar, Deadline, Domain, EventCount, Explore, Halt, LockBefore, Locked, Mutex, OnReport, RwLock,
-    Since, Unlocked, digest, forgetting, lock_classes, lock_order,
+    AtomicU64, Condvar, Deadline, Domain, EventCount, Explore, Halt, HistoryMark, LockBefore, Locked, Mutex, OnReport,
+    RwLock, Unlocked, digest, lock_classes, lock_order, without_history,
 };
 use proptest::prelude::*;
 
@@ -81,7 +81,7 @@ struct World {
 
 /// One thread replaces what another still uses.
 fn thing() -> Arc<Mutex<Thing, u64>> {
-    Arc::new(Mutex::new(0).with_role(&"thing").told(digest))
+    Arc::new(Mutex::new(0).with_role(&"thing").with_state_digest(digest))
 }
 
 /// What a thread has found, in order.
@@ -96,14 +96,14 @@ impl World {
             cells: [AtomicU64::new(0), AtomicU64::new(0)],
             state: Mutex::new(0),
             moved: Condvar::new(),
-            flag: Mutex::new(0).told(digest),
-            slot: Mutex::new(thing()).told(digest),
+            flag: Mutex::new(0).with_state_digest(digest),
+            slot: Mutex::new(thing()).with_state_digest(digest),
             count: EventCount::new(),
         }
     }
 
     fn free(&self, cx: &mut Locked<'_, Unlocked>, me: u64, steps: &[Do], log: &mut Log) {
-        let since = Since::now();
+        let since = HistoryMark::now();
         let mut at_hand = None;
         for (at, step) in steps.iter().enumerate() {
             match step {
@@ -112,7 +112,7 @@ impl World {
                     log.push(*flag);
                     *flag = to.unwrap_or(1 - *flag);
                 }
-                Do::Blindly => forgetting(|| {
+                Do::Blindly => without_history(|| {
                     let mut flag = self.flag.lock_leaf(cx);
                     *flag = 1 - *flag;
                 }),
@@ -139,7 +139,7 @@ impl World {
                 Do::Forget => {
                     log.clear();
                     at_hand = None;
-                    since.forget_but(&at);
+                    since.erase_except(&at);
                 }
                 Do::WithA(steps) => {
                     let (mut a, mut cx) = self.a.lock(cx);
@@ -384,9 +384,9 @@ fn what_goes_round_for_ever_is_seen_to() {
             let threads = [0, 1, 2].map(|me| {
                 let world = Arc::clone(&world);
                 cx.spawn("t", move |cx| {
-                    let since = Since::now();
+                    let since = HistoryMark::now();
                     loop {
-                        since.forget_but(&());
+                        since.erase_except(&());
                         let mut flag = world.flag.lock_leaf(cx);
                         while *flag != me {
                             world.moved.wait_anew(&mut flag, None, since);

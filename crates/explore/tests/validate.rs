@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use explore::{Found, Program, Run, StateMismatch, StatesReport, fingerprint, validate_states};
-use lockdep::{Locked, Mutex, Unlocked, forgetting, lock_classes};
+use lockdep::{Locked, Mutex, Unlocked, lock_classes, without_history};
 
 lock_classes! {
     leaf Number = "number";
@@ -36,12 +36,13 @@ impl Program for Writers {
     fn run(&self, cx: &mut Locked<'_, Unlocked>, run: &Run<'_>) -> Vec<Found> {
         let how = *self;
         let told: fn(&u64) -> u64 = if matches!(how, Self::TellNothing) { |_| 0 } else { |number| *number };
-        let (number, hidden) = (Arc::new(Mutex::<Number, u64>::new(0).told(told)), Arc::new(AtomicU64::new(0)));
-        let looked = Arc::new(Mutex::<Other, u64>::new(0).told(|number| *number));
+        let (number, hidden) =
+            (Arc::new(Mutex::<Number, u64>::new(0).with_state_digest(told)), Arc::new(AtomicU64::new(0)));
+        let looked = Arc::new(Mutex::<Other, u64>::new(0).with_state_digest(|number| *number));
         let writers = [1, 2].map(|n| {
             let (number, hidden, looked) = (Arc::clone(&number), Arc::clone(&hidden), Arc::clone(&looked));
             cx.spawn("writer", move |cx| {
-                forgetting(|| match how {
+                without_history(|| match how {
                     Self::HideIt => {
                         drop(number.lock_leaf(cx));
                         hidden.store(n, Ordering::SeqCst);
@@ -49,7 +50,7 @@ impl Program for Writers {
                     _ => *number.lock_leaf(cx) = n,
                 });
                 let mut found = 0;
-                forgetting(|| {
+                without_history(|| {
                     found = *number.lock_leaf(cx);
                     if matches!(how, Self::ForgetTooMuch) { 0 } else { found }
                 });

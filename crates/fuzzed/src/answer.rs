@@ -6,7 +6,7 @@ use card_memory::MemoryCard;
 use control::{Command, CommandTarget};
 use devlink::view::Profile;
 use devlink::{Cx, DEVLINK, ESWITCH, Peer, Served, Sink, eswitch_family, numbers};
-use eswitch::inspect::Snapshot;
+use eswitch::inspect::{PendingRetry, Snapshot};
 use eswitch::{CardConfig, Touched};
 use host::{LiveCard, World};
 use lockdep::{Domain, Locked, OnReport, Unlocked, enter};
@@ -69,7 +69,10 @@ fn at_rest(served: &Served, cx: &mut Locked<'_, Unlocked>) -> Snapshot {
     engine.settle(cx, true);
     let mut snapshot = engine.inspect(cx);
     // In how long is not how the card is.
-    snapshot.pfs.iter_mut().for_each(|pf| pf.retry = pf.retry.map(|_| None));
+    // How long is left is no part of it.
+    for pf in snapshot.pfs.iter_mut().filter(|pf| pf.retry.is_pending()) {
+        pf.retry = PendingRetry::Unknown;
+    }
     snapshot
 }
 

@@ -1,6 +1,8 @@
 //! What every wait waits on: something has changed, or it is time to stop.
 
-use lockdep::{AtomicBool, Condvar, Deadline, Locked, MayWait, Mutex, Since, digest, forgetting, lock_classes};
+use lockdep::{
+    AtomicBool, Condvar, Deadline, HistoryMark, Locked, MayWait, Mutex, digest, lock_classes, without_history,
+};
 
 lock_classes! {
     /// What waiting threads wait on.
@@ -46,7 +48,7 @@ impl Pulse {
     pub fn new() -> Self {
         // Nobody stops a story that is explored: to ask is no point of its schedule.
         let stopped = lockdep::unexplored(|| AtomicBool::new(false));
-        Self { state: Mutex::new(0).told(digest), stopped, moved: Condvar::new() }
+        Self { state: Mutex::new(0).with_state_digest(digest), stopped, moved: Condvar::new() }
     }
 
     /// Asks everything to come to its end.
@@ -72,7 +74,7 @@ impl Pulse {
 
     /// Something that others may wait for has changed.
     pub fn beat<L>(&self, cx: &mut Locked<'_, L>) {
-        forgetting(|| {
+        without_history(|| {
             *self.state.lock_leaf(cx) += 1;
             self.moved.notify_all();
         });
@@ -95,9 +97,9 @@ impl Pulse {
         tick: impl Fn() -> Option<Deadline>,
         mut ready: impl FnMut(&mut Locked<'_, L>) -> Option<R>,
     ) -> Result<R, GaveUp> {
-        let since = Since::now();
+        let since = HistoryMark::now();
         loop {
-            since.forget_but(&limit.map(Deadline::has_passed));
+            since.erase_except(&limit.map(Deadline::has_passed));
             let seen = *self.state.lock_leaf(cx);
             if let Some(result) = ready(cx) {
                 return Ok(result);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::holding::mixed;
 use crate::model::{self, Handle};
-use crate::{Locked, MayWait, MutexGuard, Since, is_explored};
+use crate::{HistoryMark, Locked, MayWait, MutexGuard, is_explored};
 
 /// Waits for a change to what a [`Mutex`](crate::Mutex) protects.
 ///
@@ -134,10 +134,10 @@ impl Condvar {
     }
 
     /// Waits for a notification, or until the deadline if there is one; once the lock is let go of, what the
-    /// thread has found since then is [forgotten](Since::forget_but). Whether a deadline that it waits for is one that others can see
+    /// thread has found since then is [forgotten](HistoryMark::erase_except). Whether a deadline that it waits for is one that others can see
     /// is to be told by what the lock protects.
     #[track_caller]
-    pub fn wait_anew<T>(&self, guard: &mut MutexGuard<'_, T>, deadline: Option<&Deadline>, since: Since) {
+    pub fn wait_anew<T>(&self, guard: &mut MutexGuard<'_, T>, deadline: Option<&Deadline>, since: HistoryMark) {
         self.wait_inner(guard, deadline, Some(since), Location::caller());
     }
 
@@ -145,7 +145,7 @@ impl Condvar {
         &self,
         guard: &mut MutexGuard<'_, T>,
         deadline: Option<&Deadline>,
-        since: Option<Since>,
+        since: Option<HistoryMark>,
         at: &'static Location<'static>,
     ) {
         guard.check_wait(at);

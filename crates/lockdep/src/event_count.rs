@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use crate::class::Leaf;
-use crate::{Condvar, Locked, MayWait, Mutex, digest, forgetting, is_explored, model};
+use crate::{Condvar, Locked, MayWait, Mutex, digest, is_explored, model, without_history};
 
 /// The count and its waiters; `C` is the leaf class of its lock.
 ///
@@ -65,7 +65,7 @@ impl<C: Leaf> EventCount<C> {
     pub fn new() -> Self {
         let number =
             |count: &Count| digest(&count.noted.iter().map(|(who, at)| (*who, *at == count.now)).collect::<Vec<_>>());
-        Self { count: Mutex::new(Count::default()).told(number), moved: Condvar::new() }
+        Self { count: Mutex::new(Count::default()).with_state_digest(number), moved: Condvar::new() }
     }
 
     /// Notes the count. Look at what is waited for *after* this.
@@ -82,7 +82,7 @@ impl<C: Leaf> EventCount<C> {
     /// Something that waiters look at has changed.
     #[track_caller]
     pub fn advance<P>(&self, cx: &mut Locked<'_, P>) {
-        forgetting(|| {
+        without_history(|| {
             self.count.lock_leaf(cx).now += 1;
             self.moved.notify_all();
         });

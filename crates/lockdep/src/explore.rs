@@ -63,7 +63,7 @@ pub struct Explore {
     pub bound: usize,
     /// Only what is between `focus(true)` and `focus(false)` has more than one order.
     pub focused: bool,
-    /// What threads [forget](crate::Since) is no part of the [state](crate::Model::state). If not, it is part of it what
+    /// What threads [forget](crate::HistoryMark) is no part of the [state](crate::Model::state). If not, it is part of it what
     /// each thread has found from its start on.
     pub forgets: bool,
     /// Ask the scheduler where there is no choice, too: it counts what each thread does.

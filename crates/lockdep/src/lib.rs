@@ -51,8 +51,8 @@ pub use explore::{Explore, is_explored, unexplored};
 pub use lock_ordering::relation::{LockAfter, LockBefore};
 pub use locked::{AtomicContext, LeafOnly, Locked, Unlocked};
 pub use model::{
-    Halt, Happening, Model, ObjectId, Op, OpKind, Since, ThreadModel, Touch, What, digest, focus, forgetting,
-    is_recorded, look, note, tell,
+    Halt, Happening, HistoryMark, Model, ObjectId, Op, OpKind, ThreadModel, Touch, What, digest, focus, is_recorded,
+    look, note, tell, without_history,
 };
 pub use mutex::{Mutex, MutexGuard};
 pub use report::{HeldLock, Report, ReportKind};

@@ -931,14 +931,14 @@ pub fn tell(what: &impl Hash, is: &impl Hash) {
     });
 }
 
-/// A moment in what a thread has seen, see [`forgetting`].
+/// A moment in what a thread has seen, see [`without_history`].
 #[derive(Clone, Copy, Debug)]
-pub struct Since {
+pub struct HistoryMark {
     seen: u64,
     holds: u32,
 }
 
-impl Since {
+impl HistoryMark {
     /// Now.
     pub fn now() -> Self {
         let now = |model: &mut Model| {
@@ -955,7 +955,7 @@ impl Since {
     /// # Panics
     /// Explored, if the thread has taken a lock since and still holds it, or has let go of one: then it does.
     #[track_caller]
-    pub fn forget_but(self, left: &impl Hash) {
+    pub fn erase_except(self, left: &impl Hash) {
         if crate::is_explored() {
             self.forget(digest(left), Location::caller());
         }
@@ -982,7 +982,7 @@ impl Since {
 /// was, the thread goes on in the same way. What `f` has written is told where it has written it.
 ///
 /// ```
-/// use lockdep::{Domain, Mutex, OnReport, enter, forgetting, lock_classes};
+/// use lockdep::{Domain, Mutex, OnReport, enter, without_history, lock_classes};
 ///
 /// lock_classes! {
 ///     leaf Items = "items";
@@ -991,15 +991,15 @@ impl Since {
 /// enter(&Domain::checked(OnReport::Panic), "main", |cx| {
 ///     let items = Mutex::<Items, _>::new(vec![3, 1, 2]);
 ///     // Which items there were is forgotten, but for whether there were any.
-///     let is_empty = forgetting(|| items.lock_leaf(cx).is_empty());
+///     let is_empty = without_history(|| items.lock_leaf(cx).is_empty());
 ///     assert!(!is_empty);
 /// });
 /// ```
 #[track_caller]
-pub fn forgetting<R: Hash>(f: impl FnOnce() -> R) -> R {
-    let since = Since::now();
+pub fn without_history<R: Hash>(f: impl FnOnce() -> R) -> R {
+    let since = HistoryMark::now();
     let result = f();
-    since.forget_but(&result);
+    since.erase_except(&result);
     result
 }
 
@@ -1010,7 +1010,7 @@ pub(crate) fn wait(
     lock: u32,
     timed: bool,
     wrote: Wrote,
-    since: Option<Since>,
+    since: Option<HistoryMark>,
     at: &'static Location<'static>,
 ) -> bool {
     act(|model, me, changes| {

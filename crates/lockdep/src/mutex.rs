@@ -64,7 +64,7 @@ impl<C: Class, T> Mutex<C, T> {
     /// The same lock, which tells an explorer what it protects whenever it is let go of: the number is the same only
     /// if nobody who takes the lock could tell the difference. Then what comes to the same in several ways is seen to be the
     /// same.
-    pub fn told(mut self, number: fn(&T) -> u64) -> Self {
+    pub fn with_state_digest(mut self, number: fn(&T) -> u64) -> Self {
         self.known.tell(number);
         self
     }

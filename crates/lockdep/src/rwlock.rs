@@ -59,8 +59,8 @@ impl<C: Class, T> RwLock<C, T> {
         Self { known: Known::new(parking_lot::RwLock::new(value), C::key(), 0), class: PhantomData }
     }
 
-    /// As with [`Mutex::told`](crate::Mutex::told).
-    pub fn told(mut self, number: fn(&T) -> u64) -> Self {
+    /// As with [`Mutex::told`](crate::Mutex::with_state_digest).
+    pub fn with_state_digest(mut self, number: fn(&T) -> u64) -> Self {
         self.known.tell(number);
         self
     }

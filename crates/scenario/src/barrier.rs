@@ -33,7 +33,7 @@ impl Barrier {
 
 impl Default for Barriers {
     fn default() -> Self {
-        Self(Mutex::new(BTreeMap::new()).told(digest))
+        Self(Mutex::new(BTreeMap::new()).with_state_digest(digest))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Stories: what to run, on which threads, and what must hold.
 //!
 //! A [`Scenario`] is read from a TOML file whose steps are the words people type at a shell. [`run`]
-//! tells it on a [`World`]: it brings a card up, has each named thread take its steps, waits until
+//! tells it on a [`host::World`]: it brings a card up, has each named thread take its steps, waits until
 //! everything is at rest, and says what held in an [`Outcome`]. A [`Session`] takes the same steps one
 //! by one, as a prompt does.
 //!

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use eswitch::inspect::{Snapshot, Violation};
 use host::{GaveUp, Heeds, World, left_on};
-use lockdep::{Deadline, Locked, Mutex, Since, Unlocked, is_explored, lock_classes};
+use lockdep::{Deadline, HistoryMark, Locked, Mutex, Unlocked, is_explored, lock_classes};
 
 use crate::file::{Scenario, Settle};
 use crate::session::{Session, StepError};
@@ -198,11 +198,11 @@ impl Teller {
     fn part(&self, session: &Arc<Session>, name: &str, steps: Vec<Step>, heeds: Heeds) -> Part {
         let (stage, session, thread) = (Arc::clone(&self.stage), Arc::clone(session), name.to_owned());
         let body = move |cx: &mut Locked<'_, Unlocked>| {
-            let since = Since::now();
+            let since = HistoryMark::now();
             let mut well = true;
             for (step, number) in steps.iter().zip(0..) {
                 // A step knows nothing of the steps before it but what they have left.
-                since.forget_but(&(number, well));
+                since.erase_except(&(number, well));
                 if session.world().pulse.stops(cx, heeds) {
                     break;
                 }
@@ -223,9 +223,9 @@ impl Teller {
                     break;
                 }
             }
-            since.forget_but(&well);
+            since.erase_except(&well);
             session.barriers.leave(cx, &session.world().pulse, &thread);
-            since.forget_but(&well);
+            since.erase_except(&well);
         };
         (name.to_owned(), Box::new(body))
     }

@@ -7,7 +7,7 @@ use control::{Failure, Reply};
 use eswitch::inspect::{PortView, Snapshot, Violation};
 use eswitch::{Agreed, CardConfig, Engine, Errno, Error, PciAddress, PortHandle, RepType, Subscription};
 use host::{GaveUp, Heeds, LiveCard, World};
-use lockdep::{Deadline, Locked, Mutex, Since, Unlocked, is_explored, lock_classes};
+use lockdep::{Deadline, HistoryMark, Locked, Mutex, Unlocked, is_explored, lock_classes};
 
 use crate::barrier::Barriers;
 use crate::expectation::{AuxState, Expectation, SfExpectation};
@@ -197,10 +197,10 @@ impl Session {
                 let mut printed = Vec::new();
                 // What threads meet at must be met as often by all of them.
                 let reduced = is_explored() && action.barriers().is_empty();
-                let since = Since::now();
+                let since = HistoryMark::now();
                 for n in 0..if reduced { (*times).min(REPEATS) } else { *times } {
                     // Only what the last one prints is printed.
-                    since.forget_but(&n);
+                    since.erase_except(&n);
                     printed = self.perform(cx, heeds, action)?;
                     if self.world().pulse.stops(cx, heeds) {
                         return Err(StepError::Interrupted);
@@ -341,7 +341,7 @@ impl Session {
     fn unrest(&self, cx: &mut Locked<'_, Unlocked>) -> String {
         let snapshot = self.engine().inspect(cx);
         let mut waiting = Vec::new();
-        for pf in snapshot.pfs.iter().filter(|pf| pf.retry.is_some()) {
+        for pf in snapshot.pfs.iter().filter(|pf| pf.retry.is_pending()) {
             waiting.push(format!("pci/{} is trying again", pf.address));
             for port in &pf.ports {
                 for (ty, state) in RepType::ALL.into_iter().zip(&port.reps) {

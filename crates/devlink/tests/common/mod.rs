@@ -11,7 +11,7 @@ use card_memory::MemoryCard;
 use control::CommandTarget;
 use devlink::view::Profile;
 use devlink::{Access, ControlSocket, Host, Served, Server};
-use eswitch::inspect::Snapshot;
+use eswitch::inspect::{PendingRetry, Snapshot};
 use eswitch::{CardConfig, PciAddress};
 use host::{LiveCard, World};
 use lockdep::{Domain, Locked, OnReport, Unlocked};
@@ -78,7 +78,10 @@ impl Up {
                     engine.settle(cx, true);
                     assert_eq!(engine.check(cx), []);
                     let mut snapshot = engine.inspect(cx);
-                    snapshot.pfs.iter_mut().for_each(|pf| pf.retry = pf.retry.map(|_| None));
+                    // How long is left is no part of it.
+                    for pf in snapshot.pfs.iter_mut().filter(|pf| pf.retry.is_pending()) {
+                        pf.retry = PendingRetry::Unknown;
+                    }
                     snapshot
                 })
             };

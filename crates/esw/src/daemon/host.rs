@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use devlink::{Cx, Host, Refusal, Told};
+use devlink::{CarriedOut, Cx, Host, Refusal};
 use eswitch::Touched;
 use host::{LiveCard, Pulse};
 use netlink::Errno;
@@ -94,12 +94,12 @@ impl CardHost {
 }
 
 impl Host for CardHost {
-    fn carried_out(&self, cx: Cx<'_, '_>, told: &Told<'_>, outcome: Result<(), &Refusal>) -> Result<(), Refusal> {
+    fn carried_out(&self, cx: Cx<'_, '_>, done: &CarriedOut<'_>, outcome: Result<(), &Refusal>) -> Result<(), Refusal> {
         // Before anything is logged: whatever becomes of the log, what is answered is on the disk.
-        let stored = self.store(cx, told.touched);
-        let (card, command) = (self.name.as_str(), told.words);
+        let stored = self.store(cx, done.touched);
+        let (card, command) = (self.name.as_str(), done.words);
         match outcome {
-            Ok(()) if told.touched == Touched::Nothing => tracing::debug!(card, command, "carried out"),
+            Ok(()) if done.touched == Touched::Nothing => tracing::debug!(card, command, "carried out"),
             Ok(()) => tracing::info!(card, command, "carried out"),
             Err(refusal) => {
                 tracing::warn!(card, command, errno = refusal.errno.raw_os_error(), why = refusal.why(), "refused");
@@ -107,8 +107,8 @@ impl Host for CardHost {
         }
         let Err(error) = stored else { return Ok(()) };
         tracing::error!(card, command, "{error:#}");
-        // What has only been looked at is as it was told, whether or not a restart will know of it.
-        if told.touched == Touched::Nothing {
+        // What was only looked at is as the answer says, whether or not a restart will know of it.
+        if done.touched == Touched::Nothing {
             return Ok(());
         }
         Err(Refusal::new(Errno::IO, format!("done, but a restart may not know of it: {error:#}")))

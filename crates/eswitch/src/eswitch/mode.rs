@@ -32,7 +32,7 @@ struct Inner {
 
 impl ModeState {
     pub(super) fn new(stated: Arc<Stated>) -> Self {
-        Self { inner: Mutex::new(Inner::default()).told(digest), stated }
+        Self { inner: Mutex::new(Inner::default()).with_state_digest(digest), stated }
     }
 
     /// The mode, for who holds the devlink lock and is not changing it: whoever changes it holds that

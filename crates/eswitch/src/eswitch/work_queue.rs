@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use lockdep::{AtomicU64, LockBefore, Locked, MayWait, Since, Unlocked, WaitMap};
+use lockdep::{AtomicU64, HistoryMark, LockBefore, Locked, MayWait, Unlocked, WaitMap};
 
 use crate::device::Pf;
 use crate::error::Result;
@@ -102,7 +102,7 @@ impl Pf {
     /// Serves the queue until it is closed: the body of its thread.
     pub(crate) fn serve_work(self: &Arc<Self>, cx: &mut Locked<'_, Unlocked>) {
         let work = &self.eswitch.work;
-        let since = Since::now();
+        let since = HistoryMark::now();
         while let Some(next) = work.queue.next(cx, since) {
             let _change = self.shared.change();
             let (_inside, mut cx) = work.map.run(cx);

@@ -1,4 +1,4 @@
-//! What a card's [host](crate::Host) is told of a command: its words, and what it may have changed.
+//! Commands as the [host](crate::Host) of a card hears of them: in words for a log, with what they may have changed.
 
 use control::Command;
 use eswitch::{CardConfig, PciAddress, Touched};
@@ -10,7 +10,7 @@ use crate::request::Attributes;
 
 /// A command that has been carried out, or refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Told<'a> {
+pub struct CarriedOut<'a> {
     /// The command as one who reads a log would type it, with what it was asked with.
     pub words: &'a str,
     /// What of what is agreed it may have changed.
@@ -27,9 +27,10 @@ pub(crate) fn devlink_command(
 ) -> Result<(), Refusal> {
     let Some(host) = &served.host else { return outcome };
     let touched = touched(served.card.engine().config(), number, asked);
-    let told = host.carried_out(cx, &Told { words: &in_words(number, asked), touched }, outcome.as_ref().copied());
+    let stored =
+        host.carried_out(cx, &CarriedOut { words: &in_words(number, asked), touched }, outcome.as_ref().copied());
     // What went wrong first is what is answered.
-    outcome.and(told)
+    outcome.and(stored)
 }
 
 /// Tells the host of a command that a lab has sent; what to answer.
@@ -48,8 +49,8 @@ pub(crate) fn card_command(
     // A module that needs the core module has loaded it, and so bound every PF.
     let touched = if engine.core_loads() == core_loads { command.touches(card) } else { Touched::Everything };
     let words = command.in_words(card);
-    let told = host.carried_out(cx, &Told { words: &words, touched }, outcome.as_ref().copied());
-    outcome.and(told)
+    let stored = host.carried_out(cx, &CarriedOut { words: &words, touched }, outcome.as_ref().copied());
+    outcome.and(stored)
 }
 
 /// What of the view a devlink command may have changed, which is more than what is agreed.
