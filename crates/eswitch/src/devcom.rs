@@ -10,12 +10,12 @@ use lockdep::{Locked, RwLock};
 
 use crate::auxiliary::{AuxKind, AuxiliaryDevice};
 use crate::device::Pf;
-use crate::engine::Shared;
 use crate::error::Result;
 use crate::event::Event;
 use crate::ids::{Mode, PfIndex};
 use crate::lag;
 use crate::lock_order::{Auxiliary, Devcom as DevcomClass};
+use crate::shared::Shared;
 
 /// The component lock and what it protects.
 pub type Devcom = RwLock<DevcomClass, Component>;

@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::card::Resource;
 use crate::devlink::{Devlink, VportInfo};
-use crate::engine::Shared;
 use crate::error::{Error, Result};
 use crate::eswitch::ESwitch;
 use crate::event::{Changes, Event};
@@ -17,6 +16,7 @@ use crate::ids::{MacAddr, Mode, PciAddress, PfIndex, PortHandle, PortIndex, Vpor
 use crate::lock_order::{Device as DeviceClass, DeviceSlot, Devlink as DevlinkClass};
 use crate::pci::may_drive;
 use crate::sf::SfQueue;
+use crate::shared::Shared;
 
 /// A PF on the PCI bus, bound to the driver or not.
 pub(crate) struct Device {

@@ -14,12 +14,12 @@ use lockdep::{Locked, Mutex, digest};
 use crate::auxiliary::{AuxKind, Function};
 use crate::card::{CardError, Create, Refusal, Resource};
 use crate::device::Pf;
-use crate::engine::Shared;
 use crate::error::Result;
 use crate::eswitch::{RepEvent, RepOps};
 use crate::ids::{PfIndex, RepType, Vport};
 use crate::lag::LagMode;
 use crate::lock_order::{CardCall, LentOps, Probe, RepCallback, RepOps as RepOpsClass, Representors};
+use crate::shared::Shared;
 
 /// A driver on the auxiliary bus.
 pub trait AuxiliaryDriver: Send + Sync {

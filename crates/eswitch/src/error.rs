@@ -2,8 +2,7 @@
 //! that ends in what to do.
 
 use crate::card::CardError;
-use crate::ids::{PciAddress, PortHandle, RepType, SfNum};
-use crate::lag::LagMode;
+use crate::ids::{LagMode, PciAddress, PortHandle, RepType, SfNum};
 use crate::text::escaped;
 
 /// The result of a command.

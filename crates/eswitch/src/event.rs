@@ -7,8 +7,7 @@ use std::sync::{Arc, Weak};
 use lockdep::{AtomicU64, Locked, Mutex, tell};
 
 use crate::card::Resource;
-use crate::ids::{Mode, PciAddress, PfIndex, PortHandle, RepType};
-use crate::lag::LagMode;
+use crate::ids::{LagMode, Mode, PciAddress, PfIndex, PortHandle, RepType};
 use crate::lock_order::Events as EventsClass;
 use crate::text::escaped;
 

@@ -14,7 +14,6 @@ mod transition;
 mod whole;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,50 +22,15 @@ use lockdep::{HistoryMark, LockBefore, Locked, Mutex, Shadow, Unlocked, WaitMap,
 use serde::{Deserialize, Serialize};
 
 use crate::device::Pf;
-use crate::engine::Shared;
+pub use crate::ids::LagMode;
 use crate::ids::PfIndex;
 use crate::lock_order::{Lag as LagClass, LagHolds, LagQueue as LagQueueClass};
 use crate::queue::{Next, Queue};
+use crate::shared::Shared;
 
 use whole::Seen;
 
 pub use transition::Member;
-
-/// How the PFs of a card act as one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum LagMode {
-    /// They do not.
-    #[default]
-    None,
-    /// In legacy mode without VFs: one RDMA device over all ports.
-    Roce,
-    /// In switchdev mode, each with a forwarding database and an RDMA device of its own.
-    Vf,
-    /// In switchdev mode with one forwarding database and one RDMA device, the master's.
-    SharedFdb,
-    /// Multiport E-Switch: as with a shared forwarding database, but each port stays an uplink of its
-    /// own, and no bond is needed.
-    Mpesw,
-}
-
-impl LagMode {
-    /// Whether there is one RDMA device, on the master.
-    pub fn is_shared(self) -> bool {
-        matches!(self, Self::SharedFdb | Self::Mpesw)
-    }
-}
-
-impl fmt::Display for LagMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::None => "none",
-            Self::Roce => "roce",
-            Self::Vf => "vf",
-            Self::SharedFdb => "shared-fdb",
-            Self::Mpesw => "mpesw",
-        })
-    }
-}
 
 /// How a bond chooses the port it sends on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

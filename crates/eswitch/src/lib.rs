@@ -33,16 +33,18 @@ mod pci;
 mod queue;
 pub mod rate;
 pub mod sf;
+mod shared;
 pub mod text;
 pub mod vf;
 
 pub use agreed::{Agreed, AgreedPart, AgreedPf, Touched};
 pub use config::{CardConfig, ConfigError};
 pub use device::{PciState, Pf};
-pub use engine::{Engine, FunctionChange, PfFunction, Shared, Tx};
+pub use engine::{Engine, FunctionChange, PfFunction, Tx};
 pub use error::{Errno, Error, Result};
 pub use event::{Event, Subscription};
 pub use ids::{
     MAX_SFS, MacAddr, Mode, ParseError, PciAddress, PfIndex, PfSet, PortHandle, PortIndex, RepType, SF_VPORT_BASE,
     SfNum, Vport,
 };
+pub use shared::Shared;

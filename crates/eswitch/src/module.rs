@@ -7,11 +7,11 @@ use lockdep::{AtomicU64, LockBefore, Locked, Mutex, Shadow, digest};
 use crate::auxiliary::{AuxKind, Function};
 use crate::card::Resource;
 use crate::driver::{AuxiliaryDriver, ETH, ETH_REP, RDMA, RDMA_REP};
-use crate::engine::Shared;
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::ids::{PciAddress, RepType};
 use crate::lock_order::{CoreModule as CoreClass, Module as ModuleClass};
+use crate::shared::Shared;
 
 /// A module the card knows.
 pub struct ModuleInfo {

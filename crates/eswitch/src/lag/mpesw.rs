@@ -3,11 +3,11 @@
 use lockdep::{LockBefore, Locked};
 
 use crate::card::{Create, Resource};
-use crate::engine::Shared;
 use crate::error::{Error, Result};
 use crate::ids::{Mode, PfIndex, Vport};
 use crate::lag::LagMode;
 use crate::lock_order::Devcom;
+use crate::shared::Shared;
 
 impl Shared {
     /// `devlink dev param set … name esw_multiport value true cmode runtime`. Turning on what is on

@@ -11,12 +11,12 @@ use lockdep::Locked;
 
 use crate::card::Resource;
 use crate::devcom::Component;
-use crate::engine::Shared;
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::ids::{Mode, PfIndex, Vport};
 use crate::lag::{LagMode, State, TxType};
 use crate::lock_order::{Devcom, LagQueue};
+use crate::shared::Shared;
 
 /// What an evaluation looks at of one PF, taken from the devcom component.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

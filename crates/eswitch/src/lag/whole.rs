@@ -6,10 +6,10 @@ use lockdep::{Locked, Unlocked};
 
 use crate::card::{Resource, ResourceKind};
 use crate::devcom::Component;
-use crate::engine::Shared;
 use crate::ids::PfIndex;
 use crate::lag::{Lag, LagMode, Member, State};
 use crate::lock_order::Devcom;
+use crate::shared::Shared;
 
 /// What the LAG lock protects, as it was when it was last let go of.
 #[derive(Clone, Default)]

@@ -1,0 +1,274 @@
+//! The invariants that hold at rest, over a [view](super) of the card.
+//!
+//! Each invariant has a name, which is the same everywhere: in reports, in scenarios, in the docs.
+
+use std::collections::BTreeSet;
+
+use lockdep::{Locked, Unlocked};
+
+use super::{PfView, PortView, RepState, Snapshot, Violation};
+use crate::auxiliary::AuxKind;
+use crate::card::Resource;
+use crate::device::Pf;
+use crate::devlink::{DevlinkState, VportInfo};
+use crate::engine::Engine;
+use crate::ids::{Mode, PfIndex, RepType, Vport};
+use crate::lag::{LagMode, LagView};
+use crate::lock_order::Devlink;
+use crate::module::CORE;
+
+impl Engine {
+    /// Checks the invariants that hold at rest: after [`settle`](Self::settle), with no command
+    /// running. What the card has noticed meanwhile is part of it.
+    pub fn check(&self, cx: &mut Locked<'_, Unlocked>) -> Vec<Violation> {
+        let snapshot = self.inspect(cx);
+        let mut found: Vec<Violation> = Vec::new();
+        for detail in self.shared.card.take_complaints(&mut cx.narrow()) {
+            found.push(Violation { invariant: "load-once", detail });
+        }
+        let mut expected = BTreeSet::new();
+        if self.shared.lag.is_held_off(cx) {
+            found.push(Violation { invariant: "lag-consistent", detail: "LAG is held off by nobody".to_owned() });
+        }
+        for pf in &snapshot.pfs {
+            found.extend(pf.hidden.iter().cloned());
+            self.check_pf(pf, &snapshot.modules, &snapshot.lag, &mut found);
+            self.expect_resources(cx, pf, &snapshot.lag, &mut expected);
+        }
+        check_lag(&snapshot, &mut found);
+        found.extend(self.shared.unevaluated_lag(cx).map(|detail| Violation { invariant: "lag-consistent", detail }));
+        let actual: BTreeSet<Resource> = snapshot.resources.iter().copied().collect();
+        for leaked in actual.difference(&expected) {
+            found.push(Violation { invariant: "no-leak", detail: format!("{leaked} exists and should not") });
+        }
+        for missing in expected.difference(&actual) {
+            found.push(Violation { invariant: "no-leak", detail: format!("{missing} should exist and does not") });
+        }
+        found
+    }
+
+    fn check_pf(&self, pf: &PfView, modules: &[&'static str], lag: &LagView, found: &mut Vec<Violation>) {
+        let mut violate = |invariant, detail| found.push(Violation { invariant, detail });
+        let failed_rep = |port: &PortView| port.reps.iter().any(|state| matches!(state, RepState::Failed(_)));
+        let excused = pf.ports.iter().any(failed_rep)
+            || pf.auxiliary.iter().any(|device| device.failed.is_some())
+            || pf.host_failure.is_some();
+        // What is missing is to be tried again, and what keeps it from being there is to be seen.
+        let rests = !pf.retry.is_pending() || !excused;
+        if pf.mode == Mode::Legacy && pf.loaded != [0, 0] {
+            let [eth, ib] = pf.loaded;
+            violate("legacy-empty", format!("pci/{}: {eth} eth and {ib} ib loaded in legacy mode", pf.address));
+        }
+        for port in pf.ports.iter().filter(|_| pf.mode == Mode::Switchdev) {
+            for (ty, state) in RepType::ALL.into_iter().zip(&port.reps) {
+                match state {
+                    RepState::Registered if rests => {
+                        violate("switchdev-complete", format!("{}: {ty} is registered and not loaded", port.handle));
+                    }
+                    RepState::Failed(failure) if !pf.retry.is_pending() => {
+                        let why = &failure.error;
+                        violate(
+                            "switchdev-complete",
+                            format!("{}: {ty} failed and is not retried: {why}", port.handle),
+                        );
+                    }
+                    _ => {}
+                }
+            }
+        }
+        for (port, ty) in &pf.misinformed {
+            let paired = &pf.paired;
+            violate("pairing-told", format!("{port}: {ty} was told otherwise than that it is paired with {paired:?}"));
+        }
+        for port in &pf.ports {
+            if let Some(sf) = port.sf
+                && (sf.active && !sf.unbound) != sf.attached
+                && rests
+            {
+                violate(
+                    "switchdev-complete",
+                    format!("{}: active is {}, attached is {}", port.handle, sf.active, sf.attached),
+                );
+            }
+        }
+        for (kind, sf) in self.wanted_devices(pf, lag) {
+            if rests && !pf.auxiliary.iter().any(|device| device.kind == kind && device.sf == sf) {
+                violate(
+                    "switchdev-complete",
+                    format!("pci/{}: no {kind} device {sf:?} though there should be", pf.address),
+                );
+            }
+        }
+        if let Some(host) = pf.host_vfs
+            && host != pf.num_vfs.into()
+            && rests
+        {
+            violate("switchdev-complete", format!("pci/{}: {} VFs, the host has {host}", pf.address, pf.num_vfs));
+        }
+        for device in &pf.auxiliary {
+            let module = match device.kind {
+                AuxKind::Rdma | AuxKind::RdmaRep => "mlx5_ib",
+                AuxKind::Eth | AuxKind::EthRep => CORE,
+            };
+            let name = &device.name;
+            match (device.bound, modules.contains(&module)) {
+                (true, false) => {
+                    violate("loaded-implies-registered", format!("{name} has a driver though {module} is not loaded"));
+                }
+                (false, true) if rests => {
+                    let why = device.failed.as_deref().unwrap_or("it was passed over");
+                    violate("switchdev-complete", format!("{name} has no driver and is not retried: {why}"));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// The auxiliary devices there should be: of the PF by its mode, unless a LAG's master has the one
+    /// RDMA device, and of each SF that is active.
+    fn wanted_devices(&self, pf: &PfView, lag: &LagView) -> Vec<(AuxKind, Option<Vport>)> {
+        let mut wanted = vec![(AuxKind::Eth, None)];
+        let master = self.devices.first().is_some_and(|d| d.index == pf.index);
+        let rdma = master || matches!(lag.mode, LagMode::None | LagMode::Vf);
+        match pf.mode {
+            Mode::Legacy => wanted.extend(rdma.then_some((AuxKind::Rdma, None))),
+            Mode::Switchdev => {
+                wanted.push((AuxKind::EthRep, None));
+                wanted.extend(rdma.then_some((AuxKind::RdmaRep, None)));
+            }
+        }
+        for port in pf.ports.iter().filter(|port| port.sf.is_some_and(|sf| sf.active && !sf.unbound)) {
+            wanted.push((AuxKind::Eth, Some(port.vport)));
+            let roce = port.sf.is_some_and(|sf| sf.roce);
+            wanted.extend(roce.then_some((AuxKind::Rdma, Some(port.vport))));
+        }
+        wanted
+    }
+
+    /// What the card should hold for a PF, as a function of what the engine says there is.
+    fn expect_resources(
+        &self,
+        cx: &mut Locked<'_, Unlocked>,
+        pf: &PfView,
+        lag: &LagView,
+        expected: &mut BTreeSet<Resource>,
+    ) {
+        let index = pf.index;
+        expected.insert(Resource::Function(index));
+        if pf.mode == Mode::Switchdev {
+            expected.insert(Resource::SwitchdevFdb(index));
+        }
+        for device in pf.auxiliary.iter().filter(|d| d.bound) {
+            expected.extend(match (device.kind, device.sf) {
+                (AuxKind::Eth, None) => Some(Resource::PfNetdev(index)),
+                (AuxKind::Rdma, None) => Some(Resource::PfIbDevice(index)),
+                (AuxKind::Eth, Some(sf)) => Some(Resource::SfNetdev(index, sf)),
+                (AuxKind::Rdma, Some(sf)) => Some(Resource::SfIbDevice(index, sf)),
+                (AuxKind::EthRep | AuxKind::RdmaRep, _) => None,
+            });
+        }
+        let vport = |(vport, info): (&Vport, &VportInfo)| (*vport, info.is_vf_bound());
+        let vports =
+            self.look_devlink(cx, pf.address, |_, state, _| Ok(state.vports.iter().map(vport).collect::<Vec<_>>()));
+        for (vport, bound) in vports.unwrap_or_default() {
+            if vport != Vport::Uplink {
+                expected.insert(Resource::Port(index, vport));
+            }
+            if bound {
+                expected.insert(Resource::VfNetdev(index, vport));
+            }
+        }
+        let master = self.devices.first().map(|d| d.index) == Some(index);
+        for port in &pf.ports {
+            for (ty, state) in RepType::ALL.into_iter().zip(&port.reps) {
+                let the_masters = ty == RepType::Ib && port.vport == Vport::Uplink && lag.mode == LagMode::SharedFdb;
+                if *state == RepState::Loaded && (master || !the_masters) {
+                    expected.insert(Resource::Representor(index, port.vport, ty));
+                }
+            }
+        }
+        // An uplink that did not load will be told once it is.
+        let is_uplink = |port: &PortView| port.vport == Vport::Uplink && port.reps[0] == RepState::Loaded;
+        if pf.ports.iter().any(is_uplink) {
+            expected.extend(pf.paired.iter().map(|peer| Resource::PeerRules(index, *peer)));
+        }
+        if lag.mode == LagMode::Mpesw {
+            expected.insert(Resource::MpeswMetadata(index));
+        }
+        if lag.mode != LagMode::None && master {
+            expected.insert(Resource::Lag(index));
+        }
+    }
+}
+
+/// `lag-consistent`: a LAG is whole or there is none, and the RDMA devices there are are those of it.
+fn check_lag(snapshot: &Snapshot, found: &mut Vec<Violation>) {
+    let mut violate = |detail| found.push(Violation { invariant: "lag-consistent", detail });
+    let rests = snapshot.pfs.iter().all(|pf| !pf.retry.is_pending());
+    if !rests || !snapshot.modules.contains(&"mlx5_ib") {
+        return;
+    }
+    let devices: BTreeSet<PfIndex> = snapshot
+        .resources
+        .iter()
+        .filter(|r| matches!(r, Resource::PfIbDevice(_) | Resource::Representor(_, Vport::Uplink, RepType::Ib)))
+        .map(Resource::pf)
+        .collect();
+    let all: BTreeSet<PfIndex> = snapshot.pfs.iter().map(|pf| pf.index).collect();
+    let expected: BTreeSet<PfIndex> = match snapshot.lag.mode {
+        LagMode::None | LagMode::Vf | LagMode::Mpesw => all,
+        LagMode::Roce | LagMode::SharedFdb => all.into_iter().take(1).collect(),
+    };
+    if devices != expected {
+        violate(format!(
+            "lag {}: RDMA devices or uplinks on {devices:?}, should be on {expected:?}",
+            snapshot.lag.mode
+        ));
+    }
+    if snapshot.lag.mode.is_shared() {
+        for port in snapshot.pfs.iter().flat_map(|pf| &pf.ports) {
+            if port.reps[0] == RepState::Loaded && port.reps[1] != RepState::Loaded {
+                violate(format!("{}: no port of the one RDMA device", port.handle));
+            }
+        }
+    }
+}
+
+impl Pf {
+    /// What does not hold at rest of what a view does not show.
+    pub(super) fn check_hidden(
+        &self,
+        cx: &mut Locked<'_, Devlink>,
+        state: &DevlinkState,
+        paired: &[PfIndex],
+    ) -> Vec<Violation> {
+        let mut found = Vec::new();
+        let mut violate = |invariant, detail: String| {
+            found.push(Violation { invariant, detail: format!("{}: {detail}", self.address()) });
+        };
+        let (known, sfs) = (self.sf_queue.known(cx), state.sfs.iter().map(|sf| sf.vport()).collect::<Vec<_>>());
+        if known != sfs {
+            violate("no-leak", format!("the SF queue looks after {known:?}, and there are {sfs:?}"));
+        }
+        if !state.kept.is_empty() {
+            violate("no-leak", "what a reload keeps is kept after it".to_owned());
+        }
+        if let Some((vf, _)) =
+            state.vports.iter().find(|(_, info)| info.vf.as_ref().is_some_and(|vf| vf.removed && vf.bound))
+        {
+            violate("true-success", format!("{vf} is off the bus and bound"));
+        }
+        if state.host_failure.is_some() && self.eswitch.work.inner().pending_retry(cx).is_none() {
+            violate("switchdev-complete", "the host's VFs have failed, and nobody tries again".to_owned());
+        }
+        let back_offs = [self.eswitch.work.inner().idle_back_off(cx), self.sf_queue.inner().idle_back_off(cx)];
+        if let Some(failures) = back_offs.into_iter().flatten().next() {
+            violate("switchdev-complete", format!("all is there, and a failure would wait as after {failures} more"));
+        }
+        let mode = self.eswitch.mode.under_devlink(state, cx);
+        for (invariant, detail) in self.eswitch.stated.check_at_rest(cx, mode, paired.iter().copied().collect()) {
+            violate(invariant, detail);
+        }
+        found
+    }
+}
