@@ -92,7 +92,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if !compared.fails {
         return Ok(ExitCode::SUCCESS);
     }
-    eprintln!("{FILE} was counted with {}; this is {with}.", kept.counted_with);
+    if kept.counted_with != with {
+        // Each of these makes other code, or counts otherwise: what has grown cannot be told from that.
+        eprintln!("{FILE} was counted with {}; this is {with}, so nothing fails.", kept.counted_with);
+        return Ok(ExitCode::SUCCESS);
+    }
     eprintln!("If it is meant to be so: `cargo xtask instructions --write`, and say why in the commit.");
     Ok(ExitCode::FAILURE)
 }
