@@ -506,9 +506,12 @@ fn the_program_starts_in_the_callers_folder() {
 
 /// Job control by a shell at a terminal.
 const JOBS: &str = r#"
-import os, pty, re, select, sys, time
+import os, pty, re, select, signal, sys, time
 pid, fd = pty.fork()
 if pid == 0:
+    # What runs tests in the background ignores some of these, and what is ignored stays so.
+    for key in (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU):
+        signal.signal(key, signal.SIG_DFL)
     os.execvp("bash", ["bash", "--norc", "--noprofile", "-i"])
 heard = b""
 def until(text):
