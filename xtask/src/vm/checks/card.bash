@@ -57,5 +57,12 @@ END
   ip link set "$rep1" up
 }
 
+# Waits until Open vSwitch can count processors: it looks for them every ten seconds, the first time ten seconds after the
+# machine has booted, and until then there are none and it starts no thread for what the kernel's datapath asks
+# (`count_cpu_cores` in lib/ovs-thread.c).
+switch_can_count() {
+  while [ "$(cut -d. -f1 /proc/uptime)" -lt 11 ]; do sleep 0.2; done
+}
+
 # ping_from NAMESPACE ADDRESS
 ping_from() { ip netns exec "$1" ping -c 3 -i 0.2 -W 5 -q "$2"; }

@@ -35,6 +35,7 @@ devlink port show | grep -q "netdev $rep0 flavour pcivf" || fail "devlink shows 
 ip -d link show "$rep0" | grep -q switchid || fail "$rep0 has no switch id"
 
 say "the switch, with the kernel's datapath"
+switch_can_count
 ovsdb-tool create "$folder/ovs/conf.db" /usr/share/openvswitch/vswitch.ovsschema
 ovsdb-server "$folder/ovs/conf.db" --remote="punix:$folder/ovs/db.sock" --pidfile --detach --log-file="$folder/ovs/server.log" \
   -vconsole:off

@@ -20,6 +20,7 @@ at_end() {
 
 card_up
 say "the switch, with the kernel's datapath"
+switch_can_count
 ovsdb-tool create "$folder/ovs/conf.db" /usr/share/openvswitch/vswitch.ovsschema
 ovsdb-server "$folder/ovs/conf.db" --remote="punix:$folder/ovs/db.sock" --pidfile --detach --log-file="$folder/ovs/server.log" \
   -vconsole:off
