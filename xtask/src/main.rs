@@ -2,6 +2,7 @@
 
 mod bench;
 mod instructions;
+mod memory_card;
 mod mutants;
 mod page;
 mod patched;

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::Ordering;
 
-use ::control::{Command, Failure, Reply as Done};
+use ::control::{Command, Failure, Reply as CommandReply};
 use eswitch::Touched;
 use netlink::{Errno, attributes};
 
@@ -146,7 +146,7 @@ fn tell_pieces(command: u8, json: &[u8], reply: &mut Reply<'_>) -> Result<(), Re
 
 fn perform(served: &Served, cx: Cx<'_, '_>, command: &Command, reply: &mut Reply<'_>) -> Result<(), Refusal> {
     match served.card.carry_out(cx, command) {
-        Ok(Done::Done) => Ok(()),
+        Ok(CommandReply::Done) => Ok(()),
         Ok(more) => {
             reply.add(PERFORM, |to| {
                 to.put(REPLY, &more.encode());

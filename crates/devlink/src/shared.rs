@@ -125,11 +125,27 @@ fn keep<T>(place: &mut Option<(u64, T)>, at: u64, seen: T) {
     }
 }
 
+/// What a look at the card has found.
+struct Looked {
+    /// Whether all of the card was looked at.
+    all: bool,
+    /// Whether the view may differ from the one before.
+    changed: bool,
+}
+
 impl SharedView {
     /// Sees to it that what has been changed so far of what was `touched` can be read when it returns; of the
     /// rest, what can be looked at without waiting for a command, and what was never looked at before. Whether
     /// that was all of it.
     pub(crate) fn publish(&self, cx: Cx<'_, '_>, served: &Served, touched: Touched) -> bool {
+        let Looked { all, changed } = self.look(cx, served, touched);
+        if changed {
+            self.0.lock_leaf(cx).write(served);
+        }
+        all
+    }
+
+    fn look(&self, cx: Cx<'_, '_>, served: &Served, touched: Touched) -> Looked {
         let engine = served.card.engine();
         let end = Instant::now() + PATIENCE;
         let (mut busy, mut all, mut differs) = (Vec::new(), true, touched != Touched::Nothing);
@@ -172,7 +188,7 @@ impl SharedView {
         }
         // What is being done at a PF moves the count all the time, and the card is not asked each time.
         if !differs && rest.is_some() {
-            return all && busy.is_empty();
+            return Looked { all: all && busy.is_empty(), changed: false };
         }
         if rest != Some(at) {
             let functions = engine.functions(cx);
@@ -189,8 +205,7 @@ impl SharedView {
                 state.rest = Some(rest);
             }
         }
-        self.0.lock_leaf(cx).write(served);
-        all && busy.is_empty()
+        Looked { all: all && busy.is_empty(), changed: true }
     }
 
     /// The memory, to be read by another process. There is a view in it, with every change that was acknowledged; it
@@ -206,9 +221,9 @@ impl SharedView {
                 state.last = None;
             }
         }
-        self.publish(cx, served, Touched::Nothing);
+        self.look(cx, served, Touched::Nothing);
         let mut state = self.0.lock_leaf(cx);
-        // What was seen may have been there before the memory.
+        // The view may be older than the memory.
         state.write(served);
         let memory = state.memory.as_ref().ok_or(io::ErrorKind::NotFound)?;
         if memory.at.is_none() {

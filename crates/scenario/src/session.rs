@@ -1,11 +1,10 @@
 //! A live card that takes the steps of a story, one by one, from any thread.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use control::{Failure, Reply};
 use eswitch::inspect::{PortView, Snapshot, Violation};
-use eswitch::{Agreed, CardConfig, Engine, Errno, Error, PciAddress, PortHandle, RepType, Subscription};
+use eswitch::{CardConfig, Engine, Errno, Error, PciAddress, PortHandle, RepType, Subscription};
 use host::{GaveUp, Heeds, LiveCard, World};
 use lockdep::{Deadline, HistoryMark, Locked, Mutex, Unlocked, is_explored, lock_classes};
 
@@ -32,7 +31,7 @@ const REPEATS: u32 = 2;
 
 /// A live card, and what has happened to it.
 pub struct Session {
-    card: Arc<LiveCard>,
+    card: LiveCard,
     limit: Duration,
     subscription: Subscription,
     /// Every event so far, in words.
@@ -123,44 +122,20 @@ impl Session {
         world: World,
         limit: Duration,
     ) -> Result<Self, Error> {
-        Self::start_as(cx, config, world, limit, None)
-    }
-
-    /// Brings a card up as it was last agreed, if anything was.
-    ///
-    /// # Errors
-    /// What failed; nothing is left.
-    pub fn start_as(
-        cx: &mut Locked<'_, Unlocked>,
-        config: CardConfig,
-        world: World,
-        limit: Duration,
-        agreed: Option<&Agreed>,
-    ) -> Result<Self, Error> {
-        let card = LiveCard::start(cx, config, world, agreed)?;
-        Ok(Self::of(cx, Arc::new(card), limit))
-    }
-
-    /// Takes steps on a card that is up. `limit`: how long any wait may take.
-    pub fn of(cx: &mut Locked<'_, Unlocked>, card: Arc<LiveCard>, limit: Duration) -> Self {
+        let card = LiveCard::start(cx, config, world, None)?;
         let subscription = card.engine().subscribe(cx);
-        Self {
+        Ok(Self {
             card,
             limit,
             subscription,
             chronicle: lockdep::unexplored(|| Mutex::new(Vec::new())),
             barriers: Barriers::default(),
-        }
+        })
     }
 
     /// The engine.
     pub fn engine(&self) -> &Engine {
         self.card.engine()
-    }
-
-    /// The card.
-    pub fn card(&self) -> &Arc<LiveCard> {
-        &self.card
     }
 
     /// The outside of the card.

@@ -14,18 +14,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, ensure};
-use card_memory::MemoryCard;
-use control::CommandTarget;
+use anyhow::{Context, Result, anyhow};
 use devlink::numbers::{attribute, command};
-use devlink::view::Profile;
-use devlink::{Access, ControlSocket, DEVLINK, Served, Server, connect};
-use eswitch::CardConfig;
-use host::{LiveCard, World};
-use lockdep::{Domain, enter};
+use devlink::{Access, ControlSocket, DEVLINK, Server, connect};
 use netlink::{Flags, Header, messages};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
 use rustix::thread::{CpuSet, Pid, gettid, sched_getaffinity, sched_setaffinity};
+
+use crate::memory_card;
 
 use super::{Measurement, Quantity, Row, Target, by_turns};
 
@@ -45,22 +41,14 @@ const SERVING: &str = "client";
 /// Has something done while a card's control socket is served.
 fn with_card<T>(work: impl FnOnce(&PathBuf) -> Result<T>) -> Result<T> {
     let path = std::env::temp_dir().join(format!("esw-bench-{}.sock", std::process::id()));
-    let domain = Domain::unchecked();
-    enter(&domain, "main", |cx| {
-        let config = CardConfig { vfs: 8, ..CardConfig::default() };
-        let world = World::of(MemoryCard::new(config.clone()), &domain);
-        let live = LiveCard::start(cx, config, world, None).map_err(|error| anyhow!("{error}"))?;
-        let live = Arc::new(live);
-        let served =
-            Arc::new(Served::new(Arc::clone(&live) as Arc<dyn CommandTarget>, Arc::clone(&domain), Profile::mlx5()));
+    memory_card::with_served(|served, cx| {
         let access = Access { group: None, clients: 2 * CLIENTS };
         let mut socket = ControlSocket::bind(&path, 0o600, None)?;
         let listener = socket.take_listener().context("the socket does not listen")?;
-        let server = Server::start(cx, served, listener, access)?;
+        let server = Server::start(cx, Arc::clone(served), listener, access)?;
         let done = work(&path);
         drop(server);
         drop(socket);
-        ensure!(live.close(cx).is_empty(), "the card is left with something");
         done
     })
 }

@@ -6,18 +6,17 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use card_memory::MemoryCard;
-use control::CommandTarget;
 use devlink::numbers::{attribute, command};
-use devlink::view::Profile;
 use devlink::{DEVLINK, Peer, Served, Sink, answer};
 use eswitch::{CardConfig, Engine, Mode, Touched, hot_paths};
-use host::{LiveCard, World};
 use lab::sysfs::tree::{Kernel, Shown, Tree};
 use lockdep::{
     Domain, EventCount, Explore, Locked, Mutex, OnReport, RwLock, Threads, Unlocked, enter, lock_classes, lock_order,
 };
 use netlink::{Flags, Header};
 use shuttle::scheduler::RoundRobinScheduler;
+
+use crate::memory_card;
 
 lock_classes! {
     class Outer = "counted, outer";
@@ -166,21 +165,13 @@ fn there_and_back(n: usize) -> Result<()> {
 
 /// Has something done with a card in memory that has 8 VFs and is in switchdev mode.
 fn with_card(work: impl FnOnce(&Served, &mut Locked<'_, Unlocked>) -> Result<()>) -> Result<()> {
-    let domain = Domain::unchecked();
-    enter(&domain, "main", |cx| {
-        let config = CardConfig { vfs: 8, ..CardConfig::default() };
-        let world = World::of(MemoryCard::new(config.clone()), &domain);
-        let live = LiveCard::start(cx, config, world, None).map_err(|error| anyhow!("{error}"))?;
-        let live = Arc::new(live);
-        let served = Served::new(Arc::clone(&live) as Arc<dyn CommandTarget>, Arc::clone(&domain), Profile::mlx5());
-        let engine = live.engine();
+    memory_card::with_served(|served, cx| {
+        let engine = served.card.engine();
         for address in engine.addresses() {
             engine.set_mode(cx, address, Mode::Switchdev)?;
         }
         engine.settle(cx, true);
-        work(&served, cx)?;
-        ensure!(live.close(cx).is_empty(), "the card is left with something");
-        Ok(())
+        work(served, cx)
     })
 }
 

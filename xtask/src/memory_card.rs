@@ -1,0 +1,31 @@
+//! A card in memory with what a server needs to answer for it.
+
+use std::sync::Arc;
+
+use anyhow::{Result, anyhow, ensure};
+use card_memory::MemoryCard;
+use control::CommandTarget;
+use devlink::Served;
+use devlink::view::Profile;
+use eswitch::CardConfig;
+use host::{LiveCard, World};
+use lockdep::{Domain, Locked, Unlocked, enter};
+
+/// Does something with a card that has one PF and 8 VFs, and takes the card down.
+///
+/// # Errors
+/// The card does not come up; what was to be done failed; or something is left on the card.
+pub fn with_served<T>(work: impl FnOnce(&Arc<Served>, &mut Locked<'_, Unlocked>) -> Result<T>) -> Result<T> {
+    let domain = Domain::unchecked();
+    enter(&domain, "main", |cx| {
+        let config = CardConfig { vfs: 8, ..CardConfig::default() };
+        let world = World::of(MemoryCard::new(config.clone()), &domain);
+        let live = LiveCard::start(cx, config, world, None).map_err(|error| anyhow!("{error}"))?;
+        let live = Arc::new(live);
+        let target = Arc::clone(&live) as Arc<dyn CommandTarget>;
+        let served = Arc::new(Served::new(target, Arc::clone(&domain), Profile::mlx5()));
+        let done = work(&served, cx);
+        ensure!(live.close(cx).is_empty(), "the card is left with something");
+        done
+    })
+}
