@@ -177,7 +177,7 @@ impl Engine {
     }
 
     fn agreed_pf(&self, cx: &mut Locked<'_, Unlocked>, device: &Device, host_vfs: &AtomicU64) -> AgreedPf {
-        let bound = self.look_devlink(cx, device.address, |pf, state, cx| Ok(Bound::of(pf, state, cx)));
+        let bound = self.query_devlink(cx, device.address, |pf, state, cx| Ok(Bound::of(pf, state, cx)));
         let (_, pci) = device.on_bus(cx);
         // Whoever has taken it off the bus meanwhile has unbound it first.
         let bound = bound.ok().filter(|_| !pci.removed);

@@ -234,7 +234,7 @@ impl Engine {
     /// # Errors
     /// No such PF, or it is not bound.
     pub fn inspect_pf(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<PfView> {
-        self.look_devlink(cx, address, |pf, state, cx| Ok(self.look(pf, state, cx)))
+        self.query_devlink(cx, address, |pf, state, cx| Ok(self.look(pf, state, cx)))
     }
 
     /// Looks at one PF, unless a command has it: for those who can do with what they saw before. `None`: one has.

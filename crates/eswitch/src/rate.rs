@@ -155,7 +155,7 @@ impl Engine {
     /// # Errors
     /// No such PF, or it is not bound.
     pub fn rates(&self, cx: &mut Locked<'_, Unlocked>, device: PciAddress) -> Result<Vec<(RateOf, Rate)>> {
-        self.look_devlink(cx, device, |pf, state, cx| {
+        self.query_devlink(cx, device, |pf, state, cx| {
             let nodes = state.rates.nodes.iter().map(|(name, rate)| (RateOf::Node(device, name.clone()), rate.clone()));
             let mut all: Vec<_> = nodes.collect();
             if pf.eswitch.mode.under_devlink(state, cx) == Mode::Switchdev {

@@ -169,7 +169,7 @@ impl Engine {
         }
         let vport = |(vport, info): (&Vport, &VportInfo)| (*vport, info.is_vf_bound());
         let vports =
-            self.look_devlink(cx, pf.address, |_, state, _| Ok(state.vports.iter().map(vport).collect::<Vec<_>>()));
+            self.query_devlink(cx, pf.address, |_, state, _| Ok(state.vports.iter().map(vport).collect::<Vec<_>>()));
         for (vport, bound) in vports.unwrap_or_default() {
             if vport != Vport::Uplink {
                 expected.insert(Resource::Port(index, vport));
