@@ -1,38 +1,46 @@
-//! The order of every lock, in one place.
+//! The order of every lock of the engine, in one place. The compiler enforces it.
 //!
-//! Outer to inner; take only what stands further down than what you hold:
+//! The outermost lock is first. A thread may take a lock only if the lock's class is below, on the same branch, every
+//! class that the thread holds:
 //!
 //! ```text
-//! CoreModule              loading or unloading modules: what one depends on stays meanwhile
-//! Device                  bind, unbind, reload, sriov_numvfs of one PF
+//! CoreModule              loading and unloading of modules: the dependencies of a module stay loaded meanwhile
+//! Device                  bind, unbind, reload and sriov_numvfs of one PF
 //! └─ Devlink              one per PF; devlink commands run under it
-//!    ├─ Mode              the E-Switch mode and its operation-in-progress mark; nothing under it
-//!    └─ WorkQueue    (map) what the E-Switch's work queue runs; the handler *tries* Devlink
-//!       └─ SfQueue, LagQueue (maps) what these queues run
-//!          └─ Devcom      the component that ties the PFs of a card; written by every rescan
+//!    ├─ Mode              the E-Switch mode and its operation-in-progress mark; no class is below it
+//!    └─ WorkQueue    (map) what the E-Switch's work queue runs; its handler only *tries* Devlink
+//!       └─ SfQueue, LagQueue (maps) what the SF queue and the LAG queue run
+//!          └─ Devcom      the component that connects the PFs of a card; held for writing by every rescan
 //!             └─ Module   loading or unloading one module
-//!                └─ Auxiliary        one auxiliary device of a PF, or an SF's own
+//!                └─ Auxiliary        one auxiliary device of a PF, or the auxiliary device that is an SF
 //!                   └─ SfDevlink     the devlink instance of an SF
-//!                      └─ SfAuxiliary    one auxiliary device of an SF
-//!                         └─ Probe  (no lock) where drivers' probe and remove stand
+//!                      └─ SfAuxiliary    one auxiliary device that an SF publishes
+//!                         └─ Probe  (place) where the probe and remove functions of drivers run
 //!                            └─ Representors         one per E-Switch: its representor table
-//!                               └─ RepresentorsNested   a peer's, from the master's
-//!                                  └─ RepCallback (no lock), RepOps     the ops of one E-Switch; read by lookups
-//!                                     └─ Lag     members and mode of the LAG
-//!                                        └─ CardCall (no lock) where calls to the card stand
+//!                               └─ RepresentorsNested   the table of a peer, taken while the master's is held
+//!                                  └─ RepCallback (place) where the load and unload callbacks of representors run
+//!                                     └─ RepOps     the representor ops of one E-Switch; read by lookups
+//!                                        └─ Lag     members and mode of the LAG
+//!                                           └─ CardCall (place) where calls to the card run
 //! ```
 //!
-//! Leaf locks stand outside the tree: they may be taken anywhere, and nothing under them.
+//! A *map* is not a lock. Like a lock map of the kernel's lockdep (`lockdep_map`) it makes waiting for a queue visible
+//! to the order: the handler of a queue runs inside the queue's map, and a thread that waits for the queue takes it.
 //!
-//! Three places need a second look:
+//! A *place* is not a lock either. It is a position in the order at which callbacks run, so that the type of the token
+//! which a callback receives says which locks the callback may take.
 //!
-//! * `Mode` and `Representors` are on different branches, so no code can hold both: an operation
-//!   marks itself in progress under `Mode`, lets go, and takes `Representors` then.
-//! * The work queue's handler needs `Devlink`, which stands *above* its map, because teardown drains
-//!   the queue with `Devlink` held. So it only tries, and waits for "devlink free or generation
-//!   moved" (`devlink::Devlink::with_unless`). A try adds no order.
-//! * A rescan probes and removes drivers on the calling thread, and drivers take `Representors`. So
-//!   whoever rescans cannot hold `Representors`: it would need a token it no longer has.
+//! *Leaf* locks are outside the tree: a thread may take one whatever it holds, and may take no lock while it holds one.
+//!
+//! Three parts of the order are less obvious:
+//!
+//! * `Mode` and `Representors` are on different branches, so no code can hold both. An operation on the E-Switch marks
+//!   itself as in progress under `Mode`, releases `Mode`, and only then takes `Representors`.
+//! * The handler of the work queue needs `Devlink`, which is *above* the queue's map because teardown drains the queue
+//!   while it holds `Devlink`. So the handler only tries `Devlink`, and otherwise waits until `Devlink` has been
+//!   released or the generation has changed (`devlink::Devlink::with_unless`). A try adds nothing to the order.
+//! * A rescan probes and removes drivers on the calling thread, and drivers take `Representors`. So the caller of a
+//!   rescan cannot hold `Representors`: the rescan takes a token that the caller cannot use while it holds that lock.
 
 use lockdep::{lock_classes, lock_order};
 
@@ -40,11 +48,11 @@ lock_classes! {
     /// The classes that have a place in the order, outermost first.
     pub list ordered;
 
-    /// Loading or unloading modules, in an order; that of the core binds and unbinds every PF.
+    /// Orders all loading and unloading of modules. Loading the core module binds every PF, unloading it unbinds them.
     pub class CoreModule = "core module";
     /// Binding, unbinding, reloading and `sriov_numvfs` of one PF.
     pub class Device = "device";
-    /// One devlink instance (a PF).
+    /// The devlink instance of one PF.
     pub class Devlink = "devlink";
     /// The mode of one E-Switch and its operation-in-progress mark.
     pub class Mode = "mode";
@@ -52,50 +60,50 @@ lock_classes! {
     pub class WorkQueue = "work queue";
     /// The wait map of one PF's SF queue.
     pub class SfQueue = "SF queue";
-    /// The wait map of LAG's queue.
+    /// The wait map of the LAG queue.
     pub class LagQueue = "LAG queue";
-    /// The component that ties the PFs of one card together.
+    /// The devcom component, which connects the PFs of one card.
     pub class Devcom = "devcom component";
     /// Loading or unloading one module.
     pub class Module = "module";
-    /// An auxiliary device of a PF, or of the SF itself.
+    /// An auxiliary device of a PF, or the auxiliary device that is an SF (`mlx5_core.sf.N`).
     pub class Auxiliary = "auxiliary device";
     /// The devlink instance of an SF.
     pub class SfDevlink = "devlink of an SF";
     /// An auxiliary device that an SF publishes.
     pub class SfAuxiliary = "auxiliary device of an SF";
-    /// Not a lock: where a driver's probe and remove stand, whichever bus called them.
+    /// Not a lock: the place at which the probe and remove functions of all drivers on the auxiliary bus run.
     pub place Probe;
     /// The representor table of one E-Switch.
     pub class Representors = "representors";
-    /// A peer's representor table, from the master's: declared nesting, by rank.
+    /// The representor table of a peer, taken while the master's is held: nesting that is declared, ordered by rank.
     pub class RepresentorsNested = "representors, nested" nested in Representors;
-    /// Not a lock: where the callbacks of representors stand that may be called for a peer.
+    /// Not a lock: the place at which those callbacks of representors run that may be called for a peer.
     pub place RepCallback;
-    /// The representor ops of one E-Switch: written under `Representors`, read by lookups.
+    /// The representor ops of one E-Switch: written while `Representors` is held, read by lookups.
     pub class RepOps = "rep ops";
     /// Members and mode of the LAG.
     pub class Lag = "lag";
-    /// Not a lock: where calls to the card stand.
+    /// Not a lock: the place at which calls to the card run.
     pub place CardCall;
 
-    /// Which PF a device slot has bound.
+    /// Which PF is bound at a device slot, and what the PCI bus keeps about the slot. Also the handle of the LAG thread.
     pub leaf DeviceSlot = "device slot";
-    /// "Devlink free, or generation moved": what work handlers wait for.
+    /// Counts releases of `Devlink` and changes of the generation, for which work handlers wait.
     pub leaf DevlinkMoved = "devlink moved";
-    /// The items of a queue. The notifier of the host's VF count, which is an interrupt, queues work.
+    /// The items of a queue. Taken in interrupts too, because the notifier of the host's VF count queues work.
     pub leaf irq QueueItems = "queue items";
     /// The devices and drivers on the auxiliary bus.
     pub leaf BusLists = "bus lists";
-    /// Whether an SF's function is wanted.
+    /// The requested state of an SF's function, and the list of the SFs that an SF queue serves.
     pub leaf SfWanted = "SF wanted";
-    /// How many operations hold LAG off.
+    /// The number of operations that hold evaluations of the LAG off.
     pub leaf LagHolds = "LAG holds";
-    /// Who watches events.
+    /// The subscribers to events, and the events that are kept for each.
     pub leaf Events = "events";
     /// The peers on which a master's uplink has registered ops.
     pub leaf LentOps = "lent ops";
-    /// A card's own books.
+    /// The internal state of a card, and the plan of a card that fails on demand.
     pub leaf CardState = "card state";
 }
 
@@ -121,10 +129,12 @@ lock_order! {
     Lag => CardCall;
 }
 
-/// What does not compile, each beside its nearest relative that does, so that it fails for its own
-/// reason; `tests/lock_order.rs` has every pair of classes.
+/// Code that violates the order and does not compile.
 ///
-/// The mode and a representor table are never held together, whichever comes first:
+/// Each example is followed by the most similar code that compiles, which shows that the first fails for the reason
+/// given and no other. `tests/lock_order.rs` checks every pair of classes.
+///
+/// `Representors` cannot be taken while `Mode` is held:
 ///
 /// ```compile_fail,E0277
 /// # use eswitch::lock_order::*;
@@ -135,7 +145,7 @@ lock_order! {
 /// }
 /// ```
 ///
-/// This does:
+/// This compiles:
 ///
 /// ```
 /// # use eswitch::lock_order::*;
@@ -147,7 +157,7 @@ lock_order! {
 /// }
 /// ```
 ///
-/// Nor the other way round:
+/// `Mode` cannot be taken while `Representors` is held either:
 ///
 /// ```compile_fail,E0277
 /// # use eswitch::lock_order::*;
@@ -158,7 +168,7 @@ lock_order! {
 /// }
 /// ```
 ///
-/// This does:
+/// This compiles:
 ///
 /// ```
 /// # use eswitch::lock_order::*;
@@ -179,7 +189,7 @@ lock_order! {
 /// }
 /// ```
 ///
-/// This does:
+/// This compiles:
 ///
 /// ```
 /// # use eswitch::lock_order::*;
@@ -189,7 +199,7 @@ lock_order! {
 /// }
 /// ```
 ///
-/// Nor can a driver that rescans in its probe get at the devcom component:
+/// Nor can it take the devcom component, so it cannot rescan:
 ///
 /// ```compile_fail,E0277
 /// # use eswitch::lock_order::*;
@@ -199,7 +209,7 @@ lock_order! {
 /// }
 /// ```
 ///
-/// This does:
+/// This compiles:
 ///
 /// ```
 /// # use eswitch::lock_order::*;
@@ -209,7 +219,7 @@ lock_order! {
 /// }
 /// ```
 ///
-/// The handler of a queue cannot wait for devlink, which is held while its queue is drained:
+/// The handler of a queue cannot wait for the devlink lock, which is held while the queue is drained:
 ///
 /// ```compile_fail,E0277
 /// # use eswitch::lock_order::*;
@@ -219,7 +229,7 @@ lock_order! {
 /// }
 /// ```
 ///
-/// This does:
+/// This compiles:
 ///
 /// ```
 /// # use eswitch::lock_order::*;
@@ -229,7 +239,7 @@ lock_order! {
 /// }
 /// ```
 ///
-/// From a peer's table no further table can be taken, neither plainly:
+/// While a peer's table is held, no other table can be taken, neither in the ordinary way:
 ///
 /// ```compile_fail,E0277
 /// # use eswitch::lock_order::*;
@@ -239,7 +249,7 @@ lock_order! {
 /// }
 /// ```
 ///
-/// This does:
+/// This compiles:
 ///
 /// ```
 /// # use eswitch::lock_order::*;
@@ -249,7 +259,7 @@ lock_order! {
 /// }
 /// ```
 ///
-/// Nor nested again:
+/// nor nested a second time:
 ///
 /// ```compile_fail,E0277
 /// # use eswitch::lock_order::*;
@@ -259,7 +269,7 @@ lock_order! {
 /// }
 /// ```
 ///
-/// This does:
+/// This compiles:
 ///
 /// ```
 /// # use eswitch::lock_order::*;
@@ -269,7 +279,7 @@ lock_order! {
 /// }
 /// ```
 ///
-/// And two tables side by side only as declared:
+/// Two tables can be held together only by the declared nesting:
 ///
 /// ```compile_fail,E0277
 /// # use eswitch::lock_order::*;
@@ -279,7 +289,7 @@ lock_order! {
 /// }
 /// ```
 ///
-/// This does:
+/// This compiles:
 ///
 /// ```
 /// # use eswitch::lock_order::*;
@@ -300,7 +310,7 @@ lock_order! {
 /// }
 /// ```
 ///
-/// This does:
+/// This compiles:
 ///
 /// ```
 /// # use eswitch::lock_order::*;
@@ -310,7 +320,7 @@ lock_order! {
 /// }
 /// ```
 ///
-/// Under a leaf nothing is taken:
+/// No lock can be taken while a leaf is held:
 ///
 /// ```compile_fail,E0499
 /// # use eswitch::lock_order::*;
@@ -322,7 +332,7 @@ lock_order! {
 /// }
 /// ```
 ///
-/// This does:
+/// This compiles:
 ///
 /// ```
 /// # use eswitch::lock_order::*;
@@ -334,7 +344,7 @@ lock_order! {
 /// }
 /// ```
 ///
-/// The notifier, in its atomic context, can queue only in the way that does not wait:
+/// The notifier, which runs in atomic context, can queue work only by the function that does not wait:
 ///
 /// ```compile_fail,E0277
 /// # use eswitch::lock_order::*;
@@ -346,7 +356,7 @@ lock_order! {
 /// }
 /// ```
 ///
-/// This does:
+/// This compiles:
 ///
 /// ```
 /// # use eswitch::lock_order::*;
@@ -358,7 +368,7 @@ lock_order! {
 /// }
 /// ```
 ///
-/// And cannot take devlink:
+/// The notifier cannot take the devlink lock:
 ///
 /// ```compile_fail,E0277
 /// # use eswitch::lock_order::*;
@@ -368,7 +378,7 @@ lock_order! {
 /// }
 /// ```
 ///
-/// This does:
+/// This compiles:
 ///
 /// ```
 /// # use eswitch::lock_order::*;
