@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use eswitch::card::{Card, CardError, Create, OnRename, Refusal, Resource};
+use eswitch::card::{Card, CardError, Create, FailedCreate, OnRename, Resource};
 use eswitch::lock_order::{CardCall, CardState};
 use eswitch::{CardConfig, MacAddr, PfIndex, Vport};
 use lockdep::{Locked, Mutex};
@@ -222,7 +222,7 @@ fn probe(card: &File, home: &File) -> Result<(), SetupError> {
 }
 
 impl Card for LinuxCard {
-    fn create(&self, cx: &mut Locked<'_, CardCall>, batch: &[Create]) -> Vec<Refusal> {
+    fn create(&self, cx: &mut Locked<'_, CardCall>, batch: &[Create]) -> Vec<FailedCreate> {
         cx.might_wait();
         self.state.lock_leaf(cx).create(batch)
     }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use eswitch::card::{CardError, Create, Refusal, Resource};
+use eswitch::card::{CardError, Create, FailedCreate, Resource};
 use eswitch::names::NetdevName;
 use eswitch::{MacAddr, PfIndex, RepType, Vport};
 use netlink::Errno;
@@ -106,7 +106,7 @@ fn done(jobs: &[Job]) -> Vec<Slot> {
 }
 
 impl State {
-    pub(crate) fn create(&mut self, batch: &[Create]) -> Vec<Refusal> {
+    pub(crate) fn create(&mut self, batch: &[Create]) -> Vec<FailedCreate> {
         let mut refusals = Vec::new();
         for stage in Stage::ALL {
             let mut jobs = self.jobs(stage, batch);
@@ -134,7 +134,7 @@ impl State {
                             self.renamed.remove(&near);
                         }
                     }
-                    Err(error) => refusals.push(Refusal { at: job.at, error }),
+                    Err(error) => refusals.push(FailedCreate { at: job.at, error }),
                 }
             }
         }

@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use eswitch::Vport;
-use eswitch::card::{Create, Refusal, Resource};
+use eswitch::card::{Create, FailedCreate, Resource};
 use eswitch::lock_order::CardState;
 use lockdep::{Deadline, Domain, Mutex, OnReport};
 use netlink::{Errno, errno_of};
@@ -327,7 +327,7 @@ impl State {
         self.destroy(&[resource]);
         self.complaints.truncate(noted);
         let again = Create { resource, mac: entry.mac, sfnum: entry.sfnum };
-        if let Some(Refusal { error, .. }) = self.create(&[again]).pop() {
+        if let Some(FailedCreate { error, .. }) = self.create(&[again]).pop() {
             // It stays in the books: the engine believes in it, and will unmake it.
             self.books.insert(resource, entry);
             let complaint = format!("{resource} was deleted from outside and cannot be made again: {error}");

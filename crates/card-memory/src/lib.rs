@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use eswitch::card::{Card, CardError, Create, Refusal, Resource};
+use eswitch::card::{Card, CardError, Create, FailedCreate, Resource};
 use eswitch::lock_order::{CardCall, CardState};
 use eswitch::{CardConfig, MacAddr, PfIndex, RepType, names};
 use lockdep::{Locked, Mutex, digest};
@@ -72,7 +72,7 @@ impl MemoryCard {
 }
 
 impl Card for MemoryCard {
-    fn create(&self, cx: &mut Locked<'_, CardCall>, batch: &[Create]) -> Vec<Refusal> {
+    fn create(&self, cx: &mut Locked<'_, CardCall>, batch: &[Create]) -> Vec<FailedCreate> {
         let mut books = self.books.lock_leaf(cx);
         for request in batch {
             let entry = Entry { resource: request.resource, mac: request.mac, sfnum: request.sfnum };

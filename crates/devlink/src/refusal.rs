@@ -101,7 +101,7 @@ impl From<Error> for Refusal {
         let errno = errno_of(error.errno());
         match error {
             Error::NoDevice(_) | Error::NoPort(_) | Error::NoRateNode(_) => Self::bare(errno),
-            Error::FunctionAttribute { what: "state", .. } => {
+            Error::FunctionAttribute { attribute: "state", .. } => {
                 Self::new(errno, "Function does not support state setting")
             }
             Error::FunctionAttribute { .. } => Self::new(errno, "Port doesn't support function attributes"),

@@ -275,8 +275,8 @@ impl Pf {
             *is = VportInfo { vf: is.vf.clone(), ..info };
             let mac = is.mac;
             let set = self.shared.card.set_mac(&mut cx.narrow(), &function, mac);
-            let what = || format!("{}: setting the MAC address", self.port_handle(vport));
-            set.map_err(|source| Error::Card { what: what(), source })?;
+            let operation = || format!("{}: setting the MAC address", self.port_handle(vport));
+            set.map_err(|source| Error::Card { operation: operation(), source })?;
         }
         Ok(())
     }

@@ -88,7 +88,7 @@ struct State {
 
 impl State {
     /// That of a device that comes on the bus. Threads bring devices now and then and by turns.
-    fn of_a_new<C: Class>(kind: AuxKind, id: u32) -> Mutex<C, Self> {
+    fn for_new_device<C: Class>(kind: AuxKind, id: u32) -> Mutex<C, Self> {
         Mutex::new(Self::default()).with_role(&("auxiliary device", kind, id)).with_state_digest(digest)
     }
 }
@@ -164,7 +164,7 @@ impl<C: Class> AuxiliaryDevice<C> {
             return Ok(());
         };
         let probed = if cx.fails(|| self.place()) {
-            Err(Error::Card { what: self.name(), source: CardError::Planned(self.place()) })
+            Err(Error::Card { operation: self.name(), source: CardError::Planned(self.place()) })
         } else {
             driver.probe(&mut cx.narrow(), &self.function)
         };
@@ -198,7 +198,7 @@ impl<C: Class> AuxiliaryDevice<C> {
     }
 
     /// A module has come: the device has its driver, or the error of its probe is listed.
-    fn ensure_served<L>(&self, cx: &Locked<'_, L>, drivers: &[&'static dyn AuxiliaryDriver]) {
+    fn ensure_bound<L>(&self, cx: &Locked<'_, L>, drivers: &[&'static dyn AuxiliaryDriver]) {
         let seen = || self.seen.with(|seen| *seen);
         let mine = || drivers.iter().any(|driver| driver.kind() == self.kind);
         cx.ensure(
@@ -209,7 +209,7 @@ impl<C: Class> AuxiliaryDevice<C> {
     }
 
     /// A module has gone: the device has none of its drivers.
-    fn ensure_left<L>(&self, cx: &Locked<'_, L>, gone: impl Fn(&str) -> bool) {
+    fn ensure_unbound<L>(&self, cx: &Locked<'_, L>, gone: impl Fn(&str) -> bool) {
         let driver = || self.seen.with(|seen| seen.driver);
         cx.ensure(
             "true-success",
@@ -289,7 +289,7 @@ impl Bus {
             kind,
             id: pf.index().0.into(),
             function: Function::Pf(Arc::clone(pf)),
-            state: State::of_a_new(kind, pf.index().0.into()),
+            state: State::for_new_device(kind, pf.index().0.into()),
             seen: Shadow::default(),
         });
         self.lists.lock_leaf(cx).pf.insert((device.id, kind), Arc::clone(&device));
@@ -309,7 +309,7 @@ impl Bus {
             kind,
             id: sf.id(),
             function: Function::Sf(Arc::clone(sf)),
-            state: State::of_a_new(kind, sf.id()),
+            state: State::for_new_device(kind, sf.id()),
             seen: Shadow::default(),
         });
         self.lists.lock_leaf(cx).sf.insert((device.id, kind), Arc::clone(&device));
@@ -381,8 +381,8 @@ impl Bus {
                 failed.push(device.function.clone());
             }
         }
-        pf.iter().for_each(|device| device.ensure_served(cx, drivers));
-        sf.iter().for_each(|device| device.ensure_served(cx, drivers));
+        pf.iter().for_each(|device| device.ensure_bound(cx, drivers));
+        sf.iter().for_each(|device| device.ensure_bound(cx, drivers));
         failed
     }
 
@@ -405,8 +405,8 @@ impl Bus {
             device.detach(cx, false, gone);
         }
         let gone = |name: &str| drivers.iter().any(|d| d.name() == name);
-        pf.iter().for_each(|device| device.ensure_left(cx, gone));
-        sf.iter().for_each(|device| device.ensure_left(cx, gone));
+        pf.iter().for_each(|device| device.ensure_unbound(cx, gone));
+        sf.iter().for_each(|device| device.ensure_unbound(cx, gone));
     }
 
     fn driver_for<L>(&self, cx: &mut Locked<'_, L>, kind: AuxKind) -> Option<&'static dyn AuxiliaryDriver> {

@@ -250,7 +250,7 @@ impl CardError {
 /// One of a batch that could not be made. Batches are long and refusals few, so a card tells only of
 /// these: when all went well there is nothing to hand on and to look through.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub struct FailedCreate {
     /// Its place in the batch, from 0.
     pub at: usize,
     /// Why.
@@ -266,7 +266,7 @@ pub type OnRename = Arc<dyn Fn(&mut Locked<'_, Unlocked>, Resource, String) + Se
 pub trait Card: Send + Sync {
     /// Makes what is asked for, and returns what could not be made, in order. A request that fails
     /// leaves nothing behind and does not keep the others from being tried.
-    fn create(&self, cx: &mut Locked<'_, CardCall>, batch: &[Create]) -> Vec<Refusal>;
+    fn create(&self, cx: &mut Locked<'_, CardCall>, batch: &[Create]) -> Vec<FailedCreate>;
 
     /// Unmakes resources that exist, in order. Cannot fail: what the outside has already taken away
     /// is as good as unmade. Nothing of them is remembered: a PF's netdev that was moved and is made
@@ -314,7 +314,7 @@ pub trait Card: Send + Sync {
 }
 
 impl<C: Card + ?Sized> Card for Arc<C> {
-    fn create(&self, cx: &mut Locked<'_, CardCall>, batch: &[Create]) -> Vec<Refusal> {
+    fn create(&self, cx: &mut Locked<'_, CardCall>, batch: &[Create]) -> Vec<FailedCreate> {
         (**self).create(cx, batch)
     }
     fn destroy(&self, cx: &mut Locked<'_, CardCall>, batch: &[Resource]) {

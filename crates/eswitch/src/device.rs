@@ -24,13 +24,13 @@ pub(crate) struct Device {
     pub address: PciAddress,
     /// What `bind`, `unbind`, `reload` and `sriov_numvfs` exclude each other with.
     lock: Mutex<DeviceClass, Threads>,
-    bound: Mutex<DeviceSlot, Held>,
+    bound: Mutex<DeviceSlot, SlotState>,
     changes: Changes,
 }
 
 /// What can be looked at of a device whoever holds its lock.
 #[derive(Default, Hash)]
-struct Held {
+struct SlotState {
     slot: Slot,
     pci: PciState,
 }
@@ -119,7 +119,7 @@ impl Device {
             address,
             changes,
             lock: Mutex::new(Vec::new()).with_state_digest(digest),
-            bound: Mutex::new(Held::default()).with_state_digest(digest),
+            bound: Mutex::new(SlotState::default()).with_state_digest(digest),
         }
     }
 
@@ -144,7 +144,7 @@ impl Device {
     /// # Errors
     /// It is off the bus.
     pub fn set_pci<L>(&self, cx: &mut Locked<'_, L>, change: impl FnOnce(&mut PciState)) -> Result<()> {
-        self.change_held(cx, |held| {
+        self.change_slot(cx, |held| {
             if held.pci.removed {
                 return Err(Error::NoFunction(self.address));
             }
@@ -168,12 +168,12 @@ impl Device {
 
     /// Makes what is the bus's of it what it was.
     pub fn restore_pci<L>(&self, cx: &mut Locked<'_, L>, pci: &PciState) {
-        self.change_held(cx, |held| held.pci.clone_from(pci));
+        self.change_slot(cx, |state| state.pci.clone_from(pci));
     }
 
     /// Puts the PF back on the bus; whether it was off it.
     pub fn put_on_bus<L>(&self, cx: &mut Locked<'_, L>) -> bool {
-        self.change_held(cx, |held| std::mem::take(&mut held.pci.removed))
+        self.change_slot(cx, |held| std::mem::take(&mut held.pci.removed))
     }
 
     /// What is the bus's of it, beside what it has of a PF.
@@ -209,7 +209,7 @@ impl Device {
     }
 
     /// Changes what can be looked at whoever holds the device's lock, and counts it.
-    fn change_held<L, R>(&self, cx: &mut Locked<'_, L>, f: impl FnOnce(&mut Held) -> R) -> R {
+    fn change_slot<L, R>(&self, cx: &mut Locked<'_, L>, f: impl FnOnce(&mut SlotState) -> R) -> R {
         let _change = self.changes.begin();
         f(&mut self.bound.lock_leaf(cx))
     }
@@ -253,7 +253,7 @@ impl Device {
             self.remove(cx, threads, Slot::Reloading)?;
             let bound = self.probe(cx, threads, shared, host_vfs);
             if bound.is_err() {
-                self.change_held(cx, |held| held.slot = Slot::Unbound);
+                self.change_slot(cx, |state| state.slot = Slot::Unbound);
             }
             bound?;
             if shared.config.dpu {
@@ -329,7 +329,7 @@ impl Device {
             Self::take_down(&pf, cx, threads);
             return Err(error);
         }
-        self.change_held(cx, |held| held.slot = Slot::Bound(Arc::clone(&pf)));
+        self.change_slot(cx, |state| state.slot = Slot::Bound(Arc::clone(&pf)));
         // Whatever was queued or notified meanwhile found nothing to act on: look once more, now that
         // whoever comes next finds the PF.
         pf.want_reconcile(cx);
@@ -340,7 +340,7 @@ impl Device {
     /// Takes the PF down and leaves `slot` in its place.
     fn remove(&self, cx: &mut Locked<'_, DeviceClass>, threads: &mut Threads, slot: Slot) -> Result<()> {
         let pf = self.pf(cx)?;
-        self.change_held(cx, |held| held.slot = slot);
+        self.change_slot(cx, |state| state.slot = slot);
         Self::take_down(&pf, cx, threads);
         let shared = &pf.shared;
         shared.events.emit(cx, || Event::DeviceUnbound(self.address));

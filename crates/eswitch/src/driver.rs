@@ -12,7 +12,7 @@ use std::sync::Arc;
 use lockdep::{Locked, Mutex, digest};
 
 use crate::auxiliary::{AuxKind, Function};
-use crate::card::{CardError, Create, Refusal, Resource};
+use crate::card::{CardError, Create, FailedCreate, Resource};
 use crate::device::Pf;
 use crate::error::Result;
 use crate::eswitch::{RepEvent, RepOps};
@@ -241,7 +241,7 @@ impl RepOps for CardReps {
         self.shared.destroy(cx, &[self.resource(Vport::Uplink)]);
     }
 
-    fn load(&self, cx: &mut Locked<'_, RepCallback>, vports: &[Vport]) -> Vec<Refusal> {
+    fn load(&self, cx: &mut Locked<'_, RepCallback>, vports: &[Vport]) -> Vec<FailedCreate> {
         let on_card = self.on_card(vports);
         let requests: Vec<Create> = on_card.iter().map(|v| self.request(*v)).collect();
         let mut refusals = self.shared.make(&mut cx.narrow(), &requests);

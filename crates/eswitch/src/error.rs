@@ -1,5 +1,8 @@
-//! What can go wrong, as devlink would say it: an error number for programs and a sentence for people
-//! that ends in what to do.
+//! The errors of commands.
+//!
+//! Each has an error number for programs and a sentence for people, as devlink's extended acknowledgements have. Where
+//! the user can do something about the error, the sentence ends with that. Some sentences are those of the kernel, word
+//! for word.
 
 use crate::card::CardError;
 use crate::ids::{LagMode, PciAddress, PortHandle, RepType, SfNum};
@@ -8,7 +11,7 @@ use crate::text::escaped;
 /// The result of a command.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// The error numbers the kernel would answer with.
+/// An error number with which the kernel would answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum Errno {
@@ -27,7 +30,7 @@ pub enum Errno {
 }
 
 impl Errno {
-    /// The kernel's text for it.
+    /// The text that the C library has for the number (`strerror`).
     pub fn text(self) -> &'static str {
         match self {
             Self::EPERM => "Operation not permitted",
@@ -45,7 +48,7 @@ impl Errno {
         }
     }
 
-    /// Its number on Linux.
+    /// The number on Linux, which is positive.
     pub fn number(self) -> i32 {
         match self {
             Self::EPERM => 1,
@@ -64,30 +67,31 @@ impl Errno {
     }
 }
 
-/// Why a command was refused or failed. In either case the card is as it was before.
+/// The reason for which a command was refused or failed. In either case the card is in the state that it had before, unless
+/// the command's documentation says otherwise.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Error {
-    /// No PF of that address, or none bound to the driver.
-    #[error("no devlink instance pci/{0}; `devlink dev show` lists what there is")]
+    /// The card has no PF at that address, or the PF is not bound to the driver.
+    #[error("no devlink instance pci/{0}; `devlink dev show` lists those that exist")]
     NoDevice(PciAddress),
-    /// No function of that address on the PCI bus.
-    #[error("no PCI function {0}: it is not enabled, or was taken off the bus")]
+    /// No function at that address on the PCI bus.
+    #[error("no PCI function {0}: it is not enabled, or was removed from the bus")]
     NoFunction(PciAddress),
-    /// Unbinding what is not bound.
+    /// Unbinding a function that is not bound.
     #[error("{0} is not bound to the driver")]
     NotBound(PciAddress),
-    /// Binding what is for another driver.
+    /// Binding a function whose `driver_override` names another driver.
     #[error("{address} is for the driver {driver}; clear its driver_override first", driver = escaped(driver))]
     Overridden {
         /// The function.
         address: PciAddress,
-        /// The driver it is for.
+        /// The driver that `driver_override` names.
         driver: String,
     },
-    /// Binding a VF that is to have no driver.
-    #[error("{0} is to have no driver; set its PF's sriov_drivers_autoprobe to 1, or its driver_override, first")]
+    /// Binding a VF whose PF has `sriov_drivers_autoprobe` 0.
+    #[error("{0}: its PF's sriov_drivers_autoprobe is 0; set that to 1, or set the driver_override of {0}, first")]
     NoAutoprobe(PciAddress),
-    /// No such VF for `ip link`.
+    /// `ip link set … vf N` for a VF that is not enabled.
     #[error("{pf} has no VF {vf} enabled; set sriov_numvfs first")]
     NoVf {
         /// The PF.
@@ -95,59 +99,59 @@ pub enum Error {
         /// The VF's number.
         vf: u32,
     },
-    /// `ip link set … vf` of what is the legacy switch's.
-    #[error("{0} of a VF cannot be set in switchdev mode; its representor decides there")]
+    /// `ip link set … vf` in switchdev mode, of a setting that the legacy switch acts on.
+    #[error("{0} of a VF cannot be set in switchdev mode; configure the VF's representor instead")]
     VfInSwitchdev(&'static str),
-    /// A VLAN that is none.
-    #[error("a VF's vlan is 0 to 4095 and its qos 0 to 7")]
+    /// A VLAN number or priority out of its range.
+    #[error("the vlan of a VF must be 0 to 4095 and its qos 0 to 7")]
     VfVlan,
-    /// A tag that the card does not set.
-    #[error("a VF's vlan can be of protocol 802.1Q only")]
+    /// A VLAN protocol other than 802.1Q.
+    #[error("the vlan protocol of a VF must be 802.1Q")]
     VfVlanProto,
-    /// Rates that contradict each other.
+    /// `min_tx_rate` is greater than `max_tx_rate`.
     #[error("min_tx_rate {min} is more than max_tx_rate {max}")]
     VfRate {
-        /// The least.
+        /// `min_tx_rate`, in Mbit/s.
         min: u32,
-        /// The most.
+        /// `max_tx_rate`, in Mbit/s.
         max: u32,
     },
-    /// Binding what is bound.
+    /// Binding a function that is bound.
     #[error("{0} is already bound to the driver")]
     AlreadyBound(PciAddress),
     /// No such port.
-    #[error("no port {0}; `devlink port show` lists what there is")]
+    #[error("no port {0}; `devlink port show` lists those that exist")]
     NoPort(PortHandle),
     /// No such module.
     #[error("module {name} not found; the card's modules are {known}", name = escaped(name), known = crate::module::known())]
     NoModule {
-        /// What was asked for.
+        /// The requested name.
         name: String,
     },
-    /// Loading what is loaded, where that is an error.
-    #[error("module {0} is loaded already")]
+    /// Loading a module that is loaded, by a request for which that is an error (`insmod`).
+    #[error("module {0} is already loaded")]
     ModuleLoaded(&'static str),
-    /// Loading a module without what it depends on.
+    /// Loading a module while a module that it depends on is not loaded.
     #[error("module {module} needs {needs}, which is not loaded; load that first, or both with modprobe")]
     ModuleNeeds {
-        /// What was to be loaded.
+        /// The module to be loaded.
         module: &'static str,
-        /// What it depends on.
+        /// The module that it depends on.
         needs: &'static str,
     },
-    /// Binding to what is not loaded.
+    /// Binding a function while the driver's module is not loaded.
     #[error("{0}: module mlx5_core is not loaded; load it first")]
     NoCore(PciAddress),
-    /// A module that another stands on.
+    /// Unloading a module while a loaded module depends on it.
     #[error("module {0} is in use; unload the modules that depend on it first")]
     ModuleInUse(&'static str),
     /// Another operation is changing the E-Switch.
     #[error("Can't change mode, E-Switch is busy; try again once {0} is done")]
     Busy(&'static str),
-    /// `sriov_numvfs` of what has no driver.
+    /// `sriov_numvfs` of a PF that is not bound.
     #[error("{0} is not bound to a driver; bind it first")]
     NoDriver(PciAddress),
-    /// Entering switchdev mode with the PF's netdev elsewhere.
+    /// Entering switchdev mode while the PF's netdev is in another network namespace than its devlink instance.
     #[error(
         "Can't change E-Switch mode to switchdev when netdev net namespace has diverged from the devlink's; \
          move it back from `{netns}` first", netns = escaped(.0)
@@ -156,149 +160,151 @@ pub enum Error {
     /// Moving the PF's netdev in switchdev mode.
     #[error("the uplink's netdev may not leave its network namespace in switchdev mode; set legacy mode first")]
     NetnsLocal,
-    /// More VFs than there can be.
-    #[error("{asked} VFs are more than sriov_totalvfs, which is {total}")]
+    /// More VFs than the PF can have.
+    #[error("{requested} VFs are more than sriov_totalvfs, which is {total}")]
     TooManyVfs {
-        /// What was asked for.
-        asked: u32,
-        /// What there can be.
+        /// The requested number of VFs.
+        requested: u32,
+        /// `sriov_totalvfs`.
         total: u16,
     },
-    /// From n VFs to m.
-    #[error("{current} VFs already enabled; set 0 VFs before enabling {asked}")]
+    /// Changing the number of VFs from one number to another, neither of which is 0.
+    #[error("{current} VFs already enabled; set 0 VFs before enabling {requested}")]
     VfsEnabled {
-        /// How many there are.
+        /// The number of VFs that are enabled.
         current: u16,
-        /// What was asked for.
-        asked: u16,
+        /// The requested number of VFs.
+        requested: u16,
     },
-    /// VFs of a DPU's PF.
-    #[error("the VFs of a DPU are the host's; they are enabled there")]
+    /// `sriov_numvfs` of a PF of a DPU.
+    #[error("the VFs of a DPU belong to its host; enable them there")]
     VfsOfHost,
-    /// A host function event on what has no host.
-    #[error("{0} is no DPU: it has no host of its own; use sriov_numvfs")]
+    /// A change of the host's number of VFs, on a card that is not a DPU.
+    #[error("{0} is not on a DPU: it has no host of its own; use sriov_numvfs")]
     NoHost(PciAddress),
-    /// An SF in legacy mode.
+    /// Adding an SF in legacy mode.
     #[error("SF ports are only supported in eswitch switchdev mode; set it with `devlink dev eswitch set`")]
     SfInLegacy,
     /// The card has no SFs.
     #[error("SF ports are not supported: this card's `max_sfs` is 0")]
     NoSfs,
-    /// A number that is taken.
+    /// The requested SF number is in use.
     #[error("SF already exist. Choose different sfnum than {}", .0.0)]
     SfExists(SfNum),
     /// Every SF is in use.
     #[error("all {0} SFs are in use; delete one first")]
     SfsFull(u16),
-    /// A PF number that is not the device's.
-    #[error("Invalid pfnum supplied: {given}; this device's is {own}")]
+    /// Adding an SF with a PF number that is not the device's.
+    #[error("Invalid pfnum supplied: {given}; the pfnum of this device is {own}")]
     SfPfnum {
-        /// What was asked for.
+        /// The requested PF number.
         given: u32,
-        /// What it must be.
+        /// The PF number of the device.
         own: u8,
     },
-    /// Adding a port that is no SF.
+    /// Adding a port of another flavour than `pcisf`.
     #[error("Driver supports only SF port addition (flavour pcisf)")]
     PortFlavour,
-    /// Deleting a port that is no SF.
-    #[error("{0} is no SF; only SF ports can be deleted")]
+    /// Deleting a port that does not belong to an SF.
+    #[error("{0} is not an SF; only SF ports can be deleted")]
     NotSf(PortHandle),
-    /// Setting what a port's function has not.
-    #[error("{port}: Function does not support {what} setting")]
+    /// Setting an attribute that the port's function does not have.
+    #[error("{port}: Function does not support {attribute} setting")]
     FunctionAttribute {
         /// The port.
         port: PortHandle,
-        /// The attribute.
-        what: &'static str,
+        /// The attribute, by devlink's name.
+        attribute: &'static str,
     },
-    /// Activating an SF whose old function is not gone yet.
+    /// Activating an SF while its function is still attached from before.
     #[error("SF is inactivated but it is still attached; try again once its opstate is detached")]
     SfAttached,
-    /// An address for a function that runs.
+    /// Setting `hw_addr` or `roce` of an SF that is active.
     #[error("{0} is active; set its state to inactive before its hw_addr or roce")]
     SfActive(PortHandle),
-    /// No SF's device of that number on the auxiliary bus, or none with a driver.
-    #[error("no device mlx5_core.sf.{0} with a driver on the auxiliary bus; an SF is there while its state is active")]
+    /// No SF has a device of that number on the auxiliary bus, or no driver is bound to the device.
+    #[error(
+        "no device mlx5_core.sf.{0} with a driver on the auxiliary bus; an SF has its device while its state is active"
+    )]
     NoSfDevice(u32),
-    /// Binding what is bound.
+    /// Binding an SF's device that is bound.
     #[error("mlx5_core.sf.{0} is already bound to the driver")]
     SfBound(u32),
-    /// Inline mode where the card has no use for it.
-    #[error("Inline mode can't be set: this card needs no inline headers, only `none` is accepted")]
+    /// Setting an inline mode other than `none`.
+    #[error("Inline mode can't be set: this card needs no inline headers and accepts only `none`")]
     InlineMode,
-    /// Registering ops where some are.
+    /// Registering ops of a type of which ops are registered.
     #[error("{0} representor ops are already registered")]
     OpsRegistered(RepType),
-    /// The E-Switch is going away.
+    /// The E-Switch, or the whole card, is being taken down.
     #[error("the E-Switch is being torn down")]
     Teardown,
-    /// The system gave no thread to serve a queue.
-    #[error("no thread for a work queue: {0}; raise the limit on threads")]
+    /// The system could not start a thread to serve a queue.
+    #[error("cannot start a thread for a work queue: {0}; raise the limit on threads")]
     NoThread(String),
-    /// No room in a queue.
+    /// A queue has no room, and none could be allocated.
     #[error("no memory to queue work for the E-Switch")]
     QueueFull,
-    /// MPESW while a LAG is active.
-    #[error("a LAG is active ({0}); take the bond apart before turning esw_multiport on")]
+    /// Turning `esw_multiport` on while a LAG is active.
+    #[error("a LAG is active ({0}); delete the bond before turning esw_multiport on")]
     LagActive(LagMode),
-    /// MPESW on a card with one port.
+    /// Turning `esw_multiport` on for a card with one port.
     #[error("the card has one port; esw_multiport needs two")]
     MpeswOnePort,
-    /// MPESW with a port in legacy mode.
+    /// Turning `esw_multiport` on while a port is in legacy mode.
     #[error("every port must be in switchdev mode before esw_multiport is turned on")]
     MpeswNeedsSwitchdev,
-    /// A parameter that may not change in switchdev mode.
+    /// Changing `esw_port_metadata` in switchdev mode.
     #[error("E-Switch must either disabled or non switchdev mode")]
     MetadataInSwitchdev,
-    /// The same, of who steers.
+    /// Changing `flow_steering_mode` in switchdev mode.
     #[error("Moving flow steering elsewhere is not supported when eswitch offloads enabled; set legacy mode first")]
     SteeringInSwitchdev,
-    /// A mode change with rate nodes.
+    /// Changing the mode while rate nodes exist.
     #[error("Rate node(s) exists.")]
     RateNodesExist,
     /// No rate node of that name.
-    #[error("no rate node {name}; `devlink port function rate show` lists what there is", name = escaped(.0))]
+    #[error("no rate node {name}; `devlink port function rate show` lists those that exist", name = escaped(.0))]
     NoRateNode(String),
-    /// A rate node in legacy mode.
+    /// Adding a rate node in legacy mode.
     #[error("rate nodes are only supported in eswitch switchdev mode; set it with `devlink dev eswitch set`")]
     RateInLegacy,
-    /// A name that is taken.
+    /// Adding a rate node with the name of another.
     #[error("rate node {name} already exists", name = escaped(.0))]
     RateNodeExists(String),
-    /// A name that is none.
-    #[error("`{name}` is no name for a rate node: it must have something other than digits", name = escaped(.0))]
+    /// Adding a rate node with a name that is empty or consists of digits, as a port index does.
+    #[error("`{name}` cannot name a rate node: a name needs a character other than a digit", name = escaped(.0))]
     RateNodeName(String),
-    /// A node that others hang on.
+    /// Deleting a node that is the parent of a leaf or of another node.
     #[error("Node has children. Cannot delete node.")]
     RateNodeInUse,
-    /// A parent that cannot be.
+    /// Setting a parent that would make a loop of parents; the text says how.
     #[error("{0}")]
     RateParent(&'static str),
-    /// A rate that is no whole number of Mbit/s.
-    #[error("TX rate value not in link units of 1Mbps: {0} bytes a second")]
+    /// A rate, in bytes per second, that is not a whole number of Mbit/s.
+    #[error("TX rate value not in link units of 1Mbps: {0} bytes per second")]
     RateUnit(u64),
-    /// A rate the link does not have.
-    #[error("TX rate value exceed link maximum speed: {0} bytes a second; it has 12500000000")]
+    /// A rate, in bytes per second, that is higher than that of the link.
+    #[error("TX rate value exceed link maximum speed: {0} bytes per second; the link has 12500000000")]
     RateTooHigh(u64),
     /// No bond of that name over the card's ports.
     #[error("no bond {name} over the card's ports", name = escaped(.0))]
     NoBond(String),
-    /// A bond while MPESW is on.
+    /// Making a bond while the card is in multiport E-Switch mode.
     #[error("{name}: the card is in multiport E-Switch mode; turn esw_multiport off first", name = escaped(.0))]
     BondUnderMpesw(String),
-    /// The card said no.
-    #[error("{what}: {source}", what = escaped(what))]
+    /// The card could not do something.
+    #[error("{operation}: {source}", operation = escaped(operation))]
     Card {
-        /// What was being done.
-        what: String,
-        /// What the card said.
+        /// The operation that failed.
+        operation: String,
+        /// The error of the card.
         source: CardError,
     },
 }
 
 impl Error {
-    /// The error number the kernel would answer with.
+    /// The error number with which the kernel would answer.
     pub fn errno(&self) -> Errno {
         match self {
             Self::NoDevice(_)

@@ -220,7 +220,7 @@ impl Subscription {
     }
 
     /// These texts will be looked for among the events: to an explorer it makes a difference whether one was in any.
-    pub fn asks_for<L>(&self, cx: &mut Locked<'_, L>, texts: Vec<String>) {
+    pub fn watch_for<L>(&self, cx: &mut Locked<'_, L>, texts: Vec<String>) {
         self.0.kept.lock_leaf(cx).asked.extend(texts);
     }
 }

@@ -9,7 +9,7 @@ use crate::ids::{Mode, PciAddress};
 use crate::queue::{Next, Queue};
 
 /// Tells of `n` events that nobody listens to.
-pub fn events_that_nobody_hears(cx: &mut Locked<'_, Unlocked>, of: PciAddress, n: usize) {
+pub fn emit_without_subscribers(cx: &mut Locked<'_, Unlocked>, of: PciAddress, n: usize) {
     let events = Events::default();
     for _ in 0..n {
         events.emit(cx, || Event::Mode(of, Mode::Switchdev));

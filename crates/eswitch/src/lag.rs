@@ -111,7 +111,7 @@ struct State {
     /// Who was made one, the master first: it is they who are parted, whoever is a member then.
     members: Vec<PfIndex>,
     reason: Option<String>,
-    evaluations: Untold<u64>,
+    evaluations: Unhashed<u64>,
     /// While one RDMA device is being made or exists on the master: who its peers are.
     peers: BTreeMap<PfIndex, Arc<Pf>>,
     /// The mode in which they are.
@@ -120,9 +120,9 @@ struct State {
 
 /// A number that nothing is decided by, and so is no part of the state that an explorer sees.
 #[derive(Clone, Copy, Debug, Default)]
-struct Untold<T>(T);
+struct Unhashed<T>(T);
 
-impl<T> Hash for Untold<T> {
+impl<T> Hash for Unhashed<T> {
     fn hash<H: Hasher>(&self, _: &mut H) {}
 }
 

@@ -52,14 +52,14 @@ pub struct RateChange {
 
 /// What a rate is of.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum RateOf {
+pub enum RateObject {
     /// A vport's.
     Leaf(PortHandle),
     /// A node, by name.
     Node(PciAddress, String),
 }
 
-impl RateOf {
+impl RateObject {
     /// Whose it is.
     pub fn device(&self) -> PciAddress {
         match self {
@@ -154,15 +154,16 @@ impl Engine {
     ///
     /// # Errors
     /// No such PF, or it is not bound.
-    pub fn rates(&self, cx: &mut Locked<'_, Unlocked>, device: PciAddress) -> Result<Vec<(RateOf, Rate)>> {
+    pub fn rates(&self, cx: &mut Locked<'_, Unlocked>, device: PciAddress) -> Result<Vec<(RateObject, Rate)>> {
         self.query_devlink(cx, device, |pf, state, cx| {
-            let nodes = state.rates.nodes.iter().map(|(name, rate)| (RateOf::Node(device, name.clone()), rate.clone()));
+            let nodes =
+                state.rates.nodes.iter().map(|(name, rate)| (RateObject::Node(device, name.clone()), rate.clone()));
             let mut all: Vec<_> = nodes.collect();
             if pf.eswitch.mode.under_devlink(state, cx) == Mode::Switchdev {
                 let vports = state.vports.keys().filter(|v| **v != Vport::Uplink);
                 all.extend(vports.map(|vport| {
                     let rate = state.rates.leaves.get(vport).cloned().unwrap_or_default();
-                    (RateOf::Leaf(pf.port_handle(*vport)), rate)
+                    (RateObject::Leaf(pf.port_handle(*vport)), rate)
                 }));
             }
             Ok(all)
@@ -174,16 +175,16 @@ impl Engine {
     /// # Errors
     /// There is no such leaf or node, or no such parent; a rate is no whole number of Mbit/s or more than
     /// the link has; or it would hang on itself. Nothing is changed.
-    pub fn set_rate(&self, cx: &mut Locked<'_, Unlocked>, of: &RateOf, change: &RateChange) -> Result<()> {
+    pub fn set_rate(&self, cx: &mut Locked<'_, Unlocked>, of: &RateObject, change: &RateChange) -> Result<()> {
         self.with_devlink(cx, of.device(), |pf, state, cx| match of {
-            RateOf::Leaf(port) => {
+            RateObject::Leaf(port) => {
                 let vport = leaf(pf, state, cx, *port)?;
                 let old = state.rates.leaves.get(&vport).cloned().unwrap_or_default();
                 let new = state.rates.changed(&old, None, change)?;
                 state.rates.leaves.insert(vport, new);
                 Ok(())
             }
-            RateOf::Node(_, name) => {
+            RateObject::Node(_, name) => {
                 let old = state.rates.nodes.get(name).ok_or_else(|| Error::NoRateNode(name.clone()))?;
                 let new = state.rates.changed(old, Some(name), change)?;
                 state.rates.nodes.insert(name.clone(), new);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use lockdep::{JoinHandle, LockBefore, Locked, Mutex, Shadow, Spawn, ThreadMain};
 
 use crate::auxiliary::Bus;
-use crate::card::{Card, Create, Refusal, Resource};
+use crate::card::{Card, Create, FailedCreate, Resource};
 use crate::config::CardConfig;
 use crate::devcom::Devcom;
 use crate::error::{Error, Result};
@@ -60,7 +60,7 @@ impl Shared {
         let made = requests.iter().enumerate().rev().filter(|(at, _)| !refused(at));
         let made: Vec<Resource> = made.map(|(_, request)| request.resource).collect();
         self.unmake(&mut cx, &made);
-        Err(Error::Card { what: format!("making {}", requests[first.at].resource), source: first.error.clone() })
+        Err(Error::Card { operation: format!("making {}", requests[first.at].resource), source: first.error.clone() })
     }
 
     /// Has the card unmake these.
@@ -73,7 +73,7 @@ impl Shared {
 
     /// Has the card make what it can of these, and returns what it could not. Nothing of it may be there.
     #[track_caller]
-    pub(crate) fn make(&self, cx: &mut Locked<'_, CardCall>, requests: &[Create]) -> Vec<Refusal> {
+    pub(crate) fn make(&self, cx: &mut Locked<'_, CardCall>, requests: &[Create]) -> Vec<FailedCreate> {
         let twice = || self.made.with(|made| requests.iter().map(|r| r.resource).find(|r| made.contains(r)));
         cx.ensure("load-once", || twice().is_none(), || format!("{:?} is made, and is there", twice()));
         let of_batch = |on: &Resource| requests.iter().any(|request| request.resource == *on);

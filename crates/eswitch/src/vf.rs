@@ -251,8 +251,8 @@ impl Pf {
         if info.is_vf_bound() {
             let netdev = Resource::VfNetdev(self.index(), vport);
             let set = self.shared.card.set_mac(&mut cx.narrow(), &netdev, mac);
-            let what = || format!("{}: setting the MAC address", self.port_handle(vport));
-            set.map_err(|source| Error::Card { what: what(), source })?;
+            let operation = || format!("{}: setting the MAC address", self.port_handle(vport));
+            set.map_err(|source| Error::Card { operation: operation(), source })?;
         }
         info.mac = mac;
         Ok(())

@@ -5,7 +5,7 @@ mod common;
 use common::{Bench, addr, story};
 use eswitch::devlink::{InlineMode, SteeringMode};
 use eswitch::lag::{Bond, TxType};
-use eswitch::rate::{RateChange, RateOf};
+use eswitch::rate::{RateChange, RateObject};
 use eswitch::vf::{LinkState, VfSetting, VfVlan};
 use eswitch::{
     CardConfig, Engine, FunctionChange, MacAddr, Mode, PciAddress, PfIndex, PortHandle, PortIndex, Result, SfNum, Vport,
@@ -58,11 +58,11 @@ const CHANGES: &[(&str, Command)] = &[
     ("rate add", |cx, e| e.add_rate_node(cx, addr(), "group", &RateChange::default())),
     ("rate set, a node's", |cx, e| {
         let change = RateChange { tx_max: Some(125_000_000), ..RateChange::default() };
-        e.set_rate(cx, &RateOf::Node(addr(), "group".into()), &change)
+        e.set_rate(cx, &RateObject::Node(addr(), "group".into()), &change)
     }),
     ("rate set, a leaf's", |cx, e| {
         let change = RateChange { tx_share: Some(125_000), ..RateChange::default() };
-        e.set_rate(cx, &RateOf::Leaf(port(Vport::Vf(0))), &change)
+        e.set_rate(cx, &RateObject::Leaf(port(Vport::Vf(0))), &change)
     }),
     ("rate del", |cx, e| e.delete_rate_node(cx, addr(), "group")),
     ("port add", |cx, e| e.add_sf(cx, addr(), 0, SfNum(88)).map(|_| ())),

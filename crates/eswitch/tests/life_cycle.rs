@@ -449,7 +449,7 @@ fn a_function_is_changed_wholly_or_not_at_all() {
         let both = eswitch::FunctionChange { hw_addr: Some(mac), active: Some(true), roce: None };
         assert!(matches!(
             bench.engine.set_function(cx, port(Vport::Vf(0)), both),
-            Err(Error::FunctionAttribute { what: "state", .. })
+            Err(Error::FunctionAttribute { attribute: "state", .. })
         ));
         let vf = Resource::VfNetdev(PfIndex(0), Vport::Vf(0));
         assert_ne!(bench.card.mac(cx, &vf), Some(mac));

@@ -155,7 +155,7 @@ impl Shared {
 }
 
 fn refused(name: &str, source: CardError) -> Error {
-    Error::Card { what: format!("the bond {name}"), source }
+    Error::Card { operation: format!("the bond {name}"), source }
 }
 
 /// How often a bond changes at most where every order is tried, or once more: it has to end as it would.

@@ -189,7 +189,7 @@ impl Session {
 
     /// Which events are asked for: whether one has happened is part of what an explorer distinguishes.
     pub(crate) fn asks_for(&self, cx: &mut Locked<'_, Unlocked>, events: Vec<String>) {
-        self.subscription.asks_for(cx, events);
+        self.subscription.watch_for(cx, events);
     }
 
     fn unseen_bonds(&self, why: GaveUp) -> StepError {

@@ -136,7 +136,7 @@ fn explored(n: usize) -> Result<()> {
 
 fn event(n: usize) -> Result<()> {
     let of = PF.parse().map_err(|error| anyhow!("{error}"))?;
-    unchecked(|cx| hot_paths::events_that_nobody_hears(cx, of, n))
+    unchecked(|cx| hot_paths::emit_without_subscribers(cx, of, n))
 }
 
 fn item(n: usize) -> Result<()> {

@@ -1,7 +1,7 @@
 //! `devlink port function rate`.
 
 use eswitch::PciAddress;
-use eswitch::rate::{Rate, RateChange, RateOf};
+use eswitch::rate::{Rate, RateChange, RateObject};
 use netlink::{Builder, Errno};
 
 use super::dev::{bound, put_device};
@@ -29,11 +29,11 @@ pub(super) const CHANGE: &[u16] = &[
     a::RATE_PARENT_NODE_NAME,
 ];
 
-fn rate_message(to: &mut Builder, of: &RateOf, rate: &Rate) {
+fn rate_message(to: &mut Builder, of: &RateObject, rate: &Rate) {
     put_device(to, of.device());
     match of {
-        RateOf::Leaf(port) => to.u16(a::RATE_TYPE, LEAF).u32(a::PORT_INDEX, port.index.0),
-        RateOf::Node(_, name) => to.u16(a::RATE_TYPE, NODE).text(a::RATE_NODE_NAME, name),
+        RateObject::Leaf(port) => to.u16(a::RATE_TYPE, LEAF).u32(a::PORT_INDEX, port.index.0),
+        RateObject::Node(_, name) => to.u16(a::RATE_TYPE, NODE).text(a::RATE_NODE_NAME, name),
     };
     to.u64(a::RATE_TX_SHARE, rate.tx_share).u64(a::RATE_TX_MAX, rate.tx_max);
     to.u32(a::RATE_TX_PRIORITY, rate.tx_priority).u32(a::RATE_TX_WEIGHT, rate.tx_weight);
@@ -42,10 +42,10 @@ fn rate_message(to: &mut Builder, of: &RateOf, rate: &Rate) {
     }
 }
 
-fn of(asked: &Attributes<'_>) -> Result<RateOf, Refusal> {
+fn of(asked: &Attributes<'_>) -> Result<RateObject, Refusal> {
     match asked.text(a::RATE_NODE_NAME)? {
-        Some(name) => Ok(RateOf::Node(asked.device()?, name.to_owned())),
-        None => Ok(RateOf::Leaf(asked.port()?)),
+        Some(name) => Ok(RateObject::Node(asked.device()?, name.to_owned())),
+        None => Ok(RateObject::Leaf(asked.port()?)),
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use lockdep::{Deadline, Locked, Mutex, digest};
 use serde::{Deserialize, Serialize};
 
-use crate::card::{Card, CardError, Create, OnRename, Refusal, Resource, ResourceKind};
+use crate::card::{Card, CardError, Create, FailedCreate, OnRename, Resource, ResourceKind};
 use crate::ids::{MacAddr, PfIndex, Vport};
 use crate::lock_order::{CardCall, CardState};
 
@@ -111,7 +111,7 @@ impl<C> Faulty<C> {
 }
 
 impl<C: Card> Card for Faulty<C> {
-    fn create(&self, cx: &mut Locked<'_, CardCall>, batch: &[Create]) -> Vec<Refusal> {
+    fn create(&self, cx: &mut Locked<'_, CardCall>, batch: &[Create]) -> Vec<FailedCreate> {
         let struck: Vec<bool> = batch
             .iter()
             .map(|request| {
@@ -128,10 +128,10 @@ impl<C: Card> Card for Faulty<C> {
         let (planned, passed): (Vec<usize>, Vec<usize>) = (0..batch.len()).partition(|at| struck[*at]);
         let requests: Vec<Create> = passed.iter().map(|at| batch[*at]).collect();
         let refused = self.inner.create(cx, &requests).into_iter();
-        let mut refusals: Vec<Refusal> =
-            refused.map(|refusal| Refusal { at: passed[refusal.at], error: refusal.error }).collect();
+        let mut refusals: Vec<FailedCreate> =
+            refused.map(|refusal| FailedCreate { at: passed[refusal.at], error: refusal.error }).collect();
         let planned = planned.into_iter().map(|at| (at, CardError::Planned(batch[at].resource.to_string())));
-        refusals.extend(planned.map(|(at, error)| Refusal { at, error }));
+        refusals.extend(planned.map(|(at, error)| FailedCreate { at, error }));
         refusals.sort_by_key(|refusal| refusal.at);
         refusals
     }

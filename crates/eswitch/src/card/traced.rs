@@ -2,7 +2,7 @@
 
 use lockdep::Locked;
 
-use crate::card::{Card, CardError, Create, OnRename, Refusal, Resource};
+use crate::card::{Card, CardError, Create, FailedCreate, OnRename, Resource};
 use crate::ids::{MacAddr, PfIndex};
 use crate::lock_order::CardCall;
 
@@ -20,7 +20,7 @@ impl<C, F: Fn(&str) + Send + Sync> Traced<C, F> {
 }
 
 impl<C: Card, F: Fn(&str) + Send + Sync> Card for Traced<C, F> {
-    fn create(&self, cx: &mut Locked<'_, CardCall>, batch: &[Create]) -> Vec<Refusal> {
+    fn create(&self, cx: &mut Locked<'_, CardCall>, batch: &[Create]) -> Vec<FailedCreate> {
         let refusals = self.inner.create(cx, batch);
         let mut refused = refusals.iter().peekable();
         for (at, request) in batch.iter().enumerate() {

@@ -189,7 +189,7 @@ impl Engine {
             self.shared
                 .card
                 .set_netns(&mut cx.narrow(), pf.index(), netns)
-                .map_err(|source| Error::Card { what: format!("pci/{address}: moving the netdev"), source })
+                .map_err(|source| Error::Card { operation: format!("pci/{address}: moving the netdev"), source })
         })
     }
 }

@@ -82,7 +82,7 @@ impl Engine {
         self.with_port(cx, port, |pf, state, cx, vport| {
             let sf: Option<Arc<SfFunction>> = state.sfs.get(vport).cloned();
             if change.active.is_some() && sf.is_none() {
-                return Err(Error::FunctionAttribute { port, what: "state" });
+                return Err(Error::FunctionAttribute { port, attribute: "state" });
             }
             if let Some(mac) = change.hw_addr {
                 match (&sf, vport) {
@@ -93,19 +93,19 @@ impl Engine {
                         self.shared
                             .card
                             .set_mac(&mut cx.narrow(), &function, mac)
-                            .map_err(|source| Error::Card { what: format!("{port}: setting hw_addr"), source })?;
+                            .map_err(|source| Error::Card { operation: format!("{port}: setting hw_addr"), source })?;
                         if let Some(info) = state.vports.get_mut(&vport) {
                             info.mac = mac;
                         }
                     }
-                    _ => return Err(Error::FunctionAttribute { port, what: "hw_addr" }),
+                    _ => return Err(Error::FunctionAttribute { port, attribute: "hw_addr" }),
                 }
             }
             if let Some(roce) = change.roce {
                 match (&sf, state.vports.get_mut(&vport)) {
                     (Some(sf), _) => pf.set_sf_roce(sf, cx, roce)?,
                     (None, Some(info)) if info.vf.is_some() => info.roce = roce,
-                    _ => return Err(Error::FunctionAttribute { port, what: "roce" }),
+                    _ => return Err(Error::FunctionAttribute { port, attribute: "roce" }),
                 }
             }
             match (change.active, sf) {

@@ -35,7 +35,7 @@ impl Engine {
             return Err(Error::NoHost(address));
         }
         if n > total.into() {
-            return Err(Error::TooManyVfs { asked: n, total });
+            return Err(Error::TooManyVfs { requested: n, total });
         }
         host_vfs.store(n.into());
         if let Ok(pf) = device.pf(cx) {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use lockdep::{Locked, Shadow};
 
-use crate::card::{CardError, Refusal};
+use crate::card::{CardError, FailedCreate};
 use crate::eswitch::{RepEvent, RepOps};
 use crate::ids::{PfIndex, RepType, Vport};
 use crate::lock_order::{RepCallback, RepOps as RepOpsClass, Representors};
@@ -203,21 +203,21 @@ impl RepOps for Watched {
         self.note([Vport::Uplink], false);
     }
 
-    fn load(&self, cx: &mut Locked<'_, RepCallback>, vports: &[Vport]) -> Vec<Refusal> {
+    fn load(&self, cx: &mut Locked<'_, RepCallback>, vports: &[Vport]) -> Vec<FailedCreate> {
         let _running = self.enter(cx, "load");
         self.ensure_loaded(cx, vports, false);
-        let mut refusals: Vec<Refusal> = Vec::new();
+        let mut refusals: Vec<FailedCreate> = Vec::new();
         let mut asked: Vec<(usize, Vport)> = Vec::with_capacity(vports.len());
         for (at, vport) in vports.iter().enumerate() {
             match self.failure(cx, *vport) {
-                Some(error) => refusals.push(Refusal { at, error }),
+                Some(error) => refusals.push(FailedCreate { at, error }),
                 None => asked.push((at, *vport)),
             }
         }
         let (places, mut loaded): (Vec<usize>, Vec<Vport>) = asked.into_iter().unzip();
         if !loaded.is_empty() {
             let refused = self.ops.load(cx, &loaded);
-            refusals.extend(refused.into_iter().map(|refusal| Refusal { at: places[refusal.at], ..refusal }));
+            refusals.extend(refused.into_iter().map(|refusal| FailedCreate { at: places[refusal.at], ..refusal }));
             refusals.sort_by_key(|refusal| refusal.at);
         }
         loaded.retain(|vport| !refusals.iter().any(|refusal| vports[refusal.at] == *vport));

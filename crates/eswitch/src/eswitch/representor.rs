@@ -14,7 +14,7 @@ use std::ops::Range;
 
 use lockdep::Locked;
 
-use crate::card::{CardError, Refusal};
+use crate::card::{CardError, FailedCreate};
 use crate::error::{Error, Result};
 use crate::eswitch::registrations::OpsTable;
 use crate::event::{Event, Events};
@@ -33,7 +33,7 @@ pub trait RepOps: Send + Sync {
     fn unload_uplink(&self, cx: &mut Locked<'_, Representors>);
 
     /// Loads those of other vports. What could not be loaded is returned, in order; nothing of it is left.
-    fn load(&self, cx: &mut Locked<'_, RepCallback>, vports: &[Vport]) -> Vec<Refusal>;
+    fn load(&self, cx: &mut Locked<'_, RepCallback>, vports: &[Vport]) -> Vec<FailedCreate>;
 
     /// Unloads those of other vports.
     fn unload(&self, cx: &mut Locked<'_, RepCallback>, vports: &[Vport]);
@@ -482,7 +482,7 @@ impl RepTable {
         failure.error = error.to_string();
         failure.attempts += 1;
         events.emit(cx, || Event::LoadFailed(handle, ty, error.to_string()));
-        Error::Card { what: format!("{handle}: loading the {ty} representor"), source: error }
+        Error::Card { operation: format!("{handle}: loading the {ty} representor"), source: error }
     }
 
     fn handle(&self, vport: Vport) -> PortHandle {

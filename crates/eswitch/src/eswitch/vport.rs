@@ -31,7 +31,7 @@ impl Pf {
             return if n == 0 { Ok(()) } else { Err(Error::VfsOfHost) };
         }
         if n > config.total_vfs.into() {
-            return Err(Error::TooManyVfs { asked: n, total: config.total_vfs });
+            return Err(Error::TooManyVfs { requested: n, total: config.total_vfs });
         }
         let (current, n) = (state.num_vfs, n as u16);
         let before = self.before(cx, state);
@@ -39,7 +39,7 @@ impl Pf {
             return Ok(());
         }
         if n != 0 && current != 0 {
-            return Err(Error::VfsEnabled { current, asked: n });
+            return Err(Error::VfsEnabled { current, requested: n });
         }
         let mode = self.eswitch.mode.begin(cx, "a change of the VF count")?;
         self.hold_lag_off(cx);

@@ -57,7 +57,10 @@ impl RepTable {
                 .find_map(Result::err);
             if let Some(source) = told {
                 self.unpair(cx, ops, peer);
-                return Err(Error::Card { what: format!("pci/{}: pairing with pf{}", self.address, peer.0), source });
+                return Err(Error::Card {
+                    operation: format!("pci/{}: pairing with pf{}", self.address, peer.0),
+                    source,
+                });
             }
         }
         Ok(())
@@ -132,7 +135,7 @@ mod tests {
     use lockdep::{Domain, Mutex, OnReport};
 
     use super::*;
-    use crate::card::Refusal;
+    use crate::card::FailedCreate;
     use crate::eswitch::{ESwitch, LoadPolicy};
     use crate::event::Events;
     use crate::lock_order::{CardState, RepOps as RepOpsClass};
@@ -162,7 +165,7 @@ mod tests {
         fn unload_uplink(&self, cx: &mut Locked<'_, Representors>) {
             self.note(cx, "unload", &[Vport::Uplink]);
         }
-        fn load(&self, cx: &mut Locked<'_, RepCallback>, vports: &[Vport]) -> Vec<Refusal> {
+        fn load(&self, cx: &mut Locked<'_, RepCallback>, vports: &[Vport]) -> Vec<FailedCreate> {
             self.note(cx, "load", vports);
             Vec::new()
         }
