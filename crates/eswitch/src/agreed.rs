@@ -1,7 +1,7 @@
-//! What was agreed with those who command a card: what is to be kept of it when its process ends, and how a
-//! card is brought up to be that again.
+//! The agreed state of a card: what commands have requested and got, which is kept when the card's process ends, and
+//! how a new process brings the card up in that state again.
 //!
-//! It is what commands have said, not what follows from that: representors, names, queues are made anew.
+//! It contains what commands have set, not what follows from that: representors, names and queues are made anew.
 
 use std::collections::BTreeMap;
 
@@ -21,75 +21,75 @@ use crate::rate::{Rate, Rates};
 use crate::sf::{SfRequest, SfState};
 use crate::vf::VfInfo;
 
-/// What was agreed of a card.
+/// The agreed state of a card.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Agreed {
     /// Whether `mlx5_core` is loaded.
     pub core: bool,
-    /// Modules that are loaded beside `mlx5_core`.
+    /// Modules that are loaded besides `mlx5_core`.
     pub modules: Vec<String>,
-    /// Whether the card is one multiport E-Switch.
+    /// Whether the card is in multiport E-Switch mode.
     pub esw_multiport: bool,
     /// Every PF, in order.
     pub pfs: Vec<AgreedPf>,
 }
 
-/// What a command may have changed of what is agreed.
+/// The part of the agreed state that a command may have changed.
 ///
-/// Who stores what is agreed after a command looks at this and no more: what else there is may be in another command's
-/// hands, which can take seconds.
+/// A caller that stores the agreed state after a command reads this part and no more: to read another PF's part it
+/// might have to wait for a command on that PF, which can take seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Touched {
-    /// Nothing: it has only looked, or changed what is not agreed.
+    /// Nothing: the command was a query, or has changed only what the agreed state does not contain.
     Nothing,
-    /// Which modules are loaded beside `mlx5_core`.
+    /// Which modules are loaded besides `mlx5_core`.
     Modules,
     /// One PF, by its address.
     Pf(PciAddress),
-    /// One PF, by its address, and whether the card is one multiport E-Switch.
+    /// One PF, by its address, and whether the card is in multiport E-Switch mode.
     PfAndMultiport(PciAddress),
-    /// Any of it.
+    /// Any part.
     Everything,
 }
 
-/// A part of what is agreed.
+/// A part of the agreed state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AgreedPart {
-    /// Whether `mlx5_core` is loaded, and the modules beside it, if they are part of it.
+    /// Whether `mlx5_core` is loaded, and the other modules that are, if this part has them.
     pub modules: Option<(bool, Vec<String>)>,
-    /// Whether the card is one multiport E-Switch, if that is part of it.
+    /// Whether the card is in multiport E-Switch mode, if this part has that.
     pub esw_multiport: Option<bool>,
-    /// The PFs that are part of it, in order.
+    /// The PFs that this part has, in order.
     pub pfs: Vec<AgreedPf>,
 }
 
-/// What was agreed of a PF.
+/// The agreed state of a PF.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgreedPf {
-    /// Its address.
+    /// The PF's address.
     #[serde(with = "crate::config::as_text")]
     pub address: PciAddress,
-    /// What is the bus's of it.
+    /// The attributes that belong to the PCI bus.
     pci: PciState,
-    /// On a DPU: VFs that the host has enabled.
+    /// On a DPU: the number of VFs that the host has enabled.
     host_vfs: u64,
-    /// What its driver knows, if it is bound.
+    /// The state that the PF's driver has, if the PF is bound.
     bound: Option<Bound>,
 }
 
-/// What was agreed of a PF that is bound.
+/// The agreed state of a PF that is bound.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Bound {
     mode: Mode,
     encap: bool,
     params: Params,
     vfs: u16,
-    /// Vports that are not as they would be when they are enabled, by number.
+    /// The vports whose state differs from that of a vport that has just been enabled, by vport number.
     vports: BTreeMap<u16, VportInfo>,
-    /// By place.
+    /// By their place in the PF's table of SFs.
     sfs: BTreeMap<u16, Sf>,
     nodes: BTreeMap<String, Rate>,
-    /// By the vport's number.
+    /// By vport number.
     leaves: BTreeMap<u16, Rate>,
 }
 
@@ -99,7 +99,7 @@ struct Sf {
     active: bool,
     mac: MacAddr,
     roce: bool,
-    /// Whether its driver has been unbound by hand. States of versions that did not know that have it bound.
+    /// Whether the user has unbound its driver. The default is for states that older versions wrote without this field.
     #[serde(default)]
     unbound: bool,
 }
@@ -131,7 +131,7 @@ impl Bound {
         }
     }
 
-    /// By vport; what a card of this kind has not is passed over.
+    /// The same values by vport. Leaves out numbers of vports that a card of this kind does not have.
     fn by_vport<T: Clone>(numbered: &BTreeMap<u16, T>, dpu: bool) -> BTreeMap<Vport, T> {
         let vport = |(number, value): (&u16, &T)| Some((Vport::from_number(*number, dpu)?, value.clone()));
         numbered.iter().filter_map(vport).collect()
@@ -139,14 +139,14 @@ impl Bound {
 }
 
 impl Pf {
-    /// What a vport is when it is enabled for the first time.
+    /// The state of a vport that has just been enabled for the first time.
     fn enabled_first(&self, vport: Vport) -> VportInfo {
         VportInfo::new(self.mac_of(vport), matches!(vport, Vport::Vf(_)).then(|| VfInfo::new(true)))
     }
 }
 
 impl Engine {
-    /// What is agreed now. Of a PF on which a command is running, what that leads to.
+    /// The present agreed state. If a command is running on a PF, this waits for it and has the state that it leads to.
     pub fn agreed(&self, cx: &mut Locked<'_, Unlocked>) -> Agreed {
         let (core, modules) = self.agreed_modules(cx);
         let pfs =
@@ -154,8 +154,8 @@ impl Engine {
         Agreed { core, modules, esw_multiport: self.is_multiport(cx), pfs }
     }
 
-    /// Of what is agreed now, the part that a command may have changed. It waits for no command that is running on
-    /// another PF than the one that was touched.
+    /// The part of the present agreed state that a command may have changed. It does not wait for commands that are
+    /// running on other PFs than the one that was touched.
     pub fn agreed_part(&self, cx: &mut Locked<'_, Unlocked>, touched: Touched) -> AgreedPart {
         let pf = |cx: &mut Locked<'_, Unlocked>, address| {
             let found = self.device(address).ok();
@@ -179,7 +179,7 @@ impl Engine {
     fn agreed_pf(&self, cx: &mut Locked<'_, Unlocked>, device: &Device, host_vfs: &AtomicU64) -> AgreedPf {
         let bound = self.query_devlink(cx, device.address, |pf, state, cx| Ok(Bound::of(pf, state, cx)));
         let (_, pci) = device.on_bus(cx);
-        // Whoever has taken it off the bus meanwhile has unbound it first.
+        // If the PF has been removed from the bus meanwhile, it was unbound first, and `bound` is older than that.
         let bound = bound.ok().filter(|_| !pci.removed);
         AgreedPf { address: device.address, pci, host_vfs: host_vfs.load(), bound }
     }
@@ -194,10 +194,10 @@ impl Engine {
         self.lag(cx).mode == LagMode::Mpesw
     }
 
-    /// Makes a card that has just begun what was agreed.
+    /// Brings a card that has just been started into the agreed state.
     ///
     /// # Errors
-    /// It is of another card; or the first thing that failed.
+    /// The agreed state has a PF that this card does not have; or the first failure.
     pub(crate) fn restore(&self, cx: &mut Locked<'_, Unlocked>, agreed: &Agreed) -> Result<()> {
         for module in &agreed.modules {
             self.shared.modules.load(cx, &self.shared, module)?;
@@ -209,7 +209,7 @@ impl Engine {
                 device.bind(cx, &self.shared, host_vfs)?;
                 self.restore_bound(cx, device, bound)?;
             }
-            // Last: it says how functions are bound from now on, and these are.
+            // Last, because it decides how functions are bound from now on, and these have been bound already.
             device.restore_pci(cx, &pf.pci);
         }
         self.settle(cx, false);
@@ -218,7 +218,8 @@ impl Engine {
         {
             self.set_esw_multiport(cx, pf.address, true)?;
         }
-        // Versions before this one could lose the core module from under another. What is loaded keeps what it needs.
+        // Older versions could record that the core module is not loaded while a module that depends on it is. Then the
+        // core module stays.
         if !agreed.core && agreed.modules.is_empty() {
             self.unload_module(cx, CORE)?;
         }
@@ -229,7 +230,8 @@ impl Engine {
         let (address, dpu) = (device.address, self.shared.config.dpu);
         let vports = Bound::by_vport(&bound.vports, dpu);
         self.with_devlink(cx, address, |pf, state, cx| {
-            // Not by the command: there are parameters that may not be set in the mode it was bound in.
+            // Not by the command that changes parameters: some may not be changed in the mode in which the PF was
+            // bound.
             (state.encap, state.params) = (bound.encap, bound.params);
             pf.set_mode(state, cx, bound.mode)?;
             state.kept.clone_from(&vports);
@@ -259,7 +261,8 @@ impl Engine {
 }
 
 impl Pf {
-    /// On a DPU the host's functions are there before anybody could say what they should be.
+    /// Gives the vports of a DPU's host their agreed state. They are enabled when the PF is bound, so their state
+    /// cannot be prepared in `DevlinkState::kept` as it is for VFs.
     fn restore_vports(
         &self,
         state: &mut DevlinkState,

@@ -1,8 +1,8 @@
-//! The auxiliary bus: what a PF or an SF publishes, and what binds to it.
+//! The auxiliary bus: the devices that a PF or an SF publishes, and the drivers that bind to them
+//! (`Documentation/driver-api/auxiliary_bus.rst`).
 //!
-//! As in the kernel's driver core, probe and remove run under the auxiliary device's own lock, on the
-//! thread that brought device and driver together: the one that adds the device, or the one that
-//! loads the module.
+//! As in the kernel's driver core, probe and remove run under the auxiliary device's own lock. They run on the thread
+//! that adds or removes the device, or on the thread that loads or unloads the module.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,16 +19,16 @@ use crate::event::{Event, Events};
 use crate::lock_order::{Auxiliary, BusLists, Probe, SfAuxiliary};
 use crate::sf::SfFunction;
 
-/// What an auxiliary device is for; its driver goes by this.
+/// The purpose of an auxiliary device, which decides which driver binds to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum AuxKind {
     /// The function's netdev.
     Eth,
-    /// Netdev representors; in switchdev mode.
+    /// Netdev representors. Exists in switchdev mode.
     EthRep,
-    /// The function's RDMA device; a PF's in legacy mode.
+    /// The function's RDMA device. A PF has one in legacy mode.
     Rdma,
-    /// RDMA representors; in switchdev mode.
+    /// RDMA representors. Exists in switchdev mode.
     RdmaRep,
 }
 
@@ -43,17 +43,17 @@ impl fmt::Display for AuxKind {
     }
 }
 
-/// Whose auxiliary device it is.
+/// The function that publishes an auxiliary device.
 #[derive(Clone)]
 pub enum Function {
-    /// A PF's.
+    /// A PF.
     Pf(Arc<Pf>),
-    /// An SF's.
+    /// An SF.
     Sf(Arc<SfFunction>),
 }
 
 impl Function {
-    /// The PF, the SF's parent if it is an SF's.
+    /// The PF; for an SF, the PF to which the SF belongs.
     pub fn pf(&self) -> &Arc<Pf> {
         match self {
             Self::Pf(pf) => pf,
@@ -62,7 +62,7 @@ impl Function {
     }
 }
 
-/// A device on the bus; `C` is the class of its lock.
+/// A device on the auxiliary bus. `C` is the class of its lock.
 pub struct AuxiliaryDevice<C> {
     kind: AuxKind,
     id: u32,
@@ -71,7 +71,7 @@ pub struct AuxiliaryDevice<C> {
     seen: Shadow<Seen>,
 }
 
-/// What has become of a device, for invariants.
+/// A copy of the state of a device, for invariants.
 #[derive(Clone, Copy, Default)]
 struct Seen {
     driver: Option<&'static str>,
@@ -87,21 +87,22 @@ struct State {
 }
 
 impl State {
-    /// That of a device that comes on the bus. Threads bring devices now and then and by turns.
+    /// The state of a device that is about to be added to the bus. The role identifies the lock to an explorer
+    /// whichever thread adds the device.
     fn for_new_device<C: Class>(kind: AuxKind, id: u32) -> Mutex<C, Self> {
         Mutex::new(Self::default()).with_role(&("auxiliary device", kind, id)).with_state_digest(digest)
     }
 }
 
-/// Which driver is bound says what it does: there is one for a kind of device, and its resources are the
-/// device's.
+/// The name of the bound driver stands for all that the driver has made: each kind of device has one driver, and the
+/// resources that it makes follow from the device.
 impl Hash for State {
     fn hash<H: Hasher>(&self, state: &mut H) {
         (self.bound.as_ref().map(|(driver, _)| driver.name()), &self.failed, self.removed).hash(state);
     }
 }
 
-/// Which it is, not what has become of it.
+/// The hash of the device's identity and lock, not of its present state.
 impl<C> Hash for AuxiliaryDevice<C> {
     fn hash<H: Hasher>(&self, state: &mut H) {
         (self.kind, self.id, &self.state).hash(state);
@@ -116,32 +117,31 @@ impl Hash for Lists {
 }
 
 impl<C: Class> AuxiliaryDevice<C> {
-    /// What it is for.
+    /// The kind of the device.
     pub fn kind(&self) -> AuxKind {
         self.kind
     }
 
-    /// Whose it is.
+    /// The function that publishes the device.
     pub fn function(&self) -> &Function {
         &self.function
     }
 
-    /// Its name on the bus, `mlx5_core.eth-rep.0`.
+    /// The device's name on the bus, for example `mlx5_core.eth-rep.0`.
     pub fn name(&self) -> String {
         format!("mlx5_core.{}.{}", self.kind, self.id)
     }
 
-    /// Whether a driver is bound, and the error of the last probe if it failed.
+    /// Whether a driver is bound, and the error of the last probe if that failed.
     pub fn status<P: LockBefore<C>>(&self, cx: &mut Locked<'_, P>) -> (bool, Option<Error>) {
         let (state, _cx) = self.state.lock(cx);
         (state.bound.is_some(), state.failed.clone())
     }
 
-    /// Binds the driver for this kind of device, if one is loaded and none is bound.
+    /// Binds the driver for this kind of device, if its module is loaded and no driver is bound.
     ///
-    /// The driver is looked up under the device's lock. A module that is being unloaded takes its
-    /// drivers off the list first and visits the devices after, so it either is not found here or
-    /// finds what was bound here.
+    /// The driver is looked up under the device's lock. Unloading a module removes its drivers from the list first and
+    /// then visits the devices. So either the driver is not found here, or unloading finds it bound to this device.
     fn attach<P: LockBefore<C>>(&self, cx: &mut Locked<'_, P>, bus: &Bus, events: &Events) -> Result<()>
     where
         C: LockBefore<Probe>,
@@ -182,8 +182,8 @@ impl<C: Class> AuxiliaryDevice<C> {
         }
     }
 
-    /// The name of its probe among what can fail. An SF's goes by its vport: its number on the bus is
-    /// that of who came first.
+    /// The name of the device's probe as a place that can fail. For an SF it has the vport, because the SF's number on
+    /// the bus depends on the order in which threads add SFs.
     fn place(&self) -> String {
         match &self.function {
             Function::Pf(_) => format!("probe {}", self.name()),
@@ -197,7 +197,7 @@ impl<C: Class> AuxiliaryDevice<C> {
         self.seen.note(cx, |seen| *seen = now);
     }
 
-    /// A module has come: the device has its driver, or the error of its probe is listed.
+    /// States that a module has been loaded: the device has the module's driver, or the error of its probe is recorded.
     fn ensure_bound<L>(&self, cx: &Locked<'_, L>, drivers: &[&'static dyn AuxiliaryDriver]) {
         let seen = || self.seen.with(|seen| *seen);
         let mine = || drivers.iter().any(|driver| driver.kind() == self.kind);
@@ -208,7 +208,7 @@ impl<C: Class> AuxiliaryDevice<C> {
         );
     }
 
-    /// A module has gone: the device has none of its drivers.
+    /// States that a module has been unloaded: the device has none of the module's drivers.
     fn ensure_unbound<L>(&self, cx: &Locked<'_, L>, gone: impl Fn(&str) -> bool) {
         let driver = || self.seen.with(|seen| seen.driver);
         cx.ensure(
@@ -218,7 +218,7 @@ impl<C: Class> AuxiliaryDevice<C> {
         );
     }
 
-    /// Unbinds the driver if one is bound and `which` says so.
+    /// Unbinds the driver if one is bound and `which` returns true for it.
     fn detach<P: LockBefore<C>>(
         &self,
         cx: &mut Locked<'_, P>,
@@ -237,19 +237,19 @@ impl<C: Class> AuxiliaryDevice<C> {
     }
 }
 
-/// The bus: its devices, and the drivers of loaded modules.
+/// The auxiliary bus: its devices, and the drivers of loaded modules.
 pub struct Bus {
     lists: Mutex<BusLists, Lists>,
 }
 
-/// Devices by their number on the bus and their kind, which is their name.
+/// Devices by their number on the bus and their kind, which together make the device's name.
 type Devices<C> = BTreeMap<(u32, AuxKind), Arc<AuxiliaryDevice<C>>>;
 
 struct Lists {
     pf: Devices<Auxiliary>,
     sf: Devices<SfAuxiliary>,
     drivers: Vec<&'static dyn AuxiliaryDriver>,
-    /// The next SF's number on the bus; the PFs' are their places on the card.
+    /// The number on the bus of the next SF. The number of a PF is its index on the card, 0 to 3.
     next_id: u32,
 }
 
@@ -268,16 +268,16 @@ impl Default for Bus {
 }
 
 impl Bus {
-    /// A number for an SF's auxiliary devices.
+    /// Allocates a number for the auxiliary devices of an SF.
     pub(crate) fn new_id<L>(&self, cx: &mut Locked<'_, L>) -> u32 {
         let mut lists = self.lists.lock_leaf(cx);
         lists.next_id += 1;
         lists.next_id - 1
     }
 
-    /// Puts a PF's device on the bus and binds its driver.
+    /// Adds a device of a PF to the bus and binds its driver. Returns the device and the result of the probe.
     ///
-    /// The device stays even if its driver fails to probe, as in the kernel; the error is returned.
+    /// The device stays on the bus even if its driver fails to probe, as in the kernel.
     pub(crate) fn add_pf<P: LockBefore<Auxiliary>>(
         &self,
         cx: &mut Locked<'_, P>,
@@ -297,7 +297,7 @@ impl Bus {
         (device, bound)
     }
 
-    /// Puts an SF's device on the bus and binds its driver.
+    /// Adds a device of an SF to the bus and binds its driver, as [`add_pf`](Self::add_pf) does for a PF.
     pub(crate) fn add_sf<P: LockBefore<SfAuxiliary>>(
         &self,
         cx: &mut Locked<'_, P>,
@@ -317,7 +317,7 @@ impl Bus {
         (device, bound)
     }
 
-    /// Binds a driver to a PF's device that has none.
+    /// Binds a driver to a device of a PF, if the device has none.
     pub(crate) fn attach_pf<P: LockBefore<Auxiliary>>(
         &self,
         cx: &mut Locked<'_, P>,
@@ -327,7 +327,7 @@ impl Bus {
         device.attach(cx, self, events)
     }
 
-    /// Binds a driver to an SF's device that has none.
+    /// Binds a driver to a device of an SF, if the device has none.
     pub(crate) fn attach_sf<P: LockBefore<SfAuxiliary>>(
         &self,
         cx: &mut Locked<'_, P>,
@@ -337,7 +337,7 @@ impl Bus {
         device.attach(cx, self, events)
     }
 
-    /// Takes a PF's device off the bus, unbinding its driver.
+    /// Unbinds the driver of a PF's device and removes the device from the bus.
     pub(crate) fn remove_pf<P: LockBefore<Auxiliary>>(
         &self,
         cx: &mut Locked<'_, P>,
@@ -347,7 +347,7 @@ impl Bus {
         self.lists.lock_leaf(cx).pf.remove(&(device.id, device.kind));
     }
 
-    /// Takes an SF's device off the bus, unbinding its driver.
+    /// Unbinds the driver of an SF's device and removes the device from the bus.
     pub(crate) fn remove_sf<P: LockBefore<SfAuxiliary>>(
         &self,
         cx: &mut Locked<'_, P>,
@@ -357,8 +357,8 @@ impl Bus {
         self.lists.lock_leaf(cx).sf.remove(&(device.id, device.kind));
     }
 
-    /// A module's drivers arrive: they are listed, then every device is visited. Returns the PFs
-    /// of devices whose probe failed.
+    /// Registers the drivers of a module: first adds them to the list, then visits every device. Returns the functions
+    /// whose devices failed to probe.
     pub(crate) fn add_drivers<P: LockBefore<Auxiliary> + LockBefore<SfAuxiliary>>(
         &self,
         cx: &mut Locked<'_, P>,
@@ -386,7 +386,8 @@ impl Bus {
         failed
     }
 
-    /// A module's drivers leave: they are taken off the list, then off every device, last first.
+    /// Unregisters the drivers of a module: first removes them from the list, then unbinds them from every device, in
+    /// the reverse order.
     pub(crate) fn remove_drivers<P: LockBefore<Auxiliary> + LockBefore<SfAuxiliary>>(
         &self,
         cx: &mut Locked<'_, P>,
@@ -413,12 +414,12 @@ impl Bus {
         self.lists.lock_leaf(cx).drivers.iter().copied().find(|d| d.kind() == kind)
     }
 
-    /// Every SF's device on the bus.
+    /// The devices of all SFs on the bus.
     pub(crate) fn sf_devices<L>(&self, cx: &mut Locked<'_, L>) -> Vec<Arc<AuxiliaryDevice<SfAuxiliary>>> {
         self.lists.lock_leaf(cx).snapshot().1
     }
 
-    /// Every PF's device on the bus.
+    /// The devices of all PFs on the bus.
     pub(crate) fn pf_devices<L>(&self, cx: &mut Locked<'_, L>) -> Vec<Arc<AuxiliaryDevice<Auxiliary>>> {
         self.lists.lock_leaf(cx).snapshot().0
     }

@@ -1,11 +1,11 @@
-//! The seam to the outside: what the engine needs of a card.
+//! The interface between the engine and a card.
 //!
-//! A card makes and unmakes [`Resource`]s and nothing else; what should exist when is the engine's
-//! business. Making can fail, each request for itself; unmaking cannot. Requests come in batches, so
-//! that a card which talks to a kernel can send many at once and read the answers after.
+//! A card makes and unmakes [`Resource`]s, and the engine decides which resources exist at which time. Making a
+//! resource can fail, independently of the other requests of its batch. Unmaking cannot fail. Requests come in batches,
+//! so that a card that talks to a kernel can send many requests at once and read the replies afterwards.
 //!
-//! Middleware is a card around a card: [`Faulty`] refuses what a plan says, [`Traced`] tells what was
-//! asked.
+//! Two cards wrap another card: [`Faulty`] makes requests fail or wait according to a plan, and [`Traced`] logs
+//! requests.
 
 mod faulty;
 mod traced;
@@ -25,7 +25,7 @@ use crate::text::escaped;
 pub use faulty::{Fault, FaultPlan, Faulty};
 pub use traced::Traced;
 
-/// Something a card can hold, named by what it is for. Two resources with one name are the same one.
+/// Something that a card can make, identified by its purpose. Two equal values are the same resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Resource {
     /// A PF's part of the card: its legacy switch and its wire.
@@ -34,23 +34,23 @@ pub enum Resource {
     PfNetdev(PfIndex),
     /// A PF's RDMA device in legacy mode.
     PfIbDevice(PfIndex),
-    /// A vport's port in the switch. The netdev of a DPU's host PF comes with it.
+    /// A vport's port in the switch. For the host PF of a DPU it includes the netdev of that PF.
     Port(PfIndex, Vport),
-    /// The netdev of a VF that is bound to its driver. It stays through mode changes.
+    /// The netdev of a VF that is bound to its driver. A mode change does not affect it.
     VfNetdev(PfIndex, Vport),
     /// The netdev of an active SF.
     SfNetdev(PfIndex, Vport),
     /// The RDMA device of an active SF.
     SfIbDevice(PfIndex, Vport),
-    /// The switchdev forwarding database of a PF. While it exists nothing is switched by MAC.
+    /// The switchdev forwarding database of a PF. While it exists, no frame is switched by its MAC address.
     SwitchdevFdb(PfIndex),
     /// A loaded representor.
     Representor(PfIndex, Vport, RepType),
-    /// The LAG, by its master.
+    /// The LAG, identified by its master.
     Lag(PfIndex),
-    /// What tells a PF's packets from the others' in multiport E-Switch mode.
+    /// The metadata that marks a PF's packets in multiport E-Switch mode.
     MpeswMetadata(PfIndex),
-    /// A PF's rules for what comes from the E-Switch it is paired with.
+    /// The rules of the first PF for traffic from the E-Switch of the second PF, with which its own is paired.
     PeerRules(PfIndex, PfIndex),
 }
 
@@ -72,7 +72,8 @@ impl fmt::Display for Resource {
     }
 }
 
-/// The kind of a resource, for fault plans: what one would type.
+/// The kind of a resource, by which a fault plan selects requests. [`Display`](fmt::Display) and [`FromStr`] use the
+/// words of the step `fail`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ResourceKind {
@@ -86,7 +87,7 @@ pub enum ResourceKind {
     Port,
     /// The switchdev forwarding database.
     Fdb,
-    /// A representor of a type.
+    /// A representor of the given type.
     Representor(RepType),
     /// The LAG.
     Lag,
@@ -139,7 +140,7 @@ impl FromStr for ResourceKind {
 }
 
 impl Resource {
-    /// What kind it is.
+    /// The kind of the resource.
     pub fn kind(&self) -> ResourceKind {
         match self {
             Self::Function(_) => ResourceKind::Function,
@@ -154,7 +155,7 @@ impl Resource {
         }
     }
 
-    /// The PF it belongs to.
+    /// The PF to which the resource belongs.
     pub fn pf(&self) -> PfIndex {
         match self {
             Self::Function(pf)
@@ -172,7 +173,7 @@ impl Resource {
         }
     }
 
-    /// The vport it is for, if it is for one.
+    /// The vport to which the resource belongs, if it belongs to one.
     pub fn vport(&self) -> Option<Vport> {
         match self {
             Self::Port(_, v)
@@ -185,48 +186,48 @@ impl Resource {
     }
 }
 
-/// A request to make something.
+/// A request to make a resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Create {
-    /// What.
+    /// The resource.
     pub resource: Resource,
-    /// The MAC address of the function's netdev, where there is one.
+    /// The MAC address of the netdev, if the resource is or has one.
     pub mac: MacAddr,
-    /// The SF's number, for what is an SF's.
+    /// The SF's number, if the resource belongs to an SF.
     pub sfnum: Option<u32>,
 }
 
-/// Why a card could not make something.
+/// The reason for which a card could not carry out a request.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum CardError {
-    /// A plan said so.
+    /// A fault plan or an [`Oracle`](lockdep::Oracle) made the request fail; with the request.
     #[error("failed as planned ({0})")]
     Planned(String),
-    /// A name is taken outside the card.
+    /// A netdev that is not the card's has the name already.
     #[error("the name {name} is taken by another netdev; rename that one or use another PCI address", name = escaped(name))]
     NameTaken {
         /// The name.
         name: String,
     },
-    /// The card can hold no more.
+    /// The card has no room for the resource; with the reason.
     #[error("{0}")]
     Full(String),
-    /// The kernel refused.
+    /// The kernel refused a request.
     #[error("{call}: {text} (errno {errno}){hint}", call = escaped(call), text = escaped(text))]
     Kernel {
-        /// What was asked of it.
+        /// The request.
         call: String,
-        /// What it answered, positive.
+        /// The error number, which is positive.
         errno: i32,
-        /// In words.
+        /// The text of the error number, or the kernel's own message.
         text: String,
-        /// What to do about it, if known: starts with `; `.
+        /// Advice for the user, which starts with `; `, or an empty string.
         hint: String,
     },
 }
 
 impl CardError {
-    /// The error number to hand on.
+    /// The error number for the user. [`Errno`] has few of the kernel's numbers; any other is reported as EIO.
     pub fn errno(&self) -> Errno {
         match self {
             Self::Planned(_) => Errno::EIO,
@@ -247,69 +248,71 @@ impl CardError {
     }
 }
 
-/// One of a batch that could not be made. Batches are long and refusals few, so a card tells only of
-/// these: when all went well there is nothing to hand on and to look through.
+/// A request of a batch that failed. Batches are long and failures are few, so a card returns only the failures, and an
+/// empty list when everything has been made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FailedCreate {
-    /// Its place in the batch, from 0.
+    /// The request's index in the batch, from 0.
     pub at: usize,
-    /// Why.
+    /// The reason.
     pub error: CardError,
 }
 
-/// Whom a card tells that somebody has given a netdev of its another name, and which.
+/// The callback that a card calls when another program has renamed one of the card's netdevs: with the netdev's
+/// resource and its new name.
 pub type OnRename = Arc<dyn Fn(&mut Locked<'_, Unlocked>, Resource, String) + Send + Sync>;
 
-/// A card: real netdevs, or books in memory.
+/// A card: its resources are netdevs of a kernel, or entries in memory.
 ///
-/// Every call comes with a token at [`CardCall`], so a card cannot call back into the engine.
+/// Every call has a token at [`CardCall`], so a card cannot call back into the engine.
 pub trait Card: Send + Sync {
-    /// Makes what is asked for, and returns what could not be made, in order. A request that fails
-    /// leaves nothing behind and does not keep the others from being tried.
+    /// Makes the requested resources, and returns the requests that failed, in the order of the batch. A request that
+    /// fails leaves nothing behind, and the other requests are carried out all the same.
     fn create(&self, cx: &mut Locked<'_, CardCall>, batch: &[Create]) -> Vec<FailedCreate>;
 
-    /// Unmakes resources that exist, in order. Cannot fail: what the outside has already taken away
-    /// is as good as unmade. Nothing of them is remembered: a PF's netdev that was moved and is made
-    /// again is made at home.
+    /// Unmakes resources that exist, in the order of the batch. Cannot fail: a resource that has been removed from
+    /// outside counts as unmade. The card keeps nothing of them: if a PF's netdev was moved to another network
+    /// namespace and is made again, it is made in the namespace in which it was created first.
     fn destroy(&self, cx: &mut Locked<'_, CardCall>, batch: &[Resource]);
 
-    /// The name of the netdev or RDMA device that a resource is to its users, if it is one and exists: as far as the
-    /// card knows, the one it has now.
+    /// The present name of the netdev or RDMA device that a resource appears as, as far as the card knows it. `None` if
+    /// the resource does not exist or has no such device.
     fn name(&self, cx: &mut Locked<'_, CardCall>, resource: &Resource) -> Option<String>;
 
-    /// The netdevs that have been given another name than they were made with, and which.
+    /// The netdevs whose present name is not the one with which they were made, and their present names.
     fn renamed(&self, cx: &mut Locked<'_, CardCall>) -> Vec<(Resource, String)> {
         let _ = cx;
         Vec::new()
     }
 
-    /// Has `told` called whenever a netdev has been given another name. A card whose names are nobody's to change never
-    /// calls it.
-    fn on_rename(&self, cx: &mut Locked<'_, CardCall>, told: OnRename) {
-        let _ = (cx, told);
+    /// Sets the callback that is called whenever another program has renamed a netdev. A card whose netdevs cannot be
+    /// renamed never calls it.
+    fn on_rename(&self, cx: &mut Locked<'_, CardCall>, callback: OnRename) {
+        let _ = (cx, callback);
     }
 
-    /// Gives the netdev of a resource another MAC address.
+    /// Sets the MAC address of the netdev of a resource.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The kernel refuses the address.
     fn set_mac(&self, cx: &mut Locked<'_, CardCall>, resource: &Resource, mac: MacAddr) -> Result<(), CardError>;
 
-    /// Moves a PF's netdev to a network namespace: a name under which one is known, or `None` for
-    /// where it was born.
+    /// Moves a PF's netdev to a network namespace, by the namespace's name. `None` moves it back to the namespace in
+    /// which it was created.
     ///
     /// # Errors
-    /// There is no such namespace, or the kernel refuses.
+    /// No such namespace, or the kernel refuses.
     fn set_netns(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, netns: Option<&str>) -> Result<(), CardError>;
 
-    /// The network namespace a PF's netdev has been moved to, if it is not where it was born.
+    /// The network namespace to which a PF's netdev has been moved. `None` if it is in the one in which it was created.
     fn netns(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) -> Option<String>;
 
-    /// Every resource that exists, in no order: the card's books, or what it finds.
+    /// Every resource that exists, in no particular order: from the card's records, or from what it finds in the
+    /// kernel.
     fn resources(&self, cx: &mut Locked<'_, CardCall>) -> Vec<Resource>;
 
-    /// What the card has noticed being done to it that should not be: making what exists, unmaking
-    /// what does not. They are forgotten here.
+    /// Returns and clears the errors of the engine that the card has noticed: requests to make a resource that exists,
+    /// or to unmake or change one that does not.
     fn take_complaints(&self, cx: &mut Locked<'_, CardCall>) -> Vec<String>;
 }
 
@@ -326,8 +329,8 @@ impl<C: Card + ?Sized> Card for Arc<C> {
     fn renamed(&self, cx: &mut Locked<'_, CardCall>) -> Vec<(Resource, String)> {
         (**self).renamed(cx)
     }
-    fn on_rename(&self, cx: &mut Locked<'_, CardCall>, told: OnRename) {
-        (**self).on_rename(cx, told);
+    fn on_rename(&self, cx: &mut Locked<'_, CardCall>, callback: OnRename) {
+        (**self).on_rename(cx, callback);
     }
     fn set_mac(&self, cx: &mut Locked<'_, CardCall>, resource: &Resource, mac: MacAddr) -> Result<(), CardError> {
         (**self).set_mac(cx, resource, mac)

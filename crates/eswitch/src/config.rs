@@ -1,4 +1,4 @@
-//! What a card is when it comes up.
+//! The configuration with which a card is started.
 
 use std::time::Duration;
 
@@ -7,36 +7,36 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{MacAddr, Mode, PciAddress, PfIndex, Vport};
 use crate::text::escaped;
 
-/// A card's configuration. Every field has a default, so `{}` is a card: one PF at `0000:08:00.0`
-/// that can have 8 VFs, in legacy mode.
+/// The configuration of a card. Every field has a default, so `{}` is valid: one PF at `0000:08:00.0` that can have 8
+/// VFs, in legacy mode.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CardConfig {
-    /// PCI address of the first PF; the others are its functions 1 to 3.
+    /// PCI address of the first PF, which must be function 0. The other PFs are functions 1 to 3 of the same device.
     #[serde(with = "as_text")]
     pub address: PciAddress,
     /// Number of PFs: 1 to 4.
     pub pfs: u8,
-    /// `sriov_totalvfs` of each PF: 0 to 32,000. On a DPU, of the host's PF.
+    /// `sriov_totalvfs` of each PF, or on a DPU of the host's PF: 0 to 32,000.
     pub total_vfs: u16,
-    /// VFs each PF starts with. On a DPU, what the host has enabled.
+    /// The number of VFs that each PF has at the start. On a DPU, the number that the host has enabled.
     pub vfs: u16,
-    /// Most SFs a PF may have: 0 to 32,752.
+    /// The largest number of SFs of a PF: 0 to 32,752.
     pub max_sfs: u16,
     /// Whether the E-Switch manager is the card's own CPU (ECPF) rather than the host's PF.
     pub dpu: bool,
-    /// The mode the card starts in.
+    /// The mode in which every PF starts.
     pub mode: Mode,
-    /// Modules that are loaded at the start, in order, beside `mlx5_core`.
+    /// Modules that are loaded at the start besides `mlx5_core`, in order.
     pub modules: Vec<String>,
-    /// Whether the card is one whose two ports make one RDMA device by firmware (multiport RoCE).
+    /// Whether the firmware makes one RDMA device of the card's two ports (multiport RoCE).
     pub multiport_roce: bool,
-    /// Whether the PFs can share one forwarding database, which a VF LAG then does.
+    /// Whether the PFs can share one forwarding database. If so, a LAG in switchdev mode shares it.
     pub shared_fdb: bool,
-    /// First retry after a representor or a driver failed to load, in milliseconds: 1 to 60,000.
-    /// Each further one waits twice as long, up to `retry_max_ms`.
+    /// The delay before the first retry after a representor or a driver failed to load, in milliseconds: 1 to 60,000.
+    /// The delay doubles with each further retry, up to `retry_max_ms`.
     pub retry_ms: u64,
-    /// Longest wait between retries, in milliseconds.
+    /// The longest delay before a retry, in milliseconds: at least `retry_ms`.
     pub retry_max_ms: u64,
 }
 
@@ -59,10 +59,10 @@ impl Default for CardConfig {
     }
 }
 
-/// How many routing ids a PCI domain has: 256 buses of 256 functions.
+/// The number of routing ids of a PCI domain: 256 buses of 256 functions.
 const ROUTING_IDS: u32 = 1 << 16;
 
-/// A configuration that makes no card.
+/// The reason for which a configuration is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
     /// A number out of its range.
@@ -70,38 +70,38 @@ pub enum ConfigError {
     Range {
         /// The field.
         field: &'static str,
-        /// What it is.
+        /// Its value.
         value: u64,
-        /// What it may be.
+        /// The valid values, in words.
         expected: &'static str,
     },
-    /// More VFs at the start than there can be.
+    /// More VFs at the start than a PF can have.
     #[error("`vfs` is {vfs}, more than `total_vfs`, which is {total}")]
     TooManyVfs {
-        /// What it is.
+        /// `vfs`.
         vfs: u16,
-        /// What it may be at most.
+        /// `total_vfs`.
         total: u16,
     },
     /// The first PF is not function 0.
     #[error("`address` is {0}; the first PF must be function 0")]
     Function(PciAddress),
-    /// VFs whose addresses would go past the last bus.
-    #[error("the last VF would be at routing id {last:#x}, past the last bus, ff; ask for fewer `total_vfs`")]
+    /// The address of the last VF would be beyond the last bus.
+    #[error("the last VF would be at routing id {last:#x}, beyond the last bus, ff; choose a smaller `total_vfs`")]
     Buses {
-        /// The routing id it would have.
+        /// The routing id of the last VF.
         last: u32,
     },
-    /// A module that is not one of the card's.
+    /// A module that the card does not have.
     #[error("`modules` names `{name}`; the card's modules are {known}", name = escaped(.0), known = crate::module::known())]
     Module(String),
 }
 
 impl CardConfig {
-    /// Says whether there can be such a card.
+    /// Checks whether the configuration is valid.
     ///
     /// # Errors
-    /// The first field that is out of its range.
+    /// The first field whose value is invalid.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let range = |field, value: u64, ok: bool, expected| {
             if ok { Ok(()) } else { Err(ConfigError::Range { field, value, expected }) }
@@ -132,27 +132,27 @@ impl CardConfig {
         PciAddress { function: self.address.function + pf.0, ..self.address }
     }
 
-    /// The routing id of the card's first VF: VFs come after the PFs, and each PF's after those of the one
-    /// before, as on a ConnectX.
+    /// The routing id of the card's first VF. As on a ConnectX, the VFs of the first PF follow the PFs, and the VFs of
+    /// each further PF follow those of the previous PF.
     fn first_vf_id(&self) -> u32 {
         self.address.routing_id() + u32::from(self.pfs)
     }
 
-    /// `sriov_offset`: the routing id of a PF's VF 0 less that of the PF. The stride is 1.
+    /// `sriov_offset`: the routing id of a PF's VF 0 minus that of the PF. The stride is 1.
     pub fn vf_offset(&self, pf: PfIndex) -> u32 {
         let first = self.first_vf_id() + u32::from(pf.0) * u32::from(self.total_vfs);
         first - self.pf_address(pf).routing_id()
     }
 
-    /// The PCI address of a VF, enabled or not. Past function 7 comes the next device, past device 1f
-    /// the next bus, as SR-IOV counts.
+    /// The PCI address of a VF, enabled or not. As SR-IOV counts, function 7 is followed by the next device, and device
+    /// 1f by the next bus.
     pub fn vf_address(&self, pf: PfIndex, vf: u16) -> PciAddress {
         let id = self.pf_address(pf).routing_id() + self.vf_offset(pf) + u32::from(vf);
         PciAddress::of_routing_id(self.address.domain, id)
     }
 
-    /// Which VF a PCI address is one of, enabled or not. A DPU's VFs are functions of its host, not of this
-    /// machine.
+    /// The PF and the number of the VF at a PCI address, enabled or not. `None` on a DPU, whose VFs are functions of
+    /// its host and not of this machine.
     pub fn vf_at(&self, address: PciAddress) -> Option<(PfIndex, u16)> {
         if self.dpu || address.domain != self.address.domain {
             return None;
@@ -163,7 +163,8 @@ impl CardConfig {
         (pf < self.pfs.into()).then_some((PfIndex(pf as u8), vf as u16))
     }
 
-    /// The MAC address a vport is born with: stable, locally administered, unique within the card.
+    /// The initial MAC address of a vport's function. It is locally administered, unique within the card, and the same
+    /// at every start.
     pub fn mac(&self, pf: PfIndex, vport: Vport) -> MacAddr {
         let [high, low] = vport.number().to_be_bytes();
         MacAddr([0x02, 0xe5, self.address.bus, self.address.device << 3 | pf.0, high, low])
@@ -176,14 +177,14 @@ impl CardConfig {
         MacAddr([0x02, 0xe6, a, b, c, d])
     }
 
-    /// How long to wait before retry number `attempt`, counted from 0.
+    /// The delay before retry number `attempt`, counted from 0.
     pub fn retry_delay(&self, attempt: u32) -> Duration {
         let factor = 1u64.checked_shl(attempt).unwrap_or(u64::MAX);
         Duration::from_millis(self.retry_ms.saturating_mul(factor).min(self.retry_max_ms))
     }
 }
 
-/// Values that are written as text.
+/// Serialises a value as the text that its `Display` writes and its `FromStr` reads.
 pub(crate) mod as_text {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
     use std::{fmt::Display, str::FromStr};
@@ -202,7 +203,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn vfs_come_after_the_pfs_and_go_on_on_the_next_bus() {
+    fn vfs_follow_the_pfs_and_continue_on_the_next_bus() {
         let card = |pfs, total_vfs| CardConfig { pfs, total_vfs, ..CardConfig::default() };
         let two = card(2, 8);
         let address = |config: &CardConfig, pf, vf| config.vf_address(PfIndex(pf), vf).to_string();
@@ -224,10 +225,10 @@ mod tests {
     }
 
     #[test]
-    fn vfs_that_no_bus_is_left_for_are_refused() {
+    fn vfs_beyond_the_last_bus_are_refused() {
         let card = CardConfig { total_vfs: 32_000, pfs: 2, ..CardConfig::default() };
         assert_eq!(card.validate(), Err(ConfigError::Buses { last: 0x801 + 64_000 }));
-        assert_eq!(CardConfig { dpu: true, ..card.clone() }.validate(), Ok(()), "they are the host's");
+        assert_eq!(CardConfig { dpu: true, ..card.clone() }.validate(), Ok(()), "the VFs belong to the host");
         assert_eq!(CardConfig { pfs: 1, ..card }.validate(), Ok(()));
     }
 }

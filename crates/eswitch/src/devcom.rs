@@ -1,7 +1,8 @@
-//! What ties the PFs of one card together: the devcom component.
+//! The devcom component, which connects the PFs of one card (mlx5's `devcom`).
 //!
-//! Its lock is held for writing by every rescan and by adding or removing a PF. What a rescan looks at
-//! and changes is inside it, so that a rescan can be done for a PF whose devlink lock is not held.
+//! Every rescan of auxiliary devices holds the component's lock for writing, and so does adding or removing a PF.
+//! Everything that a rescan reads and changes is protected by this lock, so a rescan of a PF is possible without the
+//! PF's devlink lock.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -17,38 +18,39 @@ use crate::lag;
 use crate::lock_order::{Auxiliary, Devcom as DevcomClass};
 use crate::shared::Shared;
 
-/// The component lock and what it protects.
+/// The component and its lock.
 pub type Devcom = RwLock<DevcomClass, Component>;
 
-/// The PFs of a card, as far as rescans see them.
+/// The PFs of a card that are bound or being bound, with the state that rescans use.
 #[derive(Default, Hash)]
 pub struct Component {
     members: Vec<Member>,
 }
 
-/// One PF.
+/// One PF of the component.
 #[derive(Hash)]
 pub struct Member {
     pf: Arc<Pf>,
-    /// The mode its auxiliary devices are to be those of. It is stored here, under the component lock,
-    /// at the moment of a mode change at which no RDMA device exists.
+    /// The mode for which the PF has auxiliary devices. During a mode change it is stored here, under the component
+    /// lock, when no RDMA device exists.
     mode: Mode,
-    /// RDMA devices are marked disabled: a rescan removes them.
+    /// Whether the PF's RDMA devices are marked as disabled. A rescan then removes them.
     ib_disabled: bool,
     devices: Vec<Arc<AuxiliaryDevice<Auxiliary>>>,
-    /// It is leaving: a LAG that is broken up now gives it nothing back.
+    /// Whether the PF is being unbound. Then disabling a LAG does not give it an RDMA device of its own again.
     leaving: bool,
     num_vfs: u16,
-    /// Its E-Switch is in switchdev mode and loaded, and so can be paired.
+    /// Whether the PF's E-Switch can be paired: it is in switchdev mode and its representors are loaded.
     pairable: bool,
+    /// The PFs with whose E-Switches this PF's is paired.
     paired: BTreeSet<PfIndex>,
 }
 
-/// The order in which auxiliary devices are added; they are removed in the reverse.
+/// The order in which auxiliary devices are added. They are removed in the reverse order.
 const ORDER: [AuxKind; 4] = [AuxKind::Eth, AuxKind::EthRep, AuxKind::Rdma, AuxKind::RdmaRep];
 
 impl Member {
-    /// Whether a device of this kind should be there.
+    /// Whether the PF should have an auxiliary device of this kind.
     fn wants(&self, kind: AuxKind) -> bool {
         let switchdev = self.mode == Mode::Switchdev;
         match kind {
@@ -61,7 +63,7 @@ impl Member {
 }
 
 impl Component {
-    /// A PF joins. Its devices come with the first rescan.
+    /// Adds a PF. Its auxiliary devices are added by the first rescan.
     pub(crate) fn join(&mut self, pf: &Arc<Pf>) {
         self.members.push(Member {
             pf: Arc::clone(pf),
@@ -76,7 +78,7 @@ impl Component {
         self.members.sort_by_key(|m| m.pf.index());
     }
 
-    /// A PF leaves: its auxiliary devices are removed, on this thread.
+    /// Removes a PF and its auxiliary devices. Their drivers are removed on this thread.
     pub(crate) fn leave(&mut self, cx: &mut Locked<'_, DevcomClass>, shared: &Shared, pf: PfIndex) {
         if let Some(at) = self.members.iter().position(|m| m.pf.index() == pf) {
             let member = self.members.remove(at);
@@ -86,12 +88,12 @@ impl Component {
         }
     }
 
-    /// Brings a PF's auxiliary devices in line with its flags and mode: removes, then adds, probing and
-    /// removing drivers on this thread. A device without a driver gets one if one is loaded.
+    /// Makes a PF's auxiliary devices those of its flags and mode: first removes devices, then adds devices. Drivers
+    /// are removed and probed on this thread. A device without a driver is bound if its driver is loaded.
     ///
     /// # Errors
-    /// The last probe that failed. The others have been done all the same; the device that failed
-    /// stays, without a driver.
+    /// The error of the first probe that failed. The other devices have been handled all the same, and the device whose
+    /// probe failed stays without a driver.
     pub(crate) fn rescan(&mut self, cx: &mut Locked<'_, DevcomClass>, shared: &Shared, pf: PfIndex) -> Result<()> {
         let Some(member) = self.member(pf) else { return Ok(()) };
         let mut result = Ok(());
@@ -118,8 +120,9 @@ impl Component {
         result
     }
 
-    /// What a mode change does to the auxiliary devices: RDMA devices are removed, the mode is stored,
-    /// and the devices of the new mode are added. On a multiport RoCE card one rescan does both.
+    /// Changes the auxiliary devices of a PF to those of another mode: removes the RDMA device, stores the mode, and
+    /// adds the devices of the new mode. On a multiport RoCE card, or if RDMA is disabled already, one rescan does it
+    /// all.
     ///
     /// # Errors
     /// A probe failed; see [`rescan`](Self::rescan).
@@ -136,7 +139,7 @@ impl Component {
             return self.rescan(cx, shared, pf);
         }
         member.ib_disabled = true;
-        // Nothing is probed here that has not been: an error would be an old one.
+        // This adds no device. An error can only be that of a device whose probe has failed before.
         let _ = self.rescan(cx, shared, pf);
         if let Some(member) = self.member(pf) {
             member.mode = mode;
@@ -145,7 +148,7 @@ impl Component {
         self.rescan(cx, shared, pf)
     }
 
-    /// Marks a PF's RDMA devices disabled, or not, and rescans it.
+    /// Marks a PF's RDMA devices as disabled, or as enabled, and rescans the PF.
     ///
     /// # Errors
     /// A probe failed; see [`rescan`](Self::rescan).
@@ -162,7 +165,7 @@ impl Component {
         self.rescan(cx, shared, pf)
     }
 
-    /// The same for several. What fails to be probed is tried again.
+    /// Does the same for several PFs. If a probe fails, it is retried later.
     pub(crate) fn disable_ib(
         &mut self,
         cx: &mut Locked<'_, DevcomClass>,
@@ -177,38 +180,38 @@ impl Component {
         }
     }
 
-    /// A PF is leaving: it is no member any more that a LAG could be made of, or that gets anything back
-    /// from one that is broken up.
+    /// Marks a PF as leaving. A LAG cannot include it any more, and disabling a LAG does not give it an RDMA device of
+    /// its own again.
     pub(crate) fn set_leaving(&mut self, pf: PfIndex) {
         if let Some(member) = self.member(pf) {
             member.leaving = true;
         }
     }
 
-    /// The number of a PF's VFs, for LAG to look at.
+    /// Stores a PF's number of VFs, for the evaluation of the LAG.
     pub(crate) fn set_num_vfs(&mut self, pf: PfIndex, n: u16) {
         if let Some(member) = self.member(pf) {
             member.num_vfs = n;
         }
     }
 
-    /// The PFs that are members and not leaving, the master first.
+    /// The PFs that are not leaving, the master first.
     pub(crate) fn pfs(&self) -> Vec<Arc<Pf>> {
         self.members.iter().filter(|m| !m.leaving).map(|m| Arc::clone(&m.pf)).collect()
     }
 
-    /// The PFs whose E-Switches a PF's is paired with.
+    /// The PFs with whose E-Switches a PF's is paired.
     pub(crate) fn paired(&self, pf: PfIndex) -> Vec<PfIndex> {
         let member = self.members.iter().find(|m| m.pf.index() == pf);
         member.map(|m| m.paired.iter().copied().collect()).unwrap_or_default()
     }
 
-    /// Whether the RDMA device of each PF that is not leaving is marked disabled.
+    /// For each PF that is not leaving, whether its RDMA devices are marked as disabled.
     pub(crate) fn ib_disabled(&self) -> impl Iterator<Item = (PfIndex, bool)> {
         self.members.iter().filter(|m| !m.leaving).map(|m| (m.pf.index(), m.ib_disabled))
     }
 
-    /// What LAG looks at of them.
+    /// The state of each PF that is not leaving, for the evaluation of the LAG.
     pub(crate) fn lag_members(&self) -> Vec<lag::Member> {
         self.members
             .iter()
@@ -222,11 +225,11 @@ impl Component {
             .collect()
     }
 
-    /// Pairs a PF's E-Switch, which is in switchdev mode and loaded, with every other that is. Loaded
-    /// representors of both are told, one E-Switch's at a time.
+    /// Pairs a PF's E-Switch, which is in switchdev mode and whose representors are loaded, with every other E-Switch
+    /// of which that holds. The loaded representors of both are notified, those of one E-Switch at a time.
     ///
     /// # Errors
-    /// One of them could not follow: those two are not paired.
+    /// The first error of a representor. The two E-Switches are not paired then; others may be.
     pub(crate) fn pair(&mut self, cx: &mut Locked<'_, DevcomClass>, shared: &Shared, pf: PfIndex) -> Result<()> {
         let mut result = Ok(());
         if let Some(member) = self.member(pf) {
@@ -240,18 +243,18 @@ impl Component {
             .map(|m| Arc::clone(&m.pf))
             .collect();
         for other in others {
-            let told = own.tell_representors(cx, other.index(), true).and_then(|()| {
-                let told = other.tell_representors(cx, pf, true);
-                if told.is_err() {
+            let notified = own.tell_representors(cx, other.index(), true).and_then(|()| {
+                let notified = other.tell_representors(cx, pf, true);
+                if notified.is_err() {
                     let _ = own.tell_representors(cx, other.index(), false);
                 }
-                told
+                notified
             });
-            match told {
+            match notified {
                 Ok(()) => {
                     self.note_pair(pf, other.index(), true);
                     shared.events.emit(cx, || Event::Paired(pf, other.index(), true));
-                    // It may be what a LAG waits for.
+                    // A LAG with a shared forwarding database needs every pair.
                     shared.lag.members_changed(cx);
                 }
                 Err(error) => result = result.and(Err(error)),
@@ -268,7 +271,7 @@ impl Component {
         let paired = member.paired.clone();
         for other in paired {
             self.note_pair(pf, other, false);
-            // Taking rules away cannot fail.
+            // Removing rules cannot fail.
             let _ = own.tell_representors(cx, other, false);
             if let Some(other) = self.member(other).map(|m| Arc::clone(&m.pf)) {
                 let _ = other.tell_representors(cx, pf, false);

@@ -1,4 +1,4 @@
-//! A PF: binding it to its driver, unbinding it, and what it is in between.
+//! A PF: binding it to its driver, unbinding and reloading it, and the state that it has while it is bound.
 
 use std::any::Any;
 use std::hash::{Hash, Hasher};
@@ -18,31 +18,31 @@ use crate::pci::may_drive;
 use crate::sf::SfQueue;
 use crate::shared::Shared;
 
-/// A PF on the PCI bus, bound to the driver or not.
+/// The place of a PF on the PCI bus. It exists whether the PF is bound or not.
 pub(crate) struct Device {
     pub index: PfIndex,
     pub address: PciAddress,
-    /// What `bind`, `unbind`, `reload` and `sriov_numvfs` exclude each other with.
+    /// Makes `bind`, `unbind`, `reload` and `sriov_numvfs` exclude each other.
     lock: Mutex<DeviceClass, Threads>,
     bound: Mutex<DeviceSlot, SlotState>,
     changes: Changes,
 }
 
-/// What can be looked at of a device whoever holds its lock.
+/// The state of a device that can be read while another thread holds the device's lock.
 #[derive(Default, Hash)]
 struct SlotState {
     slot: Slot,
     pci: PciState,
 }
 
-/// What of a PF is the PCI bus's and not its driver's, so that it outlasts binding and unbinding.
+/// The attributes of a PF that belong to the PCI bus and not to its driver. They survive binding and unbinding.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Hash)]
 pub struct PciState {
     /// `driver_override`, if one is set.
     pub driver_override: Option<String>,
     /// `sriov_drivers_autoprobe`: whether VFs are bound when they are enabled.
     pub autoprobe: bool,
-    /// Whether it was taken off the bus with `remove`.
+    /// Whether the PF was removed from the bus with `remove`.
     pub removed: bool,
 }
 
@@ -52,22 +52,22 @@ impl Default for PciState {
     }
 }
 
-/// What a device has of a PF.
+/// Whether a PF is bound, and the state of the bound PF.
 #[derive(Clone, Default, Hash)]
 pub(crate) enum Slot {
-    /// No driver.
+    /// No driver is bound.
     #[default]
     Unbound,
-    /// A PF.
+    /// The driver is bound.
     Bound(Arc<Pf>),
-    /// One went and another is coming; whoever holds the device's lock sees to it.
+    /// The PF is being reloaded: it has been taken down, and the holder of the device's lock brings it up again.
     Reloading,
 }
 
 /// The threads that serve a bound PF's queues.
 type Threads = Vec<JoinHandle<()>>;
 
-/// A PF that is bound to the driver: its devlink instance, its E-Switch, its queues.
+/// A PF that is bound to the driver: its devlink instance, its E-Switch and its queues.
 pub struct Pf {
     index: PfIndex,
     address: PciAddress,
@@ -75,11 +75,12 @@ pub struct Pf {
     pub(crate) devlink: Devlink,
     pub(crate) eswitch: ESwitch,
     pub(crate) sf_queue: SfQueue,
-    /// On a DPU: how many VFs the host has enabled.
+    /// On a DPU: the number of VFs that the host has enabled.
     pub(crate) host_vfs: Arc<AtomicU64>,
 }
 
-/// Which it is: of one place there may be two, one that is bound and one that was.
+/// The hash of the PF's identity. The lock is part of it because two PFs may have the same index: the one that is bound
+/// and the one that was bound before.
 impl Hash for Pf {
     fn hash<H: Hasher>(&self, state: &mut H) {
         (self.index, &self.devlink).hash(state);
@@ -87,17 +88,17 @@ impl Hash for Pf {
 }
 
 impl Pf {
-    /// Its place on the card.
+    /// The PF's index on the card.
     pub fn index(&self) -> PfIndex {
         self.index
     }
 
-    /// Its PCI address, which is its devlink instance's name.
+    /// The PF's PCI address, which is also the name of its devlink instance.
     pub fn address(&self) -> PciAddress {
         self.address
     }
 
-    /// Its E-Switch.
+    /// The PF's E-Switch.
     pub fn eswitch(&self) -> &ESwitch {
         &self.eswitch
     }
@@ -123,10 +124,10 @@ impl Device {
         }
     }
 
-    /// The PF, if it is bound.
+    /// The bound PF.
     ///
     /// # Errors
-    /// It is not.
+    /// [`Error::NoDevice`]: the PF is not bound, or is being reloaded.
     pub fn pf<L>(&self, cx: &mut Locked<'_, L>) -> Result<Arc<Pf>> {
         match self.bound(cx) {
             Slot::Bound(pf) => Ok(pf),
@@ -134,29 +135,30 @@ impl Device {
         }
     }
 
-    /// What it has of a PF.
+    /// Whether the PF is bound.
     pub fn bound<L>(&self, cx: &mut Locked<'_, L>) -> Slot {
         self.bound.lock_leaf(cx).slot.clone()
     }
 
-    /// Changes what is the bus's of it.
+    /// Changes the attributes that belong to the bus.
     ///
     /// # Errors
-    /// It is off the bus.
+    /// The PF was removed from the bus.
     pub fn set_pci<L>(&self, cx: &mut Locked<'_, L>, change: impl FnOnce(&mut PciState)) -> Result<()> {
-        self.change_slot(cx, |held| {
-            if held.pci.removed {
+        self.change_slot(cx, |state| {
+            if state.pci.removed {
                 return Err(Error::NoFunction(self.address));
             }
-            change(&mut held.pci);
+            change(&mut state.pci);
             Ok(())
         })
     }
 
-    /// Unbinds the PF if it is bound, and takes it off the bus; what the bus knew of it is forgotten.
+    /// Unbinds the PF if it is bound, and removes it from the bus. The attributes that belong to the bus get their
+    /// defaults.
     ///
     /// # Errors
-    /// It is off the bus.
+    /// The PF was removed from the bus before.
     pub fn take_off_bus<P: LockBefore<DeviceClass>>(&self, cx: &mut Locked<'_, P>) -> Result<()> {
         self.change(cx, |threads, cx| {
             if let (Slot::Bound(_), _) = self.on_bus(cx) {
@@ -166,23 +168,23 @@ impl Device {
         })
     }
 
-    /// Makes what is the bus's of it what it was.
+    /// Sets the attributes that belong to the bus to an agreed state.
     pub fn restore_pci<L>(&self, cx: &mut Locked<'_, L>, pci: &PciState) {
         self.change_slot(cx, |state| state.pci.clone_from(pci));
     }
 
-    /// Puts the PF back on the bus; whether it was off it.
+    /// Puts the PF back on the bus. Returns whether it was removed from the bus before.
     pub fn put_on_bus<L>(&self, cx: &mut Locked<'_, L>) -> bool {
-        self.change_slot(cx, |held| std::mem::take(&mut held.pci.removed))
+        self.change_slot(cx, |state| std::mem::take(&mut state.pci.removed))
     }
 
-    /// What is the bus's of it, beside what it has of a PF.
+    /// Whether the PF is bound, and the attributes that belong to the bus.
     pub fn on_bus<L>(&self, cx: &mut Locked<'_, L>) -> (Slot, PciState) {
-        let held = self.bound.lock_leaf(cx);
-        (held.slot.clone(), held.pci.clone())
+        let state = self.bound.lock_leaf(cx);
+        (state.slot.clone(), state.pci.clone())
     }
 
-    /// Runs `f` under the device's lock; then what `f` has changed has been counted.
+    /// Runs `f` under the device's lock, and counts a change afterwards.
     pub fn with<P: LockBefore<DeviceClass>, R>(
         &self,
         cx: &mut Locked<'_, P>,
@@ -191,12 +193,12 @@ impl Device {
         self.change(cx, |_, cx| f(cx))
     }
 
-    /// Waits until nobody has the device's lock: a reload that was under way is over.
+    /// Waits until the device's lock is free, so that a reload that was in progress has ended.
     pub fn wait<P: LockBefore<DeviceClass>>(&self, cx: &mut Locked<'_, P>) {
         drop(self.lock.lock(cx));
     }
 
-    /// Takes the device's lock, runs `f`, lets go; then what `f` has changed has been counted.
+    /// Runs `f` with the device's lock held, and counts a change after the lock has been released.
     #[track_caller]
     fn change<P: LockBefore<DeviceClass>, R>(
         &self,
@@ -208,16 +210,17 @@ impl Device {
         f(&mut threads, &mut cx)
     }
 
-    /// Changes what can be looked at whoever holds the device's lock, and counts it.
+    /// Changes the state that can be read without the device's lock, and counts a change.
     fn change_slot<L, R>(&self, cx: &mut Locked<'_, L>, f: impl FnOnce(&mut SlotState) -> R) -> R {
         let _change = self.changes.begin();
         f(&mut self.bound.lock_leaf(cx))
     }
 
-    /// Binds the PF to its driver: it comes up in the mode the configuration says.
+    /// Binds the PF to its driver, in the mode of the configuration.
     ///
     /// # Errors
-    /// It is bound; or the first thing that failed, with nothing left.
+    /// The PF is bound already, was removed from the bus, or is for another driver; the module is not loaded; or the
+    /// first failure, after everything has been undone.
     pub fn bind<P: LockBefore<DeviceClass>>(
         &self,
         cx: &mut Locked<'_, P>,
@@ -227,21 +230,20 @@ impl Device {
         self.change(cx, |threads, cx| self.probe(cx, threads, shared, host_vfs))
     }
 
-    /// Unbinds it. Unbinding what is not bound is an error.
+    /// Unbinds the PF from its driver.
     ///
     /// # Errors
-    /// It is not bound.
+    /// The PF is not bound.
     pub fn unbind<P: LockBefore<DeviceClass>>(&self, cx: &mut Locked<'_, P>) -> Result<()> {
         self.change(cx, |threads, cx| self.remove(cx, threads, Slot::Unbound))
     }
 
-    /// `devlink dev reload`: takes the PF down and brings it up again, with its VFs, each bound or not and set
-    /// as it was. Commands that come
-    /// meanwhile wait.
+    /// `devlink dev reload`: takes the PF down and brings it up again. Its VFs are enabled again, with the settings
+    /// that they had, and those that were bound are bound again. Commands that arrive meanwhile wait.
     ///
     /// # Errors
-    /// It is not bound; or it could not be bound again, and is not now; or its VFs could not be enabled
-    /// again, and are not.
+    /// The PF is not bound; it could not be bound again, and is now unbound; or its VFs could not be enabled again, and
+    /// the PF is bound without VFs.
     pub fn reload<P: LockBefore<DeviceClass>>(
         &self,
         cx: &mut Locked<'_, P>,
@@ -281,7 +283,7 @@ impl Device {
             Slot::Bound(_) => return Err(Error::AlreadyBound(self.address)),
             Slot::Unbound if pci.removed => return Err(Error::NoFunction(self.address)),
             Slot::Unbound => may_drive(self.address, pci.driver_override.as_deref())?,
-            // It has its driver.
+            // A reload keeps the driver that was bound, whatever `driver_override` is now.
             Slot::Reloading => {}
         }
         shared.core.may_bind(self.address)?;
@@ -330,14 +332,14 @@ impl Device {
             return Err(error);
         }
         self.change_slot(cx, |state| state.slot = Slot::Bound(Arc::clone(&pf)));
-        // Whatever was queued or notified meanwhile found nothing to act on: look once more, now that
-        // whoever comes next finds the PF.
+        // Work and notifications that arrived before this did not find the PF and had no effect. The reconcile makes up
+        // for them; those that arrive from now on find the PF.
         pf.want_reconcile(cx);
         shared.events.emit(cx, || Event::DeviceBound(self.address));
         Ok(())
     }
 
-    /// Takes the PF down and leaves `slot` in its place.
+    /// Takes the PF down, and sets the slot to `slot`.
     fn remove(&self, cx: &mut Locked<'_, DeviceClass>, threads: &mut Threads, slot: Slot) -> Result<()> {
         let pf = self.pf(cx)?;
         self.change_slot(cx, |state| state.slot = slot);
@@ -347,8 +349,8 @@ impl Device {
         Ok(())
     }
 
-    /// Takes everything of a PF down. The devlink lock is held while the queues are drained; the
-    /// generation is raised first, and the queues closed, so that no handler waits for that lock.
+    /// Takes everything of a PF down. The devlink lock is held while the queues are drained. The queues are closed and
+    /// the generation is raised before that, so that no handler waits for the devlink lock.
     fn take_down(pf: &Arc<Pf>, cx: &mut Locked<'_, DeviceClass>, threads: &mut Threads) {
         let shared = &pf.shared;
         let panics = pf.devlink.with(cx, |state, cx| {
@@ -386,13 +388,13 @@ impl Device {
             shared.lag.release(cx);
             panics
         });
-        // Everything is down; what a thread died of is told now.
+        // Everything has been taken down, so the panic of a queue's thread can be passed on now.
         if let Some(panic) = panics.into_iter().next() {
             std::panic::resume_unwind(panic);
         }
     }
 
-    /// Waits for the queues' threads; what they died of, if they did.
+    /// Waits for the threads of the queues to end, and returns the panics of those that panicked.
     fn join(pf: &Pf, cx: &mut Locked<'_, DevlinkClass>, threads: &mut Threads) -> Vec<Box<dyn Any + Send>> {
         pf.eswitch.work.about_to_drain(cx);
         pf.sf_queue.about_to_drain(cx);

@@ -1,8 +1,8 @@
-//! The devlink instance of a PF: its lock, and what that protects.
+//! The devlink instance of a PF: its lock, and the state that the lock protects.
 //!
-//! Everything that reconfigures a PF runs under this lock. A handler of the E-Switch's work queue must
-//! not block on it, because teardown drains the queue with it held; [`Devlink::with_unless`] is how a
-//! handler waits for "devlink free, or no longer worth waiting".
+//! Everything that reconfigures a PF runs under this lock. A handler of the E-Switch's work queue must not block on it,
+//! because teardown holds the lock while it drains the queue. A handler uses [`Devlink::with_unless`], which waits
+//! until the lock is free or the handler's work is not needed any more.
 
 use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
@@ -17,10 +17,10 @@ use crate::rate::Rates;
 use crate::sf::SfTable;
 use crate::vf::VfInfo;
 
-/// The lock of one devlink instance.
+/// The lock of one devlink instance, and the state that it protects.
 ///
-/// Whoever takes it to change something is counted as a change when the lock is let go of; whoever takes it to
-/// [look](Self::look) is not, and cannot change what it protects.
+/// A caller that takes the lock to change the state counts a change when the lock is released. A caller that takes it
+/// to [read](Self::look) the state counts none, and cannot change the state.
 #[derive(Debug)]
 pub struct Devlink {
     state: Mutex<DevlinkClass, DevlinkState>,
@@ -28,7 +28,7 @@ pub struct Devlink {
     changes: Changes,
 }
 
-/// How much of a packet's header the sender must put into its descriptor, `inline-mode`.
+/// `inline-mode`: how much of a packet's header the driver must copy into the send descriptor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs)]
@@ -40,33 +40,34 @@ pub enum InlineMode {
     Transport,
 }
 
-/// What a devlink instance is, beside its E-Switch.
+/// The state of a devlink instance, without its E-Switch.
 #[derive(Debug, Hash)]
 pub struct DevlinkState {
-    /// Whether commands may use it: from the end of probe to the start of removal.
+    /// Whether commands may use the instance: from the end of probe to the start of removal.
     pub registered: bool,
-    /// Enabled vports, the uplink and, on a DPU, the host's PF among them.
+    /// The enabled vports. They include the uplink and, on a DPU, the host's PF.
     pub vports: BTreeMap<Vport, VportInfo>,
-    /// VFs enabled.
+    /// The number of VFs that are enabled.
     pub num_vfs: u16,
-    /// Whether VFs are bound when they are enabled.
+    /// `sriov_drivers_autoprobe`: whether VFs are bound when they are enabled.
     pub autoprobe: bool,
-    /// VFs that are to be as they were when they are enabled again: those of a reload.
+    /// The settings that VFs get when they are enabled next. Empty except during a reload and during a restart in an
+    /// agreed state.
     pub kept: BTreeMap<Vport, VportInfo>,
-    /// On a DPU: why the VFs the host has enabled are not all there.
+    /// On a DPU: the reason for which not all VFs that the host has enabled exist.
     pub host_failure: Option<String>,
-    /// SFs, by place.
+    /// SFs, by their place.
     pub sfs: SfTable,
-    /// Whether tunnels are encapsulated by the card: `encap-mode basic`.
+    /// Whether the card encapsulates tunnels: `encap-mode basic`.
     pub encap: bool,
     /// Transmit rates.
     pub rates: Rates,
-    /// Parameters that are kept and shown.
+    /// Parameters that are stored and shown.
     pub params: Params,
 }
 
-/// Parameters of a devlink instance that this card keeps and shows, and that decide nothing: its steering is
-/// the kernel's.
+/// Parameters of a devlink instance that this card stores and shows. They have no effect, because the kernel does the
+/// steering.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Hash)]
 pub struct Params {
     /// `esw_port_metadata`.
@@ -75,7 +76,7 @@ pub struct Params {
     pub steering: SteeringMode,
 }
 
-/// Who steers: `flow_steering_mode`.
+/// `flow_steering_mode`: the part of a real card that manages the steering rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Hash)]
 pub enum SteeringMode {
     /// `dmfs`: the device's firmware.
@@ -85,7 +86,7 @@ pub enum SteeringMode {
 }
 
 impl SteeringMode {
-    /// Its name as a parameter's value.
+    /// The name of the mode, as a value of the parameter.
     pub fn name(self) -> &'static str {
         match self {
             Self::Firmware => "dmfs",
@@ -100,19 +101,19 @@ impl Default for Params {
     }
 }
 
-/// What is known of an enabled vport.
+/// The settings of an enabled vport.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct VportInfo {
-    /// The MAC address of its function.
+    /// The MAC address of the vport's function.
     pub mac: MacAddr,
-    /// Whether its function has RDMA.
+    /// Whether the function has RDMA.
     pub roce: bool,
-    /// Its function, if that is a VF.
+    /// The settings of a VF, if the function is one.
     pub vf: Option<VfInfo>,
 }
 
 impl DevlinkState {
-    /// What is known of each VF.
+    /// The settings of each VF.
     pub(crate) fn vfs(&self) -> BTreeMap<Vport, VportInfo> {
         let vfs = self.vports.iter().filter(|(_, info)| info.vf.is_some());
         vfs.map(|(vport, info)| (*vport, info.clone())).collect()
@@ -120,18 +121,18 @@ impl DevlinkState {
 }
 
 impl VportInfo {
-    /// A vport that has just been enabled.
+    /// The settings of a vport that has just been enabled.
     pub(crate) fn new(mac: MacAddr, vf: Option<VfInfo>) -> Self {
         Self { mac, roce: true, vf }
     }
 
-    /// Whether its function is a VF that is bound to its driver.
+    /// Whether the function is a VF that is bound to its driver.
     pub(crate) fn is_vf_bound(&self) -> bool {
         self.vf.as_ref().is_some_and(|vf| vf.bound)
     }
 }
 
-/// Which it is, not what it is now.
+/// The hash of the lock's identity, not of the present state.
 impl Hash for Devlink {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.state.hash(state);
@@ -139,7 +140,7 @@ impl Hash for Devlink {
 }
 
 impl Devlink {
-    /// The lock of an instance that is not registered yet.
+    /// Makes an instance that is not registered yet.
     pub(crate) fn new(changes: Changes) -> Self {
         Self {
             state: Mutex::new(DevlinkState {
@@ -161,7 +162,7 @@ impl Devlink {
         }
     }
 
-    /// Takes the lock, runs `f`, lets go; then what `f` has changed has been counted.
+    /// Runs `f` with the lock held, and counts a change after the lock has been released.
     #[track_caller]
     pub fn with<P, R>(
         &self,
@@ -180,7 +181,7 @@ impl Devlink {
         result
     }
 
-    /// Takes the lock, has `f` look, lets go. Nothing is counted: `f` must change nothing that can be looked at.
+    /// Runs `f`, which reads, with the lock held. Counts no change, so `f` must change nothing that a view can show.
     #[track_caller]
     pub fn look<P, R>(
         &self,
@@ -198,9 +199,9 @@ impl Devlink {
         result
     }
 
-    /// Takes the lock if it is free, runs `f`, lets go. `None`: somebody has it.
+    /// Runs `f`, which reads, with the lock held, if the lock is free. Returns `None` if another thread holds the lock.
     ///
-    /// It is for those who look, and can do with what they saw before. Nothing is counted, as by [`look`](Self::look).
+    /// It is for readers that can use an older result instead. Like [`look`](Self::look) it counts no change.
     pub fn with_if_free<P, R>(
         &self,
         cx: &mut Locked<'_, P>,
@@ -210,17 +211,19 @@ impl Devlink {
             let (state, mut cx) = self.state.try_lock(cx)?;
             f(&state, &mut cx)
         };
-        // Who tried it meanwhile waits for this.
+        // A handler that has tried the lock meanwhile waits for this.
         self.moved.advance(cx);
         Some(result)
     }
 
-    /// Takes the lock when it is free, unless `give_up` says that there is no point any more: it is
-    /// asked before each try, whenever the lock has been let go of or [`stir`](Self::stir) was called,
-    /// and once more when the lock is had. `None`: it gave up.
+    /// Waits until the lock is free and runs `f` with the lock held, unless `give_up` returns true first; then it
+    /// returns `None`.
     ///
-    /// Nothing is polled, and as the lock is only tried, nothing is ordered.
-    /// It is for the handlers of the work queue.
+    /// `give_up` is called before each try of the lock, and once more after the lock has been taken. A try follows each
+    /// release of the lock and each call of [`stir`](Self::stir), so nothing is polled.
+    ///
+    /// It is for the handlers of the work queue. As the lock is only tried, the wait adds nothing to the lock order.
+    /// mlx5's handler tries the lock too, and sleeps between tries.
     pub fn with_unless<R>(
         &self,
         cx: &mut Locked<'_, WorkQueue>,
@@ -251,7 +254,8 @@ impl Devlink {
         }
     }
 
-    /// What handlers look at before they wait has changed.
+    /// Wakes handlers that wait in [`with_unless`](Self::with_unless), because the result of their `give_up` may have
+    /// changed.
     pub fn stir<L>(&self, cx: &mut Locked<'_, L>) {
         self.moved.advance(cx);
     }

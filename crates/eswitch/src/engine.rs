@@ -65,8 +65,8 @@ impl Engine {
         Self::start_as(cx, config, card, threads, None)
     }
 
-    /// Brings a card up in an agreed state, which takes the place of the configured one. Without an agreed state it does
-    /// the same as [`start`](Self::start).
+    /// Brings a card up in an agreed state, which takes the place of the configured one. Without an agreed state it
+    /// does the same as [`start`](Self::start).
     ///
     /// # Errors
     /// The first failure. Everything is undone.

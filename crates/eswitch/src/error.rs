@@ -67,8 +67,8 @@ impl Errno {
     }
 }
 
-/// The reason for which a command was refused or failed. In either case the card is in the state that it had before, unless
-/// the command's documentation says otherwise.
+/// The reason for which a command was refused or failed. In either case the card is in the state that it had before,
+/// unless the command's documentation says otherwise.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Error {
     /// The card has no PF at that address, or the PF is not bound to the driver.

@@ -1,11 +1,11 @@
-//! The E-Switch engine: devices, devlink instances, the auxiliary bus, the E-Switch with its vports and
-//! representors, its work queue, SFs, and what ties the PFs of a card together.
+//! The E-Switch engine: devices, devlink instances, the auxiliary bus, the E-Switch with its vports and representors,
+//! its work queue, SFs, and the component that connects the PFs of a card.
 //!
-//! It does no I/O, has no clock, and has no threads but those it is given. What it needs of the
-//! outside is one trait, [`card::Card`]. What it guarantees is in [`inspect`], invariant by invariant;
-//! how it takes its locks is in [`lock_order`], which the compiler enforces.
+//! It does no I/O, has no clock, and has no threads but those that its caller gives it. It reaches the outside through
+//! one trait, [`card::Card`]. The invariants that it guarantees are in [`inspect`], and the order in which it takes its
+//! locks is in [`lock_order`], which the compiler enforces.
 //!
-//! Start at [`Engine`], which has the commands; [`eswitch`] is the heart.
+//! Start with [`Engine`], which has the commands. [`eswitch`] is the central part.
 
 #![forbid(unsafe_code)]
 

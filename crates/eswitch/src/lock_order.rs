@@ -87,7 +87,8 @@ lock_classes! {
     /// Not a lock: the place at which calls to the card run.
     pub place CardCall;
 
-    /// Which PF is bound at a device slot, and what the PCI bus keeps about the slot. Also the handle of the LAG thread.
+    /// Which PF is bound at a device slot, and what the PCI bus keeps about the slot. Also the handle of the LAG
+    /// thread.
     pub leaf DeviceSlot = "device slot";
     /// Counts releases of `Devlink` and changes of the generation, for which work handlers wait.
     pub leaf DevlinkMoved = "devlink moved";

@@ -156,8 +156,8 @@ impl<T: Hash> Queue<T> {
         delay
     }
 
-    /// Asks for a retry after `delay`, for something has happened: however many ask meanwhile, there is one. Who asks does
-    /// not wait for what a failure has put off.
+    /// Asks for a retry after `delay`, for something has happened: however many ask meanwhile, there is one. Who asks
+    /// does not wait for what a failure has put off.
     pub fn collect<L>(&self, cx: &mut Locked<'_, L>, delay: std::time::Duration) {
         let mut state = self.state.lock_leaf(cx);
         if !state.collecting && !state.closed {

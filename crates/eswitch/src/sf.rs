@@ -330,8 +330,8 @@ impl Pf {
         Ok(())
     }
 
-    /// Makes an SF that has just been added as active, and its driver as unbound by hand, as it was agreed to be. In one
-    /// go: the driver of one that is to be unbound is never bound.
+    /// Makes an SF that has just been added as active, and its driver as unbound by hand, as it was agreed to be. In
+    /// one go: the driver of one that is to be unbound is never bound.
     pub(crate) fn restore_sf(&self, sf: &Arc<SfFunction>, cx: &mut Locked<'_, Devlink>, active: bool, unbound: bool) {
         {
             let mut wanted = sf.wanted.lock_leaf(cx);

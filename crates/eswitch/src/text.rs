@@ -1,8 +1,8 @@
 //! Text from outside: names that a user, a configuration or another program has chosen.
 //!
-//! What such a text holds must not take effect where it is shown: on a terminal, in a log of lines, in what is told to a
-//! service manager. So where a name is chosen, one with such characters is [refused](find_control), and where others may
-//! have chosen it, it is [`escaped`].
+//! What such a text holds must not take effect where it is shown: on a terminal, in a log of lines, in what is told to
+//! a service manager. So where a name is chosen, one with such characters is [refused](find_control), and where others
+//! may have chosen it, it is [`escaped`].
 
 use std::borrow::Cow;
 

@@ -1,4 +1,4 @@
-//! A card that fails on demand.
+//! A card whose requests fail, or take longer, on demand.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,20 +10,20 @@ use crate::card::{Card, CardError, Create, FailedCreate, OnRename, Resource, Res
 use crate::ids::{MacAddr, PfIndex, Vport};
 use crate::lock_order::{CardCall, CardState};
 
-/// What should fail or be slow.
+/// A fault: which requests fail or take longer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Fault {
-    /// What kind of request.
+    /// The kind of the requested resource.
     pub kind: ResourceKind,
-    /// Whose: any PF if none.
+    /// The PF of the requested resource; `None` for any.
     pub pf: Option<PfIndex>,
-    /// For which vport: any if none.
+    /// The vport of the requested resource; `None` for any.
     pub vport: Option<Vport>,
-    /// How many matching requests pass before the first that fails.
+    /// The number of matching requests that pass before the first that is affected.
     pub after: u32,
-    /// How many fail then; `u32::MAX` for all.
+    /// The number of requests that are affected then; `u32::MAX` for all.
     pub times: u32,
-    /// Not a failure but a delay of that long.
+    /// If set, an affected request is delayed by this time, and does not fail.
     pub delay: Option<Duration>,
 }
 
@@ -35,7 +35,7 @@ impl Fault {
     }
 }
 
-/// The faults of a card, to be added to and cleared while it runs.
+/// The faults of a card. Faults can be added and cleared while the card runs.
 #[derive(Debug)]
 pub struct FaultPlan {
     faults: Mutex<CardState, Vec<Fault>>,
@@ -51,27 +51,28 @@ impl FaultPlan {
     /// Adds a fault.
     pub fn add<L>(&self, cx: &mut Locked<'_, L>, fault: Fault) {
         self.faults.lock_leaf(cx).push(fault);
-        self.tell(cx);
+        self.publish_digest(cx);
         cx.learns(&true);
     }
 
-    /// Forgets them all.
+    /// Removes all faults.
     pub fn clear<L>(&self, cx: &mut Locked<'_, L>) {
         self.faults.lock_leaf(cx).clear();
-        self.tell(cx);
+        self.publish_digest(cx);
         cx.learns(&false);
     }
 
-    /// What is planned is planned by all threads, and no lock of an explorer's orders them.
-    fn tell<L>(&self, cx: &mut Locked<'_, L>) {
+    /// Gives an explorer the digest of the plan. All threads use the plan, and its lock is not one that the explorer
+    /// schedules, so the explorer does not see the state of the plan otherwise.
+    fn publish_digest<L>(&self, cx: &mut Locked<'_, L>) {
         if lockdep::is_explored() {
             let left = digest(&*self.faults.lock_leaf(cx));
             lockdep::tell(&"faults", &left);
         }
     }
 
-    /// What happens to this request: the delay to suffer and whether it fails.
-    fn strike<L>(&self, cx: &mut Locked<'_, L>, request: &Resource) -> (Option<Duration>, bool) {
+    /// Counts a request, and returns the delay that it must wait, if any, and whether it fails.
+    fn apply<L>(&self, cx: &mut Locked<'_, L>, request: &Resource) -> (Option<Duration>, bool) {
         let (mut delay, mut fails, mut left) = (None, false, None);
         for fault in self.faults.lock_leaf(cx).iter_mut().filter(|f| f.matches(request)) {
             left = Some((fault.after, fault.times));
@@ -88,15 +89,15 @@ impl FaultPlan {
             }
         }
         if let Some(left) = left {
-            self.tell(cx);
+            self.publish_digest(cx);
             cx.learns(&(left, delay, fails));
         }
         (delay, fails)
     }
 }
 
-/// A card around a card that refuses, or delays, what its plan says; and refuses what an
-/// [`Oracle`](lockdep::Oracle) says, if the threads have one.
+/// A card that wraps another card, and makes requests fail or wait according to its plan. If the threads have an
+/// [`Oracle`](lockdep::Oracle), requests that the oracle selects fail too.
 #[derive(Debug)]
 pub struct Faulty<C> {
     inner: C,
@@ -104,7 +105,7 @@ pub struct Faulty<C> {
 }
 
 impl<C> Faulty<C> {
-    /// A card that does what `inner` does, as far as `plan` lets it.
+    /// Wraps `inner`. The plan can be changed while the card runs.
     pub fn new(inner: C, plan: Arc<FaultPlan>) -> Self {
         Self { inner, plan }
     }
@@ -112,28 +113,28 @@ impl<C> Faulty<C> {
 
 impl<C: Card> Card for Faulty<C> {
     fn create(&self, cx: &mut Locked<'_, CardCall>, batch: &[Create]) -> Vec<FailedCreate> {
-        let struck: Vec<bool> = batch
+        let failing: Vec<bool> = batch
             .iter()
             .map(|request| {
-                let (delay, fails) = self.plan.strike(cx, &request.resource);
+                let (delay, fails) = self.plan.apply(cx, &request.resource);
                 if let Some(time) = delay {
                     Deadline::after(time).sleep(cx);
                 }
                 fails || cx.fails(|| format!("make {}", request.resource))
             })
             .collect();
-        if !struck.contains(&true) {
+        if !failing.contains(&true) {
             return self.inner.create(cx, batch);
         }
-        let (planned, passed): (Vec<usize>, Vec<usize>) = (0..batch.len()).partition(|at| struck[*at]);
+        let (planned, passed): (Vec<usize>, Vec<usize>) = (0..batch.len()).partition(|at| failing[*at]);
         let requests: Vec<Create> = passed.iter().map(|at| batch[*at]).collect();
-        let refused = self.inner.create(cx, &requests).into_iter();
-        let mut refusals: Vec<FailedCreate> =
-            refused.map(|refusal| FailedCreate { at: passed[refusal.at], error: refusal.error }).collect();
+        let unplanned = self.inner.create(cx, &requests).into_iter();
+        let mut failures: Vec<FailedCreate> =
+            unplanned.map(|failed| FailedCreate { at: passed[failed.at], error: failed.error }).collect();
         let planned = planned.into_iter().map(|at| (at, CardError::Planned(batch[at].resource.to_string())));
-        refusals.extend(planned.map(|(at, error)| FailedCreate { at, error }));
-        refusals.sort_by_key(|refusal| refusal.at);
-        refusals
+        failures.extend(planned.map(|(at, error)| FailedCreate { at, error }));
+        failures.sort_by_key(|failed| failed.at);
+        failures
     }
 
     fn destroy(&self, cx: &mut Locked<'_, CardCall>, batch: &[Resource]) {
@@ -145,8 +146,8 @@ impl<C: Card> Card for Faulty<C> {
     fn renamed(&self, cx: &mut Locked<'_, CardCall>) -> Vec<(Resource, String)> {
         self.inner.renamed(cx)
     }
-    fn on_rename(&self, cx: &mut Locked<'_, CardCall>, told: OnRename) {
-        self.inner.on_rename(cx, told);
+    fn on_rename(&self, cx: &mut Locked<'_, CardCall>, callback: OnRename) {
+        self.inner.on_rename(cx, callback);
     }
     fn set_mac(&self, cx: &mut Locked<'_, CardCall>, resource: &Resource, mac: MacAddr) -> Result<(), CardError> {
         if cx.fails(|| format!("set the address of {resource}")) {

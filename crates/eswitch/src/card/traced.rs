@@ -1,4 +1,4 @@
-//! A card that tells what it is asked.
+//! A card that logs the requests that it receives.
 
 use lockdep::Locked;
 
@@ -6,35 +6,36 @@ use crate::card::{Card, CardError, Create, FailedCreate, OnRename, Resource};
 use crate::ids::{MacAddr, PfIndex};
 use crate::lock_order::CardCall;
 
-/// A card around a card that hands each call, as a line, to `tell`.
+/// A card that wraps another card, and passes a line of text for each change to the function `log`. Queries are not
+/// logged.
 pub struct Traced<C, F> {
     inner: C,
-    tell: F,
+    log: F,
 }
 
 impl<C, F: Fn(&str) + Send + Sync> Traced<C, F> {
-    /// A card that does what `inner` does and tells.
-    pub fn new(inner: C, tell: F) -> Self {
-        Self { inner, tell }
+    /// Wraps `inner`.
+    pub fn new(inner: C, log: F) -> Self {
+        Self { inner, log }
     }
 }
 
 impl<C: Card, F: Fn(&str) + Send + Sync> Card for Traced<C, F> {
     fn create(&self, cx: &mut Locked<'_, CardCall>, batch: &[Create]) -> Vec<FailedCreate> {
-        let refusals = self.inner.create(cx, batch);
-        let mut refused = refusals.iter().peekable();
+        let failures = self.inner.create(cx, batch);
+        let mut remaining = failures.iter().peekable();
         for (at, request) in batch.iter().enumerate() {
-            match refused.next_if(|refusal| refusal.at == at) {
-                None => (self.tell)(&format!("create {}", request.resource)),
-                Some(refusal) => (self.tell)(&format!("create {}: {}", request.resource, refusal.error)),
+            match remaining.next_if(|failed| failed.at == at) {
+                None => (self.log)(&format!("create {}", request.resource)),
+                Some(failed) => (self.log)(&format!("create {}: {}", request.resource, failed.error)),
             }
         }
-        refusals
+        failures
     }
 
     fn destroy(&self, cx: &mut Locked<'_, CardCall>, batch: &[Resource]) {
         for resource in batch {
-            (self.tell)(&format!("destroy {resource}"));
+            (self.log)(&format!("destroy {resource}"));
         }
         self.inner.destroy(cx, batch);
     }
@@ -47,17 +48,17 @@ impl<C: Card, F: Fn(&str) + Send + Sync> Card for Traced<C, F> {
         self.inner.renamed(cx)
     }
 
-    fn on_rename(&self, cx: &mut Locked<'_, CardCall>, told: OnRename) {
-        self.inner.on_rename(cx, told);
+    fn on_rename(&self, cx: &mut Locked<'_, CardCall>, callback: OnRename) {
+        self.inner.on_rename(cx, callback);
     }
 
     fn set_mac(&self, cx: &mut Locked<'_, CardCall>, resource: &Resource, mac: MacAddr) -> Result<(), CardError> {
-        (self.tell)(&format!("set {resource} mac {mac}"));
+        (self.log)(&format!("set {resource} mac {mac}"));
         self.inner.set_mac(cx, resource, mac)
     }
 
     fn set_netns(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, netns: Option<&str>) -> Result<(), CardError> {
-        (self.tell)(&format!("netns pf{} {}", pf.0, netns.unwrap_or("(home)")));
+        (self.log)(&format!("netns pf{} {}", pf.0, netns.unwrap_or("(home)")));
         self.inner.set_netns(cx, pf, netns)
     }
 

@@ -56,8 +56,8 @@ impl Engine {
         })
     }
 
-    /// Calls `f` with the PF that is bound, and again with the PF that is bound then, until `f` returns a result: the PF
-    /// may be removed while `f` waits for its lock.
+    /// Calls `f` with the PF that is bound, and again with the PF that is bound then, until `f` returns a result: the
+    /// PF may be removed while `f` waits for its lock.
     fn while_registered<R>(
         &self,
         cx: &mut Locked<'_, Unlocked>,
@@ -164,8 +164,8 @@ impl Engine {
         })
     }
 
-    /// `devlink dev eswitch set … encap-mode basic|none`. The value is stored and shown. Tunnels are made by the software
-    /// that forwards between representors, so the card has nothing to rebuild.
+    /// `devlink dev eswitch set … encap-mode basic|none`. The value is stored and shown. Tunnels are made by the
+    /// software that forwards between representors, so the card has nothing to rebuild.
     ///
     /// # Errors
     /// No such PF, or it is not bound.
@@ -176,8 +176,8 @@ impl Engine {
         })
     }
 
-    /// `ip link set … netns`: moves a PF's netdev to a network namespace; `None` moves it back to the one in which it was
-    /// created.
+    /// `ip link set … netns`: moves a PF's netdev to a network namespace; `None` moves it back to the one in which it
+    /// was created.
     ///
     /// # Errors
     /// The E-Switch is in switchdev mode; or the card refuses.

@@ -78,8 +78,8 @@ impl Engine {
     /// `devlink dev param set pci/… name esw_multiport value true|false cmode runtime`.
     ///
     /// # Errors
-    /// To turn it on, every member must be in switchdev mode, there must be no LAG, and the card must have more than one
-    /// port. Any other failure is returned after everything has been undone.
+    /// To turn it on, every member must be in switchdev mode, there must be no LAG, and the card must have more than
+    /// one port. Any other failure is returned after everything has been undone.
     pub fn set_esw_multiport(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress, on: bool) -> Result<()> {
         self.with_devlink(cx, address, |_, _, cx| {
             if on {

@@ -8,8 +8,8 @@ use crate::lock_order::CoreModule;
 use crate::module::{CORE, CoreState, ModuleInfo};
 
 impl Engine {
-    /// `modprobe NAME`: loads a module, after the modules that it depends on. If it is loaded, this succeeds. Loading the
-    /// core module binds every PF that is on the bus.
+    /// `modprobe NAME`: loads a module, after the modules that it depends on. If it is loaded, this succeeds. Loading
+    /// the core module binds every PF that is on the bus.
     ///
     /// # Errors
     /// No such module, or the card is being taken down.
@@ -40,8 +40,8 @@ impl Engine {
         crate::module::find(name).ok_or_else(|| Error::NoModule { name: name.to_owned() })
     }
 
-    /// Runs `f` under the lock that orders all loading and unloading of modules, so that dependencies that `f` has checked
-    /// hold until `f` returns. Counts a change afterwards.
+    /// Runs `f` under the lock that orders all loading and unloading of modules, so that dependencies that `f` has
+    /// checked hold until `f` returns. Counts a change afterwards.
     fn with_modules<R>(&self, cx: &mut Locked<'_, Unlocked>, f: impl FnOnce(&mut Locked<'_, CoreModule>) -> R) -> R {
         let _change = self.shared.change();
         let (_one, mut cx) = self.shared.core.lock.lock(cx);
@@ -73,8 +73,8 @@ impl Engine {
         Ok(())
     }
 
-    /// `rmmod NAME` and `modprobe -r NAME`: unloads a module, but none of its dependencies. The core module's drivers are
-    /// first unbound from every PF.
+    /// `rmmod NAME` and `modprobe -r NAME`: unloads a module, but none of its dependencies. The core module's drivers
+    /// are first unbound from every PF.
     ///
     /// # Errors
     /// No such module, or a loaded module depends on it.

@@ -16,8 +16,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Waits until every queue is at rest. With `retries` it also waits until no retry is pending, which may never be the
-    /// case. PFs that are not bound are passed over.
+    /// Waits until every queue is at rest. With `retries` it also waits until no retry is pending, which may never be
+    /// the case. PFs that are not bound are passed over.
     pub fn settle(&self, cx: &mut Locked<'_, Unlocked>, retries: bool) {
         self.wait_settled(cx, retries, None);
     }

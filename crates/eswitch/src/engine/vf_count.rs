@@ -12,8 +12,8 @@ impl Engine {
     /// `echo N > …/sriov_numvfs`.
     ///
     /// # Errors
-    /// ERANGE: more than `sriov_totalvfs`. EBUSY: VFs exist and `n` is neither 0 nor their number. Otherwise the first failure.
-    /// Nothing has changed then.
+    /// ERANGE: more than `sriov_totalvfs`. EBUSY: VFs exist and `n` is neither 0 nor their number. Otherwise the first
+    /// failure. Nothing has changed then.
     pub fn set_num_vfs(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress, n: u32) -> Result<()> {
         let (device, _) = self.device(address)?;
         device.with(cx, |cx| {
@@ -22,8 +22,8 @@ impl Engine {
         })
     }
 
-    /// Has the effects that a write to `sriov_numvfs` on the *host* of a DPU has: the count changes, and an interrupt, in
-    /// which nothing may sleep or allocate, notifies the card.
+    /// Has the effects that a write to `sriov_numvfs` on the *host* of a DPU has: the count changes, and an interrupt,
+    /// in which nothing may sleep or allocate, notifies the card.
     ///
     /// # Errors
     /// The card is no DPU, or `n` is greater than `sriov_totalvfs`.
