@@ -1,10 +1,10 @@
 //! The drivers of auxiliary devices.
 //!
-//! Probe and remove run under the auxiliary device's lock, on whichever thread brought device and
-//! driver together: a rescan, which holds the devlink lock of some PF and the devcom component, or the
-//! loading and unloading of a module, which holds neither. So they can rely on neither. Their token
-//! stands at [`Probe`]: the representor lock and what is after it is all they can take, and in
-//! particular not the devlink lock, which is why registering ops only queues the loading.
+//! Probe and remove run under the auxiliary device's lock. They run either on the thread of a rescan, which holds the
+//! devlink lock of some PF and the devcom component, or on the thread that loads or unloads a module, which holds
+//! neither. So they can rely on neither lock. Their token is at [`Probe`], so they can take the representor lock and
+//! the locks after it, and no other. In particular they cannot take the devlink lock, which is why registering ops only
+//! queues the loading of representors.
 
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -23,33 +23,33 @@ use crate::shared::Shared;
 
 /// A driver on the auxiliary bus.
 pub trait AuxiliaryDriver: Send + Sync {
-    /// Its name.
+    /// The driver's name, for example `mlx5_core.eth`.
     fn name(&self) -> &'static str;
 
-    /// The kind of device it binds to.
+    /// The kind of device to which the driver binds.
     fn kind(&self) -> AuxKind;
 
-    /// Takes charge of a device.
+    /// Binds the driver to a device of `function`.
     ///
     /// # Errors
-    /// What it could not do; nothing is left of it.
+    /// The first failure, after everything has been undone.
     fn probe(&self, cx: &mut Locked<'_, Probe>, function: &Function) -> Result<Box<dyn BoundDriver>>;
 }
 
-/// A driver in charge of a device.
+/// A driver that is bound to a device.
 pub trait BoundDriver: Send {
-    /// Lets go of it. Cannot fail.
+    /// Unbinds the driver from the device. Cannot fail.
     fn remove(self: Box<Self>, cx: &mut Locked<'_, Probe>);
 }
 
-/// A driver that makes one resource of the function it is given.
+/// A driver that makes one resource for the device's function: a netdev or an RDMA device.
 pub struct DeviceDriver {
     name: &'static str,
     kind: AuxKind,
     resource: fn(&Function) -> Resource,
 }
 
-/// The netdev of a PF or an SF.
+/// The driver of the netdev of a PF or an SF.
 pub static ETH: DeviceDriver = DeviceDriver {
     name: "mlx5_core.eth",
     kind: AuxKind::Eth,
@@ -59,7 +59,7 @@ pub static ETH: DeviceDriver = DeviceDriver {
     },
 };
 
-/// The RDMA device of a PF or an SF.
+/// The driver of the RDMA device of a PF or an SF.
 pub static RDMA: DeviceDriver = DeviceDriver {
     name: "mlx5_ib.rdma",
     kind: AuxKind::Rdma,
@@ -107,17 +107,17 @@ impl BoundDriver for BoundDevice {
     }
 }
 
-/// A driver that registers ops for a type of representor.
+/// A driver that registers ops for one type of representor.
 pub struct RepDriver {
     name: &'static str,
     kind: AuxKind,
     ty: RepType,
 }
 
-/// Netdev representors.
+/// The driver of netdev representors.
 pub static ETH_REP: RepDriver = RepDriver { name: "mlx5_core.eth-rep", kind: AuxKind::EthRep, ty: RepType::Eth };
 
-/// RDMA representors.
+/// The driver of RDMA representors.
 pub static RDMA_REP: RepDriver = RepDriver { name: "mlx5_ib.rdma-rep", kind: AuxKind::RdmaRep, ty: RepType::Ib };
 
 impl AuxiliaryDriver for RepDriver {
@@ -154,14 +154,14 @@ impl BoundDriver for BoundReps {
     }
 }
 
-/// Representors that are resources of the card.
+/// Ops whose representors are resources of the card.
 struct CardReps {
     shared: Arc<Shared>,
     pf: PfIndex,
     ty: RepType,
-    /// These ops are a master's, lent to this PF for as long as the LAG is in this mode.
+    /// If set, a master has registered these ops on this PF, for as long as the LAG is in this mode.
     lent: Option<LagMode>,
-    /// The peers to which this uplink has lent ops.
+    /// The peers on which this PF's uplink has registered ops.
     borrowers: Mutex<LentOps, Vec<Arc<Pf>>>,
 }
 
@@ -178,20 +178,20 @@ impl CardReps {
         Create { resource: self.resource(vport), mac: self.shared.config.rep_mac(self.pf, vport), sfnum: None }
     }
 
-    /// Has the card make one thing.
+    /// Makes one resource of the card.
     fn create(&self, cx: &mut Locked<'_, CardCall>, request: Create) -> Result<(), CardError> {
-        self.shared.make(cx, &[request]).pop().map_or(Ok(()), |refusal| Err(refusal.error))
+        self.shared.make(cx, &[request]).pop().map_or(Ok(()), |failed| Err(failed.error))
     }
 
-    /// Of these vports, which are in order, those whose representor is something on the card: all but
-    /// the uplink of a peer with whom the master shares its forwarding database, and so its uplink.
+    /// Those of the vports, which are in order, whose representor is a resource of the card. These are all except the
+    /// uplink of a peer with which the master shares its forwarding database: the peer uses the master's uplink.
     fn on_card<'a>(&self, vports: &'a [Vport]) -> &'a [Vport] {
         let shares_uplink = self.lent == Some(LagMode::SharedFdb);
         vports.strip_prefix(&[Vport::Uplink]).filter(|_| shares_uplink).unwrap_or(vports)
     }
 
-    /// If this is the uplink of a master, its RDMA device has the peers' vports as its ports: lends the
-    /// peers ops.
+    /// Registers ops on the peers, if this is the uplink of a master, whose RDMA device then has the peers' vports as
+    /// ports.
     fn lend_to_peers(&self, cx: &mut Locked<'_, Representors>) -> Result<()> {
         let Some((mode, peers)) = self.shared.lag.peers_of(cx, self.pf) else { return Ok(()) };
         for peer in peers {
@@ -227,7 +227,7 @@ impl RepOps for CardReps {
             RepType::Ib => {
                 if let Err(error) = self.lend_to_peers(cx) {
                     self.shared.destroy(cx, &[self.resource(Vport::Uplink)]);
-                    return Err(CardError::Full(format!("a peer's representors are not free: {error}")));
+                    return Err(CardError::Full(format!("cannot register ops on a peer: {error}")));
                 }
             }
         }
@@ -244,11 +244,11 @@ impl RepOps for CardReps {
     fn load(&self, cx: &mut Locked<'_, RepCallback>, vports: &[Vport]) -> Vec<FailedCreate> {
         let on_card = self.on_card(vports);
         let requests: Vec<Create> = on_card.iter().map(|v| self.request(*v)).collect();
-        let mut refusals = self.shared.make(&mut cx.narrow(), &requests);
-        for refusal in &mut refusals {
-            refusal.at += vports.len() - on_card.len();
+        let mut failures = self.shared.make(&mut cx.narrow(), &requests);
+        for failed in &mut failures {
+            failed.at += vports.len() - on_card.len();
         }
-        refusals
+        failures
     }
 
     fn unload(&self, cx: &mut Locked<'_, RepCallback>, vports: &[Vport]) {
@@ -268,8 +268,8 @@ impl RepOps for CardReps {
         (self.pf, self.ty, self.lent, &self.borrowers).hash(&mut state);
     }
 
-    /// The rules for what comes from a peer are for the wire they share: the uplink's has them, and the
-    /// others go by those.
+    /// Only the uplink's representor makes rules for traffic from a peer. They are rules of the shared wire, and serve
+    /// the other representors too.
     fn event(&self, cx: &mut Locked<'_, RepCallback>, vport: Vport, event: RepEvent) -> Result<(), CardError> {
         if vport != Vport::Uplink {
             return Ok(());

@@ -1,4 +1,4 @@
-//! The E-Switch: its mode, its representor table with the ops of both types, its work queue.
+//! The E-Switch: its mode, its representor table, the representor ops of both types, and its work queue.
 
 mod mode;
 mod reconcile;
@@ -24,15 +24,15 @@ pub use mode::ModeState;
 pub use representor::{LoadPolicy, RepEvent, RepFailure, RepOps, RepTable};
 pub(crate) use work_queue::{Work, WorkQueue};
 
-/// One E-Switch.
+/// The E-Switch of one PF.
 pub struct ESwitch {
     pf: PfIndex,
     address: PciAddress,
     pub(crate) mode: ModeState,
-    /// The representor lock. It is born and dies with the table it protects.
+    /// The representor lock, which contains the table that it protects.
     representors: Mutex<Representors, RepTable>,
-    /// Written with the representor lock held, by register and unregister; read by lookups, which
-    /// hold no representor lock and can take none while they read.
+    /// The registered ops. They are written with the representor lock held, when ops are registered or unregistered.
+    /// They are read by lookups, which hold no representor lock and cannot take one while they read.
     ops: RwLock<RepOpsClass, Registrations>,
     pub(crate) work: WorkQueue,
     pub(crate) stated: Arc<Stated>,
@@ -52,7 +52,7 @@ impl ESwitch {
         }
     }
 
-    /// Takes the representor lock and runs `f` with the table and a copy of the ops.
+    /// Runs `f` on the representor table, with the representor lock held.
     #[track_caller]
     pub(crate) fn with_representors<P, R>(
         &self,
@@ -68,14 +68,14 @@ impl ESwitch {
         result
     }
 
-    /// The ops registered now. They stay registered for as long as the representor lock is held,
-    /// which the token proves.
+    /// A copy of the registered ops. If the caller holds the representor lock, they stay registered until it releases
+    /// the lock.
     pub(crate) fn ops<P: LockBefore<RepOpsClass>>(&self, cx: &mut Locked<'_, P>) -> OpsTable {
         self.ops.read(cx).0.ops().clone()
     }
 
-    /// Changes what is registered. Nothing does but with the representor lock held, so that who holds it finds
-    /// the same ops until it lets go.
+    /// Changes the registered ops. The caller must hold the representor lock, which is asserted: the ops do not change
+    /// while another thread holds it.
     #[track_caller]
     fn change_ops<P: LockBefore<RepOpsClass>, R>(
         &self,
@@ -87,14 +87,14 @@ impl ESwitch {
         change(&mut registered, &cx)
     }
 
-    /// Registers the ops of a type, and queues the work that loads what should now be loaded.
+    /// Registers the ops of a type, and queues work that loads the representors that should be loaded now.
     ///
-    /// Nothing is loaded here: the caller may be a driver's probe, which runs under the auxiliary
-    /// device's lock and so cannot take the devlink lock that loading needs. If there is no memory for
-    /// the work, a mark is left that the queue acts on.
+    /// Nothing is loaded here: the caller may be a driver's probe, which runs under the auxiliary device's lock and so
+    /// cannot take the devlink lock, which loading needs. If there is no memory for the work, a mark is set instead,
+    /// which has the same effect.
     ///
     /// # Errors
-    /// Ops of that type are registered.
+    /// [`Error::OpsRegistered`]: ops of that type are registered already.
     pub(crate) fn register<P>(
         &self,
         cx: &mut Locked<'_, P>,
@@ -114,12 +114,12 @@ impl ESwitch {
         Ok(())
     }
 
-    /// Unregisters the ops of a type: unloads whatever of it is loaded, in any mode, then clears the
-    /// ops. When it returns, none of their callbacks runs or will run: loads and unloads need the
+    /// Unregisters the ops of a type: unloads all loaded representors of the type, in any mode, then removes the ops.
+    /// When this returns, none of the callbacks of these ops is running or will run: loading and unloading need the
     /// representor lock, and writing the ops waits for every lookup.
     ///
-    /// It holds no devlink lock, and cannot: see the module documentation of `driver`. It is safe
-    /// because unloading reaches only the table and the card, as its token says.
+    /// This cannot take the devlink lock, as the documentation of the module `driver` explains. That is safe because
+    /// unloading reaches only the table and the card, which the type of its token guarantees.
     pub(crate) fn unregister<P>(&self, cx: &mut Locked<'_, P>, events: &Events, ty: RepType)
     where
         P: LockBefore<Representors>,
@@ -137,11 +137,11 @@ impl ESwitch {
         events.emit(cx, || Event::Unregistered(self.address, ty));
     }
 
-    /// A master lends a peer ops: registers them under the peer's representor lock, nested in the
-    /// master's, and queues the work that loads them.
+    /// Registers ops that a master lends to this E-Switch, its peer, and queues work that loads their representors. The
+    /// caller holds the master's representor lock; the peer's is taken nested in it.
     ///
     /// # Errors
-    /// Ops of that type are registered.
+    /// [`Error::OpsRegistered`]: ops of that type are registered already.
     pub(crate) fn lend(
         &self,
         cx: &mut Locked<'_, Representors>,
@@ -162,7 +162,7 @@ impl ESwitch {
         Ok(())
     }
 
-    /// A master takes back what it has lent: what is loaded of it is unloaded first.
+    /// Unregisters ops that a master has lent to this E-Switch, after unloading their representors.
     pub(crate) fn take_back(&self, cx: &mut Locked<'_, Representors>, events: &Events, ty: RepType) {
         {
             let (mut table, mut cx) = self.representors.lock_nested::<RepresentorsNested, _>(cx);
@@ -175,10 +175,11 @@ impl ESwitch {
         events.emit(cx, || Event::Unregistered(self.address, ty));
     }
 
-    /// Looks up the protocol device, a netdev or an RDMA device, of a vport's representor.
+    /// Looks up the name of the protocol device, which is a netdev or an RDMA device, of a vport's representor. `None`
+    /// if no ops are registered or the representor has no device.
     ///
-    /// Takes no representor lock, so a load callback may call it. The ops it asks stay registered until
-    /// it is done, or there are none.
+    /// Takes no representor lock, so a load callback may call this. If ops are registered, they stay registered until
+    /// this returns.
     pub fn protocol_device<P>(&self, cx: &mut Locked<'_, P>, vport: Vport, ty: RepType) -> Option<String>
     where
         P: LockBefore<RepOpsClass>,
@@ -186,7 +187,7 @@ impl ESwitch {
         self.protocol_devices(cx, &[vport], ty).pop().flatten()
     }
 
-    /// The same for several, by the same ops.
+    /// Does the same for several vports, with the same ops for all of them.
     pub fn protocol_devices<P>(&self, cx: &mut Locked<'_, P>, vports: &[Vport], ty: RepType) -> Vec<Option<String>>
     where
         P: LockBefore<RepOpsClass>,
@@ -196,7 +197,7 @@ impl ESwitch {
         vports.iter().map(|vport| ops?.protocol_device(&mut cx, *vport)).collect()
     }
 
-    /// Which types have ops.
+    /// Whether ops are registered, for each type in the order of [`RepType::ALL`].
     pub(crate) fn registered<P>(&self, cx: &mut Locked<'_, P>) -> [bool; 2]
     where
         P: LockBefore<RepOpsClass>,
@@ -205,7 +206,7 @@ impl ESwitch {
         RepType::ALL.map(|ty| ops.ops()[ty.index()].is_some())
     }
 
-    /// The PF it belongs to.
+    /// The PF to which the E-Switch belongs.
     pub fn pf(&self) -> PfIndex {
         self.pf
     }

@@ -1,4 +1,4 @@
-//! What happened, for whoever watches.
+//! Events for subscribers, and the counter of changes.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -11,7 +11,7 @@ use crate::ids::{LagMode, Mode, PciAddress, PfIndex, PortHandle, RepType};
 use crate::lock_order::Events as EventsClass;
 use crate::text::escaped;
 
-/// Something that happened.
+/// Something that has happened to the card.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A PF or a VF was bound to its driver.
@@ -22,33 +22,34 @@ pub enum Event {
     Mode(PciAddress, Mode),
     /// A PF's number of VFs has changed.
     Vfs(PciAddress, u16),
-    /// A devlink port came.
+    /// A devlink port was added.
     PortNew(PortHandle),
-    /// A devlink port went.
+    /// A devlink port was deleted.
     PortDel(PortHandle),
-    /// So many representors of a type were loaded.
+    /// This number of representors of a type were loaded.
     Loaded(PciAddress, RepType, usize),
-    /// So many representors of a type were unloaded.
+    /// This number of representors of a type were unloaded.
     Unloaded(PciAddress, RepType, usize),
-    /// A representor did not load.
+    /// A representor failed to load; with the error.
     LoadFailed(PortHandle, RepType, String),
-    /// The VFs that a DPU's host has enabled are not all there, and why.
+    /// Not all VFs that a DPU's host has enabled exist; with the error.
     HostVfsFailed(PciAddress, String),
-    /// The driver of an auxiliary device did not probe, or that of a PCI function after a rescan.
+    /// A driver failed to probe an auxiliary device, or a PCI function after a rescan: the device's name, and the
+    /// error.
     ProbeFailed(String, String),
-    /// Somebody has given a netdev of the card another name, which is this.
+    /// Another program has renamed a netdev of the card; with the new name.
     Renamed(Resource, String),
     /// Ops of a type were registered.
     Registered(PciAddress, RepType),
     /// Ops of a type were unregistered.
     Unregistered(PciAddress, RepType),
-    /// Work was dropped because the generation had moved on.
+    /// Work was dropped because the generation had changed since it was queued.
     StaleWork(PciAddress, &'static str),
-    /// What is missing will be tried again after so many milliseconds.
+    /// Something failed and is retried after this number of milliseconds.
     Retry(PciAddress, u64),
-    /// The LAG's mode, and why there is none though there is a bond.
+    /// The LAG's mode, and the reason if there is a bond but no LAG.
     Lag(LagMode, Option<String>),
-    /// Two E-Switches were paired, or unpaired.
+    /// Two E-Switches were paired (true) or unpaired (false).
     Paired(PfIndex, PfIndex, bool),
     /// A module was loaded.
     ModuleLoaded(&'static str),
@@ -85,7 +86,7 @@ impl fmt::Display for Event {
     }
 }
 
-/// Events kept for one subscriber at most; older ones are dropped first.
+/// The largest number of events that are kept for one subscriber. The oldest are dropped first.
 const KEPT: usize = 4096;
 
 struct Buffer {
@@ -93,7 +94,7 @@ struct Buffer {
     wake: Option<Wake>,
 }
 
-/// How to tell one who watches that there is something to see.
+/// The callback that wakes a subscriber.
 type Wake = Box<dyn Fn() + Send + Sync>;
 
 impl fmt::Debug for Buffer {
@@ -102,48 +103,48 @@ impl fmt::Debug for Buffer {
     }
 }
 
-/// What is kept for one subscriber.
+/// The data that is kept for one subscriber.
 #[derive(Debug, Default)]
 struct Kept {
     events: VecDeque<Event>,
-    /// Texts that this one asks for.
-    asked: Vec<String>,
+    /// The texts that the subscriber looks for among the events.
+    watched: Vec<String>,
 }
 
-/// The stream, seen from where events are made.
+/// The publishing side: the subscribers, and the counter of changes.
 #[derive(Debug)]
 pub(crate) struct Events {
     subscribers: Mutex<EventsClass, Vec<Weak<Buffer>>>,
     changes: Changes,
 }
 
-/// Counts the changes to what can be looked at.
+/// Counts the changes that a view of the card may show.
 ///
-/// Each lock that commands are carried out under has it, and counts a change when it is let go of: what is changed
-/// under it cannot be changed without being counted.
+/// Each lock under which commands run has the counter, and counts a change when it is released. So nothing that the
+/// lock protects can change without being counted.
 #[derive(Clone, Debug)]
 pub(crate) struct Changes(Arc<AtomicU64>);
 
 impl Default for Changes {
     fn default() -> Self {
-        // Whoever decides something looks under the locks; to an explorer the count makes no difference.
+        // No thread of the engine decides anything by the count, so an explorer need not see it.
         lockdep::unexplored(|| Self(Arc::new(AtomicU64::new(0))))
     }
 }
 
 impl Changes {
-    /// How many there have been.
+    /// The number of changes so far.
     pub fn now(&self) -> u64 {
         self.0.load()
     }
 
-    /// Begins a change, which is counted when the result is dropped.
+    /// Begins a change. It is counted when the returned value is dropped.
     pub fn begin(&self) -> Change<'_> {
         Change(&self.0)
     }
 }
 
-/// What may change something that can be looked at: once it is over, it has been counted.
+/// A change in progress, which is counted when this is dropped.
 #[must_use]
 pub(crate) struct Change<'a>(&'a AtomicU64);
 
@@ -153,13 +154,13 @@ impl Drop for Change<'_> {
     }
 }
 
-/// The stream, seen by one who watches.
+/// The events for one subscriber. Dropping it ends the subscription.
 #[derive(Debug)]
 pub struct Subscription(Arc<Buffer>);
 
 impl Default for Events {
     fn default() -> Self {
-        // The engine tells and never asks: to an explorer it makes no difference who tells first.
+        // The engine publishes events and never reads them, so their order makes no difference to an explorer.
         lockdep::unexplored(|| Self { subscribers: Mutex::new(Vec::new()), changes: Changes::default() })
     }
 }
@@ -175,12 +176,13 @@ impl Events {
         Subscription(buffer)
     }
 
-    /// What counts the changes, for a lock that counts by itself.
+    /// The counter of changes, for a lock that counts them.
     pub fn changes(&self) -> &Changes {
         &self.changes
     }
 
-    /// Tells everybody, none before it has been counted as a change. Costs one leaf lock when nobody watches.
+    /// Counts a change, then gives the event to every subscriber. Without subscribers it costs one leaf lock, and
+    /// `event` is not called.
     pub fn emit<L>(&self, cx: &mut Locked<'_, L>, event: impl FnOnce() -> Event) {
         drop(self.changes.begin());
         let live: Vec<Arc<Buffer>> = {
@@ -193,19 +195,19 @@ impl Events {
         };
         let event = event();
         for buffer in live {
-            let asked: Vec<String> = {
+            let found: Vec<String> = {
                 let mut kept = buffer.kept.lock_leaf(cx);
-                let text = if kept.asked.is_empty() { String::new() } else { event.to_string() };
+                let text = if kept.watched.is_empty() { String::new() } else { event.to_string() };
                 if kept.events.len() == KEPT {
                     kept.events.pop_front();
                 }
                 kept.events.push_back(event.clone());
-                kept.asked.iter().filter(|asked| text.contains(*asked)).cloned().collect()
+                kept.watched.iter().filter(|watched| text.contains(*watched)).cloned().collect()
             };
             if let Some(wake) = &buffer.wake {
                 wake();
             }
-            for text in asked {
+            for text in found {
                 tell(&("event", text), &true);
                 cx.learns(&());
             }
@@ -214,13 +216,14 @@ impl Events {
 }
 
 impl Subscription {
-    /// The events since the last call.
+    /// Returns the events since the last call, but at most the last 4,096.
     pub fn take<L>(&self, cx: &mut Locked<'_, L>) -> Vec<Event> {
         self.0.kept.lock_leaf(cx).events.drain(..).collect()
     }
 
-    /// These texts will be looked for among the events: to an explorer it makes a difference whether one was in any.
+    /// Declares the texts that the subscriber will look for among the events. For an explorer, two states differ if a
+    /// text has occurred in one of them only; it ignores all other events.
     pub fn watch_for<L>(&self, cx: &mut Locked<'_, L>, texts: Vec<String>) {
-        self.0.kept.lock_leaf(cx).asked.extend(texts);
+        self.0.kept.lock_leaf(cx).watched.extend(texts);
     }
 }

@@ -1,5 +1,5 @@
-//! Paths inside the engine that are walked often, for those who count the instructions of each: see
-//! `cargo xtask instructions`. Nothing else uses them.
+//! Paths inside the engine that run often, for `cargo xtask instructions`, which counts the instructions of each.
+//! Nothing else uses this module.
 
 use lockdep::{HistoryMark, Locked, Unlocked};
 
@@ -8,7 +8,7 @@ use crate::event::{Event, Events};
 use crate::ids::{Mode, PciAddress};
 use crate::queue::{Next, Queue};
 
-/// Tells of `n` events that nobody listens to.
+/// Publishes `n` events without subscribers.
 pub fn emit_without_subscribers(cx: &mut Locked<'_, Unlocked>, of: PciAddress, n: usize) {
     let events = Events::default();
     for _ in 0..n {
@@ -16,10 +16,10 @@ pub fn emit_without_subscribers(cx: &mut Locked<'_, Unlocked>, of: PciAddress, n
     }
 }
 
-/// Puts `n` items through a queue, one after the other, each as its serving thread takes it.
+/// Puts `n` items into a queue, and takes each before the next as the serving thread would.
 ///
 /// # Errors
-/// The queue refuses one, which is a bug.
+/// The queue refuses an item, which is a bug.
 pub fn items_through_a_queue(cx: &mut Locked<'_, Unlocked>, n: usize) -> Result<()> {
     let queue = Queue::new("counted".to_owned());
     for item in 0..n {

@@ -1,5 +1,5 @@
-//! What things are called: PCI addresses, vports, devlink port handles, MAC addresses, types of
-//! representor. None of them is a bare integer or string.
+//! Identifiers as types of their own: PCI addresses, vports, devlink port handles, MAC addresses, types of representor,
+//! modes. None of them is a plain integer or string.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::text::escaped;
 
-/// A PCI address, `0000:08:00.0`.
+/// A PCI address, for example `0000:08:00.0`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PciAddress {
     /// 0 to 0xffff.
@@ -22,18 +22,18 @@ pub struct PciAddress {
 }
 
 impl PciAddress {
-    /// Bus, device and function as one number.
+    /// The routing id: bus, device and function as one number, 0 to 0xffff.
     pub fn routing_id(self) -> u32 {
         u32::from(self.bus) << 8 | u32::from(self.device) << 3 | u32::from(self.function)
     }
 
-    /// The address of a routing id, of which the low 16 bits count.
+    /// The address of a routing id. Only the low 16 bits of `id` are used.
     pub fn of_routing_id(domain: u16, id: u32) -> Self {
         Self { domain, bus: (id >> 8) as u8, device: (id >> 3 & 31) as u8, function: (id & 7) as u8 }
     }
 }
 
-/// Text that is not what it should be; says what was expected.
+/// An error in text that was to be parsed. Its message has the text and what was expected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is not {expected}", text = escaped(text))]
 pub struct ParseError {
@@ -90,36 +90,37 @@ impl fmt::Debug for PciAddress {
     }
 }
 
-/// The place of a PF on its card: 0 to 3. Also its rank where locks nest: the master comes first.
+/// The index of a PF on its card: 0 to 3. The index is also the PF's rank where representor locks nest: the master,
+/// which has the lowest, is first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PfIndex(pub u8);
 
-/// Some of the PFs of a card.
+/// A set of PFs of a card.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct PfSet(u8);
 
 impl PfSet {
-    /// Adds one.
+    /// Adds a PF.
     pub fn insert(&mut self, pf: PfIndex) {
         self.0 |= 1 << pf.0;
     }
 
-    /// Takes one out.
+    /// Removes a PF.
     pub fn remove(&mut self, pf: PfIndex) {
         self.0 &= !(1 << pf.0);
     }
 
-    /// Whether it is one of them.
+    /// Whether the set has a PF.
     pub fn contains(self, pf: PfIndex) -> bool {
         self.0 & 1 << pf.0 != 0
     }
 
-    /// Whether there are none.
+    /// Whether the set is empty.
     pub fn is_empty(self) -> bool {
         self.0 == 0
     }
 
-    /// Each of them, the master first.
+    /// The PFs of the set, the master first.
     pub fn iter(self) -> impl Iterator<Item = PfIndex> {
         (0..u8::BITS as u8).map(PfIndex).filter(move |pf| self.contains(*pf))
     }
@@ -133,33 +134,33 @@ impl FromIterator<PfIndex> for PfSet {
     }
 }
 
-/// The number of an SF as its user gives it, unique within a PF.
+/// `sfnum`: the number that the user gives to an SF. It is unique within a PF.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct SfNum(pub u32);
 
-/// The first vport number of SFs; an SF's is this plus its place in the PF's SF table.
+/// The vport number of the SF at place 0 of a PF's SF table. The vport number of another SF is this plus its place.
 pub const SF_VPORT_BASE: u16 = 0x8000;
 
-/// Most SFs of one PF: their vport numbers end below the reserved ones.
+/// The largest number of SFs of one PF. Vport numbers from 0xfff0 are reserved.
 pub const MAX_SFS: u16 = 0x7ff0;
 
-/// A port of the E-Switch. Their order is that in which representors load: the uplink first, then by
-/// number.
+/// A port of the E-Switch. Vports are ordered as their representors are loaded: the uplink first, then by number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Vport {
-    /// The wire.
+    /// The port of the wire. Its vport number is 0xffff.
     Uplink,
-    /// On a DPU, the PF that the host sees. Vport number 0.
+    /// On a DPU, the PF that the host sees. Its vport number is 0.
     HostPf,
-    /// A VF, counted from 0: of the PF itself, or on a DPU of the host's PF. Vport number one more.
+    /// A VF of the PF itself, or on a DPU of the host's PF. Counted from 0; the vport number is one more.
     Vf(u16),
-    /// An SF, by its place in the PF's table of SFs.
+    /// An SF, by its place in the PF's table of SFs, counted from 0. Its vport number is [`SF_VPORT_BASE`] plus the
+    /// place.
     Sf(u16),
 }
 
 impl Vport {
-    /// The vport number that the firmware and devlink port indices use.
+    /// The vport number, as a real card's firmware and devlink port indices have it.
     pub fn number(self) -> u16 {
         match self {
             Self::Uplink => 0xffff,
@@ -169,8 +170,8 @@ impl Vport {
         }
     }
 
-    /// The vport of a number. `dpu`: whether vport 0 is the host's PF, which a plain NIC's manager
-    /// is itself and has no representor for.
+    /// The vport of a vport number, or `None` if the number is reserved. `dpu` is whether vport 0 is the host's PF. On
+    /// a plain NIC vport 0 is the PF that manages the E-Switch, which has no representor, and this returns `None`.
     pub fn from_number(number: u16, dpu: bool) -> Option<Self> {
         match number {
             0xffff => Some(Self::Uplink),
@@ -193,29 +194,28 @@ impl fmt::Display for Vport {
     }
 }
 
-/// The index of a devlink port: the PF's place in the upper half, the vport's number in the lower, as
-/// mlx5 makes it.
+/// The index of a devlink port: the PF's index in the upper 16 bits and the vport number in the lower, as in mlx5.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct PortIndex(pub u32);
 
 impl PortIndex {
-    /// The index of a PF's vport.
+    /// The devlink port index of a PF's vport.
     pub fn new(pf: PfIndex, vport: Vport) -> Self {
         Self(u32::from(pf.0) << 16 | u32::from(vport.number()))
     }
 
-    /// The PF's place and the vport's number.
+    /// The PF's index and the vport number.
     pub fn split(self) -> (u32, u16) {
         (self.0 >> 16, (self.0 & 0xffff) as u16)
     }
 }
 
-/// A devlink port as it is typed: `pci/0000:08:00.0/65535`.
+/// The handle of a devlink port as devlink prints it: `pci/0000:08:00.0/65535`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PortHandle {
-    /// The devlink instance.
+    /// The PCI address of the devlink instance.
     pub device: PciAddress,
-    /// The port.
+    /// The index of the port in the instance.
     pub index: PortIndex,
 }
 
@@ -240,7 +240,7 @@ impl FromStr for PortHandle {
 pub struct MacAddr(pub [u8; 6]);
 
 impl MacAddr {
-    /// The address of these bytes, if it is a unicast address: neither multicast nor zero.
+    /// The address of these bytes, or `None` if they are a multicast address or all zero.
     pub fn unicast(bytes: [u8; 6]) -> Option<Self> {
         (bytes[0] & 1 == 0 && bytes != [0; 6]).then_some(Self(bytes))
     }
@@ -253,7 +253,7 @@ impl fmt::Display for MacAddr {
     }
 }
 
-/// Serialises types as the text they are typed as.
+/// Implements serde's traits for types, by the text that `Display` writes and `FromStr` reads.
 macro_rules! serde_as_text {
     ($($type:ty),+) => {$(
         impl Serialize for $type {
@@ -297,18 +297,18 @@ impl FromStr for MacAddr {
     }
 }
 
-/// What a representor is on the host that manages the switch.
+/// The type of a representor: the kind of device that it is on the host that manages the switch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RepType {
     /// A netdev.
     Eth,
-    /// The uplink's is an RDMA device; every other vport's is a port of it.
+    /// An RDMA device for the uplink, and a port of that device for every other vport.
     Ib,
 }
 
 impl RepType {
-    /// Both, in the order in which they load.
+    /// Both types, in the order in which representors are loaded.
     pub const ALL: [Self; 2] = [Self::Eth, Self::Ib];
 
     pub(crate) fn index(self) -> usize {
@@ -341,10 +341,10 @@ impl FromStr for RepType {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// Switching by MAC and VLAN, no representors.
+    /// The card switches by MAC address and VLAN, and has no representors.
     #[default]
     Legacy,
-    /// Representors stand for the vports, and nothing is forwarded unless somebody says so.
+    /// Each vport has representors, and the card forwards only what is configured through them.
     Switchdev,
 }
 
@@ -369,25 +369,25 @@ impl FromStr for Mode {
     }
 }
 
-/// How the PFs of a card act as one.
+/// The mode of the LAG over the PFs of a card.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum LagMode {
-    /// They do not.
+    /// No LAG.
     #[default]
     None,
-    /// In legacy mode without VFs: one RDMA device over all ports.
+    /// The PFs are in legacy mode without VFs. They share one RDMA device over all ports.
     Roce,
-    /// In switchdev mode, each with a forwarding database and an RDMA device of its own.
+    /// The PFs are in switchdev mode. Each has its own forwarding database and RDMA device.
     Vf,
-    /// In switchdev mode with one forwarding database and one RDMA device, the master's.
+    /// The PFs are in switchdev mode. They share one forwarding database and one RDMA device, which are the master's.
     SharedFdb,
-    /// Multiport E-Switch: as with a shared forwarding database, but each port stays an uplink of its
-    /// own, and no bond is needed.
+    /// Multiport E-Switch: as with a shared forwarding database, but each port has an uplink of its own, and no bond is
+    /// needed.
     Mpesw,
 }
 
 impl LagMode {
-    /// Whether there is one RDMA device, on the master.
+    /// Whether the PFs share a forwarding database in switchdev mode, and with it one RDMA device, on the master.
     pub fn is_shared(self) -> bool {
         matches!(self, Self::SharedFdb | Self::Mpesw)
     }
@@ -410,7 +410,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_printed_can_be_parsed() {
+    fn printed_identifiers_can_be_parsed() {
         for text in ["0000:08:00.0", "ffff:ff:1f.7", "0001:0a:00.1"] {
             assert_eq!(text.parse::<PciAddress>().unwrap().to_string(), text);
         }
@@ -423,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_refused_with_what_was_expected() {
+    fn invalid_text_is_refused_with_an_example() {
         for text in ["", "08:00.0", "0000:08:00", "0000:08:20.0", "0000:08:00.8", "0000:8:00.0", "0000:+8:00.0"] {
             let error = text.parse::<PciAddress>().unwrap_err();
             assert!(error.to_string().contains("0000:08:00.0"), "{error}");
@@ -439,12 +439,12 @@ mod tests {
     }
 
     #[test]
-    fn a_vport_and_its_number_are_one() {
+    fn a_vport_has_one_number_and_a_number_one_vport() {
         for vport in [Vport::Uplink, Vport::HostPf, Vport::Vf(0), Vport::Vf(127), Vport::Sf(0), Vport::Sf(88)] {
             assert_eq!(Vport::from_number(vport.number(), true), Some(vport));
         }
         let numbers = [0, 1, 0x7fff, 0x8000, 0xffef];
-        assert!(numbers.map(|n| Vport::from_number(n, true)).is_sorted(), "vports are ordered by number");
+        assert!(numbers.map(|n| Vport::from_number(n, true)).is_sorted(), "vports are in the order of their numbers");
         assert!(numbers.iter().all(|n| Vport::from_number(*n, true) > Some(Vport::Uplink)));
         assert_eq!(Vport::from_number(0, false), None, "a plain NIC's manager has no representor");
         assert_eq!(PortIndex::new(PfIndex(1), Vport::Uplink).0, 131_071);

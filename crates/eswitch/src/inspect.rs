@@ -1,4 +1,4 @@
-//! Views: what can be looked at of a card at one moment. The invariants over them are in `at_rest.rs`.
+//! Views: the state of a card at one moment, for users of the crate. The invariants over views are in `at_rest.rs`.
 
 mod at_rest;
 
@@ -21,35 +21,35 @@ use crate::lock_order::Devlink;
 use crate::sf::SfState;
 use crate::vf::VfView;
 
-/// A state that the engine must never be in.
+/// A violation of an invariant: a state in which the engine must never be.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Violation {
-    /// The invariant's name.
+    /// The name of the invariant.
     pub invariant: &'static str,
-    /// What was found.
+    /// The state that violates it, in words.
     pub detail: String,
 }
 
 /// A devlink port with its representors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortView {
-    /// `pci/0000:08:00.0/1`.
+    /// The port's handle, for example `pci/0000:08:00.0/1`.
     pub handle: PortHandle,
-    /// Which vport.
+    /// The vport to which the port belongs.
     pub vport: Vport,
     /// The devlink flavour: `physical`, `pcipf`, `pcivf` or `pcisf`.
     pub flavour: &'static str,
-    /// The netdev representor's name, if it is loaded.
+    /// The name of the netdev representor, if it exists. For the uplink it is the name of the PF's netdev.
     pub netdev: Option<String>,
-    /// The RDMA device or port, if the IB representor is loaded.
+    /// The name of the RDMA device, or of the port of one, if the IB representor is loaded.
     pub ibdev: Option<String>,
-    /// For each type, in the order of [`RepType::ALL`].
+    /// The state of the representor of each type, in the order of [`RepType::ALL`].
     pub reps: [RepState; 2],
-    /// The MAC address of its function.
+    /// The MAC address of the port's function.
     pub hw_addr: Option<MacAddr>,
-    /// Whether its function has RDMA, if it is a VF or an SF.
+    /// Whether the port's function has RDMA, if it is a VF or an SF.
     pub roce: Option<bool>,
-    /// For an SF.
+    /// The state of the SF, if the port belongs to one.
     pub sf: Option<SfState>,
 }
 
@@ -58,11 +58,11 @@ pub struct PortView {
 pub enum RepState {
     /// No ops of its type are registered.
     Unregistered,
-    /// Ops are registered, it is not loaded, and should not be.
+    /// Ops are registered. The representor is not loaded, and at rest it should not be.
     Registered,
-    /// It is loaded.
+    /// The representor is loaded.
     Loaded,
-    /// It should be loaded and is not; it is tried again.
+    /// The representor should be loaded and failed to load. Loading is retried.
     Failed(RepFailure),
 }
 
@@ -80,11 +80,11 @@ impl std::fmt::Display for RepState {
 /// An auxiliary device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuxiliaryView {
-    /// `mlx5_core.eth-rep.0`.
+    /// The device's name on the bus, for example `mlx5_core.eth-rep.0`.
     pub name: String,
-    /// What it is for.
+    /// The kind of the device.
     pub kind: AuxKind,
-    /// The SF it is of, if it is not the PF's own.
+    /// The SF that publishes the device; `None` if the PF does.
     pub sf: Option<Vport>,
     /// Whether a driver is bound.
     pub bound: bool,
@@ -95,52 +95,52 @@ pub struct AuxiliaryView {
 /// A PF that is bound.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PfView {
-    /// Its address.
+    /// The PF's PCI address.
     pub address: PciAddress,
-    /// Its place.
+    /// The PF's index on the card.
     pub index: PfIndex,
-    /// The mode of its E-Switch.
+    /// The mode of the PF's E-Switch.
     pub mode: Mode,
-    /// `encap-mode`: basic rather than none.
+    /// `encap-mode`: true for basic, false for none.
     pub encap: bool,
-    /// VFs enabled.
+    /// The number of VFs that are enabled.
     pub num_vfs: u16,
-    /// What is known of each.
+    /// The VFs that are enabled.
     pub vfs: Vec<VfView>,
     /// Every devlink port, in the order of vports.
     pub ports: Vec<PortView>,
-    /// Its auxiliary devices and those of its SFs.
+    /// The auxiliary devices of the PF and of its SFs.
     pub auxiliary: Vec<AuxiliaryView>,
-    /// On a DPU: VFs that the host has enabled.
+    /// On a DPU: the number of VFs that the host has enabled.
     pub host_vfs: Option<u64>,
-    /// The PFs whose E-Switches this one's is paired with.
+    /// The PFs with whose E-Switches this PF's is paired.
     pub paired: Vec<PfIndex>,
-    /// Representors that know of another pairing than that.
+    /// The loaded representors whose record of the pairing differs from `paired`.
     pub misinformed: Vec<(PortHandle, RepType)>,
-    /// On a DPU: why they are not all there.
+    /// On a DPU: the reason for which not all of `host_vfs` exist.
     pub host_failure: Option<String>,
-    /// How many representors of each type are loaded, ports or not.
+    /// The number of loaded representors of each type, whether or not their vport has a devlink port now.
     pub loaded: [usize; 2],
-    /// Whether something waits to be tried again.
+    /// Whether a retry is pending.
     pub retry: PendingRetry,
-    /// What does not hold at rest of what a view does not show.
-    pub hidden: Vec<Violation>,
+    /// The violations of invariants that hold at rest, over state that a view does not show.
+    pub hidden_violations: Vec<Violation>,
 }
 
-/// Whether a PF's queues have something that waits to be tried again.
+/// Whether a PF's queues have a pending retry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PendingRetry {
-    /// Nothing waits.
+    /// No retry is pending.
     #[default]
     None,
-    /// The next attempt is due in so many milliseconds.
+    /// The next retry is due in this number of milliseconds.
     In(u64),
-    /// Something waits, and the time left is unknown: an explorer has no time.
+    /// A retry is pending, and the remaining time is unknown, because an explored run has no time.
     Unknown,
 }
 
 impl PendingRetry {
-    /// Of what a queue says: the time left, if there is time, of a pending retry, if there is one.
+    /// Converts the result of [`pending_retry`](crate::queue::Queue::pending_retry).
     fn of(retry: Option<Option<Duration>>) -> Self {
         match retry {
             None => Self::None,
@@ -149,13 +149,13 @@ impl PendingRetry {
         }
     }
 
-    /// Whether something waits.
+    /// Whether a retry is pending.
     pub fn is_pending(self) -> bool {
         self != Self::None
     }
 }
 
-/// All there is, at one moment for each PF.
+/// The state of the whole card. The state of each PF is that of one moment, and the moments of two PFs may differ.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
     /// The PFs that are bound.
@@ -164,9 +164,9 @@ pub struct Snapshot {
     pub modules: Vec<&'static str>,
     /// The LAG.
     pub lag: LagView,
-    /// What the card holds.
+    /// The resources of the card, in order.
     pub resources: Vec<Resource>,
-    /// Netdevs that have another name than they were made with.
+    /// The netdevs that have been renamed since they were made, and their present names.
     pub renamed: Vec<(Resource, String)>,
 }
 
@@ -186,18 +186,18 @@ impl AuxiliaryView {
     }
 }
 
-/// A vport, if it is a VF's.
-fn vf_view((vport, known): (&Vport, &VportInfo)) -> Option<VfView> {
+/// The view of a vport's function, if that is a VF.
+fn vf_view((vport, info): (&Vport, &VportInfo)) -> Option<VfView> {
     let Vport::Vf(number) = *vport else { return None };
-    Some(VfView { number, mac: known.mac, roce: known.roce, info: known.vf.clone()? })
+    Some(VfView { number, mac: info.mac, roce: info.roce, info: info.vf.clone()? })
 }
 
 impl Engine {
-    /// Looks at everything.
+    /// Reads the state of the whole card. Waits for commands that are running.
     pub fn inspect(&self, cx: &mut Locked<'_, Unlocked>) -> Snapshot {
         let mut pfs = Vec::new();
         for address in self.addresses() {
-            // One that is unbound while we look is not there.
+            // A PF that is unbound meanwhile is left out.
             if let Ok(view) = self.inspect_pf(cx, address) {
                 pfs.push(view);
             }
@@ -206,17 +206,18 @@ impl Engine {
         self.inspect_with(cx, pfs, modules)
     }
 
-    /// The modules that are loaded.
+    /// The names of the modules that are loaded. Waits while one of them is being loaded or unloaded.
     pub fn modules(&self, cx: &mut Locked<'_, Unlocked>) -> Vec<&'static str> {
         self.shared.modules.list(cx)
     }
 
-    /// The same, unless one of them is being loaded or unloaded: for those who can do with what they saw before.
+    /// The names of the modules that are loaded, or `None` if one of them is being loaded or unloaded. For a caller
+    /// that can use an older result instead.
     pub fn modules_if_free(&self, cx: &mut Locked<'_, Unlocked>) -> Option<Vec<&'static str>> {
         self.shared.modules.list_if_free(cx)
     }
 
-    /// Everything, with PFs and modules that have been looked at already. It waits for no command.
+    /// Completes a snapshot from PFs and modules that the caller has read already. It does not wait for commands.
     pub fn inspect_with(
         &self,
         cx: &mut Locked<'_, Unlocked>,
@@ -229,7 +230,7 @@ impl Engine {
         Snapshot { pfs, modules, lag: self.lag(cx), resources, renamed }
     }
 
-    /// Looks at one PF.
+    /// Reads the state of one PF. Waits for a command that is running on it.
     ///
     /// # Errors
     /// No such PF, or it is not bound.
@@ -237,14 +238,18 @@ impl Engine {
         self.query_devlink(cx, address, |pf, state, cx| Ok(self.look(pf, state, cx)))
     }
 
-    /// Looks at one PF, unless a command has it: for those who can do with what they saw before. `None`: one has.
+    /// Reads the state of one PF, or returns `None` if a command is running on it. For a caller that can use an older
+    /// result instead.
+    ///
+    /// # Errors
+    /// No such PF, or it is not bound.
     pub fn inspect_pf_if_free(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Option<Result<PfView>> {
         let pf = match self.device(address).map(|(device, _)| device.bound(cx)) {
             Ok(Slot::Bound(pf)) => pf,
             Ok(Slot::Reloading) => return None,
             Ok(Slot::Unbound) | Err(_) => return Some(Err(Error::NoDevice(address))),
         };
-        // One that is not registered is coming or going.
+        // A PF whose instance is not registered is being bound or unbound.
         pf.devlink.with_if_free(cx, |state, cx| state.registered.then(|| self.look(&pf, state, cx)))?.map(Ok)
     }
 
@@ -265,7 +270,7 @@ impl Engine {
         });
         let count = |ty: RepType| rows.iter().filter(|(_, reps)| reps[ty.index()] == RepState::Loaded).count();
         let loaded = RepType::ALL.map(count);
-        // What is unregistered meanwhile has none any more.
+        // The ops may be unregistered after the table has been read. Then the lookup finds no device.
         let with_ib = |(vport, reps): &(Vport, [RepState; 2])| (reps[1] == RepState::Loaded).then_some(*vport);
         let with_ib: Vec<Vport> = rows.iter().filter_map(with_ib).collect();
         let ib_devices = match with_ib[..] {
@@ -320,9 +325,9 @@ impl Engine {
         let retries = [pf.eswitch.work.inner().pending_retry(cx), pf.sf_queue.inner().pending_retry(cx)];
         // The sooner of the two.
         let retry = retries.into_iter().flatten().min();
-        let hidden = pf.check_hidden(cx, state, &paired);
+        let hidden_violations = pf.check_hidden(cx, state, &paired);
         PfView {
-            hidden,
+            hidden_violations,
             address: pf.address(),
             index: pf.index(),
             mode,

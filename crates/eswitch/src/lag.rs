@@ -1,13 +1,13 @@
-//! LAG: two to four PFs acting as one.
+//! LAG: link aggregation over the two to four PFs of a card, as mlx5 makes it of a bond.
 //!
-//! What is there to be acted on, a bond over the ports, comes as events. They are collected, and
-//! evaluated once, on LAG's own queue. An evaluation decides under the LAG lock what is to become of it and
-//! drops that lock; what it decided is carried out under the devcom component, which is held for
-//! writing from before the decision until after the outcome is recorded. So which devices are members
-//! cannot change meanwhile: adding or removing one takes the component for writing, and waits.
+//! Changes of the bond over the ports are reported as events. Events are collected for a moment and evaluated once, on
+//! the LAG queue. An evaluation decides under the LAG lock whether a LAG is to be enabled, changed or disabled, and
+//! releases the lock. The decision is carried out under the devcom component, which is held for writing from before the
+//! decision until the outcome has been recorded. So the members cannot change meanwhile: adding or removing a PF takes
+//! the component for writing, and waits.
 //!
-//! Load callbacks tell LAG of members' *netdevs*. They hold a representor lock, for which a transition may
-//! be waiting, so they take the LAG lock and nothing else, and never wait for a transition.
+//! Load callbacks report the *netdevs* of members. They hold a representor lock, for which a transition may be waiting.
+//! So they take the LAG lock and no other, and never wait for a transition.
 
 mod mpesw;
 mod transition;
@@ -32,50 +32,50 @@ use whole::Seen;
 
 pub use transition::Member;
 
-/// How a bond chooses the port it sends on.
+/// How a bond chooses the port on which it transmits.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum TxType {
-    /// One port, the active one, if it has any.
+    /// Transmits on the active port, if there is one.
     ActiveBackup(Option<PfIndex>),
-    /// By a hash of the headers.
+    /// Chooses the port by a hash of the headers.
     Hash,
-    /// In a way that a card cannot follow: the bond's mode.
+    /// Any other bond mode, by its name. The card cannot offload it.
     Other(String),
 }
 
 /// A bond that has at least one of the card's ports.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Bond {
-    /// Its name.
+    /// The bond's name.
     pub name: String,
-    /// How it sends.
+    /// How the bond transmits.
     pub tx: TxType,
-    /// Which of the card's ports are in it.
+    /// The card's ports that are in the bond.
     pub ports: BTreeSet<PfIndex>,
-    /// What else is in it.
+    /// The names of other netdevs that are in the bond.
     pub foreign: Vec<String>,
 }
 
-/// A bond as a command asks for it. A command names ports by their PCI address, a card by their place.
+/// A request to make a bond. In a command `Port` is a PCI address, on a card it is the PF's index.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BondPlan<Port = PfIndex> {
     /// The bond's name.
     pub name: String,
-    /// Its mode, by the kernel's name (Documentation/networking/bonding.rst).
+    /// The bond's mode, by the kernel's name (`Documentation/networking/bonding.rst`).
     pub mode: String,
-    /// The PFs whose netdevs are in it. One that has no netdev now is put in when it gets one.
+    /// The PFs whose netdevs are in the bond. If a PF has no netdev now, its netdev is added when it is made.
     pub ports: Vec<Port>,
-    /// Other netdevs that are in it; one that does not exist is made.
+    /// The names of other netdevs that are in the bond. A netdev that does not exist is made.
     pub with: Vec<String>,
-    /// The PF whose netdev is the active one under `active-backup`.
+    /// The PF whose netdev is the active one in the mode `active-backup`.
     pub active: Option<Port>,
 }
 
 impl<Port> BondPlan<Port> {
-    /// The same plan with its ports named otherwise.
+    /// The same request with each port converted by `name`.
     ///
     /// # Errors
-    /// The first of `name`.
+    /// The first error that `name` returns.
     pub fn with_ports<Other, E>(&self, name: impl Fn(&Port) -> Result<Other, E>) -> Result<BondPlan<Other>, E> {
         Ok(BondPlan {
             name: self.name.clone(),
@@ -87,38 +87,39 @@ impl<Port> BondPlan<Port> {
     }
 }
 
-/// What of LAG can be looked at.
+/// The state of the LAG, for users of the crate.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LagView {
-    /// The mode.
+    /// The mode of the LAG.
     pub mode: LagMode,
-    /// The bond, if there is one.
+    /// The name of the bond, if there is one.
     pub bond: Option<String>,
-    /// Why there is no LAG though there is a bond.
+    /// The reason for which there is no LAG although there is a bond.
     pub reason: Option<String>,
-    /// Which ports it sends on.
+    /// The ports on which the LAG transmits.
     pub tx: Vec<PfIndex>,
 }
 
-/// What the LAG lock protects.
+/// The state that the LAG lock protects.
 #[derive(Clone, Default, Hash)]
 struct State {
     bond: Option<Bond>,
-    /// Members whose netdev exists.
+    /// The PFs whose netdev exists.
     netdevs: BTreeSet<PfIndex>,
     mode: LagMode,
     tx: Vec<PfIndex>,
-    /// Who was made one, the master first: it is they who are parted, whoever is a member then.
+    /// The members of the LAG, the master first, as they were when it was enabled. Disabling it uses these, even if the
+    /// component has other members by then.
     members: Vec<PfIndex>,
     reason: Option<String>,
     evaluations: Unhashed<u64>,
-    /// While one RDMA device is being made or exists on the master: who its peers are.
+    /// The peers of the master, while the shared RDMA device of the master is being made or exists.
     peers: BTreeMap<PfIndex, Arc<Pf>>,
-    /// The mode in which they are.
+    /// The mode of the LAG to which `peers` belong.
     sharing: LagMode,
 }
 
-/// A number that nothing is decided by, and so is no part of the state that an explorer sees.
+/// A value that decides nothing. It is not hashed, so it is not part of the state that an explorer sees.
 #[derive(Clone, Copy, Debug, Default)]
 struct Unhashed<T>(T);
 
@@ -127,8 +128,8 @@ impl<T> Hash for Unhashed<T> {
 }
 
 impl State {
-    /// Whether there is a bond, or a word left of one that was not followed. Multiport E-Switch, the one
-    /// LAG that needs no bond, is not made or broken by an evaluation.
+    /// Whether an evaluation could change something: there is a bond, or a reason left of a bond that made no LAG. An
+    /// evaluation neither enables nor disables multiport E-Switch, which is the only LAG that needs no bond.
     fn has_bond(&self) -> bool {
         self.bond.is_some() || self.reason.is_some()
     }
@@ -136,8 +137,8 @@ impl State {
 
 /// The LAG of one card.
 pub struct Lag {
-    /// A card with one port makes no LAG, whatever its mode and its netdevs: there is nothing to hold
-    /// off, and nothing to evaluate but why a bond is not followed.
+    /// Whether the card has only one port. Such a card has no LAG whatever the state of its PF is. So holds have no
+    /// effect, and only a change of the bond is evaluated, to record the reason.
     one_port: bool,
     state: Mutex<LagClass, State>,
     holds: Mutex<LagHolds, u32>,
@@ -146,11 +147,11 @@ pub struct Lag {
     seen: Shadow<Seen>,
 }
 
-/// How long events are collected before they are evaluated.
+/// The time for which events are collected before they are evaluated.
 const COLLECT: Duration = Duration::from_millis(10);
 
 impl Lag {
-    /// That of a card with so many ports.
+    /// The LAG of a card with this number of ports.
     pub(crate) fn new(ports: u8) -> Self {
         Self {
             one_port: ports < 2,
@@ -162,7 +163,8 @@ impl Lag {
         }
     }
 
-    /// Holds evaluations off: those that would start find the hold. Each hold must be released.
+    /// Holds evaluations off: an evaluation that starts while there is a hold does nothing. Each hold must be
+    /// [released](Self::release).
     pub fn hold<L>(&self, cx: &mut Locked<'_, L>) {
         if self.one_port {
             return;
@@ -170,7 +172,7 @@ impl Lag {
         *self.holds.lock_leaf(cx) += 1;
     }
 
-    /// Releases a hold. With the last one, what there is is evaluated.
+    /// Releases a hold. Releasing the last hold requests an evaluation.
     pub fn release<P: LockBefore<LagClass>>(&self, cx: &mut Locked<'_, P>) {
         if self.one_port {
             return;
@@ -185,32 +187,32 @@ impl Lag {
         }
     }
 
-    /// Whether anybody holds LAG off.
+    /// Whether there is a hold.
     pub fn is_held_off<L>(&self, cx: &mut Locked<'_, L>) -> bool {
         *self.holds.lock_leaf(cx) > 0
     }
 
-    /// The bond over the card's ports has changed, or gone. Takes the LAG lock and never waits for a
-    /// transition.
+    /// Stores the bond over the card's ports, which has changed, and requests an evaluation. `None` if there is no bond
+    /// any more. Takes the LAG lock, and never waits for a transition.
     pub fn bond_changed<P: LockBefore<LagClass>>(&self, cx: &mut Locked<'_, P>, bond: Option<Bond>) {
         self.state.lock(cx).0.bond = bond;
         self.evaluate_soon(cx);
     }
 
-    /// A load callback, or the netdev's driver, has made a member's netdev.
+    /// Records that a PF's netdev exists. A load callback or the netdev's driver calls this after making it.
     pub(crate) fn netdev_added<P: LockBefore<LagClass>>(&self, cx: &mut Locked<'_, P>, pf: PfIndex) {
         self.state.lock(cx).0.netdevs.insert(pf);
         self.members_changed(cx);
     }
 
-    /// A member's netdev is going.
+    /// Records that a PF's netdev does not exist any more. Its driver calls this before unmaking it.
     pub(crate) fn netdev_removed<P: LockBefore<LagClass>>(&self, cx: &mut Locked<'_, P>, pf: PfIndex) {
         self.state.lock(cx).0.netdevs.remove(&pf);
         self.members_changed(cx);
     }
 
-    /// The peers of a PF, if it is the master of the one RDMA device there is or is to be, and the mode
-    /// in which it is that.
+    /// The peers of a PF and the mode of the LAG, if the PF is the master and its shared RDMA device exists or is being
+    /// made.
     pub(crate) fn peers_of<P: LockBefore<LagClass>>(
         &self,
         cx: &mut Locked<'_, P>,
@@ -221,12 +223,12 @@ impl Lag {
         (master < *first).then(|| (state.sharing, state.peers.values().cloned().collect()))
     }
 
-    /// The mode.
+    /// The mode of the LAG.
     pub fn mode<P: LockBefore<LagClass>>(&self, cx: &mut Locked<'_, P>) -> LagMode {
         self.state.lock(cx).0.mode
     }
 
-    /// What of it can be looked at.
+    /// The present state of the LAG.
     pub fn view<P: LockBefore<LagClass>>(&self, cx: &mut Locked<'_, P>) -> LagView {
         let (state, _cx) = self.state.lock(cx);
         LagView {
@@ -237,32 +239,32 @@ impl Lag {
         }
     }
 
-    /// Evaluations so far: how much work events have led to.
+    /// The number of evaluations so far. Several events that were collected are evaluated once.
     pub fn evaluations<P: LockBefore<LagClass>>(&self, cx: &mut Locked<'_, P>) -> u64 {
         let evaluations = self.state.lock(cx).0.evaluations.0;
         cx.learns(&evaluations);
         evaluations
     }
 
-    /// What the members are or can do has changed: evaluates it, if there is a bond for which that could
-    /// matter. One that comes or goes is evaluated anyway.
+    /// Requests an evaluation because the state of a member has changed, if there is a bond or a reason that it could
+    /// affect. A change of the bond itself is always evaluated, see [`bond_changed`](Self::bond_changed).
     pub(crate) fn members_changed<P: LockBefore<LagClass>>(&self, cx: &mut Locked<'_, P>) {
         if !self.one_port && self.state.lock(cx).0.has_bond() {
             self.evaluate_soon(cx);
         }
     }
 
-    /// Events are collected for a moment; however many come meanwhile, they are evaluated once.
+    /// Requests an evaluation after [`COLLECT`]. Further requests until then have no effect.
     fn evaluate_soon<L>(&self, cx: &mut Locked<'_, L>) {
         self.queue.collect(cx, COLLECT);
     }
 
-    /// The queue, for those who wait for it, look at it or close it.
+    /// The LAG queue, to wait for it, to read its state or to close it.
     pub(crate) fn queue(&self) -> &Queue<()> {
         &self.queue
     }
 
-    /// Says that the thread is about to wait for what runs here.
+    /// Declares to the lock checker that the thread is about to wait for what runs on the LAG queue.
     #[track_caller]
     pub(crate) fn about_to_drain<P: LockBefore<LagQueueClass>>(&self, cx: &mut Locked<'_, P>) {
         self.map.drain(cx);
@@ -270,7 +272,7 @@ impl Lag {
 }
 
 impl Shared {
-    /// Serves LAG's queue until it is closed: the body of its thread.
+    /// Serves the LAG queue until it is closed. This is the body of the queue's thread.
     pub(crate) fn serve_lag(self: &Arc<Self>, cx: &mut Locked<'_, Unlocked>) {
         let since = HistoryMark::now();
         while let Some(next) = self.lag.queue.next(cx, since) {

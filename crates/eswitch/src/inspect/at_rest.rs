@@ -1,6 +1,7 @@
-//! The invariants that hold at rest, over a [view](super) of the card.
+//! The invariants that hold when the card is at rest, over a [view](super) of the card.
 //!
-//! Each invariant has a name, which is the same everywhere: in reports, in scenarios, in the docs.
+//! Each invariant has a name, which is the same in reports, in scenarios and in the documentation
+//! (`docs/verification.md`).
 
 use std::collections::BTreeSet;
 
@@ -18,8 +19,9 @@ use crate::lock_order::Devlink;
 use crate::module::CORE;
 
 impl Engine {
-    /// Checks the invariants that hold at rest: after [`settle`](Self::settle), with no command
-    /// running. What the card has noticed meanwhile is part of it.
+    /// Checks the invariants that hold at rest, and returns the violations. The caller has called
+    /// [`settle`](Self::settle), and no command is running. Errors that the card has noticed since the last check are
+    /// violations too.
     pub fn check(&self, cx: &mut Locked<'_, Unlocked>) -> Vec<Violation> {
         let snapshot = self.inspect(cx);
         let mut found: Vec<Violation> = Vec::new();
@@ -28,10 +30,13 @@ impl Engine {
         }
         let mut expected = BTreeSet::new();
         if self.shared.lag.is_held_off(cx) {
-            found.push(Violation { invariant: "lag-consistent", detail: "LAG is held off by nobody".to_owned() });
+            found.push(Violation {
+                invariant: "lag-consistent",
+                detail: "LAG is held off, and no command is running".to_owned(),
+            });
         }
         for pf in &snapshot.pfs {
-            found.extend(pf.hidden.iter().cloned());
+            found.extend(pf.hidden_violations.iter().cloned());
             self.check_pf(pf, &snapshot.modules, &snapshot.lag, &mut found);
             self.expect_resources(cx, pf, &snapshot.lag, &mut expected);
         }
@@ -53,7 +58,7 @@ impl Engine {
         let excused = pf.ports.iter().any(failed_rep)
             || pf.auxiliary.iter().any(|device| device.failed.is_some())
             || pf.host_failure.is_some();
-        // What is missing is to be tried again, and what keeps it from being there is to be seen.
+        // Something may be missing only if a retry is pending and the view shows the failure that is the reason.
         let rests = !pf.retry.is_pending() || !excused;
         if pf.mode == Mode::Legacy && pf.loaded != [0, 0] {
             let [eth, ib] = pf.loaded;
@@ -78,7 +83,7 @@ impl Engine {
         }
         for (port, ty) in &pf.misinformed {
             let paired = &pf.paired;
-            violate("pairing-told", format!("{port}: {ty} was told otherwise than that it is paired with {paired:?}"));
+            violate("pairing-told", format!("{port}: {ty} has not been notified that it is paired with {paired:?}"));
         }
         for port in &pf.ports {
             if let Some(sf) = port.sf
@@ -95,7 +100,7 @@ impl Engine {
             if rests && !pf.auxiliary.iter().any(|device| device.kind == kind && device.sf == sf) {
                 violate(
                     "switchdev-complete",
-                    format!("pci/{}: no {kind} device {sf:?} though there should be", pf.address),
+                    format!("pci/{}: {kind} device of {sf:?} should exist and does not", pf.address),
                 );
             }
         }
@@ -124,8 +129,8 @@ impl Engine {
         }
     }
 
-    /// The auxiliary devices there should be: of the PF by its mode, unless a LAG's master has the one
-    /// RDMA device, and of each SF that is active.
+    /// The auxiliary devices that should exist. Those of the PF follow from its mode, except that only the master has
+    /// an RDMA device if the PFs of a LAG share one. Each SF that is active has its own.
     fn wanted_devices(&self, pf: &PfView, lag: &LagView) -> Vec<(AuxKind, Option<Vport>)> {
         let mut wanted = vec![(AuxKind::Eth, None)];
         let master = self.devices.first().is_some_and(|d| d.index == pf.index);
@@ -145,7 +150,7 @@ impl Engine {
         wanted
     }
 
-    /// What the card should hold for a PF, as a function of what the engine says there is.
+    /// Adds the resources that the card should have for a PF, as they follow from the view of the PF and of the LAG.
     fn expect_resources(
         &self,
         cx: &mut Locked<'_, Unlocked>,
@@ -181,13 +186,13 @@ impl Engine {
         let master = self.devices.first().map(|d| d.index) == Some(index);
         for port in &pf.ports {
             for (ty, state) in RepType::ALL.into_iter().zip(&port.reps) {
-                let the_masters = ty == RepType::Ib && port.vport == Vport::Uplink && lag.mode == LagMode::SharedFdb;
-                if *state == RepState::Loaded && (master || !the_masters) {
+                let uses_masters = ty == RepType::Ib && port.vport == Vport::Uplink && lag.mode == LagMode::SharedFdb;
+                if *state == RepState::Loaded && (master || !uses_masters) {
                     expected.insert(Resource::Representor(index, port.vport, ty));
                 }
             }
         }
-        // An uplink that did not load will be told once it is.
+        // If the uplink's representor failed to load, it makes the rules when it is loaded.
         let is_uplink = |port: &PortView| port.vport == Vport::Uplink && port.reps[0] == RepState::Loaded;
         if pf.ports.iter().any(is_uplink) {
             expected.extend(pf.paired.iter().map(|peer| Resource::PeerRules(index, *peer)));
@@ -201,7 +206,7 @@ impl Engine {
     }
 }
 
-/// `lag-consistent`: a LAG is whole or there is none, and the RDMA devices there are are those of it.
+/// `lag-consistent`: the RDMA devices are those that the mode of the LAG requires.
 fn check_lag(snapshot: &Snapshot, found: &mut Vec<Violation>) {
     let mut violate = |detail| found.push(Violation { invariant: "lag-consistent", detail });
     let rests = snapshot.pfs.iter().all(|pf| !pf.retry.is_pending());
@@ -221,21 +226,21 @@ fn check_lag(snapshot: &Snapshot, found: &mut Vec<Violation>) {
     };
     if devices != expected {
         violate(format!(
-            "lag {}: RDMA devices or uplinks on {devices:?}, should be on {expected:?}",
+            "lag {}: RDMA devices or uplinks are on {devices:?}, and should be on {expected:?}",
             snapshot.lag.mode
         ));
     }
     if snapshot.lag.mode.is_shared() {
         for port in snapshot.pfs.iter().flat_map(|pf| &pf.ports) {
             if port.reps[0] == RepState::Loaded && port.reps[1] != RepState::Loaded {
-                violate(format!("{}: no port of the one RDMA device", port.handle));
+                violate(format!("{}: is not a port of the shared RDMA device", port.handle));
             }
         }
     }
 }
 
 impl Pf {
-    /// What does not hold at rest of what a view does not show.
+    /// Checks the invariants that hold at rest over state that a view does not show.
     pub(super) fn check_hidden(
         &self,
         cx: &mut Locked<'_, Devlink>,
@@ -246,24 +251,24 @@ impl Pf {
         let mut violate = |invariant, detail: String| {
             found.push(Violation { invariant, detail: format!("{}: {detail}", self.address()) });
         };
-        let (known, sfs) = (self.sf_queue.known(cx), state.sfs.iter().map(|sf| sf.vport()).collect::<Vec<_>>());
-        if known != sfs {
-            violate("no-leak", format!("the SF queue looks after {known:?}, and there are {sfs:?}"));
+        let (served, sfs) = (self.sf_queue.known(cx), state.sfs.iter().map(|sf| sf.vport()).collect::<Vec<_>>());
+        if served != sfs {
+            violate("no-leak", format!("the SF queue serves {served:?}, and the SFs are {sfs:?}"));
         }
         if !state.kept.is_empty() {
-            violate("no-leak", "what a reload keeps is kept after it".to_owned());
+            violate("no-leak", "settings of VFs that a reload has kept are still kept".to_owned());
         }
         if let Some((vf, _)) =
             state.vports.iter().find(|(_, info)| info.vf.as_ref().is_some_and(|vf| vf.removed && vf.bound))
         {
-            violate("true-success", format!("{vf} is off the bus and bound"));
+            violate("true-success", format!("{vf} is removed from the bus and bound"));
         }
         if state.host_failure.is_some() && self.eswitch.work.inner().pending_retry(cx).is_none() {
-            violate("switchdev-complete", "the host's VFs have failed, and nobody tries again".to_owned());
+            violate("switchdev-complete", "enabling the host's VFs has failed and is not retried".to_owned());
         }
         let back_offs = [self.eswitch.work.inner().idle_back_off(cx), self.sf_queue.inner().idle_back_off(cx)];
         if let Some(failures) = back_offs.into_iter().flatten().next() {
-            violate("switchdev-complete", format!("all is there, and a failure would wait as after {failures} more"));
+            violate("switchdev-complete", format!("no retry is pending, and the back-off still counts {failures}"));
         }
         let mode = self.eswitch.mode.under_devlink(state, cx);
         for (invariant, detail) in self.eswitch.stated.check_at_rest(cx, mode, paired.iter().copied().collect()) {

@@ -1,4 +1,4 @@
-//! Multiport E-Switch: one E-Switch over every port, without a bond.
+//! Multiport E-Switch (MPESW): one E-Switch over every port, without a bond.
 
 use lockdep::{LockBefore, Locked};
 
@@ -10,12 +10,13 @@ use crate::lock_order::Devcom;
 use crate::shared::Shared;
 
 impl Shared {
-    /// `devlink dev param set … name esw_multiport value true cmode runtime`. Turning on what is on
-    /// succeeds and changes nothing.
+    /// `devlink dev param set … name esw_multiport value true cmode runtime`. If it is on already, this succeeds and
+    /// changes nothing.
     ///
     /// # Errors
-    /// The card has one port; a member is not in switchdev mode; there is a LAG; LAG is held off; or
-    /// what failed, with everything undone.
+    /// [`Error::LagActive`]: there is another LAG. [`Error::MpeswOnePort`]: the card has one port.
+    /// [`Error::MpeswNeedsSwitchdev`]: a PF is not bound or not in switchdev mode. [`Error::Busy`]: the LAG is held
+    /// off. Any other failure, after everything has been undone.
     pub(crate) fn enable_mpesw<P: LockBefore<Devcom>>(&self, cx: &mut Locked<'_, P>) -> Result<()> {
         let (mut component, mut cx) = self.devcom.write(cx);
         let cx = &mut cx;
@@ -49,8 +50,8 @@ impl Shared {
         enabled
     }
 
-    /// The same with `value false`. Turning off what is off succeeds. A bond that stands is acted on
-    /// again.
+    /// The same with `value false`. If it is off already, this succeeds and changes nothing. If there is a bond, it is
+    /// evaluated again.
     pub(crate) fn disable_mpesw<P: LockBefore<Devcom>>(&self, cx: &mut Locked<'_, P>) {
         let (mut component, mut cx) = self.devcom.write(cx);
         if self.lag.mode(&mut cx) == LagMode::Mpesw {
@@ -60,7 +61,7 @@ impl Shared {
         self.ensure_mpesw(&cx, false);
     }
 
-    /// Every member's metadata, which tells its packets from the others'.
+    /// Makes the metadata of every member, which marks the member's packets.
     fn take_metadata(&self, members: &[PfIndex], cx: &mut Locked<'_, Devcom>) -> Result<()> {
         let request = |pf: &PfIndex| Create {
             resource: Resource::MpeswMetadata(*pf),
@@ -70,6 +71,7 @@ impl Shared {
         self.create_all(cx, &members.iter().map(request).collect::<Vec<_>>())
     }
 
+    /// Unmakes the metadata of every member.
     pub(super) fn give_metadata_back(&self, members: &[PfIndex], cx: &mut Locked<'_, Devcom>) {
         let metadata: Vec<_> = members.iter().map(|pf| Resource::MpeswMetadata(*pf)).collect();
         self.destroy(cx, &metadata);

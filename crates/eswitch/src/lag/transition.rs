@@ -1,8 +1,8 @@
-//! Making, changing and breaking a LAG: each whole, or undone.
+//! Transitions: enabling, changing and disabling a LAG. Each is completed or undone.
 //!
-//! Every function here that carries something out is handed the devcom component out of its lock, held
-//! for writing, and a token that stands at it. None can be called with the LAG lock held: a rescan
-//! probes drivers, drivers load representors, and loading takes the LAG lock.
+//! Every function here that carries out a transition receives the devcom component, whose lock is held for writing, and
+//! a token at the component. So none can be called with the LAG lock held. That would deadlock: a rescan probes
+//! drivers, drivers load representors, and loading takes the LAG lock.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,29 +18,29 @@ use crate::lag::{LagMode, State, TxType};
 use crate::lock_order::{Devcom, LagQueue};
 use crate::shared::Shared;
 
-/// What an evaluation looks at of one PF, taken from the devcom component.
+/// The state of one PF that an evaluation uses, taken from the devcom component.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Member {
-    /// Which.
+    /// The PF.
     pub pf: PfIndex,
     /// The mode of its E-Switch.
     pub mode: Mode,
-    /// Its VFs.
+    /// The number of its VFs.
     pub num_vfs: u16,
-    /// Whether it is paired with every other.
+    /// Whether its E-Switch is paired with that of every other PF.
     pub paired: bool,
 }
 
-/// What is to become of the LAG.
+/// The decision of an evaluation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Plan {
-    /// It is as it should be.
+    /// Leave the LAG as it is.
     Keep,
-    /// There is none, and this is what it should be.
+    /// Enable a LAG in this mode, which transmits on these ports. There is none now.
     Enable(LagMode, Vec<PfIndex>),
-    /// It stays, and sends on other ports.
+    /// Keep the LAG and transmit on these ports.
     Change(Vec<PfIndex>),
-    /// It goes.
+    /// Disable the LAG.
     Disable,
 }
 
@@ -52,7 +52,8 @@ pub(crate) enum OnFailure {
 }
 
 impl State {
-    /// What LAG the members and the bond make, and on which ports it sends; or why none.
+    /// The mode of the LAG that the members and the bond should make, and the ports on which it should transmit. The
+    /// error is the reason for which there should be none; `None` if there is no bond.
     fn wanted(
         &self,
         members: &[Member],
@@ -62,7 +63,7 @@ impl State {
         let Some(bond) = &self.bond else { return Err(None) };
         let no = |why: &str| Err(Some(format!("{}: {why}", bond.name)));
         if let Some(foreign) = bond.foreign.first() {
-            return no(&format!("{foreign} is no port of this card; take it out of the bond"));
+            return no(&format!("{foreign} is not a port of this card; remove it from the bond"));
         }
         if total < 2 {
             return no("the card has one port; a LAG needs two");
@@ -101,18 +102,19 @@ impl State {
         Ok((mode, tx))
     }
 
-    /// What an evaluation would change, if it came now.
+    /// What an evaluation would do now, in words. `None` if it would change nothing.
     pub(super) fn is_due(&self, members: &[Member], total: usize, shared_fdb: bool) -> Option<String> {
         let mut evaluated = self.clone();
         match evaluated.decide(members, total, shared_fdb) {
-            Plan::Enable(mode, _) => Some(format!("make it {mode}")),
-            Plan::Change(tx) => Some(format!("have it send on {tx:?}")),
-            Plan::Disable => Some("break it".to_owned()),
+            Plan::Enable(mode, _) => Some(format!("enable {mode}")),
+            Plan::Change(tx) => Some(format!("transmit on {tx:?}")),
+            Plan::Disable => Some("disable it".to_owned()),
             Plan::Keep if evaluated.reason == self.reason => None,
-            Plan::Keep => Some(format!("say why there is none: {}", evaluated.reason.as_deref().unwrap_or("no bond"))),
+            Plan::Keep => Some(format!("set the reason: {}", evaluated.reason.as_deref().unwrap_or("no bond"))),
         }
     }
 
+    /// Decides whether the LAG is to be enabled, changed or disabled, and stores the reason if there should be none.
     fn decide(&mut self, members: &[Member], total: usize, shared_fdb: bool) -> Plan {
         self.evaluations.0 += 1;
         if self.mode == LagMode::Mpesw {
@@ -139,8 +141,8 @@ impl State {
 }
 
 impl Shared {
-    /// Brings the LAG in line with the bond and the members, unless it is held off; then whoever releases
-    /// the hold asks again.
+    /// Makes the LAG what the bond and the members require. Does nothing while there is a hold; releasing the last hold
+    /// requests another evaluation.
     pub(crate) fn evaluate_lag(&self, cx: &mut Locked<'_, LagQueue>) {
         let (mut component, mut cx) = self.devcom.write(cx);
         if self.lag.is_held_off(&mut cx) {
@@ -158,7 +160,7 @@ impl Shared {
                     self.emit_lag(&mut cx);
                     break Ok(());
                 }
-                // What should be instead is decided anew.
+                // The next round decides whether another LAG is to be enabled.
                 Plan::Disable => self.disable_lag(&mut component, &mut cx),
                 Plan::Enable(mode, tx) => break self.enable_lag(&mut component, &mut cx, mode, tx),
             }
@@ -181,10 +183,10 @@ impl Shared {
         self.events.emit(cx, || Event::Lag(view.mode, view.reason));
     }
 
-    /// Makes a LAG.
+    /// Enables a LAG. There must be none.
     ///
     /// # Errors
-    /// What failed; everything is undone.
+    /// The first failure, after everything has been undone.
     pub(crate) fn enable_lag(
         &self,
         component: &mut Component,
@@ -232,7 +234,8 @@ impl Shared {
         Ok(())
     }
 
-    /// Breaks the LAG there is, if there is one. Cannot fail: what does not come back is tried again.
+    /// Disables the LAG, if there is one. Cannot fail: if a member's own RDMA device or representors fail to be made
+    /// again, that is retried later.
     pub(crate) fn disable_lag(&self, component: &mut Component, cx: &mut Locked<'_, Devcom>) {
         let (mode, members) = {
             let (mut state, cx) = self.lag.state.lock(cx);
@@ -254,10 +257,10 @@ impl Shared {
         self.emit_lag(cx);
     }
 
-    /// Undoes the one RDMA device: the master's goes, with what it registered on its peers; then every
-    /// member gets its own again.
+    /// Undoes the shared RDMA device: removes the master's, with the ops that it registered on its peers, and then
+    /// gives every member a device of its own again.
     fn undo_shared(&self, component: &mut Component, cx: &mut Locked<'_, Devcom>, master: PfIndex) {
-        // Removing a driver cannot fail, and nothing is probed here.
+        // This only removes drivers, which cannot fail.
         let _ = component.set_ib_disabled(cx, self, master, true);
         {
             let (mut state, cx) = self.lag.state.lock(cx);
@@ -270,7 +273,7 @@ impl Shared {
         let _ = self.reload_ib_representors(component, cx, OnFailure::CarryOn);
     }
 
-    /// Reloads the IB representors of every member but one that is leaving.
+    /// Reloads the IB representors of every member that is not leaving.
     ///
     /// # Errors
     /// The first failure; with [`OnFailure::Stop`] the members after it have not been reloaded.

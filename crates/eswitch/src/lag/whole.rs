@@ -1,4 +1,5 @@
-//! What is stated of a LAG when a transition ends: it is whole, or there is none.
+//! The invariants of a LAG that are stated when a transition ends: everything that belongs to the LAG exists, or
+//! nothing.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +12,7 @@ use crate::lag::{Lag, LagMode, Member, State};
 use crate::lock_order::Devcom;
 use crate::shared::Shared;
 
-/// What the LAG lock protects, as it was when it was last let go of.
+/// A copy of the state that the LAG lock protects, from when the lock was last released.
 #[derive(Clone, Default)]
 pub(super) struct Seen {
     mode: LagMode,
@@ -20,7 +21,7 @@ pub(super) struct Seen {
 }
 
 impl Lag {
-    /// The LAG lock is about to be let go of.
+    /// Copies the state for invariants, just before the LAG lock is released.
     pub(super) fn note<L>(&self, cx: &Locked<'_, L>, state: &State) {
         self.seen.note(cx, |seen| {
             *seen =
@@ -29,21 +30,22 @@ impl Lag {
     }
 }
 
-/// What there is of a LAG, wherever it is.
+/// Everything that belongs to a LAG, wherever it is recorded.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Whole {
     members: Vec<PfIndex>,
-    /// Peers of the one RDMA device.
+    /// The master's peers, whose vports are ports of the shared RDMA device.
     peers: BTreeSet<PfIndex>,
-    /// Members whose RDMA device is marked disabled.
+    /// The members whose RDMA devices are marked as disabled.
     ib_disabled: BTreeSet<PfIndex>,
-    /// On the card.
+    /// The resources of the card that are LAGs.
     lags: Vec<Resource>,
+    /// The PFs whose metadata the card has.
     metadata: BTreeSet<PfIndex>,
 }
 
 impl Whole {
-    /// What there should be.
+    /// Everything that belongs to a LAG of this mode and these members.
     fn of(mode: LagMode, members: Vec<PfIndex>) -> Self {
         if mode == LagMode::None {
             return Self::default();
@@ -61,7 +63,8 @@ impl Whole {
 }
 
 impl Shared {
-    /// A transition has ended: all of the LAG is there, of those who are members now, or nothing of one.
+    /// States that a transition has ended: everything that belongs to a LAG of the present members exists, or nothing
+    /// does.
     #[track_caller]
     pub(super) fn ensure_lag_whole(&self, component: &Component, cx: &Locked<'_, Devcom>) {
         if !cx.is_checked() {
@@ -69,18 +72,18 @@ impl Shared {
         }
         let seen = self.lag.seen.with(|seen| seen.clone());
         let present: Vec<PfIndex> = component.ib_disabled().map(|(pf, _)| pf).collect();
-        let there = Whole {
+        let actual = Whole {
             members: seen.members,
             peers: seen.peers,
             ib_disabled: component.ib_disabled().filter(|(_, disabled)| *disabled).map(|(pf, _)| pf).collect(),
             lags: self.made_of(|r| r.kind() == ResourceKind::Lag),
             metadata: self.made_of(|r| r.kind() == ResourceKind::Metadata).iter().map(Resource::pf).collect(),
         };
-        let whole = Whole::of(seen.mode, present);
+        let expected = Whole::of(seen.mode, present);
         cx.ensure(
             "lag-consistent",
-            || there == whole,
-            || format!("lag {}: there is {there:?}, there should be {whole:?}", seen.mode),
+            || actual == expected,
+            || format!("lag {}: {actual:?} exists, and {expected:?} should exist", seen.mode),
         );
         if seen.mode == LagMode::SharedFdb {
             let pfs: Vec<PfIndex> = component.pfs().iter().map(|pf| pf.index()).collect();
@@ -99,34 +102,35 @@ impl Shared {
         }
     }
 
-    /// What was decided was decided of these members, and they are members still.
+    /// States that the members with which an evaluation decided are still the members.
     #[track_caller]
     pub(super) fn ensure_members(&self, component: &Component, cx: &Locked<'_, Devcom>, members: &[Member]) {
         let now = || component.lag_members();
         cx.ensure(
             "lag-consistent",
             || now() == members,
-            || format!("a transition of {members:?} ends with members {:?}", now()),
+            || format!("a transition that started with members {members:?} ends with {:?}", now()),
         );
     }
 
-    /// The mode, for [`ensure_evaluated`](Self::ensure_evaluated).
+    /// The mode that the LAG lock last protected, for [`ensure_evaluated`](Self::ensure_evaluated).
     pub(super) fn lag_seen(&self) -> LagMode {
         self.lag.seen.with(|seen| seen.mode)
     }
 
-    /// An evaluation has ended. Multiport E-Switch it neither makes nor breaks.
+    /// States that an evaluation has ended and has neither enabled nor disabled multiport E-Switch.
     #[track_caller]
     pub(super) fn ensure_evaluated(&self, cx: &Locked<'_, Devcom>, before: LagMode) {
         let now = || self.lag_seen();
         cx.ensure(
             "lag-consistent",
             || (before == LagMode::Mpesw) == (now() == LagMode::Mpesw),
-            || format!("an evaluation has made the LAG {} of {before}", now()),
+            || format!("an evaluation has changed the LAG from {before} to {}", now()),
         );
     }
 
-    /// At rest: what an evaluation would change though none is to come, or the back-off of what is over.
+    /// Checks at rest that an evaluation would change nothing, unless one is pending, and that the back-off is over.
+    /// Returns the violation in words.
     pub(crate) fn unevaluated_lag(&self, cx: &mut Locked<'_, Unlocked>) -> Option<String> {
         let (component, mut cx) = self.devcom.read(cx);
         let queue = &self.lag.queue;
@@ -134,17 +138,15 @@ impl Shared {
             return None;
         }
         if let Some(failures) = queue.idle_back_off(&mut cx) {
-            return Some(format!(
-                "lag, and nothing is to be tried again: a failure would wait as after {failures} more"
-            ));
+            return Some(format!("lag: no retry is pending, and the back-off still counts {failures}"));
         }
         let (members, total) = (component.lag_members(), usize::from(self.config.pfs));
         let state = self.lag.state.lock(&mut cx).0;
         let due = state.is_due(&members, total, self.config.shared_fdb)?;
-        Some(format!("lag {}, and nobody evaluates it: that would {due}", state.mode))
+        Some(format!("lag {}: no evaluation is pending, and one would {due}", state.mode))
     }
 
-    /// `esw_multiport` has been turned on or off.
+    /// States that `esw_multiport` has been turned on or off.
     #[track_caller]
     pub(super) fn ensure_mpesw(&self, cx: &Locked<'_, Devcom>, on: bool) {
         let mode = || self.lag_seen();
