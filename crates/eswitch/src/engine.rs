@@ -178,9 +178,9 @@ impl Engine {
         self.shared.events.changes().now()
     }
 
-    /// The number of times that the core module has been loaded since the card was started. To load another module can
-    /// load it too, which binds every PF. A caller that keeps the agreed state reads all of it again when this number
-    /// has changed.
+    /// The number of times that the core module has been loaded since the card was started. Loading another module can
+    /// load the core module too, which binds every PF. A caller that stores the agreed state reads all of it again when
+    /// this number has changed.
     pub fn core_loads(&self) -> u64 {
         self.shared.core.loads()
     }

@@ -1,4 +1,4 @@
-//! Modules: what brings drivers, and comes and goes.
+//! The card's kernel modules, which bring drivers, and their loading and unloading.
 
 use std::collections::BTreeSet;
 
@@ -13,24 +13,25 @@ use crate::ids::{PciAddress, RepType};
 use crate::lock_order::{CoreModule as CoreClass, Module as ModuleClass};
 use crate::shared::Shared;
 
-/// A module the card knows.
+/// A kernel module of the card.
 pub struct ModuleInfo {
-    /// Its name, as `modprobe` takes it.
+    /// The module's name, as `modprobe` takes it.
     pub name: &'static str,
-    /// What `modinfo` says it is.
+    /// The description that `modinfo` prints.
     pub description: &'static str,
-    /// The card's modules that must be loaded before it.
+    /// The card's modules on which it depends, which must be loaded before it.
     pub depends: &'static [&'static str],
     drivers: &'static [&'static dyn AuxiliaryDriver],
 }
 
 impl ModuleInfo {
-    /// The drivers it brings to the auxiliary bus: their names, and what they are for.
+    /// The drivers that the module registers on the auxiliary bus: their names, and the kinds of device to which they
+    /// bind.
     pub fn drivers(&self) -> impl Iterator<Item = (&'static str, AuxKind)> {
         self.drivers.iter().map(|driver| (driver.name(), driver.kind()))
     }
 
-    /// Of what its drivers make, nothing is left.
+    /// States that the module has been unloaded: nothing is left of what its drivers make.
     fn ensure_gone<L>(&self, cx: &Locked<'_, L>, shared: &Shared) {
         let made_by = |resource: &Resource| match resource {
             Resource::PfNetdev(_) | Resource::SfNetdev(..) => Some(AuxKind::Eth),
@@ -43,12 +44,12 @@ impl ModuleInfo {
         cx.ensure(
             "true-success",
             || shared.made_of(mine).is_empty(),
-            || format!("{} is unloaded and leaves {:?}", self.name, shared.made_of(mine)),
+            || format!("{} is unloaded, and {:?} are left", self.name, shared.made_of(mine)),
         );
     }
 }
 
-/// The core driver, which everything stands on.
+/// The core module, on which all other modules of the card depend.
 pub const CORE: &str = "mlx5_core";
 
 /// The module of RDMA devices.
@@ -69,39 +70,40 @@ static MODULES: [ModuleInfo; 2] = [
     },
 ];
 
-/// Every module the card knows.
+/// Every module of the card.
 pub fn all() -> &'static [ModuleInfo] {
     &MODULES
 }
 
-/// The module of a name.
+/// Finds a module by its name. A dash in the name stands for an underscore, as for `modprobe`.
 pub fn find(name: &str) -> Option<&'static ModuleInfo> {
-    // modprobe takes a dash for an underscore.
     let name = name.replace('-', "_");
     MODULES.iter().find(|m| m.name == name)
 }
 
-/// The names of all modules, for messages.
+/// The names of all modules of the card, separated by commas, for messages.
 pub fn known() -> String {
     MODULES.iter().map(|m| m.name).collect::<Vec<_>>().join(", ")
 }
 
-/// Whether there is a core module to bind devices to.
+/// The core module: whether devices can be bound to its driver, and the lock that orders all loading and unloading of
+/// modules.
 #[derive(Debug)]
 pub(crate) struct Core {
-    /// Who loads or unloads a module, or ends everything, has it; binding only looks.
+    /// Held while any module is loaded or unloaded, and when the card is taken down. Binding a device reads `state`
+    /// without it.
     pub lock: Mutex<CoreClass, ()>,
     state: AtomicU64,
-    /// How often it has been loaded. Nothing is decided by it.
+    /// The number of times that the core module has been loaded. Nothing is decided by it.
     loads: AtomicU64,
 }
 
-/// What there is of the core module.
+/// The state of the core module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CoreState {
     Loaded = 0,
     Unloaded,
-    /// The card goes away, and it with it.
+    /// The card is being taken down, and the core module with it.
     Going,
 }
 
@@ -125,15 +127,15 @@ impl Core {
         self.state() == CoreState::Loaded
     }
 
-    /// How often it has been loaded since the card came up.
+    /// The number of times that it has been loaded since the card was started.
     pub fn loads(&self) -> u64 {
         self.loads.load()
     }
 
-    /// Whether a device may be bound.
+    /// Checks whether a device may be bound.
     ///
     /// # Errors
-    /// There is nothing to bind it to.
+    /// [`Error::NoCore`]: the core module is not loaded. [`Error::Teardown`]: the card is being taken down.
     pub fn may_bind(&self, address: PciAddress) -> Result<()> {
         match self.state() {
             CoreState::Loaded => Ok(()),
@@ -142,7 +144,7 @@ impl Core {
         }
     }
 
-    /// Under the lock.
+    /// Sets the state. The caller holds [`lock`](Self::lock).
     pub fn set(&self, state: CoreState) {
         if state == CoreState::Loaded {
             self.loads.fetch_add(1);
@@ -151,12 +153,12 @@ impl Core {
     }
 }
 
-/// Which modules are loaded. Loading and unloading one excludes loading and unloading the same; that what one depends
-/// on stays meanwhile is for who holds [`Core::lock`].
+/// Which modules are loaded. Each module has a lock, so that loading and unloading of the same module exclude each
+/// other. A caller that needs the dependencies of a module to stay loaded meanwhile holds [`Core::lock`].
 #[derive(Debug)]
 pub(crate) struct Modules {
     loaded: [Mutex<ModuleClass, bool>; MODULES.len()],
-    /// The same, for invariants.
+    /// The names of the loaded modules, for invariants.
     seen: Shadow<BTreeSet<&'static str>>,
 }
 
@@ -173,9 +175,12 @@ impl Modules {
         lock.ok_or_else(|| Error::NoModule { name: name.to_owned() })
     }
 
-    /// Loads a module: its drivers bind, on this thread. Loading what is loaded succeeds.
+    /// Loads a module and binds its drivers, on this thread. If the module is loaded already, this succeeds.
     ///
-    /// As with `modprobe`, a device whose probe fails does not fail the load; it is tried again.
+    /// As with `modprobe`, a device whose probe fails does not fail the load. The probe is retried.
+    ///
+    /// # Errors
+    /// No such module.
     pub fn load<P: LockBefore<ModuleClass>>(&self, cx: &mut Locked<'_, P>, shared: &Shared, name: &str) -> Result<()> {
         let (module, lock) = self.get(name)?;
         let (mut loaded, mut cx) = lock.lock(cx);
@@ -195,7 +200,11 @@ impl Modules {
         Ok(())
     }
 
-    /// Unloads a module: its drivers unbind, on this thread. Unloading what is not loaded succeeds.
+    /// Unbinds the drivers of a module and unloads it, on this thread. If the module is not loaded, this succeeds.
+    ///
+    /// # Errors
+    /// No such module; or [`Error::ModuleInUse`]: it is the core module, whose state must be changed from
+    /// [`CoreState::Loaded`] first.
     pub fn unload<P: LockBefore<ModuleClass>>(
         &self,
         cx: &mut Locked<'_, P>,
@@ -219,10 +228,10 @@ impl Modules {
         Ok(())
     }
 
-    /// A module has come or gone: every one that is loaded has what it depends on.
+    /// States that a module has been loaded or unloaded: the dependencies of every loaded module are loaded.
     #[track_caller]
     fn ensure_dependencies<L>(&self, cx: &Locked<'_, L>) {
-        let stands_on_nothing = || {
+        let incomplete = || {
             self.seen.with(|seen| {
                 let lacks = |module: &&ModuleInfo| !module.depends.iter().all(|needs| seen.contains(needs));
                 MODULES.iter().filter(|module| seen.contains(module.name)).find(lacks).map(|module| module.name)
@@ -230,12 +239,12 @@ impl Modules {
         };
         cx.ensure(
             "true-success",
-            || stands_on_nothing().is_none(),
-            || format!("{:?} is loaded, and not all that it depends on is", stands_on_nothing()),
+            || incomplete().is_none(),
+            || format!("{:?} is loaded, and not all of its dependencies are", incomplete()),
         );
     }
 
-    /// The names of the loaded modules.
+    /// The names of the loaded modules. Waits while one of them is being loaded or unloaded.
     pub fn list<P: LockBefore<ModuleClass>>(&self, cx: &mut Locked<'_, P>) -> Vec<&'static str> {
         let mut names = Vec::new();
         for (module, lock) in MODULES.iter().zip(&self.loaded) {
@@ -246,7 +255,7 @@ impl Modules {
         names
     }
 
-    /// The same, unless one of them is being loaded or unloaded.
+    /// The names of the loaded modules, or `None` if one of them is being loaded or unloaded.
     pub fn list_if_free<L>(&self, cx: &mut Locked<'_, L>) -> Option<Vec<&'static str>> {
         let mut names = Vec::new();
         for (module, lock) in MODULES.iter().zip(&self.loaded) {

@@ -1,9 +1,9 @@
-//! What netdevs and RDMA devices are called, on every card alike.
+//! The names of netdevs and RDMA devices, which are the same on every kind of card.
 //!
-//! Netdevs are named as systemd names mlx5's: the path policy where the name fits into the kernel's 15
-//! characters (`enp8s0f0np0`, `enp8s0f0v0`, `enp8s0f0npf0vf0`); where it does not, the name NVIDIA's
-//! udev rules give, which leave the slot and the `n` out (`en8f0pf0sf88`); where even that does not,
-//! the port name with the bus number. The full path name is then the alternative name.
+//! Netdevs are named as systemd names those of mlx5. If it fits into the kernel's 15 characters, the name is that of
+//! the path policy (`enp8s0f0np0`, `enp8s0f0v0`, `enp8s0f0npf0vf0`). If it does not fit, the name is that of NVIDIA's
+//! udev rules, which leave out the slot and the `n` (`en8f0pf0sf88`). If that does not fit either, the name is the port
+//! name, for a PF with the number of the bus. In the last two cases the path name is the alternative name.
 
 use crate::card::Resource;
 use crate::config::CardConfig;
@@ -12,23 +12,23 @@ use crate::ids::{PfIndex, RepType, Vport};
 /// The kernel's limit for a netdev's name, without the terminating zero.
 pub const IFNAME_MAX: usize = 15;
 
-/// A netdev's name and, if that is not its full one, the full one as alternative name.
+/// The name of a netdev, and its alternative name if the name is not its path name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetdevName {
     /// At most 15 characters.
     pub name: String,
-    /// `altname`.
+    /// `altname`: the path name.
     pub altname: Option<String>,
 }
 
-/// The switch id of a card: the same for all its PFs.
+/// `phys_switch_id`: the switch id of a card, which is the same for all its PFs.
 pub fn switch_id(config: &CardConfig) -> [u8; 8] {
     let address = config.address;
     let [domain, of_domain] = address.domain.to_be_bytes();
     [0xe5, domain, of_domain, address.bus, address.device, 0, 0, 0]
 }
 
-/// `phys_port_name` of a vport's representor: `p0`, `pf0vf1`, `pf0sf88`, `c1pf0vf1` on a DPU.
+/// `phys_port_name` of a vport's representor: `p0`, `pf0vf1`, `pf0sf88`, or on a DPU `c1pf0vf1`.
 pub fn phys_port_name(config: &CardConfig, pf: PfIndex, vport: Vport, sfnum: Option<u32>) -> String {
     let controller = if config.dpu { "c1" } else { "" };
     let pf = pf.0;
@@ -40,7 +40,7 @@ pub fn phys_port_name(config: &CardConfig, pf: PfIndex, vport: Vport, sfnum: Opt
     }
 }
 
-/// The name of the netdev that a resource is, if it is one.
+/// The name of a resource's netdev, or `None` if the resource has none.
 pub fn netdev(config: &CardConfig, resource: &Resource, sfnum: Option<u32>) -> Option<NetdevName> {
     let address = config.pf_address(resource.pf());
     let domain = if address.domain == 0 { String::new() } else { format!("P{}", address.domain) };
@@ -70,7 +70,8 @@ pub fn netdev(config: &CardConfig, resource: &Resource, sfnum: Option<u32>) -> O
     Some(name)
 }
 
-/// The first that fits; if that is not the first, the first is the alternative name.
+/// The first candidate that fits into the kernel's limit. If that is not the first of all, the first of all is the
+/// alternative name. If none fits, the last is cut.
 fn fitting(candidates: [String; 3]) -> NetdevName {
     let fits = candidates.iter().position(|c| c.len() <= IFNAME_MAX);
     let [full, ..] = &candidates;
@@ -85,7 +86,7 @@ fn fitting(candidates: [String; 3]) -> NetdevName {
     }
 }
 
-/// The name of the RDMA device, or of the port of one, that a resource is, if it is one.
+/// The name of a resource's RDMA device, or of its port of one (`DEVICE/PORT`). `None` if the resource has neither.
 pub fn ib_device(config: &CardConfig, resource: &Resource, sfnum: Option<u32>) -> Option<String> {
     let address = config.pf_address(resource.pf());
     let path = format!("rocep{}s{}f{}", address.bus, address.device, address.function);
@@ -97,14 +98,14 @@ pub fn ib_device(config: &CardConfig, resource: &Resource, sfnum: Option<u32>) -
     }
 }
 
-/// The name of a VF's own RDMA device.
+/// The name of a VF's own RDMA device. `vf` counts from 0.
 pub fn vf_ib_device(config: &CardConfig, pf: PfIndex, vf: u16) -> String {
     let address = config.pf_address(pf);
     format!("rocep{}s{}f{}v{vf}", address.bus, address.device, address.function)
 }
 
-/// The port of a PF's RDMA device in switchdev mode that a vport is: 1 for the uplink, then a DPU's host
-/// PF, then VFs in order, then SFs.
+/// The port number of a vport on the PF's RDMA device in switchdev mode: 1 for the uplink, then the host PF of a DPU,
+/// then the VFs in order, then the SFs.
 pub fn ib_port(config: &CardConfig, vport: Vport) -> u32 {
     let host = u32::from(config.dpu);
     match vport {
@@ -125,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_systemds_where_they_fit() {
+    fn names_are_those_of_systemd_if_they_fit() {
         let pf = PfIndex(0);
         let rep = |vport| Resource::Representor(pf, vport, RepType::Eth);
         for (resource, sfnum, expected, alt) in [
@@ -144,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn no_name_is_too_long_and_none_is_given_twice() {
+    fn no_name_is_too_long_or_used_twice() {
         let config = CardConfig {
             address: "ffff:ff:1f.0".parse().unwrap(),
             total_vfs: 32_000,

@@ -1,5 +1,6 @@
-//! What can be done to a PCI function of the card, a PF or a VF: binding and unbinding, which driver it is for,
-//! taking it off the bus and finding it again.
+//! Commands on the card's PCI functions, PFs and VFs: binding and unbinding, `driver_override`, removing a function
+//! from the bus, rescanning the bus, and resetting a function. They follow the files of the kernel's PCI driver core in
+//! sysfs (`Documentation/ABI/testing/sysfs-bus-pci`).
 
 use std::sync::Arc;
 
@@ -12,10 +13,10 @@ use crate::event::Event;
 use crate::ids::{PciAddress, PfIndex, Vport};
 use crate::module::CORE;
 
-/// Whether the driver may have a function.
+/// Checks whether the card's driver may bind to a function.
 ///
 /// # Errors
-/// The function is for another one.
+/// [`Error::Overridden`]: `driver_override` names another driver.
 pub(crate) fn may_drive(address: PciAddress, driver_override: Option<&str>) -> Result<()> {
     match driver_override {
         Some(driver) if driver != CORE => Err(Error::Overridden { address, driver: driver.to_owned() }),
@@ -23,7 +24,7 @@ pub(crate) fn may_drive(address: PciAddress, driver_override: Option<&str>) -> R
     }
 }
 
-/// A function by its address.
+/// A PCI function of the card, as it is found by its address.
 enum Function<'a> {
     Pf(&'a Device, &'a Arc<AtomicU64>),
     Vf((PfIndex, u16)),
@@ -41,15 +42,16 @@ impl Engine {
     /// `echo ADDRESS > /sys/bus/pci/drivers/mlx5_core/bind`.
     ///
     /// # Errors
-    /// No such function; it is bound; it is for another driver, or it is a VF that is to have none; or what
-    /// failed, with nothing left.
+    /// No such function; it is bound already; its `driver_override` names another driver; it is a VF and its PF's
+    /// `sriov_drivers_autoprobe` is 0; or the first failure, after everything has been undone.
     pub fn bind(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<()> {
         match self.function(address)? {
             Function::Pf(device, host_vfs) => device.bind(cx, &self.shared, host_vfs),
             Function::Vf(vf) => self.with_vf(cx, address, vf, |pf, state, cx, function| {
                 let driver_override = state.vf(function)?.driver_override.clone();
                 may_drive(address, driver_override.as_deref())?;
-                // As the kernel has it: a driver that is asked for by name may have it all the same.
+                // As in the kernel's `pci_device_can_probe`, a driver that `driver_override` names may bind all the
+                // same.
                 if !state.autoprobe && driver_override.is_none() {
                     return Err(Error::NoAutoprobe(address));
                 }
@@ -71,11 +73,11 @@ impl Engine {
         }
     }
 
-    /// `echo ADDRESS > /sys/bus/pci/drivers_probe`: binds the function unless it is bound, or no driver of the
-    /// card's may have it.
+    /// `echo ADDRESS > /sys/bus/pci/drivers_probe`: binds the function. If it is bound already or the card's driver may
+    /// not bind to it, this succeeds and changes nothing.
     ///
     /// # Errors
-    /// No such function; or what failed, with nothing left.
+    /// No such function; or the first failure, after everything has been undone.
     pub fn probe(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<()> {
         match self.bind(cx, address) {
             Err(Error::AlreadyBound(_) | Error::Overridden { .. } | Error::NoAutoprobe(_)) => Ok(()),
@@ -83,8 +85,8 @@ impl Engine {
         }
     }
 
-    /// `echo DRIVER > …/driver_override`: from the next time it is bound on; `None` for any driver that knows
-    /// the function.
+    /// `echo DRIVER > …/driver_override`: reserves the function for a driver, from the next time that it is bound.
+    /// `None` clears the override.
     ///
     /// # Errors
     /// No such function.
@@ -103,8 +105,8 @@ impl Engine {
         }
     }
 
-    /// `echo 0|1 > …/sriov_drivers_autoprobe` of a PF: whether its VFs are bound when they are enabled. It is the
-    /// bus's, and outlasts unbinding the PF.
+    /// `echo 0|1 > …/sriov_drivers_autoprobe` of a PF: whether its VFs are bound when they are enabled. The attribute
+    /// belongs to the bus and survives unbinding the PF.
     ///
     /// # Errors
     /// No such PF.
@@ -119,8 +121,8 @@ impl Engine {
         })
     }
 
-    /// `echo 1 > …/remove`: unbinds the function and takes it off the bus, until [`rescan`](Self::rescan) finds
-    /// it again.
+    /// `echo 1 > …/remove`: unbinds the function and removes it from the bus, until [`rescan`](Self::rescan) finds it
+    /// again.
     ///
     /// # Errors
     /// No such function.
@@ -139,21 +141,20 @@ impl Engine {
         }
     }
 
-    /// `echo 1 > /sys/bus/pci/rescan`: functions that were taken off the bus are there again, and are bound as
-    /// new ones are. A PF comes back without VFs. As with the kernel a driver that fails does not fail the
-    /// rescan.
+    /// `echo 1 > /sys/bus/pci/rescan`: puts functions that were removed back on the bus, and binds them as new ones
+    /// are. A PF comes back without VFs. As in the kernel, a driver that fails does not fail the rescan.
     ///
-    /// Real VFs come back with their PF's next `sriov_numvfs` only; here a rescan finds them too.
+    /// On hardware a removed VF comes back only with the next `sriov_numvfs` of its PF. Here a rescan finds it too.
     pub fn rescan(&self, cx: &mut Locked<'_, Unlocked>) {
         for (device, host_vfs) in self.devices.iter().zip(&self.host_vfs) {
             match device.put_on_bus(cx) {
-                true => self.tell_failure(cx, device.address, |cx| device.bind(cx, &self.shared, host_vfs)),
+                true => self.publish_failure(cx, device.address, |cx| device.bind(cx, &self.shared, host_vfs)),
                 false => self.find_vfs(cx, device),
             }
         }
     }
 
-    /// VFs of a PF that were taken off the bus are there again.
+    /// Puts the VFs of a PF that were removed back on the bus, and probes them.
     fn find_vfs(&self, cx: &mut Locked<'_, Unlocked>, device: &Device) {
         let found = self.with_devlink(cx, device.address, |_, state, _| {
             let mut found = Vec::new();
@@ -166,14 +167,15 @@ impl Engine {
             }
             Ok(found)
         });
-        // A PF that is not bound has none.
+        // A PF that is not bound has no VFs.
         for number in found.unwrap_or_default() {
             let address = self.shared.config.vf_address(device.index, number);
-            self.tell_failure(cx, address, |cx| self.probe(cx, address));
+            self.publish_failure(cx, address, |cx| self.probe(cx, address));
         }
     }
 
-    fn tell_failure(
+    /// Runs `f`, and publishes its error as an event.
+    fn publish_failure(
         &self,
         cx: &mut Locked<'_, Unlocked>,
         address: PciAddress,
@@ -184,10 +186,11 @@ impl Engine {
         }
     }
 
-    /// `echo 1 > …/reset`. What is bound goes down and comes up again; what is not has nothing to reset.
+    /// `echo 1 > …/reset`: takes a function that is bound down and brings it up again. For one that is not bound this
+    /// succeeds and changes nothing.
     ///
     /// # Errors
-    /// No such function; or it could not come up again.
+    /// No such function; or it could not be brought up again.
     pub fn reset(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<()> {
         match self.function(address)? {
             Function::Pf(device, host_vfs) => {
@@ -202,7 +205,7 @@ impl Engine {
                 let bound =
                     unbound.and_then(|()| self.with_vf(cx, address, vf, |pf, state, cx, f| pf.bind_vf(state, cx, f)));
                 match bound {
-                    // Somebody else was quicker, or there was nothing to reset.
+                    // The VF was not bound, or another thread has bound it meanwhile.
                     Err(Error::NotBound(_) | Error::AlreadyBound(_)) => Ok(()),
                     result => result,
                 }

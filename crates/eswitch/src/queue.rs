@@ -1,8 +1,8 @@
-//! An ordered queue served by one thread: the shape of the E-Switch's work queue and of the SF queue.
+//! An ordered queue that one thread serves. The E-Switch's work queue, the SF queue and the LAG queue are such queues.
 //!
-//! Two ways in, as their callers must choose: [`push`](Queue::push) may wait and may allocate;
-//! [`push_atomic`](Queue::push_atomic) does neither and draws on a reserve. Beside the items stand
-//! *marks*, bits that need no memory at all, and one pending retry; neither can be lost.
+//! There are two ways to queue an item, between which the caller must choose. [`push`](Queue::push) may wait and may
+//! allocate. [`push_atomic`](Queue::push_atomic) does neither and uses a reserve. A queue also has *marks*, which are
+//! bits that need no memory, and at most one pending retry. Neither can be lost.
 
 use std::collections::VecDeque;
 use std::hash::{Hash, Hasher};
@@ -12,14 +12,14 @@ use lockdep::{Condvar, Deadline, HistoryMark, Locked, MayWait, Mutex, digest};
 use crate::error::{Error, Result};
 use crate::lock_order::QueueItems;
 
-/// Room for items that is there from the start, for those who may not allocate.
+/// The number of items for which there is room from the start, for callers that may not allocate.
 const RESERVE: usize = 16;
 
-/// What the serving thread is to do next.
+/// The next task of the serving thread.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Next<T> {
     Item(T),
-    /// These marks were set; they are taken back.
+    /// These marks were set. They have been cleared.
     Marks(u8),
     /// The retry is due.
     Retry,
@@ -27,7 +27,7 @@ pub(crate) enum Next<T> {
 
 #[derive(Debug)]
 pub(crate) struct Queue<T> {
-    /// Whose and for what, to name what can fail here.
+    /// Identifies the queue in the names of the places that can fail.
     name: String,
     state: Mutex<QueueItems, State<T>>,
     arrived: Condvar,
@@ -39,17 +39,17 @@ struct State<T> {
     items: VecDeque<T>,
     marks: u8,
     retry: Option<Deadline>,
-    /// The retry that the serving thread waits for.
+    /// The retry for which the serving thread waits.
     awaited: Option<Deadline>,
     attempt: u32,
-    /// The retry is one that events have asked for, and not a failure.
+    /// Whether the retry was requested by [`Queue::collect`], and not because of a failure.
     collecting: bool,
     busy: bool,
     closed: bool,
     fail_allocations: u32,
 }
 
-/// To an explorer two states are the same if they hash to the same.
+/// An explorer takes two states with the same hash for the same state.
 impl<T: Hash> Hash for State<T> {
     fn hash<H: Hasher>(&self, state: &mut H) {
         (&self.items, self.items.capacity(), self.marks, self.attempt).hash(state);
@@ -80,7 +80,10 @@ impl<T: Hash> Queue<T> {
         }
     }
 
-    /// Queues an item; may allocate.
+    /// Queues an item. May wait and may allocate.
+    ///
+    /// # Errors
+    /// [`Error::QueueFull`]: the allocation failed. [`Error::Teardown`]: the queue is closed.
     pub fn push<L: MayWait>(&self, cx: &mut Locked<'_, L>, item: T) -> Result<()> {
         cx.might_wait();
         if cx.fails(|| format!("queue item {}", self.name)) {
@@ -106,7 +109,7 @@ impl<T: Hash> Queue<T> {
                 self.arrived.notify_one();
                 return Ok(());
             }
-            // The lock is one that those who may not wait take too: nothing is allocated under it.
+            // Code that may not wait takes this lock too, so nothing is allocated under it.
             let wanted = 2 * state.items.capacity().max(RESERVE);
             drop(state);
             room = VecDeque::new();
@@ -114,8 +117,11 @@ impl<T: Hash> Queue<T> {
         }
     }
 
-    /// Queues an item from where nothing may wait or allocate. When there is no room, `mark` is left
-    /// instead, and the serving thread acts on that.
+    /// Queues an item without waiting or allocating. If there is no room, sets `mark` instead, on which the serving
+    /// thread acts.
+    ///
+    /// # Errors
+    /// [`Error::QueueFull`]: there was no room, and the mark is set. [`Error::Teardown`]: the queue is closed.
     pub fn push_atomic<L>(&self, cx: &mut Locked<'_, L>, item: T, mark: u8) -> Result<()> {
         let fails = cx.fails(|| format!("atomic allocation {}", self.name));
         let mut state = self.state.lock_leaf(cx);
@@ -133,15 +139,15 @@ impl<T: Hash> Queue<T> {
         if full { Err(Error::QueueFull) } else { Ok(()) }
     }
 
-    /// Leaves a mark. Needs no memory and cannot fail; on a closed queue it does nothing.
+    /// Sets a mark. Needs no memory and cannot fail. On a closed queue it has no effect.
     pub fn mark<L>(&self, cx: &mut Locked<'_, L>, mark: u8) {
         self.state.lock_leaf(cx).marks |= mark;
         self.arrived.notify_one();
     }
 
-    /// Asks for a retry after the delay that `delay` gives for the number of attempts so far, counted
-    /// from 0, and returns that delay. One retry is pending at most; one that events have [asked for](Self::collect)
-    /// meanwhile stays as it is.
+    /// Requests a retry because of a failure, and returns its delay. `delay` computes the delay from the number of
+    /// attempts so far, which starts at 0. At most one retry is pending: the new one replaces an older one, except one
+    /// that [`collect`](Self::collect) has requested, which stays as it is.
     pub fn retry<L>(
         &self,
         cx: &mut Locked<'_, L>,
@@ -156,8 +162,8 @@ impl<T: Hash> Queue<T> {
         delay
     }
 
-    /// Asks for a retry after `delay`, for something has happened: however many ask meanwhile, there is one. Who asks
-    /// does not wait for what a failure has put off.
+    /// Requests a retry after `delay` because of an event. Further calls until the retry is due have no effect. It
+    /// replaces a retry that a failure has requested, whose delay may be longer.
     pub fn collect<L>(&self, cx: &mut Locked<'_, L>, delay: std::time::Duration) {
         let mut state = self.state.lock_leaf(cx);
         if !state.collecting && !state.closed {
@@ -168,25 +174,27 @@ impl<T: Hash> Queue<T> {
         }
     }
 
-    /// What was retried has succeeded; the next failure waits the shortest time again.
+    /// Resets the number of attempts after a success, so that the next failure has the shortest delay again.
     pub fn reset_attempts<L>(&self, cx: &mut Locked<'_, L>) {
         self.state.lock_leaf(cx).attempt = 0;
     }
 
-    /// Nothing is missing any more.
+    /// Cancels the pending retry and resets the number of attempts, because nothing is missing any more.
     pub fn no_retry<L>(&self, cx: &mut Locked<'_, L>) {
         let mut state = self.state.lock_leaf(cx);
         (state.retry, state.collecting) = (None, false);
         state.attempt = 0;
     }
 
-    /// At rest: how many failures the next one would be put off for, though nothing is to be tried again.
+    /// The number of attempts that the back-off still counts although no retry is pending, if it is not 0. At rest that
+    /// is an error.
     pub fn idle_back_off<L>(&self, cx: &mut Locked<'_, L>) -> Option<u32> {
         let state = self.state.lock_leaf(cx);
         (state.retry.is_none() && !state.closed && state.attempt > 0).then_some(state.attempt)
     }
 
-    /// Milliseconds until the pending retry, if there is one; `None` inside if that cannot be said.
+    /// The remaining time until the pending retry, or `None` if no retry is pending. The inner value is `None` if the
+    /// remaining time is unknown, as in an explored run.
     pub fn pending_retry<L>(&self, cx: &mut Locked<'_, L>) -> Option<Option<std::time::Duration>> {
         self.state.lock_leaf(cx).retry.as_ref().map(Deadline::remaining)
     }
@@ -196,11 +204,11 @@ impl<T: Hash> Queue<T> {
         self.state.lock_leaf(cx).fail_allocations = n;
     }
 
-    /// For the serving thread: waits for something to do. `None` once the queue is closed; what was
-    /// still in it is dropped.
+    /// Waits for the next task, for the serving thread. Returns `None` when the queue is closed, and drops what is left
+    /// in it.
     ///
-    /// It has done what it did for what it got before: `since` it began nothing is left of that but what it
-    /// has written.
+    /// The serving thread has completed its previous task. `since` marks the start of its history; what the thread has
+    /// found since then does not matter any more, except for what it has written.
     pub fn next<L: MayWait>(&self, cx: &mut Locked<'_, L>, since: HistoryMark) -> Option<Next<T>> {
         since.erase_except(&());
         let mut state = self.state.lock_leaf(cx);
@@ -234,20 +242,19 @@ impl<T: Hash> Queue<T> {
         }
     }
 
-    /// Closes the queue: the serving thread ends when what it is doing is done, and the rest is
-    /// dropped.
+    /// Closes the queue. The serving thread ends after its present task, and the rest is dropped.
     pub fn close<L>(&self, cx: &mut Locked<'_, L>) {
         self.state.lock_leaf(cx).closed = true;
         self.arrived.notify_all();
     }
 
-    /// Whether it has been closed.
+    /// Whether the queue has been closed.
     pub fn is_closed<L>(&self, cx: &mut Locked<'_, L>) -> bool {
         self.state.lock_leaf(cx).closed
     }
 
-    /// Waits until nothing is queued or being done; with `retries`, nothing to be tried again either.
-    /// Gives up when the deadline has passed; whether it has not.
+    /// Waits until nothing is queued or being done. With `retries` it also waits until no retry is pending. Returns
+    /// false if the deadline passes first.
     pub fn wait_rested<L: MayWait>(&self, cx: &mut Locked<'_, L>, retries: bool, deadline: Option<&Deadline>) -> bool {
         cx.might_wait();
         let since = HistoryMark::now();
@@ -262,7 +269,7 @@ impl<T: Hash> Queue<T> {
         true
     }
 
-    /// Whether nothing is queued or being done.
+    /// Whether nothing is queued or being done. A pending retry does not count.
     pub fn rests<L>(&self, cx: &mut Locked<'_, L>) -> bool {
         self.state.lock_leaf(cx).rests()
     }

@@ -1,7 +1,7 @@
-//! Transmit rates of a PF's vports, as `devlink port function rate` sets them: a leaf for each vport that
-//! has a representor, and nodes that leaves and other nodes hang on.
+//! Transmit rates of a PF's vports, as `devlink port function rate` sets them. There is a leaf for each vport other
+//! than the uplink. Leaves and nodes can have a node as their parent.
 //!
-//! They are kept and shown. Nothing is shaped by them: that is for the kernel's own queueing disciplines.
+//! Rates are stored and shown. They do not limit traffic; use the kernel's queueing disciplines for that.
 
 use std::collections::BTreeMap;
 
@@ -15,27 +15,27 @@ use crate::error::{Error, Result};
 use crate::ids::{Mode, PciAddress, PortHandle, Vport};
 use crate::lock_order::Devlink as DevlinkClass;
 
-/// The card works in whole megabits a second: so many bytes.
+/// The unit of rates: 1 Mbit/s, in bytes per second.
 const UNIT: u64 = 125_000;
-/// The fastest there is: 100 Gbit/s, in bytes a second.
+/// The speed of the link, which is the highest rate: 100 Gbit/s, in bytes per second.
 const LINK_SPEED: u64 = 12_500_000_000;
 
-/// What a leaf or a node may send.
+/// The settings of a leaf or a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Hash)]
 pub struct Rate {
-    /// `tx_share`: the least it gets, in bytes a second.
+    /// `tx_share`: the guaranteed rate, in bytes per second.
     pub tx_share: u64,
-    /// `tx_max`: the most it gets, in bytes a second; 0 for no limit.
+    /// `tx_max`: the highest rate, in bytes per second; 0 for no limit.
     pub tx_max: u64,
-    /// `tx_priority` among those of one parent.
+    /// `tx_priority`: the priority among the children of one parent.
     pub tx_priority: u32,
-    /// `tx_weight` among those of one priority.
+    /// `tx_weight`: the weight among the children of one parent with the same priority.
     pub tx_weight: u32,
-    /// The node it hangs on.
+    /// The name of the parent node, if there is one.
     pub parent: Option<String>,
 }
 
-/// What to change of a rate.
+/// A change of the settings of a leaf or a node. A field that is `None` leaves the setting as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RateChange {
     /// See [`Rate::tx_share`].
@@ -46,21 +46,21 @@ pub struct RateChange {
     pub tx_priority: Option<u32>,
     /// See [`Rate::tx_weight`].
     pub tx_weight: Option<u32>,
-    /// The node to hang it on, or none.
+    /// The new parent node; `Some(None)` removes the parent.
     pub parent: Option<Option<String>>,
 }
 
-/// What a rate is of.
+/// A rate object of devlink: a leaf or a node.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RateObject {
-    /// A vport's.
+    /// The leaf of a vport, by its devlink port.
     Leaf(PortHandle),
-    /// A node, by name.
+    /// A node, by its devlink instance and name.
     Node(PciAddress, String),
 }
 
 impl RateObject {
-    /// Whose it is.
+    /// The PCI address of the devlink instance.
     pub fn device(&self) -> PciAddress {
         match self {
             Self::Leaf(port) => port.device,
@@ -69,7 +69,7 @@ impl RateObject {
     }
 }
 
-/// The rates of a PF. A leaf that is not here has never been set.
+/// The rates of a PF. A leaf that has never been set is not stored.
 #[derive(Debug, Default, Hash)]
 pub struct Rates {
     leaves: BTreeMap<Vport, Rate>,
@@ -82,22 +82,22 @@ impl Rates {
         !self.nodes.is_empty()
     }
 
-    /// Rates as they were agreed: nodes, and leaves that have been set.
+    /// Makes the rates of an agreed state: nodes, and leaves that have been set.
     pub(crate) fn of(nodes: BTreeMap<String, Rate>, leaves: BTreeMap<Vport, Rate>) -> Self {
         Self { leaves, nodes }
     }
 
-    /// Nodes, and leaves that have been set.
+    /// The nodes, and the leaves that have been set.
     pub(crate) fn all(&self) -> (&BTreeMap<String, Rate>, &BTreeMap<Vport, Rate>) {
         (&self.nodes, &self.leaves)
     }
 
-    /// A vport has gone.
+    /// Removes the leaf of a vport that has been disabled.
     pub fn forget(&mut self, vport: Vport) {
         self.leaves.remove(&vport);
     }
 
-    /// What a change leads to.
+    /// The settings after a change. `own` is the name of the node that is changed, or `None` for a leaf.
     fn changed(&self, old: &Rate, own: Option<&str>, change: &RateChange) -> Result<Rate> {
         for rate in [change.tx_share, change.tx_max].into_iter().flatten() {
             if rate % UNIT != 0 {
@@ -124,6 +124,7 @@ impl Rates {
         })
     }
 
+    /// Checks that making `parent` the parent of the node `own` makes no loop.
     fn ensure_no_ring(&self, own: Option<&str>, parent: &str) -> Result<()> {
         if own == Some(parent) {
             return Err(Error::RateParent("Parent to self is not allowed"));
@@ -144,13 +145,14 @@ impl Rates {
     }
 }
 
-/// A name made of digits alone would be taken for a port's index.
+/// Whether a text can be the name of a node. A name that consists of digits would be taken for the index of a port.
 fn is_name(name: &str) -> bool {
     !name.is_empty() && !name.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 impl Engine {
-    /// Every rate of a PF: nodes, then the leaves of its vports.
+    /// Every rate object of a PF, with its settings: first the nodes, then the leaves. In legacy mode there are no
+    /// leaves.
     ///
     /// # Errors
     /// No such PF, or it is not bound.
@@ -173,8 +175,8 @@ impl Engine {
     /// `devlink port function rate set`.
     ///
     /// # Errors
-    /// There is no such leaf or node, or no such parent; a rate is no whole number of Mbit/s or more than
-    /// the link has; or it would hang on itself. Nothing is changed.
+    /// No such leaf or node, or no such parent; a rate is not a whole number of Mbit/s, or is higher than that of the
+    /// link; or a node would be its own ancestor. Nothing has changed then.
     pub fn set_rate(&self, cx: &mut Locked<'_, Unlocked>, of: &RateObject, change: &RateChange) -> Result<()> {
         self.with_devlink(cx, of.device(), |pf, state, cx| match of {
             RateObject::Leaf(port) => {
@@ -196,8 +198,8 @@ impl Engine {
     /// `devlink port function rate add`.
     ///
     /// # Errors
-    /// The E-Switch is in legacy mode, the name is taken or is none, or as for [`Self::set_rate`]. Nothing
-    /// is changed.
+    /// The E-Switch is in legacy mode; the name is in use or invalid; or as for [`set_rate`](Self::set_rate). Nothing
+    /// has changed then.
     pub fn add_rate_node(
         &self,
         cx: &mut Locked<'_, Unlocked>,
@@ -224,7 +226,7 @@ impl Engine {
     /// `devlink port function rate del`.
     ///
     /// # Errors
-    /// There is no such node, or something hangs on it.
+    /// No such node, or it is the parent of a leaf or of another node.
     pub fn delete_rate_node(&self, cx: &mut Locked<'_, Unlocked>, device: PciAddress, name: &str) -> Result<()> {
         self.with_devlink(cx, device, |_, state, _| {
             if !state.rates.nodes.contains_key(name) {
@@ -239,7 +241,7 @@ impl Engine {
     }
 }
 
-/// The vport a leaf is of.
+/// The vport of a leaf.
 fn leaf(pf: &Pf, state: &DevlinkState, cx: &mut Locked<'_, DevlinkClass>, port: PortHandle) -> Result<Vport> {
     let (pf_part, number) = port.index.split();
     let legacy = pf.eswitch.mode.under_devlink(state, cx) == Mode::Legacy;
@@ -254,7 +256,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nodes_do_not_hang_on_themselves() {
+    fn a_node_cannot_be_its_own_ancestor() {
         let mut rates = Rates::default();
         for name in ["a", "b", "c"] {
             rates.nodes.insert(name.to_owned(), Rate::default());

@@ -1,10 +1,9 @@
-//! Scalable functions: their ports, which are devlink's, and their functions, which come and go on a
-//! queue of their own.
+//! Scalable functions (SFs): their devlink ports, and their functions, which a queue attaches and detaches.
 //!
-//! Adding an SF makes a port with a representor; the function behind it is inactive. Activating it makes
-//! the SF queue add the SF's auxiliary device: a devlink instance with auxiliary devices of its own. The
-//! queue holds no representor lock and no PF's devlink lock, so that probing an SF's drivers cannot
-//! wait for whoever waits for the SF to be gone.
+//! Adding an SF makes a devlink port with a representor, whose function is inactive. When the function is activated,
+//! the SF queue adds the SF's auxiliary device, which is a devlink instance with auxiliary devices of its own. The
+//! queue holds no representor lock and no PF's devlink lock. So probing the drivers of an SF cannot deadlock with a
+//! thread that holds the devlink lock and waits until the SF is detached.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{Hash, Hasher};
@@ -22,12 +21,12 @@ use crate::ids::{MacAddr, Mode, PfIndex, SfNum, Vport};
 use crate::lock_order::{Auxiliary, Devlink, SfAuxiliary, SfDevlink, SfQueue as SfQueueClass, SfWanted};
 use crate::queue::{Next, Queue};
 
-/// The SFs of a PF, by place. The place is the lowest that is free; it makes the vport number.
+/// The SFs of a PF, by place. A new SF gets the lowest free place, which determines its vport number.
 #[derive(Debug, Default)]
 pub struct SfTable {
     sfs: BTreeMap<u16, Arc<SfFunction>>,
     by_num: HashMap<SfNum, u16>,
-    /// No place below it is free.
+    /// No place below this one is free.
     lowest_free: u16,
 }
 
@@ -36,7 +35,7 @@ impl SfTable {
         self.by_num.contains_key(&sfnum)
     }
 
-    /// The lowest place below `max` that is free.
+    /// The lowest free place below `max`.
     fn free_place(&mut self, max: u16) -> Option<u16> {
         while self.sfs.contains_key(&self.lowest_free) {
             self.lowest_free += 1;
@@ -66,13 +65,13 @@ impl SfTable {
         }
     }
 
-    /// Every SF.
+    /// Every SF, by place.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<SfFunction>> {
         self.sfs.values()
     }
 }
 
-/// One SF's function.
+/// The function of one SF.
 pub struct SfFunction {
     pf: Arc<Pf>,
     vport: Vport,
@@ -81,93 +80,94 @@ pub struct SfFunction {
     wanted: Mutex<SfWanted, Wanted>,
     /// The SF's auxiliary device, `mlx5_core.sf.N`: its lock, and whether its driver is bound.
     auxiliary: Mutex<Auxiliary, bool>,
-    /// The SF's own devlink instance, and the auxiliary devices it publishes.
+    /// The SF's own devlink instance: its lock, and the auxiliary devices that the SF publishes.
     devlink: Mutex<SfDevlink, Vec<Arc<AuxiliaryDevice<SfAuxiliary>>>>,
 }
 
+/// The requested state of an SF's function, and whether the function is attached.
 #[derive(Clone, Copy, Hash)]
 struct Wanted {
     active: bool,
-    /// Whether its driver has been unbound by hand, which lasts until it is activated anew.
+    /// Whether the user has unbound the SF's driver. Activating the SF again clears it.
     unbound: bool,
     mac: MacAddr,
-    /// Whether it has an RDMA device.
+    /// Whether the SF has an RDMA device.
     roce: bool,
-    /// What the queue has made of it.
+    /// Whether the function is attached. The queue sets this, and a command that binds or unbinds the driver.
     attached: bool,
 }
 
 impl Wanted {
-    /// What a new one is.
+    /// The state of a new SF.
     fn of(mac: MacAddr) -> Self {
         Self { active: false, unbound: false, mac, roce: true, attached: false }
     }
 }
 
-/// What of an SF can be looked at.
+/// The state of an SF, for users of the crate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SfState {
-    /// Its number.
+    /// The number that the user gave to the SF.
     pub sfnum: SfNum,
-    /// The number of its auxiliary devices on the bus.
+    /// The number of the SF's auxiliary devices on the bus.
     pub id: u32,
-    /// `state active` rather than `inactive`.
+    /// `state`: true for active, false for inactive.
     pub active: bool,
-    /// `opstate attached` rather than `detached`.
+    /// `opstate`: true for attached, false for detached.
     pub attached: bool,
-    /// The MAC address of its function.
+    /// The MAC address of the SF's function.
     pub mac: MacAddr,
-    /// Whether its function has RDMA.
+    /// Whether the SF's function has RDMA.
     pub roce: bool,
-    /// Whether its driver has been unbound by hand.
+    /// Whether the user has unbound the SF's driver.
     pub unbound: bool,
 }
 
 impl SfFunction {
-    /// The PF it is of.
+    /// The PF to which the SF belongs.
     pub fn pf(&self) -> &Arc<Pf> {
         &self.pf
     }
 
-    /// Its vport.
+    /// The SF's vport.
     pub fn vport(&self) -> Vport {
         self.vport
     }
 
-    /// Its number.
+    /// The number that the user gave to the SF.
     pub fn sfnum(&self) -> SfNum {
         self.sfnum
     }
 
-    /// The number of its auxiliary devices on the bus.
+    /// The number of the SF's auxiliary devices on the bus.
     pub fn id(&self) -> u32 {
         self.id
     }
 
-    /// What it is now.
+    /// The present state of the SF.
     pub fn state<L>(&self, cx: &mut Locked<'_, L>) -> SfState {
         let wanted = *self.wanted.lock_leaf(cx);
         let Wanted { active, unbound, mac, roce, attached } = wanted;
         SfState { sfnum: self.sfnum, id: self.id, active, attached, mac, roce, unbound }
     }
 
-    /// The MAC address its netdev gets.
+    /// The MAC address that the SF's netdev gets.
     pub(crate) fn mac<L>(&self, cx: &mut Locked<'_, L>) -> MacAddr {
         self.wanted.lock_leaf(cx).mac
     }
 
-    /// Makes the function what it should be: attached if active, detached if not.
+    /// Attaches the function if it is active and its driver is not unbound, and detaches it otherwise.
     ///
     /// # Errors
-    /// A driver's probe failed. What was probed stays; the rest is tried again.
+    /// The error of the first probe that failed. Devices that were probed stay, and the caller must retry the rest.
     fn settle<P: LockBefore<Auxiliary>>(self: &Arc<Self>, cx: &mut Locked<'_, P>) -> Result<()> {
         let shared = &self.pf.shared;
-        // What is wanted is looked at with the device's lock held: the queue and who binds by hand both come here, and
-        // who comes last is to do what is wanted then.
+        // The requested state is read with the device's lock held. The queue and a command that binds the driver may
+        // both be here, and the last of them must act on the state that is requested then.
         let (mut bound, mut cx) = self.auxiliary.lock(cx);
         let (active, roce) = {
             let mut wanted = self.wanted.lock_leaf(&mut cx);
-            // From here on its drivers may look at it: its address stands, and it is not detached.
+            // From here on drivers may use the SF: its address cannot change any more, because it is not detached.
             let active = wanted.active && !wanted.unbound;
             wanted.attached |= active;
             (active, wanted.roce)
@@ -200,7 +200,7 @@ impl SfFunction {
     }
 }
 
-/// The queue on which SF functions come and go, and every SF it may have to look after.
+/// The queue that attaches and detaches the functions of a PF's SFs, and the SFs that it serves.
 #[derive(Debug)]
 pub(crate) struct SfQueue {
     queue: Queue<Arc<SfFunction>>,
@@ -208,7 +208,7 @@ pub(crate) struct SfQueue {
     all: Mutex<SfWanted, BTreeMap<Vport, Arc<SfFunction>>>,
 }
 
-/// The mark that asks for a look at every SF.
+/// The mark that requests that the queue settles every SF.
 const LOOK_AT_ALL: u8 = 1;
 
 impl SfQueue {
@@ -220,53 +220,54 @@ impl SfQueue {
         }
     }
 
-    /// Something about an SF has changed.
+    /// Queues an SF whose requested state has changed. If there is no memory, requests that every SF is settled.
     fn kick<L: lockdep::MayWait>(&self, cx: &mut Locked<'_, L>, sf: &Arc<SfFunction>) {
         if self.queue.push(cx, Arc::clone(sf)).is_err() {
             self.queue.mark(cx, LOOK_AT_ALL);
         }
     }
 
-    /// Waits until every function is what it should be, or its failure has been noted.
+    /// Waits until the queue has settled every SF that was queued. A settle that fails counts; its retry is not waited
+    /// for.
     fn drain(&self, cx: &mut Locked<'_, Devlink>) {
         self.map.drain(cx);
         self.queue.wait_rested(cx, false, None);
     }
 
-    /// The SFs it looks after, for invariants.
+    /// The SFs that the queue serves, for invariants.
     pub fn known<L>(&self, cx: &mut Locked<'_, L>) -> Vec<Vport> {
         self.all.lock_leaf(cx).keys().copied().collect()
     }
 
-    /// The queue itself, for those who wait for it or look at it.
+    /// The queue itself, to wait for it or to read its state.
     pub fn inner(&self) -> &Queue<Arc<SfFunction>> {
         &self.queue
     }
 
-    /// Says that the thread is about to wait for what runs here.
+    /// Declares to the lock checker that the thread is about to wait for what runs on the SF queue.
     #[track_caller]
     pub fn about_to_drain<P: LockBefore<SfQueueClass>>(&self, cx: &mut Locked<'_, P>) {
         self.map.drain(cx);
     }
 }
 
-/// What `devlink port add` asks for.
+/// A request to add an SF, as by `devlink port add`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SfRequest {
     /// `pfnum`.
     pub pfnum: u32,
     /// `sfnum`.
     pub sfnum: SfNum,
-    /// The place it had, if it is an SF that was there before; otherwise the lowest that is free.
+    /// The place of an SF that is restored. `None` for the lowest free place.
     pub place: Option<u16>,
 }
 
 impl Pf {
-    /// `devlink port add … flavour pcisf pfnum P sfnum S`: an inactive SF with a representor.
+    /// `devlink port add … flavour pcisf pfnum P sfnum S`: adds an inactive SF with a representor.
     ///
     /// # Errors
-    /// The mode is legacy; the number is taken; all SFs are in use; or the first thing that failed, with
-    /// nothing changed.
+    /// The card has no SFs; the mode is legacy; `pfnum` is not that of this PF; the SF number is in use; all SFs are in
+    /// use; or the first failure. Nothing has changed then.
     pub(crate) fn add_sf(
         self: &Arc<Self>,
         state: &mut DevlinkState,
@@ -310,10 +311,10 @@ impl Pf {
         Ok(vport)
     }
 
-    /// `devlink port function set … state`. Setting the state it has succeeds.
+    /// `devlink port function set … state` of an SF. If the SF has that state already, this succeeds.
     ///
     /// # Errors
-    /// It is to be activated while its old function is not gone yet.
+    /// [`Error::SfAttached`]: the SF is to be activated while its function is still attached from before.
     pub(crate) fn set_sf_active(&self, sf: &Arc<SfFunction>, cx: &mut Locked<'_, Devlink>, active: bool) -> Result<()> {
         {
             let mut wanted = sf.wanted.lock_leaf(cx);
@@ -330,8 +331,8 @@ impl Pf {
         Ok(())
     }
 
-    /// Makes an SF that has just been added as active, and its driver as unbound by hand, as it was agreed to be. In
-    /// one go: the driver of one that is to be unbound is never bound.
+    /// Gives an SF that has just been added its agreed state. Both settings are made in one step, so that a driver that
+    /// is to be unbound is never bound.
     pub(crate) fn restore_sf(&self, sf: &Arc<SfFunction>, cx: &mut Locked<'_, Devlink>, active: bool, unbound: bool) {
         {
             let mut wanted = sf.wanted.lock_leaf(cx);
@@ -345,7 +346,7 @@ impl Pf {
     /// `devlink port function set … hw_addr` of an SF.
     ///
     /// # Errors
-    /// It is active.
+    /// [`Error::SfActive`]: the SF is active or still attached.
     pub(crate) fn set_sf_mac(&self, sf: &Arc<SfFunction>, cx: &mut Locked<'_, Devlink>, mac: MacAddr) -> Result<()> {
         let handle = self.port_handle(sf.vport);
         let mut wanted = sf.wanted.lock_leaf(cx);
@@ -355,7 +356,7 @@ impl Pf {
         wanted.mac = mac;
         drop(wanted);
         let netdev = Resource::SfNetdev(self.index(), sf.vport);
-        let has_old = || format!("{handle} takes an address, and its netdev has the old one");
+        let has_old = || format!("{handle} gets an address, and its netdev exists with the old one");
         cx.ensure("true-success", || !self.shared.has_made(&netdev), has_old);
         Ok(())
     }
@@ -363,7 +364,7 @@ impl Pf {
     /// `devlink port function set … roce` of an SF.
     ///
     /// # Errors
-    /// It is active.
+    /// [`Error::SfActive`]: the SF is active or still attached.
     pub(crate) fn set_sf_roce(&self, sf: &Arc<SfFunction>, cx: &mut Locked<'_, Devlink>, roce: bool) -> Result<()> {
         let handle = self.port_handle(sf.vport);
         let mut wanted = sf.wanted.lock_leaf(cx);
@@ -374,11 +375,12 @@ impl Pf {
         Ok(())
     }
 
-    /// Binds an SF's device to its driver, or unbinds it: its netdev and RDMA device come or go. On return
-    /// they have.
+    /// Binds an SF's device to its driver, or unbinds it. When this returns, the SF's netdev and RDMA device have been
+    /// made or unmade.
     ///
     /// # Errors
-    /// It is not on the bus, or it is so already; or a driver's probe failed, which is tried again.
+    /// [`Error::NoSfDevice`]: the SF is not active, or is to be unbound and is not bound. [`Error::SfBound`]: it is to
+    /// be bound and is bound. Or the error of a probe, which is retried.
     pub(crate) fn set_sf_bound(&self, sf: &Arc<SfFunction>, cx: &mut Locked<'_, Devlink>, bound: bool) -> Result<()> {
         {
             let mut wanted = sf.wanted.lock_leaf(cx);
@@ -397,12 +399,12 @@ impl Pf {
         settled
     }
 
-    /// `devlink port del`: deactivates the SF, waits until its function is gone, takes its port away.
+    /// `devlink port del`: deactivates the SF, waits until its function is detached, and deletes its port.
     pub(crate) fn delete_sf(&self, state: &mut DevlinkState, cx: &mut Locked<'_, Devlink>, sf: &Arc<SfFunction>) {
         self.delete_sfs(state, cx, std::slice::from_ref(sf));
     }
 
-    /// Leaving switchdev mode deletes every SF.
+    /// Deletes every SF, when the PF leaves switchdev mode or is unbound.
     pub(crate) fn delete_all_sfs(&self, state: &mut DevlinkState, cx: &mut Locked<'_, Devlink>) {
         let all: Vec<_> = state.sfs.iter().cloned().collect();
         self.delete_sfs(state, cx, &all);
@@ -428,7 +430,7 @@ impl Pf {
         self.ensure_no_functions(cx, &vports);
     }
 
-    /// Nothing is left of the functions of these SFs.
+    /// States that nothing is left of the functions of SFs that have been deleted.
     fn ensure_no_functions(&self, cx: &Locked<'_, Devlink>, vports: &[Vport]) {
         let functions = vports.iter().flat_map(|vport| {
             let pf = self.index();
@@ -437,11 +439,11 @@ impl Pf {
         cx.ensure(
             "true-success",
             || !functions.clone().any(|function| self.shared.has_made(&function)),
-            || format!("{}: SFs {vports:?} are deleted and their functions are there", self.address()),
+            || format!("{}: SFs {vports:?} are deleted, and resources of their functions exist", self.address()),
         );
     }
 
-    /// Serves the SF queue until it is closed: the body of its thread.
+    /// Serves the SF queue until it is closed. This is the body of the queue's thread.
     pub(crate) fn serve_sfs(self: &Arc<Self>, cx: &mut Locked<'_, Unlocked>) {
         let sfs = &self.sf_queue;
         let since = HistoryMark::now();
@@ -461,20 +463,20 @@ impl Pf {
         }
     }
 
-    /// Asks for a look at every SF: a driver of theirs failed to probe.
+    /// Requests that the queue settles every SF, because a driver of one of them failed to probe.
     pub(crate) fn want_sfs<L>(&self, cx: &mut Locked<'_, L>) {
         self.sf_queue.queue.mark(cx, LOOK_AT_ALL);
     }
 }
 
-/// Which it is, not what it is now.
+/// The hash of the SF's identity and lock, not of its present state.
 impl Hash for SfFunction {
     fn hash<H: Hasher>(&self, state: &mut H) {
         (self.vport, self.sfnum, self.id, &self.wanted).hash(state);
     }
 }
 
-/// What `by_num` says follows from the rest.
+/// `by_num` is not hashed, because it follows from the other fields.
 impl Hash for SfTable {
     fn hash<H: Hasher>(&self, state: &mut H) {
         (&self.sfs, self.lowest_free).hash(state);

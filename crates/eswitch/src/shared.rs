@@ -1,4 +1,4 @@
-//! What all PFs of a card share, and the one way in which resources are made and unmade.
+//! The state that all PFs of a card share, and the functions by which all resources are made and unmade.
 
 use std::collections::BTreeSet;
 use std::panic::Location;
@@ -17,7 +17,7 @@ use crate::lag::Lag;
 use crate::lock_order::{CardCall, DeviceSlot};
 use crate::module::{Core, Modules};
 
-/// What all PFs of a card share.
+/// The state that all PFs of a card share.
 pub struct Shared {
     pub(crate) config: CardConfig,
     pub(crate) card: Arc<dyn Card>,
@@ -29,12 +29,15 @@ pub struct Shared {
     pub(crate) threads: Arc<dyn Spawn>,
     pub(crate) core: Core,
     pub(crate) lag_thread: Mutex<DeviceSlot, Option<JoinHandle<()>>>,
-    /// What the card has made and not unmade, for invariants.
+    /// The resources that the card has made and not unmade, for invariants.
     pub(crate) made: Shadow<BTreeSet<Resource>>,
 }
 
 impl Shared {
-    /// Has the card make one thing.
+    /// Makes one resource of the card.
+    ///
+    /// # Errors
+    /// [`Error::Card`]: the card could not make it.
     #[track_caller]
     pub(crate) fn create<P: LockBefore<CardCall>>(
         &self,
@@ -46,7 +49,10 @@ impl Shared {
         self.create_all(cx, &[Create { resource, mac, sfnum }])
     }
 
-    /// Has the card make all of these, or none.
+    /// Makes all of the requested resources, or none of them.
+    ///
+    /// # Errors
+    /// [`Error::Card`]: the first request that failed. Those that succeeded have been undone.
     #[track_caller]
     pub(crate) fn create_all<P: LockBefore<CardCall>>(
         &self,
@@ -54,16 +60,16 @@ impl Shared {
         requests: &[Create],
     ) -> Result<()> {
         let mut cx = cx.narrow();
-        let refusals = self.make(&mut cx, requests);
-        let Some(first) = refusals.first() else { return Ok(()) };
-        let refused = |at: &usize| refusals.binary_search_by_key(at, |refusal| refusal.at).is_ok();
-        let made = requests.iter().enumerate().rev().filter(|(at, _)| !refused(at));
+        let failures = self.make(&mut cx, requests);
+        let Some(first) = failures.first() else { return Ok(()) };
+        let failed = |at: &usize| failures.binary_search_by_key(at, |failed| failed.at).is_ok();
+        let made = requests.iter().enumerate().rev().filter(|(at, _)| !failed(at));
         let made: Vec<Resource> = made.map(|(_, request)| request.resource).collect();
         self.unmake(&mut cx, &made);
         Err(Error::Card { operation: format!("making {}", requests[first.at].resource), source: first.error.clone() })
     }
 
-    /// Has the card unmake these.
+    /// Unmakes resources, in the order of the slice. Cannot fail.
     #[track_caller]
     pub(crate) fn destroy<P: LockBefore<CardCall>>(&self, cx: &mut Locked<'_, P>, resources: &[Resource]) {
         if !resources.is_empty() {
@@ -71,38 +77,39 @@ impl Shared {
         }
     }
 
-    /// Has the card make what it can of these, and returns what it could not. Nothing of it may be there.
+    /// Makes those of the requested resources that the card can make, and returns the requests that failed, in order.
+    /// None of the resources may exist.
     #[track_caller]
     pub(crate) fn make(&self, cx: &mut Locked<'_, CardCall>, requests: &[Create]) -> Vec<FailedCreate> {
         let twice = || self.made.with(|made| requests.iter().map(|r| r.resource).find(|r| made.contains(r)));
-        cx.ensure("load-once", || twice().is_none(), || format!("{:?} is made, and is there", twice()));
+        cx.ensure("load-once", || twice().is_none(), || format!("{:?} is made, and exists already", twice()));
         let of_batch = |on: &Resource| requests.iter().any(|request| request.resource == *on);
         let lacks = |on: &Resource| !self.has_made(on) && !of_batch(on);
-        let groundless = || requests.iter().find(|request| stands_on(request.resource).iter().any(lacks));
+        let incomplete = || requests.iter().find(|request| depends_on(request.resource).iter().any(lacks));
         cx.ensure(
             "no-leak",
-            || groundless().is_none(),
+            || incomplete().is_none(),
             || {
-                let resource = groundless().map(|request| (request.resource, stands_on(request.resource)));
-                format!("{resource:?}: it is made, and not all that it stands on is there")
+                let resource = incomplete().map(|request| (request.resource, depends_on(request.resource)));
+                format!("{resource:?}: it is made, and not all resources that it depends on exist")
             },
         );
-        let refusals = self.card.create(cx, requests);
+        let failures = self.card.create(cx, requests);
         self.made.note(cx, |made| {
-            let refused = |at: usize| refusals.iter().any(|refusal| refusal.at == at);
-            let done = requests.iter().enumerate().filter(|(at, _)| !refused(*at));
+            let failed = |at: usize| failures.iter().any(|failed| failed.at == at);
+            let done = requests.iter().enumerate().filter(|(at, _)| !failed(*at));
             made.extend(done.map(|(_, request)| request.resource));
         });
-        refusals
+        failures
     }
 
     #[track_caller]
     fn unmake(&self, cx: &mut Locked<'_, CardCall>, resources: &[Resource]) {
         let missing = || self.made.with(|made| resources.iter().copied().find(|r| !made.contains(r)));
-        cx.ensure("load-once", || missing().is_none(), || format!("{:?} is unmade, and is not there", missing()));
-        let on_them = |r: &Resource| stands_on(*r).iter().any(|on| resources.contains(on));
+        cx.ensure("load-once", || missing().is_none(), || format!("{:?} is unmade, and does not exist", missing()));
+        let on_them = |r: &Resource| depends_on(*r).iter().any(|on| resources.contains(on));
         let left = || self.made_of(|r| !resources.contains(r) && on_them(r));
-        cx.ensure("no-leak", || left().is_empty(), || format!("{:?} stand on what is unmade", left()));
+        cx.ensure("no-leak", || left().is_empty(), || format!("{:?} depend on what is unmade", left()));
         self.card.destroy(cx, resources);
         self.made.note(cx, |made| {
             for resource in resources {
@@ -111,26 +118,27 @@ impl Shared {
         });
     }
 
-    /// Whether the card has made it, for invariants.
+    /// Whether a resource exists, for invariants.
     pub(crate) fn has_made(&self, resource: &Resource) -> bool {
         self.made.with(|made| made.contains(resource))
     }
 
-    /// What the card has made of this, for invariants.
+    /// The existing resources for which `which` returns true, for invariants.
     pub(crate) fn made_of(&self, which: impl Fn(&Resource) -> bool) -> Vec<Resource> {
         self.made.with(|made| made.iter().copied().filter(which).collect())
     }
 
-    /// Says that something is about to change; it has changed when what is returned is dropped. It is for what
-    /// stands under none of the locks that count by themselves: a device's, devlink's, and that of modules.
+    /// Begins a change, which is counted when the returned value is dropped. It is for changes that are made under none
+    /// of the locks that count changes themselves, which are a device's lock and the devlink lock.
     pub(crate) fn change(&self) -> Change<'_> {
         self.events.changes().begin()
     }
 
-    /// Starts the thread of a queue, which `queue` names among what can fail.
+    /// Starts the thread of a queue. `queue` identifies the start among the places that can fail; `name` is the
+    /// thread's name.
     ///
     /// # Errors
-    /// There is no thread to be had.
+    /// [`Error::NoThread`]: the system could not start a thread.
     #[track_caller]
     pub(crate) fn start<L>(
         &self,
@@ -147,8 +155,8 @@ impl Shared {
     }
 }
 
-/// What must be there before a resource is made, and until it is unmade.
-fn stands_on(resource: Resource) -> Vec<Resource> {
+/// The resources that must exist when a resource is made, and until it is unmade.
+fn depends_on(resource: Resource) -> Vec<Resource> {
     let function = Resource::Function(resource.pf());
     match resource {
         Resource::Function(_) => vec![],

@@ -1,24 +1,25 @@
 //! Text from outside: names that a user, a configuration or another program has chosen.
 //!
-//! What such a text holds must not take effect where it is shown: on a terminal, in a log of lines, in what is told to
-//! a service manager. So where a name is chosen, one with such characters is [refused](find_control), and where others
-//! may have chosen it, it is [`escaped`].
+//! Control characters in such a text must not take effect where the text is shown: on a terminal, in a log, in a message
+//! to a service manager. So a command that sets a name [refuses](find_control) one with control characters, and text
+//! whose origin is unknown is [`escaped`] before it is shown.
 
 use std::borrow::Cow;
 
-/// Whether a character does something rather than show something: the control characters, and those that change the
-/// order in which text is shown or are not to be seen at all.
+/// Whether a character has an effect instead of an appearance: control characters, and characters of Unicode that
+/// change the direction of text or are invisible.
 pub fn is_control(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
-/// The first such character of a text, and the byte at which it stands.
+/// Finds the first such character of a text, and returns its byte offset and the character.
 pub fn find_control(text: &str) -> Option<(usize, char)> {
     text.char_indices().find(|(_, c)| is_control(*c))
 }
 
-/// The text on one line, with such characters as Rust writes them: `\n`, `\u{1b}`. Others stay as they are.
+/// Returns the text on one line, with each such character replaced by the escape that Rust writes for it: `\n`,
+/// `\u{1b}`. All other characters stay as they are.
 pub fn escaped(text: &str) -> Cow<'_, str> {
     if find_control(text).is_none() {
         return Cow::Borrowed(text);
@@ -38,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_does_something_is_escaped_and_what_shows_something_stays() {
+    fn control_characters_are_escaped_and_others_stay() {
         for (text, shown) in [
             ("enp8s0f0np0", "enp8s0f0np0"),
             ("zwölf \"x\" \\ 中", "zwölf \"x\" \\ 中"),

@@ -1,7 +1,7 @@
-//! VFs as PCI functions of their own: what each is, beside its port in the switch.
+//! VFs as PCI functions of their own: the settings of each, besides its port in the switch.
 //!
-//! A VF's driver is no thread and no lock of its own. What is known of it stands with its vport under its PF's
-//! devlink lock, and what its driver makes is a resource of the card.
+//! The driver of a VF has no thread and no lock of its own. The settings of a VF are stored with its vport, under the
+//! devlink lock of its PF, and the netdev that its driver makes is a resource of the card.
 
 use lockdep::{Locked, Unlocked};
 use serde::{Deserialize, Serialize};
@@ -15,24 +15,24 @@ use crate::event::Event;
 use crate::ids::{MacAddr, Mode, PciAddress, PfIndex, Vport};
 use crate::lock_order::Devlink;
 
-/// What `ip link` sets of a VF's link, `state`.
+/// The link state of a VF, as `ip link set … vf N state` sets it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Hash)]
 pub enum LinkState {
-    /// As the wire's.
+    /// The same as that of the wire.
     #[default]
     Auto,
-    /// Up whatever the wire is.
+    /// Up, whatever the state of the wire.
     Enable,
     /// Down.
     Disable,
 }
 
-/// The VLAN that a VF's frames are put into.
+/// The VLAN of a VF's frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Hash)]
 pub struct VfVlan {
-    /// 0 for none, to 4095.
+    /// The VLAN number: 1 to 4095, or 0 for none.
     pub id: u16,
-    /// The priority, to 7.
+    /// The priority: 0 to 7.
     pub qos: u8,
     /// The protocol of the tag: 0x8100 or 0x88a8.
     pub proto: u16,
@@ -44,37 +44,37 @@ impl Default for VfVlan {
     }
 }
 
-/// The protocol of an ordinary VLAN tag.
+/// The protocol of a customer VLAN tag, 802.1Q (`if_ether.h`).
 pub const ETH_P_8021Q: u16 = 0x8100;
 
-/// The protocol of a service tag.
+/// The protocol of a service VLAN tag, 802.1ad (`if_ether.h`).
 pub const ETH_P_8021AD: u16 = 0x88a8;
 
-/// What there is of a VF beside its port. It is forgotten when VFs are disabled.
+/// The settings of a VF besides its port. They are lost when the VFs are disabled.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Hash)]
 pub struct VfInfo {
-    /// Whether it is bound to the driver.
+    /// Whether the VF is bound to the driver.
     pub bound: bool,
     /// `driver_override`, if one is set.
     pub driver_override: Option<String>,
-    /// Whether it was taken off the bus with `remove`.
+    /// Whether the VF was removed from the bus with `remove`.
     pub removed: bool,
     /// `vlan`, stored and shown.
     pub vlan: VfVlan,
     /// `min_tx_rate` in Mbit/s, stored and shown.
     pub min_tx_rate: u32,
-    /// `max_tx_rate` in Mbit/s, 0 for no limit; stored and shown.
+    /// `max_tx_rate` in Mbit/s, or 0 for no limit; stored and shown.
     pub max_tx_rate: u32,
     /// `spoofchk`, stored and shown.
     pub spoofchk: bool,
     /// `trust`, stored and shown.
     pub trust: bool,
-    /// `state`.
+    /// `state`, stored and shown.
     pub link: LinkState,
 }
 
 impl VfInfo {
-    /// A VF that has just been enabled.
+    /// The settings of a VF that has just been enabled.
     pub(crate) fn new(bound: bool) -> Self {
         Self {
             bound,
@@ -90,32 +90,32 @@ impl VfInfo {
     }
 }
 
-/// A VF that is enabled, for those who look.
+/// A VF that is enabled, for users of the crate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VfView {
-    /// Its number.
+    /// The VF's number, from 0.
     pub number: u16,
-    /// The MAC address of its function.
+    /// The MAC address of the VF's function.
     pub mac: MacAddr,
-    /// Whether its function has RDMA.
+    /// Whether the VF's function has RDMA.
     pub roce: bool,
-    /// What else there is of it.
+    /// The other settings.
     pub info: VfInfo,
 }
 
-/// One thing that `ip link set PF vf N` sets.
+/// One setting of a VF, as `ip link set PF vf N` sets it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum VfSetting {
-    /// `mac`, of the function: it is that of `devlink port function set … hw_addr`.
+    /// `mac`: the MAC address of the VF's function, which `devlink port function set … hw_addr` sets too.
     Mac(MacAddr),
     /// `vlan`, with `qos` and `proto`.
     Vlan(VfVlan),
-    /// `min_tx_rate` and `max_tx_rate`, in Mbit/s; what is not given stays.
+    /// `min_tx_rate` and `max_tx_rate`, in Mbit/s. One that is `None` stays as it is.
     Rate {
-        /// The least, if given.
+        /// `min_tx_rate`.
         min: Option<u32>,
-        /// The most, 0 for no limit, if given.
+        /// `max_tx_rate`; 0 for no limit.
         max: Option<u32>,
     },
     /// `spoofchk`.
@@ -127,8 +127,8 @@ pub enum VfSetting {
 }
 
 impl VfSetting {
-    /// The name of what it sets, if that is the legacy switch's business: in switchdev mode it is for whoever
-    /// holds the representor to decide. VLAN 0 is allowed, as tools set it without being asked.
+    /// The name of the setting, if only the legacy switch acts on it. In switchdev mode the VF's representor is
+    /// configured instead. VLAN 0 is allowed in both modes, because tools set it without a request of the user.
     fn of_legacy_switch(self) -> Option<&'static str> {
         match self {
             Self::Vlan(vlan) if vlan.id != 0 || vlan.qos != 0 => Some("vlan"),
@@ -144,8 +144,8 @@ impl Engine {
     /// `ip link set PFNETDEV vf N …`.
     ///
     /// # Errors
-    /// The PF is not bound; no such VF is enabled; the mode is switchdev and it is the legacy switch's; or a value
-    /// is out of its range. Nothing is changed.
+    /// The PF is not bound; the VF is not enabled; the mode is switchdev and only the legacy switch acts on the
+    /// setting; or a value is out of its range. Nothing has changed then.
     pub fn set_vf(
         &self,
         cx: &mut Locked<'_, Unlocked>,
@@ -155,15 +155,15 @@ impl Engine {
     ) -> Result<()> {
         self.with_devlink(cx, address, |pf, state, cx| {
             let missing = || Error::NoVf { pf: address, vf };
-            // A DPU's VFs are its host's to set.
+            // The VFs of a DPU are configured on its host.
             let number = u16::try_from(vf).ok().filter(|_| !self.shared.config.dpu).ok_or_else(missing)?;
             let vport = Vport::Vf(number);
             let mode = pf.eswitch.mode.under_devlink(state, cx);
             let info = state.vports.get_mut(&vport).and_then(|info| info.vf.as_mut()).ok_or_else(missing)?;
             if mode == Mode::Switchdev
-                && let Some(what) = setting.of_legacy_switch()
+                && let Some(name) = setting.of_legacy_switch()
             {
-                return Err(Error::VfInSwitchdev(what));
+                return Err(Error::VfInSwitchdev(name));
             }
             match setting {
                 VfSetting::Mac(mac) => return pf.set_vf_mac(state, cx, vport, mac),
@@ -174,6 +174,10 @@ impl Engine {
     }
 
     /// Runs a command on a VF that is on the bus.
+    ///
+    /// # Errors
+    /// [`Error::NoFunction`]: the VF is not enabled, was removed from the bus, or its PF is not bound; or the error of
+    /// `f`.
     pub(crate) fn with_vf<R>(
         &self,
         cx: &mut Locked<'_, Unlocked>,
@@ -194,7 +198,7 @@ impl Engine {
     }
 }
 
-/// A VF, by what the bus and the switch call it.
+/// A VF, by its address on the bus and its vport in the switch.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct VfFunction {
     pub address: PciAddress,
@@ -202,10 +206,10 @@ pub(crate) struct VfFunction {
 }
 
 impl DevlinkState {
-    /// A VF that is on the bus.
+    /// The settings of a VF that is on the bus.
     ///
     /// # Errors
-    /// It is not enabled, or was taken off the bus.
+    /// [`Error::NoFunction`]: the VF is not enabled, or was removed from the bus.
     pub(crate) fn vf(&mut self, function: VfFunction) -> Result<&mut VfInfo> {
         let info = self.vports.get_mut(&function.vport).and_then(|info| info.vf.as_mut());
         info.filter(|vf| !vf.removed).ok_or(Error::NoFunction(function.address))
@@ -213,7 +217,10 @@ impl DevlinkState {
 }
 
 impl VfInfo {
-    /// Stores a setting that is nothing but stored.
+    /// Stores a setting that has no other effect.
+    ///
+    /// # Errors
+    /// A value is out of its range.
     fn set(&mut self, setting: VfSetting) -> Result<()> {
         match setting {
             VfSetting::Mac(_) => {}
@@ -236,10 +243,13 @@ impl VfInfo {
 }
 
 impl Pf {
-    /// Gives a VF's function another MAC address: its netdev has it at once, if there is one.
+    /// Sets the MAC address of a VF's function, and at once that of its netdev, if there is one.
     ///
-    /// On hardware a driver that is bound keeps its address until it is bound again. Here the address is the
-    /// port's, and whoever looks at either end finds the same; who binds again finds no difference.
+    /// On hardware a driver that is bound keeps its address until it is bound again. Here the address belongs to the
+    /// port, so both ends show the same, and binding again changes nothing.
+    ///
+    /// # Errors
+    /// [`Error::Card`]: the card could not set the address.
     pub(crate) fn set_vf_mac(
         &self,
         state: &mut DevlinkState,
@@ -258,10 +268,10 @@ impl Pf {
         Ok(())
     }
 
-    /// Binds a VF to its driver, which makes its netdev.
+    /// Binds a VF to its driver, which makes the VF's netdev.
     ///
     /// # Errors
-    /// It is bound; its netdev could not be made, and it is not bound.
+    /// The VF is bound already; or its netdev could not be made, and it is not bound.
     pub(crate) fn bind_vf(
         &self,
         state: &mut DevlinkState,
@@ -282,11 +292,11 @@ impl Pf {
         Ok(())
     }
 
-    /// Unbinds a VF from its driver: its netdev goes, wherever it is. Its port in the switch stays, with its
-    /// representor.
+    /// Unbinds a VF from its driver, which removes the VF's netdev from whatever network namespace it is in. The port
+    /// in the switch and its representor stay.
     ///
     /// # Errors
-    /// It is not bound.
+    /// The VF is not bound.
     pub(crate) fn unbind_vf(
         &self,
         state: &mut DevlinkState,
@@ -305,14 +315,14 @@ impl Pf {
         Ok(())
     }
 
-    /// A VF is bound, or is not any more: its port is there, and its netdev if it is bound.
+    /// States that a VF has been bound or unbound: its port exists, and its netdev exists if and only if it is bound.
     #[track_caller]
     fn ensure_vf(&self, cx: &Locked<'_, Devlink>, vport: Vport, bound: bool) {
         let [port, netdev] = [Resource::Port(self.index(), vport), Resource::VfNetdev(self.index(), vport)];
         cx.ensure(
             "true-success",
             || self.shared.has_made(&port) && self.shared.has_made(&netdev) == bound,
-            || format!("{}: {vport} is bound: {bound}, and its port or netdev says otherwise", self.address()),
+            || format!("{}: {vport} is bound: {bound}, and its port or netdev does not match", self.address()),
         );
     }
 }

@@ -56,8 +56,8 @@ impl Engine {
         })
     }
 
-    /// Calls `f` with the PF that is bound, and again with the PF that is bound then, until `f` returns a result: the
-    /// PF may be removed while `f` waits for its lock.
+    /// Calls `f` with the bound PF until `f` returns a result. `f` returns `None` if the PF was unbound while `f`
+    /// waited for the PF's devlink lock. Then `f` is called again with the PF that is bound by then.
     fn while_registered<R>(
         &self,
         cx: &mut Locked<'_, Unlocked>,

@@ -18,7 +18,7 @@ impl Engine {
         self.with_modules(cx, |cx| self.load_with_dependencies(cx, module))
     }
 
-    /// `insmod`, the request that the kernel itself knows (`finit_module`): loads this module and no other.
+    /// `insmod` (`finit_module(2)`): loads this module and no other.
     ///
     /// # Errors
     /// No such module; it is loaded; a module that it depends on is not loaded; or the card is being taken down.

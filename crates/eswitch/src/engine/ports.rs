@@ -73,11 +73,12 @@ impl Engine {
         })
     }
 
-    /// `devlink port function set`: `hw_addr` and `roce` of a VF or of an SF that is inactive, `state` of an SF.
+    /// `devlink port function set`: `hw_addr` and `roce` of a VF or of an SF that is inactive, `state` of an SF. A
+    /// change to a VF's `roce` or address takes effect at once.
     ///
     /// # Errors
     /// No such port; its function has no such attribute; or a failure of the card. If the second of two changes fails,
-    /// the first remains, as with devlink in the kernel. A change to a VF's `roce` or address takes effect at once.
+    /// the first remains, as with devlink in the kernel.
     pub fn set_function(&self, cx: &mut Locked<'_, Unlocked>, port: PortHandle, change: FunctionChange) -> Result<()> {
         self.with_port(cx, port, |pf, state, cx, vport| {
             let sf: Option<Arc<SfFunction>> = state.sfs.get(vport).cloned();

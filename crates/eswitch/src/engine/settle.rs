@@ -39,7 +39,7 @@ impl Engine {
                     return false;
                 }
             }
-            // The LAG queue's delay collects events: it is not a retry.
+            // Even without `retries`: the pending retry of the LAG queue may be the delay for which it collects events.
             if !self.shared.lag.queue().wait_rested(cx, true, deadline) {
                 return false;
             }
