@@ -98,9 +98,10 @@ impl Engine {
         }
         for (kind, sf) in self.wanted_devices(pf, lag) {
             if rests && !pf.auxiliary.iter().any(|device| device.kind == kind && device.sf == sf) {
+                let publisher = sf.map_or_else(|| "the PF".to_owned(), |vport| vport.to_string());
                 violate(
                     "switchdev-complete",
-                    format!("pci/{}: {kind} device of {sf:?} should exist and does not", pf.address),
+                    format!("pci/{}: {kind} device of {publisher} should exist and does not", pf.address),
                 );
             }
         }
