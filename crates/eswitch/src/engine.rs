@@ -28,17 +28,6 @@ pub struct Engine {
     pub(crate) host_vfs: Vec<Arc<AtomicU64>>,
 }
 
-/// How a bond sends, by the addresses of its ports.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Tx {
-    /// On one port, the active one if it has any.
-    ActiveBackup(Option<PciAddress>),
-    /// By a hash of the headers.
-    Hash,
-    /// In another way: the bond's mode.
-    Other(String),
-}
-
 /// A PF as the PCI bus has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PfFunction {
@@ -667,16 +656,12 @@ impl Engine {
         &self,
         cx: &mut Locked<'_, Unlocked>,
         name: &str,
-        tx: Tx,
+        tx: TxType<PciAddress>,
         ports: &[PciAddress],
         foreign: &[String],
     ) -> Result<()> {
         let index = |address: &PciAddress| Ok(self.device(*address)?.0.index);
-        let tx = match tx {
-            Tx::ActiveBackup(active) => TxType::ActiveBackup(active.as_ref().map(index).transpose()?),
-            Tx::Hash => TxType::Hash,
-            Tx::Other(mode) => TxType::Other(mode),
-        };
+        let tx = tx.with_ports(index)?;
         let ports = ports.iter().map(index).collect::<Result<_>>()?;
         if self.lag(cx).mode == LagMode::Mpesw {
             return Err(Error::BondUnderMpesw(name.to_owned()));

@@ -32,15 +32,29 @@ use whole::Seen;
 
 pub use transition::Member;
 
-/// How a bond chooses the port it sends on.
+/// How a bond chooses the port it sends on. A command names ports by their PCI address, a card by their place.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum TxType {
+pub enum TxType<Port = PfIndex> {
     /// One port, the active one, if it has any.
-    ActiveBackup(Option<PfIndex>),
+    ActiveBackup(Option<Port>),
     /// By a hash of the headers.
     Hash,
     /// In a way that a card cannot follow: the bond's mode.
     Other(String),
+}
+
+impl<Port> TxType<Port> {
+    /// The same choice with its port named otherwise.
+    ///
+    /// # Errors
+    /// The error that `name` returns for the active port.
+    pub fn with_ports<Other, E>(self, name: impl FnOnce(&Port) -> Result<Other, E>) -> Result<TxType<Other>, E> {
+        Ok(match self {
+            Self::ActiveBackup(active) => TxType::ActiveBackup(active.as_ref().map(name).transpose()?),
+            Self::Hash => TxType::Hash,
+            Self::Other(mode) => TxType::Other(mode),
+        })
+    }
 }
 
 /// A bond that has at least one of the card's ports.
