@@ -1,10 +1,7 @@
 //! Devlink instances other than PFs': those of VFs and SFs that have a driver. Each has one port, of flavour
 //! `virtual`, and nothing to be changed but by its PF.
 
-use std::sync::Arc;
-
 use eswitch::PciAddress;
-use lockdep::{Mutex, lock_classes};
 use netlink::Errno;
 
 use crate::card::{Cx, Served};
@@ -12,37 +9,8 @@ use crate::refusal::Refusal;
 use crate::request::Handle;
 use crate::view::{self, DeviceName, Role};
 
-lock_classes! {
-    /// The view that was made last.
-    pub leaf ViewClass = "view of a card";
-}
-
 /// The index of the port of such an instance.
 pub(crate) const PORT: u32 = 1;
-
-/// The view that was made last, and of which state of the card.
-pub struct LastView(Mutex<ViewClass, Option<(u64, Arc<view::Card>)>>);
-
-impl Default for LastView {
-    fn default() -> Self {
-        Self(Mutex::new(None))
-    }
-}
-
-impl Served {
-    /// What there is of the card now.
-    pub fn view(&self, cx: Cx<'_, '_>) -> Arc<view::Card> {
-        let engine = self.card.engine();
-        let changes = engine.changes();
-        let last = self.last.0.lock_leaf(cx).clone();
-        if let Some((_, view)) = last.filter(|(of, _)| *of == changes) {
-            return view;
-        }
-        let view = Arc::new(view::of(engine, &self.profile, cx));
-        *self.last.0.lock_leaf(cx) = Some((changes, Arc::clone(&view)));
-        view
-    }
-}
 
 /// An instance of a VF or SF.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -190,6 +190,17 @@ impl Handle<'_> {
     }
 }
 
+/// The command of a generic netlink message, and its attributes.
+///
+/// # Errors
+/// EINVAL: the message is too short to have one.
+pub(crate) fn split(payload: &[u8]) -> Result<(u8, &[u8]), Refusal> {
+    match payload.split_at_checked(GENL_HEADER) {
+        Some(([command, ..], attributes)) => Ok((*command, attributes)),
+        _ => Err(Refusal::bare(Errno::INVAL)),
+    }
+}
+
 fn refused(offset: usize, message: &str) -> Refusal {
     Refusal { offset: Some(offset as u32), ..Refusal::new(Errno::INVAL, message) }
 }

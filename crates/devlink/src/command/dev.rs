@@ -5,11 +5,11 @@ use eswitch::devlink::InlineMode;
 use eswitch::{Mode, PciAddress};
 use netlink::{Builder, Errno};
 
-use crate::answer::Reply;
 use crate::card::{Cx, Served};
 use crate::instance::{self, Instance, Meant};
 use crate::numbers::{attribute as a, command as c};
 use crate::refusal::Refusal;
+use crate::reply::Reply;
 use crate::request::Attributes;
 use crate::view::{DeviceName, Profile};
 
