@@ -1,36 +1,39 @@
-//! A card as the server answers for it.
+//! A card that is served on a control socket.
 
+use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use control::CommandTarget;
+use eswitch::Touched;
 use lockdep::{Domain, Locked, Unlocked};
 
 use crate::carried_out::CarriedOut;
-use crate::instance::LastView;
+use crate::last_view::LastView;
 use crate::refusal::Refusal;
 use crate::shared::SharedView;
-use crate::view::Profile;
+use crate::view::{self, Profile};
 
-/// What is answered for: a card that is up, and how it presents itself.
+/// A card that is up, and what is needed to answer requests about it.
 pub struct Served {
     /// The card.
     pub card: Arc<dyn CommandTarget>,
-    /// Where threads are born.
+    /// The domain of the server's threads.
     pub domain: Arc<Domain>,
-    /// What it presents itself as.
+    /// The identity that the card shows.
     pub profile: Profile,
-    /// The number of a netdev where the card's netdevs are, if it has real ones.
+    /// Returns the interface index of the card's netdevs, if the card has real ones.
     pub ifindex: Option<IfIndex>,
-    /// The program that runs the card, if it wants to hear of commands.
+    /// The program that runs the card, if it wants to be notified of commands.
     pub host: Option<Arc<dyn Host>>,
     /// The view that was made last.
     pub last: LastView,
-    /// The view that others read.
+    /// The view in memory that other processes read.
     pub shared: SharedView,
 }
 
 impl Served {
-    /// A card that is served, without a host that hears of commands and without netdevs that have numbers.
+    /// A card without a host, whose netdevs have no interface indexes.
     pub fn new(card: Arc<dyn CommandTarget>, domain: Arc<Domain>, profile: Profile) -> Self {
         Self {
             card,
@@ -42,14 +45,30 @@ impl Served {
             shared: SharedView::default(),
         }
     }
+
+    /// The view of the card as it is now.
+    pub fn view(&self, cx: Cx<'_, '_>) -> Arc<view::Card> {
+        self.last.get(cx, self.card.engine(), &self.profile)
+    }
+
+    /// Updates the view in shared memory: see [`SharedView::publish`].
+    pub(crate) fn publish(&self, cx: Cx<'_, '_>, touched: Touched) -> bool {
+        self.shared.publish(cx, self.card.engine(), &self.profile, touched)
+    }
+
+    /// Returns a descriptor of the view in shared memory: see [`SharedView::file`].
+    pub(crate) fn share_view(&self, cx: Cx<'_, '_>) -> io::Result<OwnedFd> {
+        self.shared.file(cx, self.card.engine(), &self.profile)
+    }
 }
 
-/// The program that runs a card: a daemon that keeps what was agreed, and that can be asked about itself.
+/// The program that runs a card: a daemon that keeps what was agreed, and that answers requests about itself.
 pub trait Host: Send + Sync {
-    /// A command that may change the card has been carried out, or refused. It is answered when this returns.
+    /// Is called when a command that may change the card has been carried out or refused. The command is answered when
+    /// this returns.
     ///
     /// # Errors
-    /// What to answer though it was carried out.
+    /// The error to answer the command with although it was carried out.
     fn carried_out(
         &self,
         cx: Cx<'_, '_>,
@@ -57,18 +76,18 @@ pub trait Host: Send + Sync {
         outcome: Result<(), &Refusal>,
     ) -> Result<(), Refusal>;
 
-    /// What there is to tell of the card and of who runs it, in JSON.
+    /// The status of the card and of this program, as JSON.
     fn status(&self, cx: Cx<'_, '_>) -> String;
 
-    /// Asks it to end; `how` is in its own words.
+    /// Asks this program to end. `how` is one of its own words.
     ///
     /// # Errors
-    /// It does not know how to end so.
+    /// It does not know that word.
     fn end(&self, cx: Cx<'_, '_>, how: &str) -> Result<(), Refusal>;
 }
 
-/// The number of a netdev of a name.
+/// Returns the interface index of the netdev with a name.
 pub type IfIndex = Box<dyn Fn(&str) -> Option<u32> + Send + Sync>;
 
-/// The right to use the locks, with nothing held.
+/// The token of a thread that holds no lock.
 pub type Cx<'a, 'b> = &'a mut Locked<'b, Unlocked>;

@@ -15,8 +15,8 @@ use rustix::net::{
     SocketType,
 };
 
-use crate::answer::{ESWITCH, VERSION};
 use crate::eswitch_family;
+use crate::family::{ESWITCH, VERSION};
 use crate::refusal::Refusal;
 use crate::shared::ViewReader;
 
@@ -46,6 +46,13 @@ pub struct Answered {
     pub command: u8,
     /// Its attributes, to be read with [`netlink::attributes`].
     pub attributes: Vec<u8>,
+}
+
+/// The JSON that was dumped in [pieces](eswitch_family::PIECE).
+pub fn join_pieces(answers: &[Answered]) -> Vec<u8> {
+    let attributes = answers.iter().flat_map(|answer| attributes(&answer.attributes).flatten());
+    let pieces = attributes.filter(|attribute| attribute.kind == eswitch_family::PIECE);
+    pieces.flat_map(|piece| piece.value).copied().collect()
 }
 
 /// Why there is no answer.

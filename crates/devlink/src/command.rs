@@ -1,4 +1,4 @@
-//! The commands of the devlink family: what each may be asked with, and what answers it.
+//! The commands of the devlink family: which attributes each takes, and which function answers it.
 
 mod dev;
 mod health;
@@ -6,37 +6,109 @@ mod param;
 mod port;
 mod rate;
 
-use crate::answer::Reply;
+use eswitch::{CardConfig, Touched};
+use netlink::Errno;
+
 use crate::card::{Cx, Served};
-use crate::numbers::{attribute as a, command as c};
+use crate::carried_out;
+use crate::family::{CONFIG_GROUP, DEVLINK, Family, VERSION};
+use crate::numbers::{attribute as a, command as c, control};
+use crate::peer::Peer;
 use crate::refusal::Refusal;
-use crate::request::Attributes;
+use crate::reply::Reply;
+use crate::request::{Attributes, split};
 
 pub(crate) use dev::device_message;
 pub(crate) use port::port_message;
 
-/// What answers a request: it adds replies, and says whether it could.
+/// Answers a request: adds messages to the reply, or refuses it.
 pub(crate) type Handler = fn(&Served, Cx<'_, '_>, &Attributes<'_>, &mut Reply<'_>) -> Result<(), Refusal>;
 
 /// A command.
-pub(crate) struct Command {
-    pub number: u8,
-    /// Whether it takes the right to change things, as with the kernel: also some that only look.
-    pub admin: bool,
+struct Command {
+    number: u8,
+    /// Whether it takes the right to change the card. As in the kernel, some commands that only query do.
+    admin: bool,
     /// The attributes it takes.
-    pub allowed: &'static [u16],
-    /// What answers a request for one.
-    pub one: Option<Handler>,
-    /// What answers a request for all.
-    pub all: Option<Handler>,
+    allowed: &'static [u16],
+    /// Answers a request that is no dump.
+    one: Option<Handler>,
+    /// Answers a dump.
+    all: Option<Handler>,
+}
+
+/// A request of the devlink family, decoded.
+pub(crate) struct Request<'a> {
+    command: &'static Command,
+    handler: Handler,
+    attributes: Attributes<'a>,
+}
+
+impl<'a> Request<'a> {
+    /// Decodes a request.
+    ///
+    /// # Errors
+    /// EOPNOTSUPP: the card has no such command, or not as a dump, or only as a dump. EPERM: the peer may not make it.
+    /// EINVAL: an attribute is malformed.
+    pub fn parse(peer: &Peer, is_dump: bool, payload: &'a [u8]) -> Result<Self, Refusal> {
+        let (number, attributes) = split(payload)?;
+        let Some(command) = COMMANDS.iter().find(|command| command.number == number) else {
+            return Err(match number {
+                1..=c::MAX => Refusal::unsupported("this card does not support that devlink command"),
+                _ => Refusal::bare(Errno::OPNOTSUPP),
+            });
+        };
+        if command.admin && !peer.may_change {
+            return Err(Refusal::bare(Errno::PERM));
+        }
+        let handler = if is_dump { command.all } else { command.one };
+        let Some(handler) = handler else { return Err(Refusal::bare(Errno::OPNOTSUPP)) };
+        Ok(Self { command, handler, attributes: Attributes::of_request(attributes, command.allowed)? })
+    }
+
+    /// Carries the request out and answers it.
+    pub fn answer(&self, served: &Served, cx: Cx<'_, '_>, reply: &mut Reply<'_>) -> Result<(), Refusal> {
+        let outcome = (self.handler)(served, cx, &self.attributes, reply);
+        match self.command.admin {
+            true => carried_out::devlink_command(served, cx, self.command.number, &self.attributes, outcome),
+            false => outcome,
+        }
+    }
+
+    /// What of the view the request may have changed.
+    pub fn touched(&self, card: &CardConfig) -> Touched {
+        match self.command.admin {
+            true => carried_out::touched_view(card, self.command.number, &self.attributes),
+            false => Touched::Nothing,
+        }
+    }
+}
+
+/// What `nlctrl` reports of the devlink family.
+pub(crate) fn family() -> Family {
+    let flags = |command: &Command| {
+        let flag = |is: bool, flag: u32| if is { flag } else { 0 };
+        flag(command.admin, control::ADMIN)
+            | flag(command.one.is_some(), control::CAN_DO)
+            | flag(command.all.is_some(), control::CAN_DUMP)
+            | control::HAS_POLICY
+    };
+    Family {
+        name: "devlink",
+        number: DEVLINK,
+        version: VERSION.into(),
+        max_attribute: 180,
+        operations: COMMANDS.iter().map(|command| (command.number, flags(command))).collect(),
+        groups: &[("config", CONFIG_GROUP)],
+    }
 }
 
 const DEVICE: &[u16] = &[a::BUS_NAME, a::DEV_NAME];
 const PORT: &[u16] = &[a::BUS_NAME, a::DEV_NAME, a::PORT_INDEX];
 
-/// Whether a command is one that the kernel marks GENL_ADMIN_PERM (`devlink_nl_ops` in `net/devlink/netlink_gen.c`): it
-/// takes CAP_NET_ADMIN in the initial user namespace, also some that only look. True also for what devlink has and this
-/// card does not support, which is told only to those who may.
+/// Whether the kernel marks a command GENL_ADMIN_PERM (`devlink_nl_ops` in `net/devlink/netlink_gen.c`), so that it takes
+/// CAP_NET_ADMIN in the initial user namespace; some commands that only query do. This holds also for commands that
+/// devlink has and this card does not support: only a program with that capability learns that they are not supported.
 #[must_use]
 pub fn takes_admin(number: u8, is_dump: bool) -> bool {
     match COMMANDS.iter().find(|command| command.number == number) {
@@ -46,8 +118,8 @@ pub fn takes_admin(number: u8, is_dump: bool) -> bool {
     }
 }
 
-/// Every command there is, in the order of numbers.
-pub(crate) const COMMANDS: &[Command] = &[
+/// Every command, by number.
+const COMMANDS: &[Command] = &[
     Command { number: c::GET, admin: false, allowed: DEVICE, one: Some(dev::get), all: Some(dev::get_all) },
     Command { number: c::PORT_GET, admin: false, allowed: PORT, one: Some(port::get), all: Some(port::get_all) },
     Command {

@@ -1,68 +1,36 @@
 //! Devlink instances other than PFs': those of VFs and SFs that have a driver. Each has one port, of flavour
 //! `virtual`, and nothing to be changed but by its PF.
 
-use std::sync::Arc;
-
 use eswitch::PciAddress;
-use lockdep::{Mutex, lock_classes};
 use netlink::Errno;
 
 use crate::card::{Cx, Served};
 use crate::refusal::Refusal;
 use crate::request::Handle;
-use crate::view::{self, Parent, Role};
-
-lock_classes! {
-    /// The view that was made last.
-    pub leaf ViewClass = "view of a card";
-}
+use crate::view::{self, DeviceName, Role};
 
 /// The index of the port of such an instance.
 pub(crate) const PORT: u32 = 1;
-
-/// The view that was made last, and of which state of the card.
-pub struct LastView(Mutex<ViewClass, Option<(u64, Arc<view::Card>)>>);
-
-impl Default for LastView {
-    fn default() -> Self {
-        Self(Mutex::new(None))
-    }
-}
-
-impl Served {
-    /// What there is of the card now.
-    pub fn view(&self, cx: Cx<'_, '_>) -> Arc<view::Card> {
-        let engine = self.card.engine();
-        let changes = engine.changes();
-        let last = self.last.0.lock_leaf(cx).clone();
-        if let Some((_, view)) = last.filter(|(of, _)| *of == changes) {
-            return view;
-        }
-        let view = Arc::new(view::of(engine, &self.profile, cx));
-        *self.last.0.lock_leaf(cx) = Some((changes, Arc::clone(&view)));
-        view
-    }
-}
 
 /// An instance of a VF or SF.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Instance {
     /// Its device.
-    pub device: Parent,
+    pub device: DeviceName,
     /// Its netdev, if that is there.
     pub netdev: Option<String>,
 }
 
 /// Every instance of a VF or SF.
 pub(crate) fn all(view: &view::Card) -> Vec<Instance> {
-    let instance = |role: Role, device: Parent| {
+    let instance = |role: Role, device: DeviceName| {
         let netdev = view.netdevs.iter().find(|netdev| netdev.role == role && netdev.parent == device);
         Instance { netdev: netdev.map(|netdev| netdev.name.clone()), device }
     };
     let vfs = view.functions.iter().filter(|function| function.vf_of.is_some() && function.driver.is_some());
-    let vfs = vfs.map(|function| instance(Role::Vf, Parent::Pci(function.address.clone())));
+    let vfs = vfs.map(|function| instance(Role::Vf, DeviceName::Pci(function.address)));
     let sfs = view.auxiliary.iter().filter(|device| device.sfnum.is_some() && device.driver.is_some());
-    let sfs = sfs.map(|device| instance(Role::Sf, Parent::Auxiliary(device.name.clone())));
+    let sfs = sfs.map(|device| instance(Role::Sf, DeviceName::Auxiliary(device.name)));
     vfs.chain(sfs).collect()
 }
 
@@ -77,15 +45,14 @@ pub(crate) enum Meant {
 /// The instance that a handle means.
 ///
 /// # Errors
-/// There is none.
+/// ENODEV: there is none.
 pub(crate) fn find(served: &Served, cx: Cx<'_, '_>, handle: Handle<'_>) -> Result<Meant, Refusal> {
-    if let Ok(address) = handle.device()
+    let device = handle.device_name()?;
+    if let DeviceName::Pci(address) = device
         && served.card.engine().pf(cx, address).is_ok()
     {
         return Ok(Meant::Pf(address));
     }
-    let view = served.view(cx);
-    let found =
-        all(&view).into_iter().find(|other| other.device.bus() == handle.bus && other.device.name() == handle.device);
+    let found = all(&served.view(cx)).into_iter().find(|other| other.device == device);
     found.map(Meant::Other).ok_or(Refusal::bare(Errno::NODEV))
 }

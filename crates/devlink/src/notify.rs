@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use control::Follower;
@@ -14,11 +13,11 @@ use lockdep::{Locked, Unlocked};
 use netlink::{Builder, Datagram, Flags, Header};
 use rustix::net::{self, SendFlags};
 
-use crate::answer::{DEVLINK, VERSION};
 use crate::card::Served;
+use crate::clients::Clients;
 use crate::command::{device_message, port_message};
+use crate::family::{DEVLINK, VERSION};
 use crate::numbers::{attribute as a, command as c};
-use crate::server::Clients;
 
 /// Tells it until what is returned is dropped.
 pub(crate) fn follow(
@@ -44,7 +43,7 @@ struct Teller {
 
 impl Teller {
     fn tell_all(&mut self, cx: &mut Locked<'_, Unlocked>, events: Vec<Event>) -> Option<Duration> {
-        let all = self.served.shared.publish(cx, &self.served, Touched::Nothing);
+        let all = self.served.publish(cx, Touched::Nothing);
         self.untold.extend(events);
         self.tell_listeners(cx);
         (!all || !self.untold.is_empty()).then_some(AGAIN)
@@ -52,7 +51,7 @@ impl Teller {
 
     fn tell_listeners(&mut self, cx: &mut Locked<'_, Unlocked>) {
         let events = std::mem::take(&mut self.untold);
-        let listeners = self.clients.those(cx, |peer| peer.joined.load(Ordering::Relaxed));
+        let listeners = self.clients.joined(cx);
         if listeners.is_empty() {
             return;
         }

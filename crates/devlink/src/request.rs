@@ -7,6 +7,7 @@ use netlink::{Attribute, Errno, GENL_HEADER, HEADER, attributes};
 
 use crate::numbers::attribute;
 use crate::refusal::Refusal;
+use crate::view::DeviceName;
 
 /// The attributes of a request, the last of each type, as the kernel takes them.
 #[derive(Clone, Debug, Default)]
@@ -169,16 +170,34 @@ impl<'a> Attributes<'a> {
 }
 
 impl Handle<'_> {
-    /// The PCI function that is meant.
+    /// The device of the instance.
     ///
     /// # Errors
-    /// It is on another bus, or has no address: then there is no such instance.
+    /// ENODEV: no card can have a device of that name, so there is no such instance.
+    pub fn device_name(&self) -> Result<DeviceName, Refusal> {
+        DeviceName::parse(self.bus, self.device).ok_or(Refusal::bare(Errno::NODEV))
+    }
+
+    /// The address of the instance's PCI function.
+    ///
+    /// # Errors
+    /// ENODEV: the device is on another bus, or its name is no PCI address, so there is no such instance.
     pub fn device(&self) -> Result<PciAddress, Refusal> {
-        let none = Refusal::bare(Errno::NODEV);
-        if self.bus != "pci" {
-            return Err(none);
+        match self.device_name()? {
+            DeviceName::Pci(address) => Ok(address),
+            DeviceName::Auxiliary(_) => Err(Refusal::bare(Errno::NODEV)),
         }
-        self.device.parse().map_err(|_| none)
+    }
+}
+
+/// The command of a generic netlink message, and its attributes.
+///
+/// # Errors
+/// EINVAL: the message is too short to have one.
+pub(crate) fn split(payload: &[u8]) -> Result<(u8, &[u8]), Refusal> {
+    match payload.split_at_checked(GENL_HEADER) {
+        Some(([command, ..], attributes)) => Ok((*command, attributes)),
+        _ => Err(Refusal::bare(Errno::INVAL)),
     }
 }
 

@@ -4,7 +4,6 @@
 //! as it is put together, and who does not read it holds up nobody else. What happens is told to whoever
 //! has asked for it and has room; who has not misses it, as with the kernel.
 
-use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 
 use control::Follower;
-use lockdep::{Locked, Mutex, Unlocked, lock_classes};
+use lockdep::{Locked, Unlocked};
 use rustix::net::sockopt::socket_peercred;
 use rustix::net::{
     self, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, UCred,
@@ -22,15 +21,13 @@ use rustix::net::{
 
 use eswitch::Touched;
 
-use crate::answer::{Peer, Sink, answer, answer_too_long};
+use crate::answer::{answer, answer_too_long};
 use crate::card::{Cx, Served};
+use crate::clients::{Client, Clients};
 use crate::notify;
+use crate::peer::Peer;
+use crate::reply::Sink;
 use crate::sys;
-
-lock_classes! {
-    /// Who is connected.
-    pub leaf ClientsClass = "clients of the control socket";
-}
 
 /// Bytes of a request at most.
 const REQUEST_MAX: usize = 64 * 1024;
@@ -42,66 +39,6 @@ pub struct Access {
     pub group: Option<u32>,
     /// Connections at a time at most.
     pub clients: usize,
-}
-
-/// How the places of a card are shared out, so that no user can keep root or who serves from connecting, nor one
-/// user the others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Places {
-    all: usize,
-    /// For users other than root and who serves, together.
-    others: usize,
-    /// For each of them.
-    each: usize,
-    /// Of those kept for root and who serves, what one of the two leaves to the other.
-    kept: usize,
-}
-
-impl Places {
-    /// A quarter is kept for root and who serves; of the others each user may have a quarter.
-    fn of(all: usize) -> Self {
-        let kept = all.div_ceil(4);
-        let others = all - kept;
-        Self { all, others, each: others.div_ceil(4), kept }
-    }
-
-    /// Whether there is one more for a user, beside those of the users who are connected. `own`: who serves.
-    fn has_one(self, user: u32, own: u32, connected: impl Iterator<Item = u32> + Clone) -> bool {
-        const ROOT: u32 = 0;
-        let is_privileged = |user: &u32| *user == ROOT || *user == own;
-        let of_user = connected.clone().filter(|other| *other == user).count();
-        let all = connected.clone().count();
-        if !is_privileged(&user) {
-            let others = connected.filter(|user| !is_privileged(user)).count();
-            return all < self.all && others < self.others && of_user < self.each;
-        }
-        // Neither of root and who serves takes the last places from the other.
-        let of_the_other = connected.filter(|other| is_privileged(other) && *other != user).count();
-        let left = if own == ROOT { 0 } else { (self.kept / 2).saturating_sub(of_the_other) };
-        all + left < self.all
-    }
-}
-
-/// A client.
-pub(crate) struct Client {
-    pub socket: OwnedFd,
-    pub peer: Peer,
-    /// Whose it is.
-    user: u32,
-}
-
-/// Who is connected, by number.
-pub(crate) struct Clients(Mutex<ClientsClass, BTreeMap<u64, Arc<Client>>>);
-
-impl Clients {
-    fn new() -> Self {
-        Self(Mutex::new(BTreeMap::new()))
-    }
-
-    /// Those of whom something is true.
-    pub fn those(&self, cx: &mut Locked<'_, Unlocked>, is: impl Fn(&Peer) -> bool) -> Vec<Arc<Client>> {
-        self.0.lock_leaf(cx).values().filter(|client| is(&client.peer)).cloned().collect()
-    }
 }
 
 struct Shared {
@@ -133,7 +70,7 @@ impl Server {
     ) -> io::Result<Self> {
         let clients = Arc::new(Clients::new());
         // From here on every command sees to it that what it has changed can be read.
-        served.shared.publish(cx, &served, Touched::Everything);
+        served.publish(cx, Touched::Everything);
         let notifier = notify::follow(cx, &served, &clients)?;
         let shared = Arc::new(Shared {
             served,
@@ -179,9 +116,7 @@ impl Shared {
                 Err(_) => thread::sleep(std::time::Duration::from_millis(10)),
             }
         }
-        for client in self.clients.0.lock_leaf(cx).values() {
-            let _ = net::shutdown(&client.socket, Shutdown::Both);
-        }
+        self.clients.shut_down(cx);
         for thread in threads {
             let _ = thread.join();
         }
@@ -194,14 +129,9 @@ impl Shared {
         let user = who.uid.as_raw();
         let may_change = self.may_change(&socket, &who);
         let client = Arc::new(Client { socket, peer: Peer { may_change, ..Peer::default() }, user });
-        {
-            let mut clients = self.clients.0.lock_leaf(cx);
-            let own = rustix::process::geteuid().as_raw();
-            let connected = clients.values().map(|client| client.user);
-            if !Places::of(self.access.clients).has_one(user, own, connected) {
-                return None;
-            }
-            clients.insert(number, Arc::clone(&client));
+        let own = rustix::process::geteuid().as_raw();
+        if !self.clients.admit(cx, number, &client, self.access.clients, own) {
+            return None;
         }
         let domain = Arc::clone(&self.served.domain);
         let (served, clients) = (Arc::clone(&self.served), Arc::clone(&self.clients));
@@ -209,13 +139,13 @@ impl Shared {
             lockdep::enter(&domain, "client", |cx| {
                 let served = catch_unwind(AssertUnwindSafe(|| serve(&served, cx, &client)));
                 // However it has ended: a place that is not given back is lost for good.
-                clients.0.lock_leaf(cx).remove(&number);
+                clients.remove(cx, number);
                 served.unwrap_or_else(|panic| resume_unwind(panic));
             });
         };
         let spawned = thread::Builder::new().name("client".to_owned()).spawn(serve);
         if spawned.is_err() {
-            self.clients.0.lock_leaf(cx).remove(&number);
+            self.clients.remove(cx, number);
         }
         spawned.ok()
     }
@@ -268,7 +198,7 @@ impl Sink for ToClient<'_> {
     }
 
     fn done(&mut self, cx: Cx<'_, '_>, touched: Touched) {
-        self.served.shared.publish(cx, self.served, touched);
+        self.served.publish(cx, touched);
     }
 
     fn is_gone(&self) -> bool {
@@ -290,48 +220,5 @@ fn send_all(client: &Client, bytes: &[u8], attached: Option<&OwnedFd>) -> bool {
             Err(rustix::io::Errno::INTR) => {}
             Err(_) => return false,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const ROOT: u32 = 0;
-    const OWN: u32 = 1_000;
-
-    /// How many places a user gets beside those of the users who are connected.
-    fn gets(all: usize, user: u32, own: u32, connected: &[u32]) -> usize {
-        let mut connected = connected.to_vec();
-        let before = connected.len();
-        while Places::of(all).has_one(user, own, connected.iter().copied()) {
-            connected.push(user);
-        }
-        connected.len() - before
-    }
-
-    #[test]
-    fn no_user_keeps_another_out() {
-        for all in [8, 16, 100, 1_024] {
-            let mut connected = Vec::new();
-            for user in 2_000..2_010 {
-                let own = gets(all, user, OWN, &connected);
-                assert!(own <= all / 4, "{own} of {all}");
-                connected.extend(std::iter::repeat_n(user, own));
-            }
-            assert!(connected.len() >= all / 2, "they get what is not kept");
-            for user in [ROOT, OWN] {
-                let privileged = gets(all, user, OWN, &connected);
-                assert!(privileged >= 1, "{user} gets none of {all}");
-                let both = [&connected[..], &vec![user; privileged]].concat();
-                assert!(gets(all, ROOT + OWN - user, OWN, &both) >= 1, "{user} leaves none of {all}");
-            }
-        }
-    }
-
-    #[test]
-    fn root_alone_gets_all() {
-        assert_eq!(gets(100, ROOT, ROOT, &[]), 100);
-        assert_eq!(gets(100, OWN, ROOT, &[ROOT; 100]), 0);
     }
 }

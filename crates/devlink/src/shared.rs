@@ -22,13 +22,12 @@ use std::time::{Duration, Instant};
 
 use eswitch::card::Resource;
 use eswitch::inspect::PfView;
-use eswitch::{Engine, PciAddress, PfFunction, Touched};
-use lockdep::{Mutex, lock_classes};
+use eswitch::{CardConfig, Engine, PciAddress, PfFunction, Touched};
+use lockdep::{Locked, Mutex, Unlocked, lock_classes};
 use rustix::fs::{MemfdFlags, Mode, OFlags, fchmod, memfd_create, open};
 use rustix::io::{pread, pwrite};
 
-use crate::card::{Cx, Served};
-use crate::view;
+use crate::view::{self, Profile};
 
 lock_classes! {
     /// What was seen of the card, and the memory it is written to.
@@ -58,7 +57,7 @@ impl Wait {
         }
     }
 
-    fn look(self, cx: Cx<'_, '_>, engine: &Engine, pf: PciAddress) -> Option<eswitch::Result<PfView>> {
+    fn look(self, cx: &mut Locked<'_, Unlocked>, engine: &Engine, pf: PciAddress) -> Option<eswitch::Result<PfView>> {
         loop {
             match self {
                 Self::Ever => return Some(engine.inspect_pf(cx, pf)),
@@ -137,16 +136,21 @@ impl SharedView {
     /// Sees to it that what has been changed so far of what was `touched` can be read when it returns; of the
     /// rest, what can be looked at without waiting for a command, and what was never looked at before. Whether
     /// that was all of it.
-    pub(crate) fn publish(&self, cx: Cx<'_, '_>, served: &Served, touched: Touched) -> bool {
-        let Looked { all, changed } = self.look(cx, served, touched);
+    pub(crate) fn publish(
+        &self,
+        cx: &mut Locked<'_, Unlocked>,
+        engine: &Engine,
+        profile: &Profile,
+        touched: Touched,
+    ) -> bool {
+        let Looked { all, changed } = self.look(cx, engine, touched);
         if changed {
-            self.0.lock_leaf(cx).write(served);
+            self.0.lock_leaf(cx).write(engine.config(), profile);
         }
         all
     }
 
-    fn look(&self, cx: Cx<'_, '_>, served: &Served, touched: Touched) -> Looked {
-        let engine = served.card.engine();
+    fn look(&self, cx: &mut Locked<'_, Unlocked>, engine: &Engine, touched: Touched) -> Looked {
         let end = Instant::now() + PATIENCE;
         let (mut busy, mut all, mut differs) = (Vec::new(), true, touched != Touched::Nothing);
         for pf in engine.addresses() {
@@ -213,7 +217,12 @@ impl SharedView {
     ///
     /// # Errors
     /// There are no more descriptors, or there is no memory left.
-    pub(crate) fn file(&self, cx: Cx<'_, '_>, served: &Served) -> io::Result<OwnedFd> {
+    pub(crate) fn file(
+        &self,
+        cx: &mut Locked<'_, Unlocked>,
+        engine: &Engine,
+        profile: &Profile,
+    ) -> io::Result<OwnedFd> {
         {
             let mut state = self.0.lock_leaf(cx);
             if state.memory.is_none() {
@@ -221,10 +230,10 @@ impl SharedView {
                 state.last = None;
             }
         }
-        self.look(cx, served, Touched::Nothing);
+        self.look(cx, engine, Touched::Nothing);
         let mut state = self.0.lock_leaf(cx);
         // The view may be older than the memory.
-        state.write(served);
+        state.write(engine.config(), profile);
         let memory = state.memory.as_ref().ok_or(io::ErrorKind::NotFound)?;
         if memory.at.is_none() {
             return Err(io::ErrorKind::OutOfMemory.into());
@@ -235,14 +244,14 @@ impl SharedView {
 
 impl State {
     /// Writes what was seen, if it is not what can be read already.
-    fn write(&mut self, served: &Served) {
+    fn write(&mut self, config: &CardConfig, profile: &Profile) {
         let (Some(memory), Some((_, modules)), Some(rest)) = (&mut self.memory, &self.modules, &self.rest) else {
             return;
         };
         let mut snapshot = rest.snapshot.clone();
         snapshot.pfs = self.pfs.values().filter_map(|(_, pf)| pf.clone()).collect();
         snapshot.modules.clone_from(modules);
-        let card = view::build(served.card.engine().config(), &served.profile, &rest.functions, &snapshot);
+        let card = view::build(config, profile, &rest.functions, &snapshot);
         if self.last.as_ref() == Some(&card) {
             return;
         }

@@ -5,13 +5,17 @@
 //! knows of an engine.
 
 mod build;
-mod ids;
 mod rdma;
+mod switch_id;
 
 pub(crate) use build::build;
 pub use build::of;
-pub use ids::{NotAName, PortHandle, SwitchId};
+pub use switch_id::SwitchId;
 
+use std::fmt;
+
+use eswitch::auxiliary::AuxiliaryName;
+use eswitch::{PciAddress, PortHandle, SfNum};
 use serde::{Deserialize, Serialize};
 
 /// What a card pretends to be.
@@ -79,9 +83,9 @@ pub struct Card {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Function {
     /// `0000:08:00.0`.
-    pub address: String,
+    pub address: PciAddress,
     /// For a VF, its PF's address and its number.
-    pub vf_of: Option<(String, u16)>,
+    pub vf_of: Option<(PciAddress, u16)>,
     /// The driver it is bound to.
     pub driver: Option<String>,
     /// `driver_override`, if one is set.
@@ -102,27 +106,30 @@ pub struct Sriov {
     /// `sriov_offset`: routing id of VF 0 less that of the PF. 0 where the VFs are those of another machine.
     pub offset: u16,
     /// The addresses of enabled VFs, by number, those taken off the bus among them.
-    pub vfs: Vec<String>,
+    pub vfs: Vec<PciAddress>,
 }
 
-/// Whose child a device is.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+/// The name of a device on its bus (`dev_name` in the kernel): of a PCI function, or of a device on the auxiliary bus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Parent {
-    /// A PCI function, by address.
-    Pci(String),
-    /// A device on the auxiliary bus, by name.
-    Auxiliary(String),
+pub enum DeviceName {
+    /// The address of a PCI function.
+    Pci(PciAddress),
+    /// The name of an auxiliary device.
+    Auxiliary(AuxiliaryName),
 }
 
-impl Parent {
-    /// The device of a name on a bus, if that is a bus that a card's devices are on.
-    pub fn on_bus(bus: &str, name: &str) -> Option<Self> {
-        match bus {
-            "pci" => Some(Self::Pci(name.to_owned())),
-            "auxiliary" => Some(Self::Auxiliary(name.to_owned())),
+impl DeviceName {
+    /// Parses a device's name on a bus. `None`: a card can have no such device, as it has none on that bus, or as its
+    /// devices there have names of another form.
+    pub fn parse(bus: &str, name: &str) -> Option<Self> {
+        let device = match bus {
+            "pci" => name.parse().map(Self::Pci).ok(),
+            "auxiliary" => name.parse().map(Self::Auxiliary).ok(),
             _ => None,
-        }
+        };
+        // The kernel compares names byte by byte: an address in capitals names no device.
+        device.filter(|device| device.to_string() == name)
     }
 
     /// The bus: `pci`, `auxiliary`.
@@ -132,11 +139,14 @@ impl Parent {
             Self::Auxiliary(_) => "auxiliary",
         }
     }
+}
 
-    /// Its name on the bus: `0000:08:00.0`, `mlx5_core.sf.4`.
-    pub fn name(&self) -> &str {
+impl fmt::Display for DeviceName {
+    /// Its name without the bus: `0000:08:00.0`, `mlx5_core.sf.4`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Pci(name) | Self::Auxiliary(name) => name,
+            Self::Pci(address) => address.fmt(f),
+            Self::Auxiliary(name) => name.fmt(f),
         }
     }
 }
@@ -145,13 +155,13 @@ impl Parent {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Auxiliary {
     /// `mlx5_core.eth.0`.
-    pub name: String,
-    /// Where it hangs.
-    pub parent: Parent,
+    pub name: AuxiliaryName,
+    /// Its parent device in sysfs.
+    pub parent: DeviceName,
     /// The driver's name on the bus, `mlx5_core.eth`, if one is bound.
     pub driver: Option<String>,
     /// For an SF's own device, its number as given to `devlink port add`.
-    pub sfnum: Option<u32>,
+    pub sfnum: Option<SfNum>,
 }
 
 /// What a netdev is for.
@@ -176,7 +186,7 @@ pub struct Netdev {
     /// What it is for.
     pub role: Role,
     /// `device` in sysfs, and IFLA_PARENT_DEV_NAME.
-    pub parent: Parent,
+    pub parent: DeviceName,
     /// `phys_port_name`, if it has one.
     pub port_name: Option<String>,
     /// Whether it has the card's `phys_switch_id`.
@@ -189,7 +199,7 @@ pub struct Netdev {
     pub port: Option<PortHandle>,
     /// The driver that `ethtool -i` names: `mlx5_core`, `mlx5e_rep` for representors.
     pub driver: String,
-    /// `bus-info` of `ethtool -i`.
+    /// `bus-info` of `ethtool -i`, which is the name of the parent device.
     pub bus_info: String,
 }
 
@@ -228,7 +238,7 @@ pub struct RdmaDevice {
     /// `rocep8s0f0`.
     pub name: String,
     /// `device` in sysfs.
-    pub parent: Parent,
+    pub parent: DeviceName,
     /// `node_guid`.
     pub node_guid: u64,
     /// Its ports, from number 1.
@@ -257,4 +267,42 @@ pub struct Module {
     pub description: String,
     /// The drivers it registers: bus (`pci`, `auxiliary`) and name (`mlx5_core`, `mlx5_core.eth`).
     pub drivers: Vec<(String, String)>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_in_json_are_the_text_that_programs_know() {
+        let device = |bus, name| DeviceName::parse(bus, name).unwrap();
+        for (name, json) in [
+            (device("pci", "0000:08:00.0"), r#"{"pci":"0000:08:00.0"}"#),
+            (device("auxiliary", "mlx5_core.sf.4"), r#"{"auxiliary":"mlx5_core.sf.4"}"#),
+        ] {
+            assert_eq!(serde_json::to_string(&name).unwrap(), json);
+            assert_eq!(serde_json::from_str::<DeviceName>(json).unwrap(), name);
+        }
+        let auxiliary = Auxiliary {
+            name: AuxiliaryName::Sf { id: 4 },
+            parent: device("pci", "0000:08:00.0"),
+            driver: None,
+            sfnum: Some(SfNum(88)),
+        };
+        let json = r#"{"name":"mlx5_core.sf.4","parent":{"pci":"0000:08:00.0"},"driver":null,"sfnum":88}"#;
+        assert_eq!(serde_json::to_string(&auxiliary).unwrap(), json);
+    }
+
+    #[test]
+    fn a_name_that_no_device_of_a_card_can_have_is_not_parsed() {
+        for (bus, name) in [
+            ("usb", "1-1"),
+            ("pci", "0000:08:00"),
+            ("pci", "0000:0A:00.0"),
+            ("pci", "mlx5_core.sf.4"),
+            ("auxiliary", "0000:08:00.0"),
+        ] {
+            assert_eq!(DeviceName::parse(bus, name), None, "{bus}/{name}");
+        }
+    }
 }

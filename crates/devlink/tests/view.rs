@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use card_memory::MemoryCard;
-use devlink::view::{self, Card, Parent, Profile, Role};
+use devlink::view::{self, Card, DeviceName, Profile, Role};
+use eswitch::auxiliary::{AuxKind, AuxiliaryName};
 use eswitch::card::Card as _;
 use eswitch::{CardConfig, Engine, FunctionChange, Mode, PciAddress, SfNum};
 use lockdep::{Domain, Locked, OnReport, Threads, Unlocked};
@@ -34,18 +35,18 @@ fn look(cx: &mut Locked<'_, Unlocked>, engine: &Engine) -> Card {
     engine.settle(cx, true);
     let view = view::of(engine, &Profile::mlx5(), cx);
     for auxiliary in &view.auxiliary {
-        assert_parent(&view, &auxiliary.parent);
+        assert_parent(&view, auxiliary.parent);
     }
-    view.netdevs.iter().for_each(|netdev| assert_parent(&view, &netdev.parent));
-    view.rdma.iter().for_each(|device| assert_parent(&view, &device.parent));
+    view.netdevs.iter().for_each(|netdev| assert_parent(&view, netdev.parent));
+    view.rdma.iter().for_each(|device| assert_parent(&view, device.parent));
     view
 }
 
 /// Nobody is the child of what is not there.
-fn assert_parent(view: &Card, parent: &Parent) {
+fn assert_parent(view: &Card, parent: DeviceName) {
     let there = match parent {
-        Parent::Pci(address) => view.functions.iter().any(|f| f.address == *address && f.driver.is_some()),
-        Parent::Auxiliary(name) => view.auxiliary.iter().any(|a| a.name == *name && a.driver.is_some()),
+        DeviceName::Pci(address) => view.functions.iter().any(|f| f.address == address && f.driver.is_some()),
+        DeviceName::Auxiliary(name) => view.auxiliary.iter().any(|a| a.name == name && a.driver.is_some()),
     };
     assert!(there, "{parent:?} in {view:#?}");
 }
@@ -65,12 +66,12 @@ fn in_legacy_mode() {
     story(card(1), |cx, engine| {
         let view = look(cx, engine);
         assert_eq!((view.name.as_str(), view.profile.driver.as_str()), ("0000:08:00.0", "mlx5_core"));
-        let addresses: Vec<_> = view.functions.iter().map(|f| f.address.as_str()).collect();
+        let addresses: Vec<_> = view.functions.iter().map(|f| f.address.to_string()).collect();
         assert_eq!(addresses, ["0000:08:00.0", "0000:08:00.1", "0000:08:00.2", "0000:08:01.2"]);
         let sriov = view.functions[1].sriov.as_ref().unwrap();
         assert_eq!((sriov.total, sriov.enabled, sriov.offset, sriov.autoprobe), (8, 1, 9, true));
-        assert_eq!(sriov.vfs, ["0000:08:01.2"]);
-        assert_eq!(view.functions[3].vf_of, Some(("0000:08:00.1".to_owned(), 0)));
+        assert_eq!(sriov.vfs, ["0000:08:01.2".parse::<PciAddress>().unwrap()]);
+        assert_eq!(view.functions[3].vf_of, Some(("0000:08:00.1".parse().unwrap(), 0)));
         assert_eq!(
             netdevs(&view),
             [
@@ -85,7 +86,7 @@ fn in_legacy_mode() {
         assert_eq!(view.netdevs[0].port.as_ref().map(ToString::to_string).as_deref(), Some("pci/0000:08:00.0/65535"));
         let devices = ["rocep8s0f0", "rocep8s0f1", "rocep8s0f0v0", "rocep8s0f1v0"];
         assert_eq!(rdma(&view), devices.map(|name| (name, vec![1])));
-        let auxiliary: Vec<_> = view.auxiliary.iter().map(|a| a.name.as_str()).collect();
+        let auxiliary: Vec<_> = view.auxiliary.iter().map(|a| a.name.to_string()).collect();
         let expected = ["eth.0", "eth.1", "eth.1000000", "eth.1100000", "rdma.0", "rdma.1", "rdma.1000000"];
         assert_eq!(auxiliary[..7], expected.map(|name| format!("mlx5_core.{name}")));
         let modules: Vec<_> = view.modules.iter().map(|m| (m.name.as_str(), m.loaded, m.depends.len())).collect();
@@ -120,12 +121,13 @@ fn in_switchdev_mode_with_vfs_and_sfs() {
         assert_eq!(representor.port.as_ref().map(ToString::to_string).as_deref(), Some("pci/0000:08:00.0/32768"));
         let of_sf = of_pf0[6];
         assert_eq!(
-            (&of_sf.parent, of_sf.bus_info.as_str()),
-            (&Parent::Auxiliary("mlx5_core.sf.4".to_owned()), "mlx5_core.sf.4")
+            (of_sf.parent, of_sf.bus_info.as_str()),
+            (DeviceName::Auxiliary(AuxiliaryName::Sf { id: 4 }), "mlx5_core.sf.4")
         );
-        let device = view.auxiliary.iter().find(|a| a.name == "mlx5_core.sf.4").unwrap();
-        assert_eq!((device.sfnum, device.driver.as_deref()), (Some(88), Some("mlx5_core.sf")));
-        let own = view.auxiliary.iter().find(|a| a.name == "mlx5_core.rdma.4").unwrap();
+        let device = view.auxiliary.iter().find(|a| a.name == AuxiliaryName::Sf { id: 4 }).unwrap();
+        assert_eq!((device.sfnum, device.driver.as_deref()), (Some(SfNum(88)), Some("mlx5_core.sf")));
+        let rdma_of_sf = AuxiliaryName::Part { kind: AuxKind::Rdma, id: 4 };
+        let own = view.auxiliary.iter().find(|a| a.name == rdma_of_sf).unwrap();
         assert_eq!(own.parent, of_sf.parent);
         // A port for each vport, with its representor's netdev; places for SFs come after those for VFs.
         assert_eq!(rdma(&view)[0], ("rocep8s0f0", vec![1, 2, 3, 10]));
@@ -136,7 +138,7 @@ fn in_switchdev_mode_with_vfs_and_sfs() {
         let view = look(cx, engine);
         assert_eq!(rdma(&view), []);
         let undriven = view.auxiliary.iter().filter(|a| a.driver.is_none());
-        assert!(undriven.clone().count() > 0 && undriven.clone().all(|a| a.name.contains(".rdma")));
+        assert!(undriven.clone().count() > 0 && undriven.clone().all(|a| a.name.match_name().contains(".rdma")));
     });
 }
 
@@ -145,7 +147,7 @@ fn a_pf_that_is_unbound_has_an_address_and_nothing_else() {
     story(card(2), |cx, engine| {
         engine.unbind(cx, PF).unwrap();
         let view = look(cx, engine);
-        assert_eq!((view.functions[0].address.as_str(), &view.functions[0].driver), ("0000:08:00.0", &None));
+        assert_eq!((view.functions[0].address, &view.functions[0].driver), (PF, &None));
         assert_eq!(view.functions[0].sriov.as_ref().unwrap().enabled, 0);
         assert_eq!(view.functions.len(), 4, "the other PF has its VFs");
         assert_eq!(view.netdevs[0].name, "enp8s0f1np1");
@@ -175,18 +177,17 @@ fn a_vf_that_is_unbound_has_an_address_a_representor_and_nothing_else() {
         engine.unbind(cx, vf).unwrap();
         engine.set_driver_override(cx, vf, Some("vfio-pci".to_owned())).unwrap();
         let view = look(cx, engine);
-        let address = vf.to_string();
-        let function = view.functions.iter().find(|f| f.address == address).unwrap();
+        let function = view.functions.iter().find(|f| f.address == vf).unwrap();
         assert_eq!((function.driver.as_deref(), function.driver_override.as_deref()), (None, Some("vfio-pci")));
         let names: Vec<_> = view.netdevs.iter().map(|n| n.name.as_str()).collect();
         assert!(names.contains(&"enp8s0f0npf0vf0") && !names.contains(&"enp8s0f0v0"), "{names:?}");
-        assert!(!view.auxiliary.iter().any(|a| a.parent == Parent::Pci(address.clone())));
-        assert!(!view.rdma.iter().any(|d| d.parent == Parent::Pci(address.clone())));
+        assert!(!view.auxiliary.iter().any(|a| a.parent == DeviceName::Pci(vf)));
+        assert!(!view.rdma.iter().any(|d| d.parent == DeviceName::Pci(vf)));
         assert_eq!(view.netdevs[0].vfs.len(), 2, "ip link shows it all the same");
 
         engine.remove(cx, vf).unwrap();
         let view = look(cx, engine);
-        assert!(!view.functions.iter().any(|f| f.address == address));
+        assert!(!view.functions.iter().any(|f| f.address == vf));
         assert_eq!(view.functions[0].sriov.as_ref().unwrap().enabled, 2);
     });
 }

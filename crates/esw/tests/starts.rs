@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use devlink::Client;
 use devlink::ESWITCH;
-use devlink::eswitch_family::{STATUS, joined};
+use devlink::eswitch_family::STATUS;
 use rustix::net::sockopt::socket_peercred;
 
 /// How long anything may take before a test gives up. Nothing is asserted of how long it takes.
@@ -119,7 +119,7 @@ fn answering(socket: &Path) -> Option<u32> {
     let mut client = Client::connect_by(socket, Instant::now() + LONG).ok()?;
     let pid = socket_peercred(client.socket()).unwrap().pid.as_raw_nonzero().get().cast_unsigned();
     let told = client.dump(ESWITCH, STATUS, |_| ()).unwrap();
-    let status: serde_json::Value = serde_json::from_slice(&joined(&told)).unwrap();
+    let status: serde_json::Value = serde_json::from_slice(&devlink::join_pieces(&told)).unwrap();
     assert_eq!(status["pid"], pid);
     Some(pid)
 }

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::hash::{Hash, Hasher};
+use std::str::FromStr;
 use std::sync::Arc;
 
 use lockdep::{Class, LockBefore, Locked, Mutex, Shadow, digest};
@@ -16,6 +17,7 @@ use crate::device::Pf;
 use crate::driver::{AuxiliaryDriver, BoundDriver};
 use crate::error::{Error, Result};
 use crate::event::{Event, Events};
+use crate::ids::{ParseError, serde_as_text};
 use crate::lock_order::{Auxiliary, BusLists, Probe, SfAuxiliary};
 use crate::sf::SfFunction;
 
@@ -32,6 +34,11 @@ pub enum AuxKind {
     RdmaRep,
 }
 
+impl AuxKind {
+    /// Every kind.
+    pub const ALL: [Self; 4] = [Self::Eth, Self::EthRep, Self::Rdma, Self::RdmaRep];
+}
+
 impl fmt::Display for AuxKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -42,6 +49,61 @@ impl fmt::Display for AuxKind {
         })
     }
 }
+
+/// The name of a device on the auxiliary bus. Names are ordered by kind, then by number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum AuxiliaryName {
+    /// A part of a function: `mlx5_core.eth.0`.
+    Part {
+        /// What the device is for.
+        kind: AuxKind,
+        /// Its number.
+        id: u32,
+    },
+    /// An SF's own device: `mlx5_core.sf.4`.
+    Sf {
+        /// Its number, which the parts of the SF share.
+        id: u32,
+    },
+}
+
+impl AuxiliaryName {
+    /// The name without its number, `mlx5_core.eth`: what a driver is matched by (`auxiliary_match_id` in
+    /// `drivers/base/auxiliary.c`), and the name of the module alias.
+    pub fn match_name(self) -> String {
+        match self {
+            Self::Part { kind, .. } => format!("mlx5_core.{kind}"),
+            Self::Sf { .. } => "mlx5_core.sf".to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for AuxiliaryName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Part { kind, id } => write!(f, "mlx5_core.{kind}.{id}"),
+            Self::Sf { id } => write!(f, "mlx5_core.sf.{id}"),
+        }
+    }
+}
+
+impl FromStr for AuxiliaryName {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> std::result::Result<Self, ParseError> {
+        let read = || {
+            let (kind, id) = text.strip_prefix("mlx5_core.")?.split_once('.')?;
+            let id = id.parse().ok()?;
+            let part = AuxKind::ALL.into_iter().find(|known| known.to_string() == kind);
+            part.map(|kind| Self::Part { kind, id }).or_else(|| (kind == "sf").then_some(Self::Sf { id }))
+        };
+        // A number has one form only: no sign, no leading zeros.
+        let name = read().filter(|name| name.to_string() == text);
+        name.ok_or_else(|| ParseError::new(text, "an auxiliary device such as mlx5_core.eth.0"))
+    }
+}
+
+serde_as_text!(AuxiliaryName);
 
 /// The function that publishes an auxiliary device.
 #[derive(Clone)]
@@ -127,9 +189,9 @@ impl<C: Class> AuxiliaryDevice<C> {
         &self.function
     }
 
-    /// The device's name on the bus, for example `mlx5_core.eth-rep.0`.
-    pub fn name(&self) -> String {
-        format!("mlx5_core.{}.{}", self.kind, self.id)
+    /// Its name on the bus, `mlx5_core.eth-rep.0`.
+    pub fn name(&self) -> AuxiliaryName {
+        AuxiliaryName::Part { kind: self.kind, id: self.id }
     }
 
     /// Whether a driver is bound, and the error of the last probe if that failed.
@@ -164,7 +226,7 @@ impl<C: Class> AuxiliaryDevice<C> {
             return Ok(());
         };
         let probed = if cx.fails(|| self.place()) {
-            Err(Error::Card { operation: self.name(), source: CardError::Planned(self.place()) })
+            Err(Error::Card { operation: self.name().to_string(), source: CardError::Planned(self.place()) })
         } else {
             driver.probe(&mut cx.narrow(), &self.function)
         };
@@ -176,7 +238,7 @@ impl<C: Class> AuxiliaryDevice<C> {
             }
             Err(error) => {
                 state.failed = Some(error.clone());
-                events.emit(cx, || Event::ProbeFailed(self.name(), error.to_string()));
+                events.emit(cx, || Event::ProbeFailed(self.name().to_string(), error.to_string()));
                 Err(error)
             }
         }
@@ -422,5 +484,23 @@ impl Bus {
     /// The devices of all PFs on the bus.
     pub(crate) fn pf_devices<L>(&self, cx: &mut Locked<'_, L>) -> Vec<Arc<AuxiliaryDevice<Auxiliary>>> {
         self.lists.lock_leaf(cx).snapshot().0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_printed_name_can_be_parsed_and_nothing_else() {
+        for text in ["mlx5_core.eth.0", "mlx5_core.eth-rep.1", "mlx5_core.rdma-rep.3", "mlx5_core.sf.4294967295"] {
+            assert_eq!(text.parse::<AuxiliaryName>().unwrap().to_string(), text);
+        }
+        for text in
+            ["", "mlx5_core", "mlx5_core.eth", "mlx5_core.eth.", "mlx5_core.eth.+1", "mlx5_core.sf.04", "mlx5_ib.eth.0"]
+        {
+            assert!(text.parse::<AuxiliaryName>().is_err(), "{text}");
+        }
+        assert_eq!(AuxiliaryName::Part { kind: AuxKind::EthRep, id: 0 }.match_name(), "mlx5_core.eth-rep");
     }
 }

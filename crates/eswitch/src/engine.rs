@@ -27,7 +27,6 @@ use crate::lag::Lag;
 use crate::module::{CORE, Core, CoreState, Modules};
 use crate::shared::Shared;
 
-pub use lag::Tx;
 pub use ports::FunctionChange;
 
 /// One card with its PFs. Any thread may call any command at any time.

@@ -42,7 +42,8 @@ pub struct ParseError {
 }
 
 impl ParseError {
-    pub(crate) fn new(text: &str, expected: &'static str) -> Self {
+    /// An error for `text`, which is not what was `expected`: "a PCI address such as 0000:08:00.0".
+    pub fn new(text: &str, expected: &'static str) -> Self {
         Self { text: text.to_owned(), expected }
     }
 }
@@ -256,19 +257,21 @@ impl fmt::Display for MacAddr {
 /// Implements serde's traits for types, by the text that `Display` writes and `FromStr` reads.
 macro_rules! serde_as_text {
     ($($type:ty),+) => {$(
-        impl Serialize for $type {
+        impl serde::Serialize for $type {
             fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
                 to.collect_str(self)
             }
         }
 
-        impl<'de> Deserialize<'de> for $type {
+        impl<'de> serde::Deserialize<'de> for $type {
             fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-                String::deserialize(from)?.parse().map_err(serde::de::Error::custom)
+                <String as serde::Deserialize>::deserialize(from)?.parse().map_err(serde::de::Error::custom)
             }
         }
     )+};
 }
+
+pub(crate) use serde_as_text;
 
 serde_as_text!(PciAddress, PortHandle, MacAddr);
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use lockdep::{Class, LockBefore, Locked, Unlocked};
 
-use crate::auxiliary::{AuxKind, AuxiliaryDevice, Function};
+use crate::auxiliary::{AuxKind, AuxiliaryDevice, AuxiliaryName, Function};
 use crate::card::Resource;
 use crate::device::{Pf, Slot};
 use crate::devlink::{DevlinkState, VportInfo};
@@ -81,7 +81,7 @@ impl std::fmt::Display for RepState {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuxiliaryView {
     /// The device's name on the bus, for example `mlx5_core.eth-rep.0`.
-    pub name: String,
+    pub name: AuxiliaryName,
     /// The kind of the device.
     pub kind: AuxKind,
     /// The SF that publishes the device; `None` if the PF does.

@@ -32,15 +32,29 @@ use whole::Seen;
 
 pub use transition::Member;
 
-/// How a bond chooses the port on which it transmits.
+/// How a bond chooses the port on which it transmits. A command names ports by PCI address, the engine by PF number.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum TxType {
+pub enum TxType<Port = PfIndex> {
     /// Transmits on the active port, if there is one.
-    ActiveBackup(Option<PfIndex>),
+    ActiveBackup(Option<Port>),
     /// Chooses the port by a hash of the headers.
     Hash,
     /// Any other bond mode, by its name. The card cannot offload it.
     Other(String),
+}
+
+impl<Port> TxType<Port> {
+    /// The same choice with its port named otherwise.
+    ///
+    /// # Errors
+    /// The error that `name` returns for the active port.
+    pub fn with_ports<Other, E>(self, name: impl FnOnce(&Port) -> Result<Other, E>) -> Result<TxType<Other>, E> {
+        Ok(match self {
+            Self::ActiveBackup(active) => TxType::ActiveBackup(active.as_ref().map(name).transpose()?),
+            Self::Hash => TxType::Hash,
+            Self::Other(mode) => TxType::Other(mode),
+        })
+    }
 }
 
 /// A bond that has at least one of the card's ports.

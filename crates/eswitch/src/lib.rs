@@ -40,7 +40,7 @@ pub mod vf;
 pub use agreed::{Agreed, AgreedPart, AgreedPf, Touched};
 pub use config::{CardConfig, ConfigError};
 pub use device::{PciState, Pf};
-pub use engine::{Engine, FunctionChange, PfFunction, Tx};
+pub use engine::{Engine, FunctionChange, PfFunction};
 pub use error::{Errno, Error, Result};
 pub use event::{Event, Subscription};
 pub use ids::{

@@ -11,7 +11,8 @@ use std::fmt::Write;
 
 use common::{Bench, addr, story};
 use eswitch::card::ResourceKind;
-use eswitch::{CardConfig, FunctionChange, Mode, PfIndex, RepType, SfNum, Tx, Vport};
+use eswitch::lag::TxType;
+use eswitch::{CardConfig, FunctionChange, Mode, PfIndex, RepType, SfNum, Vport};
 use lockdep::{Locked, Unlocked};
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/lock-graph.md");
@@ -74,7 +75,7 @@ fn everything(cx: &mut Locked<'_, Unlocked>, bench: &Bench) {
     let sf = engine.add_sf(cx, addr(), 0, SfNum(1)).unwrap();
     engine.set_function(cx, sf, FunctionChange { hw_addr: None, active: Some(true), roce: None }).unwrap();
     engine.settle(cx, true);
-    engine.bond(cx, "bond0", Tx::Hash, &both, &[]).unwrap();
+    engine.bond(cx, "bond0", TxType::Hash, &both, &[]).unwrap();
     engine.settle(cx, true);
     engine.unload_module(cx, "mlx5_ib").unwrap();
     bench.fail(cx, ResourceKind::Representor(RepType::Ib), Some(Vport::Vf(0)), 1);

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use common::{Bench, addr, resources};
-use eswitch::{CardConfig, Engine, FunctionChange, Mode, PciAddress, PfIndex, SfNum, Tx};
+use eswitch::lag::TxType;
+use eswitch::{CardConfig, Engine, FunctionChange, Mode, PciAddress, PfIndex, SfNum};
 use lockdep::{Domain, Explore, Locked, Oracle, Unlocked};
 use shuttle::scheduler::RandomScheduler;
 
@@ -48,7 +49,7 @@ fn two_ports() -> Story {
         }
         engine.settle(cx, true);
         let both = [addr(), peer(engine)];
-        let _ = engine.bond(cx, "bond0", Tx::Hash, &both, &[]);
+        let _ = engine.bond(cx, "bond0", TxType::Hash, &both, &[]);
         engine.settle(cx, true);
         let _ = engine.unbond(cx, "bond0");
         engine.settle(cx, true);

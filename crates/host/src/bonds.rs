@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use control::{Failure, Reply};
 use eswitch::card::CardError;
-use eswitch::lag::{BondPlan, LagMode};
-use eswitch::{Engine, Error, PciAddress, PfIndex, Tx};
+use eswitch::lag::{BondPlan, LagMode, TxType};
+use eswitch::{Engine, Error, PciAddress, PfIndex};
 use lockdep::{AtomicBool, AtomicU64, JoinHandle, Locked, Mutex, Unlocked, is_explored, lock_classes};
 
 use crate::pulse::Pulse;
@@ -178,9 +178,9 @@ pub(crate) fn stand_in(
     flap: u32,
 ) -> Result<(), Error> {
     let tx = match plan.mode.as_str() {
-        "active-backup" => Tx::ActiveBackup(plan.active),
-        "balance-xor" | "802.3ad" => Tx::Hash,
-        other => Tx::Other(other.to_owned()),
+        "active-backup" => TxType::ActiveBackup(plan.active),
+        "balance-xor" | "802.3ad" => TxType::Hash,
+        other => TxType::Other(other.to_owned()),
     };
     let flap = if is_explored() { flap.min(FLAPS + flap % 2) } else { flap };
     for event in (0..=flap).rev() {

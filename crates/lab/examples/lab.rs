@@ -154,7 +154,7 @@ impl Described {
     fn notify(&self) {
         let (Ok(view), Ok(listeners)) = (self.view(), self.listeners.lock()) else { return };
         let Some(function) = view.functions.first() else { return };
-        let message = device(&Asked { kind: FAMILY, seq: 0, pid: 0, dump: false }, NEW, &function.address);
+        let message = device(&Asked { kind: FAMILY, seq: 0, pid: 0, dump: false }, NEW, &function.address.to_string());
         for listener in &*listeners {
             let _ = send(listener, &message, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
         }
@@ -265,12 +265,12 @@ fn answers(asked: &Asked, command: u8, attributes: &[(u16, Vec<u8>)], view: &vie
         let found = attributes.iter().find(|(k, _)| *k == kind).map(|(_, payload)| payload.as_slice());
         found.map(|text| String::from_utf8_lossy(text).trim_end_matches('\0').to_owned())
     };
-    let devices = view.functions.iter().map(|function| function.address.as_str());
+    let devices = view.functions.iter().map(|function| function.address.to_string());
     match (asked.kind, command) {
         (CTRL, 3) => Ok(vec![family(asked)]),
-        (FAMILY, GET) if asked.dump => Ok(devices.map(|address| device(asked, NEW, address)).collect()),
-        (FAMILY, GET) => match devices.into_iter().find(|address| Some(*address) == word(2).as_deref()) {
-            Some(address) => Ok(vec![device(asked, NEW, address)]),
+        (FAMILY, GET) if asked.dump => Ok(devices.map(|address| device(asked, NEW, &address)).collect()),
+        (FAMILY, GET) => match devices.into_iter().find(|address| Some(address) == word(2).as_ref()) {
+            Some(address) => Ok(vec![device(asked, NEW, &address)]),
             None => Err((libc::ENODEV, "there is no such device")),
         },
         (FAMILY, PORT_GET) => {
@@ -302,7 +302,7 @@ fn device(asked: &Asked, command: u8, address: &str) -> Vec<u8> {
 
 fn port(asked: &Asked, netdev: &view::Netdev, device: Option<String>, index: Option<u32>) -> Option<Vec<u8>> {
     let port = netdev.port.as_ref()?;
-    let (bus, name, number) = (port.device.bus(), port.device.name(), port.index);
+    let (bus, name, number) = ("pci", port.device.to_string(), port.index.0);
     if device.is_some_and(|device| device != name) || index.is_some_and(|index| index != number) {
         return None;
     }
@@ -310,7 +310,7 @@ fn port(asked: &Asked, netdev: &view::Netdev, device: Option<String>, index: Opt
     let parts = [
         vec![PORT_NEW, 1, 0, 0],
         text(1, bus),
-        text(2, name),
+        text(2, &name),
         attribute(3, &number.to_ne_bytes()),
         attribute(4, &2u16.to_ne_bytes()),
         text(7, &netdev.name),

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use control::Command;
-use devlink::view::{self, Netdev, Parent};
+use devlink::view::{self, DeviceName, Netdev};
 use netlink::Errno;
 
 use crate::card::{Card, Refusal};
@@ -34,9 +34,9 @@ impl Seen {
     }
 
     /// How many VFs the function has that a device hangs from, as `dev_num_vf` counts.
-    pub fn vfs_of(&self, parent: &Parent) -> u32 {
-        let Parent::Pci(address) = parent else { return 0 };
-        let function = self.card.functions.iter().find(|f| f.address == *address);
+    pub fn vfs_of(&self, parent: DeviceName) -> u32 {
+        let DeviceName::Pci(address) = parent else { return 0 };
+        let function = self.card.functions.iter().find(|f| f.address == address);
         function.and_then(|f| f.sriov.as_ref()).map_or(0, |sriov| u32::from(sriov.enabled))
     }
 
@@ -44,10 +44,10 @@ impl Seen {
         self.card.netdevs.get(*self.by_name.get(name)?)
     }
 
-    fn owns(&self, device: &Parent) -> bool {
+    fn owns(&self, device: DeviceName) -> bool {
         match device {
-            Parent::Pci(address) => self.card.functions.iter().any(|function| function.address == *address),
-            Parent::Auxiliary(name) => self.card.auxiliary.iter().any(|device| device.name == *name),
+            DeviceName::Pci(address) => self.card.functions.iter().any(|function| function.address == address),
+            DeviceName::Auxiliary(name) => self.card.auxiliary.iter().any(|device| device.name == name),
         }
     }
 }
@@ -62,7 +62,7 @@ impl Now {
     }
 
     /// Whose a device is.
-    pub fn owner(&self, device: &Parent) -> Option<usize> {
+    pub fn owner(&self, device: DeviceName) -> Option<usize> {
         self.each().find_map(|(n, seen)| seen.owns(device).then_some(n))
     }
 

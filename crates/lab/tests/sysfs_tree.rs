@@ -139,7 +139,7 @@ fn values_are_as_the_kernel_prints_them() {
 #[test]
 fn what_is_written_becomes_a_command_or_is_refused() {
     let mut card = card(2);
-    let sf = view::Auxiliary { name: "mlx5_core.sf.2".to_owned(), driver: None, ..card.auxiliary[0].clone() };
+    let sf = view::Auxiliary { name: "mlx5_core.sf.2".parse().unwrap(), driver: None, ..card.auxiliary[0].clone() };
     card.auxiliary.push(sf);
     let tree = tree(&[&card]);
     let commands = |command| Ok(Act::Perform { card: Some(0), command });
@@ -226,7 +226,7 @@ fn cards_are_side_by_side_and_one_that_has_gone_is_not_there() {
     let text = format!("{first:?}");
     assert!(text.contains(PF));
     let mut second = card(0);
-    second.functions[0].address = "0000:09:00.0".to_owned();
+    second.functions[0].address = "0000:09:00.0".parse().unwrap();
     second.auxiliary.clear();
     second.netdevs.clear();
     second.rdma.clear();
@@ -254,6 +254,6 @@ fn numbers_stay_and_differ() {
     let sf = format!("{DEVICE}/mlx5_core.sf.4");
     assert!(tree(&[&turned]).dir_at(&sf).unwrap().entries.contains_key("mlx5_core.eth.4"));
     let mut circle = card(0);
-    circle.auxiliary[2].parent = view::Parent::Auxiliary("mlx5_core.eth.4".to_owned());
+    circle.auxiliary[2].parent = view::DeviceName::Auxiliary("mlx5_core.eth.4".parse().unwrap());
     tree(&[&circle]);
 }

@@ -1,5 +1,6 @@
 //! Expectations: what can be said of a card, and asked of it.
 
+use eswitch::auxiliary::AuxiliaryName;
 use eswitch::lag::LagMode;
 use eswitch::{Mode, PciAddress, PortHandle, RepType};
 
@@ -17,7 +18,7 @@ pub enum Expectation {
     Vfs(PciAddress, u16),
     /// A module is loaded, or is not.
     Module(String, bool),
-    Aux(String, AuxState),
+    Aux(AuxiliaryName, AuxState),
     Sf(PortHandle, SfExpectation),
     /// A port is there, or is not.
     Port(PortHandle, bool),
@@ -143,12 +144,11 @@ fn rep_type(words: &mut Words<'_>) -> Result<RepType, WordError> {
 }
 
 /// `mlx5_core.rdma-rep.0`.
-fn auxiliary(words: &mut Words<'_>) -> Result<String, WordError> {
+fn auxiliary(words: &mut Words<'_>) -> Result<AuxiliaryName, WordError> {
     const EXPECTED: &str = "an auxiliary device such as mlx5_core.rdma-rep.0";
     let (at, name) = words.next(EXPECTED)?;
-    let parts: Vec<&str> = name.split('.').collect();
-    match parts[..] {
-        ["mlx5_core", "eth" | "eth-rep" | "rdma" | "rdma-rep", n] if n.parse::<u8>().is_ok() => Ok(name.to_owned()),
+    match name.parse() {
+        Ok(name @ AuxiliaryName::Part { .. }) => Ok(name),
         _ => Err(WordError { at, message: format!("expected {EXPECTED}, found `{name}`") }),
     }
 }

@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use card_memory::MemoryCard;
 use eswitch::card::{Card, Create, Resource};
-use eswitch::{CardConfig, Engine, Mode, PfIndex, RepType, Tx, Vport};
+use eswitch::lag::TxType;
+use eswitch::{CardConfig, Engine, Mode, PfIndex, RepType, Vport};
 use lockdep::{Domain, Locked, Threads, Unlocked, enter};
 
 use super::{Measurement, Quantity, Row, Target, by_turns};
@@ -135,7 +136,7 @@ fn burst() -> Result<Vec<Row>> {
         let before = engine.lag_evaluations(cx);
         for n in 0..1_000 {
             if n % 2 == 0 {
-                engine.bond(cx, "bond0", Tx::Hash, &engine.addresses(), &[])?;
+                engine.bond(cx, "bond0", TxType::Hash, &engine.addresses(), &[])?;
             } else {
                 engine.unbond(cx, "bond0")?;
             }

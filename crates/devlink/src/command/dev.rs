@@ -1,16 +1,17 @@
 //! `devlink dev`: instances, their E-Switches, reload, info.
 
+use eswitch::auxiliary::AuxiliaryName;
 use eswitch::devlink::InlineMode;
 use eswitch::{Mode, PciAddress};
 use netlink::{Builder, Errno};
 
-use crate::answer::Reply;
 use crate::card::{Cx, Served};
 use crate::instance::{self, Instance, Meant};
 use crate::numbers::{attribute as a, command as c};
 use crate::refusal::Refusal;
+use crate::reply::Reply;
 use crate::request::Attributes;
-use crate::view::{Parent, Profile};
+use crate::view::{DeviceName, Profile};
 
 pub(super) fn put_device(to: &mut Builder, device: PciAddress) {
     to.text(a::BUS_NAME, "pci").text(a::DEV_NAME, &device.to_string());
@@ -28,7 +29,7 @@ fn other_message(to: &mut Builder, other: &Instance) {
 }
 
 pub(super) fn put_other(to: &mut Builder, other: &Instance) {
-    to.text(a::BUS_NAME, other.device.bus()).text(a::DEV_NAME, other.device.name());
+    to.text(a::BUS_NAME, other.device.bus()).text(a::DEV_NAME, &other.device.to_string());
 }
 
 /// The PF that is meant.
@@ -181,18 +182,17 @@ pub(super) fn reload(
 /// Takes the driver of a VF or SF down and brings it up again.
 fn reload_other(served: &Served, cx: Cx<'_, '_>, other: &Instance) -> Result<(), Refusal> {
     let engine = served.card.engine();
-    let gone = Refusal::bare(Errno::NODEV);
-    match &other.device {
-        Parent::Pci(address) => {
-            let address = address.parse().map_err(|_| gone)?;
+    match other.device {
+        DeviceName::Pci(address) => {
             engine.unbind(cx, address)?;
             Ok(engine.bind(cx, address)?)
         }
-        Parent::Auxiliary(name) => {
-            let id = name.rsplit('.').next().and_then(|id| id.parse().ok()).ok_or(gone)?;
+        DeviceName::Auxiliary(AuxiliaryName::Sf { id }) => {
             engine.set_sf_bound(cx, id, false)?;
             Ok(engine.set_sf_bound(cx, id, true)?)
         }
+        // Only PCI functions and SFs have a devlink instance.
+        DeviceName::Auxiliary(AuxiliaryName::Part { .. }) => Err(Refusal::bare(Errno::NODEV)),
     }
 }
 

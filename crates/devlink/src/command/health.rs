@@ -1,15 +1,16 @@
 //! `devlink health`: one reporter for each PF, `representors`, in error while one that should be loaded is
 //! not.
 
-use eswitch::PciAddress;
+use eswitch::eswitch::RepFailure;
 use eswitch::inspect::{PfView, RepState};
+use eswitch::{PciAddress, PortHandle, RepType};
 use netlink::{Builder, Errno};
 
 use super::dev::{bound, put_device};
-use crate::answer::Reply;
 use crate::card::{Cx, Served};
 use crate::numbers::{attribute as a, command as c, nla};
 use crate::refusal::Refusal;
+use crate::reply::Reply;
 use crate::request::Attributes;
 
 const REPORTER: &str = "representors";
@@ -18,25 +19,40 @@ const REPORTER: &str = "representors";
 const HEALTHY: u8 = 0;
 const ERROR: u8 = 1;
 
-/// What is not there that should be: port, type of representor, why.
-fn failures(pf: &PfView) -> Vec<[String; 3]> {
+/// What should be loaded and is not.
+enum NotLoaded<'a> {
+    /// A representor of a port.
+    Representor(PortHandle, RepType, &'a RepFailure),
+    /// On a DPU, the VFs of the host; with the error.
+    HostVfs(PciAddress, &'a str),
+}
+
+impl NotLoaded<'_> {
+    /// The values that the diagnosis reports for `port`, `type` and `error`.
+    fn texts(&self) -> [String; 3] {
+        match self {
+            Self::Representor(port, ty, failure) => [port.to_string(), ty.to_string(), failure.error.to_string()],
+            Self::HostVfs(pf, error) => [format!("pci/{pf}"), "host".to_owned(), (*error).to_owned()],
+        }
+    }
+}
+
+fn not_loaded(pf: &PfView) -> Vec<NotLoaded<'_>> {
     let mut found = Vec::new();
     for port in &pf.ports {
-        for (name, state) in ["eth", "ib"].into_iter().zip(&port.reps) {
+        for (ty, state) in RepType::ALL.into_iter().zip(&port.reps) {
             if let RepState::Failed(failure) = state {
-                found.push([port.handle.to_string(), name.to_owned(), failure.error.to_string()]);
+                found.push(NotLoaded::Representor(port.handle, ty, failure));
             }
         }
     }
-    if let Some(why) = &pf.host_failure {
-        found.push([format!("pci/{}", pf.address), "host".to_owned(), why.clone()]);
-    }
+    found.extend(pf.host_failure.as_deref().map(|error| NotLoaded::HostVfs(pf.address, error)));
     found
 }
 
 fn reporter_message(to: &mut Builder, pf: &PfView) {
     put_device(to, pf.address);
-    let failed = failures(pf).len() as u64;
+    let failed = not_loaded(pf).len() as u64;
     to.nest(a::HEALTH_REPORTER, |to| {
         to.text(a::HEALTH_REPORTER_NAME, REPORTER);
         to.u8(a::HEALTH_REPORTER_STATE, if failed == 0 { HEALTHY } else { ERROR });
@@ -110,17 +126,17 @@ pub(super) fn diagnose(
     /// So many fit into one message whatever their words.
     const SHOWN: usize = 64;
     let pf = named(served, cx, asked)?;
-    let failures = failures(&pf);
+    let not_loaded = not_loaded(&pf);
     reply.add(c::HEALTH_DIAGNOSE, |to| {
         to.nest(a::FMSG, |to| {
             to.flag(a::FMSG_OBJ_NEST_START);
-            pair(to, "not loaded", &failures.len().to_string());
+            pair(to, "not loaded", &not_loaded.len().to_string());
             to.flag(a::FMSG_PAIR_NEST_START).text(a::FMSG_OBJ_NAME, "representors").flag(a::FMSG_ARR_NEST_START);
-            for [port, kind, why] in failures.iter().take(SHOWN) {
+            for [port, ty, error] in not_loaded.iter().take(SHOWN).map(NotLoaded::texts) {
                 to.flag(a::FMSG_OBJ_NEST_START);
-                pair(to, "port", port);
-                pair(to, "type", kind);
-                pair(to, "error", why);
+                pair(to, "port", &port);
+                pair(to, "type", &ty);
+                pair(to, "error", &error);
                 to.flag(a::FMSG_NEST_END);
             }
             to.flag(a::FMSG_NEST_END).flag(a::FMSG_NEST_END).flag(a::FMSG_NEST_END);

@@ -6,10 +6,10 @@ use eswitch::lag::LagMode;
 use netlink::{Builder, Errno};
 
 use super::dev::{bound, put_device};
-use crate::answer::Reply;
 use crate::card::{Cx, Served};
 use crate::numbers::{attribute as a, command as c, nla};
 use crate::refusal::Refusal;
+use crate::reply::Reply;
 use crate::request::Attributes;
 
 /// DEVLINK_PARAM_CMODE_*.

@@ -5,11 +5,11 @@ use eswitch::{FunctionChange, MacAddr, PfIndex, PortHandle, SfNum, Vport};
 use netlink::{Builder, Errno};
 
 use super::dev::{bound, put_device, put_other};
-use crate::answer::Reply;
 use crate::card::{Cx, Served};
 use crate::instance::{self, Instance, Meant};
 use crate::numbers::{attribute as a, command as c, flavour, function};
 use crate::refusal::Refusal;
+use crate::reply::Reply;
 use crate::request::Attributes;
 
 /// DEVLINK_PORT_TYPE_*.

@@ -5,10 +5,10 @@ use eswitch::rate::{Rate, RateChange, RateObject};
 use netlink::{Builder, Errno};
 
 use super::dev::{bound, put_device};
-use crate::answer::Reply;
 use crate::card::{Cx, Served};
 use crate::numbers::{attribute as a, command as c};
 use crate::refusal::Refusal;
+use crate::reply::Reply;
 use crate::request::Attributes;
 
 /// DEVLINK_RATE_TYPE_*.

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use eswitch::auxiliary::AuxKind;
+use eswitch::auxiliary::{AuxKind, AuxiliaryName};
 use eswitch::card::Resource;
 use eswitch::inspect::{AuxiliaryView, PfView, Snapshot};
 use eswitch::module::{self, CORE};
@@ -14,7 +14,7 @@ use eswitch::vf::{LinkState, VfView};
 use eswitch::{CardConfig, Engine, MacAddr, Mode, PciAddress, PfFunction, PfIndex, RepType, Vport, names};
 use lockdep::{Locked, Unlocked};
 
-use super::{Auxiliary, Card, Function, Module, Netdev, Parent, Profile, Role, Sriov, SwitchId, VfInfo, rdma};
+use super::{Auxiliary, Card, DeviceName, Function, Module, Netdev, Profile, Role, Sriov, SwitchId, VfInfo, rdma};
 
 /// A card as it is now, each PF at one moment.
 pub fn of(engine: &Engine, profile: &Profile, cx: &mut Locked<'_, Unlocked>) -> Card {
@@ -126,7 +126,7 @@ impl<'a> Builder<'a> {
         let mut functions = Vec::new();
         for pf in self.pci.iter().filter(|pf| !pf.pci.removed) {
             functions.push(Function {
-                address: pf.address.to_string(),
+                address: pf.address,
                 vf_of: None,
                 driver: pf.bound.then(|| self.profile.driver.clone()),
                 driver_override: pf.pci.driver_override.clone(),
@@ -136,8 +136,8 @@ impl<'a> Builder<'a> {
         for pf in &self.snapshot.pfs {
             for (address, vf) in self.vfs(pf) {
                 functions.push(Function {
-                    address: address.to_string(),
-                    vf_of: Some((pf.address.to_string(), vf.number)),
+                    address,
+                    vf_of: Some((pf.address, vf.number)),
                     driver: vf.info.bound.then(|| self.profile.driver.clone()),
                     driver_override: vf.info.driver_override.clone(),
                     sriov: None,
@@ -154,7 +154,7 @@ impl<'a> Builder<'a> {
             return Sriov { total: 0, enabled: 0, autoprobe: function.pci.autoprobe, offset: 0, vfs: Vec::new() };
         }
         let enabled = self.snapshot.pfs.iter().find(|pf| pf.index == function.index).map_or(0, |pf| pf.num_vfs);
-        let address = |vf| config.vf_address(function.index, vf).to_string();
+        let address = |vf| config.vf_address(function.index, vf);
         Sriov {
             total: config.total_vfs,
             enabled,
@@ -173,18 +173,15 @@ impl<'a> Builder<'a> {
                 let kinds = [AuxKind::Eth, AuxKind::Rdma];
                 for kind in kinds.into_iter().filter(|kind| *kind == AuxKind::Eth || Self::vf_has_rdma(vf)) {
                     devices.push(Auxiliary {
-                        name: format!("{CORE}.{kind}.{}", Self::vf_id(pf.index, vf.number)),
-                        parent: Parent::Pci(address.to_string()),
+                        name: AuxiliaryName::Part { kind, id: Self::vf_id(pf.index, vf.number) },
+                        parent: DeviceName::Pci(address),
                         driver: self.drivers.get(&kind).map(|name| (*name).to_owned()),
                         sfnum: None,
                     });
                 }
             }
         }
-        devices.sort_by_cached_key(|device| {
-            let (kind, number) = device.name.rsplit_once('.').unwrap_or_default();
-            (kind.to_owned(), number.parse::<u32>().unwrap_or_default())
-        });
+        devices.sort_by_key(|device| device.name);
         devices
     }
 
@@ -192,16 +189,16 @@ impl<'a> Builder<'a> {
     fn sf_device(&self, pf: &PfView, sf: &SfState) -> Option<Auxiliary> {
         (sf.active || sf.attached).then(|| Auxiliary {
             name: sf_name(sf),
-            parent: Parent::Pci(pf.address.to_string()),
+            parent: DeviceName::Pci(pf.address),
             driver: sf.attached.then(|| SF_DRIVER.to_owned()),
-            sfnum: Some(sf.sfnum.0),
+            sfnum: Some(sf.sfnum),
         })
     }
 
     fn auxiliary_device(&self, pf: &PfView, device: &AuxiliaryView) -> Auxiliary {
         let driver = self.drivers.get(&device.kind).filter(|_| device.bound);
         Auxiliary {
-            name: device.name.clone(),
+            name: device.name,
             parent: self.parent(pf, device.sf),
             driver: driver.map(|name| (*name).to_owned()),
             sfnum: None,
@@ -209,10 +206,10 @@ impl<'a> Builder<'a> {
     }
 
     /// Whose child something of a PF is, or of an SF of its.
-    pub(super) fn parent(&self, pf: &PfView, sf: Option<Vport>) -> Parent {
+    pub(super) fn parent(&self, pf: &PfView, sf: Option<Vport>) -> DeviceName {
         match sf.and_then(|vport| self.sf(pf.index, vport)) {
-            Some(sf) => Parent::Auxiliary(sf_name(sf)),
-            None => Parent::Pci(pf.address.to_string()),
+            Some(sf) => DeviceName::Auxiliary(sf_name(sf)),
+            None => DeviceName::Pci(pf.address),
         }
     }
 
@@ -229,8 +226,8 @@ impl<'a> Builder<'a> {
     }
 
     /// A netdev of a function: what is said of it on its own.
-    fn netdev(&self, resource: &Resource, role: Role, parent: Parent) -> Option<Netdev> {
-        let bus_info = parent.name().to_owned();
+    fn netdev(&self, resource: &Resource, role: Role, parent: DeviceName) -> Option<Netdev> {
+        let bus_info = parent.to_string();
         Some(Netdev {
             name: self.netdev_name(resource)?,
             role,
@@ -247,13 +244,13 @@ impl<'a> Builder<'a> {
     }
 
     fn pf_netdev(&self, pf: &PfView) -> Option<Netdev> {
-        let netdev = self.netdev(&Resource::PfNetdev(pf.index), Role::Pf, Parent::Pci(pf.address.to_string()))?;
+        let netdev = self.netdev(&Resource::PfNetdev(pf.index), Role::Pf, DeviceName::Pci(pf.address))?;
         let uplink = pf.ports.iter().find(|port| port.vport == Vport::Uplink);
         Some(Netdev {
             port_name: Some(names::phys_port_name(self.config, pf.index, Vport::Uplink, None)),
             in_switch: pf.mode == Mode::Switchdev,
             vfs: if self.config.dpu { Vec::new() } else { pf.vfs.iter().map(vf_info).collect() },
-            port: uplink.map(|port| port.handle.into()),
+            port: uplink.map(|port| port.handle),
             ..netdev
         })
     }
@@ -263,13 +260,13 @@ impl<'a> Builder<'a> {
         if vport == Vport::Uplink {
             return None;
         }
-        let netdev = self.netdev(&resource, Role::Representor, Parent::Pci(pf.address.to_string()))?;
+        let netdev = self.netdev(&resource, Role::Representor, DeviceName::Pci(pf.address))?;
         let sfnum = self.sf(pf.index, vport).map(|sf| sf.sfnum.0);
         let port = pf.ports.iter().find(|port| port.vport == vport);
         Some(Netdev {
             port_name: Some(names::phys_port_name(self.config, pf.index, vport, sfnum)),
             in_switch: true,
-            port: port.map(|port| port.handle.into()),
+            port: port.map(|port| port.handle),
             driver: REP_DRIVER.to_owned(),
             ..netdev
         })
@@ -277,7 +274,7 @@ impl<'a> Builder<'a> {
 
     fn vf_netdev(&self, pf: &PfView, address: PciAddress, vf: &VfView) -> Option<Netdev> {
         let resource = Resource::VfNetdev(pf.index, Vport::Vf(vf.number));
-        self.netdev(&resource, Role::Vf, Parent::Pci(address.to_string()))
+        self.netdev(&resource, Role::Vf, DeviceName::Pci(address))
     }
 
     fn sf_netdev(&self, pf: &PfView, vport: Vport) -> Option<Netdev> {
@@ -311,8 +308,8 @@ const SF_DRIVER: &str = "mlx5_core.sf";
 const REP_DRIVER: &str = "mlx5e_rep";
 
 /// An SF's own device.
-fn sf_name(sf: &SfState) -> String {
-    format!("{CORE}.sf.{}", sf.id)
+fn sf_name(sf: &SfState) -> AuxiliaryName {
+    AuxiliaryName::Sf { id: sf.id }
 }
 
 /// `ip link show` of a PF, line by line.

@@ -9,7 +9,7 @@ use eswitch::inspect::PfView;
 use eswitch::{PfIndex, RepType, Vport, names};
 
 use super::build::{Builder, guid};
-use super::{Parent, RdmaDevice, RdmaPort};
+use super::{DeviceName, RdmaDevice, RdmaPort};
 
 /// Every RDMA device.
 pub(super) fn devices(builder: &Builder<'_>) -> Vec<RdmaDevice> {
@@ -50,7 +50,7 @@ fn of_pf(builder: &Builder<'_>, pf: &PfView) -> Option<RdmaDevice> {
     Some(RdmaDevice {
         index: pf.index.0.into(),
         name: names::ib_device(builder.config, &Resource::PfIbDevice(pf.index), None)?,
-        parent: Parent::Pci(pf.address.to_string()),
+        parent: DeviceName::Pci(pf.address),
         node_guid: guid(builder.config.mac(pf.index, Vport::Uplink)),
         ports,
     })
@@ -75,7 +75,7 @@ fn of_vfs<'a>(builder: &'a Builder<'_>, pf: &'a PfView) -> impl Iterator<Item = 
     driven.map(move |(address, vf)| RdmaDevice {
         index: Builder::vf_id(pf.index, vf.number),
         name: names::vf_ib_device(builder.config, pf.index, vf.number),
-        parent: Parent::Pci(address.to_string()),
+        parent: DeviceName::Pci(address),
         node_guid: guid(vf.mac),
         ports: vec![RdmaPort {
             number: 1,

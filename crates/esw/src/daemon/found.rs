@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use devlink::eswitch_family::{END, STATUS, WORDS, joined};
+use devlink::eswitch_family::{END, STATUS, WORDS};
 use devlink::{Client, ClientError, ESWITCH};
 use netlink::Errno;
 use rustix::net::sockopt::socket_peercred;
@@ -108,7 +108,7 @@ impl Found {
             ClientError::Broken(error) if error.kind() == io::ErrorKind::TimedOut => NotFound::Silent(path.to_owned()),
             error => other(error.to_string()),
         })?;
-        serde_json::from_slice(&joined(&answered))
+        serde_json::from_slice(&devlink::join_pieces(&answered))
             .map_err(|error| other(format!("it tells of itself what is not understood: {error}")))
     }
 

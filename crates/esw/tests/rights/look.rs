@@ -73,7 +73,7 @@ pub fn kernel() -> String {
 /// All there is of a card: its view, and what devlink says of it.
 pub fn card(client: &mut Client) -> Result<String, ClientError> {
     let pieces = client.dump(ESWITCH, eswitch_family::VIEW, |_| {})?;
-    let view = String::from_utf8_lossy(&eswitch_family::joined(&pieces)).into_owned();
+    let view = String::from_utf8_lossy(&devlink::join_pieces(&pieces)).into_owned();
     let mut said = without_numbers(&view).replace(",{", ",\n{");
     for dump in [command::PORT_GET, command::RATE_GET, command::PARAM_GET] {
         for answer in client.dump(DEVLINK, dump, |_| {})? {

@@ -7,17 +7,6 @@ use crate::error::{Error, Result};
 use crate::ids::PciAddress;
 use crate::lag::{Bond, LagMode, LagView, TxType};
 
-/// The transmit type of a bond whose ports are named by PCI address.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Tx {
-    /// Transmits on the active port, if there is one.
-    ActiveBackup(Option<PciAddress>),
-    /// Chooses the port by a hash of the headers.
-    Hash,
-    /// Any other bond mode, by its name.
-    Other(String),
-}
-
 impl Engine {
     /// Reports that the bond over the card's ports has changed; `None` if there is no bond any more. Reports are
     /// collected, and the last one is evaluated.
@@ -35,16 +24,12 @@ impl Engine {
         &self,
         cx: &mut Locked<'_, Unlocked>,
         name: &str,
-        tx: Tx,
+        tx: TxType<PciAddress>,
         ports: &[PciAddress],
         foreign: &[String],
     ) -> Result<()> {
         let index = |address: &PciAddress| Ok(self.device(*address)?.0.index);
-        let tx = match tx {
-            Tx::ActiveBackup(active) => TxType::ActiveBackup(active.as_ref().map(index).transpose()?),
-            Tx::Hash => TxType::Hash,
-            Tx::Other(mode) => TxType::Other(mode),
-        };
+        let tx = tx.with_ports(index)?;
         let ports = ports.iter().map(index).collect::<Result<_>>()?;
         if self.lag(cx).mode == LagMode::Mpesw {
             return Err(Error::BondUnderMpesw(name.to_owned()));

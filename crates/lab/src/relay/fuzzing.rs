@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use control::Command;
-use devlink::view::{self, Netdev, Parent, PortHandle, Profile, RdmaDevice, Role, SwitchId};
+use devlink::view::{self, DeviceName, Netdev, Profile, RdmaDevice, Role, SwitchId};
+use eswitch::{PciAddress, PortHandle, PortIndex};
 use netlink::{Flags, Header, messages};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
 
@@ -123,8 +124,8 @@ fn family() -> io::Result<Vec<u8>> {
 
 /// A card with a PF and its RDMA device.
 fn card() -> view::Card {
-    const PF: &str = "0000:08:00.0";
-    let parent = || Parent::Pci(PF.to_owned());
+    const PF: PciAddress = PciAddress { domain: 0, bus: 8, device: 0, function: 0 };
+    let parent = DeviceName::Pci(PF);
     let vf = view::VfInfo {
         vf: 0,
         mac: [2, 0, 0, 0, 0, 1],
@@ -139,11 +140,11 @@ fn card() -> view::Card {
         guids: (1, 2),
     };
     view::Card {
-        name: PF.to_owned(),
+        name: PF.to_string(),
         profile: Profile::mlx5(),
         switch_id: SwitchId([0xb8, 0xce, 0xf6, 3, 0, 0x12, 0xab, 0]),
         functions: vec![view::Function {
-            address: PF.to_owned(),
+            address: PF,
             vf_of: None,
             driver: Some("mlx5_core".to_owned()),
             driver_override: None,
@@ -154,18 +155,18 @@ fn card() -> view::Card {
             name: "p0".to_owned(),
             role: Role::Pf,
             in_switch: true,
-            parent: parent(),
+            parent,
             port_name: Some("p0".to_owned()),
             dev_port: 0,
             vfs: vec![vf],
-            port: Some(PortHandle { device: parent(), index: 65_535 }),
+            port: Some(PortHandle { device: PF, index: PortIndex(65_535) }),
             driver: "mlx5_core".to_owned(),
-            bus_info: PF.to_owned(),
+            bus_info: PF.to_string(),
         }],
         rdma: vec![RdmaDevice {
             index: 0,
             name: "rocep8s0f0".to_owned(),
-            parent: parent(),
+            parent,
             node_guid: 1,
             ports: vec![view::RdmaPort { number: 1, netdev: Some("p0".to_owned()) }],
         }],

@@ -17,7 +17,7 @@ use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{RecvFlags, SendFlags, SocketFlags, SocketType, recv, send};
 
-use devlink::view::Parent;
+use devlink::view::DeviceName;
 
 use crate::cards::Cards;
 
@@ -347,7 +347,7 @@ impl Generic {
         let text = |kind| find(said, kind).and_then(|a| a.string());
         match (text(BUS_NAME), text(DEV_NAME)) {
             (Some(bus), Some(device)) => {
-                match Parent::on_bus(bus, device).and_then(|device| io.cards.now().owner(&device)) {
+                match DeviceName::parse(bus, device).and_then(|device| io.cards.now().owner(device)) {
                     Some(card) => To::Card(card),
                     None if family.kernel => To::Kernel,
                     // Nobody's: the first says so as well as any.

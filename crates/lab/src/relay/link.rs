@@ -92,7 +92,7 @@ fn without_kind(to: &mut Builder, info: &Attribute<'_>) {
 
 fn describe(to: &mut Builder, seen: &Seen, netdev: &Netdev, asked: Asked) {
     if asked.mask & RTEXT_FILTER_VF != 0 {
-        to.u32(IFLA_NUM_VF, seen.vfs_of(&netdev.parent));
+        to.u32(IFLA_NUM_VF, seen.vfs_of(netdev.parent));
         if !netdev.vfs.is_empty() {
             // Of some 400 VFs and more there is no list, as it has no room for them.
             to.nest_noflag_if_it_fits(IFLA_VFINFO_LIST, |list| netdev.vfs.iter().for_each(|vf| vf_info(list, vf)));
@@ -104,12 +104,12 @@ fn describe(to: &mut Builder, seen: &Seen, netdev: &Netdev, asked: Asked) {
     if netdev.in_switch {
         to.put(IFLA_PHYS_SWITCH_ID, &seen.card.switch_id.0);
     }
-    to.text(IFLA_PARENT_DEV_NAME, netdev.parent.name());
+    to.text(IFLA_PARENT_DEV_NAME, &netdev.parent.to_string());
     to.text(IFLA_PARENT_DEV_BUS_NAME, netdev.parent.bus());
     if let Some(port) = &netdev.port {
         to.nest(IFLA_DEVLINK_PORT, |nest| {
-            nest.text(DEVLINK_ATTR_BUS_NAME, port.device.bus()).text(DEVLINK_ATTR_DEV_NAME, port.device.name());
-            nest.u32(DEVLINK_ATTR_PORT_INDEX, port.index);
+            nest.text(DEVLINK_ATTR_BUS_NAME, "pci").text(DEVLINK_ATTR_DEV_NAME, &port.device.to_string());
+            nest.u32(DEVLINK_ATTR_PORT_INDEX, port.index.0);
         });
     }
 }

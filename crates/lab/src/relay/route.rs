@@ -113,8 +113,7 @@ impl Route {
         let (Some(list), Some(name)) = (vfs_in(message), name_in(io, message)) else { return false };
         let now = io.cards.now();
         let Some((card, _, netdev)) = now.netdev(&name) else { return false };
-        let view::Parent::Pci(device) = &netdev.parent else { return false };
-        let Ok(device) = device.parse() else { return false };
+        let view::DeviceName::Pci(device) = netdev.parent else { return false };
         let refused = |errno| Err(Refusal { errno, message: String::new() });
         let done = match vf::commands(device, list) {
             Err(vf::NoCommands::NotUnderstood) => return false,

@@ -4,8 +4,9 @@
 use std::collections::HashMap;
 
 use control::Command;
-use devlink::view;
+use devlink::view::{self, DeviceName};
 use eswitch::PciAddress;
+use eswitch::auxiliary::AuxiliaryName;
 use netlink::Errno;
 
 use super::pci;
@@ -19,20 +20,20 @@ pub(super) struct Of<'a> {
     pub(super) card: &'a view::Card,
     pub(super) at: usize,
     pub(super) release: &'a str,
-    devices: HashMap<&'a str, String>,
+    devices: HashMap<DeviceName, String>,
 }
 
 impl<'a> Of<'a> {
     pub(super) fn new(card: &'a view::Card, at: usize, release: &'a str) -> Self {
-        let functions = card.functions.iter().map(|f| (f.address.as_str(), pci::path(card, f)));
+        let functions = card.functions.iter().map(|f| (DeviceName::Pci(f.address), pci::path(card, f)));
         let mut of = Self { card, at, release, devices: functions.collect() };
         // A device may come before the one it hangs on; of those that hang on nothing, none is entered.
         let mut left: Vec<&view::Auxiliary> = card.auxiliary.iter().collect();
         loop {
             let before = left.len();
-            left.retain(|device| match of.device(&device.parent).map(|above| format!("{above}/{}", device.name)) {
+            left.retain(|device| match of.device(device.parent).map(|above| format!("{above}/{}", device.name)) {
                 Some(path) => {
-                    of.devices.insert(&device.name, path);
+                    of.devices.insert(DeviceName::Auxiliary(device.name), path);
                     false
                 }
                 None => true,
@@ -44,8 +45,8 @@ impl<'a> Of<'a> {
     }
 
     /// The directory of a device.
-    pub(super) fn device(&self, device: &view::Parent) -> Option<&str> {
-        self.devices.get(device.name()).map(String::as_str)
+    pub(super) fn device(&self, device: DeviceName) -> Option<&str> {
+        self.devices.get(&device).map(String::as_str)
     }
 }
 
@@ -71,7 +72,7 @@ static ROOT_FOLDER: Folder = Folder::of(&[&[Attribute { size: 0, ..Attribute::ro
 
 static PCI_BUS: Folder = Folder::of(&[&[
     Attribute::wo("drivers_probe", |s, text| match card_with_function(s, name(text)?) {
-        Some(card) => Ok(perform(card, Command::Probe(address(text)?))),
+        Some((card, device)) => Ok(perform(card, Command::Probe(device))),
         None => Ok(Act::Kernel),
     }),
     Attribute::wo("rescan", |_, text| match number(text)? {
@@ -107,7 +108,7 @@ static AUXILIARY: Folder =
 static SF: Folder = Folder {
     folders: DEVICE_FOLDERS,
     ..Folder::of(&[&[
-        Attribute::ro("sfnum", |s| line(s.auxiliary()?.sfnum.ok_or(Errno::NODEV)?)),
+        Attribute::ro("sfnum", |s| line(s.auxiliary()?.sfnum.ok_or(Errno::NODEV)?.0)),
         Attribute::rw("uevent", auxiliary_uevent, ignore_event),
     ]])
 };
@@ -155,38 +156,36 @@ fn perform(card: usize, command: Command) -> Act {
 
 /// The drivers of other auxiliary devices than SFs cannot be bound and unbound by hand.
 fn set_sf_bound(card: usize, auxiliary: &view::Auxiliary, bound: bool) -> Result<Act, Errno> {
-    let id = auxiliary.name.strip_prefix("mlx5_core.sf.").and_then(|id| id.parse().ok()).ok_or(Errno::INVAL)?;
-    Ok(perform(card, Command::SetSfBound { id, bound }))
+    match auxiliary.name {
+        AuxiliaryName::Sf { id } => Ok(perform(card, Command::SetSfBound { id, bound })),
+        AuxiliaryName::Part { .. } => Err(Errno::INVAL),
+    }
 }
 
-/// The address of a PCI function.
-pub(super) fn address(text: &str) -> Result<PciAddress, Errno> {
-    text.parse().map_err(|_| Errno::NODEV)
-}
-
-fn card_with_function(shown: &Shown<'_>, address: &str) -> Option<usize> {
+fn card_with_function(shown: &Shown<'_>, device: &str) -> Option<(usize, PciAddress)> {
+    let Some(DeviceName::Pci(address)) = DeviceName::parse("pci", device) else { return None };
     let has = |card: &view::Card| card.functions.iter().any(|function| function.address == address);
-    shown.every_card().find(|(_, card)| has(card)).map(|(at, _)| at)
+    shown.every_card().find(|(_, card)| has(card)).map(|(at, _)| (at, address))
 }
 
 fn card_with_auxiliary<'s>(shown: &'s Shown<'_>, device: &str) -> Option<(usize, &'s view::Auxiliary)> {
+    let Some(DeviceName::Auxiliary(name)) = DeviceName::parse("auxiliary", device) else { return None };
     let mut devices = shown.every_card().flat_map(|(at, card)| card.auxiliary.iter().map(move |one| (at, one)));
-    devices.find(|(_, auxiliary)| auxiliary.name == device)
+    devices.find(|(_, auxiliary)| auxiliary.name == name)
 }
 
 /// `bind` and `unbind`: of a device of a card, or else it is the kernel's driver that is meant.
 fn driver(shown: &Shown<'_>, bound: bool, text: &str) -> Result<Act, Errno> {
     let device = name(text).map_err(|_| Errno::NODEV)?;
     if shown.dir.path.starts_with("bus/pci/") {
-        let Some(card) = card_with_function(shown, device) else { return Ok(Act::Kernel) };
+        let Some((card, device)) = card_with_function(shown, device) else { return Ok(Act::Kernel) };
         let command = if bound { Command::Bind } else { Command::Unbind };
-        return Ok(perform(card, command(address(device)?)));
+        return Ok(perform(card, command(device)));
     }
     let Some((card, auxiliary)) = card_with_auxiliary(shown, device) else { return Ok(Act::Kernel) };
     // The kernel matches a driver by the name without its number, and refuses what does not match.
-    let kind = auxiliary.name.rsplit_once('.').map_or("", |(kind, _)| kind);
     let driver = shown.dir.path.rsplit('/').next().unwrap_or_default();
-    if kind == driver { set_sf_bound(card, auxiliary, bound) } else { Err(Errno::NODEV) }
+    if auxiliary.name.match_name() == driver { set_sf_bound(card, auxiliary, bound) } else { Err(Errno::NODEV) }
 }
 
 /// `new_id` and `remove_id` take ids that a card's driver has no use for: it has those of its card.
@@ -202,8 +201,7 @@ fn auxiliary_uevent(shown: &Shown<'_>) -> Text {
     let device = shown.auxiliary()?;
     let mut text = device.driver.as_ref().map_or_else(String::new, |driver| format!("DRIVER={driver}\n"));
     // The kernel's matches a driver by the name without its number.
-    let kind = device.name.rsplit_once('.').map_or(device.name.as_str(), |(kind, _)| kind);
-    text += &format!("MODALIAS=auxiliary:{kind}\n");
+    text += &format!("MODALIAS=auxiliary:{}\n", device.name.match_name());
     Ok(text.into_bytes())
 }
 
@@ -299,20 +297,21 @@ fn library(tree: &mut Tree, release: &str) {
 /// Puts a card's auxiliary devices into the tree.
 pub(super) fn add_auxiliary(tree: &mut Tree, of: &Of<'_>) {
     let placed = of.card.auxiliary.iter().enumerate();
-    let mut placed: Vec<_> =
-        placed.filter_map(|(at, device)| Some((of.devices.get(device.name.as_str())?, at, device))).collect();
+    let mut placed: Vec<_> = placed
+        .filter_map(|(at, device)| Some((of.devices.get(&DeviceName::Auxiliary(device.name))?, at, device)))
+        .collect();
     // Above before below.
     placed.sort_by_key(|(path, ..)| *path);
     for (path, at, device) in placed {
         let folder = if device.sfnum.is_some() { &SF } else { &AUXILIARY };
         tree.make(path, folder, Subject::Auxiliary(of.at, at));
-        tree.link("bus/auxiliary/devices", &device.name, path);
+        tree.link("bus/auxiliary/devices", &device.name.to_string(), path);
         tree.link(path, "subsystem", "bus/auxiliary");
         if let Some(driver) = &device.driver {
             add_driver(tree, "auxiliary", driver);
             let driver = format!("bus/auxiliary/drivers/{driver}");
             tree.link(path, "driver", &driver);
-            tree.link(&driver, &device.name, path);
+            tree.link(&driver, &device.name.to_string(), path);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The PCI configuration space of a function, and where its memory is: enough for `lspci -vv`.
 
 use devlink::view;
+use eswitch::PciAddress;
 
 /// Size of the space.
 pub(super) const SIZE: usize = 4096;
@@ -23,10 +24,10 @@ pub(super) struct Range {
 pub(super) fn memory(card: usize, function: &view::Function) -> Range {
     match &function.vf_of {
         None => {
-            let number = u64::from(Address::parse(&function.address).function);
+            let number = u64::from(function.address.function);
             Range { start: card_memory(card) + (number << 25), size: 1 << 25 }
         }
-        Some((pf, vf)) => Range { start: vf_memory(card, Address::parse(pf)) + (u64::from(*vf) << 20), size: 1 << 20 },
+        Some((pf, vf)) => Range { start: vf_memory(card, *pf) + (u64::from(*vf) << 20), size: 1 << 20 },
     }
 }
 
@@ -35,22 +36,8 @@ fn card_memory(card: usize) -> u64 {
 }
 
 /// Where a PF's VFs have their memory, one after the other.
-pub(super) fn vf_memory(card: usize, pf: Address) -> u64 {
+pub(super) fn vf_memory(card: usize, pf: PciAddress) -> u64 {
     card_memory(card) + (1 << 37) + (u64::from(pf.function) << 36)
-}
-
-/// What of a PCI address is needed as a number.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Address {
-    pub(super) function: u8,
-}
-
-impl Address {
-    /// From `DDDD:BB:dd.f`; zero for what is no address.
-    pub(super) fn parse(address: &str) -> Self {
-        let number = address.rsplit('.').next().and_then(|text| u8::from_str_radix(text, 16).ok());
-        Self { function: number.unwrap_or_default() }
-    }
 }
 
 struct Space([u8; SIZE]);
@@ -84,7 +71,7 @@ impl Space {
 pub(super) fn space(card: &view::Card, card_at: usize, function: &view::Function) -> Vec<u8> {
     let mut space = Space([0; SIZE]);
     let (profile, bound) = (&card.profile, function.driver.is_some());
-    let address = Address::parse(&function.address);
+    let address = function.address;
     let pfs = card.functions.iter().filter(|other| other.vf_of.is_none()).count();
     space.u16(0x00, profile.vendor);
     space.u16(0x02, device_id(profile, function));
@@ -144,7 +131,7 @@ fn power(space: &mut Space) {
     space.u16(POWER + 4, 0x0008);
 }
 
-fn extended(space: &mut Space, card: usize, function: &view::Function, profile: &view::Profile, address: Address) {
+fn extended(space: &mut Space, card: usize, function: &view::Function, profile: &view::Profile, address: PciAddress) {
     let sriov = function.sriov.as_ref();
     space.extended(ERRORS, 0x01, 2, ROUTING);
     space.extended(ROUTING, 0x0e, 1, if sriov.is_some() { SRIOV } else { 0 });

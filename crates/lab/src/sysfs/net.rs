@@ -31,7 +31,7 @@ pub(super) fn kernels(name: &str) -> String {
 /// Puts a card's netdevs into the tree. They are seen if they are in the lab's network namespace.
 pub(super) fn add(tree: &mut Tree, of: &Of<'_>) {
     for (at, netdev) in of.card.netdevs.iter().enumerate() {
-        let Some(device) = of.device(&netdev.parent) else { continue };
+        let Some(device) = of.device(netdev.parent) else { continue };
         let above = format!("{device}/net");
         tree.make(&above, &PLAIN, Subject::Nothing);
         let path = format!("{above}/{}", netdev.name);

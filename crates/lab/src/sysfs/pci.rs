@@ -138,7 +138,7 @@ fn resource(shown: &Shown<'_>) -> Text {
     let own = config::memory(card, function);
     lines[0] = (own.start, own.start + own.size - 1, MEMORY);
     if let Some(sriov) = function.sriov.as_ref().filter(|sriov| sriov.total > 0) {
-        let start = config::vf_memory(card, config::Address::parse(&function.address));
+        let start = config::vf_memory(card, function.address);
         lines[7] = (start, start + (u64::from(sriov.total) << 20) - 1, MEMORY);
     }
     let text = lines.iter().map(|(start, end, flags)| format!("0x{start:016x} 0x{end:016x} 0x{flags:016x}\n"));
@@ -161,16 +161,15 @@ fn trigger(shown: &Shown<'_>, command: fn(PciAddress) -> Command, text: &str) ->
 
 /// Has the card carry out a command that concerns this function.
 fn perform(shown: &Shown<'_>, command: impl FnOnce(PciAddress) -> Result<Command, Errno>) -> Result<Act, Errno> {
-    let device = bus::address(&shown.function()?.address)?;
+    let device = shown.function()?.address;
     Ok(Act::Perform { card: Some(shown.card_index()?), command: command(device)? })
 }
 
 /// The directory that functions of a card are in: that of the bus of its PF.
 fn root(card: &view::Card, function: &view::Function) -> String {
-    let pf = function.vf_of.as_ref().map_or(&function.address, |(pf, _)| pf);
-    let pf = card.functions.first().map_or(pf, |first| &first.address);
-    let bus = pf.rsplit_once(':').map_or(pf.as_str(), |(bus, _)| bus);
-    format!("devices/pci{bus}")
+    let pf = function.vf_of.map_or(function.address, |(pf, _)| pf);
+    let pf = card.functions.first().map_or(pf, |first| first.address);
+    format!("devices/pci{:04x}:{:02x}", pf.domain, pf.bus)
 }
 
 /// The directory of a function.
@@ -189,12 +188,13 @@ pub(super) fn add(tree: &mut Tree, of: &Of<'_>) {
             (None, None) => &PF_WITHOUT_VFS,
         };
         tree.make(&path, folder, Subject::Function(of.at, at));
-        tree.link("bus/pci/devices", &function.address, &path);
+        let address = function.address.to_string();
+        tree.link("bus/pci/devices", &address, &path);
         tree.link(&path, "subsystem", "bus/pci");
         if let Some(driver) = &function.driver {
             let driver = format!("bus/pci/drivers/{driver}");
             tree.link(&path, "driver", &driver);
-            tree.link(&driver, &function.address, &path);
+            tree.link(&driver, &address, &path);
         }
         if let Some((pf, vf)) = &function.vf_of {
             let pf = format!("{}/{pf}", root(of.card, function));

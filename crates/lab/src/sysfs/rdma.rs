@@ -103,7 +103,7 @@ fn ndev(shown: &Shown<'_>) -> Text {
 /// Puts a card's RDMA devices into the tree.
 pub(super) fn add(tree: &mut Tree, of: &Of<'_>) {
     for (at, rdma) in of.card.rdma.iter().enumerate() {
-        let Some(device) = of.device(&rdma.parent) else { continue };
+        let Some(device) = of.device(rdma.parent) else { continue };
         let above = format!("{device}/infiniband");
         tree.make(&above, &PLAIN, Subject::Nothing);
         let path = format!("{above}/{}", rdma.name);

@@ -9,8 +9,9 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 
 use control::Command;
-use devlink::view::{self, Parent, Role};
-use eswitch::CardConfig;
+use devlink::view::{self, DeviceName, Role};
+use eswitch::auxiliary::AuxiliaryName;
+use eswitch::{CardConfig, PciAddress, SfNum};
 use lab::{Card, Refusal, sysfs};
 
 /// Takes VFs, and remembers what it was told.
@@ -69,12 +70,13 @@ impl Card for FakeCard {
     }
 }
 
-fn vf_address(vf: u16) -> String {
+fn vf_address(vf: u16) -> PciAddress {
     let routing = 2 + vf;
-    format!("0000:{:02x}:{:02x}.{}", 8 + routing / 256, routing / 8 % 32, routing % 8)
+    let (bus, device) = ((8 + routing / 256) as u8, (routing / 8 % 32) as u8);
+    PciAddress { domain: 0, bus, device, function: (routing % 8) as u8 }
 }
 
-fn netdev(name: &str, role: Role, parent: Parent, port_name: Option<&str>) -> view::Netdev {
+fn netdev(name: &str, role: Role, parent: DeviceName, port_name: Option<&str>) -> view::Netdev {
     view::Netdev {
         name: name.to_owned(),
         role,
@@ -91,9 +93,10 @@ fn netdev(name: &str, role: Role, parent: Parent, port_name: Option<&str>) -> vi
 
 /// A card with a PF, its VFs and an SF.
 pub fn card(vfs: u16) -> view::Card {
-    let function = |address: &str, vf: Option<u16>| view::Function {
-        address: address.to_owned(),
-        vf_of: vf.map(|vf| (PF.to_owned(), vf)),
+    let pf: PciAddress = PF.parse().unwrap();
+    let function = |address: PciAddress, vf: Option<u16>| view::Function {
+        address,
+        vf_of: vf.map(|vf| (pf, vf)),
         driver: Some("mlx5_core".to_owned()),
         driver_override: None,
         sriov: None,
@@ -106,20 +109,19 @@ pub fn card(vfs: u16) -> view::Card {
             offset: 2,
             vfs: (0..vfs).map(vf_address).collect(),
         }),
-        ..function(PF, None)
+        ..function(pf, None)
     }];
-    let pci = |address: &str| Parent::Pci(address.to_owned());
-    let mut netdevs = vec![netdev("enp8s0f0np0", Role::Pf, pci(PF), Some("p0"))];
+    let mut netdevs = vec![netdev("enp8s0f0np0", Role::Pf, DeviceName::Pci(pf), Some("p0"))];
     for vf in 0..vfs {
-        functions.push(function(&vf_address(vf), Some(vf)));
+        functions.push(function(vf_address(vf), Some(vf)));
         let name = format!("p0vf{vf}");
-        netdevs.push(netdev(&name, Role::Representor, pci(PF), Some(&format!("pf0vf{vf}"))));
-        netdevs.push(netdev(&format!("p0v{vf}"), Role::Vf, pci(&vf_address(vf)), None));
+        netdevs.push(netdev(&name, Role::Representor, DeviceName::Pci(pf), Some(&format!("pf0vf{vf}"))));
+        netdevs.push(netdev(&format!("p0v{vf}"), Role::Vf, DeviceName::Pci(vf_address(vf)), None));
     }
-    let sf = Parent::Auxiliary("mlx5_core.sf.4".to_owned());
-    netdevs.push(netdev("enp8s0f0s88", Role::Sf, sf.clone(), None));
+    let sf = DeviceName::Auxiliary(AuxiliaryName::Sf { id: 4 });
+    netdevs.push(netdev("enp8s0f0s88", Role::Sf, sf, None));
     let auxiliary = |name: &str, parent, driver: &str, sfnum| view::Auxiliary {
-        name: name.to_owned(),
+        name: name.parse().unwrap(),
         parent,
         driver: Some(driver.to_owned()),
         sfnum,
@@ -147,16 +149,16 @@ pub fn card(vfs: u16) -> view::Card {
         switch_id: view::SwitchId([0xb8, 0xce, 0xf6, 3, 0, 0x12, 0xab, 0]),
         functions,
         auxiliary: vec![
-            auxiliary("mlx5_core.eth.0", pci(PF), "mlx5_core.eth", None),
-            auxiliary("mlx5_core.rdma.0", pci(PF), "mlx5_ib.rdma", None),
-            auxiliary("mlx5_core.sf.4", pci(PF), "mlx5_core.sf", Some(88)),
+            auxiliary("mlx5_core.eth.0", DeviceName::Pci(pf), "mlx5_core.eth", None),
+            auxiliary("mlx5_core.rdma.0", DeviceName::Pci(pf), "mlx5_ib.rdma", None),
+            auxiliary("mlx5_core.sf.4", DeviceName::Pci(pf), "mlx5_core.sf", Some(SfNum(88))),
             auxiliary("mlx5_core.eth.4", sf, "mlx5_core.eth", None),
         ],
         netdevs,
         rdma: vec![view::RdmaDevice {
             index: 0,
             name: "rocep8s0f0".to_owned(),
-            parent: pci(PF),
+            parent: DeviceName::Pci(pf),
             node_guid: 0xb8ce_f603_0012_ab00,
             ports: (0..=u32::from(vfs))
                 .map(|port| view::RdmaPort {

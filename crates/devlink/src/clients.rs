@@ -1,0 +1,151 @@
+//! The clients of a control socket, and how many of them each user may have.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use lockdep::{Locked, Mutex, Unlocked, lock_classes};
+use rustix::net::{self, Shutdown};
+
+use crate::peer::Peer;
+
+lock_classes! {
+    /// Who is connected.
+    pub leaf ClientsClass = "clients of the control socket";
+}
+
+/// A client.
+pub(crate) struct Client {
+    pub socket: OwnedFd,
+    pub peer: Peer,
+    /// The user whose process it is.
+    pub user: u32,
+}
+
+/// Who is connected, by number.
+pub(crate) struct Clients(Mutex<ClientsClass, BTreeMap<u64, Arc<Client>>>);
+
+impl Clients {
+    /// No clients.
+    pub fn new() -> Self {
+        Self(Mutex::new(BTreeMap::new()))
+    }
+
+    /// Adds a client, if it may have one of the `places` of the card. `own`: the user of this process.
+    pub fn admit(
+        &self,
+        cx: &mut Locked<'_, Unlocked>,
+        number: u64,
+        client: &Arc<Client>,
+        places: usize,
+        own: u32,
+    ) -> bool {
+        let mut clients = self.0.lock_leaf(cx);
+        let connected = clients.values().map(|client| client.user);
+        let admitted = Places::of(places).has_one(client.user, own, connected);
+        if admitted {
+            clients.insert(number, Arc::clone(client));
+        }
+        admitted
+    }
+
+    /// Removes a client, which gives its place back.
+    pub fn remove(&self, cx: &mut Locked<'_, Unlocked>, number: u64) {
+        self.0.lock_leaf(cx).remove(&number);
+    }
+
+    /// Ends every connection: its thread reads no more requests, and its peer no more answers.
+    pub fn shut_down(&self, cx: &mut Locked<'_, Unlocked>) {
+        for client in self.0.lock_leaf(cx).values() {
+            let _ = net::shutdown(&client.socket, Shutdown::Both);
+        }
+    }
+
+    /// The clients that have joined the multicast group.
+    pub fn joined(&self, cx: &mut Locked<'_, Unlocked>) -> Vec<Arc<Client>> {
+        let clients = self.0.lock_leaf(cx);
+        clients.values().filter(|client| client.peer.joined.load(Ordering::Relaxed)).cloned().collect()
+    }
+}
+
+/// How the places of a card are shared out, so that no user can keep root or who serves from connecting, nor one
+/// user the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Places {
+    all: usize,
+    /// For users other than root and who serves, together.
+    others: usize,
+    /// For each of them.
+    each: usize,
+    /// Of those kept for root and who serves, what one of the two leaves to the other.
+    kept: usize,
+}
+
+impl Places {
+    /// A quarter is kept for root and who serves; of the others each user may have a quarter.
+    fn of(all: usize) -> Self {
+        let kept = all.div_ceil(4);
+        let others = all - kept;
+        Self { all, others, each: others.div_ceil(4), kept }
+    }
+
+    /// Whether there is one more for a user, beside those of the users who are connected. `own`: who serves.
+    fn has_one(self, user: u32, own: u32, connected: impl Iterator<Item = u32> + Clone) -> bool {
+        const ROOT: u32 = 0;
+        let is_privileged = |user: &u32| *user == ROOT || *user == own;
+        let of_user = connected.clone().filter(|other| *other == user).count();
+        let all = connected.clone().count();
+        if !is_privileged(&user) {
+            let others = connected.filter(|user| !is_privileged(user)).count();
+            return all < self.all && others < self.others && of_user < self.each;
+        }
+        // Neither of root and who serves takes the last places from the other.
+        let of_the_other = connected.filter(|other| is_privileged(other) && *other != user).count();
+        let left = if own == ROOT { 0 } else { (self.kept / 2).saturating_sub(of_the_other) };
+        all + left < self.all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROOT: u32 = 0;
+    const OWN: u32 = 1_000;
+
+    /// How many places a user gets beside those of the users who are connected.
+    fn gets(all: usize, user: u32, own: u32, connected: &[u32]) -> usize {
+        let mut connected = connected.to_vec();
+        let before = connected.len();
+        while Places::of(all).has_one(user, own, connected.iter().copied()) {
+            connected.push(user);
+        }
+        connected.len() - before
+    }
+
+    #[test]
+    fn no_user_keeps_another_out() {
+        for all in [8, 16, 100, 1_024] {
+            let mut connected = Vec::new();
+            for user in 2_000..2_010 {
+                let own = gets(all, user, OWN, &connected);
+                assert!(own <= all / 4, "{own} of {all}");
+                connected.extend(std::iter::repeat_n(user, own));
+            }
+            assert!(connected.len() >= all / 2, "they get what is not kept");
+            for user in [ROOT, OWN] {
+                let privileged = gets(all, user, OWN, &connected);
+                assert!(privileged >= 1, "{user} gets none of {all}");
+                let both = [&connected[..], &vec![user; privileged]].concat();
+                assert!(gets(all, ROOT + OWN - user, OWN, &both) >= 1, "{user} leaves none of {all}");
+            }
+        }
+    }
+
+    #[test]
+    fn root_alone_gets_all() {
+        assert_eq!(gets(100, ROOT, ROOT, &[]), 100);
+        assert_eq!(gets(100, OWN, ROOT, &[ROOT; 100]), 0);
+    }
+}

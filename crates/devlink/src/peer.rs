@@ -1,0 +1,12 @@
+//! The program at the other end of a control socket.
+
+use std::sync::atomic::AtomicBool;
+
+/// A program that sends requests.
+#[derive(Debug, Default)]
+pub struct Peer {
+    /// Whether it may change the card.
+    pub may_change: bool,
+    /// Whether it has joined the multicast group that devlink notifies.
+    pub joined: AtomicBool,
+}
