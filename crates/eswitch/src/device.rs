@@ -256,6 +256,7 @@ impl Device {
             let bound = self.probe(cx, threads, shared, host_vfs);
             if bound.is_err() {
                 self.change_slot(cx, |state| state.slot = Slot::Unbound);
+                shared.events.emit(cx, || Event::DeviceUnbound(self.address));
             }
             bound?;
             if shared.config.dpu {
@@ -328,30 +329,30 @@ impl Device {
             Ok(())
         });
         if let Err(error) = up {
-            Self::take_down(&pf, cx, threads);
+            Self::take_down(&pf, cx, threads, false);
             return Err(error);
         }
         self.change_slot(cx, |state| state.slot = Slot::Bound(Arc::clone(&pf)));
         // Work and notifications that arrived before this did not find the PF and had no effect. The reconcile makes up
         // for them; those that arrive from now on find the PF.
         pf.want_reconcile(cx);
-        shared.events.emit(cx, || Event::DeviceBound(self.address));
+        let reloading = matches!(slot, Slot::Reloading);
+        pf.devlink.with(cx, |state, cx| pf.announce(state, cx, reloading));
         Ok(())
     }
 
     /// Takes the PF down, and sets the slot to `slot`.
     fn remove(&self, cx: &mut Locked<'_, DeviceClass>, threads: &mut Threads, slot: Slot) -> Result<()> {
         let pf = self.pf(cx)?;
+        let reloading = matches!(slot, Slot::Reloading);
         self.change_slot(cx, |state| state.slot = slot);
-        Self::take_down(&pf, cx, threads);
-        let shared = &pf.shared;
-        shared.events.emit(cx, || Event::DeviceUnbound(self.address));
+        Self::take_down(&pf, cx, threads, reloading);
         Ok(())
     }
 
     /// Takes everything of a PF down. The devlink lock is held while the queues are drained. The queues are closed and
     /// the generation is raised before that, so that no handler waits for the devlink lock.
-    fn take_down(pf: &Arc<Pf>, cx: &mut Locked<'_, DeviceClass>, threads: &mut Threads) {
+    fn take_down(pf: &Arc<Pf>, cx: &mut Locked<'_, DeviceClass>, threads: &mut Threads, reloading: bool) {
         let shared = &pf.shared;
         let panics = pf.devlink.with(cx, |state, cx| {
             state.registered = false;
@@ -376,6 +377,7 @@ impl Device {
                 component.leave(&mut cx, shared, pf.index);
             }
             pf.disable_vports(state, cx, mode, &vports);
+            pf.withdraw(state, cx, mode, reloading);
             state.vports.clear();
             state.num_vfs = 0;
             if mode == Mode::Switchdev {

@@ -45,6 +45,10 @@ pub enum InlineMode {
 pub struct DevlinkState {
     /// Whether commands may use the instance: from the end of probe to the start of removal.
     pub registered: bool,
+    /// Whether subscribers know the instance: from the events that announce it to those that withdraw it. devlink
+    /// likewise sends no notifications of an instance that is not registered (`devl_is_registered` in the kernel's
+    /// `net/devlink`).
+    pub announced: bool,
     /// The enabled vports. They include the uplink and, on a DPU, the host's PF.
     pub vports: BTreeMap<Vport, VportInfo>,
     /// The number of VFs that are enabled.
@@ -145,6 +149,7 @@ impl Devlink {
         Self {
             state: Mutex::new(DevlinkState {
                 registered: false,
+                announced: false,
                 vports: BTreeMap::new(),
                 num_vfs: 0,
                 autoprobe: true,

@@ -79,7 +79,7 @@ impl Engine {
         let host = if config.dpu { config.vfs } else { 0 };
         let pfs: Vec<PfIndex> = (0..config.pfs).map(PfIndex).collect();
         let lag = Lag::new(config.pfs);
-        let events = Events::default();
+        let events = Events::new(pfs.iter().map(|pf| config.pf_address(*pf)).collect());
         let device = |pf: &PfIndex| Device::new(*pf, config.pf_address(*pf), events.changes().clone());
         let engine = Arc::new(Self {
             devices: pfs.iter().map(device).collect(),

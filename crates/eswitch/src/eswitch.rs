@@ -1,5 +1,6 @@
 //! The E-Switch: its mode, its representor table, the representor ops of both types, and its work queue.
 
+mod announce;
 mod mode;
 mod reconcile;
 mod registrations;

@@ -1,15 +1,19 @@
 //! Events for subscribers, and the counter of changes.
 
+mod published;
+
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Weak};
 
-use lockdep::{AtomicU64, Locked, Mutex, tell};
+use lockdep::{AtomicU64, Locked, Mutex, Shadow, tell};
 
 use crate::card::Resource;
 use crate::ids::{LagMode, Mode, PciAddress, PfIndex, PortHandle, RepType};
 use crate::lock_order::Events as EventsClass;
 use crate::text::escaped;
+
+pub(crate) use published::{Instance, Published};
 
 /// Something that has happened to the card.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +22,10 @@ pub enum Event {
     DeviceBound(PciAddress),
     /// A PF or a VF was unbound.
     DeviceUnbound(PciAddress),
+    /// The function of an SF was attached: the SF device of this number was bound to its driver.
+    SfBound(u32),
+    /// The function of an SF was detached: the SF device of this number was unbound.
+    SfUnbound(u32),
     /// An E-Switch has entered a mode.
     Mode(PciAddress, Mode),
     /// A PF's number of VFs has changed.
@@ -62,6 +70,8 @@ impl fmt::Display for Event {
         match self {
             Self::DeviceBound(a) => write!(f, "pci/{a}: bound"),
             Self::DeviceUnbound(a) => write!(f, "pci/{a}: unbound"),
+            Self::SfBound(id) => write!(f, "auxiliary/mlx5_core.sf.{id}: bound"),
+            Self::SfUnbound(id) => write!(f, "auxiliary/mlx5_core.sf.{id}: unbound"),
             Self::Mode(a, mode) => write!(f, "pci/{a}: mode {mode}"),
             Self::Vfs(a, n) => write!(f, "pci/{a}: {n} VFs"),
             Self::PortNew(port) => write!(f, "{port}: new"),
@@ -116,6 +126,9 @@ struct Kept {
 pub(crate) struct Events {
     subscribers: Mutex<EventsClass, Vec<Weak<Buffer>>>,
     changes: Changes,
+    /// The addresses of the card's PFs. Any other address is a VF's.
+    pfs: Vec<PciAddress>,
+    published: Shadow<Published>,
 }
 
 /// Counts the changes that a view of the card may show.
@@ -158,14 +171,23 @@ impl Drop for Change<'_> {
 #[derive(Debug)]
 pub struct Subscription(Arc<Buffer>);
 
-impl Default for Events {
-    fn default() -> Self {
-        // The engine publishes events and never reads them, so their order makes no difference to an explorer.
-        lockdep::unexplored(|| Self { subscribers: Mutex::new(Vec::new()), changes: Changes::default() })
-    }
-}
-
 impl Events {
+    /// Events of a card whose PFs have these addresses. There are no subscribers yet.
+    pub fn new(pfs: Vec<PciAddress>) -> Self {
+        // The engine publishes events and never reads them, so their order makes no difference to an explorer.
+        lockdep::unexplored(|| Self {
+            subscribers: Mutex::new(Vec::new()),
+            changes: Changes::default(),
+            pfs,
+            published: Shadow::default(),
+        })
+    }
+
+    /// Reads what the events so far have published, on a thread that is checked.
+    pub fn published<R>(&self, f: impl FnOnce(&Published) -> R) -> R {
+        self.published.with(|published| f(published))
+    }
+
     pub fn subscribe<L>(&self, cx: &mut Locked<'_, L>) -> Subscription {
         self.subscribe_waking(cx, None)
     }
@@ -181,10 +203,20 @@ impl Events {
         &self.changes
     }
 
+    /// States that the event reports a change. Returns the event.
+    #[track_caller]
+    fn check<L>(&self, cx: &Locked<'_, L>, event: Event) -> Event {
+        let applied = self.published.with(|published| published.apply(&event, |address| self.pfs.contains(&address)));
+        cx.ensure("told-once", || applied.is_ok(), || applied.clone().err().unwrap_or_default());
+        event
+    }
+
     /// Counts a change, then gives the event to every subscriber. Without subscribers it costs one leaf lock, and
-    /// `event` is not called.
+    /// `event` is called only on a thread that is checked.
+    #[track_caller]
     pub fn emit<L>(&self, cx: &mut Locked<'_, L>, event: impl FnOnce() -> Event) {
         drop(self.changes.begin());
+        let event = if cx.is_checked() { Emitted::Event(self.check(cx, event())) } else { Emitted::Later(event) };
         let live: Vec<Arc<Buffer>> = {
             let mut subscribers = self.subscribers.lock_leaf(cx);
             if subscribers.is_empty() {
@@ -193,7 +225,10 @@ impl Events {
             subscribers.retain(|s| s.strong_count() > 0);
             subscribers.iter().filter_map(Weak::upgrade).collect()
         };
-        let event = event();
+        let event = match event {
+            Emitted::Event(event) => event,
+            Emitted::Later(event) => event(),
+        };
         for buffer in live {
             let found: Vec<String> = {
                 let mut kept = buffer.kept.lock_leaf(cx);
@@ -213,6 +248,12 @@ impl Events {
             }
         }
     }
+}
+
+/// An event, or how to make it once it is known that somebody subscribes.
+enum Emitted<F> {
+    Event(Event),
+    Later(F),
 }
 
 impl Subscription {

@@ -10,7 +10,7 @@ use crate::queue::{Next, Queue};
 
 /// Publishes `n` events without subscribers.
 pub fn emit_without_subscribers(cx: &mut Locked<'_, Unlocked>, of: PciAddress, n: usize) {
-    let events = Events::default();
+    let events = Events::new(vec![of]);
     for _ in 0..n {
         events.emit(cx, || Event::Mode(of, Mode::Switchdev));
     }

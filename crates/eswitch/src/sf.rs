@@ -17,6 +17,7 @@ use crate::device::Pf;
 use crate::devlink::DevlinkState;
 use crate::error::{Error, Result};
 use crate::eswitch::LoadPolicy;
+use crate::event::Event;
 use crate::ids::{MacAddr, Mode, PfIndex, SfNum, Vport};
 use crate::lock_order::{Auxiliary, Devlink, SfAuxiliary, SfDevlink, SfQueue as SfQueueClass, SfWanted};
 use crate::queue::{Next, Queue};
@@ -165,6 +166,7 @@ impl SfFunction {
         // The requested state is read with the device's lock held. The queue and a command that binds the driver may
         // both be here, and the last of them must act on the state that is requested then.
         let (mut bound, mut cx) = self.auxiliary.lock(cx);
+        let was_bound = *bound;
         let (active, roce) = {
             let mut wanted = self.wanted.lock_leaf(&mut cx);
             // From here on drivers may use the SF: its address cannot change any more, because it is not detached.
@@ -196,6 +198,9 @@ impl SfFunction {
         }
         let attached = *bound;
         self.wanted.lock_leaf(&mut cx).attached = attached;
+        if attached != was_bound {
+            shared.events.emit(&mut cx, || if attached { Event::SfBound(self.id) } else { Event::SfUnbound(self.id) });
+        }
         result
     }
 }

@@ -288,7 +288,7 @@ impl Pf {
             vf.bound = true;
         }
         self.ensure_vf(cx, vport, true);
-        self.shared.events.emit(cx, || Event::DeviceBound(address));
+        self.publish(state, cx, || Event::DeviceBound(address));
         Ok(())
     }
 
@@ -311,7 +311,7 @@ impl Pf {
         vf.bound = false;
         self.shared.destroy(cx, &[Resource::VfNetdev(self.index(), vport)]);
         self.ensure_vf(cx, vport, false);
-        self.shared.events.emit(cx, || Event::DeviceUnbound(address));
+        self.publish(state, cx, || Event::DeviceUnbound(address));
         Ok(())
     }
 

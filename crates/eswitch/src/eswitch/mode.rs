@@ -102,7 +102,7 @@ impl Pf {
             self.ensure_mode(cx, state, mode);
             let ports: Vec<_> = if cx.is_checked() { state.vports.keys().copied().collect() } else { Vec::new() };
             self.ensure_ports(cx, state, &ports, true);
-            self.shared.events.emit(cx, || Event::Mode(self.address(), mode));
+            self.publish(state, cx, || Event::Mode(self.address(), mode));
         } else {
             self.want_reconcile(cx);
         }
@@ -237,7 +237,7 @@ impl Pf {
     fn announce_ports(&self, state: &DevlinkState, cx: &mut Locked<'_, Devlink>, new: bool) {
         for vport in state.vports.keys().copied().filter(|v| *v != Vport::Uplink) {
             let handle = self.port_handle(vport);
-            self.shared.events.emit(cx, || if new { Event::PortNew(handle) } else { Event::PortDel(handle) });
+            self.publish(state, cx, || if new { Event::PortNew(handle) } else { Event::PortDel(handle) });
         }
     }
 }

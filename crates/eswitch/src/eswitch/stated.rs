@@ -361,6 +361,7 @@ impl Pf {
             || format!("{}: ports {ports:?}, representors for {table:?}", self.address()),
         );
         self.ensure_mode(cx, state, now.0);
+        self.ensure_published(cx, state, now.0);
     }
 
     /// The mode is this, and so is what comes with it: in switchdev mode every port has its netdev

@@ -55,7 +55,7 @@ impl Pf {
         if result.is_ok() {
             state.num_vfs = n;
             self.shared.devcom.write(cx).0.set_num_vfs(self.index(), n);
-            self.shared.events.emit(cx, || Event::Vfs(self.address(), n));
+            self.publish(state, cx, || Event::Vfs(self.address(), n));
         }
         self.eswitch.mode.finish(cx, mode);
         self.ensure_outcome(cx, state, &before, &result);
@@ -98,7 +98,7 @@ impl Pf {
             self.disable_vports(state, cx, mode, &gone);
         }
         state.num_vfs = wanted;
-        self.shared.events.emit(cx, || Event::Vfs(self.address(), wanted));
+        self.publish(state, cx, || Event::Vfs(self.address(), wanted));
         result
     }
 
@@ -133,10 +133,13 @@ impl Pf {
         });
         if loaded.is_err() && policy == LoadPolicy::Strict {
             self.drop_ports(state, cx, vports);
-        } else if mode == Mode::Switchdev {
-            for vport in vports {
-                self.shared.events.emit(cx, || Event::PortNew(self.port_handle(*vport)));
+        } else {
+            if mode == Mode::Switchdev {
+                for vport in vports {
+                    self.publish(state, cx, || Event::PortNew(self.port_handle(*vport)));
+                }
             }
+            self.publish_vfs(state, cx, vports, true);
         }
         loaded
     }
@@ -178,10 +181,11 @@ impl Pf {
             table.unload(cx, &self.shared.events, &ops, vports);
             table.remove(vports);
         });
+        self.publish_vfs(state, cx, vports, false);
         self.drop_ports(state, cx, vports);
         if mode == Mode::Switchdev {
             for vport in vports {
-                self.shared.events.emit(cx, || Event::PortDel(self.port_handle(*vport)));
+                self.publish(state, cx, || Event::PortDel(self.port_handle(*vport)));
             }
         }
     }

@@ -3,7 +3,7 @@
 //! Each invariant has a name, which is the same in reports, in scenarios and in the documentation
 //! (`docs/verification.md`).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lockdep::{Locked, Unlocked};
 
@@ -13,6 +13,7 @@ use crate::card::Resource;
 use crate::device::Pf;
 use crate::devlink::{DevlinkState, VportInfo};
 use crate::engine::Engine;
+use crate::event::{Instance, Published};
 use crate::ids::{Mode, PfIndex, RepType, Vport};
 use crate::lag::{LagMode, LagView};
 use crate::lock_order::Devlink;
@@ -41,6 +42,9 @@ impl Engine {
             self.expect_resources(cx, pf, &snapshot.lag, &mut expected);
         }
         check_lag(&snapshot, &mut found);
+        if cx.is_checked() {
+            self.check_published(&snapshot, &mut found);
+        }
         found.extend(self.shared.unevaluated_lag(cx).map(|detail| Violation { invariant: "lag-consistent", detail }));
         let actual: BTreeSet<Resource> = snapshot.resources.iter().copied().collect();
         for leaked in actual.difference(&expected) {
@@ -50,6 +54,42 @@ impl Engine {
             found.push(Violation { invariant: "no-leak", detail: format!("{missing} should exist and does not") });
         }
         found
+    }
+
+    /// `told-once`: a subscriber that has received every event knows what a reader sees.
+    fn check_published(&self, snapshot: &Snapshot, found: &mut Vec<Violation>) {
+        let published = self.shared.events.published(Published::clone);
+        let mut compare = |what: &str, seen: String, told: String| {
+            if seen != told {
+                let detail = format!("{what}: a reader sees {seen}, and events have published {told}");
+                found.push(Violation { invariant: "told-once", detail });
+            }
+        };
+        let pfs: BTreeMap<_, _> = snapshot
+            .pfs
+            .iter()
+            .map(|pf| {
+                let ports = pf.ports.iter().filter(|port| port.vport == Vport::Uplink || pf.mode == Mode::Switchdev);
+                let ports = ports.map(|port| port.handle).collect();
+                (pf.address, Instance { mode: pf.mode, num_vfs: pf.num_vfs, ports })
+            })
+            .collect();
+        compare("devlink instances", format!("{pfs:?}"), format!("{:?}", published.pfs));
+        let sfs = snapshot.pfs.iter().flat_map(|pf| &pf.ports).filter_map(|port| port.sf);
+        let sfs: BTreeSet<u32> = sfs.filter(|sf| sf.attached).map(|sf| sf.id).collect();
+        compare("SFs that are bound", format!("{sfs:?}"), format!("{:?}", published.sfs));
+        let modules: BTreeSet<&str> = snapshot.modules.iter().copied().collect();
+        compare("modules", format!("{modules:?}"), format!("{:?}", published.modules));
+        let paired =
+            snapshot.pfs.iter().flat_map(|pf| pf.paired.iter().map(|peer| (pf.index.min(*peer), pf.index.max(*peer))));
+        let paired: BTreeSet<_> = paired.collect();
+        compare("pairs", format!("{paired:?}"), format!("{:?}", published.paired));
+        let bound = |pf: &PfView| {
+            let bound = pf.vfs.iter().filter(|vf| vf.info.bound);
+            bound.map(|vf| self.shared.config.vf_address(pf.index, vf.number)).collect::<Vec<_>>()
+        };
+        let vfs: BTreeSet<_> = snapshot.pfs.iter().flat_map(bound).collect();
+        compare("VFs that are bound", format!("{vfs:?}"), format!("{:?}", published.vfs));
     }
 
     fn check_pf(&self, pf: &PfView, modules: &[&'static str], lag: &LagView, found: &mut Vec<Violation>) {

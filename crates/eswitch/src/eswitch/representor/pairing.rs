@@ -202,11 +202,11 @@ mod tests {
             let eswitch = ESwitch::new(PfIndex(0), "0000:08:00.0".parse().unwrap());
             let notes = Arc::new(Notes { calls: Mutex::new(Vec::new()), refuses });
             let ops = Arc::clone(&notes) as Arc<dyn RepOps>;
-            eswitch.register(cx, &Events::default(), RepType::Eth, ops).unwrap();
+            eswitch.register(cx, &Events::new(Vec::new()), RepType::Eth, ops).unwrap();
             eswitch.with_representors(cx, |table, cx| {
                 let ops = eswitch.ops(cx);
                 table.add(&VFS);
-                table.load(cx, &Events::default(), &ops, &[Vport::Uplink], LoadPolicy::Strict).unwrap();
+                table.load(cx, &Events::new(Vec::new()), &ops, &[Vport::Uplink], LoadPolicy::Strict).unwrap();
                 notes.calls.lock_leaf(cx).clear();
                 let calls = || lockdep::enter(&domain, "calls", |cx| std::mem::take(&mut *notes.calls.lock_leaf(cx)));
                 f(table, cx, &ops, &calls);
@@ -219,9 +219,9 @@ mod tests {
         story(None, |table, cx, ops, calls| {
             table.pair(cx, ops, PEERS[0]).unwrap();
             assert_eq!(calls(), ["pair 1 uplink"]);
-            table.load(cx, &Events::default(), ops, &VFS, LoadPolicy::Strict).unwrap();
+            table.load(cx, &Events::new(Vec::new()), ops, &VFS, LoadPolicy::Strict).unwrap();
             assert_eq!(calls(), ["load vf0", "load vf1", "pair 1 vf0", "pair 1 vf1"]);
-            table.unload(cx, &Events::default(), ops, &VFS[..1]);
+            table.unload(cx, &Events::new(Vec::new()), ops, &VFS[..1]);
             assert_eq!(calls(), ["unpair 1 vf0", "unload vf0"]);
             assert_eq!(table.misinformed(ops, [PEERS[0]].into_iter().collect()), []);
             table.unpair(cx, ops, PEERS[0]);
@@ -233,7 +233,7 @@ mod tests {
     #[test]
     fn a_pairing_that_one_cannot_follow_is_taken_back_from_the_others() {
         story(Some((VFS[0], PEERS[1])), |table, cx, ops, calls| {
-            table.load(cx, &Events::default(), ops, &VFS, LoadPolicy::Strict).unwrap();
+            table.load(cx, &Events::new(Vec::new()), ops, &VFS, LoadPolicy::Strict).unwrap();
             table.pair(cx, ops, PEERS[0]).unwrap();
             calls();
             table.pair(cx, ops, PEERS[1]).unwrap_err();
@@ -249,7 +249,7 @@ mod tests {
                 table.pair(cx, ops, peer).unwrap();
             }
             calls();
-            table.load(cx, &Events::default(), ops, &VFS, LoadPolicy::Lenient).unwrap_err();
+            table.load(cx, &Events::new(Vec::new()), ops, &VFS, LoadPolicy::Lenient).unwrap_err();
             let both = ["load vf0", "load vf1", "pair 1 vf0", "unpair 1 vf0", "pair 1 vf1", "pair 2 vf1", "unload vf0"];
             assert_eq!(calls(), both);
             assert!(!table.is_loaded(VFS[0], RepType::Eth) && table.is_loaded(VFS[1], RepType::Eth));
