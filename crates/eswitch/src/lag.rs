@@ -30,7 +30,7 @@ use crate::shared::Shared;
 
 use whole::Seen;
 
-pub use transition::Member;
+pub use transition::MemberState;
 
 /// How a bond chooses the port on which it transmits.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
