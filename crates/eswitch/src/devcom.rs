@@ -27,7 +27,7 @@ pub struct Component {
     members: Vec<Member>,
 }
 
-/// One PF of the component.
+/// One PF of the component, with the state that the component lock protects.
 #[derive(Hash)]
 pub struct Member {
     pf: Arc<Pf>,
@@ -212,11 +212,11 @@ impl Component {
     }
 
     /// The state of each PF that is not leaving, for the evaluation of the LAG.
-    pub(crate) fn lag_members(&self) -> Vec<lag::Member> {
+    pub(crate) fn lag_members(&self) -> Vec<lag::MemberState> {
         self.members
             .iter()
             .filter(|m| !m.leaving)
-            .map(|m| lag::Member {
+            .map(|m| lag::MemberState {
                 pf: m.pf.index(),
                 mode: m.mode,
                 num_vfs: m.num_vfs,

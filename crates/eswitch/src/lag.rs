@@ -30,7 +30,7 @@ use crate::shared::Shared;
 
 use whole::Seen;
 
-pub use transition::Member;
+pub use transition::MemberState;
 
 /// How a bond chooses the port on which it transmits. A command names ports by PCI address, the engine by PF number.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

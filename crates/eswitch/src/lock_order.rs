@@ -10,7 +10,7 @@
 //!    ├─ Mode              the E-Switch mode and its operation-in-progress mark; no class is below it
 //!    └─ WorkQueue    (map) what the E-Switch's work queue runs; its handler only *tries* Devlink
 //!       └─ SfQueue, LagQueue (maps) what the SF queue and the LAG queue run
-//!          └─ Devcom      the component that connects the PFs of a card; held for writing by every rescan
+//!          └─ Devcom      the component that connects the PFs of a card; written by every rescan and LAG transition
 //!             └─ Module   loading or unloading one module
 //!                └─ Auxiliary        one auxiliary device of a PF, or the auxiliary device that is an SF
 //!                   └─ SfDevlink     the devlink instance of an SF
@@ -18,7 +18,7 @@
 //!                         └─ Probe  (place) where the probe and remove functions of drivers run
 //!                            └─ Representors         one per E-Switch: its representor table
 //!                               └─ RepresentorsNested   the table of a peer, taken while the master's is held
-//!                                  └─ RepCallback (place) where the load and unload callbacks of representors run
+//!                                  └─ RepCallback (place) where callbacks run that may be called for a peer
 //!                                     └─ RepOps     the representor ops of one E-Switch; read by lookups
 //!                                        └─ Lag     members and mode of the LAG
 //!                                           └─ CardCall (place) where calls to the card run

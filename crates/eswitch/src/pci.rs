@@ -25,18 +25,18 @@ pub(crate) fn may_drive(address: PciAddress, driver_override: Option<&str>) -> R
 }
 
 /// A PCI function of the card, as it is found by its address.
-enum Function<'a> {
+enum PciFunction<'a> {
     Pf(&'a Device, &'a Arc<AtomicU64>),
     Vf((PfIndex, u16)),
 }
 
 impl Engine {
-    fn function(&self, address: PciAddress) -> Result<Function<'_>> {
+    fn function(&self, address: PciAddress) -> Result<PciFunction<'_>> {
         if let Some(vf) = self.shared.config.vf_at(address) {
-            return Ok(Function::Vf(vf));
+            return Ok(PciFunction::Vf(vf));
         }
         let (device, host_vfs) = self.device(address)?;
-        Ok(Function::Pf(device, host_vfs))
+        Ok(PciFunction::Pf(device, host_vfs))
     }
 
     /// `echo ADDRESS > /sys/bus/pci/drivers/mlx5_core/bind`.
@@ -46,8 +46,8 @@ impl Engine {
     /// `sriov_drivers_autoprobe` is 0; or the first failure, after everything has been undone.
     pub fn bind(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<()> {
         match self.function(address)? {
-            Function::Pf(device, host_vfs) => device.bind(cx, &self.shared, host_vfs),
-            Function::Vf(vf) => self.with_vf(cx, address, vf, |pf, state, cx, function| {
+            PciFunction::Pf(device, host_vfs) => device.bind(cx, &self.shared, host_vfs),
+            PciFunction::Vf(vf) => self.with_vf(cx, address, vf, |pf, state, cx, function| {
                 let driver_override = state.vf(function)?.driver_override.clone();
                 may_drive(address, driver_override.as_deref())?;
                 // As in the kernel's `pci_device_can_probe`, a driver that `driver_override` names may bind all the
@@ -66,8 +66,8 @@ impl Engine {
     /// No such function, or it is not bound.
     pub fn unbind(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<()> {
         match self.function(address)? {
-            Function::Pf(device, _) => device.unbind(cx),
-            Function::Vf(vf) => {
+            PciFunction::Pf(device, _) => device.unbind(cx),
+            PciFunction::Vf(vf) => {
                 self.with_vf(cx, address, vf, |pf, state, cx, function| pf.unbind_vf(state, cx, function))
             }
         }
@@ -97,8 +97,8 @@ impl Engine {
         driver: Option<String>,
     ) -> Result<()> {
         match self.function(address)? {
-            Function::Pf(device, _) => device.set_pci(cx, |pci| pci.driver_override = driver),
-            Function::Vf(vf) => self.with_vf(cx, address, vf, |_, state, _, function| {
+            PciFunction::Pf(device, _) => device.set_pci(cx, |pci| pci.driver_override = driver),
+            PciFunction::Vf(vf) => self.with_vf(cx, address, vf, |_, state, _, function| {
                 state.vf(function)?.driver_override = driver;
                 Ok(())
             }),
@@ -128,8 +128,8 @@ impl Engine {
     /// No such function.
     pub fn remove(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<()> {
         match self.function(address)? {
-            Function::Pf(device, _) => device.take_off_bus(cx),
-            Function::Vf(vf) => self.with_vf(cx, address, vf, |pf, state, cx, function| {
+            PciFunction::Pf(device, _) => device.take_off_bus(cx),
+            PciFunction::Vf(vf) => self.with_vf(cx, address, vf, |pf, state, cx, function| {
                 match pf.unbind_vf(state, cx, function) {
                     Ok(()) | Err(Error::NotBound(_)) => {}
                     Err(error) => return Err(error),
@@ -193,14 +193,14 @@ impl Engine {
     /// No such function; or it could not be brought up again.
     pub fn reset(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<()> {
         match self.function(address)? {
-            Function::Pf(device, host_vfs) => {
+            PciFunction::Pf(device, host_vfs) => {
                 device.set_pci(cx, |_| {})?;
                 match device.reload(cx, &self.shared, host_vfs) {
                     Err(Error::NoDevice(_)) => Ok(()),
                     result => result,
                 }
             }
-            Function::Vf(vf) => {
+            PciFunction::Vf(vf) => {
                 let unbound = self.with_vf(cx, address, vf, |pf, state, cx, f| pf.unbind_vf(state, cx, f));
                 let bound =
                     unbound.and_then(|()| self.with_vf(cx, address, vf, |pf, state, cx, f| pf.bind_vf(state, cx, f)));

@@ -20,7 +20,7 @@ use crate::shared::Shared;
 
 /// The state of one PF that an evaluation uses, taken from the devcom component.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Member {
+pub struct MemberState {
     /// The PF.
     pub pf: PfIndex,
     /// The mode of its E-Switch.
@@ -56,7 +56,7 @@ impl State {
     /// error is the reason for which there should be none; `None` if there is no bond.
     fn wanted(
         &self,
-        members: &[Member],
+        members: &[MemberState],
         total: usize,
         shared_fdb: bool,
     ) -> Result<(LagMode, Vec<PfIndex>), Option<String>> {
@@ -103,7 +103,7 @@ impl State {
     }
 
     /// What an evaluation would do now, in words. `None` if it would change nothing.
-    pub(super) fn is_due(&self, members: &[Member], total: usize, shared_fdb: bool) -> Option<String> {
+    pub(super) fn is_due(&self, members: &[MemberState], total: usize, shared_fdb: bool) -> Option<String> {
         let mut evaluated = self.clone();
         match evaluated.decide(members, total, shared_fdb) {
             Plan::Enable(mode, _) => Some(format!("enable {mode}")),
@@ -115,7 +115,7 @@ impl State {
     }
 
     /// Decides whether the LAG is to be enabled, changed or disabled, and stores the reason if there should be none.
-    fn decide(&mut self, members: &[Member], total: usize, shared_fdb: bool) -> Plan {
+    fn decide(&mut self, members: &[MemberState], total: usize, shared_fdb: bool) -> Plan {
         self.evaluations.0 += 1;
         if self.mode == LagMode::Mpesw {
             let reason = |bond: &crate::lag::Bond| format!("{}: the card is in multiport E-Switch mode", bond.name);

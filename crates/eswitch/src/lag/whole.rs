@@ -8,7 +8,7 @@ use lockdep::{Locked, Unlocked};
 use crate::card::{Resource, ResourceKind};
 use crate::devcom::Component;
 use crate::ids::PfIndex;
-use crate::lag::{Lag, LagMode, Member, State};
+use crate::lag::{Lag, LagMode, MemberState, State};
 use crate::lock_order::Devcom;
 use crate::shared::Shared;
 
@@ -104,7 +104,7 @@ impl Shared {
 
     /// States that the members with which an evaluation decided are still the members.
     #[track_caller]
-    pub(super) fn ensure_members(&self, component: &Component, cx: &Locked<'_, Devcom>, members: &[Member]) {
+    pub(super) fn ensure_members(&self, component: &Component, cx: &Locked<'_, Devcom>, members: &[MemberState]) {
         let now = || component.lag_members();
         cx.ensure(
             "lag-consistent",
