@@ -148,7 +148,10 @@ impl<'a> Request<'a> {
 }
 
 fn host(served: &Served) -> Result<&dyn Host, Refusal> {
-    served.host.as_deref().ok_or_else(|| Refusal::unsupported("nobody runs this card who could be asked"))
+    served
+        .host
+        .as_deref()
+        .ok_or_else(|| Refusal::unsupported("the program that runs this card does not answer requests about itself"))
 }
 
 fn add_pieces(command: u8, json: &[u8], reply: &mut Reply<'_>) {

@@ -22,7 +22,7 @@ impl Request {
     pub fn parse(is_dump: bool, payload: &[u8]) -> Result<Self, Refusal> {
         let (command, attributes) = split(payload)?;
         if command != control::GETFAMILY {
-            return Err(Refusal::unsupported("this socket only tells which families it has"));
+            return Err(Refusal::unsupported("of nlctrl this socket supports only CTRL_CMD_GETFAMILY"));
         }
         let mut families = families();
         if is_dump {

@@ -1,8 +1,8 @@
 //! The RDMA devices of a view.
 //!
-//! A PF has one in legacy mode. In switchdev mode it has one with a port for each vport whose RDMA representor is
-//! loaded; the PFs that share their master's forwarding database have theirs as ports of the master's. VFs and SFs
-//! have one each.
+//! In legacy mode a PF has one RDMA device. In switchdev mode that device has a port for each vport whose RDMA
+//! representor is loaded. PFs that share the forwarding database of their master have no device; their vports are ports
+//! of the master's device. VFs and SFs have one device each.
 
 use eswitch::card::Resource;
 use eswitch::inspect::PfView;
@@ -25,7 +25,7 @@ pub(super) fn devices(builder: &Builder<'_>) -> Vec<RdmaDevice> {
     devices
 }
 
-/// Whether a PF has an uplink of its own to make a device of.
+/// Whether a PF has an RDMA device of its own.
 fn has_device(builder: &Builder<'_>, pf: PfIndex) -> bool {
     builder.is_made(&Resource::PfIbDevice(pf)) || is_multiport(builder, pf)
 }
@@ -43,8 +43,8 @@ fn of_pf(builder: &Builder<'_>, pf: &PfView) -> Option<RdmaDevice> {
         let master = builder.snapshot.pfs.iter().find(|pf| has_device(builder, pf.index));
         let is_master = master.is_some_and(|master| master.index == pf.index);
         let borrowers = builder.snapshot.pfs.iter().filter(|peer| is_master && !has_device(builder, peer.index));
-        for of in [pf].into_iter().chain(borrowers) {
-            ports.extend(representors(builder, pf, of));
+        for member in [pf].into_iter().chain(borrowers) {
+            ports.extend(representors(builder, pf, member));
         }
     }
     Some(RdmaDevice {
@@ -56,14 +56,15 @@ fn of_pf(builder: &Builder<'_>, pf: &PfView) -> Option<RdmaDevice> {
     })
 }
 
-/// The ports of `owner`'s device that are the vports of `of`: a peer's come after all that the owner can have.
-fn representors(builder: &Builder<'_>, owner: &PfView, of: &PfView) -> Vec<RdmaPort> {
+/// The ports of the owner's device that stand for the vports of `pf`. Those of a peer come after all ports that the
+/// owner can have.
+fn representors(builder: &Builder<'_>, owner: &PfView, pf: &PfView) -> Vec<RdmaPort> {
     let span = names::ib_port(builder.config, Vport::Sf(builder.config.max_sfs));
-    let first = if of.index == owner.index { 0 } else { u32::from(of.index.0) * span };
+    let first = if pf.index == owner.index { 0 } else { u32::from(pf.index.0) * span };
     let mut ports = Vec::new();
-    for vport in of.ports.iter().map(|port| port.vport).filter(|vport| *vport != Vport::Uplink) {
-        if builder.is_made(&Resource::Representor(of.index, vport, RepType::Ib)) {
-            let netdev = builder.netdev_name(&Resource::Representor(of.index, vport, RepType::Eth));
+    for vport in pf.ports.iter().map(|port| port.vport).filter(|vport| *vport != Vport::Uplink) {
+        if builder.is_made(&Resource::Representor(pf.index, vport, RepType::Ib)) {
+            let netdev = builder.netdev_name(&Resource::Representor(pf.index, vport, RepType::Eth));
             ports.push(RdmaPort { number: first + names::ib_port(builder.config, vport), netdev });
         }
     }
