@@ -16,7 +16,7 @@ lock_classes! {
 }
 
 /// A client.
-pub(crate) struct Client {
+pub(crate) struct ServedClient {
     pub socket: OwnedFd,
     pub peer: Peer,
     /// The user ID of the process that connected.
@@ -24,7 +24,7 @@ pub(crate) struct Client {
 }
 
 /// The connected clients, by number.
-pub(crate) struct Clients(Mutex<ClientsClass, BTreeMap<u64, Arc<Client>>>);
+pub(crate) struct Clients(Mutex<ClientsClass, BTreeMap<u64, Arc<ServedClient>>>);
 
 impl Clients {
     /// No clients.
@@ -38,7 +38,7 @@ impl Clients {
         &self,
         cx: &mut Locked<'_, Unlocked>,
         number: u64,
-        client: &Arc<Client>,
+        client: &Arc<ServedClient>,
         places: usize,
         own: u32,
     ) -> bool {
@@ -64,7 +64,7 @@ impl Clients {
     }
 
     /// The clients that have joined the multicast group.
-    pub fn joined(&self, cx: &mut Locked<'_, Unlocked>) -> Vec<Arc<Client>> {
+    pub fn joined(&self, cx: &mut Locked<'_, Unlocked>) -> Vec<Arc<ServedClient>> {
         let clients = self.0.lock_leaf(cx);
         clients.values().filter(|client| client.peer.joined.load(Ordering::Relaxed)).cloned().collect()
     }

@@ -7,7 +7,7 @@ use crate::eswitch_family;
 use crate::family::Family;
 use crate::numbers::{CONTROL, control};
 use crate::refusal::Refusal;
-use crate::reply::Reply;
+use crate::reply::ReplyWriter;
 use crate::request::{Attributes, split};
 
 /// A request to `nlctrl`: the families to describe.
@@ -40,7 +40,7 @@ impl Request {
     }
 
     /// Adds a description of each family to the reply.
-    pub fn answer(&self, reply: &mut Reply<'_>) {
+    pub fn answer(&self, reply: &mut ReplyWriter<'_>) {
         for family in &self.0 {
             reply.add(control::NEWFAMILY, |to| family.write(to));
         }

@@ -23,7 +23,7 @@ use eswitch::Touched;
 
 use crate::answer::{answer, answer_too_long};
 use crate::card::{Cx, Served};
-use crate::clients::{Client, Clients};
+use crate::clients::{Clients, ServedClient};
 use crate::notify;
 use crate::peer::Peer;
 use crate::reply::Sink;
@@ -129,7 +129,7 @@ impl Shared {
         let credentials = socket_peercred(&socket).ok()?;
         let user = credentials.uid.as_raw();
         let may_change = self.may_change(&socket, &credentials);
-        let client = Arc::new(Client { socket, peer: Peer { may_change, ..Peer::default() }, user });
+        let client = Arc::new(ServedClient { socket, peer: Peer { may_change, ..Peer::default() }, user });
         let own = rustix::process::geteuid().as_raw();
         if !self.clients.admit(cx, number, &client, self.access.clients, own) {
             return None;
@@ -165,7 +165,7 @@ impl Shared {
 }
 
 /// Answers a client until it disconnects.
-fn serve(served: &Served, cx: &mut Locked<'_, Unlocked>, client: &Client) {
+fn serve(served: &Served, cx: &mut Locked<'_, Unlocked>, client: &ServedClient) {
     let mut buffer = vec![0; REQUEST_MAX];
     let socket = client.socket.as_fd();
     let mut sink = ToClient { served, client, attached: None, gone: false };
@@ -185,7 +185,7 @@ fn serve(served: &Served, cx: &mut Locked<'_, Unlocked>, client: &Client) {
 
 struct ToClient<'a> {
     served: &'a Served,
-    client: &'a Client,
+    client: &'a ServedClient,
     /// The descriptor that goes with the next datagram.
     attached: Option<OwnedFd>,
     gone: bool,
@@ -211,7 +211,7 @@ impl Sink for ToClient<'_> {
 }
 
 /// Sends a datagram, and waits while the socket buffer is full. Returns whether the client is still connected.
-fn send_all(client: &Client, bytes: &[u8], attached: Option<&OwnedFd>) -> bool {
+fn send_all(client: &ServedClient, bytes: &[u8], attached: Option<&OwnedFd>) -> bool {
     let fds: Vec<_> = attached.iter().map(|file| file.as_fd()).collect();
     loop {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];

@@ -9,7 +9,7 @@ use crate::card::{Cx, Served};
 use crate::instance::{self, Instance, Named};
 use crate::numbers::{attribute as a, command as c};
 use crate::refusal::Refusal;
-use crate::reply::Reply;
+use crate::reply::ReplyWriter;
 use crate::request::Attributes;
 use crate::view::{DeviceName, Profile};
 
@@ -53,7 +53,7 @@ pub(super) fn get(
     served: &Served,
     cx: Cx<'_, '_>,
     attributes: &Attributes<'_>,
-    reply: &mut Reply<'_>,
+    reply: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
     match instance::find(served, cx, attributes.required_handle()?)? {
         Named::Pf(device) => reply.add(c::NEW, |to| device_message(to, device)),
@@ -66,7 +66,7 @@ pub(super) fn get_all(
     served: &Served,
     cx: Cx<'_, '_>,
     _: &Attributes<'_>,
-    reply: &mut Reply<'_>,
+    reply: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
     for device in bound(served, cx) {
         reply.add(c::NEW, |to| device_message(to, device));
@@ -89,7 +89,7 @@ pub(super) fn eswitch_get(
     served: &Served,
     cx: Cx<'_, '_>,
     attributes: &Attributes<'_>,
-    reply: &mut Reply<'_>,
+    reply: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
     let device = pf(served, cx, attributes)?;
     let (mode, encap) = served.card.engine().eswitch(cx, device)?;
@@ -108,7 +108,7 @@ pub(super) fn eswitch_set(
     served: &Served,
     cx: Cx<'_, '_>,
     attributes: &Attributes<'_>,
-    _: &mut Reply<'_>,
+    _: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
     let device = pf(served, cx, attributes)?;
     let engine = served.card.engine();
@@ -149,7 +149,7 @@ pub(super) fn reload(
     served: &Served,
     cx: Cx<'_, '_>,
     attributes: &Attributes<'_>,
-    reply: &mut Reply<'_>,
+    reply: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
     const REINIT: u8 = 1;
     let meant = instance::find(served, cx, attributes.required_handle()?)?;
@@ -218,7 +218,7 @@ pub(super) fn info(
     served: &Served,
     cx: Cx<'_, '_>,
     attributes: &Attributes<'_>,
-    reply: &mut Reply<'_>,
+    reply: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
     match instance::find(served, cx, attributes.required_handle()?)? {
         Named::Pf(device) => {
@@ -235,7 +235,7 @@ pub(super) fn info_all(
     served: &Served,
     cx: Cx<'_, '_>,
     _: &Attributes<'_>,
-    reply: &mut Reply<'_>,
+    reply: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
     for device in bound(served, cx) {
         reply.add(c::INFO_GET, |to| info_message(to, &served.profile, |to| put_device(to, device)));

@@ -10,7 +10,7 @@ use super::dev::{bound, put_device};
 use crate::card::{Cx, Served};
 use crate::numbers::{attribute as a, command as c, nla};
 use crate::refusal::Refusal;
-use crate::reply::Reply;
+use crate::reply::ReplyWriter;
 use crate::request::Attributes;
 
 const REPORTER: &str = "representors";
@@ -78,7 +78,7 @@ pub(super) fn get(
     served: &Served,
     cx: Cx<'_, '_>,
     attributes: &Attributes<'_>,
-    reply: &mut Reply<'_>,
+    reply: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
     let pf = named(served, cx, attributes)?;
     reply.add(c::HEALTH_GET, |to| reporter_message(to, &pf));
@@ -89,7 +89,7 @@ pub(super) fn get_all(
     served: &Served,
     cx: Cx<'_, '_>,
     attributes: &Attributes<'_>,
-    reply: &mut Reply<'_>,
+    reply: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
     let devices: Vec<PciAddress> = match attributes.handle()? {
         Some(handle) => vec![handle.device()?],
@@ -109,7 +109,7 @@ pub(super) fn recover(
     served: &Served,
     cx: Cx<'_, '_>,
     attributes: &Attributes<'_>,
-    _: &mut Reply<'_>,
+    _: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
     let pf = named(served, cx, attributes)?;
     Ok(served.card.engine().recover(cx, pf.address)?)
@@ -124,7 +124,7 @@ pub(super) fn diagnose(
     served: &Served,
     cx: Cx<'_, '_>,
     attributes: &Attributes<'_>,
-    reply: &mut Reply<'_>,
+    reply: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
     /// As many as fit into one message, however long their texts are.
     const SHOWN: usize = 64;

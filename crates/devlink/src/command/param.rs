@@ -9,7 +9,7 @@ use super::dev::{bound, put_device};
 use crate::card::{Cx, Served};
 use crate::numbers::{attribute as a, command as c, nla};
 use crate::refusal::Refusal;
-use crate::reply::Reply;
+use crate::reply::ReplyWriter;
 use crate::request::Attributes;
 
 /// DEVLINK_PARAM_CMODE_*.
@@ -154,7 +154,7 @@ pub(super) fn get(
     served: &Served,
     cx: Cx<'_, '_>,
     attributes: &Attributes<'_>,
-    reply: &mut Reply<'_>,
+    reply: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
     let device = attributes.device()?;
     served.card.engine().pf(cx, device)?;
@@ -168,7 +168,7 @@ pub(super) fn get_all(
     served: &Served,
     cx: Cx<'_, '_>,
     _: &Attributes<'_>,
-    reply: &mut Reply<'_>,
+    reply: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
     for device in bound(served, cx) {
         for param in PARAMS {
@@ -184,7 +184,7 @@ pub(super) fn set(
     served: &Served,
     cx: Cx<'_, '_>,
     attributes: &Attributes<'_>,
-    _: &mut Reply<'_>,
+    _: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
     let device = attributes.device()?;
     served.card.engine().pf(cx, device)?;

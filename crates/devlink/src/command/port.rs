@@ -9,7 +9,7 @@ use crate::card::{Cx, Served};
 use crate::instance::{self, Instance, Named};
 use crate::numbers::{attribute as a, command as c, flavour, function};
 use crate::refusal::Refusal;
-use crate::reply::Reply;
+use crate::reply::ReplyWriter;
 use crate::request::Attributes;
 
 /// DEVLINK_PORT_TYPE_*.
@@ -92,7 +92,7 @@ pub(super) fn get(
     served: &Served,
     cx: Cx<'_, '_>,
     attributes: &Attributes<'_>,
-    reply: &mut Reply<'_>,
+    reply: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
     match instance::find(served, cx, attributes.required_handle()?)? {
         Named::Pf(_) => add_port(served, cx, attributes.port()?, reply),
@@ -106,7 +106,7 @@ pub(super) fn get(
     }
 }
 
-fn add_port(served: &Served, cx: Cx<'_, '_>, handle: PortHandle, reply: &mut Reply<'_>) -> Result<(), Refusal> {
+fn add_port(served: &Served, cx: Cx<'_, '_>, handle: PortHandle, reply: &mut ReplyWriter<'_>) -> Result<(), Refusal> {
     let pf = served.card.engine().inspect_pf(cx, handle.device)?;
     let port = pf.ports.iter().find(|port| port.handle == handle).ok_or(Refusal::bare(Errno::NODEV))?;
     reply.add(c::PORT_NEW, |to| port_message(served, to, pf.index, port));
@@ -117,7 +117,7 @@ pub(super) fn get_all(
     served: &Served,
     cx: Cx<'_, '_>,
     attributes: &Attributes<'_>,
-    reply: &mut Reply<'_>,
+    reply: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
     let (devices, instances) = match attributes.handle()? {
         None => (bound(served, cx), instance::all(&served.view(cx))),
@@ -143,7 +143,7 @@ pub(super) fn set(
     served: &Served,
     cx: Cx<'_, '_>,
     attributes: &Attributes<'_>,
-    _: &mut Reply<'_>,
+    _: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
     let port = attributes.port()?;
     let pf = served.card.engine().inspect_pf(cx, port.device)?;
@@ -196,7 +196,7 @@ pub(super) fn add(
     served: &Served,
     cx: Cx<'_, '_>,
     attributes: &Attributes<'_>,
-    reply: &mut Reply<'_>,
+    reply: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
     let device = attributes.device()?;
     served.card.engine().pf(cx, device)?;
@@ -227,7 +227,7 @@ pub(super) fn delete(
     served: &Served,
     cx: Cx<'_, '_>,
     attributes: &Attributes<'_>,
-    _: &mut Reply<'_>,
+    _: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
     served.card.engine().delete_port(cx, attributes.port()?)?;
     Ok(())

@@ -8,7 +8,7 @@ use super::dev::{bound, put_device};
 use crate::card::{Cx, Served};
 use crate::numbers::{attribute as a, command as c};
 use crate::refusal::Refusal;
-use crate::reply::Reply;
+use crate::reply::ReplyWriter;
 use crate::request::Attributes;
 
 /// DEVLINK_RATE_TYPE_*.
@@ -69,7 +69,7 @@ pub(super) fn get(
     served: &Served,
     cx: Cx<'_, '_>,
     attributes: &Attributes<'_>,
-    reply: &mut Reply<'_>,
+    reply: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
     let of = of(attributes)?;
     let rates = served.card.engine().rates(cx, of.device())?;
@@ -82,7 +82,7 @@ pub(super) fn get_all(
     served: &Served,
     cx: Cx<'_, '_>,
     _: &Attributes<'_>,
-    reply: &mut Reply<'_>,
+    reply: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
     for device in bound(served, cx) {
         for (of, rate) in served.card.engine().rates(cx, device).unwrap_or_default() {
@@ -96,7 +96,7 @@ pub(super) fn set(
     served: &Served,
     cx: Cx<'_, '_>,
     attributes: &Attributes<'_>,
-    _: &mut Reply<'_>,
+    _: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
     Ok(served.card.engine().set_rate(cx, &of(attributes)?, &change(attributes)?)?)
 }
@@ -105,7 +105,7 @@ pub(super) fn add(
     served: &Served,
     cx: Cx<'_, '_>,
     attributes: &Attributes<'_>,
-    _: &mut Reply<'_>,
+    _: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
     let (device, name) = node(attributes)?;
     Ok(served.card.engine().add_rate_node(cx, device, &name, &change(attributes)?)?)
@@ -115,7 +115,7 @@ pub(super) fn delete(
     served: &Served,
     cx: Cx<'_, '_>,
     attributes: &Attributes<'_>,
-    _: &mut Reply<'_>,
+    _: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
     let (device, name) = node(attributes)?;
     Ok(served.card.engine().delete_rate_node(cx, device, &name)?)

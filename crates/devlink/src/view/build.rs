@@ -25,7 +25,7 @@ pub fn of(engine: &Engine, profile: &Profile, cx: &mut Locked<'_, Unlocked>) -> 
 
 /// The view of a card in an inspected state.
 pub(crate) fn build(config: &CardConfig, profile: &Profile, functions: &[PfFunction], snapshot: &Snapshot) -> Card {
-    let builder = Builder::new(config, profile, functions, snapshot);
+    let builder = ViewBuilder::new(config, profile, functions, snapshot);
     Card {
         name: config.address.to_string(),
         profile: profile.clone(),
@@ -46,7 +46,7 @@ const FIRST_VF_ID: u32 = 1_000_000;
 const VF_IDS: u32 = 100_000;
 
 /// The state from which a view is made, indexed.
-pub(super) struct Builder<'a> {
+pub(super) struct ViewBuilder<'a> {
     pub config: &'a CardConfig,
     pub snapshot: &'a Snapshot,
     profile: &'a Profile,
@@ -61,7 +61,7 @@ pub(super) struct Builder<'a> {
     drivers: BTreeMap<AuxKind, &'static str>,
 }
 
-impl<'a> Builder<'a> {
+impl<'a> ViewBuilder<'a> {
     fn new(config: &'a CardConfig, profile: &'a Profile, pci: &'a [PfFunction], snapshot: &'a Snapshot) -> Self {
         let ports = snapshot.pfs.iter().flat_map(|pf| pf.ports.iter().map(move |port| (pf.index, port)));
         let loaded = module::all().iter().filter(|module| snapshot.modules.contains(&module.name));

@@ -8,11 +8,11 @@ use eswitch::card::Resource;
 use eswitch::inspect::PfView;
 use eswitch::{PfIndex, RepType, Vport, names};
 
-use super::build::{Builder, guid};
+use super::build::{ViewBuilder, guid};
 use super::{DeviceName, RdmaDevice, RdmaPort};
 
 /// Every RDMA device.
-pub(super) fn devices(builder: &Builder<'_>) -> Vec<RdmaDevice> {
+pub(super) fn devices(builder: &ViewBuilder<'_>) -> Vec<RdmaDevice> {
     let mut devices = Vec::new();
     for pf in &builder.snapshot.pfs {
         devices.extend(of_pf(builder, pf));
@@ -26,15 +26,15 @@ pub(super) fn devices(builder: &Builder<'_>) -> Vec<RdmaDevice> {
 }
 
 /// Whether a PF has an RDMA device of its own.
-fn has_device(builder: &Builder<'_>, pf: PfIndex) -> bool {
+fn has_device(builder: &ViewBuilder<'_>, pf: PfIndex) -> bool {
     builder.is_made(&Resource::PfIbDevice(pf)) || is_multiport(builder, pf)
 }
 
-fn is_multiport(builder: &Builder<'_>, pf: PfIndex) -> bool {
+fn is_multiport(builder: &ViewBuilder<'_>, pf: PfIndex) -> bool {
     builder.is_made(&Resource::Representor(pf, Vport::Uplink, RepType::Ib))
 }
 
-fn of_pf(builder: &Builder<'_>, pf: &PfView) -> Option<RdmaDevice> {
+fn of_pf(builder: &ViewBuilder<'_>, pf: &PfView) -> Option<RdmaDevice> {
     if !has_device(builder, pf.index) {
         return None;
     }
@@ -58,7 +58,7 @@ fn of_pf(builder: &Builder<'_>, pf: &PfView) -> Option<RdmaDevice> {
 
 /// The ports of the owner's device that stand for the vports of `pf`. Those of a peer come after all ports that the
 /// owner can have.
-fn representors(builder: &Builder<'_>, owner: &PfView, pf: &PfView) -> Vec<RdmaPort> {
+fn representors(builder: &ViewBuilder<'_>, owner: &PfView, pf: &PfView) -> Vec<RdmaPort> {
     let span = names::ib_port(builder.config, Vport::Sf(builder.config.max_sfs));
     let first = if pf.index == owner.index { 0 } else { u32::from(pf.index.0) * span };
     let mut ports = Vec::new();
@@ -71,10 +71,10 @@ fn representors(builder: &Builder<'_>, owner: &PfView, pf: &PfView) -> Vec<RdmaP
     ports
 }
 
-fn of_vfs<'a>(builder: &'a Builder<'_>, pf: &'a PfView) -> impl Iterator<Item = RdmaDevice> + 'a {
-    let driven = builder.vfs(pf).filter(|(_, vf)| builder.rdma_is_driven() && Builder::vf_has_rdma(vf));
+fn of_vfs<'a>(builder: &'a ViewBuilder<'_>, pf: &'a PfView) -> impl Iterator<Item = RdmaDevice> + 'a {
+    let driven = builder.vfs(pf).filter(|(_, vf)| builder.rdma_is_driven() && ViewBuilder::vf_has_rdma(vf));
     driven.map(move |(address, vf)| RdmaDevice {
-        index: Builder::vf_id(pf.index, vf.number),
+        index: ViewBuilder::vf_id(pf.index, vf.number),
         name: names::vf_ib_device(builder.config, pf.index, vf.number),
         parent: DeviceName::Pci(address),
         node_guid: guid(vf.mac),
@@ -85,7 +85,7 @@ fn of_vfs<'a>(builder: &'a Builder<'_>, pf: &'a PfView) -> impl Iterator<Item = 
     })
 }
 
-fn of_sf(builder: &Builder<'_>, pf: &PfView, vport: Vport) -> Option<RdmaDevice> {
+fn of_sf(builder: &ViewBuilder<'_>, pf: &PfView, vport: Vport) -> Option<RdmaDevice> {
     let (sf, device) = (builder.sf(pf.index, vport)?, Resource::SfIbDevice(pf.index, vport));
     builder.is_made(&device).then_some(())?;
     Some(RdmaDevice {
