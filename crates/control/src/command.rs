@@ -9,16 +9,17 @@ use serde::{Deserialize, Serialize};
 
 /// A change to a card.
 ///
-/// Each variant names the command of devlink(8), the file below `/sys`, or the program whose effect it has. Its errors
-/// are those of the [`eswitch::Engine`] method that carries it out.
+/// Each variant names the command of devlink(8), the file below `/sys` or the program that has the same effect. Its
+/// errors are those of the [`eswitch::Engine`] method that carries it out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Command {
-    /// `devlink dev eswitch set DEV`. The options are set one after the other, as devlink does.
+    /// `devlink dev eswitch set DEV`. The options are set one after the other, as in devlink: those before one that is
+    /// refused stay set.
     SetEswitch {
         /// The PF's devlink instance.
         device: PciAddress,
-        /// What is set, in this order.
+        /// The options, in the order in which they are set.
         options: Vec<EswitchOption>,
     },
     /// `devlink dev reload DEV`.
@@ -27,7 +28,7 @@ pub enum Command {
     AddSf {
         /// The PF's devlink instance.
         device: PciAddress,
-        /// The PF's place on the card, from 0.
+        /// The index of the PF on the card, from 0.
         pfnum: u32,
         /// The number of the SF.
         sfnum: SfNum,
@@ -38,7 +39,7 @@ pub enum Command {
     SetFunction {
         /// The port.
         port: PortHandle,
-        /// What is set of its function.
+        /// The attributes of its function that are set.
         change: FunctionChange,
     },
     /// `devlink dev param set DEV name esw_multiport value BOOL cmode runtime`.
@@ -59,7 +60,7 @@ pub enum Command {
     SetAutoprobe {
         /// The PF.
         device: PciAddress,
-        /// Whether drivers are bound to its VFs when these come.
+        /// Whether a driver is bound to each VF when it is enabled.
         on: bool,
     },
     /// `/sys/bus/pci/drivers/mlx5_core/bind`.
@@ -79,7 +80,7 @@ pub enum Command {
     SetDriverOverride {
         /// The function.
         device: PciAddress,
-        /// The name of the only driver that may be bound to it; `None`: any.
+        /// The name of the only driver that may be bound to it. `None`: any driver may be.
         driver: Option<String>,
     },
     /// `/sys/bus/pci/devices/ADDRESS/remove`.
@@ -94,27 +95,28 @@ pub enum Command {
         device: PciAddress,
         /// The VF's number, from 0.
         vf: u32,
-        /// What is set, in this order.
+        /// The settings, in the order in which they are set.
         settings: Vec<VfSetting>,
     },
     /// `ip link set PFNETDEV netns NAME`.
     SetNetns {
         /// The PF.
         device: PciAddress,
-        /// The name of the network namespace; `None`: the one that the card is in.
+        /// The name of the network namespace. `None`: the namespace of the card.
         netns: Option<String>,
     },
-    /// `modprobe MODULE`: the module, and those that it depends on.
+    /// `modprobe MODULE`: loads the module and those that it depends on.
     LoadModule(String),
-    /// `insmod MODULE`: the module alone.
+    /// `insmod MODULE`: loads the module alone.
     InsertModule(String),
     /// `modprobe -r MODULE`, `rmmod MODULE`.
     UnloadModule(String),
-    /// Makes a bond over the card's ports, or makes the one of that name so.
+    /// Creates a bond over the card's ports, or changes the bond of that name to match the plan.
     Bond {
         /// The bond.
         plan: BondPlan<PciAddress>,
-        /// How many further events take it away and bring it back, by turns, before it stands: 0 to [`MAX_FLAP`].
+        /// The number of further events that remove and add the bond by turns, so that at the end it exists: 0 to
+        /// [`MAX_FLAP`].
         flap: u32,
     },
     /// Deletes the bond of this name.
@@ -126,20 +128,20 @@ pub enum Command {
         /// The number of VFs, from 0.
         number: u32,
     },
-    /// Has requests to the card fail, or take longer.
+    /// Makes requests to the card fail or take longer.
     AddFault(Fault),
-    /// Has allocations in the notifier of the host's number of VFs fail.
+    /// Makes allocations fail in the notifier of the host's VF count.
     FailAllocations {
         /// The PF.
         device: PciAddress,
-        /// How many of them.
+        /// The number of allocations that fail.
         times: u32,
     },
-    /// Takes back what [`AddFault`](Self::AddFault) asked for.
+    /// Removes the faults that [`AddFault`](Self::AddFault) added.
     ClearFaults,
 }
 
-/// The most events of a [`Command::Bond`].
+/// The maximum of `flap` in [`Command::Bond`].
 pub const MAX_FLAP: u32 = 100_000;
 
 /// An option of `devlink dev eswitch set`.

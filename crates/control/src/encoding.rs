@@ -1,7 +1,7 @@
-//! Commands as bytes.
+//! Encodes commands and replies as bytes.
 //!
-//! The form is JSON, which a person can read in a trace. The version is that of the whole set of commands: it grows with
-//! every change that a daemon of the version before would understand otherwise, or not at all.
+//! The encoding is JSON, which a person can read in a trace. One version covers all commands: it is raised with every
+//! change after which a daemon of the previous version would misunderstand a command or not understand it.
 
 use crate::command::{Command, MAX_FLAP};
 use crate::target::Reply;
@@ -9,34 +9,34 @@ use crate::target::Reply;
 /// The version of the encoding.
 pub const VERSION: u32 = 1;
 
-/// Bytes that are no command.
+/// Why bytes cannot be decoded.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
-    /// They are of another version.
+    /// They are of another version than [`VERSION`].
     #[error(
         "the command is of version {0} and this daemon understands version {VERSION}: use `esw` and the daemon from \
          the same build"
     )]
     Version(u32),
-    /// A bond would come and go for too long.
-    #[error("a bond comes and goes at most {MAX_FLAP} times, not {0}")]
+    /// A [`Command::Bond`] has more events than [`MAX_FLAP`].
+    #[error("a bond can be removed and added at most {MAX_FLAP} times, not {0}")]
     TooManyEvents(u32),
-    /// They are not what a command looks like.
+    /// They are not the JSON of a command or reply.
     #[error("this is no command: {0}")]
     Malformed(#[from] serde_json::Error),
 }
 
 impl Command {
-    /// The command as bytes, of [`VERSION`].
+    /// Encodes the command in [`VERSION`].
     pub fn encode(&self) -> Vec<u8> {
-        // There are no maps with other keys than text, and no failing serialisers, in a command.
+        // Encoding fails only for maps whose keys are not text and for serialisers that fail. A command has neither.
         serde_json::to_vec(self).unwrap_or_default()
     }
 
-    /// The command that bytes of a version stand for.
+    /// Decodes a command from bytes of a version.
     ///
     /// # Errors
-    /// The version is another, or the bytes are no command.
+    /// `version` is not [`VERSION`], the bytes are no command, or a bond has more events than [`MAX_FLAP`].
     pub fn decode(version: u32, bytes: &[u8]) -> Result<Self, DecodeError> {
         if version != VERSION {
             return Err(DecodeError::Version(version));
@@ -50,15 +50,15 @@ impl Command {
 }
 
 impl Reply {
-    /// The reply as bytes, of [`VERSION`].
+    /// Encodes the reply in [`VERSION`].
     pub fn encode(&self) -> Vec<u8> {
         serde_json::to_vec(self).unwrap_or_default()
     }
 
-    /// The reply that bytes stand for.
+    /// Decodes a reply.
     ///
     /// # Errors
-    /// They are no reply.
+    /// The bytes are no reply.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         Ok(serde_json::from_slice(bytes)?)
     }
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_of_another_version_or_of_no_command_are_refused_with_what_to_do() {
+    fn bytes_of_another_version_or_of_no_command_are_refused_with_advice() {
         let bytes = Command::Rescan.encode();
         assert_eq!(bytes, b"\"rescan\"");
         let error = Command::decode(VERSION + 1, &bytes).unwrap_err().to_string();

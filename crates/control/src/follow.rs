@@ -1,4 +1,4 @@
-//! Following what happens to a card, in a thread of its own.
+//! Delivers the events of a card to a callback, in a thread of its own.
 
 use std::io;
 use std::sync::Arc;
@@ -10,9 +10,11 @@ use std::time::Duration;
 use eswitch::{Engine, Event};
 use lockdep::{Domain, Locked, Unlocked};
 
-/// Who is told what happens to a card, until this is dropped. What happened before is told still.
+/// A thread that passes the events of a card to a callback until this is dropped. Events from before the drop are
+/// still delivered.
 ///
-/// It is for those who tell others and change nothing: its thread is the system's, and is not explored.
+/// It is for callbacks that report events to others and change nothing: it is a thread of the system, which is not
+/// explored.
 #[derive(Debug)]
 pub struct Follower {
     wake: SyncSender<()>,
@@ -21,44 +23,45 @@ pub struct Follower {
 }
 
 impl Follower {
-    /// Calls `tell` with the events since the last call, whenever there are some, in a thread of this name. It says
-    /// how soon it is to be called again if nothing happens, if it has something left to do.
+    /// Calls `deliver` in a thread with this name whenever there are new events, with the events since the last call.
+    /// If `deliver` has work left, it returns the time after which it is to be called again although no event has
+    /// occurred.
     ///
     /// # Errors
-    /// The system gives no thread.
+    /// The system cannot create a thread.
     pub fn start(
         cx: &mut Locked<'_, Unlocked>,
         engine: &Engine,
         domain: &Arc<Domain>,
         name: &'static str,
-        mut tell: impl FnMut(&mut Locked<'_, Unlocked>, Vec<Event>) -> Option<Duration> + Send + 'static,
+        mut deliver: impl FnMut(&mut Locked<'_, Unlocked>, Vec<Event>) -> Option<Duration> + Send + 'static,
     ) -> io::Result<Self> {
         let (wake, woken) = sync_channel(1);
         let stopping = Arc::new(AtomicBool::new(false));
         let events = {
             let wake = wake.clone();
             let wake = move || {
-                // If it is full, whoever is woken has not looked yet.
+                // If the channel is full, the thread has a wake-up that it has not read yet.
                 let _ = wake.try_send(());
             };
             engine.subscribe_waking(cx, wake)
         };
-        let (domain, asked) = (Arc::clone(domain), Arc::clone(&stopping));
+        let (domain, must_stop) = (Arc::clone(domain), Arc::clone(&stopping));
         let follow = move || {
             lockdep::enter(&domain, name, |cx| {
-                let mut again = None;
+                let mut call_again_in = None;
                 loop {
-                    let woken = match again {
-                        Some(soon) => woken.recv_timeout(soon),
+                    let woken = match call_again_in {
+                        Some(time) => woken.recv_timeout(time),
                         None => woken.recv().map_err(|_| RecvTimeoutError::Disconnected),
                     };
                     if woken == Err(RecvTimeoutError::Disconnected) {
                         return;
                     }
-                    // Asked first: what happened before the word to stop is still told.
-                    let last = asked.load(Ordering::Acquire);
+                    // Loaded before the events are taken, so that events from before the drop are still delivered.
+                    let last = must_stop.load(Ordering::Acquire);
                     let events = events.take(cx);
-                    again = tell(cx, events);
+                    call_again_in = deliver(cx, events);
                     if last {
                         return;
                     }

@@ -1,8 +1,8 @@
-//! What a card can be asked to do, from the program that asks to the engine.
+//! Commands to a card, from the program that sends them to the engine.
 //!
-//! A [`Command`] is a change to a card as a value. A lab makes one of a system call, a prompt or a scenario file of
-//! words; it is [encoded](Command::encode) once and goes to the daemon over a connection; a [`CommandTarget`] carries it
-//! out and gives a [`Reply`]. Nobody between the two takes text apart.
+//! A [`Command`] is a change to a card as a value. A lab makes one from a system call, a prompt or a scenario file from
+//! words. The command is [encoded](Command::encode) once and sent to the daemon over a connection; a [`CommandTarget`]
+//! carries it out and returns a [`Reply`]. Nothing between the two parses text.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! What carries out commands.
+//! The trait of a card that carries out commands.
 
 use eswitch::{Engine, Error, PortHandle};
 use lockdep::{Locked, Unlocked};
@@ -14,11 +14,11 @@ pub trait CommandTarget: Send + Sync {
     /// Carries out a command.
     ///
     /// # Errors
-    /// [`Failure::Engine`]: the engine refused, or could not. The others concern bonds only.
+    /// [`Failure::Engine`]: the engine refused the command, or failed. The other errors concern bonds only.
     fn carry_out(&self, cx: &mut Locked<'_, Unlocked>, command: &Command) -> Result<Reply, Failure>;
 }
 
-/// What a command answers beside that it was carried out.
+/// What a command that was carried out returns.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reply {
@@ -26,20 +26,21 @@ pub enum Reply {
     Done,
     /// The port that was added.
     Port(PortHandle),
-    /// What the user should know, such as that the kernel has no bonds and the command stands in for one.
+    /// A note for the user, such as that the kernel has no bonds and the engine was notified of one that does not exist
+    /// there.
     Note(String),
 }
 
 /// Why a command was not carried out.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
-    /// The engine refused, or could not.
+    /// The engine refused the command, or failed.
     #[error("{0}")]
     Engine(#[from] Error),
     /// The card is being taken down.
     #[error("interrupted")]
     Interrupted,
-    /// The kernel has changed its bonds as asked, and the engine has not seen that in time.
+    /// The kernel's bonds were changed, but the engine was not notified of the change in time.
     #[error("the kernel's bonds were changed, and the card has not seen that in time")]
     Unseen,
 }

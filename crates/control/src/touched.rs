@@ -1,4 +1,4 @@
-//! What a command may change.
+//! The parts of a card that a command may change.
 
 use eswitch::module::{CORE, find};
 use eswitch::{CardConfig, PciAddress, Touched};
@@ -6,9 +6,10 @@ use eswitch::{CardConfig, PciAddress, Touched};
 use crate::command::{Command, EswitchOption};
 
 impl Command {
-    /// What of what is [agreed](eswitch::Agreed) about a card the command may change, whether it succeeds or not.
+    /// The part of the [agreed](eswitch::Agreed) state of a card that the command may change, whether it succeeds or
+    /// not.
     pub fn touches(&self, card: &CardConfig) -> Touched {
-        // A VF is its PF's.
+        // The state of a VF is part of its PF's.
         let pf_of = |address: &PciAddress| card.vf_at(*address).map_or(*address, |(pf, _)| card.pf_address(pf));
         match self {
             Self::SetNetns { .. }
@@ -30,7 +31,7 @@ impl Command {
             | Self::SetAutoprobe { device, .. } => Touched::Pf(*device),
             Self::DeletePort(port) | Self::SetFunction { port, .. } => Touched::Pf(port.device),
             Self::SetDriverOverride { device, .. } => Touched::Pf(pf_of(device)),
-            // With the mode of a PF that comes or goes a multiport E-Switch may end.
+            // Each of these may change the mode of a PF, and with it end a multiport E-Switch.
             Self::Bind(device)
             | Self::Unbind(device)
             | Self::Probe(device)
@@ -38,17 +39,19 @@ impl Command {
             | Self::Reset(device)
             | Self::Reload(device)
             | Self::SetEswMultiport { device, .. } => Touched::PfAndMultiport(pf_of(device)),
-            // The core module takes every PF with it. Loading another may load it, too: see `Engine::core_loads`.
+            // The core module binds or unbinds every PF. Loading another module may load it, too: see
+            // `Engine::core_loads`.
             Self::LoadModule(name) | Self::InsertModule(name) | Self::UnloadModule(name) => match find(name) {
                 Some(module) if module.name != CORE => Touched::Modules,
                 _ => Touched::Everything,
             },
-            // The engine finds out which PF an SF's device belongs to.
+            // Only the engine knows which PF an SF's device belongs to.
             Self::SetSfBound { .. } | Self::Rescan => Touched::Everything,
         }
     }
 
-    /// What of what can be [looked at](eswitch::Engine::inspect) the command may change: more than what is agreed.
+    /// The part of the [inspected](eswitch::Engine::inspect) state that the command may change, which is more than the
+    /// agreed state.
     pub fn touches_view(&self, card: &CardConfig) -> Touched {
         match self {
             Self::SetNetns { .. } | Self::Bond { .. } | Self::DeleteBond(_) => Touched::Everything,

@@ -11,7 +11,7 @@ use crate::nlctrl;
 use crate::numbers::CONTROL;
 use crate::peer::Peer;
 use crate::refusal::Refusal;
-use crate::reply::{Reply, Sink};
+use crate::reply::{ReplyWriter, Sink};
 
 /// A request, decoded.
 enum Request<'a> {
@@ -34,7 +34,7 @@ impl<'a> Request<'a> {
         }
     }
 
-    fn answer(&self, served: &Served, cx: Cx<'_, '_>, peer: &Peer, reply: &mut Reply<'_>) -> Result<(), Refusal> {
+    fn answer(&self, served: &Served, cx: Cx<'_, '_>, peer: &Peer, reply: &mut ReplyWriter<'_>) -> Result<(), Refusal> {
         match self {
             Self::Netlink => Ok(()),
             Self::Nlctrl(request) => {
@@ -70,7 +70,7 @@ pub fn answer(served: &Served, cx: Cx<'_, '_>, peer: &Peer, bytes: &[u8], sink: 
         if header.is_dump() && sink.is_gone() {
             continue;
         }
-        let mut reply = Reply::new(header, &mut datagram, sink);
+        let mut reply = ReplyWriter::new(header, &mut datagram, sink);
         let before = engine.changes();
         let (touched, outcome) = match Request::parse(peer, &header, message.payload()) {
             Ok(request) => {
@@ -88,6 +88,6 @@ pub fn answer(served: &Served, cx: Cx<'_, '_>, peer: &Peer, bytes: &[u8], sink: 
 pub fn answer_too_long(bytes: &[u8], sink: &mut dyn Sink) {
     let mut datagram = Datagram::default();
     let header = Header::parse(bytes).unwrap_or_default();
-    let reply = Reply::new(header, &mut datagram, sink);
+    let reply = ReplyWriter::new(header, &mut datagram, sink);
     reply.refuse(&Refusal::new(Errno::MSGSIZE, "the message is too long for this socket"));
 }

@@ -1,4 +1,4 @@
-//! The other end of a control socket.
+//! A client of a control socket.
 
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -20,22 +20,22 @@ use crate::family::{ESWITCH, VERSION};
 use crate::refusal::Refusal;
 use crate::shared::ViewReader;
 
-/// Bytes of a datagram from the server at most; a message with a long list in it is one.
+/// The largest datagram from the server, in bytes. A message that holds a long list is one datagram.
 const DATAGRAM_MAX: usize = 256 * 1024;
 
-/// How long connecting may take. A daemon lets its clients in at once, whatever else it does; one that is stopped
-/// never does, and connections wait once its queue is full.
+/// The time that connecting may take. A daemon accepts its clients at once, whatever else it does. One that is stopped
+/// never accepts, and connections wait once its queue is full.
 const CONNECTING: Duration = Duration::from_secs(30);
 
 /// A connection to a card.
 #[derive(Debug)]
 pub struct Client {
     socket: OwnedFd,
-    /// When the card is to have answered, if there is a limit.
-    until: Option<Instant>,
+    /// The time by which every request must be answered, if there is a limit.
+    deadline: Option<Instant>,
     sequence: u32,
     buffer: Vec<u8>,
-    /// What came along with the answer that was received last.
+    /// The descriptor that was received with the last answer.
     file: Option<OwnedFd>,
 }
 
@@ -44,7 +44,7 @@ pub struct Client {
 pub struct Answered {
     /// Its generic netlink command.
     pub command: u8,
-    /// Its attributes, to be read with [`netlink::attributes`].
+    /// Its attributes, which [`netlink::attributes`] parses.
     pub attributes: Vec<u8>,
 }
 
@@ -55,63 +55,64 @@ pub fn join_pieces(answers: &[Answered]) -> Vec<u8> {
     pieces.flat_map(|piece| piece.value).copied().collect()
 }
 
-/// Why there is no answer.
+/// Why a request has no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody listens there, or lets us in.
+    /// No daemon listens at the path, or it accepts no connection.
     #[error("no card at {path} ({source}); `esw up --daemon` brings one up, `esw status` lists those that are up")]
     NoCard {
         /// The socket's path.
         path: String,
-        /// What came of it.
+        /// The error of the system call.
         source: io::Error,
     },
-    /// The card refuses.
+    /// The card refused the request.
     #[error("{}", .0.message.clone().unwrap_or_else(|| io::Error::from(.0.errno).to_string()))]
     Refused(Refusal),
-    /// The request cannot be built.
+    /// The request cannot be built: it is too long.
     #[error("the request: {0}")]
     Unbuilt(#[from] BuildError),
-    /// The connection broke.
+    /// The connection ended.
     #[error("the connection to the card: {0}")]
     Broken(#[from] io::Error),
 }
 
-/// Connects a socket to a card's.
+/// Connects to the control socket at `path`.
 ///
 /// # Errors
-/// Nobody listens there, or who does lets nobody in for 30 seconds.
+/// No daemon listens there, or it accepts no connection for 30 seconds.
 pub fn connect(path: &Path) -> io::Result<OwnedFd> {
     connect_by(path, Instant::now() + CONNECTING)
 }
 
-fn connect_by(path: &Path, until: Instant) -> io::Result<OwnedFd> {
+fn connect_by(path: &Path, deadline: Instant) -> io::Result<OwnedFd> {
     let socket = net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     let address = SocketAddrUnix::new(path)?;
-    limited(&socket, Timeout::Send, Some(until), || net::connect(&socket, &address))?;
+    with_deadline(&socket, Timeout::Send, Some(deadline), || net::connect(&socket, &address))?;
     set_socket_timeout(&socket, Timeout::Send, None)?;
     Ok(socket)
 }
 
-/// Does what waits at a socket, but no longer than until some time. A signal does not end it.
-fn limited<T>(
+/// Calls `f`, which waits at a socket, until it succeeds or fails, at most until the deadline. A signal does not end
+/// the wait.
+fn with_deadline<T>(
     socket: &OwnedFd,
-    what: Timeout,
-    until: Option<Instant>,
+    timeout: Timeout,
+    deadline: Option<Instant>,
     mut f: impl FnMut() -> Result<T, Errno>,
 ) -> io::Result<T> {
     loop {
-        if let Some(until) = until {
-            let left = until.saturating_duration_since(Instant::now());
+        if let Some(deadline) = deadline {
+            let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(io::ErrorKind::TimedOut.into());
             }
-            // A limit of nothing would be none, and it is rounded down to microseconds.
-            set_socket_timeout(socket, what, Some(left.max(Duration::from_millis(1))))?;
+            // The timeout is rounded down to microseconds, and one of zero would be no timeout.
+            set_socket_timeout(socket, timeout, Some(left.max(Duration::from_millis(1))))?;
         }
         match f() {
-            // It may have waited less than it was allowed to.
-            Err(Errno::AGAIN) if until.is_some() => {}
+            // It may have waited for less than the time left.
+            Err(Errno::AGAIN) if deadline.is_some() => {}
             Err(Errno::INTR) => {}
             outcome => return Ok(outcome?),
         }
@@ -122,31 +123,31 @@ impl Client {
     /// Connects to a card.
     ///
     /// # Errors
-    /// Nobody listens there, or who does lets nobody in for 30 seconds.
+    /// No daemon listens at `path`, or it accepts no connection for 30 seconds.
     pub fn connect(path: &Path) -> Result<Self, ClientError> {
         let no_card = |source| ClientError::NoCard { path: path.display().to_string(), source };
         Ok(Self::over(connect(path).map_err(no_card)?))
     }
 
-    /// Connects to a card that is to let us in, and to have answered whatever it is asked, by some time. Whatever it
-    /// does, nothing that is done with this takes longer.
+    /// Connects to a card with a deadline for connecting and for all requests over this connection. No call takes
+    /// longer, whatever the card does.
     ///
     /// # Errors
-    /// As for [`connect`](Self::connect); what takes longer ends as `TimedOut`.
-    pub fn connect_by(path: &Path, until: Instant) -> Result<Self, ClientError> {
+    /// As for [`connect`](Self::connect). A call that would take longer fails with `TimedOut`.
+    pub fn connect_by(path: &Path, deadline: Instant) -> Result<Self, ClientError> {
         let no_card = |source| ClientError::NoCard { path: path.display().to_string(), source };
-        Ok(Self { until: Some(until), ..Self::over(connect_by(path, until).map_err(no_card)?) })
+        Ok(Self { deadline: Some(deadline), ..Self::over(connect_by(path, deadline).map_err(no_card)?) })
     }
 
-    /// Uses a connection that is there.
+    /// Uses an existing connection.
     pub fn over(socket: OwnedFd) -> Self {
-        Self { socket, until: None, sequence: 0, buffer: vec![0; DATAGRAM_MAX], file: None }
+        Self { socket, deadline: None, sequence: 0, buffer: vec![0; DATAGRAM_MAX], file: None }
     }
 
-    /// Asks for one thing, or for something to be done, and waits for all of the answer.
+    /// Sends a request that is no dump, and returns all messages of the answer.
     ///
     /// # Errors
-    /// The request is too long; the card refuses, or has gone.
+    /// The request is too long, the card refused it, or the connection has ended.
     pub fn ask(
         &mut self,
         family: u16,
@@ -156,7 +157,7 @@ impl Client {
         self.request(family, command, Flags::empty(), fill)
     }
 
-    /// Asks for everything of a kind, and waits for all of the answer.
+    /// Sends a dump request, and returns all messages of the answer.
     ///
     /// # Errors
     /// As for [`ask`](Self::ask).
@@ -182,7 +183,9 @@ impl Client {
             to.genl(command, VERSION);
             fill(to);
         })?;
-        limited(&self.socket, Timeout::Send, self.until, || net::send(&self.socket, &request, SendFlags::NOSIGNAL))?;
+        with_deadline(&self.socket, Timeout::Send, self.deadline, || {
+            net::send(&self.socket, &request, SendFlags::NOSIGNAL)
+        })?;
         let (mut awaited, mut answers) = (Awaited::new(self.sequence), Vec::new());
         loop {
             let length = self.receive()?;
@@ -199,10 +202,11 @@ impl Client {
         }
     }
 
-    /// Asks for what the view can be read from as it changes, for as long as this connection stands.
+    /// Requests a reader of the view, from which the view can be read as it changes for as long as this connection
+    /// exists.
     ///
     /// # Errors
-    /// The card refuses, as one of an older version does, or has gone.
+    /// The card refused the request, as a daemon of an older version does, or the connection has ended.
     pub fn share(&mut self) -> Result<ViewReader, ClientError> {
         self.file = None;
         self.ask(ESWITCH, eswitch_family::SHARE, |_| {})?;
@@ -210,10 +214,10 @@ impl Client {
         Ok(ViewReader::new(file))
     }
 
-    /// Has a command carried out, and waits for that.
+    /// Sends a command, and returns when it has been carried out.
     ///
     /// # Errors
-    /// The card refuses, or has gone; or its answer makes no sense.
+    /// The card refused the command, the connection has ended, or the reply cannot be decoded.
     pub fn perform(&mut self, command: &Command) -> Result<Reply, ClientError> {
         let answers = self.ask(ESWITCH, eswitch_family::PERFORM, |to| {
             to.put(eswitch_family::COMMAND, &command.encode()).u32(eswitch_family::VERSION, control::VERSION);
@@ -226,7 +230,7 @@ impl Client {
         }
     }
 
-    /// Whether the connection has ended, as far as is known without asking.
+    /// Whether the connection is known to have ended. Sends no request.
     pub fn has_ended(&self) -> bool {
         let mut polled = [PollFd::new(&self.socket, PollFlags::empty())];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -238,19 +242,19 @@ impl Client {
         while self.receive().is_ok() {}
     }
 
-    /// Waits for something to be told that was not asked for.
+    /// Waits for a notification, and returns its messages.
     ///
     /// # Errors
-    /// The card has gone.
-    pub fn told(&mut self) -> Result<Vec<Answered>, ClientError> {
+    /// The connection has ended.
+    pub fn receive_notification(&mut self) -> Result<Vec<Answered>, ClientError> {
         let length = self.receive()?;
         Ok(messages(&self.buffer[..length]).filter_map(|message| answered(&message)).collect())
     }
 
-    /// Receives a datagram, and what came along with it, if something did.
+    /// Receives a datagram, and the descriptor that was sent with it, if any.
     fn receive(&mut self) -> io::Result<usize> {
         let (socket, buffer, file) = (&self.socket, &mut self.buffer, &mut self.file);
-        let length = limited(socket, Timeout::Recv, self.until, || {
+        let length = with_deadline(socket, Timeout::Recv, self.deadline, || {
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
             let mut ancillary = RecvAncillaryBuffer::new(&mut space);
             let parts = &mut [IoSliceMut::new(buffer)];
@@ -268,12 +272,12 @@ impl Client {
         Ok(length.min(self.buffer.len()))
     }
 
-    /// Gives the connection away.
+    /// Returns the socket of the connection.
     pub fn into_socket(self) -> OwnedFd {
         self.socket
     }
 
-    /// The connection itself.
+    /// The socket of the connection.
     pub fn socket(&self) -> impl AsFd + '_ {
         &self.socket
     }

@@ -11,20 +11,20 @@ use rustix::net::{self, Shutdown};
 use crate::peer::Peer;
 
 lock_classes! {
-    /// Who is connected.
+    /// The connected clients.
     pub leaf ClientsClass = "clients of the control socket";
 }
 
 /// A client.
-pub(crate) struct Client {
+pub(crate) struct ServedClient {
     pub socket: OwnedFd,
     pub peer: Peer,
-    /// The user whose process it is.
+    /// The user ID of the process that connected.
     pub user: u32,
 }
 
-/// Who is connected, by number.
-pub(crate) struct Clients(Mutex<ClientsClass, BTreeMap<u64, Arc<Client>>>);
+/// The connected clients, by number.
+pub(crate) struct Clients(Mutex<ClientsClass, BTreeMap<u64, Arc<ServedClient>>>);
 
 impl Clients {
     /// No clients.
@@ -32,12 +32,13 @@ impl Clients {
         Self(Mutex::new(BTreeMap::new()))
     }
 
-    /// Adds a client, if it may have one of the `places` of the card. `own`: the user of this process.
+    /// Adds a client, if its user may have one more of the `places`. Returns whether it was added. `own`: the user ID
+    /// of this process.
     pub fn admit(
         &self,
         cx: &mut Locked<'_, Unlocked>,
         number: u64,
-        client: &Arc<Client>,
+        client: &Arc<ServedClient>,
         places: usize,
         own: u32,
     ) -> bool {
@@ -63,34 +64,35 @@ impl Clients {
     }
 
     /// The clients that have joined the multicast group.
-    pub fn joined(&self, cx: &mut Locked<'_, Unlocked>) -> Vec<Arc<Client>> {
+    pub fn joined(&self, cx: &mut Locked<'_, Unlocked>) -> Vec<Arc<ServedClient>> {
         let clients = self.0.lock_leaf(cx);
         clients.values().filter(|client| client.peer.joined.load(Ordering::Relaxed)).cloned().collect()
     }
 }
 
-/// How the places of a card are shared out, so that no user can keep root or who serves from connecting, nor one
-/// user the others.
+/// The shares of users in the places of a control socket. No user can keep root or the daemon's user from connecting,
+/// and no other user can keep another from connecting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Places {
     all: usize,
-    /// For users other than root and who serves, together.
+    /// For all users other than root and the daemon's user.
     others: usize,
-    /// For each of them.
+    /// For each of these other users.
     each: usize,
-    /// Of those kept for root and who serves, what one of the two leaves to the other.
-    kept: usize,
+    /// Reserved for root and the daemon's user. Each of the two leaves half of these to the other.
+    reserved: usize,
 }
 
 impl Places {
-    /// A quarter is kept for root and who serves; of the others each user may have a quarter.
+    /// A quarter is reserved for root and the daemon's user. Each other user may have a quarter of the rest.
     fn of(all: usize) -> Self {
-        let kept = all.div_ceil(4);
-        let others = all - kept;
-        Self { all, others, each: others.div_ceil(4), kept }
+        let reserved = all.div_ceil(4);
+        let others = all - reserved;
+        Self { all, others, each: others.div_ceil(4), reserved }
     }
 
-    /// Whether there is one more for a user, beside those of the users who are connected. `own`: who serves.
+    /// Whether a user may have one more place when these users are connected, each as often as it has connections.
+    /// `own`: the daemon's user.
     fn has_one(self, user: u32, own: u32, connected: impl Iterator<Item = u32> + Clone) -> bool {
         const ROOT: u32 = 0;
         let is_privileged = |user: &u32| *user == ROOT || *user == own;
@@ -100,9 +102,9 @@ impl Places {
             let others = connected.filter(|user| !is_privileged(user)).count();
             return all < self.all && others < self.others && of_user < self.each;
         }
-        // Neither of root and who serves takes the last places from the other.
+        // Neither root nor the daemon's user takes the last places from the other.
         let of_the_other = connected.filter(|other| is_privileged(other) && *other != user).count();
-        let left = if own == ROOT { 0 } else { (self.kept / 2).saturating_sub(of_the_other) };
+        let left = if own == ROOT { 0 } else { (self.reserved / 2).saturating_sub(of_the_other) };
         all + left < self.all
     }
 }
@@ -114,8 +116,8 @@ mod tests {
     const ROOT: u32 = 0;
     const OWN: u32 = 1_000;
 
-    /// How many places a user gets beside those of the users who are connected.
-    fn gets(all: usize, user: u32, own: u32, connected: &[u32]) -> usize {
+    /// The number of further places that a user gets when these users are connected.
+    fn further_places(all: usize, user: u32, own: u32, connected: &[u32]) -> usize {
         let mut connected = connected.to_vec();
         let before = connected.len();
         while Places::of(all).has_one(user, own, connected.iter().copied()) {
@@ -125,27 +127,27 @@ mod tests {
     }
 
     #[test]
-    fn no_user_keeps_another_out() {
+    fn no_user_keeps_another_from_connecting() {
         for all in [8, 16, 100, 1_024] {
             let mut connected = Vec::new();
             for user in 2_000..2_010 {
-                let own = gets(all, user, OWN, &connected);
+                let own = further_places(all, user, OWN, &connected);
                 assert!(own <= all / 4, "{own} of {all}");
                 connected.extend(std::iter::repeat_n(user, own));
             }
-            assert!(connected.len() >= all / 2, "they get what is not kept");
+            assert!(connected.len() >= all / 2, "they get what is not reserved");
             for user in [ROOT, OWN] {
-                let privileged = gets(all, user, OWN, &connected);
+                let privileged = further_places(all, user, OWN, &connected);
                 assert!(privileged >= 1, "{user} gets none of {all}");
                 let both = [&connected[..], &vec![user; privileged]].concat();
-                assert!(gets(all, ROOT + OWN - user, OWN, &both) >= 1, "{user} leaves none of {all}");
+                assert!(further_places(all, ROOT + OWN - user, OWN, &both) >= 1, "{user} leaves none of {all}");
             }
         }
     }
 
     #[test]
-    fn root_alone_gets_all() {
-        assert_eq!(gets(100, ROOT, ROOT, &[]), 100);
-        assert_eq!(gets(100, OWN, ROOT, &[ROOT; 100]), 0);
+    fn root_alone_gets_all_places() {
+        assert_eq!(further_places(100, ROOT, ROOT, &[]), 100);
+        assert_eq!(further_places(100, OWN, ROOT, &[ROOT; 100]), 0);
     }
 }

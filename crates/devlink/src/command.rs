@@ -15,14 +15,14 @@ use crate::family::{CONFIG_GROUP, DEVLINK, Family, VERSION};
 use crate::numbers::{attribute as a, command as c, control};
 use crate::peer::Peer;
 use crate::refusal::Refusal;
-use crate::reply::Reply;
+use crate::reply::ReplyWriter;
 use crate::request::{Attributes, split};
 
 pub(crate) use dev::device_message;
 pub(crate) use port::port_message;
 
 /// Answers a request: adds messages to the reply, or refuses it.
-pub(crate) type Handler = fn(&Served, Cx<'_, '_>, &Attributes<'_>, &mut Reply<'_>) -> Result<(), Refusal>;
+pub(crate) type Handler = fn(&Served, Cx<'_, '_>, &Attributes<'_>, &mut ReplyWriter<'_>) -> Result<(), Refusal>;
 
 /// A command.
 struct Command {
@@ -67,7 +67,7 @@ impl<'a> Request<'a> {
     }
 
     /// Carries the request out and answers it.
-    pub fn answer(&self, served: &Served, cx: Cx<'_, '_>, reply: &mut Reply<'_>) -> Result<(), Refusal> {
+    pub fn answer(&self, served: &Served, cx: Cx<'_, '_>, reply: &mut ReplyWriter<'_>) -> Result<(), Refusal> {
         let outcome = (self.handler)(served, cx, &self.attributes, reply);
         match self.command.admin {
             true => carried_out::devlink_command(served, cx, self.command.number, &self.attributes, outcome),

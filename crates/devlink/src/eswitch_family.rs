@@ -3,7 +3,7 @@
 
 use std::sync::atomic::Ordering;
 
-use ::control::{Command, Failure, Reply as CommandReply};
+use ::control::{Command, Failure, Reply};
 use eswitch::{CardConfig, Touched};
 use netlink::Errno;
 
@@ -13,7 +13,7 @@ use crate::family::{CONFIG_GROUP, ESWITCH, Family};
 use crate::numbers::control;
 use crate::peer::Peer;
 use crate::refusal::Refusal;
-use crate::reply::Reply;
+use crate::reply::ReplyWriter;
 use crate::request::{Attributes, split};
 
 /// The family's name.
@@ -106,7 +106,13 @@ impl<'a> Request<'a> {
     }
 
     /// Carries the request out and answers it.
-    pub fn answer(&self, served: &Served, cx: Cx<'_, '_>, peer: &Peer, reply: &mut Reply<'_>) -> Result<(), Refusal> {
+    pub fn answer(
+        &self,
+        served: &Served,
+        cx: Cx<'_, '_>,
+        peer: &Peer,
+        reply: &mut ReplyWriter<'_>,
+    ) -> Result<(), Refusal> {
         match self {
             Self::Perform(command) => {
                 let core_loads = served.card.engine().core_loads();
@@ -148,10 +154,13 @@ impl<'a> Request<'a> {
 }
 
 fn host(served: &Served) -> Result<&dyn Host, Refusal> {
-    served.host.as_deref().ok_or_else(|| Refusal::unsupported("nobody runs this card who could be asked"))
+    served
+        .host
+        .as_deref()
+        .ok_or_else(|| Refusal::unsupported("the program that runs this card does not answer requests about itself"))
 }
 
-fn add_pieces(command: u8, json: &[u8], reply: &mut Reply<'_>) {
+fn add_pieces(command: u8, json: &[u8], reply: &mut ReplyWriter<'_>) {
     for piece in json.chunks(PIECE_MAX) {
         reply.add(command, |to| {
             to.put(PIECE, piece);
@@ -159,9 +168,9 @@ fn add_pieces(command: u8, json: &[u8], reply: &mut Reply<'_>) {
     }
 }
 
-fn perform(served: &Served, cx: Cx<'_, '_>, command: &Command, reply: &mut Reply<'_>) -> Result<(), Refusal> {
+fn perform(served: &Served, cx: Cx<'_, '_>, command: &Command, reply: &mut ReplyWriter<'_>) -> Result<(), Refusal> {
     match served.card.carry_out(cx, command) {
-        Ok(CommandReply::Done) => Ok(()),
+        Ok(Reply::Done) => Ok(()),
         Ok(more) => {
             reply.add(PERFORM, |to| {
                 to.put(REPLY, &more.encode());

@@ -1,5 +1,5 @@
-//! Devlink instances other than PFs': those of VFs and SFs that have a driver. Each has one port, of flavour
-//! `virtual`, and nothing to be changed but by its PF.
+//! Devlink instances of VFs and SFs that have a driver. Each has one port, of flavour `virtual`, and can be changed
+//! only through its PF.
 
 use eswitch::PciAddress;
 use netlink::Errno;
@@ -9,7 +9,7 @@ use crate::refusal::Refusal;
 use crate::request::Handle;
 use crate::view::{self, DeviceName, Role};
 
-/// The index of the port of such an instance.
+/// The index of the one port of such an instance.
 pub(crate) const PORT: u32 = 1;
 
 /// An instance of a VF or SF.
@@ -17,11 +17,11 @@ pub(crate) const PORT: u32 = 1;
 pub(crate) struct Instance {
     /// Its device.
     pub device: DeviceName,
-    /// Its netdev, if that is there.
+    /// The name of its netdev, if it has one.
     pub netdev: Option<String>,
 }
 
-/// Every instance of a VF or SF.
+/// The instances of all VFs and SFs.
 pub(crate) fn all(view: &view::Card) -> Vec<Instance> {
     let instance = |role: Role, device: DeviceName| {
         let netdev = view.netdevs.iter().find(|netdev| netdev.role == role && netdev.parent == device);
@@ -34,25 +34,25 @@ pub(crate) fn all(view: &view::Card) -> Vec<Instance> {
     vfs.chain(sfs).collect()
 }
 
-/// What a handle means.
-pub(crate) enum Meant {
-    /// A PF.
+/// A devlink instance that a request names.
+pub(crate) enum Named {
+    /// The instance of a PF.
     Pf(PciAddress),
-    /// A VF or SF.
-    Other(Instance),
+    /// The instance of a VF or SF.
+    Function(Instance),
 }
 
-/// The instance that a handle means.
+/// Finds the instance with a handle.
 ///
 /// # Errors
-/// ENODEV: there is none.
-pub(crate) fn find(served: &Served, cx: Cx<'_, '_>, handle: Handle<'_>) -> Result<Meant, Refusal> {
+/// ENODEV: no instance has that handle.
+pub(crate) fn find(served: &Served, cx: Cx<'_, '_>, handle: Handle<'_>) -> Result<Named, Refusal> {
     let device = handle.device_name()?;
     if let DeviceName::Pci(address) = device
         && served.card.engine().pf(cx, address).is_ok()
     {
-        return Ok(Meant::Pf(address));
+        return Ok(Named::Pf(address));
     }
-    let found = all(&served.view(cx)).into_iter().find(|other| other.device == device);
-    found.map(Meant::Other).ok_or(Refusal::bare(Errno::NODEV))
+    let found = all(&served.view(cx)).into_iter().find(|instance| instance.device == device);
+    found.map(Named::Function).ok_or(Refusal::bare(Errno::NODEV))
 }

@@ -1,11 +1,11 @@
-//! The devlink protocol, as a server, and what a card looks like to those who connect.
+//! The devlink protocol as a server, and the view of a card.
 //!
-//! A card's control socket carries generic netlink messages, each datagram as the kernel would take or
-//! send it, over a Unix socket of type SOCK_SEQPACKET. So whatever speaks devlink to the kernel can speak
-//! it to a card, once its bytes get there; a lab sees to that. Three families are there: `nlctrl`, which
-//! tells of the others; `devlink`; and [`eswitch_family`], for what devlink has no message for.
+//! The control socket of a card is a Unix socket of type SOCK_SEQPACKET. It carries generic netlink messages, each
+//! datagram as the kernel would receive or send it. So a program that speaks devlink to the kernel can speak it to a
+//! card if its datagrams get there, which is what a lab does. The socket has three families: `nlctrl`, which describes
+//! the others; `devlink`; and [`eswitch_family`], for what devlink has no message for.
 //!
-//! [`answer`] is the protocol without a socket: bytes in, bytes out. [`ControlSocket`] is the socket, [`Server`] what
+//! [`answer`] is the protocol without a socket: bytes in, bytes out. [`ControlSocket`] is the socket, and [`Server`]
 //! serves it.
 
 mod answer;

@@ -7,7 +7,7 @@ use crate::eswitch_family;
 use crate::family::Family;
 use crate::numbers::{CONTROL, control};
 use crate::refusal::Refusal;
-use crate::reply::Reply;
+use crate::reply::ReplyWriter;
 use crate::request::{Attributes, split};
 
 /// A request to `nlctrl`: the families to describe.
@@ -22,7 +22,7 @@ impl Request {
     pub fn parse(is_dump: bool, payload: &[u8]) -> Result<Self, Refusal> {
         let (command, attributes) = split(payload)?;
         if command != control::GETFAMILY {
-            return Err(Refusal::unsupported("this socket only tells which families it has"));
+            return Err(Refusal::unsupported("of nlctrl this socket supports only CTRL_CMD_GETFAMILY"));
         }
         let mut families = families();
         if is_dump {
@@ -40,7 +40,7 @@ impl Request {
     }
 
     /// Adds a description of each family to the reply.
-    pub fn answer(&self, reply: &mut Reply<'_>) {
+    pub fn answer(&self, reply: &mut ReplyWriter<'_>) {
         for family in &self.0 {
             reply.add(control::NEWFAMILY, |to| family.write(to));
         }

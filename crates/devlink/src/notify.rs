@@ -1,4 +1,4 @@
-//! What happens, told to those who have joined the multicast group.
+//! Notifies the clients that have joined the multicast group of changes to devices and ports.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -19,68 +19,71 @@ use crate::command::{device_message, port_message};
 use crate::family::{DEVLINK, VERSION};
 use crate::numbers::{attribute as a, command as c};
 
-/// Tells it until what is returned is dropped.
-pub(crate) fn follow(
+/// Starts a thread that sends notifications, and updates the shared view, until the result is dropped.
+///
+/// # Errors
+/// The system cannot create a thread.
+pub(crate) fn start(
     cx: &mut Locked<'_, Unlocked>,
     served: &Arc<Served>,
     clients: &Arc<Clients>,
 ) -> io::Result<Follower> {
-    let mut teller = Teller { served: Arc::clone(served), clients: Arc::clone(clients), untold: Vec::new() };
-    Follower::start(cx, served.card.engine(), &served.domain, "notifier", move |cx, events| teller.tell_all(cx, events))
+    let mut notifier = Notifier { served: Arc::clone(served), clients: Arc::clone(clients), pending: Vec::new() };
+    Follower::start(cx, served.card.engine(), &served.domain, "notifier", move |cx, events| notifier.handle(cx, events))
 }
 
-/// How soon a PF is looked at again that a command has.
-const AGAIN: Duration = Duration::from_millis(5);
+/// The time after which a PF that a command holds is tried again.
+const RETRY_AFTER: Duration = Duration::from_millis(5);
 
-/// Tells listeners, and keeps the view that is shared up to what queues do. It waits for no command: of a PF that
-/// one has, it tells when the PF is free.
-struct Teller {
+/// Notifies listeners, and publishes in the shared view what work queues have changed. It waits for no command: an
+/// event of a PF that a command holds is sent when the command has released the PF.
+struct Notifier {
     served: Arc<Served>,
     clients: Arc<Clients>,
-    /// What was not told yet, as its PF, or that of something earlier of the same PF, was not free.
-    untold: Vec<Event>,
+    /// Events that are not sent yet, because a command held their PF.
+    pending: Vec<Event>,
 }
 
-impl Teller {
-    fn tell_all(&mut self, cx: &mut Locked<'_, Unlocked>, events: Vec<Event>) -> Option<Duration> {
-        let all = self.served.publish(cx, Touched::Nothing);
-        self.untold.extend(events);
-        self.tell_listeners(cx);
-        (!all || !self.untold.is_empty()).then_some(AGAIN)
+impl Notifier {
+    fn handle(&mut self, cx: &mut Locked<'_, Unlocked>, events: Vec<Event>) -> Option<Duration> {
+        let is_current = self.served.publish(cx, Touched::Nothing);
+        self.pending.extend(events);
+        self.notify_listeners(cx);
+        (!is_current || !self.pending.is_empty()).then_some(RETRY_AFTER)
     }
 
-    fn tell_listeners(&mut self, cx: &mut Locked<'_, Unlocked>) {
-        let events = std::mem::take(&mut self.untold);
+    fn notify_listeners(&mut self, cx: &mut Locked<'_, Unlocked>) {
+        let events = std::mem::take(&mut self.pending);
         let listeners = self.clients.joined(cx);
         if listeners.is_empty() {
             return;
         }
-        // As they are now, looked at once for all of these events.
-        let mut pfs: BTreeMap<PciAddress, Looked> = BTreeMap::new();
+        // Each PF is inspected once for all of these events.
+        let mut pfs: BTreeMap<PciAddress, Inspected> = BTreeMap::new();
         for event in events {
-            let Some(device) = self.of(&event) else { continue };
-            let looked = pfs.entry(device).or_insert_with(|| Looked::at(cx, &self.served, device));
-            let pf = match looked {
-                Looked::Busy => {
-                    self.untold.push(event);
+            let Some(device) = self.pf_of(&event) else { continue };
+            let inspected = pfs.entry(device).or_insert_with(|| Inspected::of(cx, &self.served, device));
+            let pf = match inspected {
+                Inspected::Busy => {
+                    self.pending.push(event);
                     continue;
                 }
-                Looked::Free(pf) => pf.as_deref(),
+                Inspected::Free(pf) => pf.as_deref(),
             };
             let mut datagram = Datagram::default();
-            self.tell(pf, &event, &mut datagram);
+            self.add_event(pf, &event, &mut datagram);
             if datagram.is_empty() {
                 continue;
             }
             for client in &listeners {
-                // Who has no room misses it.
+                // A client whose socket buffer is full misses it.
                 let _ = net::send(&client.socket, datagram.bytes(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
             }
         }
     }
 
-    /// The PF that there is to tell of after an event.
-    fn of(&self, event: &Event) -> Option<PciAddress> {
+    /// The PF that an event concerns, if the event is one that devlink notifies.
+    fn pf_of(&self, event: &Event) -> Option<PciAddress> {
         match event {
             Event::DeviceBound(device) | Event::DeviceUnbound(device) => Some(*device),
             Event::PortNew(handle) | Event::PortDel(handle) => Some(handle.device),
@@ -91,23 +94,25 @@ impl Teller {
         }
     }
 
-    fn tell(&self, pf: Option<&PfView>, event: &Event, to: &mut Datagram) {
+    fn add_event(&self, pf: Option<&PfView>, event: &Event, to: &mut Datagram) {
         match event {
             Event::DeviceBound(device) => message(to, c::NEW, |to| device_message(to, *device)),
             Event::DeviceUnbound(device) => message(to, c::DEL, |to| device_message(to, *device)),
-            Event::PortNew(handle) => self.tell_port(pf, |port| port.handle == *handle, to),
-            // Of a port whose netdev gets another name devlink tells as of one that comes.
+            Event::PortNew(handle) => self.add_port(pf, |port| port.handle == *handle, to),
+            // When the netdev of a port is renamed, devlink notifies as for a new port
+            // (`devlink_port_netdevice_event`).
             Event::Renamed(netdev, _) => {
                 let vport = netdev.vport().unwrap_or(Vport::Uplink);
-                self.tell_port(pf, |port| port.vport == vport, to);
+                self.add_port(pf, |port| port.vport == vport, to);
             }
-            Event::PortDel(handle) => message(to, c::PORT_DEL, |to| gone(to, *handle)),
+            Event::PortDel(handle) => message(to, c::PORT_DEL, |to| deleted(to, *handle)),
             _ => {}
         }
     }
 
-    /// Of a port of a PF, as it is now. One that has gone meanwhile is told of when its going is.
-    fn tell_port(&self, pf: Option<&PfView>, is: impl Fn(&PortView) -> bool, to: &mut Datagram) {
+    /// Adds a notification that describes a port as it is now. A port that was deleted meanwhile has a notification of
+    /// its own for that.
+    fn add_port(&self, pf: Option<&PfView>, is: impl Fn(&PortView) -> bool, to: &mut Datagram) {
         let Some(pf) = pf else { return };
         if let Some(port) = pf.ports.iter().find(|port| is(port)) {
             message(to, c::PORT_NEW, |to| port_message(&self.served, to, pf.index, port));
@@ -115,16 +120,16 @@ impl Teller {
     }
 }
 
-/// A PF, looked at without waiting.
-enum Looked {
-    /// A command has it.
+/// A PF as found without waiting.
+enum Inspected {
+    /// A command holds it.
     Busy,
-    /// What there is of it; `None`: it is not bound.
+    /// Its state. `None`: it is not bound.
     Free(Option<Box<PfView>>),
 }
 
-impl Looked {
-    fn at(cx: &mut Locked<'_, Unlocked>, served: &Served, device: PciAddress) -> Self {
+impl Inspected {
+    fn of(cx: &mut Locked<'_, Unlocked>, served: &Served, device: PciAddress) -> Self {
         match served.card.engine().inspect_pf_if_free(cx, device) {
             None => Self::Busy,
             Some(pf) => Self::Free(pf.ok().map(Box::new)),
@@ -132,7 +137,7 @@ impl Looked {
     }
 }
 
-/// Adds what is to be told, unless it cannot be built: then nobody hears of it, as when the kernel has no memory for it.
+/// Adds a notification. If it cannot be built, it is left out, as in the kernel when there is no memory for it.
 fn message(to: &mut Datagram, command: u8, fill: impl FnOnce(&mut Builder)) {
     let _ = to.message(Header::new(DEVLINK, Flags::empty(), 0, 0), |to| {
         to.genl(command, VERSION);
@@ -140,8 +145,8 @@ fn message(to: &mut Datagram, command: u8, fill: impl FnOnce(&mut Builder)) {
     });
 }
 
-/// A port that is no more.
-fn gone(to: &mut Builder, port: PortHandle) {
+/// The attributes of a port that was deleted.
+fn deleted(to: &mut Builder, port: PortHandle) {
     const NOTSET: u16 = 0;
     to.text(a::BUS_NAME, "pci").text(a::DEV_NAME, &port.device.to_string());
     to.u32(a::PORT_INDEX, port.index.0).u16(a::PORT_TYPE, NOTSET);

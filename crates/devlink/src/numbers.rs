@@ -1,8 +1,7 @@
-//! Numbers of the protocol that are used here: the kernel's user space interface, `linux/devlink.h` and
-//! `linux/genetlink.h`.
+//! Numbers of the protocol, from the kernel's user space interface: `linux/devlink.h` and `linux/genetlink.h`.
 #![allow(missing_docs)]
 
-/// The family that tells of families.
+/// The family `nlctrl` (GENL_ID_CTRL).
 pub const CONTROL: u16 = 0x10;
 
 pub mod control {
@@ -19,7 +18,7 @@ pub mod control {
     pub const OPERATION_FLAGS: u16 = 2;
     pub const GROUP_NAME: u16 = 1;
     pub const GROUP_ID: u16 = 2;
-    /// An operation takes CAP_NET_ADMIN.
+    /// The operation requires CAP_NET_ADMIN.
     pub const ADMIN: u32 = 1;
     pub const CAN_DO: u32 = 2;
     pub const CAN_DUMP: u32 = 4;
@@ -49,12 +48,12 @@ pub mod command {
     pub const RATE_DEL: u8 = 77;
     pub const MAX: u8 = 83;
 
-    /// Those that the kernel marks GENL_ADMIN_PERM and that are not supported here: ports split and joined; shared
-    /// buffers; dpipe's counters; resources; regions; parameters of ports; a reporter's settings, dump and test; flash;
-    /// traps; line cards; self-tests.
+    /// Commands that the kernel marks GENL_ADMIN_PERM and that are not supported here: splitting and unsplitting ports;
+    /// shared buffers; the counters of dpipe; resources; regions; parameters of ports; the settings, dump and test of a
+    /// reporter; flash; traps; line cards; self-tests.
     pub const UNSUPPORTED_ADMIN: [u8; 21] =
         [9, 10, 16, 20, 24, 27, 28, 34, 35, 44, 45, 48, 53, 57, 58, 62, 66, 70, 73, 79, 83];
-    /// The same, of those that are dumps: a region is read, a reporter's dump.
+    /// The same for dumps: reading a region, and the dump of a reporter.
     pub const UNSUPPORTED_ADMIN_DUMPS: [u8; 2] = [46, 56];
 }
 
@@ -122,13 +121,13 @@ pub mod attribute {
     pub const RATE_TX_WEIGHT: u16 = 178;
 }
 
-/// Attributes of a port's function.
+/// The attributes of a port function.
 pub mod function {
     pub const HW_ADDR: u16 = 1;
     pub const STATE: u16 = 2;
     pub const OPSTATE: u16 = 3;
     pub const CAPS: u16 = 4;
-    /// The bit of RoCE among them.
+    /// The bit of RoCE in [`CAPS`].
     pub const CAP_ROCE: u32 = 1;
 }
 
@@ -140,7 +139,7 @@ pub mod flavour {
     pub const PCI_SF: u16 = 7;
 }
 
-/// How netlink names the types of values.
+/// Types of values, as netlink numbers them (`NLA_*`).
 pub mod nla {
     pub const STRING: u8 = 5;
     pub const FLAG: u8 = 6;

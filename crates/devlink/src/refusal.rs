@@ -1,40 +1,40 @@
-//! Why a request was refused, as an extended acknowledgement tells it.
+//! The reason why a request was refused, as an extended acknowledgement reports it.
 
 use eswitch::Error;
 use netlink::{BuildError, Errno, ExtAck, strerror};
 
-/// Why a request was refused. The request has changed nothing, with two exceptions: of several settings in one request
-/// those before the refused one are made, as in the kernel; and a request that was carried out but could not be stored is
-/// refused with the reason why ([`Host::carried_out`](crate::Host::carried_out)).
+/// The reason why a request was refused. The request has changed nothing, with two exceptions: of several settings in
+/// one request, those before the refused one have been made, as in the kernel; and a request that was carried out but
+/// could not be stored is refused with the reason for that ([`Host::carried_out`](crate::Host::carried_out)).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// The error number.
     pub errno: Errno,
-    /// In words, if there is more to say than the number does.
+    /// A message that says more than the error number, if there is one.
     pub message: Option<String>,
-    /// Where in the request the attribute is that was wrong, from the start of the message.
+    /// The offset of the invalid attribute from the start of the request, in bytes.
     pub offset: Option<u32>,
-    /// The attribute that is missing.
+    /// The type of the missing attribute.
     pub missing: Option<u16>,
 }
 
 impl Refusal {
-    /// A number and nothing more.
+    /// A refusal with an error number and no message.
     pub fn bare(errno: Errno) -> Self {
         Self { errno, message: None, offset: None, missing: None }
     }
 
-    /// A number and a sentence.
+    /// A refusal with an error number and a message.
     pub fn new(errno: Errno, message: impl Into<String>) -> Self {
         Self { message: Some(message.into()), ..Self::bare(errno) }
     }
 
-    /// An attribute that must be there and is not.
+    /// EINVAL, as a required attribute is missing.
     pub fn missing(attribute: u16) -> Self {
         Self { missing: Some(attribute), ..Self::bare(Errno::INVAL) }
     }
 
-    /// What an extended acknowledgement says beside the number.
+    /// The extended acknowledgement that goes with the error number.
     pub(crate) fn ext_ack(&self) -> ExtAck<'_> {
         ExtAck {
             message: self.message.as_deref(),
@@ -44,17 +44,17 @@ impl Refusal {
         }
     }
 
-    /// What was received: an error number, and what its extended acknowledgement says.
-    pub(crate) fn received(errno: Errno, said: ExtAck<'_>) -> Self {
+    /// A refusal from a received error number and extended acknowledgement.
+    pub(crate) fn received(errno: Errno, ext_ack: ExtAck<'_>) -> Self {
         Self {
             errno,
-            message: said.message.map(str::to_owned),
-            offset: said.offset,
-            missing: said.missing_type.and_then(|kind| kind.try_into().ok()),
+            message: ext_ack.message.map(str::to_owned),
+            offset: ext_ack.offset,
+            missing: ext_ack.missing_type.and_then(|kind| kind.try_into().ok()),
         }
     }
 
-    /// Why, in words: what it says of itself, or what its number means.
+    /// The reason in words: the message, or the text of the error number; with the attribute if one is named.
     pub fn why(&self) -> String {
         let why = self.message.clone().unwrap_or_else(|| strerror(self.errno));
         match (self.missing, self.offset) {
@@ -64,13 +64,13 @@ impl Refusal {
         }
     }
 
-    /// What the card does not do.
+    /// EOPNOTSUPP, with a message.
     pub fn unsupported(message: impl Into<String>) -> Self {
         Self::new(Errno::OPNOTSUPP, message)
     }
 }
 
-/// The number on Linux of what the engine answers.
+/// The Linux error number for an error number of the engine.
 pub fn errno_of(errno: eswitch::Errno) -> Errno {
     use eswitch::Errno as Engine;
     match errno {
@@ -96,7 +96,7 @@ impl From<BuildError> for Refusal {
 }
 
 impl From<Error> for Refusal {
-    /// What devlink's core answers has no prefix, and often no words; what a driver says has its name.
+    /// Errors of devlink's core have no prefix, and often no message. Errors of the driver begin with its name.
     fn from(error: Error) -> Self {
         let errno = errno_of(error.errno());
         match error {
@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_refusal_says_why() {
+    fn every_refusal_has_a_reason() {
         assert_eq!(Refusal::bare(Errno::NODEV).why(), "No such device");
         assert_eq!(Refusal::missing(1).why(), "Invalid argument: attribute 1 is missing");
         assert_eq!(Refusal::new(Errno::INVAL, "no such mode").why(), "no such mode");

@@ -23,14 +23,14 @@ pub trait Sink {
     /// Is called when a request has been carried out, before it is answered. The request may have changed `touched`.
     fn done(&mut self, cx: &mut Locked<'_, Unlocked>, touched: Touched);
 
-    /// Whether the program has gone. Its commands are carried out all the same; its dumps are not made.
+    /// Whether the program has disconnected. Its commands are carried out nevertheless; its dumps are not made.
     fn is_gone(&self) -> bool {
         false
     }
 }
 
-/// The messages that answer one request.
-pub struct Reply<'a> {
+/// Writes the messages that answer one request.
+pub(crate) struct ReplyWriter<'a> {
     header: Header,
     /// The datagram that is being filled.
     datagram: &'a mut Datagram,
@@ -39,7 +39,7 @@ pub struct Reply<'a> {
     sink: &'a mut dyn Sink,
 }
 
-impl<'a> Reply<'a> {
+impl<'a> ReplyWriter<'a> {
     /// A reply to the request with this header, in an empty datagram.
     pub(crate) fn new(header: Header, datagram: &'a mut Datagram, sink: &'a mut dyn Sink) -> Self {
         Self { header, datagram, failed: None, sink }
@@ -128,7 +128,7 @@ mod tests {
     fn a_message_that_cannot_be_built_makes_an_error_of_the_answer() {
         // Given a reply of three messages,
         let (mut datagram, mut sink) = (Datagram::default(), Nobody);
-        let mut reply = Reply::new(Header::default(), &mut datagram, &mut sink);
+        let mut reply = ReplyWriter::new(Header::default(), &mut datagram, &mut sink);
         // when the second is longer than an attribute can be,
         for length in [1, 70_000, 1] {
             reply.add(1, |to| {

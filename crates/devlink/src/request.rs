@@ -1,4 +1,4 @@
-//! A devlink request: its attributes, checked.
+//! The attributes of a request.
 
 use std::collections::BTreeMap;
 
@@ -9,14 +9,14 @@ use crate::numbers::attribute;
 use crate::refusal::Refusal;
 use crate::view::DeviceName;
 
-/// The attributes of a request, the last of each type, as the kernel takes them.
+/// The attributes of a request. Of several of one type the last counts, as in the kernel (`nla_parse`).
 #[derive(Clone, Debug, Default)]
 pub struct Attributes<'a>(BTreeMap<u16, Attribute<'a>>);
 
-/// Where the attributes of a generic netlink message begin.
+/// The offset of the attributes in a generic netlink message.
 const START: usize = HEADER + GENL_HEADER;
 
-/// Which devlink instance is meant.
+/// The handle of a devlink instance as it is in a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Handle<'a> {
     /// `pci`, `auxiliary`.
@@ -26,11 +26,12 @@ pub struct Handle<'a> {
 }
 
 impl<'a> Attributes<'a> {
-    /// Reads those in `allowed`. Others are passed over, as devlink does: its commands are older than the
-    /// kernel's strictness, and programs send more than is looked at.
+    /// Parses attributes that begin at offset `start` of the message. Those that are not in `allowed` are ignored, as
+    /// in devlink: its commands are older than the kernel's strict validation, and programs send attributes that have
+    /// no effect.
     ///
     /// # Errors
-    /// EINVAL, with the place.
+    /// EINVAL: an attribute is malformed.
     pub fn parse(bytes: &'a [u8], start: usize, allowed: &[u16]) -> Result<Self, Refusal> {
         let mut found = BTreeMap::new();
         for attribute in attributes(bytes) {
@@ -44,7 +45,7 @@ impl<'a> Attributes<'a> {
         Ok(Self(found))
     }
 
-    /// Reads those of a request.
+    /// Parses the attributes of a request.
     ///
     /// # Errors
     /// As for [`Self::parse`].
@@ -52,7 +53,7 @@ impl<'a> Attributes<'a> {
         Self::parse(bytes, START, allowed)
     }
 
-    /// Whether it is there.
+    /// Whether the request has an attribute.
     pub fn has(&self, kind: u16) -> bool {
         self.0.contains_key(&kind)
     }
@@ -65,63 +66,63 @@ impl<'a> Attributes<'a> {
         }
     }
 
-    /// A number of one byte.
+    /// A number of one byte, if the attribute is present.
     ///
     /// # Errors
-    /// It is none.
+    /// EINVAL, with the offset: the attribute has another length.
     pub fn u8(&self, kind: u16) -> Result<Option<u8>, Refusal> {
         self.get(kind, Attribute::u8)
     }
 
-    /// A number of two bytes.
+    /// A number of two bytes, if the attribute is present.
     ///
     /// # Errors
-    /// It is none.
+    /// EINVAL, with the offset: the attribute has another length.
     pub fn u16(&self, kind: u16) -> Result<Option<u16>, Refusal> {
         self.get(kind, Attribute::u16)
     }
 
-    /// A number of four bytes.
+    /// A number of four bytes, if the attribute is present.
     ///
     /// # Errors
-    /// It is none.
+    /// EINVAL, with the offset: the attribute has another length.
     pub fn u32(&self, kind: u16) -> Result<Option<u32>, Refusal> {
         self.get(kind, Attribute::u32)
     }
 
-    /// A number of eight bytes.
+    /// A number of eight bytes, if the attribute is present.
     ///
     /// # Errors
-    /// It is none.
+    /// EINVAL, with the offset: the attribute has another length.
     pub fn u64(&self, kind: u16) -> Result<Option<u64>, Refusal> {
         self.get(kind, Attribute::u64)
     }
 
-    /// Text.
+    /// Text, if the attribute is present.
     ///
     /// # Errors
-    /// It is none.
+    /// EINVAL, with the offset: the attribute is no text.
     pub fn text(&self, kind: u16) -> Result<Option<&'a str>, Refusal> {
         self.get(kind, Attribute::text)
     }
 
-    /// A bitfield: value and selector.
+    /// The value and the selector of a bitfield, if the attribute is present.
     ///
     /// # Errors
-    /// It is none.
+    /// EINVAL, with the offset: the attribute is no bitfield.
     pub fn bitfield(&self, kind: u16) -> Result<Option<(u32, u32)>, Refusal> {
         self.get(kind, Attribute::bitfield)
     }
 
-    /// Bytes as they are.
+    /// The bytes of an attribute, if it is present.
     pub fn bytes(&self, kind: u16) -> Option<&'a [u8]> {
         self.0.get(&kind).map(|attribute| attribute.value)
     }
 
-    /// The attributes in an attribute.
+    /// The nested attributes of an attribute, if it is present.
     ///
     /// # Errors
-    /// They are none, or others than allowed.
+    /// EINVAL: one of them is malformed.
     pub fn nested(&self, kind: u16, allowed: &[u16]) -> Result<Option<Self>, Refusal> {
         match self.0.get(&kind) {
             None => Ok(None),
@@ -129,10 +130,10 @@ impl<'a> Attributes<'a> {
         }
     }
 
-    /// Which devlink instance is meant, if one is.
+    /// The handle of a devlink instance, if the request has one.
     ///
     /// # Errors
-    /// Half of it is missing.
+    /// EINVAL: the request has only the bus or only the device.
     pub fn handle(&self) -> Result<Option<Handle<'a>>, Refusal> {
         match (self.text(attribute::BUS_NAME)?, self.text(attribute::DEV_NAME)?) {
             (Some(bus), Some(device)) => Ok(Some(Handle { bus, device })),
@@ -142,26 +143,26 @@ impl<'a> Attributes<'a> {
         }
     }
 
-    /// Which devlink instance is meant.
+    /// The handle of a devlink instance.
     ///
     /// # Errors
-    /// None is.
+    /// EINVAL: the request has none.
     pub fn required_handle(&self) -> Result<Handle<'a>, Refusal> {
         self.handle()?.ok_or(Refusal::missing(attribute::BUS_NAME))
     }
 
-    /// The PF that is meant.
+    /// The address of the PCI function that the request names.
     ///
     /// # Errors
-    /// None is, or it is none of ours.
+    /// EINVAL: the request has no handle. ENODEV: the handle is not that of a PCI function.
     pub fn device(&self) -> Result<PciAddress, Refusal> {
-        self.handle()?.ok_or(Refusal::missing(attribute::BUS_NAME))?.device()
+        self.required_handle()?.device()
     }
 
-    /// The port that is meant.
+    /// The port that the request names.
     ///
     /// # Errors
-    /// None is.
+    /// As for [`Self::device`]. EINVAL: the request has no port index.
     pub fn port(&self) -> Result<PortHandle, Refusal> {
         let device = self.device()?;
         let index = self.u32(attribute::PORT_INDEX)?.ok_or(Refusal::missing(attribute::PORT_INDEX))?;

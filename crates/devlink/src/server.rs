@@ -1,8 +1,8 @@
-//! Serving a control socket: who has a place, who may change things, a thread for each client.
+//! Serves a control socket: accepts clients, decides what each may do, and answers each in a thread of its own.
 //!
-//! A client costs a thread and two buffers, whatever it sends and whether or not it reads: a dump is sent
-//! as it is put together, and who does not read it holds up nobody else. What happens is told to whoever
-//! has asked for it and has room; who has not misses it, as with the kernel.
+//! A client costs a thread and two buffers, whatever it sends and whether or not it reads: a dump is sent while it is
+//! made, and a client that does not read delays no other. Notifications go to the clients that have joined the
+//! multicast group; one whose socket buffer is full misses them, as with the kernel.
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
@@ -23,21 +23,22 @@ use eswitch::Touched;
 
 use crate::answer::{answer, answer_too_long};
 use crate::card::{Cx, Served};
-use crate::clients::{Client, Clients};
+use crate::clients::{Clients, ServedClient};
 use crate::notify;
 use crate::peer::Peer;
 use crate::reply::Sink;
 use crate::sys;
 
-/// Bytes of a request at most.
+/// The largest request, in bytes.
 const REQUEST_MAX: usize = 64 * 1024;
 
-/// Who may change things, beside root and the user who serves. Whoever may connect may look.
+/// The users that may change the card, beside root and the user of this process. Every client that can connect may
+/// query it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Access {
-    /// Members of this group.
+    /// The ID of a group whose members may change the card.
     pub group: Option<u32>,
-    /// Connections at a time at most.
+    /// The maximum number of connections at a time.
     pub clients: usize,
 }
 
@@ -50,7 +51,7 @@ struct Shared {
     stopping: AtomicBool,
 }
 
-/// A control socket that is being served. Dropping it ends every connection.
+/// A control socket that is served. Dropping this ends every connection.
 pub struct Server {
     shared: Arc<Shared>,
     accepting: Option<JoinHandle<()>>,
@@ -58,10 +59,10 @@ pub struct Server {
 }
 
 impl Server {
-    /// Begins to serve what [listens](crate::ControlSocket::take_listener).
+    /// Starts to serve a [listening socket](crate::ControlSocket::take_listener).
     ///
     /// # Errors
-    /// The system gives no thread.
+    /// The system cannot create a thread.
     pub fn start(
         cx: &mut Locked<'_, Unlocked>,
         served: Arc<Served>,
@@ -69,9 +70,9 @@ impl Server {
         access: Access,
     ) -> io::Result<Self> {
         let clients = Arc::new(Clients::new());
-        // From here on every command sees to it that what it has changed can be read.
+        // From here on every command publishes what it has changed in the shared view.
         served.publish(cx, Touched::Everything);
-        let notifier = notify::follow(cx, &served, &clients)?;
+        let notifier = notify::start(cx, &served, &clients)?;
         let shared = Arc::new(Shared {
             served,
             listener,
@@ -93,7 +94,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.shared.stopping.store(true, Ordering::Release);
-        // It makes who accepts return; who accepts then ends who is connected.
+        // This makes `accept` return; the accepting thread then ends the connections.
         let _ = net::shutdown(&self.shared.listener, Shutdown::Both);
         if let Some(accepting) = self.accepting.take() {
             let _ = accepting.join();
@@ -112,7 +113,7 @@ impl Shared {
             threads.retain(|thread| !thread.is_finished());
             match accepted {
                 Ok(socket) => threads.extend(self.admit(cx, socket)),
-                // Out of file descriptors, or the like: those who are connected may go.
+                // The process is out of file descriptors, or the like. Clients may disconnect.
                 Err(_) => thread::sleep(std::time::Duration::from_millis(10)),
             }
         }
@@ -122,13 +123,13 @@ impl Shared {
         }
     }
 
-    /// Lets a client in, if there is a place for it.
+    /// Starts to serve a client, if its user may have another connection.
     fn admit(self: &Arc<Self>, cx: &mut Locked<'_, Unlocked>, socket: OwnedFd) -> Option<JoinHandle<()>> {
         let number = self.last.fetch_add(1, Ordering::Relaxed);
-        let who = socket_peercred(&socket).ok()?;
-        let user = who.uid.as_raw();
-        let may_change = self.may_change(&socket, &who);
-        let client = Arc::new(Client { socket, peer: Peer { may_change, ..Peer::default() }, user });
+        let credentials = socket_peercred(&socket).ok()?;
+        let user = credentials.uid.as_raw();
+        let may_change = self.may_change(&socket, &credentials);
+        let client = Arc::new(ServedClient { socket, peer: Peer { may_change, ..Peer::default() }, user });
         let own = rustix::process::geteuid().as_raw();
         if !self.clients.admit(cx, number, &client, self.access.clients, own) {
             return None;
@@ -138,7 +139,7 @@ impl Shared {
         let serve = move || {
             lockdep::enter(&domain, "client", |cx| {
                 let served = catch_unwind(AssertUnwindSafe(|| serve(&served, cx, &client)));
-                // However it has ended: a place that is not given back is lost for good.
+                // Also after a panic: a place that is not given back is lost for good.
                 clients.remove(cx, number);
                 served.unwrap_or_else(|panic| resume_unwind(panic));
             });
@@ -150,18 +151,21 @@ impl Shared {
         spawned.ok()
     }
 
-    /// Whether a peer may change things. What it was when it connected counts, not what the process of its number
-    /// is now.
-    fn may_change(&self, socket: &OwnedFd, who: &UCred) -> bool {
+    /// Whether a peer may change the card. Its credentials when it connected count, not those that the process with its
+    /// PID has now.
+    fn may_change(&self, socket: &OwnedFd, credentials: &UCred) -> bool {
         let is_member = |group: u32| {
-            who.gid.as_raw() == group || sys::peer_groups(socket.as_fd()).is_ok_and(|groups| groups.contains(&group))
+            credentials.gid.as_raw() == group
+                || sys::peer_groups(socket.as_fd()).is_ok_and(|groups| groups.contains(&group))
         };
-        who.uid.is_root() || who.uid == rustix::process::geteuid() || self.access.group.is_some_and(is_member)
+        credentials.uid.is_root()
+            || credentials.uid == rustix::process::geteuid()
+            || self.access.group.is_some_and(is_member)
     }
 }
 
-/// Answers a client until it goes.
-fn serve(served: &Served, cx: &mut Locked<'_, Unlocked>, client: &Client) {
+/// Answers a client until it disconnects.
+fn serve(served: &Served, cx: &mut Locked<'_, Unlocked>, client: &ServedClient) {
     let mut buffer = vec![0; REQUEST_MAX];
     let socket = client.socket.as_fd();
     let mut sink = ToClient { served, client, attached: None, gone: false };
@@ -181,8 +185,8 @@ fn serve(served: &Served, cx: &mut Locked<'_, Unlocked>, client: &Client) {
 
 struct ToClient<'a> {
     served: &'a Served,
-    client: &'a Client,
-    /// What goes with the next datagram.
+    client: &'a ServedClient,
+    /// The descriptor that goes with the next datagram.
     attached: Option<OwnedFd>,
     gone: bool,
 }
@@ -206,8 +210,8 @@ impl Sink for ToClient<'_> {
     }
 }
 
-/// Sends a datagram, waiting for room; whether the client is still there.
-fn send_all(client: &Client, bytes: &[u8], attached: Option<&OwnedFd>) -> bool {
+/// Sends a datagram, and waits while the socket buffer is full. Returns whether the client is still connected.
+fn send_all(client: &ServedClient, bytes: &[u8], attached: Option<&OwnedFd>) -> bool {
     let fds: Vec<_> = attached.iter().map(|file| file.as_fd()).collect();
     loop {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];

@@ -1,17 +1,18 @@
-//! The view of a card where those who show it can read it: in memory that the server shares with them.
+//! Shares the view of a card with other processes, in memory that they can read.
 //!
-//! Who reads asks nobody and waits for nobody, whatever the card is doing. What a command has changed is there
-//! before the command is answered, so that whoever knows of a change finds it. Only the last view is there, so none
-//! has to be taken out before the next one fits.
+//! A reader sends no request and waits for nothing, whatever the card is doing. A command publishes what it has changed
+//! before it is answered, so that a program that knows of a change finds it in the view. The memory holds only the last
+//! view, so no old view has to be removed before the next one fits.
 //!
-//! A PF that a command has at the moment is shown as it was before, until that command is about to be answered:
-//! no command waits for another PF's, nor does who asks for the memory. What is the whole card's, or of several PFs, is
-//! looked at under the locks it takes. A module that is loaded while a command has a PF may be shown there only when
-//! the PF is free. So that there is something to show, what was seen is kept from the start on.
+//! While a command holds a PF, the view shows that PF as it was before the command. The command publishes its change
+//! before it is answered. So no command waits for another PF's command, and neither does a request for the memory.
+//! State of the whole card or of several PFs is inspected under its own locks. If a module is loaded while a command
+//! holds a PF, that PF may show the module's drivers only when it is released. Inspected state is kept from the start,
+//! so that there always is a view to publish.
 //!
-//! The memory begins with a header: a number that grows, where the view lies and how long it is, and sums of both
-//! the view and the header. A view is JSON. The next one is written where the last does not lie, then the header.
-//! Who reads a header or a view with a wrong sum has read while it was written, and reads again.
+//! The memory begins with a header: a number that grows, the offset and length of the view, and checksums of the view
+//! and of the header. A view is JSON. The next view is written to where the last one is not, and then the header. A
+//! reader that finds a wrong checksum has read during a write, and reads again.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -30,24 +31,24 @@ use rustix::io::{pread, pwrite};
 use crate::view::{self, Profile};
 
 lock_classes! {
-    /// What was seen of the card, and the memory it is written to.
+    /// The inspected state of the card, and the memory that its view is written to.
     pub leaf SharedClass = "shared view of a card";
 }
 
-/// How long a command waits for a PF that another has.
+/// How long a command waits for a PF that another command holds.
 #[derive(Clone, Copy, Debug)]
 enum Wait {
-    /// Not at all.
+    /// It does not wait.
     No,
-    /// Until then.
+    /// Until that time.
     Until(Instant),
-    /// Until the PF is free.
+    /// Until the PF is released.
     Ever,
 }
 
 impl Wait {
-    /// A command that changed a PF waits for it. A module is loaded and unloaded beside commands to PFs, which may take
-    /// long; queues have a PF for a moment only.
+    /// A command that changed a PF waits for that PF. A module is loaded or unloaded while commands may hold PFs for a
+    /// long time, so that command waits for a limited time; work queues hold a PF for a moment only.
     fn of(touched: Touched, pf: PciAddress, end: Instant) -> Self {
         match touched {
             Touched::Everything => Self::Ever,
@@ -57,24 +58,29 @@ impl Wait {
         }
     }
 
-    fn look(self, cx: &mut Locked<'_, Unlocked>, engine: &Engine, pf: PciAddress) -> Option<eswitch::Result<PfView>> {
+    fn inspect(
+        self,
+        cx: &mut Locked<'_, Unlocked>,
+        engine: &Engine,
+        pf: PciAddress,
+    ) -> Option<eswitch::Result<PfView>> {
         loop {
             match self {
                 Self::Ever => return Some(engine.inspect_pf(cx, pf)),
                 Self::No => return engine.inspect_pf_if_free(cx, pf),
                 Self::Until(end) => match engine.inspect_pf_if_free(cx, pf) {
                     None if Instant::now() < end => thread::sleep(Duration::from_millis(1)),
-                    seen => return seen,
+                    inspected => return inspected,
                 },
             }
         }
     }
 }
 
-/// How long a command that loads or unloads a module waits for PFs that other commands have.
-const PATIENCE: Duration = Duration::from_millis(100);
+/// How long a command that loads or unloads a module waits for PFs that other commands hold.
+const MODULE_WAIT: Duration = Duration::from_millis(100);
 
-/// A view that is shared.
+/// The view of a card, shared with other processes.
 pub struct SharedView(Mutex<SharedClass, State>);
 
 impl Default for SharedView {
@@ -85,27 +91,31 @@ impl Default for SharedView {
 
 #[derive(Default)]
 struct State {
-    /// Each PF, if it was bound, and what [`eswitch::Engine::changes`] was before it was looked at.
+    /// Each PF, `None` if it was not bound, with [`eswitch::Engine::changes`] from before it was inspected.
     pfs: BTreeMap<PciAddress, (u64, Option<PfView>)>,
+    /// The loaded modules, with the same number.
     modules: Option<(u64, Vec<&'static str>)>,
     rest: Option<Rest>,
+    /// The view in the memory.
     last: Option<view::Card>,
+    /// The memory, once it has been requested.
     memory: Option<Memory>,
 }
 
-/// What is not a PF's.
+/// The state that is not part of one PF's view.
 struct Rest {
-    /// What [`eswitch::Engine::changes`] was before it was looked at.
-    seen_at: u64,
-    /// The same of its oldest part: that of a PF that a command had.
+    /// [`eswitch::Engine::changes`] from before it was inspected.
+    inspected_at: u64,
+    /// The same number for its oldest part, which is that of a PF that a command held.
     complete_at: u64,
     functions: Vec<PfFunction>,
     snapshot: eswitch::inspect::Snapshot,
 }
 
 impl Rest {
-    /// Takes what PFs have that a command has at the moment from what was seen before, as it is with their views.
-    fn keep_of(&mut self, busy: &[PciAddress], before: &Self) {
+    /// Replaces the resources of busy PFs, which commands hold, by those from before, as is done with the views of
+    /// these PFs.
+    fn keep_busy(&mut self, busy: &[PciAddress], before: &Self) {
         let pfs: Vec<_> = self.functions.iter().filter(|pf| busy.contains(&pf.address)).map(|pf| pf.index).collect();
         let (now, before) = (&mut self.snapshot, &before.snapshot);
         let is_busy = |resource: &Resource| pfs.contains(&resource.pf());
@@ -117,25 +127,24 @@ impl Rest {
     }
 }
 
-/// Puts what was seen into its place, unless something later is there.
-fn keep<T>(place: &mut Option<(u64, T)>, at: u64, seen: T) {
+/// Stores inspected state, unless the stored state is newer.
+fn store<T>(place: &mut Option<(u64, T)>, at: u64, state: T) {
     if place.as_ref().is_none_or(|(before, _)| *before <= at) {
-        *place = Some((at, seen));
+        *place = Some((at, state));
     }
 }
 
-/// What a look at the card has found.
-struct Looked {
-    /// Whether all of the card was looked at.
+/// The result of inspecting the card.
+struct Inspected {
+    /// Whether all of the card was inspected.
     all: bool,
-    /// Whether the view may differ from the one before.
+    /// Whether the view may differ from the last one.
     changed: bool,
 }
 
 impl SharedView {
-    /// Sees to it that what has been changed so far of what was `touched` can be read when it returns; of the
-    /// rest, what can be looked at without waiting for a command, and what was never looked at before. Whether
-    /// that was all of it.
+    /// Publishes the changes up to now: all that concern what was `touched`; of the rest those that can be inspected
+    /// without waiting for a command, and what was never inspected before. Returns whether everything was inspected.
     pub(crate) fn publish(
         &self,
         cx: &mut Locked<'_, Unlocked>,
@@ -143,15 +152,15 @@ impl SharedView {
         profile: &Profile,
         touched: Touched,
     ) -> bool {
-        let Looked { all, changed } = self.look(cx, engine, touched);
+        let Inspected { all, changed } = self.inspect(cx, engine, touched);
         if changed {
             self.0.lock_leaf(cx).write(engine.config(), profile);
         }
         all
     }
 
-    fn look(&self, cx: &mut Locked<'_, Unlocked>, engine: &Engine, touched: Touched) -> Looked {
-        let end = Instant::now() + PATIENCE;
+    fn inspect(&self, cx: &mut Locked<'_, Unlocked>, engine: &Engine, touched: Touched) -> Inspected {
+        let end = Instant::now() + MODULE_WAIT;
         let (mut busy, mut all, mut differs) = (Vec::new(), true, touched != Touched::Nothing);
         for pf in engine.addresses() {
             let at = engine.changes();
@@ -160,15 +169,15 @@ impl SharedView {
                 continue;
             }
             let wait = if before.is_none() { Wait::Ever } else { Wait::of(touched, pf, end) };
-            let Some(seen) = wait.look(cx, engine, pf) else {
+            let Some(inspected) = wait.inspect(cx, engine, pf) else {
                 busy.push(pf);
                 continue;
             };
-            let (seen, pfs) = (seen.ok(), &mut self.0.lock_leaf(cx).pfs);
+            let (inspected, pfs) = (inspected.ok(), &mut self.0.lock_leaf(cx).pfs);
             let place = pfs.entry(pf).or_insert((at, None));
             if place.0 <= at {
-                differs |= place.1 != seen;
-                *place = (at, seen);
+                differs |= place.1 != inspected;
+                *place = (at, inspected);
             }
         }
         let at = engine.changes();
@@ -177,46 +186,46 @@ impl SharedView {
             (state.modules.as_ref().map(|(at, _)| *at), state.rest.as_ref().map(|rest| rest.complete_at))
         };
         if modules != Some(at) {
-            let seen = match modules {
+            let inspected = match modules {
                 Some(_) if !matches!(touched, Touched::Modules | Touched::Everything) => engine.modules_if_free(cx),
                 _ => Some(engine.modules(cx)),
             };
-            match seen {
-                Some(seen) => {
+            match inspected {
+                Some(inspected) => {
                     let modules = &mut self.0.lock_leaf(cx).modules;
-                    differs |= modules.as_ref().is_none_or(|(_, before)| *before != seen);
-                    keep(modules, at, seen);
+                    differs |= modules.as_ref().is_none_or(|(_, before)| *before != inspected);
+                    store(modules, at, inspected);
                 }
                 None => all = false,
             }
         }
-        // What is being done at a PF moves the count all the time, and the card is not asked each time.
+        // A command that is in progress at a PF changes the count all the time. The rest is not inspected each time.
         if !differs && rest.is_some() {
-            return Looked { all: all && busy.is_empty(), changed: false };
+            return Inspected { all: all && busy.is_empty(), changed: false };
         }
         if rest != Some(at) {
             let functions = engine.functions(cx);
             let snapshot = engine.inspect_with(cx, Vec::new(), Vec::new());
-            let mut rest = Rest { seen_at: at, complete_at: at, functions, snapshot };
+            let mut rest = Rest { inspected_at: at, complete_at: at, functions, snapshot };
             let mut state = self.0.lock_leaf(cx);
             if let Some(before) = state.rest.as_ref().filter(|_| !busy.is_empty()) {
-                rest.keep_of(&busy, before);
-                // Whoever can wait for the busy PFs must look again.
+                rest.keep_busy(&busy, before);
+                // A caller that can wait for the busy PFs must inspect again.
                 rest.complete_at = before.complete_at;
             }
-            // Somebody who looked later may have been here first.
-            if state.rest.as_ref().is_none_or(|before| before.seen_at <= at) {
+            // Another thread that inspected later may have stored its result first.
+            if state.rest.as_ref().is_none_or(|before| before.inspected_at <= at) {
                 state.rest = Some(rest);
             }
         }
-        Looked { all: all && busy.is_empty(), changed: true }
+        Inspected { all: all && busy.is_empty(), changed: true }
     }
 
-    /// The memory, to be read by another process. There is a view in it, with every change that was acknowledged; it
-    /// waits for no command.
+    /// Returns a descriptor of the memory, for another process to read from. The memory holds a view with every change
+    /// that was acknowledged. Waits for no command.
     ///
     /// # Errors
-    /// There are no more descriptors, or there is no memory left.
+    /// The process has no descriptors left, or the system has no memory left.
     pub(crate) fn file(
         &self,
         cx: &mut Locked<'_, Unlocked>,
@@ -230,20 +239,20 @@ impl SharedView {
                 state.last = None;
             }
         }
-        self.look(cx, engine, Touched::Nothing);
+        self.inspect(cx, engine, Touched::Nothing);
         let mut state = self.0.lock_leaf(cx);
-        // The view may be older than the memory.
+        // The state may have been inspected before there was a memory to write to.
         state.write(engine.config(), profile);
         let memory = state.memory.as_ref().ok_or(io::ErrorKind::NotFound)?;
-        if memory.at.is_none() {
+        if memory.header.is_none() {
             return Err(io::ErrorKind::OutOfMemory.into());
         }
-        memory.to_read()
+        memory.reader()
     }
 }
 
 impl State {
-    /// Writes what was seen, if it is not what can be read already.
+    /// Writes a view of the inspected state, if it differs from the view in the memory.
     fn write(&mut self, config: &CardConfig, profile: &Profile) {
         let (Some(memory), Some((_, modules)), Some(rest)) = (&mut self.memory, &self.modules, &self.rest) else {
             return;
@@ -255,18 +264,19 @@ impl State {
         if self.last.as_ref() == Some(&card) {
             return;
         }
-        // If there is no memory, what can be read stays what it was, and the next change tries again.
+        // If the system has no memory left, the last view stays, and the next change tries again.
         let written = serde_json::to_vec(&card).map_err(io::Error::other).and_then(|json| memory.write(&json));
         self.last = written.is_ok().then_some(card);
     }
 }
 
-/// The header's numbers: which view it is, where it lies, how long it is, its sum, and the sum of these.
+/// The header consists of five numbers: the number of the view, its offset, length and checksum, and a checksum of
+/// these.
 const NUMBERS: usize = 5;
 const HEADER: usize = 8 * NUMBERS;
-/// Where the first view lies.
+/// The offset of the first view.
 const FIRST: u64 = 4096;
-/// Bytes of a view at most: more is no card's.
+/// The largest view, in bytes. No card has a larger one.
 const LARGEST: u64 = 256 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -277,61 +287,63 @@ struct Header {
     sum: u64,
 }
 
-/// The sum of FNV-1a, of 64 bits.
-fn sum(bytes: &[u8]) -> u64 {
+/// The 64-bit FNV-1a checksum.
+fn checksum(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 impl Header {
-    fn bytes(self) -> [u8; HEADER] {
+    fn encode(self) -> [u8; HEADER] {
         let mut bytes = [0; HEADER];
         let numbers = [self.number, self.offset, self.length, self.sum];
         for (place, number) in bytes.chunks_exact_mut(8).zip(numbers) {
             place.copy_from_slice(&number.to_le_bytes());
         }
-        let own = sum(&bytes[..HEADER - 8]);
+        let own = checksum(&bytes[..HEADER - 8]);
         bytes[HEADER - 8..].copy_from_slice(&own.to_le_bytes());
         bytes
     }
 
-    /// `None`: it was read while it was written.
-    fn of(bytes: [u8; HEADER]) -> Option<Self> {
+    /// Decodes a header. `None`: it was read while it was written.
+    fn decode(bytes: [u8; HEADER]) -> Option<Self> {
         let number = |n: usize| bytes[8 * n..].first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
         let found = Self { number: number(0), offset: number(1), length: number(2), sum: number(3) };
-        (found.bytes() == bytes && found.length <= LARGEST).then_some(found)
+        (found.encode() == bytes && found.length <= LARGEST).then_some(found)
     }
 }
 
-/// The memory, as who writes has it.
+/// The memory, on the side of the writer.
 struct Memory {
     file: OwnedFd,
-    at: Option<Header>,
+    /// The header in the memory, once a view was written.
+    header: Option<Header>,
 }
 
 impl Memory {
     fn new() -> io::Result<Self> {
         let file = memfd_create("eswitch-view", MemfdFlags::CLOEXEC)?;
-        // Whoever gets a descriptor to read from could open it again to write, but for this.
+        // Otherwise a process with a descriptor to read from could open the file again for writing.
         fchmod(&file, Mode::RUSR)?;
-        Ok(Self { file, at: None })
+        Ok(Self { file, header: None })
     }
 
-    fn to_read(&self) -> io::Result<OwnedFd> {
+    /// A descriptor that can only be read from.
+    fn reader(&self) -> io::Result<OwnedFd> {
         let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&self.file));
         Ok(open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
     }
 
     fn write(&mut self, json: &[u8]) -> io::Result<()> {
         let length = json.len() as u64;
-        let offset = match self.at {
+        let offset = match self.header {
             Some(at) if FIRST + length > at.offset => (at.offset + at.length).next_multiple_of(FIRST),
             _ => FIRST,
         };
-        let number = self.at.map_or(1, |at| at.number + 1);
-        let header = Header { number, offset, length, sum: sum(json) };
+        let number = self.header.map_or(1, |at| at.number + 1);
+        let header = Header { number, offset, length, sum: checksum(json) };
         write_all(&self.file, json, offset)?;
-        write_all(&self.file, &header.bytes(), 0)?;
-        self.at = Some(header);
+        write_all(&self.file, &header.encode(), 0)?;
+        self.header = Some(header);
         Ok(())
     }
 }
@@ -345,7 +357,7 @@ fn write_all(file: &OwnedFd, mut bytes: &[u8], mut at: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// The view of a card that a server shares, as who shows it has it.
+/// Reads the view that a server shares.
 #[derive(Debug)]
 pub struct ViewReader {
     file: OwnedFd,
@@ -353,29 +365,29 @@ pub struct ViewReader {
 }
 
 impl ViewReader {
-    /// Reads from a descriptor that [`Client::share`](crate::Client::share) got.
+    /// Reads from the descriptor that the answer to SHARE carries.
     pub(crate) fn new(file: OwnedFd) -> Self {
         Self { file, number: 0 }
     }
 
-    /// The view, if it is another than the last time; every change that was acknowledged to anybody before is in it.
-    /// It waits for nobody.
+    /// Returns the view if it has changed since the last call. Every change that was acknowledged to any client before
+    /// the call is in it. Waits for nothing.
     ///
     /// # Errors
-    /// What is shared is no view.
+    /// The memory does not hold a view.
     pub fn newer(&mut self) -> io::Result<Option<Arc<view::Card>>> {
-        // A server that writes more than this while one view is read is no server.
+        // No server writes more views than this while one is read.
         const TRIES: usize = 10_000;
         for _ in 0..TRIES {
             let mut bytes = [0; HEADER];
             self.read(&mut bytes, 0)?;
-            let Some(header) = Header::of(bytes) else { continue };
+            let Some(header) = Header::decode(bytes) else { continue };
             if header.number == self.number {
                 return Ok(None);
             }
             let mut json = vec![0; header.length as usize];
-            // What it says may be shorter by now, or something else.
-            if self.read(&mut json, header.offset).is_err() || sum(&json) != header.sum {
+            // The header may be outdated by now: the memory may hold another view there.
+            if self.read(&mut json, header.offset).is_err() || checksum(&json) != header.sum {
                 continue;
             }
             let card = serde_json::from_slice(&json).map_err(io::Error::other)?;
@@ -416,9 +428,9 @@ mod tests {
     }
 
     #[test]
-    fn the_last_view_is_read_however_many_there_were() {
+    fn the_last_view_is_read_however_many_were_written() {
         let mut memory = Memory::new().unwrap();
-        let mut reader = ViewReader::new(memory.to_read().unwrap());
+        let mut reader = ViewReader::new(memory.reader().unwrap());
         for n in [1usize, 9, 5_000, 2, 70_000, 70_001, 3] {
             memory.write(&view("before")).unwrap();
             memory.write(&view(&"x".repeat(n))).unwrap();
@@ -428,10 +440,10 @@ mod tests {
     }
 
     #[test]
-    fn who_reads_while_it_is_written_reads_what_was_written() {
+    fn a_reader_during_writes_reads_a_whole_view() {
         let mut memory = Memory::new().unwrap();
         memory.write(&view("0")).unwrap();
-        let mut reader = ViewReader::new(memory.to_read().unwrap());
+        let mut reader = ViewReader::new(memory.reader().unwrap());
         let writer = std::thread::spawn(move || {
             for n in 1..=2_000 {
                 memory.write(&view(&format!("{n}").repeat(1 + n % 700))).unwrap();
@@ -448,9 +460,9 @@ mod tests {
     }
 
     #[test]
-    fn nobody_else_can_write_it() {
+    fn a_reader_cannot_write_the_memory() {
         let memory = Memory::new().unwrap();
-        let reader = memory.to_read().unwrap();
+        let reader = memory.reader().unwrap();
         assert!(pwrite(&reader, b"x", 0).is_err());
         assert_eq!(rustix::fs::fstat(&reader).unwrap().st_mode & 0o777, 0o400);
     }

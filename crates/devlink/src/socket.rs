@@ -1,9 +1,9 @@
 //! A card's control socket in the file system, and the lock beside it.
 //!
-//! Whoever binds, replaces or removes `NAME.sock` holds a lock on `NAME.sock.lock` meanwhile, and a daemon holds it for
-//! as long as it lives. So of several that start at once one has the socket, and nobody removes another's. The kernel
-//! lets go of the lock when a daemon dies, however it does; the socket and the lock's file are left behind then, and
-//! the next daemon takes them over.
+//! A process that binds, replaces or removes `NAME.sock` holds a lock on `NAME.sock.lock` meanwhile, and a daemon holds
+//! that lock for as long as it lives. So of several daemons that start at once only one gets the socket, and none
+//! removes another's. The kernel releases the lock when a daemon dies, in whatever way. The socket and the lock file
+//! are left behind then, and the next daemon takes them over.
 
 use std::ffi::OsString;
 use std::fs::{File, TryLockError};
@@ -17,50 +17,51 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
-/// Connections that may wait to be accepted.
+/// The number of connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
 
 /// Why there is no control socket.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    /// A daemon has it.
+    /// Another daemon has the socket.
     #[error("{path}: a daemon already listens there{by}; end it with `esw down`, or choose another socket")]
     InUse {
         /// The socket's path.
         path: String,
-        /// Which process that is, if known: ` (process 7)`.
+        /// The process of that daemon, if known: ` (process 7)`.
         by: String,
     },
-    /// Something else is there.
+    /// The path is that of something else than a socket.
     #[error("{0} is there and is no socket; remove it, or choose another path")]
     NotASocket(String),
-    /// The lock beside it is no file of this user.
+    /// The lock file is no regular file of this user.
     #[error("{0} is there and is no lock of this user's; remove it, or choose another path for the socket")]
     NotALock(String),
-    /// The system refuses.
+    /// A system call failed.
     #[error("{path}: {source}")]
     System {
         /// The socket's path.
         path: String,
-        /// What came of it.
+        /// Its error.
         source: io::Error,
     },
 }
 
-/// A control socket that listens. Dropping this removes it, if it is still the one that was bound here.
+/// A control socket that listens. Dropping this removes the socket, if the path still is that of the socket that was
+/// bound here.
 #[derive(Debug)]
 pub struct ControlSocket {
     listener: Option<OwnedFd>,
-    /// The folder it is in, which may be hidden from us later.
+    /// The directory of the socket, whose path may be hidden from this process later.
     folder: OwnedFd,
     name: OsString,
-    /// The file that was bound.
+    /// The file of the socket, once it is bound.
     bound: Option<Inode>,
-    // Dropped last: whoever gets it finds nothing of ours.
+    // Dropped last: the process that gets the lock next finds neither our socket nor our lock file.
     lock: Lock,
 }
 
-/// What tells a file from all others.
+/// The identity of a file: its device and inode numbers.
 type Inode = (u64, u64);
 
 fn inode(stat: &Stat) -> Inode {
@@ -68,11 +69,13 @@ fn inode(stat: &Stat) -> Inode {
 }
 
 impl ControlSocket {
-    /// Binds a control socket and listens. One that a dead daemon has left is replaced. `mode`: who may connect, as a
-    /// file's permissions; `group`: the group it is to belong to. Nobody can connect before both are set.
+    /// Binds a control socket and listens. A socket that a dead daemon has left is replaced. `mode`: the permissions of
+    /// the socket, which decide who may connect. `group`: the ID of the group that it is to belong to. No process can
+    /// connect before both are set.
     ///
     /// # Errors
-    /// A daemon has it, something else is there, or the system refuses. What is there stays.
+    /// Another daemon has the socket, the path is that of something else, or a system call failed. An existing file
+    /// stays.
     pub fn bind(path: &Path, mode: u32, group: Option<u32>) -> Result<Self, SocketError> {
         let system = |source: Errno| SocketError::System { path: path.display().to_string(), source: source.into() };
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Err(system(Errno::INVAL)) };
@@ -84,7 +87,7 @@ impl ControlSocket {
         let mut socket = Self { listener: None, folder, name: name.to_owned(), bound: None, lock };
         socket.remove_dead(path, &address)?;
         let listener = seqpacket(SocketFlags::CLOEXEC).map_err(system)?;
-        // The file gets the mode that its socket has.
+        // `bind` gives the file the mode of the socket.
         fchmod(&listener, Mode::from_raw_mode(0o600)).map_err(system)?;
         net::bind(&listener, &address).map_err(system)?;
         socket.permit(mode, group).map_err(system)?;
@@ -93,12 +96,12 @@ impl ControlSocket {
         Ok(socket)
     }
 
-    /// What listens; once.
+    /// The listening socket. `None` if it was taken before.
     pub fn take_listener(&mut self) -> Option<OwnedFd> {
         self.listener.take()
     }
 
-    /// Removes a socket that nobody listens on, if there is one.
+    /// Removes the file of a socket on which no process listens, if it exists.
     fn remove_dead(&self, path: &Path, address: &SocketAddrUnix) -> Result<(), SocketError> {
         let name = || path.display().to_string();
         let system = |source: Errno| SocketError::System { path: name(), source: source.into() };
@@ -110,7 +113,7 @@ impl ControlSocket {
             }
             Ok(_) => {}
         }
-        // Not every program that listens there takes the lock.
+        // A program that listens there may not have taken the lock.
         match net::connect(&seqpacket(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK).map_err(system)?, address) {
             Err(Errno::CONNREFUSED) => unlinkat(&self.folder, &self.name, AtFlags::empty()).map_err(system),
             Ok(()) | Err(Errno::AGAIN) => Err(SocketError::InUse { path: name(), by: String::new() }),
@@ -118,9 +121,9 @@ impl ControlSocket {
         }
     }
 
-    /// Gives the file that was bound its group and mode.
+    /// Sets the group and mode of the file of the socket.
     fn permit(&mut self, mode: u32, group: Option<u32>) -> Result<(), Errno> {
-        // By a descriptor: what is at the path may be another's by now.
+        // By a descriptor: another file may be at the path by now.
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = openat(&self.folder, &self.name, flags, Mode::empty())?;
         let stat = fstat(&file)?;
@@ -137,7 +140,7 @@ impl ControlSocket {
 
 impl Drop for ControlSocket {
     fn drop(&mut self) {
-        // Nobody binds another while we have the lock, but a user may have removed both.
+        // No daemon binds another socket while this one holds the lock, but a user may have removed both files.
         let found = statat(&self.folder, &self.name, AtFlags::SYMLINK_NOFOLLOW);
         if self.bound.is_some() && found.ok().as_ref().map(inode) == self.bound {
             let _ = unlinkat(&self.folder, &self.name, AtFlags::empty());
@@ -150,7 +153,7 @@ fn seqpacket(flags: SocketFlags) -> Result<OwnedFd, Errno> {
     net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
 }
 
-/// The lock beside a socket, held.
+/// The lock on the lock file of a socket, held.
 #[derive(Debug)]
 struct Lock {
     file: File,
@@ -158,13 +161,14 @@ struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock beside a socket of a name in a folder.
+    /// Takes the lock for the socket with a name in a directory.
     fn take(folder: &OwnedFd, socket: &std::ffi::OsStr, path: &Path) -> Result<Self, SocketError> {
         let mut name = socket.to_owned();
         name.push(".lock");
         let system = |source| SocketError::System { path: format!("{}.lock", path.display()), source };
         loop {
-            // Neither a link, a pipe that has no other end, nor another user's file is to lead us anywhere.
+            // A link must not be followed, opening a pipe without a writer must not block, and another user's file must
+            // not be used.
             let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
             let opened = openat(folder, &name, flags, Mode::from_raw_mode(0o600));
             let mut file = File::from(match opened {
@@ -178,7 +182,7 @@ impl Lock {
             if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || !is_ours {
                 return Err(SocketError::NotALock(format!("{}.lock", path.display())));
             }
-            // Who could open it could hold the lock, and keep every daemon from starting.
+            // Another user that could open the file could hold the lock and keep every daemon from starting.
             if stat.st_mode & 0o777 != 0o600 {
                 fchmod(&file, Mode::from_raw_mode(0o600)).map_err(|error| system(error.into()))?;
             }
@@ -189,7 +193,8 @@ impl Lock {
                 }
                 Err(TryLockError::Error(error)) => return Err(system(error)),
             }
-            // Whoever had it may have removed it before letting go: then it is no lock any more.
+            // The previous holder may have removed the file before it released the lock. Then this is not the lock
+            // file.
             match statat(folder, &name, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(found) if inode(&found) == inode(&stat) => {
                     let pid = std::process::id().to_string();
@@ -202,7 +207,7 @@ impl Lock {
         }
     }
 
-    /// Removes the lock's file, if it is still the one that is locked.
+    /// Removes the lock file, if it still is the locked one.
     fn remove(&self, folder: &OwnedFd) {
         let found = statat(folder, &self.name, AtFlags::SYMLINK_NOFOLLOW);
         let own = fstat(self.file.as_fd());
@@ -214,7 +219,7 @@ impl Lock {
     }
 }
 
-/// Who holds a lock, in brackets; nothing if it has not said so yet.
+/// The process that holds a lock, as ` (process 7)`. Empty if it has not written its number yet.
 fn holder(file: &mut File) -> String {
     let mut pid = String::new();
     let read = file.rewind().and_then(|()| file.take(16).read_to_string(&mut pid));
@@ -232,7 +237,7 @@ mod tests {
 
     use super::*;
 
-    /// A folder that is gone with the test.
+    /// A directory that is removed at the end of the test.
     struct Folder(PathBuf);
 
     impl Folder {
@@ -258,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_has_its_mode_and_leaves_nothing() {
+    fn a_socket_has_its_mode_and_leaves_no_file() {
         let folder = Folder::new("mode");
         let path = folder.0.join("a.sock");
         let socket = ControlSocket::bind(&path, 0o660, None).unwrap();
@@ -269,14 +274,14 @@ mod tests {
     }
 
     #[test]
-    fn of_two_one_has_it_whether_or_not_it_listens_yet() {
+    fn of_two_daemons_one_gets_the_socket_even_if_it_does_not_listen_yet() {
         let folder = Folder::new("two");
         let path = folder.0.join("a.sock");
         let socket = ControlSocket::bind(&path, 0o600, None).unwrap();
         let refused = ControlSocket::bind(&path, 0o600, None).unwrap_err();
         assert!(matches!(refused, SocketError::InUse { .. }), "{refused}");
         assert!(refused.to_string().contains(&format!("process {}", std::process::id())), "{refused}");
-        // One that was bound and listens no more, by a daemon that lives.
+        // The daemon lives, but its socket was removed.
         fs::remove_file(&path).unwrap();
         let refused = ControlSocket::bind(&path, 0o600, None).unwrap_err();
         assert!(matches!(refused, SocketError::InUse { .. }), "{refused}");
@@ -301,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_lock_is_let_be() {
+    fn a_file_that_is_no_lock_is_left_alone() {
         let folder = Folder::new("lock");
         let path = folder.0.join("a.sock");
         let victim = folder.0.join("victim");
@@ -313,10 +318,10 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_listens_there_without_a_lock_is_let_be() {
+    fn a_program_that_listens_without_a_lock_is_left_alone() {
         let folder = Folder::new("other");
         let path = folder.0.join("a.sock");
-        // Of another type, which a connection of ours is refused by, but not for being dead.
+        // It has another socket type, so our connection is refused although the program lives.
         let other = std::os::unix::net::UnixListener::bind(&path).unwrap();
         assert!(ControlSocket::bind(&path, 0o600, None).is_err());
         assert!(std::os::unix::net::UnixStream::connect(&path).is_ok());

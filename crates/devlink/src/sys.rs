@@ -1,15 +1,14 @@
-//! System calls that `rustix` has not: the one file of this crate with `unsafe`.
+//! System calls that `rustix` does not have. The only file of this crate with `unsafe`.
 
 #![allow(unsafe_code)]
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// The supplementary groups that the other end of a Unix socket had when it connected: `SO_PEERGROUPS`, since
-/// Linux 4.13.
+/// The supplementary groups of the peer of a Unix socket when it connected: `SO_PEERGROUPS`, since Linux 4.13.
 ///
 /// # Errors
-/// The kernel does not know them.
+/// Those of `getsockopt`.
 pub(crate) fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
     let mut groups: Vec<libc::gid_t> = vec![0; 64];
     loop {
@@ -25,7 +24,7 @@ pub(crate) fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
                 groups.truncate(count);
                 return Ok(groups);
             }
-            // There are more, and the kernel has said how many.
+            // The peer has more groups. The kernel has written their number.
             _ if netlink::errno_of(&error) == netlink::Errno::RANGE && count > groups.len() => groups.resize(count, 0),
             _ => return Err(error),
         }
@@ -40,12 +39,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_groups_of_the_other_end_are_its_own() {
+    fn the_groups_of_the_peer_are_reported() {
         let (one, _other) = UnixStream::pair().unwrap();
         let mut own: Vec<u32> = rustix::process::getgroups().unwrap().into_iter().map(|group| group.as_raw()).collect();
-        let mut told = peer_groups(one.as_fd()).unwrap();
+        let mut reported = peer_groups(one.as_fd()).unwrap();
         own.sort_unstable();
-        told.sort_unstable();
-        assert_eq!(told, own);
+        reported.sort_unstable();
+        assert_eq!(reported, own);
     }
 }

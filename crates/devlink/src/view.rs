@@ -1,8 +1,7 @@
-//! What there is of a card, for whoever shows it: a lab, a status page. It is made by the card's server, and
-//! what is made knows nothing of engines.
+//! The view of a card: all that a program can see of it, for a lab or a status page. The server of the card makes it
+//! with [`of`], the only function here that uses the engine.
 //!
-//! Lists are in the order in which the kernel would show them. [`of`] makes it, and is the one place here that
-//! knows of an engine.
+//! Lists are in the order in which the kernel would show them.
 
 mod build;
 mod rdma;
@@ -18,10 +17,10 @@ use eswitch::auxiliary::AuxiliaryName;
 use eswitch::{PciAddress, PortHandle, SfNum};
 use serde::{Deserialize, Serialize};
 
-/// What a card pretends to be.
+/// The identity that a card shows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Profile {
-    /// Its name, `mlx5`.
+    /// The name of the profile, `mlx5`.
     pub name: String,
     /// PCI vendor id, `0x15b3`.
     pub vendor: u16,
@@ -33,7 +32,7 @@ pub struct Profile {
     pub subsystem: (u16, u16),
     /// PCI revision.
     pub revision: u8,
-    /// The PCI driver, and the module it comes with: `mlx5_core`.
+    /// The name of the PCI driver and of its module: `mlx5_core`.
     pub driver: String,
     /// The firmware version that is shown.
     pub firmware: String,
@@ -61,9 +60,9 @@ impl Profile {
 /// A card.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Card {
-    /// What it is called: the address of its first PF unless it was given a name.
+    /// Its name: the address of its first PF, unless it was given another.
     pub name: String,
-    /// What it pretends to be.
+    /// The identity it shows.
     pub profile: Profile,
     /// `phys_switch_id`.
     pub switch_id: SwitchId,
@@ -71,11 +70,11 @@ pub struct Card {
     pub functions: Vec<Function>,
     /// Every device on the auxiliary bus.
     pub auxiliary: Vec<Auxiliary>,
-    /// Every netdev that is the card's, wherever it is now.
+    /// Every netdev of the card, in whatever namespace it is.
     pub netdevs: Vec<Netdev>,
     /// Every RDMA device.
     pub rdma: Vec<RdmaDevice>,
-    /// Every module the card's drivers are in, loaded or not.
+    /// Every module that contains drivers of the card, loaded or not.
     pub modules: Vec<Module>,
 }
 
@@ -90,11 +89,11 @@ pub struct Function {
     pub driver: Option<String>,
     /// `driver_override`, if one is set.
     pub driver_override: Option<String>,
-    /// For a PF.
+    /// For a PF: its `sriov_*` attributes.
     pub sriov: Option<Sriov>,
 }
 
-/// What a PF has under `sriov_*`.
+/// The `sriov_*` attributes of a PF in sysfs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sriov {
     /// `sriov_totalvfs`.
@@ -103,9 +102,9 @@ pub struct Sriov {
     pub enabled: u16,
     /// `sriov_drivers_autoprobe`.
     pub autoprobe: bool,
-    /// `sriov_offset`: routing id of VF 0 less that of the PF. 0 where the VFs are those of another machine.
+    /// `sriov_offset`: the routing ID of VF 0 minus that of the PF. 0 on a DPU, whose VFs belong to another machine.
     pub offset: u16,
-    /// The addresses of enabled VFs, by number, those taken off the bus among them.
+    /// The addresses of the enabled VFs, by number, including VFs that were removed from the bus.
     pub vfs: Vec<PciAddress>,
 }
 
@@ -158,32 +157,32 @@ pub struct Auxiliary {
     pub name: AuxiliaryName,
     /// Its parent device in sysfs.
     pub parent: DeviceName,
-    /// The driver's name on the bus, `mlx5_core.eth`, if one is bound.
+    /// The name of the bound driver, `mlx5_core.eth`.
     pub driver: Option<String>,
-    /// For an SF's own device, its number as given to `devlink port add`.
+    /// For an SF's own device: the number of the SF, as given to `devlink port add`.
     pub sfnum: Option<SfNum>,
 }
 
-/// What a netdev is for.
+/// The purpose of a netdev.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
-    /// A PF's, which is also its uplink's representor.
+    /// The netdev of a PF, which is also the representor of its uplink.
     Pf,
-    /// A VF's own.
+    /// The netdev of a VF.
     Vf,
-    /// An SF's own.
+    /// The netdev of an SF.
     Sf,
-    /// A representor of a vport other than the uplink.
+    /// The representor of a vport other than the uplink.
     Representor,
 }
 
 /// A netdev of the card.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Netdev {
-    /// Its name as far as the card knows: one that it is given where the card's netdevs appear, the card hears of.
+    /// Its name, as known to the card. The card is notified of a rename in the namespace where its netdevs appear.
     pub name: String,
-    /// What it is for.
+    /// Its purpose.
     pub role: Role,
     /// `device` in sysfs, and IFLA_PARENT_DEV_NAME.
     pub parent: DeviceName,
@@ -193,20 +192,20 @@ pub struct Netdev {
     pub in_switch: bool,
     /// `dev_port`.
     pub dev_port: u32,
-    /// For a PF in legacy or switchdev mode: what `ip link` shows of its VFs.
+    /// For a PF: what `ip link show` prints about its VFs.
     pub vfs: Vec<VfInfo>,
-    /// The devlink port that it is of, if any.
+    /// The devlink port of the netdev, if it has one.
     pub port: Option<PortHandle>,
-    /// The driver that `ethtool -i` names: `mlx5_core`, `mlx5e_rep` for representors.
+    /// The driver that `ethtool -i` prints: `mlx5_core`, for representors `mlx5e_rep`.
     pub driver: String,
     /// `bus-info` of `ethtool -i`, which is the name of the parent device.
     pub bus_info: String,
 }
 
-/// What `ip link show` of a PF's netdev says of a VF.
+/// What `ip link show` prints about a VF for the netdev of its PF.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VfInfo {
-    /// Its number.
+    /// The number of the VF.
     pub vf: u32,
     /// `mac`, six bytes.
     pub mac: [u8; 6],
@@ -233,7 +232,7 @@ pub struct VfInfo {
 /// An RDMA device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RdmaDevice {
-    /// Its number, as RDMA_NLDEV_ATTR_DEV_INDEX.
+    /// Its index, RDMA_NLDEV_ATTR_DEV_INDEX.
     pub index: u32,
     /// `rocep8s0f0`.
     pub name: String,
@@ -250,18 +249,18 @@ pub struct RdmaDevice {
 pub struct RdmaPort {
     /// From 1.
     pub number: u32,
-    /// The netdev it goes with.
+    /// The name of its netdev.
     pub netdev: Option<String>,
 }
 
-/// A module that the card's drivers are in.
+/// A module that contains drivers of the card.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Module {
     /// `mlx5_ib`.
     pub name: String,
     /// Whether it is loaded.
     pub loaded: bool,
-    /// Modules that must be loaded before it.
+    /// The names of the modules it depends on.
     pub depends: Vec<String>,
     /// `description` of `modinfo`.
     pub description: String,

@@ -1,4 +1,4 @@
-//! Clients that mean harm, or die. Whatever they do, the card is as it was, and others are answered.
+//! Hostile and dying clients. Whatever they do, the card stays as it was, and other clients are answered.
 
 mod common;
 
@@ -14,10 +14,10 @@ use netlink::{Builder, Errno, Flags, Header, find, messages};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// How long anything may take before a test gives up.
+/// The time after which a test gives up waiting.
 const LONG: Duration = Duration::from_secs(120);
 
-/// Memory and descriptors are the process's: one test at a time.
+/// Lets one test run at a time, as tests measure the memory and use the descriptors of the whole process.
 fn alone() -> MutexGuard<'static, ()> {
     static ONE: Mutex<()> = Mutex::new(());
     ONE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -45,7 +45,7 @@ fn set_mode(client: &mut Client, mode: u16) -> Result<(), ClientError> {
     set.map(drop)
 }
 
-/// How a datagram is answered; `None`: not within a moment.
+/// The outcome with which a datagram is answered. `None`: it is not answered within 50 ms.
 fn verdict(client: &Client) -> Option<Result<(), Errno>> {
     let mut buffer = vec![0; 256 * 1024];
     rustix::net::sockopt::set_socket_timeout(
@@ -59,7 +59,7 @@ fn verdict(client: &Client) -> Option<Result<(), Errno>> {
 }
 
 #[test]
-fn nonsense_is_refused_or_passed_over() {
+fn malformed_messages_are_refused_or_ignored() {
     let _alone = alone();
     with_card(|up| {
         let before = up.at_rest();
@@ -80,16 +80,16 @@ fn nonsense_is_refused_or_passed_over() {
                 to.nest(a::PORT_FUNCTION, |to| deep(to, levels - 1));
             }
         }
-        let lies = |length: u32| [&length.to_ne_bytes()[..], &whole[4..]].concat();
+        let with_length = |length: u32| [&length.to_ne_bytes()[..], &whole[4..]].concat();
         let too_long = message(DEVLINK, Flags::empty(), |to| {
             to.genl(c::GET, 1).raw(&[0; 70 * 1024]);
         });
-        for (what, bytes, expected) in [
+        for (name, bytes, expected) in [
             ("a cut header", whole[..9].to_vec(), None),
             ("a cut message", whole[..whole.len() - 4].to_vec(), None),
-            ("a length beyond its end", lies(u32::MAX), None),
-            ("a length within its header", lies(15), None),
-            ("no length", lies(0), None),
+            ("a length beyond its end", with_length(u32::MAX), None),
+            ("a length within its header", with_length(15), None),
+            ("no length", with_length(0), None),
             ("no generic header", message(DEVLINK, Flags::empty(), |_| {}), Some(Err(Errno::INVAL))),
             (
                 "a long attribute",
@@ -139,18 +139,18 @@ fn nonsense_is_refused_or_passed_over() {
             let mut client = Client::connect(&up.path).unwrap();
             send(client.socket(), &bytes, SendFlags::NOSIGNAL).unwrap();
             let found = verdict(&client);
-            match what {
-                // As deep as attributes go, it is refused for what is in it.
-                "a thousand levels" => assert!(found.is_some_and(|outcome| outcome.is_err()), "{what}: {found:?}"),
-                _ => assert_eq!(found, expected, "{what}"),
+            match name {
+                // However deep the attributes are nested, the message is refused for its contents.
+                "a thousand levels" => assert!(found.is_some_and(|outcome| outcome.is_err()), "{name}: {found:?}"),
+                _ => assert_eq!(found, expected, "{name}"),
             }
-            assert_eq!(ask_mode(&mut client), 0, "after {what} the same client is answered");
+            assert_eq!(ask_mode(&mut client), 0, "after {name} the same client is answered");
         }
         assert_eq!(before, up.at_rest());
     });
 }
 
-/// What this process has in memory, in KiB.
+/// The resident memory of this process, in KiB.
 fn resident() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
@@ -158,7 +158,7 @@ fn resident() -> u64 {
 }
 
 #[test]
-fn who_asks_a_million_times_and_never_reads_costs_no_memory_and_holds_up_nobody() {
+fn a_client_that_sends_a_million_requests_and_never_reads_costs_no_memory_and_delays_no_other() {
     let _alone = alone();
     with_card(|up| {
         let before = up.at_rest();
@@ -187,7 +187,7 @@ fn who_asks_a_million_times_and_never_reads_costs_no_memory_and_holds_up_nobody(
 }
 
 #[test]
-fn who_dies_leaves_what_it_asked_for_done_and_nobody_waiting() {
+fn the_command_of_a_client_that_dies_is_carried_out_and_no_other_client_waits() {
     let _alone = alone();
     with_room_for(64, |up| {
         let before = up.at_rest();
@@ -213,10 +213,10 @@ fn who_dies_leaves_what_it_asked_for_done_and_nobody_waiting() {
             });
             send(dying.socket(), &change, SendFlags::NOSIGNAL).unwrap();
             drop(dying);
-            // What was asked for is done, as by the kernel.
-            let until = Instant::now() + LONG;
+            // The command is carried out, as by the kernel.
+            let deadline = Instant::now() + LONG;
             while ask_mode(&mut other) != mode {
-                assert!(Instant::now() < until, "what one who has died asked for is not done");
+                assert!(Instant::now() < deadline, "the command of a client that has died is not carried out");
                 thread::sleep(Duration::from_millis(1));
             }
         }
@@ -225,11 +225,11 @@ fn who_dies_leaves_what_it_asked_for_done_and_nobody_waiting() {
 }
 
 #[test]
-fn a_thousand_are_answered_and_one_more_is_told_to_go() {
+fn a_thousand_clients_are_answered_and_one_more_is_disconnected() {
     const MANY: usize = 1_000;
     let _alone = alone();
     let limit = getrlimit(Resource::Nofile);
-    // Both ends are here.
+    // Both ends of each connection are in this process.
     let enough = 2 * MANY as u64 + 200;
     if limit.current.is_some_and(|current| current < enough) {
         let more = Rlimit { current: limit.maximum, ..limit };
@@ -248,16 +248,16 @@ fn a_thousand_are_answered_and_one_more_is_told_to_go() {
         assert!(matches!(refused, Err(ClientError::Broken(_))), "{refused:?}");
         assert_eq!(ask_mode(&mut clients[MANY - 1]), 0);
         drop(clients);
-        let until = Instant::now() + LONG;
+        let deadline = Instant::now() + LONG;
         while Client::connect(&up.path).unwrap().dump(DEVLINK, c::GET, |_| {}).is_err() {
-            assert!(Instant::now() < until, "room is never given back");
+            assert!(Instant::now() < deadline, "places are never given back");
             thread::sleep(Duration::from_millis(1));
         }
         assert_eq!(before, up.at_rest());
     });
 }
 
-/// As another user: a thread has rights of its own, and its connection has the thread's.
+/// Runs `work` as another user, in a thread: a connection has the credentials of the thread that makes it.
 fn as_user<T: Send>(user: u32, groups: &[u32], work: impl FnOnce() -> T + Send) -> T {
     use rustix::process::{Gid, Uid};
     use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
@@ -278,7 +278,7 @@ fn as_nobody<T: Send>(up: &Up, work: impl FnOnce(Client) -> T + Send) -> T {
     as_user(65_534, &[], || work(Client::connect(&up.path).unwrap()))
 }
 
-/// Whether this is root; says that a test is skipped if it is not.
+/// Whether this process is root. If it is not, prints that the test is skipped.
 fn is_root() -> bool {
     let is_root = rustix::process::geteuid().is_root();
     if !is_root {
@@ -289,7 +289,7 @@ fn is_root() -> bool {
 }
 
 #[test]
-fn the_groups_that_count_are_those_of_the_moment_of_connecting() {
+fn the_groups_at_the_time_of_connecting_count() {
     const GROUP: u32 = 54_321;
     let _alone = alone();
     if !is_root() {
@@ -297,7 +297,7 @@ fn the_groups_that_count_are_those_of_the_moment_of_connecting() {
     }
     with(Access { group: Some(GROUP), clients: 16 }, None, |up| {
         rustix::fs::chmod(&up.path, rustix::fs::Mode::from_raw_mode(0o666)).unwrap();
-        // A process's file of groups tells of its first thread alone, which is root and in other groups than these.
+        // `/proc/PID/status` lists the groups of the first thread only, which is root and in other groups.
         let set = |groups: &[u32]| as_user(65_533, groups, || set_mode(&mut Client::connect(&up.path).unwrap(), 1));
         set(&[1, GROUP]).unwrap();
         assert!(matches!(set(&[1, 2]), Err(ClientError::Refused(refusal)) if refusal.errno == Errno::PERM));
@@ -307,7 +307,7 @@ fn the_groups_that_count_are_those_of_the_moment_of_connecting() {
 }
 
 #[test]
-fn one_users_connections_leave_places_for_root_and_for_others() {
+fn the_connections_of_one_user_leave_places_for_root_and_for_others() {
     let _alone = alone();
     if !is_root() {
         return;
@@ -323,12 +323,12 @@ fn one_users_connections_leave_places_for_root_and_for_others() {
         let hoarded: Vec<Vec<Client>> = (70_001..70_009).map(|user| as_user(user, &[], hoard)).collect();
         let first = hoarded.first().unwrap().len();
         assert!((1..=16).contains(&first), "one user has {first} of 64");
-        assert!(hoarded.get(1).unwrap().len() == first, "and the next as many");
-        look().unwrap().expect("root is let in, whoever else is there");
+        assert!(hoarded.get(1).unwrap().len() == first, "and the next user has as many");
+        look().unwrap().expect("root gets a place, whoever else is connected");
     });
 }
 
-/// A host that something goes wrong with.
+/// A host that panics when its status is requested.
 struct Panics;
 
 impl Host for Panics {
@@ -351,19 +351,19 @@ fn a_thread_that_panics_gives_its_place_back() {
     with(Access { group: None, clients: 8 }, Some(Arc::new(Panics)), |up| {
         for _ in 0..40 {
             let mut client = Client::connect(&up.path).unwrap();
-            let asked = client.dump(ESWITCH, eswitch_family::STATUS, |_| {});
-            assert!(matches!(asked, Err(ClientError::Broken(_))), "{asked:?}");
+            let status = client.dump(ESWITCH, eswitch_family::STATUS, |_| {});
+            assert!(matches!(status, Err(ClientError::Broken(_))), "{status:?}");
         }
-        let until = Instant::now() + LONG;
+        let deadline = Instant::now() + LONG;
         while Client::connect(&up.path).unwrap().dump(DEVLINK, c::GET, |_| {}).is_err() {
-            assert!(Instant::now() < until, "the places of those that panicked are never given back");
+            assert!(Instant::now() < deadline, "the places of threads that panicked are never given back");
             thread::sleep(Duration::from_millis(1));
         }
     });
 }
 
 #[test]
-fn a_client_with_a_limit_keeps_it_whatever_the_other_end_does() {
+fn a_client_with_a_deadline_keeps_it_whatever_the_server_does() {
     let soon = || Instant::now() + Duration::from_millis(50);
     let is_late = |outcome: Result<Vec<devlink::Answered>, ClientError>| {
         assert!(
@@ -373,7 +373,7 @@ fn a_client_with_a_limit_keeps_it_whatever_the_other_end_does() {
     };
     let path = std::env::temp_dir().join(format!("esw-silent-{}.sock", std::process::id()));
     let socket = devlink::ControlSocket::bind(&path, 0o600, None).unwrap();
-    // One that never accepts: its queue takes some connections, which are never answered, and then no more.
+    // A server that never accepts: its queue takes some connections, which are never answered, and then no more.
     let mut clients = Vec::new();
     let error = loop {
         match Client::connect_by(&path, soon()) {
@@ -385,13 +385,13 @@ fn a_client_with_a_limit_keeps_it_whatever_the_other_end_does() {
     assert!(matches!(&error, ClientError::NoCard { source, .. } if source.kind() == std::io::ErrorKind::TimedOut));
     is_late(clients.pop().unwrap().dump(DEVLINK, c::GET, |_| {}));
     drop(clients);
-    // One that accepts, and says something else all the time.
+    // A server that accepts, and sends other messages all the time.
     drop(socket);
     let mut socket = devlink::ControlSocket::bind(&path, 0o600, None).unwrap();
     let listener = socket.take_listener().unwrap();
     let mut client = Client::connect_by(&path, soon()).unwrap();
     let other = rustix::net::accept(&listener).unwrap();
-    let chatters = thread::spawn(move || {
+    let noisy = thread::spawn(move || {
         let noise = message(DEVLINK, Flags::REQUEST, |_| {});
         while send(&other, &noise, SendFlags::NOSIGNAL).is_ok() {
             thread::sleep(Duration::from_millis(1));
@@ -399,11 +399,11 @@ fn a_client_with_a_limit_keeps_it_whatever_the_other_end_does() {
     });
     is_late(client.dump(DEVLINK, c::GET, |_| {}));
     drop(client);
-    chatters.join().unwrap();
+    noisy.join().unwrap();
 }
 
 #[test]
-fn who_has_no_rights_may_look_and_change_nothing() {
+fn a_client_without_rights_may_query_and_change_nothing() {
     let _alone = alone();
     if !is_root() {
         return;
@@ -418,8 +418,8 @@ fn who_has_no_rights_may_look_and_change_nothing() {
                 Ok(()) => None,
             };
             for command in [c::GET, c::PORT_GET, c::PARAM_GET, c::INFO_GET, c::HEALTH_GET, c::RATE_GET] {
-                let looked = client.dump(DEVLINK, command, |_| {}).map(drop);
-                assert!(matches!(refused(looked), None | Some(Errno::OPNOTSUPP)), "{command}");
+                let queried = client.dump(DEVLINK, command, |_| {}).map(drop);
+                assert!(matches!(refused(queried), None | Some(Errno::OPNOTSUPP)), "{command}");
             }
             assert!(!client.dump(ESWITCH, eswitch_family::VIEW, |_| {}).unwrap().is_empty());
             let changes = [c::PORT_SET, c::PORT_NEW, c::PORT_DEL, c::ESWITCH_SET, c::RELOAD, c::PARAM_SET];

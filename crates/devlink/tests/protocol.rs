@@ -1,4 +1,4 @@
-//! The protocol, over a real socket, to a card in memory.
+//! The protocol over a real socket, with a card in memory.
 
 mod common;
 
@@ -50,7 +50,7 @@ fn set_mode(client: &mut Client, mode: u16) -> Result<Vec<Answered>, ClientError
 }
 
 #[test]
-fn a_card_is_driven_and_looked_at() {
+fn a_card_is_changed_and_queried() {
     with_card(|up| {
         let mut client = Client::connect(&up.path).unwrap();
         let all = client.dump(DEVLINK, c::GET, |_| {}).unwrap();
@@ -84,7 +84,7 @@ fn a_card_is_driven_and_looked_at() {
 }
 
 #[test]
-fn what_cannot_be_is_refused_as_the_kernel_does() {
+fn invalid_requests_are_refused_as_in_the_kernel() {
     with_card(|up| {
         let mut client = Client::connect(&up.path).unwrap();
         let nowhere = client.ask(DEVLINK, c::GET, |to| {
@@ -99,7 +99,7 @@ fn what_cannot_be_is_refused_as_the_kernel_does() {
             device(to);
             to.u32(9999, 1);
         });
-        assert_eq!(more.unwrap().len(), 1, "what is not looked at does no harm");
+        assert_eq!(more.unwrap().len(), 1, "an attribute that the command does not take is ignored");
         let wrong = client.ask(DEVLINK, c::PORT_GET, |to| {
             device(to);
             to.u8(a::PORT_INDEX, 1);
@@ -124,7 +124,7 @@ fn what_cannot_be_is_refused_as_the_kernel_does() {
 }
 
 #[test]
-fn rates_hang_on_nodes() {
+fn a_rate_can_have_a_node_as_parent() {
     with_card(|up| {
         let mut client = Client::connect(&up.path).unwrap();
         let add = |client: &mut Client| {
@@ -166,13 +166,13 @@ fn rates_hang_on_nodes() {
 }
 
 #[test]
-fn who_has_joined_is_told_and_who_does_not_read_holds_up_nobody() {
+fn clients_that_have_joined_are_notified_and_one_that_does_not_read_delays_no_other() {
     with_card(|up| {
         let mut listener = Client::connect(&up.path).unwrap();
         listener.ask(ESWITCH, eswitch_family::JOIN, join).unwrap();
         let mut deaf = Client::connect(&up.path).unwrap();
         deaf.ask(ESWITCH, eswitch_family::JOIN, join).unwrap();
-        // Requests whose answers nobody reads.
+        // Requests whose answers are never read.
         let flood: Vec<u8> = {
             let mut datagram = Datagram::default();
             for n in 0..2_000 {
@@ -192,7 +192,7 @@ fn who_has_joined_is_told_and_who_does_not_read_holds_up_nobody() {
         set_mode(&mut client, 1).unwrap();
         let mut seen = Vec::new();
         while seen.len() < 2 {
-            seen.extend(listener.told().unwrap());
+            seen.extend(listener.receive_notification().unwrap());
         }
         assert!(seen.iter().all(|message| message.command == c::PORT_NEW), "{seen:?}");
         assert_eq!(numbers(&seen, a::PORT_INDEX), [1, 2]);
@@ -200,23 +200,19 @@ fn who_has_joined_is_told_and_who_does_not_read_holds_up_nobody() {
 }
 
 #[test]
-fn the_view_comes_in_pieces() {
+fn the_view_is_dumped_in_pieces() {
     with_card(|up| {
         let mut client = Client::connect(&up.path).unwrap();
         set_mode(&mut client, 1).unwrap();
-        let view = client.dump(ESWITCH, eswitch_family::VIEW, |_| {}).unwrap();
-        let json: Vec<u8> = view
-            .iter()
-            .flat_map(|piece| netlink::attributes(&piece.attributes).flatten().next().map(|a| a.value.to_vec()))
-            .flatten()
-            .collect();
+        let pieces = client.dump(ESWITCH, eswitch_family::VIEW, |_| {}).unwrap();
+        let json = devlink::join_pieces(&pieces);
         let view: devlink::view::Card = serde_json::from_slice(&json).unwrap();
         assert_eq!(view.functions.len(), 3, "a PF and two VFs");
     });
 }
 
 #[test]
-fn no_more_are_let_in_than_there_is_room_for() {
+fn no_more_clients_are_accepted_than_there_are_places() {
     with_card(|up| {
         let clients: Vec<Client> = (0..16).map(|_| Client::connect(&up.path).unwrap()).collect();
         let mut one_more = Client::connect(&up.path).unwrap();
@@ -224,7 +220,7 @@ fn no_more_are_let_in_than_there_is_room_for() {
         drop(clients);
         let deadline = Instant::now() + Duration::from_secs(10);
         while Client::connect(&up.path).unwrap().dump(DEVLINK, c::GET, |_| {}).is_err() {
-            assert!(Instant::now() < deadline, "room is never given back");
+            assert!(Instant::now() < deadline, "places are never given back");
             std::thread::sleep(Duration::from_millis(1));
         }
     });
@@ -242,27 +238,27 @@ fn a_command_is_carried_out_or_refused() {
         client.perform(&Command::SetEswitch { device, options: vec![EswitchOption::Mode(Mode::Switchdev)] }).unwrap();
         let sf = Command::AddSf { device, pfnum: 0, sfnum: SfNum(88) };
         assert_eq!(client.perform(&sf).unwrap(), Reply::Port(format!("pci/{PF}/32768").parse().unwrap()));
-        let mut ask = |version: u32, bytes: &[u8]| {
-            let asked = client.ask(ESWITCH, eswitch_family::PERFORM, |to| {
+        let mut perform = |version: u32, bytes: &[u8]| {
+            let answered = client.ask(ESWITCH, eswitch_family::PERFORM, |to| {
                 to.put(eswitch_family::COMMAND, bytes).u32(eswitch_family::VERSION, version);
             });
-            refused(asked)
+            refused(answered)
         };
-        assert_eq!(ask(control::VERSION, b"nonsense").0, Errno::INVAL);
-        let (errno, message) = ask(control::VERSION + 1, b"\"rescan\"");
+        assert_eq!(perform(control::VERSION, b"nonsense").0, Errno::INVAL);
+        let (errno, message) = perform(control::VERSION + 1, b"\"rescan\"");
         assert_eq!(errno, Errno::INVAL);
         assert!(message.unwrap().contains("from the same build"));
     });
 }
 
 #[test]
-fn a_socket_that_is_served_is_not_taken_and_one_that_is_left_is() {
+fn a_socket_that_is_served_is_not_replaced_and_one_that_was_left_behind_is() {
     let bind = |path: &std::path::Path| ControlSocket::bind(path, 0o600, None);
     with_card(|up| {
         assert!(matches!(bind(&up.path), Err(SocketError::InUse { .. })));
     });
     let left = std::env::temp_dir().join(format!("esw-left-{}.sock", std::process::id()));
-    // As a daemon that was killed leaves it.
+    // A daemon that was killed leaves its socket like this.
     drop(std::os::unix::net::UnixListener::bind(&left).unwrap());
     drop(bind(&left).unwrap());
     std::fs::write(&left, "mine").unwrap();

@@ -1,4 +1,4 @@
-//! The view that a server shares: whoever knows of a change finds it there, and waits for nobody.
+//! The view that a server shares: a program that knows of a change finds it there, and waits for nothing.
 
 mod common;
 
@@ -65,7 +65,7 @@ fn vfs(card: &Card, pf: usize) -> u16 {
 }
 
 #[test]
-fn what_was_acknowledged_can_be_read() {
+fn an_acknowledged_change_can_be_read() {
     with_card_of(card(1, 0), |up| {
         let (_client, mut reader, card) = reader(&up.path);
         assert_eq!(vfs(&card, 0), 0);
@@ -84,7 +84,7 @@ fn what_was_acknowledged_can_be_read() {
     });
 }
 
-/// Does something while a command has the first of two PFs, which it had better not wait for.
+/// Runs `act` while a slow command holds the first of two PFs. Fails if `act` waits for that command.
 fn while_one_is_slow(up: &common::Up, act: impl FnOnce()) {
     let slow = Some(Duration::from_secs(8));
     let kind = ResourceKind::Fdb;
@@ -107,7 +107,7 @@ fn while_one_is_slow(up: &common::Up, act: impl FnOnce()) {
 }
 
 #[test]
-fn nobody_waits_for_a_pf_that_is_slow() {
+fn no_command_or_reader_waits_for_another_pfs_slow_command() {
     with_card_of(card(2, 0), |up| {
         let (_client, mut reader, _) = reader(&up.path);
         while_one_is_slow(up, || {
@@ -121,9 +121,9 @@ fn nobody_waits_for_a_pf_that_is_slow() {
 }
 
 #[test]
-fn who_is_the_first_to_read_waits_for_no_pf() {
+fn the_first_reader_waits_for_no_pf() {
     with_card_of(card(2, 2), |up| {
-        // Nobody reads yet, and what is acknowledged is to be found all the same.
+        // There is no reader yet, but a later one must find what was acknowledged.
         perform(&up.path, mac(5));
         perform(&up.path, num_vfs(pf(1), 0));
         while_one_is_slow(up, || {
@@ -136,28 +136,28 @@ fn who_is_the_first_to_read_waits_for_no_pf() {
 }
 
 #[test]
-fn of_a_pf_that_is_slow_is_told_when_it_is_free_and_of_others_at_once() {
+fn a_change_of_a_busy_pf_is_notified_when_it_is_released_and_those_of_others_at_once() {
     with_card_of(card(2, 1), |up| {
         let mut listener = Client::connect(&up.path).unwrap();
         let join = |to: &mut Builder| {
             to.u32(eswitch_family::GROUP, devlink::CONFIG_GROUP);
         };
         listener.ask(ESWITCH, JOIN, join).unwrap();
-        let mut told = || {
-            let message = listener.told().unwrap().remove(0);
+        let mut notified = || {
+            let message = listener.receive_notification().unwrap().remove(0);
             let name = find(&message.attributes, attribute::DEV_NAME);
             (message.command, String::from_utf8_lossy(name.unwrap().value).trim_end_matches('\0').to_owned())
         };
         while_one_is_slow(up, || {
             perform(&up.path, switchdev(pf(1)));
-            assert_eq!(told(), (command::PORT_NEW, "0000:08:00.1".to_owned()));
+            assert_eq!(notified(), (command::PORT_NEW, "0000:08:00.1".to_owned()));
         });
-        assert_eq!(told(), (command::PORT_NEW, "0000:08:00.0".to_owned()));
+        assert_eq!(notified(), (command::PORT_NEW, "0000:08:00.0".to_owned()));
     });
 }
 
 #[test]
-fn what_was_read_last_stays_when_the_server_has_gone() {
+fn the_last_view_can_be_read_after_the_server_has_ended() {
     let mut left = None;
     with_card_of(card(1, 0), |up| {
         let (mut client, reader, _) = reader(&up.path);

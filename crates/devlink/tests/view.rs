@@ -1,4 +1,4 @@
-//! What a card looks like.
+//! The view of a card in its various states.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use lockdep::{Domain, Locked, OnReport, Threads, Unlocked};
 
 const PF: PciAddress = PciAddress { domain: 0, bus: 8, device: 0, function: 0 };
 
-/// Tells a story on a card of two PFs with 8 VFs each.
+/// Runs `f` with a card in memory, and checks that nothing of it is left.
 fn story(config: CardConfig, f: impl FnOnce(&mut Locked<'_, Unlocked>, &Engine)) {
     config.validate().unwrap();
     let domain = Domain::checked(OnReport::Panic);
@@ -31,7 +31,7 @@ fn card(vfs: u16) -> CardConfig {
     CardConfig { pfs: 2, vfs, modules: vec!["mlx5_ib".to_owned()], ..CardConfig::default() }
 }
 
-fn look(cx: &mut Locked<'_, Unlocked>, engine: &Engine) -> Card {
+fn view_of(cx: &mut Locked<'_, Unlocked>, engine: &Engine) -> Card {
     engine.settle(cx, true);
     let view = view::of(engine, &Profile::mlx5(), cx);
     for auxiliary in &view.auxiliary {
@@ -42,7 +42,7 @@ fn look(cx: &mut Locked<'_, Unlocked>, engine: &Engine) -> Card {
     view
 }
 
-/// Nobody is the child of what is not there.
+/// Fails if a parent does not exist or has no driver.
 fn assert_parent(view: &Card, parent: DeviceName) {
     let there = match parent {
         DeviceName::Pci(address) => view.functions.iter().any(|f| f.address == address && f.driver.is_some()),
@@ -64,7 +64,7 @@ fn rdma(view: &Card) -> Vec<(&str, Vec<u32>)> {
 #[test]
 fn in_legacy_mode() {
     story(card(1), |cx, engine| {
-        let view = look(cx, engine);
+        let view = view_of(cx, engine);
         assert_eq!((view.name.as_str(), view.profile.driver.as_str()), ("0000:08:00.0", "mlx5_core"));
         let addresses: Vec<_> = view.functions.iter().map(|f| f.address.to_string()).collect();
         assert_eq!(addresses, ["0000:08:00.0", "0000:08:00.1", "0000:08:00.2", "0000:08:01.2"]);
@@ -100,7 +100,7 @@ fn in_switchdev_mode_with_vfs_and_sfs() {
         engine.set_mode(cx, PF, Mode::Switchdev).unwrap();
         let sf = engine.add_sf(cx, PF, 0, SfNum(88)).unwrap();
         engine.set_function(cx, sf, FunctionChange { active: Some(true), ..FunctionChange::default() }).unwrap();
-        let view = look(cx, engine);
+        let view = view_of(cx, engine);
         let of_pf0: Vec<_> = view.netdevs.iter().take_while(|n| n.name != "enp8s0f1np1").collect();
         let roles: Vec<_> = of_pf0.iter().map(|n| (n.role, n.name.as_str(), n.in_switch)).collect();
         assert_eq!(
@@ -135,7 +135,7 @@ fn in_switchdev_mode_with_vfs_and_sfs() {
         assert!(rdma(&view).contains(&("rocep8s0f0s88", vec![1])));
 
         engine.unload_module(cx, "mlx5_ib").unwrap();
-        let view = look(cx, engine);
+        let view = view_of(cx, engine);
         assert_eq!(rdma(&view), []);
         let undriven = view.auxiliary.iter().filter(|a| a.driver.is_none());
         assert!(undriven.clone().count() > 0 && undriven.clone().all(|a| a.name.match_name().contains(".rdma")));
@@ -143,10 +143,10 @@ fn in_switchdev_mode_with_vfs_and_sfs() {
 }
 
 #[test]
-fn a_pf_that_is_unbound_has_an_address_and_nothing_else() {
+fn an_unbound_pf_has_an_address_and_nothing_else() {
     story(card(2), |cx, engine| {
         engine.unbind(cx, PF).unwrap();
-        let view = look(cx, engine);
+        let view = view_of(cx, engine);
         assert_eq!((view.functions[0].address, &view.functions[0].driver), (PF, &None));
         assert_eq!(view.functions[0].sriov.as_ref().unwrap().enabled, 0);
         assert_eq!(view.functions.len(), 4, "the other PF has its VFs");
@@ -155,12 +155,12 @@ fn a_pf_that_is_unbound_has_an_address_and_nothing_else() {
 }
 
 #[test]
-fn what_changes_is_counted_before_it_is_told() {
+fn a_change_is_counted_and_a_view_is_not() {
     story(card(0), |cx, engine| {
         engine.settle(cx, true);
         let before = engine.changes();
         view::of(engine, &Profile::mlx5(), cx);
-        assert_eq!(engine.changes(), before, "looking changes nothing");
+        assert_eq!(engine.changes(), before, "making a view changes nothing");
         engine.set_encap(cx, PF, false).unwrap();
         assert_ne!(engine.changes(), before);
         let before = engine.changes();
@@ -170,23 +170,23 @@ fn what_changes_is_counted_before_it_is_told() {
 }
 
 #[test]
-fn a_vf_that_is_unbound_has_an_address_a_representor_and_nothing_else() {
+fn an_unbound_vf_has_an_address_a_representor_and_nothing_else() {
     story(card(2), |cx, engine| {
         engine.set_mode(cx, PF, Mode::Switchdev).unwrap();
         let vf = engine.config().vf_address(eswitch::PfIndex(0), 0);
         engine.unbind(cx, vf).unwrap();
         engine.set_driver_override(cx, vf, Some("vfio-pci".to_owned())).unwrap();
-        let view = look(cx, engine);
+        let view = view_of(cx, engine);
         let function = view.functions.iter().find(|f| f.address == vf).unwrap();
         assert_eq!((function.driver.as_deref(), function.driver_override.as_deref()), (None, Some("vfio-pci")));
         let names: Vec<_> = view.netdevs.iter().map(|n| n.name.as_str()).collect();
         assert!(names.contains(&"enp8s0f0npf0vf0") && !names.contains(&"enp8s0f0v0"), "{names:?}");
         assert!(!view.auxiliary.iter().any(|a| a.parent == DeviceName::Pci(vf)));
         assert!(!view.rdma.iter().any(|d| d.parent == DeviceName::Pci(vf)));
-        assert_eq!(view.netdevs[0].vfs.len(), 2, "ip link shows it all the same");
+        assert_eq!(view.netdevs[0].vfs.len(), 2, "ip link shows the VF nevertheless");
 
         engine.remove(cx, vf).unwrap();
-        let view = look(cx, engine);
+        let view = view_of(cx, engine);
         assert!(!view.functions.iter().any(|f| f.address == vf));
         assert_eq!(view.functions[0].sriov.as_ref().unwrap().enabled, 2);
     });
@@ -201,7 +201,7 @@ fn a_function_without_roce_has_no_rdma_device() {
         let off = FunctionChange { roce: Some(false), ..FunctionChange::default() };
         engine.set_function(cx, vf, off).unwrap();
         engine.set_function(cx, sf, FunctionChange { active: Some(true), ..off }).unwrap();
-        let view = look(cx, engine);
+        let view = view_of(cx, engine);
         let names: Vec<_> = view.rdma.iter().map(|d| d.name.as_str()).collect();
         assert_eq!(names, ["rocep8s0f0", "rocep8s0f1", "rocep8s0f1v0"]);
         assert_eq!(engine.set_function(cx, sf, off).unwrap_err().errno(), eswitch::Errno::EBUSY);

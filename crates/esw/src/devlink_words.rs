@@ -292,7 +292,7 @@ pub fn monitor(arguments: &Arguments) -> Result<u8> {
         })?;
         let tell = tell.clone();
         let follow = move || {
-            while let Ok(messages) = card.client.told() {
+            while let Ok(messages) = card.client.receive_notification() {
                 if tell.send(messages).is_err() {
                     return;
                 }

@@ -1,4 +1,4 @@
-//! What was agreed of a card is what the next one is brought up to be.
+//! A card is brought up in the agreed state that another one had.
 
 mod common;
 
@@ -10,8 +10,8 @@ use eswitch::sf::SfState;
 use eswitch::{Agreed, CardConfig, Engine, FunctionChange, Mode, SfNum};
 use lockdep::{Domain, Locked, Threads, Unlocked};
 
-/// Brings a card up as it was agreed.
-fn again(cx: &mut Locked<'_, Unlocked>, domain: &Arc<Domain>, config: &CardConfig, agreed: &Agreed) -> Arc<Engine> {
+/// Brings up a card in an agreed state.
+fn start_as(cx: &mut Locked<'_, Unlocked>, domain: &Arc<Domain>, config: &CardConfig, agreed: &Agreed) -> Arc<Engine> {
     let card = Arc::new(MemoryCard::new(config.clone()));
     let threads = Arc::new(Threads(Arc::clone(domain)));
     Engine::start_as(cx, config.clone(), card, threads, Some(agreed)).unwrap()
@@ -42,29 +42,29 @@ fn an_sf_that_was_unbound_by_hand_stays_unbound() {
         bench.end(cx);
 
         let stored = serde_json::to_value(&agreed).unwrap();
-        let engine = again(cx, domain, &config, &serde_json::from_value(stored.clone()).unwrap());
+        let engine = start_as(cx, domain, &config, &serde_json::from_value(stored.clone()).unwrap());
         engine.settle(cx, true);
-        let is = sf(cx, &engine);
-        assert!(is.active && is.unbound && !is.attached, "{is:?}");
-        assert_eq!(engine.agreed(cx), agreed, "and it is what is agreed then");
-        engine.set_sf_bound(cx, is.id, true).unwrap();
+        let found = sf(cx, &engine);
+        assert!(found.active && found.unbound && !found.attached, "{found:?}");
+        assert_eq!(engine.agreed(cx), agreed, "and the agreed state is the same");
+        engine.set_sf_bound(cx, found.id, true).unwrap();
         assert!(sf(cx, &engine).attached, "it can be bound again");
         end(cx, &engine);
 
-        // As the version before stored it, which did not know.
+        // The previous version stored no `unbound`.
         let mut before = stored;
         let sfs = before["pfs"][0]["bound"]["sfs"].as_object_mut().unwrap();
         assert_eq!(sfs.values_mut().map(|sf| sf.as_object_mut().unwrap().remove("unbound")).count(), 1);
-        let engine = again(cx, domain, &config, &serde_json::from_value(before).unwrap());
+        let engine = start_as(cx, domain, &config, &serde_json::from_value(before).unwrap());
         engine.settle(cx, true);
-        let is = sf(cx, &engine);
-        assert!(is.active && !is.unbound && is.attached, "{is:?}");
+        let found = sf(cx, &engine);
+        assert!(found.active && !found.unbound && found.attached, "{found:?}");
         end(cx, &engine);
     });
 }
 
 #[test]
-fn a_module_without_the_one_it_needs_was_once_agreed_and_has_it_now() {
+fn a_stored_module_without_its_dependency_is_loaded_with_it() {
     story(|cx, domain| {
         let config = CardConfig { modules: vec!["mlx5_ib".into()], ..CardConfig::default() };
         let bench = Bench::start(cx, domain, config.clone());
@@ -72,9 +72,9 @@ fn a_module_without_the_one_it_needs_was_once_agreed_and_has_it_now() {
         let mut agreed = bench.engine.agreed(cx);
         bench.end(cx);
         agreed.core = false;
-        let engine = again(cx, domain, &config, &agreed);
+        let engine = start_as(cx, domain, &config, &agreed);
         assert_eq!(engine.inspect(cx).modules, ["mlx5_core", "mlx5_ib"]);
-        assert!(engine.inspect(cx).pfs.is_empty(), "and no PF is bound that was not");
+        assert!(engine.inspect(cx).pfs.is_empty(), "and no PF is bound that was unbound");
         end(cx, &engine);
     });
 }

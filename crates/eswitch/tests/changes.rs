@@ -1,4 +1,5 @@
-//! What can be looked at is counted when it changes: by every command that changes something, and by none that looks.
+//! [`Engine::changes`] counts changes of the state that can be inspected: every command that changes something raises
+//! it, and no query does.
 
 mod common;
 
@@ -33,7 +34,8 @@ fn bond(ports: u8) -> Bond {
 const MAC: MacAddr = MacAddr([0, 0x11, 0x22, 0x33, 0x44, 0x55]);
 const SF: Vport = Vport::Sf(0);
 
-/// In the order in which a user could type them, on a card of two PFs in legacy mode with two VFs each.
+/// Commands that change something, in an order in which a user could type them, on a card of two PFs in legacy mode
+/// with two VFs each.
 const CHANGES: &[(&str, Command)] = &[
     ("ip link set vf mac", |cx, e| e.set_vf(cx, addr(), 0, VfSetting::Mac(MAC))),
     ("ip link set vf vlan", |cx, e| e.set_vf(cx, addr(), 0, VfSetting::Vlan(VfVlan { id: 5, ..VfVlan::default() }))),
@@ -120,7 +122,8 @@ const CHANGES: &[(&str, Command)] = &[
     ("insmod", |cx, e| e.insert_module(cx, "mlx5_ib")),
 ];
 
-const LOOKS: &[(&str, Command)] = &[
+/// Queries, and a command that changes nothing.
+const QUERIES: &[(&str, Command)] = &[
     ("eswitch show", |cx, e| e.eswitch(cx, addr()).map(|_| ())),
     ("param show", |cx, e| e.params(cx, addr()).map(|_| ())),
     ("rate show", |cx, e| e.rates(cx, addr()).map(|_| ())),
@@ -129,7 +132,7 @@ const LOOKS: &[(&str, Command)] = &[
         Ok(())
     }),
     ("port show, one PF's", |cx, e| e.inspect_pf(cx, addr()).map(|_| ())),
-    ("what is agreed", |cx, e| {
+    ("the agreed state", |cx, e| {
         e.agreed(cx);
         Ok(())
     }),
@@ -145,25 +148,25 @@ const LOOKS: &[(&str, Command)] = &[
         e.lag(cx);
         Ok(())
     }),
-    ("eswitch set inline-mode, to what it is", |cx, e| e.set_inline_mode(cx, addr(), InlineMode::None)),
+    ("eswitch set inline-mode, to the present mode", |cx, e| e.set_inline_mode(cx, addr(), InlineMode::None)),
 ];
 
 #[test]
-fn every_command_that_changes_something_is_counted_and_no_look_is() {
+fn every_command_that_changes_something_is_counted_and_no_query_is() {
     story(|cx, domain| {
         let bench = Bench::start(cx, domain, CardConfig { pfs: 2, vfs: 2, ..CardConfig::default() });
         let engine = &bench.engine;
         for (name, change) in CHANGES {
-            // Nothing moves it in the background.
+            // No background work changes anything from here on.
             engine.settle(cx, true);
             let before = engine.changes();
             change(cx, engine).unwrap_or_else(|error| panic!("{name}: {error}"));
             assert_ne!(engine.changes(), before, "{name} is not counted");
             engine.settle(cx, true);
             let before = engine.changes();
-            for (name, look) in LOOKS {
-                // A PF that is unbound is not there to look at.
-                let _ = look(cx, engine);
+            for (name, query) in QUERIES {
+                // A query of an unbound PF fails.
+                let _ = query(cx, engine);
                 assert_eq!(engine.changes(), before, "{name} is counted");
             }
         }

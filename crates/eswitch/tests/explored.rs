@@ -1,5 +1,5 @@
-//! The engine under a scheduler that decides every interleaving: the same engine, the same locks, in
-//! the same binary as the tests that run for real.
+//! The engine under a scheduler that decides every interleaving: the same engine and locks, in the same binary, as in
+//! the tests with real threads.
 
 mod common;
 
@@ -17,20 +17,18 @@ fn config() -> CardConfig {
 
 type Step = fn(&mut Locked<'_, Unlocked>, &Engine);
 
-/// Explores `threads` racing with one another on a fresh card, `schedules` times; after each, every
-/// invariant holds at rest, and nothing is left after shutdown.
-/// Explores `threads` racing with one another on a fresh card; after each schedule every invariant
-/// holds at rest, and nothing is left after shutdown.
+/// Explores `threads` that run concurrently on a fresh card. After each schedule, checks that every invariant holds at
+/// rest, and that nothing is left after shutdown.
 ///
-/// Half of the schedules are random walks, which mix threads finely but let short threads finish
-/// early; half are PCT's, which hold one thread back while another runs far ahead.
+/// Half of the schedules are random walks, which switch between threads often but let short threads finish early. The
+/// other half are those of PCT, which delays one thread while another runs far ahead.
 fn explore(config: CardConfig, prepare: fn(&mut Locked<'_, Unlocked>, &Bench), threads: &[Step]) {
     let threads = threads.to_vec();
     let once = move || {
         let domain = Domain::checked(OnReport::Panic);
         lockdep::enter(&domain, "story", |cx| {
             let bench = Bench::start(cx, &domain, config.clone());
-            // What coming up has queued would do the work of what is tested.
+            // Work that was queued while the card was brought up would do what the test is about.
             bench.engine.settle(cx, true);
             prepare(cx, &bench);
             let running: Vec<_> = threads
@@ -189,7 +187,7 @@ fn moving_the_netdev_against_a_mode_change() {
             },
             |cx, engine| {
                 if engine.set_netns(cx, addr(), Some("elsewhere")).is_ok() {
-                    // Nobody can be in switchdev mode with the netdev away.
+                    // The E-Switch cannot be in switchdev mode while the netdev is in another namespace.
                     let view = engine.inspect(cx).pfs.remove(0);
                     assert_eq!(view.mode, Mode::Legacy);
                 }
@@ -206,7 +204,7 @@ fn a_lookup_against_unregistering() {
         nothing,
         &[
             |cx, engine| {
-                // Gets the device or none; never one of ops that are gone.
+                // It finds the device or none, but never one of ops that are unregistered.
                 let pf = engine.pf(cx, addr()).unwrap();
                 for vport in [Vport::Uplink, Vport::Vf(0), Vport::Vf(1)] {
                     let _ = pf.eswitch().protocol_device(cx, vport, RepType::Ib);
@@ -303,7 +301,7 @@ fn commands_during_a_reload_wait_for_it() {
 }
 
 #[test]
-fn an_sfs_address_is_what_its_netdev_got() {
+fn an_sfs_address_is_the_one_that_its_netdev_was_made_with() {
     let config = CardConfig { mode: Mode::Switchdev, vfs: 0, ..config() };
     explore(
         config,
@@ -347,7 +345,7 @@ fn a_shared_fdb_made_while_the_module_loads() {
 }
 
 #[test]
-fn a_shared_fdb_broken_while_the_module_comes_and_goes() {
+fn a_shared_fdb_broken_while_the_module_is_loaded_and_unloaded() {
     let config = CardConfig { modules: vec!["mlx5_ib".into()], ..two_ports() };
     explore(
         config,
@@ -380,7 +378,7 @@ fn a_mode_change_of_one_member_against_its_lag() {
 }
 
 #[test]
-fn a_member_removed_and_put_back_during_a_transition() {
+fn a_member_removed_and_added_again_during_a_transition() {
     let config = CardConfig { modules: vec!["mlx5_ib".into()], ..two_ports() };
     explore(
         config,

@@ -1,4 +1,4 @@
-//! LAG, shared FDB and multiport E-Switch, told as stories on the card in memory.
+//! LAG, shared FDB and multiport E-Switch, on the card in memory.
 
 mod common;
 
@@ -84,9 +84,9 @@ fn with_a_shared_fdb_the_masters_device_has_every_members_vports() {
 }
 
 #[test]
-fn what_a_bond_does_is_not_put_off_by_failures_and_success_ends_their_back_off() {
+fn failures_do_not_delay_the_evaluation_of_a_bond_and_success_ends_their_back_off() {
     story(|cx, domain| {
-        // A minute is what whoever waits here would take for hanging.
+        // A test that waited for a back-off of a minute would seem to hang.
         let slow = CardConfig { retry_ms: 60_000, retry_max_ms: 60_000, ..two(Mode::Legacy) };
         let bench = Bench::start(cx, domain, slow);
         let is = |cx: &mut Locked<'_, Unlocked>, what: &str, wanted: fn(&LagView) -> bool| {
@@ -123,7 +123,7 @@ fn a_mode_change_breaks_the_lag_first_and_it_is_evaluated_again() {
 }
 
 #[test]
-fn a_member_is_removed_and_put_back() {
+fn a_member_is_removed_and_added_again() {
     story(|cx, domain| {
         let bench = Bench::start(cx, domain, two(Mode::Switchdev));
         set_bond(cx, &bench, Some(bond(2)));
@@ -142,7 +142,7 @@ fn a_member_is_removed_and_put_back() {
 }
 
 #[test]
-fn enabling_that_fails_anywhere_is_undone_and_made_later() {
+fn enabling_a_lag_that_fails_anywhere_is_undone_and_done_later() {
     for (kind, after) in [
         (ResourceKind::Lag, 0),
         (ResourceKind::Representor(RepType::Ib), 0),
@@ -175,7 +175,7 @@ fn enabling_that_fails_anywhere_is_undone_and_made_later() {
 }
 
 #[test]
-fn multiport_eswitch_goes_on_and_off_and_keeps_every_uplink() {
+fn multiport_eswitch_is_enabled_and_disabled_and_keeps_every_uplink() {
     story(|cx, domain| {
         let bench = Bench::start(cx, domain, two(Mode::Switchdev));
         for on in [true, true, false, false, true] {
@@ -211,7 +211,7 @@ fn multiport_eswitch_needs_switchdev_mode_everywhere_and_two_ports() {
 }
 
 #[test]
-fn a_bond_that_a_card_cannot_follow_stands_and_the_card_says_why() {
+fn a_bond_that_a_card_cannot_offload_is_kept_and_the_card_reports_why() {
     let other = |tx: TxType| Bond { tx, ..bond(2) };
     for (pfs, bond, why) in [
         (2, Bond { foreign: vec!["eth7".into()], ..bond(2) }, "eth7"),
@@ -231,7 +231,7 @@ fn a_bond_that_a_card_cannot_follow_stands_and_the_card_says_why() {
 }
 
 #[test]
-fn a_member_without_a_driver_is_what_the_reason_says_is_missing() {
+fn a_member_without_a_driver_is_the_reported_reason() {
     story(|cx, domain| {
         let bench = Bench::start(cx, domain, two(Mode::Switchdev));
         set_bond(cx, &bench, Some(bond(2)));
@@ -286,7 +286,7 @@ fn a_thousand_bond_events_lead_to_few_evaluations() {
         }
         bench.engine.settle(cx, true);
         assert_eq!(bench.engine.lag(cx).mode, LagMode::SharedFdb);
-        // A burst that lasts no longer than events are collected leads to one, or to two.
+        // A burst that is shorter than the time for which events are collected leads to one evaluation or two.
         let evaluations = bench.engine.lag_evaluations(cx) - before;
         assert!(evaluations < 100, "{evaluations} evaluations");
         bench.end(cx);
@@ -314,40 +314,40 @@ fn a_card_with_one_port_evaluates_nothing_but_a_bond() {
 }
 
 #[test]
-fn an_eswitch_whose_uplink_is_not_back_yet_is_paired_once_it_is() {
+fn an_eswitch_whose_uplink_is_not_loaded_again_yet_is_paired_once_it_is() {
     story(|cx, domain| {
         let bench = Bench::start(cx, domain, two(Mode::Switchdev));
         set_bond(cx, &bench, Some(bond(2)));
-        // Given a mode change that fails, and an uplink that does not load when it goes back,
+        // Given a mode change that fails, and an uplink that fails to load when the change is undone,
         bench.fail(cx, ResourceKind::IbDevice, None, 1);
         bench.fail(cx, ResourceKind::Representor(RepType::Eth), Some(Vport::Uplink), 3);
         bench.engine.set_mode(cx, peer(), Mode::Legacy).unwrap_err();
-        // when it loads at last,
+        // when it is loaded at last,
         bench.engine.settle(cx, true);
-        // then it has the rules of what it is paired with,
+        // then it has the peer rules of its pairing,
         assert_eq!(bench.engine.check(cx), []);
         assert_eq!(bench.engine.lag(cx).mode, LagMode::SharedFdb);
-        // and they go when it is unpaired.
+        // which are removed when it is unpaired.
         bench.engine.set_mode(cx, peer(), Mode::Legacy).unwrap();
         bench.end(cx);
     });
 }
 
 #[test]
-fn eswitches_that_are_paired_late_make_the_lag() {
+fn eswitches_that_are_paired_late_form_the_lag() {
     story(|cx, domain| {
         let bench = Bench::start(cx, domain, two(Mode::Switchdev));
         set_bond(cx, &bench, Some(bond(2)));
-        // Given two that cannot be paired again after a mode change that fails,
+        // Given two E-Switches that cannot be paired again after a mode change that fails,
         bench.fail(cx, ResourceKind::IbDevice, None, 1);
         bench.fail(cx, ResourceKind::Pair, None, u32::MAX);
         bench.engine.set_mode(cx, peer(), Mode::Legacy).unwrap_err();
         bench.engine.settle(cx, false);
         assert_eq!(bench.engine.lag(cx).reason.as_deref(), Some("bond0: the E-Switches are not paired yet"));
-        // when they can,
+        // when they can be paired,
         bench.plan.clear(cx);
         bench.engine.settle(cx, true);
-        // then nobody has to touch the bond.
+        // then the LAG is formed without a further event of the bond.
         assert_eq!(bench.engine.lag(cx).mode, LagMode::SharedFdb);
         bench.end(cx);
     });

@@ -1,4 +1,4 @@
-//! The life cycle of representors, told as stories on the card in memory.
+//! The life cycle of representors, on the card in memory.
 
 mod common;
 
@@ -39,7 +39,7 @@ fn switchdev_mode_loads_the_uplink_and_every_vf_and_legacy_mode_unloads_them() {
 }
 
 #[test]
-fn a_module_loaded_late_brings_its_representors_up() {
+fn a_module_that_is_loaded_late_loads_its_representors() {
     story(|cx, domain| {
         let bench = Bench::start(cx, domain, vfs(3));
         bench.engine.set_mode(cx, addr(), Mode::Switchdev).unwrap();
@@ -50,7 +50,7 @@ fn a_module_loaded_late_brings_its_representors_up() {
         assert_eq!(bench.loaded(cx, RepType::Ib), 4);
         bench.engine.unload_module(cx, "mlx5_ib").unwrap();
         assert_eq!(bench.loaded(cx, RepType::Ib), 0);
-        assert_eq!(bench.loaded(cx, RepType::Eth), 4, "the other type is untouched");
+        assert_eq!(bench.loaded(cx, RepType::Eth), 4, "the other type stays loaded");
         bench.end(cx);
     });
 }
@@ -80,7 +80,7 @@ fn a_mode_change_that_fails_anywhere_leaves_the_whole_as_it_was() {
 }
 
 #[test]
-fn leaving_switchdev_mode_fails_wholly_too() {
+fn a_failure_to_leave_switchdev_mode_leaves_everything_as_it_was() {
     story(|cx, domain| {
         let bench = Bench::start(cx, domain, with_ib(2));
         bench.engine.set_mode(cx, addr(), Mode::Switchdev).unwrap();
@@ -110,7 +110,7 @@ fn a_failed_load_undoes_only_itself() {
         assert!(matches!(&vf1.reps[1], RepState::Failed(f) if f.attempts >= 1), "{:?}", vf1.reps);
         assert!(view.retry.is_pending());
         assert_eq!(bench.loaded(cx, RepType::Ib), 3, "the others are loaded");
-        // It converges.
+        // Retries load the rest.
         bench.plan.clear(cx);
         bench.engine.settle(cx, true);
         assert_eq!(bench.loaded(cx, RepType::Ib), 4);
@@ -135,7 +135,7 @@ fn without_the_uplink_nothing_else_is_loaded() {
 }
 
 #[test]
-fn vfs_go_from_0_to_n_and_back_and_nowhere_else() {
+fn the_number_of_vfs_changes_from_0_to_n_and_back_and_in_no_other_way() {
     story(|cx, domain| {
         let bench = Bench::start(cx, domain, CardConfig::default());
         let engine = &bench.engine;
@@ -172,12 +172,12 @@ fn a_dpu_follows_its_host_from_any_count_to_any_other() {
             assert_eq!(bench.loaded(cx, RepType::Eth), 2 + n as usize, "{n}");
         }
         assert!(matches!(engine.set_num_vfs(cx, addr(), 1), Err(Error::VfsOfHost)));
-        // No memory for the work: the mark is acted on.
+        // There is no memory for the work item, so the mark does its work.
         engine.fail_allocations(cx, addr(), 1).unwrap();
         engine.set_host_vfs(cx, addr(), 6).unwrap();
         engine.settle(cx, true);
         assert_eq!(bench.loaded(cx, RepType::Eth), 8);
-        // Ports that cannot be made are made later.
+        // Ports that cannot be made at first are made later.
         bench.fail(cx, Port, Some(Vport::Vf(7)), 2);
         engine.set_host_vfs(cx, addr(), 8).unwrap();
         engine.settle(cx, true);
@@ -187,7 +187,7 @@ fn a_dpu_follows_its_host_from_any_count_to_any_other() {
 }
 
 #[test]
-fn an_sf_lives_as_devlink_says() {
+fn an_sf_is_added_activated_and_deleted_as_devlink_documents() {
     story(|cx, domain| {
         let bench = Bench::start(cx, domain, with_ib(0));
         let engine = &bench.engine;
@@ -221,7 +221,7 @@ fn an_sf_lives_as_devlink_says() {
 }
 
 #[test]
-fn an_sfs_netdev_that_fails_comes_later() {
+fn an_sfs_netdev_that_cannot_be_made_is_made_later() {
     story(|cx, domain| {
         let bench = Bench::start(cx, domain, CardConfig { mode: Mode::Switchdev, ..CardConfig::default() });
         let sf = bench.engine.add_sf(cx, addr(), 0, SfNum(1)).unwrap();
@@ -233,7 +233,7 @@ fn an_sfs_netdev_that_fails_comes_later() {
 }
 
 #[test]
-fn unbinding_takes_everything_away_and_binding_brings_it_back() {
+fn unbinding_removes_everything_and_binding_restores_it() {
     story(|cx, domain| {
         let bench = Bench::start(cx, domain, CardConfig { mode: Mode::Switchdev, pfs: 2, ..with_ib(2) });
         let engine = &bench.engine;
@@ -252,7 +252,7 @@ fn unbinding_takes_everything_away_and_binding_brings_it_back() {
 }
 
 #[test]
-fn a_card_that_cannot_come_up_leaves_nothing() {
+fn a_card_that_cannot_be_brought_up_leaves_nothing() {
     for (kind, vport) in [(Netdev, None), (Representor(RepType::Eth), Some(Vport::Uplink)), (Port, Some(Vport::Vf(1)))]
     {
         story(|cx, domain| {
@@ -269,7 +269,7 @@ fn a_card_that_cannot_come_up_leaves_nothing() {
 }
 
 #[test]
-fn the_pfs_netdev_stays_home_in_switchdev_mode() {
+fn the_pfs_netdev_stays_in_its_namespace_in_switchdev_mode() {
     story(|cx, domain| {
         let bench = Bench::start(cx, domain, vfs(1));
         let engine = &bench.engine;
@@ -310,7 +310,7 @@ fn registering_twice_is_refused() {
 }
 
 #[test]
-fn an_sf_whose_driver_is_unbound_has_no_netdev_and_gets_it_back() {
+fn an_sf_whose_driver_is_unbound_has_no_netdev_until_it_is_bound_again() {
     story(|cx, domain| {
         let bench = Bench::start(cx, domain, CardConfig { mode: Mode::Switchdev, ..CardConfig::default() });
         let address = bench.engine.addresses()[0];
@@ -356,7 +356,7 @@ fn without_the_core_module_no_pf_is_bound_and_with_it_all_are() {
 }
 
 #[test]
-fn a_module_is_loaded_with_what_it_needs_or_refused() {
+fn a_module_is_loaded_with_its_dependencies_or_refused() {
     story(|cx, domain| {
         let bench = Bench::start(cx, domain, vfs(0));
         let engine = &bench.engine;
@@ -364,7 +364,7 @@ fn a_module_is_loaded_with_what_it_needs_or_refused() {
         engine.unload_module(cx, "mlx5_core").unwrap();
         let alone = engine.insert_module(cx, "mlx5_ib").unwrap_err();
         assert_eq!(alone, Error::ModuleNeeds { module: "mlx5_ib", needs: "mlx5_core" });
-        assert_eq!(alone.errno(), Errno::ENOENT, "as for symbols that nobody has");
+        assert_eq!(alone.errno(), Errno::ENOENT, "as for unknown symbols");
         assert_eq!(engine.inspect(cx).modules, [""; 0], "a refusal loads nothing");
         engine.load_module(cx, "mlx5-ib").unwrap();
         assert_eq!(engine.inspect(cx).modules, ["mlx5_core", "mlx5_ib"]);
@@ -379,7 +379,7 @@ fn a_module_is_loaded_with_what_it_needs_or_refused() {
 }
 
 #[test]
-fn a_mode_change_that_fails_takes_nothing_down_that_worked() {
+fn a_mode_change_that_fails_unloads_nothing_that_was_loaded() {
     for vport in [Vport::Uplink, Vport::Vf(0)] {
         story(|cx, domain| {
             let bench = Bench::start(cx, domain, CardConfig { mode: Mode::Switchdev, ..vfs(3) });
@@ -397,7 +397,7 @@ fn a_mode_change_that_fails_takes_nothing_down_that_worked() {
 }
 
 #[test]
-fn a_reload_brings_the_pf_back_with_its_vfs_and_its_netdev_at_home() {
+fn a_reload_keeps_the_vfs_and_returns_the_netdev_to_its_namespace() {
     story(|cx, domain| {
         let bench = Bench::start(cx, domain, CardConfig { mode: Mode::Switchdev, ..vfs(2) });
         bench.engine.set_mode(cx, addr(), Mode::Legacy).unwrap();
@@ -442,7 +442,7 @@ fn without_threads_there_is_no_pf_and_nothing_is_left() {
 }
 
 #[test]
-fn a_function_is_changed_wholly_or_not_at_all() {
+fn a_function_is_changed_completely_or_not_at_all() {
     story(|cx, domain| {
         let bench = Bench::start(cx, domain, CardConfig { mode: Mode::Switchdev, ..vfs(1) });
         let mac = "00:11:22:33:44:55".parse().unwrap();
@@ -460,7 +460,7 @@ fn a_function_is_changed_wholly_or_not_at_all() {
 }
 
 #[test]
-fn what_keeps_the_hosts_vfs_from_being_there_is_seen() {
+fn the_failure_of_the_hosts_vfs_is_reported() {
     story(|cx, domain| {
         let bench = Bench::start(cx, domain, CardConfig { dpu: true, ..vfs(0) });
         bench.fail(cx, Port, Some(Vport::Vf(0)), u32::MAX);
@@ -474,7 +474,7 @@ fn what_keeps_the_hosts_vfs_from_being_there_is_seen() {
 }
 
 #[test]
-fn a_vport_whose_second_type_fails_loses_what_the_same_attempt_loaded_of_it() {
+fn a_vport_whose_second_type_fails_loses_what_the_same_attempt_loaded_for_it() {
     story(|cx, domain| {
         let config = CardConfig { dpu: true, mode: Mode::Switchdev, ..with_ib(0) };
         let bench = Bench::start(cx, domain, config);

@@ -1,8 +1,8 @@
-//! The graph of lock classes that the engine shows, kept in `docs/lock-graph.md`.
+//! The graph of lock classes in which the engine takes its locks, kept in `docs/lock-graph.md`.
 //!
-//! The order in `lock_order.rs` says what may be; this is what is. The story goes through every command,
-//! so that an edge that is new, or gone, shows up as a change of that page. To write the page anew:
-//! `UPDATE=1 cargo test -p eswitch --test lock_graph`.
+//! `lock_order.rs` declares which order is allowed; this graph shows which is used. The test runs every command, so
+//! that a new or a missing edge shows up as a change of that page. To write the page: `UPDATE=1 cargo test -p eswitch
+//! --test lock_graph`.
 
 mod common;
 
@@ -29,8 +29,8 @@ picture in [locking.md](locking.md); that is checked too.
 | --- | --- |
 ";
 
-/// Every class that can be held, from the outermost; the mode, a branch of its own with nothing under it,
-/// stands last. A handler of the work queue comes to it by way of the devlink lock, which it only tries.
+/// Every class that can be held, from the outermost. The mode is last: it is a branch of its own with nothing under it.
+/// A handler of the work queue takes it under the devlink lock, which it only tries.
 const ORDER: [&str; 16] = [
     "core module",
     "device",
@@ -50,7 +50,7 @@ const ORDER: [&str; 16] = [
     "mode",
 ];
 
-/// What may be taken anywhere, and nothing under it.
+/// Classes that may be taken under any other, and under which none is taken.
 const LEAVES: [&str; 9] = [
     "device slot",
     "devlink moved",
@@ -63,7 +63,8 @@ const LEAVES: [&str; 9] = [
     "card state",
 ];
 
-fn everything(cx: &mut Locked<'_, Unlocked>, bench: &Bench) {
+/// Runs every command.
+fn run_every_command(cx: &mut Locked<'_, Unlocked>, bench: &Bench) {
     let engine = &bench.engine;
     let peer = engine.config().pf_address(PfIndex(1));
     let both = [addr(), peer];
@@ -105,7 +106,7 @@ fn everything(cx: &mut Locked<'_, Unlocked>, bench: &Bench) {
 fn the_graph_is_the_documented_one() {
     story(|cx, domain| {
         let bench = Bench::start(cx, domain, CardConfig { pfs: 2, ..CardConfig::default() });
-        everything(cx, &bench);
+        run_every_command(cx, &bench);
         bench.end(cx);
 
         let mut rows: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
@@ -127,6 +128,6 @@ fn the_graph_is_the_documented_one() {
             std::fs::write(PAGE, &page).unwrap();
         }
         let kept = std::fs::read_to_string(PAGE).unwrap_or_default();
-        assert_eq!(page, kept, "run it with UPDATE=1 and look at what has changed");
+        assert_eq!(page, kept, "run this test with UPDATE=1 and check the changes of the page");
     });
 }

@@ -1,4 +1,4 @@
-//! The places that can fail, by their names, and that each is recovered from.
+//! The places that can fail, by name, and the recovery from each.
 
 mod common;
 
@@ -12,18 +12,18 @@ use eswitch::{CardConfig, Engine, FunctionChange, Mode, PciAddress, PfIndex, SfN
 use lockdep::{Domain, Explore, Locked, Oracle, Unlocked};
 use shuttle::scheduler::RandomScheduler;
 
-/// Nothing fails; what could have is written down.
+/// An oracle under which nothing fails, and which records the places that could have failed.
 #[derive(Debug, Default)]
-struct Writes(Mutex<BTreeSet<String>>);
+struct Recorder(Mutex<BTreeSet<String>>);
 
-impl Oracle for Writes {
+impl Oracle for Recorder {
     fn fails(&self, _: &str, place: &str) -> bool {
         self.0.lock().unwrap().insert(place.to_owned());
         false
     }
 }
 
-/// One place fails the first time.
+/// An oracle under which one place fails the first time.
 #[derive(Debug)]
 struct Once(String, AtomicBool);
 
@@ -33,7 +33,7 @@ impl Oracle for Once {
     }
 }
 
-/// A story, and the card it is of. A command that fails is none of its business.
+/// A story, with the configuration of its card. A story ignores commands that fail.
 type Story = (CardConfig, fn(&mut Locked<'_, Unlocked>, &Engine));
 
 fn peer(engine: &Engine) -> PciAddress {
@@ -70,8 +70,8 @@ fn dpu() -> Story {
     })
 }
 
-/// Tells a story to its end in so many orders; after each, everything holds and nothing is left.
-fn tell(times: usize, story: Story, oracle: impl Fn() -> Arc<dyn Oracle> + Send + Sync + 'static) {
+/// Runs a story in `times` random schedules. After each, checks that every invariant holds and nothing is left.
+fn run(times: usize, story: Story, oracle: impl Fn() -> Arc<dyn Oracle> + Send + Sync + 'static) {
     let once = move || {
         let domain = Domain::exploring(Some(oracle()));
         lockdep::enter(&domain, "story", |cx| {
@@ -91,28 +91,28 @@ fn tell(times: usize, story: Story, oracle: impl Fn() -> Arc<dyn Oracle> + Send 
     }
 }
 
-/// The places a story comes by.
+/// The places of a story that can fail.
 fn places(story: Story) -> BTreeSet<String> {
-    let writes = Arc::new(Writes::default());
-    let oracle = Arc::clone(&writes);
-    tell(3, story, move || Arc::clone(&oracle) as Arc<dyn Oracle>);
-    writes.0.lock().unwrap().clone()
+    let recorder = Arc::new(Recorder::default());
+    let oracle = Arc::clone(&recorder);
+    run(3, story, move || Arc::clone(&oracle) as Arc<dyn Oracle>);
+    recorder.0.lock().unwrap().clone()
 }
 
-/// Each of a story's places fails once.
+/// Checks the places of a story that can fail, and lets each fail once.
 fn each_fails_once(story: fn() -> Story, expected: &[&str]) {
     let found = places(story());
-    // What the card makes is as the card is.
-    let beside_the_card = found.iter().map(String::as_str).filter(|place| !place.starts_with("make "));
-    assert_eq!(beside_the_card.collect::<Vec<_>>(), expected);
+    // Which resources are made depends on the card.
+    let places_of_engine = found.iter().map(String::as_str).filter(|place| !place.starts_with("make "));
+    assert_eq!(places_of_engine.collect::<Vec<_>>(), expected);
     for place in found {
         eprintln!("{place} fails");
-        tell(30, story(), move || Arc::new(Once(place.clone(), AtomicBool::new(false))));
+        run(30, story(), move || Arc::new(Once(place.clone(), AtomicBool::new(false))));
     }
 }
 
 #[test]
-fn what_can_fail_on_a_card_with_two_ports() {
+fn the_places_that_can_fail_on_a_card_with_two_ports() {
     each_fails_once(
         two_ports,
         &[
@@ -150,7 +150,7 @@ fn what_can_fail_on_a_card_with_two_ports() {
 }
 
 #[test]
-fn what_can_fail_on_a_dpu() {
+fn the_places_that_can_fail_on_a_dpu() {
     each_fails_once(
         dpu,
         &[

@@ -32,7 +32,7 @@ fn vf0(bench: &Bench, cx: &mut Locked<'_, Unlocked>) -> VfView {
 }
 
 #[test]
-fn unbinding_takes_the_netdev_and_leaves_port_and_representor() {
+fn unbinding_removes_the_netdev_and_leaves_port_and_representor() {
     story(|cx, domain| {
         let bench = Bench::start(cx, domain, CardConfig { mode: Mode::Switchdev, ..vfs(2) });
         let engine = &bench.engine;
@@ -45,7 +45,7 @@ fn unbinding_takes_the_netdev_and_leaves_port_and_representor() {
         engine.set_mode(cx, addr(), Mode::Legacy).unwrap();
         engine.set_mode(cx, addr(), Mode::Switchdev).unwrap();
         engine.reload(cx, addr()).unwrap();
-        assert_eq!(bound(&bench, cx), [false, true], "none of that binds it");
+        assert_eq!(bound(&bench, cx), [false, true], "none of these commands binds it");
         engine.bind(cx, address(0)).unwrap();
         assert_eq!(netdevs(&bench.card, cx), [Vport::Vf(0), Vport::Vf(1)]);
         engine.unbind(cx, address(1)).unwrap();
@@ -74,7 +74,7 @@ fn a_vf_whose_netdev_cannot_be_made_stays_unbound() {
 }
 
 #[test]
-fn a_function_is_for_the_driver_that_it_is_said_to_be_for() {
+fn a_function_is_bound_only_to_the_driver_in_its_override() {
     story(|cx, domain| {
         let bench = Bench::start(cx, domain, vfs(0));
         let engine = &bench.engine;
@@ -95,13 +95,13 @@ fn a_function_is_for_the_driver_that_it_is_said_to_be_for() {
         engine.set_driver_override(cx, addr(), None).unwrap();
         engine.probe(cx, addr()).unwrap();
         engine.set_num_vfs(cx, addr(), 1).unwrap();
-        assert_eq!(bound(&bench, cx), [false], "what the bus was told outlasts the driver");
+        assert_eq!(bound(&bench, cx), [false], "the setting of the bus outlasts the driver");
         bench.end(cx);
     });
 }
 
 #[test]
-fn what_is_taken_off_the_bus_is_there_again_after_a_rescan() {
+fn a_function_that_was_removed_from_the_bus_is_added_again_by_a_rescan() {
     story(|cx, domain| {
         let bench = Bench::start(cx, domain, vfs(2));
         let engine = &bench.engine;
@@ -128,7 +128,7 @@ fn what_is_taken_off_the_bus_is_there_again_after_a_rescan() {
 }
 
 #[test]
-fn what_ip_link_sets_is_kept_until_vfs_are_disabled() {
+fn settings_of_ip_link_are_kept_until_the_vfs_are_disabled() {
     story(|cx, domain| {
         let bench = Bench::start(cx, domain, vfs(2));
         let engine = &bench.engine;
@@ -158,7 +158,7 @@ fn what_ip_link_sets_is_kept_until_vfs_are_disabled() {
 }
 
 #[test]
-fn what_ip_link_may_not_set_is_refused() {
+fn invalid_settings_of_ip_link_are_refused() {
     story(|cx, domain| {
         let bench = Bench::start(cx, domain, vfs(1));
         let engine = &bench.engine;

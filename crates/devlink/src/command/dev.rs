@@ -1,4 +1,4 @@
-//! `devlink dev`: instances, their E-Switches, reload, info.
+//! `devlink dev`: instances, their E-Switches, reload and info.
 
 use eswitch::auxiliary::AuxiliaryName;
 use eswitch::devlink::InlineMode;
@@ -6,10 +6,10 @@ use eswitch::{Mode, PciAddress};
 use netlink::{Builder, Errno};
 
 use crate::card::{Cx, Served};
-use crate::instance::{self, Instance, Meant};
+use crate::instance::{self, Instance, Named};
 use crate::numbers::{attribute as a, command as c};
 use crate::refusal::Refusal;
-use crate::reply::Reply;
+use crate::reply::ReplyWriter;
 use crate::request::Attributes;
 use crate::view::{DeviceName, Profile};
 
@@ -17,33 +17,33 @@ pub(super) fn put_device(to: &mut Builder, device: PciAddress) {
     to.text(a::BUS_NAME, "pci").text(a::DEV_NAME, &device.to_string());
 }
 
-/// What is told of an instance.
+/// The message that describes the instance of a PF.
 pub(crate) fn device_message(to: &mut Builder, device: PciAddress) {
     put_device(to, device);
     to.u8(a::RELOAD_FAILED, 0);
 }
 
-fn other_message(to: &mut Builder, other: &Instance) {
-    put_other(to, other);
+fn instance_message(to: &mut Builder, instance: &Instance) {
+    put_instance(to, instance);
     to.u8(a::RELOAD_FAILED, 0);
 }
 
-pub(super) fn put_other(to: &mut Builder, other: &Instance) {
-    to.text(a::BUS_NAME, other.device.bus()).text(a::DEV_NAME, &other.device.to_string());
+pub(super) fn put_instance(to: &mut Builder, instance: &Instance) {
+    to.text(a::BUS_NAME, instance.device.bus()).text(a::DEV_NAME, &instance.device.to_string());
 }
 
-/// The PF that is meant.
+/// The PF that a request names.
 ///
 /// # Errors
-/// None is: what is asked for is a PF's to do.
-pub(super) fn pf(served: &Served, cx: Cx<'_, '_>, asked: &Attributes<'_>) -> Result<PciAddress, Refusal> {
-    match instance::find(served, cx, asked.required_handle()?)? {
-        Meant::Pf(device) => Ok(device),
-        Meant::Other(_) => Err(Refusal::bare(Errno::OPNOTSUPP)),
+/// ENODEV: no instance has that handle. EOPNOTSUPP: it is the instance of a VF or SF, which does not have the command.
+pub(super) fn pf(served: &Served, cx: Cx<'_, '_>, attributes: &Attributes<'_>) -> Result<PciAddress, Refusal> {
+    match instance::find(served, cx, attributes.required_handle()?)? {
+        Named::Pf(device) => Ok(device),
+        Named::Function(_) => Err(Refusal::bare(Errno::OPNOTSUPP)),
     }
 }
 
-/// The PFs that are bound.
+/// The addresses of the PFs that are bound.
 pub(super) fn bound(served: &Served, cx: Cx<'_, '_>) -> Vec<PciAddress> {
     let engine = served.card.engine();
     engine.addresses().into_iter().filter(|address| engine.pf(cx, *address).is_ok()).collect()
@@ -52,12 +52,12 @@ pub(super) fn bound(served: &Served, cx: Cx<'_, '_>) -> Vec<PciAddress> {
 pub(super) fn get(
     served: &Served,
     cx: Cx<'_, '_>,
-    asked: &Attributes<'_>,
-    reply: &mut Reply<'_>,
+    attributes: &Attributes<'_>,
+    reply: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
-    match instance::find(served, cx, asked.required_handle()?)? {
-        Meant::Pf(device) => reply.add(c::NEW, |to| device_message(to, device)),
-        Meant::Other(other) => reply.add(c::NEW, |to| other_message(to, &other)),
+    match instance::find(served, cx, attributes.required_handle()?)? {
+        Named::Pf(device) => reply.add(c::NEW, |to| device_message(to, device)),
+        Named::Function(instance) => reply.add(c::NEW, |to| instance_message(to, &instance)),
     }
     Ok(())
 }
@@ -66,13 +66,13 @@ pub(super) fn get_all(
     served: &Served,
     cx: Cx<'_, '_>,
     _: &Attributes<'_>,
-    reply: &mut Reply<'_>,
+    reply: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
     for device in bound(served, cx) {
         reply.add(c::NEW, |to| device_message(to, device));
     }
-    for other in instance::all(&served.view(cx)) {
-        reply.add(c::NEW, |to| other_message(to, &other));
+    for instance in instance::all(&served.view(cx)) {
+        reply.add(c::NEW, |to| instance_message(to, &instance));
     }
     Ok(())
 }
@@ -88,10 +88,10 @@ fn eswitch_modes(mode: Mode) -> u16 {
 pub(super) fn eswitch_get(
     served: &Served,
     cx: Cx<'_, '_>,
-    asked: &Attributes<'_>,
-    reply: &mut Reply<'_>,
+    attributes: &Attributes<'_>,
+    reply: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
-    let device = pf(served, cx, asked)?;
+    let device = pf(served, cx, attributes)?;
     let (mode, encap) = served.card.engine().eswitch(cx, device)?;
     reply.add(c::ESWITCH_GET, |to| {
         put_device(to, device);
@@ -102,22 +102,23 @@ pub(super) fn eswitch_get(
     Ok(())
 }
 
-/// In the order of the kernel: mode, inline mode, encapsulation, up to the first that fails.
+/// Sets the attributes in the order of `devlink_nl_eswitch_set_doit`: mode, inline mode, encapsulation mode. The first
+/// failure ends it.
 pub(super) fn eswitch_set(
     served: &Served,
     cx: Cx<'_, '_>,
-    asked: &Attributes<'_>,
-    _: &mut Reply<'_>,
+    attributes: &Attributes<'_>,
+    _: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
-    let device = pf(served, cx, asked)?;
+    let device = pf(served, cx, attributes)?;
     let engine = served.card.engine();
-    let mode = match asked.u16(a::ESWITCH_MODE)? {
+    let mode = match attributes.u16(a::ESWITCH_MODE)? {
         None => None,
         Some(0) => Some(Mode::Legacy),
         Some(1) => Some(Mode::Switchdev),
         Some(_) => return Err(Refusal::new(Errno::INVAL, "mlx5_core: the E-Switch's modes are legacy and switchdev")),
     };
-    let inline = match asked.u8(a::ESWITCH_INLINE_MODE)? {
+    let inline = match attributes.u8(a::ESWITCH_INLINE_MODE)? {
         None => None,
         Some(0) => Some(InlineMode::None),
         Some(1) => Some(InlineMode::Link),
@@ -125,7 +126,7 @@ pub(super) fn eswitch_set(
         Some(3) => Some(InlineMode::Transport),
         Some(_) => return Err(Refusal::new(Errno::INVAL, "mlx5_core: no such inline mode")),
     };
-    let encap = match asked.u8(a::ESWITCH_ENCAP_MODE)? {
+    let encap = match attributes.u8(a::ESWITCH_ENCAP_MODE)? {
         None => None,
         Some(encap @ 0..=1) => Some(encap == 1),
         Some(_) => return Err(Refusal::new(Errno::INVAL, "mlx5_core: no such encapsulation mode")),
@@ -139,7 +140,7 @@ pub(super) fn eswitch_set(
     if let Some(encap) = encap {
         engine.set_encap(cx, device, encap)?;
     }
-    // An instance that is not there must be an error even if nothing is to be changed.
+    // A request that changes nothing must still be refused if the instance does not exist.
     engine.pf(cx, device)?;
     Ok(())
 }
@@ -147,31 +148,31 @@ pub(super) fn eswitch_set(
 pub(super) fn reload(
     served: &Served,
     cx: Cx<'_, '_>,
-    asked: &Attributes<'_>,
-    reply: &mut Reply<'_>,
+    attributes: &Attributes<'_>,
+    reply: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
     const REINIT: u8 = 1;
-    let meant = instance::find(served, cx, asked.required_handle()?)?;
-    if [a::NETNS_PID, a::NETNS_FD, a::NETNS_ID].iter().any(|netns| asked.has(*netns)) {
+    let meant = instance::find(served, cx, attributes.required_handle()?)?;
+    if [a::NETNS_PID, a::NETNS_FD, a::NETNS_ID].iter().any(|netns| attributes.has(*netns)) {
         let why = "moving an instance into another network namespace is not supported; move its netdev with `ip link`";
         return Err(Refusal::unsupported(why));
     }
-    let action = asked.u8(a::RELOAD_ACTION)?;
+    let action = attributes.u8(a::RELOAD_ACTION)?;
     if action.is_some_and(|action| action != REINIT) {
         return Err(Refusal::unsupported("Requested reload action is not supported by the driver"));
     }
-    if asked.bitfield(a::RELOAD_LIMITS)?.is_some_and(|(value, _)| value != 0) {
+    if attributes.bitfield(a::RELOAD_LIMITS)?.is_some_and(|(value, _)| value != 0) {
         return Err(Refusal::unsupported("Requested limit is not supported by the driver"));
     }
     match &meant {
-        Meant::Pf(device) => served.card.engine().reload(cx, *device)?,
-        Meant::Other(other) => reload_other(served, cx, other)?,
+        Named::Pf(device) => served.card.engine().reload(cx, *device)?,
+        Named::Function(instance) => reload_instance(served, cx, instance)?,
     }
-    if action.is_some() || asked.has(a::RELOAD_LIMITS) {
+    if action.is_some() || attributes.has(a::RELOAD_LIMITS) {
         reply.add(c::RELOAD, |to| {
             match &meant {
-                Meant::Pf(device) => put_device(to, *device),
-                Meant::Other(other) => put_other(to, other),
+                Named::Pf(device) => put_device(to, *device),
+                Named::Function(instance) => put_instance(to, instance),
             }
             to.bitfield(a::RELOAD_ACTIONS_PERFORMED, 1 << REINIT, 1 << REINIT);
         });
@@ -179,10 +180,10 @@ pub(super) fn reload(
     Ok(())
 }
 
-/// Takes the driver of a VF or SF down and brings it up again.
-fn reload_other(served: &Served, cx: Cx<'_, '_>, other: &Instance) -> Result<(), Refusal> {
+/// Unbinds the driver of a VF or SF and binds it again.
+fn reload_instance(served: &Served, cx: Cx<'_, '_>, instance: &Instance) -> Result<(), Refusal> {
     let engine = served.card.engine();
-    match other.device {
+    match instance.device {
         DeviceName::Pci(address) => {
             engine.unbind(cx, address)?;
             Ok(engine.bind(cx, address)?)
@@ -216,15 +217,15 @@ fn info_message(to: &mut Builder, profile: &Profile, put: impl FnOnce(&mut Build
 pub(super) fn info(
     served: &Served,
     cx: Cx<'_, '_>,
-    asked: &Attributes<'_>,
-    reply: &mut Reply<'_>,
+    attributes: &Attributes<'_>,
+    reply: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
-    match instance::find(served, cx, asked.required_handle()?)? {
-        Meant::Pf(device) => {
+    match instance::find(served, cx, attributes.required_handle()?)? {
+        Named::Pf(device) => {
             reply.add(c::INFO_GET, |to| info_message(to, &served.profile, |to| put_device(to, device)))
         }
-        Meant::Other(other) => {
-            reply.add(c::INFO_GET, |to| info_message(to, &served.profile, |to| put_other(to, &other)))
+        Named::Function(instance) => {
+            reply.add(c::INFO_GET, |to| info_message(to, &served.profile, |to| put_instance(to, &instance)))
         }
     }
     Ok(())
@@ -234,13 +235,13 @@ pub(super) fn info_all(
     served: &Served,
     cx: Cx<'_, '_>,
     _: &Attributes<'_>,
-    reply: &mut Reply<'_>,
+    reply: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
     for device in bound(served, cx) {
         reply.add(c::INFO_GET, |to| info_message(to, &served.profile, |to| put_device(to, device)));
     }
-    for other in instance::all(&served.view(cx)) {
-        reply.add(c::INFO_GET, |to| info_message(to, &served.profile, |to| put_other(to, &other)));
+    for instance in instance::all(&served.view(cx)) {
+        reply.add(c::INFO_GET, |to| info_message(to, &served.profile, |to| put_instance(to, &instance)));
     }
     Ok(())
 }

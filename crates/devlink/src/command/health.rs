@@ -1,5 +1,5 @@
-//! `devlink health`: one reporter for each PF, `representors`, in error while one that should be loaded is
-//! not.
+//! `devlink health`: each PF has one reporter, `representors`, which is in state `error` while a representor that
+//! should be loaded is not.
 
 use eswitch::eswitch::RepFailure;
 use eswitch::inspect::{PfView, RepState};
@@ -10,7 +10,7 @@ use super::dev::{bound, put_device};
 use crate::card::{Cx, Served};
 use crate::numbers::{attribute as a, command as c, nla};
 use crate::refusal::Refusal;
-use crate::reply::Reply;
+use crate::reply::ReplyWriter;
 use crate::request::Attributes;
 
 const REPORTER: &str = "representors";
@@ -61,11 +61,14 @@ fn reporter_message(to: &mut Builder, pf: &PfView) {
     });
 }
 
-/// The PF that is meant, if the reporter that is named is its.
-fn named(served: &Served, cx: Cx<'_, '_>, asked: &Attributes<'_>) -> Result<PfView, Refusal> {
-    let pf = served.card.engine().inspect_pf(cx, asked.device()?)?;
-    let name = asked.text(a::HEALTH_REPORTER_NAME)?;
-    if asked.has(a::PORT_INDEX) || name != Some(REPORTER) {
+/// The PF that a request names.
+///
+/// # Errors
+/// EINVAL: the request names another reporter, or a port. Those of [`eswitch::Engine::inspect_pf`].
+fn named(served: &Served, cx: Cx<'_, '_>, attributes: &Attributes<'_>) -> Result<PfView, Refusal> {
+    let pf = served.card.engine().inspect_pf(cx, attributes.device()?)?;
+    let name = attributes.text(a::HEALTH_REPORTER_NAME)?;
+    if attributes.has(a::PORT_INDEX) || name != Some(REPORTER) {
         return Err(Refusal::bare(Errno::INVAL));
     }
     Ok(pf)
@@ -74,10 +77,10 @@ fn named(served: &Served, cx: Cx<'_, '_>, asked: &Attributes<'_>) -> Result<PfVi
 pub(super) fn get(
     served: &Served,
     cx: Cx<'_, '_>,
-    asked: &Attributes<'_>,
-    reply: &mut Reply<'_>,
+    attributes: &Attributes<'_>,
+    reply: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
-    let pf = named(served, cx, asked)?;
+    let pf = named(served, cx, attributes)?;
     reply.add(c::HEALTH_GET, |to| reporter_message(to, &pf));
     Ok(())
 }
@@ -85,14 +88,14 @@ pub(super) fn get(
 pub(super) fn get_all(
     served: &Served,
     cx: Cx<'_, '_>,
-    asked: &Attributes<'_>,
-    reply: &mut Reply<'_>,
+    attributes: &Attributes<'_>,
+    reply: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
-    let devices: Vec<PciAddress> = match asked.handle()? {
+    let devices: Vec<PciAddress> = match attributes.handle()? {
         Some(handle) => vec![handle.device()?],
         None => bound(served, cx),
     };
-    if asked.has(a::PORT_INDEX) {
+    if attributes.has(a::PORT_INDEX) {
         return Ok(());
     }
     for device in devices {
@@ -105,10 +108,10 @@ pub(super) fn get_all(
 pub(super) fn recover(
     served: &Served,
     cx: Cx<'_, '_>,
-    asked: &Attributes<'_>,
-    _: &mut Reply<'_>,
+    attributes: &Attributes<'_>,
+    _: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
-    let pf = named(served, cx, asked)?;
+    let pf = named(served, cx, attributes)?;
     Ok(served.card.engine().recover(cx, pf.address)?)
 }
 
@@ -120,12 +123,12 @@ fn pair(to: &mut Builder, name: &str, value: &str) {
 pub(super) fn diagnose(
     served: &Served,
     cx: Cx<'_, '_>,
-    asked: &Attributes<'_>,
-    reply: &mut Reply<'_>,
+    attributes: &Attributes<'_>,
+    reply: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
-    /// So many fit into one message whatever their words.
+    /// As many as fit into one message, however long their texts are.
     const SHOWN: usize = 64;
-    let pf = named(served, cx, asked)?;
+    let pf = named(served, cx, attributes)?;
     let not_loaded = not_loaded(&pf);
     reply.add(c::HEALTH_DIAGNOSE, |to| {
         to.nest(a::FMSG, |to| {

@@ -9,7 +9,7 @@ use super::dev::{bound, put_device};
 use crate::card::{Cx, Served};
 use crate::numbers::{attribute as a, command as c, nla};
 use crate::refusal::Refusal;
-use crate::reply::Reply;
+use crate::reply::ReplyWriter;
 use crate::request::Attributes;
 
 /// DEVLINK_PARAM_CMODE_*.
@@ -26,14 +26,14 @@ enum Value {
 /// A parameter.
 struct Param {
     name: &'static str,
-    /// Whether devlink knows it, rather than the driver alone.
+    /// Whether it is a generic parameter of devlink, rather than the driver's own.
     generic: bool,
     cmode: u8,
     get: fn(&Served, Cx<'_, '_>, PciAddress) -> Result<Value, Refusal>,
     set: fn(&Served, Cx<'_, '_>, PciAddress, Given<'_>) -> Result<(), Refusal>,
 }
 
-/// A value as it was given.
+/// The value in a request.
 enum Given<'a> {
     Bool(bool),
     Text(&'a str),
@@ -55,7 +55,7 @@ impl<'a> Given<'a> {
     }
 }
 
-/// A parameter that is what it is.
+/// A parameter that can only be set to the value that it has.
 macro_rules! fixed {
     ($name:literal, $generic:literal, $value:literal, $why:literal) => {
         Param {
@@ -75,13 +75,13 @@ const PARAMS: &[Param] = &[
     Param { name: "esw_multiport", generic: false, cmode: RUNTIME, get: get_multiport, set: set_multiport },
     Param { name: "esw_port_metadata", generic: false, cmode: RUNTIME, get: get_metadata, set: set_metadata },
     Param { name: "flow_steering_mode", generic: false, cmode: RUNTIME, get: get_steering, set: set_steering },
-    fixed!("enable_roce", true, true, "RoCE is always on here; unload mlx5_ib to be without RDMA devices"),
-    fixed!("enable_rdma", true, true, "RDMA devices come and go with the module mlx5_ib here; unload it instead"),
+    fixed!("enable_roce", true, true, "RoCE is always on here; to have no RDMA devices, unload mlx5_ib"),
+    fixed!("enable_rdma", true, true, "RDMA devices exist here while the module mlx5_ib is loaded; unload it instead"),
     fixed!(
         "enable_sfs_aux_devs",
         false,
         true,
-        "an SF's auxiliary devices always come with it here; set the SF's state instead"
+        "an active SF always has its auxiliary devices here; set the state of the SF instead"
     ),
 ];
 
@@ -145,20 +145,20 @@ fn param_message(to: &mut Builder, device: PciAddress, param: &Param, value: &Va
     });
 }
 
-fn named(asked: &Attributes<'_>) -> Result<&'static Param, Refusal> {
-    let name = asked.text(a::PARAM_NAME)?.ok_or(Refusal::bare(Errno::INVAL))?;
+fn param_named(attributes: &Attributes<'_>) -> Result<&'static Param, Refusal> {
+    let name = attributes.text(a::PARAM_NAME)?.ok_or(Refusal::bare(Errno::INVAL))?;
     PARAMS.iter().find(|param| param.name == name).ok_or(Refusal::bare(Errno::INVAL))
 }
 
 pub(super) fn get(
     served: &Served,
     cx: Cx<'_, '_>,
-    asked: &Attributes<'_>,
-    reply: &mut Reply<'_>,
+    attributes: &Attributes<'_>,
+    reply: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
-    let device = asked.device()?;
+    let device = attributes.device()?;
     served.card.engine().pf(cx, device)?;
-    let param = named(asked)?;
+    let param = param_named(attributes)?;
     let value = (param.get)(served, cx, device)?;
     reply.add(c::PARAM_GET, |to| param_message(to, device, param, &value));
     Ok(())
@@ -168,11 +168,11 @@ pub(super) fn get_all(
     served: &Served,
     cx: Cx<'_, '_>,
     _: &Attributes<'_>,
-    reply: &mut Reply<'_>,
+    reply: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
     for device in bound(served, cx) {
         for param in PARAMS {
-            // One that has gone meanwhile has none.
+            // A PF that has been unbound meanwhile has no parameters.
             let Ok(value) = (param.get)(served, cx, device) else { continue };
             reply.add(c::PARAM_GET, |to| param_message(to, device, param, &value));
         }
@@ -180,17 +180,22 @@ pub(super) fn get_all(
     Ok(())
 }
 
-pub(super) fn set(served: &Served, cx: Cx<'_, '_>, asked: &Attributes<'_>, _: &mut Reply<'_>) -> Result<(), Refusal> {
-    let device = asked.device()?;
+pub(super) fn set(
+    served: &Served,
+    cx: Cx<'_, '_>,
+    attributes: &Attributes<'_>,
+    _: &mut ReplyWriter<'_>,
+) -> Result<(), Refusal> {
+    let device = attributes.device()?;
     served.card.engine().pf(cx, device)?;
-    let param = named(asked)?;
-    let cmode = asked.u8(a::PARAM_VALUE_CMODE)?.ok_or(Refusal::bare(Errno::INVAL))?;
+    let param = param_named(attributes)?;
+    let cmode = attributes.u8(a::PARAM_VALUE_CMODE)?.ok_or(Refusal::bare(Errno::INVAL))?;
     if cmode != param.cmode {
         return Err(Refusal::bare(Errno::OPNOTSUPP));
     }
-    let given = match asked.u8(a::PARAM_TYPE)?.ok_or(Refusal::bare(Errno::INVAL))? {
-        nla::FLAG => Given::Bool(asked.has(a::PARAM_VALUE_DATA)),
-        nla::STRING => Given::Text(asked.text(a::PARAM_VALUE_DATA)?.ok_or(Refusal::bare(Errno::INVAL))?),
+    let given = match attributes.u8(a::PARAM_TYPE)?.ok_or(Refusal::bare(Errno::INVAL))? {
+        nla::FLAG => Given::Bool(attributes.has(a::PARAM_VALUE_DATA)),
+        nla::STRING => Given::Text(attributes.text(a::PARAM_VALUE_DATA)?.ok_or(Refusal::bare(Errno::INVAL))?),
         _ => return Err(Refusal::bare(Errno::INVAL)),
     };
     (param.set)(served, cx, device, given)

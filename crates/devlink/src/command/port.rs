@@ -1,15 +1,15 @@
-//! `devlink port`: what there is, SFs, and what a port's function is.
+//! `devlink port`: ports, their functions, and adding and deleting SFs.
 
 use eswitch::inspect::PortView;
 use eswitch::{FunctionChange, MacAddr, PfIndex, PortHandle, SfNum, Vport};
 use netlink::{Builder, Errno};
 
-use super::dev::{bound, put_device, put_other};
+use super::dev::{bound, put_device, put_instance};
 use crate::card::{Cx, Served};
-use crate::instance::{self, Instance, Meant};
+use crate::instance::{self, Instance, Named};
 use crate::numbers::{attribute as a, command as c, flavour, function};
 use crate::refusal::Refusal;
-use crate::reply::Reply;
+use crate::reply::ReplyWriter;
 use crate::request::Attributes;
 
 /// DEVLINK_PORT_TYPE_*.
@@ -21,7 +21,7 @@ fn put_port(to: &mut Builder, port: PortHandle) {
     to.u32(a::PORT_INDEX, port.index.0);
 }
 
-/// What a port's netdev is.
+/// Writes the type of a port, and its netdev if it has one.
 fn put_netdev(served: &Served, to: &mut Builder, name: Option<&str>) {
     let Some(name) = name else {
         to.u16(a::PORT_TYPE, NOTSET);
@@ -34,7 +34,7 @@ fn put_netdev(served: &Served, to: &mut Builder, name: Option<&str>) {
     to.text(a::PORT_NETDEV_NAME, name);
 }
 
-/// What is told of a port.
+/// The message that describes a port of a PF's instance.
 pub(crate) fn port_message(served: &Served, to: &mut Builder, pf: PfIndex, port: &PortView) {
     put_port(to, port.handle);
     put_netdev(served, to, port.netdev.as_deref());
@@ -80,25 +80,25 @@ fn put_function(to: &mut Builder, port: &PortView) {
     });
 }
 
-/// The port of a VF's or SF's instance.
-fn other_message(served: &Served, to: &mut Builder, other: &Instance) {
-    put_other(to, other);
+/// The message that describes the port of a VF's or SF's instance.
+fn instance_message(served: &Served, to: &mut Builder, instance: &Instance) {
+    put_instance(to, instance);
     to.u32(a::PORT_INDEX, instance::PORT);
-    put_netdev(served, to, other.netdev.as_deref());
+    put_netdev(served, to, instance.netdev.as_deref());
     to.u16(a::PORT_FLAVOUR, flavour::VIRTUAL).u8(a::PORT_SPLITTABLE, 0);
 }
 
 pub(super) fn get(
     served: &Served,
     cx: Cx<'_, '_>,
-    asked: &Attributes<'_>,
-    reply: &mut Reply<'_>,
+    attributes: &Attributes<'_>,
+    reply: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
-    match instance::find(served, cx, asked.required_handle()?)? {
-        Meant::Pf(_) => add_port(served, cx, asked.port()?, reply),
-        Meant::Other(other) => match asked.u32(a::PORT_INDEX)?.ok_or(Refusal::missing(a::PORT_INDEX))? {
+    match instance::find(served, cx, attributes.required_handle()?)? {
+        Named::Pf(_) => add_port(served, cx, attributes.port()?, reply),
+        Named::Function(instance) => match attributes.u32(a::PORT_INDEX)?.ok_or(Refusal::missing(a::PORT_INDEX))? {
             instance::PORT => {
-                reply.add(c::PORT_NEW, |to| other_message(served, to, &other));
+                reply.add(c::PORT_NEW, |to| instance_message(served, to, &instance));
                 Ok(())
             }
             _ => Err(Refusal::bare(Errno::NODEV)),
@@ -106,7 +106,7 @@ pub(super) fn get(
     }
 }
 
-fn add_port(served: &Served, cx: Cx<'_, '_>, handle: PortHandle, reply: &mut Reply<'_>) -> Result<(), Refusal> {
+fn add_port(served: &Served, cx: Cx<'_, '_>, handle: PortHandle, reply: &mut ReplyWriter<'_>) -> Result<(), Refusal> {
     let pf = served.card.engine().inspect_pf(cx, handle.device)?;
     let port = pf.ports.iter().find(|port| port.handle == handle).ok_or(Refusal::bare(Errno::NODEV))?;
     reply.add(c::PORT_NEW, |to| port_message(served, to, pf.index, port));
@@ -116,55 +116,62 @@ fn add_port(served: &Served, cx: Cx<'_, '_>, handle: PortHandle, reply: &mut Rep
 pub(super) fn get_all(
     served: &Served,
     cx: Cx<'_, '_>,
-    asked: &Attributes<'_>,
-    reply: &mut Reply<'_>,
+    attributes: &Attributes<'_>,
+    reply: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
-    let (devices, others) = match asked.handle()? {
+    let (devices, instances) = match attributes.handle()? {
         None => (bound(served, cx), instance::all(&served.view(cx))),
         Some(handle) => match instance::find(served, cx, handle)? {
-            Meant::Pf(device) => (vec![device], Vec::new()),
-            Meant::Other(other) => (Vec::new(), vec![other]),
+            Named::Pf(device) => (vec![device], Vec::new()),
+            Named::Function(instance) => (Vec::new(), vec![instance]),
         },
     };
+    // In a dump the kernel sends ports as DEVLINK_CMD_NEW (`devlink_nl_port_get_dump_one`).
     for device in devices {
         let Ok(pf) = served.card.engine().inspect_pf(cx, device) else { continue };
         for port in &pf.ports {
             reply.add(c::NEW, |to| port_message(served, to, pf.index, port));
         }
     }
-    for other in others {
-        reply.add(c::NEW, |to| other_message(served, to, &other));
+    for instance in instances {
+        reply.add(c::NEW, |to| instance_message(served, to, &instance));
     }
     Ok(())
 }
 
-pub(super) fn set(served: &Served, cx: Cx<'_, '_>, asked: &Attributes<'_>, _: &mut Reply<'_>) -> Result<(), Refusal> {
-    let port = asked.port()?;
+pub(super) fn set(
+    served: &Served,
+    cx: Cx<'_, '_>,
+    attributes: &Attributes<'_>,
+    _: &mut ReplyWriter<'_>,
+) -> Result<(), Refusal> {
+    let port = attributes.port()?;
     let pf = served.card.engine().inspect_pf(cx, port.device)?;
-    let is = pf.ports.iter().find(|p| p.handle == port).ok_or(Refusal::bare(Errno::NODEV))?;
-    if asked.has(a::PORT_TYPE) {
+    let found = pf.ports.iter().find(|p| p.handle == port).ok_or(Refusal::bare(Errno::NODEV))?;
+    if attributes.has(a::PORT_TYPE) {
         return Err(Refusal::bare(Errno::OPNOTSUPP));
     }
     let allowed = [function::HW_ADDR, function::STATE, function::CAPS];
-    let Some(asked) = asked.nested(a::PORT_FUNCTION, &allowed)? else { return Ok(()) };
-    if is.vport == Vport::Uplink {
+    let Some(attributes) = attributes.nested(a::PORT_FUNCTION, &allowed)? else { return Ok(()) };
+    if found.vport == Vport::Uplink {
         return Err(Refusal::unsupported("Port doesn't support function attributes"));
     }
-    let roce = match asked.bitfield(function::CAPS)? {
+    let roce = match attributes.bitfield(function::CAPS)? {
         None => None,
         Some((value, selector)) => caps(value, selector)?,
     };
-    let active = match asked.u8(function::STATE)? {
+    let active = match attributes.u8(function::STATE)? {
         None => None,
         Some(state @ 0..=1) => Some(state == 1),
         Some(_) => return Err(Refusal::new(Errno::INVAL, "Attribute failed policy validation")),
     };
-    let change = FunctionChange { hw_addr: asked.bytes(function::HW_ADDR).map(hw_addr).transpose()?, active, roce };
+    let change =
+        FunctionChange { hw_addr: attributes.bytes(function::HW_ADDR).map(hw_addr).transpose()?, active, roce };
     served.card.engine().set_function(cx, port, change)?;
     Ok(())
 }
 
-/// What is asked of a function's capabilities: RoCE on or off; it has no others, which may be set to that.
+/// Whether a request enables or disables RoCE. A function has no other capability, so a request may only disable those.
 fn caps(value: u32, selector: u32) -> Result<Option<bool>, Refusal> {
     let others = value & selector & !function::CAP_ROCE;
     let why = match others.trailing_zeros() {
@@ -188,30 +195,30 @@ fn hw_addr(bytes: &[u8]) -> Result<MacAddr, Refusal> {
 pub(super) fn add(
     served: &Served,
     cx: Cx<'_, '_>,
-    asked: &Attributes<'_>,
-    reply: &mut Reply<'_>,
+    attributes: &Attributes<'_>,
+    reply: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
-    let device = asked.device()?;
+    let device = attributes.device()?;
     served.card.engine().pf(cx, device)?;
-    let (kind, pfnum) = (asked.u16(a::PORT_FLAVOUR)?, asked.u16(a::PORT_PCI_PF_NUMBER)?);
+    let (kind, pfnum) = (attributes.u16(a::PORT_FLAVOUR)?, attributes.u16(a::PORT_PCI_PF_NUMBER)?);
     let (Some(kind), Some(pfnum)) = (kind, pfnum) else {
         return Err(Refusal::new(Errno::INVAL, "Port flavour or PCI PF are not specified"));
     };
     if kind != flavour::PCI_SF {
         return Err(Refusal::unsupported("mlx5_core: Driver supports only SF port addition"));
     }
-    if asked.has(a::PORT_INDEX) {
+    if attributes.has(a::PORT_INDEX) {
         return Err(Refusal::unsupported("mlx5_core: Driver does not support user defined port index assignment"));
     }
-    let Some(sfnum) = asked.u32(a::PORT_PCI_SF_NUMBER)? else {
+    let Some(sfnum) = attributes.u32(a::PORT_PCI_SF_NUMBER)? else {
         let why = "mlx5_core: User must provide unique sfnum. Driver does not support auto assignment";
         return Err(Refusal::unsupported(why));
     };
-    if asked.u32(a::PORT_CONTROLLER_NUMBER)?.is_some_and(|controller| controller != 0) {
+    if attributes.u32(a::PORT_CONTROLLER_NUMBER)?.is_some_and(|controller| controller != 0) {
         return Err(Refusal::unsupported("mlx5_core: External controller is unsupported"));
     }
     let port = served.card.engine().add_sf(cx, device, pfnum.into(), SfNum(sfnum))?;
-    // It may be gone again by now: it has been added all the same.
+    // Another command may have deleted the port again by now. The request has succeeded nevertheless.
     let _ = add_port(served, cx, port, reply);
     Ok(())
 }
@@ -219,9 +226,9 @@ pub(super) fn add(
 pub(super) fn delete(
     served: &Served,
     cx: Cx<'_, '_>,
-    asked: &Attributes<'_>,
-    _: &mut Reply<'_>,
+    attributes: &Attributes<'_>,
+    _: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
-    served.card.engine().delete_port(cx, asked.port()?)?;
+    served.card.engine().delete_port(cx, attributes.port()?)?;
     Ok(())
 }

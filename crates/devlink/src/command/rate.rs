@@ -8,14 +8,14 @@ use super::dev::{bound, put_device};
 use crate::card::{Cx, Served};
 use crate::numbers::{attribute as a, command as c};
 use crate::refusal::Refusal;
-use crate::reply::Reply;
+use crate::reply::ReplyWriter;
 use crate::request::Attributes;
 
 /// DEVLINK_RATE_TYPE_*.
 const LEAF: u16 = 0;
 const NODE: u16 = 1;
 
-/// What a rate may be set or made with.
+/// The attributes of a request that sets or adds a rate.
 pub(super) const CHANGE: &[u16] = &[
     a::BUS_NAME,
     a::DEV_NAME,
@@ -42,25 +42,25 @@ fn rate_message(to: &mut Builder, of: &RateObject, rate: &Rate) {
     }
 }
 
-fn of(asked: &Attributes<'_>) -> Result<RateObject, Refusal> {
-    match asked.text(a::RATE_NODE_NAME)? {
-        Some(name) => Ok(RateObject::Node(asked.device()?, name.to_owned())),
-        None => Ok(RateObject::Leaf(asked.port()?)),
+fn of(attributes: &Attributes<'_>) -> Result<RateObject, Refusal> {
+    match attributes.text(a::RATE_NODE_NAME)? {
+        Some(name) => Ok(RateObject::Node(attributes.device()?, name.to_owned())),
+        None => Ok(RateObject::Leaf(attributes.port()?)),
     }
 }
 
-fn node(asked: &Attributes<'_>) -> Result<(PciAddress, String), Refusal> {
-    let name = asked.text(a::RATE_NODE_NAME)?.ok_or(Refusal::missing(a::RATE_NODE_NAME))?;
-    Ok((asked.device()?, name.to_owned()))
+fn node(attributes: &Attributes<'_>) -> Result<(PciAddress, String), Refusal> {
+    let name = attributes.text(a::RATE_NODE_NAME)?.ok_or(Refusal::missing(a::RATE_NODE_NAME))?;
+    Ok((attributes.device()?, name.to_owned()))
 }
 
-fn change(asked: &Attributes<'_>) -> Result<RateChange, Refusal> {
-    let parent = asked.text(a::RATE_PARENT_NODE_NAME)?;
+fn change(attributes: &Attributes<'_>) -> Result<RateChange, Refusal> {
+    let parent = attributes.text(a::RATE_PARENT_NODE_NAME)?;
     Ok(RateChange {
-        tx_share: asked.u64(a::RATE_TX_SHARE)?,
-        tx_max: asked.u64(a::RATE_TX_MAX)?,
-        tx_priority: asked.u32(a::RATE_TX_PRIORITY)?,
-        tx_weight: asked.u32(a::RATE_TX_WEIGHT)?,
+        tx_share: attributes.u64(a::RATE_TX_SHARE)?,
+        tx_max: attributes.u64(a::RATE_TX_MAX)?,
+        tx_priority: attributes.u32(a::RATE_TX_PRIORITY)?,
+        tx_weight: attributes.u32(a::RATE_TX_WEIGHT)?,
         parent: parent.map(|name| (!name.is_empty()).then(|| name.to_owned())),
     })
 }
@@ -68,10 +68,10 @@ fn change(asked: &Attributes<'_>) -> Result<RateChange, Refusal> {
 pub(super) fn get(
     served: &Served,
     cx: Cx<'_, '_>,
-    asked: &Attributes<'_>,
-    reply: &mut Reply<'_>,
+    attributes: &Attributes<'_>,
+    reply: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
-    let of = of(asked)?;
+    let of = of(attributes)?;
     let rates = served.card.engine().rates(cx, of.device())?;
     let (of, rate) = rates.iter().find(|(is, _)| *is == of).ok_or(Refusal::bare(Errno::NODEV))?;
     reply.add(c::RATE_NEW, |to| rate_message(to, of, rate));
@@ -82,7 +82,7 @@ pub(super) fn get_all(
     served: &Served,
     cx: Cx<'_, '_>,
     _: &Attributes<'_>,
-    reply: &mut Reply<'_>,
+    reply: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
     for device in bound(served, cx) {
         for (of, rate) in served.card.engine().rates(cx, device).unwrap_or_default() {
@@ -92,21 +92,31 @@ pub(super) fn get_all(
     Ok(())
 }
 
-pub(super) fn set(served: &Served, cx: Cx<'_, '_>, asked: &Attributes<'_>, _: &mut Reply<'_>) -> Result<(), Refusal> {
-    Ok(served.card.engine().set_rate(cx, &of(asked)?, &change(asked)?)?)
+pub(super) fn set(
+    served: &Served,
+    cx: Cx<'_, '_>,
+    attributes: &Attributes<'_>,
+    _: &mut ReplyWriter<'_>,
+) -> Result<(), Refusal> {
+    Ok(served.card.engine().set_rate(cx, &of(attributes)?, &change(attributes)?)?)
 }
 
-pub(super) fn add(served: &Served, cx: Cx<'_, '_>, asked: &Attributes<'_>, _: &mut Reply<'_>) -> Result<(), Refusal> {
-    let (device, name) = node(asked)?;
-    Ok(served.card.engine().add_rate_node(cx, device, &name, &change(asked)?)?)
+pub(super) fn add(
+    served: &Served,
+    cx: Cx<'_, '_>,
+    attributes: &Attributes<'_>,
+    _: &mut ReplyWriter<'_>,
+) -> Result<(), Refusal> {
+    let (device, name) = node(attributes)?;
+    Ok(served.card.engine().add_rate_node(cx, device, &name, &change(attributes)?)?)
 }
 
 pub(super) fn delete(
     served: &Served,
     cx: Cx<'_, '_>,
-    asked: &Attributes<'_>,
-    _: &mut Reply<'_>,
+    attributes: &Attributes<'_>,
+    _: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
-    let (device, name) = node(asked)?;
+    let (device, name) = node(attributes)?;
     Ok(served.card.engine().delete_rate_node(cx, device, &name)?)
 }

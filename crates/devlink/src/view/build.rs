@@ -1,7 +1,7 @@
-//! Filling a view from an engine.
+//! Makes a view from the state of an engine.
 //!
-//! VFs' drivers are no drivers of the engine's: their auxiliary and RDMA devices follow from whether the VF is
-//! bound and which modules are loaded. Everything else is what the engine says there is.
+//! The engine has no drivers for VFs. Whether a VF has auxiliary and RDMA devices follows from whether it is bound and
+//! which modules are loaded. Everything else is state of the engine.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,16 +16,16 @@ use lockdep::{Locked, Unlocked};
 
 use super::{Auxiliary, Card, DeviceName, Function, Module, Netdev, Profile, Role, Sriov, SwitchId, VfInfo, rdma};
 
-/// A card as it is now, each PF at one moment.
+/// The view of a card as it is now. Each PF is inspected at one moment.
 pub fn of(engine: &Engine, profile: &Profile, cx: &mut Locked<'_, Unlocked>) -> Card {
     let functions = engine.functions(cx);
     let snapshot = engine.inspect(cx);
     build(engine.config(), profile, &functions, &snapshot)
 }
 
-/// A card as it was seen.
+/// The view of a card in an inspected state.
 pub(crate) fn build(config: &CardConfig, profile: &Profile, functions: &[PfFunction], snapshot: &Snapshot) -> Card {
-    let builder = Builder::new(config, profile, functions, snapshot);
+    let builder = ViewBuilder::new(config, profile, functions, snapshot);
     Card {
         name: config.address.to_string(),
         profile: profile.clone(),
@@ -38,30 +38,30 @@ pub(crate) fn build(config: &CardConfig, profile: &Profile, functions: &[PfFunct
     }
 }
 
-/// The number on the auxiliary bus of the devices of a PF's first VF. They are a function of the VF, out of reach
-/// of those that SFs are given one after the other.
+/// The number on the auxiliary bus of the devices of the first VF of PF 0. These numbers are computed from the VF, and
+/// are larger than any that an SF gets, as SFs are numbered one after the other.
 const FIRST_VF_ID: u32 = 1_000_000;
 
-/// From one PF's VFs' numbers to the next's.
+/// The distance between the numbers of one PF's VFs and those of the next PF's.
 const VF_IDS: u32 = 100_000;
 
-/// What a view is made from.
-pub(super) struct Builder<'a> {
+/// The state from which a view is made, indexed.
+pub(super) struct ViewBuilder<'a> {
     pub config: &'a CardConfig,
     pub snapshot: &'a Snapshot,
     profile: &'a Profile,
     pci: &'a [PfFunction],
-    /// The SFs there are.
+    /// Every SF.
     sfs: BTreeMap<(PfIndex, Vport), SfState>,
-    /// What the card holds.
+    /// Every resource on the card.
     made: BTreeSet<Resource>,
-    /// Netdevs that have another name than they were made with.
+    /// The present names of netdevs that were renamed.
     renamed: BTreeMap<Resource, &'a str>,
-    /// The names of the drivers there are on the auxiliary bus.
+    /// The registered auxiliary drivers, by the kind of device they serve.
     drivers: BTreeMap<AuxKind, &'static str>,
 }
 
-impl<'a> Builder<'a> {
+impl<'a> ViewBuilder<'a> {
     fn new(config: &'a CardConfig, profile: &'a Profile, pci: &'a [PfFunction], snapshot: &'a Snapshot) -> Self {
         let ports = snapshot.pfs.iter().flat_map(|pf| pf.ports.iter().map(move |port| (pf.index, port)));
         let loaded = module::all().iter().filter(|module| snapshot.modules.contains(&module.name));
@@ -85,13 +85,13 @@ impl<'a> Builder<'a> {
         self.sfs.get(&(pf, vport))
     }
 
-    /// A netdev's name, if there is one.
+    /// The name of a netdev, if it exists.
     pub(super) fn netdev_name(&self, resource: &Resource) -> Option<String> {
         let given = self.given_name(resource)?;
         Some(self.renamed.get(resource).map_or(given, |name| (*name).to_owned()))
     }
 
-    /// The name it was made with.
+    /// The name with which a netdev was made, if it exists.
     fn given_name(&self, resource: &Resource) -> Option<String> {
         if !self.is_made(resource) {
             return None;
@@ -100,24 +100,24 @@ impl<'a> Builder<'a> {
         names::netdev(self.config, resource, sfnum).map(|netdev| netdev.name)
     }
 
-    /// The VFs of a PF that are functions on this machine's bus, with their addresses: not those of a DPU's
-    /// host.
+    /// The VFs of a PF that are functions on the PCI bus of this machine, with their addresses. On a DPU they are not:
+    /// they are functions of the host.
     pub(super) fn vfs<'s>(&'s self, pf: &'s PfView) -> impl Iterator<Item = (PciAddress, &'s VfView)> {
         let vfs = pf.vfs.iter().filter(|vf| !self.config.dpu && !vf.info.removed);
         vfs.map(|vf| (self.config.vf_address(pf.index, vf.number), vf))
     }
 
-    /// The number of a VF's devices on the auxiliary bus.
+    /// The number of a VF's auxiliary devices.
     pub(super) fn vf_id(pf: PfIndex, vf: u16) -> u32 {
         FIRST_VF_ID + u32::from(pf.0) * VF_IDS + u32::from(vf)
     }
 
-    /// Whether a VF has an RDMA device: whether the driver made an auxiliary device for it.
+    /// Whether the driver of a VF has made an auxiliary device for RDMA.
     pub(super) fn vf_has_rdma(vf: &VfView) -> bool {
         vf.info.bound && vf.roce
     }
 
-    /// Whether RDMA devices have a driver.
+    /// Whether a driver for RDMA devices is loaded.
     pub(super) fn rdma_is_driven(&self) -> bool {
         self.drivers.contains_key(&AuxKind::Rdma)
     }
@@ -150,7 +150,7 @@ impl<'a> Builder<'a> {
     fn sriov(&self, function: &PfFunction) -> Sriov {
         let config = self.config;
         if config.dpu {
-            // The VFs are the host's PF's.
+            // The VFs belong to the PF of the host.
             return Sriov { total: 0, enabled: 0, autoprobe: function.pci.autoprobe, offset: 0, vfs: Vec::new() };
         }
         let enabled = self.snapshot.pfs.iter().find(|pf| pf.index == function.index).map_or(0, |pf| pf.num_vfs);
@@ -185,7 +185,7 @@ impl<'a> Builder<'a> {
         devices
     }
 
-    /// What an SF is on the bus itself, while it is active; its driver can be unbound.
+    /// The SF's own device, which exists while the SF is active. Its driver can be unbound.
     fn sf_device(&self, pf: &PfView, sf: &SfState) -> Option<Auxiliary> {
         (sf.active || sf.attached).then(|| Auxiliary {
             name: sf_name(sf),
@@ -205,7 +205,7 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// Whose child something of a PF is, or of an SF of its.
+    /// The parent device of a device of a PF or, if `sf` is given, of that SF.
     pub(super) fn parent(&self, pf: &PfView, sf: Option<Vport>) -> DeviceName {
         match sf.and_then(|vport| self.sf(pf.index, vport)) {
             Some(sf) => DeviceName::Auxiliary(sf_name(sf)),
@@ -225,7 +225,7 @@ impl<'a> Builder<'a> {
         netdevs
     }
 
-    /// A netdev of a function: what is said of it on its own.
+    /// A netdev of a function, with the attributes that do not depend on the E-Switch.
     fn netdev(&self, resource: &Resource, role: Role, parent: DeviceName) -> Option<Netdev> {
         let bus_info = parent.to_string();
         Some(Netdev {
@@ -301,18 +301,18 @@ impl<'a> Builder<'a> {
     }
 }
 
-/// The driver of SFs' own devices.
+/// The driver of the SFs' own devices.
 const SF_DRIVER: &str = "mlx5_core.sf";
 
-/// What `ethtool -i` names as the driver of representors.
+/// The driver that `ethtool -i` prints for representors.
 const REP_DRIVER: &str = "mlx5e_rep";
 
-/// An SF's own device.
+/// The name of an SF's own device.
 fn sf_name(sf: &SfState) -> AuxiliaryName {
     AuxiliaryName::Sf { id: sf.id }
 }
 
-/// `ip link show` of a PF, line by line.
+/// The line about a VF in `ip link show`.
 fn vf_info(vf: &VfView) -> VfInfo {
     let guid = guid(vf.mac);
     VfInfo {
@@ -334,7 +334,7 @@ fn vf_info(vf: &VfView) -> VfInfo {
     }
 }
 
-/// The GUID that goes with a MAC address: its EUI-64.
+/// The GUID of a function with a MAC address: its EUI-64.
 pub(super) fn guid(mac: MacAddr) -> u64 {
     let [a, b, c, d, e, f] = mac.0;
     u64::from_be_bytes([a ^ 2, b, c, 0xff, 0xfe, d, e, f])

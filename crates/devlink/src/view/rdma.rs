@@ -1,18 +1,18 @@
 //! The RDMA devices of a view.
 //!
-//! A PF has one in legacy mode. In switchdev mode it has one with a port for each vport whose RDMA representor is
-//! loaded; the PFs that share their master's forwarding database have theirs as ports of the master's. VFs and SFs
-//! have one each.
+//! In legacy mode a PF has one RDMA device. In switchdev mode that device has a port for each vport whose RDMA
+//! representor is loaded. PFs that share the forwarding database of their master have no device; their vports are ports
+//! of the master's device. VFs and SFs have one device each.
 
 use eswitch::card::Resource;
 use eswitch::inspect::PfView;
 use eswitch::{PfIndex, RepType, Vport, names};
 
-use super::build::{Builder, guid};
+use super::build::{ViewBuilder, guid};
 use super::{DeviceName, RdmaDevice, RdmaPort};
 
 /// Every RDMA device.
-pub(super) fn devices(builder: &Builder<'_>) -> Vec<RdmaDevice> {
+pub(super) fn devices(builder: &ViewBuilder<'_>) -> Vec<RdmaDevice> {
     let mut devices = Vec::new();
     for pf in &builder.snapshot.pfs {
         devices.extend(of_pf(builder, pf));
@@ -25,16 +25,16 @@ pub(super) fn devices(builder: &Builder<'_>) -> Vec<RdmaDevice> {
     devices
 }
 
-/// Whether a PF has an uplink of its own to make a device of.
-fn has_device(builder: &Builder<'_>, pf: PfIndex) -> bool {
+/// Whether a PF has an RDMA device of its own.
+fn has_device(builder: &ViewBuilder<'_>, pf: PfIndex) -> bool {
     builder.is_made(&Resource::PfIbDevice(pf)) || is_multiport(builder, pf)
 }
 
-fn is_multiport(builder: &Builder<'_>, pf: PfIndex) -> bool {
+fn is_multiport(builder: &ViewBuilder<'_>, pf: PfIndex) -> bool {
     builder.is_made(&Resource::Representor(pf, Vport::Uplink, RepType::Ib))
 }
 
-fn of_pf(builder: &Builder<'_>, pf: &PfView) -> Option<RdmaDevice> {
+fn of_pf(builder: &ViewBuilder<'_>, pf: &PfView) -> Option<RdmaDevice> {
     if !has_device(builder, pf.index) {
         return None;
     }
@@ -43,8 +43,8 @@ fn of_pf(builder: &Builder<'_>, pf: &PfView) -> Option<RdmaDevice> {
         let master = builder.snapshot.pfs.iter().find(|pf| has_device(builder, pf.index));
         let is_master = master.is_some_and(|master| master.index == pf.index);
         let borrowers = builder.snapshot.pfs.iter().filter(|peer| is_master && !has_device(builder, peer.index));
-        for of in [pf].into_iter().chain(borrowers) {
-            ports.extend(representors(builder, pf, of));
+        for member in [pf].into_iter().chain(borrowers) {
+            ports.extend(representors(builder, pf, member));
         }
     }
     Some(RdmaDevice {
@@ -56,24 +56,25 @@ fn of_pf(builder: &Builder<'_>, pf: &PfView) -> Option<RdmaDevice> {
     })
 }
 
-/// The ports of `owner`'s device that are the vports of `of`: a peer's come after all that the owner can have.
-fn representors(builder: &Builder<'_>, owner: &PfView, of: &PfView) -> Vec<RdmaPort> {
+/// The ports of the owner's device that stand for the vports of `pf`. Those of a peer come after all ports that the
+/// owner can have.
+fn representors(builder: &ViewBuilder<'_>, owner: &PfView, pf: &PfView) -> Vec<RdmaPort> {
     let span = names::ib_port(builder.config, Vport::Sf(builder.config.max_sfs));
-    let first = if of.index == owner.index { 0 } else { u32::from(of.index.0) * span };
+    let first = if pf.index == owner.index { 0 } else { u32::from(pf.index.0) * span };
     let mut ports = Vec::new();
-    for vport in of.ports.iter().map(|port| port.vport).filter(|vport| *vport != Vport::Uplink) {
-        if builder.is_made(&Resource::Representor(of.index, vport, RepType::Ib)) {
-            let netdev = builder.netdev_name(&Resource::Representor(of.index, vport, RepType::Eth));
+    for vport in pf.ports.iter().map(|port| port.vport).filter(|vport| *vport != Vport::Uplink) {
+        if builder.is_made(&Resource::Representor(pf.index, vport, RepType::Ib)) {
+            let netdev = builder.netdev_name(&Resource::Representor(pf.index, vport, RepType::Eth));
             ports.push(RdmaPort { number: first + names::ib_port(builder.config, vport), netdev });
         }
     }
     ports
 }
 
-fn of_vfs<'a>(builder: &'a Builder<'_>, pf: &'a PfView) -> impl Iterator<Item = RdmaDevice> + 'a {
-    let driven = builder.vfs(pf).filter(|(_, vf)| builder.rdma_is_driven() && Builder::vf_has_rdma(vf));
+fn of_vfs<'a>(builder: &'a ViewBuilder<'_>, pf: &'a PfView) -> impl Iterator<Item = RdmaDevice> + 'a {
+    let driven = builder.vfs(pf).filter(|(_, vf)| builder.rdma_is_driven() && ViewBuilder::vf_has_rdma(vf));
     driven.map(move |(address, vf)| RdmaDevice {
-        index: Builder::vf_id(pf.index, vf.number),
+        index: ViewBuilder::vf_id(pf.index, vf.number),
         name: names::vf_ib_device(builder.config, pf.index, vf.number),
         parent: DeviceName::Pci(address),
         node_guid: guid(vf.mac),
@@ -84,7 +85,7 @@ fn of_vfs<'a>(builder: &'a Builder<'_>, pf: &'a PfView) -> impl Iterator<Item = 
     })
 }
 
-fn of_sf(builder: &Builder<'_>, pf: &PfView, vport: Vport) -> Option<RdmaDevice> {
+fn of_sf(builder: &ViewBuilder<'_>, pf: &PfView, vport: Vport) -> Option<RdmaDevice> {
     let (sf, device) = (builder.sf(pf.index, vport)?, Resource::SfIbDevice(pf.index, vport));
     builder.is_made(&device).then_some(())?;
     Some(RdmaDevice {

@@ -1,4 +1,4 @@
-//! A card to connect to.
+//! A card that tests connect to.
 
 #![allow(dead_code, reason = "each of those who share it uses a part")]
 
@@ -58,49 +58,49 @@ impl Drop for Up {
 }
 
 impl Up {
-    /// Whether a command has a PF at the moment.
+    /// Whether a command holds a PF at the moment.
     pub fn is_busy(&self, pf: PciAddress) -> bool {
         thread::scope(|scope| {
-            let look = || {
+            let inspect = || {
                 lockdep::enter(&self.domain, "onlooker", |cx| self.live.engine().inspect_pf_if_free(cx, pf).is_none())
             };
-            scope.spawn(look).join().unwrap()
+            scope.spawn(inspect).join().unwrap()
         })
     }
 
-    /// How the card is when all that was queued is done. In how long something is tried again is no part of it.
+    /// The state of the card when all queued work is done, without the times until retries.
     pub fn at_rest(&self) -> Snapshot {
-        // A thread of its own: this one has entered the locks' order already.
+        // In a thread of its own: this one has entered the lock order already.
         thread::scope(|scope| {
-            let look = || {
+            let inspect = || {
                 lockdep::enter(&self.domain, "onlooker", |cx| {
                     let engine = self.live.engine();
                     engine.settle(cx, true);
                     assert_eq!(engine.check(cx), []);
                     let mut snapshot = engine.inspect(cx);
-                    // How long is left is no part of it.
+                    // The time until a retry differs from run to run.
                     for pf in snapshot.pfs.iter_mut().filter(|pf| pf.retry.is_pending()) {
                         pf.retry = PendingRetry::Unknown;
                     }
                     snapshot
                 })
             };
-            scope.spawn(look).join().unwrap()
+            scope.spawn(inspect).join().unwrap()
         })
     }
 }
 
-/// Runs a test with a card of another kind.
+/// Runs a test with a card of this configuration.
 pub fn with_card_of(config: CardConfig, test: impl FnOnce(&Up)) {
     with_all(Access { group: None, clients: 16 }, None, config, test);
 }
 
-/// Runs a test with a card, which has room for 16 clients.
+/// Runs a test with a card that has places for 16 clients.
 pub fn with_card(test: impl FnOnce(&Up)) {
     with_room_for(16, test);
 }
 
-/// Runs a test with a card that has room for so many clients.
+/// Runs a test with a card that has places for this many clients.
 pub fn with_room_for(clients: usize, test: impl FnOnce(&Up)) {
     with(Access { group: None, clients }, None, test);
 }

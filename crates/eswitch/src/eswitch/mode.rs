@@ -1,8 +1,8 @@
-//! The mode of an E-Switch, and changing it.
+//! The mode of an E-Switch, and mode changes.
 //!
-//! The mode has a lock of its own, which is never held together with the representor lock: an operation
-//! marks itself in progress, lets go, does its work, and comes back to store the outcome. Who looks
-//! meanwhile is told that there is no mode to act on.
+//! The mode has a lock of its own, which is never held together with the representor lock: an operation marks itself as
+//! in progress, releases the lock, does its work, and takes the lock again to store the outcome. An operation that
+//! begins meanwhile is refused, as there is no mode to act on.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use crate::event::Event;
 use crate::ids::{Mode, PfIndex, RepType, Vport};
 use crate::lock_order::{Devcom, Devlink, Mode as ModeClass};
 
-/// The mode and its operation-in-progress mark.
+/// The mode, and the operation on it that is in progress.
 pub struct ModeState {
     inner: Mutex<ModeClass, Inner>,
     stated: Arc<Stated>,
@@ -35,19 +35,19 @@ impl ModeState {
         Self { inner: Mutex::new(Inner::default()).with_state_digest(digest), stated }
     }
 
-    /// The mode, for who holds the devlink lock and is not changing it: whoever changes it holds that
-    /// lock from before the first step until after the last. What the lock protects is asked for as the
-    /// proof that it is held: nobody else can read a mode to act on.
+    /// The mode, for a caller that holds the devlink lock and does not change the mode. An operation that changes it
+    /// holds that lock from before its first step until after its last. The argument proves that the caller holds the
+    /// lock, so no other caller can read a mode to act on.
     pub(crate) fn under_devlink(&self, _held: &DevlinkState, cx: &mut Locked<'_, Devlink>) -> Mode {
         let (inner, cx) = self.inner.lock(cx);
         self.stated.ensure_mode_rests(&cx);
         inner.mode
     }
 
-    /// Marks an operation in progress and returns the mode it starts from.
+    /// Marks an operation as in progress, and returns the mode it starts from.
     ///
     /// # Errors
-    /// [`Error::Busy`], naming the operation that is in progress already.
+    /// [`Error::Busy`] with the name of the operation that is in progress already.
     pub(crate) fn begin<P: LockBefore<ModeClass>>(
         &self,
         cx: &mut Locked<'_, P>,
@@ -64,7 +64,7 @@ impl ModeState {
         }
     }
 
-    /// The operation is done, and this is the mode now.
+    /// Ends the operation and stores the mode.
     pub(crate) fn finish<P: LockBefore<ModeClass>>(&self, cx: &mut Locked<'_, P>, mode: Mode) {
         let (mut inner, cx) = self.inner.lock(cx);
         inner.mode = mode;
@@ -74,11 +74,10 @@ impl ModeState {
 }
 
 impl Pf {
-    /// `devlink dev eswitch set … mode`. Setting the mode it has succeeds and does nothing.
+    /// `devlink dev eswitch set … mode`. Setting the present mode succeeds and does nothing.
     ///
     /// # Errors
-    /// The first thing that failed; everything is as it was, and what could not be restored is tried
-    /// again until it is.
+    /// The first failure. The change is undone, and what could not be restored is tried again until it succeeds.
     pub(crate) fn set_mode(
         self: &Arc<Self>,
         state: &mut DevlinkState,
@@ -130,7 +129,7 @@ impl Pf {
             loaded
         });
         if entered.is_err() {
-            // Probing what was removed a moment ago may fail in its turn: then it is tried again.
+            // Probing the devices that were removed a moment ago may fail as well. Then it is tried again.
             let _ = self.rescan_into(cx, Mode::Legacy);
             self.eswitch.with_representors(cx, |table, _| table.forget_all_failures());
             return entered;
@@ -140,13 +139,13 @@ impl Pf {
     }
 
     fn leave_switchdev(self: &Arc<Self>, state: &mut DevlinkState, cx: &mut Locked<'_, Devlink>) -> Result<()> {
-        let had = self.eswitch.stated.loaded(cx);
+        let loaded_before = self.eswitch.stated.loaded(cx);
         self.unpair(cx);
         self.unload_all(cx);
         if let Err(error) = self.rescan_into(cx, Mode::Legacy) {
-            // Going back: as far as it fails in its turn, it is tried again.
+            // Goes back to switchdev mode. What fails of that is tried again.
             let _ = self.rescan_into(cx, Mode::Switchdev);
-            self.restore(cx, &had);
+            self.restore(cx, &loaded_before);
             let _ = self.pair(cx);
             return Err(error);
         }
@@ -157,18 +156,17 @@ impl Pf {
         Ok(())
     }
 
-    /// Disables an active LAG and holds LAG off; to be [released](crate::lag::Lag::release).
+    /// Disables an active LAG, and holds LAG off until it is [released](crate::lag::Lag::release).
     ///
-    /// The hold comes first: an evaluation that starts after it finds it, and one that started before
-    /// has the component lock that disabling waits for.
+    /// The hold is taken first: an evaluation that starts later finds it, and one that started earlier holds the
+    /// component lock, which disabling waits for.
     pub(crate) fn hold_lag_off(&self, cx: &mut Locked<'_, Devlink>) {
         self.shared.lag.hold(cx);
         let (mut component, mut cx) = self.shared.devcom.write(cx);
         self.shared.disable_lag(&mut component, &mut cx);
     }
 
-    /// Pairs the E-Switch, now in switchdev mode and loaded, with the others; the representor lock is
-    /// not held.
+    /// Pairs the E-Switch, which is in switchdev mode and loaded, with the others. The representor lock is not held.
     pub(crate) fn pair(&self, cx: &mut Locked<'_, Devlink>) -> Result<()> {
         let (mut component, mut cx) = self.shared.devcom.write(cx);
         component.pair(&mut cx, &self.shared, self.index())
@@ -179,11 +177,11 @@ impl Pf {
         component.unpair(&mut cx, &self.shared, self.index());
     }
 
-    /// Tells the representors that are loaded, and those that will be, that their E-Switch is paired with a
-    /// peer's, or is not any more.
+    /// Notifies the representors, those that are loaded and those that will be, that their E-Switch was paired with a
+    /// peer's, or unpaired.
     ///
     /// # Errors
-    /// One could not follow: none knows of it. Only pairing can fail.
+    /// A representor refused the pairing: it has been taken back from all. Only pairing can fail.
     pub(crate) fn tell_representors(&self, cx: &mut Locked<'_, Devcom>, peer: PfIndex, paired: bool) -> Result<()> {
         self.eswitch.with_representors(cx, |table, cx| {
             let ops = self.eswitch.ops(cx);
@@ -195,8 +193,8 @@ impl Pf {
         })
     }
 
-    /// Rescans for a mode. The representor lock is not held, and with this token nobody's could be:
-    /// drivers register and unregister on this thread.
+    /// Rescans for a mode. The representor lock is not held, and with this token no representor lock can be: drivers
+    /// register and unregister on this thread.
     fn rescan_into(&self, cx: &mut Locked<'_, Devlink>, mode: Mode) -> Result<()> {
         let (mut component, mut cx) = self.shared.devcom.write(cx);
         component.rescan_into(&mut cx, &self.shared, self.index(), mode)
@@ -210,19 +208,19 @@ impl Pf {
         })
     }
 
-    /// Loads what was loaded before, as far as it loads: type by type, so that a type that was failing
-    /// does not take down the other.
-    fn restore(&self, cx: &mut Locked<'_, Devlink>, had: &Reps) {
+    /// Loads the representors that were loaded before, as far as they can be loaded. It does so type by type, so that
+    /// the failure of one type does not undo the other.
+    fn restore(&self, cx: &mut Locked<'_, Devlink>, loaded_before: &Reps) {
         self.eswitch.with_representors(cx, |table, cx| {
             let ops = self.eswitch.ops(cx);
             let all = table.vports();
             for ty in RepType::ALL {
                 let mut one = [None, None];
                 one[ty.index()].clone_from(&ops[ty.index()]);
-                // What fails is noted, and tried again.
+                // A failure is listed, and the load is tried again.
                 let _ = table.load(cx, &self.shared.events, &one, &all, LoadPolicy::Lenient);
             }
-            table.ensure_restored(cx, &ops, had);
+            table.ensure_restored(cx, &ops, loaded_before);
         });
     }
 

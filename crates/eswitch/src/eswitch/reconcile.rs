@@ -1,8 +1,8 @@
-//! Making what is loaded equal to what should be.
+//! Reconcile: loads what should be loaded.
 //!
-//! What should be loaded is a function of state: the mode is switchdev, the vport is enabled and has a
-//! representor, the type is registered. What is loaded is the table. One function makes the second
-//! equal to the first; it is idempotent, so nothing depends on an event not having been missed.
+//! What should be loaded is a function of state: the mode is switchdev, the vport is enabled and has a representor, the
+//! type is registered. What is loaded is the representor table. One function makes the second equal to the first. It is
+//! idempotent, so a missed event does no harm.
 
 use std::sync::Arc;
 
@@ -16,13 +16,13 @@ use crate::ids::Mode;
 use crate::lock_order::Devlink;
 
 impl Pf {
-    /// Asks for a reconcile; cannot fail.
+    /// Requests a reconcile. Cannot fail.
     pub(crate) fn want_reconcile<L>(&self, cx: &mut Locked<'_, L>) {
         self.eswitch.work.mark_reconcile(cx);
     }
 
-    /// Does what is missing: drivers that should be bound, VFs that the host has, representors that
-    /// should be loaded. What fails is tried again, later and later, until it has succeeded.
+    /// Does what is missing: binds drivers that should be bound, enables the VFs that the host has enabled, and loads
+    /// the representors that should be loaded. What fails is tried again, with back-off, until it succeeds.
     pub(crate) fn reconcile(self: &Arc<Self>, state: &mut DevlinkState, cx: &mut Locked<'_, Devlink>) {
         self.eswitch.stated.ensure_fresh(cx, None);
         if !state.registered {

@@ -1,8 +1,7 @@
-//! The ops registered for each type, and what is stated of them at every callback.
+//! The ops that are registered for each type, and the invariants that are checked at every callback.
 //!
-//! Where threads are checked, ops are registered inside [`Watched`], which states of each callback that
-//! it may be called now, and keeps what it has loaded. Where they are not, the driver's ops stand there
-//! themselves.
+//! Where threads are checked, ops are registered inside [`Watched`], which checks of each callback that it may be
+//! called now, and keeps what it has loaded. Otherwise the driver's ops are registered directly.
 
 use std::collections::BTreeSet;
 use std::hash::{Hash, Hasher};
@@ -15,10 +14,10 @@ use crate::eswitch::{RepEvent, RepOps};
 use crate::ids::{PfIndex, RepType, Vport};
 use crate::lock_order::{RepCallback, RepOps as RepOpsClass, Representors};
 
-/// The ops of each type, for who calls them.
+/// The ops of each type, for their callers.
 pub(super) type OpsTable = [Option<Arc<dyn RepOps>>; 2];
 
-/// What is registered. All writing goes through here, so that what is stated by [`Seen`] is so.
+/// The registered ops. All changes are made here, so that [`Seen`] is always right.
 pub(super) struct Registrations {
     ops: OpsTable,
     seen: Arc<Seen>,
@@ -33,13 +32,13 @@ impl Hash for Registrations {
     }
 }
 
-/// What is registered, for invariants.
+/// The registrations, for invariants.
 pub(super) type Seen = Shadow<[Option<Registration>; 2]>;
 
 /// One type's registration, for invariants.
 #[derive(Clone)]
 pub(super) struct Registration {
-    /// The ops are a master's.
+    /// Whether a master has lent the ops.
     pub lent: bool,
     watched: Option<Arc<Watched>>,
 }
@@ -50,7 +49,7 @@ impl Registration {
         Some(Arc::clone(self.watched.as_ref()?) as Arc<dyn RepOps>)
     }
 
-    /// What these ops have loaded and not unloaded, if they are watched.
+    /// The vports that these ops have loaded and not unloaded, if they are watched.
     pub fn loaded(&self) -> Option<BTreeSet<Vport>> {
         Some(self.watched.as_ref()?.state.with(|state| state.loaded.clone()))
     }
@@ -61,12 +60,12 @@ impl Registrations {
         Self { ops: [None, None], seen }
     }
 
-    /// The ops now.
+    /// The registered ops.
     pub fn ops(&self) -> &OpsTable {
         &self.ops
     }
 
-    /// Registers the ops of a type; whether none were.
+    /// Registers the ops of a type. Returns false and changes nothing if that type has ops.
     pub fn put<L>(&mut self, cx: &Locked<'_, L>, pf: PfIndex, ty: RepType, ops: Arc<dyn RepOps>) -> bool {
         let slot = &mut self.ops[ty.index()];
         if slot.is_some() {
@@ -84,7 +83,7 @@ impl Registrations {
         true
     }
 
-    /// Unregisters the ops of a type: from now on none of their callbacks runs.
+    /// Unregisters the ops of a type. From now on none of their callbacks runs.
     pub fn take<L>(&mut self, cx: &Locked<'_, L>, ty: RepType) {
         self.ops[ty.index()] = None;
         let gone = self.seen.with(|seen| seen[ty.index()].take());
@@ -94,7 +93,7 @@ impl Registrations {
     }
 }
 
-/// Ops, and what is stated of them.
+/// Ops whose callbacks are checked.
 struct Watched {
     ops: Arc<dyn RepOps>,
     pf: PfIndex,
@@ -105,13 +104,13 @@ struct Watched {
 #[derive(Default)]
 struct State {
     retired: bool,
-    /// Callbacks in progress.
+    /// The number of callbacks in progress.
     running: u32,
     loaded: BTreeSet<Vport>,
 }
 
 impl Watched {
-    /// A callback begins; it ends when the result is dropped.
+    /// Begins a callback, which ends when the result is dropped.
     #[track_caller]
     fn enter<L>(&self, cx: &Locked<'_, L>, callback: &str) -> Running<'_> {
         cx.ensure(
@@ -123,19 +122,19 @@ impl Watched {
         Running(&self.state)
     }
 
-    /// No callback runs from now on.
+    /// Ends the registration: no callback may run from now on.
     #[track_caller]
     fn retire<L>(&self, cx: &Locked<'_, L>) {
         let (running, loaded) = self.state.with(|state| {
             state.retired = true;
             (state.running, state.loaded.len())
         });
-        let what = || format!("{} ops of pf{}", self.ty, self.pf.0);
-        cx.ensure("ops-quiesced", || running == 0, || format!("{} unregistered while {running} run", what()));
+        let ops = || format!("{} ops of pf{}", self.ty, self.pf.0);
+        cx.ensure("ops-quiesced", || running == 0, || format!("{} unregistered while {running} callbacks run", ops()));
         cx.ensure(
             "loaded-implies-registered",
             || loaded == 0,
-            || format!("{} unregistered while {loaded} are loaded", what()),
+            || format!("{} unregistered while {loaded} representors are loaded", ops()),
         );
     }
 
@@ -146,8 +145,12 @@ impl Watched {
             "load-once",
             || wrong.is_none(),
             || {
-                let call = if loaded { "unload of what is not loaded" } else { "load of what is loaded" };
-                format!("{call}: {}", wrong.map(|vport| self.rep(vport)).unwrap_or_default())
+                let fault = if loaded {
+                    "unload of a representor that is not loaded"
+                } else {
+                    "load of a representor that is loaded"
+                };
+                format!("{fault}: {}", wrong.map(|vport| self.rep(vport)).unwrap_or_default())
             },
         );
     }
@@ -168,7 +171,7 @@ impl Watched {
         format!("{} pf{} {vport}", self.ty, self.pf.0)
     }
 
-    /// The error of the place at which this representor's load can fail, if it does.
+    /// The planned error of loading this representor, if the plan of faults has one.
     fn failure<L>(&self, cx: &Locked<'_, L>, vport: Vport) -> Option<CardError> {
         let place = || format!("load {}", self.rep(vport));
         cx.fails(place).then(|| CardError::Planned(place()))
@@ -207,14 +210,14 @@ impl RepOps for Watched {
         let _running = self.enter(cx, "load");
         self.ensure_loaded(cx, vports, false);
         let mut refusals: Vec<FailedCreate> = Vec::new();
-        let mut asked: Vec<(usize, Vport)> = Vec::with_capacity(vports.len());
+        let mut attempted: Vec<(usize, Vport)> = Vec::with_capacity(vports.len());
         for (at, vport) in vports.iter().enumerate() {
             match self.failure(cx, *vport) {
                 Some(error) => refusals.push(FailedCreate { at, error }),
-                None => asked.push((at, *vport)),
+                None => attempted.push((at, *vport)),
             }
         }
-        let (places, mut loaded): (Vec<usize>, Vec<Vport>) = asked.into_iter().unzip();
+        let (places, mut loaded): (Vec<usize>, Vec<Vport>) = attempted.into_iter().unzip();
         if !loaded.is_empty() {
             let refused = self.ops.load(cx, &loaded);
             refusals.extend(refused.into_iter().map(|refusal| FailedCreate { at: places[refusal.at], ..refusal }));

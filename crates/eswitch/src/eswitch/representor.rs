@@ -1,10 +1,10 @@
-//! The representor table of an E-Switch: what is loaded, and how it comes to be.
+//! The representor table of an E-Switch: which representors are loaded; loading and unloading.
 //!
-//! Whoever loads or unloads is handed the table out of the representor lock, with a token that stands
-//! at it: neither can be called without the lock. What callbacks can reach is in their tokens. An
-//! uplink's stand at [`Representors`], from where a peer's table may be taken under declared nesting;
-//! every other vport's stand at [`RepCallback`], from where no table can be taken, because
-//! they may be called for a peer. None can reach the devlink lock or what it protects.
+//! A caller that loads or unloads receives the table from the representor lock, with a token of that lock's level:
+//! neither can be done without the lock. The tokens of callbacks limit what they can reach. Callbacks of an uplink have
+//! a token at [`Representors`], from which a peer's table may be taken under declared nesting. Callbacks of every other
+//! vport have a token at [`RepCallback`], from which no table can be taken, because they may be called for a peer. No
+//! callback can reach the devlink lock or what it protects.
 
 mod pairing;
 
@@ -21,101 +21,101 @@ use crate::event::{Event, Events};
 use crate::ids::{PciAddress, PfIndex, PfSet, PortHandle, PortIndex, RepType, Vport};
 use crate::lock_order::{RepCallback, RepOps as RepOpsClass, Representors, RepresentorsNested};
 
-/// The callbacks one driver registers for one type of representor.
+/// The callbacks that a driver registers for one type of representor.
 pub trait RepOps: Send + Sync {
-    /// Loads the uplink's. May take peers' tables, nested.
+    /// Loads the representor of the uplink. May take peers' tables, nested.
     ///
     /// # Errors
-    /// What the card said; nothing is left loaded.
+    /// The card's error. Nothing is left loaded.
     fn load_uplink(&self, cx: &mut Locked<'_, Representors>) -> Result<(), CardError>;
 
-    /// Unloads the uplink's.
+    /// Unloads the representor of the uplink.
     fn unload_uplink(&self, cx: &mut Locked<'_, Representors>);
 
-    /// Loads those of other vports. What could not be loaded is returned, in order; nothing of it is left.
+    /// Loads the representors of other vports. Returns the vports that could not be loaded, in order, of which nothing
+    /// is left loaded.
     fn load(&self, cx: &mut Locked<'_, RepCallback>, vports: &[Vport]) -> Vec<FailedCreate>;
 
-    /// Unloads those of other vports.
+    /// Unloads the representors of other vports.
     fn unload(&self, cx: &mut Locked<'_, RepCallback>, vports: &[Vport]);
 
-    /// Whether the uplink is loaded and unloaded like any other vport: ops that a master has lent to a
+    /// Whether the uplink is loaded and unloaded like any other vport. This is so for ops that a master has lent to a
     /// peer, whose uplink is at most a port of the master's device.
     fn uplink_is_port(&self) -> bool {
         false
     }
 
-    /// Whether these representors are told of pairing.
+    /// Whether these representors are notified of pairing.
     fn takes_pairing(&self) -> bool {
         false
     }
 
-    /// The E-Switch of a loaded representor was paired with a peer's, or unpaired; or it has been since
-    /// before this one was loaded, which is told in the same pass. One that is about to be unloaded is told
-    /// that it is paired with none.
+    /// Notifies a loaded representor that its E-Switch was paired with a peer's, or unpaired. A representor that has
+    /// just been loaded is notified of the pairings from before. One that is about to be unloaded is notified that its
+    /// E-Switch is unpaired from each peer.
     ///
     /// # Errors
-    /// What the card said, and nothing is left of it; only pairing can fail.
+    /// The card's error. Nothing of the pairing is left. Only pairing can fail.
     fn event(&self, cx: &mut Locked<'_, RepCallback>, vport: Vport, event: RepEvent) -> Result<(), CardError> {
         let _ = (cx, vport, event);
         Ok(())
     }
 
-    /// Tells one set of callbacks from another, to an explorer: what they do depends on nothing else than that and what
-    /// locks protect.
+    /// Identifies this set of callbacks for an explorer. What the callbacks do depends only on this identity and on
+    /// what locks protect.
     fn identify(&self, state: &mut dyn Hasher);
 
-    /// The netdev or RDMA device that a loaded representor is.
+    /// The name of the netdev or RDMA device of a loaded representor.
     fn protocol_device(&self, cx: &mut Locked<'_, RepOpsClass>, vport: Vport) -> Option<String>;
 }
 
-/// What loaded representors are told.
+/// An event of which loaded representors are notified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RepEvent {
-    /// Their E-Switch was paired with this PF's.
+    /// Their E-Switch was paired with that of this PF.
     Pair(PfIndex),
-    /// It was unpaired.
+    /// Their E-Switch was unpaired from that of this PF.
     Unpair(PfIndex),
 }
 
-/// What a load does about a failure.
+/// How a load handles a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LoadPolicy {
-    /// Undoes all that this load loaded and returns the error.
+    /// Undoes everything that this load has loaded, and returns the error.
     Strict,
-    /// Leaves the vport that failed as it was, notes the failure, carries on. Without an uplink,
-    /// though, nothing is loaded.
+    /// Leaves the vport that failed as it was, lists the failure and continues. If the uplink fails, nothing is loaded.
     Lenient,
 }
 
-/// Why a representor that should be loaded is not.
+/// The failure of a representor that should be loaded.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RepFailure {
     /// The last error.
     pub error: String,
-    /// Failed attempts so far.
+    /// The number of failed attempts so far.
     pub attempts: u32,
 }
 
-/// The table.
+/// The representor table of an E-Switch.
 #[derive(Debug, Hash)]
 pub struct RepTable {
     pf: PfIndex,
     address: PciAddress,
-    /// Every enabled vport that has a representor, in order and in one piece: all that is done here is
-    /// done in walks over it.
+    /// A row for every enabled vport that has a representor, in the order of vports. It is one vector, as every
+    /// operation walks over it.
     reps: Vec<Rep>,
-    /// The PFs with whose E-Switches this one is paired, as far as this table has heard.
+    /// The PFs with whose E-Switches this one is paired, as far as this table was notified.
     peers: PfSet,
     failures: BTreeMap<(Vport, RepType), RepFailure>,
 }
 
-/// A row of the table: a vport's representors.
+/// A row of the table: the representors of a vport.
 #[derive(Debug, Hash)]
 struct Rep {
     vport: Vport,
     /// Which types are loaded.
     loaded: [bool; 2],
-    /// What pairings each type has been told of.
+    /// The peers of whose pairing each type was notified.
     knows: [PfSet; 2],
 }
 
@@ -130,29 +130,29 @@ impl RepTable {
         Self { pf, address, reps: vec![Rep::new(Vport::Uplink)], peers: PfSet::default(), failures: BTreeMap::new() }
     }
 
-    /// Enabled vports get representors; nothing is loaded.
+    /// Adds rows for enabled vports. Loads nothing.
     pub(crate) fn add(&mut self, vports: &[Vport]) {
         self.reps.extend(vports.iter().copied().map(Rep::new));
-        // It is two runs in order, mostly one behind the other.
+        // The vector consists of two sorted runs, of which the second mostly follows the first.
         self.reps.sort_by_key(|rep| rep.vport);
         debug_assert!(self.reps.is_sorted_by(|a, b| a.vport < b.vport), "added twice");
     }
 
-    /// Vports whose representors have been unloaded go.
+    /// Removes the rows of vports, whose representors have been unloaded.
     pub(crate) fn remove(&mut self, vports: &[Vport]) {
         let span = span(&self.reps, vports);
-        for gone in self.reps.extract_if(span, |rep| vports.binary_search(&rep.vport).is_ok()) {
-            debug_assert_eq!(gone.loaded, [false; 2], "removed while loaded");
+        for removed in self.reps.extract_if(span, |rep| vports.binary_search(&rep.vport).is_ok()) {
+            debug_assert_eq!(removed.loaded, [false; 2], "removed while loaded");
         }
         self.failures.retain(|(failed, _), _| vports.binary_search(failed).is_err());
     }
 
-    /// With whom its E-Switch is paired, as far as it has heard.
+    /// The peers with which its E-Switch is paired, as far as it was notified.
     pub(crate) fn peers(&self) -> PfSet {
         self.peers
     }
 
-    /// The PF it is of.
+    /// The PF of its E-Switch.
     pub fn pf(&self) -> PfIndex {
         self.pf
     }
@@ -168,12 +168,12 @@ impl RepTable {
         row.is_ok_and(|row| self.reps[row].loaded[ty.index()])
     }
 
-    /// The vports of which a type is loaded.
+    /// The vports whose representor of a type is loaded.
     fn loaded(&self, ty: RepType) -> Vec<Vport> {
-        listed(self.reps.len(), self.reps.iter().filter(|rep| rep.loaded[ty.index()]))
+        vports_of(self.reps.len(), self.reps.iter().filter(|rep| rep.loaded[ty.index()]))
     }
 
-    /// What failed to load and why.
+    /// The representors that failed to load, with their failures.
     pub fn failures(&self) -> &BTreeMap<(Vport, RepType), RepFailure> {
         &self.failures
     }
@@ -186,14 +186,15 @@ impl RepTable {
         self.failures.clear();
     }
 
-    /// Loads every registered type of these vports that is not loaded: the uplink first, then the
-    /// others, type by type. A type is loaded for no vport before it is for the uplink.
+    /// Loads every registered type of these vports that is not loaded: the uplink first, then the others, type by type.
+    /// A type is loaded for the uplink before any other vport.
     ///
-    /// A vport whose load fails keeps what it had before and loses what this attempt loaded of it.
+    /// If a load fails, its vport keeps the representors it had before, and loses those that this attempt has loaded
+    /// for it.
     ///
     /// # Errors
-    /// The first failure. Under [`LoadPolicy::Lenient`] the others have been loaded nevertheless,
-    /// unless it was the uplink's.
+    /// The first failure. Under [`LoadPolicy::Lenient`] the other vports have been loaded nevertheless, unless it was
+    /// the uplink that failed.
     pub(crate) fn load(
         &mut self,
         cx: &mut Locked<'_, Representors>,
@@ -259,7 +260,7 @@ impl RepTable {
             };
             let loaded = loaded.and_then(|()| {
                 self.set(&[Vport::Uplink], ty, true);
-                self.introduce_or_unload(cx, ops, ty, &[Vport::Uplink]).pop().map_or(Ok(()), |(_, error)| Err(error))
+                self.notify_or_unload(cx, ops, ty, &[Vport::Uplink]).pop().map_or(Ok(()), |(_, error)| Err(error))
             });
             if let Err(error) = loaded {
                 let error = self.note_failure(cx, events, Vport::Uplink, ty, error);
@@ -289,7 +290,7 @@ impl RepTable {
                 continue;
             }
             let is_missing = |rep: &&mut Rep| !rep.loaded[ty.index()] && failed.binary_search(&rep.vport).is_err();
-            let mut missing = listed(vports.len(), rows(&mut self.reps, vports).filter(is_missing).map(|rep| &*rep));
+            let mut missing = vports_of(vports.len(), rows(&mut self.reps, vports).filter(is_missing).map(|rep| &*rep));
             if missing.is_empty() {
                 continue;
             }
@@ -298,12 +299,12 @@ impl RepTable {
                 refusals.into_iter().map(|refusal| (missing[refusal.at], refusal.error)).collect();
             leave_out(&mut missing, &failures);
             self.set(&missing, ty, true);
-            let strangers = self.introduce_or_unload(cx, ops, ty, &missing);
-            leave_out(&mut missing, &strangers);
-            // What is left of them has been loaded.
+            let unloaded = self.notify_or_unload(cx, ops, ty, &missing);
+            leave_out(&mut missing, &unloaded);
+            // The rest of `missing` has been loaded.
             self.forget_failures_of(&missing, ty);
             attempt.loaded[ty.index()].extend(missing);
-            failures.extend(strangers);
+            failures.extend(unloaded);
             failures.sort_by_key(|(vport, _)| *vport);
             let failed_now: Vec<Vport> = failures.iter().map(|(vport, _)| *vport).collect();
             for (vport, error) in failures {
@@ -318,9 +319,9 @@ impl RepTable {
         first
     }
 
-    /// What has just been loaded is told of the pairings there are. What cannot follow is unloaded again, and
-    /// returned.
-    fn introduce_or_unload(
+    /// Notifies representors that have just been loaded of the present pairings. Those that refuse one are unloaded
+    /// again, and returned.
+    fn notify_or_unload(
         &mut self,
         cx: &mut Locked<'_, Representors>,
         ops: &OpsTable,
@@ -328,15 +329,15 @@ impl RepTable {
         loaded: &[Vport],
     ) -> Vec<(Vport, CardError)> {
         let Some(ops_of_type) = &ops[ty.index()] else { return Vec::new() };
-        let strangers = self.introduce(&mut cx.narrow(), &**ops_of_type, ty, loaded);
-        if !strangers.is_empty() {
-            let vports: Vec<Vport> = strangers.iter().map(|(vport, _)| *vport).collect();
+        let refused = self.notify_pairings(&mut cx.narrow(), &**ops_of_type, ty, loaded);
+        if !refused.is_empty() {
+            let vports: Vec<Vport> = refused.iter().map(|(vport, _)| *vport).collect();
             self.unload_of_type(cx, ops, ty, &vports);
         }
-        strangers
+        refused
     }
 
-    /// `failed` did not load type `ty`: undoes what this attempt loaded of them before.
+    /// Undoes what this attempt has loaded for the vports in `failed`, whose load of type `ty` has failed.
     fn unwind_vports(
         &mut self,
         cx: &mut Locked<'_, Representors>,
@@ -350,18 +351,18 @@ impl RepTable {
         }
         let failed: BTreeSet<Vport> = failed.iter().copied().collect();
         for earlier in RepType::ALL.into_iter().take_while(|t| *t != ty) {
-            let mine: Vec<Vport> =
+            let loaded: Vec<Vport> =
                 attempt.loaded[earlier.index()].iter().copied().filter(|v| failed.contains(v)).collect();
             attempt.loaded[earlier.index()].retain(|v| !failed.contains(v));
-            self.unload_of_type(cx, ops, earlier, &mine);
+            self.unload_of_type(cx, ops, earlier, &loaded);
         }
     }
 
-    /// Loads the IB representors of the vports whose netdev representor is loaded, the uplink's first.
-    /// Does nothing unless the uplink's netdev representor is loaded.
+    /// Loads the RDMA representors of the vports whose netdev representor is loaded, that of the uplink first. Does
+    /// nothing unless the netdev representor of the uplink is loaded.
     ///
     /// # Errors
-    /// The uplink's failure, or the first of the others'.
+    /// The failure of the uplink, or the first failure of another vport.
     pub(crate) fn reload_ib(
         &mut self,
         cx: &mut Locked<'_, Representors>,
@@ -375,7 +376,7 @@ impl RepTable {
         self.load(cx, events, &only_ib, &self.loaded(RepType::Eth), LoadPolicy::Lenient)
     }
 
-    /// Unloads everything of these vports: types in the reverse order of loading, the uplink last.
+    /// Unloads all representors of these vports: types in the reverse order of loading, the uplink last.
     pub(crate) fn unload(
         &mut self,
         cx: &mut Locked<'_, Representors>,
@@ -391,7 +392,7 @@ impl RepTable {
         }
     }
 
-    /// Unloads everything of a type.
+    /// Unloads all representors of a type.
     pub(crate) fn unload_type(
         &mut self,
         cx: &mut Locked<'_, Representors>,
@@ -407,7 +408,7 @@ impl RepTable {
         }
     }
 
-    /// Unloads what is loaded of one type of these vports; how many there were.
+    /// Unloads the loaded representors of a type of these vports. Returns their number.
     fn unload_of_type(
         &mut self,
         cx: &mut Locked<'_, Representors>,
@@ -417,14 +418,14 @@ impl RepTable {
     ) -> usize {
         let Some(ops) = &ops[ty.index()] else { return 0 };
         let is_loaded = |rep: &&mut Rep| rep.loaded[ty.index()];
-        let loaded = listed(vports.len(), rows(&mut self.reps, vports).filter(is_loaded).map(|rep| &*rep));
+        let loaded = vports_of(vports.len(), rows(&mut self.reps, vports).filter(is_loaded).map(|rep| &*rep));
         self.unload_loaded(cx, &**ops, ty, &loaded);
         loaded.len()
     }
 
     fn unload_loaded(&mut self, cx: &mut Locked<'_, Representors>, ops: &dyn RepOps, ty: RepType, loaded: &[Vport]) {
-        self.part(&mut cx.narrow(), ops, ty, loaded);
-        // The uplink is the first there can be.
+        self.withdraw_pairings(&mut cx.narrow(), ops, ty, loaded);
+        // The uplink is first in the order of vports.
         let others = loaded.strip_prefix(&[Vport::Uplink]).filter(|_| !ops.uplink_is_port()).unwrap_or(loaded);
         if !others.is_empty() {
             ops.unload(&mut cx.narrow(), others);
@@ -435,8 +436,8 @@ impl RepTable {
         self.set(loaded, ty, false);
     }
 
-    /// Unloads everything of a type whose ops a master has lent: called from the master, under its
-    /// representor lock and this one, nested.
+    /// Unloads all representors of a type whose ops a master has lent. The master calls this under its own representor
+    /// lock and this one, nested.
     pub(crate) fn unload_lent(
         &mut self,
         cx: &mut Locked<'_, RepresentorsNested>,
@@ -449,7 +450,7 @@ impl RepTable {
         if loaded.is_empty() {
             return;
         }
-        self.part(&mut cx.narrow(), &**ops, ty, &loaded);
+        self.withdraw_pairings(&mut cx.narrow(), &**ops, ty, &loaded);
         ops.unload(&mut cx.narrow(), &loaded);
         self.set(&loaded, ty, false);
         events.emit(cx, || Event::Unloaded(self.address, ty, loaded.len()));
@@ -490,13 +491,13 @@ impl RepTable {
     }
 }
 
-/// What one load has loaded, so that it can undo that and nothing else.
+/// The representors that one load has loaded, so that it can undo exactly those.
 #[derive(Default)]
 struct Attempt {
     loaded: [Vec<Vport>; 2],
 }
 
-/// The rows of these vports, which are in order; those that are not in the table are left out.
+/// The rows of these vports, which are sorted. Vports that are not in the table are left out.
 fn rows<'a>(reps: &'a mut [Rep], vports: &'a [Vport]) -> impl Iterator<Item = &'a mut Rep> {
     let span = span(reps, vports);
     let mut wanted = vports;
@@ -513,21 +514,21 @@ fn rows<'a>(reps: &'a mut [Rep], vports: &'a [Vport]) -> impl Iterator<Item = &'
     })
 }
 
-/// Leaves out those that have failed, which are in order.
+/// Removes the vports that have failed. `failed` is sorted.
 fn leave_out(vports: &mut Vec<Vport>, failed: &[(Vport, CardError)]) {
     if !failed.is_empty() {
         vports.retain(|vport| failed.binary_search_by_key(vport, |(failed, _)| *failed).is_err());
     }
 }
 
-/// The vports of these rows, of which there are at most so many.
-fn listed<'a>(most: usize, rows: impl Iterator<Item = &'a Rep>) -> Vec<Vport> {
-    let mut vports = Vec::with_capacity(most);
+/// The vports of these rows, of which there are at most `max`.
+fn vports_of<'a>(max: usize, rows: impl Iterator<Item = &'a Rep>) -> Vec<Vport> {
+    let mut vports = Vec::with_capacity(max);
     vports.extend(rows.map(|rep| rep.vport));
     vports
 }
 
-/// The part of the table from the first of these vports, which are in order, to the last.
+/// The range of rows from the first to the last of these vports, which are sorted.
 fn span(reps: &[Rep], vports: &[Vport]) -> Range<usize> {
     debug_assert!(vports.is_sorted(), "vports out of order");
     let (Some(first), Some(last)) = (vports.first(), vports.last()) else { return 0..0 };

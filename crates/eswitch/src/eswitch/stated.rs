@@ -1,8 +1,8 @@
-//! What is stated of an E-Switch at the steps where it must hold.
+//! The invariants of an E-Switch that are checked at the steps where they must hold.
 //!
-//! Each statement looks at what is in hand there, or at a shadow: the state as it was when a lock was last
-//! let go of. So stating takes no lock, adds no interleaving, and costs a branch where nothing is checked.
-//! The names are those of the invariants at rest, in [`inspect`](crate::inspect).
+//! Each check uses the state that is at hand there, or a shadow: the state as it was when a lock was last released. So
+//! a check takes no lock, adds no interleaving, and costs a branch where nothing is checked. The names are those of the
+//! invariants at rest, in [`inspect`](crate::inspect).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::eswitch::registrations::{OpsTable, Seen as RegistrationsSeen};
 use crate::eswitch::{LoadPolicy, RepTable};
 use crate::ids::{Mode, PfSet, RepType, Vport};
 
-/// An E-Switch as it was when its locks were last let go of.
+/// The shadow of an E-Switch: its state as it was when its locks were last released.
 #[derive(Default)]
 pub(crate) struct Stated {
     registrations: Arc<RegistrationsSeen>,
@@ -27,7 +27,7 @@ pub(crate) struct Stated {
 #[derive(Default)]
 struct State {
     mode: Mode,
-    /// Who changes the mode, or holds it.
+    /// The thread that changes the mode, or keeps it from being changed.
     in_progress: Option<String>,
     loaded: Reps,
     vports: BTreeSet<Vport>,
@@ -36,23 +36,23 @@ struct State {
     registered: [Option<Owner>; 2],
     generation: u64,
     torn_down: bool,
-    /// What was told of each representor, where somebody writes down what happens.
-    told: BTreeMap<(Vport, RepType), String>,
+    /// The state of each representor in the last note, where a run is recorded.
+    noted: BTreeMap<(Vport, RepType), String>,
 }
 
-/// Whose ops are registered.
+/// The owner of registered ops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Owner {
     Own,
     Master,
 }
 
-/// Representors that are loaded.
+/// A set of representors: those that are loaded.
 pub(crate) type Reps = BTreeSet<(Vport, RepType)>;
 
 impl State {
-    /// Tells of each representor what it is now, if it was something else.
-    fn tell_reps(&mut self, table: &RepTable) {
+    /// Notes the state of each representor that has changed since the last note.
+    fn note_reps(&mut self, table: &RepTable) {
         let all = self.vports.iter().flat_map(|vport| RepType::ALL.map(|ty| (*vport, ty)));
         let now: BTreeMap<(Vport, RepType), String> = all
             .map(|(vport, ty)| {
@@ -67,12 +67,12 @@ impl State {
             })
             .collect();
         let name = |(vport, ty): &(Vport, RepType)| Resource::Representor(table.pf(), *vport, *ty);
-        let gone = self.told.keys().filter(|rep| !now.contains_key(rep)).map(|rep| (rep, "gone"));
-        let changed = now.iter().filter(|(rep, state)| self.told.get(rep) != Some(state));
-        for (rep, state) in gone.chain(changed.map(|(rep, state)| (rep, state.as_str()))) {
+        let removed = self.noted.keys().filter(|rep| !now.contains_key(rep)).map(|rep| (rep, "gone"));
+        let changed = now.iter().filter(|(rep, state)| self.noted.get(rep) != Some(state));
+        for (rep, state) in removed.chain(changed.map(|(rep, state)| (rep, state.as_str()))) {
             lockdep::note("state", || format!("{}: {state}", name(rep)));
         }
-        self.told = now;
+        self.noted = now;
     }
 }
 
@@ -81,7 +81,7 @@ impl Stated {
         &self.registrations
     }
 
-    /// The table is about to be let go of.
+    /// Checks and notes the table, before its lock is released.
     #[track_caller]
     pub(super) fn note_table<L>(&self, cx: &Locked<'_, L>, table: &RepTable) {
         if !cx.is_checked() {
@@ -97,11 +97,11 @@ impl Stated {
                 || registration.is_some() || of_type.is_empty(),
                 || format!("{} {ty} representors of pf{} are loaded and none are registered", of_type.len(), pf.0),
             );
-            if let Some(really) = registration.as_ref().and_then(|r| r.loaded()) {
+            if let Some(by_ops) = registration.as_ref().and_then(|r| r.loaded()) {
                 cx.ensure(
                     "no-leak",
-                    || really == of_type,
-                    || format!("{ty} representors of pf{}: {really:?} are loaded, the table has {of_type:?}", pf.0),
+                    || by_ops == of_type,
+                    || format!("{ty} representors of pf{}: {by_ops:?} are loaded, the table has {of_type:?}", pf.0),
                 );
             }
         }
@@ -120,12 +120,13 @@ impl Stated {
             let owner = |lent| if lent { Owner::Master } else { Owner::Own };
             state.registered = registrations.map(|r| r.map(|r| owner(r.lent)));
             if lockdep::is_recorded() {
-                state.tell_reps(table);
+                state.note_reps(table);
             }
         });
     }
 
-    /// What does not hold at rest of the table, with the E-Switch in this mode and paired with these.
+    /// The invariants that the table violates at rest, if the E-Switch has this mode and is paired with these peers:
+    /// the name of each invariant, and the violation.
     pub(crate) fn check_at_rest<L>(
         &self,
         cx: &Locked<'_, L>,
@@ -141,22 +142,22 @@ impl Stated {
                 let detail = format!("it is paired with {paired:?}, and its representors know of {:?}", state.peers);
                 found.push(("pairing-told", detail));
             }
-            let is_old = |rep: &&(Vport, RepType)| {
+            let is_outdated = |rep: &&(Vport, RepType)| {
                 mode == Mode::Legacy || !state.vports.contains(&rep.0) || state.loaded.contains(rep)
             };
-            for (vport, ty) in state.failed.iter().filter(is_old) {
+            for (vport, ty) in state.failed.iter().filter(is_outdated) {
                 found.push(("switchdev-complete", format!("{ty} of {vport} is listed as failed, and has not")));
             }
             found
         })
     }
 
-    /// An operation on the mode begins.
+    /// Notes that this thread begins an operation on the mode.
     pub(super) fn note_begin<L>(&self, cx: &Locked<'_, L>) {
         self.state.note(cx, |state| state.in_progress = Some(cx.thread_name().to_owned()));
     }
 
-    /// An operation on the mode is done.
+    /// Notes that the operation on the mode has ended.
     pub(super) fn note_finish<L>(&self, cx: &Locked<'_, L>, mode: Mode) {
         self.state.note(cx, |state| {
             state.mode = mode;
@@ -164,13 +165,13 @@ impl Stated {
         });
     }
 
-    /// The mode is read to be acted on: nobody else may be changing it.
+    /// Checks, where the mode is read to be acted on, that no other thread is changing it.
     #[track_caller]
     pub(super) fn ensure_mode_rests<L>(&self, cx: &Locked<'_, L>) {
         if !cx.is_checked() {
             return;
         }
-        let other = self.state.with(|state| state.in_progress.clone()).filter(|who| who != cx.thread_name());
+        let other = self.state.with(|state| state.in_progress.clone()).filter(|thread| thread != cx.thread_name());
         cx.ensure(
             "lock-order",
             || other.is_none(),
@@ -178,17 +179,18 @@ impl Stated {
         );
     }
 
-    /// The generation has been raised.
+    /// Notes that the generation was raised.
     pub(super) fn note_generation<L>(&self, cx: &Locked<'_, L>) {
         self.state.note(cx, |state| state.generation += 1);
     }
 
-    /// Teardown has begun: no work is done from here on.
+    /// Notes that teardown has begun. No work may be done from here on.
     pub(crate) fn note_teardown<L>(&self, cx: &Locked<'_, L>) {
         self.state.note(cx, |state| state.torn_down = true);
     }
 
-    /// Work is about to change something, with the devlink lock held.
+    /// Checks, before work changes anything, that it is not stale. The devlink lock is held. `generation`: that in
+    /// which the work was queued, if it has one.
     #[track_caller]
     pub(super) fn ensure_fresh<L>(&self, cx: &Locked<'_, L>, generation: Option<u64>) {
         if !cx.is_checked() {
@@ -200,12 +202,12 @@ impl Stated {
         cx.ensure("stale-work", || queued == now, || format!("work of generation {queued} is done in {now}"));
     }
 
-    /// What is loaded.
+    /// The loaded representors.
     pub(crate) fn loaded<L>(&self, cx: &Locked<'_, L>) -> Reps {
         if cx.is_checked() { self.state.with(|state| state.loaded.clone()) } else { Reps::new() }
     }
 
-    /// Whether a master has lent it ops.
+    /// Whether a master has lent ops to this E-Switch.
     pub(crate) fn borrows(&self) -> bool {
         self.state.with(|state| state.registered.contains(&Some(Owner::Master)))
     }
@@ -217,13 +219,13 @@ impl Stated {
 }
 
 impl RepTable {
-    /// What is loaded, for invariants.
+    /// The loaded representors, for invariants.
     fn loaded_reps(&self) -> Reps {
         let reps = self.vports().into_iter().flat_map(|v| RepType::ALL.map(|ty| (v, ty)));
         reps.filter(|(v, ty)| self.is_loaded(*v, *ty)).collect()
     }
 
-    /// The table before a load.
+    /// The state of the table before a load, for [`Self::ensure_load`].
     pub(super) fn before_load<L>(&self, cx: &Locked<'_, L>) -> BeforeLoad {
         BeforeLoad(cx.is_checked().then(|| (self.loaded_reps(), self.attempts())))
     }
@@ -232,8 +234,8 @@ impl RepTable {
         self.failures().iter().map(|(rep, failure)| (*rep, failure.attempts)).collect()
     }
 
-    /// What a load leaves: under [`LoadPolicy::Strict`] all or nothing; of a vport that failed what it had;
-    /// and whatever else it was to load, loaded.
+    /// Checks the outcome of a load. Under [`LoadPolicy::Strict`] it has loaded everything or nothing. A vport that
+    /// failed has what it had before. Everything else that was to be loaded is loaded.
     pub(super) fn ensure_load<L>(
         &self,
         cx: &Locked<'_, L>,
@@ -243,22 +245,22 @@ impl RepTable {
         policy: LoadPolicy,
         result: &Result<()>,
     ) {
-        let Some((had, attempts)) = &before.0 else { return };
-        let has = self.loaded_reps();
+        let Some((loaded_before, attempts)) = &before.0 else { return };
+        let loaded = self.loaded_reps();
         let pf = self.pf();
         if result.is_err() && policy == LoadPolicy::Strict {
             cx.ensure(
                 "unwind-own",
-                || has == *had,
-                || format!("pf{}: a load failed and leaves {has:?}, before it {had:?}", pf.0),
+                || loaded == *loaded_before,
+                || format!("pf{}: a load failed and leaves {loaded:?}, before it {loaded_before:?}", pf.0),
             );
             return;
         }
-        let lost: Vec<_> = had.difference(&has).collect();
+        let lost: Vec<_> = loaded_before.difference(&loaded).collect();
         cx.ensure("unwind-own", || lost.is_empty(), || format!("pf{}: a load has unloaded {lost:?}", pf.0));
         let failed: BTreeSet<Vport> =
             self.attempts().iter().filter(|(rep, n)| attempts.get(rep) != Some(n)).map(|((v, _), _)| *v).collect();
-        let kept: Vec<_> = has.difference(had).filter(|(v, _)| failed.contains(v)).collect();
+        let kept: Vec<_> = loaded.difference(loaded_before).filter(|(v, _)| failed.contains(v)).collect();
         cx.ensure(
             "unwind-own",
             || kept.is_empty(),
@@ -266,17 +268,17 @@ impl RepTable {
         );
         cx.ensure(
             "unwind-own",
-            || !failed.contains(&Vport::Uplink) || has == *had,
-            || format!("pf{}: {:?} were loaded though the uplink failed", pf.0, has.difference(had)),
+            || !failed.contains(&Vport::Uplink) || loaded == *loaded_before,
+            || format!("pf{}: {:?} were loaded though the uplink failed", pf.0, loaded.difference(loaded_before)),
         );
         if result.is_ok() {
             // Without the uplink of its type nothing is loaded; it is tried again with that.
             let should = |ty: RepType| {
-                ops[ty.index()].is_some() && (vports.contains(&Vport::Uplink) || has.contains(&(Vport::Uplink, ty)))
+                ops[ty.index()].is_some() && (vports.contains(&Vport::Uplink) || loaded.contains(&(Vport::Uplink, ty)))
             };
             let table: BTreeSet<Vport> = self.vports().into_iter().collect();
             let wanted = vports.iter().filter(|v| table.contains(v)).flat_map(|v| RepType::ALL.map(|ty| (*v, ty)));
-            let missing: Vec<_> = wanted.filter(|rep| should(rep.1) && !has.contains(rep)).collect();
+            let missing: Vec<_> = wanted.filter(|rep| should(rep.1) && !loaded.contains(rep)).collect();
             cx.ensure(
                 "switchdev-complete",
                 || missing.is_empty(),
@@ -285,9 +287,9 @@ impl RepTable {
         }
     }
 
-    /// After going back to switchdev mode: what was loaded is, or is listed with its error, or its type
-    /// is not registered.
-    pub(super) fn ensure_restored<L>(&self, cx: &Locked<'_, L>, ops: &OpsTable, had: &Reps) {
+    /// Checks, after going back to switchdev mode, that each representor that was loaded before is loaded again, or is
+    /// listed with its error, or has a type that is not registered.
+    pub(super) fn ensure_restored<L>(&self, cx: &Locked<'_, L>, ops: &OpsTable, loaded_before: &Reps) {
         if !cx.is_checked() {
             return;
         }
@@ -295,8 +297,8 @@ impl RepTable {
         let excused = |(vport, ty): &&(Vport, RepType)| {
             ops[ty.index()].is_none() || listed(*vport, *ty) || listed(Vport::Uplink, *ty)
         };
-        let has = self.loaded_reps();
-        let lost: Vec<_> = had.difference(&has).filter(|rep| !excused(rep)).collect();
+        let loaded = self.loaded_reps();
+        let lost: Vec<_> = loaded_before.difference(&loaded).filter(|rep| !excused(rep)).collect();
         cx.ensure(
             "unwind-own",
             || lost.is_empty(),
@@ -308,13 +310,13 @@ impl RepTable {
 /// See [`RepTable::before_load`].
 pub(super) struct BeforeLoad(Option<(Reps, Attempts)>);
 
-/// How often what is listed as failed has failed.
+/// The number of failed attempts of each representor that is listed as failed.
 type Attempts = BTreeMap<(Vport, RepType), u32>;
 
-/// What a command that fails leaves as it was.
+/// The state that a command must leave as it was if it fails.
 pub(crate) struct Before(Option<Ports>);
 
-/// The mode, the ports, how many of them are VFs, and which of these are bound.
+/// The mode, the ports, the number of VFs, the bound VFs, and the state of each vport.
 type Ports = (Mode, BTreeSet<Vport>, u16, BTreeSet<Vport>, BTreeMap<Vport, VportInfo>);
 
 impl Pf {
@@ -324,13 +326,13 @@ impl Pf {
         (mode, state.vports.keys().copied().collect(), state.num_vfs, bound.collect(), state.vports.clone())
     }
 
-    /// What there is before a command.
+    /// The state before a command, for [`Self::ensure_outcome`].
     pub(crate) fn before<L>(&self, cx: &Locked<'_, L>, state: &DevlinkState) -> Before {
         Before(cx.is_checked().then(|| self.ports_now(state)))
     }
 
-    /// A command under the devlink lock is about to return, and no operation on the mode is in progress.
-    /// If it failed, the mode, the ports and the VFs, bound and not, are as before.
+    /// Checks the outcome of a command under the devlink lock, before it returns: no operation on the mode is in
+    /// progress, and if the command failed, the mode, the ports and the VFs, bound and not, are as before.
     #[track_caller]
     pub(crate) fn ensure_outcome<L, T>(
         &self,
@@ -353,7 +355,7 @@ impl Pf {
             || in_progress.is_none(),
             || format!("{}: a command ends with an operation in progress", self.address()),
         );
-        // The uplink has its representor in the table before it has a port, and after.
+        // The uplink's representor is in the table for longer than the uplink has a port.
         let ports: BTreeSet<Vport> = now.1.iter().copied().chain([Vport::Uplink]).collect();
         cx.ensure(
             "true-success",
@@ -364,8 +366,8 @@ impl Pf {
         self.ensure_published(cx, state, now.0);
     }
 
-    /// The mode is this, and so is what comes with it: in switchdev mode every port has its netdev
-    /// representor, in legacy mode nothing is loaded.
+    /// Checks that the E-Switch has this mode and what belongs to it: in switchdev mode a forwarding database, in
+    /// legacy mode neither that, nor loaded representors, nor SFs.
     #[track_caller]
     pub(crate) fn ensure_mode<L>(&self, cx: &Locked<'_, L>, state: &DevlinkState, mode: Mode) {
         if !cx.is_checked() {
@@ -396,8 +398,7 @@ impl Pf {
         }
     }
 
-    /// These ports are there, or are not, with their representors: netdev representors if the mode is
-    /// switchdev.
+    /// Checks that these ports exist, or do not exist, each with its netdev representor if the mode is switchdev.
     #[track_caller]
     pub(crate) fn ensure_ports<L>(&self, cx: &Locked<'_, L>, state: &DevlinkState, vports: &[Vport], there: bool) {
         if !cx.is_checked() {
@@ -421,7 +422,7 @@ impl Pf {
         }
     }
 
-    /// It is bound: its function and its netdev are there.
+    /// Checks of a bound PF that its function and its netdev exist.
     #[track_caller]
     pub(crate) fn ensure_up<L>(&self, cx: &Locked<'_, L>) {
         let there = || self.shared.made_of(|resource| resource.pf() == self.index());
@@ -433,7 +434,7 @@ impl Pf {
         );
     }
 
-    /// Nothing is left of it.
+    /// Checks of an unbound PF that nothing of it is left.
     #[track_caller]
     pub(crate) fn ensure_gone<L>(&self, cx: &Locked<'_, L>) {
         if !cx.is_checked() {

@@ -1,4 +1,4 @@
-//! Vports: enabling and disabling VFs, by `sriov_numvfs` and by the host of a DPU.
+//! Enables and disables the vports of VFs, for `sriov_numvfs` and for the host of a DPU.
 
 use std::sync::Arc;
 
@@ -15,11 +15,11 @@ use crate::lock_order::Devlink;
 use crate::vf::VfInfo;
 
 impl Pf {
-    /// `sriov_numvfs`: from 0 to n and from n to 0. Setting the number there is succeeds.
+    /// Sets `sriov_numvfs` from 0 to n, or from n to 0. Setting the present number succeeds.
     ///
     /// # Errors
-    /// ERANGE over `sriov_totalvfs`; EBUSY from n to m, as the kernel's ABI has it; or the first thing
-    /// that failed, with nothing changed.
+    /// ERANGE: n is over `sriov_totalvfs`. EBUSY: from n to m, as in the kernel's ABI
+    /// (`Documentation/ABI/testing/sysfs-bus-pci`). Or the first failure, with nothing changed.
     pub(crate) fn set_num_vfs(
         self: &Arc<Self>,
         state: &mut DevlinkState,
@@ -65,15 +65,15 @@ impl Pf {
             self.ensure_ports(cx, state, &vfs(n..current), false);
         }
         self.shared.lag.release(cx);
-        // Raising the generation may have made work stale that is still wanted.
+        // The new generation may have made work stale that must still be done.
         self.want_reconcile(cx);
         result
     }
 
-    /// Brings the VFs of a DPU's host to what the host has enabled now, whatever there was before.
+    /// Enables or disables vports of a DPU until they match the VFs that its host has enabled.
     ///
     /// # Errors
-    /// The first thing that failed; what could be done was.
+    /// The first failure. Everything else has been done.
     pub(crate) fn follow_host_vfs(
         self: &Arc<Self>,
         state: &mut DevlinkState,
@@ -88,7 +88,7 @@ impl Pf {
         let mut result = Ok(());
         if wanted > current {
             let new: Vec<Vport> = (current..wanted).map(Vport::Vf).collect();
-            // All ports or none: a count says which there are.
+            // Either all ports are added or none, as a count says which VFs have ports.
             result = self.enable_vports(state, cx, mode, &new, None, LoadPolicy::Lenient);
             if !state.vports.contains_key(&Vport::Vf(current)) {
                 return result;
@@ -102,11 +102,11 @@ impl Pf {
         result
     }
 
-    /// Makes ports, gives them representors, and in switchdev mode loads these.
+    /// Adds ports with their representors, and in switchdev mode loads these.
     ///
     /// # Errors
-    /// A port could not be made: none is there. Or a load failed: under [`LoadPolicy::Strict`] none is
-    /// there either.
+    /// A port could not be made: no port is added. Or a load failed: under [`LoadPolicy::Strict`] no port is added
+    /// either.
     pub(crate) fn enable_vports(
         &self,
         state: &mut DevlinkState,
@@ -116,7 +116,7 @@ impl Pf {
         sfnum: Option<SfNum>,
         policy: LoadPolicy,
     ) -> Result<()> {
-        let infos: Vec<VportInfo> = vports.iter().map(|vport| self.starts_as(state, *vport)).collect();
+        let infos: Vec<VportInfo> = vports.iter().map(|vport| self.initial_info(state, *vport)).collect();
         self.make_ports(cx, vports, &infos, sfnum)?;
         state.vports.extend(vports.iter().copied().zip(infos));
         let loaded = self.eswitch.with_representors(cx, |table, cx| {
@@ -144,13 +144,13 @@ impl Pf {
         loaded
     }
 
-    /// What a vport is when it is enabled.
-    fn starts_as(&self, state: &DevlinkState, vport: Vport) -> VportInfo {
+    /// The state of a vport when it is enabled: the state that was kept for it, or a new one.
+    fn initial_info(&self, state: &DevlinkState, vport: Vport) -> VportInfo {
         let vf = matches!(vport, Vport::Vf(_)).then(|| VfInfo::new(state.autoprobe));
         state.kept.get(&vport).cloned().unwrap_or_else(|| VportInfo::new(self.mac_of(vport), vf))
     }
 
-    /// Makes ports, and with them the netdevs of VFs that are bound: one batch, however many there are.
+    /// Makes ports, and the netdevs of those VFs that are bound, in one batch.
     fn make_ports(
         &self,
         cx: &mut Locked<'_, Devlink>,
@@ -168,7 +168,7 @@ impl Pf {
         self.shared.create_all(cx, &ports.chain(netdevs).collect::<Vec<_>>())
     }
 
-    /// Unloads the representors of vports and unmakes their ports.
+    /// Unloads the representors of vports and removes their ports.
     pub(crate) fn disable_vports(
         &self,
         state: &mut DevlinkState,

@@ -1,9 +1,8 @@
 //! The E-Switch's work queue and its generation.
 //!
-//! A work item remembers the generation it was queued in; what is stale when its turn comes changes
-//! nothing. Whoever raises the generation for anything but teardown marks the queue for a reconcile,
-//! so what was dropped is done after all. Marks and retries carry no generation: they are about what
-//! is, not about what was.
+//! A work item has the generation in which it was queued. An item that is stale when its turn comes changes nothing.
+//! Every operation that raises the generation, except teardown, marks the queue for a reconcile, which does the work of
+//! the dropped items. Marks and retries have no generation, as they concern the present state.
 
 use std::sync::Arc;
 
@@ -17,12 +16,12 @@ use crate::ids::PfIndex;
 use crate::lock_order::WorkQueue as WorkQueueClass;
 use crate::queue::{Next, Queue};
 
-/// What can be queued.
+/// A work item.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Work {
-    /// Ops were registered: load what should be loaded.
+    /// Ops were registered: loads what should now be loaded.
     LoadReps,
-    /// The host changed its functions.
+    /// The host of a DPU changed its functions.
     HostFunctions,
 }
 
@@ -35,7 +34,7 @@ impl Work {
     }
 }
 
-/// The mark that asks for a reconcile.
+/// The mark that requests a reconcile.
 const RECONCILE: u8 = 1;
 
 /// The queue.
@@ -52,40 +51,46 @@ impl WorkQueue {
         Self { queue, generation: AtomicU64::new(0), map: WaitMap::new(), stated }
     }
 
-    /// Queues work; may wait, may allocate.
+    /// Queues work. May wait and allocate.
+    ///
+    /// # Errors
+    /// There is no memory for the item.
     pub fn queue<L: MayWait>(&self, cx: &mut Locked<'_, L>, work: Work) -> Result<()> {
         self.queue.push(cx, (work, self.generation.load()))
     }
 
-    /// Queues work; if that fails, leaves a mark that does the same.
+    /// Queues work. If that fails, marks the queue for a reconcile, which has the same effect.
     pub fn queue_or_mark<L: MayWait>(&self, cx: &mut Locked<'_, L>, work: Work) {
         if self.queue(cx, work).is_err() {
             self.mark_reconcile(cx);
         }
     }
 
-    /// Queues work from where nothing may wait or allocate. On failure a mark has been left.
+    /// Queues work in a context that must not wait or allocate.
+    ///
+    /// # Errors
+    /// There is no memory for the item. The queue has been marked for a reconcile.
     pub fn queue_atomic<L>(&self, cx: &mut Locked<'_, L>, work: Work) -> Result<()> {
         self.queue.push_atomic(cx, (work, self.generation.load()), RECONCILE)
     }
 
-    /// Asks for a reconcile. Cannot fail.
+    /// Marks the queue for a reconcile. Cannot fail.
     pub fn mark_reconcile<L>(&self, cx: &mut Locked<'_, L>) {
         self.queue.mark(cx, RECONCILE);
     }
 
-    /// Makes what was queued until now stale. The caller then stirs the devlink lock's waiters.
+    /// Makes all queued work stale. The caller then wakes the waiters of the devlink lock.
     fn raise_generation<L>(&self, cx: &Locked<'_, L>) {
         self.generation.fetch_add(1);
         self.stated.note_generation(cx);
     }
 
-    /// The queue itself, for those who wait for it or look at it.
+    /// The queue itself, for callers that wait for it or inspect it.
     pub fn inner(&self) -> &Queue<(Work, u64)> {
         &self.queue
     }
 
-    /// Says that the thread is about to wait for what runs here.
+    /// Declares to the lock checker that the thread is about to wait for work of this queue.
     #[track_caller]
     pub fn about_to_drain<P: LockBefore<WorkQueueClass>>(&self, cx: &mut Locked<'_, P>) {
         self.map.drain(cx);
@@ -93,13 +98,13 @@ impl WorkQueue {
 }
 
 impl Pf {
-    /// Raises the generation and wakes whoever of the handlers waits.
+    /// Raises the generation, and wakes the handler if it waits for the devlink lock.
     pub(crate) fn raise_generation<L>(&self, cx: &mut Locked<'_, L>) {
         self.eswitch.work.raise_generation(cx);
         self.devlink.stir(cx);
     }
 
-    /// Serves the queue until it is closed: the body of its thread.
+    /// Serves the queue until it is closed. This is the body of its thread.
     pub(crate) fn serve_work(self: &Arc<Self>, cx: &mut Locked<'_, Unlocked>) {
         let work = &self.eswitch.work;
         let since = HistoryMark::now();
@@ -113,8 +118,8 @@ impl Pf {
         }
     }
 
-    /// Work of an older generation is dropped: before the lock, while waiting for it, and once it is
-    /// had.
+    /// Does work under the devlink lock. Work of an older generation is dropped: before the lock is taken, while
+    /// waiting for it, and once it is held.
     fn do_work(self: &Arc<Self>, cx: &mut Locked<'_, WorkQueueClass>, work: Work, generation: u64) {
         let queue = &self.eswitch.work;
         let stale =

@@ -48,7 +48,7 @@ impl Bench {
         view.ports.iter().filter(|p| p.reps[ty as usize] == RepState::Loaded).count()
     }
 
-    /// Settles, checks every invariant, shuts down, checks that nothing is left.
+    /// Settles, checks every invariant, shuts the card down, and checks that nothing is left.
     pub fn end(self, cx: &mut Locked<'_, Unlocked>) {
         self.engine.settle(cx, true);
         assert_eq!(self.engine.check(cx), []);

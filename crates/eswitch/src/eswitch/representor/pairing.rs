@@ -1,9 +1,9 @@
-//! Pairing, as representors see it: which peers' E-Switches theirs is paired with.
+//! Notifies representors of pairing: of the peers with whose E-Switches theirs is paired.
 //!
-//! E-Switches are paired under the devcom component, one table at a time, with the representor lock not
-//! held. The table keeps which peers those are, so that a representor that is loaded later, under the
-//! representor lock alone, is told as it is loaded. Each row keeps what was told: a loaded representor
-//! whose driver takes pairing knows the pairings there are, and one that is not loaded knows none.
+//! E-Switches are paired under the devcom component, one table at a time, with the representor lock not held. The table
+//! keeps the peers, so that a representor that is loaded later, under the representor lock alone, is notified when it
+//! is loaded. Each row keeps which notifications were delivered: a loaded representor whose driver takes pairing knows
+//! the present pairings, and one that is not loaded knows none.
 
 use lockdep::Locked;
 
@@ -15,47 +15,47 @@ use crate::ids::{PfIndex, PfSet, RepType, Vport};
 use crate::lock_order::{RepCallback, Representors};
 
 impl Rep {
-    /// Tells one representor, and notes what it knows now.
-    fn tell(
+    /// Notifies one representor, and notes what it knows now.
+    fn notify(
         &mut self,
         cx: &mut Locked<'_, RepCallback>,
         ops: &dyn RepOps,
         ty: RepType,
         event: RepEvent,
     ) -> Result<(), CardError> {
-        let told = ops.event(cx, self.vport, event);
+        let outcome = ops.event(cx, self.vport, event);
         let knows = &mut self.knows[ty.index()];
         match event {
-            RepEvent::Pair(peer) if told.is_ok() => knows.insert(peer),
+            RepEvent::Pair(peer) if outcome.is_ok() => knows.insert(peer),
             RepEvent::Pair(_) => {}
             RepEvent::Unpair(peer) => knows.remove(peer),
         }
-        told
+        outcome
     }
 
-    /// What it knows is taken back. Cannot fail, as unloading cannot.
-    fn tell_of_none(&mut self, cx: &mut Locked<'_, RepCallback>, ops: &dyn RepOps, ty: RepType) {
+    /// Notifies one representor that each pairing it knows has ended. Cannot fail, as unloading cannot.
+    fn withdraw_all(&mut self, cx: &mut Locked<'_, RepCallback>, ops: &dyn RepOps, ty: RepType) {
         for peer in self.knows[ty.index()].iter() {
-            let _ = self.tell(cx, ops, ty, RepEvent::Unpair(peer));
+            let _ = self.notify(cx, ops, ty, RepEvent::Unpair(peer));
         }
     }
 }
 
 impl RepTable {
-    /// The E-Switch is paired with a peer's: loaded representors are told.
+    /// Notifies loaded representors that the E-Switch was paired with a peer's.
     ///
     /// # Errors
-    /// The first that could not follow; those told before it have been told the opposite.
+    /// The error of the first representor that refused. Those that were notified before it have been notified of the
+    /// opposite.
     pub(crate) fn pair(&mut self, cx: &mut Locked<'_, Representors>, ops: &OpsTable, peer: PfIndex) -> Result<()> {
         self.peers.insert(peer);
-        for (ty, ops_of_type) in that_take_pairing(ops) {
-            let strangers =
-                self.reps.iter_mut().filter(|r| r.loaded[ty.index()] && !r.knows[ty.index()].contains(peer));
+        for (ty, ops_of_type) in ops_that_take_pairing(ops) {
+            let unaware = self.reps.iter_mut().filter(|r| r.loaded[ty.index()] && !r.knows[ty.index()].contains(peer));
             let mut cx_of_calls = cx.narrow();
-            let told = strangers
-                .map(|rep| rep.tell(&mut cx_of_calls, ops_of_type, ty, RepEvent::Pair(peer)))
+            let refused = unaware
+                .map(|rep| rep.notify(&mut cx_of_calls, ops_of_type, ty, RepEvent::Pair(peer)))
                 .find_map(Result::err);
-            if let Some(source) = told {
+            if let Some(source) = refused {
                 self.unpair(cx, ops, peer);
                 return Err(Error::Card {
                     operation: format!("pci/{}: pairing with pf{}", self.address, peer.0),
@@ -66,19 +66,19 @@ impl RepTable {
         Ok(())
     }
 
-    /// It is not paired any more: who knows of it is told. Cannot fail.
+    /// Notifies the representors that know of a pairing that it has ended. Cannot fail.
     pub(crate) fn unpair(&mut self, cx: &mut Locked<'_, Representors>, ops: &OpsTable, peer: PfIndex) {
         self.peers.remove(peer);
-        for (ty, ops) in that_take_pairing(ops) {
+        for (ty, ops) in ops_that_take_pairing(ops) {
             for rep in self.reps.iter_mut().filter(|rep| rep.knows[ty.index()].contains(peer)) {
-                let _ = rep.tell(&mut cx.narrow(), ops, ty, RepEvent::Unpair(peer));
+                let _ = rep.notify(&mut cx.narrow(), ops, ty, RepEvent::Unpair(peer));
             }
         }
     }
 
-    /// Representors of a type that have just been loaded are told of every pairing there is. Returns those
-    /// that could not follow: they know of none, and are not to stay loaded.
-    pub(super) fn introduce(
+    /// Notifies representors of a type that have just been loaded of every present pairing. Returns those that refused
+    /// one: they know of no pairing, and must not stay loaded.
+    pub(super) fn notify_pairings(
         &mut self,
         cx: &mut Locked<'_, RepCallback>,
         ops: &dyn RepOps,
@@ -90,26 +90,32 @@ impl RepTable {
         }
         let mut failed = Vec::new();
         for rep in rows(&mut self.reps, loaded) {
-            let told = self.peers.iter().try_for_each(|peer| rep.tell(cx, ops, ty, RepEvent::Pair(peer)));
-            if let Err(error) = told {
-                rep.tell_of_none(cx, ops, ty);
+            let outcome = self.peers.iter().try_for_each(|peer| rep.notify(cx, ops, ty, RepEvent::Pair(peer)));
+            if let Err(error) = outcome {
+                rep.withdraw_all(cx, ops, ty);
                 failed.push((rep.vport, error));
             }
         }
         failed
     }
 
-    /// Representors of a type that are about to be unloaded forget what they know.
-    pub(super) fn part(&mut self, cx: &mut Locked<'_, RepCallback>, ops: &dyn RepOps, ty: RepType, loaded: &[Vport]) {
+    /// Notifies representors of a type that are about to be unloaded that the pairings they know have ended.
+    pub(super) fn withdraw_pairings(
+        &mut self,
+        cx: &mut Locked<'_, RepCallback>,
+        ops: &dyn RepOps,
+        ty: RepType,
+        loaded: &[Vport],
+    ) {
         if self.peers.is_empty() || !ops.takes_pairing() {
             return;
         }
         for rep in rows(&mut self.reps, loaded) {
-            rep.tell_of_none(cx, ops, ty);
+            rep.withdraw_all(cx, ops, ty);
         }
     }
 
-    /// The representors that know of another pairing than this, which at rest are none.
+    /// The representors that know of other pairings than these. At rest there are none.
     pub(crate) fn misinformed(&self, ops: &OpsTable, paired: PfSet) -> Vec<(Vport, RepType)> {
         let takes = ops.each_ref().map(|ops| ops.as_ref().is_some_and(|ops| ops.takes_pairing()));
         let should_know = |rep: &Rep, ty: RepType| {
@@ -121,8 +127,8 @@ impl RepTable {
     }
 }
 
-/// The types whose driver takes pairing.
-fn that_take_pairing(ops: &OpsTable) -> impl Iterator<Item = (RepType, &dyn RepOps)> {
+/// The types whose driver takes pairing, with their ops.
+fn ops_that_take_pairing(ops: &OpsTable) -> impl Iterator<Item = (RepType, &dyn RepOps)> {
     let of_type = |ty: RepType| ops[ty.index()].as_deref().filter(|ops| ops.takes_pairing()).map(|ops| (ty, ops));
     RepType::ALL.into_iter().filter_map(of_type)
 }
@@ -143,17 +149,17 @@ mod tests {
     const PEERS: [PfIndex; 2] = [PfIndex(1), PfIndex(2)];
     const VFS: [Vport; 2] = [Vport::Vf(0), Vport::Vf(1)];
 
-    /// A driver that notes what it is called with.
+    /// A driver that notes its calls.
     struct Notes {
         calls: Mutex<CardState, Vec<String>>,
-        /// This one cannot follow a pairing with this peer.
+        /// This vport refuses a pairing with this peer.
         refuses: Option<(Vport, PfIndex)>,
     }
 
     impl Notes {
-        fn note<L>(&self, cx: &mut Locked<'_, L>, what: &str, vports: &[Vport]) {
+        fn note<L>(&self, cx: &mut Locked<'_, L>, call: &str, vports: &[Vport]) {
             let mut calls = self.calls.lock_leaf(cx);
-            calls.extend(vports.iter().map(|vport| format!("{what} {vport}")));
+            calls.extend(vports.iter().map(|vport| format!("{call} {vport}")));
         }
     }
 
@@ -177,14 +183,14 @@ mod tests {
         }
         fn identify(&self, _: &mut dyn Hasher) {}
         fn event(&self, cx: &mut Locked<'_, RepCallback>, vport: Vport, event: RepEvent) -> Result<(), CardError> {
-            let (what, peer) = match event {
+            let (call, peer) = match event {
                 RepEvent::Pair(peer) => ("pair", peer),
                 RepEvent::Unpair(peer) => ("unpair", peer),
             };
-            if what == "pair" && self.refuses == Some((vport, peer)) {
+            if call == "pair" && self.refuses == Some((vport, peer)) {
                 return Err(CardError::Planned("pair".into()));
             }
-            self.note(cx, &format!("{what} {}", peer.0), &[vport]);
+            self.note(cx, &format!("{call} {}", peer.0), &[vport]);
             Ok(())
         }
         fn protocol_device(&self, _: &mut Locked<'_, RepOpsClass>, _: Vport) -> Option<String> {
@@ -192,7 +198,8 @@ mod tests {
         }
     }
 
-    /// A table with an uplink that is loaded and VFs that are not; `f` is told what is called from then on.
+    /// Runs `f` with a table whose uplink is loaded and whose VFs are not. Its last argument returns the calls since
+    /// then.
     fn story(
         refuses: Option<(Vport, PfIndex)>,
         f: impl FnOnce(&mut RepTable, &mut Locked<'_, Representors>, &OpsTable, &dyn Fn() -> Vec<String>),
@@ -215,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_loaded_while_paired_is_told_and_who_is_unloaded_forgets() {
+    fn a_representor_is_notified_of_pairings_when_loaded_and_of_their_end_when_unloaded() {
         story(None, |table, cx, ops, calls| {
             table.pair(cx, ops, PEERS[0]).unwrap();
             assert_eq!(calls(), ["pair 1 uplink"]);
@@ -231,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pairing_that_one_cannot_follow_is_taken_back_from_the_others() {
+    fn a_pairing_that_one_representor_refuses_is_withdrawn_from_the_others() {
         story(Some((VFS[0], PEERS[1])), |table, cx, ops, calls| {
             table.load(cx, &Events::new(Vec::new()), ops, &VFS, LoadPolicy::Strict).unwrap();
             table.pair(cx, ops, PEERS[0]).unwrap();
@@ -243,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_loaded_and_cannot_follow_does_not_stay_loaded() {
+    fn a_loaded_representor_that_refuses_a_pairing_does_not_stay_loaded() {
         story(Some((VFS[0], PEERS[1])), |table, cx, ops, calls| {
             for peer in PEERS {
                 table.pair(cx, ops, peer).unwrap();
