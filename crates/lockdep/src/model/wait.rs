@@ -1,0 +1,91 @@
+//! Waiting for a notification, and notifying.
+
+use std::panic::Location;
+
+use super::history::HistoryMark;
+use super::lock::{Wrote, acquire, release};
+use super::point::{act, announce, point};
+use super::{OpKind, Touch};
+
+/// Waits for a notification, letting go of the lock meanwhile; with `timed`, or until the scheduler says
+/// that the time is up. Whether it was that.
+pub(crate) fn wait(
+    condvar: u32,
+    lock: u32,
+    timed: bool,
+    wrote: Wrote,
+    since: Option<HistoryMark>,
+    at: &'static Location<'static>,
+) -> bool {
+    act(|model, me, changes| {
+        model.happen(me, condvar, OpKind::Wait, at, 0);
+        model.objects[condvar as usize].waiters.push(me);
+        model.threads[me].then = Some(lock);
+        model.threads[me].waits_on = Some(condvar);
+        model.threads[me].expired = false;
+        let kind = if timed { OpKind::Expire } else { OpKind::Wait };
+        model.threads[me].pending = model.op(kind, condvar, at);
+        if timed {
+            model.arm(me);
+        } else {
+            changes.disable(model, me);
+        }
+    });
+    release(lock, false, wrote);
+    if let Some(since) = since {
+        since.forget(0, at);
+    }
+    point();
+    // Notified, with the lock to be had; or out of time.
+    let expired = act(|model, me, changes| {
+        let expired = model.threads[me].timer != 0;
+        if expired {
+            model.fired += 1;
+            model.threads[me].timer = 0;
+            model.threads[me].then = None;
+            model.threads[me].waits_on = None;
+            model.objects[condvar as usize].waiters.retain(|waiter| *waiter != me);
+            model.happen(me, condvar, OpKind::Expire, at, 0);
+        } else {
+            model.take(me, lock, OpKind::Acquire, changes);
+            model.happen(me, lock, OpKind::Acquire, at, 0);
+        }
+        expired
+    });
+    if expired {
+        acquire(lock, false, at);
+    }
+    expired
+}
+
+/// Wakes one waiter, the one that came first, or all of them.
+pub(crate) fn notify(condvar: u32, all: bool, at: &'static Location<'static>) {
+    if std::thread::panicking() {
+        return;
+    }
+    if !all {
+        announce(OpKind::Notify, condvar, at);
+    }
+    act(|model, me, changes| {
+        model.happen(me, condvar, OpKind::Notify, at, 0);
+        let waiters = &mut model.objects[condvar as usize].waiters;
+        let count = if all { waiters.len() } else { waiters.len().min(1) };
+        let woken: Vec<usize> = waiters.drain(..count).collect();
+        for thread in woken {
+            let lock = model.threads[thread].then.take().expect("who waits let go of a lock");
+            model.threads[thread].timer = 0;
+            model.threads[thread].waits_on = None;
+            // Who has woken it is no part of what it is about to do.
+            let waits_at = model.threads[thread].pending.at;
+            model.threads[thread].pending = model.op(OpKind::Acquire, lock, waits_at);
+            model.objects[lock as usize].wanted.push(thread);
+            if model.can_take(lock, OpKind::Acquire) {
+                changes.enable(model, thread);
+            } else {
+                let id = model.objects[lock as usize].id;
+                model.touched.push(Touch { thread: me, object: id, reads: false });
+                changes.disable(model, thread);
+            }
+        }
+    });
+}
