@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use lockdep::{Locked, Unlocked};
 
-use crate::campaign::{Options, Watch};
 use crate::columns::columns;
+use crate::options::{Options, Watch};
 use crate::program::{Program, Run, fingerprint};
 use crate::report::{Report, campaign, replay};
 use crate::story::Story;

@@ -38,12 +38,14 @@
 
 #![forbid(unsafe_code)]
 
+mod budget;
 mod campaign;
 mod closure;
 mod columns;
 mod faults;
 mod merge;
 mod minimise;
+mod options;
 mod orders;
 mod page;
 mod program;
@@ -61,11 +63,11 @@ mod validate;
 #[doc = include_str!("../README.md")]
 mod readme {}
 
-pub use campaign::{Options, Strategy, Watch};
 pub use closure::{Closure, check, check_with};
 pub use columns::columns;
 pub use faults::{Faults, Place};
 pub use merge::{MergeError, merge, read};
+pub use options::{Options, Strategy, Watch};
 pub use orders::{Orders, Shown};
 pub use page::{PageInfo, page};
 pub use program::{Part, Program, Run, StepId, Tool, fingerprint};

@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use lockdep::{Explore, Halt, Happening, What};
 use shuttle::scheduler::Scheduler;
 
-use crate::campaign::{Failure, Watch};
+use crate::campaign::Failure;
+use crate::options::Watch;
 use crate::program::{Part, Program, StepId};
 use crate::schedulers::{Bounded, Recorded, Replay};
 use crate::story::{Row, RowKind, Story, rows};

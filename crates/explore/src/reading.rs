@@ -161,6 +161,7 @@ impl Reading {
             RowKind::Write => format!("writes {what}"),
             RowKind::Wait => "waits for a notification".to_owned(),
             RowKind::Notify => "notifies who waits".to_owned(),
+            RowKind::Interrupt => "raises an interrupt, and runs its handler".to_owned(),
             RowKind::Expire => "sees its time run out".to_owned(),
             RowKind::Spawn => format!("starts {}", life()),
             RowKind::Join => format!("sees {} end", life()),

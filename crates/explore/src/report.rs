@@ -10,9 +10,11 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::campaign::{BudgetShare, Options, ScheduleBudget, Strategy, Tally, Watch, Worker};
+use crate::budget::{BudgetShare, ScheduleBudget};
+use crate::campaign::{Tally, Worker};
 use crate::faults::Faults;
 use crate::minimise::{Case, minimise, story, tell};
+use crate::options::{Options, Strategy, Watch};
 use crate::orders::{Orders, Shown};
 use crate::program::Program;
 use crate::story::Story;

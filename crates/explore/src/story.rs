@@ -125,6 +125,8 @@ pub enum RowKind {
     Wait,
     /// It wakes waiters.
     Notify,
+    /// It raises an interrupt, and runs the handler.
+    Interrupt,
     /// Its time-out fires.
     Expire,
     /// It starts a thread.
@@ -166,6 +168,7 @@ impl RowKind {
             OpKind::Write => Self::Write,
             OpKind::Wait => Self::Wait,
             OpKind::Notify => Self::Notify,
+            OpKind::Interrupt => Self::Interrupt,
             OpKind::Expire => Self::Expire,
             OpKind::Spawn => Self::Spawn,
             OpKind::Join => Self::Join,

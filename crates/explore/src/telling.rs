@@ -143,6 +143,11 @@ impl<P: Program> Teller<P> {
         came
     }
 
+    /// What is made to fail.
+    pub fn plan(&self) -> &[Place] {
+        &self.plan
+    }
+
     /// The program.
     pub fn program(&self) -> &P {
         &self.program

@@ -32,7 +32,7 @@ pub(crate) struct Known<L: RawLock> {
 
 impl<L: RawLock> Known<L> {
     pub fn new(lock: L, class: &'static ClassKey, rank: u32) -> Self {
-        Self { lock, model: Handle::new(class.name()), told: None, rank }
+        Self { lock, model: Handle::of_lock(class), told: None, rank }
     }
 
     /// An explorer is to be told what the lock, which is free, protects.
@@ -59,7 +59,10 @@ impl<L: RawLock> Known<L> {
         shared: bool,
         at: &'static Location<'static>,
     ) -> bool {
-        task.check(class, self.instance(), self.rank, how, at);
+        // A deadlock that happens here says more than a report that one is possible.
+        if !self.model.get().is_some_and(model::is_held_by_interrupted) {
+            task.check(class, self.instance(), self.rank, how, at);
+        }
         match self.model.get() {
             None => !crate::is_explored(),
             Some(object) => {

@@ -121,8 +121,9 @@ impl<'t, L> Locked<'t, L> {
     ///     assert!(matches!(domain.take_reports()[0].kind, ReportKind::Interrupted { .. }));
     /// });
     /// ```
+    #[track_caller]
     pub fn interrupt<R>(&mut self, section: impl FnOnce(&mut Locked<'_, AtomicContext>) -> R) -> R {
-        let _interrupt = self.task.enter_interrupt();
+        let _interrupt = self.task.enter_interrupt(Location::caller());
         self.atomic(section)
     }
 

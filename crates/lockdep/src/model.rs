@@ -22,6 +22,7 @@
 mod digest;
 mod halt;
 mod history;
+mod interrupt;
 mod lock;
 mod notes;
 mod object;
@@ -43,6 +44,7 @@ pub use op::{Happening, ObjectId, Op, OpKind, Touch, What};
 pub use thread::ThreadModel;
 
 pub(crate) use history::learns;
+pub(crate) use interrupt::{begin_handler, end_handler, is_held_by_interrupted, set_interrupts_off};
 pub(crate) use lock::{Wrote, acquire, release, set_tried, try_acquire};
 pub(crate) use object::{Handle, access, wrote};
 pub(crate) use thread::{STACK, join, live, me, sleep, spawn, thread_name};
@@ -55,6 +57,10 @@ use object::Object;
 /// One execution.
 #[derive(Debug, Default)]
 pub struct Model {
+    /// How many threads are about to raise an interrupt.
+    raising: usize,
+    /// How many interrupt handlers run.
+    handlers: usize,
     threads: Vec<ThreadModel>,
     objects: Vec<Object>,
     enabled: usize,
@@ -162,7 +168,7 @@ impl Model {
     /// A number for the state: where it is the same (but for a collision), the same can follow. It says
     /// nothing of which time-outs are the older ones.
     pub fn state(&self) -> u64 {
-        self.threads.iter().fold(self.held, |state, thread| {
+        self.threads.iter().fold(self.held.wrapping_add(self.handlers_state()), |state, thread| {
             let place = thread.waits_on.map_or(0, |condvar| {
                 let waiters = &self.objects[condvar as usize].waiters;
                 1 + waiters.iter().position(|waiter| self.threads[*waiter].id == thread.id).unwrap_or(waiters.len())
@@ -170,8 +176,11 @@ impl Model {
             let op = thread.pending;
             let about = (op.object.0 as u64) << 40 | u64::from(op.at.line()) << 16 | (op.kind as u64) << 8;
             let about = mix(about, (op.at.file().len() as u64) << 32 | u64::from(op.at.column()));
-            let flags = u64::from(thread.finished) | u64::from(thread.timer != 0) << 1 | (place as u64) << 2;
-            let flags = mix(flags, thread.created << 32 | thread.spawned);
+            let flags = u64::from(thread.finished)
+                | u64::from(thread.timer != 0) << 1
+                | u64::from(thread.has_acted) << 2
+                | (place as u64) << 3;
+            let flags = mix(flags ^ u64::from(thread.interrupts_off) << 48, thread.created << 32 | thread.spawned);
             state.wrapping_add(mix(mix(thread.id, thread.seen), mix(about, flags)))
         })
     }
@@ -179,6 +188,13 @@ impl Model {
     /// Whether the scheduler is not asked now.
     pub(crate) fn is_plain(&self) -> bool {
         self.plain
+    }
+
+    /// Whether the thread goes on by itself, so that to let another one run instead is a preemption: what it is about to do
+    /// can be done, and is neither to see a time-out fire nor to raise an interrupt, which may arrive later.
+    pub fn goes_on(&self, thread: usize) -> bool {
+        let t = &self.threads[thread];
+        t.enabled && t.timer == 0 && t.pending.kind != OpKind::Interrupt
     }
 
     /// The plain choice: the current thread if it can go on, else the first that can; of threads that wait

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use crate::class::ClassKey;
 use crate::domain::Domain;
+use crate::model;
 use crate::report::ReportKind;
 
 /// A lock as the checker names it: its address while it is held.
@@ -140,12 +141,22 @@ impl Task {
         }
     }
 
-    pub fn enter_interrupt(&self) -> InterruptSection<'_> {
-        InterruptSection::of(self, 0)
+    /// Begins an interrupt handler. To an explorer the interrupt arrives here, or later.
+    pub fn enter_interrupt(&self, at: &'static Location<'static>) -> InterruptSection<'_> {
+        let explored = crate::is_explored().then_some(model::end_handler as fn());
+        if explored.is_some() {
+            model::begin_handler(at);
+        }
+        InterruptSection::of(self, 0, explored)
     }
 
+    /// Begins a section with interrupts off.
     pub fn turn_interrupts_off(&self) -> InterruptSection<'_> {
-        InterruptSection::of(self, 1)
+        let explored = crate::is_explored().then_some((|| model::set_interrupts_off(false)) as fn());
+        if explored.is_some() {
+            model::set_interrupts_off(true);
+        }
+        InterruptSection::of(self, 1, explored)
     }
 
     pub fn enter_atomic(&self) -> AtomicSection<'_> {
@@ -228,20 +239,29 @@ impl Drop for AtomicSection<'_> {
     }
 }
 
-pub(crate) struct InterruptSection<'t>(&'t Task, [u32; 2]);
+/// The thread is in an interrupt handler, or in a section with interrupts off, for as long as this lives.
+pub(crate) struct InterruptSection<'t> {
+    task: &'t Task,
+    before: [u32; 2],
+    /// Explored, what ends the section in the model.
+    explored: Option<fn()>,
+}
 
 impl<'t> InterruptSection<'t> {
-    fn of(task: &'t Task, which: usize) -> Self {
+    fn of(task: &'t Task, which: usize, explored: Option<fn()>) -> Self {
         let before = task.interrupts.get();
         let mut now = before;
         now[which] += 1;
         task.interrupts.set(now);
-        Self(task, before)
+        Self { task, before, explored }
     }
 }
 
 impl Drop for InterruptSection<'_> {
     fn drop(&mut self) {
-        self.0.interrupts.set(self.1);
+        self.task.interrupts.set(self.before);
+        if let Some(end) = self.explored {
+            end();
+        }
     }
 }

@@ -44,6 +44,10 @@ impl Objects {
     const ALL: Self = Self { touched: [u64::MAX; WORDS], written: [u64::MAX; WORDS] };
 
     fn add(&mut self, touch: &Touch) {
+        if touch.object == ObjectId::EVERYTHING {
+            *self = Self::ALL;
+            return;
+        }
         let bit = touch.object.index() % (64 * WORDS);
         let one = 1 << (bit % 64);
         self.touched[bit / 64] |= one;
@@ -521,8 +525,7 @@ impl Scheduler for Bounded {
                 return Some(TaskId::from(next));
             }
             let current = current.map(usize::from);
-            let current =
-                current.filter(|thread| model.threads()[*thread].is_enabled() && model.timer(*thread).is_none());
+            let current = current.filter(|thread| model.goes_on(*thread));
             let mut node = self.spare.pop().unwrap_or_default();
             node.begin(current.map(|thread| thread as u8), mark);
             choices(model, runnable, node.current, &mut node.choices);

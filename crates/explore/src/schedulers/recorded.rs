@@ -124,7 +124,7 @@ impl Returns {
     /// Why the schedule ends here, if everything is as it was at an earlier point and neither a preemption nor time has
     /// passed since.
     fn at(&mut self, model: &Model, runnable: &[&Task], current: Option<usize>, chosen: usize) -> Option<Halt> {
-        let current = current.filter(|thread| model.threads()[*thread].is_enabled() && model.timer(*thread).is_none());
+        let current = current.filter(|thread| model.goes_on(*thread));
         if current.is_none() {
             let (state, step) = (state(model, runnable), model.steps());
             let point = Point { state, spent: self.spent, fired: model.fired(), step };
@@ -167,7 +167,7 @@ impl Scheduler for Replay {
             Some(chosen)
         })?;
         if let Some(current) = current.filter(|current| *current != chosen) {
-            let preempts = look(|model| model.threads()[current].is_enabled() && model.timer(current).is_none());
+            let preempts = look(|model| model.goes_on(current));
             if preempts {
                 let by = look(|model| model.threads()[chosen].name.clone());
                 lockdep::note("preempted", || by);

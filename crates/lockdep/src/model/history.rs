@@ -12,6 +12,7 @@ pub(crate) fn learns(what: u64) {
     try_look(|model| {
         let me = model.current;
         model.touched.push(Touch { thread: me, object: intern(1), reads: false });
+        model.note_act(me);
         model.threads[me].seen = mix(mix(model.threads[me].seen, what), 6);
     });
 }

@@ -3,6 +3,7 @@
 use std::panic::Location;
 
 use super::digest::mix;
+use super::interrupt::stop_before_release;
 use super::point::{Changes, act, announce, point};
 use super::{Model, OpKind, Touch, What, look, try_look};
 
@@ -33,7 +34,7 @@ impl Model {
         } else {
             o.owner = Some(me);
         }
-        self.threads[me].holds += 1;
+        self.note_held(me, object, true);
         self.settle(object, changes);
     }
 }
@@ -47,6 +48,7 @@ pub(crate) fn acquire(object: u32, shared: bool, at: &'static Location<'static>)
             let id = model.objects[object as usize].id;
             model.touched.push(Touch { thread: me, object: id, reads: shared });
             changes.disable(model, me);
+            model.stop_if_interrupted(object, at);
         }
     });
     point();
@@ -84,17 +86,21 @@ pub(crate) enum Wrote {
 
 /// Lets go of a lock. `wrote`: what it protects was lent out for writing; and what it is now, if that is told.
 pub(crate) fn release(object: u32, shared: bool, wrote: Wrote) {
-    let tried = try_look(|model| model.objects.get(object as usize).is_some_and(|o| o.tried)).unwrap_or(false);
-    if tried && !std::thread::panicking() {
-        let at = look(|model| model.objects[object as usize].at);
-        announce(OpKind::Release, object, at);
-        act(|model, me, _| model.happen(me, object, OpKind::Release, at, 0));
-    }
+    let is_recorded = stop_before_release(object);
+    let_go(object, shared, wrote, is_recorded);
+}
+
+/// Lets go of a lock, without a stop before it. `is_recorded`: there was one.
+pub(super) fn let_go(object: u32, shared: bool, wrote: Wrote, is_recorded: bool) {
     let mut changes = Changes::default();
     try_look(|model| {
         let me = model.current;
-        let Some(o) = model.objects.get_mut(object as usize) else { return };
-        model.threads[me].holds = model.threads[me].holds.saturating_sub(1);
+        if model.objects.len() <= object as usize {
+            return;
+        }
+        model.note_held(me, object, false);
+        let o = &mut model.objects[object as usize];
+        let tried = o.tried;
         if shared {
             o.readers = o.readers.saturating_sub(1);
         } else {
@@ -122,7 +128,7 @@ pub(crate) fn release(object: u32, shared: bool, wrote: Wrote) {
             Wrote::Value(value) => model.wrote(me, object, Some(value)),
         }
         model.settle(object, &mut changes);
-        if !tried && model.happenings.is_some() {
+        if !is_recorded && model.happenings.is_some() {
             let op = model.op(OpKind::Release, object, model.objects[object as usize].at);
             model.record(me, || What::Op(op));
         }

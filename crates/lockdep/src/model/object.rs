@@ -6,6 +6,7 @@ use std::panic::Location;
 use super::digest::{digest, mix};
 use super::point::{act, announce};
 use super::{Model, NAMES, ObjectId, Op, OpKind, Touch, What, try_look};
+use crate::class::ClassKey;
 
 #[derive(Debug)]
 pub(super) struct Object {
@@ -27,13 +28,18 @@ pub(super) struct Object {
     pub(super) gone: bool,
     /// Where its last taking is among what was touched, and in which step that was.
     pub(super) taken: (usize, usize),
+    /// It is a leaf lock that is held with interrupts on, so that a handler that waits for it may have interrupted its
+    /// holder.
+    pub(super) is_interruptible_leaf: bool,
+    /// It is a lock that is held with interrupts off.
+    pub(super) has_interrupts_off: bool,
     /// Some thread may try it: letting go of it is an operation of its own.
     pub(super) tried: bool,
 }
 
 pub(super) fn intern(key: u64) -> ObjectId {
     NAMES.with_borrow_mut(|names| {
-        let next = u16::try_from(names.len()).unwrap_or(u16::MAX);
+        let next = u16::try_from(names.len()).unwrap_or(u16::MAX).min(u16::MAX - 1);
         ObjectId(*names.entry(key).or_insert(next))
     })
 }
@@ -57,6 +63,8 @@ impl Model {
             role: None,
             gone: false,
             taken: (usize::MAX, 0),
+            is_interruptible_leaf: false,
+            has_interrupts_off: false,
             tried: false,
         };
         self.held = self.held.wrapping_add(mix(key, holds));
@@ -121,10 +129,15 @@ impl Model {
         if kind != OpKind::Try || outcome != 0 {
             o.at = at;
         }
+        let (key, is_interruptible_leaf) = (o.key, o.is_interruptible_leaf);
         self.touched.push(Touch { thread: me, object: o.id, reads });
+        // Whether to notify is an act depends on who is woken by it, and a leaf lock's own operations are none.
+        if kind != OpKind::Notify && !is_interruptible_leaf {
+            self.note_act(me);
+        }
         let thread = &mut self.threads[me];
         thread.ops += 1;
-        thread.seen = mix(mix(thread.seen, mix(o.key, found)), kind as u64 | outcome << 8);
+        thread.seen = mix(mix(thread.seen, mix(key, found)), kind as u64 | outcome << 8);
         if self.happenings.is_some() {
             let op = Op { done: kind != OpKind::Try || outcome != 0, ..self.op(kind, object, at) };
             self.record(me, || What::Op(op));
@@ -154,6 +167,20 @@ impl Handle {
         }
         let at = Location::caller();
         Self(Some(act(|model, me, _| (model.add_object(me, label, at), model.epoch))))
+    }
+
+    /// Makes an object for a lock of a class.
+    #[track_caller]
+    pub fn of_lock(class: &'static ClassKey) -> Self {
+        let handle = Self::new(class.name());
+        if let Some(object) = handle.get() {
+            act(|model, _, _| {
+                let o = &mut model.objects[object as usize];
+                o.has_interrupts_off = class.has_interrupts_off();
+                o.is_interruptible_leaf = class.is_leaf() && !o.has_interrupts_off;
+            });
+        }
+        handle
     }
 
     /// Which; none: there is no explorer.

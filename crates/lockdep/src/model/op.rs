@@ -21,6 +21,8 @@ pub enum OpKind {
     Notify,
     /// Waits for a notification; happens with the lock that is let go of.
     Wait,
+    /// Raises an interrupt, whose handler it runs.
+    Interrupt,
     /// Its time-out fires.
     Expire,
     /// Starts a thread.
@@ -38,6 +40,9 @@ pub enum OpKind {
 pub struct ObjectId(pub(super) u16);
 
 impl ObjectId {
+    /// Every object, in a [`Touch`]: the step depends on every other one, whatever that touches.
+    pub const EVERYTHING: Self = Self(u16::MAX);
+
     /// A small number, the same for the same object in every schedule of this OS thread's
     /// explorations.
     pub fn index(self) -> usize {

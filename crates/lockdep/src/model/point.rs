@@ -78,6 +78,7 @@ pub(super) fn point() {
         let done = look(|model| {
             model.current = me;
             model.steps += 1;
+            model.note_step_for_handlers(me);
             if model.steps > BOUND.get() && model.halt.is_none() {
                 model.stop(Halt::TooLong(model.steps));
             }

@@ -10,6 +10,7 @@ use shuttle_engine::runtime::thread::switch;
 use shuttle_engine::thread_support::thread_fn;
 
 use super::digest::mix;
+use super::interrupt::Handler;
 use super::object::intern;
 use super::point::{Changes, act, point};
 use super::{Halt, Model, ObjectId, Op, OpKind, Touch, What, look, note, try_look};
@@ -38,6 +39,14 @@ pub struct ThreadModel {
     pub(super) seen: u64,
     /// The locks it holds.
     pub(super) holds: u32,
+    /// Of these the leaf locks that it holds with interrupts on, unless something else has turned them off.
+    pub(super) leaves: u32,
+    /// It has done something that others can see since it took such a lock.
+    pub(super) has_acted: bool,
+    /// The sections with interrupts off that it is in: handlers and locks taken with interrupts off among them.
+    pub(super) interrupts_off: u32,
+    /// The interrupt handlers that it runs, one on top of the other.
+    pub(super) handlers: Vec<Handler>,
     /// The condition variable it waits on without having been notified.
     pub(super) waits_on: Option<u32>,
     pub(super) ops: u32,
@@ -82,6 +91,10 @@ impl Model {
             expired: false,
             seen,
             holds: 0,
+            leaves: 0,
+            has_acted: false,
+            interrupts_off: 0,
+            handlers: Vec::new(),
             waits_on: None,
             ops: 0,
             born: at,
@@ -103,6 +116,7 @@ impl Model {
         // Whoever has waited for a thread's end has what came of it.
         let found = if kind == OpKind::Join { mix(id, seen) } else { id };
         self.touched.push(Touch { thread: me, object, reads: false });
+        self.note_act(me);
         let thread = &mut self.threads[me];
         thread.ops += 1;
         thread.seen = mix(mix(thread.seen, found), kind as u64);

@@ -3,7 +3,8 @@
 use std::panic::Location;
 
 use super::history::HistoryMark;
-use super::lock::{Wrote, acquire, release};
+use super::interrupt::stop_before_release;
+use super::lock::{Wrote, acquire, let_go};
 use super::point::{act, announce, point};
 use super::{OpKind, Touch};
 
@@ -17,6 +18,7 @@ pub(crate) fn wait(
     since: Option<HistoryMark>,
     at: &'static Location<'static>,
 ) -> bool {
+    let is_recorded = stop_before_release(lock);
     act(|model, me, changes| {
         model.happen(me, condvar, OpKind::Wait, at, 0);
         model.objects[condvar as usize].waiters.push(me);
@@ -31,7 +33,7 @@ pub(crate) fn wait(
             changes.disable(model, me);
         }
     });
-    release(lock, false, wrote);
+    let_go(lock, false, wrote, is_recorded);
     if let Some(since) = since {
         since.forget(0, at);
     }
@@ -73,6 +75,9 @@ pub(crate) fn notify(condvar: u32, all: bool, at: &'static Location<'static>) {
         let woken: Vec<usize> = waiters.drain(..count).collect();
         for thread in woken {
             let lock = model.threads[thread].then.take().expect("who waits let go of a lock");
+            if model.objects[lock as usize].owner != Some(me) {
+                model.note_act(me);
+            }
             model.threads[thread].timer = 0;
             model.threads[thread].waits_on = None;
             // Who has woken it is no part of what it is about to do.
