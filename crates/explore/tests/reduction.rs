@@ -24,6 +24,7 @@ lock_classes! {
     leaf Slot = "slot";
     leaf Thing = "thing";
     leaf Count = "count";
+    leaf irq Safe = "safe";
 }
 
 lock_order! {
@@ -63,6 +64,14 @@ enum Do {
     /// Notes the count, does these, and waits until it has moved.
     Await(Vec<Do>),
     Advance,
+    /// Raises an interrupt, whose handler does these.
+    Interrupt(Vec<Do>),
+    /// Does these with interrupts off.
+    Off(Vec<Do>),
+    /// Does these with the flag's lock held, and writes the flag.
+    WithFlag(Vec<Do>),
+    /// Counts under a lock that is taken with interrupts off.
+    Safe,
     /// Forgets everything up to here.
     Forget,
 }
@@ -77,6 +86,7 @@ struct World {
     flag: Mutex<Flag, u64>,
     slot: Mutex<Slot, Arc<Mutex<Thing, u64>>>,
     count: EventCount<Count>,
+    safe: Mutex<Safe, u64>,
 }
 
 /// One thread replaces what another still uses.
@@ -88,7 +98,9 @@ fn thing() -> Arc<Mutex<Thing, u64>> {
 type Log = Vec<u64>;
 
 impl World {
-    fn new() -> Self {
+    /// With `every_stop`, threads stop wherever an interrupt can land, whether or not the explorer needs that.
+    fn new(every_stop: bool) -> Self {
+        let flag = Mutex::new(0).with_state_digest(digest);
         Self {
             a: Mutex::new(0).tried(),
             b: Mutex::new(0),
@@ -96,9 +108,11 @@ impl World {
             cells: [AtomicU64::new(0), AtomicU64::new(0)],
             state: Mutex::new(0),
             moved: Condvar::new(),
-            flag: Mutex::new(0).with_state_digest(digest),
+            // Letting go of a lock that may be tried is a step of its own.
+            flag: if every_stop { flag.tried() } else { flag },
             slot: Mutex::new(thing()).with_state_digest(digest),
             count: EventCount::new(),
+            safe: Mutex::new(0),
         }
     }
 
@@ -107,11 +121,8 @@ impl World {
         let mut at_hand = None;
         for (at, step) in steps.iter().enumerate() {
             match step {
-                Do::Flip(to) => {
-                    let mut flag = self.flag.lock_leaf(cx);
-                    log.push(*flag);
-                    *flag = to.unwrap_or(1 - *flag);
-                }
+                Do::Interrupt(steps) => cx.interrupt(|cx| self.leaves(cx, me, steps, log)),
+                Do::Off(steps) => cx.interrupts_off(|cx| self.leaves(cx, me, steps, log)),
                 Do::Blindly => without_history(|| {
                     let mut flag = self.flag.lock_leaf(cx);
                     *flag = 1 - *flag;
@@ -187,6 +198,31 @@ impl World {
                     self.moved.notify_all();
                 }
                 Do::Sleep => Deadline::after(Duration::from_secs(1)).sleep(cx),
+                step => self.leaves(cx, me, std::slice::from_ref(step), log),
+            }
+        }
+    }
+
+    /// What takes leaf locks only, as an interrupt handler may.
+    fn leaves<P>(&self, cx: &mut Locked<'_, P>, me: u64, steps: &[Do], log: &mut Log) {
+        for step in steps {
+            match step {
+                Do::Flip(to) => {
+                    let mut flag = self.flag.lock_leaf(cx);
+                    log.push(*flag);
+                    *flag = to.unwrap_or(1 - *flag);
+                }
+                Do::WithFlag(steps) => {
+                    let mut flag = self.flag.lock_leaf(cx);
+                    log.push(*flag);
+                    self.simple(me, steps, log);
+                    *flag = 1 - *flag;
+                }
+                Do::Safe => {
+                    let mut safe = self.safe.lock_leaf(cx);
+                    log.push(*safe);
+                    *safe = *safe * 3 + me;
+                }
                 step => self.simple(me, std::slice::from_ref(step), log),
             }
         }
@@ -238,7 +274,9 @@ impl World {
         let state = *self.state.lock_leaf(cx);
         let thing = Arc::clone(&*self.slot.lock_leaf(cx));
         let thing = *thing.lock_leaf(cx);
-        vec![a, b, c, self.cells[0].load(), self.cells[1].load(), state, *self.flag.lock_leaf(cx), thing]
+        let flag = *self.flag.lock_leaf(cx);
+        let safe = *self.safe.lock_leaf(cx);
+        vec![a, b, c, self.cells[0].load(), self.cells[1].load(), state, flag, thing, safe]
     }
 }
 
@@ -247,10 +285,10 @@ type Outcome = Result<Vec<Log>, String>;
 
 /// Every outcome that the search meets, and in how many schedules.
 fn outcomes(program: &[Vec<Do>], bound: u8, reduce: bool) -> (BTreeSet<Outcome>, u64) {
-    met_by(Bounded::new(bound, reduce), program)
+    met_by(Bounded::new(bound, reduce), program, false)
 }
 
-fn met_by(search: Bounded, program: &[Vec<Do>]) -> (BTreeSet<Outcome>, u64) {
+fn met_by(search: Bounded, program: &[Vec<Do>], every_stop: bool) -> (BTreeSet<Outcome>, u64) {
     let search = Shared::new(search);
     let seen = Arc::new(std::sync::Mutex::new(BTreeSet::new()));
     let (theirs, ours, program) = (Arc::clone(&seen), Arc::clone(&seen), program.to_vec());
@@ -263,9 +301,9 @@ fn met_by(search: Bounded, program: &[Vec<Do>]) -> (BTreeSet<Outcome>, u64) {
         ControlFlow::Continue(())
     };
     Explore::default().run(search.clone(), ended, move || {
-        let domain = Domain::checked(OnReport::Record);
+        let domain = Domain::checked(OnReport::Keep);
         lockdep::enter(&domain, "main", |cx| {
-            let world = Arc::new(World::new());
+            let world = Arc::new(World::new(every_stop));
             let threads = program.iter().cloned().enumerate().map(|(index, steps)| {
                 let world = Arc::clone(&world);
                 cx.spawn("t", move |cx| {
@@ -291,6 +329,19 @@ fn simple() -> impl Strategy<Value = Do> {
     prop_oneof![(0..2usize).prop_map(Do::Read), (0..2usize).prop_map(Do::Write), (0..2usize).prop_map(Do::Add)]
 }
 
+/// Interrupts, and what their handlers may meet.
+fn in_interrupts() -> impl Strategy<Value = Do> {
+    let simples = || prop::collection::vec(simple(), 0..3);
+    let leaf = || prop_oneof![simple(), simples().prop_map(Do::WithFlag), Just(Do::Flip(None)), Just(Do::Safe)];
+    let leaves = move || prop::collection::vec(leaf(), 0..3);
+    prop_oneof![
+        3 => leaves().prop_map(Do::Interrupt),
+        1 => leaves().prop_map(Do::Off),
+        1 => simples().prop_map(Do::WithFlag),
+        1 => Just(Do::Safe),
+    ]
+}
+
 fn step() -> impl Strategy<Value = Do> {
     let simples = || prop::collection::vec(simple(), 0..2);
     let with_b = || simples().prop_map(Do::WithB);
@@ -311,6 +362,7 @@ fn step() -> impl Strategy<Value = Do> {
         2 => any::<bool>().prop_map(Do::Use),
         1 => simples().prop_map(Do::Await),
         1 => Just(Do::Advance),
+        4 => in_interrupts(),
         3 => Just(Do::Forget),
     ]
 }
@@ -353,11 +405,44 @@ proptest! {
             let shares = (0..3).flat_map(|part| (0..jobs[part]).map(move |job| (part, job)));
             let share = |(part, job): (usize, u32)| {
                 let bounded = Bounded::new(bound, true).share((part as u32, 3), (job, jobs[part]));
-                met_by(bounded.in_blocks_of([points, inner[part]]), &program).0
+                met_by(bounded.in_blocks_of([points, inner[part]]), &program, false).0
             };
             let together: BTreeSet<Outcome> = shares.flat_map(share).collect();
             prop_assert_eq!(alone, together, "bound {}, blocks of {}", bound, points);
         }
+    }
+}
+
+/// Programs of two threads, one of which raises interrupts.
+fn interrupted() -> impl Strategy<Value = Vec<Vec<Do>>> {
+    let step = || prop_oneof![1 => simple(), 2 => in_interrupts()];
+    let raises = prop::collection::vec(step(), 0..2).prop_flat_map(|before| {
+        prop::collection::vec(prop_oneof![Just(Do::Flip(None)), simple()], 1..3)
+            .prop_map(move |handler| before.iter().cloned().chain([Do::Interrupt(handler)]).collect())
+    });
+    (raises, prop::collection::vec(step(), 1..3)).prop_map(|(raises, other)| vec![raises, other])
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: programs(), failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_reduced_search_meets_what_the_full_one_meets_of_interrupts(program in interrupted()) {
+        for bound in 0..3 {
+            let (full, schedules) = outcomes(&program, bound, false);
+            let (reduced, fewer) = outcomes(&program, bound, true);
+            prop_assert!(fewer <= schedules);
+            prop_assert_eq!(full, reduced, "bound {}, {} against {} schedules", bound, schedules, fewer);
+        }
+    }
+
+    /// The explorer has a thread stop within a lock only where it must. With enough preemptions it meets what a search meets that
+    /// has it stop everywhere.
+    #[test]
+    fn the_stops_within_a_lock_are_enough(program in interrupted()) {
+        let (few, _) = met_by(Bounded::new(12, true), &program, false);
+        let (all, _) = met_by(Bounded::new(12, true), &program, true);
+        prop_assert_eq!(few, all);
     }
 }
 
@@ -380,7 +465,7 @@ fn what_goes_round_for_ever_is_seen_to() {
     let program = || {
         let domain = Domain::checked(OnReport::Record);
         lockdep::enter(&domain, "main", |cx| {
-            let world = Arc::new(World::new());
+            let world = Arc::new(World::new(false));
             let threads = [0, 1, 2].map(|me| {
                 let world = Arc::clone(&world);
                 cx.spawn("t", move |cx| {
