@@ -15,7 +15,7 @@ pub const TOOL: Tool = Tool {
     name: "esw",
     version: env!("CARGO_PKG_VERSION"),
     program: "scenario",
-    again: ["esw check --replay ", ""],
+    replay_command: ["esw check --replay ", ""],
     categories: ["card", "representor"],
 };
 
@@ -59,7 +59,7 @@ impl Program for InMemory {
             bonds: None,
         };
         let outcome = scenario::run(cx, &self.scenario, &world, &mut ());
-        run.comes_to(|| format!("{:?} {:?} {:?}", outcome.snapshot, outcome.verdicts, outcome.violations));
+        run.set_result(|| format!("{:?} {:?} {:?}", outcome.snapshot, outcome.verdicts, outcome.violations));
         // What its steps and expectations say is what should come of it, if nothing fails that they know nothing of.
         let scripted = !run.has_faults() && !run.lacks_steps();
         let violations = if scripted { outcome.violations } else { outcome.beside_the_script() };

@@ -14,8 +14,8 @@ use std::sync::Arc;
 
 pub use error::{MergeError, TokenError};
 pub use explore::{
-    Faults, FaultsReport, Found, Options, Orders, PageInfo, Place, Report, Row, RowKind, Shown, Story, Strategy,
-    Telling, Token, Violation, Watch, columns, page, schedulers, trace,
+    Execution, Faults, FaultsReport, Found, Options, Orders, PageInfo, Place, Report, Row, RowKind, ShownOrders, Story,
+    Strategy, Token, Violation, Watch, columns, page, schedulers, trace,
 };
 pub use in_memory::{FINALLY, InMemory, SETUP, TOOL};
 use scenario::Scenario;
@@ -62,8 +62,8 @@ pub fn token(text: &str) -> Result<Token, TokenError> {
 }
 
 /// The command that tells a token's schedule again, of scenarios in these files.
-pub fn again<S: AsRef<str>>(token: &str, files: &[S]) -> String {
-    explore::again(&TOOL, token, files)
+pub fn replay_command<S: AsRef<str>>(token: &str, files: &[S]) -> String {
+    explore::replay_command(&TOOL, token, files)
 }
 
 /// Reads the reports in a file's text, as `esw check --json` prints them.

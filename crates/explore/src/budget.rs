@@ -8,23 +8,23 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use crate::faults::Faults;
 use crate::options::Options;
 
-/// How many of these schedules are of a share: they are dealt out one by one.
+/// Returns how many of these schedules belong to a share. They are dealt out one by one.
 pub(crate) fn share_of(schedules: Range<u64>, (index, of): (u32, u32)) -> u64 {
     let (index, of) = (u64::from(index), u64::from(of));
     let before = |end: u64| end / of + u64::from(end % of > index);
     before(schedules.end) - before(schedules.start)
 }
 
-/// So many schedules for so many plans, as evenly as can be.
+/// Divides a number of schedules among plans, as evenly as possible.
 pub(crate) fn dealt(schedules: u64, plans: usize) -> impl Iterator<Item = Range<u64>> {
     let (each, more) = (schedules / plans as u64, schedules % plans as u64);
     let start = move |plan: u64| plan * each + plan.min(more);
     (0..plans as u64).map(move |plan| start(plan)..start(plan + 1))
 }
 
-/// The number of schedules that the workers of a process may still run. A worker that has run its share waits until all
-/// others have run theirs, or have ended; what those have left is shared out again. So the whole budget is spent if there
-/// are enough schedules, and which worker runs which schedule does not depend on which is faster.
+/// The number of schedules that the workers of a process may still run. A worker that has run its share waits until
+/// all others have run theirs or have ended. What those have left is then divided again. So the whole budget is used
+/// if there are enough schedules, and which worker runs which schedule does not depend on their speed.
 #[derive(Debug)]
 pub(crate) struct ScheduleBudget {
     held: Mutex<Held>,
@@ -34,7 +34,7 @@ pub(crate) struct ScheduleBudget {
 #[derive(Debug)]
 struct Held {
     left: u64,
-    /// What is kept for schedules with failures.
+    /// The schedules that are reserved for executions with planned failures.
     later: u64,
     workers: Vec<(State, u64)>,
 }
@@ -43,27 +43,29 @@ struct Held {
 enum State {
     Runs,
     Waits,
-    /// It is done with the schedules without failures.
+    /// It has finished the schedules without planned failures.
     Half,
     Gone,
 }
 
 impl ScheduleBudget {
-    /// For so many workers, the schedules without failures and those with.
+    /// Makes a budget for this number of workers. `left`: schedules without planned failures. `later`: schedules
+    /// with them.
     pub(crate) fn new(workers: u32, [left, later]: [u64; 2]) -> Self {
         let mut held = Held { left, later, workers: vec![(State::Waits, 0); workers as usize] };
         held.settle();
         Self { held: Mutex::new(held), changed: Condvar::new() }
     }
 
-    /// What a campaign may run of its number of schedules: with failures, half of it before them.
+    /// Returns how many schedules a campaign may run, without planned failures and with them. With failures, it is
+    /// half each.
     pub(crate) fn halves(options: &Options) -> Option<[u64; 2]> {
         let all = share_of(0..options.schedules?, options.shard);
         let first = if options.faults == Faults::None { all } else { all.div_ceil(2) };
         Some([first, all - first])
     }
 
-    /// A worker comes to rest until this is no longer its state; what it has been given then.
+    /// Sets a worker's state, and waits until its state has changed. Returns the schedules that it was given then.
     fn rest(&self, worker: usize, state: State) -> u64 {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.workers[worker].0 = state;
@@ -77,7 +79,7 @@ impl ScheduleBudget {
 }
 
 impl Held {
-    /// Deals out what is left as soon as nobody runs any more.
+    /// Divides what is left as soon as no worker runs any more.
     fn settle(&mut self) {
         for (state, given) in &mut self.workers {
             if matches!(state, State::Half | State::Gone) {
@@ -98,7 +100,7 @@ impl Held {
         }
         let shares = dealt(std::mem::take(&mut self.left), next.len());
         for (worker, share) in next.into_iter().zip(shares) {
-            // Who is given nothing runs on, too, and sees that it is over.
+            // A worker that is given nothing runs on, too, and notices that the budget is empty.
             *worker = (State::Runs, share.end - share.start);
         }
     }
@@ -109,7 +111,7 @@ impl Held {
 pub(crate) struct BudgetShare {
     budget: Arc<ScheduleBudget>,
     worker: usize,
-    /// There is no more.
+    /// No schedule is left.
     is_empty: Rc<Cell<bool>>,
 }
 
@@ -118,7 +120,7 @@ impl BudgetShare {
         Self { budget, worker: worker as usize, is_empty: Rc::default() }
     }
 
-    /// Whether there is one more schedule to run; it may have to be waited for.
+    /// Returns whether there is one more schedule to run. It may wait for other workers.
     pub(crate) fn has_one_left(&self) -> bool {
         let given = self.budget.held.lock().unwrap_or_else(PoisonError::into_inner).workers[self.worker].1;
         let has_one = given > 0 || !self.is_empty.get() && self.budget.rest(self.worker, State::Waits) > 0;
@@ -126,24 +128,24 @@ impl BudgetShare {
         has_one
     }
 
-    /// Whether the last look found that no schedule is left.
+    /// Returns whether the last look found that no schedule is left.
     pub(crate) fn is_empty(&self) -> bool {
         self.is_empty.get()
     }
 
-    /// Takes one schedule, which was run, off the worker's share.
+    /// Takes one schedule, which was run, from the worker's share.
     pub(crate) fn spend(&self) {
         let mut held = self.budget.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.workers[self.worker].1 -= 1;
     }
 
-    /// When all are done with what comes before failures.
+    /// Waits until all workers have finished the schedules without planned failures.
     pub(crate) fn second_half(&self) {
         self.budget.rest(self.worker, State::Half);
         self.is_empty.set(false);
     }
 
-    /// This worker runs no more schedules: what it has left is for the others.
+    /// Gives what this worker has left to the others.
     pub(crate) fn leave(&self) {
         self.budget.rest(self.worker, State::Gone);
     }

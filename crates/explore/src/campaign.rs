@@ -1,4 +1,4 @@
-//! A campaign: a program run in every schedule, or in many, with every failure asked for.
+//! A campaign: runs a program in every schedule, or in many, with every planned failure.
 
 mod bounded;
 mod random;
@@ -15,86 +15,86 @@ use lockdep::{Explore, Halt};
 use shuttle::scheduler::Scheduler;
 
 use crate::budget::BudgetShare;
+use crate::execution::{Execution, Found, Lesson, Lessons, Prepared};
 use crate::faults::{Faults, Place};
 use crate::options::{Options, Strategy, Watch};
 use crate::program::Program;
 use crate::schedulers::{Bounded, Deviation, Recorded, Replay, Shared};
-use crate::telling::{Found, Lesson, Lessons, Teller, Telling};
 
-/// A telling that went wrong, and how to tell it again.
+/// An execution that failed, and how to run it again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Failure {
     pub found: Vec<Found>,
     pub plan: Vec<Place>,
     pub deviations: Vec<Deviation>,
-    /// After how many steps it would have been given up.
+    /// The number of steps after which it would have been given up.
     pub bound: usize,
     /// It ended where everything was as before.
     pub returns: bool,
-    /// What the checker of locks had learned from.
-    pub after: Vec<Telling>,
+    /// The executions from which the checker of locks had learned.
+    pub after: Vec<Execution>,
 }
 
-/// What a campaign over one program came to.
+/// The result of one worker.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tally {
     pub schedules: u64,
-    /// Up to how many preemptions every schedule was met, with nothing asked to fail.
+    /// The bound up to which every schedule was met, without planned failures.
     pub exhaustive: Option<u8>,
-    /// The same with each failure, or pair, asked for.
+    /// The same with each planned failure, or pair.
     pub exhaustive_with_faults: Option<u8>,
     pub places: usize,
-    /// Random strategies: of the plans with as many failures as were asked for, those told at least once, each counted
-    /// by one worker only; and how many there are. Bounded: the failures with which, and with every second one if there
-    /// are to be two, all schedules without preemptions were met; and how many there are.
+    /// How many plans were tried, and the number of plans. Random strategies: the plans with as many failures as
+    /// requested that were run at least once, each counted by one worker only. Bounded: the failures with which all
+    /// schedules without preemptions were met, also with every second failure if pairs are requested.
     pub plans: [u64; 2],
     pub failures: Vec<Failure>,
     pub steps: u64,
-    /// States that there was no room to keep.
+    /// States that did not fit into memory.
     pub forgotten: u64,
-    /// What the checker of locks has learned, and from what.
+    /// What the checker of locks has learned, and from which executions.
     pub lessons: Vec<Lesson>,
 }
 
-/// The plain run decides how long is too long.
+/// The plain run determines how many steps are too many.
 const PATIENCE: usize = 50;
 const LEAST_BOUND: usize = 20_000;
 
-/// The part of one OS thread in a campaign.
+/// One worker of a campaign, which is an OS thread.
 pub(crate) struct Worker<'a, P> {
-    pub teller: Teller<P>,
+    pub prepared: Prepared<P>,
     pub options: &'a Options,
     pub watch: Arc<Watch>,
     /// Another worker has found something.
     pub found: Arc<AtomicBool>,
-    /// Which share of the work, and of how many.
+    /// The index of its share of the work, and the number of shares.
     pub share: (u32, u32),
-    /// Which of those who share the work of this part.
+    /// Its index among the workers of this part, and their number.
     pub job: (u32, u32),
     pub began: Instant,
-    /// The last plan, and the places met after everything of it had failed.
+    /// The last plan, and the places that were met after everything in it had failed.
     pub last: RefCell<(Vec<Place>, BTreeSet<Place>)>,
     pub lessons: Rc<RefCell<Lessons>>,
-    /// Bounded, with a number of schedules: what of it is left.
+    /// Bounded, with a number of schedules: its share of the budget.
     pub budget: Option<BudgetShare>,
 }
 
 #[derive(Default)]
 struct Search {
-    /// Those of this worker's share.
+    /// The schedules of this worker's share.
     schedules: u64,
-    /// Those of others, too.
+    /// All schedules that it ran, including those of other shares.
     told: u64,
     failure: Option<Failure>,
     met: BTreeSet<Place>,
-    /// It was ended before its scheduler had no more schedules.
+    /// It was ended before its scheduler had finished.
     cut: bool,
     steps: u64,
     forgotten: u64,
 }
 
 impl<P> Drop for Worker<'_, P> {
-    /// However it ends, nobody waits for it any more.
+    /// However the worker ends, no other worker waits for it any more.
     fn drop(&mut self) {
         if let Some(budget) = &self.budget {
             budget.leave();
@@ -103,7 +103,7 @@ impl<P> Drop for Worker<'_, P> {
 }
 
 impl<P: Program> Worker<'_, P> {
-    /// Does it.
+    /// Does its share of the work.
     pub fn work(&self) -> Tally {
         let mut tally = self.explore();
         tally.lessons = self.lessons.borrow().all().to_vec();
@@ -113,7 +113,7 @@ impl<P: Program> Worker<'_, P> {
     fn explore(&self) -> Tally {
         let mut tally = Tally::default();
         let plain = self.search(Replay::new(Vec::new()), None, &[], true, LEAST_BOUND * PATIENCE);
-        // It only measures; the strategies tell it again.
+        // This run only measures; the strategies run the same schedule again.
         self.watch.schedules.fetch_sub(plain.schedules, Ordering::Relaxed);
         let bound = LEAST_BOUND + PATIENCE * plain.steps as usize;
         if let Some(failure) = plain.failure {
@@ -163,12 +163,12 @@ impl<P: Program> Worker<'_, P> {
         if budget.as_ref().is_some_and(|budget| !budget.has_one_left()) {
             return Search { cut: true, ..Search::default() };
         }
-        let teller = self.teller.with(plan);
+        let prepared = self.prepared.with(plan);
         let (recorded, deviations) = Recorded::new(scheduler);
         let result = Rc::new(RefCell::new(Search::default()));
         let watcher = SearchWatcher {
             result: Rc::clone(&result),
-            teller: teller.clone(),
+            prepared: prepared.clone(),
             deviations,
             lessons: Rc::clone(&self.lessons),
             bounded: bounded.cloned(),
@@ -179,15 +179,16 @@ impl<P: Program> Worker<'_, P> {
         let over = self.over_from_now(!plan.is_empty());
         let explore = Explore {
             bound,
-            focused: !self.options.whole && self.teller.program().is_focused(),
+            focused: !self.options.whole && self.prepared.program().is_focused(),
             asks_always: self.options.strategy == Strategy::Urw,
             ..Explore::default()
         };
-        explore.run(recorded, move |halt| watcher.ended(halt, &over), move || teller.tell(notes));
+        explore.run(recorded, move |halt| watcher.ended(halt, &over), move || prepared.run(notes));
         Rc::into_inner(result).map(RefCell::into_inner).expect("the exploration is over")
     }
 
-    /// Whether it is time to end, to be asked after each schedule: by how many there were.
+    /// Returns a function that decides after each schedule whether it is time to end. Its argument is the number of
+    /// schedules so far.
     fn over_from_now(&self, faults: bool) -> impl Fn(u64) -> bool + 'static {
         let (watch, found, began) = (Arc::clone(&self.watch), Arc::clone(&self.found), self.began);
         let half = !faults && self.options.faults != Faults::None;
@@ -203,7 +204,7 @@ impl<P: Program> Worker<'_, P> {
 /// Counts the schedules of a search, judges each when it has ended, and decides whether the search goes on.
 struct SearchWatcher<P> {
     result: Rc<RefCell<Search>>,
-    teller: Teller<P>,
+    prepared: Prepared<P>,
     deviations: Rc<RefCell<Vec<Deviation>>>,
     lessons: Rc<RefCell<Lessons>>,
     bounded: Option<Shared<Bounded>>,
@@ -216,7 +217,7 @@ impl<P: Program> SearchWatcher<P> {
     fn ended(&self, halt: Option<Halt>, over: &impl Fn(u64) -> bool) -> ControlFlow<()> {
         let mut search = self.result.borrow_mut();
         let returns = matches!(halt, Some(Halt::Livelock(..)));
-        let (found, met) = self.teller.verdict(halt);
+        let (found, met) = self.prepared.verdict(halt);
         // A worker meets schedules on its way that another one counts.
         let is_mine = self.bounded.as_ref().is_none_or(|bounded| bounded.borrow().is_mine());
         search.told += 1;
@@ -230,11 +231,11 @@ impl<P: Program> SearchWatcher<P> {
         let bound = self.bound;
         if !found.is_empty() {
             let (deviations, after) = (self.deviations.borrow().clone(), self.lessons.borrow().before(&found));
-            let plan = self.teller.plan().to_vec();
+            let plan = self.prepared.plan().to_vec();
             search.failure = Some(Failure { found, plan, deviations, bound, returns, after });
             return ControlFlow::Break(());
         }
-        self.lessons.borrow_mut().learn(&self.teller, &self.deviations.borrow(), bound);
+        self.lessons.borrow_mut().learn(&self.prepared, &self.deviations.borrow(), bound);
         if over(search.told) || self.budget.as_ref().is_some_and(|budget| !budget.has_one_left()) {
             search.cut = true;
             return ControlFlow::Break(());

@@ -1,4 +1,4 @@
-//! How a campaign goes about it, and how others watch it.
+//! The options of a campaign, and the way to watch it.
 
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::faults::Faults;
 
-/// How schedules are chosen.
+/// How the schedules are chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Strategy {
@@ -23,7 +23,7 @@ pub enum Strategy {
 }
 
 impl Strategy {
-    /// Its name on the command line.
+    /// Returns its name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Bounded => "bounded",
@@ -34,34 +34,41 @@ impl Strategy {
     }
 }
 
-/// How to go about it.
+/// The options of a campaign.
+///
+/// ```
+/// use explore::{Options, Strategy};
+///
+/// let options = Options { strategy: Strategy::Pct, schedules: Some(1_000), ..Options::default() };
+/// assert_eq!(options.strategy.name(), "pct");
+/// ```
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// How schedules are chosen.
+    /// How the schedules are chosen.
     pub strategy: Strategy,
     /// Bounded: the most preemptions.
     pub preemptions: u8,
-    /// Bounded, with a failure asked for: the most preemptions.
+    /// Bounded, with planned failures: the most preemptions.
     pub preemptions_with_faults: u8,
     /// The most schedules of one program.
     pub schedules: Option<u64>,
     /// The longest that one program may take.
     pub time: Option<Duration>,
-    /// Where random choices start from.
+    /// The seed of random choices.
     pub seed: u64,
-    /// PCT: at how many points priorities change.
+    /// PCT: the number of points at which priorities change.
     pub depth: usize,
-    /// What is made to fail.
+    /// How much is made to fail.
     pub faults: Faults,
-    /// OS threads that share the work.
+    /// How many OS threads share the work.
     pub jobs: u32,
-    /// Which part of the campaign this is, from 0, and of how many.
+    /// Which part of the campaign this is, counted from 0, and the number of parts.
     pub shard: (u32, u32),
-    /// What a program does not [focus](lockdep::focus) on has more than one order, too.
+    /// Explore also the code that the program does not [focus](lockdep::focus) on.
     pub whole: bool,
-    /// Pass over schedules that are equivalent to one that was run.
+    /// Skip schedules that are equivalent to one that was run.
     pub reduce: bool,
-    /// Make what was found small before it is told.
+    /// Make a failure small before it is reported.
     pub minimise: bool,
 }
 
@@ -85,15 +92,15 @@ impl Default for Options {
     }
 }
 
-/// What others can see of a campaign while it runs, and how they stop it.
+/// The progress of a campaign, for other threads, and the way to stop it.
 #[derive(Debug, Default)]
 pub struct Watch {
     /// Schedules so far.
     pub schedules: AtomicU64,
     /// The bound that is being searched.
     pub preemptions: AtomicU64,
-    /// Failures asked for so far, and in all.
+    /// The number of planned failures that have been tried, and their total.
     pub places: [AtomicU64; 2],
-    /// Set to end it soon.
+    /// Set this to stop the campaign soon.
     pub stop: AtomicBool,
 }

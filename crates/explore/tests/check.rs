@@ -81,7 +81,7 @@ fn an_inversion_of_locks_that_never_meet_is_found() {
     let said = fails(|| {
         explore::check(|cx| {
             let (left, right) = (Mutex::<Left, _>::new(()), Mutex::<Right, _>::new(()));
-            let first = Mutex::<First, _>::new(()).tried();
+            let first = Mutex::<First, _>::new(()).with_try_lock();
             drop(right.lock(&mut left.lock(cx).1));
             let (_right, mut cx) = right.lock(cx);
             // A try is allowed anywhere, and from its token the types see nothing of the right lock.

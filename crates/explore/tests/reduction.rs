@@ -102,14 +102,14 @@ impl World {
     fn new(every_stop: bool) -> Self {
         let flag = Mutex::new(0).with_state_digest(digest);
         Self {
-            a: Mutex::new(0).tried(),
+            a: Mutex::new(0).with_try_lock(),
             b: Mutex::new(0),
             c: RwLock::new(0),
             cells: [AtomicU64::new(0), AtomicU64::new(0)],
             state: Mutex::new(0),
             moved: Condvar::new(),
             // Letting go of a lock that may be tried is a step of its own.
-            flag: if every_stop { flag.tried() } else { flag },
+            flag: if every_stop { flag.with_try_lock() } else { flag },
             slot: Mutex::new(thing()).with_state_digest(digest),
             count: EventCount::new(),
             safe: Mutex::new(0),
@@ -474,7 +474,7 @@ fn what_goes_round_for_ever_is_seen_to() {
                         since.erase_except(&());
                         let mut flag = world.flag.lock_leaf(cx);
                         while *flag != me {
-                            world.moved.wait_anew(&mut flag, None, since);
+                            world.moved.wait_forgetting(&mut flag, None, since);
                         }
                         *flag = (me + 1) % 3;
                         world.moved.notify_all();

@@ -1,23 +1,23 @@
-//! What an exploration knows: its threads, what each is about to do, who holds what.
+//! The model of an execution: its threads, what each is about to do, and which thread holds what.
 //!
-//! Explored primitives are entries here, and a shuttle task for every thread. An operation that
-//! others can see announces itself, lets the scheduler choose, and happens once its thread is chosen:
-//! a thread is runnable exactly when what it is about to do can be done. So a schedule is a sequence
-//! of *steps*, each of them one such operation and everything the thread then does for itself; see
-//! [`look`] for what a scheduler can ask about them.
+//! Explored primitives are entries of the model, and every thread is a task of shuttle's. Before an operation that other
+//! threads can see, a thread announces the operation and lets the scheduler choose. The operation happens once its thread
+//! is chosen. A thread is runnable exactly when its next operation is possible. So a schedule is a sequence of *steps*.
+//! Each step is one such operation and everything that the thread then does that others cannot see. A scheduler
+//! uses [`look`] to read the model.
 //!
-//! What can follow depends on the *state*: on what every thread has seen, on what every object holds, and
-//! on who waits. Neither is known to the model, so each is a number that stands for it. What a thread has
-//! seen is the sequence of what it did and of the contents it found. What an object holds is a number that
-//! changes when it may have been written, which a lock knows by whether its guard was lent out for writing:
-//! then it is what its writer had seen by then, or the value itself where that is told. A thread may say that it has
-//! forgotten what it has seen, where what it does next does not depend on it. So in whose
-//! order a lock was taken is no part of the state if nobody wrote, and neither is what was undone. The argument
-//! is in `docs/verification.md`. What is shared in other ways must be told, see
+//! What can follow depends on the *state*: on what every thread has seen, on the contents of every object, and on which
+//! threads wait. The model knows neither values, so it represents each by a number. What a thread has seen is the
+//! sequence of its operations and of the contents that it found. The contents of an object get a new number when they
+//! may have been written. A lock knows this by whether its guard was lent out for writing. The new number is what the
+//! writer had seen by then, or the digest of the value, if the lock has one. A thread may declare that it has forgotten
+//! what it has seen, where its next actions do not depend on it. So the order in which threads took a lock is no part of
+//! the state if none of them wrote, and a change that was undone is none either. The argument is in
+//! `docs/verification.md`. State that threads share by other means must be reported, see
 //! [`Locked::learns`](crate::Locked::learns).
 //!
-//! Threads and objects have names that do not depend on the schedule: whose child, and the how
-//! manieth. The same thread in another schedule of the same program has the same name.
+//! Threads and objects have names that do not depend on the schedule: the thread that made them, and a serial number. The
+//! same thread in another schedule of the same program has the same name.
 
 mod digest;
 mod halt;
@@ -45,7 +45,7 @@ pub use thread::ThreadModel;
 
 pub(crate) use history::learns;
 pub(crate) use interrupt::{begin_handler, end_handler, is_held_by_interrupted, set_interrupts_off};
-pub(crate) use lock::{Wrote, acquire, release, set_tried, try_acquire};
+pub(crate) use lock::{Wrote, acquire, allow_try, release, try_acquire};
 pub(crate) use object::{Handle, access, wrote};
 pub(crate) use thread::{STACK, join, live, me, sleep, spawn, thread_name};
 pub(crate) use wait::{notify, wait};
@@ -68,23 +68,23 @@ pub struct Model {
     /// Time-outs that have fired.
     fired: u64,
     steps: usize,
-    /// What all objects hold, and what is told beside them.
-    held: u64,
-    /// What is told beside the objects: by what, and what of it.
-    told: HashMap<u64, u64, BuildHasherDefault<Mixing>>,
+    /// The contents of all objects, and the state that is reported beside them.
+    contents: u64,
+    /// The state that is reported beside the objects: by its name, its value.
+    reported: HashMap<u64, u64, BuildHasherDefault<Mixing>>,
     /// The keys of objects that have a role.
     roles: BTreeSet<u64>,
-    /// Which execution of this OS thread it is.
+    /// The number of this execution on this OS thread.
     epoch: u64,
-    /// What is forgotten by who says so is no part of the state.
+    /// What a thread has forgotten is no part of the state.
     forgets: bool,
     touched: Vec<Touch>,
     halt: Option<Halt>,
     happenings: Option<Vec<Happening>>,
     current: usize,
-    /// The scheduler is not to be asked: what runs now has one order.
+    /// The scheduler is not asked now: the program runs in one order.
     plain: bool,
-    /// Whether [`focus`] means something.
+    /// Whether [`focus`] has an effect.
     focused: bool,
 }
 
@@ -95,10 +95,11 @@ thread_local! {
     static EPOCH: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Looks at the execution that is going on, or that has just ended.
+/// Calls `f` with the model of the execution that runs on this OS thread, or that has just ended. There is an example at
+/// [`Explore::run`](crate::Explore::run).
 ///
 /// # Panics
-/// There is none on this OS thread.
+/// No execution runs on this OS thread.
 pub fn look<R>(f: impl FnOnce(&mut Model) -> R) -> R {
     MODEL.with_borrow_mut(|model| f(model.as_mut().expect("an execution is going on")))
 }
@@ -107,7 +108,7 @@ fn try_look<R>(f: impl FnOnce(&mut Model) -> R) -> Option<R> {
     MODEL.with(|model| model.try_borrow_mut().ok().and_then(|mut model| model.as_mut().map(f)))
 }
 
-/// Forgets the execution before and starts another.
+/// Starts a new execution, with an empty model.
 pub(crate) fn begin(how: &Explore) {
     BOUND.set(how.bound);
     let happenings = how.record.then(Vec::new);
@@ -130,45 +131,44 @@ pub(crate) fn end() {
 }
 
 impl Model {
-    /// The threads so far.
+    /// Returns the threads so far.
     pub fn threads(&self) -> &[ThreadModel] {
         &self.threads
     }
 
-    /// What a thread is about to do.
+    /// Returns the operation that a thread is about to do.
     pub fn pending(&self, thread: usize) -> Op {
         self.threads[thread].pending
     }
 
-    /// Since when a thread has been waiting for a time-out, as a number that grows; `None` if what it is
-    /// about to do is something else. A thread in such a wait is runnable, and that the scheduler chooses
-    /// it is what makes its time be up.
+    /// Returns since when a thread has been waiting for a time-out, as a number that grows. `None`: it is about to do
+    /// something else. A thread in such a wait is runnable. If the scheduler chooses it, its time has run out.
     pub fn timer(&self, thread: usize) -> Option<u64> {
         let t = &self.threads[thread];
         (t.timer != 0).then_some(t.timer)
     }
 
-    /// What was touched since the last call, and by which thread: taken, let go of, tried in vain, waited
-    /// on, woken. It is forgotten here.
+    /// Moves to `into` what was touched since the last call, and by which thread: taken, released, tried in vain, waited
+    /// on, or woken.
     pub fn take_touched(&mut self, into: &mut Vec<Touch>) {
         into.clear();
         into.append(&mut self.touched);
     }
 
-    /// How many time-outs have fired so far.
+    /// Returns how many time-outs have fired so far.
     pub fn fired(&self) -> u64 {
         self.fired
     }
 
-    /// The number of steps so far.
+    /// Returns the number of steps so far.
     pub fn steps(&self) -> usize {
         self.steps
     }
 
-    /// A number for the state: where it is the same (but for a collision), the same can follow. It says
-    /// nothing of which time-outs are the older ones.
+    /// Returns a number for the state. Where it is the same, the same can follow, unless two states collide. It does not
+    /// cover which time-outs are older.
     pub fn state(&self) -> u64 {
-        self.threads.iter().fold(self.held.wrapping_add(self.handlers_state()), |state, thread| {
+        self.threads.iter().fold(self.contents.wrapping_add(self.handlers_state()), |state, thread| {
             let place = thread.waits_on.map_or(0, |condvar| {
                 let waiters = &self.objects[condvar as usize].waiters;
                 1 + waiters.iter().position(|waiter| self.threads[*waiter].id == thread.id).unwrap_or(waiters.len())
@@ -185,20 +185,20 @@ impl Model {
         })
     }
 
-    /// Whether the scheduler is not asked now.
+    /// Returns whether the scheduler is not asked now.
     pub(crate) fn is_plain(&self) -> bool {
         self.plain
     }
 
-    /// Whether the thread goes on by itself, so that to let another one run instead is a preemption: what it is about to do
-    /// can be done, and is neither to see a time-out fire nor to raise an interrupt, which may arrive later.
+    /// Returns whether the thread can go on, so that to let another thread run instead is a preemption. Its next operation
+    /// must be possible, and must be neither a time-out nor the raising of an interrupt, which may arrive later.
     pub fn goes_on(&self, thread: usize) -> bool {
         let t = &self.threads[thread];
         t.enabled && t.timer == 0 && t.pending.kind != OpKind::Interrupt
     }
 
-    /// The plain choice: the current thread if it can go on, else the first that can; of threads that wait
-    /// for nothing but time, the one that has waited longest.
+    /// Returns the plain choice: the current thread if it can go on, else the first thread that can. If all threads wait for
+    /// time-outs, it is the one that has waited longest.
     pub fn plain_choice(&self, runnable: impl Iterator<Item = usize> + Clone, current: Option<usize>) -> usize {
         let ready = |thread: &usize| self.timer(*thread).is_none();
         let on = current.filter(|current| self.threads[*current].enabled && ready(current));
@@ -207,7 +207,7 @@ impl Model {
             .unwrap_or_default()
     }
 
-    /// Why the execution is given up, if it is.
+    /// Returns why the execution is given up, if it is.
     pub fn halt(&self) -> Option<&Halt> {
         self.halt.as_ref()
     }
@@ -221,7 +221,7 @@ impl Model {
         self.halt.take()
     }
 
-    /// What has happened, if that was to be kept.
+    /// Removes and returns the events of the execution, if they were [recorded](crate::Explore::record).
     pub fn take_happenings(&mut self) -> Vec<Happening> {
         self.happenings.take().unwrap_or_default()
     }

@@ -1,7 +1,7 @@
-//! What the checker knows of one thread: its name and the locks it holds.
+//! The checker's knowledge of one thread: its name and the locks that it holds.
 //!
-//! A task lives on the stack of its thread and is reached through the [`Locked`](crate::Locked)
-//! token, never through a thread-local: explored threads share one OS thread.
+//! A task lives on the stack of its thread and is reached through the [`Locked`](crate::Locked) token, and never through
+//! a thread-local variable, because explored threads share one OS thread.
 
 use std::cell::{Cell, RefCell};
 use std::panic::Location;
@@ -12,7 +12,7 @@ use crate::domain::Domain;
 use crate::model;
 use crate::report::ReportKind;
 
-/// A lock as the checker names it: its address while it is held.
+/// A lock as the checker identifies it: by its address while it is held.
 pub(crate) type Instance = usize;
 
 #[derive(Clone, Copy)]
@@ -26,11 +26,11 @@ pub(crate) struct Held {
 /// How a lock is being taken.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Acquire {
-    /// Waits for it: an ordering follows.
+    /// The thread waits for it. This shows an order.
     Wait,
-    /// Only tries: no ordering follows, though what is taken under it still orders after it.
+    /// The thread only tries it. This shows no order, but locks taken under it still come after it.
     Try,
-    /// Waits, under a name declared as nesting inside the given class.
+    /// The thread waits for it as a subclass that is declared as nested in the given class.
     Nested(&'static ClassKey),
 }
 
@@ -65,20 +65,20 @@ impl Task {
         &self.domain
     }
 
-    /// Whether this thread's locks are checked. If not, taking one has nothing to do here at all.
+    /// Returns whether this thread's locks are checked. If not, taking one does nothing here.
     #[inline]
     pub fn is_checked(&self) -> bool {
         self.checked
     }
 
-    /// The task, if its locks are checked.
+    /// Returns the task, if its locks are checked.
     #[inline]
     pub fn if_checked(&self) -> Option<&Self> {
         self.checked.then_some(self)
     }
 
-    /// Checks that taking the lock here is right. Called before it is taken, so that a deadlock is
-    /// reported rather than suffered.
+    /// Checks that the lock may be taken here. It is called before the lock is taken, so that a deadlock is reported before
+    /// it happens.
     pub fn check(
         &self,
         class: &'static ClassKey,
@@ -98,7 +98,7 @@ impl Task {
         for outer in held.iter() {
             if outer.instance == instance {
                 if how == Acquire::Try {
-                    return; // it will simply not be had
+                    return; // the try fails
                 }
                 self.domain.report(ReportKind::Recursion, self, Some(taking), &held);
             } else if outer.class.is_leaf() {
@@ -130,10 +130,10 @@ impl Task {
         }
     }
 
-    /// Has it compared whether interrupts take the lock with whether it is taken while they are on.
+    /// Notes whether an interrupt handler takes the lock, and whether it is taken with interrupts on.
     fn check_interrupts(&self, taking: Held, how: Acquire, held: &[Held]) {
         let [handlers, off] = self.interrupts.get();
-        // Who only tries does not wait for the thread that it interrupts.
+        // A handler that only tries does not wait for the thread that it has interrupted.
         let by_interrupt = handlers > 0 && how != Acquire::Try;
         let is_off = handlers + off > 0 || taking.class.has_interrupts_off();
         if by_interrupt || !is_off {
@@ -164,7 +164,7 @@ impl Task {
         AtomicSection(self)
     }
 
-    /// Reports if the thread is where nothing may wait.
+    /// Reports if the thread may not wait here.
     #[inline]
     pub fn might_wait(&self, what: &'static str, at: &'static Location<'static>) {
         if self.checked && self.atomic.get() > 0 {
@@ -173,8 +173,8 @@ impl Task {
         }
     }
 
-    /// Checks a wait that lets go of one lock. It takes that lock again when it ends, under whatever
-    /// else is held by then: what was taken after it would be held before it.
+    /// Checks a wait that releases one lock. The wait takes this lock again when it ends, under all other locks that the
+    /// thread holds. A lock that was taken after it would then be held before it.
     pub fn check_wait(&self, instance: Instance, at: &'static Location<'static>) {
         if !self.checked {
             return;
@@ -219,7 +219,7 @@ impl Task {
     }
 }
 
-/// The record of one held lock: taken back when this is dropped.
+/// The record of one held lock, which is removed when this is dropped.
 pub(crate) struct Recorded<'t> {
     pub task: &'t Task,
     pub instance: Instance,

@@ -89,7 +89,7 @@ fn a_mutex_excludes_and_without_it_updates_are_lost() {
 #[test]
 fn a_try_is_had_in_some_schedules_and_not_in_others() {
     let had = outcomes(|cx| {
-        let lock = Arc::new(Mutex::<A, _>::new(()).tried());
+        let lock = Arc::new(Mutex::<A, _>::new(()).with_try_lock());
         let theirs = Arc::clone(&lock);
         let thread = cx.spawn("t", move |cx| theirs.try_lock(cx).is_some());
         drop(lock.lock(cx));
@@ -335,7 +335,7 @@ fn a_sleep_lets_others_run_and_ends() {
 /// Takes `b`, then, by a token that a try gave, `a`: against the order.
 fn against_the_order(cx: &mut Locked<'_, Unlocked>, a: &Mutex<B, ()>, b: &Mutex<Table, ()>) {
     let (_b, mut cx) = b.lock(cx);
-    let way_round = Mutex::<A, _>::new(()).tried();
+    let way_round = Mutex::<A, _>::new(()).with_try_lock();
     let (_w, mut cx) = way_round.try_lock(&mut cx).expect("it is ours alone");
     drop(a.lock(&mut cx));
 }
@@ -388,7 +388,7 @@ fn explored_threads_are_checked_whatever_the_domain_says() {
 #[test]
 fn a_deadlock_on_oneself_is_reported_before_it_happens() {
     let text = failure(|cx| {
-        let (one, other) = (Mutex::<B, _>::new(()), Mutex::<A, _>::new(()).tried());
+        let (one, other) = (Mutex::<B, _>::new(()), Mutex::<A, _>::new(()).with_try_lock());
         let (_one, mut cx) = one.lock(cx);
         let (_other, mut cx) = other.try_lock(&mut cx).expect("it is ours alone");
         drop(one.lock(&mut cx));

@@ -1,13 +1,13 @@
-//! Every schedule up to a bound: without failures, then with each, then with pairs.
+//! Every schedule up to a bound: without planned failures, then with each, then with pairs.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
 use super::{Failure, Search, Tally, Worker};
+use crate::execution::Found;
 use crate::faults::{Faults, Place};
 use crate::program::Program;
 use crate::schedulers::{Bounded, Shared};
-use crate::telling::Found;
 
 impl<P: Program> Worker<'_, P> {
     pub(super) fn bounded(&self, tally: &mut Tally, bound: usize, mut places: BTreeSet<Place>) {
@@ -33,7 +33,7 @@ impl<P: Program> Worker<'_, P> {
         tally.places = places.len();
         self.watch.places[1].store(places.len() as u64, Ordering::Relaxed);
         tally.plans[1] = places.len() as u64;
-        // What can fail is known only if every schedule without preemptions was met.
+        // All places that can fail are known only if every schedule without preemptions was met.
         let mut least = tally.exhaustive.map(|_| self.options.preemptions_with_faults);
         for (index, place) in places.into_iter().enumerate() {
             if index as u32 % self.share.1 != self.share.0 {
@@ -53,7 +53,7 @@ impl<P: Program> Worker<'_, P> {
         tally.exhaustive_with_faults = least;
     }
 
-    /// With a second failure in each place that is met after the first.
+    /// Adds a second failure, in each place that was met after the first.
     fn pairs(&self, tally: &mut Tally, bound: usize) -> Option<u8> {
         let first = std::mem::take(&mut *self.last.borrow_mut());
         let (plan, met) = first;
@@ -68,7 +68,7 @@ impl<P: Program> Worker<'_, P> {
         least
     }
 
-    /// Every schedule with this failure; up to how many preemptions.
+    /// Runs every schedule with these failures. Returns the bound that was exhausted.
     fn with_fault(&self, tally: &mut Tally, plan: Vec<Place>, bound: usize) -> Option<u8> {
         let mut reached = None;
         for preemptions in 0..=self.options.preemptions_with_faults {

@@ -1,4 +1,4 @@
-//! As many schedules as there is room for, chosen at random.
+//! Schedules that are chosen at random, as many as the options allow.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -13,8 +13,8 @@ use crate::options::Strategy;
 use crate::program::Program;
 use crate::schedulers::{Random, Unhurried};
 
-/// How many schedules a plan has in a turn, if nothing but time ends it: few at first, so that each plan is tried soon,
-/// and then more, as a strategy that begins anew learns anew.
+/// Returns how many schedules a plan has in a turn, if only time ends the search. There are few at first, so that
+/// each plan is tried soon, and more later, because a strategy that starts anew learns anew.
 fn turn_of_round(round: u32) -> u64 {
     (16 << round.min(6)).min(1_000)
 }
@@ -64,7 +64,7 @@ impl<P: Program> Worker<'_, P> {
         if self.options.faults != Faults::None {
             tally.places = places.len();
         }
-        // The plans that the campaign is about.
+        // The plans with as many failures as the options request.
         let most = plans.iter().map(Vec::len).max().unwrap_or_default();
         let counts = |plan: &[Place]| most > 0 && plan.len() == most;
         tally.plans[1] = plans.iter().filter(|plan| counts(plan)).count() as u64;

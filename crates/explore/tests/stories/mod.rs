@@ -17,7 +17,7 @@ impl Writer {
             tool: Tool {
                 name: "esw",
                 program: "scenario",
-                again: ["esw check --replay ", ""],
+                replay_command: ["esw check --replay ", ""],
                 categories: ["card", "representor"],
                 ..Tool::default()
             },

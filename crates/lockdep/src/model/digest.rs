@@ -1,4 +1,4 @@
-//! Values as numbers.
+//! Numbers that represent values.
 
 use std::hash::Hash;
 
@@ -9,7 +9,7 @@ pub(super) fn mix(a: u64, b: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// A value as a number, for who tells an explorer what there is. It is the same wherever the same is hashed.
+/// Computes a number that represents a value, for an explorer. Equal values have the same number in every run.
 ///
 /// ```
 /// assert_eq!(lockdep::digest(&(1, "one")), lockdep::digest(&(1, "one")));

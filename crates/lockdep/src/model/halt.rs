@@ -2,17 +2,18 @@
 
 use super::{Model, OpKind};
 
-/// Why an execution was given up.
+/// The reasons why an execution is given up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Halt {
-    /// No thread can go on; who waits for what, and who holds it.
+    /// No thread can go on, or a handler waits for the thread that it has interrupted. The text names the threads, the objects for
+    /// which they wait, and the threads that hold these.
     Deadlock(String),
-    /// A thread panicked, and what it said.
+    /// A thread panicked, with this text.
     Panic(String),
-    /// It has not come to an end within the bound.
+    /// It has not ended within this number of steps.
     TooLong(usize),
-    /// After so many steps everything is as it was so many steps before, and nothing has been held up for it: so it
-    /// can go on for ever.
+    /// After the first number of steps everything is as it was the second number of steps before, without a preemption in
+    /// between. So it can loop for ever.
     Livelock(usize, usize),
 }
 
@@ -21,7 +22,7 @@ impl std::fmt::Display for Halt {
         match self {
             Self::Deadlock(who) => write!(f, "deadlock! {who}"),
             Self::Panic(text) => f.write_str(text),
-            Self::TooLong(steps) => write!(f, "has not come to an end within {steps} steps"),
+            Self::TooLong(steps) => write!(f, "has not ended within {steps} steps"),
             Self::Livelock(steps, ago) => {
                 write!(f, "livelock! after {steps} steps everything is as it was {ago} steps before")
             }
@@ -30,7 +31,7 @@ impl std::fmt::Display for Halt {
 }
 
 impl Model {
-    /// Who waits for what, and who holds it.
+    /// Describes what each thread waits for, and which thread holds it.
     pub(super) fn describe_deadlock(&self) -> String {
         let waiting = self.threads.iter().filter(|thread| !thread.finished).map(|thread| {
             let op = thread.pending;

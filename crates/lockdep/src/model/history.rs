@@ -1,4 +1,4 @@
-//! What threads learn beside operations, and what they forget.
+//! State beside the objects, and the parts of their history that threads forget.
 
 use std::hash::Hash;
 use std::panic::Location;
@@ -7,7 +7,7 @@ use super::digest::{digest, mix};
 use super::object::intern;
 use super::{Model, Touch, try_look};
 
-/// The running thread has learned something in another way than by an operation, or made something known.
+/// Adds to the running thread's history something that it has learned, or written, by other means than an operation.
 pub(crate) fn learns(what: u64) {
     try_look(|model| {
         let me = model.current;
@@ -17,21 +17,35 @@ pub(crate) fn learns(what: u64) {
     });
 }
 
-/// Tells an explorer of what threads share in another way than by explored primitives: `what` of it is this
-/// now. It is part of the state from then on. Who finds it must be [told of](crate::Locked::learns), too,
-/// and so must who changes it, unless a lock orders them.
+/// Reports to an explorer state that threads share by other means than explored primitives: the state called `what` now
+/// has the value `is`. It is part of the [state](crate::Model::state) from then on. A thread that reads or changes it must
+/// also call [`Locked::learns`](crate::Locked::learns), where there is an example, unless a lock orders these threads.
 pub fn tell(what: &impl Hash, is: &impl Hash) {
     if !crate::is_explored() {
         return;
     }
     let (what, is) = (digest(what), digest(is));
     try_look(|model| {
-        let before = model.told.insert(what, is).map_or(0, |before| mix(mix(what, 10), before));
-        model.held = model.held.wrapping_sub(before).wrapping_add(mix(mix(what, 10), is));
+        let before = model.reported.insert(what, is).map_or(0, |before| mix(mix(what, 10), before));
+        model.contents = model.contents.wrapping_sub(before).wrapping_add(mix(mix(what, 10), is));
     });
 }
 
-/// A moment in what a thread has seen, see [`without_history`].
+/// A point in the history of a thread, up to which the thread can forget what it has found.
+///
+/// ```
+/// use lockdep::{AtomicU64, Domain, HistoryMark, OnReport, enter};
+///
+/// let jobs = AtomicU64::new(3);
+/// enter(&Domain::checked(OnReport::Panic), "worker", |_| {
+///     let since = HistoryMark::now();
+///     while jobs.load() > 0 {
+///         jobs.store(jobs.load() - 1);
+///         // Which jobs there were makes no difference to the next one.
+///         since.erase_except(&());
+///     }
+/// });
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct HistoryMark {
     seen: u64,
@@ -39,7 +53,7 @@ pub struct HistoryMark {
 }
 
 impl HistoryMark {
-    /// Now.
+    /// Marks the present point in the running thread's history.
     pub fn now() -> Self {
         let now = |model: &mut Model| {
             let thread = &model.threads[model.current];
@@ -48,12 +62,12 @@ impl HistoryMark {
         crate::is_explored().then(|| try_look(now)).flatten().unwrap_or(Self { seen: 0, holds: 0 })
     }
 
-    /// What the running thread has found since then is forgotten, but for `left`: what it does from here on
-    /// depends on nothing else of that. It depends on that by what is on its stack and what it has
-    /// written to locks that it still holds, and by nothing else.
+    /// Forgets what the running thread has found since the mark, except for `left`. Call it only if the thread's further
+    /// actions depend on nothing else of that. They may depend on it by the thread's stack, and by what the thread
+    /// has written to locks that it still holds.
     ///
     /// # Panics
-    /// Explored, if the thread has taken a lock since and still holds it, or has let go of one: then it does.
+    /// Explored, if the thread does not hold as many locks as at the mark, because its actions then depend on more.
     #[track_caller]
     pub fn erase_except(self, left: &impl Hash) {
         if crate::is_explored() {
@@ -73,13 +87,13 @@ impl HistoryMark {
         });
         assert!(
             holds.is_none_or(|holds| holds == self.holds) || std::thread::panicking(),
-            "what is forgotten at {at} is in hand by a lock"
+            "the history that is erased at {at} matters still: the thread has taken or released a lock since the mark"
         );
     }
 }
 
-/// Runs `f`, and has an explorer forget what the thread has found in it, but for what it returns: whatever that
-/// was, the thread goes on in the same way. What `f` has written is told where it has written it.
+/// Runs `f`, and forgets, for an explorer, what the thread has found in it except for the returned value. The thread's
+/// further actions must depend only on that value. What `f` writes to objects is not affected.
 ///
 /// ```
 /// use lockdep::{Domain, Mutex, OnReport, enter, without_history, lock_classes};
@@ -90,7 +104,7 @@ impl HistoryMark {
 ///
 /// enter(&Domain::checked(OnReport::Panic), "main", |cx| {
 ///     let items = Mutex::<Items, _>::new(vec![3, 1, 2]);
-///     // Which items there were is forgotten, but for whether there were any.
+///     // Which items there were is forgotten, except for whether there were any.
 ///     let is_empty = without_history(|| items.lock_leaf(cx).is_empty());
 ///     assert!(!is_empty);
 /// });

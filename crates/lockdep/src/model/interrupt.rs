@@ -124,7 +124,7 @@ impl Model {
     fn stops_before_release(&self, object: u32) -> bool {
         let Some(o) = self.objects.get(object as usize) else { return false };
         let me = &self.threads[self.current];
-        o.tried || o.is_interruptible_leaf && me.interrupts_off == 0 && (self.raising > 0 || me.has_acted)
+        o.may_be_tried || o.is_interruptible_leaf && me.interrupts_off == 0 && (self.raising > 0 || me.has_acted)
     }
 }
 

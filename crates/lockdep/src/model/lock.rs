@@ -1,4 +1,4 @@
-//! Taking locks and letting go of them.
+//! Taking and releasing locks.
 
 use std::panic::Location;
 
@@ -13,7 +13,7 @@ impl Model {
         o.owner.is_none() && (kind == OpKind::AcquireShared || o.readers == 0)
     }
 
-    /// Brings who wants the lock in line with who can have it.
+    /// Enables the threads that can take the lock now, and disables those that cannot.
     pub(super) fn settle(&mut self, object: u32, changes: &mut Changes) {
         let wanted = std::mem::take(&mut self.objects[object as usize].wanted);
         for &thread in &wanted {
@@ -39,6 +39,7 @@ impl Model {
     }
 }
 
+/// Stops before taking a lock, and takes it once the scheduler grants it.
 pub(crate) fn acquire(object: u32, shared: bool, at: &'static Location<'static>) {
     let kind = if shared { OpKind::AcquireShared } else { OpKind::Acquire };
     act(|model, me, changes| {
@@ -58,13 +59,15 @@ pub(crate) fn acquire(object: u32, shared: bool, at: &'static Location<'static>)
     });
 }
 
-pub(crate) fn set_tried(object: u32) {
-    look(|model| model.objects[object as usize].tried = true);
+/// Allows threads to try a lock.
+pub(crate) fn allow_try(object: u32) {
+    look(|model| model.objects[object as usize].may_be_tried = true);
 }
 
+/// Stops before trying a lock. Returns whether the lock was taken.
 pub(crate) fn try_acquire(object: u32, at: &'static Location<'static>) -> bool {
-    let tried = look(|model| model.objects[object as usize].tried);
-    assert!(tried, "a lock is tried at {at} that was not made to be");
+    let tried = look(|model| model.objects[object as usize].may_be_tried);
+    assert!(tried, "a lock is tried at {at} that was made without `with_try_lock`");
     announce(OpKind::Try, object, at);
     act(|model, me, changes| {
         let can = model.can_take(object, OpKind::Acquire);
@@ -76,7 +79,7 @@ pub(crate) fn try_acquire(object: u32, at: &'static Location<'static>) -> bool {
     })
 }
 
-/// Whether something was written, and what, as far as that is told.
+/// Whether the contents were written, and the new contents if they are known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wrote {
     No,
@@ -84,14 +87,14 @@ pub(crate) enum Wrote {
     Value(u64),
 }
 
-/// Lets go of a lock. `wrote`: what it protects was lent out for writing; and what it is now, if that is told.
+/// Releases a lock. `wrote`: whether the contents were lent out for writing, and their digest if the lock has one.
 pub(crate) fn release(object: u32, shared: bool, wrote: Wrote) {
     let is_recorded = stop_before_release(object);
-    let_go(object, shared, wrote, is_recorded);
+    release_now(object, shared, wrote, is_recorded);
 }
 
-/// Lets go of a lock, without a stop before it. `is_recorded`: there was one.
-pub(super) fn let_go(object: u32, shared: bool, wrote: Wrote, is_recorded: bool) {
+/// Releases a lock without a stop before it. `is_recorded`: there was a stop, so the release has been recorded.
+pub(super) fn release_now(object: u32, shared: bool, wrote: Wrote, is_recorded: bool) {
     let mut changes = Changes::default();
     try_look(|model| {
         let me = model.current;
@@ -100,7 +103,7 @@ pub(super) fn let_go(object: u32, shared: bool, wrote: Wrote, is_recorded: bool)
         }
         model.note_held(me, object, false);
         let o = &mut model.objects[object as usize];
-        let tried = o.tried;
+        let tried = o.may_be_tried;
         if shared {
             o.readers = o.readers.saturating_sub(1);
         } else {
@@ -108,11 +111,11 @@ pub(super) fn let_go(object: u32, shared: bool, wrote: Wrote, is_recorded: bool)
         }
         let (id, (step, at)) = (o.id, o.taken);
         let wrote = match wrote {
-            // It is what it was.
-            Wrote::Value(value) if o.holds == mix(value, 5) => Wrote::No,
+            // The contents are unchanged.
+            Wrote::Value(value) if o.contents == mix(value, 5) => Wrote::No,
             wrote => wrote,
         };
-        // Taken and let go of in one step, and not written: it was read.
+        // A lock that is taken and released in one step, and not written, was only read.
         let reads = shared || wrote == Wrote::No && !tried && step == model.steps;
         if let Some(taking) = model.touched.get_mut(at)
             && reads
@@ -133,5 +136,5 @@ pub(super) fn let_go(object: u32, shared: bool, wrote: Wrote, is_recorded: bool)
             model.record(me, || What::Op(op));
         }
     });
-    changes.tell();
+    changes.apply();
 }

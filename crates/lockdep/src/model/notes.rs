@@ -1,4 +1,4 @@
-//! What is kept of an execution, to be told.
+//! The recorded events of an execution, and the parts of it that are explored.
 
 use super::{Happening, Model, What, try_look};
 
@@ -11,20 +11,30 @@ impl Model {
     }
 }
 
-/// What runs from here on is, or is not, what an exploration is about: if not, it has one order, the plain
-/// one. Without [`Explore::focused`] everything is what it is about.
+/// Turns exploring of the code from here on on or off. With `false` it runs in one order, the plain one. It has an effect only
+/// with [`Explore::focused`](crate::Explore::focused); otherwise everything is explored.
+///
+/// ```
+/// lockdep::focus(false);
+/// // … bring up what the test needs …
+/// lockdep::focus(true);
+/// ```
 pub fn focus(on: bool) {
     if crate::is_explored() {
         try_look(|model| model.plain = model.focused && !on);
     }
 }
 
-/// Whether what happens here and now is kept, to be told.
+/// Returns whether the events of this execution are recorded.
 pub fn is_recorded() -> bool {
     crate::is_explored() && try_look(|model| model.happenings.is_some()) == Some(true)
 }
 
-/// Notes something worth telling, if what happens is kept: of what kind, and in words.
+/// Records a note, if events are recorded: its kind and its text.
+///
+/// ```
+/// lockdep::note("make", || "buffer 1".to_owned());
+/// ```
 ///
 /// A story of the crate `explore` knows the kinds `step` and `done` (a step begins, and has ended), `make` and `unmake` (a
 /// resource), `state` (`name: state`), `fault` and `violation`.

@@ -1,4 +1,4 @@
-//! Objects: what they are called, what they hold, and the handle by which a primitive is one.
+//! Objects: their names, their contents, and the handles of the primitives that they represent.
 
 use std::hash::Hash;
 use std::panic::Location;
@@ -15,26 +15,26 @@ pub(super) struct Object {
     pub(super) label: &'static str,
     pub(super) owner: Option<usize>,
     pub(super) readers: u32,
-    /// Threads about to take it that are held up, or would be.
+    /// Threads that are about to take it, whether or not it is free.
     pub(super) wanted: Vec<usize>,
-    /// Threads waiting for a notification, in the order in which they came.
+    /// Threads that wait for a notification, in the order in which they began to wait.
     pub(super) waiters: Vec<usize>,
-    /// What it holds.
-    pub(super) holds: u64,
-    /// Where in the source it was taken last.
+    /// A number for its contents.
+    pub(super) contents: u64,
+    /// The place in the source where it was taken last.
     pub(super) at: &'static Location<'static>,
-    /// It was made for a role rather than as the how manieth of its creator.
+    /// Its role, if it is named after a role and not after the thread that made it.
     pub(super) role: Option<u64>,
     pub(super) gone: bool,
-    /// Where its last taking is among what was touched, and in which step that was.
+    /// The step in which it was last taken, and the index of this touch in [`Model::touched`].
     pub(super) taken: (usize, usize),
     /// It is a leaf lock that is held with interrupts on, so that a handler that waits for it may have interrupted its
     /// holder.
     pub(super) is_interruptible_leaf: bool,
     /// It is a lock that is held with interrupts off.
     pub(super) has_interrupts_off: bool,
-    /// Some thread may try it: letting go of it is an operation of its own.
-    pub(super) tried: bool,
+    /// A thread may try it: releasing it is an operation of its own.
+    pub(super) may_be_tried: bool,
 }
 
 pub(super) fn intern(key: u64) -> ObjectId {
@@ -49,7 +49,7 @@ impl Model {
         let thread = &mut self.threads[me];
         thread.created += 1;
         let key = mix(mix(thread.id, 2), thread.created);
-        let holds = mix(key, thread.seen);
+        let contents = mix(key, thread.seen);
         let object = Object {
             id: intern(key),
             key,
@@ -58,46 +58,46 @@ impl Model {
             readers: 0,
             wanted: Vec::new(),
             waiters: Vec::new(),
-            holds,
+            contents,
             at,
             role: None,
             gone: false,
             taken: (usize::MAX, 0),
             is_interruptible_leaf: false,
             has_interrupts_off: false,
-            tried: false,
+            may_be_tried: false,
         };
-        self.held = self.held.wrapping_add(mix(key, holds));
+        self.contents = self.contents.wrapping_add(mix(key, contents));
         self.objects.push(object);
         (self.objects.len() - 1) as u32
     }
 
-    /// The object that was just made is known by its role rather than by who has made it.
+    /// Names an object that was just made after its role, and not after the thread that made it.
     pub(super) fn set_role(&mut self, me: usize, object: u32, role: u64) {
         self.threads[me].created -= 1;
-        // Of several that are there at once, as one is replaced that others still use.
+        // Several may exist at once, if one is replaced that other threads still use.
         let key = (0..).map(|place| mix(mix(role, 8), place)).find(|key| !self.roles.contains(key)).unwrap_or(role);
         self.roles.insert(key);
         let o = &mut self.objects[object as usize];
-        let before = mix(o.key, o.holds);
+        let before = mix(o.key, o.contents);
         (o.key, o.id, o.role) = (key, intern(key), Some(role));
-        self.held = self.held.wrapping_sub(before).wrapping_add(mix(o.key, o.holds));
+        self.contents = self.contents.wrapping_sub(before).wrapping_add(mix(o.key, o.contents));
         self.touch_role(me, role);
     }
 
-    /// Which place of its role an object has depends on who else has one: to make one and to drop one is
-    /// in an order.
+    /// Touches the role. Which place an object gets depends on the other objects of its role, so making and dropping them
+    /// depend on each other.
     pub(super) fn touch_role(&mut self, me: usize, role: u64) {
         self.touched.push(Touch { thread: me, object: intern(mix(role, 9)), reads: false });
     }
 
-    /// The object is no more: what it held is no part of the state.
+    /// Drops an object. Its contents are no part of the state from here on.
     pub(super) fn drop_object(&mut self, object: u32) {
         let Some(o) = self.objects.get_mut(object as usize) else { return };
         if std::mem::replace(&mut o.gone, true) {
             return;
         }
-        self.held = self.held.wrapping_sub(mix(o.key, o.holds));
+        self.contents = self.contents.wrapping_sub(mix(o.key, o.contents));
         if let Some(role) = o.role {
             self.roles.remove(&o.key);
             self.touch_role(self.current, role);
@@ -109,7 +109,7 @@ impl Model {
         Op { kind, object: object.id, label: object.label, at, done: false }
     }
 
-    /// The thread's operation happens.
+    /// Does the operation of a thread. `outcome`: for a try, whether it succeeded.
     pub(super) fn happen(
         &mut self,
         me: usize,
@@ -120,8 +120,8 @@ impl Model {
     ) {
         let o = &mut self.objects[object as usize];
         let found = match kind {
-            OpKind::Acquire | OpKind::AcquireShared | OpKind::Read | OpKind::Write => o.holds,
-            OpKind::Try if outcome != 0 => o.holds,
+            OpKind::Acquire | OpKind::AcquireShared | OpKind::Read | OpKind::Write => o.contents,
+            OpKind::Try if outcome != 0 => o.contents,
             _ => 0,
         };
         let reads = matches!(kind, OpKind::AcquireShared | OpKind::Read);
@@ -144,22 +144,22 @@ impl Model {
         }
     }
 
-    /// The object was written: it holds a value, or what the thread has made of what it has seen.
+    /// Notes that the object was written. Its contents are a value, or follow from what the thread has seen.
     pub(super) fn wrote(&mut self, me: usize, object: u32, value: Option<u64>) {
         let seen = self.threads[me].seen;
         let Some(o) = self.objects.get_mut(object as usize) else { return };
-        let before = mix(o.key, o.holds);
-        o.holds = value.map_or(mix(seen, 4), |value| mix(value, 5));
-        self.held = self.held.wrapping_sub(before).wrapping_add(mix(o.key, o.holds));
+        let before = mix(o.key, o.contents);
+        o.contents = value.map_or(mix(seen, 4), |value| mix(value, 5));
+        self.contents = self.contents.wrapping_sub(before).wrapping_add(mix(o.key, o.contents));
     }
 }
 
-/// An object of the model, if there is an explorer: it is one for as long as this lives.
+/// A primitive's object in the model, if it was made in an exploration. The object exists for as long as this lives.
 #[derive(Debug)]
 pub(crate) struct Handle(Option<(u32, u64)>);
 
 impl Handle {
-    /// Makes an object; its creator and the how manieth of theirs it is are its name.
+    /// Makes an object. Its name is the thread that made it and a serial number.
     #[track_caller]
     pub fn new(label: &'static str) -> Self {
         if !crate::is_explored() {
@@ -183,13 +183,13 @@ impl Handle {
         handle
     }
 
-    /// Which; none: there is no explorer.
+    /// Returns the object's index. `None`: it was not made in an exploration.
     #[inline]
     pub fn get(&self) -> Option<u32> {
         self.0.map(|(object, _)| object)
     }
 
-    /// Its name is that of a role. Who says so has just made it.
+    /// Names the object after a role. The caller has just made it.
     pub fn set_role(&self, role: &impl Hash) {
         if let Some(object) = self.get() {
             let role = digest(role);
@@ -197,7 +197,7 @@ impl Handle {
         }
     }
 
-    /// What it holds from the start is this.
+    /// Sets its first contents.
     pub fn starts_as(&self, value: impl FnOnce() -> u64) {
         if let Some(object) = self.get() {
             let value = value();
@@ -205,7 +205,7 @@ impl Handle {
         }
     }
 
-    /// A number for which object it is.
+    /// Returns a number for which object it is.
     pub fn name(&self) -> u64 {
         let key = |model: &mut Model| self.get().and_then(|o| model.objects.get(o as usize)).map(|o| o.key);
         self.0.and_then(|_| try_look(key)).flatten().unwrap_or_default()
@@ -226,13 +226,13 @@ impl Drop for Handle {
     }
 }
 
-/// A read or write of an atomic is about to happen.
+/// Stops before a read or write of an atomic, and does it.
 pub(crate) fn access(object: u32, kind: OpKind, at: &'static Location<'static>) {
     announce(kind, object, at);
     act(|model, me, _| model.happen(me, object, kind, at, 0));
 }
 
-/// The atomic that was just accessed holds this now.
+/// Sets the contents of the atomic that was just written.
 pub(crate) fn wrote(object: u32, value: u64) {
     act(|model, me, _| model.wrote(me, object, Some(value)));
 }

@@ -2,7 +2,7 @@
 
 use std::panic::Location;
 
-/// What a thread is about to do, or has done.
+/// The kinds of operations of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OpKind {
     /// Starts to run.
@@ -19,9 +19,9 @@ pub enum OpKind {
     Write,
     /// Wakes waiters.
     Notify,
-    /// Waits for a notification; happens with the lock that is let go of.
+    /// Waits for a notification. It happens when the lock is released.
     Wait,
-    /// Raises an interrupt, whose handler it runs.
+    /// Raises an interrupt, and runs its handler.
     Interrupt,
     /// Its time-out fires.
     Expire,
@@ -31,7 +31,8 @@ pub enum OpKind {
     Join,
     /// Ends.
     Exit,
-    /// Lets go of a lock. Unless others may try that lock, it is part of the step before.
+    /// Releases a lock. This is part of the step before, unless other threads may try the lock or an interrupt can land
+    /// here.
     Release,
 }
 
@@ -40,58 +41,57 @@ pub enum OpKind {
 pub struct ObjectId(pub(super) u16);
 
 impl ObjectId {
-    /// Every object, in a [`Touch`]: the step depends on every other one, whatever that touches.
+    /// Stands for every object, in a [`Touch`]: the step depends on every other step, whatever that touches.
     pub const EVERYTHING: Self = Self(u16::MAX);
 
-    /// A small number, the same for the same object in every schedule of this OS thread's
-    /// explorations.
+    /// Returns a small number, which is the same for the same object in every schedule that this OS thread explores.
     pub fn index(self) -> usize {
         self.0.into()
     }
 }
 
-/// That an object was touched.
+/// An object was touched by a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Touch {
-    /// By which thread.
+    /// The thread.
     pub thread: usize,
-    /// What.
+    /// The object.
     pub object: ObjectId,
-    /// It was read at most: two that read come to the same in either order.
+    /// It was at most read. Two reads have the same result in either order.
     pub reads: bool,
 }
 
-/// What a thread is about to do.
+/// An operation of a thread.
 #[derive(Clone, Copy, Debug)]
 pub struct Op {
-    /// What.
+    /// Its kind.
     pub kind: OpKind,
-    /// To what. Every thread's start is about the thread itself.
+    /// Its object. For the start of a thread this is the thread itself.
     pub object: ObjectId,
     /// The class or name of the object.
     pub label: &'static str,
-    /// Where in the source.
+    /// Its place in the source.
     pub at: &'static Location<'static>,
-    /// It has been done; for a try, in full.
+    /// It has been done. For a try: it has succeeded.
     pub done: bool,
 }
 
-/// Something that happened, for a story told after.
+/// An event of an execution.
 #[derive(Clone, Debug)]
 pub struct Happening {
-    /// Which step of the schedule it belongs to, counted from 0.
+    /// The step of the schedule to which it belongs, counted from 0.
     pub step: usize,
     /// The thread, as an index into [`Model::threads`].
     pub thread: usize,
-    /// What happened.
+    /// The event.
     pub what: What,
 }
 
-/// What can happen.
+/// The kinds of events.
 #[derive(Clone, Debug)]
 pub enum What {
     /// An operation.
     Op(Op),
-    /// Something worth telling: of what kind, and in words.
+    /// A [note](crate::note): its kind and its text.
     Note(&'static str, String),
 }

@@ -1,4 +1,4 @@
-//! The points at which a scheduler chooses.
+//! The stops, at which a scheduler chooses.
 
 use std::panic::Location;
 
@@ -8,8 +8,8 @@ use shuttle_engine::runtime::thread::switch;
 
 use super::{BOUND, Halt, Model, OpKind, look};
 
-/// Which shuttle tasks become runnable or cease to be. The model says so while it is borrowed, shuttle
-/// is told after.
+/// The tasks of shuttle's that become runnable or cease to be. They are collected while the model is borrowed, and applied
+/// afterwards.
 #[derive(Default)]
 pub(super) struct Changes(Vec<(usize, bool)>);
 
@@ -26,7 +26,7 @@ impl Changes {
         }
     }
 
-    pub(super) fn tell(self) {
+    pub(super) fn apply(self) {
         if self.0.is_empty() {
             return;
         }
@@ -49,12 +49,11 @@ pub(super) fn act<R>(f: impl FnOnce(&mut Model, usize, &mut Changes) -> R) -> R 
         let me = model.current;
         f(model, me, &mut changes)
     });
-    changes.tell();
+    changes.apply();
     result
 }
 
-/// Lets the scheduler choose. Returns when this thread is chosen, and what it is about to do can be
-/// done.
+/// Lets the scheduler choose. Returns when this thread is chosen and its next operation is possible.
 pub(super) fn point() {
     loop {
         let (me, alone, stuck, enabled) = look(|model| {
@@ -69,7 +68,7 @@ pub(super) fn point() {
             (me, on && !stop, stop, enabled)
         });
         if stuck && !enabled {
-            // The schedule ends here; shuttle asks the scheduler only if somebody can run.
+            // The schedule ends here. Shuttle asks the scheduler only if a thread can run.
             let _ = ExecutionState::try_with(|state| state.get_mut(TaskId::from(me)).unblock());
         }
         if !alone {
@@ -90,6 +89,7 @@ pub(super) fn point() {
     }
 }
 
+/// Announces the running thread's next operation, and stops before it.
 pub(super) fn announce(kind: OpKind, object: u32, at: &'static Location<'static>) {
     act(|model, me, _| model.threads[me].pending = model.op(kind, object, at));
     point();

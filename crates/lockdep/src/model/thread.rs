@@ -1,4 +1,4 @@
-//! Threads: their lives, and what wakes them.
+//! Threads: their lives, and their waits for time and for each other.
 
 use std::cell::Cell;
 use std::panic::Location;
@@ -32,41 +32,41 @@ pub struct ThreadModel {
     pub(super) then: Option<u32>,
     pub(super) enabled: bool,
     pub(super) finished: bool,
-    /// When it began to wait for a time-out; 0 if it does not.
+    /// When it began to wait for a time-out; 0 if it does not wait for one.
     pub(super) timer: u64,
     pub(super) expired: bool,
-    /// What it has seen.
+    /// A number for what it has seen.
     pub(super) seen: u64,
-    /// The locks it holds.
+    /// How many locks it holds.
     pub(super) holds: u32,
-    /// Of these the leaf locks that it holds with interrupts on, unless something else has turned them off.
+    /// How many of these are leaf locks of classes that do not turn interrupts off.
     pub(super) leaves: u32,
     /// It has done something that others can see since it took such a lock.
     pub(super) has_acted: bool,
-    /// The sections with interrupts off that it is in: handlers and locks taken with interrupts off among them.
+    /// How many sections with interrupts off it is in. Handlers and locks of `leaf irq` classes are such sections, too.
     pub(super) interrupts_off: u32,
-    /// The interrupt handlers that it runs, one on top of the other.
+    /// The interrupt handlers that it runs, the innermost last.
     pub(super) handlers: Vec<Handler>,
     /// The condition variable it waits on without having been notified.
     pub(super) waits_on: Option<u32>,
     pub(super) ops: u32,
-    /// Where it was started.
+    /// The place in the source where it was started.
     pub(super) born: &'static Location<'static>,
     pub(super) joiners: Vec<usize>,
 }
 
 impl ThreadModel {
-    /// Whether it has ended.
+    /// Returns whether it has ended.
     pub fn is_finished(&self) -> bool {
         self.finished
     }
 
-    /// How many operations it has done.
+    /// Returns how many operations it has done.
     pub fn ops(&self) -> u32 {
         self.ops
     }
 
-    /// Whether what it is about to do can be done.
+    /// Returns whether its next operation is possible.
     pub fn is_enabled(&self) -> bool {
         self.enabled
     }
@@ -103,8 +103,8 @@ impl Model {
         self.threads.len() - 1
     }
 
-    /// The thread begins to wait for a time-out. Which of two began first makes a difference to a scheduler
-    /// that goes by that, so they touch something in common.
+    /// Begins a thread's wait for a time-out. A scheduler may distinguish which of two threads began first, so both touch a
+    /// common object.
     pub(super) fn arm(&mut self, me: usize) {
         self.timers += 1;
         self.threads[me].timer = self.timers;
@@ -113,7 +113,7 @@ impl Model {
 
     pub(super) fn life(&mut self, me: usize, of: usize, kind: OpKind, at: &'static Location<'static>) {
         let (id, seen, object) = (self.threads[of].id, self.threads[of].seen, self.threads[of].life);
-        // Whoever has waited for a thread's end has what came of it.
+        // A thread that has joined another knows everything that the other has seen.
         let found = if kind == OpKind::Join { mix(id, seen) } else { id };
         self.touched.push(Touch { thread: me, object, reads: false });
         self.note_act(me);
@@ -136,7 +136,7 @@ impl Model {
     }
 }
 
-/// Waits until the scheduler says that the time is up.
+/// Waits until the scheduler decides that the time has run out.
 pub(crate) fn sleep(at: &'static Location<'static>) {
     act(|model, me, _| {
         model.arm(me);
@@ -151,17 +151,17 @@ pub(crate) fn sleep(at: &'static Location<'static>) {
     });
 }
 
-/// A number for which thread it is, the same in every schedule.
+/// Returns a number for a thread, which is the same in every schedule.
 pub(crate) fn thread_name(thread: usize) -> u64 {
     try_look(|model| model.threads.get(thread).map(|thread| thread.id)).flatten().unwrap_or_default()
 }
 
-/// A number for which thread runs.
+/// Returns a number for the running thread, which is the same in every schedule.
 pub(crate) fn me() -> u64 {
     look(|model| model.threads[model.current].id)
 }
 
-/// Starts a thread; its number.
+/// Starts a thread. Returns its index.
 pub(crate) fn spawn(name: &str, at: &'static Location<'static>, f: impl FnOnce() + 'static) -> usize {
     let (me, child) = act(|model, me, _| {
         let object = model.threads[me].life;
@@ -179,7 +179,7 @@ pub(crate) fn spawn(name: &str, at: &'static Location<'static>, f: impl FnOnce()
         live(f);
     };
     let run = move || thread_fn(run, false, Arc::default());
-    // Shuttle lets its scheduler choose before it makes the task: this is the operation's point.
+    // Shuttle lets its scheduler choose before it makes the task. This is the stop before the operation.
     let task = ExecutionState::spawn_thread(Box::new(run), STACK, Some(name.to_owned()), None, at);
     child.set(task.into());
     let added = look(|model| {
@@ -196,7 +196,7 @@ pub(crate) fn spawn(name: &str, at: &'static Location<'static>, f: impl FnOnce()
     added
 }
 
-/// Runs the body of the current thread, and its end.
+/// Runs the body of the current thread, and ends the thread.
 pub(crate) fn live(f: impl FnOnce()) {
     if let Err(panic) = crate::explore::caught(f) {
         note("violation", || panic.clone());
@@ -206,7 +206,7 @@ pub(crate) fn live(f: impl FnOnce()) {
     let halted = look(|model| {
         let me = model.current;
         model.threads[me].finished = true;
-        // Shuttle sees by itself that this one has ended.
+        // Shuttle notices by itself that this thread has ended.
         model.disable(me);
         for joiner in std::mem::take(&mut model.threads[me].joiners) {
             changes.enable(model, joiner);
@@ -219,7 +219,7 @@ pub(crate) fn live(f: impl FnOnce()) {
         }
         model.halt.is_some()
     });
-    changes.tell();
+    changes.apply();
     if halted {
         // The scheduler ends the execution here.
         switch();

@@ -4,12 +4,12 @@ use std::panic::Location;
 
 use super::history::HistoryMark;
 use super::interrupt::stop_before_release;
-use super::lock::{Wrote, acquire, let_go};
+use super::lock::{Wrote, acquire, release_now};
 use super::point::{act, announce, point};
 use super::{OpKind, Touch};
 
-/// Waits for a notification, letting go of the lock meanwhile; with `timed`, or until the scheduler says
-/// that the time is up. Whether it was that.
+/// Releases the lock and waits for a notification, or, if `timed`, until the scheduler decides that the time has run out.
+/// Returns whether the time has run out.
 pub(crate) fn wait(
     condvar: u32,
     lock: u32,
@@ -33,12 +33,12 @@ pub(crate) fn wait(
             changes.disable(model, me);
         }
     });
-    let_go(lock, false, wrote, is_recorded);
+    release_now(lock, false, wrote, is_recorded);
     if let Some(since) = since {
         since.forget(0, at);
     }
     point();
-    // Notified, with the lock to be had; or out of time.
+    // The thread was notified and can take the lock, or its time has run out.
     let expired = act(|model, me, changes| {
         let expired = model.threads[me].timer != 0;
         if expired {
@@ -60,7 +60,7 @@ pub(crate) fn wait(
     expired
 }
 
-/// Wakes one waiter, the one that came first, or all of them.
+/// Wakes one waiter, the one that has waited longest, or all of them.
 pub(crate) fn notify(condvar: u32, all: bool, at: &'static Location<'static>) {
     if std::thread::panicking() {
         return;
@@ -74,13 +74,13 @@ pub(crate) fn notify(condvar: u32, all: bool, at: &'static Location<'static>) {
         let count = if all { waiters.len() } else { waiters.len().min(1) };
         let woken: Vec<usize> = waiters.drain(..count).collect();
         for thread in woken {
-            let lock = model.threads[thread].then.take().expect("who waits let go of a lock");
+            let lock = model.threads[thread].then.take().expect("a waiter has released a lock");
             if model.objects[lock as usize].owner != Some(me) {
                 model.note_act(me);
             }
             model.threads[thread].timer = 0;
             model.threads[thread].waits_on = None;
-            // Who has woken it is no part of what it is about to do.
+            // Which thread has woken it is no part of its next operation.
             let waits_at = model.threads[thread].pending.at;
             model.threads[thread].pending = model.op(OpKind::Acquire, lock, waits_at);
             model.objects[lock as usize].wanted.push(thread);
