@@ -25,114 +25,19 @@
 //!   that point, until something has touched what its thread would touch: to make the choice later has the same
 //!   result as to have made it first.
 
+mod objects;
+mod point;
+
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-use lockdep::{Halt, Model, ObjectId, Touch, look};
+use lockdep::{Halt, Touch, look};
 use shuttle::scheduler::{Schedule, Scheduler, Task, TaskId};
 
-/// Sets of objects that were touched, and that were written, as bits. Two objects may share a bit: then less is
-/// skipped, never more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Objects {
-    touched: [u64; WORDS],
-    written: [u64; WORDS],
-}
+use objects::Objects;
+use point::{Node, Searched, note_segment};
 
-const WORDS: usize = 4;
-
-impl Objects {
-    const NONE: Self = Self { touched: [0; WORDS], written: [0; WORDS] };
-    const ALL: Self = Self { touched: [u64::MAX; WORDS], written: [u64::MAX; WORDS] };
-
-    fn add(&mut self, touch: &Touch) {
-        if touch.object == ObjectId::EVERYTHING {
-            *self = Self::ALL;
-            return;
-        }
-        let bit = touch.object.index() % (64 * WORDS);
-        let one = 1 << (bit % 64);
-        self.touched[bit / 64] |= one;
-        self.written[bit / 64] |= if touch.reads { 0 } else { one };
-    }
-
-    fn join(&mut self, other: &Self) {
-        self.touched.iter_mut().zip(other.touched).for_each(|(ours, theirs)| *ours |= theirs);
-        self.written.iter_mut().zip(other.written).for_each(|(ours, theirs)| *ours |= theirs);
-    }
-
-    /// Returns whether the order of the two makes a difference: one writes what the other touches.
-    fn meets(&self, other: &Self) -> bool {
-        (0..WORDS).any(|i| self.written[i] & other.touched[i] | self.touched[i] & other.written[i] != 0)
-    }
-}
-
-/// A thread that could be chosen, and its cost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Choice {
-    pub(super) thread: u8,
-    pub(super) cost: u8,
-    /// Its time-out fires.
-    timer: bool,
-    /// The object of its next operation.
-    object: ObjectId,
-}
-
-/// An alternative that has been searched completely.
-#[derive(Clone, Copy, Debug)]
-struct Searched {
-    choice: Choice,
-    /// What threads other than the preempted one touch in it before that thread goes on, also in the alternatives
-    /// searched before.
-    touched: Objects,
-    /// What the thread touches if it runs until it can no longer go on.
-    run: Objects,
-}
-
-/// A thread that need not be chosen: to let it run here was searched at an earlier point, and nothing that it would
-/// touch has been touched since. The cost of a time-out depends on which other threads could run, so a thread does
-/// not sleep at a time-out, and after one fires no thread is asleep.
-#[derive(Clone, Copy, Debug)]
-struct Asleep {
-    thread: u8,
-    run: Objects,
-}
-
-/// A point of the current schedule at which there was a choice.
-#[derive(Debug, Default)]
-struct Node {
-    /// The thread that ran before, if it could go on: to choose another is a preemption.
-    current: Option<u8>,
-    choices: Vec<Choice>,
-    /// The index of the present choice.
-    taken: usize,
-    /// The preemptions before this point.
-    spent: u8,
-    /// Only the first choice is to be tried from here, because the point is not new.
-    closed: bool,
-    searched: Vec<Searched>,
-    asleep: Vec<Asleep>,
-    /// What the thread of the present choice touches until it can no longer go on.
-    run: Option<Objects>,
-    /// The alternatives that were searched at the point after this one, if a preemption here could slide there.
-    after: Vec<Searched>,
-    /// The step of the schedule, and how many threads could run. It is the same whenever the point is met again.
-    mark: (usize, usize),
-    /// What was touched from here to the next point, and by which threads.
-    segment: Vec<Touch>,
-    /// The state here, at points where joining is possible.
-    joins: Option<u64>,
-    /// The state was met before: what can follow is known, or will be.
-    joined: bool,
-    /// How many time-outs had fired by then.
-    fired: u64,
-    /// It was met before in this schedule: what can follow is still being searched.
-    returns: bool,
-    /// What is touched by the step with which the current thread goes on.
-    step: Objects,
-    /// What is touched in the present alternative before the thread that was preempted here goes on.
-    meanwhile: Objects,
-}
+pub(super) use point::{Choice, choices, state};
 
 /// What is known of a state that was met before.
 #[derive(Debug)]
@@ -440,80 +345,6 @@ impl Bounded {
     }
 }
 
-impl Default for Objects {
-    fn default() -> Self {
-        Self::NONE
-    }
-}
-
-impl Node {
-    /// Makes a new point of an unused one.
-    fn begin(&mut self, current: Option<u8>, mark: (usize, usize)) {
-        let Self { mut choices, mut searched, mut asleep, mut after, mut segment, .. } = std::mem::take(self);
-        choices.clear();
-        searched.clear();
-        asleep.clear();
-        after.clear();
-        segment.clear();
-        *self = Self { current, mark, choices, searched, asleep, after, segment, ..Self::default() };
-    }
-
-    fn is_asleep(&self, thread: u8) -> bool {
-        self.asleep.iter().any(|asleep| asleep.thread == thread)
-    }
-
-    fn asleep_bits(&self) -> u128 {
-        self.asleep.iter().fold(0, |bits, asleep| bits | 1 << (asleep.thread % 128))
-    }
-
-    /// Adds the threads that are asleep at the next point: those that were asleep here, and those that have been
-    /// searched here, unless the thread has run or something it would touch was touched.
-    fn still_asleep(&self, into: &mut Vec<Asleep>) {
-        if self.choices[self.taken].timer {
-            return;
-        }
-        let mut touched = Objects::NONE;
-        self.segment.iter().for_each(|touch| touched.add(touch));
-        let ran = |thread: u8| self.segment.iter().any(|touch| touch.thread == usize::from(thread));
-        let searched = self.searched.iter().filter(|s| !s.choice.timer);
-        let searched = searched.map(|s| Asleep { thread: s.choice.thread, run: s.run });
-        let asleep = self.asleep.iter().copied().chain(searched);
-        into.extend(asleep.filter(|asleep| !ran(asleep.thread) && !asleep.run.meets(&touched)));
-    }
-}
-
-/// Lists the threads that can be chosen, the cheapest first. `current`: the thread that could go on, if there is
-/// one.
-pub(super) fn choices(model: &Model, runnable: &[&Task], current: Option<u8>, into: &mut Vec<Choice>) {
-    let threads = || runnable.iter().map(|task| usize::from(task.id()));
-    let timers_only = threads().all(|thread| model.timer(thread).is_some());
-    let oldest = threads().filter_map(|thread| model.timer(thread)).min();
-    into.extend(threads().map(|thread| {
-        let timer = model.timer(thread);
-        let preempts = current.is_some_and(|current| usize::from(current) != thread);
-        let early = timer.is_some() && !(timers_only && timer == oldest);
-        Choice {
-            thread: thread as u8,
-            cost: u8::from(preempts) + u8::from(early),
-            timer: timer.is_some(),
-            object: model.pending(thread).object,
-        }
-    }));
-    into.sort_unstable_by_key(|choice| (choice.cost, choice.thread));
-}
-
-/// Returns a number for the state, which also covers which time-outs are older.
-pub(super) fn state(model: &Model, runnable: &[&Task]) -> u64 {
-    let mut state = model.state();
-    let mut last = 0;
-    let since = |task: &&&Task| model.timer(usize::from(task.id()));
-    while let Some(next) = runnable.iter().filter(|task| since(task).is_some_and(|t| t > last)).min_by_key(since) {
-        last = since(&next).unwrap_or_default();
-        state = state.rotate_left(7).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ (usize::from(next.id()) as u64 + 1);
-    }
-    state
-}
-
 impl Scheduler for Bounded {
     fn new_execution(&mut self) -> Option<Schedule> {
         if self.done || self.diverged.is_some() {
@@ -615,12 +446,6 @@ impl Bounded {
             }
         }
         None
-    }
-}
-
-fn note_segment(node: &mut Node, touched: &[Touch]) {
-    if node.segment.is_empty() {
-        node.segment.extend_from_slice(touched);
     }
 }
 
