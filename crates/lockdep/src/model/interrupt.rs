@@ -4,7 +4,7 @@
 //! that this processor was running. Which thread that is makes a difference only if the handler waits for a lock that
 //! the interrupted thread holds: in every other case the execution is also one in which the scheduler merely did not
 //! choose that thread meanwhile. So the model does not choose the interrupted thread in advance. It notes, when a handler
-//! begins, which threads the interrupt can have landed on: those that hold a lock, can go on, and have interrupts on. A
+//! begins, which threads the interrupt can have landed on: those that hold a leaf lock and have interrupts on. A
 //! thread that takes a step ran on another processor, and is taken off the note. When the handler must wait for a lock of
 //! a thread that is still on the note, the execution in which the interrupt landed there is a deadlock, and ends.
 //!
@@ -20,8 +20,10 @@
 //! In all other cases whatever another thread does until it raises the interrupt is independent of the lock having been
 //! taken, so it can be done before that, and then the first case applies.
 //!
-//! The reductions of a search do without independence here: a step of a handler, the raising of its interrupt, and the
-//! step before that touch [everything](ObjectId::EVERYTHING).
+//! For the reductions of a search, all this is one [object](ObjectId::INTERRUPTS). The steps of a handler, the raising of
+//! its interrupt, and the step before that write it. A step reads it if it begins with such a lock held, takes one, or
+//! releases one, with interrupts on. So no reduction changes the order of the two. Other steps have no influence on
+//! interrupts, and interrupts have none on them.
 
 use std::panic::Location;
 
@@ -36,19 +38,23 @@ pub(super) struct Handler {
 }
 
 impl Model {
-    /// To a search, what happens now depends on the order of this step and every other one.
-    pub(super) fn touch_everything(&mut self, me: usize) {
-        self.touched.push(Touch { thread: me, object: ObjectId::EVERYTHING, reads: false });
+    /// Touches the state on which interrupts depend.
+    fn touch_interrupts(&mut self, me: usize, reads: bool) {
+        self.touched.push(Touch { thread: me, object: ObjectId::INTERRUPTS, reads });
     }
 
-    /// Whether an interrupt that begins now could keep a lock from being released by landing on this thread.
+    /// Returns whether an interrupt that landed on this thread could keep it from releasing a lock for which the handler
+    /// may wait.
     fn is_interruptible(&self, thread: usize) -> bool {
         let t = &self.threads[thread];
-        t.enabled && t.timer == 0 && t.holds > 0 && t.interrupts_off == 0
+        t.leaves > 0 && t.interrupts_off == 0
     }
 
-    /// The thread is about to take a step.
+    /// Notes, for handlers, that the thread takes a step.
     pub(super) fn note_step_for_handlers(&mut self, me: usize) {
+        if self.is_interruptible(me) {
+            self.touch_interrupts(me, true);
+        }
         if self.handlers == 0 {
             return;
         }
@@ -56,7 +62,7 @@ impl Model {
             thread.handlers.iter_mut().for_each(|handler| handler.interruptible.retain(|other| *other != me));
         }
         if !self.threads[me].handlers.is_empty() {
-            self.touch_everything(me);
+            self.touch_interrupts(me, false);
         }
     }
 
@@ -85,6 +91,9 @@ impl Model {
             thread.has_acted &= thread.leaves > 1;
         }
         change(&mut thread.holds);
+        if is_taken && self.is_interruptible(me) {
+            self.touch_interrupts(me, true);
+        }
     }
 
     /// Ends the execution if the lock is held by the thread that the running handler has interrupted.
@@ -139,13 +148,13 @@ pub(crate) fn begin_handler(at: &'static Location<'static>) {
         let object = model.threads[me].life;
         model.threads[me].pending = Op { kind: OpKind::Interrupt, object, label: "interrupt", at, done: false };
         model.raising += 1;
-        model.touch_everything(me);
+        model.touch_interrupts(me, false);
     });
     point();
     act(|model, me, _| {
         model.raising -= 1;
         model.life(me, me, OpKind::Interrupt, at);
-        model.touch_everything(me);
+        model.touch_interrupts(me, false);
         let others = (0..model.threads.len()).filter(|thread| *thread != me);
         let interruptible = others.filter(|thread| model.is_interruptible(*thread)).collect();
         model.threads[me].handlers.push(Handler { interruptible });

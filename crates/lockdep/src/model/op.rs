@@ -41,8 +41,9 @@ pub enum OpKind {
 pub struct ObjectId(pub(super) u16);
 
 impl ObjectId {
-    /// Stands for every object, in a [`Touch`]: the step depends on every other step, whatever that touches.
-    pub const EVERYTHING: Self = Self(u16::MAX);
+    /// Stands, in a [`Touch`], for the state on which interrupts depend. Handlers write it, and so does a thread that is about to
+    /// raise an interrupt. A thread reads it if an interrupt that lands on it makes a difference.
+    pub const INTERRUPTS: Self = Self(u16::MAX);
 
     /// Returns a small number, which is the same for the same object in every schedule that this OS thread explores.
     pub fn index(self) -> usize {
