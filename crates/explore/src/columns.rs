@@ -210,7 +210,7 @@ impl<'s> EntryList<'s> {
         match (before.kind, row.kind) {
             (RowKind::Acquire | RowKind::AcquireShared, RowKind::Release) if same && before.object == row.object => {
                 let lock = text.strip_prefix("takes ").unwrap_or(text).to_owned();
-                (*text, *held) = (format!("takes and lets go of {lock}"), None);
+                (*text, *held) = (format!("takes and releases {lock}"), None);
                 self.passed(row.thread, &lock);
             }
             (RowKind::Make, RowKind::Make) | (RowKind::Unmake, RowKind::Unmake) if same => {
@@ -326,12 +326,12 @@ impl Page {
     fn header(&mut self, story: &Story) {
         let faults = if story.faults.is_empty() { "none".to_owned() } else { story.faults.join("; ") };
         let again = story.replay_command();
-        let after = story.told_after();
+        let after = story.schedules_before();
         let facts = [
             (story.tool.program, &story.program),
             ("invariant", &story.invariant),
             ("detail", &story.detail),
-            ("told after", &after),
+            ("run first", &after),
             ("faults", &faults),
             ("preemptions", &story.preemptions.to_string()),
             ("run again", &again),

@@ -47,7 +47,7 @@ pub enum MergeError {
     /// Parts are missing.
     #[error(
         "{program}: {}: run shard I/{of} with the programs and options of the others, and merge again",
-        said_missing(missing, *of)
+        list_missing(missing, *of)
     )]
     Missing {
         /// The first program that lacks a part.
@@ -66,22 +66,22 @@ impl MergeError {
     /// Returns, for [`Missing`](Self::Missing), a text that lists the missing parts.
     pub fn missing(&self) -> Option<String> {
         match self {
-            Self::Missing { missing, of, .. } => Some(said_missing(missing, *of)),
+            Self::Missing { missing, of, .. } => Some(list_missing(missing, *of)),
             _ => None,
         }
     }
 }
 
-fn said_missing(missing: &[(u32, u32)], of: u32) -> String {
-    let mut said = Vec::new();
+fn list_missing(missing: &[(u32, u32)], of: u32) -> String {
+    let mut ranges = Vec::new();
     for &(from, to) in missing {
         match to - from {
-            0 => said.push(from.to_string()),
-            1 => said.extend([from.to_string(), to.to_string()]),
-            _ => said.push(format!("{from} to {to}")),
+            0 => ranges.push(from.to_string()),
+            1 => ranges.extend([from.to_string(), to.to_string()]),
+            _ => ranges.push(format!("{from} to {to}")),
         }
     }
-    match &said[..] {
+    match &ranges[..] {
         [] => String::new(),
         [one] if !one.contains(' ') => format!("shard {one}/{of} is missing"),
         [one] => format!("shards {one} of {of} are missing"),
@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn all_that_is_missing_is_named() {
-        for (there, of, said) in [
+        for (there, of, ranges) in [
             (vec![1, 3], 3, "shard 2/3 is missing"),
             (vec![2], 3, "shards 1 and 3 of 3 are missing"),
             (vec![1, 3, 4, 6], 7, "shards 2, 5 and 7 of 7 are missing"),
@@ -211,7 +211,7 @@ mod tests {
             (vec![], 64, "shards 1 to 64 of 64 are missing"),
             (vec![2], u32::MAX, "shards 1 and 3 to 4294967295 of 4294967295 are missing"),
         ] {
-            assert_eq!(said_missing(&gaps(&there.into_iter().collect(), of), of), said);
+            assert_eq!(list_missing(&gaps(&there.into_iter().collect(), of), of), ranges);
         }
     }
 }

@@ -197,7 +197,7 @@ pub(crate) fn story<P: Program>(case: &Case<P>) -> Story {
         after: case.failure.after.clone(),
         ..Token::of(&case.program)
     };
-    let (story, found) = tell(&[], &program, &token);
+    let (story, found) = run_token(&[], &program, &token);
     let found = found.first().or(case.failure.found.first()).cloned();
     Story {
         invariant: found.as_ref().map_or_else(String::new, |found| found.invariant.clone()),
@@ -209,7 +209,7 @@ pub(crate) fn story<P: Program>(case: &Case<P>) -> Story {
 
 /// Runs the schedule of a token, and returns what happens and what did not hold. `first`: the programs of the
 /// schedules that are run before it.
-pub(crate) fn tell<P: Program>(first: &[P], program: &P, token: &Token) -> (Story, Vec<Found>) {
+pub(crate) fn run_token<P: Program>(first: &[P], program: &P, token: &Token) -> (Story, Vec<Found>) {
     let prepared = Prepared::new(Arc::new(program.clone()), &token.faults).lacking(&token.without);
     let result = Rc::new(RefCell::new((Story::default(), Vec::new())));
     let (ours, listener) = (Rc::clone(&result), prepared.clone());
@@ -264,7 +264,7 @@ pub(crate) fn tell<P: Program>(first: &[P], program: &P, token: &Token) -> (Stor
         story.unmet.push(format!("{switches} of {} switches", token.deviations.len()));
     }
     if !came {
-        story.unmet.push("something of what is told first".to_owned());
+        story.unmet.push("a part of the schedules that are run first".to_owned());
     }
     story.after = token.all().map(|token| token.after.len()).sum::<usize>() + token.first.len();
     story.faults = token.faults.iter().map(ToString::to_string).collect();

@@ -125,7 +125,7 @@ fn told(story: &Story) -> Value {
         .collect();
     json!({
         "kind": story.tool.program, "program": story.program, "invariant": story.invariant, "detail": story.detail, "token": story.token, "again": story.replay_command(),
-        "faults": story.faults, "after": story.told_after(), "preemptions": story.preemptions, "threads": story.threads, "lanes": lanes,
+        "faults": story.faults, "after": story.schedules_before(), "preemptions": story.preemptions, "threads": story.threads, "lanes": lanes,
         "rows": rows, "locks": locks, "waits": waits, "steps": steps, "switches": switches.collect::<Vec<_>>(),
         "resources": reading.resources, "things": reading.things, "broken": reading.broken, "texts": texts.0,
     })

@@ -148,7 +148,7 @@ impl Reading {
         let lock = || row.object.map_or_else(|| what.clone(), |object| self.lock_name(what, object));
         let life = || self.whose_life(row.object).map_or("a thread", |thread| name(story, thread));
         match row.kind {
-            RowKind::Start => "begins".to_owned(),
+            RowKind::Start => "starts to run".to_owned(),
             RowKind::Acquire => format!("takes {}", lock()),
             RowKind::AcquireShared => format!("takes {} for reading", lock()),
             RowKind::Try if row.held.last() == Some(what) => format!("tries {} and gets it", lock()),
@@ -156,11 +156,11 @@ impl Reading {
                 Some(holder) => format!("tries {} in vain, which {} holds", lock(), name(story, holder)),
                 None => format!("tries {} in vain", lock()),
             },
-            RowKind::Release => format!("lets go of {}", lock()),
+            RowKind::Release => format!("releases {}", lock()),
             RowKind::Read => format!("reads {what}"),
             RowKind::Write => format!("writes {what}"),
             RowKind::Wait => "waits for a notification".to_owned(),
-            RowKind::Notify => "notifies who waits".to_owned(),
+            RowKind::Notify => "notifies waiters".to_owned(),
             RowKind::Interrupt => "raises an interrupt, and runs its handler".to_owned(),
             RowKind::Expire => "sees its time run out".to_owned(),
             RowKind::Spawn => format!("starts {}", life()),
@@ -173,8 +173,8 @@ impl Reading {
             RowKind::State => what.clone(),
             RowKind::Fault => format!("fails as planned: {what}"),
             RowKind::Violation => {
-                let said = what.strip_prefix(&story.invariant).map(|rest| rest.trim_start_matches([':', ' ']));
-                format!("breaks {}: {}", story.invariant, said.unwrap_or(what))
+                let detail = what.strip_prefix(&story.invariant).map(|rest| rest.trim_start_matches([':', ' ']));
+                format!("breaks {}: {}", story.invariant, detail.unwrap_or(what))
             }
             RowKind::Preempted => "preempted".to_owned(),
         }

@@ -14,7 +14,7 @@ use crate::budget::{BudgetShare, ScheduleBudget};
 use crate::campaign::{Tally, Worker};
 use crate::execution::{Execution, Lesson, Prepared};
 use crate::faults::Faults;
-use crate::minimise::{Case, minimise, story, tell};
+use crate::minimise::{Case, minimise, run_token, story};
 use crate::options::{Options, Strategy, Watch};
 use crate::orders::{Orders, ShownOrders};
 use crate::program::Program;
@@ -250,12 +250,12 @@ pub fn replay<P: Program>(among: &[P], whence: &str, token: &Token) -> Result<St
     let first = token.first.iter().map(|first| first.program_among(among, whence)).collect::<Result<Vec<_>, _>>()?;
     let program = token.program_among(among, whence)?;
     // It runs on a thread of its own, so that earlier explorations on this thread have no influence.
-    let tell = || tell(&first, &program, token).0;
-    let told = thread::scope(|scope| scope.spawn(tell).join().expect("execution does not panic"));
-    if told.invariant.is_empty() && !told.unmet.is_empty() {
-        return Err(TokenError::NotMet(told.unmet.join(", ").escape_debug().to_string()));
+    let run = || run_token(&first, &program, token).0;
+    let story = thread::scope(|scope| scope.spawn(run).join().expect("the replay does not panic"));
+    if story.invariant.is_empty() && !story.unmet.is_empty() {
+        return Err(TokenError::NotMet(story.unmet.join(", ").escape_debug().to_string()));
     }
-    Ok(told)
+    Ok(story)
 }
 
 /// The most threads that an explored program may start. Sets of threads are kept as the bits of one number.

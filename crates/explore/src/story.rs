@@ -50,7 +50,7 @@ impl Story {
     }
 
     /// Describes the schedules that must be run first; empty if there are none.
-    pub(crate) fn told_after(&self) -> String {
+    pub(crate) fn schedules_before(&self) -> String {
         let token: Option<Token> = self.token.parse().ok();
         let mut others: Vec<String> = Vec::new();
         for first in token.iter().flat_map(|token| &token.first) {

@@ -75,11 +75,13 @@ pub enum TokenError {
     )]
     Changed(String),
     /// It leaves out steps that the program does not have, or all steps.
-    #[error("the token leaves out steps that `{0}` does not have, or all: it is not as it was printed; check again")]
+    #[error(
+        "the token leaves out steps that `{0}` does not have, or all: the token was changed after it was printed; check again"
+    )]
     NoStep(String),
     /// Its schedule did not occur, and nothing was broken in the schedule that did.
     #[error(
-        "nothing is broken, but the schedule of the token was not told: {0} never came; it is not as it was printed, or of another build: check again"
+        "nothing is broken, but the schedule of the token did not occur: {0} is missing; the token was changed after it was printed, or is from another build: check again"
     )]
     NotMet(String),
 }

@@ -27,7 +27,7 @@ pub fn trace(story: &Story) -> Value {
     let reading = Reading::of(story);
     let times = times(story);
     let group = |pid: usize, name: &str| json!({"ph": "M", "pid": pid, "name": "process_name", "args": {"name": name}});
-    let mut events = vec![group(1, &story.program), group(RUNS, "who runs")];
+    let mut events = vec![group(1, &story.program), group(RUNS, "running threads")];
     for (thread, name) in story.threads.iter().enumerate() {
         let tid = thread + 1;
         for pid in [1, RUNS] {

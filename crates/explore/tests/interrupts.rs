@@ -92,7 +92,7 @@ fn ends(bound: u8, program: impl Fn(&mut Locked<'_, Unlocked>) + Send + Sync + '
 }
 
 #[test]
-fn a_lock_that_is_taken_and_let_go_of_at_once_is_interrupted_in_between() {
+fn a_lock_that_is_taken_and_released_at_once_is_interrupted_in_between() {
     let program = |cx: &mut Locked<'_, Unlocked>| {
         let events = Arc::new(Mutex::<Events, u32>::new(0));
         let theirs = Arc::clone(&events);
@@ -150,7 +150,7 @@ fn a_device_that_is_started_with_the_lock_held_interrupts_whoever_starts_it() {
 #[test]
 fn a_thread_that_has_gone_on_was_not_interrupted() {
     // The handler takes the lock only if the thread has taken a step since the handler began: then the thread
-    // ran on another processor, and lets go of the lock.
+    // ran on another processor, and releases the lock.
     let program = |cx: &mut Locked<'_, Unlocked>| {
         let (events, flag) = (Arc::new(Mutex::<Events, u32>::new(0)), Arc::new(AtomicBool::new(false)));
         let (theirs, its) = (Arc::clone(&events), Arc::clone(&flag));

@@ -1,7 +1,7 @@
-//! The reductions lose nothing: on small programs of every kind, the search with them meets exactly the
-//! outcomes that the search without them meets, at every bound. An outcome is everything that every
-//! thread has found on its way, and what is left at the end: what the threads write down themselves, not what the
-//! model says of it. Where a thread forgets, it tears up what it has written down.
+//! The reductions lose nothing: on small random programs, the search with them meets exactly the outcomes that the search
+//! without them meets, at every bound. An outcome is everything that every thread has found, and the final contents. The
+//! threads write it down themselves, so it does not depend on the model. Where a thread forgets, it erases what it has
+//! written down.
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
@@ -36,7 +36,7 @@ lock_order! {
 /// What a thread of a small program does.
 #[derive(Clone, Debug)]
 enum Do {
-    /// Takes the first lock, does these, and lets go of it.
+    /// Takes the first lock, does these, and releases it.
     WithA(Vec<Do>),
     /// Takes it and only looks.
     LookA,
@@ -53,15 +53,15 @@ enum Do {
     NotifyOne,
     NotifyAll,
     Sleep,
-    /// Turns what is told from 0 to 1 or back, or leaves it at this.
+    /// Turns the flag, whose lock has a digest, from 0 to 1 or back, or sets it to this.
     Flip(Option<u64>),
-    /// The same without looking at it.
+    /// The same without reading it.
     Blindly,
-    /// Puts a new thing in the place of the one there is.
+    /// Replaces the thing by a new one.
     Make,
-    /// Does something with the thing there is, and keeps it at hand; or with the one at hand.
+    /// Uses the current thing and keeps it, or uses the one that it has kept.
     Use(bool),
-    /// Notes the count, does these, and waits until it has moved.
+    /// Notes the count, does these, and waits until it has advanced.
     Await(Vec<Do>),
     Advance,
     /// Raises an interrupt, whose handler does these.
@@ -89,7 +89,7 @@ struct World {
     safe: Mutex<Safe, u64>,
 }
 
-/// One thread replaces what another still uses.
+/// Makes a thing. A thread may replace it while another still uses it.
 fn thing() -> Arc<Mutex<Thing, u64>> {
     Arc::new(Mutex::new(0).with_role(&"thing").with_state_digest(digest))
 }
@@ -156,7 +156,7 @@ impl World {
                     let (mut a, mut cx) = self.a.lock(cx);
                     log.push(*a);
                     self.under_a(&mut cx, me, steps, log);
-                    // What is written depends on what was found, and not everybody writes.
+                    // What is written depends on what was found, and not every thread writes.
                     if !steps.is_empty() {
                         *a = *a * 3 + me;
                     }
@@ -191,7 +191,7 @@ impl World {
                     self.moved.notify_one();
                 }
                 Do::NotifyAll => {
-                    // The value is told: whoever came to it in whatever order.
+                    // The release reports the value, which is the same in whatever order threads add to it.
                     let mut state = self.state.lock_leaf(cx);
                     *state += 1;
                     state.release_as(|state| *state);
@@ -266,7 +266,7 @@ impl World {
         }
     }
 
-    /// What is left.
+    /// Returns the final contents.
     fn rest(&self, cx: &mut Locked<'_, Unlocked>) -> Log {
         let a = *self.a.lock(cx).0;
         let b = *self.b.lock(cx).0;
@@ -280,10 +280,10 @@ impl World {
     }
 }
 
-/// What came of a program: what all its threads found, or where they are stuck.
+/// The outcome of a program: what all its threads found, or the deadlock.
 type Outcome = Result<Vec<Log>, String>;
 
-/// Every outcome that the search meets, and in how many schedules.
+/// Returns every outcome that the search meets, and the number of schedules.
 fn outcomes(program: &[Vec<Do>], bound: u8, reduce: bool) -> (BTreeSet<Outcome>, u64) {
     met_by(Bounded::new(bound, reduce), program, false)
 }
@@ -367,7 +367,7 @@ fn step() -> impl Strategy<Value = Do> {
     ]
 }
 
-/// So many random programs, or as many as `PROGRAMS` says.
+/// The number of random programs: the environment variable `PROGRAMS`, or 400.
 fn programs() -> u32 {
     std::env::var("PROGRAMS").ok().and_then(|n| n.parse().ok()).unwrap_or(400)
 }
@@ -391,9 +391,9 @@ proptest! {
 proptest! {
     #![proptest_config(ProptestConfig { cases: programs() / 4, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Programs this small are of one block with as many points as it has otherwise.
+    /// With the usual lengths, programs as small as these would have only one block.
     #[test]
-    fn what_is_shared_meets_what_one_alone_meets(
+    fn searches_that_share_the_work_meet_what_one_search_meets(
         program in prop::collection::vec(prop::collection::vec(step(), 0..4), 2..4),
         points in 1..6usize,
         inner in prop::array::uniform3(1..4usize),
@@ -401,7 +401,7 @@ proptest! {
     ) {
         for bound in 0..3 {
             let (alone, _) = outcomes(&program, bound, true);
-            // Each part by as many searchers as it likes.
+            // Each part has another number of searchers.
             let shares = (0..3).flat_map(|part| (0..jobs[part]).map(move |job| (part, job)));
             let share = |(part, job): (usize, u32)| {
                 let bounded = Bounded::new(bound, true).share((part as u32, 3), (job, jobs[part]));
@@ -461,7 +461,7 @@ fn a_higher_bound_meets_more_and_reduction_pays() {
 }
 
 #[test]
-fn what_goes_round_for_ever_is_seen_to() {
+fn a_loop_without_end_is_a_livelock() {
     let program = || {
         let domain = Domain::checked(OnReport::Record);
         lockdep::enter(&domain, "main", |cx| {
@@ -487,13 +487,13 @@ fn what_goes_round_for_ever_is_seen_to() {
     let (recorded, deviations) = Recorded::new(Bounded::new(1, true));
     let found = Explore::default().until_failure(recorded, program).unwrap_err();
     assert!(matches!(found, Halt::Livelock(..)), "{found:?}");
-    // Alone, too, it is seen where it comes round.
+    // A replay recognises it at the same point.
     let replay = Replay::new(deviations.borrow().clone()).returning(true);
     assert_eq!(Explore::default().until_failure(replay, program).unwrap_err(), found);
 }
 
 #[test]
-fn one_that_only_looks_between_two_that_write() {
+fn a_thread_that_only_reads_between_two_that_write() {
     let reads = || Do::WithA(vec![Do::Read(1)]);
     let program =
         [vec![Do::Shared(false, vec![Do::Add(1)])], vec![Do::WithA(vec![]), Do::WithA(vec![])], vec![reads(), reads()]];
