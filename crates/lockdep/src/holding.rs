@@ -60,7 +60,8 @@ impl<L: RawLock> Known<L> {
         at: &'static Location<'static>,
     ) -> bool {
         // A deadlock that happens here says more than a report that one is possible.
-        if !self.model.get().is_some_and(model::is_held_by_interrupted) {
+        let is_deadlock = task.is_in_handler() && self.model.get().is_some_and(model::is_held_by_interrupted);
+        if !is_deadlock {
             task.check(class, self.instance(), self.rank, how, at);
         }
         match self.model.get() {

@@ -141,6 +141,11 @@ impl Task {
         }
     }
 
+    /// Returns whether the thread runs an interrupt handler.
+    pub fn is_in_handler(&self) -> bool {
+        self.interrupts.get()[0] > 0
+    }
+
     /// Begins an interrupt handler. To an explorer the interrupt arrives here, or later.
     pub fn enter_interrupt(&self, at: &'static Location<'static>) -> InterruptSection<'_> {
         let explored = crate::is_explored().then_some(model::end_handler as fn());
