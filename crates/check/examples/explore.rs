@@ -1,13 +1,13 @@
-//! Explores scenarios, as `esw check` does, with as little as possible around it: what builds fast when the
-//! tree is built again and again with another patch.
+//! Explores scenarios like `esw check`, with as little code around it as possible. So it builds fast when the tree is built
+//! again and again with another patch.
 //!
 //! ```text
 //! explore '{"strategy": "bounded", "preemptions": 1, "time_ms": 5000}' scenarios/late-ib.toml…
 //! explore replay TOKEN scenarios/late-ib.toml…
 //! ```
 //!
-//! Prints a [`Report`](check::Report) a line, or the invariant that the token's schedule breaks. Exits 0 if every scenario held, 1 if one did not, 2 if something
-//! cannot be used.
+//! Prints one [`Report`](check::Report) a line, or the invariant that the token's schedule breaks. Exits with 0 if every
+//! scenario held, with 1 if one did not, and with 2 if an argument cannot be used.
 
 use std::fs;
 use std::process::ExitCode;
@@ -18,10 +18,10 @@ use check::{Faults, Options, Orders, Strategy, Watch};
 use scenario::Scenario;
 use serde::Deserialize;
 
-/// What is asked for; what is not said is as [`Options`] has it.
+/// The options of the command line. Defaults are those of [`Options`].
 #[derive(Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct Asked {
+struct Arguments {
     strategy: Strategy,
     preemptions: u8,
     preemptions_with_faults: u8,
@@ -35,7 +35,7 @@ struct Asked {
     minimise: bool,
 }
 
-impl Default for Asked {
+impl Default for Arguments {
     fn default() -> Self {
         let of = Options::default();
         Self {
@@ -54,7 +54,7 @@ impl Default for Asked {
     }
 }
 
-impl Asked {
+impl Arguments {
     fn options(self) -> Options {
         Options {
             strategy: self.strategy,
@@ -92,8 +92,8 @@ fn explore(arguments: &[String]) -> Result<bool, String> {
     {
         return replay(token, paths);
     }
-    let (asked, paths) = arguments.split_first().ok_or("expected options as JSON, then scenario files")?;
-    let options = serde_json::from_str::<Asked>(asked).map_err(|e| format!("{asked}: {e}"))?.options();
+    let (json, paths) = arguments.split_first().ok_or("expected options as JSON, then scenario files")?;
+    let options = serde_json::from_str::<Arguments>(json).map_err(|e| format!("{json}: {e}"))?.options();
     let watch = Arc::new(Watch::default());
     let scenarios = paths.iter().map(read).collect::<Result<Vec<_>, _>>()?;
     let (mut held, mut orders) = (true, Orders::default());

@@ -1,16 +1,16 @@
-//! The explorer's errors in the words of `esw check`: what to give it, and after which option.
+//! The explorer's errors in the words of `esw check`: what to pass, and with which option.
 
-/// Why a token cannot be used.
+/// The reasons why a token cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{}", said_of_token(.0))]
+#[error("{}", token_text(.0))]
 pub struct TokenError(#[from] pub explore::TokenError);
 
-/// Why reports do not belong together.
+/// The reasons why reports do not belong together.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{}", said_of_merge(.0))]
+#[error("{}", merge_text(.0))]
 pub struct MergeError(#[from] pub explore::MergeError);
 
-fn said_of_token(error: &explore::TokenError) -> String {
+fn token_text(error: &explore::TokenError) -> String {
     use explore::TokenError::{Changed, Malformed, NoProgram};
 
     match error {
@@ -25,7 +25,7 @@ fn said_of_token(error: &explore::TokenError) -> String {
     }
 }
 
-fn said_of_merge(error: &explore::MergeError) -> String {
+fn merge_text(error: &explore::MergeError) -> String {
     use explore::MergeError::{Contents, Malformed, Missing, Nothing};
 
     match error {

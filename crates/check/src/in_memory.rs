@@ -10,21 +10,29 @@ use host::{Pulse, World};
 use lockdep::{ClassKey, Halt, Locked, Unlocked};
 use scenario::{Scenario, Step};
 
-/// `esw`, as its tokens and what it prints name it.
+/// The tool `esw`, with the words that its tokens and its output use.
 pub const TOOL: Tool = Tool {
     name: "esw",
     version: env!("CARGO_PKG_VERSION"),
     program: "scenario",
-    again: ["esw check --replay ", ""],
+    replay_command: ["esw check --replay ", ""],
     categories: ["card", "representor"],
 };
 
-/// The number of `setup` where tokens name threads.
+/// The number of `setup`, in tokens that name threads.
 pub const SETUP: u16 = u16::MAX;
-/// The number of `finally`.
+/// The number of `finally`, in tokens that name threads.
 pub const FINALLY: u16 = u16::MAX - 1;
 
-/// A scenario, told by the same runner, engine and card in memory that `esw run` uses.
+/// A scenario as a program, with the same runner, engine and card in memory that `esw run` uses.
+///
+/// ```
+/// use check::InMemory;
+/// use explore::Program;
+///
+/// let scenario = scenario::parse("name = \"none\"\nwhy = \"An example.\"\n[card]\n[[thread]]\nname = \"one\"\nsteps = [\"modprobe mlx5_ib\"]\n");
+/// assert_eq!(InMemory::from(&scenario.unwrap()).name(), "none");
+/// ```
 #[derive(Clone, Debug)]
 pub struct InMemory {
     scenario: Arc<Scenario>,
@@ -50,7 +58,7 @@ impl Program for InMemory {
         let faults = Arc::new(FaultPlan::default());
         let card = Faulty::new(MemoryCard::new(self.scenario.card.clone()), Arc::clone(&faults));
         let world = World {
-            card: if lockdep::is_recorded() { Arc::new(Traced::new(card, told)) } else { Arc::new(card) },
+            card: if lockdep::is_recorded() { Arc::new(Traced::new(card, note_request)) } else { Arc::new(card) },
             faults,
             domain: Arc::clone(run.domain()),
             pulse: Arc::new(Pulse::new()),
@@ -59,8 +67,8 @@ impl Program for InMemory {
             bonds: None,
         };
         let outcome = scenario::run(cx, &self.scenario, &world, &mut ());
-        run.comes_to(|| format!("{:?} {:?} {:?}", outcome.snapshot, outcome.verdicts, outcome.violations));
-        // What its steps and expectations say is what should come of it, if nothing fails that they know nothing of.
+        run.set_result(|| format!("{:?} {:?} {:?}", outcome.snapshot, outcome.verdicts, outcome.violations));
+        // Steps and expectations describe the expected result only if nothing fails that they do not expect.
         let scripted = !run.has_faults() && !run.lacks_steps();
         let violations = if scripted { outcome.violations } else { outcome.beside_the_script() };
         violations.into_iter().map(|violation| Found::new(violation.invariant, violation.detail)).collect()
@@ -96,17 +104,17 @@ impl Program for InMemory {
         is_about_the_script(found) || found.detail.contains("has not come within")
     }
 
-    /// An invariant says more than a step or an expectation that its breaking leads to.
+    /// An invariant says more than a step or an expectation that fails as a consequence.
     fn is_consequence(&self, found: &Found) -> bool {
         is_about_the_script(found)
     }
 
-    /// A panic, too, is a command that does not come to its end.
+    /// A panic counts as a command that does not end, too.
     fn halted(&self, halt: &Halt) -> Found {
         Found::new("progress", halt.to_string())
     }
 
-    /// What is wrong with a step is what is wrong only where the script is what is looked at.
+    /// Notes about the script belong into the story only if the failure is one of the script.
     fn tells(&self, note: &str, found: Option<&Found>) -> bool {
         note != "script" || found.is_some_and(|found| is_about_the_script(found) || found.invariant == "progress")
     }
@@ -124,8 +132,8 @@ fn is_about_the_script(found: &Found) -> bool {
     ["expectation", "step"].contains(&&*found.invariant)
 }
 
-/// What is asked of the card, for the story.
-fn told(line: &str) {
+/// Notes a request to the card, for the story.
+fn note_request(line: &str) {
     match line.split_once(' ') {
         Some(("create", resource)) if !resource.contains(':') => lockdep::note("make", || resource.to_owned()),
         Some(("destroy", resource)) => lockdep::note("unmake", || resource.to_owned()),

@@ -1,9 +1,9 @@
-//! Explores scenarios: every interleaving, every failure, up to bounds that are told.
+//! Explores scenarios: every interleaving and every failure, up to stated bounds.
 //!
-//! [`check`] tells a scenario again and again on the card in memory, with the engine, locks, queues and
-//! runner that `esw run` uses. How schedules are chosen, reduced, made small and told is the business of [`explore`], which
-//! knows programs and no scenarios: here a scenario is made a [`Program`](explore::Program), in [`InMemory`], and the
-//! explorer is made to speak as `esw check` does.
+//! [`check`] runs a scenario again and again on the card in memory, with the engine, locks, queues and runner that
+//! `esw run` uses. The crate [`explore`] chooses and reduces schedules, makes failures small and shows them. It knows
+//! programs and not scenarios. This crate makes a scenario a [`Program`](explore::Program), in [`InMemory`], and words the
+//! explorer's messages for `esw check`.
 
 #![forbid(unsafe_code)]
 
@@ -14,41 +14,41 @@ use std::sync::Arc;
 
 pub use error::{MergeError, TokenError};
 pub use explore::{
-    Faults, FaultsReport, Found, Options, Orders, PageInfo, Place, Report, Row, RowKind, Shown, Story, Strategy,
-    Telling, Token, Violation, Watch, columns, page, schedulers, trace,
+    Execution, Faults, FaultsReport, Found, Options, Orders, PageInfo, Place, Report, Row, RowKind, ShownOrders, Story,
+    Strategy, Token, Violation, Watch, columns, page, schedulers, trace,
 };
 pub use in_memory::{FINALLY, InMemory, SETUP, TOOL};
 use scenario::Scenario;
 
-/// A scenario has this many threads at most, to be explored: the engine has some of its own, and the explorer has no room for more
-/// than [so many](explore::MOST_THREADS).
+/// The most threads of a scenario that can be explored. The engine has some threads of its own, and the explorer has a
+/// [limit](explore::MOST_THREADS) for all of them.
 pub const MOST_THREADS: usize = 48;
 
-/// Explores a scenario on the card in memory.
+/// Explores a scenario on the card in memory. By `watch` other threads see the progress and can stop it.
 pub fn check(scenario: &Scenario, options: &Options, watch: &Arc<Watch>) -> Report {
     explore::campaign(&InMemory::from(scenario), options, watch)
 }
 
-/// The report of a scenario whose turn did not come before the campaign was interrupted.
+/// Makes the report of a scenario that was not explored before the campaign was interrupted.
 pub fn not_explored(scenario: &Scenario, options: &Options) -> Report {
     Report::not_explored(&InMemory::from(scenario), options)
 }
 
-/// Takes in the orders of locks that a scenario's report has. If they contradict those of others, that becomes a violation
-/// of this one. `among`: the scenarios there are, to tell it.
+/// Adds the orders of locks in a scenario's report to `orders`. If they contradict those of other scenarios, this becomes a
+/// violation of this scenario. `among`: the scenarios that are needed to run its story.
 pub fn compare(report: &mut Report, orders: &mut Orders, among: &[Scenario]) {
     report.compare(orders, &in_memory(among));
 }
 
-/// Tells the schedule of a token again: what happens, with the invariant that does not hold if there is one. `among`:
-/// the scenarios there are; `whence`: where they are from, for errors.
+/// Runs the schedule of a token again, and returns its story, with the invariant that does not hold if there is one.
+/// `among`: the given scenarios. `whence`: where they are from, for errors.
 ///
 /// # Errors
-/// What the token is of is not among them, or has changed. All of it held, and it was not the schedule of the token, as
-/// that has something in it that never came.
+/// The token's scenario is not among the given ones, or has changed. Or everything held, and the schedule was not the
+/// token's, because a part of the token did not occur.
 ///
 /// # Panics
-/// The thread that tells it cannot be started.
+/// The thread that runs it cannot be started.
 pub fn replay(among: &[Scenario], whence: &str, token: &Token) -> Result<Story, TokenError> {
     Ok(explore::replay(&in_memory(among), whence, token)?)
 }
@@ -56,34 +56,34 @@ pub fn replay(among: &[Scenario], whence: &str, token: &Token) -> Result<Story, 
 /// Reads a token that `esw` has printed.
 ///
 /// # Errors
-/// It is none, or of another form or version.
+/// The text is not a token, or a token of another format or version.
 pub fn token(text: &str) -> Result<Token, TokenError> {
     Ok(Token::read(text, &TOOL)?)
 }
 
-/// The command that tells a token's schedule again, of scenarios in these files.
-pub fn again<S: AsRef<str>>(token: &str, files: &[S]) -> String {
-    explore::again(&TOOL, token, files)
+/// Returns the command that runs a token's schedule again. `files`: the files of its scenarios.
+pub fn replay_command<S: AsRef<str>>(token: &str, files: &[S]) -> String {
+    explore::replay_command(&TOOL, token, files)
 }
 
-/// Reads the reports in a file's text, as `esw check --json` prints them.
+/// Reads the reports in the text of a file, as `esw check --json` prints them. `file`: its name, for errors.
 ///
 /// # Errors
-/// A line that is none.
+/// A line is not a report.
 pub fn read(file: &str, text: &str) -> Result<Vec<Report>, MergeError> {
     Ok(explore::read(file, text)?)
 }
 
-/// Joins the parts of a campaign, scenario by scenario.
+/// Joins the reports of the parts of a campaign, scenario by scenario.
 ///
 /// # Errors
-/// Parts of different campaigns, a part twice, a part missing.
+/// The parts are of different campaigns, a part occurs twice, or a part is missing.
 pub fn merge(reports: Vec<Report>) -> Result<Vec<Report>, MergeError> {
     Ok(explore::merge(reports)?)
 }
 
-/// What a scenario contains, in short: a hash of its text in [one form](Scenario::to_toml), the same on every machine and
-/// with every compiler. What it is about, the cards it can be told on and how long it may take are no part of it.
+/// Returns a hash of a scenario's text in its [canonical form](Scenario::to_toml), the same on every machine and with every
+/// compiler. It does not cover the scenario's reason, the cards on which it can run, and its time limit.
 pub fn fingerprint(scenario: &Scenario) -> u64 {
     let Scenario { name, card, setup, threads, finally, settle, expect, .. } = scenario.clone();
     let does = Scenario { name, card, setup, threads, finally, settle, expect, ..Scenario::default() };

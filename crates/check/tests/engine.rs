@@ -1,4 +1,4 @@
-//! On the engine itself: the reductions lose no outcome of small scenarios, and a token tells what it is for.
+//! On the engine itself: the reductions lose no outcome of small scenarios, and a token replays its schedule.
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
@@ -21,24 +21,24 @@ fn parse(rest: &str) -> Scenario {
     scenario::parse(&format!("{HEAD}{rest}")).unwrap_or_else(|error| panic!("{error}"))
 }
 
-fn tell(domain: &Arc<Domain>, scenario: &Scenario) -> Outcome {
+fn run_once(domain: &Arc<Domain>, scenario: &Scenario) -> Outcome {
     let world = World::of(MemoryCard::new(scenario.card.clone()), domain);
     lockdep::enter(domain, "main", |cx| scenario::run(cx, scenario, &world, &mut ()))
 }
 
-/// What there is at the end, and what came of each thread's steps.
+/// Describes the final state and the result of each thread's steps.
 fn describe(outcome: &Outcome) -> String {
     let mut steps: Vec<String> = outcome
         .steps
         .iter()
         .map(|step| format!("{}: {} {:?} {:?}", step.thread, step.step, step.output, step.error))
         .collect();
-    // A thread's own order is kept; whose step was told first is no outcome.
+    // The order within a thread matters; the order of the threads in the list does not.
     steps.sort_by(|a, b| a.split(':').next().cmp(&b.split(':').next()));
     format!("{steps:?} {:?} {:?}", outcome.snapshot, outcome.violations)
 }
 
-/// What came of each step, whatever came of the others; and what there is at the end.
+/// Lists the result of each step by itself, and the final state.
 fn parts(outcome: &Outcome) -> Vec<String> {
     let steps = outcome.steps.iter();
     let mut parts: Vec<String> =
@@ -48,16 +48,16 @@ fn parts(outcome: &Outcome) -> Vec<String> {
     parts
 }
 
-/// How outcomes are told apart.
+/// How outcomes are distinguished.
 #[derive(Clone, Copy, PartialEq)]
 enum By {
-    /// By everything together. It is part of the state what each thread has found from its start on.
+    /// By everything together. Everything that each thread has found since its start is part of the state.
     Whole,
-    /// By what came of each step. Threads forget what they found in the steps before.
+    /// By the result of each step. Threads forget what they found in the steps before.
     Parts,
 }
 
-/// Every outcome, and in how many schedules.
+/// Returns every outcome, and the number of schedules.
 fn outcomes(scenario: &Scenario, bound: u8, reduce: bool, by: By) -> (BTreeSet<String>, u64) {
     let search = Shared::new(Bounded::new(bound, reduce));
     let seen = Arc::new(Mutex::new(BTreeSet::new()));
@@ -68,7 +68,7 @@ fn outcomes(scenario: &Scenario, bound: u8, reduce: bool, by: By) -> (BTreeSet<S
     };
     let explore = Explore { focused: true, forgets: by == By::Parts, ..Explore::default() };
     explore.run(search.clone(), ended, move || {
-        let outcome = tell(&domain, &scenario);
+        let outcome = run_once(&domain, &scenario);
         let mut seen = theirs.lock().unwrap();
         match by {
             By::Whole => drop(seen.insert(describe(&outcome))),
@@ -88,17 +88,17 @@ fn no_outcome_of_the_engine_is_lost() {
         format!("[[thread]]\nname = \"one\"\nsteps = {one}\n[[thread]]\nname = \"two\"\nsteps = {two}\n")
     };
     let scenarios = [
-        // Late loading beside an onlooker.
+        // Late loading while another thread reads.
         format!(
             "vfs = 1\nmode = \"switchdev\"\n{}",
             threads(r#"["modprobe mlx5_ib"]"#, r#"["devlink dev show", "devlink dev eswitch show pci/0000:08:00.0"]"#)
         ),
-        // A module goes while VFs come.
+        // A module is unloaded while VFs are added.
         format!(
             "modules = [\"mlx5_ib\"]\nmode = \"switchdev\"\n{}",
             threads(r#"["rmmod mlx5_ib"]"#, r#"["echo 1 > /sys/bus/pci/devices/0000:08:00.0/sriov_numvfs"]"#)
         ),
-        // An onlooker finds the ports of before, or of after.
+        // A reader finds the ports before the change, or after it.
         format!(
             "vfs = 1\nmode = \"switchdev\"\n{}",
             threads(
@@ -106,12 +106,12 @@ fn no_outcome_of_the_engine_is_lost() {
                 r#"["devlink port show", "devlink port show"]"#
             )
         ),
-        // The same of the mode, which is asked for in between, too.
+        // The same with the mode, which can also be read in between.
         threads(
             r#"["devlink dev eswitch set pci/0000:08:00.0 mode switchdev"]"#,
             r#"["devlink dev eswitch show pci/0000:08:00.0"]"#,
         ),
-        // A load that fails and is tried again.
+        // A load that fails and is retried.
         format!(
             "vfs = 1\nmode = \"switchdev\"\n{}",
             threads(
@@ -139,7 +139,7 @@ fn no_outcome_of_the_engine_is_lost() {
 }
 
 #[test]
-fn a_token_tells_what_it_is_for() {
+fn a_token_replays_its_schedule() {
     let planted = parse(
         r#"
         vfs = 1

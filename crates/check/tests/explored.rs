@@ -1,4 +1,4 @@
-//! What an exploration finds is told in every form: a scenario that expects what some orders do not give.
+//! A finding is shown in every form: the scenario expects a mode that some orders do not lead to.
 
 use std::sync::Arc;
 
@@ -29,7 +29,7 @@ fn found() -> Story {
 }
 
 #[test]
-fn what_is_found_is_told_in_every_form() {
+fn a_finding_is_shown_in_every_form() {
     let story = found();
     let text = columns(&story, 160);
     assert!(text.contains("DOES NOT HOLD"), "{text}");
@@ -44,7 +44,7 @@ fn what_is_found_is_told_in_every_form() {
 }
 
 #[test]
-fn a_preemption_is_told_where_it_is() {
+fn a_preemption_is_shown_at_its_place() {
     let scenario = scenario::parse(SCENARIO).unwrap();
     let plain = found();
     let named = |name: &str| plain.threads.iter().position(|thread| thread == name).unwrap() as u8;

@@ -1,5 +1,5 @@
-//! A scenario's fingerprint is the same on every machine and with every compiler, or tokens and the parts of a campaign
-//! could not travel.
+//! A scenario's fingerprint is the same on every machine and with every compiler. Otherwise tokens and the parts of a
+//! campaign could not be used on another machine.
 
 use scenario::parse;
 
@@ -7,7 +7,7 @@ const LATE_IB: &str = include_str!("../../../scenarios/late-ib.toml");
 
 #[test]
 fn the_fingerprint_of_a_scenario_is_a_constant() {
-    // It changes only with what the scenario says, or with what a card has to say of itself.
+    // It changes only with the contents of the scenario, or with the fields of a card.
     assert_eq!(
         check::fingerprint(&parse(LATE_IB).unwrap()),
         0xce9f9b03879de83e,
@@ -17,7 +17,7 @@ fn the_fingerprint_of_a_scenario_is_a_constant() {
 }
 
 #[test]
-fn it_goes_by_what_is_done_and_not_by_how_that_is_written() {
+fn it_depends_on_the_steps_and_not_on_their_form() {
     let scenario = parse(LATE_IB).unwrap();
     let same = check::fingerprint(&scenario);
     let written_otherwise = parse(&format!("# A remark.\n{}", scenario.to_toml())).unwrap();

@@ -1,5 +1,5 @@
-//! What the engine tells the explorer of its state is enough: in every scenario, wherever the same state is met and the same
-//! thread is chosen, the same comes of it, whatever led there.
+//! What the engine reports of its state to the explorer is sufficient: in every scenario, wherever the same state is met and
+//! the same thread is chosen, the same follows, whatever led there.
 
 use std::path::Path;
 

@@ -305,7 +305,7 @@ fn print(arguments: &Check, style: Style, report: &Report) -> Result<()> {
         if violation.story.rows.is_empty() {
             // Read from the report of a part: the token tells the story.
             line(&format!("  {}  {}: {}", style.bad("FAILS"), violation.invariant, violation.detail));
-            line(&format!("  {}", check::again(&violation.token, &violation.story.files)));
+            line(&format!("  {}", check::replay_command(&violation.token, &violation.story.files)));
         } else {
             line(&check::columns(&violation.story, width()));
             if report.interrupted {

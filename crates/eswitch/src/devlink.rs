@@ -160,7 +160,7 @@ impl Devlink {
                 rates: Rates::default(),
                 params: Params::default(),
             })
-            .tried()
+            .with_try_lock()
             .with_state_digest(digest),
             moved: EventCount::new(),
             changes,

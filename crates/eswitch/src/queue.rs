@@ -238,7 +238,7 @@ impl<T: Hash> Queue<T> {
             self.rested.notify_all();
             let retry = state.retry.clone();
             state.awaited.clone_from(&retry);
-            self.arrived.wait_anew(&mut state, retry.as_ref(), since);
+            self.arrived.wait_forgetting(&mut state, retry.as_ref(), since);
         }
     }
 
@@ -263,7 +263,7 @@ impl<T: Hash> Queue<T> {
             match deadline {
                 Some(deadline) if deadline.has_passed() => return false,
                 Some(deadline) => self.rested.wait_until(&mut state, deadline),
-                None => self.rested.wait_anew(&mut state, None, since),
+                None => self.rested.wait_forgetting(&mut state, None, since),
             }
         }
         true

@@ -1,11 +1,12 @@
 //! A small driver whose teardown can deadlock, and how the explorer finds that.
 //!
-//! The device raises events. Its event handler may not wait, so it puts them into a queue; a worker thread takes them out and
-//! handles them with the device lock held. To remove the device is to stop the worker and wait for its end. Done with the device
-//! lock held, that waits for a worker that may be waiting for the device lock.
+//! The device raises events. Its event handler may not wait, so it puts them into a queue. A worker thread takes them out and
+//! handles them with the device lock held. To remove the device, the driver stops the worker and waits for its end. If it
+//! does so with the device lock held, it waits for a worker that may be waiting for the device lock.
 //!
-//! In most schedules nothing happens: the worker has handled everything before the removal begins, or finds that it is to stop. Only
-//! if it has taken an event out of the queue, and not yet the device lock, when the removal takes that lock, do the two meet.
+//! In most schedules nothing happens: the worker has handled everything before the removal begins, or finds that it shall
+//! stop. The two deadlock only if the worker has taken an event out of the queue, and not yet the device lock, when the
+//! removal takes that lock.
 //! Run it with `cargo run -p explore --example driver`.
 
 use std::process::ExitCode;
@@ -15,9 +16,9 @@ use explore::{Closure, Options, Program, Report, Watch, campaign, columns};
 use lockdep::{Condvar, JoinHandle, Locked, Mutex, Unlocked, lock_classes, lock_order};
 
 lock_classes! {
-    /// What is known of the device; held while it is talked to.
+    /// The state of the device. It is held during requests to the device.
     class Device = "device";
-    /// The events that wait to be handled. The event handler takes it, so nothing is taken under it.
+    /// The events that wait to be handled. The event handler takes this lock, so no lock is taken under it.
     leaf Events = "events";
 }
 
@@ -25,7 +26,7 @@ lock_order! {
     root Device;
 }
 
-/// The device as the driver knows it.
+/// The driver's view of the device.
 #[derive(Default)]
 struct State {
     handled: u32,
@@ -45,7 +46,7 @@ struct Driver {
 }
 
 impl Driver {
-    /// Binds to a device: the driver, and its worker.
+    /// Binds the driver to a device, and starts its worker.
     fn probe(cx: &Locked<'_, Unlocked>) -> (Arc<Self>, JoinHandle<()>) {
         let driver = Arc::new(Self {
             device: Mutex::new(State::default()),
@@ -57,7 +58,7 @@ impl Driver {
         (driver, worker)
     }
 
-    /// The event handler. In the kernel this is an interrupt: it may take leaf locks, and wait for nothing.
+    /// Handles an event. In the kernel this is an interrupt handler: it may take leaf locks, and may not wait.
     fn event(&self, cx: &mut Locked<'_, Unlocked>) {
         cx.atomic(|cx| self.events.lock_leaf(cx).waiting += 1);
         self.changed.notify_all();
@@ -75,7 +76,7 @@ impl Driver {
             queue.waiting -= 1;
             drop(queue);
             let (mut device, cx) = self.device.lock(cx);
-            // What must hold at this step; the explorer looks at it in every schedule.
+            // This must hold at this step. The explorer checks it in every schedule.
             cx.ensure("no-use-after-remove", || !device.removed, || "an event of a device that has gone".to_owned());
             device.handled += 1;
         }
@@ -86,7 +87,7 @@ impl Driver {
         self.changed.notify_all();
     }
 
-    /// Unbinds. It looks safe: nobody can use the device while it is taken away.
+    /// Unbinds with the lock held. It looks safe: no other thread can use the device while it is removed.
     fn remove_under_the_lock(&self, cx: &mut Locked<'_, Unlocked>, worker: JoinHandle<()>) {
         let (mut device, mut cx) = self.device.lock(cx);
         self.stop(&mut cx);
@@ -94,7 +95,7 @@ impl Driver {
         device.removed = true;
     }
 
-    /// Unbinds: first nobody uses the device any more, and then it is taken away.
+    /// Unbinds: stops all use of the device first, and then removes it.
     fn remove(&self, cx: &mut Locked<'_, Unlocked>, worker: JoinHandle<()>) {
         self.stop(cx);
         worker.join(cx).expect("the worker does not panic");
@@ -102,7 +103,7 @@ impl Driver {
     }
 }
 
-/// Events come while the device is removed.
+/// Raises events while the device is removed.
 fn story(name: &str, remove: fn(&Driver, &mut Locked<'_, Unlocked>, JoinHandle<()>)) -> impl Program {
     Closure::new(name, move |cx| {
         let (driver, worker) = Driver::probe(cx);
@@ -116,12 +117,12 @@ fn story(name: &str, remove: fn(&Driver, &mut Locked<'_, Unlocked>, JoinHandle<(
     })
 }
 
-/// Every schedule with at most two preemptions.
+/// Explores every schedule with at most two preemptions.
 fn explored(program: &impl Program) -> Report {
     campaign(program, &Options::default(), &Arc::new(Watch::default()))
 }
 
-/// The driver with its teardown under the lock, and the one without.
+/// Explores the driver with its teardown under the lock, and the one without.
 pub fn both() -> [Report; 2] {
     [
         explored(&story("removal under the device lock", Driver::remove_under_the_lock)),
@@ -142,6 +143,6 @@ fn main() -> ExitCode {
             ),
         }
     }
-    // The one is there to be found.
+    // The explorer must find the first.
     if wrong.violations.is_empty() || !right.violations.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

@@ -6,22 +6,22 @@ use std::sync::Arc;
 
 use lockdep::{Locked, Unlocked};
 
-use crate::campaign::{Options, Watch};
 use crate::columns::columns;
+use crate::execution::Found;
+use crate::options::{Options, Watch};
 use crate::program::{Program, Run, fingerprint};
 use crate::report::{Report, campaign, replay};
 use crate::story::Story;
-use crate::telling::Found;
 use crate::token::Token;
 
-/// Schedules of one closure, if nothing else is said: some seconds' worth.
+/// The most schedules of one closure, unless options say otherwise: a few seconds' worth.
 const SCHEDULES: u64 = 100_000;
-/// The width of what a test prints.
+/// The width of what a test prints, in characters.
 const WIDTH: usize = 120;
 
 type Body = dyn Fn(&mut Locked<'_, Unlocked>) + Send + Sync;
 
-/// A closure as a program. What it asserts is what must hold.
+/// A closure as a program. The assertions of the closure are what must hold.
 #[derive(Clone)]
 pub struct Closure {
     name: String,
@@ -29,7 +29,8 @@ pub struct Closure {
 }
 
 impl Closure {
-    /// A program that runs a closure. Tokens find it by its name, so two closures should not have the same.
+    /// Makes a program that runs a closure. Tokens identify it by its name, so two closures should have different
+    /// names.
     pub fn new(name: impl Into<String>, body: impl Fn(&mut Locked<'_, Unlocked>) + Send + Sync + 'static) -> Self {
         Self { name: name.into(), body: Arc::new(body) }
     }
@@ -46,8 +47,8 @@ impl Program for Closure {
         &self.name
     }
 
-    /// Of the name: what a closure does cannot be seen. A token of a closure that has changed may say that its schedule never
-    /// came, or lead to something else.
+    /// The fingerprint of the name: the contents of a closure cannot be hashed. If the closure has changed, a token
+    /// may report that its schedule did not occur, or may lead to something else.
     fn fingerprint(&self) -> u64 {
         fingerprint(&self.name)
     }
@@ -58,27 +59,29 @@ impl Program for Closure {
     }
 }
 
-/// Runs a closure in every schedule with at most two preemptions, or in the first 100,000 of them.
+/// Explores a closure: runs it in every schedule with at most two preemptions, or in the first 100,000 of them.
 ///
-/// What it makes with `lockdep` is under the explorer's control; what it asserts must hold in every schedule. `cx` is its
-/// main thread, from which it [spawns](Locked::spawn) others. It should join them: else they run on after it.
+/// Everything that the closure makes with `lockdep` is under the explorer's control. Its assertions must hold in
+/// every schedule. `cx` is its main thread, from which it [spawns](Locked::spawn) others. It should join them;
+/// otherwise they run on after it.
 ///
-/// If a failure's token is in the environment variable `EXPLORE_TOKEN`, the test that printed it runs that schedule alone.
+/// If the environment variable `EXPLORE_TOKEN` contains a failure's token, the test that printed it runs that
+/// schedule alone.
 ///
 /// # Panics
-/// Something did not hold: an assertion, the order of the locks, or there was a deadlock or a livelock. The message is
-/// the story of one schedule in which it did not, made small.
+/// Something did not hold: an assertion failed, the lock order was broken, or there was a deadlock or a livelock.
+/// The message is the story of one schedule in which this happened, made small.
 #[track_caller]
 pub fn check(body: impl Fn(&mut Locked<'_, Unlocked>) + Send + Sync + 'static) -> Report {
     check_with(&Options { schedules: Some(SCHEDULES), ..Options::default() }, body)
 }
 
-/// As [`check`], with what is to be explored: other bounds, another strategy, failures, several threads that share the work.
+/// Explores a closure like [`check`], with options: other bounds, another strategy, failures, several workers.
 ///
 /// ```
 /// use explore::{Faults, Options};
 ///
-/// // Each thing that can fail does so once.
+/// Each operation that can fail fails once.
 /// let report = explore::check_with(&Options { faults: Faults::Each, ..Options::default() }, |cx| {
 ///     let first = cx.fails(|| "allocating the first buffer".to_owned());
 ///     let second = cx.fails(|| "allocating the second buffer".to_owned());
@@ -88,7 +91,7 @@ pub fn check(body: impl Fn(&mut Locked<'_, Unlocked>) + Send + Sync + 'static) -
 /// ```
 ///
 /// # Panics
-/// As [`check`] does.
+/// Like [`check`].
 #[track_caller]
 pub fn check_with(options: &Options, body: impl Fn(&mut Locked<'_, Unlocked>) + Send + Sync + 'static) -> Report {
     let at = Location::caller();

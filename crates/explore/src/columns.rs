@@ -1,26 +1,26 @@
-//! A story in columns, one for every thread that does something in it, for a terminal.
+//! A story in columns, for a terminal: one column for each thread that does something in it.
 //!
-//! Time runs downwards. What doesn't matter is left out: what was before the first step and after the
-//! invariant broke; locks that nothing is taken under and nobody waits for; atomics and notifications. How
-//! many there were is said. Where the threads are too many for the width, threads that follow one another
-//! share a column; where that is too wide still, it becomes a list.
+//! Time runs downwards. Details are left out: everything before the first step and after the invariant broke; locks
+//! under which no lock is taken and for which no thread waits; atomics and notifications. The number of omitted
+//! operations is printed. If there are too many threads for the width, threads that follow one another share a
+//! column. If that is still too wide, the story becomes a list.
 
 use std::collections::BTreeSet;
 
 use crate::reading::{Reading, StepSpan, WaitKind, WaitSpan, name, short, takes};
 use crate::story::{Row, RowKind, Story};
 
-/// A column that is narrower than this is not read but deciphered.
+/// The least width of a column, in characters. A narrower column cannot be read.
 const NARROWEST: usize = 26;
-/// What stands between two columns.
+/// The separator between two columns.
 const BETWEEN: &str = " │ ";
 
-/// Tells a story in lines of at most `width` characters (at least 40).
+/// Prints a story in lines of at most `width` characters. `width` is at least 40; a smaller one counts as 40.
 pub fn columns(story: &Story, width: usize) -> String {
     let width = width.max(40);
     let mut page = Page { width, lines: Vec::new() };
     page.header(story);
-    let entries = Telling::of(story).entries;
+    let entries = EntryList::of(story).entries;
     let gutter = story.rows.last().map_or(0, |row| row.step).to_string().len().max(4) + 2;
     match Columns::of(story, &entries, width - gutter) {
         Some(columns) => page.columns(story, &entries, columns, gutter),
@@ -29,7 +29,7 @@ pub fn columns(story: &Story, width: usize) -> String {
     page.lines.iter().map(|line| format!("{}\n", line.trim_end())).collect()
 }
 
-/// Something that is told.
+/// An entry of the output.
 struct Entry {
     step: usize,
     what: Told,
@@ -45,7 +45,7 @@ impl Entry {
 }
 
 enum Told {
-    /// What a thread does. `held`: what it holds after it, if that has changed.
+    /// An operation of a thread. `held`: what the thread holds after it, if that has changed.
     Does {
         thread: usize,
         text: String,
@@ -57,32 +57,32 @@ enum Told {
     Left(String),
 }
 
-/// What is told of a story, from row to row.
-struct Telling<'s> {
+/// Chooses the entries, row by row.
+struct EntryList<'s> {
     story: &'s Story,
     reading: Reading,
     entries: Vec<Entry>,
-    /// What each thread did since it was last told of and is only counted.
+    /// For each thread, how many operations were left out since its last entry.
     skipped: Vec<usize>,
-    /// What each thread was last said to hold.
+    /// For each thread, the last list of held locks that was printed.
     held: Vec<String>,
-    /// The last entry that is a lock taken and let go of at once.
+    /// The last entry that is a lock taken and released at once.
     passed: Option<usize>,
-    /// Where the program is over: from there on, what looks at what is left and takes it down is told less of.
+    /// The end of the program. After it, code inspects and takes down what is left, and fewer details are shown.
     over: usize,
-    /// The row that the last entry is about, if more of the same can join it.
+    /// The row of the last entry, if further rows of the same kind can join this entry.
     joinable: Option<usize>,
 }
 
-impl<'s> Telling<'s> {
+impl<'s> EntryList<'s> {
     fn of(story: &'s Story) -> Self {
         let threads = story.threads.len();
         let reading = Reading::of(story);
         let (skipped, held) = (vec![0; threads], vec![String::new(); threads]);
-        let mut telling =
+        let mut list =
             Self { story, reading, entries: Vec::new(), skipped, held, passed: None, over: 0, joinable: None };
-        telling.tell();
-        telling
+        list.tell();
+        list
     }
 
     fn tell(&mut self) {
@@ -124,13 +124,13 @@ impl<'s> Telling<'s> {
         let switch = self.reading.switches.iter().find(|switch| switch.at == at).copied();
         if let Some(switch) = switch.filter(|switch| switch.preempted) {
             self.count(switch.from, self.story.rows[at - 1].step);
-            // What both hold is worth saying again.
+            // Print again what both threads hold.
             self.held[switch.from].clear();
             self.held[switch.to].clear();
             let (from, to) = (name(self.story, switch.from), name(self.story, switch.to));
             self.add(row.step, Told::Preemption(format!("preemption: {from} could go on, {to} does instead")));
         }
-        // The last before a preemption, and the first after; what says that there is one is in between.
+        // The last row before a preemption and the first after it. The row that marks the preemption is in between.
         let preempts = |at: usize| self.reading.switches.iter().any(|switch| switch.at == at && switch.preempted);
         let says = |at: Option<usize>| {
             at.and_then(|at| self.story.rows.get(at)).is_some_and(|row| row.kind == RowKind::Preempted)
@@ -151,14 +151,14 @@ impl<'s> Telling<'s> {
                     row.step,
                     Told::Broken(match who {
                         "epilogue" => format!("{invariant} DOES NOT HOLD, as found at rest: {what}"),
-                        // Nobody breaks it: none can go on.
+                        // No thread breaks it: none can go on.
                         _ if what.starts_with("deadlock!") => format!("{invariant} BREAKS HERE: {what}"),
                         who => format!("{invariant} BREAKS HERE, in {who}: {what}"),
                     }),
                 );
             }
             _ if !self.reading.is_detail(row) && !self.is_aside(at, row) || before || after => self.does(at, row),
-            // Letting go goes without saying.
+            // Releases are not printed.
             RowKind::Release => {}
             _ => self.skipped[row.thread] += 1,
         }
@@ -173,7 +173,7 @@ impl<'s> Telling<'s> {
         }
     }
 
-    /// Nobody saw it when it happened: the program's main thread says so when all is over.
+    /// Returns whether the failure was found only at the end, by the program's main thread.
     fn found_at_the_end(&self) -> bool {
         let rows = &self.story.rows;
         let has_steps = rows.iter().any(|row| row.kind == RowKind::StepBegin);
@@ -182,7 +182,8 @@ impl<'s> Telling<'s> {
         })
     }
 
-    /// A lock of the threads, `main` and `epilogue`, that look at what is left at the end and take it down.
+    /// Returns whether it is a lock of `main` or `epilogue`, the threads that inspect and take down what is left at
+    /// the end.
     fn is_aside(&self, at: usize, row: &Row) -> bool {
         let aside = at >= self.over && ["main", "epilogue"].contains(&name(self.story, row.thread));
         aside && (takes(row.kind) || row.kind == RowKind::Release)
@@ -201,7 +202,7 @@ impl<'s> Telling<'s> {
         self.joinable = Some(at);
     }
 
-    /// Says it with what was said last: a lock let go of at once; one more resource of the same kind.
+    /// Joins the row to the last entry: a lock that is released at once, or one more resource of the same kind.
     fn join(&mut self, at: usize, row: &Row) -> bool {
         let Some(before) = self.joinable.map(|at| &self.story.rows[at]) else { return false };
         let Some(Entry { what: Told::Does { text, held, .. }, .. }) = self.entries.last_mut() else { return false };
@@ -209,7 +210,7 @@ impl<'s> Telling<'s> {
         match (before.kind, row.kind) {
             (RowKind::Acquire | RowKind::AcquireShared, RowKind::Release) if same && before.object == row.object => {
                 let lock = text.strip_prefix("takes ").unwrap_or(text).to_owned();
-                (*text, *held) = (format!("takes and lets go of {lock}"), None);
+                (*text, *held) = (format!("takes and releases {lock}"), None);
                 self.passed(row.thread, &lock);
             }
             (RowKind::Make, RowKind::Make) | (RowKind::Unmake, RowKind::Unmake) if same => {
@@ -225,7 +226,7 @@ impl<'s> Telling<'s> {
         true
     }
 
-    /// One more lock is taken and let go of at once.
+    /// Adds a lock to an entry of locks that are taken and released at once.
     fn passed(&mut self, who: usize, lock: &str) {
         self.joinable = None;
         let last = self.entries.len() - 1;
@@ -274,7 +275,7 @@ fn operations(count: usize) -> String {
     format!("{count} {}", if count == 1 { "operation" } else { "operations" })
 }
 
-/// Which thread is told in which column.
+/// The assignment of threads to columns.
 struct Columns {
     of: Vec<Option<usize>>,
     count: usize,
@@ -282,7 +283,7 @@ struct Columns {
 }
 
 impl Columns {
-    /// `None`: there is no room for columns.
+    /// Returns `None` if the width is too small for columns.
     fn of(story: &Story, entries: &[Entry], room: usize) -> Option<Self> {
         let mut seen: Vec<Option<(usize, usize)>> = vec![None; story.threads.len()];
         for (at, entry) in entries.iter().enumerate() {
@@ -315,7 +316,7 @@ impl Columns {
     }
 }
 
-/// What is written.
+/// The output.
 struct Page {
     width: usize,
     lines: Vec<String>,
@@ -324,19 +325,19 @@ struct Page {
 impl Page {
     fn header(&mut self, story: &Story) {
         let faults = if story.faults.is_empty() { "none".to_owned() } else { story.faults.join("; ") };
-        let again = story.again();
-        let after = story.told_after();
+        let again = story.replay_command();
+        let after = story.schedules_before();
         let facts = [
             (story.tool.program, &story.program),
             ("invariant", &story.invariant),
             ("detail", &story.detail),
-            ("told after", &after),
+            ("run first", &after),
             ("faults", &faults),
             ("preemptions", &story.preemptions.to_string()),
             ("run again", &again),
         ];
         for (fact, value) in facts.into_iter().filter(|(_, value)| !value.is_empty()) {
-            // A command is one line, to be copied.
+            // The command is one line, so that it can be copied.
             let lines = match fact {
                 "run again" => vec![clean(value)],
                 _ => value.lines().flat_map(|line| wrap_indented(line, self.width - 13)).collect(),
@@ -385,7 +386,7 @@ impl Page {
         }
     }
 
-    /// A line for every line that some column has.
+    /// Adds one line for every line that some column has.
     fn cells(&mut self, label: &str, gutter: usize, columns: &Columns, cells: &[Vec<String>]) {
         let height = cells.iter().map(Vec::len).max().unwrap_or(0);
         for at in 0..height {
@@ -445,14 +446,14 @@ fn first(entries: &[Entry], who: usize) -> Option<usize> {
     entries.iter().position(|entry| entry.thread() == Some(who))
 }
 
-/// The step's number if it is a new one, and whether another thread goes on.
+/// Returns the step's number if it is a new one, and a mark if another thread goes on.
 fn number(before: &mut Option<usize>, step: usize, switch: bool, gutter: usize) -> String {
     let new = before.replace(step) != Some(step);
     let number = if new { step.to_string() } else { String::new() };
     format!("{number:>0$}{1}", gutter - 2, if switch { '→' } else { ' ' })
 }
 
-/// What a thread does; the locks it then holds, and the place in the source if there is room.
+/// Adds what a thread does, the locks that it then holds, and the place in the source if there is room.
 fn cell(text: &str, held: Option<&str>, at: &str, width: usize) -> Vec<String> {
     let (mut lines, at) = (wrap(text, width), clean(at));
     let held = held.map(clean);
@@ -477,13 +478,13 @@ fn pad(text: &str, width: usize) -> String {
     format!("{text:<width$}")
 }
 
-/// Without what would move a terminal's cursor.
+/// Removes characters that would move a terminal's cursor.
 fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
-/// Lines of at most `width` characters, broken between words where that can be done.
-/// A line as it is if it fits, else what it says, as far from the margin.
+/// Splits a text into lines of at most `width` characters, between words where possible.
+/// Keeps a line as it is if it fits. Otherwise wraps its text, with the same indentation.
 fn wrap_indented(line: &str, width: usize) -> Vec<String> {
     let line = clean(line);
     let line = line.trim_end();

@@ -1,4 +1,5 @@
-//! Failures, each in a place of its own: what can fail is asked for by name, and the how manieth time.
+//! Planned failures. An operation that can fail asks by name; a place is a name with a number that counts the
+//! requests for it.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -7,12 +8,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use lockdep::Oracle;
 use serde::{Deserialize, Serialize};
 
-/// A place where something can fail, such as the second time that `make eth pf0 vf1` is asked for.
+/// A place where something can fail, such as the second request for `make eth pf0 vf1`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Place {
-    /// What is asked for.
+    /// The name of the request.
     pub name: String,
-    /// The how manieth time in a telling, from 1.
+    /// Which request of this name it is in an execution, counted from 1.
     pub nth: u32,
 }
 
@@ -25,7 +26,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// How much is made to fail beside what the program itself has fail.
+/// How much is made to fail, in addition to what the program itself makes fail.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Faults {
@@ -39,7 +40,7 @@ pub enum Faults {
 }
 
 impl Faults {
-    /// Its name on the command line.
+    /// Returns its name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::None => "none",
@@ -49,7 +50,7 @@ impl Faults {
     }
 }
 
-/// Fails what a plan says, and notes every place it is asked about.
+/// Makes fail what a plan contains, and notes every place that is asked for.
 #[derive(Debug, Default)]
 pub struct Planned(Mutex<State>);
 
@@ -57,15 +58,15 @@ pub struct Planned(Mutex<State>);
 struct State {
     plan: Vec<Place>,
     asked: HashMap<String, u32>,
-    /// Once the last of the plan has failed, in this telling.
+    /// The last place of the plan has failed in this execution.
     struck: usize,
-    /// The places met after everything of the plan had failed.
+    /// The places that were met after everything in the plan had failed.
     met: Vec<Place>,
     notes: bool,
 }
 
 impl Planned {
-    /// Before a telling. `notes`: places are to be noted.
+    /// Begins an execution. `notes`: places are noted.
     pub fn begin(&self, plan: &[Place], notes: bool) {
         let mut state = self.state();
         state.plan.clear();
@@ -75,7 +76,7 @@ impl Planned {
         state.met.clear();
     }
 
-    /// Which of the plan have not failed in the telling that has ended.
+    /// Returns the places of the plan that did not fail in the execution that has ended.
     pub fn unmet(&self) -> Vec<Place> {
         let state = self.state();
         let asked =
@@ -83,7 +84,7 @@ impl Planned {
         state.plan.iter().filter(asked).cloned().collect()
     }
 
-    /// The places met since the last of the plan failed, in order.
+    /// Returns the places that were met since the last place of the plan failed, in order.
     pub fn take_met(&self) -> Vec<Place> {
         std::mem::take(&mut self.state().met)
     }
@@ -125,7 +126,7 @@ impl Oracle for Planned {
         fails
     }
 
-    fn is_particular(&self, place: &str) -> bool {
+    fn depends_on_order(&self, place: &str) -> bool {
         self.state().plan.iter().any(|planned| planned.name == place)
     }
 }

@@ -1,8 +1,8 @@
-//! Explores programs that take their locks, threads and atomics from `lockdep`: every interleaving and every failure, up
-//! to bounds that are told.
+//! Explores programs that take their locks, threads and atomics from `lockdep`: every interleaving, every arrival of
+//! an interrupt, and every failure, up to stated bounds.
 //!
-//! In a test, one line is enough. [`check()`] runs a closure in every schedule with at most two preemptions, and panics with
-//! the story of what it found:
+//! In a test, one line is enough. [`check()`] runs a closure in every schedule with at most two preemptions. If
+//! something does not hold, it panics with the story of a schedule that shows this:
 //!
 //! ```should_panic
 //! use std::sync::Arc;
@@ -28,22 +28,26 @@
 //! });
 //! ```
 //!
-//! For more than a test there is the trait [`Program`]: what has a name, a fingerprint and a way to be run, and steps that can be left
-//! out. [`campaign()`] runs a program again and again, while a [scheduler](schedulers) decides every thread switch and time-out and a plan
-//! every failure. What it finds is made small and told as a [`Story`], with a [`Token`] that tells it again; [`columns`], [`page()`]
-//! and [`trace`] tell a story to a reader. A campaign can have several [parts](Options::shard), which [`merge()`] puts together.
+//! The trait [`Program`] is for more than a test: a program has a name, a fingerprint, a way to be run, and steps
+//! that can be left out. [`campaign()`] runs a program again and again, while a [scheduler](schedulers) decides
+//! every thread switch, time-out and arrival of an interrupt, and a plan decides every failure. It makes a failure
+//! small and returns it as a [`Story`], with a [`Token`] that runs it again. [`columns`], [`page()`] and [`trace`]
+//! show a story to a reader. A campaign can have several [parts](Options::shard), which [`merge()`] joins.
 //!
-//! A program may tell the explorer of state that it keeps, or says to have forgotten, so that what comes to the same is searched
-//! once; whether that is right can be tested by [`validate_states`].
+//! A program may report to the explorer the state that it keeps, and what it has forgotten, so that equal states are
+//! searched once. [`validate_states`] tests whether these reports are correct.
 
 #![forbid(unsafe_code)]
 
+mod budget;
 mod campaign;
 mod closure;
 mod columns;
+mod execution;
 mod faults;
 mod merge;
 mod minimise;
+mod options;
 mod orders;
 mod page;
 mod program;
@@ -51,7 +55,6 @@ mod reading;
 mod report;
 pub mod schedulers;
 mod story;
-mod telling;
 mod token;
 mod trace_events;
 mod validate;
@@ -61,17 +64,17 @@ mod validate;
 #[doc = include_str!("../README.md")]
 mod readme {}
 
-pub use campaign::{Options, Strategy, Watch};
 pub use closure::{Closure, check, check_with};
 pub use columns::columns;
+pub use execution::{Execution, Found};
 pub use faults::{Faults, Place};
 pub use merge::{MergeError, merge, read};
-pub use orders::{Orders, Shown};
+pub use options::{Options, Strategy, Watch};
+pub use orders::{Orders, ShownOrders};
 pub use page::{PageInfo, page};
 pub use program::{Part, Program, Run, StepId, Tool, fingerprint};
 pub use report::{FaultsReport, MOST_THREADS, Report, Violation, campaign, replay};
-pub use story::{Row, RowKind, Story, again};
-pub use telling::{Found, Telling};
+pub use story::{Row, RowKind, Story, replay_command};
 pub use token::{Token, TokenError};
 pub use trace_events::trace;
 pub use validate::{StateMismatch, StatesReport, validate_states};

@@ -1,32 +1,32 @@
-//! Joining what the parts of a campaign came to.
+//! Joining the reports of the parts of a campaign.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::orders::Orders;
 use crate::report::{Report, Violation};
 
-/// Why reports do not belong together.
+/// The reasons why reports do not belong together.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MergeError {
-    /// A line is no report in JSON.
+    /// A line is not a report in JSON.
     #[error("{place}: not a report: {why}")]
     Malformed {
         /// The file and line.
         place: String,
-        /// What is wrong.
+        /// The error of the parser.
         why: String,
     },
-    /// Two campaigns.
+    /// The reports are of two campaigns.
     #[error("{program}: reports of different campaigns ({one}; {other}): merge the parts of one campaign only")]
     Campaigns {
         /// The program.
         program: String,
-        /// What the one was asked for.
+        /// The options of the first campaign.
         one: String,
-        /// What the other was asked for.
+        /// The options of the other campaign.
         other: String,
     },
-    /// Two programs of one name, or one that was changed between the parts.
+    /// Two programs have the same name, or one was changed between the parts.
     #[error(
         "{program}: the reports are of programs of that name with different contents: run all parts on the same one"
     )]
@@ -34,54 +34,54 @@ pub enum MergeError {
         /// The program.
         program: String,
     },
-    /// A part is there twice.
+    /// A part occurs twice.
     #[error("{program}: shard {index}/{of} is there twice: give each part once")]
     Twice {
         /// The program.
         program: String,
-        /// Which part.
+        /// The number of the part.
         index: u32,
-        /// Of how many.
+        /// The number of parts.
         of: u32,
     },
     /// Parts are missing.
     #[error(
         "{program}: {}: run shard I/{of} with the programs and options of the others, and merge again",
-        said_missing(missing, *of)
+        list_missing(missing, *of)
     )]
     Missing {
-        /// The first program that lacks some.
+        /// The first program that lacks a part.
         program: String,
-        /// Which parts are missing, of this program or of another: from one to another.
+        /// The ranges of parts that are missing, of this program or of another.
         missing: Vec<(u32, u32)>,
-        /// Of how many.
+        /// The number of parts.
         of: u32,
     },
-    /// There is nothing to merge.
+    /// No reports were given.
     #[error("no reports to merge")]
     Nothing,
 }
 
 impl MergeError {
-    /// Of [`Missing`](Self::Missing): which parts are missing, in words.
+    /// Returns, for [`Missing`](Self::Missing), a text that lists the missing parts.
     pub fn missing(&self) -> Option<String> {
         match self {
-            Self::Missing { missing, of, .. } => Some(said_missing(missing, *of)),
+            Self::Missing { missing, of, .. } => Some(list_missing(missing, *of)),
             _ => None,
         }
     }
 }
 
-fn said_missing(missing: &[(u32, u32)], of: u32) -> String {
-    let mut said = Vec::new();
+fn list_missing(missing: &[(u32, u32)], of: u32) -> String {
+    let mut ranges = Vec::new();
     for &(from, to) in missing {
         match to - from {
-            0 => said.push(from.to_string()),
-            1 => said.extend([from.to_string(), to.to_string()]),
-            _ => said.push(format!("{from} to {to}")),
+            0 => ranges.push(from.to_string()),
+            1 => ranges.extend([from.to_string(), to.to_string()]),
+            _ => ranges.push(format!("{from} to {to}")),
         }
     }
-    match &said[..] {
+    match &ranges[..] {
         [] => String::new(),
         [one] if !one.contains(' ') => format!("shard {one}/{of} is missing"),
         [one] => format!("shards {one} of {of} are missing"),
@@ -89,19 +89,19 @@ fn said_missing(missing: &[(u32, u32)], of: u32) -> String {
     }
 }
 
-/// The parts, of so many, that are not among these, from one to another.
+/// Returns the ranges of parts, of this number of parts, that are not in the set.
 fn gaps(there: &BTreeSet<u32>, of: u32) -> Vec<(u32, u32)> {
     let before = std::iter::once(0).chain(there.iter().copied());
     let after = there.iter().map(|index| index - 1).chain([of]);
     before.zip(after).filter(|(before, after)| before < after).map(|(before, after)| (before + 1, after)).collect()
 }
 
-/// Reads the reports in a file's text.
+/// Reads the reports in the text of a file. `file`: its name, for errors.
 ///
 /// # Errors
-/// A line that is none.
+/// A line is not a report.
 pub fn read(file: &str, text: &str) -> Result<Vec<Report>, MergeError> {
-    // Some editors begin a file with a mark that is no text.
+    // Some editors begin a file with a byte order mark.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let lines = text.lines().zip(1..).filter(|(line, _)| !line.trim().is_empty());
     let report = |(line, number): (&str, usize)| {
@@ -116,17 +116,17 @@ pub fn read(file: &str, text: &str) -> Result<Vec<Report>, MergeError> {
     lines.map(report).collect()
 }
 
-/// Joins the parts of a campaign, program by program.
+/// Joins the reports of the parts of a campaign, program by program.
 ///
 /// # Errors
-/// Parts of different campaigns, a part twice, a part missing.
+/// The parts are of different campaigns, a part occurs twice, or a part is missing.
 pub fn merge(reports: Vec<Report>) -> Result<Vec<Report>, MergeError> {
     let mut programs: BTreeMap<String, Vec<Report>> = BTreeMap::new();
     let campaign =
         |part: &Report| format!("{} of version {}, shards of {}", part.campaign, part.version, part.shard[1]);
     let one = reports.first().map(campaign).unwrap_or_default();
     for report in reports {
-        // Of all programs: a part of one and a part of another are not parts of the same.
+        // Checked over all programs: a part of one campaign and a part of another do not belong together.
         let other = campaign(&report);
         if other != one {
             return Err(MergeError::Campaigns { program: report.program, one, other });
@@ -145,7 +145,7 @@ pub fn merge(reports: Vec<Report>) -> Result<Vec<Report>, MergeError> {
     Ok(joined)
 }
 
-/// Whether each part is there, once, of each program.
+/// Checks that each part of each program occurs once.
 fn complete(programs: &BTreeMap<String, Vec<Report>>) -> Result<(), MergeError> {
     let mut parts: Vec<(&String, u32, BTreeSet<u32>)> = Vec::new();
     for (program, reports) in programs {
@@ -165,13 +165,13 @@ fn complete(programs: &BTreeMap<String, Vec<Report>>) -> Result<(), MergeError> 
     let lacks = |(_, of, there): &&(&String, u32, BTreeSet<u32>)| there.len() < *of as usize;
     let Some((first, of, _)) = parts.iter().find(lacks) else { return Ok(()) };
     let (program, of) = ((*first).clone(), *of);
-    // All at once: who runs one again can run the others, too.
+    // Report all missing parts at once, so that the user can run all of them.
     let everywhere = |index: &u32| parts.iter().all(|(_, _, there)| there.contains(index));
     let missing = gaps(&parts[0].2.iter().copied().filter(everywhere).collect(), of);
     Err(MergeError::Missing { program, missing, of })
 }
 
-/// Of one program: all of them, each once.
+/// Joins the reports of one program.
 fn join(mut parts: Vec<Report>) -> Result<Report, MergeError> {
     parts.sort_by_key(|part| part.shard);
     let mut parts = parts.into_iter();
@@ -185,7 +185,7 @@ fn join(mut parts: Vec<Report>) -> Result<Report, MergeError> {
         whole.faults.tried = whole.faults.tried.saturating_add(part.faults.tried);
         whole.faults.plans = whole.faults.plans.max(part.faults.plans);
         whole.forgotten = whole.forgotten.saturating_add(part.forgotten);
-        // Every part tells the plain schedule, and finds the same there.
+        // Every part runs the plain schedule, and finds the same violations in it.
         let is_known = |violation: &Violation| whole.violations.iter().any(|known| known.token == violation.token);
         let new: Vec<Violation> = part.violations.into_iter().filter(|violation| !is_known(violation)).collect();
         whole.violations.extend(new);
@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn all_that_is_missing_is_named() {
-        for (there, of, said) in [
+        for (there, of, ranges) in [
             (vec![1, 3], 3, "shard 2/3 is missing"),
             (vec![2], 3, "shards 1 and 3 of 3 are missing"),
             (vec![1, 3, 4, 6], 7, "shards 2, 5 and 7 of 7 are missing"),
@@ -211,7 +211,7 @@ mod tests {
             (vec![], 64, "shards 1 to 64 of 64 are missing"),
             (vec![2], u32::MAX, "shards 1 and 3 to 4294967295 of 4294967295 are missing"),
         ] {
-            assert_eq!(said_missing(&gaps(&there.into_iter().collect(), of), of), said);
+            assert_eq!(list_missing(&gaps(&there.into_iter().collect(), of), of), ranges);
         }
     }
 }

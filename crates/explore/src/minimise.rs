@@ -1,7 +1,7 @@
-//! Making a failure small: fewer failures asked for, fewer threads and steps, fewer switches.
+//! Making a failure small: fewer planned failures, fewer threads and steps, fewer switches.
 //!
-//! Each thing left out must leave the same invariant broken. Without a step the same switches may not
-//! lead to the failure any more, though others would: so a few schedules are searched, too.
+//! After each part that is left out, the same invariant must still be broken. Without a step the same switches may
+//! no longer lead to the failure, although others would. So a few schedules are searched, too.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -14,19 +14,20 @@ use std::time::{Duration, Instant};
 use lockdep::{Explore, Halt, Happening, What};
 use shuttle::scheduler::Scheduler;
 
-use crate::campaign::{Failure, Watch};
+use crate::campaign::Failure;
+use crate::execution::{Execution, Found, Lessons, Prepared};
+use crate::options::Watch;
 use crate::program::{Part, Program, StepId};
 use crate::schedulers::{Bounded, Recorded, Replay};
 use crate::story::{Row, RowKind, Story, rows};
-use crate::telling::{Found, Lessons, Teller, Telling};
 use crate::token::Token;
 
-/// How long to go on making it smaller.
+/// How long to go on making the failure smaller.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Schedules to search for the failure after something was left out.
+/// How many schedules are searched for the failure after something was left out.
 const SEARCH: u64 = 400;
 
-/// How a failure is told again.
+/// A failure, and how it is run again.
 #[derive(Clone, Debug)]
 pub(crate) struct Case<P> {
     pub program: P,
@@ -40,7 +41,7 @@ impl<P: Program> Case<P> {
         self.program.without(&self.gone)
     }
 
-    /// How many steps its threads have left, thread by thread.
+    /// Returns how many steps each thread has left.
     fn left(&self) -> Vec<usize> {
         let threads = self.program.parts().into_iter().filter(|part| part.is_thread);
         threads.map(|part| (0..part.steps).filter(|step| !self.gone.contains(&(part.id, *step))).count()).collect()
@@ -50,21 +51,21 @@ impl<P: Program> Case<P> {
         self.failure.found.first().map_or("", |found| &found.invariant)
     }
 
-    /// Whether what went wrong is what the program says should come of all its steps.
+    /// Returns whether the failure only means something for a program with all its steps.
     fn needs_every_step(&self) -> bool {
         self.failure.found.first().is_some_and(|found| self.program.needs_every_step(found))
     }
 
-    /// Tells it in the schedules of a scheduler, up to the first that breaks the same invariant.
+    /// Runs it in the schedules of a scheduler, up to the first that breaks the same invariant.
     fn find<S: Scheduler + 'static>(&self, scheduler: S, budget: u64) -> Option<Failure> {
-        let teller = Teller::new(Arc::new(self.less()), &self.failure.plan).lacking(&self.gone);
+        let prepared = Prepared::new(Arc::new(self.less()), &self.failure.plan).lacking(&self.gone);
         let bound = self.failure.bound;
         let focused = !self.whole && self.program.is_focused();
         let explore = Explore { bound, focused, ..Explore::default() };
-        teller.learn(&self.failure.after, explore);
+        prepared.learn(&self.failure.after, explore);
         let (recorded, deviations) = Recorded::new(scheduler);
         let result = Rc::new(RefCell::new(None));
-        let (ours, listener, meant) = (Rc::clone(&result), teller.clone(), self.invariant().to_owned());
+        let (ours, listener, meant) = (Rc::clone(&result), prepared.clone(), self.invariant().to_owned());
         let (mut schedules, mut lessons, plan) = (0, Lessons::default(), self.failure.plan.clone());
         let mut after = self.failure.after.clone();
         let ended = move |halt: Option<Halt>| {
@@ -82,11 +83,11 @@ impl<P: Program> Case<P> {
             lessons.learn(&listener, &deviations.borrow(), bound);
             if schedules < budget { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         };
-        explore.run(recorded, ended, move || teller.tell(false));
+        explore.run(recorded, ended, move || prepared.run(false));
         result.take()
     }
 
-    /// Whether it still fails in the same way, in the same schedule or in one near it.
+    /// Returns whether it still fails in the same way, in the same schedule or in a similar one.
     fn fails(&mut self, search: bool) -> bool {
         let replay = Replay::new(self.failure.deviations.clone()).returning(self.failure.returns);
         let mut result = self.find(replay, 1);
@@ -100,13 +101,13 @@ impl<P: Program> Case<P> {
     }
 }
 
-/// Makes it as small as it gets in a while, or until somebody wants an end of it.
+/// Makes a failure as small as possible within the time limit, or until the caller stops it.
 pub(crate) fn minimise<P: Program>(mut case: Case<P>, watch: &Watch) -> Case<P> {
     let until = Instant::now() + PATIENCE;
     let mut again = case.clone();
     again.failure.after.clear();
     if !again.fails(false) {
-        // What it takes is more than the schedule.
+        // The failure needs more than one schedule.
         again = case.clone();
         if !again.fails(false) {
             return case;
@@ -131,7 +132,7 @@ pub(crate) fn minimise<P: Program>(mut case: Case<P>, watch: &Watch) -> Case<P> 
     for index in (0..case.failure.plan.len()).rev() {
         attempt(&mut case, &|case| drop(case.failure.plan.remove(index)), false);
     }
-    // What was expected of the whole means nothing without a part.
+    // An expectation of the whole program means nothing without a part of it.
     if !case.needs_every_step() {
         let parts = case.program.parts();
         let threads: Vec<Part> = parts.iter().copied().filter(|part| part.is_thread).collect();
@@ -141,7 +142,8 @@ pub(crate) fn minimise<P: Program>(mut case: Case<P>, watch: &Watch) -> Case<P> 
                 attempt(&mut case, &|case| case.gone.extend(&all), true);
             }
         }
-        // What one step has done another may undo, so that only both can go; and with one gone another may be next.
+        // One step may undo what another has done, so that only both can be left out. If one is left out, another
+        // may be next.
         loop {
             let before = case.gone.len();
             for (part, size) in parts.iter().flat_map(|part| [3, 2, 1].map(|size| (part, size))) {
@@ -159,7 +161,7 @@ pub(crate) fn minimise<P: Program>(mut case: Case<P>, watch: &Watch) -> Case<P> 
             }
         }
     }
-    // The fewest switches: of large parts first, then one by one, until none can go.
+    // Fewest switches: large groups of them are left out first, then single ones, until none can be.
     let mut size = case.failure.deviations.len().max(1);
     loop {
         let mut smaller = false;
@@ -182,7 +184,7 @@ pub(crate) fn minimise<P: Program>(mut case: Case<P>, watch: &Watch) -> Case<P> 
     }
 }
 
-/// Tells it once more and writes down what happens.
+/// Runs it once more and records what happens.
 pub(crate) fn story<P: Program>(case: &Case<P>) -> Story {
     let program = case.less();
     let token = Token {
@@ -195,7 +197,7 @@ pub(crate) fn story<P: Program>(case: &Case<P>) -> Story {
         after: case.failure.after.clone(),
         ..Token::of(&case.program)
     };
-    let (story, found) = tell(&[], &program, &token);
+    let (story, found) = run_token(&[], &program, &token);
     let found = found.first().or(case.failure.found.first()).cloned();
     Story {
         invariant: found.as_ref().map_or_else(String::new, |found| found.invariant.clone()),
@@ -205,12 +207,12 @@ pub(crate) fn story<P: Program>(case: &Case<P>) -> Story {
     }
 }
 
-/// Tells the schedule of a token: what happens, and what did not hold. `first`: the programs of the schedules that are
-/// told before it.
-pub(crate) fn tell<P: Program>(first: &[P], program: &P, token: &Token) -> (Story, Vec<Found>) {
-    let teller = Teller::new(Arc::new(program.clone()), &token.faults).lacking(&token.without);
+/// Runs the schedule of a token, and returns what happens and what did not hold. `first`: the programs of the
+/// schedules that are run before it.
+pub(crate) fn run_token<P: Program>(first: &[P], program: &P, token: &Token) -> (Story, Vec<Found>) {
+    let prepared = Prepared::new(Arc::new(program.clone()), &token.faults).lacking(&token.without);
     let result = Rc::new(RefCell::new((Story::default(), Vec::new())));
-    let (ours, listener) = (Rc::clone(&result), teller.clone());
+    let (ours, listener) = (Rc::clone(&result), prepared.clone());
     let ended = move |halt: Option<Halt>| {
         let (found, _) = listener.verdict(halt);
         let (threads, happenings) = lockdep::look(|model| {
@@ -226,7 +228,7 @@ pub(crate) fn tell<P: Program>(first: &[P], program: &P, token: &Token) -> (Stor
         let mut rows = rows(&happenings, threads.len());
         if let (Some(found), false) = (found.first(), rows.iter().any(|row| row.kind == RowKind::Violation)) {
             let step = rows.last().map_or(0, |row| row.step);
-            // Of threads that have not ended, the last that did something.
+            // Of the threads that have not ended, the last that did something.
             let ended: BTreeSet<usize> =
                 rows.iter().filter(|row| row.kind == RowKind::Exit).map(|row| row.thread).collect();
             let thread = rows.iter().rev().map(|row| row.thread).find(|thread| !ended.contains(thread));
@@ -244,15 +246,15 @@ pub(crate) fn tell<P: Program>(first: &[P], program: &P, token: &Token) -> (Stor
     };
     let mut came = true;
     for (program, token) in first.iter().zip(&token.first) {
-        let telling = Telling { faults: token.faults.clone(), deviations: token.deviations.clone() };
-        let teller = teller.of(Arc::new(program.clone()));
-        came &= teller.learn(token.after.iter().chain([&telling]), explore(program, token));
+        let execution = Execution { faults: token.faults.clone(), deviations: token.deviations.clone() };
+        let prepared = prepared.of(Arc::new(program.clone()));
+        came &= prepared.learn(token.after.iter().chain([&execution]), explore(program, token));
     }
-    came &= teller.learn(&token.after, explore(program, token));
+    came &= prepared.learn(&token.after, explore(program, token));
     let explore = Explore { record: true, ..explore(program, token) };
     let replay = Replay::new(token.deviations.clone()).returning(token.returns);
-    let (met, planned) = (replay.met(), teller.clone());
-    explore.run(replay, ended, move || teller.tell(false));
+    let (met, planned) = (replay.met(), prepared.clone());
+    explore.run(replay, ended, move || prepared.run(false));
     let switches = met.borrow().iter().filter(|met| !**met).count();
     let (mut story, found) = result.take();
     story.program = program.name().to_owned();
@@ -262,7 +264,7 @@ pub(crate) fn tell<P: Program>(first: &[P], program: &P, token: &Token) -> (Stor
         story.unmet.push(format!("{switches} of {} switches", token.deviations.len()));
     }
     if !came {
-        story.unmet.push("something of what is told first".to_owned());
+        story.unmet.push("a part of the schedules that are run first".to_owned());
     }
     story.after = token.all().map(|token| token.after.len()).sum::<usize>() + token.first.len();
     story.faults = token.faults.iter().map(ToString::to_string).collect();

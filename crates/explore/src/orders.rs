@@ -1,8 +1,8 @@
-//! Orders of locks, put together: one schedule may take two locks in one order, and a schedule of another worker, part
-//! or program in the other.
+//! Orders of locks, combined: one schedule may take two locks in one order, and a schedule of another worker, part
+//! or program may take them in the other.
 //!
-//! The checker that watches a worker's schedules has a graph of its own. What each of them has learned, and from which
-//! schedule, comes together here, where a cycle is found that none of them could see.
+//! The checker of each worker has a graph of its own. This module combines what each of them has learned, with the
+//! schedules that showed it, and finds cycles that none of them could see.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -13,36 +13,39 @@ use crate::report::{Report, Violation, replay};
 use crate::story::Story;
 use crate::token::Token;
 
-/// Orders of locks that one schedule was the first to show.
+/// The orders of locks that one schedule was the first to show.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Shown {
-    /// What tells the schedule again.
+pub struct ShownOrders {
+    /// The token that runs the schedule again.
     pub token: String,
-    /// Classes of locks: one that was held, and one that was waited for meanwhile.
+    /// Pairs of lock classes: one that was held, and one that was waited for meanwhile.
     pub orders: Vec<(String, String)>,
 }
 
-/// The graph of all orders that schedules have shown, each with a token of one that did. It has no cycle: an order
-/// that would close one is not taken in.
+/// The graph of all orders that schedules have shown, each with the token of one such schedule. It has no cycle: an
+/// order that would close one is not added.
 #[derive(Clone, Debug, Default)]
 pub struct Orders {
     /// By the class that was held: the classes that were waited for, and the schedule's token.
     after: BTreeMap<String, BTreeMap<String, String>>,
 }
 
-/// Locks taken in orders that contradict one another, in several schedules.
+/// Locks that several schedules take in contradictory orders.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Inversion {
     detail: String,
-    /// All schedules that it takes, the last of which inverts the orders of the others.
+    /// The tokens of all schedules that are needed. The last one inverts the orders of the others.
     token: String,
 }
 
 impl Orders {
-    /// Takes in what schedules have shown; what of it was not known before, and the first inversion.
-    pub(crate) fn add(&mut self, shown: impl IntoIterator<Item = Shown>) -> (Vec<Shown>, Option<Inversion>) {
+    /// Adds what schedules have shown. Returns the orders that are new, and the first inversion.
+    pub(crate) fn add(
+        &mut self,
+        shown: impl IntoIterator<Item = ShownOrders>,
+    ) -> (Vec<ShownOrders>, Option<Inversion>) {
         let (mut new, mut inversion) = (Vec::new(), None);
-        for Shown { token, mut orders } in shown {
+        for ShownOrders { token, mut orders } in shown {
             orders.retain(|(outer, inner)| {
                 if self.after.get(outer).is_some_and(|after| after.contains_key(inner)) {
                     return false;
@@ -55,13 +58,13 @@ impl Orders {
                 true
             });
             if !orders.is_empty() {
-                new.push(Shown { token, orders });
+                new.push(ShownOrders { token, orders });
             }
         }
         (new, inversion)
     }
 
-    /// The shortest chain of orders from one class to another, as class, class and token.
+    /// Returns the shortest chain of orders from one class to another, as outer class, inner class and token.
     fn path<'a>(&'a self, from: &'a str, to: &str) -> Option<Vec<(&'a str, &'a str, &'a str)>> {
         let mut came: BTreeMap<&str, Option<(&str, &str)>> = BTreeMap::from([(from, None)]);
         let mut queue = VecDeque::from([from]);
@@ -96,7 +99,7 @@ impl Inversion {
             .collect();
         let mut tokens: Vec<&str> = Vec::new();
         for (_, _, token) in edges() {
-            // Each once, and the one that inverts the others last.
+            // Each token once, and the one that inverts the others last.
             tokens.retain(|known| *known != token);
             tokens.push(token);
         }
@@ -104,13 +107,13 @@ impl Inversion {
         Self { detail, token: tokens.join("+") }
     }
 
-    /// Told, if the programs are there to be told.
+    /// Makes a violation, with its story if the programs are given.
     pub(crate) fn violation<P: Program>(self, among: &[P]) -> Violation {
         let told = self.token.parse::<Token>().and_then(|token| replay(among, "", &token));
         self.told(told.ok())
     }
 
-    /// With its story, if there is one and it shows it.
+    /// Makes a violation, with the story if the story shows it.
     pub(crate) fn told(self, story: Option<Story>) -> Violation {
         let story = story.filter(|story| story.invariant == "lock-order").unwrap_or_default();
         let detail = if story.detail.is_empty() { self.detail } else { story.detail.clone() };
@@ -119,14 +122,14 @@ impl Inversion {
 }
 
 impl Report {
-    /// Takes in the orders of locks that this program has shown. If they contradict those of others, that becomes a
-    /// violation of this one. `among`: the programs there are, to tell it.
+    /// Adds the orders of locks that this program has shown. If they contradict those of others, this becomes a
+    /// violation of this program. `among`: the programs that are needed to run its story.
     pub fn compare<P: Program>(&mut self, orders: &mut Orders, among: &[P]) {
         let (_, inversion) = orders.add(self.lock_orders.iter().cloned());
         self.violations.extend(inversion.map(|inversion| inversion.violation(among)));
     }
 
-    /// The same without the programs: the token is all there is.
+    /// Does the same without the programs: the violation has a token and no story.
     pub(crate) fn compare_untold(&mut self, orders: &mut Orders) {
         let (_, inversion) = orders.add(self.lock_orders.iter().cloned());
         self.violations.extend(inversion.map(|inversion| inversion.told(None)));
@@ -137,9 +140,9 @@ impl Report {
 mod tests {
     use super::*;
 
-    fn shown(token: &str, orders: &[(&str, &str)]) -> Shown {
+    fn shown(token: &str, orders: &[(&str, &str)]) -> ShownOrders {
         let orders = orders.iter().map(|(outer, inner)| ((*outer).to_owned(), (*inner).to_owned())).collect();
-        Shown { token: token.to_owned(), orders }
+        ShownOrders { token: token.to_owned(), orders }
     }
 
     #[test]
@@ -161,7 +164,7 @@ mod tests {
         assert_eq!(new, [shown("last", &[("e", "f")])]);
         // Each schedule once, and the one that closes the cycle last.
         assert_eq!(inversion.expect("a cycle").token, "short+long+x+last");
-        // The graph is as it was: the same is found again, and nothing else is.
+        // The graph is unchanged: the same cycle is found again, and no other.
         assert!(orders.add([shown("again", &[("e", "a")])]).1.is_some());
         assert_eq!(orders.add([shown("other", &[("a", "e")])]).1, None);
     }

@@ -1,8 +1,8 @@
-//! A page that tells stories: swimlanes of the threads with the locks they hold, what there is over
-//! time, and where the invariant broke. One file, without a server and without the network.
+//! A page that shows stories: swim-lanes of the threads with the locks that they hold, the resources over time, and
+//! where the invariant broke. It is one file, and needs no server and no network.
 //!
-//! What is worked out of a story is worked out here; the page's script draws it. `page/page.html` is the
-//! frame, with places named `{{…}}` for the rest.
+//! This module computes what the page shows, and the page's script draws it. `page/page.html` is the frame, with
+//! placeholders named `{{…}}` for the rest.
 
 use serde_json::{Value, json};
 
@@ -13,18 +13,18 @@ const FRAME: &str = include_str!("page/page.html");
 const STYLE: &str = include_str!("page/page.css");
 const SCRIPT: &str = include_str!("page/page.js");
 
-/// What a page says beside its stories.
+/// What a page shows beside its stories.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PageInfo {
     /// Its heading.
     pub title: String,
-    /// What explored, with its version.
+    /// The program that explored, with its version.
     pub version: String,
-    /// Facts of the campaign, as pairs of what and how much, in the order in which they are shown.
+    /// Facts about the campaign, as pairs of a name and a value, in the order in which they are shown.
     pub summary: Vec<(String, String)>,
 }
 
-/// The page, as HTML.
+/// Makes the page, as HTML.
 pub fn page(stories: &[Story], campaign: &PageInfo) -> String {
     let data = json!({
         "version": campaign.version,
@@ -32,7 +32,7 @@ pub fn page(stories: &[Story], campaign: &PageInfo) -> String {
         "ordered": ordered(stories),
         "stories": stories.iter().map(told).collect::<Vec<_>>(),
     });
-    // In a script element only `<` can end it or begin a comment; in JSON it stands only in strings.
+    // In a script element only `<` can end it or begin a comment. In JSON it occurs only in strings.
     let data = data.to_string().replace('<', "\\u003c");
     fill(FRAME, |place| match place {
         "title" => escape(&campaign.title),
@@ -43,7 +43,7 @@ pub fn page(stories: &[Story], campaign: &PageInfo) -> String {
     })
 }
 
-/// Puts in what stands in the places of a frame, which is not looked at again.
+/// Replaces the placeholders of a frame. What is put in is not searched again.
 fn fill(frame: &str, with: impl Fn(&str) -> String) -> String {
     let mut parts = frame.split("{{");
     let mut out = parts.next().unwrap_or_default().to_owned();
@@ -69,12 +69,12 @@ fn escape(text: &str) -> String {
     out
 }
 
-/// The classes that are always worth telling, of whichever story has some.
+/// Returns the classes that are always shown, from the first story that names some.
 fn ordered(stories: &[Story]) -> &[&'static str] {
     stories.iter().map(|story| &story.ordered[..]).find(|ordered| !ordered.is_empty()).unwrap_or_default()
 }
 
-/// Texts, each once.
+/// A list of texts, each of which it contains once.
 #[derive(Default)]
 struct Texts(Vec<String>, std::collections::HashMap<String, usize>);
 
@@ -89,7 +89,7 @@ impl Texts {
     }
 }
 
-/// A story as the script reads it. Texts are numbers, into one list of them.
+/// Returns a story in the form that the script reads. Texts are numbers, indexes into one list.
 fn told(story: &Story) -> Value {
     let reading = Reading::of(story);
     let mut texts = Texts::default();
@@ -124,8 +124,8 @@ fn told(story: &Story) -> Value {
         .filter(|thread| story.rows.iter().any(|row| row.thread == *thread && row.kind != RowKind::Start))
         .collect();
     json!({
-        "kind": story.tool.program, "program": story.program, "invariant": story.invariant, "detail": story.detail, "token": story.token, "again": story.again(),
-        "faults": story.faults, "after": story.told_after(), "preemptions": story.preemptions, "threads": story.threads, "lanes": lanes,
+        "kind": story.tool.program, "program": story.program, "invariant": story.invariant, "detail": story.detail, "token": story.token, "again": story.replay_command(),
+        "faults": story.faults, "after": story.schedules_before(), "preemptions": story.preemptions, "threads": story.threads, "lanes": lanes,
         "rows": rows, "locks": locks, "waits": waits, "steps": steps, "switches": switches.collect::<Vec<_>>(),
         "resources": reading.resources, "things": reading.things, "broken": reading.broken, "texts": texts.0,
     })

@@ -1,4 +1,4 @@
-//! What the explorer needs to know of a program, and what it gives it.
+//! The interface between the explorer and a program.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -6,17 +6,17 @@ use std::sync::Arc;
 
 use lockdep::{Domain, Halt, Locked, Unlocked};
 
-use crate::telling::Found;
+use crate::execution::Found;
 
 /// A program that can be run again and again, under a scheduler that decides every interleaving.
 ///
-/// A program makes every lock, thread, condition variable and atomic that it uses with `lockdep`, while it runs, and reads
-/// neither a clock nor anything else that could differ between two runs: what it does depends on the schedule and on
-/// [what is made to fail](lockdep::Locked::fails), and on nothing else. [`validate_states`](crate::validate_states) tests that
-/// it does.
+/// While it runs, a program makes every lock, thread, condition variable and atomic that it uses with `lockdep`. It
+/// reads neither a clock nor anything else that could differ between two runs. Its actions depend only on the
+/// schedule and on [what is made to fail](lockdep::Locked::fails). [`validate_states`](crate::validate_states) tests
+/// this.
 ///
-/// Three methods are all that a program needs. The others tell the explorer how to make a failure small, and how to
-/// speak of it. A closure is a program, too: see [`check`](crate::check()).
+/// A program needs only three methods. The others allow the explorer to make a failure small, and to describe it. A
+/// closure is a program, too: see [`check`](crate::check()).
 ///
 /// ```
 /// use explore::{Found, Options, Program, Run, campaign, fingerprint};
@@ -58,111 +58,115 @@ use crate::telling::Found;
 /// assert_eq!(report.violations[0].detail, "the sum of 2 is 1");
 /// ```
 pub trait Program: Clone + Send + Sync + 'static {
-    /// Its name, by which tokens and reports find it again.
+    /// Returns its name, by which tokens and reports identify it.
     fn name(&self) -> &str;
 
-    /// A number for what it contains: another one for a program that may have other schedules. It must be the same on every
-    /// machine and with every compiler, as tokens and the parts of a campaign carry it: see [`fingerprint`](crate::fingerprint).
+    /// Returns a hash of its contents. Programs that may have different schedules must have different fingerprints.
+    /// It must be the same on every machine and with every compiler, because tokens and the parts of a campaign
+    /// contain it: see [`fingerprint`](crate::fingerprint).
     fn fingerprint(&self) -> u64;
 
-    /// Runs it once and says what did not hold. What the checker of locks has to [report](lockdep::Report), a deadlock and
-    /// a panic need not be said.
+    /// Runs it once and returns what did not hold. The [reports](lockdep::Report) of the checker of locks, a
+    /// deadlock and a panic need not be returned.
     fn run(&self, cx: &mut Locked<'_, Unlocked>, run: &Run) -> Vec<Found>;
 
-    /// The tool that its tokens are for, and how that speaks of programs.
+    /// Returns the tool for which its tokens are, with that tool's words.
     fn tool(&self) -> Tool {
         Tool::default()
     }
 
-    /// The steps that can be left out, to make a failure small.
+    /// Returns the steps that can be left out, to make a failure small.
     fn parts(&self) -> Vec<Part> {
         Vec::new()
     }
 
-    /// The program without some of its steps. Threads that have none left are not started.
+    /// Returns the program without some of its steps. Threads without steps are not started.
     fn without(&self, steps: &[StepId]) -> Self {
         debug_assert!(steps.is_empty(), "{}: a program with parts says how to leave their steps out", self.name());
         self.clone()
     }
 
-    /// Whether this means nothing for a program that lacks steps: what the program itself says should come of the whole.
+    /// Returns whether this finding means nothing if steps are missing, because it is about the expected result of
+    /// the whole program.
     fn needs_every_step(&self, found: &Found) -> bool {
         let _ = found;
         false
     }
 
-    /// Whether this may be a consequence of something else that was found: that is told first.
+    /// Returns whether this finding may be a consequence of another one, which is then reported first.
     fn is_consequence(&self, found: &Found) -> bool {
         let _ = found;
         false
     }
 
-    /// What is found when an execution is given up.
+    /// Returns the finding for an execution that is given up.
     fn halted(&self, halt: &Halt) -> Found {
         Found::new(if matches!(halt, Halt::Panic(_)) { "panic" } else { "progress" }, halt.to_string())
     }
 
-    /// Whether a [note](lockdep::note) of this kind belongs into the story of what was found first, if anything was.
+    /// Returns whether a [note](lockdep::note) of this kind belongs into the story of the first finding, if there is
+    /// one.
     fn tells(&self, note: &str, found: Option<&Found>) -> bool {
         let _ = (note, found);
         true
     }
 
-    /// Whether it marks, by [`focus`](lockdep::focus), what is to have more than one order. If it does not, everything has.
+    /// Returns whether the program marks, by [`focus`](lockdep::focus), the code that is explored. If not,
+    /// everything is explored.
     fn is_focused(&self) -> bool {
         false
     }
 
-    /// Classes of locks that are always worth telling, outermost first: of the others a story leaves out what nobody waits for.
-    /// With none, nothing is left out.
+    /// Returns the classes of locks that a story always shows, outermost first. Of other classes it omits locks for
+    /// which no thread waits. If the list is empty, it omits nothing.
     fn ordered_classes(&self) -> Vec<&'static str> {
         Vec::new()
     }
 }
 
-/// A step of a program: its [part](Part), and which step of that part, from 0.
+/// A step of a program: its [part](Part), and the index of the step in that part.
 pub type StepId = (u16, u16);
 
-/// Some steps, one after the other, that can be left out.
+/// A sequence of steps that can be left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Part {
-    /// Its number, by which tokens name it.
+    /// Its number, by which tokens identify it.
     pub id: u16,
     /// How many steps it has.
     pub steps: u16,
-    /// It is a thread. Of all threads' steps at least one is always left.
+    /// It is a thread. At least one step of all threads is always left.
     pub is_thread: bool,
 }
 
-/// A tool that explores programs, as its tokens and what it prints name it.
+/// A tool that explores programs, with the words that its tokens and its output use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tool {
-    /// What its tokens begin with: lower-case letters.
+    /// The prefix of its tokens: lower-case letters.
     pub name: &'static str,
-    /// Its version. A token is of one version: in another, a program may have other schedules.
+    /// Its version. A token is valid in one version only, because a program may have other schedules in another.
     pub version: &'static str,
-    /// What it calls a program.
+    /// The word that it uses for a program.
     pub program: &'static str,
-    /// The command that runs a token's schedule again: what stands before the token, and after.
-    pub again: [&'static str; 2],
-    /// What its traces call what programs make, and what has states.
+    /// The command that runs a token's schedule again: the text before the token, and the text after it.
+    pub replay_command: [&'static str; 2],
+    /// The categories, in its traces, of the resources that programs make and of the things that have states.
     pub categories: [&'static str; 2],
 }
 
 impl Default for Tool {
-    /// Tests, which take a token from the environment.
+    /// The tool for tests, which read a token from the environment.
     fn default() -> Self {
         Self {
             name: "explore",
             version: env!("CARGO_PKG_VERSION"),
             program: "program",
-            again: ["EXPLORE_TOKEN=", " cargo test"],
+            replay_command: ["EXPLORE_TOKEN=", " cargo test"],
             categories: ["resource", "state"],
         }
     }
 }
 
-/// What the explorer gives a program for one run.
+/// What the explorer gives a program for one execution.
 pub struct Run<'a> {
     domain: &'a Arc<Domain>,
     has_faults: bool,
@@ -179,24 +183,25 @@ impl<'a> Run<'a> {
         Self { result: Some(result), ..self }
     }
 
-    /// The domain of the program's threads. Those that it [spawns](lockdep::Locked::spawn) are of it already.
+    /// Returns the domain of the program's threads. Threads that they [spawn](lockdep::Locked::spawn) are in it,
+    /// too.
     pub fn domain(&self) -> &'a Arc<Domain> {
         self.domain
     }
 
-    /// Something is made to fail that the program may know nothing of.
+    /// Returns whether something is made to fail that the program may not expect.
     pub fn has_faults(&self) -> bool {
         self.has_faults
     }
 
-    /// Steps have been left out: what should come of the whole need not.
+    /// Returns whether steps have been left out. Then the expected result of the whole program need not be reached.
     pub fn lacks_steps(&self) -> bool {
         self.lacks_steps
     }
 
-    /// Says what came of this run, in words that are the same if and only if it came to the same. `text` is asked only where
-    /// that is compared: see [`validate_states`](crate::validate_states).
-    pub fn comes_to(&self, text: impl FnOnce() -> String) {
+    /// Sets the result of this execution, as a text that is the same if and only if the result is the same. `text`
+    /// is called only where results are compared: see [`validate_states`](crate::validate_states).
+    pub fn set_result(&self, text: impl FnOnce() -> String) {
         if let Some(result) = self.result {
             *result.borrow_mut() = text();
         }
@@ -210,7 +215,7 @@ impl fmt::Debug for Run<'_> {
     }
 }
 
-/// A number for a text, the same on every machine and with every compiler (FNV-1a).
+/// Returns a hash of a text, the same on every machine and with every compiler (FNV-1a).
 ///
 /// ```
 /// assert_eq!(explore::fingerprint("foobar"), 0x85944171f73967e8);

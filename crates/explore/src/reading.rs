@@ -1,6 +1,6 @@
-//! What a story shows when it is read as a whole: who held what from when to when, who waited for whom,
-//! which steps and which resources there were. What tells a story, in whatever form, tells
-//! this. A place in a story is an index into its rows.
+//! The facts that a story shows when it is read as a whole: which thread held what from when to when, which thread
+//! waited for which, and which steps and resources there were. All forms of output use them. A place in a story is
+//! an index into its rows.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::story::{Row, RowKind, Story};
 
-/// A lock, from being taken to being let go of; if it never is, to the story's last row.
+/// A lock, from when it is taken to when it is released. If it is never released, it ends at the story's last row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LockSpan {
     pub thread: usize,
@@ -20,7 +20,7 @@ pub(crate) struct LockSpan {
     pub depth: usize,
 }
 
-/// What a thread waited for.
+/// The kinds of waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WaitKind {
     Lock,
@@ -29,27 +29,27 @@ pub(crate) enum WaitKind {
     End,
 }
 
-/// The states of something: from which row to which, and which.
+/// The states of a thing: for each state, the row in which it begins, the row in which it ends, and its name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct States {
     pub name: String,
     pub states: Vec<(usize, usize, String)>,
 }
 
-/// A thread could not go on: after row `from`, up to row `to`.
+/// A thread could not go on after row `from`, up to row `to`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct WaitSpan {
     pub thread: usize,
     pub kind: WaitKind,
-    /// The class of the lock; nothing if it is none.
+    /// The class of the lock; empty if the thread waits for something else.
     pub class: String,
-    /// Which of the class.
+    /// Which lock of the class.
     pub what: String,
-    /// Who held it, or whose end it was.
+    /// The thread that held it, or whose end was waited for.
     pub whose: Option<usize>,
     pub from: usize,
     pub to: usize,
-    /// The story ends with it.
+    /// The story ends with this wait.
     pub forever: bool,
 }
 
@@ -58,7 +58,7 @@ pub(crate) struct WaitSpan {
 pub(crate) struct StepSpan {
     pub thread: usize,
     pub text: String,
-    /// How it ended, if that is more than its text.
+    /// Its result, if there is more to it than its text.
     pub end: Option<String>,
     pub from: usize,
     pub to: usize,
@@ -70,30 +70,30 @@ pub(crate) struct Switch {
     pub at: usize,
     pub from: usize,
     pub to: usize,
-    /// The one before could have gone on.
+    /// The thread before it could have gone on.
     pub preempted: bool,
 }
 
-/// A resource, and from when to when it was there.
+/// A resource, and the ranges of rows in which it existed.
 pub(crate) type Presence = (String, Vec<(usize, usize)>);
 
-/// A story, read.
+/// The facts of a story.
 #[derive(Debug, Default)]
 pub(crate) struct Reading {
     pub locks: Vec<LockSpan>,
     pub waits: Vec<WaitSpan>,
     pub steps: Vec<StepSpan>,
     pub switches: Vec<Switch>,
-    /// Every resource in a natural order, and when it was there.
+    /// Every resource in natural order, and when it existed.
     pub resources: Vec<Presence>,
-    /// What has states, and when it was in which.
+    /// The things that have states, and when each was in which state.
     pub things: Vec<States>,
-    /// Where the invariant broke; if no row says so, it was found at the end.
+    /// The row in which the invariant broke. `None`: it was found at the end.
     pub broken: Option<usize>,
-    /// Nothing is a detail: the program does not say which locks are worth telling.
+    /// The program names no classes that are always shown, so nothing is a detail.
     is_small_program: bool,
     small: BTreeSet<String>,
-    /// Of each class, its objects in the order in which they are met.
+    /// For each class, its objects in the order in which they are met.
     objects: BTreeMap<String, Vec<usize>>,
     lives: HashMap<usize, usize>,
 }
@@ -113,13 +113,13 @@ impl Reading {
         reading
     }
 
-    /// Whether a lock of this class is a detail: nothing was taken under it, nobody waits for it for ever, and
-    /// it is not among those that are always worth telling. Where no class is said to be, all are.
+    /// Returns whether a lock of this class is a detail: no lock was taken under it, no thread waits for it for
+    /// ever, and it is not among the classes that are always shown. Where no classes are named, all are shown.
     pub(crate) fn is_small(&self, class: &str) -> bool {
         self.small.contains(class)
     }
 
-    /// Whether a row is a detail.
+    /// Returns whether a row is a detail.
     pub(crate) fn is_detail(&self, row: &Row) -> bool {
         match row.kind {
             RowKind::Acquire | RowKind::AcquireShared | RowKind::Try | RowKind::Release => self.is_small(&row.what),
@@ -131,7 +131,7 @@ impl Reading {
         }
     }
 
-    /// A lock's class, and which of that class it is if there are several.
+    /// Returns the name of a lock: its class, and its number within the class if there are several.
     pub(crate) fn lock_name(&self, class: &str, object: usize) -> String {
         match self.objects.get(class) {
             Some(objects) if objects.len() > 1 => {
@@ -142,13 +142,13 @@ impl Reading {
         }
     }
 
-    /// What a row says, as a sentence whose subject is its thread.
+    /// Returns a row as a sentence whose subject is the thread.
     pub(crate) fn sentence(&self, story: &Story, row: &Row) -> String {
         let what = &row.what;
         let lock = || row.object.map_or_else(|| what.clone(), |object| self.lock_name(what, object));
         let life = || self.whose_life(row.object).map_or("a thread", |thread| name(story, thread));
         match row.kind {
-            RowKind::Start => "begins".to_owned(),
+            RowKind::Start => "starts to run".to_owned(),
             RowKind::Acquire => format!("takes {}", lock()),
             RowKind::AcquireShared => format!("takes {} for reading", lock()),
             RowKind::Try if row.held.last() == Some(what) => format!("tries {} and gets it", lock()),
@@ -156,11 +156,12 @@ impl Reading {
                 Some(holder) => format!("tries {} in vain, which {} holds", lock(), name(story, holder)),
                 None => format!("tries {} in vain", lock()),
             },
-            RowKind::Release => format!("lets go of {}", lock()),
+            RowKind::Release => format!("releases {}", lock()),
             RowKind::Read => format!("reads {what}"),
             RowKind::Write => format!("writes {what}"),
             RowKind::Wait => "waits for a notification".to_owned(),
-            RowKind::Notify => "notifies who waits".to_owned(),
+            RowKind::Notify => "notifies waiters".to_owned(),
+            RowKind::Interrupt => "raises an interrupt, and runs its handler".to_owned(),
             RowKind::Expire => "sees its time run out".to_owned(),
             RowKind::Spawn => format!("starts {}", life()),
             RowKind::Join => format!("sees {} end", life()),
@@ -172,21 +173,21 @@ impl Reading {
             RowKind::State => what.clone(),
             RowKind::Fault => format!("fails as planned: {what}"),
             RowKind::Violation => {
-                let said = what.strip_prefix(&story.invariant).map(|rest| rest.trim_start_matches([':', ' ']));
-                format!("breaks {}: {}", story.invariant, said.unwrap_or(what))
+                let detail = what.strip_prefix(&story.invariant).map(|rest| rest.trim_start_matches([':', ' ']));
+                format!("breaks {}: {}", story.invariant, detail.unwrap_or(what))
             }
             RowKind::Preempted => "preempted".to_owned(),
         }
     }
 
-    /// Who holds the lock that a row is about.
+    /// Returns the thread that holds the lock of a row.
     fn holder(&self, story: &Story, row: &Row) -> Option<usize> {
         let at = story.rows.iter().position(|other| std::ptr::eq(other, row))?;
         let held = |lock: &&LockSpan| Some(lock.object) == row.object && lock.from < at && at <= lock.to;
         self.locks.iter().find(held).map(|lock| lock.thread)
     }
 
-    /// What a thread waits for, as a sentence whose subject is the thread.
+    /// Returns a wait as a sentence whose subject is the thread.
     pub(crate) fn waiting(&self, story: &Story, wait: &WaitSpan) -> String {
         let what = match (wait.kind, wait.whose) {
             (WaitKind::Lock, Some(holder)) => format!("{}, which {} holds", wait.what, name(story, holder)),
@@ -199,7 +200,7 @@ impl Reading {
         format!("waits for {what}{}", if wait.forever { ", for ever" } else { "" })
     }
 
-    /// The thread whose life an object is.
+    /// Returns the thread whose life an object is.
     pub(crate) fn whose_life(&self, object: Option<usize>) -> Option<usize> {
         object.and_then(|object| self.lives.get(&object).copied())
     }
@@ -281,8 +282,8 @@ impl Reading {
         }
     }
 
-    /// A story that ends with threads waiting for each other has no rows for that; its detail says who
-    /// waits for what.
+    /// A story that ends with threads that wait for each other has no rows for these waits. Its detail describes
+    /// them.
     fn find_ends(&mut self, story: &Story) {
         let last = |thread: usize| story.rows.iter().rposition(|row| row.thread == thread);
         let name = |text: &str| story.threads.iter().position(|thread| thread == text);
@@ -344,14 +345,14 @@ impl Reading {
             let (_, spans) = found.entry(natural(&row.what)).or_insert_with(|| (row.what.clone(), Vec::new()));
             match spans.last_mut() {
                 Some(span) if !make && span.1 == last => span.1 = at,
-                // It was there before the story began.
+                // It existed before the story began.
                 None if !make => spans.push((0, at)),
                 _ if make => spans.push((at, last)),
                 _ => {}
             }
         }
         self.find_states(story);
-        // What has states is there while it is loaded.
+        // A thing with states exists while it is loaded.
         found.retain(|_, (name, _)| !self.things.iter().any(|thing| thing.name == *name));
         self.resources = found.into_values().collect();
     }
@@ -373,8 +374,8 @@ impl Reading {
         self.things = found.into_values().collect();
     }
 
-    /// A preemption is told with the thread that stops, or with the one that goes on. If none is told
-    /// though there are some, they are where a thread stops that does not wait for anything.
+    /// The row that marks a preemption is of the thread that stops, or of the one that goes on. If a story has
+    /// preemptions and no such rows, they are where a thread stops that does not wait for anything.
     fn find_switches(&mut self, story: &Story) {
         let preempts = |row: &Row| row.kind == RowKind::Preempted;
         let told = story.rows.iter().any(preempts);
@@ -405,17 +406,18 @@ impl Reading {
     }
 }
 
-/// A thread's name.
+/// Returns a thread's name.
 pub(crate) fn name(story: &Story, thread: usize) -> &str {
     story.threads.get(thread).map_or("?", String::as_str)
 }
 
-/// Whether it is about taking a lock.
+/// Returns whether an operation takes a lock.
 pub(crate) fn takes(kind: RowKind) -> bool {
     matches!(kind, RowKind::Acquire | RowKind::AcquireShared | RowKind::Try)
 }
 
-/// A place in the source, short: the file with its folder or crate, and nothing for the locks' own.
+/// Returns a place in the source, shortened: the file with its folder or crate. Empty for places in this project's
+/// lock primitives.
 pub(crate) fn short(at: &str) -> String {
     if at.starts_with("crates/lockdep/") {
         return String::new();
@@ -424,7 +426,7 @@ pub(crate) fn short(at: &str) -> String {
     parts[parts.len().saturating_sub(2)..].join("/")
 }
 
-/// A part of a name, such that `vf10` comes after `vf9`.
+/// A part of a name, which sorts `vf10` after `vf9`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Natural {
     Text(String),

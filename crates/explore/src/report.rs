@@ -1,4 +1,4 @@
-//! What exploring a program came to, and the workers of a campaign, who find it out.
+//! The result of exploring a program, and the workers of a campaign, which produce it.
 
 use std::cell::RefCell;
 use std::panic::resume_unwind;
@@ -10,25 +10,28 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::campaign::{BudgetShare, Options, ScheduleBudget, Strategy, Tally, Watch, Worker};
+use crate::budget::{BudgetShare, ScheduleBudget};
+use crate::campaign::{Tally, Worker};
+use crate::execution::{Execution, Lesson, Prepared};
 use crate::faults::Faults;
-use crate::minimise::{Case, minimise, story, tell};
-use crate::orders::{Orders, Shown};
+use crate::minimise::{Case, minimise, run_token, story};
+use crate::options::{Options, Strategy, Watch};
+use crate::orders::{Orders, ShownOrders};
 use crate::program::Program;
 use crate::story::Story;
-use crate::telling::{Lesson, Teller, Telling};
 use crate::token::{Token, TokenError};
 
-/// What exploring a program came to; as JSON, what the parts of a campaign leave to be [merged](crate::merge()).
+/// The result of exploring a program. As JSON, it is the output of a part of a campaign, to be
+/// [merged](crate::merge()).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// The program's name. In JSON it is called what the first programs were that were explored.
+    /// The program's name. In JSON the field is called `scenario`, because scenarios were the first programs.
     #[serde(rename = "scenario")]
     pub program: String,
-    /// The file that it was read from; empty if that is not known.
+    /// The file from which it was read; empty if that is not known.
     #[serde(default)]
     pub file: String,
-    /// Its contents, in short.
+    /// A hash of its contents.
     #[serde(with = "hexadecimal")]
     pub fingerprint: u64,
     /// The version of the program.
@@ -37,27 +40,27 @@ pub struct Report {
     pub strategy: String,
     /// Schedules run.
     pub schedules: u64,
-    /// Every schedule with at most so many preemptions was met; none if not even those without.
+    /// The bound up to which every schedule was met; `None` if not even all schedules without preemptions were.
     pub exhaustive_preemptions: Option<u8>,
-    /// States that there was no room to keep, each time they were met: what follows from them was searched again each time,
-    /// which took time and lost nothing.
+    /// States that did not fit into memory, counted each time they were met. What follows from them was searched
+    /// again each time, which took time and lost nothing.
     #[serde(default)]
     pub forgotten: u64,
     /// What was made to fail.
     pub faults: FaultsReport,
     /// What did not hold.
     pub violations: Vec<Violation>,
-    /// In milliseconds.
+    /// The time that it took, in milliseconds.
     pub elapsed_ms: u64,
-    /// Which part of a campaign this is, counted from 1, and of how many.
+    /// Which part of a campaign this is, counted from 1, and the number of parts.
     pub shard: [u32; 2],
-    /// What the campaign was asked for, in short: reports of other campaigns do not belong together.
+    /// The options of the campaign, in a short form. Reports of different campaigns cannot be merged.
     pub campaign: String,
-    /// It was ended before its time.
+    /// It was stopped before it had finished.
     pub interrupted: bool,
-    /// The orders in which locks were taken, by the schedules that were the first to show them.
+    /// The orders in which locks were taken, with the schedules that were the first to show them.
     #[serde(default)]
-    pub lock_orders: Vec<Shown>,
+    pub lock_orders: Vec<ShownOrders>,
 }
 
 /// How much was made to fail.
@@ -65,34 +68,34 @@ pub struct Report {
 pub struct FaultsReport {
     /// `none`, `each` or `pairs`.
     pub mode: String,
-    /// The places that can fail.
+    /// The number of places that can fail.
     pub places: usize,
-    /// Bounded: with how many of these, or of these and any second one, every schedule without preemptions was met.
-    /// Random strategies: with how many of these, or of the pairs of them, at least one schedule was run.
+    /// Bounded: with how many of these places (or pairs of them) every schedule without preemptions was met. Random
+    /// strategies: with how many at least one schedule was run.
     #[serde(default)]
     pub tried: u64,
-    /// Bounded: how many of these there are. Random strategies: how many of these, or pairs of them.
+    /// Bounded: the number of these places. Random strategies: the number of these places, or of pairs.
     #[serde(default)]
     pub plans: u64,
-    /// With each of them, every schedule with at most so many preemptions was met.
+    /// The bound up to which every schedule was met with each of them.
     pub exhaustive_preemptions: Option<u8>,
 }
 
-/// What did not hold, and how to see it again.
+/// A violation: an invariant that did not hold, and how to see this again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Violation {
     /// The invariant's name.
     pub invariant: String,
-    /// What was found.
+    /// What was found instead.
     pub detail: String,
-    /// What runs it again.
+    /// The token that runs it again.
     pub token: String,
-    /// The telling, for reports; not part of the JSON line.
+    /// Its story, for pages and columns; not part of the JSON line.
     #[serde(skip)]
     pub story: Story,
 }
 
-/// A number as a string: as a number, programs that have floating-point numbers only would change it.
+/// Writes a number as a string, because programs that have only floating-point numbers would change it otherwise.
 mod hexadecimal {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
@@ -107,7 +110,7 @@ mod hexadecimal {
 }
 
 impl Options {
-    /// What a campaign is asked for, in short.
+    /// Returns the options of a campaign in a short form.
     pub fn describe(&self) -> String {
         let Self { strategy, preemptions, preemptions_with_faults, schedules, time, seed, depth, faults, .. } = self;
         let number = |n: Option<u64>| n.map_or_else(|| "-".to_owned(), |n| n.to_string());
@@ -127,7 +130,8 @@ impl Options {
     }
 }
 
-/// Explores a program. `watch`: how others see how far it is, and stop it.
+/// Explores a program. By `watch` other threads see its progress and can stop it. There is an example at
+/// [`Program`].
 pub fn campaign<P: Program>(program: &P, options: &Options, watch: &Arc<Watch>) -> Report {
     let began = Instant::now();
     let jobs = options.jobs.max(1);
@@ -140,22 +144,22 @@ pub fn campaign<P: Program>(program: &P, options: &Options, watch: &Arc<Watch>) 
         let workers: Vec<_> = (0..jobs)
             .map(|job| {
                 let (program, watch, found) = (Arc::clone(&shared), Arc::clone(watch), Arc::clone(&found));
-                // So that what a shard does does not depend on how many threads do it.
+                // So the work of a shard does not depend on its number of threads.
                 let share = (options.shard.0 + options.shard.1 * job, of);
                 let budget = budget.clone();
                 scope.spawn(move || {
                     let budget = budget.map(|budget| BudgetShare::new(budget, job));
-                    let teller = Teller::new(program, &[]);
+                    let prepared = Prepared::new(program, &[]);
                     let (last, lessons) = (RefCell::default(), Rc::default());
                     let job = (job, jobs);
-                    Worker { teller, options, watch, found, share, job, began, last, lessons, budget }.work()
+                    Worker { prepared, options, watch, found, share, job, began, last, lessons, budget }.work()
                 })
             })
             .collect();
         workers.into_iter().map(|worker| worker.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
     });
     let failures = tallies.iter().flat_map(|tally| &tally.failures);
-    // The one with the fewest failures asked for and the fewest switches is told.
+    // Report the failure with the fewest planned failures and the fewest switches.
     let simplest = failures.min_by_key(|failure| (failure.plan.len(), failure.deviations.len()));
     let violation = simplest.map(|failure| {
         let (program, failure) = (program.clone(), failure.clone());
@@ -166,7 +170,7 @@ pub fn campaign<P: Program>(program: &P, options: &Options, watch: &Arc<Watch>) 
     });
     let (lock_orders, inversion) =
         Orders::default().add(tallies.iter().flat_map(|tally| shown(program, options, tally)));
-    // What one worker finds has been told; this is between two.
+    // The findings of one worker have been reported above. This one is between two workers.
     let between = inversion.filter(|_| violation.is_none());
     let between = between.map(|inversion| inversion.violation(std::slice::from_ref(program)));
     let exhaustive = |of: fn(&Tally) -> Option<u8>| tallies.iter().map(of).min().flatten();
@@ -194,7 +198,7 @@ pub fn campaign<P: Program>(program: &P, options: &Options, watch: &Arc<Watch>) 
 }
 
 impl Report {
-    /// Of a program whose turn did not come before the campaign was interrupted.
+    /// Makes the report of a program that was not explored before the campaign was interrupted.
     pub fn not_explored<P: Program>(program: &P, options: &Options) -> Self {
         Self {
             program: program.name().to_owned(),
@@ -222,37 +226,37 @@ impl Report {
     }
 }
 
-/// What a worker has shown of the order of locks.
-fn shown<P: Program>(program: &P, options: &Options, tally: &Tally) -> Vec<Shown> {
+/// Returns the orders of locks that a worker has shown.
+fn shown<P: Program>(program: &P, options: &Options, tally: &Tally) -> Vec<ShownOrders> {
     let shown = |lesson: &Lesson| {
-        let Lesson { telling: Telling { faults, deviations }, bound, orders } = lesson.clone();
+        let Lesson { execution: Execution { faults, deviations }, bound, orders } = lesson.clone();
         let token = Token { faults, deviations, whole: options.whole, bound, ..Token::of(program) };
         let orders = orders.iter().map(|edge| (edge.outer.to_owned(), edge.inner.to_owned())).collect();
-        Shown { token: token.to_string(), orders }
+        ShownOrders { token: token.to_string(), orders }
     };
     tally.lessons.iter().map(shown).collect()
 }
 
-/// Tells the schedule of a token again: what happens, with the invariant that does not hold if there is one. `among`:
-/// the programs there are; `whence`: where they are from, for errors.
+/// Runs the schedule of a token again, and returns its story, with the invariant that does not hold if there is one.
+/// `among`: the given programs. `whence`: where they are from, for errors.
 ///
 /// # Errors
-/// What the token is of is not among them, or has changed. All of it held, and it was not the schedule of the token, as
-/// that has something in it that never came.
+/// The token's program is not among the given ones, or has changed. Or everything held, and the schedule was not the
+/// token's, because a part of the token did not occur.
 ///
 /// # Panics
-/// The thread that tells it cannot be started.
+/// The thread that runs it cannot be started.
 pub fn replay<P: Program>(among: &[P], whence: &str, token: &Token) -> Result<Story, TokenError> {
     let first = token.first.iter().map(|first| first.program_among(among, whence)).collect::<Result<Vec<_>, _>>()?;
     let program = token.program_among(among, whence)?;
-    // On a thread of its own: what an exploration remembers of others on this one is not to matter.
-    let tell = || tell(&first, &program, token).0;
-    let told = thread::scope(|scope| scope.spawn(tell).join().expect("telling does not panic"));
-    if told.invariant.is_empty() && !told.unmet.is_empty() {
-        return Err(TokenError::NotMet(told.unmet.join(", ").escape_debug().to_string()));
+    // It runs on a thread of its own, so that earlier explorations on this thread have no influence.
+    let run = || run_token(&first, &program, token).0;
+    let story = thread::scope(|scope| scope.spawn(run).join().expect("the replay does not panic"));
+    if story.invariant.is_empty() && !story.unmet.is_empty() {
+        return Err(TokenError::NotMet(story.unmet.join(", ").escape_debug().to_string()));
     }
-    Ok(told)
+    Ok(story)
 }
 
-/// A program starts this many threads at most, to be explored: what is known of threads is kept in as many bits as a number has.
+/// The most threads that an explored program may start. Sets of threads are kept as the bits of one number.
 pub const MOST_THREADS: usize = 128;

@@ -1,4 +1,4 @@
-//! What happened in one schedule, thread by thread: what a failure is told with.
+//! The events of one schedule, thread by thread. A failure is shown as a story.
 
 use lockdep::{Happening, OpKind, What};
 use serde::{Deserialize, Serialize};
@@ -6,51 +6,51 @@ use serde::{Deserialize, Serialize};
 use crate::program::Tool;
 use crate::token::Token;
 
-/// One schedule, told.
+/// The events of one schedule.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Story {
-    /// The program's name. In JSON it is called what the first programs were that were explored.
+    /// The program's name. In JSON the field is called `scenario`, because scenarios were the first programs.
     #[serde(rename = "scenario")]
     pub program: String,
     /// The invariant that did not hold.
     pub invariant: String,
-    /// What was found.
+    /// What was found instead.
     pub detail: String,
-    /// The tool that it is told by, which knows how to run it again.
+    /// The tool that printed it, which knows how to run it again.
     #[serde(skip)]
     pub tool: Tool,
-    /// The classes of locks that are always worth telling, outermost first.
+    /// The classes of locks that are always shown, outermost first.
     #[serde(skip)]
     pub ordered: Vec<&'static str>,
-    /// What runs it again, with [`tool`](Self::tool).
+    /// The token that runs it again, with [`tool`](Self::tool).
     pub token: String,
-    /// In how many other schedules it must be told first: what does not hold is an order of locks that inverts one
-    /// seen there.
+    /// How many other schedules must be run first: if not 0, what does not hold is an order of locks that inverts
+    /// one shown there.
     pub after: usize,
-    /// The files of the programs that the token is of; none if that is not known.
+    /// The files of the token's programs; empty if they are not known.
     #[serde(default)]
     pub files: Vec<String>,
-    /// What of the token has not come; empty where the token is as it was printed.
+    /// The parts of the token that did not occur; empty if the token's schedule ran as it was printed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unmet: Vec<String>,
-    /// What was made to fail.
+    /// The planned failures.
     pub faults: Vec<String>,
     /// How many preemptions the schedule has.
     pub preemptions: usize,
     /// The threads' names, in the order in which they were started.
     pub threads: Vec<String>,
-    /// What happened, in order.
+    /// The events, in order.
     pub rows: Vec<Row>,
 }
 
 impl Story {
-    /// The command that tells it again; empty if there is no token.
-    pub fn again(&self) -> String {
-        if self.token.is_empty() { String::new() } else { again(&self.tool, &self.token, &self.files) }
+    /// Returns the command that runs it again; empty if there is no token.
+    pub fn replay_command(&self) -> String {
+        if self.token.is_empty() { String::new() } else { replay_command(&self.tool, &self.token, &self.files) }
     }
 
-    /// What it must be told after; empty if it can be told alone.
-    pub(crate) fn told_after(&self) -> String {
+    /// Describes the schedules that must be run first; empty if there are none.
+    pub(crate) fn schedules_before(&self) -> String {
         let token: Option<Token> = self.token.parse().ok();
         let mut others: Vec<String> = Vec::new();
         for first in token.iter().flat_map(|token| &token.first) {
@@ -68,13 +68,13 @@ impl Story {
     }
 }
 
-/// The command that tells a token's schedule again, of programs that were read from files, or nobody knows whence.
-pub fn again<S: AsRef<str>>(tool: &Tool, token: &str, files: &[S]) -> String {
+/// Returns the command that runs a token's schedule again. `files`: the files of its programs, if they are known.
+pub fn replay_command<S: AsRef<str>>(tool: &Tool, token: &str, files: &[S]) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+,:@".contains(c);
-    let [before, after] = tool.again;
+    let [before, after] = tool.replay_command;
     let mut command = format!("{before}{token}{after}");
     for file in files.iter().map(AsRef::as_ref) {
-        // What begins with a dash would be taken for an option.
+        // A name that begins with a dash would be taken for an option.
         let file = if file.starts_with('-') { format!("./{file}") } else { file.to_owned() };
         match file.chars().all(plain) {
             true => command += &format!(" {file}"),
@@ -84,18 +84,18 @@ pub fn again<S: AsRef<str>>(tool: &Tool, token: &str, files: &[S]) -> String {
     command
 }
 
-/// One thing that happened.
+/// An event of a story.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Row {
     /// The step of the schedule, counted from 0; several rows may belong to one step.
     pub step: usize,
-    /// Which thread, as an index into [`Story::threads`].
+    /// The thread, as an index into [`Story::threads`].
     pub thread: usize,
-    /// What.
+    /// Its kind.
     pub kind: RowKind,
-    /// The class of the lock, or what is told.
+    /// The class of the lock, or the text of the event.
     pub what: String,
-    /// Which of the objects of that class: a small number, the same in every row.
+    /// Which object of that class: a small number, the same in every row.
     pub object: Option<usize>,
     /// `file:line`, for an operation.
     pub at: String,
@@ -103,7 +103,7 @@ pub struct Row {
     pub held: Vec<String>,
 }
 
-/// The kinds of what can happen.
+/// The kinds of events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RowKind {
@@ -113,23 +113,25 @@ pub enum RowKind {
     Acquire,
     /// It takes a lock for reading.
     AcquireShared,
-    /// It tries a lock; whether it got it is seen in what it holds.
+    /// It tries a lock. `held` shows whether it got the lock.
     Try,
-    /// It lets go of a lock.
+    /// It releases a lock.
     Release,
     /// It reads an atomic.
     Read,
     /// It writes an atomic.
     Write,
-    /// It waits for a notification, letting go of the lock.
+    /// It waits for a notification, and releases the lock meanwhile.
     Wait,
     /// It wakes waiters.
     Notify,
+    /// It raises an interrupt, and runs the handler.
+    Interrupt,
     /// Its time-out fires.
     Expire,
     /// It starts a thread.
     Spawn,
-    /// A thread it waited for has ended.
+    /// A thread that it waited for has ended.
     Join,
     /// It ends.
     Exit,
@@ -141,16 +143,16 @@ pub enum RowKind {
     Make,
     /// It unmakes a resource.
     Unmake,
-    /// Something has come to be in the state that `what` says after its name, such as `port 1: loaded`. What a state
-    /// `loaded`, `registered`, `unregistered`, `failed: …` or `gone` means is seen in a page. In JSON it is called what had
-    /// states first.
+    /// A thing has entered the state that follows its name in `what`, such as `port 1: loaded`. A page shows the
+    /// states `loaded`, `registered`, `unregistered`, `failed: …` and `gone` in special ways. In JSON the kind is
+    /// called `representor`, because representors were the first things with states.
     #[serde(rename = "representor")]
     State,
     /// Something fails as planned.
     Fault,
     /// An invariant does not hold.
     Violation,
-    /// It could go on, and the scheduler chose another: `what` is that one's name.
+    /// It could go on, and the scheduler chose another thread: `what` is the name of that thread.
     Preempted,
 }
 
@@ -166,6 +168,7 @@ impl RowKind {
             OpKind::Write => Self::Write,
             OpKind::Wait => Self::Wait,
             OpKind::Notify => Self::Notify,
+            OpKind::Interrupt => Self::Interrupt,
             OpKind::Expire => Self::Expire,
             OpKind::Spawn => Self::Spawn,
             OpKind::Join => Self::Join,
@@ -187,7 +190,7 @@ impl RowKind {
     }
 }
 
-/// Turns what a model has kept into rows.
+/// Turns recorded events into rows.
 pub(crate) fn rows(happenings: &[Happening], threads: usize) -> Vec<Row> {
     let mut held: Vec<Vec<(usize, String)>> = vec![Vec::new(); threads];
     let mut rows = Vec::new();
@@ -220,9 +223,9 @@ mod tests {
     #[test]
     fn the_command_takes_files_by_any_name() {
         let files = ["a/plain.toml", "-dash.toml", "-it's.toml"];
-        let tool = Tool { again: ["esw check --replay ", ""], ..Tool::default() };
+        let tool = Tool { replay_command: ["esw check --replay ", ""], ..Tool::default() };
         assert_eq!(
-            again(&tool, "esw2.x", &files),
+            replay_command(&tool, "esw2.x", &files),
             r"esw check --replay esw2.x a/plain.toml ./-dash.toml './-it'\''s.toml'"
         );
     }

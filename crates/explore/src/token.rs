@@ -6,12 +6,12 @@ use std::str::FromStr;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
+use crate::execution::Execution;
 use crate::faults::Place;
 use crate::program::{Program, StepId, Tool};
 use crate::schedulers::Deviation;
-use crate::telling::Telling;
 
-/// The form of tokens, which stands in front, after the tool's name: `explore2.`
+/// The format of tokens, which follows the tool's name at the beginning: `explore2.`
 const FORM: u32 = 2;
 
 /// A schedule of a program, with what fails in it.
@@ -23,36 +23,37 @@ pub struct Token {
     pub version: String,
     /// The program's name.
     pub program: String,
-    /// Its contents, in short: another program of that name is another program.
+    /// A hash of its contents: another program of the same name is another program.
     pub fingerprint: u64,
-    /// Steps that are left out.
+    /// The steps that are left out.
     pub without: Vec<StepId>,
-    /// What fails.
+    /// The planned failures.
     pub faults: Vec<Place>,
-    /// Where the schedule is not the plain one.
+    /// Where the schedule differs from the plain one.
     pub deviations: Vec<Deviation>,
-    /// What the program does not focus on has more than one order, too.
+    /// Code that the program does not [focus](lockdep::focus) on runs in more than one order, too.
     pub whole: bool,
-    /// After so many steps it has not come to an end.
+    /// The number of steps after which the execution is given up.
     pub bound: usize,
-    /// The schedule ends where everything is as it was before: it can be gone on with for ever.
+    /// The schedule ends where everything is as it was before: it can loop for ever.
     pub returns: bool,
-    /// What is told first, as the checker of locks learns from it an order that this one inverts.
-    pub after: Vec<Telling>,
-    /// Schedules, of other programs maybe, that are told before all that, for the same reason; none has such of its own.
+    /// Executions that are run first, from which the checker of locks learns an order that this one inverts.
+    pub after: Vec<Execution>,
+    /// Schedules, possibly of other programs, that are run before all others, for the same reason. None has such
+    /// schedules of its own.
     pub first: Vec<Token>,
 }
 
-/// Why a token cannot be used.
+/// The reasons why a token cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    /// It is no token at all, or no token of this tool.
+    /// The text is not a token, or not a token of this tool.
     #[error("not a token: expected what a failure printed, which starts with the name of the tool and `{FORM}.`")]
     Malformed,
-    /// It is of another form.
+    /// It has another format.
     #[error("the token has form {form}, this program writes and reads form {FORM}: check again")]
     Form {
-        /// Its form.
+        /// Its format.
         form: u32,
         /// The version of the tool that wrote it.
         version: String,
@@ -65,26 +66,28 @@ pub enum TokenError {
         /// This version.
         this: String,
     },
-    /// The program it is of is not among those given.
+    /// Its program is not among those given.
     #[error("the token is of the program `{0}`, which is not in {1}")]
     NoProgram(String, String),
-    /// The program has changed since.
+    /// The program has changed since the token was written.
     #[error(
         "the program `{0}` has changed since the token was written: the schedule would not be the same; check it again"
     )]
     Changed(String),
-    /// It leaves out steps that the program does not have, or all.
-    #[error("the token leaves out steps that `{0}` does not have, or all: it is not as it was printed; check again")]
-    NoStep(String),
-    /// Its schedule could not be told, and nothing is broken in what was.
+    /// It leaves out steps that the program does not have, or all steps.
     #[error(
-        "nothing is broken, but the schedule of the token was not told: {0} never came; it is not as it was printed, or of another build: check again"
+        "the token leaves out steps that `{0}` does not have, or all: the token was changed after it was printed; check again"
+    )]
+    NoStep(String),
+    /// Its schedule did not occur, and nothing was broken in the schedule that did.
+    #[error(
+        "nothing is broken, but the schedule of the token did not occur: {0} is missing; the token was changed after it was printed, or is from another build: check again"
     )]
     NotMet(String),
 }
 
 impl Token {
-    /// The plain schedule of a program.
+    /// Makes the token of the plain schedule of a program.
     pub fn of<P: Program>(program: &P) -> Self {
         let Tool { name, version, .. } = program.tool();
         Self {
@@ -99,11 +102,11 @@ impl Token {
     /// Reads a token that a tool has written.
     ///
     /// # Errors
-    /// It is none, or of another tool, form or version.
+    /// The text is not a token, or a token of another tool, format or version.
     pub fn read(text: &str, tool: &Tool) -> Result<Self, TokenError> {
         let version = |from: &str| TokenError::Version { from: from.to_owned(), this: tool.version.to_owned() };
         let token: Self = text.parse().map_err(|error| match error {
-            // Whatever the form, another version is what is to be said.
+            // If the version is another one, that is the error to report, whatever the format.
             TokenError::Form { version: from, .. } if from != tool.version => version(&from),
             error => error,
         })?;
@@ -115,10 +118,10 @@ impl Token {
         }
     }
 
-    /// The program that the token is of, among these, without the steps that it leaves out.
+    /// Returns the token's program, out of these, without the steps that the token leaves out.
     ///
     /// # Errors
-    /// It is not among them, or has changed.
+    /// The program is not among them, or has changed.
     pub fn program_among<P: Program>(&self, among: &[P], whence: &str) -> Result<P, TokenError> {
         let named = || among.iter().filter(|program| program.name() == self.program);
         let Some(found) = named().find(|program| program.fingerprint() == self.fingerprint) else {
@@ -140,9 +143,10 @@ impl Token {
     }
 }
 
-/// A telling, as short as it gets.
+/// An execution, in a short form.
 type Packed = (Vec<(String, u32)>, Vec<(u8, u32, u8)>);
-/// A token's version, program, fingerprint, steps left out, flags, bound, telling, and what is told first.
+/// A token's version, program, fingerprint, steps left out, flags, bound, execution, and the executions that are run
+/// first.
 type Parts = (String, String, u64, Vec<StepId>, [u8; 2], usize, Packed, Vec<Packed>);
 
 fn packed(faults: &[Place], deviations: &[Deviation]) -> Packed {
@@ -150,8 +154,8 @@ fn packed(faults: &[Place], deviations: &[Deviation]) -> Packed {
     (faults, deviations.iter().map(|d| (d.thread, d.ops, d.to)).collect())
 }
 
-fn unpacked((faults, deviations): Packed) -> Telling {
-    Telling {
+fn unpacked((faults, deviations): Packed) -> Execution {
+    Execution {
         faults: faults.into_iter().map(|(name, nth)| Place { name, nth }).collect(),
         deviations: deviations.into_iter().map(|(thread, ops, to)| Deviation { thread, ops, to }).collect(),
     }
@@ -160,7 +164,7 @@ fn unpacked((faults, deviations): Packed) -> Telling {
 impl fmt::Display for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let flags = [u8::from(self.whole), u8::from(self.returns)];
-        let telling = packed(&self.faults, &self.deviations);
+        let execution = packed(&self.faults, &self.deviations);
         let after: Vec<Packed> = self.after.iter().map(|first| packed(&first.faults, &first.deviations)).collect();
         let all: Parts = (
             self.version.clone(),
@@ -169,7 +173,7 @@ impl fmt::Display for Token {
             self.without.clone(),
             flags,
             self.bound,
-            telling,
+            execution,
             after,
         );
         for first in &self.first {
@@ -191,7 +195,7 @@ impl FromStr for Token {
 }
 
 impl Token {
-    /// All that it tells: what is told first, and itself.
+    /// Returns all schedules of the token: those that are run first, and its own.
     pub fn all(&self) -> impl Iterator<Item = &Self> {
         self.first.iter().chain([self])
     }
@@ -207,15 +211,15 @@ impl Token {
         }
         let form: u32 = form.parse().map_err(|_| Malformed)?;
         let bytes = URL_SAFE_NO_PAD.decode(rest).map_err(|_| Malformed)?;
-        // Whatever the form, the version comes first.
+        // The version comes first, whatever the format.
         let all: Vec<serde_json::Value> = serde_json::from_slice(&bytes).map_err(|_| Malformed)?;
         let version = all.first().and_then(serde_json::Value::as_str).ok_or(Malformed)?;
         if form != FORM {
             return Err(TokenError::Form { form, version: version.to_owned() });
         }
-        let (version, program, fingerprint, without, [whole, returns], bound, telling, after): Parts =
+        let (version, program, fingerprint, without, [whole, returns], bound, execution, after): Parts =
             serde_json::from_value(all.into()).map_err(|_| Malformed)?;
-        let Telling { faults, deviations } = unpacked(telling);
+        let Execution { faults, deviations } = unpacked(execution);
         let after = after.into_iter().map(unpacked).collect();
         let (whole, returns) = (whole != 0, returns != 0);
         let tool = tool.to_owned();

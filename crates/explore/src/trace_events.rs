@@ -1,16 +1,16 @@
-//! A story as trace events, which Perfetto's viewer (ui.perfetto.dev) and Chrome's open: one track for
-//! every thread, with the locks it holds and the program's steps as slices, and what is made and unmade as
-//! instants; and another that has when it runs, with preemptions as arrows between these tracks.
+//! A story as trace events, which Perfetto's viewer (ui.perfetto.dev) and Chrome open. There is one track for every
+//! thread, with the locks it holds and the program's steps as slices, and the making and unmaking of resources as
+//! instants. A second track shows when the thread runs, with preemptions as arrows between these tracks.
 //!
-//! A step of the schedule is a microsecond. What happens within one step is spread over it, so that order
-//! is seen. Slices nest: a lock that outlives the one it was taken under is told in two pieces.
+//! A step of the schedule is a microsecond. What happens within one step is spread over it, so that the order is
+//! visible. Slices nest: a lock that outlives the lock under which it was taken is shown in two pieces.
 
 use serde_json::{Value, json};
 
 use crate::reading::{Reading, WaitKind, short};
 use crate::story::{RowKind, Story};
 
-/// The group of tracks that have when each thread runs.
+/// The group of tracks that show when each thread runs.
 const RUNS: usize = 2;
 
 /// A slice of a track.
@@ -22,12 +22,12 @@ struct Slice {
     details: Value,
 }
 
-/// The story as the object format of Chrome's trace events.
+/// Returns the story in the object format of Chrome's trace events.
 pub fn trace(story: &Story) -> Value {
     let reading = Reading::of(story);
     let times = times(story);
     let group = |pid: usize, name: &str| json!({"ph": "M", "pid": pid, "name": "process_name", "args": {"name": name}});
-    let mut events = vec![group(1, &story.program), group(RUNS, "who runs")];
+    let mut events = vec![group(1, &story.program), group(RUNS, "running threads")];
     for (thread, name) in story.threads.iter().enumerate() {
         let tid = thread + 1;
         for pid in [1, RUNS] {
@@ -48,7 +48,7 @@ pub fn trace(story: &Story) -> Value {
     })
 }
 
-/// When each row is, in microseconds; and when the story ends.
+/// Returns the time of each row, in microseconds, and the time at which the story ends.
 fn times(story: &Story) -> Vec<f64> {
     let mut times = Vec::with_capacity(story.rows.len() + 1);
     for step in story.rows.chunk_by(|a, b| a.step == b.step) {
@@ -59,10 +59,10 @@ fn times(story: &Story) -> Vec<f64> {
     times
 }
 
-/// The events of one thread, in order of time.
+/// Returns the events of one thread, in order of time.
 fn track(story: &Story, reading: &Reading, times: &[f64], thread: usize) -> Vec<Value> {
     let mut slices = slices(story, reading, thread);
-    // The longer of two that begin together is the outer one.
+    // Of two slices that begin together, the longer one is the outer one.
     slices.sort_by_key(|slice| (slice.from, std::cmp::Reverse(slice.to)));
     let mut waiting = slices.into_iter().rev().collect::<Vec<_>>();
     let mut open: Vec<Slice> = Vec::new();
@@ -72,7 +72,7 @@ fn track(story: &Story, reading: &Reading, times: &[f64], thread: usize) -> Vec<
         json!({"ph": ph, "pid": 1, "tid": thread + 1, "ts": times[at], "name": name, "cat": cat, "args": args})
     };
     for at in 0..times.len() {
-        // Those that end here, with what stands on them: that goes on after.
+        // Ends the slices that end here, with those on top of them, which continue afterwards.
         if let Some(lowest) = open.iter().position(|slice| slice.to == at) {
             let mut above = open.split_off(lowest);
             events.extend(above.iter().rev().map(|slice| event("E", at, slice)));
@@ -93,7 +93,7 @@ fn track(story: &Story, reading: &Reading, times: &[f64], thread: usize) -> Vec<
 
 fn slices(story: &Story, reading: &Reading, thread: usize) -> Vec<Slice> {
     let last = story.rows.len().saturating_sub(1);
-    // What goes on to the end of the story goes on through its last row.
+    // A slice that goes on to the end of the story includes its last row.
     let end = |to: usize, ends: bool| if to == last && !ends { to + 1 } else { to };
     let locks = reading.locks.iter().filter(|lock| lock.thread == thread).map(|lock| {
         let details = json!({"at": story.rows[lock.from].at, "held": story.rows[lock.from].held});
@@ -115,7 +115,7 @@ fn slices(story: &Story, reading: &Reading, thread: usize) -> Vec<Slice> {
     locks.chain(steps).chain(waits).collect()
 }
 
-/// What happens at a place and takes no time.
+/// An event that takes no time.
 fn instant(story: &Story, reading: &Reading, times: &[f64], thread: usize, at: usize) -> Option<Value> {
     let row = story.rows.get(at).filter(|row| row.thread == thread)?;
     let (category, scope) = match row.kind {
@@ -132,8 +132,9 @@ fn instant(story: &Story, reading: &Reading, times: &[f64], thread: usize, at: u
     Some(json!({"ph": "i", "s": scope, "pid": 1, "tid": tid, "ts": ts, "name": name, "cat": category, "args": args}))
 }
 
-/// Who runs, as slices of a second group of tracks; and preemptions, as arrows from the slice that a thread was stopped in to
-/// the one that goes on. An arrow needs a slice at both of its ends, and a thread may be stopped where it holds nothing.
+/// Adds the slices that show when each thread runs, as a second group of tracks, and the preemptions, as arrows from
+/// the slice in which a thread was stopped to the one that goes on. An arrow needs a slice at both of its ends, and
+/// a thread may be stopped where it holds nothing.
 fn runs(story: &Story, reading: &Reading, times: &[f64]) -> Vec<Value> {
     let preempted = |at: usize| reading.switches.iter().find(|switch| switch.preempted && switch.at == at);
     let mut events = Vec::new();

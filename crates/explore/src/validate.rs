@@ -1,10 +1,11 @@
-//! A test of what a program tells the explorer of its state.
+//! Tests whether what a program reports of its state to the explorer is correct.
 //!
-//! The reductions take two points of two schedules for the same where the [state](lockdep::Model::state) is the same. What a
-//! lock holds is part of it as what its writer had seen, unless the lock [tells](lockdep::Mutex::told) it; and what a thread has
-//! seen is, unless the thread says that it has [forgotten](lockdep::without_history) it. A lock that tells too little, a thread
-//! that depends on what it says to have forgotten, or something shared that the explorer knows nothing of makes two states
-//! look like one: then schedules are passed over that are not like those that were run.
+//! The reductions take two points of two schedules for the same if the [state](lockdep::Model::state) is the same.
+//! The contents of a lock are part of the state as what their writer had seen, unless the lock has a
+//! [digest](lockdep::Mutex::with_state_digest). What a thread has seen is part of it, unless the thread declares
+//! that it has [forgotten](lockdep::without_history) it. There are three mistakes: a digest that omits something, a
+//! thread that depends on what it declares to have forgotten, and shared state that the explorer does not know. Each
+//! makes two states look like one. Then schedules are skipped that are not equivalent to those that were run.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -24,16 +25,16 @@ use crate::schedulers::Random;
 pub struct StatesReport {
     /// Schedules run.
     pub schedules: u64,
-    /// How often a choice was met that had been met before, and led to the same. With none, nothing was tested.
+    /// How often a choice was met that had been met before, and led to the same. If it is 0, nothing was tested.
     pub met_again: u64,
 }
 
-/// One state that was two.
+/// Two states that the explorer takes for one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StateMismatch {
     /// The program's name.
     pub program: String,
-    /// In which schedule it was seen, from 1.
+    /// The schedule in which it was seen, counted from 1.
     pub schedule: u64,
     /// What the thread's choice led to when the state was met first.
     pub before: String,
@@ -58,7 +59,7 @@ impl fmt::Display for StateMismatch {
 
 impl std::error::Error for StateMismatch {}
 
-/// What comes of a choice: after so many steps, of which each has one order, this.
+/// What follows a choice: the number of steps until the next choice or the end, and what was found there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Comes {
     steps: usize,
@@ -67,9 +68,9 @@ struct Comes {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum To {
-    /// The next state, and who can run there and what each is about to do.
+    /// The next state, the threads that can run there, and the next operation of each.
     Next(u64, Vec<(String, String)>),
-    /// The end, and what there was.
+    /// The end, and the program's result.
     End(String),
 }
 
@@ -88,7 +89,7 @@ impl fmt::Display for Comes {
 #[derive(Default)]
 struct Seen {
     comes: HashMap<(u64, usize), Comes>,
-    /// The state at the last choice and the thread that was chosen, and how many steps there had been.
+    /// The state at the last choice, the thread that was chosen, and the number of steps by then.
     last: Option<((u64, usize), usize)>,
     report: StatesReport,
     wrong: Option<(Comes, Comes)>,
@@ -109,7 +110,7 @@ impl Seen {
     }
 }
 
-/// Random choices, each with what came of it. Now and then a thread runs for a while.
+/// Makes random choices, and compares what follows each. Now and then one thread runs for a while.
 struct Noting(Random, Rc<RefCell<Seen>>);
 
 impl Scheduler for Noting {
@@ -147,12 +148,12 @@ impl Scheduler for Noting {
     }
 }
 
-/// Tests that what the explorer takes for one state of a program is one: wherever the same state is met and the same thread is chosen,
-/// the same comes of it, whatever led there. That is how many steps there are to the next choice, its state, what each thread is
-/// about to do there, and what the run [comes to](Run::comes_to) in the end.
+/// Tests that every state that the explorer distinguishes is one state of the program: wherever the same state is
+/// met and the same thread is chosen, the same must follow, whatever led there. Compared are the number of steps to
+/// the next choice, its state, what each thread is about to do there, and the [result](Run::set_result) of the run.
 ///
-/// It runs the program in so many random schedules. Nothing is shown of states that these do not meet again: look at how
-/// often they [did](StatesReport::met_again).
+/// It runs the program in this number of random schedules. It shows nothing about states that these schedules do not
+/// meet again: check how often they [did](StatesReport::met_again).
 ///
 /// ```
 /// use std::sync::Arc;
@@ -164,7 +165,7 @@ impl Scheduler for Noting {
 ///     leaf Number = "number";
 /// }
 ///
-/// /// Two threads write a number that tells the explorer what `told` says of it, and it matters who is last.
+/// Two threads write a number whose digest is `digest`, and it matters which of them is last.
 /// fn writers(told: fn(&u64) -> u64) -> Closure {
 ///     Closure::new("writers", move |cx| {
 ///         let number = Arc::new(Mutex::<Number, u64>::new(0).with_state_digest(told));
@@ -186,12 +187,12 @@ impl Scheduler for Noting {
 ///
 /// let report = validate_states(&writers(|number| *number), 1, 100).unwrap();
 /// assert!(report.met_again > 0);
-/// // What is told must tell apart what others can.
+/// The digest must distinguish what other code can distinguish.
 /// validate_states(&writers(|_| 0), 1, 100).unwrap_err();
 /// ```
 ///
 /// # Errors
-/// The first state that was two.
+/// Two states that the explorer takes for one.
 pub fn validate_states<P: Program>(program: &P, seed: u64, schedules: u64) -> Result<StatesReport, StateMismatch> {
     let seen = Rc::new(RefCell::new(Seen::default()));
     let left = Arc::new(Mutex::new(String::new()));

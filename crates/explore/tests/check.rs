@@ -1,4 +1,4 @@
-//! One line in a test: what it finds, what it says, and how it is told again.
+//! `explore::check`, the one line that a test needs: its findings, its message, and the replay of its token.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -19,7 +19,7 @@ lock_order! {
     Left => Right;
 }
 
-/// What a check panics with.
+/// Returns the message with which a check panics.
 #[track_caller]
 fn fails(check: impl FnOnce()) -> String {
     let panic = catch_unwind(AssertUnwindSafe(check)).expect_err("there is something to be found");
@@ -43,7 +43,7 @@ fn what_holds_is_explored_up_to_the_bound() {
     assert!(report.program.starts_with("crates/explore/tests/check.rs:"), "{}", report.program);
 }
 
-/// Looks at the balance, and pays by what it found.
+/// Reads the balance, and pays if it was sufficient.
 fn pays(cx: &mut Locked<'_, Unlocked>, balance: &Mutex<Account, u32>) {
     if *balance.lock_leaf(cx) >= 10 {
         let mut balance = balance.lock_leaf(cx);
@@ -52,7 +52,7 @@ fn pays(cx: &mut Locked<'_, Unlocked>, balance: &Mutex<Account, u32>) {
 }
 
 #[test]
-fn an_assertion_that_fails_in_some_schedule_is_told_with_its_story() {
+fn an_assertion_that_fails_in_some_schedule_is_reported_with_its_story() {
     let said = fails(|| {
         explore::check(|cx| {
             let balance = Arc::new(Mutex::new(10));
@@ -69,7 +69,7 @@ fn an_assertion_that_fails_in_some_schedule_is_told_with_its_story() {
     let token = said.split("EXPLORE_TOKEN=").nth(1).unwrap().split(' ').next().unwrap();
     let token = Token::read(token, &Tool::default()).expect("a token that was printed");
     assert!(!token.deviations.is_empty());
-    // Another tool's token is none.
+    // A token of another tool is rejected.
     let esw = Tool { name: "esw", ..Tool::default() };
     assert!(Token::read(&token.to_string(), &esw).is_err());
     let newer = Tool { version: "99.0.0", ..Tool::default() };
@@ -81,10 +81,10 @@ fn an_inversion_of_locks_that_never_meet_is_found() {
     let said = fails(|| {
         explore::check(|cx| {
             let (left, right) = (Mutex::<Left, _>::new(()), Mutex::<Right, _>::new(()));
-            let first = Mutex::<First, _>::new(()).tried();
+            let first = Mutex::<First, _>::new(()).with_try_lock();
             drop(right.lock(&mut left.lock(cx).1));
             let (_right, mut cx) = right.lock(cx);
-            // A try is allowed anywhere, and from its token the types see nothing of the right lock.
+            // A try is allowed anywhere, and its token does not show that the right lock is held.
             let (_first, mut cx) = first.try_lock(&mut cx).expect("nobody else knows it");
             let (_left, _cx) = left.lock(&mut cx);
         });
@@ -93,7 +93,7 @@ fn an_inversion_of_locks_that_never_meet_is_found() {
 }
 
 #[test]
-fn what_an_interrupt_takes_in_one_schedule_and_a_thread_in_another_is_found_and_told_again() {
+fn a_class_that_a_handler_takes_in_one_schedule_and_a_thread_in_another_is_found_and_replayed() {
     let program = Closure::new("an interrupt or not", |cx| {
         let (events, is_first) = (Arc::new(Mutex::<Account, u32>::new(0)), Arc::new(AtomicBool::new(true)));
         let threads = ["interrupted", "plain"].map(|name| {
@@ -101,7 +101,7 @@ fn what_an_interrupt_takes_in_one_schedule_and_a_thread_in_another_is_found_and_
             cx.spawn(name, move |cx| match (is_first.swap(false), name) {
                 (true, "interrupted") => cx.interrupt(|cx| *events.lock_leaf(cx) += 1),
                 (true, _) => *events.lock_leaf(cx) += 1,
-                // Whoever comes second does nothing: no schedule has both.
+                // The second thread does nothing: no schedule has both.
                 (false, _) => {}
             })
         });
@@ -124,7 +124,7 @@ fn a_deadlock_is_found() {
             let theirs = Arc::clone(&gate);
             let other = cx.spawn("other", move |cx| {
                 *theirs.0.lock_leaf(cx) = true;
-                // The one who waits is not told.
+                // The mistake: it does not notify the waiter.
             });
             let mut open = gate.0.lock_leaf(cx);
             while !*open {
@@ -139,7 +139,7 @@ fn a_deadlock_is_found() {
 }
 
 #[test]
-fn each_failure_is_asked_for() {
+fn each_operation_that_can_fail_fails() {
     let options = Options { faults: Faults::Each, ..Options::default() };
     let said = fails(|| {
         explore::check_with(&options, |cx| {
@@ -151,7 +151,7 @@ fn each_failure_is_asked_for() {
 }
 
 #[test]
-fn more_threads_than_there_is_room_for_are_refused() {
+fn more_threads_than_the_limit_are_rejected() {
     let said = fails(|| {
         explore::check(|cx| {
             let threads: Vec<_> = (0..explore::MOST_THREADS).map(|_| cx.spawn("one of many", |_| ())).collect();

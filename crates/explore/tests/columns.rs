@@ -1,4 +1,4 @@
-//! Stories as a terminal shows them.
+//! Stories in columns, as a terminal shows them.
 
 mod stories;
 
@@ -38,7 +38,7 @@ fn no_line_is_too_long_and_nothing_moves_the_cursor() {
 }
 
 #[test]
-fn a_story_of_nothing_is_told() {
+fn an_empty_story_is_shown() {
     assert_eq!(columns(&explore::Story::default(), 100).lines().next(), Some("faults       none"));
 }
 

@@ -1,4 +1,4 @@
-//! The examples find what is in them to be found.
+//! The examples find the bugs that they contain.
 
 #[allow(dead_code, reason = "its `main` is for readers")]
 #[path = "../examples/driver.rs"]

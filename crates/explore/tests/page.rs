@@ -1,4 +1,4 @@
-//! The page in a real browser: headless Chromium opens it, draws it, and nothing goes wrong.
+//! The page in a real browser: headless Chromium opens it and draws it without an error.
 
 mod stories;
 
@@ -23,7 +23,7 @@ fn chromium() -> Option<PathBuf> {
     found
 }
 
-/// What the page is after its script has run; `None` if there is nothing to run it with.
+/// Returns the page after its script has run; `None` if there is no browser.
 fn rendered(name: &str, html: &str) -> Option<String> {
     let chromium = chromium()?;
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("page-{name}-{}", std::process::id()));
@@ -42,7 +42,7 @@ fn rendered(name: &str, html: &str) -> Option<String> {
     Some(dom)
 }
 
-/// Does something as a reader would, after the page has drawn itself.
+/// Adds a script that acts like a reader, after the page has drawn itself.
 fn with_reader(html: &str, does: &str) -> String {
     let script = format!("<script>setTimeout(() => {{ {does} }}, 100);</script>");
     html.replacen("</body>", &format!("{script}</body>"), 1)
@@ -56,14 +56,14 @@ fn assert_drawn(dom: &str, lanes: usize, rows: usize) {
     assert_eq!(dom.matches("class=\"lane\"").count(), lanes);
 }
 
-fn told(name: &str, stories: &[Story], does: &str) -> Option<String> {
+fn rendered_stories(name: &str, stories: &[Story], does: &str) -> Option<String> {
     rendered(name, &with_reader(&page(stories, &info()), does))
 }
 
 #[test]
 fn a_race_is_drawn() {
     let race = stories::race();
-    let Some(dom) = told("race", std::slice::from_ref(&race), "") else { return };
+    let Some(dom) = rendered_stories("race", std::slice::from_ref(&race), "") else { return };
     assert_drawn(&dom, 3, race.rows.len());
     assert!(dom.contains(&format!("esw check --replay {}", race.token)));
     for class in ["devlink", "representors", "auxiliary device"] {
@@ -85,7 +85,7 @@ fn a_reader_zooms_goes_from_row_to_row_and_opens_the_table() {
         }
         by('all').open = true;
         key('b');";
-    let Some(dom) = told("reader", std::slice::from_ref(&race), does) else { return };
+    let Some(dom) = rendered_stories("reader", std::slice::from_ref(&race), does) else { return };
     assert_drawn(&dom, 3, race.rows.len());
     assert_eq!(dom.matches("data-row=").count(), race.rows.len());
     assert!(dom.contains("orchestrator breaks representors: pf0 vf2 has an RDMA representor"), "the break is told");
@@ -94,7 +94,7 @@ fn a_reader_zooms_goes_from_row_to_row_and_opens_the_table() {
 #[test]
 fn another_story_is_chosen_from_a_list() {
     let all = [stories::race(), stories::deadlock()];
-    let Some(dom) = told("list", &all, "by('stories').children[1].click()") else { return };
+    let Some(dom) = rendered_stories("list", &all, "by('stories').children[1].click()") else { return };
     assert_drawn(&dom, 2, all[1].rows.len());
     assert!(dom.contains("<h2 id=\"invariant\">progress</h2>"));
 }
@@ -105,7 +105,9 @@ fn hostile_text_stays_text() {
     let html = page(std::slice::from_ref(&hostile), &info());
     assert_eq!(html.matches("</script>").count(), 2, "the page's own");
     assert!(!html.contains("<img"));
-    let Some(dom) = told("hostile", std::slice::from_ref(&hostile), "by('all').open = true") else { return };
+    let Some(dom) = rendered_stories("hostile", std::slice::from_ref(&hostile), "by('all').open = true") else {
+        return;
+    };
     assert_drawn(&dom, 2, hostile.rows.len());
     assert!(!dom.contains("<img") && !dom.contains("<title>owned"));
 }
@@ -116,19 +118,19 @@ fn a_long_story_is_drawn_and_its_page_is_small() {
     assert!(long.rows.len() >= 3000);
     let html = page(std::slice::from_ref(&long), &info());
     assert!(html.len() < 300_000, "{} bytes", html.len());
-    let Some(dom) = told("long", std::slice::from_ref(&long), "") else { return };
+    let Some(dom) = rendered_stories("long", std::slice::from_ref(&long), "") else { return };
     assert_drawn(&dom, 3, long.rows.len());
 }
 
 #[test]
 fn without_a_story_the_page_says_so() {
-    let Some(dom) = told("none", &[], "") else { return };
+    let Some(dom) = rendered_stories("none", &[], "") else { return };
     assert_drawn(&dom, 0, 0);
     assert!(dom.contains("No invariant was broken."));
 }
 
 #[test]
-fn the_page_asks_nobody_for_anything() {
+fn the_page_loads_nothing_from_elsewhere() {
     let html = page(&[stories::race()], &info());
     assert!(!html.contains("http://") && !html.contains("https://") && !html.contains(" src="));
 }

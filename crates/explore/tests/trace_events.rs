@@ -1,4 +1,4 @@
-//! Stories as trace events have the form that viewers ask for.
+//! Stories as trace events have the form that viewers require.
 
 mod stories;
 
@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use explore::{Story, trace};
 use serde_json::Value;
 
-/// Every track's slices nest, each that begins ends, and time goes on.
+/// Checks that the slices of every track nest, that each slice ends, and that time increases.
 fn assert_well_formed(story: &Story) -> Vec<Value> {
     let trace = trace(story);
     let events = trace["traceEvents"].as_array().unwrap().clone();
@@ -61,7 +61,7 @@ fn a_race_has_its_locks_steps_card_and_violation() {
 }
 
 #[test]
-fn a_lock_that_outlives_the_one_it_was_taken_under_is_told_in_two_pieces() {
+fn a_lock_that_outlives_the_lock_above_it_is_shown_in_two_pieces() {
     let mut writer = stories::Writer::new(&["t"]);
     writer.take(0, "devlink", 1, "a.rs:1").take(0, "representors", 2, "a.rs:2");
     writer.drop(0, "devlink", 1).drop(0, "representors", 2);

@@ -1,4 +1,4 @@
-//! What a program tells the explorer of its state is tested: each way to tell too little is found.
+//! Tests of the state that a program reports to the explorer: each way to report too little is found.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,16 +11,16 @@ lock_classes! {
     leaf Other = "other lock";
 }
 
-/// How two writers of a number, of which one is last, get it wrong.
+/// The mistakes of two writers of a number, of which one is last.
 #[derive(Clone, Copy, Debug)]
 enum Writers {
-    /// Not at all.
+    /// No mistake.
     Right,
-    /// The lock tells nothing of the number.
+    /// The digest of the lock omits the number.
     TellNothing,
-    /// The number is where the explorer cannot see it.
+    /// The number is stored where the explorer does not see it.
     HideIt,
-    /// A thread forgets what it then uses.
+    /// A thread forgets something and then uses it.
     ForgetTooMuch,
 }
 
@@ -59,7 +59,7 @@ impl Program for Writers {
         });
         writers.into_iter().for_each(|writer| writer.join(cx).unwrap());
         let last = *number.lock_leaf(cx);
-        run.comes_to(|| format!("{last} {} {}", hidden.load(Ordering::SeqCst), *looked.lock_leaf(cx)));
+        run.set_result(|| format!("{last} {} {}", hidden.load(Ordering::SeqCst), *looked.lock_leaf(cx)));
         Vec::new()
     }
 }
@@ -69,14 +69,14 @@ fn validated(how: Writers) -> Result<StatesReport, StateMismatch> {
 }
 
 #[test]
-fn a_program_that_tells_what_others_can_see_passes() {
+fn a_program_that_reports_everything_that_others_can_see_passes() {
     let report = validated(Writers::Right).unwrap_or_else(|mismatch| panic!("{mismatch}"));
     assert_eq!(report.schedules, 300);
     assert!(report.met_again > 100, "{report:?}");
 }
 
 #[test]
-fn a_program_that_tells_too_little_does_not() {
+fn a_program_that_reports_too_little_does_not() {
     for how in [Writers::TellNothing, Writers::HideIt, Writers::ForgetTooMuch] {
         let mismatch = validated(how).expect_err("two states look like one");
         assert_eq!(mismatch.program, "writers");

@@ -1,25 +1,25 @@
 //! Two locks, and a queue whose worker takes one of them. Run it with `cargo run -p lockdep --example two_locks_and_a_queue`.
 //!
-//! The order of the locks is a type: the line that is commented out in `print_both` does not compile. What types cannot see, the checker
-//! sees while the program runs: the queue is drained with a lock held that the worker takes, which is a deadlock
-//! on the day on which there is still something in it. It is reported though nothing hung.
+//! The order of the locks is a type: the line that is commented out in `print_both` does not compile. The checker finds at run
+//! time what types cannot express: the queue is drained with a lock held that the worker takes. This is a deadlock
+//! whenever the queue is not empty. The checker reports it, although nothing hangs here.
 
 use std::sync::Arc;
 
 use lockdep::{Condvar, Domain, Locked, Mutex, OnReport, Unlocked, WaitMap, enter, lock_classes, lock_order};
 
 lock_classes! {
-    /// Stands for "until the worker has done what it does".
+    /// Stands for "until the worker has finished".
     class Work = "print queue";
     /// The printer's settings.
     class Settings = "settings";
     /// The printer itself.
     class Printer = "printer";
-    /// What is to be printed.
+    /// The texts to print.
     leaf Jobs = "jobs";
 }
 
-// Outer to inner: who holds one may take what is to the right of it.
+// Outer to inner: a thread that holds one may take those to the right of it.
 lock_order! {
     root Work;
     Work => Settings;
@@ -38,7 +38,8 @@ struct Office {
     printer: Mutex<Printer, Vec<String>>,
     queue: Mutex<Jobs, Queue>,
     changed: Condvar,
-    /// The kernel's work queues have such a map, too: to drain one is to wait for whatever its handlers wait for.
+    /// The kernel's work queues have such a map, too: a thread that drains a queue waits for everything for which the
+    /// queue's handlers wait.
     map: WaitMap<Work>,
 }
 
@@ -69,7 +70,8 @@ impl Office {
         }
     }
 
-    /// Waits until everything is printed. `cx` says what the caller may hold: nothing that comes after the queue.
+    /// Waits until everything is printed. The type of `cx` says which locks the caller may hold: none that comes after the
+    /// queue.
     fn drain<L: lockdep::LockBefore<Work>>(&self, cx: &mut Locked<'_, L>) {
         self.map.drain(cx);
         let mut queue = self.queue.lock_leaf(cx);
@@ -98,7 +100,7 @@ fn main() {
         println!("printed: {}", office.printer.lock(cx).0.join(", "));
         assert_eq!(domain.take_reports(), []);
 
-        // A second root inside the first, such as a callback from a library that knows nothing of tokens: the types are out.
+        // A second root inside the first, such as in a callback from a library without tokens. The types are bypassed.
         let (settings, mut held) = office.settings.lock(cx);
         callback(&office, &mut held);
         drop((settings, held));
@@ -112,8 +114,8 @@ fn main() {
     });
 }
 
-/// Drains the queue with the settings held. A try is allowed anywhere, and what it gives stands at its own place: the types do
-/// not see what else is held.
+/// Drains the queue with the settings held. A try is allowed anywhere, and returns a token at the place of the tried lock. So
+/// the types do not see which other locks are held.
 fn callback(office: &Office, cx: &mut Locked<'_, Settings>) {
     let outer: Mutex<Outermost, ()> = Mutex::new(());
     let (_outer, mut cx) = outer.try_lock(cx).expect("nobody else knows it");
@@ -121,7 +123,7 @@ fn callback(office: &Office, cx: &mut Locked<'_, Settings>) {
 }
 
 lock_classes! {
-    /// A lock of a library's that comes before all others.
+    /// A lock of a library, which comes before all others.
     class Outermost = "library";
 }
 

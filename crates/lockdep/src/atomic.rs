@@ -1,4 +1,4 @@
-//! Atomics: real, or scheduling points of an exploration. Always sequentially consistent.
+//! Atomics, which are real or are stops of an exploration. They are always sequentially consistent.
 
 use std::panic::Location;
 use std::sync::atomic::Ordering::SeqCst;
@@ -6,6 +6,12 @@ use std::sync::atomic::Ordering::SeqCst;
 use crate::model::{self, Handle, OpKind};
 
 /// A shared number.
+///
+/// ```
+/// let count = lockdep::AtomicU64::new(1);
+/// assert_eq!(count.fetch_add(2), 1);
+/// assert_eq!(count.load(), 3);
+/// ```
 #[derive(Debug)]
 pub struct AtomicU64 {
     value: std::sync::atomic::AtomicU64,
@@ -13,19 +19,19 @@ pub struct AtomicU64 {
 }
 
 impl AtomicU64 {
-    /// With its first value.
+    /// Makes an atomic with its first value.
     pub fn new(value: u64) -> Self {
         Self { value: value.into(), model: Handle::new("atomic") }
     }
 
-    /// Its value.
+    /// Returns the value.
     #[track_caller]
     pub fn load(&self) -> u64 {
         point(self.model.get(), OpKind::Read);
         self.value.load(SeqCst)
     }
 
-    /// Sets it.
+    /// Sets the value.
     #[track_caller]
     pub fn store(&self, value: u64) {
         point(self.model.get(), OpKind::Write);
@@ -33,7 +39,7 @@ impl AtomicU64 {
         wrote(self.model.get(), value);
     }
 
-    /// Adds and returns what it was before.
+    /// Adds `n`, wrapping around, and returns the value before.
     #[track_caller]
     pub fn fetch_add(&self, n: u64) -> u64 {
         point(self.model.get(), OpKind::Write);
@@ -44,6 +50,12 @@ impl AtomicU64 {
 }
 
 /// A shared flag.
+///
+/// ```
+/// let is_done = lockdep::AtomicBool::new(false);
+/// assert!(!is_done.swap(true));
+/// assert!(is_done.load());
+/// ```
 #[derive(Debug)]
 pub struct AtomicBool {
     value: std::sync::atomic::AtomicBool,
@@ -51,19 +63,19 @@ pub struct AtomicBool {
 }
 
 impl AtomicBool {
-    /// With its first value.
+    /// Makes an atomic with its first value.
     pub fn new(value: bool) -> Self {
         Self { value: value.into(), model: Handle::new("flag") }
     }
 
-    /// Its value.
+    /// Returns the value.
     #[track_caller]
     pub fn load(&self) -> bool {
         point(self.model.get(), OpKind::Read);
         self.value.load(SeqCst)
     }
 
-    /// Sets it and returns what it was before.
+    /// Sets the value and returns the one before.
     #[track_caller]
     pub fn swap(&self, value: bool) -> bool {
         point(self.model.get(), OpKind::Write);
@@ -81,7 +93,7 @@ fn point(object: Option<u32>, kind: OpKind) {
     }
 }
 
-/// Tells an explorer what it holds now.
+/// Reports the new value to an explorer.
 #[inline]
 fn wrote(object: Option<u32>, value: u64) {
     if let Some(object) = object {

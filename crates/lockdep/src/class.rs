@@ -1,34 +1,33 @@
-//! Lock classes: what the order is made of.
+//! Lock classes, between which the order is declared.
 //!
-//! A class is a type; all locks of one purpose share it, as in the kernel's lockdep. Its
-//! [`ClassKey`] is what the run-time checker knows it by.
+//! A class is a type. All locks of one purpose share it, as in the kernel's lockdep. The run-time checker identifies a
+//! class by its [`ClassKey`].
 
 use std::sync::{Mutex, OnceLock};
 
-/// The class of a lock. Declared with [`lock_classes!`](crate::lock_classes).
+/// The class of a lock, declared with [`lock_classes!`](crate::lock_classes).
 pub trait Class: 'static {
-    /// The key the run-time checker knows this class by.
+    /// Returns the key by which the run-time checker identifies this class.
     fn key() -> &'static ClassKey;
 }
 
-/// A class that stands at the end of the order: it may be taken wherever nothing of its kind is
-/// held, and nothing may be taken under it. Taking one gives a guard and no token, so the compiler
-/// keeps the second half of that promise.
+/// A class at the end of the order. Its locks may be taken wherever no other leaf lock is held, and no lock may be taken
+/// under them. Taking one returns a guard and no token, so the compiler enforces the second rule.
 pub trait Leaf: Class {}
 
-/// `Self` is a subclass of `Outer` for declared nesting: a lock of class `Outer` may be taken under
-/// this name while another instance of `Outer` is held, from a lower rank to a higher one.
+/// A subclass of `Outer` for declared nesting. A lock of class `Outer` may be taken as this subclass while another
+/// instance of `Outer` is held, from a lower rank to a higher one, as with the kernel's `mutex_lock_nested`.
 pub trait NestedIn<Outer: Class>: Class {}
 
-/// A place in the order that is no lock's: where callbacks of a kind stand, so that their tokens say
-/// what they can reach. Declared with `place Name;` in [`lock_classes!`](crate::lock_classes).
+/// A place in the order without a lock. A token at such a place determines which locks a callback can take. Declared
+/// with `place Name;` in [`lock_classes!`](crate::lock_classes).
 pub trait Place: 'static {}
 
-/// Places in the order where a thread may wait or allocate: everywhere but in an
+/// Places in the order where a thread may wait or allocate: all places except an
 /// [`AtomicContext`](crate::AtomicContext).
 pub trait MayWait {}
 
-/// A class as the checker sees it: a name and, once used, a small number.
+/// A class as the checker knows it: a name and, once used, a small number.
 pub struct ClassKey {
     name: &'static str,
     leaf: bool,
@@ -38,7 +37,7 @@ pub struct ClassKey {
 
 static REGISTRY: Mutex<Vec<&'static ClassKey>> = Mutex::new(Vec::new());
 
-/// A class is itself and no other, whatever its name.
+/// Two classes are equal only if they are the same class, even if their names are equal.
 impl PartialEq for ClassKey {
     fn eq(&self, other: &Self) -> bool {
         std::ptr::eq(self, other)
@@ -47,18 +46,18 @@ impl PartialEq for ClassKey {
 impl Eq for ClassKey {}
 
 impl ClassKey {
-    /// A key with a name that is unique in the process. `leaf`: nothing may be taken under it.
+    /// Makes a key. `name` is unique in the process. `leaf`: no lock may be taken under this class.
     pub const fn new(name: &'static str, leaf: bool) -> Self {
         Self { name, leaf, irq: false, id: OnceLock::new() }
     }
 
-    /// The same of a class whose locks are taken with interrupts off, wherever they are taken.
+    /// Marks the class as one whose locks are always taken with interrupts off, as with `spin_lock_irqsave`.
     pub const fn with_interrupts_off(mut self) -> Self {
         self.irq = true;
         self
     }
 
-    /// The name the class was declared with.
+    /// Returns the name with which the class was declared.
     pub fn name(&self) -> &'static str {
         self.name
     }
@@ -71,7 +70,7 @@ impl ClassKey {
         self.irq
     }
 
-    /// The class's number, given on first use.
+    /// Returns the class's number, which is assigned on first use.
     pub(crate) fn id(&'static self) -> u32 {
         *self.id.get_or_init(|| {
             let mut registry = REGISTRY.lock().unwrap_or_else(|e| e.into_inner());
@@ -84,16 +83,22 @@ impl ClassKey {
         REGISTRY.lock().unwrap_or_else(|e| e.into_inner())[id as usize]
     }
 
-    /// How many classes have a number.
+    /// Returns how many classes have a number.
     pub(crate) fn count() -> u32 {
         REGISTRY.lock().unwrap_or_else(|e| e.into_inner()).len() as u32
     }
 }
 
-/// Declares lock classes: `pub Name = "name";` or, for a class nothing may be taken under,
-/// `pub leaf Name = "name";`, or of these for one that [interrupts](crate::Locked::interrupt) may take, as it is always taken with interrupts
-/// off, `pub leaf irq Name = "name";`, or for declared nesting `pub Name = "name" nested in Outer;`. With
-/// `pub list name;` before them, a function of that name lists those that are no leaves, in the order in which they are declared.
+/// Declares lock classes and places.
+///
+/// * `pub class Name = "name";` declares a class.
+/// * `pub class Name = "name" nested in Outer;` declares a subclass for [nesting](crate::NestedIn).
+/// * `pub leaf Name = "name";` declares a [leaf](crate::Leaf) class.
+/// * `pub leaf irq Name = "name";` declares a leaf class whose locks are always taken with interrupts off, so that
+///   [interrupt handlers](crate::Locked::interrupt) may take them.
+/// * `pub place Name;` declares a [place](crate::Place) without a lock.
+/// * `pub list name;`, before all others, makes a function of that name, which returns the classes that are not leaves
+///   in the order of their declaration.
 ///
 /// ```
 /// use lockdep::{Class, ClassKey, lock_classes, lock_order};
@@ -104,9 +109,9 @@ impl ClassKey {
 ///
 ///     pub class Device = "device";
 ///     pub class Port = "port";
-///     /// A second port, while one is held: from the lower rank to the higher.
+///     /// A second port, taken while one is held: from the lower rank to the higher.
 ///     pub class PortNested = "port, nested" nested in Port;
-///     /// Where the callbacks of ports stand.
+///     /// The place of the callbacks of ports.
 ///     pub place PortCallback;
 ///     pub leaf Counters = "counters";
 ///     pub leaf irq Events = "events";
@@ -188,12 +193,11 @@ macro_rules! lock_classes {
     };
 }
 
-/// Declares the order: `root First;`, then one `Outer => Inner;` a line. Edges are transitive; an edge
+/// Declares the lock order: `root First;`, then one line `Outer => Inner;` for each edge. Edges are transitive. An edge
 /// that would close a cycle does not compile.
 ///
-/// `First` comes after [`Unlocked`](crate::Unlocked), the place where nothing is held. Each class may
-/// stand on the right of one edge only (the order is a tree), which is what lets the compiler work out
-/// transitivity. There is an example at [`lock_classes!`](crate::lock_classes).
+/// `First` comes after [`Unlocked`](crate::Unlocked), the place where no lock is held. Each class may be on the right of
+/// one edge only: the order is a tree. This lets the compiler derive transitivity. For an example see [`lock_classes!`](crate::lock_classes).
 #[macro_export]
 macro_rules! lock_order {
     (root $first:ty; $($before:ty => $after:ty;)*) => {

@@ -1,7 +1,7 @@
 //! The condition variable, and deadlines.
 //!
-//! Explored, a time-out is one of the things a scheduler chooses: a thread in a timed wait can always
-//! be chosen, and that it is chosen before it was notified is what makes its time be up.
+//! Explored, the scheduler chooses when a time-out fires: it can always choose a thread in a timed wait. If it does so
+//! before the thread was notified, the thread's time has run out.
 
 use std::panic::Location;
 use std::sync::Arc;
@@ -46,19 +46,31 @@ pub struct Condvar {
     model: Handle,
 }
 
-/// A moment to wait until. The engine above has no clock: it makes deadlines and waits on them.
+/// A moment to wait until. A program without a clock of its own makes deadlines and waits for them.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use lockdep::{Deadline, Domain, OnReport, enter};
+///
+/// enter(&Domain::checked(OnReport::Panic), "main", |cx| {
+///     let deadline = Deadline::after(Duration::from_millis(1));
+///     deadline.sleep(cx);
+///     assert!(deadline.has_passed());
+/// });
+/// ```
 #[derive(Clone, Debug)]
 pub struct Deadline(DeadlineImp);
 
 #[derive(Clone, Debug)]
 enum DeadlineImp {
     Real(Instant),
-    /// Whether the scheduler has let it pass.
+    /// Whether a wait for it has timed out.
     Explored(Arc<AtomicBool>),
 }
 
 impl Deadline {
-    /// The moment after `delay` from now. Explored, any moment from now.
+    /// Makes a deadline `delay` from now. Explored, it is any moment from now on.
     pub fn after(delay: Duration) -> Self {
         Self(if is_explored() {
             DeadlineImp::Explored(Arc::default())
@@ -67,7 +79,7 @@ impl Deadline {
         })
     }
 
-    /// Whether it has passed. Explored, it has once a wait for it has timed out.
+    /// Returns whether it has passed. Explored, it has passed once a wait for it has timed out.
     pub fn has_passed(&self) -> bool {
         match &self.0 {
             DeadlineImp::Real(at) => Instant::now() >= *at,
@@ -75,7 +87,7 @@ impl Deadline {
         }
     }
 
-    /// Waits until it has passed. Explored, the scheduler says when that is.
+    /// Waits until it has passed. Explored, the scheduler decides when that is.
     #[track_caller]
     pub fn sleep<L: MayWait>(&self, cx: &mut Locked<'_, L>) {
         cx.might_wait();
@@ -88,7 +100,7 @@ impl Deadline {
         }
     }
 
-    /// Whether it is the same deadline, rather than one for the same moment.
+    /// Returns whether `other` is a copy of this deadline. Explored, two deadlines that were made apart are different.
     pub fn is(&self, other: &Self) -> bool {
         match (&self.0, &other.0) {
             (DeadlineImp::Real(one), DeadlineImp::Real(other)) => one == other,
@@ -97,7 +109,7 @@ impl Deadline {
         }
     }
 
-    /// The time left. Explored, nothing can be said of it.
+    /// Returns the time left. `None`: explored, where there is no time.
     pub fn remaining(&self) -> Option<Duration> {
         match &self.0 {
             DeadlineImp::Real(at) => Some(at.saturating_duration_since(Instant::now())),
@@ -113,15 +125,15 @@ impl Default for Condvar {
 }
 
 impl Condvar {
-    /// A condition variable nobody waits on.
+    /// Makes a condition variable without waiters.
     pub fn new() -> Self {
         Self { condvar: parking_lot::Condvar::new(), model: Handle::new("condition variable") }
     }
 
-    /// Waits for a notification. As everywhere, it may wake without one.
+    /// Waits for a notification. As with every condition variable, it may wake without one.
     ///
-    /// The lock is taken again when the wait ends. To hold what was taken under it meanwhile is
-    /// reported as the cycle that it is.
+    /// The lock is taken again when the wait ends. If the thread holds another lock that it took under this one, this is
+    /// reported as a cycle.
     #[track_caller]
     pub fn wait<T>(&self, guard: &mut MutexGuard<'_, T>) {
         self.wait_inner(guard, None, None, Location::caller());
@@ -133,11 +145,11 @@ impl Condvar {
         self.wait_inner(guard, Some(deadline), None, Location::caller());
     }
 
-    /// Waits for a notification, or until the deadline if there is one; once the lock is let go of, what the
-    /// thread has found since then is [forgotten](HistoryMark::erase_except). Whether a deadline that it waits for is one that others can see
-    /// is to be told by what the lock protects.
+    /// Waits for a notification, or until the deadline if there is one. Once the lock is released, what the thread has
+    /// found since the mark is [forgotten](HistoryMark::erase_except). If other threads can see the deadline, the lock's
+    /// [digest](crate::Mutex::with_state_digest) must cover it.
     #[track_caller]
-    pub fn wait_anew<T>(&self, guard: &mut MutexGuard<'_, T>, deadline: Option<&Deadline>, since: HistoryMark) {
+    pub fn wait_forgetting<T>(&self, guard: &mut MutexGuard<'_, T>, deadline: Option<&Deadline>, since: HistoryMark) {
         self.wait_inner(guard, deadline, Some(since), Location::caller());
     }
 
@@ -167,7 +179,7 @@ impl Condvar {
         }
     }
 
-    /// Wakes one waiter. Explored, the one that has waited longest.
+    /// Wakes one waiter. Explored, it is the one that has waited longest.
     #[track_caller]
     pub fn notify_one(&self) {
         match self.model.get() {

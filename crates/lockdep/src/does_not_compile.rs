@@ -1,8 +1,8 @@
-//! What does not compile, each beside its nearest relative that does, so that it fails for its own
-//! reason. Built by `cargo test --doc` only. The error codes are checked by nightly compilers
-//! only; the relatives hold on all.
+//! Examples that do not compile. Each is followed by a similar one that does, so that the first fails for the intended
+//! reason. They are built by `cargo test --doc` only. Only nightly compilers check the error codes; the examples that
+//! compile are checked by all.
 //!
-//! A lock that stands before what is held cannot be taken:
+//! A lock that comes before a held one cannot be taken:
 //!
 //! ```compile_fail,E0277
 //! # use lockdep::{AtomicContext, EventCount, Locked, Mutex, Unlocked};
@@ -34,7 +34,7 @@
 //! }
 //! ```
 //!
-//! Nor can one by the token of before, while the lock is held:
+//! The outer token cannot be used while the lock is held:
 //!
 //! ```compile_fail,E0499
 //! # use lockdep::{AtomicContext, EventCount, Locked, Mutex, Unlocked};
@@ -68,7 +68,7 @@
 //! }
 //! ```
 //!
-//! Nothing is taken while a leaf lock is held:
+//! No lock can be taken while a leaf lock is held:
 //!
 //! ```compile_fail,E0499
 //! # use lockdep::{AtomicContext, EventCount, Locked, Mutex, Unlocked};
@@ -102,7 +102,7 @@
 //! }
 //! ```
 //!
-//! In an atomic context no lock that can block is taken:
+//! In an atomic context no lock that can block can be taken:
 //!
 //! ```compile_fail,E0277
 //! # use lockdep::{AtomicContext, EventCount, Locked, Mutex, Unlocked};
@@ -132,7 +132,7 @@
 //! }
 //! ```
 //!
-//! And nothing waits there:
+//! No thread can wait there:
 //!
 //! ```compile_fail,E0277
 //! # use lockdep::{AtomicContext, EventCount, Locked, Mutex, Unlocked};
@@ -167,7 +167,7 @@
 //! }
 //! ```
 //!
-//! Or starts a thread there:
+//! No thread can be started there:
 //!
 //! ```compile_fail,E0599
 //! # use lockdep::{AtomicContext, EventCount, Locked, Mutex, Unlocked};
@@ -269,7 +269,7 @@
 //! }
 //! ```
 //!
-//! A token outlives neither its thread nor the guard it came with:
+//! A token outlives neither its thread nor the guard that was returned with it:
 //!
 //! ```compile_fail,E0521
 //! # use lockdep::{AtomicContext, EventCount, Locked, Mutex, Unlocked};
@@ -300,7 +300,7 @@
 //! }
 //! ```
 //!
-//! An order with a cycle is no order:
+//! An order with a cycle does not compile:
 //!
 //! ```compile_fail,E0119
 //! # use lockdep::{AtomicContext, EventCount, Locked, Mutex, Unlocked};

@@ -1,4 +1,4 @@
-//! The graph of classes that one set of threads has shown, and what to do with what it finds.
+//! The graph of classes that a set of threads has shown, and the reports that follow from it.
 
 mod graph;
 
@@ -12,21 +12,21 @@ use crate::report::{HeldLock, Report, ReportKind};
 use crate::task::{Held, Task};
 use graph::Graph;
 
-/// What happens when the checker finds something.
+/// What happens with a report of the checker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnReport {
-    /// The report is kept for [`Domain::take_reports`] and printed to standard error once; the
-    /// thread goes on. What cannot go on, because the lock could never be had, panics.
+    /// The report is kept for [`Domain::take_reports`] and printed to standard error once, and the thread goes on. If the
+    /// thread would wait for ever, it panics.
     Record,
-    /// The report is kept and the thread panics with it. A thread that is unwinding already only
-    /// keeps and prints it: a second panic would abort the process and hide the first.
+    /// The report is kept and the thread panics with it. A thread that is already unwinding only keeps and prints it,
+    /// because a second panic would abort the process and hide the first.
     Panic,
-    /// The report is kept and nothing is printed: for who runs many stories and tells of a few. What
-    /// cannot go on panics all the same.
+    /// The report is kept and nothing is printed. This is for a program that runs many executions and reports few. A
+    /// thread that would wait for ever panics all the same.
     Keep,
 }
 
-/// Who decides what fails: places that can fail ask it, by [`Locked::fails`](crate::Locked::fails).
+/// Decides which operations fail. An operation that can fail asks it by [`Locked::fails`](crate::Locked::fails).
 ///
 /// ```
 /// use std::sync::Arc;
@@ -49,11 +49,12 @@ pub enum OnReport {
 /// });
 /// ```
 pub trait Oracle: Send + Sync + std::fmt::Debug {
-    /// Whether this place fails, this time, in this thread.
+    /// Returns whether the operation called `place` fails this time, in this thread.
     fn fails(&self, thread: &str, place: &str) -> bool;
 
-    /// Whether it makes a difference at this place who asks first: if some of those who ask fail there and some do not.
-    fn is_particular(&self, place: &str) -> bool {
+    /// Returns whether the order of the threads that ask makes a difference for this operation, because it fails for some
+    /// and not for others.
+    fn depends_on_order(&self, place: &str) -> bool {
         let _ = place;
         true
     }
@@ -68,7 +69,7 @@ pub struct EdgeInfo {
     pub inner: &'static str,
 }
 
-/// Where the checker keeps what it has seen. Threads spawned from one another share one.
+/// The checker's memory. A thread shares the domain of the thread that spawned it.
 ///
 /// ```
 /// use lockdep::{Domain, EdgeInfo, Mutex, OnReport, enter, lock_classes, lock_order};
@@ -93,9 +94,9 @@ pub struct Domain {
     checked: bool,
     on_report: OnReport,
     oracle: Option<Arc<dyn Oracle>>,
-    /// Which class was waited for while which was held.
+    /// An edge for each class that was waited for while another was held.
     after: Graph,
-    /// From 0, which class interrupt handlers take; from 1, which class is taken with interrupts on.
+    /// Edges from 0 to the classes that interrupt handlers take, and from 1 to those that are taken with interrupts on.
     interrupts: Graph,
     seen: Mutex<Seen>,
 }
@@ -104,12 +105,13 @@ pub struct Domain {
 struct Seen {
     /// The first time each edge was seen.
     edges: HashMap<(u32, u32), Witness>,
-    /// By class: where an interrupt handler took it first, and where it was first taken with interrupts on; with the thread.
+    /// By class: where an interrupt handler took it first, and where it was first taken with interrupts on, each with the
+    /// thread.
     interrupts: HashMap<u32, [Option<(HeldLock, String)>; 2]>,
     reports: Vec<Report>,
 }
 
-/// Who showed an edge first, and where.
+/// The thread that showed an edge first, and where.
 #[derive(Debug, Clone)]
 pub(crate) struct Witness {
     pub thread: String,
@@ -118,24 +120,24 @@ pub(crate) struct Witness {
 }
 
 impl Domain {
-    /// A domain that checks everything.
+    /// Makes a domain that checks everything.
     pub fn checked(on_report: OnReport) -> Arc<Self> {
         Arc::new(Self::new(true, on_report))
     }
 
-    /// A domain whose threads check nothing on real locks. Explored threads check all the same.
+    /// Makes a domain whose threads check nothing on real locks. Explored threads are checked all the same.
     pub fn unchecked() -> Arc<Self> {
         Arc::new(Self::new(false, OnReport::Record))
     }
 
-    /// What suits the build: [`checked`](Self::checked) with debug assertions, else
+    /// Makes a domain for this build: [`checked`](Self::checked) with debug assertions, else
     /// [`unchecked`](Self::unchecked).
     pub fn for_build(on_report: OnReport) -> Arc<Self> {
         Arc::new(Self::new(cfg!(debug_assertions), on_report))
     }
 
-    /// A domain for an explorer: it checks everything, [keeps](OnReport::Keep) what it finds, and what
-    /// can fail does so if the oracle says so.
+    /// Makes a domain for an explorer. It checks everything and [keeps](OnReport::Keep) the reports. The oracle decides which
+    /// operations fail.
     pub fn exploring(oracle: Option<Arc<dyn Oracle>>) -> Arc<Self> {
         Arc::new(Self { oracle, ..Self::new(true, OnReport::Keep) })
     }
@@ -144,18 +146,18 @@ impl Domain {
         Self { checked, on_report, oracle: None, after: Graph::new(), interrupts: Graph::new(), seen: Mutex::default() }
     }
 
-    /// Whether real locks are checked.
+    /// Returns whether real locks are checked.
     pub fn is_checked(&self) -> bool {
         self.checked
     }
 
-    /// Who decides what fails, if anybody does.
+    /// Returns the oracle, if there is one.
     #[inline]
     pub(crate) fn oracle(&self) -> Option<&dyn Oracle> {
         self.oracle.as_deref()
     }
 
-    /// The edges seen so far, sorted.
+    /// Returns the edges that have been seen so far, sorted.
     pub fn edges(&self) -> Vec<EdgeInfo> {
         let mut edges: Vec<_> = self
             .seen()
@@ -170,18 +172,18 @@ impl Domain {
         edges
     }
 
-    /// How many edges have been seen so far.
+    /// Returns the number of edges that have been seen so far.
     pub fn edge_count(&self) -> u32 {
         self.after.edge_count()
     }
 
-    /// How much has been seen that a later report may be about: grows with every edge, and whenever a class is first taken by an
-    /// interrupt, or with interrupts on.
+    /// Returns a number that grows with every observation on which a later report may depend: every new edge, and every
+    /// class that is taken for the first time by an interrupt handler, or with interrupts on.
     pub fn lesson_count(&self) -> u32 {
         self.after.edge_count() + self.interrupts.edge_count()
     }
 
-    /// The reports made so far; they are forgotten here.
+    /// Removes and returns the reports made so far.
     pub fn take_reports(&self) -> Vec<Report> {
         std::mem::take(&mut self.seen().reports)
     }
@@ -190,9 +192,9 @@ impl Domain {
         self.seen.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// Adds the edges that taking `taking` under `held` shows, and reports the first that closes a
-    /// cycle; the graph itself stays free of cycles. The common case, every edge known, reads one
-    /// word per held lock. What a leaf lock is held for shows nothing: that is a report of its own.
+    /// Adds the edges from the locks in `held` to `taking`, and reports the first edge that closes a cycle. The graph itself
+    /// stays free of cycles. In the common case every edge is known, which reads one word per held lock. A leaf lock
+    /// adds no edge: a lock under it is a report of its own.
     pub(crate) fn order(&self, task: &Task, taking: Held, held: &[Held]) {
         let inner = taking.class.id();
         let mut reported = false;
@@ -207,7 +209,7 @@ impl Domain {
                 let back = self.after.path(inner, o, ClassKey::count());
                 if back.is_none() {
                     self.after.add(o, inner);
-                    // Another thread may have shown it since it was looked for above.
+                    // Another thread may have added it since the look above.
                     seen.edges.entry((o, inner)).or_insert(witness);
                 }
                 back.map(|path| Self::describe(&seen, &path))
@@ -220,9 +222,9 @@ impl Domain {
         }
     }
 
-    /// Notes that a lock is taken by an interrupt handler, or else with interrupts on, and reports a class that is taken in
-    /// both ways. Under a leaf lock nothing is taken, and interrupts take nothing else: so no chain of locks leads from the
-    /// one to the other.
+    /// Notes that a lock is taken by an interrupt handler, or otherwise with interrupts on. Reports a class that is taken in
+    /// both ways. Handlers take only leaf locks, and no lock is taken under a leaf lock. So no chain of locks leads from one
+    /// to the other.
     pub(crate) fn interrupts(&self, task: &Task, taking: Held, by_interrupt: bool, held: &[Held]) {
         let (class, way) = (taking.class.id(), u32::from(!by_interrupt));
         if self.interrupts.has(way, class) {
@@ -233,7 +235,7 @@ impl Domain {
             self.interrupts.add(way, class);
             let ways = seen.interrupts.entry(class).or_default();
             let here = HeldLock { class: taking.class.name(), at: taking.at };
-            // Another thread may have come this way since it was looked for above.
+            // Another thread may have noted it since the look above.
             let is_new = ways[way as usize].is_none();
             ways[way as usize].get_or_insert((here, task.name().to_owned()));
             ways[0].clone().zip(ways[1].clone()).filter(|_| is_new)
@@ -274,7 +276,7 @@ impl Domain {
         };
         assert!(!panics, "{text}");
         if first && self.on_report != OnReport::Keep {
-            // Where standard error cannot be written to, the report is kept all the same.
+            // If standard error cannot be written to, the report is still kept.
             let _ = writeln!(std::io::stderr(), "{text}");
         }
     }

@@ -1,14 +1,14 @@
-//! A counter one can wait on: the wait ends when it has moved past what was seen.
+//! A counter on which threads wait until it has advanced.
 //!
-//! It is how to wait for *one of several things* without polling: whoever makes any of them true
-//! advances the count; the waiter notes the count, looks at all of them, and waits past the note.
+//! It serves to wait for *one of several conditions* without polling. Code that makes a condition true advances the
+//! count. A waiter notes the count, checks all conditions, and waits until the count has advanced past the note.
 
 use std::collections::BTreeMap;
 
 use crate::class::Leaf;
 use crate::{Condvar, Locked, MayWait, Mutex, digest, is_explored, model, without_history};
 
-/// The count and its waiters; `C` is the leaf class of its lock.
+/// A count and its waiters. `C` is the leaf class of its lock.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -45,12 +45,12 @@ pub struct EventCount<C> {
 #[derive(Debug, Default)]
 struct Count {
     now: u64,
-    /// Explored, who has noted the count, and what it was: it is not the count that makes a difference to anybody
-    /// but whether it has moved since.
+    /// Explored, the threads that have noted the count, and the count then. A thread never uses the count itself, only
+    /// whether it has advanced since.
     noted: BTreeMap<u64, u64>,
 }
 
-/// A count that was seen.
+/// A count that was noted, see [`EventCount::seen`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen(u64);
 
@@ -61,14 +61,14 @@ impl<C: Leaf> Default for EventCount<C> {
 }
 
 impl<C: Leaf> EventCount<C> {
-    /// A count nobody has advanced.
+    /// Makes a count that has not been advanced.
     pub fn new() -> Self {
         let number =
             |count: &Count| digest(&count.noted.iter().map(|(who, at)| (*who, *at == count.now)).collect::<Vec<_>>());
         Self { count: Mutex::new(Count::default()).with_state_digest(number), moved: Condvar::new() }
     }
 
-    /// Notes the count. Look at what is waited for *after* this.
+    /// Notes the count. Check the conditions *after* this.
     #[track_caller]
     pub fn seen<P>(&self, cx: &mut Locked<'_, P>) -> Seen {
         let mut count = self.count.lock_leaf(cx);
@@ -79,7 +79,7 @@ impl<C: Leaf> EventCount<C> {
         Seen(now)
     }
 
-    /// Something that waiters look at has changed.
+    /// Advances the count and wakes all waiters. Call it *after* a condition has changed.
     #[track_caller]
     pub fn advance<P>(&self, cx: &mut Locked<'_, P>) {
         without_history(|| {
@@ -88,7 +88,7 @@ impl<C: Leaf> EventCount<C> {
         });
     }
 
-    /// Waits until the count is past what was seen.
+    /// Waits until the count has advanced past `seen`.
     #[track_caller]
     pub fn wait_past<P: MayWait>(&self, cx: &mut Locked<'_, P>, seen: Seen) {
         let mut count = self.count.lock_leaf(cx);

@@ -1,4 +1,4 @@
-//! Exploring: a scheduler decides every interleaving and every time-out.
+//! Exploring: a scheduler decides every interleaving, every time-out and every interrupt.
 
 use std::cell::{Cell, RefCell};
 use std::ops::ControlFlow;
@@ -12,19 +12,19 @@ use shuttle::{Config, FailurePersistence, MaxSteps, Runner};
 use crate::model::{self, Halt};
 
 thread_local! {
-    /// Explored threads are continuations on one OS thread: this and the model are what they share.
+    /// Explored threads are continuations on one OS thread. They share this flag and the model.
     static EXPLORED: Cell<bool> = const { Cell::new(false) };
     static LAST_PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// Whether a primitive made here and now is under an explorer's control.
+/// Returns whether a primitive that is made here and now is under an explorer's control.
 #[inline]
 pub fn is_explored() -> bool {
     EXPLORED.with(Cell::get)
 }
 
-/// What is made by `f` is real, whoever explores: for what the explored code cannot see, such as
-/// notes taken about it. It must not be held at a point where the scheduler chooses.
+/// Makes primitives in `f` real, even in an exploration. This is for what the explored code cannot see, such as a log
+/// about it. No such lock may be held at a point where the scheduler chooses.
 ///
 /// ```
 /// use lockdep::{Mutex, lock_classes, unexplored};
@@ -57,16 +57,16 @@ impl Drop for Mark {
 /// How to explore.
 #[derive(Clone, Copy, Debug)]
 pub struct Explore {
-    /// Keep what happens, for [`Model::take_happenings`](crate::Model::take_happenings).
+    /// Keep the events of each execution, for [`Model::take_happenings`](crate::Model::take_happenings).
     pub record: bool,
-    /// An execution of more steps than this has not come to an end.
+    /// The most steps of an execution. One with more is given up, see [`Halt::TooLong`].
     pub bound: usize,
-    /// Only what is between `focus(true)` and `focus(false)` has more than one order.
+    /// Only code between `focus(true)` and `focus(false)` runs in more than one order.
     pub focused: bool,
-    /// What threads [forget](crate::HistoryMark) is no part of the [state](crate::Model::state). If not, it is part of it what
-    /// each thread has found from its start on.
+    /// What a thread has [forgotten](crate::HistoryMark) is no part of the [state](crate::Model::state). If `false`,
+    /// everything that each thread has found since its start is part of the state.
     pub forgets: bool,
-    /// Ask the scheduler where there is no choice, too: it counts what each thread does.
+    /// Ask the scheduler also where there is only one choice: it counts the steps of each thread.
     pub asks_always: bool,
 }
 
@@ -77,14 +77,34 @@ impl Default for Explore {
 }
 
 impl Explore {
-    /// Runs `f` again and again on this OS thread, once for each execution that the scheduler begins.
-    /// `f` makes every primitive it uses, or makes it in [`unexplored`].
+    /// Runs `f` repeatedly on this OS thread, once for each execution that the scheduler begins. `f` makes every
+    /// primitive that it uses, or makes it in [`unexplored`].
     ///
-    /// After each execution `ended` is told why it was given up, if it was; the model of it can still
-    /// be [looked at](crate::look) then. It says whether to go on.
+    /// After each execution `ended` receives the reason why the execution was given up, if it was, and returns whether to
+    /// go on. The model of the execution can still be [looked at](crate::look) then.
     ///
-    /// Unless it is to be [asked always](Self::asks_always), the scheduler is asked only where two threads
-    /// or more can run. It is never asked for random numbers.
+    /// The scheduler is asked only where two or more threads can run, unless [`asks_always`](Self::asks_always) is set. It
+    /// is never asked for random numbers.
+    ///
+    /// ```
+    /// use std::ops::ControlFlow;
+    ///
+    /// use lockdep::{AtomicU64, Domain, Explore, enter};
+    /// use shuttle::scheduler::RandomScheduler;
+    ///
+    /// let ended = |halt: Option<lockdep::Halt>| {
+    ///     assert_eq!(halt, None);
+    ///     // The last execution can be looked at.
+    ///     assert!(lockdep::look(|model| model.threads().len()) == 2);
+    ///     ControlFlow::Continue(())
+    /// };
+    /// Explore::default().run(RandomScheduler::new(10), ended, || {
+    ///     enter(&Domain::exploring(None), "main", |cx| {
+    ///         let sum = AtomicU64::new(0);
+    ///         cx.spawn("other", move |_| sum.fetch_add(1)).join(cx).unwrap();
+    ///     });
+    /// });
+    /// ```
     pub fn run<S: Scheduler + 'static>(
         self,
         scheduler: S,
@@ -99,7 +119,7 @@ impl Explore {
             let (shared, f) = (Shared(Rc::clone(&watched)), std::sync::Arc::clone(&f));
             let run = || Runner::new(shared, config()).run(move || model::live(|| f()));
             let Err(panic) = catch_unwind(AssertUnwindSafe(run)) else { break };
-            // Not a thread of the story's but what explores it.
+            // The panic is not of a thread of the program but of the explorer.
             let mut watched = watched.borrow_mut();
             let text = LAST_PANIC.take().unwrap_or_else(|| describe(&*panic));
             if watched.running {
@@ -116,7 +136,7 @@ impl Explore {
         model::end();
     }
 
-    /// As [`run`](Self::run), up to the first execution that is given up.
+    /// Runs like [`run`](Self::run), up to the first execution that is given up. Returns the number of executions.
     ///
     /// ```
     /// use std::sync::Arc;
@@ -134,11 +154,11 @@ impl Explore {
     ///         assert_eq!(sum.load(), 2, "nothing is lost");
     ///     });
     /// });
-    /// assert!(matches!(found, Err(Halt::Panic(said)) if said.contains("nothing is lost")));
+    /// assert!(matches!(found, Err(Halt::Panic(text)) if text.contains("nothing is lost")));
     /// ```
     ///
     /// # Errors
-    /// Why it was.
+    /// The reason why an execution was given up.
     pub fn until_failure<S: Scheduler + 'static>(
         self,
         scheduler: S,
@@ -167,7 +187,7 @@ fn config() -> Config {
     config
 }
 
-/// A scheduler between shuttle and the one that was asked for.
+/// A scheduler between shuttle and the one that the caller gave.
 struct Watched<S, E> {
     scheduler: S,
     ended: E,
@@ -218,7 +238,7 @@ impl<S: Scheduler, E: FnMut(Option<Halt>) -> ControlFlow<()>> Scheduler for Shar
         match runnable {
             _ if halted => None,
             [only] => Some(only.id()),
-            // It has ended already, and only its stack is still to be left.
+            // The thread has ended already; shuttle only unwinds its stack.
             _ if ending.is_some() => ending.map(|task| task.id()),
             _ if plain.is_some() => plain.map(TaskId::from),
             _ => self.0.borrow_mut().scheduler.next_task(runnable, current, yields),
@@ -230,7 +250,7 @@ impl<S: Scheduler, E: FnMut(Option<Halt>) -> ControlFlow<()>> Scheduler for Shar
     }
 }
 
-/// Runs what may panic; the panic's text, with its place.
+/// Runs a function that may panic. Returns the panic's text with its place.
 pub(crate) fn caught<R>(f: impl FnOnce() -> R) -> Result<R, String> {
     catch_unwind(AssertUnwindSafe(f)).map_err(|panic| LAST_PANIC.take().unwrap_or_else(|| describe(&*panic)))
 }
@@ -240,13 +260,14 @@ fn describe(panic: &(dyn std::any::Any + Send)) -> String {
     text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without a message").to_owned()
 }
 
-/// A panic inside an exploration is a result, kept for who reports it. Shuttle has a hook of its own, which speaks of
-/// schedules whoever panics: ours takes its place.
+/// Installs a panic hook: a panic inside an exploration is a result, which is kept for the report. Shuttle installs a hook
+/// of its own, which prints schedules for every panic. This hook replaces it.
 fn keep_panics_quiet() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let other = std::panic::take_hook();
-        // It sets its hook once, when it first runs. Not with its random scheduler, which looks into the environment for a seed.
+        // Shuttle sets its hook once, when it first runs. Its random scheduler is not used here, because it reads a seed
+        // from the environment.
         Runner::new(shuttle::scheduler::RoundRobinScheduler::new(1), config()).run(|| {});
         drop(std::panic::take_hook());
         std::panic::set_hook(Box::new(move |info| {

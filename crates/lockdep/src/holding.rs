@@ -1,10 +1,10 @@
-//! What the kinds of locks have in common: a lock with what is known of it, and what a guard keeps beside the lock.
+//! The common part of all kinds of locks: a lock with its class, and what a guard keeps beside the lock.
 //!
-//! A real lock that is not checked must cost what the lock inside it costs. So whether anything is to be done
-//! beside taking it and letting go of it is one word, [`Holding::task`], which a guard has in a register: the fast way looks
-//! at it once when the lock is taken and once when it is let go of, and at nothing of the lock but the lock itself. The
-//! slow way is out of line, and takes and gives words, never the address of a guard. `cargo xtask instructions` counts
-//! both ways.
+//! A real lock that is not checked must cost no more than the lock inside it. So one word, [`Holding::task`], decides
+//! whether anything is to be done beside taking and releasing the lock. A guard has it in a register. The fast path reads
+//! it once when the lock is taken and once when it is released, and touches nothing of the lock but the lock itself. The
+//! slow path is out of line, and takes and returns words, never the address of a guard. `cargo xtask instructions` counts
+//! the instructions of both paths.
 
 use std::panic::Location;
 
@@ -16,26 +16,26 @@ use crate::task::{Acquire, Instance, Recorded, Task};
 pub(crate) trait RawLock {
     type Value;
 
-    /// What a look at the value gives; `None` if the lock is not free.
+    /// Calls `look` with the value. `None` if the lock is not free.
     fn peek<R>(&self, look: impl FnOnce(&Self::Value) -> R) -> Option<R>;
 }
 
-/// A lock, and what is known of it.
+/// A lock, its rank, and its object in the model.
 pub(crate) struct Known<L: RawLock> {
     pub lock: L,
-    /// What it is to an explorer, who decides who has it: the lock itself is free then.
+    /// Its object in the model. In an exploration the model decides which thread has the lock, and the lock itself is free.
     pub model: Handle,
-    /// What it protects as a number, where an explorer is to be told.
+    /// Computes the contents as a number, in an exploration.
     told: Option<fn(&L::Value) -> u64>,
     pub rank: u32,
 }
 
 impl<L: RawLock> Known<L> {
     pub fn new(lock: L, class: &'static ClassKey, rank: u32) -> Self {
-        Self { lock, model: Handle::new(class.name()), told: None, rank }
+        Self { lock, model: Handle::of_lock(class), told: None, rank }
     }
 
-    /// An explorer is to be told what the lock, which is free, protects.
+    /// Has the contents of the lock, which is free, reported to an explorer as a number.
     pub fn tell(&mut self, number: fn(&L::Value) -> u64) {
         if self.model.get().is_some() {
             self.told = Some(number);
@@ -43,13 +43,13 @@ impl<L: RawLock> Known<L> {
         }
     }
 
-    /// What the checker knows the lock by.
+    /// Returns the number by which the checker identifies the lock.
     pub fn instance(&self) -> Instance {
         std::ptr::from_ref(&self.model).addr()
     }
 
-    /// The lock is about to be taken where that is checked or explored: checks it, and waits until the explorer gives
-    /// it. Whether the caller may wait for the lock itself, which is free once an explorer has given it.
+    /// Checks that the lock may be taken, and waits until the explorer grants it, where locks are checked or explored.
+    /// Returns whether the caller may wait for the lock itself, which is free once an explorer has granted it.
     #[must_use]
     pub fn ask(
         &self,
@@ -59,7 +59,11 @@ impl<L: RawLock> Known<L> {
         shared: bool,
         at: &'static Location<'static>,
     ) -> bool {
-        task.check(class, self.instance(), self.rank, how, at);
+        // A deadlock that happens here says more than a report that one is possible.
+        let is_deadlock = task.is_in_handler() && self.model.get().is_some_and(model::is_held_by_interrupted);
+        if !is_deadlock {
+            task.check(class, self.instance(), self.rank, how, at);
+        }
         match self.model.get() {
             None => !crate::is_explored(),
             Some(object) => {
@@ -69,18 +73,18 @@ impl<L: RawLock> Known<L> {
         }
     }
 
-    /// The lock has been taken.
+    /// Records that the lock has been taken.
     pub fn taken(&self, task: &Task, class: &'static ClassKey, at: &'static Location<'static>) {
         task.record(class, self.instance(), self.rank, at);
     }
 
-    /// The lock has been let go of. It is free, but while there is an explorer nobody takes it before the explorer knows:
-    /// so what it protects can still be looked at. The explorer is told before the checker, whose record names what
-    /// is held while the scheduler chooses.
+    /// Reports that the lock has been released. It is free, but in an exploration no thread takes it before the model knows
+    /// of the release. So its contents can still be read. The explorer is notified before the checker, whose record names
+    /// the held locks while the scheduler chooses.
     #[cold]
     #[inline(never)]
     fn let_go(&self, task: &Task, shared: bool, wrote: Wrote) {
-        // Taken back even if the scheduler gives the execution up in here.
+        // Dropped even if the scheduler gives up the execution in here.
         let _recorded = Recorded { task, instance: self.instance() };
         if let Some(object) = self.model.get() {
             let wrote = match self.told {
@@ -92,15 +96,15 @@ impl<L: RawLock> Known<L> {
     }
 }
 
-/// What was made for real is held while the scheduler chooses: it would wait for ever.
+/// Panics: a real lock is held while the scheduler chooses, so the thread would wait for ever.
 #[cold]
 pub(crate) fn mixed() -> ! {
     panic!("a primitive that was made for real is used in an exploration, or the reverse")
 }
 
-/// That a lock is held, to the checker and an explorer. Dropped once the lock itself is free.
+/// Keeps a lock recorded as held, for the checker and an explorer. It is dropped once the lock itself is free.
 pub(crate) struct Holding<'a, L: RawLock> {
-    /// In whose record it is; `None`: neither checked nor explored.
+    /// The task whose record has the lock. `None`: the lock is neither checked nor explored.
     task: Option<&'a Task>,
     of: &'a Known<L>,
     shared: bool,
@@ -113,26 +117,26 @@ impl<'a, L: RawLock> Holding<'a, L> {
         Self { task, of, shared, wrote: Wrote::No }
     }
 
-    /// What the lock protects was lent out for writing.
+    /// Notes that the contents were lent out for writing.
     #[inline]
     pub fn written(&mut self) {
         self.wrote = Wrote::Unknown;
     }
 
-    /// What the lock is to an explorer.
+    /// Returns the lock's object in the model.
     pub fn object(&self) -> Option<u32> {
         self.task.and_then(|_| self.of.model.get())
     }
 
-    /// The lock is about to be let go of with something in it that this stands for, where an explorer is to know.
+    /// Sets the number that represents the contents at the release, for an explorer.
     pub fn leaves(&mut self, number: impl FnOnce() -> u64) {
         if self.object().is_some() && self.wrote != Wrote::No {
             self.wrote = Wrote::Value(number());
         }
     }
 
-    /// What was written until now, before a wait that lets go of the lock with `value` in it. What is written after
-    /// the wait is another matter.
+    /// Takes what was written until now, before a wait that releases the lock with `value` in it. What is written after
+    /// the wait counts from then on.
     pub fn take_wrote(&mut self, value: &L::Value) -> Wrote {
         if let Some(told) = self.of.told {
             self.leaves(|| told(value));
@@ -140,7 +144,7 @@ impl<'a, L: RawLock> Holding<'a, L> {
         std::mem::replace(&mut self.wrote, Wrote::No)
     }
 
-    /// Checks a wait that lets go of the lock.
+    /// Checks a wait that releases the lock.
     pub fn check_wait(&self, at: &'static Location<'static>) {
         if let Some(task) = self.task {
             task.check_wait(self.of.instance(), at);

@@ -1,25 +1,24 @@
-//! Locks that know their class and their place in the order.
+//! Locks that know their class and their place in the lock order.
 //!
-//! Everything above this crate takes its locks, condition variables, threads, time-outs and atomics
-//! from here, and from nowhere else. That buys three things:
+//! All crates above this one use its locks, condition variables, threads, time-outs and atomics, and no others. This has
+//! three benefits:
 //!
-//! * **The order is a type.** A thread carries a [`Locked`] token that names the innermost class it
-//!   holds. Taking a lock needs a token of a class that stands before it, and gives a token of the
-//!   lock's own class. Code that takes locks out of order does not compile.
-//! * **What types cannot see is checked while it runs**: two instances of one class, recursion, locks
-//!   held where none may be, waiting where nothing may wait, and what reaches a lock through a
-//!   callback or through a work queue that is drained. As the kernel's lockdep does, the checker works
-//!   on *classes*, so one run that takes `a` then `b` and another that takes `b` then `a` are
-//!   reported even if they never met. See [`Domain`] and [`Report`].
-//! * **The same binary runs for real or is explored.** Inside [`Explore::run`] every primitive made is a
-//!   model of one, so a scheduler of shuttle's decides every interleaving and every time-out; outside, they are
-//!   `parking_lot`'s and the standard library's. Which one is chosen when the primitive is *made*.
+//! * **The order is a type.** A thread carries a [`Locked`] token that names the innermost class that it holds. To take a
+//!   lock, a thread needs a token of a class that comes before the lock's class, and receives a token of the lock's class.
+//!   Code that takes locks out of order does not compile.
+//! * **A checker finds at run time what types cannot express**: two instances of one class, recursion, locks that are held
+//!   where none may be, waiting where nothing may wait, and locks that are reached through a callback or by draining a
+//!   work queue. Like the kernel's lockdep it works on *classes*: if one run takes `a` and then `b`, and another takes `b`
+//!   and then `a`, it reports them even if they never occurred at the same time. See [`Domain`] and [`Report`].
+//! * **The same binary runs for real or is explored.** Inside [`Explore::run`] every primitive that is made is a model,
+//!   and a scheduler of shuttle's interface decides every interleaving, every time-out and every interrupt. Outside,
+//!   primitives are `parking_lot`'s and the standard library's. The choice is made when the primitive is *made*.
 //!
-//! Who uses this crate can state what must hold at a step, with [`Locked::ensure`], and name what can
-//! fail, with [`Locked::fails`]: both cost one branch where nothing is checked or explored.
+//! A program can state what must hold at a step with [`Locked::ensure`], and name what can fail with [`Locked::fails`].
+//! Both cost one branch where nothing is checked or explored.
 //!
-//! The order itself is not here: whoever uses this crate declares classes with [`lock_classes!`] and
-//! their order with [`lock_order!`], in one file.
+//! This crate does not contain the order. A program declares its classes with [`lock_classes!`] and their order with
+//! [`lock_order!`], in one file.
 
 #![forbid(unsafe_code)]
 

@@ -51,41 +51,66 @@ impl<T> RawLock for parking_lot::Mutex<T> {
 }
 
 impl<C: Class, T> Mutex<C, T> {
-    /// A free lock of rank 0.
+    /// Makes a free lock of rank 0.
     pub fn new(value: T) -> Self {
         Self::with_rank(value, 0)
     }
 
-    /// A free lock with a rank, which is what declared nesting goes by: from lower to higher.
+    /// Makes a free lock with a rank. Declared nesting goes from a lower rank to a higher one.
     pub fn with_rank(value: T, rank: u32) -> Self {
         Self { known: Known::new(parking_lot::Mutex::new(value), C::key(), rank), class: PhantomData }
     }
 
-    /// The same lock, which tells an explorer what it protects whenever it is let go of: the number is the same only
-    /// if nobody who takes the lock could tell the difference. Then what comes to the same in several ways is seen to be the
-    /// same.
+    /// Gives the lock a function that computes a number from the value, for an explorer. It runs whenever the lock is
+    /// released. It must return different numbers for two values if code that takes the lock could distinguish them.
+    /// Then the explorer recognises that several orders led to the same state. [`digest`](crate::digest) is such a
+    /// function for values that can be hashed.
+    ///
+    /// ```
+    /// use lockdep::{Mutex, digest, lock_classes};
+    ///
+    /// lock_classes! {
+    ///     leaf Names = "names";
+    /// }
+    ///
+    /// let names = Mutex::<Names, Vec<String>>::new(Vec::new()).with_state_digest(digest);
+    /// ```
     pub fn with_state_digest(mut self, number: fn(&T) -> u64) -> Self {
         self.known.tell(number);
         self
     }
 
-    /// The same lock, just made, under a name that does not depend on who has made it: for what is unmade and made again,
-    /// now by one thread, now by another. Of one role there may be several; they are told apart.
+    /// Names a lock that has just been made after its role, and not after the thread that made it. This is for a lock that
+    /// is dropped and made again, now by one thread, now by another. Several locks may have the same role; they are
+    /// distinguished.
     pub fn with_role(self, role: &impl Hash) -> Self {
         self.known.model.set_role(role);
         self
     }
 
-    /// The same lock, which may be [tried](Self::try_lock), too. To an explorer letting go of it is then
-    /// something that others can see: a try just before fails.
-    pub fn tried(self) -> Self {
+    /// Allows [`try_lock`](Self::try_lock) on the lock in an exploration. To an explorer, releasing the lock is then an
+    /// operation that other threads can see: a try just before it fails.
+    ///
+    /// ```
+    /// use lockdep::{Domain, Mutex, OnReport, enter, lock_classes};
+    ///
+    /// lock_classes! {
+    ///     leaf Cache = "cache";
+    /// }
+    ///
+    /// let cache = Mutex::<Cache, _>::new(7).with_try_lock();
+    /// enter(&Domain::checked(OnReport::Panic), "main", |cx| {
+    ///     assert_eq!(cache.try_lock(cx).map(|(cache, _)| *cache), Some(7));
+    /// });
+    /// ```
+    pub fn with_try_lock(self) -> Self {
         if let Some(object) = self.known.model.get() {
-            model::set_tried(object);
+            model::allow_try(object);
         }
         self
     }
 
-    /// Takes the lock, waiting for it. The token given with the guard stands at `C`.
+    /// Takes the lock, and waits until it is free. The returned token is at `C`.
     #[inline]
     #[track_caller]
     pub fn lock<'a, P>(&'a self, cx: &'a mut Locked<'_, P>) -> (MutexGuard<'a, T>, Locked<'a, C>)
@@ -96,7 +121,7 @@ impl<C: Class, T> Mutex<C, T> {
         (guard, Locked::at(cx.task))
     }
 
-    /// Takes the lock while another instance of its class is held, under the declared subclass `N`.
+    /// Takes the lock as the declared subclass `N`, while another instance of its class is held.
     #[inline]
     #[track_caller]
     pub fn lock_nested<'a, N, P>(&'a self, cx: &'a mut Locked<'_, P>) -> (MutexGuard<'a, T>, Locked<'a, N>)
@@ -108,11 +133,11 @@ impl<C: Class, T> Mutex<C, T> {
         (guard, Locked::at(cx.task))
     }
 
-    /// Takes the lock if it is free. Trying never waits, so it adds no ordering and is allowed
-    /// anywhere; what is then taken under it does order after it.
+    /// Takes the lock if it is free. Trying never waits, so it adds no order and is allowed anywhere. Locks that are then
+    /// taken under it do come after it in the order.
     ///
     /// # Panics
-    /// Explored, if the lock was not made to be [`tried`](Self::tried).
+    /// Explored, if the lock was made without [`with_try_lock`](Self::with_try_lock).
     #[inline]
     #[track_caller]
     pub fn try_lock<'a, P>(&'a self, cx: &'a mut Locked<'_, P>) -> Option<(MutexGuard<'a, T>, Locked<'a, C>)> {
@@ -124,13 +149,13 @@ impl<C: Class, T> Mutex<C, T> {
         Some((self.guard(inner, checked), Locked::at(cx.task)))
     }
 
-    /// Checks, where checking is on, that this thread holds the lock.
+    /// Reports, where checking is on, if this thread does not hold the lock. Like the kernel's `lockdep_assert_held`.
     #[track_caller]
     pub fn assert_held<L>(&self, cx: &Locked<'_, L>) {
         cx.task.assert_holds(self.known.instance(), C::key(), Location::caller());
     }
 
-    /// The way of real locks that are not checked; everything else is out of line.
+    /// The path of real locks that are not checked is inlined; everything else is out of line.
     #[inline]
     fn acquire<'a>(
         &'a self,
@@ -152,7 +177,7 @@ impl<C: Class, T> Mutex<C, T> {
         MutexGuard { inner, holding: Holding::new(checked, &self.known, false) }
     }
 
-    /// It gives the bare guard, which fits into a register: so the caller's guard need not be in memory.
+    /// Returns the bare guard, which fits into a register: so the caller's guard need not be in memory.
     #[cold]
     #[inline(never)]
     fn acquire_slow(
@@ -184,8 +209,8 @@ impl<C: Class, T> Mutex<C, T> {
 }
 
 impl<C: Leaf, T> Mutex<C, T> {
-    /// Takes a leaf lock. There is no token with the guard, and the caller's cannot be used while
-    /// the guard lives: nothing can be taken under it.
+    /// Takes a leaf lock. It returns no token with the guard, and the caller's token cannot be used while the guard lives.
+    /// So no lock can be taken under it.
     #[inline]
     #[track_caller]
     pub fn lock_leaf<'a, P>(&'a self, cx: &'a mut Locked<'_, P>) -> MutexGuard<'a, T> {
@@ -194,19 +219,19 @@ impl<C: Leaf, T> Mutex<C, T> {
 }
 
 impl<'a, T> MutexGuard<'a, T> {
-    /// Checks a wait that lets go of this lock.
+    /// Checks a wait that releases this lock.
     pub(crate) fn check_wait(&self, at: &'static Location<'static>) {
         self.holding.check_wait(at);
     }
 
-    /// The guard itself, and what the lock is to an explorer: for a wait that lets go of it.
+    /// Returns the guard itself and the lock's object in the model, for a wait that releases the lock.
     pub(crate) fn parts(&mut self) -> (&mut parking_lot::MutexGuard<'a, T>, Option<u32>, Wrote) {
         let wrote = self.holding.take_wrote(&self.inner);
         (&mut self.inner, self.holding.object(), wrote)
     }
 
-    /// Lets go of the lock, and tells an explorer, if there is one, what value is left in it: for what comes
-    /// to the same in several ways.
+    /// Releases the lock. `value` computes, for an explorer, a value that represents the contents, with the same rule as
+    /// [`with_state_digest`](Mutex::with_state_digest).
     pub fn release_as<H: Hash>(mut self, value: impl FnOnce(&T) -> H) {
         self.holding.leaves(|| model::digest(&value(&self.inner)));
     }
@@ -228,7 +253,7 @@ impl<T> DerefMut for MutexGuard<'_, T> {
     }
 }
 
-/// Which lock it is, to an explorer; not what it protects.
+/// Hashes which lock it is, for an explorer, and not what it protects.
 impl<C, T> Hash for Mutex<C, T> {
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
         self.known.model.name().hash(state);

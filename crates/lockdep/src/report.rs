@@ -1,10 +1,10 @@
-//! What the checker says, in the manner of the kernel's lockdep: what is being taken, what is held,
+//! The checker's reports, in the form of the kernel's lockdep: the lock that is being taken, the locks that are held,
 //! the two chains, and the schedule that would deadlock, as two columns.
 
 use std::fmt;
 use std::panic::Location;
 
-/// A lock by its class and where it was, or is to be, taken.
+/// A lock, by its class and the place in the source where it was, or is about to be, taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HeldLock {
     /// The class's name.
@@ -13,7 +13,7 @@ pub struct HeldLock {
     pub at: &'static Location<'static>,
 }
 
-/// What is wrong.
+/// The kinds of errors that the checker reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReportKind {
     /// The lock is already held by this thread.
@@ -22,12 +22,12 @@ pub enum ReportKind {
     SameClass,
     /// Declared nesting from a higher rank, or an equal one, to a lower.
     NestingRank,
-    /// Something is taken under a leaf lock.
+    /// A lock is taken under a leaf lock.
     UnderLeaf,
-    /// The order contradicts what was seen before: the path from what is being taken back to what is
-    /// held, an edge (outer, inner, who showed it first) at a time.
+    /// The order contradicts an order that was seen before. The chain is the path from the lock that is being taken back to
+    /// a lock that is held.
     Cycle {
-        /// The edges of the path.
+        /// The edges of the path: the outer lock, the inner lock, and the thread that showed the edge first.
         chain: Vec<(HeldLock, HeldLock, String)>,
     },
     /// A lock that can block is taken where nothing may wait.
@@ -42,8 +42,8 @@ pub enum ReportKind {
         /// Where.
         at: &'static Location<'static>,
     },
-    /// An interrupt handler takes a lock of this class, and one is taken elsewhere with interrupts on: the handler may
-    /// interrupt whoever holds it, and would wait for what it has interrupted.
+    /// An interrupt handler takes a lock of this class, and elsewhere one is taken with interrupts on. The handler may
+    /// interrupt the thread that holds the lock, and would wait for that thread for ever.
     Interrupted {
         /// Where a handler takes it, and in which thread that was first seen.
         handler: (HeldLock, String),
@@ -62,7 +62,7 @@ pub enum ReportKind {
         /// Where.
         at: &'static Location<'static>,
     },
-    /// Something that must hold at this step does not.
+    /// An invariant that must hold at this step does not.
     Broken {
         /// The invariant's name.
         invariant: &'static str,
@@ -74,7 +74,7 @@ pub enum ReportKind {
 }
 
 impl ReportKind {
-    /// Whether going on would block for ever.
+    /// Returns whether the thread would block for ever if it went on.
     pub(crate) fn is_fatal(&self) -> bool {
         matches!(self, Self::Recursion)
     }
@@ -97,18 +97,18 @@ impl ReportKind {
 /// One finding of the checker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
-    /// What is wrong.
+    /// The kind of error.
     pub kind: ReportKind,
-    /// The thread it was found in.
+    /// The thread in which it was found.
     pub thread: String,
-    /// The lock being taken, if it is about taking one.
+    /// The lock that is being taken, if the report is about taking one.
     pub taking: Option<HeldLock>,
-    /// What the thread holds, outermost first; of a broken invariant, nothing is told of it.
+    /// The locks that the thread holds, outermost first. Empty for a broken invariant.
     pub held: Vec<HeldLock>,
 }
 
 impl Report {
-    /// The invariant that is broken: `lock-order`, or the one that was stated.
+    /// Returns the name of the broken invariant: `lock-order`, or the one that was stated.
     pub fn invariant(&self) -> &'static str {
         match self.kind {
             ReportKind::Broken { invariant, .. } => invariant,
@@ -118,7 +118,7 @@ impl Report {
 }
 
 impl Report {
-    /// What is wrong, in a line.
+    /// Returns a summary in one line.
     pub(crate) fn summary(&self) -> String {
         match (&self.kind, &self.taking) {
             (ReportKind::Broken { detail, .. }, _) => detail.clone(),
@@ -168,17 +168,17 @@ impl fmt::Display for Report {
     }
 }
 
-/// Who takes it in which way, and the schedule in which the two meet.
+/// Prints the places that take the class in each way, and a schedule that deadlocks.
 fn fmt_interrupted(f: &mut fmt::Formatter<'_>, handler: &(HeldLock, String), on: &(HeldLock, String)) -> fmt::Result {
-    for (said, (lock, thread)) in [("by an interrupt handler", handler), ("with interrupts on", on)] {
-        writeln!(f, "{} is taken {said}:", lock.class)?;
+    for (way, (lock, thread)) in [("by an interrupt handler", handler), ("with interrupts on", on)] {
+        writeln!(f, "{} is taken {way}:", lock.class)?;
         writeln!(f, "  at {} in thread {thread}", lock.at)?;
     }
     let class = handler.0.class;
     write!(f, "possible schedule:\n  lock({class})\n  <interrupt>\n    lock({class})\n  *** deadlock ***")
 }
 
-/// The other chain, and the schedule in which the two meet.
+/// Prints the other chain, and a schedule that deadlocks.
 fn fmt_cycle(f: &mut fmt::Formatter<'_>, chain: &[(HeldLock, HeldLock, String)], taking: &HeldLock) -> fmt::Result {
     writeln!(f, "which is already depended on the other way round:")?;
     for (outer, inner, thread) in chain {

@@ -11,8 +11,7 @@ use crate::{LockBefore, Locked};
 
 /// A lock of class `C` around a `T`: many readers or one writer.
 ///
-/// For the checker reading orders as writing does: a waiting writer holds up new readers, so the
-/// cycles are the same.
+/// The checker treats reading like writing: a waiting writer blocks new readers, so the cycles are the same.
 ///
 /// ```
 /// use lockdep::{Domain, OnReport, RwLock, enter, lock_classes, lock_order};
@@ -33,13 +32,13 @@ pub struct RwLock<C, T> {
     class: PhantomData<fn() -> C>,
 }
 
-/// Held for reading.
+/// The lock is held for reading as long as this lives.
 pub struct RwLockReadGuard<'a, T> {
     inner: parking_lot::RwLockReadGuard<'a, T>,
     _holding: Holding<'a, parking_lot::RwLock<T>>,
 }
 
-/// Held for writing. To be handed this is to be told that the lock is held for writing.
+/// The lock is held for writing as long as this lives. A function that takes this guard needs the lock held for writing.
 pub struct RwLockWriteGuard<'a, T> {
     inner: parking_lot::RwLockWriteGuard<'a, T>,
     holding: Holding<'a, parking_lot::RwLock<T>>,
@@ -54,12 +53,13 @@ impl<T> RawLock for parking_lot::RwLock<T> {
 }
 
 impl<C: Class, T> RwLock<C, T> {
-    /// A free lock.
+    /// Makes a free lock.
     pub fn new(value: T) -> Self {
         Self { known: Known::new(parking_lot::RwLock::new(value), C::key(), 0), class: PhantomData }
     }
 
-    /// As with [`Mutex::told`](crate::Mutex::with_state_digest).
+    /// Gives the lock a function that computes a number from the value, as
+    /// [`Mutex::with_state_digest`](crate::Mutex::with_state_digest) does.
     pub fn with_state_digest(mut self, number: fn(&T) -> u64) -> Self {
         self.known.tell(number);
         self

@@ -1,15 +1,14 @@
-//! What exists for checking only.
+//! Values that exist only for checking.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
 use crate::Locked;
 
-/// A value by which invariants are stated: a copy of what a lock protects, a count of who is inside.
+/// A value that serves to state invariants, such as a copy of what a lock protects or a count of the threads in a section.
 ///
-/// Any thread may look at it without holding anything, and looking is no scheduling point, so that to
-/// state an invariant changes no interleaving. Nothing may be decided by it: where nothing is checked
-/// it is never written.
+/// Any thread may read it without a lock, and reading it is no scheduling point. So stating an invariant changes no
+/// interleaving. The program may decide nothing by it: where nothing is checked it is never written.
 ///
 /// ```
 /// use lockdep::{Domain, OnReport, Shadow, enter};
@@ -25,12 +24,12 @@ use crate::Locked;
 pub struct Shadow<T>(Mutex<T>);
 
 impl<T> Shadow<T> {
-    /// With its first value.
+    /// Makes a shadow with its first value.
     pub const fn new(value: T) -> Self {
         Self(Mutex::new(value))
     }
 
-    /// Changes it, where the thread is checked.
+    /// Changes the value, where the thread is checked.
     #[inline]
     pub fn note<L>(&self, cx: &Locked<'_, L>, change: impl FnOnce(&mut T)) {
         if cx.is_checked() {
@@ -38,7 +37,7 @@ impl<T> Shadow<T> {
         }
     }
 
-    /// Looks at it. `f` must look at no other shadow and come to a scheduling point nowhere.
+    /// Calls `f` with the value. `f` must not use another shadow, and must not reach a scheduling point.
     pub fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
         f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }

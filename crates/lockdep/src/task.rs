@@ -1,7 +1,7 @@
-//! What the checker knows of one thread: its name and the locks it holds.
+//! The checker's knowledge of one thread: its name and the locks that it holds.
 //!
-//! A task lives on the stack of its thread and is reached through the [`Locked`](crate::Locked)
-//! token, never through a thread-local: explored threads share one OS thread.
+//! A task lives on the stack of its thread and is reached through the [`Locked`](crate::Locked) token, and never through
+//! a thread-local variable, because explored threads share one OS thread.
 
 use std::cell::{Cell, RefCell};
 use std::panic::Location;
@@ -9,9 +9,10 @@ use std::sync::Arc;
 
 use crate::class::ClassKey;
 use crate::domain::Domain;
+use crate::model;
 use crate::report::ReportKind;
 
-/// A lock as the checker names it: its address while it is held.
+/// A lock as the checker identifies it: by its address while it is held.
 pub(crate) type Instance = usize;
 
 #[derive(Clone, Copy)]
@@ -25,11 +26,11 @@ pub(crate) struct Held {
 /// How a lock is being taken.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Acquire {
-    /// Waits for it: an ordering follows.
+    /// The thread waits for it. This shows an order.
     Wait,
-    /// Only tries: no ordering follows, though what is taken under it still orders after it.
+    /// The thread only tries it. This shows no order, but locks taken under it still come after it.
     Try,
-    /// Waits, under a name declared as nesting inside the given class.
+    /// The thread waits for it as a subclass that is declared as nested in the given class.
     Nested(&'static ClassKey),
 }
 
@@ -64,20 +65,20 @@ impl Task {
         &self.domain
     }
 
-    /// Whether this thread's locks are checked. If not, taking one has nothing to do here at all.
+    /// Returns whether this thread's locks are checked. If not, taking one does nothing here.
     #[inline]
     pub fn is_checked(&self) -> bool {
         self.checked
     }
 
-    /// The task, if its locks are checked.
+    /// Returns the task, if its locks are checked.
     #[inline]
     pub fn if_checked(&self) -> Option<&Self> {
         self.checked.then_some(self)
     }
 
-    /// Checks that taking the lock here is right. Called before it is taken, so that a deadlock is
-    /// reported rather than suffered.
+    /// Checks that the lock may be taken here. It is called before the lock is taken, so that a deadlock is reported before
+    /// it happens.
     pub fn check(
         &self,
         class: &'static ClassKey,
@@ -97,7 +98,7 @@ impl Task {
         for outer in held.iter() {
             if outer.instance == instance {
                 if how == Acquire::Try {
-                    return; // it will simply not be had
+                    return; // the try fails
                 }
                 self.domain.report(ReportKind::Recursion, self, Some(taking), &held);
             } else if outer.class.is_leaf() {
@@ -129,10 +130,10 @@ impl Task {
         }
     }
 
-    /// Has it compared whether interrupts take the lock with whether it is taken while they are on.
+    /// Notes whether an interrupt handler takes the lock, and whether it is taken with interrupts on.
     fn check_interrupts(&self, taking: Held, how: Acquire, held: &[Held]) {
         let [handlers, off] = self.interrupts.get();
-        // Who only tries does not wait for the thread that it interrupts.
+        // A handler that only tries does not wait for the thread that it has interrupted.
         let by_interrupt = handlers > 0 && how != Acquire::Try;
         let is_off = handlers + off > 0 || taking.class.has_interrupts_off();
         if by_interrupt || !is_off {
@@ -140,12 +141,27 @@ impl Task {
         }
     }
 
-    pub fn enter_interrupt(&self) -> InterruptSection<'_> {
-        InterruptSection::of(self, 0)
+    /// Returns whether the thread runs an interrupt handler.
+    pub fn is_in_handler(&self) -> bool {
+        self.interrupts.get()[0] > 0
     }
 
+    /// Begins an interrupt handler. To an explorer the interrupt arrives here, or later.
+    pub fn enter_interrupt(&self, at: &'static Location<'static>) -> InterruptSection<'_> {
+        let explored = crate::is_explored().then_some(model::end_handler as fn());
+        if explored.is_some() {
+            model::begin_handler(at);
+        }
+        InterruptSection::of(self, 0, explored)
+    }
+
+    /// Begins a section with interrupts off.
     pub fn turn_interrupts_off(&self) -> InterruptSection<'_> {
-        InterruptSection::of(self, 1)
+        let explored = crate::is_explored().then_some((|| model::set_interrupts_off(false)) as fn());
+        if explored.is_some() {
+            model::set_interrupts_off(true);
+        }
+        InterruptSection::of(self, 1, explored)
     }
 
     pub fn enter_atomic(&self) -> AtomicSection<'_> {
@@ -153,7 +169,7 @@ impl Task {
         AtomicSection(self)
     }
 
-    /// Reports if the thread is where nothing may wait.
+    /// Reports if the thread may not wait here.
     #[inline]
     pub fn might_wait(&self, what: &'static str, at: &'static Location<'static>) {
         if self.checked && self.atomic.get() > 0 {
@@ -162,8 +178,8 @@ impl Task {
         }
     }
 
-    /// Checks a wait that lets go of one lock. It takes that lock again when it ends, under whatever
-    /// else is held by then: what was taken after it would be held before it.
+    /// Checks a wait that releases one lock. The wait takes this lock again when it ends, under all other locks that the
+    /// thread holds. A lock that was taken after it would then be held before it.
     pub fn check_wait(&self, instance: Instance, at: &'static Location<'static>) {
         if !self.checked {
             return;
@@ -208,7 +224,7 @@ impl Task {
     }
 }
 
-/// The record of one held lock: taken back when this is dropped.
+/// The record of one held lock, which is removed when this is dropped.
 pub(crate) struct Recorded<'t> {
     pub task: &'t Task,
     pub instance: Instance,
@@ -228,20 +244,29 @@ impl Drop for AtomicSection<'_> {
     }
 }
 
-pub(crate) struct InterruptSection<'t>(&'t Task, [u32; 2]);
+/// The thread is in an interrupt handler, or in a section with interrupts off, for as long as this lives.
+pub(crate) struct InterruptSection<'t> {
+    task: &'t Task,
+    before: [u32; 2],
+    /// Explored, what ends the section in the model.
+    explored: Option<fn()>,
+}
 
 impl<'t> InterruptSection<'t> {
-    fn of(task: &'t Task, which: usize) -> Self {
+    fn of(task: &'t Task, which: usize, explored: Option<fn()>) -> Self {
         let before = task.interrupts.get();
         let mut now = before;
         now[which] += 1;
         task.interrupts.set(now);
-        Self(task, before)
+        Self { task, before, explored }
     }
 }
 
 impl Drop for InterruptSection<'_> {
     fn drop(&mut self) {
-        self.0.interrupts.set(self.1);
+        self.task.interrupts.set(self.before);
+        if let Some(end) = self.explored {
+            end();
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! Threads: the roots of tokens.
+//! Threads, and the root tokens with which they start.
 
 use std::hash::Hash;
 use std::io;
@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::task::Task;
 use crate::{Domain, Locked, MayWait, Unlocked, is_explored, model};
 
-/// Makes the current OS thread, or explored task, one of `domain`'s: the root token of `main`.
+/// Runs `f` with the root token of the current OS thread, or explored thread, as a thread of `domain` called `name`.
 ///
-/// Call it where a thread starts and holds nothing. A second root inside the first would hide the
-/// locks of the one from the other.
+/// Call it where a thread starts and holds no lock. A second root inside the first would not know the locks that the
+/// thread holds by the first.
 ///
 /// ```
 /// use lockdep::{Domain, OnReport, enter};
@@ -27,20 +27,34 @@ pub fn enter<R>(domain: &Arc<Domain>, name: &str, f: impl FnOnce(&mut Locked<'_,
     f(&mut Locked::at(&task))
 }
 
-/// What a thread runs, from the root of the order on.
+/// The function that a thread runs, from the root of the order on.
 pub type ThreadMain = Box<dyn FnOnce(&mut Locked<'_, Unlocked>) + Send>;
 
-/// Who gives the engine its threads. What it needs is in the trait, so that an owner can count
-/// them, name them, or refuse.
+/// Starts threads for a program. As this is a trait, the program's owner can count its threads, name them, or refuse to
+/// start one. [`Threads`] is the plain implementation.
 pub trait Spawn: Send + Sync {
-    /// Starts a thread that runs `f` at the root of the order. `at`: where in the source it is asked for.
+    /// Starts a thread that runs `f` at the root of the order. `at` is the place in the source that requests the thread.
     ///
     /// # Errors
-    /// There is no thread to be had.
+    /// The system cannot start a thread.
     fn spawn(&self, name: &str, at: &'static Location<'static>, f: ThreadMain) -> io::Result<JoinHandle<()>>;
 }
 
-/// Threads of this facade, in one domain.
+/// Starts threads of this crate, in one domain.
+///
+/// ```
+/// use std::panic::Location;
+///
+/// use lockdep::{Domain, OnReport, Spawn, Threads, enter};
+///
+/// let domain = Domain::checked(OnReport::Panic);
+/// let threads: Box<dyn Spawn> = Box::new(Threads(domain.clone()));
+/// enter(&domain, "main", |cx| {
+///     let body = Box::new(|cx: &mut lockdep::Locked<'_, lockdep::Unlocked>| assert_eq!(cx.thread_name(), "worker"));
+///     let worker = threads.spawn("worker", Location::caller(), body).expect("a thread");
+///     worker.join(cx).unwrap();
+/// });
+/// ```
 #[derive(Debug, Clone)]
 pub struct Threads(pub Arc<Domain>);
 
@@ -51,7 +65,8 @@ impl Spawn for Threads {
 }
 
 impl<L: MayWait> Locked<'_, L> {
-    /// Starts a thread in this thread's domain. If the system gives none, joining it says so.
+    /// Starts a thread in this thread's domain. If the system cannot start one, [joining](JoinHandle::join) it returns the
+    /// error.
     #[track_caller]
     pub fn spawn<R: Send + 'static>(
         &self,
@@ -81,7 +96,7 @@ fn spawn<R: Send + 'static>(
     }))
 }
 
-/// A thread that can be waited for.
+/// A thread that was started, and can be joined.
 #[derive(Debug)]
 pub struct JoinHandle<R>(Imp<R>);
 
@@ -92,7 +107,7 @@ enum Imp<R> {
     None(io::Error),
 }
 
-/// Which thread it is, to an explorer.
+/// Hashes which thread it is, for an explorer.
 impl<R> Hash for JoinHandle<R> {
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
         if let Imp::Explored(thread, _) = &self.0 {
@@ -102,11 +117,11 @@ impl<R> Hash for JoinHandle<R> {
 }
 
 impl<R> JoinHandle<R> {
-    /// Waits for the thread to end. What it waits for counts as waited for here: if the thread
-    /// serves a queue, take the queue's [`WaitMap`](crate::WaitMap) first.
+    /// Waits for the thread to end. What the thread waits for counts as waited for here: if it serves a queue, take the
+    /// queue's [`WaitMap`](crate::WaitMap) first.
     ///
     /// # Errors
-    /// The thread's panic, or a message that the system gave no thread.
+    /// The thread's panic, or a message that the system could not start the thread.
     #[track_caller]
     pub fn join<L: MayWait>(self, cx: &mut Locked<'_, L>) -> std::thread::Result<R> {
         cx.task.might_wait("joins a thread", Location::caller());

@@ -1,8 +1,8 @@
-//! A lock that is not there: it stands for "waits until what runs inside has finished".
+//! A lock for the checker only: it stands for "waits until what runs in this queue has finished".
 //!
-//! The kernel's work queues have such lock maps. A handler runs inside its queue's map; draining the
-//! queue takes the map. So draining while holding something a handler waits for is reported as the
-//! cycle that it is, even when no handler happened to be running.
+//! The kernel's work queues have such lock maps (`struct lockdep_map`). A handler runs inside its queue's map, and draining
+//! the queue takes the map. So draining with a lock held for which a handler waits is reported as a cycle, even
+//! if no handler happened to be running.
 
 use std::marker::PhantomData;
 use std::panic::Location;
@@ -11,7 +11,7 @@ use crate::class::Class;
 use crate::task::{Acquire, Recorded};
 use crate::{LockBefore, Locked, Unlocked};
 
-/// The map of one queue; `C` is its class in the order.
+/// The map of one queue. `C` is its class in the order.
 ///
 /// ```
 /// use lockdep::{Domain, Mutex, OnReport, ReportKind, WaitMap, enter, lock_classes, lock_order};
@@ -39,12 +39,12 @@ use crate::{LockBefore, Locked, Unlocked};
 /// assert!(matches!(domain.take_reports()[0].kind, ReportKind::Cycle { .. }));
 /// ```
 pub struct WaitMap<C> {
-    // Not zero-sized: instances are told apart by their address.
+    // Not zero-sized: instances are distinguished by their addresses.
     _place: u8,
     class: PhantomData<fn() -> C>,
 }
 
-/// The thread is inside.
+/// The thread is inside the map for as long as this lives.
 pub struct WaitMapGuard<'a> {
     _recorded: Option<Recorded<'a>>,
 }
@@ -56,12 +56,12 @@ impl<C: Class> Default for WaitMap<C> {
 }
 
 impl<C: Class> WaitMap<C> {
-    /// A map.
+    /// Makes a map.
     pub fn new() -> Self {
         Self { _place: 0, class: PhantomData }
     }
 
-    /// A handler starts. It holds nothing else, and its token stands at `C`.
+    /// Enters the map: a handler starts. It must hold no lock. The returned token is at `C`.
     #[track_caller]
     pub fn run<'a>(&'a self, cx: &'a mut Locked<'_, Unlocked>) -> (WaitMapGuard<'a>, Locked<'a, C>) {
         let at = Location::caller();
@@ -74,7 +74,7 @@ impl<C: Class> WaitMap<C> {
         (WaitMapGuard { _recorded }, Locked::at(cx.task))
     }
 
-    /// The thread is about to wait until what runs inside has finished.
+    /// Checks that the thread may wait until what runs inside has finished. Call it before that wait.
     #[track_caller]
     pub fn drain<P>(&self, cx: &mut Locked<'_, P>)
     where

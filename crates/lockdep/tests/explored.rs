@@ -1,5 +1,5 @@
-//! The primitives under an explorer: what must hold does in every schedule tried, and what a schedule
-//! should be able to choose, some schedule chooses.
+//! The primitives under an explorer: invariants hold in every schedule that is tried, and every possible choice is made
+//! in some schedule.
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -29,7 +29,7 @@ lock_order! {
 
 const SCHEDULES: usize = 1_000;
 
-/// Runs a story in many schedules, and returns every outcome it had.
+/// Runs a program in many schedules, and returns every outcome.
 fn outcomes<R: Ord + Send + 'static>(
     story: impl Fn(&mut Locked<'_, Unlocked>) -> R + Send + Sync + 'static,
 ) -> BTreeSet<R> {
@@ -44,7 +44,7 @@ fn outcomes<R: Ord + Send + 'static>(
     std::mem::take(&mut *seen.lock().unwrap())
 }
 
-/// What the explorer says of a story that cannot go well in every schedule.
+/// Returns the explorer's message about a program that fails in some schedule.
 fn failure(story: impl Fn(&mut Locked<'_, Unlocked>) + Send + Sync + 'static) -> String {
     let panic = catch_unwind(AssertUnwindSafe(|| outcomes(story))).expect_err("some schedule fails");
     match panic.downcast::<String>() {
@@ -87,9 +87,9 @@ fn a_mutex_excludes_and_without_it_updates_are_lost() {
 }
 
 #[test]
-fn a_try_is_had_in_some_schedules_and_not_in_others() {
+fn a_try_succeeds_in_some_schedules_and_fails_in_others() {
     let had = outcomes(|cx| {
-        let lock = Arc::new(Mutex::<A, _>::new(()).tried());
+        let lock = Arc::new(Mutex::<A, _>::new(()).with_try_lock());
         let theirs = Arc::clone(&lock);
         let thread = cx.spawn("t", move |cx| theirs.try_lock(cx).is_some());
         drop(lock.lock(cx));
@@ -164,7 +164,7 @@ fn a_wake_up_that_a_program_loses_is_found() {
         let thread = cx.spawn("waiter", move |cx| {
             let (flag, changed) = &*theirs;
             let set = *flag.lock_leaf(cx);
-            // The mistake: the lock is let go of between the look and the wait.
+            // The mistake: the lock is released between the look and the wait.
             if !set {
                 changed.wait(&mut flag.lock_leaf(cx));
             }
@@ -206,12 +206,12 @@ fn a_timed_wait_ends_both_ways() {
 }
 
 #[test]
-fn a_timed_wait_that_nobody_ends_times_out() {
+fn a_timed_wait_without_a_notification_times_out() {
     let passed = outcomes(|cx| {
         let (lock, condvar) = (Mutex::<Count, _>::new(()), Condvar::new());
         let deadline = Deadline::after(Duration::from_secs(3600));
         condvar.wait_until(&mut lock.lock_leaf(cx), &deadline);
-        // A timer left over wakes nobody: this one has to run out by itself.
+        // An old timer wakes no thread: this one has to run out by itself.
         let again = Deadline::after(Duration::from_secs(3600));
         condvar.wait_until(&mut lock.lock_leaf(cx), &again);
         deadline.has_passed() && again.has_passed()
@@ -232,7 +232,7 @@ fn a_timer_left_over_ends_no_later_wait() {
             while *count == 0 {
                 changed.wait_until(&mut count, &deadline);
             }
-            // when it waits again, without a deadline, then only a notification ends that.
+            // when it waits again, without a deadline, then only a notification ends that wait.
             while *count == 1 {
                 let before = *count;
                 changed.wait(&mut count);
@@ -332,10 +332,10 @@ fn a_sleep_lets_others_run_and_ends() {
     assert_eq!(ran, BTreeSet::from([0, 1]));
 }
 
-/// Takes `b`, then, by a token that a try gave, `a`: against the order.
+/// Takes `b`, then, with a token from a try, `a`: against the order.
 fn against_the_order(cx: &mut Locked<'_, Unlocked>, a: &Mutex<B, ()>, b: &Mutex<Table, ()>) {
     let (_b, mut cx) = b.lock(cx);
-    let way_round = Mutex::<A, _>::new(()).tried();
+    let way_round = Mutex::<A, _>::new(()).with_try_lock();
     let (_w, mut cx) = way_round.try_lock(&mut cx).expect("it is ours alone");
     drop(a.lock(&mut cx));
 }
@@ -370,13 +370,13 @@ fn locks_taken_both_ways_round_are_reported() {
 }
 
 #[test]
-fn what_two_domains_cannot_see_of_one_another_deadlocks_in_some_schedule() {
+fn an_inversion_between_two_domains_deadlocks_in_some_schedule() {
     let text = failure(|cx| ab_ba(cx, false));
     assert!(text.contains("deadlock!"), "{text}");
 }
 
 #[test]
-fn explored_threads_are_checked_whatever_the_domain_says() {
+fn explored_threads_are_checked_in_an_unchecked_domain_too() {
     outcomes(|_| {
         let domain = Domain::unchecked();
         enter(&domain, "t", |cx| Mutex::<A, _>::new(()).assert_held(cx));
@@ -388,7 +388,7 @@ fn explored_threads_are_checked_whatever_the_domain_says() {
 #[test]
 fn a_deadlock_on_oneself_is_reported_before_it_happens() {
     let text = failure(|cx| {
-        let (one, other) = (Mutex::<B, _>::new(()), Mutex::<A, _>::new(()).tried());
+        let (one, other) = (Mutex::<B, _>::new(()), Mutex::<A, _>::new(()).with_try_lock());
         let (_one, mut cx) = one.lock(cx);
         let (_other, mut cx) = other.try_lock(&mut cx).expect("it is ours alone");
         drop(one.lock(&mut cx));

@@ -1,4 +1,4 @@
-//! A process may have as many lock classes as it likes.
+//! A process may have any number of lock classes.
 
 use lockdep::{Domain, Locked, Mutex, OnReport, ReportKind, Unlocked, enter, lock_classes, lock_order};
 
@@ -6,7 +6,7 @@ lock_classes! {
     class Root = "root";
 }
 
-/// Classes that stand under the root, side by side, and a function that takes a lock of each.
+/// Classes directly under the root, and a function that takes a lock of each.
 macro_rules! many {
     ($($class:ident)*) => {
         lock_classes! { $(class $class = "one of many";)* }
@@ -40,7 +40,7 @@ fn the_order_of_more_than_64_classes_is_checked() {
     assert_eq!(domain.take_reports(), []);
     enter(&domain, "main", |cx| {
         let (_one, mut cx) = one.lock(cx);
-        // A try is allowed anywhere, and what it gives stands at the root.
+        // A try is allowed anywhere, and its token is at the root.
         let (_root, mut cx) = root.try_lock(&mut cx).expect("nobody has it");
         let (_other, _cx) = other.lock(&mut cx);
     });

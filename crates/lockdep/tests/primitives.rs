@@ -23,7 +23,7 @@ lock_order! {
     Outer => Table;
 }
 
-/// Runs a story in a checked domain that must have nothing to say.
+/// Runs a program in a checked domain, and checks that there are no reports.
 fn quietly(story: impl FnOnce(&mut Locked<'_, Unlocked>)) {
     let domain = Domain::checked(OnReport::Panic);
     enter(&domain, "main", story);
@@ -175,12 +175,12 @@ fn a_notification_to_all_wakes_all() {
 }
 
 #[test]
-fn an_event_count_wakes_whoever_saw_less() {
+fn an_event_count_wakes_the_threads_that_saw_less() {
     quietly(|cx| {
         let (count, done) = (Arc::new(EventCount::<Moved>::new()), Arc::new(AtomicBool::new(false)));
         let seen = count.seen(cx);
         count.advance(cx);
-        // What was seen is past: no wait.
+        // The count has advanced since it was seen: no wait.
         count.wait_past(cx, seen);
         assert_ne!(count.seen(cx), seen);
 
@@ -202,7 +202,7 @@ fn an_event_count_wakes_whoever_saw_less() {
 }
 
 #[test]
-fn a_panic_is_handed_to_who_joins_and_poisons_nothing() {
+fn a_panic_is_returned_by_join_and_poisons_nothing() {
     quietly(|cx| {
         let lock = Arc::new(Mutex::<Table, _>::new(7));
         let theirs = Arc::clone(&lock);
@@ -235,7 +235,7 @@ fn threads_of_a_domain_have_their_names() {
 }
 
 #[test]
-fn atomics_are_what_they_say() {
+fn atomics_return_the_values_that_they_hold() {
     let (number, flag) = (AtomicU64::new(1), AtomicBool::new(false));
     assert_eq!(number.fetch_add(2), 1);
     number.store(number.load() + 1);
@@ -264,7 +264,7 @@ fn real_and_explored_primitives_live_in_one_process() {
         assert_eq!(explored, Ok(20));
         assert!(!is_explored());
         *held += 1;
-        // What is made from now on is real again, on this thread as on any other.
+        // Primitives made from now on are real again, on this thread as on any other.
         let real_again = Mutex::<Count, _>::new(*held);
         drop((held, _cx));
         assert_eq!(*real_again.lock_leaf(cx), 1);
@@ -272,7 +272,7 @@ fn real_and_explored_primitives_live_in_one_process() {
 }
 
 #[test]
-fn mixing_real_and_explored_is_said_aloud() {
+fn mixing_real_and_explored_primitives_panics() {
     let condvar = Condvar::new();
     let explored = Explore::default().until_failure(RandomScheduler::new(1), move || {
         enter(&Domain::unchecked(), "main", |cx| {

@@ -1,7 +1,7 @@
-//! Every kind of report, each from the smallest program that earns it, and what it says.
+//! Every kind of report, each from the smallest program that causes it, with its text.
 //!
-//! Types prevent nearly all of these. The way around them in these stories is the honest one: a try
-//! is allowed anywhere and gives a token that stands at its own class, under whatever else is held.
+//! Types prevent nearly all of these. These tests bypass the types in the allowed way: a try is allowed anywhere and
+//! returns a token at the class of the tried lock, whatever else is held.
 
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ lock_order! {
     Inner => InnerNested;
 }
 
-/// One of each.
+/// One lock of each class.
 #[derive(Default)]
 struct Locks {
     root: Lock<Root>,
@@ -54,8 +54,8 @@ fn domain() -> Arc<Domain> {
     Domain::checked(OnReport::Record)
 }
 
-/// Runs a story on a thread called `main` and returns what the checker said.
-fn told(domain: &Arc<Domain>, story: impl FnOnce(&mut Locked<'_, Unlocked>)) -> Vec<Report> {
+/// Runs a program on a thread called `main` and returns the checker's reports.
+fn reports(domain: &Arc<Domain>, story: impl FnOnce(&mut Locked<'_, Unlocked>)) -> Vec<Report> {
     enter(domain, "main", story);
     domain.take_reports()
 }
@@ -86,7 +86,7 @@ fn edges(of: &[(&'static str, &'static str)]) -> Vec<EdgeInfo> {
 }
 
 #[test]
-fn two_threads_that_never_met_are_told_of_their_cycle() {
+fn a_cycle_of_two_threads_that_never_met_is_reported() {
     let (domain, locks) = (domain(), Locks::default());
     // Given a thread that took `outer`, then `inner`, and ended,
     let base = line!();
@@ -94,13 +94,13 @@ fn two_threads_that_never_met_are_told_of_their_cycle() {
         let (_o, mut cx) = locks.outer.0.lock(cx);
         let _i = locks.inner.0.lock(&mut cx);
     });
-    // when another holds `inner` and has come by a token that reaches `outer`,
+    // when another thread holds `inner` and has a token that reaches `outer`,
     enter(&domain, "second", |cx| {
         let (_i, mut cx) = locks.inner.0.lock(cx);
         let (_r, mut cx) = locks.root.0.try_lock(&mut cx).unwrap();
         let _o = locks.outer.0.lock(&mut cx);
     });
-    // then both chains are told, with threads and places.
+    // then both chains are reported, with threads and places.
     let report = only(domain.take_reports());
     assert_eq!(
         text(&report, base),
@@ -151,7 +151,7 @@ fn a_cycle_through_a_third_class_names_every_edge() {
 }
 
 #[test]
-fn a_cycle_is_told_once_and_the_edge_that_closes_it_is_not_kept() {
+fn a_cycle_is_reported_once_and_the_edge_that_closes_it_is_not_kept() {
     let (domain, locks) = (domain(), Locks::default());
     let story = |cx: &mut Locked<'_, Unlocked>| {
         {
@@ -159,7 +159,7 @@ fn a_cycle_is_told_once_and_the_edge_that_closes_it_is_not_kept() {
             let (_m, mut cx) = locks.middle.0.lock(&mut cx);
             let _i = locks.inner.0.lock(&mut cx);
         }
-        // Both of what is held contradicts the order; the first says so.
+        // Both held locks contradict the order; the first is reported.
         let (_m, mut cx) = locks.middle.0.lock(cx);
         let (_i, mut cx) = locks.inner.0.lock(&mut cx);
         let (_r, mut cx) = locks.root.0.try_lock(&mut cx).unwrap();
@@ -197,8 +197,8 @@ it holds, outermost first:
     let report = only(domain.take_reports());
     assert_eq!(text(&report, base), expected);
     assert_eq!(panic.unwrap_err().downcast_ref::<String>(), Some(&report.to_string()));
-    // Nothing stays locked, in fact or in the books.
-    assert!(told(&domain, |cx| drop(locks.inner.0.lock(cx))).is_empty());
+    // Nothing stays locked, neither in fact nor in the checker's records.
+    assert!(reports(&domain, |cx| drop(locks.inner.0.lock(cx))).is_empty());
 }
 
 #[test]
@@ -221,7 +221,7 @@ fn reading_twice_is_recursion_too() {
 fn two_locks_of_a_class_need_declared_nesting() {
     let (domain, one, two) = (domain(), Locks::default(), Locks::default());
     let base = line!();
-    let reports = told(&domain, |cx| {
+    let reports = reports(&domain, |cx| {
         let (_i, mut cx) = one.inner.0.lock(cx);
         let (_m, mut cx) = one.middle.0.try_lock(&mut cx).unwrap();
         let _other = two.inner.0.lock(&mut cx);
@@ -239,7 +239,7 @@ it holds, outermost first:
     );
 }
 
-/// Takes one of the class, then the other as nested in it.
+/// Takes one lock of the class, then the other as nested in it.
 fn nest(cx: &mut Locked<'_, Unlocked>, first: &Mutex<Inner, ()>, second: &Mutex<Inner, ()>) {
     let (_first, mut cx) = first.lock(cx);
     let _second = second.lock_nested::<InnerNested, _>(&mut cx);
@@ -250,11 +250,11 @@ fn declared_nesting_goes_from_lower_to_higher_rank() {
     let domain = domain();
     let ranked = |rank| Mutex::<Inner, _>::with_rank((), rank);
     let (low, high, low_too) = (ranked(1), ranked(2), ranked(1));
-    assert!(told(&domain, |cx| nest(cx, &low, &high)).is_empty());
+    assert!(reports(&domain, |cx| nest(cx, &low, &high)).is_empty());
     assert_eq!(domain.edges(), edges(&[("inner", "inner, nested")]));
 
     for (first, second) in [(&high, &low), (&low, &low_too)] {
-        let report = only(told(&domain, |cx| nest(cx, first, second)));
+        let report = only(reports(&domain, |cx| nest(cx, first, second)));
         assert_eq!(report.kind, ReportKind::NestingRank);
         let text = report.to_string();
         assert!(
@@ -268,10 +268,10 @@ fn declared_nesting_goes_from_lower_to_higher_rank() {
 
 #[test]
 fn nothing_is_taken_under_a_leaf() {
-    // Given a leaf that was only tried: its token stands at the leaf,
+    // Given a leaf that was only tried, whose token is at the leaf,
     let (domain, locks) = (domain(), Locks::default());
     let base = line!();
-    let reports = told(&domain, |cx| {
+    let reports = reports(&domain, |cx| {
         let (_l, mut cx) = locks.leaf.0.try_lock(cx).unwrap();
         let _other = locks.other_leaf.0.lock_leaf(&mut cx);
     });
@@ -285,15 +285,15 @@ thread main is trying to take other leaf at +3
 it holds, outermost first:
   leaf                     taken at +2"
     );
-    // then that is all that is said of it: leaves have no place in the order.
+    // then there is no other report about it: leaves have no place in the order.
     assert_eq!(domain.edges(), []);
 }
 
 #[test]
-fn locking_in_atomic_context_is_told_and_trying_and_leaves_are_not() {
+fn locking_in_atomic_context_is_reported_and_trying_and_leaves_are_not() {
     let (domain, locks) = (domain(), Locks::default());
     let base = line!();
-    let reports = told(&domain, |cx| {
+    let reports = reports(&domain, |cx| {
         cx.atomic(|cx| {
             drop(locks.leaf.0.lock_leaf(cx));
             let (_r, mut cx) = locks.root.0.try_lock(cx).unwrap();
@@ -314,11 +314,11 @@ it holds, outermost first:
 }
 
 #[test]
-fn waiting_in_atomic_context_is_told_whatever_it_is_that_waits() {
+fn every_kind_of_wait_in_atomic_context_is_reported() {
     let (domain, locks, condvar) = (domain(), Locks::default(), Condvar::new());
     let past = lockdep::Deadline::after(std::time::Duration::ZERO);
     let base = line!();
-    let reports = told(&domain, |cx| {
+    let reports = reports(&domain, |cx| {
         cx.atomic(|cx| {
             cx.might_wait();
             condvar.wait_until(&mut locks.leaf.0.lock_leaf(cx), &past);
@@ -350,12 +350,12 @@ fn draining_a_queue_with_what_a_handler_takes_is_a_cycle() {
         let _o = locks.outer.0.lock(&mut cx);
     });
     assert_eq!(domain.take_reports(), []);
-    // when somebody drains the queue with `outer` held, and no handler runs,
-    let reports = told(&domain, |cx| {
+    // when a thread drains the queue with `outer` held, and no handler runs,
+    let reports = reports(&domain, |cx| {
         let (_o, mut cx) = locks.outer.0.lock(cx);
         map.drain(&mut cx);
     });
-    // then it is the deadlock that it would be if one did.
+    // then the deadlock is reported that would happen if one did.
     let text = text(&only(reports), base);
     assert!(
         text.starts_with(
@@ -388,9 +388,9 @@ fn a_handler_that_drains_its_own_queue_is_stopped() {
 }
 
 #[test]
-fn draining_with_what_no_handler_takes_is_right() {
+fn draining_with_a_lock_that_no_handler_takes_is_allowed() {
     let (domain, locks, map) = (domain(), Locks::default(), WaitMap::<Queue>::new());
-    let reports = told(&domain, |cx| {
+    let reports = reports(&domain, |cx| {
         {
             let (_map, mut cx) = map.run(cx);
             drop(locks.inner.0.lock(&mut cx));
@@ -406,7 +406,7 @@ fn draining_with_what_no_handler_takes_is_right() {
 fn a_handler_starts_with_nothing_held() {
     let (domain, locks, map) = (domain(), Locks::default(), WaitMap::<Queue>::new());
     let base = line!();
-    let reports = told(&domain, |cx| {
+    let reports = reports(&domain, |cx| {
         // A guard that is forgotten is held for ever, though the token is free again.
         std::mem::forget(locks.outer.0.lock(cx).0);
         let _map = map.run(cx);
@@ -425,7 +425,7 @@ it holds, outermost first:
 fn an_assertion_that_a_lock_is_held_is_about_the_instance() {
     let (domain, one, two) = (domain(), Locks::default(), Locks::default());
     let base = line!();
-    let reports = told(&domain, |cx| {
+    let reports = reports(&domain, |cx| {
         let (_i, cx) = one.inner.0.lock(cx);
         one.inner.0.assert_held(&cx);
         two.inner.0.assert_held(&cx);
@@ -443,7 +443,7 @@ it holds, outermost first:
 #[test]
 fn a_try_adds_no_order_but_what_is_taken_under_it_does() {
     let (domain, locks) = (domain(), Locks::default());
-    let reports = told(&domain, |cx| {
+    let reports = reports(&domain, |cx| {
         let (_i, mut cx) = locks.inner.0.lock(cx);
         let (_m, mut cx) = locks.middle.0.try_lock(&mut cx).unwrap();
         drop(locks.leaf.0.lock_leaf(&mut cx));
@@ -453,9 +453,9 @@ fn a_try_adds_no_order_but_what_is_taken_under_it_does() {
 }
 
 #[test]
-fn a_try_of_what_one_holds_fails_and_that_is_all() {
+fn a_try_of_a_lock_that_the_thread_holds_fails_without_a_report() {
     let (domain, locks) = (domain(), Locks::default());
-    let reports = told(&domain, |cx| {
+    let reports = reports(&domain, |cx| {
         let (_i, mut cx) = locks.inner.0.lock(cx);
         assert!(locks.inner.0.try_lock(&mut cx).is_none());
     });
@@ -463,12 +463,12 @@ fn a_try_of_what_one_holds_fails_and_that_is_all() {
 }
 
 #[test]
-fn to_wait_with_what_was_taken_under_the_lock_is_a_cycle() {
-    // A wait lets go of `middle` and takes it again: with `inner` held, here.
+fn waiting_with_a_lock_that_was_taken_under_the_released_one_is_a_cycle() {
+    // A wait releases `middle` and takes it again: with `inner` held, here.
     let (domain, locks, condvar) = (domain(), Locks::default(), Condvar::new());
     let past = lockdep::Deadline::after(std::time::Duration::ZERO);
     let base = line!();
-    let reports = told(&domain, |cx| {
+    let reports = reports(&domain, |cx| {
         let (_o, mut cx) = locks.outer.0.lock(cx);
         let (mut middle, mut cx) = locks.middle.0.lock(&mut cx);
         condvar.wait_until(&mut middle, &past);
@@ -525,9 +525,9 @@ fn a_thread_that_unwinds_is_not_made_to_panic_again() {
 }
 
 #[test]
-fn an_unchecked_domain_says_nothing_and_knows_nothing() {
+fn an_unchecked_domain_reports_nothing_and_keeps_nothing() {
     let (domain, locks, other) = (Domain::unchecked(), Locks::default(), Locks::default());
-    let reports = told(&domain, |cx| {
+    let reports = reports(&domain, |cx| {
         cx.might_wait();
         locks.inner.0.assert_held(cx);
         cx.atomic(|cx| {
@@ -542,7 +542,7 @@ fn an_unchecked_domain_says_nothing_and_knows_nothing() {
 }
 
 #[test]
-fn threads_share_the_domain_of_who_started_them() {
+fn threads_share_the_domain_of_the_thread_that_started_them() {
     let (domain, locks) = (domain(), Arc::new(Locks::default()));
     enter(&domain, "main", |cx| {
         let theirs = Arc::clone(&locks);
@@ -558,10 +558,10 @@ fn threads_share_the_domain_of_who_started_them() {
 }
 
 #[test]
-fn a_stated_invariant_that_does_not_hold_is_told_by_its_name() {
+fn a_stated_invariant_that_does_not_hold_is_reported_by_its_name() {
     let (domain, locks) = (domain(), Locks::default());
     let base = line!();
-    let reports = told(&domain, |cx| {
+    let reports = reports(&domain, |cx| {
         let (_i, cx) = locks.inner.0.lock(cx);
         cx.ensure("load-once", || true, || unreachable!("it holds"));
         cx.ensure("load-once", || false, || "pf0 vf1 is loaded".to_owned());
@@ -575,16 +575,16 @@ fn a_stated_invariant_that_does_not_hold_is_told_by_its_name() {
 }
 
 #[test]
-fn what_is_about_locks_breaks_the_lock_order() {
+fn reports_about_locks_break_the_invariant_lock_order() {
     let (domain, locks) = (domain(), Locks::default());
-    let reports = told(&domain, |cx| locks.inner.0.assert_held(cx));
+    let reports = reports(&domain, |cx| locks.inner.0.assert_held(cx));
     assert_eq!(only(reports).invariant(), "lock-order");
 }
 
 #[test]
 fn nothing_is_computed_for_an_invariant_where_nothing_is_checked() {
     let domain = Domain::unchecked();
-    let reports = told(&domain, |cx| {
+    let reports = reports(&domain, |cx| {
         assert!(!cx.is_checked());
         cx.ensure("load-once", || unreachable!("nobody checks"), || unreachable!("nobody checks"));
     });
@@ -612,14 +612,14 @@ fn a_broken_invariant_panics_where_reports_panic() {
 #[test]
 fn an_explorers_domain_keeps_reports_and_goes_on() {
     let (domain, locks) = (Domain::exploring(None), Locks::default());
-    let reports = told(&domain, |cx| {
+    let reports = reports(&domain, |cx| {
         locks.inner.0.assert_held(cx);
         cx.ensure("no-leak", || false, || "a port".to_owned());
         assert!(!cx.fails(|| unreachable!("nobody decides what fails")));
     });
     let invariants: Vec<_> = reports.iter().map(Report::invariant).collect();
     assert_eq!(invariants, ["lock-order", "no-leak"]);
-    // What cannot go on panics all the same.
+    // A thread that would wait for ever panics all the same.
     let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         enter(&domain, "main", |cx| {
             let (_m, mut cx) = locks.inner.0.lock(cx);
@@ -631,7 +631,7 @@ fn an_explorers_domain_keeps_reports_and_goes_on() {
 }
 
 #[test]
-fn what_can_fail_asks_the_oracle_by_its_name_and_thread() {
+fn the_oracle_receives_the_name_and_the_thread_of_what_can_fail() {
     #[derive(Debug)]
     struct Once(&'static str);
     impl Oracle for Once {
@@ -646,13 +646,13 @@ fn what_can_fail_asks_the_oracle_by_its_name_and_thread() {
 }
 
 #[test]
-fn what_an_interrupt_takes_must_be_taken_with_interrupts_off() {
+fn a_class_that_a_handler_takes_must_be_taken_with_interrupts_off() {
     let (domain, locks) = (domain(), Locks::default());
     let base = line!();
     let takes = |cx: &mut Locked<'_, Unlocked>| drop(locks.leaf.0.lock_leaf(cx));
     let interrupts = |cx: &mut Locked<'_, Unlocked>| cx.interrupt(|cx| drop(locks.leaf.0.lock_leaf(cx)));
-    assert_eq!(told(&domain, takes), [], "it may be taken with interrupts on");
-    let report = only(told(&domain, interrupts));
+    assert_eq!(reports(&domain, takes), [], "it may be taken with interrupts on");
+    let report = only(reports(&domain, interrupts));
     assert_eq!(report.invariant(), "lock-order");
     assert_eq!(
         text(&report, base),
@@ -663,26 +663,26 @@ fn what_an_interrupt_takes_must_be_taken_with_interrupts_off() {
          leaf is taken with interrupts on:\n  at +1 in thread main\n\
          possible schedule:\n  lock(leaf)\n  <interrupt>\n    lock(leaf)\n  *** deadlock ***"
     );
-    // It is told once.
-    assert_eq!(told(&domain, interrupts), []);
+    // It is reported once.
+    assert_eq!(reports(&domain, interrupts), []);
 }
 
 #[test]
-fn whichever_way_is_seen_first() {
+fn it_is_reported_whichever_way_is_seen_first() {
     let (domain, locks) = (domain(), Locks::default());
-    assert_eq!(told(&domain, |cx| cx.interrupt(|cx| drop(locks.leaf.0.lock_leaf(cx)))), []);
-    let report = only(told(&domain, |cx| drop(locks.leaf.0.try_lock(cx))));
+    assert_eq!(reports(&domain, |cx| cx.interrupt(|cx| drop(locks.leaf.0.lock_leaf(cx)))), []);
+    let report = only(reports(&domain, |cx| drop(locks.leaf.0.try_lock(cx))));
     assert!(matches!(report.kind, ReportKind::Interrupted { .. }), "{report}");
 }
 
 #[test]
-fn a_lock_that_is_always_taken_with_interrupts_off_may_be_taken_by_one() {
+fn a_handler_may_take_a_lock_that_is_always_taken_with_interrupts_off() {
     let (domain, locks, irq) = (domain(), Locks::default(), Lock::<IrqLeaf>::default());
-    let reports = told(&domain, |cx| {
+    let reports = reports(&domain, |cx| {
         drop(irq.0.lock_leaf(cx));
         cx.interrupt(|cx| drop(irq.0.lock_leaf(cx)));
         cx.interrupts_off(|cx| drop(locks.leaf.0.lock_leaf(cx)));
-        // What only tries waits for nobody.
+        // A try waits for no other thread.
         cx.interrupt(|cx| drop(locks.other_leaf.0.try_lock(cx)));
         drop(locks.other_leaf.0.lock_leaf(cx));
         cx.interrupt(|cx| drop(locks.leaf.0.lock_leaf(cx)));
@@ -697,7 +697,7 @@ fn nothing_waits_in_an_interrupt_or_with_interrupts_off() {
         |cx: &mut Locked<'_, Unlocked>| cx.interrupt(|cx| cx.might_wait()),
         |cx: &mut Locked<'_, Unlocked>| cx.interrupts_off(|cx| cx.might_wait()),
     ] {
-        let report = only(told(&domain, section));
+        let report = only(reports(&domain, section));
         assert!(matches!(report.kind, ReportKind::WaitInAtomicAt { .. }), "{report}");
     }
 }

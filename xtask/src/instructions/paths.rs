@@ -79,7 +79,7 @@ fn mutex(n: usize) -> Result<()> {
 }
 
 fn tried(n: usize) -> Result<()> {
-    let lock = Mutex::<Outer, u64>::new(0).tried();
+    let lock = Mutex::<Outer, u64>::new(0).with_try_lock();
     unchecked(|cx| {
         for _ in 0..n {
             if let Some((mut value, _)) = black_box(&lock).try_lock(cx) {

@@ -772,7 +772,7 @@ function tellStory(index) {
   by("again").hidden = !story.token;
   by("replay").textContent = story.again;
   facts(by("facts"), [
-    [story.kind, story.program], ...(story.after ? [["told after", story.after]] : []),
+    [story.kind, story.program], ...(story.after ? [["run first", story.after]] : []),
     ["faults", story.faults.length ? story.faults.join("; ") : "none"],
     ["preemptions", story.preemptions], ["threads", story.lanes.length], ["rows", story.rows.length],
   ]);

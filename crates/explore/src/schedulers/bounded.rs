@@ -1,144 +1,55 @@
-//! Every schedule with at most so many preemptions: iterative context bounding, after CHESS (Musuvathi
-//! and Qadeer, PLDI 2007), with three reductions that lose no outcome. The argument for them is in
-//! `docs/verification.md`; that they lose none is tested on random programs, by what their threads find.
+//! Every schedule with at most a number of preemptions: iterative context bounding, after CHESS (Musuvathi and
+//! Qadeer, PLDI 2007), with three reductions that lose no outcome. The argument for them is in
+//! `docs/verification.md`. That they lose none is tested on random programs, by what the programs' threads find.
 //!
-//! A *preemption* is a switch away from a thread that could go on. When a thread blocks or ends, to
-//! choose the next is free. That a time-out fires while something else could run counts as one more,
-//! and so does, where nothing but time-outs is left, that it is not the oldest.
+//! A *preemption* is a switch away from a thread that could go on. When a thread blocks or ends, choosing the next
+//! one is free. If a time-out fires while something else could run, this counts as one more, and also if only
+//! time-outs are left and it is not the oldest. A thread that is about to raise an interrupt can be switched away
+//! from for free, because the interrupt may arrive later.
 //!
-//! Two steps are *independent* if neither writes what the other touches: then they come to the same in either order.
-//! A lock that is taken and let go of within one step, and whose guard was not lent out for writing, is read.
-//! So is one that is taken for reading; it is for whoever wants it for writing that this is a difference.
+//! Two steps are *independent* if neither writes what the other touches: then they have the same result in either
+//! order. A lock is only read if it is taken and released within one step and its guard was not lent out for
+//! writing, or if it is taken for reading. Only threads that want to write it can see a difference then.
 //!
 //! The search is depth-first over choices, the latest first:
 //!
-//! * **Sliding.** A preemption before a step that is independent of what runs until the preempted
-//!   thread goes on is as good as one after that step. The later one has been searched by then, so the
-//!   earlier one is passed over. What runs meanwhile is known from that search: so everybody who could run
-//!   before the step must be able to after it, or what they might have done is not known.
+//! * **Sliding.** A preemption before a step that is independent of everything that runs until the preempted thread
+//!   goes on has the same result as a preemption after that step. The later one has been searched by then, so the
+//!   earlier one is skipped. What runs meanwhile is known from that search. So every thread that could run before
+//!   the step must be able to run after it; otherwise what it might have done is not known.
 //! * **Joining.** Where a thread has blocked or ended, what can follow depends only on the state and on the
-//!   preemptions left. Where both have been met before, nothing new can follow. The state is what threads have seen
-//!   and what objects hold, see [`Model::state`]: in whose order a lock was taken to look is no part of it.
-//! * **Sleeping.** A choice that was searched at a point need not be made in what is searched after it there until
-//!   something has touched what its thread would touch: to make it later comes to the same as to have made it
-//!   first.
+//!   preemptions left. Where both have been met before, nothing new can follow. The state consists of what threads
+//!   have seen and of the contents of objects, see [`Model::state`]. In which order threads took a lock only to read
+//!   is no part of it.
+//! * **Sleeping.** A choice that was searched at a point need not be made later in the schedules that follow from
+//!   that point, until something has touched what its thread would touch: to make the choice later has the same
+//!   result as to have made it first.
+
+mod objects;
+mod point;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-use lockdep::{Halt, Model, ObjectId, Touch, look};
+use lockdep::{Halt, Touch, look};
 use shuttle::scheduler::{Schedule, Scheduler, Task, TaskId};
 
-/// Objects that were touched, as bits: at all, and by more than reading. Two objects may share a bit: then
-/// less is passed over, never more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Objects {
-    touched: [u64; WORDS],
-    written: [u64; WORDS],
-}
+use objects::Objects;
+use point::{Node, Searched, note_segment};
 
-const WORDS: usize = 4;
+pub(super) use point::{Choice, choices, state};
 
-impl Objects {
-    const NONE: Self = Self { touched: [0; WORDS], written: [0; WORDS] };
-    const ALL: Self = Self { touched: [u64::MAX; WORDS], written: [u64::MAX; WORDS] };
-
-    fn add(&mut self, touch: &Touch) {
-        let bit = touch.object.index() % (64 * WORDS);
-        let one = 1 << (bit % 64);
-        self.touched[bit / 64] |= one;
-        self.written[bit / 64] |= if touch.reads { 0 } else { one };
-    }
-
-    fn join(&mut self, other: &Self) {
-        self.touched.iter_mut().zip(other.touched).for_each(|(ours, theirs)| *ours |= theirs);
-        self.written.iter_mut().zip(other.written).for_each(|(ours, theirs)| *ours |= theirs);
-    }
-
-    /// Whether it makes a difference which comes first: one writes what the other touches.
-    fn meets(&self, other: &Self) -> bool {
-        (0..WORDS).any(|i| self.written[i] & other.touched[i] | self.touched[i] & other.written[i] != 0)
-    }
-}
-
-/// What a thread that could be chosen costs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Choice {
-    pub(super) thread: u8,
-    pub(super) cost: u8,
-    /// Its time-out fires.
-    timer: bool,
-    /// What it is about to do something to.
-    object: ObjectId,
-}
-
-/// An alternative that has been searched to its end.
-#[derive(Clone, Copy, Debug)]
-struct Searched {
-    choice: Choice,
-    /// What threads other than the preempted one touch in it before that one goes on; and in those
-    /// searched before it.
-    touched: Objects,
-    /// What the thread touches if it runs until it can no longer.
-    run: Objects,
-}
-
-/// A thread that need not be chosen: to let it run here was searched at an earlier point, and nothing
-/// that it would touch has been touched since. What a time-out costs depends on who else could run, so
-/// none sleeps, and none leaves anybody asleep.
-#[derive(Clone, Copy, Debug)]
-struct Asleep {
-    thread: u8,
-    run: Objects,
-}
-
-/// A point of the current schedule where there was a choice.
-#[derive(Debug, Default)]
-struct Node {
-    /// The thread that ran before, if it could go on: to choose another is a preemption of it.
-    current: Option<u8>,
-    choices: Vec<Choice>,
-    /// Which of them is taken now.
-    taken: usize,
-    /// Preemptions before this point.
-    spent: u8,
-    /// Nothing but the first choice is to be tried from here: it is not new.
-    closed: bool,
-    searched: Vec<Searched>,
-    asleep: Vec<Asleep>,
-    /// What the thread taken now touches until it can no longer go on.
-    run: Option<Objects>,
-    /// From the point after: what became of the alternatives there, if preempting here could slide there.
-    after: Vec<Searched>,
-    /// The step of the schedule, and how many threads could run: the same whenever it is met again.
-    mark: (usize, usize),
-    /// What was touched from here to the next point, by whom.
-    segment: Vec<Touch>,
-    /// The state here, at points where joining is looked for.
-    joins: Option<u64>,
-    /// It was met before: what can follow is known, or will be.
-    joined: bool,
-    /// How many time-outs had fired by then.
-    fired: u64,
-    /// It was met before in this schedule: what can follow is still being searched.
-    returns: bool,
-    /// What the step touches that goes on with the current thread.
-    step: Objects,
-    /// What is touched in the alternative taken now before the thread preempted here goes on.
-    meanwhile: Objects,
-}
-
-/// What is known of a point that was met before.
+/// What is known of a state that was met before.
 #[derive(Debug)]
 struct Met {
     left: u8,
     /// The threads that were asleep, as bits.
     asleep: u128,
-    /// For threads preempted when it was met: what others touch from there on before they go on.
+    /// For threads that were preempted when it was met: what other threads touch from there on before they go on.
     meanwhile: Vec<(u8, Objects)>,
 }
 
-/// The hasher of what is a hash already.
+/// A hasher of values that are hashes already.
 #[derive(Debug, Default)]
 struct AsIs(u64);
 
@@ -156,26 +67,44 @@ impl Hasher for AsIs {
     }
 }
 
-/// So many states are kept at most, a few hundred megabytes. What is met after that is searched as often as it
+/// The most states that are kept, a few hundred megabytes. A state that is met after that is searched each time it
 /// is met, which is slower and loses nothing.
 const MOST_MET: usize = 4_000_000;
 
-/// How the search went.
+/// Counts of a search.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Schedules run.
     pub schedules: u64,
-    /// Preemptions passed over because they slide.
+    /// Preemptions that were skipped because they slide.
     pub slid: u64,
-    /// Points passed over because they were met before.
+    /// Points that were skipped because their states were met before.
     pub joined: u64,
-    /// Choices passed over because their thread was asleep.
+    /// Choices that were skipped because their thread was asleep.
     pub asleep: u64,
-    /// States that there was no room to keep, each time they were met.
+    /// States that did not fit into memory, counted each time they were met.
     pub forgotten: u64,
 }
 
-/// The scheduler: one bound.
+/// A scheduler that searches up to one bound.
+///
+/// ```
+/// use explore::schedulers::{Bounded, Shared};
+/// use lockdep::{AtomicU64, Domain, Explore, enter};
+///
+/// let search = Shared::new(Bounded::new(1, true));
+/// let schedules = Explore::default().until_failure(search.clone(), || {
+///     enter(&Domain::exploring(None), "main", |cx| {
+///         let sum = std::sync::Arc::new(AtomicU64::new(0));
+///         let theirs = sum.clone();
+///         let other = cx.spawn("other", move |_| theirs.fetch_add(1));
+///         sum.fetch_add(1);
+///         other.join(cx).unwrap();
+///         assert_eq!(sum.load(), 2);
+///     });
+/// });
+/// assert!(schedules.is_ok() && search.borrow().is_exhausted());
+/// ```
 #[derive(Debug)]
 pub struct Bounded {
     bound: u8,
@@ -187,27 +116,29 @@ pub struct Bounded {
     done: bool,
     started: bool,
     touched: Vec<Touch>,
-    /// Points that are no more, for their room.
+    /// Points that are no longer in use, kept for their memory.
     spare: Vec<Node>,
-    /// Of several parts that share the work: which, and of how many.
+    /// Of several parts that share the work: the index of this one, and their number.
     part: (u32, u32),
-    /// Of several searchers that share the part: which, and of how many.
+    /// Of several searchers that share the part: the index of this one, and their number.
     job: (u32, u32),
-    /// By how many points at once parts share the work, and searchers a part.
+    /// The lengths of the blocks in which parts share the work, and searchers a part.
     blocks: [usize; 2],
-    /// What went otherwise than before with the same choices.
+    /// What differed although the choices were the same: the program is not deterministic.
     pub diverged: Option<String>,
 }
 
-/// First preemptions are dealt out in blocks of so many points. A preemption slides from one point of a block to the
-/// next; past its last point it is run, as what comes after that is for another to search. So blocks are long enough
-/// that most still slide, and short enough that there are some for everybody: `docs/campaign.md` has what was measured.
+/// Returns the length of the blocks in which first preemptions are dealt out, in points. A preemption slides from
+/// one point of a block to the next. After the last point of a block it is run, because what follows belongs to
+/// another searcher. So blocks are long enough that most preemptions still slide, and short enough that every
+/// searcher has some: `docs/campaign.md` has the measurements.
 fn block(shares: u32) -> usize {
     (256 / u64::from(shares.max(1)).pow(2)).max(8) as usize
 }
 
 impl Bounded {
-    /// Searches every schedule with at most `bound` preemptions. Without `reduce`, equivalent ones too.
+    /// Makes a search for every schedule with at most `bound` preemptions. Without `reduce`, equivalent schedules
+    /// are run, too.
     pub fn new(bound: u8, reduce: bool) -> Self {
         Self {
             bound,
@@ -227,33 +158,34 @@ impl Bounded {
         }
     }
 
-    /// Searches only its share of all schedules with a preemption, by where the first one is; and, the first of all, those
-    /// without. `part`: which, and of how many. `job`: which of those who search that part, and of how many: another part
-    /// may have more of them, or fewer.
+    /// Restricts the search to its share of the schedules with a preemption, divided by the point of the first
+    /// preemption. The first searcher of all also has the schedules without one. `part`: the index of the part and
+    /// the number of parts. `job`: the index of the searcher in that part, and their number, which may differ from
+    /// part to part.
     pub fn share(mut self, part: (u32, u32), job: (u32, u32)) -> Self {
         (self.part, self.job) = ((part.0, part.1.max(1)), (job.0, job.1.max(1)));
         self.blocks = [block(self.part.1), block(self.part.1 * self.job.1)];
         self
     }
 
-    /// First preemptions are dealt out by so many points at once, to parts and in a part. All who share the work must agree
-    /// on the first, and all who share a part on both.
+    /// Sets the lengths of the blocks in which first preemptions are dealt out, to parts and within a part. All
+    /// searchers must agree on the first length, and all searchers of a part on both.
     pub fn in_blocks_of(mut self, points: [usize; 2]) -> Self {
         self.blocks = points.map(|points| points.max(1));
         self
     }
 
-    /// How it went so far.
+    /// Returns the counts so far.
     pub fn counts(&self) -> Counts {
         self.counts
     }
 
-    /// Whether every schedule within the bound has been searched.
+    /// Returns whether every schedule within the bound has been searched.
     pub fn is_exhausted(&self) -> bool {
         self.done
     }
 
-    /// Whether the schedule that runs, or has just run, is of this searcher's share.
+    /// Returns whether the schedule that runs, or has just run, belongs to this searcher's share.
     pub fn is_mine(&self) -> bool {
         let first = self.path.iter().position(|node| node.choices[node.taken].cost > 0);
         match first {
@@ -268,18 +200,18 @@ impl Bounded {
         if depth / block % of != part {
             return false;
         }
-        // The part's points, counted on their own.
+        // The points of the part, numbered consecutively.
         let place = depth / block / of * block + depth % block;
         place / inner % self.job.1 as usize == self.job.0 as usize
     }
 
-    /// Whether a choice is within the bound, and of this searcher's share.
+    /// Returns whether a choice is within the bound, and in this searcher's share.
     fn affords(&self, node: &Node, choice: Choice, depth: usize) -> bool {
         let first = node.spent == 0 && choice.cost > 0;
         node.spent + choice.cost <= self.bound && (!first || self.owns(depth))
     }
 
-    /// Ends the last schedule: what its steps tell about preemptions still open.
+    /// Ends the last schedule: adds what its steps show about preemptions that are still open.
     fn finish(&mut self) {
         for at in 0..self.path.len() {
             if self.path[at].run.is_none() {
@@ -295,7 +227,8 @@ impl Bounded {
         }
     }
 
-    /// What the thread taken at a point touches until it can no longer go on, if it is let.
+    /// Returns what the thread that was chosen at a point touches until it can no longer go on, if it is not
+    /// preempted.
     fn run(&self, from: usize) -> Objects {
         let thread = self.path[from].choices[self.path[from].taken].thread;
         let mut run = Objects::NONE;
@@ -313,13 +246,13 @@ impl Bounded {
         run
     }
 
-    /// What threads other than `thread` touch from a point on, until `thread` goes on.
+    /// Returns what threads other than `thread` touch from a point on, until `thread` goes on.
     fn meanwhile(&mut self, from: usize, thread: u8) -> Objects {
         let mut end = from;
         let mut joined = Objects::NONE;
         while end < self.path.len() {
             if end > from && self.path[end].joined {
-                // What is known of what can follow is what counts here.
+                // What is known of the joined point is used here.
                 let met = self.path[end].joins.and_then(|state| self.met.get(&state));
                 let asleep = self.path[end].asleep_bits();
                 let met = met.filter(|met| met.asleep & !asleep == 0 && !self.path[end].returns);
@@ -331,7 +264,7 @@ impl Bounded {
                 break;
             }
         }
-        // Backwards, so that each point met on the way learns what follows it.
+        // Backwards, so that each point on the way learns what follows it.
         let mut touched = joined;
         for at in (from..end).rev() {
             let segment = std::mem::take(&mut self.path[at].segment);
@@ -352,7 +285,7 @@ impl Bounded {
         touched
     }
 
-    /// The next alternative of the deepest point that has one left; whether there is one.
+    /// Sets the next alternative, at the deepest point that has one left. Returns whether there is one.
     fn backtrack(&mut self) -> bool {
         while let Some(mut node) = self.path.pop() {
             let taken = node.choices[node.taken];
@@ -383,12 +316,13 @@ impl Bounded {
                 self.path.push(node);
                 return true;
             }
-            // What was searched here may serve the point before, if that one's thread just went on.
+            // What was searched here may serve the point before, if that point's thread just went on.
             if let Some(before) = self.path.last_mut()
                 && node.current.is_some()
                 && before.current == node.current
                 && before.choices[before.taken].thread == before.current.unwrap_or(u8::MAX)
-                // Who can no longer run there is not heard of there, and might come between here.
+                // A thread that can no longer run there is not among what was searched, and might have run in
+                // between.
                 && before.choices.iter().all(|choice| node.choices.iter().any(|later| later.thread == choice.thread))
                 && before.segment.iter().all(|touch| before.current.is_some_and(|by| touch.thread == usize::from(by)))
             {
@@ -399,88 +333,16 @@ impl Bounded {
         false
     }
 
-    /// Whether preempting here is as good as preempting one step later, which has been searched.
+    /// Returns the later alternative, which has been searched, if to preempt here has the same result as to preempt
+    /// one step later.
     fn slides(&self, node: &Node, choice: Choice) -> Option<Searched> {
         if !self.reduce || choice.cost == 0 {
             return None;
         }
-        // A thread that the step between has woken is about to do something else there.
+        // A thread that the step in between has woken is about to do something else there.
         let later = node.after.iter().find(|searched| searched.choice == choice)?;
         (Some(choice.thread) != node.current && !later.touched.meets(&node.step)).then_some(*later)
     }
-}
-
-impl Default for Objects {
-    fn default() -> Self {
-        Self::NONE
-    }
-}
-
-impl Node {
-    /// Makes a new point of an old one.
-    fn begin(&mut self, current: Option<u8>, mark: (usize, usize)) {
-        let Self { mut choices, mut searched, mut asleep, mut after, mut segment, .. } = std::mem::take(self);
-        choices.clear();
-        searched.clear();
-        asleep.clear();
-        after.clear();
-        segment.clear();
-        *self = Self { current, mark, choices, searched, asleep, after, segment, ..Self::default() };
-    }
-
-    fn is_asleep(&self, thread: u8) -> bool {
-        self.asleep.iter().any(|asleep| asleep.thread == thread)
-    }
-
-    fn asleep_bits(&self) -> u128 {
-        self.asleep.iter().fold(0, |bits, asleep| bits | 1 << (asleep.thread % 128))
-    }
-
-    /// Who is asleep at the next point: who was, and who has been searched here, unless it has run or
-    /// something it would touch was touched.
-    fn still_asleep(&self, into: &mut Vec<Asleep>) {
-        if self.choices[self.taken].timer {
-            return;
-        }
-        let mut touched = Objects::NONE;
-        self.segment.iter().for_each(|touch| touched.add(touch));
-        let ran = |thread: u8| self.segment.iter().any(|touch| touch.thread == usize::from(thread));
-        let searched = self.searched.iter().filter(|s| !s.choice.timer);
-        let searched = searched.map(|s| Asleep { thread: s.choice.thread, run: s.run });
-        let asleep = self.asleep.iter().copied().chain(searched);
-        into.extend(asleep.filter(|asleep| !ran(asleep.thread) && !asleep.run.meets(&touched)));
-    }
-}
-
-/// What can be chosen, the cheapest first; `current` could go on if it is given.
-pub(super) fn choices(model: &Model, runnable: &[&Task], current: Option<u8>, into: &mut Vec<Choice>) {
-    let threads = || runnable.iter().map(|task| usize::from(task.id()));
-    let timers_only = threads().all(|thread| model.timer(thread).is_some());
-    let oldest = threads().filter_map(|thread| model.timer(thread)).min();
-    into.extend(threads().map(|thread| {
-        let timer = model.timer(thread);
-        let preempts = current.is_some_and(|current| usize::from(current) != thread);
-        let early = timer.is_some() && !(timers_only && timer == oldest);
-        Choice {
-            thread: thread as u8,
-            cost: u8::from(preempts) + u8::from(early),
-            timer: timer.is_some(),
-            object: model.pending(thread).object,
-        }
-    }));
-    into.sort_unstable_by_key(|choice| (choice.cost, choice.thread));
-}
-
-/// The state, and which time-outs are the older ones.
-pub(super) fn state(model: &Model, runnable: &[&Task]) -> u64 {
-    let mut state = model.state();
-    let mut last = 0;
-    let since = |task: &&&Task| model.timer(usize::from(task.id()));
-    while let Some(next) = runnable.iter().filter(|task| since(task).is_some_and(|t| t > last)).min_by_key(since) {
-        last = since(&next).unwrap_or_default();
-        state = state.rotate_left(7).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ (usize::from(next.id()) as u64 + 1);
-    }
-    state
 }
 
 impl Scheduler for Bounded {
@@ -521,8 +383,7 @@ impl Scheduler for Bounded {
                 return Some(TaskId::from(next));
             }
             let current = current.map(usize::from);
-            let current =
-                current.filter(|thread| model.threads()[*thread].is_enabled() && model.timer(*thread).is_none());
+            let current = current.filter(|thread| model.goes_on(*thread));
             let mut node = self.spare.pop().unwrap_or_default();
             node.begin(current.map(|thread| thread as u8), mark);
             choices(model, runnable, node.current, &mut node.choices);
@@ -558,8 +419,9 @@ impl Scheduler for Bounded {
 }
 
 impl Bounded {
-    /// Whether this point, where the choice is free, was met before with as much left. If it was in this very
-    /// schedule and nothing was spent since, what was done since can be done for ever: the step in which it was met.
+    /// Joins the point, where the choice is free, if its state was met before with as many preemptions left. If it
+    /// was met in this very schedule and nothing was spent since, the schedule can loop for ever. Then the result is
+    /// the step in which it was met.
     fn join(&mut self, node: &mut Node, state: u64, step: usize) -> Option<usize> {
         let left = self.bound - node.spent;
         let asleep = node.asleep_bits();
@@ -570,7 +432,7 @@ impl Bounded {
                 let before = self.path.iter().rev().find(|before| before.joins == Some(state));
                 let round = before.filter(|before| before.spent == node.spent && before.mark.0 < step);
                 if let Some(before) = round {
-                    // Where time passes, who waits gives up some time, which is no part of the state.
+                    // A waiting thread gives up some time where time passes, and this is no part of the state.
                     return (before.fired == node.fired).then_some(before.mark.0);
                 }
                 (node.closed, node.joined, node.returns) = (true, true, before.is_some());
@@ -587,13 +449,7 @@ impl Bounded {
     }
 }
 
-fn note_segment(node: &mut Node, touched: &[Touch]) {
-    if node.segment.is_empty() {
-        node.segment.extend_from_slice(touched);
-    }
-}
-
-/// What was touched after the last point of the schedule.
+/// Adds what was touched after the last point of the schedule.
 fn look_at_end(search: &mut Bounded) {
     look(|model| model.take_touched(&mut search.touched));
     if let Some(last) = search.path.last_mut() {

@@ -1,4 +1,4 @@
-//! Who decides what runs next.
+//! Schedulers: each decides which thread runs next.
 
 mod bounded;
 mod random;
@@ -15,17 +15,17 @@ use std::rc::Rc;
 
 use shuttle::scheduler::{Schedule, Scheduler, Task, TaskId};
 
-/// A scheduler that can be looked at while it is lent to a runner.
+/// A scheduler that can be read while it is lent to a runner.
 #[derive(Debug)]
 pub struct Shared<S>(Rc<RefCell<S>>);
 
 impl<S> Shared<S> {
-    /// The scheduler.
+    /// Wraps a scheduler.
     pub fn new(scheduler: S) -> Self {
         Self(Rc::new(RefCell::new(scheduler)))
     }
 
-    /// A look at it.
+    /// Borrows it.
     pub fn borrow(&self) -> Ref<'_, S> {
         self.0.borrow()
     }

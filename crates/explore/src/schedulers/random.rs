@@ -1,5 +1,5 @@
-//! Any thread that can run, as likely as any other. Shuttle has a scheduler that does this, too, but its seed is not
-//! ours to give: `SHUTTLE_RANDOM_SEED` in the environment overrides it. And it prints when it is not run to its end.
+//! Chooses any thread that can run with equal probability. Shuttle has such a scheduler, too, but
+//! `SHUTTLE_RANDOM_SEED` in the environment overrides its seed, and it prints a message if it is not run to its end.
 
 use shuttle::scheduler::{Schedule, Scheduler, Task, TaskId};
 
@@ -20,7 +20,8 @@ impl Numbers {
         z ^ (z >> 31)
     }
 
-    /// One less than `n`; with as few as there are threads, one is more likely than another by less than 2^-50.
+    /// Returns a number less than `n`. With as few numbers as there are threads, their probabilities differ by less
+    /// than 2^-50.
     fn below(&mut self, n: usize) -> usize {
         ((u128::from(self.next()) * n as u128) >> 64) as usize
     }
@@ -34,9 +35,9 @@ pub struct Random {
 }
 
 impl Random {
-    /// So many schedules; the same ones whenever the seed is the same.
+    /// Makes a scheduler for a number of schedules, which are the same whenever the seed is the same.
     pub fn new(seed: u64, schedules: u64) -> Self {
-        // Not the sequence that `Unhurried` has of the same seed: the two are to know nothing of one another.
+        // Use another sequence than `Unhurried` does with the same seed: the two must be independent.
         Self { numbers: Numbers::new(!Numbers::new(seed).next()), left: schedules }
     }
 }

@@ -1,9 +1,9 @@
-//! Schedules written down, and run again.
+//! Schedules that are recorded and run again.
 //!
-//! A schedule is told by where it differs from the plain one, in which a thread runs until it cannot go
-//! on and then the first that can, time-outs last. Each difference names the thread that ran, how many
-//! operations it had done, and who runs instead: so that one can be left out and the others still mean
-//! the same.
+//! A schedule is described by its differences from the plain one. In the plain schedule a thread runs until it
+//! cannot go on, then the first thread that can, and time-outs fire last. Each difference names the thread that ran,
+//! how many operations it had done, and the thread that runs instead. So one difference can be left out and the
+//! others keep their meaning.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -14,14 +14,14 @@ use shuttle::scheduler::{Schedule, Scheduler, Task, TaskId};
 
 use super::bounded::{Choice, choices, state};
 
-/// A switch that is not the plain one.
+/// A switch that differs from the plain schedule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Deviation {
-    /// The thread that ran, 255 for none.
+    /// The index of the thread that ran; 255 if none did.
     pub thread: u8,
     /// How many operations it had done.
     pub ops: u32,
-    /// The thread that runs next.
+    /// The index of the thread that runs next.
     pub to: u8,
 }
 
@@ -33,7 +33,7 @@ fn place(model: &Model, current: Option<usize>) -> (u8, u32) {
     current.map_or((u8::MAX, 0), |thread| (thread as u8, model.threads()[thread].ops()))
 }
 
-/// A scheduler around a scheduler that writes down what that chooses.
+/// A scheduler that records the choices of another one.
 #[derive(Debug)]
 pub struct Recorded<S> {
     inner: S,
@@ -41,7 +41,7 @@ pub struct Recorded<S> {
 }
 
 impl<S> Recorded<S> {
-    /// The scheduler, and the deviations of its current schedule.
+    /// Makes the scheduler. The second value is the list of deviations of its current schedule.
     pub fn new(inner: S) -> (Self, Rc<RefCell<Vec<Deviation>>>) {
         let deviations = Rc::new(RefCell::new(Vec::new()));
         (Self { inner, deviations: Rc::clone(&deviations) }, deviations)
@@ -72,30 +72,30 @@ impl<S: Scheduler> Scheduler for Recorded<S> {
     }
 }
 
-/// Runs one schedule again.
+/// A scheduler that runs one schedule again.
 #[derive(Debug)]
 pub struct Replay {
     deviations: Vec<Deviation>,
     begun: bool,
     returns: Option<Returns>,
-    /// How many of the deviations have come.
+    /// Which of the deviations have occurred.
     met: Rc<RefCell<Vec<bool>>>,
 }
 
 impl Replay {
-    /// The schedule with these deviations.
+    /// Makes the scheduler for the schedule with these deviations.
     pub fn new(deviations: Vec<Deviation>) -> Self {
         let met = Rc::new(RefCell::new(vec![false; deviations.len()]));
         Self { deviations, begun: false, returns: None, met }
     }
 
-    /// Which of the deviations have come: those that have not were not told.
+    /// Returns which of the deviations have occurred. The others were not run.
     pub fn met(&self) -> Rc<RefCell<Vec<bool>>> {
         Rc::clone(&self.met)
     }
 
-    /// The schedule ends where everything is as it was before, and can be gone on with for ever: as
-    /// [`Bounded`](super::Bounded) ends it.
+    /// Ends the schedule where everything is as it was before, so that it can loop for ever, as
+    /// [`Bounded`](super::Bounded) does.
     #[must_use]
     pub fn returning(mut self, returns: bool) -> Self {
         self.returns = returns.then(Returns::default);
@@ -103,7 +103,7 @@ impl Replay {
     }
 }
 
-/// The points of a schedule where no thread could go on, to see that it is at one of them again.
+/// The points of a schedule at which no thread could go on, to recognise one that occurs again.
 #[derive(Debug, Default)]
 struct Returns {
     points: Vec<Point>,
@@ -114,17 +114,17 @@ struct Returns {
 #[derive(Debug)]
 struct Point {
     state: u64,
-    /// Preemptions before it, and time-outs that had fired.
+    /// The preemptions before it. The next field is the number of time-outs that had fired.
     spent: u64,
     fired: u64,
     step: usize,
 }
 
 impl Returns {
-    /// Why the schedule ends here, if everything is as it was at an earlier point and neither a preemption nor time has
-    /// passed since.
+    /// Returns why the schedule ends here, if everything is as it was at an earlier point and neither a preemption
+    /// nor a time-out has happened since.
     fn at(&mut self, model: &Model, runnable: &[&Task], current: Option<usize>, chosen: usize) -> Option<Halt> {
-        let current = current.filter(|thread| model.threads()[*thread].is_enabled() && model.timer(*thread).is_none());
+        let current = current.filter(|thread| model.goes_on(*thread));
         if current.is_none() {
             let (state, step) = (state(model, runnable), model.steps());
             let point = Point { state, spent: self.spent, fired: model.fired(), step };
@@ -167,7 +167,7 @@ impl Scheduler for Replay {
             Some(chosen)
         })?;
         if let Some(current) = current.filter(|current| *current != chosen) {
-            let preempts = look(|model| model.threads()[current].is_enabled() && model.timer(current).is_none());
+            let preempts = look(|model| model.goes_on(current));
             if preempts {
                 let by = look(|model| model.threads()[chosen].name.clone());
                 lockdep::note("preempted", || by);

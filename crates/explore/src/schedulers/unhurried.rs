@@ -1,5 +1,5 @@
-//! Time-outs fire seldom while something else can run: what would otherwise be chosen as often as
-//! anything makes a thread that polls starve those it waits for.
+//! Makes time-outs fire seldom while something else can run. If they were chosen as often as other steps, a thread
+//! that polls would starve the threads for which it waits.
 
 use lockdep::look;
 use shuttle::scheduler::{Schedule, Scheduler, Task, TaskId};
@@ -11,12 +11,12 @@ use super::random::Numbers;
 pub struct Unhurried<S> {
     inner: S,
     numbers: Numbers,
-    /// How often there was something to choose; what has one order only is run once.
+    /// How often there was a choice. A program without a choice is run once.
     choices: Option<u64>,
 }
 
 impl<S> Unhurried<S> {
-    /// With a seed for when time-outs are to be chosen from, too.
+    /// Makes the scheduler. `seed` determines when time-outs are among the choices.
     pub fn new(inner: S, seed: u64) -> Self {
         Self { inner, numbers: Numbers::new(seed), choices: None }
     }

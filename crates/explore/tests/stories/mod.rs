@@ -1,9 +1,9 @@
-//! Stories written by hand, for the tests of what tells them.
+//! Stories written by hand, for the tests of the forms in which they are shown.
 #![allow(dead_code, reason = "each test tells some of them")]
 
 use explore::{Row, RowKind, Story, Tool};
 
-/// A story being written.
+/// Builds a story.
 pub struct Writer {
     story: Story,
     held: Vec<Vec<&'static str>>,
@@ -11,13 +11,13 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// For these threads.
+    /// Begins a story with these threads.
     pub fn new(threads: &[&str]) -> Self {
         let story = Story {
             tool: Tool {
                 name: "esw",
                 program: "scenario",
-                again: ["esw check --replay ", ""],
+                replay_command: ["esw check --replay ", ""],
                 categories: ["card", "representor"],
                 ..Tool::default()
             },
@@ -31,7 +31,7 @@ impl Writer {
         Self { story, held: vec![Vec::new(); threads.len()], step: 0 }
     }
 
-    /// The story with what is said beside its rows.
+    /// Returns the story, with its header.
     pub fn end(mut self, detail: &str, faults: &[&str]) -> Story {
         self.story.detail = detail.to_owned();
         self.story.faults = faults.iter().map(|&fault| fault.to_owned()).collect();
@@ -39,31 +39,31 @@ impl Writer {
         self.story
     }
 
-    /// A lock is taken, as a step of the schedule.
+    /// Takes a lock, as a step of the schedule.
     pub fn take(&mut self, thread: usize, class: &'static str, object: usize, at: &str) -> &mut Self {
         self.step += 1;
         self.held[thread].push(class);
         self.row(thread, RowKind::Acquire, class, Some(object), at)
     }
 
-    /// And let go of.
+    /// Releases a lock.
     pub fn drop(&mut self, thread: usize, class: &'static str, object: usize) -> &mut Self {
         let place = self.held[thread].iter().rposition(|held| *held == class).unwrap();
         self.held[thread].remove(place);
         self.row(thread, RowKind::Release, class, Some(object), "crates/lockdep/src/model.rs:599")
     }
 
-    /// Taken and let go of.
+    /// Takes and releases a lock.
     pub fn touch(&mut self, thread: usize, class: &'static str, object: usize, at: &str) -> &mut Self {
         self.take(thread, class, object, at).drop(thread, class, object)
     }
 
-    /// Something without an object.
+    /// Adds a row without an object.
     pub fn say(&mut self, thread: usize, kind: RowKind, what: &str) -> &mut Self {
         self.row(thread, kind, what, None, "")
     }
 
-    /// An operation on something that is no lock.
+    /// Adds an operation on an object that is not a lock.
     pub fn does(&mut self, thread: usize, kind: RowKind, what: &str, object: usize, at: &str) -> &mut Self {
         self.step += 1;
         self.row(thread, kind, what, Some(object), at)
@@ -80,7 +80,7 @@ impl Writer {
 const MODE: &str = "crates/eswitch/src/eswitch/mode.rs";
 const REGISTER: &str = "crates/eswitch/src/eswitch/representor.rs";
 
-/// Two threads load representors under each other's feet: what the representor lock is there against.
+/// Two threads load the same representors, which the representor lock prevents.
 pub fn race() -> Story {
     let mut w = Writer::new(&["main", "esw-0000:08:00.0", "orchestrator", "admin"]);
     w.does(0, RowKind::Start, "thread", 1, "").take(0, "device", 2, "crates/eswitch/src/device.rs:98");
@@ -127,7 +127,7 @@ pub fn deadlock() -> Story {
     story
 }
 
-/// What would break out of a page or move a terminal's cursor, if it were let.
+/// A story with text that would break out of a page or move a terminal's cursor if it were not escaped.
 pub fn hostile() -> Story {
     const TEXT: &str = "</script><img src=x onerror=\"document.title='owned'\"><!--<script>{{data}}\u{2028}\u{1b}[2J";
     let mut w = Writer::new(&[TEXT, "it's"]);
@@ -138,7 +138,7 @@ pub fn hostile() -> Story {
     story
 }
 
-/// As many rows as the longest stories have.
+/// A story with as many rows as the longest ones.
 pub fn long() -> Story {
     let mut w = Writer::new(&["orchestrator", "admin", "work"]);
     for round in 0..200 {

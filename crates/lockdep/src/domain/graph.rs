@@ -1,10 +1,10 @@
-//! A graph of numbers that grows, and is asked without a lock whether it has an edge.
+//! A graph of numbers that grows. Whether it has an edge can be read without a lock.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-/// A list that grows and never moves what it has: bucket `b` has `2^b` items.
+/// A list that grows and never moves its items: bucket `b` has `2^b` items.
 #[derive(Debug)]
 struct Growing<T>([OnceLock<Box<[T]>>; 32]);
 
@@ -13,13 +13,13 @@ impl<T: Default> Growing<T> {
         Self([const { OnceLock::new() }; 32])
     }
 
-    /// The bucket and the place in it.
+    /// Returns the bucket and the place in it.
     fn place(index: u32) -> (usize, usize) {
         let bucket = (index + 1).ilog2();
         (bucket as usize, (index + 1 - (1 << bucket)) as usize)
     }
 
-    /// The item, if there has been anything in its bucket yet.
+    /// Returns the item, if its bucket exists.
     #[inline]
     fn get(&self, index: u32) -> Option<&T> {
         let (bucket, place) = Self::place(index);
@@ -32,7 +32,7 @@ impl<T: Default> Growing<T> {
     }
 }
 
-/// What one number has edges to, as bits.
+/// The numbers to which one number has edges, as bits.
 #[derive(Debug)]
 struct Row(Growing<AtomicU64>);
 
@@ -42,7 +42,7 @@ impl Default for Row {
     }
 }
 
-/// The graph. Edges come and never go.
+/// The graph. Edges are added and never removed.
 #[derive(Debug)]
 pub(crate) struct Graph {
     rows: Growing<Row>,
@@ -50,39 +50,39 @@ pub(crate) struct Graph {
 }
 
 impl Graph {
-    /// Without edges.
+    /// Makes a graph without edges.
     pub const fn new() -> Self {
         Self { rows: Growing::new(), edges: AtomicU32::new(0) }
     }
 
-    /// How many edges there are.
+    /// Returns the number of edges.
     pub fn edge_count(&self) -> u32 {
         self.edges.load(Ordering::Relaxed)
     }
 
-    /// Whether there is this edge.
+    /// Returns whether the graph has this edge.
     #[inline]
     pub fn has(&self, from: u32, to: u32) -> bool {
         let word = self.rows.get(from).and_then(|row| row.0.get(to / 64));
         word.is_some_and(|word| word.load(Ordering::Relaxed) & (1 << (to % 64)) != 0)
     }
 
-    /// Adds an edge, if it is not there.
+    /// Adds an edge, if the graph does not have it.
     pub fn add(&self, from: u32, to: u32) {
         let bit = 1 << (to % 64);
         let before = self.rows.get_or_grow(from).0.get_or_grow(to / 64).fetch_or(bit, Ordering::Relaxed);
         self.edges.fetch_add(u32::from(before & bit == 0), Ordering::Relaxed);
     }
 
-    /// A shortest path from one number to another, if there is one. `among`: numbers are less than this.
+    /// Returns a shortest path from one number to another, if one exists. Only numbers less than `among` are considered.
     pub fn path(&self, from: u32, to: u32, among: u32) -> Option<Vec<u32>> {
-        let mut came = BTreeMap::from([(from, None)]);
+        let mut previous = BTreeMap::from([(from, None)]);
         let mut queue = VecDeque::from([from]);
         while let Some(at) = queue.pop_front() {
             if at == to {
                 let mut path = vec![to];
                 let mut step = to;
-                while let Some(before) = came[&step] {
+                while let Some(before) = previous[&step] {
                     path.push(before);
                     step = before;
                 }
@@ -90,7 +90,7 @@ impl Graph {
                 return Some(path);
             }
             for next in (0..among).filter(|next| self.has(at, *next)) {
-                came.entry(next).or_insert_with(|| {
+                previous.entry(next).or_insert_with(|| {
                     queue.push_back(next);
                     Some(at)
                 });

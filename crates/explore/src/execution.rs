@@ -1,4 +1,4 @@
-//! Running a program in one schedule, and what came of it.
+//! One execution of a program, and its verdict.
 
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,80 +11,80 @@ use crate::program::{Program, Run, StepId};
 use crate::report::MOST_THREADS;
 use crate::schedulers::{Deviation, Replay};
 
-/// What did not hold.
+/// An invariant that did not hold.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Found {
     /// The invariant's name.
     pub invariant: String,
-    /// What was found.
+    /// What was found instead.
     pub detail: String,
 }
 
 impl Found {
-    /// An invariant that does not hold, and what was found instead.
+    /// Makes a finding: an invariant that does not hold, and what was found instead.
     pub fn new(invariant: impl Into<String>, detail: impl Into<String>) -> Self {
         Self { invariant: invariant.into(), detail: detail.into() }
     }
 }
 
-/// How a program is run once.
+/// What determines an execution of a program.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Telling {
-    /// What fails.
+pub struct Execution {
+    /// The places that fail.
     pub faults: Vec<Place>,
-    /// Where the schedule is not the plain one.
+    /// Where the schedule differs from the plain one.
     pub deviations: Vec<Deviation>,
 }
 
-/// The tellings in which the checker of locks has seen an order that it had not seen before. An inversion may
-/// be between two schedules, or between two that have different things fail: then it takes both to show it.
+/// The executions in which the checker of locks has seen a new order. An inversion may lie between two schedules, or
+/// between two executions in which different things fail. Then both are needed to show it.
 #[derive(Debug, Default)]
 pub(crate) struct Lessons {
     known: Vec<EdgeInfo>,
-    /// How much the checker had seen by then.
+    /// The checker's [count](lockdep::Domain::lesson_count) by then.
     seen: u32,
     lessons: Vec<Lesson>,
 }
 
-/// A telling from which the checker of locks has learned.
+/// An execution from which the checker of locks has learned.
 #[derive(Clone, Debug)]
 pub(crate) struct Lesson {
-    pub telling: Telling,
-    /// After how many steps it would have been given up.
+    pub execution: Execution,
+    /// The number of steps after which it would have been given up.
     pub bound: usize,
     pub orders: Vec<EdgeInfo>,
 }
 
 impl Lessons {
-    /// Keeps the telling that has just ended, if the checker has learned from it.
-    pub fn learn<P: Program>(&mut self, teller: &Teller<P>, deviations: &[Deviation], bound: usize) {
-        let seen = teller.domain.lesson_count();
+    /// Keeps the execution that has just ended, if the checker has learned from it.
+    pub fn learn<P: Program>(&mut self, prepared: &Prepared<P>, deviations: &[Deviation], bound: usize) {
+        let seen = prepared.domain.lesson_count();
         if std::mem::replace(&mut self.seen, seen) == seen {
             return;
         }
-        let edges = teller.domain.edges();
+        let edges = prepared.domain.edges();
         let orders = edges.iter().filter(|edge| !self.known.contains(edge)).cloned().collect();
-        let telling = Telling { faults: teller.plan.to_vec(), deviations: deviations.to_vec() };
-        self.lessons.push(Lesson { telling, bound, orders });
+        let execution = Execution { faults: prepared.plan.to_vec(), deviations: deviations.to_vec() };
+        self.lessons.push(Lesson { execution, bound, orders });
         self.known = edges;
     }
 
-    /// All of them.
+    /// Returns all of them.
     pub fn all(&self) -> &[Lesson] {
         &self.lessons
     }
 
-    /// What must be told first for this to be found again.
-    pub fn before(&self, found: &[Found]) -> Vec<Telling> {
+    /// Returns the executions that must be run first to show these findings again.
+    pub fn before(&self, found: &[Found]) -> Vec<Execution> {
         let of_locks = found.iter().any(|found| found.invariant == "lock-order");
-        let tellings = self.lessons.iter().map(|lesson| lesson.telling.clone());
-        if of_locks { tellings.collect() } else { Vec::new() }
+        let executions = self.lessons.iter().map(|lesson| lesson.execution.clone());
+        if of_locks { executions.collect() } else { Vec::new() }
     }
 }
 
-/// A program, ready to be run again and again on one OS thread.
+/// A program that is ready to be run again and again on one OS thread.
 #[derive(Debug, Clone)]
-pub(crate) struct Teller<P> {
+pub(crate) struct Prepared<P> {
     program: Arc<P>,
     domain: Arc<Domain>,
     planned: Arc<Planned>,
@@ -94,8 +94,8 @@ pub(crate) struct Teller<P> {
     lacks_steps: bool,
 }
 
-impl<P: Program> Teller<P> {
-    /// For a program with a plan of what fails.
+impl<P: Program> Prepared<P> {
+    /// Prepares a program with a plan of the places that fail.
     pub fn new(program: Arc<P>, plan: &[Place]) -> Self {
         let planned = Arc::new(Planned::default());
         let oracle: Arc<dyn Oracle> = Arc::clone(&planned) as _;
@@ -109,62 +109,67 @@ impl<P: Program> Teller<P> {
         }
     }
 
-    /// Of a program of which steps have been left out, if they have.
+    /// Marks the program as one that lacks these steps, if there are any.
     pub fn lacking(self, steps: &[StepId]) -> Self {
         Self { lacks_steps: !steps.is_empty(), ..self }
     }
 
-    /// The same with another plan. What the checker of locks has learned they have in common.
+    /// Returns a copy with another plan. Both share what the checker of locks has learned.
     pub fn with(&self, plan: &[Place]) -> Self {
         Self { plan: plan.into(), ..self.clone() }
     }
 
-    /// One for another program. What the checker of locks has learned they have in common.
+    /// Returns a copy for another program. Both share what the checker of locks has learned.
     pub fn of(&self, program: Arc<P>) -> Self {
         Self { program, ..self.clone() }
     }
 
-    /// Tells it in these ways, for what the checker of locks learns from it. Whether all of them came as they are
-    /// written.
-    pub fn learn<'a>(&self, tellings: impl IntoIterator<Item = &'a Telling>, how: Explore) -> bool {
+    /// Runs these executions, so that the checker of locks learns from them. Returns whether all of them ran as they
+    /// are written.
+    pub fn learn<'a>(&self, executions: impl IntoIterator<Item = &'a Execution>, how: Explore) -> bool {
         let mut came = true;
-        for telling in tellings {
-            let teller = self.with(&telling.faults);
-            let listener = teller.clone();
+        for execution in executions {
+            let prepared = self.with(&execution.faults);
+            let listener = prepared.clone();
             let ended = move |halt: Option<Halt>| {
                 listener.verdict(halt);
                 ControlFlow::Break(())
             };
-            let replay = Replay::new(telling.deviations.clone());
+            let replay = Replay::new(execution.deviations.clone());
             let met = replay.met();
-            how.run(replay, ended, move || teller.tell(false));
+            how.run(replay, ended, move || prepared.run(false));
             came &= self.unmet().is_empty() && met.borrow().iter().all(|met| *met);
         }
         came
     }
 
-    /// The program.
+    /// Returns the places that fail.
+    pub fn plan(&self) -> &[Place] {
+        &self.plan
+    }
+
+    /// Returns the program.
     pub fn program(&self) -> &P {
         &self.program
     }
 
-    /// Runs it, inside an exploration. `notes`: the places that could fail are noted.
-    pub fn tell(&self, notes: bool) {
+    /// Runs the program, inside an exploration. `notes`: the places that could fail are noted.
+    pub fn run(&self, notes: bool) {
         self.planned.begin(&self.plan, notes);
         let run = Run::new(&self.domain, !self.plan.is_empty(), self.lacks_steps);
         let found = lockdep::enter(&self.domain, "main", |cx| self.program.run(cx, &run));
         self.found().extend(found);
     }
 
-    /// What of the plan has not failed in the telling that has just ended.
+    /// Returns the places of the plan that did not fail in the execution that has just ended.
     pub fn unmet(&self) -> Vec<Place> {
         self.planned.unmet()
     }
 
-    /// What did not hold in the telling that has just ended, and the places it met that could fail.
+    /// Returns what did not hold in the execution that has just ended, and the places that it met that could fail.
     pub fn verdict(&self, halt: Option<Halt>) -> (Vec<Found>, Vec<Place>) {
         let mut found = std::mem::take(&mut *self.found());
-        // What the checker had to say before the end, if the end was not reached.
+        // The checker's reports, also those of an execution that was given up.
         found.extend(
             self.domain
                 .take_reports()
@@ -181,7 +186,7 @@ impl<P: Program> Teller<P> {
             let detail = format!("{threads} threads were started; at most {MOST_THREADS} can be explored");
             found.push(Found::new("thread-limit", detail));
         }
-        // An invariant says more than a step or an expectation that its breaking leads to.
+        // An invariant says more than a step or an expectation that fails as a consequence.
         found.sort_by_key(|found| self.program.is_consequence(found));
         found.dedup();
         (found, self.planned.take_met())
