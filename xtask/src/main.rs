@@ -1,17 +1,21 @@
 //! What a developer runs beside cargo.
 
 mod bench;
+mod docs;
+mod exhaust;
 mod instructions;
 mod memory_card;
 mod mutants;
 mod page;
 mod patched;
+mod programs;
 mod refresh;
-mod release;
 mod series;
+mod table;
 mod torture;
 mod valgrind;
 mod vm;
+mod workspace;
 
 use std::process::ExitCode;
 
@@ -22,6 +26,12 @@ use clap::Parser;
 enum Command {
     /// Measure, side by side with what each thing is to be compared with. Never fails on a time.
     Bench(bench::Args),
+    /// Look whether the sections of the documentation that come from the code are as the code is, or write them.
+    Docs(docs::Args),
+    /// Explore each scenario as far as it goes, for the table in docs/verification.md. Fails if an invariant does not hold.
+    Exhaust(exhaust::Args),
+    /// Run the tests of unmodified programs in a lab, and list what they ran, for the table in docs/compatibility.md.
+    Programs(programs::Args),
     /// Count the instructions of the paths that are walked often. Fails if one has grown by more than 5 % of what is committed.
     Instructions(instructions::Args),
     /// Plant bugs, one after the other, and see that each is caught: by the compiler, or by exploring the scenario that
@@ -50,6 +60,9 @@ fn main() -> anyhow::Result<ExitCode> {
     }
     match Command::parse() {
         Command::Bench(args) => bench::run(&args)?,
+        Command::Docs(args) => return docs::run(&args),
+        Command::Exhaust(args) => return exhaust::run(&args),
+        Command::Programs(args) => return programs::run(&args),
         Command::Instructions(args) => return instructions::run(&args),
         Command::Mutants(args) => return mutants::run(&args),
         Command::Series(args) => return series::run(&args),

@@ -5,7 +5,6 @@
 //! state to the next by writing only the files that differ, so that a build compiles only what a patch touches.
 
 use std::collections::BTreeSet;
-use std::env;
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs;
@@ -14,6 +13,8 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+
+use crate::workspace::{cargo, root, target_dir};
 
 /// A copy of the tree.
 pub struct Patched {
@@ -44,19 +45,13 @@ impl fmt::Display for DoesNotApply {
 
 impl std::error::Error for DoesNotApply {}
 
-/// The root of the tree.
-pub fn root() -> &'static Path {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
-}
-
 impl Patched {
     /// The copy for a purpose, which is its name: made, or as it was left the last time.
     ///
     /// # Errors
     /// It cannot be written.
     pub fn new(purpose: &str) -> Result<Self> {
-        let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-        let folder = env::current_dir()?.join(target).join("patched").join(purpose);
+        let folder = target_dir()?.join("patched").join(purpose);
         fs::create_dir_all(folder.join("tree")).with_context(|| folder.display().to_string())?;
         let folder = folder.canonicalize()?;
         Ok(Self { tree: folder.join("tree"), target: folder.join("target") })
@@ -130,8 +125,7 @@ impl Patched {
     /// There is no cargo to run.
     pub fn build(&self, package: &str, example: &str, features: &[&str]) -> Result<(Build, Duration)> {
         let began = Instant::now();
-        let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let output = Command::new(cargo)
+        let output = cargo()
             .args(["build", "--locked", "--color", "never", "--profile", "mutant", "--package", package])
             .args(["--example", example])
             .arg(format!("--features={}", features.join(",")))
@@ -196,8 +190,11 @@ fn files(tree: &Path) -> Result<Vec<PathBuf>> {
     Ok(listed.filter(|file| tree.join(file).is_file()).collect())
 }
 
-/// Every file below a folder, by its path from there.
-fn walk(folder: &Path) -> Result<BTreeSet<PathBuf>> {
+/// The paths of all files below a folder, relative to it.
+///
+/// # Errors
+/// A folder cannot be read.
+pub fn walk(folder: &Path) -> Result<BTreeSet<PathBuf>> {
     let (mut found, mut folders) = (BTreeSet::new(), vec![folder.to_owned()]);
     while let Some(next) = folders.pop() {
         for entry in fs::read_dir(&next).with_context(|| next.display().to_string())? {

@@ -15,6 +15,7 @@ use serde_json::json;
 
 use crate::patched::{self, Build, Patched};
 use crate::refresh::{self, Kind};
+use crate::workspace::root;
 
 /// How thoroughly to explore, and how to print what comes of it.
 #[derive(clap::Args)]
@@ -78,7 +79,7 @@ struct Step<'a> {
 pub fn run(args: &Args) -> Result<ExitCode> {
     let patches = all()?;
     let files: Vec<_> = patches.iter().map(|patch| patch.path.clone()).collect();
-    if let Some(done) = args.refresh.run(patched::root(), &files, Kind::Stacked)? {
+    if let Some(done) = args.refresh.run(root(), &files, Kind::Stacked)? {
         return Ok(done);
     }
     // Before anything is built: a name may be wrong.
@@ -116,7 +117,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 }
 
 fn all() -> Result<Vec<Patch>> {
-    patched::patches(&patched::root().join("series"))?.iter().map(|path| Patch::read(path)).collect()
+    patched::patches(&root().join("series"))?.iter().map(|path| Patch::read(path)).collect()
 }
 
 impl Patch {
@@ -141,8 +142,8 @@ fn repairs(text: &str) -> Result<BTreeSet<String>> {
 }
 
 /// The scenarios that can be told on the card in memory.
-fn scenarios(names: &[String]) -> Result<Vec<PathBuf>> {
-    let folder = patched::root().join("scenarios");
+pub fn scenarios(names: &[String]) -> Result<Vec<PathBuf>> {
+    let folder = root().join("scenarios");
     let entries = fs::read_dir(&folder).with_context(|| folder.display().to_string())?;
     let mut files = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
     files.sort();
@@ -162,7 +163,7 @@ fn scenarios(names: &[String]) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-fn stem(path: &Path) -> String {
+pub fn stem(path: &Path) -> String {
     path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
@@ -289,14 +290,14 @@ mod tests {
             patched::apply(copy.tree(), patch, &[]).unwrap();
         }
         let file = "crates/eswitch/src/eswitch/representor.rs";
-        assert_eq!(fs::read(copy.tree().join(file)).unwrap(), fs::read(patched::root().join(file)).unwrap());
+        assert_eq!(fs::read(copy.tree().join(file)).unwrap(), fs::read(root().join(file)).unwrap());
     }
 
     #[test]
     fn every_scenario_that_a_header_names_is_there() {
         for patch in all().unwrap() {
             for scenario in patch.repairs {
-                let file = patched::root().join("scenarios").join(&scenario).with_extension("toml");
+                let file = root().join("scenarios").join(&scenario).with_extension("toml");
                 assert!(file.is_file(), "{}: {scenario}", patch.name);
             }
         }

@@ -4,10 +4,11 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::workspace::find_program;
+
 /// Why it cannot be done here, if it cannot.
 pub fn missing() -> Option<String> {
-    let found = Command::new("valgrind").arg("--version").output();
-    (!found.is_ok_and(|output| output.status.success())).then(|| "valgrind is not installed".to_owned())
+    find_program("valgrind").is_none().then(|| "valgrind is not installed".to_owned())
 }
 
 /// How many instructions this program executes when it is started with these arguments.

@@ -1,6 +1,7 @@
 //! Views: what can be looked at of a card at one moment. The invariants over them are in `at_rest.rs`.
 
 mod at_rest;
+mod invariants;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,6 +21,8 @@ use crate::lag::LagView;
 use crate::lock_order::Devlink;
 use crate::sf::SfState;
 use crate::vf::VfView;
+
+pub use invariants::{INVARIANTS, Invariant};
 
 /// A state that the engine must never be in.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

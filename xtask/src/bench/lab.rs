@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
+use crate::workspace::{build_esw, cargo, shell};
+
 use super::{Measurement, OrderedRatio, Part, Quantity, Row, Target, child, median};
 
 /// The group.
@@ -42,9 +44,8 @@ struct Times {
 }
 
 fn rows(part: Part, n: usize) -> Result<Vec<Row>> {
-    let built = Command::new("cargo").args(["build", "--release", "--quiet", "-p", "esw"]).status()?;
-    ensure!(built.success(), "esw cannot be built");
-    let alone = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"];
+    let esw = format!("{ESW}={}", build_esw()?.display());
+    let alone = ["env", &esw, "unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"];
     let output = match child(&alone, part, n) {
         Ok(output) => output,
         Err(error) => return Ok(vec![Row::unavailable("a lab".to_owned(), format!("{error:#}"))]),
@@ -78,7 +79,7 @@ fn programs() -> Result<Vec<Row>> {
 /// The example of the crate `lab` measures; it has what a lab's `/sys` is compared with.
 fn sysfs() -> Result<Vec<Row>> {
     let arguments = ["run", "--release", "--quiet", "-p", "lab", "--example", "sysfs_speed", "--", "16", "--json"];
-    let output = Command::new("cargo").args(arguments).output()?;
+    let output = cargo().args(arguments).output()?;
     ensure!(output.status.success(), "sysfs_speed: {}", String::from_utf8_lossy(&output.stderr));
     match serde_json::from_slice::<Vec<Times>>(&output.stdout) {
         Ok(measured) => Ok(measured.into_iter().map(row).collect()),
@@ -172,12 +173,6 @@ fn this() -> Result<PathBuf> {
     Ok(std::env::current_exe()?)
 }
 
-fn shell(command: &str) -> Result<()> {
-    let output = Command::new("sh").args(["-c", command]).output()?;
-    ensure!(output.status.success(), "`{command}`: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
-}
-
 /// Namespaces with a card that is up.
 struct Place {
     esw: PathBuf,
@@ -185,6 +180,8 @@ struct Place {
 }
 
 const SOCKET: &str = "/run/bench/card.sock";
+/// The environment variable with the path of the binary `esw`.
+const ESW: &str = "BENCH_ESW";
 
 impl Place {
     fn new(vfs: usize) -> Result<Self> {
@@ -196,7 +193,7 @@ impl Place {
              address = \"0000:0c:00.0\"\ntotal_vfs = {vfs}\nvfs = {vfs}\nmode = \"switchdev\"\n"
         );
         std::fs::write("/run/bench/config.toml", config)?;
-        let esw = this()?.with_file_name("esw");
+        let esw = PathBuf::from(std::env::var_os(ESW).context("the environment has no BENCH_ESW")?);
         let daemon = Command::new(&esw)
             .args(["up", "--daemon", "--config", "/run/bench/config.toml"])
             .stdout(Stdio::null())

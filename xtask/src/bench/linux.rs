@@ -24,6 +24,8 @@ use card_linux::{LinuxCard, Place};
 use eswitch::{CardConfig, Engine, Mode};
 use lockdep::{Domain, Locked, Threads, Unlocked, enter};
 
+use crate::workspace::shell;
+
 use super::{Measurement, OrderedRatio, Part, Quantity, Row, Target, child, median};
 
 /// The group.
@@ -121,13 +123,6 @@ fn ours(cx: &mut Locked<'_, Unlocked>, engine: &Engine, vfs: usize) -> Result<[f
         timed(|| Ok(engine.set_mode(cx, pf, Mode::Legacy)?))?,
         timed(|| Ok(engine.set_num_vfs(cx, pf, 0)?))?,
     ])
-}
-
-fn shell(command: &str) -> Result<()> {
-    let output = Command::new("sh").args(["-c", command]).output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "`{command}`: {said}");
-    Ok(())
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -15,17 +15,17 @@ mod linux;
 mod lockdep;
 mod memory;
 mod restart;
-mod written;
 
 use std::fmt;
-use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
-use crate::page;
+use crate::docs::Generated;
+use crate::page::{self, Section};
+use crate::table::{self, Measured};
 
 /// Which rows, and how to print them.
 #[derive(clap::Args)]
@@ -178,9 +178,12 @@ pub fn run(args: &Args) -> Result<()> {
     let chosen: Vec<_> = measurements()
         .filter(|m| args.filter.is_empty() || args.filter.iter().any(|f| m.name.contains(f.as_str())))
         .collect();
-    let names = || measurements().map(|m| m.name).collect::<Vec<_>>().join("\n  ");
-    ensure!(!chosen.is_empty(), "no measurement is called so; there are:\n  {}", names());
-    let at = written::here()?;
+    ensure!(
+        !chosen.is_empty(),
+        "no measurement has a name with that in it; the names are:\n  {}",
+        names().join("\n  ")
+    );
+    let at = page::stamp()?;
     let mut measured = Vec::new();
     for measurement in chosen {
         eprintln!("measuring {}", measurement.name);
@@ -193,43 +196,50 @@ pub fn run(args: &Args) -> Result<()> {
     if args.json {
         println!("{}", serde_json::to_string_pretty(&rows)?);
     } else {
-        print!("{}", table(&rows));
+        print!("{}", text_table(&rows));
     }
     Ok(())
 }
 
-/// Where the table stands, between the marks of this name.
-const PAGE: &str = "docs/performance.md";
-const MARKS: &str = "bench";
+/// The table that `--write` writes.
+const SECTION: Section = Section { page: "docs/performance.md", name: "bench" };
+/// Its columns. The first is what `cargo xtask bench` takes to measure a row again.
+const COLUMNS: &[&str] = &["measurement", "what", "ours", "compared with", "ratio", "to reach", "met", "at"];
 
-/// Puts what was measured into the table of the page. What cannot be measured here does not take the place of what was
-/// measured elsewhere.
+/// Replaces the rows of these measurements on the page. A measurement that is not possible on this machine does not
+/// replace what was measured on another.
 fn write(measured: &[(&str, Vec<Row>)], at: &str) -> Result<()> {
-    let whole = fs::read_to_string(PAGE).context(PAGE)?;
-    let mut table = written::Table::parse(page::between(&whole, MARKS)?).context(PAGE)?;
+    let mut table = Measured::parse(COLUMNS, &SECTION.read()?).context(SECTION.page)?;
     for (name, rows) in measured {
         if rows.iter().any(|row| row.ours.is_some()) {
-            table.replace(name, rows, at);
+            table.replace(name, rows.iter().map(|row| row.cells().to_vec()), at);
         } else {
-            eprintln!("{name}: could not be measured here; its rows in {PAGE} stay as they are");
+            eprintln!("{name}: could not be measured here; its rows in {} stay as they are", SECTION.page);
         }
     }
-    let names: Vec<&str> = measurements().map(|measurement| measurement.name).collect();
-    fs::write(PAGE, page::with_between(&whole, MARKS, &table.text(&names))?).context(PAGE)
+    SECTION.write(&table.text(&names()))?;
+    Ok(())
 }
 
-fn table(rows: &[Row]) -> String {
+fn names() -> Vec<&'static str> {
+    measurements().map(|measurement| measurement.name).collect()
+}
+
+/// The section without rows of measurements that do not exist any more; and the measurements without rows.
+///
+/// # Errors
+/// The page cannot be read, or has no such table.
+pub fn documented() -> Result<Generated> {
+    let table = Measured::parse(COLUMNS, &SECTION.read()?).context(SECTION.page)?;
+    let names = names();
+    let text = table.text(&names);
+    let missing = names.into_iter().filter(|name| !table.has(name)).map(str::to_owned).collect();
+    Ok(Generated { section: SECTION, text, missing, measured_by: "cargo xtask bench --write" })
+}
+
+fn text_table(rows: &[Row]) -> String {
     let head = ["what", "ours", "compared with", "ratio", "target", "met"].map(str::to_owned);
-    let lines: Vec<_> = std::iter::once(head).chain(rows.iter().map(Row::cells)).collect();
-    let widths: [usize; 6] =
-        std::array::from_fn(|column| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0));
-    let mut out = String::new();
-    for line in lines {
-        let cells: Vec<_> = line.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-        out.push_str(cells.join("  ").trim_end());
-        out.push('\n');
-    }
-    out
+    table::aligned(&std::iter::once(head).chain(rows.iter().map(Row::cells)).collect::<Vec<_>>())
 }
 
 /// What a comparison by turns came to.
@@ -397,7 +407,7 @@ mod tests {
             Row::unavailable("counted".to_owned(), "no such tool".to_owned()),
         ];
         assert_eq!(
-            table(&rows),
+            text_table(&rows),
             "\
 what     ours     compared with                ratio  target    met
 a lock   10.0 ns  bare: 9.0 ns                 1.11x  <= 1.15x  yes

@@ -44,7 +44,7 @@ done
 "#;
 
 fn restart() -> Result<Vec<Row>> {
-    let esw = crate::release::esw()?;
+    let esw = crate::workspace::build_esw()?;
     let what = format!("ready again after kill -9, {} representors", VFS + 1);
     let output = Command::new("unshare")
         .args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-ec", SCRIPT])

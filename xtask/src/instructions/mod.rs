@@ -15,8 +15,8 @@ use std::sync::Mutex;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::page::said;
 use crate::valgrind;
+use crate::workspace::{output_of, root};
 use paths::{PATHS, Path};
 
 /// Where the counts are kept.
@@ -76,15 +76,15 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let names = || PATHS.iter().map(|path| path.name).collect::<Vec<_>>().join("\n  ");
     ensure!(!chosen.is_empty(), "no path is called so; there are:\n  {}", names());
     let counted = count_all(&chosen)?;
-    let with = format!("{}, {}", said("rustc", &["--version"])?, said("valgrind", &["--version"])?);
-    let kept = match fs::read_to_string(FILE) {
+    let with = format!("{}, {}", output_of("rustc", &["--version"])?, output_of("valgrind", &["--version"])?);
+    let kept = match fs::read_to_string(root().join(FILE)) {
         Ok(text) => toml::from_str(&text).context(FILE)?,
         Err(error) if args.write && error.kind() == std::io::ErrorKind::NotFound => Kept::default(),
         Err(error) => return Err(error).context(FILE),
     };
     if args.write {
         let written = kept.with(&counted, with);
-        fs::write(FILE, format!("{HEAD}{}", toml::to_string(&written)?)).context(FILE)?;
+        fs::write(root().join(FILE), format!("{HEAD}{}", toml::to_string(&written)?)).context(FILE)?;
         return Ok(ExitCode::SUCCESS);
     }
     let compared = compare(&kept, &counted, args.filter.is_empty());
@@ -232,7 +232,7 @@ mod tests {
 
     #[test]
     fn the_file_has_every_path() {
-        let text = fs::read_to_string(format!("{}/../{FILE}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+        let text = fs::read_to_string(root().join(FILE)).unwrap();
         let kept: Kept = toml::from_str(&text).unwrap();
         let names: Vec<_> = kept.instructions.keys().map(String::as_str).collect();
         let mut paths: Vec<_> = PATHS.iter().map(|path| path.name).collect();

@@ -16,6 +16,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use eswitch::inspect::INVARIANTS;
 
 /// A planted bug.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,23 +40,6 @@ pub enum CaughtBy {
     Exploring { scenarios: Vec<String>, invariant: String, faults: bool, whole: bool },
 }
 
-/// The invariants there are.
-pub const INVARIANTS: [&str; 13] = [
-    "loaded-implies-registered",
-    "ops-quiesced",
-    "load-once",
-    "unwind-own",
-    "switchdev-complete",
-    "legacy-empty",
-    "no-leak",
-    "stale-work",
-    "lag-consistent",
-    "lock-order",
-    "progress",
-    "true-success",
-    "pairing-told",
-];
-
 impl Mutant {
     /// Reads a patch.
     ///
@@ -75,10 +59,11 @@ impl Mutant {
         let caught_by = if invariant == "compiler" {
             CaughtBy::Compiler { error: fields.required("Error")? }
         } else {
+            let names = INVARIANTS.map(|invariant| invariant.name);
             ensure!(
-                INVARIANTS.contains(&invariant.as_str()),
+                names.contains(&invariant.as_str()),
                 "Invariant: {invariant}: expected compiler or one of {}",
-                INVARIANTS.join(", ")
+                names.join(", ")
             );
             CaughtBy::Exploring {
                 invariant,

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, anyhow, bail};
 
+use crate::workspace::shell;
+
 use super::kernel::{self, Link, Remains};
 use super::model::{self, CONFIG, Change, State};
 use super::place::{self, Place};
@@ -92,7 +94,7 @@ fn leave(place: &Place) -> Result<Left> {
     for change in [Change::SfAdd(7), Change::SfState(7, true)] {
         change.ask(&mut client, &mut state).map_err(|error| anyhow!("{change:?}: {error}"))?;
     }
-    place::sh(
+    shell(
         "ip link add br0 type bridge; ip link set enp8s0f0npf0vf0 master br0 up; ip link set br0 up
         ip netns add one; ip link set enp8s0f0v0 netns one; ip -n one link set enp8s0f0v0 up",
     )?;

@@ -12,9 +12,11 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result, anyhow, bail};
 
+use crate::workspace::shell;
+
 use super::kernel;
 use super::model::{self, CONFIG, Change, VFS};
-use super::place::{LIMIT, Place, sh};
+use super::place::{LIMIT, Place};
 use super::random::Random;
 use super::rounds::Rounds;
 use super::wire::{Client, NoAnswer};
@@ -40,7 +42,7 @@ struct MayBe {
 pub fn run(rounds: &mut Rounds) -> Result<()> {
     let place = Place::new(&rounds.esw, "disks", &format!("kind = \"memory\"\n{CONFIG}"))?;
     fs::create_dir_all(&place.state)?;
-    sh(&format!("mount -t tmpfs -o size={SIZE} tmpfs {}", place.state.display()))?;
+    shell(&format!("mount -t tmpfs -o size={SIZE} tmpfs {}", place.state.display()))?;
     while let Some((seed, mut random)) = rounds.next() {
         let (what, outcome) = if random.one_in(4) {
             ("a pipe that is closed for a log", closed_pipe(&place, &mut random))
@@ -50,7 +52,7 @@ pub fn run(rounds: &mut Rounds) -> Result<()> {
         rounds.tally.tried(what, seed, outcome.map_err(|error| format!("{error:#}")));
         place.clear()?;
     }
-    sh(&format!("umount {}", place.state.display())).map(drop)
+    shell(&format!("umount {}", place.state.display())).map(drop)
 }
 
 /// Takes all the room but a little.

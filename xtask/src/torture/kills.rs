@@ -18,9 +18,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
+use crate::workspace::shell;
+
 use super::kernel::{self, Link};
 use super::model::{self, CONFIG, Change, Lately, State, VFS};
-use super::place::{self, LIMIT, Place};
+use super::place::{LIMIT, Place};
 use super::random::Random;
 use super::rounds::Rounds;
 use super::traffic::Stream;
@@ -71,7 +73,7 @@ pub fn run(rounds: &mut Rounds) -> Result<()> {
     }
     if let Some(rig) = rig {
         drop(rig.stream);
-        let _ = place::sh("ip netns del one; ip netns del two; ip link del br0");
+        let _ = shell("ip netns del one; ip netns del two; ip link del br0");
         let ended = place.esw(&["down"])?;
         let left = kernel::links(None)?;
         let outcome = match ended.did_well() && left.is_empty() && kernel::processes().is_empty() {
@@ -95,7 +97,7 @@ impl<'a> Rig<'a> {
     fn set_up(place: &'a Place) -> Result<Self> {
         place.clear()?;
         let daemon = place.must_up(&["--fresh"])?;
-        place::sh(
+        shell(
             "ip link add br0 type bridge; ip link set br0 up
             n=0; for name in one two; do
                 ip netns add $name; ip link set enp8s0f0v$n netns $name

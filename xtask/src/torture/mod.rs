@@ -33,7 +33,8 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::page;
+use crate::page::{self, Section};
+use crate::workspace::{build_esw, find_program};
 use report::Row;
 use rounds::Rounds;
 
@@ -107,9 +108,8 @@ const KINDS: [Kind; 9] = [
 const SECONDS: u64 = 17;
 /// What a kind may take longer than it was told: its last round, and taking down what there was.
 const LONGER: Duration = Duration::from_secs(300);
-/// Where the table stands, between the marks of this name.
-const PAGE: &str = "docs/reliability.md";
-const MARKS: &str = "torture";
+/// The table that `--write` writes.
+const SECTION: Section = Section { page: "docs/reliability.md", name: "torture" };
 
 impl Need {
     /// Why it is not there, if it is not.
@@ -120,10 +120,7 @@ impl Need {
                 let opened = File::options().read(true).write(true).open("/dev/fuse");
                 opened.err().map(|error| format!("/dev/fuse: {error}"))
             }
-            Self::Program(name) => {
-                let found = Command::new("sh").args(["-c", &format!("command -v {name}")]).output();
-                (!found.is_ok_and(|output| output.status.success())).then(|| format!("{name} is not installed"))
-            }
+            Self::Program(name) => find_program(name).is_none().then(|| format!("{name} is not installed")),
         }
     }
 }
@@ -138,7 +135,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     let esw = match &args.esw {
         Some(path) => path.canonicalize().with_context(|| path.display().to_string())?,
-        None => crate::release::esw()?,
+        None => build_esw()?,
     };
     let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs());
     let seed = args.seed.unwrap_or(time);
@@ -235,16 +232,16 @@ fn part_of(name: &str, args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Puts the table between the marks of the page.
+/// Writes the table into the page.
 fn write(rows: &[Row], args: &Args) -> Result<()> {
-    let whole = fs::read_to_string(PAGE).context(PAGE)?;
     let rounds = args.rounds.map_or(String::new(), |rounds| format!(" --rounds {rounds}"));
     let time = args.seconds.map_or(String::new(), |seconds| format!(" --seconds {seconds}"));
     let only: String = args.only.iter().map(|only| format!(" --only {only}")).collect();
     let (commit, date) = page::commit_and_date()?;
     let table = report::table(rows);
     let text = format!("\n`cargo xtask torture{only}{rounds}{time}` at commit {commit}, {date}:\n\n{table}\n");
-    fs::write(PAGE, page::with_between(&whole, MARKS, &text)?).context(PAGE)
+    SECTION.write(&text)?;
+    Ok(())
 }
 
 #[cfg(test)]

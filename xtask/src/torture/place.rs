@@ -228,12 +228,3 @@ pub fn wait(child: &mut Child, limit: Duration) -> Result<Option<ExitStatus>> {
         std::thread::sleep(Duration::from_millis(1));
     }
 }
-
-/// Runs a script of a shell, which must do well; what it printed.
-pub fn sh(script: &str) -> Result<String> {
-    let output = Command::new("sh").args(["-ec", script]).stdin(Stdio::null()).output()?;
-    if !output.status.success() {
-        bail!("{script}\n{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}

@@ -5,6 +5,8 @@ use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 
+use crate::table;
+
 /// Failures of a row that are kept in full.
 const KEPT: usize = 3;
 
@@ -98,17 +100,7 @@ impl Tally {
 pub fn table(rows: &[Row]) -> String {
     let head = ["kind", "what", "tried", "survived", "failed", "how they ended"].map(str::to_owned);
     let lines: Vec<[String; 6]> = std::iter::once(head).chain(rows.iter().map(cells)).collect();
-    let widths: [usize; 6] =
-        std::array::from_fn(|column| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0));
-    let mut out = String::new();
-    for (n, line) in lines.iter().enumerate() {
-        let padded: Vec<String> = line.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-        let _ = writeln!(out, "| {} |", padded.join(" | "));
-        if n == 0 {
-            let _ = writeln!(out, "| {} |", widths.map(|width| "-".repeat(width)).join(" | "));
-        }
-    }
-    out
+    table::markdown_aligned(&lines)
 }
 
 fn cells(row: &Row) -> [String; 6] {

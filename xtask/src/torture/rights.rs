@@ -9,9 +9,11 @@ use std::process::Command;
 
 use anyhow::{Context, Result, anyhow, bail};
 
+use crate::workspace::shell;
+
 use super::kernel;
 use super::model;
-use super::place::{self, Place};
+use super::place::Place;
 use super::rounds::Rounds;
 
 /// Who tries: a name, and what a program is run under.
@@ -178,7 +180,7 @@ fn set_up(place: &Place) -> Result<()> {
     // Addresses that netdevs give themselves would come a moment later.
     let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
     place.must_up(&["--fresh"])?;
-    place::sh(
+    shell(
         "ip link add host0 type veth peer name host1; ip link set host0 up; ip link set host1 up; ip link set enp8s0f0npf0vf0 up
         ip addr add 192.0.2.1/24 dev host0",
     )?;
@@ -203,7 +205,7 @@ fn picture(place: &Place) -> Result<String> {
         let kernel::Link { ifindex, address, master, mtu, .. } = link;
         let _ = writeln!(lines, "{name}: number {ifindex}, {address}, in {master:?}, mtu {mtu}, up: {is_up}");
     }
-    lines += &place::sh("ip -o -4 addr; ip -4 route show table all; tc qdisc show dev host0 2>&1 || true")?;
+    lines += &shell("ip -o -4 addr; ip -4 route show table all; tc qdisc show dev host0 2>&1 || true")?;
     if lines.is_empty() {
         bail!("there is nothing to look at");
     }

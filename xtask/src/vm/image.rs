@@ -12,9 +12,11 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::workspace::find_program;
+
+use super::BOOT_MODULES;
 use super::initramfs::Initramfs;
 use super::kernel::Kernel;
-use super::{BOOT_MODULES, find_program};
 
 /// What the root file system has, with what these depend on.
 const PACKAGES: &[&str] = &[

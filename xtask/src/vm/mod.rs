@@ -17,13 +17,15 @@ mod machine;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use std::{env, fs};
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
+
+use crate::workspace::{build, build_esw, find_program, root, target_dir};
 
 use channel::Frame;
 use image::Image;
@@ -215,11 +217,10 @@ fn boot(args: &Args, plan: &Plan) -> Result<Machine> {
 impl Plan {
     /// A plan without jobs, for a machine with the repository and what is built from it.
     fn new(args: &Args) -> Result<Self> {
-        let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask is in no repository")?;
-        let repository = fs::canonicalize(repository)?;
+        let repository = fs::canonicalize(root())?;
         let target = fs::canonicalize(target_dir()?)?;
         if !args.no_build {
-            build(&["build", "--release", "-p", "esw", "--bin", "esw"])?;
+            build_esw()?;
         }
         let mut shares = vec![repository.clone()];
         if !target.starts_with(&repository) {
@@ -294,36 +295,4 @@ fn find_qemu() -> Result<PathBuf> {
     );
     find_program("qemu-system-x86_64")
         .context("there is no qemu-system-x86_64; on Debian and Ubuntu `apt-get install qemu-system-x86`")
-}
-
-/// A program by its name, where a login of root's would find it.
-fn find_program(name: &str) -> Option<PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let folders = env::split_paths(&path).chain(["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from));
-    folders.map(|folder| folder.join(name)).find(|file| file.is_file())
-}
-
-/// Where cargo puts what it builds: this program is there.
-fn target_dir() -> Result<PathBuf> {
-    let me = env::current_exe()?;
-    let target = me.ancestors().nth(2).context("this program is not in a target directory")?;
-    Ok(target.to_owned())
-}
-
-/// Has cargo build, and says which programs came of it.
-fn build(arguments: &[&str]) -> Result<Vec<PathBuf>> {
-    #[derive(Deserialize)]
-    struct Message {
-        executable: Option<PathBuf>,
-    }
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
-    command.args(arguments).arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit());
-    let output = command.output().context("running cargo")?;
-    ensure!(output.status.success(), "`cargo {}` failed", arguments.join(" "));
-    let mut built = Vec::new();
-    for line in output.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-        built.extend(serde_json::from_slice::<Message>(line)?.executable);
-    }
-    Ok(built)
 }
