@@ -53,12 +53,19 @@ enum Command {
     InstructionsChild(instructions::Child),
 }
 
-fn main() -> anyhow::Result<ExitCode> {
+fn main() -> ExitCode {
     if vm::is_init() {
         vm::init();
-        return Ok(ExitCode::SUCCESS);
+        return ExitCode::SUCCESS;
     }
-    match Command::parse() {
+    run(Command::parse()).unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
         Command::Bench(args) => bench::run(&args)?,
         Command::Docs(args) => return docs::run(&args),
         Command::Exhaust(args) => return exhaust::run(&args),
