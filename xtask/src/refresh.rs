@@ -77,6 +77,8 @@ enum Outcome {
     Remade,
     /// It could not be made again, for the reason in these lines.
     Failed(String),
+    /// It belongs together with one that failed, which has this name, and stays as it is.
+    Waits(String),
 }
 
 impl Args {
@@ -101,6 +103,7 @@ impl Args {
                     println!("FAILED     {name}: {}", why.trim_end().replace('\n', "\n           "));
                     failed = failed.or(Some(patch));
                 }
+                Outcome::Waits(other) => println!("unchanged  {name}: {other} has to be made again first"),
             }
         }
         let Some(first) = failed else { return Ok(Some(ExitCode::SUCCESS)) };
@@ -117,17 +120,17 @@ fn next_steps(patch: &Path, conflicts: &Path, kind: Kind) -> String {
     let begin = match kind {
         Kind::Apart => format!("    git apply {conflicts}/{name}.patch"),
         Kind::Stacked => format!(
-            "    git apply --index {conflicts}/{name}.before.patch   # if there is one: takes the later patches off
-    git apply {conflicts}/{name}.patch"
+            "    git apply --index {conflicts}/{name}.before.patch   # takes the later patches off, if there are any
+    git apply {conflicts}/{name}.patch                  # takes this one off, with conflict markers"
         ),
     };
-    let (diff, again) = match kind {
-        Kind::Apart => ("git diff", "shows whether the bug is still caught"),
-        Kind::Stacked => ("git diff -R", "goes on with the other patches"),
-    };
-    let check = match kind {
-        Kind::Apart => format!("cargo xtask mutants {name}"),
-        Kind::Stacked => "cargo xtask series --refresh".to_owned(),
+    let diff = if kind == Kind::Apart { "git diff" } else { "git diff -R" };
+    let end = match kind {
+        Kind::Apart => format!("    cargo xtask mutants {name}   # shows whether the bug is still caught"),
+        Kind::Stacked => format!(
+            "    mv {conflicts}/later/*.patch {folder}/   # the later patches, made again, if there are any
+    cargo xtask series --refresh   # goes on with the earlier patches"
+        ),
     };
     format!(
         "What to do next, for each patch that FAILED:
@@ -138,7 +141,7 @@ fn next_steps(patch: &Path, conflicts: &Path, kind: Kind) -> String {
     # the code as the patch would have it.
     {{ sed '/^diff --git /,$d' {folder}/{name}.patch; {diff} -- . ':!{folder}'; }} > {conflicts}/new
     git restore --staged --worktree . && mv {conflicts}/new {folder}/{name}.patch
-    {check}   # {again}
+{end}
   If there is no conflict file, the change has to be made by hand from the old patch; the other steps are the same."
     )
 }
@@ -313,9 +316,15 @@ impl<'a> Store<'a> {
                     let failed = patches.len() - made.len();
                     let last = &made[made.len() - 1];
                     let explained = self.explain(&patches[failed], now, &pair[0], last, &pair[1], &conflict)?;
-                    let other = format!("not tried, as {} failed", file_name(&patches[failed]));
-                    let why = |at| if at == failed { explained.clone() } else { other.clone() };
-                    return Ok((0..patches.len()).map(|at| Outcome::Failed(why(at))).collect());
+                    let later = self.conflicts.join("later");
+                    for (pair, patch) in made.windows(2).zip(patches.iter().rev()) {
+                        fs::create_dir_all(&later)?;
+                        fs::write(later.join(file_name(patch)), self.patch_text(patch, &pair[1], &pair[0])?)?;
+                    }
+                    let name = file_name(&patches[failed]);
+                    let mut outcomes: Vec<_> = patches.iter().map(|_| Outcome::Waits(name.clone())).collect();
+                    outcomes[failed] = Outcome::Failed(explained);
+                    return Ok(outcomes);
                 }
             }
         }
@@ -421,22 +430,27 @@ impl<'a> Store<'a> {
         })
     }
 
-    /// Writes a patch that leads from one tree to another, under the old one's header.
+    /// Replaces a patch by the change from one tree to another.
     fn write(&self, patch: &Path, from: &str, to: &str) -> Result<Outcome> {
-        let diff = self.diff(from, to)?;
-        if diff.is_empty() {
+        if from == to {
             return Ok(Outcome::Failed("the tree already has this change, so nothing of the patch is left".to_owned()));
         }
-        let old = fs::read_to_string(patch)?;
-        let header: String = old.split_inclusive('\n').take_while(|line| !line.starts_with("diff --git ")).collect();
-        // The names of objects mean nothing in another repository.
-        let diff: String = diff.split_inclusive('\n').filter(|line| !line.starts_with("index ")).collect();
-        let new = header + &diff;
-        if new == old {
+        let new = self.patch_text(patch, from, to)?;
+        if new == fs::read_to_string(patch)? {
             return Ok(Outcome::Stayed);
         }
         fs::write(patch, new).with_context(|| patch.display().to_string())?;
         Ok(Outcome::Remade)
+    }
+
+    /// The header of a patch, and the change from one tree to another.
+    fn patch_text(&self, patch: &Path, from: &str, to: &str) -> Result<String> {
+        let old = fs::read_to_string(patch).with_context(|| patch.display().to_string())?;
+        let header: String = old.split_inclusive('\n').take_while(|line| !line.starts_with("diff --git ")).collect();
+        // The names of objects mean nothing in another repository.
+        let diff = self.diff(from, to)?;
+        let diff: String = diff.split_inclusive('\n').filter(|line| !line.starts_with("index ")).collect();
+        Ok(header + &diff)
     }
 }
 
@@ -655,11 +669,8 @@ mod tests {
         let moved = fs::read_to_string(repository.0.join("src/b.rs")).unwrap();
         repository.write("src/b.rs", &moved.replace("    a();\n", "    aa();\n").replace("    b2();\n", "    b3();\n"));
         let failed = repository.refresh(&both, Kind::Stacked, &[]);
-        let [Outcome::Failed(other), Outcome::Failed(why)] = &failed[..] else { panic!("{failed:?}") };
-        assert!(
-            why.contains("hunk 1 of 1 in src/b.rs conflicts") && other == "not tried, as 2.patch failed",
-            "{failed:?}"
-        );
+        let [Outcome::Waits(other), Outcome::Failed(why)] = &failed[..] else { panic!("{failed:?}") };
+        assert!(why.contains("hunk 1 of 1 in src/b.rs conflicts") && other == "2.patch", "{failed:?}");
         assert_eq!(both.clone().map(|patch| fs::read(patch).unwrap()), as_they_were);
         repository.write("src/b.rs", &moved);
         repository.applies(&both[1], &["--reverse"]);
