@@ -52,7 +52,9 @@ pub struct Machine {
     last_words: Vec<JoinHandle<Vec<u8>>>,
     deadline: Instant,
     limit: Duration,
-    /// Whether it has said anything yet.
+    /// The version of its kernel.
+    kernel: String,
+    /// Whether it has sent anything yet.
     ready: bool,
 }
 
@@ -98,7 +100,13 @@ impl Machine {
         last_words.extend(qemu.stdout.take().map(|console| thread::spawn(move || last_of(console, show))));
         last_words.extend(qemu.stderr.take().map(|messages| thread::spawn(move || last_of(messages, show))));
         let deadline = Instant::now() + hardware.limit;
-        Ok(Self { qemu, channel, last_words, deadline, limit: hardware.limit, ready: false })
+        let kernel = image.version.clone();
+        Ok(Self { qemu, channel, last_words, deadline, limit: hardware.limit, kernel, ready: false })
+    }
+
+    /// The version of the machine's kernel, as `uname -r` prints it there.
+    pub fn kernel(&self) -> &str {
+        &self.kernel
     }
 
     /// Sends our standard input on, in a thread of its own, as long as there is any.

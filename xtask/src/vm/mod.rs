@@ -25,6 +25,8 @@ use std::{env, fs};
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
+use crate::page::{self, Section};
+use crate::table::Measured;
 use crate::workspace::{build, build_esw, find_program, root, target_dir};
 
 use channel::Frame;
@@ -35,34 +37,37 @@ use machine::{Hardware, Machine, TooLong};
 pub use init::is_init;
 pub use init::run as init;
 
-/// What `cargo xtask vm` takes.
+/// What to run in the machine, and the machine.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Scenarios, or directories of them, to tell on the Linux card if no command is given
+    /// Scenarios, or directories of them, to run on the Linux card if no command is given
     #[arg(default_value = "scenarios")]
     scenarios: Vec<PathBuf>,
-    /// Run this command there instead, as if here: with its outputs and its exit status
+    /// Run this command in the machine instead, as if it ran here: with its outputs and its exit status
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
-    /// Run the command as root, which is so anyway
+    /// Run the command as root: the default
     #[arg(long, conflicts_with = "user")]
     root: bool,
     /// Run the command as an ordinary user (65534) rather than root
     #[arg(long)]
     user: bool,
-    /// Leave the scenarios away: run the scripts of `xtask/src/vm/checks` and the tests of the kernel's bonds
+    /// Run no scenarios, only the scripts of `xtask/src/vm/checks` and the tests of the kernel's bonds
     #[arg(long, conflicts_with = "command")]
     checks: bool,
+    /// With --checks: write the results into the table of docs/vm.md. Nothing is written if one failed
+    #[arg(long, requires = "checks")]
+    write: bool,
     /// Run every test of the Linux card, not only those of the kernel's bonds
     #[arg(long)]
     all_tests: bool,
-    /// Where another kernel than Debian's is: `boot/vmlinuz-VERSION` and `lib/modules/VERSION`
+    /// Use another kernel than Debian's, from this directory: `boot/vmlinuz-VERSION` and `lib/modules/VERSION`
     #[arg(long, value_name = "DIR")]
     kernel: Option<PathBuf>,
-    /// Make the kernel's and the packages' image again, from what the archive has now
+    /// Make the image of the kernel and the packages again, from what the archive has now
     #[arg(long)]
     fresh: bool,
-    /// Take `esw` as it is in the target directory, rather than build it
+    /// Use `esw` as it is in the target directory, rather than build it
     #[arg(long)]
     no_build: bool,
     /// Show the machine's console on standard error
@@ -71,10 +76,10 @@ pub struct Args {
     /// The machine's memory in MiB
     #[arg(long, default_value_t = 2048)]
     memory: u32,
-    /// How QEMU runs it: `tcg` works anywhere, `kvm` is faster where it works
+    /// QEMU's accelerator: `tcg` works anywhere, `kvm` is faster where it works
     #[arg(long, default_value = "tcg")]
     accel: String,
-    /// How long it may all take from the boot on, in seconds
+    /// The time limit for everything from the boot on, in seconds
     #[arg(long, default_value_t = 900)]
     limit_s: u64,
 }
@@ -95,6 +100,8 @@ struct Plan {
 #[derive(Debug, Serialize, Deserialize)]
 struct Job {
     name: String,
+    /// What it shows if it succeeds, in words.
+    shows: String,
     argv: Vec<OsString>,
     /// Whether an ordinary user runs it rather than root.
     user: bool,
@@ -138,7 +145,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 /// Runs one command as if it ran here.
 fn run_command(args: &Args) -> Result<ExitCode> {
     let mut plan = Plan::new(args)?;
-    plan.jobs.push(Job { name: String::new(), argv: args.command.clone(), user: args.user });
+    plan.jobs.push(Job { name: String::new(), shows: String::new(), argv: args.command.clone(), user: args.user });
     let mut machine = boot(args, &plan)?;
     machine.send_input()?;
     loop {
@@ -149,7 +156,7 @@ fn run_command(args: &Args) -> Result<ExitCode> {
     }
 }
 
-/// Runs all that is to be run without a command, and says what came of each.
+/// Runs the scenarios, the scripts and the tests, and prints the result of each.
 fn run_jobs(args: &Args) -> Result<()> {
     let mut plan = Plan::new(args)?;
     if !args.checks {
@@ -157,9 +164,10 @@ fn run_jobs(args: &Args) -> Result<()> {
     }
     plan.add_checks()?;
     plan.add_tests(args.all_tests)?;
+    let stamp = page::stamp()?;
     let began = Instant::now();
     let mut machine = boot(args, &plan)?;
-    ensure!(machine.next()? == Frame::Ready, "the machine speaks before it is ready");
+    ensure!(machine.next()? == Frame::Ready, "the machine sent something before it was ready");
     println!("the machine was up after {:.1} s", began.elapsed().as_secs_f64());
     let mut ended = Vec::new();
     for job in &plan.jobs {
@@ -171,13 +179,35 @@ fn run_jobs(args: &Args) -> Result<()> {
                 frame => show(&frame)?,
             }
         };
-        let came = if status == 0 { "ok".to_owned() } else { format!("FAILED (exit status {status})") };
-        ended.push((status, format!("{came}: {} in {:.1} s", job.name, began.elapsed().as_secs_f64())));
+        ended.push((job, status, began.elapsed()));
     }
     println!();
-    ended.iter().for_each(|(_, line)| println!("{line}"));
-    let failed = ended.iter().filter(|(status, _)| *status != 0).count();
+    for (job, status, took) in &ended {
+        let result = if *status == 0 { "ok".to_owned() } else { format!("FAILED (exit status {status})") };
+        println!("{result}: {} in {:.1} s", job.name, took.as_secs_f64());
+    }
+    let failed = ended.iter().filter(|(_, status, _)| *status != 0).count();
     ensure!(failed == 0, "{failed} of {} failed in the machine", ended.len());
+    if args.write {
+        write(&ended, &stamp, machine.kernel())?;
+    }
+    Ok(())
+}
+
+/// The table of results on the page.
+const SECTION: Section = Section { page: "docs/vm.md", name: "vm" };
+const COLUMNS: &[&str] = &["check", "what it shows", "result", "took", "at"];
+
+/// Replaces the table by these results, all of which are good.
+fn write(ended: &[(&Job, u8, Duration)], stamp: &str, kernel: &str) -> Result<()> {
+    let mut table = Measured::parse(COLUMNS, "")?;
+    let at = format!("Linux {kernel} in the machine; {stamp}");
+    for (job, _, took) in ended {
+        let cells = [job.shows.clone(), "ok".to_owned(), format!("{:.0} s", took.as_secs_f64())];
+        table.replace(&job.name, [cells.to_vec()], &at);
+    }
+    let names: Vec<&str> = ended.iter().map(|(job, ..)| &*job.name).collect();
+    SECTION.write(&table.text(&names))?;
     Ok(())
 }
 
@@ -248,7 +278,8 @@ impl Plan {
             argv.push(path.into());
         }
         for (name, user) in [("scenarios", false), ("scenarios, without root", true)] {
-            self.jobs.push(Job { name: name.to_owned(), argv: argv.clone(), user });
+            let shows = "every scenario for the card linux holds".to_owned();
+            self.jobs.push(Job { name: name.to_owned(), shows, argv: argv.clone(), user });
         }
         Ok(())
     }
@@ -259,7 +290,8 @@ impl Plan {
             let file = test.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let name = file.rsplit_once('-').map_or(file.as_str(), |(name, _)| name);
             let argv = [test.as_os_str(), "--nocapture".as_ref(), "--test-threads=1".as_ref()].map(OsString::from);
-            self.jobs.push(Job { name: format!("test {name}"), argv: argv.to_vec(), user: false });
+            let shows = format!("the tests `{name}` of the crate card-linux");
+            self.jobs.push(Job { name: format!("test {name}"), shows, argv: argv.to_vec(), user: false });
         }
         Ok(())
     }
@@ -280,11 +312,20 @@ impl Plan {
             let name = script.file_stem().unwrap_or_default().to_string_lossy().into_owned();
             let alone = "mount -t tmpfs none /run && ip link set lo up && exec timeout 300 bash -eu \"$0\"";
             let mut argv: Vec<_> = ["unshare", "--net", "--mount", "sh", "-c", alone].map(OsString::from).to_vec();
+            let shows = first_comment(&fs::read_to_string(&script).with_context(|| script.display().to_string())?);
             argv.push(script.into());
-            self.jobs.push(Job { name, argv, user: false });
+            self.jobs.push(Job { name, shows, argv, user: false });
         }
         Ok(())
     }
+}
+
+/// The first comment of a script below its interpreter line, up to the end of its first sentence.
+fn first_comment(script: &str) -> String {
+    let lines = script.lines().skip_while(|line| line.starts_with("#!"));
+    let lines: Vec<&str> = lines.map_while(|line| line.strip_prefix("# ")).collect();
+    let text = lines.join(" ");
+    text.split_once(". ").map_or(&*text, |(first, _)| first).trim_end_matches('.').to_owned()
 }
 
 fn find_qemu() -> Result<PathBuf> {
@@ -295,4 +336,18 @@ fn find_qemu() -> Result<PathBuf> {
     );
     find_program("qemu-system-x86_64")
         .context("there is no qemu-system-x86_64; on Debian and Ubuntu `apt-get install qemu-system-x86`")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_script_is_described_by_the_first_sentence_of_its_comment() {
+        assert_eq!(
+            first_comment("#!/bin/sh\n# Bonds, which\n# are made. By hand.\nset -e\n# x\n"),
+            "Bonds, which are made"
+        );
+        assert_eq!(first_comment("#!/bin/sh\n# Bonds.\n"), "Bonds");
+    }
 }
