@@ -92,7 +92,7 @@ if not ORDINARY_OPENS:
 delete(socket.socket(fileno=fds[0]))
 "#;
 
-/// Runs rounds until time is up.
+/// Runs rounds until the time is over.
 pub fn run(rounds: &mut Rounds) -> Result<()> {
     let config = "kind = \"linux\"\n[cards.a.card]\npfs = 2\ntotal_vfs = 8\nvfs = 4\nmode = \"switchdev\"\nmodules = [\"mlx5_ib\"]\n";
     let place = Place::new(&rounds.esw, "rights", config)?;
@@ -110,8 +110,8 @@ pub fn run(rounds: &mut Rounds) -> Result<()> {
             None => {
                 set_up(&place)?;
                 let program = place.esw(&["exec", "--", "ip", "link"])?;
-                if !program.did_well() {
-                    rounds.tally.skipped("all of it", format!("there can be no lab here: {}", program.in_words()));
+                if !program.succeeded() {
+                    rounds.tally.skipped("all of it", format!("there can be no lab here: {}", program.describe()));
                     break;
                 }
                 picture(&place)?
@@ -127,8 +127,8 @@ pub fn run(rounds: &mut Rounds) -> Result<()> {
         let ended = place.esw(&words)?;
         // A card that does not answer as it did is another one, too.
         let after = picture(&place).unwrap_or_else(|error| format!("{error:#}"));
-        let told = || format!("esw {}\n{}", words.join(" "), ended.in_words().trim_end());
-        let outcome = match (may, ended.did_well()) {
+        let told = || format!("esw {}\n{}", words.join(" "), ended.describe().trim_end());
+        let outcome = match (may, ended.succeeded()) {
             (true, true) => Ok("allowed"),
             (true, false) => Err(format!("{}\nit takes rights that root has", told())),
             (false, _) if before != after => {

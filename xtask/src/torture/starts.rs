@@ -16,7 +16,7 @@ use super::random::Random;
 use super::rounds::Rounds;
 use super::wire::NoAnswer;
 
-/// Runs rounds until time is up.
+/// Runs rounds until the time is over.
 pub fn run(rounds: &mut Rounds) -> Result<()> {
     let place = Place::new(&rounds.esw, "starts", &format!("kind = \"memory\"\n{CONFIG}"))?;
     while let Some((seed, mut random)) = rounds.next() {
@@ -65,23 +65,23 @@ fn round(place: &Place, random: &mut Random, with_end: bool, after_kill: bool) -
     for start in started {
         told.push(start.map_err(|_| anyhow!("a thread panicked"))??);
     }
-    let mut all: Vec<String> = told.iter().map(|ended| format!("a start: {}", ended.in_words().trim_end())).collect();
+    let mut all: Vec<String> = told.iter().map(|ended| format!("a start: {}", ended.describe().trim_end())).collect();
     if let Some(ended) = ended.transpose()? {
         if let Some(fault) = ended.fault() {
             bail!("esw down: {fault}");
         }
-        all.push(format!("esw down: {}", ended.in_words().trim_end()));
+        all.push(format!("esw down: {}", ended.describe().trim_end()));
     }
     let all = all.join("\n");
     for ended in &told {
         if let Some(fault) = ended.fault() {
             bail!("{all}\na start: {fault}");
         }
-        if !ended.did_well() && ended.said.trim().is_empty() {
+        if !ended.succeeded() && ended.output.trim().is_empty() {
             bail!("{all}\na start is refused without a word");
         }
     }
-    let up = told.iter().filter(|ended| ended.did_well()).count();
+    let up = told.iter().filter(|ended| ended.succeeded()).count();
     let daemons = kernel::processes();
     let listener = place.daemon();
     let socket = place.socket().exists();
@@ -99,10 +99,10 @@ fn round(place: &Place, random: &mut Random, with_end: bool, after_kill: bool) -
         Err(error) => bail!("{all}\n{error}"),
     }
     let down = place.esw(&["down"])?;
-    if !down.did_well() || place.socket().exists() || !kernel::processes().is_empty() {
+    if !down.succeeded() || place.socket().exists() || !kernel::processes().is_empty() {
         bail!(
             "{all}\nesw down: {}\nleft: {:?}, socket {}",
-            down.in_words(),
+            down.describe(),
             kernel::processes(),
             place.socket().exists()
         );
