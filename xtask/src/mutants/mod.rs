@@ -1,8 +1,8 @@
 //! `cargo xtask mutants`: planted bugs, each of which must be caught.
 //!
-//! Each patch in `mutants/` is put on a copy of the tree, which is built, and its scenario explored. It is caught
-//! if the invariant in its [`header`] is found broken; or if the compiler rejects it with the error that stands
-//! there. A mutant that is caught by something else, or a patch that does not apply any more, is a failure.
+//! Each patch in `mutants/` is applied to a copy of the tree, which is built, and its scenario is explored. It is caught if
+//! the exploration breaks the invariant in its [`header`], or if the compiler rejects it with the error in its header. A
+//! mutant that something else catches, or a patch that does not apply, is a failure.
 
 mod explore;
 mod header;
@@ -24,16 +24,16 @@ use crate::workspace::root;
 use explore::{Explored, Found};
 use header::{CaughtBy, Mutant};
 
-/// A mutant is to be caught in less than this, at the median of its seeds.
+/// The limit for the median time of exploring a mutant.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Which mutants, and how to print what becomes of them.
+/// Which mutants, and how to print the results.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Print a JSON object a line for each mutant.
+    /// Print one line of JSON for each mutant
     #[arg(long)]
     json: bool,
-    /// Explore each with so many seeds, and tell medians.
+    /// Explore each mutant with N seeds, and print medians
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1000))]
     seeds: u64,
     /// For each invariant, and for the compiler, only the first mutant that it catches.
@@ -45,32 +45,32 @@ pub struct Args {
     name: Vec<String>,
 }
 
-/// What became of a mutant.
+/// The result for a mutant.
 #[derive(Debug, Serialize)]
 struct Outcome {
     mutant: String,
     undoes: String,
-    /// As its header has it.
+    /// The scenarios in its header.
     scenario: Option<String>,
     invariant: String,
-    /// By what its header says.
+    /// Whether the invariant in its header caught it.
     caught: bool,
-    /// What caught it, or what else became of it.
+    /// What caught it, or why nothing did.
     by: String,
     detail: String,
-    /// What shows it again, in this build.
+    /// The token that replays the failing schedule, in this build.
     token: String,
-    /// The median of all seeds.
+    /// The number of schedules; the median of all seeds.
     schedules: u64,
-    /// The same.
+    /// The time of exploring; the median of all seeds.
     elapsed_ms: u64,
     build_ms: u64,
 }
 
-/// Plants them. Fails if one is not caught.
+/// Plants the bugs. The exit status is 1 if one is not caught.
 ///
 /// # Errors
-/// There is no such mutant; a header cannot be used; there is no tree to copy.
+/// No mutant has such a name, a header is invalid, or the tree cannot be copied.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let mutants = selected(args)?;
     let patches: Vec<_> = mutants.iter().map(|mutant| mutant.patch.clone()).collect();
@@ -102,10 +102,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The list of mutants on the page of this folder.
+/// The list of mutants in the README of their directory.
 const SECTION: Section = Section { page: "mutants/README.md", name: "mutants" };
 
-/// The list of mutants, as their headers have it.
+/// The list of mutants, from their headers.
 ///
 /// # Errors
 /// A patch cannot be read, or its header cannot be used.
@@ -141,7 +141,10 @@ fn all() -> Result<Vec<Mutant>> {
 fn selected(args: &Args) -> Result<Vec<Mutant>> {
     let mut mutants = all()?;
     for name in &args.name {
-        ensure!(mutants.iter().any(|mutant| mutant.name.contains(name)), "{name}: no mutant is called that");
+        ensure!(
+            mutants.iter().any(|mutant| mutant.name.contains(name)),
+            "{name}: no mutant has a name with this in it"
+        );
     }
     mutants.retain(|mutant| args.name.is_empty() || args.name.iter().any(|name| mutant.name.contains(name)));
     if args.one_per_invariant {
@@ -151,8 +154,8 @@ fn selected(args: &Args) -> Result<Vec<Mutant>> {
     Ok(mutants)
 }
 
-/// The tree as it is, in the scenarios of these mutants: a scenario that does not hold there catches nothing. How
-/// many do not.
+/// Explores the unchanged tree in the scenarios of these mutants: a scenario that fails there proves nothing. Returns how
+/// many fail.
 fn control(copy: &Patched, mutants: &[Mutant], args: &Args) -> Result<usize> {
     let stories: BTreeSet<(&[String], bool, bool)> = mutants.iter().filter_map(Mutant::story).collect();
     if stories.is_empty() {
@@ -237,13 +240,13 @@ fn plant(copy: &Patched, mutant: &Mutant, seeds: u64) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// Whether the compiler says it, part by part, however its lines are broken.
+/// Whether the compiler's messages contain each part of `error`, regardless of line breaks.
 fn says(said: &str, error: &str) -> bool {
     let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
     error.split("; ").all(|part| words(said).contains(&words(part)))
 }
 
-/// The lines that say what is wrong.
+/// The lines of the compiler's messages that begin an error.
 fn errors(said: &str) -> String {
     let errors: Vec<&str> = said.lines().filter(|line| line.starts_with("error[")).collect();
     if errors.is_empty() { said.trim().to_owned() } else { errors.join("; ") }
