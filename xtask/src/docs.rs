@@ -1,8 +1,8 @@
-//! `cargo xtask docs`: the sections of the documentation that come from the code, and whether they are as the code is.
+//! `cargo xtask docs`: checks or writes the sections of the documentation that come from the code.
 //!
-//! What takes longer to find out has a command of its own, with `--write`: `bench`, `exhaust`, `programs`, `series`,
-//! `torture`, `vm`. Of what they have written, this looks only at whether each row is of something that still exists, and
-//! notes what has no row yet.
+//! Tables that take long to measure have commands of their own, with `--write`: `bench`, `exhaust`, `programs`, `torture`,
+//! `vm`. Of the first three, this command checks that each row belongs to something that still exists, and lists what has
+//! no row yet.
 
 use std::process::ExitCode;
 
@@ -16,27 +16,27 @@ use crate::{bench, exhaust, mutants, programs, table};
 /// Whether to write the sections.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Write the sections that are not as the code is
+    /// Write the sections that do not agree with the code
     #[arg(long)]
     write: bool,
-    /// Only look, and fail if a section is not as the code is: the default
+    /// Only check, and fail if a section does not agree with the code: the default
     #[arg(long, conflicts_with = "write")]
     check: bool,
 }
 
-/// A section, and what it should be.
+/// A section, and the text that it should have.
 pub struct Generated {
-    /// Where it is.
+    /// The section.
     pub section: Section,
-    /// What it should be.
+    /// The text that it should have.
     pub text: String,
-    /// What has no row yet.
+    /// The keys of rows that have not been measured yet.
     pub missing: Vec<String>,
     /// The command that writes rows; empty if this one writes all of it.
     pub measured_by: &'static str,
 }
 
-/// The page with the graph of lock classes. A test of the engine finds out what the graph is, and writes it.
+/// The graph of lock classes. A test of the engine records and writes it.
 const LOCK_GRAPH: Section = Section { page: "docs/lock-graph.md", name: "lock-graph" };
 
 /// Checks or writes every section. The exit status is 1 if one is stale and was not written.
@@ -88,7 +88,7 @@ fn invariants() -> Generated {
     Generated { section, text, missing: Vec::new(), measured_by: "" }
 }
 
-/// Whether the graph of lock classes is as the page has it, or was written.
+/// Checks or writes the graph of lock classes; returns whether the page has the graph now.
 fn lock_graph(write: bool) -> Result<bool> {
     let before = LOCK_GRAPH.read()?;
     let mut command = cargo();

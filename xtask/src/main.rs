@@ -24,23 +24,24 @@ use clap::Parser;
 /// What a developer runs beside cargo.
 #[derive(Parser)]
 enum Command {
-    /// Measure, side by side with what each thing is to be compared with. Never fails on a time.
+    /// Measure what things cost, side by side with what they are compared with. Never fails because of a time.
     Bench(bench::Args),
-    /// Look whether the sections of the documentation that come from the code are as the code is, or write them.
+    /// Check that the sections of the documentation that commands write agree with the code, or write them.
     Docs(docs::Args),
-    /// Explore each scenario as far as it goes, for the table in docs/verification.md. Fails if an invariant does not hold.
+    /// Explore each scenario up to a bound, for the table in docs/verification.md. Fails if an invariant does not hold.
     Exhaust(exhaust::Args),
     /// Run the tests of unmodified programs in a lab, and list what they ran, for the table in docs/compatibility.md.
     Programs(programs::Args),
-    /// Count the instructions of the paths that are walked often. Fails if one has grown by more than 5 % of what is committed.
+    /// Count the instructions of frequent paths. Fails if one takes over 5 % more than the committed number.
     Instructions(instructions::Args),
-    /// Plant bugs, one after the other, and see that each is caught: by the compiler, or by exploring the scenario that
+    /// Plant bugs, one after the other, and check that each is caught: by the compiler, or by exploring the scenario that
     /// its patch names.
     Mutants(mutants::Args),
-    /// Take the seven patches of the series off, and see which stories fail before it, and which patch repairs each.
+    /// Explore every scenario without the patches of the series and after each of them: which fail, and which patch repairs
+    /// each.
     Series(series::Args),
-    /// Run a command in a virtual machine with a distribution's kernel; without one, tell the scenarios on a Linux card
-    /// there, and test what takes the kernel's bonds.
+    /// Run a command in a virtual machine with a distribution's kernel; without a command, run the scenarios for the Linux card
+    /// there, and the tests that need the kernel's bonds.
     Vm(vm::Args),
     /// Attack the release binary from outside: kills, damaged state, full disks, hostile messages, programs without
     /// rights. Fails if something does not hold.
@@ -48,7 +49,7 @@ enum Command {
     /// A part of a measurement that needs a process of its own.
     #[command(hide = true)]
     BenchChild(bench::Child),
-    /// A path that is counted.
+    /// A path whose instructions are counted.
     #[command(hide = true)]
     InstructionsChild(instructions::Child),
 }

@@ -35,7 +35,7 @@ struct Program {
     commands: &'static [&'static str],
     /// The command that prints the version.
     version: &'static [&'static str],
-    /// What is remarkable of what it sees in a lab.
+    /// What it sees in a lab, in words.
     sees: &'static str,
 }
 

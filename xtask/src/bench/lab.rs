@@ -1,8 +1,8 @@
-//! What a lab costs: the tools that look at a card, and programs that do not, beside the same outside.
+//! What a lab costs: programs that look at a card and programs that do not, compared with the same outside of a lab.
 //!
-//! Everything happens in namespaces made for it. There a daemon keeps a card of real netdevs up, and two processes
-//! wait for commands: one in a lab, one outside. A command is started, waited for and timed there, so that neither
-//! the lab's making nor a shell is in the time. What it prints goes nowhere.
+//! Everything runs in namespaces of its own. There a daemon has a card of real netdevs, and two processes run commands and
+//! take their times: one in a lab, one outside. So a time includes neither making the lab nor a shell. The output of a
+//! command is discarded.
 
 use std::io::{BufRead, BufReader, Write as _};
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use crate::workspace::{build_esw, cargo, shell};
 
 use super::{Measurement, OrderedRatio, Part, Quantity, Row, Target, child, median};
 
-/// The group.
+/// The measurements of this group.
 pub const MEASUREMENTS: &[Measurement] = &[
     Measurement { name: "lab: tools", run: tools },
     Measurement { name: "lab: programs that do not look at the card", run: programs },
@@ -26,12 +26,12 @@ pub const MEASUREMENTS: &[Measurement] = &[
 const PORTS: usize = 1_000;
 const ROUNDS: usize = 41;
 
-/// A loop of processes that are started and files that are read: as many system calls as a script has.
+/// A loop that starts processes and reads files, with as many system calls as a script has.
 const SCRIPT: &str =
     "i=0; while [ $i -lt 150 ]; do /bin/true; read x < /proc/self/stat; cat /etc/passwd; i=$((i+1)); done";
-/// Nothing but work.
+/// A loop that only computes.
 const COMPUTE: &str = "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done";
-/// Nothing but system calls that do nothing.
+/// Only system calls that do nothing.
 const CALLS: &str = "dd if=/dev/zero of=/dev/null bs=1 count=200000";
 
 /// The times of a command in the lab, and of what it is compared with, in milliseconds.
@@ -146,7 +146,7 @@ pub fn measure_programs(vfs: usize) -> Result<String> {
     Ok(serde_json::to_string(&measured)?)
 }
 
-/// By turns; the first of each does not count.
+/// Runs the two commands in turns; the first run of each does not count. Returns their times in milliseconds.
 fn turns(
     rounds: usize,
     ours: &mut Runner,
@@ -205,7 +205,7 @@ impl Place {
             ensure!(Instant::now() < until, "the card does not come up");
             std::thread::sleep(Duration::from_millis(20));
         }
-        // Whoever connects is answered when the card is up.
+        // A request is answered as soon as the card is up.
         let mut client = devlink::Client::connect(Path::new(SOCKET))?;
         client.dump(devlink::DEVLINK, devlink::numbers::command::GET, |_| {})?;
         Ok(place)
@@ -224,7 +224,7 @@ impl Drop for Place {
     }
 }
 
-/// A process somewhere that runs commands: see [`serve`].
+/// A process that runs commands, in a lab or outside: see [`serve`].
 struct Runner {
     child: Child,
     to: ChildStdin,
@@ -232,7 +232,7 @@ struct Runner {
 }
 
 impl Runner {
-    /// `command` is to run this program.
+    /// Starts it. `command` must run this program.
     fn start(command: &mut Command) -> Result<Self> {
         command.args(["bench-child", Part::Commands.name(), "0"]).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn()?;
@@ -240,7 +240,7 @@ impl Runner {
         Ok(Self { child, to, from: BufReader::new(from) })
     }
 
-    /// Runs a command there; how many milliseconds it took.
+    /// Runs a command there; returns its time in milliseconds.
     fn run(&mut self, command: &[&str]) -> Result<f64> {
         writeln!(self.to, "{}", serde_json::to_string(command)?)?;
         let mut line = String::new();
@@ -256,7 +256,7 @@ impl Drop for Runner {
     }
 }
 
-/// Runs the commands that are asked for, one line of JSON each, and prints the milliseconds each took.
+/// Runs the commands on standard input, one line of JSON each, and prints the milliseconds that each took.
 ///
 /// # Errors
 /// One fails.

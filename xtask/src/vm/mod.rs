@@ -1,12 +1,12 @@
-//! `cargo xtask vm`: what takes a kernel that this machine may not have, in a virtual machine.
+//! `cargo xtask vm`: runs commands in a virtual machine, for what needs a kernel that this machine may not have.
 //!
 //! `cargo xtask vm -- COMMAND` runs a command there, with the outputs and the exit status of a local one. QEMU emulates the machine, by
-//! default without any help of this machine's kernel. It boots Debian's kernel on a root file system of
+//! default without KVM. It boots Debian's kernel on a root file system of
 //! Debian's packages, made once and kept under the target directory ([`image`]), and sees the repository and the
-//! target directory where they are here, with a layer in memory over them: what is built is there, and what is written is
-//! gone with the machine. Nothing is installed, no root and no network is needed, and a run leaves nothing behind. What runs there
-//! as process 1 is this very program ([`mod@init`]); what the command writes comes through a channel apart from the console
-//! ([`channel`]).
+//! target directory at the same paths as here, with a layer in memory over them: builds can be used there, and what is
+//! written there is lost with the machine. Nothing is installed, neither root nor network is needed, and a run leaves nothing
+//! behind. Process 1 there is this program ([`mod@init`]). The outputs of the command arrive through a channel of their own,
+//! not through the console ([`channel`]).
 
 mod channel;
 mod image;
@@ -84,14 +84,14 @@ pub struct Args {
     limit_s: u64,
 }
 
-/// What the machine is to do, read there by process 1.
+/// What the machine has to do. Process 1 there reads it.
 #[derive(Debug, Serialize, Deserialize)]
 struct Plan {
-    /// Folders that are as they are here, in the order in which the machine has them.
+    /// Folders that the machine has at the same paths, in the order in which it mounts them.
     shares: Vec<PathBuf>,
-    /// Where programs are looked for.
+    /// The environment variable `PATH`.
     path: OsString,
-    /// The folder that commands start in.
+    /// The working directory of the commands.
     folder: PathBuf,
     jobs: Vec<Job>,
 }
@@ -107,28 +107,28 @@ struct Job {
     user: bool,
 }
 
-/// Where the plan is in the machine.
+/// The path of the plan in the machine.
 const PLAN: &str = "/plan.json";
 /// The ordinary user, and the user's group.
 const NOBODY: u32 = 65534;
 
-/// What `timeout` says of a command that took too long.
+/// The exit status of `timeout` for a command that took too long.
 const STATUS_TOO_LONG: u8 = 124;
-/// What `env`, `timeout` and others say when it is not the command that failed.
+/// The exit status of `env`, `timeout` and others if they failed themselves, and not the command.
 const STATUS_NOT_THE_COMMAND: u8 = 125;
-/// What a shell says of a command that nobody listens to (SIGPIPE).
+/// The exit status in a shell of a command whose output nobody reads (SIGPIPE).
 const STATUS_NOBODY_LISTENS: u8 = 128 + 13;
 
-/// Modules that the machine takes before it has its root file system, from which all others are loaded when they are
-/// needed. The kernel may have them built in.
+/// Modules that the machine loads before it has its root file system. The others are loaded from there when they are
+/// needed. The kernel may have these built in.
 const BOOT_MODULES: [&str; 7] =
     ["virtio_pci", "virtio_blk", "virtio_console", "squashfs", "overlay", "9p", "9pnet_virtio"];
 
-/// Runs the command. With one for the machine, the exit status is that command's, or 124 if it took too long, or 125 if
-/// it could not be run at all.
+/// Runs `cargo xtask vm`. With a command for the machine, the exit status is that of the command, or 124 if it took too
+/// long, or 125 if it could not be run at all.
 ///
 /// # Errors
-/// Without a command for the machine: something is missing here, which is named; something failed there.
+/// Without a command for the machine: a program is missing here, which the error names, or something failed there.
 pub fn run(args: &Args) -> Result<ExitCode> {
     if args.command.is_empty() {
         return run_jobs(args).map(|()| ExitCode::SUCCESS);
@@ -211,7 +211,7 @@ fn write(ended: &[(&Job, u8, Duration)], stamp: &str, kernel: &str) -> Result<()
     Ok(())
 }
 
-/// Puts what a command wrote where it would have written it.
+/// Writes the output of a command to the same output here.
 fn show(frame: &Frame) -> io::Result<()> {
     match frame {
         Frame::Output(bytes) => {
@@ -263,12 +263,12 @@ impl Plan {
         Ok(Self { shares, path, folder, jobs: Vec::new() })
     }
 
-    /// The scenarios on the Linux card, as root and without.
+    /// Adds the scenarios on the Linux card, as root and as an ordinary user.
     fn add_scenarios(&mut self, paths: &[PathBuf]) -> Result<()> {
         let mut argv: Vec<OsString> = ["esw", "run", "--card", "linux", "--lockdep"].map(OsString::from).to_vec();
         for path in paths {
             let path = fs::canonicalize(path)
-                .with_context(|| format!("{}: no scenario, nor a folder of them", path.display()))?;
+                .with_context(|| format!("{}: expected a scenario or a folder of scenarios", path.display()))?;
             ensure!(
                 self.shares.iter().any(|share| path.starts_with(share)),
                 "{}: the machine sees only what is in {}",
@@ -296,7 +296,7 @@ impl Plan {
         Ok(())
     }
 
-    /// The scripts of the folder `checks`, each in namespaces of its own, in the order of their names.
+    /// Adds the scripts of the folder `checks`, each in namespaces of its own, in the order of their names.
     fn add_checks(&mut self) -> Result<()> {
         let folder = self.shares[0].join("xtask/src/vm/checks");
         let mut scripts = Vec::new();
@@ -307,7 +307,7 @@ impl Plan {
             }
         }
         scripts.sort();
-        ensure!(!scripts.is_empty(), "{}: no script is there", folder.display());
+        ensure!(!scripts.is_empty(), "{}: this folder has no script", folder.display());
         for script in scripts {
             let name = script.file_stem().unwrap_or_default().to_string_lossy().into_owned();
             let alone = "mount -t tmpfs none /run && ip link set lo up && exec timeout 300 bash -eu \"$0\"";
@@ -335,7 +335,7 @@ fn find_qemu() -> Result<PathBuf> {
         env::consts::ARCH
     );
     find_program("qemu-system-x86_64")
-        .context("there is no qemu-system-x86_64; on Debian and Ubuntu `apt-get install qemu-system-x86`")
+        .context("qemu-system-x86_64 is not installed; on Debian and Ubuntu `apt-get install qemu-system-x86`")
 }
 
 #[cfg(test)]
