@@ -1,17 +1,21 @@
 //! What a developer runs beside cargo.
 
 mod bench;
+mod docs;
+mod exhaust;
 mod instructions;
 mod memory_card;
 mod mutants;
 mod page;
 mod patched;
+mod programs;
 mod refresh;
-mod release;
 mod series;
+mod table;
 mod torture;
 mod valgrind;
 mod vm;
+mod workspace;
 
 use std::process::ExitCode;
 
@@ -20,17 +24,24 @@ use clap::Parser;
 /// What a developer runs beside cargo.
 #[derive(Parser)]
 enum Command {
-    /// Measure, side by side with what each thing is to be compared with. Never fails on a time.
+    /// Measure what things cost, side by side with what they are compared with. Never fails because of a time.
     Bench(bench::Args),
-    /// Count the instructions of the paths that are walked often. Fails if one has grown by more than 5 % of what is committed.
+    /// Check that the sections of the documentation that commands write agree with the code, or write them.
+    Docs(docs::Args),
+    /// Explore each scenario up to a bound, for the table in docs/verification.md. Fails if an invariant does not hold.
+    Exhaust(exhaust::Args),
+    /// Run the tests of unmodified programs in a lab, and list what they ran, for the table in docs/compatibility.md.
+    Programs(programs::Args),
+    /// Count the instructions of frequent paths. Fails if one takes over 5 % more than the committed number.
     Instructions(instructions::Args),
-    /// Plant bugs, one after the other, and see that each is caught: by the compiler, or by exploring the scenario that
+    /// Plant bugs, one after the other, and check that each is caught: by the compiler, or by exploring the scenario that
     /// its patch names.
     Mutants(mutants::Args),
-    /// Take the seven patches of the series off, and see which stories fail before it, and which patch repairs each.
+    /// Explore every scenario without the patches of the series and after each of them: which fail, and which patch repairs
+    /// each.
     Series(series::Args),
-    /// Run a command in a virtual machine with a distribution's kernel; without one, tell the scenarios on a Linux card
-    /// there, and test what takes the kernel's bonds.
+    /// Run a command in a virtual machine with a distribution's kernel; without a command, run the scenarios for the Linux card
+    /// there, and the tests that need the kernel's bonds.
     Vm(vm::Args),
     /// Attack the release binary from outside: kills, damaged state, full disks, hostile messages, programs without
     /// rights. Fails if something does not hold.
@@ -38,18 +49,28 @@ enum Command {
     /// A part of a measurement that needs a process of its own.
     #[command(hide = true)]
     BenchChild(bench::Child),
-    /// A path that is counted.
+    /// A path whose instructions are counted.
     #[command(hide = true)]
     InstructionsChild(instructions::Child),
 }
 
-fn main() -> anyhow::Result<ExitCode> {
+fn main() -> ExitCode {
     if vm::is_init() {
         vm::init();
-        return Ok(ExitCode::SUCCESS);
+        return ExitCode::SUCCESS;
     }
-    match Command::parse() {
+    run(Command::parse()).unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
         Command::Bench(args) => bench::run(&args)?,
+        Command::Docs(args) => return docs::run(&args),
+        Command::Exhaust(args) => return exhaust::run(&args),
+        Command::Programs(args) => return programs::run(&args),
         Command::Instructions(args) => return instructions::run(&args),
         Command::Mutants(args) => return mutants::run(&args),
         Command::Series(args) => return series::run(&args),

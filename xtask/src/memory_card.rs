@@ -1,4 +1,4 @@
-//! A card in memory with what a server needs to answer for it.
+//! A card in memory that the devlink server can serve.
 
 use std::sync::Arc;
 
@@ -11,10 +11,10 @@ use eswitch::CardConfig;
 use host::{LiveCard, World};
 use lockdep::{Domain, Locked, Unlocked, enter};
 
-/// Does something with a card that has one PF and 8 VFs, and takes the card down.
+/// Runs `work` with a card that has one PF and 8 VFs, and takes the card down.
 ///
 /// # Errors
-/// The card does not come up; what was to be done failed; or something is left on the card.
+/// The card does not come up, `work` fails, or the take-down leaves resources on the card.
 pub fn with_served<T>(work: impl FnOnce(&Arc<Served>, &mut Locked<'_, Unlocked>) -> Result<T>) -> Result<T> {
     let domain = Domain::unchecked();
     enter(&domain, "main", |cx| {
@@ -25,7 +25,7 @@ pub fn with_served<T>(work: impl FnOnce(&Arc<Served>, &mut Locked<'_, Unlocked>)
         let target = Arc::clone(&live) as Arc<dyn CommandTarget>;
         let served = Arc::new(Served::new(target, Arc::clone(&domain), Profile::mlx5()));
         let done = work(&served, cx);
-        ensure!(live.close(cx).is_empty(), "the card is left with something");
+        ensure!(live.close(cx).is_empty(), "resources are left on the card");
         done
     })
 }

@@ -1,11 +1,10 @@
-//! A copy of the tree with patches on it, built.
+//! A copy of the tree with patches applied, and its build.
 //!
-//! The copy and what is compiled of it live in a folder of their own under the target folder, so that nothing
-//! of it can get into a build of the tree itself. There is one copy for each purpose. It is brought from one
-//! state to the next by writing only the files that differ, so that a build compiles only what a patch touches.
+//! The copy and its build are in a directory of their own below the target directory, so that no patch can get into a build
+//! of the tree itself. Each purpose has one copy. A change of its patches writes only the files that differ, so that
+//! a build compiles only what a patch touches.
 
 use std::collections::BTreeSet;
-use std::env;
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs;
@@ -15,17 +14,19 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::workspace::{cargo, root, target_dir};
+
 /// A copy of the tree.
 pub struct Patched {
     tree: PathBuf,
     target: PathBuf,
 }
 
-/// What the compiler made of a copy.
+/// The result of building a copy.
 pub enum Build {
     /// A program that can be run.
     Built(PathBuf),
-    /// The compiler rejected it, and this is what it says.
+    /// The compiler rejected it, with these messages.
     Rejected(String),
 }
 
@@ -44,37 +45,31 @@ impl fmt::Display for DoesNotApply {
 
 impl std::error::Error for DoesNotApply {}
 
-/// The root of the tree.
-pub fn root() -> &'static Path {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
-}
-
 impl Patched {
-    /// The copy for a purpose, which is its name: made, or as it was left the last time.
+    /// The copy for a purpose, which is its name. A new one is empty; an old one is as the last run left it.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// Its directory cannot be made.
     pub fn new(purpose: &str) -> Result<Self> {
-        let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-        let folder = env::current_dir()?.join(target).join("patched").join(purpose);
+        let folder = target_dir()?.join("patched").join(purpose);
         fs::create_dir_all(folder.join("tree")).with_context(|| folder.display().to_string())?;
         let folder = folder.canonicalize()?;
         Ok(Self { tree: folder.join("tree"), target: folder.join("target") })
     }
 
-    /// The files of scenarios.
+    /// The files of these scenarios in the copy.
     pub fn scenarios(&self, names: &[String]) -> Vec<PathBuf> {
         let file = |name: &String| self.tree.join("scenarios").join(name).with_extension("toml");
         names.iter().map(file).collect()
     }
 
-    /// Where the copy is.
+    /// The root of the copy.
     #[cfg(test)]
     pub fn tree(&self) -> &Path {
         &self.tree
     }
 
-    /// Makes the copy the tree with these patches on it, one after the other, and nothing else.
+    /// Makes the copy equal to the tree with these patches applied, one after the other.
     ///
     /// # Errors
     /// [`DoesNotApply`]; or the copy cannot be written.
@@ -82,7 +77,7 @@ impl Patched {
         self.change(patches, &[])
     }
 
-    /// Makes the copy the tree with these patches taken off, one after the other, and nothing else.
+    /// Makes the copy equal to the tree with these patches removed, one after the other.
     ///
     /// # Errors
     /// [`DoesNotApply`]; or the copy cannot be written.
@@ -91,7 +86,7 @@ impl Patched {
     }
 
     fn change(&self, patches: &[&Path], how: &[&str]) -> Result<()> {
-        // Patched beside it, then only what differs is written: what is the same keeps its time.
+        // The patches are applied to a second copy, of which only the files that differ are written: the others keep their times.
         let next = self.tree.with_file_name("next");
         if next.exists() {
             fs::remove_dir_all(&next)?;
@@ -116,22 +111,21 @@ impl Patched {
         Ok(())
     }
 
-    /// Builds the program that explores scenarios, of the crate `check`; and how long that took.
+    /// Builds the program that explores scenarios, an example of the crate `check`; returns the build and its time.
     ///
     /// # Errors
-    /// There is no cargo to run.
+    /// Cargo cannot be started.
     pub fn build_explorer(&self, features: &[&str]) -> Result<(Build, Duration)> {
         self.build("check", "explore", features)
     }
 
-    /// Builds an example of a crate; and how long that took.
+    /// Builds an example of a crate; returns the build and its time.
     ///
     /// # Errors
-    /// There is no cargo to run.
+    /// Cargo cannot be started.
     pub fn build(&self, package: &str, example: &str, features: &[&str]) -> Result<(Build, Duration)> {
         let began = Instant::now();
-        let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let output = Command::new(cargo)
+        let output = cargo()
             .args(["build", "--locked", "--color", "never", "--profile", "mutant", "--package", package])
             .args(["--example", example])
             .arg(format!("--features={}", features.join(",")))
@@ -151,16 +145,16 @@ impl Patched {
 /// Whether a patch applies to the tree as it is.
 ///
 /// # Errors
-/// [`DoesNotApply`]; or there is no git to ask.
+/// [`DoesNotApply`]; or git cannot be started.
 #[cfg(test)]
 pub fn applies(patch: &Path) -> Result<()> {
     apply(root(), patch, &["--check"])
 }
 
-/// Has git apply a patch to a folder, in the way these options say.
+/// Applies a patch to a directory, with these options of `git apply`.
 ///
 /// # Errors
-/// [`DoesNotApply`]; or there is no git to ask.
+/// [`DoesNotApply`]; or git cannot be started.
 pub fn apply(tree: &Path, patch: &Path, how: &[&str]) -> Result<()> {
     let tree = tree.canonicalize()?;
     let patch = patch.canonicalize().with_context(|| patch.display().to_string())?;
@@ -173,7 +167,7 @@ pub fn apply(tree: &Path, patch: &Path, how: &[&str]) -> Result<()> {
     Err(DoesNotApply { patch, why: String::from_utf8_lossy(&output.stderr).into_owned() }.into())
 }
 
-/// Git in a folder. What lies around the folder is not looked at: a copy is not a part of the tree.
+/// A git command in a directory that ignores a repository around it: a copy is not a part of the tree.
 fn git(folder: &Path) -> Command {
     let mut git = Command::new("git");
     git.current_dir(folder).env("GIT_CEILING_DIRECTORIES", folder.parent().unwrap_or(folder));
@@ -183,7 +177,7 @@ fn git(folder: &Path) -> Command {
     git
 }
 
-/// The files of the tree, those that are new among them: all that git does not ignore.
+/// The files of the tree, new ones included: all that git does not ignore.
 fn files(tree: &Path) -> Result<Vec<PathBuf>> {
     let tree = tree.canonicalize()?;
     let output =
@@ -192,12 +186,15 @@ fn files(tree: &Path) -> Result<Vec<PathBuf>> {
     ensure!(status.success(), "listing the files of the tree: {}", String::from_utf8_lossy(&stderr).trim());
     let listed = stdout.split(|byte| *byte == 0).filter(|name| !name.is_empty());
     let listed = listed.map(|name| PathBuf::from(String::from_utf8_lossy(name).into_owned()));
-    // What has been deleted and not committed is listed, and is not there.
+    // Deleted files that are not committed are listed, too.
     Ok(listed.filter(|file| tree.join(file).is_file()).collect())
 }
 
-/// Every file below a folder, by its path from there.
-fn walk(folder: &Path) -> Result<BTreeSet<PathBuf>> {
+/// The paths of all files below a folder, relative to it.
+///
+/// # Errors
+/// A folder cannot be read.
+pub fn walk(folder: &Path) -> Result<BTreeSet<PathBuf>> {
     let (mut found, mut folders) = (BTreeSet::new(), vec![folder.to_owned()]);
     while let Some(next) = folders.pop() {
         for entry in fs::read_dir(&next).with_context(|| next.display().to_string())? {
@@ -219,7 +216,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The patches of a folder, in order.
+/// The patches of a directory, in the order of their names.
 ///
 /// # Errors
 /// It cannot be read.

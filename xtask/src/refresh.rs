@@ -1,17 +1,17 @@
-//! `--refresh`: patches that are made again after the tree has changed under them.
+//! `--refresh`: makes patches again that do not apply any more because the tree has changed.
 //!
-//! A patch changes one tree into another. Git merges that change into the tree as it is now, as it would merge a branch,
-//! with files found again that have another name or folder: the base is the newest commit that the patch applies to. What
-//! comes out, as a patch of the tree as it is now, replaces the old one; its header stays. A patch that still applies
-//! stays as it is, and one that cannot be merged is named with its files.
+//! A patch is a change from one tree to another. Git merges that change into the present tree, as it would merge a branch,
+//! and finds files that were renamed or moved. The base of the merge is the newest commit that the patch applies to. The
+//! result, as a patch of the present tree, replaces the old patch; the header stays. A patch that still applies stays as it
+//! is. For a patch that git cannot merge, the report has each hunk that conflicts, and the merge with git's conflict markers
+//! is written as a patch of its own, from which a person goes on.
 //!
-//! Where identifiers got other names, git sees every changed line as a conflict. `--renamed OLD=NEW` gives the base and
-//! the changed tree the new name first, and has rustfmt put both into form again, so that only what differs otherwise is
-//! left to merge.
+//! Where identifiers were renamed, git sees a conflict in every changed line. `--renamed OLD=NEW` first renames them in the
+//! base and in the changed tree, and has rustfmt format both, so that only other differences are left to merge.
 //!
-//! Nothing is written to the repository: the objects that this takes are in a folder below the target folder.
+//! The repository is only read: the git objects that this needs are in a folder below the target directory.
 
-use std::env;
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -19,21 +19,27 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, ensure};
 
-/// Whether to make patches again, and what has got another name.
+use crate::workspace::target_dir;
+
+/// Whether to make patches again, and which identifiers were renamed.
 #[derive(clap::Args)]
 #[group(id = "refreshing")]
 pub struct Args {
-    /// Make patches that do not apply any more again, by a three-way merge from the last commit that each applied to; then
-    /// end. Fails if one cannot be merged.
+    /// Make patches again that do not apply any more, by a three-way merge from the newest commit that each applied to, and
+    /// exit.
+    ///
+    /// Prints `applies`, `made again` or `FAILED` for each patch, and for a failed one the hunks that conflict. The exit
+    /// status is 1 if one failed; a failed patch stays as it is. The merge of a failed patch, with conflict markers, is
+    /// written to target/patched/conflicts/, and the report ends with the commands to go on from there.
     #[arg(long)]
     refresh: bool,
-    /// With --refresh: an identifier that is called otherwise now; or, where others have the same name, with what stands
-    /// around it, as in `.told(=.with_state_digest(`.
+    /// With --refresh: an identifier that was renamed in the tree. If other items have the same name, give it with the
+    /// characters around it: `.told(=.with_state_digest(`.
     #[arg(long, value_name = "OLD=NEW", requires = "refresh")]
     renamed: Vec<Renamed>,
 }
 
-/// An identifier, or code with one, and what it is now.
+/// An identifier that was renamed, or a piece of code with one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Renamed {
     old: String,
@@ -53,55 +59,104 @@ impl FromStr for Renamed {
     }
 }
 
-/// How patches of a folder belong together.
+/// How the patches of a folder depend on each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Each applies to the tree.
     Apart,
-    /// The tree has all of them, and they come off last first.
+    /// The tree has all of them; they can be removed from it, the last one first.
     Stacked,
 }
 
-/// What became of a patch.
+/// The result for one patch.
 #[derive(Debug, PartialEq, Eq)]
 enum Outcome {
     /// It applies.
     Stayed,
     /// It was made again.
     Remade,
-    /// It was not made again, for this reason.
-    Lost(String),
+    /// It could not be made again, for the reason in these lines.
+    Failed(String),
+    /// It belongs together with one that failed, which has this name, and stays as it is.
+    Waits(String),
 }
 
 impl Args {
-    /// Makes patches again if that was asked for; `None` if it was not.
+    /// Makes patches again if this was requested; returns `None` if it was not.
     ///
     /// # Errors
-    /// There is no git, or no history; something cannot be written.
+    /// Git is missing, the repository has no history, or a file cannot be written.
     pub fn run(&self, root: &Path, patches: &[PathBuf], kind: Kind) -> Result<Option<ExitCode>> {
         if !self.refresh {
             return Ok(None);
         }
-        let folder = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-        let outcomes = refresh(root, &folder.join("patched/refresh"), patches, kind, &self.renamed)?;
-        let mut code = ExitCode::SUCCESS;
+        let folder = target_dir()?.join("patched");
+        let conflicts = folder.join("conflicts");
+        let outcomes = refresh(root, &folder.join("refresh"), &conflicts, patches, kind, &self.renamed)?;
+        let mut failed = None;
         for (patch, outcome) in patches.iter().zip(outcomes) {
-            let name = patch.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let name = patch.file_name().unwrap_or_default().to_string_lossy();
             match outcome {
                 Outcome::Stayed => println!("applies    {name}"),
                 Outcome::Remade => println!("made again {name}"),
-                Outcome::Lost(why) => {
-                    println!("LOST       {name}: {why}");
-                    code = ExitCode::FAILURE;
+                Outcome::Failed(why) => {
+                    println!("FAILED     {name}: {}", why.trim_end().replace('\n', "\n           "));
+                    failed = failed.or(Some(patch));
                 }
+                Outcome::Waits(other) => println!("unchanged  {name}: {other} has to be made again first"),
             }
         }
-        Ok(Some(code))
+        let Some(first) = failed else { return Ok(Some(ExitCode::SUCCESS)) };
+        println!("\n{}", next_steps(first, &conflicts, kind));
+        Ok(Some(ExitCode::FAILURE))
     }
 }
 
-fn refresh(root: &Path, folder: &Path, patches: &[PathBuf], kind: Kind, renamed: &[Renamed]) -> Result<Vec<Outcome>> {
-    let store = Store::new(root, folder)?;
+/// What a person does about a patch that failed, with the commands for this one.
+fn next_steps(patch: &Path, conflicts: &Path, kind: Kind) -> String {
+    let name = patch.file_stem().unwrap_or_default().to_string_lossy();
+    let folder = patch.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
+    let conflicts = conflicts.display();
+    let begin = match kind {
+        Kind::Apart => format!("    git apply {conflicts}/{name}.patch"),
+        Kind::Stacked => format!(
+            "    git apply --index {conflicts}/{name}.before.patch   # takes the later patches off, if there are any
+    git apply {conflicts}/{name}.patch                  # takes this one off, with conflict markers"
+        ),
+    };
+    let diff = if kind == Kind::Apart { "git diff" } else { "git diff -R" };
+    let end = match kind {
+        Kind::Apart => format!("    cargo xtask mutants {name}   # shows whether the bug is still caught"),
+        Kind::Stacked => format!(
+            "    mv {conflicts}/later/*.patch {folder}/   # the later patches, made again, if there are any
+    cargo xtask series --refresh   # goes on with the earlier patches"
+        ),
+    };
+    format!(
+        "What to do next, for each patch that FAILED:
+  If the conflict is only about identifiers that were renamed, give them: --refresh --renamed OLD=NEW.
+  Otherwise resolve it by hand. Commit or stash your own changes first; then, in the root of the repository, for {name}:
+{begin}
+    # Edit the files with conflict markers, as after any `git merge`. `the tree` is the code as it is now, `the patch` is
+    # the code as the patch would have it.
+    {{ sed '/^diff --git /,$d' {folder}/{name}.patch; {diff} -- . ':!{folder}'; }} > {conflicts}/new
+    git restore --staged --worktree . && mv {conflicts}/new {folder}/{name}.patch
+{end}
+  If there is no conflict file, the change has to be made by hand from the old patch; the other steps are the same."
+    )
+}
+
+/// Makes the patches again. `folder`: for git objects, removed in the end. `conflicts`: where merges with conflicts are
+/// written.
+fn refresh(
+    root: &Path,
+    folder: &Path,
+    conflicts: &Path,
+    patches: &[PathBuf],
+    kind: Kind,
+    renamed: &[Renamed],
+) -> Result<Vec<Outcome>> {
+    let store = Store::new(root, folder, conflicts)?;
     let now = store.tree_of_folder()?;
     let outcomes = match kind {
         Kind::Apart => patches.iter().map(|patch| store.remake_apart(&now, patch, renamed)).collect::<Result<Vec<_>>>(),
@@ -114,21 +169,34 @@ fn refresh(root: &Path, folder: &Path, patches: &[PathBuf], kind: Kind, renamed:
 /// The name of a git object.
 type Id = String;
 
-/// A merge: the tree that came out, or the files that could not be merged.
-type Merged = Result<Id, String>;
+/// A merge with conflicts.
+struct Conflict {
+    /// The tree that git has made, in which the files have conflict markers.
+    tree: Id,
+    /// The files that conflict.
+    files: Vec<String>,
+    /// The names that the markers have for the present tree and for the patch.
+    sides: [Id; 2],
+}
+
+/// The tree that a merge has made, if there was no conflict.
+type Merged = Result<Id, Conflict>;
 
 /// The repository, with a place of its own for new objects.
 struct Store<'a> {
     root: &'a Path,
     folder: PathBuf,
+    /// Where merges with conflicts are written.
+    conflicts: PathBuf,
     /// Where the repository keeps its objects.
     objects: PathBuf,
 }
 
 impl<'a> Store<'a> {
-    fn new(root: &'a Path, folder: &Path) -> Result<Self> {
-        if folder.exists() {
-            fs::remove_dir_all(folder)?;
+    fn new(root: &'a Path, folder: &Path, conflicts: &Path) -> Result<Self> {
+        // What a run before has left says nothing about this one.
+        for old in [folder, conflicts].into_iter().filter(|old| old.exists()) {
+            fs::remove_dir_all(old)?;
         }
         fs::create_dir_all(folder.join("objects")).with_context(|| folder.display().to_string())?;
         let folder = folder.canonicalize()?;
@@ -139,7 +207,7 @@ impl<'a> Store<'a> {
             .context("running git")?;
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
         let objects = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim_end());
-        Ok(Self { root, folder, objects })
+        Ok(Self { root, folder, conflicts: conflicts.to_owned(), objects })
     }
 
     fn git(&self, args: &[&str]) -> Command {
@@ -205,10 +273,10 @@ impl<'a> Store<'a> {
             let (base, changed) = (self.rename(&base, &files, renamed)?, self.rename(&changed, &files, renamed)?);
             return match self.merge(&base, now, &changed)? {
                 Ok(merged) => self.write(patch, now, &merged),
-                Err(files) => Ok(Outcome::Lost(files)),
+                Err(conflict) => Ok(Outcome::Failed(self.explain(patch, now, &base, now, &changed, &conflict)?)),
             };
         }
-        Ok(Outcome::Lost("it applies to no commit".to_owned()))
+        Ok(Outcome::Failed("it applies to no commit of this branch, so there is no base for a merge".to_owned()))
     }
 
     fn remake_stacked(&self, now: &str, patches: &[PathBuf], renamed: &[Renamed]) -> Result<Vec<Outcome>> {
@@ -234,7 +302,8 @@ impl<'a> Store<'a> {
             }
         }
         let Some(trees) = found else {
-            return Ok(patches.iter().map(|_| Outcome::Lost("they come off no commit".to_owned())).collect());
+            let why = "no commit of this branch has all patches of the series, so there is no base for a merge";
+            return Ok(patches.iter().map(|_| Outcome::Failed(why.to_owned())).collect());
         };
         let files = self.changed_files(&trees[0], &trees[trees.len() - 1])?;
         let trees = trees.iter().map(|tree| self.rename(tree, &files, renamed)).collect::<Result<Vec<_>>>()?;
@@ -243,10 +312,19 @@ impl<'a> Store<'a> {
         for pair in trees.windows(2) {
             match self.merge(&pair[0], &made[made.len() - 1], &pair[1])? {
                 Ok(without) => made.push(without),
-                Err(files) => {
-                    let lost = patches.len() - made.len();
-                    let why = |at| if at == lost { files.clone() } else { "another of the series is lost".to_owned() };
-                    return Ok((0..patches.len()).map(|at| Outcome::Lost(why(at))).collect());
+                Err(conflict) => {
+                    let failed = patches.len() - made.len();
+                    let last = &made[made.len() - 1];
+                    let explained = self.explain(&patches[failed], now, &pair[0], last, &pair[1], &conflict)?;
+                    let later = self.conflicts.join("later");
+                    for (pair, patch) in made.windows(2).zip(patches.iter().rev()) {
+                        fs::create_dir_all(&later)?;
+                        fs::write(later.join(file_name(patch)), self.patch_text(patch, &pair[1], &pair[0])?)?;
+                    }
+                    let name = file_name(&patches[failed]);
+                    let mut outcomes: Vec<_> = patches.iter().map(|_| Outcome::Waits(name.clone())).collect();
+                    outcomes[failed] = Outcome::Failed(explained);
+                    return Ok(outcomes);
                 }
             }
         }
@@ -285,6 +363,55 @@ impl<'a> Store<'a> {
         Ok(through(&mut rustfmt, &code)?.unwrap_or(code))
     }
 
+    /// Explains a merge that failed, hunk by hunk, and writes it with its conflict markers.
+    ///
+    /// `now`: the present tree. `base`, `ours`, `theirs`: what was merged; `ours` differs from `now` if later patches of a
+    /// series were taken off.
+    fn explain(
+        &self,
+        patch: &Path,
+        now: &str,
+        base: &str,
+        ours: &str,
+        theirs: &str,
+        conflict: &Conflict,
+    ) -> Result<String> {
+        fs::create_dir_all(&self.conflicts)?;
+        let written = self.conflicts.join(file_name(patch));
+        let before = written.with_extension("before.patch");
+        if now != ours {
+            fs::write(before, self.diff(now, ours)?)?;
+        }
+        fs::write(&written, with_sides(&self.diff(ours, &conflict.tree)?, conflict))?;
+        let mut text = String::new();
+        for (file, header, hunks) in by_file(&self.diff(base, theirs)?) {
+            for (n, hunk) in hunks.iter().enumerate() {
+                let single = self.folder.join("hunk.patch");
+                fs::write(&single, format!("{header}{hunk}"))?;
+                let Some(changed) = self.patched(base, &single, &[])? else { continue };
+                let Err(alone) = self.merge(base, ours, &changed)? else { continue };
+                let _ = write!(text, "\nhunk {} of {} in {file} conflicts:\n{}", n + 1, hunks.len(), indented(hunk));
+                for file in &alone.files {
+                    let Ok(merged) = self.try_ask(&["cat-file", "blob", &format!("{}:{file}", alone.tree)])? else {
+                        let _ = writeln!(text, "{file} does not exist in the tree any more");
+                        continue;
+                    };
+                    for (line, region) in conflict_regions(&with_sides(&merged, &alone)) {
+                        let _ = write!(text, "with {file}:{line}:\n{}", indented(&region));
+                    }
+                }
+            }
+        }
+        if text.is_empty() {
+            text = "\neach hunk can be merged alone, but not all together".to_owned();
+        }
+        Ok(format!("conflicts in {}; see {}{text}", conflict.files.join(", "), written.display()))
+    }
+
+    fn diff(&self, from: &str, to: &str) -> Result<String> {
+        self.ask(&["diff", "--no-color", "--no-ext-diff", "--no-renames", from, to])
+    }
+
     fn merge(&self, base: &str, ours: &str, theirs: &str) -> Result<Merged> {
         let base = self.ask_line(&["commit-tree", base, "-m", "base"])?;
         let side = |tree: &str| self.ask_line(&["commit-tree", tree, "-p", &base, "-m", "side"]);
@@ -292,30 +419,88 @@ impl<'a> Store<'a> {
         let merged = self.try_ask(&["merge-tree", "--write-tree", "--name-only", "--no-messages", &ours, &theirs])?;
         Ok(match merged {
             Ok(tree) => Ok(tree.trim_end().to_owned()),
-            Err(said) => {
-                let files: Vec<&str> = said.lines().skip(1).filter(|line| !line.is_empty()).collect();
-                Err(format!("it must be merged by hand in {}", files.join(", ")))
+            // The tree, then the files; git's own error, if this is one, has no tree.
+            Err(printed) => {
+                let mut lines = printed.lines();
+                let tree = lines.next().unwrap_or_default().to_owned();
+                ensure!(tree.bytes().all(|byte| byte.is_ascii_hexdigit()), "git merge-tree: {}", printed.trim());
+                let files = lines.filter(|line| !line.is_empty()).map(str::to_owned).collect();
+                Err(Conflict { tree, files, sides: [ours, theirs] })
             }
         })
     }
 
-    /// Writes a patch that leads from one tree to another, under the old one's header.
+    /// Replaces a patch by the change from one tree to another.
     fn write(&self, patch: &Path, from: &str, to: &str) -> Result<Outcome> {
-        let diff = self.ask(&["diff", "--no-color", "--no-ext-diff", "--no-renames", from, to])?;
-        if diff.is_empty() {
-            return Ok(Outcome::Lost("the tree has that change already".to_owned()));
+        if from == to {
+            return Ok(Outcome::Failed("the tree already has this change, so nothing of the patch is left".to_owned()));
         }
-        let old = fs::read_to_string(patch)?;
-        let header: String = old.split_inclusive('\n').take_while(|line| !line.starts_with("diff --git ")).collect();
-        // The objects' names mean nothing to who does not have them.
-        let diff: String = diff.split_inclusive('\n').filter(|line| !line.starts_with("index ")).collect();
-        let new = header + &diff;
-        if new == old {
+        let new = self.patch_text(patch, from, to)?;
+        if new == fs::read_to_string(patch)? {
             return Ok(Outcome::Stayed);
         }
         fs::write(patch, new).with_context(|| patch.display().to_string())?;
         Ok(Outcome::Remade)
     }
+
+    /// The header of a patch, and the change from one tree to another.
+    fn patch_text(&self, patch: &Path, from: &str, to: &str) -> Result<String> {
+        let old = fs::read_to_string(patch).with_context(|| patch.display().to_string())?;
+        let header: String = old.split_inclusive('\n').take_while(|line| !line.starts_with("diff --git ")).collect();
+        // The names of objects mean nothing in another repository.
+        let diff = self.diff(from, to)?;
+        let diff: String = diff.split_inclusive('\n').filter(|line| !line.starts_with("index ")).collect();
+        Ok(header + &diff)
+    }
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// Text with the sides of a conflict named in words rather than by commits.
+fn with_sides(text: &str, conflict: &Conflict) -> String {
+    let [ours, theirs] = &conflict.sides;
+    text.replace(ours.as_str(), "the tree").replace(theirs.as_str(), "the patch")
+}
+
+fn indented(text: &str) -> String {
+    text.lines().map(|line| format!("    {line}\n")).collect()
+}
+
+/// A diff by its files: each file's name, the lines before its first hunk, and its hunks.
+fn by_file(diff: &str) -> Vec<(String, String, Vec<String>)> {
+    let mut files: Vec<(String, String, Vec<String>)> = Vec::new();
+    for line in diff.split_inclusive('\n') {
+        if let Some(names) = line.strip_prefix("diff --git ") {
+            let name = names.split(" b/").next().unwrap_or_default().trim_start_matches("a/");
+            files.push((name.to_owned(), line.to_owned(), Vec::new()));
+            continue;
+        }
+        let Some((_, header, hunks)) = files.last_mut() else { continue };
+        if line.starts_with("@@ ") {
+            hunks.push(String::new());
+        }
+        hunks.last_mut().unwrap_or(header).push_str(line);
+    }
+    files
+}
+
+/// Each region between conflict markers, markers included, with the number of its first line.
+fn conflict_regions(merged: &str) -> Vec<(usize, String)> {
+    let mut regions: Vec<(usize, String)> = Vec::new();
+    let mut is_inside = false;
+    for (n, line) in merged.split_inclusive('\n').enumerate() {
+        if line.starts_with("<<<<<<< ") {
+            regions.push((n + 1, String::new()));
+            is_inside = true;
+        }
+        if let Some((_, region)) = regions.last_mut().filter(|_| is_inside) {
+            region.push_str(line);
+        }
+        is_inside &= !line.starts_with(">>>>>>> ");
+    }
+    regions
 }
 
 /// What a program makes of a text; `None` if it fails.
@@ -365,7 +550,7 @@ mod tests {
 
     impl Repository {
         fn new(name: &str) -> Self {
-            let folder = env::temp_dir().join(format!("refresh-{}-{name}", std::process::id()));
+            let folder = std::env::temp_dir().join(format!("refresh-{}-{name}", std::process::id()));
             fs::create_dir_all(folder.join("src")).unwrap();
             let own = Self(folder);
             own.git(&["init", "--quiet", "."]);
@@ -409,7 +594,8 @@ mod tests {
 
         fn refresh(&self, patches: &[PathBuf], kind: Kind, renamed: &[&str]) -> Vec<Outcome> {
             let renamed: Vec<Renamed> = renamed.iter().map(|text| text.parse().unwrap()).collect();
-            let outcomes = refresh(&self.0, &self.0.join("target/refresh"), patches, kind, &renamed).unwrap();
+            let (folder, conflicts) = (self.0.join("target/refresh"), self.0.join("target/conflicts"));
+            let outcomes = refresh(&self.0, &folder, &conflicts, patches, kind, &renamed).unwrap();
             assert!(!self.0.join("target/refresh").exists());
             outcomes
         }
@@ -446,9 +632,19 @@ mod tests {
         let before = fs::read_to_string(&patch).unwrap();
         repository.write("src/a.rs", &with_renamed(BEFORE, "b", "begin"));
         repository.commit();
-        let lost = repository.refresh(std::slice::from_ref(&patch), Kind::Apart, &[]);
-        assert!(matches!(&lost[..], [Outcome::Lost(why)] if why.contains("src/a.rs")), "{lost:?}");
-        assert_eq!(fs::read_to_string(&patch).unwrap(), before, "what is lost stays as it is");
+        let failed = repository.refresh(std::slice::from_ref(&patch), Kind::Apart, &[]);
+        let [Outcome::Failed(why)] = &failed[..] else { panic!("{failed:?}") };
+        for expected in
+            ["conflicts in src/a.rs; see ", "hunk 1 of 1 in src/a.rs conflicts:\n    @@ ", "    +    bb();\n"]
+        {
+            assert!(why.contains(expected), "{why}");
+        }
+        let sides = "    <<<<<<< the tree\n        begin();\n    =======\n    >>>>>>> the patch\n";
+        assert!(why.contains("with src/a.rs:3:\n") && why.contains(sides), "{why}");
+        assert_eq!(fs::read_to_string(&patch).unwrap(), before, "a patch that failed stays as it is");
+        repository.applies(&repository.0.join("target/conflicts/one.patch"), &[]);
+        assert!(fs::read_to_string(repository.0.join("src/a.rs")).unwrap().contains("<<<<<<< the tree"));
+        repository.git(&["restore", "."]);
         assert_eq!(repository.refresh(std::slice::from_ref(&patch), Kind::Apart, &["b=begin"]), [Outcome::Remade]);
         repository.applies(&patch, &[]);
         let planted = fs::read_to_string(repository.0.join("src/a.rs")).unwrap();
@@ -472,8 +668,9 @@ mod tests {
         let as_they_were = both.clone().map(|patch| fs::read(patch).unwrap());
         let moved = fs::read_to_string(repository.0.join("src/b.rs")).unwrap();
         repository.write("src/b.rs", &moved.replace("    a();\n", "    aa();\n").replace("    b2();\n", "    b3();\n"));
-        let lost = repository.refresh(&both, Kind::Stacked, &[]);
-        assert!(matches!(&lost[..], [Outcome::Lost(_), Outcome::Lost(why)] if why.contains("src/b.rs")), "{lost:?}");
+        let failed = repository.refresh(&both, Kind::Stacked, &[]);
+        let [Outcome::Waits(other), Outcome::Failed(why)] = &failed[..] else { panic!("{failed:?}") };
+        assert!(why.contains("hunk 1 of 1 in src/b.rs conflicts") && other == "2.patch", "{failed:?}");
         assert_eq!(both.clone().map(|patch| fs::read(patch).unwrap()), as_they_were);
         repository.write("src/b.rs", &moved);
         repository.applies(&both[1], &["--reverse"]);

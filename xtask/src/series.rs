@@ -1,8 +1,8 @@
-//! `cargo xtask series`: the seven steps to the E-Switch as it is, each of which works.
+//! `cargo xtask series`: the seven steps to the present E-Switch, each of which works.
 //!
-//! With the patches of `series/` taken off the tree, last first, it is the E-Switch as it was before; with the first
-//! n of them on, it is tree n. Every scenario is explored in each of the eight trees. A step must not fail what the
-//! one before passed; the last holds everything; and each patch repairs what its header says, neither more nor less.
+//! Without the patches of `series/`, removed last first, the tree is the E-Switch as it was before; with the first n of them
+//! it is tree n. Every scenario is explored in each of the eight trees. No step may break a scenario that held before it, every
+//! scenario must hold in the last tree, and each patch must repair exactly the scenarios in its header.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,22 +15,23 @@ use serde_json::json;
 
 use crate::patched::{self, Build, Patched};
 use crate::refresh::{self, Kind};
+use crate::workspace::root;
 
-/// How thoroughly to explore, and how to print what comes of it.
+/// How thoroughly to explore, and how to print the results.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Print a JSON object a line for each scenario, then one for each patch.
+    /// Print one line of JSON for each scenario, then one for each patch.
     #[arg(long)]
     json: bool,
-    /// Explore each scenario in each tree in so many schedules, half of them chosen by chance.
+    /// Explore each scenario in each tree in N schedules, half of them chosen at random
     #[arg(long, value_name = "N", default_value_t = 2_000, value_parser = clap::value_parser!(u64).range(2..))]
     schedules: u64,
-    /// Where random choices start from.
+    /// The seed of the random choices
     #[arg(long, value_name = "SEED", default_value_t = 1)]
     seed: u64,
     #[command(flatten)]
     refresh: refresh::Args,
-    /// Only scenarios whose file's name contains one of these. What patches repair is not compared then.
+    /// Only scenarios whose file name contains one of these. Then the headers of the patches are not checked.
     name: Vec<String>,
 }
 
@@ -38,7 +39,7 @@ pub struct Args {
 struct Patch {
     name: String,
     path: PathBuf,
-    /// The scenarios that it says it repairs.
+    /// The scenarios that it repairs according to its header.
     repairs: BTreeSet<String>,
 }
 
@@ -46,9 +47,9 @@ struct Patch {
 #[derive(Serialize)]
 struct Row {
     scenario: String,
-    /// From the tree without any of the patches to the one with all.
+    /// From the tree without patches to the tree with all of them.
     trees: Vec<Cell>,
-    /// The number of the patch that repairs it, from 1; none if it holds in every tree, or in none.
+    /// The number of the patch that repairs it, from 1; `None` if it holds in every tree, or fails in the last one.
     repaired_by: Option<usize>,
 }
 
@@ -57,7 +58,7 @@ struct Row {
 struct Cell {
     tree: usize,
     holds: bool,
-    /// What does not hold, and how.
+    /// The invariant that does not hold.
     invariant: Option<String>,
     detail: Option<String>,
     schedules: u64,
@@ -70,15 +71,15 @@ struct Step<'a> {
     repairs: BTreeSet<String>,
 }
 
-/// Builds the trees and explores them. Fails if one step breaks what the one before held, if the last does not hold
-/// everything, or if a patch repairs anything else than it says.
+/// Builds the trees and explores them. The exit status is 1 if a step breaks a scenario that held before it, if a scenario
+/// fails in the last tree, or if a patch repairs other scenarios than its header says.
 ///
 /// # Errors
-/// A patch does not come off, or a tree does not compile; a header cannot be used; the explorer fails.
+/// A patch cannot be removed, a tree does not compile, a header is invalid, or the explorer fails.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let patches = all()?;
     let files: Vec<_> = patches.iter().map(|patch| patch.path.clone()).collect();
-    if let Some(done) = args.refresh.run(patched::root(), &files, Kind::Stacked)? {
+    if let Some(done) = args.refresh.run(root(), &files, Kind::Stacked)? {
         return Ok(done);
     }
     // Before anything is built: a name may be wrong.
@@ -88,7 +89,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     for tree in 0..=patches.len() {
         let off: Vec<&Path> = patches[tree..].iter().rev().map(|patch| &*patch.path).collect();
         copy.set_without(&off)?;
-        // Before the fourth step locks are taken in an order that is no type: that needs the unchecked token.
+        // Before the fourth step locks are taken in an order that no type allows, which needs the unchecked token.
         let explorer = match copy.build_explorer(&["lockdep/mutant"])?.0 {
             Build::Built(explorer) => explorer,
             Build::Rejected(said) => {
@@ -116,7 +117,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 }
 
 fn all() -> Result<Vec<Patch>> {
-    patched::patches(&patched::root().join("series"))?.iter().map(|path| Patch::read(path)).collect()
+    patched::patches(&root().join("series"))?.iter().map(|path| Patch::read(path)).collect()
 }
 
 impl Patch {
@@ -127,7 +128,7 @@ impl Patch {
     }
 }
 
-/// What a header says is repaired: `Repairs:` and names of scenarios, or `none`, to the end of the paragraph.
+/// The scenarios in a header: `Repairs:` and names, or `none`, to the end of the paragraph.
 fn repairs(text: &str) -> Result<BTreeSet<String>> {
     let header = text.lines().take_while(|line| !line.starts_with("diff --git "));
     let mut lines = header.skip_while(|line| !line.starts_with("Repairs:")).take_while(|line| !line.trim().is_empty());
@@ -140,9 +141,9 @@ fn repairs(text: &str) -> Result<BTreeSet<String>> {
     Ok(if names == none { BTreeSet::new() } else { names })
 }
 
-/// The scenarios that can be told on the card in memory.
-fn scenarios(names: &[String]) -> Result<Vec<PathBuf>> {
-    let folder = patched::root().join("scenarios");
+/// The files of the scenarios for the card in memory whose file name contains one of `names`; all if there are none.
+pub fn scenarios(names: &[String]) -> Result<Vec<PathBuf>> {
+    let folder = root().join("scenarios");
     let entries = fs::read_dir(&folder).with_context(|| folder.display().to_string())?;
     let mut files = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
     files.sort();
@@ -157,16 +158,16 @@ fn scenarios(names: &[String]) -> Result<Vec<PathBuf>> {
     }
     for name in names {
         let is_one = found.iter().any(|file| stem(file).contains(name));
-        ensure!(is_one, "{name}: no scenario that can be told on the card in memory is called that");
+        ensure!(is_one, "{name}: no scenario for the card in memory has a file name with this in it");
     }
     Ok(found)
 }
 
-fn stem(path: &Path) -> String {
+pub fn stem(path: &Path) -> String {
     path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// What is read of the explorer's report.
+/// The part of the explorer's report that is used.
 #[derive(Deserialize)]
 struct Report {
     schedules: u64,
@@ -179,7 +180,7 @@ struct Violation {
     detail: String,
 }
 
-/// Explores one scenario: first in order of preemptions, then by chance, as what takes many is far away.
+/// Explores one scenario: first by the number of preemptions, then at random, to find what takes many preemptions.
 fn explore(explorer: &Path, scenario: &Path, tree: usize, args: &Args) -> Result<Cell> {
     let mut cell = Cell { tree, holds: true, invariant: None, detail: None, schedules: 0 };
     for strategy in ["bounded", "pct"] {
@@ -199,13 +200,13 @@ fn explore(explorer: &Path, scenario: &Path, tree: usize, args: &Args) -> Result
     Ok(cell)
 }
 
-/// The first tree from which on it holds is the patch's that repairs it.
+/// The number of the patch that repairs a scenario: of the first tree from which on it holds.
 fn repaired_by(trees: &[Cell]) -> Option<usize> {
     let last = trees.iter().rposition(|cell| !cell.holds)?;
     (last + 1 < trees.len()).then_some(last + 1)
 }
 
-/// What is not as it should be.
+/// Everything that is wrong, in lines.
 fn wrong(rows: &[Row], patches: &[Patch], whole: bool) -> Vec<String> {
     let mut wrong = Vec::new();
     for Row { scenario, trees, .. } in rows {
@@ -222,7 +223,7 @@ fn wrong(rows: &[Row], patches: &[Patch], whole: bool) -> Vec<String> {
         let does = repaired(rows, step);
         if does != patch.repairs {
             let list = |names: &BTreeSet<String>| names.iter().cloned().collect::<Vec<_>>().join(", ");
-            wrong.push(format!("{}: repairs {}; it says {}", patch.name, list(&does), list(&patch.repairs)));
+            wrong.push(format!("{}: repairs {}; its header has {}", patch.name, list(&does), list(&patch.repairs)));
         }
     }
     wrong
@@ -242,7 +243,7 @@ fn print_json(rows: &[Row], patches: &[Patch]) -> Result<()> {
     Ok(())
 }
 
-/// The matrix as a table, then what it says.
+/// Prints the matrix as a table, then a summary.
 fn print(rows: &[Row], patches: &[Patch], args: &Args) {
     let head: String = (0..=patches.len()).map(|tree| format!(" {tree} |")).collect();
     println!("| scenario |{head}");
@@ -289,14 +290,14 @@ mod tests {
             patched::apply(copy.tree(), patch, &[]).unwrap();
         }
         let file = "crates/eswitch/src/eswitch/representor.rs";
-        assert_eq!(fs::read(copy.tree().join(file)).unwrap(), fs::read(patched::root().join(file)).unwrap());
+        assert_eq!(fs::read(copy.tree().join(file)).unwrap(), fs::read(root().join(file)).unwrap());
     }
 
     #[test]
     fn every_scenario_that_a_header_names_is_there() {
         for patch in all().unwrap() {
             for scenario in patch.repairs {
-                let file = patched::root().join("scenarios").join(&scenario).with_extension("toml");
+                let file = root().join("scenarios").join(&scenario).with_extension("toml");
                 assert!(file.is_file(), "{}: {scenario}", patch.name);
             }
         }

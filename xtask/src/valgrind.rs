@@ -1,31 +1,33 @@
-//! Counting the instructions of this program, as a child.
+//! Counts the instructions of this program, run as a child.
 
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-/// Why it cannot be done here, if it cannot.
+use crate::workspace::find_program;
+
+/// Why instructions cannot be counted here; `None` if they can.
 pub fn missing() -> Option<String> {
-    let found = Command::new("valgrind").arg("--version").output();
-    (!found.is_ok_and(|output| output.status.success())).then(|| "valgrind is not installed".to_owned())
+    find_program("valgrind").is_none().then(|| "valgrind is not installed".to_owned())
 }
 
-/// How many instructions this program executes when it is started with these arguments.
+/// The number of instructions that this program executes when it is started with these arguments.
 ///
 /// # Errors
-/// There is no valgrind, the program fails, or what is said of it makes no sense.
+/// Valgrind is not installed, the program fails, or valgrind's output has no number of instructions.
 pub fn instructions(arguments: &[&str]) -> Result<u64> {
     let output = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
-        // The C library chooses how it copies memory by what the processor can: the same everywhere, so that counts are.
+        // The C library chooses its memory functions by the processor's features. These settings make the choice, and so the
+        // count, the same on every processor.
         .env("GLIBC_TUNABLES", "glibc.cpu.hwcaps=-AVX2,-AVX512F,-AVX512VL,-ERMS,-FSRM,-BMI2")
         .arg(std::env::current_exe()?)
         .args(arguments)
         .output()
         .context("starting valgrind")?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{} {}: {said}", arguments.join(" "), output.status);
-    let line = said.lines().find_map(|line| line.split_once("Collected :"));
-    let (_, number) = line.context("callgrind did not say what it collected")?;
-    number.trim().parse().context("callgrind said something else")
+    let messages = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{} {}: {messages}", arguments.join(" "), output.status);
+    let line = messages.lines().find_map(|line| line.split_once("Collected :"));
+    let (_, number) = line.context("the output of callgrind has no line `Collected`")?;
+    number.trim().parse().context("the line `Collected` of callgrind has no number")
 }

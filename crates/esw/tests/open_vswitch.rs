@@ -7,7 +7,7 @@ mod lab;
 
 use std::fs;
 
-use lab::{Folder, session};
+use lab::{Folder, record, session};
 
 /// What is done in the lab, by a shell. `$FOLDER` is the folder, `$STARTS` how often the switch is started.
 const STORY: &str = r#"
@@ -74,4 +74,5 @@ fn open_vswitch_forwards_between_vfs_each_time_it_is_started() {
     let said = printed[0].join("\n");
     assert_eq!(printed[0].last().map(String::as_str), Some(&*format!("started {starts} times")), "{said}");
     assert!(!said.contains("|EMER|") && !said.contains("|ERR|"), "{said}");
+    record(STORY);
 }

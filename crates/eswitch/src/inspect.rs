@@ -1,6 +1,7 @@
 //! Views: the state of a card at one moment, for users of the crate. The invariants over views are in `at_rest.rs`.
 
 mod at_rest;
+mod invariants;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,6 +21,8 @@ use crate::lag::LagView;
 use crate::lock_order::Devlink;
 use crate::sf::SfState;
 use crate::vf::VfView;
+
+pub use invariants::{INVARIANTS, Invariant};
 
 /// A violation of an invariant: a state in which the engine must never be.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

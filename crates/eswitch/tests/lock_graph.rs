@@ -1,8 +1,8 @@
 //! The graph of lock classes in which the engine takes its locks, kept in `docs/lock-graph.md`.
 //!
-//! `lock_order.rs` declares which order is allowed; this graph shows which is used. The test runs every command, so
-//! that a new or a missing edge shows up as a change of that page. To write the page: `UPDATE=1 cargo test -p eswitch
-//! --test lock_graph`.
+//! `lock_order.rs` declares which order is allowed; this graph shows which is used. The test runs every command of the
+//! engine, so that a new or a missing edge changes the page. `cargo xtask docs --write` writes the page, by running this
+//! test with `UPDATE=1`.
 
 mod common;
 
@@ -17,17 +17,9 @@ use lockdep::{Locked, Unlocked};
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/lock-graph.md");
 
-const HEAD: &str = "\
-# The graph of lock classes
-
-What the run-time checker has seen while a story went through every command: which classes were waited for while
-which were held. Written by `UPDATE=1 cargo test -p eswitch --test lock_graph`, which fails if the graph is another.
-Leaf locks stand outside, and so does what is only tried: the handlers' devlink lock. Every edge goes down in the
-picture in [locking.md](locking.md); that is checked too.
-
-| while this is held | these are waited for |
-| --- | --- |
-";
+/// The lines around the table, which is the part of the page that this test writes.
+const BEGIN: &str = "<!-- lock-graph: begin -->\n";
+const END: &str = "<!-- lock-graph: end -->\n";
 
 /// Every class that can be held, from the outermost. The mode is last: it is a branch of its own with nothing under it.
 /// A handler of the work queue takes it under the devlink lock, which it only tries.
@@ -118,16 +110,20 @@ fn the_graph_is_the_documented_one() {
             assert_ne!(edge.outer, "mode", "the mode is a branch of its own");
             rows.entry(outer).or_default().push(inner);
         }
-        let mut page = HEAD.to_owned();
+        let mut table = "\n| while this is held | these are waited for |\n| --- | --- |\n".to_owned();
         for (outer, mut inner) in rows {
             inner.sort_unstable();
             let inner: Vec<&str> = inner.into_iter().map(|place| ORDER[place]).collect();
-            writeln!(page, "| {} | {} |", ORDER[outer], inner.join("; ")).unwrap();
+            writeln!(table, "| {} | {} |", ORDER[outer], inner.join("; ")).unwrap();
         }
+        table.push('\n');
+        let page = std::fs::read_to_string(PAGE).unwrap();
+        let (before, rest) = page.split_once(BEGIN).expect("the page has the begin mark");
+        let (kept, after) = rest.split_once(END).expect("the page has the end mark");
         if std::env::var_os("UPDATE").is_some() {
-            std::fs::write(PAGE, &page).unwrap();
+            std::fs::write(PAGE, format!("{before}{BEGIN}{table}{END}{after}")).unwrap();
+        } else {
+            assert_eq!(table, kept, "run `cargo xtask docs --write` and look at what has changed");
         }
-        let kept = std::fs::read_to_string(PAGE).unwrap_or_default();
-        assert_eq!(page, kept, "run this test with UPDATE=1 and check the changes of the page");
     });
 }

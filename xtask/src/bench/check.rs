@@ -1,4 +1,4 @@
-//! What exploring costs: schedules a second, and beside a program of nothing but shuttle's locks.
+//! What exploring costs: schedules per second, and compared with a program that has only shuttle's locks.
 
 use std::cell::Cell;
 use std::ops::ControlFlow;
@@ -17,7 +17,7 @@ use shuttle::scheduler::RandomScheduler;
 
 use super::{Measurement, Quantity, Row, Target, by_turns};
 
-/// The group.
+/// The measurements of this group.
 pub const MEASUREMENTS: &[Measurement] =
     &[Measurement { name: "check: random", run: random }, Measurement { name: "check: bounded", run: bounded }];
 
@@ -37,7 +37,7 @@ fn bounded() -> Result<Vec<Row>> {
 fn rows(strategy: Strategy) -> Result<Vec<Row>> {
     let scenario = scenario::parse(include_str!("check.toml")).map_err(|error| anyhow!("{error}"))?;
     let size = size(&scenario);
-    ensure!(size.threads > 3 && size.locks > 0, "the scenario was not told");
+    ensure!(size.threads > 3 && size.locks > 0, "the scenario was not run");
     let options =
         Options { strategy, preemptions: 3, schedules: Some(SCHEDULES), time: None, jobs: 1, ..Options::default() };
     let watch = Arc::new(Watch::default());
@@ -73,14 +73,14 @@ fn rows(strategy: Strategy) -> Result<Vec<Row>> {
     ])
 }
 
-/// How much there is to schedule in a telling.
+/// The threads and locks of one schedule of the scenario.
 #[derive(Clone, Copy, Debug, Default)]
 struct Size {
     threads: usize,
     locks: usize,
 }
 
-/// Tells the scenario once, in the plain order.
+/// Runs the scenario once, in the schedule without preemptions.
 fn size(scenario: &Scenario) -> Size {
     let size = Rc::new(Cell::new(Size::default()));
     let ours = Rc::clone(&size);

@@ -1,11 +1,11 @@
-//! What a request on the control socket costs beside an echo of the same size, and whether many clients at once
-//! each get their share. The card is in memory, and in this process, so that what is measured is the socket, the
+//! What a request on the control socket costs, compared with an echo of the same size, and whether each of many
+//! simultaneous clients gets its share. The card is in memory, and in this process, so that what is measured is the socket, the
 //! server's thread and the protocol.
 //!
-//! Where the two threads of a conversation run makes more of a difference than what they do: on one core a message
-//! costs a switch of threads, on two a wake-up of the other core, which in a virtual machine goes through its host. Left
-//! alone, the kernel's scheduler decides that for each pair of threads, and an echo on one core may be compared with a server
-//! on two. So the threads are told where to run, the same for the echo and the server, and each place is a row.
+//! The placement of the client's and the server's thread matters more than what they do: on one core a message
+//! costs a switch of threads, on two a wake-up of the other core, which in a virtual machine involves the host. By
+//! default the kernel's scheduler decides this for each pair of threads, and an echo on one core may be compared with a server
+//! on two. So the threads are pinned, in the same way for the echo and the server, and each placement is a row.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ use crate::memory_card;
 
 use super::{Measurement, Quantity, Row, Target, by_turns};
 
-/// The group.
+/// The measurements of this group.
 pub const MEASUREMENTS: &[Measurement] = &[
     Measurement { name: "control: a request", run: a_request },
     Measurement { name: "control: many clients", run: many_clients },
@@ -38,7 +38,7 @@ const PF: &str = "0000:08:00.0";
 /// The name of the threads that the server has for its clients.
 const SERVING: &str = "client";
 
-/// Has something done while a card's control socket is served.
+/// Runs `work` while a card's control socket is served.
 fn with_card<T>(work: impl FnOnce(&PathBuf) -> Result<T>) -> Result<T> {
     let path = std::env::temp_dir().join(format!("esw-bench-{}.sock", std::process::id()));
     memory_card::with_served(|served, cx| {
@@ -61,7 +61,7 @@ fn request(number: u8, flags: Flags) -> Result<Vec<u8>> {
     Ok(request?)
 }
 
-/// Sends a request and reads until as much has come as an answer has; how much, if that is not known yet.
+/// Sends a request and reads up to the length of an answer; returns the length.
 fn ask(socket: &OwnedFd, request: &[u8], expected: usize, buffer: &mut [u8]) -> Result<usize> {
     send(socket, request, SendFlags::NOSIGNAL)?;
     let mut came = 0;
@@ -84,7 +84,7 @@ fn timed(requests: usize, socket: &OwnedFd, request: &[u8], expected: usize) -> 
     start.elapsed()
 }
 
-/// Where the threads of a conversation run: who asks, and who answers.
+/// The processors of the client's and of the answering thread.
 #[derive(Clone, Copy)]
 struct Placement {
     name: &'static str,
@@ -108,7 +108,7 @@ fn placements(processors: &CpuSet) -> Vec<Placement> {
     placements
 }
 
-/// Has a thread run on one processor only; `None`: the one that calls.
+/// Pins a thread to one processor; `None`: the calling thread.
 fn pin(thread: Option<Pid>, processor: usize) -> Result<()> {
     let mut only = CpuSet::new();
     only.set(processor);
@@ -120,7 +120,7 @@ fn serving() -> Result<Vec<Pid>> {
     let mut threads = Vec::new();
     for entry in std::fs::read_dir("/proc/self/task").context("/proc/self/task")? {
         let path = entry?.path();
-        // One that has ended meanwhile serves nobody.
+        // A thread may have ended meanwhile.
         let name = std::fs::read_to_string(path.join("comm")).unwrap_or_default();
         let number = path.file_name().and_then(|name| name.to_str()?.parse().ok()).and_then(Pid::from_raw);
         threads.extend(number.filter(|_| name.trim_end() == SERVING));
@@ -150,7 +150,7 @@ fn one_request(path: &Path, place: Placement, asked: &[u8], is_acknowledged: boo
     let before = serving()?;
     let ours = connect(path)?;
     let expected = answer_length(&ours, asked, is_acknowledged)?;
-    // It has answered, so it is there.
+    // It has answered, so it exists.
     let server = serving()?.into_iter().find(|thread| !before.contains(thread));
     pin(Some(server.context("no thread serves this client")?), place.answers)?;
     pin(None, place.asks)?;
@@ -165,7 +165,7 @@ fn one_request(path: &Path, place: Placement, asked: &[u8], is_acknowledged: boo
     Ok(row.target(Target::RatioAtMost(1.5)))
 }
 
-/// How many bytes an answer has, with its acknowledgement if there is to be one.
+/// The number of bytes of an answer, with its acknowledgement if one was requested.
 fn answer_length(socket: &OwnedFd, asked: &[u8], acknowledged: bool) -> Result<usize> {
     let mut buffer = [0; 4096];
     send(socket, asked, SendFlags::NOSIGNAL)?;
@@ -179,7 +179,7 @@ fn answer_length(socket: &OwnedFd, asked: &[u8], acknowledged: bool) -> Result<u
     Ok(length)
 }
 
-/// A thread that answers whatever it gets with so many bytes, on one processor.
+/// A thread that answers everything with this number of bytes, on one processor.
 fn echo(answer: usize, processor: usize) -> Result<(OwnedFd, thread::JoinHandle<()>)> {
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     let serve = move || {

@@ -1,8 +1,8 @@
-//! What a lab costs: the tools that look at a card, and programs that do not, beside the same outside.
+//! What a lab costs: programs that look at a card and programs that do not, compared with the same outside of a lab.
 //!
-//! Everything happens in namespaces made for it. There a daemon keeps a card of real netdevs up, and two processes
-//! wait for commands: one in a lab, one outside. A command is started, waited for and timed there, so that neither
-//! the lab's making nor a shell is in the time. What it prints goes nowhere.
+//! Everything runs in namespaces of its own. There a daemon has a card of real netdevs, and two processes run commands and
+//! take their times: one in a lab, one outside. So a time includes neither making the lab nor a shell. The output of a
+//! command is discarded.
 
 use std::io::{BufRead, BufReader, Write as _};
 use std::path::{Path, PathBuf};
@@ -12,9 +12,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
+use crate::workspace::{build_esw, cargo, shell};
+
 use super::{Measurement, OrderedRatio, Part, Quantity, Row, Target, child, median};
 
-/// The group.
+/// The measurements of this group.
 pub const MEASUREMENTS: &[Measurement] = &[
     Measurement { name: "lab: tools", run: tools },
     Measurement { name: "lab: programs that do not look at the card", run: programs },
@@ -24,12 +26,12 @@ pub const MEASUREMENTS: &[Measurement] = &[
 const PORTS: usize = 1_000;
 const ROUNDS: usize = 41;
 
-/// A loop of processes that are started and files that are read: as many system calls as a script has.
+/// A loop that starts processes and reads files, with as many system calls as a script has.
 const SCRIPT: &str =
     "i=0; while [ $i -lt 150 ]; do /bin/true; read x < /proc/self/stat; cat /etc/passwd; i=$((i+1)); done";
-/// Nothing but work.
+/// A loop that only computes.
 const COMPUTE: &str = "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done";
-/// Nothing but system calls that do nothing.
+/// Only system calls that do nothing.
 const CALLS: &str = "dd if=/dev/zero of=/dev/null bs=1 count=200000";
 
 /// The times of a command in the lab, and of what it is compared with, in milliseconds.
@@ -42,9 +44,8 @@ struct Times {
 }
 
 fn rows(part: Part, n: usize) -> Result<Vec<Row>> {
-    let built = Command::new("cargo").args(["build", "--release", "--quiet", "-p", "esw"]).status()?;
-    ensure!(built.success(), "esw cannot be built");
-    let alone = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"];
+    let esw = format!("{ESW}={}", build_esw()?.display());
+    let alone = ["env", &esw, "unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"];
     let output = match child(&alone, part, n) {
         Ok(output) => output,
         Err(error) => return Ok(vec![Row::unavailable("a lab".to_owned(), format!("{error:#}"))]),
@@ -78,7 +79,7 @@ fn programs() -> Result<Vec<Row>> {
 /// The example of the crate `lab` measures; it has what a lab's `/sys` is compared with.
 fn sysfs() -> Result<Vec<Row>> {
     let arguments = ["run", "--release", "--quiet", "-p", "lab", "--example", "sysfs_speed", "--", "16", "--json"];
-    let output = Command::new("cargo").args(arguments).output()?;
+    let output = cargo().args(arguments).output()?;
     ensure!(output.status.success(), "sysfs_speed: {}", String::from_utf8_lossy(&output.stderr));
     match serde_json::from_slice::<Vec<Times>>(&output.stdout) {
         Ok(measured) => Ok(measured.into_iter().map(row).collect()),
@@ -145,7 +146,7 @@ pub fn measure_programs(vfs: usize) -> Result<String> {
     Ok(serde_json::to_string(&measured)?)
 }
 
-/// By turns; the first of each does not count.
+/// Runs the two commands in turns; the first run of each does not count. Returns their times in milliseconds.
 fn turns(
     rounds: usize,
     ours: &mut Runner,
@@ -172,12 +173,6 @@ fn this() -> Result<PathBuf> {
     Ok(std::env::current_exe()?)
 }
 
-fn shell(command: &str) -> Result<()> {
-    let output = Command::new("sh").args(["-c", command]).output()?;
-    ensure!(output.status.success(), "`{command}`: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
-}
-
 /// Namespaces with a card that is up.
 struct Place {
     esw: PathBuf,
@@ -185,6 +180,8 @@ struct Place {
 }
 
 const SOCKET: &str = "/run/bench/card.sock";
+/// The environment variable with the path of the binary `esw`.
+const ESW: &str = "BENCH_ESW";
 
 impl Place {
     fn new(vfs: usize) -> Result<Self> {
@@ -196,7 +193,7 @@ impl Place {
              address = \"0000:0c:00.0\"\ntotal_vfs = {vfs}\nvfs = {vfs}\nmode = \"switchdev\"\n"
         );
         std::fs::write("/run/bench/config.toml", config)?;
-        let esw = this()?.with_file_name("esw");
+        let esw = PathBuf::from(std::env::var_os(ESW).context("the environment has no BENCH_ESW")?);
         let daemon = Command::new(&esw)
             .args(["up", "--daemon", "--config", "/run/bench/config.toml"])
             .stdout(Stdio::null())
@@ -208,7 +205,7 @@ impl Place {
             ensure!(Instant::now() < until, "the card does not come up");
             std::thread::sleep(Duration::from_millis(20));
         }
-        // Whoever connects is answered when the card is up.
+        // A request is answered as soon as the card is up.
         let mut client = devlink::Client::connect(Path::new(SOCKET))?;
         client.dump(devlink::DEVLINK, devlink::numbers::command::GET, |_| {})?;
         Ok(place)
@@ -227,7 +224,7 @@ impl Drop for Place {
     }
 }
 
-/// A process somewhere that runs commands: see [`serve`].
+/// A process that runs commands, in a lab or outside: see [`serve`].
 struct Runner {
     child: Child,
     to: ChildStdin,
@@ -235,7 +232,7 @@ struct Runner {
 }
 
 impl Runner {
-    /// `command` is to run this program.
+    /// Starts it. `command` must run this program.
     fn start(command: &mut Command) -> Result<Self> {
         command.args(["bench-child", Part::Commands.name(), "0"]).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn()?;
@@ -243,7 +240,7 @@ impl Runner {
         Ok(Self { child, to, from: BufReader::new(from) })
     }
 
-    /// Runs a command there; how many milliseconds it took.
+    /// Runs a command there; returns its time in milliseconds.
     fn run(&mut self, command: &[&str]) -> Result<f64> {
         writeln!(self.to, "{}", serde_json::to_string(command)?)?;
         let mut line = String::new();
@@ -259,7 +256,7 @@ impl Drop for Runner {
     }
 }
 
-/// Runs the commands that are asked for, one line of JSON each, and prints the milliseconds each took.
+/// Runs the commands on standard input, one line of JSON each, and prints the milliseconds that each took.
 ///
 /// # Errors
 /// One fails.

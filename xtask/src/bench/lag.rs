@@ -20,7 +20,7 @@ use lockdep::{Domain, Locked, Threads, Unlocked, enter};
 
 use super::{Measurement, Quantity, Row, Target, by_turns};
 
-/// The group.
+/// The measurements of this group.
 pub const MEASUREMENTS: &[Measurement] = &[
     Measurement { name: "lag: on and off", run: on_and_off },
     Measurement { name: "lag: a burst of bond events", run: burst },

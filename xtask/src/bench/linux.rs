@@ -1,4 +1,4 @@
-//! What a card of real netdevs takes, beside the same done with `ip -batch` and `tc -batch`.
+//! The times of a card of real netdevs, compared with the same by `ip -batch` and `tc -batch`.
 //!
 //! Ours are the engine's commands, from the call to its return: `sriov_numvfs` from 0 to n and back, and
 //! the mode changes between. The baselines are what one would write in a script, with unmodified
@@ -8,9 +8,8 @@
 //! * `iproute2, tuned`: all of a kind together, what is dear while devices are down, and one queue a netdev;
 //! * `iproute2, our requests`: what the card sends, in its order, with four bridges behind one.
 //!
-//! None of them gives alternative names or takes carrier away, which ours does. Everything happens in
-//! namespaces made for it, in a process of its own; all four take turns there, starting each round with
-//! another.
+//! None of them sets alternative names or carrier, which ours does. Everything runs in namespaces of its own, in a process of
+//! its own; all four take turns there, and each round starts with another one.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -24,22 +23,24 @@ use card_linux::{LinuxCard, Place};
 use eswitch::{CardConfig, Engine, Mode};
 use lockdep::{Domain, Locked, Threads, Unlocked, enter};
 
+use crate::workspace::shell;
+
 use super::{Measurement, OrderedRatio, Part, Quantity, Row, Target, child, median};
 
-/// The group.
+/// The measurements of this group.
 pub const MEASUREMENTS: &[Measurement] = &[Measurement { name: "linux: VFs and modes", run: vfs_and_modes }];
 
 const VFS: usize = 1_000;
 const ROUNDS: usize = 7;
-/// What the kernel has put off gets done between the commands of a person; here it is waited for.
+/// The pause after each operation. The kernel does deferred work in it, as between the commands of a person.
 const PAUSE: Duration = Duration::from_millis(150);
 const OUTSIDE: &str = "bench-outside";
 const CARD: &str = "bench-card";
 
-/// What is timed.
+/// The operations that are timed.
 const OPERATIONS: [&str; 4] = ["0 to n VFs", "legacy to switchdev", "switchdev to legacy", "n to 0 VFs"];
 const OURS: &str = "ours";
-/// With what the promise compares.
+/// The baseline of the target.
 const PLAIN: &str = "iproute2";
 
 /// The times of each operation, in milliseconds, by who did it.
@@ -121,13 +122,6 @@ fn ours(cx: &mut Locked<'_, Unlocked>, engine: &Engine, vfs: usize) -> Result<[f
         timed(|| Ok(engine.set_mode(cx, pf, Mode::Legacy)?))?,
         timed(|| Ok(engine.set_num_vfs(cx, pf, 0)?))?,
     ])
-}
-
-fn shell(command: &str) -> Result<()> {
-    let output = Command::new("sh").args(["-c", command]).output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "`{command}`: {said}");
-    Ok(())
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

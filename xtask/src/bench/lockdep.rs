@@ -21,7 +21,7 @@ lock_order! {
     Outer => Inner;
 }
 
-/// The group.
+/// The measurements of this group.
 pub const MEASUREMENTS: &[Measurement] = &[
     Measurement { name: "lockdep: uncontended", run: uncontended },
     Measurement { name: "lockdep: instructions", run: instructions },

@@ -22,7 +22,7 @@ use lockdep::{Domain, Locked, Threads, Unlocked, enter};
 
 use super::{Measurement, Part, Quantity, Row, Target, by_turns, child};
 
-/// The group.
+/// The measurements of this group.
 pub const MEASUREMENTS: &[Measurement] = &[
     Measurement { name: "memory: load and unload", run: load_and_unload },
     Measurement { name: "memory: peak", run: peak_of_child },

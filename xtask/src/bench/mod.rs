@@ -1,11 +1,10 @@
-//! `cargo xtask bench`: what each promise about cost comes to on this machine.
+//! `cargo xtask bench`: measures on this machine what the documentation promises about costs.
 //!
-//! A row compares two things that were measured in one run, turn by turn, so that whatever else the
-//! machine does falls on both alike. Times are medians over the turns, and a ratio is the median of
-//! the turns' ratios. A time that misses its target is a row that says so, never a failure: whoever
-//! reads the table judges. With `--write` the rows go into the table of `docs/performance.md`.
+//! A row compares two things that were measured in one run, in turns, so that other work of the machine affects both
+//! equally. Times are medians over the turns, and a ratio is the median of the turns' ratios. A time that misses its target is
+//! marked in its row and is never a failure. With `--write` the rows go into the table of `docs/performance.md`.
 //!
-//! A group of rows is a module with a `MEASUREMENTS` table; it is listed once, in [`measurements`].
+//! A group of measurements is a module with a table `MEASUREMENTS`, which is listed in [`measurements`].
 
 mod check;
 mod control;
@@ -15,17 +14,17 @@ mod linux;
 mod lockdep;
 mod memory;
 mod restart;
-mod written;
 
 use std::fmt;
-use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
-use crate::page;
+use crate::docs::Generated;
+use crate::page::{self, Section};
+use crate::table::{self, Measured};
 
 /// Which rows, and how to print them.
 #[derive(clap::Args)]
@@ -40,11 +39,11 @@ pub struct Args {
     filter: Vec<String>,
 }
 
-/// Something to measure: a name to select it by, and how.
+/// A measurement.
 pub struct Measurement {
-    /// `GROUP: WHAT`.
+    /// The name, as `GROUP: WHAT`.
     pub name: &'static str,
-    /// Measures it; may give several rows.
+    /// Measures, and returns one or more rows.
     pub run: fn() -> Result<Vec<Row>>,
 }
 
@@ -65,14 +64,14 @@ fn measurements() -> impl Iterator<Item = &'static Measurement> {
 /// A number with its unit.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Quantity {
-    /// How many.
+    /// The number.
     pub value: f64,
-    /// Of what.
+    /// The unit.
     pub unit: &'static str,
 }
 
 impl Quantity {
-    /// Nanoseconds for one of `n`.
+    /// The nanoseconds for each of `n`.
     pub fn nanos_each(total: Duration, n: usize) -> Self {
         Self { value: total.as_nanos() as f64 / n as f64, unit: "ns" }
     }
@@ -84,15 +83,15 @@ impl fmt::Display for Quantity {
     }
 }
 
-/// What a row has to come to.
+/// The target of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Target {
-    /// At most so many times what it is compared with.
+    /// At most this multiple of what it is compared with.
     RatioAtMost(f64),
-    /// At most so much.
+    /// At most this quantity.
     AtMost(Quantity),
-    /// At least so much.
+    /// At least this quantity.
     AtLeast(Quantity),
 }
 
@@ -111,20 +110,20 @@ impl fmt::Display for Target {
 pub struct Row {
     /// What was measured.
     pub what: String,
-    /// What it came to; `None` if it could not be measured here, and then `compared_with` says why.
+    /// The result; `None` if it could not be measured here, and then `compared_with` has the reason.
     pub ours: Option<Quantity>,
-    /// What it is compared with, and what that came to.
+    /// What it is compared with, and the result of that.
     pub compared_with: String,
-    /// Ours as a multiple of that.
+    /// The result as a multiple of that.
     pub ratio: Option<f64>,
-    /// What it has to come to; `None`: for information.
+    /// The target; `None` if the row is for information.
     pub target: Option<Target>,
-    /// Whether it does.
+    /// Whether it meets the target.
     pub met: Option<bool>,
 }
 
 impl Row {
-    /// Two things that were measured together.
+    /// A row of two things that were measured together.
     pub fn compared(what: String, ours: Quantity, with: &str, theirs: Quantity, ratio: f64) -> Self {
         Self {
             what,
@@ -136,17 +135,17 @@ impl Row {
         }
     }
 
-    /// One thing by itself.
+    /// A row of one thing, without a comparison.
     pub fn alone(what: String, ours: Quantity) -> Self {
         Self { what, ours: Some(ours), compared_with: String::new(), ratio: None, target: None, met: None }
     }
 
-    /// What cannot be measured here.
+    /// A row for what cannot be measured here.
     pub fn unavailable(what: String, why: String) -> Self {
         Self { what, ours: None, compared_with: format!("not available: {why}"), ratio: None, target: None, met: None }
     }
 
-    /// The row, judged.
+    /// The row with a target, and whether it meets it.
     pub fn target(mut self, target: Target) -> Self {
         self.target = Some(target);
         self.met = match target {
@@ -170,17 +169,20 @@ impl Row {
     }
 }
 
-/// Measures what was asked for and prints it.
+/// Runs the selected measurements, and prints or writes their rows.
 ///
 /// # Errors
-/// Nothing is called so, or a measurement could not be made at all.
+/// No measurement has such a name, or one fails.
 pub fn run(args: &Args) -> Result<()> {
     let chosen: Vec<_> = measurements()
         .filter(|m| args.filter.is_empty() || args.filter.iter().any(|f| m.name.contains(f.as_str())))
         .collect();
-    let names = || measurements().map(|m| m.name).collect::<Vec<_>>().join("\n  ");
-    ensure!(!chosen.is_empty(), "no measurement is called so; there are:\n  {}", names());
-    let at = written::here()?;
+    ensure!(
+        !chosen.is_empty(),
+        "no measurement has a name with that in it; the names are:\n  {}",
+        names().join("\n  ")
+    );
+    let at = page::stamp()?;
     let mut measured = Vec::new();
     for measurement in chosen {
         eprintln!("measuring {}", measurement.name);
@@ -193,63 +195,70 @@ pub fn run(args: &Args) -> Result<()> {
     if args.json {
         println!("{}", serde_json::to_string_pretty(&rows)?);
     } else {
-        print!("{}", table(&rows));
+        print!("{}", text_table(&rows));
     }
     Ok(())
 }
 
-/// Where the table stands, between the marks of this name.
-const PAGE: &str = "docs/performance.md";
-const MARKS: &str = "bench";
+/// The table that `--write` writes.
+const SECTION: Section = Section { page: "docs/performance.md", name: "bench" };
+/// Its columns. The first is what `cargo xtask bench` takes to measure a row again.
+const COLUMNS: &[&str] = &["measurement", "what", "ours", "compared with", "ratio", "to reach", "met", "at"];
 
-/// Puts what was measured into the table of the page. What cannot be measured here does not take the place of what was
-/// measured elsewhere.
+/// Replaces the rows of these measurements on the page. A measurement that is not possible on this machine does not
+/// replace what was measured on another.
 fn write(measured: &[(&str, Vec<Row>)], at: &str) -> Result<()> {
-    let whole = fs::read_to_string(PAGE).context(PAGE)?;
-    let mut table = written::Table::parse(page::between(&whole, MARKS)?).context(PAGE)?;
+    let mut table = Measured::parse(COLUMNS, &SECTION.read()?).context(SECTION.page)?;
     for (name, rows) in measured {
         if rows.iter().any(|row| row.ours.is_some()) {
-            table.replace(name, rows, at);
+            table.replace(name, rows.iter().map(|row| row.cells().to_vec()), at);
         } else {
-            eprintln!("{name}: could not be measured here; its rows in {PAGE} stay as they are");
+            eprintln!("{name}: could not be measured here; its rows in {} stay as they are", SECTION.page);
         }
     }
-    let names: Vec<&str> = measurements().map(|measurement| measurement.name).collect();
-    fs::write(PAGE, page::with_between(&whole, MARKS, &table.text(&names))?).context(PAGE)
+    SECTION.write(&table.text(&names()))?;
+    Ok(())
 }
 
-fn table(rows: &[Row]) -> String {
+fn names() -> Vec<&'static str> {
+    measurements().map(|measurement| measurement.name).collect()
+}
+
+/// The section without rows of measurements that do not exist any more; and the measurements without rows.
+///
+/// # Errors
+/// The page cannot be read, or has no such table.
+pub fn documented() -> Result<Generated> {
+    let table = Measured::parse(COLUMNS, &SECTION.read()?).context(SECTION.page)?;
+    let names = names();
+    let text = table.text(&names);
+    let missing = names.into_iter().filter(|name| !table.has(name)).map(str::to_owned).collect();
+    Ok(Generated { section: SECTION, text, missing, measured_by: "cargo xtask bench --write" })
+}
+
+fn text_table(rows: &[Row]) -> String {
     let head = ["what", "ours", "compared with", "ratio", "target", "met"].map(str::to_owned);
-    let lines: Vec<_> = std::iter::once(head).chain(rows.iter().map(Row::cells)).collect();
-    let widths: [usize; 6] =
-        std::array::from_fn(|column| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0));
-    let mut out = String::new();
-    for line in lines {
-        let cells: Vec<_> = line.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-        out.push_str(cells.join("  ").trim_end());
-        out.push('\n');
-    }
-    out
+    table::aligned(&std::iter::once(head).chain(rows.iter().map(Row::cells)).collect::<Vec<_>>())
 }
 
-/// What a comparison by turns came to.
+/// The result of a comparison in turns.
 pub struct Turns {
     /// The median time of a turn of ours.
     pub ours: Duration,
     /// The median time of a turn of theirs.
     pub theirs: Duration,
-    /// The median of the ratios of two turns that followed one another.
+    /// The median of the ratios of two consecutive turns.
     pub ratio: f64,
 }
 
-/// Runs the two by turns, after one turn each that does not count. Each returns the time it took, so
-/// that what prepares a turn is not counted either.
+/// Runs the two in turns, after one turn of each that does not count. Each returns its time, which excludes the preparation
+/// of a turn.
 pub fn by_turns(turns: usize, mut ours: impl FnMut() -> Duration, mut theirs: impl FnMut() -> Duration) -> Turns {
     ours();
     theirs();
     let pairs: Vec<_> = (0..turns)
         .map(|turn| {
-            // Who goes second finds the machine as the first has left it; so they take turns at that.
+            // The second one finds the machine as the first has left it; so they also take turns at being first.
             if turn % 2 == 0 {
                 let ours = ours();
                 (ours, theirs())
@@ -286,7 +295,7 @@ impl Ord for OrderedRatio {
     }
 }
 
-/// The middle one of at least one.
+/// The median of a sequence, which must not be empty.
 fn median<T: Ord + Copy>(values: impl Iterator<Item = T>) -> T {
     let mut values: Vec<T> = values.collect();
     values.sort();
@@ -298,7 +307,7 @@ fn median<T: Ord + Copy>(values: impl Iterator<Item = T>) -> T {
 #[derive(clap::Args)]
 pub struct Child {
     part: Part,
-    /// How much of it.
+    /// How much of the part.
     n: usize,
 }
 
@@ -316,7 +325,7 @@ enum Part {
     LabTools,
     /// Programs that do not look at a card, in a lab and outside; prints the times as JSON.
     LabPrograms,
-    /// Runs commands for those two.
+    /// Runs commands for the two parts above.
     Commands,
 }
 
@@ -335,10 +344,10 @@ impl Part {
 }
 
 impl Child {
-    /// Runs it.
+    /// Runs the part.
     ///
     /// # Errors
-    /// What it could not do.
+    /// The part fails.
     pub fn run(&self) -> Result<()> {
         match self.part {
             Part::LockOurs => lockdep::lock_ours(self.n),
@@ -353,7 +362,7 @@ impl Child {
     }
 }
 
-/// This program, as the child of a measurement, behind whatever it is to run under.
+/// Runs this program as the child of a measurement. `under`: a command prefix that it runs with.
 fn child(under: &[&str], part: Part, n: usize) -> Result<std::process::Output> {
     let this = std::env::current_exe()?;
     let mut command = match under {
@@ -397,7 +406,7 @@ mod tests {
             Row::unavailable("counted".to_owned(), "no such tool".to_owned()),
         ];
         assert_eq!(
-            table(&rows),
+            text_table(&rows),
             "\
 what     ours     compared with                ratio  target    met
 a lock   10.0 ns  bare: 9.0 ns                 1.11x  <= 1.15x  yes

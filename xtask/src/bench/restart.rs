@@ -1,8 +1,7 @@
-//! What a daemon takes to be ready again after `kill -9`, beside what it took from nothing.
+//! The time until a daemon is ready again after `kill -9`, compared with a start from nothing.
 //!
 //! Each turn brings a card with 1,000 VFs in switchdev mode up from its configuration, kills the daemon, and starts
-//! it again over what is left. Both are timed from the command to its return, which is when the card is ready:
-//! `esw up --daemon --detach`.
+//! it again over what is left. The time is that of `esw up --daemon --detach`, which returns when the card is ready.
 
 use std::process::Command;
 
@@ -10,7 +9,7 @@ use anyhow::{Result, bail};
 
 use super::{Measurement, OrderedRatio, Quantity, Row, Target, median};
 
-/// The group.
+/// The measurements of this group.
 pub const MEASUREMENTS: &[Measurement] = &[Measurement { name: "daemon: restart after kill -9", run: restart }];
 
 const VFS: usize = 1_000;
@@ -44,7 +43,7 @@ done
 "#;
 
 fn restart() -> Result<Vec<Row>> {
-    let esw = crate::release::esw()?;
+    let esw = crate::workspace::build_esw()?;
     let what = format!("ready again after kill -9, {} representors", VFS + 1);
     let output = Command::new("unshare")
         .args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-ec", SCRIPT])

@@ -1,9 +1,9 @@
-//! `cargo xtask instructions`: how many instructions each path that is walked often takes, against what is committed.
+//! `cargo xtask instructions`: counts the instructions of frequent paths, and compares them with the committed numbers.
 //!
-//! A time says more of the machine than of the code, and so no test can fail on one. A count says the same on a busy
-//! machine as on an idle one. Each path is a process under `valgrind --tool=callgrind`, once with N rounds and once with
-//! 2N: the difference is that of N rounds, without what starting and ending takes. Where threads or hashing have a share,
-//! the least of a few runs counts.
+//! A time depends on the machine more than on the code, so no test can fail because of one. A count is the same on a busy
+//! machine and on an idle one. Each path is a process under `valgrind --tool=callgrind`, once with N rounds and once with
+//! 2N: the difference is the count of N rounds, without start and end. For paths with several threads or with hashing, the
+//! smallest count of a few runs is used.
 
 mod paths;
 
@@ -15,16 +15,16 @@ use std::sync::Mutex;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::page::said;
 use crate::valgrind;
+use crate::workspace::{output_of, root};
 use paths::{PATHS, Path};
 
-/// Where the counts are kept.
+/// The file with the committed counts.
 const FILE: &str = "docs/instructions.toml";
-/// What a path may have grown by.
+/// The growth of a path, in per cent, up to which the command does not fail.
 const PER_CENT: u64 = 5;
 
-/// Which paths, and what to do with the counts.
+/// Which paths to count, and whether to write the counts.
 #[derive(clap::Args)]
 pub struct Args {
     /// Write the counts into docs/instructions.toml, rather than compare them
@@ -34,7 +34,7 @@ pub struct Args {
     filter: Vec<String>,
 }
 
-/// A path, in a process of its own.
+/// Runs a path, in a process of its own.
 #[derive(clap::Args)]
 pub struct Child {
     path: String,
@@ -42,10 +42,10 @@ pub struct Child {
 }
 
 impl Child {
-    /// Walks the path.
+    /// Runs the path.
     ///
     /// # Errors
-    /// There is no such path, or it could not be walked.
+    /// There is no such path, or it fails.
     pub fn run(&self) -> Result<()> {
         let path = PATHS.iter().find(|path| path.name == self.path).context("there is no such path")?;
         (path.walk)(self.rounds)
@@ -55,16 +55,16 @@ impl Child {
 /// The file.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Kept {
-    /// What counted: with another compiler every count may be another.
+    /// The versions of the compiler and of valgrind: with others every count may differ.
     counted_with: String,
-    /// Instructions of a round, by path.
+    /// The instructions of one round, by path.
     instructions: BTreeMap<String, u64>,
 }
 
-/// Counts, and compares or writes.
+/// Counts, and compares the counts or writes them. The exit status is 1 if a path has grown too much.
 ///
 /// # Errors
-/// No path is called so, one could not be walked, or the file cannot be read or written.
+/// No path has such a name, a path fails, or the file cannot be read or written.
 pub fn run(args: &Args) -> Result<ExitCode> {
     if let Some(missing) = valgrind::missing() {
         let must_run = args.write || std::env::var("CI").as_deref() == Ok("true");
@@ -74,17 +74,17 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let is_chosen = |name: &str| args.filter.is_empty() || args.filter.iter().any(|part| name.contains(part.as_str()));
     let chosen: Vec<&Path> = PATHS.iter().filter(|path| is_chosen(path.name)).collect();
     let names = || PATHS.iter().map(|path| path.name).collect::<Vec<_>>().join("\n  ");
-    ensure!(!chosen.is_empty(), "no path is called so; there are:\n  {}", names());
+    ensure!(!chosen.is_empty(), "no path has a name with that in it; the names are:\n  {}", names());
     let counted = count_all(&chosen)?;
-    let with = format!("{}, {}", said("rustc", &["--version"])?, said("valgrind", &["--version"])?);
-    let kept = match fs::read_to_string(FILE) {
+    let with = format!("{}, {}", output_of("rustc", &["--version"])?, output_of("valgrind", &["--version"])?);
+    let kept = match fs::read_to_string(root().join(FILE)) {
         Ok(text) => toml::from_str(&text).context(FILE)?,
         Err(error) if args.write && error.kind() == std::io::ErrorKind::NotFound => Kept::default(),
         Err(error) => return Err(error).context(FILE),
     };
     if args.write {
         let written = kept.with(&counted, with);
-        fs::write(FILE, format!("{HEAD}{}", toml::to_string(&written)?)).context(FILE)?;
+        fs::write(root().join(FILE), format!("{HEAD}{}", toml::to_string(&written)?)).context(FILE)?;
         return Ok(ExitCode::SUCCESS);
     }
     let compared = compare(&kept, &counted, args.filter.is_empty());
@@ -93,11 +93,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if kept.counted_with != with {
-        // Each of these makes other code, or counts otherwise: what has grown cannot be told from that.
-        eprintln!("{FILE} was counted with {}; this is {with}, so nothing fails.", kept.counted_with);
+        // Another compiler generates other code, and another valgrind may count differently: that is no growth.
+        eprintln!("{FILE} was counted with {}, and this is {with}: a difference is no failure.", kept.counted_with);
         return Ok(ExitCode::SUCCESS);
     }
-    eprintln!("If it is meant to be so: `cargo xtask instructions --write`, and say why in the commit.");
+    eprintln!("If the growth is intended, run `cargo xtask instructions --write`, and give the reason in the commit.");
     Ok(ExitCode::FAILURE)
 }
 
@@ -105,7 +105,7 @@ const HEAD: &str = "# Instructions of a round of each path; xtask/src/instructio
                     # Written by `cargo xtask instructions --write`.\n\n";
 
 impl Kept {
-    /// The same with other counts; those of paths that are no more are left out.
+    /// Replaces these counts, and removes those of paths that do not exist any more.
     fn with(self, counted: &BTreeMap<String, u64>, counted_with: String) -> Self {
         let mut instructions = self.instructions;
         instructions.retain(|name, _| PATHS.iter().any(|path| path.name == name));
@@ -114,14 +114,14 @@ impl Kept {
     }
 }
 
-/// What a comparison says.
+/// The result of a comparison.
 #[derive(Debug, Default, PartialEq)]
 struct Compared {
     lines: Vec<String>,
     fails: bool,
 }
 
-/// Compares what was counted with what is kept. `all`: every path was counted, so what is kept of others is stale.
+/// Compares counts with the committed ones. `all`: every path was counted, so committed counts of other paths are stale.
 fn compare(kept: &Kept, counted: &BTreeMap<String, u64>, all: bool) -> Compared {
     let width = counted.keys().map(|name| name.chars().count()).max().unwrap_or(0);
     let mut compared = Compared::default();
@@ -146,7 +146,7 @@ fn compare(kept: &Kept, counted: &BTreeMap<String, u64>, all: bool) -> Compared 
     compared
 }
 
-/// Counts every path, as many at once as there are processors.
+/// Counts every path, on all processors at the same time.
 fn count_all(paths: &[&Path]) -> Result<BTreeMap<String, u64>> {
     let left = Mutex::new(paths.to_vec());
     let next = || left.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop();
@@ -171,7 +171,7 @@ fn count_all(paths: &[&Path]) -> Result<BTreeMap<String, u64>> {
     })
 }
 
-/// Instructions of a round.
+/// The instructions of one round of a path.
 fn count(path: &Path) -> Result<u64> {
     let least = |rounds: usize| -> Result<u64> {
         let mut runs =
@@ -179,7 +179,7 @@ fn count(path: &Path) -> Result<u64> {
         runs.try_fold(u64::MAX, |least, count| Ok(least.min(count?)))
     };
     let rounds = path.rounds as u64;
-    // It must not be less with more rounds; if it is, it is noise, and shows as a path that takes nothing.
+    // More rounds cannot take fewer instructions; if they do, this is noise, and the path has a count of 0.
     Ok((least(2 * path.rounds)?.saturating_sub(least(path.rounds)?) + rounds / 2) / rounds)
 }
 
@@ -232,7 +232,7 @@ mod tests {
 
     #[test]
     fn the_file_has_every_path() {
-        let text = fs::read_to_string(format!("{}/../{FILE}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+        let text = fs::read_to_string(root().join(FILE)).unwrap();
         let kept: Kept = toml::from_str(&text).unwrap();
         let names: Vec<_> = kept.instructions.keys().map(String::as_str).collect();
         let mut paths: Vec<_> = PATHS.iter().map(|path| path.name).collect();

@@ -1,4 +1,4 @@
-//! The paths that are counted, and what a round of each is.
+//! The paths whose instructions are counted, and what one round of each does.
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
@@ -29,15 +29,15 @@ lock_order! {
     Outer => Inner;
 }
 
-/// A path.
+/// A frequent path through the code.
 pub struct Path {
     /// `WHERE: WHAT`.
     pub name: &'static str,
-    /// Walks it so many times.
+    /// Runs it this number of times.
     pub walk: fn(usize) -> Result<()>,
-    /// How many rounds are counted.
+    /// The number of rounds that are counted.
     pub rounds: usize,
-    /// How often they are counted: more than once where threads have a share in it.
+    /// How often the rounds are counted: more than once for a path with several threads.
     pub runs: usize,
 }
 
@@ -45,7 +45,7 @@ const fn path(name: &'static str, walk: fn(usize) -> Result<()>, rounds: usize) 
     Path { name, walk, rounds, runs: 1 }
 }
 
-/// All of them.
+/// All paths.
 pub const PATHS: &[Path] = &[
     path("lock: a mutex", mutex, 10_000),
     path("lock: a mutex that is tried", tried, 10_000),
@@ -124,7 +124,7 @@ fn checked(n: usize) -> Result<()> {
     Ok(())
 }
 
-/// One schedule of a thread that takes a lock again and again.
+/// One schedule of a thread that takes a lock repeatedly.
 fn explored(n: usize) -> Result<()> {
     let story = move || {
         let lock = Mutex::<Outer, u64>::new(0);
@@ -143,8 +143,8 @@ fn item(n: usize) -> Result<()> {
     enter(&Domain::unchecked(), "main", |cx| Ok(hot_paths::items_through_a_queue(cx, n)?))
 }
 
-/// Of one PF, with `mlx5_ib` loaded: each vport gets both of its representors and loses them. The queues have come to rest
-/// after each command.
+/// Sets one PF to switchdev mode and back, with `mlx5_ib` loaded: both representors of each vport are loaded and unloaded.
+/// The queues come to rest after each command.
 fn there_and_back(n: usize) -> Result<()> {
     let domain = Domain::unchecked();
     enter(&domain, "main", |cx| {
@@ -163,7 +163,7 @@ fn there_and_back(n: usize) -> Result<()> {
     })
 }
 
-/// Has something done with a card in memory that has 8 VFs and is in switchdev mode.
+/// Runs `work` with a card in memory that has 8 VFs and is in switchdev mode.
 fn with_card(work: impl FnOnce(&Served, &mut Locked<'_, Unlocked>) -> Result<()>) -> Result<()> {
     memory_card::with_served(|served, cx| {
         let engine = served.card.engine();
@@ -175,7 +175,7 @@ fn with_card(work: impl FnOnce(&Served, &mut Locked<'_, Unlocked>) -> Result<()>
     })
 }
 
-/// Takes answers, and counts their bytes.
+/// Receives answers, and counts their bytes.
 #[derive(Default)]
 struct Bytes(usize);
 
@@ -214,7 +214,7 @@ fn no_device(n: usize) -> Result<()> {
     asked(n, command::ESWITCH_GET, Flags::ACK, Some("0000:ff:00.0"))
 }
 
-/// A kernel that has nothing.
+/// A kernel without files.
 struct NoKernel;
 
 impl Kernel for NoKernel {
@@ -227,7 +227,7 @@ impl Kernel for NoKernel {
     }
 }
 
-/// Reads an attribute of a directory of the card's `/sys`, without a file system.
+/// Reads an attribute in the card's `/sys`, without a file system.
 fn read(n: usize, path: impl FnOnce(&Tree) -> Option<String>, name: &str) -> Result<()> {
     with_card(|served, cx| {
         let tree = Tree::new(vec![Some(served.view(cx))], "6.1");
@@ -256,7 +256,7 @@ fn phys_port_name(n: usize) -> Result<()> {
     read(n, path, "phys_port_name")
 }
 
-/// Where a link of a directory leads.
+/// The target of a link in a directory.
 fn link_of(tree: &Tree, dir: &str, name: &str) -> Option<String> {
     match tree.dir_at(dir)?.entries.get(name)? {
         lab::sysfs::tree::Entry::Link(target) => Some(lab::sysfs::tree::follow(dir, target)),

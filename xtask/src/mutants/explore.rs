@@ -1,4 +1,4 @@
-//! Exploring a scenario until something is found: in rounds, each by another way of choosing schedules.
+//! Explores a scenario until an invariant is broken: in rounds, each with another strategy.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -10,46 +10,45 @@ use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use serde_json::json;
 
-/// What is broken.
+/// A broken invariant.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct Found {
     pub invariant: String,
-    /// How.
+    /// How it is broken.
     pub detail: String,
-    /// What is to show it again; empty if there is nothing.
+    /// The token that replays the schedule; empty if there is none.
     pub token: String,
 }
 
-/// What exploring came to.
+/// The result of exploring.
 pub struct Explored {
     pub found: Option<Found>,
     pub schedules: u64,
     pub elapsed: Duration,
 }
 
-/// A strategy, its most preemptions, and how many milliseconds it has.
+/// A strategy, its largest number of preemptions, and its time in milliseconds.
 pub type Round = (&'static str, u8, u64);
 
-/// The rounds. The short exhaustive search
-/// comes first, as most of what can be found takes few preemptions; then chance, for what is far away; then
-/// what is left.
+/// The rounds. The short exhaustive search comes first, as most bugs need few preemptions; then random schedules, for bugs
+/// that need many; then the longer exhaustive search.
 pub const ROUNDS: [Round; 4] = [("bounded", 1, 3_000), ("pct", 0, 2_000), ("random", 0, 2_000), ("bounded", 2, 20_000)];
 
-/// A round that has not ended so long after its time never will: the bug has the story go on for ever without
-/// coming to a point where it could be ended.
+/// A round that has not ended this long after its time never will: the bug makes the scenario run for ever without
+/// reaching a point where it can be ended.
 const OVERTIME: Duration = Duration::from_secs(60);
 
-/// What is read of the explorer's report.
+/// The part of the explorer's report that is used.
 #[derive(Deserialize)]
 struct Report {
     schedules: u64,
     violations: Vec<Found>,
 }
 
-/// Explores scenarios, one after the other, and what they come to together.
+/// Explores scenarios, one after the other; returns their common result.
 ///
 /// # Errors
-/// The explorer cannot be run, or cannot use what it is given.
+/// The explorer cannot be started, or rejects its arguments.
 pub fn explore(
     explorer: &Path,
     scenarios: &[PathBuf],
@@ -72,7 +71,7 @@ pub fn explore(
         });
         let limit = Duration::from_millis(*time_ms) * scenarios.len() as u32 + OVERTIME;
         let Some(reports) = round(explorer, &options.to_string(), scenarios, limit)? else {
-            let (invariant, detail) = ("progress".to_owned(), "a story goes on for ever".to_owned());
+            let (invariant, detail) = ("progress".to_owned(), "a scenario runs for ever".to_owned());
             explored.found = Some(Found { invariant, detail, ..Found::default() });
             break;
         };
@@ -89,7 +88,7 @@ pub fn explore(
 /// The invariant that the schedule of a token breaks; empty if it breaks none.
 ///
 /// # Errors
-/// The explorer cannot be run, or cannot use the token.
+/// The explorer cannot be started, or rejects the token.
 pub fn replay(explorer: &Path, scenarios: &[PathBuf], token: &str) -> Result<String> {
     let output = Command::new(explorer).args(["replay", token]).args(scenarios).output()?;
     let said = String::from_utf8_lossy(&output.stderr);
@@ -97,7 +96,7 @@ pub fn replay(explorer: &Path, scenarios: &[PathBuf], token: &str) -> Result<Str
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// One round; `None` if it had to be ended.
+/// Runs one round; returns `None` if it had to be killed.
 fn round(explorer: &Path, options: &str, scenarios: &[PathBuf], limit: Duration) -> Result<Option<Vec<Report>>> {
     let place = explorer.with_file_name("explored.json");
     let said = place.with_extension("stderr");

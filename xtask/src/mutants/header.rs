@@ -1,21 +1,22 @@
-//! What a mutant's patch says of itself, before the diff.
+//! The header of a mutant's patch, before the diff.
 //!
-//! A field a line, `Name: text`; a line that begins with two spaces goes on with the field before it.
+//! One field on each line, `Name: text`; a line that begins with two spaces continues the field before it.
 //!
 //! | field | |
 //! | --- | --- |
-//! | `Undoes` | what it undoes, in the field's words |
-//! | `Planted` | how, where that does not go without saying |
-//! | `Scenario` | the scenario that must catch it, by its file's name, or those that must together, with `, ` between them; not if the compiler rejects it |
-//! | `Invariant` | by which invariant, or `compiler` |
-//! | `Error` | what the compiler says, if it is to reject it: parts of it, with `; ` between them |
-//! | `Faults` | `each`: with each failure asked for |
+//! | `Undoes` | what it undoes |
+//! | `Planted` | how, if this is not obvious |
+//! | `Scenario` | the scenario that must catch it, by its file name without `.toml`, or those that must catch it together, separated by `, `; absent if the compiler rejects it |
+//! | `Invariant` | the invariant that must catch it, or `compiler` |
+//! | `Error` | what the compiler prints if it must reject it: parts of it, separated by `; ` |
+//! | `Faults` | `each`: the scenario is also explored with each failure |
 //! | `Options` | `whole`: bring-up and take-down are explored, too |
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use eswitch::inspect::INVARIANTS;
 
 /// A planted bug.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,34 +34,17 @@ pub struct Mutant {
 /// What must catch a mutant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CaughtBy {
-    /// It does not compile, and this is in what the compiler says.
+    /// It does not compile, and the compiler's messages contain this.
     Compiler { error: String },
     /// Exploring a scenario breaks an invariant.
     Exploring { scenarios: Vec<String>, invariant: String, faults: bool, whole: bool },
 }
 
-/// The invariants there are.
-pub const INVARIANTS: [&str; 13] = [
-    "loaded-implies-registered",
-    "ops-quiesced",
-    "load-once",
-    "unwind-own",
-    "switchdev-complete",
-    "legacy-empty",
-    "no-leak",
-    "stale-work",
-    "lag-consistent",
-    "lock-order",
-    "progress",
-    "true-success",
-    "pairing-told",
-];
-
 impl Mutant {
     /// Reads a patch.
     ///
     /// # Errors
-    /// It cannot be read; a field is missing, or is none; an invariant is none.
+    /// The patch cannot be read, a field is missing or unknown, or an invariant is unknown.
     pub fn read(patch: &Path) -> Result<Self> {
         let text = fs::read_to_string(patch).with_context(|| patch.display().to_string())?;
         let name = patch.file_stem().unwrap_or_default().to_string_lossy();
@@ -75,10 +59,11 @@ impl Mutant {
         let caught_by = if invariant == "compiler" {
             CaughtBy::Compiler { error: fields.required("Error")? }
         } else {
+            let names = INVARIANTS.map(|invariant| invariant.name);
             ensure!(
-                INVARIANTS.contains(&invariant.as_str()),
+                names.contains(&invariant.as_str()),
                 "Invariant: {invariant}: expected compiler or one of {}",
-                INVARIANTS.join(", ")
+                names.join(", ")
             );
             CaughtBy::Exploring {
                 invariant,
@@ -93,7 +78,7 @@ impl Mutant {
         Ok(Self { name: name.to_owned(), patch: patch.to_owned(), undoes, caught_by })
     }
 
-    /// What it must be caught by, as its header has it.
+    /// The invariant that must catch it, or `compiler`.
     pub fn invariant(&self) -> &str {
         match &self.caught_by {
             CaughtBy::Compiler { .. } => "compiler",
@@ -101,7 +86,7 @@ impl Mutant {
         }
     }
 
-    /// The scenarios that must catch it, whether with failures, and whether the whole of them.
+    /// The scenarios that must catch it, whether with each failure, and whether bring-up and take-down are explored.
     pub fn story(&self) -> Option<(&[String], bool, bool)> {
         match &self.caught_by {
             CaughtBy::Compiler { .. } => None,
@@ -109,7 +94,7 @@ impl Mutant {
         }
     }
 
-    /// The scenarios that must catch it: none if the compiler does.
+    /// The scenarios that must catch it; none if the compiler must.
     pub fn scenarios(&self) -> &[String] {
         self.story().map_or(&[], |(scenarios, ..)| scenarios)
     }

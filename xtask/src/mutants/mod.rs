@@ -1,8 +1,8 @@
 //! `cargo xtask mutants`: planted bugs, each of which must be caught.
 //!
-//! Each patch in `mutants/` is put on a copy of the tree, which is built, and its scenario explored. It is caught
-//! if the invariant in its [`header`] is found broken; or if the compiler rejects it with the error that stands
-//! there. A mutant that is caught by something else, or a patch that does not apply any more, is a failure.
+//! Each patch in `mutants/` is applied to a copy of the tree, which is built, and its scenario is explored. It is caught if
+//! the exploration breaks the invariant in its [`header`], or if the compiler rejects it with the error in its header. A
+//! mutant that something else catches, or a patch that does not apply, is a failure.
 
 mod explore;
 mod header;
@@ -14,22 +14,26 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 
+use crate::docs::Generated;
+use crate::page::Section;
 use crate::patched::{self, Build, Patched};
 use crate::refresh::{self, Kind};
+use crate::table;
+use crate::workspace::root;
 
 use explore::{Explored, Found};
 use header::{CaughtBy, Mutant};
 
-/// A mutant is to be caught in less than this, at the median of its seeds.
+/// The limit for the median time of exploring a mutant.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Which mutants, and how to print what becomes of them.
+/// Which mutants, and how to print the results.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Print a JSON object a line for each mutant.
+    /// Print one line of JSON for each mutant
     #[arg(long)]
     json: bool,
-    /// Explore each with so many seeds, and tell medians.
+    /// Explore each mutant with N seeds, and print medians
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1000))]
     seeds: u64,
     /// For each invariant, and for the compiler, only the first mutant that it catches.
@@ -41,36 +45,36 @@ pub struct Args {
     name: Vec<String>,
 }
 
-/// What became of a mutant.
+/// The result for a mutant.
 #[derive(Debug, Serialize)]
 struct Outcome {
     mutant: String,
     undoes: String,
-    /// As its header has it.
+    /// The scenarios in its header.
     scenario: Option<String>,
     invariant: String,
-    /// By what its header says.
+    /// Whether the invariant in its header caught it.
     caught: bool,
-    /// What caught it, or what else became of it.
+    /// What caught it, or why nothing did.
     by: String,
     detail: String,
-    /// What shows it again, in this build.
+    /// The token that replays the failing schedule, in this build.
     token: String,
-    /// The median of all seeds.
+    /// The number of schedules; the median of all seeds.
     schedules: u64,
-    /// The same.
+    /// The time of exploring; the median of all seeds.
     elapsed_ms: u64,
     build_ms: u64,
 }
 
-/// Plants them. Fails if one is not caught.
+/// Plants the bugs. The exit status is 1 if one is not caught.
 ///
 /// # Errors
-/// There is no such mutant; a header cannot be used; there is no tree to copy.
+/// No mutant has such a name, a header is invalid, or the tree cannot be copied.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let mutants = selected(args)?;
     let patches: Vec<_> = mutants.iter().map(|mutant| mutant.patch.clone()).collect();
-    if let Some(done) = args.refresh.run(patched::root(), &patches, Kind::Apart)? {
+    if let Some(done) = args.refresh.run(root(), &patches, Kind::Apart)? {
         return Ok(done);
     }
     let copy = Patched::new("mutants")?;
@@ -98,14 +102,49 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// The list of mutants in the README of their directory.
+const SECTION: Section = Section { page: "mutants/README.md", name: "mutants" };
+
+/// The list of mutants, from their headers.
+///
+/// # Errors
+/// A patch cannot be read, or its header cannot be used.
+pub fn documented() -> Result<Generated> {
+    let rows = all()?.into_iter().map(|mutant| {
+        let (by, scenarios) = match &mutant.caught_by {
+            CaughtBy::Compiler { error } => {
+                let code = error.split(|c: char| !c.is_ascii_alphanumeric()).find(|word| is_error_code(word));
+                (code.map_or_else(|| "compiler".to_owned(), |code| format!("compiler (`{code}`)")), String::new())
+            }
+            CaughtBy::Exploring { scenarios, invariant, faults, whole } => {
+                let between = if scenarios.len() > 1 { ", between the two" } else { "" };
+                let failures = if *faults { ", each failure" } else { "" };
+                let whole = if *whole { ", bring-up and take-down too" } else { "" };
+                (format!("{invariant}{between}"), format!("{}{failures}{whole}", scenarios.join(", ")))
+            }
+        };
+        vec![format!("`{}`", mutant.name), mutant.undoes, by, scenarios]
+    });
+    let text = format!("\n{}\n", table::markdown(&["mutant", "undoes", "caught by", "in"], rows));
+    Ok(Generated { section: SECTION, text, missing: Vec::new(), measured_by: "" })
+}
+
+/// Whether a word is the code of an error of the compiler, such as `E0277`.
+fn is_error_code(word: &str) -> bool {
+    word.strip_prefix('E').is_some_and(|digits| digits.len() == 4 && digits.bytes().all(|digit| digit.is_ascii_digit()))
+}
+
 fn all() -> Result<Vec<Mutant>> {
-    patched::patches(&patched::root().join("mutants"))?.iter().map(|patch| Mutant::read(patch)).collect()
+    patched::patches(&root().join("mutants"))?.iter().map(|patch| Mutant::read(patch)).collect()
 }
 
 fn selected(args: &Args) -> Result<Vec<Mutant>> {
     let mut mutants = all()?;
     for name in &args.name {
-        ensure!(mutants.iter().any(|mutant| mutant.name.contains(name)), "{name}: no mutant is called that");
+        ensure!(
+            mutants.iter().any(|mutant| mutant.name.contains(name)),
+            "{name}: no mutant has a name with this in it"
+        );
     }
     mutants.retain(|mutant| args.name.is_empty() || args.name.iter().any(|name| mutant.name.contains(name)));
     if args.one_per_invariant {
@@ -115,8 +154,8 @@ fn selected(args: &Args) -> Result<Vec<Mutant>> {
     Ok(mutants)
 }
 
-/// The tree as it is, in the scenarios of these mutants: a scenario that does not hold there catches nothing. How
-/// many do not.
+/// Explores the unchanged tree in the scenarios of these mutants: a scenario that fails there proves nothing. Returns how
+/// many fail.
 fn control(copy: &Patched, mutants: &[Mutant], args: &Args) -> Result<usize> {
     let stories: BTreeSet<(&[String], bool, bool)> = mutants.iter().filter_map(Mutant::story).collect();
     if stories.is_empty() {
@@ -201,13 +240,13 @@ fn plant(copy: &Patched, mutant: &Mutant, seeds: u64) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// Whether the compiler says it, part by part, however its lines are broken.
+/// Whether the compiler's messages contain each part of `error`, regardless of line breaks.
 fn says(said: &str, error: &str) -> bool {
     let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
     error.split("; ").all(|part| words(said).contains(&words(part)))
 }
 
-/// The lines that say what is wrong.
+/// The lines of the compiler's messages that begin an error.
 fn errors(said: &str) -> String {
     let errors: Vec<&str> = said.lines().filter(|line| line.starts_with("error[")).collect();
     if errors.is_empty() { said.trim().to_owned() } else { errors.join("; ") }
@@ -229,33 +268,24 @@ fn print(outcome: &Outcome, slow: bool) {
 
 #[cfg(test)]
 mod tests {
+    use eswitch::inspect::INVARIANTS;
+
     use super::*;
 
     #[test]
     fn every_header_is_whole_and_names_a_scenario_there_is() {
         for mutant in all().unwrap() {
             for scenario in mutant.scenarios() {
-                let file = patched::root().join("scenarios").join(scenario).with_extension("toml");
+                let file = root().join("scenarios").join(scenario).with_extension("toml");
                 assert!(file.is_file(), "{}: {} is not there", mutant.name, file.display());
             }
         }
     }
 
     #[test]
-    fn the_page_tells_of_every_mutant_what_catches_it() {
-        let page = std::fs::read_to_string(patched::root().join("mutants/README.md")).unwrap();
-        for mutant in all().unwrap() {
-            let row = page.lines().find(|line| line.starts_with(&format!("| `{}` |", mutant.name)));
-            let row = row.unwrap_or_else(|| panic!("{} has no row", mutant.name));
-            assert!(row.contains(mutant.invariant()), "{row}");
-            assert!(mutant.scenarios().iter().all(|scenario| row.contains(scenario)), "{row}");
-        }
-    }
-
-    #[test]
     fn each_invariant_has_a_mutant() {
         let broken: BTreeSet<String> = all().unwrap().iter().map(|mutant| mutant.invariant().to_owned()).collect();
-        let unbroken: Vec<_> = header::INVARIANTS.iter().filter(|name| !broken.contains(**name)).collect();
+        let unbroken: Vec<_> = INVARIANTS.iter().filter(|invariant| !broken.contains(invariant.name)).collect();
         assert!(unbroken.is_empty(), "{unbroken:?}");
     }
 

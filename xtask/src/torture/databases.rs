@@ -1,14 +1,14 @@
-//! Damaged state, and what a start makes of it.
+//! Starts over damaged state.
 //!
-//! A card in memory is changed for a while, and the daemon killed or told to end; what is in the state folder then is what
-//! is damaged, a copy each time. The files are opaque here: nothing is known of how they are written. A start is
+//! A card in memory is changed for a while, and the daemon is killed or ended. Each attempt then damages a copy of the
+//! state directory. This module knows nothing about the format of the files. A start is
 //!
-//! - *recovered* if the card is what was acknowledged last;
-//! - *refused* if it exits, does not panic, names `--fresh`, and every file is byte for byte what it was; then a start with
-//!   `--fresh` must come up with the configuration's card, and what was damaged must still be in some file;
+//! - *recovered* if the card has the state that was acknowledged last;
+//! - *refused* if it exits, does not panic, names `--fresh`, and every file is unchanged, byte for byte; then a start with
+//!   `--fresh` must come up with the configured card, and the damaged contents must still be in some file;
 //! - *wrong* otherwise: another state, a panic, a hang.
 //!
-//! Of copies that are not damaged every one must be recovered.
+//! Every copy that is not damaged must be recovered.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,22 +22,22 @@ use super::place::{LIMIT, Place};
 use super::random::Random;
 use super::rounds::Rounds;
 
-/// Rounds that go by with one undamaged state, after which another is made.
+/// The number of rounds with copies of one state, after which another state is made.
 const EACH: u64 = 40;
-/// One copy in so many is not damaged.
+/// One copy in this number is not damaged.
 const UNDAMAGED: usize = 8;
-/// What pages of databases are multiples of.
+/// The unit of the page sizes of databases, in bytes.
 const BLOCK: usize = 512;
 
 type Files = BTreeMap<String, Vec<u8>>;
 
-/// State as a daemon left it, and what it stands for.
+/// The files that a daemon left, and the state that they represent.
 struct Left {
     files: Files,
     state: State,
 }
 
-/// Runs rounds until time is up.
+/// Runs rounds until the time is over.
 pub fn run(rounds: &mut Rounds) -> Result<()> {
     let place = Place::new(&rounds.esw, "databases", &format!("kind = \"memory\"\n{CONFIG}"))?;
     let mut left = None;
@@ -48,7 +48,7 @@ pub fn run(rounds: &mut Rounds) -> Result<()> {
         let Some(left) = &left else { continue };
         let (mut files, mut what) = (left.files.clone(), "not damaged");
         if !random.one_in(UNDAMAGED) {
-            // A change that changes nothing, such as a hole where there are zeros, is none.
+            // A damage that changes nothing, such as a hole in zeros, does not count.
             for _ in 0..100 {
                 what = damage(&mut files, &mut random);
                 if files != left.files {
@@ -64,7 +64,7 @@ pub fn run(rounds: &mut Rounds) -> Result<()> {
     place.clear()
 }
 
-/// Makes state: changes that were acknowledged, and the end of the daemon.
+/// Makes a state: requests changes, and ends the daemon.
 fn make(place: &Place, random: &mut Random) -> Result<Left> {
     place.clear()?;
     let daemon = place.must_up(&["--fresh"])?;
@@ -82,26 +82,26 @@ fn make(place: &Place, random: &mut Random) -> Result<Left> {
     }
     let (found, _) = model::observe(&mut client).map_err(told)?;
     let differs = state.differences(&found);
-    ensure!(differs.is_empty(), "before any damage the card is not what was acknowledged:\n{differs}");
+    ensure!(differs.is_empty(), "before any damage the card does not have the acknowledged state:\n{differs}");
     if random.one_in(2) {
         place.kill(daemon)?;
     } else {
         let ended = place.run(place.program(&["kill", &daemon.to_string()]), LIMIT)?;
-        ensure!(ended.did_well() && kernel::has_ended(daemon, LIMIT), "the daemon does not heed SIGTERM");
+        ensure!(ended.succeeded() && kernel::has_ended(daemon, LIMIT), "the daemon does not end on SIGTERM");
     }
     let mut files = kernel::files(&place.state)?;
-    // What is written for people is no state.
+    // A log is not state.
     files.retain(|name, bytes| !name.ends_with(".log") && !bytes.is_empty());
     ensure!(!files.is_empty(), "nothing is stored in {}", place.state.display());
     Ok(Left { files, state })
 }
 
-/// Damages one of the files; in what way.
+/// Damages one of the files; returns in what way.
 fn damage(files: &mut Files, random: &mut Random) -> &'static str {
     let names: Vec<String> = files.keys().cloned().collect();
     let Some(bytes) = files.get_mut(random.one_of(&names)) else { return "not damaged" };
     let length = bytes.len();
-    // Most of a database is in its first pages.
+    // The most important data of a database is in its first pages.
     let anywhere = |random: &mut Random| match random.below(3) {
         0 => random.below(length.min(8 * 4_096)),
         _ => random.below(length),
@@ -152,7 +152,7 @@ fn damage(files: &mut Files, random: &mut Random) -> &'static str {
     }
 }
 
-/// Puts files into the state folder, which then has nothing else.
+/// Replaces the contents of the state directory by these files.
 fn put(folder: &Path, files: &Files) -> Result<()> {
     let _ = fs::remove_dir_all(folder);
     fs::create_dir_all(folder)?;
@@ -164,17 +164,17 @@ fn put(folder: &Path, files: &Files) -> Result<()> {
     Ok(())
 }
 
-/// Starts over these files; how it ended, or what was wrong.
+/// Starts over these files; returns how it ended, or what was wrong.
 fn start(place: &Place, left: &Left, files: &Files, is_damaged: bool) -> Result<Result<&'static str, String>> {
     put(&place.state, files)?;
     let ended = place.up(&[])?;
-    if ended.did_well() {
+    if ended.succeeded() {
         let found = ask_and_kill(place);
         return Ok(match found {
             Err(why) => Err(format!("it came up, and then: {why:#}")),
             Ok(found) => match left.state.differences(&found) {
                 differs if differs.is_empty() => Ok("recovered"),
-                differs => Err(format!("it came up, and is not what was acknowledged last:\n{differs}")),
+                differs => Err(format!("it came up without the state that was acknowledged last:\n{differs}")),
             },
         });
     }
@@ -183,11 +183,11 @@ fn start(place: &Place, left: &Left, files: &Files, is_damaged: bool) -> Result<
     let outcome = if let Some(fault) = ended.fault() {
         Err(fault)
     } else if !is_damaged {
-        Err(format!("a state that is not damaged was refused: {}", ended.in_words()))
-    } else if !ended.said.contains("--fresh") {
-        Err(format!("it was refused without naming the remedy: {}", ended.in_words()))
+        Err(format!("a state that is not damaged was refused: {}", ended.describe()))
+    } else if !ended.output.contains("--fresh") {
+        Err(format!("it was refused without naming `--fresh`: {}", ended.describe()))
     } else if let Some((name, _)) = files.iter().find(|file| !was_let_be(*file)) {
-        Err(format!("it was refused, and {name} is not what it was: {}", ended.in_words()))
+        Err(format!("it was refused, and {name} has changed: {}", ended.describe()))
     } else {
         Ok("refused")
     };
@@ -198,19 +198,22 @@ fn start(place: &Place, left: &Left, files: &Files, is_damaged: bool) -> Result<
 /// Starts with `--fresh` over files that were refused.
 fn afresh(place: &Place, files: &Files) -> Result<()> {
     let ended = place.up(&["--fresh"])?;
-    ensure!(ended.did_well(), "{}", ended.in_words());
+    ensure!(ended.succeeded(), "{}", ended.describe());
     let found = ask_and_kill(place)?;
     ensure!(found.vfs[0] == model::VFS && found.sf.is_empty() && found.leaves.is_empty(), "it is not new: {found:?}");
     let now = kernel::files(&place.state)?;
     for (name, bytes) in files {
-        ensure!(bytes.is_empty() || now.values().any(|is| is == bytes), "what was in {name} is nowhere any more");
+        ensure!(
+            bytes.is_empty() || now.values().any(|is| is == bytes),
+            "the contents of {name} are in no file any more"
+        );
     }
     Ok(())
 }
 
-/// What the card is; and ends its daemon.
+/// Returns the state of the card, and ends its daemon.
 fn ask_and_kill(place: &Place) -> Result<State> {
-    let daemon = place.daemon().context("who listens at the control socket")?;
+    let daemon = place.daemon().context("the process that listens at the control socket")?;
     let found = place.client().and_then(|mut client| model::observe(&mut client)).map_err(|error| anyhow!("{error}"));
     place.kill(daemon)?;
     Ok(found?.0)

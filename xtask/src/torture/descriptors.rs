@@ -1,22 +1,24 @@
-//! Starts with hardly any descriptors: with nothing there, and over a card that a kill has left.
+//! Starts with very few descriptors: from nothing, and over a card that a kill has left.
 //!
-//! A start comes up or is refused: it exits, and does not panic. One that is refused has made nothing that it leaves, and
-//! destroys nothing that it did not make: the netdevs of the card that was left are all there, by their numbers, also one
-//! in a namespace and one in a bridge, and a start with descriptors takes the card over.
+//! A start comes up or is refused: it exits, and does not panic. A refused start leaves nothing that it has made, and
+//! destroys nothing that it did not make: all netdevs of the card that was left still exist, by interface index, also one
+//! in a namespace and one in a bridge, and a start with enough descriptors takes the card over.
 
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, anyhow, bail};
+
+use crate::workspace::shell;
 
 use super::kernel::{self, Link, Remains};
 use super::model::{self, CONFIG, Change, State};
 use super::place::{self, Place};
 use super::rounds::Rounds;
 
-/// The limits that are tried, one after the other.
+/// The limits on descriptors that are tried, one after the other.
 const LIMITS: std::ops::Range<u64> = 3..48;
 
-/// Runs rounds until time is up.
+/// Runs rounds until the time is over.
 pub fn run(rounds: &mut Rounds) -> Result<()> {
     let place = Place::new(&rounds.esw, "descriptors", &format!("kind = \"linux\"\n{CONFIG}"))?;
     let mut left = None;
@@ -55,23 +57,23 @@ fn from_nothing(place: &Place, limit: u64) -> Result<&'static str> {
     if let Some(fault) = ended.fault() {
         bail!("{fault}");
     }
-    if ended.did_well() {
+    if ended.succeeded() {
         let down = place.esw(&["down"])?;
-        if !down.did_well() {
-            bail!("esw down: {}", down.in_words());
+        if !down.succeeded() {
+            bail!("esw down: {}", down.describe());
         }
-    } else if ended.said.trim().is_empty() {
-        bail!("it is refused without a word: {}", ended.in_words());
+    } else if ended.output.trim().is_empty() {
+        bail!("it is refused without a message: {}", ended.describe());
     }
-    kernel::wait_for_nothing_beyond(&before, place::LIMIT).map_err(|left| anyhow!("{}\n{left}", ended.in_words()))?;
+    kernel::wait_for_nothing_beyond(&before, place::LIMIT).map_err(|left| anyhow!("{}\n{left}", ended.describe()))?;
     let links = kernel::links(None)?;
     if !links.is_empty() {
-        bail!("{}\nnetdevs are left: {:?}", ended.in_words(), links.keys());
+        bail!("{}\nnetdevs are left: {:?}", ended.describe(), links.keys());
     }
-    Ok(if ended.did_well() { "came up" } else { "refused" })
+    Ok(if ended.succeeded() { "came up" } else { "refused" })
 }
 
-/// A card that a kill left.
+/// A card that a kill has left.
 struct Left {
     state: State,
     links: BTreeMap<String, Link>,
@@ -92,15 +94,15 @@ fn leave(place: &Place) -> Result<Left> {
     for change in [Change::SfAdd(7), Change::SfState(7, true)] {
         change.ask(&mut client, &mut state).map_err(|error| anyhow!("{change:?}: {error}"))?;
     }
-    place::sh(
+    shell(
         "ip link add br0 type bridge; ip link set enp8s0f0npf0vf0 master br0 up; ip link set br0 up
         ip netns add one; ip link set enp8s0f0v0 netns one; ip -n one link set enp8s0f0v0 up",
     )?;
-    // An SF's netdev comes a moment after its state.
+    // An SF's netdev appears a moment after its state changes.
     let until = std::time::Instant::now() + place::LIMIT;
     while !state.netdevs().iter().all(|name| every_link().is_ok_and(|links| links.contains_key(name))) {
         if std::time::Instant::now() > until {
-            bail!("the card has not all of {:?}", state.netdevs());
+            bail!("the card lacks some of {:?}", state.netdevs());
         }
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
@@ -113,14 +115,14 @@ fn over(place: &Place, limit: u64, was: &Left) -> Result<&'static str> {
     if let Some(fault) = ended.fault() {
         bail!("{fault}");
     }
-    compare(&was.links).with_context(|| format!("after a start: {}", ended.in_words()))?;
-    if !ended.did_well() && ended.said.trim().is_empty() {
-        bail!("it is refused without a word: {}", ended.in_words());
+    compare(&was.links).with_context(|| format!("after a start: {}", ended.describe()))?;
+    if !ended.succeeded() && ended.output.trim().is_empty() {
+        bail!("it is refused without a message: {}", ended.describe());
     }
-    if ended.did_well() {
-        place.kill(place.daemon().context("who listens at the control socket")?)?;
+    if ended.succeeded() {
+        place.kill(place.daemon().context("the process that listens at the control socket")?)?;
     } else if !kernel::processes().is_empty() {
-        bail!("{}\nprocesses are left: {:?}", ended.in_words(), kernel::processes());
+        bail!("{}\nprocesses are left: {:?}", ended.describe(), kernel::processes());
     }
     let daemon = place.must_up(&[]).context("a start with descriptors afterwards")?;
     compare(&was.links).context("after a start with descriptors")?;
@@ -131,10 +133,10 @@ fn over(place: &Place, limit: u64, was: &Left) -> Result<&'static str> {
         bail!("after a start with descriptors: {differs}");
     }
     place.kill(daemon)?;
-    Ok(if ended.did_well() { "came up" } else { "refused" })
+    Ok(if ended.succeeded() { "came up" } else { "refused" })
 }
 
-/// That every netdev is the one it was.
+/// Checks that every netdev is the same as before.
 fn compare(was: &BTreeMap<String, Link>) -> Result<()> {
     let now = every_link()?;
     for (name, link) in was {

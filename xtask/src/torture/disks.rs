@@ -1,9 +1,9 @@
-//! State and log on a file system that is full again and again.
+//! State and log on a file system that becomes full again and again.
 //!
-//! Changes are asked for while a file takes all the room but a little, which is not the same each time. Each must be
-//! answered: acknowledged, or refused with an error. Once there is room again a change must be acknowledged without a
-//! restart. Then the daemon is killed and started: of everything that was acknowledged nothing may be lost. What was
-//! refused may have been carried out, as its answer says.
+//! Changes are requested while a file takes nearly all the room, each time with another remainder. Each must be
+//! answered: acknowledged, or refused with an error. When there is room again a change must be acknowledged without a
+//! restart. Then the daemon is killed and started: nothing that was acknowledged may be lost. A refused change may have been
+//! executed; its answer says so.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -12,35 +12,37 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result, anyhow, bail};
 
+use crate::workspace::shell;
+
 use super::kernel;
 use super::model::{self, CONFIG, Change, VFS};
-use super::place::{LIMIT, Place, sh};
+use super::place::{LIMIT, Place};
 use super::random::Random;
 use super::rounds::Rounds;
 use super::wire::{Client, NoAnswer};
 
-/// The file system's size. A log of some thousand lines and a small database have room in it.
+/// The file system's size: enough for a log of some thousand lines and a small database.
 const SIZE: &str = "12m";
 
-/// SFs at most: each makes what is stored longer.
+/// The most SFs: each makes the stored state longer.
 const SFS: u32 = 200;
 
-/// What the card may be.
+/// The states that the card may have.
 #[derive(Default)]
 struct MayBe {
-    /// Addresses a VF may have, by VF: what was acknowledged last, and whatever was refused since.
+    /// The addresses that a VF may have, by VF: the one that was acknowledged last, and those refused since.
     addresses: BTreeMap<u32, Vec<[u8; 6]>>,
-    /// SFs that were acknowledged.
+    /// The SFs that were acknowledged.
     sfs: BTreeSet<u32>,
-    /// Those that were asked for so far.
+    /// The SFs that were requested so far.
     asked: u32,
 }
 
-/// Runs rounds until time is up.
+/// Runs rounds until the time is over.
 pub fn run(rounds: &mut Rounds) -> Result<()> {
     let place = Place::new(&rounds.esw, "disks", &format!("kind = \"memory\"\n{CONFIG}"))?;
     fs::create_dir_all(&place.state)?;
-    sh(&format!("mount -t tmpfs -o size={SIZE} tmpfs {}", place.state.display()))?;
+    shell(&format!("mount -t tmpfs -o size={SIZE} tmpfs {}", place.state.display()))?;
     while let Some((seed, mut random)) = rounds.next() {
         let (what, outcome) = if random.one_in(4) {
             ("a pipe that is closed for a log", closed_pipe(&place, &mut random))
@@ -50,10 +52,10 @@ pub fn run(rounds: &mut Rounds) -> Result<()> {
         rounds.tally.tried(what, seed, outcome.map_err(|error| format!("{error:#}")));
         place.clear()?;
     }
-    sh(&format!("umount {}", place.state.display())).map(drop)
+    shell(&format!("umount {}", place.state.display())).map(drop)
 }
 
-/// Takes all the room but a little.
+/// Fills the file system up to a small remainder.
 fn fill(place: &Place, spare: usize) -> Result<()> {
     let mut file = File::options().create(true).append(true).open(place.state.join("ballast"))?;
     for block in [1 << 16, 1 << 12] {
@@ -63,7 +65,7 @@ fn fill(place: &Place, spare: usize) -> Result<()> {
     file.set_len(length.saturating_sub(spare as u64)).context("the file that takes the room")
 }
 
-/// Asks for a VF's address, or for another SF; whether it was acknowledged.
+/// Requests another address of a VF, or another SF; returns whether it was acknowledged.
 fn set(client: &mut Client, state: &mut model::State, random: &mut Random, may_be: &mut MayBe) -> Result<bool> {
     if may_be.asked < SFS && random.one_in(2) {
         may_be.asked += 1;
@@ -103,7 +105,7 @@ fn full(place: &Place, random: &mut Random) -> Result<&'static str> {
         for _ in 0..1 + random.below(60) {
             refused |= !set(&mut client, &mut state, random, &mut may_be)?;
         }
-        // Somebody else gets an answer, too, if only that what was done cannot be stored.
+        // Another client gets an answer, too, even if only that the change cannot be stored.
         match place.client().and_then(|mut other| model::observe(&mut other)) {
             Ok(_) | Err(NoAnswer::Refused(..)) => {}
             Err(error) => bail!("another connection: {error}"),
@@ -125,15 +127,15 @@ fn full(place: &Place, random: &mut Random) -> Result<&'static str> {
             bail!("a start on a full disk: {fault}");
         }
         fs::remove_file(place.state.join("ballast"))?;
-        if ended.did_well() {
-            place.kill(place.daemon().context("who listens at the control socket")?)?;
+        if ended.succeeded() {
+            place.kill(place.daemon().context("the process that listens at the control socket")?)?;
         }
     }
-    let daemon = place.must_up(&[]).context("the start after it")?;
+    let daemon = place.must_up(&[]).context("the start afterwards")?;
     let mut client = place.client().map_err(told)?;
     let (found, _) = model::observe(&mut client).map_err(told)?;
     if let Some(sf) = may_be.sfs.iter().find(|sf| !found.sf.contains_key(*sf)) {
-        bail!("SF {sf} was acknowledged, and is not there; there are {:?}", found.sf.keys());
+        bail!("SF {sf} was acknowledged, and does not exist; these SFs exist: {:?}", found.sf.keys());
     }
     for (vf, addresses) in &may_be.addresses {
         let is = found.vf.get(vf).map(|function| function.address).unwrap_or_default();
@@ -147,7 +149,7 @@ fn full(place: &Place, random: &mut Random) -> Result<&'static str> {
     Ok(if refused { "with refusals" } else { "without refusals" })
 }
 
-/// The daemon's standard error is a pipe whose other end goes away.
+/// The daemon's standard error is a pipe whose other end is closed.
 fn closed_pipe(place: &Place, random: &mut Random) -> Result<&'static str> {
     let mut command = place.command(&["up", "--daemon", "--fresh", "--config", "config.toml"]);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
@@ -171,8 +173,8 @@ fn closed_pipe(place: &Place, random: &mut Random) -> Result<&'static str> {
             }
         }
         let ended = place.esw(&["down"])?;
-        if !ended.did_well() || !kernel::has_ended(child.id(), LIMIT) {
-            bail!("esw down: {}", ended.in_words());
+        if !ended.succeeded() || !kernel::has_ended(child.id(), LIMIT) {
+            bail!("esw down: {}", ended.describe());
         }
         Ok("")
     })();

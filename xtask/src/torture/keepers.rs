@@ -1,8 +1,8 @@
 //! Without root: SIGKILL of the keeper, of the daemon, and of both, at random moments.
 //!
-//! While the keeper lives, the next daemon is in the same network namespace, by its inode, with the same netdevs by their
-//! numbers. Whoever was killed, a start comes up with what was acknowledged, and `esw down` leaves no process, no
-//! socket.
+//! While the keeper lives, the next daemon is in the same network namespace, by its inode, with the same netdevs by interface
+//! index. After any of these kills a start comes up with the acknowledged state, and `esw down` leaves no process and
+//! no socket.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,39 +20,39 @@ use super::random::Random;
 use super::rounds::Rounds;
 use super::wire::NoAnswer;
 
-/// Who runs it: nobody.
+/// The user who runs it: nobody.
 const USER: u32 = 65_534;
 
-/// Runs rounds until time is up.
+/// Runs rounds until the time is over.
 pub fn run(rounds: &mut Rounds) -> Result<()> {
     let mut place = Place::new(&rounds.esw, "keepers", &format!("kind = \"linux\"\n{CONFIG}"))?;
     place.run_as(USER)?;
     let can = place.run(place.program(&["unshare", "-Urnm", "ip", "link", "add", "type", "veth"]), LIMIT)?;
-    if !can.did_well() {
-        rounds.tally.skipped("all of it", format!("user namespaces with netdevs: {}", can.said.trim()));
+    if !can.succeeded() {
+        rounds.tally.skipped("all of it", format!("user namespaces with netdevs: {}", can.output.trim()));
         return Ok(());
     }
     while let Some((seed, mut random)) = rounds.next() {
         let what = *random.one_of(&[Killed::Daemon, Killed::Keeper, Killed::Both, Killed::Start]);
         let outcome = round(&place, &mut random, what);
-        rounds.tally.tried(what.in_words(), seed, outcome.map_err(|error| format!("{error:#}")));
+        rounds.tally.tried(what.describe(), seed, outcome.map_err(|error| format!("{error:#}")));
         place.clear()?;
     }
     Ok(())
 }
 
-/// Who is killed.
+/// What is killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Killed {
     Daemon,
     Keeper,
     Both,
-    /// The daemon that starts, at some moment; and whoever it has started.
+    /// A daemon during its start, and every process that it has started.
     Start,
 }
 
 impl Killed {
-    fn in_words(self) -> &'static str {
+    fn describe(self) -> &'static str {
         match self {
             Self::Daemon => "kill of the daemon",
             Self::Keeper => "kill of the keeper",
@@ -62,7 +62,7 @@ impl Killed {
     }
 }
 
-/// The keeper: the process whose first words are `esw keeper`.
+/// The keeper's process ID: the process whose first arguments are `esw keeper`.
 fn keeper() -> Option<u32> {
     let mut all = kernel::processes().into_iter();
     all.find(|process| process.command.split(' ').nth(1) == Some("keeper")).map(|process| process.pid)
@@ -76,7 +76,7 @@ fn round(place: &Place, random: &mut Random, killed: Killed) -> Result<&'static 
     let before = Remains::now();
     if killed == Killed::Start {
         kill_a_start(place, random)?;
-        place.must_up(&[]).context("the start after it")?;
+        place.must_up(&[]).context("the start afterwards")?;
         return end(place, &before);
     }
     let daemon = place.must_up(&["--fresh"])?;
@@ -111,10 +111,10 @@ fn round(place: &Place, random: &mut Random, killed: Killed) -> Result<&'static 
         place.kill(daemon)?;
     }
     if to_kill.iter().any(|pid| !kernel::has_ended(*pid, LIMIT)) {
-        bail!("not everybody has ended who was killed");
+        bail!("a process that was killed has not ended");
     }
     let left = if killed == Killed::Daemon { Some(kernel::links_of(had)?) } else { None };
-    let daemon = place.must_up(&[]).context("the start after it")?;
+    let daemon = place.must_up(&[]).context("the start afterwards")?;
     if let Some(left) = left {
         let is = namespace(daemon)?;
         if is != was || keeper() != Some(had) {
@@ -128,7 +128,7 @@ fn round(place: &Place, random: &mut Random, killed: Killed) -> Result<&'static 
     end(place, &before)
 }
 
-/// Kills a start at some moment.
+/// Kills a start at a random moment.
 fn kill_a_start(place: &Place, random: &mut Random) -> Result<()> {
     let mut command = place.command(&["up", "--daemon", "--fresh", "--config", "config.toml"]);
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
@@ -138,7 +138,7 @@ fn kill_a_start(place: &Place, random: &mut Random) -> Result<()> {
     Ok(())
 }
 
-/// That PF 0's VFs and their representors, which were to stay, are the same netdevs.
+/// Checks that PF 0's VFs and their representors, which had to survive, are the same netdevs.
 fn expect_numbers(left: &BTreeMap<String, Link>, now: &BTreeMap<String, Link>) -> Result<()> {
     let stay = |name: &str| name.starts_with("enp8s0f0v") || name.starts_with("enp8s0f0npf0vf");
     for (name, link) in left.iter().filter(|(name, _)| stay(name)) {
@@ -149,8 +149,8 @@ fn expect_numbers(left: &BTreeMap<String, Link>, now: &BTreeMap<String, Link>) -
     Ok(())
 }
 
-/// Asks for changes until the connection ends, or for a while; what was acknowledged, and that with the change that was
-/// under way.
+/// Requests changes until the connection ends, or for a while; returns the acknowledged state, and the state after the
+/// change that was in progress.
 fn changes(
     client: &mut super::wire::Client,
     mut state: State,
@@ -187,15 +187,15 @@ fn expect(may_be: &[State], found: &State) -> Result<()> {
     };
     let all: Vec<String> = may_be.iter().map(differs).collect();
     if all.iter().all(|differs| !differs.is_empty()) {
-        bail!("the card is not what was acknowledged:\n{}", all.join("nor:\n"));
+        bail!("the card does not have the acknowledged state:\n{}", all.join("nor:\n"));
     }
     Ok(())
 }
 
 fn end(place: &Place, before: &Remains) -> Result<&'static str> {
     let down = place.esw(&["down"])?;
-    if !down.did_well() {
-        bail!("esw down: {}", down.in_words());
+    if !down.succeeded() {
+        bail!("esw down: {}", down.describe());
     }
     kernel::wait_for_nothing_beyond(before, Duration::from_secs(10))
         .map_err(|left| anyhow!("after esw down, {left}"))?;

@@ -1,4 +1,4 @@
-//! What the kernel says: netdevs, processes, mounts, sockets. Nothing of it comes from the product.
+//! The kernel's netdevs, processes, mounts and sockets. None of this comes from the product.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -15,23 +15,23 @@ use serde::Deserialize;
 pub struct Link {
     /// Its name.
     pub ifname: String,
-    /// Its number, which a netdev that was made anew has not.
+    /// Its interface index. A netdev that was deleted and made again has another one.
     pub ifindex: u32,
     /// Its MAC address.
     #[serde(default)]
     pub address: String,
-    /// The bridge or bond it is in.
+    /// The bridge or bond that it is a port of.
     #[serde(default)]
     pub master: Option<String>,
     /// `UP`, `LOWER_UP` and others.
     #[serde(default)]
     pub flags: BTreeSet<String>,
-    /// Its largest packet.
+    /// Its MTU, in bytes.
     #[serde(default)]
     pub mtu: u32,
 }
 
-/// The netdevs of a named network namespace, or of ours, by name.
+/// The netdevs of a named network namespace, or of this process's, by name.
 pub fn links(namespace: Option<&str>) -> Result<BTreeMap<String, Link>> {
     let mut ip = Command::new("ip");
     if let Some(name) = namespace {
@@ -48,20 +48,20 @@ pub fn links_of(pid: u32) -> Result<BTreeMap<String, Link>> {
 fn listed(command: &mut Command) -> Result<BTreeMap<String, Link>> {
     let output = command.output().with_context(|| format!("{command:?}"))?;
     ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    let all: Vec<Link> = serde_json::from_slice(&output.stdout).context("what ip -j link printed")?;
+    let all: Vec<Link> = serde_json::from_slice(&output.stdout).context("the output of ip -j link")?;
     Ok(all.into_iter().filter(|link| link.ifname != "lo").map(|link| (link.ifname.clone(), link)).collect())
 }
 
-/// A process that is no zombie.
+/// A process that is not a zombie.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Process {
-    /// Its number.
+    /// Its process ID.
     pub pid: u32,
-    /// Its words, with spaces between them.
+    /// Its arguments, separated by spaces.
     pub command: String,
 }
 
-/// Every process of this pid namespace but ourselves, process 1 and zombies.
+/// Every process of this pid namespace, except for this one, process 1 and zombies.
 pub fn processes() -> Vec<Process> {
     let own = std::process::id();
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -75,19 +75,19 @@ pub fn processes() -> Vec<Process> {
         }
         let words: Vec<_> = words.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
         let command = words.join(" ").trim().to_owned();
-        // A process that has just been forked or is ending may have no words.
+        // A process that has just been forked or is ending may have no arguments.
         let command = if command.is_empty() { format!("{named})") } else { command };
         Some(Process { pid, command })
     };
     pids.filter(|pid| *pid != 1 && *pid != own).filter_map(of).collect()
 }
 
-/// What else is there beside processes: mounts here, named network namespaces, sockets with a name.
+/// What an attack can leave: processes, mounts, named network namespaces, sockets with a name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Remains {
-    /// Processes, by number.
+    /// Processes, by process ID.
     pub processes: BTreeMap<u32, String>,
-    /// Mounts, but for their numbers.
+    /// Mounts, without their numbers.
     pub mounts: BTreeSet<String>,
     /// Named network namespaces.
     pub namespaces: BTreeSet<String>,
@@ -96,7 +96,7 @@ pub struct Remains {
 }
 
 impl Remains {
-    /// What there is now.
+    /// What exists now.
     pub fn now() -> Self {
         let processes = processes().into_iter().map(|process| (process.pid, process.command)).collect();
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
@@ -105,7 +105,7 @@ impl Remains {
         let namespaces = folder.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
         let mut sockets = BTreeMap::new();
         for line in fs::read_to_string("/proc/net/unix").unwrap_or_default().lines().skip(1) {
-            // Numbers, then a name that may have spaces in it, or none.
+            // Numbers, then a name, which may contain spaces or be missing.
             let name = line.split_whitespace().skip(7).collect::<Vec<_>>().join(" ");
             if !name.is_empty() {
                 *sockets.entry(name).or_default() += 1;
@@ -114,7 +114,7 @@ impl Remains {
         Self { processes, mounts, namespaces, sockets }
     }
 
-    /// What is there and was not, in lines; nothing if there is nothing.
+    /// What exists now and did not exist in `before`, in lines; empty if nothing.
     pub fn beyond(&self, before: &Self) -> String {
         let mut said = String::new();
         for (pid, command) in &self.processes {
@@ -138,7 +138,7 @@ impl Remains {
     }
 }
 
-/// Waits until there is nothing that was not there before; what is left after a time.
+/// Waits until nothing exists that did not exist before. The error is what is left after `limit`.
 pub fn wait_for_nothing_beyond(before: &Remains, limit: Duration) -> Result<(), String> {
     let until = Instant::now() + limit;
     loop {
@@ -153,23 +153,23 @@ pub fn wait_for_nothing_beyond(before: &Remains, limit: Duration) -> Result<(), 
     }
 }
 
-/// Sends SIGKILL to a process that this program started or whose number a socket's credentials gave.
+/// Sends SIGKILL to a process that this program started, or whose process ID is in a socket's credentials.
 pub fn kill(pid: u32) {
     if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
         let _ = kill_process(pid, Signal::KILL);
     }
 }
 
-/// Whether a process is there and no zombie.
+/// Whether a process exists and is not a zombie.
 pub fn lives(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let Some((_, rest)) = stat.rsplit_once(") ") else { return false };
-    // The first thread may have ended and others not: they still have its sockets open.
+    // The first thread may have ended before the others, which still have the sockets open.
     let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
     !rest.starts_with(['Z', 'X']) || threads > 1
 }
 
-/// Waits until a process has ended; whether it has.
+/// Waits until a process has ended; returns whether it has.
 pub fn has_ended(pid: u32, limit: Duration) -> bool {
     let until = Instant::now() + limit;
     while lives(pid) {
@@ -181,7 +181,7 @@ pub fn has_ended(pid: u32, limit: Duration) -> bool {
     true
 }
 
-/// Memory of a process that is in RAM, in KiB.
+/// The resident memory of a process, in KiB.
 pub fn resident(pid: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
@@ -193,7 +193,7 @@ pub fn descriptors(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
 }
 
-/// Every file of a folder and of those in it, by its path from there, with what is in it.
+/// The contents of every file below a directory, by its relative path.
 pub fn files(folder: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
     let mut all = BTreeMap::new();
     let mut folders = vec![folder.to_owned()];

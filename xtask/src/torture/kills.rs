@@ -1,13 +1,13 @@
-//! SIGKILL of the daemon at a random moment of changes, and what the next one finds.
+//! SIGKILL of the daemon at a random moment during changes, and what the next daemon finds.
 //!
-//! The card is one of netdevs with two PFs, both in switchdev mode at first. VF 0 and VF 1 of PF 0 are in namespaces of
-//! their own, their representors in a bridge, and datagrams go from one to the other all the time. Each round asks for
-//! changes one after the other until a kill at a random moment, sometimes kills the next start, too, and then expects of
-//! the start that comes up:
+//! The card has netdevs and two PFs, both in switchdev mode at first. VF 0 and VF 1 of PF 0 are in namespaces of
+//! their own, their representors are in a bridge, and datagrams go from one to the other all the time. Each round requests
+//! changes one after the other until a kill at a random moment, sometimes also kills the next start, and then expects
+//! after the start that comes up:
 //!
-//! - the card is what was acknowledged; of the change that was under way all or nothing is there;
+//! - the card has the state that was acknowledged; of the change that was in progress, all or nothing was done;
 //! - the kernel has exactly the netdevs that this card has;
-//! - those that no change had to do with are the same as before, by their numbers; the bridge has its ports;
+//! - the netdevs that no change concerned are the same as before, by interface index; the bridge has its ports;
 //! - no datagram was lost.
 
 use std::collections::BTreeMap;
@@ -18,17 +18,19 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
+use crate::workspace::shell;
+
 use super::kernel::{self, Link};
 use super::model::{self, CONFIG, Change, Lately, State, VFS};
-use super::place::{self, LIMIT, Place};
+use super::place::{LIMIT, Place};
 use super::random::Random;
 use super::rounds::Rounds;
 use super::traffic::Stream;
 use super::wire::NoAnswer;
 
-/// A kill comes within this time of the first change.
+/// The longest time from the first change to the kill.
 const WITHIN_MS: usize = 160;
-/// How long a card may take to come to rest after a start.
+/// The longest time that a card may take to come to rest after a start.
 const REST: Duration = Duration::from_secs(15);
 
 /// A card with traffic.
@@ -40,17 +42,17 @@ struct Rig<'a> {
     stream: Stream,
 }
 
-/// What was done in a round.
+/// The course of a round.
 struct Course {
     /// In words.
     told: Vec<String>,
-    /// What the card was, and after each change that was acknowledged or under way.
+    /// The state of the card at first, and after each change that was acknowledged or in progress.
     history: Vec<State>,
-    /// What was asked for and not answered at the kill.
+    /// The change that was requested and not answered at the kill.
     under_way: Option<Change>,
 }
 
-/// Runs rounds until time is up.
+/// Runs rounds until the time is over.
 pub fn run(rounds: &mut Rounds) -> Result<()> {
     let place = Place::new(&rounds.esw, "kills", &format!("kind = \"linux\"\n{CONFIG}"))?;
     let mut rig = None;
@@ -71,22 +73,22 @@ pub fn run(rounds: &mut Rounds) -> Result<()> {
     }
     if let Some(rig) = rig {
         drop(rig.stream);
-        let _ = place::sh("ip netns del one; ip netns del two; ip link del br0");
+        let _ = shell("ip netns del one; ip netns del two; ip link del br0");
         let ended = place.esw(&["down"])?;
         let left = kernel::links(None)?;
-        let outcome = match ended.did_well() && left.is_empty() && kernel::processes().is_empty() {
+        let outcome = match ended.succeeded() && left.is_empty() && kernel::processes().is_empty() {
             true => Ok(""),
-            false => Err(format!("{}\nleft: {:?}\n{:?}", ended.in_words(), left.keys(), kernel::processes())),
+            false => Err(format!("{}\nleft: {:?}\n{:?}", ended.describe(), left.keys(), kernel::processes())),
         };
         rounds.tally.tried("esw down after all of them", rounds.seed, outcome);
     }
     place.clear()
 }
 
-/// The end of the daemon's log: for the failures.
+/// The last lines of the daemon's log, for reports of failures.
 pub fn last_of_log(place: &Place) -> String {
     let log = std::fs::read_to_string(place.state.join("esw.log")).unwrap_or_default();
-    // Those of our own looks say nothing.
+    // Lines about our own queries are of no interest.
     let lines: Vec<&str> = log.lines().filter(|line| !line.contains("eswitch show")).collect();
     format!("the log's last lines:\n{}", lines[lines.len().saturating_sub(12)..].join("\n"))
 }
@@ -95,7 +97,7 @@ impl<'a> Rig<'a> {
     fn set_up(place: &'a Place) -> Result<Self> {
         place.clear()?;
         let daemon = place.must_up(&["--fresh"])?;
-        place::sh(
+        shell(
             "ip link add br0 type bridge; ip link set br0 up
             n=0; for name in one two; do
                 ip netns add $name; ip link set enp8s0f0v$n netns $name
@@ -109,7 +111,7 @@ impl<'a> Rig<'a> {
         let (state, _) = model::observe(&mut client).map_err(|error| anyhow!("{error}"))?;
         ensure!(state.switchdev == [true; 2] && state.vfs[0] == VFS, "the card is not as configured: {state:?}");
         let rig = Self { place, daemon, state, bond: false, stream: Stream::start()? };
-        // The bridge begins to forward a moment later, and the first packets look for an address.
+        // The bridge begins to forward a moment later, and the first packets wait for ARP.
         let until = Instant::now() + LIMIT;
         loop {
             thread::sleep(Duration::from_millis(50));
@@ -120,7 +122,7 @@ impl<'a> Rig<'a> {
         }
     }
 
-    /// Every netdev of the card, in whatever namespace, by name.
+    /// Every netdev of the card in all namespaces, by name.
     fn netdevs() -> Result<BTreeMap<String, Link>> {
         let mut all = kernel::links(None)?;
         for name in ["one", "two"] {
@@ -130,7 +132,7 @@ impl<'a> Rig<'a> {
         Ok(all)
     }
 
-    /// One round; `what` becomes what was under way at the kill.
+    /// Runs one round. `what` becomes the change that was in progress at the kill.
     fn round(&mut self, random: &mut Random, what: &mut String) -> Result<&'static str> {
         let before = Self::netdevs()?;
         let mut course = Course { told: Vec::new(), history: vec![self.state.clone()], under_way: None };
@@ -138,7 +140,7 @@ impl<'a> Rig<'a> {
         if let Some(change) = &course.under_way {
             *what = format!("kill during {}", change.kind());
         }
-        // The kernel's own goes on; the card's stand-in was the daemon's.
+        // A bond of the kernel survives the daemon; the one that replaces it on a card without bonds does not.
         self.bond = kernel::links(None)?.contains_key("bond0");
         let starts = if random.one_in(3) { 1 + random.below(2) } else { 0 };
         for _ in 0..starts {
@@ -148,7 +150,7 @@ impl<'a> Rig<'a> {
         Ok(if starts == 0 { "restored" } else { "restored after another kill" })
     }
 
-    /// Asks for changes until the daemon is killed, at a random moment.
+    /// Requests changes until the daemon is killed, at a random moment.
     fn change_until_killed(&mut self, random: &mut Random, course: &mut Course) -> Result<()> {
         let mut client = self.place.client().map_err(|error| anyhow!("{error}"))?;
         let delay = Duration::from_micros(random.below(WITHIN_MS * 1_000) as u64);
@@ -171,20 +173,20 @@ impl<'a> Rig<'a> {
                     }
                     Err(NoAnswer::Gone(_)) if killed.load(Ordering::Acquire) => {
                         let at = delay.as_millis();
-                        course.told.push(format!("{change:?}: under way at the kill, {at} ms after the start"));
+                        course.told.push(format!("{change:?}: in progress at the kill, {at} ms after the start"));
                         course.under_way = Some(change);
                         return Ok(());
                     }
-                    // The daemon ended before it was killed, does not answer, or refuses what can be had.
-                    Err(error) => bail!("{change:?}, which the card can do: {error}"),
+                    // The daemon ended before it was killed, does not answer, or refuses a valid change.
+                    Err(error) => bail!("{change:?}, which is valid: {error}"),
                 }
             }
         })?;
-        ensure!(kernel::has_ended(daemon, LIMIT), "the daemon is still there after SIGKILL");
+        ensure!(kernel::has_ended(daemon, LIMIT), "the daemon still exists after SIGKILL");
         Ok(())
     }
 
-    /// Kills a start, too.
+    /// Kills a start.
     fn kill_a_start(&self, random: &mut Random, course: &mut Course) -> Result<()> {
         let mut command = self.place.command(&["up", "--daemon", "--config", "config.toml"]);
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
@@ -196,11 +198,11 @@ impl<'a> Rig<'a> {
         Ok(())
     }
 
-    /// Starts over what is left, and compares.
+    /// Starts the daemon over what is left, and compares.
     fn look_at_what_is_left(&mut self, before: &BTreeMap<String, Link>, course: &mut Course) -> Result<()> {
         let come = self.place.up(&[])?;
-        ensure!(come.did_well(), "the start after the kill: {}", come.in_words());
-        self.daemon = self.place.daemon().context("who listens at the control socket")?;
+        ensure!(come.succeeded(), "the start after the kill: {}", come.describe());
+        self.daemon = self.place.daemon().context("the process that listens at the control socket")?;
         let mut may_be = vec![self.state.clone()];
         if let Some(change) = &course.under_way {
             change.apply(&mut self.state);
@@ -213,7 +215,7 @@ impl<'a> Rig<'a> {
         Ok(())
     }
 
-    /// Waits until the card answers that it is one of these and the kernel agrees; which.
+    /// Waits until the card has one of these states and the kernel's netdevs agree; returns which one.
     fn wait_for(&self, may_be: &[State]) -> Result<State> {
         let until = Instant::now() + REST;
         loop {
@@ -230,13 +232,13 @@ impl<'a> Rig<'a> {
                     differs += &format!("the kernel has no netdev {name}\n");
                 }
                 for name in is.difference(&expected) {
-                    differs += &format!("the kernel has a netdev {name} more\n");
+                    differs += &format!("the kernel has another netdev {name}\n");
                 }
                 if differs.is_empty() {
                     for netdev in &netdevs {
                         let is = links.get(&netdev.name).map(|link| link.ifindex);
                         if netdev.ifindex.is_some() && is.is_some() && is != netdev.ifindex {
-                            differs += &format!("devlink says {netdev:?}, the kernel's number is {is:?}\n");
+                            differs += &format!("devlink has {netdev:?}, the interface index is {is:?}\n");
                         }
                     }
                 }
@@ -246,14 +248,14 @@ impl<'a> Rig<'a> {
                 differences.push(differs);
             }
             if Instant::now() > until {
-                let differences = differences.join("nor what it would be after the change that was under way:\n");
-                bail!("the card is not what was acknowledged:\n{differences}");
+                let differences = differences.join("nor the state after the change that was in progress:\n");
+                bail!("the card does not have the acknowledged state:\n{differences}");
             }
             thread::sleep(Duration::from_millis(50));
         }
     }
 
-    /// That netdevs which were there all the time are those that were there before the kill.
+    /// Checks that the netdevs which had to survive are the same as before the kill.
     fn compare_numbers(before: &BTreeMap<String, Link>, history: &[State]) -> Result<()> {
         let after = Self::netdevs()?;
         let mode_changed = history.windows(2).any(|pair| pair[0].switchdev != pair[1].switchdev);
@@ -263,10 +265,10 @@ impl<'a> Rig<'a> {
                 continue;
             }
             match after.get(name) {
-                // What a bond takes in and lets go is the PFs' netdevs.
+                // Only the PFs' netdevs join and leave bonds.
                 Some(now) if now.ifindex == link.ifindex && (name.ends_with("np0") || name.ends_with("np1")) => {}
                 Some(now) if now.ifindex == link.ifindex && now.master == link.master => {}
-                now => bail!("{name} was in use and was to stay: it was {link:?}, it is {now:?}"),
+                now => bail!("{name} was in use and had to survive: it was {link:?}, it is {now:?}"),
             }
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! SIGKILL of `esw exec` at random moments: before its program has started, and while it runs.
 //!
-//! Nothing is left: no process, no mount, no socket, and the daemon has as many descriptors as before. The programs are
-//! such as do not heed SIGTERM, wait for something, or have sockets that are a lab's.
+//! Nothing may be left: no process, no mount, no socket, and the daemon has as many descriptors as before. The programs
+//! ignore SIGTERM, wait for something, or have sockets that the lab serves.
 
 use std::process::Stdio;
 use std::thread;
@@ -14,10 +14,10 @@ use super::model::{self, CONFIG};
 use super::place::Place;
 use super::rounds::Rounds;
 
-/// How long what was killed may take to be gone altogether.
+/// The longest time after a kill until nothing may be left.
 const GONE: Duration = Duration::from_secs(10);
 
-/// Programs, by what is said of them. None leaves anything in the background by itself.
+/// The programs, each with a description. None leaves a process in the background by itself.
 const PROGRAMS: [(&str, &[&str]); 5] = [
     ("sleep", &["sleep", "1000"]),
     ("a shell that ignores signals", &["sh", "-c", "trap '' TERM INT HUP; exec sleep 1000"]),
@@ -26,15 +26,15 @@ const PROGRAMS: [(&str, &[&str]); 5] = [
     ("ip link, again and again", &["sh", "-c", "trap '' TERM INT HUP; while :; do ip link > /dev/null; done"]),
 ];
 
-/// Runs rounds until time is up.
+/// Runs rounds until the time is over.
 pub fn run(rounds: &mut Rounds) -> Result<()> {
     let place = Place::new(&rounds.esw, "labs", &format!("kind = \"linux\"\n{CONFIG}"))?;
     place.clear()?;
     let mut daemon = place.must_up(&["--fresh"])?;
-    // The first lab makes what stays by right: shared mounts.
+    // The first lab makes shared mounts, which are allowed to stay.
     let first = place.esw(&["exec", "--", "ip", "link"])?;
-    if !first.did_well() {
-        rounds.tally.skipped("all of it", format!("there can be no lab here: {}", first.in_words()));
+    if !first.succeeded() {
+        rounds.tally.skipped("all of it", format!("no lab can be made here: {}", first.describe()));
         return place.clear();
     }
     while let Some((seed, mut random)) = rounds.next() {
@@ -78,7 +78,7 @@ fn round(place: &Place, daemon: u32, program: &[&str], delay: Duration) -> Resul
     Ok(if had_started { "the program had started" } else { "the program had not started" })
 }
 
-/// How many descriptors the daemon has, once that does not change from one look to the next.
+/// The number of the daemon's descriptors, when it does not change any more.
 fn descriptors_at_rest(daemon: u32) -> Result<usize> {
     let mut had = 0;
     for _ in 0..500 {
@@ -89,10 +89,10 @@ fn descriptors_at_rest(daemon: u32) -> Result<usize> {
         had = now;
         thread::sleep(Duration::from_millis(20));
     }
-    bail!("the daemon, process {daemon}, has {had} descriptors, and not as many a moment later")
+    bail!("the daemon, process {daemon}, has {had} descriptors, and another number a moment later")
 }
 
-/// Waits until the daemon has no more descriptors than it had.
+/// Waits until the daemon has no more descriptors than before.
 fn wait_for_descriptors(daemon: u32, had: usize) -> Result<()> {
     let until = Instant::now() + GONE;
     loop {

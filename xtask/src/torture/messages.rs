@@ -1,8 +1,8 @@
-//! Hostile messages on the control socket: random, changed, cut, huge, nested, and many connections.
+//! Hostile messages on the control socket: random, modified, cut, huge, nested; and many connections.
 //!
-//! After each round the daemon lives, answers somebody else within the time of any answer, and has not grown beyond a
-//! bound. What a user without rights sends changes nothing of the card. While one user has every connection that is to be
-//! had, root is still answered.
+//! After each round the daemon lives, answers another client within the usual time limit, and has not grown beyond a
+//! bound. Messages of a user without rights do not change the card. While one user has all the connections that a user can
+//! have, root is still answered.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -21,19 +21,19 @@ use super::wire::{self, Client, Family, NoAnswer};
 
 /// Messages of a round.
 const MESSAGES: usize = 3_000;
-/// Connections they go over.
+/// Connections that they are sent over.
 const CONNECTIONS: usize = 8;
-/// How much the daemon may grow, in KiB: a thread and two buffers for each connection that was there a moment ago are in it.
+/// How much the daemon may grow, in KiB. This includes a thread and two buffers for each recent connection.
 const GROWTH: u64 = 128 * 1024;
-/// Connections that one user tries to have.
+/// The connections that one user tries to make.
 const MANY: usize = 2_000;
-/// Somebody without rights.
+/// The user without rights.
 const USER: u32 = 65_534;
 
 /// How messages are made.
 const SORTS: [&str; 5] = ["random bytes", "changed messages", "cut messages", "huge messages", "nested messages"];
 
-/// Runs rounds until time is up.
+/// Runs rounds until the time is over.
 pub fn run(rounds: &mut Rounds) -> Result<()> {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).context("the limit of descriptors")?;
@@ -45,7 +45,7 @@ pub fn run(rounds: &mut Rounds) -> Result<()> {
             n => {
                 let (sort, by_user) = (SORTS[random.below(SORTS.len())], n % 3 == 0);
                 if by_user {
-                    // What root sent before may still be carried out.
+                    // A message that root sent before may still be executed.
                     (daemon, had) = begin(&place)?;
                 }
                 let who = if by_user { "a user without rights" } else { "root" };
@@ -68,7 +68,7 @@ pub fn run(rounds: &mut Rounds) -> Result<()> {
     place.clear()
 }
 
-/// Begins anew; the daemon, and how much memory it has.
+/// Starts a new daemon; returns its process ID and its resident memory in KiB.
 fn begin(place: &Place) -> Result<(u32, u64)> {
     place.clear()?;
     let daemon = place.must_up(&["--fresh"])?;
@@ -76,17 +76,17 @@ fn begin(place: &Place) -> Result<(u32, u64)> {
     Ok((daemon, kernel::resident(daemon).context("the daemon's memory")?))
 }
 
-/// Connects as root, or as somebody without rights.
+/// Connects as root, or as the user without rights.
 fn connect(path: &Path, by_user: bool, n: usize) -> std::io::Result<Vec<OwnedFd>> {
     if by_user { wire::connect_as(USER, path, n) } else { (0..n).map(|_| wire::connect(path)).collect() }
 }
 
-/// Looks at the card as root. That a part of it refuses to be looked at is an answer, too.
+/// Queries the card as root. A refusal for a part of it is an answer, too.
 fn look(place: &Place) -> Result<Option<model::State>> {
     match place.client().and_then(|mut client| model::observe(&mut client)) {
         Ok((state, _)) => Ok(Some(state)),
         Err(NoAnswer::Refused(..)) => Ok(None),
-        Err(error) => bail!("somebody else asks: {error}"),
+        Err(error) => bail!("the request of another client: {error}"),
     }
 }
 
@@ -105,7 +105,7 @@ fn flood(place: &Place, random: &mut Random, sort: &str, by_user: bool) -> Resul
         let sent = net::send(&connections[at], &bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
         match sent {
             Ok(_) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::MSGSIZE) => {}
-            // It was thrown out: it comes again.
+            // The daemon has closed the connection: connect again.
             Err(_) => connections[at] = connect(&place.socket(), by_user, 1)?.pop().context("a connection")?,
         }
         // Half of them do not read their answers.
@@ -121,7 +121,7 @@ fn flood(place: &Place, random: &mut Random, sort: &str, by_user: bool) -> Resul
     Ok("")
 }
 
-/// Whether a datagram asks the daemon to end, as root may.
+/// Whether a datagram is a request to end the daemon, which root may send.
 fn ends(client: &Client, mut bytes: &[u8]) -> bool {
     let family = client.number_of(Family::Eswitch).to_ne_bytes();
     while let Some(head) = bytes.first_chunk::<17>() {
@@ -168,7 +168,7 @@ fn make(sort: &str, valid: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
             let length = 1 << (12 + random.below(6));
             bytes.resize(length, random.any() as u8);
             bytes[..4].copy_from_slice(&(length as u32).to_ne_bytes());
-            // Text or attributes as long as they can be.
+            // Text or attributes of the greatest length.
             if random.one_in(2) && length > 24 {
                 bytes[20..22].copy_from_slice(&((length - 20).min(0xffff) as u16).to_ne_bytes());
             }
@@ -187,11 +187,11 @@ fn make(sort: &str, valid: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
     bytes
 }
 
-/// One user takes every connection there is; root still gets an answer, and so does everybody once they are let go.
+/// One user takes all connections. Root still gets an answer, and so does everybody after they are closed.
 fn many(place: &Place) -> Result<&'static str> {
     let mut held = Vec::new();
     for _ in 0..MANY / 100 {
-        // The queue of those who are not yet let in is short.
+        // The listen queue is short.
         match connect(&place.socket(), true, 100) {
             Ok(more) => held.extend(more),
             Err(_) => break,
@@ -199,12 +199,12 @@ fn many(place: &Place) -> Result<&'static str> {
     }
     let count = held.len();
     let asked = place.client().and_then(|mut client| model::observe(&mut client));
-    let refused = asked.err().map(|error| format!("{count} connections of one user, and root asks: {error}"));
+    let refused = asked.err().map(|error| format!("{count} connections of one user, and the request of root: {error}"));
     drop(held);
     let until = std::time::Instant::now() + wire::PATIENCE;
     while place.client().is_err() {
         if std::time::Instant::now() > until {
-            bail!("{count} connections have ended, and nobody gets in");
+            bail!("{count} connections have ended, and nobody can connect");
         }
         thread::sleep(std::time::Duration::from_millis(20));
     }

@@ -1,12 +1,12 @@
-//! `cargo xtask torture`: attacks the release binary from outside and looks at what is left.
+//! `cargo xtask torture`: attacks the release binary from outside and checks what is left.
 //!
-//! The checker trusts nothing that the product prints but the answers that are to be checked. It asks the kernel: `ip -j
-//! link`, `/proc`, `/run/netns`, the credentials of sockets. It reads devlink's answers with a codec of its own, and
-//! compares them with books of its own of what was acknowledged.
+//! The checker trusts nothing that the product prints, except for the answers that are being checked. Its source is the
+//! kernel: `ip -j link`, `/proc`, `/run/netns`, the credentials of sockets. It reads devlink's answers with a codec of its
+//! own, and compares them with its own record of what was acknowledged.
 //!
 //! A kind of attack is a module with a function that runs rounds, listed once, in [`KINDS`]. Each runs in network, mount
-//! and pid namespaces of its own, with its own `/run` and `/sys`, in a process that is this program again; whatever it
-//! leaves is gone with them, and every process there is one that it has made.
+//! and pid namespaces of its own, with its own `/run` and `/sys`, in another process of this program. Whatever it leaves
+//! disappears with the namespaces, and it has started every process in them.
 
 mod databases;
 mod descriptors;
@@ -33,35 +33,36 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::page;
+use crate::page::{self, Section};
+use crate::workspace::{build_esw, find_program};
 use report::Row;
 use rounds::Rounds;
 
-/// What to try, for how long, and how to print it.
+/// What to try, for how long, and how to print the results.
 #[derive(clap::Args)]
 pub struct Args {
     /// Only these kinds of attack
     #[arg(long, value_name = "KIND", value_parser = clap::builder::PossibleValuesParser::new(KINDS.map(|kind| kind.name)))]
     only: Vec<String>,
-    /// Rounds of each kind at most
+    /// At most N rounds of each kind
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     rounds: Option<u64>,
-    /// Seconds that rounds of each kind are begun in [default: 17, and without end if --rounds is given]
+    /// Begin rounds of each kind for S seconds [default: 17; no limit with --rounds]
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(1..))]
     seconds: Option<u64>,
-    /// The first round's seed; the default is the time. A round's seed is one more than that of the one before
+    /// The seed of the first round [default: from the time]. Each round has the seed of the round before plus one
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
     /// Print the rows as JSON
     #[arg(long)]
     json: bool,
-    /// The binary to attack; the default is built: target/release/esw
+    /// The binary to attack [default: target/release/esw, which is built]
     #[arg(long, value_name = "PATH")]
     esw: Option<PathBuf>,
     /// Write the table into docs/reliability.md
     #[arg(long)]
     write: bool,
-    /// Said to the process in whose namespaces it happens
+    /// For the process that runs a kind in its namespaces
     #[arg(long, hide = true)]
     part: Option<String>,
 }
@@ -71,11 +72,11 @@ struct Kind {
     /// What `--only` takes.
     name: &'static str,
     run: fn(&mut Rounds) -> Result<()>,
-    /// What it takes.
+    /// What it needs.
     needs: &'static [Need],
 }
 
-/// What a kind takes and not every machine has.
+/// What a kind needs and not every machine has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Need {
     /// User 0 of the initial user namespace, to become other users.
@@ -103,32 +104,28 @@ const KINDS: [Kind; 9] = [
     },
 ];
 
-/// Seconds of each kind, unless it is told.
+/// The default for `--seconds`.
 const SECONDS: u64 = 17;
-/// What a kind may take longer than it was told: its last round, and taking down what there was.
+/// How much longer than `--seconds` a kind may take: its last round, and taking everything down.
 const LONGER: Duration = Duration::from_secs(300);
-/// Where the table stands, between the marks of this name.
-const PAGE: &str = "docs/reliability.md";
-const MARKS: &str = "torture";
+/// The table that `--write` writes.
+const SECTION: Section = Section { page: "docs/reliability.md", name: "torture" };
 
 impl Need {
-    /// Why it is not there, if it is not.
+    /// Why it is missing; `None` if it is not.
     fn missing(self) -> Option<String> {
         match self {
-            Self::Root => (!rustix::process::geteuid().is_root()).then(|| "it takes root".to_owned()),
+            Self::Root => (!rustix::process::geteuid().is_root()).then(|| "this needs root".to_owned()),
             Self::Fuse => {
                 let opened = File::options().read(true).write(true).open("/dev/fuse");
                 opened.err().map(|error| format!("/dev/fuse: {error}"))
             }
-            Self::Program(name) => {
-                let found = Command::new("sh").args(["-c", &format!("command -v {name}")]).output();
-                (!found.is_ok_and(|output| output.status.success())).then(|| format!("{name} is not installed"))
-            }
+            Self::Program(name) => find_program(name).is_none().then(|| format!("{name} is not installed")),
         }
     }
 }
 
-/// Attacks, and prints what became of it. The exit status is 1 if something did not hold.
+/// Attacks, and prints the results. The exit status is 1 if something did not hold.
 ///
 /// # Errors
 /// There is no binary, or the page cannot be written.
@@ -138,7 +135,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     let esw = match &args.esw {
         Some(path) => path.canonicalize().with_context(|| path.display().to_string())?,
-        None => crate::release::esw()?,
+        None => build_esw()?,
     };
     let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs());
     let seed = args.seed.unwrap_or(time);
@@ -161,7 +158,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(if rows.iter().any(bad) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// The rows of a kind. What keeps it from being tried is a row, too.
+/// Runs a kind and returns its rows. If it cannot be tried here, one row has the reason.
 fn attack(kind: &Kind, args: &Args, esw: &Path, seed: u64) -> Vec<Row> {
     let alone = |row: Row| vec![Row { kind: kind.name.to_owned(), what: "all of it".to_owned(), ..row }];
     let needs = [Need::Program("unshare"), Need::Program("ip")];
@@ -178,17 +175,17 @@ fn attack(kind: &Kind, args: &Args, esw: &Path, seed: u64) -> Vec<Row> {
     }
 }
 
-/// How long a kind goes on.
+/// The seconds for which rounds of a kind are begun.
 fn seconds(args: &Args) -> u64 {
     args.seconds.unwrap_or(if args.rounds.is_some() { 24 * 3_600 } else { SECONDS })
 }
 
 /// Runs a kind in namespaces of its own.
 fn apart(kind: &Kind, args: &Args, esw: &Path, seed: u64) -> Result<Vec<Row>> {
-    // The shell is process 1 there, and takes in what becomes nobody's child.
+    // The shell is process 1 there, and becomes the parent of orphaned processes.
     let script = "mount -t tmpfs -o mode=0755 tmpfs /run && mkdir -m 1777 /run/torture && mkdir /run/netns &&
         mount -t sysfs sysfs /sys && ip link set lo up || exit 2
-        # The first name makes of the folder a mount that stays.
+        # The first namespace with a name makes the directory a mount point, which stays.
         ip netns add first && ip netns del first || exit 2
         \"$@\"; exit $?";
     let mut command = Command::new("unshare");
@@ -210,41 +207,40 @@ fn apart(kind: &Kind, args: &Args, esw: &Path, seed: u64) -> Result<Vec<Row>> {
     let said = fs::read_to_string(&path);
     let _ = fs::remove_file(&path);
     match status? {
-        None => bail!("the attack itself has not come to its end {} s after its time", LONGER.as_secs()),
+        None => bail!("the attack itself has not ended {} s after its time", LONGER.as_secs()),
         Some(status) => ensure!(status.success(), "the attack itself failed: {status}"),
     }
-    serde_json::from_str(&said?).context("what the attack has told")
+    serde_json::from_str(&said?).context("the rows that the attack has printed")
 }
 
-/// Runs a kind here, in namespaces that are its own already, and prints its rows.
+/// Runs a kind in the namespaces of this process, which were made for it, and prints its rows as JSON.
 fn part_of(name: &str, args: &Args) -> Result<()> {
     place::ensure_apart()?;
     let kind = KINDS.iter().find(|kind| kind.name == name).context("there is no such kind")?;
     let given = args.esw.as_ref().context("no binary")?;
-    // One that is built anew meanwhile is another, and every user must be able to run it.
+    // A build meanwhile would replace it, and every user must be able to run it.
     let esw = std::env::temp_dir().join("esw");
     fs::copy(given, &esw).with_context(|| given.display().to_string())?;
     fs::set_permissions(&esw, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     let time = Duration::from_secs(seconds(args));
     let mut rounds = Rounds::new(kind.name, esw, args.seed.unwrap_or(0), time, args.rounds);
-    let came = (kind.run)(&mut rounds);
-    if let Err(error) = came {
+    if let Err(error) = (kind.run)(&mut rounds) {
         rounds.tally.tried("setting up", rounds.seed, Err(format!("{error:#}")));
     }
     println!("{}", serde_json::to_string(&rounds.tally.rows())?);
     Ok(())
 }
 
-/// Puts the table between the marks of the page.
+/// Writes the table into the page.
 fn write(rows: &[Row], args: &Args) -> Result<()> {
-    let whole = fs::read_to_string(PAGE).context(PAGE)?;
     let rounds = args.rounds.map_or(String::new(), |rounds| format!(" --rounds {rounds}"));
     let time = args.seconds.map_or(String::new(), |seconds| format!(" --seconds {seconds}"));
     let only: String = args.only.iter().map(|only| format!(" --only {only}")).collect();
     let (commit, date) = page::commit_and_date()?;
     let table = report::table(rows);
     let text = format!("\n`cargo xtask torture{only}{rounds}{time}` at commit {commit}, {date}:\n\n{table}\n");
-    fs::write(PAGE, page::with_between(&whole, MARKS, &text)?).context(PAGE)
+    SECTION.write(&text)?;
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! What a card is to be, by the checker's own books: what was acknowledged, one change after the other. And what it is, as
-//! the control socket answers.
+//! The state that a card must have, by the checker's own record of the acknowledged changes; and the state that it has, by
+//! the answers on the control socket.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -54,36 +54,36 @@ mod devlink {
     pub const PHYSICAL: u64 = 0;
     pub const PCI_VF: u64 = 4;
     pub const PCI_SF: u64 = 7;
-    /// NLA_FLAG, as a parameter's type is told.
+    /// NLA_FLAG, as the type of a parameter.
     pub const FLAG: u8 = 6;
     pub const RUNTIME: u8 = 0;
 }
 
-/// Commands of the product's own family: a command in JSON, all there is in JSON, its end.
+/// Commands of the product's own generic netlink family.
 pub mod eswitch {
-    /// Takes a command and the version of its encoding.
+    /// Executes a command in JSON; takes the command and the version of its encoding.
     pub const PERFORM: u8 = 1;
-    /// Tells everything, in JSON, in pieces.
+    /// Returns the whole state in JSON, in pieces.
     pub const VIEW: u8 = 2;
-    /// Asks the daemon to end.
+    /// Ends the daemon.
     pub const END: u8 = 17;
-    /// The attribute of words.
+    /// The attribute with the text of an error.
     pub const WORDS: u16 = 1;
-    /// That of a command.
+    /// The attribute with a command.
     pub const COMMAND: u16 = 5;
-    /// That of the version of its encoding.
+    /// The attribute with the version of the command's encoding.
     pub const VERSION: u16 = 6;
-    /// That of a piece.
+    /// The attribute with a piece of the state.
     pub const PIECE: u16 = 3;
 }
 
-/// Where the card is: PF 0. PF 1 has function 1.
+/// The card's address, which is PF 0. PF 1 has function 1.
 pub const ADDRESS: &str = "0000:08:00.0";
 /// PF 1.
 pub const OTHER: &str = "0000:08:00.1";
-/// VFs of PF 0, which stay; those of PF 1 come and go.
+/// The number of VFs of PF 0, which stay; those of PF 1 are added and removed.
 pub const VFS: u16 = 4;
-/// What `[cards.a]` has for these cards beside its kind.
+/// The keys of `[cards.a]` for these cards, except for the kind.
 pub const CONFIG: &str = "[cards.a.card]\npfs = 2\ntotal_vfs = 8\nvfs = 4\nmode = \"switchdev\"\n";
 /// The PF's netdevs.
 const PF_NETDEVS: [&str; 2] = ["enp8s0f0np0", "enp8s0f1np1"];
@@ -91,7 +91,7 @@ const PF_NETDEVS: [&str; 2] = ["enp8s0f0np0", "enp8s0f1np1"];
 /// A function behind a port.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Function {
-    /// The port's number; 0 as long as nobody has told us.
+    /// The port's index; 0 as long as it is not known.
     pub index: u32,
     /// Its MAC address.
     pub address: [u8; 6],
@@ -99,10 +99,10 @@ pub struct Function {
     pub active: bool,
 }
 
-/// What is to be shown of a rate: bytes per second, and the node it is under.
+/// A rate: bytes per second, and its parent node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rate {
-    /// At most so much.
+    /// The maximum, in bytes per second.
     pub max: u64,
     /// Its parent.
     pub parent: Option<String>,
@@ -111,11 +111,11 @@ pub struct Rate {
 /// A card.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct State {
-    /// Modules that are loaded.
+    /// The loaded modules.
     pub modules: BTreeSet<String>,
-    /// Of each PF whether it is in switchdev mode.
+    /// Whether each PF is in switchdev mode.
     pub switchdev: [bool; 2],
-    /// VFs of each PF.
+    /// The number of VFs of each PF.
     pub vfs: [u16; 2],
     /// The parameter `esw_port_metadata` of each PF.
     pub metadata: [bool; 2],
@@ -125,18 +125,18 @@ pub struct State {
     pub vf: BTreeMap<u32, Function>,
     /// SFs of PF 0, by `sfnum`.
     pub sf: BTreeMap<u32, Function>,
-    /// Rates of VFs of PF 0 that are not what they are from the start, by VF.
+    /// The rates of VFs of PF 0 that differ from the default, by VF.
     pub leaves: BTreeMap<u32, Rate>,
     /// Rate nodes of PF 0.
     pub nodes: BTreeMap<String, Rate>,
 }
 
-/// A netdev as devlink tells it.
+/// A netdev as devlink reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Told {
     /// Its name.
     pub name: String,
-    /// Its number; none for a card in memory.
+    /// Its interface index; `None` for a card in memory.
     pub ifindex: Option<u32>,
 }
 
@@ -148,7 +148,7 @@ fn port(index: u32) -> Attributes {
     device(ADDRESS).put(devlink::PORT_INDEX, &index.to_ne_bytes())
 }
 
-/// What the card answers it is, and the netdevs of its ports.
+/// Queries the state of the card, and the netdevs of its ports.
 pub fn observe(client: &mut Client) -> Result<(State, Vec<Told>), NoAnswer> {
     let mut state = State::default();
     let mut netdevs = Vec::new();
@@ -219,7 +219,7 @@ pub fn observe(client: &mut Client) -> Result<(State, Vec<Told>), NoAnswer> {
     Ok((state, netdevs))
 }
 
-/// All there is of the card, in JSON.
+/// Queries the whole state of the card, in JSON.
 pub fn view(client: &mut Client) -> Result<Value, NoAnswer> {
     let answers = client.dump(Family::Eswitch, eswitch::VIEW)?;
     let pieces = answers.iter().flat_map(|answer| each(answer)).filter(|(kind, _)| *kind == eswitch::PIECE);
@@ -237,7 +237,7 @@ fn flag(client: &mut Client, name: &str, param: &str) -> Result<bool, NoAnswer> 
     Ok(answers.iter().find_map(value).unwrap_or(false))
 }
 
-/// Has a command carried out, which is JSON.
+/// Executes a command, given in JSON.
 pub fn perform(client: &mut Client, command: &str) -> Result<(), NoAnswer> {
     client.ask(Family::Eswitch, eswitch::PERFORM, &encoded(command)).map(drop)
 }
@@ -247,7 +247,7 @@ fn encoded(command: &str) -> Attributes {
     asked.put(eswitch::VERSION, &1u32.to_ne_bytes())
 }
 
-/// Messages of every kind of command, as they are sent.
+/// A message of each command.
 pub fn examples(client: &Client) -> Vec<Vec<u8>> {
     let devlink = |command: u8, flags: u16, attributes: Attributes| {
         message(client.number_of(Family::Devlink), command, 4 | flags, 1, &attributes.0)
@@ -273,7 +273,7 @@ pub fn examples(client: &Client) -> Vec<Vec<u8>> {
         command(r#"{"set_num_vfs":{"device":"0000:08:00.1","number":2}}"#),
         command(r#"{"add_sf":{"device":"0000:08:00.0","pfnum":0,"sfnum":9}}"#),
         eswitch(eswitch::VIEW, ""),
-        // Its commands that join groups and tell of the daemon.
+        // The commands of the product's family that join multicast groups and report the daemon's state.
         eswitch(3, "x"),
         eswitch(16, ""),
     ]);
@@ -283,20 +283,20 @@ pub fn examples(client: &Client) -> Vec<Vec<u8>> {
     all
 }
 
-/// What was done of late that takes its time after it was acknowledged, so that something else would be refused for a moment.
+/// Recent changes that take effect some time after they were acknowledged, so that others would be refused for a moment.
 #[derive(Clone, Debug, Default)]
 pub struct Lately {
-    /// There is a bond.
+    /// A bond exists.
     pub bond: bool,
-    /// There is a bond, or was: the LAG over it goes a moment later.
+    /// A bond exists or existed: the LAG over it is removed a moment after the bond.
     pub bonded: bool,
-    /// SFs whose state was set: one that is inactive is detached a moment later, and only then takes another state or
+    /// SFs whose state was set: one that is inactive is detached a moment later, and only then accepts another state or
     /// address.
     pub set: BTreeSet<u32>,
 }
 
 impl Lately {
-    /// Takes note of a change that was acknowledged.
+    /// Records a change that was acknowledged.
     pub fn note(&mut self, change: &Change) {
         match change {
             Change::Bond(on) => (self.bond, self.bonded) = (*on, true),
@@ -306,28 +306,28 @@ impl Lately {
     }
 }
 
-/// Something to be changed.
+/// A change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// Load or unload `mlx5_ib`.
     Module(bool),
     /// The mode of PF 1's E-Switch.
     Mode(bool),
-    /// How many VFs PF 1 has.
+    /// The number of VFs of PF 1.
     Vfs(u16),
-    /// An SF more, by `sfnum`.
+    /// Add an SF, by `sfnum`.
     SfAdd(u32),
-    /// One less.
+    /// Delete an SF.
     SfDelete(u32),
-    /// An SF active or inactive.
+    /// Make an SF active or inactive.
     SfState(u32, bool),
     /// An SF's address.
     SfAddress(u32, [u8; 6]),
     /// A VF's address.
     VfAddress(u32, [u8; 6]),
-    /// A rate node more, with its `tx_max`.
+    /// Add a rate node, with its `tx_max`.
     NodeAdd(String, u64),
-    /// One less.
+    /// Delete a rate node.
     NodeDelete(String),
     /// A VF's rate.
     Leaf(u32, Rate),
@@ -335,13 +335,13 @@ pub enum Change {
     Metadata(bool),
     /// `esw_multiport`.
     Multiport(bool),
-    /// A bond of the PFs' netdevs is made, or is gone. It is the kernel's or, where it has none, the card's stand-in, and
-    /// nothing that is agreed.
+    /// Make or remove a bond of the PFs' netdevs. It is the kernel's or, on a kernel without bonds, the card's replacement. It is
+    /// not part of the stored state.
     Bond(bool),
 }
 
 impl Change {
-    /// What row it is counted in.
+    /// The row that it is counted in.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Module(true) => "module load",
@@ -358,7 +358,7 @@ impl Change {
         }
     }
 
-    /// One that a card in a state takes.
+    /// A random change that is valid for a card in this state.
     pub fn any(state: &State, lately: &Lately, random: &mut Random) -> Self {
         loop {
             if let Some(change) = Self::perhaps(state, lately, random) {
@@ -414,7 +414,7 @@ impl Change {
         })
     }
 
-    /// What the card is afterwards.
+    /// The state of the card afterwards.
     pub fn apply(&self, state: &mut State) {
         match self {
             Self::Module(true) => drop(state.modules.insert("mlx5_ib".to_owned())),
@@ -448,7 +448,7 @@ impl Change {
         }
     }
 
-    /// Asks the card for it. `state` is what the card is, and what it is then if this is acknowledged.
+    /// Requests the change. `state` is the state of the card, and is updated if the change is acknowledged.
     pub fn ask(&self, client: &mut Client, state: &mut State) -> Result<(), NoAnswer> {
         let told = self.send(client, state)?;
         self.apply(state);
@@ -458,7 +458,7 @@ impl Change {
         Ok(())
     }
 
-    /// Asks; what the card tells of an SF that it has made.
+    /// Requests the change; returns what the card reports of an SF that it has made.
     fn send(&self, client: &mut Client, state: &State) -> Result<Option<Function>, NoAnswer> {
         let sf_port = |state: &State, sf: &u32| port(state.sf.get(sf).map_or(0, |function| function.index));
         let vf_port = |state: &State, vf: &u32| port(state.vf.get(vf).map_or(0, |function| function.index));
@@ -487,7 +487,7 @@ impl Change {
                     .put(devlink::PF_NUMBER, &0u16.to_ne_bytes())
                     .put(devlink::SF_NUMBER, &sf.to_ne_bytes());
                 let answers = devlink(devlink::PORT_NEW, asked)?;
-                // Its number and address are the card's choice.
+                // The card chooses the port's index and the address.
                 return Ok(answers.iter().find_map(|answer| {
                     let inner = find(answer, devlink::FUNCTION)?;
                     let address = find(inner, devlink::FUNCTION_ADDRESS)?.try_into().ok()?;
@@ -532,7 +532,7 @@ fn flag_set(name: &str, param: &str, on: bool) -> Attributes {
 }
 
 impl State {
-    /// Takes the numbers and addresses of SFs that the card chose and did not get to tell from what it is found to be.
+    /// Copies port indices and addresses of SFs from `found`, if the card chose them and could not report them.
     pub fn learn(&mut self, found: &Self) {
         for (sf, function) in &mut self.sf {
             if let (0, Some(found)) = (function.index, found.sf.get(sf)) {
@@ -541,7 +541,7 @@ impl State {
         }
     }
 
-    /// What differs, in lines.
+    /// The differences, in lines.
     pub fn differences(&self, found: &Self) -> String {
         let mut said = String::new();
         let mut compare = |what: &str, expected: String, found: String| {
@@ -564,7 +564,7 @@ impl State {
         said
     }
 
-    /// The netdevs that a card of netdevs in this state has, by the names they are made with.
+    /// The names of the netdevs that a Linux card in this state has, before any is renamed.
     pub fn netdevs(&self) -> BTreeSet<String> {
         let mut names: BTreeSet<String> = PF_NETDEVS.map(str::to_owned).into();
         for (pf, (vfs, switchdev)) in self.vfs.into_iter().zip(self.switchdev).enumerate() {
@@ -576,7 +576,7 @@ impl State {
             }
         }
         for (sf, function) in &self.sf {
-            // A name of more than 15 bytes is none; then there is a shorter one.
+            // A name has at most 15 bytes; otherwise a shorter one is used.
             let long = format!("enp8s0f0npf0sf{sf}");
             names.insert(if long.len() <= 15 { long } else { format!("en8f0pf0sf{sf}") });
             if function.active {
@@ -587,7 +587,7 @@ impl State {
     }
 }
 
-/// What differs between two maps, in a line for each key.
+/// The differences between two maps, one line for each key.
 fn by_key<K: Ord + Debug, V: PartialEq>(
     what: &str,
     expected: &BTreeMap<K, V>,

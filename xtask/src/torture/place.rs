@@ -1,4 +1,4 @@
-//! Where a daemon is attacked: folders of its own, how it is started, asked and ended.
+//! Where a daemon is attacked: directories of its own, and how it is started, queried and ended.
 
 use std::fs::{self, File};
 use std::io;
@@ -17,52 +17,52 @@ pub const LIMIT: Duration = Duration::from_secs(60);
 /// The name of the card.
 pub const CARD: &str = "a";
 
-/// Folders, and the binary that is attacked.
+/// Directories for a daemon, and the binary that is attacked.
 pub struct Place {
     folder: PathBuf,
     esw: PathBuf,
-    /// Who runs it, and what makes a program theirs, if not us.
+    /// The user who runs it, if another than ours, and the command prefix that changes to this user.
     user: Option<u32>,
     under: Vec<String>,
-    /// Where state is kept: in the folder, unless it is elsewhere.
+    /// The state directory: below `folder` at first.
     pub state: PathBuf,
 }
 
-/// What became of a command.
+/// How a command ended.
 #[derive(Debug)]
 pub struct Ended {
-    /// Its exit status; none if it was ended by us, as it hung.
+    /// Its exit status; `None` if it hung and was killed.
     pub status: Option<ExitStatus>,
-    /// What it wrote to standard output, then to standard error.
-    pub said: String,
+    /// Its standard output and standard error, in the order in which it wrote them.
+    pub output: String,
 }
 
 impl Ended {
-    /// Whether it exited with status 0.
-    pub fn did_well(&self) -> bool {
+    /// Whether the exit status is 0.
+    pub fn succeeded(&self) -> bool {
         self.status.is_some_and(|status| status.success())
     }
 
-    /// What is wrong with how it ended, if it may have refused: it hung, panicked, or was ended by a signal.
+    /// A fault in how it ended, where a refusal is none: it hung, panicked, or a signal ended it.
     pub fn fault(&self) -> Option<String> {
         let Some(status) = self.status else {
-            return Some(format!("it hung for {} s\n{}", LIMIT.as_secs(), self.said));
+            return Some(format!("it hung for {} s\n{}", LIMIT.as_secs(), self.output));
         };
-        let panicked = self.said.contains("panicked at") || status.code() == Some(101);
-        (panicked || status.code().is_none()).then(|| format!("{status}\n{}", self.said))
+        let panicked = self.output.contains("panicked at") || status.code() == Some(101);
+        (panicked || status.code().is_none()).then(|| format!("{status}\n{}", self.output))
     }
 
-    /// In words.
-    pub fn in_words(&self) -> String {
+    /// The exit status and the output, for messages.
+    pub fn describe(&self) -> String {
         match self.status {
-            Some(status) => format!("{status}\n{}", self.said),
-            None => format!("it hung\n{}", self.said),
+            Some(status) => format!("{status}\n{}", self.output),
+            None => format!("it hung\n{}", self.output),
         }
     }
 }
 
 impl Place {
-    /// Makes one, in a new folder of a name under the temporary folder; `config` is the text of `[cards.a]`.
+    /// Makes directories below a new one with this name in the temporary directory. `config`: the text of `[cards.a]`.
     pub fn new(esw: &Path, name: &str, config: &str) -> Result<Self> {
         let folder = std::env::temp_dir().join(name);
         fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
@@ -78,7 +78,7 @@ impl Place {
         fs::write(self.folder.join("config.toml"), text).context("the configuration")
     }
 
-    /// Where control sockets are.
+    /// The directory of control sockets.
     pub fn sockets(&self) -> PathBuf {
         self.folder.join("run")
     }
@@ -88,7 +88,7 @@ impl Place {
         self.sockets().join(format!("{CARD}.sock"))
     }
 
-    /// Has another user run it here.
+    /// Makes another user the one who runs the binary.
     pub fn run_as(&mut self, user: u32) -> Result<()> {
         std::os::unix::fs::chown(&self.folder, Some(user), Some(user))?;
         self.user = Some(user);
@@ -102,7 +102,7 @@ impl Place {
         self.program(&[&[self.esw.to_str().unwrap_or("esw")], arguments].concat())
     }
 
-    /// A command of any program, as who runs the binary.
+    /// A command of any program, run by the user who runs the binary.
     pub fn program(&self, words: &[&str]) -> Command {
         let mut all: Vec<&str> = self.under.iter().map(String::as_str).collect();
         all.extend(words);
@@ -118,43 +118,43 @@ impl Place {
         command
     }
 
-    /// Runs the binary, and ends it if it hangs.
+    /// Runs the binary, and kills it if it hangs.
     pub fn esw(&self, arguments: &[&str]) -> Result<Ended> {
         self.run(self.command(arguments), LIMIT)
     }
 
-    /// Runs a command, and ends it if it takes longer than a limit. What it writes goes through a file: a daemon that
-    /// it leaves behind does not keep us waiting.
+    /// Runs a command, and kills it if it takes longer than `limit`. Its output goes to a file: a daemon that it leaves behind
+    /// would keep a pipe open, and this would wait for it.
     pub fn run(&self, mut command: Command, limit: Duration) -> Result<Ended> {
         let path = self.folder.join(format!("said-{:?}", std::thread::current().id()));
         let said = File::create(&path).with_context(|| path.display().to_string())?;
         let mut child =
             command.stdout(said.try_clone()?).stderr(said).spawn().with_context(|| format!("{command:?}"))?;
         let status = wait(&mut child, limit)?;
-        let said = String::from_utf8_lossy(&fs::read(&path)?).into_owned();
-        Ok(Ended { status, said })
+        let output = String::from_utf8_lossy(&fs::read(&path)?).into_owned();
+        Ok(Ended { status, output })
     }
 
-    /// `esw up --daemon --detach` with more words.
+    /// Runs `esw up --daemon --detach` with more arguments.
     pub fn up(&self, more: &[&str]) -> Result<Ended> {
         self.esw(&[&["up", "--daemon", "--detach", "--config", "config.toml"], more].concat())
     }
 
-    /// The same, which must do well; the daemon's process.
+    /// The same, which must succeed; returns the daemon's process ID.
     pub fn must_up(&self, more: &[&str]) -> Result<u32> {
         let ended = self.up(more)?;
-        if !ended.did_well() {
-            bail!("esw up {}: {}", more.join(" "), ended.in_words());
+        if !ended.succeeded() {
+            bail!("esw up {}: {}", more.join(" "), ended.describe());
         }
-        self.daemon().context("who listens at the control socket")
+        self.daemon().context("the process that listens at the control socket")
     }
 
-    /// The daemon's process, as the kernel knows it: who listens at the control socket.
+    /// The daemon's process, as the kernel knows it: the process that listens at the control socket.
     pub fn daemon(&self) -> io::Result<u32> {
         wire::listener(&self.socket())
     }
 
-    /// A connection to the card, of who runs it.
+    /// Connects to the card as the user who runs it.
     pub fn client(&self) -> Result<Client, NoAnswer> {
         let Some(user) = self.user else { return Client::connect(&self.socket()) };
         let made = wire::connect_as(user, &self.socket(), 1)?;
@@ -170,7 +170,7 @@ impl Place {
         Ok(())
     }
 
-    /// Ends everything that runs here, and forgets what there was. For the start, and after a failure: all that is in
+    /// Kills everything that runs here, and removes what it left. For the start, and after a failure: every process in
     /// this pid namespace is ours.
     pub fn clear(&self) -> Result<()> {
         ensure_apart()?;
@@ -187,7 +187,7 @@ impl Place {
         let _ = Command::new("sh").args(["-c", script]).stderr(Stdio::null()).status();
         for folder in [self.sockets(), self.state.clone()] {
             match fs::remove_dir_all(&folder) {
-                // It may be a mount.
+                // The directory may be a mount point.
                 Err(_) if folder.is_dir() => {
                     for entry in fs::read_dir(&folder)? {
                         let path = entry?.path();
@@ -201,11 +201,11 @@ impl Place {
     }
 }
 
-/// What process 1 of our own pid namespace has among its words.
+/// An argument of process 1 in the pid namespace that this program has made.
 pub const APART: &str = "eswitch-torture";
 
-/// Fails unless this program is in namespaces of its own, made by [`super::apart`]: elsewhere what is ended and deleted
-/// here would be somebody's.
+/// Fails unless this program is in namespaces of its own, made by [`super::apart`]: elsewhere this module would
+/// kill and delete what is not ours.
 pub fn ensure_apart() -> Result<()> {
     let first = fs::read("/proc/1/cmdline").context("/proc/1/cmdline")?;
     let is_ours = first.split(|byte| *byte == 0).any(|word| word == APART.as_bytes());
@@ -213,7 +213,7 @@ pub fn ensure_apart() -> Result<()> {
     Ok(())
 }
 
-/// Waits for a child's end; ends it, and gives none, if it takes longer.
+/// Waits until a child has ended. If it takes longer than `limit`, kills it and returns `None`.
 pub fn wait(child: &mut Child, limit: Duration) -> Result<Option<ExitStatus>> {
     let until = Instant::now() + limit;
     loop {
@@ -227,13 +227,4 @@ pub fn wait(child: &mut Child, limit: Duration) -> Result<Option<ExitStatus>> {
         }
         std::thread::sleep(Duration::from_millis(1));
     }
-}
-
-/// Runs a script of a shell, which must do well; what it printed.
-pub fn sh(script: &str) -> Result<String> {
-    let output = Command::new("sh").args(["-ec", script]).stdin(Stdio::null()).output()?;
-    if !output.status.success() {
-        bail!("{script}\n{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

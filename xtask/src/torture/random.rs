@@ -1,11 +1,11 @@
-//! Random numbers from a seed: the same again for the same seed.
+//! Random numbers from a seed: the same numbers for the same seed.
 
 /// xorshift64*.
 #[derive(Clone, Debug)]
 pub struct Random(u64);
 
 impl Random {
-    /// One that begins with a seed. Seeds that follow one another give numbers that have nothing to do with one another.
+    /// Starts with a seed. Consecutive seeds give unrelated numbers.
     pub fn new(seed: u64) -> Self {
         // splitmix64's last step: it spreads the bits of small seeds.
         let mut mixed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -14,7 +14,7 @@ impl Random {
         Self((mixed ^ mixed >> 31) | 1)
     }
 
-    /// Any number.
+    /// The next number.
     pub fn any(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
@@ -27,12 +27,12 @@ impl Random {
         ((self.any() >> 33) as usize).checked_rem(end).unwrap_or(0)
     }
 
-    /// One of several, of which there is at least one.
+    /// A random element of a slice, which must not be empty.
     pub fn one_of<'a, T>(&mut self, all: &'a [T]) -> &'a T {
         &all[self.below(all.len())]
     }
 
-    /// True one time in `n`.
+    /// True with a probability of one in `n`.
     pub fn one_in(&mut self, n: usize) -> bool {
         self.below(n) == 0
     }

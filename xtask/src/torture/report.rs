@@ -1,9 +1,11 @@
-//! What was tried and what became of it: rows, their table, and the first failures in full.
+//! The results: rows, their table, and the first failures in full.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
+
+use crate::table;
 
 /// Failures of a row that are kept in full.
 const KEPT: usize = 3;
@@ -15,13 +17,13 @@ pub struct Row {
     pub kind: String,
     /// What was done.
     pub what: String,
-    /// How often.
+    /// How often it was done.
     pub tried: u64,
-    /// How often everything held that must.
+    /// How often everything held.
     pub survived: u64,
     /// How often something did not.
     pub failed: u64,
-    /// How those that were survived ended, such as `recovered` and `refused`.
+    /// How often the survived ones ended in which way, such as `recovered` and `refused`.
     pub ends: BTreeMap<String, u64>,
     /// The first failures.
     pub failures: Vec<Failure>,
@@ -32,9 +34,9 @@ pub struct Row {
 /// Something that did not hold.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
-    /// What, in lines.
+    /// What did not hold, in lines.
     pub what: String,
-    /// What to run to try the same again.
+    /// The command that tries the same again.
     pub again: String,
 }
 
@@ -46,7 +48,7 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Nothing was tried yet.
+    /// A tally without rows.
     pub fn new(kind: &'static str) -> Self {
         Self { kind, rows: Vec::new() }
     }
@@ -59,7 +61,7 @@ impl Tally {
         &mut self.rows[at]
     }
 
-    /// Something was tried. `Ok` says how it ended, or nothing; `Err` what did not hold. Whether it held.
+    /// Counts an attempt: `Ok` with how it ended, which may be empty, or `Err` with what did not hold. Returns whether it held.
     pub fn tried(&mut self, what: &str, seed: u64, outcome: Result<&str, String>) -> bool {
         let kind = self.kind;
         let row = self.row(what);
@@ -83,7 +85,7 @@ impl Tally {
         }
     }
 
-    /// Something could not be tried here.
+    /// Records why something could not be tried here.
     pub fn skipped(&mut self, what: &str, why: String) {
         self.row(what).skipped = Some(why);
     }
@@ -94,21 +96,11 @@ impl Tally {
     }
 }
 
-/// The rows as a table that lines up, which is also one in Markdown, and below it the failures.
+/// The rows as a Markdown table with aligned columns.
 pub fn table(rows: &[Row]) -> String {
     let head = ["kind", "what", "tried", "survived", "failed", "how they ended"].map(str::to_owned);
     let lines: Vec<[String; 6]> = std::iter::once(head).chain(rows.iter().map(cells)).collect();
-    let widths: [usize; 6] =
-        std::array::from_fn(|column| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0));
-    let mut out = String::new();
-    for (n, line) in lines.iter().enumerate() {
-        let padded: Vec<String> = line.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-        let _ = writeln!(out, "| {} |", padded.join(" | "));
-        if n == 0 {
-            let _ = writeln!(out, "| {} |", widths.map(|width| "-".repeat(width)).join(" | "));
-        }
-    }
-    out
+    table::markdown_aligned(&lines)
 }
 
 fn cells(row: &Row) -> [String; 6] {

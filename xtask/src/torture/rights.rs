@@ -1,20 +1,22 @@
-//! Programs without rights in a lab, that try what only root may do.
+//! Programs without rights in a lab that try what only root may do.
 //!
-//! After each the card, the host's netdevs with their addresses, routes and queueing disciplines, and the card's modules are
-//! what they were, and the program's exit status says that it was refused. That each attempt is one, and not a misspelt
-//! command, is shown by root doing the same: there it must do well.
+//! After each attempt the card, the host's netdevs with their addresses, routes and queueing disciplines, and the card's
+//! modules are unchanged, and the program's exit status shows that it was refused. Root makes the same attempts and must
+//! succeed, which shows that they are not misspelt.
 
 use std::fmt::Write as _;
 use std::process::Command;
 
 use anyhow::{Context, Result, anyhow, bail};
 
+use crate::workspace::shell;
+
 use super::kernel;
 use super::model;
-use super::place::{self, Place};
+use super::place::Place;
 use super::rounds::Rounds;
 
-/// Who tries: a name, and what a program is run under.
+/// The users who try: a name, and the command prefix that a program is run with.
 const WHO: [(&str, &str); 6] = [
     ("root, who may", ""),
     ("an ordinary user", "setpriv --reuid 65534 --regid 65534 --clear-groups"),
@@ -29,10 +31,10 @@ const WHO: [(&str, &str); 6] = [
     ),
     ("root without capabilities", "setpriv --bounding-set=-net_admin,-sys_admin,-sys_module"),
 ];
-/// Who owns the files in `/sys`: what they take is a matter of their modes, so this one may.
+/// The user who owns the files in `/sys`, and who may write to them if their modes allow it.
 const BARE_ROOT: usize = 5;
 
-/// What is tried.
+/// The attempts.
 const ATTEMPTS: [&str; 23] = [
     "ip link del host0",
     "ip link set host0 down",
@@ -58,10 +60,10 @@ const ATTEMPTS: [&str; 23] = [
     "echo 0 > /sys/bus/pci/devices/0000:08:00.1/sriov_numvfs",
     "echo 0000:08:00.2 > /sys/bus/pci/drivers/mlx5_core/unbind",
 ];
-/// What of them is not asked of root: whether a representor can be deleted is the card's affair.
+/// The attempt that root does not make: whether a representor can be deleted depends on the card.
 const NOT_OF_ROOT: [&str; 1] = ["ip link del enp8s0f0npf0vf0"];
 
-/// A socket that is passed on: RTM_DELLINK of host0 on it, as one of the two. It prints what the kernel answers.
+/// A socket that is passed to another user, who sends RTM_DELLINK of host0 on it and prints the kernel's answer.
 const PASSED: &str = r#"
 import os, signal, socket, struct, sys
 signal.alarm(20)
@@ -90,7 +92,7 @@ if not ORDINARY_OPENS:
 delete(socket.socket(fileno=fds[0]))
 "#;
 
-/// Runs rounds until time is up.
+/// Runs rounds until the time is over.
 pub fn run(rounds: &mut Rounds) -> Result<()> {
     let config = "kind = \"linux\"\n[cards.a.card]\npfs = 2\ntotal_vfs = 8\nvfs = 4\nmode = \"switchdev\"\nmodules = [\"mlx5_ib\"]\n";
     let place = Place::new(&rounds.esw, "rights", config)?;
@@ -108,14 +110,14 @@ pub fn run(rounds: &mut Rounds) -> Result<()> {
             None => {
                 set_up(&place)?;
                 let program = place.esw(&["exec", "--", "ip", "link"])?;
-                if !program.did_well() {
-                    rounds.tally.skipped("all of it", format!("there can be no lab here: {}", program.in_words()));
+                if !program.succeeded() {
+                    rounds.tally.skipped("all of it", format!("there can be no lab here: {}", program.describe()));
                     break;
                 }
                 picture(&place)?
             }
         };
-        // By turns, from where the seed says, so that they all come up.
+        // In turn, from the one that the seed selects, so that all are tried.
         let Trial { what, may, program } = Trial::of((seed % all) as usize);
         let Some(may) = may else {
             rig = Some(before);
@@ -123,10 +125,10 @@ pub fn run(rounds: &mut Rounds) -> Result<()> {
         };
         let words: Vec<&str> = ["exec", "--"].into_iter().chain(program.iter().map(String::as_str)).collect();
         let ended = place.esw(&words)?;
-        // A card that does not answer as it did is another one, too.
+        // A card that does not answer any more has changed, too.
         let after = picture(&place).unwrap_or_else(|error| format!("{error:#}"));
-        let told = || format!("esw {}\n{}", words.join(" "), ended.in_words().trim_end());
-        let outcome = match (may, ended.did_well()) {
+        let told = || format!("esw {}\n{}", words.join(" "), ended.describe().trim_end());
+        let outcome = match (may, ended.succeeded()) {
             (true, true) => Ok("allowed"),
             (true, false) => Err(format!("{}\nit takes rights that root has", told())),
             (false, _) if before != after => {
@@ -143,17 +145,17 @@ pub fn run(rounds: &mut Rounds) -> Result<()> {
     place.clear()
 }
 
-/// One program.
+/// One attempt by one user.
 struct Trial {
-    /// Who runs it.
+    /// The user.
     what: &'static str,
-    /// Whether it is allowed; none if that is the card's affair, or a file mode's.
+    /// Whether it is allowed; `None` if that depends on the card or on a file's mode.
     may: Option<bool>,
     program: Vec<String>,
 }
 
 impl Trial {
-    /// The trial of a number: each attempt of each who, then the sockets.
+    /// The trial with a number: each attempt by each user, then the sockets.
     fn of(n: usize) -> Self {
         if let Some(passed) = n.checked_sub(WHO.len() * ATTEMPTS.len()) {
             let opens = if passed == 0 { "False" } else { "True" };
@@ -175,10 +177,10 @@ impl Trial {
 
 fn set_up(place: &Place) -> Result<()> {
     place.clear()?;
-    // Addresses that netdevs give themselves would come a moment later.
+    // IPv6 addresses that netdevs configure automatically would appear a moment later.
     let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
     place.must_up(&["--fresh"])?;
-    place::sh(
+    shell(
         "ip link add host0 type veth peer name host1; ip link set host0 up; ip link set host1 up; ip link set enp8s0f0npf0vf0 up
         ip addr add 192.0.2.1/24 dev host0",
     )?;
@@ -188,7 +190,7 @@ fn set_up(place: &Place) -> Result<()> {
     Ok(())
 }
 
-/// All that must not change, in lines.
+/// Everything that must not change, in lines.
 fn picture(place: &Place) -> Result<String> {
     let mut client = place.client().map_err(|error| anyhow!("{error}"))?;
     let (state, _) = model::observe(&mut client).map_err(|error| anyhow!("{error}"))?;
@@ -198,19 +200,19 @@ fn picture(place: &Place) -> Result<String> {
         let _ = writeln!(lines, "{} bound to {}", function["address"], function["driver"]);
     }
     for (name, link) in kernel::links(None)? {
-        // Whether there is a carrier follows from the rest, a moment later.
+        // The carrier follows from the rest a moment later, so it is left out.
         let is_up = link.flags.contains("UP");
         let kernel::Link { ifindex, address, master, mtu, .. } = link;
         let _ = writeln!(lines, "{name}: number {ifindex}, {address}, in {master:?}, mtu {mtu}, up: {is_up}");
     }
-    lines += &place::sh("ip -o -4 addr; ip -4 route show table all; tc qdisc show dev host0 2>&1 || true")?;
+    lines += &shell("ip -o -4 addr; ip -4 route show table all; tc qdisc show dev host0 2>&1 || true")?;
     if lines.is_empty() {
-        bail!("there is nothing to look at");
+        bail!("the card has nothing that could change");
     }
     Ok(lines)
 }
 
-/// The lines of one that the other has not.
+/// The lines of one text that the other lacks.
 fn differences(before: &str, after: &str) -> String {
     let mut said = String::new();
     for line in before.lines().filter(|line| !after.lines().any(|other| other == *line)) {

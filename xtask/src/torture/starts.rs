@@ -1,8 +1,8 @@
-//! Several starts of one card at once, sometimes with an end among them, sometimes over what a kill has left.
+//! Several simultaneous starts of one card, sometimes with an `esw down` among them, sometimes over what a kill has left.
 //!
-//! When they have all come to their ends there is one daemon and its socket leads to it, or, if there was an end among
-//! them, there is neither. Never is there a daemon without a socket, a socket without its daemon, or a start that says it is
-//! up and is not. A start that is refused says so with its exit status and in words.
+//! When all have ended, one daemon exists and its socket leads to it, or, if there was an `esw down` among them, neither may
+//! exist. A daemon without a socket, a socket without its daemon, and a start that reports success without being up are
+//! failures. A refused start has a non-zero exit status and prints a message.
 
 use std::thread;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use super::random::Random;
 use super::rounds::Rounds;
 use super::wire::NoAnswer;
 
-/// Runs rounds until time is up.
+/// Runs rounds until the time is over.
 pub fn run(rounds: &mut Rounds) -> Result<()> {
     let place = Place::new(&rounds.esw, "starts", &format!("kind = \"memory\"\n{CONFIG}"))?;
     while let Some((seed, mut random)) = rounds.next() {
@@ -42,7 +42,7 @@ fn round(place: &Place, random: &mut Random, with_end: bool, after_kill: bool) -
         place.kill(daemon)?;
     }
     let starts = 2 + random.below(5);
-    // All at the same moment, or one while another is at some step.
+    // All at the same moment, or one during a step of another.
     let within = *random.one_of(&[0, 500, 3_000, 10_000]);
     let delays: Vec<Duration> = (0..=starts).map(|_| Duration::from_micros(random.below(within) as u64)).collect();
     let (started, ended) = thread::scope(|scope| {
@@ -65,44 +65,44 @@ fn round(place: &Place, random: &mut Random, with_end: bool, after_kill: bool) -
     for start in started {
         told.push(start.map_err(|_| anyhow!("a thread panicked"))??);
     }
-    let mut all: Vec<String> = told.iter().map(|ended| format!("a start: {}", ended.in_words().trim_end())).collect();
+    let mut all: Vec<String> = told.iter().map(|ended| format!("a start: {}", ended.describe().trim_end())).collect();
     if let Some(ended) = ended.transpose()? {
         if let Some(fault) = ended.fault() {
             bail!("esw down: {fault}");
         }
-        all.push(format!("esw down: {}", ended.in_words().trim_end()));
+        all.push(format!("esw down: {}", ended.describe().trim_end()));
     }
     let all = all.join("\n");
     for ended in &told {
         if let Some(fault) = ended.fault() {
             bail!("{all}\na start: {fault}");
         }
-        if !ended.did_well() && ended.said.trim().is_empty() {
-            bail!("{all}\na start is refused without a word");
+        if !ended.succeeded() && ended.output.trim().is_empty() {
+            bail!("{all}\na start is refused without a message");
         }
     }
-    let up = told.iter().filter(|ended| ended.did_well()).count();
+    let up = told.iter().filter(|ended| ended.succeeded()).count();
     let daemons = kernel::processes();
     let listener = place.daemon();
     let socket = place.socket().exists();
     match (&daemons[..], &listener) {
         ([daemon], Ok(pid)) if daemon.pid == *pid => {}
         ([], Err(_)) if with_end && !socket => return Ok(()),
-        _ => bail!("{all}\nprocesses: {daemons:?}\nsocket: {socket}\nwho listens: {listener:?}"),
+        _ => bail!("{all}\nprocesses: {daemons:?}\nsocket: {socket}\nlistener: {listener:?}"),
     }
     if up == 0 || (up > 1 && !with_end) {
-        bail!("{all}\none daemon is there, and {up} starts say that they are up");
+        bail!("{all}\none daemon exists, and {up} starts report that they are up");
     }
     match place.client().and_then(|mut client| super::model::observe(&mut client)) {
         Ok(_) => {}
-        Err(NoAnswer::Refused(errno, words)) => bail!("{all}\nit refuses to be looked at: {errno}, {words}"),
+        Err(NoAnswer::Refused(errno, words)) => bail!("{all}\nit refuses to be queried: {errno}, {words}"),
         Err(error) => bail!("{all}\n{error}"),
     }
     let down = place.esw(&["down"])?;
-    if !down.did_well() || place.socket().exists() || !kernel::processes().is_empty() {
+    if !down.succeeded() || place.socket().exists() || !kernel::processes().is_empty() {
         bail!(
             "{all}\nesw down: {}\nleft: {:?}, socket {}",
-            down.in_words(),
+            down.describe(),
             kernel::processes(),
             place.socket().exists()
         );

@@ -1,4 +1,4 @@
-//! A stream of datagrams between two network namespaces, each with its number, and which of them arrived.
+//! A stream of numbered datagrams between two network namespaces, and which of them arrived.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -19,7 +19,7 @@ const SELDOM: Duration = Duration::from_millis(5);
 /// Bytes that a receiver that does not get to run for a while may have waiting.
 const WAITING: usize = 32 * 1024 * 1024;
 
-/// A stream. It ends when this is dropped.
+/// A stream of datagrams. It ends when this is dropped.
 pub struct Stream {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
@@ -31,7 +31,7 @@ struct Shared {
     pause: AtomicBool,
     paused: AtomicBool,
     sent: AtomicU64,
-    /// Those that have arrived, and those the kernel refused to send.
+    /// The datagrams that have arrived, and the errors of those that the kernel refused to send.
     arrived: Mutex<BTreeSet<u64>>,
     refused: Mutex<Vec<String>>,
 }
@@ -39,7 +39,7 @@ struct Shared {
 /// A socket in a named network namespace.
 fn socket_in(namespace: &str, address: &'static str) -> Result<UdpSocket> {
     let file = File::open(format!("/run/netns/{namespace}")).context(namespace.to_owned())?;
-    // A thread's namespace is its own, and a socket stays in the one it was made in.
+    // Only this thread changes its namespace, and a socket stays in the namespace in which it was made.
     let made = thread::spawn(move || -> Result<UdpSocket> {
         move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
         Ok(UdpSocket::bind(address)?)
@@ -48,7 +48,7 @@ fn socket_in(namespace: &str, address: &'static str) -> Result<UdpSocket> {
 }
 
 impl Stream {
-    /// Begins one, from namespace `one`'s 10.77.0.1 to namespace `two`'s 10.77.0.2.
+    /// Begins a stream from 10.77.0.1 in the namespace `one` to 10.77.0.2 in the namespace `two`.
     pub fn start() -> Result<Self> {
         let from = socket_in("one", "10.77.0.1:0").context("a socket in namespace one")?;
         let to = socket_in("two", "10.77.0.2:7777").context("a socket in namespace two")?;
@@ -67,7 +67,7 @@ impl Stream {
         Ok(Self { shared, threads: vec![sends, receives] })
     }
 
-    /// Stops for a moment and looks whether everything that was sent since the last time has arrived; how many did.
+    /// Pauses, checks that everything sent since the last check has arrived, and returns how many datagrams that were.
     pub fn check(&self) -> Result<u64, String> {
         let shared = &self.shared;
         shared.pause.store(true, Ordering::Release);

@@ -1,5 +1,5 @@
-//! Netlink messages and a client for control sockets, of the checker's own: a fault in the product's reader cannot hide
-//! one in its writer here. Numbers are those of the kernel's `linux/netlink.h` and `linux/genetlink.h`.
+//! The checker's own netlink messages and client for control sockets: here a fault in the product's reader cannot hide one
+//! in its writer. Numbers are those of the kernel's `linux/netlink.h` and `linux/genetlink.h`.
 
 use std::fmt;
 use std::io;
@@ -32,10 +32,10 @@ const MESSAGE: u16 = 1;
 const HEADER: usize = 16;
 const GENERIC: usize = 4;
 
-/// An answer that takes longer than this is none.
+/// The time limit for an answer.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Attributes that are being put together.
+/// Attributes that are being written.
 #[derive(Clone, Debug, Default)]
 pub struct Attributes(pub Vec<u8>);
 
@@ -61,7 +61,7 @@ impl Attributes {
     }
 }
 
-/// The attributes in a row of bytes, up to what is no attribute.
+/// The attributes in these bytes, up to the first invalid one.
 pub fn each(mut bytes: &[u8]) -> Vec<(u16, &[u8])> {
     let mut all = Vec::new();
     while let Some([a, b, c, d]) = bytes.first_chunk::<4>().copied() {
@@ -78,7 +78,7 @@ pub fn find(bytes: &[u8], kind: u16) -> Option<&[u8]> {
     each(bytes).into_iter().find(|(is, _)| *is == kind).map(|(_, value)| value)
 }
 
-/// A number of up to eight bytes.
+/// An integer of up to eight bytes.
 pub fn number(bytes: &[u8], kind: u16) -> Option<u64> {
     let value = find(bytes, kind)?;
     let mut wide = [0; 8];
@@ -110,11 +110,11 @@ pub fn message(family: u16, command: u8, flags: u16, sequence: u32, attributes: 
 /// Why there is no answer.
 #[derive(Debug)]
 pub enum NoAnswer {
-    /// The card refuses: the number of the error, and its words.
+    /// The card refuses: the errno and the text of the error.
     Refused(i32, String),
-    /// The connection ended before the answer came.
+    /// The connection ended before the answer.
     Gone(io::Error),
-    /// Nothing came for as long as [`PATIENCE`].
+    /// No answer within [`PATIENCE`].
     Silence,
 }
 
@@ -155,7 +155,7 @@ pub struct Client {
     eswitch: u16,
 }
 
-/// A bare connection, which gives up after [`PATIENCE`].
+/// A socket that is connected, with [`PATIENCE`] as its time limit.
 pub fn connect(path: &Path) -> io::Result<OwnedFd> {
     let socket = net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE))?;
@@ -164,7 +164,8 @@ pub fn connect(path: &Path) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Connections that are a user's. The kernel keeps with each whose it was when it was made, and a thread's user is its own.
+/// Connections of another user. The kernel stores the credentials at connect time, and those of a thread can be changed
+/// alone.
 pub fn connect_as(user: u32, path: &Path, n: usize) -> io::Result<Vec<OwnedFd>> {
     let connect_all = || {
         let (group, user) = (Gid::from_raw(user), Uid::from_raw(user));
@@ -177,18 +178,18 @@ pub fn connect_as(user: u32, path: &Path, n: usize) -> io::Result<Vec<OwnedFd>> 
         .unwrap_or_else(|_| Err(io::Error::other("a thread panicked")))
 }
 
-/// The process that listens at a path, as the kernel tells it.
+/// The ID of the process that listens at a path, from the kernel.
 pub fn listener(path: &Path) -> io::Result<u32> {
     Ok(socket_peercred(&connect(path)?)?.pid.as_raw_pid().cast_unsigned())
 }
 
 impl Client {
-    /// Connects, and asks for the families by their names.
+    /// Connects, and resolves the families by name.
     pub fn connect(path: &Path) -> Result<Self, NoAnswer> {
         Self::over(connect(path)?)
     }
 
-    /// Uses a connection, and asks for the families by their names.
+    /// Uses a connection, and resolves the families by name.
     pub fn over(socket: OwnedFd) -> Result<Self, NoAnswer> {
         let mut client = Self { socket, sequence: 0, devlink: 0, eswitch: 0 };
         client.devlink = client.family("devlink")?;
@@ -203,7 +204,7 @@ impl Client {
         id.and_then(|id| id.try_into().ok()).ok_or_else(|| NoAnswer::Refused(0, format!("there is no family {name}")))
     }
 
-    /// The number of a family on this connection.
+    /// The ID of a family on this connection.
     pub fn number_of(&self, family: Family) -> u16 {
         match family {
             Family::Devlink => self.devlink,
@@ -211,12 +212,12 @@ impl Client {
         }
     }
 
-    /// Asks, and gives the attributes of every message of the answer.
+    /// Sends a request and returns the attributes of every message of the answer.
     pub fn ask(&mut self, family: Family, command: u8, attributes: &Attributes) -> Result<Vec<Vec<u8>>, NoAnswer> {
         self.exchange(self.number_of(family), command, 0, &attributes.0)
     }
 
-    /// Asks for everything of a kind.
+    /// Sends a dump request.
     pub fn dump(&mut self, family: Family, command: u8) -> Result<Vec<Vec<u8>>, NoAnswer> {
         self.exchange(self.number_of(family), command, DUMP, &[])
     }
@@ -252,7 +253,7 @@ impl Client {
     }
 }
 
-/// What an acknowledgement says.
+/// The result in an acknowledgement.
 fn outcome(payload: &[u8]) -> Result<(), NoAnswer> {
     let errno = payload.first_chunk::<4>().map_or(-5, |bytes| i32::from_ne_bytes(*bytes));
     if errno == 0 {

@@ -1,14 +1,14 @@
-//! What goes through the channel between this machine and the virtual one: frames, each a kind, a length and bytes.
+//! The channel between this machine and the virtual one. It carries frames: a kind, a length and bytes.
 //!
 //! One channel carries both outputs, the input and the exit status, so that what a command wrote has arrived before its
 //! status has.
 
 use std::io::{self, Read, Write};
 
-/// What one frame says.
+/// A frame.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Frame {
-    /// To the machine: bytes for the command's standard input; none stand for its end.
+    /// To the machine: bytes for the command's standard input; no bytes mean its end.
     Input(Vec<u8>),
     /// From the machine: it is up, the first command is about to start.
     Ready,
@@ -16,15 +16,15 @@ pub enum Frame {
     Output(Vec<u8>),
     /// From the machine: bytes from the command's standard error.
     ErrorOutput(Vec<u8>),
-    /// From the machine: the command ended with this status, as a shell would tell it.
+    /// From the machine: the command ended with this status, as a shell has it in `$?`.
     Exit(u8),
-    /// From the machine: it could not be made ready, and why.
+    /// From the machine: the reason why it could not be made ready.
     Unusable(String),
 }
 
-/// No frame is longer, in bytes. A length beyond it is no frame of ours.
+/// The greatest length of a frame, in bytes. A greater length is invalid.
 const MAX: usize = 1 << 20;
-/// How much of an output or the input is put into one frame, in bytes.
+/// The most bytes of an output or of the input in one frame.
 pub const CHUNK: usize = 64 << 10;
 
 impl Frame {

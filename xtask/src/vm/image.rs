@@ -1,8 +1,8 @@
-//! What the machine is made of, made once and kept: a kernel with its modules, and a root file system of Debian's packages.
+//! The image of the machine, made once and kept: a kernel with its modules, and a root file system of Debian's packages.
 //!
-//! Both are under `vm` in the target directory, each in a folder that is named after what it was made from. Root is not
-//! needed for any of it: packages are fetched by `apt-get` into a folder of ours and unpacked without their scripts,
-//! and `mksquashfs` makes everything root's.
+//! Both are under `vm` in the target directory, each in a folder that is named after its sources. None of this needs root:
+//! `apt-get` fetches packages into a folder of ours, they are unpacked without running their scripts, and `mksquashfs`
+//! makes root the owner of everything.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -12,13 +12,15 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::workspace::find_program;
+
+use super::BOOT_MODULES;
 use super::initramfs::Initramfs;
 use super::kernel::Kernel;
-use super::{BOOT_MODULES, find_program};
 
-/// What the root file system has, with what these depend on.
+/// The packages of the root file system; their dependencies are added.
 const PACKAGES: &[&str] = &[
-    // What every Debian has.
+    // Packages that every Debian has.
     "base-files",
     "base-passwd",
     "bash",
@@ -35,7 +37,7 @@ const PACKAGES: &[&str] = &[
     "sed",
     "tar",
     "util-linux",
-    // What scenarios, tests and experiments run.
+    // Programs for scenarios, tests and experiments.
     "bpftool",
     "ethtool",
     "ibverbs-providers",
@@ -59,14 +61,14 @@ const PACKAGES: &[&str] = &[
     "tcpdump",
 ];
 
-/// To be raised when a change of this file makes another image of the same packages.
+/// The version of the image. Raise it when a change of this file makes another image of the same packages.
 const RECIPE: u32 = 1;
 
-/// What is of no use without a person who reads it, or without hardware.
+/// Files that are only useful for a reader or with hardware.
 const LEFT_OUT: [&str; 5] =
     ["./usr/share/doc", "./usr/share/info", "./usr/share/locale", "./usr/share/man", "./usr/share/perl*"];
 
-/// Modules of hardware that the machine has not.
+/// Folders of drivers for hardware that the machine lacks.
 const DRIVERS_LEFT_OUT: [&str; 13] = [
     "drivers/ata",
     "drivers/gpu",
@@ -83,10 +85,10 @@ const DRIVERS_LEFT_OUT: [&str; 13] = [
     "sound",
 ];
 
-/// Of `mksquashfs`. `docs/vm.md` has what was measured: half as large as uncompressed, and as quick.
+/// Options of `mksquashfs`. By the measurements in `docs/vm.md` it is half as large as uncompressed, and as fast.
 const COMPRESSION: &[&str] = &["-comp", "lz4"];
 
-/// Commands that packages' scripts would have made, as symbolic links.
+/// Commands that the scripts of packages make, as symbolic links.
 const ALTERNATIVES: [(&str, &str); 6] = [
     ("usr/bin/awk", "mawk"),
     ("usr/bin/which", "which.debianutils"),
@@ -96,33 +98,32 @@ const ALTERNATIVES: [(&str, &str); 6] = [
     ("etc/mtab", "/proc/self/mounts"),
 ];
 
-/// What a machine is booted from. Kept between runs and shared by all of them, so read only.
+/// The files that a machine boots from. All runs share them, so they are only read.
 pub struct Image {
-    /// What `uname -r` says there.
+    /// The kernel's version, as `uname -r` prints it.
     pub version: String,
-    /// The kernel, as QEMU takes it.
+    /// The kernel, in a form that QEMU boots.
     pub kernel: PathBuf,
     /// The part of the initramfs with the modules that find the disks.
     pub boot: PathBuf,
-    /// The kernel's modules, a squashfs of what `/lib/modules` has.
+    /// The kernel's modules: a squashfs of `/lib/modules`.
     pub modules: PathBuf,
     /// The root file system, a squashfs.
     pub root: PathBuf,
 }
 
 impl Image {
-    /// Finds what was made before, or makes it, in `folder`. With `fresh` it is made again. `kernel` is where another
-    /// kernel than Debian's is (`boot/vmlinuz-VERSION` and `lib/modules/VERSION`). Runs at the same time wait here
-    /// for each other.
+    /// Finds the image in `folder`, or makes it. `fresh`: makes it again. `kernel`: a directory with another kernel than
+    /// Debian's (`boot/vmlinuz-VERSION` and `lib/modules/VERSION`). Simultaneous runs wait for each other here.
     ///
     /// # Errors
-    /// Something that it takes is missing here, which is named; packages cannot be fetched; the disk is full.
+    /// A program is missing, which the error names; packages cannot be fetched; the disk is full.
     pub fn find_or_make(folder: &Path, kernel: Option<&Path>, fresh: bool) -> Result<Self> {
         fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
         let lock = File::create(folder.join("lock")).with_context(|| format!("a file in {}", folder.display()))?;
         lock.lock().context("waiting for another run that makes the image")?;
         let maker = Maker { folder, making: folder.join("making"), fresh };
-        // What was left by a run that was killed while it made one. Nobody else does now.
+        // Left by a run that was killed while it made an image. With the lock held no other run makes one now.
         remove(&maker.making)?;
         let root = maker.made("root", &sources()?, |maker, place| maker.make_root(place))?;
         let kernel = match kernel {
@@ -145,16 +146,16 @@ impl Image {
     }
 }
 
-/// What makes an image, while it holds the lock of the folder.
+/// Makes an image, while it holds the lock of the folder.
 struct Maker<'a> {
     folder: &'a Path,
-    /// Where everything is until it is whole.
+    /// Where files are until they are complete.
     making: PathBuf,
     fresh: bool,
 }
 
 impl Maker<'_> {
-    /// The folder of a kind made from something, which is made if it is not there. It appears as a whole.
+    /// Returns the folder of a kind for these sources, and makes it if it does not exist. It appears complete or not at all.
     fn made(&self, kind: &str, from: &str, make: impl FnOnce(&Self, &Path) -> Result<()>) -> Result<PathBuf> {
         let key = format!("{RECIPE}\n{}\n{from}", [PACKAGES, &LEFT_OUT, &DRIVERS_LEFT_OUT].concat().join(" "));
         let place = self.folder.join(format!("{kind}-{:016x}", hash(&key)));
@@ -194,7 +195,7 @@ impl Maker<'_> {
         configure(&root)?;
         squash(&root, &place.join("root.squashfs"), &[])?;
         remove(&root)?;
-        // For a reader: what is in it.
+        // The list of contents, for people.
         let names: Vec<_> = packages.iter().filter_map(|package| package.file_name()?.to_str()).collect();
         fs::write(place.join("packages"), names.join("\n") + "\n")?;
         Ok(())
@@ -222,7 +223,7 @@ impl Maker<'_> {
             }
         }
         let kernel = Kernel::find(&unpacked)?;
-        // The package's script would do it.
+        // The script of the package does this.
         let mut depmod = program("depmod", "kmod")?;
         quietly(depmod.arg("-b").arg(&unpacked).arg(&kernel.version))?;
         make_kernel(place, &kernel)?;
@@ -242,8 +243,8 @@ impl Maker<'_> {
     }
 }
 
-/// apt with this machine's sources and keys, but with a state of its own, in which nothing is installed. It takes no
-/// lock that another apt waits for, and no root.
+/// An `apt-get` with this machine's sources and keys, but with a state of its own, in which nothing is installed. It takes
+/// none of the system's locks and needs no root.
 struct Apt {
     folder: PathBuf,
 }
@@ -256,7 +257,7 @@ impl Apt {
             format!("Dir::State={}", at("state")),
             format!("Dir::State::status={}", at("status")),
             format!("Dir::Cache={}", at("cache")),
-            // The user that apt would become may not read our folder.
+            // apt would change to a user who may not read our folder.
             "APT::Sandbox::User=".to_owned(),
             "APT::Architecture=amd64".to_owned(),
             "Acquire::Retries=3".to_owned(),
@@ -273,7 +274,7 @@ impl Apt {
     }
 }
 
-/// All that says where packages come from, which an image is named after.
+/// The texts that define where packages come from; the image is named after them.
 fn sources() -> Result<String> {
     ensure!(
         find_program("apt-get").is_some() && find_program("dpkg-deb").is_some(),
@@ -291,27 +292,27 @@ fn unpack(package: &Path, root: &Path) -> Result<()> {
     let about = || format!("unpacking {}", package.display());
     let mut files = Command::new("dpkg-deb").arg("--fsys-tarfile").arg(package).stdout(Stdio::piped()).spawn()?;
     let mut tar = program("tar", "tar")?;
-    // `/bin` and the like are symbolic links, which a package with a folder of that name may not replace.
+    // `/bin` and others are symbolic links, which a package with a folder of that name must not replace.
     tar.args(["--extract", "--keep-directory-symlink", "--no-same-owner", "--preserve-permissions", "--directory"]);
     tar.arg(root).args(LEFT_OUT.iter().map(|pattern| format!("--exclude={pattern}")));
     tar.stdin(files.stdout.take().context("dpkg-deb without an output")?);
     quietly(&mut tar).with_context(about)?;
-    // tar stops reading at the end of the archive; what pads it may find nobody to read it.
+    // tar stops reading at the end of the archive, so dpkg-deb may fail to write the padding.
     files.wait()?;
     Ok(())
 }
 
-/// Does what the packages' scripts would have done, as far as it is of use.
+/// Does what the scripts of packages would do, as far as it is useful here.
 fn configure(root: &Path) -> Result<()> {
     for name in ["passwd", "group"] {
         fs::copy(root.join(format!("usr/share/base-passwd/{name}.master")), root.join("etc").join(name))?;
     }
-    // tcpdump gives up root for this one.
+    // tcpdump changes from root to this user.
     let mut users = File::options().append(true).open(root.join("etc/passwd"))?;
     writeln!(users, "tcpdump:x:100:65534::/nonexistent:/usr/sbin/nologin")?;
     fs::write(root.join("etc/hostname"), "vm\n")?;
     fs::write(root.join("etc/hosts"), "127.0.0.1 localhost vm\n::1 localhost\n")?;
-    // Left alone these make a netdev when they are loaded.
+    // By default these modules create a netdev when they are loaded.
     fs::write(
         root.join("etc/modprobe.d/vm.conf"),
         "options bonding max_bonds=0\noptions dummy numdummies=0\noptions ifb numifbs=0\n",
@@ -323,8 +324,8 @@ fn configure(root: &Path) -> Result<()> {
     for folder in ["usr/lib/modules", "root", "tmp", "run", "proc", "sys", "dev"] {
         fs::create_dir_all(root.join(folder))?;
     }
-    // An emulated processor compiles pyroute2 for many seconds. Python runs from its folder, in which the linker finds
-    // the libraries, so root is not needed to change into it.
+    // An emulated processor compiles pyroute2 for many seconds. Python runs from the new root's folder with the new root's
+    // libraries, so that no chroot, and so no root, is needed.
     let linker = root.join("usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2");
     let mut python = Command::new(linker);
     python.arg("--library-path").arg(root.join("usr/lib/x86_64-linux-gnu")).arg(root.join("usr/bin/python3"));
@@ -366,7 +367,7 @@ fn squash(folder: &Path, file: &Path, left_out: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// A program that may be missing.
+/// A command of a program. The error for a missing one names its package.
 fn program(name: &str, package: &str) -> Result<Command> {
     match find_program(name) {
         Some(file) => Ok(Command::new(file)),
@@ -374,10 +375,10 @@ fn program(name: &str, package: &str) -> Result<Command> {
     }
 }
 
-/// Runs a command, whose outputs are of interest only if it fails. What it printed.
+/// Runs a command and returns its standard output. If it fails, the error has its outputs.
 fn quietly(command: &mut Command) -> Result<String> {
     let name = command.get_program().to_string_lossy().into_owned();
-    // What stands in the pipe is the input of some.
+    // Standard input is left as it is: some commands read from a pipe.
     let output =
         command.stderr(Stdio::piped()).stdout(Stdio::piped()).output().with_context(|| format!("running {name}"))?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -401,7 +402,7 @@ fn remove(folder: &Path) -> Result<()> {
     }
 }
 
-/// FNV-1a: the same whatever made this program, which the standard library does not promise of its own.
+/// FNV-1a: does not depend on the compiler's version, unlike the hash of the standard library.
 fn hash(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

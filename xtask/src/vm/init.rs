@@ -20,22 +20,22 @@ use rustix::system::{RebootCommand, finit_module, reboot, sethostname};
 use super::channel::{CHUNK, Frame};
 use super::{Job, NOBODY, PLAN, Plan};
 
-/// How long a disk or the other end of the channel may take to appear.
+/// The longest time until a disk or the other end of the channel appears.
 const APPEARS: Duration = Duration::from_secs(60);
 
-/// Where the root file system is put together.
+/// Where the root file system is mounted at first.
 const NEW: &str = "/new";
 
-/// Character devices of modules that are loaded when somebody opens them, as the device manager of a distribution would
-/// make them: name, major and minor number. Everybody may open them.
+/// Character devices whose modules are loaded when they are opened; a distribution's device manager makes the same: name, major
+/// and minor number. Everybody may open them.
 const DEVICES: [(&str, u32, u32); 2] = [("/dev/fuse", 10, 229), ("/dev/net/tun", 10, 200)];
 
-/// Whether this is process 1 of the machine rather than a command of somebody's.
+/// Whether this program runs as process 1 of the machine, rather than as a command.
 pub fn is_init() -> bool {
     std::process::id() == 1 && std::env::args_os().next().is_some_and(|name| name == "/init")
 }
 
-/// Does it all. Returns only if the machine cannot be turned off.
+/// Sets the machine up, runs the jobs, and turns it off. Returns only if it cannot be turned off.
 pub fn run() {
     if let Err(error) = work() {
         println!("the machine: {error:#}");
@@ -44,12 +44,12 @@ pub fn run() {
 }
 
 fn turn_off() {
-    // QEMU takes a restart for its end.
+    // With `-no-reboot` QEMU ends at a restart.
     let _ = reboot(RebootCommand::Restart);
 }
 
 fn work() -> Result<()> {
-    // Left by the kernel for a shell; what is not there is made by `devtmpfs`.
+    // The kernel's own initramfs has in `/dev` only what a shell needs; `devtmpfs` makes the rest.
     file_system("devtmpfs", "/dev")?;
     file_system("proc", "/proc")?;
     let plan: Plan = serde_json::from_slice(&fs::read(PLAN)?)?;
@@ -74,14 +74,14 @@ fn work() -> Result<()> {
     Ok(())
 }
 
-/// Mounts a file system that has no device. What is made for it is made too.
+/// Mounts a file system without a device, and makes the mount point.
 fn file_system(kind: &str, place: impl AsRef<Path>) -> Result<()> {
     let place = place.as_ref();
     fs::create_dir_all(place)?;
     mount(kind, place, kind, MountFlags::empty(), None).with_context(|| format!("mounting {}", place.display()))
 }
 
-/// Opens the channel, once the other side is there.
+/// Opens the channel as soon as the other side is connected.
 fn open_channel() -> Result<File> {
     // Port 1 of the only device that has ports, whatever its number among all. Its port 0 is kept for a console.
     let find = || {
@@ -94,7 +94,7 @@ fn open_channel() -> Result<File> {
     wait_for("the channel's port", || find().is_some())?;
     let port = find().context("no port of the channel")?;
     let file = File::options().read(true).write(true).open(&port).with_context(|| port.display().to_string())?;
-    // Until the kernel has heard of the other side, reading would give an end.
+    // Until the kernel knows of the other side, reading would return the end of the input.
     wait_for("the other side of the channel", || {
         let mut fds = [PollFd::new(&file, PollFlags::OUT)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -112,7 +112,7 @@ fn wait_for(what: &str, mut is_there: impl FnMut() -> bool) -> Result<()> {
     Ok(())
 }
 
-/// Makes the root file system of the disks and a layer in memory, and moves into it.
+/// Mounts the disks with a layer in memory as the root file system, and changes into it.
 fn make_root(plan: &Plan) -> Result<()> {
     let read_only = MountFlags::RDONLY;
     for (disk, place) in [("/dev/vda", "/disk"), ("/dev/vdb", "/modules-disk")] {
@@ -123,7 +123,7 @@ fn make_root(plan: &Plan) -> Result<()> {
     file_system("tmpfs", "/layers")?;
     overlay("/disk", "root", Path::new(NEW))?;
     let new = Path::new(NEW);
-    // The folders of `/dev` and the others cover what the disk has of that name.
+    // `/dev` and the others are mounted over the disk's folders of the same name.
     for (kind, place) in [("tmpfs", "run"), ("tmpfs", "tmp"), ("sysfs", "sys")] {
         file_system(kind, new.join(place))?;
     }
@@ -140,8 +140,8 @@ fn make_root(plan: &Plan) -> Result<()> {
         let place = new.join(share.strip_prefix("/")?);
         overlay(&shared.to_string_lossy(), &tag, &place).with_context(about)?;
     }
-    // What is left of the first root file system is covered, as `switch_root` does it: one that was only changed into
-    // would be a cage, in which the kernel makes no user namespaces.
+    // The first root file system is covered, as `switch_root` does it: after a mere chroot the kernel would not create user
+    // namespaces.
     std::env::set_current_dir(new)?;
     mount_move(".", "/").context("moving the root file system")?;
     chroot(".").context("changing into the root file system")?;
@@ -149,7 +149,7 @@ fn make_root(plan: &Plan) -> Result<()> {
     Ok(())
 }
 
-/// Mounts a folder with a layer in memory over it, so that it can be written to and nothing comes of it outside.
+/// Mounts a folder with a layer in memory over it, so that it can be written to without changing it outside.
 fn overlay(lower: &str, name: &str, place: &Path) -> Result<()> {
     let (upper, work) = (format!("/layers/{name}/upper"), format!("/layers/{name}/work"));
     for folder in [Path::new(&upper), Path::new(&work), place] {
@@ -160,7 +160,7 @@ fn overlay(lower: &str, name: &str, place: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What a distribution's own process 1 would do.
+/// Does what process 1 of a distribution would do.
 fn make_usable() -> Result<()> {
     for (kind, place) in [("devpts", "/dev/pts"), ("tmpfs", "/dev/shm"), ("cgroup2", "/sys/fs/cgroup")] {
         file_system(kind, place)?;
@@ -173,7 +173,7 @@ fn make_usable() -> Result<()> {
         let (path, device) = (Path::new(name), rustix::fs::makedev(major, minor));
         make_device(path, device).with_context(|| name.to_owned())?;
     }
-    // Everybody may ping, as with systemd.
+    // Every user may ping, as with systemd.
     fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647")?;
     sethostname(b"vm")?;
     let up = Command::new("/sbin/ip").args(["link", "set", "lo", "up"]).status().context("running ip")?;
@@ -188,35 +188,35 @@ fn make_device(path: &Path, device: Dev) -> Result<()> {
     if !path.exists() {
         rustix::fs::mknodat(rustix::fs::CWD, path, FileType::CharacterDevice, Mode::from_raw_mode(0o666), device)?;
     }
-    // Whatever the mask is.
+    // Regardless of the umask.
     fs::set_permissions(path, Permissions::from_mode(0o666))?;
     Ok(())
 }
 
-/// Hands on what comes for the commands' input. When the other side is gone, the machine is of no use to anybody.
+/// Forwards the input of the commands. When the other side has disconnected, turns the machine off.
 fn forward_input(mut from: impl Read, to: PipeWriter) {
     let mut to = Some(to);
     while let Ok(Frame::Input(bytes)) = Frame::read(&mut from) {
         if bytes.is_empty() {
-            // The end: there is no other writer.
+            // The end of the input: this was the only writer.
             to = None;
         } else if let Some(to) = &mut to {
-            // A command that reads no more is none that fails.
+            // A command that stops reading has not failed.
             let _ = to.write_all(&bytes);
         }
     }
     turn_off();
 }
 
-/// Runs a command to its end, and sends what it writes; its status as a shell tells it. What the command
-/// started in the background goes on, but what it writes after the command's end is dropped.
+/// Runs a command to its end, and sends its outputs; returns its status as a shell has it in `$?`. Processes that it leaves
+/// in the background go on, but their later output is dropped.
 fn run_job(plan: &Plan, job: &Job, input: &PipeReader, channel: &mut File) -> Result<u8> {
     let mut command = Command::new(&job.argv[0]);
     command.args(&job.argv[1..]).env_clear().env("PATH", &plan.path).env("LANG", "C.UTF-8").current_dir(&plan.folder);
     command.env("HOME", if job.user { "/tmp" } else { "/root" });
     command.stdin(input.try_clone()?).stdout(Stdio::piped()).stderr(Stdio::piped());
     if job.user {
-        // With the user the standard library gives up all groups.
+        // The standard library drops all groups when it changes the user.
         command.uid(NOBODY).gid(NOBODY);
     }
     let mut child = match command.spawn() {
@@ -244,7 +244,7 @@ fn run_job(plan: &Plan, job: &Job, input: &PipeReader, channel: &mut File) -> Re
             Err(rustix::io::Errno::INTR) => continue,
             polled => polled?,
         };
-        // What was written before the end is in the pipes by now, and read below.
+        // The pipes have everything that was written before the end; it is read below.
         let over = !fds[0].revents().is_empty();
         for output in outputs.iter_mut().filter(|output| output.open) {
             output.send(channel)?;
@@ -257,7 +257,7 @@ fn run_job(plan: &Plan, job: &Job, input: &PipeReader, channel: &mut File) -> Re
     Ok(shell_status(status))
 }
 
-/// One of a command's outputs: the end of a pipe.
+/// One of a command's outputs: the reading end of a pipe.
 struct Output {
     pipe: File,
     frame: fn(Vec<u8>) -> Frame,
@@ -271,7 +271,7 @@ impl Output {
         Ok(Self { pipe: pipe.into(), frame, open: true })
     }
 
-    /// Sends what is in the pipe: all of it, but no more than any pipe holds, or what writes without an end would be
+    /// Sends the contents of the pipe, but no more than a pipe can hold: a process that writes without an end would be
     /// read without an end.
     fn send(&mut self, channel: &mut impl Write) -> Result<()> {
         const MOST: usize = 1 << 20;
@@ -295,7 +295,7 @@ impl Output {
     }
 }
 
-/// Waits for children, those that were left to process 1 too, until a certain one has ended. Its status.
+/// Waits for children, adopted ones included, until a certain one has ended; returns its status.
 fn reap_until(id: u32) -> Option<ExitStatus> {
     loop {
         match rustix::process::wait(WaitOptions::empty()) {
@@ -308,7 +308,7 @@ fn reap_until(id: u32) -> Option<ExitStatus> {
     }
 }
 
-/// An exit status as a shell tells it: 128 and the signal for what was killed by one.
+/// An exit status as a shell has it in `$?`: 128 plus the signal for a process that a signal killed.
 fn shell_status(status: ExitStatus) -> u8 {
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
     code.and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX)

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-/// Files by the path they have in the machine.
+/// Files, by their path in the machine.
 #[derive(Default)]
 pub struct Initramfs {
     files: BTreeMap<String, Content>,
@@ -21,7 +21,7 @@ struct Content {
 
 enum Bytes {
     Here(Vec<u8>),
-    /// In a file, read when the archive is written.
+    /// The contents are in a file, which is read when the archive is written.
     In(PathBuf),
 }
 
@@ -42,7 +42,7 @@ impl Initramfs {
         fs::metadata(file).with_context(|| file.display().to_string())?;
         self.files.insert(inside.to_owned(), Content { bytes: Bytes::In(file.to_owned()), mode: 0o755 });
         let output = Command::new("ldd").arg(file).output().context("running ldd")?;
-        // One that is linked to nothing is no error.
+        // A statically linked program is no error.
         for line in String::from_utf8_lossy(&output.stdout).lines() {
             let Some(library) = line.split_whitespace().find(|word| word.starts_with('/')) else { continue };
             let content = Content { bytes: Bytes::In(library.into()), mode: 0o755 };
@@ -60,7 +60,7 @@ impl Initramfs {
         let mut out = Archive { out: BufWriter::new(archive), entries: 0, written: 0 };
         let mut folders: Vec<&Path> = self.files.keys().flat_map(|file| Path::new(file).ancestors().skip(1)).collect();
         folders.extend(["/proc", "/sys", "/dev", "/run", "/tmp", "/etc"].map(Path::new));
-        // A folder stands before what is in it.
+        // A folder precedes its contents.
         folders.sort();
         folders.dedup();
         for folder in folders.into_iter().filter(|folder| *folder != Path::new("/")) {
@@ -106,7 +106,7 @@ impl<W: Write> Archive<W> {
         self.put(bytes)
     }
 
-    /// Everything begins at a multiple of four.
+    /// Pads to a multiple of four.
     fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.out.write_all(bytes)?;
         self.written += bytes.len();

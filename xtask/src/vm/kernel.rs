@@ -13,7 +13,7 @@ use super::initramfs::Initramfs;
 
 /// A kernel.
 pub struct Kernel {
-    /// What `uname -r` says there.
+    /// The version, as `uname -r` prints it.
     pub version: String,
     /// The image as the distribution has it.
     pub image: PathBuf,
@@ -24,7 +24,7 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// The newest kernel under a root that has its modules there.
+    /// Finds the newest kernel below a root directory that has its modules there.
     ///
     /// # Errors
     /// There is none.
@@ -51,8 +51,8 @@ impl Kernel {
         Ok(Self { version, image, folder, modules })
     }
 
-    /// Adds modules with what they depend on; returns what each is called in the machine, in the order in which they
-    /// are to be loaded. Those that the kernel does not have are taken for built in.
+    /// Adds modules and their dependencies; returns their paths in the machine, in the order of loading. A module without a
+    /// file is assumed to be built in.
     ///
     /// # Errors
     /// A module cannot be read.
@@ -78,8 +78,8 @@ impl Kernel {
         Ok(())
     }
 
-    /// The kernel as QEMU boots it soonest: not compressed, if it can be started so (PVH) and the program that
-    /// unpacks it is here; else as it is. An emulated processor takes seconds to unpack it.
+    /// The kernel in the form that QEMU boots fastest: uncompressed, if QEMU can start it (PVH) and the program to
+    /// unpack it is installed; otherwise the image itself. An emulated processor takes seconds to unpack it.
     ///
     /// # Errors
     /// The image cannot be read.
@@ -89,7 +89,7 @@ impl Kernel {
     }
 }
 
-/// What is compressed in an image of x86's boot protocol (`Documentation/arch/x86/boot.rst`), if it can be had here.
+/// Unpacks the kernel in an image of x86's boot protocol (`Documentation/arch/x86/boot.rst`); `None` if this fails.
 fn unpack(image: &[u8]) -> Option<Vec<u8>> {
     let number = |at: usize| Some(u32::from_le_bytes(image.get(at..at + 4)?.try_into().ok()?) as usize);
     if image.get(0x202..0x206)? != b"HdrS" {
@@ -101,7 +101,7 @@ fn unpack(image: &[u8]) -> Option<Vec<u8>> {
         sectors => usize::from(*sectors),
     };
     let begin = (setup + 1) * 512 + number(0x248)?;
-    // The last four bytes are the length that it has when unpacked.
+    // The last four bytes are the length of the unpacked kernel.
     let payload = image.get(begin..begin + number(0x24c)?)?.split_last_chunk::<4>()?.0;
     let program = match payload {
         [0xfd, b'7', b'z', b'X', b'Z', ..] => "xz",
@@ -123,7 +123,7 @@ fn unpack(image: &[u8]) -> Option<Vec<u8>> {
     child.wait().ok()?.success().then_some(unpacked)
 }
 
-/// Whether QEMU can start a kernel that is not compressed: an ELF file with Xen's note of an entry for PVH guests.
+/// Whether QEMU can start an uncompressed kernel: an ELF file with Xen's note of the entry point for PVH guests.
 fn boots_unpacked(kernel: &[u8]) -> bool {
     // The length of the name, of what follows (4 or 8 bytes), the type XEN_ELFNOTE_PHYS32_ENTRY, the name.
     let note = |len: u8| [&[4, 0, 0, 0, len, 0, 0, 0, 18, 0, 0, 0][..], b"Xen\0"].concat();
@@ -149,7 +149,7 @@ fn collect(folder: &Path, modules: &mut HashMap<String, PathBuf>) -> Result<()> 
     Ok(())
 }
 
-/// A module as the kernel takes it.
+/// Reads a module, and unpacks it for the kernel.
 fn read_module(file: &Path) -> Result<Vec<u8>> {
     let about = || file.display().to_string();
     let unpack = match file.extension().and_then(|extension| extension.to_str()) {
@@ -164,7 +164,7 @@ fn read_module(file: &Path) -> Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
-/// What a module depends on, as it says itself.
+/// The modules that a module depends on, from its `depends=`.
 fn depends(object: &[u8]) -> Vec<String> {
     const KEY: &[u8] = b"\0depends=";
     let at = object.windows(KEY.len()).position(|window| window == KEY);

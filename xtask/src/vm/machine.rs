@@ -1,4 +1,4 @@
-//! The machine from outside: QEMU, which ends when this process does, and the channel to process 1 in it.
+//! The machine from outside: QEMU, which ends together with this process, and the channel to process 1 in it.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -16,23 +16,23 @@ use rustix::io::FdFlags;
 use super::channel::{CHUNK, Frame};
 use super::image::Image;
 
-/// What a machine is to have.
+/// The hardware of a machine.
 pub struct Hardware<'a> {
-    /// The program that emulates it.
+    /// The QEMU program.
     pub qemu: &'a Path,
-    /// What it is emulated with: `tcg` or `kvm`.
+    /// The accelerator: `tcg` or `kvm`.
     pub accel: &'a str,
-    /// In MiB.
+    /// The memory in MiB.
     pub memory: u32,
-    /// Folders of this machine's that it sees, as `share0` and so on.
+    /// Folders of this machine that it can mount, as `share0` and so on.
     pub shares: &'a [PathBuf],
-    /// How long it may all take.
+    /// The time limit, from the boot on.
     pub limit: Duration,
-    /// Whether what comes from its console is shown.
+    /// Whether its console is shown on standard error.
     pub console: bool,
 }
 
-/// A machine took longer than it may.
+/// A machine exceeded its time limit.
 #[derive(Debug)]
 pub struct TooLong(Duration);
 
@@ -44,20 +44,22 @@ impl std::fmt::Display for TooLong {
 
 impl std::error::Error for TooLong {}
 
-/// A machine that runs. It ends when this is dropped, and when this process ends, however it does.
+/// A running machine. It ends when this is dropped, and when this process ends, in whatever way.
 pub struct Machine {
     qemu: Child,
     channel: UnixStream,
-    /// What give the last of the console and of QEMU's own messages.
+    /// The threads that keep the last output of the console and of QEMU.
     last_words: Vec<JoinHandle<Vec<u8>>>,
     deadline: Instant,
     limit: Duration,
-    /// Whether it has said anything yet.
+    /// The version of its kernel.
+    kernel: String,
+    /// Whether it has sent anything yet.
     ready: bool,
 }
 
 impl Machine {
-    /// Boots a machine from an image, with a part of the initramfs of its own. There is no file of it on a disk.
+    /// Boots a machine from an image. `own_part` is appended to the initramfs, which is in memory and not on a disk.
     ///
     /// # Errors
     /// QEMU or `setpriv` cannot be started; there is no memory for the initramfs.
@@ -70,13 +72,13 @@ impl Machine {
         let theirs = OwnedFd::from(theirs);
         rustix::io::fcntl_setfd(&theirs, FdFlags::empty())?;
 
-        // QEMU is killed when we are, whatever kills us.
+        // The kernel kills QEMU when this process ends, in whatever way.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--"]).arg(hardware.qemu);
         command.args(["-accel", hardware.accel, "-cpu", "max", "-smp", "2", "-m", &hardware.memory.to_string()]);
         command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"]);
         command.arg("-kernel").arg(&image.kernel).arg("-initrd").arg(format!("/proc/self/fd/{}", file.as_raw_fd()));
-        // Nothing in there is to be protected from anything, and what protects costs an emulated processor most.
+        // The machine runs nothing untrusted, and mitigations are slow on an emulated processor.
         command.args(["-append", "console=ttyS0 loglevel=4 panic=-1 random.trust_cpu=on mitigations=off nokaslr"]);
         for (n, disk) in [&image.root, &image.modules].into_iter().enumerate() {
             let file = escaped(disk)?;
@@ -98,13 +100,19 @@ impl Machine {
         last_words.extend(qemu.stdout.take().map(|console| thread::spawn(move || last_of(console, show))));
         last_words.extend(qemu.stderr.take().map(|messages| thread::spawn(move || last_of(messages, show))));
         let deadline = Instant::now() + hardware.limit;
-        Ok(Self { qemu, channel, last_words, deadline, limit: hardware.limit, ready: false })
+        let kernel = image.version.clone();
+        Ok(Self { qemu, channel, last_words, deadline, limit: hardware.limit, kernel, ready: false })
     }
 
-    /// Sends our standard input on, in a thread of its own, as long as there is any.
+    /// The version of the machine's kernel, as `uname -r` prints it there.
+    pub fn kernel(&self) -> &str {
+        &self.kernel
+    }
+
+    /// Forwards standard input in a thread of its own, up to its end.
     ///
     /// # Errors
-    /// There are no descriptors left.
+    /// The channel cannot be duplicated: no descriptors are left.
     pub fn send_input(&self) -> Result<()> {
         let mut channel = self.channel.try_clone()?;
         thread::spawn(move || {
@@ -114,7 +122,7 @@ impl Machine {
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                     read => read.unwrap_or(0),
                 };
-                // What cannot be sent has nobody to read it any more.
+                // If sending fails, the machine has ended and does not need the input.
                 if Frame::Input(bytes[..len].to_vec()).write(&mut channel).is_err() || len == 0 {
                     return;
                 }
@@ -123,10 +131,10 @@ impl Machine {
         Ok(())
     }
 
-    /// The next that the machine says.
+    /// Receives the next frame from the machine.
     ///
     /// # Errors
-    /// [`TooLong`]; the machine ended, or says what it should not. Its last words are printed then.
+    /// [`TooLong`]; the machine ended, or sent an invalid frame. Then the last output of the console is printed.
     pub fn next(&mut self) -> Result<Frame> {
         let mut limited = Limited { channel: &self.channel, deadline: self.deadline };
         let why = match Frame::read(&mut limited) {
@@ -136,11 +144,11 @@ impl Machine {
                 return Ok(frame);
             }
             Err(error) if error.kind() == io::ErrorKind::TimedOut => anyhow::Error::new(TooLong(self.limit)),
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => anyhow!("from the machine came {error}"),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => anyhow!("the machine sent {error}"),
             Err(_) => anyhow!("the machine ended before it was done"),
         };
         let words = self.end();
-        // Of a command that takes too long the console says nothing.
+        // If only a command takes too long, the console is of no interest.
         let of_use = !self.ready || !why.is::<TooLong>();
         if of_use && !words.is_empty() {
             eprintln!("{words}");
@@ -148,7 +156,7 @@ impl Machine {
         Err(why)
     }
 
-    /// Ends the machine. Its last words.
+    /// Ends the machine; returns the last output of the console and of QEMU.
     fn end(&mut self) -> String {
         // It may have ended by itself.
         let _ = self.qemu.kill();
@@ -164,13 +172,13 @@ impl Drop for Machine {
     }
 }
 
-/// Reads all there is, and keeps the last of it, which is empty if it was shown.
+/// Reads up to the end and returns the last part, or nothing if it is shown.
 fn last_of(mut from: impl Read, show: bool) -> Vec<u8> {
     const KEPT: usize = 8 << 10;
     let (mut last, mut bytes) = (Vec::new(), [0; 4096]);
     while let Ok(len @ 1..) = from.read(&mut bytes) {
         if show {
-            // Nobody may be there to see it.
+            // Standard error may be closed.
             let _ = io::stderr().write_all(&bytes[..len]);
             continue;
         }
@@ -180,7 +188,7 @@ fn last_of(mut from: impl Read, show: bool) -> Vec<u8> {
     last
 }
 
-/// The channel, until it is too late.
+/// The channel, up to a deadline.
 struct Limited<'a> {
     channel: &'a UnixStream,
     deadline: Instant,
@@ -198,7 +206,7 @@ impl Read for Limited<'_> {
     }
 }
 
-/// A path as a part of one of QEMU's options, where a comma stands twice.
+/// A path as a part of one of QEMU's options, in which a comma is doubled.
 fn escaped(path: &Path) -> Result<String> {
     let path = path.to_str().with_context(|| format!("{}: QEMU takes paths in UTF-8 only", path.display()))?;
     Ok(path.replace(',', ",,"))

@@ -1,12 +1,12 @@
-//! `cargo xtask vm`: what takes a kernel that this machine may not have, in a virtual machine.
+//! `cargo xtask vm`: runs commands in a virtual machine, for what needs a kernel that this machine may not have.
 //!
 //! `cargo xtask vm -- COMMAND` runs a command there, with the outputs and the exit status of a local one. QEMU emulates the machine, by
-//! default without any help of this machine's kernel. It boots Debian's kernel on a root file system of
+//! default without KVM. It boots Debian's kernel on a root file system of
 //! Debian's packages, made once and kept under the target directory ([`image`]), and sees the repository and the
-//! target directory where they are here, with a layer in memory over them: what is built is there, and what is written is
-//! gone with the machine. Nothing is installed, no root and no network is needed, and a run leaves nothing behind. What runs there
-//! as process 1 is this very program ([`mod@init`]); what the command writes comes through a channel apart from the console
-//! ([`channel`]).
+//! target directory at the same paths as here, with a layer in memory over them: builds can be used there, and what is
+//! written there is lost with the machine. Nothing is installed, neither root nor network is needed, and a run leaves nothing
+//! behind. Process 1 there is this program ([`mod@init`]). The outputs of the command arrive through a channel of their own,
+//! not through the console ([`channel`]).
 
 mod channel;
 mod image;
@@ -17,13 +17,17 @@ mod machine;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use std::{env, fs};
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
+
+use crate::page::{self, Section};
+use crate::table::Measured;
+use crate::workspace::{build, build_esw, find_program, root, target_dir};
 
 use channel::Frame;
 use image::Image;
@@ -33,34 +37,37 @@ use machine::{Hardware, Machine, TooLong};
 pub use init::is_init;
 pub use init::run as init;
 
-/// What `cargo xtask vm` takes.
+/// What to run in the machine, and the machine.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Scenarios, or directories of them, to tell on the Linux card if no command is given
+    /// Scenarios, or directories of them, to run on the Linux card if no command is given
     #[arg(default_value = "scenarios")]
     scenarios: Vec<PathBuf>,
-    /// Run this command there instead, as if here: with its outputs and its exit status
+    /// Run this command in the machine instead, as if it ran here: with its outputs and its exit status
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
-    /// Run the command as root, which is so anyway
+    /// Run the command as root: the default
     #[arg(long, conflicts_with = "user")]
     root: bool,
     /// Run the command as an ordinary user (65534) rather than root
     #[arg(long)]
     user: bool,
-    /// Leave the scenarios away: run the scripts of `xtask/src/vm/checks` and the tests of the kernel's bonds
+    /// Run no scenarios, only the scripts of `xtask/src/vm/checks` and the tests of the kernel's bonds
     #[arg(long, conflicts_with = "command")]
     checks: bool,
+    /// With --checks: write the results into the table of docs/vm.md. Nothing is written if one failed
+    #[arg(long, requires = "checks")]
+    write: bool,
     /// Run every test of the Linux card, not only those of the kernel's bonds
     #[arg(long)]
     all_tests: bool,
-    /// Where another kernel than Debian's is: `boot/vmlinuz-VERSION` and `lib/modules/VERSION`
+    /// Use another kernel than Debian's, from this directory: `boot/vmlinuz-VERSION` and `lib/modules/VERSION`
     #[arg(long, value_name = "DIR")]
     kernel: Option<PathBuf>,
-    /// Make the kernel's and the packages' image again, from what the archive has now
+    /// Make the image of the kernel and the packages again, from what the archive has now
     #[arg(long)]
     fresh: bool,
-    /// Take `esw` as it is in the target directory, rather than build it
+    /// Use `esw` as it is in the target directory, rather than build it
     #[arg(long)]
     no_build: bool,
     /// Show the machine's console on standard error
@@ -69,22 +76,22 @@ pub struct Args {
     /// The machine's memory in MiB
     #[arg(long, default_value_t = 2048)]
     memory: u32,
-    /// How QEMU runs it: `tcg` works anywhere, `kvm` is faster where it works
+    /// QEMU's accelerator: `tcg` works anywhere, `kvm` is faster where it works
     #[arg(long, default_value = "tcg")]
     accel: String,
-    /// How long it may all take from the boot on, in seconds
+    /// The time limit for everything from the boot on, in seconds
     #[arg(long, default_value_t = 900)]
     limit_s: u64,
 }
 
-/// What the machine is to do, read there by process 1.
+/// What the machine has to do. Process 1 there reads it.
 #[derive(Debug, Serialize, Deserialize)]
 struct Plan {
-    /// Folders that are as they are here, in the order in which the machine has them.
+    /// Folders that the machine has at the same paths, in the order in which it mounts them.
     shares: Vec<PathBuf>,
-    /// Where programs are looked for.
+    /// The environment variable `PATH`.
     path: OsString,
-    /// The folder that commands start in.
+    /// The working directory of the commands.
     folder: PathBuf,
     jobs: Vec<Job>,
 }
@@ -93,33 +100,35 @@ struct Plan {
 #[derive(Debug, Serialize, Deserialize)]
 struct Job {
     name: String,
+    /// What it shows if it succeeds, in words.
+    shows: String,
     argv: Vec<OsString>,
     /// Whether an ordinary user runs it rather than root.
     user: bool,
 }
 
-/// Where the plan is in the machine.
+/// The path of the plan in the machine.
 const PLAN: &str = "/plan.json";
 /// The ordinary user, and the user's group.
 const NOBODY: u32 = 65534;
 
-/// What `timeout` says of a command that took too long.
+/// The exit status of `timeout` for a command that took too long.
 const STATUS_TOO_LONG: u8 = 124;
-/// What `env`, `timeout` and others say when it is not the command that failed.
+/// The exit status of `env`, `timeout` and others if they failed themselves, and not the command.
 const STATUS_NOT_THE_COMMAND: u8 = 125;
-/// What a shell says of a command that nobody listens to (SIGPIPE).
+/// The exit status in a shell of a command whose output nobody reads (SIGPIPE).
 const STATUS_NOBODY_LISTENS: u8 = 128 + 13;
 
-/// Modules that the machine takes before it has its root file system, from which all others are loaded when they are
-/// needed. The kernel may have them built in.
+/// Modules that the machine loads before it has its root file system. The others are loaded from there when they are
+/// needed. The kernel may have these built in.
 const BOOT_MODULES: [&str; 7] =
     ["virtio_pci", "virtio_blk", "virtio_console", "squashfs", "overlay", "9p", "9pnet_virtio"];
 
-/// Runs the command. With one for the machine, the exit status is that command's, or 124 if it took too long, or 125 if
-/// it could not be run at all.
+/// Runs `cargo xtask vm`. With a command for the machine, the exit status is that of the command, or 124 if it took too
+/// long, or 125 if it could not be run at all.
 ///
 /// # Errors
-/// Without a command for the machine: something is missing here, which is named; something failed there.
+/// Without a command for the machine: a program is missing here, which the error names, or something failed there.
 pub fn run(args: &Args) -> Result<ExitCode> {
     if args.command.is_empty() {
         return run_jobs(args).map(|()| ExitCode::SUCCESS);
@@ -136,7 +145,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 /// Runs one command as if it ran here.
 fn run_command(args: &Args) -> Result<ExitCode> {
     let mut plan = Plan::new(args)?;
-    plan.jobs.push(Job { name: String::new(), argv: args.command.clone(), user: args.user });
+    plan.jobs.push(Job { name: String::new(), shows: String::new(), argv: args.command.clone(), user: args.user });
     let mut machine = boot(args, &plan)?;
     machine.send_input()?;
     loop {
@@ -147,7 +156,7 @@ fn run_command(args: &Args) -> Result<ExitCode> {
     }
 }
 
-/// Runs all that is to be run without a command, and says what came of each.
+/// Runs the scenarios, the scripts and the tests, and prints the result of each.
 fn run_jobs(args: &Args) -> Result<()> {
     let mut plan = Plan::new(args)?;
     if !args.checks {
@@ -155,9 +164,10 @@ fn run_jobs(args: &Args) -> Result<()> {
     }
     plan.add_checks()?;
     plan.add_tests(args.all_tests)?;
+    let stamp = page::stamp()?;
     let began = Instant::now();
     let mut machine = boot(args, &plan)?;
-    ensure!(machine.next()? == Frame::Ready, "the machine speaks before it is ready");
+    ensure!(machine.next()? == Frame::Ready, "the machine sent something before it was ready");
     println!("the machine was up after {:.1} s", began.elapsed().as_secs_f64());
     let mut ended = Vec::new();
     for job in &plan.jobs {
@@ -169,17 +179,39 @@ fn run_jobs(args: &Args) -> Result<()> {
                 frame => show(&frame)?,
             }
         };
-        let came = if status == 0 { "ok".to_owned() } else { format!("FAILED (exit status {status})") };
-        ended.push((status, format!("{came}: {} in {:.1} s", job.name, began.elapsed().as_secs_f64())));
+        ended.push((job, status, began.elapsed()));
     }
     println!();
-    ended.iter().for_each(|(_, line)| println!("{line}"));
-    let failed = ended.iter().filter(|(status, _)| *status != 0).count();
+    for (job, status, took) in &ended {
+        let result = if *status == 0 { "ok".to_owned() } else { format!("FAILED (exit status {status})") };
+        println!("{result}: {} in {:.1} s", job.name, took.as_secs_f64());
+    }
+    let failed = ended.iter().filter(|(_, status, _)| *status != 0).count();
     ensure!(failed == 0, "{failed} of {} failed in the machine", ended.len());
+    if args.write {
+        write(&ended, &stamp, machine.kernel())?;
+    }
     Ok(())
 }
 
-/// Puts what a command wrote where it would have written it.
+/// The table of results on the page.
+const SECTION: Section = Section { page: "docs/vm.md", name: "vm" };
+const COLUMNS: &[&str] = &["check", "what it shows", "result", "took", "at"];
+
+/// Replaces the table by these results, all of which are good.
+fn write(ended: &[(&Job, u8, Duration)], stamp: &str, kernel: &str) -> Result<()> {
+    let mut table = Measured::parse(COLUMNS, "")?;
+    let at = format!("Linux {kernel} in the machine; {stamp}");
+    for (job, _, took) in ended {
+        let cells = [job.shows.clone(), "ok".to_owned(), format!("{:.0} s", took.as_secs_f64())];
+        table.replace(&job.name, [cells.to_vec()], &at);
+    }
+    let names: Vec<&str> = ended.iter().map(|(job, ..)| &*job.name).collect();
+    SECTION.write(&table.text(&names))?;
+    Ok(())
+}
+
+/// Writes the output of a command to the same output here.
 fn show(frame: &Frame) -> io::Result<()> {
     match frame {
         Frame::Output(bytes) => {
@@ -215,11 +247,10 @@ fn boot(args: &Args, plan: &Plan) -> Result<Machine> {
 impl Plan {
     /// A plan without jobs, for a machine with the repository and what is built from it.
     fn new(args: &Args) -> Result<Self> {
-        let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask is in no repository")?;
-        let repository = fs::canonicalize(repository)?;
+        let repository = fs::canonicalize(root())?;
         let target = fs::canonicalize(target_dir()?)?;
         if !args.no_build {
-            build(&["build", "--release", "-p", "esw", "--bin", "esw"])?;
+            build_esw()?;
         }
         let mut shares = vec![repository.clone()];
         if !target.starts_with(&repository) {
@@ -232,12 +263,12 @@ impl Plan {
         Ok(Self { shares, path, folder, jobs: Vec::new() })
     }
 
-    /// The scenarios on the Linux card, as root and without.
+    /// Adds the scenarios on the Linux card, as root and as an ordinary user.
     fn add_scenarios(&mut self, paths: &[PathBuf]) -> Result<()> {
         let mut argv: Vec<OsString> = ["esw", "run", "--card", "linux", "--lockdep"].map(OsString::from).to_vec();
         for path in paths {
             let path = fs::canonicalize(path)
-                .with_context(|| format!("{}: no scenario, nor a folder of them", path.display()))?;
+                .with_context(|| format!("{}: expected a scenario or a folder of scenarios", path.display()))?;
             ensure!(
                 self.shares.iter().any(|share| path.starts_with(share)),
                 "{}: the machine sees only what is in {}",
@@ -247,7 +278,8 @@ impl Plan {
             argv.push(path.into());
         }
         for (name, user) in [("scenarios", false), ("scenarios, without root", true)] {
-            self.jobs.push(Job { name: name.to_owned(), argv: argv.clone(), user });
+            let shows = "every scenario for the card linux holds".to_owned();
+            self.jobs.push(Job { name: name.to_owned(), shows, argv: argv.clone(), user });
         }
         Ok(())
     }
@@ -258,12 +290,13 @@ impl Plan {
             let file = test.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let name = file.rsplit_once('-').map_or(file.as_str(), |(name, _)| name);
             let argv = [test.as_os_str(), "--nocapture".as_ref(), "--test-threads=1".as_ref()].map(OsString::from);
-            self.jobs.push(Job { name: format!("test {name}"), argv: argv.to_vec(), user: false });
+            let shows = format!("the tests `{name}` of the crate card-linux");
+            self.jobs.push(Job { name: format!("test {name}"), shows, argv: argv.to_vec(), user: false });
         }
         Ok(())
     }
 
-    /// The scripts of the folder `checks`, each in namespaces of its own, in the order of their names.
+    /// Adds the scripts of the folder `checks`, each in namespaces of its own, in the order of their names.
     fn add_checks(&mut self) -> Result<()> {
         let folder = self.shares[0].join("xtask/src/vm/checks");
         let mut scripts = Vec::new();
@@ -274,16 +307,25 @@ impl Plan {
             }
         }
         scripts.sort();
-        ensure!(!scripts.is_empty(), "{}: no script is there", folder.display());
+        ensure!(!scripts.is_empty(), "{}: this folder has no script", folder.display());
         for script in scripts {
             let name = script.file_stem().unwrap_or_default().to_string_lossy().into_owned();
             let alone = "mount -t tmpfs none /run && ip link set lo up && exec timeout 300 bash -eu \"$0\"";
             let mut argv: Vec<_> = ["unshare", "--net", "--mount", "sh", "-c", alone].map(OsString::from).to_vec();
+            let shows = first_comment(&fs::read_to_string(&script).with_context(|| script.display().to_string())?);
             argv.push(script.into());
-            self.jobs.push(Job { name, argv, user: false });
+            self.jobs.push(Job { name, shows, argv, user: false });
         }
         Ok(())
     }
+}
+
+/// The first comment of a script below its interpreter line, up to the end of its first sentence.
+fn first_comment(script: &str) -> String {
+    let lines = script.lines().skip_while(|line| line.starts_with("#!"));
+    let lines: Vec<&str> = lines.map_while(|line| line.strip_prefix("# ")).collect();
+    let text = lines.join(" ");
+    text.split_once(". ").map_or(&*text, |(first, _)| first).trim_end_matches('.').to_owned()
 }
 
 fn find_qemu() -> Result<PathBuf> {
@@ -293,37 +335,19 @@ fn find_qemu() -> Result<PathBuf> {
         env::consts::ARCH
     );
     find_program("qemu-system-x86_64")
-        .context("there is no qemu-system-x86_64; on Debian and Ubuntu `apt-get install qemu-system-x86`")
+        .context("qemu-system-x86_64 is not installed; on Debian and Ubuntu `apt-get install qemu-system-x86`")
 }
 
-/// A program by its name, where a login of root's would find it.
-fn find_program(name: &str) -> Option<PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let folders = env::split_paths(&path).chain(["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from));
-    folders.map(|folder| folder.join(name)).find(|file| file.is_file())
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Where cargo puts what it builds: this program is there.
-fn target_dir() -> Result<PathBuf> {
-    let me = env::current_exe()?;
-    let target = me.ancestors().nth(2).context("this program is not in a target directory")?;
-    Ok(target.to_owned())
-}
-
-/// Has cargo build, and says which programs came of it.
-fn build(arguments: &[&str]) -> Result<Vec<PathBuf>> {
-    #[derive(Deserialize)]
-    struct Message {
-        executable: Option<PathBuf>,
+    #[test]
+    fn a_script_is_described_by_the_first_sentence_of_its_comment() {
+        assert_eq!(
+            first_comment("#!/bin/sh\n# Bonds, which\n# are made. By hand.\nset -e\n# x\n"),
+            "Bonds, which are made"
+        );
+        assert_eq!(first_comment("#!/bin/sh\n# Bonds.\n"), "Bonds");
     }
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
-    command.args(arguments).arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit());
-    let output = command.output().context("running cargo")?;
-    ensure!(output.status.success(), "`cargo {}` failed", arguments.join(" "));
-    let mut built = Vec::new();
-    for line in output.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-        built.extend(serde_json::from_slice::<Message>(line)?.executable);
-    }
-    Ok(built)
 }

@@ -4,6 +4,7 @@
 
 use std::fmt::Display;
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -105,7 +106,15 @@ pub fn session(folder: &Folder, shell: &str, card: &str, commands: &[impl Displa
     let printed: Vec<Vec<String>> =
         printed.map(|printed| printed.lines().map(|line| line.trim_end().to_owned()).collect()).collect();
     assert_eq!(printed.len(), commands.len(), "{stdout}\n{stderr}");
+    commands.iter().for_each(|command| record(&command.to_string()));
     printed
+}
+
+/// Appends a command, or a script, to the file that `cargo xtask programs` collects commands from, if it runs this test.
+pub fn record(command: &str) {
+    let Some(path) = std::env::var_os("RECORD_COMMANDS") else { return };
+    let mut file = fs::File::options().create(true).append(true).open(path).unwrap();
+    file.write_all(format!("{command}\n").as_bytes()).unwrap();
 }
 
 /// That what a command printed is what is expected.

@@ -3,6 +3,7 @@
 #![allow(dead_code)]
 
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -17,6 +18,13 @@ pub fn skip(what: &str) {
 pub fn has(program: &str) -> bool {
     let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
     path.split(':').any(|folder| Path::new(folder).join(program).exists())
+}
+
+/// Appends a command to the file that `cargo xtask programs` collects commands from, if it runs this test.
+pub fn record(command: &str) {
+    let Some(path) = std::env::var_os("RECORD_COMMANDS") else { return };
+    let mut file = fs::File::options().create(true).append(true).open(path).unwrap();
+    file.write_all(format!("{command}\n").as_bytes()).unwrap();
 }
 
 /// The program that runs others in a lab.
@@ -67,6 +75,7 @@ impl Place {
     }
 
     pub fn run(&self, program: &[&str]) -> Output {
+        record(&program.join(" "));
         self.command(&[], program).output().unwrap()
     }
 

@@ -235,6 +235,7 @@ impl Place {
 
     /// What a shell says.
     pub fn shell(&self, command: &str) -> Output {
+        record(command);
         let command = command.to_owned();
         self.within(move || {
             std::process::Command::new("sh").args(["-c", &command]).env("LC_ALL", "C").output().unwrap()
@@ -246,6 +247,13 @@ impl Place {
         let output = self.shell(command);
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
     }
+}
+
+/// Appends a command to the file that `cargo xtask programs` collects commands from, if it runs this test.
+fn record(command: &str) {
+    let Some(path) = std::env::var_os("RECORD_COMMANDS") else { return };
+    let mut file = std::fs::File::options().create(true).append(true).open(path).unwrap();
+    std::io::Write::write_all(&mut file, format!("{command}\n").as_bytes()).unwrap();
 }
 
 impl Drop for Place {

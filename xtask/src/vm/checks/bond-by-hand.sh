@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A bond that an administrator makes of the PFs' netdevs, and which LAG the card makes of it.
+# An administrator makes a bond of the PFs' netdevs, and the card makes the matching LAG.
 set -euo pipefail
 config=$(mktemp)
 trap 'rm -f "$config"' EXIT

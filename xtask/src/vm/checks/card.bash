@@ -1,4 +1,4 @@
-# What the checks share: a card with two VFs in switchdev mode, each VF in a namespace of its own. To be sourced.
+# Shared by the checks, which source this file: a card with two VFs in switchdev mode, each VF in a namespace of its own.
 set -euo pipefail
 
 pf=pci/0000:08:00.0
@@ -13,7 +13,7 @@ fail() {
   exit 1
 }
 
-# What a check has to take back; it may define its own.
+# Undoes what a check has done; a check may define its own.
 at_end() { :; }
 
 end() {
@@ -21,7 +21,7 @@ end() {
   trap - EXIT
   at_end || status=1
   esw down || status=1
-  # Only what every namespace begins with may be left: what is left of a card fails the check.
+  # Only the netdevs of every new namespace may be left: any other netdev makes the check fail.
   local left
   left=$(ip -br link | grep -Ev '^(lo|tunl0|gre0|gretap0|erspan0|ip_vti0|ip6_vti0|sit0|ip6tnl0|ip6gre0|ovs-system)\b' || true)
   if [ -n "$left" ]; then
@@ -57,9 +57,9 @@ END
   ip link set "$rep1" up
 }
 
-# Waits until Open vSwitch can count processors: it looks for them every ten seconds, the first time ten seconds after the
-# machine has booted, and until then there are none and it starts no thread for what the kernel's datapath asks
-# (`count_cpu_cores` in lib/ovs-thread.c).
+# Waits until Open vSwitch can count processors: it counts them every ten seconds, the first time ten seconds after the
+# boot. Until then it counts none, and starts no thread for the upcalls of the kernel's datapath (`count_cpu_cores` in
+# lib/ovs-thread.c).
 switch_can_count() {
   while [ "$(cut -d. -f1 /proc/uptime)" -lt 11 ]; do sleep 0.2; done
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Open vSwitch with the kernel's datapath, in a lab: it finds the card's representors there, and is started, killed and started
-# again, VF reaching VF each time. It sends requests and receives with MSG_DONTWAIT: their answers must be there.
+# Open vSwitch with the kernel's datapath, in a lab: it finds the card's representors, is started, killed and started again, and
+# one VF reaches the other each time. It sends requests and receives with MSG_DONTWAIT, so the answers must be there at once.
 . "${0%/*}/card.bash"
 
 if [ "${1:-}" != inside ]; then

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Open vSwitch with the kernel's datapath, outside of a lab: a bridge of two representors in which VF reaches VF, also after the
-# switch has been started again.
+# Open vSwitch with the kernel's datapath, outside of a lab: one VF reaches the other over a bridge of two representors, also after
+# the switch has been started again.
 . "${0%/*}/card.bash"
 
 export OVS_RUNDIR=$folder/ovs OVS_DBDIR=$folder/ovs

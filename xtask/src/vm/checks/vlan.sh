@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# 802.1Q over representors: what a VF sends with a tag arrives at its representor with the tag, and a bridge of
-# representors that knows VLANs keeps two of them apart.
+# 802.1Q over representors: a VF's tagged packets arrive at its representor with the tag, and a VLAN-aware bridge of
+# representors keeps two VLANs apart.
 . "${0%/*}/card.bash"
 card_up
 

@@ -1,0 +1,96 @@
+//! The names of the invariants, and what each says: the source of the table in `docs/verification.md`.
+
+/// A statement that must hold, with its name in reports, scenarios and the documentation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Invariant {
+    /// The name in reports, as in `load-once`.
+    pub name: &'static str,
+    /// The statement, as the rest of a sentence that begins with "It holds when".
+    pub holds_when: &'static str,
+    /// When it is checked.
+    pub checked: &'static str,
+}
+
+/// Every invariant. [`Violation::invariant`](super::Violation::invariant) is one of their names. An exploration finds
+/// `lock-order` and `progress` without the engine, in any program.
+pub const INVARIANTS: [Invariant; 14] = [
+    Invariant {
+        name: "loaded-implies-registered",
+        holds_when: "a representor is loaded only while ops of its type are registered",
+        checked: "each time a representor lock is released; at rest",
+    },
+    Invariant {
+        name: "ops-quiesced",
+        holds_when: "after unregister has returned, none of its callbacks runs or will run",
+        checked: "at the start of every callback; when ops are unregistered",
+    },
+    Invariant {
+        name: "load-once",
+        holds_when: "a loaded representor is never loaded again, and one that is not loaded is never unloaded",
+        checked: "at each load, unload and event; at each request to the card",
+    },
+    Invariant {
+        name: "unwind-own",
+        holds_when: "a load that fails leaves what was loaded before it; a command that fails leaves everything as it was, \
+                     MAC addresses included",
+        checked: "at the end of each load and of each command that failed",
+    },
+    Invariant {
+        name: "switchdev-complete",
+        holds_when: "at rest in switchdev mode, each representor that should be loaded is loaded, or is listed with its error \
+                     and the time of its next retry, and nothing else is listed; in both modes, a queue without a pending \
+                     retry has no back-off",
+        checked: "after strict commands; at rest",
+    },
+    Invariant {
+        name: "legacy-empty",
+        holds_when: "at rest in legacy mode, no representor is loaded",
+        checked: "at the end of each command; at rest",
+    },
+    Invariant {
+        name: "no-leak",
+        holds_when: "the card has exactly the resources of what is loaded; a resource exists as long as another depends on \
+                     it; after take-down no resource is left",
+        checked: "each time a representor lock is released (the table against the card); at each request to the card; at \
+                  rest; after take-down",
+    },
+    Invariant {
+        name: "stale-work",
+        holds_when: "work that was queued in an older generation changes nothing",
+        checked: "in the work handler, with the lock held; at any reconcile after teardown has begun",
+    },
+    Invariant {
+        name: "lag-consistent",
+        holds_when: "a LAG transition is complete or undone; only paired E-Switches share a forwarding database; at rest, an \
+                     evaluation would change nothing, nothing holds LAG off, and no back-off remains after a failure that \
+                     is repaired",
+        checked: "at the end of each evaluation and transition; at rest",
+    },
+    Invariant {
+        name: "told-once",
+        holds_when: "every change that a reader can see of devices, ports, modes, VF counts, SFs, modules and pairs is \
+                     published exactly once, before the command is answered",
+        checked: "at each event; at the end of each command under the devlink lock; at rest",
+    },
+    Invariant {
+        name: "pairing-told",
+        holds_when: "every loaded representor has been notified of exactly the peers that its E-Switch is paired with",
+        checked: "each time a table of representors is released; at rest",
+    },
+    Invariant {
+        name: "lock-order",
+        holds_when: "the order of locks has no cycle, no lock is taken twice by one thread, and every assertion holds",
+        checked: "each time a lock is taken",
+    },
+    Invariant {
+        name: "progress",
+        holds_when: "every command ends: no deadlock, no lost wake-up, no livelock",
+        checked: "in every schedule",
+    },
+    Invariant {
+        name: "true-success",
+        holds_when: "what a command reported as done was done when it returned; the modules that a loaded module depends on \
+                     are loaded",
+        checked: "at the end of every command, under its lock; when a module has been loaded or unloaded",
+    },
+];
