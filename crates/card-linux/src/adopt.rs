@@ -9,19 +9,21 @@
 //! Until then nothing that was found is deleted: a process that dies here, or fails, leaves what it found.
 
 use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use eswitch::Vport;
 use eswitch::card::Resource;
-use eswitch::lock_order::CardState;
-use lockdep::{Locked, Mutex};
+use eswitch::{PfIndex, Vport};
+use lockdep::Locked;
 
+use crate::books::{Books, slot_of};
 use crate::layout::{DOOMED, Inside, Slot};
 use crate::netns::LOOPBACK;
+use crate::operation::{Operation, Part, Shared, Sockets};
 use crate::request::{self, Link};
 use crate::socket::Batch;
-use crate::state::State;
 use crate::watch::Events;
 
 /// What was found, by its number inside the card.
@@ -56,7 +58,7 @@ impl Inventory {
 /// A hold on a card, for who decides what becomes of it.
 #[derive(Clone)]
 pub struct Hold {
-    pub(crate) state: Arc<Mutex<CardState, State>>,
+    pub(crate) card: Arc<Shared>,
     pub(crate) stays: Arc<AtomicBool>,
 }
 
@@ -64,7 +66,7 @@ impl Hold {
     /// The engine has brought the card up: what nobody has asked for of what was found is deleted. The rest still
     /// stays, should the card be dropped, until it [may go](Self::may_go).
     pub fn taken_over<L>(&self, cx: &mut Locked<'_, L>) {
-        self.state.lock_leaf(cx).end_taking_over();
+        self.card.begin(cx, |books| books.parts_to_end_taking_over()).end_taking_over();
     }
 
     /// Whether what was found stays, should the card be dropped. Where nothing was found it never does.
@@ -78,24 +80,25 @@ impl Hold {
     }
 }
 
-impl State {
-    /// Looks at what there is inside.
+impl Books {
+    /// Makes the inventory: finds out what exists inside the card.
     ///
     /// # Errors
-    /// It cannot be looked at.
-    pub(crate) fn begin_taking_over(&mut self) -> std::io::Result<()> {
-        let links = request::links(&mut self.card)?;
+    /// The kernel cannot be asked.
+    pub(crate) fn begin_taking_over(&mut self, sockets: &mut Sockets, inside: &File) -> io::Result<()> {
+        let links = request::links(&mut sockets.inside)?;
         let mut batch = Batch::default();
         for link in links.iter().filter(|link| link.group == DOOMED) {
-            // Who marked it died before it could delete it; and it may be asked for.
+            // The process that marked it died before it could delete it; and it may be requested.
             request::set_group(&mut batch, link.index, group_of(link.index));
         }
-        self.card.run(batch);
+        sockets.inside.run(batch);
         let found = links.into_iter().filter(|link| link.index != LOOPBACK).map(|link| (link.index, link)).collect();
-        let home = request::netns_id(&mut self.card, &self.home)?;
-        // Before anybody asks what they are called.
-        let outside = request::links(&mut self.outside)?;
-        self.follow_names(outside.iter());
+        let home = request::netns_id(&mut sockets.inside, &self.home)?;
+        // Before any name is asked for.
+        let outside = request::links(&mut sockets.outside)?;
+        self.inside_id = request::netns_id(&mut sockets.outside, inside).ok().flatten();
+        self.update_names(outside.iter());
         self.inventory = Some(Inventory { found, taken: HashSet::new(), home });
         Ok(())
     }
@@ -122,8 +125,7 @@ impl State {
     /// What was found goes back to the inventory rather than being unmade; whether it does.
     pub(crate) fn give_back(&mut self, resource: &Resource) -> bool {
         let Some(inventory) = &mut self.inventory else { return false };
-        let pf = resource.pf();
-        let slot = Slot { pf, vport: resource.vport().unwrap_or(Vport::Uplink) };
+        let slot @ Slot { pf, .. } = slot_of(resource);
         let ends = self.ends.entry(slot).or_default();
         match *resource {
             // How bridges are, and which ties there are, is put right at the end.
@@ -163,45 +165,62 @@ impl State {
         }
     }
 
-    /// Deletes what nobody has asked for, and puts right what there was no moment to.
-    pub(crate) fn end_taking_over(&mut self) {
-        let Some(inventory) = self.inventory.take() else { return };
-        let left: Vec<u32> = inventory.found.keys().filter(|index| !inventory.taken.contains(index)).copied().collect();
-        if !left.is_empty() {
-            self.delete(left, None);
-        }
-        self.put_right(&inventory.taken);
-        // Who is where, who is up: nobody tells of what has not changed.
-        // Names are known since this began, and who asked then has heard of no others.
-        let _ = self.follow(Events::missed());
+    /// The parts of the card that [ending the takeover](Operation::end_taking_over) changes: all that exist.
+    pub(crate) fn parts_to_end_taking_over(&self) -> Vec<Part> {
+        let found = self.inventory.iter().flat_map(|inventory| inventory.found.keys());
+        let found = found.filter_map(|index| match Inside::of(*index)? {
+            Inside::Port(slot) | Inside::Inner(slot) => Some(slot),
+            _ => None,
+        });
+        let slots: HashSet<Slot> = found.chain(self.ends.keys().copied()).collect();
+        let bridges = (0..self.config.pfs).map(|pf| Part::Bridges(PfIndex(pf)));
+        slots.into_iter().map(Part::Vport).chain(bridges).collect()
     }
 
-    fn put_right(&mut self, taken: &HashSet<u32>) {
-        let mut batch = Batch::default();
+    /// What puts right those ends that were taken over; and the slots of the ports that it brings up.
+    fn push_put_right(&mut self, batch: &mut Batch, taken: &HashSet<u32>) -> Vec<Slot> {
         let mut brought_up = Vec::new();
         for (slot, ends) in &mut self.ends {
             let (port, inner) = (taken.contains(&slot.port()), taken.contains(&slot.inner()));
             if !ends.tied {
                 // That there is no such tie is as good.
                 let both = [(ends.port, slot.port()), (ends.inner, slot.inner())];
-                both.iter().filter(|(is, _)| *is).for_each(|(_, end)| request::untie(&mut batch, *end));
+                both.iter().filter(|(is, _)| *is).for_each(|(_, end)| request::untie(batch, *end));
             }
             if port && !ends.inner && !ends.port_up && slot.vport != Vport::Uplink {
                 ends.port_up = true;
-                request::set_up(&mut batch, slot.port(), true);
+                request::set_up(batch, slot.port(), true);
                 brought_up.push(*slot);
             }
             if inner && !ends.port && slot.vport != Vport::Uplink {
                 // A representor whose function has no netdev has no carrier.
-                request::set_up(&mut batch, slot.inner(), false);
+                request::set_up(batch, slot.inner(), false);
             }
         }
         for (pf, n) in &self.bridges {
-            let up = !self.books.contains_key(&Resource::SwitchdevFdb(*pf));
-            request::set_up(&mut batch, Inside::Bridge(*pf, *n).index(), up);
+            request::set_up(batch, Inside::Bridge(*pf, *n).index(), !self.has_fdb(*pf));
         }
-        self.card.run(batch);
+        brought_up
+    }
+}
+
+impl Operation<'_> {
+    /// Deletes what was found and not requested, and makes up for what could not be done earlier.
+    pub(crate) fn end_taking_over(&mut self) {
+        let Some(inventory) = self.books().inventory.take() else { return };
+        let left: Vec<u32> = inventory.found.keys().filter(|index| !inventory.taken.contains(index)).copied().collect();
+        if !left.is_empty() {
+            self.delete(left, None);
+        }
+        let mut batch = Batch::default();
+        let brought_up = self.books().push_put_right(&mut batch, &inventory.taken);
+        self.run(batch);
         self.settle_carriers(&brought_up);
+        // Where netdevs are and which are up: the kernel sends no event for what has not changed.
+        let mut events = Events::default();
+        events.look_at_everything(self);
+        // The names have been known since the takeover began, so none of them is new to a user.
+        let _ = self.follow(&events);
     }
 }
 

@@ -23,9 +23,9 @@ use lockdep::{Deadline, Locked, MayWait, Mutex, lock_classes};
 use netlink::{Errno, attributes, errno_of, find, strerror};
 
 use crate::layout::{Inside, Slot};
+use crate::refused::{refused, refused_io};
 use crate::request::{self, IFLA_BOND_ACTIVE_SLAVE, IFLA_BOND_MODE, Netdev};
 use crate::socket::{BackOff, Batch, Failure, Socket};
-use crate::state::{refused, refused_io};
 use crate::sys;
 use crate::team::{self, Team};
 use crate::watch::RTMGRP_LINK;

@@ -26,22 +26,33 @@
 
 mod adopt;
 mod bond;
+mod books;
 mod card;
 mod create;
 mod destroy;
 mod layout;
 mod netns;
+mod operation;
+mod outer;
 mod place;
+mod refused;
 mod request;
 mod socket;
-mod state;
 mod sys;
 mod team;
 mod watch;
 
 pub use adopt::Hold;
 pub use bond::{BondWatch, Bonds};
+pub use books::Wire;
 pub use card::{LinuxCard, SetupError};
 pub use netns::{NetnsError, card_netns_name};
 pub use place::{Place, PlaceError};
-pub use state::Wire;
+
+// The integration tests' card and namespaces, for those unit tests that need both.
+#[cfg(test)]
+extern crate self as card_linux;
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "a test that sleeps holds no lock")]
+#[path = "../tests/common/mod.rs"]
+mod common;

@@ -44,6 +44,11 @@ impl Batch {
         }
     }
 
+    /// Whether there is nothing to send and nothing has failed.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.requests.is_empty() && self.unbuilt.is_empty()
+    }
+
     /// Where a request begins in the datagram, or where that ends.
     fn start_of(&self, request: usize) -> usize {
         self.requests.get(request).map_or(self.datagram.len(), |(at, _)| *at)
@@ -97,6 +102,18 @@ impl Socket {
     /// As [`open`](Self::open).
     pub(crate) fn generic(netns: &File) -> io::Result<Self> {
         Self::of(netns, libc::NETLINK_GENERIC, 0)
+    }
+
+    /// A socket whose other end is a test's.
+    #[cfg(test)]
+    pub(crate) fn of_test(fd: OwnedFd) -> Self {
+        Self { fd, next: 1, buffer: vec![0; 64 << 10] }
+    }
+
+    /// The bare socket, for a test.
+    #[cfg(test)]
+    pub(crate) fn into_fd(self) -> OwnedFd {
+        self.fd
     }
 
     fn of(netns: &File, protocol: i32, groups: i32) -> io::Result<Self> {

@@ -304,9 +304,9 @@ fn a_storm_of_events_is_evaluated_a_few_times_and_ends_right() {
             return;
         }
         let config = CardConfig { pfs: 2, ..CardConfig::default() };
-        let card = Arc::new(LinuxCard::new(&Place::prepare().unwrap(), config.clone()).unwrap());
-        let (bonds, watch) = card.bonds().unwrap();
         let domain = Domain::checked(OnReport::Panic);
+        let card = Arc::new(LinuxCard::new(&Place::prepare().unwrap(), config.clone(), &domain).unwrap());
+        let (bonds, watch) = card.bonds().unwrap();
         let over = Arc::new(AtomicBool::new(false));
         lockdep::enter(&domain, "test", |cx| {
             let threads = Arc::new(Threads(Arc::clone(&domain)));

@@ -312,7 +312,7 @@ fn what_a_killed_owner_left_is_cleared_away_and_a_living_ones_is_not() {
         assert!(lines.map(Result::unwrap).any(|line| line.ends_with("READY")));
 
         let place = Place::prepare().unwrap();
-        let refused = LinuxCard::new(&place, CardConfig::default()).err().unwrap();
+        let refused = LinuxCard::new(&place, CardConfig::default(), &Domain::checked(OnReport::Panic)).err().unwrap();
         assert!(matches!(refused, SetupError::Netns(NetnsError::InUse { .. })));
         assert!(refused.to_string().contains(&child.id().to_string()), "{refused}");
         assert!(netdevs().contains(&"enp8s0f0v0".to_owned()));
@@ -331,8 +331,8 @@ fn what_a_killed_owner_left_is_cleared_away_and_a_living_ones_is_not() {
 fn the_engine_runs_on_it() {
     in_own_namespaces("the_engine_runs_on_it", || {
         let config = CardConfig { pfs: 2, vfs: 4, modules: vec!["mlx5_ib".to_owned()], ..CardConfig::default() };
-        let card = Arc::new(LinuxCard::new(&Place::prepare().unwrap(), config.clone()).unwrap());
         let domain = Domain::checked(OnReport::Panic);
+        let card = Arc::new(LinuxCard::new(&Place::prepare().unwrap(), config.clone(), &domain).unwrap());
         let threads = Arc::new(Threads(Arc::clone(&domain)));
         lockdep::enter(&domain, "test", |cx| {
             let engine = Engine::start(cx, config, card.clone(), threads).unwrap();
@@ -359,7 +359,8 @@ fn a_namespace_of_the_cards_name_that_no_card_has_left_is_let_be() {
         sh("ip netns add esw-0000:08:00.0 && ip -n esw-0000:08:00.0 link add br9 type bridge");
         let place = Place::prepare().unwrap();
         for _ in 0..2 {
-            let refused = LinuxCard::new(&place, CardConfig::default()).err().unwrap();
+            let refused =
+                LinuxCard::new(&place, CardConfig::default(), &Domain::checked(OnReport::Panic)).err().unwrap();
             assert!(matches!(refused, SetupError::Netns(NetnsError::NotOurs { .. })), "{refused}");
             sh("ip -n esw-0000:08:00.0 link show br9");
         }

@@ -74,8 +74,8 @@ fn story() {
     };
     assert!(place.is_private());
     let config = CardConfig { vfs: 3, ..CardConfig::default() };
-    let card = Arc::new(LinuxCard::new(&place, config.clone()).unwrap_or_else(|e| panic!("{e}")));
     let domain = Domain::checked(OnReport::Panic);
+    let card = Arc::new(LinuxCard::new(&place, config.clone(), &domain).unwrap_or_else(|e| panic!("{e}")));
     let threads = Arc::new(Threads(Arc::clone(&domain)));
     lockdep::enter(&domain, "story", |cx| {
         let engine = Engine::start(cx, config, card, threads).unwrap();

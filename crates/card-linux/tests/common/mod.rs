@@ -100,11 +100,9 @@ impl Rig {
     }
 
     pub fn at(place: &Place, config: CardConfig) -> Self {
-        Self {
-            card: LinuxCard::new(place, config.clone()).unwrap_or_else(|e| panic!("{e}")),
-            config,
-            domain: Domain::checked(OnReport::Panic),
-        }
+        let domain = Domain::checked(OnReport::Panic);
+        let card = LinuxCard::new(place, config.clone(), &domain).unwrap_or_else(|e| panic!("{e}"));
+        Self { card, config, domain }
     }
 
     /// A card with a PF and some VFs, in legacy mode.
