@@ -39,7 +39,6 @@ mod refused;
 mod request;
 mod socket;
 mod sys;
-mod team;
 mod watch;
 
 pub use adopt::Hold;
