@@ -23,16 +23,15 @@ use std::thread::JoinHandle;
 use eswitch::Vport;
 use eswitch::card::{Create, OnRename, Refusal, Resource};
 use lockdep::{Deadline, Domain, Locked, Unlocked};
+use netlink::rtnl::{RTM_DELLINK, RTM_NEWLINK, RTMGRP_LINK};
 use netlink::{Errno, errno_of};
 
 use crate::books::{Books, Wire};
 use crate::layout::{Inside, Slot};
 use crate::operation::{Operation, Part, Shared};
-use crate::request::{self, Link, OUTER_MTU, RTM_DELLINK, RTM_NEWLINK};
+use crate::request::{self, Link, OUTER_MTU};
 use crate::socket::{BackOff, Batch, Socket};
 use crate::sys::{self, FilterOp};
-
-pub(crate) const RTMGRP_LINK: i32 = 1;
 
 /// The watcher's thread. It ends, and has ended, when this is dropped.
 pub(crate) struct Watcher {

@@ -15,6 +15,9 @@
 //! A [`Datagram`] is a row of messages that is being built, and a [`Builder`] is what the inside of one message is
 //! written with. [`messages`] and [`attributes`] read them again. [`Awaited`] follows the answer to a request up to its
 //! acknowledgement or to the end of its dump.
+//!
+//! The numbers of message types and attributes are in a module for each family, under the kernel's names: [`rtnl`],
+//! [`tc`], [`ctrl`], [`team`].
 
 #![forbid(unsafe_code)]
 
@@ -28,6 +31,9 @@ mod errno;
 mod genl;
 mod header;
 mod message;
+pub mod rtnl;
+pub mod tc;
+pub mod team;
 
 pub use ack::{AckOptions, ExtAck, Outcome, nlmsgerr_attr};
 pub use answer::{Awaited, Part};
@@ -38,7 +44,7 @@ pub use builder::{BuildError, Builder};
 pub use bytes::{overwrite, u16_at, u32_at};
 pub use datagram::{Datagram, message, row};
 pub use errno::{Errno, errno_from_code, errno_of, strerror, without_number};
-pub use genl::{GENL_HEADER, GenlHeader};
+pub use genl::{GENL_HEADER, GenlHeader, ctrl};
 pub use header::{Flags, HEADER, Header, NLMSG_DONE, NLMSG_ERROR, NLMSG_MIN_TYPE, NLMSG_NOOP, NLMSG_OVERRUN, rewrite};
 pub use message::{Message, Messages, messages};
 

@@ -5,13 +5,14 @@ use std::io;
 
 use eswitch::lag::{Bond, TxType};
 use eswitch::{PfIndex, Vport};
+use netlink::rtnl::{IFLA_BOND_ACTIVE_SLAVE, IFLA_BOND_MODE};
 use netlink::{Errno, attributes, errno_of};
 
 use super::manage::Manager;
 use super::team::Team;
 use super::{ACTIVE_BACKUP, BALANCE_XOR, LACP, MODES};
 use crate::layout::Slot;
-use crate::request::{self, IFLA_BOND_ACTIVE_SLAVE, IFLA_BOND_MODE};
+use crate::request;
 
 /// What a look has found.
 #[derive(Default)]
@@ -112,10 +113,11 @@ impl Manager {
 
 #[cfg(all(test, target_endian = "little"))]
 mod tests {
+    use netlink::rtnl::RTM_NEWLINK;
     use netlink::{Flags, Header, messages};
 
     use super::*;
-    use crate::request::{Netdev, RTM_NEWLINK};
+    use crate::request::Netdev;
 
     /// Reads a message that has this payload.
     fn read(payload: &[u8]) -> Option<Netdev> {

@@ -8,13 +8,14 @@ use eswitch::card::CardError;
 use eswitch::lag::BondPlan;
 use eswitch::names::NetdevName;
 use eswitch::{CardConfig, PfIndex};
+use netlink::rtnl::{IFLA_BOND_ACTIVE_SLAVE, IFLA_BOND_MODE};
 use netlink::{Errno, find, strerror};
 
 use super::look::port_of;
 use super::{ACTIVE_BACKUP, MODES};
 use crate::layout::Inside;
 use crate::refused::{refused, refused_io};
-use crate::request::{self, IFLA_BOND_ACTIVE_SLAVE, IFLA_BOND_MODE, Netdev};
+use crate::request::{self, Netdev};
 use crate::socket::{Batch, Failure, Socket};
 
 /// Makes and changes bonds as a network manager does, and looks at them.

@@ -6,25 +6,17 @@ use std::io;
 use eswitch::PfIndex;
 use eswitch::lag::TxType;
 
+use netlink::ctrl::{
+    CTRL_ATTR_FAMILY_ID, CTRL_ATTR_FAMILY_NAME, CTRL_ATTR_MCAST_GROUPS, CTRL_ATTR_MCAST_GRP_ID,
+    CTRL_ATTR_MCAST_GRP_NAME, CTRL_CMD_GETFAMILY, GENL_ID_CTRL,
+};
+use netlink::team::{
+    TEAM_ATTR_LIST_OPTION, TEAM_ATTR_OPTION_DATA, TEAM_ATTR_OPTION_NAME, TEAM_ATTR_TEAM_IFINDEX, TEAM_CMD_OPTIONS_GET,
+};
 use netlink::{GENL_HEADER, attributes, find};
 
 use crate::request::number;
 use crate::socket::Socket;
-
-/// The controller's family, `GENL_ID_CTRL`.
-const CONTROLLER: u16 = 16;
-const CTRL_CMD_GETFAMILY: u8 = 3;
-const CTRL_ATTR_FAMILY_ID: u16 = 1;
-const CTRL_ATTR_FAMILY_NAME: u16 = 2;
-const CTRL_ATTR_MCAST_GROUPS: u16 = 7;
-const CTRL_ATTR_MCAST_GRP_NAME: u16 = 1;
-const CTRL_ATTR_MCAST_GRP_ID: u16 = 2;
-
-const TEAM_CMD_OPTIONS_GET: u8 = 2;
-const TEAM_ATTR_TEAM_IFINDEX: u16 = 1;
-const TEAM_ATTR_LIST_OPTION: u16 = 2;
-const TEAM_ATTR_OPTION_NAME: u16 = 1;
-const TEAM_ATTR_OPTION_DATA: u16 = 4;
 
 /// What matters of a team.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,7 +37,7 @@ impl Family {
     fn find(socket: &mut Socket) -> io::Result<Self> {
         let mut family = Self::default();
         socket.get(
-            CONTROLLER,
+            GENL_ID_CTRL,
             |to| {
                 to.genl(CTRL_CMD_GETFAMILY, 1).text(CTRL_ATTR_FAMILY_NAME, "team");
             },

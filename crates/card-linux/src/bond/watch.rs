@@ -10,12 +10,12 @@ use eswitch::card::Resource;
 use eswitch::lag::Bond;
 use eswitch::{CardConfig, PfIndex, names};
 use lockdep::Locked;
+use netlink::rtnl::RTMGRP_LINK;
 
 use super::{Bonds, team};
 use crate::request::Netdev;
 use crate::socket::{BackOff, Socket};
 use crate::sys;
-use crate::watch::RTMGRP_LINK;
 
 /// How long after a look that failed the next is, in milliseconds.
 const AGAIN_MS: u16 = 100;

@@ -1,10 +1,10 @@
 //! That operations on different ports do not wait for each other, and that those on one port do.
 
+use std::convert::Infallible;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 use std::thread::{Scope, ScopedJoinHandle};
 use std::time::Duration;
 
@@ -26,12 +26,11 @@ struct Relay<'r> {
     rig: &'r Rig,
     held: mpsc::Receiver<()>,
     go_on: mpsc::Sender<()>,
-    over: Arc<AtomicBool>,
 }
 
 impl<'r> Relay<'r> {
     /// Has the next operation use a relay that lets `sends` of its sends through and holds the next.
-    fn for_next_operation<'s>(scope: &'s Scope<'s, '_>, rig: &'r Rig, sends: usize) -> Self {
+    fn for_next_operation(rig: &'r Rig, sends: usize) -> Self {
         let (near, far) = UnixDatagram::pair().unwrap();
         let shared = &rig.card.shared;
         let kernel = Socket::open(&shared.inside).unwrap().into_fd();
@@ -40,10 +39,9 @@ impl<'r> Relay<'r> {
         rig.with(|card, cx| card.shared.use_next(cx, sockets));
         let (say_held, held) = mpsc::channel();
         let (go_on, may_go_on) = mpsc::channel();
-        let over = Arc::new(AtomicBool::new(false));
-        let is_over = Arc::clone(&over);
-        scope.spawn(move || relay(&far, &kernel, sends, &say_held, &may_go_on, &is_over).unwrap());
-        Self { rig, held, go_on, over }
+        // It ends with the test's process: until then an operation may have these sockets.
+        std::thread::spawn(move || relay(&far, &kernel, sends, &say_held, &may_go_on).unwrap());
+        Self { rig, held, go_on }
     }
 
     fn wait_until_held(&self) {
@@ -57,9 +55,8 @@ impl<'r> Relay<'r> {
 
 impl Drop for Relay<'_> {
     fn drop(&mut self) {
-        // No operation may use it any more.
+        // The next operations need no relay.
         self.rig.with(|card, cx| card.shared.idle.lock_leaf(cx).clear());
-        self.over.store(true, Ordering::Release);
     }
 }
 
@@ -69,12 +66,11 @@ fn relay(
     mut sends: usize,
     say_held: &mpsc::Sender<()>,
     may_go_on: &mpsc::Receiver<()>,
-    is_over: &AtomicBool,
-) -> io::Result<()> {
+) -> io::Result<Infallible> {
     let mut buffer = vec![0; 1 << 20];
     let mut is_held = false;
-    while !is_over.load(Ordering::Acquire) {
-        let [requests, answers] = sys::wait_readable([far.as_fd(), kernel.as_fd()], Some(20))?;
+    loop {
+        let [requests, answers] = sys::wait_readable([far.as_fd(), kernel.as_fd()], None)?;
         if answers {
             let len = sys::receive(kernel, &mut buffer, true)?;
             far.send(&buffer[..len])?;
@@ -91,7 +87,6 @@ fn relay(
             sys::send(kernel, &buffer[..len])?;
         }
     }
-    Ok(())
 }
 
 /// Runs what must end while something else is held, on a thread of its own.
@@ -161,7 +156,7 @@ fn a_request_for_one_port_does_not_wait_for_a_batch_for_others() {
         let batch: Vec<Resource> = (10..150).map(vf).collect();
         std::thread::scope(|scope| {
             // Given a batch that has made half of its pairs, and whose next requests are not answered,
-            let held = Relay::for_next_operation(scope, rig, 1);
+            let held = Relay::for_next_operation(rig, 1);
             let making = scope.spawn(|| rig.make(&batch));
             held.wait_until_held();
             // requests for other ports complete, and what is being made does not exist yet.
@@ -179,7 +174,7 @@ fn a_request_for_one_port_does_not_wait_for_a_batch_for_others() {
             drop(held);
 
             // The same holds while they are unmade.
-            let held = Relay::for_next_operation(scope, rig, 0);
+            let held = Relay::for_next_operation(rig, 0);
             let unmaking: ScopedJoinHandle<'_, ()> = scope.spawn(|| rig.unmake(&batch));
             held.wait_until_held();
             assert_eq!(rig.resources(), before);
@@ -204,7 +199,7 @@ fn what_one_operation_is_making_is_not_deleted_with_the_group_of_another() {
             let rig = &rig;
             std::thread::scope(|scope| {
                 // Given a VF whose pair has been made, and that is not in the books yet,
-                let held = Relay::for_next_operation(scope, rig, 1);
+                let held = Relay::for_next_operation(rig, 1);
                 let making = scope.spawn(|| rig.make(&[vf(9)]));
                 held.wait_until_held();
                 sh("ip link show enp8s0f0v9");
