@@ -1,12 +1,12 @@
-//! Taking over what a dead process has left of its card.
+//! Takes over what a dead process has left of its card.
 //!
-//! While a card is being taken over it holds an inventory of what was found inside. What the engine asks for
-//! and is in the inventory is not made: it is taken into the books as it is, wherever its outer end is now, and
-//! what is missing of it (a tie, a place on a bridge) is made up for. So the engine brings the card up as it
+//! While a card is being taken over it holds an inventory of what was found inside. If the engine requests a resource
+//! that is in the inventory, it is not made: it is taken into the books as it is, wherever its outer end is now, and
+//! what is missing of it (a tie, a place on a bridge) is added. So the engine brings the card up as it
 //! always does, and netdevs that are in use stay the same netdevs. What it unmakes meanwhile goes back to the
-//! inventory. When it is done, what has not been asked for is deleted.
+//! inventory. At the end, what has not been requested is deleted.
 //!
-//! Until then nothing that was found is deleted: a process that dies here, or fails, leaves what it found.
+//! Until then nothing that was found is deleted: a process that dies or fails meanwhile leaves what it found.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -26,36 +26,36 @@ use crate::request::{self, Link};
 use crate::socket::Batch;
 use crate::watch::Events;
 
-/// What was found, by its number inside the card.
+/// What was found, by interface number inside the card.
 #[derive(Debug, Default)]
 pub(crate) struct Inventory {
     found: HashMap<u32, Link>,
-    /// What of it is in the books.
+    /// Those that are in the books now.
     taken: HashSet<u32>,
     /// The id of the namespace where netdevs appear.
     home: Option<i32>,
 }
 
 impl Inventory {
-    /// Something that was found and that nobody has asked for yet.
+    /// A netdev that was found and has not been requested yet.
     pub(crate) fn get(&self, index: u32) -> Option<&Link> {
         self.found.get(&index).filter(|_| !self.taken.contains(&index))
     }
 
-    /// Where the other end is, if it is where netdevs appear.
+    /// The interface number of the other end, if that is where netdevs appear.
     fn at_home(&self, link: &Link) -> Option<u32> {
         let (outer, netns) = link.peer?;
         (netns.is_some() && netns == self.home).then_some(outer)
     }
 
-    /// What was found under a number has been deleted by others.
+    /// A netdev that was found has been deleted by a user.
     pub(crate) fn forget(&mut self, index: u32) {
         self.found.remove(&index);
         self.taken.remove(&index);
     }
 }
 
-/// A hold on a card, for who decides what becomes of it.
+/// Decides what becomes of a card when it is dropped.
 #[derive(Clone)]
 pub struct Hold {
     pub(crate) card: Arc<Shared>,
@@ -63,18 +63,18 @@ pub struct Hold {
 }
 
 impl Hold {
-    /// The engine has brought the card up: what nobody has asked for of what was found is deleted. The rest still
+    /// Ends the takeover, once the engine has brought the card up: deletes what was found and not requested. The rest still
     /// stays, should the card be dropped, until it [may go](Self::may_go).
     pub fn taken_over<L>(&self, cx: &mut Locked<'_, L>) {
         self.card.begin(cx, |books| books.parts_to_end_taking_over()).end_taking_over();
     }
 
-    /// Whether what was found stays, should the card be dropped. Where nothing was found it never does.
+    /// Whether what was found stays, should the card be dropped. False if nothing was found.
     pub fn stays(&self) -> bool {
         self.stays.load(Ordering::Acquire)
     }
 
-    /// From now on all of it goes with the card.
+    /// From now on everything is deleted when the card is dropped.
     pub fn may_go(&self) {
         self.stays.store(false, Ordering::Release);
     }
@@ -103,17 +103,17 @@ impl Books {
         Ok(())
     }
 
-    /// Something that was found and that nobody has asked for yet.
+    /// A netdev that was found and has not been requested yet, while a card is being taken over.
     pub(crate) fn found(&self, index: u32) -> Option<&Link> {
         self.inventory.as_ref()?.get(index)
     }
 
-    /// The outer end of something that was found, if it is where netdevs appear.
+    /// The interface number of the outer end of a pair that was found, if that is where netdevs appear.
     pub(crate) fn found_at_home(&self, link: &Link) -> Option<u32> {
         self.inventory.as_ref()?.at_home(link)
     }
 
-    /// What was found is in the books now.
+    /// Notes that netdevs that were found are in the books now.
     pub(crate) fn take(&mut self, indexes: impl IntoIterator<Item = u32>) {
         if let Some(inventory) = &mut self.inventory {
             let found = |index: &u32| inventory.found.contains_key(index);
@@ -122,13 +122,13 @@ impl Books {
         }
     }
 
-    /// What was found goes back to the inventory rather than being unmade; whether it does.
+    /// Gives a resource that was found back to the inventory instead of unmaking it; returns whether it was found.
     pub(crate) fn give_back(&mut self, resource: &Resource) -> bool {
         let Some(inventory) = &mut self.inventory else { return false };
         let slot @ Slot { pf, .. } = slot_of(resource);
         let ends = self.ends.entry(slot).or_default();
         match *resource {
-            // How bridges are, and which ties there are, is put right at the end.
+            // Whether bridges are up, and which ties exist, is put right at the end.
             Resource::SwitchdevFdb(_) => true,
             Resource::Representor(_, Vport::Uplink, eswitch::RepType::Eth) => {
                 ends.tied = false;
@@ -177,13 +177,13 @@ impl Books {
         slots.into_iter().map(Part::Vport).chain(bridges).collect()
     }
 
-    /// What puts right those ends that were taken over; and the slots of the ports that it brings up.
+    /// Appends requests that put ends right which were taken over; returns the slots whose ports these bring up.
     fn push_put_right(&mut self, batch: &mut Batch, taken: &HashSet<u32>) -> Vec<Slot> {
         let mut brought_up = Vec::new();
         for (slot, ends) in &mut self.ends {
             let (port, inner) = (taken.contains(&slot.port()), taken.contains(&slot.inner()));
             if !ends.tied {
-                // That there is no such tie is as good.
+                // If there is no such tie, that is as good.
                 let both = [(ends.port, slot.port()), (ends.inner, slot.inner())];
                 both.iter().filter(|(is, _)| *is).for_each(|(_, end)| request::untie(batch, *end));
             }
@@ -224,7 +224,7 @@ impl Operation<'_> {
     }
 }
 
-/// The group that something inside the card belongs to.
+/// The group that a netdev inside the card belongs to.
 fn group_of(index: u32) -> u32 {
     match Inside::of(index) {
         Some(Inside::Port(slot)) if slot.vport != Vport::Uplink => slot.port_group(),

@@ -15,7 +15,7 @@ use crate::request::Link;
 /// Where the other end of a PF's wire is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Wire {
-    /// Nowhere: what is sent on it is lost.
+    /// It leads nowhere: what is sent on it is lost.
     #[default]
     Nowhere,
     /// A netdev of this name, which the card makes where its other netdevs appear. What is sent on

@@ -37,24 +37,24 @@ pub struct LinuxCard {
 /// Why a card cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
-    /// It cannot have a namespace.
+    /// Its namespace cannot be made.
     #[error(transparent)]
     Netns(#[from] NetnsError),
-    /// The kernel lacks something a card is made of.
+    /// The kernel lacks something that a card needs.
     #[error(
         "this kernel cannot make {what} ({answer}); it needs {needs}, built in or as a module (`modprobe {module}`)"
     )]
     Missing {
         /// What was tried.
         what: &'static str,
-        /// What the kernel answered.
+        /// The kernel's answer.
         answer: String,
-        /// The kernel's configuration.
+        /// The options of the kernel's configuration that it needs.
         needs: &'static str,
-        /// The module.
+        /// The module that has it.
         module: &'static str,
     },
-    /// The card's netdevs may not appear where they should.
+    /// This process may not make netdevs where they are to appear.
     #[error("this may not make netdevs in the network namespace it was started in; it takes root, or a place without")]
     Home,
     /// The system refused something else.
@@ -62,7 +62,7 @@ pub enum SetupError {
     System {
         /// What was tried.
         what: &'static str,
-        /// What came of it.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -121,7 +121,7 @@ impl LinuxCard {
         Hold { card: Arc::clone(&self.shared), stays: Arc::clone(&self.netns.stays) }
     }
 
-    /// The network namespace the card is.
+    /// The network namespace that the card is.
     pub fn inside(&self) -> &File {
         self.netns.netns()
     }
@@ -135,7 +135,7 @@ impl LinuxCard {
         made.map_err(|source| SetupError::System { what: "opening netlink sockets to watch bonds with", source })
     }
 
-    /// Puts the other end of a PF's wire somewhere, at any time; it starts out nowhere.
+    /// Sets where the other end of a PF's wire is, at any time. At first it is nowhere.
     ///
     /// # Errors
     /// The name is taken, or the kernel refuses: then the wire leads nowhere.
@@ -152,7 +152,7 @@ impl LinuxCard {
         let made = operation.make_wire_again(slot);
         if made.is_err() {
             operation.books().wires.insert(pf, Wire::Nowhere);
-            // If even that fails there is no wire: what is sent on it is lost, as it would be.
+            // If this fails, too, there is no wire; what is sent on one that leads nowhere is lost as well.
             let _ = operation.make_wire_again(slot);
         }
         made
@@ -190,7 +190,7 @@ impl Operation<'_> {
     }
 }
 
-/// Makes one of everything inside the card, and deletes it again.
+/// Finds out whether the kernel has all that a card needs: makes one of everything inside the card, and deletes it again.
 fn probe(Sockets { inside, outside }: &mut Sockets) -> Result<(), SetupError> {
     let [bridge, near, far] = [0, 1, 2].map(Inside::Probe);
     let outer = Outer { name: &far.name(), mac: None, mtu: request::OUTER_MTU, place: Err(far.index()) };
