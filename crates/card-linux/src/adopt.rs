@@ -63,8 +63,8 @@ pub struct Hold {
 }
 
 impl Hold {
-    /// Ends the takeover, once the engine has brought the card up: deletes what was found and not requested. The rest still
-    /// stays, should the card be dropped, until it [may go](Self::may_go).
+    /// Ends the takeover, once the engine has brought the card up: deletes what was found and not requested. The rest
+    /// still stays, should the card be dropped, until it [may go](Self::may_go).
     pub fn taken_over<L>(&self, cx: &mut Locked<'_, L>) {
         self.card.begin(cx, |books| books.parts_to_end_taking_over()).end_taking_over();
     }

@@ -73,8 +73,8 @@ impl Bonds {
         let _ = (&self.wake).write(&[0]);
     }
 
-    /// Makes a bond, or changes the one of that name to be as planned. A PF whose netdev is removed and appears again is
-    /// put back into the bond, until the bond is deleted.
+    /// Makes a bond, or changes the one of that name to be as planned. A PF whose netdev is removed and appears again
+    /// is put back into the bond, until the bond is deleted.
     ///
     /// # Errors
     /// The name is taken by another netdev than a bond of this card; or the kernel refuses.

@@ -78,8 +78,8 @@ impl LinuxCard {
         Self::over(place, config, domain, false)
     }
 
-    /// A card that takes over what a dead process has left of it, if it has left anything. The caller brings the card up
-    /// as that process had it, and then [ends the takeover](Hold::taken_over); should the card be dropped before it
+    /// A card that takes over what a dead process has left of it, if it has left anything. The caller brings the card
+    /// up as that process had it, and then [ends the takeover](Hold::taken_over); should the card be dropped before it
     /// [may go](Hold::may_go), what was found stays.
     ///
     /// # Errors
@@ -190,7 +190,8 @@ impl Operation<'_> {
     }
 }
 
-/// Finds out whether the kernel has all that a card needs: makes one of everything inside the card, and deletes it again.
+/// Finds out whether the kernel has all that a card needs: makes one of everything inside the card, and deletes it
+/// again.
 fn probe(Sockets { inside, outside }: &mut Sockets) -> Result<(), SetupError> {
     let [bridge, near, far] = [0, 1, 2].map(Inside::Probe);
     let outer = Outer { name: &far.name(), mac: None, mtu: request::OUTER_MTU, place: Err(far.index()) };

@@ -35,8 +35,8 @@ pub(crate) enum Inside {
 /// Ports of one bridge. A Linux bridge takes 1,023 at most, and its costs grow with the square of them.
 const PORTS_PER_BRIDGE: u16 = 256;
 
-/// The first group for netdevs that are deleted together. The PFs' own netdevs and wires, and the pairs that join bridges,
-/// stay in group 0.
+/// The first group for netdevs that are deleted together. The PFs' own netdevs and wires, and the pairs that join
+/// bridges, stay in group 0.
 const FIRST_GROUP: u32 = 16;
 
 /// The group of netdevs that are about to be deleted.

@@ -14,8 +14,9 @@
 //! ```
 //!
 //! `⇄` is a tie: a filter at each end's ingress that sends every frame out of the other. So what a VF
-//! sends arrives at its representor and nowhere else. Mode changes leave the VFs' netdevs as they are. A PF with more than 256 vports has further bridges behind the first: a Linux bridge takes
-//! 1,023 ports, and its costs grow with their square.
+//! sends arrives at its representor and nowhere else. Mode changes leave the VFs' netdevs as they are. A PF with more
+//! than 256 vports has further bridges behind the first: a Linux bridge takes 1,023 ports, and its costs grow with
+//! their square.
 //!
 //! What it guarantees beyond [`eswitch::card::Card`]: a request that fails leaves nothing behind; what
 //! exists is checked against the kernel ([`resources`](eswitch::card::Card::resources)); when the card

@@ -96,7 +96,8 @@ impl Place {
 }
 
 /// Whether this thread may administer networks and mounts where it was started, if only in its own user namespace.
-/// If this cannot be found out, that is an error: root without free descriptors must not be taken for a user without root.
+/// If this cannot be found out, that is an error: root without free descriptors must not be taken for a user without
+/// root.
 fn is_administered(home: &File) -> Result<bool, PlaceError> {
     const NET_ADMIN: u64 = 1 << 12;
     const SYS_ADMIN: u64 = 1 << 21;

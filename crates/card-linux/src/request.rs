@@ -58,8 +58,8 @@ fn ifinfo(index: u32, up: Option<bool>) -> [u8; IFINFOMSG] {
     header
 }
 
-/// Makes a veth pair, both ends down. Each end has one queue: with one for each processor this takes twice as long, and a
-/// switch has no use for them.
+/// Makes a veth pair, both ends down. Each end has one queue: with one for each processor this takes twice as long, and
+/// a switch has no use for them.
 pub(crate) fn pair(batch: &mut Batch, index: u32, name: &str, group: u32, outer: &Outer<'_>) {
     batch.push(RTM_NEWLINK, NEW, |to| {
         to.raw(&ifinfo(index, Some(false))).text(IFLA_IFNAME, name).u32(IFLA_GROUP, group).u32(IFLA_MTU, CARD_MTU);

@@ -70,8 +70,8 @@ pub(crate) fn receive(fd: &OwnedFd, bytes: &mut [u8], wait: bool) -> io::Result<
     check_len(unsafe { libc::recv(fd.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len(), flags) })
 }
 
-/// Waits until something can be read from one of these, or its other end is closed; returns for each whether that is so.
-/// `limit`: the longest wait in milliseconds, after which it is so for none.
+/// Waits until something can be read from one of these, or its other end is closed; returns for each whether that is
+/// so. `limit`: the longest wait in milliseconds, after which it is so for none.
 pub(crate) fn wait_readable<const N: usize>(fds: [BorrowedFd<'_>; N], limit: Option<u16>) -> io::Result<[bool; N]> {
     let limit = limit.map_or(-1, c_int::from);
     let mut polled = fds.map(|fd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 });

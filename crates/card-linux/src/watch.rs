@@ -149,8 +149,8 @@ fn react(
     (renamed, callback)
 }
 
-/// A socket inside the card that receives the events that the watcher needs: deletions, and changes to the inner ends of
-/// representors. Of the thousands of messages of a mode change that is every fourth.
+/// A socket inside the card that receives the events that the watcher needs: deletions, and changes to the inner ends
+/// of representors. Of the thousands of messages of a mode change that is every fourth.
 pub(crate) fn listen_inside(netns: &std::fs::File) -> io::Result<Socket> {
     let socket = Socket::listening(netns, RTMGRP_LINK)?;
     let representor = Inside::Inner(Slot { pf: eswitch::PfIndex(0), vport: Vport::HostPf });
@@ -349,7 +349,8 @@ impl Operation<'_> {
     }
 
     /// Reacts to what representors show that are where netdevs appear. The kernel sends an event at once when they go
-    /// up or down; it sends one for their inner ends' carrier too, but after a mode change with many only seconds later.
+    /// up or down; it sends one for their inner ends' carrier too, but after a mode change with many only seconds
+    /// later.
     fn follow_outers(&mut self, outers: &HashMap<u32, (Slot, Link)>) {
         let mut new_mtus = Vec::new();
         let mut books = self.books();

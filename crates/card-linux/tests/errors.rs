@@ -1,4 +1,5 @@
-//! Who listens to the kernel and cannot waits before it tries again: it keeps no processor busy, and goes on when it can.
+//! Who listens to the kernel and cannot waits before it tries again: it keeps no processor busy, and goes on when it
+//! can.
 
 #![allow(clippy::disallowed_methods, reason = "a test that sleeps holds no lock")]
 

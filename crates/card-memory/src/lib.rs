@@ -18,8 +18,8 @@ pub struct MemoryCard {
     books: Mutex<CardState, Books>,
 }
 
-/// What exists. For an explorer, two books are the same if they have the same entries, whichever thread wrote them and in
-/// whichever order.
+/// What exists. For an explorer, two books are the same if they have the same entries, whichever thread wrote them and
+/// in whichever order.
 #[derive(Default, Hash)]
 struct Books {
     /// Sorted, so that looking at a card twice shows the same twice, and an explored schedule can be run again.

@@ -1,5 +1,5 @@
-//! Follows the kernel's bonds, which make a LAG of the card's PFs. Where the kernel has no bonds, the command that requests
-//! one reports it to the engine instead.
+//! Follows the kernel's bonds, which make a LAG of the card's PFs. Where the kernel has no bonds, the command that
+//! requests one reports it to the engine instead.
 
 use std::sync::Arc;
 
@@ -79,11 +79,12 @@ impl BondFollower {
         }
     }
 
-    /// Makes the kernel's bond as planned, or reports such a bond to the engine where the kernel has none; then changes it
-    /// `flap` more times, in turn away from the plan and back. `stops`: whether to end early.
+    /// Makes the kernel's bond as planned, or reports such a bond to the engine where the kernel has none; then changes
+    /// it `flap` more times, in turn away from the plan and back. `stops`: whether to end early.
     ///
     /// # Errors
-    /// A port does not belong to the card; the card is in multiport E-Switch mode; the kernel refuses; or it was stopped.
+    /// A port does not belong to the card; the card is in multiport E-Switch mode; the kernel refuses; or it was
+    /// stopped.
     pub(crate) fn bond(
         &self,
         cx: &mut Locked<'_, Unlocked>,

@@ -53,8 +53,8 @@ pub trait Bonds: Send + Sync {
     /// Ends the [wait](BondWatch::wait) of the watch.
     fn wake(&self);
 
-    /// Why the kernel has no bonds, if it has none: then [`Command::Bond`](control::Command::Bond) reports one to the engine
-    /// instead.
+    /// Why the kernel has no bonds, if it has none: then [`Command::Bond`](control::Command::Bond) reports one to the
+    /// engine instead.
     fn missing(&self, cx: &mut Locked<'_, Unlocked>) -> Option<String>;
 
     /// Makes a bond, or changes the one of that name to be as planned. Not every port need have a netdev now: one that

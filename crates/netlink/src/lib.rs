@@ -12,7 +12,8 @@
 //!   datagram grows.
 //! * An unknown attribute is not changed: [`Builder::copy`] keeps its type, its flags and its value.
 //!
-//! A [`Datagram`] is a row of messages that is being built, and a [`Builder`] writes the inside of one message. [`messages`] and [`attributes`] read them again. [`Awaited`] follows the answer to a request up to its
+//! A [`Datagram`] is a row of messages that is being built, and a [`Builder`] writes the inside of one message.
+//! [`messages`] and [`attributes`] read them again. [`Awaited`] follows the answer to a request up to its
 //! acknowledgement or to the end of its dump.
 //!
 //! The numbers of message types and attributes are in a module for each family, under the kernel's names: [`rtnl`],

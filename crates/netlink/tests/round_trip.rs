@@ -315,7 +315,8 @@ fn a_dump_is_read_to_its_end_and_no_further() {
     }
     datagram.done(&part(1, Flags::empty()), 9);
     datagram.done(&part(2, Flags::empty()), 9);
-    // when the requester of the first reads, then it has two parts and the end, and hears that they do not fit together.
+    // when the requester of the first reads, then it has two parts and the end, and hears that they do not fit
+    // together.
     let mut awaited = Awaited::new(1);
     let parts: Vec<_> = messages(datagram.bytes()).map(|message| awaited.read(message)).collect();
     let count = |is: fn(&Part<'_>) -> bool| parts.iter().filter(|part| is(part)).count();

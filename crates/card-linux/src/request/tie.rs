@@ -61,8 +61,8 @@ fn push_tie(batch: &mut Batch, flags: Flags, handle: u32, index: u32, to_index: 
     });
 }
 
-/// Ties a netdev that may be tied already, perhaps to one that does not exist any more: the new tie replaces the old one
-/// at once.
+/// Ties a netdev that may be tied already, perhaps to one that does not exist any more: the new tie replaces the old
+/// one at once.
 pub(crate) fn tie_again(batch: &mut Batch, index: u32, to: u32) {
     push_tie(batch, Flags::CREATE, FIRST_NODE, index, to);
 }
