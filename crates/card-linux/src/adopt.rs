@@ -84,7 +84,7 @@ impl Books {
     /// Makes the inventory: finds out what exists inside the card.
     ///
     /// # Errors
-    /// The kernel cannot be asked.
+    /// The kernel cannot be queried.
     pub(crate) fn begin_taking_over(&mut self, sockets: &mut Sockets, inside: &File) -> io::Result<()> {
         let links = request::links(&mut sockets.inside)?;
         let mut batch = Batch::default();
@@ -95,7 +95,7 @@ impl Books {
         sockets.inside.run(batch);
         let found = links.into_iter().filter(|link| link.index != LOOPBACK).map(|link| (link.index, link)).collect();
         let home = request::netns_id(&mut sockets.inside, &self.home)?;
-        // Before any name is asked for.
+        // The names must be known before the engine asks for one.
         let outside = request::links(&mut sockets.outside)?;
         self.inside_id = request::netns_id(&mut sockets.outside, inside).ok().flatten();
         self.update_names(outside.iter());

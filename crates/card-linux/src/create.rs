@@ -78,7 +78,7 @@ impl Stage {
     }
 }
 
-/// Whether a resource is an entry in the books only: the kernel has nothing of it.
+/// Whether a resource is an entry in the books only: the kernel has no part of it.
 pub(crate) fn is_on_paper(resource: &Resource) -> bool {
     Stage::of(resource) == Stage::OnPaper
 }

@@ -1,7 +1,7 @@
 //! Operations on the card: what one call of a user, or one reaction of the watcher, does to the kernel.
 //!
-//! The card's lock protects its [`Books`] and is held only while they are read or written, never while the kernel is
-//! asked for anything. What keeps two operations apart is a claim: before an operation sends its first request it
+//! The card's lock protects its [`Books`] and is held only while they are read or written, never during a request to
+//! the kernel. What keeps two operations apart is a claim: before an operation sends its first request it
 //! claims the [parts](Part) of the card that it changes, all of them at once, and releases them when it ends. An
 //! operation that needs a part which another one has claimed waits; all others go on. So a request for one port does
 //! not wait for a batch of a thousand others.
@@ -243,7 +243,8 @@ pub(crate) struct Operation<'a> {
 }
 
 impl Operation<'_> {
-    /// The card's books. They are locked for as long as the result lives, so the kernel cannot be asked meanwhile.
+    /// The card's books. They are locked for as long as the result lives, so this operation cannot send requests
+    /// meanwhile.
     #[track_caller]
     pub(crate) fn books(&mut self) -> MutexGuard<'_, Books> {
         self.card.books.lock_leaf(&mut self.cx)
@@ -304,7 +305,7 @@ impl Drop for Operation<'_> {
         drop(books);
         self.card.released.notify_all();
         if watcher_waits {
-            // The pipe holds one byte at most, and if nobody reads it any more there is no watcher.
+            // The pipe holds one byte at most; the write fails if there is no watcher any more.
             let _ = (&self.card.wake_watcher).write(&[0]);
         }
     }

@@ -42,7 +42,7 @@ fn again(program: &std::path::Path) -> Command {
     command
 }
 
-/// Where cargo puts programs nobody may be able to look; so it is a copy that is run.
+/// Runs a copy of this program: the user nobody may not be allowed to read cargo's folders.
 fn as_nobody() -> std::io::Result<std::process::ExitStatus> {
     let dir = std::env::temp_dir().join(format!("card-linux-{}", std::process::id()));
     std::fs::create_dir(&dir)?;

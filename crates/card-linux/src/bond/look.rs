@@ -67,7 +67,7 @@ impl Manager {
     /// Looks at everything that matters.
     ///
     /// # Errors
-    /// The kernel cannot be asked.
+    /// The kernel cannot be queried.
     pub(super) fn look(&mut self) -> io::Result<Found> {
         let ports = self.ports()?;
         self.put_back(&ports)?;

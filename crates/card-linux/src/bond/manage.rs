@@ -72,7 +72,7 @@ impl Manager {
         // A netdev that is gone again, or that somebody has put into another one, is left alone.
         self.home.run(batch);
         if let Some(active) = active.filter(|active| appeared.contains(active)) {
-            // Where it is not up yet the kernel's choice stands.
+            // If it is not up yet, the port that the kernel has chosen stays active.
             let _ = self.activate(active);
         }
         Ok(())
@@ -113,7 +113,7 @@ impl Manager {
     /// empty, as the module `bonding` makes one when it is loaded.
     ///
     /// # Errors
-    /// The name is taken by another netdev, or the kernel cannot be asked.
+    /// The name is taken by another netdev, or the kernel cannot be queried.
     fn own_bond(&mut self, name: &str, ports: &BTreeMap<PfIndex, u32>) -> Result<Option<Netdev>, CardError> {
         let call = format!("looking at {name}");
         let refused = |error| refused_io(&call, &error);
@@ -257,7 +257,7 @@ impl Manager {
                 request::delete(&mut batch, netdev.index);
             }
         }
-        // What somebody else has deleted is as good as deleted.
+        // What a user has deleted already is as good as deleted.
         self.home.run(batch);
     }
 }

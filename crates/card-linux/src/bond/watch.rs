@@ -102,7 +102,8 @@ impl BondWatch {
     }
 
     /// The bond the card's ports are in now; if they are in several, the one with most of them. If the
-    /// kernel cannot be asked, the bond of the last look, and [`wait`](Self::wait) ends soon so that it is asked again.
+    /// kernel cannot be queried, the bond of the last look, and [`wait`](Self::wait) ends soon so that it is queried
+    /// again.
     pub fn look<L>(&mut self, cx: &mut Locked<'_, L>) -> Option<Bond> {
         let found = {
             let mut manager = self.bonds.manager.lock_leaf(cx);

@@ -163,7 +163,7 @@ pub(crate) fn settle_carrier(batch: &mut Batch, index: u32) {
 /// The link of an interface number.
 ///
 /// # Errors
-/// `NODEV`: there is none; or the kernel cannot be asked.
+/// `NODEV`: there is none; or the kernel cannot be queried.
 pub(crate) fn link(socket: &mut Socket, index: u32) -> io::Result<Link> {
     let mut found = None;
     socket.get(RTM_GETLINK, |to| without_statistics(to, index), |message| found = Link::read(message))?;
