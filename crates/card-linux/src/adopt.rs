@@ -1,116 +1,119 @@
-//! Taking over what a dead process has left of its card.
+//! Takes over what a dead process has left of its card.
 //!
-//! While a card is being taken over it holds an inventory of what was found inside. What the engine asks for
-//! and is in the inventory is not made: it is taken into the books as it is, wherever its outer end is now, and
-//! what is missing of it (a tie, a place on a bridge) is made up for. So the engine brings the card up as it
+//! While a card is being taken over it holds an inventory of what was found inside. If the engine requests a resource
+//! that is in the inventory, it is not made: it is taken into the books as it is, wherever its outer end is now, and
+//! what is missing of it (a tie, a place on a bridge) is added. So the engine brings the card up as it
 //! always does, and netdevs that are in use stay the same netdevs. What it unmakes meanwhile goes back to the
-//! inventory. When it is done, what has not been asked for is deleted.
+//! inventory. At the end, what has not been requested is deleted.
 //!
-//! Until then nothing that was found is deleted: a process that dies here, or fails, leaves what it found.
+//! Until then nothing that was found is deleted: a process that dies or fails meanwhile leaves what it found.
 
 use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use eswitch::Vport;
 use eswitch::card::Resource;
-use eswitch::lock_order::CardState;
-use lockdep::{Locked, Mutex};
+use eswitch::{PfIndex, Vport};
+use lockdep::Locked;
 
+use crate::books::{Books, slot_of};
 use crate::layout::{DOOMED, Inside, Slot};
 use crate::netns::LOOPBACK;
+use crate::operation::{Operation, Part, Shared, Sockets};
 use crate::request::{self, Link};
 use crate::socket::Batch;
-use crate::state::State;
 use crate::watch::Events;
 
-/// What was found, by its number inside the card.
+/// What was found, by interface number inside the card.
 #[derive(Debug, Default)]
 pub(crate) struct Inventory {
     found: HashMap<u32, Link>,
-    /// What of it is in the books.
+    /// Those that are in the books now.
     taken: HashSet<u32>,
     /// The id of the namespace where netdevs appear.
     home: Option<i32>,
 }
 
 impl Inventory {
-    /// Something that was found and that nobody has asked for yet.
+    /// A netdev that was found and has not been requested yet.
     pub(crate) fn get(&self, index: u32) -> Option<&Link> {
         self.found.get(&index).filter(|_| !self.taken.contains(&index))
     }
 
-    /// Where the other end is, if it is where netdevs appear.
+    /// The interface number of the other end, if that is where netdevs appear.
     fn at_home(&self, link: &Link) -> Option<u32> {
         let (outer, netns) = link.peer?;
         (netns.is_some() && netns == self.home).then_some(outer)
     }
 
-    /// What was found under a number has been deleted by others.
+    /// A netdev that was found has been deleted by a user.
     pub(crate) fn forget(&mut self, index: u32) {
         self.found.remove(&index);
         self.taken.remove(&index);
     }
 }
 
-/// A hold on a card, for who decides what becomes of it.
+/// Decides what becomes of a card when it is dropped.
 #[derive(Clone)]
 pub struct Hold {
-    pub(crate) state: Arc<Mutex<CardState, State>>,
+    pub(crate) card: Arc<Shared>,
     pub(crate) stays: Arc<AtomicBool>,
 }
 
 impl Hold {
-    /// The engine has brought the card up: what nobody has asked for of what was found is deleted. The rest still
-    /// stays, should the card be dropped, until it [may go](Self::may_go).
+    /// Ends the takeover, once the engine has brought the card up: deletes what was found and not requested. The rest
+    /// still stays, should the card be dropped, until it [may go](Self::may_go).
     pub fn taken_over<L>(&self, cx: &mut Locked<'_, L>) {
-        self.state.lock_leaf(cx).end_taking_over();
+        self.card.begin(cx, |books| books.parts_to_end_taking_over()).end_taking_over();
     }
 
-    /// Whether what was found stays, should the card be dropped. Where nothing was found it never does.
+    /// Whether what was found stays, should the card be dropped. False if nothing was found.
     pub fn stays(&self) -> bool {
         self.stays.load(Ordering::Acquire)
     }
 
-    /// From now on all of it goes with the card.
+    /// From now on everything is deleted when the card is dropped.
     pub fn may_go(&self) {
         self.stays.store(false, Ordering::Release);
     }
 }
 
-impl State {
-    /// Looks at what there is inside.
+impl Books {
+    /// Makes the inventory: finds out what exists inside the card.
     ///
     /// # Errors
-    /// It cannot be looked at.
-    pub(crate) fn begin_taking_over(&mut self) -> std::io::Result<()> {
-        let links = request::links(&mut self.card)?;
+    /// The kernel cannot be queried.
+    pub(crate) fn begin_taking_over(&mut self, sockets: &mut Sockets, inside: &File) -> io::Result<()> {
+        let links = request::links(&mut sockets.inside)?;
         let mut batch = Batch::default();
         for link in links.iter().filter(|link| link.group == DOOMED) {
-            // Who marked it died before it could delete it; and it may be asked for.
+            // The process that marked it died before it could delete it; and it may be requested.
             request::set_group(&mut batch, link.index, group_of(link.index));
         }
-        self.card.run(batch);
+        sockets.inside.run(batch);
         let found = links.into_iter().filter(|link| link.index != LOOPBACK).map(|link| (link.index, link)).collect();
-        let home = request::netns_id(&mut self.card, &self.home)?;
-        // Before anybody asks what they are called.
-        let outside = request::links(&mut self.outside)?;
-        self.follow_names(outside.iter());
+        let home = request::netns_id(&mut sockets.inside, &self.home)?;
+        // The names must be known before the engine asks for one.
+        let outside = request::links(&mut sockets.outside)?;
+        self.inside_id = request::netns_id(&mut sockets.outside, inside).ok().flatten();
+        self.update_names(outside.iter());
         self.inventory = Some(Inventory { found, taken: HashSet::new(), home });
         Ok(())
     }
 
-    /// Something that was found and that nobody has asked for yet.
+    /// A netdev that was found and has not been requested yet, while a card is being taken over.
     pub(crate) fn found(&self, index: u32) -> Option<&Link> {
         self.inventory.as_ref()?.get(index)
     }
 
-    /// The outer end of something that was found, if it is where netdevs appear.
+    /// The interface number of the outer end of a pair that was found, if that is where netdevs appear.
     pub(crate) fn found_at_home(&self, link: &Link) -> Option<u32> {
         self.inventory.as_ref()?.at_home(link)
     }
 
-    /// What was found is in the books now.
+    /// Notes that netdevs that were found are in the books now.
     pub(crate) fn take(&mut self, indexes: impl IntoIterator<Item = u32>) {
         if let Some(inventory) = &mut self.inventory {
             let found = |index: &u32| inventory.found.contains_key(index);
@@ -119,14 +122,13 @@ impl State {
         }
     }
 
-    /// What was found goes back to the inventory rather than being unmade; whether it does.
+    /// Gives a resource that was found back to the inventory instead of unmaking it; returns whether it was found.
     pub(crate) fn give_back(&mut self, resource: &Resource) -> bool {
         let Some(inventory) = &mut self.inventory else { return false };
-        let pf = resource.pf();
-        let slot = Slot { pf, vport: resource.vport().unwrap_or(Vport::Uplink) };
+        let slot @ Slot { pf, .. } = slot_of(resource);
         let ends = self.ends.entry(slot).or_default();
         match *resource {
-            // How bridges are, and which ties there are, is put right at the end.
+            // Whether bridges are up, and which ties exist, is put right at the end.
             Resource::SwitchdevFdb(_) => true,
             Resource::Representor(_, Vport::Uplink, eswitch::RepType::Eth) => {
                 ends.tied = false;
@@ -163,49 +165,66 @@ impl State {
         }
     }
 
-    /// Deletes what nobody has asked for, and puts right what there was no moment to.
-    pub(crate) fn end_taking_over(&mut self) {
-        let Some(inventory) = self.inventory.take() else { return };
-        let left: Vec<u32> = inventory.found.keys().filter(|index| !inventory.taken.contains(index)).copied().collect();
-        if !left.is_empty() {
-            self.delete(left, None);
-        }
-        self.put_right(&inventory.taken);
-        // Who is where, who is up: nobody tells of what has not changed.
-        // Names are known since this began, and who asked then has heard of no others.
-        let _ = self.follow(Events::missed());
+    /// The parts of the card that [ending the takeover](Operation::end_taking_over) changes: all that exist.
+    pub(crate) fn parts_to_end_taking_over(&self) -> Vec<Part> {
+        let found = self.inventory.iter().flat_map(|inventory| inventory.found.keys());
+        let found = found.filter_map(|index| match Inside::of(*index)? {
+            Inside::Port(slot) | Inside::Inner(slot) => Some(slot),
+            _ => None,
+        });
+        let slots: HashSet<Slot> = found.chain(self.ends.keys().copied()).collect();
+        let bridges = (0..self.config.pfs).map(|pf| Part::Bridges(PfIndex(pf)));
+        slots.into_iter().map(Part::Vport).chain(bridges).collect()
     }
 
-    fn put_right(&mut self, taken: &HashSet<u32>) {
-        let mut batch = Batch::default();
+    /// Appends requests that put ends right which were taken over; returns the slots whose ports these bring up.
+    fn push_put_right(&mut self, batch: &mut Batch, taken: &HashSet<u32>) -> Vec<Slot> {
         let mut brought_up = Vec::new();
         for (slot, ends) in &mut self.ends {
             let (port, inner) = (taken.contains(&slot.port()), taken.contains(&slot.inner()));
             if !ends.tied {
-                // That there is no such tie is as good.
+                // If there is no such tie, that is as good.
                 let both = [(ends.port, slot.port()), (ends.inner, slot.inner())];
-                both.iter().filter(|(is, _)| *is).for_each(|(_, end)| request::untie(&mut batch, *end));
+                both.iter().filter(|(is, _)| *is).for_each(|(_, end)| request::untie(batch, *end));
             }
             if port && !ends.inner && !ends.port_up && slot.vport != Vport::Uplink {
                 ends.port_up = true;
-                request::set_up(&mut batch, slot.port(), true);
+                request::set_up(batch, slot.port(), true);
                 brought_up.push(*slot);
             }
             if inner && !ends.port && slot.vport != Vport::Uplink {
                 // A representor whose function has no netdev has no carrier.
-                request::set_up(&mut batch, slot.inner(), false);
+                request::set_up(batch, slot.inner(), false);
             }
         }
         for (pf, n) in &self.bridges {
-            let up = !self.books.contains_key(&Resource::SwitchdevFdb(*pf));
-            request::set_up(&mut batch, Inside::Bridge(*pf, *n).index(), up);
+            request::set_up(batch, Inside::Bridge(*pf, *n).index(), !self.has_fdb(*pf));
         }
-        self.card.run(batch);
-        self.settle_carriers(&brought_up);
+        brought_up
     }
 }
 
-/// The group that something inside the card belongs to.
+impl Operation<'_> {
+    /// Deletes what was found and not requested, and makes up for what could not be done earlier.
+    pub(crate) fn end_taking_over(&mut self) {
+        let Some(inventory) = self.books().inventory.take() else { return };
+        let left: Vec<u32> = inventory.found.keys().filter(|index| !inventory.taken.contains(index)).copied().collect();
+        if !left.is_empty() {
+            self.delete(left, None);
+        }
+        let mut batch = Batch::default();
+        let brought_up = self.books().push_put_right(&mut batch, &inventory.taken);
+        self.run(batch);
+        self.settle_carriers(&brought_up);
+        // Where netdevs are and which are up: the kernel sends no event for what has not changed.
+        let mut events = Events::default();
+        events.look_at_everything(self);
+        // The names have been known since the takeover began, so none of them is new to a user.
+        let _ = self.follow(&events);
+    }
+}
+
+/// The group that a netdev inside the card belongs to.
 fn group_of(index: u32) -> u32 {
     match Inside::of(index) {
         Some(Inside::Port(slot)) if slot.vport != Vport::Uplink => slot.port_group(),

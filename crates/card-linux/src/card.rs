@@ -1,58 +1,60 @@
-//! The card: its life, and the trait it is known by.
+//! The card: how it is made and dropped, and how it implements the engine's trait.
 
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
 use eswitch::card::{Card, CardError, Create, FailedCreate, OnRename, Resource};
-use eswitch::lock_order::{CardCall, CardState};
+use eswitch::lock_order::CardCall;
 use eswitch::{CardConfig, MacAddr, PfIndex, Vport};
-use lockdep::{Locked, Mutex};
+use lockdep::{Domain, Locked};
 use netlink::Errno;
 
 use crate::adopt::Hold;
 use crate::bond::{BondWatch, Bonds};
+use crate::books::{Books, Wire, slot_of};
 use crate::layout::{Inside, Slot};
 use crate::netns::{CardNetns, NetnsError};
+use crate::operation::{Operation, Shared, Sockets};
 use crate::place::Place;
+use crate::refused::refused;
 use crate::request::{self, Outer};
-use crate::socket::{Batch, Socket};
-use crate::state::{State, Wire, refused};
-use crate::watch::{self, Watcher};
+use crate::socket::Batch;
+use crate::watch::{self, Sources, Watcher};
+use crate::{create, destroy};
 
 /// A card made of real netdevs.
 ///
 /// Dropping it deletes all of them, and its namespace with its name.
 pub struct LinuxCard {
-    // Dropped in this order: nobody makes anything again while everything is deleted.
+    // Dropped in this order: the watcher must not make anything again while everything is deleted.
     _watcher: Watcher,
     netns: CardNetns,
-    home: File,
     config: CardConfig,
-    state: Arc<Mutex<CardState, State>>,
+    pub(crate) shared: Arc<Shared>,
 }
 
-/// Why there is no card.
+/// Why a card cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
-    /// It cannot have a namespace.
+    /// Its namespace cannot be made.
     #[error(transparent)]
     Netns(#[from] NetnsError),
-    /// The kernel lacks something a card is made of.
+    /// The kernel lacks something that a card needs.
     #[error(
         "this kernel cannot make {what} ({answer}); it needs {needs}, built in or as a module (`modprobe {module}`)"
     )]
     Missing {
         /// What was tried.
         what: &'static str,
-        /// What the kernel answered.
+        /// The kernel's answer.
         answer: String,
-        /// The kernel's configuration.
+        /// The options of the kernel's configuration that it needs.
         needs: &'static str,
-        /// The module.
+        /// The module that has it.
         module: &'static str,
     },
-    /// The card's netdevs may not appear where they should.
+    /// This process may not make netdevs where they are to appear.
     #[error("this may not make netdevs in the network namespace it was started in; it takes root, or a place without")]
     Home,
     /// The system refused something else.
@@ -60,87 +62,98 @@ pub enum SetupError {
     System {
         /// What was tried.
         what: &'static str,
-        /// What came of it.
+        /// The system's error.
         source: io::Error,
     },
 }
 
 impl LinuxCard {
-    /// An empty card at a place. Its namespace can be looked into with `ip -n esw-ADDRESS link`.
+    /// An empty card at a place. Its namespace can be looked into with `ip -n esw-ADDRESS link`. `domain`: the lockdep
+    /// domain of those who use the card, which its own thread joins.
     ///
     /// # Errors
     /// Another process has a card of that address, the kernel lacks what a card is made of, or the
     /// system refuses; nothing is left.
-    pub fn new(place: &Place, config: CardConfig) -> Result<Self, SetupError> {
-        Self::over(place, config, false)
+    pub fn new(place: &Place, config: CardConfig, domain: &Arc<Domain>) -> Result<Self, SetupError> {
+        Self::over(place, config, domain, false)
     }
 
-    /// A card that takes over what a dead process has left of it, if there is any. It is to be brought up to be
-    /// what that was, and then [said to be](Hold::taken_over); should it be dropped before it [may go](Hold::may_go),
-    /// what was found stays.
+    /// A card that takes over what a dead process has left of it, if it has left anything. The caller brings the card
+    /// up as that process had it, and then [ends the takeover](Hold::taken_over); should the card be dropped before it
+    /// [may go](Hold::may_go), what was found stays.
     ///
     /// # Errors
     /// As [`new`](Self::new); what was found is as it was.
-    pub fn taking_over(place: &Place, config: CardConfig) -> Result<Self, SetupError> {
-        Self::over(place, config, true)
+    pub fn taking_over(place: &Place, config: CardConfig, domain: &Arc<Domain>) -> Result<Self, SetupError> {
+        Self::over(place, config, domain, true)
     }
 
-    fn over(place: &Place, config: CardConfig, find: bool) -> Result<Self, SetupError> {
+    fn over(place: &Place, config: CardConfig, domain: &Arc<Domain>, find: bool) -> Result<Self, SetupError> {
         let system = |what| move |source| SetupError::System { what, source };
-        let home = place.netns().try_clone().map_err(system("keeping the namespace"))?;
+        let home = || place.netns().try_clone().map_err(system("keeping the namespace"));
+        let mut books = Books::new(config.clone(), home()?);
         let (netns, found) = CardNetns::make_or_find(config.address, find)?;
         let open = "opening netlink sockets";
-        let mut state =
-            State::new(config.clone(), home.try_clone().map_err(system("keeping the namespace"))?, netns.netns())
-                .map_err(system(open))?;
-        let inside = watch::listen_inside(netns.netns()).map_err(system(open))?;
-        let outside = watch::listen_outside(place.netns()).map_err(system(open))?;
+        let inside = netns.netns().try_clone().map_err(system(open))?;
+        let mut sockets = Sockets::open(&inside, &books.home).map_err(system(open))?;
+        let (released, wake) = io::pipe().map_err(system("opening a pipe"))?;
+        let sources = Sources {
+            inside: watch::listen_inside(&inside).map_err(system(open))?,
+            outside: watch::listen_outside(&books.home).map_err(system(open))?,
+            released,
+        };
         match found {
-            // Whoever has made all this could.
-            true => state.begin_taking_over().map_err(system("looking at what was left of the card"))?,
-            false => probe(netns.netns(), place.netns())?,
+            // The process that made all this was able to.
+            true => {
+                let begun = books.begin_taking_over(&mut sockets, &inside);
+                begun.map_err(system("looking at what was left of the card"))?;
+            }
+            false => probe(&mut sockets)?,
         }
-        let state = Arc::new(Mutex::new(state));
-        let watcher =
-            Watcher::start(Arc::clone(&state), inside, outside).map_err(system("starting the card's watcher"))?;
-        Ok(Self { _watcher: watcher, netns, home, config, state })
+        let shared = Arc::new(Shared::new(home()?, inside, books, sockets, wake));
+        let watcher = Watcher::start(Arc::clone(&shared), domain, sources);
+        let watcher = watcher.map_err(system("starting the card's watcher"))?;
+        Ok(Self { _watcher: watcher, netns, config, shared })
     }
 
-    /// A hold on the card, for who decides what becomes of it.
+    /// A hold on the card, for the caller that decides what becomes of it.
     pub fn hold(&self) -> Hold {
-        Hold { state: Arc::clone(&self.state), stays: Arc::clone(&self.netns.stays) }
+        Hold { card: Arc::clone(&self.shared), stays: Arc::clone(&self.netns.stays) }
     }
 
-    /// The network namespace the card is.
+    /// The network namespace that the card is.
     pub fn inside(&self) -> &File {
         self.netns.netns()
     }
 
-    /// The bonds where the card's netdevs appear, and who watches them.
+    /// The bonds where the card's netdevs appear, and a watch on them.
     ///
     /// # Errors
     /// Netlink sockets cannot be opened.
     pub fn bonds(&self) -> Result<(Arc<Bonds>, BondWatch), SetupError> {
-        let made = Bonds::new(self.config.clone(), self.inside(), &self.home);
+        let made = Bonds::new(self.config.clone(), self.inside(), &self.shared.home);
         made.map_err(|source| SetupError::System { what: "opening netlink sockets to watch bonds with", source })
     }
 
-    /// Puts the other end of a PF's wire somewhere, at any time; it starts out nowhere.
+    /// Sets where the other end of a PF's wire is, at any time. At first it is nowhere.
     ///
     /// # Errors
     /// The name is taken, or the kernel refuses: then the wire leads nowhere.
     pub fn set_wire<L>(&self, cx: &mut Locked<'_, L>, pf: PfIndex, wire: Wire) -> Result<(), CardError> {
-        let mut state = self.state.lock_leaf(cx);
-        state.wires.insert(pf, wire);
         let slot = Slot { pf, vport: Vport::Uplink };
-        if !state.ends(slot).port {
+        let mut operation = self.shared.begin_on(cx, slot);
+        let mut books = operation.books();
+        books.wires.insert(pf, wire);
+        let is_made = books.ends(slot).port;
+        drop(books);
+        if !is_made {
             return Ok(());
         }
-        let made = state.make_wire_again(slot);
+        let made = operation.make_wire_again(slot);
         if made.is_err() {
-            state.wires.insert(pf, Wire::Nowhere);
-            // If even that fails there is no wire: what is sent on it is lost, as it would be.
-            let _ = state.make_wire_again(slot);
+            operation.books().wires.insert(pf, Wire::Nowhere);
+            // If this fails, too, there is no wire; what is sent on one that leads nowhere is lost as well.
+            let _ = operation.make_wire_again(slot);
         }
         made
     }
@@ -149,38 +162,37 @@ impl LinuxCard {
     pub fn close(self) {}
 }
 
-impl State {
-    /// Makes a PF's wire anew, in the place the old one had.
+impl Operation<'_> {
+    /// Makes a PF's wire anew, in the place of the old one.
     pub(crate) fn make_wire_again(&mut self, slot: Slot) -> Result<(), CardError> {
-        let ends = self.ends(slot);
+        let tied = self.books().ends(slot).tied;
         self.delete([slot.port()], None);
-        if ends.tied {
+        if tied {
             self.untie(&[slot], Slot::inner);
         }
-        let mut batch = Batch::default();
-        self.push_wire(&mut batch, slot);
-        request::ingress(&mut batch, slot.port());
-        request::join_bridge(&mut batch, slot.port(), Inside::Bridge(slot.pf, 0).index());
-        if ends.tied {
-            request::tie(&mut batch, slot.port(), slot.inner());
-            request::tie(&mut batch, slot.inner(), slot.port());
-        }
-        let name = match self.wires.get(&slot.pf) {
+        let failures = self.run_built(|books, batch| {
+            books.push_wire(batch, slot);
+            request::ingress(batch, slot.port());
+            request::join_bridge(batch, slot.port(), Inside::Bridge(slot.pf, 0).index());
+            if tied {
+                request::tie(batch, slot.port(), slot.inner());
+                request::tie(batch, slot.inner(), slot.port());
+            }
+        });
+        let name = match self.books().wires.get(&slot.pf) {
             Some(Wire::Netdev(name)) => Some(eswitch::names::NetdevName { name: name.clone(), altname: None }),
             _ => None,
         };
-        match self.card.run(batch).into_iter().next() {
+        match failures.into_iter().next() {
             None => Ok(()),
             Some(failure) => Err(refused(&format!("making the wire of pf{}", slot.pf.0), &failure, name.as_ref())),
         }
     }
 }
 
-/// Makes one of everything inside the card, and deletes it again.
-fn probe(card: &File, home: &File) -> Result<(), SetupError> {
-    let open =
-        |netns| Socket::open(netns).map_err(|source| SetupError::System { what: "opening a netlink socket", source });
-    let mut socket = open(card)?;
+/// Finds out whether the kernel has all that a card needs: makes one of everything inside the card, and deletes it
+/// again.
+fn probe(Sockets { inside, outside }: &mut Sockets) -> Result<(), SetupError> {
     let [bridge, near, far] = [0, 1, 2].map(Inside::Probe);
     let outer = Outer { name: &far.name(), mac: None, mtu: request::OUTER_MTU, place: Err(far.index()) };
     type Step<'a> = (&'static str, &'static str, &'static str, &'a dyn Fn(&mut Batch));
@@ -202,7 +214,7 @@ fn probe(card: &File, home: &File) -> Result<(), SetupError> {
         ),
     ];
     for (what, needs, module, build) in steps {
-        socket.run_one(build).map_err(|failure| SetupError::Missing {
+        inside.run_one(build).map_err(|failure| SetupError::Missing {
             what,
             answer: io::Error::from(failure.errno).to_string(),
             needs,
@@ -213,9 +225,9 @@ fn probe(card: &File, home: &File) -> Result<(), SetupError> {
     request::doom(&mut batch, bridge.index());
     request::doom(&mut batch, near.index());
     request::delete_group(&mut batch, crate::layout::DOOMED);
-    socket.run(batch);
-    // Whether one may is answered before whether there is such a netdev.
-    match open(home)?.run_one(|batch| request::set_up(batch, i32::MAX as u32, true)) {
+    inside.run(batch);
+    // The kernel checks the permission before it looks for the netdev.
+    match outside.run_one(|batch| request::set_up(batch, i32::MAX as u32, true)) {
         Err(failure) if failure.errno == Errno::PERM => Err(SetupError::Home),
         _ => Ok(()),
     }
@@ -224,47 +236,47 @@ fn probe(card: &File, home: &File) -> Result<(), SetupError> {
 impl Card for LinuxCard {
     fn create(&self, cx: &mut Locked<'_, CardCall>, batch: &[Create]) -> Vec<FailedCreate> {
         cx.might_wait();
-        self.state.lock_leaf(cx).create(batch)
+        self.shared.begin(cx, |books| create::parts(books, batch)).create(batch)
     }
 
     fn destroy(&self, cx: &mut Locked<'_, CardCall>, batch: &[Resource]) {
         cx.might_wait();
-        self.state.lock_leaf(cx).destroy(batch);
+        self.shared.begin(cx, |_| destroy::parts(batch)).destroy(batch);
     }
 
     fn name(&self, cx: &mut Locked<'_, CardCall>, resource: &Resource) -> Option<String> {
-        self.state.lock_leaf(cx).name(resource)
+        self.shared.books.lock_leaf(cx).name(resource)
     }
 
     fn renamed(&self, cx: &mut Locked<'_, CardCall>) -> Vec<(Resource, String)> {
-        self.state.lock_leaf(cx).renamed()
+        self.shared.books.lock_leaf(cx).renamed()
     }
 
-    fn on_rename(&self, cx: &mut Locked<'_, CardCall>, told: OnRename) {
-        self.state.lock_leaf(cx).on_rename = Some(told);
+    fn on_rename(&self, cx: &mut Locked<'_, CardCall>, callback: OnRename) {
+        self.shared.books.lock_leaf(cx).on_rename = Some(callback);
     }
 
     fn set_mac(&self, cx: &mut Locked<'_, CardCall>, resource: &Resource, mac: MacAddr) -> Result<(), CardError> {
         cx.might_wait();
-        self.state.lock_leaf(cx).set_mac(resource, mac)
+        self.shared.begin_on(cx, slot_of(resource)).set_mac(resource, mac)
     }
 
     fn set_netns(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, netns: Option<&str>) -> Result<(), CardError> {
         cx.might_wait();
-        self.state.lock_leaf(cx).set_netns(pf, netns)
+        self.shared.begin_on(cx, Slot { pf, vport: Vport::Uplink }).set_netns(pf, netns)
     }
 
     fn netns(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) -> Option<String> {
         cx.might_wait();
-        self.state.lock_leaf(cx).netns(pf)
+        self.shared.begin_query(cx).netns(pf)
     }
 
     fn resources(&self, cx: &mut Locked<'_, CardCall>) -> Vec<Resource> {
         cx.might_wait();
-        self.state.lock_leaf(cx).resources()
+        self.shared.begin_query(cx).resources()
     }
 
     fn take_complaints(&self, cx: &mut Locked<'_, CardCall>) -> Vec<String> {
-        std::mem::take(&mut self.state.lock_leaf(cx).complaints)
+        std::mem::take(&mut self.shared.books.lock_leaf(cx).complaints)
     }
 }

@@ -1,20 +1,19 @@
-//! What stands where inside the card: interface numbers, groups, names.
+//! Interface numbers, groups and names inside the card.
 //!
-//! Numbers inside the card are ours to choose, and are functions of what they are for. So a request can
-//! name a device before it exists, and nothing is ever looked up.
+//! The card chooses the interface numbers inside it, and computes them from what a netdev is for. So a request can
+//! refer to a netdev before it exists, and nothing is ever looked up.
 
 use eswitch::card::Resource;
 use eswitch::{PfIndex, RepType, Vport};
 
-/// A vport of a PF. The uplink is one: its port is the wire, and what stands behind its representor is
-/// the PF's netdev.
+/// A vport of a PF. The uplink is one: its port is the wire, and its representor is the PF's netdev.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Slot {
     pub pf: PfIndex,
     pub vport: Vport,
 }
 
-/// What a number inside the card is for. One row a bit pattern: `kind << 18 | pf << 16 | low`.
+/// What a netdev inside the card is for. Its interface number is `kind << 18 | pf << 16 | low`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Inside {
     /// The card's end of a function's netdev, or the wire.
@@ -23,23 +22,24 @@ pub(crate) enum Inside {
     Inner(Slot),
     /// A bridge of a PF.
     Bridge(PfIndex, u16),
-    /// What is at the other end of a wire that leads nowhere.
+    /// The other end of a wire that leads nowhere.
     Cable(PfIndex),
-    /// The end in bridge 0 of what joins another bridge to it.
+    /// The end in bridge 0 of the pair that joins another bridge to it.
     Trunk(PfIndex, u16),
-    /// The end in the other bridge.
+    /// The end of that pair in the other bridge.
     Branch(PfIndex, u16),
-    /// Made to see whether the kernel can, and gone at once.
+    /// Made to find out whether the kernel can make it, and deleted at once.
     Probe(u16),
 }
 
 /// Ports of one bridge. A Linux bridge takes 1,023 at most, and its costs grow with the square of them.
 const PORTS_PER_BRIDGE: u16 = 256;
 
-/// Ports of all PFs and what joins bridges are in no group but 0: groups are for what goes together.
+/// The first group for netdevs that are deleted together. The PFs' own netdevs and wires, and the pairs that join
+/// bridges, stay in group 0.
 const FIRST_GROUP: u32 = 16;
 
-/// What is about to be deleted.
+/// The group of netdevs that are about to be deleted.
 pub(crate) const DOOMED: u32 = 15;
 
 impl Inside {
@@ -59,7 +59,7 @@ impl Inside {
         kind << Self::SHIFT | u32::from(pf) << 16 | u32::from(low)
     }
 
-    /// What an interface number is for, if it is one of ours.
+    /// What the netdev of an interface number is for, if the number is one of the card's.
     pub(crate) fn of(index: u32) -> Option<Self> {
         let (pf, low) = (PfIndex((index >> 16 & 3) as u8), (index & 0xffff) as u16);
         let slot = || Vport::from_number(low, true).map(|vport| Slot { pf, vport });
@@ -75,7 +75,7 @@ impl Inside {
         })
     }
 
-    /// What it is the card's end of, if that can be made and unmade on its own.
+    /// The resource whose netdev has this end, if that can be made and unmade on its own.
     pub(crate) fn resource(self) -> Option<Resource> {
         Some(match self {
             Self::Port(Slot { pf, vport }) => match vport {
@@ -90,7 +90,7 @@ impl Inside {
         })
     }
 
-    /// The name: what a user sees with `ip -n esw-… link`.
+    /// The name inside the card, as `ip -n esw-… link` shows it.
     pub(crate) fn name(self) -> String {
         match self {
             Self::Port(slot) => match slot.vport {
@@ -116,12 +116,12 @@ impl Inside {
 }
 
 impl Slot {
-    /// The number of its port.
+    /// The interface number of its port.
     pub(crate) fn port(self) -> u32 {
         Inside::Port(self).index()
     }
 
-    /// The number of its representor's end.
+    /// The interface number of the inner end of its representor.
     pub(crate) fn inner(self) -> u32 {
         Inside::Inner(self).index()
     }
@@ -139,7 +139,7 @@ impl Slot {
         FIRST_GROUP + u32::from(self.pf.0) * 2
     }
 
-    /// The group of its PF's representors' ends.
+    /// The group of the inner ends of its PF's representors.
     pub(crate) fn inner_group(self) -> u32 {
         FIRST_GROUP + u32::from(self.pf.0) * 2 + 1
     }
@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_number_says_what_it_is_for() {
+    fn what_a_netdev_is_for_can_be_read_from_its_number() {
         let mut seen = std::collections::HashSet::new();
         for pf in (0..4).map(PfIndex) {
             let slots =

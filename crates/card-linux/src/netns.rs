@@ -1,8 +1,8 @@
-//! Network namespaces: the ones that have names, and the card's own, which is given one.
+//! Network namespaces: those that have names, and the card's own.
 //!
-//! While a [`CardNetns`] lives, its namespace has its name under `/run/netns` and no other process can
-//! make one of that name. When it is gone, so are the name and every netdev inside. If the process is
-//! killed, the name and the netdevs stay behind; who makes the next of that name clears them away, or takes
+//! While a [`CardNetns`] exists, its namespace has a name under `/run/netns` and no other process can
+//! make one of that name. When it is dropped, the name and every netdev inside are deleted. If the process is
+//! killed, the name and the netdevs stay; the process that makes the next one of that name clears them away, or takes
 //! them over.
 
 use std::fs::{self, DirBuilder, File, Permissions};
@@ -20,13 +20,13 @@ use crate::request;
 use crate::socket::{Batch, Socket, within};
 use crate::sys;
 
-/// Where `ip netns` keeps names.
+/// The folder where `ip netns` keeps names.
 const NAMES: &str = "/run/netns";
-/// Where a card's owner holds a lock.
+/// The folder of the files that cards' owners lock.
 const LOCKS: &str = "/run/eswitch";
 pub(crate) const LOOPBACK: u32 = 1;
 
-/// Why there is no namespace for the card.
+/// Why the card's namespace cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum NetnsError {
     /// Another process has a card of this address.
@@ -34,10 +34,10 @@ pub enum NetnsError {
     InUse {
         /// The card's address.
         address: PciAddress,
-        /// Whose it is, as far as is known.
+        /// The process that has it; `?` if it is not known.
         pid: String,
     },
-    /// There is a namespace of the card's name that no card has left.
+    /// A namespace of the card's name exists that is not one that a card has left.
     #[error(
         "there is a network namespace {name}, and no card has left it; delete it (`ip netns del {name}`) or use another PCI address"
     )]
@@ -50,7 +50,7 @@ pub enum NetnsError {
     System {
         /// What was tried.
         what: String,
-        /// What came of it.
+        /// The system's error.
         source: io::Error,
         /// What to do about it, if known: starts with `; `.
         hint: &'static str,
@@ -72,12 +72,12 @@ fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> NetnsError {
     }
 }
 
-/// The name a card's namespace has: that of its first PF.
+/// The name of a card's namespace; `address`: its first PF's.
 pub fn card_netns_name(address: PciAddress) -> String {
     format!("esw-{address}")
 }
 
-/// The namespace of the calling thread.
+/// The network namespace of the calling thread.
 pub(crate) fn current() -> io::Result<File> {
     File::open("/proc/thread-self/ns/net")
 }
@@ -85,7 +85,7 @@ pub(crate) fn current() -> io::Result<File> {
 /// The namespace of a name.
 ///
 /// # Errors
-/// There is none, or it may not be opened.
+/// There is none of that name, or it may not be opened.
 pub(crate) fn open(name: &str) -> io::Result<File> {
     if name.is_empty() || name.contains('/') || name.starts_with('.') {
         return Err(io::ErrorKind::NotFound.into());
@@ -93,10 +93,10 @@ pub(crate) fn open(name: &str) -> io::Result<File> {
     File::open(Path::new(NAMES).join(name))
 }
 
-/// The named namespace that the socket's namespace knows by an id, if there is one that may be opened.
+/// The namespace that the socket's namespace knows by an id, with its name, if it has one and may be opened.
 ///
 /// # Errors
-/// The system has no room to look: that it was not found would not mean that it is not there.
+/// The system has no room to look: then it may exist though it was not found.
 pub(crate) fn find(socket: &mut Socket, id: i32) -> io::Result<Option<(String, File)>> {
     let entries = match fs::read_dir(NAMES) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -110,34 +110,34 @@ pub(crate) fn find(socket: &mut Socket, id: i32) -> io::Result<Option<(String, F
                 return Ok(Some((entry.file_name().to_string_lossy().into_owned(), netns)));
             }
             Err(error) if is_lack_of_room(&error) => return Err(error),
-            // Another, or what is no namespace, or none any more, or may not be opened.
+            // Another namespace, or a file that is none, or is none any more, or may not be opened.
             _ => {}
         }
     }
     Ok(None)
 }
 
-/// Whether an error says that the system has no room, rather than anything of what was asked for.
+/// Whether an error means that the system has no room, and shows nothing about what was looked for.
 fn is_lack_of_room(error: &io::Error) -> bool {
     matches!(errno_of(error), Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS | Errno::AGAIN)
 }
 
-/// The namespace a card is.
+/// The namespace that a card is.
 pub(crate) struct CardNetns {
     netns: File,
     path: PathBuf,
-    /// Locked for as long as the card lives, by the kernel, so that the lock dies with us.
+    /// Locked while the card exists; the kernel releases the lock when the process dies.
     lock: File,
-    /// Whether all of it stays when this goes, for the next of that name to find.
+    /// Whether everything stays when this is dropped, for the next card of that name to find.
     pub(crate) stays: Arc<AtomicBool>,
 }
 
 impl CardNetns {
     /// Makes a card's namespace and gives it its name. What a dead owner has left is cleared away; or, with `find`,
-    /// it is what is made, and all of it stays until [`stays`](Self::stays) is unset. Whether that is so.
+    /// it is used, and everything in it stays until [`stays`](Self::stays) is unset. Returns whether it was found.
     ///
     /// # Errors
-    /// The owner of that name lives; or the system refuses, and nothing is left that was not there.
+    /// The owner of that name is alive; or the system refuses, and nothing is left that did not exist before.
     pub(crate) fn make_or_find(address: PciAddress, find: bool) -> Result<(Self, bool), NetnsError> {
         let (lock, died) = lock(address)?;
         prepare_names().map_err(system(format!("making {NAMES} a place for names")))?;
@@ -149,12 +149,12 @@ impl CardNetns {
             }
         }
         if !died && is_there(&path).map_err(system(format!("looking at {}", path.display())))? {
-            // Or whoever comes next would take it for what we have left.
+            // Otherwise the next card would take the namespace for one that this process has left.
             lock.set_len(0).map_err(system("giving the card's lock back"))?;
             return Err(NetnsError::NotOurs { name: card_netns_name(address) });
         }
         clear_away(&path).map_err(system(format!("removing {}, left by a dead process", path.display())))?;
-        let netns = born_at(&path).map_err(system(format!("making the namespace {}", path.display())))?;
+        let netns = make_at(&path).map_err(system(format!("making the namespace {}", path.display())))?;
         let made = Self { netns, path, lock, stays: Arc::default() };
         within(&made.netns, disable_ipv6).flatten().map_err(system("disabling IPv6 inside the card"))?;
         Ok((made, false))
@@ -171,8 +171,8 @@ impl Drop for CardNetns {
         if self.stays.load(Ordering::Acquire) {
             return;
         }
-        // The namespace would take its netdevs with it, but later, when it is cleaned up; until then
-        // their outer ends would still be there for all to see.
+        // The kernel deletes a namespace's netdevs with it, but later; until then users would still see
+        // their outer ends.
         let _ = purge(&self.netns);
         let _ = sys::detach_mount(&self.path);
         let _ = fs::remove_file(&self.path);
@@ -181,8 +181,8 @@ impl Drop for CardNetns {
     }
 }
 
-/// Takes a card's lock; and whether the last owner died without giving it back, so that what is there of
-/// its card is nobody's.
+/// Takes a card's lock. Returns also whether the last owner died without giving it back, so that what exists of
+/// its card is a dead process's.
 fn lock(address: PciAddress) -> Result<(File, bool), NetnsError> {
     let path = Path::new(LOCKS).join(format!("{address}.lock"));
     prepare_locks().map_err(system(format!("making {LOCKS}")))?;
@@ -196,7 +196,7 @@ fn lock(address: PciAddress) -> Result<(File, bool), NetnsError> {
         .custom_flags(libc::O_NOFOLLOW)
         .open(&path)
         .map_err(system(format!("opening {}", path.display())))?;
-    // Who could open it could hold the lock, and keep the card from starting.
+    // A user who could open it could hold the lock, and keep the card from starting.
     file.set_permissions(Permissions::from_mode(0o600))
         .map_err(system(format!("closing {} to others", path.display())))?;
     match lock_in_time(&file) {
@@ -210,7 +210,7 @@ fn lock(address: PciAddress) -> Result<(File, bool), NetnsError> {
         Err(fs::TryLockError::Error(error)) => return Err(system(format!("locking {}", path.display()))(error)),
     }
     let died = file.metadata().map_err(system(format!("reading {}", path.display())))?.len() > 0;
-    // Never empty on the way: who dies here has left what there was to leave.
+    // The file is never empty meanwhile: if this process dies here, what was left of the card is still marked as left.
     let pid = std::process::id().to_string();
     let written =
         file.rewind().and_then(|()| file.write_all(pid.as_bytes())).and_then(|()| file.set_len(pid.len() as u64));
@@ -218,7 +218,7 @@ fn lock(address: PciAddress) -> Result<(File, bool), NetnsError> {
     Ok((file, died))
 }
 
-/// Locks a file. A process that was just killed may have to close others first.
+/// Locks a file. Waits two seconds at most for a process that was just killed: it may still be closing its files.
 #[allow(clippy::disallowed_methods, reason = "there is no card yet, and none of its locks is held")]
 fn lock_in_time(file: &File) -> Result<(), fs::TryLockError> {
     const DYING: Duration = Duration::from_secs(2);
@@ -233,7 +233,7 @@ fn lock_in_time(file: &File) -> Result<(), fs::TryLockError> {
     }
 }
 
-/// Makes the folder of locks, which others may look into, whatever the umask.
+/// Makes the folder of locks, which every user may read, whatever the umask.
 fn prepare_locks() -> io::Result<()> {
     match DirBuilder::new().mode(0o755).create(LOCKS) {
         Ok(()) => fs::set_permissions(LOCKS, Permissions::from_mode(0o755)),
@@ -270,13 +270,13 @@ fn is_there(path: &Path) -> io::Result<bool> {
 /// The namespace bound to a path, if one is.
 ///
 /// # Errors
-/// That cannot be found out, or it cannot be entered. What is there may be in use.
+/// This cannot be found out, or the namespace cannot be entered. It may be in use.
 fn left_at(path: &Path) -> io::Result<Option<File>> {
     let found = match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         found => found?,
     };
-    // What was to become one has nothing that could be entered.
+    // A file to which no namespace was bound yet cannot be entered.
     if !sys::is_namespace(&found)? {
         return Ok(None);
     }
@@ -287,7 +287,7 @@ fn left_at(path: &Path) -> io::Result<Option<File>> {
 /// Removes what a dead process has left at a path, with every netdev inside.
 ///
 /// # Errors
-/// It cannot be opened or emptied: it stays, as its netdevs would be there without it.
+/// It cannot be opened or emptied: then its name stays, as its netdevs would otherwise exist without a name.
 fn clear_away(path: &Path) -> io::Result<()> {
     match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -303,10 +303,10 @@ fn clear_away(path: &Path) -> io::Result<()> {
     fs::remove_file(path)
 }
 
-/// A new namespace, bound to a path that does not exist.
-fn born_at(path: &Path) -> io::Result<File> {
+/// Makes a namespace, and binds it to a path that does not exist.
+fn make_at(path: &Path) -> io::Result<File> {
     File::create_new(path)?;
-    let born = std::thread::scope(|scope| {
+    let made = std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().spawn_scoped(scope, || {
             sys::unshare_netns()?;
             let own = Path::new("/proc/thread-self/ns/net");
@@ -315,13 +315,13 @@ fn born_at(path: &Path) -> io::Result<File> {
         })?;
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     });
-    if born.is_err() {
+    if made.is_err() {
         let _ = fs::remove_file(path);
     }
-    born
+    made
 }
 
-/// Keeps the card's own ends from talking: without this they would send router solicitations out of
+/// Disables IPv6 for the card's own ends: otherwise they would send router solicitations out of
 /// representors.
 fn disable_ipv6() -> io::Result<()> {
     match fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1") {
@@ -339,7 +339,7 @@ fn purge(netns: &File) -> io::Result<()> {
         request::doom(&mut batch, link.index);
     }
     request::delete_group(&mut batch, crate::layout::DOOMED);
-    // What has gone meanwhile, and an empty group, are as good as deleted.
+    // Netdevs that have been deleted meanwhile, and an empty group, are errors that do not matter.
     socket.run(batch);
     Ok(())
 }
@@ -349,21 +349,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_namespace_is_nothing_that_was_left_and_an_error_is_not_taken_for_that() {
+    fn a_file_that_is_no_namespace_was_not_left_by_a_card_and_an_error_is_not_taken_for_one() {
         let folder = std::env::temp_dir().join(format!("esw-netns-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
         let file = folder.join("file");
-        assert!(left_at(&file).unwrap().is_none(), "there is nothing");
+        assert!(left_at(&file).unwrap().is_none(), "no file");
         fs::write(&file, "").unwrap();
-        assert!(left_at(&file).unwrap().is_none(), "it was to become one");
-        assert!(left_at(&file.join("below")).is_err(), "it cannot be looked at");
+        assert!(left_at(&file).unwrap().is_none(), "nothing is bound to it");
+        assert!(left_at(&file.join("below")).is_err(), "an error");
         assert!(is_there(&file.join("below")).is_err());
         assert!(sys::is_namespace(&current().unwrap()).unwrap());
         fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]
-    fn a_lack_of_room_is_told_from_absence() {
+    fn a_lack_of_room_is_distinguished_from_absence() {
         for errno in [Errno::MFILE, Errno::NFILE, Errno::NOMEM] {
             assert!(is_lack_of_room(&errno.into()));
         }

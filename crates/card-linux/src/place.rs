@@ -1,8 +1,8 @@
-//! Where a card lives: decided once, first thing in `main`, before there is a second thread.
+//! Where a card's netdevs appear: decided once, at the start of `main`, before there is a second thread.
 //!
-//! With the capabilities it takes, netdevs appear in the network namespace the process was started in.
-//! Without, the process gets a user, a network and a mount namespace of its own, in which it is root:
-//! `/run` is fresh there, so that `ip netns` works, and nothing outside is touched.
+//! With the needed capabilities, netdevs appear in the network namespace in which the process was started.
+//! Without them, the process gets a user, a network and a mount namespace of its own, in which it is root:
+//! it has an empty `/run` there, so that `ip netns` works, and nothing outside is touched.
 
 use std::fs::{self, File};
 use std::io;
@@ -14,17 +14,17 @@ use netlink::{Errno, errno_of};
 use crate::socket::Socket;
 use crate::{netns, request, sys};
 
-/// Where a card lives.
+/// The namespace in which a card's netdevs appear.
 #[derive(Debug)]
 pub struct Place {
     home: File,
     private: bool,
 }
 
-/// Why there is no place for a card.
+/// Why a place cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum PlaceError {
-    /// The kernel lets this user have no user namespace.
+    /// The kernel does not let this user make a user namespace.
     #[error("a card without root needs a user namespace, and {reason}; {remedy}, or run as root")]
     NoUserNamespace {
         /// What is in the way.
@@ -37,7 +37,7 @@ pub enum PlaceError {
     System {
         /// What was tried.
         what: &'static str,
-        /// What came of it.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -60,7 +60,7 @@ impl Place {
         make_private()?;
         let home = netns::current().map_err(system("opening the new network namespace"))?;
         let mut socket = Socket::open(&home).map_err(system("opening a netlink socket"))?;
-        // Without a loopback that is up, much does not work; but a card does.
+        // Many programs need a loopback that is up; a card does not.
         let _ = socket.run_one(|batch| request::set_up(batch, 1, true));
         Ok(Self { home, private: true })
     }
@@ -68,7 +68,7 @@ impl Place {
     /// Whether [`prepare`](Self::prepare) would make namespaces, rather than use the one this was started in.
     ///
     /// # Errors
-    /// It cannot be found out.
+    /// This cannot be found out.
     pub fn would_be_private() -> Result<bool, PlaceError> {
         let home = netns::current().map_err(system("opening /proc/thread-self/ns/net"))?;
         Ok(!is_administered(&home)?)
@@ -77,14 +77,14 @@ impl Place {
     /// Joins the place that another process of the same user has made. Call it before any thread is started.
     ///
     /// # Errors
-    /// The process has gone, or is not this user's.
+    /// The process has ended, or is not this user's.
     pub fn join(process: BorrowedFd<'_>) -> Result<Self, PlaceError> {
         sys::enter_all(process).map_err(system("entering the namespaces of a process"))?;
         let home = netns::current().map_err(system("opening /proc/thread-self/ns/net"))?;
         Ok(Self { home, private: true })
     }
 
-    /// Whether it is a namespace made for this process, rather than where the process was started.
+    /// Whether the namespace was made for a process, rather than being the one in which it was started.
     pub fn is_private(&self) -> bool {
         self.private
     }
@@ -96,14 +96,15 @@ impl Place {
 }
 
 /// Whether this thread may administer networks and mounts where it was started, if only in its own user namespace.
-/// What cannot be found out is an error: root who is short of descriptors is not somebody without root.
+/// If this cannot be found out, that is an error: root without free descriptors must not be taken for a user without
+/// root.
 fn is_administered(home: &File) -> Result<bool, PlaceError> {
     const NET_ADMIN: u64 = 1 << 12;
     const SYS_ADMIN: u64 = 1 << 21;
     let text = fs::read_to_string("/proc/thread-self/status").map_err(system("reading /proc/thread-self/status"))?;
     let effective = text.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let effective = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
-    let effective = effective.ok_or_else(|| io::Error::other("it does not tell of capabilities"));
+    let effective = effective.ok_or_else(|| io::Error::other("it does not show capabilities"));
     let effective = effective.map_err(system("reading /proc/thread-self/status"))?;
     if effective & NET_ADMIN == 0 || effective & SYS_ADMIN == 0 {
         return Ok(false);
@@ -114,7 +115,7 @@ fn is_administered(home: &File) -> Result<bool, PlaceError> {
 fn make_private() -> Result<(), PlaceError> {
     let (user, group) = sys::user_and_group();
     sys::unshare_all().map_err(why_not)?;
-    // Some systems give the namespace but no power in it: the refusal then comes here.
+    // Some systems make the namespace but give no capabilities in it: then these writes are refused.
     fs::write("/proc/self/setgroups", "deny").map_err(why_not)?;
     fs::write("/proc/self/uid_map", format!("0 {user} 1")).map_err(why_not)?;
     fs::write("/proc/self/gid_map", format!("0 {group} 1")).map_err(why_not)?;
@@ -123,8 +124,8 @@ fn make_private() -> Result<(), PlaceError> {
     let flags = libc::MS_NOSUID | libc::MS_NODEV;
     sys::mount(Path::new("tmpfs"), Path::new("/run"), "tmpfs", flags).map_err(system("mounting a fresh /run"))?;
     fs::create_dir_all("/run/netns").map_err(system("making /run/netns"))?;
-    // With the old one /sys/class/net shows what is outside. Where a container covers parts of /sys
-    // the kernel gives no fresh one, and a card works all the same.
+    // The old sysfs shows the netdevs outside in /sys/class/net. In a container that covers parts of /sys
+    // the kernel mounts no new one; a card works without.
     let _ = sys::mount(Path::new("sysfs"), Path::new("/sys"), "sysfs", flags | libc::MS_NOEXEC);
     Ok(())
 }
@@ -133,7 +134,7 @@ fn setting(path: &str) -> Option<u64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
-/// What is in the way of a user namespace: the settings known to be, in the order of likelihood.
+/// Finds out why a user namespace was refused: looks at the known settings, the likeliest first.
 fn why_not(error: io::Error) -> PlaceError {
     let no = |reason: &str, remedy| PlaceError::NoUserNamespace { reason: reason.to_owned(), remedy };
     let threads = fs::read_dir("/proc/self/task").map_or(1, Iterator::count);

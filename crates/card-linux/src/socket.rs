@@ -1,7 +1,7 @@
 //! A pipelined netlink socket: many requests a send, one acknowledgement each.
 //!
-//! What is asked is never in doubt: each request is answered by the kernel or reported as failed, and
-//! one that fails does not keep those after it from being tried.
+//! Each request is acknowledged by the kernel or reported as failed, and one that fails does not keep
+//! those after it from being tried.
 
 use std::fs::File;
 use std::io;
@@ -14,15 +14,15 @@ use netlink::{
 
 use crate::sys;
 
-/// Requests a send. Acknowledgements wait in the receive buffer, 768 bytes each; one that does not fit
+/// The number of requests in a send. Acknowledgements wait in the receive buffer, 768 bytes each; one that does not fit
 /// is lost. 128 fit the default buffer of 212,992 bytes twice.
 const WINDOW: usize = 128;
 
-/// Requests, each with a tag that says whose it is.
+/// Requests that are sent together, each with a tag of the caller's.
 #[derive(Default)]
 pub(crate) struct Batch {
     datagram: Datagram,
-    /// Where each begins, and its tag.
+    /// The offset at which each begins, and its tag.
     requests: Vec<(usize, usize)>,
     /// Those that cannot be built.
     unbuilt: Vec<Failure>,
@@ -30,12 +30,13 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
-    /// What is pushed from now on is `tag`'s.
+    /// Sets the tag of the requests that are pushed from now on.
     pub(crate) fn tag(&mut self, tag: usize) {
         self.tag = tag;
     }
 
-    /// Appends one request; `body` writes the family's header and the attributes. One that cannot be built has failed.
+    /// Appends one request; `body` writes the family's header and the attributes. A request that cannot be built is
+    /// reported as failed by [`Socket::run`].
     pub(crate) fn push(&mut self, kind: u16, flags: Flags, body: impl FnOnce(&mut Builder)) {
         let at = self.datagram.len();
         match self.datagram.message(Header::new(kind, flags | Flags::REQUEST | Flags::ACK, 0, 0), body) {
@@ -44,7 +45,12 @@ impl Batch {
         }
     }
 
-    /// Where a request begins in the datagram, or where that ends.
+    /// Whether there is nothing to send and nothing has failed.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.requests.is_empty() && self.unbuilt.is_empty()
+    }
+
+    /// The offset at which a request begins in the datagram; for the request after the last one, the datagram's length.
     fn start_of(&self, request: usize) -> usize {
         self.requests.get(request).map_or(self.datagram.len(), |(at, _)| *at)
     }
@@ -53,11 +59,11 @@ impl Batch {
 /// A request that failed.
 #[derive(Clone, Debug)]
 pub(crate) struct Failure {
-    /// Whose it was.
+    /// The request's tag.
     pub tag: usize,
     /// What the kernel answered.
     pub errno: Errno,
-    /// What the kernel said beyond the number, or nothing.
+    /// The kernel's message beside the number, or nothing.
     pub message: String,
 }
 
@@ -75,7 +81,7 @@ pub(crate) struct Socket {
 }
 
 impl Socket {
-    /// A socket of a namespace. It is opened on a thread of its own, which moves there.
+    /// Opens a socket in a namespace, on a thread that moves there for this.
     ///
     /// # Errors
     /// The namespace may not be entered, or there is no memory.
@@ -83,7 +89,7 @@ impl Socket {
         Self::listening(netns, 0)
     }
 
-    /// A socket that also hears the multicast groups of a mask.
+    /// Opens a socket that also receives the multicast groups of a mask.
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -91,12 +97,24 @@ impl Socket {
         Self::of(netns, libc::NETLINK_ROUTE, groups)
     }
 
-    /// A generic netlink socket of a namespace.
+    /// Opens a generic netlink socket in a namespace.
     ///
     /// # Errors
     /// As [`open`](Self::open).
     pub(crate) fn generic(netns: &File) -> io::Result<Self> {
         Self::of(netns, libc::NETLINK_GENERIC, 0)
+    }
+
+    /// A socket whose other end is a test's.
+    #[cfg(test)]
+    pub(crate) fn of_test(fd: OwnedFd) -> Self {
+        Self { fd, next: 1, buffer: vec![0; 64 << 10] }
+    }
+
+    /// The bare socket, for a test.
+    #[cfg(test)]
+    pub(crate) fn into_fd(self) -> OwnedFd {
+        self.fd
     }
 
     fn of(netns: &File, protocol: i32, groups: i32) -> io::Result<Self> {
@@ -112,12 +130,12 @@ impl Socket {
         })?
     }
 
-    /// Lets only those messages through that a filter accepts.
+    /// Lets the socket receive only those messages that a filter accepts.
     pub(crate) fn set_filter(&self, program: &[sys::FilterOp]) -> io::Result<()> {
         sys::set_filter(&self.fd, program)
     }
 
-    /// Also hears a multicast group, by its number.
+    /// Joins a multicast group, by its number.
     pub(crate) fn join(&self, group: u32) -> io::Result<()> {
         sys::set_option(&self.fd, libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, group as i32)
     }
@@ -141,7 +159,7 @@ impl Socket {
                 })
             });
             if let Err(error) = outcome {
-                // Whether these were done is not known: who asked undoes them as if they were half done.
+                // It is not known whether these were carried out: the caller undoes them as if they were half done.
                 let errno = errno_of(&error);
                 let unknown = open.iter().enumerate().filter(|(_, open)| **open);
                 failures.extend(unknown.map(|(n, _)| Failure {
@@ -161,7 +179,7 @@ impl Socket {
         self.run(batch).into_iter().next().map_or(Ok(()), Err)
     }
 
-    /// Reads answers until none of `open` is left; `failed` is told each that is an error.
+    /// Reads acknowledgements until none of `open` is left; calls `failed` for each that is an error.
     fn read_answers(
         &mut self,
         first: u32,
@@ -173,7 +191,7 @@ impl Socket {
             let len = retry(|| sys::receive(&self.fd, &mut self.buffer, true))?;
             for message in messages(&self.buffer[..len]).filter(|message| message.header.kind == NLMSG_ERROR) {
                 let n = message.header.sequence.wrapping_sub(first) as usize;
-                // A late answer to what was given up before is nobody's.
+                // A late answer to a request that was given up before is dropped.
                 let (Some(outcome), Some(true)) = (message.outcome(), open.get(n)) else { continue };
                 open[n] = false;
                 left -= 1;
@@ -185,11 +203,11 @@ impl Socket {
         Ok(())
     }
 
-    /// Asks one question and hands every message of the answer, but the acknowledgement, to `each`.
+    /// Sends one query and calls `each` with every message of the answer but the acknowledgement.
     ///
     /// # Errors
-    /// What the kernel answered. `ResourceBusy`, if what was dumped changed meanwhile: ask again.
-    fn ask(
+    /// The kernel's. `ResourceBusy`, if what is dumped has changed meanwhile: the query is to be sent again.
+    fn query(
         &mut self,
         kind: u16,
         flags: Flags,
@@ -216,17 +234,17 @@ impl Socket {
         }
     }
 
-    /// Asks for one thing.
+    /// Queries one object.
     pub(crate) fn get(
         &mut self,
         kind: u16,
         body: impl FnOnce(&mut Builder),
         each: impl FnMut(&Message<'_>),
     ) -> io::Result<()> {
-        self.ask(kind, Flags::empty(), body, each)
+        self.query(kind, Flags::empty(), body, each)
     }
 
-    /// Asks for everything of a kind. An answer that changed while it was given is asked for again.
+    /// Queries all objects of a kind. If they change while they are dumped, queries them again, up to 20 times.
     pub(crate) fn dump<T>(
         &mut self,
         kind: u16,
@@ -238,9 +256,9 @@ impl Socket {
         loop {
             let mut found = Vec::new();
             tries += 1;
-            match self.ask(kind, Flags::DUMP, &body, |message| found.extend(each(message))) {
+            match self.query(kind, Flags::DUMP, &body, |message| found.extend(each(message))) {
                 Err(error) if error.kind() == io::ErrorKind::ResourceBusy && tries < TRIES => {}
-                // It never held still: the last answer is as good as any.
+                // They change all the time: the last answer is as good as any other.
                 Err(error) if error.kind() == io::ErrorKind::ResourceBusy => return Ok(found),
                 Err(error) => return Err(error),
                 Ok(()) => return Ok(found),
@@ -248,10 +266,10 @@ impl Socket {
         }
     }
 
-    /// Hands every message that has arrived to `each`, without waiting. Says whether some were lost.
+    /// Calls `each` with every message that has arrived, without waiting. Returns whether some were lost.
     ///
     /// # Errors
-    /// The socket cannot be read. What it would have told is lost, and it may fail again at once.
+    /// The socket cannot be read. Messages are lost, and it may fail again at once.
     pub(crate) fn drain(&mut self, mut each: impl FnMut(&Message<'_>)) -> io::Result<bool> {
         let mut lost = false;
         loop {
@@ -265,7 +283,7 @@ impl Socket {
     }
 }
 
-/// How long whoever listens waits after an error before trying again: what fails at once, and may do so for ever, must
+/// How long to wait after an error before trying again: a call that fails at once, and may do so for ever, must
 /// not keep a processor busy.
 #[derive(Debug, Default)]
 pub(crate) struct BackOff {
@@ -280,7 +298,7 @@ impl BackOff {
         delay
     }
 
-    /// It has succeeded: the next error is waited for the shortest time again.
+    /// Notes a success: after the next error the wait is the shortest one again.
     pub(crate) fn reset(&mut self) {
         self.failures = 0;
     }
@@ -292,7 +310,7 @@ impl AsFd for Socket {
     }
 }
 
-/// Runs `f` on a thread of its own inside a network namespace.
+/// Runs `f` on a new thread inside a network namespace.
 ///
 /// # Errors
 /// The namespace may not be entered.
@@ -320,7 +338,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn errors_in_a_row_are_waited_for_longer_and_longer() {
+    fn after_each_error_in_a_row_the_wait_is_longer() {
         let mut back_off = BackOff::default();
         let delays: Vec<u128> = (0..8).map(|_| back_off.after_failure().as_millis()).collect();
         assert_eq!(delays, [20, 40, 80, 160, 320, 640, 1_280, 1_280]);
@@ -329,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_cannot_be_built_has_failed_and_the_others_are_sent() {
+    fn a_request_that_cannot_be_built_fails_and_the_others_are_sent() {
         let mut batch = Batch::default();
         for tag in 0..3 {
             batch.tag(tag);

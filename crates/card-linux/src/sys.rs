@@ -1,5 +1,5 @@
-//! System calls: the one file of this crate with `unsafe`. Each function is one call, its arguments
-//! checked by their types, its failure an [`io::Error`].
+//! System calls: the only file of this crate with `unsafe`. Each function is one call, whose arguments are
+//! checked by their types and whose failure is an [`io::Error`].
 
 #![allow(unsafe_code)]
 
@@ -23,8 +23,8 @@ fn check_len(answer: isize) -> io::Result<usize> {
     usize::try_from(answer).map_err(|_| io::Error::last_os_error())
 }
 
-/// A netlink socket of the calling thread's network namespace, of a protocol (`NETLINK_*`), a member of
-/// the multicast `groups` (a mask of `RTMGRP_*`).
+/// Opens a netlink socket in the calling thread's network namespace. `protocol`: `NETLINK_*`; `groups`: the multicast
+/// groups that it joins, a mask of `RTMGRP_*`.
 pub(crate) fn netlink_socket(protocol: c_int, groups: c_int) -> io::Result<OwnedFd> {
     let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
     // SAFETY: no pointers.
@@ -63,15 +63,15 @@ pub(crate) fn send(fd: &OwnedFd, bytes: &[u8]) -> io::Result<usize> {
     check_len(unsafe { libc::send(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), 0) })
 }
 
-/// Receives one datagram; `wait`: or else fails with `WouldBlock`.
+/// Receives one datagram. `wait`: waits for one; otherwise fails with `WouldBlock` if none has arrived.
 pub(crate) fn receive(fd: &OwnedFd, bytes: &mut [u8], wait: bool) -> io::Result<usize> {
     let flags = if wait { 0 } else { libc::MSG_DONTWAIT };
     // SAFETY: pointer and length are one slice's, borrowed exclusively.
     check_len(unsafe { libc::recv(fd.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len(), flags) })
 }
 
-/// Waits until something can be read from one of these, or its other end is closed; says from which.
-/// `limit`: the longest wait in milliseconds, after which it is none of them.
+/// Waits until something can be read from one of these, or its other end is closed; returns for each whether that is
+/// so. `limit`: the longest wait in milliseconds, after which it is so for none.
 pub(crate) fn wait_readable<const N: usize>(fds: [BorrowedFd<'_>; N], limit: Option<u16>) -> io::Result<[bool; N]> {
     let limit = limit.map_or(-1, c_int::from);
     let mut polled = fds.map(|fd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 });
@@ -106,7 +106,7 @@ pub(crate) fn enter_all(process: BorrowedFd<'_>) -> io::Result<()> {
     check(unsafe { libc::setns(process.as_raw_fd(), flags) }).map(drop)
 }
 
-/// Real user and group.
+/// The real user and group of the process.
 pub(crate) fn user_and_group() -> (u32, u32) {
     // SAFETY: neither can fail.
     unsafe { (libc::getuid(), libc::getgid()) }
@@ -119,14 +119,14 @@ pub(crate) fn owns(namespace: &File) -> io::Result<bool> {
     match check(unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_USERNS) }) {
         // SAFETY: the descriptor is new, so nobody else owns it.
         Ok(fd) => drop(unsafe { OwnedFd::from_raw_fd(fd) }),
-        // It is out of this one's sight, as ioctl_ns(2) says.
+        // The owner is neither this user namespace nor inside it, as ioctl_ns(2) has it.
         Err(error) if errno_of(&error) == Errno::PERM => return Ok(false),
         Err(error) => return Err(error),
     }
     Ok(true)
 }
 
-/// Whether what is open is a namespace, rather than the file that one was to be bound to.
+/// Whether an open file is a namespace, rather than the file to which one was to be bound.
 pub(crate) fn is_namespace(file: &File) -> io::Result<bool> {
     const NSFS_MAGIC: i64 = 0x6e73_6673;
     // SAFETY: all-zero is a valid statfs.
@@ -148,7 +148,7 @@ pub(crate) fn mount(source: &Path, target: &Path, kind: &str, flags: c_ulong) ->
     check(answer).map(drop)
 }
 
-/// Takes a mount out of sight at once; it goes when its last user does.
+/// Detaches a mount: it disappears at once, and is unmounted when its last user has closed it.
 pub(crate) fn detach_mount(target: &Path) -> io::Result<()> {
     let target = c_path(target)?;
     // SAFETY: a string that ends in zero and lives during the call.

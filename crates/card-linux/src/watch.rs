@@ -1,45 +1,43 @@
-//! What happens to the card's netdevs from outside, and what follows from it.
+//! Watches the card's netdevs for changes made from outside, and reacts to them.
 //!
-//! One thread hears of every change to a link, inside the card and where its netdevs appear. It sees to
-//! it that
+//! One thread receives every change to a link, inside the card and where its netdevs appear. It makes sure that
 //!
 //! * a function has carrier while its representor is up, and none while that is down,
 //! * the MTU a representor is given becomes its function's, as long as the representor is where it was
 //!   born and the function's netdev there or in a namespace with a name,
 //! * a netdev that was deleted from under the card, as happens when the namespace it had been moved to
-//!   is deleted, is back where it was born: functions and representors are hardware's to take away.
+//!   is deleted, is back where it was born: only hardware can take functions and representors away,
+//! * the callback for renamed netdevs is called when one of the card's gets another name where netdevs appear.
 //!
-//! * who has asked is told when one of its netdevs gets another name where netdevs appear.
-//!
-//! It acts on what the books say at that moment, under their lock. Events it has missed are made up for
-//! by looking at everything. Where it cannot listen it looks now and then, ever more rarely.
+//! A reaction is an [operation](crate::operation) on the vports that the events concern. The watcher never waits for
+//! another operation: events for a vport that one is changing are kept until it has ended. If events were lost, the
+//! watcher compares everything. When its sockets fail it does so too, at growing intervals.
 
 use std::collections::HashMap;
-use std::io::{self, PipeWriter};
+use std::io::{self, PipeReader, PipeWriter, Read};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use eswitch::Vport;
-use eswitch::card::{Create, FailedCreate, Resource};
-use eswitch::lock_order::CardState;
-use lockdep::{Deadline, Domain, Mutex, OnReport};
+use eswitch::card::{Create, FailedCreate, OnRename, Resource};
+use lockdep::{Deadline, Domain, Locked, Unlocked};
+use netlink::rtnl::{RTM_DELLINK, RTM_NEWLINK, RTMGRP_LINK};
 use netlink::{Errno, errno_of};
 
+use crate::books::{Books, Wire};
 use crate::layout::{Inside, Slot};
-use crate::request::{self, Link, OUTER_MTU, RTM_DELLINK, RTM_NEWLINK};
+use crate::operation::{Operation, Part, Shared};
+use crate::request::{self, Link, OUTER_MTU};
 use crate::socket::{BackOff, Batch, Socket};
-use crate::state::{State, Wire};
 use crate::sys::{self, FilterOp};
 
-pub(crate) const RTMGRP_LINK: i32 = 1;
-
-/// The thread. It ends, and has ended, when this is dropped.
+/// The watcher's thread. It ends, and has ended, when this is dropped.
 pub(crate) struct Watcher {
-    /// Closing it is the word to stop, for a thread that waits.
+    /// Closing it ends the thread, if the thread waits for events.
     stop: Option<PipeWriter>,
-    /// The same, for one that cannot.
+    /// Ends the thread, if it waits after an error.
     stopping: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -55,67 +53,108 @@ impl Drop for Watcher {
     }
 }
 
+/// What the thread waits for.
+pub(crate) struct Sources {
+    /// Link events inside the card.
+    pub inside: Socket,
+    /// Link events where netdevs appear.
+    pub outside: Socket,
+    /// Readable when an operation has released a vport for which events are kept.
+    pub released: PipeReader,
+}
+
 impl Watcher {
-    /// Starts to watch. `inside` and `outside` are in the card and where its netdevs appear.
+    /// Starts the thread, in the lockdep domain of those who use the card.
     ///
     /// # Errors
     /// The system gives no thread.
-    pub(crate) fn start(
-        state: Arc<Mutex<CardState, State>>,
-        mut inside: Socket,
-        mut outside: Socket,
-    ) -> io::Result<Self> {
+    pub(crate) fn start(card: Arc<Shared>, domain: &Arc<Domain>, mut sources: Sources) -> io::Result<Self> {
         let (stopped, stop) = io::pipe()?;
         let stopping = Arc::new(AtomicBool::new(false));
         let is_stopping = Arc::clone(&stopping);
+        let domain = Arc::clone(domain);
         let thread = std::thread::Builder::new().name("card-watch".to_owned()).spawn(move || {
-            let domain = Domain::for_build(OnReport::Panic);
-            lockdep::enter(&domain, "card-watch", |cx| {
-                let mut back_off = BackOff::default();
-                loop {
-                    let ready = sys::wait_readable([stopped.as_fd(), inside.as_fd(), outside.as_fd()], None);
-                    let heard = match ready {
-                        Ok([true, ..]) => return,
-                        Ok(_) => Events::read(&mut inside, &mut outside),
-                        Err(error) => Err(error),
-                    };
-                    let events = match heard {
-                        Ok(events) => {
-                            back_off.reset();
-                            events
-                        }
-                        Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                        Err(_) => {
-                            Deadline::after(back_off.after_failure()).sleep(cx);
-                            if is_stopping.load(Ordering::Acquire) {
-                                return;
-                            }
-                            Events::missed()
-                        }
-                    };
-                    if events.is_empty() {
-                        continue;
-                    }
-                    let (renamed, told) = {
-                        let mut state = state.lock_leaf(cx);
-                        (state.follow(events), state.on_rename.clone())
-                    };
-                    for (resource, name) in renamed {
-                        told.iter().for_each(|told| told(cx, resource, name.clone()));
-                    }
-                }
-            });
+            lockdep::enter(&domain, "card-watch", |cx| watch(cx, &card, &mut sources, &stopped, &is_stopping));
         })?;
         Ok(Self { stop: Some(stop), stopping, thread: Some(thread) })
     }
 }
 
-/// A socket inside the card that hears what a watcher has a use for: deletions, and what happens to
-/// representors' ends. Of the thousands of messages of a mode change that is every fourth.
+/// Reacts to events until `stopped` is closed.
+fn watch(
+    cx: &mut Locked<'_, Unlocked>,
+    card: &Shared,
+    sources: &mut Sources,
+    stopped: &PipeReader,
+    is_stopping: &AtomicBool,
+) {
+    let mut back_off = BackOff::default();
+    let mut kept = Events::default();
+    loop {
+        let fds = [stopped.as_fd(), sources.released.as_fd(), sources.inside.as_fd(), sources.outside.as_fd()];
+        let mut new = Events::default();
+        let received = match sys::wait_readable(fds, None) {
+            Ok([true, ..]) => return,
+            Ok([_, released, ..]) => {
+                if released {
+                    // Only this thread reads it, so there is something to read.
+                    let _ = sources.released.read(&mut [0; 64]);
+                    new = std::mem::take(&mut kept);
+                }
+                new.receive(sources)
+            }
+            Err(error) => Err(error),
+        };
+        match received {
+            Ok(()) => back_off.reset(),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => {
+                Deadline::after(back_off.after_failure()).sleep(cx);
+                if is_stopping.load(Ordering::Acquire) {
+                    return;
+                }
+                new.lost = true;
+            }
+        }
+        if new.is_empty() {
+            continue;
+        }
+        let (renamed, callback) = react(cx, card, new, &mut kept);
+        for (resource, name) in renamed {
+            callback.iter().for_each(|callback| callback(cx, resource, name.clone()));
+        }
+    }
+}
+
+/// Reacts to those events that concern no vport which an operation is changing; the others are added to `kept`.
+/// Returns the netdevs that have got another name, and the callback for them.
+fn react(
+    cx: &mut Locked<'_, Unlocked>,
+    card: &Shared,
+    mut new: Events,
+    kept: &mut Events,
+) -> (Vec<(Resource, String)>, Option<OnRename>) {
+    if new.lost {
+        new.look_at_everything(&mut card.begin_query(cx));
+    }
+    let mut ready = Events::default();
+    let mut operation = card.begin(cx, |books| {
+        let parts;
+        (ready, parts) = std::mem::take(&mut new).split(books, kept);
+        books.watcher_waits |= !kept.is_empty();
+        parts
+    });
+    let renamed = operation.follow(&ready);
+    let callback = operation.books().on_rename.clone();
+    (renamed, callback)
+}
+
+/// A socket inside the card that receives the events that the watcher needs: deletions, and changes to the inner ends
+/// of representors. Of the thousands of messages of a mode change that is every fourth.
 pub(crate) fn listen_inside(netns: &std::fs::File) -> io::Result<Socket> {
     let socket = Socket::listening(netns, RTMGRP_LINK)?;
     let representor = Inside::Inner(Slot { pf: eswitch::PfIndex(0), vport: Vport::HostPf });
-    // Where the low byte of the message's type is, and the byte of `ifi_index` that has the kind.
+    // The offsets of the low byte of the message's type and of the byte of `ifi_index` that has the kind.
     let (kind_at, index_at) = if cfg!(target_endian = "little") { (4, 22) } else { (5, 21) };
     let op = |code: u32, jt, jf, k| FilterOp { code: code as u16, jt, jf, k };
     let load_byte = libc::BPF_LD | libc::BPF_B | libc::BPF_ABS;
@@ -133,126 +172,168 @@ pub(crate) fn listen_inside(netns: &std::fs::File) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// A socket that hears of every change to a link.
+/// A socket that receives every change to a link where netdevs appear.
 pub(crate) fn listen_outside(netns: &std::fs::File) -> io::Result<Socket> {
     Socket::listening(netns, RTMGRP_LINK)
 }
 
-/// What has happened since the last look: of each netdev the last.
+/// What has happened to links: of each the last event.
 #[derive(Default)]
 pub(crate) struct Events {
+    /// The inner ends of representors that have changed.
     inners: HashMap<Slot, Link>,
-    outers: HashMap<u32, Link>,
+    /// The outer ends of the card's pairs that have changed, by the slot and the number there.
+    outers: HashMap<u32, (Slot, Link)>,
     gone: Vec<Inside>,
     lost: bool,
 }
 
+/// The slot of the card's end of a pair.
+fn slot_at(near: u32) -> Option<Slot> {
+    match Inside::of(near)? {
+        Inside::Port(slot) | Inside::Inner(slot) => Some(slot),
+        _ => None,
+    }
+}
+
 impl Events {
-    fn read(inside: &mut Socket, outside: &mut Socket) -> io::Result<Self> {
-        let mut events = Self::default();
-        // Outside first: whatever is heard there of a representor, its inner end was heard of before.
-        events.lost = outside.drain(|message| {
+    /// Adds the events that have arrived, without waiting.
+    ///
+    /// # Errors
+    /// A socket cannot be read. Events may have been lost.
+    fn receive(&mut self, sources: &mut Sources) -> io::Result<()> {
+        // Outside first: for every event of a representor there, that of its inner end has arrived before.
+        let lost = sources.outside.drain(|message| {
             let Some(link) = Link::read(message) else { return };
             match message.header.kind {
-                RTM_NEWLINK => drop(events.outers.insert(link.index, link)),
-                _ => drop(events.outers.remove(&link.index)),
+                RTM_NEWLINK => self.add_outer(link),
+                _ => drop(self.outers.remove(&link.index)),
             }
         })?;
-        events.lost |= inside.drain(|message| {
+        self.lost |= lost;
+        let lost = sources.inside.drain(|message| {
             let Some(link) = Link::read(message) else { return };
             match (message.header.kind, Inside::of(link.index)) {
-                (RTM_DELLINK, Some(gone)) => events.gone.push(gone),
-                (RTM_NEWLINK, Some(Inside::Inner(slot))) => drop(events.inners.insert(slot, link)),
+                (RTM_DELLINK, Some(gone)) => self.gone.push(gone),
+                (RTM_NEWLINK, Some(Inside::Inner(slot))) => drop(self.inners.insert(slot, link)),
                 _ => {}
             }
         })?;
-        Ok(events)
+        self.lost |= lost;
+        Ok(())
     }
 
-    /// Something has happened, and it is not known what.
-    pub(crate) fn missed() -> Self {
-        Self { lost: true, ..Self::default() }
+    fn add_outer(&mut self, link: Link) {
+        if let Some(slot) = link.peer.and_then(|(near, _)| slot_at(near)) {
+            self.outers.insert(link.index, (slot, link));
+        }
     }
 
     fn is_empty(&self) -> bool {
         self.inners.is_empty() && self.outers.is_empty() && self.gone.is_empty() && !self.lost
     }
-}
 
-impl State {
-    /// Does what follows from events. The netdevs that have got another name.
-    pub(crate) fn follow(&mut self, mut events: Events) -> Vec<(Resource, String)> {
-        if events.lost {
-            self.look_at_everything(&mut events);
-        }
-        self.follow_inners(&events.inners);
-        self.follow_outers(&events.outers);
-        for gone in events.gone {
-            self.follow_deletion(gone);
-        }
-        self.follow_carriers();
-        self.follow_names(events.outers.values())
-    }
-
-    /// Which of the card's netdevs that are here have another name than is known.
-    pub(crate) fn follow_names<'a>(&mut self, outers: impl Iterator<Item = &'a Link>) -> Vec<(Resource, String)> {
-        let mut renamed = Vec::new();
-        for link in outers {
-            let Some((near, Some(netns))) = link.peer else { continue };
-            let Some(resource) = Inside::of(near).and_then(Inside::resource) else { continue };
-            if self.inside.1.is_none() {
-                self.inside.1 = request::netns_id(&mut self.outside, &self.inside.0).ok().flatten();
-            }
-            // Another card's netdevs have the same numbers at their other ends.
-            if self.inside.1 != Some(netns) {
-                continue;
-            }
-            let Some(made) = self.netdev_name(&resource, None) else { continue };
-            let is_new = match self.renamed.get(&near) {
-                Some(known) => *known != link.name,
-                None => made.name != link.name,
-            };
-            if made.name == link.name {
-                self.renamed.remove(&near);
-            } else {
-                self.renamed.insert(near, link.name.clone());
-            }
-            if is_new && self.books.contains_key(&resource) {
-                renamed.push((resource, link.name.clone()));
-            }
-        }
-        renamed
-    }
-
-    fn look_at_everything(&mut self, events: &mut Events) {
-        if let Ok(links) = request::links(&mut self.card) {
-            let there: HashMap<u32, Link> = links.into_iter().map(|link| (link.index, link)).collect();
-            for (slot, ends) in &self.ends {
-                if ends.port && !there.contains_key(&slot.port()) {
-                    events.gone.push(Inside::Port(*slot));
+    /// Makes up for events that were lost: adds one for everything that they may have been about.
+    pub(crate) fn look_at_everything(&mut self, operation: &mut Operation<'_>) {
+        self.lost = false;
+        let inside = request::links(&mut operation.sockets().inside);
+        let outside = request::links(&mut operation.sockets().outside);
+        if let Ok(links) = inside {
+            let mut links: HashMap<u32, Link> = links.into_iter().map(|link| (link.index, link)).collect();
+            for (slot, ends) in &operation.books().ends {
+                if ends.port && !links.contains_key(&slot.port()) {
+                    self.gone.push(Inside::Port(*slot));
                 }
-                match there.get(&slot.inner()) {
-                    Some(link) => drop(events.inners.insert(*slot, link.clone())),
-                    None if ends.inner => events.gone.push(Inside::Inner(*slot)),
+                match links.remove(&slot.inner()) {
+                    Some(link) => drop(self.inners.insert(*slot, link)),
+                    None if ends.inner => self.gone.push(Inside::Inner(*slot)),
                     None => {}
                 }
             }
         }
-        let outside = request::links(&mut self.outside).unwrap_or_default();
-        events.outers.extend(outside.into_iter().map(|link| (link.index, link)));
+        outside.unwrap_or_default().into_iter().for_each(|link| self.add_outer(link));
     }
 
-    /// What representors' inner ends tell: where the representors are, and if that is somewhere else
-    /// than here, whether they are up.
+    /// The events that can be followed now, with the parts of the card that this changes. The others, for vports that
+    /// an operation is changing, are added to `kept`.
+    fn split(self, books: &Books, kept: &mut Self) -> (Self, Vec<Part>) {
+        let mut ready = Self::default();
+        let mut parts = Vec::new();
+        let mut is_free = |slot: Slot, may_make: bool| {
+            let vport = Part::Vport(slot);
+            let bridges =
+                (may_make && !books.bridges.contains(&(slot.pf, slot.bridge()))).then_some(Part::Bridges(slot.pf));
+            let free = books.claims.is_free(vport) && bridges.is_none_or(|bridges| books.claims.is_free(bridges));
+            if free {
+                parts.push(vport);
+                parts.extend(bridges);
+            }
+            free
+        };
+        for (slot, link) in self.inners {
+            let free = is_free(slot, false);
+            // What was kept of it is older.
+            kept.inners.remove(&slot);
+            let to = if free { &mut ready } else { &mut *kept };
+            to.inners.insert(slot, link);
+        }
+        for (index, (slot, link)) in self.outers {
+            let free = is_free(slot, false);
+            kept.outers.remove(&index);
+            let to = if free { &mut ready } else { &mut *kept };
+            to.outers.insert(index, (slot, link));
+        }
+        for gone in self.gone {
+            let free = match gone {
+                Inside::Port(slot) | Inside::Inner(slot) => is_free(slot, true),
+                _ => true,
+            };
+            let to = if free { &mut ready } else { &mut *kept };
+            to.gone.push(gone);
+        }
+        if !ready.is_empty() {
+            let stale = books.ends.iter().filter(|(slot, ends)| slot.vport != Vport::Uplink && ends.is_stale());
+            let stale = stale.map(|(slot, _)| Part::Vport(*slot));
+            parts.extend(stale.filter(|part| books.claims.is_free(*part)));
+        }
+        (ready, parts)
+    }
+}
+
+impl Operation<'_> {
+    /// Reacts to events for vports that this operation has claimed. Returns the netdevs that have got another name.
+    pub(crate) fn follow(&mut self, events: &Events) -> Vec<(Resource, String)> {
+        self.follow_inners(&events.inners);
+        self.follow_outers(&events.outers);
+        for gone in &events.gone {
+            self.follow_deletion(*gone);
+        }
+        self.follow_carriers();
+        self.follow_names(&events.outers)
+    }
+
+    fn follow_names(&mut self, outers: &HashMap<u32, (Slot, Link)>) -> Vec<(Resource, String)> {
+        if !outers.is_empty() && self.books().inside_id.is_none() {
+            let inside = &self.card.inside;
+            let id = request::netns_id(&mut self.sockets().outside, inside).ok().flatten();
+            self.books().inside_id = id;
+        }
+        self.books().update_names(outers.values().map(|(_, link)| link))
+    }
+
+    /// Notes what the inner ends of representors show: where the representors are, and if that is not where netdevs
+    /// appear, whether they are up.
     fn follow_inners(&mut self, inners: &HashMap<Slot, Link>) {
         if inners.is_empty() {
             return;
         }
-        // Where they are cannot be told then, and is as it was.
-        let Ok(home) = request::netns_id(&mut self.card, &self.home) else { return };
+        let home = &self.card.home;
+        // If this fails it is not known where they are; then that stays as it was.
+        let Ok(home) = request::netns_id(&mut self.sockets().inside, home) else { return };
+        let mut books = self.books();
         for (slot, link) in inners {
-            let representor = slot.vport != Vport::Uplink && self.represented(*slot);
-            let Some(ends) = self.ends.get_mut(slot).filter(|ends| representor && ends.inner) else {
+            let representor = slot.vport != Vport::Uplink && books.represented(*slot);
+            let Some(ends) = books.ends.get_mut(slot).filter(|ends| representor && ends.inner) else {
                 continue;
             };
             match link.peer {
@@ -267,86 +348,91 @@ impl State {
         }
     }
 
-    /// What representors tell that are here. The kernel says at once when they go up or down; of their
-    /// inner ends' carrier it says so too, but after a mode change with many only seconds later.
-    fn follow_outers(&mut self, outers: &HashMap<u32, Link>) {
-        let mut told = Vec::new();
-        for (slot, ends) in &mut self.ends {
-            if let Some((outer, mtu)) = &mut ends.outer
-                && let Some(link) = outers.get(outer)
+    /// Reacts to what representors show that are where netdevs appear. The kernel sends an event at once when they go
+    /// up or down; it sends one for their inner ends' carrier too, but after a mode change with many only seconds
+    /// later.
+    fn follow_outers(&mut self, outers: &HashMap<u32, (Slot, Link)>) {
+        let mut new_mtus = Vec::new();
+        let mut books = self.books();
+        for (index, (slot, link)) in outers {
+            if let Some(ends) = books.ends.get_mut(slot)
+                && let Some((outer, mtu)) = &mut ends.outer
+                && outer == index
             {
                 ends.carrier = link.up;
                 if *mtu != link.mtu {
                     *mtu = link.mtu;
-                    told.extend(ends.port.then_some((*slot, link.mtu)));
+                    new_mtus.extend(ends.port.then_some((*slot, link.mtu)));
                 }
             }
         }
-        for (slot, mtu) in told {
+        drop(books);
+        for (slot, mtu) in new_mtus {
             let call = format!("giving {} of pf{} the MTU {mtu}", slot.vport, slot.pf.0);
-            let asked = self.ask_outer(slot.port(), &call, |batch, outer| request::set_mtu(batch, outer, mtu));
-            if let Err(error) = asked {
-                self.complaints.push(error.to_string());
+            let set = self.run_on_outer(slot.port(), &call, |batch, outer| request::set_mtu(batch, outer, mtu));
+            if let Err(error) = set {
+                self.books().complaints.push(error.to_string());
             }
         }
     }
 
-    /// A function has carrier while its representor is up.
+    /// Gives functions carrier while their representors are up, and takes it away while they are not.
     fn follow_carriers(&mut self) {
         let mut batch = Batch::default();
         let mut brought_up = Vec::new();
-        for (slot, ends) in &mut self.ends {
-            let ruled = slot.vport != Vport::Uplink && ends.tied;
-            if ruled && ends.port_up != ends.carrier {
+        let slots = self.slots();
+        let mut books = self.books();
+        for slot in slots.into_iter().filter(|slot| slot.vport != Vport::Uplink) {
+            if let Some(ends) = books.ends.get_mut(&slot).filter(|ends| ends.is_stale()) {
                 ends.port_up = ends.carrier;
                 request::set_up(&mut batch, slot.port(), ends.carrier);
-                brought_up.extend(ends.carrier.then_some(*slot));
+                brought_up.extend(ends.carrier.then_some(slot));
             }
         }
+        drop(books);
         // A port that is gone meanwhile needs no carrier.
-        self.card.run(batch);
+        self.run(batch);
         self.settle_carriers(&brought_up);
     }
 
-    /// What was deleted and should be there is made again.
+    /// Makes again what was deleted and should exist.
     fn follow_deletion(&mut self, gone: Inside) {
         let has_gone = self.has_gone(gone.index());
-        if has_gone && let Some(inventory) = &mut self.inventory {
+        if has_gone && let Some(inventory) = &mut self.books().inventory {
             inventory.forget(gone.index());
         }
         if let Inside::Port(slot @ Slot { vport: Vport::Uplink, .. }) = gone {
             return self.rewire(slot);
         }
         let Some(resource) = gone.resource() else { return };
-        // The news may be of an older one of that number.
-        if !self.books.contains_key(&resource) || !has_gone {
+        // The event may be about an older netdev of that number.
+        if !has_gone {
             return;
         }
-        let Some(entry) = self.books.get(&resource).copied() else { return };
-        let noted = self.complaints.len();
+        let Some(entry) = self.books().resources.get(&resource).copied() else { return };
         self.destroy(&[resource]);
-        self.complaints.truncate(noted);
         let again = Create { resource, mac: entry.mac, sfnum: entry.sfnum };
         if let Some(FailedCreate { error, .. }) = self.create(&[again]).pop() {
-            // It stays in the books: the engine believes in it, and will unmake it.
-            self.books.insert(resource, entry);
+            let mut books = self.books();
+            // It stays in the books: to the engine it exists, and the engine will unmake it.
+            books.resources.insert(resource, entry);
             let complaint = format!("{resource} was deleted from outside and cannot be made again: {error}");
-            self.complaints.push(complaint);
+            books.complaints.push(complaint);
         }
     }
 
-    /// Whether a netdev inside the card is not there any more. That it cannot be looked at does not say so, and it may
-    /// be in use.
+    /// Whether a netdev inside the card does not exist any more. If the kernel cannot be queried, it may exist and be
+    /// in use.
     fn has_gone(&mut self, index: u32) -> bool {
-        request::link(&mut self.card, index).is_err_and(|error| errno_of(&error) == Errno::NODEV)
+        request::link(&mut self.sockets().inside, index).is_err_and(|error| errno_of(&error) == Errno::NODEV)
     }
 
-    /// Whoever deletes the other end of a wire has unplugged it.
+    /// Makes a wire again whose other end a user has deleted: this unplugged it, so it leads nowhere.
     fn rewire(&mut self, slot: Slot) {
-        if self.ends(slot).port && self.has_gone(slot.port()) {
-            self.wires.insert(slot.pf, Wire::Nowhere);
+        if self.books().ends(slot).port && self.has_gone(slot.port()) {
+            self.books().wires.insert(slot.pf, Wire::Nowhere);
             if let Err(error) = self.make_wire_again(slot) {
-                self.complaints.push(error.to_string());
+                self.books().complaints.push(error.to_string());
             }
         }
     }

@@ -1,5 +1,5 @@
-//! The kernel's own bonds and teams over the PFs' netdevs. Where the kernel has none each test says so and does
-//! nothing; `cargo xtask vm` runs them on one that has.
+//! The kernel's own bonds and teams over the PFs' netdevs. Where the kernel has none each test prints that it is
+//! skipped; `cargo xtask vm` runs them on a kernel that has both.
 
 #![allow(clippy::disallowed_methods, reason = "a test that sleeps holds no lock")]
 
@@ -31,7 +31,7 @@ fn has(test: &str, kind: &str, config: &str) -> bool {
     false
 }
 
-/// A card of two ports, and who watches what they are in.
+/// A card of two ports, and a watch on the bond that they are in.
 struct Pair {
     rig: Rig,
     bonds: Arc<Bonds>,
@@ -53,8 +53,8 @@ impl Pair {
         lockdep::enter(&self.domain, "test", |cx| self.watch.look(cx))
     }
 
-    /// Hears of changes until the bond is as it should be.
-    fn hears(&mut self, what: &str, wanted: impl Fn(&Option<Bond>) -> bool) {
+    /// Watches until the bond is as it should be.
+    fn watch_until(&mut self, what: &str, wanted: impl Fn(&Option<Bond>) -> bool) {
         let (late, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let clock = std::thread::spawn({
             let (late, done, bonds) = (Arc::clone(&late), Arc::clone(&done), Arc::clone(&self.bonds));
@@ -75,15 +75,15 @@ impl Pair {
             if wanted(&found) {
                 break;
             }
-            assert!(!late.load(Ordering::SeqCst), "{what}: never heard of; it is {found:?}\n{}", sh("ip -d -o link"));
+            assert!(!late.load(Ordering::SeqCst), "{what}: never seen; it is {found:?}\n{}", sh("ip -d -o link"));
         }
         done.store(true, Ordering::SeqCst);
         clock.join().unwrap();
     }
 
-    fn hears_of(&mut self, name: &str, tx: TxType, ports: &[PfIndex], foreign: &[&str]) {
+    fn watch_until_is(&mut self, name: &str, tx: TxType, ports: &[PfIndex], foreign: &[&str]) {
         let wanted = bond(name, tx, ports, foreign);
-        self.hears(&format!("{wanted:?}"), |found| *found == Some(wanted.clone()));
+        self.watch_until(&format!("{wanted:?}"), |found| *found == Some(wanted.clone()));
     }
 
     fn set(&self, plan: &BondPlan) -> Result<(), CardError> {
@@ -112,38 +112,40 @@ fn a_bond_made_by_hand_is_followed() {
         assert_eq!(pair.look(), None);
         let active = |pf| TxType::ActiveBackup(Some(pf));
 
-        // It comes, port by port.
+        // Ports are added one after the other.
         sh("ip link add bond0 type bond mode active-backup miimon 20 && ip link set bond0 up");
         sh("ip link set enp8s0f0np0 master bond0");
-        pair.hears_of("bond0", active(PF), &[PF], &[]);
+        pair.watch_until_is("bond0", active(PF), &[PF], &[]);
         sh("ip link set enp8s0f1np1 master bond0");
-        pair.hears_of("bond0", active(PF), &[PF, PF1], &[]);
+        pair.watch_until_is("bond0", active(PF), &[PF, PF1], &[]);
 
         // Its active port changes, by hand and because the carrier is lost.
         sh("ip link set bond0 type bond active_slave enp8s0f1np1");
-        pair.hears_of("bond0", active(PF1), &[PF, PF1], &[]);
+        pair.watch_until_is("bond0", active(PF1), &[PF, PF1], &[]);
         sh("ip -n esw-0000:08:00.0 link set up1 down");
-        pair.hears_of("bond0", active(PF), &[PF, PF1], &[]);
+        pair.watch_until_is("bond0", active(PF), &[PF, PF1], &[]);
         sh("ip -n esw-0000:08:00.0 link set up0 down");
-        pair.hears_of("bond0", TxType::ActiveBackup(None), &[PF, PF1], &[]);
+        pair.watch_until_is("bond0", TxType::ActiveBackup(None), &[PF, PF1], &[]);
         sh("ip -n esw-0000:08:00.0 link set up0 up; ip -n esw-0000:08:00.0 link set up1 up");
-        pair.hears("an active port", |found| matches!(found, Some(Bond { tx: TxType::ActiveBackup(Some(_)), .. })));
+        pair.watch_until("an active port", |found| {
+            matches!(found, Some(Bond { tx: TxType::ActiveBackup(Some(_)), .. }))
+        });
 
-        // A name, something else in it, a port that leaves.
+        // It is renamed, another netdev is put into it, a port is taken out.
         sh("ip link set bond0 down && ip link set bond0 name uplink && ip link set uplink up");
-        pair.hears("the name", |found| found.as_ref().is_some_and(|bond| bond.name == "uplink"));
+        pair.watch_until("the name", |found| found.as_ref().is_some_and(|bond| bond.name == "uplink"));
         sh("ip link add eth7 type veth peer eth8 && ip link set eth7 master uplink");
-        pair.hears("eth7", |found| found.as_ref().is_some_and(|bond| bond.foreign == ["eth7"]));
+        pair.watch_until("eth7", |found| found.as_ref().is_some_and(|bond| bond.foreign == ["eth7"]));
         sh("ip link set eth7 name eth9 down || ip link set eth7 down && ip link set eth7 name eth9");
-        pair.hears("eth9", |found| found.as_ref().is_some_and(|bond| bond.foreign == ["eth9"]));
+        pair.watch_until("eth9", |found| found.as_ref().is_some_and(|bond| bond.foreign == ["eth9"]));
         sh("ip link set eth9 nomaster");
-        pair.hears("no eth9", |found| found.as_ref().is_some_and(|bond| bond.foreign.is_empty()));
+        pair.watch_until("no eth9", |found| found.as_ref().is_some_and(|bond| bond.foreign.is_empty()));
         sh("ip link set enp8s0f0np0 nomaster");
-        pair.hears("one port", |found| found.as_ref().is_some_and(|bond| bond.ports == BTreeSet::from([PF1])));
+        pair.watch_until("one port", |found| found.as_ref().is_some_and(|bond| bond.ports == BTreeSet::from([PF1])));
 
-        // Another mode, which takes a bond that is down and empty.
+        // Its mode is changed, for which it must be down and empty.
         sh("ip link set enp8s0f1np1 nomaster");
-        pair.hears("no port", Option::is_none);
+        pair.watch_until("no port", Option::is_none);
         for (mode, tx) in [
             ("802.3ad", TxType::Hash),
             ("balance-xor", TxType::Hash),
@@ -153,20 +155,20 @@ fn a_bond_made_by_hand_is_followed() {
             sh(
                 "for n in enp8s0f0np0 enp8s0f1np1; do ip link set $n down; ip link set $n master uplink || exit 1; done",
             );
-            pair.hears_of("uplink", tx, &[PF, PF1], &[]);
+            pair.watch_until_is("uplink", tx, &[PF, PF1], &[]);
             sh("ip link set enp8s0f0np0 nomaster; ip link set enp8s0f1np1 nomaster");
-            pair.hears("no port", Option::is_none);
+            pair.watch_until("no port", Option::is_none);
         }
 
-        // It is found by who begins to watch, and it goes; and so does a port.
+        // A watch that begins later finds it. A port is moved away, and the bond is deleted.
         sh("ip link set enp8s0f1np1 master uplink; ip link set enp8s0f0np0 master uplink");
         let (_bonds, mut late) = pair.rig.card.bonds().unwrap();
         let found = lockdep::enter(&pair.domain, "late", |cx| late.look(cx));
         assert_eq!(found.unwrap().ports, BTreeSet::from([PF, PF1]));
         sh("ip netns add away && ip link set enp8s0f1np1 netns away");
-        pair.hears("one port", |found| found.as_ref().is_some_and(|bond| bond.ports == BTreeSet::from([PF])));
+        pair.watch_until("one port", |found| found.as_ref().is_some_and(|bond| bond.ports == BTreeSet::from([PF])));
         sh("ip link del uplink");
-        pair.hears("no bond", Option::is_none);
+        pair.watch_until("no bond", Option::is_none);
     });
 }
 
@@ -179,18 +181,18 @@ fn what_was_lost_is_made_up_for() {
         }
         let mut pair = Pair::new();
         assert_eq!(pair.look(), None);
-        // Nobody listens while the kernel has more to tell than it keeps; the last of it is the bond.
+        // No event is read while the kernel sends more than the socket has room for; the last ones are about the bond.
         let storm = "i=0; while [ $i -lt 1000 ]; do
             echo link set enp8s0f0np0 mtu 1400; echo link set enp8s0f0np0 mtu 1500; i=$((i+1)); done";
         sh(&format!("({storm}) | ip -batch -"));
         sh("ip link add bond0 type bond mode 802.3ad");
         sh("ip link set enp8s0f0np0 master bond0; ip link set enp8s0f1np1 master bond0");
         pair.watch.wait();
-        assert!(pair.watch.overruns() > 0, "the kernel has kept it all");
+        assert!(pair.watch.overruns() > 0, "no event was lost");
         assert_eq!(pair.look(), Some(bond("bond0", TxType::Hash, &[PF, PF1], &[])));
-        // From now on it hears again.
+        // From now on it receives events again.
         sh("ip link del bond0");
-        pair.hears("no bond", Option::is_none);
+        pair.watch_until("no bond", Option::is_none);
     });
 }
 
@@ -206,7 +208,7 @@ fn a_bond_is_made_changed_kept_whole_and_deleted() {
         assert_eq!(pair.look(), Some(bond("bond0", TxType::Hash, &[PF, PF1], &[])));
         sh("ip link show bond0 | grep -q ',UP'");
 
-        // Another mode, another active port, something else in it.
+        // It gets another mode, another active port, another netdev.
         pair.set(&plan("active-backup", Some(PF1))).unwrap();
         assert_eq!(pair.look(), Some(bond("bond0", TxType::ActiveBackup(Some(PF1)), &[PF, PF1], &[])));
         pair.set(&plan("active-backup", Some(PF))).unwrap();
@@ -215,17 +217,17 @@ fn a_bond_is_made_changed_kept_whole_and_deleted() {
         pair.set(&with).unwrap();
         assert_eq!(pair.look(), Some(bond("bond0", TxType::Hash, &[PF], &["eth7"])));
 
-        // A port whose netdev goes and comes is put back; one that somebody takes out stays out.
+        // A port whose netdev is removed and appears again is put back; one that a user takes out stays out.
         pair.set(&plan("active-backup", Some(PF1))).unwrap();
         pair.rig.unmake(&[Resource::PfNetdev(PF1)]);
-        pair.hears_of("bond0", TxType::ActiveBackup(Some(PF)), &[PF], &[]);
+        pair.watch_until_is("bond0", TxType::ActiveBackup(Some(PF)), &[PF], &[]);
         pair.rig.make(&[Resource::PfNetdev(PF1)]);
-        pair.hears("the port is back", |found| found.as_ref().is_some_and(|bond| bond.ports.len() == 2));
+        pair.watch_until("the port is back", |found| found.as_ref().is_some_and(|bond| bond.ports.len() == 2));
         sh("ip link set enp8s0f1np1 nomaster");
-        pair.hears("it was taken out", |found| found.as_ref().is_some_and(|bond| bond.ports.len() == 1));
+        pair.watch_until("it was taken out", |found| found.as_ref().is_some_and(|bond| bond.ports.len() == 1));
         assert_eq!(pair.look().unwrap().ports, BTreeSet::from([PF]));
 
-        // What is not this card's is not touched.
+        // Bonds of others are not touched.
         sh("ip link add bond9 type bond && ip link set bond9 up && ip link add br9 type bridge");
         for taken in ["bond9", "br9"] {
             let refused = pair.set(&BondPlan { name: taken.to_owned(), ..plan("802.3ad", None) });
@@ -236,7 +238,7 @@ fn a_bond_is_made_changed_kept_whole_and_deleted() {
         assert_eq!(pair.look(), None);
         sh("ip link del bond9 && ip link del br9");
 
-        // What was made here goes when the card does.
+        // The bond that was made here is deleted when it is dropped.
         pair.set(&plan("802.3ad", None)).unwrap();
         drop(pair);
         assert_eq!(netdevs(), [""; 0]);
@@ -257,40 +259,40 @@ fn a_team_is_followed() {
         if !has_teamnl {
             eprintln!("{name}: there is no teamnl to choose a mode with; only a team without one is looked at");
             sh("ip link set enp8s0f0np0 master team0");
-            pair.hears("a team", |found| {
+            pair.watch_until("a team", |found| {
                 found.as_ref().is_some_and(|bond| bond.tx == TxType::Other("*NOMODE* of a team".to_owned()))
             });
             return;
         }
         sh("teamnl team0 setoption mode activebackup");
         sh("ip link set enp8s0f0np0 master team0; ip link set enp8s0f1np1 master team0; ip link set team0 up");
-        pair.hears_of("team0", TxType::ActiveBackup(None), &[PF, PF1], &[]);
+        pair.watch_until_is("team0", TxType::ActiveBackup(None), &[PF, PF1], &[]);
         let port1 = sh("cat /sys/class/net/enp8s0f1np1/ifindex");
         sh(&format!("teamnl team0 setoption activeport {}", port1.trim()));
-        pair.hears_of("team0", TxType::ActiveBackup(Some(PF1)), &[PF, PF1], &[]);
+        pair.watch_until_is("team0", TxType::ActiveBackup(Some(PF1)), &[PF, PF1], &[]);
         sh("ip link set team0 down; ip link set enp8s0f0np0 nomaster; ip link set enp8s0f1np1 nomaster");
-        pair.hears("no port", Option::is_none);
+        pair.watch_until("no port", Option::is_none);
         for (mode, tx) in
             [("loadbalance", TxType::Hash), ("roundrobin", TxType::Other("roundrobin of a team".to_owned()))]
         {
             sh(&format!("teamnl team0 setoption mode {mode}"));
             sh("for n in enp8s0f0np0 enp8s0f1np1; do ip link set $n down; ip link set $n master team0 || exit 1; done");
-            pair.hears_of("team0", tx, &[PF, PF1], &[]);
+            pair.watch_until_is("team0", tx, &[PF, PF1], &[]);
             sh("ip link set enp8s0f0np0 nomaster; ip link set enp8s0f1np1 nomaster");
-            pair.hears("no port", Option::is_none);
+            pair.watch_until("no port", Option::is_none);
         }
         sh("ip link del team0");
     });
 }
 
-/// Tells an engine what is found, as whoever has a card and an engine does.
+/// Reports what is found to an engine, as `host` does.
 fn follow(cx: &mut Locked<'_, Unlocked>, mut watch: BondWatch, engine: &Engine, over: &AtomicBool) {
-    let mut told = None;
+    let mut reported = None;
     while !over.load(Ordering::SeqCst) {
         let bond = watch.look(cx);
-        if bond != told {
+        if bond != reported {
             engine.bond_changed(cx, bond.clone());
-            told = bond;
+            reported = bond;
         }
         watch.wait();
     }
@@ -304,9 +306,9 @@ fn a_storm_of_events_is_evaluated_a_few_times_and_ends_right() {
             return;
         }
         let config = CardConfig { pfs: 2, ..CardConfig::default() };
-        let card = Arc::new(LinuxCard::new(&Place::prepare().unwrap(), config.clone()).unwrap());
-        let (bonds, watch) = card.bonds().unwrap();
         let domain = Domain::checked(OnReport::Panic);
+        let card = Arc::new(LinuxCard::new(&Place::prepare().unwrap(), config.clone(), &domain).unwrap());
+        let (bonds, watch) = card.bonds().unwrap();
         let over = Arc::new(AtomicBool::new(false));
         lockdep::enter(&domain, "test", |cx| {
             let threads = Arc::new(Threads(Arc::clone(&domain)));

@@ -1,4 +1,5 @@
-//! Who listens to the kernel and cannot waits before it tries again: it keeps no processor busy, and goes on when it can.
+//! Threads that receive events of the kernel and get an error wait before they try again: they keep no processor busy,
+//! and go on when they can.
 
 #![allow(clippy::disallowed_methods, reason = "a test that sleeps holds no lock")]
 
@@ -37,7 +38,7 @@ impl Outside {
         assert_eq!(answer, "done\n", "{command}");
     }
 
-    /// From now on this process may wait for so many descriptors at most, and open none above them.
+    /// Limits the descriptors that this process may open, and the number that it may wait for.
     fn limit_me(&mut self, descriptors: u32) {
         self.run(&format!("prlimit --pid {} --nofile={descriptors}:", std::process::id()));
     }
@@ -50,7 +51,7 @@ impl Drop for Outside {
     }
 }
 
-/// Ends this process: a thread that goes round and round would keep a panic from ending it.
+/// Ends this process: a thread in an endless loop would keep a panic from ending it.
 fn fail_if(fails: bool, why: &str) {
     if fails {
         eprintln!("{why}");
@@ -58,7 +59,7 @@ fn fail_if(fails: bool, why: &str) {
     }
 }
 
-/// The file that says how often a thread of this process has gone to sleep.
+/// The file that shows how often a thread of this process has gone to sleep.
 fn status_of(thread: &str) -> File {
     let began = Instant::now();
     loop {
@@ -87,7 +88,7 @@ fn a_card_that_cannot_listen_waits_and_then_follows_again() {
         let mut outside = Outside::new();
         let mut status = status_of("card-watch");
         outside.limit_me(2);
-        // It hears of this still, and then cannot wait for the next.
+        // It receives this event still, and then cannot wait for the next.
         outside.run("ip link add other type veth peer name another");
         let (before, began) = (sleeps(&mut status), Instant::now());
         while sleeps(&mut status) < before + 5 {
@@ -126,8 +127,8 @@ fn a_card_that_cannot_listen_ends() {
 }
 
 #[test]
-fn who_watches_bonds_and_cannot_listen_looks_after_a_while() {
-    in_own_namespaces("who_watches_bonds_and_cannot_listen_looks_after_a_while", || {
+fn a_watch_on_bonds_that_cannot_listen_looks_after_a_while() {
+    in_own_namespaces("a_watch_on_bonds_that_cannot_listen_looks_after_a_while", || {
         let rig = Rig::with_vfs(0);
         let (_bonds, mut watch) = rig.card.bonds().unwrap();
         let mut outside = Outside::new();

@@ -1,4 +1,4 @@
-//! The card's life: what its netdevs tell of one another, what is refused, what is left behind.
+//! The life of a card: how its netdevs depend on one another, what is refused, what is left behind.
 
 #![allow(clippy::disallowed_methods, reason = "a test that sleeps holds no lock")]
 
@@ -45,7 +45,7 @@ fn a_representor_rules_its_functions_carrier_and_mtu() {
         assert!(vf0.send([0xff; 6], [2; 6], &"x".repeat(8_900)));
         assert_eq!(rep0.received(1)[0].len(), 8_900);
 
-        // A representor that lives elsewhere rules all the same.
+        // A representor in another namespace does so, too.
         sh("ip netns add ovs && ip link set enp8s0f0npf0vf0 netns ovs");
         carrier("", 0, false);
         sh("ip -n ovs link set enp8s0f0npf0vf0 up");
@@ -220,17 +220,17 @@ fn a_netdev_with_another_name_is_known_by_it() {
             assert_eq!(rig.name(netdev), name);
         }
         assert_eq!(rig.with(|card, cx| card.renamed(cx)).len(), 3);
-        // when one is somewhere else it is called what it was called last,
+        // one that is moved elsewhere is known by the name that it had last,
         sh("ip netns add a && ip link set eth0 netns a && ip -n a link set eth0 name eth7");
         assert_eq!(rig.name(vf(1)), "eth0");
-        // and what it is called when it is back.
+        // and by its new name when it is back.
         sh("ip -n a link set eth7 netns $$");
         assert_eq!(heard(4), (vf(1), "eth7".to_owned()));
-        // When it is given back its first name, it is no other;
+        // One that gets its first name back is renamed no more;
         sh("ip link set uplink name enp8s0f0np0");
         assert_eq!(heard(5), (Resource::PfNetdev(PF), "enp8s0f0np0".to_owned()));
         assert_eq!(rig.with(|card, cx| card.renamed(cx)).len(), 2);
-        // and who is made anew has the name it is made with.
+        // and one that is made again has the name that it is made with.
         rig.unmake(&[rep(Vport::Vf(0))]);
         rig.make(&[rep(Vport::Vf(0))]);
         assert_eq!(rig.name(rep(Vport::Vf(0))), "enp8s0f0npf0vf0");
@@ -286,7 +286,7 @@ fn a_panic_leaves_nothing() {
 /// Set for the process that is to be killed.
 const OWNER: &str = "ESW_TEST_OWNER";
 
-/// A process with a card, which says so and then waits to be killed: the other half of the next test.
+/// A process with a card, which prints that it has one and then waits to be killed: the other half of the next test.
 #[test]
 fn owner() {
     if std::env::var_os(OWNER).is_none() {
@@ -312,7 +312,7 @@ fn what_a_killed_owner_left_is_cleared_away_and_a_living_ones_is_not() {
         assert!(lines.map(Result::unwrap).any(|line| line.ends_with("READY")));
 
         let place = Place::prepare().unwrap();
-        let refused = LinuxCard::new(&place, CardConfig::default()).err().unwrap();
+        let refused = LinuxCard::new(&place, CardConfig::default(), &Domain::checked(OnReport::Panic)).err().unwrap();
         assert!(matches!(refused, SetupError::Netns(NetnsError::InUse { .. })));
         assert!(refused.to_string().contains(&child.id().to_string()), "{refused}");
         assert!(netdevs().contains(&"enp8s0f0v0".to_owned()));
@@ -331,8 +331,8 @@ fn what_a_killed_owner_left_is_cleared_away_and_a_living_ones_is_not() {
 fn the_engine_runs_on_it() {
     in_own_namespaces("the_engine_runs_on_it", || {
         let config = CardConfig { pfs: 2, vfs: 4, modules: vec!["mlx5_ib".to_owned()], ..CardConfig::default() };
-        let card = Arc::new(LinuxCard::new(&Place::prepare().unwrap(), config.clone()).unwrap());
         let domain = Domain::checked(OnReport::Panic);
+        let card = Arc::new(LinuxCard::new(&Place::prepare().unwrap(), config.clone(), &domain).unwrap());
         let threads = Arc::new(Threads(Arc::clone(&domain)));
         lockdep::enter(&domain, "test", |cx| {
             let engine = Engine::start(cx, config, card.clone(), threads).unwrap();
@@ -359,11 +359,12 @@ fn a_namespace_of_the_cards_name_that_no_card_has_left_is_let_be() {
         sh("ip netns add esw-0000:08:00.0 && ip -n esw-0000:08:00.0 link add br9 type bridge");
         let place = Place::prepare().unwrap();
         for _ in 0..2 {
-            let refused = LinuxCard::new(&place, CardConfig::default()).err().unwrap();
+            let refused =
+                LinuxCard::new(&place, CardConfig::default(), &Domain::checked(OnReport::Panic)).err().unwrap();
             assert!(matches!(refused, SetupError::Netns(NetnsError::NotOurs { .. })), "{refused}");
             sh("ip -n esw-0000:08:00.0 link show br9");
         }
-        // With another card come and gone it is no different.
+        // After another card was made and dropped it is the same.
         drop(Rig::at(&place, CardConfig { address: "0000:09:00.0".parse().unwrap(), ..CardConfig::default() }));
         sh("ip netns del esw-0000:08:00.0");
         drop(Rig::at(&place, CardConfig::default()));

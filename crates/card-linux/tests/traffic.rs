@@ -27,21 +27,21 @@ fn two_vfs_moved_away() {
     }
 }
 
-/// Until they have carrier. The kernel acts on a netdev's carrier in its own time, or when it is
-/// asked about that netdev.
+/// Waits until they have carrier. The kernel acts on a change of a netdev's carrier some time later, or at once
+/// when it is queried about that netdev.
 fn two_vfs_ready() {
     for (netns, netdev) in [("a", "enp8s0f0v0"), ("b", "enp8s0f0v1")] {
         eventually(&format!("ip -n {netns} link show {netdev} | grep -q LOWER_UP"));
     }
 }
 
-/// Brings netdevs up, and has the kernel act on it.
+/// Brings netdevs up, and queries them so that the kernel acts on their carrier.
 fn up(netdevs: &[&str]) {
     netdevs.iter().for_each(|netdev| drop(sh(&format!("ip link set {netdev} up"))));
     netdevs.iter().for_each(|netdev| drop(sh(&format!("ip link show {netdev}"))));
 }
 
-/// Until ports of the card's switch forward, in legacy mode.
+/// Waits until ports of the card's switch forward, in legacy mode.
 fn forwarding(ports: &[&str]) {
     for port in ports {
         eventually(&format!("bridge -n esw-0000:08:00.0 link show dev {port} | grep -q forwarding"));
@@ -85,7 +85,7 @@ fn vfs_reach_each_other_by_mac_in_legacy_and_only_over_representors_in_switchdev
         for tap in &elsewhere {
             assert_eq!(tap.received(0), [""; 0]);
         }
-        // The other way: what is sent on a representor arrives at its VF and nowhere else.
+        // In the other direction, what is sent on a representor arrives at its VF and nowhere else.
         assert!(rep0.send(mac(0), NOBODY, "from the representor"));
         assert_eq!(a.received(1), ["from the representor"]);
         assert_eq!(b.received(0), [""; 0]);
@@ -128,7 +128,7 @@ fn the_wire_is_the_networks_end() {
         assert_eq!(pf.received(1), ["in"]);
         assert_eq!(vf0.received(0), [""; 0]);
 
-        // When the wire is put elsewhere meanwhile, the tie goes along.
+        // When the wire's other end is changed meanwhile, the new wire is tied, too.
         rig.with(|card, cx| card.set_wire(cx, PF, Wire::Netdev("cable2".into()))).unwrap();
         assert!(!netdevs().contains(&"cable".to_owned()));
         up(&["cable2"]);
@@ -139,11 +139,11 @@ fn the_wire_is_the_networks_end() {
         assert!(cable2.send(mac(0), NOBODY, "in again"));
         assert_eq!(pf.received(1), ["in again"]);
 
-        // Who deletes its end has unplugged it; the card goes on.
+        // A user who deletes the other end has unplugged the wire; the card works on.
         sh("ip link del cable2");
         eventually("ip -n esw-0000:08:00.0 link show cable0");
         rig.to_legacy(1);
-        // The VF has had no carrier; that it has one again, the kernel tells it in its own time.
+        // The VF had no carrier. The kernel acts on the change when it is queried.
         sh("ip link show enp8s0f0v0");
         forwarding(&["up0", "p0v0"]);
         assert!(vf0.send(EVERYBODY, mac(0), "still here"));

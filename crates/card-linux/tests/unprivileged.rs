@@ -42,7 +42,7 @@ fn again(program: &std::path::Path) -> Command {
     command
 }
 
-/// Where cargo puts programs nobody may be able to look; so it is a copy that is run.
+/// Runs a copy of this program: the user nobody may not be allowed to read cargo's folders.
 fn as_nobody() -> std::io::Result<std::process::ExitStatus> {
     let dir = std::env::temp_dir().join(format!("card-linux-{}", std::process::id()));
     std::fs::create_dir(&dir)?;
@@ -74,8 +74,8 @@ fn story() {
     };
     assert!(place.is_private());
     let config = CardConfig { vfs: 3, ..CardConfig::default() };
-    let card = Arc::new(LinuxCard::new(&place, config.clone()).unwrap_or_else(|e| panic!("{e}")));
     let domain = Domain::checked(OnReport::Panic);
+    let card = Arc::new(LinuxCard::new(&place, config.clone(), &domain).unwrap_or_else(|e| panic!("{e}")));
     let threads = Arc::new(Threads(Arc::clone(&domain)));
     lockdep::enter(&domain, "story", |cx| {
         let engine = Engine::start(cx, config, card, threads).unwrap();

@@ -1,7 +1,7 @@
-//! A card in memory: books, and nothing behind them.
+//! A card in memory: it only keeps books of its resources.
 //!
-//! It counts every resource, and notes when one is made that exists or unmade that does not. Failures
-//! and delays are not its business: wrap it in [`eswitch::card::Faulty`].
+//! It records every resource, and complains when one is made that exists or unmade that does not. It never fails and
+//! never waits: to have it do so, wrap it in [`eswitch::card::Faulty`].
 
 #![forbid(unsafe_code)]
 
@@ -12,16 +12,17 @@ use eswitch::lock_order::{CardCall, CardState};
 use eswitch::{CardConfig, MacAddr, PfIndex, RepType, names};
 use lockdep::{Locked, Mutex, digest};
 
-/// The card.
+/// A card whose resources are entries in its books.
 pub struct MemoryCard {
     config: CardConfig,
     books: Mutex<CardState, Books>,
 }
 
-/// To an explorer: what they say, whoever wrote it and in whatever order.
+/// What exists. For an explorer, two books are the same if they have the same entries, whichever thread wrote them and
+/// in whichever order.
 #[derive(Default, Hash)]
 struct Books {
-    /// In order, so that looking at a card twice shows the same twice, and an explored story replays.
+    /// Sorted, so that looking at a card twice shows the same twice, and an explored schedule can be run again.
     resources: BTreeMap<Key, Entry>,
     netns: BTreeMap<PfIndex, String>,
     complaints: Vec<String>,
@@ -34,27 +35,27 @@ struct Entry {
     sfnum: Option<u32>,
 }
 
-/// A resource's name as one number: the kind, the PF, and which of the PF's.
+/// A resource as one number: its kind, its PF, and which of the PF's it is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Key(u64);
 
 impl Key {
     fn of(resource: &Resource) -> Self {
-        let which = |kind: u64, within: u16| kind << 32 | u64::from(resource.pf().0) << 24 | u64::from(within);
+        let key = |kind: u64, within: u16| kind << 32 | u64::from(resource.pf().0) << 24 | u64::from(within);
         Self(match *resource {
-            Resource::Function(_) => which(0, 0),
-            Resource::PfNetdev(_) => which(1, 0),
-            Resource::PfIbDevice(_) => which(2, 0),
-            Resource::SwitchdevFdb(_) => which(3, 0),
-            Resource::Port(_, vport) => which(4, vport.number()),
-            Resource::SfNetdev(_, vport) => which(5, vport.number()),
-            Resource::SfIbDevice(_, vport) => which(6, vport.number()),
-            Resource::Representor(_, vport, RepType::Eth) => which(7, vport.number()),
-            Resource::Representor(_, vport, RepType::Ib) => which(8, vport.number()),
-            Resource::Lag(_) => which(9, 0),
-            Resource::MpeswMetadata(_) => which(10, 0),
-            Resource::PeerRules(_, peer) => which(11, peer.0.into()),
-            Resource::VfNetdev(_, vport) => which(12, vport.number()),
+            Resource::Function(_) => key(0, 0),
+            Resource::PfNetdev(_) => key(1, 0),
+            Resource::PfIbDevice(_) => key(2, 0),
+            Resource::SwitchdevFdb(_) => key(3, 0),
+            Resource::Port(_, vport) => key(4, vport.number()),
+            Resource::SfNetdev(_, vport) => key(5, vport.number()),
+            Resource::SfIbDevice(_, vport) => key(6, vport.number()),
+            Resource::Representor(_, vport, RepType::Eth) => key(7, vport.number()),
+            Resource::Representor(_, vport, RepType::Ib) => key(8, vport.number()),
+            Resource::Lag(_) => key(9, 0),
+            Resource::MpeswMetadata(_) => key(10, 0),
+            Resource::PeerRules(_, peer) => key(11, peer.0.into()),
+            Resource::VfNetdev(_, vport) => key(12, vport.number()),
         })
     }
 }
@@ -90,7 +91,7 @@ impl Card for MemoryCard {
                 books.complaints.push(format!("{resource} unmade and was not there"));
             }
             if let Resource::PfNetdev(pf) = resource {
-                // A netdev that is made again is made at home.
+                // A netdev that is made again is made where netdevs appear.
                 books.netns.remove(pf);
             }
         }

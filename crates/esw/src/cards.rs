@@ -95,8 +95,8 @@ impl Cards {
             Self::Memory => World::of(MemoryCard::new(config), domain),
             Self::Linux(place) => {
                 let card = match found {
-                    Found::Cleared => LinuxCard::new(place, config)?,
-                    Found::TakenOver => LinuxCard::taking_over(place, config)?,
+                    Found::Cleared => LinuxCard::new(place, config, domain)?,
+                    Found::TakenOver => LinuxCard::taking_over(place, config, domain)?,
                 };
                 hold = Some(card.hold());
                 let bonds: Arc<dyn Bonds> = Arc::new(KernelBonds::of(&card)?);

@@ -1,4 +1,4 @@
-//! The control socket's answers, to a card in memory.
+//! The answers of a control socket, for a card in memory.
 
 use std::sync::Arc;
 
@@ -12,16 +12,17 @@ use host::{LiveCard, World};
 use lockdep::{Domain, Locked, OnReport, Unlocked, enter};
 use netlink::{Attribute, Flags, GENL_HEADER, Header, Message, attributes, messages};
 
-/// Messages of an input that are looked at one by one at most: a datagram of headers alone has thousands.
+/// How many messages of an input are tried one by one: a datagram of headers alone has thousands.
 const EACH: usize = 32;
 
-/// Answers a datagram: from one who may only look, from one who may change things, and message by message.
+/// Answers a datagram: from a peer that may only look, then message by message from a peer that may change things, and
+/// last the whole of it from that peer.
 ///
 /// # Panics
-/// Somebody who may only look has changed the card; a message that was refused has; an answer is no netlink
+/// The peer that may only look, or a message that was refused, has changed the card; an answer is no netlink
 /// message; an invariant does not hold.
 pub fn answer(bytes: &[u8]) {
-    // What is read is 64 KiB; and a fault that is planted, or a delay, is no fault of ours.
+    // A server reads 64 KiB at most. Inputs that make the card fail or wait on request show nothing.
     if bytes.len() > 64 * 1024 || messages(bytes).any(|message| plants(&message)) {
         return;
     }
@@ -32,7 +33,7 @@ pub fn answer(bytes: &[u8]) {
         let before = at_rest(&served, cx);
         let onlooker = Peer::default();
         devlink::answer(&served, cx, &onlooker, bytes, &mut Answers::default());
-        assert_eq!(before, at_rest(&served, cx), "one who may only look has changed the card");
+        assert_eq!(before, at_rest(&served, cx), "a peer that may only look has changed the card");
         let owner = Peer { may_change: true, ..Peer::default() };
         let mut before = before;
         for message in messages(bytes).take(EACH) {
@@ -63,20 +64,19 @@ fn card(cx: &mut Locked<'_, Unlocked>, domain: &Arc<Domain>) -> (Served, Arc<Liv
     (Served::new(Arc::clone(&live) as Arc<dyn CommandTarget>, Arc::clone(domain), Profile::mlx5()), live)
 }
 
-/// How the card is when all that was queued is done.
+/// The state of the card once all queued work is done.
 fn at_rest(served: &Served, cx: &mut Locked<'_, Unlocked>) -> Snapshot {
     let engine = served.card.engine();
     engine.settle(cx, true);
     let mut snapshot = engine.inspect(cx);
-    // In how long is not how the card is.
-    // How long is left is no part of it.
+    // The time that is left until a retry is not part of the state.
     for pf in snapshot.pfs.iter_mut().filter(|pf| pf.retry.is_pending()) {
         pf.retry = PendingRetry::Unknown;
     }
     snapshot
 }
 
-/// One message with its own datagram, and with an end that can be seen.
+/// One message in a datagram of its own, changed to be a request that is acknowledged, so that its end can be seen.
 fn alone(message: &Message<'_>) -> Vec<u8> {
     let header = Header { flags: message.header.flags | Flags::REQUEST | Flags::ACK, ..message.header };
     let alone = netlink::message(header, |to| {
@@ -85,17 +85,17 @@ fn alone(message: &Message<'_>) -> Vec<u8> {
     alone.expect("as long as it was received")
 }
 
-/// Whether it is a command that makes the card fail or wait.
+/// Whether a message is a command that makes the card fail or wait.
 fn plants(message: &Message<'_>) -> bool {
     let is_fault = |a: Attribute<'_>| {
         let command = Command::decode(control::VERSION, a.value);
         matches!(command, Ok(Command::AddFault(_) | Command::FailAllocations { .. }))
     };
-    let asked = message.after(GENL_HEADER).unwrap_or_default();
-    message.header.kind == ESWITCH && attributes(asked).flatten().any(is_fault)
+    let requested = message.after(GENL_HEADER).unwrap_or_default();
+    message.header.kind == ESWITCH && attributes(requested).flatten().any(is_fault)
 }
 
-/// Whether it is one of those that do one thing after the other, up to the first that is refused, as in the kernel.
+/// Whether a message makes several changes, one after the other up to the first that is refused, as in the kernel.
 fn has_parts(message: &Message<'_>) -> bool {
     let in_parts = [numbers::command::ESWITCH_SET, numbers::command::PORT_SET, numbers::command::RATE_SET];
     let payload = message.payload();
@@ -106,7 +106,7 @@ fn has_parts(message: &Message<'_>) -> bool {
     }
 }
 
-/// What came of a request.
+/// Checks the answers, and notes how the request ended.
 #[derive(Default)]
 struct Answers {
     refused: Option<bool>,
@@ -120,12 +120,12 @@ impl Sink for Answers {
             match message.outcome() {
                 Some(outcome) => self.refused = Some(outcome.result.is_err()),
                 None => {
-                    let told = message.after(GENL_HEADER).unwrap_or_default();
-                    assert!(attributes(told).all(|a| a.is_ok()), "an answer has attributes that are none: {told:?}");
+                    let payload = message.after(GENL_HEADER).unwrap_or_default();
+                    assert!(attributes(payload).all(|a| a.is_ok()), "an answer has malformed attributes: {payload:?}");
                 }
             }
         }
-        assert_eq!(read, datagram.len(), "an answer that is no netlink message");
+        assert_eq!(read, datagram.len(), "an answer is no netlink message");
     }
 
     fn done(&mut self, _: Cx<'_, '_>, _: Touched) {}

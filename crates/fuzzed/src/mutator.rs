@@ -1,14 +1,14 @@
-//! Other inputs out of known ones, the same each time.
+//! Makes new inputs from known ones, the same for the same seed.
 
-/// Makes inputs out of inputs, from a seed.
+/// Makes new inputs from known ones. The same seed gives the same inputs.
 #[derive(Clone, Debug)]
 pub struct Mutator(u64);
 
-/// Numbers that are at the edge of something.
+/// Numbers at a limit: of an alignment, a length field, a sign.
 const EDGES: [u32; 12] = [0, 1, 3, 4, 15, 16, 0x7fff, 0x8000, 0xfffc, 0xffff, 0x7fff_ffff, 0xffff_ffff];
 
 impl Mutator {
-    /// One that begins with a seed.
+    /// A mutator with a seed.
     pub fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(2).wrapping_add(1))
     }
@@ -22,7 +22,7 @@ impl Mutator {
         (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % end
     }
 
-    /// Changes an input here and there; `other` is one to take pieces from.
+    /// Returns an input with one to four changes; `other`: an input to insert pieces of.
     pub fn mutate(&mut self, input: &[u8], other: &[u8]) -> Vec<u8> {
         let mut bytes = input.to_vec();
         for _ in 0..=self.below(4) {
@@ -55,7 +55,7 @@ impl Mutator {
         (from, from + self.below(length - from + 1))
     }
 
-    /// Writes an edge where a length or a number may be.
+    /// Writes one of [`EDGES`] at an aligned place, where a length or a number may be.
     fn number_at(&mut self, bytes: &mut [u8], at: usize, width: usize) {
         let edge = EDGES[self.below(EDGES.len())].to_ne_bytes();
         if let Some(place) = bytes.get_mut(at & !1..(at & !1) + width) {

@@ -1,4 +1,4 @@
-//! The corpus of the fuzz targets, and what comes of it by small changes, the same each time.
+//! Runs the fuzz targets' functions on their corpus and on small changes to it, the same each time.
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,7 +15,8 @@ fn corpus(target: &str) -> Vec<(PathBuf, Vec<u8>)> {
     paths.into_iter().map(|path| (path.clone(), fs::read(&path).unwrap())).collect()
 }
 
-/// Runs each file, and `rounds` changes of each. What fails is written where it can be tried again.
+/// Runs a function on each file, and on `rounds` changes of each. An input that fails is kept in the folder for
+/// temporary files.
 fn run(target: &str, rounds: usize, function: fn(&[u8])) {
     let files = corpus(target);
     let try_it = |what: &str, bytes: &[u8]| {
@@ -28,7 +29,7 @@ fn run(target: &str, rounds: usize, function: fn(&[u8])) {
     for (path, bytes) in &files {
         try_it(&path.file_name().unwrap().to_string_lossy(), bytes);
     }
-    // For a longer look: another seed, and so many times the rounds.
+    // To try more: another seed, and a multiple of the rounds.
     let given = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let mut mutator = Mutator::new(given("FUZZ_SEED").unwrap_or(42));
     for round in 0..rounds * given("FUZZ_TIMES").unwrap_or(1) as usize {
@@ -41,21 +42,21 @@ fn run(target: &str, rounds: usize, function: fn(&[u8])) {
 }
 
 #[test]
-fn the_control_socket_takes_anything() {
+fn the_control_socket_withstands_any_input() {
     run("answer", 30, fuzzed::answer);
 }
 
 #[test]
-fn the_labs_relays_take_anything() {
+fn the_labs_relays_withstand_any_input() {
     run("relay", 200, fuzzed::relay);
 }
 
 #[test]
-fn scenarios_are_taken_or_refused() {
+fn scenarios_are_accepted_or_refused() {
     run("scenario", 200, fuzzed::scenario);
 }
 
 #[test]
-fn daemons_configurations_are_taken_or_refused() {
+fn daemons_configurations_are_accepted_or_refused() {
     run("daemon_config", 300, fuzzed::daemon_config);
 }

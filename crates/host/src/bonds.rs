@@ -1,4 +1,5 @@
-//! What makes a LAG: the kernel's bond, followed by a thread; or where the kernel has none, the command that asks for one.
+//! Follows the kernel's bonds, which make a LAG of the card's PFs. Where the kernel has no bonds, the command that
+//! requests one reports it to the engine instead.
 
 use std::sync::Arc;
 
@@ -16,26 +17,28 @@ lock_classes! {
     pub leaf FollowerClass = "bond follower";
 }
 
-/// Tells the engine of the kernel's bonds.
+/// Reports the kernel's bonds to the engine, on a thread of its own.
 ///
-/// What it tells is what it finds when it looks, not what it hears: so it can be [asked](Self::ask) to look, and
-/// once it has, the engine knows of everything that was done before.
+/// It reports the state that it finds when it looks, not the events that it receives. So a caller can
+/// [request a look](Self::request_look), and once that has been done the engine knows every change made before.
 pub(crate) struct BondFollower {
     bonds: Arc<dyn Bonds>,
     shared: Arc<Shared>,
     thread: Mutex<FollowerClass, Option<JoinHandle<()>>>,
-    /// Whether a user has been told that there are no bonds.
-    has_said_so: AtomicBool,
+    /// Whether a reply has already said that the kernel has no bonds.
+    has_noted_missing: AtomicBool,
 }
 
 struct Shared {
     over: AtomicBool,
-    asked: AtomicU64,
-    looked: AtomicU64,
+    /// The number of the last look that was requested.
+    requested: AtomicU64,
+    /// The number of the last requested look that has been done.
+    done: AtomicU64,
 }
 
 impl BondFollower {
-    /// Follows them from now on; what there is already is found at once.
+    /// Starts to follow the bonds; those that exist already are found at once.
     pub(crate) fn start(
         cx: &mut Locked<'_, Unlocked>,
         bonds: Arc<dyn Bonds>,
@@ -43,27 +46,27 @@ impl BondFollower {
         pulse: &Arc<Pulse>,
     ) -> Self {
         let shared =
-            Arc::new(Shared { over: AtomicBool::new(false), asked: AtomicU64::new(0), looked: AtomicU64::new(0) });
+            Arc::new(Shared { over: AtomicBool::new(false), requested: AtomicU64::new(0), done: AtomicU64::new(0) });
         let watch = bonds.watch();
         let thread = watch.map(|watch| {
             let (shared, engine, pulse) = (Arc::clone(&shared), Arc::clone(engine), Arc::clone(pulse));
             cx.spawn("bonds", move |cx| shared.follow(cx, watch, &engine, &pulse))
         });
-        // With nobody to look there is nothing to wait for.
+        // Without a thread no look will be done, so there is nothing to wait for.
         shared.over.swap(thread.is_none());
-        Self { bonds, shared, thread: Mutex::new(thread), has_said_so: AtomicBool::new(false) }
+        Self { bonds, shared, thread: Mutex::new(thread), has_noted_missing: AtomicBool::new(false) }
     }
 
-    /// Asks for a look. It has been had once [`has_looked`](Self::has_looked) says so.
-    pub(crate) fn ask(&self) -> u64 {
-        let ticket = self.shared.asked.fetch_add(1) + 1;
+    /// Requests a look. Returns a ticket for [`has_looked`](Self::has_looked).
+    pub(crate) fn request_look(&self) -> u64 {
+        let ticket = self.shared.requested.fetch_add(1) + 1;
         self.bonds.wake();
         ticket
     }
 
-    /// Whether what was asked for has been done. Once nobody follows any more, it has.
+    /// Whether the look of a ticket has been done. Once the thread has ended, every look counts as done.
     pub(crate) fn has_looked(&self, ticket: u64) -> bool {
-        self.shared.over.load() || self.shared.looked.load() >= ticket
+        self.shared.over.load() || self.shared.done.load() >= ticket
     }
 
     /// Ends the thread.
@@ -76,11 +79,12 @@ impl BondFollower {
         }
     }
 
-    /// Makes the kernel's bond what the plan says, or stands in for one where the kernel has none; then `flap` further
-    /// events take it away and bring it back. `stops`: whether to do no more.
+    /// Makes the kernel's bond as planned, or reports such a bond to the engine where the kernel has none; then changes
+    /// it `flap` more times, in turn away from the plan and back. `stops`: whether to end early.
     ///
     /// # Errors
-    /// A port is none of the card's; the card is in multiport E-Switch mode; the kernel refuses; or it was stopped.
+    /// A port does not belong to the card; the card is in multiport E-Switch mode; the kernel refuses; or it was
+    /// stopped.
     pub(crate) fn bond(
         &self,
         cx: &mut Locked<'_, Unlocked>,
@@ -91,7 +95,7 @@ impl BondFollower {
     ) -> Result<Reply, Failure> {
         if let Some(why) = self.bonds.missing(cx) {
             stand_in(cx, engine, plan, flap)?;
-            return Ok(match self.has_said_so.swap(true) {
+            return Ok(match self.has_noted_missing.swap(true) {
                 true => Reply::Done,
                 false => Reply::Note(format!("{why}; the step stands in for one")),
             });
@@ -131,7 +135,7 @@ impl BondFollower {
 
 impl Drop for BondFollower {
     fn drop(&mut self) {
-        // It has ended if this was stopped; if something hangs it is not waited for.
+        // After `stop` the thread has ended. Without it, it may hang, so it is not waited for.
         self.shared.over.swap(true);
         self.bonds.wake();
     }
@@ -141,13 +145,13 @@ impl Shared {
     fn follow(&self, cx: &mut Locked<'_, Unlocked>, mut watch: Box<dyn BondWatch>, engine: &Engine, pulse: &Pulse) {
         let mut last = None;
         while !self.over.load() {
-            let asked = self.asked.load();
+            let requested = self.requested.load();
             let bond = watch.look(cx);
             if bond != last {
                 engine.bond_changed(cx, bond.clone());
                 last = bond;
             }
-            self.looked.store(asked);
+            self.done.store(requested);
             pulse.beat(cx);
             watch.wait();
         }
@@ -158,10 +162,11 @@ fn refused(name: &str, source: CardError) -> Error {
     Error::Card { operation: format!("the bond {name}"), source }
 }
 
-/// How often a bond changes at most where every order is tried, or once more: it has to end as it would.
+/// How often a bond changes at most where every order is explored. An odd number of changes stays odd, so that the bond
+/// ends as it would, and may be one more.
 const FLAPS: u32 = 4;
 
-/// The plan as a card takes it. Every port of it must be a PF of the card.
+/// The plan with PFs by index instead of by address. Every port must be a PF of the card.
 fn by_place(engine: &Engine, plan: &BondPlan<PciAddress>) -> Result<BondPlan, Error> {
     let addresses = engine.addresses();
     plan.with_ports(|address| {
@@ -170,7 +175,7 @@ fn by_place(engine: &Engine, plan: &BondPlan<PciAddress>) -> Result<BondPlan, Er
     })
 }
 
-/// Tells the engine of a bond that the kernel does not have, then as often as asked for that it goes and comes.
+/// Reports a bond to the engine that the kernel does not have, and then `flap` changes: it is deleted and made in turn.
 pub(crate) fn stand_in(
     cx: &mut Locked<'_, Unlocked>,
     engine: &Engine,
@@ -186,7 +191,7 @@ pub(crate) fn stand_in(
     for event in (0..=flap).rev() {
         if event % 2 == 1 {
             engine.unbond(cx, &plan.name).or_else(|error| match error {
-                // The first event of an odd number takes away what is not there yet.
+                // With an odd number of changes the first one deletes a bond that does not exist yet.
                 Error::NoBond(_) => Ok(()),
                 error => Err(error),
             })?;

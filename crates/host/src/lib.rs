@@ -1,8 +1,9 @@
 //! Runs a card.
 //!
-//! A [`LiveCard`] is a card that is up: its engine, the thread that follows the kernel's bonds over its netdevs, and what
-//! ends a wait. It carries out [commands](control::Command) from any thread. A [`World`] is what it needs of the outside,
-//! and which kind of card it is stands there: nothing in this crate knows.
+//! A [`LiveCard`] is a card that is up: its engine, the thread that follows the kernel's bonds over its netdevs, and
+//! the [`Pulse`] that ends its waits. It carries out [commands](control::Command) from any thread. A [`World`] is
+//! everything outside of it that it needs; only the world decides which kind of card it is, and nothing in this crate
+//! knows.
 
 #![forbid(unsafe_code)]
 

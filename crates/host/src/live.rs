@@ -17,15 +17,15 @@ use crate::world::World;
 pub struct LiveCard {
     engine: Arc<Engine>,
     world: World,
-    /// On a card of netdevs, what tells the engine of the kernel's bonds.
+    /// Reports the kernel's bonds to the engine, on a card of netdevs.
     bonds: Option<BondFollower>,
 }
 
 impl LiveCard {
-    /// Brings a card up; as it was last agreed, if anything was.
+    /// Brings a card up; as last agreed, if `agreed` is given.
     ///
     /// # Errors
-    /// What failed; nothing is left.
+    /// Something could not be made; nothing is left.
     pub fn start(
         cx: &mut Locked<'_, Unlocked>,
         config: CardConfig,
@@ -44,12 +44,12 @@ impl LiveCard {
         &self.engine
     }
 
-    /// The outside of the card.
+    /// The world of the card.
     pub fn world(&self) -> &World {
         &self.world
     }
 
-    /// Carries out a command. `heeds`: what ends it before its time; `limit`: how long it may wait for the engine to
+    /// Carries out a command. `heeds`: what ends it early; `limit`: how long it may wait for the engine to
     /// see a bond that the kernel has made.
     ///
     /// # Errors
@@ -129,20 +129,20 @@ impl LiveCard {
         Ok(Reply::Done)
     }
 
-    /// Waits until the engine knows of every bond that the kernel has. `limit`: how long.
+    /// Waits until the engine knows every bond that the kernel has, for `limit` at most.
     ///
     /// # Errors
-    /// It takes too long, or was asked to stop.
+    /// It takes too long, or was stopped.
     pub fn follow_bonds(&self, cx: &mut Locked<'_, Unlocked>, heeds: Heeds, limit: Duration) -> Result<(), GaveUp> {
         let Some(bonds) = &self.bonds else { return Ok(()) };
-        let ticket = bonds.ask();
+        let ticket = bonds.request_look();
         let ready = |_: &mut Locked<'_, Unlocked>| bonds.has_looked(ticket).then_some(());
-        // Explored there is no time: the scheduler sees for itself when nothing can go on.
+        // An exploration has no time: its scheduler finds out when no thread can go on.
         let limit = (!is_explored()).then(|| Deadline::after(limit));
         self.world.pulse.wait_for(cx, heeds, limit.as_ref(), || None, ready)
     }
 
-    /// Takes the card down and says what is left that should not be.
+    /// Takes the card down; returns what is left that should not be.
     pub fn close(&self, cx: &mut Locked<'_, Unlocked>) -> Vec<Violation> {
         if let Some(bonds) = &self.bonds {
             bonds.stop(cx);
@@ -172,7 +172,7 @@ impl CommandTarget for LiveCard {
     }
 }
 
-/// What is on a card that should hold nothing, and what it complained of.
+/// The resources of a card that should hold none, and the card's complaints.
 pub fn left_on(cx: &mut Locked<'_, Unlocked>, card: &dyn Card) -> Vec<Violation> {
     let mut cx = cx.narrow();
     let complaints = card.take_complaints(&mut cx).into_iter();

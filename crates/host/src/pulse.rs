@@ -1,4 +1,4 @@
-//! What every wait waits on: something has changed, or it is time to stop.
+//! The one thing that every wait waits on: something has changed, or it is time to stop.
 
 use lockdep::{
     AtomicBool, Condvar, Deadline, HistoryMark, Locked, MayWait, Mutex, digest, lock_classes, without_history,
@@ -9,9 +9,9 @@ lock_classes! {
     pub leaf PulseClass = "pulse";
 }
 
-/// A count that whoever waits for something waits on, with a request to stop.
+/// A count of changes that threads wait on, with a request to stop.
 ///
-/// A signal handler's thread asks to [`stop`](Self::stop); every wait of the runner ends then.
+/// The thread of the signal handlers calls [`stop`](Self::stop); every wait of the runner ends then.
 #[derive(Debug)]
 pub struct Pulse {
     state: Mutex<PulseClass, u64>,
@@ -19,19 +19,19 @@ pub struct Pulse {
     moved: Condvar,
 }
 
-/// What ends a step before its time.
+/// What ends a command or a step early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heeds {
     /// A request to [stop](Pulse::stop).
     Stop,
-    /// Nothing: what must be done whatever happens.
+    /// Nothing: it must be done whatever happens.
     Nothing,
 }
 
 /// Why a wait ended without what it waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GaveUp {
-    /// It was asked to stop.
+    /// A stop was requested.
     Stopped,
     /// Its deadline passed.
     TimedOut,
@@ -44,35 +44,35 @@ impl Default for Pulse {
 }
 
 impl Pulse {
-    /// A pulse nobody waits on.
+    /// A pulse that no thread waits on.
     pub fn new() -> Self {
-        // Nobody stops a story that is explored: to ask is no point of its schedule.
+        // A scenario that is explored is never stopped, so looking at this is no point of its schedule.
         let stopped = lockdep::unexplored(|| AtomicBool::new(false));
         Self { state: Mutex::new(0).with_state_digest(digest), stopped, moved: Condvar::new() }
     }
 
-    /// Asks everything to come to its end.
+    /// Requests that everything stops.
     pub fn stop<L>(&self, cx: &mut Locked<'_, L>) {
         self.stopped.swap(true);
         self.beat(cx);
     }
 
-    /// Whether everything is to come to its end.
+    /// Whether a stop was requested.
     pub fn is_stopped<L>(&self, _: &mut Locked<'_, L>) -> bool {
         self.stopped.load()
     }
 
-    /// Waits until everything is to come to its end.
+    /// Waits until a stop is requested.
     pub fn wait_stopped<L: MayWait>(&self, cx: &mut Locked<'_, L>) {
         let _: Result<(), GaveUp> = self.wait_for(cx, Heeds::Stop, None, || None, |_| None);
     }
 
-    /// Whether who heeds that is to come to an end.
+    /// Whether what heeds that is to stop.
     pub fn stops<L>(&self, cx: &mut Locked<'_, L>, heeds: Heeds) -> bool {
         heeds == Heeds::Stop && self.is_stopped(cx)
     }
 
-    /// Something that others may wait for has changed.
+    /// Wakes every wait: something that it waits for may have changed.
     pub fn beat<L>(&self, cx: &mut Locked<'_, L>) {
         without_history(|| {
             *self.state.lock_leaf(cx) += 1;
@@ -80,15 +80,18 @@ impl Pulse {
         });
     }
 
-    /// Whoever listens to the story has something to hear. Explored, it listens afterwards.
+    /// Wakes the thread that prints the story, if it is printed while it happens. Explored, it is printed afterwards.
     pub fn beat_for_listener<L>(&self, cx: &mut Locked<'_, L>) {
         if !lockdep::is_explored() {
             self.beat(cx);
         }
     }
 
-    /// Waits until `ready` gives something. It is asked at each beat and each time `tick` gives a
-    /// deadline and that has passed. What it found when it was asked before makes no difference to what it gives.
+    /// Waits until `ready` returns something. It is called at each beat, and each time a deadline that `tick` has
+    /// returned has passed. What it returns must not depend on earlier calls.
+    ///
+    /// # Errors
+    /// A stop was requested and is heeded, or `limit` has passed.
     pub fn wait_for<L: MayWait, R>(
         &self,
         cx: &mut Locked<'_, L>,

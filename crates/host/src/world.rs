@@ -1,4 +1,4 @@
-//! What a card that runs needs of the outside: where its resources are made, a clock to measure with, programs, bonds.
+//! What a live card needs from outside: where its resources are made, a clock to measure with, programs, bonds.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,28 +9,28 @@ use lockdep::{Domain, Locked, Unlocked};
 
 use crate::pulse::Pulse;
 
-/// The outside of one card. Make one for each time that a card is brought up.
+/// Everything outside of one live card that it needs. Make one each time a card is brought up.
 #[derive(Clone)]
 pub struct World {
-    /// The card, which holds nothing yet. What `faults` says must reach it.
+    /// The card, which holds nothing yet. It must obey `faults`.
     pub card: Arc<dyn Card>,
-    /// What `fail` and `delay` add to.
+    /// The faults, to which the steps `fail` and `delay` add.
     pub faults: Arc<FaultPlan>,
-    /// Where threads are born, and where lock reports are kept.
+    /// The lockdep domain of the card's threads, which keeps their reports.
     pub domain: Arc<Domain>,
-    /// How to be stopped.
+    /// What waits wait on, and what stops them.
     pub pulse: Arc<Pulse>,
-    /// The time since some moment, to measure steps with. It decides nothing.
+    /// The time since some moment, to measure steps with. No decision depends on it.
     pub clock: Arc<dyn Fn() -> Duration + Send + Sync>,
-    /// How to run programs among the card's netdevs, on a card that has netdevs.
+    /// Runs programs where the card's netdevs are, on a card that has netdevs.
     pub programs: Option<Arc<dyn Programs>>,
     /// The bonds over the card's netdevs, on a card that has netdevs.
     pub bonds: Option<Arc<dyn Bonds>>,
 }
 
 impl World {
-    /// A world around a card that what `fail` and `delay` say reaches: without programs or bonds, and with a
-    /// clock that stands still.
+    /// A world around a card, which is made to obey faults: without programs or bonds, and with a clock that always
+    /// shows zero.
     pub fn of(card: impl Card + 'static, domain: &Arc<Domain>) -> Self {
         let faults = Arc::new(FaultPlan::default());
         Self {
@@ -47,34 +47,35 @@ impl World {
 
 /// The kernel's bonds where the card's netdevs are.
 pub trait Bonds: Send + Sync {
-    /// A watcher of them. There is one at a time.
+    /// A watch on them. There is one at a time.
     fn watch(&self) -> Option<Box<dyn BondWatch>>;
 
-    /// Ends the wait of the watcher.
+    /// Ends the [wait](BondWatch::wait) of the watch.
     fn wake(&self);
 
-    /// Why the kernel can have no bond, if it cannot: then [`Command::Bond`](control::Command::Bond) stands in for one.
+    /// Why the kernel has no bonds, if it has none: then [`Command::Bond`](control::Command::Bond) reports one to the
+    /// engine instead.
     fn missing(&self, cx: &mut Locked<'_, Unlocked>) -> Option<String>;
 
-    /// Makes a bond, or makes the one of that name so. Not every port need have a netdev now: one that comes
-    /// later is put in.
+    /// Makes a bond, or changes the one of that name to be as planned. Not every port need have a netdev now: one that
+    /// appears later is put in.
     ///
     /// # Errors
     /// The name is taken, or the kernel refuses.
     fn set(&self, cx: &mut Locked<'_, Unlocked>, plan: &BondPlan) -> Result<(), CardError>;
 
-    /// Changes a bond that was made so, away from how it should stand or back, in a way that matters to a
+    /// Changes a bond that was [set](Self::set), `away` from its plan or back to it, in a way that matters to a
     /// LAG. What cannot be changed is passed over.
     fn flap(&self, cx: &mut Locked<'_, Unlocked>, plan: &BondPlan, away: bool);
 
-    /// Deletes a bond that has, or may have, ports of the card; whether there was one.
+    /// Deletes a bond that has, or may have, ports of the card; returns whether there was one.
     ///
     /// # Errors
     /// The kernel refuses.
     fn delete(&self, cx: &mut Locked<'_, Unlocked>, name: &str) -> Result<bool, CardError>;
 }
 
-/// A watcher of the kernel's bonds.
+/// A watch on the kernel's bonds.
 pub trait BondWatch: Send {
     /// Waits until something may have changed, or it is [woken](Bonds::wake).
     fn wait(&mut self);
@@ -85,24 +86,23 @@ pub trait BondWatch: Send {
 
 /// Runs programs where the card's netdevs are.
 pub trait Programs: Send + Sync {
-    /// Runs a shell command to its end, or until `stop` says so or `limit` has passed: then it is
-    /// ended.
+    /// Runs a shell command until it ends. It is ended when `stop` returns true or `limit` has passed.
     ///
     /// # Errors
-    /// It could not be started, or was ended; in words.
+    /// It could not be started, or was ended; as a text.
     fn run(&self, command: &str, limit: Duration, stop: &mut dyn FnMut() -> bool) -> Result<Finished, String>;
 
     /// Whether there is a netdev of that name in the card's host namespace.
     fn has_netdev(&self, name: &str) -> bool;
 }
 
-/// What a program left.
+/// What a program has returned and written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finished {
     /// Its exit status, or 128 and the signal that ended it.
     pub status: i32,
-    /// What it wrote.
+    /// What it wrote to its standard output.
     pub stdout: String,
-    /// What it complained of.
+    /// What it wrote to its standard error.
     pub stderr: String,
 }

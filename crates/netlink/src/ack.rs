@@ -10,7 +10,7 @@ use crate::message::Message;
 
 /// The attributes of an extended acknowledgement: `enum nlmsgerr_attrs`.
 pub mod nlmsgerr_attr {
-    /// What went wrong, in words.
+    /// A text that describes the error.
     pub const MSG: u16 = 1;
     /// Where in the request the attribute begins that was wrong, in bytes from the start of the message.
     pub const OFFS: u16 = 2;
@@ -24,7 +24,7 @@ pub mod nlmsgerr_attr {
     pub const MISS_NEST: u16 = 6;
 }
 
-/// What a socket has asked to be told of errors: its options of SOL_NETLINK.
+/// How a socket wants errors to be reported: its options of SOL_NETLINK.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AckOptions {
     /// NETLINK_EXT_ACK: with an extended acknowledgement.
@@ -33,10 +33,10 @@ pub struct AckOptions {
     pub capped: bool,
 }
 
-/// What an extended acknowledgement says. Attributes that are not listed here are in [`Outcome::attributes`].
+/// The contents of an extended acknowledgement. Attributes that are not listed here are in [`Outcome::attributes`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ExtAck<'a> {
-    /// What went wrong, in words.
+    /// A text that describes the error.
     pub message: Option<&'a str>,
     /// Where in the request the attribute begins that was wrong, in bytes from the start of the message.
     pub offset: Option<u32>,
@@ -49,20 +49,20 @@ pub struct ExtAck<'a> {
 impl<'a> ExtAck<'a> {
     /// Reads the attributes of an acknowledgement.
     pub fn parse(bytes: &'a [u8]) -> Self {
-        let mut said = Self::default();
+        let mut ack = Self::default();
         for attribute in attributes(bytes).flatten() {
             match attribute.kind {
-                nlmsgerr_attr::MSG => said.message = attribute.string(),
-                nlmsgerr_attr::OFFS => said.offset = attribute.u32(),
-                nlmsgerr_attr::MISS_TYPE => said.missing_type = attribute.u32(),
-                nlmsgerr_attr::MISS_NEST => said.missing_nest = attribute.u32(),
+                nlmsgerr_attr::MSG => ack.message = attribute.string(),
+                nlmsgerr_attr::OFFS => ack.offset = attribute.u32(),
+                nlmsgerr_attr::MISS_TYPE => ack.missing_type = attribute.u32(),
+                nlmsgerr_attr::MISS_NEST => ack.missing_nest = attribute.u32(),
                 _ => {}
             }
         }
-        said
+        ack
     }
 
-    /// Writes what there is to say.
+    /// Writes the attributes that are set.
     pub fn write(&self, to: &mut Builder) {
         if let Some(message) = self.message {
             to.text(nlmsgerr_attr::MSG, message);
@@ -102,10 +102,10 @@ impl<'a> Outcome<'a> {
 
     fn of_error(message: &Message<'a>) -> Self {
         let payload = message.payload();
-        // A message too short for its number tells of an error that is not known.
+        // A message too short for its number reports an unknown error.
         let result = u32_at(payload, 0).map_or(Err(Errno::IO), |code| errno_from_code(code as i32));
         let request = payload.get(4..).and_then(Header::parse);
-        // Kernels before 4.12 do not say that an acknowledgement quotes no more than the header.
+        // Kernels before 4.12 do not flag that an acknowledgement quotes no more than the header.
         let is_capped = message.header.flags.contains(Flags::CAPPED) || result.is_ok();
         let quoted = match request {
             Some(request) if !is_capped => aligned((request.length as usize).max(HEADER)),
@@ -120,7 +120,7 @@ impl<'a> Outcome<'a> {
         Self { result: errno_from_code(code), request: None, attributes: extended(message, 4) }
     }
 
-    /// What the extended acknowledgement says.
+    /// The contents of the extended acknowledgement.
     pub fn ext_ack(&self) -> ExtAck<'a> {
         ExtAck::parse(self.attributes)
     }

@@ -7,7 +7,7 @@ use crate::message::Message;
 /// A request whose answer is being read.
 ///
 /// The answer is any number of messages, then an end: NLMSG_DONE of a dump, NLMSG_ERROR of a request that failed or
-/// asked for an acknowledgement. So only an answer to a request with [`Flags::ACK`] or [`Flags::DUMP`] is sure to end.
+/// requested an acknowledgement. So only an answer to a request with [`Flags::ACK`] or [`Flags::DUMP`] is sure to end.
 #[derive(Clone, Copy, Debug)]
 pub struct Awaited {
     sequence: u32,
@@ -31,7 +31,7 @@ impl Awaited {
         Self { sequence, is_interrupted: false }
     }
 
-    /// Says what a message is.
+    /// Finds out what a message is to this request.
     pub fn read<'a>(&mut self, message: Message<'a>) -> Part<'a> {
         if message.header.sequence != self.sequence || matches!(message.header.kind, NLMSG_NOOP | NLMSG_OVERRUN) {
             return Part::Other;
@@ -43,7 +43,7 @@ impl Awaited {
         }
     }
 
-    /// Whether what is dumped has changed meanwhile, so that the answer is to be asked for again.
+    /// Whether what is dumped has changed meanwhile, so that the request is to be sent again.
     pub fn is_interrupted(&self) -> bool {
         self.is_interrupted
     }

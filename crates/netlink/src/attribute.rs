@@ -27,7 +27,7 @@ pub struct Attribute<'a> {
     pub offset: usize,
 }
 
-/// The rest of some bytes, which is no attribute.
+/// The rest of a row of bytes, which is no attribute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{leftover} bytes leftover after parsing attributes")]
 pub struct Malformed {
@@ -48,8 +48,8 @@ pub fn attributes(bytes: &[u8]) -> Attributes<'_> {
     Attributes { bytes, at: 0 }
 }
 
-/// The attribute of a type in a row of them. Of several the last counts, as with the kernel's `nla_parse`: whatever looks
-/// at a request before the kernel does must look at the same.
+/// The attribute of a type in a row of them. Of several the last counts, as with the kernel's `nla_parse`: code that
+/// reads a request before the kernel does must read the same one.
 pub fn find(bytes: &[u8], kind: u16) -> Option<Attribute<'_>> {
     attributes(bytes).flatten().filter(|attribute| attribute.kind == kind).last()
 }

@@ -25,7 +25,7 @@ pub enum BuildError {
         /// Its bytes, with the header.
         length: usize,
     },
-    /// There is a zero byte in text, which would end there for its reader.
+    /// A text has a zero byte in it, at which it would end for its reader.
     #[error("the text of attribute {kind} has a zero byte in it")]
     ZeroInText {
         /// The attribute's type.
@@ -34,7 +34,7 @@ pub enum BuildError {
 }
 
 impl From<BuildError> for Errno {
-    /// What the kernel answers when a message has no room for what it is to tell: EMSGSIZE.
+    /// EMSGSIZE, as the kernel answers when a message has no room for its contents; EINVAL for text with a zero byte.
     fn from(error: BuildError) -> Self {
         match error {
             BuildError::AttributeTooLong { .. } | BuildError::MessageTooLong { .. } => Self::MSGSIZE,
@@ -261,7 +261,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_that_its_length_field_cannot_tell_is_an_error() {
+    fn a_message_that_is_longer_than_its_length_field_can_hold_is_an_error() {
         assert_eq!(message_length(u32::MAX as usize), Ok(u32::MAX));
         let length = u32::MAX as usize + 1;
         assert_eq!(message_length(length), Err(BuildError::MessageTooLong { length }));

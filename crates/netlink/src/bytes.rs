@@ -1,4 +1,4 @@
-//! Numbers at a place in a family's own structure.
+//! Reads and writes numbers at an offset in a family's own structure.
 
 /// The number of two bytes that begins at `at`, if all of it is there.
 pub fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {

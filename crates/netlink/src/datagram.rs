@@ -78,7 +78,7 @@ impl Datagram {
         });
     }
 
-    /// As [`ack`](Self::ack), of a request of which no more is there than its header: so it is always capped, and
+    /// As [`ack`](Self::ack), for a request of which only the header is known: so it is always capped, and
     /// always extended.
     pub fn ack_capped(
         &mut self,
@@ -116,7 +116,7 @@ impl Datagram {
             rewrite(&mut self.builder.bytes_mut()[begun..], |header| header.flags |= Flags::ACK_TLVS);
         }
         if self.builder.end(begun).is_err() {
-            // What is quoted is nearly as long as a message can be.
+            // The quoted request is nearly as long as a message can be.
             self.put_bare_ack(request, port, code);
         }
     }

@@ -1,13 +1,13 @@
 //! Error numbers: one type from the wire to the program.
 //!
-//! [`Errno`] is a number from 1 to 4,095, so that there is no error that is none. On the wire it is negative, and 0
+//! [`Errno`] is a number from 1 to 4,095, so it cannot stand for success. On the wire it is negative, and 0
 //! stands for success; [`errno_from_code`] and [`errno_of`] are the only way between the two.
 
 use std::io;
 
 pub use rustix::io::Errno;
 
-/// The errors that the kernel tells apart from addresses: MAX_ERRNO.
+/// The largest number that the kernel takes for an error rather than for an address: MAX_ERRNO.
 const MAX_ERRNO: i32 = 4095;
 /// The same on the wire.
 const LEAST_CODE: i32 = -MAX_ERRNO;
@@ -35,7 +35,7 @@ pub fn strerror(errno: Errno) -> String {
     without_number(&errno.into())
 }
 
-/// What an error says, without the number that the standard library puts behind it.
+/// The text of an error, without the number that the standard library appends.
 pub fn without_number(error: &io::Error) -> String {
     let text = error.to_string();
     match text.rfind(" (os error") {

@@ -24,3 +24,21 @@ impl GenlHeader {
         [self.command, self.version, 0, 0]
     }
 }
+
+/// Numbers of the family `nlctrl`, which describes the others, under the kernel's names: `linux/genetlink.h`.
+#[allow(missing_docs, reason = "the kernel's headers describe them")]
+pub mod ctrl {
+    /// The type of the family's messages.
+    pub const GENL_ID_CTRL: u16 = 16;
+
+    pub const CTRL_CMD_GETFAMILY: u8 = 3;
+    pub const CTRL_CMD_GETPOLICY: u8 = 10;
+
+    pub const CTRL_ATTR_FAMILY_ID: u16 = 1;
+    pub const CTRL_ATTR_FAMILY_NAME: u16 = 2;
+    pub const CTRL_ATTR_MCAST_GROUPS: u16 = 7;
+
+    /// In one group of [`CTRL_ATTR_MCAST_GROUPS`], as the following.
+    pub const CTRL_ATTR_MCAST_GRP_NAME: u16 = 1;
+    pub const CTRL_ATTR_MCAST_GRP_ID: u16 = 2;
+}

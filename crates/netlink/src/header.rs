@@ -5,7 +5,7 @@ use bitflags::bitflags;
 /// Bytes of a header.
 pub const HEADER: usize = 16;
 
-/// A message that says nothing.
+/// A message without contents, which is skipped.
 pub const NLMSG_NOOP: u16 = 1;
 /// An error, or an acknowledgement if its number is 0.
 pub const NLMSG_ERROR: u16 = 2;
@@ -24,9 +24,9 @@ bitflags! {
         const REQUEST = 1;
         /// NLM_F_MULTI: it is one of several, which NLMSG_DONE ends.
         const MULTI = 2;
-        /// NLM_F_ACK: an acknowledgement is asked for.
+        /// NLM_F_ACK: an acknowledgement is requested.
         const ACK = 4;
-        /// NLM_F_ECHO: the notification is asked for.
+        /// NLM_F_ECHO: the requester wants the notification, too.
         const ECHO = 8;
         /// NLM_F_DUMP_INTR: what is dumped has changed meanwhile.
         const DUMP_INTR = 0x10;
@@ -34,13 +34,13 @@ bitflags! {
         const ROOT = 0x100;
         /// NLM_F_MATCH, of a request that gets.
         const MATCH = 0x200;
-        /// NLM_F_DUMP: everything of a kind is asked for. It is two bits, both of which must be set.
+        /// NLM_F_DUMP: all objects of a kind are requested. It is two bits, both of which must be set.
         const DUMP = 0x300;
         /// NLM_F_REPLACE, of a request that makes.
         const REPLACE = 0x100;
-        /// NLM_F_EXCL, of a request that makes: it must not be there yet.
+        /// NLM_F_EXCL, of a request that makes: the object must not exist.
         const EXCL = 0x200;
-        /// NLM_F_CREATE, of a request that makes: it is made if it is not there.
+        /// NLM_F_CREATE, of a request that makes: the object is made if it does not exist.
         const CREATE = 0x400;
         /// NLM_F_APPEND, of a request that makes.
         const APPEND = 0x800;
@@ -97,12 +97,12 @@ impl Header {
         bytes
     }
 
-    /// Whether it asks for everything of a kind.
+    /// Whether it requests all objects of a kind.
     pub fn is_dump(&self) -> bool {
         self.flags.contains(Flags::DUMP)
     }
 
-    /// Whether the kernel would have a family look at it: it is a request, and no control message.
+    /// Whether the kernel would hand it to a family: it is a request, and no control message.
     pub fn is_request(&self) -> bool {
         self.flags.contains(Flags::REQUEST) && self.kind >= NLMSG_MIN_TYPE
     }

@@ -10,11 +10,14 @@
 //!   kernel.
 //! * Reading copies nothing: messages and attributes borrow from what was received. Building allocates only when the
 //!   datagram grows.
-//! * What is not understood is not changed: [`Builder::copy`] keeps an attribute's type, its flags and its value.
+//! * An unknown attribute is not changed: [`Builder::copy`] keeps its type, its flags and its value.
 //!
-//! A [`Datagram`] is a row of messages that is being built, and a [`Builder`] is what the inside of one message is
-//! written with. [`messages`] and [`attributes`] read them again. [`Awaited`] follows the answer to a request up to its
+//! A [`Datagram`] is a row of messages that is being built, and a [`Builder`] writes the inside of one message.
+//! [`messages`] and [`attributes`] read them again. [`Awaited`] follows the answer to a request up to its
 //! acknowledgement or to the end of its dump.
+//!
+//! The numbers of message types and attributes are in a module for each family, under the kernel's names: [`rtnl`],
+//! [`tc`], [`ctrl`], [`team`].
 
 #![forbid(unsafe_code)]
 
@@ -28,6 +31,9 @@ mod errno;
 mod genl;
 mod header;
 mod message;
+pub mod rtnl;
+pub mod tc;
+pub mod team;
 
 pub use ack::{AckOptions, ExtAck, Outcome, nlmsgerr_attr};
 pub use answer::{Awaited, Part};
@@ -38,7 +44,7 @@ pub use builder::{BuildError, Builder};
 pub use bytes::{overwrite, u16_at, u32_at};
 pub use datagram::{Datagram, message, row};
 pub use errno::{Errno, errno_from_code, errno_of, strerror, without_number};
-pub use genl::{GENL_HEADER, GenlHeader};
+pub use genl::{GENL_HEADER, GenlHeader, ctrl};
 pub use header::{Flags, HEADER, Header, NLMSG_DONE, NLMSG_ERROR, NLMSG_MIN_TYPE, NLMSG_NOOP, NLMSG_OVERRUN, rewrite};
 pub use message::{Message, Messages, messages};
 

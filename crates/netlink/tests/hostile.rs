@@ -1,4 +1,4 @@
-//! Bytes from anybody: they are read to where they stop to make sense, and nothing panics.
+//! Hostile bytes: they are read up to where they are malformed, and nothing panics.
 
 use netlink::{
     Attribute, Errno, Flags, GENL_HEADER, HEADER, Header, NLMSG_DONE, NLMSG_ERROR, attributes, message, messages,
@@ -6,7 +6,7 @@ use netlink::{
 };
 use proptest::prelude::*;
 
-/// Reads an attribute in every way there is.
+/// Reads an attribute with every method.
 fn read_attribute(attribute: &Attribute<'_>, depth: usize) {
     let numbers = (attribute.u8(), attribute.u16(), attribute.u32(), attribute.u64(), attribute.bitfield());
     let leading = (attribute.leading_u16(), attribute.leading_u32(), attribute.text(), attribute.string());
@@ -16,7 +16,7 @@ fn read_attribute(attribute: &Attribute<'_>, depth: usize) {
     }
 }
 
-/// Reads a datagram in every way there is; returns how many bytes of it were messages.
+/// Reads a datagram with every method; returns how many bytes of it were messages.
 fn read(bytes: &[u8]) -> usize {
     let mut whole = 0;
     for message in messages(bytes) {
@@ -35,7 +35,7 @@ fn read(bytes: &[u8]) -> usize {
     whole
 }
 
-/// Datagrams that are nearly right: real messages, some of whose bytes are others.
+/// Datagrams that are nearly right: real messages, some of whose bytes are changed.
 fn nearly() -> impl Strategy<Value = Vec<u8>> {
     let kinds = prop::sample::select(vec![NLMSG_ERROR, NLMSG_DONE, 0x10, 21]);
     let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8);
@@ -81,12 +81,12 @@ proptest! {
 }
 
 #[test]
-fn a_length_that_lies_ends_the_reading() {
-    // Given a length that is 0, shorter than a header, longer than there is, or the longest there can be,
+fn a_wrong_length_ends_the_reading() {
+    // Given a length that is 0, shorter than a header, longer than the datagram, or the longest possible,
     for length in [0u32, 1, 15, 17, 64, u32::MAX] {
         let mut bytes = vec![0; HEADER];
         overwrite(&mut bytes, 0, &length.to_ne_bytes());
-        // then there is no message, and no end to nothing.
+        // then no message is read, and reading ends.
         assert_eq!(messages(&bytes).count(), 0, "{length}");
     }
     // And a header alone is a message.
@@ -94,7 +94,7 @@ fn a_length_that_lies_ends_the_reading() {
 }
 
 #[test]
-fn an_error_without_a_number_or_with_one_that_is_none_is_eio() {
+fn an_error_without_a_number_or_with_an_invalid_one_is_eio() {
     let error = |payload: &[u8]| {
         message(Header::new(NLMSG_ERROR, Flags::CAPPED | Flags::ACK_TLVS, 1, 0), |to| {
             to.raw(payload);
@@ -108,8 +108,8 @@ fn an_error_without_a_number_or_with_one_that_is_none_is_eio() {
 }
 
 #[test]
-fn a_quoted_length_that_lies_leaves_no_reason() {
-    // Given an error that says that it quotes more than there is,
+fn with_a_wrong_quoted_length_there_is_no_reason() {
+    // Given an error whose quoted header has a length beyond its end,
     let header = Header::new(NLMSG_ERROR, Flags::ACK_TLVS, 1, 0);
     for length in [17, 64, u32::MAX - 2, u32::MAX] {
         let quoted = Header { length, ..Header::default() };

@@ -56,7 +56,7 @@ proptest! {
             let header = Header::new(*kind, Flags::from_bits_retain(*flags), *sequence, *port);
             datagram.message(header, |to| write(to.genl(5, 1), trees)).unwrap();
         }
-        // when it is read, then each is there as it was built, and nothing else is.
+        // when it is read, then each is read as it was built, and nothing else is.
         let read: Vec<_> = messages(datagram.bytes()).collect();
         prop_assert_eq!(read.len(), all.len());
         for (read, (kind, flags, sequence, port, trees)) in read.iter().zip(&all) {
@@ -68,7 +68,7 @@ proptest! {
             prop_assert_eq!((genl.command, genl.version), (5, 1));
             assert_reads(inner, trees);
         }
-        // And one that is cut off anywhere loses the message that is cut, and no other.
+        // And if the datagram is cut off anywhere, the message that is cut is lost, and no other.
         for length in 0..datagram.len() {
             let whole = messages(&datagram.bytes()[..length]).count();
             prop_assert!(whole <= all.len());
@@ -80,7 +80,7 @@ proptest! {
 
     #[test]
     fn attributes_that_are_copied_are_unchanged(trees in trees(), flags in prop::sample::select(vec![0, NLA_F_NESTED, NLA_F_NET_BYTEORDER])) {
-        // Given attributes that the copier knows nothing of,
+        // Given attributes of unknown types,
         let original = row(|to| {
             write(to, &trees);
             to.put(7 | flags, &[1, 2, 3]);
@@ -103,7 +103,8 @@ fn every_kind_of_value_is_read_as_it_was_written() {
     assert_eq!((get(6).value, get(7).bitfield()), (&[][..], Some((1, 3))));
     // Text without its zero byte is NLA_STRING and not NLA_NUL_STRING.
     assert_eq!((get(8).text(), get(8).string()), (None, Some("eth0")));
-    // A number of another length is none, but its first bytes can be read as the kernel does where it is not strict.
+    // A value of another length is no number, but its first bytes can be read as the kernel does where it is not
+    // strict.
     assert_eq!((get(4).u32(), get(4).leading_u32()), (None, Some(if cfg!(target_endian = "little") { 64 } else { 0 })));
     assert_eq!((get(1).leading_u16(), get(1).leading_u32()), (None, None));
 }
@@ -115,7 +116,7 @@ fn of_several_attributes_of_a_type_the_last_counts() {
     });
     let bytes = bytes.unwrap();
     assert_eq!(find(&bytes, 28).unwrap().u32(), Some(2));
-    // What is no attribute behind them changes nothing, as in the kernel.
+    // Malformed bytes behind them change nothing, as in the kernel.
     assert_eq!(find(&[&bytes[..], &[3, 0, 28, 0]].concat(), 28).unwrap().u32(), Some(2));
 }
 
@@ -173,7 +174,7 @@ fn what_is_too_long_is_an_error_and_leaves_nothing() {
         datagram.message(header, |to| {
             to.text(11, "a\0b");
         }),
-        // The first error is told.
+        // The first error is returned.
         datagram.message(header, |to| {
             to.text(12, "\0").put(13, &over);
         }),
@@ -246,12 +247,12 @@ fn attributes_end_with_an_error_where_something_is_no_attribute() {
     for (bytes, leftover) in [(&[3, 0, 1, 0][..], 4), (&[9, 0, 1, 0], 4), (&[4, 0], 2), (&[4, 0, 1, 0, 200], 1)] {
         assert_eq!(attributes(bytes).last(), Some(Err(Malformed { leftover })), "{bytes:?}");
     }
-    // Padding that is missing behind the last is none of its value.
+    // If the padding behind the last attribute is missing, its value is the same.
     assert_eq!(attributes(&[5, 0, 1, 0, 9]).map(|a| a.unwrap().u8()).collect::<Vec<_>>(), [Some(9)]);
 }
 
 #[test]
-fn a_refusal_says_why_to_sockets_that_want_to_hear_it() {
+fn an_error_has_its_reason_for_sockets_that_want_it() {
     let request = message(Header::new(20, Flags::REQUEST, 7, 0), |to| {
         to.genl(9, 1).text(3, "a longer one");
     })
@@ -315,7 +316,8 @@ fn a_dump_is_read_to_its_end_and_no_further() {
     }
     datagram.done(&part(1, Flags::empty()), 9);
     datagram.done(&part(2, Flags::empty()), 9);
-    // when the requester of the first reads, then it has two parts and the end, and hears that they do not fit together.
+    // when the requester of the first reads, then it has two parts and the end, and knows that they do not fit
+    // together.
     let mut awaited = Awaited::new(1);
     let parts: Vec<_> = messages(datagram.bytes()).map(|message| awaited.read(message)).collect();
     let count = |is: fn(&Part<'_>) -> bool| parts.iter().filter(|part| is(part)).count();

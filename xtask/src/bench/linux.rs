@@ -85,7 +85,7 @@ pub fn measure(vfs: usize) -> Result<String> {
     let config = CardConfig { total_vfs: u16::try_from(vfs)?, ..CardConfig::default() };
     let domain = Domain::unchecked();
     let times = enter(&domain, "main", |cx| -> Result<Times> {
-        let card = Arc::new(LinuxCard::new(&Place::prepare()?, config.clone())?);
+        let card = Arc::new(LinuxCard::new(&Place::prepare()?, config.clone(), &domain)?);
         let engine = Engine::start(cx, config, card, Arc::new(Threads(Arc::clone(&domain))))?;
         let mut times = Times::new();
         // The first round does not count.

@@ -1,4 +1,4 @@
-//! Frames in and out of netdevs, as raw as they come.
+//! Sends frames out of netdevs and receives those that arrive at them.
 
 #![allow(unsafe_code)]
 
@@ -7,17 +7,17 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-/// An ethertype nobody else uses.
+/// An ethertype that nothing else uses.
 const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
 const OUTGOING: u8 = 4;
 
-/// One netdev, listened to from the moment this is made.
+/// A packet socket on one netdev. It receives frames from when it is made.
 pub struct Tap {
     fd: OwnedFd,
 }
 
 impl Tap {
-    /// Listens on a netdev, in the namespace of a name or in this one.
+    /// Opens it on a netdev, in the namespace of a name or in this one.
     pub fn on(netns: Option<&str>, netdev: &str) -> Self {
         let path = netns.map_or("/proc/self/ns/net".to_owned(), |name| format!("/run/netns/{name}"));
         let netns = File::open(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
@@ -45,7 +45,7 @@ impl Tap {
         Self { fd }
     }
 
-    /// Sends a frame; says whether the netdev took it.
+    /// Sends a frame; returns whether the netdev took it.
     pub fn send(&self, to: [u8; 6], from: [u8; 6], text: &str) -> bool {
         let mut frame = [&to[..], &from, &ETHERTYPE, text.as_bytes()].concat();
         frame.resize(frame.len().max(60), 0);
@@ -59,8 +59,8 @@ impl Tap {
         sent == frame.len() as isize
     }
 
-    /// What our frames that have come in since the last look say. Waits for `at_least` of them, for a
-    /// second at most.
+    /// The texts of the frames of this ethertype that have arrived since the last call. Waits for `at_least` of them,
+    /// for a second at most.
     pub fn received(&self, at_least: usize) -> Vec<String> {
         let deadline = Instant::now() + Duration::from_secs(1);
         let mut texts = Vec::new();

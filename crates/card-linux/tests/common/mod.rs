@@ -1,4 +1,4 @@
-//! What the tests share: namespaces of their own, a card, and words for what is done to it.
+//! What the tests share: namespaces of their own, a card, and functions that change it.
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
@@ -18,8 +18,8 @@ use lockdep::{Domain, Locked, OnReport};
 const INSIDE: &str = "CARD_LINUX_TEST_INSIDE";
 
 /// Runs `test`, which is in the function `name` of this test binary, in a process with network, mount
-/// and process namespaces of its own: nothing of the machine is touched, and whatever a test leaves
-/// goes with them.
+/// and process namespaces of its own: nothing of the machine is touched, and what a test leaves
+/// is deleted with them.
 pub fn in_own_namespaces(name: &str, test: impl FnOnce()) {
     if std::env::var_os(INSIDE).is_some() {
         sh("mount -t tmpfs tmpfs /run && mkdir /run/netns && mount -t sysfs sysfs /sys && ip link set lo up");
@@ -55,7 +55,7 @@ fn missing() -> Option<&'static str> {
     None
 }
 
-/// Runs a shell command that has to work; what it prints.
+/// Runs a shell command, which must succeed; returns what it prints.
 pub fn sh(command: &str) -> String {
     let output = Command::new("sh").args(["-c", command]).output().unwrap();
     let (stdout, stderr) = (output.stdout, output.stderr);
@@ -67,7 +67,7 @@ pub fn sh(command: &str) -> String {
 pub fn eventually(command: &str) {
     let deadline = Instant::now() + Duration::from_secs(2);
     while !Command::new("sh").args(["-c", command]).status().unwrap().success() {
-        assert!(Instant::now() < deadline, "`{command}` never came true:\n{}", sh("ip -o link | head -30"));
+        assert!(Instant::now() < deadline, "`{command}` never succeeded:\n{}", sh("ip -o link | head -30"));
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -86,7 +86,7 @@ pub fn netdevs() -> Vec<String> {
 
 pub const PF: PfIndex = PfIndex(0);
 
-/// A card and who talks to it.
+/// A card, its configuration, and the lockdep domain of those who use it.
 pub struct Rig {
     pub card: LinuxCard,
     pub config: CardConfig,
@@ -100,11 +100,9 @@ impl Rig {
     }
 
     pub fn at(place: &Place, config: CardConfig) -> Self {
-        Self {
-            card: LinuxCard::new(place, config.clone()).unwrap_or_else(|e| panic!("{e}")),
-            config,
-            domain: Domain::checked(OnReport::Panic),
-        }
+        let domain = Domain::checked(OnReport::Panic);
+        let card = LinuxCard::new(place, config.clone(), &domain).unwrap_or_else(|e| panic!("{e}"));
+        Self { card, config, domain }
     }
 
     /// A card with a PF and some VFs, in legacy mode.
@@ -150,7 +148,7 @@ impl Rig {
         self.with(|card, cx| card.destroy(cx, resources));
     }
 
-    /// What a mode change does to the card.
+    /// Makes what the engine makes when it changes the mode.
     pub fn to_switchdev(&self, vfs: u16) {
         self.make(&[Resource::SwitchdevFdb(PF)]);
         self.make(&[rep(Vport::Uplink)]);

@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use netlink::tc::RTM_NEWTFILTER;
 use netlink::{HEADER, Message, overwrite};
 
 use crate::process;
@@ -21,7 +22,6 @@ struct Place {
     way: &'static [Step],
 }
 
-const RTM_NEWTFILTER: u16 = 44;
 const LINK: std::ops::RangeInclusive<u16> = 16..=19;
 const PLACES: [Place; 5] = [
     // IFLA_NET_NS_FD.

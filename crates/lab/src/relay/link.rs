@@ -3,25 +3,16 @@
 //! It gets what a physical port, function or representor has, and loses what only a virtual pair has.
 
 use devlink::view::{Netdev, VfInfo};
+use netlink::rtnl::{
+    IFINFOMSG as IFINFO, IFLA_DEVLINK_PORT, IFLA_INFO_KIND, IFLA_INFO_SLAVE_KIND, IFLA_LINK, IFLA_LINK_NETNSID,
+    IFLA_LINKINFO, IFLA_NUM_VF, IFLA_PARENT_DEV_BUS_NAME, IFLA_PARENT_DEV_NAME, IFLA_PHYS_PORT_NAME,
+    IFLA_PHYS_SWITCH_ID, IFLA_VFINFO_LIST,
+};
 use netlink::{Attribute, BuildError, Builder, Message, attributes, find};
 
 use crate::cards::Seen;
 
 const AF_UNSPEC: u8 = 0;
-/// Length of `struct ifinfomsg`.
-const IFINFO: usize = 16;
-const IFLA_LINK: u16 = 5;
-const IFLA_LINKINFO: u16 = 18;
-const IFLA_NUM_VF: u16 = 21;
-const IFLA_VFINFO_LIST: u16 = 22;
-const IFLA_PHYS_SWITCH_ID: u16 = 36;
-const IFLA_LINK_NETNSID: u16 = 37;
-const IFLA_PHYS_PORT_NAME: u16 = 38;
-const IFLA_PARENT_DEV_NAME: u16 = 56;
-const IFLA_PARENT_DEV_BUS_NAME: u16 = 57;
-const IFLA_DEVLINK_PORT: u16 = 62;
-const IFLA_INFO_KIND: u16 = 1;
-const IFLA_INFO_SLAVE_KIND: u16 = 4;
 const DEVLINK_ATTR_BUS_NAME: u16 = 1;
 const DEVLINK_ATTR_DEV_NAME: u16 = 2;
 const DEVLINK_ATTR_PORT_INDEX: u16 = 3;

@@ -7,6 +7,10 @@
 use std::collections::VecDeque;
 
 use devlink::view::{self, Role};
+use netlink::rtnl::{
+    IFINFOMSG as IFINFO, IFLA_ALT_IFNAME, IFLA_EXT_MASK, IFLA_IFNAME, IFLA_NET_NS_FD, IFLA_NET_NS_PID,
+    IFLA_VFINFO_LIST, RTM_DELLINK, RTM_GETLINK, RTM_NEWLINK, RTM_SETLINK,
+};
 use netlink::{BuildError, Errno, Flags, Message, attributes, find, messages, nlmsgerr_attr, u32_at};
 
 use crate::card::Refusal;
@@ -14,18 +18,7 @@ use crate::card::Refusal;
 use super::link::{self, Asked};
 use super::{Behind, Io, ROOM, descriptors, vf};
 
-const RTM_NEWLINK: u16 = 16;
-const RTM_DELLINK: u16 = 17;
-const RTM_GETLINK: u16 = 18;
-const RTM_SETLINK: u16 = 19;
-/// Length of `struct ifinfomsg`.
-const IFINFO: usize = 16;
-const IFLA_IFNAME: u16 = 3;
-const IFLA_VFINFO_LIST: u16 = 22;
-const IFLA_EXT_MASK: u16 = 29;
-const IFLA_ALT_IFNAME: u16 = 53;
-/// IFLA_NET_NS_PID, IFLA_NET_NS_FD.
-const NAMESPACES: [u16; 2] = [19, 28];
+const NAMESPACES: [u16; 2] = [IFLA_NET_NS_PID, IFLA_NET_NS_FD];
 
 /// How many questions are remembered; an answer to an older one says nothing of VFs.
 const REMEMBERED: usize = 64;

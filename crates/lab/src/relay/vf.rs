@@ -4,6 +4,7 @@ use control::Command;
 use eswitch::vf::{ETH_P_8021AD, ETH_P_8021Q, LinkState, VfSetting, VfVlan};
 use eswitch::{MacAddr, PciAddress};
 
+use netlink::rtnl::IFLA_VF_VLAN_LIST;
 use netlink::{Attribute, Errno, attributes, find, u16_at, u32_at};
 
 /// Why there are no commands.
@@ -33,8 +34,6 @@ pub(super) fn commands(device: PciAddress, list: &[u8]) -> Result<Vec<Command>, 
     }
     Ok(commands)
 }
-
-const IFLA_VF_VLAN_LIST: u16 = 12;
 
 fn setting(attribute: &Attribute<'_>) -> Result<VfSetting, NoCommands> {
     let payload = attribute.value;

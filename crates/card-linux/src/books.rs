@@ -1,0 +1,192 @@
+//! The card's books: which resources exist, and what the card has made for them in the kernel.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::File;
+
+use eswitch::card::{OnRename, Resource};
+use eswitch::names::{self, NetdevName};
+use eswitch::{CardConfig, MacAddr, PfIndex, RepType, Vport};
+
+use crate::adopt::Inventory;
+use crate::layout::{Inside, Slot};
+use crate::operation::Claims;
+use crate::request::Link;
+
+/// Where the other end of a PF's wire is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Wire {
+    /// It leads nowhere: what is sent on it is lost.
+    #[default]
+    Nowhere,
+    /// A netdev of this name, which the card makes where its other netdevs appear. What is sent on
+    /// that netdev comes from the network; what leaves the card arrives there.
+    Netdev(String),
+}
+
+/// How a resource was requested: what is needed to make it again.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Entry {
+    pub mac: MacAddr,
+    pub sfnum: Option<u32>,
+}
+
+/// What the card has made for a slot in the kernel.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Ends {
+    /// The port exists.
+    pub port: bool,
+    /// The port is administratively up: its function's netdev can have carrier.
+    pub port_up: bool,
+    /// The card's end of the representor, or of the PF's netdev, exists.
+    pub inner: bool,
+    /// Port and inner end are tied.
+    pub tied: bool,
+    /// The inner end has carrier: the representor is up.
+    pub carrier: bool,
+    /// The representor's interface number where netdevs appear, and its MTU, while it is there.
+    pub outer: Option<(u32, u32)>,
+}
+
+impl Ends {
+    /// Whether a function's port must be brought up or down, as its representor has gained or lost carrier.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.tied && self.port_up != self.carrier
+    }
+}
+
+/// What the card's lock protects. See [`operation`](crate::operation) for when it is held.
+pub(crate) struct Books {
+    pub config: CardConfig,
+    /// Where the netdevs appear.
+    pub home: File,
+    pub resources: HashMap<Resource, Entry>,
+    pub ends: HashMap<Slot, Ends>,
+    /// The bridges of each PF, by number.
+    pub bridges: BTreeSet<(PfIndex, u16)>,
+    pub wires: HashMap<PfIndex, Wire>,
+    pub complaints: Vec<String>,
+    /// Netdevs that a user has given another name, by the interface number of the card's end.
+    pub renamed: HashMap<u32, String>,
+    /// The callback for renamed netdevs.
+    pub on_rename: Option<OnRename>,
+    /// The id by which the card's own namespace is known where netdevs appear, once it is known.
+    pub inside_id: Option<i32>,
+    /// What was found, while a card is being taken over.
+    pub inventory: Option<Inventory>,
+    /// What operations are changing.
+    pub claims: Claims,
+    /// The watcher has events for a vport that an operation is changing.
+    pub watcher_waits: bool,
+}
+
+impl Books {
+    /// The books of an empty card.
+    pub(crate) fn new(config: CardConfig, home: File) -> Self {
+        Self {
+            config,
+            home,
+            resources: HashMap::new(),
+            ends: HashMap::new(),
+            bridges: BTreeSet::new(),
+            wires: HashMap::new(),
+            complaints: Vec::new(),
+            renamed: HashMap::new(),
+            on_rename: None,
+            inside_id: None,
+            inventory: None,
+            claims: Claims::default(),
+            watcher_waits: false,
+        }
+    }
+
+    /// What the card has made for a slot.
+    pub(crate) fn ends(&self, slot: Slot) -> Ends {
+        self.ends.get(&slot).copied().unwrap_or_default()
+    }
+
+    /// Whether a slot's representor is loaded.
+    pub(crate) fn represented(&self, slot: Slot) -> bool {
+        self.resources.contains_key(&Resource::Representor(slot.pf, slot.vport, RepType::Eth))
+    }
+
+    /// Whether a PF has its switchdev FDB, so that its bridges are down.
+    pub(crate) fn has_fdb(&self, pf: PfIndex) -> bool {
+        self.resources.contains_key(&Resource::SwitchdevFdb(pf))
+    }
+
+    /// The number of a resource's SF: its own, or its port's.
+    fn sfnum(&self, resource: &Resource) -> Option<u32> {
+        let own = self.resources.get(resource).and_then(|entry| entry.sfnum);
+        own.or_else(|| {
+            let port = Resource::Port(resource.pf(), resource.vport()?);
+            self.resources.get(&port)?.sfnum
+        })
+    }
+
+    /// The name that the netdev of a resource is made with, whether the resource exists or is about to.
+    pub(crate) fn netdev_name(&self, resource: &Resource, sfnum: Option<u32>) -> Option<NetdevName> {
+        names::netdev(&self.config, resource, sfnum.or_else(|| self.sfnum(resource)))
+    }
+
+    /// The netdevs that have another name than they were made with.
+    pub(crate) fn renamed(&self) -> Vec<(Resource, String)> {
+        let of = |(near, name): (&u32, &String)| Some((Inside::of(*near)?.resource()?, name.clone()));
+        self.renamed.iter().filter_map(of).filter(|(resource, _)| self.resources.contains_key(resource)).collect()
+    }
+
+    /// The name a resource has, as far as the card knows.
+    pub(crate) fn name(&self, resource: &Resource) -> Option<String> {
+        self.resources.get(resource)?;
+        if let Some(name) = near_end(resource).and_then(|near| self.renamed.get(&near)) {
+            return Some(name.clone());
+        }
+        match self.netdev_name(resource, None) {
+            Some(netdev) => Some(netdev.name),
+            None => names::ib_device(&self.config, resource, self.sfnum(resource)),
+        }
+    }
+
+    /// Updates the names of those of the card's netdevs that are among `links`, which are links where netdevs appear;
+    /// returns those whose name has changed.
+    pub(crate) fn update_names<'a>(&mut self, links: impl Iterator<Item = &'a Link>) -> Vec<(Resource, String)> {
+        let mut renamed = Vec::new();
+        for link in links {
+            let Some((near, Some(netns))) = link.peer else { continue };
+            let Some(resource) = Inside::of(near).and_then(Inside::resource) else { continue };
+            // Another card's netdevs have the same numbers at their other ends.
+            if self.inside_id != Some(netns) {
+                continue;
+            }
+            let Some(made) = self.netdev_name(&resource, None) else { continue };
+            let is_new = match self.renamed.get(&near) {
+                Some(known) => *known != link.name,
+                None => made.name != link.name,
+            };
+            if made.name == link.name {
+                self.renamed.remove(&near);
+            } else {
+                self.renamed.insert(near, link.name.clone());
+            }
+            if is_new && self.resources.contains_key(&resource) {
+                renamed.push((resource, link.name.clone()));
+            }
+        }
+        renamed
+    }
+}
+
+/// The slot that a resource belongs to. What belongs to a PF as a whole belongs to its uplink's.
+pub(crate) fn slot_of(resource: &Resource) -> Slot {
+    Slot { pf: resource.pf(), vport: resource.vport().unwrap_or(Vport::Uplink) }
+}
+
+/// The interface number of the card's end of the netdev that a resource is, if it is one.
+pub(crate) fn near_end(resource: &Resource) -> Option<u32> {
+    match *resource {
+        Resource::PfNetdev(_) => Some(slot_of(resource).inner()),
+        Resource::Port(_, Vport::Vf(_) | Vport::Sf(_)) => None,
+        Resource::Port(..) | Resource::VfNetdev(..) | Resource::SfNetdev(..) => Some(slot_of(resource).port()),
+        Resource::Representor(_, vport, RepType::Eth) if vport != Vport::Uplink => Some(slot_of(resource).inner()),
+        _ => None,
+    }
+}

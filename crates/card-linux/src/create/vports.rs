@@ -1,0 +1,161 @@
+//! Makes what belongs to one vport: its port with the netdev of its function, and its representor.
+
+use std::collections::BTreeSet;
+
+use eswitch::PfIndex;
+
+use super::{Job, alive, done, half_done, push_attach};
+use crate::layout::{Inside, Slot};
+use crate::operation::Operation;
+use crate::refused::refused;
+use crate::request::{self, CARD_MTU, Outer};
+
+impl Operation<'_> {
+    /// Ports with the netdevs of their functions, on the bridge. Made down, so that the place for ties
+    /// costs nothing.
+    pub(super) fn make_ports(&mut self, jobs: &mut [Job]) {
+        self.make_leaf_bridges(jobs);
+        self.pass(jobs, "making", |books, batch, job| {
+            books.push_pair(batch, job, Inside::Port(job.slot), job.slot.port_group());
+        });
+        let begun = alive(jobs);
+        self.pass(jobs, "preparing", |_, batch, job| request::ingress(batch, job.slot.port()));
+        self.pass(jobs, "attaching", |_, batch, job| {
+            let bridge = Inside::Bridge(job.slot.pf, job.slot.bridge());
+            push_attach(batch, job, job.slot.port(), bridge.index());
+        });
+        self.add_altnames(jobs);
+        self.tie_new_ports(jobs);
+        self.finish_ports(jobs, &begun);
+    }
+
+    /// The netdevs of active SFs. They are never on the bridge: there are SFs in switchdev mode only.
+    pub(super) fn make_sf_netdevs(&mut self, jobs: &mut [Job]) {
+        self.pass(jobs, "making", |books, batch, job| {
+            books.push_pair(batch, job, Inside::Port(job.slot), job.slot.port_group());
+        });
+        let begun = alive(jobs);
+        self.pass(jobs, "preparing", |_, batch, job| request::ingress(batch, job.slot.port()));
+        self.pass(jobs, "bringing up", |_, batch, job| {
+            if job.found.is_none() {
+                request::set_up(batch, job.slot.port(), true);
+            }
+        });
+        self.add_altnames(jobs);
+        self.tie_new_ports(jobs);
+        self.finish_ports(jobs, &begun);
+    }
+
+    /// Ties new ports to those representors that are loaded already.
+    fn tie_new_ports(&mut self, jobs: &mut [Job]) {
+        self.pass(jobs, "tying", |books, batch, job| {
+            if books.ends(job.slot).inner {
+                books.push_ties(batch, job.slot);
+                // Its representor had no carrier, as the function had no netdev.
+                request::set_up(batch, job.slot.inner(), true);
+                if job.found.is_none() {
+                    request::set_up(batch, job.slot.port(), false);
+                }
+            }
+        });
+    }
+
+    fn finish_ports(&mut self, jobs: &[Job], begun: &[bool]) {
+        let failed = half_done(jobs, begun);
+        if !failed.is_empty() {
+            let books = self.books();
+            let tied: Vec<Slot> = failed.iter().filter(|slot| books.ends(**slot).inner).copied().collect();
+            drop(books);
+            self.untie(&tied, Slot::inner);
+            self.set_up_all(&tied, Slot::inner, false);
+            self.delete(failed.iter().map(|slot| slot.port()), None);
+        }
+        let mut books = self.books();
+        for slot in done(jobs) {
+            let found_up = books.found(slot.port()).map(|link| link.up);
+            books.take([slot.port()]);
+            let ends = books.ends.entry(slot).or_default();
+            ends.port = true;
+            ends.tied = ends.inner;
+            // If its representor is up, the watcher is about to receive the event, and brings the port up.
+            ends.port_up = found_up.unwrap_or(!ends.inner);
+        }
+    }
+
+    /// Further bridges, each joined to the first. They stay until their PF goes.
+    fn make_leaf_bridges(&mut self, jobs: &mut [Job]) {
+        let wanted: BTreeSet<(PfIndex, u16)> = jobs.iter().map(|job| (job.slot.pf, job.slot.bridge())).collect();
+        let missing: Vec<_> = wanted.difference(&self.books().bridges).copied().collect();
+        for (pf, n) in missing {
+            let (bridge, trunk, branch) = (Inside::Bridge(pf, n), Inside::Trunk(pf, n), Inside::Branch(pf, n));
+            let found = [bridge.index(), trunk.index()].map(|index| self.books().found(index).is_some());
+            let failures = self.run_built(|books, batch| {
+                if !found[0] {
+                    request::bridge(batch, bridge.index(), &bridge.name(), !books.has_fdb(pf));
+                }
+                let outer = Outer { name: &branch.name(), mac: None, mtu: CARD_MTU, place: Err(branch.index()) };
+                if !found[1] {
+                    request::pair(batch, trunk.index(), &trunk.name(), 0, &outer);
+                }
+                request::join_bridge(batch, trunk.index(), Inside::Bridge(pf, 0).index());
+                request::join_bridge(batch, branch.index(), bridge.index());
+            });
+            let Some(failure) = failures.into_iter().next() else {
+                let mut books = self.books();
+                books.bridges.insert((pf, n));
+                books.take([bridge.index(), trunk.index(), branch.index()]);
+                continue;
+            };
+            let new = [bridge.index(), trunk.index()].into_iter().zip(found).filter(|(_, found)| !found);
+            self.delete(new.map(|(index, _)| index), None);
+            for job in jobs.iter_mut().filter(|job| (job.slot.pf, job.slot.bridge()) == (pf, n)) {
+                let call = format!("making {} for {}", bridge.name(), job.resource);
+                job.outcome = Err(refused(&call, &failure, None));
+            }
+        }
+    }
+
+    /// Representors, tied to their ports. They are born down, so their functions lose carrier.
+    pub(super) fn make_representors(&mut self, jobs: &mut [Job]) {
+        self.pass(jobs, "making", |books, batch, job| {
+            books.push_pair(batch, job, Inside::Inner(job.slot), job.slot.inner_group());
+        });
+        let begun = alive(jobs);
+        self.pass(jobs, "preparing", |_, batch, job| request::ingress(batch, job.slot.inner()));
+        self.pass(jobs, "tying", |books, batch, job| {
+            if books.ends(job.slot).port {
+                books.push_ties(batch, job.slot);
+            }
+        });
+        self.pass(jobs, "bringing up", |books, batch, job| {
+            if books.ends(job.slot).port {
+                request::set_up(batch, job.slot.inner(), true);
+                if job.found.is_none() {
+                    request::set_up(batch, job.slot.port(), false);
+                }
+            }
+        });
+        self.add_altnames(jobs);
+        let failed = half_done(jobs, &begun);
+        if !failed.is_empty() {
+            let books = self.books();
+            let ported: Vec<Slot> = failed.iter().filter(|slot| books.ends(**slot).port).copied().collect();
+            drop(books);
+            self.untie(&ported, Slot::port);
+            self.delete(failed.iter().map(|slot| slot.inner()), None);
+            self.set_up_all(&ported, Slot::port, true);
+        }
+        let mut books = self.books();
+        for slot in done(jobs) {
+            let found = books.found(slot.inner()).is_some();
+            books.take([slot.inner()]);
+            let ends = books.ends.entry(slot).or_default();
+            ends.inner = true;
+            ends.tied = ends.port;
+            // One that was found is as it was, until it is looked at.
+            ends.port_up = found && ends.port_up;
+            ends.carrier = ends.port_up;
+            ends.outer = None;
+        }
+    }
+}

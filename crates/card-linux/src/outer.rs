@@ -1,0 +1,155 @@
+//! The outer ends of the card's pairs: the netdevs that users see, wherever they have moved them.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io;
+
+use eswitch::card::{CardError, Resource};
+use eswitch::{MacAddr, PfIndex, Vport};
+use netlink::Errno;
+
+use crate::books::{near_end, slot_of};
+use crate::layout::{Inside, Slot};
+use crate::netns;
+use crate::operation::Operation;
+use crate::refused::{refused, refused_io};
+use crate::request;
+use crate::socket::{Batch, Socket};
+
+/// Where the outer end of a pair is now: a user may have moved it.
+enum Whereabouts {
+    /// Where it was made.
+    Home,
+    /// In a namespace that has a name.
+    Named(String, File),
+    /// In a namespace without a name, which the card cannot enter.
+    Unnamed,
+}
+
+impl Operation<'_> {
+    /// Where the outer end of a pair is, and its interface number there. `near`: the number of the card's end.
+    ///
+    /// # Errors
+    /// There is no such pair.
+    fn locate(&mut self, near: u32) -> io::Result<(Whereabouts, u32)> {
+        let home = &self.card.home;
+        let inside = &mut self.sockets().inside;
+        let gone = || io::Error::from(Errno::NODEV);
+        let (outer, id) = request::link(inside, near)?.peer.ok_or_else(gone)?;
+        let id = id.ok_or_else(gone)?;
+        if request::netns_id(inside, home)? == Some(id) {
+            return Ok((Whereabouts::Home, outer));
+        }
+        Ok(match netns::find(inside, id)? {
+            Some((name, netns)) => (Whereabouts::Named(name, netns), outer),
+            None => (Whereabouts::Unnamed, outer),
+        })
+    }
+
+    /// Has the kernel carry out a request on the outer end of a pair, wherever it is. `call`: what is being done, for
+    /// an error.
+    ///
+    /// # Errors
+    /// There is no such pair, its outer end is in a namespace without a name, or the kernel refuses.
+    pub(crate) fn run_on_outer(
+        &mut self,
+        near: u32,
+        call: &str,
+        build: impl FnOnce(&mut Batch, u32),
+    ) -> Result<(), CardError> {
+        let (place, outer) = self.locate(near).map_err(|error| refused_io(call, &error))?;
+        let outcome = match place {
+            Whereabouts::Home => self.sockets().outside.run_one(|batch| build(batch, outer)),
+            Whereabouts::Named(_, netns) => {
+                Socket::open(&netns).map_err(|error| refused_io(call, &error))?.run_one(|batch| build(batch, outer))
+            }
+            Whereabouts::Unnamed => {
+                return Err(CardError::Kernel {
+                    call: call.to_owned(),
+                    errno: Errno::NOENT.raw_os_error(),
+                    text: "the netdev is in a network namespace without a name".to_owned(),
+                    hint: "; move it back, or name the namespace with `ip netns attach`".to_owned(),
+                });
+            }
+        };
+        outcome.map_err(|failure| refused(call, &failure, None))
+    }
+
+    /// Gives the netdev of a resource another MAC address, and notes it for when the netdev has to be made again.
+    pub(crate) fn set_mac(&mut self, resource: &Resource, mac: MacAddr) -> Result<(), CardError> {
+        let mut books = self.books();
+        if !books.resources.contains_key(resource) {
+            books.complaints.push(format!("{resource} given a MAC address and was not there"));
+            return Ok(());
+        }
+        drop(books);
+        if let Some(near) = near_end(resource) {
+            let call = format!("giving {resource} the address {mac}");
+            self.run_on_outer(near, &call, |batch, outer| request::set_mac(batch, outer, mac))?;
+        }
+        if let Some(entry) = self.books().resources.get_mut(resource) {
+            entry.mac = mac;
+        }
+        Ok(())
+    }
+
+    /// Moves a PF's netdev to the namespace of a name, or back to where it was made.
+    pub(crate) fn set_netns(&mut self, pf: PfIndex, name: Option<&str>) -> Result<(), CardError> {
+        let near = Slot { pf, vport: Vport::Uplink }.inner();
+        let to = name.unwrap_or("its first namespace");
+        let call = format!("moving the netdev of pf{} to {to}", pf.0);
+        let target = match name {
+            Some(name) => netns::open(name),
+            None => self.card.home.try_clone(),
+        };
+        let target = target.map_err(|error| refused_io(&call, &error))?;
+        self.run_on_outer(near, &call, |batch, outer| request::move_to(batch, outer, &target))
+    }
+
+    /// The namespace that a PF's netdev has been moved to.
+    pub(crate) fn netns(&mut self, pf: PfIndex) -> Option<String> {
+        let near = Slot { pf, vport: Vport::Uplink }.inner();
+        match self.locate(near).ok()?.0 {
+            Whereabouts::Home => None,
+            Whereabouts::Named(name, _) => Some(name),
+            Whereabouts::Unnamed => Some("a namespace without a name".to_owned()),
+        }
+    }
+
+    /// The resources that exist: those of the books that the kernel confirms, and those that the kernel has beside
+    /// them. For what other operations are making or unmaking at the moment the books decide: what is being made does
+    /// not exist yet, what is being unmade does not exist any more.
+    pub(crate) fn resources(&mut self) -> Vec<Resource> {
+        self.books().claims.begin_comparison();
+        let links = request::links(&mut self.sockets().inside);
+        let mut books = self.books();
+        let found = match links {
+            Ok(links) => {
+                let inside: HashSet<u32> = links.iter().map(|link| link.index).collect();
+                let exists = |resource: &Resource| {
+                    let confirmed = match (near_end(resource), resource) {
+                        (Some(near), _) => inside.contains(&near),
+                        (None, Resource::Function(pf)) => inside.contains(&Inside::Bridge(*pf, 0).index()),
+                        (None, _) => true,
+                    };
+                    confirmed || books.claims.was_changing(slot_of(resource))
+                };
+                let mut found: HashSet<Resource> = books.resources.keys().filter(|r| exists(r)).copied().collect();
+                let beside = inside.into_iter().filter_map(|index| match Inside::of(index)? {
+                    Inside::Port(Slot { pf, vport: Vport::Uplink }) | Inside::Bridge(pf, _) => {
+                        Some(Resource::Function(pf))
+                    }
+                    inside => inside.resource(),
+                });
+                found.extend(beside.filter(|resource| !books.claims.was_changing(slot_of(resource))));
+                found.into_iter().collect()
+            }
+            Err(error) => {
+                books.complaints.push(format!("the card cannot be looked at: {error}"));
+                books.resources.keys().copied().collect()
+            }
+        };
+        books.claims.end_comparison();
+        found
+    }
+}

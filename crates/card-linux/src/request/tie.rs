@@ -1,0 +1,75 @@
+//! Requests of traffic control: what sends every frame that one netdev receives out of another.
+
+use netlink::Flags;
+use netlink::tc::{
+    RTM_DELTFILTER, RTM_NEWQDISC, RTM_NEWTFILTER, TC_ACT_STOLEN, TC_H_INGRESS, TC_U32_TERMINAL, TCA_ACT_KIND,
+    TCA_ACT_OPTIONS, TCA_EGRESS_REDIR, TCA_KIND, TCA_MIRRED_PARMS, TCA_OPTIONS, TCA_U32_ACT, TCA_U32_SEL, TCMSG,
+};
+
+use super::{NEW, NONE};
+use crate::socket::Batch;
+
+/// The ingress qdisc's own handle.
+const INGRESS_HANDLE: u32 = 0xffff_0000;
+
+/// `struct tcmsg`.
+fn tcm(index: u32, handle: u32, parent: u32, info: u32) -> [u8; TCMSG] {
+    let mut header = [0; TCMSG];
+    for (place, number) in header[4..].chunks_mut(4).zip([index, handle, parent, info]) {
+        place.copy_from_slice(&number.to_ne_bytes());
+    }
+    header
+}
+
+/// Priority 1, every protocol.
+fn every_frame() -> u32 {
+    1 << 16 | u32::from((libc::ETH_P_ALL as u16).to_be())
+}
+
+/// Adds the ingress qdisc to a netdev, which takes its ties. On a netdev that is up this waits for a grace period.
+pub(crate) fn ingress(batch: &mut Batch, index: u32) {
+    batch.push(RTM_NEWQDISC, NEW, |to| {
+        to.raw(&tcm(index, INGRESS_HANDLE, TC_H_INGRESS, 0)).text(TCA_KIND, "ingress");
+    });
+}
+
+/// Ties a netdev to another: what it receives is sent out of that one. The tie is a filter that matches
+/// every frame, and takes it before a bridge receives it.
+pub(crate) fn tie(batch: &mut Batch, index: u32, to: u32) {
+    push_tie(batch, NEW, 0, index, to);
+}
+
+/// The handle of the first rule of the first table, which the kernel gives to a rule without one.
+const FIRST_NODE: u32 = 0x8000_0800;
+
+fn push_tie(batch: &mut Batch, flags: Flags, handle: u32, index: u32, to_index: u32) {
+    batch.push(RTM_NEWTFILTER, flags, |to| {
+        to.raw(&tcm(index, handle, INGRESS_HANDLE, every_frame())).text(TCA_KIND, "u32").nest(TCA_OPTIONS, |options| {
+            options.nest(TCA_U32_ACT, |actions| {
+                actions.nest(1, |action| {
+                    action.text(TCA_ACT_KIND, "mirred").nest(TCA_ACT_OPTIONS, |options| {
+                        // index, capab, action, refcnt, bindcnt, eaction, ifindex
+                        let parms = [0, 0, TC_ACT_STOLEN, 0, 0, TCA_EGRESS_REDIR, to_index];
+                        options.put(TCA_MIRRED_PARMS, parms.map(u32::to_ne_bytes).as_flattened());
+                    });
+                });
+            });
+            let mut no_keys = [0; 16];
+            no_keys[0] = TC_U32_TERMINAL;
+            options.put(TCA_U32_SEL, &no_keys);
+        });
+    });
+}
+
+/// Ties a netdev that may be tied already, perhaps to one that does not exist any more: the new tie replaces the old
+/// one at once.
+pub(crate) fn tie_again(batch: &mut Batch, index: u32, to: u32) {
+    push_tie(batch, Flags::CREATE, FIRST_NODE, index, to);
+}
+
+/// Removes the tie from a netdev. The qdisc stays, as adding it is what is slow.
+pub(crate) fn untie(batch: &mut Batch, index: u32) {
+    batch.push(RTM_DELTFILTER, NONE, |to| {
+        to.raw(&tcm(index, 0, INGRESS_HANDLE, every_frame()));
+    });
+}

@@ -1,0 +1,71 @@
+//! Numbers of rtnetlink's links and network namespaces, under the kernel's names: `linux/rtnetlink.h`,
+//! `linux/if_link.h`, `linux/if.h`, `linux/net_namespace.h`, `linux/veth.h`.
+#![allow(missing_docs, reason = "the kernel's headers describe them")]
+
+pub const RTM_NEWLINK: u16 = 16;
+pub const RTM_DELLINK: u16 = 17;
+pub const RTM_GETLINK: u16 = 18;
+pub const RTM_SETLINK: u16 = 19;
+pub const RTM_NEWNSID: u16 = 88;
+pub const RTM_GETNSID: u16 = 90;
+pub const RTM_NEWLINKPROP: u16 = 108;
+
+/// The multicast group of changes to links, in the mask of `struct sockaddr_nl`.
+pub const RTMGRP_LINK: i32 = 1;
+
+/// Bytes of `struct ifinfomsg`.
+pub const IFINFOMSG: usize = 16;
+pub const IFF_UP: u32 = 1;
+pub const IFF_LOWER_UP: u32 = 1 << 16;
+
+pub const IFLA_ADDRESS: u16 = 1;
+pub const IFLA_IFNAME: u16 = 3;
+pub const IFLA_MTU: u16 = 4;
+pub const IFLA_LINK: u16 = 5;
+pub const IFLA_MASTER: u16 = 10;
+pub const IFLA_LINKINFO: u16 = 18;
+pub const IFLA_NET_NS_PID: u16 = 19;
+pub const IFLA_NUM_VF: u16 = 21;
+pub const IFLA_VFINFO_LIST: u16 = 22;
+pub const IFLA_GROUP: u16 = 27;
+pub const IFLA_NET_NS_FD: u16 = 28;
+pub const IFLA_EXT_MASK: u16 = 29;
+pub const IFLA_NUM_TX_QUEUES: u16 = 31;
+pub const IFLA_NUM_RX_QUEUES: u16 = 32;
+pub const IFLA_PHYS_SWITCH_ID: u16 = 36;
+pub const IFLA_LINK_NETNSID: u16 = 37;
+pub const IFLA_PHYS_PORT_NAME: u16 = 38;
+pub const IFLA_XDP: u16 = 43;
+pub const IFLA_PROP_LIST: u16 = 52;
+pub const IFLA_ALT_IFNAME: u16 = 53;
+pub const IFLA_PARENT_DEV_NAME: u16 = 56;
+pub const IFLA_PARENT_DEV_BUS_NAME: u16 = 57;
+pub const IFLA_DEVLINK_PORT: u16 = 62;
+
+/// In [`IFLA_EXT_MASK`]: leave out statistics.
+pub const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
+
+/// In [`IFLA_XDP`].
+pub const IFLA_XDP_FD: u16 = 1;
+
+/// In [`IFLA_LINKINFO`], as the following.
+pub const IFLA_INFO_KIND: u16 = 1;
+pub const IFLA_INFO_DATA: u16 = 2;
+pub const IFLA_INFO_SLAVE_KIND: u16 = 4;
+
+/// In [`IFLA_INFO_DATA`] of a bond, as the following.
+pub const IFLA_BOND_MODE: u16 = 1;
+pub const IFLA_BOND_ACTIVE_SLAVE: u16 = 2;
+pub const IFLA_BOND_MIIMON: u16 = 3;
+/// In [`IFLA_INFO_DATA`] of a bridge.
+pub const IFLA_BR_MCAST_SNOOPING: u16 = 23;
+/// In [`IFLA_INFO_DATA`] of a veth: `struct ifinfomsg` and the attributes of the other end.
+pub const VETH_INFO_PEER: u16 = 1;
+
+/// In `IFLA_VF_INFO` of [`IFLA_VFINFO_LIST`].
+pub const IFLA_VF_VLAN_LIST: u16 = 12;
+
+/// Bytes of `struct rtgenmsg`.
+pub const RTGENMSG: usize = 4;
+pub const NETNSA_NSID: u16 = 1;
+pub const NETNSA_FD: u16 = 3;
