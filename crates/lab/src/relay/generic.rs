@@ -3,25 +3,24 @@
 //! The family has the kernel's number if the kernel has one, else one that no family of the kernel has.
 //! Between here and a card's server it has the server's.
 
-use std::collections::HashMap;
+mod connections;
+mod families;
+
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::os::fd::AsFd;
 
 use ::netlink::{
-    Attribute, Awaited, Errno, Flags, GENL_HEADER, HEADER, Header, Message, NLMSG_DONE, NLMSG_MIN_TYPE, Part,
-    attributes, errno_of, find, message, messages, nlmsgerr_attr, overwrite, rewrite, row,
+    Awaited, Errno, Flags, GENL_HEADER, HEADER, Header, Message, NLMSG_DONE, NLMSG_MIN_TYPE, Part, attributes,
+    errno_of, find, messages, nlmsgerr_attr, overwrite, rewrite, row,
 };
-use rustix::net::netlink::SocketAddrNetlink;
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{RecvFlags, SendFlags, SocketFlags, SocketType, recv, send};
+use rustix::net::{SendFlags, send};
 
 use devlink::view::Parent;
 
-use crate::cards::Cards;
-
 use super::{Behind, Io, ROOM};
+use families::Family;
+
+pub(crate) use families::Families;
 
 const DEVLINK: &str = "devlink";
 /// The type of messages to and from `nlctrl`, and its commands and attributes.
@@ -30,183 +29,9 @@ const GETFAMILY: u8 = 3;
 const GETPOLICY: u8 = 10;
 const FAMILY_ID: u16 = 1;
 const FAMILY_NAME: u16 = 2;
-const MCAST_GROUPS: u16 = 7;
-const MCAST_GRP_ID: u16 = 2;
 /// A device's address.
 const BUS_NAME: u16 = 1;
 const DEV_NAME: u16 = 2;
-/// Where we look for a number of ours, downwards: the kernel gives out from the other end.
-const HIGHEST: u16 = 0x3f0;
-
-/// How long a card may take to say what it calls the family.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// The family as programs see it.
-#[derive(Clone, Debug)]
-pub(crate) struct Family {
-    id: u16,
-    /// Its first multicast group; the others follow.
-    group: u32,
-    groups: u32,
-    /// It is the kernel's own: what `nlctrl` says of it comes from there.
-    kernel: bool,
-    /// Else what `nlctrl` says of it: a message.
-    answer: Vec<u8>,
-}
-
-/// What is known of the family, for all sockets of a lab.
-#[derive(Default)]
-pub(crate) struct Families {
-    ours: OnceLock<Family>,
-    /// The number a card's server has given it, by the card's number.
-    theirs: Mutex<HashMap<usize, u16>>,
-    looking: Mutex<()>,
-    connections: Connections,
-}
-
-impl Families {
-    /// The family, once a card has been asked for it. `None`: there is no card that answers.
-    pub fn devlink(&self, cards: &Cards) -> Option<&Family> {
-        if let Some(family) = self.ours.get() {
-            return Some(family);
-        }
-        let _one = self.looking.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.ours.get().is_none() {
-            let family = self.look(cards)?;
-            let _ = self.ours.set(family);
-        }
-        self.ours.get()
-    }
-
-    /// Whether a multicast group is the family's, and not for the kernel alone.
-    pub fn is_group(&self, cards: &Cards, group: u32) -> bool {
-        self.devlink(cards).is_some_and(|f| (f.group..f.group + f.groups).contains(&group))
-    }
-
-    /// Whether the kernel has the family, too.
-    pub fn in_kernel(&self) -> bool {
-        self.ours.get().is_some_and(|family| family.kernel)
-    }
-
-    fn look(&self, cards: &Cards) -> Option<Family> {
-        let known = kernel_families().unwrap_or_default();
-        let answer = (0..cards.len()).find_map(|n| {
-            let socket = cards.card(n)?.connect().ok()?;
-            self.ask(n, &socket).ok()
-        })?;
-        if let Some(kernel) = known.iter().find(|family| family.name == DEVLINK) {
-            let group = kernel.groups.first().copied().unwrap_or(0);
-            let groups = kernel.groups.len() as u32;
-            return Some(Family { id: kernel.id, group, groups, kernel: true, answer });
-        }
-        let id = (CTRL..HIGHEST).rev().find(|id| known.iter().all(|family| family.id != *id))?;
-        let group = known.iter().flat_map(|family| &family.groups).max().map_or(0, |most| *most);
-        // Far from the next one that the kernel will give out.
-        let group = group.max(u32::from(HIGHEST)) + 1;
-        let mut answer = answer;
-        let groups = renumber(&mut answer, id, group);
-        Some(Family { id, group, groups, kernel: false, answer })
-    }
-
-    /// The number that a card's server has given the family.
-    fn of_card(&self, n: usize, socket: &OwnedFd) -> io::Result<u16> {
-        let known = self.theirs.lock().unwrap_or_else(PoisonError::into_inner).get(&n).copied();
-        match known {
-            Some(id) => Ok(id),
-            None => {
-                self.ask(n, socket)?;
-                let theirs = self.theirs.lock().unwrap_or_else(PoisonError::into_inner);
-                theirs.get(&n).copied().ok_or_else(|| io::ErrorKind::NotFound.into())
-            }
-        }
-    }
-
-    /// Asks a card's server for the family: the answer, as a message.
-    fn ask(&self, n: usize, socket: &OwnedFd) -> io::Result<Vec<u8>> {
-        let request = message(Header::new(CTRL, Flags::REQUEST, 0, 0), |to| {
-            to.genl(GETFAMILY, 1).text(FAMILY_NAME, DEVLINK);
-        });
-        send(socket, &request?, SendFlags::NOSIGNAL)?;
-        // Others wait for the same answer: a card that gives none is as good as gone.
-        set_socket_timeout(socket, Timeout::Recv, Some(PATIENCE))?;
-        let mut buffer = vec![0; ROOM];
-        let (_, len) = recv(socket, &mut buffer[..], RecvFlags::empty())?;
-        let message = messages(&buffer[..len.min(ROOM)]).next().ok_or(io::ErrorKind::InvalidData)?;
-        let family = KernelFamily::of(&message).ok_or(io::ErrorKind::InvalidData)?;
-        self.theirs.lock().unwrap_or_else(PoisonError::into_inner).insert(n, family.id);
-        Ok(message.bytes().to_vec())
-    }
-}
-
-/// Gives a message of `nlctrl` our numbers; how many groups it has.
-fn renumber(message: &mut [u8], id: u16, group: u32) -> u32 {
-    let start = HEADER + GENL_HEADER;
-    let Some(said) = message.get(start..).map(<[u8]>::to_vec) else { return 0 };
-    let mut groups = 0;
-    for attribute in attributes(&said).flatten() {
-        let at = start + attribute.value_offset();
-        match attribute.kind {
-            FAMILY_ID => {
-                overwrite(message, at, &id.to_ne_bytes());
-            }
-            MCAST_GROUPS => {
-                for entry in attribute.nested().flatten() {
-                    if let Some(found) = find(entry.value, MCAST_GRP_ID) {
-                        let at = at + entry.value_offset() + found.value_offset();
-                        overwrite(message, at, &(group + groups).to_ne_bytes());
-                        groups += 1;
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
-    groups
-}
-
-struct KernelFamily {
-    name: String,
-    id: u16,
-    groups: Vec<u32>,
-}
-
-impl KernelFamily {
-    fn of(message: &Message<'_>) -> Option<Self> {
-        let said = message.after(GENL_HEADER).filter(|_| message.header.kind == CTRL)?;
-        let groups = find(said, MCAST_GROUPS).map_or(&[][..], |groups| groups.value);
-        let group = |entry: Attribute<'_>| find(entry.value, MCAST_GRP_ID)?.leading_u32();
-        Some(Self {
-            name: find(said, FAMILY_NAME)?.string()?.to_owned(),
-            id: find(said, FAMILY_ID)?.leading_u16()?,
-            groups: attributes(groups).flatten().filter_map(group).collect(),
-        })
-    }
-}
-
-/// Every family of the kernel.
-fn kernel_families() -> io::Result<Vec<KernelFamily>> {
-    let protocol = Some(rustix::net::netlink::GENERIC);
-    let family = rustix::net::AddressFamily::NETLINK;
-    let socket = rustix::net::socket_with(family, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
-    rustix::net::bind(&socket, &SocketAddrNetlink::new(0, 0))?;
-    let header = Header::new(CTRL, Flags::REQUEST | Flags::DUMP, 1, 0);
-    let request = message(header, |to| {
-        to.genl(GETFAMILY, 1);
-    });
-    send(&socket, &request?, SendFlags::empty())?;
-    let mut awaited = Awaited::new(header.sequence);
-    let (mut families, mut buffer) = (Vec::new(), vec![0; ROOM]);
-    loop {
-        let (_, len) = recv(&socket, &mut buffer[..], RecvFlags::empty())?;
-        for message in messages(&buffer[..len]) {
-            match awaited.read(message) {
-                Part::Data(message) => families.extend(KernelFamily::of(&message)),
-                Part::End(_) => return Ok(families),
-                Part::Other => {}
-            }
-        }
-    }
-}
 
 /// Behind one socket.
 pub(super) struct Generic {
@@ -440,98 +265,6 @@ impl Generic {
                 return Ok(end);
             }
         }
-    }
-}
-
-/// The connections of a lab to its cards. All programs share them, so that no user of the lab uses up the places that
-/// a card has for whoever started it.
-#[derive(Default)]
-struct Connections {
-    state: Mutex<Free>,
-    /// One has been given back, or is no more.
-    free: Condvar,
-}
-
-#[derive(Default)]
-struct Free {
-    /// By the card's number.
-    idle: Vec<(usize, OwnedFd)>,
-    /// How many there are, in use or not.
-    all: usize,
-}
-
-/// Connections of a lab at most: requests that may be under way at once.
-const CONNECTIONS: usize = 16;
-
-/// A connection that is in use by one request.
-struct Connection<'a> {
-    of: &'a Connections,
-    card: usize,
-    /// `None`: it has been given back.
-    socket: Option<OwnedFd>,
-}
-
-impl Connections {
-    /// One to a card, which is made if there is none; if there are as many as there may be, as soon as one is free.
-    fn take(&self, cards: &Cards, n: usize) -> io::Result<Connection<'_>> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            if let Some(at) = state.idle.iter().position(|(card, _)| *card == n) {
-                let (_, socket) = state.idle.swap_remove(at);
-                if is_open(&socket) {
-                    return Ok(Connection { of: self, card: n, socket: Some(socket) });
-                }
-                state.all -= 1;
-                continue;
-            }
-            if state.all < CONNECTIONS {
-                break;
-            }
-            // One to another card makes room.
-            match state.idle.pop() {
-                Some(_) => state.all -= 1,
-                None => state = self.free.wait(state).unwrap_or_else(PoisonError::into_inner),
-            }
-        }
-        state.all += 1;
-        drop(state);
-        let connected = cards.card(n).ok_or_else(|| io::ErrorKind::NotFound.into()).and_then(|card| card.connect());
-        match connected {
-            Ok(socket) => Ok(Connection { of: self, card: n, socket: Some(socket) }),
-            Err(error) => {
-                self.state.lock().unwrap_or_else(PoisonError::into_inner).all -= 1;
-                self.free.notify_one();
-                Err(error)
-            }
-        }
-    }
-}
-
-/// Whether the card's end is there still. Nothing comes on a connection that is not in use.
-fn is_open(socket: &OwnedFd) -> bool {
-    recv(socket, &mut [0; 1][..], RecvFlags::DONTWAIT) == Err(Errno::AGAIN)
-}
-
-impl Connection<'_> {
-    fn socket(&self) -> io::Result<&OwnedFd> {
-        self.socket.as_ref().ok_or_else(|| io::ErrorKind::NotConnected.into())
-    }
-
-    /// Its answer has been received to its end: it can be used again.
-    fn give_back(mut self) {
-        if let Some(socket) = self.socket.take() {
-            let mut state = self.of.state.lock().unwrap_or_else(PoisonError::into_inner);
-            state.idle.push((self.card, socket));
-        }
-    }
-}
-
-impl Drop for Connection<'_> {
-    fn drop(&mut self) {
-        if self.socket.is_some() {
-            self.of.state.lock().unwrap_or_else(PoisonError::into_inner).all -= 1;
-        }
-        self.of.free.notify_one();
     }
 }
 

@@ -11,37 +11,33 @@
 //! 3. The lab takes the directories it wants out of the file system, takes the file system away from `/sys`,
 //!    and puts each directory into its place.
 
+mod channel;
+mod modules;
+mod serve;
+
 use std::ffi::CString;
 use std::fmt;
 use std::io;
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, openat, stat, statat};
-use rustix::io::{Errno, IoSlice, IoSliceMut};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, stat, statat};
+use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
     fsconfig_create, fsmount, fsopen, mount, move_mount, open_tree, unmount,
 };
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
-};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
-use super::fs::SysFs;
-use super::place::Scene;
-use super::under::Beneath;
-use crate::Card;
+use channel::{receive, send};
+use modules::Modules;
+
+pub use serve::{Server, Serving};
 
 /// Directories of `/sys` in which a card has something.
 const COVERED: [&str; 4] = ["bus", "class", "devices", "module"];
 /// What in them is the kernel's alone, and read by every other program.
 const KEPT: &str = "devices/system";
-/// One would be faster by a fifth; but a read of the kernel's may wait while VFs come.
-const THREADS: usize = 4;
-
 /// Why `/sys` cannot be shown.
 #[derive(Debug, thiserror::Error)]
 pub enum SysfsError {
@@ -77,11 +73,6 @@ fn system(what: impl fmt::Display) -> impl FnOnce(Errno) -> SysfsError {
 
 /// What the lab has to do, in its mount namespace.
 pub struct Mounter {
-    socket: OwnedFd,
-}
-
-/// What the supervisor has to do.
-pub struct Server {
     socket: OwnedFd,
 }
 
@@ -277,148 +268,4 @@ fn put_into_place(kept: Option<&OwnedFd>, modules: &Modules) -> Result<Shortcomi
         Err(error) => missing.0.push(format!("lsmod does not show the card's modules: /proc/modules: {error}")),
     }
     Ok(missing)
-}
-
-/// `/lib/modules`, which need not be there: what is covered, with what, and what is seen through it.
-struct Modules {
-    systems: Option<OwnedFd>,
-    covered: String,
-    shown: String,
-    /// It was made, to be covered.
-    made: Option<Made>,
-}
-
-const MODULES: &str = "/lib/modules";
-
-impl Modules {
-    fn find() -> Self {
-        let release = release();
-        let own = format!("{MODULES}/{release}");
-        let systems = copy(MODULES).ok();
-        if Path::new(&own).is_dir() {
-            return Self { systems, covered: own, shown: format!("lib-modules/{release}"), made: None };
-        }
-        let made = if systems.is_none() || is_made_by_a_lab(MODULES) { Made::new() } else { None };
-        let systems = systems.or_else(|| copy(MODULES).ok());
-        Self { systems, covered: MODULES.to_owned(), shown: "lib-modules".to_owned(), made }
-    }
-}
-
-/// The mode of a directory that a lab has made, by which another lab knows it.
-const MADE_BY_A_LAB: u32 = 0o555;
-
-fn is_made_by_a_lab(path: &str) -> bool {
-    let empty = std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
-    empty && stat(path).is_ok_and(|status| status.st_mode & 0o7777 == MADE_BY_A_LAB)
-}
-
-/// A directory that a lab has made, this one or one before it, and that the last one removes: a lock on it,
-/// which each has that uses it.
-#[derive(Debug)]
-struct Made(Option<OwnedFd>);
-
-impl Made {
-    /// Makes it, or finds it.
-    fn new() -> Option<Self> {
-        // It may be removed before it is locked, and then is made again.
-        for _ in 0..100 {
-            if std::fs::create_dir(MODULES).is_ok() {
-                rustix::fs::chmod(MODULES, Mode::from_raw_mode(MADE_BY_A_LAB)).ok()?;
-            }
-            let dir = match open_dir(MODULES) {
-                Err(Errno::NOENT) => continue,
-                dir => dir.ok()?,
-            };
-            flock(&dir, FlockOperation::LockShared).ok()?;
-            if stat(MODULES)
-                .is_ok_and(|now| statat(&dir, "", AtFlags::EMPTY_PATH).is_ok_and(|s| s.st_ino == now.st_ino))
-            {
-                return Some(Self(Some(dir)));
-            }
-        }
-        None
-    }
-
-    /// The other side of the lab has the lock from now on.
-    fn hand_over(mut self) {
-        drop(self.0.take());
-    }
-}
-
-impl Drop for Made {
-    fn drop(&mut self) {
-        let Some(dir) = self.0.take() else { return };
-        // Unlocked first: of two that end at the same time, each would see the other's lock.
-        let _ = flock(&dir, FlockOperation::Unlock);
-        let Ok(again) = open_dir(MODULES) else { return };
-        if flock(&again, FlockOperation::NonBlockingLockExclusive).is_ok() && is_made_by_a_lab(MODULES) {
-            let _ = std::fs::remove_dir(MODULES);
-        }
-    }
-}
-
-fn open_dir(path: &str) -> Result<OwnedFd, Errno> {
-    openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-}
-
-/// What `uname -r` says.
-fn release() -> String {
-    rustix::system::uname().release().to_string_lossy().into_owned()
-}
-
-fn send(socket: &OwnedFd, word: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
-        return Err(Errno::MSGSIZE);
-    }
-    sendmsg(socket, &[IoSlice::new(word)], &mut control, SendFlags::NOSIGNAL).map(drop)
-}
-
-fn receive(socket: &OwnedFd, word: &mut [u8]) -> Result<(usize, Vec<OwnedFd>), Errno> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let flags = RecvFlags::CMSG_CLOEXEC;
-    let received = rustix::io::retry_on_intr(|| recvmsg(socket, &mut [IoSliceMut::new(word)], &mut control, flags))?;
-    let mut fds = Vec::new();
-    for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(rights) = message {
-            fds.extend(rights);
-        }
-    }
-    Ok((received.bytes, fds))
-}
-
-impl Server {
-    /// Waits until the lab has mounted, and serves from then on, in threads of its own.
-    ///
-    /// # Errors
-    /// The lab could not mount, or has ended.
-    pub fn serve(self, cards: Vec<Arc<dyn Card>>) -> Result<Serving, SysfsError> {
-        let mut word = [0; 16];
-        let (length, fds) = receive(&self.socket, &mut word).map_err(system("receiving from the lab"))?;
-        let word = word.get(..length).unwrap_or_default();
-        let mut fds = fds.into_iter();
-        let (Some(fuse), Some(sys)) = (fds.next(), fds.next()) else {
-            return Err(SysfsError::OtherHalf("mount"));
-        };
-        let modules = if word.starts_with(b"modules") { fds.next() } else { None };
-        let made = if word.ends_with(b"made") { fds.next() } else { None }.map(|dir| Made(Some(dir)));
-        let scene = Scene::new(cards, Beneath::new(sys, modules), release());
-        let mut config = fuser::Config::default();
-        config.acl = fuser::SessionACL::All;
-        config.n_threads = Some(THREADS);
-        let session = fuser::Session::from_fd(SysFs::new(scene), fuse, fuser::SessionACL::All, config);
-        let failed = |source| SysfsError::System { what: "serving /sys".to_owned(), source };
-        // Its threads end when the lab's mount namespace does.
-        session.and_then(fuser::Session::spawn).map_err(failed)?;
-        send(&self.socket, b"serving", &[]).map_err(system("answering the lab"))?;
-        Ok(Serving { _made: made })
-    }
-}
-
-/// What there is while `/sys` is served. It is to be dropped when the lab has ended.
-#[derive(Debug)]
-pub struct Serving {
-    _made: Option<Made>,
 }

@@ -1,0 +1,119 @@
+//! What a read or a write of an attribute may look at.
+
+use std::sync::Arc;
+
+use devlink::view;
+use netlink::Errno;
+
+use super::Dir;
+
+/// Files of the kernel's own: what a value may depend on besides the card.
+pub trait Kernel {
+    /// Reads a file by its path under `/sys`.
+    fn read(&self, path: &str) -> Option<Vec<u8>>;
+    /// `/proc/modules`, if this kernel has modules.
+    fn proc_modules(&self) -> Option<Vec<u8>>;
+}
+
+/// What an attribute is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// Nothing in particular.
+    Nothing,
+    /// A driver on a bus: the directory says which.
+    Driver,
+    /// A PCI function: card, and place in the view's list.
+    Function(usize, usize),
+    /// A device on the auxiliary bus.
+    Auxiliary(usize, usize),
+    /// A netdev.
+    Netdev(usize, usize),
+    /// An RDMA device.
+    Rdma(usize, usize),
+    /// A port of an RDMA device: its place in the list.
+    RdmaPort(usize, usize, usize),
+    /// A module.
+    Module(usize, usize),
+}
+
+/// What a read or a write of an attribute may look at.
+pub struct Shown<'a> {
+    /// The cards.
+    pub cards: &'a [Option<Arc<view::Card>>],
+    /// The directory.
+    pub dir: &'a Dir,
+    /// The rest of the world.
+    pub kernel: &'a dyn Kernel,
+}
+
+impl<'a> Shown<'a> {
+    fn at(&self, card: usize) -> Result<&'a view::Card, Errno> {
+        self.cards.get(card).and_then(Option::as_deref).ok_or(Errno::NODEV)
+    }
+
+    /// The card the subject is of.
+    pub fn card(&self) -> Result<&'a view::Card, Errno> {
+        self.at(self.card_index()?)
+    }
+
+    /// The place of that card.
+    pub fn card_index(&self) -> Result<usize, Errno> {
+        match self.dir.subject {
+            Subject::Nothing | Subject::Driver => Err(Errno::NODEV),
+            Subject::Function(card, _)
+            | Subject::Auxiliary(card, _)
+            | Subject::Netdev(card, _)
+            | Subject::Rdma(card, _)
+            | Subject::RdmaPort(card, ..)
+            | Subject::Module(card, _) => Ok(card),
+        }
+    }
+
+    /// The subject, a PCI function.
+    pub fn function(&self) -> Result<&'a view::Function, Errno> {
+        let Subject::Function(card, at) = self.dir.subject else { return Err(Errno::NODEV) };
+        self.at(card)?.functions.get(at).ok_or(Errno::NODEV)
+    }
+
+    /// The subject, a PF: what it has of SR-IOV.
+    pub fn sriov(&self) -> Result<&'a view::Sriov, Errno> {
+        self.function()?.sriov.as_ref().ok_or(Errno::NODEV)
+    }
+
+    /// The subject, a device on the auxiliary bus.
+    pub fn auxiliary(&self) -> Result<&'a view::Auxiliary, Errno> {
+        let Subject::Auxiliary(card, at) = self.dir.subject else { return Err(Errno::NODEV) };
+        self.at(card)?.auxiliary.get(at).ok_or(Errno::NODEV)
+    }
+
+    /// The subject, a netdev.
+    pub fn netdev(&self) -> Result<&'a view::Netdev, Errno> {
+        let Subject::Netdev(card, at) = self.dir.subject else { return Err(Errno::NODEV) };
+        self.at(card)?.netdevs.get(at).ok_or(Errno::NODEV)
+    }
+
+    /// The subject, an RDMA device or a port of it.
+    pub fn rdma(&self) -> Result<&'a view::RdmaDevice, Errno> {
+        match self.dir.subject {
+            Subject::Rdma(card, at) | Subject::RdmaPort(card, at, _) => self.at(card)?.rdma.get(at).ok_or(Errno::NODEV),
+            _ => Err(Errno::NODEV),
+        }
+    }
+
+    /// The subject, a port of an RDMA device.
+    pub fn rdma_port(&self) -> Result<&'a view::RdmaPort, Errno> {
+        let Subject::RdmaPort(_, _, port) = self.dir.subject else { return Err(Errno::NODEV) };
+        self.rdma()?.ports.get(port).ok_or(Errno::NODEV)
+    }
+
+    /// The subject, a module.
+    pub fn module(&self) -> Result<&'a view::Module, Errno> {
+        let Subject::Module(card, at) = self.dir.subject else { return Err(Errno::NODEV) };
+        self.at(card)?.modules.get(at).ok_or(Errno::NODEV)
+    }
+
+    /// Every card that is up, with its place.
+    pub fn every_card(&self) -> impl Iterator<Item = (usize, &'a view::Card)> {
+        self.cards.iter().enumerate().filter_map(|(at, card)| Some((at, card.as_deref()?)))
+    }
+}
