@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
 
+use lockdep::{Domain, OnReport};
 use sysfs_fixture::{FakeCard, Place, what_is_missing};
 
 const NETDEVS: [&str; 4] = ["enp8s0f0np0", "p0vf0", "p0v1", "enp8s0f0s88"];
@@ -286,7 +287,7 @@ fn what_is_shared_is_not_mounted_over() {
         mount_change("/", MountPropagationFlags::SHARED).unwrap();
         mounter.mount().unwrap_err().to_string()
     });
-    assert!(server.serve(Vec::new()).is_err());
+    assert!(server.serve(Vec::new(), &Domain::checked(OnReport::Panic)).is_err());
     assert!(lab.join().unwrap().contains("the mount at / is shared"));
 }
 

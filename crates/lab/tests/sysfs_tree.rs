@@ -8,7 +8,7 @@ use std::sync::Arc;
 use control::Command;
 use devlink::view;
 use eswitch::PciAddress;
-use lab::sysfs::tree::{Act, Dir, Entry, Folder, Kernel, Shown, Tree, follow, relative};
+use lab::sysfs::tree::{Act, Dir, Entry, Kernel, Shown, Template, Tree, follow, relative};
 use netlink::Errno;
 use sysfs_fixture::{PF, card};
 
@@ -38,26 +38,26 @@ fn shown<'a>(tree: &'a Tree, dir: &'a Dir) -> Shown<'a> {
 }
 
 fn read(tree: &Tree, dir: &str, name: &str) -> Result<String, Errno> {
-    let (dir, folder) = find(tree, dir);
-    let text = (folder.attribute(name).expect(name).read.expect(name))(&shown(tree, dir))?;
+    let (dir, template) = find(tree, dir);
+    let text = (template.attribute(name).expect(name).read.expect(name))(&shown(tree, dir))?;
     Ok(String::from_utf8(text).unwrap())
 }
 
-/// A directory of the tree, or a folder in it.
-fn find<'t>(tree: &'t Tree, path: &str) -> (&'t Dir, &'t Folder) {
+/// A directory of the tree, or a template in it.
+fn find<'t>(tree: &'t Tree, path: &str) -> (&'t Dir, &'t Template) {
     let mut ends = path.len();
     loop {
         if let Some(dir) = tree.dir_at(&path[..ends]) {
-            let folders = path[ends..].split('/').filter(|part| !part.is_empty());
-            return (dir, folders.fold(dir.folder, |folder, name| folder.folder(name).expect(path)));
+            let subdirs = path[ends..].split('/').filter(|part| !part.is_empty());
+            return (dir, subdirs.fold(dir.template, |template, name| template.subdir(name).expect(path)));
         }
         ends = path[..ends].rfind('/').expect(path);
     }
 }
 
 fn write(tree: &Tree, dir: &str, name: &str, text: &str) -> Result<Act, Errno> {
-    let (dir, folder) = find(tree, dir);
-    (folder.attribute(name).expect(name).write.expect(name))(&shown(tree, dir), text)
+    let (dir, template) = find(tree, dir);
+    (template.attribute(name).expect(name).write.expect(name))(&shown(tree, dir), text)
 }
 
 fn link<'t>(tree: &'t Tree, dir: &str, name: &str) -> Option<&'t str> {
@@ -189,8 +189,8 @@ fn configuration_space_is_a_chain_that_ends() {
     let card = card(2);
     let tree = tree(&[&card]);
     for address in ["0000:08:00.0", "0000:08:00.2"] {
-        let (dir, folder) = find(&tree, &format!("devices/pci0000:08/{address}"));
-        let space = (folder.attribute("config").unwrap().read.unwrap())(&shown(&tree, dir)).unwrap();
+        let (dir, template) = find(&tree, &format!("devices/pci0000:08/{address}"));
+        let space = (template.attribute("config").unwrap().read.unwrap())(&shown(&tree, dir)).unwrap();
         assert_eq!(space.len(), 4096);
         let (mut at, mut ids) = (usize::from(space[0x34]), Vec::new());
         while at != 0 && ids.len() < 48 {

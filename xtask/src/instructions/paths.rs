@@ -234,7 +234,7 @@ fn read(n: usize, path: impl FnOnce(&Tree) -> Option<String>, name: &str) -> Res
         let path = path(&tree).context("no such directory")?;
         for _ in 0..n {
             let dir = tree.dir_at(black_box(&path)).context("no such directory")?;
-            let attribute = dir.folder.attribute(black_box(name)).context("no such attribute")?;
+            let attribute = dir.template.attribute(black_box(name)).context("no such attribute")?;
             let read = attribute.read.context("it cannot be read")?;
             let text = read(&Shown { cards: &tree.cards, dir, kernel: &NoKernel });
             black_box(text.map_err(|error| anyhow!("{error}"))?);

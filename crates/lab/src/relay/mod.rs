@@ -1,13 +1,13 @@
-//! Behind each of a program's netlink sockets: a thread that carries messages between the program, a
-//! kernel's socket of its own, and the cards.
+//! Answers the netlink sockets of programs: one thread for each socket, which carries messages between the program, a
+//! netlink socket of the kernel, and the cards.
 //!
-//! A thread for each socket, because that is what the kernel is to a program: one socket's request may
-//! take its time, a VF's address being set, and no other socket waits for it. It sleeps when there is
-//! nothing to carry and ends when the program's last descriptor of the socket is closed.
+//! Each socket has its own thread because that is how the kernel appears to a program: a request on one socket may take
+//! long (setting the address of a VF, for example), and no other socket waits for it. The thread sleeps while there is
+//! nothing to carry, and ends when the program's last descriptor of the socket is closed.
 //!
-//! Memory is bounded: when a program does not read, the thread stops taking its requests and stops reading
-//! the kernel's socket, whose own buffer then overflows as it would have in the program's hands.
-//! Notifications of cards are dropped.
+//! Memory is bounded. While a program does not read, its thread takes no more of its requests and does not read the
+//! kernel's socket. That socket's own buffer then overflows, as it would have done in the program. Notifications of
+//! cards are dropped.
 
 mod descriptors;
 mod fuzzing;
@@ -21,17 +21,18 @@ mod thread;
 mod vf;
 
 use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
 use crate::cards::Cards;
-use queue::Queue;
-use thread::Io;
+use crate::lock_order::Cx;
+use thread::Relay;
 
 pub use fuzzing::fuzzed;
 pub(crate) use generic::Families;
-pub(crate) use socket::{Kernel, Request, Shared};
+pub(crate) use socket::{KernelSocket, Request, Socket};
 
-/// What a program's socket speaks.
+/// The netlink protocol of a program's socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Protocol {
     Route,
@@ -40,6 +41,7 @@ pub(crate) enum Protocol {
 }
 
 impl Protocol {
+    /// The protocol with a number (`NETLINK_*`). `None`: a lab leaves this protocol to the kernel.
     pub fn of(number: u32) -> Option<Self> {
         match number as i32 {
             libc::NETLINK_ROUTE => Some(Self::Route),
@@ -58,39 +60,32 @@ impl Protocol {
     }
 }
 
-/// What differs between protocols.
-trait Behind {
-    /// The program has sent this.
-    fn request(&mut self, io: &mut Io, packet: &[u8]);
-    /// The kernel has sent this.
-    fn kernel(&mut self, io: &mut Io, datagram: &[u8]);
-    /// A card tells this.
-    fn notification(&mut self, _io: &mut Io, _datagram: &[u8]) {}
+/// The part of a relay that depends on the protocol.
+trait Handler {
+    /// Handles a packet that the program has sent.
+    fn request(&mut self, cx: Cx<'_, '_>, relay: &mut Relay, packet: &[u8]);
+    /// Handles a datagram that the kernel has sent.
+    fn kernel(&mut self, cx: Cx<'_, '_>, relay: &mut Relay, datagram: &[u8]);
+    /// Handles a notification that a card has published.
+    fn notification(&mut self, _cx: Cx<'_, '_>, _relay: &mut Relay, _datagram: &[u8]) {}
 }
 
-/// Room for the largest datagram that the kernel makes: 32 KiB, or one message of a PF with all its VFs.
+/// Room for the largest datagram that the kernel builds: 32 KiB, or one message about a PF with all its VFs.
 const ROOM: usize = 128 << 10;
 
-/// Carries messages until the program has closed its socket. It is the work of a thread.
-pub(crate) fn carry(end: OwnedFd, shared: Arc<Shared>, cards: Arc<Cards>, families: Arc<Families>) {
-    let mut behind: Box<dyn Behind> = match shared.protocol {
+/// Carries messages until the program has closed its socket; a thread runs it. `end` is our end of the program's socket.
+pub(crate) fn carry(cx: Cx<'_, '_>, end: OwnedFd, socket: Arc<Socket>, cards: Arc<Cards>, families: Arc<Families>) {
+    let mut handler: Box<dyn Handler> = match socket.protocol {
         Protocol::Route => Box::new(route::Route::default()),
         Protocol::Generic => Box::new(generic::Generic::new(families)),
         Protocol::Rdma => Box::new(rdma::Rdma),
     };
-    let sender = shared.caller;
-    // Also if the thread ends by a panic: nobody is to wait for it.
-    let _closed = ClosedAtEnd(Arc::clone(&shared));
-    let mut io = Io { end, shared, cards, queue: Queue::default(), sender, reply: None, deaf: false };
+    let mut relay = Relay::new(end, Arc::clone(&socket), cards);
     let mut buffer = vec![0; ROOM];
-    while io.step(&mut *behind, &mut buffer) {}
-}
-
-/// Takes no more requests from when it is dropped.
-struct ClosedAtEnd(Arc<Shared>);
-
-impl Drop for ClosedAtEnd {
-    fn drop(&mut self) {
-        self.0.close();
+    let ended = catch_unwind(AssertUnwindSafe(|| while relay.step(cx, &mut *handler, &mut buffer) {}));
+    // After a panic as well: a call that waits for an answer must not wait for ever.
+    socket.close(cx);
+    if let Err(panic) = ended {
+        resume_unwind(panic);
     }
 }

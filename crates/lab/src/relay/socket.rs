@@ -1,24 +1,26 @@
-//! A program's netlink socket, as its calls and the thread behind it share it.
+//! A program's netlink socket: the state that the program's calls and the thread behind the socket share.
 
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use ::netlink::{AckOptions, Errno};
+use lockdep::Mutex;
 use rustix::net::netlink::SocketAddrNetlink;
 
 use super::Protocol;
 use crate::cards::Cards;
+use crate::lock_order::{Binding, Cx, Inbox, Subscriptions};
 use crate::process::{Caller, Home};
 use crate::supervisor::Reply;
 
-/// What a program asks for in one call.
+/// What one call of a program sends.
 pub(crate) struct Request {
-    /// Each as one send has it.
+    /// The packets, each as a single `send` would have it.
     pub packets: Vec<Vec<u8>>,
-    /// Whoever sends, which need not be the one that made the socket.
+    /// The process that sends. It need not be the one that made the socket.
     pub sender: Caller,
     /// Lets the call return.
     pub reply: Reply,
@@ -31,54 +33,60 @@ impl Request {
     }
 }
 
-/// Requests that wait for the thread behind a socket.
+/// The requests that wait for the thread behind a socket.
 #[derive(Default)]
-struct Inbox {
+struct Waiting {
     requests: VecDeque<Request>,
-    /// The bytes of those that wait though their calls have returned.
+    /// The bytes of those requests whose calls have returned already.
     bytes: usize,
-    /// The program does not read, and until it does nothing more is taken. It is not to wait for that in a send.
+    /// The program does not read, and the thread takes no more requests until it does. A send must not wait for that.
     stalled: bool,
     /// The thread has ended.
     closed: bool,
 }
 
-/// How many bytes of requests are kept for a program that does not read: as a socket's buffer by default.
+/// How many bytes of requests are kept for a program that does not read: the default buffer of a socket.
 const UNREAD: usize = 212_992;
 
-/// What the thread behind a socket shares with whoever answers the program's calls about it.
-pub(crate) struct Shared {
+/// A program's netlink socket, as the program's calls and the thread behind it share it.
+pub(crate) struct Socket {
     pub protocol: Protocol,
-    /// `SOCK_RAW` or `SOCK_DGRAM`, as the program has it.
+    /// `SOCK_RAW` or `SOCK_DGRAM`, as the program has requested.
     pub kind: u32,
-    /// Who made the socket.
+    /// The process that made the socket.
     pub caller: Caller,
-    /// The kernel's socket, in the program's network namespace. Its port is the program's.
+    /// The kernel's socket, in the program's network namespace. Its port is that of the program's socket.
     pub kernel: OwnedFd,
-    /// Whether that is of the same protocol. A kernel without RDMA has none: then it only holds the port.
+    /// Whether `kernel` is of the same protocol. It is not on a kernel without RDMA; then it only reserves the port.
     pub native: bool,
-    /// 0 until it is bound.
+    /// The port number (`nl_pid`); 0 until the socket is bound.
     port: AtomicU32,
-    binding: Mutex<()>,
+    binding: Mutex<Binding, ()>,
     extended: AtomicBool,
     capped: AtomicBool,
     /// The user namespace in which administrative rights count.
     pub(super) home: Arc<Home>,
-    inbox: Mutex<Inbox>,
-    /// Where notifications of cards come from.
-    pub(super) heard: Mutex<Vec<OwnedFd>>,
-    /// Wakes the thread when there is something new in `inbox` or `heard`.
+    inbox: Mutex<Inbox, Waiting>,
+    /// The connections on which cards publish notifications to this socket; empty if it is no member of the group.
+    pub(super) subscriptions: Mutex<Subscriptions, Vec<OwnedFd>>,
+    /// An eventfd that wakes the thread when `inbox` or `subscriptions` has changed.
     pub(super) wake: OwnedFd,
 }
 
-impl Shared {
-    /// What belongs to a new socket.
+impl Socket {
+    /// Makes the shared state of a new socket.
     ///
     /// # Errors
-    /// There are no more descriptors.
-    pub fn new(protocol: Protocol, kind: u32, caller: Caller, kernel: Kernel, home: Arc<Home>) -> io::Result<Self> {
+    /// The process has no more descriptors.
+    pub fn new(
+        protocol: Protocol,
+        kind: u32,
+        caller: Caller,
+        kernel: KernelSocket,
+        home: Arc<Home>,
+    ) -> io::Result<Self> {
         use rustix::event::{EventfdFlags, eventfd};
-        let Kernel { socket, native } = kernel;
+        let KernelSocket { socket, native } = kernel;
         Ok(Self {
             protocol,
             kind,
@@ -86,28 +94,28 @@ impl Shared {
             kernel: socket,
             native,
             home,
-            inbox: Mutex::default(),
+            inbox: Mutex::new(Waiting::default()),
             port: AtomicU32::new(0),
             binding: Mutex::new(()),
             extended: AtomicBool::new(false),
             capped: AtomicBool::new(false),
-            heard: Mutex::new(Vec::new()),
+            subscriptions: Mutex::new(Vec::new()),
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         })
     }
 
-    /// `nl_pid` of the socket: 0 if it has none yet.
+    /// The port number (`nl_pid`) of the socket: 0 if it has none yet.
     pub fn port(&self) -> u32 {
         self.port.load(Ordering::Relaxed)
     }
 
-    /// Binds it as `bind` does. A port of 0 is the process's own number if no other socket has it, else
-    /// one that the kernel makes up.
+    /// Binds the socket as `bind` does. With a `port` of 0 it gets the number of the process if no other socket has it,
+    /// else a number that the kernel chooses (`netlink_autobind`).
     ///
     /// # Errors
     /// The kernel's.
-    pub fn bind(&self, port: u32, groups: u32) -> io::Result<()> {
-        let _one = self.binding.lock().unwrap_or_else(PoisonError::into_inner);
+    pub fn bind(&self, cx: Cx<'_, '_>, port: u32, groups: u32) -> io::Result<()> {
+        let _one_at_a_time = self.binding.lock_leaf(cx);
         let groups = if self.native { groups } else { 0 };
         let bind = |port| rustix::net::bind(&self.kernel, &SocketAddrNetlink::new(port, groups));
         match if port == 0 && self.port() == 0 { bind(self.caller.own) } else { bind(port) } {
@@ -120,17 +128,17 @@ impl Shared {
         Ok(())
     }
 
-    /// The port, after it has been made sure that there is one, as sending does.
-    pub(super) fn port_to_send_from(&self) -> u32 {
+    /// The port number. Binds the socket first if it has none, as the kernel does when something is sent.
+    pub(super) fn port_to_send_from(&self, cx: Cx<'_, '_>) -> u32 {
         if self.port() == 0 {
-            // Without a port the kernel refuses to send, and the program is told nothing either.
-            let _ = self.bind(0, 0);
+            // Without a port the kernel refuses to send, and the program gets no message either.
+            let _ = self.bind(cx, 0, 0);
         }
         self.port()
     }
 
-    /// Notes `NETLINK_EXT_ACK` and `NETLINK_CAP_ACK`.
-    pub fn set_style(&self, option: i32, on: bool) {
+    /// Stores the options `NETLINK_EXT_ACK` and `NETLINK_CAP_ACK`.
+    pub fn set_ack_option(&self, option: i32, on: bool) {
         match option {
             libc::NETLINK_EXT_ACK => self.extended.store(on, Ordering::Relaxed),
             libc::NETLINK_CAP_ACK => self.capped.store(on, Ordering::Relaxed),
@@ -142,34 +150,35 @@ impl Shared {
         AckOptions { extended: self.extended.load(Ordering::Relaxed), capped: self.capped.load(Ordering::Relaxed) }
     }
 
-    /// Hears the notifications of every card from now on, or no longer.
+    /// Subscribes the socket to the notifications of every card, or ends its subscription.
     ///
     /// # Errors
     /// A card's.
-    pub fn hear(&self, cards: &Cards, on: bool) -> io::Result<()> {
-        let hears = || !self.heard.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
-        // A card may take its time to let somebody in, and whoever sends does not wait for that.
-        let new: Vec<OwnedFd> = match on && !hears() {
+    pub fn subscribe(&self, cx: Cx<'_, '_>, cards: &Cards, on: bool) -> io::Result<()> {
+        let is_subscribed = !self.subscriptions.lock_leaf(cx).is_empty();
+        // Without the lock: a card may take long to accept a connection, and a send must not wait for that.
+        let new: Vec<OwnedFd> = match on && !is_subscribed {
             true => (0..cards.len()).filter_map(|n| cards.card(n)).map(|c| c.listen()).collect::<io::Result<_>>()?,
             false => Vec::new(),
         };
-        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut subscriptions = self.subscriptions.lock_leaf(cx);
         if !on {
-            heard.clear();
-        } else if heard.is_empty() {
-            *heard = new;
+            subscriptions.clear();
+        } else if subscriptions.is_empty() {
+            *subscriptions = new;
         }
-        drop(heard);
+        drop(subscriptions);
         rustix::io::write(&self.wake, &1u64.to_ne_bytes())?;
         Ok(())
     }
 
-    /// Gives the thread a request, which then answers the call. If the program has not read what it asked for before, and
-    /// there is no more room for requests, the call is refused with ENOBUFS: it is not to wait for the program itself.
-    pub fn hand_over(&self, mut request: Request) {
-        let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Gives the thread a request; the thread then answers the call. If the program has not read the answers to earlier
+    /// requests and there is no room for more requests, the call is refused with ENOBUFS: it must not wait for the program
+    /// itself.
+    pub fn hand_over(&self, cx: Cx<'_, '_>, mut request: Request) {
+        let mut inbox = self.inbox.lock_leaf(cx);
         if inbox.closed {
-            // Dropped, which is an answer.
+            // Dropping the request answers its call.
             return;
         }
         if inbox.stalled {
@@ -185,8 +194,8 @@ impl Shared {
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
     }
 
-    pub(super) fn next_request(&self) -> Option<Request> {
-        let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(super) fn next_request(&self, cx: Cx<'_, '_>) -> Option<Request> {
+        let mut inbox = self.inbox.lock_leaf(cx);
         let request = inbox.requests.pop_front()?;
         if inbox.requests.is_empty() {
             inbox.bytes = 0;
@@ -194,13 +203,14 @@ impl Shared {
         Some(request)
     }
 
-    /// Notes whether nothing more is taken. Programs that wait in a send then need not: there is something to read.
-    pub(super) fn set_stalled(&self, stalled: bool) {
-        let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Stores whether the thread takes no more requests. If so, calls that wait in a send return: the program has
+    /// something to read.
+    pub(super) fn set_stalled(&self, cx: Cx<'_, '_>, stalled: bool) {
+        let mut inbox = self.inbox.lock_leaf(cx);
         if std::mem::replace(&mut inbox.stalled, stalled) == stalled || !stalled {
             return;
         }
-        let Inbox { requests, bytes, .. } = &mut *inbox;
+        let Waiting { requests, bytes, .. } = &mut *inbox;
         requests.retain_mut(|request| {
             let more = request.bytes();
             let fits = *bytes + more <= UNREAD;
@@ -215,9 +225,9 @@ impl Shared {
         });
     }
 
-    /// Takes no more requests, and drops those that wait.
-    pub(super) fn close(&self) {
-        let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Accepts no more requests, and drops those that wait.
+    pub(super) fn close(&self, cx: Cx<'_, '_>) {
+        let mut inbox = self.inbox.lock_leaf(cx);
         inbox.closed = true;
         let left = std::mem::take(&mut inbox.requests);
         drop(inbox);
@@ -225,9 +235,9 @@ impl Shared {
     }
 }
 
-/// The kernel's socket behind a program's.
-pub(crate) struct Kernel {
+/// The kernel's socket behind a program's socket.
+pub(crate) struct KernelSocket {
     pub socket: OwnedFd,
-    /// Whether it is of the protocol asked for.
+    /// Whether it is of the protocol that the program has requested.
     pub native: bool,
 }

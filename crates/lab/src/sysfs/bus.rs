@@ -1,5 +1,5 @@
-//! What does not belong to one device: the buses with their drivers, the auxiliary bus with its devices,
-//! modules, and the directories that all of it hangs in.
+//! What does not belong to one device: the buses with their drivers, the auxiliary bus with its devices, modules, and the
+//! directories that contain them.
 
 use std::collections::HashMap;
 
@@ -11,14 +11,17 @@ use netlink::Errno;
 use super::pci;
 use super::text::{event, line, name, number};
 use super::tree::{
-    Act, Attribute, Base, Entry, Folder, LibraryFile, Netdevs, PLAIN, Shown, Subject, Text, Tree, Under,
+    Act, Attribute, EMPTY, Entry, LibraryFile, LowerPath, LowerTree, Netdevs, Shown, Subject, Template, Text, Tree,
 };
 
-/// A card that is put into the tree.
+/// A card that is added to the tree.
 pub(super) struct Of<'a> {
     pub(super) card: &'a view::Card,
+    /// The card's index.
     pub(super) at: usize,
+    /// The kernel's release.
     pub(super) release: &'a str,
+    /// The paths of the card's devices, by name.
     devices: HashMap<&'a str, String>,
 }
 
@@ -26,7 +29,7 @@ impl<'a> Of<'a> {
     pub(super) fn new(card: &'a view::Card, at: usize, release: &'a str) -> Self {
         let functions = card.functions.iter().map(|f| (f.address.as_str(), pci::path(card, f)));
         let mut of = Self { card, at, release, devices: functions.collect() };
-        // A device may come before the one it hangs on; of those that hang on nothing, none is entered.
+        // A device may be listed before its parent. A device without a parent in the tree is left out.
         let mut left: Vec<&view::Auxiliary> = card.auxiliary.iter().collect();
         loop {
             let before = left.len();
@@ -43,13 +46,13 @@ impl<'a> Of<'a> {
         }
     }
 
-    /// The directory of a device.
+    /// The path of a device.
     pub(super) fn device(&self, device: &view::Parent) -> Option<&str> {
         self.devices.get(device.name()).map(String::as_str)
     }
 }
 
-/// What every device has under `power`, of what programs ask for.
+/// The attributes of a device's directory `power` that programs use.
 pub(super) const POWER: &[Attribute] = &[
     Attribute::rw(
         "control",
@@ -64,12 +67,12 @@ pub(super) const POWER: &[Attribute] = &[
     Attribute::ro("runtime_suspended_time", |_| line(0)),
 ];
 
-/// The root of a PCI bus.
-pub(super) static ROOT_PORT: Folder = Folder::of(&[&[Attribute::rw("uevent", |_| Ok(Vec::new()), ignore_event)]]);
+/// The directory of the root of a PCI bus.
+pub(super) static ROOT_PORT: Template = Template::of(&[&[Attribute::rw("uevent", |_| Ok(Vec::new()), ignore_event)]]);
 
-static ROOT_FOLDER: Folder = Folder::of(&[&[Attribute { size: 0, ..Attribute::ro("proc-modules", proc_modules) }]]);
+static ROOT: Template = Template::of(&[&[Attribute { size: 0, ..Attribute::ro("proc-modules", proc_modules) }]]);
 
-static PCI_BUS: Folder = Folder::of(&[&[
+static PCI_BUS: Template = Template::of(&[&[
     Attribute::wo("drivers_probe", |s, text| match card_with_function(s, name(text)?) {
         Some(card) => Ok(perform(card, Command::Probe(address(text)?))),
         None => Ok(Act::Kernel),
@@ -80,7 +83,7 @@ static PCI_BUS: Folder = Folder::of(&[&[
     }),
 ]]);
 
-static AUXILIARY_BUS: Folder = Folder::of(&[&[
+static AUXILIARY_BUS: Template = Template::of(&[&[
     Attribute::rw("drivers_autoprobe", |_| line(1), |_, _| Ok(Act::Kernel)),
     Attribute::wo("drivers_probe", |s, text| match card_with_auxiliary(s, name(text)?) {
         // A device that has a driver keeps it (`bus_rescan_devices_helper`).
@@ -91,9 +94,9 @@ static AUXILIARY_BUS: Folder = Folder::of(&[&[
     Attribute::wo("uevent", ignore_event),
 ]]);
 
-static PCI_DRIVER: Folder = Folder::of(&[DRIVER, &[Attribute::wo("new_id", ids), Attribute::wo("remove_id", ids)]]);
+static PCI_DRIVER: Template = Template::of(&[DRIVER, &[Attribute::wo("new_id", ids), Attribute::wo("remove_id", ids)]]);
 
-static AUXILIARY_DRIVER: Folder = Folder::of(&[DRIVER]);
+static AUXILIARY_DRIVER: Template = Template::of(&[DRIVER]);
 
 const DRIVER: &[Attribute] = &[
     Attribute::wo("bind", |s, text| driver(s, true, text)),
@@ -101,22 +104,22 @@ const DRIVER: &[Attribute] = &[
     Attribute::wo("unbind", |s, text| driver(s, false, text)),
 ];
 
-static AUXILIARY: Folder =
-    Folder { folders: DEVICE_FOLDERS, ..Folder::of(&[&[Attribute::rw("uevent", auxiliary_uevent, ignore_event)]]) };
+static AUXILIARY: Template =
+    Template { subdirs: DEVICE_SUBDIRS, ..Template::of(&[&[Attribute::rw("uevent", auxiliary_uevent, ignore_event)]]) };
 
-static SF: Folder = Folder {
-    folders: DEVICE_FOLDERS,
-    ..Folder::of(&[&[
+static SF: Template = Template {
+    subdirs: DEVICE_SUBDIRS,
+    ..Template::of(&[&[
         Attribute::ro("sfnum", |s| line(s.auxiliary()?.sfnum.ok_or(Errno::NODEV)?)),
         Attribute::rw("uevent", auxiliary_uevent, ignore_event),
     ]])
 };
 
-const DEVICE_FOLDERS: &[Folder] = &[Folder { name: "power", ..Folder::of(&[POWER]) }];
+const DEVICE_SUBDIRS: &[Template] = &[Template { name: "power", ..Template::of(&[POWER]) }];
 
-static MODULE: Folder = Folder {
-    folders: &[Folder { name: "parameters", ..Folder::of(&[]) }],
-    ..Folder::of(&[&[
+static MODULE: Template = Template {
+    subdirs: &[Template { name: "parameters", ..Template::of(&[]) }],
+    ..Template::of(&[&[
         Attribute::ro("coresize", |s| line(size(s.module()?))),
         Attribute::ro("initsize", |_| line(0)),
         Attribute::ro("initstate", |_| line("live")),
@@ -126,10 +129,10 @@ static MODULE: Folder = Folder {
     ]])
 };
 
-/// Indexes of `/lib/modules` that card modules are entered into.
+/// The indexes of `/lib/modules` to which the cards' modules are added.
 pub(super) const INDEXES: [&str; 4] = ["modules.dep", "modules.dep.bin", "modules.alias", "modules.alias.bin"];
 
-/// Those that `kmod` wants to be there.
+/// Further files that `kmod` requires.
 pub(super) const FILLERS: [&str; 9] = [
     "modules.builtin",
     "modules.builtin.alias.bin",
@@ -142,9 +145,10 @@ pub(super) const FILLERS: [&str; 9] = [
     "modules.symbols.bin",
 ];
 
-/// Where card modules are in `/lib/modules/RELEASE`.
+/// The directory of the cards' modules in `/lib/modules/RELEASE`.
 pub(super) const LIBRARY: &str = "kernel/drivers/eswitch";
 
+/// Accepts a write to `uevent`, and does nothing.
 fn ignore_event(_: &Shown<'_>, text: &str) -> Result<Act, Errno> {
     event(text).map(|()| Act::Nothing)
 }
@@ -153,13 +157,13 @@ fn perform(card: usize, command: Command) -> Act {
     Act::Perform { card: Some(card), command }
 }
 
-/// The drivers of other auxiliary devices than SFs cannot be bound and unbound by hand.
+/// Binds or unbinds the driver of an SF. Programs cannot do so with other auxiliary devices: EINVAL.
 fn set_sf_bound(card: usize, auxiliary: &view::Auxiliary, bound: bool) -> Result<Act, Errno> {
     let id = auxiliary.name.strip_prefix("mlx5_core.sf.").and_then(|id| id.parse().ok()).ok_or(Errno::INVAL)?;
     Ok(perform(card, Command::SetSfBound { id, bound }))
 }
 
-/// The address of a PCI function.
+/// Parses the address of a PCI function.
 pub(super) fn address(text: &str) -> Result<PciAddress, Errno> {
     text.parse().map_err(|_| Errno::NODEV)
 }
@@ -174,7 +178,7 @@ fn card_with_auxiliary<'s>(shown: &'s Shown<'_>, device: &str) -> Option<(usize,
     devices.find(|(_, auxiliary)| auxiliary.name == device)
 }
 
-/// `bind` and `unbind`: of a device of a card, or else it is the kernel's driver that is meant.
+/// `bind` and `unbind`: of a card's device at the card, of any other device at the kernel's file.
 fn driver(shown: &Shown<'_>, bound: bool, text: &str) -> Result<Act, Errno> {
     let device = name(text).map_err(|_| Errno::NODEV)?;
     if shown.dir.path.starts_with("bus/pci/") {
@@ -189,7 +193,7 @@ fn driver(shown: &Shown<'_>, bound: bool, text: &str) -> Result<Act, Errno> {
     if kind == driver { set_sf_bound(card, auxiliary, bound) } else { Err(Errno::NODEV) }
 }
 
-/// `new_id` and `remove_id` take ids that a card's driver has no use for: it has those of its card.
+/// `new_id` and `remove_id`: ids are passed on to the kernel's driver; a card's driver has those of its card.
 fn ids(_: &Shown<'_>, text: &str) -> Result<Act, Errno> {
     let mut ids = text.split_ascii_whitespace().map(|id| u32::from_str_radix(id, 16));
     match (ids.next(), ids.next(), ids.all(|id| id.is_ok())) {
@@ -201,19 +205,19 @@ fn ids(_: &Shown<'_>, text: &str) -> Result<Act, Errno> {
 fn auxiliary_uevent(shown: &Shown<'_>) -> Text {
     let device = shown.auxiliary()?;
     let mut text = device.driver.as_ref().map_or_else(String::new, |driver| format!("DRIVER={driver}\n"));
-    // The kernel's matches a driver by the name without its number.
+    // Without its number, by which the kernel matches drivers.
     let kind = device.name.rsplit_once('.').map_or(device.name.as_str(), |(kind, _)| kind);
     text += &format!("MODALIAS=auxiliary:{kind}\n");
     Ok(text.into_bytes())
 }
 
-/// Modules that are loaded and need this one.
+/// The loaded modules that depend on a module.
 fn holders<'a>(card: &'a view::Card, module: &'a str) -> impl Iterator<Item = &'a view::Module> {
     let holds = move |other: &&view::Module| other.loaded && other.depends.iter().any(|name| name == module);
     card.modules.iter().filter(holds)
 }
 
-/// A size to show: modules of a card take none of the kernel's memory.
+/// The size to show for a module, in bytes. A card's module takes none of the kernel's memory.
 fn size(module: &view::Module) -> usize {
     4096 * (1 + module.drivers.len())
 }
@@ -244,16 +248,16 @@ fn proc_modules(shown: &Shown<'_>) -> Text {
     Ok(text.into_bytes())
 }
 
-/// What is there without any card.
+/// Makes the directories that exist without any card.
 pub(super) fn root(tree: &mut Tree, release: &str) {
-    tree.make("", &ROOT_FOLDER, Subject::Nothing).lasting = true;
+    tree.make("", &ROOT, Subject::Nothing).lasting = true;
     for path in ["bus", "class", "devices", "module", "bus/pci/devices", "bus/pci/drivers"] {
-        over(tree, path, &PLAIN);
+        over(tree, path, &EMPTY);
     }
     for path in ["bus/auxiliary/devices", "bus/auxiliary/drivers", "class/net", "class/infiniband"] {
-        over(tree, path, &PLAIN);
+        over(tree, path, &EMPTY);
     }
-    over(tree, "devices/virtual/net", &PLAIN);
+    over(tree, "devices/virtual/net", &EMPTY);
     for (path, netdevs) in [("class/net", Netdevs::Linked), ("devices/virtual/net", Netdevs::Hidden)] {
         if let Some(dir) = tree.existing(path) {
             dir.netdevs = netdevs;
@@ -262,29 +266,29 @@ pub(super) fn root(tree: &mut Tree, release: &str) {
     library(tree, release);
 }
 
-/// Makes a directory over the kernel's, and those above it.
-fn over(tree: &mut Tree, path: &str, last: &'static Folder) {
+/// Makes a directory through which the kernel's is seen, and those above it.
+fn over(tree: &mut Tree, path: &str, last: &'static Template) {
     for (end, _) in path.match_indices('/') {
-        let folder = match &path[..end] {
+        let template = match &path[..end] {
             "bus/pci" => &PCI_BUS,
             "bus/auxiliary" => &AUXILIARY_BUS,
-            _ => &PLAIN,
+            _ => &EMPTY,
         };
-        tree.make_over(&path[..end], folder);
+        tree.make_over(&path[..end], template);
     }
     tree.make_over(path, last);
 }
 
 fn library(tree: &mut Tree, release: &str) {
     let mut path = "lib-modules".to_owned();
-    let mut under = String::new();
+    let mut lower = String::new();
     for part in std::iter::once("").chain(std::iter::once(release)).chain(LIBRARY.split('/')) {
         if !part.is_empty() {
             path = format!("{path}/{part}");
-            under = if under.is_empty() { part.to_owned() } else { format!("{under}/{part}") };
+            lower = if lower.is_empty() { part.to_owned() } else { format!("{lower}/{part}") };
         }
-        let dir = tree.make(&path, &PLAIN, Subject::Nothing);
-        dir.under = Some(Under { base: Base::Modules, path: under.clone() });
+        let dir = tree.make(&path, &EMPTY, Subject::Nothing);
+        dir.lower = Some(LowerPath { base: LowerTree::Modules, path: lower.clone() });
         dir.lasting = true;
     }
     let Some(dir) = tree.existing(&format!("lib-modules/{release}")) else { return };
@@ -296,16 +300,16 @@ fn library(tree: &mut Tree, release: &str) {
     }
 }
 
-/// Puts a card's auxiliary devices into the tree.
+/// Adds a card's auxiliary devices to the tree.
 pub(super) fn add_auxiliary(tree: &mut Tree, of: &Of<'_>) {
     let placed = of.card.auxiliary.iter().enumerate();
     let mut placed: Vec<_> =
         placed.filter_map(|(at, device)| Some((of.devices.get(device.name.as_str())?, at, device))).collect();
-    // Above before below.
+    // A parent's path sorts before its children's.
     placed.sort_by_key(|(path, ..)| *path);
     for (path, at, device) in placed {
-        let folder = if device.sfnum.is_some() { &SF } else { &AUXILIARY };
-        tree.make(path, folder, Subject::Auxiliary(of.at, at));
+        let template = if device.sfnum.is_some() { &SF } else { &AUXILIARY };
+        tree.make(path, template, Subject::Auxiliary(of.at, at));
         tree.link("bus/auxiliary/devices", &device.name, path);
         tree.link(path, "subsystem", "bus/auxiliary");
         if let Some(driver) = &device.driver {
@@ -327,7 +331,7 @@ fn add_driver(tree: &mut Tree, bus: &str, driver: &str) -> String {
     path
 }
 
-/// Puts a card's modules into the tree, and the drivers that come with those that are loaded.
+/// Adds a card's modules to the tree, and the drivers of those that are loaded.
 pub(super) fn add_modules(tree: &mut Tree, of: &Of<'_>) {
     let library = format!("lib-modules/{}/{LIBRARY}", of.release);
     for (at, module) in of.card.modules.iter().enumerate() {
@@ -340,8 +344,8 @@ pub(super) fn add_modules(tree: &mut Tree, of: &Of<'_>) {
         }
         let path = format!("module/{}", module.name);
         tree.make(&path, &MODULE, Subject::Module(of.at, at));
-        tree.make(&format!("{path}/holders"), &PLAIN, Subject::Nothing);
-        tree.make(&format!("{path}/drivers"), &PLAIN, Subject::Nothing);
+        tree.make(&format!("{path}/holders"), &EMPTY, Subject::Nothing);
+        tree.make(&format!("{path}/drivers"), &EMPTY, Subject::Nothing);
         for holder in holders(of.card, &module.name) {
             tree.link(&format!("{path}/holders"), &holder.name, &format!("module/{}", holder.name));
         }

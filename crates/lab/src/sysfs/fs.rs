@@ -1,8 +1,9 @@
-//! The scene as a file system.
+//! The merged tree as a file system, served through FUSE.
 //!
-//! What can come and go at any time is looked up each time that a program asks for it: the daemon shares a view with a
-//! number that grows, and sends no notification when that changes. What is there as long as the directory it is in is looked up once. Values are read from the
-//! card whenever a file is read from its beginning, and none is kept by the kernel.
+//! The kernel may cache nothing that can appear or disappear at any time, and looks it up again at every use: the lab learns of
+//! a change only when it compares the number of the view in the memory that the daemon shares, so it cannot invalidate the
+//! kernel's cache. What exists as long as its directory does is looked up once. A value is read from the card whenever its
+//! file is read from the beginning, and the kernel caches none.
 
 mod attr;
 mod handle;
@@ -10,6 +11,7 @@ mod write;
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
@@ -19,25 +21,29 @@ use fuser::{
     LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
     ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
+use lockdep::{Domain, Mutex};
 use netlink::Errno;
-use parking_lot::{Mutex, RwLock};
 
-use super::place::Scene;
+use super::merged::MergedTree;
 use super::tree::{ByNumber, Kind};
+use crate::lock_order::{Cx, NetdevFiles, OpenFiles};
 use crate::process::Home;
 use handle::Handle;
-use write::{Job, done};
+use write::{Job, reply_to};
 
 /// The file system.
 pub(super) struct SysFs {
-    scene: Arc<Scene>,
-    handles: RwLock<ByNumber<Arc<Handle>>>,
+    merged: Arc<MergedTree>,
+    handles: Mutex<OpenFiles, ByNumber<Arc<Handle>>>,
+    /// The number of the next handle.
     next: AtomicU64,
+    /// The time of all nodes of the cards' tree.
     since: SystemTime,
-    /// What the kernel's files of a netdev are like, by their names.
-    netdev_files: RwLock<HashMap<Box<OsStr>, FileAttr>>,
+    /// The attributes of the files that the kernel has for any netdev, by their names.
+    netdev_files: Mutex<NetdevFiles, HashMap<Box<OsStr>, FileAttr>>,
     /// The user namespace in which rights count.
     home: Arc<Home>,
+    domain: Arc<Domain>,
 }
 
 fn errno(error: Errno) -> fuser::Errno {
@@ -53,25 +59,44 @@ fn file_type(kind: Kind) -> FileType {
 }
 
 impl SysFs {
-    pub(super) fn new(scene: Scene) -> Self {
+    /// `domain`: that of the lab's threads.
+    pub(super) fn new(merged: MergedTree, domain: Arc<Domain>) -> Self {
         Self {
-            scene: Arc::new(scene),
-            handles: RwLock::default(),
+            merged: Arc::new(merged),
+            handles: Mutex::new(ByNumber::default()),
             next: AtomicU64::new(1),
             since: SystemTime::now(),
-            netdev_files: RwLock::default(),
+            netdev_files: Mutex::new(HashMap::new()),
             home: Arc::new(Home::ours()),
+            domain,
         }
     }
 
-    fn keep(&self, handle: Handle) -> FileHandle {
+    /// Does a part of a request that takes locks. FUSE's threads are not ours, so each request begins anew, holding nothing.
+    /// A panic becomes EIO: the program must not wait for ever, and the thread must serve others.
+    fn enter<T>(&self, work: impl FnOnce(Cx<'_, '_>) -> Result<T, Errno>) -> Result<T, Errno> {
+        let work = AssertUnwindSafe(|| lockdep::enter(&self.domain, "lab-files", work));
+        catch_unwind(work).unwrap_or(Err(Errno::IO))
+    }
+
+    /// Stores an open file.
+    fn keep(&self, cx: Cx<'_, '_>, handle: Handle) -> FileHandle {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        self.handles.write().insert(number, Arc::new(handle));
+        self.handles.lock_leaf(cx).insert(number, Arc::new(handle));
         FileHandle(number)
     }
 
-    fn handle(&self, handle: FileHandle) -> Result<Arc<Handle>, Errno> {
-        self.handles.read().get(&handle.0).cloned().ok_or(Errno::BADF)
+    fn handle(&self, cx: Cx<'_, '_>, handle: FileHandle) -> Result<Arc<Handle>, Errno> {
+        self.handles.lock_leaf(cx).get(&handle.0).cloned().ok_or(Errno::BADF)
+    }
+
+    fn close(&self, handle: FileHandle) -> Result<(), Errno> {
+        self.enter(|cx| {
+            let closed = self.handles.lock_leaf(cx).remove(&handle.0);
+            // Without the lock: a listing may be long.
+            drop(closed);
+            Ok(())
+        })
     }
 }
 
@@ -80,7 +105,7 @@ impl Filesystem for SysFs {
         let wanted =
             [InitFlags::FUSE_DO_READDIRPLUS, InitFlags::FUSE_READDIRPLUS_AUTO, InitFlags::FUSE_PARALLEL_DIROPS];
         for capability in wanted {
-            // A kernel without it is slower, no more.
+            // A kernel without it is slower, but works.
             let _ = config.add_capabilities(capability);
         }
         let _ = config.set_max_write(1 << 17);
@@ -88,24 +113,27 @@ impl Filesystem for SysFs {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match self.look_up(parent.0, name) {
+        match self.enter(|cx| self.look_up(cx, parent.0, name)) {
             Ok((attr, attr_lasts, lasts)) => reply.entry_with_ttls(&attr_lasts, &lasts, &attr, Generation(0)),
             Err(error) => reply.error(errno(error)),
         }
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, times: u64) {
-        self.scene.nodes.forget(ino.0, times);
+        let _ = self.enter(|cx| {
+            self.merged.nodes.forget(cx, ino.0, times);
+            Ok(())
+        });
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        match self.attr_of(ino.0) {
+        match self.enter(|cx| self.attr_of(cx, ino.0)) {
             Ok((attr, lasts)) => reply.attr(&lasts, &attr),
             Err(error) => reply.error(errno(error)),
         }
     }
 
-    /// A size that is set is ignored, as by sysfs: a shell sets it before it writes.
+    /// Ignores a new size, as sysfs does: a shell truncates a file before it writes.
     fn setattr(
         &self,
         _: &Request,
@@ -124,7 +152,7 @@ impl Filesystem for SysFs {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        match self.attr_of(ino.0) {
+        match self.enter(|cx| self.attr_of(cx, ino.0)) {
             Ok(_) if mode.is_some() || uid.is_some() || gid.is_some() => reply.error(fuser::Errno::EPERM),
             Ok((attr, lasts)) => reply.attr(&lasts, &attr),
             Err(error) => reply.error(errno(error)),
@@ -132,15 +160,19 @@ impl Filesystem for SysFs {
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        match self.link(ino.0) {
+        match self.enter(|cx| self.link(cx, ino.0)) {
             Ok(target) => reply.data(target.as_bytes()),
             Err(error) => reply.error(errno(error)),
         }
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        match self.open_file(ino.0, flags, request.pid()) {
-            Ok((handle, how)) => reply.opened(self.keep(handle), how),
+        let opened = self.enter(|cx| {
+            let (handle, how) = self.open_file(cx, ino.0, flags, request.pid())?;
+            Ok((self.keep(cx, handle), how))
+        });
+        match opened {
+            Ok((handle, how)) => reply.opened(handle, how),
             Err(error) => reply.error(errno(error)),
         }
     }
@@ -157,18 +189,19 @@ impl Filesystem for SysFs {
         reply: ReplyData,
     ) {
         let mut reply = Some(reply);
-        let result = self.read_open(handle, offset, size, &mut |bytes| {
+        let mut send = |bytes: &[u8]| {
             if let Some(reply) = reply.take() {
                 reply.data(bytes);
             }
-        });
+        };
+        let result = self.enter(|cx| self.read_open(cx, handle, offset, size, &mut send));
         if let (Err(error), Some(reply)) = (result, reply) {
             reply.error(errno(error));
         }
     }
 
-    /// What is written at once is one value, wherever in the file it is written. It is done in a thread of
-    /// its own: what a card is asked to do can take long, and others read meanwhile.
+    /// Each write is one value, at whatever offset of the file, as in sysfs. A thread of its own carries it out: a command to a
+    /// card can take long, and other programs read meanwhile.
     fn write(
         &self,
         request: &Request,
@@ -181,26 +214,26 @@ impl Filesystem for SysFs {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let job = self.handle(handle).and_then(|handle| match &*handle {
-            Handle::Attribute(dir, attribute, _) => self.act(*dir, attribute, data),
-            Handle::Beneath(fd) => Ok(Job::Write(Arc::clone(fd), offset)),
+        let job = self.enter(|cx| match &*self.handle(cx, handle)? {
+            Handle::Attribute(dir, attribute, _) => self.job_for(cx, *dir, attribute, data),
+            Handle::Lower(fd) => Ok(Job::Write(Arc::clone(fd), offset)),
             _ => Err(Errno::BADF),
         });
         let job = match job {
-            Ok(Job::Nothing) => return done(reply, Ok(data.len())),
+            Ok(Job::Nothing) => return reply_to(reply, Ok(data.len())),
             Ok(job) => job,
             Err(error) => return reply.error(errno(error)),
         };
-        let (scene, bytes) = (Arc::clone(&self.scene), data.to_vec());
+        let (merged, bytes) = (Arc::clone(&self.merged), data.to_vec());
         let (home, writer) = (Arc::clone(&self.home), request.pid());
-        // Without a thread the reply is dropped, which is an answer: EIO.
+        // If the system gives no thread, the reply is dropped, which answers with EIO.
         let _ = std::thread::Builder::new()
             .name("sysfs-write".to_owned())
-            .spawn(move || done(reply, job.run(&scene, writer, &home, &bytes)));
+            .spawn(move || reply_to(reply, job.run(&merged, writer, &home, &bytes)));
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        // It is not asked again.
+        // After ENOSYS the kernel sends no more of these.
         reply.error(fuser::Errno::ENOSYS);
     }
 
@@ -214,17 +247,22 @@ impl Filesystem for SysFs {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.handles.write().remove(&handle.0);
+        let _ = self.close(handle);
         reply.ok();
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        reply.opened(self.keep(Handle::Dir(ino.0, Mutex::new(None))), FopenFlags::empty());
+        match self.enter(|cx| Ok(self.keep(cx, Handle::Dir(ino.0, Mutex::new(None))))) {
+            Ok(handle) => reply.opened(handle, FopenFlags::empty()),
+            Err(error) => reply.error(errno(error)),
+        }
     }
 
     fn readdir(&self, _: &Request, _: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let result = self.walk(handle, offset, &mut |next, item, _| {
-            reply.add(INodeNo(item.number), next, file_type(item.kind), &*item.name)
+        let result = self.enter(|cx| {
+            self.walk(cx, handle, offset, &mut |_, next, item, _| {
+                reply.add(INodeNo(item.number), next, file_type(item.kind), &*item.name)
+            })
         });
         match result {
             Ok(()) => reply.ok(),
@@ -234,16 +272,19 @@ impl Filesystem for SysFs {
 
     fn readdirplus(&self, _: &Request, ino: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
         let mut held: Vec<(u64, Box<OsStr>)> = Vec::new();
-        let result = self.walk(handle, offset, &mut |next, item, listing| {
-            let Some((attr, lasts)) = self.item_attr(item, listing) else { return false };
-            let full = reply.add(INodeNo(item.number), next, &*item.name, &lasts, &attr, Generation(0));
-            if !full && next > 2 {
-                held.push((attr.ino.0, item.name.clone()));
-            }
-            full
+        let result = self.enter(|cx| {
+            let walked = self.walk(cx, handle, offset, &mut |cx, next, item, listing| {
+                let Some((attr, lasts)) = self.item_attr(cx, item, listing) else { return false };
+                let full = reply.add(INodeNo(item.number), next, &*item.name, &lasts, &attr, Generation(0));
+                if !full && next > 2 {
+                    held.push((attr.ino.0, item.name.clone()));
+                }
+                full
+            });
+            // Before the reply, after which the kernel can forget them.
+            self.merged.nodes.hold_all(cx, ino.0, held.iter().map(|(number, name)| (*number, &**name)));
+            walked
         });
-        // Before the kernel can say that it forgets them.
-        self.scene.nodes.hold_all(ino.0, held.iter().map(|(number, name)| (*number, &**name)));
         match result {
             Ok(()) => reply.ok(),
             Err(error) => reply.error(errno(error)),
@@ -251,11 +292,11 @@ impl Filesystem for SysFs {
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
-        self.handles.write().remove(&handle.0);
+        let _ = self.close(handle);
         reply.ok();
     }
 
-    // Nothing can be made or removed by hand.
+    // Programs can make and remove nothing.
 
     fn mknod(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {
         reply.error(fuser::Errno::EACCES);

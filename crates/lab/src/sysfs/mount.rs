@@ -1,15 +1,15 @@
-//! How the file system gets to where programs look: one half in the lab, which mounts, and one in the
-//! supervisor, which serves. They speak over a pair of sockets made before they part.
+//! Mounts the file system where programs look. One half runs in the lab and mounts; the other runs in the supervisor and
+//! serves. They exchange messages over a pair of sockets that is made before the fork.
 //!
-//! The kernel's `/sys` stays where it is. Covered are the directories in which a card has something:
-//! `bus`, `class`, `devices` and `module`. So relative links lead where they should, whichever side they
-//! are on, `/sys` is a sysfs to those who ask, and everything else costs nothing.
+//! The kernel's `/sys` stays mounted. Covered are only the directories in which a card has something: `bus`, `class`,
+//! `devices` and `module`. So relative links lead where they should on both sides, `statfs` reports that `/sys` is a sysfs, and
+//! all other files cost nothing.
 //!
-//! 1. The lab makes sure that `/sys` is the one of its network namespace, and keeps a copy of the mount
-//!    which nothing will cover. It mounts the file system over `/sys`, sends the descriptors, and waits.
-//! 2. The supervisor serves, and says so.
-//! 3. The lab takes the directories it wants out of the file system, takes the file system away from `/sys`,
-//!    and puts each directory into its place.
+//! 1. The lab makes sure that `/sys` is the sysfs of its network namespace, and keeps a copy of the mount that nothing will
+//!    cover. It mounts the file system over `/sys`, sends the descriptors, and waits.
+//! 2. The supervisor serves, and reports it.
+//! 3. The lab copies the mounts of the directories that it needs out of the file system, unmounts the file system from
+//!    `/sys`, and mounts each directory where it belongs.
 
 mod channel;
 mod modules;
@@ -36,7 +36,7 @@ pub use serve::{Server, Serving};
 
 /// Directories of `/sys` in which a card has something.
 const COVERED: [&str; 4] = ["bus", "class", "devices", "module"];
-/// What in them is the kernel's alone, and read by every other program.
+/// A directory in them that is the kernel's alone, and that many programs read.
 const KEPT: &str = "devices/system";
 /// Why `/sys` cannot be shown.
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +48,7 @@ pub enum SysfsError {
         reason: &'static str,
         /// What to do about it.
         remedy: &'static str,
-        /// What came of it.
+        /// The system's error.
         source: io::Error,
     },
     /// The system refused something else.
@@ -56,13 +56,13 @@ pub enum SysfsError {
     System {
         /// What was tried.
         what: String,
-        /// What came of it.
+        /// The system's error.
         source: io::Error,
     },
-    /// What would be mounted here would be mounted elsewhere too.
+    /// A mount here would appear in other mount namespaces, too.
     #[error("the mount at {0} is shared with other mount namespaces; make mounts private or slave first")]
     Shared(PathBuf),
-    /// The other half failed, and said why where it is.
+    /// The other half failed, and reported why in its own process.
     #[error("the other side of the lab could not {0} its /sys")]
     OtherHalf(&'static str),
 }
@@ -71,19 +71,19 @@ fn system(what: impl fmt::Display) -> impl FnOnce(Errno) -> SysfsError {
     move |source| SysfsError::System { what: what.to_string(), source: source.into() }
 }
 
-/// What the lab has to do, in its mount namespace.
+/// The lab's half. It mounts, in the lab's mount namespace.
 pub struct Mounter {
     socket: OwnedFd,
 }
 
-/// What a lab could not be given, as sentences for its user; `/sys` itself it has.
+/// What a lab lacks although `/sys` is mounted, as sentences for its user.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Shortcomings(pub Vec<String>);
 
-/// Opens the way between the two halves. After the fork each side drops the other's half.
+/// Makes the two halves, connected by a channel. After the fork each process must drop the other's half.
 ///
 /// # Errors
-/// There is no FUSE here for this user.
+/// This user cannot use FUSE here.
 pub fn prepare() -> Result<(Mounter, Server), SysfsError> {
     open_fuse()?;
     let flags = SocketFlags::CLOEXEC;
@@ -120,7 +120,7 @@ impl Mounter {
     pub fn mount(&self) -> Result<Shortcomings, SysfsError> {
         let done = self.try_mount();
         if done.is_err() {
-            // If that fails too, the supervisor has gone, and nobody needs it.
+            // If this fails too, the supervisor is gone, and needs no message.
             let _ = send(&self.socket, b"no", &[]);
         }
         done
@@ -159,7 +159,7 @@ impl Mounter {
     }
 }
 
-/// A mount from which those of a lab would spread to where there is none.
+/// A mount through which the lab's mounts would propagate to other mount namespaces.
 fn shared_mount() -> Option<PathBuf> {
     let text = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
     let shared = |line: &str| {
@@ -172,8 +172,8 @@ fn shared_mount() -> Option<PathBuf> {
     text.lines().find_map(shared)
 }
 
-/// Makes `/sys` that of the calling thread's network namespace, where the kernel allows. What was mounted in
-/// the old one is in the new one too.
+/// Mounts the sysfs of the calling thread's network namespace at `/sys`, if the kernel allows it. Mounts in the old `/sys` are
+/// mounted in the new one as well.
 fn own_sysfs() -> Result<(), SysfsError> {
     let new = || {
         let context = fsopen("sysfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
@@ -181,11 +181,11 @@ fn own_sysfs() -> Result<(), SysfsError> {
         let flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
         fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags | MountAttrFlags::MOUNT_ATTR_NOEXEC)
     };
-    // Where parts of /sys are covered the kernel gives no fresh one, and the old has to do.
+    // If parts of /sys are covered, the kernel allows no fresh sysfs (`mount_too_revealing`), and the old one stays.
     let Ok(new) = new() else { return Ok(()) };
     let failed = |error| system("looking at /sys")(error);
     let is = statat(&new, "", AtFlags::EMPTY_PATH).map_err(failed)?;
-    // There is one file system for each network namespace, however often it is mounted.
+    // Each network namespace has one sysfs, however often it is mounted.
     if stat("/sys").map_err(failed)?.st_dev == is.st_dev {
         return Ok(());
     }
@@ -194,7 +194,7 @@ fn own_sysfs() -> Result<(), SysfsError> {
         within.into_iter().filter_map(|path| copy(&path).ok().map(|mount| (path, mount))).collect();
     place(&new, "/sys").map_err(system("mounting a fresh /sys"))?;
     for (path, mount) in copies {
-        // A directory that the other network namespace's has not.
+        // It fails if the new sysfs has no such directory.
         let _ = place(&mount, &path);
     }
     Ok(())
@@ -213,7 +213,7 @@ fn mounts_in(prefix: &str) -> Vec<PathBuf> {
     found
 }
 
-/// A copy of a mount, with what is mounted in it, that nothing will cover.
+/// A detached copy of a mount, and of the mounts in it, that nothing will cover.
 fn copy(path: impl rustix::path::Arg) -> Result<OwnedFd, Errno> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
     open_tree(CWD, path, flags)
@@ -239,7 +239,7 @@ fn mount_fuse(fuse: &OwnedFd) -> Result<(), SysfsError> {
     })
 }
 
-/// Step 3. The file system is at `/sys` now.
+/// Step 3. The file system is mounted at `/sys` when this is called.
 fn put_into_place(kept: Option<&OwnedFd>, modules: &Modules) -> Result<Shortcomings, SysfsError> {
     let take = |path: &str| copy(format!("/sys/{path}")).map_err(system(format_args!("taking {path} out of FUSE")));
     let covered = COVERED.map(|name| (name, take(name)));
@@ -250,7 +250,7 @@ fn put_into_place(kept: Option<&OwnedFd>, modules: &Modules) -> Result<Shortcomi
         place(&mount?, format!("/sys/{name}")).map_err(system(format_args!("covering /sys/{name}")))?;
     }
     if let Some(kept) = kept {
-        // Without it everything is the same, if slower.
+        // Without it programs see the same, but more slowly.
         let _ = place(kept, format!("/sys/{KEPT}"));
     }
     let mut missing = Shortcomings::default();

@@ -1,12 +1,11 @@
-//! What a card has in `/sys`, as a tree: a pure function of what there is of the cards, without a file
-//! system in it.
+//! What the cards have in `/sys` and `/lib/modules`, as a tree: a pure function of the cards' views, which knows of no file
+//! system.
 //!
-//! Only what comes and goes with the card is made when the tree is: its directories and symbolic links. What
-//! every directory of a kind has, its attributes above all, is in constant tables ([`Folder`]), and values
-//! are made when they are read. A card with a thousand VFs has some ten thousand directories and half a
-//! million attributes.
+//! The tree contains only what appears and disappears with a card: directories and symbolic links. What every directory of a
+//! kind has, above all its attributes, is in constant tables ([`Template`]), and values are made when they are read. A
+//! card with a thousand VFs has some ten thousand directories and half a million attributes.
 //!
-//! A node's number is a hash of its path. It is the same in each tree, whatever came and went in between.
+//! A node's number is a hash of its path. So it is the same in every tree, whatever has been added and removed in between.
 
 mod attribute;
 mod path;
@@ -17,58 +16,58 @@ use std::sync::Arc;
 
 use devlink::view;
 
-pub use attribute::{Act, Attribute, Folder, PLAIN, Read, Text, Write};
+pub use attribute::{Act, Attribute, EMPTY, Read, Template, Text, Write};
 pub use path::{ByNumber, Hashed, Kind, ROOT, follow, number, number_of_dir, relative};
 pub use shown::{Kernel, Shown, Subject};
 
-/// Where in the kernel's trees something is.
+/// A path in a lower tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Under {
-    /// In which.
-    pub base: Base,
-    /// The path from there.
+pub struct LowerPath {
+    /// The tree.
+    pub base: LowerTree,
+    /// The path from the tree's root.
     pub path: String,
 }
 
-/// A tree of the kernel's, or of the system's.
+/// A tree that is seen where the cards' tree has nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Base {
-    /// `/sys`.
+pub enum LowerTree {
+    /// The kernel's `/sys`.
     Sys,
-    /// `/lib/modules`.
+    /// The system's `/lib/modules`.
     Modules,
 }
 
-/// What a directory has that is not constant.
+/// An entry of a directory that is not in its template.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
-    /// A directory: it is in the tree under its own number.
+    /// A directory, which is in the tree under its own number.
     Dir,
-    /// A symbolic link, and what it says.
+    /// A symbolic link, and its target.
     Link(String),
     /// A file of `/lib/modules`.
     Library(LibraryFile),
 }
 
-/// A file that modules are looked up in.
+/// A file of `/lib/modules`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LibraryFile {
-    /// A module: card, and place in the view's list.
+    /// A module: the index of the card, and the index in its view's list.
     Module(usize, usize),
-    /// An index, by its name, with what the system has in it too.
+    /// An index, by its name: the cards' modules and the system's.
     Index(&'static str),
-    /// An index that is the system's if it has it, and else empty.
+    /// A file, by its name: the system's if it has one, else an empty one.
     Filler(&'static str),
 }
 
-/// What a directory has to do with netdevs.
+/// How a directory depends on the kernel's netdevs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Netdevs {
-    /// Nothing.
+    /// Not at all.
     None,
-    /// Each link in it is there if the kernel has one of that name.
+    /// A link in it is shown only if the kernel has one of that name.
     Linked,
-    /// The kernel has those of the cards in it, which are shown elsewhere.
+    /// The kernel's directory contains the cards' netdevs, which are hidden here and shown elsewhere.
     Hidden,
 }
 
@@ -78,39 +77,39 @@ pub struct Dir {
     pub number: u64,
     /// Its path from the root.
     pub path: String,
-    /// What of the kernel's is seen through it.
-    pub under: Option<Under>,
-    /// What it has as all of its kind have.
-    pub folder: &'static Folder,
+    /// The directory of a lower tree that is seen through it.
+    pub lower: Option<LowerPath>,
+    /// What every directory of its kind has.
+    pub template: &'static Template,
     /// What its attributes are about.
     pub subject: Subject,
-    /// What else it has.
+    /// What else it contains, by name.
     pub entries: BTreeMap<Box<str>, Entry>,
-    /// It is there for as long as the lab is.
+    /// Whether it exists as long as the lab does.
     pub lasting: bool,
-    /// It is there if the kernel has this.
+    /// A path below the kernel's `/sys`: the directory exists only if that does.
     pub needs: Option<String>,
-    /// What it has to do with netdevs.
+    /// How it depends on the kernel's netdevs.
     pub netdevs: Netdevs,
 }
 
 /// Everything that cards have in `/sys` and `/lib/modules`.
 pub struct Tree {
-    /// What it was made from.
+    /// The views from which it was made; `None`: the card is gone.
     pub cards: Vec<Option<Arc<view::Card>>>,
     dirs: ByNumber<Dir>,
     netdevs: HashMap<String, String>,
 }
 
 impl Tree {
-    /// Makes the tree. `release`: what `uname -r` says.
+    /// Makes the tree from the cards' views. `release`: the kernel's release, as `uname -r` prints it.
     pub fn new(cards: Vec<Option<Arc<view::Card>>>, release: &str) -> Self {
         let mut tree = Self { cards: cards.clone(), dirs: ByNumber::default(), netdevs: HashMap::new() };
         super::bus::root(&mut tree, release);
         for (at, card) in cards.iter().enumerate() {
             let Some(card) = card else { continue };
             let of = super::bus::Of::new(card, at, release);
-            // Drivers first: devices are linked from them.
+            // Drivers first: their directories link to devices.
             super::bus::add_modules(&mut tree, &of);
             super::pci::add(&mut tree, &of);
             super::bus::add_auxiliary(&mut tree, &of);
@@ -130,13 +129,13 @@ impl Tree {
         self.dirs.get(&number_of_dir(path))
     }
 
-    /// Where a netdev of a card is shown.
+    /// The path under which a card's netdev is shown.
     pub fn netdev(&self, name: &str) -> Option<&str> {
         self.netdevs.get(name).map(String::as_str)
     }
 
-    /// Makes a directory, or finds it, and says how to fill it in. Its parent must be there.
-    pub(super) fn make(&mut self, path: &str, folder: &'static Folder, subject: Subject) -> &mut Dir {
+    /// Makes a directory, unless it exists, and returns it. Its parent must exist.
+    pub(super) fn make(&mut self, path: &str, template: &'static Template, subject: Subject) -> &mut Dir {
         let number = match path.rsplit_once('/') {
             Some((parent, name)) => self.enter(number_of_dir(parent), name),
             None => self.enter(ROOT, path),
@@ -144,8 +143,8 @@ impl Tree {
         self.dirs.entry(number).or_insert_with(|| Dir {
             number,
             path: path.to_owned(),
-            under: None,
-            folder,
+            lower: None,
+            template,
             subject,
             entries: BTreeMap::new(),
             lasting: false,
@@ -164,20 +163,20 @@ impl Tree {
         number(parent, name.as_bytes(), Kind::Dir)
     }
 
-    /// Makes a directory through which the kernel's of the same path is seen.
-    pub(super) fn make_over(&mut self, path: &str, folder: &'static Folder) -> &mut Dir {
-        let dir = self.make(path, folder, Subject::Nothing);
-        dir.under = Some(Under { base: Base::Sys, path: path.to_owned() });
+    /// Makes a directory through which the kernel's directory of the same path is seen.
+    pub(super) fn make_over(&mut self, path: &str, template: &'static Template) -> &mut Dir {
+        let dir = self.make(path, template, Subject::Nothing);
+        dir.lower = Some(LowerPath { base: LowerTree::Sys, path: path.to_owned() });
         dir.lasting = true;
         dir
     }
 
-    /// A directory that is there, to change it.
+    /// An existing directory, to change it.
     pub(super) fn existing(&mut self, path: &str) -> Option<&mut Dir> {
         self.dirs.get_mut(&number_of_dir(path))
     }
 
-    /// Makes a symbolic link in a directory that is there.
+    /// Makes a symbolic link to the path `to` in an existing directory.
     pub(super) fn link(&mut self, dir: &str, name: &str, to: &str) {
         if let Some(found) = self.dirs.get_mut(&number_of_dir(dir)) {
             found.entries.insert(name.into(), Entry::Link(relative(dir, to)));

@@ -61,7 +61,7 @@ impl Place {
     /// A command that runs a program here.
     pub fn command(&self, options: &[&str], program: &[&str]) -> Command {
         let mut command = Command::new(lab_program());
-        command.args(options).args(["--netns", &self.name, "--told"]).arg(&self.told);
+        command.args(options).args(["--netns", &self.name, "--commands"]).arg(&self.told);
         command.arg(card()).arg("--").args(program);
         command
     }

@@ -12,6 +12,7 @@ use control::Command;
 use devlink::view::{self, Parent, Role};
 use eswitch::CardConfig;
 use lab::{Card, Refusal, sysfs};
+use lockdep::{Domain, OnReport};
 
 /// Takes VFs, and remembers what it was told.
 pub struct FakeCard {
@@ -219,7 +220,7 @@ impl Place {
             }
         });
         let cards: Vec<Arc<dyn Card>> = vec![Arc::clone(card) as Arc<dyn Card>];
-        let serving = server.serve(cards).unwrap();
+        let serving = server.serve(cards, &Domain::for_build(OnReport::Panic)).unwrap();
         Self { work: Some(work), thread: Some(thread), _serving: serving }
     }
 

@@ -1,102 +1,111 @@
-//! The connections of a lab to its cards.
+//! The connections of a lab to the control sockets of its cards.
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use ::netlink::Errno;
+use lockdep::{Condvar, Mutex};
 use rustix::net::{RecvFlags, recv};
 
 use crate::cards::Cards;
+use crate::lock_order::{self, Cx};
 
-/// The connections of a lab to its cards. All programs share them, so that no user of the lab uses up the places that
-/// a card has for whoever started it.
-#[derive(Default)]
+/// The connections of a lab to its cards. All programs share them, so that the users of a lab do not use up the places that a
+/// card has for the user who started the lab.
 pub(super) struct Connections {
-    state: Mutex<Free>,
-    /// One has been given back, or is no more.
-    free: Condvar,
+    state: Mutex<lock_order::Connections, Idle>,
+    /// A connection has become idle, or has been closed.
+    freed: Condvar,
 }
 
 #[derive(Default)]
-struct Free {
-    /// By the card's number.
-    idle: Vec<(usize, OwnedFd)>,
-    /// How many there are, in use or not.
+struct Idle {
+    /// The connections that no request uses, with the number of their card.
+    sockets: Vec<(usize, OwnedFd)>,
+    /// How many connections there are, idle or in use.
     all: usize,
 }
 
-/// Connections of a lab at most: requests that may be under way at once.
+/// The most connections of a lab, and so the most requests that are under way at once.
 const CONNECTIONS: usize = 16;
 
-/// A connection that is in use by one request.
-pub(super) struct Connection<'a> {
-    of: &'a Connections,
-    card: usize,
-    /// `None`: it has been given back.
-    socket: Option<OwnedFd>,
+impl Default for Connections {
+    fn default() -> Self {
+        Self { state: Mutex::new(Idle::default()), freed: Condvar::new() }
+    }
 }
 
 impl Connections {
-    /// One to a card, which is made if there is none; if there are as many as there may be, as soon as one is free.
-    pub(super) fn take(&self, cards: &Cards, n: usize) -> io::Result<Connection<'_>> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Has a request use a connection to a card. An idle connection is used if there is one, else one is made; if there are
+    /// [`CONNECTIONS`] already, this waits for one.
+    ///
+    /// If `request` fails, its answer may still arrive on the connection, so the connection is closed.
+    ///
+    /// # Errors
+    /// Those of `request`; or the card cannot be connected to.
+    pub(super) fn with<T>(
+        &self,
+        cx: Cx<'_, '_>,
+        cards: &Cards,
+        card: usize,
+        request: impl FnOnce(Cx<'_, '_>, &OwnedFd) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let idle = self.reserve(cx, card);
+        // The place is freed even after a panic: others wait for it.
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            let socket = match idle {
+                Some(socket) => socket,
+                None => cards.card(card).ok_or(io::ErrorKind::NotFound)?.connect()?,
+            };
+            request(cx, &socket).map(|value| (value, socket))
+        }));
+        let mut state = self.state.lock_leaf(cx);
+        let outcome = match outcome {
+            Ok(Ok((value, socket))) => {
+                state.sockets.push((card, socket));
+                Ok(Ok(value))
+            }
+            Ok(Err(error)) => {
+                state.all -= 1;
+                Ok(Err(error))
+            }
+            Err(panic) => {
+                state.all -= 1;
+                Err(panic)
+            }
+        };
+        drop(state);
+        self.freed.notify_one();
+        outcome.unwrap_or_else(|panic| resume_unwind(panic))
+    }
+
+    /// Takes an idle connection to a card. `None`: the caller has the place of one that it must make.
+    fn reserve(&self, cx: Cx<'_, '_>, card: usize) -> Option<OwnedFd> {
+        let mut state = self.state.lock_leaf(cx);
         loop {
-            if let Some(at) = state.idle.iter().position(|(card, _)| *card == n) {
-                let (_, socket) = state.idle.swap_remove(at);
+            if let Some(at) = state.sockets.iter().position(|(other, _)| *other == card) {
+                let (_, socket) = state.sockets.swap_remove(at);
                 if is_open(&socket) {
-                    return Ok(Connection { of: self, card: n, socket: Some(socket) });
+                    return Some(socket);
                 }
                 state.all -= 1;
                 continue;
             }
             if state.all < CONNECTIONS {
-                break;
+                state.all += 1;
+                return None;
             }
-            // One to another card makes room.
-            match state.idle.pop() {
+            // An idle connection to another card makes room.
+            match state.sockets.pop() {
                 Some(_) => state.all -= 1,
-                None => state = self.free.wait(state).unwrap_or_else(PoisonError::into_inner),
-            }
-        }
-        state.all += 1;
-        drop(state);
-        let connected = cards.card(n).ok_or_else(|| io::ErrorKind::NotFound.into()).and_then(|card| card.connect());
-        match connected {
-            Ok(socket) => Ok(Connection { of: self, card: n, socket: Some(socket) }),
-            Err(error) => {
-                self.state.lock().unwrap_or_else(PoisonError::into_inner).all -= 1;
-                self.free.notify_one();
-                Err(error)
+                None => self.freed.wait(&mut state),
             }
         }
     }
 }
 
-/// Whether the card's end is there still. Nothing comes on a connection that is not in use.
+/// Whether the card has not closed its end. Nothing arrives on an idle connection.
 fn is_open(socket: &OwnedFd) -> bool {
     recv(socket, &mut [0; 1][..], RecvFlags::DONTWAIT) == Err(Errno::AGAIN)
-}
-
-impl Connection<'_> {
-    pub(super) fn socket(&self) -> io::Result<&OwnedFd> {
-        self.socket.as_ref().ok_or_else(|| io::ErrorKind::NotConnected.into())
-    }
-
-    /// Its answer has been received to its end: it can be used again.
-    pub(super) fn give_back(mut self) {
-        if let Some(socket) = self.socket.take() {
-            let mut state = self.of.state.lock().unwrap_or_else(PoisonError::into_inner);
-            state.idle.push((self.card, socket));
-        }
-    }
-}
-
-impl Drop for Connection<'_> {
-    fn drop(&mut self) {
-        if self.socket.is_some() {
-            self.of.state.lock().unwrap_or_else(PoisonError::into_inner).all -= 1;
-        }
-        self.of.free.notify_one();
-    }
 }

@@ -6,48 +6,63 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fuser::{FileAttr, FileHandle, FopenFlags, INodeNo, OpenAccMode, OpenFlags};
+use lockdep::{Locked, Mutex};
 use netlink::Errno;
-use parking_lot::Mutex;
 use rustix::fs::{AtFlags, OFlags, statat};
 
-use super::super::place::Place;
-use super::super::tree::{Attribute, Base, Dir, Kind, ROOT, Subject, number};
 use super::SysFs;
 use super::attr::NEVER;
+use crate::lock_order::{Cx, OpenFile};
 use crate::process::{Caller, with_rights};
+use crate::sysfs::merged::Node;
+use crate::sysfs::tree::{Attribute, Dir, Kind, LowerTree, ROOT, Subject, number};
 
 /// An open file or directory.
 pub(super) enum Handle {
-    /// An attribute: its directory, and what it said when it was last read from the beginning.
-    Attribute(u64, &'static Attribute, Mutex<Option<Vec<u8>>>),
-    /// A file that does not change.
+    /// An attribute: the number of its directory, the attribute, and its text when it was last read from the beginning.
+    Attribute(u64, &'static Attribute, Mutex<OpenFile, Option<Vec<u8>>>),
+    /// A file whose content does not change.
     Whole(Arc<[u8]>),
-    /// A file beneath.
-    Beneath(Arc<OwnedFd>),
-    /// A directory, and what was in it when it was last read from the beginning.
-    Dir(u64, Mutex<Option<Listing>>),
+    /// A file of the lower tree.
+    Lower(Arc<OwnedFd>),
+    /// A directory: its number, and its entries when it was last read from the beginning.
+    Dir(u64, Mutex<OpenFile, Option<Listing>>),
 }
 
+/// The entries of a directory.
 pub(super) struct Listing {
     entries: Vec<Item>,
-    beneath: Option<OwnedFd>,
+    /// The directory of the lower tree.
+    lower: Option<OwnedFd>,
+    /// Whether it is the directory of a netdev.
     of_netdev: bool,
 }
 
+/// One entry.
 pub(super) struct Item {
     pub(super) name: Box<OsStr>,
     pub(super) number: u64,
     pub(super) kind: Kind,
-    /// What is known of it without a look beneath.
+    /// Its attributes, if they are known without a look into the lower tree.
     attr: Option<(FileAttr, Duration)>,
 }
 
+/// Takes an entry, with the offset of the next one. Returns whether its buffer is full: then the entry was not taken.
+type Visitor<'a> = dyn FnMut(&mut Locked<'_, OpenFile>, u64, &Item, &Listing) -> bool + 'a;
+
 impl SysFs {
-    pub(super) fn open_file(&self, at: u64, flags: OpenFlags, opener: u32) -> Result<(Handle, FopenFlags), Errno> {
-        let tree = self.scene.tree();
-        match self.scene.locate(&tree, at)? {
-            Place::Attribute(dir, attribute) => {
-                // As sysfs does, also for those who may override modes.
+    /// Opens a file for a thread, `opener`.
+    pub(super) fn open_file(
+        &self,
+        cx: Cx<'_, '_>,
+        at: u64,
+        flags: OpenFlags,
+        opener: u32,
+    ) -> Result<(Handle, FopenFlags), Errno> {
+        let tree = self.merged.tree(cx);
+        match self.merged.locate(cx, &tree, at)? {
+            Node::Attribute(dir, attribute) => {
+                // As sysfs does, even for a process that may override modes (`kernfs_fop_open`).
                 let writes = flags.acc_mode() != OpenAccMode::O_RDONLY;
                 let reads = flags.acc_mode() != OpenAccMode::O_WRONLY;
                 if (writes && attribute.write.is_none()) || (reads && attribute.read.is_none()) {
@@ -56,46 +71,47 @@ impl SysFs {
                 let handle = Handle::Attribute(dir.number, attribute, Mutex::new(None));
                 Ok((handle, FopenFlags::FOPEN_DIRECT_IO))
             }
-            // From memory, since `kmod` maps them.
-            Place::Library(_) if flags.acc_mode() != OpenAccMode::O_RDONLY => Err(Errno::ACCESS),
-            Place::Library(file) => Ok((Handle::Whole(self.scene.library(&tree, file)?), FopenFlags::empty())),
-            Place::Under(under) => {
+            // Not FOPEN_DIRECT_IO: `kmod` maps these files.
+            Node::Library(_) if flags.acc_mode() != OpenAccMode::O_RDONLY => Err(Errno::ACCESS),
+            Node::Library(file) => Ok((Handle::Whole(self.merged.library(cx, &tree, file)?), FopenFlags::empty())),
+            Node::Lower(path) => {
                 let mode = match flags.acc_mode() {
                     OpenAccMode::O_RDONLY => OFlags::RDONLY,
                     OpenAccMode::O_WRONLY => OFlags::WRONLY,
                     OpenAccMode::O_RDWR => OFlags::RDWR,
                 };
-                // Some files show more to those who opened them with more rights (`pci_read_config`).
+                // What some files show depends on the rights of the process that opened them (`pci_read_config`).
                 let Caller { capabilities, user, .. } = Caller::of(opener, &self.home).map_err(|_| Errno::PERM)?;
-                let opened = with_rights(capabilities, user, || self.scene.beneath.open(&under, mode));
-                let file = Handle::Beneath(Arc::new(opened.map_err(|_| Errno::PERM)??));
-                let in_sys = under.base == Base::Sys;
+                let opened = with_rights(capabilities, user, || self.merged.lower.open(&path, mode));
+                let file = Handle::Lower(Arc::new(opened.map_err(|_| Errno::PERM)??));
+                let in_sys = path.base == LowerTree::Sys;
                 Ok((file, if in_sys { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::empty() }))
             }
             _ => Err(Errno::ISDIR),
         }
     }
 
-    /// Reads from an open file. `reply` is given what was read.
+    /// Reads at most `size` bytes from an open file, from `offset` on, and passes them to `reply`.
     pub(super) fn read_open(
         &self,
+        cx: Cx<'_, '_>,
         handle: FileHandle,
         offset: u64,
         size: u32,
         reply: &mut dyn FnMut(&[u8]),
     ) -> Result<(), Errno> {
         let size = size as usize;
-        match &*self.handle(handle)? {
+        match &*self.handle(cx, handle)? {
             Handle::Attribute(dir, attribute, text) => {
-                let mut text = text.lock();
+                let (mut text, mut cx) = text.lock(cx);
                 let text = match &mut *text {
                     Some(text) if offset > 0 => text,
-                    text => text.insert(self.value(*dir, attribute)?),
+                    text => text.insert(self.value(&mut cx, *dir, attribute)?),
                 };
                 reply(part(text, offset, size));
             }
             Handle::Whole(bytes) => reply(part(bytes, offset, size)),
-            Handle::Beneath(fd) => {
+            Handle::Lower(fd) => {
                 let mut bytes = vec![0; size.min(1 << 20)];
                 let read = rustix::io::pread(fd, &mut bytes, offset)?;
                 reply(part(&bytes, 0, read));
@@ -105,83 +121,92 @@ impl SysFs {
         Ok(())
     }
 
-    /// The value of an attribute now.
-    pub(super) fn value(&self, dir: u64, attribute: &Attribute) -> Result<Vec<u8>, Errno> {
-        let tree = self.scene.tree();
+    /// The current value of an attribute.
+    fn value(&self, cx: &mut Locked<'_, OpenFile>, dir: u64, attribute: &Attribute) -> Result<Vec<u8>, Errno> {
+        let tree = self.merged.tree(cx);
         let dir = tree.dir(dir).ok_or(Errno::NODEV)?;
         let read = attribute.read.ok_or(Errno::IO)?;
-        read(&self.scene.shown(&tree, dir))
+        read(&self.merged.shown(&tree, dir))
     }
 
-    pub(super) fn list(&self, at: u64) -> Result<Listing, Errno> {
-        let tree = self.scene.tree();
-        let place = self.scene.locate(&tree, at)?;
-        let (listed, beneath) = self.scene.list(&tree, &place)?;
-        let above = self.scene.nodes.of(at).map_or(ROOT, |(parent, _)| parent);
+    fn list(&self, cx: &mut Locked<'_, OpenFile>, at: u64) -> Result<Listing, Errno> {
+        let tree = self.merged.tree(cx);
+        let node = self.merged.locate(cx, &tree, at)?;
+        let (listed, lower) = self.merged.list(&tree, &node)?;
+        let above = self.merged.nodes.of(cx, at).map_or(ROOT, |(parent, _)| parent);
         let dir = |name: &str, number| Item {
             name: OsStr::new(name).into(),
             number,
             kind: Kind::Dir,
-            attr: Some((self.own(number, Kind::Dir, 0o755, 0), NEVER)),
+            attr: Some((self.own_attr(number, Kind::Dir, 0o755, 0), NEVER)),
         };
         let mut entries = vec![dir(".", at), dir("..", above)];
         for entry in listed {
             let number = number(at, entry.name.as_encoded_bytes(), entry.kind);
-            let attr = match &entry.place {
+            let attr = match &entry.node {
                 None => None,
-                Some(place) => match self.attr_there(&tree, place, |_| number) {
+                Some(node) => match self.attr_of_existing(cx, &tree, node, |_| number) {
                     Ok(attr) => Some(attr),
-                    // It has gone meanwhile.
+                    // It has been removed meanwhile.
                     Err(_) => continue,
                 },
             };
             entries.push(Item { name: entry.name, number, kind: entry.kind, attr });
         }
-        let of_netdev = matches!(place, Place::Dir(Dir { subject: Subject::Netdev(..), .. }));
-        Ok(Listing { entries, beneath, of_netdev })
+        let of_netdev = matches!(node, Node::Dir(Dir { subject: Subject::Netdev(..), .. }));
+        Ok(Listing { entries, lower, of_netdev })
     }
 
-    /// Gives what is in an open directory from an offset on to `each`, until that says it has no room.
+    /// Passes the entries of an open directory to `each`, from an offset on, until its buffer is full.
     pub(super) fn walk(
         &self,
+        cx: Cx<'_, '_>,
         handle: FileHandle,
         offset: u64,
-        each: &mut dyn FnMut(u64, &Item, &Listing) -> bool,
+        each: &mut Visitor<'_>,
     ) -> Result<(), Errno> {
-        let handle = self.handle(handle)?;
+        let handle = self.handle(cx, handle)?;
         let Handle::Dir(at, listing) = &*handle else { return Err(Errno::NOTDIR) };
-        let mut listing = listing.lock();
+        let (mut listing, mut cx) = listing.lock(cx);
         let listing = match &mut *listing {
             Some(listing) if offset > 0 => listing,
-            listing => listing.insert(self.list(*at)?),
+            listing => listing.insert(self.list(&mut cx, *at)?),
         };
         let from = usize::try_from(offset).unwrap_or(usize::MAX);
         for (place, item) in listing.entries.iter().enumerate().skip(from) {
-            if each(place as u64 + 1, item, listing) {
+            if each(&mut cx, place as u64 + 1, item, listing) {
                 break;
             }
         }
         Ok(())
     }
 
-    pub(super) fn item_attr(&self, item: &Item, listing: &Listing) -> Option<(FileAttr, Duration)> {
-        let known = item.attr.or_else(|| {
-            // A netdev's files are the same as any other's of the namespace: one look is enough.
-            let files = (listing.of_netdev && item.kind == Kind::File).then(|| self.netdev_files.read())?;
-            Some((FileAttr { ino: INodeNo(item.number), ..*files.get(&item.name)? }, NEVER))
-        });
-        known.or_else(|| {
-            let dir = listing.beneath.as_ref()?;
-            let status = statat(dir, &*item.name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
-            let attr = self.of_beneath(item.number, &status);
-            if listing.of_netdev && item.kind == Kind::File {
-                self.netdev_files.write().insert(item.name.clone(), attr);
-            }
-            Some((attr, NEVER))
-        })
+    /// The attributes of an entry. `None`: it has been removed meanwhile.
+    pub(super) fn item_attr(
+        &self,
+        cx: &mut Locked<'_, OpenFile>,
+        item: &Item,
+        listing: &Listing,
+    ) -> Option<(FileAttr, Duration)> {
+        if item.attr.is_some() {
+            return item.attr;
+        }
+        // The kernel has the same files for every netdev of a namespace, so the attributes of one are those of all.
+        let is_netdev_file = listing.of_netdev && item.kind == Kind::File;
+        let known = is_netdev_file.then(|| self.netdev_files.lock_leaf(cx).get(&item.name).copied()).flatten();
+        if let Some(attr) = known {
+            return Some((FileAttr { ino: INodeNo(item.number), ..attr }, NEVER));
+        }
+        let status = statat(listing.lower.as_ref()?, &*item.name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+        let attr = self.lower_attr(item.number, &status);
+        if is_netdev_file {
+            self.netdev_files.lock_leaf(cx).insert(item.name.clone(), attr);
+        }
+        Some((attr, NEVER))
     }
 }
 
+/// The part of `bytes` that is at most `size` long and begins at `offset`.
 fn part(bytes: &[u8], offset: u64, size: usize) -> &[u8] {
     let from = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
     &bytes[from..bytes.len().min(from.saturating_add(size))]

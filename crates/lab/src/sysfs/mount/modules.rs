@@ -1,4 +1,4 @@
-//! `/lib/modules`: what of it is covered, and the directory that is made where there is none.
+//! `/lib/modules`: which directory is covered, and the directory that is made if it does not exist.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -8,12 +8,15 @@ use rustix::io::Errno;
 
 use super::copy;
 
-/// `/lib/modules`, which need not be there: what is covered, with what, and what is seen through it.
+/// `/lib/modules`, which need not exist.
 pub(super) struct Modules {
+    /// The system's, which is seen through the cards' tree.
     pub(super) systems: Option<OwnedFd>,
+    /// The path of the directory that is covered.
     pub(super) covered: String,
+    /// The path in the file system of the directory that covers it.
     pub(super) shown: String,
-    /// It was made, to be covered.
+    /// The directory that was made to be covered, if it did not exist.
     pub(super) made: Option<Made>,
 }
 
@@ -33,7 +36,7 @@ impl Modules {
     }
 }
 
-/// The mode of a directory that a lab has made, by which another lab knows it.
+/// The mode of a directory that a lab has made, by which another lab recognises it.
 const MADE_BY_A_LAB: u32 = 0o555;
 
 fn is_made_by_a_lab(path: &str) -> bool {
@@ -41,15 +44,15 @@ fn is_made_by_a_lab(path: &str) -> bool {
     empty && stat(path).is_ok_and(|status| status.st_mode & 0o7777 == MADE_BY_A_LAB)
 }
 
-/// A directory that a lab has made, this one or one before it, and that the last one removes: a lock on it,
-/// which each has that uses it.
+/// A directory that this or an earlier lab has made, and that the last lab which uses it removes. Each of them holds a shared
+/// lock on it (`flock`).
 #[derive(Debug)]
 pub(super) struct Made(pub(super) Option<OwnedFd>);
 
 impl Made {
-    /// Makes it, or finds it.
+    /// Makes the directory, or finds it, and locks it.
     fn new() -> Option<Self> {
-        // It may be removed before it is locked, and then is made again.
+        // It may be removed before it is locked; then it is made again.
         for _ in 0..100 {
             if std::fs::create_dir(MODULES).is_ok() {
                 rustix::fs::chmod(MODULES, Mode::from_raw_mode(MADE_BY_A_LAB)).ok()?;
@@ -68,7 +71,7 @@ impl Made {
         None
     }
 
-    /// The other side of the lab has the lock from now on.
+    /// Leaves the lock to the supervisor, which has got a copy of the descriptor.
     pub(super) fn hand_over(mut self) {
         drop(self.0.take());
     }
@@ -77,7 +80,7 @@ impl Made {
 impl Drop for Made {
     fn drop(&mut self) {
         let Some(dir) = self.0.take() else { return };
-        // Unlocked first: of two that end at the same time, each would see the other's lock.
+        // Unlocked first: if two labs end at the same time, each would see the other's lock, and neither would remove it.
         let _ = flock(&dir, FlockOperation::Unlock);
         let Ok(again) = open_dir(MODULES) else { return };
         if flock(&again, FlockOperation::NonBlockingLockExclusive).is_ok() && is_made_by_a_lab(MODULES) {
@@ -90,7 +93,7 @@ fn open_dir(path: &str) -> Result<OwnedFd, Errno> {
     openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// What `uname -r` says.
+/// The kernel's release, as `uname -r` prints it.
 pub(super) fn release() -> String {
     rustix::system::uname().release().to_string_lossy().into_owned()
 }

@@ -1,35 +1,35 @@
-//! Attributes, which are files with a value, and the folders that every directory of a kind has.
+//! Attributes, which are files with a value, and the templates of directories.
 
 use control::Command;
 use netlink::Errno;
 
 use super::Shown;
 
-/// What is to be done about something written.
+/// What a write to an attribute does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Act {
-    /// Nothing; it is fine.
+    /// Succeeds, and does nothing.
     Nothing,
-    /// Nothing, of whoever has CAP_SYS_ADMIN; others are refused.
-    NothingOfAdministrators,
-    /// A card is to carry out a command, or each of them.
+    /// Succeeds for a process with CAP_SYS_ADMIN, and does nothing; others get EPERM.
+    NothingForAdministrators,
+    /// Has one card, or all, carry out a command.
     Perform {
-        /// Which card, counted from 0; `None`: each.
+        /// The card's index; `None`: all cards.
         card: Option<usize>,
         /// The command.
         command: Command,
     },
-    /// It is for the kernel's file of the same path.
+    /// Writes the text to the kernel's file of the same path.
     Kernel,
 }
 
-/// What a read gives.
+/// The text of an attribute, or the error of reading it.
 pub type Text = Result<Vec<u8>, Errno>;
 
-/// Makes a value.
+/// Makes the text of an attribute.
 pub type Read = fn(&Shown<'_>) -> Text;
 
-/// Says what is to be done about a text, which is without the newline at its end.
+/// Decides what a write does. The text is without the newline at its end.
 pub type Write = fn(&Shown<'_>, &str) -> Result<Act, Errno>;
 
 /// An attribute: a file with a value.
@@ -38,59 +38,59 @@ pub struct Attribute {
     pub name: &'static str,
     /// Its permissions.
     pub mode: u16,
-    /// How long it says it is.
+    /// The size that `stat` reports, in bytes.
     pub size: u64,
-    /// What reading gives.
+    /// Reads it; `None`: it cannot be read.
     pub read: Option<Read>,
-    /// What writing does.
+    /// Writes it; `None`: it cannot be written.
     pub write: Option<Write>,
 }
 
 const PAGE: u64 = 4096;
 
 impl Attribute {
-    /// One that can be read.
+    /// A read-only attribute.
     pub const fn ro(name: &'static str, read: Read) -> Self {
         Self { name, mode: 0o444, size: PAGE, read: Some(read), write: None }
     }
 
-    /// One that can be read and written.
+    /// A read-write attribute.
     pub const fn rw(name: &'static str, read: Read, write: Write) -> Self {
         Self { name, mode: 0o644, size: PAGE, read: Some(read), write: Some(write) }
     }
 
-    /// One that can be written.
+    /// A write-only attribute.
     pub const fn wo(name: &'static str, write: Write) -> Self {
         Self { name, mode: 0o200, size: PAGE, read: None, write: Some(write) }
     }
 }
 
-/// What each directory of a kind has.
-pub struct Folder {
-    /// Its name, where it is in another folder.
+/// The constant content of all directories of a kind.
+pub struct Template {
+    /// The directory's name, if this is a subdirectory of another template; else empty.
     pub name: &'static str,
     /// Its attributes, in groups.
     pub attributes: &'static [&'static [Attribute]],
-    /// Directories in it that have nothing but attributes.
-    pub folders: &'static [Folder],
+    /// Subdirectories, whose content is constant too.
+    pub subdirs: &'static [Template],
 }
 
-impl Folder {
-    /// One with attributes.
+impl Template {
+    /// A template with attributes, and without subdirectories.
     pub const fn of(attributes: &'static [&'static [Attribute]]) -> Self {
-        Self { name: "", attributes, folders: &[] }
+        Self { name: "", attributes, subdirs: &[] }
     }
 
-    /// An attribute.
+    /// The attribute of a name.
     pub fn attribute(&self, name: &str) -> Option<&'static Attribute> {
         self.attributes.iter().flat_map(|group| group.iter()).find(|attribute| attribute.name == name)
     }
 
-    /// A directory.
-    pub fn folder(&self, name: &str) -> Option<&'static Folder> {
-        self.folders.iter().find(|folder| folder.name == name)
+    /// The subdirectory of a name.
+    pub fn subdir(&self, name: &str) -> Option<&'static Template> {
+        self.subdirs.iter().find(|template| template.name == name)
     }
 }
 
-/// A directory without anything constant in it.
-pub static PLAIN: Folder = Folder::of(&[]);
+/// A template without content.
+pub static EMPTY: Template = Template::of(&[]);

@@ -6,7 +6,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 /// The number of the root.
 pub const ROOT: u64 = 1;
 
-/// What a node is.
+/// The type of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A directory.
@@ -17,8 +17,8 @@ pub enum Kind {
     Link,
 }
 
-/// The number of what is called `name` in a directory. It depends on the kind too: a program that holds a
-/// directory must not see it become a link.
+/// The number of the node `name` in the directory `parent`. It depends on the node's kind too: a program that has a directory
+/// open must not see it become a link.
 pub fn number(parent: u64, name: &[u8], kind: Kind) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325 ^ parent.rotate_left(29);
     for byte in name.iter().chain(&[b'/', kind as u8]) {
@@ -35,11 +35,11 @@ pub fn number_of_dir(path: &str) -> u64 {
     path.split('/').filter(|part| !part.is_empty()).fold(ROOT, |dir, name| number(dir, name.as_bytes(), Kind::Dir))
 }
 
-/// What a symbolic link in the directory `from` must say to lead to `to`. As the kernel's do, it ends with the
-/// name of what it leads to: programs look at that.
+/// The target of a symbolic link in the directory `from` that leads to `to`. As the kernel's targets do, it ends with the name
+/// of what it leads to: programs use that name.
 pub fn relative(from: &str, to: &str) -> String {
     let same = from.bytes().zip(to.bytes()).take_while(|(a, b)| a == b).count();
-    // Whole components, of which the last of `to` is none.
+    // Whole components, and never the last one of `to`.
     let common = match to.as_bytes().get(same) {
         Some(b'/') if same == from.len() && same > 0 => same + 1,
         _ => to.as_bytes()[..same].iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1),
@@ -52,7 +52,7 @@ pub fn relative(from: &str, to: &str) -> String {
     path
 }
 
-/// The path that a link in the directory `from` leads to, if no component is a link itself.
+/// The path to which a link in the directory `from` leads, if no component of `target` is a link itself.
 pub fn follow(from: &str, target: &str) -> String {
     let mut parts: Vec<&str> = from.split('/').filter(|part| !part.is_empty()).collect();
     for part in target.split('/') {
@@ -65,7 +65,7 @@ pub fn follow(from: &str, target: &str) -> String {
     parts.join("/")
 }
 
-/// For numbers that are hashes already.
+/// A hasher for numbers that are hashes already.
 #[derive(Default)]
 pub struct Hashed(u64);
 
@@ -83,5 +83,5 @@ impl Hasher for Hashed {
     }
 }
 
-/// A map by node numbers.
+/// A map by the numbers of nodes.
 pub type ByNumber<T> = HashMap<u64, T, BuildHasherDefault<Hashed>>;

@@ -7,22 +7,22 @@ use netlink::Errno;
 
 use super::Dir;
 
-/// Files of the kernel's own: what a value may depend on besides the card.
+/// Files of the kernel on which a value may depend, besides the card's view.
 pub trait Kernel {
-    /// Reads a file by its path under `/sys`.
+    /// Reads a file by its path below `/sys`.
     fn read(&self, path: &str) -> Option<Vec<u8>>;
-    /// `/proc/modules`, if this kernel has modules.
+    /// Reads `/proc/modules`. `None`: this kernel has no modules.
     fn proc_modules(&self) -> Option<Vec<u8>>;
 }
 
-/// What an attribute is about.
+/// The object that an attribute describes. Each number is an index: of the card, and in a list of its view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subject {
-    /// Nothing in particular.
+    /// No object.
     Nothing,
-    /// A driver on a bus: the directory says which.
+    /// A driver on a bus: the path of the directory names it.
     Driver,
-    /// A PCI function: card, and place in the view's list.
+    /// A PCI function.
     Function(usize, usize),
     /// A device on the auxiliary bus.
     Auxiliary(usize, usize),
@@ -30,7 +30,7 @@ pub enum Subject {
     Netdev(usize, usize),
     /// An RDMA device.
     Rdma(usize, usize),
-    /// A port of an RDMA device: its place in the list.
+    /// A port of an RDMA device: the last number is its index in the device's list.
     RdmaPort(usize, usize, usize),
     /// A module.
     Module(usize, usize),
@@ -38,11 +38,11 @@ pub enum Subject {
 
 /// What a read or a write of an attribute may look at.
 pub struct Shown<'a> {
-    /// The cards.
+    /// The views of all cards; `None`: the card is gone.
     pub cards: &'a [Option<Arc<view::Card>>],
-    /// The directory.
+    /// The directory of the attribute.
     pub dir: &'a Dir,
-    /// The rest of the world.
+    /// The kernel's files.
     pub kernel: &'a dyn Kernel,
 }
 
@@ -51,12 +51,12 @@ impl<'a> Shown<'a> {
         self.cards.get(card).and_then(Option::as_deref).ok_or(Errno::NODEV)
     }
 
-    /// The card the subject is of.
+    /// The view of the card that has the subject.
     pub fn card(&self) -> Result<&'a view::Card, Errno> {
         self.at(self.card_index()?)
     }
 
-    /// The place of that card.
+    /// The index of that card.
     pub fn card_index(&self) -> Result<usize, Errno> {
         match self.dir.subject {
             Subject::Nothing | Subject::Driver => Err(Errno::NODEV),
@@ -75,7 +75,7 @@ impl<'a> Shown<'a> {
         self.at(card)?.functions.get(at).ok_or(Errno::NODEV)
     }
 
-    /// The subject, a PF: what it has of SR-IOV.
+    /// The SR-IOV state of the subject, a PF.
     pub fn sriov(&self) -> Result<&'a view::Sriov, Errno> {
         self.function()?.sriov.as_ref().ok_or(Errno::NODEV)
     }
@@ -112,7 +112,7 @@ impl<'a> Shown<'a> {
         self.at(card)?.modules.get(at).ok_or(Errno::NODEV)
     }
 
-    /// Every card that is up, with its place.
+    /// Every card that is not gone, with its index.
     pub fn every_card(&self) -> impl Iterator<Item = (usize, &'a view::Card)> {
         self.cards.iter().enumerate().filter_map(|(at, card)| Some((at, card.as_deref()?)))
     }
