@@ -4,8 +4,9 @@
 //! lab [--exact] [--netns NAME | --join PID] [--commands FILE] CARD.json [CARD.json …] -- PROGRAM [ARGUMENT …]
 //! ```
 //!
-//! The file is a `devlink::view::Card` as JSON. The card writes each command that it gets to the file after `--commands`. Of
-//! their effects it shows the address of a VF, and whether a module is loaded. Its devlink has devices and ports.
+//! The file is a `devlink::view::Card` as JSON. The card writes each command that it gets to the file after
+//! `--commands`. Of their effects it shows the address of a VF, and whether a module is loaded. Its devlink has devices
+//! and ports.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};

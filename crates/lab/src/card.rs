@@ -12,8 +12,8 @@ use netlink::Errno;
 pub trait Card: Send + Sync {
     /// The card's current view. It contains every change that was acknowledged to anybody before the call.
     ///
-    /// It waits for nothing that the card is doing, as every program of the lab would wait with it, and reads one number if
-    /// nothing has changed since the last call. While the card's daemon is away it returns the last view.
+    /// It waits for nothing that the card is doing, as every program of the lab would wait with it, and reads one
+    /// number if nothing has changed since the last call. While the card's daemon is away it returns the last view.
     ///
     /// # Errors
     /// The card is gone, and the lab shows nothing of it any more.
@@ -36,8 +36,8 @@ pub trait Card: Send + Sync {
     fn connect(&self) -> io::Result<OwnedFd>;
 
     /// Opens a connection that carries only the notifications of devlink's multicast group, from now on, in the form of
-    /// [`connect`](Self::connect)'s messages. Programs join the group by an option of their socket, for which netlink has
-    /// no message; hence a connection of its own.
+    /// [`connect`](Self::connect)'s messages. Programs join the group by an option of their socket, for which netlink
+    /// has no message; hence a connection of its own.
     ///
     /// # Errors
     /// The card is gone, accepts no more connections, or publishes no notifications. Then a program cannot join the

@@ -59,8 +59,8 @@ impl IndexedView {
 pub(crate) struct Views(Vec<Option<Arc<IndexedView>>>);
 
 impl Views {
-    /// The netdev that a card has under a name, with the card's index. This is the only place that decides whether a netdev
-    /// of the kernel is a card's.
+    /// The netdev that a card has under a name, with the card's index. This is the only place that decides whether a
+    /// netdev of the kernel is a card's.
     pub fn netdev(&self, name: &str) -> Option<(usize, &IndexedView, &Netdev)> {
         self.each().find_map(|(n, view)| Some((n, view, view.netdev(name)?)))
     }

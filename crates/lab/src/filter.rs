@@ -1,9 +1,9 @@
 //! Which system calls are trapped: a classic BPF program for seccomp.
 //!
 //! A program that makes no netlink socket, loads no module and queries no driver's name should run as without a filter.
-//! Since Linux 5.11 the kernel knows which call numbers a filter allows whatever the arguments are, and does not run the filter
-//! for those. So the order below matters only among the calls that are named in it; the frequent ones, receiving and `ioctl`,
-//! are first.
+//! Since Linux 5.11 the kernel knows which call numbers a filter allows whatever the arguments are, and does not run
+//! the filter for those. So the order below matters only among the calls that are named in it; the frequent ones,
+//! receiving and `ioctl`, are first.
 //!
 //! A call of another ABI than the machine's own (32-bit programs, x32) is let through: such a program sees the kernel
 //! without the card.
@@ -28,13 +28,13 @@ pub(crate) const ADDRESS_LEN: u32 = 12;
 const PROTOCOLS: [u32; 3] = [0, 16, 20];
 const SOCKET_OPTIONS: [u32; 3] = [libc::SO_TYPE as u32, libc::SO_PROTOCOL as u32, libc::SO_DOMAIN as u32];
 
-/// The flags of the one `sendmsg` that is let through: the child's own, by which it sends the supervisor the descriptor on which
-/// trapped calls are received. The child is under the filter then, and nobody receives its calls yet. MSG_CMSG_CLOEXEC is
-/// for receiving, so no other program sends with just these flags; one that does is answered like a process without the
-/// filter.
+/// The flags of the one `sendmsg` that is let through: the child's own, by which it sends the supervisor the descriptor
+/// on which trapped calls are received. The child is under the filter then, and nobody receives its calls yet.
+/// MSG_CMSG_CLOEXEC is for receiving, so no other program sends with just these flags; one that does is answered like a
+/// process without the filter.
 pub(crate) const UNTRAPPED_SEND: u32 = (libc::MSG_NOSIGNAL | libc::MSG_CMSG_CLOEXEC) as u32;
-/// The lengths, in bytes, that a request may have: a message has a header of 16 bytes, and a netlink socket takes no more
-/// than its buffer, 212,992 bytes by default.
+/// The lengths, in bytes, that a request may have: a message has a header of 16 bytes, and a netlink socket takes no
+/// more than its buffer, 212,992 bytes by default.
 const REQUEST: std::ops::Range<u32> = 16..212_992;
 /// `sizeof` of `sockaddr_in`, `sockaddr_in6` and `sockaddr_ll`.
 const OTHER_ADDRESS_LENS: [u32; 3] = [16, 28, 20];
@@ -139,8 +139,8 @@ pub(crate) fn program(base: u32) -> Vec<FilterOp> {
     program
 }
 
-/// Traps `sendto`: without an address, if the data has the length of a request; with an address, unless that has the length of
-/// an address of IPv4, IPv6 or packet sockets, to which programs often send.
+/// Traps `sendto`: without an address, if the data has the length of a request; with an address, unless that has the
+/// length of an address of IPv4, IPv6 or packet sockets, to which programs often send.
 fn sending_to(program: &mut Vec<FilterOp>) {
     let mut block = vec![
         op(LOAD, 0, 0, argument(5)),

@@ -1,8 +1,8 @@
 //! Tells whether this process is inside a lab.
 //!
 //! An environment variable would be no proof: programs clear them, and keep them when they leave a lab. A filter with a
-//! listener above this process is a proof, and cannot be lost: the kernel allows one listener in a chain of filters, and
-//! refuses another with `EBUSY`. So a child process tries to install one, and ends.
+//! listener above this process is a proof, and cannot be lost: the kernel allows one listener in a chain of filters,
+//! and refuses another with `EBUSY`. So a child process tries to install one, and ends.
 
 use std::io;
 use std::process::{Command, Stdio};
@@ -11,8 +11,8 @@ use netlink::{Errno, errno_of};
 
 use crate::sys;
 
-/// Whether this process is inside a lab, or under another program that answers system calls for it. It starts a process, which
-/// ends before this returns.
+/// Whether this process is inside a lab, or under another program that answers system calls for it. It starts a
+/// process, which ends before this returns.
 ///
 /// # Errors
 /// The process cannot be started.

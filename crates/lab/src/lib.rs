@@ -1,9 +1,9 @@
 //! Unmodified programs see the card: netlink and sysfs as the kernel would answer.
 //!
-//! [`run`] starts a program under a seccomp filter. The few system calls that may concern a card are answered here: making
-//! a netlink socket, loading a module, querying the name of a driver. The kernel carries out everything else, at its own
-//! speed. The calls are answered by a separate process, the supervisor, which lives until the last process of the lab has
-//! ended. `docs/lab.md` describes how, and why.
+//! [`run`] starts a program under a seccomp filter. The few system calls that may concern a card are answered here:
+//! making a netlink socket, loading a module, querying the name of a driver. The kernel carries out everything else, at
+//! its own speed. The calls are answered by a separate process, the supervisor, which lives until the last process of
+//! the lab has ended. `docs/lab.md` describes how, and why.
 
 mod calls;
 mod card;

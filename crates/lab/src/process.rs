@@ -52,8 +52,8 @@ pub(crate) struct Caller {
     /// The effective user, in the lab's user namespace.
     pub user: u32,
     /// Its effective capabilities in the lab's user namespace: none if the process is in another one. A process has
-    /// capabilities only in its own user namespace and in those below (user_namespaces(7)), and no process of a lab is in
-    /// one above.
+    /// capabilities only in its own user namespace and in those below (user_namespaces(7)), and no process of a lab is
+    /// in one above.
     pub capabilities: u64,
 }
 

@@ -4,17 +4,17 @@
 //!
 //! - **The front** is the process that calls [`run`], `esw exec`. It waits for the program and passes signals on.
 //! - **The program** is the front's child, so that its terminal, its process group, its exit status and its processor
-//!   time are where they would be without a lab. It has a mount namespace of its own, in which the files are mounted that
-//!   show the card. With CAP_SYS_ADMIN (root's, or that of a user namespace that is joined or made) it keeps all its
-//!   privileges; without, it may gain none.
-//! - **The supervisor** answers trapped calls and serves the mounts. It is a separate process, in a session of its own, and
-//!   keeps nothing of the caller's, so that it can outlive the front. It ends when the kernel reports that no process has the
-//!   filter any more.
+//!   time are where they would be without a lab. It has a mount namespace of its own, in which the files are mounted
+//!   that show the card. With CAP_SYS_ADMIN (root's, or that of a user namespace that is joined or made) it keeps all
+//!   its privileges; without, it may gain none.
+//! - **The supervisor** answers trapped calls and serves the mounts. It is a separate process, in a session of its own,
+//!   and keeps nothing of the caller's, so that it can outlive the front. It ends when the kernel reports that no process
+//!   has the filter any more.
 //!
-//! The supervisor is the program's sibling, not its parent. A parent would have to report the program's exit status, and if
-//! the parent were killed, nobody would know that status. Instead, the supervisor needs the right to inspect processes that
-//! are not its descendants: `CAP_SYS_PTRACE` where Yama is in force. Root has it, and so has every process in a user
-//! namespace of its own.
+//! The supervisor is the program's sibling, not its parent. A parent would have to report the program's exit status,
+//! and if the parent were killed, nobody would know that status. Instead, the supervisor needs the right to inspect
+//! processes that are not its descendants: `CAP_SYS_PTRACE` where Yama is in force. Root has it, and so has every
+//! process in a user namespace of its own.
 //!
 //! What is left if one of the processes is killed:
 //!
@@ -24,8 +24,8 @@
 //! | the supervisor | nothing: the front reports that there is no lab | programs go on and get errors: ENOSYS from trapped calls, the end of their netlink sockets, ENOTCONN from `/sys` |
 //! | the program | nothing | its status is 137, as always |
 //!
-//! Before it becomes the program, its process has no signal handlers of ours, dies with the front, and becomes the program
-//! only when the front says so. Wherever it waits, the end of the front wakes it.
+//! Before it becomes the program, its process has no signal handlers of ours, dies with the front, and becomes the
+//! program only when the front tells it to. Wherever it waits, the end of the front wakes it.
 
 mod apart;
 mod channel;
@@ -56,8 +56,8 @@ use apart::Supervisor;
 use channel::{Step, Word, pair, receive, send};
 use program::Program;
 
-/// Mounts the files that show the card. It is called once, in the program's process and mount namespace, before the program is
-/// started.
+/// Mounts the files that show the card. It is called once, in the program's process and mount namespace, before the
+/// program is started.
 pub type Mounts = Box<dyn FnMut() -> io::Result<()> + Send + Sync>;
 
 /// Serves the mounts. It gets the domain of the lab's threads.
@@ -70,11 +70,11 @@ pub struct Options {
     pub join: Option<Join>,
     /// Mounts the files that show the card.
     pub mounts: Option<Mounts>,
-    /// Serves the mounts. It is called in the supervisor, on a thread of its own, before the mounting, which may wait for it.
-    /// What it returns is kept until the lab ends.
+    /// Serves the mounts. It is called in the supervisor, on a thread of its own, before the mounting, which may wait
+    /// for it. What it returns is kept until the lab ends.
     pub serve: Option<Serve>,
-    /// Gives every program exact addresses of the messages that it receives, as programs of the Go compiler always get them. Each
-    /// receipt then costs two switches of processes.
+    /// Gives every program exact addresses of the messages that it receives, as programs of the Go compiler always get
+    /// them. Each receipt then costs two switches of processes.
     pub exact_addresses: bool,
     /// Checks the order of the lab's locks in release builds, too. Builds with debug assertions always check it.
     pub lockdep: bool,
@@ -140,13 +140,13 @@ fn system<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> LabError 
     move |source| LabError::System { what, source: source.into() }
 }
 
-/// Runs a program in a lab with these cards, and waits for it. Returns its exit status as a shell reports it: 128 plus the
-/// number of the signal if one ended it.
+/// Runs a program in a lab with these cards, and waits for it. Returns its exit status as a shell reports it: 128 plus
+/// the number of the signal if one ended it.
 ///
 /// Processes that the program has left running go on, in a lab that is served until the last of them ends.
 ///
-/// It forks, so the calling process must have one thread. The cards are used in the supervisor: threads that a card needs
-/// must be started by [`Options::serve`].
+/// It forks, so the calling process must have one thread. The cards are used in the supervisor: threads that a card
+/// needs must be started by [`Options::serve`].
 ///
 /// # Errors
 /// The program was not started.
@@ -280,7 +280,8 @@ impl Front {
             Ok((Word::Serving, _)) => {}
             _ => return Err(LabError::NoSupervisor),
         }
-        // Until here a signal ends this process, and with it the lab. From here on signals are passed on to the program.
+        // Until here a signal ends this process, and with it the lab. From here on signals are passed on to the
+        // program.
         let mut signals = self.signals()?;
         let process = pidfd_open(self.child, PidfdFlags::empty()).map_err(system("looking at the program"))?;
         send(&self.supervisor, Word::Program, Some(&process)).map_err(|_| LabError::NoSupervisor)?;
@@ -353,7 +354,8 @@ const SIGNALS: [i32; 7] = [
     consts::SIGUSR2,
 ];
 
-/// The descriptor numbers for which receiving is trapped: below the limit of `select`, and far from those that programs use.
+/// The descriptor numbers for which receiving is trapped: below the limit of `select`, and far from those that programs
+/// use.
 fn high_descriptors() -> std::ops::Range<u32> {
     const SELECT: u64 = 1024;
     const MANY: u64 = 256;

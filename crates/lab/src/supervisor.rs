@@ -1,11 +1,12 @@
 //! Receives trapped system calls and has them answered.
 //!
 //! A call that concerns no card is let through to the kernel. Between our look at a program's memory and the kernel's,
-//! another thread of the program could change it. That does no harm: a lab forbids nothing, it shows a card to programs that
-//! want to see one.
+//! another thread of the program could change it. That does no harm: a lab forbids nothing, it shows a card to programs
+//! that want to see one.
 //!
 //! A call that can be answered at once is answered on the thread that receives it. A call that may take long (loading a
-//! module, receiving when nothing has arrived) is answered on a thread of its own, so that no program waits for another.
+//! module, receiving when nothing has arrived) is answered on a thread of its own, so that no program waits for
+//! another.
 
 use std::collections::HashMap;
 use std::io;
@@ -193,9 +194,9 @@ const RECEIVERS: u64 = 256;
 
 /// Receives and answers calls until `stop` can be read from, or no process with the filter is left.
 ///
-/// One thread receives as long as it is never held up. But a program may keep what it sends where the kernel has to wait to
-/// read it: in a file whose server does not answer. Then the thread waits with the program, and another receives the other
-/// calls.
+/// One thread receives as long as it is never held up. But a program may keep what it sends where the kernel has to
+/// wait to read it: in a file whose server does not answer. Then the thread waits with the program, and another
+/// receives the other calls.
 pub(crate) fn serve(lab: &Arc<Lab>, stop: &OwnedFd) {
     let receivers = Arc::new(Receivers::default());
     receivers.start(lab);

@@ -28,15 +28,15 @@ fn check_len(answer: isize) -> io::Result<usize> {
     usize::try_from(answer).map_err(|_| io::Error::last_os_error())
 }
 
-/// Installs a seccomp filter for the calling thread and all processes that it will start. Returns the descriptor on which
-/// trapped calls are received.
+/// Installs a seccomp filter for the calling thread and all processes that it will start. Returns the descriptor on
+/// which trapped calls are received.
 ///
 /// # Errors
 /// `EBUSY`: a filter above already has a listener.
 pub(crate) fn listen(filter: &[FilterOp]) -> io::Result<OwnedFd> {
     let new = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
-    // With the second flag, which Linux 5.19 introduced, a call that has been received is interrupted only by signals that
-    // kill. So what has been done for it, loading a module for example, is not done twice.
+    // With the second flag, which Linux 5.19 introduced, a call that has been received is interrupted only by signals
+    // that kill. So what has been done for it, loading a module for example, is not done twice.
     match listen_with(filter, new | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV) {
         Err(error) if errno_of(&error) == Errno::INVAL => listen_with(filter, new),
         outcome => outcome,
@@ -57,15 +57,15 @@ fn owned(answer: c_long) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Sets `no_new_privs`: from now on `exec` gives no more privileges. A process without `CAP_SYS_ADMIN` may install a filter
-/// only with it.
+/// Sets `no_new_privs`: from now on `exec` gives no more privileges. A process without `CAP_SYS_ADMIN` may install a
+/// filter only with it.
 pub(crate) fn no_new_privileges() -> io::Result<()> {
     // SAFETY: no pointers.
     check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }).map(drop)
 }
 
-/// Has the kernel run the thread that a call or its answer wakes at once, on the processor of the thread that then waits.
-/// Linux 6.6 introduced it (`SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP`); without it a call takes longer.
+/// Has the kernel run the thread that a call or its answer wakes at once, on the processor of the thread that then
+/// waits. Linux 6.6 introduced it (`SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP`); without it a call takes longer.
 pub(crate) fn wake_at_once(listener: BorrowedFd<'_>) -> io::Result<()> {
     const SYNC_WAKE_UP: libc::c_ulong = 1;
     let request = libc::SECCOMP_IOCTL_NOTIF_SET_FLAGS;
@@ -126,8 +126,8 @@ pub(crate) fn read_memory(pid: u32, address: u64, bytes: &mut [u8]) -> io::Resul
     check_len(unsafe { libc::process_vm_readv(pid as i32, &raw const local, 1, &raw const remote, 1, 0) })
 }
 
-/// Reads parts of another process's memory, one after the other, up to the first byte that cannot be read. At most 1,024
-/// parts (IOV_MAX).
+/// Reads parts of another process's memory, one after the other, up to the first byte that cannot be read. At most
+/// 1,024 parts (IOV_MAX).
 pub(crate) fn read_parts(pid: u32, parts: &[(u64, usize)], bytes: &mut [u8]) -> io::Result<usize> {
     let local = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
     let part = |(at, len): &(u64, usize)| libc::iovec { iov_base: *at as usize as *mut _, iov_len: *len };
@@ -239,8 +239,8 @@ pub(crate) fn unshare_mounts() -> io::Result<()> {
     check(unsafe { libc::unshare(libc::CLONE_NEWNS) }).map(drop)
 }
 
-/// Forks this process, which must have one thread: in the child, another thread would not exist, and a lock that it held
-/// would stay taken. `None`: this is the child.
+/// Forks this process, which must have one thread: in the child, another thread would not exist, and a lock that it
+/// held would stay taken. `None`: this is the child.
 pub(crate) fn fork() -> io::Result<Option<Pid>> {
     // SAFETY: with one thread, the child may do all that the parent may.
     let child = check(unsafe { libc::fork() })?;
@@ -264,8 +264,8 @@ pub(crate) fn ignore_requests_to_end() -> io::Result<()> {
     Ok(())
 }
 
-/// Closes every descriptor that this process inherited, except the standard ones: those without `FD_CLOEXEC`, which every
-/// descriptor that this program opens has.
+/// Closes every descriptor that this process inherited, except the standard ones: those without `FD_CLOEXEC`, which
+/// every descriptor that this program opens has.
 pub(crate) fn close_what_was_inherited() -> io::Result<()> {
     const STANDARD: c_int = 2;
     let fds = std::fs::read_dir("/proc/self/fd")?
@@ -285,8 +285,8 @@ pub(crate) fn close_what_was_inherited() -> io::Result<()> {
 
 /// Has `prepare` run in the child of a command, after `fork` and before `exec`.
 ///
-/// `prepare` may allocate, which the C library's `fork` allows, and must take no lock that another thread of the parent may
-/// hold.
+/// `prepare` may allocate, which the C library's `fork` allows, and must take no lock that another thread of the parent
+/// may hold.
 pub(crate) fn before_exec(
     command: &mut std::process::Command,
     prepare: impl FnMut() -> io::Result<()> + Send + Sync + 'static,

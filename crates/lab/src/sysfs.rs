@@ -1,12 +1,12 @@
-//! What programs of a lab see in `/sys`, `/lib/modules` and `/proc/modules`: the kernel's files, and among them the card as if
-//! it were hardware.
+//! What programs of a lab see in `/sys`, `/lib/modules` and `/proc/modules`: the kernel's files, and among them the
+//! card as if it were hardware.
 //!
 //! Call [`prepare`] before the fork; then [`Mounter::mount`] in the lab, in its own mount and network namespace, and
-//! [`Server::serve`] in the supervisor, at the same time. Each waits for the other, and ends with an error if the other does,
-//! provided that each process has dropped the other's half after the fork.
+//! [`Server::serve`] in the supervisor, at the same time. Each waits for the other, and ends with an error if the other
+//! does, provided that each process has dropped the other's half after the fork.
 //!
-//! [`tree`] lists what the cards have, from their views alone; `merged` merges it with the kernel's files; `fs` is the file
-//! system; `mount` mounts it where programs look.
+//! [`tree`] lists what the cards have, from their views alone; `merged` merges it with the kernel's files; `fs` is the
+//! file system; `mount` mounts it where programs look.
 
 mod bus;
 mod config;

@@ -1,12 +1,12 @@
 //! Sending a request: when the call returns, the answer can be read, as with the kernel's own sockets.
 //!
-//! The kernel carries a request out in the call that sends it. Programs rely on that: Open vSwitch sends, and then receives
-//! with MSG_DONTWAIT. So a request is read from the program's memory and handed to the relay behind the socket; the relay
-//! answers the call when it has sent the program what there is to read. The caller's rights are determined while the call
-//! waits, and count as they are at that moment.
+//! The kernel carries a request out in the call that sends it. Programs rely on that: Open vSwitch sends, and then
+//! receives with MSG_DONTWAIT. So a request is read from the program's memory and handed to the relay behind the
+//! socket; the relay answers the call when it has sent the program what there is to read. The caller's rights are
+//! determined while the call waits, and count as they are at that moment.
 //!
-//! Requests that arrive in another way (by io_uring, or from a process without the filter) go through the socket itself,
-//! and are answered a moment after they were sent.
+//! Requests that arrive in another way (by io_uring, or from a process without the filter) go through the socket
+//! itself, and are answered a moment after they were sent.
 
 use std::io;
 use std::sync::Arc;
@@ -108,8 +108,8 @@ fn described(lab: &Lab, call: &Notification, header: u64) -> io::Result<Vec<u8>>
     packet(call, &parts)
 }
 
-/// Reads the packets of a `sendmmsg`, up to the first that cannot be sent, and writes the length of each to the program's
-/// `msg_len`.
+/// Reads the packets of a `sendmmsg`, up to the first that cannot be sent, and writes the length of each to the
+/// program's `msg_len`.
 fn several(lab: &Lab, call: &Notification) -> io::Result<Vec<Vec<u8>>> {
     let [_, headers, count, ..] = call.data.args;
     let (mut packets, mut bytes) = (Vec::new(), 0);

@@ -1,12 +1,12 @@
 //! A program's netlink socket: one end of a connected pair, of which a thread of the lab has the other end.
 //!
-//! The pair is of AF_UNIX and SOCK_SEQPACKET. It keeps messages whole, reports the true length of one that was cut short,
-//! ignores the address to which something is sent, and can be polled, passed on and inherited, all in the kernel. Calls that
-//! query the socket itself are trapped, and answered as for a netlink socket.
+//! The pair is of AF_UNIX and SOCK_SEQPACKET. It keeps messages whole, reports the true length of one that was cut
+//! short, ignores the address to which something is sent, and can be polled, passed on and inherited, all in the
+//! kernel. Calls that query the socket itself are trapped, and answered as for a netlink socket.
 //!
-//! For speed, receiving is not trapped. Our end is bound to an abstract name of ten bytes, so that its address has the length
-//! of a `sockaddr_nl`, and zeros where that has the sender's port; this is what the C libraries check. For programs that
-//! also check the family, see [`super::receive`].
+//! For speed, receiving is not trapped. Our end is bound to an abstract name of ten bytes, so that its address has the
+//! length of a `sockaddr_nl`, and zeros where that has the sender's port; this is what the C libraries check. For
+//! programs that also check the family, see [`super::receive`].
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -84,11 +84,11 @@ fn start(cx: Cx<'_, '_>, lab: &Arc<Lab>, socket: Arc<Socket>, theirs: &OwnedFd, 
     started.map(drop)
 }
 
-/// Makes the kernel's socket behind a program's socket: in the program's network namespace, and with no more rights than the
-/// program has. `None`: the program is to make its socket itself, without the lab.
+/// Makes the kernel's socket behind a program's socket: in the program's network namespace, and with no more rights
+/// than the program has. `None`: the program is to make its socket itself, without the lab.
 ///
-/// That is so if the program is in a user namespace of its own, and in a network namespace that belongs to it or to one below:
-/// only the kernel knows what the program may do there, since no other process can be there.
+/// That is so if the program is in a user namespace of its own, and in a network namespace that belongs to it or to one
+/// below: only the kernel knows what the program may do there, since no other process can be there.
 fn kernel_socket(lab: &Lab, thread: u32, caller: &Caller, protocol: Protocol) -> io::Result<Option<KernelSocket>> {
     let Caller { capabilities, user, .. } = *caller;
     let made = |(socket, native)| Some(KernelSocket { socket, native });
@@ -133,8 +133,8 @@ fn pair(nonblocking: bool) -> io::Result<(OwnedFd, OwnedFd)> {
     if nonblocking {
         rustix::io::ioctl_fionbio(&theirs, true)?;
     }
-    // The kernel builds the next part of a dump when the one before is received. Here the whole dump must be in the buffer:
-    // that of a card with some 2,000 netdevs fits. Without root the buffer is smaller.
+    // The kernel builds the next part of a dump when the one before is received. Here the whole dump must be in the
+    // buffer: that of a card with some 2,000 netdevs fits. Without root the buffer is smaller.
     if rustix::net::sockopt::set_socket_send_buffer_size_force(&ours, SEND_BUFFER).is_err() {
         let _ = rustix::net::sockopt::set_socket_send_buffer_size(&ours, SEND_BUFFER);
     }
@@ -144,8 +144,8 @@ fn pair(nonblocking: bool) -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((theirs, ours))
 }
 
-/// Binds our end to an address that reads as the kernel's: port 0. Two sockets cannot have the same name, so the last four
-/// bytes, which netlink uses for multicast groups, are any free number; 0 if possible.
+/// Binds our end to an address that reads as the kernel's: port 0. Two sockets cannot have the same name, so the last
+/// four bytes, which netlink uses for multicast groups, are any free number; 0 if possible.
 fn name(ours: &OwnedFd) -> io::Result<()> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     const TRIES: usize = 64;

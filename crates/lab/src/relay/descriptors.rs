@@ -1,7 +1,7 @@
 //! Descriptors in requests. The kernel looks them up in the process that sends to it, which is the lab's.
 //!
-//! `ip link set … netns NAME` names a namespace by a descriptor of the program. It is copied into this process, and the copy's
-//! number replaces the program's in the message; the copy is kept until the kernel has read the message.
+//! `ip link set … netns NAME` names a namespace by a descriptor of the program. It is copied into this process, and the
+//! copy's number replaces the program's in the message; the copy is kept until the kernel has read the message.
 
 use std::borrow::Cow;
 use std::os::fd::{AsRawFd, OwnedFd};

@@ -24,8 +24,8 @@ use crate::process::{Caller, Home};
 /// notification of a card, and as a card's answer. Locks are checked.
 ///
 /// # Panics
-/// The program receives something that is no netlink message, a card gets a command other than to set a VF, or a lock is taken
-/// out of order.
+/// The program receives something that is no netlink message, a card gets a command other than to set a VF, or a lock
+/// is taken out of order.
 pub fn fuzzed(bytes: &[u8]) {
     let bytes = bytes.get(..ROOM).unwrap_or(bytes);
     lockdep::enter(&lock_order::domain(true), "lab-socket", |cx| {
@@ -86,7 +86,8 @@ struct Echo {
     /// How often the view was requested.
     views: AtomicUsize,
     answer: Vec<u8>,
-    /// The commands that it got. A lock of the standard library: it stands for a card, which is outside of the lab's order.
+    /// The commands that it got. A lock of the standard library: it stands for a card, which is outside of the lab's
+    /// order.
     commands: Mutex<Vec<Command>>,
 }
 

@@ -1,7 +1,7 @@
 //! NETLINK_GENERIC: the kernel's families, and devlink, which the cards answer.
 //!
-//! If the kernel has the family devlink, programs see it under the kernel's number, else under one that no family of the
-//! kernel has. Between this thread and a card's server it has the server's number.
+//! If the kernel has the family devlink, programs see it under the kernel's number, else under one that no family of
+//! the kernel has. Between this thread and a card's server it has the server's number.
 
 mod connections;
 mod families;
@@ -274,8 +274,8 @@ fn send_end(cx: Cx<'_, '_>, relay: &mut Relay, request: &Message<'_>, end: End) 
     }
 }
 
-/// A request as a card's server takes it: with the server's number of the family, and with NLM_F_ACK, so that the end of
-/// the answer can be recognised.
+/// A request as a card's server takes it: with the server's number of the family, and with NLM_F_ACK, so that the end
+/// of the answer can be recognised.
 fn to_server(request: &Message<'_>, id: u16, at_card: u16) -> Vec<u8> {
     let mut bytes = request.bytes().to_vec();
     let is_family = request.header.kind == id;

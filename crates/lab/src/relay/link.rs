@@ -78,8 +78,8 @@ fn keep(to: &mut Builder, attribute: &Attribute<'_>, whole: bool) {
     }
 }
 
-/// Copies IFLA_LINKINFO without the kind, which a netdev of hardware does not have. The attributes that a member of a bridge
-/// or bond has (IFLA_INFO_SLAVE_*) stay.
+/// Copies IFLA_LINKINFO without the kind, which a netdev of hardware does not have. The attributes that a member of a
+/// bridge or bond has (IFLA_INFO_SLAVE_*) stay.
 fn without_kind(to: &mut Builder, info: &Attribute<'_>) {
     let of_member = || info.nested().flatten().filter(|attribute| attribute.kind >= IFLA_INFO_SLAVE_KIND);
     if of_member().next().is_some() {

@@ -73,7 +73,8 @@ trait Handler {
 /// Room for the largest datagram that the kernel builds: 32 KiB, or one message about a PF with all its VFs.
 const ROOM: usize = 128 << 10;
 
-/// Carries messages until the program has closed its socket; a thread runs it. `end` is our end of the program's socket.
+/// Carries messages until the program has closed its socket; a thread runs it. `end` is our end of the program's
+/// socket.
 pub(crate) fn carry(cx: Cx<'_, '_>, end: OwnedFd, socket: Arc<Socket>, cards: Arc<Cards>, families: Arc<Families>) {
     let mut handler: Box<dyn Handler> = match socket.protocol {
         Protocol::Route => Box::new(route::Route::default()),

@@ -18,8 +18,8 @@ pub(crate) struct Queue {
     pub lost: u64,
 }
 
-/// The most bytes of a datagram, unless a single message is longer: as many as the kernel puts into the first part of a dump.
-/// Programs with a buffer of one page, such as those of libmnl and glibc, rely on it.
+/// The most bytes of a datagram, unless a single message is longer: as many as the kernel puts into the first part of a
+/// dump. Programs with a buffer of one page, such as those of libmnl and glibc, rely on it.
 const DATAGRAM: usize = 3776;
 
 /// The most bytes of the queue. From there on no more answers are requested, and notifications are dropped.

@@ -1,7 +1,7 @@
 //! NETLINK_RDMA: the cards' RDMA devices, from the cards' views, and the kernel's own devices after them.
 //!
-//! As long as there is one card and the kernel has no RDMA, a device has the index that it has at the card. Else each card has
-//! a range of indexes.
+//! As long as there is one card and the kernel has no RDMA, a device has the index that it has at the card. Else each
+//! card has a range of indexes.
 
 use devlink::view::{RdmaDevice, RdmaPort};
 use netlink::{BuildError, Builder, Errno, Flags, Header, Message, NLMSG_MIN_TYPE, find, messages};

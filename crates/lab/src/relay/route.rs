@@ -1,7 +1,8 @@
 //! NETLINK_ROUTE: answered by the kernel, except for the card's netdevs, which the kernel knows as veth devices.
 //!
-//! Messages go to the kernel unchanged, and its answers come back unchanged, with two exceptions: what the kernel reports of
-//! a card's netdev is rewritten to what it would report of a physical one, and what is set of a PF's VFs is set at the card.
+//! Messages go to the kernel unchanged, and its answers come back unchanged, with two exceptions: what the kernel
+//! reports of a card's netdev is rewritten to what it would report of a physical one, and what is set of a PF's VFs is
+//! set at the card.
 
 use std::collections::VecDeque;
 
@@ -112,8 +113,8 @@ impl Route {
     }
 }
 
-/// If a message sets VFs of a card's PF, sets them at the card, passes the rest of the message on to the kernel, and returns
-/// `true`.
+/// If a message sets VFs of a card's PF, sets them at the card, passes the rest of the message on to the kernel, and
+/// returns `true`.
 fn set_vfs(cx: Cx<'_, '_>, relay: &mut Relay, message: &Message<'_>) -> bool {
     let (Some(list), Some(name)) = (vfs_in(message), name_in(relay, message)) else { return false };
     let views = relay.cards.now(cx);
@@ -158,8 +159,8 @@ fn moves(message: &Message<'_>) -> bool {
     sets_link(message) && NAMESPACES.into_iter().any(|kind| find(attributes, kind).is_some())
 }
 
-/// Refuses a message that moves the uplink's netdev to another network namespace in switchdev mode, and returns `true`. The
-/// kernel refuses it with the same text (`__dev_change_net_namespace`).
+/// Refuses a message that moves the uplink's netdev to another network namespace in switchdev mode, and returns `true`.
+/// The kernel refuses it with the same text (`__dev_change_net_namespace`).
 fn refuse_to_move_uplink(cx: Cx<'_, '_>, relay: &mut Relay, message: &Message<'_>) -> bool {
     // A sender that may not move the netdev at all gets the kernel's refusal.
     let may_move = moves(message) && relay.may_administer();

@@ -173,8 +173,8 @@ impl Socket {
     }
 
     /// Gives the thread a request; the thread then answers the call. If the program has not read the answers to earlier
-    /// requests and there is no room for more requests, the call is refused with ENOBUFS: it must not wait for the program
-    /// itself.
+    /// requests and there is no room for more requests, the call is refused with ENOBUFS: it must not wait for the
+    /// program itself.
     pub fn hand_over(&self, cx: Cx<'_, '_>, mut request: Request) {
         let mut inbox = self.inbox.lock_leaf(cx);
         if inbox.closed {

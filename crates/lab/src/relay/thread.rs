@@ -115,8 +115,8 @@ impl Relay {
         }
     }
 
-    /// The capabilities that count for the packet that is being handled: both the process that made the socket and the one
-    /// that sends must have them (`__netlink_ns_capable`).
+    /// The capabilities that count for the packet that is being handled: both the process that made the socket and the
+    /// one that sends must have them (`__netlink_ns_capable`).
     fn capabilities(&self) -> u64 {
         self.socket.caller.capabilities & self.sender.capabilities
     }
@@ -145,8 +145,8 @@ impl Relay {
         }
     }
 
-    /// Receives one packet, and notes which process sent it. Returns the packet's length, which may be more than `buffer`
-    /// has room for.
+    /// Receives one packet, and notes which process sent it. Returns the packet's length, which may be more than
+    /// `buffer` has room for.
     fn receive_packet(&mut self, buffer: &mut [u8]) -> rustix::io::Result<usize> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -202,7 +202,8 @@ impl Relay {
         }
     }
 
-    /// Waits until the program has read enough for another answer. A single packet can request more than any memory holds.
+    /// Waits until the program has read enough for another answer. A single packet can request more than any memory
+    /// holds.
     pub(super) fn make_room(&mut self, cx: Cx<'_, '_>) {
         while self.is_full() {
             // The program has enough to read; its call need not wait for more.
@@ -225,7 +226,8 @@ impl Relay {
     pub(super) fn pass_on(&mut self, cx: Cx<'_, '_>, packet: &[u8]) {
         self.socket.port_to_send_from(cx);
         let mut sent = false;
-        // If this thread cannot take the sender's rights, there are no rights with which the kernel could judge the packet.
+        // If this thread cannot take the sender's rights, there are no rights with which the kernel could judge the
+        // packet.
         let _ = process::with_rights(self.capabilities(), self.sender.user, || {
             sent = true;
             while send(&self.socket.kernel, packet, SendFlags::empty()) == Err(Errno::INTR) {}
@@ -263,8 +265,8 @@ impl Relay {
         self.send_message(datagram.bytes());
     }
 
-    /// Receives one datagram from a card, which may take long. Meanwhile the program is sent what it has not read yet. An
-    /// error if the program closes its socket.
+    /// Receives one datagram from a card, which may take long. Meanwhile the program is sent what it has not read yet.
+    /// An error if the program closes its socket.
     pub(super) fn receive_from(
         &mut self,
         cx: Cx<'_, '_>,

@@ -75,8 +75,8 @@ impl Supervisor {
     }
 }
 
-/// Raises resource limits. A user limits programs, and does not mean the process that serves them all: every socket and open file
-/// of a lab takes descriptors here, and the work for all programs counts as this process's.
+/// Raises resource limits. A user limits programs, and does not mean the process that serves them all: every socket and
+/// open file of a lab takes descriptors here, and the work for all programs counts as this process's.
 fn raise_limits() {
     for resource in [Resource::Nofile, Resource::Cpu, Resource::As] {
         let limit = getrlimit(resource);

@@ -32,8 +32,8 @@ pub(super) struct Program {
 }
 
 impl Program {
-    /// Becomes the program when the front says so. If the front ends first, so does this process: the channel `front` reports it,
-    /// and a signal does wherever else this process waits.
+    /// Becomes the program when the front says so. If the front ends first, so does this process: the channel `front`
+    /// reports it, and a signal does wherever else this process waits.
     pub fn become_it(mut self, front: &OwnedFd) -> ! {
         let (step, error) = match self.try_become_it(front) {
             Ok(never) => match never {},
@@ -44,8 +44,8 @@ impl Program {
     }
 
     fn try_become_it(&mut self, front: &OwnedFd) -> Result<Infallible, (Step, io::Error)> {
-        // SIGKILL needs no handler and cannot be ignored. If the front has ended before this call, the channel reports it
-        // below.
+        // SIGKILL needs no handler and cannot be ignored. If the front has ended before this call, the channel reports
+        // it below.
         let _ = set_parent_process_death_signal(Some(Signal::KILL));
         self.prepare()?;
         let at = |error| (Step::Program, error);
@@ -105,8 +105,8 @@ impl WorkingDirectory {
         Self { path: std::env::current_dir().ok(), itself: open(".", flags, Mode::empty()).ok() }
     }
 
-    /// Changes to the directory: by its path, if that leads to the same directory in this namespace, else by its descriptor; then
-    /// it is the same directory, but has no path here.
+    /// Changes to the directory: by its path, if that leads to the same directory in this namespace, else by its
+    /// descriptor; then it is the same directory, but has no path here.
     fn enter(&self) -> io::Result<()> {
         let Some(itself) = &self.itself else { return Ok(()) };
         let found = fstat(itself)?;

@@ -1,5 +1,5 @@
-//! What does not belong to one device: the buses with their drivers, the auxiliary bus with its devices, modules, and the
-//! directories that contain them.
+//! What does not belong to one device: the buses with their drivers, the auxiliary bus with its devices, modules, and
+//! the directories that contain them.
 
 use std::collections::HashMap;
 

@@ -1,9 +1,9 @@
 //! The merged tree as a file system, served through FUSE.
 //!
-//! The kernel may cache nothing that can appear or disappear at any time, and looks it up again at every use: the lab learns of
-//! a change only when it compares the number of the view in the memory that the daemon shares, so it cannot invalidate the
-//! kernel's cache. What exists as long as its directory does is looked up once. A value is read from the card whenever its
-//! file is read from the beginning, and the kernel caches none.
+//! The kernel may cache nothing that can appear or disappear at any time, and looks it up again at every use: the lab
+//! learns of a change only when it compares the number of the view in the memory that the daemon shares, so it cannot
+//! invalidate the kernel's cache. What exists as long as its directory does is looked up once. A value is read from the
+//! card whenever its file is read from the beginning, and the kernel caches none.
 
 mod attr;
 mod handle;
@@ -72,8 +72,8 @@ impl SysFs {
         }
     }
 
-    /// Does a part of a request that takes locks. FUSE's threads are not ours, so each request begins anew, holding nothing.
-    /// A panic becomes EIO: the program must not wait for ever, and the thread must serve others.
+    /// Does a part of a request that takes locks. FUSE's threads are not ours, so each request begins anew, holding
+    /// nothing. A panic becomes EIO: the program must not wait for ever, and the thread must serve others.
     fn enter<T>(&self, work: impl FnOnce(Cx<'_, '_>) -> Result<T, Errno>) -> Result<T, Errno> {
         let work = AssertUnwindSafe(|| lockdep::enter(&self.domain, "lab-files", work));
         catch_unwind(work).unwrap_or(Err(Errno::IO))
@@ -200,8 +200,8 @@ impl Filesystem for SysFs {
         }
     }
 
-    /// Each write is one value, at whatever offset of the file, as in sysfs. A thread of its own carries it out: a command to a
-    /// card can take long, and other programs read meanwhile.
+    /// Each write is one value, at whatever offset of the file, as in sysfs. A thread of its own carries it out: a
+    /// command to a card can take long, and other programs read meanwhile.
     fn write(
         &self,
         request: &Request,

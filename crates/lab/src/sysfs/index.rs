@@ -1,6 +1,6 @@
-//! The index files in which `kmod` looks modules up (`modules.dep.bin`): a trie of keys, each with values in the order of
-//! their priorities. All integers are big-endian. Offsets count from the beginning of the file, and have three flags that
-//! tell what the node has (`libkmod-index.c`).
+//! The index files in which `kmod` looks modules up (`modules.dep.bin`): a trie of keys, each with values in the order
+//! of their priorities. All integers are big-endian. Offsets count from the beginning of the file, and have three flags
+//! that tell what the node has (`libkmod-index.c`).
 
 use std::collections::BTreeMap;
 

@@ -1,7 +1,8 @@
-//! `/lib/modules/RELEASE`, in which `modprobe` and `modinfo` look modules up: the system's files, with the cards' modules added.
+//! `/lib/modules/RELEASE`, in which `modprobe` and `modinfo` look modules up: the system's files, with the cards'
+//! modules added.
 //!
-//! The file of a card's module is an ELF object with only the information that `modinfo` shows. It contains [`MARK`] and the
-//! module's name, by which the lab recognises the module when a program loads it.
+//! The file of a card's module is an ELF object with only the information that `modinfo` shows. It contains [`MARK`]
+//! and the module's name, by which the lab recognises the module when a program loads it.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -23,7 +24,8 @@ pub fn module_name(file: &[u8]) -> Option<&str> {
     std::str::from_utf8(&rest[..rest.iter().position(|byte| *byte == 0)?]).ok()
 }
 
-/// What the files are made from: all modules of the cards, loaded or not. It changes only when a card appears or disappears.
+/// What the files are made from: all modules of the cards, loaded or not. It changes only when a card appears or
+/// disappears.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Contents(Vec<(view::Profile, Vec<view::Module>)>);
 

@@ -1,5 +1,5 @@
-//! The lower trees: the kernel's own `/sys`, and the system's `/lib/modules`, which are seen where the cards' tree has nothing.
-//! They are accessed by directory descriptors that nothing covers, whatever is mounted in the lab.
+//! The lower trees: the kernel's own `/sys`, and the system's `/lib/modules`, which are seen where the cards' tree has
+//! nothing. They are accessed by directory descriptors that nothing covers, whatever is mounted in the lab.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -125,8 +125,8 @@ impl Kernel for Lower {
     }
 
     fn proc_modules(&self) -> Option<Vec<u8>> {
-        // The supervisor's own file, which nothing in the lab covers. The kernel hides the addresses of modules from processes
-        // without capabilities, so it is read without.
+        // The supervisor's own file, which nothing in the lab covers. The kernel hides the addresses of modules from
+        // processes without capabilities, so it is read without.
         let user = rustix::process::geteuid().as_raw();
         with_rights(0, user, || read(CWD, "/proc/modules")).ok()?
     }

@@ -1,5 +1,5 @@
-//! The cards' tree merged with the kernel's, as an overlay: the cards' tree is the upper one, and where it has nothing the
-//! lower one (the kernel's `/sys`, the system's `/lib/modules`) is seen.
+//! The cards' tree merged with the kernel's, as an overlay: the cards' tree is the upper one, and where it has nothing
+//! the lower one (the kernel's `/sys`, the system's `/lib/modules`) is seen.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -72,7 +72,8 @@ impl MergedTree {
         }
     }
 
-    /// The tree of the cards' current views. It is made again if a view has changed; a card that is gone has nothing in it.
+    /// The tree of the cards' current views. It is made again if a view has changed; a card that is gone has nothing in
+    /// it.
     pub(super) fn tree<L>(&self, cx: &mut Locked<'_, L>) -> Arc<Tree>
     where
         L: LockBefore<TreeRebuild>,
@@ -246,8 +247,8 @@ impl MergedTree {
         }
     }
 
-    /// The target of a symbolic link of the lower tree, from where the link is in the merged tree. It leads to what it leads to
-    /// in the lower tree; but a card's netdev is in another place here, and so are the links in its directory.
+    /// The target of a symbolic link of the lower tree, from where the link is in the merged tree. It leads to what it
+    /// leads to in the lower tree; but a card's netdev is in another place here, and so are the links in its directory.
     pub(super) fn lower_link<L>(
         &self,
         cx: &mut Locked<'_, L>,

@@ -1,12 +1,12 @@
-//! Mounts the file system where programs look. One half runs in the lab and mounts; the other runs in the supervisor and
-//! serves. They exchange messages over a pair of sockets that is made before the fork.
+//! Mounts the file system where programs look. One half runs in the lab and mounts; the other runs in the supervisor
+//! and serves. They exchange messages over a pair of sockets that is made before the fork.
 //!
 //! The kernel's `/sys` stays mounted. Covered are only the directories in which a card has something: `bus`, `class`,
-//! `devices` and `module`. So relative links lead where they should on both sides, `statfs` reports that `/sys` is a sysfs, and
-//! all other files cost nothing.
+//! `devices` and `module`. So relative links lead where they should on both sides, `statfs` reports that `/sys` is a
+//! sysfs, and all other files cost nothing.
 //!
-//! 1. The lab makes sure that `/sys` is the sysfs of its network namespace, and keeps a copy of the mount that nothing will
-//!    cover. It mounts the file system over `/sys`, sends the descriptors, and waits.
+//! 1. The lab makes sure that `/sys` is the sysfs of its network namespace, and keeps a copy of the mount that nothing
+//!    will cover. It mounts the file system over `/sys`, sends the descriptors, and waits.
 //! 2. The supervisor serves, and reports it.
 //! 3. The lab copies the mounts of the directories that it needs out of the file system, unmounts the file system from
 //!    `/sys`, and mounts each directory where it belongs.
@@ -172,8 +172,8 @@ fn shared_mount() -> Option<PathBuf> {
     text.lines().find_map(shared)
 }
 
-/// Mounts the sysfs of the calling thread's network namespace at `/sys`, if the kernel allows it. Mounts in the old `/sys` are
-/// mounted in the new one as well.
+/// Mounts the sysfs of the calling thread's network namespace at `/sys`, if the kernel allows it. Mounts in the old
+/// `/sys` are mounted in the new one as well.
 fn own_sysfs() -> Result<(), SysfsError> {
     let new = || {
         let context = fsopen("sysfs", FsOpenFlags::FSOPEN_CLOEXEC)?;

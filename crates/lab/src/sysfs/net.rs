@@ -1,5 +1,5 @@
-//! Netdevs: the files in `/sys/class/net/NAME` that are the card's. The netdev is the kernel's, and so are most files in its
-//! directory.
+//! Netdevs: the files in `/sys/class/net/NAME` that are the card's. The netdev is the kernel's, and so are most files
+//! in its directory.
 
 use netlink::Errno;
 

@@ -1,6 +1,7 @@
 //! RDMA devices: `/sys/class/infiniband/NAME`, with ports and their GIDs.
 //!
-//! A port is of RoCE: its GID is made from the address of its netdev, and is listed once for version 1 and once for version 2.
+//! A port is of RoCE: its GID is made from the address of its netdev, and is listed once for version 1 and once for
+//! version 2.
 
 use netlink::Errno;
 
@@ -75,7 +76,8 @@ fn is_up(shown: &Shown<'_>) -> Result<bool, Errno> {
     Ok(netdev_file(shown, "operstate")?.is_some_and(|state| state == "up"))
 }
 
-/// The MAC address from which a port's GIDs are made. EINVAL if it has none: the attributes of an empty GID cannot be read.
+/// The MAC address from which a port's GIDs are made. EINVAL if it has none: the attributes of an empty GID cannot be
+/// read.
 fn address(shown: &Shown<'_>) -> Result<[u8; 6], Errno> {
     let text = netdev_file(shown, "address")?.ok_or(Errno::INVAL)?;
     let mut bytes = text.split(':').map(|byte| u8::from_str_radix(byte, 16));

@@ -53,7 +53,8 @@ pub(super) fn written(bytes: &[u8]) -> Result<&str, Errno> {
     if text.chars().any(char::is_control) { Err(Errno::INVAL) } else { Ok(text) }
 }
 
-/// Checks what a program writes to `uevent`: the name of an event (`kobject_synth_uevent`). In a lab nothing receives it.
+/// Checks what a program writes to `uevent`: the name of an event (`kobject_synth_uevent`). In a lab nothing receives
+/// it.
 pub(super) fn event(text: &str) -> Result<(), Errno> {
     let event = text.split(' ').next().unwrap_or_default();
     let known = ["add", "remove", "change", "move", "online", "offline", "bind", "unbind"];

@@ -1,11 +1,12 @@
-//! What the cards have in `/sys` and `/lib/modules`, as a tree: a pure function of the cards' views, which knows of no file
-//! system.
+//! What the cards have in `/sys` and `/lib/modules`, as a tree: a pure function of the cards' views, which knows of no
+//! file system.
 //!
-//! The tree contains only what appears and disappears with a card: directories and symbolic links. What every directory of a
-//! kind has, above all its attributes, is in constant tables ([`Template`]), and values are made when they are read. A
-//! card with a thousand VFs has some ten thousand directories and half a million attributes.
+//! The tree contains only what appears and disappears with a card: directories and symbolic links. What every directory
+//! of a kind has, above all its attributes, is in constant tables ([`Template`]), and values are made when they are
+//! read. A card with a thousand VFs has some ten thousand directories and half a million attributes.
 //!
-//! A node's number is a hash of its path. So it is the same in every tree, whatever has been added and removed in between.
+//! A node's number is a hash of its path. So it is the same in every tree, whatever has been added and removed in
+//! between.
 
 mod attribute;
 mod path;

@@ -11,8 +11,8 @@ use rustix::net::{RecvFlags, recv};
 use crate::cards::Cards;
 use crate::lock_order::{self, Cx};
 
-/// The connections of a lab to its cards. All programs share them, so that the users of a lab do not use up the places that a
-/// card has for the user who started the lab.
+/// The connections of a lab to its cards. All programs share them, so that the users of a lab do not use up the places
+/// that a card has for the user who started the lab.
 pub(super) struct Connections {
     state: Mutex<lock_order::Connections, Idle>,
     /// A connection has become idle, or has been closed.
@@ -37,8 +37,8 @@ impl Default for Connections {
 }
 
 impl Connections {
-    /// Has a request use a connection to a card. An idle connection is used if there is one, else one is made; if there are
-    /// [`CONNECTIONS`] already, this waits for one.
+    /// Has a request use a connection to a card. An idle connection is used if there is one, else one is made; if there
+    /// are [`CONNECTIONS`] already, this waits for one.
     ///
     /// If `request` fails, its answer may still arrive on the connection, so the connection is closed.
     ///

@@ -142,8 +142,8 @@ impl Families {
     }
 }
 
-/// Puts the lab's numbers into an answer of `nlctrl`: that of the family, and those of its groups from `group` on. Returns
-/// how many groups the family has.
+/// Puts the lab's numbers into an answer of `nlctrl`: that of the family, and those of its groups from `group` on.
+/// Returns how many groups the family has.
 fn renumber(message: &mut [u8], id: u16, group: u32) -> u32 {
     let start = HEADER + GENL_HEADER;
     let Some(content) = message.get(start..).map(<[u8]>::to_vec) else { return 0 };

@@ -137,7 +137,8 @@ impl SysFs {
     }
 }
 
-/// For how long the kernel may cache a node's attributes: those of a card's files cannot change, those of the kernel's can.
+/// For how long the kernel may cache a node's attributes: those of a card's files cannot change, those of the kernel's
+/// can.
 fn attr_lasts(node: &Node<'_>) -> Duration {
     match node {
         Node::Lower(_) => SHORT,

@@ -36,8 +36,8 @@ impl Job {
                 Ok(caller) if caller.capabilities & SYS_ADMIN != 0 => Ok(bytes.len()),
                 _ => Err(Errno::PERM),
             },
-            // Some files of the kernel check the capabilities of the process that writes (`netdev_store`: CAP_NET_ADMIN), and
-            // must check those of the program. A program that cannot be inspected has no rights.
+            // Some files of the kernel check the capabilities of the process that writes (`netdev_store`:
+            // CAP_NET_ADMIN), and must check those of the program. A program that cannot be inspected has no rights.
             Self::Write(fd, offset) => {
                 let Caller { capabilities, user, .. } = Caller::of(writer, home).map_err(|_| Errno::PERM)?;
                 let written = with_rights(capabilities, user, || rustix::io::pwrite(fd, bytes, offset));

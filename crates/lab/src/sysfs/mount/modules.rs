@@ -44,8 +44,8 @@ fn is_made_by_a_lab(path: &str) -> bool {
     empty && stat(path).is_ok_and(|status| status.st_mode & 0o7777 == MADE_BY_A_LAB)
 }
 
-/// A directory that this or an earlier lab has made, and that the last lab which uses it removes. Each of them holds a shared
-/// lock on it (`flock`).
+/// A directory that this or an earlier lab has made, and that the last lab which uses it removes. Each of them holds a
+/// shared lock on it (`flock`).
 #[derive(Debug)]
 pub(super) struct Made(pub(super) Option<OwnedFd>);
 
@@ -80,7 +80,8 @@ impl Made {
 impl Drop for Made {
     fn drop(&mut self) {
         let Some(dir) = self.0.take() else { return };
-        // Unlocked first: if two labs end at the same time, each would see the other's lock, and neither would remove it.
+        // Unlocked first: if two labs end at the same time, each would see the other's lock, and neither would remove
+        // it.
         let _ = flock(&dir, FlockOperation::Unlock);
         let Ok(again) = open_dir(MODULES) else { return };
         if flock(&again, FlockOperation::NonBlockingLockExclusive).is_ok() && is_made_by_a_lab(MODULES) {

@@ -13,8 +13,8 @@ use crate::sysfs::fs::SysFs;
 use crate::sysfs::lower::Lower;
 use crate::sysfs::merged::MergedTree;
 
-/// The threads that serve. A single one would be faster by a fifth; but a read of a kernel's file may wait while VFs are
-/// created.
+/// The threads that serve. A single one would be faster by a fifth; but a read of a kernel's file may wait while VFs
+/// are created.
 const THREADS: usize = 4;
 
 /// The supervisor's half. It serves what the lab has mounted.
@@ -23,8 +23,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Waits until the lab has mounted, and serves from then on, on threads of its own, which end when the lab's mount namespace
-    /// does. `domain`: that of the lab's threads.
+    /// Waits until the lab has mounted, and serves from then on, on threads of its own, which end when the lab's mount
+    /// namespace does. `domain`: that of the lab's threads.
     ///
     /// # Errors
     /// The lab could not mount, or has ended.

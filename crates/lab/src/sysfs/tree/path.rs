@@ -17,8 +17,8 @@ pub enum Kind {
     Link,
 }
 
-/// The number of the node `name` in the directory `parent`. It depends on the node's kind too: a program that has a directory
-/// open must not see it become a link.
+/// The number of the node `name` in the directory `parent`. It depends on the node's kind too: a program that has a
+/// directory open must not see it become a link.
 pub fn number(parent: u64, name: &[u8], kind: Kind) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325 ^ parent.rotate_left(29);
     for byte in name.iter().chain(&[b'/', kind as u8]) {
@@ -35,8 +35,8 @@ pub fn number_of_dir(path: &str) -> u64 {
     path.split('/').filter(|part| !part.is_empty()).fold(ROOT, |dir, name| number(dir, name.as_bytes(), Kind::Dir))
 }
 
-/// The target of a symbolic link in the directory `from` that leads to `to`. As the kernel's targets do, it ends with the name
-/// of what it leads to: programs use that name.
+/// The target of a symbolic link in the directory `from` that leads to `to`. As the kernel's targets do, it ends with
+/// the name of what it leads to: programs use that name.
 pub fn relative(from: &str, to: &str) -> String {
     let same = from.bytes().zip(to.bytes()).take_while(|(a, b)| a == b).count();
     // Whole components, and never the last one of `to`.
