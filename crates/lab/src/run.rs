@@ -27,9 +27,9 @@
 //! Before it becomes the program, its process has no signal handlers of ours, dies with the front, and becomes the
 //! program only when the front tells it to. Wherever it waits, the end of the front wakes it.
 
-mod apart;
 mod channel;
 mod program;
+mod supervisor_process;
 
 use std::any::Any;
 use std::fs;
@@ -52,9 +52,9 @@ use signal_hook::iterator::Signals;
 use crate::card::Card;
 use crate::cards::Cards;
 use crate::{filter, lock_order, sys};
-use apart::Supervisor;
 use channel::{Step, Word, pair, receive, send};
 use program::Program;
+use supervisor_process::Supervisor;
 
 /// Mounts the files that show the card. It is called once, in the program's process and mount namespace, before the
 /// program is started.

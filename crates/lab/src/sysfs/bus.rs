@@ -15,7 +15,7 @@ use super::tree::{
 };
 
 /// A card that is added to the tree.
-pub(super) struct Of<'a> {
+pub(super) struct AddedCard<'a> {
     pub(super) card: &'a view::Card,
     /// The card's index.
     pub(super) at: usize,
@@ -25,23 +25,23 @@ pub(super) struct Of<'a> {
     devices: HashMap<&'a str, String>,
 }
 
-impl<'a> Of<'a> {
+impl<'a> AddedCard<'a> {
     pub(super) fn new(card: &'a view::Card, at: usize, release: &'a str) -> Self {
         let functions = card.functions.iter().map(|f| (f.address.as_str(), pci::path(card, f)));
-        let mut of = Self { card, at, release, devices: functions.collect() };
+        let mut added = Self { card, at, release, devices: functions.collect() };
         // A device may be listed before its parent. A device without a parent in the tree is left out.
         let mut left: Vec<&view::Auxiliary> = card.auxiliary.iter().collect();
         loop {
             let before = left.len();
-            left.retain(|device| match of.device(&device.parent).map(|above| format!("{above}/{}", device.name)) {
+            left.retain(|device| match added.device(&device.parent).map(|above| format!("{above}/{}", device.name)) {
                 Some(path) => {
-                    of.devices.insert(&device.name, path);
+                    added.devices.insert(&device.name, path);
                     false
                 }
                 None => true,
             });
             if left.len() == before {
-                return of;
+                return added;
             }
         }
     }
@@ -301,15 +301,15 @@ fn library(tree: &mut Tree, release: &str) {
 }
 
 /// Adds a card's auxiliary devices to the tree.
-pub(super) fn add_auxiliary(tree: &mut Tree, of: &Of<'_>) {
-    let placed = of.card.auxiliary.iter().enumerate();
+pub(super) fn add_auxiliary(tree: &mut Tree, added: &AddedCard<'_>) {
+    let placed = added.card.auxiliary.iter().enumerate();
     let mut placed: Vec<_> =
-        placed.filter_map(|(at, device)| Some((of.devices.get(device.name.as_str())?, at, device))).collect();
+        placed.filter_map(|(at, device)| Some((added.devices.get(device.name.as_str())?, at, device))).collect();
     // A parent's path sorts before its children's.
     placed.sort_by_key(|(path, ..)| *path);
     for (path, at, device) in placed {
         let template = if device.sfnum.is_some() { &SF } else { &AUXILIARY };
-        tree.make(path, template, Subject::Auxiliary(of.at, at));
+        tree.make(path, template, Subject::Auxiliary(added.at, at));
         tree.link("bus/auxiliary/devices", &device.name, path);
         tree.link(path, "subsystem", "bus/auxiliary");
         if let Some(driver) = &device.driver {
@@ -332,21 +332,21 @@ fn add_driver(tree: &mut Tree, bus: &str, driver: &str) -> String {
 }
 
 /// Adds a card's modules to the tree, and the drivers of those that are loaded.
-pub(super) fn add_modules(tree: &mut Tree, of: &Of<'_>) {
-    let library = format!("lib-modules/{}/{LIBRARY}", of.release);
-    for (at, module) in of.card.modules.iter().enumerate() {
+pub(super) fn add_modules(tree: &mut Tree, added: &AddedCard<'_>) {
+    let library = format!("lib-modules/{}/{LIBRARY}", added.release);
+    for (at, module) in added.card.modules.iter().enumerate() {
         if let Some(dir) = tree.existing(&library) {
-            let file = Entry::Library(LibraryFile::Module(of.at, at));
+            let file = Entry::Library(LibraryFile::Module(added.at, at));
             dir.entries.insert(format!("{}.ko", module.name).into(), file);
         }
         if !module.loaded {
             continue;
         }
         let path = format!("module/{}", module.name);
-        tree.make(&path, &MODULE, Subject::Module(of.at, at));
+        tree.make(&path, &MODULE, Subject::Module(added.at, at));
         tree.make(&format!("{path}/holders"), &EMPTY, Subject::Nothing);
         tree.make(&format!("{path}/drivers"), &EMPTY, Subject::Nothing);
-        for holder in holders(of.card, &module.name) {
+        for holder in holders(added.card, &module.name) {
             tree.link(&format!("{path}/holders"), &holder.name, &format!("module/{}", holder.name));
         }
         for (bus, driver) in &module.drivers {

@@ -14,7 +14,7 @@ use crate::process::with_rights;
 
 use super::tree::{Kernel, Kind, LowerPath, LowerTree};
 
-/// The trees lower.
+/// The lower trees.
 pub(super) struct Lower {
     sys: OwnedFd,
     modules: Option<OwnedFd>,

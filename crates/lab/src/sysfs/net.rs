@@ -3,7 +3,7 @@
 
 use netlink::Errno;
 
-use super::bus::Of;
+use super::bus::AddedCard;
 use super::text::line;
 use super::tree::{Attribute, EMPTY, LowerPath, LowerTree, Shown, Subject, Template, Text, Tree};
 
@@ -29,13 +29,13 @@ pub(super) fn kernels(name: &str) -> String {
 }
 
 /// Adds a card's netdevs to the tree. They are shown if they are in the lab's network namespace.
-pub(super) fn add(tree: &mut Tree, of: &Of<'_>) {
-    for (at, netdev) in of.card.netdevs.iter().enumerate() {
-        let Some(device) = of.device(&netdev.parent) else { continue };
+pub(super) fn add(tree: &mut Tree, added: &AddedCard<'_>) {
+    for (at, netdev) in added.card.netdevs.iter().enumerate() {
+        let Some(device) = added.device(&netdev.parent) else { continue };
         let above = format!("{device}/net");
         tree.make(&above, &EMPTY, Subject::Nothing);
         let path = format!("{above}/{}", netdev.name);
-        let dir = tree.make(&path, &NETDEV, Subject::Netdev(of.at, at));
+        let dir = tree.make(&path, &NETDEV, Subject::Netdev(added.at, at));
         dir.lower = Some(LowerPath { base: LowerTree::Sys, path: kernels(&netdev.name) });
         dir.needs = Some(kernels(&netdev.name));
         tree.link("class/net", &netdev.name, &path);

@@ -5,7 +5,7 @@ use devlink::view;
 use eswitch::PciAddress;
 use netlink::Errno;
 
-use super::bus::{self, Of};
+use super::bus::{self, AddedCard};
 use super::config;
 use super::text::{boolean, event, line, name, number};
 use super::tree::{Act, Attribute, Shown, Subject, Template, Text, Tree};
@@ -179,16 +179,16 @@ pub(super) fn path(card: &view::Card, function: &view::Function) -> String {
 }
 
 /// Adds a card's functions to the tree.
-pub(super) fn add(tree: &mut Tree, of: &Of<'_>) {
-    for (at, function) in of.card.functions.iter().enumerate() {
-        tree.make_over(&root(of.card, function), &bus::ROOT_PORT);
-        let path = path(of.card, function);
+pub(super) fn add(tree: &mut Tree, added: &AddedCard<'_>) {
+    for (at, function) in added.card.functions.iter().enumerate() {
+        tree.make_over(&root(added.card, function), &bus::ROOT_PORT);
+        let path = path(added.card, function);
         let template = match (&function.vf_of, &function.sriov) {
             (Some(_), _) => &VF,
             (None, Some(_)) => &PF,
             (None, None) => &PF_WITHOUT_VFS,
         };
-        tree.make(&path, template, Subject::Function(of.at, at));
+        tree.make(&path, template, Subject::Function(added.at, at));
         tree.link("bus/pci/devices", &function.address, &path);
         tree.link(&path, "subsystem", "bus/pci");
         if let Some(driver) = &function.driver {
@@ -197,7 +197,7 @@ pub(super) fn add(tree: &mut Tree, of: &Of<'_>) {
             tree.link(&driver, &function.address, &path);
         }
         if let Some((pf, vf)) = &function.vf_of {
-            let pf = format!("{}/{pf}", root(of.card, function));
+            let pf = format!("{}/{pf}", root(added.card, function));
             tree.link(&path, "physfn", &pf);
             tree.link(&pf, &format!("virtfn{vf}"), &path);
         }

@@ -5,7 +5,7 @@
 
 use netlink::Errno;
 
-use super::bus::Of;
+use super::bus::AddedCard;
 use super::net;
 use super::text::{event, line};
 use super::tree::{Act, Attribute, EMPTY, Shown, Subject, Template, Text, Tree};
@@ -103,20 +103,20 @@ fn ndev(shown: &Shown<'_>) -> Text {
 }
 
 /// Adds a card's RDMA devices to the tree.
-pub(super) fn add(tree: &mut Tree, of: &Of<'_>) {
-    for (at, rdma) in of.card.rdma.iter().enumerate() {
-        let Some(device) = of.device(&rdma.parent) else { continue };
+pub(super) fn add(tree: &mut Tree, added: &AddedCard<'_>) {
+    for (at, rdma) in added.card.rdma.iter().enumerate() {
+        let Some(device) = added.device(&rdma.parent) else { continue };
         let above = format!("{device}/infiniband");
         tree.make(&above, &EMPTY, Subject::Nothing);
         let path = format!("{above}/{}", rdma.name);
-        tree.make(&path, &DEVICE, Subject::Rdma(of.at, at));
+        tree.make(&path, &DEVICE, Subject::Rdma(added.at, at));
         tree.link("class/infiniband", &rdma.name, &path);
         tree.link(&path, "device", device);
         tree.link(&path, "subsystem", "class/infiniband");
         let ports = format!("{path}/ports");
         tree.make(&ports, &EMPTY, Subject::Nothing);
         for (port_at, port) in rdma.ports.iter().enumerate() {
-            tree.make(&format!("{ports}/{}", port.number), &PORT, Subject::RdmaPort(of.at, at, port_at));
+            tree.make(&format!("{ports}/{}", port.number), &PORT, Subject::RdmaPort(added.at, at, port_at));
         }
     }
 }

@@ -109,13 +109,13 @@ impl Tree {
         super::bus::root(&mut tree, release);
         for (at, card) in cards.iter().enumerate() {
             let Some(card) = card else { continue };
-            let of = super::bus::Of::new(card, at, release);
+            let added = super::bus::AddedCard::new(card, at, release);
             // Drivers first: their directories link to devices.
-            super::bus::add_modules(&mut tree, &of);
-            super::pci::add(&mut tree, &of);
-            super::bus::add_auxiliary(&mut tree, &of);
-            super::net::add(&mut tree, &of);
-            super::rdma::add(&mut tree, &of);
+            super::bus::add_modules(&mut tree, &added);
+            super::pci::add(&mut tree, &added);
+            super::bus::add_auxiliary(&mut tree, &added);
+            super::net::add(&mut tree, &added);
+            super::rdma::add(&mut tree, &added);
         }
         tree
     }
