@@ -109,3 +109,65 @@ impl Connections {
 fn is_open(socket: &OwnedFd) -> bool {
     recv(socket, &mut [0; 1][..], RecvFlags::DONTWAIT) == Err(Errno::AGAIN)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use control::Command;
+    use devlink::view;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+    use super::*;
+    use crate::card::{Card, Refusal};
+
+    /// A card that keeps its end of each connection.
+    #[derive(Default)]
+    struct Listening(std::sync::Mutex<Vec<OwnedFd>>);
+
+    impl Card for Listening {
+        fn view(&self) -> io::Result<Arc<view::Card>> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        fn perform(&self, _: &Command) -> Result<(), Refusal> {
+            Ok(())
+        }
+
+        fn connect(&self) -> io::Result<OwnedFd> {
+            let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+            self.0.lock().unwrap().push(ours);
+            Ok(theirs)
+        }
+    }
+
+    #[test]
+    fn a_request_that_fails_or_panics_frees_the_place_of_its_connection() {
+        lockdep::enter(&lock_order::domain(true), "test", |cx| {
+            let card = Arc::new(Listening::default());
+            let cards = Cards::new(vec![Arc::clone(&card) as Arc<dyn Card>]);
+            let connections = Connections::default();
+            // Given more failures and panics than there are places,
+            for _ in 0..2 * CONNECTIONS {
+                let failed = connections.with(cx, &cards, 0, |_, _| io::Result::<()>::Err(io::ErrorKind::Other.into()));
+                assert!(failed.is_err());
+                let panicked = catch_unwind(AssertUnwindSafe(|| {
+                    connections.with(cx, &cards, 0, |_, _| -> io::Result<()> { resume_unwind(Box::new(())) })
+                }));
+                assert!(panicked.is_err());
+            }
+            // when requests succeed, then one connection serves them all,
+            let before = card.0.lock().unwrap().len();
+            for _ in 0..2 * CONNECTIONS {
+                connections.with(cx, &cards, 0, |_, _| Ok(())).unwrap();
+            }
+            assert_eq!(card.0.lock().unwrap().len(), before + 1);
+            // and a card that is not there is an error, which frees the place as well.
+            for _ in 0..2 * CONNECTIONS {
+                assert!(connections.with(cx, &cards, 1, |_, _| Ok(())).is_err());
+            }
+            let state = connections.state.lock_leaf(cx);
+            assert!(state.all <= 1 && state.sockets.len() == state.all);
+        });
+    }
+}
