@@ -24,9 +24,9 @@ pub(crate) const SYS_ADMIN: u64 = 1 << 21;
 /// The user namespace in which a lab was started. Where the kernel requires a capability in the initial user namespace
 /// (administrative commands of devlink and RDMA, modules), a lab requires it in this one.
 #[derive(Debug)]
-pub(crate) struct Home(Option<Vec<u8>>);
+pub(crate) struct UserNamespace(Option<Vec<u8>>);
 
-impl Home {
+impl UserNamespace {
     /// The namespace of the calling thread.
     pub fn ours() -> Self {
         Self(user_namespace("thread-self"))
@@ -62,7 +62,7 @@ impl Caller {
     ///
     /// # Errors
     /// The thread is gone.
-    pub fn of(thread: u32, home: &Home) -> io::Result<Self> {
+    pub fn of(thread: u32, user_namespace: &UserNamespace) -> io::Result<Self> {
         let status = Status::of(thread)?;
         let process = status.process()?;
         // One number for each pid namespace; the innermost is the last.
@@ -70,15 +70,15 @@ impl Caller {
         // The real, effective, saved and file system user.
         let user = status.field("Uid").split_whitespace().nth(1).and_then(|n| n.parse().ok()).unwrap_or(u32::MAX);
         let capabilities = u64::from_str_radix(status.field("CapEff"), 16).unwrap_or(0);
-        Ok(Self { process, own, user, capabilities: if home.contains(thread) { capabilities } else { 0 } })
+        Ok(Self { process, own, user, capabilities: if user_namespace.contains(thread) { capabilities } else { 0 } })
     }
 
     /// The process that sent a message by a call that was not trapped, from the credentials that the kernel attached.
     ///
     /// The message was sent a while ago, and the process may run another program by now. So it has capabilities only if
     /// it was root then and still is: a user who starts a program with more rights gains nothing by that.
-    pub fn of_message(process: u32, user: u32, home: &Home) -> Self {
-        match Self::of(process, home) {
+    pub fn of_message(process: u32, user: u32, user_namespace: &UserNamespace) -> Self {
+        match Self::of(process, user_namespace) {
             Ok(caller) if user == 0 && caller.user == 0 => caller,
             _ => Self { process, own: process, user, capabilities: 0 },
         }

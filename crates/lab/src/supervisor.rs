@@ -24,7 +24,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::calls;
 use crate::cards::Cards;
 use crate::lock_order::{Cx, Sockets};
-use crate::process::{GoPrograms, Home, socket_inode};
+use crate::process::{GoPrograms, UserNamespace, socket_inode};
 use crate::relay::{Families, Socket};
 use crate::sys::{self, Notification};
 
@@ -44,7 +44,7 @@ pub(crate) struct Lab {
     /// The network namespace that the supervisor's threads are in.
     pub network: Option<Vec<u8>>,
     /// The user namespace in which administrative rights count.
-    pub home: Arc<Home>,
+    pub user_namespace: Arc<UserNamespace>,
     /// The domain of all threads of the lab.
     pub domain: Arc<Domain>,
 }
@@ -121,7 +121,7 @@ impl Lab {
             go_programs: GoPrograms::default(),
             exact_addresses,
             network: crate::process::network("thread-self"),
-            home: Arc::new(Home::ours()),
+            user_namespace: Arc::new(UserNamespace::ours()),
             domain,
         }
     }

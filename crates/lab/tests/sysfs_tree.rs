@@ -8,7 +8,7 @@ use std::sync::Arc;
 use control::Command;
 use devlink::view;
 use eswitch::PciAddress;
-use lab::sysfs::tree::{Act, Dir, Entry, Kernel, Shown, Template, Tree, follow, relative};
+use lab::sysfs::tree::{Act, AttributeContext, Dir, Entry, Kernel, Template, Tree, follow, relative};
 use netlink::Errno;
 use sysfs_fixture::{PF, card};
 
@@ -33,13 +33,13 @@ fn tree(cards: &[&view::Card]) -> Tree {
     Tree::new(cards.iter().map(|card| Some(Arc::new((*card).clone()))).collect(), "6.1")
 }
 
-fn shown<'a>(tree: &'a Tree, dir: &'a Dir) -> Shown<'a> {
-    Shown { cards: &tree.cards, dir, kernel: &NoKernel }
+fn context<'a>(tree: &'a Tree, dir: &'a Dir) -> AttributeContext<'a> {
+    AttributeContext { cards: &tree.cards, dir, kernel: &NoKernel }
 }
 
 fn read(tree: &Tree, dir: &str, name: &str) -> Result<String, Errno> {
     let (dir, template) = find(tree, dir);
-    let text = (template.attribute(name).expect(name).read.expect(name))(&shown(tree, dir))?;
+    let text = (template.attribute(name).expect(name).read.expect(name))(&context(tree, dir))?;
     Ok(String::from_utf8(text).unwrap())
 }
 
@@ -57,7 +57,7 @@ fn find<'t>(tree: &'t Tree, path: &str) -> (&'t Dir, &'t Template) {
 
 fn write(tree: &Tree, dir: &str, name: &str, text: &str) -> Result<Act, Errno> {
     let (dir, template) = find(tree, dir);
-    (template.attribute(name).expect(name).write.expect(name))(&shown(tree, dir), text)
+    (template.attribute(name).expect(name).write.expect(name))(&context(tree, dir), text)
 }
 
 fn link<'t>(tree: &'t Tree, dir: &str, name: &str) -> Option<&'t str> {
@@ -190,7 +190,7 @@ fn the_capabilities_of_the_configuration_space_are_a_chain_that_ends() {
     let tree = tree(&[&card]);
     for address in ["0000:08:00.0", "0000:08:00.2"] {
         let (dir, template) = find(&tree, &format!("devices/pci0000:08/{address}"));
-        let space = (template.attribute("config").unwrap().read.unwrap())(&shown(&tree, dir)).unwrap();
+        let space = (template.attribute("config").unwrap().read.unwrap())(&context(&tree, dir)).unwrap();
         assert_eq!(space.len(), 4096);
         let (mut at, mut ids) = (usize::from(space[0x34]), Vec::new());
         while at != 0 && ids.len() < 48 {

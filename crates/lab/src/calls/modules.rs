@@ -32,7 +32,7 @@ pub(super) fn init_module(cx: Cx<'_, '_>, lab: &Lab, call: &Notification) -> Ans
 /// `finit_module(file, options, flags)`.
 pub(super) fn finit_module(cx: Cx<'_, '_>, lab: &Lab, call: &Notification) -> Answer {
     // The kernel checks the capability before it reads the file, and reading it may block.
-    match Caller::of(call.pid, &lab.home) {
+    match Caller::of(call.pid, &lab.user_namespace) {
         Ok(caller) if caller.capabilities & SYS_MODULE != 0 => {}
         _ => return Answer::Errno(Errno::PERM),
     }
@@ -65,7 +65,7 @@ fn perform(cx: Cx<'_, '_>, lab: &Lab, call: &Notification, name: &str, command: 
         return Answer::Continue;
     }
     let work = || -> io::Result<Answer> {
-        if Caller::of(call.pid, &lab.home)?.capabilities & SYS_MODULE == 0 {
+        if Caller::of(call.pid, &lab.user_namespace)?.capabilities & SYS_MODULE == 0 {
             return Err(Errno::PERM.into());
         }
         if !lab.still_waits(call) {

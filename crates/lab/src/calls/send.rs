@@ -55,7 +55,7 @@ pub(super) fn send(
         return Err(Errno::OPNOTSUPP.into());
     }
     let value = if number == libc::SYS_sendmmsg { packets.len() } else { packets.iter().map(Vec::len).sum() };
-    let sender = Caller::of(call.pid, &lab.home)?;
+    let sender = Caller::of(call.pid, &lab.user_namespace)?;
     // If the call still waits, the memory and the rights that were read are those of its process.
     if !lab.still_waits(call) {
         return Ok(Answer::Later);

@@ -44,9 +44,9 @@ pub(super) fn socket(cx: Cx<'_, '_>, lab: &Arc<Lab>, call: &Notification) -> io:
     let (Some(protocol), true) = (Protocol::of(protocol as u32), known && lab.cards.len() > 0) else {
         return Ok(Answer::Continue);
     };
-    let caller = Caller::of(call.pid, &lab.home)?;
+    let caller = Caller::of(call.pid, &lab.user_namespace)?;
     let Some(kernel) = kernel_socket(lab, call.pid, &caller, protocol)? else { return Ok(Answer::Continue) };
-    let socket = Arc::new(Socket::new(protocol, kind as u32, caller, kernel, Arc::clone(&lab.home))?);
+    let socket = Arc::new(Socket::new(protocol, kind as u32, caller, kernel, Arc::clone(&lab.user_namespace))?);
     let (theirs, ours) = pair(flags & libc::SOCK_NONBLOCK != 0)?;
     start(cx, lab, socket, &theirs, ours)?;
     let at = high_number(cx, lab, call.pid);
@@ -96,7 +96,7 @@ fn kernel_socket(lab: &Lab, thread: u32, caller: &Caller, protocol: Protocol) ->
         return Ok(made(process::with_rights(capabilities, user, || open_socket(protocol))??));
     }
     let there = process::open_network(thread)?;
-    if !process::is_owned_by_us(&there).unwrap_or(false) && !lab.home.contains(thread) {
+    if !process::is_owned_by_us(&there).unwrap_or(false) && !lab.user_namespace.contains(thread) {
         return Ok(None);
     }
     let opened = thread::scope(|scope| {
@@ -199,7 +199,7 @@ pub(super) fn bind(cx: Cx<'_, '_>, lab: &Lab, call: &Notification, socket: &Sock
 /// Runs `act` on a kernel's socket with the rights of the caller: some options and groups require a capability
 /// (`netlink_setsockopt`, `netlink_bind`, `genl_bind`).
 fn as_caller<T>(lab: &Lab, call: &Notification, act: impl FnOnce() -> T) -> io::Result<T> {
-    let Caller { capabilities, user, .. } = Caller::of(call.pid, &lab.home)?;
+    let Caller { capabilities, user, .. } = Caller::of(call.pid, &lab.user_namespace)?;
     if !lab.still_waits(call) {
         return Err(Errno::SRCH.into());
     }

@@ -18,7 +18,7 @@ use super::{Handler, KernelSocket, Protocol, ROOM, Relay, Socket};
 use crate::card::{Card, Refusal};
 use crate::cards::Cards;
 use crate::lock_order::{self, Cx};
-use crate::process::{Caller, Home};
+use crate::process::{Caller, UserNamespace};
 
 /// Has the relay of each protocol handle a datagram: as a request of a program, as a datagram of the kernel, as a
 /// notification of a card, and as a card's answer. Locks are checked.
@@ -75,7 +75,8 @@ fn relay(protocol: Protocol, card: Arc<Echo>) -> io::Result<(Relay, OwnedFd)> {
     // No process has this number, so no descriptors can be copied from it.
     let caller = Caller { process: u32::MAX, own: u32::MAX, user: 0, capabilities: u64::MAX };
     let kernel = KernelSocket { socket: kernel, native: false };
-    let socket = Arc::new(Socket::new(protocol, libc::SOCK_RAW as u32, caller, kernel, Arc::new(Home::ours()))?);
+    let socket =
+        Arc::new(Socket::new(protocol, libc::SOCK_RAW as u32, caller, kernel, Arc::new(UserNamespace::ours()))?);
     let cards = Arc::new(Cards::new(vec![card]));
     Ok((Relay::new(end, socket, cards), program))
 }

@@ -13,7 +13,7 @@ use rustix::net::netlink::SocketAddrNetlink;
 use super::Protocol;
 use crate::cards::Cards;
 use crate::lock_order::{Binding, Cx, Inbox, Subscriptions};
-use crate::process::{Caller, Home};
+use crate::process::{Caller, UserNamespace};
 use crate::supervisor::Reply;
 
 /// What one call of a program sends.
@@ -65,7 +65,7 @@ pub(crate) struct Socket {
     extended: AtomicBool,
     capped: AtomicBool,
     /// The user namespace in which administrative rights count.
-    pub(super) home: Arc<Home>,
+    pub(super) user_namespace: Arc<UserNamespace>,
     inbox: Mutex<Inbox, Waiting>,
     /// The connections on which cards publish notifications to this socket; empty if it is no member of the group.
     pub(super) subscriptions: Mutex<Subscriptions, Vec<OwnedFd>>,
@@ -83,7 +83,7 @@ impl Socket {
         kind: u32,
         caller: Caller,
         kernel: KernelSocket,
-        home: Arc<Home>,
+        user_namespace: Arc<UserNamespace>,
     ) -> io::Result<Self> {
         use rustix::event::{EventfdFlags, eventfd};
         let KernelSocket { socket, native } = kernel;
@@ -93,7 +93,7 @@ impl Socket {
             caller,
             kernel: socket,
             native,
-            home,
+            user_namespace,
             inbox: Mutex::new(Waiting::default()),
             port: AtomicU32::new(0),
             binding: Mutex::new(()),

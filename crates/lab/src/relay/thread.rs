@@ -155,7 +155,7 @@ impl Relay {
         for message in ancillary.drain() {
             if let RecvAncillaryMessage::ScmCredentials(credentials) = message {
                 let process = credentials.pid.as_raw_nonzero().get().cast_unsigned();
-                self.sender = Caller::of_message(process, credentials.uid.as_raw(), &self.socket.home);
+                self.sender = Caller::of_message(process, credentials.uid.as_raw(), &self.socket.user_namespace);
             }
         }
         Ok(received.bytes)

@@ -11,7 +11,8 @@ use netlink::Errno;
 use super::pci;
 use super::text::{event, line, name, number};
 use super::tree::{
-    Act, Attribute, EMPTY, Entry, LibraryFile, LowerPath, LowerTree, Netdevs, Shown, Subject, Template, Text, Tree,
+    Act, Attribute, AttributeContext, EMPTY, Entry, LibraryFile, LowerPath, LowerTree, Netdevs, Subject, Template,
+    Text, Tree,
 };
 
 /// A card that is added to the tree.
@@ -149,7 +150,7 @@ pub(super) const FILLERS: [&str; 9] = [
 pub(super) const LIBRARY: &str = "kernel/drivers/eswitch";
 
 /// Accepts a write to `uevent`, and does nothing.
-fn ignore_event(_: &Shown<'_>, text: &str) -> Result<Act, Errno> {
+fn ignore_event(_: &AttributeContext<'_>, text: &str) -> Result<Act, Errno> {
     event(text).map(|()| Act::Nothing)
 }
 
@@ -168,33 +169,33 @@ pub(super) fn address(text: &str) -> Result<PciAddress, Errno> {
     text.parse().map_err(|_| Errno::NODEV)
 }
 
-fn card_with_function(shown: &Shown<'_>, address: &str) -> Option<usize> {
+fn card_with_function(context: &AttributeContext<'_>, address: &str) -> Option<usize> {
     let has = |card: &view::Card| card.functions.iter().any(|function| function.address == address);
-    shown.every_card().find(|(_, card)| has(card)).map(|(at, _)| at)
+    context.every_card().find(|(_, card)| has(card)).map(|(at, _)| at)
 }
 
-fn card_with_auxiliary<'s>(shown: &'s Shown<'_>, device: &str) -> Option<(usize, &'s view::Auxiliary)> {
-    let mut devices = shown.every_card().flat_map(|(at, card)| card.auxiliary.iter().map(move |one| (at, one)));
+fn card_with_auxiliary<'s>(context: &'s AttributeContext<'_>, device: &str) -> Option<(usize, &'s view::Auxiliary)> {
+    let mut devices = context.every_card().flat_map(|(at, card)| card.auxiliary.iter().map(move |one| (at, one)));
     devices.find(|(_, auxiliary)| auxiliary.name == device)
 }
 
 /// `bind` and `unbind`: of a card's device at the card, of any other device at the kernel's file.
-fn driver(shown: &Shown<'_>, bound: bool, text: &str) -> Result<Act, Errno> {
+fn driver(context: &AttributeContext<'_>, bound: bool, text: &str) -> Result<Act, Errno> {
     let device = name(text).map_err(|_| Errno::NODEV)?;
-    if shown.dir.path.starts_with("bus/pci/") {
-        let Some(card) = card_with_function(shown, device) else { return Ok(Act::Kernel) };
+    if context.dir.path.starts_with("bus/pci/") {
+        let Some(card) = card_with_function(context, device) else { return Ok(Act::Kernel) };
         let command = if bound { Command::Bind } else { Command::Unbind };
         return Ok(perform(card, command(address(device)?)));
     }
-    let Some((card, auxiliary)) = card_with_auxiliary(shown, device) else { return Ok(Act::Kernel) };
+    let Some((card, auxiliary)) = card_with_auxiliary(context, device) else { return Ok(Act::Kernel) };
     // The kernel matches a driver by the name without its number, and refuses what does not match.
     let kind = auxiliary.name.rsplit_once('.').map_or("", |(kind, _)| kind);
-    let driver = shown.dir.path.rsplit('/').next().unwrap_or_default();
+    let driver = context.dir.path.rsplit('/').next().unwrap_or_default();
     if kind == driver { set_sf_bound(card, auxiliary, bound) } else { Err(Errno::NODEV) }
 }
 
 /// `new_id` and `remove_id`: ids are passed on to the kernel's driver; a card's driver has those of its card.
-fn ids(_: &Shown<'_>, text: &str) -> Result<Act, Errno> {
+fn ids(_: &AttributeContext<'_>, text: &str) -> Result<Act, Errno> {
     let mut ids = text.split_ascii_whitespace().map(|id| u32::from_str_radix(id, 16));
     match (ids.next(), ids.next(), ids.all(|id| id.is_ok())) {
         (Some(Ok(_)), Some(Ok(_)), true) => Ok(Act::Kernel),
@@ -202,8 +203,8 @@ fn ids(_: &Shown<'_>, text: &str) -> Result<Act, Errno> {
     }
 }
 
-fn auxiliary_uevent(shown: &Shown<'_>) -> Text {
-    let device = shown.auxiliary()?;
+fn auxiliary_uevent(context: &AttributeContext<'_>) -> Text {
+    let device = context.auxiliary()?;
     let mut text = device.driver.as_ref().map_or_else(String::new, |driver| format!("DRIVER={driver}\n"));
     // Without its number, by which the kernel matches drivers.
     let kind = device.name.rsplit_once('.').map_or(device.name.as_str(), |(kind, _)| kind);
@@ -223,10 +224,10 @@ fn size(module: &view::Module) -> usize {
 }
 
 /// `/proc/modules`: the cards' modules, then the kernel's.
-fn proc_modules(shown: &Shown<'_>) -> Text {
+fn proc_modules(context: &AttributeContext<'_>) -> Text {
     let mut text = String::new();
     let mut seen: Vec<&str> = Vec::new();
-    for (_, card) in shown.every_card() {
+    for (_, card) in context.every_card() {
         for module in card.modules.iter().filter(|module| module.loaded) {
             if seen.contains(&module.name.as_str()) {
                 continue;
@@ -239,7 +240,7 @@ fn proc_modules(shown: &Shown<'_>) -> Text {
             text += &format!("{} {size} {} {held} Live 0x0000000000000000\n", module.name, names.len());
         }
     }
-    let kernels = shown.kernel.proc_modules().unwrap_or_default();
+    let kernels = context.kernel.proc_modules().unwrap_or_default();
     let kernels = String::from_utf8_lossy(&kernels);
     for other in kernels.lines().filter(|line| !seen.contains(&line.split(' ').next().unwrap_or_default())) {
         text += other;

@@ -27,7 +27,7 @@ use netlink::Errno;
 use super::merged::MergedTree;
 use super::tree::{ByNumber, Kind};
 use crate::lock_order::{Cx, NetdevFiles, OpenFiles};
-use crate::process::Home;
+use crate::process::UserNamespace;
 use handle::Handle;
 use write::{Job, reply_to};
 
@@ -42,7 +42,7 @@ pub(super) struct SysFs {
     /// The attributes of the files that the kernel has for any netdev, by their names.
     netdev_files: Mutex<NetdevFiles, HashMap<Box<OsStr>, FileAttr>>,
     /// The user namespace in which rights count.
-    home: Arc<Home>,
+    user_namespace: Arc<UserNamespace>,
     domain: Arc<Domain>,
 }
 
@@ -67,7 +67,7 @@ impl SysFs {
             next: AtomicU64::new(1),
             since: SystemTime::now(),
             netdev_files: Mutex::new(HashMap::new()),
-            home: Arc::new(Home::ours()),
+            user_namespace: Arc::new(UserNamespace::ours()),
             domain,
         }
     }
@@ -225,11 +225,11 @@ impl Filesystem for SysFs {
             Err(error) => return reply.error(errno(error)),
         };
         let (merged, bytes) = (Arc::clone(&self.merged), data.to_vec());
-        let (home, writer) = (Arc::clone(&self.home), request.pid());
+        let (user_namespace, writer) = (Arc::clone(&self.user_namespace), request.pid());
         // If the system gives no thread, the reply is dropped, which answers with EIO.
         let _ = std::thread::Builder::new()
             .name("sysfs-write".to_owned())
-            .spawn(move || reply_to(reply, job.run(&merged, writer, &home, &bytes)));
+            .spawn(move || reply_to(reply, job.run(&merged, writer, &user_namespace, &bytes)));
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {

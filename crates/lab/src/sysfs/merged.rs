@@ -13,8 +13,8 @@ use super::library::{Contents, Indexes, module_file};
 use super::lower::{Found, Lower, list};
 use super::nodes::Nodes;
 use super::tree::{
-    Attribute, Dir, Entry, Kind, LibraryFile, LowerPath, LowerTree, Netdevs, Shown, Template, Tree, follow, number,
-    relative,
+    Attribute, AttributeContext, Dir, Entry, Kind, LibraryFile, LowerPath, LowerTree, Netdevs, Template, Tree, follow,
+    number, relative,
 };
 use crate::Card;
 use crate::lock_order::{CurrentTree, ModuleIndexes, TreeRebuild};
@@ -105,8 +105,8 @@ impl MergedTree {
     }
 
     /// What attributes of a directory are read and written with.
-    pub(super) fn shown<'a>(&'a self, tree: &'a Tree, dir: &'a Dir) -> Shown<'a> {
-        Shown { cards: &tree.cards, dir, kernel: &self.lower }
+    pub(super) fn context<'a>(&'a self, tree: &'a Tree, dir: &'a Dir) -> AttributeContext<'a> {
+        AttributeContext { cards: &tree.cards, dir, kernel: &self.lower }
     }
 
     /// The node with a number. ESTALE if the kernel does not hold it.

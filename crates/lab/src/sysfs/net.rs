@@ -5,7 +5,7 @@ use netlink::Errno;
 
 use super::bus::AddedCard;
 use super::text::line;
-use super::tree::{Attribute, EMPTY, LowerPath, LowerTree, Shown, Subject, Template, Text, Tree};
+use super::tree::{Attribute, AttributeContext, EMPTY, LowerPath, LowerTree, Subject, Template, Text, Tree};
 
 static NETDEV: Template = Template::of(&[&[
     Attribute::ro("dev_port", |s| line(s.netdev()?.dev_port)),
@@ -19,8 +19,8 @@ static NETDEV: Template = Template::of(&[&[
     Attribute::ro("phys_switch_id", phys_switch_id),
 ]]);
 
-fn phys_switch_id(shown: &Shown<'_>) -> Text {
-    if shown.netdev()?.in_switch { line(shown.card()?.switch_id) } else { Err(Errno::OPNOTSUPP) }
+fn phys_switch_id(context: &AttributeContext<'_>) -> Text {
+    if context.netdev()?.in_switch { line(context.card()?.switch_id) } else { Err(Errno::OPNOTSUPP) }
 }
 
 /// The path of a netdev in the kernel's `/sys`.

@@ -8,7 +8,7 @@ use netlink::Errno;
 use super::bus::{self, AddedCard};
 use super::config;
 use super::text::{boolean, event, line, name, number};
-use super::tree::{Act, Attribute, Shown, Subject, Template, Text, Tree};
+use super::tree::{Act, Attribute, AttributeContext, Subject, Template, Text, Tree};
 
 static PF: Template = Template { subdirs: COMMON_SUBDIRS, ..Template::of(&[COMMON, PF_ONLY]) };
 static VF: Template = Template { subdirs: COMMON_SUBDIRS, ..Template::of(&[COMMON]) };
@@ -82,33 +82,33 @@ const PF_ONLY: &[Attribute] = &[
 
 const COMMON_SUBDIRS: &[Template] = &[Template { name: "power", ..Template::of(&[bus::POWER]) }];
 
-fn device(shown: &Shown<'_>) -> Result<u16, Errno> {
-    Ok(config::device_id(&shown.card()?.profile, shown.function()?))
+fn device(context: &AttributeContext<'_>) -> Result<u16, Errno> {
+    Ok(config::device_id(&context.card()?.profile, context.function()?))
 }
 
-fn config_space(shown: &Shown<'_>) -> Text {
-    Ok(config::space(shown.card()?, shown.card_index()?, shown.function()?))
+fn config_space(context: &AttributeContext<'_>) -> Text {
+    Ok(config::space(context.card()?, context.card_index()?, context.function()?))
 }
 
-fn modalias(shown: &Shown<'_>) -> Result<String, Errno> {
-    let profile = &shown.card()?.profile;
+fn modalias(context: &AttributeContext<'_>) -> Result<String, Errno> {
+    let profile = &context.card()?.profile;
     let (vendor, subsystem) = (profile.vendor, profile.subsystem);
-    let device = device(shown)?;
+    let device = device(context)?;
     Ok(format!("pci:v{vendor:08X}d{device:08X}sv{:08X}sd{:08X}bc02sc00i00", subsystem.0, subsystem.1))
 }
 
-fn uevent(shown: &Shown<'_>) -> Text {
-    let (profile, function) = (&shown.card()?.profile, shown.function()?);
+fn uevent(context: &AttributeContext<'_>) -> Text {
+    let (profile, function) = (&context.card()?.profile, context.function()?);
     let mut text = function.driver.as_ref().map_or_else(String::new, |driver| format!("DRIVER={driver}\n"));
-    text += &format!("PCI_CLASS=20000\nPCI_ID={:04X}:{:04X}\n", profile.vendor, device(shown)?);
+    text += &format!("PCI_CLASS=20000\nPCI_ID={:04X}:{:04X}\n", profile.vendor, device(context)?);
     text += &format!("PCI_SUBSYS_ID={:04X}:{:04X}\n", profile.subsystem.0, profile.subsystem.1);
-    text += &format!("PCI_SLOT_NAME={}\nMODALIAS={}\n", function.address, modalias(shown)?);
+    text += &format!("PCI_SLOT_NAME={}\nMODALIAS={}\n", function.address, modalias(context)?);
     Ok(text.into_bytes())
 }
 
 /// The list of online processors: the card is equally near to all of them.
-fn cpus(shown: &Shown<'_>) -> Vec<u8> {
-    shown.kernel.read("devices/system/cpu/online").unwrap_or_else(|| b"0\n".to_vec())
+fn cpus(context: &AttributeContext<'_>) -> Vec<u8> {
+    context.kernel.read("devices/system/cpu/online").unwrap_or_else(|| b"0\n".to_vec())
 }
 
 /// Converts a list of processors to a mask (`cpulist` to `cpumap`).
@@ -131,9 +131,9 @@ fn mask(list: &[u8]) -> String {
 }
 
 /// The address ranges of a function: its BARs, its ROM and, for a PF, the BARs of its VFs.
-fn resource(shown: &Shown<'_>) -> Text {
+fn resource(context: &AttributeContext<'_>) -> Text {
     const MEMORY: u64 = 0x0014_220c;
-    let (function, card) = (shown.function()?, shown.card_index()?);
+    let (function, card) = (context.function()?, context.card_index()?);
     let mut lines = [(0, 0, 0); 13];
     let own = config::memory(card, function);
     lines[0] = (own.start, own.start + own.size - 1, MEMORY);
@@ -145,24 +145,27 @@ fn resource(shown: &Shown<'_>) -> Text {
     Ok(text.collect::<String>().into_bytes())
 }
 
-fn driver_override(shown: &Shown<'_>) -> Text {
-    line(shown.function()?.driver_override.as_deref().unwrap_or("(null)"))
+fn driver_override(context: &AttributeContext<'_>) -> Text {
+    line(context.function()?.driver_override.as_deref().unwrap_or("(null)"))
 }
 
-fn set_driver_override(shown: &Shown<'_>, text: &str) -> Result<Act, Errno> {
+fn set_driver_override(context: &AttributeContext<'_>, text: &str) -> Result<Act, Errno> {
     let driver = if text.is_empty() { None } else { Some(name(text)?.to_owned()) };
-    perform(shown, |device| Ok(Command::SetDriverOverride { device, driver }))
+    perform(context, |device| Ok(Command::SetDriverOverride { device, driver }))
 }
 
 /// Has the card carry out a command if a number other than 0 is written.
-fn trigger(shown: &Shown<'_>, command: fn(PciAddress) -> Command, text: &str) -> Result<Act, Errno> {
-    if number(text)? == 0 { Ok(Act::Nothing) } else { perform(shown, |device| Ok(command(device))) }
+fn trigger(context: &AttributeContext<'_>, command: fn(PciAddress) -> Command, text: &str) -> Result<Act, Errno> {
+    if number(text)? == 0 { Ok(Act::Nothing) } else { perform(context, |device| Ok(command(device))) }
 }
 
 /// Has the card carry out a command on this function.
-fn perform(shown: &Shown<'_>, command: impl FnOnce(PciAddress) -> Result<Command, Errno>) -> Result<Act, Errno> {
-    let device = bus::address(&shown.function()?.address)?;
-    Ok(Act::Perform { card: Some(shown.card_index()?), command: command(device)? })
+fn perform(
+    context: &AttributeContext<'_>,
+    command: impl FnOnce(PciAddress) -> Result<Command, Errno>,
+) -> Result<Act, Errno> {
+    let device = bus::address(&context.function()?.address)?;
+    Ok(Act::Perform { card: Some(context.card_index()?), command: command(device)? })
 }
 
 /// The directory in which a card's functions are: that of the bus of its first PF.

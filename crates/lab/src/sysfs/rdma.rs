@@ -8,7 +8,7 @@ use netlink::Errno;
 use super::bus::AddedCard;
 use super::net;
 use super::text::{event, line};
-use super::tree::{Act, Attribute, EMPTY, Shown, Subject, Template, Text, Tree};
+use super::tree::{Act, Attribute, AttributeContext, EMPTY, Subject, Template, Text, Tree};
 
 static DEVICE: Template = Template::of(&[&[
     Attribute::ro("board_id", |s| line(&s.card()?.profile.board)),
@@ -61,25 +61,25 @@ fn guid(guid: u64) -> String {
 }
 
 /// The system image GUID: all devices of a card have that of the first.
-fn sys_image_guid(shown: &Shown<'_>) -> Result<u64, Errno> {
-    Ok(shown.card()?.rdma.first().unwrap_or(shown.rdma()?).node_guid)
+fn sys_image_guid(context: &AttributeContext<'_>) -> Result<u64, Errno> {
+    Ok(context.card()?.rdma.first().unwrap_or(context.rdma()?).node_guid)
 }
 
-fn netdev_file(shown: &Shown<'_>, file: &str) -> Result<Option<String>, Errno> {
-    let Some(netdev) = &shown.rdma_port()?.netdev else { return Ok(None) };
-    let text = shown.kernel.read(&format!("{}/{file}", net::kernels(netdev)));
+fn netdev_file(context: &AttributeContext<'_>, file: &str) -> Result<Option<String>, Errno> {
+    let Some(netdev) = &context.rdma_port()?.netdev else { return Ok(None) };
+    let text = context.kernel.read(&format!("{}/{file}", net::kernels(netdev)));
     Ok(text.map(|bytes| String::from_utf8_lossy(&bytes).trim().to_owned()))
 }
 
 /// A port is up if its netdev is, as far as this network namespace shows.
-fn is_up(shown: &Shown<'_>) -> Result<bool, Errno> {
-    Ok(netdev_file(shown, "operstate")?.is_some_and(|state| state == "up"))
+fn is_up(context: &AttributeContext<'_>) -> Result<bool, Errno> {
+    Ok(netdev_file(context, "operstate")?.is_some_and(|state| state == "up"))
 }
 
 /// The MAC address from which a port's GIDs are made. EINVAL if it has none: the attributes of an empty GID cannot be
 /// read.
-fn address(shown: &Shown<'_>) -> Result<[u8; 6], Errno> {
-    let text = netdev_file(shown, "address")?.ok_or(Errno::INVAL)?;
+fn address(context: &AttributeContext<'_>) -> Result<[u8; 6], Errno> {
+    let text = netdev_file(context, "address")?.ok_or(Errno::INVAL)?;
     let mut bytes = text.split(':').map(|byte| u8::from_str_radix(byte, 16));
     let mut address = [0; 6];
     for place in &mut address {
@@ -88,18 +88,18 @@ fn address(shown: &Shown<'_>) -> Result<[u8; 6], Errno> {
     Ok(address)
 }
 
-fn gid(shown: &Shown<'_>) -> Text {
+fn gid(context: &AttributeContext<'_>) -> Text {
     // Programs expect zeros for an empty entry.
-    let Ok([a, b, c, d, e, f]) = address(shown) else {
+    let Ok([a, b, c, d, e, f]) = address(context) else {
         return line("0000:0000:0000:0000:0000:0000:0000:0000");
     };
     let a = a ^ 2;
     line(format_args!("fe80:0000:0000:0000:{a:02x}{b:02x}:{c:02x}ff:fe{d:02x}:{e:02x}{f:02x}"))
 }
 
-fn ndev(shown: &Shown<'_>) -> Text {
-    address(shown)?;
-    line(shown.rdma_port()?.netdev.as_ref().ok_or(Errno::INVAL)?)
+fn ndev(context: &AttributeContext<'_>) -> Text {
+    address(context)?;
+    line(context.rdma_port()?.netdev.as_ref().ok_or(Errno::INVAL)?)
 }
 
 /// Adds a card's RDMA devices to the tree.

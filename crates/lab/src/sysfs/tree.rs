@@ -9,8 +9,8 @@
 //! between.
 
 mod attribute;
+mod context;
 mod path;
-mod shown;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -18,8 +18,8 @@ use std::sync::Arc;
 use devlink::view;
 
 pub use attribute::{Act, Attribute, EMPTY, Read, Template, Text, Write};
+pub use context::{AttributeContext, Kernel, Subject};
 pub use path::{ByNumber, Hashed, Kind, ROOT, follow, number, number_of_dir, relative};
-pub use shown::{Kernel, Shown, Subject};
 
 /// A path in a lower tree.
 #[derive(Clone, Debug, PartialEq, Eq)]

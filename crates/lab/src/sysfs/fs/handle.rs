@@ -81,7 +81,8 @@ impl SysFs {
                     OpenAccMode::O_RDWR => OFlags::RDWR,
                 };
                 // What some files show depends on the rights of the process that opened them (`pci_read_config`).
-                let Caller { capabilities, user, .. } = Caller::of(opener, &self.home).map_err(|_| Errno::PERM)?;
+                let Caller { capabilities, user, .. } =
+                    Caller::of(opener, &self.user_namespace).map_err(|_| Errno::PERM)?;
                 let opened = with_rights(capabilities, user, || self.merged.lower.open(&path, mode));
                 let file = Handle::Lower(Arc::new(opened.map_err(|_| Errno::PERM)??));
                 let in_sys = path.base == LowerTree::Sys;
@@ -126,7 +127,7 @@ impl SysFs {
         let tree = self.merged.tree(cx);
         let dir = tree.dir(dir).ok_or(Errno::NODEV)?;
         let read = attribute.read.ok_or(Errno::IO)?;
-        read(&self.merged.shown(&tree, dir))
+        read(&self.merged.context(&tree, dir))
     }
 
     fn list(&self, cx: &mut Locked<'_, OpenFile>, at: u64) -> Result<Listing, Errno> {

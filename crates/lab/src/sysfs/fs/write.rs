@@ -10,7 +10,7 @@ use rustix::fs::OFlags;
 
 use super::{SysFs, errno};
 use crate::lock_order::Cx;
-use crate::process::{Caller, Home, SYS_ADMIN, with_rights};
+use crate::process::{Caller, SYS_ADMIN, UserNamespace, with_rights};
 use crate::sysfs::merged::MergedTree;
 use crate::sysfs::text::written;
 use crate::sysfs::tree::{Act, Attribute, Dir, LowerPath};
@@ -29,17 +29,23 @@ pub(super) enum Job {
 
 impl Job {
     /// Does it on behalf of a thread, `writer`, which waits for it. Returns how many bytes were written.
-    pub(super) fn run(self, merged: &MergedTree, writer: u32, home: &Home, bytes: &[u8]) -> Result<usize, Errno> {
+    pub(super) fn run(
+        self,
+        merged: &MergedTree,
+        writer: u32,
+        user_namespace: &UserNamespace,
+        bytes: &[u8],
+    ) -> Result<usize, Errno> {
         match self {
             Self::Nothing => Ok(bytes.len()),
-            Self::NothingForAdministrators => match Caller::of(writer, home) {
+            Self::NothingForAdministrators => match Caller::of(writer, user_namespace) {
                 Ok(caller) if caller.capabilities & SYS_ADMIN != 0 => Ok(bytes.len()),
                 _ => Err(Errno::PERM),
             },
             // Some files of the kernel check the capabilities of the process that writes (`netdev_store`:
             // CAP_NET_ADMIN), and must check those of the program. A program that cannot be inspected has no rights.
             Self::Write(fd, offset) => {
-                let Caller { capabilities, user, .. } = Caller::of(writer, home).map_err(|_| Errno::PERM)?;
+                let Caller { capabilities, user, .. } = Caller::of(writer, user_namespace).map_err(|_| Errno::PERM)?;
                 let written = with_rights(capabilities, user, || rustix::io::pwrite(fd, bytes, offset));
                 written.map_err(|error| errno_of(&error))?
             }
@@ -66,7 +72,7 @@ impl SysFs {
         let tree = self.merged.tree(cx);
         let dir = tree.dir(dir).ok_or(Errno::NODEV)?;
         let write = attribute.write.ok_or(Errno::IO)?;
-        match write(&self.merged.shown(&tree, dir), written(bytes)?)? {
+        match write(&self.merged.context(&tree, dir), written(bytes)?)? {
             Act::Nothing => Ok(Job::Nothing),
             Act::NothingForAdministrators => Ok(Job::NothingForAdministrators),
             Act::Perform { card, command } => Ok(Job::Perform(card, command)),

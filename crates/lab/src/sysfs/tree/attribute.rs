@@ -3,7 +3,7 @@
 use control::Command;
 use netlink::Errno;
 
-use super::Shown;
+use super::AttributeContext;
 
 /// What a write to an attribute does.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,10 +27,10 @@ pub enum Act {
 pub type Text = Result<Vec<u8>, Errno>;
 
 /// Makes the text of an attribute.
-pub type Read = fn(&Shown<'_>) -> Text;
+pub type Read = fn(&AttributeContext<'_>) -> Text;
 
 /// Decides what a write does. The text is without the newline at its end.
-pub type Write = fn(&Shown<'_>, &str) -> Result<Act, Errno>;
+pub type Write = fn(&AttributeContext<'_>, &str) -> Result<Act, Errno>;
 
 /// An attribute: a file with a value.
 pub struct Attribute {

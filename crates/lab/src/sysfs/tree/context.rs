@@ -37,7 +37,7 @@ pub enum Subject {
 }
 
 /// What a read or a write of an attribute may look at.
-pub struct Shown<'a> {
+pub struct AttributeContext<'a> {
     /// The views of all cards; `None`: the card is gone.
     pub cards: &'a [Option<Arc<view::Card>>],
     /// The directory of the attribute.
@@ -46,7 +46,7 @@ pub struct Shown<'a> {
     pub kernel: &'a dyn Kernel,
 }
 
-impl<'a> Shown<'a> {
+impl<'a> AttributeContext<'a> {
     fn at(&self, card: usize) -> Result<&'a view::Card, Errno> {
         self.cards.get(card).and_then(Option::as_deref).ok_or(Errno::NODEV)
     }
