@@ -32,8 +32,8 @@ pub(super) struct Program {
 }
 
 impl Program {
-    /// Becomes the program when the front says so. If the front ends first, so does this process: the channel `front`
-    /// reports it, and a signal does wherever else this process waits.
+    /// Becomes the program when the front sends `Go`. If the front ends first, so does this process: the channel
+    /// `front` reports it, and a signal does wherever else this process waits.
     pub fn become_it(mut self, front: &OwnedFd) -> ! {
         let (step, error) = match self.try_become_it(front) {
             Ok(never) => match never {},
