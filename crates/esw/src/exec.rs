@@ -46,13 +46,13 @@ fn run(found: Vec<Found>, command: Command, exact_addresses: bool, verbose: bool
     let (mounter, server) = sysfs::prepare()?;
     let serve: lab::Serve = {
         let cards = cards.clone();
-        Box::new(move || {
+        Box::new(move |domain| {
             for remote in &remotes {
                 // Without it the lab works until the daemon ends.
                 let _ = remote.stay_connected();
             }
             // If it fails, so does the mounting, and says why.
-            Box::new(server.serve(cards))
+            Box::new(server.serve(cards, domain))
         })
     };
     let mounts: lab::Mounts = Box::new(move || match mounter.mount() {
@@ -67,7 +67,8 @@ fn run(found: Vec<Found>, command: Command, exact_addresses: bool, verbose: bool
             Err(std::io::Error::other(error))
         }
     });
-    let options = Options { join: Some(join), mounts: Some(mounts), serve: Some(serve), exact_addresses };
+    let options =
+        Options { join: Some(join), mounts: Some(mounts), serve: Some(serve), exact_addresses, lockdep: false };
     let status = lab::run(cards, command, options)?;
     Ok(status.clamp(0, 255) as u8)
 }

@@ -1,11 +1,12 @@
-//! Runs a program in a lab with a card that a file describes, to try a lab by hand and from tests:
+//! Runs a program in a lab with a card that a file describes, to try a lab by hand and in tests:
 //!
 //! ```text
-//! lab [--exact] [--netns NAME | --join PID] [--told FILE] CARD.json [CARD.json …] -- PROGRAM [ARGUMENT …]
+//! lab [--exact] [--netns NAME | --join PID] [--commands FILE] CARD.json [CARD.json …] -- PROGRAM [ARGUMENT …]
 //! ```
 //!
-//! The card is a `devlink::view::Card` as JSON. It does what it is told by noting it in a file; a VF's
-//! address and whether a module is loaded it shows afterwards. Its devlink has devices and ports.
+//! The file is a `devlink::view::Card` as JSON. The card writes each command that it gets to the file after
+//! `--commands`. Of their effects it shows the address of a VF, and whether a module is loaded. Its devlink has devices
+//! and ports.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -19,16 +20,16 @@ use devlink::view;
 use eswitch::vf::VfSetting;
 use eswitch::{CardConfig, MacAddr};
 use lab::{Card, Join, Options, Refusal};
-use netlink::Errno;
+use netlink::{AckOptions, Builder, Datagram, Errno, Flags, Header, Message, find, message, messages, nlmsgerr_attr};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
 
-/// What the command line says.
+/// The arguments of the command line.
 #[derive(Default)]
 struct Arguments {
     exact: bool,
     netns: Option<String>,
     join: Option<String>,
-    told: Option<String>,
+    commands: Option<String>,
     cards: Vec<String>,
     program: Vec<String>,
 }
@@ -42,7 +43,7 @@ impl Arguments {
                 "--exact" => arguments.exact = true,
                 "--netns" => arguments.netns = Some(words.next()?),
                 "--join" => arguments.join = Some(words.next()?),
-                "--told" => arguments.told = Some(words.next()?),
+                "--commands" => arguments.commands = Some(words.next()?),
                 "--" => {
                     arguments.program = words.by_ref().collect();
                 }
@@ -56,7 +57,7 @@ impl Arguments {
 fn main() -> ExitCode {
     let Some(arguments) = Arguments::parse() else {
         eprintln!(
-            "lab [--exact] [--netns NAME | --join PID] [--told FILE] CARD.json [CARD.json …] -- PROGRAM [ARGUMENT …]"
+            "lab [--exact] [--netns NAME | --join PID] [--commands FILE] CARD.json [CARD.json …] -- PROGRAM [ARGUMENT …]"
         );
         return ExitCode::from(2);
     };
@@ -73,10 +74,11 @@ fn start(arguments: Arguments) -> Result<i32, Box<dyn std::error::Error>> {
     let mut cards: Vec<Arc<dyn Card>> = Vec::new();
     for path in &arguments.cards {
         let view: view::Card = serde_json::from_reader(File::open(path)?)?;
-        let told = arguments.told.as_ref().map(|path| OpenOptions::new().create(true).append(true).open(path));
+        let open = |path| OpenOptions::new().create(true).append(true).open(path);
+        let commands = arguments.commands.as_ref().map(open).transpose()?;
         cards.push(Arc::new(Described {
             view: Arc::new(Mutex::new(Arc::new(view))),
-            told: Mutex::new(told.transpose()?),
+            commands: Mutex::new(commands),
             listeners: Mutex::default(),
         }));
     }
@@ -94,10 +96,12 @@ fn start(arguments: Arguments) -> Result<i32, Box<dyn std::error::Error>> {
     Ok(lab::run(cards, command, options)?)
 }
 
-/// A card that is only described.
+/// A card that only has a description. Its locks are of the standard library: a card is outside of the lab's order.
 struct Described {
     view: Arc<Mutex<Arc<view::Card>>>,
-    told: Mutex<Option<File>>,
+    /// Where commands are written.
+    commands: Mutex<Option<File>>,
+    /// The connections on which notifications are published.
     listeners: Mutex<Vec<OwnedFd>>,
 }
 
@@ -113,7 +117,7 @@ impl Card for Described {
 
     fn perform(&self, command: &Command) -> Result<(), Refusal> {
         let gone = |_| refused(Errno::NODEV, "the card is gone");
-        if let Some(file) = self.told.lock().map_err(|_| refused(Errno::IO, ""))?.as_mut() {
+        if let Some(file) = self.commands.lock().map_err(|_| refused(Errno::IO, ""))?.as_mut() {
             writeln!(file, "{}", command.in_words(&CardConfig { pfs: 2, ..CardConfig::default() }))
                 .map_err(|error| refused(Errno::IO, &error.to_string()))?;
         }
@@ -150,11 +154,12 @@ impl Card for Described {
 }
 
 impl Described {
-    /// Says that the first device is there, to whoever listens: something to hear.
+    /// Publishes that the first device exists, so that there is a notification to receive.
     fn notify(&self) {
         let (Ok(view), Ok(listeners)) = (self.view(), self.listeners.lock()) else { return };
         let Some(function) = view.functions.first() else { return };
-        let message = device(&Asked { kind: FAMILY, seq: 0, pid: 0, dump: false }, NEW, &function.address.to_string());
+        let header = Header::new(FAMILY, Flags::empty(), 0, 0);
+        let Ok(message) = message(header, |to| describe_device(to, &function.address.to_string())) else { return };
         for listener in &*listeners {
             let _ = send(listener, &message, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
         }
@@ -178,143 +183,136 @@ fn load(view: &mut view::Card, name: &str, loaded: bool) -> Result<(), Refusal> 
     Ok(())
 }
 
-/// The number that this server gives devlink.
+/// The number that this card's server gives the family devlink.
 const FAMILY: u16 = 31;
+/// `nlctrl`: GENL_ID_CTRL, CTRL_CMD_GETFAMILY, and the attributes of its answer.
 const CTRL: u16 = 16;
+const GETFAMILY: u8 = 3;
+/// DEVLINK_CMD_GET, DEVLINK_CMD_NEW, DEVLINK_CMD_PORT_GET and DEVLINK_CMD_PORT_NEW.
 const GET: u8 = 1;
 const NEW: u8 = 3;
 const PORT_GET: u8 = 5;
 const PORT_NEW: u8 = 7;
+/// DEVLINK_ATTR_BUS_NAME, _DEV_NAME, _PORT_INDEX, _PORT_TYPE, _PORT_NETDEV_NAME and _PORT_FLAVOUR.
+const BUS_NAME: u16 = 1;
+const DEV_NAME: u16 = 2;
+const PORT_INDEX: u16 = 3;
+const PORT_TYPE: u16 = 4;
+const PORT_NETDEV_NAME: u16 = 7;
+const PORT_FLAVOUR: u16 = 77;
 
-struct Asked {
-    kind: u16,
-    seq: u32,
-    pid: u32,
-    dump: bool,
-}
+/// How many messages a datagram has: about as many as the kernel puts into one page.
+const PER_DATAGRAM: usize = 3;
 
-fn message(asked: &Asked, kind: u16, body: &[u8]) -> Vec<u8> {
-    let flags: u16 = if asked.dump { 2 } else { 0 };
-    let len = 16 + body.len() as u32;
-    let head = [&len.to_ne_bytes()[..], &kind.to_ne_bytes(), &flags.to_ne_bytes()];
-    [&head.concat()[..], &asked.seq.to_ne_bytes(), &asked.pid.to_ne_bytes(), body].concat()
-}
-
-fn attribute(kind: u16, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = [&(4 + payload.len() as u16).to_ne_bytes()[..], &kind.to_ne_bytes(), payload].concat();
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-    bytes
-}
-
-fn text(kind: u16, text: &str) -> Vec<u8> {
-    attribute(kind, &[text.as_bytes(), &[0]].concat())
-}
-
-fn verdict(asked: &Asked, request: &[u8], errno: i32, why: &str) -> Vec<u8> {
-    let quoted = if errno == 0 { &request[..16] } else { request };
-    let body = [&(-errno).to_ne_bytes()[..], quoted].concat();
-    let said = if why.is_empty() { Vec::new() } else { text(1, why) };
-    let mut bytes = message(asked, 2, &[body, said].concat());
-    let flags: u16 = if errno == 0 { 0x100 } else { 0 } | if why.is_empty() { 0 } else { 0x200 };
-    bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
-    bytes
-}
-
-/// Answers one connection until it is closed.
+/// Answers the requests of one connection until it is closed.
 fn answer(socket: &OwnedFd, view: &Mutex<Arc<view::Card>>) {
     let mut buffer = vec![0; 64 << 10];
-    while let Ok((_, len @ 20..)) = recv(socket, &mut buffer[..], RecvFlags::empty()) {
+    while let Ok((_, len @ 1..)) = recv(socket, &mut buffer[..], RecvFlags::empty()) {
         let Ok(view) = view.lock().map(|view| Arc::clone(&view)) else { return };
-        let request = &buffer[..len];
-        let word = |at: usize| u32::from_ne_bytes([request[at], request[at + 1], request[at + 2], request[at + 3]]);
-        let flags = word(4) >> 16;
-        let dump = flags & 0x300 == 0x300;
-        let asked = Asked { kind: word(4) as u16, seq: word(8), pid: word(12), dump };
-        let attributes = attributes(request.get(20..).unwrap_or_default());
-        let answers = answers(&asked, request[16], &attributes, &view);
-        let send_all = |bytes: Vec<u8>| send(socket, &bytes, SendFlags::NOSIGNAL).is_ok();
-        let sent = match answers {
-            Ok(answers) => {
-                let end = if dump { message(&asked, 3, &[0; 4]) } else { verdict(&asked, request, 0, "") };
-                // Three in a datagram, as many as the kernel would put into a page or so.
-                answers.chunks(3).all(|part| send_all(part.concat())) && (flags & 4 == 0 && !dump || send_all(end))
+        for request in messages(&buffer[..len]) {
+            for datagram in datagrams(&request, &view) {
+                if send(socket, &datagram, SendFlags::NOSIGNAL).is_err() {
+                    return;
+                }
             }
-            Err((errno, why)) => send_all(verdict(&asked, request, errno, why)),
-        };
-        if !sent {
-            return;
         }
     }
 }
 
-fn attributes(mut bytes: &[u8]) -> Vec<(u16, Vec<u8>)> {
-    let mut found = Vec::new();
-    while let [a, b, c, d, ..] = *bytes {
-        let len = usize::from(u16::from_ne_bytes([a, b]));
-        let Some(payload) = bytes.get(4..len) else { break };
-        found.push((u16::from_ne_bytes([c, d]) & 0x3fff, payload.to_vec()));
-        bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
+/// The answer to a request: its messages, and its end.
+fn datagrams(request: &Message<'_>, view: &view::Card) -> Vec<Vec<u8>> {
+    let Header { sequence, port, flags, .. } = request.header;
+    let options = AckOptions { extended: true, capped: false };
+    let mut end = Datagram::default();
+    let answers = match answers(request, view) {
+        Ok(answers) => answers,
+        Err((errno, why)) => {
+            end.ack(request, port, Err(errno), options, |to| {
+                if !why.is_empty() {
+                    to.text(nlmsgerr_attr::MSG, why);
+                }
+            });
+            return vec![end.into_bytes()];
+        }
+    };
+    let flags_of_answer = if request.header.is_dump() { Flags::MULTI } else { Flags::empty() };
+    let mut datagrams = Vec::new();
+    for part in answers.chunks(PER_DATAGRAM) {
+        let mut datagram = Datagram::default();
+        for Answer { kind, fill } in part {
+            let header = Header::new(*kind, flags_of_answer, sequence, port);
+            datagram.message(header, |to| fill(to)).expect("a message of a few names");
+        }
+        datagrams.push(datagram.into_bytes());
     }
-    found
+    if request.header.is_dump() {
+        end.done(&request.header, port);
+    } else if flags.contains(Flags::ACK) {
+        end.ack(request, port, Ok(()), options, |_| {});
+    }
+    if !end.is_empty() {
+        datagrams.push(end.into_bytes());
+    }
+    datagrams
 }
 
-type Answers = Result<Vec<Vec<u8>>, (i32, &'static str)>;
+/// A message of an answer: its type, and what writes its content.
+struct Answer<'a> {
+    kind: u16,
+    fill: Box<dyn Fn(&mut Builder) + 'a>,
+}
 
-fn answers(asked: &Asked, command: u8, attributes: &[(u16, Vec<u8>)], view: &view::Card) -> Answers {
-    let word = |kind: u16| {
-        let found = attributes.iter().find(|(k, _)| *k == kind).map(|(_, payload)| payload.as_slice());
-        found.map(|text| String::from_utf8_lossy(text).trim_end_matches('\0').to_owned())
-    };
-    let devices = view.functions.iter().map(|function| function.address.to_string());
-    match (asked.kind, command) {
-        (CTRL, 3) => Ok(vec![family(asked)]),
-        (FAMILY, GET) if asked.dump => Ok(devices.map(|address| device(asked, NEW, &address)).collect()),
-        (FAMILY, GET) => match devices.into_iter().find(|address| Some(address) == word(2).as_ref()) {
-            Some(address) => Ok(vec![device(asked, NEW, &address)]),
-            None => Err((libc::ENODEV, "there is no such device")),
+fn devlink_answer<'a>(fill: impl Fn(&mut Builder) + 'a) -> Answer<'a> {
+    Answer { kind: FAMILY, fill: Box::new(fill) }
+}
+
+fn answers<'a>(request: &Message<'_>, view: &'a view::Card) -> Result<Vec<Answer<'a>>, (Errno, &'static str)> {
+    let (header, attributes) = request.genl().ok_or((Errno::INVAL, ""))?;
+    let device = find(attributes, DEV_NAME).and_then(|name| name.string());
+    let devices = || view.functions.iter().map(|function| function.address.to_string());
+    match (request.header.kind, header.command) {
+        (CTRL, GETFAMILY) => Ok(vec![Answer { kind: CTRL, fill: Box::new(family) }]),
+        (FAMILY, GET) if request.header.is_dump() => {
+            Ok(devices().map(|address| devlink_answer(move |to| describe_device(to, &address))).collect())
+        }
+        (FAMILY, GET) => match devices().find(|address| Some(address.as_str()) == device) {
+            Some(address) => Ok(vec![devlink_answer(move |to| describe_device(to, &address))]),
+            None => Err((Errno::NODEV, "there is no such device")),
         },
         (FAMILY, PORT_GET) => {
-            let index = attributes.iter().find(|(kind, _)| *kind == 3);
-            let index = index.and_then(|(_, value)| value.first_chunk()).map(|bytes| u32::from_ne_bytes(*bytes));
-            let ports = view.netdevs.iter().filter_map(|netdev| port(asked, netdev, word(2), index));
-            Ok(ports.collect())
+            let index = find(attributes, PORT_INDEX).and_then(|index| index.u32());
+            let wanted = |netdev: &&view::Netdev| {
+                netdev.port.as_ref().is_some_and(|port| {
+                    device.is_none_or(|device| device == port.device.to_string())
+                        && index.is_none_or(|index| index == port.index.0)
+                })
+            };
+            let ports = view.netdevs.iter().filter(wanted);
+            Ok(ports.map(|netdev| devlink_answer(move |to| describe_port(to, netdev))).collect())
         }
-        _ => Err((libc::EOPNOTSUPP, "")),
+        _ => Err((Errno::OPNOTSUPP, "")),
     }
 }
 
-fn family(asked: &Asked) -> Vec<u8> {
-    let group = [text(1, "config"), attribute(2, &9u32.to_ne_bytes())].concat();
-    let parts = [
-        vec![1, 2, 0, 0],
-        text(2, "devlink"),
-        attribute(1, &FAMILY.to_ne_bytes()),
-        attribute(3, &1u32.to_ne_bytes()),
-        attribute(5, &179u32.to_ne_bytes()),
-        attribute(7, &attribute(1, &group)),
-    ];
-    message(asked, CTRL, &parts.concat())
+/// Writes what `nlctrl` answers about devlink: its name, number, version, largest attribute and multicast group.
+fn family(to: &mut Builder) {
+    to.genl(1, 2).text(2, "devlink").u16(1, FAMILY).u32(3, 1).u32(5, 179);
+    to.nest(7, |groups| {
+        groups.nest(1, |group| {
+            group.text(1, "config").u32(2, 9);
+        });
+    });
 }
 
-fn device(asked: &Asked, command: u8, address: &str) -> Vec<u8> {
-    message(asked, FAMILY, &[vec![command, 1, 0, 0], text(1, "pci"), text(2, address)].concat())
+fn describe_device(to: &mut Builder, address: &str) {
+    to.genl(NEW, 1).text(BUS_NAME, "pci").text(DEV_NAME, address);
 }
 
-fn port(asked: &Asked, netdev: &view::Netdev, device: Option<String>, index: Option<u32>) -> Option<Vec<u8>> {
-    let port = netdev.port.as_ref()?;
-    let (bus, name, number) = ("pci", port.device.to_string(), port.index.0);
-    if device.is_some_and(|device| device != name) || index.is_some_and(|index| index != number) {
-        return None;
-    }
-    let flavour: u16 = if netdev.role == view::Role::Pf { 0 } else { 4 };
-    let parts = [
-        vec![PORT_NEW, 1, 0, 0],
-        text(1, bus),
-        text(2, &name),
-        attribute(3, &number.to_ne_bytes()),
-        attribute(4, &2u16.to_ne_bytes()),
-        text(7, &netdev.name),
-        attribute(77, &flavour.to_ne_bytes()),
-    ];
-    Some(message(asked, FAMILY, &parts.concat()))
+fn describe_port(to: &mut Builder, netdev: &view::Netdev) {
+    let Some(port) = &netdev.port else { return };
+    // DEVLINK_PORT_FLAVOUR_PHYSICAL, DEVLINK_PORT_FLAVOUR_PCI_VF, DEVLINK_PORT_TYPE_ETH.
+    let flavour = if netdev.role == view::Role::Pf { 0 } else { 4 };
+    to.genl(PORT_NEW, 1).text(BUS_NAME, "pci").text(DEV_NAME, &port.device.to_string());
+    to.u32(PORT_INDEX, port.index.0).u16(PORT_TYPE, 2);
+    to.text(PORT_NETDEV_NAME, &netdev.name).u16(PORT_FLAVOUR, flavour);
 }

@@ -1,5 +1,6 @@
-//! What `/sys` of a lab costs: `ls /sys/class/net/*` and reading one attribute of each netdev, against the same
-//! tree in the least FUSE file system there can be, as fresh as the lab's and with a second's caching. It takes root.
+//! Measures what `/sys` of a lab costs: `ls /sys/class/net/*`, and reading one attribute of each netdev, compared with
+//! the same tree in a minimal FUSE file system, without caching as in the lab, and with caching for a second. It needs
+//! root.
 //!
 //! `cargo run --release -p lab --example sysfs_speed [-- NETDEVS [--json]]`
 
@@ -39,7 +40,7 @@ fn main() {
     };
     let (minimal, caching) = (mounted("minimal", Duration::ZERO), mounted("caching", Duration::from_secs(1)));
     let roots = [PathBuf::from("/sys"), minimal.clone(), caching.clone()];
-    // By turns, each first as often as the others, so that whatever else the machine does falls on all alike.
+    // In turns, and each is the first as often as the others, so that other load of the machine affects all alike.
     let mut rounds: Vec<[[f64; 3]; 3]> = place.within(move || {
         let round = |round: usize| {
             let mut times = [[0.0; 3]; 3];
@@ -51,7 +52,7 @@ fn main() {
         };
         (0..=ROUNDS).map(round).collect()
     });
-    // The first does not count.
+    // The first round only warms up.
     rounds.remove(0);
     let what = ["ls of each netdev's directory", "reading one attribute of each", "stat of each one's device"];
     let with = ["", "the least FUSE file system", "the same, where the kernel may believe it for a second"];
@@ -79,8 +80,8 @@ fn main() {
     let _ = fs::remove_dir(caching);
 }
 
-/// Everything from here on is on one processor. On several, whether the kernel wakes a server's thread on the
-/// processor of who asks makes a factor of ten, and it keeps to what it did first.
+/// Restricts this process to one processor. On several processors, it makes a factor of ten whether the kernel wakes a
+/// server's thread on the processor of the program that waits for it, and the kernel keeps to its first choice.
 fn on_one_processor() {
     use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
     let Ok(all) = sched_getaffinity(None) else { return };
@@ -125,7 +126,7 @@ enum What {
     File,
 }
 
-/// Nodes in a list, made once, and never changed; and for how long the kernel may believe that.
+/// A list of nodes, which never change, and for how long the kernel may cache them.
 struct Minimal(Vec<What>, Duration);
 
 impl Minimal {

@@ -1,4 +1,4 @@
-//! What a lab needs of a card that is up.
+//! What a lab needs of a card.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -8,48 +8,51 @@ use control::Command;
 use devlink::view;
 use netlink::Errno;
 
-/// A card that is up, seen from a lab.
+/// A card that is up, as a lab uses it.
 pub trait Card: Send + Sync {
-    /// What there is now: every change that was acknowledged to anybody before this is called is in it. It waits for
-    /// nothing that the card is doing, as everybody in the lab would wait with it, and it is a look at a number if nothing
-    /// has changed since the last time. While the card is away it is what was seen last.
+    /// The card's current view. It contains every change that was acknowledged to anybody before the call.
+    ///
+    /// It waits for nothing that the card is doing, as every program of the lab would wait with it, and reads one
+    /// number if nothing has changed since the last call. While the card's daemon is away it returns the last view.
     ///
     /// # Errors
-    /// The card is gone and nothing is to be shown of it any more.
+    /// The card is gone, and the lab shows nothing of it any more.
     fn view(&self) -> io::Result<Arc<view::Card>>;
 
     /// Carries out a command.
     ///
     /// # Errors
-    /// The card refuses. A command of several settings may have made those before the one that is refused.
+    /// The card refuses. A command with several settings may have made those before the one that is refused.
     fn perform(&self, command: &Command) -> Result<(), Refusal>;
 
-    /// A connection of its own to the card: a SOCK_SEQPACKET socket that speaks generic netlink with the
-    /// families of the card (`nlctrl`, `devlink`), as the kernel's would to the same user. It acknowledges
-    /// what is to be acknowledged (`NLM_F_ACK`): a lab always asks for that, to see where an answer ends.
+    /// Opens a connection to the card: a SOCK_SEQPACKET socket that carries generic netlink with the card's families
+    /// (`nlctrl`, `devlink`), as the kernel would answer the same user.
+    ///
+    /// The card acknowledges each request that has NLM_F_ACK. A lab sets it in every request, to recognise the end of
+    /// the answer.
     ///
     /// # Errors
-    /// The card is gone, or takes no more connections.
+    /// The card is gone, or accepts no more connections.
     fn connect(&self) -> io::Result<OwnedFd>;
 
-    /// A connection that only brings what devlink's multicast group hears from now on, as
-    /// [`connect`](Self::connect)'s messages look. Programs become members of the group by an option of
-    /// their socket, for which a connection of messages has no message.
+    /// Opens a connection that carries only the notifications of devlink's multicast group, from now on, in the form of
+    /// [`connect`](Self::connect)'s messages. Programs join the group by an option of their socket, for which netlink
+    /// has no message; hence a connection of its own.
     ///
     /// # Errors
-    /// The card is gone, takes no more connections, or tells nothing: then a program may not become a
-    /// member.
+    /// The card is gone, accepts no more connections, or publishes no notifications. Then a program cannot join the
+    /// group.
     fn listen(&self) -> io::Result<OwnedFd> {
         Err(io::ErrorKind::Unsupported.into())
     }
 }
 
-/// Why a card did not do something.
+/// Why a card refused a command.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Refusal {
     /// The error number.
     pub errno: Errno,
-    /// As an extended acknowledgement has it.
+    /// The text of the extended acknowledgement.
     pub message: String,
 }

@@ -1,39 +1,42 @@
-//! The cards of a lab: which of them owns what, and what the kernel calls it.
+//! The cards of a lab: which card has which device, and by which name the kernel knows it.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::Arc;
 
 use control::Command;
 use devlink::view::{self, DeviceName, Netdev};
+use lockdep::{Locked, Mutex};
 use netlink::Errno;
 
 use crate::card::{Card, Refusal};
+use crate::lock_order::{CardIndex, RdmaMode};
 
 /// All cards of a lab.
 pub(crate) struct Cards {
     cards: Vec<Member>,
-    /// `netns_mode` of RDMA devices: shared, unless somebody asked for something else.
-    pub rdma_mode: Mutex<u8>,
+    /// `netns_mode` of RDMA devices: 1 (shared) until a program sets it.
+    pub rdma_mode: Mutex<RdmaMode, u8>,
 }
 
 struct Member {
     card: Arc<dyn Card>,
-    seen: RwLock<Option<Arc<Seen>>>,
+    /// The last view, with its index.
+    indexed: Mutex<CardIndex, Option<Arc<IndexedView>>>,
 }
 
-/// A view of one card, with an index.
-pub(crate) struct Seen {
+/// A view of one card, with an index of its netdevs.
+pub(crate) struct IndexedView {
     pub card: Arc<view::Card>,
     by_name: HashMap<String, usize>,
 }
 
-impl Seen {
-    fn of(card: Arc<view::Card>) -> Self {
+impl IndexedView {
+    fn new(card: Arc<view::Card>) -> Self {
         let by_name = card.netdevs.iter().enumerate().map(|(n, netdev)| (netdev.name.clone(), n)).collect();
         Self { card, by_name }
     }
 
-    /// How many VFs the function has that a device hangs from, as `dev_num_vf` counts.
+    /// How many VFs the PCI function `parent` has (`dev_num_vf`).
     pub fn vfs_of(&self, parent: DeviceName) -> u32 {
         let DeviceName::Pci(address) = parent else { return 0 };
         let function = self.card.functions.iter().find(|f| f.address == address);
@@ -44,7 +47,7 @@ impl Seen {
         self.card.netdevs.get(*self.by_name.get(name)?)
     }
 
-    fn owns(&self, device: DeviceName) -> bool {
+    fn has(&self, device: DeviceName) -> bool {
         match device {
             DeviceName::Pci(address) => self.card.functions.iter().any(|function| function.address == address),
             DeviceName::Auxiliary(name) => self.card.auxiliary.iter().any(|device| device.name == name),
@@ -52,35 +55,36 @@ impl Seen {
     }
 }
 
-/// What is known of the cards at one moment: made once for each datagram.
-pub(crate) struct Now(Vec<Option<Arc<Seen>>>);
+/// The views of all cards at one moment, made once for each datagram. A card that is gone has none.
+pub(crate) struct Views(Vec<Option<Arc<IndexedView>>>);
 
-impl Now {
-    /// The netdev that a card knows by a name: the one place where the kernel's netdevs and a card's meet.
-    pub fn netdev(&self, name: &str) -> Option<(usize, &Seen, &Netdev)> {
-        self.each().find_map(|(n, seen)| Some((n, seen, seen.netdev(name)?)))
+impl Views {
+    /// The netdev that a card has under a name, with the card's index. This is the only place that decides whether a
+    /// netdev of the kernel is a card's.
+    pub fn netdev(&self, name: &str) -> Option<(usize, &IndexedView, &Netdev)> {
+        self.each().find_map(|(n, view)| Some((n, view, view.netdev(name)?)))
     }
 
-    /// Whose a device is.
+    /// The index of the card that has a device.
     pub fn owner(&self, device: DeviceName) -> Option<usize> {
-        self.each().find_map(|(n, seen)| seen.owns(device).then_some(n))
+        self.each().find_map(|(n, view)| view.has(device).then_some(n))
     }
 
-    /// The cards whose drivers are in a module.
+    /// The indexes of the cards that have a module.
     pub fn having_module(&self, name: &str) -> Vec<usize> {
-        let has = |seen: &Seen| seen.card.modules.iter().any(|module| module.name == name);
-        self.each().filter_map(|(n, seen)| has(seen).then_some(n)).collect()
+        let has = |view: &IndexedView| view.card.modules.iter().any(|module| module.name == name);
+        self.each().filter_map(|(n, view)| has(view).then_some(n)).collect()
     }
 
-    /// Every card that is there, with its number.
-    pub fn each(&self) -> impl Iterator<Item = (usize, &Seen)> {
-        self.0.iter().enumerate().filter_map(|(n, seen)| Some((n, &**seen.as_ref()?)))
+    /// Every card that is not gone, with its index.
+    pub fn each(&self) -> impl Iterator<Item = (usize, &IndexedView)> {
+        self.0.iter().enumerate().filter_map(|(n, view)| Some((n, &**view.as_ref()?)))
     }
 }
 
 impl Cards {
     pub fn new(cards: Vec<Arc<dyn Card>>) -> Self {
-        let cards = cards.into_iter().map(|card| Member { card, seen: RwLock::new(None) }).collect();
+        let cards = cards.into_iter().map(|card| Member { card, indexed: Mutex::new(None) }).collect();
         Self { cards, rdma_mode: Mutex::new(1) }
     }
 
@@ -92,12 +96,15 @@ impl Cards {
         self.cards.get(n).map(|member| &member.card)
     }
 
-    /// How things are. A card that is gone has nothing.
-    pub fn now(&self) -> Now {
-        Now(self.cards.iter().map(Member::now).collect())
+    /// The current views of all cards.
+    pub fn now<L>(&self, cx: &mut Locked<'_, L>) -> Views {
+        Views(self.cards.iter().map(|member| member.now(cx)).collect())
     }
 
-    /// Has a card carry out a command.
+    /// Has card `n` carry out a command.
+    ///
+    /// # Errors
+    /// The card refuses, or is gone.
     pub fn perform(&self, n: usize, command: &Command) -> Result<(), Refusal> {
         let gone = || Refusal { errno: Errno::NODEV, message: "the card is gone".to_owned() };
         self.card(n).ok_or_else(gone)?.perform(command)
@@ -105,14 +112,14 @@ impl Cards {
 }
 
 impl Member {
-    fn now(&self) -> Option<Arc<Seen>> {
+    fn now<L>(&self, cx: &mut Locked<'_, L>) -> Option<Arc<IndexedView>> {
         let view = self.card.view().ok()?;
-        let seen = self.seen.read().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(seen) = seen.filter(|seen| Arc::ptr_eq(&seen.card, &view)) {
-            return Some(seen);
+        let indexed = self.indexed.lock_leaf(cx).clone();
+        if let Some(indexed) = indexed.filter(|indexed| Arc::ptr_eq(&indexed.card, &view)) {
+            return Some(indexed);
         }
-        let seen = Arc::new(Seen::of(view));
-        *self.seen.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&seen));
-        Some(seen)
+        let indexed = Arc::new(IndexedView::new(view));
+        *self.indexed.lock_leaf(cx) = Some(Arc::clone(&indexed));
+        Some(indexed)
     }
 }

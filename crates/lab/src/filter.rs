@@ -1,16 +1,16 @@
-//! Which system calls are trapped: a classic BPF program.
+//! Which system calls are trapped: a classic BPF program for seccomp.
 //!
-//! A program that makes no netlink socket, loads no module and asks no driver's name is to run as if there
-//! were no filter. The kernel knows, since 5.11, which call numbers a filter allows whatever the arguments
-//! are, and does not even run it for those; so the order below matters only among the calls that are named
-//! in it, and those that can be frequent, receiving and `ioctl`, come first.
+//! A program that makes no netlink socket, loads no module and queries no driver's name should run as without a filter.
+//! Since Linux 5.11 the kernel knows which call numbers a filter allows whatever the arguments are, and does not run
+//! the filter for those. So the order below matters only among the calls that are named in it; the frequent ones,
+//! receiving and `ioctl`, are first.
 //!
-//! A call of another ABI than the machine's own (32-bit programs, x32) is let through: such a program sees
-//! the kernel as it is, without the card.
+//! A call of another ABI than the machine's own (32-bit programs, x32) is let through: such a program sees the kernel
+//! without the card.
 
 use crate::sys::FilterOp;
 
-/// The audit number of the machine's own ABI.
+/// The audit number (AUDIT_ARCH_*) of the machine's own ABI.
 #[cfg(target_arch = "x86_64")]
 const ARCH: u32 = 0xc000_003e;
 #[cfg(target_arch = "aarch64")]
@@ -22,18 +22,19 @@ pub(crate) const AF_NETLINK: u32 = libc::AF_NETLINK as u32;
 pub(crate) const SOL_NETLINK: u32 = libc::SOL_NETLINK as u32;
 pub(crate) const SOL_SOCKET: u32 = libc::SOL_SOCKET as u32;
 pub(crate) const SIOCETHTOOL: u32 = 0x8946;
-/// `sizeof(struct sockaddr_nl)`: 12, as no other common address has.
+/// `sizeof(struct sockaddr_nl)`: no other common address has 12 bytes.
 pub(crate) const ADDRESS_LEN: u32 = 12;
 /// NETLINK_ROUTE, NETLINK_GENERIC and NETLINK_RDMA.
 const PROTOCOLS: [u32; 3] = [0, 16, 20];
 const SOCKET_OPTIONS: [u32; 3] = [libc::SO_TYPE as u32, libc::SO_PROTOCOL as u32, libc::SO_DOMAIN as u32];
 
-/// The flags of the one `sendmsg` that is let through: the child's own, by which it hands over where trapped calls are
-/// heard of, when it is under the filter already and nobody hears yet. MSG_CMSG_CLOEXEC is for receiving, so nobody
-/// else sends with just these; and whoever does is answered as a process without the filter.
+/// The flags of the one `sendmsg` that is let through: the child's own, by which it sends the supervisor the descriptor
+/// on which trapped calls are received. The child is under the filter then, and nobody receives its calls yet.
+/// MSG_CMSG_CLOEXEC is for receiving, so no other program sends with just these flags; one that does is answered like a
+/// process without the filter.
 pub(crate) const UNTRAPPED_SEND: u32 = (libc::MSG_NOSIGNAL | libc::MSG_CMSG_CLOEXEC) as u32;
-/// How long what is sent is, in bytes, if it may be a request: a message has a header of 16 bytes, and a netlink socket
-/// takes no more than its buffer has, 212,992 bytes by default.
+/// The lengths, in bytes, that a request may have: a message has a header of 16 bytes, and a netlink socket takes no
+/// more than its buffer, 212,992 bytes by default.
 const REQUEST: std::ops::Range<u32> = 16..212_992;
 /// `sizeof` of `sockaddr_in`, `sockaddr_in6` and `sockaddr_ll`.
 const OTHER_ADDRESS_LENS: [u32; 3] = [16, 28, 20];
@@ -43,14 +44,14 @@ const EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
 const AT_LEAST: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
 const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
 
-/// Where `seccomp_data` has the call's number, the ABI, and the lower half of an argument.
+/// The offsets in `struct seccomp_data` of the call's number, of the ABI, and of the lower half of an argument.
 const NUMBER: u32 = 0;
 const ABI: u32 = 4;
 const fn argument(n: u32) -> u32 {
     16 + 8 * n
 }
 
-/// What must be so of a call for it to be trapped.
+/// A condition on a call's arguments for it to be trapped.
 enum Test<'a> {
     /// An argument is one of these.
     OneOf(u32, &'a [u32]),
@@ -66,10 +67,10 @@ fn op(code: u16, jt: usize, jf: usize, k: u32) -> FilterOp {
     FilterOp { code, jt: jt as u8, jf: jf as u8, k }
 }
 
-/// Appends: a call of this number, for which every test holds, is trapped; another of this number is not.
+/// Appends instructions: a call of this number is trapped if every test holds, and let through otherwise.
 fn trap(program: &mut Vec<FilterOp>, number: i64, tests: &[Test<'_>]) {
     let mut block = Vec::new();
-    // Each test either goes on behind itself or to the end, which allows.
+    // Each test continues behind itself or jumps to the end, which lets the call through.
     let lens = tests.iter().map(|test| match test {
         Test::OneOf(_, values) => 1 + values.len(),
         Test::AtLeast(..) | Test::Below(..) | Test::Not(..) => 2,
@@ -107,7 +108,7 @@ fn trap(program: &mut Vec<FilterOp>, number: i64, tests: &[Test<'_>]) {
     program.append(&mut block);
 }
 
-/// The filter. Receiving is trapped from descriptor `base` on.
+/// The filter. Receiving is trapped for descriptors from `base` on.
 pub(crate) fn program(base: u32) -> Vec<FilterOp> {
     let mut program = vec![
         op(LOAD, 0, 0, ABI),
@@ -127,7 +128,7 @@ pub(crate) fn program(base: u32) -> Vec<FilterOp> {
     trap(&mut program, libc::SYS_sendmmsg, &[]);
     trap(&mut program, libc::SYS_socket, &[Test::OneOf(0, &[AF_NETLINK]), Test::OneOf(2, &PROTOCOLS)]);
     trap(&mut program, libc::SYS_setsockopt, &[Test::OneOf(1, &[SOL_NETLINK])]);
-    options_asked_for(&mut program);
+    querying_options(&mut program);
     trap(&mut program, libc::SYS_bind, &[Test::OneOf(2, &[ADDRESS_LEN])]);
     trap(&mut program, libc::SYS_connect, &[Test::OneOf(2, &[ADDRESS_LEN])]);
     trap(&mut program, libc::SYS_getsockname, &[]);
@@ -138,8 +139,8 @@ pub(crate) fn program(base: u32) -> Vec<FilterOp> {
     program
 }
 
-/// `sendto`: with no address, what has the length of a request; with one, unless it has the length of an address of
-/// IPv4, IPv6 or packet sockets, which are often sent to.
+/// Traps `sendto`: without an address, if the data has the length of a request; with an address, unless that has the
+/// length of an address of IPv4, IPv6 or packet sockets, to which programs often send.
 fn sending_to(program: &mut Vec<FilterOp>) {
     let mut block = vec![
         op(LOAD, 0, 0, argument(5)),
@@ -157,8 +158,8 @@ fn sending_to(program: &mut Vec<FilterOp>) {
     program.append(&mut block);
 }
 
-/// `getsockopt` has two levels with tests of their own.
-fn options_asked_for(program: &mut Vec<FilterOp>) {
+/// Traps `getsockopt`: every option of SOL_NETLINK, and [`SOCKET_OPTIONS`] of SOL_SOCKET.
+fn querying_options(program: &mut Vec<FilterOp>) {
     let mut block = vec![
         op(LOAD, 0, 0, argument(1)),
         op(EQUAL, 5, 0, SOL_NETLINK),
@@ -178,8 +179,8 @@ fn options_asked_for(program: &mut Vec<FilterOp>) {
 mod tests {
     use super::*;
 
-    /// Runs the program on one call.
-    fn verdict(arch: u32, number: i64, args: [u32; 6]) -> bool {
+    /// Runs the filter on one call. Returns whether it is trapped.
+    fn is_trapped(arch: u32, number: i64, args: [u32; 6]) -> bool {
         let program = program(768);
         let (mut at, mut a) = (0, 0);
         loop {
@@ -198,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_meant_is_trapped() {
+    fn only_calls_that_may_concern_a_card_are_trapped() {
         for (number, args, expected) in [
             (libc::SYS_read, [0, 0, 0], false),
             (libc::SYS_recvmsg, [767, 0, 0], false),
@@ -235,14 +236,14 @@ mod tests {
         ] {
             let [a, b, c] = args;
             let args = [a, b, c, 0, 0, 0];
-            assert_eq!(verdict(ARCH, number, args), expected, "{number} {args:?}");
-            assert!(!verdict(0x4000_0003, number, args), "another ABI: {number}");
+            assert_eq!(is_trapped(ARCH, number, args), expected, "{number} {args:?}");
+            assert!(!is_trapped(0x4000_0003, number, args), "another ABI: {number}");
         }
         assert!(program(768).len() < 192, "{}", program(768).len());
     }
 
     #[test]
-    fn what_is_sent_is_trapped_if_it_may_be_a_request() {
+    fn sending_is_trapped_if_it_may_be_a_request() {
         for (length, address_length, expected) in [
             (15, 0, false),
             (16, 0, true),
@@ -255,8 +256,8 @@ mod tests {
             (20, 20, false),
             (20, 110, true),
         ] {
-            let verdict = verdict(ARCH, libc::SYS_sendto, [3, 0, length, 0, 0, address_length]);
-            assert_eq!(verdict, expected, "{length} to an address of {address_length}");
+            let is_trapped = is_trapped(ARCH, libc::SYS_sendto, [3, 0, length, 0, 0, address_length]);
+            assert_eq!(is_trapped, expected, "{length} to an address of {address_length}");
         }
     }
 }

@@ -1,8 +1,8 @@
-//! Whether this process is inside a lab.
+//! Tells whether this process is inside a lab.
 //!
-//! An environment variable would be no proof: programs clear them, and keep them when they leave. That a filter with a
-//! listener is above this process is one, and cannot be lost: the kernel allows one listener in a chain of filters, and
-//! says `EBUSY` to whoever asks for another. So a child asks, and ends.
+//! An environment variable would be no proof: programs clear them, and keep them when they leave a lab. A filter with a
+//! listener above this process is a proof, and cannot be lost: the kernel allows one listener in a chain of filters,
+//! and refuses another with `EBUSY`. So a child process tries to install one, and ends.
 
 use std::io;
 use std::process::{Command, Stdio};
@@ -11,23 +11,23 @@ use netlink::{Errno, errno_of};
 
 use crate::sys;
 
-/// Says whether this process is inside a lab, or under another program that answers system calls for it. It starts a
+/// Whether this process is inside a lab, or under another program that answers system calls for it. It starts a
 /// process, which ends before this returns.
 ///
 /// # Errors
-/// The system gives no process.
+/// The process cannot be started.
 pub fn is_inside() -> io::Result<bool> {
     let mut child = Command::new("/proc/self/exe");
     child.env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     sys::before_exec(&mut child, || {
-        // Without power a process may have no filter unless it gives up to gain any.
+        // A process without CAP_SYS_ADMIN may install a filter only with `no_new_privs`.
         sys::no_new_privileges()?;
         sys::listen(&[sys::ALLOW])?;
-        // It could: that is all we wanted to know.
+        // It succeeded, which is all that was to be found out.
         Err(Errno::CANCELED.into())
     });
     let refused = match child.spawn() {
-        // It cannot have been started.
+        // Unreachable: the child always fails before `exec`.
         Ok(mut child) => {
             child.kill()?;
             child.wait()?;
@@ -37,7 +37,7 @@ pub fn is_inside() -> io::Result<bool> {
     };
     match errno_of(&refused) {
         Errno::BUSY => Ok(true),
-        // The last three are those of a kernel, or a container, where there can be no lab.
+        // The last four are those of a kernel or a container in which a lab is impossible.
         Errno::CANCELED | Errno::INVAL | Errno::NOSYS | Errno::PERM | Errno::ACCESS => Ok(false),
         _ => Err(refused),
     }
@@ -48,8 +48,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_has_a_listener_above_is_inside() {
-        // A thread has filters of its own, and what it starts has them, too.
+    fn a_process_with_a_listener_above_it_is_inside() {
+        // Each thread has its own filters, which the processes that it starts inherit.
         let inside = std::thread::spawn(|| {
             let before = is_inside()?;
             sys::no_new_privileges()?;

@@ -1,15 +1,16 @@
 //! Unmodified programs see the card: netlink and sysfs as the kernel would answer.
 //!
-//! [`run`] starts a program under a filter of system calls. The few that concern a card are answered here:
-//! making a netlink socket, loading a module, asking for a driver's name. Everything else is the kernel's,
-//! at the kernel's speed. Who answers is a process apart, which is there until the last process of the lab has
-//! ended. `docs/lab.md` tells how and why.
+//! [`run`] starts a program under a seccomp filter. The few system calls that may concern a card are answered here:
+//! making a netlink socket, loading a module, querying the name of a driver. The kernel carries out everything else, at
+//! its own speed. The calls are answered by a separate process, the supervisor, which lives until the last process of
+//! the lab has ended. `docs/lab.md` describes how, and why.
 
 mod calls;
 mod card;
 mod cards;
 mod filter;
 mod inside;
+mod lock_order;
 mod process;
 mod relay;
 mod run;
@@ -19,7 +20,7 @@ pub mod sysfs;
 
 #[doc(hidden)]
 pub mod fuzzing {
-    //! For arbitrary input.
+    //! Entry points for arbitrary input.
 
     pub use crate::relay::fuzzed as relay;
 }

@@ -1,5 +1,5 @@
-//! What a lab has to know of a process whose call is trapped. Everything is read from `/proc`, by the
-//! number of the thread that waits, so it holds for as long as the call does.
+//! What a lab has to know about a process whose call is trapped. All of it is read from `/proc`, by the number of the
+//! thread that waits, so it is right as long as the call waits.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -7,12 +7,13 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
 
+use lockdep::Mutex;
 use netlink::Errno;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
+use crate::lock_order::{self, Cx};
 use crate::sys;
 
 /// Bits of a capability set.
@@ -20,18 +21,18 @@ pub(crate) const NET_ADMIN: u64 = 1 << 12;
 pub(crate) const SYS_MODULE: u64 = 1 << 16;
 pub(crate) const SYS_ADMIN: u64 = 1 << 21;
 
-/// The user namespace a lab was started in. For what the kernel asks of the initial one (devlink's and RDMA's
-/// administrative commands, modules), a lab asks this one.
+/// The user namespace in which a lab was started. Where the kernel requires a capability in the initial user namespace
+/// (administrative commands of devlink and RDMA, modules), a lab requires it in this one.
 #[derive(Debug)]
-pub(crate) struct Home(Option<Vec<u8>>);
+pub(crate) struct UserNamespace(Option<Vec<u8>>);
 
-impl Home {
-    /// The one that this thread is in.
+impl UserNamespace {
+    /// The namespace of the calling thread.
     pub fn ours() -> Self {
         Self(user_namespace("thread-self"))
     }
 
-    /// Whether a thread is in it. A thread that cannot be looked at is not.
+    /// Whether a thread is in it. `false` if the thread cannot be inspected.
     pub fn contains(&self, thread: u32) -> bool {
         self.0.is_some() && user_namespace(&thread.to_string()) == self.0
     }
@@ -41,17 +42,18 @@ fn user_namespace(thread: &str) -> Option<Vec<u8>> {
     Some(rustix::fs::readlink(format!("/proc/{thread}/ns/user"), [0; 64]).ok()?.into_bytes())
 }
 
-/// The rights of whoever makes a call, at the moment of the call.
+/// The process that makes a call, and its rights at the moment of the call.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Caller {
-    /// The process, as we see it.
+    /// The process number, in the lab's pid namespace.
     pub process: u32,
-    /// The process, as it sees itself.
+    /// The process number, in the process's own pid namespace.
     pub own: u32,
-    /// The effective user, as we see it.
+    /// The effective user, in the lab's user namespace.
     pub user: u32,
-    /// Its effective capabilities in the lab's user namespace: none if it is in another one. A process has
-    /// capabilities only in its own user namespace and below (user_namespaces(7)), and nothing in a lab is above.
+    /// Its effective capabilities in the lab's user namespace: none if the process is in another one. A process has
+    /// capabilities only in its own user namespace and in those below (user_namespaces(7)), and no process of a lab is
+    /// in one above.
     pub capabilities: u64,
 }
 
@@ -59,31 +61,31 @@ impl Caller {
     /// The process that a thread belongs to.
     ///
     /// # Errors
-    /// It is gone.
-    pub fn of(thread: u32, home: &Home) -> io::Result<Self> {
+    /// The thread is gone.
+    pub fn of(thread: u32, user_namespace: &UserNamespace) -> io::Result<Self> {
         let status = Status::of(thread)?;
         let process = status.process()?;
-        // One number for each pid namespace, the innermost last.
+        // One number for each pid namespace; the innermost is the last.
         let own = status.field("NStgid").split_whitespace().next_back().and_then(|n| n.parse().ok()).unwrap_or(process);
-        // Real, effective, saved, of the file system.
+        // The real, effective, saved and file system user.
         let user = status.field("Uid").split_whitespace().nth(1).and_then(|n| n.parse().ok()).unwrap_or(u32::MAX);
         let capabilities = u64::from_str_radix(status.field("CapEff"), 16).unwrap_or(0);
-        Ok(Self { process, own, user, capabilities: if home.contains(thread) { capabilities } else { 0 } })
+        Ok(Self { process, own, user, capabilities: if user_namespace.contains(thread) { capabilities } else { 0 } })
     }
 
-    /// The process that sent a message whose sending was not trapped, by the credentials that the kernel attached.
+    /// The process that sent a message by a call that was not trapped, from the credentials that the kernel attached.
     ///
-    /// The message was sent a while ago, and the process may be another program by now. So it has capabilities only if
-    /// it was root then and still is: an ordinary user that starts a program with more rights gains nothing by it.
-    pub fn of_message(process: u32, user: u32, home: &Home) -> Self {
-        match Self::of(process, home) {
+    /// The message was sent a while ago, and the process may run another program by now. So it has capabilities only if
+    /// it was root then and still is: a user who starts a program with more rights gains nothing by that.
+    pub fn of_message(process: u32, user: u32, user_namespace: &UserNamespace) -> Self {
+        match Self::of(process, user_namespace) {
             Ok(caller) if user == 0 && caller.user == 0 => caller,
             _ => Self { process, own: process, user, capabilities: 0 },
         }
     }
 }
 
-/// What `/proc/THREAD/status` says.
+/// The content of `/proc/THREAD/status`.
 struct Status(String);
 
 impl Status {
@@ -103,17 +105,18 @@ impl Status {
 /// The process that a thread belongs to.
 ///
 /// # Errors
-/// It is gone.
+/// The thread is gone.
 pub(crate) fn process_of(thread: u32) -> io::Result<u32> {
     Status::of(thread)?.process()
 }
 
-/// Does something with no more rights than a caller has: the kernel then refuses it what it would refuse the caller.
-/// `capabilities` are those that count, at most the calling thread's own. The calling thread becomes `user` meanwhile:
-/// whoever has made a user namespace has every capability in it, and nobody else is to be taken for root, who makes many.
+/// Runs `act` with no more rights than a caller has, so that the kernel refuses what it would refuse the caller.
+/// `capabilities`: those that count, at most the calling thread's own. `user`: becomes the thread's effective user
+/// meanwhile. The user who made a user namespace has every capability in it, and root makes many; so nobody else may be
+/// taken for root.
 ///
 /// # Errors
-/// The thread cannot take these rights; nothing has been done.
+/// The thread cannot take these rights; `act` has not run.
 pub(crate) fn with_rights<T>(capabilities: u64, user: u32, act: impl FnOnce() -> T) -> io::Result<T> {
     let sets = rustix::thread::capabilities(None)?;
     let mine = rustix::process::geteuid().as_raw();
@@ -133,7 +136,7 @@ pub(crate) fn with_rights<T>(capabilities: u64, user: u32, act: impl FnOnce() ->
     Ok(outcome?)
 }
 
-/// The inode behind a descriptor of a thread, if it is a socket.
+/// The inode of the socket behind a descriptor of a thread. `None`: it is no socket.
 pub(crate) fn socket_inode(thread: u32, fd: u32) -> Option<u64> {
     let link = rustix::fs::readlink(format!("/proc/{thread}/fd/{fd}"), [0; 64]).ok()?;
     link.to_str().ok()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
@@ -144,70 +147,80 @@ pub(crate) fn has_fd(thread: u32, fd: u32) -> bool {
     fs::symlink_metadata(format!("/proc/{thread}/fd/{fd}")).is_ok()
 }
 
-/// What tells one network namespace from another.
+/// The identity of a thread's network namespace. `thread`: a number, or `thread-self`.
 pub(crate) fn network(thread: &str) -> Option<Vec<u8>> {
     Some(rustix::fs::readlink(format!("/proc/{thread}/ns/net"), [0; 64]).ok()?.into_bytes())
 }
 
-/// A thread's network namespace.
+/// Opens a thread's network namespace.
 ///
 /// # Errors
-/// It is gone.
+/// The thread is gone.
 pub(crate) fn open_network(thread: u32) -> io::Result<File> {
     File::open(PathBuf::from(format!("/proc/{thread}/ns/net")))
 }
 
-/// Whether a network namespace belongs to the user namespace that this thread is in. The kernel asks for
-/// capabilities in the one it belongs to.
+/// Whether a network namespace belongs to the user namespace of the calling thread. The kernel requires capabilities in
+/// the user namespace to which the network namespace belongs.
 ///
 /// # Errors
-/// The kernel's; a namespace that belongs to one above ours is refused with EPERM.
+/// The kernel's: EPERM if it belongs to a user namespace above the thread's.
 pub(crate) fn is_owned_by_us(network: &File) -> io::Result<bool> {
     let owner = rustix::fs::fstat(sys::owner_of_namespace(network)?)?;
     let ours = rustix::fs::stat("/proc/thread-self/ns/user")?;
     Ok((owner.st_dev, owner.st_ino) == (ours.st_dev, ours.st_ino))
 }
 
-/// A process, to wait for its end.
+/// Opens a process, to wait for its end.
 ///
 /// # Errors
-/// It is gone.
+/// The thread is gone.
 pub(crate) fn open(process: u32) -> io::Result<OwnedFd> {
     let pid = i32::try_from(process).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::NotFound)?;
     Ok(pidfd_open(pid, PidfdFlags::empty())?)
 }
 
-/// A descriptor of a thread, made ours as well.
+/// Copies a descriptor of a thread into this process (`pidfd_getfd`).
 ///
 /// # Errors
-/// It has none of this number, or the thread is gone.
+/// The thread has no such descriptor, or is gone.
 pub(crate) fn take_fd(thread: u32, fd: u32) -> io::Result<OwnedFd> {
     let process = open(process_of(thread)?)?;
     let fd = i32::try_from(fd).map_err(|_| Errno::BADF)?;
     Ok(pidfd_getfd(process, fd, PidfdGetfdFlags::empty())?)
 }
 
-/// Programs that look at the family of the address that a message came from.
+/// Which programs the Go compiler made. Go's libraries look at the family of the address that a message came from.
 ///
-/// It cannot be right without trapping every receipt, so it is right for those who look: programs made by
-/// the Go compiler, whose libraries make a type of it. They are known by their build id.
-#[derive(Default)]
-pub(crate) struct Exacting {
-    known: Mutex<HashMap<(u64, u64, i64), bool>>,
+/// That family cannot be right without trapping every receipt, so it is right only for these programs.
+pub(crate) struct GoPrograms {
+    /// By device, inode and time of modification of the executable.
+    known: Mutex<lock_order::GoPrograms, HashMap<(u64, u64, i64), bool>>,
 }
 
-impl Exacting {
-    /// Whether the program that a thread runs is one.
-    pub fn is(&self, thread: u32) -> bool {
-        let path = format!("/proc/{thread}/exe");
-        let Ok(meta) = fs::metadata(&path) else { return false };
-        let key = (meta.dev(), meta.ino(), meta.mtime());
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        *known.entry(key).or_insert_with(|| File::open(&path).is_ok_and(|file| is_go(&file).unwrap_or(false)))
+impl Default for GoPrograms {
+    fn default() -> Self {
+        Self { known: Mutex::new(HashMap::new()) }
     }
 }
 
-/// Whether an ELF file of 64 bits has a section that only the Go linker makes. `None`: it is none.
+impl GoPrograms {
+    /// Whether the program that a thread runs is one of them.
+    pub fn contains(&self, cx: Cx<'_, '_>, thread: u32) -> bool {
+        let path = format!("/proc/{thread}/exe");
+        let Ok(meta) = fs::metadata(&path) else { return false };
+        let key = (meta.dev(), meta.ino(), meta.mtime());
+        if let Some(known) = self.known.lock_leaf(cx).get(&key) {
+            return *known;
+        }
+        // Without the lock: reading the executable may take long, and other programs make sockets meanwhile.
+        let is_go = File::open(&path).is_ok_and(|file| is_go(&file).unwrap_or(false));
+        self.known.lock_leaf(cx).insert(key, is_go);
+        is_go
+    }
+}
+
+/// Whether a 64-bit ELF file has a section that only the Go linker makes. `None`: it is no such file.
 fn is_go(file: &File) -> Option<bool> {
     const NAMES_AT_MOST: usize = 64 << 10;
     let mut header = [0; 64];

@@ -1,35 +1,35 @@
-//! Starts a program in a lab, and leaves nothing behind.
+//! Starts a program in a lab, waits for it, and leaves nothing behind.
 //!
-//! There are three processes.
+//! A lab has three processes.
 //!
-//! - **The front** is the process that [`run`] is called in, `esw exec`: it waits for the program and passes
-//!   signals on.
-//! - **The program** is the front's child, so that its terminal, its process group, its exit status and the
-//!   processor time it took are where they would be without a lab. It has a mount namespace of its own, where what
-//!   a lab shows of a card is mounted. With the power to make one (root's, or that of a user namespace that is
-//!   joined or made) it keeps all its privileges; without, it may gain none.
-//! - **The supervisor** answers trapped calls and serves the mounts. It is a process apart, in a session of its
-//!   own, with nothing of the caller's, so that it can outlive the front: it ends when the kernel says that no
-//!   process has the filter any more.
+//! - **The front** is the process that calls [`run`], `esw exec`. It waits for the program and passes signals on.
+//! - **The program** is the front's child, so that its terminal, its process group, its exit status and its processor
+//!   time are where they would be without a lab. It has a mount namespace of its own, in which the files are mounted
+//!   that show the card. With CAP_SYS_ADMIN (root's, or that of a user namespace that is joined or made) it keeps all
+//!   its privileges; without, it may gain none.
+//! - **The supervisor** answers trapped calls and serves the mounts. It is a separate process, in a session of its own,
+//!   and keeps nothing of the caller's, so that it can outlive the front. It ends when the kernel reports that no process
+//!   has the filter any more.
 //!
-//! The supervisor is the program's sibling, not its parent. A parent would have to report its exit status, and if it
-//! was killed nobody would know that. What it takes instead is the right to look into processes that are not its
-//! descendants, `CAP_SYS_PTRACE` where Yama is in force. Root has it, and so has everybody in a user namespace.
+//! The supervisor is the program's sibling, not its parent. A parent would have to report the program's exit status,
+//! and if the parent were killed, nobody would know that status. Instead, the supervisor needs the right to inspect
+//! processes that are not its descendants: `CAP_SYS_PTRACE` where Yama is in force. Root has it, and so has every
+//! process in a user namespace of its own.
 //!
-//! What is left if one of them is killed:
+//! What is left if one of the processes is killed:
 //!
-//! | killed | before the program was started | later |
+//! | killed | before the program is started | later |
 //! | --- | --- | --- |
-//! | the front | nothing | the program is killed, by its parent's death and by the supervisor, which does it whatever user the program has become; what it left in the background goes on, in a working lab |
-//! | the supervisor | nothing: the front says that there is no lab | programs go on and get errors: ENOSYS from trapped calls, the end of their netlink sockets, ENOTCONN from `/sys` |
+//! | the front | nothing | the program is killed: by its parent's death, and by the supervisor, whatever user the program has become; what it left in the background goes on, in a working lab |
+//! | the supervisor | nothing: the front reports that there is no lab | programs go on and get errors: ENOSYS from trapped calls, the end of their netlink sockets, ENOTCONN from `/sys` |
 //! | the program | nothing | its status is 137, as always |
 //!
-//! Before it is the program, its process has none of our handlers of signals, dies with the front, and becomes
-//! the program only when the front tells it to. It waits nowhere where the front's end would not wake it.
+//! Before it becomes the program, its process has no signal handlers of ours, dies with the front, and becomes the
+//! program only when the front tells it to. Wherever it waits, the end of the front wakes it.
 
-mod apart;
 mod channel;
 mod program;
+mod supervisor_process;
 
 use std::any::Any;
 use std::fs;
@@ -40,6 +40,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use lockdep::Domain;
 use netlink::Errno;
 use rustix::process::{
     Pid, PidfdFlags, Resource, Signal, WaitOptions, WaitStatus, getrlimit, kill_process, pidfd_open, waitpid,
@@ -50,54 +51,56 @@ use signal_hook::iterator::Signals;
 
 use crate::card::Card;
 use crate::cards::Cards;
-use crate::{filter, sys};
-use apart::Supervisor;
+use crate::{filter, lock_order, sys};
 use channel::{Step, Word, pair, receive, send};
 use program::Program;
+use supervisor_process::Supervisor;
 
-/// What mounts what a lab shows beside sockets: run once, in the program's mount namespace and process, before
-/// the program.
+/// Mounts the files that show the card. It is called once, in the program's process and mount namespace, before the
+/// program is started.
 pub type Mounts = Box<dyn FnMut() -> io::Result<()> + Send + Sync>;
 
-/// What serves the other side of the mounts.
-pub type Serve = Box<dyn FnOnce() -> Box<dyn Any + Send> + Send>;
+/// Serves the mounts. It gets the domain of the lab's threads.
+pub type Serve = Box<dyn FnOnce(&Arc<Domain>) -> Box<dyn Any + Send> + Send>;
 
-/// How a lab is to be.
+/// The options of a lab.
 #[derive(Default)]
 pub struct Options {
-    /// Namespaces that the program is to be in, if not ours.
+    /// The namespaces in which the program is to run; `None`: those of the caller.
     pub join: Option<Join>,
-    /// Mounts what is to be seen of the card in the file system.
+    /// Mounts the files that show the card.
     pub mounts: Option<Mounts>,
-    /// Serves what is mounted: begun in the supervisor, on a thread of its own, before the mounting, which may wait
+    /// Serves the mounts. It is called in the supervisor, on a thread of its own, before the mounting, which may wait
     /// for it. What it returns is kept until the lab ends.
     pub serve: Option<Serve>,
-    /// Every program is given right addresses of what it receives, as those made by the Go compiler are in
-    /// any case: at the cost of two switches of processes for each receipt.
+    /// Gives every program exact addresses of the messages that it receives, as programs of the Go compiler always get
+    /// them. Each receipt then costs two switches of processes.
     pub exact_addresses: bool,
+    /// Checks the order of the lab's locks in release builds, too. Builds with debug assertions always check it.
+    pub lockdep: bool,
 }
 
-/// Namespaces to be in.
+/// The namespaces that a lab joins; `None`: that of the caller.
 #[derive(Debug, Default)]
 pub struct Join {
-    /// Joined by the whole process, which must have one thread.
+    /// The user namespace. The whole process joins it, and must have one thread.
     pub user: Option<OwnedFd>,
-    /// Where the card's netdevs are.
+    /// The network namespace, in which the card's netdevs are.
     pub network: Option<OwnedFd>,
-    /// Of which the program gets a copy.
+    /// The mount namespace. The program gets a copy of it.
     pub mounts: Option<OwnedFd>,
 }
 
-/// Why a program does not run in a lab.
+/// Why a program was not started in a lab.
 #[derive(Debug, thiserror::Error)]
 pub enum LabError {
-    /// There is already a lab around.
+    /// The process is inside a lab already.
     #[error("this is inside a lab already, and the kernel allows no lab in a lab: run it outside, or without `exec`")]
     Inside,
-    /// The kernel cannot trap system calls, or this user may not.
+    /// The kernel cannot trap system calls, or does not allow it to this user.
     #[error("a lab needs seccomp's user notification, and the kernel refuses it ({source}); it takes Linux 5.14")]
     NoFilter {
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// The program cannot be started.
@@ -105,10 +108,10 @@ pub enum LabError {
     NoProgram {
         /// Its name.
         program: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// The supervisor may not look into the program's memory.
+    /// The supervisor has no right to read the program's memory.
     #[error(
         "a lab looks into its programs' memory, and kernel.yama.ptrace_scope is {scope}, which takes CAP_SYS_PTRACE; give \
          it (in a container, --cap-add SYS_PTRACE), or set it to 0 with sysctl"
@@ -128,7 +131,7 @@ pub enum LabError {
     System {
         /// What was tried.
         what: &'static str,
-        /// What came of it.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -137,24 +140,24 @@ fn system<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> LabError 
     move |source| LabError::System { what, source: source.into() }
 }
 
-/// Runs a program in a lab with these cards and waits for it; its exit status, as a shell has it: 128 and
-/// the signal's number if one ended it.
+/// Runs a program in a lab with these cards, and waits for it. Returns its exit status as a shell reports it: 128 plus
+/// the number of the signal if one ended it.
 ///
-/// What the program has left running when it ends runs on, in a lab that is served until the last of it ends.
+/// Processes that the program has left running go on, in a lab that is served until the last of them ends.
 ///
-/// Call it in a process of one thread, as it forks. The cards are used in the supervisor: threads that serve one of
-/// them are to be started by [`Options::serve`].
+/// It forks, so the calling process must have one thread. The cards are used in the supervisor: threads that a card
+/// needs must be started by [`Options::serve`].
 ///
 /// # Errors
 /// The program was not started.
 pub fn run(cards: Vec<Arc<dyn Card>>, command: Command, options: Options) -> Result<i32, LabError> {
-    let Options { join, mounts, serve, exact_addresses } = options;
+    let Options { join, mounts, serve, exact_addresses, lockdep } = options;
     let join = join.unwrap_or_default();
     ensure_one_thread()?;
     if let Some(user) = &join.user {
         move_into_link_name_space(user.as_fd(), Some(LinkNameSpaceType::User)).map_err(system("joining the card"))?;
     }
-    let privileged = has_power() || (join.user.is_none() && become_root().is_ok() && has_power());
+    let privileged = may_isolate() || (join.user.is_none() && become_root().is_ok() && may_isolate());
     if !privileged && mounts.is_some() {
         let source = Errno::PERM.into();
         return Err(LabError::System { what: "a lab needs root, or a user namespace", source });
@@ -164,14 +167,15 @@ pub fn run(cards: Vec<Arc<dyn Card>>, command: Command, options: Options) -> Res
     let high = high_descriptors();
     let network = join.network.as_ref().map(OwnedFd::try_clone).transpose().map_err(system("copying a descriptor"))?;
     let (front, supervisors) = pair().map_err(system(CHANNEL))?;
-    let (calls, heard) = pair().map_err(system(CHANNEL))?;
+    let (program_end, calls) = pair().map_err(system(CHANNEL))?;
     let supervisor = Supervisor {
         cards: Arc::new(Cards::new(cards)),
         serve,
         network,
         high: high.clone(),
         exact_addresses,
-        calls: heard,
+        domain: lock_order::domain(lockdep),
+        calls,
         front: supervisors,
     };
     let program = Program {
@@ -181,9 +185,9 @@ pub fn run(cards: Vec<Arc<dyn Card>>, command: Command, options: Options) -> Res
         network: join.network,
         namespace: join.mounts,
         mounts,
-        calls,
+        calls: program_end,
     };
-    // Each of the three drops what is the others', so that each hears of the others' end.
+    // Each of the three processes drops what belongs to the others, so that each learns of the others' end.
     let Some(apart) = sys::fork().map_err(system("starting the supervisor"))? else {
         drop((front, program));
         supervisor.run();
@@ -200,7 +204,7 @@ pub fn run(cards: Vec<Arc<dyn Card>>, command: Command, options: Options) -> Res
     let remains = front.remains;
     drop(front);
     if !remains {
-        // Both are ending. Nobody else may be there to wait for them.
+        // Both are ending, and it may be that no other process can wait for them.
         for process in [child, apart] {
             let _ = rustix::io::retry_on_intr(|| waitpid(Some(process), WaitOptions::empty()));
         }
@@ -211,7 +215,7 @@ pub fn run(cards: Vec<Arc<dyn Card>>, command: Command, options: Options) -> Res
 const CHANNEL: &str = "making a pair of sockets";
 
 fn ensure_one_thread() -> Result<(), LabError> {
-    // A thread that has been joined is still there for a moment, until the kernel has put it away.
+    // A thread that has been joined is listed for a moment longer, until the kernel has removed it.
     const ENDING: Duration = Duration::from_secs(2);
     let until = Instant::now() + ENDING;
     loop {
@@ -231,12 +235,12 @@ fn has(capability: CapabilitySet) -> bool {
     capabilities(None).is_ok_and(|sets| sets.effective.contains(capability))
 }
 
-/// Whether this thread may make mount namespaces and filters.
-fn has_power() -> bool {
+/// Whether this thread may make mount namespaces, and filters without `no_new_privs`.
+fn may_isolate() -> bool {
     has(CapabilitySet::SYS_ADMIN)
 }
 
-/// Makes sure that the supervisor may look into processes that are not its descendants.
+/// Makes sure that the supervisor may inspect processes that are not its descendants.
 fn ensure_tracing() -> Result<(), LabError> {
     let scope = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
     match scope.trim().parse().unwrap_or(0) {
@@ -246,7 +250,7 @@ fn ensure_tracing() -> Result<(), LabError> {
     }
 }
 
-/// Makes this process root in a user namespace of its own.
+/// Moves this process into a new user namespace, and makes it root there.
 fn become_root() -> io::Result<()> {
     let (user, group) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
     sys::unshare_user()?;
@@ -255,12 +259,12 @@ fn become_root() -> io::Result<()> {
     fs::write("/proc/self/gid_map", format!("0 {group} 1"))
 }
 
-/// `esw exec` itself, once there are the others.
+/// The front, once the other two processes have been started.
 struct Front {
     supervisor: OwnedFd,
     program: OwnedFd,
     child: Pid,
-    /// Whether the supervisor stays, for what the program has left.
+    /// Whether the supervisor stays, because the program has left processes running.
     remains: bool,
 }
 
@@ -268,25 +272,26 @@ impl Front {
     fn run(&mut self, name: String) -> Result<i32, LabError> {
         match receive(&self.program) {
             Ok((Word::Ready, _)) => {}
-            Ok((Word::Failed(step, errno), _)) => return Err(why(step, errno, name)),
-            // Killed by somebody.
+            Ok((Word::Failed(step, errno), _)) => return Err(error_of(step, errno, name)),
+            // The process was killed.
             _ => return self.wait(&mut self.signals()?),
         }
         match receive(&self.supervisor) {
             Ok((Word::Serving, _)) => {}
             _ => return Err(LabError::NoSupervisor),
         }
-        // Until here what is sent to us ends us, and with us everything. From here on it is for the program.
+        // Until here a signal ends this process, and with it the lab. From here on signals are passed on to the
+        // program.
         let mut signals = self.signals()?;
         let process = pidfd_open(self.child, PidfdFlags::empty()).map_err(system("looking at the program"))?;
         send(&self.supervisor, Word::Program, Some(&process)).map_err(|_| LabError::NoSupervisor)?;
         let _ = send(&self.program, Word::Go, None);
         // The other end is closed when the process has become the program, or has ended.
         if let Ok((Word::Failed(step, errno), _)) = receive(&self.program) {
-            return Err(why(step, errno, name));
+            return Err(error_of(step, errno, name));
         }
         let status = self.wait(&mut signals)?;
-        // If it was the last, nothing is left when we end.
+        // If the program was the last process of the lab, the supervisor ends before this process does.
         if send(&self.supervisor, Word::Ended, None).is_ok() {
             self.remains = matches!(receive(&self.supervisor), Ok((Word::Remains, _)));
         }
@@ -294,10 +299,10 @@ impl Front {
     }
 
     fn signals(&self) -> Result<Signals, LabError> {
-        Signals::new(HEARD).map_err(system("hearing signals"))
+        Signals::new(SIGNALS).map_err(system("receiving signals"))
     }
 
-    /// Waits for the program; what ends us, or calls us, is passed on to it.
+    /// Waits for the program, and passes signals on to it.
     fn wait(&self, signals: &mut Signals) -> Result<i32, LabError> {
         loop {
             if let Some(status) = self.status().map_err(system("waiting for the program"))? {
@@ -311,7 +316,7 @@ impl Front {
                     consts::SIGUSR2 => Signal::USR2,
                     _ => continue,
                 };
-                // It has not been waited for, so the number is its own.
+                // The program has not been waited for, so no other process has its number.
                 let _ = kill_process(self.child, pass_on);
             }
         }
@@ -326,8 +331,8 @@ impl Front {
     }
 }
 
-/// Why the program was not started.
-fn why(step: Step, errno: Errno, program: String) -> LabError {
+/// The error for a step that failed in the program's process.
+fn error_of(step: Step, errno: Errno, program: String) -> LabError {
     let source = io::Error::from(errno);
     match step {
         Step::Filter if errno == Errno::BUSY => LabError::Inside,
@@ -338,8 +343,8 @@ fn why(step: Step, errno: Errno, program: String) -> LabError {
     }
 }
 
-/// What is heard while a program runs. An interrupt from the terminal has reached it already.
-const HEARD: [i32; 7] = [
+/// The signals that are received while a program runs. Those that a terminal sends reach the program by themselves.
+const SIGNALS: [i32; 7] = [
     consts::SIGCHLD,
     consts::SIGINT,
     consts::SIGQUIT,
@@ -349,8 +354,8 @@ const HEARD: [i32; 7] = [
     consts::SIGUSR2,
 ];
 
-/// The descriptors from which on receiving is trapped: below where `select` ends, and far from where
-/// programs have theirs.
+/// The descriptor numbers for which receiving is trapped: below the limit of `select`, and far from those that programs
+/// use.
 fn high_descriptors() -> std::ops::Range<u32> {
     const SELECT: u64 = 1024;
     const MANY: u64 = 256;

@@ -1,59 +1,64 @@
-//! Hears of trapped calls and has them answered.
+//! Receives trapped system calls and has them answered.
 //!
-//! A call that concerns no card is let through to the kernel. Between our look at a program's memory and
-//! the kernel's, another thread of the program could change it; that is no matter here, because a lab
-//! keeps nobody from anything: it shows a card to programs that want to see one.
+//! A call that concerns no card is let through to the kernel. Between our look at a program's memory and the kernel's,
+//! another thread of the program could change it. That does no harm: a lab forbids nothing, it shows a card to programs
+//! that want to see one.
 //!
-//! What is quick is answered on the thread that hears; what may take its time (a module, a receipt with
-//! nothing to receive) on one of its own, so that nobody waits for somebody else.
+//! A call that can be answered at once is answered on the thread that receives it. A call that may take long (loading a
+//! module, receiving when nothing has arrived) is answered on a thread of its own, so that no program waits for
+//! another.
 
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use lockdep::{Domain, Mutex};
 use netlink::Errno;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::calls;
 use crate::cards::Cards;
-use crate::process::{Exacting, Home, socket_inode};
-use crate::relay::{Families, Shared};
+use crate::lock_order::{Cx, Sockets};
+use crate::process::{GoPrograms, UserNamespace, socket_inode};
+use crate::relay::{Families, Socket};
 use crate::sys::{self, Notification};
 
 /// A lab that is up.
 pub(crate) struct Lab {
-    /// Where trapped calls are heard of.
+    /// The descriptor on which trapped calls are received.
     pub listener: OwnedFd,
     pub cards: Arc<Cards>,
     pub families: Arc<Families>,
-    /// The sockets that programs have of us, by inode: so they are known however they were passed on.
-    sockets: Mutex<HashMap<u64, Arc<Shared>>>,
-    /// Descriptors from here to there are for programs that look at addresses.
+    /// The sockets that the lab has given programs, by inode: a socket is recognised in whichever way a process got it.
+    sockets: Mutex<Sockets, HashMap<u64, Arc<Socket>>>,
+    /// The descriptor numbers for sockets of programs that look at the family of an address.
     pub high: std::ops::Range<u32>,
-    pub exacting: Exacting,
-    /// As if every program did.
+    pub go_programs: GoPrograms,
+    /// Treats every program as one that looks at the family of an address.
     pub exact_addresses: bool,
-    /// The network namespace that our own threads are in.
+    /// The network namespace that the supervisor's threads are in.
     pub network: Option<Vec<u8>>,
     /// The user namespace in which administrative rights count.
-    pub home: Arc<Home>,
+    pub user_namespace: Arc<UserNamespace>,
+    /// The domain of all threads of the lab.
+    pub domain: Arc<Domain>,
 }
 
-/// What becomes of a call.
+/// The answer to a trapped call.
 #[derive(Debug)]
 pub(crate) enum Answer {
-    /// The kernel does it.
+    /// The kernel carries the call out.
     Continue,
-    /// It is done.
+    /// The call returns a value.
     Value(i64),
-    /// It has failed.
+    /// The call fails.
     Errno(Errno),
-    /// It has been answered already, or will be.
+    /// The call has been answered already, or will be.
     Later,
 }
 
@@ -63,7 +68,7 @@ impl From<io::Result<Answer>> for Answer {
     }
 }
 
-/// The answer that a trapped call still waits for.
+/// The answer for which a trapped call still waits.
 pub(crate) struct Reply {
     lab: Arc<Lab>,
     id: u64,
@@ -72,12 +77,12 @@ pub(crate) struct Reply {
 }
 
 impl Reply {
-    /// Of a call, with what it is to return.
+    /// The reply to the call `id`, which is to return `value`.
     pub fn new(lab: Arc<Lab>, id: u64, value: i64) -> Self {
         Self { lab, id, value, given: false }
     }
 
-    /// Lets the call return, if it has not already.
+    /// Lets the call return, if it has not returned already.
     pub fn give(&mut self) {
         if !std::mem::replace(&mut self.given, true) {
             self.lab.answer(self.id, &Answer::Value(self.value));
@@ -93,46 +98,55 @@ impl Reply {
 }
 
 impl Drop for Reply {
-    /// Nobody is left to carry out the request: its socket has been closed meanwhile.
+    /// No thread is left that could carry out the request: its socket has been closed meanwhile.
     fn drop(&mut self) {
         self.refuse(Errno::BADF);
     }
 }
 
 impl Lab {
-    pub fn new(listener: OwnedFd, cards: Arc<Cards>, high: std::ops::Range<u32>, exact_addresses: bool) -> Self {
+    pub fn new(
+        listener: OwnedFd,
+        cards: Arc<Cards>,
+        high: std::ops::Range<u32>,
+        exact_addresses: bool,
+        domain: Arc<Domain>,
+    ) -> Self {
         Self {
             listener,
             cards,
             families: Arc::default(),
-            sockets: Mutex::default(),
+            sockets: Mutex::new(HashMap::new()),
             high,
-            exacting: Exacting::default(),
+            go_programs: GoPrograms::default(),
             exact_addresses,
             network: crate::process::network("thread-self"),
-            home: Arc::new(Home::ours()),
+            user_namespace: Arc::new(UserNamespace::ours()),
+            domain,
         }
     }
 
-    /// The socket of ours that a descriptor of a thread is.
-    pub fn socket(&self, thread: u32, fd: u64) -> Option<Arc<Shared>> {
-        let sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
-        // Most programs ask about sockets of other kinds only.
+    /// The lab's socket behind a descriptor of a thread. `None`: the descriptor is no socket of the lab.
+    pub fn socket(&self, cx: Cx<'_, '_>, thread: u32, fd: u64) -> Option<Arc<Socket>> {
+        let sockets = self.sockets.lock_leaf(cx);
+        // Most calls concern sockets of other kinds; those of a lab without sockets cost no look into /proc.
         if sockets.is_empty() {
             return None;
         }
         sockets.get(&socket_inode(thread, u32::try_from(fd).ok()?)?).cloned()
     }
 
-    pub fn add(&self, inode: u64, socket: Arc<Shared>) {
-        self.sockets.lock().unwrap_or_else(PoisonError::into_inner).insert(inode, socket);
+    pub fn add(&self, cx: Cx<'_, '_>, inode: u64, socket: Arc<Socket>) {
+        self.sockets.lock_leaf(cx).insert(inode, socket);
     }
 
-    pub fn remove(&self, inode: u64) {
-        self.sockets.lock().unwrap_or_else(PoisonError::into_inner).remove(&inode);
+    pub fn remove(&self, cx: Cx<'_, '_>, inode: u64) {
+        let removed = self.sockets.lock_leaf(cx).remove(&inode);
+        // Without the lock: it may be the last reference, which closes descriptors.
+        drop(removed);
     }
 
-    /// Answers a call. That its process is gone meanwhile is nobody's trouble.
+    /// Answers a call. If its process is gone meanwhile, the answer is lost and nobody misses it.
     pub fn answer(&self, id: u64, answer: &Answer) {
         let flag = libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32;
         let response = match answer {
@@ -144,123 +158,132 @@ impl Lab {
         let _ = sys::respond(self.listener.as_fd(), response);
     }
 
-    /// Whether what was read of a process was that process's: it still waits.
+    /// Whether a call still waits for its answer. If so, what was read by its thread number was of that process.
     pub fn still_waits(&self, call: &Notification) -> bool {
         sys::still_waits(self.listener.as_fd(), call.id)
     }
 
-    /// Answers a call on a thread of its own.
-    pub fn answer_later(self: &Arc<Self>, call: Notification, work: fn(&Self, &Notification) -> Answer) -> Answer {
+    /// Answers a call on a thread of its own. EAGAIN if the system gives none.
+    pub fn answer_later(
+        self: &Arc<Self>,
+        call: Notification,
+        work: fn(Cx<'_, '_>, &Self, &Notification) -> Answer,
+    ) -> Answer {
         let lab = Arc::clone(self);
         let started = thread::Builder::new().name("lab-call".to_owned()).spawn(move || {
-            let work = AssertUnwindSafe(|| work(&lab, &call));
-            // A program does not wait for ever because something went wrong here.
-            let answer = catch_unwind(work).unwrap_or(Answer::Errno(Errno::IO));
-            lab.answer(call.id, &answer);
+            lockdep::enter(&lab.domain, "lab-call", |cx| lab.answer_or_eio(&call, || work(cx, &lab, &call)));
         });
         started.map_or(Answer::Errno(Errno::AGAIN), |_| Answer::Later)
     }
-}
 
-/// Before the next try if the system cannot even say whether there is something to hear.
-const PAUSE: Duration = Duration::from_millis(20);
-
-/// For how long a call may wait to be heard before another thread is started to hear.
-const UNHEARD: Duration = Duration::from_millis(5);
-
-/// Threads that hear, at most.
-const HEARERS: u64 = 256;
-
-/// Hears and answers until `stop` can be read from, or no program is left.
-///
-/// One thread hears as long as it is never held up. But a program may say that what it sends lies where the kernel has to
-/// wait to read it: in a file whose server does not answer. Its thread waits with it, and another hears the others.
-pub(crate) fn serve(lab: &Arc<Lab>, stop: &OwnedFd) {
-    let hearing = Arc::new(Hearing::default());
-    hearing.start(lab);
-    let mut seen = 0;
-    loop {
-        match wait_to_hear(lab, Some(stop), None) {
-            Heard::Call => {}
-            Heard::Over => return,
-            Heard::Nothing => continue,
-        }
-        // Whoever hears next takes it. If nobody has after a while, all are held up.
-        thread::sleep(UNHEARD);
-        let now = hearing.calls.load(Ordering::Relaxed);
-        if now == seen && matches!(wait_to_hear(lab, None, Some(Duration::ZERO)), Heard::Call) {
-            hearing.start(lab);
-        }
-        seen = now;
+    /// Answers a call with what `work` returns, or with EIO if that panics: a program must not wait for ever.
+    fn answer_or_eio(&self, call: &Notification, work: impl FnOnce() -> Answer) {
+        let answer = catch_unwind(AssertUnwindSafe(work)).unwrap_or(Answer::Errno(Errno::IO));
+        self.answer(call.id, &answer);
     }
 }
 
-/// What a wait has ended with.
-enum Heard {
+/// How long to wait before the next attempt if the system cannot even poll.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// How long a call may wait until it is received; after that, another thread is started that receives.
+const UNRECEIVED: Duration = Duration::from_millis(5);
+
+/// The most threads that receive calls.
+const RECEIVERS: u64 = 256;
+
+/// Receives and answers calls until `stop` can be read from, or no process with the filter is left.
+///
+/// One thread receives as long as it is never held up. But a program may keep what it sends where the kernel has to
+/// wait to read it: in a file whose server does not answer. Then the thread waits with the program, and another
+/// receives the other calls.
+pub(crate) fn serve(lab: &Arc<Lab>, stop: &OwnedFd) {
+    let receivers = Arc::new(Receivers::default());
+    receivers.start(lab);
+    let mut before = 0;
+    loop {
+        match wait_for_call(lab, Some(stop), None) {
+            Waited::Call => {}
+            Waited::Over => return,
+            Waited::Nothing => continue,
+        }
+        // One of the receivers takes the call. If none has after a while, all of them are held up.
+        thread::sleep(UNRECEIVED);
+        let now = receivers.calls.load(Ordering::Relaxed);
+        if now == before && matches!(wait_for_call(lab, None, Some(Duration::ZERO)), Waited::Call) {
+            receivers.start(lab);
+        }
+        before = now;
+    }
+}
+
+/// How a wait for a call ended.
+enum Waited {
+    /// A call can be received.
     Call,
     Nothing,
-    /// No program is left, or it is to stop.
+    /// No process with the filter is left, or the lab is to stop.
     Over,
 }
 
-fn wait_to_hear(lab: &Lab, stop: Option<&OwnedFd>, limit: Option<Duration>) -> Heard {
+fn wait_for_call(lab: &Lab, stop: Option<&OwnedFd>, limit: Option<Duration>) -> Waited {
     let mut polled = vec![PollFd::new(&lab.listener, PollFlags::IN)];
     polled.extend(stop.map(|stop| PollFd::new(stop, PollFlags::IN)));
     let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
     match poll(&mut polled, limit.as_ref()) {
-        Err(Errno::INTR) => return Heard::Nothing,
-        // No memory: there may be some again, and every program of the lab waits for this.
+        Err(Errno::INTR) => return Waited::Nothing,
+        // The system has no memory. It may have some again, and every program of the lab depends on this thread.
         Err(_) => {
             thread::sleep(PAUSE);
-            return Heard::Nothing;
+            return Waited::Nothing;
         }
         Ok(_) => {}
     }
     let flags = polled[0].revents();
     if flags.contains(PollFlags::IN) {
-        Heard::Call
+        Waited::Call
     } else if !flags.is_empty() || polled.get(1).is_some_and(|stop| !stop.revents().is_empty()) {
-        Heard::Over
+        Waited::Over
     } else {
-        Heard::Nothing
+        Waited::Nothing
     }
 }
 
-/// The threads that hear.
+/// The threads that receive calls.
 #[derive(Default)]
-struct Hearing {
+struct Receivers {
     threads: AtomicU64,
-    /// How many calls have been taken so far.
+    /// How many calls have been received so far.
     calls: AtomicU64,
 }
 
-impl Hearing {
-    /// Starts one more, unless there are as many as there may be. It ends with the lab.
+impl Receivers {
+    /// Starts one more thread, unless there are [`RECEIVERS`] already. It ends with the lab.
     fn start(self: &Arc<Self>, lab: &Arc<Lab>) {
-        if self.threads.fetch_add(1, Ordering::Relaxed) >= HEARERS {
+        if self.threads.fetch_add(1, Ordering::Relaxed) >= RECEIVERS {
             self.threads.fetch_sub(1, Ordering::Relaxed);
             return;
         }
-        let (hearing, lab) = (Arc::clone(self), Arc::clone(lab));
-        let started = thread::Builder::new().name("lab-calls".to_owned()).spawn(move || hearing.hear(&lab));
+        let (receivers, lab) = (Arc::clone(self), Arc::clone(lab));
+        let started = thread::Builder::new().name("lab-calls".to_owned()).spawn(move || {
+            lockdep::enter(&lab.domain, "lab-calls", |cx| receivers.receive(cx, &lab));
+        });
         if started.is_err() {
             self.threads.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
-    fn hear(&self, lab: &Arc<Lab>) {
+    fn receive(&self, cx: Cx<'_, '_>, lab: &Arc<Lab>) {
         loop {
-            match wait_to_hear(lab, None, None) {
-                Heard::Call => {}
-                Heard::Nothing => continue,
-                Heard::Over => return,
+            match wait_for_call(lab, None, None) {
+                Waited::Call => {}
+                Waited::Nothing => continue,
+                Waited::Over => return,
             }
-            // Gone again: whose it was has been killed, or another thread has taken it.
+            // An error: the process of the call has been killed, or another thread has received the call.
             let Ok(call) = sys::next_notification(lab.listener.as_fd()) else { continue };
             self.calls.fetch_add(1, Ordering::Relaxed);
-            let work = AssertUnwindSafe(|| calls::answer(lab, &call));
-            let answer = catch_unwind(work).unwrap_or(Answer::Errno(Errno::IO));
-            lab.answer(call.id, &answer);
+            lab.answer_or_eio(&call, || calls::answer(cx, lab, &call));
         }
     }
 }

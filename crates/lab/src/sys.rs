@@ -1,5 +1,5 @@
-//! System calls that `rustix` has not: the one file of this crate with `unsafe`. Each function is one
-//! call, its arguments checked by their types, its failure an [`io::Error`].
+//! System calls that `rustix` does not have: the only file of this crate with `unsafe`. Each function is one call; its
+//! arguments are checked by their types, and a failure is an [`io::Error`].
 
 #![allow(unsafe_code)]
 
@@ -17,7 +17,7 @@ pub(crate) type FilterOp = libc::sock_filter;
 pub(crate) const ALLOW: FilterOp =
     FilterOp { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW };
 
-/// A system call that waits for an answer.
+/// A trapped system call that waits for its answer.
 pub(crate) type Notification = libc::seccomp_notif;
 
 fn check(answer: c_int) -> io::Result<c_int> {
@@ -28,15 +28,15 @@ fn check_len(answer: isize) -> io::Result<usize> {
     usize::try_from(answer).map_err(|_| io::Error::last_os_error())
 }
 
-/// Puts the calling thread, and what it will start, under a filter; the descriptor is where trapped calls
-/// are heard of.
+/// Installs a seccomp filter for the calling thread and all processes that it will start. Returns the descriptor on
+/// which trapped calls are received.
 ///
 /// # Errors
-/// `EBUSY`: there is a listener above already.
+/// `EBUSY`: a filter above already has a listener.
 pub(crate) fn listen(filter: &[FilterOp]) -> io::Result<OwnedFd> {
     let new = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
-    // With the second flag a call that has been heard of is not interrupted by signals that do not kill:
-    // what has been done for it, a module's loading, is not done twice. It came with Linux 5.19.
+    // With the second flag, which Linux 5.19 introduced, a call that has been received is interrupted only by signals
+    // that kill. So what has been done for it, loading a module for example, is not done twice.
     match listen_with(filter, new | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV) {
         Err(error) if errno_of(&error) == Errno::INVAL => listen_with(filter, new),
         outcome => outcome,
@@ -53,19 +53,19 @@ fn listen_with(filter: &[FilterOp], flags: libc::c_ulong) -> io::Result<OwnedFd>
 
 fn owned(answer: c_long) -> io::Result<OwnedFd> {
     let fd = check(answer as c_int)?;
-    // SAFETY: the kernel has just made the descriptor for us, so nobody else owns it.
+    // SAFETY: the kernel has just made the descriptor for this process, so no other type owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// From now on a program gets no more power by `exec`; without it a process without `CAP_SYS_ADMIN` may
-/// have no filter.
+/// Sets `no_new_privs`: from now on `exec` gives no more privileges. A process without `CAP_SYS_ADMIN` may install a
+/// filter only with it.
 pub(crate) fn no_new_privileges() -> io::Result<()> {
     // SAFETY: no pointers.
     check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }).map(drop)
 }
 
-/// Has the kernel run whoever is woken by a call or its answer at once, where the other just was: both are
-/// awaited. It came with Linux 6.6; without it a call takes longer.
+/// Has the kernel run the thread that a call or its answer wakes at once, on the processor of the thread that then
+/// waits. Linux 6.6 introduced it (`SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP`); without it a call takes longer.
 pub(crate) fn wake_at_once(listener: BorrowedFd<'_>) -> io::Result<()> {
     const SYNC_WAKE_UP: libc::c_ulong = 1;
     let request = libc::SECCOMP_IOCTL_NOTIF_SET_FLAGS;
@@ -73,31 +73,31 @@ pub(crate) fn wake_at_once(listener: BorrowedFd<'_>) -> io::Result<()> {
     check(unsafe { libc::ioctl(listener.as_raw_fd(), request as _, SYNC_WAKE_UP) }).map(drop)
 }
 
-/// The next call that is trapped. `NotFound` if it is gone again.
+/// Receives the next trapped call. `NotFound` if it is gone again.
 pub(crate) fn next_notification(listener: BorrowedFd<'_>) -> io::Result<Notification> {
-    // SAFETY: all-zero is a valid value, and the one the kernel asks for.
+    // SAFETY: all-zero is a valid value, and the kernel requires it.
     let mut notification: Notification = unsafe { std::mem::zeroed() };
     let request = libc::SECCOMP_IOCTL_NOTIF_RECV;
-    // SAFETY: the kernel writes one seccomp_notif there, whose layout has not changed since there is one.
+    // SAFETY: the kernel writes one seccomp_notif there, whose layout has not changed since it was introduced.
     check(unsafe { libc::ioctl(listener.as_raw_fd(), request as _, &raw mut notification) })?;
     Ok(notification)
 }
 
-/// Answers a call: with a value, an error number, or by letting the kernel do it.
+/// Answers a call: with a value, with an error number, or by letting the kernel carry it out.
 pub(crate) fn respond(listener: BorrowedFd<'_>, mut response: libc::seccomp_notif_resp) -> io::Result<()> {
     let request = libc::SECCOMP_IOCTL_NOTIF_SEND;
     // SAFETY: one seccomp_notif_resp, alive during the call.
     check(unsafe { libc::ioctl(listener.as_raw_fd(), request as _, &raw mut response) }).map(drop)
 }
 
-/// Whether a call still waits: its process is what it was when the call was heard of.
+/// Whether a call still waits. If so, its process is the one that made the call.
 pub(crate) fn still_waits(listener: BorrowedFd<'_>, id: u64) -> bool {
     let request = libc::SECCOMP_IOCTL_NOTIF_ID_VALID;
     // SAFETY: one number, alive during the call.
     unsafe { libc::ioctl(listener.as_raw_fd(), request as _, &raw const id) == 0 }
 }
 
-/// Answers a call with a new descriptor in its process, at a number of ours if `at` says so.
+/// Answers a call with a new descriptor in its process. `at`: the descriptor's number; `None`: the lowest that is free.
 pub(crate) fn respond_fd(
     listener: BorrowedFd<'_>,
     id: u64,
@@ -118,33 +118,34 @@ pub(crate) fn respond_fd(
     check(unsafe { libc::ioctl(listener.as_raw_fd(), request as _, &raw const add) }).map(drop)
 }
 
-/// Reads another process's memory, as much as there is of what is asked for.
+/// Reads another process's memory, up to the first byte that cannot be read. Returns how many bytes were read.
 pub(crate) fn read_memory(pid: u32, address: u64, bytes: &mut [u8]) -> io::Result<usize> {
     let local = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
     let remote = libc::iovec { iov_base: address as usize as *mut _, iov_len: bytes.len() };
-    // SAFETY: the local vector is one slice's, borrowed exclusively; the remote one is not our memory.
+    // SAFETY: the local vector is one slice's, borrowed exclusively; the remote one is not this process's memory.
     check_len(unsafe { libc::process_vm_readv(pid as i32, &raw const local, 1, &raw const remote, 1, 0) })
 }
 
-/// Reads parts of another process's memory, one after the other, as much as there is. At most 1,024 parts (IOV_MAX).
+/// Reads parts of another process's memory, one after the other, up to the first byte that cannot be read. At most
+/// 1,024 parts (IOV_MAX).
 pub(crate) fn read_parts(pid: u32, parts: &[(u64, usize)], bytes: &mut [u8]) -> io::Result<usize> {
     let local = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
     let part = |(at, len): &(u64, usize)| libc::iovec { iov_base: *at as usize as *mut _, iov_len: *len };
     let remote: Vec<libc::iovec> = parts.iter().map(part).collect();
     let count = remote.len() as libc::c_ulong;
-    // SAFETY: the local vector is one slice's, borrowed exclusively; the remote ones are not our memory.
+    // SAFETY: the local vector is one slice's, borrowed exclusively; the remote ones are not this process's memory.
     check_len(unsafe { libc::process_vm_readv(pid as i32, &raw const local, 1, remote.as_ptr(), count, 0) })
 }
 
-/// Makes the calling thread, and no other, act as a user: its effective user. The real and the saved one stay, so that
-/// it can come back.
+/// Sets the effective user of the calling thread, and of no other thread. The real and the saved user stay, so that the
+/// thread can change back.
 pub(crate) fn become_user(user: u32) -> io::Result<()> {
     const KEEP: libc::uid_t = libc::uid_t::MAX;
     // SAFETY: no pointers. Not the C library's function, which changes all threads.
     check(unsafe { libc::syscall(libc::SYS_setresuid, KEEP, user, KEEP) } as c_int).map(drop)
 }
 
-/// The user namespace that a namespace belongs to.
+/// Opens the user namespace to which a namespace belongs.
 pub(crate) fn owner_of_namespace(namespace: impl AsFd) -> io::Result<OwnedFd> {
     const NS_GET_USERNS: libc::c_ulong = 0xb701;
     // SAFETY: no pointers.
@@ -155,7 +156,7 @@ pub(crate) fn owner_of_namespace(namespace: impl AsFd) -> io::Result<OwnedFd> {
 pub(crate) fn write_memory(pid: u32, address: u64, bytes: &[u8]) -> io::Result<()> {
     let local = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     let remote = libc::iovec { iov_base: address as usize as *mut _, iov_len: bytes.len() };
-    // SAFETY: the local vector is one slice's, only read; the remote one is not our memory.
+    // SAFETY: the local vector is one slice's, only read; the remote one is not this process's memory.
     let n = check_len(unsafe { libc::process_vm_writev(pid as i32, &raw const local, 1, &raw const remote, 1, 0) })?;
     if n == bytes.len() { Ok(()) } else { Err(Errno::FAULT.into()) }
 }
@@ -167,7 +168,7 @@ pub(crate) fn set_option(fd: impl AsFd, level: c_int, option: c_int, value: &[u8
     check(unsafe { libc::setsockopt(fd, level, option, value.as_ptr().cast(), value.len() as u32) }).map(drop)
 }
 
-/// An option of a socket, as bytes; the length that the kernel gives.
+/// Reads an option of a socket into `value`. Returns its length.
 pub(crate) fn option(fd: impl AsFd, level: c_int, option: c_int, value: &mut [u8]) -> io::Result<usize> {
     let mut len = value.len() as libc::socklen_t;
     let fd = fd.as_fd().as_raw_fd();
@@ -176,7 +177,7 @@ pub(crate) fn option(fd: impl AsFd, level: c_int, option: c_int, value: &mut [u8
     Ok(len as usize)
 }
 
-/// Receives one message; also gives its flags (`MSG_TRUNC`).
+/// Receives one message. Returns its length and its flags (`MSG_TRUNC`).
 pub(crate) fn receive(fd: impl AsFd, bytes: &mut [u8], flags: c_int) -> io::Result<(usize, c_int)> {
     let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
     // SAFETY: all-zero is a valid msghdr.
@@ -188,7 +189,7 @@ pub(crate) fn receive(fd: impl AsFd, bytes: &mut [u8], flags: c_int) -> io::Resu
     Ok((n, header.msg_flags))
 }
 
-/// Size of an `ifreq` as far as its name and a pointer or the flags go.
+/// The size of `struct ifreq`; its name is followed by a pointer or the flags.
 const IFREQ: usize = 40;
 
 fn ifreq(name: &str) -> io::Result<[u8; IFREQ]> {
@@ -200,7 +201,7 @@ fn ifreq(name: &str) -> io::Result<[u8; IFREQ]> {
     Ok(request)
 }
 
-/// The flags of a netdev, `IFF_*`, in the namespace of a socket.
+/// The flags (`IFF_*`) of a netdev in the network namespace of a socket.
 pub(crate) fn netdev_flags(fd: impl AsFd, name: &str) -> io::Result<u16> {
     let mut request = ifreq(name)?;
     // SAFETY: the kernel reads and writes one ifreq, which has 40 bytes.
@@ -211,7 +212,7 @@ pub(crate) fn netdev_flags(fd: impl AsFd, name: &str) -> io::Result<u16> {
 /// `struct ethtool_drvinfo`.
 pub(crate) type DriverInfo = [u8; 196];
 
-/// `ETHTOOL_GDRVINFO` of a netdev in the namespace of a socket.
+/// `ETHTOOL_GDRVINFO` of a netdev in the network namespace of a socket.
 pub(crate) fn driver_info(fd: impl AsFd, name: &str) -> io::Result<DriverInfo> {
     const SIOCETHTOOL: u32 = 0x8946;
     const GDRVINFO: u32 = 3;
@@ -220,39 +221,39 @@ pub(crate) fn driver_info(fd: impl AsFd, name: &str) -> io::Result<DriverInfo> {
     let mut request = ifreq(name)?;
     let data = info.as_mut_ptr() as usize;
     request[libc::IFNAMSIZ..libc::IFNAMSIZ + size_of::<usize>()].copy_from_slice(&data.to_ne_bytes());
-    // SAFETY: the kernel reads one ifreq, whose pointer is to as many bytes as an ethtool_drvinfo has; they
-    // are borrowed exclusively until the call is done.
+    // SAFETY: the kernel reads one ifreq, whose pointer leads to as many bytes as an ethtool_drvinfo has; they are
+    // borrowed exclusively until the call has returned.
     check(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), SIOCETHTOOL as _, request.as_mut_ptr()) })?;
     Ok(info)
 }
 
-/// Gives the calling process, which has one thread, a user namespace of its own.
+/// Moves the calling process, which must have one thread, into a new user namespace.
 pub(crate) fn unshare_user() -> io::Result<()> {
     // SAFETY: no pointers, and descriptors stay shared.
     check(unsafe { libc::unshare(libc::CLONE_NEWUSER) }).map(drop)
 }
 
-/// Gives the calling thread a mount namespace of its own.
+/// Moves the calling thread into a new mount namespace.
 pub(crate) fn unshare_mounts() -> io::Result<()> {
     // SAFETY: no pointers, and descriptors stay shared.
     check(unsafe { libc::unshare(libc::CLONE_NEWNS) }).map(drop)
 }
 
-/// Makes a copy of this process, which must have one thread: none could be waited for in the copy, or have left a lock
-/// taken. `None`: this is the copy.
+/// Forks this process, which must have one thread: in the child, another thread would not exist, and a lock that it
+/// held would stay taken. `None`: this is the child.
 pub(crate) fn fork() -> io::Result<Option<Pid>> {
-    // SAFETY: with one thread the copy is as good as the original.
+    // SAFETY: with one thread, the child may do all that the parent may.
     let child = check(unsafe { libc::fork() })?;
     Ok(Pid::from_raw(child))
 }
 
-/// Ends this process, without what a process does that began its life with `main`.
+/// Ends this process at once, without the destructors and handlers that `exit` runs.
 pub(crate) fn exit(status: c_int) -> ! {
-    // SAFETY: nothing is used any more.
+    // SAFETY: nothing is used afterwards.
     unsafe { libc::_exit(status) }
 }
 
-/// Has this process ignore what asks processes to end.
+/// Has this process ignore the signals that request processes to end.
 pub(crate) fn ignore_requests_to_end() -> io::Result<()> {
     for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGTERM] {
         // SAFETY: no handler is installed.
@@ -263,35 +264,34 @@ pub(crate) fn ignore_requests_to_end() -> io::Result<()> {
     Ok(())
 }
 
-/// Closes every descriptor that this process was started with, but the standard ones: all that are to be kept by
-/// `exec`, as whatever we open ourselves is not.
+/// Closes every descriptor that this process inherited, except the standard ones: those without `FD_CLOEXEC`, which
+/// every descriptor that this program opens has.
 pub(crate) fn close_what_was_inherited() -> io::Result<()> {
     const STANDARD: c_int = 2;
     let fds = std::fs::read_dir("/proc/self/fd")?
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<c_int>().ok())
         .filter(|fd| *fd > STANDARD);
-    // Listed first: the list itself is read from one.
+    // Listed first: reading the list uses a descriptor as well.
     for fd in fds.collect::<Vec<_>>() {
         // SAFETY: no pointers.
         let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
         if flags >= 0 && flags & libc::FD_CLOEXEC == 0 {
-            // SAFETY: no type owns it, since those that do have opened theirs with that flag.
+            // SAFETY: no type owns it, since all descriptors that a type owns were opened with that flag.
             unsafe { libc::close(fd) };
         }
     }
     Ok(())
 }
 
-/// Starts nothing, changes nothing until the child does: has `prepare` run in the child of a command,
-/// after `fork` and before `exec`.
+/// Has `prepare` run in the child of a command, after `fork` and before `exec`.
 ///
-/// `prepare` allocates, which the C library's `fork` allows, and takes no lock that another thread of the
-/// parent may hold: see where it is made.
+/// `prepare` may allocate, which the C library's `fork` allows, and must take no lock that another thread of the parent
+/// may hold.
 pub(crate) fn before_exec(
     command: &mut std::process::Command,
     prepare: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
 ) {
     use std::os::unix::process::CommandExt;
-    // SAFETY: as said above; nothing it does outlives the child but what is meant to.
+    // SAFETY: `prepare` keeps to the above, and changes only the child.
     unsafe { command.pre_exec(prepare) };
 }

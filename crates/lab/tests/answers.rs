@@ -1,4 +1,5 @@
-//! When a send returns, its answer can be read: however the request is sent, and whatever has become of the descriptor.
+//! When a send returns, its answer can be read: by whichever call the request is sent, and however the process got the
+//! descriptor.
 //!
 //! `ANSWERS=N` raises the number of requests (10,000 for the long run); all of them are made beside threads that keep
 //! every processor busy.
@@ -23,12 +24,12 @@ fn message(kind: u16, flags: u16, seq: u32, body: &[u8]) -> Vec<u8> {
     [&head.concat()[..], body].concat()
 }
 
-/// The ways to send.
+/// The calls that send.
 const WAYS: [&str; 7] = ["send", "sendto", "sendmsg", "sendmsg to", "sendmmsg", "write", "writev"];
 
 fn send_by(way: &str, socket: BorrowedFd<'_>, bytes: &[u8]) {
     let kernel = SocketAddrNetlink::new(0, 0);
-    // In two parts, the header apart.
+    // In two parts: the header, and the rest.
     let (head, body) = bytes.split_at(16);
     let parts = [IoSlice::new(head), IoSlice::new(body)];
     let mut nothing = SendAncillaryBuffer::new(&mut []);
@@ -50,14 +51,14 @@ fn send_by(way: &str, socket: BorrowedFd<'_>, bytes: &[u8]) {
     assert_eq!(sent, Ok(bytes.len()), "{way}");
 }
 
-/// Sends a request and receives at once: whether the answer was there.
+/// Sends a request and receives at once. Returns whether the answer could be read.
 fn is_answered(way: &str, socket: BorrowedFd<'_>, request: &[u8]) -> bool {
     send_by(way, socket, request);
     let mut buffer = vec![0; 32 << 10];
     match recv(socket, &mut buffer[..], RecvFlags::DONTWAIT) {
         Ok((_, len)) => {
             assert!(len >= 16, "{way}: {len} bytes");
-            // What is left of it.
+            // The rest of the answer.
             while recv(socket, &mut buffer[..], RecvFlags::DONTWAIT).is_ok() {}
             true
         }
@@ -87,11 +88,11 @@ fn devlink_number(socket: &OwnedFd) -> u16 {
         }
         at += usize::from(short(at)).next_multiple_of(4);
     }
-    panic!("devlink is not there");
+    panic!("there is no family devlink");
 }
 
 /// A socket and a request that has an answer.
-struct Asked {
+struct Query {
     socket: OwnedFd,
     request: Vec<u8>,
 }
@@ -100,8 +101,8 @@ fn open(protocol: Option<Protocol>, flags: SocketFlags) -> OwnedFd {
     socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC | flags, protocol).unwrap()
 }
 
-/// The kernel's links, all of them and one; a card's devices, all of them and one.
-fn askers(flags: SocketFlags) -> Vec<Asked> {
+/// Requests for the kernel's links, all of them and one, and for a card's devices, all of them and one.
+fn requests(flags: SocketFlags) -> Vec<Query> {
     let generic = open(Some(GENERIC), flags);
     let blocking = open(Some(GENERIC), SocketFlags::empty());
     let number = devlink_number(&blocking);
@@ -110,14 +111,14 @@ fn askers(flags: SocketFlags) -> Vec<Asked> {
     let mut lo = vec![0; 16];
     lo[4] = 1;
     vec![
-        Asked { socket: open(None, flags), request: message(GETLINK, 0x301, 5, &[0; 16]) },
-        Asked { socket: open(None, flags), request: message(GETLINK, 1, 6, &lo) },
-        Asked { socket: generic, request: message(number, 0x301, 7, &[1, 1, 0, 0]) },
-        Asked { socket: blocking, request: message(number, 1, 8, &one) },
+        Query { socket: open(None, flags), request: message(GETLINK, 0x301, 5, &[0; 16]) },
+        Query { socket: open(None, flags), request: message(GETLINK, 1, 6, &lo) },
+        Query { socket: generic, request: message(number, 0x301, 7, &[1, 1, 0, 0]) },
+        Query { socket: blocking, request: message(number, 1, 8, &one) },
     ]
 }
 
-/// Each way, as often as it says; the ways on which an answer was not there.
+/// Sends in each way, `times` times. Returns the ways in which an answer could not be read at once.
 fn misses(what: &str, socket: BorrowedFd<'_>, request: &[u8], times: usize) -> Vec<String> {
     let each = |way: &&str| {
         let missed = (0..times).filter(|_| !is_answered(way, socket, request)).count();
@@ -128,7 +129,7 @@ fn misses(what: &str, socket: BorrowedFd<'_>, request: &[u8], times: usize) -> V
 
 fn times() -> usize {
     let requests = std::env::var("ANSWERS").ok().and_then(|n| n.parse().ok()).unwrap_or(2_000);
-    // Two kinds of sockets, four questions, seven ways, and what descriptors become.
+    // Two kinds of sockets, four requests, seven ways to send, and several descriptors.
     usize::div_ceil(requests, 2 * 4 * WAYS.len() * 6)
 }
 
@@ -167,8 +168,8 @@ fn passed_on(fd: BorrowedFd<'_>) -> OwnedFd {
     passed.unwrap()
 }
 
-/// A socket that a program inherits is its standard input.
-fn inherited(asked: &Asked, times: usize) -> Vec<String> {
+/// Runs a program that inherits a socket as its standard input.
+fn inherited(asked: &Query, times: usize) -> Vec<String> {
     let mut child = std::process::Command::new("/proc/self/exe")
         .args(["--exact", "an_answer_can_be_read_when_its_send_returns", "--nocapture"])
         .env("LAB_PART", "inherited")
@@ -179,10 +180,10 @@ fn inherited(asked: &Asked, times: usize) -> Vec<String> {
         .stdout(std::process::Stdio::null())
         .spawn()
         .unwrap();
-    let mut said = String::new();
-    std::io::Read::read_to_string(child.stderr.as_mut().unwrap(), &mut said).unwrap();
-    assert!(child.wait().unwrap().success(), "{said}");
-    said.lines().filter(|line| line.starts_with("inherited, ")).map(str::to_owned).collect()
+    let mut printed = String::new();
+    std::io::Read::read_to_string(child.stderr.as_mut().unwrap(), &mut printed).unwrap();
+    assert!(child.wait().unwrap().success(), "{printed}");
+    printed.lines().filter(|line| line.starts_with("inherited, ")).map(str::to_owned).collect()
 }
 
 fn as_inherited() {
@@ -209,8 +210,8 @@ fn an_answer_can_be_read_when_its_send_returns() {
     let missed = beside_load(|| {
         let mut missed = Vec::new();
         for flags in [SocketFlags::empty(), SocketFlags::NONBLOCK] {
-            for asked in askers(flags) {
-                let Asked { socket, request } = &asked;
+            for asked in requests(flags) {
+                let Query { socket, request } = &asked;
                 missed.extend(misses("as it was made", socket.as_fd(), request, times));
                 for number in [50, 500, 1000] {
                     let copy = rustix::io::fcntl_dupfd_cloexec(socket, number).unwrap();
@@ -224,18 +225,18 @@ fn an_answer_can_be_read_when_its_send_returns() {
         }
         missed
     });
-    assert!(missed.is_empty(), "not there when the send returned:\n{}", missed.join("\n"));
+    assert!(missed.is_empty(), "could not be read when the send returned:\n{}", missed.join("\n"));
 }
 
 #[test]
-fn what_the_kernel_refuses_to_send_is_refused() {
-    const NAME: &str = "what_the_kernel_refuses_to_send_is_refused";
+fn a_packet_that_the_kernel_would_refuse_is_refused() {
+    const NAME: &str = "a_packet_that_the_kernel_would_refuse_is_refused";
     if !part(NAME) {
         let Some(place) = Place::new() else { return };
         return place.part(&[], NAME);
     }
     let ours = open(None, SocketFlags::empty());
-    // A protocol that no lab shows anything of is the kernel's own.
+    // A protocol in which a lab shows nothing is the kernel's own.
     let xfrm = Some(Protocol::from_raw(6.try_into().unwrap()));
     let theirs = open(xfrm, SocketFlags::empty());
     let links = message(GETLINK, 0x301, 5, &[0; 16]);

@@ -1,4 +1,4 @@
-//! Programs of others, unmodified, see the card.
+//! Unmodified programs of other projects see the card.
 
 mod common;
 
@@ -21,28 +21,28 @@ fn devlink_shows_devices_and_ports() {
     assert_eq!(place.text(&["devlink", "dev", "show", "pci/0000:08:00.2"]), "pci/0000:08:00.2\n");
     let output = place.run(&["devlink", "dev", "show", "pci/0000:99:00.0"]);
     assert!(!output.status.success());
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(said.contains("there is no such device"), "{said}");
+    let printed = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(printed.contains("there is no such device"), "{printed}");
 }
 
 #[test]
-fn devlink_hears_what_happens() {
+fn devlink_monitor_receives_notifications() {
     let Some(place) = Place::new() else { return };
     if !has("devlink") {
         return skip("devlink");
     }
-    // It says nothing when it is ready, so what happens happens until it has been heard.
-    let said = place.shell(
+    // `devlink monitor` does not report that it is ready, so the event is repeated until it has been received.
+    let printed = place.shell(
         "devlink monitor > heard.$$ & m=$!; n=0
         until [ -s heard.$$ ] || [ $n = 100 ]; do
             ip link set labp0 vf 0 mac 02:00:00:00:00:0a; n=$((n + 1)); sleep 0.1
         done; kill $m; cat heard.$$; rm heard.$$",
     );
-    assert!(said.contains("[dev,new] pci/0000:08:00.0"), "{said}");
+    assert!(printed.contains("[dev,new] pci/0000:08:00.0"), "{printed}");
 }
 
 #[test]
-fn ip_shows_what_a_physical_netdev_has() {
+fn ip_shows_the_attributes_of_a_physical_netdev() {
     let Some(place) = Place::new() else { return };
     let links: Value = serde_json::from_str(&place.text(&["ip", "-d", "-j", "link", "show"])).unwrap();
     let link = |name: &str| links.as_array().unwrap().iter().find(|link| link["ifname"] == name).unwrap().clone();
@@ -59,7 +59,7 @@ fn ip_shows_what_a_physical_netdev_has() {
     assert_eq!((&vf["address"], &vf["vlan_list"][0]["vlan"]), (&"02:00:00:00:00:02".into(), &7.into()));
     assert_eq!((&vf["rate"]["max_tx"], &vf["link_state"]), (&100.into(), &"enable".into()));
     assert!(representor["vfinfo_list"].is_null());
-    // What is not the card's is the kernel's, word for word.
+    // Output about other netdevs is the same as outside.
     let outside = Command::new("ip").args(["-n", &place.name, "-d", "link", "show", "lo"]).output().unwrap();
     assert_eq!(place.text(&["ip", "-d", "link", "show", "lo"]), text(&outside));
     assert_eq!(place.text(&["ip", "link", "show", "type", "veth"]), "");
@@ -70,9 +70,9 @@ fn ip_sets_vfs_at_the_card_and_the_rest_at_the_kernel() {
     let Some(place) = Place::new() else { return };
     place.shell("ip link set labp0 vf 0 mac 02:00:00:00:00:77 && ip link set labp0 vf 1 vlan 5 qos 2");
     place.shell("ip link set labp0 mtu 1400 vf 1 spoofchk on trust off state disable");
-    // In the words of a log, which names a PF's netdev as the card's configuration does.
+    // In the words of a log, which name a PF's netdev as the card's configuration does.
     assert_eq!(
-        place.told(),
+        place.commands(),
         [
             "ip link set enp8s0f0np0 vf 0 mac 02:00:00:00:00:77",
             "ip link set enp8s0f0np0 vf 1 vlan 5 qos 2",
@@ -84,15 +84,15 @@ fn ip_sets_vfs_at_the_card_and_the_rest_at_the_kernel() {
     let links: Value = serde_json::from_str(&place.text(&["ip", "-j", "link", "show", "labp0"])).unwrap();
     assert_eq!(links[0]["mtu"], 1400);
     let output = place.run(&["ip", "link", "set", "labp0", "vf", "9", "mac", "02:00:00:00:00:77"]);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success() && said.contains("There is no such VF"), "{said}");
-    // Shown by the next look of the same lab.
+    let printed = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && printed.contains("There is no such VF"), "{printed}");
+    // The next query in the same lab shows it.
     let shown = place.shell("ip link set labp0 vf 0 mac 02:00:00:00:00:78; ip link show labp0");
     assert!(shown.contains("02:00:00:00:00:78"), "{shown}");
 }
 
 #[test]
-fn who_may_not_administer_is_refused_as_outside() {
+fn a_program_without_net_admin_is_refused_as_outside() {
     let Some(place) = Place::new() else { return };
     if !has("setpriv") {
         return skip("setpriv");
@@ -101,21 +101,21 @@ fn who_may_not_administer_is_refused_as_outside() {
     place.shell(&format!("{nobody} ip link show labp0 && {nobody} devlink dev show"));
     for command in ["ip link set labp0 vf 0 mac 02:00:00:00:00:77", "ip link set labp0 mtu 1300"] {
         let output = place.run(&["sh", "-c", &format!("{nobody} {command}")]);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(!output.status.success() && said.contains("not permitted"), "{command}: {said}");
+        let printed = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && printed.contains("not permitted"), "{command}: {printed}");
     }
-    assert!(place.told().is_empty());
+    assert!(place.commands().is_empty());
 }
 
 #[test]
-fn ip_moves_netdevs_to_the_namespace_it_names() {
+fn ip_moves_netdevs_to_a_named_namespace() {
     let (Some(place), Some(other)) = (Place::new(), Place::new()) else { return };
     let peer = format!("ip link add laba type veth peer name labb netns {}", other.name);
     place.shell(&format!("{peer} && ip link set laba netns {}", other.name));
     let there = Command::new("ip").args(["-n", &other.name, "-br", "link"]).output().unwrap();
     let there = text(&there);
     assert!(there.contains("laba@labb") && there.contains("labb@laba"), "{there}");
-    // What a lab adds is seen outside, and a program in another namespace sees that one's netdevs.
+    // A namespace that is made in a lab appears outside, and a program in it sees its netdevs.
     let name = format!("{}-new", place.name);
     place.shell(&format!("ip netns add {name} && ip netns exec {name} ip link show lo"));
     assert!(Command::new("ip").args(["netns", "del", &name]).status().unwrap().success());
@@ -136,7 +136,7 @@ fn rdma_shows_devices_and_links() {
 }
 
 #[test]
-fn two_cards_are_one_answer() {
+fn a_dump_of_two_cards_is_one_answer() {
     let Some(place) = Place::new() else { return };
     let second = std::env::temp_dir().join(format!("{}.json", place.name));
     let text_of_first = std::fs::read_to_string(common::card()).unwrap();
@@ -163,16 +163,16 @@ fn ethtool_names_the_driver() {
     if !has("ethtool") {
         return eprintln!("skipped: missing ethtool");
     }
-    let said = place.text(&["ethtool", "-i", "labp0"]);
+    let printed = place.text(&["ethtool", "-i", "labp0"]);
     for line in ["driver: mlx5_core", "firmware-version: 22.39.1002 (MT_0000000359)", "bus-info: 0000:08:00.0"] {
-        assert!(said.contains(line), "{line}: {said}");
+        assert!(printed.contains(line), "{line}: {printed}");
     }
     assert!(place.text(&["ethtool", "-i", "labp0_0"]).contains("driver: mlx5e_rep"));
     assert!(place.text(&["ethtool", "labp0"]).contains("Link detected: yes"));
 }
 
 #[test]
-fn a_program_without_a_library_below_it_sees_the_card() {
+fn a_static_program_without_a_library_sees_the_card() {
     let Some(place) = Place::new() else { return };
     let folder = std::env::temp_dir().join(format!("{}-static", place.name));
     std::fs::create_dir_all(&folder).unwrap();
@@ -209,7 +209,7 @@ int main(void) {
 }
 "#;
 
-/// A folder that is anybody's, with the lab's program and the card.
+/// A directory that every user can use, with the lab's program and the card.
 struct Folder(std::path::PathBuf);
 
 impl Folder {
@@ -217,14 +217,15 @@ impl Folder {
         let folder = std::env::temp_dir().join(format!("{name}-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         std::fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
-        // By a process of its own: what another thread starts while this one writes could have it open, and keep it busy.
+        // Copied by another process: a program that another thread starts while this one writes could inherit the open
+        // file, and then the copy could not be executed (ETXTBSY).
         let copy =
             |from: &Path, to: &str| Command::new("cp").arg(from).arg(folder.join(to)).status().unwrap().success();
         assert!(copy(&common::lab_program(), "lab") && copy(&common::card(), "card.json"));
         Self(folder)
     }
 
-    /// A shell of somebody who is not root, in which `$lab` and `$card` are what their names say.
+    /// Runs a shell as a user other than root. `$lab` is the lab's program, `$card` the description of the card.
     fn shell(&self, script: &str) -> std::process::Output {
         Command::new("setpriv")
             .args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--inh-caps=-all", "sh", "-c", script])
@@ -241,23 +242,23 @@ impl Drop for Folder {
     }
 }
 
-/// Whether somebody who is not root can be had, and can have namespaces.
-fn can_be_somebody(folder: &Folder) -> bool {
+/// Whether this process can become a user other than root, who can make namespaces.
+fn can_become_user(folder: &Folder) -> bool {
     if !has("setpriv") || !has("unshare") || !has("devlink") {
         skip("setpriv, unshare, devlink");
         return false;
     }
     let can = folder.shell("unshare -Urnm true").status.success();
     if !can {
-        skip("root to become somebody else, or user namespaces for them");
+        skip("root to become another user, or user namespaces for that user");
     }
     can
 }
 
 #[test]
-fn without_root_there_is_a_lab_as_well() {
+fn a_user_without_root_can_make_a_lab() {
     let folder = Folder::new("lab-user");
-    if !can_be_somebody(&folder) {
+    if !can_become_user(&folder) {
         return;
     }
     let output = folder.shell("$lab $card -- sh -c 'devlink dev show; rdma dev show; ip link show lo >/dev/null'");
@@ -265,12 +266,12 @@ fn without_root_there_is_a_lab_as_well() {
 }
 
 #[test]
-fn without_root_a_lab_joins_where_the_card_is() {
+fn a_lab_without_root_joins_the_namespaces_of_the_card() {
     let folder = Folder::new("lab-join");
-    if !can_be_somebody(&folder) {
+    if !can_become_user(&folder) {
         return;
     }
-    // Who keeps the namespaces says when they are ready, and goes when told.
+    // A process keeps the namespaces; it reports when they are ready, and ends when requested.
     let output = folder.shell(
         "mkfifo $lab.ready; mkfifo $lab.done
         unshare -Urnm sh -c 'ip link add labp0 type veth peer name labp0_0 && echo > $lab.ready; read end < $lab.done' &
@@ -278,6 +279,6 @@ fn without_root_a_lab_joins_where_the_card_is() {
         $lab --join $! $card -- sh -c 'ip -d link show labp0 && ip link set labp0 mtu 1400 && ip link show labp0'
         status=$?; echo > $lab.done; wait; exit $status",
     );
-    let said = text(&output);
-    assert!(said.contains("portname p0") && said.contains("mtu 1400"), "{said}");
+    let printed = text(&output);
+    assert!(printed.contains("portname p0") && printed.contains("mtu 1400"), "{printed}");
 }

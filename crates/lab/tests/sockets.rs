@@ -1,5 +1,5 @@
-//! A program's sockets behave as netlink's, whatever the program does with them. Parts of these tests run
-//! as programs in a lab.
+//! A program's sockets behave as netlink sockets, whatever the program does with them. Parts of these tests run as
+//! programs in a lab.
 
 mod common;
 
@@ -26,7 +26,7 @@ fn netlink(protocol: Option<Protocol>) -> OwnedFd {
 
 const LINKS: (u16, u16) = (18, 0x301);
 
-/// Asks for every link and reads the whole answer: how many messages it has.
+/// Requests every link, reads the whole answer, and returns the number of its messages.
 fn links(socket: impl AsFd, seq: u32) -> usize {
     send(&socket, &message(LINKS.0, LINKS.1, seq, &[0; 16]), SendFlags::empty()).unwrap();
     let (mut count, mut buffer) = (0, vec![0; 8192]);
@@ -51,9 +51,9 @@ fn runs(name: &str) {
 }
 
 #[test]
-fn a_socket_says_it_is_netlink() {
-    if !part("a_socket_says_it_is_netlink") {
-        return runs("a_socket_says_it_is_netlink");
+fn a_socket_reports_that_it_is_netlink() {
+    if !part("a_socket_reports_that_it_is_netlink") {
+        return runs("a_socket_reports_that_it_is_netlink");
     }
     let socket = socket_with(AddressFamily::NETLINK, SocketType::DGRAM, SocketFlags::CLOEXEC, None).unwrap();
     let address = |socket: &OwnedFd| SocketAddrNetlink::try_from(getsockname(socket).unwrap()).unwrap();
@@ -64,27 +64,27 @@ fn a_socket_says_it_is_netlink() {
     assert_eq!(sockopt::socket_domain(&socket).unwrap(), AddressFamily::NETLINK);
     assert_eq!(sockopt::socket_type(&socket).unwrap(), SocketType::DGRAM);
     assert_eq!(sockopt::socket_protocol(netlink(Some(GENERIC))).unwrap(), Some(GENERIC));
-    // Connecting is enough to get a port.
+    // Connecting suffices to get a port.
     let connected = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None).unwrap();
     connect(&connected, &SocketAddrNetlink::new(0, 0)).unwrap();
     assert_ne!(address(&connected).pid(), 0);
     assert_ne!(address(&connected).pid(), std::process::id());
-    // A port of one's own choice, which nobody else may have then.
+    // A port can be chosen, and no other socket can have it then.
     let chosen = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::empty(), None).unwrap();
     bind(&chosen, &SocketAddrNetlink::new(77, 0)).unwrap();
     assert_eq!(address(&chosen).pid(), 77);
     let taken = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::empty(), None).unwrap();
     assert_eq!(bind(&taken, &SocketAddrNetlink::new(77, 0)), Err(rustix::io::Errno::ADDRINUSE));
-    // Sockets of other families are what they are.
+    // Sockets of other families are not changed.
     let other = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None).unwrap();
     assert_eq!(sockopt::socket_domain(&other).unwrap(), AddressFamily::INET);
     assert!(getsockname(&other).is_ok());
 }
 
 #[test]
-fn a_long_message_can_be_looked_at_first() {
-    if !part("a_long_message_can_be_looked_at_first") {
-        return runs("a_long_message_can_be_looked_at_first");
+fn the_length_of_a_message_can_be_peeked() {
+    if !part("the_length_of_a_message_can_be_peeked") {
+        return runs("the_length_of_a_message_can_be_peeked");
     }
     let socket = netlink(None);
     send(&socket, &message(LINKS.0, LINKS.1, 5, &[0; 16]), SendFlags::empty()).unwrap();
@@ -96,8 +96,8 @@ fn a_long_message_can_be_looked_at_first() {
 }
 
 #[test]
-fn addresses_are_right_where_asked_for() {
-    const NAME: &str = "addresses_are_right_where_asked_for";
+fn addresses_are_exact_if_requested() {
+    const NAME: &str = "addresses_are_exact_if_requested";
     if !part(NAME) {
         let Some(place) = Place::new() else { return };
         return place.part(&["--exact"], NAME);
@@ -106,7 +106,7 @@ fn addresses_are_right_where_asked_for() {
     let mut buffer = vec![0; 65536];
     for flags in [RecvFlags::PEEK, RecvFlags::empty()] {
         if flags.is_empty() {
-            // There is something already.
+            // Something has arrived already.
         } else {
             send(&socket, &message(LINKS.0, LINKS.1, 5, &[0; 16]), SendFlags::empty()).unwrap();
         }
@@ -179,7 +179,7 @@ fn garbage_is_answered_as_outside() {
                 })
                 .collect();
             send(&socket, &bytes, SendFlags::empty()).unwrap();
-            // Half right: a header that fits, and nonsense in it.
+            // A correct header, and garbage after it.
             let kind = [16, 18, 19, 28, 30, 999, 0x3ef, 5 << 10 | 1, 5 << 10 | 5][len % 9];
             let cut = &bytes[..len.min(300)];
             send(&socket, &message(kind, [1, 5, 0x301][len % 3], 0, cut), SendFlags::empty()).unwrap();
@@ -192,15 +192,15 @@ fn garbage_is_answered_as_outside() {
 }
 
 #[test]
-fn who_does_not_read_stops_nobody_else() {
-    if !part("who_does_not_read_stops_nobody_else") {
-        return runs("who_does_not_read_stops_nobody_else");
+fn a_program_that_does_not_read_holds_up_no_other() {
+    if !part("a_program_that_does_not_read_holds_up_no_other") {
+        return runs("a_program_that_does_not_read_holds_up_no_other");
     }
     let silent = netlink(None);
     let ask = message(LINKS.0, 5, 1, &[0; 16]);
-    // Far more than any buffer takes: in the end it is not taken any more.
+    // Far more than any buffer takes: finally a send is refused.
     let mut sent = 0;
-    // Also if it may wait: it would wait for itself.
+    // A blocking send is refused too: it would wait for its own process.
     let refused = loop {
         match send(&silent, &ask, SendFlags::empty()) {
             Ok(_) if sent < 1_000_000 => sent += 1,
@@ -210,7 +210,7 @@ fn who_does_not_read_stops_nobody_else() {
     assert_eq!(refused, Err(rustix::io::Errno::NOBUFS));
     assert!(sent > 100, "{sent}");
     assert_eq!(links(netlink(None), 2), 3);
-    // It has lost nothing that it asked for.
+    // No answer is lost.
     let mut answers = 0;
     let mut buffer = vec![0; 8192];
     while answers < sent {
@@ -226,9 +226,9 @@ fn who_does_not_read_stops_nobody_else() {
 }
 
 #[test]
-fn thousands_of_sockets_come_and_go() {
-    if !part("thousands_of_sockets_come_and_go") {
-        return runs("thousands_of_sockets_come_and_go");
+fn thousands_of_sockets_are_opened_and_closed() {
+    if !part("thousands_of_sockets_are_opened_and_closed") {
+        return runs("thousands_of_sockets_are_opened_and_closed");
     }
     for n in 0..3000 {
         let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::empty(), None).unwrap();
@@ -241,11 +241,11 @@ fn thousands_of_sockets_come_and_go() {
 }
 
 #[test]
-fn all_of_a_long_answer_is_there() {
-    if !part("all_of_a_long_answer_is_there") {
-        return runs("all_of_a_long_answer_is_there");
+fn a_long_answer_can_be_read_as_a_whole() {
+    if !part("a_long_answer_can_be_read_as_a_whole") {
+        return runs("a_long_answer_can_be_read_as_a_whole");
     }
-    // The pair of sockets of a lab would hold less than this by itself.
+    // With the default buffer the pair of sockets would hold less than this.
     let bridges: String = (0..300).map(|n| format!("link add b{n} type bridge\n")).collect();
     let batch = std::env::temp_dir().join(format!("lab-bridges-{}", std::process::id()));
     std::fs::write(&batch, bridges).unwrap();
@@ -265,11 +265,11 @@ fn all_of_a_long_answer_is_there() {
             at += word(at).next_multiple_of(4) as usize;
         }
     }
-    // And its end.
+    // The last message is the end of the dump.
     assert_eq!(count, 303 + 1);
 }
 
-/// What is for administrators, tried: groups, options, and a look into a namespace that root has made for somebody.
+/// Tries what requires a capability: groups, options, and a query in a namespace that root has made for another user.
 const TRIES: &str = r#"
 import socket, struct
 def tried(what, act):
@@ -295,15 +295,15 @@ for nsid in range(4):
 "#;
 
 #[test]
-fn what_is_for_administrators_is_refused_as_outside() {
+fn administrative_options_are_refused_as_outside() {
     let Some(place) = Place::new() else { return };
-    // One that everybody may start.
+    // A program that every user may start.
     const PYTHON: &str = "/usr/bin/python3";
     if !std::path::Path::new(PYTHON).exists() || !["setpriv", "unshare"].iter().all(|program| common::has(program)) {
         return common::skip("/usr/bin/python3, setpriv, unshare");
     }
     let ip = |words: &[&str]| std::process::Command::new("ip").args(words).status().unwrap().success();
-    // Root's, and so root has every capability in it.
+    // It was made by root, so root has every capability in it.
     let mut inner = std::process::Command::new("ip")
         .args(["netns", "exec", &place.name, "unshare", "--user", "--net", "sh", "-c", "echo; exec sleep 60"])
         .stdout(std::process::Stdio::piped())

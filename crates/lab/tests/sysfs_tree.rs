@@ -8,7 +8,7 @@ use std::sync::Arc;
 use control::Command;
 use devlink::view;
 use eswitch::PciAddress;
-use lab::sysfs::tree::{Act, Dir, Entry, Folder, Kernel, Shown, Tree, follow, relative};
+use lab::sysfs::tree::{Act, AttributeContext, Dir, Entry, Kernel, Template, Tree, follow, relative};
 use netlink::Errno;
 use sysfs_fixture::{PF, card};
 
@@ -33,31 +33,31 @@ fn tree(cards: &[&view::Card]) -> Tree {
     Tree::new(cards.iter().map(|card| Some(Arc::new((*card).clone()))).collect(), "6.1")
 }
 
-fn shown<'a>(tree: &'a Tree, dir: &'a Dir) -> Shown<'a> {
-    Shown { cards: &tree.cards, dir, kernel: &NoKernel }
+fn context<'a>(tree: &'a Tree, dir: &'a Dir) -> AttributeContext<'a> {
+    AttributeContext { cards: &tree.cards, dir, kernel: &NoKernel }
 }
 
 fn read(tree: &Tree, dir: &str, name: &str) -> Result<String, Errno> {
-    let (dir, folder) = find(tree, dir);
-    let text = (folder.attribute(name).expect(name).read.expect(name))(&shown(tree, dir))?;
+    let (dir, template) = find(tree, dir);
+    let text = (template.attribute(name).expect(name).read.expect(name))(&context(tree, dir))?;
     Ok(String::from_utf8(text).unwrap())
 }
 
-/// A directory of the tree, or a folder in it.
-fn find<'t>(tree: &'t Tree, path: &str) -> (&'t Dir, &'t Folder) {
+/// A directory of the tree, and its template or that of a subdirectory of constant content.
+fn find<'t>(tree: &'t Tree, path: &str) -> (&'t Dir, &'t Template) {
     let mut ends = path.len();
     loop {
         if let Some(dir) = tree.dir_at(&path[..ends]) {
-            let folders = path[ends..].split('/').filter(|part| !part.is_empty());
-            return (dir, folders.fold(dir.folder, |folder, name| folder.folder(name).expect(path)));
+            let subdirs = path[ends..].split('/').filter(|part| !part.is_empty());
+            return (dir, subdirs.fold(dir.template, |template, name| template.subdir(name).expect(path)));
         }
         ends = path[..ends].rfind('/').expect(path);
     }
 }
 
 fn write(tree: &Tree, dir: &str, name: &str, text: &str) -> Result<Act, Errno> {
-    let (dir, folder) = find(tree, dir);
-    (folder.attribute(name).expect(name).write.expect(name))(&shown(tree, dir), text)
+    let (dir, template) = find(tree, dir);
+    (template.attribute(name).expect(name).write.expect(name))(&context(tree, dir), text)
 }
 
 fn link<'t>(tree: &'t Tree, dir: &str, name: &str) -> Option<&'t str> {
@@ -137,7 +137,7 @@ fn values_are_as_the_kernel_prints_them() {
 }
 
 #[test]
-fn what_is_written_becomes_a_command_or_is_refused() {
+fn a_write_becomes_a_command_or_is_refused() {
     let mut card = card(2);
     let sf = view::Auxiliary { name: "mlx5_core.sf.2".parse().unwrap(), driver: None, ..card.auxiliary[0].clone() };
     card.auxiliary.push(sf);
@@ -171,7 +171,7 @@ fn what_is_written_becomes_a_command_or_is_refused() {
         ("bus/pci", "drivers_probe", PF, commands(Command::Probe(device))),
         ("bus/pci", "drivers_probe", "0000:00:1f.0", Ok(Act::Kernel)),
         ("bus/pci", "rescan", "1", Ok(Act::Perform { card: None, command: Command::Rescan })),
-        // Only an SF's driver is bound by hand.
+        // Of auxiliary devices, only an SF's driver can be bound by a program.
         ("bus/auxiliary/drivers/mlx5_core.eth", "unbind", "mlx5_core.eth.4", Err(Errno::INVAL)),
         ("bus/auxiliary/drivers/mlx5_core.eth", "bind", "mlx5_core.sf.2", Err(Errno::NODEV)),
         (sf_driver, "bind", "mlx5_core.sf.2", commands(Command::SetSfBound { id: 2, bound: true })),
@@ -185,12 +185,12 @@ fn what_is_written_becomes_a_command_or_is_refused() {
 }
 
 #[test]
-fn configuration_space_is_a_chain_that_ends() {
+fn the_capabilities_of_the_configuration_space_are_a_chain_that_ends() {
     let card = card(2);
     let tree = tree(&[&card]);
     for address in ["0000:08:00.0", "0000:08:00.2"] {
-        let (dir, folder) = find(&tree, &format!("devices/pci0000:08/{address}"));
-        let space = (folder.attribute("config").unwrap().read.unwrap())(&shown(&tree, dir)).unwrap();
+        let (dir, template) = find(&tree, &format!("devices/pci0000:08/{address}"));
+        let space = (template.attribute("config").unwrap().read.unwrap())(&context(&tree, dir)).unwrap();
         assert_eq!(space.len(), 4096);
         let (mut at, mut ids) = (usize::from(space[0x34]), Vec::new());
         while at != 0 && ids.len() < 48 {
@@ -221,7 +221,7 @@ fn a_module_that_is_not_loaded_has_no_drivers() {
 }
 
 #[test]
-fn cards_are_side_by_side_and_one_that_has_gone_is_not_there() {
+fn cards_are_side_by_side_and_one_that_is_gone_is_not_shown() {
     let first = card(1);
     let text = format!("{first:?}");
     assert!(text.contains(PF));
@@ -243,12 +243,12 @@ fn cards_are_side_by_side_and_one_that_has_gone_is_not_there() {
 }
 
 #[test]
-fn numbers_stay_and_differ() {
+fn numbers_of_nodes_are_stable_and_distinct() {
     let (few, many) = (tree(&[&card(1)]), tree(&[&card(600)]));
     assert_eq!(few.dir_at(DEVICE).unwrap().number, many.dir_at(DEVICE).unwrap().number);
-    // A VF of another bus is still below its PF's.
+    // A VF with another bus number is still below its PF's bus.
     assert!(many.dir_at("devices/pci0000:08/0000:0a:00.0").is_some());
-    // Whatever the order in which devices come, each is where it hangs.
+    // In whatever order devices are listed, each is below its parent.
     let mut turned = card(0);
     turned.auxiliary.reverse();
     let sf = format!("{DEVICE}/mlx5_core.sf.4");

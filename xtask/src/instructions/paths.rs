@@ -9,7 +9,7 @@ use card_memory::MemoryCard;
 use devlink::numbers::{attribute, command};
 use devlink::{DEVLINK, Peer, Served, Sink, answer};
 use eswitch::{CardConfig, Engine, Mode, Touched, hot_paths};
-use lab::sysfs::tree::{Kernel, Shown, Tree};
+use lab::sysfs::tree::{AttributeContext, Kernel, Tree};
 use lockdep::{
     Domain, EventCount, Explore, Locked, Mutex, OnReport, RwLock, Threads, Unlocked, enter, lock_classes, lock_order,
 };
@@ -234,9 +234,9 @@ fn read(n: usize, path: impl FnOnce(&Tree) -> Option<String>, name: &str) -> Res
         let path = path(&tree).context("no such directory")?;
         for _ in 0..n {
             let dir = tree.dir_at(black_box(&path)).context("no such directory")?;
-            let attribute = dir.folder.attribute(black_box(name)).context("no such attribute")?;
+            let attribute = dir.template.attribute(black_box(name)).context("no such attribute")?;
             let read = attribute.read.context("it cannot be read")?;
-            let text = read(&Shown { cards: &tree.cards, dir, kernel: &NoKernel });
+            let text = read(&AttributeContext { cards: &tree.cards, dir, kernel: &NoKernel });
             black_box(text.map_err(|error| anyhow!("{error}"))?);
         }
         Ok(())

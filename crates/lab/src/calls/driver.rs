@@ -1,4 +1,4 @@
-//! `ethtool -i`: the driver of a card's netdev, which the kernel takes for another's.
+//! `ethtool -i`: the driver of a card's netdev. The kernel would name that of a veth.
 
 use std::fs;
 use std::io;
@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use devlink::view::{Netdev, Profile};
 
+use crate::lock_order::Cx;
 use crate::process;
 use crate::supervisor::{Answer, Lab};
 use crate::sys::{self, DriverInfo, Notification};
@@ -13,7 +14,7 @@ use crate::sys::{self, DriverInfo, Notification};
 use super::{read, read_text, read_u32, write};
 
 const GDRVINFO: u32 = 3;
-/// Where `struct ethtool_drvinfo` has its texts, each of 32 bytes.
+/// The offsets of the texts in `struct ethtool_drvinfo`; each has 32 bytes.
 const DRIVER: usize = 4;
 const VERSION: usize = 36;
 const FIRMWARE: usize = 68;
@@ -21,28 +22,29 @@ const BUS_INFO: usize = 100;
 const TEXT: usize = 32;
 
 /// `ioctl(SIOCETHTOOL)`.
-pub(super) fn ioctl(lab: &Arc<Lab>, call: &Notification) -> Answer {
-    // What we cannot do the kernel does, with its own answer.
-    answer(lab, call).unwrap_or(Answer::Continue)
+pub(super) fn ioctl(cx: Cx<'_, '_>, lab: &Arc<Lab>, call: &Notification) -> Answer {
+    // If this fails, the kernel carries the call out and reports its own error.
+    answer(cx, lab, call).unwrap_or(Answer::Continue)
 }
 
-fn answer(lab: &Lab, call: &Notification) -> io::Result<Answer> {
+fn answer(cx: Cx<'_, '_>, lab: &Lab, call: &Notification) -> io::Result<Answer> {
     let request = call.data.args[2];
     let data = u64::from_ne_bytes(read(lab, call, request.wrapping_add(libc::IFNAMSIZ as u64))?);
     if read_u32(lab, call, data)? != GDRVINFO {
         return Ok(Answer::Continue);
     }
     let name = read_text(lab, call, request, libc::IFNAMSIZ)?;
-    let now = lab.cards.now();
-    let Some((_, seen, netdev)) = now.netdev(&name) else { return Ok(Answer::Continue) };
-    // The kernel's own answer, for the numbers in it; and it knows whether the netdev is there at all.
+    let views = lab.cards.now(cx);
+    let Some((_, view, netdev)) = views.netdev(&name) else { return Ok(Answer::Continue) };
+    // The kernel answers first: it fills in the numbers, and knows whether the netdev exists at all.
     let socket = process::take_fd(call.pid, call.data.args[0] as u32)?;
     let mut info = sys::driver_info(&socket, &name)?;
-    describe(&mut info, &seen.card.profile, netdev);
+    describe(&mut info, &view.card.profile, netdev);
     write(lab, call, data, &info)?;
     Ok(Answer::Value(0))
 }
 
+/// Replaces the texts of the kernel's answer by the card's.
 fn describe(info: &mut DriverInfo, profile: &Profile, netdev: &Netdev) {
     let mut put = |at: usize, text: &str| {
         let len = text.len().min(TEXT - 1);

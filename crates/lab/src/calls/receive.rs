@@ -1,7 +1,7 @@
-//! Receiving for programs that look at the family of an address.
+//! Receiving on behalf of programs that look at the family of an address.
 //!
-//! Their sockets have descriptors so high that the filter traps what is received from them. We receive for
-//! the program and write what came to its memory, with the address as netlink has it.
+//! Their sockets have descriptor numbers so high that the filter traps receiving from them. The supervisor receives for
+//! the program, and writes the message to the program's memory with an address of netlink.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -12,6 +12,7 @@ use netlink::Errno;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl};
 
+use crate::lock_order::Cx;
 use crate::process;
 use crate::supervisor::{Answer, Lab};
 use crate::sys::{self, Notification};
@@ -19,17 +20,17 @@ use crate::sys::{self, Notification};
 use super::socket::{address, give_address};
 use super::{MSGHDR, long, read, write};
 
-/// The most that is received at once.
+/// The most bytes of one receipt.
 const MOST: u64 = 1 << 20;
-/// The most parts that a message is received into: the kernel's own limit.
+/// The most parts into which a message is received: UIO_MAXIOV.
 const PARTS: u64 = 1024;
-/// `struct msghdr`: where its fields are.
+/// The offsets of fields in `struct msghdr`.
 const NAME_LEN: u64 = 8;
 const CONTROL_LEN: u64 = 40;
 const FLAGS: u64 = 48;
 
-/// What one call asks for.
-struct Wish {
+/// What one call requests.
+struct Wanted {
     /// Address and length of each part.
     parts: Vec<(u64, u64)>,
     flags: i32,
@@ -38,9 +39,9 @@ struct Wish {
 /// `recvfrom`, `recvmsg`, `recvmmsg`.
 pub(super) fn receive(lab: &Arc<Lab>, call: &Notification) -> Answer {
     let attempt = process::take_fd(call.pid, call.data.args[0] as u32).and_then(|fd| {
-        let wish = wish(lab, call)?;
-        match try_once(lab, call, &fd, &wish) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock && may_wait(&fd, &wish)? => {
+        let wanted = wanted(lab, call)?;
+        match try_once(lab, call, &fd, &wanted) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && may_wait(&fd, &wanted)? => {
                 Ok(lab.answer_later(*call, wait_and_receive))
             }
             outcome => outcome,
@@ -49,24 +50,25 @@ pub(super) fn receive(lab: &Arc<Lab>, call: &Notification) -> Answer {
     attempt.into()
 }
 
-fn may_wait(fd: &OwnedFd, wish: &Wish) -> io::Result<bool> {
-    Ok(wish.flags & libc::MSG_DONTWAIT == 0 && !fcntl_getfl(fd)?.contains(OFlags::NONBLOCK))
+/// Whether the call may block.
+fn may_wait(fd: &OwnedFd, wanted: &Wanted) -> io::Result<bool> {
+    Ok(wanted.flags & libc::MSG_DONTWAIT == 0 && !fcntl_getfl(fd)?.contains(OFlags::NONBLOCK))
 }
 
-/// Waits as the program would: until something comes, its time is over, or it is gone.
-fn wait_and_receive(lab: &Lab, call: &Notification) -> Answer {
+/// Waits as the program would: until a message arrives, the socket's timeout has passed, or the program is gone.
+fn wait_and_receive(_: Cx<'_, '_>, lab: &Lab, call: &Notification) -> Answer {
     let work = || -> io::Result<Answer> {
         let process = process::open(process::process_of(call.pid)?)?;
         let fd = process::take_fd(call.pid, call.data.args[0] as u32)?;
         let limit = rustix::net::sockopt::socket_timeout(&fd, rustix::net::sockopt::Timeout::Recv)?;
         let deadline = limit.map(|limit| Instant::now() + limit);
         loop {
-            let wish = wish(lab, call)?;
-            match try_once(lab, call, &fd, &wish) {
+            let wanted = wanted(lab, call)?;
+            match try_once(lab, call, &fd, &wanted) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 outcome => return outcome,
             }
-            // A thread may end without its process: looked at now and then.
+            // A thread may end while its process goes on, which no descriptor reports: so it is checked every second.
             let most = Duration::from_secs(1);
             let left = deadline.map_or(most, |deadline| deadline.saturating_duration_since(Instant::now()));
             if left.is_zero() {
@@ -86,15 +88,16 @@ fn wait_and_receive(lab: &Lab, call: &Notification) -> Answer {
     work().into()
 }
 
+/// The address of the call's `struct msghdr`, if it has one.
 fn header(call: &Notification) -> Option<u64> {
     let is_header = matches!(i64::from(call.data.nr), libc::SYS_recvmsg | libc::SYS_recvmmsg);
     is_header.then_some(call.data.args[1])
 }
 
-fn wish(lab: &Lab, call: &Notification) -> io::Result<Wish> {
+fn wanted(lab: &Lab, call: &Notification) -> io::Result<Wanted> {
     let args = &call.data.args;
     let Some(header) = header(call) else {
-        return Ok(Wish { parts: vec![(args[1], args[2].min(MOST))], flags: args[3] as i32 });
+        return Ok(Wanted { parts: vec![(args[1], args[2].min(MOST))], flags: args[3] as i32 });
     };
     let multiple = i64::from(call.data.nr) == libc::SYS_recvmmsg;
     let flags = args[if multiple { 3 } else { 2 }] as i32;
@@ -108,16 +111,17 @@ fn wish(lab: &Lab, call: &Notification) -> io::Result<Wish> {
         let part: [u8; 16] = read(lab, call, at.wrapping_add(16 * n))?;
         parts.push((long(&part, 0), long(&part, 8).min(MOST)));
     }
-    // Of several messages the first is given: a program asks again.
-    Ok(Wish { parts, flags: flags & !libc::MSG_WAITFORONE })
+    // `recvmmsg` returns one message: a program calls again for the next.
+    Ok(Wanted { parts, flags: flags & !libc::MSG_WAITFORONE })
 }
 
-fn try_once(lab: &Lab, call: &Notification, fd: &OwnedFd, wish: &Wish) -> io::Result<Answer> {
-    let room = wish.parts.iter().map(|(_, len)| len).sum::<u64>().min(MOST) as usize;
+/// Receives one message if one has arrived, and writes it to the program's memory.
+fn try_once(lab: &Lab, call: &Notification, fd: &OwnedFd, wanted: &Wanted) -> io::Result<Answer> {
+    let room = wanted.parts.iter().map(|(_, len)| len).sum::<u64>().min(MOST) as usize;
     let mut bytes = vec![0; room];
-    let (len, flags) = sys::receive(fd, &mut bytes, wish.flags | libc::MSG_DONTWAIT)?;
+    let (len, flags) = sys::receive(fd, &mut bytes, wanted.flags | libc::MSG_DONTWAIT)?;
     let mut rest = &bytes[..len.min(room)];
-    for (at, room) in &wish.parts {
+    for (at, room) in &wanted.parts {
         let (now, later) = rest.split_at(rest.len().min(*room as usize));
         if !now.is_empty() {
             write(lab, call, *at, now)?;

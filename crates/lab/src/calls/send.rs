@@ -1,12 +1,12 @@
 //! Sending a request: when the call returns, the answer can be read, as with the kernel's own sockets.
 //!
-//! A kernel carries a request out in the call that sends it. Programs rely on that: Open vSwitch sends and then receives
-//! with MSG_DONTWAIT. So a request is read from the program's memory, handed to the relay behind the socket, and
-//! the call is answered by the relay when it has given the program what there is to read. Whoever makes the call is looked
-//! at while it waits; its rights at that moment are those that count.
+//! The kernel carries a request out in the call that sends it. Programs rely on that: Open vSwitch sends, and then
+//! receives with MSG_DONTWAIT. So a request is read from the program's memory and handed to the relay behind the
+//! socket; the relay answers the call when it has sent the program what there is to read. The caller's rights are
+//! determined while the call waits, and count as they are at that moment.
 //!
-//! Requests that arrive on another way (io_uring, a process without the filter) go through the socket itself, and are
-//! answered a moment after they were sent.
+//! Requests that arrive in another way (by io_uring, or from a process without the filter) go through the socket
+//! itself, and are answered a moment after they were sent.
 
 use std::io;
 use std::sync::Arc;
@@ -14,25 +14,32 @@ use std::sync::Arc;
 use netlink::{Errno, errno_of};
 
 use crate::filter::{ADDRESS_LEN, AF_NETLINK};
+use crate::lock_order::Cx;
 use crate::process::Caller;
-use crate::relay::{Request, Shared};
+use crate::relay::{Request, Socket};
 use crate::supervisor::{Answer, Lab, Reply};
 use crate::sys::{self, Notification};
 
 use super::{MSGHDR, long, read, write};
 
-/// The most that one packet may have, in bytes: what a netlink socket's buffer takes by default, less what the kernel
-/// keeps of it (`netlink_sendmsg`: `sk_sndbuf - 32`).
+/// The most bytes of one packet: the default buffer of a netlink socket, less what the kernel reserves of it
+/// (`netlink_sendmsg`: `sk_sndbuf - 32`).
 const MOST: usize = 212_992 - 32;
 /// The most parts of one packet, and the most packets of one `sendmmsg`: UIO_MAXIOV.
 const PARTS: usize = 1024;
-/// What one `sendmmsg` hands over, in bytes. It may send less than it was asked to.
+/// How many bytes one `sendmmsg` hands over before it stops. It may send fewer packets than requested.
 const MOST_AT_ONCE: usize = 1 << 20;
 /// Length of `struct mmsghdr`.
 const MMSGHDR: u64 = 64;
 
 /// `write`, `writev`, `sendto`, `sendmsg`, `sendmmsg`.
-pub(super) fn send(lab: &Arc<Lab>, call: &Notification, socket: &Arc<Shared>, number: i64) -> io::Result<Answer> {
+pub(super) fn send(
+    cx: Cx<'_, '_>,
+    lab: &Arc<Lab>,
+    call: &Notification,
+    socket: &Arc<Socket>,
+    number: i64,
+) -> io::Result<Answer> {
     let args = &call.data.args;
     let (packets, flags) = match number {
         libc::SYS_write => (vec![packet(call, &[(args[1], length(args[2])?)])?], 0),
@@ -48,16 +55,17 @@ pub(super) fn send(lab: &Arc<Lab>, call: &Notification, socket: &Arc<Shared>, nu
         return Err(Errno::OPNOTSUPP.into());
     }
     let value = if number == libc::SYS_sendmmsg { packets.len() } else { packets.iter().map(Vec::len).sum() };
-    let sender = Caller::of(call.pid, &lab.home)?;
-    // What was read is this call's, and so is whose rights were looked at.
+    let sender = Caller::of(call.pid, &lab.user_namespace)?;
+    // If the call still waits, the memory and the rights that were read are those of its process.
     if !lab.still_waits(call) {
         return Ok(Answer::Later);
     }
     let reply = Reply::new(Arc::clone(lab), call.id, value as i64);
-    socket.hand_over(Request { packets, sender, reply });
+    socket.hand_over(cx, Request { packets, sender, reply });
     Ok(Answer::Later)
 }
 
+/// A length that one packet may have.
 fn length(bytes: u64) -> io::Result<usize> {
     usize::try_from(bytes).ok().filter(|bytes| *bytes <= MOST).ok_or(Errno::MSGSIZE.into())
 }
@@ -88,8 +96,7 @@ fn parts(call: &Notification, at: u64, count: u64) -> io::Result<Vec<(u64, usize
     bytes.chunks_exact(16).map(|part| Ok((long(part, 0), length(long(part, 8))?))).collect()
 }
 
-/// Reads the packet that a `struct msghdr` describes. What it has beside data, descriptors or credentials, netlink
-/// ignores.
+/// Reads the packet that a `struct msghdr` describes. Netlink ignores control messages (descriptors, credentials).
 fn described(lab: &Lab, call: &Notification, header: u64) -> io::Result<Vec<u8>> {
     let header: [u8; MSGHDR] = read(lab, call, header)?;
     let name_len = u32::from_ne_bytes([header[8], header[9], header[10], header[11]]);
@@ -101,17 +108,18 @@ fn described(lab: &Lab, call: &Notification, header: u64) -> io::Result<Vec<u8>>
     packet(call, &parts)
 }
 
-/// Reads the packets of a `sendmmsg`, up to the first that cannot be sent, and notes how long each is.
+/// Reads the packets of a `sendmmsg`, up to the first that cannot be sent, and writes the length of each to the
+/// program's `msg_len`.
 fn several(lab: &Lab, call: &Notification) -> io::Result<Vec<Vec<u8>>> {
     let [_, headers, count, ..] = call.data.args;
     let (mut packets, mut bytes) = (Vec::new(), 0);
     for n in 0..(count as u32 as usize).min(PARTS) {
         let header = headers.wrapping_add(MMSGHDR * n as u64);
-        let noted = described(lab, call, header).and_then(|packet| {
+        let read = described(lab, call, header).and_then(|packet| {
             write(lab, call, header.wrapping_add(MSGHDR as u64), &(packet.len() as u32).to_ne_bytes())?;
             Ok(packet)
         });
-        match noted {
+        match read {
             Ok(packet) => {
                 bytes += packet.len();
                 packets.push(packet);
@@ -126,7 +134,7 @@ fn several(lab: &Lab, call: &Notification) -> io::Result<Vec<Vec<u8>>> {
     Ok(packets)
 }
 
-/// Checks where something is sent to: to the kernel, if to anybody. Other sockets of netlink cannot be reached.
+/// Checks the address to which a packet is sent: it must be the kernel's. A lab reaches no other netlink sockets.
 fn check_address(lab: &Lab, call: &Notification, at: u64, len: u64) -> io::Result<()> {
     if at == 0 || len == 0 {
         return Ok(());

@@ -1,15 +1,16 @@
-//! A program's netlink socket: one end of a connected pair, with us at the other.
+//! A program's netlink socket: one end of a connected pair, of which a thread of the lab has the other end.
 //!
-//! The pair is of AF_UNIX, SOCK_SEQPACKET: it keeps messages whole, says how long one is that is cut short,
-//! ignores the address that something is sent to, and can be polled, passed on and inherited, all without
-//! us. What it says of itself is trapped and answered as netlink's.
+//! The pair is of AF_UNIX and SOCK_SEQPACKET. It keeps messages whole, reports the true length of one that was cut
+//! short, ignores the address to which something is sent, and can be polled, passed on and inherited, all in the
+//! kernel. Calls that query the socket itself are trapped, and answered as for a netlink socket.
 //!
-//! The address that messages come from is not trapped, for speed: our end is bound to a name of ten bytes,
-//! so that its address has the length of a `sockaddr_nl`, and zeros where that has the sender's port. That
-//! is what the C libraries look at. For who also looks at the family see [`super::receive`].
+//! For speed, receiving is not trapped. Our end is bound to an abstract name of ten bytes, so that its address has the
+//! length of a `sockaddr_nl`, and zeros where that has the sender's port; this is what the C libraries check. For
+//! programs that also check the family, see [`super::receive`].
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
@@ -19,41 +20,42 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, netlin
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::filter::{ADDRESS_LEN, AF_NETLINK, SOL_NETLINK, SOL_SOCKET};
+use crate::lock_order::Cx;
 use crate::process::{self, Caller};
-use crate::relay::{self, Kernel, Protocol, Shared};
+use crate::relay::{self, KernelSocket, Protocol, Socket};
 use crate::supervisor::{Answer, Lab};
 use crate::sys::{self, Notification};
 
 use super::{read, read_u32, write};
 
-/// How much of an option's value is looked at.
+/// The most bytes of an option's value.
 const OPTION: usize = 256;
-/// Room enough for what is carried; most of it is never touched.
+/// The stack of a socket's thread, in bytes; most of it is never touched.
 const STACK: usize = 512 << 10;
 
-/// What waits in the kernel to be received by a program, in bytes at most, as the kernel counts them.
+/// The most bytes that wait in the kernel to be received by a program, as the kernel counts them.
 const SEND_BUFFER: usize = 8 << 20;
 
 /// `socket(AF_NETLINK, …)`.
-pub(super) fn socket(lab: &Arc<Lab>, call: &Notification) -> io::Result<Answer> {
+pub(super) fn socket(cx: Cx<'_, '_>, lab: &Arc<Lab>, call: &Notification) -> io::Result<Answer> {
     let [_, kind, protocol, ..] = call.data.args;
     let (flags, kind) = ((kind as i32) & !0xf, (kind as i32) & 0xf);
     let known = matches!(kind, libc::SOCK_RAW | libc::SOCK_DGRAM) && flags & !(SOCK_FLAGS) == 0;
     let (Some(protocol), true) = (Protocol::of(protocol as u32), known && lab.cards.len() > 0) else {
         return Ok(Answer::Continue);
     };
-    let caller = Caller::of(call.pid, &lab.home)?;
+    let caller = Caller::of(call.pid, &lab.user_namespace)?;
     let Some(kernel) = kernel_socket(lab, call.pid, &caller, protocol)? else { return Ok(Answer::Continue) };
-    let shared = Arc::new(Shared::new(protocol, kind as u32, caller, kernel, Arc::clone(&lab.home))?);
+    let socket = Arc::new(Socket::new(protocol, kind as u32, caller, kernel, Arc::clone(&lab.user_namespace))?);
     let (theirs, ours) = pair(flags & libc::SOCK_NONBLOCK != 0)?;
-    start(lab, shared, &theirs, ours)?;
-    let at = high_number(lab, call.pid);
+    start(cx, lab, socket, &theirs, ours)?;
+    let at = high_number(cx, lab, call.pid);
     let give = |at| {
         let cloexec = flags & libc::SOCK_CLOEXEC != 0;
         sys::respond_fd(lab.listener.as_fd(), call.id, theirs.as_fd(), at, cloexec)
     };
     match give(at) {
-        // The program's limit is lower than it was: it gets what number there is.
+        // The program's limit of descriptors has been lowered meanwhile: it gets any number.
         Err(error) if at.is_some() && errno_of(&error) == Errno::BADF => give(None)?,
         outcome => outcome?,
     }
@@ -63,33 +65,38 @@ pub(super) fn socket(lab: &Arc<Lab>, call: &Notification) -> io::Result<Answer> 
 const SOCK_FLAGS: i32 = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
 
 /// Starts the thread behind a socket. It ends when `theirs` is closed everywhere.
-fn start(lab: &Arc<Lab>, shared: Arc<Shared>, theirs: &OwnedFd, ours: OwnedFd) -> io::Result<()> {
+fn start(cx: Cx<'_, '_>, lab: &Arc<Lab>, socket: Arc<Socket>, theirs: &OwnedFd, ours: OwnedFd) -> io::Result<()> {
     let inode = rustix::fs::fstat(theirs)?.st_ino;
-    lab.add(inode, Arc::clone(&shared));
-    let relay = Arc::clone(lab);
-    let started = thread::Builder::new().name("lab-socket".to_owned()).stack_size(STACK).spawn(move || {
-        let relay = Relay { lab: relay, inode };
-        relay::carry(ours, shared, Arc::clone(&relay.lab.cards), Arc::clone(&relay.lab.families));
-    });
+    lab.add(cx, inode, Arc::clone(&socket));
+    let behind = Arc::clone(lab);
+    let run = move || {
+        lockdep::enter(&behind.domain, "lab-socket", |cx| {
+            let (cards, families) = (Arc::clone(&behind.cards), Arc::clone(&behind.families));
+            // A socket whose thread has panicked is known no more either. The panic has been printed already.
+            let _ = catch_unwind(AssertUnwindSafe(|| relay::carry(cx, ours, socket, cards, families)));
+            behind.remove(cx, inode);
+        });
+    };
+    let started = thread::Builder::new().name("lab-socket".to_owned()).stack_size(STACK).spawn(run);
     if started.is_err() {
-        lab.remove(inode);
+        lab.remove(cx, inode);
     }
     started.map(drop)
 }
 
-/// The kernel's socket behind a program's: made where the program is, with no more rights than it has. `None`: the
-/// program makes one itself.
+/// Makes the kernel's socket behind a program's socket: in the program's network namespace, and with no more rights
+/// than the program has. `None`: the program is to make its socket itself, without the lab.
 ///
-/// That is the case in a user namespace of the program's own with a network namespace that belongs to it, or to one
-/// below: what it may do there only the kernel can tell, as nobody else can be there.
-fn kernel_socket(lab: &Lab, thread: u32, caller: &Caller, protocol: Protocol) -> io::Result<Option<Kernel>> {
+/// That is so if the program is in a user namespace of its own, and in a network namespace that belongs to it or to one
+/// below: only the kernel knows what the program may do there, since no other process can be there.
+fn kernel_socket(lab: &Lab, thread: u32, caller: &Caller, protocol: Protocol) -> io::Result<Option<KernelSocket>> {
     let Caller { capabilities, user, .. } = *caller;
-    let made = |(socket, native)| Some(Kernel { socket, native });
+    let made = |(socket, native)| Some(KernelSocket { socket, native });
     if process::network(&thread.to_string()) == lab.network {
         return Ok(made(process::with_rights(capabilities, user, || open_socket(protocol))??));
     }
     let there = process::open_network(thread)?;
-    if !process::is_owned_by_us(&there).unwrap_or(false) && !lab.home.contains(thread) {
+    if !process::is_owned_by_us(&there).unwrap_or(false) && !lab.user_namespace.contains(thread) {
         return Ok(None);
     }
     let opened = thread::scope(|scope| {
@@ -102,18 +109,6 @@ fn kernel_socket(lab: &Lab, thread: u32, caller: &Caller, protocol: Protocol) ->
     Ok(made(opened))
 }
 
-/// A socket that is known for as long as somebody is behind it, however that ends.
-struct Relay {
-    lab: Arc<Lab>,
-    inode: u64,
-}
-
-impl Drop for Relay {
-    fn drop(&mut self) {
-        self.lab.remove(self.inode);
-    }
-}
-
 /// NETLINK_ROUTE is 0, as is no protocol.
 const ROUTE: Option<rustix::net::Protocol> = None;
 
@@ -124,33 +119,33 @@ fn open_socket(protocol: Protocol) -> io::Result<(OwnedFd, bool)> {
         Protocol::Route => Ok((open(ROUTE)?, true)),
         Protocol::Generic => Ok((open(Some(netlink::GENERIC))?, true)),
         Protocol::Rdma => match open(Some(netlink::RDMA)) {
-            // A kernel without RDMA. What holds the port is then a socket that is used for nothing else.
+            // The kernel has no RDMA. The port is then reserved by a socket that is used for nothing else.
             Err(Errno::PROTONOSUPPORT) => Ok((open(ROUTE)?, false)),
             socket => Ok((socket?, true)),
         },
     }
 }
 
-/// A connected pair: the program's end and ours.
+/// Makes a connected pair: the program's end and ours.
 fn pair(nonblocking: bool) -> io::Result<(OwnedFd, OwnedFd)> {
     let (theirs, ours) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     if nonblocking {
         rustix::io::ioctl_fionbio(&theirs, true)?;
     }
-    // The kernel makes a dump's next part when the one before is received, so that there always is one. Here all of it is
-    // to be there: as much as a card with some 2,000 netdevs has to say. Without root it is less.
+    // The kernel builds the next part of a dump when the one before is received. Here the whole dump must be in the
+    // buffer: that of a card with some 2,000 netdevs fits. Without root the buffer is smaller.
     if rustix::net::sockopt::set_socket_send_buffer_size_force(&ours, SEND_BUFFER).is_err() {
         let _ = rustix::net::sockopt::set_socket_send_buffer_size(&ours, SEND_BUFFER);
     }
-    // Before anything is sent: each packet then says whose it is.
+    // Before anything is sent, so that each packet has its sender's credentials.
     rustix::net::sockopt::set_socket_passcred(&ours, true)?;
     name(&ours)?;
     Ok((theirs, ours))
 }
 
-/// Gives our end an address that reads as the kernel's: port 0. No two may have the same name, so the last
-/// four bytes, which would be multicast groups, are whatever is free; all zero if possible.
+/// Binds our end to an address that reads as the kernel's: port 0. Two sockets cannot have the same name, so the last
+/// four bytes, which netlink uses for multicast groups, are any free number; 0 if possible.
 fn name(ours: &OwnedFd) -> io::Result<()> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     const TRIES: usize = 64;
@@ -167,15 +162,15 @@ fn name(ours: &OwnedFd) -> io::Result<()> {
     Err(Errno::ADDRINUSE.into())
 }
 
-/// A descriptor number from where receiving is trapped, for a program that needs it.
-fn high_number(lab: &Lab, thread: u32) -> Option<u32> {
-    if !lab.exact_addresses && !lab.exacting.is(thread) {
+/// A free descriptor number in the range from which receiving is trapped, for a program that needs it.
+fn high_number(cx: Cx<'_, '_>, lab: &Lab, thread: u32) -> Option<u32> {
+    if !lab.exact_addresses && !lab.go_programs.contains(cx, thread) {
         return None;
     }
     lab.high.clone().rev().find(|fd| !process::has_fd(thread, *fd))
 }
 
-/// A `sockaddr_nl`.
+/// Builds a `sockaddr_nl`.
 pub(super) fn address(port: u32, groups: u32) -> [u8; ADDRESS_LEN as usize] {
     let mut bytes = [0; ADDRESS_LEN as usize];
     bytes[..2].copy_from_slice(&(AF_NETLINK as u16).to_ne_bytes());
@@ -184,6 +179,7 @@ pub(super) fn address(port: u32, groups: u32) -> [u8; ADDRESS_LEN as usize] {
     bytes
 }
 
+/// Reads the family, port and groups of the address in the call's second argument.
 fn read_address(lab: &Lab, call: &Notification) -> io::Result<(u16, u32, u32)> {
     let bytes: [u8; ADDRESS_LEN as usize] = read(lab, call, call.data.args[1])?;
     let number = |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
@@ -191,33 +187,33 @@ fn read_address(lab: &Lab, call: &Notification) -> io::Result<(u16, u32, u32)> {
 }
 
 /// `bind`.
-pub(super) fn bind(lab: &Lab, call: &Notification, socket: &Shared) -> io::Result<Answer> {
+pub(super) fn bind(cx: Cx<'_, '_>, lab: &Lab, call: &Notification, socket: &Socket) -> io::Result<Answer> {
     let (family, port, groups) = read_address(lab, call)?;
     if u32::from(family) != AF_NETLINK {
         return Err(Errno::INVAL.into());
     }
-    as_caller(lab, call, || socket.bind(port, groups))??;
+    as_caller(lab, call, || socket.bind(cx, port, groups))??;
     Ok(Answer::Value(0))
 }
 
-/// Does something to a kernel's socket as whoever makes the call: some options and groups are for administrators
+/// Runs `act` on a kernel's socket with the rights of the caller: some options and groups require a capability
 /// (`netlink_setsockopt`, `netlink_bind`, `genl_bind`).
 fn as_caller<T>(lab: &Lab, call: &Notification, act: impl FnOnce() -> T) -> io::Result<T> {
-    let Caller { capabilities, user, .. } = Caller::of(call.pid, &lab.home)?;
+    let Caller { capabilities, user, .. } = Caller::of(call.pid, &lab.user_namespace)?;
     if !lab.still_waits(call) {
         return Err(Errno::SRCH.into());
     }
     process::with_rights(capabilities, user, act)
 }
 
-/// `connect`: to the kernel, which it is already. It gets a port if it has none (`netlink_connect`): Open vSwitch asks for
-/// its number then, and tells it to the kernel's datapath.
-pub(super) fn connect(lab: &Lab, call: &Notification, socket: &Shared) -> io::Result<Answer> {
+/// `connect`: to the kernel, to which the socket is connected already. The socket gets a port if it has none
+/// (`netlink_connect`): Open vSwitch then queries the port, and passes it to the kernel's datapath.
+pub(super) fn connect(cx: Cx<'_, '_>, lab: &Lab, call: &Notification, socket: &Socket) -> io::Result<Answer> {
     let (family, port, _) = read_address(lab, call)?;
     match u32::from(family) {
         AF_NETLINK if port == 0 => {
             if socket.port() == 0 {
-                socket.bind(0, 0)?;
+                socket.bind(cx, 0, 0)?;
             }
             Ok(Answer::Value(0))
         }
@@ -229,7 +225,7 @@ pub(super) fn connect(lab: &Lab, call: &Notification, socket: &Shared) -> io::Re
 }
 
 /// `getsockname`.
-pub(super) fn getsockname(lab: &Lab, call: &Notification, socket: &Shared) -> io::Result<Answer> {
+pub(super) fn getsockname(lab: &Lab, call: &Notification, socket: &Socket) -> io::Result<Answer> {
     give_address(lab, call, call.data.args[1], call.data.args[2], &address(socket.port(), 0))?;
     Ok(Answer::Value(0))
 }
@@ -242,8 +238,8 @@ pub(super) fn give_address(lab: &Lab, call: &Notification, to: u64, len: u64, ad
     write(lab, call, len, &(address.len() as u32).to_ne_bytes())
 }
 
-/// `setsockopt(SOL_NETLINK)`: the kernel's socket gets it.
-pub(super) fn setsockopt(lab: &Arc<Lab>, call: &Notification, socket: &Shared) -> io::Result<Answer> {
+/// `setsockopt(SOL_NETLINK)`: sets the option of the kernel's socket.
+pub(super) fn setsockopt(lab: &Arc<Lab>, call: &Notification, socket: &Socket) -> io::Result<Answer> {
     let [_, level, option, value, len, _] = call.data.args;
     if level as u32 != SOL_NETLINK {
         return Ok(Answer::Continue);
@@ -256,14 +252,14 @@ pub(super) fn setsockopt(lab: &Arc<Lab>, call: &Notification, socket: &Shared) -
     }
     let number = ::netlink::u32_at(&bytes, 0);
     if let (Some(_), true) = (number, is_membership(option) && socket.protocol == Protocol::Generic) {
-        // Whose group it is, a card may have to be asked.
+        // Whether the group is devlink's may have to be requested from a card.
         return Ok(lab.answer_later(*call, membership));
     }
     if !socket.native && is_membership(option) {
         return Ok(Answer::Value(0));
     }
     as_caller(lab, call, || sys::set_option(&socket.kernel, libc::SOL_NETLINK, option, &bytes))??;
-    socket.set_style(option, number.is_some_and(|number| number != 0));
+    socket.set_ack_option(option, number.is_some_and(|number| number != 0));
     Ok(Answer::Value(0))
 }
 
@@ -271,15 +267,15 @@ fn is_membership(option: i32) -> bool {
     matches!(option, libc::NETLINK_ADD_MEMBERSHIP | libc::NETLINK_DROP_MEMBERSHIP)
 }
 
-/// Becomes or is no longer a member of a group of generic netlink.
-fn membership(lab: &Lab, call: &Notification) -> Answer {
-    let work = || -> io::Result<Answer> {
-        let Some(socket) = lab.socket(call.pid, call.data.args[0]) else { return Ok(Answer::Continue) };
+/// Joins or leaves a multicast group of generic netlink.
+fn membership(cx: Cx<'_, '_>, lab: &Lab, call: &Notification) -> Answer {
+    let mut work = || -> io::Result<Answer> {
+        let Some(socket) = lab.socket(cx, call.pid, call.data.args[0]) else { return Ok(Answer::Continue) };
         let option = call.data.args[2] as i32;
         let group = read_u32(lab, call, call.data.args[3])?;
-        if lab.families.is_group(&lab.cards, group) {
-            socket.hear(&lab.cards, option == libc::NETLINK_ADD_MEMBERSHIP)?;
-            if !lab.families.in_kernel() {
+        if lab.families.is_group(cx, &lab.cards, group) {
+            socket.subscribe(cx, &lab.cards, option == libc::NETLINK_ADD_MEMBERSHIP)?;
+            if !lab.families.is_in_kernel() {
                 return Ok(Answer::Value(0));
             }
         }
@@ -289,8 +285,8 @@ fn membership(lab: &Lab, call: &Notification) -> Answer {
     work().into()
 }
 
-/// `getsockopt`: what the kernel's socket says, or what the program's would be.
-pub(super) fn getsockopt(lab: &Lab, call: &Notification, socket: &Shared) -> io::Result<Answer> {
+/// `getsockopt`: the option of the kernel's socket, or what a netlink socket would have.
+pub(super) fn getsockopt(lab: &Lab, call: &Notification, socket: &Socket) -> io::Result<Answer> {
     let [_, level, option, value, len, _] = call.data.args;
     let room = read_u32(lab, call, len)? as i32;
     let room = usize::try_from(room).map_err(|_| Errno::INVAL)?.min(OPTION);

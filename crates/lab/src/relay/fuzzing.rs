@@ -1,4 +1,4 @@
-//! The relays, with whatever bytes from whichever side.
+//! Runs the relays on arbitrary bytes from every side: from a program, from the kernel and from a card.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -15,102 +15,113 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, 
 use super::generic::{Families, Generic};
 use super::rdma::Rdma;
 use super::route::Route;
-use super::{Behind, Io, Kernel, Protocol, ROOM, Shared, queue::Queue};
+use super::{Handler, KernelSocket, Protocol, ROOM, Relay, Socket};
 use crate::card::{Card, Refusal};
 use crate::cards::Cards;
-use crate::process::{Caller, Home};
+use crate::lock_order::{self, Cx};
+use crate::process::{Caller, UserNamespace};
 
-/// Has every relay take a datagram: from a program, from the kernel, from a card that tells something, and from a
-/// card that answers.
+/// Has the relay of each protocol handle a datagram: as a request of a program, as a datagram of the kernel, as a
+/// notification of a card, and as a card's answer. Locks are checked.
 ///
 /// # Panics
-/// What the program is given is no netlink message.
+/// The program receives something that is no netlink message, a card gets a command other than to set a VF, or a lock
+/// is taken out of order.
 pub fn fuzzed(bytes: &[u8]) {
     let bytes = bytes.get(..ROOM).unwrap_or(bytes);
-    for protocol in [Protocol::Route, Protocol::Generic, Protocol::Rdma] {
-        let card = Arc::new(Echo::new(card(), bytes));
-        let Ok((mut io, reader)) = place(protocol, Arc::clone(&card)) else { return };
-        let mut behind: Box<dyn Behind> = match protocol {
-            Protocol::Route => Box::new(Route::default()),
-            Protocol::Generic => Box::new(Generic::new(Arc::new(Families::default()))),
-            Protocol::Rdma => Box::new(Rdma),
-        };
-        behind.request(&mut io, bytes);
-        behind.kernel(&mut io, bytes);
-        behind.notification(&mut io, bytes);
-        // Once more, now that questions are remembered and the family is known.
-        behind.kernel(&mut io, bytes);
-        io.flush();
-        drop(io);
-        assert!(reader.join().is_ok(), "{protocol:?}: what the program was given is no netlink message");
-        for command in card.told.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-            assert!(matches!(command, Command::SetVf { .. }), "a card was told {command:?}");
+    lockdep::enter(&lock_order::domain(true), "lab-socket", |cx| {
+        for protocol in [Protocol::Route, Protocol::Generic, Protocol::Rdma] {
+            handle(cx, protocol, bytes);
         }
+    });
+}
+
+fn handle(cx: Cx<'_, '_>, protocol: Protocol, bytes: &[u8]) {
+    let card = Arc::new(Echo::new(card(), bytes));
+    let Ok((mut relay, reader)) = relay_and_reader(protocol, Arc::clone(&card)) else { return };
+    let mut handler: Box<dyn Handler> = match protocol {
+        Protocol::Route => Box::new(Route::default()),
+        Protocol::Generic => Box::new(Generic::new(Arc::new(Families::default()))),
+        Protocol::Rdma => Box::new(Rdma),
+    };
+    handler.request(cx, &mut relay, bytes);
+    handler.kernel(cx, &mut relay, bytes);
+    handler.notification(cx, &mut relay, bytes);
+    // Once more, now that queries are remembered and the family is known.
+    handler.kernel(cx, &mut relay, bytes);
+    relay.flush();
+    drop(relay);
+    assert!(reader.join().is_ok(), "{protocol:?}: the program received something that is no netlink message");
+    for command in card.commands.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        assert!(matches!(command, Command::SetVf { .. }), "a card got the command {command:?}");
     }
 }
 
-/// A relay whose kernel takes nothing, and a program that reads all it is given.
-fn place(protocol: Protocol, card: Arc<Echo>) -> io::Result<(Io, thread::JoinHandle<()>)> {
-    let (io, program) = relay(protocol, card)?;
+/// Makes a relay whose kernel's socket takes nothing, and a thread that reads, as a program would, all that it is sent.
+fn relay_and_reader(protocol: Protocol, card: Arc<Echo>) -> io::Result<(Relay, thread::JoinHandle<()>)> {
+    let (relay, program) = relay(protocol, card)?;
     let read = move || {
         let mut buffer = vec![0; ROOM];
         while let Ok((_, length @ 1..)) = recv(&program, &mut buffer[..], RecvFlags::TRUNC) {
             assert!(length <= buffer.len() && messages(&buffer[..length]).next().is_some());
         }
     };
-    Ok((io, thread::Builder::new().name("program".to_owned()).spawn(read)?))
+    Ok((relay, thread::Builder::new().name("program".to_owned()).spawn(read)?))
 }
 
-/// A relay whose kernel takes nothing, and the program's end.
-fn relay(protocol: Protocol, card: Arc<Echo>) -> io::Result<(Io, OwnedFd)> {
+/// Makes a relay whose kernel's socket takes nothing, and the program's end of its socket.
+fn relay(protocol: Protocol, card: Arc<Echo>) -> io::Result<(Relay, OwnedFd)> {
     let (end, program) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     let kernel = OwnedFd::from(std::fs::File::open("/dev/null")?);
-    // No process has this number, so there is none to take descriptors from.
+    // No process has this number, so no descriptors can be copied from it.
     let caller = Caller { process: u32::MAX, own: u32::MAX, user: 0, capabilities: u64::MAX };
-    let kernel = Kernel { socket: kernel, native: false };
-    let shared = Arc::new(Shared::new(protocol, libc::SOCK_RAW as u32, caller, kernel, Arc::new(Home::ours()))?);
+    let kernel = KernelSocket { socket: kernel, native: false };
+    let socket =
+        Arc::new(Socket::new(protocol, libc::SOCK_RAW as u32, caller, kernel, Arc::new(UserNamespace::ours()))?);
     let cards = Arc::new(Cards::new(vec![card]));
-    Ok((Io { end, shared, cards, queue: Queue::default(), sender: caller, reply: None, deaf: false }, program))
+    Ok((Relay::new(end, socket, cards), program))
 }
 
-/// A card whose server answers with what it is given, as often as there is room for, and then is gone.
+/// A card whose server answers with the given bytes, and then closes the connection.
 struct Echo {
     view: Arc<view::Card>,
-    /// How often it was looked at.
-    looks: AtomicUsize,
-    says: Vec<u8>,
-    told: Mutex<Vec<Command>>,
+    /// How often the view was requested.
+    views: AtomicUsize,
+    answer: Vec<u8>,
+    /// The commands that it got. A lock of the standard library: it stands for a card, which is outside of the lab's
+    /// order.
+    commands: Mutex<Vec<Command>>,
 }
 
 impl Echo {
-    fn new(view: view::Card, says: &[u8]) -> Self {
-        Self { view: Arc::new(view), looks: AtomicUsize::new(0), says: says.to_vec(), told: Mutex::default() }
+    fn new(view: view::Card, answer: &[u8]) -> Self {
+        Self { view: Arc::new(view), views: AtomicUsize::new(0), answer: answer.to_vec(), commands: Mutex::default() }
     }
 }
 
 impl Card for Echo {
     fn view(&self) -> io::Result<Arc<view::Card>> {
-        self.looks.fetch_add(1, Ordering::Relaxed);
+        self.views.fetch_add(1, Ordering::Relaxed);
         Ok(Arc::clone(&self.view))
     }
 
     fn perform(&self, command: &Command) -> Result<(), Refusal> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner).push(command.clone());
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner).push(command.clone());
         Ok(())
     }
 
     fn connect(&self) -> io::Result<OwnedFd> {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        // What tells of the family first, so that what follows gets further.
+        // The family first, so that the relay gets as far as to the bytes that follow.
         send(&ours, &family()?, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?;
         for _ in 0..2 {
-            let _ = send(&ours, &self.says, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+            let _ = send(&ours, &self.answer, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
         }
         Ok(theirs)
     }
 }
 
-/// What `nlctrl` would say of devlink.
+/// The answer of `nlctrl` to a request for the family devlink.
 fn family() -> io::Result<Vec<u8>> {
     let family = netlink::message(Header::new(16, Flags::empty(), 0, 0), |to| {
         to.genl(1, 2).text(2, "devlink").u16(1, 21).nest(7, |groups| {
@@ -122,7 +133,7 @@ fn family() -> io::Result<Vec<u8>> {
     Ok(family?)
 }
 
-/// A card with a PF and its RDMA device.
+/// The view of a card with a PF and its RDMA device.
 fn card() -> view::Card {
     const PF: PciAddress = PciAddress { domain: 0, bus: 8, device: 0, function: 0 };
     let parent = DeviceName::Pci(PF);
@@ -181,28 +192,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_asks_for_more_than_it_reads_is_not_answered_further() {
+    fn a_program_that_requests_more_than_it_reads_gets_no_further_answers() {
         const NLDEV_PORT_GET: u16 = (5 << 10) + 5;
         let mut view = card();
         let port = view.rdma[0].ports[0].clone();
         view.rdma[0].ports = (1..=1_000).map(|number| view::RdmaPort { number, ..port.clone() }).collect();
         let card = Arc::new(Echo::new(view, &[]));
-        let (mut io, program) = relay(Protocol::Rdma, Arc::clone(&card)).unwrap();
+        let (mut relay, program) = relay(Protocol::Rdma, Arc::clone(&card)).unwrap();
         let request = netlink::message(Header::new(NLDEV_PORT_GET, Flags::REQUEST | Flags::DUMP, 1, 0), |to| {
             to.u32(1, 0);
         });
         let packet = request.unwrap().repeat(5_000);
-        let serving = thread::spawn(move || Rdma.request(&mut io, &packet));
+        let domain = lock_order::domain(true);
+        let serving = thread::spawn(move || {
+            lockdep::enter(&domain, "lab-socket", |cx| Rdma.request(cx, &mut relay, &packet));
+        });
         let mut looks = 0;
         loop {
             thread::sleep(Duration::from_millis(100));
-            match card.looks.load(Ordering::Relaxed) {
+            match card.views.load(Ordering::Relaxed) {
                 now if now == looks && now > 0 => break,
                 now => looks = now,
             }
         }
-        assert!(looks < 1_000, "{looks} dumps are put together that nobody reads");
-        // And who has gone holds up nobody.
+        assert!(looks < 1_000, "{looks} dumps are built that nobody reads");
+        // A program that closes its socket does not hold the thread up.
         drop(program);
         serving.join().unwrap();
     }

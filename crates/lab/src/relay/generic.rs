@@ -1,573 +1,313 @@
-//! NETLINK_GENERIC: the kernel's families, and devlink, which is the cards'.
+//! NETLINK_GENERIC: the kernel's families, and devlink, which the cards answer.
 //!
-//! The family has the kernel's number if the kernel has one, else one that no family of the kernel has.
-//! Between here and a card's server it has the server's.
+//! If the kernel has the family devlink, programs see it under the kernel's number, else under one that no family of
+//! the kernel has. Between this thread and a card's server it has the server's number.
 
-use std::collections::HashMap;
+mod connections;
+mod families;
+
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use ::netlink::{
-    Attribute, Awaited, Errno, Flags, GENL_HEADER, HEADER, Header, Message, NLMSG_DONE, NLMSG_MIN_TYPE, Part,
-    attributes, errno_of, find, message, messages, nlmsgerr_attr, overwrite, rewrite, row,
+    Awaited, Errno, Flags, GENL_HEADER, HEADER, Header, Message, NLMSG_DONE, NLMSG_MIN_TYPE, Part, attributes,
+    errno_of, find, messages, nlmsgerr_attr, overwrite, rewrite, row,
 };
-use rustix::net::netlink::SocketAddrNetlink;
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{RecvFlags, SendFlags, SocketFlags, SocketType, recv, send};
+use rustix::net::{SendFlags, send};
 
 use devlink::view::DeviceName;
 
-use crate::cards::Cards;
+use super::{Handler, ROOM, Relay};
+use crate::lock_order::Cx;
+use families::Family;
 
-use super::{Behind, Io, ROOM};
+pub(crate) use families::Families;
 
 const DEVLINK: &str = "devlink";
-/// The type of messages to and from `nlctrl`, and its commands and attributes.
+/// The type of messages to and from `nlctrl` (GENL_ID_CTRL), and its commands and attributes.
 const CTRL: u16 = 16;
 const GETFAMILY: u8 = 3;
 const GETPOLICY: u8 = 10;
 const FAMILY_ID: u16 = 1;
 const FAMILY_NAME: u16 = 2;
-const MCAST_GROUPS: u16 = 7;
-const MCAST_GRP_ID: u16 = 2;
-/// A device's address.
+/// DEVLINK_ATTR_BUS_NAME and DEVLINK_ATTR_DEV_NAME.
 const BUS_NAME: u16 = 1;
 const DEV_NAME: u16 = 2;
-/// Where we look for a number of ours, downwards: the kernel gives out from the other end.
-const HIGHEST: u16 = 0x3f0;
 
-/// How long a card may take to say what it calls the family.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// The family as programs see it.
-#[derive(Clone, Debug)]
-pub(crate) struct Family {
-    id: u16,
-    /// Its first multicast group; the others follow.
-    group: u32,
-    groups: u32,
-    /// It is the kernel's own: what `nlctrl` says of it comes from there.
-    kernel: bool,
-    /// Else what `nlctrl` says of it: a message.
-    answer: Vec<u8>,
-}
-
-/// What is known of the family, for all sockets of a lab.
-#[derive(Default)]
-pub(crate) struct Families {
-    ours: OnceLock<Family>,
-    /// The number a card's server has given it, by the card's number.
-    theirs: Mutex<HashMap<usize, u16>>,
-    looking: Mutex<()>,
-    connections: Connections,
-}
-
-impl Families {
-    /// The family, once a card has been asked for it. `None`: there is no card that answers.
-    pub fn devlink(&self, cards: &Cards) -> Option<&Family> {
-        if let Some(family) = self.ours.get() {
-            return Some(family);
-        }
-        let _one = self.looking.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.ours.get().is_none() {
-            let family = self.look(cards)?;
-            let _ = self.ours.set(family);
-        }
-        self.ours.get()
-    }
-
-    /// Whether a multicast group is the family's, and not for the kernel alone.
-    pub fn is_group(&self, cards: &Cards, group: u32) -> bool {
-        self.devlink(cards).is_some_and(|f| (f.group..f.group + f.groups).contains(&group))
-    }
-
-    /// Whether the kernel has the family, too.
-    pub fn in_kernel(&self) -> bool {
-        self.ours.get().is_some_and(|family| family.kernel)
-    }
-
-    fn look(&self, cards: &Cards) -> Option<Family> {
-        let known = kernel_families().unwrap_or_default();
-        let answer = (0..cards.len()).find_map(|n| {
-            let socket = cards.card(n)?.connect().ok()?;
-            self.ask(n, &socket).ok()
-        })?;
-        if let Some(kernel) = known.iter().find(|family| family.name == DEVLINK) {
-            let group = kernel.groups.first().copied().unwrap_or(0);
-            let groups = kernel.groups.len() as u32;
-            return Some(Family { id: kernel.id, group, groups, kernel: true, answer });
-        }
-        let id = (CTRL..HIGHEST).rev().find(|id| known.iter().all(|family| family.id != *id))?;
-        let group = known.iter().flat_map(|family| &family.groups).max().map_or(0, |most| *most);
-        // Far from the next one that the kernel will give out.
-        let group = group.max(u32::from(HIGHEST)) + 1;
-        let mut answer = answer;
-        let groups = renumber(&mut answer, id, group);
-        Some(Family { id, group, groups, kernel: false, answer })
-    }
-
-    /// The number that a card's server has given the family.
-    fn of_card(&self, n: usize, socket: &OwnedFd) -> io::Result<u16> {
-        let known = self.theirs.lock().unwrap_or_else(PoisonError::into_inner).get(&n).copied();
-        match known {
-            Some(id) => Ok(id),
-            None => {
-                self.ask(n, socket)?;
-                let theirs = self.theirs.lock().unwrap_or_else(PoisonError::into_inner);
-                theirs.get(&n).copied().ok_or_else(|| io::ErrorKind::NotFound.into())
-            }
-        }
-    }
-
-    /// Asks a card's server for the family: the answer, as a message.
-    fn ask(&self, n: usize, socket: &OwnedFd) -> io::Result<Vec<u8>> {
-        let request = message(Header::new(CTRL, Flags::REQUEST, 0, 0), |to| {
-            to.genl(GETFAMILY, 1).text(FAMILY_NAME, DEVLINK);
-        });
-        send(socket, &request?, SendFlags::NOSIGNAL)?;
-        // Others wait for the same answer: a card that gives none is as good as gone.
-        set_socket_timeout(socket, Timeout::Recv, Some(PATIENCE))?;
-        let mut buffer = vec![0; ROOM];
-        let (_, len) = recv(socket, &mut buffer[..], RecvFlags::empty())?;
-        let message = messages(&buffer[..len.min(ROOM)]).next().ok_or(io::ErrorKind::InvalidData)?;
-        let family = KernelFamily::of(&message).ok_or(io::ErrorKind::InvalidData)?;
-        self.theirs.lock().unwrap_or_else(PoisonError::into_inner).insert(n, family.id);
-        Ok(message.bytes().to_vec())
-    }
-}
-
-/// Gives a message of `nlctrl` our numbers; how many groups it has.
-fn renumber(message: &mut [u8], id: u16, group: u32) -> u32 {
-    let start = HEADER + GENL_HEADER;
-    let Some(said) = message.get(start..).map(<[u8]>::to_vec) else { return 0 };
-    let mut groups = 0;
-    for attribute in attributes(&said).flatten() {
-        let at = start + attribute.value_offset();
-        match attribute.kind {
-            FAMILY_ID => {
-                overwrite(message, at, &id.to_ne_bytes());
-            }
-            MCAST_GROUPS => {
-                for entry in attribute.nested().flatten() {
-                    if let Some(found) = find(entry.value, MCAST_GRP_ID) {
-                        let at = at + entry.value_offset() + found.value_offset();
-                        overwrite(message, at, &(group + groups).to_ne_bytes());
-                        groups += 1;
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
-    groups
-}
-
-struct KernelFamily {
-    name: String,
-    id: u16,
-    groups: Vec<u32>,
-}
-
-impl KernelFamily {
-    fn of(message: &Message<'_>) -> Option<Self> {
-        let said = message.after(GENL_HEADER).filter(|_| message.header.kind == CTRL)?;
-        let groups = find(said, MCAST_GROUPS).map_or(&[][..], |groups| groups.value);
-        let group = |entry: Attribute<'_>| find(entry.value, MCAST_GRP_ID)?.leading_u32();
-        Some(Self {
-            name: find(said, FAMILY_NAME)?.string()?.to_owned(),
-            id: find(said, FAMILY_ID)?.leading_u16()?,
-            groups: attributes(groups).flatten().filter_map(group).collect(),
-        })
-    }
-}
-
-/// Every family of the kernel.
-fn kernel_families() -> io::Result<Vec<KernelFamily>> {
-    let protocol = Some(rustix::net::netlink::GENERIC);
-    let family = rustix::net::AddressFamily::NETLINK;
-    let socket = rustix::net::socket_with(family, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
-    rustix::net::bind(&socket, &SocketAddrNetlink::new(0, 0))?;
-    let header = Header::new(CTRL, Flags::REQUEST | Flags::DUMP, 1, 0);
-    let request = message(header, |to| {
-        to.genl(GETFAMILY, 1);
-    });
-    send(&socket, &request?, SendFlags::empty())?;
-    let mut awaited = Awaited::new(header.sequence);
-    let (mut families, mut buffer) = (Vec::new(), vec![0; ROOM]);
-    loop {
-        let (_, len) = recv(&socket, &mut buffer[..], RecvFlags::empty())?;
-        for message in messages(&buffer[..len]) {
-            match awaited.read(message) {
-                Part::Data(message) => families.extend(KernelFamily::of(&message)),
-                Part::End(_) => return Ok(families),
-                Part::Other => {}
-            }
-        }
-    }
-}
-
-/// Behind one socket.
+/// The handler of one socket.
 pub(super) struct Generic {
-    families: std::sync::Arc<Families>,
-    /// Dumps of all families that the kernel has been asked for, and that are to have one more.
+    families: Arc<Families>,
+    /// Dumps of all families, by sequence number, that the kernel is answering and to which devlink is to be added.
     dumps: Vec<u32>,
     buffer: Vec<u8>,
-    /// Room for what the kernel says between two requests.
-    drained: Vec<u8>,
+    /// Room for what the kernel sends between two requests.
+    drain_buffer: Vec<u8>,
 }
 
 /// Where a request goes.
-enum To {
+enum Destination {
     Kernel,
-    /// The program may not ask for it.
-    Nobody,
-    /// `nlctrl` is asked for the family.
+    /// Nowhere: the program has not the right to make it.
+    Refused,
+    /// `nlctrl`, which is asked for the family devlink.
     Family,
-    /// `nlctrl` is asked for all families.
-    Families,
-    /// A card, or all of them.
+    /// `nlctrl`, which is asked for all families.
+    AllFamilies,
+    /// One card, by its index.
     Card(usize),
-    Cards,
+    AllCards,
 }
 
 /// How an answer ended.
 struct End {
     result: Result<(), Errno>,
     /// The attributes of the extended acknowledgement.
-    said: Vec<u8>,
+    extended: Vec<u8>,
 }
 
 impl End {
+    /// An end without an extended acknowledgement.
     fn bare(result: Result<(), Errno>) -> Self {
-        Self { result, said: Vec::new() }
+        Self { result, extended: Vec::new() }
     }
 }
 
-/// Dumps that may be open at once on one socket; the kernel allows one.
+/// The most dumps of all families on one socket at once; the kernel allows one.
 const DUMPS: usize = 16;
 
-impl Behind for Generic {
-    fn request(&mut self, io: &mut Io, packet: &[u8]) {
-        let mut kernel = std::mem::take(&mut self.drained);
+impl Handler for Generic {
+    fn request(&mut self, cx: Cx<'_, '_>, relay: &mut Relay, packet: &[u8]) {
+        let mut buffer = std::mem::take(&mut self.drain_buffer);
         for message in messages(packet) {
-            io.make_room();
-            match self.destination(io, &message) {
-                To::Nobody => self.tell_end(io, &message, End::bare(Err(Errno::PERM))),
-                To::Kernel => io.pass_on(message.bytes()),
-                To::Family => self.tell_family(io, &message),
-                To::Families => {
+            relay.make_room(cx);
+            match self.destination(cx, relay, &message) {
+                Destination::Refused => send_end(cx, relay, &message, End::bare(Err(Errno::PERM))),
+                Destination::Kernel => relay.pass_on(cx, message.bytes()),
+                Destination::Family => self.send_family(cx, relay, &message),
+                Destination::AllFamilies => {
                     if self.dumps.len() < DUMPS {
                         self.dumps.push(message.header.sequence);
                     }
-                    io.pass_on(message.bytes());
+                    relay.pass_on(cx, message.bytes());
                 }
-                To::Card(n) => self.ask_card(io, &message, n),
-                To::Cards => self.ask_cards(io, &message),
+                Destination::Card(n) => {
+                    let end = self.answer_of(cx, relay, &message, n);
+                    send_end(cx, relay, &message, end);
+                }
+                Destination::AllCards => self.request_from_all(cx, relay, &message),
             }
-            io.drain(self, &mut kernel);
+            relay.drain(cx, self, &mut buffer);
         }
-        self.drained = kernel;
+        self.drain_buffer = buffer;
     }
 
-    fn kernel(&mut self, io: &mut Io, datagram: &[u8]) {
-        let port = io.shared.port();
+    fn kernel(&mut self, cx: Cx<'_, '_>, relay: &mut Relay, datagram: &[u8]) {
+        let port = relay.socket.port();
         let mut family = None;
         let ended = |m: &Message<'_>| m.header.kind == NLMSG_DONE && self.dumps.contains(&m.header.sequence);
         if let Some(end) = messages(datagram).find(ended) {
             let sequence = end.header.sequence;
             self.dumps.retain(|dump| *dump != sequence);
-            family = self.families.devlink(&io.cards).map(|f| addressed(&f.answer, Flags::MULTI, sequence, port));
+            let devlink = self.families.devlink(cx, &relay.cards);
+            family = devlink.map(|f| with_header(&f.answer, Flags::MULTI, sequence, port));
         }
-        // Before the end of the dump, which is the last message.
+        // devlink comes before the end of the dump, which is the last message.
         let messages = messages(datagram).flat_map(|message| {
             let before = if message.header.kind == NLMSG_DONE { family.as_deref() } else { None };
             [before, Some(message.bytes())].into_iter().flatten()
         });
-        io.queue.push(messages);
+        relay.queue.push(messages);
     }
 
-    fn notification(&mut self, io: &mut Io, datagram: &[u8]) {
-        let Some(family) = self.families.devlink(&io.cards) else { return };
+    fn notification(&mut self, cx: Cx<'_, '_>, relay: &mut Relay, datagram: &[u8]) {
+        let Some(family) = self.families.devlink(cx, &relay.cards) else { return };
         for message in messages(datagram).filter(|m| m.header.kind >= NLMSG_MIN_TYPE) {
             let mut bytes = message.bytes().to_vec();
             rewrite(&mut bytes, |header| (header.kind, header.port) = (family.id, 0));
-            io.queue.push([&bytes[..]]);
+            relay.queue.push([&bytes[..]]);
         }
     }
 }
 
-/// A message with another header.
-fn addressed(message: &[u8], flags: Flags, sequence: u32, port: u32) -> Vec<u8> {
+/// A copy of a message with other flags, sequence number and port.
+fn with_header(message: &[u8], flags: Flags, sequence: u32, port: u32) -> Vec<u8> {
     let mut bytes = message.to_vec();
     rewrite(&mut bytes, |header| *header = Header { flags, sequence, port, ..*header });
     bytes
 }
 
 impl Generic {
-    pub fn new(families: std::sync::Arc<Families>) -> Self {
-        Self { families, dumps: Vec::new(), buffer: vec![0; ROOM], drained: vec![0; ROOM] }
+    pub fn new(families: Arc<Families>) -> Self {
+        Self { families, dumps: Vec::new(), buffer: vec![0; ROOM], drain_buffer: vec![0; ROOM] }
     }
 
-    fn destination(&self, io: &Io, message: &Message<'_>) -> To {
+    fn destination(&self, cx: Cx<'_, '_>, relay: &Relay, message: &Message<'_>) -> Destination {
         let Header { kind, .. } = message.header;
-        let (Some(command), true) = (message.payload().first(), message.header.is_request()) else { return To::Kernel };
-        // What neither is nor speaks of the family needs no card.
+        let (Some(command), true) = (message.payload().first(), message.header.is_request()) else {
+            return Destination::Kernel;
+        };
+        // A request that can be neither to devlink nor about it needs no card.
         if kind == CTRL && !matches!(*command, GETFAMILY | GETPOLICY) {
-            return To::Kernel;
+            return Destination::Kernel;
         }
-        let Some(family) = self.families.devlink(&io.cards) else { return To::Kernel };
-        let said = message.after(GENL_HEADER).unwrap_or_default();
+        let Some(family) = self.families.devlink(cx, &relay.cards) else { return Destination::Kernel };
+        let content = message.after(GENL_HEADER).unwrap_or_default();
         if kind == family.id {
-            // As the kernel does it, before it looks at what the request says.
-            if devlink::takes_admin(*command, message.header.is_dump()) && !io.may_administer() {
-                return To::Nobody;
+            // Before the attributes are looked at, as in the kernel (`genl_family_rcv_msg`).
+            if devlink::takes_admin(*command, message.header.is_dump()) && !relay.may_administer() {
+                return Destination::Refused;
             }
-            return self.device(io, family, message, said);
+            return card_of(cx, relay, family, message, content);
         }
-        if kind != CTRL || family.kernel {
-            return To::Kernel;
+        if kind != CTRL || family.in_kernel {
+            return Destination::Kernel;
         }
         if *command == GETFAMILY && message.header.is_dump() {
-            return To::Families;
+            return Destination::AllFamilies;
         }
-        let id = find(said, FAMILY_ID).and_then(|a| a.leading_u16());
-        let name = find(said, FAMILY_NAME);
-        let is_ours = id == Some(family.id) || name.and_then(|a| a.string()) == Some(DEVLINK);
-        match (is_ours, *command) {
-            (true, GETFAMILY) => To::Family,
-            (true, _) => To::Card(0),
-            (false, _) => To::Kernel,
-        }
-    }
-
-    /// Where a request of the family itself goes: to whom the device is that it names.
-    fn device(&self, io: &Io, family: &Family, message: &Message<'_>, said: &[u8]) -> To {
-        let text = |kind| find(said, kind).and_then(|a| a.string());
-        match (text(BUS_NAME), text(DEV_NAME)) {
-            (Some(bus), Some(device)) => {
-                match DeviceName::parse(bus, device).and_then(|device| io.cards.now().owner(device)) {
-                    Some(card) => To::Card(card),
-                    None if family.kernel => To::Kernel,
-                    // Nobody's: the first says so as well as any.
-                    None => To::Card(0),
-                }
-            }
-            _ if message.header.is_dump() => To::Cards,
-            _ => To::Card(0),
+        let id = find(content, FAMILY_ID).and_then(|a| a.leading_u16());
+        let name = find(content, FAMILY_NAME);
+        let is_devlink = id == Some(family.id) || name.and_then(|a| a.string()) == Some(DEVLINK);
+        match (is_devlink, *command) {
+            (true, GETFAMILY) => Destination::Family,
+            (true, _) => Destination::Card(0),
+            (false, _) => Destination::Kernel,
         }
     }
 
-    fn tell_family(&self, io: &mut Io, request: &Message<'_>) {
-        let port = io.shared.port_to_send_from();
-        if let Some(family) = self.families.devlink(&io.cards) {
-            io.tell(&addressed(&family.answer, Flags::empty(), request.header.sequence, port));
+    /// Answers a request for the family devlink as `nlctrl` does.
+    fn send_family(&self, cx: Cx<'_, '_>, relay: &mut Relay, request: &Message<'_>) {
+        let port = relay.socket.port_to_send_from(cx);
+        if let Some(family) = self.families.devlink(cx, &relay.cards) {
+            relay.send_message(&with_header(&family.answer, Flags::empty(), request.header.sequence, port));
         }
         if request.header.flags.contains(Flags::ACK) {
-            io.acknowledge(request, Ok(()), |_| {});
+            relay.acknowledge(cx, request, Ok(()), |_| {});
         }
     }
 
-    fn ask_card(&mut self, io: &mut Io, request: &Message<'_>, n: usize) {
-        let end = self.answer_of(io, request, n);
-        self.tell_end(io, request, end);
-    }
-
-    /// A dump of everything: each card's, one after the other, then the kernel's own.
-    fn ask_cards(&mut self, io: &mut Io, request: &Message<'_>) {
-        let ends: Vec<End> = (0..io.cards.len()).map(|n| self.answer_of(io, request, n)).collect();
-        let well = ends.iter().position(|end| end.result.is_ok());
-        if self.families.in_kernel() {
-            return io.pass_on(request.bytes());
+    /// Answers a dump that names no device: each card's part, one after the other, then the kernel's own.
+    fn request_from_all(&mut self, cx: Cx<'_, '_>, relay: &mut Relay, request: &Message<'_>) {
+        let ends: Vec<End> = (0..relay.cards.len()).map(|n| self.answer_of(cx, relay, request, n)).collect();
+        let successful = ends.iter().position(|end| end.result.is_ok());
+        if self.families.is_in_kernel() {
+            return relay.pass_on(cx, request.bytes());
         }
-        // A card that cannot say what another can does not spoil the answer.
-        let end = ends.into_iter().nth(well.unwrap_or(0)).unwrap_or(End::bare(Err(Errno::NODEV)));
-        self.tell_end(io, request, end);
+        // The error of one card does not spoil the answer of another.
+        let end = ends.into_iter().nth(successful.unwrap_or(0)).unwrap_or(End::bare(Err(Errno::NODEV)));
+        send_end(cx, relay, request, end);
     }
 
-    fn tell_end(&self, io: &mut Io, request: &Message<'_>, end: End) {
-        if end.result.is_ok() && request.header.is_dump() {
-            io.end_dump(request);
-        } else if end.result.is_err() || request.header.flags.contains(Flags::ACK) {
-            io.acknowledge(request, end.result, |to| {
-                for attribute in attributes(&end.said).flatten() {
-                    to.copy(&attribute);
-                }
-            });
-        }
-    }
-
-    /// Asks a card and gives the program what it answers, up to the end, which is told by the caller.
-    fn answer_of(&mut self, io: &mut Io, request: &Message<'_>, n: usize) -> End {
-        match self.ask(io, request, n) {
+    /// Has a card answer a request, and sends the program the answer up to its end, which the caller sends.
+    fn answer_of(&mut self, cx: Cx<'_, '_>, relay: &mut Relay, request: &Message<'_>, n: usize) -> End {
+        match self.request_from(cx, relay, request, n) {
             Ok(end) => end,
             Err(error) => {
                 let errno = error.raw_os_error().map_or(Errno::NODEV, |_| errno_of(&error));
                 let why = row(|to| {
                     to.text(nlmsgerr_attr::MSG, "the card does not answer");
                 });
-                End { result: Err(errno), said: why.unwrap_or_default() }
+                End { result: Err(errno), extended: why.unwrap_or_default() }
             }
         }
     }
 
-    fn ask(&mut self, io: &mut Io, request: &Message<'_>, n: usize) -> io::Result<End> {
-        let id = self.families.devlink(&io.cards).map_or(0, |family| family.id);
-        let port = io.shared.port_to_send_from();
-        // If this fails there may be an answer on its way still, and the connection is of no more use.
-        let connection = self.families.connections.take(&io.cards, n)?;
-        let socket = connection.socket()?;
-        let theirs = self.families.of_card(n, socket)?;
-        send(socket, &translated(request, id, theirs), SendFlags::NOSIGNAL)?;
-        let mut awaited = Awaited::new(request.header.sequence);
-        loop {
-            let len = io.receive_from(socket.as_fd(), &mut self.buffer)?;
-            let (mut answers, mut end) = (Vec::new(), None);
-            for message in messages(&self.buffer[..len]) {
-                match awaited.read(message) {
-                    Part::Data(message) => answers.push(of_server(&message, theirs, id, port)),
-                    Part::End(outcome) => {
-                        end = Some(End { result: outcome.result, said: outcome.attributes.to_vec() });
+    fn request_from(&mut self, cx: Cx<'_, '_>, relay: &mut Relay, request: &Message<'_>, n: usize) -> io::Result<End> {
+        let id = self.families.devlink(cx, &relay.cards).map_or(0, |family| family.id);
+        let port = relay.socket.port_to_send_from(cx);
+        let (families, cards, buffer) = (&self.families, Arc::clone(&relay.cards), &mut self.buffer);
+        families.connections.with(cx, &cards, n, |cx, socket| {
+            let at_card = families.number_at_card(cx, n, socket)?;
+            send(socket, &to_server(request, id, at_card), SendFlags::NOSIGNAL)?;
+            let mut awaited = Awaited::new(request.header.sequence);
+            loop {
+                let len = relay.receive_from(cx, socket.as_fd(), buffer)?;
+                let (mut answers, mut end) = (Vec::new(), None);
+                for message in messages(&buffer[..len]) {
+                    match awaited.read(message) {
+                        Part::Data(message) => answers.push(from_server(&message, at_card, id, port)),
+                        Part::End(outcome) => {
+                            end = Some(End { result: outcome.result, extended: outcome.attributes.to_vec() });
+                        }
+                        Part::Other => {}
                     }
-                    Part::Other => {}
+                }
+                relay.queue.push(answers.iter().map(|bytes| &bytes[..]));
+                relay.flush();
+                if let Some(end) = end {
+                    return Ok(end);
                 }
             }
-            io.queue.push(answers.iter().map(|bytes| &bytes[..]));
-            io.flush();
-            if let Some(end) = end {
-                connection.give_back();
-                return Ok(end);
-            }
-        }
+        })
     }
 }
 
-/// The connections of a lab to its cards. All programs share them, so that no user of the lab uses up the places that
-/// a card has for whoever started it.
-#[derive(Default)]
-struct Connections {
-    state: Mutex<Free>,
-    /// One has been given back, or is no more.
-    free: Condvar,
-}
-
-#[derive(Default)]
-struct Free {
-    /// By the card's number.
-    idle: Vec<(usize, OwnedFd)>,
-    /// How many there are, in use or not.
-    all: usize,
-}
-
-/// Connections of a lab at most: requests that may be under way at once.
-const CONNECTIONS: usize = 16;
-
-/// A connection that is in use by one request.
-struct Connection<'a> {
-    of: &'a Connections,
-    card: usize,
-    /// `None`: it has been given back.
-    socket: Option<OwnedFd>,
-}
-
-impl Connections {
-    /// One to a card, which is made if there is none; if there are as many as there may be, as soon as one is free.
-    fn take(&self, cards: &Cards, n: usize) -> io::Result<Connection<'_>> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            if let Some(at) = state.idle.iter().position(|(card, _)| *card == n) {
-                let (_, socket) = state.idle.swap_remove(at);
-                if is_open(&socket) {
-                    return Ok(Connection { of: self, card: n, socket: Some(socket) });
-                }
-                state.all -= 1;
-                continue;
-            }
-            if state.all < CONNECTIONS {
-                break;
-            }
-            // One to another card makes room.
-            match state.idle.pop() {
-                Some(_) => state.all -= 1,
-                None => state = self.free.wait(state).unwrap_or_else(PoisonError::into_inner),
+/// Where a request to devlink goes: to the card that has the device which it names.
+fn card_of(cx: Cx<'_, '_>, relay: &Relay, family: &Family, message: &Message<'_>, content: &[u8]) -> Destination {
+    let text = |kind| find(content, kind).and_then(|a| a.string());
+    match (text(BUS_NAME), text(DEV_NAME)) {
+        (Some(bus), Some(device)) => {
+            let device = DeviceName::parse(bus, device);
+            match device.and_then(|device| relay.cards.now(cx).owner(device)) {
+                Some(card) => Destination::Card(card),
+                None if family.in_kernel => Destination::Kernel,
+                // No card has it: the first one refuses it as well as any.
+                None => Destination::Card(0),
             }
         }
-        state.all += 1;
-        drop(state);
-        let connected = cards.card(n).ok_or_else(|| io::ErrorKind::NotFound.into()).and_then(|card| card.connect());
-        match connected {
-            Ok(socket) => Ok(Connection { of: self, card: n, socket: Some(socket) }),
-            Err(error) => {
-                self.state.lock().unwrap_or_else(PoisonError::into_inner).all -= 1;
-                self.free.notify_one();
-                Err(error)
-            }
-        }
+        _ if message.header.is_dump() => Destination::AllCards,
+        _ => Destination::Card(0),
     }
 }
 
-/// Whether the card's end is there still. Nothing comes on a connection that is not in use.
-fn is_open(socket: &OwnedFd) -> bool {
-    recv(socket, &mut [0; 1][..], RecvFlags::DONTWAIT) == Err(Errno::AGAIN)
-}
-
-impl Connection<'_> {
-    fn socket(&self) -> io::Result<&OwnedFd> {
-        self.socket.as_ref().ok_or_else(|| io::ErrorKind::NotConnected.into())
-    }
-
-    /// Its answer has been received to its end: it can be used again.
-    fn give_back(mut self) {
-        if let Some(socket) = self.socket.take() {
-            let mut state = self.of.state.lock().unwrap_or_else(PoisonError::into_inner);
-            state.idle.push((self.card, socket));
-        }
+/// Sends the program the end of an answer: of a dump, an error, or an acknowledgement if it has requested one.
+fn send_end(cx: Cx<'_, '_>, relay: &mut Relay, request: &Message<'_>, end: End) {
+    if end.result.is_ok() && request.header.is_dump() {
+        relay.end_dump(cx, request);
+    } else if end.result.is_err() || request.header.flags.contains(Flags::ACK) {
+        relay.acknowledge(cx, request, end.result, |to| {
+            for attribute in attributes(&end.extended).flatten() {
+                to.copy(&attribute);
+            }
+        });
     }
 }
 
-impl Drop for Connection<'_> {
-    fn drop(&mut self) {
-        if self.socket.is_some() {
-            self.of.state.lock().unwrap_or_else(PoisonError::into_inner).all -= 1;
-        }
-        self.of.free.notify_one();
-    }
-}
-
-/// A request as a card's server takes it: with its number of the family, and with an end that can be seen.
-fn translated(request: &Message<'_>, id: u16, theirs: u16) -> Vec<u8> {
+/// A request as a card's server takes it: with the server's number of the family, and with NLM_F_ACK, so that the end
+/// of the answer can be recognised.
+fn to_server(request: &Message<'_>, id: u16, at_card: u16) -> Vec<u8> {
     let mut bytes = request.bytes().to_vec();
     let is_family = request.header.kind == id;
     if !is_family {
-        put_family(&mut bytes, id, theirs);
+        replace_family(&mut bytes, id, at_card);
     }
     rewrite(&mut bytes, |header| {
-        header.kind = if is_family { theirs } else { header.kind };
+        header.kind = if is_family { at_card } else { header.kind };
         header.flags |= Flags::ACK;
     });
     bytes
 }
 
-/// A message of a card's server as the program takes it: with our number of the family, and the program's port.
-fn of_server(message: &Message<'_>, theirs: u16, id: u16, port: u32) -> Vec<u8> {
+/// A message of a card's server as the program takes it: with the lab's number of the family, and the program's port.
+fn from_server(message: &Message<'_>, at_card: u16, id: u16, port: u32) -> Vec<u8> {
     let mut bytes = message.bytes().to_vec();
     let kind = message.header.kind;
     if kind == CTRL {
-        put_family(&mut bytes, theirs, id);
+        replace_family(&mut bytes, at_card, id);
     }
     rewrite(&mut bytes, |header| {
-        header.kind = if kind == theirs && kind != CTRL { id } else { kind };
+        header.kind = if kind == at_card && kind != CTRL { id } else { kind };
         header.port = port;
     });
     bytes
 }
 
-/// In a message of `nlctrl`, one family's number for another's.
-fn put_family(message: &mut [u8], from: u16, to: u16) {
+/// Replaces one number of the family by another in a message of `nlctrl`.
+fn replace_family(message: &mut [u8], from: u16, to: u16) {
     let start = HEADER + GENL_HEADER;
-    let Some(said) = message.get(start..) else { return };
-    let found = find(said, FAMILY_ID).filter(|a| a.leading_u16() == Some(from));
+    let Some(content) = message.get(start..) else { return };
+    let found = find(content, FAMILY_ID).filter(|a| a.leading_u16() == Some(from));
     if let Some(at) = found.map(|attribute| attribute.value_offset()) {
         overwrite(message, start + at, &to.to_ne_bytes());
     }

@@ -1,6 +1,6 @@
-//! What the kernel says of a netdev, made what it would say of a card's.
+//! Rewrites the kernel's RTM_NEWLINK and RTM_DELLINK of a card's netdev to what the kernel would send for hardware.
 //!
-//! It gets what a physical port, function or representor has, and loses what only a virtual pair has.
+//! The message gets the attributes of a physical port, function or representor, and loses those that only a veth has.
 
 use devlink::view::{Netdev, VfInfo};
 use netlink::rtnl::{
@@ -10,7 +10,7 @@ use netlink::rtnl::{
 };
 use netlink::{Attribute, BuildError, Builder, Message, attributes, find};
 
-use crate::cards::Seen;
+use crate::cards::IndexedView;
 
 const AF_UNSPEC: u8 = 0;
 const DEVLINK_ATTR_BUS_NAME: u16 = 1;
@@ -18,17 +18,17 @@ const DEVLINK_ATTR_DEV_NAME: u16 = 2;
 const DEVLINK_ATTR_PORT_INDEX: u16 = 3;
 const RTEXT_FILTER_VF: u32 = 1;
 
-/// What was asked for.
+/// What an RTM_GETLINK has requested.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Asked {
+pub(super) struct Query {
     /// IFLA_EXT_MASK.
     pub mask: u32,
-    /// Only links of one kind, which a card's netdev never is.
+    /// Only links of one kind are requested (IFLA_INFO_KIND); a card's netdev has none.
     pub by_kind: bool,
 }
 
-/// Whether a question is for links of one kind only.
-pub(super) fn asks_for_kind(attributes: &[u8]) -> bool {
+/// Whether a request names a kind of links (IFLA_INFO_KIND).
+pub(super) fn names_kind(attributes: &[u8]) -> bool {
     let info = find(attributes, IFLA_LINKINFO);
     info.is_some_and(|info| find(info.value, IFLA_INFO_KIND).is_some())
 }
@@ -36,27 +36,27 @@ pub(super) fn asks_for_kind(attributes: &[u8]) -> bool {
 /// The message as it is for a card's netdev.
 ///
 /// # Errors
-/// What there is to say of the netdev is too long.
+/// The attributes of the netdev are too long for a message.
 pub(super) fn rewritten(
     message: &Message<'_>,
-    seen: &Seen,
+    view: &IndexedView,
     netdev: &Netdev,
-    asked: Asked,
+    query: Query,
 ) -> Result<Vec<u8>, BuildError> {
     let payload = message.payload();
-    let (info, said) = payload.split_at(IFINFO.min(payload.len()));
-    // Other families' messages, a bridge's, have no more than the common part.
+    let (info, content) = payload.split_at(IFINFO.min(payload.len()));
+    // Messages of other address families (AF_BRIDGE) have only the common part.
     let whole = info.first() == Some(&AF_UNSPEC);
     netlink::message(message.header, |to| {
         to.raw(info);
-        attributes(said).flatten().for_each(|attribute| keep(to, &attribute, whole));
+        attributes(content).flatten().for_each(|attribute| keep(to, &attribute, whole));
         if whole {
-            describe(to, seen, netdev, asked);
+            describe(to, view, netdev, query);
         }
     })
 }
 
-/// Keeps an attribute of the kernel's unless a card's netdev has none such, or has another.
+/// Copies an attribute of the kernel's, unless a card's netdev has no such attribute, or has its own.
 fn keep(to: &mut Builder, attribute: &Attribute<'_>, whole: bool) {
     match attribute.kind {
         IFLA_LINK | IFLA_LINK_NETNSID => {}
@@ -69,7 +69,8 @@ fn keep(to: &mut Builder, attribute: &Attribute<'_>, whole: bool) {
     }
 }
 
-/// A hardware's netdev has no kind. What it says as a member of a bridge or bond stays.
+/// Copies IFLA_LINKINFO without the kind, which a netdev of hardware does not have. The attributes that a member of a
+/// bridge or bond has (IFLA_INFO_SLAVE_*) stay.
 fn without_kind(to: &mut Builder, info: &Attribute<'_>) {
     let of_member = || info.nested().flatten().filter(|attribute| attribute.kind >= IFLA_INFO_SLAVE_KIND);
     if of_member().next().is_some() {
@@ -81,11 +82,12 @@ fn without_kind(to: &mut Builder, info: &Attribute<'_>) {
     }
 }
 
-fn describe(to: &mut Builder, seen: &Seen, netdev: &Netdev, asked: Asked) {
-    if asked.mask & RTEXT_FILTER_VF != 0 {
-        to.u32(IFLA_NUM_VF, seen.vfs_of(netdev.parent));
+/// Adds the attributes that the card has for the netdev.
+fn describe(to: &mut Builder, view: &IndexedView, netdev: &Netdev, query: Query) {
+    if query.mask & RTEXT_FILTER_VF != 0 {
+        to.u32(IFLA_NUM_VF, view.vfs_of(netdev.parent));
         if !netdev.vfs.is_empty() {
-            // Of some 400 VFs and more there is no list, as it has no room for them.
+            // An attribute has room for some 400 VFs; of more there is no list.
             to.nest_noflag_if_it_fits(IFLA_VFINFO_LIST, |list| netdev.vfs.iter().for_each(|vf| vf_info(list, vf)));
         }
     }
@@ -93,7 +95,7 @@ fn describe(to: &mut Builder, seen: &Seen, netdev: &Netdev, asked: Asked) {
         to.text(IFLA_PHYS_PORT_NAME, name);
     }
     if netdev.in_switch {
-        to.put(IFLA_PHYS_SWITCH_ID, &seen.card.switch_id.0);
+        to.put(IFLA_PHYS_SWITCH_ID, &view.card.switch_id.0);
     }
     to.text(IFLA_PARENT_DEV_NAME, &netdev.parent.to_string());
     to.text(IFLA_PARENT_DEV_BUS_NAME, netdev.parent.bus());
@@ -105,7 +107,7 @@ fn describe(to: &mut Builder, seen: &Seen, netdev: &Netdev, asked: Asked) {
     }
 }
 
-/// IFLA_VF_INFO, with what `mlx5` gives.
+/// Adds IFLA_VF_INFO, with the attributes that mlx5 has (`rtnl_fill_vfinfo`).
 fn vf_info(list: &mut Builder, vf: &VfInfo) {
     let numbers = |numbers: &[u32]| -> Vec<u8> {
         [vf.vf].iter().chain(numbers).flat_map(|number| number.to_ne_bytes()).collect()

@@ -1,4 +1,4 @@
-//! What waits to be read by a program.
+//! The datagrams that wait to be read by a program.
 
 use std::collections::VecDeque;
 use std::io;
@@ -9,24 +9,24 @@ use rustix::net::{SendFlags, send};
 
 /// Datagrams on their way to a program, in order.
 ///
-/// It is bounded by who fills it: see [`is_full`](Self::is_full).
+/// Its length is bounded by the code that fills it: see [`is_full`](Self::is_full).
 #[derive(Default)]
 pub(crate) struct Queue {
     datagrams: VecDeque<Vec<u8>>,
     bytes: usize,
-    /// Notifications that were not put in because it was full.
+    /// How many datagrams were lost, for example notifications that arrived while the queue was full.
     pub lost: u64,
 }
 
-/// What a datagram has at most unless one message is longer: as much as the kernel puts into the first part
-/// of a dump. Programs with a buffer of a page, as libmnl and glibc have, rely on it.
+/// The most bytes of a datagram, unless a single message is longer: as many as the kernel puts into the first part of a
+/// dump. Programs with a buffer of one page, such as those of libmnl and glibc, rely on it.
 const DATAGRAM: usize = 3776;
 
-/// Beyond this nothing more is asked for, and notifications are dropped.
+/// The most bytes of the queue. From there on no more answers are requested, and notifications are dropped.
 const LIMIT: usize = 1 << 20;
 
 impl Queue {
-    /// Whether it holds all that it should. What is already there may still be put in.
+    /// Whether nothing more should be requested for the program. What has been received already may still be added.
     pub fn is_full(&self) -> bool {
         self.bytes >= LIMIT
     }
@@ -35,7 +35,7 @@ impl Queue {
         self.datagrams.is_empty()
     }
 
-    /// Puts messages in, as one datagram unless that would be longer than a program takes.
+    /// Adds messages: as one datagram, unless that would be longer than a program receives.
     pub fn push<'a>(&mut self, messages: impl IntoIterator<Item = &'a [u8]>) {
         let mut datagram: Vec<u8> = Vec::new();
         for message in messages {
@@ -57,7 +57,7 @@ impl Queue {
         self.datagrams.push_back(datagram);
     }
 
-    /// Sends as much as the program's end takes now.
+    /// Sends as much as the program's end takes without blocking.
     ///
     /// # Errors
     /// The program's end is closed.
@@ -67,7 +67,7 @@ impl Queue {
                 Ok(_) => {}
                 Err(Errno::AGAIN) => return Ok(()),
                 Err(Errno::INTR) => continue,
-                // What no socket takes, whatever its room, is lost; the rest is not.
+                // A datagram that no socket takes, however empty, is lost; the rest is not.
                 Err(Errno::MSGSIZE | Errno::NOBUFS) => self.lost += 1,
                 Err(error) => return Err(error.into()),
             }

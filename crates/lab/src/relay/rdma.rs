@@ -1,16 +1,16 @@
-//! NETLINK_RDMA: the cards' RDMA devices, from what their views say, and the kernel's own after them.
+//! NETLINK_RDMA: the cards' RDMA devices, from the cards' views, and the kernel's own devices after them.
 //!
-//! A device's number is the card's as long as there is one card and the kernel has no devices of its own;
-//! else each has a range for itself.
-
-use std::sync::PoisonError;
+//! As long as there is one card and the kernel has no RDMA, a device has the index that it has at the card. Else each
+//! card has a range of indexes.
 
 use devlink::view::{RdmaDevice, RdmaPort};
 use netlink::{BuildError, Builder, Errno, Flags, Header, Message, NLMSG_MIN_TYPE, find, messages};
 
-use crate::{cards::Now, sys};
+use crate::cards::{IndexedView, Views};
+use crate::lock_order::Cx;
+use crate::sys;
 
-use super::{Behind, Io};
+use super::{Handler, Relay};
 
 /// The client RDMA_NL_NLDEV, and its commands.
 const NLDEV: u16 = 5 << 10;
@@ -18,7 +18,7 @@ const GET: u16 = 1;
 const PORT_GET: u16 = 5;
 const SYS_GET: u16 = 6;
 const SYS_SET: u16 = 7;
-/// Commands that take CAP_NET_ADMIN (RDMA_NL_ADMIN_PERM in `drivers/infiniband/core/nldev.c`): set, add and delete a
+/// Commands that require CAP_NET_ADMIN (RDMA_NL_ADMIN_PERM in `drivers/infiniband/core/nldev.c`): set, add and delete a
 /// link, `SYS_SET`, statistics' set and del, raw dumps of queue pairs, completion queues, memory regions and shared
 /// receive queues, add and delete a device.
 const ADMINISTRATIVE: [u16; 12] = [2, 3, 4, SYS_SET, 16, 18, 19, 20, 21, 25, 26, 27];
@@ -37,17 +37,21 @@ const NDEV_NAME: u16 = 51;
 const NETNS_MODE: u16 = 66;
 const PROTOCOL: u16 = 67;
 
-/// How many devices a card may have before its numbers run into the next one's.
+/// How many device indexes each card has.
 const PER_CARD: u32 = 1 << 12;
-/// Where the cards' numbers begin if the kernel has numbers of its own.
+/// The first index of the cards' devices if the kernel has devices of its own.
 const AFTER_KERNEL: u32 = 1 << 20;
+/// RDMA_NODE_IB_CA.
 const CHANNEL_ADAPTER: u8 = 1;
+/// IB_PORT_ACTIVE and IB_PORT_DOWN.
 const ACTIVE: u8 = 4;
 const DOWN: u8 = 1;
+/// IB_PORT_PHYS_STATE_LINK_UP and IB_PORT_PHYS_STATE_DISABLED.
 const LINK_UP: u8 = 5;
 const DISABLED: u8 = 3;
 const IFF_RUNNING: u16 = 0x40;
 
+/// The handler of a socket.
 pub(super) struct Rdma;
 
 /// One device as programs see it.
@@ -57,114 +61,125 @@ struct Device<'a> {
     firmware: &'a str,
 }
 
-/// What became of a request: its answers, or an error number.
+/// The answer to a request: its messages, or an error number.
 type Answer = Result<Vec<Vec<u8>>, Errno>;
 
-impl Behind for Rdma {
-    fn request(&mut self, io: &mut Io, packet: &[u8]) {
+impl Handler for Rdma {
+    fn request(&mut self, cx: Cx<'_, '_>, relay: &mut Relay, packet: &[u8]) {
         for message in messages(packet) {
-            io.make_room();
-            // What only tells is for nobody when nobody is there.
-            if io.deaf && message.header.is_dump() {
+            relay.make_room(cx);
+            // A dump changes nothing; if the program has closed its end, nobody reads it.
+            if relay.deaf && message.header.is_dump() {
                 continue;
             }
-            let now = io.cards.now();
-            let answer = if message.header.is_request() { answer(io, &now, &message) } else { None };
+            let views = relay.cards.now(cx);
+            let answer = if message.header.is_request() { answer(cx, relay, &views, &message) } else { None };
             match answer {
-                Some(answer) => tell(io, &message, answer),
-                None if io.shared.native => io.pass_on(message.bytes()),
-                // Messages below the families' are nothing but acknowledged.
-                None if message.header.kind < NLMSG_MIN_TYPE => tell(io, &message, Ok(Vec::new())),
-                None => tell(io, &message, Err(Errno::INVAL)),
+                Some(answer) => send_answer(cx, relay, &message, answer),
+                None if relay.socket.native => relay.pass_on(cx, message.bytes()),
+                // Control messages of netlink itself are only acknowledged (`netlink_rcv_skb`).
+                None if message.header.kind < NLMSG_MIN_TYPE => send_answer(cx, relay, &message, Ok(Vec::new())),
+                None => send_answer(cx, relay, &message, Err(Errno::INVAL)),
             }
         }
     }
 
-    fn kernel(&mut self, io: &mut Io, datagram: &[u8]) {
-        io.queue.push(messages(datagram).map(|m| m.bytes()));
+    fn kernel(&mut self, _: Cx<'_, '_>, relay: &mut Relay, datagram: &[u8]) {
+        relay.queue.push(messages(datagram).map(|m| m.bytes()));
     }
 }
 
-fn tell(io: &mut Io, request: &Message<'_>, answer: Answer) {
-    let outcome = answer.map(|messages| io.queue.push(messages.iter().map(|message| &message[..])));
+fn send_answer(cx: Cx<'_, '_>, relay: &mut Relay, request: &Message<'_>, answer: Answer) {
+    let outcome = answer.map(|messages| relay.queue.push(messages.iter().map(|message| &message[..])));
     if outcome.is_ok() && request.header.is_dump() {
-        // The kernel's devices come after ours, and its end ends both.
-        if io.shared.native && request.header.kind == NLDEV + GET {
-            io.pass_on(request.bytes());
+        // The kernel's devices follow the cards', and the end of its dump ends both.
+        if relay.socket.native && request.header.kind == NLDEV + GET {
+            relay.pass_on(cx, request.bytes());
         } else {
-            io.end_dump(request);
+            relay.end_dump(cx, request);
         }
     } else if outcome.is_err() || request.header.flags.contains(Flags::ACK) {
-        io.acknowledge(request, outcome, |_| {});
+        relay.acknowledge(cx, request, outcome, |_| {});
     }
-    io.flush();
+    relay.flush();
 }
 
-fn devices<'a>(io: &Io, now: &'a Now) -> Vec<Device<'a>> {
-    let base = if io.shared.native { AFTER_KERNEL } else { 0 };
-    let of = |(n, seen): (usize, &'a crate::cards::Seen)| {
-        let firmware = seen.card.profile.firmware.as_str();
+fn devices<'a>(relay: &Relay, views: &'a Views) -> Vec<Device<'a>> {
+    let base = if relay.socket.native { AFTER_KERNEL } else { 0 };
+    let of = |(n, view): (usize, &'a IndexedView)| {
+        let firmware = view.card.profile.firmware.as_str();
         let index = move |device: &RdmaDevice| (base + PER_CARD * n as u32).wrapping_add(device.index);
-        seen.card.rdma.iter().map(move |device| Device { index: index(device), device, firmware })
+        view.card.rdma.iter().map(move |device| Device { index: index(device), device, firmware })
     };
-    now.each().flat_map(of).collect()
+    views.each().flat_map(of).collect()
 }
 
-/// The answer to a request; `None`: the kernel gives it, if there is one.
-fn answer(io: &Io, now: &Now, request: &Message<'_>) -> Option<Answer> {
+/// The answer to a request. `None`: the kernel answers it, if it has RDMA.
+fn answer(cx: Cx<'_, '_>, relay: &Relay, views: &Views, request: &Message<'_>) -> Option<Answer> {
     let attributes = request.payload();
     let command = request.header.kind.checked_sub(NLDEV)?;
-    if ADMINISTRATIVE.contains(&command) && !io.may_administer() {
+    if ADMINISTRATIVE.contains(&command) && !relay.may_administer() {
         return Some(Err(Errno::PERM));
     }
-    if matches!(command, SYS_GET | SYS_SET) && !io.shared.native {
-        return Some(system(io, request, command, attributes));
+    if matches!(command, SYS_GET | SYS_SET) && !relay.socket.native {
+        return Some(system(cx, relay, request, command, attributes));
     }
     if !matches!(command, GET | PORT_GET) {
         return None;
     }
-    let devices = devices(io, now);
+    let devices = devices(relay, views);
     let wanted = find(attributes, DEV_INDEX).and_then(|a| a.leading_u32());
     if command == GET && request.header.is_dump() {
-        let told = devices.iter().map(|device| about_device(io, request, device)).collect::<Result<_, _>>();
-        return Some(told.map_err(Errno::from));
+        let all = devices.iter().map(|device| device_message(cx, relay, request, device)).collect::<Result<_, _>>();
+        return Some(all.map_err(Errno::from));
     }
     let Some(device) = devices.iter().find(|device| Some(device.index) == wanted) else {
-        return (!io.shared.native).then_some(Err(Errno::INVAL));
+        return (!relay.socket.native).then_some(Err(Errno::INVAL));
     };
     if command == GET {
-        return Some(about_device(io, request, device).map(|told| vec![told]).map_err(Errno::from));
+        return Some(device_message(cx, relay, request, device).map(|one| vec![one]).map_err(Errno::from));
     }
     let number = find(attributes, PORT_INDEX).and_then(|a| a.leading_u32());
     let ports = device.device.ports.iter().filter(|port| request.header.is_dump() || Some(port.number) == number);
-    let answers = ports.map(|port| about_port(io, request, device, port)).collect::<Result<Vec<_>, _>>();
+    let answers = ports.map(|port| port_message(cx, relay, request, device, port)).collect::<Result<Vec<_>, _>>();
     let none = answers.as_ref().is_ok_and(Vec::is_empty) && !request.header.is_dump();
     Some(if none { Err(Errno::INVAL) } else { answers.map_err(Errno::from) })
 }
 
 /// `rdma system`: whether devices are shared between network namespaces.
-fn system(io: &Io, request: &Message<'_>, command: u16, attributes: &[u8]) -> Answer {
-    let mut mode = io.cards.rdma_mode.lock().unwrap_or_else(PoisonError::into_inner);
+fn system(cx: Cx<'_, '_>, relay: &Relay, request: &Message<'_>, command: u16, attributes: &[u8]) -> Answer {
     if command == SYS_SET {
         let wanted = find(attributes, NETNS_MODE).and_then(|a| a.value.first().copied());
-        *mode = wanted.filter(|mode| *mode <= 1).ok_or(Errno::INVAL)?;
+        let wanted = wanted.filter(|mode| *mode <= 1).ok_or(Errno::INVAL)?;
+        *relay.cards.rdma_mode.lock_leaf(cx) = wanted;
         return Ok(Vec::new());
     }
-    let told = told(io, request, |to| {
-        to.u8(NETNS_MODE, *mode);
+    let mode = *relay.cards.rdma_mode.lock_leaf(cx);
+    let message = answer_message(cx, relay, request, |to| {
+        to.u8(NETNS_MODE, mode);
     });
-    Ok(vec![told?])
+    Ok(vec![message?])
 }
 
-/// A message of an answer.
-fn told(io: &Io, request: &Message<'_>, fill: impl FnOnce(&mut Builder)) -> Result<Vec<u8>, BuildError> {
+/// Builds one message of an answer.
+fn answer_message(
+    cx: Cx<'_, '_>,
+    relay: &Relay,
+    request: &Message<'_>,
+    fill: impl FnOnce(&mut Builder),
+) -> Result<Vec<u8>, BuildError> {
     let flags = if request.header.is_dump() { Flags::MULTI } else { Flags::empty() };
     let Header { kind, sequence, .. } = request.header;
-    netlink::message(Header::new(kind, flags, sequence, io.shared.port_to_send_from()), fill)
+    netlink::message(Header::new(kind, flags, sequence, relay.socket.port_to_send_from(cx)), fill)
 }
 
-fn about_device(io: &Io, request: &Message<'_>, device: &Device<'_>) -> Result<Vec<u8>, BuildError> {
-    told(io, request, |to| {
+fn device_message(
+    cx: Cx<'_, '_>,
+    relay: &Relay,
+    request: &Message<'_>,
+    device: &Device<'_>,
+) -> Result<Vec<u8>, BuildError> {
+    answer_message(cx, relay, request, |to| {
         to.u32(DEV_INDEX, device.index).text(DEV_NAME, &device.device.name);
         to.u32(PORT_INDEX, device.device.ports.len() as u32).text(FW_VERSION, device.firmware);
         to.u64(NODE_GUID, device.device.node_guid).u64(SYS_IMAGE_GUID, device.device.node_guid);
@@ -172,15 +187,21 @@ fn about_device(io: &Io, request: &Message<'_>, device: &Device<'_>) -> Result<V
     })
 }
 
-fn about_port(io: &Io, request: &Message<'_>, device: &Device<'_>, port: &RdmaPort) -> Result<Vec<u8>, BuildError> {
-    let socket = &io.shared.kernel;
-    // A netdev that is in another namespace is not told of, and carries nothing here.
+fn port_message(
+    cx: Cx<'_, '_>,
+    relay: &Relay,
+    request: &Message<'_>,
+    device: &Device<'_>,
+    port: &RdmaPort,
+) -> Result<Vec<u8>, BuildError> {
+    let socket = &relay.socket.kernel;
+    // A netdev in another network namespace is not named, and the port is down.
     let netdev = port.netdev.as_deref().and_then(|name| {
         let index = rustix::net::netdevice::name_to_index(socket, name).ok()?;
         Some((index, name, sys::netdev_flags(socket, name).is_ok_and(|flags| flags & IFF_RUNNING != 0)))
     });
     let up = netdev.is_some_and(|(_, _, running)| running);
-    told(io, request, |to| {
+    answer_message(cx, relay, request, |to| {
         to.u32(DEV_INDEX, device.index).text(DEV_NAME, &device.device.name).u32(PORT_INDEX, port.number);
         to.u8(PORT_STATE, if up { ACTIVE } else { DOWN });
         to.u8(PORT_PHYS_STATE, if up { LINK_UP } else { DISABLED });

@@ -1,4 +1,4 @@
-//! What is set of VFs: IFLA_VFINFO_LIST, as commands to the card.
+//! Settings of VFs: IFLA_VFINFO_LIST, as commands to the card.
 
 use control::Command;
 use eswitch::vf::{ETH_P_8021AD, ETH_P_8021Q, LinkState, VfSetting, VfVlan};
@@ -7,16 +7,19 @@ use eswitch::{MacAddr, PciAddress};
 use netlink::rtnl::IFLA_VF_VLAN_LIST;
 use netlink::{Attribute, Errno, attributes, find, u16_at, u32_at};
 
-/// Why there are no commands.
+/// Why a list gives no commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NoCommands {
-    /// It is cut short, or of no known kind: it is for the kernel to refuse.
+    /// It is cut short, or has an attribute that is not known: the kernel is to refuse it.
     NotUnderstood,
-    /// The driver has no such setting, or takes no such value: an error number.
+    /// The driver has no such setting, or refuses the value: the error number.
     Refused(Errno),
 }
 
-/// The commands, in order, for the VFs of a PF.
+/// The commands for the VFs of a PF, in the order of the attributes.
+///
+/// # Errors
+/// See [`NoCommands`].
 pub(super) fn commands(device: PciAddress, list: &[u8]) -> Result<Vec<Command>, NoCommands> {
     let mut commands = Vec::new();
     for info in attributes(list).flatten() {
@@ -79,7 +82,7 @@ fn setting_of_vlan(attribute: &Attribute<'_>) -> Result<VfSetting, NoCommands> {
 fn vlan(id: u32, qos: u32, proto: u16) -> Result<VfVlan, NoCommands> {
     match (id.try_into(), qos.try_into()) {
         (Ok(id), Ok(qos)) => Ok(VfVlan { id, qos, proto }),
-        // Out of the range that `mlx5_eswitch_set_vport_vlan` takes.
+        // Outside of the range that `mlx5_eswitch_set_vport_vlan` takes.
         _ => Err(NoCommands::Refused(Errno::INVAL)),
     }
 }
@@ -92,7 +95,7 @@ mod tests {
     const PF: PciAddress = PciAddress { domain: 0, bus: 8, device: 0, function: 0 };
 
     #[test]
-    fn commands_say_what_was_set() {
+    fn each_attribute_becomes_a_command() {
         let list = row(|to| {
             to.nest_noflag(1, |info| {
                 info.put(1, &[&[2, 0, 0, 0, 2, 0, 0, 0, 0, 1], &[0u8; 26][..]].concat());

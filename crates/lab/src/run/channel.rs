@@ -1,4 +1,4 @@
-//! What the three processes of a lab say to each other: one small message, with at most one descriptor.
+//! The messages between the three processes of a lab: a few bytes, with at most one descriptor.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -13,25 +13,25 @@ use rustix::net::{
 /// A message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Word {
-    /// The program's process: here is where its trapped calls are heard of. To the supervisor.
+    /// From the program's process to the supervisor: the descriptor on which its trapped calls are received.
     Listener,
-    /// The program's process: it is prepared, and waits for [`Go`](Self::Go).
+    /// From the program's process to the front: it is prepared, and waits for [`Go`](Self::Go).
     Ready,
-    /// The program's process: it could not do this, and why.
+    /// From the program's process to the front: a step has failed, with this error.
     Failed(Step, Errno),
-    /// The supervisor: it answers trapped calls from now on.
+    /// From the supervisor to the front: it answers trapped calls from now on.
     Serving,
-    /// To the supervisor: this is the program's process.
+    /// From the front to the supervisor: the program's process, as a descriptor.
     Program,
-    /// To the program's process: it is to become the program.
+    /// From the front to the program's process: it is to become the program.
     Go,
-    /// To the supervisor: the program has ended.
+    /// From the front to the supervisor: the program has ended.
     Ended,
-    /// The supervisor: the program has left others running.
+    /// From the supervisor to the front: the program has left processes running.
     Remains,
 }
 
-/// What the program's process is at.
+/// A step of the program's process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     Namespaces,
@@ -43,9 +43,9 @@ pub(super) enum Step {
 const STEPS: [Step; 4] = [Step::Namespaces, Step::Mounts, Step::Filter, Step::Program];
 const WORDS: [Word; 7] =
     [Word::Listener, Word::Ready, Word::Serving, Word::Program, Word::Go, Word::Ended, Word::Remains];
-/// What a failed step's number begins at.
+/// The number of the first step in [`Word::Failed`].
 const FAILED: u8 = 100;
-/// The number of a word or a step, and an error number.
+/// The length of a message: the number of a word or step, and an error number.
 const LEN: usize = 5;
 
 impl Word {
@@ -69,11 +69,11 @@ impl Word {
     }
 }
 
-/// Two ends of a channel. What is read of one whose other end is closed everywhere is an error,
+/// Makes a channel, and returns its two ends. Receiving from an end whose other end is closed everywhere fails with
 /// `UnexpectedEof`.
 ///
 /// # Errors
-/// There are no more descriptors.
+/// The process has no more descriptors.
 pub(super) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
 }
@@ -81,7 +81,7 @@ pub(super) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
 /// Sends a message.
 ///
 /// # Errors
-/// Nobody has the other end any more.
+/// The other end is closed.
 pub(super) fn send(to: impl AsFd, word: Word, fd: Option<&OwnedFd>) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
@@ -89,7 +89,7 @@ pub(super) fn send(to: impl AsFd, word: Word, fd: Option<&OwnedFd>) -> io::Resul
     if !fds.is_empty() {
         ancillary.push(SendAncillaryMessage::ScmRights(&fds));
     }
-    // The process that becomes the program sends under the filter, and nobody hears its trapped calls yet.
+    // The process that becomes the program sends under the filter, while nobody receives its trapped calls yet.
     let flags = SendFlags::from_bits_retain(crate::filter::UNTRAPPED_SEND);
     sendmsg(to, &[IoSlice::new(&word.bytes())], &mut ancillary, flags)?;
     Ok(())
@@ -98,7 +98,7 @@ pub(super) fn send(to: impl AsFd, word: Word, fd: Option<&OwnedFd>) -> io::Resul
 /// Waits for a message.
 ///
 /// # Errors
-/// Nobody has the other end any more, or a message makes no sense.
+/// The other end is closed, or the message is malformed.
 pub(super) fn receive(from: impl AsFd) -> io::Result<(Word, Option<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -122,13 +122,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_said_is_understood() {
+    fn each_word_is_received_as_it_was_sent() {
         let (one, other) = pair().unwrap();
         let failed = STEPS.map(|step| Word::Failed(step, Errno::BUSY));
         for word in WORDS.into_iter().chain(failed) {
             send(&one, word, (word == Word::Listener).then_some(&one)).unwrap();
-            let (heard, fd) = receive(&other).unwrap();
-            assert_eq!((heard, fd.is_some()), (word, word == Word::Listener));
+            let (word_received, fd) = receive(&other).unwrap();
+            assert_eq!((word_received, fd.is_some()), (word, word == Word::Listener));
         }
         drop(one);
         assert_eq!(receive(&other).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);

@@ -18,22 +18,22 @@ use super::Mounts;
 use super::channel::{Step, Word, receive, send};
 use crate::sys;
 
-/// What the process does before it is the program.
+/// What the process needs until it becomes the program.
 pub(super) struct Program {
     pub command: Command,
     pub filter: Vec<sys::FilterOp>,
-    /// Whether it may have a mount namespace, and keeps what privileges it has.
+    /// Whether it may make a mount namespace, and keeps its privileges.
     pub privileged: bool,
     pub network: Option<OwnedFd>,
     pub namespace: Option<OwnedFd>,
     pub mounts: Option<Mounts>,
-    /// The way to the supervisor.
+    /// The channel to the supervisor.
     pub calls: OwnedFd,
 }
 
 impl Program {
-    /// Becomes the program when `front` says so. If it ends first, so does this process: it learns of that by
-    /// the other end of `front`, and by a signal wherever else it waits.
+    /// Becomes the program when the front sends `Go`. If the front ends first, so does this process: the channel
+    /// `front` reports it, and a signal does wherever else this process waits.
     pub fn become_it(mut self, front: &OwnedFd) -> ! {
         let (step, error) = match self.try_become_it(front) {
             Ok(never) => match never {},
@@ -44,10 +44,10 @@ impl Program {
     }
 
     fn try_become_it(&mut self, front: &OwnedFd) -> Result<Infallible, (Step, io::Error)> {
-        // It reaches who has no handlers, and cannot be ignored. That `front` ended before this is heard of
-        // by what follows.
+        // SIGKILL needs no handler and cannot be ignored. If the front has ended before this call, the channel reports
+        // it below.
         let _ = set_parent_process_death_signal(Some(Signal::KILL));
-        self.be_ready()?;
+        self.prepare()?;
         let at = |error| (Step::Program, error);
         send(front, Word::Ready, None).map_err(at)?;
         match receive(front).map_err(at)? {
@@ -56,7 +56,7 @@ impl Program {
         }
     }
 
-    fn be_ready(&mut self) -> Result<(), (Step, io::Error)> {
+    fn prepare(&mut self) -> Result<(), (Step, io::Error)> {
         let at = |step| move |error: io::Error| (step, error);
         if let Some(network) = &self.network {
             let joined = move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network));
@@ -75,15 +75,15 @@ impl Program {
         send(&self.calls, Word::Listener, Some(&listener)).map_err(at(Step::Filter))
     }
 
-    /// Gets a mount namespace from which nothing comes out, but into which what is mounted outside comes.
+    /// Makes a mount namespace. Mounts in it are not seen outside, but mounts outside are seen in it.
     fn own_mounts(&self) -> io::Result<()> {
         if let Some(namespace) = &self.namespace {
-            let folder = Folder::current();
+            let directory = WorkingDirectory::current();
             move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))?;
-            folder.enter()?;
+            directory.enter()?;
         }
         sys::unshare_mounts()?;
-        // What `ip netns` makes in a lab is to be there outside, if it is where others look for it.
+        // A namespace that `ip netns` makes in a lab must appear outside, where others look for it.
         let named = if is_shared(NAMED) { Some(copy_of(NAMED)?) } else { None };
         mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
         if let Some(named) = named {
@@ -93,20 +93,20 @@ impl Program {
     }
 }
 
-/// The folder that a program is to start in. The kernel puts who joins a mount namespace into its root.
-struct Folder {
+/// The directory in which a program is to start. The kernel puts a process that joins a mount namespace into its root.
+struct WorkingDirectory {
     path: Option<PathBuf>,
     itself: Option<OwnedFd>,
 }
 
-impl Folder {
+impl WorkingDirectory {
     fn current() -> Self {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Self { path: std::env::current_dir().ok(), itself: open(".", flags, Mode::empty()).ok() }
     }
 
-    /// Goes there by its name if that leads to the same folder here. If something else is in its place, the
-    /// folder is the one that it was all the same, though it has no name here.
+    /// Changes to the directory: by its path, if that leads to the same directory in this namespace, else by its
+    /// descriptor; then it is the same directory, but has no path here.
     fn enter(&self) -> io::Result<()> {
         let Some(itself) = &self.itself else { return Ok(()) };
         let found = fstat(itself)?;
@@ -119,7 +119,7 @@ impl Folder {
     }
 }
 
-/// Where `ip netns` keeps its namespaces.
+/// Where `ip netns` mounts its namespaces.
 const NAMED: &str = "/run/netns";
 
 fn copy_of(path: &str) -> io::Result<OwnedFd> {
@@ -127,7 +127,7 @@ fn copy_of(path: &str) -> io::Result<OwnedFd> {
     Ok(open_tree(rustix::fs::CWD, path, flags)?)
 }
 
-/// Whether something is mounted there whose mounts are seen elsewhere, too.
+/// Whether a shared mount is at a path.
 fn is_shared(path: &str) -> bool {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     mounts.lines().any(|line| {

@@ -1,5 +1,5 @@
-//! What does not belong to one device: the buses with their drivers, the auxiliary bus with its devices,
-//! modules, and the directories that all of it hangs in.
+//! What does not belong to one device: the buses with their drivers, the auxiliary bus with its devices, modules, and
+//! the directories that contain them.
 
 use std::collections::HashMap;
 
@@ -12,45 +12,49 @@ use netlink::Errno;
 use super::pci;
 use super::text::{event, line, name, number};
 use super::tree::{
-    Act, Attribute, Base, Entry, Folder, LibraryFile, Netdevs, PLAIN, Shown, Subject, Text, Tree, Under,
+    Act, Attribute, AttributeContext, EMPTY, Entry, LibraryFile, LowerPath, LowerTree, Netdevs, Subject, Template,
+    Text, Tree,
 };
 
-/// A card that is put into the tree.
-pub(super) struct Of<'a> {
+/// A card that is added to the tree.
+pub(super) struct AddedCard<'a> {
     pub(super) card: &'a view::Card,
+    /// The card's index.
     pub(super) at: usize,
+    /// The kernel's release.
     pub(super) release: &'a str,
+    /// The paths of the card's devices, by name.
     devices: HashMap<DeviceName, String>,
 }
 
-impl<'a> Of<'a> {
+impl<'a> AddedCard<'a> {
     pub(super) fn new(card: &'a view::Card, at: usize, release: &'a str) -> Self {
         let functions = card.functions.iter().map(|f| (DeviceName::Pci(f.address), pci::path(card, f)));
-        let mut of = Self { card, at, release, devices: functions.collect() };
-        // A device may come before the one it hangs on; of those that hang on nothing, none is entered.
+        let mut added = Self { card, at, release, devices: functions.collect() };
+        // A device may be listed before its parent. A device without a parent in the tree is left out.
         let mut left: Vec<&view::Auxiliary> = card.auxiliary.iter().collect();
         loop {
             let before = left.len();
-            left.retain(|device| match of.device(device.parent).map(|above| format!("{above}/{}", device.name)) {
+            left.retain(|device| match added.device(device.parent).map(|above| format!("{above}/{}", device.name)) {
                 Some(path) => {
-                    of.devices.insert(DeviceName::Auxiliary(device.name), path);
+                    added.devices.insert(DeviceName::Auxiliary(device.name), path);
                     false
                 }
                 None => true,
             });
             if left.len() == before {
-                return of;
+                return added;
             }
         }
     }
 
-    /// The directory of a device.
+    /// The path of a device.
     pub(super) fn device(&self, device: DeviceName) -> Option<&str> {
         self.devices.get(&device).map(String::as_str)
     }
 }
 
-/// What every device has under `power`, of what programs ask for.
+/// The attributes of a device's directory `power` that programs use.
 pub(super) const POWER: &[Attribute] = &[
     Attribute::rw(
         "control",
@@ -65,12 +69,12 @@ pub(super) const POWER: &[Attribute] = &[
     Attribute::ro("runtime_suspended_time", |_| line(0)),
 ];
 
-/// The root of a PCI bus.
-pub(super) static ROOT_PORT: Folder = Folder::of(&[&[Attribute::rw("uevent", |_| Ok(Vec::new()), ignore_event)]]);
+/// The directory of the root of a PCI bus.
+pub(super) static ROOT_PORT: Template = Template::of(&[&[Attribute::rw("uevent", |_| Ok(Vec::new()), ignore_event)]]);
 
-static ROOT_FOLDER: Folder = Folder::of(&[&[Attribute { size: 0, ..Attribute::ro("proc-modules", proc_modules) }]]);
+static ROOT: Template = Template::of(&[&[Attribute { size: 0, ..Attribute::ro("proc-modules", proc_modules) }]]);
 
-static PCI_BUS: Folder = Folder::of(&[&[
+static PCI_BUS: Template = Template::of(&[&[
     Attribute::wo("drivers_probe", |s, text| match card_with_function(s, name(text)?) {
         Some((card, device)) => Ok(perform(card, Command::Probe(device))),
         None => Ok(Act::Kernel),
@@ -81,7 +85,7 @@ static PCI_BUS: Folder = Folder::of(&[&[
     }),
 ]]);
 
-static AUXILIARY_BUS: Folder = Folder::of(&[&[
+static AUXILIARY_BUS: Template = Template::of(&[&[
     Attribute::rw("drivers_autoprobe", |_| line(1), |_, _| Ok(Act::Kernel)),
     Attribute::wo("drivers_probe", |s, text| match card_with_auxiliary(s, name(text)?) {
         // A device that has a driver keeps it (`bus_rescan_devices_helper`).
@@ -92,9 +96,9 @@ static AUXILIARY_BUS: Folder = Folder::of(&[&[
     Attribute::wo("uevent", ignore_event),
 ]]);
 
-static PCI_DRIVER: Folder = Folder::of(&[DRIVER, &[Attribute::wo("new_id", ids), Attribute::wo("remove_id", ids)]]);
+static PCI_DRIVER: Template = Template::of(&[DRIVER, &[Attribute::wo("new_id", ids), Attribute::wo("remove_id", ids)]]);
 
-static AUXILIARY_DRIVER: Folder = Folder::of(&[DRIVER]);
+static AUXILIARY_DRIVER: Template = Template::of(&[DRIVER]);
 
 const DRIVER: &[Attribute] = &[
     Attribute::wo("bind", |s, text| driver(s, true, text)),
@@ -102,22 +106,22 @@ const DRIVER: &[Attribute] = &[
     Attribute::wo("unbind", |s, text| driver(s, false, text)),
 ];
 
-static AUXILIARY: Folder =
-    Folder { folders: DEVICE_FOLDERS, ..Folder::of(&[&[Attribute::rw("uevent", auxiliary_uevent, ignore_event)]]) };
+static AUXILIARY: Template =
+    Template { subdirs: DEVICE_SUBDIRS, ..Template::of(&[&[Attribute::rw("uevent", auxiliary_uevent, ignore_event)]]) };
 
-static SF: Folder = Folder {
-    folders: DEVICE_FOLDERS,
-    ..Folder::of(&[&[
+static SF: Template = Template {
+    subdirs: DEVICE_SUBDIRS,
+    ..Template::of(&[&[
         Attribute::ro("sfnum", |s| line(s.auxiliary()?.sfnum.ok_or(Errno::NODEV)?.0)),
         Attribute::rw("uevent", auxiliary_uevent, ignore_event),
     ]])
 };
 
-const DEVICE_FOLDERS: &[Folder] = &[Folder { name: "power", ..Folder::of(&[POWER]) }];
+const DEVICE_SUBDIRS: &[Template] = &[Template { name: "power", ..Template::of(&[POWER]) }];
 
-static MODULE: Folder = Folder {
-    folders: &[Folder { name: "parameters", ..Folder::of(&[]) }],
-    ..Folder::of(&[&[
+static MODULE: Template = Template {
+    subdirs: &[Template { name: "parameters", ..Template::of(&[]) }],
+    ..Template::of(&[&[
         Attribute::ro("coresize", |s| line(size(s.module()?))),
         Attribute::ro("initsize", |_| line(0)),
         Attribute::ro("initstate", |_| line("live")),
@@ -127,10 +131,10 @@ static MODULE: Folder = Folder {
     ]])
 };
 
-/// Indexes of `/lib/modules` that card modules are entered into.
+/// The indexes of `/lib/modules` to which the cards' modules are added.
 pub(super) const INDEXES: [&str; 4] = ["modules.dep", "modules.dep.bin", "modules.alias", "modules.alias.bin"];
 
-/// Those that `kmod` wants to be there.
+/// Further files that `kmod` requires.
 pub(super) const FILLERS: [&str; 9] = [
     "modules.builtin",
     "modules.builtin.alias.bin",
@@ -143,10 +147,11 @@ pub(super) const FILLERS: [&str; 9] = [
     "modules.symbols.bin",
 ];
 
-/// Where card modules are in `/lib/modules/RELEASE`.
+/// The directory of the cards' modules in `/lib/modules/RELEASE`.
 pub(super) const LIBRARY: &str = "kernel/drivers/eswitch";
 
-fn ignore_event(_: &Shown<'_>, text: &str) -> Result<Act, Errno> {
+/// Accepts a write to `uevent`, and does nothing.
+fn ignore_event(_: &AttributeContext<'_>, text: &str) -> Result<Act, Errno> {
     event(text).map(|()| Act::Nothing)
 }
 
@@ -154,7 +159,7 @@ fn perform(card: usize, command: Command) -> Act {
     Act::Perform { card: Some(card), command }
 }
 
-/// The drivers of other auxiliary devices than SFs cannot be bound and unbound by hand.
+/// Binds or unbinds the driver of an SF. Programs cannot do so with other auxiliary devices: EINVAL.
 fn set_sf_bound(card: usize, auxiliary: &view::Auxiliary, bound: bool) -> Result<Act, Errno> {
     match auxiliary.name {
         AuxiliaryName::Sf { id } => Ok(perform(card, Command::SetSfBound { id, bound })),
@@ -162,34 +167,34 @@ fn set_sf_bound(card: usize, auxiliary: &view::Auxiliary, bound: bool) -> Result
     }
 }
 
-fn card_with_function(shown: &Shown<'_>, device: &str) -> Option<(usize, PciAddress)> {
+fn card_with_function(context: &AttributeContext<'_>, device: &str) -> Option<(usize, PciAddress)> {
     let Some(DeviceName::Pci(address)) = DeviceName::parse("pci", device) else { return None };
     let has = |card: &view::Card| card.functions.iter().any(|function| function.address == address);
-    shown.every_card().find(|(_, card)| has(card)).map(|(at, _)| (at, address))
+    context.every_card().find(|(_, card)| has(card)).map(|(at, _)| (at, address))
 }
 
-fn card_with_auxiliary<'s>(shown: &'s Shown<'_>, device: &str) -> Option<(usize, &'s view::Auxiliary)> {
+fn card_with_auxiliary<'s>(context: &'s AttributeContext<'_>, device: &str) -> Option<(usize, &'s view::Auxiliary)> {
     let Some(DeviceName::Auxiliary(name)) = DeviceName::parse("auxiliary", device) else { return None };
-    let mut devices = shown.every_card().flat_map(|(at, card)| card.auxiliary.iter().map(move |one| (at, one)));
+    let mut devices = context.every_card().flat_map(|(at, card)| card.auxiliary.iter().map(move |one| (at, one)));
     devices.find(|(_, auxiliary)| auxiliary.name == name)
 }
 
-/// `bind` and `unbind`: of a device of a card, or else it is the kernel's driver that is meant.
-fn driver(shown: &Shown<'_>, bound: bool, text: &str) -> Result<Act, Errno> {
+/// `bind` and `unbind`: of a card's device at the card, of any other device at the kernel's file.
+fn driver(context: &AttributeContext<'_>, bound: bool, text: &str) -> Result<Act, Errno> {
     let device = name(text).map_err(|_| Errno::NODEV)?;
-    if shown.dir.path.starts_with("bus/pci/") {
-        let Some((card, device)) = card_with_function(shown, device) else { return Ok(Act::Kernel) };
+    if context.dir.path.starts_with("bus/pci/") {
+        let Some((card, device)) = card_with_function(context, device) else { return Ok(Act::Kernel) };
         let command = if bound { Command::Bind } else { Command::Unbind };
         return Ok(perform(card, command(device)));
     }
-    let Some((card, auxiliary)) = card_with_auxiliary(shown, device) else { return Ok(Act::Kernel) };
+    let Some((card, auxiliary)) = card_with_auxiliary(context, device) else { return Ok(Act::Kernel) };
     // The kernel matches a driver by the name without its number, and refuses what does not match.
-    let driver = shown.dir.path.rsplit('/').next().unwrap_or_default();
+    let driver = context.dir.path.rsplit('/').next().unwrap_or_default();
     if auxiliary.name.match_name() == driver { set_sf_bound(card, auxiliary, bound) } else { Err(Errno::NODEV) }
 }
 
-/// `new_id` and `remove_id` take ids that a card's driver has no use for: it has those of its card.
-fn ids(_: &Shown<'_>, text: &str) -> Result<Act, Errno> {
+/// `new_id` and `remove_id`: ids are passed on to the kernel's driver; a card's driver has those of its card.
+fn ids(_: &AttributeContext<'_>, text: &str) -> Result<Act, Errno> {
     let mut ids = text.split_ascii_whitespace().map(|id| u32::from_str_radix(id, 16));
     match (ids.next(), ids.next(), ids.all(|id| id.is_ok())) {
         (Some(Ok(_)), Some(Ok(_)), true) => Ok(Act::Kernel),
@@ -197,30 +202,30 @@ fn ids(_: &Shown<'_>, text: &str) -> Result<Act, Errno> {
     }
 }
 
-fn auxiliary_uevent(shown: &Shown<'_>) -> Text {
-    let device = shown.auxiliary()?;
+fn auxiliary_uevent(context: &AttributeContext<'_>) -> Text {
+    let device = context.auxiliary()?;
     let mut text = device.driver.as_ref().map_or_else(String::new, |driver| format!("DRIVER={driver}\n"));
-    // The kernel's matches a driver by the name without its number.
+    // Without its number, by which the kernel matches drivers.
     text += &format!("MODALIAS=auxiliary:{}\n", device.name.match_name());
     Ok(text.into_bytes())
 }
 
-/// Modules that are loaded and need this one.
+/// The loaded modules that depend on a module.
 fn holders<'a>(card: &'a view::Card, module: &'a str) -> impl Iterator<Item = &'a view::Module> {
     let holds = move |other: &&view::Module| other.loaded && other.depends.iter().any(|name| name == module);
     card.modules.iter().filter(holds)
 }
 
-/// A size to show: modules of a card take none of the kernel's memory.
+/// The size to show for a module, in bytes. A card's module takes none of the kernel's memory.
 fn size(module: &view::Module) -> usize {
     4096 * (1 + module.drivers.len())
 }
 
 /// `/proc/modules`: the cards' modules, then the kernel's.
-fn proc_modules(shown: &Shown<'_>) -> Text {
+fn proc_modules(context: &AttributeContext<'_>) -> Text {
     let mut text = String::new();
     let mut seen: Vec<&str> = Vec::new();
-    for (_, card) in shown.every_card() {
+    for (_, card) in context.every_card() {
         for module in card.modules.iter().filter(|module| module.loaded) {
             if seen.contains(&module.name.as_str()) {
                 continue;
@@ -233,7 +238,7 @@ fn proc_modules(shown: &Shown<'_>) -> Text {
             text += &format!("{} {size} {} {held} Live 0x0000000000000000\n", module.name, names.len());
         }
     }
-    let kernels = shown.kernel.proc_modules().unwrap_or_default();
+    let kernels = context.kernel.proc_modules().unwrap_or_default();
     let kernels = String::from_utf8_lossy(&kernels);
     for other in kernels.lines().filter(|line| !seen.contains(&line.split(' ').next().unwrap_or_default())) {
         text += other;
@@ -242,16 +247,16 @@ fn proc_modules(shown: &Shown<'_>) -> Text {
     Ok(text.into_bytes())
 }
 
-/// What is there without any card.
+/// Makes the directories that exist without any card.
 pub(super) fn root(tree: &mut Tree, release: &str) {
-    tree.make("", &ROOT_FOLDER, Subject::Nothing).lasting = true;
+    tree.make("", &ROOT, Subject::Nothing).lasting = true;
     for path in ["bus", "class", "devices", "module", "bus/pci/devices", "bus/pci/drivers"] {
-        over(tree, path, &PLAIN);
+        over(tree, path, &EMPTY);
     }
     for path in ["bus/auxiliary/devices", "bus/auxiliary/drivers", "class/net", "class/infiniband"] {
-        over(tree, path, &PLAIN);
+        over(tree, path, &EMPTY);
     }
-    over(tree, "devices/virtual/net", &PLAIN);
+    over(tree, "devices/virtual/net", &EMPTY);
     for (path, netdevs) in [("class/net", Netdevs::Linked), ("devices/virtual/net", Netdevs::Hidden)] {
         if let Some(dir) = tree.existing(path) {
             dir.netdevs = netdevs;
@@ -260,29 +265,29 @@ pub(super) fn root(tree: &mut Tree, release: &str) {
     library(tree, release);
 }
 
-/// Makes a directory over the kernel's, and those above it.
-fn over(tree: &mut Tree, path: &str, last: &'static Folder) {
+/// Makes a directory through which the kernel's is seen, and those above it.
+fn over(tree: &mut Tree, path: &str, last: &'static Template) {
     for (end, _) in path.match_indices('/') {
-        let folder = match &path[..end] {
+        let template = match &path[..end] {
             "bus/pci" => &PCI_BUS,
             "bus/auxiliary" => &AUXILIARY_BUS,
-            _ => &PLAIN,
+            _ => &EMPTY,
         };
-        tree.make_over(&path[..end], folder);
+        tree.make_over(&path[..end], template);
     }
     tree.make_over(path, last);
 }
 
 fn library(tree: &mut Tree, release: &str) {
     let mut path = "lib-modules".to_owned();
-    let mut under = String::new();
+    let mut lower = String::new();
     for part in std::iter::once("").chain(std::iter::once(release)).chain(LIBRARY.split('/')) {
         if !part.is_empty() {
             path = format!("{path}/{part}");
-            under = if under.is_empty() { part.to_owned() } else { format!("{under}/{part}") };
+            lower = if lower.is_empty() { part.to_owned() } else { format!("{lower}/{part}") };
         }
-        let dir = tree.make(&path, &PLAIN, Subject::Nothing);
-        dir.under = Some(Under { base: Base::Modules, path: under.clone() });
+        let dir = tree.make(&path, &EMPTY, Subject::Nothing);
+        dir.lower = Some(LowerPath { base: LowerTree::Modules, path: lower.clone() });
         dir.lasting = true;
     }
     let Some(dir) = tree.existing(&format!("lib-modules/{release}")) else { return };
@@ -294,17 +299,17 @@ fn library(tree: &mut Tree, release: &str) {
     }
 }
 
-/// Puts a card's auxiliary devices into the tree.
-pub(super) fn add_auxiliary(tree: &mut Tree, of: &Of<'_>) {
-    let placed = of.card.auxiliary.iter().enumerate();
+/// Adds a card's auxiliary devices to the tree.
+pub(super) fn add_auxiliary(tree: &mut Tree, added: &AddedCard<'_>) {
+    let placed = added.card.auxiliary.iter().enumerate();
     let mut placed: Vec<_> = placed
-        .filter_map(|(at, device)| Some((of.devices.get(&DeviceName::Auxiliary(device.name))?, at, device)))
+        .filter_map(|(at, device)| Some((added.devices.get(&DeviceName::Auxiliary(device.name))?, at, device)))
         .collect();
-    // Above before below.
+    // A parent's path sorts before its children's.
     placed.sort_by_key(|(path, ..)| *path);
     for (path, at, device) in placed {
-        let folder = if device.sfnum.is_some() { &SF } else { &AUXILIARY };
-        tree.make(path, folder, Subject::Auxiliary(of.at, at));
+        let template = if device.sfnum.is_some() { &SF } else { &AUXILIARY };
+        tree.make(path, template, Subject::Auxiliary(added.at, at));
         tree.link("bus/auxiliary/devices", &device.name.to_string(), path);
         tree.link(path, "subsystem", "bus/auxiliary");
         if let Some(driver) = &device.driver {
@@ -326,22 +331,22 @@ fn add_driver(tree: &mut Tree, bus: &str, driver: &str) -> String {
     path
 }
 
-/// Puts a card's modules into the tree, and the drivers that come with those that are loaded.
-pub(super) fn add_modules(tree: &mut Tree, of: &Of<'_>) {
-    let library = format!("lib-modules/{}/{LIBRARY}", of.release);
-    for (at, module) in of.card.modules.iter().enumerate() {
+/// Adds a card's modules to the tree, and the drivers of those that are loaded.
+pub(super) fn add_modules(tree: &mut Tree, added: &AddedCard<'_>) {
+    let library = format!("lib-modules/{}/{LIBRARY}", added.release);
+    for (at, module) in added.card.modules.iter().enumerate() {
         if let Some(dir) = tree.existing(&library) {
-            let file = Entry::Library(LibraryFile::Module(of.at, at));
+            let file = Entry::Library(LibraryFile::Module(added.at, at));
             dir.entries.insert(format!("{}.ko", module.name).into(), file);
         }
         if !module.loaded {
             continue;
         }
         let path = format!("module/{}", module.name);
-        tree.make(&path, &MODULE, Subject::Module(of.at, at));
-        tree.make(&format!("{path}/holders"), &PLAIN, Subject::Nothing);
-        tree.make(&format!("{path}/drivers"), &PLAIN, Subject::Nothing);
-        for holder in holders(of.card, &module.name) {
+        tree.make(&path, &MODULE, Subject::Module(added.at, at));
+        tree.make(&format!("{path}/holders"), &EMPTY, Subject::Nothing);
+        tree.make(&format!("{path}/drivers"), &EMPTY, Subject::Nothing);
+        for holder in holders(added.card, &module.name) {
             tree.link(&format!("{path}/holders"), &holder.name, &format!("module/{}", holder.name));
         }
         for (bus, driver) in &module.drivers {

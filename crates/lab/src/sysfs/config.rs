@@ -1,11 +1,12 @@
-//! The PCI configuration space of a function, and where its memory is: enough for `lspci -vv`.
+//! The PCI configuration space of a function, and its address ranges: enough for `lspci -vv`.
 
 use devlink::view;
 use eswitch::PciAddress;
 
-/// Size of the space.
+/// The size of the configuration space, in bytes.
 pub(super) const SIZE: usize = 4096;
 
+/// The offsets of the capabilities.
 const EXPRESS: usize = 0x60;
 const MSIX: usize = 0x9c;
 const POWER: usize = 0x40;
@@ -13,14 +14,14 @@ const ERRORS: usize = 0x100;
 const ROUTING: usize = 0x150;
 const SRIOV: usize = 0x180;
 
-/// A range of memory.
+/// An address range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Range {
     pub(super) start: u64,
     pub(super) size: u64,
 }
 
-/// BAR 0 of a function: a PF's is 32 MiB, a VF's 1 MiB, and no two are in the same place.
+/// BAR 0 of a function: 32 MiB of a PF, 1 MiB of a VF. No two overlap.
 pub(super) fn memory(card: usize, function: &view::Function) -> Range {
     match &function.vf_of {
         None => {
@@ -35,7 +36,7 @@ fn card_memory(card: usize) -> u64 {
     0x20_0000_0000 + ((card as u64 & 0xff) << 38)
 }
 
-/// Where a PF's VFs have their memory, one after the other.
+/// The address of the BARs of a PF's VFs, one after the other.
 pub(super) fn vf_memory(card: usize, pf: PciAddress) -> u64 {
     card_memory(card) + (1 << 37) + (u64::from(pf.function) << 36)
 }
@@ -57,17 +58,17 @@ impl Space {
     fn u32(&mut self, at: usize, value: u32) {
         self.put(at, value.to_le_bytes());
     }
-    /// An extended capability: its id, its version, and where the next is.
+    /// Writes the header of an extended capability: its id, its version, and the offset of the next.
     fn extended(&mut self, at: usize, id: u16, version: u32, next: usize) {
         self.u32(at, u32::from(id) | version << 16 | (next as u32) << 20);
     }
-    /// A 64-bit, prefetchable BAR.
+    /// Writes a 64-bit, prefetchable BAR.
     fn bar(&mut self, at: usize, start: u64) {
         self.put(at, (start | 0xc).to_le_bytes());
     }
 }
 
-/// The space of a function.
+/// The configuration space of a function.
 pub(super) fn space(card: &view::Card, card_at: usize, function: &view::Function) -> Vec<u8> {
     let mut space = Space([0; SIZE]);
     let (profile, bound) = (&card.profile, function.driver.is_some());
@@ -85,7 +86,7 @@ pub(super) fn space(card: &view::Card, card_at: usize, function: &view::Function
     space.u16(0x2e, profile.subsystem.1);
     space.u8(0x34, EXPRESS as u8);
     if function.vf_of.is_none() {
-        // A VF's BARs are in its PF's SR-IOV capability, and it has no pin.
+        // The BARs of a VF are in its PF's SR-IOV capability, and a VF has no interrupt pin.
         space.bar(0x10, memory(card_at, function).start);
         space.u8(0x3d, address.function % 4 + 1);
     }
@@ -108,7 +109,7 @@ fn express(space: &mut Space, physical: bool) {
     space.u32(EXPRESS + 4, 0x1000_8022 | 0x8fc0);
     if physical {
         space.u16(EXPRESS + 8, 0x2930);
-        // 16 GT/s, 16 lanes, both what it can and what it has; speeds from 2.5 GT/s.
+        // 16 GT/s and 16 lanes, as capability and as status; speeds from 2.5 GT/s.
         space.u32(EXPRESS + 12, 0x0000_0104);
         space.u16(EXPRESS + 16, 0x0040);
         space.u16(EXPRESS + 18, 0x1104);
@@ -138,7 +139,7 @@ fn extended(space: &mut Space, card: usize, function: &view::Function, profile: 
     let Some(sriov) = sriov else { return };
     space.extended(SRIOV, 0x10, 1, 0);
     space.u32(SRIOV + 4, 0x0000_0002);
-    // VFs enabled, their memory too; routing ids beyond eight functions.
+    // ARI, which numbers more than eight functions; VFs and their memory space enabled if there are VFs.
     space.u16(SRIOV + 8, 0x10 | if sriov.enabled > 0 { 0x09 } else { 0 });
     space.u16(SRIOV + 0x0c, sriov.total);
     space.u16(SRIOV + 0x0e, sriov.total);

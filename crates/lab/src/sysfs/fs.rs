@@ -1,73 +1,49 @@
-//! The scene as a file system.
+//! The merged tree as a file system, served through FUSE.
 //!
-//! What can come and go at any time is looked up each time that a program asks for it: the daemon shares a view with a
-//! number that grows, and sends no notification when that changes. What is there as long as the directory it is in is looked up once. Values are read from the
-//! card whenever a file is read from its beginning, and none is kept by the kernel.
+//! The kernel may cache nothing that can appear or disappear at any time, and looks it up again at every use: the lab
+//! learns of a change only when it compares the number of the view in the memory that the daemon shares, so it cannot
+//! invalidate the kernel's cache. What exists as long as its directory does is looked up once. A value is read from the
+//! card whenever its file is read from the beginning, and the kernel caches none.
+
+mod attr;
+mod handle;
+mod write;
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use control::Command;
 use fuser::{
     BsdFileFlags, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
-    LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request, TimeOrNow, WriteFlags,
+    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
-use netlink::{Errno, errno_of};
-use parking_lot::{Mutex, RwLock};
-use rustix::fs::{AtFlags, OFlags, Stat, statat};
+use lockdep::{Domain, Mutex};
+use netlink::Errno;
 
-use crate::process::{Caller, Home, SYS_ADMIN, with_rights};
-
-use super::place::{Place, Scene};
-use super::text::written;
-use super::tree::{Act, Attribute, ByNumber, Dir, Kind, LibraryFile, ROOT, Subject, Tree, Under, number};
-use super::under;
-
-const LONG: Duration = Duration::from_secs(3600);
-const SHORT: Duration = Duration::from_secs(1);
-const NEVER: Duration = Duration::ZERO;
-
-/// An open file or directory.
-enum Handle {
-    /// An attribute: its directory, and what it said when it was last read from the beginning.
-    Attribute(u64, &'static Attribute, Mutex<Option<Vec<u8>>>),
-    /// A file that does not change.
-    Whole(Arc<[u8]>),
-    /// A file beneath.
-    Beneath(Arc<OwnedFd>),
-    /// A directory, and what was in it when it was last read from the beginning.
-    Dir(u64, Mutex<Option<Listing>>),
-}
-
-struct Listing {
-    entries: Vec<Item>,
-    beneath: Option<OwnedFd>,
-    of_netdev: bool,
-}
-
-struct Item {
-    name: Box<OsStr>,
-    number: u64,
-    kind: Kind,
-    /// What is known of it without a look beneath.
-    attr: Option<(FileAttr, Duration)>,
-}
+use super::merged::MergedTree;
+use super::tree::{ByNumber, Kind};
+use crate::lock_order::{Cx, NetdevFiles, OpenFiles};
+use crate::process::UserNamespace;
+use handle::Handle;
+use write::{Job, reply_to};
 
 /// The file system.
 pub(super) struct SysFs {
-    scene: Arc<Scene>,
-    handles: RwLock<ByNumber<Arc<Handle>>>,
+    merged: Arc<MergedTree>,
+    handles: Mutex<OpenFiles, ByNumber<Arc<Handle>>>,
+    /// The number of the next handle.
     next: AtomicU64,
+    /// The time of all nodes of the cards' tree.
     since: SystemTime,
-    /// What the kernel's files of a netdev are like, by their names.
-    netdev_files: RwLock<HashMap<Box<OsStr>, FileAttr>>,
+    /// The attributes of the files that the kernel has for any netdev, by their names.
+    netdev_files: Mutex<NetdevFiles, HashMap<Box<OsStr>, FileAttr>>,
     /// The user namespace in which rights count.
-    home: Arc<Home>,
+    user_namespace: Arc<UserNamespace>,
+    domain: Arc<Domain>,
 }
 
 fn errno(error: Errno) -> fuser::Errno {
@@ -83,337 +59,44 @@ fn file_type(kind: Kind) -> FileType {
 }
 
 impl SysFs {
-    pub(super) fn new(scene: Scene) -> Self {
+    /// `domain`: that of the lab's threads.
+    pub(super) fn new(merged: MergedTree, domain: Arc<Domain>) -> Self {
         Self {
-            scene: Arc::new(scene),
-            handles: RwLock::default(),
+            merged: Arc::new(merged),
+            handles: Mutex::new(ByNumber::default()),
             next: AtomicU64::new(1),
             since: SystemTime::now(),
-            netdev_files: RwLock::default(),
-            home: Arc::new(Home::ours()),
+            netdev_files: Mutex::new(HashMap::new()),
+            user_namespace: Arc::new(UserNamespace::ours()),
+            domain,
         }
     }
 
-    fn keep(&self, handle: Handle) -> FileHandle {
+    /// Does a part of a request that takes locks. FUSE's threads are not ours, so each request begins anew, holding
+    /// nothing. A panic becomes EIO: the program must not wait for ever, and the thread must serve others.
+    fn enter<T>(&self, work: impl FnOnce(Cx<'_, '_>) -> Result<T, Errno>) -> Result<T, Errno> {
+        let work = AssertUnwindSafe(|| lockdep::enter(&self.domain, "lab-files", work));
+        catch_unwind(work).unwrap_or(Err(Errno::IO))
+    }
+
+    /// Stores an open file.
+    fn keep(&self, cx: Cx<'_, '_>, handle: Handle) -> FileHandle {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        self.handles.write().insert(number, Arc::new(handle));
+        self.handles.lock_leaf(cx).insert(number, Arc::new(handle));
         FileHandle(number)
     }
 
-    fn handle(&self, handle: FileHandle) -> Result<Arc<Handle>, Errno> {
-        self.handles.read().get(&handle.0).cloned().ok_or(Errno::BADF)
+    fn handle(&self, cx: Cx<'_, '_>, handle: FileHandle) -> Result<Arc<Handle>, Errno> {
+        self.handles.lock_leaf(cx).get(&handle.0).cloned().ok_or(Errno::BADF)
     }
 
-    fn own(&self, number: u64, kind: Kind, perm: u16, size: u64) -> FileAttr {
-        FileAttr {
-            ino: INodeNo(number),
-            size,
-            blocks: 0,
-            atime: self.since,
-            mtime: self.since,
-            ctime: self.since,
-            crtime: self.since,
-            kind: file_type(kind),
-            perm,
-            nlink: if kind == Kind::Dir { 2 } else { 1 },
-            uid: 0,
-            gid: 0,
-            rdev: 0,
-            blksize: 4096,
-            flags: 0,
-        }
-    }
-
-    fn of_beneath(&self, number: u64, status: &Stat) -> FileAttr {
-        let kind = under::kind(rustix::fs::FileType::from_raw_mode(status.st_mode));
-        let time = |seconds: i64| SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
-        FileAttr {
-            atime: time(status.st_atime),
-            mtime: time(status.st_mtime),
-            ctime: time(status.st_ctime),
-            nlink: u32::try_from(status.st_nlink).unwrap_or(1),
-            uid: status.st_uid,
-            gid: status.st_gid,
-            blocks: u64::try_from(status.st_blocks).unwrap_or(0),
-            ..self.own(number, kind, (status.st_mode & 0o7777) as u16, u64::try_from(status.st_size).unwrap_or(0))
-        }
-    }
-
-    /// The attributes of a place in a directory, and for how long there will be something in it. The number is
-    /// that of the place, or is made from its parent's.
-    fn attr(
-        &self,
-        tree: &Tree,
-        place: &Place<'_>,
-        number_of: impl Fn(Kind) -> u64,
-    ) -> Result<(FileAttr, Duration), Errno> {
-        match place {
-            Place::Dir(dir) if !self.scene.is_there(dir) => Err(Errno::NOENT),
-            place => self.attr_there(tree, place, number_of),
-        }
-    }
-
-    /// The same of a place that is known to be there.
-    fn attr_there(
-        &self,
-        tree: &Tree,
-        place: &Place<'_>,
-        number_of: impl Fn(Kind) -> u64,
-    ) -> Result<(FileAttr, Duration), Errno> {
-        let own = |kind, perm, size| self.own(number_of(kind), kind, perm, size);
-        Ok(match place {
-            Place::Dir(dir) => (own(Kind::Dir, 0o755, 0), if dir.lasting { LONG } else { NEVER }),
-            Place::Folder(..) => (own(Kind::Dir, 0o755, 0), LONG),
-            Place::Attribute(_, attribute) => (own(Kind::File, attribute.mode, attribute.size), LONG),
-            Place::Link(_) => (own(Kind::Link, 0o777, 0), NEVER),
-            Place::Library(file) => {
-                let size = self.scene.library(tree, *file)?.len() as u64;
-                (own(Kind::File, 0o644, size), NEVER)
-            }
-            Place::Under(under) => {
-                let status = self.scene.beneath.status_at(under)?;
-                let kind = under::kind(rustix::fs::FileType::from_raw_mode(status.st_mode));
-                (self.of_beneath(number_of(kind), &status), NEVER)
-            }
+    fn close(&self, handle: FileHandle) -> Result<(), Errno> {
+        self.enter(|cx| {
+            let closed = self.handles.lock_leaf(cx).remove(&handle.0);
+            // Without the lock: a listing may be long.
+            drop(closed);
+            Ok(())
         })
-    }
-
-    fn look_up(&self, parent: u64, name: &OsStr) -> Result<(FileAttr, Duration, Duration), Errno> {
-        let tree = self.scene.tree();
-        let place = self.scene.locate(&tree, parent)?;
-        let place = self.scene.child(&tree, &place, name)?;
-        let (attr, lasts) = self.attr(&tree, &place, |kind| number(parent, name.as_encoded_bytes(), kind))?;
-        self.scene.nodes.hold(attr.ino.0, parent, name);
-        Ok((attr, attr_lasts(&place), lasts))
-    }
-
-    fn attr_of(&self, at: u64) -> Result<(FileAttr, Duration), Errno> {
-        let tree = self.scene.tree();
-        let place = self.scene.locate(&tree, at)?;
-        let (attr, _) = self.attr(&tree, &place, |_| at)?;
-        Ok((attr, attr_lasts(&place)))
-    }
-
-    fn link(&self, at: u64) -> Result<String, Errno> {
-        let tree = self.scene.tree();
-        match self.scene.locate(&tree, at)? {
-            Place::Link(target) => Ok(target.to_owned()),
-            Place::Under(under) => self.scene.link_beneath(&tree, at, &under),
-            _ => Err(Errno::INVAL),
-        }
-    }
-
-    fn open_file(&self, at: u64, flags: OpenFlags, opener: u32) -> Result<(Handle, FopenFlags), Errno> {
-        let tree = self.scene.tree();
-        match self.scene.locate(&tree, at)? {
-            Place::Attribute(dir, attribute) => {
-                // As sysfs does, also for those who may override modes.
-                let writes = flags.acc_mode() != OpenAccMode::O_RDONLY;
-                let reads = flags.acc_mode() != OpenAccMode::O_WRONLY;
-                if (writes && attribute.write.is_none()) || (reads && attribute.read.is_none()) {
-                    return Err(Errno::ACCESS);
-                }
-                let handle = Handle::Attribute(dir.number, attribute, Mutex::new(None));
-                Ok((handle, FopenFlags::FOPEN_DIRECT_IO))
-            }
-            // From memory, since `kmod` maps them.
-            Place::Library(_) if flags.acc_mode() != OpenAccMode::O_RDONLY => Err(Errno::ACCESS),
-            Place::Library(file) => Ok((Handle::Whole(self.scene.library(&tree, file)?), FopenFlags::empty())),
-            Place::Under(under) => {
-                let mode = match flags.acc_mode() {
-                    OpenAccMode::O_RDONLY => OFlags::RDONLY,
-                    OpenAccMode::O_WRONLY => OFlags::WRONLY,
-                    OpenAccMode::O_RDWR => OFlags::RDWR,
-                };
-                // Some files show more to those who opened them with more rights (`pci_read_config`).
-                let Caller { capabilities, user, .. } = Caller::of(opener, &self.home).map_err(|_| Errno::PERM)?;
-                let opened = with_rights(capabilities, user, || self.scene.beneath.open(&under, mode));
-                let file = Handle::Beneath(Arc::new(opened.map_err(|_| Errno::PERM)??));
-                let in_sys = under.base == super::tree::Base::Sys;
-                Ok((file, if in_sys { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::empty() }))
-            }
-            _ => Err(Errno::ISDIR),
-        }
-    }
-
-    /// Reads from an open file. `reply` is given what was read.
-    fn read_open(&self, handle: FileHandle, offset: u64, size: u32, reply: &mut dyn FnMut(&[u8])) -> Result<(), Errno> {
-        let size = size as usize;
-        match &*self.handle(handle)? {
-            Handle::Attribute(dir, attribute, text) => {
-                let mut text = text.lock();
-                let text = match &mut *text {
-                    Some(text) if offset > 0 => text,
-                    text => text.insert(self.value(*dir, attribute)?),
-                };
-                reply(part(text, offset, size));
-            }
-            Handle::Whole(bytes) => reply(part(bytes, offset, size)),
-            Handle::Beneath(fd) => {
-                let mut bytes = vec![0; size.min(1 << 20)];
-                let read = rustix::io::pread(fd, &mut bytes, offset)?;
-                reply(part(&bytes, 0, read));
-            }
-            Handle::Dir(..) => return Err(Errno::ISDIR),
-        }
-        Ok(())
-    }
-
-    /// The value of an attribute now.
-    fn value(&self, dir: u64, attribute: &Attribute) -> Result<Vec<u8>, Errno> {
-        let tree = self.scene.tree();
-        let dir = tree.dir(dir).ok_or(Errno::NODEV)?;
-        let read = attribute.read.ok_or(Errno::IO)?;
-        read(&self.scene.shown(&tree, dir))
-    }
-
-    /// What is to be done about something written to an attribute.
-    fn act(&self, dir: u64, attribute: &'static Attribute, bytes: &[u8]) -> Result<Job, Errno> {
-        let tree = self.scene.tree();
-        let dir = tree.dir(dir).ok_or(Errno::NODEV)?;
-        let write = attribute.write.ok_or(Errno::IO)?;
-        match write(&self.scene.shown(&tree, dir), written(bytes)?)? {
-            Act::Nothing => Ok(Job::Nothing),
-            Act::NothingOfAdministrators => Ok(Job::NothingOfAdministrators),
-            Act::Perform { card, command } => Ok(Job::Perform(card, command)),
-            Act::Kernel => Ok(Job::Write(self.kernels(dir, attribute)?, 0)),
-        }
-    }
-
-    /// The kernel's file of the same path. If it has none, it has no such device either.
-    fn kernels(&self, dir: &Dir, attribute: &Attribute) -> Result<Arc<OwnedFd>, Errno> {
-        let under = dir.under.as_ref().ok_or(Errno::NODEV)?;
-        let place = Under { base: under.base, path: format!("{}/{}", under.path, attribute.name) };
-        match self.scene.beneath.open(&place, OFlags::WRONLY) {
-            Ok(fd) => Ok(Arc::new(fd)),
-            Err(Errno::NOENT | Errno::NOTDIR) => Err(Errno::NODEV),
-            Err(error) => Err(error),
-        }
-    }
-
-    fn list(&self, at: u64) -> Result<Listing, Errno> {
-        let tree = self.scene.tree();
-        let place = self.scene.locate(&tree, at)?;
-        let (listed, beneath) = self.scene.list(&tree, &place)?;
-        let above = self.scene.nodes.of(at).map_or(ROOT, |(parent, _)| parent);
-        let dir = |name: &str, number| Item {
-            name: OsStr::new(name).into(),
-            number,
-            kind: Kind::Dir,
-            attr: Some((self.own(number, Kind::Dir, 0o755, 0), NEVER)),
-        };
-        let mut entries = vec![dir(".", at), dir("..", above)];
-        for entry in listed {
-            let number = number(at, entry.name.as_encoded_bytes(), entry.kind);
-            let attr = match &entry.place {
-                None => None,
-                Some(place) => match self.attr_there(&tree, place, |_| number) {
-                    Ok(attr) => Some(attr),
-                    // It has gone meanwhile.
-                    Err(_) => continue,
-                },
-            };
-            entries.push(Item { name: entry.name, number, kind: entry.kind, attr });
-        }
-        let of_netdev = matches!(place, Place::Dir(Dir { subject: Subject::Netdev(..), .. }));
-        Ok(Listing { entries, beneath, of_netdev })
-    }
-
-    /// Gives what is in an open directory from an offset on to `each`, until that says it has no room.
-    fn walk(
-        &self,
-        handle: FileHandle,
-        offset: u64,
-        each: &mut dyn FnMut(u64, &Item, &Listing) -> bool,
-    ) -> Result<(), Errno> {
-        let handle = self.handle(handle)?;
-        let Handle::Dir(at, listing) = &*handle else { return Err(Errno::NOTDIR) };
-        let mut listing = listing.lock();
-        let listing = match &mut *listing {
-            Some(listing) if offset > 0 => listing,
-            listing => listing.insert(self.list(*at)?),
-        };
-        let from = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (place, item) in listing.entries.iter().enumerate().skip(from) {
-            if each(place as u64 + 1, item, listing) {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    fn item_attr(&self, item: &Item, listing: &Listing) -> Option<(FileAttr, Duration)> {
-        let known = item.attr.or_else(|| {
-            // A netdev's files are the same as any other's of the namespace: one look is enough.
-            let files = (listing.of_netdev && item.kind == Kind::File).then(|| self.netdev_files.read())?;
-            Some((FileAttr { ino: INodeNo(item.number), ..*files.get(&item.name)? }, NEVER))
-        });
-        known.or_else(|| {
-            let dir = listing.beneath.as_ref()?;
-            let status = statat(dir, &*item.name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
-            let attr = self.of_beneath(item.number, &status);
-            if listing.of_netdev && item.kind == Kind::File {
-                self.netdev_files.write().insert(item.name.clone(), attr);
-            }
-            Some((attr, NEVER))
-        })
-    }
-}
-
-/// For how long a node's mode is what it is: for ever, unless it is the kernel's.
-fn attr_lasts(place: &Place<'_>) -> Duration {
-    match place {
-        Place::Under(_) => SHORT,
-        Place::Library(LibraryFile::Module(..)) => NEVER,
-        _ => LONG,
-    }
-}
-
-fn part(bytes: &[u8], offset: u64, size: usize) -> &[u8] {
-    let from = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
-    &bytes[from..bytes.len().min(from.saturating_add(size))]
-}
-
-/// Something that may take long.
-enum Job {
-    Nothing,
-    NothingOfAdministrators,
-    Perform(Option<usize>, Command),
-    Write(Arc<OwnedFd>, u64),
-}
-
-impl Job {
-    /// Does it for a thread, which waits for it.
-    fn run(self, scene: &Scene, writer: u32, home: &Home, bytes: &[u8]) -> Result<usize, Errno> {
-        match self {
-            Self::Nothing => Ok(bytes.len()),
-            Self::NothingOfAdministrators => match Caller::of(writer, home) {
-                Ok(caller) if caller.capabilities & SYS_ADMIN != 0 => Ok(bytes.len()),
-                _ => Err(Errno::PERM),
-            },
-            // The kernel asks what whoever writes may do (`netdev_store` asks for CAP_NET_ADMIN), and is to ask it of
-            // the program. One that cannot be looked at has no rights.
-            Self::Write(fd, offset) => {
-                let Caller { capabilities, user, .. } = Caller::of(writer, home).map_err(|_| Errno::PERM)?;
-                let written = with_rights(capabilities, user, || rustix::io::pwrite(fd, bytes, offset));
-                written.map_err(|error| errno_of(&error))?
-            }
-            Self::Perform(of, command) => {
-                let meant = scene.cards.iter().enumerate().filter(|(at, _)| of.is_none_or(|of| of == *at));
-                for (_, card) in meant {
-                    card.perform(&command).map_err(|refusal| refusal.errno)?;
-                }
-                Ok(bytes.len())
-            }
-        }
-    }
-}
-
-fn done(reply: ReplyWrite, result: Result<usize, Errno>) {
-    match result {
-        Ok(written) => reply.written(u32::try_from(written).unwrap_or(u32::MAX)),
-        // An answer with a number that FUSE does not take would be refused, and whoever wrote would wait for ever.
-        Err(error) => reply.error(errno(if error.raw_os_error() < 512 { error } else { Errno::IO })),
     }
 }
 
@@ -422,7 +105,7 @@ impl Filesystem for SysFs {
         let wanted =
             [InitFlags::FUSE_DO_READDIRPLUS, InitFlags::FUSE_READDIRPLUS_AUTO, InitFlags::FUSE_PARALLEL_DIROPS];
         for capability in wanted {
-            // A kernel without it is slower, no more.
+            // A kernel without it is slower, but works.
             let _ = config.add_capabilities(capability);
         }
         let _ = config.set_max_write(1 << 17);
@@ -430,24 +113,27 @@ impl Filesystem for SysFs {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match self.look_up(parent.0, name) {
+        match self.enter(|cx| self.look_up(cx, parent.0, name)) {
             Ok((attr, attr_lasts, lasts)) => reply.entry_with_ttls(&attr_lasts, &lasts, &attr, Generation(0)),
             Err(error) => reply.error(errno(error)),
         }
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, times: u64) {
-        self.scene.nodes.forget(ino.0, times);
+        let _ = self.enter(|cx| {
+            self.merged.nodes.forget(cx, ino.0, times);
+            Ok(())
+        });
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        match self.attr_of(ino.0) {
+        match self.enter(|cx| self.attr_of(cx, ino.0)) {
             Ok((attr, lasts)) => reply.attr(&lasts, &attr),
             Err(error) => reply.error(errno(error)),
         }
     }
 
-    /// A size that is set is ignored, as by sysfs: a shell sets it before it writes.
+    /// Ignores a new size, as sysfs does: a shell truncates a file before it writes.
     fn setattr(
         &self,
         _: &Request,
@@ -466,7 +152,7 @@ impl Filesystem for SysFs {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        match self.attr_of(ino.0) {
+        match self.enter(|cx| self.attr_of(cx, ino.0)) {
             Ok(_) if mode.is_some() || uid.is_some() || gid.is_some() => reply.error(fuser::Errno::EPERM),
             Ok((attr, lasts)) => reply.attr(&lasts, &attr),
             Err(error) => reply.error(errno(error)),
@@ -474,15 +160,19 @@ impl Filesystem for SysFs {
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        match self.link(ino.0) {
+        match self.enter(|cx| self.link(cx, ino.0)) {
             Ok(target) => reply.data(target.as_bytes()),
             Err(error) => reply.error(errno(error)),
         }
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        match self.open_file(ino.0, flags, request.pid()) {
-            Ok((handle, how)) => reply.opened(self.keep(handle), how),
+        let opened = self.enter(|cx| {
+            let (handle, how) = self.open_file(cx, ino.0, flags, request.pid())?;
+            Ok((self.keep(cx, handle), how))
+        });
+        match opened {
+            Ok((handle, how)) => reply.opened(handle, how),
             Err(error) => reply.error(errno(error)),
         }
     }
@@ -499,18 +189,19 @@ impl Filesystem for SysFs {
         reply: ReplyData,
     ) {
         let mut reply = Some(reply);
-        let result = self.read_open(handle, offset, size, &mut |bytes| {
+        let mut send = |bytes: &[u8]| {
             if let Some(reply) = reply.take() {
                 reply.data(bytes);
             }
-        });
+        };
+        let result = self.enter(|cx| self.read_open(cx, handle, offset, size, &mut send));
         if let (Err(error), Some(reply)) = (result, reply) {
             reply.error(errno(error));
         }
     }
 
-    /// What is written at once is one value, wherever in the file it is written. It is done in a thread of
-    /// its own: what a card is asked to do can take long, and others read meanwhile.
+    /// Each write is one value, at whatever offset of the file, as in sysfs. A thread of its own carries it out: a
+    /// command to a card can take long, and other programs read meanwhile.
     fn write(
         &self,
         request: &Request,
@@ -523,26 +214,26 @@ impl Filesystem for SysFs {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let job = self.handle(handle).and_then(|handle| match &*handle {
-            Handle::Attribute(dir, attribute, _) => self.act(*dir, attribute, data),
-            Handle::Beneath(fd) => Ok(Job::Write(Arc::clone(fd), offset)),
+        let job = self.enter(|cx| match &*self.handle(cx, handle)? {
+            Handle::Attribute(dir, attribute, _) => self.job_for(cx, *dir, attribute, data),
+            Handle::Lower(fd) => Ok(Job::Write(Arc::clone(fd), offset)),
             _ => Err(Errno::BADF),
         });
         let job = match job {
-            Ok(Job::Nothing) => return done(reply, Ok(data.len())),
+            Ok(Job::Nothing) => return reply_to(reply, Ok(data.len())),
             Ok(job) => job,
             Err(error) => return reply.error(errno(error)),
         };
-        let (scene, bytes) = (Arc::clone(&self.scene), data.to_vec());
-        let (home, writer) = (Arc::clone(&self.home), request.pid());
-        // Without a thread the reply is dropped, which is an answer: EIO.
+        let (merged, bytes) = (Arc::clone(&self.merged), data.to_vec());
+        let (user_namespace, writer) = (Arc::clone(&self.user_namespace), request.pid());
+        // If the system gives no thread, the reply is dropped, which answers with EIO.
         let _ = std::thread::Builder::new()
             .name("sysfs-write".to_owned())
-            .spawn(move || done(reply, job.run(&scene, writer, &home, &bytes)));
+            .spawn(move || reply_to(reply, job.run(&merged, writer, &user_namespace, &bytes)));
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        // It is not asked again.
+        // After ENOSYS the kernel sends no more of these.
         reply.error(fuser::Errno::ENOSYS);
     }
 
@@ -556,17 +247,22 @@ impl Filesystem for SysFs {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.handles.write().remove(&handle.0);
+        let _ = self.close(handle);
         reply.ok();
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        reply.opened(self.keep(Handle::Dir(ino.0, Mutex::new(None))), FopenFlags::empty());
+        match self.enter(|cx| Ok(self.keep(cx, Handle::Dir(ino.0, Mutex::new(None))))) {
+            Ok(handle) => reply.opened(handle, FopenFlags::empty()),
+            Err(error) => reply.error(errno(error)),
+        }
     }
 
     fn readdir(&self, _: &Request, _: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let result = self.walk(handle, offset, &mut |next, item, _| {
-            reply.add(INodeNo(item.number), next, file_type(item.kind), &*item.name)
+        let result = self.enter(|cx| {
+            self.walk(cx, handle, offset, &mut |_, next, item, _| {
+                reply.add(INodeNo(item.number), next, file_type(item.kind), &*item.name)
+            })
         });
         match result {
             Ok(()) => reply.ok(),
@@ -576,16 +272,19 @@ impl Filesystem for SysFs {
 
     fn readdirplus(&self, _: &Request, ino: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
         let mut held: Vec<(u64, Box<OsStr>)> = Vec::new();
-        let result = self.walk(handle, offset, &mut |next, item, listing| {
-            let Some((attr, lasts)) = self.item_attr(item, listing) else { return false };
-            let full = reply.add(INodeNo(item.number), next, &*item.name, &lasts, &attr, Generation(0));
-            if !full && next > 2 {
-                held.push((attr.ino.0, item.name.clone()));
-            }
-            full
+        let result = self.enter(|cx| {
+            let walked = self.walk(cx, handle, offset, &mut |cx, next, item, listing| {
+                let Some((attr, lasts)) = self.item_attr(cx, item, listing) else { return false };
+                let full = reply.add(INodeNo(item.number), next, &*item.name, &lasts, &attr, Generation(0));
+                if !full && next > 2 {
+                    held.push((attr.ino.0, item.name.clone()));
+                }
+                full
+            });
+            // Before the reply, after which the kernel can forget them.
+            self.merged.nodes.hold_all(cx, ino.0, held.iter().map(|(number, name)| (*number, &**name)));
+            walked
         });
-        // Before the kernel can say that it forgets them.
-        self.scene.nodes.hold_all(ino.0, held.iter().map(|(number, name)| (*number, &**name)));
         match result {
             Ok(()) => reply.ok(),
             Err(error) => reply.error(errno(error)),
@@ -593,11 +292,11 @@ impl Filesystem for SysFs {
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
-        self.handles.write().remove(&handle.0);
+        let _ = self.close(handle);
         reply.ok();
     }
 
-    // Nothing can be made or removed by hand.
+    // Programs can make and remove nothing.
 
     fn mknod(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {
         reply.error(fuser::Errno::EACCES);

@@ -1,6 +1,6 @@
-//! The index files that `kmod` looks modules up in (`modules.dep.bin`): a trie of keys, each with values in
-//! the order of their priorities. All integers are big-endian, offsets are from the beginning of the file
-//! and have three flags that say what a node has.
+//! The index files in which `kmod` looks modules up (`modules.dep.bin`): a trie of keys, each with values in the order
+//! of their priorities. All integers are big-endian. Offsets count from the beginning of the file, and have three flags
+//! that tell what the node has (`libkmod-index.c`).
 
 use std::collections::BTreeMap;
 
@@ -11,10 +11,10 @@ const HAS_VALUES: u32 = 0x4000_0000;
 const HAS_CHILDREN: u32 = 0x2000_0000;
 const MAX_OFFSET: usize = 0x0fff_ffff;
 
-/// Keys and their values, in the order in which values come.
+/// Keys and their values, in the order of the values' priorities.
 pub(super) type Keys = BTreeMap<String, Vec<String>>;
 
-/// Writes the file. Keys of other than ASCII characters cannot be in it.
+/// Writes an index file. Keys with other than ASCII characters are left out.
 pub(super) fn write(keys: &Keys) -> Vec<u8> {
     let keys: Vec<(&[u8], &[String])> = keys
         .iter()
@@ -27,14 +27,14 @@ pub(super) fn write(keys: &Keys) -> Vec<u8> {
     out
 }
 
-/// Writes the node of keys that are the same up to `from`, after those below it. Says where it is.
+/// Writes the node of keys that are the same up to `from`, after the nodes below it. Returns its offset and flags.
 fn node(out: &mut Vec<u8>, keys: &[(&[u8], &[String])], from: usize) -> u32 {
     let (first, last) = match keys {
         [(first, _), .., (last, _)] => (*first, *last),
         [(only, _)] => (*only, *only),
         [] => (&[][..], &[][..]),
     };
-    // Keys are sorted: what the first and the last have in common, all have.
+    // Keys are sorted, so all have the common prefix of the first and the last.
     let same = first.iter().zip(last).skip(from).take_while(|(a, b)| a == b).count();
     let at = from + same;
     let (own, below) = keys.split_at(keys.partition_point(|(key, _)| key.len() <= at));
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_can_be_read() {
+    fn an_index_that_is_written_can_be_read() {
         let many: Vec<String> = (0..200).map(|n| format!("pci:v{n:08X}d*sv*")).collect();
         let few = ["ask", "ate", "on", "once", "one", ""].map(str::to_owned);
         for names in [&[][..], &few[..1], &few, &many] {

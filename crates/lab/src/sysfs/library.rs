@@ -1,8 +1,8 @@
-//! `/lib/modules/RELEASE`: where `modprobe` and `modinfo` look modules up. The cards' modules are entered
-//! into what the system has there.
+//! `/lib/modules/RELEASE`, in which `modprobe` and `modinfo` look modules up: the system's files, with the cards'
+//! modules added.
 //!
-//! A module's file is an ELF object with nothing in it but what `modinfo` shows. Whoever loads it finds
-//! [`MARK`] and the module's name in it.
+//! The file of a card's module is an ELF object with only the information that `modinfo` shows. It contains [`MARK`]
+//! and the module's name, by which the lab recognises the module when a program loads it.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -13,10 +13,10 @@ use devlink::view;
 use super::bus::LIBRARY;
 use super::index::{self, Keys};
 
-/// In a module's file, before its name, which ends with a zero byte.
+/// The text before the module's name in the file of a card's module. The name ends with a zero byte.
 pub const MARK: &str = "eswitch-module=";
 
-/// The name of the module of a card that an object file stands for.
+/// The name of a card's module, from its file. `None`: the file is of no card's module.
 pub fn module_name(file: &[u8]) -> Option<&str> {
     let mark = MARK.as_bytes();
     let at = file.windows(mark.len()).position(|window| window == mark)? + mark.len();
@@ -24,7 +24,8 @@ pub fn module_name(file: &[u8]) -> Option<&str> {
     std::str::from_utf8(&rest[..rest.iter().position(|byte| *byte == 0)?]).ok()
 }
 
-/// What is known of the cards' modules: the same unless a card came or went.
+/// What the files are made from: all modules of the cards, loaded or not. It changes only when a card appears or
+/// disappears.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Contents(Vec<(view::Profile, Vec<view::Module>)>);
 
@@ -40,11 +41,11 @@ impl Contents {
     }
 }
 
-/// The files that name all modules.
+/// The indexes of all modules.
 pub(super) struct Indexes(HashMap<&'static str, Arc<[u8]>>);
 
 impl Indexes {
-    /// Makes them. `read` reads one that the system has.
+    /// Makes the indexes. `read` reads the system's.
     pub(super) fn new(contents: &Contents, read: impl Fn(&str) -> Option<Vec<u8>>) -> Self {
         let lines = |file| String::from_utf8_lossy(&read(file).unwrap_or_default()).into_owned();
         let (dep, dep_bin) = dependencies(contents, &lines("modules.dep"));
@@ -62,22 +63,23 @@ impl Indexes {
         Self(files.into_iter().map(|(name, bytes)| (name, bytes.into())).collect())
     }
 
-    /// One of them, or an empty one.
+    /// The index of a name; empty if there is none.
     pub(super) fn get(&self, name: &str) -> Arc<[u8]> {
         self.0.get(name).cloned().unwrap_or_else(|| Arc::from(&[][..]))
     }
 }
 
+/// The path of a module's file.
 fn file_of(module: &str) -> String {
     format!("{LIBRARY}/{module}.ko")
 }
 
-/// A module's name as the kernel has it.
+/// A module's name as the kernel writes it.
 fn plain(name: &str) -> String {
     name.replace('-', "_")
 }
 
-/// What must be loaded before a module, the nearest first, as `depmod` has it.
+/// The modules that must be loaded before a module, the nearest first, in the order of `depmod`.
 fn needed<'a>(contents: &'a Contents, module: &'a view::Module, found: &mut Vec<&'a str>) {
     for name in &module.depends {
         if found.contains(&name.as_str()) || *name == module.name {
@@ -106,7 +108,7 @@ fn dependencies(contents: &Contents, systems: &str) -> (String, Vec<u8>) {
     }
     let (mut text, mut keys) = (String::new(), Keys::new());
     for (name, line) in lines {
-        // A card's module comes first, and takes the place of the system's of the same name.
+        // A card's module replaces the system's module of the same name.
         if let std::collections::btree_map::Entry::Vacant(place) = keys.entry(name) {
             let _ = writeln!(text, "{line}");
             place.insert(vec![line]);
@@ -140,7 +142,7 @@ fn all_aliases(contents: &Contents, systems: &str) -> (String, Vec<u8>) {
     (text, index::write(&keys))
 }
 
-/// An alias as it is looked up: `-` is `_`, but not in brackets.
+/// An alias as `kmod` looks it up: with `_` for `-`, except in brackets (`alias_normalize`).
 fn normal(alias: &str) -> String {
     let mut inside = false;
     let change = |c: char| {
@@ -155,7 +157,7 @@ fn normal(alias: &str) -> String {
     alias.chars().map(change).collect()
 }
 
-/// What devices a module is for.
+/// The aliases of a module: the devices that its drivers serve.
 fn aliases(profile: &view::Profile, module: &view::Module) -> Vec<String> {
     let mut aliases = Vec::new();
     for (bus, driver) in &module.drivers {
@@ -164,7 +166,7 @@ fn aliases(profile: &view::Profile, module: &view::Module) -> Vec<String> {
                 let pci = |device| format!("pci:v{:08X}d{device:08X}sv*sd*bc*sc*i*", profile.vendor);
                 aliases.extend([pci(profile.device), pci(profile.vf_device)]);
             }
-            // Devices are called after the core driver, whoever they are for.
+            // Auxiliary devices are named after the core driver, whichever module serves them.
             "auxiliary" => {
                 let kind = driver.split_once('.').map_or(driver.as_str(), |(_, kind)| kind);
                 aliases.push(format!("auxiliary:{}.{kind}", profile.driver));
@@ -176,7 +178,7 @@ fn aliases(profile: &view::Profile, module: &view::Module) -> Vec<String> {
     aliases
 }
 
-/// A module's file.
+/// The content of a module's file.
 pub(super) fn module_file(profile: &view::Profile, module: &view::Module, release: &str) -> Vec<u8> {
     let mut info = format!("{MARK}{}\0name={}\0", module.name, plain(&module.name));
     let _ = write!(info, "description={}\0license=MIT OR Apache-2.0\0", module.description.replace('\0', " "));
@@ -187,7 +189,7 @@ pub(super) fn module_file(profile: &view::Profile, module: &view::Module, releas
     object(info.as_bytes())
 }
 
-/// A relocatable object of this machine's with a section `.modinfo`.
+/// A relocatable ELF object for this machine with a section `.modinfo`.
 fn object(info: &[u8]) -> Vec<u8> {
     const HEADER: usize = 64;
     const NAMES: &[u8] = b"\0.modinfo\0.shstrtab\0";
@@ -217,7 +219,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_modules_file_says_which_it_is() {
+    fn a_module_is_recognised_by_its_file_and_found_in_the_indexes() {
         let module = view::Module {
             name: "mlx5_ib".to_owned(),
             loaded: false,

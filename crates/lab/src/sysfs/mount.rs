@@ -1,47 +1,43 @@
-//! How the file system gets to where programs look: one half in the lab, which mounts, and one in the
-//! supervisor, which serves. They speak over a pair of sockets made before they part.
+//! Mounts the file system where programs look. One half runs in the lab and mounts; the other runs in the supervisor
+//! and serves. They exchange messages over a pair of sockets that is made before the fork.
 //!
-//! The kernel's `/sys` stays where it is. Covered are the directories in which a card has something:
-//! `bus`, `class`, `devices` and `module`. So relative links lead where they should, whichever side they
-//! are on, `/sys` is a sysfs to those who ask, and everything else costs nothing.
+//! The kernel's `/sys` stays mounted. Covered are only the directories in which a card has something: `bus`, `class`,
+//! `devices` and `module`. So relative links lead where they should on both sides, `statfs` reports that `/sys` is a
+//! sysfs, and all other files cost nothing.
 //!
-//! 1. The lab makes sure that `/sys` is the one of its network namespace, and keeps a copy of the mount
-//!    which nothing will cover. It mounts the file system over `/sys`, sends the descriptors, and waits.
-//! 2. The supervisor serves, and says so.
-//! 3. The lab takes the directories it wants out of the file system, takes the file system away from `/sys`,
-//!    and puts each directory into its place.
+//! 1. The lab makes sure that `/sys` is the sysfs of its network namespace, and keeps a copy of the mount that nothing
+//!    will cover. It mounts the file system over `/sys`, sends the descriptors, and waits.
+//! 2. The supervisor serves, and reports it.
+//! 3. The lab copies the mounts of the directories that it needs out of the file system, unmounts the file system from
+//!    `/sys`, and mounts each directory where it belongs.
+
+mod channel;
+mod modules;
+mod serve;
 
 use std::ffi::CString;
 use std::fmt;
 use std::io;
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, openat, stat, statat};
-use rustix::io::{Errno, IoSlice, IoSliceMut};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, stat, statat};
+use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
     fsconfig_create, fsmount, fsopen, mount, move_mount, open_tree, unmount,
 };
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
-};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
-use super::fs::SysFs;
-use super::place::Scene;
-use super::under::Beneath;
-use crate::Card;
+use channel::{receive, send};
+use modules::Modules;
+
+pub use serve::{Server, Serving};
 
 /// Directories of `/sys` in which a card has something.
 const COVERED: [&str; 4] = ["bus", "class", "devices", "module"];
-/// What in them is the kernel's alone, and read by every other program.
+/// A directory in them that is the kernel's alone, and that many programs read.
 const KEPT: &str = "devices/system";
-/// One would be faster by a fifth; but a read of the kernel's may wait while VFs come.
-const THREADS: usize = 4;
-
 /// Why `/sys` cannot be shown.
 #[derive(Debug, thiserror::Error)]
 pub enum SysfsError {
@@ -52,7 +48,7 @@ pub enum SysfsError {
         reason: &'static str,
         /// What to do about it.
         remedy: &'static str,
-        /// What came of it.
+        /// The system's error.
         source: io::Error,
     },
     /// The system refused something else.
@@ -60,13 +56,13 @@ pub enum SysfsError {
     System {
         /// What was tried.
         what: String,
-        /// What came of it.
+        /// The system's error.
         source: io::Error,
     },
-    /// What would be mounted here would be mounted elsewhere too.
+    /// A mount here would appear in other mount namespaces, too.
     #[error("the mount at {0} is shared with other mount namespaces; make mounts private or slave first")]
     Shared(PathBuf),
-    /// The other half failed, and said why where it is.
+    /// The other half failed, and reported why in its own process.
     #[error("the other side of the lab could not {0} its /sys")]
     OtherHalf(&'static str),
 }
@@ -75,24 +71,19 @@ fn system(what: impl fmt::Display) -> impl FnOnce(Errno) -> SysfsError {
     move |source| SysfsError::System { what: what.to_string(), source: source.into() }
 }
 
-/// What the lab has to do, in its mount namespace.
+/// The lab's half. It mounts, in the lab's mount namespace.
 pub struct Mounter {
     socket: OwnedFd,
 }
 
-/// What the supervisor has to do.
-pub struct Server {
-    socket: OwnedFd,
-}
-
-/// What a lab could not be given, as sentences for its user; `/sys` itself it has.
+/// What a lab lacks although `/sys` is mounted, as sentences for its user.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Shortcomings(pub Vec<String>);
 
-/// Opens the way between the two halves. After the fork each side drops the other's half.
+/// Makes the two halves, connected by a channel. After the fork each process must drop the other's half.
 ///
 /// # Errors
-/// There is no FUSE here for this user.
+/// This user cannot use FUSE here.
 pub fn prepare() -> Result<(Mounter, Server), SysfsError> {
     open_fuse()?;
     let flags = SocketFlags::CLOEXEC;
@@ -129,7 +120,7 @@ impl Mounter {
     pub fn mount(&self) -> Result<Shortcomings, SysfsError> {
         let done = self.try_mount();
         if done.is_err() {
-            // If that fails too, the supervisor has gone, and nobody needs it.
+            // If this fails too, the supervisor is gone, and needs no message.
             let _ = send(&self.socket, b"no", &[]);
         }
         done
@@ -168,7 +159,7 @@ impl Mounter {
     }
 }
 
-/// A mount from which those of a lab would spread to where there is none.
+/// A mount through which the lab's mounts would propagate to other mount namespaces.
 fn shared_mount() -> Option<PathBuf> {
     let text = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
     let shared = |line: &str| {
@@ -181,8 +172,8 @@ fn shared_mount() -> Option<PathBuf> {
     text.lines().find_map(shared)
 }
 
-/// Makes `/sys` that of the calling thread's network namespace, where the kernel allows. What was mounted in
-/// the old one is in the new one too.
+/// Mounts the sysfs of the calling thread's network namespace at `/sys`, if the kernel allows it. Mounts in the old
+/// `/sys` are mounted in the new one as well.
 fn own_sysfs() -> Result<(), SysfsError> {
     let new = || {
         let context = fsopen("sysfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
@@ -190,11 +181,11 @@ fn own_sysfs() -> Result<(), SysfsError> {
         let flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
         fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags | MountAttrFlags::MOUNT_ATTR_NOEXEC)
     };
-    // Where parts of /sys are covered the kernel gives no fresh one, and the old has to do.
+    // If parts of /sys are covered, the kernel allows no fresh sysfs (`mount_too_revealing`), and the old one stays.
     let Ok(new) = new() else { return Ok(()) };
     let failed = |error| system("looking at /sys")(error);
     let is = statat(&new, "", AtFlags::EMPTY_PATH).map_err(failed)?;
-    // There is one file system for each network namespace, however often it is mounted.
+    // Each network namespace has one sysfs, however often it is mounted.
     if stat("/sys").map_err(failed)?.st_dev == is.st_dev {
         return Ok(());
     }
@@ -203,7 +194,7 @@ fn own_sysfs() -> Result<(), SysfsError> {
         within.into_iter().filter_map(|path| copy(&path).ok().map(|mount| (path, mount))).collect();
     place(&new, "/sys").map_err(system("mounting a fresh /sys"))?;
     for (path, mount) in copies {
-        // A directory that the other network namespace's has not.
+        // It fails if the new sysfs has no such directory.
         let _ = place(&mount, &path);
     }
     Ok(())
@@ -222,7 +213,7 @@ fn mounts_in(prefix: &str) -> Vec<PathBuf> {
     found
 }
 
-/// A copy of a mount, with what is mounted in it, that nothing will cover.
+/// A detached copy of a mount, and of the mounts in it, that nothing will cover.
 fn copy(path: impl rustix::path::Arg) -> Result<OwnedFd, Errno> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
     open_tree(CWD, path, flags)
@@ -248,7 +239,7 @@ fn mount_fuse(fuse: &OwnedFd) -> Result<(), SysfsError> {
     })
 }
 
-/// Step 3. The file system is at `/sys` now.
+/// Step 3. The file system is mounted at `/sys` when this is called.
 fn put_into_place(kept: Option<&OwnedFd>, modules: &Modules) -> Result<Shortcomings, SysfsError> {
     let take = |path: &str| copy(format!("/sys/{path}")).map_err(system(format_args!("taking {path} out of FUSE")));
     let covered = COVERED.map(|name| (name, take(name)));
@@ -259,7 +250,7 @@ fn put_into_place(kept: Option<&OwnedFd>, modules: &Modules) -> Result<Shortcomi
         place(&mount?, format!("/sys/{name}")).map_err(system(format_args!("covering /sys/{name}")))?;
     }
     if let Some(kept) = kept {
-        // Without it everything is the same, if slower.
+        // Without it programs see the same, but more slowly.
         let _ = place(kept, format!("/sys/{KEPT}"));
     }
     let mut missing = Shortcomings::default();
@@ -277,148 +268,4 @@ fn put_into_place(kept: Option<&OwnedFd>, modules: &Modules) -> Result<Shortcomi
         Err(error) => missing.0.push(format!("lsmod does not show the card's modules: /proc/modules: {error}")),
     }
     Ok(missing)
-}
-
-/// `/lib/modules`, which need not be there: what is covered, with what, and what is seen through it.
-struct Modules {
-    systems: Option<OwnedFd>,
-    covered: String,
-    shown: String,
-    /// It was made, to be covered.
-    made: Option<Made>,
-}
-
-const MODULES: &str = "/lib/modules";
-
-impl Modules {
-    fn find() -> Self {
-        let release = release();
-        let own = format!("{MODULES}/{release}");
-        let systems = copy(MODULES).ok();
-        if Path::new(&own).is_dir() {
-            return Self { systems, covered: own, shown: format!("lib-modules/{release}"), made: None };
-        }
-        let made = if systems.is_none() || is_made_by_a_lab(MODULES) { Made::new() } else { None };
-        let systems = systems.or_else(|| copy(MODULES).ok());
-        Self { systems, covered: MODULES.to_owned(), shown: "lib-modules".to_owned(), made }
-    }
-}
-
-/// The mode of a directory that a lab has made, by which another lab knows it.
-const MADE_BY_A_LAB: u32 = 0o555;
-
-fn is_made_by_a_lab(path: &str) -> bool {
-    let empty = std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
-    empty && stat(path).is_ok_and(|status| status.st_mode & 0o7777 == MADE_BY_A_LAB)
-}
-
-/// A directory that a lab has made, this one or one before it, and that the last one removes: a lock on it,
-/// which each has that uses it.
-#[derive(Debug)]
-struct Made(Option<OwnedFd>);
-
-impl Made {
-    /// Makes it, or finds it.
-    fn new() -> Option<Self> {
-        // It may be removed before it is locked, and then is made again.
-        for _ in 0..100 {
-            if std::fs::create_dir(MODULES).is_ok() {
-                rustix::fs::chmod(MODULES, Mode::from_raw_mode(MADE_BY_A_LAB)).ok()?;
-            }
-            let dir = match open_dir(MODULES) {
-                Err(Errno::NOENT) => continue,
-                dir => dir.ok()?,
-            };
-            flock(&dir, FlockOperation::LockShared).ok()?;
-            if stat(MODULES)
-                .is_ok_and(|now| statat(&dir, "", AtFlags::EMPTY_PATH).is_ok_and(|s| s.st_ino == now.st_ino))
-            {
-                return Some(Self(Some(dir)));
-            }
-        }
-        None
-    }
-
-    /// The other side of the lab has the lock from now on.
-    fn hand_over(mut self) {
-        drop(self.0.take());
-    }
-}
-
-impl Drop for Made {
-    fn drop(&mut self) {
-        let Some(dir) = self.0.take() else { return };
-        // Unlocked first: of two that end at the same time, each would see the other's lock.
-        let _ = flock(&dir, FlockOperation::Unlock);
-        let Ok(again) = open_dir(MODULES) else { return };
-        if flock(&again, FlockOperation::NonBlockingLockExclusive).is_ok() && is_made_by_a_lab(MODULES) {
-            let _ = std::fs::remove_dir(MODULES);
-        }
-    }
-}
-
-fn open_dir(path: &str) -> Result<OwnedFd, Errno> {
-    openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-}
-
-/// What `uname -r` says.
-fn release() -> String {
-    rustix::system::uname().release().to_string_lossy().into_owned()
-}
-
-fn send(socket: &OwnedFd, word: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
-        return Err(Errno::MSGSIZE);
-    }
-    sendmsg(socket, &[IoSlice::new(word)], &mut control, SendFlags::NOSIGNAL).map(drop)
-}
-
-fn receive(socket: &OwnedFd, word: &mut [u8]) -> Result<(usize, Vec<OwnedFd>), Errno> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let flags = RecvFlags::CMSG_CLOEXEC;
-    let received = rustix::io::retry_on_intr(|| recvmsg(socket, &mut [IoSliceMut::new(word)], &mut control, flags))?;
-    let mut fds = Vec::new();
-    for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(rights) = message {
-            fds.extend(rights);
-        }
-    }
-    Ok((received.bytes, fds))
-}
-
-impl Server {
-    /// Waits until the lab has mounted, and serves from then on, in threads of its own.
-    ///
-    /// # Errors
-    /// The lab could not mount, or has ended.
-    pub fn serve(self, cards: Vec<Arc<dyn Card>>) -> Result<Serving, SysfsError> {
-        let mut word = [0; 16];
-        let (length, fds) = receive(&self.socket, &mut word).map_err(system("receiving from the lab"))?;
-        let word = word.get(..length).unwrap_or_default();
-        let mut fds = fds.into_iter();
-        let (Some(fuse), Some(sys)) = (fds.next(), fds.next()) else {
-            return Err(SysfsError::OtherHalf("mount"));
-        };
-        let modules = if word.starts_with(b"modules") { fds.next() } else { None };
-        let made = if word.ends_with(b"made") { fds.next() } else { None }.map(|dir| Made(Some(dir)));
-        let scene = Scene::new(cards, Beneath::new(sys, modules), release());
-        let mut config = fuser::Config::default();
-        config.acl = fuser::SessionACL::All;
-        config.n_threads = Some(THREADS);
-        let session = fuser::Session::from_fd(SysFs::new(scene), fuse, fuser::SessionACL::All, config);
-        let failed = |source| SysfsError::System { what: "serving /sys".to_owned(), source };
-        // Its threads end when the lab's mount namespace does.
-        session.and_then(fuser::Session::spawn).map_err(failed)?;
-        send(&self.socket, b"serving", &[]).map_err(system("answering the lab"))?;
-        Ok(Serving { _made: made })
-    }
-}
-
-/// What there is while `/sys` is served. It is to be dropped when the lab has ended.
-#[derive(Debug)]
-pub struct Serving {
-    _made: Option<Made>,
 }

@@ -1,15 +1,15 @@
-//! Netdevs: what `/sys/class/net/NAME` has of a card's. The netdev itself is the kernel's, and so is most
-//! of what is in its directory.
+//! Netdevs: the files in `/sys/class/net/NAME` that are the card's. The netdev is the kernel's, and so are most files
+//! in its directory.
 
 use netlink::Errno;
 
-use super::bus::Of;
+use super::bus::AddedCard;
 use super::text::line;
-use super::tree::{Attribute, Base, Folder, PLAIN, Shown, Subject, Text, Tree, Under};
+use super::tree::{Attribute, AttributeContext, EMPTY, LowerPath, LowerTree, Subject, Template, Text, Tree};
 
-static NETDEV: Folder = Folder::of(&[&[
+static NETDEV: Template = Template::of(&[&[
     Attribute::ro("dev_port", |s| line(s.netdev()?.dev_port)),
-    // The kernel's netdev is one end of a pair; the card's is not.
+    // The kernel's netdev is one end of a veth pair, the card's is not: its `iflink` is its own index.
     Attribute::ro("iflink", |s| {
         let name = &s.netdev()?.name;
         s.kernel.read(&format!("class/net/{name}/ifindex")).ok_or(Errno::NODEV)
@@ -19,24 +19,24 @@ static NETDEV: Folder = Folder::of(&[&[
     Attribute::ro("phys_switch_id", phys_switch_id),
 ]]);
 
-fn phys_switch_id(shown: &Shown<'_>) -> Text {
-    if shown.netdev()?.in_switch { line(shown.card()?.switch_id) } else { Err(Errno::OPNOTSUPP) }
+fn phys_switch_id(context: &AttributeContext<'_>) -> Text {
+    if context.netdev()?.in_switch { line(context.card()?.switch_id) } else { Err(Errno::OPNOTSUPP) }
 }
 
-/// Where the kernel has a netdev.
+/// The path of a netdev in the kernel's `/sys`.
 pub(super) fn kernels(name: &str) -> String {
     format!("class/net/{name}")
 }
 
-/// Puts a card's netdevs into the tree. They are seen if they are in the lab's network namespace.
-pub(super) fn add(tree: &mut Tree, of: &Of<'_>) {
-    for (at, netdev) in of.card.netdevs.iter().enumerate() {
-        let Some(device) = of.device(netdev.parent) else { continue };
+/// Adds a card's netdevs to the tree. They are shown if they are in the lab's network namespace.
+pub(super) fn add(tree: &mut Tree, added: &AddedCard<'_>) {
+    for (at, netdev) in added.card.netdevs.iter().enumerate() {
+        let Some(device) = added.device(netdev.parent) else { continue };
         let above = format!("{device}/net");
-        tree.make(&above, &PLAIN, Subject::Nothing);
+        tree.make(&above, &EMPTY, Subject::Nothing);
         let path = format!("{above}/{}", netdev.name);
-        let dir = tree.make(&path, &NETDEV, Subject::Netdev(of.at, at));
-        dir.under = Some(Under { base: Base::Sys, path: kernels(&netdev.name) });
+        let dir = tree.make(&path, &NETDEV, Subject::Netdev(added.at, at));
+        dir.lower = Some(LowerPath { base: LowerTree::Sys, path: kernels(&netdev.name) });
         dir.needs = Some(kernels(&netdev.name));
         tree.link("class/net", &netdev.name, &path);
         tree.link(&path, "device", device);

@@ -5,16 +5,16 @@ use devlink::view;
 use eswitch::PciAddress;
 use netlink::Errno;
 
-use super::bus::{self, Of};
+use super::bus::{self, AddedCard};
 use super::config;
-use super::text::{event, line, name, number, truth};
-use super::tree::{Act, Attribute, Folder, Shown, Subject, Text, Tree};
+use super::text::{boolean, event, line, name, number};
+use super::tree::{Act, Attribute, AttributeContext, Subject, Template, Text, Tree};
 
-static PF: Folder = Folder { folders: COMMON_FOLDERS, ..Folder::of(&[COMMON, PF_ONLY]) };
-static VF: Folder = Folder { folders: COMMON_FOLDERS, ..Folder::of(&[COMMON]) };
-static PF_WITHOUT_VFS: Folder = Folder { folders: COMMON_FOLDERS, ..Folder::of(&[COMMON]) };
+static PF: Template = Template { subdirs: COMMON_SUBDIRS, ..Template::of(&[COMMON, PF_ONLY]) };
+static VF: Template = Template { subdirs: COMMON_SUBDIRS, ..Template::of(&[COMMON]) };
+static PF_WITHOUT_VFS: Template = Template { subdirs: COMMON_SUBDIRS, ..Template::of(&[COMMON]) };
 
-/// The space needs its true size: `lspci -xxxx` reads that much, a VF's and a PF's.
+/// The file's size must be that of the configuration space, as `lspci -xxxx` reads that much.
 const CONFIG: Attribute =
     Attribute { name: "config", mode: 0o444, size: config::SIZE as u64, read: Some(config_space), write: None };
 
@@ -26,7 +26,7 @@ const COMMON: &[Attribute] = &[
     Attribute::ro("consistent_dma_mask_bits", |_| line(64)),
     Attribute::ro("current_link_speed", |_| line("16.0 GT/s PCIe")),
     Attribute::ro("current_link_width", |_| line(16)),
-    Attribute::rw("d3cold_allowed", |_| line(1), |_, text| truth(text).map(|_| Act::Nothing)),
+    Attribute::rw("d3cold_allowed", |_| line(1), |_, text| boolean(text).map(|_| Act::Nothing)),
     Attribute::ro("device", |s| line(format_args!("0x{:04x}", device(s)?))),
     Attribute::ro("dma_mask_bits", |_| line(64)),
     Attribute::rw("driver_override", driver_override, set_driver_override),
@@ -37,12 +37,12 @@ const COMMON: &[Attribute] = &[
     Attribute::ro("max_link_speed", |_| line("16.0 GT/s PCIe")),
     Attribute::ro("max_link_width", |_| line(16)),
     Attribute::ro("modalias", |s| line(modalias(s)?)),
-    // The one of these for which the kernel asks for more than the file's mode (`msi_bus_store`).
-    Attribute::rw("msi_bus", |_| line(1), |_, text| number(text).map(|_| Act::NothingOfAdministrators)),
+    // The only one of these for which the kernel requires more than the file's mode (`msi_bus_store`).
+    Attribute::rw("msi_bus", |_| line(1), |_, text| number(text).map(|_| Act::NothingForAdministrators)),
     Attribute::ro("numa_node", |_| line(-1)),
     Attribute::ro("power_state", |s| line(if s.function()?.driver.is_some() { "D0" } else { "unknown" })),
     Attribute::wo("remove", |s, text| trigger(s, Command::Remove, text)),
-    // `rescan_store` looks at the whole bus.
+    // As `rescan_store` (drivers/pci/pci-sysfs.c), it rescans the whole bus.
     Attribute::wo("rescan", |s, text| trigger(s, |_| Command::Rescan, text)),
     Attribute::wo(
         "reset",
@@ -63,7 +63,7 @@ const PF_ONLY: &[Attribute] = &[
     Attribute::rw(
         "sriov_drivers_autoprobe",
         |s| line(u8::from(s.sriov()?.autoprobe)),
-        |s, text| perform(s, |device| Ok(Command::SetAutoprobe { device, on: truth(text)? })),
+        |s, text| perform(s, |device| Ok(Command::SetAutoprobe { device, on: boolean(text)? })),
     ),
     Attribute::rw(
         "sriov_numvfs",
@@ -80,38 +80,38 @@ const PF_ONLY: &[Attribute] = &[
     Attribute::ro("sriov_vf_total_msix", |_| line(0)),
 ];
 
-const COMMON_FOLDERS: &[Folder] = &[Folder { name: "power", ..Folder::of(&[bus::POWER]) }];
+const COMMON_SUBDIRS: &[Template] = &[Template { name: "power", ..Template::of(&[bus::POWER]) }];
 
-fn device(shown: &Shown<'_>) -> Result<u16, Errno> {
-    Ok(config::device_id(&shown.card()?.profile, shown.function()?))
+fn device(context: &AttributeContext<'_>) -> Result<u16, Errno> {
+    Ok(config::device_id(&context.card()?.profile, context.function()?))
 }
 
-fn config_space(shown: &Shown<'_>) -> Text {
-    Ok(config::space(shown.card()?, shown.card_index()?, shown.function()?))
+fn config_space(context: &AttributeContext<'_>) -> Text {
+    Ok(config::space(context.card()?, context.card_index()?, context.function()?))
 }
 
-fn modalias(shown: &Shown<'_>) -> Result<String, Errno> {
-    let profile = &shown.card()?.profile;
+fn modalias(context: &AttributeContext<'_>) -> Result<String, Errno> {
+    let profile = &context.card()?.profile;
     let (vendor, subsystem) = (profile.vendor, profile.subsystem);
-    let device = device(shown)?;
+    let device = device(context)?;
     Ok(format!("pci:v{vendor:08X}d{device:08X}sv{:08X}sd{:08X}bc02sc00i00", subsystem.0, subsystem.1))
 }
 
-fn uevent(shown: &Shown<'_>) -> Text {
-    let (profile, function) = (&shown.card()?.profile, shown.function()?);
+fn uevent(context: &AttributeContext<'_>) -> Text {
+    let (profile, function) = (&context.card()?.profile, context.function()?);
     let mut text = function.driver.as_ref().map_or_else(String::new, |driver| format!("DRIVER={driver}\n"));
-    text += &format!("PCI_CLASS=20000\nPCI_ID={:04X}:{:04X}\n", profile.vendor, device(shown)?);
+    text += &format!("PCI_CLASS=20000\nPCI_ID={:04X}:{:04X}\n", profile.vendor, device(context)?);
     text += &format!("PCI_SUBSYS_ID={:04X}:{:04X}\n", profile.subsystem.0, profile.subsystem.1);
-    text += &format!("PCI_SLOT_NAME={}\nMODALIAS={}\n", function.address, modalias(shown)?);
+    text += &format!("PCI_SLOT_NAME={}\nMODALIAS={}\n", function.address, modalias(context)?);
     Ok(text.into_bytes())
 }
 
-/// The processors there are, as a list; of a card that is near none in particular all of them are near.
-fn cpus(shown: &Shown<'_>) -> Vec<u8> {
-    shown.kernel.read("devices/system/cpu/online").unwrap_or_else(|| b"0\n".to_vec())
+/// The list of online processors: the card is equally near to all of them.
+fn cpus(context: &AttributeContext<'_>) -> Vec<u8> {
+    context.kernel.read("devices/system/cpu/online").unwrap_or_else(|| b"0\n".to_vec())
 }
 
-/// A list of processors as a mask.
+/// Converts a list of processors to a mask (`cpulist` to `cpumap`).
 fn mask(list: &[u8]) -> String {
     let list = String::from_utf8_lossy(list);
     let mut words = vec![0_u32];
@@ -130,10 +130,10 @@ fn mask(list: &[u8]) -> String {
     words.fold(first, |text, word| format!("{text},{word:08x}"))
 }
 
-/// Where its memory is: BARs, ROM and, for a PF, those of its VFs.
-fn resource(shown: &Shown<'_>) -> Text {
+/// The address ranges of a function: its BARs, its ROM and, for a PF, the BARs of its VFs.
+fn resource(context: &AttributeContext<'_>) -> Text {
     const MEMORY: u64 = 0x0014_220c;
-    let (function, card) = (shown.function()?, shown.card_index()?);
+    let (function, card) = (context.function()?, context.card_index()?);
     let mut lines = [(0, 0, 0); 13];
     let own = config::memory(card, function);
     lines[0] = (own.start, own.start + own.size - 1, MEMORY);
@@ -145,27 +145,30 @@ fn resource(shown: &Shown<'_>) -> Text {
     Ok(text.collect::<String>().into_bytes())
 }
 
-fn driver_override(shown: &Shown<'_>) -> Text {
-    line(shown.function()?.driver_override.as_deref().unwrap_or("(null)"))
+fn driver_override(context: &AttributeContext<'_>) -> Text {
+    line(context.function()?.driver_override.as_deref().unwrap_or("(null)"))
 }
 
-fn set_driver_override(shown: &Shown<'_>, text: &str) -> Result<Act, Errno> {
+fn set_driver_override(context: &AttributeContext<'_>, text: &str) -> Result<Act, Errno> {
     let driver = if text.is_empty() { None } else { Some(name(text)?.to_owned()) };
-    perform(shown, |device| Ok(Command::SetDriverOverride { device, driver }))
+    perform(context, |device| Ok(Command::SetDriverOverride { device, driver }))
 }
 
-/// What is done when something other than 0 is written.
-fn trigger(shown: &Shown<'_>, command: fn(PciAddress) -> Command, text: &str) -> Result<Act, Errno> {
-    if number(text)? == 0 { Ok(Act::Nothing) } else { perform(shown, |device| Ok(command(device))) }
+/// Has the card carry out a command if a number other than 0 is written.
+fn trigger(context: &AttributeContext<'_>, command: fn(PciAddress) -> Command, text: &str) -> Result<Act, Errno> {
+    if number(text)? == 0 { Ok(Act::Nothing) } else { perform(context, |device| Ok(command(device))) }
 }
 
-/// Has the card carry out a command that concerns this function.
-fn perform(shown: &Shown<'_>, command: impl FnOnce(PciAddress) -> Result<Command, Errno>) -> Result<Act, Errno> {
-    let device = shown.function()?.address;
-    Ok(Act::Perform { card: Some(shown.card_index()?), command: command(device)? })
+/// Has the card carry out a command on this function.
+fn perform(
+    context: &AttributeContext<'_>,
+    command: impl FnOnce(PciAddress) -> Result<Command, Errno>,
+) -> Result<Act, Errno> {
+    let device = context.function()?.address;
+    Ok(Act::Perform { card: Some(context.card_index()?), command: command(device)? })
 }
 
-/// The directory that functions of a card are in: that of the bus of its PF.
+/// The directory in which a card's functions are: that of the bus of its first PF.
 fn root(card: &view::Card, function: &view::Function) -> String {
     let pf = function.vf_of.map_or(function.address, |(pf, _)| pf);
     let pf = card.functions.first().map_or(pf, |first| first.address);
@@ -177,17 +180,17 @@ pub(super) fn path(card: &view::Card, function: &view::Function) -> String {
     format!("{}/{}", root(card, function), function.address)
 }
 
-/// Puts a card's functions into the tree.
-pub(super) fn add(tree: &mut Tree, of: &Of<'_>) {
-    for (at, function) in of.card.functions.iter().enumerate() {
-        tree.make_over(&root(of.card, function), &bus::ROOT_PORT);
-        let path = path(of.card, function);
-        let folder = match (&function.vf_of, &function.sriov) {
+/// Adds a card's functions to the tree.
+pub(super) fn add(tree: &mut Tree, added: &AddedCard<'_>) {
+    for (at, function) in added.card.functions.iter().enumerate() {
+        tree.make_over(&root(added.card, function), &bus::ROOT_PORT);
+        let path = path(added.card, function);
+        let template = match (&function.vf_of, &function.sriov) {
             (Some(_), _) => &VF,
             (None, Some(_)) => &PF,
             (None, None) => &PF_WITHOUT_VFS,
         };
-        tree.make(&path, folder, Subject::Function(of.at, at));
+        tree.make(&path, template, Subject::Function(added.at, at));
         let address = function.address.to_string();
         tree.link("bus/pci/devices", &address, &path);
         tree.link(&path, "subsystem", "bus/pci");
@@ -197,7 +200,7 @@ pub(super) fn add(tree: &mut Tree, of: &Of<'_>) {
             tree.link(&driver, &address, &path);
         }
         if let Some((pf, vf)) = &function.vf_of {
-            let pf = format!("{}/{pf}", root(of.card, function));
+            let pf = format!("{}/{pf}", root(added.card, function));
             tree.link(&path, "physfn", &pf);
             tree.link(&pf, &format!("virtfn{vf}"), &path);
         }

@@ -1,15 +1,16 @@
 //! RDMA devices: `/sys/class/infiniband/NAME`, with ports and their GIDs.
 //!
-//! A port speaks RoCE: its GIDs come from its netdev's address, each once for version 1 and once for 2.
+//! A port is of RoCE: its GID is made from the address of its netdev, and is listed once for version 1 and once for
+//! version 2.
 
 use netlink::Errno;
 
-use super::bus::Of;
+use super::bus::AddedCard;
 use super::net;
 use super::text::{event, line};
-use super::tree::{Act, Attribute, Folder, PLAIN, Shown, Subject, Text, Tree};
+use super::tree::{Act, Attribute, AttributeContext, EMPTY, Subject, Template, Text, Tree};
 
-static DEVICE: Folder = Folder::of(&[&[
+static DEVICE: Template = Template::of(&[&[
     Attribute::ro("board_id", |s| line(&s.card()?.profile.board)),
     Attribute::ro("fw_ver", |s| line(&s.card()?.profile.firmware)),
     Attribute::ro("hca_type", |s| line(format_args!("MT{}", s.card()?.profile.device))),
@@ -25,13 +26,13 @@ static DEVICE: Folder = Folder::of(&[&[
     ),
 ]]);
 
-static PORT: Folder = Folder {
-    folders: &[
-        Folder { name: "gids", ..Folder::of(&[&[Attribute::ro("0", gid), Attribute::ro("1", gid)]]) },
-        Folder { name: "gid_attrs", folders: GID_ATTRIBUTES, ..Folder::of(&[]) },
-        Folder { name: "pkeys", ..Folder::of(&[&[Attribute::ro("0", |_| line("0xffff"))]]) },
+static PORT: Template = Template {
+    subdirs: &[
+        Template { name: "gids", ..Template::of(&[&[Attribute::ro("0", gid), Attribute::ro("1", gid)]]) },
+        Template { name: "gid_attrs", subdirs: GID_ATTRIBUTES, ..Template::of(&[]) },
+        Template { name: "pkeys", ..Template::of(&[&[Attribute::ro("0", |_| line("0xffff"))]]) },
     ],
-    ..Folder::of(&[&[
+    ..Template::of(&[&[
         Attribute::ro("cap_mask", |_| line("0x04010000")),
         Attribute::ro("lid", |_| line("0x0")),
         Attribute::ro("lid_mask_count", |_| line(0)),
@@ -44,11 +45,11 @@ static PORT: Folder = Folder {
     ]])
 };
 
-const GID_ATTRIBUTES: &[Folder] = &[
-    Folder { name: "ndevs", ..Folder::of(&[&[Attribute::ro("0", ndev), Attribute::ro("1", ndev)]]) },
-    Folder {
+const GID_ATTRIBUTES: &[Template] = &[
+    Template { name: "ndevs", ..Template::of(&[&[Attribute::ro("0", ndev), Attribute::ro("1", ndev)]]) },
+    Template {
         name: "types",
-        ..Folder::of(&[&[
+        ..Template::of(&[&[
             Attribute::ro("0", |s| address(s).and_then(|_| line("IB/RoCE v1"))),
             Attribute::ro("1", |s| address(s).and_then(|_| line("RoCE v2"))),
         ]])
@@ -59,25 +60,26 @@ fn guid(guid: u64) -> String {
     format!("{:04x}:{:04x}:{:04x}:{:04x}", guid >> 48, guid >> 32 & 0xffff, guid >> 16 & 0xffff, guid & 0xffff)
 }
 
-/// All of a card's devices are of one system: that of the first.
-fn sys_image_guid(shown: &Shown<'_>) -> Result<u64, Errno> {
-    Ok(shown.card()?.rdma.first().unwrap_or(shown.rdma()?).node_guid)
+/// The system image GUID: all devices of a card have that of the first.
+fn sys_image_guid(context: &AttributeContext<'_>) -> Result<u64, Errno> {
+    Ok(context.card()?.rdma.first().unwrap_or(context.rdma()?).node_guid)
 }
 
-fn netdev_file(shown: &Shown<'_>, file: &str) -> Result<Option<String>, Errno> {
-    let Some(netdev) = &shown.rdma_port()?.netdev else { return Ok(None) };
-    let text = shown.kernel.read(&format!("{}/{file}", net::kernels(netdev)));
+fn netdev_file(context: &AttributeContext<'_>, file: &str) -> Result<Option<String>, Errno> {
+    let Some(netdev) = &context.rdma_port()?.netdev else { return Ok(None) };
+    let text = context.kernel.read(&format!("{}/{file}", net::kernels(netdev)));
     Ok(text.map(|bytes| String::from_utf8_lossy(&bytes).trim().to_owned()))
 }
 
 /// A port is up if its netdev is, as far as this network namespace shows.
-fn is_up(shown: &Shown<'_>) -> Result<bool, Errno> {
-    Ok(netdev_file(shown, "operstate")?.is_some_and(|state| state == "up"))
+fn is_up(context: &AttributeContext<'_>) -> Result<bool, Errno> {
+    Ok(netdev_file(context, "operstate")?.is_some_and(|state| state == "up"))
 }
 
-/// The address that a port's GIDs come from. A GID that there is not has no attributes: EINVAL.
-fn address(shown: &Shown<'_>) -> Result<[u8; 6], Errno> {
-    let text = netdev_file(shown, "address")?.ok_or(Errno::INVAL)?;
+/// The MAC address from which a port's GIDs are made. EINVAL if it has none: the attributes of an empty GID cannot be
+/// read.
+fn address(context: &AttributeContext<'_>) -> Result<[u8; 6], Errno> {
+    let text = netdev_file(context, "address")?.ok_or(Errno::INVAL)?;
     let mut bytes = text.split(':').map(|byte| u8::from_str_radix(byte, 16));
     let mut address = [0; 6];
     for place in &mut address {
@@ -86,35 +88,35 @@ fn address(shown: &Shown<'_>) -> Result<[u8; 6], Errno> {
     Ok(address)
 }
 
-fn gid(shown: &Shown<'_>) -> Text {
-    // In place of one that there is not, programs expect zeros.
-    let Ok([a, b, c, d, e, f]) = address(shown) else {
+fn gid(context: &AttributeContext<'_>) -> Text {
+    // Programs expect zeros for an empty entry.
+    let Ok([a, b, c, d, e, f]) = address(context) else {
         return line("0000:0000:0000:0000:0000:0000:0000:0000");
     };
     let a = a ^ 2;
     line(format_args!("fe80:0000:0000:0000:{a:02x}{b:02x}:{c:02x}ff:fe{d:02x}:{e:02x}{f:02x}"))
 }
 
-fn ndev(shown: &Shown<'_>) -> Text {
-    address(shown)?;
-    line(shown.rdma_port()?.netdev.as_ref().ok_or(Errno::INVAL)?)
+fn ndev(context: &AttributeContext<'_>) -> Text {
+    address(context)?;
+    line(context.rdma_port()?.netdev.as_ref().ok_or(Errno::INVAL)?)
 }
 
-/// Puts a card's RDMA devices into the tree.
-pub(super) fn add(tree: &mut Tree, of: &Of<'_>) {
-    for (at, rdma) in of.card.rdma.iter().enumerate() {
-        let Some(device) = of.device(rdma.parent) else { continue };
+/// Adds a card's RDMA devices to the tree.
+pub(super) fn add(tree: &mut Tree, added: &AddedCard<'_>) {
+    for (at, rdma) in added.card.rdma.iter().enumerate() {
+        let Some(device) = added.device(rdma.parent) else { continue };
         let above = format!("{device}/infiniband");
-        tree.make(&above, &PLAIN, Subject::Nothing);
+        tree.make(&above, &EMPTY, Subject::Nothing);
         let path = format!("{above}/{}", rdma.name);
-        tree.make(&path, &DEVICE, Subject::Rdma(of.at, at));
+        tree.make(&path, &DEVICE, Subject::Rdma(added.at, at));
         tree.link("class/infiniband", &rdma.name, &path);
         tree.link(&path, "device", device);
         tree.link(&path, "subsystem", "class/infiniband");
         let ports = format!("{path}/ports");
-        tree.make(&ports, &PLAIN, Subject::Nothing);
+        tree.make(&ports, &EMPTY, Subject::Nothing);
         for (port_at, port) in rdma.ports.iter().enumerate() {
-            tree.make(&format!("{ports}/{}", port.number), &PORT, Subject::RdmaPort(of.at, at, port_at));
+            tree.make(&format!("{ports}/{}", port.number), &PORT, Subject::RdmaPort(added.at, at, port_at));
         }
     }
 }

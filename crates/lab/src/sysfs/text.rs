@@ -1,15 +1,15 @@
-//! Values as text, both ways.
+//! Values as text: written for programs, and parsed from what programs write.
 
 use netlink::Errno;
 
 use super::tree::Text;
 
-/// A value and the newline after it.
+/// A value, with a newline.
 pub(super) fn line(value: impl std::fmt::Display) -> Text {
     Ok(format!("{value}\n").into_bytes())
 }
 
-/// A number as `kstrtouint` takes it: decimal, or hexadecimal after `0x`, or octal after `0`.
+/// Parses a number as `kstrtouint` does: decimal, or hexadecimal after `0x`, or octal after `0`.
 pub(super) fn number(text: &str) -> Result<u64, Errno> {
     let digits = text.strip_prefix('+').unwrap_or(text);
     let (digits, radix) = match digits.strip_prefix('0') {
@@ -26,8 +26,8 @@ pub(super) fn number(text: &str) -> Result<u64, Errno> {
     u64::from_str_radix(digits, radix).map_err(|_| Errno::RANGE)
 }
 
-/// A truth as `kstrtobool` takes it.
-pub(super) fn truth(text: &str) -> Result<bool, Errno> {
+/// Parses a boolean as `kstrtobool` does.
+pub(super) fn boolean(text: &str) -> Result<bool, Errno> {
     match text.as_bytes() {
         [b'y' | b'Y' | b't' | b'T' | b'1', ..] => Ok(true),
         [b'n' | b'N' | b'f' | b'F' | b'0', ..] => Ok(false),
@@ -37,13 +37,13 @@ pub(super) fn truth(text: &str) -> Result<bool, Errno> {
     }
 }
 
-/// A name of a device or a driver: nothing in it that means something to a shell.
+/// Checks the name of a device or driver: it has no character with a meaning to a shell.
 pub(super) fn name(text: &str) -> Result<&str, Errno> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "._:-+@".contains(c);
     if !text.is_empty() && text.len() < 256 && text.chars().all(plain) { Ok(text) } else { Err(Errno::INVAL) }
 }
 
-/// What was written as text: without the newline that `echo` adds.
+/// The text that a program has written, without the newline that `echo` adds.
 pub(super) fn written(bytes: &[u8]) -> Result<&str, Errno> {
     if bytes.len() > 4096 {
         return Err(Errno::INVAL);
@@ -53,7 +53,8 @@ pub(super) fn written(bytes: &[u8]) -> Result<&str, Errno> {
     if text.chars().any(char::is_control) { Err(Errno::INVAL) } else { Ok(text) }
 }
 
-/// What may be written to `uevent`: the name of an event, that nobody in a lab waits for.
+/// Checks what a program writes to `uevent`: the name of an event (`kobject_synth_uevent`). In a lab nothing receives
+/// it.
 pub(super) fn event(text: &str) -> Result<(), Errno> {
     let event = text.split(' ').next().unwrap_or_default();
     let known = ["add", "remove", "change", "move", "online", "offline", "bind", "unbind"];
@@ -83,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_text_is_refused() {
+    fn anything_but_one_line_of_text_is_refused() {
         assert_eq!(written(b"2\n"), Ok("2"));
         assert_eq!(written(b""), Ok(""));
         for bad in [&b"2\n\n"[..], b"a\0b", b"\xff", &[b'1'; 4097]] {

@@ -1,4 +1,4 @@
-//! A place for a lab, and how to run something in it.
+//! A network namespace for a lab, and functions to run programs in it.
 
 #![allow(dead_code)]
 
@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Says what is missing; under CI that is a failure.
+/// Prints what is missing; with CI set it is a failure.
 pub fn skip(what: &str) {
     assert!(std::env::var("CI").as_deref() != Ok("true"), "missing: {what}");
     eprintln!("skipped: missing {what}");
 }
 
-/// Whether a program is there.
+/// Whether a program is installed.
 pub fn has(program: &str) -> bool {
     let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
     path.split(':').any(|folder| Path::new(folder).join(program).exists())
@@ -31,7 +31,7 @@ pub fn record(command: &str) {
 pub fn lab_program() -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let program = test.parent().and_then(Path::parent).unwrap().join("examples/lab");
-    assert!(program.exists(), "{} is missing: `cargo build -p lab --examples` makes it", program.display());
+    assert!(program.exists(), "{} is missing: `cargo build -p lab --examples` builds it", program.display());
     program
 }
 
@@ -39,10 +39,10 @@ pub fn card() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/card.json")
 }
 
-/// A network namespace with the netdevs of the card, and a file for what the card is told.
+/// A network namespace with the netdevs of the card, and a file to which the card writes its commands.
 pub struct Place {
     pub name: String,
-    told: PathBuf,
+    commands: PathBuf,
 }
 
 fn ip(words: &str) -> bool {
@@ -50,7 +50,7 @@ fn ip(words: &str) -> bool {
 }
 
 impl Place {
-    /// `None`: there can be none here, and it has been said why.
+    /// `None`: a network namespace cannot be made here; the reason has been printed.
     pub fn new() -> Option<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("lab-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
@@ -58,18 +58,18 @@ impl Place {
             skip("root, `ip netns`");
             return None;
         }
-        let told = std::env::temp_dir().join(&name);
-        let place = Self { name, told };
+        let commands = std::env::temp_dir().join(&name);
+        let place = Self { name, commands };
         for words in ["link add labp0 type veth peer name labp0_0", "link set labp0 up", "link set labp0_0 up"] {
             assert!(ip(&format!("-n {} {words}", place.name)), "{words}");
         }
         Some(place)
     }
 
-    /// A command that runs a program here.
+    /// A command that runs a program in a lab.
     pub fn command(&self, options: &[&str], program: &[&str]) -> Command {
         let mut command = Command::new(lab_program());
-        command.args(options).args(["--netns", &self.name, "--told"]).arg(&self.told);
+        command.args(options).args(["--netns", &self.name, "--commands"]).arg(&self.commands);
         command.arg(card()).arg("--").args(program);
         command
     }
@@ -79,7 +79,7 @@ impl Place {
         self.command(&[], program).output().unwrap()
     }
 
-    /// What a program that ends well has written.
+    /// The output of a program, which must succeed.
     pub fn text(&self, program: &[&str]) -> String {
         text(&self.run(program))
     }
@@ -88,36 +88,36 @@ impl Place {
         self.text(&["sh", "-c", script])
     }
 
-    /// What the card has been told, and is then forgotten.
-    pub fn told(&self) -> Vec<String> {
-        let text = fs::read_to_string(&self.told).unwrap_or_default();
-        let _ = fs::remove_file(&self.told);
+    /// The commands that the card has got since the last call.
+    pub fn commands(&self) -> Vec<String> {
+        let text = fs::read_to_string(&self.commands).unwrap_or_default();
+        let _ = fs::remove_file(&self.commands);
         text.lines().map(str::to_owned).collect()
     }
 
-    /// A part of this test, run as a program here: see [`part`].
+    /// Runs a part of this test as a program in a lab: see [`part`].
     pub fn part(&self, options: &[&str], name: &str) {
         let test = std::env::current_exe().unwrap();
         let program = [test.to_str().unwrap(), "--exact", name, "--nocapture", "--test-threads=1"];
-        let said = text(&self.command(options, &program).env("LAB_PART", name).output().unwrap());
-        assert!(said.contains("1 passed"), "{said}");
+        let printed = text(&self.command(options, &program).env("LAB_PART", name).output().unwrap());
+        assert!(printed.contains("1 passed"), "{printed}");
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         ip(&format!("netns del {}", self.name));
-        let _ = fs::remove_file(&self.told);
+        let _ = fs::remove_file(&self.commands);
     }
 }
 
-/// Whether this is that part of a test, running in a lab.
+/// Whether this process runs that part of a test, in a lab.
 pub fn part(name: &str) -> bool {
     std::env::var("LAB_PART").as_deref() == Ok(name)
 }
 
 pub fn text(output: &Output) -> String {
-    let (said, complained) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{:?}\n{said}\n{complained}", output.status);
-    said.into_owned()
+    let (printed, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{:?}\n{printed}\n{errors}", output.status);
+    printed.into_owned()
 }

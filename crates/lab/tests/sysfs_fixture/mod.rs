@@ -1,5 +1,5 @@
-#![allow(dead_code, reason = "each of those who share it uses a part")]
-//! A card that is none, and a place to show it in: what tests of `/sys` and their benchmark share.
+#![allow(dead_code, reason = "each test and the benchmark use a part")]
+//! A fake card, and namespaces in which to show it: shared by the tests of `/sys` and their benchmark.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -13,13 +13,14 @@ use devlink::view::{self, DeviceName, Role};
 use eswitch::auxiliary::AuxiliaryName;
 use eswitch::{CardConfig, PciAddress, SfNum};
 use lab::{Card, Refusal, sysfs};
+use lockdep::{Domain, OnReport};
 
-/// Takes VFs, and remembers what it was told.
+/// A card that creates VFs, and stores the commands that it gets.
 pub struct FakeCard {
     view: Mutex<Arc<view::Card>>,
-    pub told: Mutex<Vec<String>>,
+    pub commands: Mutex<Vec<String>>,
     pub gone: AtomicBool,
-    /// Whoever holds it keeps the card from doing anything.
+    /// While this is held, the card carries out no command.
     pub busy: Mutex<()>,
 }
 
@@ -29,14 +30,14 @@ impl FakeCard {
     pub fn new(vfs: u16) -> Arc<Self> {
         Arc::new(Self {
             view: Mutex::new(Arc::new(card(vfs))),
-            told: Mutex::default(),
+            commands: Mutex::default(),
             gone: AtomicBool::new(false),
             busy: Mutex::default(),
         })
     }
 
-    pub fn told(&self) -> Vec<String> {
-        std::mem::take(&mut self.told.lock().unwrap())
+    pub fn commands(&self) -> Vec<String> {
+        std::mem::take(&mut self.commands.lock().unwrap())
     }
 }
 
@@ -49,7 +50,7 @@ impl Card for FakeCard {
     }
 
     fn perform(&self, command: &Command) -> Result<(), Refusal> {
-        self.told.lock().unwrap().push(command.in_words(&CardConfig::default()));
+        self.commands.lock().unwrap().push(command.in_words(&CardConfig::default()));
         drop(self.busy.lock().unwrap());
         let vfs = match command {
             Command::SetNumVfs { number, .. } => *number as u16,
@@ -181,7 +182,7 @@ pub fn card(vfs: u16) -> view::Card {
     }
 }
 
-/// Why there can be no lab here, if so.
+/// What a lab lacks here; `None`: nothing.
 pub fn what_is_missing() -> Option<String> {
     let missing = if !rustix::process::geteuid().is_root() {
         Some("root".to_owned())
@@ -197,7 +198,7 @@ pub fn what_is_missing() -> Option<String> {
 
 type Work = Box<dyn FnOnce() + Send>;
 
-/// A thread in mount and network namespaces of its own, in which `/sys` is the card's.
+/// A thread in mount and network namespaces of its own, in which `/sys` shows the card.
 pub struct Place {
     work: Option<mpsc::Sender<Work>>,
     thread: Option<thread::JoinHandle<()>>,
@@ -205,7 +206,7 @@ pub struct Place {
 }
 
 impl Place {
-    /// `netdevs` are made in it.
+    /// Makes it, and the `netdevs` in it.
     pub fn new(card: &Arc<FakeCard>, netdevs: &[&str]) -> Self {
         let (mounter, server) = sysfs::prepare().unwrap();
         let netdevs: Vec<String> = netdevs.iter().map(|name| (*name).to_owned()).collect();
@@ -221,11 +222,11 @@ impl Place {
             }
         });
         let cards: Vec<Arc<dyn Card>> = vec![Arc::clone(card) as Arc<dyn Card>];
-        let serving = server.serve(cards).unwrap();
+        let serving = server.serve(cards, &Domain::for_build(OnReport::Panic)).unwrap();
         Self { work: Some(work), thread: Some(thread), _serving: serving }
     }
 
-    /// Does something in the thread.
+    /// Runs `work` in the thread.
     pub fn within<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
         let (answer, answered) = mpsc::channel();
         let work = Box::new(move || answer.send(work()).unwrap());
@@ -233,7 +234,7 @@ impl Place {
         answered.recv().expect("what was to be done in the lab has failed")
     }
 
-    /// What a shell says.
+    /// Runs a shell command in the thread.
     pub fn shell(&self, command: &str) -> Output {
         record(command);
         let command = command.to_owned();
@@ -242,8 +243,8 @@ impl Place {
         })
     }
 
-    /// What a shell says, all of it.
-    pub fn says(&self, command: &str) -> String {
+    /// Runs a shell command in the thread, and returns its output and its errors.
+    pub fn output_of(&self, command: &str) -> String {
         let output = self.shell(command);
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
     }
@@ -264,7 +265,7 @@ impl Drop for Place {
     }
 }
 
-/// Gives the calling thread namespaces of its own, whose mounts are private.
+/// Moves the calling thread into new namespaces, in which all mounts are private.
 pub fn unshare() {
     use rustix::mount::{MountPropagationFlags, mount_change};
     use rustix::thread::UnshareFlags;

@@ -1,5 +1,5 @@
-//! The kernel's own `/sys`, and the system's `/lib/modules`: what is seen through the cards' tree. They are
-//! reached by directory descriptors that nothing covers, whatever is mounted in the lab.
+//! The lower trees: the kernel's own `/sys`, and the system's `/lib/modules`, which are seen where the cards' tree has
+//! nothing. They are accessed by directory descriptors that nothing covers, whatever is mounted in the lab.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -12,21 +12,21 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, Stat, openat, rea
 
 use crate::process::with_rights;
 
-use super::tree::{Base, Kernel, Kind, Under};
+use super::tree::{Kernel, Kind, LowerPath, LowerTree};
 
-/// The trees beneath.
-pub(super) struct Beneath {
+/// The lower trees.
+pub(super) struct Lower {
     sys: OwnedFd,
     modules: Option<OwnedFd>,
 }
 
-/// What a directory beneath has in it.
+/// An entry of a directory.
 pub(super) struct Found {
     pub(super) name: Box<OsStr>,
     pub(super) kind: Kind,
 }
 
-/// What of the kinds of files a tree shows.
+/// The kind of node that a tree shows for a type of file.
 pub(super) fn kind(file: FileType) -> Kind {
     match file {
         FileType::Directory => Kind::Dir,
@@ -35,48 +35,48 @@ pub(super) fn kind(file: FileType) -> Kind {
     }
 }
 
-impl Beneath {
+impl Lower {
     pub(super) fn new(sys: OwnedFd, modules: Option<OwnedFd>) -> Self {
         Self { sys, modules }
     }
 
-    fn base(&self, base: Base) -> Result<&OwnedFd, Errno> {
+    fn base(&self, base: LowerTree) -> Result<&OwnedFd, Errno> {
         match base {
-            Base::Sys => Ok(&self.sys),
-            Base::Modules => self.modules.as_ref().ok_or(Errno::NOENT),
+            LowerTree::Sys => Ok(&self.sys),
+            LowerTree::Modules => self.modules.as_ref().ok_or(Errno::NOENT),
         }
     }
 
-    /// The status of what is called `name` in a directory.
-    pub(super) fn status(&self, dir: &Under, name: &OsStr) -> Result<Stat, Errno> {
+    /// The status of the entry `name` of a directory.
+    pub(super) fn status(&self, dir: &LowerPath, name: &OsStr) -> Result<Stat, Errno> {
         statat(self.base(dir.base)?, &*join(&dir.path, name), AtFlags::SYMLINK_NOFOLLOW)
     }
 
-    /// The status of what is at a place.
-    pub(super) fn status_at(&self, place: &Under) -> Result<Stat, Errno> {
+    /// The status of a file or directory.
+    pub(super) fn status_at(&self, place: &LowerPath) -> Result<Stat, Errno> {
         let path = if place.path.is_empty() { "." } else { &place.path };
         statat(self.base(place.base)?, path, AtFlags::SYMLINK_NOFOLLOW)
     }
 
-    /// Whether there is something at a path under `/sys`.
+    /// Whether a path below `/sys` exists.
     pub(super) fn has(&self, path: &str) -> bool {
         statat(&self.sys, path, AtFlags::SYMLINK_NOFOLLOW).is_ok()
     }
 
     /// Opens a file.
-    pub(super) fn open(&self, place: &Under, flags: OFlags) -> Result<OwnedFd, Errno> {
+    pub(super) fn open(&self, place: &LowerPath, flags: OFlags) -> Result<OwnedFd, Errno> {
         let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         openat(self.base(place.base)?, &place.path, flags, Mode::empty())
     }
 
     /// Opens a directory.
-    pub(super) fn open_dir(&self, place: &Under) -> Result<OwnedFd, Errno> {
+    pub(super) fn open_dir(&self, place: &LowerPath) -> Result<OwnedFd, Errno> {
         let path = if place.path.is_empty() { "." } else { &place.path };
         openat(self.base(place.base)?, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
     }
 
-    /// What a symbolic link says.
-    pub(super) fn link(&self, place: &Under) -> Result<String, Errno> {
+    /// The target of a symbolic link.
+    pub(super) fn link(&self, place: &LowerPath) -> Result<String, Errno> {
         let text = readlinkat(self.base(place.base)?, &place.path, Vec::new())?;
         text.into_string().map_err(|_| Errno::ILSEQ)
     }
@@ -87,7 +87,7 @@ impl Beneath {
     }
 }
 
-/// Everything that is in a directory, but itself and the one above it.
+/// All entries of a directory, except `.` and `..`.
 pub(super) fn list(dir: &OwnedFd) -> Result<Vec<Found>, Errno> {
     let mut found = Vec::new();
     let mut buffer = Vec::with_capacity(16 * 1024);
@@ -119,14 +119,14 @@ fn read(base: impl std::os::fd::AsFd, path: &str) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-impl Kernel for Beneath {
+impl Kernel for Lower {
     fn read(&self, path: &str) -> Option<Vec<u8>> {
         read(&self.sys, path)
     }
 
     fn proc_modules(&self) -> Option<Vec<u8>> {
-        // The supervisor's own: nothing of the lab covers it. Where modules lie in memory is not for everybody to see, and
-        // the kernel hides it from those without capabilities.
+        // The supervisor's own file, which nothing in the lab covers. The kernel hides the addresses of modules from
+        // processes without capabilities, so it is read without.
         let user = rustix::process::geteuid().as_raw();
         with_rights(0, user, || read(CWD, "/proc/modules")).ok()?
     }

@@ -1,4 +1,4 @@
-//! The supervisor's process. It is there as long as a process of the lab is, and no longer.
+//! The supervisor's process. It lives as long as a process of the lab does.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
 
+use lockdep::Domain;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Resource, Rlimit, Signal, chdir, getrlimit, pidfd_send_signal, setrlimit, setsid};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space, set_name};
@@ -16,23 +17,25 @@ use crate::cards::Cards;
 use crate::supervisor::{self, Lab};
 use crate::sys;
 
-/// What the supervisor is made of.
+/// What the supervisor needs.
 pub(super) struct Supervisor {
     pub cards: Arc<Cards>,
     pub serve: Option<Serve>,
     pub network: Option<OwnedFd>,
     pub high: std::ops::Range<u32>,
     pub exact_addresses: bool,
-    /// The way from the program's process.
+    /// The domain of all threads of the lab.
+    pub domain: Arc<Domain>,
+    /// The channel from the program's process.
     pub calls: OwnedFd,
-    /// The way to `esw exec`.
+    /// The channel to the front.
     pub front: OwnedFd,
 }
 
 impl Supervisor {
-    /// Serves until nobody is left, and ends this process.
+    /// Serves until no process of the lab is left, and ends this process.
     pub fn run(self) -> ! {
-        // What called us is another process's.
+        // The functions above on the stack belong to the front; the process must end here.
         let ended = catch_unwind(AssertUnwindSafe(|| self.serve_all()));
         std::process::exit(i32::from(!matches!(ended, Ok(Ok(())))))
     }
@@ -43,24 +46,28 @@ impl Supervisor {
         if let Some(network) = &self.network {
             move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?;
         }
-        let serve = self.serve.map(|serve| thread::Builder::new().name("lab-files".to_owned()).spawn(serve));
+        let domain = Arc::clone(&self.domain);
+        let serve =
+            self.serve.map(|serve| thread::Builder::new().name("lab-files".to_owned()).spawn(move || serve(&domain)));
         let serving = serve.transpose()?;
-        // If there will be no program, the other end is closed, and what serves is told the same.
+        // If no program is started, the other end is closed. The mounts' server learns of that by its own channel.
         let (_, listener) = receive(&self.calls)?;
         drop(self.calls);
         let listener = listener.ok_or(io::ErrorKind::UnexpectedEof)?;
         let _ = sys::wake_at_once(listener.as_fd());
-        let lab = Arc::new(Lab::new(listener, self.cards, self.high, self.exact_addresses));
+        let lab = Arc::new(Lab::new(listener, self.cards, self.high, self.exact_addresses, Arc::clone(&self.domain)));
         let watched = Arc::clone(&lab);
         let front = self.front.try_clone()?;
         thread::Builder::new().name("lab-front".to_owned()).spawn(move || watch(&watched, &front))?;
-        // Before the first program asks: what it asks of other families is not to wait for a card.
-        let learning = Arc::clone(&lab);
+        // Before the first program needs it: a request to another family must not wait for a card.
+        let lookup = Arc::clone(&lab);
         thread::Builder::new().name("lab-family".to_owned()).spawn(move || {
-            learning.families.devlink(&learning.cards);
+            lockdep::enter(&lookup.domain, "lab-family", |cx| {
+                lookup.families.devlink(cx, &lookup.cards);
+            });
         })?;
         send(&self.front, Word::Serving, None)?;
-        // Nothing stops it but that nobody is left.
+        // Only the end of the last process stops it.
         let (stop, _stopper) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
         supervisor::serve(&lab, &stop);
         drop(serving.map(thread::JoinHandle::join));
@@ -68,17 +75,17 @@ impl Supervisor {
     }
 }
 
-/// What a user limits for programs is not meant for what serves them all: every socket and open file of a lab takes
-/// descriptors here, and the work for all programs counts as this process's.
+/// Raises resource limits. A user limits programs, and does not mean the process that serves them all: every socket and
+/// open file of a lab takes descriptors here, and the work for all programs counts as this process's.
 fn raise_limits() {
     for resource in [Resource::Nofile, Resource::Cpu, Resource::As] {
         let limit = getrlimit(resource);
-        // It is as it was if it cannot be raised.
+        // A limit that cannot be raised stays as it is.
         let _ = setrlimit(resource, Rlimit { current: limit.maximum, ..limit });
     }
 }
 
-/// Keeps nothing of the caller's: its terminal and its signals, its folder, its files and pipes.
+/// Gives up all that belongs to the caller: its terminal and its signals, its directory, its files and pipes.
 fn detach() -> io::Result<()> {
     setsid()?;
     sys::ignore_requests_to_end()?;
@@ -91,7 +98,7 @@ fn detach() -> io::Result<()> {
     sys::close_what_was_inherited()
 }
 
-/// Heeds what `esw exec` says. If it ends before its program, the program is ended.
+/// Handles the front's messages. If the front ends before its program, kills the program.
 fn watch(lab: &Lab, front: &OwnedFd) {
     let mut program = None;
     loop {
@@ -99,8 +106,8 @@ fn watch(lab: &Lab, front: &OwnedFd) {
             Ok((Word::Program, process)) => program = process,
             Ok((Word::Ended, _)) => {
                 program = None;
-                // If nobody is left, that this process ends is the answer.
-                if is_somebody_left(lab) {
+                // If no process is left, this process ends, which answers the front.
+                if is_any_left(lab) {
                     let _ = send(front, Word::Remains, None);
                 }
             }
@@ -113,8 +120,8 @@ fn watch(lab: &Lab, front: &OwnedFd) {
     }
 }
 
-/// Whether a process has the filter still.
-fn is_somebody_left(lab: &Lab) -> bool {
+/// Whether any process still has the filter.
+fn is_any_left(lab: &Lab) -> bool {
     let mut polled = [PollFd::new(&lab.listener, PollFlags::IN)];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     let looked = rustix::io::retry_on_intr(|| poll(&mut polled, Some(&now)));

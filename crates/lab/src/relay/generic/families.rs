@@ -1,0 +1,215 @@
+//! The generic netlink family `devlink`: its numbers for programs, in the kernel, and at each card's server.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use ::netlink::{
+    Attribute, Awaited, Flags, GENL_HEADER, HEADER, Header, Message, Part, attributes, find, message, messages,
+    overwrite,
+};
+use lockdep::{LockBefore, Locked, Mutex};
+use rustix::net::netlink::SocketAddrNetlink;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{RecvFlags, SendFlags, SocketFlags, SocketType, recv, send};
+
+use super::connections::Connections;
+use super::{CTRL, DEVLINK, FAMILY_ID, FAMILY_NAME, GETFAMILY};
+use crate::cards::Cards;
+use crate::lock_order::{CardFamilies, FamilyLookup};
+use crate::relay::ROOM;
+
+const MCAST_GROUPS: u16 = 7;
+const MCAST_GRP_ID: u16 = 2;
+/// The number from which a free one is searched for, downwards. The kernel assigns numbers upwards from
+/// `GENL_MIN_ID`.
+const HIGHEST: u16 = 0x3f0;
+
+/// How long a card's server may take to answer with its number of the family.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The family as programs see it.
+#[derive(Clone, Debug)]
+pub(crate) struct Family {
+    pub(super) id: u16,
+    /// The number of its first multicast group; the others follow.
+    group: u32,
+    groups: u32,
+    /// Whether the kernel has the family too. Then the kernel answers what programs request of `nlctrl` about it.
+    pub(super) in_kernel: bool,
+    /// Else the answer of `nlctrl`, as a message.
+    pub(super) answer: Vec<u8>,
+}
+
+/// What the lab knows of the family, for all sockets.
+pub(crate) struct Families {
+    family: OnceLock<Family>,
+    /// The number that each card's server has given the family, by the card's index.
+    at_cards: Mutex<CardFamilies, HashMap<usize, u16>>,
+    lookup: Mutex<FamilyLookup, ()>,
+    pub(super) connections: Connections,
+}
+
+impl Default for Families {
+    fn default() -> Self {
+        Self {
+            family: OnceLock::new(),
+            at_cards: Mutex::new(HashMap::new()),
+            lookup: Mutex::new(()),
+            connections: Connections::default(),
+        }
+    }
+}
+
+impl Families {
+    /// The family. The first caller requests it from a card; the others wait. `None`: no card answers.
+    pub fn devlink<L>(&self, cx: &mut Locked<'_, L>, cards: &Cards) -> Option<&Family>
+    where
+        L: LockBefore<FamilyLookup>,
+    {
+        if let Some(family) = self.family.get() {
+            return Some(family);
+        }
+        let (_one_at_a_time, mut cx) = self.lookup.lock(cx);
+        if self.family.get().is_none() {
+            let family = self.look_up(&mut cx, cards)?;
+            let _ = self.family.set(family);
+        }
+        self.family.get()
+    }
+
+    /// Whether a multicast group belongs to the family.
+    pub fn is_group<L>(&self, cx: &mut Locked<'_, L>, cards: &Cards, group: u32) -> bool
+    where
+        L: LockBefore<FamilyLookup>,
+    {
+        self.devlink(cx, cards).is_some_and(|f| (f.group..f.group + f.groups).contains(&group))
+    }
+
+    /// Whether the kernel has the family too.
+    pub fn is_in_kernel(&self) -> bool {
+        self.family.get().is_some_and(|family| family.in_kernel)
+    }
+
+    fn look_up(&self, cx: &mut Locked<'_, FamilyLookup>, cards: &Cards) -> Option<Family> {
+        let kernel_families = kernel_families().unwrap_or_default();
+        let answer = (0..cards.len()).find_map(|n| {
+            let socket = cards.card(n)?.connect().ok()?;
+            self.request_family(cx, n, &socket).ok()
+        })?;
+        if let Some(kernel) = kernel_families.iter().find(|family| family.name == DEVLINK) {
+            let group = kernel.groups.first().copied().unwrap_or(0);
+            let groups = kernel.groups.len() as u32;
+            return Some(Family { id: kernel.id, group, groups, in_kernel: true, answer });
+        }
+        let id = (CTRL..HIGHEST).rev().find(|id| kernel_families.iter().all(|family| family.id != *id))?;
+        let group = kernel_families.iter().flat_map(|family| &family.groups).max().map_or(0, |most| *most);
+        // Far from the next number that the kernel will assign.
+        let group = group.max(u32::from(HIGHEST)) + 1;
+        let mut answer = answer;
+        let groups = renumber(&mut answer, id, group);
+        Some(Family { id, group, groups, in_kernel: false, answer })
+    }
+
+    /// The number that the server of card `n` has given the family. `socket`: a connection to it.
+    pub(super) fn number_at_card<L>(&self, cx: &mut Locked<'_, L>, n: usize, socket: &OwnedFd) -> io::Result<u16> {
+        let known = self.at_cards.lock_leaf(cx).get(&n).copied();
+        match known {
+            Some(id) => Ok(id),
+            None => {
+                self.request_family(cx, n, socket)?;
+                self.at_cards.lock_leaf(cx).get(&n).copied().ok_or_else(|| io::ErrorKind::NotFound.into())
+            }
+        }
+    }
+
+    /// Requests the family from the server of card `n`, and stores its number. Returns the answer, a message.
+    fn request_family<L>(&self, cx: &mut Locked<'_, L>, n: usize, socket: &OwnedFd) -> io::Result<Vec<u8>> {
+        let request = message(Header::new(CTRL, Flags::REQUEST, 0, 0), |to| {
+            to.genl(GETFAMILY, 1).text(FAMILY_NAME, DEVLINK);
+        });
+        send(socket, &request?, SendFlags::NOSIGNAL)?;
+        // Other threads wait for the same answer, so a card that gives none counts as gone.
+        set_socket_timeout(socket, Timeout::Recv, Some(PATIENCE))?;
+        let mut buffer = vec![0; ROOM];
+        let (_, len) = recv(socket, &mut buffer[..], RecvFlags::empty())?;
+        let message = messages(&buffer[..len.min(ROOM)]).next().ok_or(io::ErrorKind::InvalidData)?;
+        let family = KernelFamily::of(&message).ok_or(io::ErrorKind::InvalidData)?;
+        self.at_cards.lock_leaf(cx).insert(n, family.id);
+        Ok(message.bytes().to_vec())
+    }
+}
+
+/// Puts the lab's numbers into an answer of `nlctrl`: that of the family, and those of its groups from `group` on.
+/// Returns how many groups the family has.
+fn renumber(message: &mut [u8], id: u16, group: u32) -> u32 {
+    let start = HEADER + GENL_HEADER;
+    let Some(content) = message.get(start..).map(<[u8]>::to_vec) else { return 0 };
+    let mut groups = 0;
+    for attribute in attributes(&content).flatten() {
+        let at = start + attribute.value_offset();
+        match attribute.kind {
+            FAMILY_ID => {
+                overwrite(message, at, &id.to_ne_bytes());
+            }
+            MCAST_GROUPS => {
+                for entry in attribute.nested().flatten() {
+                    if let Some(found) = find(entry.value, MCAST_GRP_ID) {
+                        let at = at + entry.value_offset() + found.value_offset();
+                        overwrite(message, at, &(group + groups).to_ne_bytes());
+                        groups += 1;
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    groups
+}
+
+/// A family as `nlctrl` describes it.
+struct KernelFamily {
+    name: String,
+    id: u16,
+    groups: Vec<u32>,
+}
+
+impl KernelFamily {
+    fn of(message: &Message<'_>) -> Option<Self> {
+        let content = message.after(GENL_HEADER).filter(|_| message.header.kind == CTRL)?;
+        let groups = find(content, MCAST_GROUPS).map_or(&[][..], |groups| groups.value);
+        let group = |entry: Attribute<'_>| find(entry.value, MCAST_GRP_ID)?.leading_u32();
+        Some(Self {
+            name: find(content, FAMILY_NAME)?.string()?.to_owned(),
+            id: find(content, FAMILY_ID)?.leading_u16()?,
+            groups: attributes(groups).flatten().filter_map(group).collect(),
+        })
+    }
+}
+
+/// Every generic netlink family of the kernel.
+fn kernel_families() -> io::Result<Vec<KernelFamily>> {
+    let protocol = Some(rustix::net::netlink::GENERIC);
+    let family = rustix::net::AddressFamily::NETLINK;
+    let socket = rustix::net::socket_with(family, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
+    rustix::net::bind(&socket, &SocketAddrNetlink::new(0, 0))?;
+    let header = Header::new(CTRL, Flags::REQUEST | Flags::DUMP, 1, 0);
+    let request = message(header, |to| {
+        to.genl(GETFAMILY, 1);
+    });
+    send(&socket, &request?, SendFlags::empty())?;
+    let mut awaited = Awaited::new(header.sequence);
+    let (mut families, mut buffer) = (Vec::new(), vec![0; ROOM]);
+    loop {
+        let (_, len) = recv(&socket, &mut buffer[..], RecvFlags::empty())?;
+        for message in messages(&buffer[..len]) {
+            match awaited.read(message) {
+                Part::Data(message) => families.extend(KernelFamily::of(&message)),
+                Part::End(_) => return Ok(families),
+                Part::Other => {}
+            }
+        }
+    }
+}
