@@ -81,7 +81,7 @@ pub fn check(body: impl Fn(&mut Locked<'_, Unlocked>) + Send + Sync + 'static) -
 /// ```
 /// use explore::{Faults, Options};
 ///
-/// Each operation that can fail fails once.
+/// // Each operation that can fail fails once.
 /// let report = explore::check_with(&Options { faults: Faults::Each, ..Options::default() }, |cx| {
 ///     let first = cx.fails(|| "allocating the first buffer".to_owned());
 ///     let second = cx.fails(|| "allocating the second buffer".to_owned());

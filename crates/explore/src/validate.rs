@@ -165,14 +165,14 @@ impl Scheduler for Noting {
 ///     leaf Number = "number";
 /// }
 ///
-/// Two threads write a number whose digest is `digest`, and it matters which of them is last.
-/// fn writers(told: fn(&u64) -> u64) -> Closure {
+/// /// Two threads write a number with this digest, and it matters which of them is last.
+/// fn writers(digest: fn(&u64) -> u64) -> Closure {
 ///     Closure::new("writers", move |cx| {
-///         let number = Arc::new(Mutex::<Number, u64>::new(0).with_state_digest(told));
+///         let number = Arc::new(Mutex::<Number, u64>::new(0).with_state_digest(digest));
 ///         let writers = [1, 2].map(|n| {
 ///             let number = Arc::clone(&number);
 ///             cx.spawn("writer", move |cx| {
-///                 // What they write does not depend on what they find, and they do nothing with what they see in the end.
+///                 // What they write does not depend on what they find, and they use nothing of what they read.
 ///                 lockdep::without_history(|| *number.lock_leaf(cx) = n);
 ///                 lockdep::without_history(|| drop(number.lock_leaf(cx)));
 ///             })
@@ -187,7 +187,7 @@ impl Scheduler for Noting {
 ///
 /// let report = validate_states(&writers(|number| *number), 1, 100).unwrap();
 /// assert!(report.met_again > 0);
-/// The digest must distinguish what other code can distinguish.
+/// // The digest must distinguish what other code can distinguish.
 /// validate_states(&writers(|_| 0), 1, 100).unwrap_err();
 /// ```
 ///
