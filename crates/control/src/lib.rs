@@ -7,13 +7,21 @@
 #![forbid(unsafe_code)]
 
 mod command;
+pub mod devlink;
 mod encoding;
 mod follow;
+pub mod forms;
+pub mod grammar;
+mod query;
 mod target;
 mod touched;
-mod words;
+pub mod words;
+mod written;
 
 pub use command::{Command, EswitchOption, MAX_FLAP};
+pub use devlink::DevlinkCommand;
 pub use encoding::{DecodeError, VERSION};
 pub use follow::Follower;
+pub use query::{Query, Request};
 pub use target::{CommandTarget, Failure, Reply};
+pub use words::WordError;

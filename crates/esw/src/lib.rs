@@ -62,7 +62,7 @@ pub fn main() -> ExitCode {
         Command::Dev(words) => devlink_words::run("dev", words),
         Command::Port(words) => devlink_words::run("port", words),
         Command::Health(words) => devlink_words::run("health", words),
-        Command::Monitor(words) => devlink_words::monitor(words),
+        Command::Monitor(words) => devlink_words::run("monitor", words),
     };
     programs::end_what_is_left();
     match done {

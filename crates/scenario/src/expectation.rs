@@ -3,8 +3,9 @@
 use eswitch::lag::LagMode;
 use eswitch::{Mode, PciAddress, PortHandle, RepType};
 
-use crate::step::{device, port};
-use crate::words::{WordError, Words};
+use control::WordError;
+use control::grammar::{device, port};
+use control::words::Words;
 
 /// Something that holds or does not.
 #[derive(Clone, Debug, PartialEq, Eq)]

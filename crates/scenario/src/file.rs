@@ -13,7 +13,8 @@ use toml::de::{DeTable, DeValue};
 use crate::expectation::Expectation;
 use crate::place::{InputError, Place, inside_string};
 use crate::step::{Action, Expected, Step};
-use crate::words::{WordError, did_you_mean, list};
+use control::WordError;
+use control::words::{did_you_mean, list};
 
 /// A story: what to run, on which threads, and what must hold.
 #[derive(Clone, Debug, PartialEq)]

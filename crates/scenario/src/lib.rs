@@ -20,8 +20,9 @@ mod session;
 mod show;
 mod step;
 mod vocabulary;
-mod words;
 
+pub use control::WordError;
+pub use control::forms::Entry;
 pub use expectation::{AuxState, Expectation, SfExpectation};
 pub use file::{CARDS, CardName, InFile, Scenario, Settle, StoryThread, parse, parse_card};
 pub use place::{InputError, Place};
@@ -29,5 +30,4 @@ pub use run::{Observer, Outcome, StepRecord, Verdict, run};
 pub use session::{Session, StepError};
 pub use show::{Ports, describe_port};
 pub use step::{Action, Expected, Step};
-pub use vocabulary::{EXPECTATIONS, Entry, STEPS, completions};
-pub use words::WordError;
+pub use vocabulary::{EXPECTATIONS, STEPS, completions};

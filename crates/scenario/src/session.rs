@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use control::{Failure, Reply};
+use control::{Failure, Query, Reply};
 use eswitch::inspect::{PortView, Snapshot, Violation};
 use eswitch::{CardConfig, Engine, Errno, Error, PciAddress, PortHandle, RepType, Subscription};
 use host::{GaveUp, Heeds, LiveCard, World};
@@ -149,9 +149,7 @@ impl Session {
     /// It failed.
     pub fn perform(&self, cx: &mut Locked<'_, Unlocked>, heeds: Heeds, action: &Action) -> Done {
         match action {
-            Action::ShowDevices => return Ok(show::devices(&self.engine().inspect(cx))),
-            Action::ShowEswitch(device) => return self.show_eswitch(cx, *device),
-            Action::ShowPorts(port) => return self.show_ports(cx, *port),
+            Action::Query(query) => return self.answer(cx, *query),
             Action::Command(command) => {
                 return match self.card.perform(cx, heeds, self.limit, command) {
                     Ok(Reply::Done) => Ok(Vec::new()),
@@ -196,10 +194,16 @@ impl Session {
         self.gave_up(why, "a look at the kernel's bonds".to_owned(), "still looking".to_owned())
     }
 
-    fn show_eswitch(&self, cx: &mut Locked<'_, Unlocked>, device: PciAddress) -> Done {
+    /// Answers a query as devlink prints the answer.
+    fn answer(&self, cx: &mut Locked<'_, Unlocked>, query: Query) -> Done {
+        let device = match query {
+            Query::Devices(None) => return Ok(show::devices(&self.engine().inspect(cx))),
+            Query::Ports(port) => return self.show_ports(cx, port),
+            Query::Devices(Some(device)) | Query::Eswitch(device) => device,
+        };
         let snapshot = self.engine().inspect(cx);
         let pf = show::pf(&snapshot, device).ok_or(Error::NoDevice(device))?;
-        Ok(vec![show::eswitch(pf)])
+        Ok(vec![if matches!(query, Query::Eswitch(_)) { show::eswitch(pf) } else { show::device(pf) }])
     }
 
     fn show_ports(&self, cx: &mut Locked<'_, Unlocked>, port: Option<PortHandle>) -> Done {

@@ -5,7 +5,12 @@ use eswitch::{CardConfig, PciAddress, Vport};
 
 /// `devlink dev show`.
 pub(crate) fn devices(snapshot: &Snapshot) -> Vec<String> {
-    snapshot.pfs.iter().map(|pf| format!("pci/{}", pf.address)).collect()
+    snapshot.pfs.iter().map(device).collect()
+}
+
+/// `devlink dev show DEV`.
+pub(crate) fn device(pf: &PfView) -> String {
+    format!("pci/{}", pf.address)
 }
 
 /// `devlink dev eswitch show`.

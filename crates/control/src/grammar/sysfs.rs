@@ -1,9 +1,9 @@
 //! What `echo VALUE > FILE` does below `/sys/bus/pci`.
 
-use control::Command;
 use eswitch::PciAddress;
 
 use super::pci_address;
+use crate::command::Command;
 use crate::words::{WordError, Words};
 
 /// The files there are, for who has named another.

@@ -1,10 +1,10 @@
 //! What `ip link set` does to a PF's netdev that is the engine's business, on any card.
 
-use control::Command;
 use eswitch::card::Resource;
 use eswitch::vf::{ETH_P_8021AD, ETH_P_8021Q, LinkState, VfSetting, VfVlan};
 use eswitch::{CardConfig, MacAddr, PciAddress, PfIndex, names};
 
+use crate::command::Command;
 use crate::words::{WordError, Words};
 
 /// `ip link set [dev] NETDEV` where NETDEV is a PF's: the PF, and the words that follow. Takes no words.
