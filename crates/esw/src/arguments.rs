@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::sockets::Which;
+use crate::cards::CardKind;
 
 const ABOUT: &str = "A software SmartNIC: its E-Switch, its representors and their life";
 
@@ -65,6 +65,17 @@ pub enum Command {
     Health(Words),
     /// Print what happens to devices and ports, until ended
     Monitor(Words),
+}
+
+/// The cards that a command is for.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Which {
+    /// The card of this name alone, rather than all that are up
+    #[arg(long, value_name = "NAME", conflicts_with = "socket")]
+    pub card: Option<String>,
+    /// The card behind this control socket
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
 }
 
 /// `esw exec`.
@@ -292,8 +303,8 @@ pub struct Run {
     #[arg(required = true, value_name = "FILE|DIR")]
     pub paths: Vec<PathBuf>,
     /// The card to tell them on; scenarios that are for another one are skipped
-    #[arg(long, value_enum, default_value_t = Card::Memory)]
-    pub card: Card,
+    #[arg(long, value_enum, default_value_t = CardKind::Memory)]
+    pub card: CardKind,
     /// Print one JSON object a line for each scenario
     #[arg(long)]
     pub json: bool,
@@ -313,8 +324,8 @@ Without a terminal, lines are read from standard input as commands. The exit sta
 a program among the card's netdevs, `shell` a shell.")]
 pub struct Up {
     /// What the card is made of
-    #[arg(long, value_enum, default_value_t = Card::Memory)]
-    pub card: Card,
+    #[arg(long, value_enum, default_value_t = CardKind::Memory)]
+    pub card: CardKind,
     /// Keep cards up, each with a control socket that speaks devlink, until ended by a signal
     #[arg(long)]
     pub daemon: bool,
@@ -373,24 +384,4 @@ pub enum LogFormat {
     Text,
     /// An object a line
     Json,
-}
-
-/// What a card is made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Deserialize, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Card {
-    /// Books in memory: runs anywhere, no netdevs
-    Memory,
-    /// Real netdevs, in a namespace of their own without root
-    Linux,
-}
-
-impl Card {
-    /// Its name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Memory => "memory",
-            Self::Linux => "linux",
-        }
-    }
 }

@@ -10,9 +10,28 @@ use eswitch::CardConfig;
 use host::{Bonds, Pulse, World};
 use lockdep::Domain;
 
-use crate::arguments::Card as Kind;
 use crate::bonds::KernelBonds;
 use crate::programs::Here;
+
+/// What a card is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CardKind {
+    /// Books in memory: runs anywhere, no netdevs
+    Memory,
+    /// Real netdevs, in a namespace of their own without root
+    Linux,
+}
+
+impl CardKind {
+    /// The name of the kind, as it is given on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Linux => "linux",
+        }
+    }
+}
 
 /// What is done with what a dead process has left of a card.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,10 +55,10 @@ impl Cards {
     ///
     /// # Errors
     /// There can be none here; says why, and what to do.
-    pub fn prepare(kind: Kind) -> Result<Self> {
+    pub fn prepare(kind: CardKind) -> Result<Self> {
         Ok(match kind {
-            Kind::Memory => Self::Memory,
-            Kind::Linux => Self::Linux(Place::prepare()?),
+            CardKind::Memory => Self::Memory,
+            CardKind::Linux => Self::Linux(Place::prepare()?),
         })
     }
 
@@ -54,23 +73,23 @@ impl Cards {
     /// The system refuses.
     pub fn world_of(
         &self,
-        kind: Kind,
+        kind: CardKind,
         config: &CardConfig,
         found: Found,
         domain: &Arc<Domain>,
         pulse: &Arc<Pulse>,
     ) -> Result<(World, Option<Hold>)> {
         match kind {
-            Kind::Memory => Self::Memory.world_with(config, found, domain, pulse),
-            Kind::Linux => self.world_with(config, found, domain, pulse),
+            CardKind::Memory => Self::Memory.world_with(config, found, domain, pulse),
+            CardKind::Linux => self.world_with(config, found, domain, pulse),
         }
     }
 
     /// What they are called.
     pub fn name(&self) -> &'static str {
         match self {
-            Self::Memory => Kind::Memory.name(),
-            Self::Linux(_) => Kind::Linux.name(),
+            Self::Memory => CardKind::Memory.name(),
+            Self::Linux(_) => CardKind::Linux.name(),
         }
     }
 

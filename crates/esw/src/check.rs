@@ -15,9 +15,9 @@ use scenario::Scenario;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::arguments::{Check, Faults, Strategy};
+use crate::exit_status::{FAILED, HELD, INTERRUPTED, UNUSABLE};
 use crate::output::{self, Style, complain, line, many, time};
 use crate::run::{Story as Told, read_all};
-use crate::{FAILED, HELD, INTERRUPTED, UNUSABLE};
 
 /// How long for each scenario when nothing is said.
 const TIME: Duration = Duration::from_secs(10);

@@ -14,9 +14,9 @@ use devlink::{CONFIG_GROUP, ClientError, DEVLINK, ESWITCH, eswitch_family};
 use netlink::{Errno, strerror};
 
 use crate::arguments::Words;
+use crate::exit_status::{FAILED, HELD};
 use crate::output::{complain, line};
-use crate::sockets::Found;
-use crate::{FAILED, HELD};
+use crate::sockets::{Found, connect};
 
 /// Runs `esw OBJECT WORDS…`; its exit status.
 ///
@@ -29,7 +29,7 @@ pub fn run(object: &str, arguments: &Words) -> Result<u8> {
     }
     let command = parse(object, arguments)?;
     let Some(number) = message::number(command.verb) else { return monitor(command.verb, arguments) };
-    let mut cards = arguments.which.connect()?;
+    let mut cards = connect(&arguments.which)?;
     let answers = match command.handle {
         None => dump(&mut cards, number, &command),
         Some(_) => request(&mut cards, number, &command),
@@ -95,7 +95,7 @@ fn request(cards: &mut [Found], number: u8, command: &DevlinkCommand) -> Answers
 
 /// Prints events of devices and ports until the command is ended, or every card is gone.
 fn monitor(verb: DevlinkVerb, arguments: &Words) -> Result<u8> {
-    let cards = arguments.which.connect()?;
+    let cards = connect(&arguments.which)?;
     let (pass, passed) = std::sync::mpsc::channel();
     for mut card in cards {
         card.client.ask(ESWITCH, eswitch_family::JOIN, |to| {

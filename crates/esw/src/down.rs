@@ -11,10 +11,10 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::arguments::Down;
 use crate::daemon::{Found, How, NotFound, socket_of, sockets};
+use crate::exit_status::{FAILED, HELD};
 use crate::output::{complain, line};
 use crate::printable::printable;
 use crate::sockets::all_at_once;
-use crate::{FAILED, HELD};
 
 /// Runs the command; its exit status. It takes no longer than it is given, whatever the daemons do.
 ///

@@ -12,7 +12,7 @@ use rustix::net::sockopt::socket_peercred;
 use crate::arguments::{Exec, Shell};
 use crate::output::complain;
 use crate::remote::Remote;
-use crate::sockets::Found;
+use crate::sockets::{Found, connect};
 
 /// Runs the command; its exit status is the program's.
 ///
@@ -22,7 +22,7 @@ pub fn exec(arguments: &Exec) -> Result<u8> {
     let (program, rest) = arguments.program.split_first().context("a program is expected after `--`")?;
     let mut command = Command::new(program);
     command.args(rest);
-    run(arguments.which.connect()?, command, arguments.exact_addresses, arguments.verbose)
+    run(connect(&arguments.which)?, command, arguments.exact_addresses, arguments.verbose)
 }
 
 /// Runs a shell in a lab.
@@ -31,7 +31,7 @@ pub fn exec(arguments: &Exec) -> Result<u8> {
 /// No card is up, or there can be no lab.
 pub fn shell(arguments: &Shell) -> Result<u8> {
     let shell = std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into());
-    run(arguments.which.connect()?, Command::new(shell), false, true)
+    run(connect(&arguments.which)?, Command::new(shell), false, true)
 }
 
 fn run(found: Vec<Found>, command: Command, exact_addresses: bool, verbose: bool) -> Result<u8> {

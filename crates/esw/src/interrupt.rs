@@ -11,7 +11,7 @@ use lockdep::Domain;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::INTERRUPTED;
+use crate::exit_status::INTERRUPTED;
 
 /// How late the thread that listens may be.
 const LATE: Duration = Duration::from_millis(50);

@@ -10,7 +10,9 @@ mod daemon;
 mod devlink_words;
 mod down;
 mod exec;
+mod exit_status;
 mod interrupt;
+mod lock_order;
 mod output;
 mod printable;
 mod programs;
@@ -29,21 +31,11 @@ pub mod fuzzing {
 }
 
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use clap::Parser;
-use lockdep::{Domain, OnReport};
 
 use arguments::{Arguments, Command};
-
-/// Everything held.
-const HELD: u8 = 0;
-/// Something did not.
-const FAILED: u8 = 1;
-/// Input that cannot be used, or output that cannot be written.
-const UNUSABLE: u8 = 2;
-/// Interrupted; as a shell reports it.
-const INTERRUPTED: u8 = 130;
+use exit_status::UNUSABLE;
 
 /// Does what the arguments of this process ask for; its exit status.
 pub fn main() -> ExitCode {
@@ -79,9 +71,4 @@ pub fn main() -> ExitCode {
             ExitCode::from(UNUSABLE)
         }
     }
-}
-
-/// Where threads are born: with the lock checker if asked for, or in a debug build.
-fn domain(lockdep: bool) -> Arc<Domain> {
-    if lockdep { Domain::checked(OnReport::Record) } else { Domain::for_build(OnReport::Record) }
 }

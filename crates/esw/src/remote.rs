@@ -32,6 +32,9 @@ const GONE: Errno = Errno::NODEV;
 const OLDER: Errno = Errno::OPNOTSUPP;
 
 /// A card in another process.
+///
+/// Its locks are none of `lockdep`'s: they are taken in the processes of a lab, which are forked from this one and whose
+/// threads are in no domain and pass no token. No two of them are held at a time.
 pub struct Remote {
     path: PathBuf,
     seen: Mutex<Seen>,

@@ -13,8 +13,10 @@ use serde::Serialize;
 
 use crate::arguments::Run;
 use crate::cards::Cards;
+use crate::exit_status::{FAILED, HELD, INTERRUPTED, UNUSABLE};
+use crate::interrupt;
+use crate::lock_order;
 use crate::output::{self, Style, complain, line};
-use crate::{FAILED, HELD, INTERRUPTED, UNUSABLE, interrupt};
 
 /// A scenario and the file it is in.
 pub(crate) struct Story {
@@ -31,7 +33,7 @@ pub fn run(arguments: &Run) -> Result<u8> {
         return Ok(UNUSABLE);
     };
     let cards = Cards::prepare(arguments.card)?;
-    let domain = crate::domain(arguments.lockdep);
+    let domain = lock_order::domain(arguments.lockdep);
     let pulse = Arc::new(Pulse::new());
     interrupt::listen(&domain, &pulse)?;
     let teller = Teller { arguments, cards, domain: Arc::clone(&domain), pulse, style: Style::detect() };

@@ -7,10 +7,10 @@ use anyhow::{Context, Result};
 
 use crate::arguments::Status;
 use crate::daemon::{CardStatus, Found, NotFound, PATIENCE, PfStatus, socket_of, sockets};
+use crate::exit_status::{FAILED, HELD};
 use crate::output::{complain, line};
 use crate::printable::{printable, printable_json};
 use crate::sockets::all_at_once;
-use crate::{FAILED, HELD};
 
 /// Runs the command; its exit status.
 ///

@@ -14,12 +14,13 @@ use scenario::{Action, Ports, Session, WordError};
 
 use crate::arguments::Up;
 use crate::cards::Cards;
+use crate::exit_status::{FAILED, HELD, INTERRUPTED};
 use crate::interrupt::{self, Elsewhere};
+use crate::lock_order;
 use crate::output::{self, Style, complain, line};
 use crate::printable::printable;
 use crate::programs;
 use crate::prompt::{Input, Names, Prompt};
-use crate::{FAILED, HELD, INTERRUPTED};
 
 /// How long a wait at the prompt may take.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -34,7 +35,7 @@ pub fn up(arguments: &Up) -> Result<u8> {
         None => CardConfig::default(),
     };
     let cards = Cards::prepare(arguments.card)?;
-    let domain = crate::domain(arguments.lockdep);
+    let domain = lock_order::domain(arguments.lockdep);
     let pulse = Arc::new(Pulse::new());
     let elsewhere = interrupt::listen(&domain, &pulse)?;
     lockdep::enter(&domain, "main", |cx| {

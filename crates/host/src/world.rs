@@ -48,7 +48,7 @@ impl World {
 /// The kernel's bonds where the card's netdevs are.
 pub trait Bonds: Send + Sync {
     /// A watcher of them. There is one at a time.
-    fn watch(&self) -> Option<Box<dyn BondWatch>>;
+    fn watch(&self, cx: &mut Locked<'_, Unlocked>) -> Option<Box<dyn BondWatch>>;
 
     /// Ends the wait of the watcher.
     fn wake(&self);

@@ -10,7 +10,7 @@ use eswitch::CardConfig;
 use serde::Deserialize;
 
 use super::folders;
-use crate::arguments::Card as Kind;
+use crate::cards::CardKind;
 use crate::printable::{is_control, printable};
 
 /// The file.
@@ -27,7 +27,7 @@ struct File {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Table {
-    kind: Option<Kind>,
+    kind: Option<CardKind>,
     socket: Option<PathBuf>,
     /// Octal, as text.
     socket_mode: Option<String>,
@@ -85,7 +85,7 @@ const SOCKET_PATH_MAX: usize = 107;
 #[derive(Clone, Debug)]
 pub struct CardEntry {
     pub name: String,
-    pub kind: Kind,
+    pub kind: CardKind,
     pub socket: PathBuf,
     /// The socket's mode.
     pub mode: u32,
@@ -101,7 +101,7 @@ impl Config {
     ///
     /// # Errors
     /// It cannot be read, or is none: the error names the place and what is expected there.
-    pub fn read(path: Option<&Path>, kind: Kind) -> Result<Self> {
+    pub fn read(path: Option<&Path>, kind: CardKind) -> Result<Self> {
         let Some(path) = path else {
             let card = entry(CardConfig::default().address.to_string(), Table::default(), kind)?;
             return Ok(Self { state_dir: folders::state()?, keep: false, cards: vec![card] });
@@ -118,7 +118,7 @@ impl Config {
     ///
     /// # Errors
     /// As for [`Self::read`].
-    pub fn parse(text: &str, kind: Kind) -> Result<Self> {
+    pub fn parse(text: &str, kind: CardKind) -> Result<Self> {
         let file: File = toml::from_str(text)?;
         if file.cards.is_empty() {
             bail!("no card; a table [cards.NAME] makes one");
@@ -172,7 +172,7 @@ fn overlap(a: &CardConfig, b: &CardConfig) -> bool {
     (a.address.domain, a.address.bus, a.address.device) == (b.address.domain, b.address.bus, b.address.device)
 }
 
-fn entry(name: String, table: Table, kind: Kind) -> Result<CardEntry> {
+fn entry(name: String, table: Table, kind: CardKind) -> Result<CardEntry> {
     let mode = match table.socket_mode {
         None => 0o600,
         Some(text) => match u32::from_str_radix(&text, 8) {
@@ -210,7 +210,7 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<Config, String> {
-        Config::parse(text, Kind::Memory).map_err(|error| format!("{error:#}"))
+        Config::parse(text, CardKind::Memory).map_err(|error| format!("{error:#}"))
     }
 
     #[test]
@@ -230,8 +230,8 @@ mod tests {
         "#;
         let config = parse(text).unwrap();
         assert_eq!(config.cards.iter().map(|card| card.name.as_str()).collect::<Vec<_>>(), ["left", "right"]);
-        assert_eq!((config.cards[0].mode, config.cards[0].kind), (0o660, Kind::Memory));
-        assert_eq!((config.cards[1].kind, config.cards[1].card.pfs), (Kind::Linux, 2));
+        assert_eq!((config.cards[0].mode, config.cards[0].kind), (0o660, CardKind::Memory));
+        assert_eq!((config.cards[1].kind, config.cards[1].card.pfs), (CardKind::Linux, 2));
         let profile = &config.cards[1].profile;
         assert_eq!((profile.vendor, profile.device, &*profile.firmware), (0x15b3, 0x1021, "28.39.1002"));
     }

@@ -20,9 +20,9 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::config::Config;
 use super::folders;
 use crate::arguments::Up;
+use crate::exit_status::{FAILED, HELD};
 use crate::output::{complain, line};
 use crate::printable::printable;
-use crate::{FAILED, HELD};
 
 /// Starts the daemon in the background; the exit status.
 ///

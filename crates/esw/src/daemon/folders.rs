@@ -9,8 +9,6 @@ use anyhow::{Context, Result};
 use devlink::ControlSocket;
 use rustix::process::geteuid;
 
-use super::config::CardEntry;
-
 /// Where control sockets are by default: what the service manager says, `/run/eswitch`, or without root the
 /// user's own folder.
 pub fn sockets() -> PathBuf {
@@ -121,17 +119,18 @@ pub fn open_private(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// A card's control socket, bound.
+/// Binds a card's control socket, and makes its folder. `mode` is that of the socket's file; members of `group` may
+/// change things over it, beside root and the user who runs the daemon.
 ///
 /// # Errors
 /// It is taken, its folder cannot be trusted, or the system refuses.
-pub fn bind(card: &CardEntry) -> Result<ControlSocket> {
-    let parent = card.socket.parent().with_context(|| format!("{} is no path for a socket", card.socket.display()))?;
+pub fn bind(socket: &Path, mode: u32, group: Option<u32>) -> Result<ControlSocket> {
+    let parent = socket.parent().with_context(|| format!("{} is no path for a socket", socket.display()))?;
     make(parent).with_context(|| format!("making {} for the control socket", parent.display()))?;
     if parent == sockets() {
         ensure_own(parent)?;
     }
-    Ok(ControlSocket::bind(&card.socket, card.mode, card.group)?)
+    Ok(ControlSocket::bind(socket, mode, group)?)
 }
 
 #[cfg(test)]

@@ -11,8 +11,8 @@ use netlink::Errno;
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::Pid;
 
+use super::ending::How;
 use super::folders;
-use super::host::How;
 use super::told::CardStatus;
 
 /// A daemon that has not answered for so long does not answer.

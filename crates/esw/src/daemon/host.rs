@@ -1,74 +1,25 @@
 //! The daemon as the control sockets see it: told of every command, asked for its status and for its end.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use devlink::{CarriedOut, Cx, Host, Refusal};
 use eswitch::Touched;
-use host::{LiveCard, Pulse};
+use host::LiveCard;
 use netlink::Errno;
 
+use super::ending::{Ending, How};
 use super::journal::Journal;
 use super::told::{CardStatus, PfStatus};
-use crate::arguments::Card as Kind;
-
-/// How a daemon ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum How {
-    /// The cards are taken down; what was agreed is kept for the next start.
-    Down = 0,
-    /// The cards are taken down, and what was agreed is forgotten.
-    Forget = 1,
-    /// The cards' netdevs stay, for the next start to find.
-    Keep = 2,
-}
-
-impl How {
-    /// What a control socket is asked with.
-    pub fn words(self) -> &'static str {
-        match self {
-            Self::Down => "down",
-            Self::Forget => "forget",
-            Self::Keep => "keep",
-        }
-    }
-
-    fn parse(words: &str) -> Option<Self> {
-        [Self::Down, Self::Forget, Self::Keep].into_iter().find(|how| how.words() == words)
-    }
-}
-
-/// The word to end, and how.
-#[derive(Debug)]
-pub struct Ending {
-    how: AtomicU8,
-    pulse: Arc<Pulse>,
-}
-
-impl Ending {
-    /// Nobody has asked yet; `how` it ends on a signal.
-    pub fn new(pulse: Arc<Pulse>, how: How) -> Self {
-        Self { how: AtomicU8::new(how as u8), pulse }
-    }
-
-    /// How it is to end.
-    pub fn how(&self) -> How {
-        match self.how.load(Ordering::Acquire) {
-            1 => How::Forget,
-            2 => How::Keep,
-            _ => How::Down,
-        }
-    }
-}
+use crate::cards::CardKind;
 
 /// One card's.
 pub struct CardHost {
     /// The card's name.
     pub name: String,
     /// What it is made of.
-    pub kind: Kind,
+    pub kind: CardKind,
     /// Its control socket.
     pub socket: PathBuf,
     /// When it came up.
@@ -86,10 +37,10 @@ impl CardHost {
     /// refused may have done a part of what it was to do.
     fn store(&self, cx: Cx<'_, '_>, touched: Touched) -> anyhow::Result<()> {
         let Some(live) = self.live.upgrade().filter(|_| touched != Touched::Nothing) else {
-            return self.journal.catch_up().map(drop);
+            return self.journal.catch_up(cx).map(drop);
         };
         let engine = live.engine();
-        self.journal.store(engine.config(), || engine.agreed_part(cx, touched)).map(drop)
+        self.journal.store(cx, engine.config(), |cx| engine.agreed_part(cx, touched)).map(drop)
     }
 }
 
@@ -137,8 +88,7 @@ impl Host for CardHost {
             ));
         };
         tracing::info!(card = self.name, how, "asked to end");
-        self.ending.how.store(meant as u8, Ordering::Release);
-        self.ending.pulse.stop(cx);
+        self.ending.ask(cx, meant);
         Ok(())
     }
 }

@@ -12,47 +12,30 @@
 mod database;
 mod files;
 mod frame;
+mod stored;
 #[cfg(test)]
 mod tests;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, bail};
 use eswitch::{Agreed, AgreedPart, CardConfig};
-use serde::{Deserialize, Serialize};
+use lockdep::{Locked, Mutex};
 
 use super::folders;
+use crate::lock_order::JournalClass;
 pub use files::InUse;
 use files::{Files, REMEDY};
+use stored::Body;
+pub use stored::Stored;
 
 /// A card's state.
 pub struct Journal {
     path: PathBuf,
     /// Counts those who begin to collect.
     tickets: AtomicU64,
-    kept: Mutex<Kept>,
-}
-
-/// What is stored.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Stored {
-    /// The configuration under which it was agreed.
-    pub config: CardConfig,
-    /// What was agreed.
-    pub agreed: Agreed,
-}
-
-/// What a file holds, as JSON.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Body {
-    /// What is stored; nothing once it was forgotten.
-    stored: Option<Stored>,
-    /// What the database of version 1 is known by that this was read from, until it has been moved aside.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    read_from: Option<String>,
+    kept: Mutex<JournalClass, Kept>,
 }
 
 /// What is known of what is agreed, and of it what is on disk.
@@ -95,7 +78,7 @@ impl Journal {
     ///
     /// # Errors
     /// It cannot be moved or forgotten.
-    pub fn open(found: Found) -> Result<Self> {
+    pub fn open(found: Found) -> Result<(Self, Option<Stored>)> {
         let Found { mut files, read, fresh } = found;
         let last = match read {
             Err(error) => {
@@ -105,22 +88,17 @@ impl Journal {
             }
             Ok(last) => last,
         };
-        let kept = Kept { files, last, config: None, agreed: None, collected: (0, 0, Vec::new()) };
-        let journal = Self { path: kept.files.state(), tickets: AtomicU64::new(0), kept: Mutex::new(kept) };
+        let mut kept = Kept { files, last, config: None, agreed: None, collected: (0, 0, Vec::new()) };
         if fresh {
-            journal.forget()?;
+            kept.forget()?;
         }
-        Ok(journal)
+        let last = kept.last.clone();
+        Ok((Self { path: kept.files.state(), tickets: AtomicU64::new(0), kept: Mutex::new(kept) }, last))
     }
 
     /// The first of its files.
     pub fn path(&self) -> &Path {
         &self.path
-    }
-
-    /// What was stored last.
-    pub fn last(&self) -> Option<Stored> {
-        self.kept().last.clone()
     }
 
     /// Stores a part of what is agreed, if it differs from what is stored; whether it did. The part is collected here, and
@@ -131,11 +109,16 @@ impl Journal {
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn store(&self, config: &CardConfig, collect: impl FnOnce() -> AgreedPart) -> Result<bool> {
+    pub fn store<L>(
+        &self,
+        cx: &mut Locked<'_, L>,
+        config: &CardConfig,
+        collect: impl FnOnce(&mut Locked<'_, L>) -> AgreedPart,
+    ) -> Result<bool> {
         // In one order with the looking that comes after it, whoever does both.
         let ticket = self.tickets.fetch_add(1, Ordering::SeqCst) + 1;
-        let part = collect();
-        let mut kept = self.kept();
+        let part = collect(cx);
+        let mut kept = self.kept.lock_leaf(cx);
         kept.merge(ticket, part);
         kept.config = Some(config.clone());
         kept.write_if_needed(config).with_context(|| format!("storing what was agreed in {}", self.path.display()))
@@ -145,8 +128,8 @@ impl Journal {
     ///
     /// # Errors
     /// It still cannot be written.
-    pub fn catch_up(&self) -> Result<bool> {
-        let mut kept = self.kept();
+    pub fn catch_up<L>(&self, cx: &mut Locked<'_, L>) -> Result<bool> {
+        let mut kept = self.kept.lock_leaf(cx);
         let Some(config) = kept.config.clone() else { return Ok(false) };
         kept.write_if_needed(&config).with_context(|| format!("storing what was agreed in {}", self.path.display()))
     }
@@ -155,16 +138,8 @@ impl Journal {
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn forget(&self) -> Result<()> {
-        let mut kept = self.kept();
-        if kept.last.is_some() || !kept.files.is_whole() {
-            kept.write(None).with_context(|| format!("forgetting what was agreed in {}", self.path.display()))?;
-        }
-        Ok(())
-    }
-
-    fn kept(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn forget<L>(&self, cx: &mut Locked<'_, L>) -> Result<()> {
+        self.kept.lock_leaf(cx).forget()
     }
 }
 
@@ -208,6 +183,14 @@ impl Kept {
         let now = Stored { config: config.clone(), agreed: agreed.clone() };
         self.write(Some(now))?;
         Ok(true)
+    }
+
+    fn forget(&mut self) -> Result<()> {
+        if self.last.is_some() || !self.files.is_whole() {
+            let path = self.files.state();
+            self.write(None).with_context(|| format!("forgetting what was agreed in {}", path.display()))?;
+        }
+        Ok(())
     }
 
     fn write(&mut self, stored: Option<Stored>) -> Result<()> {

@@ -23,7 +23,7 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::{PidfdFlags, Signal, geteuid, pidfd_open, pidfd_send_signal, setsid};
 
-use crate::HELD;
+use crate::exit_status::HELD;
 
 /// What a keeper is told.
 const END: u8 = b'e';

@@ -81,6 +81,9 @@ fn tell(card: &str, event: &Event) {
 }
 
 /// Where the log's lines go.
+///
+/// Its lock is none of `lockdep`'s: `tracing` calls it from any thread, with whatever locks that holds, and passes no
+/// token. Nothing is taken while it is held, and no line takes longer than [`PATIENCE`].
 struct Lines<W>(Arc<Mutex<Written<W>>>);
 
 /// One of them, which comes in one piece.

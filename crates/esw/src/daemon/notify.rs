@@ -6,8 +6,12 @@ use std::env;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use anyhow::Result;
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{self, AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
@@ -87,11 +91,40 @@ fn connect(name: &OsString) -> Result<OwnedFd, Errno> {
 }
 
 /// How often the service manager wants to hear that we live, if it does: half of what it waits for.
-pub fn watchdog() -> Option<Duration> {
+fn watchdog() -> Option<Duration> {
     let number = |name| env::var(name).ok()?.parse::<u64>().ok();
     let meant = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
     let limit = number("WATCHDOG_USEC").filter(|limit| meant && *limit > 1)?;
     Some(Duration::from_micros(limit / 2))
+}
+
+/// Who tells the service manager that we live, if it wants to hear.
+pub struct Watchdog {
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watchdog {
+    pub fn start(notify: Arc<Notify>) -> Result<Self> {
+        let Some(every) = watchdog() else { return Ok(Self { stop: None, thread: None }) };
+        let (stop, stopped) = channel();
+        let tell = move || {
+            while stopped.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
+                notify.alive();
+            }
+        };
+        let thread = thread::Builder::new().name("watchdog".to_owned()).spawn(tell)?;
+        Ok(Self { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
 }
 
 #[cfg(test)]

@@ -17,8 +17,8 @@ use anyhow::{Result, anyhow, bail};
 use redb::{Builder, ReadableDatabase, StorageBackend, TableDefinition, TableError};
 use rustix::fs::OFlags;
 
-use super::Stored;
 use super::files::{InUse, REMEDY};
+use super::stored::Stored;
 
 const TABLE: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("card");
 const VERSION: &str = "version";
@@ -89,8 +89,9 @@ impl<E: Display> From<E> for Refused {
     }
 }
 
-/// Runs what may panic, and has nothing printed if it does. It is for the start, when there is no other thread that
-/// could panic meanwhile; where there is one, as in tests, one at a time.
+/// Runs what may panic, and has nothing printed if it does. It is for the start, when no other thread could panic
+/// meanwhile; where there is one, as in tests, one call runs at a time. The lock for that is a static, which belongs to no
+/// domain of `lockdep`'s.
 fn quietly<T>(run: impl FnOnce() -> Result<T, Refused>) -> Result<T, Refused> {
     static ONE: Mutex<()> = Mutex::new(());
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -145,7 +146,8 @@ fn newest_transaction(bytes: &[u8]) -> Option<u64> {
     (primary >= other).then_some(primary)
 }
 
-/// A database in memory, which we see too.
+/// A database in memory, which can be looked at while redb has it open. redb calls it without a token, so its lock is
+/// none of `lockdep`'s; nothing is taken while it is held.
 #[derive(Clone, Debug)]
 struct Memory(Arc<RwLock<Vec<u8>>>);
 
