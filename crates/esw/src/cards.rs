@@ -1,4 +1,4 @@
-//! Which card, and what a story needs beside it.
+//! Makes cards, with what they need of the outside.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,13 +13,13 @@ use lockdep::Domain;
 use crate::bonds::KernelBonds;
 use crate::programs::Here;
 
-/// What a card is made of.
+/// The kinds of card.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CardKind {
-    /// Books in memory: runs anywhere, no netdevs
+    /// A card in memory, without netdevs: runs anywhere
     Memory,
-    /// Real netdevs, in a namespace of their own without root
+    /// A card of real netdevs; without root, in a namespace of its own
     Linux,
 }
 
@@ -33,28 +33,28 @@ impl CardKind {
     }
 }
 
-/// What is done with what a dead process has left of a card.
+/// What to do with netdevs that a dead process has left of a card.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found {
-    /// It is cleared away.
+    /// They are removed.
     Cleared,
-    /// It becomes the card's.
+    /// They become the card's.
     TakenOver,
 }
 
-/// Where cards are made.
+/// The place where cards are made.
 pub enum Cards {
-    /// Nowhere.
+    /// Cards are made in memory.
     Memory,
-    /// Among real netdevs.
+    /// Cards are made of netdevs, in these namespaces.
     Linux(Place),
 }
 
 impl Cards {
-    /// Finds a place for cards of that kind. Call it before there is a second thread.
+    /// Prepares a place for cards of a kind. It must be called while the process has one thread.
     ///
     /// # Errors
-    /// There can be none here; says why, and what to do.
+    /// There can be no place here; the error has the reason, and what to do.
     pub fn prepare(kind: CardKind) -> Result<Self> {
         Ok(match kind {
             CardKind::Memory => Self::Memory,
@@ -62,12 +62,12 @@ impl Cards {
         })
     }
 
-    /// Cards at a place that is prepared, or only in memory.
+    /// Cards in a prepared place; without one, only cards in memory can be made.
     pub fn of(place: Option<Place>) -> Self {
         place.map_or(Self::Memory, Self::Linux)
     }
 
-    /// A card of a kind; one in memory can be had at any place.
+    /// Makes a card of a kind, in a world of its own; one in memory can be made in any place.
     ///
     /// # Errors
     /// The system refuses.
@@ -85,7 +85,7 @@ impl Cards {
         }
     }
 
-    /// What they are called.
+    /// The name of the kind of card.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Memory => CardKind::Memory.name(),
@@ -93,7 +93,7 @@ impl Cards {
         }
     }
 
-    /// A card that holds nothing yet, in a world of its own. The card is gone when the world is.
+    /// Makes a card without resources, in a world of its own. The card is removed when the world is dropped.
     ///
     /// # Errors
     /// The system refuses.

@@ -1,4 +1,4 @@
-//! `esw check`: explores scenarios, joins the parts of a campaign, tells a schedule again.
+//! `esw check`: explores scenarios, joins the parts of a campaign, runs the schedule of a token again.
 
 mod options;
 mod pages;
@@ -19,7 +19,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use crate::arguments::Check;
 use crate::exit_status::{FAILED, HELD, INTERRUPTED, UNUSABLE};
 use crate::output::{self, Style, complain, line};
-use crate::run::{Story as Told, read_all};
+use crate::run::{ScenarioFile, read_all};
 
 use options::{options, refuse_what_makes_no_sense};
 use pages::{make_folder, write_pages, write_stories};
@@ -38,45 +38,45 @@ pub fn check(arguments: &Check) -> Result<u8> {
         return replay(arguments, token);
     }
     refuse_what_makes_no_sense(arguments)?;
-    let Some(stories) = read_all(&arguments.paths)? else {
+    let Some(scenarios) = read_all(&arguments.paths)? else {
         return Ok(UNUSABLE);
     };
     let style = Style::detect();
-    let (memory, others): (Vec<_>, Vec<_>) = stories.into_iter().partition(in_memory);
+    let (memory, others): (Vec<_>, Vec<_>) = scenarios.into_iter().partition(in_memory);
     refuse_what_cannot_be_explored(&memory)?;
-    for story in &others {
+    for file in &others {
         complain!(
             "{} {}: it is for the card linux, and only the card memory is explored",
             style.faint("skipped"),
-            story.scenario.name
+            file.scenario.name
         );
     }
     if memory.is_empty() {
-        complain!("esw: nothing was explored; give a scenario that can be told on the card memory");
+        complain!("esw: nothing was explored; give a scenario for the card memory");
         return Ok(UNUSABLE);
     }
     if let Some(folder) = &arguments.report {
-        // Before anything runs: what is found must not be lost for want of a place to put it.
+        // Before anything runs: no result must be lost because there is no folder for it.
         make_folder(folder)?;
     }
     let watch = Arc::new(Watch::default());
     stop_on_signal(&watch)?;
     let options = options(arguments);
-    let scenarios: Vec<Scenario> = memory.iter().map(|told| told.scenario.clone()).collect();
+    let scenarios: Vec<Scenario> = memory.iter().map(|file| file.scenario.clone()).collect();
     let (mut reports, mut orders, mut unwritten) = (Vec::new(), Orders::default(), false);
-    for (index, Told { path, scenario }) in memory.iter().enumerate() {
+    for (index, ScenarioFile { path, scenario }) in memory.iter().enumerate() {
         let progress = progress(arguments, scenario, (index + 1, memory.len()), &options, &watch);
         let mut report = check::check(scenario, &options, &watch);
         progress.finish();
         report.file = path.display().to_string();
         check::compare(&mut report, &mut orders, &scenarios);
         name_files(&mut report, |name| {
-            let told = memory.iter().find(|told| told.scenario.name == name);
-            told.map(|told| told.path.display().to_string())
+            let file = memory.iter().find(|file| file.scenario.name == name);
+            file.map(|file| file.path.display().to_string())
         });
         print(arguments, style, &report)?;
         reports.push(report);
-        // At once: a page is not to be lost to what comes later.
+        // At once, so that no page is lost if exploring ends early.
         if let Some(folder) = &arguments.report
             && let Err(error) = write_pages(folder, &reports, memory.len())
         {
@@ -90,8 +90,8 @@ pub fn check(arguments: &Check) -> Result<u8> {
         }
     }
     if arguments.json {
-        // So that a part that was interrupted can be merged: it has a report of each scenario.
-        for Told { path, scenario } in &memory[reports.len()..] {
+        // A part that was interrupted can be merged only if it has a report of each scenario.
+        for ScenarioFile { path, scenario } in &memory[reports.len()..] {
             let report = Report { file: path.display().to_string(), ..check::not_explored(scenario, &options) };
             print(arguments, style, &report)?;
         }
@@ -100,7 +100,7 @@ pub fn check(arguments: &Check) -> Result<u8> {
     Ok(if unwritten && status == HELD { UNUSABLE } else { status })
 }
 
-/// Which files its violations are of: where the scenario of that name was read from.
+/// Gives the violations of a report the files of their scenarios. `file` has the file of a scenario by its name.
 fn name_files(report: &mut Report, file: impl Fn(&str) -> Option<String>) {
     for violation in &mut report.violations {
         let token: Option<Token> = violation.token.parse().ok();
@@ -114,19 +114,20 @@ fn name_files(report: &mut Report, file: impl Fn(&str) -> Option<String>) {
     }
 }
 
-fn in_memory(story: &Told) -> bool {
-    story.scenario.cards.iter().any(|card| card.name == "memory")
+fn in_memory(file: &ScenarioFile) -> bool {
+    file.scenario.cards.iter().any(|card| card.name == "memory")
 }
 
-/// What was found in two scenarios of one name could not be told apart, or joined; and an explorer has no room for many threads.
-fn refuse_what_cannot_be_explored(stories: &[Told]) -> Result<()> {
-    for (n, story) in stories.iter().enumerate() {
-        let (path, Scenario { name, threads, .. }) = (story.path.display(), &story.scenario);
+/// Refuses scenarios that cannot be explored: two of one name, whose results could not be told apart or joined; and one
+/// with more threads than an explorer has room for.
+fn refuse_what_cannot_be_explored(files: &[ScenarioFile]) -> Result<()> {
+    for (n, file) in files.iter().enumerate() {
+        let (path, Scenario { name, threads, .. }) = (file.path.display(), &file.scenario);
         if threads.len() > check::MOST_THREADS {
             let most = check::MOST_THREADS;
             bail!("{path}: `{name}` has {} threads; at most {most} can be explored: see `esw run`", threads.len());
         }
-        if let Some(other) = stories[..n].iter().find(|other| other.scenario.name == *name) {
+        if let Some(other) = files[..n].iter().find(|other| other.scenario.name == *name) {
             let other = other.path.display();
             bail!(
                 "{path}: `{name}` is the name of the scenario in {other}, too; give each once, with a name of its own"
@@ -136,7 +137,7 @@ fn refuse_what_cannot_be_explored(stories: &[Told]) -> Result<()> {
     Ok(())
 }
 
-/// The first signal ends the campaign with what was found so far, the second the command.
+/// Has the first signal end the campaign with the results so far, and the second the command.
 fn stop_on_signal(watch: &Arc<Watch>) -> Result<()> {
     let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM]).context("installing signal handlers")?;
     let watch = Arc::clone(watch);
@@ -176,26 +177,26 @@ fn replay(arguments: &Check, token: &str) -> Result<u8> {
         bail!("there is no folder `scenarios` here: give the file of the scenario after the token");
     }
     let paths = if arguments.paths.is_empty() { &default[..] } else { &arguments.paths };
-    let whence = paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
-    let Some(stories) = read_all(paths)? else {
+    let listed = paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+    let Some(files) = read_all(paths)? else {
         return Ok(UNUSABLE);
     };
-    let scenarios: Vec<Scenario> = stories.iter().map(|story| story.scenario.clone()).collect();
+    let scenarios: Vec<Scenario> = files.iter().map(|file| file.scenario.clone()).collect();
     if let Some(folder) = &arguments.report {
         make_folder(folder)?;
     }
-    let mut story = check::replay(&scenarios, &whence, &token).inspect_err(|_| {
-        // Nothing is told, so nothing is left: it is empty, and was made here.
+    let mut story = check::replay(&scenarios, &listed, &token).inspect_err(|_| {
+        // Without a schedule there is no report: the folder is empty, and was made here.
         let _ = arguments.report.as_ref().map(fs::remove_dir);
     })?;
     for token in token.all() {
-        let told = stories.iter().find(|story| check::fingerprint(&story.scenario) == token.fingerprint);
-        let file = told.map(|told| told.path.display().to_string());
+        let file = files.iter().find(|file| check::fingerprint(&file.scenario) == token.fingerprint);
+        let file = file.map(|file| file.path.display().to_string());
         story.files.extend(file.filter(|file| !story.files.contains(file)));
     }
     if let Some(folder) = &arguments.report {
         let held = if story.invariant.is_empty() { "held" } else { "did not hold" };
-        write_stories(folder, std::slice::from_ref(&story), vec![("told again".to_owned(), held.to_owned())])?;
+        write_stories(folder, std::slice::from_ref(&story), vec![("run again".to_owned(), held.to_owned())])?;
     }
     if arguments.json {
         line(&serde_json::to_string(&story)?);

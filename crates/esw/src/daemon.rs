@@ -1,4 +1,4 @@
-//! `esw up --daemon`: cards that stay up, each with its control socket, until told to go.
+//! `esw up --daemon`: keeps cards up, each with its control socket, until it is told to end.
 
 mod config;
 mod descriptors;
@@ -12,7 +12,7 @@ mod keeper;
 mod log;
 mod notify;
 mod running;
-mod told;
+mod status;
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -42,7 +42,7 @@ use descriptors::{clients_of_each, descriptors, ensure_descriptors_for_clients};
 use ending::Ending;
 use host::CardHost;
 use journal::{InUse, Journal, Stored};
-use keeper::{Kept, Letting};
+use keeper::{KeeperGuard, Kept};
 use notify::{Notify, Watchdog};
 use running::{Running, Started, give_up_all, leave};
 
@@ -50,19 +50,19 @@ pub use detach::detach;
 pub use ending::How;
 pub use found::{Found, NotFound, PATIENCE, socket_of, sockets};
 pub use keeper::keeper;
-pub use told::{CardStatus, PfStatus};
+pub use status::{CardStatus, PfStatus};
 
-/// How long a process that was killed may take to let go of its files.
+/// How long a process that was killed may take to close its files.
 const DYING: Duration = Duration::from_secs(2);
 /// Runs the command; its exit status.
 ///
 /// # Errors
-/// A configuration that cannot be used, a socket that is taken, no place for the cards, or one that does
-/// not come up; or this is inside a lab. Nothing is left of what this start has made, and what was there stays.
+/// The configuration cannot be used, a socket is taken, there is no place for the cards, a card does not come up, or this
+/// is inside a lab. Nothing is left of what this start has made, and what existed before stays.
 pub fn daemon(arguments: &Up) -> Result<u8> {
     log::begin(&arguments.service)?;
     if arguments.service.detached {
-        // It fails only for who leads a group already, which a process that was just started does not.
+        // It fails only for the leader of a process group, and a process that was just started leads none.
         let _ = rustix::process::setsid();
     }
     if lab::is_inside().context("looking whether this is inside a lab")? {
@@ -74,8 +74,8 @@ pub fn daemon(arguments: &Up) -> Result<u8> {
     let notify = Arc::new(Notify::from_environment());
     let config = Config::read(arguments.config.as_deref(), arguments.card)?;
     let clients = clients_of_each(descriptors(), config.cards.len());
-    // Before the place: without root it hides the folder the sockets are in. And all of them, and all state, before
-    // --fresh forgets any: a start that is refused has forgotten nothing.
+    // Before the place, which without root hides the folder of the sockets. All sockets and all state are opened before
+    // --fresh forgets any, so that a start that is refused has forgotten nothing.
     let sockets = config
         .cards
         .iter()
@@ -93,7 +93,7 @@ pub fn daemon(arguments: &Up) -> Result<u8> {
         doors.push(Door { socket, journal: Arc::new(journal), stored });
     }
     let own_group = getegid().as_raw();
-    let (place, letting) = prepare(&config, &doors)?;
+    let (place, keeper) = prepare(&config, &doors)?;
     let own_group = place.as_ref().is_some_and(Place::is_private).then_some(own_group);
     let domain = lock_order::domain(arguments.lockdep);
     let pulse = Arc::new(Pulse::new());
@@ -107,11 +107,11 @@ pub fn daemon(arguments: &Up) -> Result<u8> {
         clients,
         own_group,
     };
-    lockdep::enter(&domain, "main", |cx| daemon.run(cx, &config, doors, letting))
+    lockdep::enter(&domain, "main", |cx| daemon.run(cx, &config, doors, keeper))
 }
 
-/// Finds what is kept of a card. A daemon that has just been killed may have let go of its socket and not of that yet:
-/// the kernel closes one file after the other.
+/// Finds the stored state of a card. A daemon that has just been killed may have closed its socket and still have the
+/// state open: the kernel closes one file after the other.
 fn find_state(folder: &Path, card: &str, fresh: bool) -> Result<journal::Found> {
     let until = Instant::now() + DYING;
     loop {
@@ -124,20 +124,20 @@ fn find_state(folder: &Path, card: &str, fresh: bool) -> Result<journal::Found> 
     }
 }
 
-/// A place for cards of netdevs, if there are any, and who keeps it.
-fn prepare(config: &Config, doors: &[Door]) -> Result<(Option<Place>, Letting)> {
+/// Prepares the place of the cards of netdevs, if there are any, and its keeper.
+fn prepare(config: &Config, doors: &[Door]) -> Result<(Option<Place>, KeeperGuard)> {
     let linux = |(card, _): &(&CardEntry, &Door)| card.kind == CardKind::Linux;
     let with_netdevs: Vec<_> = config.cards.iter().zip(doors).filter(linux).collect();
     if with_netdevs.is_empty() {
-        return Ok((None, Letting::none()));
+        return Ok((None, KeeperGuard::none()));
     }
     let keeps = with_netdevs.iter().any(|(_, door)| door.stored.is_some());
     let sockets: Vec<&Path> = with_netdevs.iter().map(|(card, _)| card.socket.as_path()).collect();
-    let (place, letting) = Kept::prepare(&sockets, keeps)?.split();
-    Ok((Some(place), letting))
+    let (place, keeper) = Kept::prepare(&sockets, keeps)?.split();
+    Ok((Some(place), keeper))
 }
 
-/// The cards that a configuration asks for, if it can be used.
+/// The cards of a configuration, if it can be used: for a fuzz target.
 pub fn fuzzed(text: &str) -> Option<Vec<eswitch::CardConfig>> {
     let config = Config::parse(text, CardKind::Memory).ok()?;
     Some(config.cards.into_iter().map(|entry| entry.card).collect())
@@ -152,13 +152,13 @@ struct Daemon {
     notify: Arc<Notify>,
     /// Connections to a card at a time at most.
     clients: usize,
-    /// The group that was ours before we went to a user namespace of our own, if we did.
+    /// The group that this process had before it went to a user namespace of its own, if it did.
     own_group: Option<u32>,
 }
 
-/// What a card has before there is a card.
+/// The socket and the state of a card, before the card comes up.
 struct Door {
-    // Dropped first: who gets the socket is to get the state, too.
+    // Dropped first: a daemon that gets the socket must get the state, too.
     journal: Arc<Journal>,
     /// What was stored when the state was opened.
     stored: Option<Stored>,
@@ -166,7 +166,7 @@ struct Door {
 }
 
 impl Daemon {
-    fn run(&self, cx: &mut Locked<'_, Unlocked>, config: &Config, doors: Vec<Door>, letting: Letting) -> Result<u8> {
+    fn run(&self, cx: &mut Locked<'_, Unlocked>, config: &Config, doors: Vec<Door>, keeper: KeeperGuard) -> Result<u8> {
         tracing::info!(version = env!("CARGO_PKG_VERSION"), cards = config.cards.len(), "starting");
         let mut up = Vec::new();
         for (card, door) in config.cards.iter().zip(doors) {
@@ -183,7 +183,7 @@ impl Daemon {
         if let Err(error) = ensure_descriptors_for_clients() {
             return give_up_all(cx, up, error);
         }
-        // Nothing can fail any more that would have us end: until here, what an earlier daemon had left stays.
+        // From here on no failure ends this start: until here, what an earlier daemon had left stays.
         up.iter().filter_map(|running| running.card.hold.as_ref()).for_each(Hold::may_go);
         for card in &config.cards {
             line(&format!("{}: up, control socket {}", card.name, card.socket.display()));
@@ -193,9 +193,9 @@ impl Daemon {
         self.pulse.wait_stopped(cx);
         drop(watchdog);
         self.notify.stopping();
-        tracing::info!(how = self.ending.how().words(), "stopping");
+        tracing::info!(how = self.ending.how().word(), "stopping");
         if self.ending.how() == How::Keep {
-            letting.stay();
+            keeper.stay();
             leave(cx, up);
         }
         let mut status = HELD;
@@ -204,7 +204,7 @@ impl Daemon {
                 status = FAILED;
             }
         }
-        letting.end();
+        keeper.end();
         tracing::info!("stopped");
         Ok(status)
     }
@@ -213,7 +213,7 @@ impl Daemon {
         let since = Instant::now();
         let Door { mut socket, journal, stored } = door;
         let listener: OwnedFd = socket.take_listener().context("the socket is served already")?;
-        // What was never agreed on is nobody's.
+        // Netdevs without a stored state belong to no daemon.
         let found = if stored.is_some() { Left::TakenOver } else { Left::Cleared };
         let (world, hold) = self.cards.world_of(card.kind, &card.card, found, &self.domain, &self.pulse)?;
         let agreed = stored.as_ref().map(|stored| &stored.agreed);
@@ -231,7 +231,7 @@ impl Daemon {
         }
     }
 
-    /// Stores what is agreed of a card that has come up, and serves it.
+    /// Stores the agreed state of a card that has come up, and serves the card.
     fn serve(
         &self,
         cx: &mut Locked<'_, Unlocked>,
@@ -245,7 +245,7 @@ impl Daemon {
             hold.taken_over(cx);
         }
         match journal.store(cx, &card.card, |cx| live.engine().agreed_part(cx, Touched::Everything)) {
-            // What is in use may not go because a disk is full: commands are answered with that until it is not.
+            // A card in use must not be taken down because a disk is full. Commands are answered with that error instead.
             Err(error) if *restored => tracing::error!(card = card.name, "{error:#}"),
             stored => drop(stored?),
         }
@@ -270,8 +270,9 @@ impl Daemon {
         Ok((Server::start(cx, served, listener, access)?, log))
     }
 
-    /// Whose members may change things, as the kernel tells this process of groups. In a user namespace of our own
-    /// it tells of ours, as root's, and of all others as one: so it can be no other.
+    /// The group whose members may change things, with the number that the kernel shows to this process. In a user
+    /// namespace of its own that is root's for the user's own group, and one number for all others: so only the user's
+    /// own group can be known.
     fn group_of(&self, card: &CardEntry) -> Option<u32> {
         const ROOT: u32 = 0;
         let (group, Some(own)) = (card.group?, self.own_group) else { return card.group };
@@ -283,7 +284,7 @@ impl Daemon {
     }
 }
 
-/// Numbers of netdevs in this process's namespace.
+/// Looks up the index of a netdev in this process's network namespace.
 fn ifindex() -> Result<IfIndex> {
     let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)?;
     Ok(Box::new(move |name| name_to_index(&socket, name).ok()))

@@ -1,4 +1,4 @@
-//! `esw down`: the end of a daemon.
+//! `esw down`: ends daemons.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -16,7 +16,7 @@ use crate::output::{complain, line};
 use crate::printable::printable;
 use crate::sockets::all_at_once;
 
-/// Runs the command; its exit status. It takes no longer than it is given, whatever the daemons do.
+/// Runs the command; its exit status. It takes no longer than `--timeout`, whatever the daemons do.
 ///
 /// # Errors
 /// The folder of sockets cannot be read, or trusted.
@@ -47,7 +47,7 @@ pub fn down(arguments: &Down) -> Result<u8> {
         return Ok(FAILED);
     }
     let how = if arguments.keep { How::Keep } else { How::Forget };
-    // All at once: one that does not end takes no time from the others.
+    // All at once: a daemon that does not end must not take the time of the others.
     let words: Vec<String> = daemons.iter().map(Daemon::in_words).collect();
     let ended = all_at_once(daemons, |daemon| daemon.end(how, until));
     for (words, ended) in words.iter().zip(ended) {
@@ -63,7 +63,7 @@ pub fn down(arguments: &Down) -> Result<u8> {
     Ok(status)
 }
 
-/// The socket that is named, if one is.
+/// The socket that the arguments name, if they name one.
 fn named(arguments: &Down) -> Result<Option<PathBuf>> {
     Ok(match (&arguments.socket, &arguments.card) {
         (Some(socket), _) => Some(socket.clone()),
@@ -77,21 +77,21 @@ fn complain(error: &NotFound) -> u8 {
     FAILED
 }
 
-/// A daemon with the sockets it was found by.
+/// A daemon, with the sockets by which it was found.
 struct Daemon {
     found: Found,
     pid: Pid,
     sockets: Vec<PathBuf>,
 }
 
-/// What came of asking one to end.
+/// The outcome of a request to end.
 enum Ended {
     Yes,
     Refused(NotFound),
     NotYet,
 }
 
-/// Every daemon that answers, with its sockets; and what came of asking those that do not.
+/// Every daemon that answers, with its sockets; and the errors of those that do not.
 fn daemons(until: Instant) -> Result<(Vec<Daemon>, Vec<NotFound>)> {
     let paths = sockets().context("looking for control sockets")?;
     let mut daemons: BTreeMap<i32, Daemon> = BTreeMap::new();
@@ -104,7 +104,7 @@ fn daemons(until: Instant) -> Result<(Vec<Daemon>, Vec<NotFound>)> {
                 let daemon = daemons.entry(pid.as_raw_pid()).or_insert(Daemon { found, pid, sockets: Vec::new() });
                 daemon.sockets.push(path);
             }
-            // What a dead one has left is no daemon.
+            // The socket of a dead daemon is no daemon.
             Err(NotFound::Dead(_) | NotFound::None(_)) => {}
             Err(error) => errors.push(error),
         }
@@ -121,13 +121,13 @@ impl Daemon {
 
     fn end(mut self, how: How, until: Instant) -> Result<Ended> {
         let path: &Path = self.sockets.first().map_or(Path::new(""), PathBuf::as_path);
-        // Before it is asked: its number may be another's afterwards.
+        // Before the request: afterwards its number may be that of another process.
         let process = match pidfd_open(self.pid, PidfdFlags::empty()) {
             Err(rustix::io::Errno::SRCH) => return Ok(Ended::Yes),
             process => process.context("looking at the daemon's process")?,
         };
         match self.found.end(path, how) {
-            // What it was asked it may do yet.
+            // A daemon that does not answer in time may still end.
             Ok(()) | Err(NotFound::Silent(_)) => {}
             Err(error) => return Ok(Ended::Refused(error)),
         }

@@ -40,7 +40,7 @@ fn run(found: Vec<Found>, command: Command, exact_addresses: bool, verbose: bool
     for card in found {
         drop(card.client);
         let remote = Remote::connect(&card.path);
-        remotes.push(Arc::new(remote.with_context(|| format!("asking {} what there is of it", card.name))?));
+        remotes.push(Arc::new(remote.with_context(|| format!("reading the state of {}", card.name))?));
     }
     let cards: Vec<Arc<dyn Card>> = remotes.iter().map(|remote| Arc::clone(remote) as Arc<dyn Card>).collect();
     let (mounter, server) = sysfs::prepare()?;
@@ -48,10 +48,10 @@ fn run(found: Vec<Found>, command: Command, exact_addresses: bool, verbose: bool
         let cards = cards.clone();
         Box::new(move || {
             for remote in &remotes {
-                // Without it the lab works until the daemon ends.
+                // Without this thread the lab works until the daemon ends.
                 let _ = remote.stay_connected();
             }
-            // If it fails, so does the mounting, and says why.
+            // If this fails, mounting fails too, and has the reason.
             Box::new(server.serve(cards))
         })
     };
@@ -72,7 +72,7 @@ fn run(found: Vec<Found>, command: Command, exact_addresses: bool, verbose: bool
     Ok(status.clamp(0, 255) as u8)
 }
 
-/// Where the cards' netdevs are, as far as that is not here.
+/// The namespaces of the cards' netdevs that differ from those of this process.
 fn place_of(found: &[Found]) -> Result<Join> {
     let mut place: Option<Join> = None;
     for card in found {
@@ -97,12 +97,14 @@ fn same(a: &Join, b: &Join) -> Result<bool> {
     Ok(number(a)? == number(b)?)
 }
 
-/// A process's namespace of a kind, if it is not ours.
+/// A process's namespace of a kind, if it differs from that of this process.
 fn elsewhere(pid: i32, kind: &str) -> Result<Option<OwnedFd>> {
     let theirs = format!("/proc/{pid}/ns/{kind}");
     let number = |path: &str| rustix::fs::stat(path).map(|found| (found.st_dev, found.st_ino));
     let their = number(&theirs).with_context(|| {
-        format!("{theirs}: a lab is made where the daemon is, which is for root and for who runs the daemon")
+        format!(
+            "{theirs}: a lab is made in the namespaces of the daemon, which only root and the daemon's user may enter"
+        )
     })?;
     if their == number(&format!("/proc/self/ns/{kind}"))? {
         return Ok(None);

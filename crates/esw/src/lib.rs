@@ -25,7 +25,7 @@ mod up;
 
 #[doc(hidden)]
 pub mod fuzzing {
-    //! For arbitrary input.
+    //! Parsers for fuzz targets.
 
     pub use crate::daemon::fuzzed as daemon_config;
 }
@@ -37,7 +37,7 @@ use clap::Parser;
 use arguments::{Arguments, Command};
 use exit_status::UNUSABLE;
 
-/// Does what the arguments of this process ask for; its exit status.
+/// Runs the command that the arguments of this process name; its exit status.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = match &arguments.command {
@@ -62,7 +62,7 @@ pub fn main() -> ExitCode {
             None => ExitCode::from(code),
             Some(error) => {
                 output::complain!("esw: writing to standard output: {error}");
-                // Not 1, which is a result: who reads results has none, or half of one.
+                // Not 1, which is a result: the reader of the results has none of them, or only a part.
                 ExitCode::from(UNUSABLE)
             }
         },

@@ -1,4 +1,4 @@
-//! Programs among the card's netdevs: this process is where they are.
+//! Runs programs among the card's netdevs, which are in this process's namespaces.
 
 use std::io::Read;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 #[derive(Debug)]
 pub struct Here;
 
-/// How long to wait between two looks at a program that runs.
+/// How long to wait before it is checked again whether a program has ended.
 const LOOK: Duration = Duration::from_millis(2);
 
 impl Programs for Here {
@@ -46,7 +46,7 @@ impl Programs for Here {
             }
             thread::sleep(LOOK);
         };
-        // What it has left running may hold the pipes open: a moment for what is on its way, no more.
+        // A program that it has left running may hold the pipes open: wait a moment for the last output, no longer.
         let deadline = Instant::now() + LINGER;
         while !(stdout.is_finished() && stderr.is_finished()) && Instant::now() < deadline {
             thread::sleep(LOOK);
@@ -64,7 +64,7 @@ impl Programs for Here {
     }
 }
 
-/// Runs a program with our terminal; its exit status.
+/// Runs a program with the terminal of this process; its exit status.
 ///
 /// # Errors
 /// It could not be started.
@@ -72,7 +72,7 @@ pub fn in_foreground(command: &mut Command) -> std::io::Result<i32> {
     Ok(code(command.status()?))
 }
 
-/// A shell command.
+/// The program that runs a shell command.
 pub fn shell_command(command: &str) -> Command {
     let mut shell = Command::new("sh");
     shell.args(["-c", command]);
@@ -83,7 +83,7 @@ fn code(status: ExitStatus) -> i32 {
     status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
 }
 
-/// Ends a program and whatever it started.
+/// Ends a program, and everything that it has started in its process group.
 fn end(child: &mut Child) {
     if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
         let _ = kill_process_group(group, Signal::KILL);
@@ -91,7 +91,7 @@ fn end(child: &mut Child) {
     let _ = child.wait();
 }
 
-/// How long a program's output may come after its end.
+/// How long a program's output is waited for after its end.
 const LINGER: Duration = Duration::from_millis(100);
 
 /// Process groups of programs that ended and left something running that holds their pipes open, so that the number of
@@ -107,7 +107,7 @@ fn leave_for_later(child: &Child) {
     }
 }
 
-/// Ends what programs were left running in the background.
+/// Ends the programs that were left running in the background.
 pub fn end_what_is_left() {
     for group in LEFT.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
         let _ = kill_process_group(group, Signal::KILL);

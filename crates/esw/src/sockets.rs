@@ -1,4 +1,4 @@
-//! Finding cards that are up: by their control sockets.
+//! Finds cards that are up, by their control sockets.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crate::output::complain;
 /// A card that is up.
 #[derive(Debug)]
 pub struct Found {
-    /// Its name: that of its socket.
+    /// The card's name, which is that of its socket.
     pub name: String,
     /// Its control socket.
     pub path: PathBuf,
@@ -38,13 +38,13 @@ pub fn connect(which: &Which) -> Result<Vec<Found>> {
     for found in all_at_once(sockets().context("looking for control sockets")?, |path| found(&path)) {
         match found {
             Ok(card) => cards.push(card),
-            // What a dead daemon has left is no card.
+            // The socket of a dead daemon is no card.
             Err(ClientError::NoCard { source, .. })
                 if matches!(source.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) => {}
             Err(error) => refused.push(error),
         }
     }
-    // Without those it would look as if they were not there.
+    // A card that refuses must not look like one that does not exist.
     if !cards.is_empty() {
         refused.iter().for_each(|error| complain!("esw: {error}"));
     }

@@ -1,4 +1,4 @@
-//! The file a story is written in: TOML, read with the place of everything in it.
+//! Scenarios, and the files that they are read from.
 
 mod possible;
 mod reader;
@@ -18,33 +18,33 @@ use reader::Reader;
 /// How long a wait may take if the scenario does not say.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// A story: what to run, on which threads, and what must hold.
+/// A scenario: what to run, on which threads, and what must hold.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scenario {
-    /// What it is called.
+    /// The scenario's name.
     pub name: String,
-    /// What it is about, for a newcomer.
+    /// What the scenario shows, for a newcomer.
     pub why: String,
-    /// The cards it can be told on.
+    /// The kinds of card that the scenario can be run on.
     pub cards: Vec<CardName>,
-    /// How long any wait may take, and any step.
+    /// How long any wait, and any step, may take.
     pub limit: Duration,
     /// The card.
     pub card: CardConfig,
     /// Steps before the threads start.
     pub setup: Vec<Step>,
-    /// Who does what at the same time.
-    pub threads: Vec<StoryThread>,
+    /// The threads, which run at the same time.
+    pub threads: Vec<ScenarioThread>,
     /// Steps after the threads have ended, whatever happened.
     pub finally: Vec<Step>,
-    /// What to wait for before looking.
+    /// What to wait for before expectations and invariants are checked.
     pub settle: Settle,
-    /// What must hold at rest.
+    /// The expectations at rest.
     pub expect: Vec<InFile<Expectation>>,
 }
 
 impl Default for Scenario {
-    /// One without threads, of which nothing is asked.
+    /// A scenario without threads and without expectations.
     fn default() -> Self {
         Self {
             name: String::new(),
@@ -62,69 +62,69 @@ impl Default for Scenario {
 }
 
 impl Scenario {
-    /// The texts of all events that are asked for.
-    pub(crate) fn asked_events(&self) -> Vec<String> {
+    /// The texts of all events that steps and expectations are about.
+    pub(crate) fn event_texts(&self) -> Vec<String> {
         let steps = self.setup.iter().chain(self.threads.iter().flat_map(|thread| &thread.steps)).chain(&self.finally);
-        let asked = steps.filter_map(|step| step.action.asked_event());
-        asked.chain(self.expect.iter().filter_map(|expect| expect.value.asked_event())).map(str::to_owned).collect()
+        let of_steps = steps.filter_map(|step| step.action.event_text());
+        of_steps.chain(self.expect.iter().filter_map(|expect| expect.value.event_text())).map(str::to_owned).collect()
     }
 }
 
-/// A kind of card, by the name it is chosen with.
+/// A kind of card.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CardName {
-    /// `memory` or `linux`.
+    /// The name with which it is chosen: `memory` or `linux`.
     pub name: &'static str,
-    /// Whether programs can be run among its netdevs.
+    /// Whether the card has netdevs, among which programs can be run.
     pub has_programs: bool,
 }
 
-/// The kinds of card there are.
+/// Every kind of card.
 pub const CARDS: [CardName; 2] =
     [CardName { name: "memory", has_programs: false }, CardName { name: "linux", has_programs: true }];
 
 /// A named thread and its steps.
 #[derive(Clone, Debug, PartialEq)]
-pub struct StoryThread {
-    /// Its name, unique in the story.
+pub struct ScenarioThread {
+    /// The thread's name, unique in the scenario.
     pub name: String,
-    /// What it does.
+    /// The thread's steps, in order.
     pub steps: Vec<Step>,
 }
 
-/// What to wait for before expectations and invariants are looked at.
+/// What to wait for before expectations and invariants are checked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Settle {
-    /// Until nothing is left to be tried again.
+    /// Wait until nothing is left to be tried again.
     #[default]
     Retries,
-    /// Until the queues are at rest; for stories in which something fails for good.
+    /// Wait until the queues are at rest; for scenarios in which something fails for good.
     Queues,
 }
 
-/// Something with what was written and where.
+/// A value that was read from a file, with its text and place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InFile<T> {
-    /// As it was written.
+    /// The text, as it is in the file.
     pub text: String,
-    /// Where.
+    /// The place of the text in the file.
     pub place: Place,
-    /// What it means.
+    /// The value.
     pub value: T,
 }
 
-/// Reads a story.
+/// Reads a scenario from the text of its file.
 ///
 /// # Errors
-/// The first thing that cannot be used: where it is, and what was expected there.
+/// The first thing that cannot be used: its place, and what was expected there.
 pub fn parse(source: &str) -> Result<Scenario, InputError> {
     Reader { source }.scenario()
 }
 
-/// Reads a card's configuration: a file with what a scenario has under `[card]`.
+/// Reads the configuration of a card: the keys that a scenario has under `[card]`.
 ///
 /// # Errors
-/// The first thing that cannot be used: where it is, and what was expected there.
+/// The first thing that cannot be used: its place, and what was expected there.
 pub fn parse_card(source: &str) -> Result<CardConfig, InputError> {
     let reader = Reader { source };
     let table = reader.document()?;

@@ -1,4 +1,4 @@
-//! A live card that takes the steps of a story, one by one, from any thread.
+//! A live card that takes the steps of a scenario one by one, from any thread.
 
 mod error;
 mod look;
@@ -19,20 +19,20 @@ use crate::step::Action;
 pub use error::StepError;
 
 lock_classes! {
-    /// What has happened so far.
+    /// The events so far.
     pub leaf ChronicleClass = "chronicle";
 }
 
-/// How often a step is repeated at most where every order is tried: what two in a row can do to others, a
-/// hundred can, only later.
+/// How often a step is repeated at most where every order is tried: a hundred in a row can do to other threads what two
+/// in a row can do, only later.
 const REPEATS: u32 = 2;
 
-/// A live card, and what has happened to it.
+/// A live card, with its events and its barriers.
 pub struct Session {
     card: LiveCard,
     limit: Duration,
     subscription: Subscription,
-    /// Every event so far, in words.
+    /// Every event so far, as text.
     chronicle: Mutex<ChronicleClass, Vec<String>>,
     pub(crate) barriers: Barriers,
 }
@@ -40,10 +40,10 @@ pub struct Session {
 type Done = Result<Vec<String>, StepError>;
 
 impl Session {
-    /// Brings a card up. `limit`: how long any wait may take.
+    /// Brings a card up. `limit` is the longest that any wait may take.
     ///
     /// # Errors
-    /// What failed; nothing is left.
+    /// The card does not come up; nothing of it is left.
     pub fn start(
         cx: &mut Locked<'_, Unlocked>,
         config: CardConfig,
@@ -61,20 +61,20 @@ impl Session {
         })
     }
 
-    /// The engine.
+    /// The card's engine.
     pub fn engine(&self) -> &Engine {
         self.card.engine()
     }
 
-    /// The outside of the card.
+    /// What the card needs of the outside.
     pub fn world(&self) -> &World {
         self.card.world()
     }
 
-    /// Does a step and gives back what it prints. `heeds`: what ends it before its time.
+    /// Takes a step; the lines that it prints. `heeds` is what may end the step early.
     ///
     /// # Errors
-    /// It failed.
+    /// The step failed.
     pub fn perform(&self, cx: &mut Locked<'_, Unlocked>, heeds: Heeds, action: &Action) -> Done {
         match action {
             Action::Query(query) => return self.answer(cx, *query),
@@ -96,7 +96,7 @@ impl Session {
             Action::Expect(expectation) => self.expect(cx, expectation)?,
             Action::Repeat(times, action) => {
                 let mut printed = Vec::new();
-                // What threads meet at must be met as often by all of them.
+                // Threads that meet at a barrier must all reach it as often.
                 let reduced = is_explored() && action.barriers().is_empty();
                 let since = HistoryMark::now();
                 for n in 0..if reduced { (*times).min(REPEATS) } else { *times } {
@@ -113,8 +113,9 @@ impl Session {
         Ok(Vec::new())
     }
 
-    /// Which events are asked for: whether one has happened is part of what an explorer distinguishes.
-    pub(crate) fn asks_for(&self, cx: &mut Locked<'_, Unlocked>, events: Vec<String>) {
+    /// Sets the texts of the events that the scenario is about: states that differ in whether one has happened are
+    /// different states to an explorer.
+    pub(crate) fn watch_events(&self, cx: &mut Locked<'_, Unlocked>, events: Vec<String>) {
         self.subscription.asks_for(cx, events);
     }
 
@@ -142,7 +143,7 @@ impl Session {
         }
     }
 
-    /// The ports, or the one, as devlink shows them.
+    /// All ports, or one of them, as devlink prints them.
     fn describe(&self, cx: &mut Locked<'_, Unlocked>, only: Option<PortHandle>) -> Vec<String> {
         let snapshot = self.engine().inspect(cx);
         let mut lines = Vec::new();
@@ -164,25 +165,25 @@ impl Session {
         let finished =
             programs.run(command, self.limit, &mut || pulse.stops(cx, heeds)).map_err(StepError::NoProgram)?;
         if finished.status != 0 {
-            let said = if finished.stderr.trim().is_empty() { &finished.stdout } else { &finished.stderr };
-            return Err(StepError::Program { status: finished.status, text: said.trim().to_owned() });
+            let text = if finished.stderr.trim().is_empty() { &finished.stdout } else { &finished.stderr };
+            return Err(StepError::Program { status: finished.status, text: text.trim().to_owned() });
         }
         Ok(finished.stdout.lines().map(str::to_owned).collect())
     }
 
-    /// Notes what has happened.
+    /// Adds the events since the last call to those so far.
     pub(crate) fn listen(&self, cx: &mut Locked<'_, Unlocked>) {
         let news: Vec<String> = self.subscription.take(cx).iter().map(ToString::to_string).collect();
         self.chronicle.lock_leaf(cx).extend(news);
     }
 
-    /// Everything that has happened so far.
+    /// The text of every event so far, in order.
     pub fn events(&self, cx: &mut Locked<'_, Unlocked>) -> Vec<String> {
         self.listen(cx);
         self.chronicle.lock_leaf(cx).clone()
     }
 
-    /// Takes the card down and says what is left that should not be.
+    /// Takes the card down; what is left of it and should not be.
     pub fn close(&self, cx: &mut Locked<'_, Unlocked>) -> Vec<Violation> {
         self.card.close(cx)
     }

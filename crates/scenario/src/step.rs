@@ -9,20 +9,20 @@ use eswitch::CardConfig;
 use crate::expectation::Expectation;
 use crate::place::Place;
 
-/// One step of a story.
+/// One step of a scenario.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Step {
-    /// As it was written.
+    /// The text, as it is in the file.
     pub text: String,
-    /// Where it was written.
+    /// The place of the text in the file.
     pub place: Place,
     /// What to do.
     pub action: Action,
-    /// What must come of it.
+    /// The outcome that the step must have.
     pub expected: Expected,
 }
 
-/// What must come of a step.
+/// The outcome that a step must have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Expected {
     /// It succeeds.
@@ -30,33 +30,33 @@ pub enum Expected {
     Success,
     /// It fails with this error name (`EBUSY`), or with an error that contains this text.
     Failure(String),
-    /// In a race that either may lose: whatever comes.
+    /// It succeeds or fails: in a race that either thread may lose.
     Either,
 }
 
-/// What to do.
+/// What a step does.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     /// A look at the card.
     Query(Query),
     /// A command to the card.
     Command(Command),
-    /// Any program, among the card's netdevs.
+    /// Runs a program among the card's netdevs.
     Program(String),
-    /// The threads that name this barrier go on together.
+    /// Waits at the barrier of this name until all threads that name it have reached it.
     Sync(String),
-    /// Time passes.
+    /// Waits for this time.
     Sleep(Duration),
-    /// The queues are at rest.
+    /// Waits until the queues are at rest.
     WaitRest {
-        /// Nothing is left to be tried again, too.
+        /// Whether to wait, too, until nothing is left to be tried again.
         retries: bool,
     },
-    /// Something holds.
+    /// Waits until an expectation holds.
     WaitUntil(Expectation),
-    /// Something must hold now.
+    /// Fails unless an expectation holds now.
     Expect(Expectation),
-    /// The same so many times.
+    /// Does an action this number of times.
     Repeat(u32, Box<Action>),
 }
 
@@ -69,20 +69,20 @@ impl From<Request> for Action {
     }
 }
 
-/// Programs that need no `!` before them.
+/// Programs that can be written without `!` before them.
 const PROGRAMS: [&str; 6] = ["ip", "bridge", "tc", "ping", "sysctl", "sh"];
 
 /// The first words of the steps that are neither requests to the card nor programs.
 const VERBS: [&str; 5] = ["sync", "sleep", "wait", "expect", "repeat"];
 
 impl Action {
-    /// Reads a step. `card` says what the card's netdevs are called.
+    /// Reads a step. `card` gives the card's netdevs their names.
     ///
     /// # Errors
     /// At which byte something else was expected, and what.
     pub fn parse(text: &str, card: &CardConfig) -> Result<Self, WordError> {
         let mut words = Words::new(text);
-        // A program may be a script of several lines; what is done to a card is a line.
+        // A program may be a script of several lines; any other step is one line.
         let first = words.peek().unwrap_or_default();
         let may_be_program = first.starts_with('!') || PROGRAMS.contains(&first) || first == "repeat";
         words.ensure_shown(if may_be_program { &['\t', '\n'] } else { &['\t'] })?;
@@ -131,7 +131,7 @@ impl Action {
         })
     }
 
-    /// Every barrier it comes to, in order.
+    /// Every barrier that the action waits at, in order.
     pub(crate) fn barriers(&self) -> Vec<&str> {
         match self {
             Self::Sync(name) => vec![name],
@@ -140,16 +140,16 @@ impl Action {
         }
     }
 
-    /// The text of the event it asks for, if it asks for one.
-    pub(crate) fn asked_event(&self) -> Option<&str> {
+    /// The text of the event that the action is about, if it is about one.
+    pub(crate) fn event_text(&self) -> Option<&str> {
         match self {
-            Self::WaitUntil(expectation) | Self::Expect(expectation) => expectation.asked_event(),
-            Self::Repeat(_, action) => action.asked_event(),
+            Self::WaitUntil(expectation) | Self::Expect(expectation) => expectation.event_text(),
+            Self::Repeat(_, action) => action.event_text(),
             _ => None,
         }
     }
 
-    /// Whether it runs a program.
+    /// Whether the action runs a program.
     pub(crate) fn is_program(&self) -> bool {
         match self {
             Self::Program(_) => true,
@@ -166,7 +166,7 @@ fn repeat(words: &mut Words<'_>, card: &CardConfig) -> Result<Action, WordError>
     let times = times
         .filter(|n| (1..=100_000).contains(n))
         .ok_or_else(|| WordError { at, message: format!("expected {EXPECTED}, from 1 to 100000, found `{word}`") })?;
-    // Each would be read, told and counted within the one before: a line of them would take any stack and any time.
+    // Nested repeats would be read and run recursively: a line of them would take any stack and any time.
     if words.peek() == Some("repeat") {
         return Err(words.expected("a step that is to be repeated, which cannot be `repeat` again"));
     }

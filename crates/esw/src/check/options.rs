@@ -8,10 +8,10 @@ use check::Options;
 
 use crate::arguments::{Check, Faults, Strategy};
 
-/// How long for each scenario when nothing is said.
+/// How long each scenario is explored when neither `--time` nor `--schedules` is given.
 const TIME: Duration = Duration::from_secs(10);
 
-/// Options that are for another strategy than the one chosen.
+/// Refuses options that the chosen strategy has no use for, and numbers that are too large.
 pub fn refuse_what_makes_no_sense(arguments: &Check) -> Result<()> {
     let random = arguments.strategy != Strategy::Bounded;
     if random && arguments.no_reduction {

@@ -13,7 +13,8 @@ pub fn make_folder(folder: &Path) -> Result<()> {
         .with_context(|| format!("{}: expected a folder that can be made and is not there yet", folder.display()))
 }
 
-/// A page with every story found so far, and a trace for each; and how far each scenario was explored.
+/// Writes a page with the story of every violation so far and how far each scenario was explored, and a trace for each
+/// story.
 pub fn write_pages(folder: &Path, reports: &[Report], of: usize) -> Result<()> {
     let violations = reports.iter().flat_map(|report| &report.violations);
     let stories: Vec<Story> = violations.map(|violation| violation.story.clone()).collect();
@@ -34,7 +35,7 @@ pub fn write_pages(folder: &Path, reports: &[Report], of: usize) -> Result<()> {
     write_stories(folder, &stories, summary)
 }
 
-/// Each file whole, or as it was.
+/// Writes a page and traces. Each file is replaced as a whole, or stays as it was.
 pub fn write_stories(folder: &Path, stories: &[Story], summary: Vec<(String, String)>) -> Result<()> {
     let (title, version) = ("esw check".to_owned(), concat!("eswitch ", env!("CARGO_PKG_VERSION")).to_owned());
     let info = PageInfo { title, version, summary };
@@ -48,7 +49,7 @@ pub fn write_stories(folder: &Path, stories: &[Story], summary: Vec<(String, Str
     };
     for (story, number) in stories.iter().zip(1..) {
         let name = format!("trace-{number}.json");
-        // One that is there is of the same story: the folder is new, and stories come one after the other.
+        // An existing trace is of the same story: the folder is new, and stories are only added.
         if !folder.join(&name).exists() {
             write(&name, &check::trace(story).to_string())?;
         }

@@ -13,7 +13,7 @@ use scenario::Scenario;
 use crate::arguments::Check;
 use crate::output::many;
 
-/// The line that moves while a scenario is explored.
+/// A line that shows progress while a scenario is explored.
 pub struct Progress {
     bar: ProgressBar,
     done: Arc<std::sync::atomic::AtomicBool>,
@@ -50,16 +50,16 @@ pub fn progress(
     let name = scenario.name.clone();
     let (watch, theirs, ours, options) = (Arc::clone(watch), bar.clone(), Arc::clone(&done), options.clone());
     let began = std::time::Instant::now();
-    let tell = move || {
+    let show = move || {
         while !ours.load(Ordering::Relaxed) {
             let schedules = watch.schedules.load(Ordering::Relaxed);
             let elapsed = began.elapsed();
             let rate = schedules as f64 / elapsed.as_secs_f64().max(0.001);
-            let [asked, places] = [0, 1].map(|i| watch.places[i].load(Ordering::Relaxed));
+            let [tried, places] = [0, 1].map(|i| watch.places[i].load(Ordering::Relaxed));
             let what = match (options.strategy, places) {
                 (check::Strategy::Bounded, 0) => many(watch.preemptions.load(Ordering::Relaxed), "preemption"),
                 (_, 0) => options.strategy.name().to_owned(),
-                _ => format!("failure {asked} of {places}"),
+                _ => format!("failure {tried} of {places}"),
             };
             let left = match (options.time, options.schedules) {
                 (_, Some(n)) => format!("{} left", many(n.saturating_sub(schedules), "schedule")),
@@ -74,6 +74,6 @@ pub fn progress(
             thread::park_timeout(Duration::from_millis(100));
         }
     };
-    let thread = thread::Builder::new().name("progress".to_owned()).spawn(tell).ok();
+    let thread = thread::Builder::new().name("progress".to_owned()).spawn(show).ok();
     Progress { bar, done, thread }
 }

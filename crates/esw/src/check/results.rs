@@ -9,7 +9,7 @@ use crate::arguments::Check;
 use crate::exit_status::{FAILED, HELD, INTERRUPTED};
 use crate::output::{Style, complain, line, many, time};
 
-/// What a scenario came to: a line, or a JSON object.
+/// Prints the result of a scenario: a line and the stories of its violations, or a JSON object.
 pub fn print(arguments: &Check, style: Style, report: &Report) -> Result<()> {
     if arguments.json {
         line(&serde_json::to_string(report)?);
@@ -31,20 +31,20 @@ pub fn print(arguments: &Check, style: Style, report: &Report) -> Result<()> {
     ));
     for violation in &report.violations {
         if violation.story.rows.is_empty() {
-            // Read from the report of a part: the token tells the story.
+            // Read from the report of a part, which has no story: the token runs the schedule again.
             line(&format!("  {}  {}: {}", style.bad("FAILS"), violation.invariant, violation.detail));
             line(&format!("  {}", check::again(&violation.token, &violation.story.files)));
         } else {
             line(&check::columns(&violation.story, width()));
             if report.interrupted {
-                line("interrupted while this was made small: it may not be as small as it gets");
+                line("interrupted while this was minimised: a smaller schedule may fail, too");
             }
         }
     }
     Ok(())
 }
 
-/// The columns of the terminal, or enough to read where there is none.
+/// The columns of the terminal; 140 where there is none.
 pub fn width() -> usize {
     let terminal = rustix::termios::tcgetwinsize(std::io::stdout()).map_or(0, |size| size.ws_col.into());
     if terminal == 0 { 140 } else { terminal }
@@ -54,7 +54,7 @@ pub fn schedules(reports: &[Report]) -> u64 {
     reports.iter().fold(0, |sum, report| sum.saturating_add(report.schedules))
 }
 
-/// What was explored, in words.
+/// Describes what was explored.
 pub fn how_far(report: &Report) -> String {
     format!("{}{}{}", many(report.schedules, "schedule"), reached(report), with_faults(report))
 }
@@ -89,7 +89,7 @@ pub fn forgotten(report: &Report) -> String {
     if report.forgotten == 0 { String::new() } else { format!(", {} searched again", many(report.forgotten, "state")) }
 }
 
-/// The end of a campaign: its summary, its pages, its exit status.
+/// Prints the summary of a campaign; its exit status. `of` is the number of its scenarios.
 pub fn finish(arguments: &Check, style: Style, reports: &[Report], of: usize) -> u8 {
     let failed = reports.iter().filter(|report| !report.violations.is_empty()).count();
     let interrupted = reports.len() < of || reports.iter().any(|report| report.interrupted);

@@ -1,28 +1,31 @@
-//! How many descriptors a daemon has, and for whom.
+//! The descriptors of a daemon: how many it has, and how many each card's clients may use.
 
 use anyhow::{Context, Result};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Connections to a card at a time at most, if there are descriptors for so many.
+/// The most connections to a card at a time, if there are enough descriptors.
 const CLIENTS: usize = 1_024;
-/// Descriptors for everything else: the cards' own sockets and namespaces, the journal, the log.
+/// The descriptors for everything else: the cards' own sockets and namespaces, the journal, the log.
 const OTHERS: u64 = 128;
 
-/// Makes sure that somebody can be let in: a daemon that has used up its descriptors by coming up could not even be told
-/// to end.
+/// Checks that a client can connect: a daemon that has used up its descriptors by coming up could not even be told to
+/// end.
+///
+/// # Errors
+/// Too few descriptors are left.
 pub fn ensure_descriptors_for_clients() -> Result<()> {
-    // Two clients, each with what a view is shared by, and a look at netdevs.
+    // For two clients, each with a shared view, and for a request for netdevs.
     const SPARE: usize = 8;
-    // Of no file: there may be none that is there everywhere.
+    // An eventfd needs no file, and no file exists everywhere.
     let spare: rustix::io::Result<Vec<_>> = (0..SPARE).map(|_| eventfd(0, EventfdFlags::CLOEXEC)).collect();
     spare.map(drop).context(
-        "there are too few descriptors left to let anybody in: allow more (`ulimit -n`, in a unit `LimitNOFILE=`), or \
+        "too few descriptors are left for clients to connect: allow more (`ulimit -n`, in a unit `LimitNOFILE=`), or \
          put fewer cards into one daemon",
     )
 }
 
-/// How many descriptors this process may have, once it may have as many as it can.
+/// Raises the limit of descriptors as far as it can be raised; the limit.
 pub fn descriptors() -> u64 {
     let mut limit = getrlimit(Resource::Nofile);
     let highest = Rlimit { current: limit.maximum, ..limit };
@@ -32,8 +35,8 @@ pub fn descriptors() -> u64 {
     limit.current.unwrap_or(u64::MAX)
 }
 
-/// How many clients each card takes. One that nobody could accept would wait for an answer for ever; one too many
-/// is told so by the end of its connection.
+/// The number of clients that each card accepts. A client that could not be accepted would wait for ever; one too many is
+/// accepted, and its connection is closed.
 pub fn clients_of_each(descriptors: u64, cards: usize) -> usize {
     let each = descriptors.saturating_sub(OTHERS) / (cards.max(1) as u64);
     usize::try_from(each).unwrap_or(CLIENTS).clamp(8, CLIENTS)

@@ -18,8 +18,8 @@ pub enum How {
 }
 
 impl How {
-    /// What a control socket is asked with.
-    pub fn words(self) -> &'static str {
+    /// The word for it in a request over a control socket.
+    pub fn word(self) -> &'static str {
         match self {
             Self::Down => "down",
             Self::Forget => "forget",
@@ -27,12 +27,12 @@ impl How {
         }
     }
 
-    pub fn parse(words: &str) -> Option<Self> {
-        [Self::Down, Self::Forget, Self::Keep].into_iter().find(|how| how.words() == words)
+    pub fn parse(word: &str) -> Option<Self> {
+        [Self::Down, Self::Forget, Self::Keep].into_iter().find(|how| how.word() == word)
     }
 }
 
-/// The word to end, and how.
+/// The request to end, and how to end.
 #[derive(Debug)]
 pub struct Ending {
     how: AtomicU8,
@@ -40,18 +40,18 @@ pub struct Ending {
 }
 
 impl Ending {
-    /// Nobody has asked yet; `how` it ends on a signal.
+    /// No request yet; `how` is how the daemon ends on a signal.
     pub fn new(pulse: Arc<Pulse>, how: How) -> Self {
         Self { how: AtomicU8::new(how as u8), pulse }
     }
 
-    /// Asks the daemon to end so.
-    pub fn ask(&self, cx: &mut Locked<'_, Unlocked>, how: How) {
+    /// Requests the end of the daemon.
+    pub fn request(&self, cx: &mut Locked<'_, Unlocked>, how: How) {
         self.how.store(how as u8, Ordering::Release);
         self.pulse.stop(cx);
     }
 
-    /// How it is to end.
+    /// How the daemon is to end.
     pub fn how(&self) -> How {
         match self.how.load(Ordering::Acquire) {
             1 => How::Forget,

@@ -1,4 +1,4 @@
-//! Cards that a daemon has up, and their ends.
+//! The cards that a daemon keeps up, and how they are taken down or left.
 
 use std::sync::Arc;
 
@@ -26,9 +26,9 @@ pub struct Started {
     pub name: String,
     pub journal: Arc<Journal>,
     pub live: Arc<LiveCard>,
-    /// Of a card of netdevs. What an earlier daemon has left of it stays until it may go.
+    /// Of a card of netdevs: keeps what an earlier daemon has left, until that may be removed.
     pub hold: Option<Hold>,
-    /// Whether it was brought to what was stored.
+    /// Whether the card was brought to a stored state.
     pub restored: bool,
 }
 
@@ -37,11 +37,11 @@ impl Running {
     pub fn take_down(self, cx: &mut Locked<'_, Unlocked>, how: How) -> bool {
         let Self { card, server, log, socket } = self;
         drop(server);
-        // First: who is killed from here on has been asked to forget it.
+        // First, so that a daemon that is killed from here on has forgotten the state that it was asked to forget.
         let stored = if how == How::Forget { card.forget(cx) } else { card.catch_up(cx) };
         let closed = card.close(cx);
         drop(log);
-        // The netdevs go with the card and the files of the state are closed, and only then may another daemon take its place.
+        // Netdevs are removed with the card, and the state is closed. Only then may another daemon take this one's place.
         drop(card);
         drop(socket);
         closed && stored
@@ -49,11 +49,11 @@ impl Running {
 }
 
 impl Started {
-    /// The daemon does not come up. Of this card nothing is left that this start has made; but what an earlier daemon
-    /// has left stays, as if this one had died.
+    /// Gives the card up, as the daemon does not come up. Everything that this start has made is removed; what an earlier
+    /// daemon has left stays, as if this one had died.
     pub fn give_up(self, cx: &mut Locked<'_, Unlocked>) {
         if self.hold.as_ref().is_some_and(Hold::stays) {
-            // Whatever its end would unmake.
+            // Its destructor would remove the netdevs.
             return std::mem::forget(self.live);
         }
         if !self.restored {
@@ -62,7 +62,7 @@ impl Started {
         self.close(cx);
     }
 
-    /// Forgets what was agreed; whether it is forgotten.
+    /// Forgets the agreed state; whether that has succeeded.
     pub fn forget(&self, cx: &mut Locked<'_, Unlocked>) -> bool {
         self.is_stored(self.journal.forget(cx))
     }
@@ -79,7 +79,7 @@ impl Started {
         stored.is_ok()
     }
 
-    /// Takes down what the engine has; whether nothing is left.
+    /// Takes the card down; whether nothing is left of it.
     pub fn close(&self, cx: &mut Locked<'_, Unlocked>) -> bool {
         let left = self.live.close(cx);
         for left in &left {
@@ -89,7 +89,7 @@ impl Started {
     }
 }
 
-/// Gives up every card that is up, as the daemon does not come up for this reason.
+/// Gives up every card that is up, as the daemon does not come up; the error with the reason.
 pub fn give_up_all(cx: &mut Locked<'_, Unlocked>, up: Vec<Running>, error: anyhow::Error) -> Result<u8> {
     for Running { card, server, log, socket } in up.into_iter().rev() {
         drop(server);
@@ -100,11 +100,12 @@ pub fn give_up_all(cx: &mut Locked<'_, Unlocked>, up: Vec<Running>, error: anyho
     Err(error)
 }
 
-/// Leaves the cards as they are, as if we had died, but for the sockets: the next daemon finds them.
+/// Ends the process and leaves the cards as they are, as if it had died, except that the sockets are removed. The next
+/// daemon finds the cards.
 pub fn leave(cx: &mut Locked<'_, Unlocked>, up: Vec<Running>) -> ! {
     for Running { card, server, log, socket } in up {
         drop(server);
-        // What the next daemon does not know of it would delete.
+        // The next daemon deletes what is not in the stored state.
         card.catch_up(cx);
         drop(log);
         drop(socket);

@@ -1,4 +1,4 @@
-//! Scenarios that cannot be run to their end although every line of them can be read.
+//! Checks of a whole scenario: whether it can be run to its end.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,7 +6,10 @@ use super::Scenario;
 use crate::place::{InputError, Place};
 use crate::step::Step;
 
-/// A story with programs is for cards that have some.
+/// Checks that a scenario with programs is only for cards that can run them.
+///
+/// # Errors
+/// The first step that runs a program.
 pub(super) fn ensure_programs_have_a_card(scenario: &Scenario) -> Result<(), InputError> {
     let steps = scenario.threads.iter().flat_map(|thread| &thread.steps);
     let mut steps = scenario.setup.iter().chain(steps).chain(&scenario.finally);
@@ -26,13 +29,17 @@ pub(super) fn ensure_programs_have_a_card(scenario: &Scenario) -> Result<(), Inp
     }
 }
 
-/// Goes through the barriers as the threads would: each must be met by everyone who names it.
+/// Checks that every barrier can be passed, by going through the barriers as the threads would: all threads that name
+/// a barrier must reach it.
+///
+/// # Errors
+/// A step that waits at a barrier that is never passed.
 pub(super) fn ensure_barriers_can_be_met(scenario: &Scenario) -> Result<(), InputError> {
     for step in scenario.setup.iter().chain(&scenario.finally) {
         if !step.action.barriers().is_empty() {
             return Err(InputError {
                 place: step.place,
-                message: "`sync` is for threads: nothing else runs here".to_owned(),
+                message: "`sync` is for threads: no other thread runs at the same time as this step".to_owned(),
             });
         }
     }
@@ -51,7 +58,7 @@ pub(super) fn ensure_barriers_can_be_met(scenario: &Scenario) -> Result<(), Inpu
         if let (1, Some(only)) = (threads.len(), threads.first()) {
             let step = left[*only].iter().find(|(barrier, _)| barrier == name);
             let message = format!(
-                "`sync {name}` waits for what never comes: no other thread than `{}` names it",
+                "`sync {name}` can never be passed: no other thread than `{}` names it",
                 scenario.threads[*only].name
             );
             return Err(InputError {
@@ -76,8 +83,8 @@ pub(super) fn ensure_barriers_can_be_met(scenario: &Scenario) -> Result<(), Inpu
             Some((name, step)) => Err(InputError {
                 place: step.place,
                 message: format!(
-                    "`sync {name}` waits for what never comes: the threads that name it come to their \
-                     barriers in another order, or another number of times"
+                    "`sync {name}` can never be passed: the threads that name it reach their barriers in another order, \
+                     or another number of times"
                 ),
             }),
         };

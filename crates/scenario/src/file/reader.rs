@@ -1,4 +1,4 @@
-//! TOML as a scenario, with the place of everything in it.
+//! Reads a scenario from TOML, with the place of everything in it.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::possible::{ensure_barriers_can_be_met, ensure_programs_have_a_card};
-use super::{CARDS, CardName, InFile, LIMIT, Scenario, Settle, StoryThread};
+use super::{CARDS, CardName, InFile, LIMIT, Scenario, ScenarioThread, Settle};
 use crate::expectation::Expectation;
 use crate::place::{InputError, Place, inside_string};
 use crate::step::{Action, Expected, Step};
@@ -89,12 +89,12 @@ impl<'s> Reader<'s> {
         Ok(())
     }
 
-    /// A string of one line: what it says is shown, and what a control character does is not to happen there.
+    /// Reads a string of one line. It is shown on terminals and in logs, so it may have no control characters.
     fn text(&self, value: &Value<'s>, what: &str) -> Read<String> {
         self.string(value, what, "a line of text", is_control)
     }
 
-    /// A string that may have several lines.
+    /// Reads a string that may have several lines.
     fn lines(&self, value: &Value<'s>, what: &str) -> Read<String> {
         self.string(value, what, "text", |c| is_control(c) && !matches!(c, '\n' | '\t'))
     }
@@ -173,7 +173,7 @@ impl<'s> Reader<'s> {
             let name = self.text(item, "a card")?;
             match CARDS.iter().find(|card| card.name == name) {
                 Some(card) if !cards.contains(card) => cards.push(*card),
-                Some(_) => return self.error(item.span().start, format!("`{name}` stands here twice")),
+                Some(_) => return self.error(item.span().start, format!("`{name}` is listed twice")),
                 None => {
                     let names = list(&CARDS.map(|card| card.name));
                     return self.error(item.span().start, format!("unknown card `{name}`, expected {names}"));
@@ -201,7 +201,7 @@ impl<'s> Reader<'s> {
         Ok(config)
     }
 
-    /// Whatever key of a card has a string, it is a line of text.
+    /// Checks the strings of a card's configuration, whatever their keys are: each must be a line of text.
     fn card_strings(&self, card: &Value<'s>) -> Read<()> {
         let keys = card.get_ref().as_table().into_iter().flatten();
         for (key, value) in keys {
@@ -216,11 +216,11 @@ impl<'s> Reader<'s> {
         Ok(())
     }
 
-    fn threads(&self, table: &DeTable<'s>, card: &CardConfig, end: usize) -> Read<Vec<StoryThread>> {
+    fn threads(&self, table: &DeTable<'s>, card: &CardConfig, end: usize) -> Read<Vec<ScenarioThread>> {
         let Some(value) = table.get("thread") else {
             return self.error(end, format!("expected a `[[thread]]`, found the end; {REQUIRED}"));
         };
-        let mut threads: Vec<StoryThread> = Vec::new();
+        let mut threads: Vec<ScenarioThread> = Vec::new();
         for item in self.list(value, "`[[thread]]`")? {
             let at = item.span().start;
             let DeValue::Table(thread) = item.get_ref() else {
@@ -246,7 +246,7 @@ impl<'s> Reader<'s> {
                 let at = thread.get("steps").map_or(at, |steps| steps.span().start);
                 return self.error(at, format!("thread `{name}` has no steps, expected at least one"));
             }
-            threads.push(StoryThread { name, steps });
+            threads.push(ScenarioThread { name, steps });
         }
         if threads.is_empty() {
             return self.error(value.span().start, "expected at least one thread, found none");
@@ -330,7 +330,7 @@ impl<'s> Reader<'s> {
     }
 }
 
-/// Where the field stands that an error is about.
+/// The byte at which the value of the field is that an error is about.
 fn field_at(card: &Value<'_>, error: &ConfigError) -> Option<usize> {
     let field = match error {
         ConfigError::Range { field, .. } => field,

@@ -7,15 +7,15 @@ use eswitch::{Errno, Error};
 /// Why a step failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StepError {
-    /// The engine refused, or could not.
+    /// The engine refused the command, or failed to carry it out.
     #[error("{0}")]
     Engine(#[from] Error),
     /// A program ended with another status than 0.
     #[error("exit status {status}{}{text}", if .text.is_empty() { "" } else { ": " })]
     Program {
-        /// Its status.
+        /// The exit status.
         status: i32,
-        /// What it complained of.
+        /// What the program wrote: to standard error, or else to standard output.
         text: String,
     },
     /// A program could not be run.
@@ -24,28 +24,28 @@ pub enum StepError {
     /// An expectation does not hold.
     #[error("expected {expected}, but {found}")]
     Unmet {
-        /// What should hold.
+        /// The statement that should hold.
         expected: String,
-        /// What holds instead.
+        /// What was found instead.
         found: String,
     },
-    /// What was waited for did not come.
-    #[error("{what} has not come within {} s: {found}", .limit.as_secs_f64())]
-    NeverCame {
+    /// A wait took too long.
+    #[error("waited {} s for {what}: {found}", .limit.as_secs_f64())]
+    TimedOut {
         /// What was waited for.
         what: String,
-        /// How long.
+        /// How long it was waited for.
         limit: Duration,
-        /// What there is instead.
+        /// What was found instead.
         found: String,
     },
-    /// It was asked to stop.
+    /// The step was interrupted.
     #[error("interrupted")]
     Interrupted,
 }
 
 impl StepError {
-    /// The error number, if the error has one.
+    /// The error number, if the error is the engine's.
     pub fn errno(&self) -> Option<Errno> {
         match self {
             Self::Engine(error) => Some(error.errno()),
@@ -53,12 +53,12 @@ impl StepError {
         }
     }
 
-    /// Whether this is the error that was meant: by its name, or by a part of its text.
-    pub fn is(&self, meant: &str) -> bool {
-        self.errno().is_some_and(|errno| format!("{errno:?}") == meant) || self.to_string().contains(meant)
+    /// Whether this is the error that a scenario describes: by the name of its number, or by a part of its text.
+    pub fn is(&self, description: &str) -> bool {
+        self.errno().is_some_and(|errno| format!("{errno:?}") == description) || self.to_string().contains(description)
     }
 
-    /// The error as devlink prints it.
+    /// The error in the lines that devlink prints for one.
     pub fn lines(&self) -> Vec<String> {
         match self {
             Self::Engine(error) => vec![
@@ -66,8 +66,8 @@ impl StepError {
                 format!("kernel answers: {}", error.errno().text()),
             ],
             Self::Program { status, text } => {
-                let said = text.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned);
-                [format!("exit status {status}")].into_iter().chain(said).collect()
+                let output = text.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned);
+                [format!("exit status {status}")].into_iter().chain(output).collect()
             }
             other => vec![format!("Error: {other}.")],
         }

@@ -1,4 +1,4 @@
-//! Expectations, held against the card.
+//! Checks whether expectations hold.
 
 use eswitch::inspect::{PfView, PortView, RepState, Snapshot};
 use eswitch::{PciAddress, PortHandle, RepType};
@@ -9,15 +9,18 @@ use crate::expectation::{AuxState, Expectation, SfExpectation};
 use crate::show;
 
 impl Session {
-    /// Says whether something holds now.
+    /// Checks that an expectation holds now.
     ///
     /// # Errors
-    /// [`StepError::Unmet`]: it does not, and what does.
+    /// [`StepError::Unmet`]: it does not hold; what was found instead.
     pub fn expect(&self, cx: &mut Locked<'_, Unlocked>, expectation: &Expectation) -> Result<(), StepError> {
         self.look(cx, expectation).map_err(|(expected, found)| StepError::Unmet { expected, found })
     }
 
-    /// What should hold and what is found, if they differ.
+    /// Checks an expectation.
+    ///
+    /// # Errors
+    /// It does not hold: the statement, and what was found instead.
     pub(super) fn look(
         &self,
         cx: &mut Locked<'_, Unlocked>,
@@ -142,7 +145,7 @@ impl Session {
         }
     }
 
-    /// Whether a VF of that address is bound.
+    /// Whether the VF at an address is bound to its driver.
     fn is_vf_bound(&self, snapshot: &Snapshot, address: PciAddress) -> bool {
         let Some((pf, number)) = self.engine().config().vf_at(address) else { return false };
         let mut vfs = snapshot.pfs.iter().filter(|view| view.index == pf).flat_map(|view| &view.vfs);

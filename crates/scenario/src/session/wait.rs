@@ -10,16 +10,16 @@ use lockdep::{Deadline, Locked, Unlocked, is_explored};
 use super::{Session, StepError};
 use crate::expectation::Expectation;
 
-/// How long to wait between two looks at something that does not say when it changes.
+/// How long to wait before an expectation is checked again: nothing signals that it may hold now.
 const TICK: Duration = Duration::from_millis(1);
 
-/// How often to look where there is no time: an explorer lets a tick pass when nothing else can go on, or
-/// now and then before.
+/// How often an expectation is checked under an explorer, where there is no time: it lets a tick pass when no other
+/// thread can go on, and now and then before.
 const LOOKS: usize = 200;
 
 impl Session {
-    /// The moment after which a wait has taken too long. Explored, there is none: the scheduler sees for
-    /// itself when nothing can go on.
+    /// The moment after which a wait has taken too long. Under an explorer there is none: its scheduler sees when no
+    /// thread can go on.
     fn limit(&self) -> Option<Deadline> {
         (!is_explored()).then(|| Deadline::after(self.limit))
     }
@@ -27,7 +27,7 @@ impl Session {
     pub(super) fn gave_up(&self, why: GaveUp, what: String, found: String) -> StepError {
         match why {
             GaveUp::Stopped => StepError::Interrupted,
-            GaveUp::TimedOut => StepError::NeverCame { what, limit: self.limit, found },
+            GaveUp::TimedOut => StepError::TimedOut { what, limit: self.limit, found },
         }
     }
 
@@ -61,11 +61,11 @@ impl Session {
         }
     }
 
-    /// Waits until the engine knows of the kernel's bonds and the queues are at rest; with `retries`, until
-    /// nothing is left to be tried again.
+    /// Waits until the engine knows the state of the kernel's bonds and the queues are at rest; with `retries`, until
+    /// nothing is left to be tried again, too.
     ///
     /// # Errors
-    /// It takes too long, or was interrupted.
+    /// The wait took too long, or was interrupted.
     pub(crate) fn wait_rest(
         &self,
         cx: &mut Locked<'_, Unlocked>,
@@ -87,12 +87,12 @@ impl Session {
         );
         rested.map_err(|why| {
             let found = self.unrest(cx);
-            let what = if retries { "an end of retries" } else { "rest of the queues" };
+            let what = if retries { "the end of retries" } else { "rest of the queues" };
             self.gave_up(why, what.to_owned(), found)
         })
     }
 
-    /// What still waits to be tried again.
+    /// Describes what is still to be tried again, or is still queued.
     fn unrest(&self, cx: &mut Locked<'_, Unlocked>) -> String {
         let snapshot = self.engine().inspect(cx);
         let mut waiting = Vec::new();
