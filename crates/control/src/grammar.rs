@@ -1,4 +1,4 @@
-//! The grammar of commands and queries: what can be typed at a prompt, written in a scenario and given to `esw dev`.
+//! The grammar of commands and queries, for prompts, scenario files and `esw dev`.
 //!
 //! The words are those of the programs that people know: devlink(8), modprobe(8), `echo` into a file of sysfs,
 //! `ip link set`. [`in_words`](Command::in_words) writes what is read here.
@@ -163,7 +163,8 @@ fn fault(words: &mut Words<'_>, times: u32) -> Result<Fault, WordError> {
     Ok(Fault { kind, pf, vport, after: 0, times, delay: None })
 }
 
-/// `after N`, `times N` or `always`, which may be written `times always`. `next`: what may stand here instead.
+/// `after N`, `times N` or `always`, which may be written `times always`. `next` are further words that are expected here,
+/// for the error.
 fn how_often(words: &mut Words<'_>, fault: &mut Fault, next: &[&'static str]) -> Result<(), WordError> {
     let mut all = vec!["after", "times", "always"];
     if fault.vport.is_none() {

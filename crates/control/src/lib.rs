@@ -1,8 +1,9 @@
-//! What a card can be asked to do, from the program that asks to the engine.
+//! Commands and queries to a card, as values, as bytes and as words.
 //!
-//! A [`Command`] is a change to a card as a value. A lab makes one of a system call, a prompt or a scenario file of
-//! words; it is [encoded](Command::encode) once and goes to the daemon over a connection; a [`CommandTarget`] carries it
-//! out and gives a [`Reply`]. Nobody between the two takes text apart.
+//! A [`Command`] is a change to a card, and a [`Query`] a look at it. A lab makes a command of a system call; a prompt, a
+//! scenario file and `esw dev` make one of words, all with the same [`grammar`]. It is [encoded](Command::encode) once and
+//! sent to the daemon over a connection. A [`CommandTarget`] carries it out and returns a [`Reply`]. Text is read in one
+//! place, where words become a command, and written in one, where a log needs words.
 
 #![forbid(unsafe_code)]
 

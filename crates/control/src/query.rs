@@ -15,7 +15,7 @@ pub enum Query {
     Ports(Option<PortHandle>),
 }
 
-/// What a user asks of a card: a change, or a look.
+/// A command or a query.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
     /// A change.

@@ -18,8 +18,8 @@ impl Query {
 }
 
 impl Command {
-    /// The command in the words of a scenario's step, which reads back as the same command. The card's configuration
-    /// says what its netdevs are called.
+    /// The command in the words of a step, which the grammar reads as the same command. `card` gives the card's netdevs
+    /// their names.
     pub fn in_words(&self, card: &CardConfig) -> String {
         match self {
             Self::SetEswitch { .. }
@@ -94,7 +94,7 @@ fn on_off(on: bool) -> &'static str {
     if on { "on" } else { "off" }
 }
 
-/// The name that a PF's netdev has if nobody renames it.
+/// The name of a PF's netdev, unless a program renames it.
 fn netdev(card: &CardConfig, device: PciAddress) -> String {
     let pf = (0..card.pfs).map(PfIndex).find(|pf| card.pf_address(*pf) == device);
     let name = pf.and_then(|pf| names::netdev(card, &Resource::PfNetdev(pf), None));

@@ -76,7 +76,7 @@ fn a_story_that_holds_exits_with_0_and_tells_itself() {
 }
 
 #[test]
-fn a_story_that_does_not_hold_exits_with_1_and_says_what() {
+fn a_scenario_that_does_not_hold_exits_with_1_and_prints_what() {
     let file = File::new("fails.toml", &STORY.replace("0 2\"]", "0 3\"]"));
     let output = output(&["run", file.path()]);
     let said = text(&output.stdout);
@@ -144,7 +144,7 @@ fn json_is_one_object_a_line_with_everything_in_it() {
 }
 
 #[test]
-fn json_says_what_does_not_hold() {
+fn json_has_what_does_not_hold() {
     let file = File::new("json-fails.toml", &STORY.replace("0 2\"]", "0 3\"]"));
     let output = output(&["run", file.path(), "--json"]);
     assert_eq!(output.status.code(), Some(1));

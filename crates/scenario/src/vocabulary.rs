@@ -4,14 +4,14 @@ use control::forms::{Entry, REQUESTS, entry};
 
 /// The forms that are steps and no requests to the card.
 const OTHER_STEPS: &[Entry] = &[
-    entry("!COMMAND", "run any program among the card's netdevs; ip, bridge, tc, ping, sysctl and sh need no `!`"),
-    entry("sync NAME", "go on together with the other threads that name it"),
-    entry("sleep TIME", "wait so long"),
+    entry("!COMMAND", "run a program among the card's netdevs; ip, bridge, tc, ping, sysctl and sh need no `!`"),
+    entry("sync NAME", "wait until all threads that name it have reached it"),
+    entry("sleep TIME", "wait for this time"),
     entry("wait settled", "wait until the queues are at rest"),
     entry("wait retries", "wait until nothing is left to be tried again"),
     entry("wait until EXPECTATION", "wait until it holds"),
     entry("expect EXPECTATION", "fail unless it holds now"),
-    entry("repeat N: STEP", "do a step so often"),
+    entry("repeat N: STEP", "do a step this number of times"),
 ];
 
 /// Every form of a step.
@@ -37,17 +37,17 @@ pub const EXPECTATIONS: &[Entry] = &[
     entry("rep PORT eth|ib loaded|registered|unregistered|failed", "a representor's state"),
     entry("reps DEV eth|ib loaded|registered|unregistered|failed N", "how many representors are in a state"),
     entry("vfs DEV N", "how many VFs are enabled"),
-    entry("lag none|roce|vf|shared-fdb|mpesw", "how the card's PFs act as one"),
-    entry("lag reason TEXT", "why there is no LAG though there is a bond; the reason contains this"),
+    entry("lag none|roce|vf|shared-fdb|mpesw", "the mode of the card's LAG"),
+    entry("lag reason TEXT", "the reason why a bond makes no LAG contains this"),
     entry("module MODULE loaded|absent", "whether a module is loaded"),
     entry("aux NAME bound|unbound|absent", "an auxiliary device and its driver"),
     entry("sf PORT [active|inactive] [attached|detached]", "an SF's state and operational state"),
-    entry("port PORT present|absent", "whether there is such a port"),
-    entry("netdev NAME present|absent", "whether there is such a netdev"),
+    entry("port PORT present|absent", "whether the port exists"),
+    entry("netdev NAME present|absent", "whether the netdev exists"),
     entry("bound DEV", "the device is bound to its driver"),
-    entry("unbound DEV", "it is not"),
+    entry("unbound DEV", "the device is not bound to its driver"),
     entry("event TEXT", "an event that contains this has happened"),
-    entry("no event TEXT", "none has"),
+    entry("no event TEXT", "no event that contains this has happened"),
 ];
 
 /// The words that may follow these, according to the forms above. A word in capitals is returned as it is, for the

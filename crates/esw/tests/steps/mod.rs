@@ -1,4 +1,4 @@
-//! Steps in words, taken on a card behind a control socket.
+//! Takes steps, written as words, on a card behind a control socket.
 
 use control::Query;
 use devlink::numbers::{attribute as a, command as c, function};
@@ -7,7 +7,7 @@ use eswitch::{CardConfig, PciAddress};
 use netlink::{Builder, find};
 use scenario::Action;
 
-/// Takes a step on a card: a command, or a look at an E-Switch or at ports; what is seen.
+/// Takes a step on a card: a command, or a query of an E-Switch or of ports; the answer as text.
 pub fn perform(client: &mut Client, words: &str) -> Result<String, String> {
     let card = CardConfig { pfs: 4, ..CardConfig::default() };
     let step = Action::parse(words, &card).unwrap_or_else(|error| panic!("`{words}`: {error}"));
