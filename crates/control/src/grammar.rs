@@ -13,7 +13,7 @@ use eswitch::{CardConfig, PciAddress, PfIndex, PortHandle, Vport};
 use crate::command::{Command, MAX_FLAP};
 use crate::devlink;
 use crate::query::Request;
-use crate::words::{WordError, Words};
+use crate::reader::{WordError, Words};
 
 impl Request {
     /// The words that a command or query can begin with. Some of `ip link set` are commands, too: see

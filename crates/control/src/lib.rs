@@ -14,15 +14,15 @@ mod follow;
 pub mod forms;
 pub mod grammar;
 mod query;
+pub mod reader;
 mod target;
 mod touched;
-pub mod words;
-mod written;
+mod words;
 
 pub use command::{Command, EswitchOption, MAX_FLAP};
 pub use devlink::DevlinkCommand;
 pub use encoding::{DecodeError, VERSION};
 pub use follow::Follower;
 pub use query::{Query, Request};
+pub use reader::WordError;
 pub use target::{CommandTarget, Failure, Reply};
-pub use words::WordError;

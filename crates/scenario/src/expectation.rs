@@ -5,7 +5,7 @@ use eswitch::{Mode, PciAddress, PortHandle, RepType};
 
 use control::WordError;
 use control::grammar::{device, port};
-use control::words::Words;
+use control::reader::Words;
 
 /// A statement about a card.
 #[derive(Clone, Debug, PartialEq, Eq)]

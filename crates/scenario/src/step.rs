@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use control::words::Words;
+use control::reader::Words;
 use control::{Command, Query, Request, WordError};
 use eswitch::CardConfig;
 

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::command::{Command, EswitchOption};
 use crate::query::{Query, Request};
-use crate::words::{WordError, Words};
+use crate::reader::{WordError, Words};
 
 /// What a verb can be about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

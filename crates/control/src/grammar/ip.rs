@@ -5,7 +5,7 @@ use eswitch::vf::{ETH_P_8021AD, ETH_P_8021Q, LinkState, VfSetting, VfVlan};
 use eswitch::{CardConfig, MacAddr, PciAddress, PfIndex, names};
 
 use crate::command::Command;
-use crate::words::{WordError, Words};
+use crate::reader::{WordError, Words};
 
 /// Reads `ip link set [dev] NETDEV`, where NETDEV is a PF's; the PF, and the words that follow. Takes no words.
 fn pf_link<'t>(words: &Words<'t>, card: &CardConfig) -> Option<(PciAddress, Words<'t>)> {

@@ -4,7 +4,7 @@ use eswitch::PciAddress;
 
 use super::pci_address;
 use crate::command::Command;
-use crate::words::{WordError, Words};
+use crate::reader::{WordError, Words};
 
 /// The files that can be written, for the error about another file.
 const FILES: &str = "`/sys/bus/pci/devices/ADDRESS/sriov_numvfs`, or there `sriov_drivers_autoprobe`, \

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use control::WordError;
-use control::words::{did_you_mean, list};
+use control::reader::{did_you_mean, list};
 use eswitch::text::{escaped, is_control};
 use eswitch::{CardConfig, ConfigError};
 use serde::Deserialize;
