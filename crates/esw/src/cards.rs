@@ -35,9 +35,9 @@ impl CardKind {
 
 /// What to do with netdevs that a dead process has left of a card.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Found {
+pub enum Leftovers {
     /// They are removed.
-    Cleared,
+    Removed,
     /// They become the card's.
     TakenOver,
 }
@@ -75,13 +75,13 @@ impl Cards {
         &self,
         kind: CardKind,
         config: &CardConfig,
-        found: Found,
+        leftovers: Leftovers,
         domain: &Arc<Domain>,
         pulse: &Arc<Pulse>,
     ) -> Result<(World, Option<Hold>)> {
         match kind {
-            CardKind::Memory => Self::Memory.world_with(config, found, domain, pulse),
-            CardKind::Linux => self.world_with(config, found, domain, pulse),
+            CardKind::Memory => Self::Memory.world_with(config, leftovers, domain, pulse),
+            CardKind::Linux => self.world_with(config, leftovers, domain, pulse),
         }
     }
 
@@ -98,13 +98,13 @@ impl Cards {
     /// # Errors
     /// The system refuses.
     pub fn world(&self, config: &CardConfig, domain: &Arc<Domain>, pulse: &Arc<Pulse>) -> Result<World> {
-        Ok(self.world_with(config, Found::Cleared, domain, pulse)?.0)
+        Ok(self.world_with(config, Leftovers::Removed, domain, pulse)?.0)
     }
 
     fn world_with(
         &self,
         config: &CardConfig,
-        found: Found,
+        leftovers: Leftovers,
         domain: &Arc<Domain>,
         pulse: &Arc<Pulse>,
     ) -> Result<(World, Option<Hold>)> {
@@ -113,9 +113,9 @@ impl Cards {
         let mut world = match self {
             Self::Memory => World::of(MemoryCard::new(config), domain),
             Self::Linux(place) => {
-                let card = match found {
-                    Found::Cleared => LinuxCard::new(place, config)?,
-                    Found::TakenOver => LinuxCard::taking_over(place, config)?,
+                let card = match leftovers {
+                    Leftovers::Removed => LinuxCard::new(place, config)?,
+                    Leftovers::TakenOver => LinuxCard::taking_over(place, config)?,
                 };
                 hold = Some(card.hold());
                 let bonds: Arc<dyn Bonds> = Arc::new(KernelBonds::of(&card)?);

@@ -1,11 +1,11 @@
 //! `esw up --daemon`: keeps cards up, each with its control socket, until it is told to end.
 
 mod config;
+mod connection;
 mod descriptors;
 mod detach;
 mod ending;
 pub mod folders;
-mod found;
 mod host;
 mod journal;
 mod keeper;
@@ -31,7 +31,7 @@ use rustix::net::{AddressFamily, SocketType, netdevice::name_to_index};
 use rustix::process::getegid;
 
 use crate::arguments::Up;
-use crate::cards::{CardKind, Cards, Found as Left};
+use crate::cards::{CardKind, Cards, Leftovers};
 use crate::exit_status::{FAILED, HELD};
 use crate::interrupt;
 use crate::lock_order;
@@ -46,9 +46,9 @@ use keeper::{KeeperGuard, Kept};
 use notify::{Notify, Watchdog};
 use running::{Running, Started, give_up_all, leave};
 
+pub use connection::{DaemonConnection, NoAnswer, PATIENCE, socket_of, sockets};
 pub use detach::detach;
 pub use ending::How;
-pub use found::{Found, NotFound, PATIENCE, socket_of, sockets};
 pub use keeper::keeper;
 pub use status::{CardStatus, PfStatus};
 
@@ -112,7 +112,7 @@ pub fn daemon(arguments: &Up) -> Result<u8> {
 
 /// Finds the stored state of a card. A daemon that has just been killed may have closed its socket and still have the
 /// state open: the kernel closes one file after the other.
-fn find_state(folder: &Path, card: &str, fresh: bool) -> Result<journal::Found> {
+fn find_state(folder: &Path, card: &str, fresh: bool) -> Result<journal::FoundState> {
     let until = Instant::now() + DYING;
     loop {
         match Journal::found(folder, card, fresh) {
@@ -214,8 +214,8 @@ impl Daemon {
         let Door { mut socket, journal, stored } = door;
         let listener: OwnedFd = socket.take_listener().context("the socket is served already")?;
         // Netdevs without a stored state belong to no daemon.
-        let found = if stored.is_some() { Left::TakenOver } else { Left::Cleared };
-        let (world, hold) = self.cards.world_of(card.kind, &card.card, found, &self.domain, &self.pulse)?;
+        let leftovers = if stored.is_some() { Leftovers::TakenOver } else { Leftovers::Removed };
+        let (world, hold) = self.cards.world_of(card.kind, &card.card, leftovers, &self.domain, &self.pulse)?;
         let agreed = stored.as_ref().map(|stored| &stored.agreed);
         let live = match LiveCard::start(cx, card.card.clone(), world, agreed) {
             Ok(live) => Arc::new(live),

@@ -16,7 +16,7 @@ use netlink::{Errno, strerror};
 use crate::arguments::Words;
 use crate::exit_status::{FAILED, HELD};
 use crate::output::{complain, line};
-use crate::sockets::{Found, connect};
+use crate::sockets::{ConnectedCard, connect};
 
 /// Runs `esw OBJECT WORDS…`; its exit status.
 ///
@@ -72,7 +72,7 @@ fn print_forms(object: &str) {
 type Answers = Result<Vec<devlink::Answered>, ClientError>;
 
 /// Sends a request for everything of a kind to every card.
-fn dump(cards: &mut [Found], number: u8, command: &DevlinkCommand) -> Answers {
+fn dump(cards: &mut [ConnectedCard], number: u8, command: &DevlinkCommand) -> Answers {
     let mut all = Vec::new();
     for card in cards {
         all.extend(card.client.dump(DEVLINK, number, |to| message::write(command, to))?);
@@ -81,7 +81,7 @@ fn dump(cards: &mut [Found], number: u8, command: &DevlinkCommand) -> Answers {
 }
 
 /// Sends a request to one card after the other, until one has the instance: a card without it refuses, and does nothing.
-fn request(cards: &mut [Found], number: u8, command: &DevlinkCommand) -> Answers {
+fn request(cards: &mut [ConnectedCard], number: u8, command: &DevlinkCommand) -> Answers {
     let mut last = Ok(Vec::new());
     for card in cards {
         last = card.client.ask(DEVLINK, number, |to| message::write(command, to));

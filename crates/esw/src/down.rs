@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::arguments::Down;
-use crate::daemon::{Found, How, NotFound, socket_of, sockets};
+use crate::daemon::{DaemonConnection, How, NoAnswer, socket_of, sockets};
 use crate::exit_status::{FAILED, HELD};
 use crate::output::{complain, line};
 use crate::printable::printable;
@@ -25,8 +25,8 @@ pub fn down(arguments: &Down) -> Result<u8> {
     let until = Instant::now() + limit;
     let mut status = HELD;
     let daemons = match named(arguments)? {
-        Some(path) => match Found::connect(&path, until) {
-            Ok(found) => vec![Daemon { pid: found.pid, found, sockets: vec![path] }],
+        Some(path) => match DaemonConnection::connect(&path, until) {
+            Ok(connection) => vec![Daemon { pid: connection.pid, connection, sockets: vec![path] }],
             Err(error) => return Ok(complain(&error)),
         },
         None => {
@@ -72,14 +72,14 @@ fn named(arguments: &Down) -> Result<Option<PathBuf>> {
     })
 }
 
-fn complain(error: &NotFound) -> u8 {
+fn complain(error: &NoAnswer) -> u8 {
     complain!("esw: {error}");
     FAILED
 }
 
 /// A daemon, with the sockets by which it was found.
 struct Daemon {
-    found: Found,
+    connection: DaemonConnection,
     pid: Pid,
     sockets: Vec<PathBuf>,
 }
@@ -87,25 +87,26 @@ struct Daemon {
 /// The outcome of a request to end.
 enum Ended {
     Yes,
-    Refused(NotFound),
+    Refused(NoAnswer),
     NotYet,
 }
 
 /// Every daemon that answers, with its sockets; and the errors of those that do not.
-fn daemons(until: Instant) -> Result<(Vec<Daemon>, Vec<NotFound>)> {
+fn daemons(until: Instant) -> Result<(Vec<Daemon>, Vec<NoAnswer>)> {
     let paths = sockets().context("looking for control sockets")?;
     let mut daemons: BTreeMap<i32, Daemon> = BTreeMap::new();
     let mut errors = Vec::new();
-    let all = all_at_once(paths, |path| Found::connect(&path, until).map(|found| (found, path)));
+    let all = all_at_once(paths, |path| DaemonConnection::connect(&path, until).map(|found| (found, path)));
     for found in all {
         match found {
             Ok((found, path)) => {
                 let pid = found.pid;
-                let daemon = daemons.entry(pid.as_raw_pid()).or_insert(Daemon { found, pid, sockets: Vec::new() });
+                let daemon =
+                    daemons.entry(pid.as_raw_pid()).or_insert(Daemon { connection: found, pid, sockets: Vec::new() });
                 daemon.sockets.push(path);
             }
             // The socket of a dead daemon is no daemon.
-            Err(NotFound::Dead(_) | NotFound::None(_)) => {}
+            Err(NoAnswer::Dead(_) | NoAnswer::None(_)) => {}
             Err(error) => errors.push(error),
         }
     }
@@ -126,9 +127,9 @@ impl Daemon {
             Err(rustix::io::Errno::SRCH) => return Ok(Ended::Yes),
             process => process.context("looking at the daemon's process")?,
         };
-        match self.found.end(path, how) {
+        match self.connection.end(path, how) {
             // A daemon that does not answer in time may still end.
-            Ok(()) | Err(NotFound::Silent(_)) => {}
+            Ok(()) | Err(NoAnswer::Silent(_)) => {}
             Err(error) => return Ok(Ended::Refused(error)),
         }
         Ok(if has_ended(&process, until)? { Ended::Yes } else { Ended::NotYet })

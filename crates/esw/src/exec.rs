@@ -12,7 +12,7 @@ use rustix::net::sockopt::socket_peercred;
 use crate::arguments::{Exec, Shell};
 use crate::output::complain;
 use crate::remote::Remote;
-use crate::sockets::{Found, connect};
+use crate::sockets::{ConnectedCard, connect};
 
 /// Runs the command; its exit status is the program's.
 ///
@@ -34,7 +34,7 @@ pub fn shell(arguments: &Shell) -> Result<u8> {
     run(connect(&arguments.which)?, Command::new(shell), false, true)
 }
 
-fn run(found: Vec<Found>, command: Command, exact_addresses: bool, verbose: bool) -> Result<u8> {
+fn run(found: Vec<ConnectedCard>, command: Command, exact_addresses: bool, verbose: bool) -> Result<u8> {
     let join = place_of(&found)?;
     let mut remotes = Vec::new();
     for card in found {
@@ -73,7 +73,7 @@ fn run(found: Vec<Found>, command: Command, exact_addresses: bool, verbose: bool
 }
 
 /// The namespaces of the cards' netdevs that differ from those of this process.
-fn place_of(found: &[Found]) -> Result<Join> {
+fn place_of(found: &[ConnectedCard]) -> Result<Join> {
     let mut place: Option<Join> = None;
     for card in found {
         let pid = socket_peercred(card.client.socket())?.pid.as_raw_pid();

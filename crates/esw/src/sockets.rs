@@ -13,7 +13,7 @@ use crate::output::complain;
 
 /// A card that is up.
 #[derive(Debug)]
-pub struct Found {
+pub struct ConnectedCard {
     /// The card's name, which is that of its socket.
     pub name: String,
     /// Its control socket.
@@ -26,7 +26,7 @@ pub struct Found {
 ///
 /// # Errors
 /// A card that was named does not answer, or no card is up.
-pub fn connect(which: &Which) -> Result<Vec<Found>> {
+pub fn connect(which: &Which) -> Result<Vec<ConnectedCard>> {
     if let Some(path) = &which.socket {
         return Ok(vec![found(path)?]);
     }
@@ -84,7 +84,7 @@ pub fn all_at_once<T: Send, R: Send>(things: Vec<T>, f: impl Fn(T) -> R + Sync) 
     })
 }
 
-fn found(path: &Path) -> Result<Found, ClientError> {
+fn found(path: &Path) -> Result<ConnectedCard, ClientError> {
     let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    Ok(Found { name, path: path.to_owned(), client: Client::connect(path)? })
+    Ok(ConnectedCard { name, path: path.to_owned(), client: Client::connect(path)? })
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::arguments::Status;
-use crate::daemon::{CardStatus, Found, NotFound, PATIENCE, PfStatus, socket_of, sockets};
+use crate::daemon::{CardStatus, DaemonConnection, NoAnswer, PATIENCE, PfStatus, socket_of, sockets};
 use crate::exit_status::{FAILED, HELD};
 use crate::output::{complain, line};
 use crate::printable::{printable, printable_json};
@@ -36,7 +36,7 @@ pub fn status(arguments: &Status) -> Result<u8> {
         match answer {
             Ok(card) => show(&card, arguments.json),
             // It has ended in good order since the sockets were listed.
-            Err(NotFound::None(_)) if !is_named => {}
+            Err(NoAnswer::None(_)) if !is_named => {}
             Err(error) => {
                 complain!("esw: {error}");
                 status = FAILED;
@@ -46,8 +46,8 @@ pub fn status(arguments: &Status) -> Result<u8> {
     Ok(status)
 }
 
-fn ask(path: &Path, until: Instant) -> Result<CardStatus, NotFound> {
-    Found::connect(path, until)?.status(path)
+fn ask(path: &Path, until: Instant) -> Result<CardStatus, NoAnswer> {
+    DaemonConnection::connect(path, until)?.status(path)
 }
 
 fn show(card: &CardStatus, json: bool) {

@@ -52,7 +52,7 @@ struct Kept {
 }
 
 /// The state of a card as it was found, locked, before anything is changed.
-pub struct Found {
+pub struct FoundState {
     files: Files,
     read: Result<Option<Stored>>,
     fresh: bool,
@@ -64,14 +64,14 @@ impl Journal {
     ///
     /// # Errors
     /// The state is in use, cannot be read, or is of a newer version. Nothing is changed, and the error says what to do.
-    pub fn found(folder: &Path, card: &str, fresh: bool) -> Result<Found> {
+    pub fn found(folder: &Path, card: &str, fresh: bool) -> Result<FoundState> {
         folders::make(folder).with_context(|| format!("making {} to keep state in", folder.display()))?;
         let mut files = Files::open(folder, card, fresh)?;
         let read = match read(&mut files) {
             Err(error) if !fresh || error.downcast_ref::<InUse>().is_some() => return Err(error),
             read => read,
         };
-        Ok(Found { files, read, fresh })
+        Ok(FoundState { files, read, fresh })
     }
 
     /// Opens the state that was found; the journal, and the state that is stored. With `fresh` the state is forgotten now,
@@ -79,8 +79,8 @@ impl Journal {
     ///
     /// # Errors
     /// The state cannot be moved or forgotten.
-    pub fn open(found: Found) -> Result<(Self, Option<Stored>)> {
-        let Found { mut files, read, fresh } = found;
+    pub fn open(found: FoundState) -> Result<(Self, Option<Stored>)> {
+        let FoundState { mut files, read, fresh } = found;
         let last = match read {
             Err(error) => {
                 let aside = files.move_all_aside()?;

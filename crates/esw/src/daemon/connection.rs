@@ -19,7 +19,7 @@ use super::status::CardStatus;
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A card's control socket with a daemon behind it.
-pub struct Found {
+pub struct DaemonConnection {
     client: Client,
     /// The daemon's process.
     pub pid: Pid,
@@ -27,7 +27,7 @@ pub struct Found {
 
 /// Why a card does not answer.
 #[derive(Debug, thiserror::Error)]
-pub enum NotFound {
+pub enum NoAnswer {
     /// There is no such socket.
     #[error("there is no card at {0}; `esw status` lists those that are up")]
     None(PathBuf),
@@ -77,23 +77,23 @@ pub fn sockets() -> io::Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-impl Found {
+impl DaemonConnection {
     /// Connects to a card. No request over the connection waits for an answer after `until`.
     ///
     /// # Errors
     /// No daemon answers there, or not in time.
-    pub fn connect(path: &Path, until: Instant) -> Result<Self, NotFound> {
+    pub fn connect(path: &Path, until: Instant) -> Result<Self, NoAnswer> {
         let client = Client::connect_by(path, until).map_err(|error| match error {
             ClientError::NoCard { source, .. } => match source.kind() {
-                io::ErrorKind::NotFound => NotFound::None(path.to_owned()),
-                io::ErrorKind::ConnectionRefused => NotFound::Dead(path.to_owned()),
-                io::ErrorKind::PermissionDenied => NotFound::Denied(path.to_owned()),
-                io::ErrorKind::TimedOut => NotFound::Silent(path.to_owned()),
-                _ => NotFound::Other(path.to_owned(), source.to_string()),
+                io::ErrorKind::NotFound => NoAnswer::None(path.to_owned()),
+                io::ErrorKind::ConnectionRefused => NoAnswer::Dead(path.to_owned()),
+                io::ErrorKind::PermissionDenied => NoAnswer::Denied(path.to_owned()),
+                io::ErrorKind::TimedOut => NoAnswer::Silent(path.to_owned()),
+                _ => NoAnswer::Other(path.to_owned(), source.to_string()),
             },
-            other => NotFound::Other(path.to_owned(), other.to_string()),
+            other => NoAnswer::Other(path.to_owned(), other.to_string()),
         })?;
-        let other = |error: rustix::io::Errno| NotFound::Other(path.to_owned(), error.to_string());
+        let other = |error: rustix::io::Errno| NoAnswer::Other(path.to_owned(), error.to_string());
         let pid = socket_peercred(client.socket()).map_err(other)?.pid;
         Ok(Self { client, pid })
     }
@@ -102,10 +102,10 @@ impl Found {
     ///
     /// # Errors
     /// It does not answer.
-    pub fn status(&mut self, path: &Path) -> Result<CardStatus, NotFound> {
-        let other = |why: String| NotFound::Other(path.to_owned(), why);
+    pub fn status(&mut self, path: &Path) -> Result<CardStatus, NoAnswer> {
+        let other = |why: String| NoAnswer::Other(path.to_owned(), why);
         let answered = self.client.dump(ESWITCH, STATUS, |_| ()).map_err(|error| match error {
-            ClientError::Broken(error) if error.kind() == io::ErrorKind::TimedOut => NotFound::Silent(path.to_owned()),
+            ClientError::Broken(error) if error.kind() == io::ErrorKind::TimedOut => NoAnswer::Silent(path.to_owned()),
             error => other(error.to_string()),
         })?;
         serde_json::from_slice(&joined(&answered)).map_err(|error| other(format!("its status cannot be read: {error}")))
@@ -115,7 +115,7 @@ impl Found {
     ///
     /// # Errors
     /// The daemon refuses, or does not answer.
-    pub fn end(&mut self, path: &Path, how: How) -> Result<(), NotFound> {
+    pub fn end(&mut self, path: &Path, how: How) -> Result<(), NoAnswer> {
         let answer = self.client.ask(ESWITCH, END, |to| {
             to.text(WORDS, how.word());
         });
@@ -123,11 +123,11 @@ impl Found {
             Ok(_) => Ok(()),
             // The daemon may end before it has sent the answer.
             Err(ClientError::Broken(error)) if error.kind() != io::ErrorKind::TimedOut => Ok(()),
-            Err(ClientError::Broken(_)) => Err(NotFound::Silent(path.to_owned())),
+            Err(ClientError::Broken(_)) => Err(NoAnswer::Silent(path.to_owned())),
             Err(ClientError::Refused(refusal)) if refusal.errno == Errno::PERM => {
-                Err(NotFound::Denied(path.to_owned()))
+                Err(NoAnswer::Denied(path.to_owned()))
             }
-            Err(error) => Err(NotFound::Other(path.to_owned(), error.to_string())),
+            Err(error) => Err(NoAnswer::Other(path.to_owned(), error.to_string())),
         }
     }
 }
