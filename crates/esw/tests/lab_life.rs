@@ -419,7 +419,7 @@ fn one_slow_card_holds_up_no_program_that_uses_another() {
 
 #[test]
 fn no_reader_waits_for_a_pipe_that_only_the_supervisor_holds_open() {
-    inside_or_return!("nobody_waits_for_a_pipe_that_only_the_supervisor_would_have", &[]);
+    inside_or_return!("no_reader_waits_for_a_pipe_that_only_the_supervisor_holds_open", &[]);
     let place = Place::new("pipes");
     // Standard output, standard error, and another that the caller has open.
     let script = "said=$($ESW exec -- sh -c 'sleep 12345 < /dev/null > /dev/null 2>&1 & echo said' 2>&1); echo $said
@@ -432,7 +432,7 @@ fn no_reader_waits_for_a_pipe_that_only_the_supervisor_holds_open() {
     assert_eq!(supervisors(&running), 2, "{running:?}");
     for (pid, line) in &running {
         if line.ends_with("(esw-lab)") {
-            // It asks to end who is not asked: it ends with the last program.
+            // A signal does not end a supervisor: it ends with the last program.
             kill(*pid, Signal::TERM);
             assert_eq!(fs::read_link(format!("/proc/{pid}/cwd")).unwrap(), Path::new("/"));
             let fds = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
