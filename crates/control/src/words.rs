@@ -1,42 +1,34 @@
-//! A command in the words that a user would type, for logs.
+//! Commands in the words that a user would type, for logs.
 
 use std::fmt::Write;
 
 use eswitch::card::{Fault, Resource};
-use eswitch::devlink::InlineMode;
 use eswitch::vf::{ETH_P_8021AD, LinkState, VfSetting};
-use eswitch::{CardConfig, FunctionChange, PciAddress, PfIndex, Vport, names};
+use eswitch::{CardConfig, PciAddress, PfIndex, Vport, names};
 
-use crate::command::{Command, EswitchOption};
+use crate::command::Command;
+use crate::devlink::DevlinkCommand;
+use crate::query::Query;
+
+impl Query {
+    /// The query in the words that a user would type.
+    pub fn in_words(&self) -> String {
+        DevlinkCommand::from_query(self).to_string()
+    }
+}
 
 impl Command {
-    /// The command in the words of a scenario's step, which reads back as the same command. The card's configuration
-    /// says what its netdevs are called.
+    /// The command in the words of a step, which the grammar reads as the same command. `card` gives the card's netdevs
+    /// their names.
     pub fn in_words(&self, card: &CardConfig) -> String {
         match self {
-            Self::SetEswitch { device, options } => {
-                let mut words = format!("devlink dev eswitch set pci/{device}");
-                for option in options {
-                    match option {
-                        EswitchOption::Mode(mode) => put(&mut words, "mode", mode),
-                        EswitchOption::InlineMode(mode) => put(&mut words, "inline-mode", inline_mode(*mode)),
-                        EswitchOption::EncapMode(basic) => {
-                            put(&mut words, "encap-mode", if *basic { "basic" } else { "none" });
-                        }
-                    }
-                }
-                words
-            }
-            Self::Reload(device) => format!("devlink dev reload pci/{device}"),
-            Self::AddSf { device, pfnum, sfnum } => {
-                format!("devlink port add pci/{device} flavour pcisf pfnum {pfnum} sfnum {}", sfnum.0)
-            }
-            Self::DeletePort(port) => format!("devlink port del {port}"),
-            Self::SetFunction { port, change } => {
-                format!("devlink port function set {port}{}", function_change(change))
-            }
-            Self::SetEswMultiport { device, value } => {
-                format!("devlink dev param set pci/{device} name esw_multiport value {value} cmode runtime")
+            Self::SetEswitch { .. }
+            | Self::Reload(_)
+            | Self::AddSf { .. }
+            | Self::DeletePort(_)
+            | Self::SetFunction { .. }
+            | Self::SetEswMultiport { .. } => {
+                DevlinkCommand::from_command(self).map(|command| command.to_string()).unwrap_or_default()
             }
             Self::SetNumVfs { device, number } => echo(number, &of_device(device, "sriov_numvfs")),
             Self::SetAutoprobe { device, on } => echo(u8::from(*on), &of_device(device, "sriov_drivers_autoprobe")),
@@ -102,34 +94,11 @@ fn on_off(on: bool) -> &'static str {
     if on { "on" } else { "off" }
 }
 
-fn inline_mode(mode: InlineMode) -> &'static str {
-    match mode {
-        InlineMode::None => "none",
-        InlineMode::Link => "link",
-        InlineMode::Network => "network",
-        InlineMode::Transport => "transport",
-    }
-}
-
-/// The name that a PF's netdev has if nobody renames it.
+/// The name of a PF's netdev, unless a program renames it.
 fn netdev(card: &CardConfig, device: PciAddress) -> String {
     let pf = (0..card.pfs).map(PfIndex).find(|pf| card.pf_address(*pf) == device);
     let name = pf.and_then(|pf| names::netdev(card, &Resource::PfNetdev(pf), None));
     name.map_or_else(|| device.to_string(), |name| name.name)
-}
-
-fn function_change(change: &FunctionChange) -> String {
-    let mut words = String::new();
-    if let Some(mac) = change.hw_addr {
-        put(&mut words, "hw_addr", mac);
-    }
-    if let Some(roce) = change.roce {
-        put(&mut words, "roce", if roce { "enable" } else { "disable" });
-    }
-    if let Some(active) = change.active {
-        put(&mut words, "state", if active { "active" } else { "inactive" });
-    }
-    words
 }
 
 fn put_vf_setting(words: &mut String, setting: VfSetting) {

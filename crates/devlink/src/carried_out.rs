@@ -1,10 +1,11 @@
 //! Commands as the [host](crate::Host) of a card hears of them: in words for a log, with what they may have changed.
 
-use control::Command;
+use control::devlink::{DevlinkHandle, DevlinkOption, DevlinkVerb, HandlePart, ParamValue};
+use control::{Command, DevlinkCommand};
 use eswitch::{CardConfig, PciAddress, Touched};
 
 use crate::card::{Cx, Served};
-use crate::numbers::{attribute as a, command, flavour, function, nla};
+use crate::numbers::{attribute as a, command, function, nla};
 use crate::refusal::Refusal;
 use crate::request::Attributes;
 
@@ -83,131 +84,90 @@ fn touched(card: &CardConfig, number: u8, asked: &Attributes<'_>) -> Touched {
     }
 }
 
-/// A command as one who reads a log knows it.
-fn in_words(number: u8, asked: &Attributes<'_>) -> String {
-    let name = match number {
-        command::PORT_SET if asked.has(a::PORT_FUNCTION) => "port function set",
-        command::PORT_SET => "port set",
-        command::PORT_NEW => "port add",
-        command::PORT_DEL => "port del",
-        command::ESWITCH_GET => "dev eswitch show",
-        command::ESWITCH_SET => "dev eswitch set",
-        command::RELOAD => "dev reload",
-        command::PARAM_SET => "dev param set",
-        command::HEALTH_RECOVER => "health recover",
-        command::HEALTH_DIAGNOSE => "health diagnose",
-        command::RATE_SET => "port function rate set",
-        command::RATE_NEW => "port function rate add",
-        command::RATE_DEL => "port function rate del",
+/// A request in the words of devlink(8), for a log.
+fn in_words(number: u8, request: &Attributes<'_>) -> String {
+    let verb = match number {
+        command::PORT_SET if request.has(a::PORT_FUNCTION) => DevlinkVerb::FunctionSet,
+        command::PORT_SET => DevlinkVerb::PortSet,
+        command::PORT_NEW => DevlinkVerb::PortAdd,
+        command::PORT_DEL => DevlinkVerb::PortDel,
+        command::ESWITCH_GET => DevlinkVerb::EswitchShow,
+        command::ESWITCH_SET => DevlinkVerb::EswitchSet,
+        command::RELOAD => DevlinkVerb::DevReload,
+        command::PARAM_SET => DevlinkVerb::ParamSet,
+        command::HEALTH_RECOVER => DevlinkVerb::HealthRecover,
+        command::HEALTH_DIAGNOSE => DevlinkVerb::HealthDiagnose,
+        command::RATE_SET => DevlinkVerb::RateSet,
+        command::RATE_NEW => DevlinkVerb::RateAdd,
+        command::RATE_DEL => DevlinkVerb::RateDel,
         _ => return format!("devlink command {number}"),
     };
-    let mut words = format!("devlink {name}");
-    if let Ok(Some(handle)) = asked.handle() {
-        words.push_str(&format!(" {}/{}", handle.bus, handle.device));
-        if let Ok(Some(port)) = asked.u32(a::PORT_INDEX) {
-            words.push_str(&format!("/{port}"));
-        } else if let Ok(Some(node)) = asked.text(a::RATE_NODE_NAME) {
-            words.push_str(&format!("/{node}"));
-        }
+    let mut options: Vec<DevlinkOption> = OPTIONS.iter().filter_map(|read| read(request)).collect();
+    if let Ok(Some(request)) = request.nested(a::PORT_FUNCTION, &[function::HW_ADDR, function::STATE, function::CAPS]) {
+        options.extend(of_function(&request));
     }
-    for (attribute, word, value) in OPTIONS {
-        if let Some(value) = value(asked, *attribute) {
-            words.push_str(&format!(" {word} {value}"));
-        }
-    }
-    if let Ok(Some(asked)) = asked.nested(a::PORT_FUNCTION, &[function::HW_ADDR, function::STATE, function::CAPS]) {
-        put_function(&asked, &mut words);
-    }
-    words
+    DevlinkCommand { verb, handle: handle(request), options }.to_string()
 }
 
-/// How an attribute's value is written; none if it is not there, or is none of its type.
-type Written = fn(&Attributes<'_>, u16) -> Option<String>;
+/// The instance, port or rate node of a request.
+fn handle(request: &Attributes<'_>) -> Option<DevlinkHandle> {
+    let handle = request.handle().ok()??;
+    let port = request.u32(a::PORT_INDEX).ok().flatten().map(HandlePart::Port);
+    let node = || Some(HandlePart::RateNode(request.text(a::RATE_NODE_NAME).ok()??.to_owned()));
+    Some(DevlinkHandle { bus: handle.bus.to_owned(), device: handle.device.to_owned(), part: port.or_else(node) })
+}
 
-/// What a command may be asked with beside what it is for, as devlink(8) writes it.
-const OPTIONS: &[(u16, &str, Written)] = &[
-    (a::ESWITCH_MODE, "mode", |asked, kind| Some(named(asked.u16(kind).ok()??, &["legacy", "switchdev"]))),
-    (a::ESWITCH_INLINE_MODE, "inline-mode", |asked, kind| {
-        Some(named(asked.u8(kind).ok()??, &["none", "link", "network", "transport"]))
-    }),
-    (a::ESWITCH_ENCAP_MODE, "encap-mode", |asked, kind| Some(named(asked.u8(kind).ok()??, &["none", "basic"]))),
-    (a::NETNS_PID, "netns", number),
-    (a::NETNS_FD, "netns-fd", number),
-    (a::NETNS_ID, "netns-id", number),
-    (a::RELOAD_ACTION, "action", |asked, kind| {
-        Some(named(asked.u8(kind).ok()??, &["unspecified", "driver_reinit", "fw_activate"]))
-    }),
-    (a::RELOAD_LIMITS, "limits", |asked, kind| Some(format!("{:#x}", asked.bitfield(kind).ok()??.0))),
-    (a::PARAM_NAME, "name", text),
-    (a::PARAM_TYPE, "value", |asked, kind| match asked.u8(kind).ok()?? {
-        nla::FLAG => Some(asked.has(a::PARAM_VALUE_DATA).to_string()),
-        nla::STRING => text(asked, a::PARAM_VALUE_DATA),
-        _ => asked.bytes(a::PARAM_VALUE_DATA).map(|bytes| format!("{bytes:02x?}")),
-    }),
-    (a::PARAM_VALUE_CMODE, "cmode", |asked, kind| {
-        Some(named(asked.u8(kind).ok()??, &["runtime", "driverinit", "permanent"]))
-    }),
-    (a::PORT_TYPE, "type", |asked, kind| Some(named(asked.u16(kind).ok()??, &["notset", "auto", "eth", "ib"]))),
-    (a::PORT_FLAVOUR, "flavour", |asked, kind| match asked.u16(kind).ok()?? {
-        flavour::PCI_PF => Some("pcipf".to_owned()),
-        flavour::PCI_VF => Some("pcivf".to_owned()),
-        flavour::PCI_SF => Some("pcisf".to_owned()),
-        other => Some(other.to_string()),
-    }),
-    (a::PORT_PCI_PF_NUMBER, "pfnum", |asked, kind| Some(asked.u16(kind).ok()??.to_string())),
-    (a::PORT_PCI_SF_NUMBER, "sfnum", number),
-    (a::PORT_CONTROLLER_NUMBER, "controller", number),
-    (a::RATE_TX_SHARE, "tx_share", rate),
-    (a::RATE_TX_MAX, "tx_max", rate),
-    (a::RATE_TX_PRIORITY, "tx_priority", number),
-    (a::RATE_TX_WEIGHT, "tx_weight", number),
-    (a::RATE_PARENT_NODE_NAME, "parent", text),
-    (a::HEALTH_REPORTER_NAME, "reporter", text),
+/// Reads an option of a request; `None` if the request has none of the kind, or one with a value of another type.
+type ReadOption = fn(&Attributes<'_>) -> Option<DevlinkOption>;
+
+/// Every option but those of functions, in the order in which they are written.
+const OPTIONS: &[ReadOption] = &[
+    |request| Some(DevlinkOption::Mode(request.u16(a::ESWITCH_MODE).ok()??)),
+    |request| Some(DevlinkOption::InlineMode(request.u8(a::ESWITCH_INLINE_MODE).ok()??)),
+    |request| Some(DevlinkOption::EncapMode(request.u8(a::ESWITCH_ENCAP_MODE).ok()??)),
+    |request| Some(DevlinkOption::NetnsPid(request.u32(a::NETNS_PID).ok()??)),
+    |request| Some(DevlinkOption::NetnsFd(request.u32(a::NETNS_FD).ok()??)),
+    |request| Some(DevlinkOption::NetnsId(request.u32(a::NETNS_ID).ok()??)),
+    |request| Some(DevlinkOption::ReloadAction(request.u8(a::RELOAD_ACTION).ok()??)),
+    |request| Some(DevlinkOption::ReloadLimits(request.bitfield(a::RELOAD_LIMITS).ok()??.0)),
+    |request| Some(DevlinkOption::ParamName(request.text(a::PARAM_NAME).ok()??.to_owned())),
+    |request| {
+        Some(DevlinkOption::ParamValue(match request.u8(a::PARAM_TYPE).ok()?? {
+            nla::FLAG => ParamValue::Flag(request.has(a::PARAM_VALUE_DATA)),
+            nla::STRING => ParamValue::Text(request.text(a::PARAM_VALUE_DATA).ok()??.to_owned()),
+            _ => ParamValue::Bytes(request.bytes(a::PARAM_VALUE_DATA)?.to_owned()),
+        }))
+    },
+    |request| Some(DevlinkOption::ParamCmode(request.u8(a::PARAM_VALUE_CMODE).ok()??)),
+    |request| Some(DevlinkOption::PortType(request.u16(a::PORT_TYPE).ok()??)),
+    |request| Some(DevlinkOption::Flavour(request.u16(a::PORT_FLAVOUR).ok()??)),
+    |request| Some(DevlinkOption::PfNum(request.u16(a::PORT_PCI_PF_NUMBER).ok()??.into())),
+    |request| Some(DevlinkOption::SfNum(request.u32(a::PORT_PCI_SF_NUMBER).ok()??)),
+    |request| Some(DevlinkOption::Controller(request.u32(a::PORT_CONTROLLER_NUMBER).ok()??)),
+    |request| Some(DevlinkOption::TxShare(request.u64(a::RATE_TX_SHARE).ok()??)),
+    |request| Some(DevlinkOption::TxMax(request.u64(a::RATE_TX_MAX).ok()??)),
+    |request| Some(DevlinkOption::TxPriority(request.u32(a::RATE_TX_PRIORITY).ok()??)),
+    |request| Some(DevlinkOption::TxWeight(request.u32(a::RATE_TX_WEIGHT).ok()??)),
+    |request| Some(DevlinkOption::Parent(request.text(a::RATE_PARENT_NODE_NAME).ok()??.to_owned())),
+    |request| Some(DevlinkOption::Reporter(request.text(a::HEALTH_REPORTER_NAME).ok()??.to_owned())),
 ];
 
-fn put_function(asked: &Attributes<'_>, words: &mut String) {
-    if let Some(address) = asked.bytes(function::HW_ADDR) {
-        let digits: Vec<String> = address.iter().map(|byte| format!("{byte:02x}")).collect();
-        words.push_str(&format!(" hw_addr {}", digits.join(":")));
-    }
-    if let Ok(Some((value, selector))) = asked.bitfield(function::CAPS) {
-        for bit in (0..u32::BITS).filter(|bit| selector & (1 << bit) != 0) {
-            // `enum devlink_port_fn_attr_cap`.
-            let name = named(bit as usize, &["roce", "migratable", "ipsec_crypto", "ipsec_packet"]);
-            words.push_str(&format!(" {name} {}", if value & (1 << bit) != 0 { "enable" } else { "disable" }));
-        }
-    }
-    if let Ok(Some(state)) = asked.u8(function::STATE) {
-        words.push_str(&format!(" state {}", named(state, &["inactive", "active"])));
-    }
-}
-
-/// A number by its name; one that has none is written as it is.
-fn named(number: impl Into<usize>, names: &[&str]) -> String {
-    let number = number.into();
-    names.get(number).map_or_else(|| number.to_string(), |name| (*name).to_owned())
-}
-
-fn number(asked: &Attributes<'_>, kind: u16) -> Option<String> {
-    Some(asked.u32(kind).ok()??.to_string())
-}
-
-fn text(asked: &Attributes<'_>, kind: u16) -> Option<String> {
-    Some(match asked.text(kind).ok()?? {
-        "" => "\"\"".to_owned(),
-        text => text.to_owned(),
-    })
-}
-
-/// In bytes a second, which is what devlink(8) means by `bps`.
-fn rate(asked: &Attributes<'_>, kind: u16) -> Option<String> {
-    Some(format!("{}bps", asked.u64(kind).ok()??))
+/// What a request sets of a function.
+fn of_function(request: &Attributes<'_>) -> Vec<DevlinkOption> {
+    let address = request.bytes(function::HW_ADDR).map(|address| DevlinkOption::HwAddr(address.to_owned()));
+    let (value, selector) = request.bitfield(function::CAPS).ok().flatten().unwrap_or_default();
+    let bits = (0..u32::BITS).filter(|bit| selector & (1 << bit) != 0);
+    let capabilities = bits.map(|bit| DevlinkOption::Capability(bit, value & (1 << bit) != 0));
+    let state = request.u8(function::STATE).ok().flatten().map(DevlinkOption::State);
+    address.into_iter().chain(capabilities).chain(state).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use netlink::{Builder, row};
+
+    use crate::numbers::flavour;
 
     const ALL: &[u16] = &[
         a::BUS_NAME,

@@ -1,35 +1,35 @@
-//! What can be asked for on the command line.
+//! The arguments of the command line.
 
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::sockets::Which;
+use crate::cards::CardKind;
 
-const ABOUT: &str = "A software SmartNIC: its E-Switch, its representors and their life";
+const ABOUT: &str = "A software SmartNIC with an embedded switch and representors";
 
 const AFTER: &str = "\
 Examples:
-  esw run scenarios                        every story, on the card in memory
-  esw run scenarios/late-ib.toml --json    one story, for a program to read
-  esw run scenarios --repeat 200 --lockdep find the race that shows once in a while
-  esw up                                   a card to play with; `help` lists what it takes
-  echo 'devlink port show' | esw up        a card for one command
-  esw up --daemon --detach                 a card that stays, for programs that speak devlink
-  esw status                               the cards that are up
-  esw down                                 and their end
-  esw check scenarios                      every story, in every order, up to a bound
+  esw run scenarios                        run every scenario on the card in memory
+  esw run scenarios/late-ib.toml --json    run one scenario, for a program to read
+  esw run scenarios --repeat 200 --lockdep find a race that occurs now and then
+  esw up                                   bring a card up, with a prompt; `help` lists its commands
+  echo 'devlink port show' | esw up        bring a card up for one command
+  esw up --daemon --detach                 bring a card up that stays, for programs that speak devlink
+  esw status                               show the cards that are up
+  esw down                                 end their daemon
+  esw check scenarios                      explore every scenario in every order, up to a bound
   esw check scenarios --faults each        and with every failure
 
 Exit status:
   0    everything held
   1    something did not
-  2    the input could not be used; the error says where, and what was expected there; or what there was to say
-       could not be written
+  2    the input cannot be used, and the error says where and what was expected there; or the output cannot be
+       written
   130  interrupted; the card was taken down first, and nothing is left";
 
-/// The arguments.
+/// The arguments of this process.
 #[derive(Debug, Parser)]
 #[command(name = "esw", version, about = ABOUT, after_help = AFTER)]
 pub struct Arguments {
@@ -37,34 +37,45 @@ pub struct Arguments {
     pub command: Command,
 }
 
-/// What to do.
+/// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Tell scenarios and say what held
+    /// Run scenarios and report what held
     Run(Run),
-    /// Bring a card up and take steps at a prompt, until told to go
+    /// Bring a card up, with a prompt for steps; or, with --daemon, keep cards up
     Up(Up),
     /// End a daemon that keeps cards up, and wait until nothing is left
     Down(Down),
-    /// Said by a daemon without root: keep the namespaces it lives in
+    /// Started by a daemon without root: keep the namespaces that it is in
     #[command(hide = true)]
     Keeper,
-    /// Say which cards daemons keep up, and how they are
+    /// Show the cards that daemons keep up, and their state
     Status(Status),
     /// Explore scenarios: every order of their threads and every failure, up to a bound
     Check(Check),
-    /// Run a program that sees the cards that are up: it is neither changed nor told
+    /// Run a program, unmodified, that sees the cards that are up
     Exec(Exec),
-    /// A shell that sees the cards that are up
+    /// Run a shell that sees the cards that are up
     Shell(Shell),
-    /// Devices of cards that are up: show, eswitch, param, reload, info; devlink's own grammar
+    /// Devices of cards that are up: show, eswitch, param, reload, info; in the words of devlink(8)
     Dev(Words),
-    /// Their ports: show, add, del, function set, function rate
+    /// Ports of cards that are up: show, add, del, function set, function rate
     Port(Words),
-    /// What did not load: show, diagnose, recover
+    /// What failed to load: show, diagnose, recover
     Health(Words),
-    /// Print what happens to devices and ports, until ended
+    /// Print events of devices and ports, until ended
     Monitor(Words),
+}
+
+/// The cards that a command is for.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Which {
+    /// The card of this name alone, rather than all that are up
+    #[arg(long, value_name = "NAME", conflicts_with = "socket")]
+    pub card: Option<String>,
+    /// The card behind this control socket
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
 }
 
 /// `esw exec`.
@@ -78,10 +89,10 @@ The exit status is the program's.")]
 pub struct Exec {
     #[command(flatten)]
     pub which: Which,
-    /// Tell every program the right sender of what it receives; Go's are told anyway. Slower
+    /// Give every program the right sender of what it receives, as Go programs have it anyway. Slower
     #[arg(long)]
     pub exact_addresses: bool,
-    /// Say what of the card this kernel cannot show
+    /// Report what this kernel cannot show of the card
     #[arg(long, short)]
     pub verbose: bool,
     /// The program and its arguments
@@ -96,7 +107,7 @@ pub struct Shell {
     pub which: Which,
 }
 
-/// A command to cards that are up, in devlink's words.
+/// `esw dev`, `esw port`, `esw health`, `esw monitor`: a command to cards that are up, in devlink's words.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -106,11 +117,14 @@ Examples:
   esw port function set pci/0000:08:00.0/32768 state active
   esw port function rate add pci/0000:08:00.0/gold tx_max 10gbit
   esw dev param set pci/0000:08:00.0 name esw_multiport value true cmode runtime
-  esw health diagnose pci/0000:08:00.0 reporter representors")]
+  esw health diagnose pci/0000:08:00.0 reporter representors
+
+`esw dev help`, `esw port help`, `esw health help` and `esw monitor help` list every form. A word may be shortened as long
+as it is the only one that begins so.")]
 pub struct Words {
     #[command(flatten)]
     pub which: Which,
-    /// devlink's words
+    /// What follows the object in devlink's words; `help` for a list
     #[arg(value_name = "WORDS")]
     pub words: Vec<String>,
 }
@@ -118,25 +132,25 @@ pub struct Words {
 /// `esw down`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-A daemon that has several cards up ends with all of them. Without arguments it is the one daemon there is.
-What was agreed is forgotten: the next start begins with the configuration. With --keep it is not, and the
+A daemon ends with all of its cards. Without arguments it is the only daemon that runs.
+The agreed state is forgotten: the next start begins with the configuration. With --keep it is kept, and the
 card's netdevs stay as they are, for the next `esw up --daemon` to find.
 
-Exit status: 0 if it has ended, 1 if there is none, it may not be ended or it has not ended in time.")]
+Exit status: 0 if the daemon has ended; 1 if there is none, this user may not end it, or it has not ended in time.")]
 pub struct Down {
-    /// The daemon that has the card of this name up
+    /// End the daemon of the card of this name
     #[arg(long, value_name = "NAME", conflicts_with_all = ["socket", "all"])]
     pub card: Option<String>,
-    /// The daemon behind this control socket
+    /// End the daemon behind this control socket
     #[arg(long, value_name = "PATH", conflicts_with = "all")]
     pub socket: Option<PathBuf>,
-    /// Every daemon whose sockets are where they are by default
+    /// End every daemon whose sockets are in the default folder
     #[arg(long)]
     pub all: bool,
-    /// Leave the card's netdevs and what was agreed to the next daemon
+    /// Leave the card's netdevs and the agreed state to the next daemon
     #[arg(long)]
     pub keep: bool,
-    /// Take no longer than this, whatever the daemon does
+    /// Wait no longer than this, whatever the daemon does
     #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u32).range(1..))]
     pub timeout: u32,
 }
@@ -144,8 +158,8 @@ pub struct Down {
 /// `esw status`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Exit status: 0, or 1 if a card could not be asked: its daemon has died, does not answer within 30 s, or this user may
-not ask it. Those that answer are shown all the same.")]
+Exit status: 0; or 1 if the daemon of a card has died, does not answer within 30 s, or refuses this user. The other
+cards are shown all the same.")]
 pub struct Status {
     /// Only the card of this name
     #[arg(long, value_name = "NAME", conflicts_with = "socket")]
@@ -167,7 +181,7 @@ Examples:
   esw check scenarios --faults each               and everything that can fail fails once, in every place
   esw check scenarios --strategy pct --schedules 10000 --seed 7
   esw check scenarios --shard 3/8 --json          the third of eight parts of a campaign
-  esw check --merge part-*.json                   what they came to together
+  esw check --merge part-*.json                   the results of all parts together
   esw check --replay TOKEN scenarios              one schedule again, step by step")]
 pub struct Check {
     /// Scenario files, or directories of them; `scenarios` for --replay if there are none
@@ -179,7 +193,7 @@ pub struct Check {
     /// Bounded: the most preemptions [default: 2]
     #[arg(long, value_name = "K", value_parser = clap::value_parser!(u8).range(0..=9))]
     pub preemptions: Option<u8>,
-    /// Bounded: the most preemptions where a failure is asked for [default: 1]
+    /// Bounded: the most preemptions in schedules with a failure [default: 1]
     #[arg(long, value_name = "K", value_parser = clap::value_parser!(u8).range(0..=9))]
     pub fault_preemptions: Option<u8>,
     /// At most so many schedules for each scenario
@@ -194,7 +208,7 @@ pub struct Check {
     /// PCT: at how many points priorities change [default: 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=100))]
     pub depth: Option<u16>,
-    /// What is made to fail beside what the scenario has fail
+    /// What is made to fail, in addition to failures in the scenario
     #[arg(long, value_enum, default_value_t = Faults::None)]
     pub faults: Faults,
     /// OS threads that share the work; 0 for one for each core
@@ -203,7 +217,7 @@ pub struct Check {
     /// Do only part I of N of the campaign, counted from 1
     #[arg(long, value_name = "I/N")]
     pub shard: Option<Shard>,
-    /// Bring-up, `setup`, `finally` and take-down have more than one order, too
+    /// Try every order of bring-up, `setup`, `finally` and take-down, too
     #[arg(long)]
     pub whole: bool,
     /// Run equivalent schedules, too: slower, to test the reductions
@@ -212,18 +226,18 @@ pub struct Check {
     /// Print one JSON object a line for each scenario
     #[arg(long)]
     pub json: bool,
-    /// Write a page, and a trace for Perfetto's viewer, for what did not hold into this new folder
+    /// Write a page and a trace for Perfetto's viewer of each violation into this new folder
     #[arg(long, value_name = "DIR")]
     pub report: Option<PathBuf>,
     /// Run the schedule of a token again
     #[arg(long, value_name = "TOKEN", conflicts_with_all = OF_A_CAMPAIGN, conflicts_with = "merge")]
     pub replay: Option<String>,
-    /// Join what the parts of a campaign printed with --json
+    /// Join the output of the parts of a campaign, printed with --json
     #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = OF_A_CAMPAIGN, conflicts_with_all = ["paths", "report"])]
     pub merge: Vec<PathBuf>,
 }
 
-/// The options that say how to explore.
+/// The options of a campaign, which --replay and --merge do not take.
 const OF_A_CAMPAIGN: [&str; 12] = [
     "strategy",
     "preemptions",
@@ -242,9 +256,9 @@ const OF_A_CAMPAIGN: [&str; 12] = [
 /// A part of a campaign.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shard {
-    /// Which, from 1.
+    /// The number of the part, from 1.
     pub index: u32,
-    /// Of how many.
+    /// The number of parts.
     pub of: u32,
 }
 
@@ -274,7 +288,7 @@ pub enum Strategy {
     Urw,
 }
 
-/// What is made to fail.
+/// The failures that are explored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Faults {
     /// Nothing
@@ -291,13 +305,13 @@ pub struct Run {
     /// Scenario files, or directories of them
     #[arg(required = true, value_name = "FILE|DIR")]
     pub paths: Vec<PathBuf>,
-    /// The card to tell them on; scenarios that are for another one are skipped
-    #[arg(long, value_enum, default_value_t = Card::Memory)]
-    pub card: Card,
+    /// The kind of card; scenarios that are only for another kind are skipped
+    #[arg(long, value_enum, default_value_t = CardKind::Memory)]
+    pub card: CardKind,
     /// Print one JSON object a line for each scenario
     #[arg(long)]
     pub json: bool,
-    /// Tell each scenario so often, printing only what fails and a count
+    /// Run each scenario this number of times, and print only failures and a count
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub repeat: u32,
     /// Check the order of locks; always on in debug builds
@@ -313,8 +327,8 @@ Without a terminal, lines are read from standard input as commands. The exit sta
 a program among the card's netdevs, `shell` a shell.")]
 pub struct Up {
     /// What the card is made of
-    #[arg(long, value_enum, default_value_t = Card::Memory)]
-    pub card: Card,
+    #[arg(long, value_enum, default_value_t = CardKind::Memory)]
+    pub card: CardKind,
     /// Keep cards up, each with a control socket that speaks devlink, until ended by a signal
     #[arg(long)]
     pub daemon: bool,
@@ -329,68 +343,48 @@ pub struct Up {
     pub service: Service,
 }
 
-/// What is for a daemon only.
+/// Options for a daemon only.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Service {
-    /// Go to the background once the cards are up; what is logged goes to `esw.log` where state is kept
+    /// Go to the background once the cards are up, and log to `esw.log` in the state folder
     #[arg(long, requires = "daemon")]
     pub detach: bool,
-    /// Begin with the configuration: what was agreed is forgotten, and what a dead daemon has left is cleared away
+    /// Begin with the configuration: forget the agreed state, and remove what a dead daemon has left
     #[arg(long, requires = "daemon")]
     pub fresh: bool,
-    /// Said by --detach to the process it starts
+    /// Given by --detach to the process that it starts
     #[arg(long, hide = true, requires = "daemon")]
     pub detached: bool,
-    /// What is logged: this and what is worse; also from the environment, as ESW_LOG
+    /// Log this level and more severe ones; the default is in the environment variable ESW_LOG
     #[arg(long, value_enum, value_name = "LEVEL", requires = "daemon")]
     pub log: Option<Level>,
-    /// How it is logged
+    /// The format of the log
     #[arg(long, value_enum, value_name = "FORMAT", requires = "daemon")]
     pub log_format: Option<LogFormat>,
 }
 
-/// How bad what is logged must be.
+/// The levels of the log; each includes those before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Level {
-    /// What failed
+    /// Failures
     Error,
-    /// And what is not as it should be, or was refused
+    /// And refused commands, and what failed to load
     Warn,
-    /// And what happens to the card, and commands
+    /// And commands, and events of the card
     #[default]
     Info,
-    /// And what happens to each port
+    /// And events of each port
     Debug,
     /// And everything else
     Trace,
 }
 
-/// How a line of the log is written.
+/// The format of a line of the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// For people
+    /// Text, for people
     #[default]
     Text,
-    /// An object a line
+    /// One JSON object a line
     Json,
-}
-
-/// What a card is made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Deserialize, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Card {
-    /// Books in memory: runs anywhere, no netdevs
-    Memory,
-    /// Real netdevs, in a namespace of their own without root
-    Linux,
-}
-
-impl Card {
-    /// Its name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Memory => "memory",
-            Self::Linux => "linux",
-        }
-    }
 }

@@ -1,22 +1,24 @@
-//! The kernel's bonds, as a live card knows them.
+//! The kernel's bonds, for a live card.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use card_linux::{LinuxCard, SetupError};
 use eswitch::card::CardError;
 use eswitch::lag::{Bond, BondPlan};
 use host::{BondWatch, Bonds};
-use lockdep::{Locked, Unlocked};
+use lockdep::{Locked, Mutex, Unlocked};
 
-/// The bonds where a card's netdevs appear.
+use crate::lock_order::BondWatchClass;
+
+/// The bonds in the network namespace in which a card's netdevs appear.
 pub struct KernelBonds {
     bonds: Arc<card_linux::Bonds>,
-    /// Until it is taken.
-    watch: Mutex<Option<card_linux::BondWatch>>,
+    /// The watcher, until it is taken.
+    watch: Mutex<BondWatchClass, Option<card_linux::BondWatch>>,
 }
 
 impl KernelBonds {
-    /// Those of a card.
+    /// The bonds of a card.
     ///
     /// # Errors
     /// The system gives no sockets.
@@ -27,8 +29,8 @@ impl KernelBonds {
 }
 
 impl Bonds for KernelBonds {
-    fn watch(&self) -> Option<Box<dyn BondWatch>> {
-        let watch = self.watch.lock().unwrap_or_else(|e| e.into_inner()).take();
+    fn watch(&self, cx: &mut Locked<'_, Unlocked>) -> Option<Box<dyn BondWatch>> {
+        let watch = self.watch.lock_leaf(cx).take();
         watch.map(|watch| Box::new(Watch(watch)) as Box<dyn BondWatch>)
     }
 

@@ -1,4 +1,4 @@
-//! Which card, and what a story needs beside it.
+//! Makes cards, with what they need of the outside.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,82 +10,101 @@ use eswitch::CardConfig;
 use host::{Bonds, Pulse, World};
 use lockdep::Domain;
 
-use crate::arguments::Card as Kind;
 use crate::bonds::KernelBonds;
 use crate::programs::Here;
 
-/// What is done with what a dead process has left of a card.
+/// The kinds of card.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CardKind {
+    /// A card in memory, without netdevs: runs anywhere
+    Memory,
+    /// A card of real netdevs; without root, in a namespace of its own
+    Linux,
+}
+
+impl CardKind {
+    /// The name of the kind, as it is given on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Linux => "linux",
+        }
+    }
+}
+
+/// What to do with netdevs that a dead process has left of a card.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Found {
-    /// It is cleared away.
-    Cleared,
-    /// It becomes the card's.
+pub enum Leftovers {
+    /// They are removed.
+    Removed,
+    /// They become the card's.
     TakenOver,
 }
 
-/// Where cards are made.
+/// The place where cards are made.
 pub enum Cards {
-    /// Nowhere.
+    /// Cards are made in memory.
     Memory,
-    /// Among real netdevs.
+    /// Cards are made of netdevs, in these namespaces.
     Linux(Place),
 }
 
 impl Cards {
-    /// Finds a place for cards of that kind. Call it before there is a second thread.
+    /// Prepares a place for cards of a kind. It must be called while the process has one thread.
     ///
     /// # Errors
-    /// There can be none here; says why, and what to do.
-    pub fn prepare(kind: Kind) -> Result<Self> {
+    /// There can be no place here; the error has the reason, and what to do.
+    pub fn prepare(kind: CardKind) -> Result<Self> {
         Ok(match kind {
-            Kind::Memory => Self::Memory,
-            Kind::Linux => Self::Linux(Place::prepare()?),
+            CardKind::Memory => Self::Memory,
+            CardKind::Linux => Self::Linux(Place::prepare()?),
         })
     }
 
-    /// Cards at a place that is prepared, or only in memory.
+    /// Cards in a prepared place; without one, only cards in memory can be made.
     pub fn of(place: Option<Place>) -> Self {
         place.map_or(Self::Memory, Self::Linux)
     }
 
-    /// A card of a kind; one in memory can be had at any place.
+    /// Makes a card of a kind, in a world of its own; one in memory can be made in any place.
     ///
     /// # Errors
     /// The system refuses.
     pub fn world_of(
         &self,
-        kind: Kind,
+        kind: CardKind,
         config: &CardConfig,
-        found: Found,
+        leftovers: Leftovers,
         domain: &Arc<Domain>,
         pulse: &Arc<Pulse>,
     ) -> Result<(World, Option<Hold>)> {
         match kind {
-            Kind::Memory => Self::Memory.world_with(config, found, domain, pulse),
-            Kind::Linux => self.world_with(config, found, domain, pulse),
+            CardKind::Memory => Self::Memory.world_with(config, leftovers, domain, pulse),
+            CardKind::Linux => self.world_with(config, leftovers, domain, pulse),
         }
     }
 
-    /// What they are called.
+    /// The name of the kind of card.
     pub fn name(&self) -> &'static str {
         match self {
-            Self::Memory => Kind::Memory.name(),
-            Self::Linux(_) => Kind::Linux.name(),
+            Self::Memory => CardKind::Memory.name(),
+            Self::Linux(_) => CardKind::Linux.name(),
         }
     }
 
-    /// A card that holds nothing yet, in a world of its own. The card is gone when the world is.
+    /// Makes a card without resources, in a world of its own. The card is removed when the world is dropped.
     ///
     /// # Errors
     /// The system refuses.
     pub fn world(&self, config: &CardConfig, domain: &Arc<Domain>, pulse: &Arc<Pulse>) -> Result<World> {
-        Ok(self.world_with(config, Found::Cleared, domain, pulse)?.0)
+        Ok(self.world_with(config, Leftovers::Removed, domain, pulse)?.0)
     }
 
     fn world_with(
         &self,
         config: &CardConfig,
-        found: Found,
+        leftovers: Leftovers,
         domain: &Arc<Domain>,
         pulse: &Arc<Pulse>,
     ) -> Result<(World, Option<Hold>)> {
@@ -94,9 +113,9 @@ impl Cards {
         let mut world = match self {
             Self::Memory => World::of(MemoryCard::new(config), domain),
             Self::Linux(place) => {
-                let card = match found {
-                    Found::Cleared => LinuxCard::new(place, config, domain)?,
-                    Found::TakenOver => LinuxCard::taking_over(place, config, domain)?,
+                let card = match leftovers {
+                    Leftovers::Removed => LinuxCard::new(place, config, domain)?,
+                    Leftovers::TakenOver => LinuxCard::taking_over(place, config, domain)?,
                 };
                 hold = Some(card.hold());
                 let bonds: Arc<dyn Bonds> = Arc::new(KernelBonds::of(&card)?);

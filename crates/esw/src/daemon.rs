@@ -1,21 +1,23 @@
-//! `esw up --daemon`: cards that stay up, each with its control socket, until told to go.
+//! `esw up --daemon`: keeps cards up, each with its control socket, until it is told to end.
 
 mod config;
+mod connection;
+mod descriptors;
 mod detach;
+mod ending;
 pub mod folders;
-mod found;
 mod host;
 mod journal;
 mod keeper;
 mod log;
 mod notify;
-mod told;
+mod running;
+mod status;
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use ::host::{LiveCard, Pulse};
@@ -25,44 +27,42 @@ use control::{CommandTarget, Follower};
 use devlink::{Access, ControlSocket, IfIndex, Served, Server};
 use eswitch::Touched;
 use lockdep::{Domain, Locked, Unlocked};
-use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::{AddressFamily, SocketType, netdevice::name_to_index};
-use rustix::process::{Resource, Rlimit, getegid, getrlimit, setrlimit};
+use rustix::process::getegid;
 
-use crate::arguments::{Card as Kind, Up};
-use crate::cards::{Cards, Found as Left};
+use crate::arguments::Up;
+use crate::cards::{CardKind, Cards, Leftovers};
+use crate::exit_status::{FAILED, HELD};
 use crate::interrupt;
+use crate::lock_order;
 use crate::output::line;
-use crate::{FAILED, HELD};
 
 use config::{CardEntry, Config};
-use host::{CardHost, Ending};
-use journal::{InUse, Journal};
-use keeper::{Kept, Letting};
-use notify::Notify;
+use descriptors::{clients_of_each, descriptors, ensure_descriptors_for_clients};
+use ending::Ending;
+use host::CardHost;
+use journal::{InUse, Journal, Stored};
+use keeper::{KeeperGuard, Kept};
+use notify::{Notify, Watchdog};
+use running::{Running, Started, give_up_all, leave};
 
+pub use connection::{DaemonConnection, NoAnswer, PATIENCE, socket_of, sockets};
 pub use detach::detach;
-pub use found::{Found, NotFound, PATIENCE, socket_of, sockets};
-pub use host::How;
+pub use ending::How;
 pub use keeper::keeper;
-pub use told::{CardStatus, PfStatus};
+pub use status::{CardStatus, PfStatus};
 
-/// How long a process that was killed may take to let go of its files.
+/// How long a process that was killed may take to close its files.
 const DYING: Duration = Duration::from_secs(2);
-/// Connections to a card at a time at most, if there are descriptors for so many.
-const CLIENTS: usize = 1_024;
-/// Descriptors for everything else: the cards' own sockets and namespaces, the journal, the log.
-const OTHERS: u64 = 128;
-
 /// Runs the command; its exit status.
 ///
 /// # Errors
-/// A configuration that cannot be used, a socket that is taken, no place for the cards, or one that does
-/// not come up; or this is inside a lab. Nothing is left of what this start has made, and what was there stays.
+/// The configuration cannot be used, a socket is taken, there is no place for the cards, a card does not come up, or this
+/// is inside a lab. Nothing is left of what this start has made, and what existed before stays.
 pub fn daemon(arguments: &Up) -> Result<u8> {
     log::begin(&arguments.service)?;
     if arguments.service.detached {
-        // It fails only for who leads a group already, which a process that was just started does not.
+        // It fails only for the leader of a process group, and a process that was just started leads none.
         let _ = rustix::process::setsid();
     }
     if lab::is_inside().context("looking whether this is inside a lab")? {
@@ -74,24 +74,28 @@ pub fn daemon(arguments: &Up) -> Result<u8> {
     let notify = Arc::new(Notify::from_environment());
     let config = Config::read(arguments.config.as_deref(), arguments.card)?;
     let clients = clients_of_each(descriptors(), config.cards.len());
-    // Before the place: without root it hides the folder the sockets are in. And all of them, and all state, before
-    // --fresh forgets any: a start that is refused has forgotten nothing.
-    let sockets = config.cards.iter().map(folders::bind).collect::<Result<Vec<_>>>()?;
+    // Before the place, which without root hides the folder of the sockets. All sockets and all state are opened before
+    // --fresh forgets any, so that a start that is refused has forgotten nothing.
+    let sockets = config
+        .cards
+        .iter()
+        .map(|card| folders::bind(&card.socket, card.mode, card.group))
+        .collect::<Result<Vec<_>>>()?;
     let fresh = arguments.service.fresh;
     let find = |card: &CardEntry| find_state(&config.state_dir, &card.name, fresh);
     let states = config.cards.iter().map(find).collect::<Result<Vec<_>>>()?;
     let mut doors = Vec::new();
     for ((card, socket), state) in config.cards.iter().zip(sockets).zip(states) {
-        let journal = Journal::open(state)?;
-        if let Some(stored) = journal.last() {
+        let (journal, stored) = Journal::open(state)?;
+        if let Some(stored) = &stored {
             journal::ensure_fits(&stored.config, &card.card).with_context(|| format!("cards.{}", card.name))?;
         }
-        doors.push(Door { socket, journal: Arc::new(journal) });
+        doors.push(Door { socket, journal: Arc::new(journal), stored });
     }
     let own_group = getegid().as_raw();
-    let (place, letting) = prepare(&config, &doors)?;
+    let (place, keeper) = prepare(&config, &doors)?;
     let own_group = place.as_ref().is_some_and(Place::is_private).then_some(own_group);
-    let domain = crate::domain(arguments.lockdep);
+    let domain = lock_order::domain(arguments.lockdep);
     let pulse = Arc::new(Pulse::new());
     interrupt::listen(&domain, &pulse)?;
     let daemon = Daemon {
@@ -103,12 +107,12 @@ pub fn daemon(arguments: &Up) -> Result<u8> {
         clients,
         own_group,
     };
-    lockdep::enter(&domain, "main", |cx| daemon.run(cx, &config, doors, letting))
+    lockdep::enter(&domain, "main", |cx| daemon.run(cx, &config, doors, keeper))
 }
 
-/// Finds what is kept of a card. A daemon that has just been killed may have let go of its socket and not of that yet:
-/// the kernel closes one file after the other.
-fn find_state(folder: &Path, card: &str, fresh: bool) -> Result<journal::Found> {
+/// Finds the stored state of a card. A daemon that has just been killed may have closed its socket and still have the
+/// state open: the kernel closes one file after the other.
+fn find_state(folder: &Path, card: &str, fresh: bool) -> Result<journal::FoundState> {
     let until = Instant::now() + DYING;
     loop {
         match Journal::found(folder, card, fresh) {
@@ -120,22 +124,22 @@ fn find_state(folder: &Path, card: &str, fresh: bool) -> Result<journal::Found> 
     }
 }
 
-/// A place for cards of netdevs, if there are any, and who keeps it.
-fn prepare(config: &Config, doors: &[Door]) -> Result<(Option<Place>, Letting)> {
-    let linux = |(card, _): &(&CardEntry, &Door)| card.kind == Kind::Linux;
+/// Prepares the place of the cards of netdevs, if there are any, and its keeper.
+fn prepare(config: &Config, doors: &[Door]) -> Result<(Option<Place>, KeeperGuard)> {
+    let linux = |(card, _): &(&CardEntry, &Door)| card.kind == CardKind::Linux;
     let with_netdevs: Vec<_> = config.cards.iter().zip(doors).filter(linux).collect();
     if with_netdevs.is_empty() {
-        return Ok((None, Letting::none()));
+        return Ok((None, KeeperGuard::none()));
     }
-    let keeps = with_netdevs.iter().any(|(_, door)| door.journal.last().is_some());
+    let keeps = with_netdevs.iter().any(|(_, door)| door.stored.is_some());
     let sockets: Vec<&Path> = with_netdevs.iter().map(|(card, _)| card.socket.as_path()).collect();
-    let (place, letting) = Kept::prepare(&sockets, keeps)?.split();
-    Ok((Some(place), letting))
+    let (place, keeper) = Kept::prepare(&sockets, keeps)?.split();
+    Ok((Some(place), keeper))
 }
 
-/// The cards that a configuration asks for, if it can be used.
+/// The cards of a configuration, if it can be used: for a fuzz target.
 pub fn fuzzed(text: &str) -> Option<Vec<eswitch::CardConfig>> {
-    let config = Config::parse(text, Kind::Memory).ok()?;
+    let config = Config::parse(text, CardKind::Memory).ok()?;
     Some(config.cards.into_iter().map(|entry| entry.card).collect())
 }
 
@@ -148,38 +152,21 @@ struct Daemon {
     notify: Arc<Notify>,
     /// Connections to a card at a time at most.
     clients: usize,
-    /// The group that was ours before we went to a user namespace of our own, if we did.
+    /// The group that this process had before it went to a user namespace of its own, if it did.
     own_group: Option<u32>,
 }
 
-/// What a card has before there is a card.
+/// The socket and the state of a card, before the card comes up.
 struct Door {
-    // Dropped first: who gets the socket is to get the state, too.
+    // Dropped first: a daemon that gets the socket must get the state, too.
     journal: Arc<Journal>,
+    /// What was stored when the state was opened.
+    stored: Option<Stored>,
     socket: ControlSocket,
-}
-
-/// A card that is up.
-struct Running {
-    card: Started,
-    server: Server,
-    log: Follower,
-    socket: ControlSocket,
-}
-
-/// A card that the engine has brought up.
-struct Started {
-    name: String,
-    journal: Arc<Journal>,
-    live: Arc<LiveCard>,
-    /// Of a card of netdevs. What an earlier daemon has left of it stays until it may go.
-    hold: Option<Hold>,
-    /// Whether it was brought to what was stored.
-    restored: bool,
 }
 
 impl Daemon {
-    fn run(&self, cx: &mut Locked<'_, Unlocked>, config: &Config, doors: Vec<Door>, letting: Letting) -> Result<u8> {
+    fn run(&self, cx: &mut Locked<'_, Unlocked>, config: &Config, doors: Vec<Door>, keeper: KeeperGuard) -> Result<u8> {
         tracing::info!(version = env!("CARGO_PKG_VERSION"), cards = config.cards.len(), "starting");
         let mut up = Vec::new();
         for (card, door) in config.cards.iter().zip(doors) {
@@ -196,7 +183,7 @@ impl Daemon {
         if let Err(error) = ensure_descriptors_for_clients() {
             return give_up_all(cx, up, error);
         }
-        // Nothing can fail any more that would have us end: until here, what an earlier daemon had left stays.
+        // From here on no failure ends this start: until here, what an earlier daemon had left stays.
         up.iter().filter_map(|running| running.card.hold.as_ref()).for_each(Hold::may_go);
         for card in &config.cards {
             line(&format!("{}: up, control socket {}", card.name, card.socket.display()));
@@ -206,10 +193,10 @@ impl Daemon {
         self.pulse.wait_stopped(cx);
         drop(watchdog);
         self.notify.stopping();
-        tracing::info!(how = self.ending.how().words(), "stopping");
+        tracing::info!(how = self.ending.how().word(), "stopping");
         if self.ending.how() == How::Keep {
-            letting.stay();
-            leave(up);
+            keeper.stay();
+            leave(cx, up);
         }
         let mut status = HELD;
         for card in up.into_iter().rev() {
@@ -217,19 +204,18 @@ impl Daemon {
                 status = FAILED;
             }
         }
-        letting.end();
+        keeper.end();
         tracing::info!("stopped");
         Ok(status)
     }
 
     fn bring_up(&self, cx: &mut Locked<'_, Unlocked>, card: &CardEntry, door: Door) -> Result<Running> {
         let since = Instant::now();
-        let Door { mut socket, journal } = door;
-        let stored = journal.last();
+        let Door { mut socket, journal, stored } = door;
         let listener: OwnedFd = socket.take_listener().context("the socket is served already")?;
-        // What was never agreed on is nobody's.
-        let found = if stored.is_some() { Left::TakenOver } else { Left::Cleared };
-        let (world, hold) = self.cards.world_of(card.kind, &card.card, found, &self.domain, &self.pulse)?;
+        // Netdevs without a stored state belong to no daemon.
+        let leftovers = if stored.is_some() { Leftovers::TakenOver } else { Leftovers::Removed };
+        let (world, hold) = self.cards.world_of(card.kind, &card.card, leftovers, &self.domain, &self.pulse)?;
         let agreed = stored.as_ref().map(|stored| &stored.agreed);
         let live = match LiveCard::start(cx, card.card.clone(), world, agreed) {
             Ok(live) => Arc::new(live),
@@ -245,7 +231,7 @@ impl Daemon {
         }
     }
 
-    /// Stores what is agreed of a card that has come up, and serves it.
+    /// Stores the agreed state of a card that has come up, and serves the card.
     fn serve(
         &self,
         cx: &mut Locked<'_, Unlocked>,
@@ -258,8 +244,8 @@ impl Daemon {
         if let Some(hold) = hold {
             hold.taken_over(cx);
         }
-        match journal.store(&card.card, || live.engine().agreed_part(cx, Touched::Everything)) {
-            // What is in use may not go because a disk is full: commands are answered with that until it is not.
+        match journal.store(cx, &card.card, |cx| live.engine().agreed_part(cx, Touched::Everything)) {
+            // A card in use must not be taken down because a disk is full. Commands are answered with that error instead.
             Err(error) if *restored => tracing::error!(card = card.name, "{error:#}"),
             stored => drop(stored?),
         }
@@ -276,7 +262,7 @@ impl Daemon {
             ending: Arc::clone(&self.ending),
         };
         let served = Arc::new(Served {
-            ifindex: (card.kind == Kind::Linux).then(ifindex).transpose()?,
+            ifindex: (card.kind == CardKind::Linux).then(ifindex).transpose()?,
             host: Some(Arc::new(host)),
             ..Served::new(Arc::clone(live) as Arc<dyn CommandTarget>, Arc::clone(&self.domain), card.profile.clone())
         });
@@ -284,8 +270,9 @@ impl Daemon {
         Ok((Server::start(cx, served, listener, access)?, log))
     }
 
-    /// Whose members may change things, as the kernel tells this process of groups. In a user namespace of our own
-    /// it tells of ours, as root's, and of all others as one: so it can be no other.
+    /// The group whose members may change things, with the number that the kernel shows to this process. In a user
+    /// namespace of its own that is root's for the user's own group, and one number for all others: so only the user's
+    /// own group can be known.
     fn group_of(&self, card: &CardEntry) -> Option<u32> {
         const ROOT: u32 = 0;
         let (group, Some(own)) = (card.group?, self.own_group) else { return card.group };
@@ -297,148 +284,8 @@ impl Daemon {
     }
 }
 
-impl Running {
-    /// Takes the card down; whether nothing is left.
-    fn take_down(self, cx: &mut Locked<'_, Unlocked>, how: How) -> bool {
-        let Self { card, server, log, socket } = self;
-        drop(server);
-        // First: who is killed from here on has been asked to forget it.
-        let stored = if how == How::Forget { card.forget() } else { card.catch_up() };
-        let closed = card.close(cx);
-        drop(log);
-        // The netdevs go with the card and the files of the state are closed, and only then may another daemon take its place.
-        drop(card);
-        drop(socket);
-        closed && stored
-    }
-}
-
-impl Started {
-    /// The daemon does not come up. Of this card nothing is left that this start has made; but what an earlier daemon
-    /// has left stays, as if this one had died.
-    fn give_up(self, cx: &mut Locked<'_, Unlocked>) {
-        if self.hold.as_ref().is_some_and(Hold::stays) {
-            // Whatever its end would unmake.
-            return std::mem::forget(self.live);
-        }
-        if !self.restored {
-            self.forget();
-        }
-        self.close(cx);
-    }
-
-    /// Forgets what was agreed; whether it is forgotten.
-    fn forget(&self) -> bool {
-        self.is_stored(self.journal.forget())
-    }
-
-    /// Stores what could not be stored before; whether everything is stored.
-    fn catch_up(&self) -> bool {
-        self.is_stored(self.journal.catch_up().map(drop))
-    }
-
-    fn is_stored(&self, stored: Result<()>) -> bool {
-        if let Err(error) = &stored {
-            tracing::error!(card = self.name, "{error:#}");
-        }
-        stored.is_ok()
-    }
-
-    /// Takes down what the engine has; whether nothing is left.
-    fn close(&self, cx: &mut Locked<'_, Unlocked>) -> bool {
-        let left = self.live.close(cx);
-        for left in &left {
-            tracing::error!(card = self.name, invariant = left.invariant, "{}", left.detail);
-        }
-        left.is_empty()
-    }
-}
-
-/// Gives up every card that is up, as the daemon does not come up for this reason.
-fn give_up_all(cx: &mut Locked<'_, Unlocked>, up: Vec<Running>, error: anyhow::Error) -> Result<u8> {
-    for Running { card, server, log, socket } in up.into_iter().rev() {
-        drop(server);
-        card.give_up(cx);
-        drop(log);
-        drop(socket);
-    }
-    Err(error)
-}
-
-/// Leaves the cards as they are, as if we had died, but for the sockets: the next daemon finds them.
-fn leave(up: Vec<Running>) -> ! {
-    for Running { card, server, log, socket } in up {
-        drop(server);
-        // What the next daemon does not know of it would delete.
-        card.catch_up();
-        drop(log);
-        drop(socket);
-    }
-    tracing::info!("stopped; the cards' netdevs stay");
-    std::process::exit(HELD.into())
-}
-
-/// Makes sure that somebody can be let in: a daemon that has used up its descriptors by coming up could not even be told
-/// to end.
-fn ensure_descriptors_for_clients() -> Result<()> {
-    // Two clients, each with what a view is shared by, and a look at netdevs.
-    const SPARE: usize = 8;
-    // Of no file: there may be none that is there everywhere.
-    let spare: rustix::io::Result<Vec<_>> = (0..SPARE).map(|_| eventfd(0, EventfdFlags::CLOEXEC)).collect();
-    spare.map(drop).context(
-        "there are too few descriptors left to let anybody in: allow more (`ulimit -n`, in a unit `LimitNOFILE=`), or \
-         put fewer cards into one daemon",
-    )
-}
-
-/// How many descriptors this process may have, once it may have as many as it can.
-fn descriptors() -> u64 {
-    let mut limit = getrlimit(Resource::Nofile);
-    let highest = Rlimit { current: limit.maximum, ..limit };
-    if setrlimit(Resource::Nofile, highest).is_ok() {
-        limit = highest;
-    }
-    limit.current.unwrap_or(u64::MAX)
-}
-
-/// How many clients each card takes. One that nobody could accept would wait for an answer for ever; one too many
-/// is told so by the end of its connection.
-fn clients_of_each(descriptors: u64, cards: usize) -> usize {
-    let each = descriptors.saturating_sub(OTHERS) / (cards.max(1) as u64);
-    usize::try_from(each).unwrap_or(CLIENTS).clamp(8, CLIENTS)
-}
-
-/// Numbers of netdevs in this process's namespace.
+/// Looks up the index of a netdev in this process's network namespace.
 fn ifindex() -> Result<IfIndex> {
     let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)?;
     Ok(Box::new(move |name| name_to_index(&socket, name).ok()))
-}
-
-/// Who tells the service manager that we live, if it wants to hear.
-struct Watchdog {
-    stop: Option<Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Watchdog {
-    fn start(notify: Arc<Notify>) -> Result<Self> {
-        let Some(every) = notify::watchdog() else { return Ok(Self { stop: None, thread: None }) };
-        let (stop, stopped) = channel();
-        let tell = move || {
-            while stopped.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
-                notify.alive();
-            }
-        };
-        let thread = thread::Builder::new().name("watchdog".to_owned()).spawn(tell)?;
-        Ok(Self { stop: Some(stop), thread: Some(thread) })
-    }
-}
-
-impl Drop for Watchdog {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
 }

@@ -1,4 +1,4 @@
-//! `esw down`: the end of a daemon.
+//! `esw down`: ends daemons.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -10,13 +10,13 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::arguments::Down;
-use crate::daemon::{Found, How, NotFound, socket_of, sockets};
+use crate::daemon::{DaemonConnection, How, NoAnswer, socket_of, sockets};
+use crate::exit_status::{FAILED, HELD};
 use crate::output::{complain, line};
 use crate::printable::printable;
 use crate::sockets::all_at_once;
-use crate::{FAILED, HELD};
 
-/// Runs the command; its exit status. It takes no longer than it is given, whatever the daemons do.
+/// Runs the command; its exit status. It takes no longer than `--timeout`, whatever the daemons do.
 ///
 /// # Errors
 /// The folder of sockets cannot be read, or trusted.
@@ -25,8 +25,8 @@ pub fn down(arguments: &Down) -> Result<u8> {
     let until = Instant::now() + limit;
     let mut status = HELD;
     let daemons = match named(arguments)? {
-        Some(path) => match Found::connect(&path, until) {
-            Ok(found) => vec![Daemon { pid: found.pid, found, sockets: vec![path] }],
+        Some(path) => match DaemonConnection::connect(&path, until) {
+            Ok(connection) => vec![Daemon { pid: connection.pid, connection, sockets: vec![path] }],
             Err(error) => return Ok(complain(&error)),
         },
         None => {
@@ -47,7 +47,7 @@ pub fn down(arguments: &Down) -> Result<u8> {
         return Ok(FAILED);
     }
     let how = if arguments.keep { How::Keep } else { How::Forget };
-    // All at once: one that does not end takes no time from the others.
+    // All at once: a daemon that does not end must not take the time of the others.
     let words: Vec<String> = daemons.iter().map(Daemon::in_words).collect();
     let ended = all_at_once(daemons, |daemon| daemon.end(how, until));
     for (words, ended) in words.iter().zip(ended) {
@@ -63,7 +63,7 @@ pub fn down(arguments: &Down) -> Result<u8> {
     Ok(status)
 }
 
-/// The socket that is named, if one is.
+/// The socket that the arguments name, if they name one.
 fn named(arguments: &Down) -> Result<Option<PathBuf>> {
     Ok(match (&arguments.socket, &arguments.card) {
         (Some(socket), _) => Some(socket.clone()),
@@ -72,40 +72,41 @@ fn named(arguments: &Down) -> Result<Option<PathBuf>> {
     })
 }
 
-fn complain(error: &NotFound) -> u8 {
+fn complain(error: &NoAnswer) -> u8 {
     complain!("esw: {error}");
     FAILED
 }
 
-/// A daemon with the sockets it was found by.
+/// A daemon, with the sockets by which it was found.
 struct Daemon {
-    found: Found,
+    connection: DaemonConnection,
     pid: Pid,
     sockets: Vec<PathBuf>,
 }
 
-/// What came of asking one to end.
+/// The outcome of a request to end.
 enum Ended {
     Yes,
-    Refused(NotFound),
+    Refused(NoAnswer),
     NotYet,
 }
 
-/// Every daemon that answers, with its sockets; and what came of asking those that do not.
-fn daemons(until: Instant) -> Result<(Vec<Daemon>, Vec<NotFound>)> {
+/// Every daemon that answers, with its sockets; and the errors of those that do not.
+fn daemons(until: Instant) -> Result<(Vec<Daemon>, Vec<NoAnswer>)> {
     let paths = sockets().context("looking for control sockets")?;
     let mut daemons: BTreeMap<i32, Daemon> = BTreeMap::new();
     let mut errors = Vec::new();
-    let all = all_at_once(paths, |path| Found::connect(&path, until).map(|found| (found, path)));
+    let all = all_at_once(paths, |path| DaemonConnection::connect(&path, until).map(|found| (found, path)));
     for found in all {
         match found {
             Ok((found, path)) => {
                 let pid = found.pid;
-                let daemon = daemons.entry(pid.as_raw_pid()).or_insert(Daemon { found, pid, sockets: Vec::new() });
+                let daemon =
+                    daemons.entry(pid.as_raw_pid()).or_insert(Daemon { connection: found, pid, sockets: Vec::new() });
                 daemon.sockets.push(path);
             }
-            // What a dead one has left is no daemon.
-            Err(NotFound::Dead(_) | NotFound::None(_)) => {}
+            // The socket of a dead daemon is no daemon.
+            Err(NoAnswer::Dead(_) | NoAnswer::None(_)) => {}
             Err(error) => errors.push(error),
         }
     }
@@ -121,14 +122,14 @@ impl Daemon {
 
     fn end(mut self, how: How, until: Instant) -> Result<Ended> {
         let path: &Path = self.sockets.first().map_or(Path::new(""), PathBuf::as_path);
-        // Before it is asked: its number may be another's afterwards.
+        // Before the request: afterwards its number may be that of another process.
         let process = match pidfd_open(self.pid, PidfdFlags::empty()) {
             Err(rustix::io::Errno::SRCH) => return Ok(Ended::Yes),
             process => process.context("looking at the daemon's process")?,
         };
-        match self.found.end(path, how) {
-            // What it was asked it may do yet.
-            Ok(()) | Err(NotFound::Silent(_)) => {}
+        match self.connection.end(path, how) {
+            // A daemon that does not answer in time may still end.
+            Ok(()) | Err(NoAnswer::Silent(_)) => {}
             Err(error) => return Ok(Ended::Refused(error)),
         }
         Ok(if has_ended(&process, until)? { Ended::Yes } else { Ended::NotYet })

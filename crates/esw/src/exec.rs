@@ -12,7 +12,7 @@ use rustix::net::sockopt::socket_peercred;
 use crate::arguments::{Exec, Shell};
 use crate::output::complain;
 use crate::remote::Remote;
-use crate::sockets::Found;
+use crate::sockets::{ConnectedCard, connect};
 
 /// Runs the command; its exit status is the program's.
 ///
@@ -22,7 +22,7 @@ pub fn exec(arguments: &Exec) -> Result<u8> {
     let (program, rest) = arguments.program.split_first().context("a program is expected after `--`")?;
     let mut command = Command::new(program);
     command.args(rest);
-    run(arguments.which.connect()?, command, arguments.exact_addresses, arguments.verbose)
+    run(connect(&arguments.which)?, command, arguments.exact_addresses, arguments.verbose)
 }
 
 /// Runs a shell in a lab.
@@ -31,16 +31,16 @@ pub fn exec(arguments: &Exec) -> Result<u8> {
 /// No card is up, or there can be no lab.
 pub fn shell(arguments: &Shell) -> Result<u8> {
     let shell = std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into());
-    run(arguments.which.connect()?, Command::new(shell), false, true)
+    run(connect(&arguments.which)?, Command::new(shell), false, true)
 }
 
-fn run(found: Vec<Found>, command: Command, exact_addresses: bool, verbose: bool) -> Result<u8> {
+fn run(found: Vec<ConnectedCard>, command: Command, exact_addresses: bool, verbose: bool) -> Result<u8> {
     let join = place_of(&found)?;
     let mut remotes = Vec::new();
     for card in found {
         drop(card.client);
         let remote = Remote::connect(&card.path);
-        remotes.push(Arc::new(remote.with_context(|| format!("asking {} what there is of it", card.name))?));
+        remotes.push(Arc::new(remote.with_context(|| format!("reading the state of {}", card.name))?));
     }
     let cards: Vec<Arc<dyn Card>> = remotes.iter().map(|remote| Arc::clone(remote) as Arc<dyn Card>).collect();
     let (mounter, server) = sysfs::prepare()?;
@@ -48,10 +48,10 @@ fn run(found: Vec<Found>, command: Command, exact_addresses: bool, verbose: bool
         let cards = cards.clone();
         Box::new(move |domain| {
             for remote in &remotes {
-                // Without it the lab works until the daemon ends.
+                // Without this thread the lab works until the daemon ends.
                 let _ = remote.stay_connected();
             }
-            // If it fails, so does the mounting, and says why.
+            // If this fails, mounting fails too, and has the reason.
             Box::new(server.serve(cards, domain))
         })
     };
@@ -73,8 +73,8 @@ fn run(found: Vec<Found>, command: Command, exact_addresses: bool, verbose: bool
     Ok(status.clamp(0, 255) as u8)
 }
 
-/// Where the cards' netdevs are, as far as that is not here.
-fn place_of(found: &[Found]) -> Result<Join> {
+/// The namespaces of the cards' netdevs that differ from those of this process.
+fn place_of(found: &[ConnectedCard]) -> Result<Join> {
     let mut place: Option<Join> = None;
     for card in found {
         let pid = socket_peercred(card.client.socket())?.pid.as_raw_pid();
@@ -98,12 +98,14 @@ fn same(a: &Join, b: &Join) -> Result<bool> {
     Ok(number(a)? == number(b)?)
 }
 
-/// A process's namespace of a kind, if it is not ours.
+/// A process's namespace of a kind, if it differs from that of this process.
 fn elsewhere(pid: i32, kind: &str) -> Result<Option<OwnedFd>> {
     let theirs = format!("/proc/{pid}/ns/{kind}");
     let number = |path: &str| rustix::fs::stat(path).map(|found| (found.st_dev, found.st_ino));
     let their = number(&theirs).with_context(|| {
-        format!("{theirs}: a lab is made where the daemon is, which is for root and for who runs the daemon")
+        format!(
+            "{theirs}: a lab is made in the namespaces of the daemon, which only root and the daemon's user may enter"
+        )
     })?;
     if their == number(&format!("/proc/self/ns/{kind}"))? {
         return Ok(None);

@@ -10,7 +10,9 @@ mod daemon;
 mod devlink_words;
 mod down;
 mod exec;
+mod exit_status;
 mod interrupt;
+mod lock_order;
 mod output;
 mod printable;
 mod programs;
@@ -23,29 +25,19 @@ mod up;
 
 #[doc(hidden)]
 pub mod fuzzing {
-    //! For arbitrary input.
+    //! Parsers for fuzz targets.
 
     pub use crate::daemon::fuzzed as daemon_config;
 }
 
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use clap::Parser;
-use lockdep::{Domain, OnReport};
 
 use arguments::{Arguments, Command};
+use exit_status::UNUSABLE;
 
-/// Everything held.
-const HELD: u8 = 0;
-/// Something did not.
-const FAILED: u8 = 1;
-/// Input that cannot be used, or output that cannot be written.
-const UNUSABLE: u8 = 2;
-/// Interrupted; as a shell reports it.
-const INTERRUPTED: u8 = 130;
-
-/// Does what the arguments of this process ask for; its exit status.
+/// Runs the command that the arguments of this process name; its exit status.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = match &arguments.command {
@@ -62,7 +54,7 @@ pub fn main() -> ExitCode {
         Command::Dev(words) => devlink_words::run("dev", words),
         Command::Port(words) => devlink_words::run("port", words),
         Command::Health(words) => devlink_words::run("health", words),
-        Command::Monitor(words) => devlink_words::monitor(words),
+        Command::Monitor(words) => devlink_words::run("monitor", words),
     };
     programs::end_what_is_left();
     match done {
@@ -70,7 +62,7 @@ pub fn main() -> ExitCode {
             None => ExitCode::from(code),
             Some(error) => {
                 output::complain!("esw: writing to standard output: {error}");
-                // Not 1, which is a result: who reads results has none, or half of one.
+                // Not 1, which is a result: the reader of the results has none of them, or only a part.
                 ExitCode::from(UNUSABLE)
             }
         },
@@ -79,9 +71,4 @@ pub fn main() -> ExitCode {
             ExitCode::from(UNUSABLE)
         }
     }
-}
-
-/// Where threads are born: with the lock checker if asked for, or in a debug build.
-fn domain(lockdep: bool) -> Arc<Domain> {
-    if lockdep { Domain::checked(OnReport::Record) } else { Domain::for_build(OnReport::Record) }
 }

@@ -1,4 +1,4 @@
-//! What is printed: lines, tables, colours on a terminal.
+//! Prints lines, tables, and colours on a terminal.
 
 use std::io::{IsTerminal, Write};
 use std::sync::OnceLock;
@@ -12,11 +12,11 @@ use crate::printable::{printable, printable_lines};
 /// The first error of writing to standard output.
 static NOT_WRITTEN: OnceLock<std::io::Error> = OnceLock::new();
 
-/// Nobody reads standard output any more.
+/// Whether the reader of standard output has closed it.
 static CLOSED: AtomicBool = AtomicBool::new(false);
 
-/// Prints a line to standard output. Whoever reads may have gone: that is not our error. Any other is
-/// kept for [`not_written`], as the card has to be taken down first.
+/// Prints a line to standard output. That its reader has closed it is no error. Any other error is kept for
+/// [`not_written`], as the card has to be taken down first.
 pub fn line(text: &str) {
     match writeln!(std::io::stdout(), "{text}") {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => CLOSED.store(true, Ordering::Relaxed),
@@ -25,24 +25,23 @@ pub fn line(text: &str) {
     }
 }
 
-/// Whether whoever read standard output has gone.
+/// Whether the reader of standard output has closed it.
 pub fn is_closed() -> bool {
     CLOSED.load(Ordering::Relaxed)
 }
 
-/// Prints lines to standard error, with what could do something to a terminal escaped. What cannot be said there is
-/// not said, and nothing ends for it.
+/// Prints lines to standard error, with control characters escaped. An error of writing them is ignored.
 pub fn complaint(text: &str) {
     let _ = writeln!(std::io::stderr(), "{}", printable_lines(text));
 }
 
-/// [`complaint`] of what is formatted.
+/// [`complaint`] with the arguments of `format!`.
 macro_rules! complain {
     ($($text:tt)*) => { $crate::output::complaint(&format!($($text)*)) };
 }
 pub(crate) use complain;
 
-/// Why what should have been printed was not, if it was not.
+/// The first error of writing to standard output, if there was one.
 pub fn not_written() -> Option<&'static std::io::Error> {
     NOT_WRITTEN.get()
 }
@@ -54,11 +53,11 @@ pub struct Style {
 }
 
 impl Style {
-    /// Colours if standard output is a terminal and nobody minds.
+    /// Colours if standard output is a terminal and neither `NO_COLOR` nor `TERM=dumb` is set.
     pub fn detect() -> Self {
-        let minded = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-        Self { on: !minded && !dumb && std::io::stdout().is_terminal() }
+        Self { on: !refused && !dumb && std::io::stdout().is_terminal() }
     }
 
     fn paint(self, code: &str, text: &str) -> String {
@@ -79,10 +78,10 @@ impl Style {
     }
 }
 
-/// A table of ports, a line each under a line of headings.
+/// A table of ports: a line of headings, and a line for each port.
 pub fn ports(style: Style, ports: &Ports) -> Vec<String> {
     let mut widths = Ports::COLUMNS.map(str::len);
-    // Netdevs have the names that others give them.
+    // Other programs can give netdevs any name.
     let rows: Vec<[String; 7]> = ports.0.iter().map(|row| row.each_ref().map(|cell| printable(cell).into())).collect();
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
@@ -98,12 +97,12 @@ pub fn ports(style: Style, ports: &Ports) -> Vec<String> {
     lines
 }
 
-/// So many of something.
+/// A number of things: `1 port`, `2 ports`.
 pub fn many(n: u64, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
-/// A time in the unit it is best read in.
+/// A time in the unit in which it has at most three digits before the point: `µs`, `ms` or `s`.
 pub fn time(elapsed: Duration) -> String {
     let us = elapsed.as_micros();
     match us {

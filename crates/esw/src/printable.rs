@@ -1,7 +1,7 @@
-//! Text that others have a say in, for a terminal, a log or the service manager.
+//! Escapes text that other programs have chosen, for a terminal, a log or the service manager.
 //!
-//! Names of netdevs and rate nodes, of cards and files come from whoever may give them. A control character in one
-//! could move a terminal's cursor, add a line to a log, or tell the service manager something. So it is shown as
+//! Names of netdevs, rate nodes, cards and files can be chosen by any program that may set them. A control character in
+//! one could move a terminal's cursor, add a line to a log, or be a message to the service manager. So it is shown as
 //! Rust would write it, `\u{1b}`, and everything else as it is.
 
 use std::borrow::Cow;
@@ -13,9 +13,9 @@ pub fn printable_lines(text: &str) -> Cow<'_, str> {
     escaped(text, |c| is_control(c) && c != '\n', |c, to| to.extend(c.escape_default()))
 }
 
-/// JSON, in which control characters occur in strings only, with those escaped that JSON itself lets be.
+/// JSON with every control character escaped. JSON itself leaves some of them in strings, and has none elsewhere.
 pub fn printable_json(json: &str) -> Cow<'_, str> {
-    // None of them is beyond the first 65,536, so four digits say it.
+    // All control characters are among the first 65,536, so four digits are enough.
     escaped(json, is_control, |c, to| to.push_str(&format!("\\u{:04x}", u32::from(c))))
 }
 
@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_seen_is_as_it_was_and_what_does_something_is_escaped() {
+    fn control_characters_are_escaped_and_others_stay() {
         assert!(matches!(printable("Grüße, 卡 0"), Cow::Borrowed(_)));
         assert_eq!(printable("x\nREADY=1"), "x\\nREADY=1");
         assert_eq!(printable("\u{1b}]0;t\u{7}\u{9b}2J\u{7f}"), "\\u{1b}]0;t\\u{7}\\u{9b}2J\\u{7f}");
@@ -44,7 +44,7 @@ mod tests {
     }
 
     #[test]
-    fn json_means_what_it_meant() {
+    fn escaped_json_has_the_same_value() {
         let text = "a\u{7f}\u{85}\u{1b}\n\u{202e}";
         let json = serde_json::to_string(text).unwrap();
         let shown = printable_json(&json);

@@ -1,9 +1,10 @@
-//! Programs among the card's netdevs: this process is where they are.
+//! Runs programs among the card's netdevs, which are in this process's namespaces.
 
 use std::io::Read;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 #[derive(Debug)]
 pub struct Here;
 
-/// How long to wait between two looks at a program that runs.
+/// How long to wait before it is checked again whether a program has ended.
 const LOOK: Duration = Duration::from_millis(2);
 
 impl Programs for Here {
@@ -45,7 +46,7 @@ impl Programs for Here {
             }
             thread::sleep(LOOK);
         };
-        // What it has left running may hold the pipes open: a moment for what is on its way, no more.
+        // A program that it has left running may hold the pipes open: wait a moment for the last output, no longer.
         let deadline = Instant::now() + LINGER;
         while !(stdout.is_finished() && stderr.is_finished()) && Instant::now() < deadline {
             thread::sleep(LOOK);
@@ -63,7 +64,7 @@ impl Programs for Here {
     }
 }
 
-/// Runs a program with our terminal; its exit status.
+/// Runs a program with the terminal of this process; its exit status.
 ///
 /// # Errors
 /// It could not be started.
@@ -71,7 +72,7 @@ pub fn in_foreground(command: &mut Command) -> std::io::Result<i32> {
     Ok(code(command.status()?))
 }
 
-/// A shell command.
+/// The program that runs a shell command.
 pub fn shell_command(command: &str) -> Command {
     let mut shell = Command::new("sh");
     shell.args(["-c", command]);
@@ -82,7 +83,7 @@ fn code(status: ExitStatus) -> i32 {
     status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
 }
 
-/// Ends a program and whatever it started.
+/// Ends a program, and everything that it has started in its process group.
 fn end(child: &mut Child) {
     if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
         let _ = kill_process_group(group, Signal::KILL);
@@ -90,29 +91,32 @@ fn end(child: &mut Child) {
     let _ = child.wait();
 }
 
-/// How long a program's output may come after its end.
+/// How long a program's output is waited for after its end.
 const LINGER: Duration = Duration::from_millis(100);
 
-/// Process groups of programs that ended and left something running that holds their pipes open, so that
-/// the group cannot have been given to somebody else.
+/// Process groups of programs that ended and left something running that holds their pipes open, so that the number of
+/// the group cannot have been given to another.
+///
+/// It is no lock of `lockdep`'s: it is a static, which belongs to no domain, and it is emptied at the end of the command,
+/// where no thread of a domain is left. Nothing is taken while it is held.
 static LEFT: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
 
 fn leave_for_later(child: &Child) {
     if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
-        LEFT.lock().unwrap_or_else(|e| e.into_inner()).push(group);
+        LEFT.lock().unwrap_or_else(PoisonError::into_inner).push(group);
     }
 }
 
-/// Ends what programs were left running in the background.
+/// Ends the programs that were left running in the background.
 pub fn end_what_is_left() {
-    for group in LEFT.lock().unwrap_or_else(|e| e.into_inner()).drain(..) {
+    for group in LEFT.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
         let _ = kill_process_group(group, Signal::KILL);
     }
 }
 
-/// What a pipe has brought so far.
+/// What a pipe has brought so far. Its reader hands over one piece after the other: no lock is shared with it.
 struct Collected {
-    text: Arc<Mutex<Vec<u8>>>,
+    pieces: Receiver<Vec<u8>>,
     reader: thread::JoinHandle<()>,
 }
 
@@ -121,21 +125,23 @@ impl Collected {
         self.reader.is_finished()
     }
 
+    /// Everything that was read until now.
     fn text(&self) -> String {
-        String::from_utf8_lossy(&self.text.lock().unwrap_or_else(|e| e.into_inner())).into_owned()
+        String::from_utf8_lossy(&self.pieces.try_iter().flatten().collect::<Vec<u8>>()).into_owned()
     }
 }
 
-/// Reads a pipe to its end beside us, so that a program that writes much is not held up.
+/// Reads a pipe to its end in a thread of its own, so that a program that writes much is not held up.
 fn collect(pipe: Option<impl Read + Send + 'static>) -> Collected {
-    let text = Arc::new(Mutex::new(Vec::new()));
-    let theirs = Arc::clone(&text);
+    let (send, pieces) = channel();
     let reader = thread::spawn(move || {
-        let mut part = [0; 4096];
+        let mut piece = [0; 4096];
         let Some(mut pipe) = pipe else { return };
-        while let Ok(n @ 1..) = pipe.read(&mut part) {
-            theirs.lock().unwrap_or_else(|e| e.into_inner()).extend_from_slice(&part[..n]);
+        while let Ok(length @ 1..) = pipe.read(&mut piece) {
+            if send.send(piece[..length].to_vec()).is_err() {
+                return;
+            }
         }
     });
-    Collected { text, reader }
+    Collected { pieces, reader }
 }

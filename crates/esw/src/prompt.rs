@@ -1,6 +1,6 @@
-//! Where lines come from: a terminal, with history and completion, or standard input as it is.
+//! Reads lines from a terminal, with history and completion, or from standard input as it is.
 //!
-//! They are read on a thread of their own, so that a signal can end the command while nobody types.
+//! They are read on a thread of their own, so that a signal can end the command while no line is typed.
 
 use std::fs;
 use std::io::{BufRead, IsTerminal, stdin};
@@ -19,7 +19,7 @@ use rustyline::history::FileHistory;
 use rustyline::validate::Validator;
 use rustyline::{CompletionType, Config, Context, Editor, Helper};
 
-/// What there is that a word may name.
+/// The names on a card that can be completed.
 #[derive(Clone, Debug, Default)]
 pub struct Names {
     pub devices: Vec<String>,
@@ -28,7 +28,7 @@ pub struct Names {
     pub modules: Vec<String>,
 }
 
-/// What was read.
+/// What the prompt has read.
 #[derive(Debug)]
 pub enum Input {
     Line(String),
@@ -36,15 +36,15 @@ pub enum Input {
     End,
     /// Ctrl-C.
     Interrupt,
-    /// It cannot be read.
+    /// The input cannot be read, for this reason.
     Failed(String),
 }
 
 /// A source of lines.
 pub struct Prompt {
-    ask: Sender<Names>,
+    requests: Sender<Names>,
     answers: Receiver<Input>,
-    /// How the terminal was, if it is one.
+    /// The settings that the terminal had before, if standard input is one.
     terminal: Option<Termios>,
 }
 
@@ -54,23 +54,24 @@ impl Prompt {
     /// # Errors
     /// The system gives no thread.
     pub fn start() -> Result<Self> {
-        let (ask, asked) = channel();
+        let (requests, requested) = channel();
         let (answer, answers) = channel();
         let interactive = stdin().is_terminal();
         let terminal = if interactive { tcgetattr(stdin()).ok() } else { None };
-        let read = move || if interactive { read_terminal(&asked, &answer) } else { read_plainly(&asked, &answer) };
+        let read =
+            move || if interactive { read_terminal(&requested, &answer) } else { read_plainly(&requested, &answer) };
         thread::Builder::new().name("prompt".to_owned()).spawn(read)?;
-        Ok(Self { ask, answers, terminal })
+        Ok(Self { requests, answers, terminal })
     }
 
-    /// Whether somebody types.
+    /// Whether lines are typed at a terminal.
     pub fn is_interactive(&self) -> bool {
         self.terminal.is_some()
     }
 
-    /// The next line; or an interrupt if `stopped` says so before there is one.
+    /// The next line; or an interrupt as soon as `stopped` returns true. `names` can be completed in it.
     pub fn next(&self, names: Names, mut stopped: impl FnMut() -> bool) -> Input {
-        if self.ask.send(names).is_err() {
+        if self.requests.send(names).is_err() {
             return Input::End;
         }
         loop {
@@ -86,7 +87,7 @@ impl Prompt {
         }
     }
 
-    /// Gives the terminal back as it was: the thread that reads it may still be at it.
+    /// Restores the settings of the terminal, which the reading thread may still have changed.
     fn restore(&self) {
         if let Some(terminal) = &self.terminal {
             let _ = tcsetattr(stdin(), OptionalActions::Now, terminal);
@@ -94,9 +95,9 @@ impl Prompt {
     }
 }
 
-fn read_plainly(asked: &Receiver<Names>, answer: &Sender<Input>) {
+fn read_plainly(requested: &Receiver<Names>, answer: &Sender<Input>) {
     let mut lines = stdin().lock().lines();
-    while asked.recv().is_ok() {
+    while requested.recv().is_ok() {
         let input = match lines.next() {
             Some(Ok(line)) => Input::Line(line),
             Some(Err(error)) => Input::Failed(error.to_string()),
@@ -108,7 +109,7 @@ fn read_plainly(asked: &Receiver<Names>, answer: &Sender<Input>) {
     }
 }
 
-fn read_terminal(asked: &Receiver<Names>, answer: &Sender<Input>) {
+fn read_terminal(requested: &Receiver<Names>, answer: &Sender<Input>) {
     let config = Config::builder().completion_type(CompletionType::List).auto_add_history(true).build();
     let mut editor: Editor<Words, FileHistory> = match Editor::with_config(config) {
         Ok(editor) => editor,
@@ -119,10 +120,10 @@ fn read_terminal(asked: &Receiver<Names>, answer: &Sender<Input>) {
     };
     let history = history_file();
     if let Some(file) = &history {
-        // The first time there is none.
+        // The first time there is no such file.
         let _ = editor.load_history(file);
     }
-    while let Ok(names) = asked.recv() {
+    while let Ok(names) = requested.recv() {
         editor.set_helper(Some(Words(names)));
         let input = match editor.readline("esw> ") {
             Ok(line) => Input::Line(line),
@@ -131,7 +132,7 @@ fn read_terminal(asked: &Receiver<Names>, answer: &Sender<Input>) {
             Err(error) => Input::Failed(error.to_string()),
         };
         if let Some(file) = &history {
-            // A history that cannot be kept is no reason to stop.
+            // A history that cannot be written is no reason to stop.
             let _ = editor.save_history(file);
         }
         if answer.send(input).is_err() {
@@ -140,7 +141,7 @@ fn read_terminal(asked: &Receiver<Names>, answer: &Sender<Input>) {
     }
 }
 
-/// Where history is kept: `$XDG_STATE_HOME/eswitch/history`.
+/// The file of the history: `$XDG_STATE_HOME/eswitch/history`.
 fn history_file() -> Option<PathBuf> {
     let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
     let state = state.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".local/state")))?;
@@ -149,7 +150,7 @@ fn history_file() -> Option<PathBuf> {
     Some(folder.join("history"))
 }
 
-/// Commands of the prompt's own.
+/// Commands of the prompt, beside the steps of scenarios.
 pub const OWN: [&str; 7] = ["help", "ports", "events", "check", "shell", "!", "quit"];
 
 struct Words(Names);
@@ -174,7 +175,7 @@ impl Completer for Words {
 }
 
 impl Words {
-    /// Where the word that is being typed starts, and what it may become.
+    /// The byte at which the word that is being typed starts, and its completions.
     fn candidates(&self, typed: &str) -> (usize, Vec<String>) {
         let start = typed.rfind(' ').map_or(0, |space| space + 1);
         let (before, word) = typed.split_at(start);

@@ -1,8 +1,8 @@
-//! A card behind a control socket, as a lab takes it.
+//! A card behind a control socket, for a lab.
 //!
-//! What there is of it is read from memory that the card's daemon shares, so it takes no answer of the daemon and no
-//! thread waits for what the card is doing. When the daemon ends, the last view stays, and what is to be done
-//! is refused; when there is a daemon again, its view takes that one's place.
+//! Its view is read from memory that the card's daemon shares. This takes no answer of the daemon, so no thread waits for
+//! the card. When the daemon ends, the last view stays and commands are refused; when a daemon runs again, its view takes
+//! the place of the last one.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -18,30 +18,33 @@ use netlink::Errno;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
 
-/// Between two tries to connect to a daemon that has ended: the first, and the longest.
+/// The pause between two attempts to connect to a daemon that has ended: the first, and the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 
-/// Bytes of what is told at once, at most.
+/// The most bytes of a datagram with notifications.
 const ROOM: usize = 256 << 10;
 
-/// The daemon is gone.
+/// The error number when the daemon has ended.
 const GONE: Errno = Errno::NODEV;
 
-/// The daemon does not know the request.
+/// The error number with which a daemon refuses a request that it does not know.
 const OLDER: Errno = Errno::OPNOTSUPP;
 
 /// A card in another process.
+///
+/// Its locks are none of `lockdep`'s: they are taken in the processes of a lab, which are forked from this one and whose
+/// threads are in no domain and pass no token. No two of them are held at a time.
 pub struct Remote {
     path: PathBuf,
     seen: Mutex<Seen>,
-    /// What the view is shared over, until somebody [watches](Remote::stay_connected) it.
+    /// The connection over which the view is shared, until a thread [watches](Remote::stay_connected) it.
     connection: Mutex<Option<Client>>,
-    /// A connection that commands have gone over, for the next one. Of two commands at the same time each has its own.
+    /// A connection that a command has used, kept for the next one. Two commands at the same time use one each.
     idle: Mutex<Option<Client>>,
 }
 
-/// What was seen of it last.
+/// The last view of the card.
 struct Seen {
     reader: ViewReader,
     view: Arc<view::Card>,
@@ -53,14 +56,14 @@ impl Remote {
     /// # Errors
     /// It does not answer.
     pub fn connect(path: &Path) -> Result<Self, ClientError> {
-        // Who asks later may be in another folder.
+        // The working directory may be another later.
         let path = std::path::absolute(path)?;
         let (connection, seen) = look(&path)?;
         Ok(Self { path, seen: Mutex::new(seen), connection: Mutex::new(Some(connection)), idle: Mutex::default() })
     }
 
-    /// Starts a thread that connects again whenever the daemon has ended, for as long as the card is used. Call it
-    /// in the process that uses it.
+    /// Starts a thread that connects again whenever the daemon has ended, for as long as the card is used. It must be
+    /// called in the process that uses the card.
     ///
     /// # Errors
     /// The system gives no thread.
@@ -86,7 +89,7 @@ impl Remote {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tries until there is a daemon. `None`: nobody uses the card any more.
+    /// Tries to connect until a daemon answers. `None`: the card is not used any more.
     fn connect_again(path: &Path, remote: &Weak<Self>) -> Option<Client> {
         let mut pause = FIRST_PAUSE;
         loop {
@@ -103,7 +106,7 @@ impl Remote {
     }
 }
 
-/// Connects, and looks for the first time. The daemon shares the view for as long as the connection stands.
+/// Connects, and reads the first view. The daemon shares the view for as long as the connection exists.
 fn look(path: &Path) -> Result<(Client, Seen), ClientError> {
     let mut connection = Client::connect(path)?;
     let mut reader = connection.share().map_err(|error| match error {
@@ -120,7 +123,7 @@ fn look(path: &Path) -> Result<(Client, Seen), ClientError> {
 impl Card for Remote {
     fn view(&self) -> io::Result<Arc<view::Card>> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        // What cannot be read is no other view.
+        // If the new view cannot be read, the last one stays.
         if let Ok(Some(view)) = seen.reader.newer() {
             seen.view = view;
         }
@@ -158,7 +161,7 @@ impl Card for Remote {
     }
 }
 
-/// A connection that brings what devlink's multicast group hears.
+/// A connection that receives the notifications of devlink's multicast group.
 fn join(path: &Path) -> Result<OwnedFd, ClientError> {
     let mut client = Client::connect(path)?;
     client.ask(ESWITCH, eswitch_family::JOIN, |to| {
@@ -167,12 +170,12 @@ fn join(path: &Path) -> Result<OwnedFd, ClientError> {
     Ok(client.into_socket())
 }
 
-/// Passes on what a daemon tells, and the next one, until the other end of `to` is closed.
+/// Passes on the notifications of a daemon, and of the daemons after it, until the other end of `to` is closed.
 fn pass_on(path: &Path, first: OwnedFd, to: &OwnedFd) {
     let (mut from, mut pause) = (Some(first), FIRST_PAUSE);
     let mut buffer = vec![0; ROOM];
     loop {
-        // Nothing is said on that one: what there is to hear is its end.
+        // Nothing is sent over `to` from its other end: the only event is that it is closed.
         let mut polled = vec![PollFd::new(to, PollFlags::IN)];
         polled.extend(from.as_ref().map(|from| PollFd::new(from, PollFlags::IN)));
         let timeout = if from.is_none() { Timespec::try_from(pause).ok() } else { None };
@@ -193,8 +196,8 @@ fn pass_on(path: &Path, first: OwnedFd, to: &OwnedFd) {
         match recv(card, &mut buffer[..], RecvFlags::DONTWAIT) {
             Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
             Ok((_, 0)) | Err(_) => (from, pause) = (None, FIRST_PAUSE),
-            // Who has no room misses it, as with the kernel.
-            Ok((told, _)) => drop(send(to, &buffer[..told], SendFlags::DONTWAIT | SendFlags::NOSIGNAL)),
+            // A receiver without room misses the notification, as with the kernel.
+            Ok((length, _)) => drop(send(to, &buffer[..length], SendFlags::DONTWAIT | SendFlags::NOSIGNAL)),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `esw run`: reads every scenario first, then tells those that apply.
+//! `esw run`: reads every scenario first, then runs those for the kind of card.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,11 +13,13 @@ use serde::Serialize;
 
 use crate::arguments::Run;
 use crate::cards::Cards;
+use crate::exit_status::{FAILED, HELD, INTERRUPTED, UNUSABLE};
+use crate::interrupt;
+use crate::lock_order;
 use crate::output::{self, Style, complain, line};
-use crate::{FAILED, HELD, INTERRUPTED, UNUSABLE, interrupt};
 
-/// A scenario and the file it is in.
-pub(crate) struct Story {
+/// A scenario, and the file that it was read from.
+pub(crate) struct ScenarioFile {
     pub path: PathBuf,
     pub scenario: Scenario,
 }
@@ -27,20 +29,20 @@ pub(crate) struct Story {
 /// # Errors
 /// A file that cannot be read, or no place for the card.
 pub fn run(arguments: &Run) -> Result<u8> {
-    let Some(stories) = read_all(&arguments.paths)? else {
+    let Some(scenarios) = read_all(&arguments.paths)? else {
         return Ok(UNUSABLE);
     };
     let cards = Cards::prepare(arguments.card)?;
-    let domain = crate::domain(arguments.lockdep);
+    let domain = lock_order::domain(arguments.lockdep);
     let pulse = Arc::new(Pulse::new());
     interrupt::listen(&domain, &pulse)?;
-    let teller = Teller { arguments, cards, domain: Arc::clone(&domain), pulse, style: Style::detect() };
-    lockdep::enter(&domain, "main", |cx| teller.tell_all(cx, &stories))
+    let runner = Runner { arguments, cards, domain: Arc::clone(&domain), pulse, style: Style::detect() };
+    lockdep::enter(&domain, "main", |cx| runner.run_all(cx, &scenarios))
 }
 
-/// Reads every file; none if one of them cannot be used, which has been said then.
-pub(crate) fn read_all(paths: &[PathBuf]) -> Result<Option<Vec<Story>>> {
-    let mut stories = Vec::new();
+/// Reads every file; `None` if one of them cannot be used, whose error has been printed then.
+pub(crate) fn read_all(paths: &[PathBuf]) -> Result<Option<Vec<ScenarioFile>>> {
+    let mut scenarios = Vec::new();
     let mut usable = true;
     for path in scenario_files(paths)? {
         let source = fs::read(&path).with_context(|| path.display().to_string())?;
@@ -49,17 +51,17 @@ pub(crate) fn read_all(paths: &[PathBuf]) -> Result<Option<Vec<Story>>> {
             Err(_) => Err("1:1: not TOML: not UTF-8 text".to_owned()),
         };
         match read {
-            Ok(scenario) => stories.push(Story { path, scenario }),
+            Ok(scenario) => scenarios.push(ScenarioFile { path, scenario }),
             Err(error) => {
                 usable = false;
                 complain!("{}:{error}", path.display());
             }
         }
     }
-    Ok(usable.then_some(stories))
+    Ok(usable.then_some(scenarios))
 }
 
-/// Files as they were given; of directories, the regular files named `*.toml` in them, sorted.
+/// Files as they were given; of directories, the regular files named `*.toml`, sorted.
 fn scenario_files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for path in paths {
@@ -71,9 +73,9 @@ fn scenario_files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
         let mut found = Vec::new();
         for entry in fs::read_dir(path).with_context(about)? {
             let entry = entry.with_context(about)?.path();
-            let is_named_so = entry.extension().is_some_and(|extension| extension == "toml");
-            // Of a pipe, nobody may ever write the other end.
-            if is_named_so && fs::metadata(&entry).with_context(|| entry.display().to_string())?.is_file() {
+            let is_toml = entry.extension().is_some_and(|extension| extension == "toml");
+            // Reading a pipe could wait for ever.
+            if is_toml && fs::metadata(&entry).with_context(|| entry.display().to_string())?.is_file() {
                 found.push(entry);
             }
         }
@@ -84,7 +86,7 @@ fn scenario_files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-struct Teller<'a> {
+struct Runner<'a> {
     arguments: &'a Run,
     cards: Cards,
     domain: Arc<Domain>,
@@ -92,30 +94,30 @@ struct Teller<'a> {
     style: Style,
 }
 
-/// How the tellings went.
+/// The outcomes so far.
 #[derive(Default)]
 struct Count {
     held: u32,
     failed: u32,
     skipped: u32,
     interrupted: bool,
-    /// Something went wrong on the way down.
+    /// Whether something of a card is left that should have been removed.
     left_behind: bool,
 }
 
-impl Teller<'_> {
-    fn tell_all(&self, cx: &mut Locked<'_, Unlocked>, stories: &[Story]) -> Result<u8> {
+impl Runner<'_> {
+    fn run_all(&self, cx: &mut Locked<'_, Unlocked>, scenarios: &[ScenarioFile]) -> Result<u8> {
         let mut count = Count::default();
-        for story in stories {
+        for file in scenarios {
             if count.interrupted {
                 break;
             }
-            if let Some(why) = self.does_not_apply(&story.scenario) {
+            if let Some(why) = self.does_not_apply(&file.scenario) {
                 count.skipped += 1;
-                self.aside(&format!("{} {}: {why}", self.style.faint("skipped"), story.scenario.name));
+                self.aside(&format!("{} {}: {why}", self.style.faint("skipped"), file.scenario.name));
                 continue;
             }
-            self.tell_repeatedly(cx, story, &mut count)?;
+            self.run_repeatedly(cx, file, &mut count)?;
         }
         if count.interrupted {
             complain!(
@@ -128,35 +130,35 @@ impl Teller<'_> {
             );
             return Ok(INTERRUPTED);
         }
-        if stories.len() > 1 || self.arguments.repeat > 1 {
+        if scenarios.len() > 1 || self.arguments.repeat > 1 {
             self.aside(&summary(self.style, &count));
         }
         if count.held + count.failed == 0 {
-            complain!("esw: nothing was told; choose another card with `--card`");
+            complain!("esw: no scenario is for this kind of card; choose another with `--card`");
             return Ok(UNUSABLE);
         }
         Ok(if count.failed > 0 { FAILED } else { HELD })
     }
 
-    fn tell_repeatedly(&self, cx: &mut Locked<'_, Unlocked>, story: &Story, count: &mut Count) -> Result<()> {
+    fn run_repeatedly(&self, cx: &mut Locked<'_, Unlocked>, file: &ScenarioFile, count: &mut Count) -> Result<()> {
         let (repeat, json) = (self.arguments.repeat, self.arguments.json);
         let mut failed = 0;
         for round in 1..=repeat {
-            let mut watch = Watch { style: self.style, aloud: !json && repeat == 1 };
-            if watch.aloud {
-                introduce(self.style, story);
+            let mut watch = Watch { style: self.style, is_shown: !json && repeat == 1 };
+            if watch.is_shown {
+                introduce(self.style, file);
             }
-            let outcome = self.tell(cx, story, &mut watch)?;
+            let outcome = self.run(cx, file, &mut watch)?;
             count.interrupted |= outcome.interrupted;
-            // The step that was interrupted did not come to what it should: that leaves nothing.
+            // The step that was interrupted has no outcome, and leaves nothing behind.
             let left = outcome.violations.iter().any(|v| !["step", "expectation"].contains(&v.invariant));
             count.left_behind |= outcome.interrupted && left;
             if json {
-                self.print_json(story, &outcome)?;
+                self.print_json(file, &outcome)?;
             } else if repeat == 1 {
                 self.print_end(&outcome);
             } else if !outcome.violations.is_empty() || outcome.hung {
-                line(&format!("{} (telling {round} of {repeat})", story.scenario.name));
+                line(&format!("{} (run {round} of {repeat})", file.scenario.name));
                 for record in &outcome.steps {
                     print_step(self.style, record);
                 }
@@ -171,7 +173,7 @@ impl Teller<'_> {
                 }
             }
             if outcome.hung {
-                // Its threads still hold what they hold: the next telling would be about them too.
+                // Its threads still hold their locks: they would disturb the next run.
                 break;
             }
         }
@@ -180,7 +182,7 @@ impl Teller<'_> {
                 0 => self.style.good("ok"),
                 n => self.style.bad(&format!("{n} of {repeat} failed")),
             };
-            self.aside(&format!("{}: {repeat} times: {verdict}", story.scenario.name));
+            self.aside(&format!("{}: {repeat} times: {verdict}", file.scenario.name));
         }
         Ok(())
     }
@@ -194,16 +196,16 @@ impl Teller<'_> {
         Some(format!("it is for the card {}, and this is {card}", cards.join(" or ")))
     }
 
-    fn tell(&self, cx: &mut Locked<'_, Unlocked>, story: &Story, watch: &mut Watch) -> Result<Outcome> {
-        let world = self.cards.world(&story.scenario.card, &self.domain, &self.pulse)?;
-        let outcome = scenario::run(cx, &story.scenario, &world, watch);
+    fn run(&self, cx: &mut Locked<'_, Unlocked>, file: &ScenarioFile, watch: &mut Watch) -> Result<Outcome> {
+        let world = self.cards.world(&file.scenario.card, &self.domain, &self.pulse)?;
+        let outcome = scenario::run(cx, &file.scenario, &world, watch);
         if outcome.hung {
             force_down(cx, &*world.card);
         }
         Ok(outcome)
     }
 
-    /// What is said beside the story, which with `--json` is not for the program that reads.
+    /// Prints a line that is no result; with `--json`, to standard error, as a program reads standard output.
     fn aside(&self, text: &str) {
         if self.arguments.json { complain!("{text}") } else { line(text) }
     }
@@ -249,14 +251,14 @@ impl Teller<'_> {
         line(&format!("  {verdict} in {}\n", output::time(outcome.elapsed)));
     }
 
-    fn print_json(&self, story: &Story, outcome: &Outcome) -> Result<()> {
-        let report = Report::new(story, self.cards.name(), outcome);
+    fn print_json(&self, file: &ScenarioFile, outcome: &Outcome) -> Result<()> {
+        let report = Report::new(file, self.cards.name(), outcome);
         line(&serde_json::to_string(&report)?);
         Ok(())
     }
 }
 
-/// A story hangs: its engine cannot take the card down any more, but what the card holds can go.
+/// Removes what a card holds when the scenario hangs, as its engine cannot take the card down any more.
 fn force_down(cx: &mut Locked<'_, Unlocked>, card: &dyn Card) {
     let mut cx = cx.narrow();
     let mut left = card.resources(&mut cx);
@@ -276,20 +278,20 @@ fn summary(style: Style, count: &Count) -> String {
     parts.join(", ")
 }
 
-fn introduce(style: Style, story: &Story) {
-    let path: &Path = &story.path;
-    line(&format!("{} ({})", style.strong(&story.scenario.name), path.display()));
+fn introduce(style: Style, file: &ScenarioFile) {
+    let path: &Path = &file.path;
+    line(&format!("{} ({})", style.strong(&file.scenario.name), path.display()));
 }
 
 /// Prints steps as they are taken.
 struct Watch {
     style: Style,
-    aloud: bool,
+    is_shown: bool,
 }
 
 impl Observer for Watch {
     fn step(&mut self, record: &StepRecord) {
-        if self.aloud {
+        if self.is_shown {
             print_step(self.style, record);
         }
     }
@@ -319,7 +321,7 @@ fn print_step(style: Style, record: &StepRecord) {
     }
 }
 
-/// What a program reads of a telling.
+/// The JSON object that `--json` prints for a scenario.
 #[derive(Serialize)]
 struct Report<'a> {
     scenario: &'a str,
@@ -372,12 +374,12 @@ struct ViolationReport<'a> {
 }
 
 impl<'a> Report<'a> {
-    fn new(story: &'a Story, card: &'static str, outcome: &'a Outcome) -> Self {
+    fn new(file: &'a ScenarioFile, card: &'static str, outcome: &'a Outcome) -> Self {
         let snapshot = outcome.snapshot.iter();
         let ports = snapshot.flat_map(|snapshot| &snapshot.pfs).flat_map(|pf| &pf.ports);
         Self {
-            scenario: &story.scenario.name,
-            file: story.path.display().to_string(),
+            scenario: &file.scenario.name,
+            file: file.path.display().to_string(),
             card,
             ok: outcome.ok(),
             interrupted: outcome.interrupted,

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::arguments::Status;
-use crate::daemon::{CardStatus, Found, NotFound, PATIENCE, PfStatus, socket_of, sockets};
+use crate::daemon::{CardStatus, DaemonConnection, NoAnswer, PATIENCE, PfStatus, socket_of, sockets};
+use crate::exit_status::{FAILED, HELD};
 use crate::output::{complain, line};
 use crate::printable::{printable, printable_json};
 use crate::sockets::all_at_once;
-use crate::{FAILED, HELD};
 
 /// Runs the command; its exit status.
 ///
@@ -35,8 +35,8 @@ pub fn status(arguments: &Status) -> Result<u8> {
     for answer in all_at_once(paths, |path| ask(&path, until)) {
         match answer {
             Ok(card) => show(&card, arguments.json),
-            // It has ended in good order since we looked.
-            Err(NotFound::None(_)) if !is_named => {}
+            // It has ended in good order since the sockets were listed.
+            Err(NoAnswer::None(_)) if !is_named => {}
             Err(error) => {
                 complain!("esw: {error}");
                 status = FAILED;
@@ -46,13 +46,13 @@ pub fn status(arguments: &Status) -> Result<u8> {
     Ok(status)
 }
 
-fn ask(path: &Path, until: Instant) -> Result<CardStatus, NotFound> {
-    Found::connect(path, until)?.status(path)
+fn ask(path: &Path, until: Instant) -> Result<CardStatus, NoAnswer> {
+    DaemonConnection::connect(path, until)?.status(path)
 }
 
 fn show(card: &CardStatus, json: bool) {
     if json {
-        // It is made of text and numbers; that cannot fail.
+        // The status has text and numbers only, so this cannot fail.
         line(&printable_json(&serde_json::to_string(card).unwrap_or_default()));
         return;
     }
@@ -98,8 +98,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_told_in_two_units() {
-        let told = [7, 61, 3_700, 90_000].map(|seconds| duration(Duration::from_secs(seconds)));
-        assert_eq!(told, ["7 s", "1 min 1 s", "1 h 1 min", "1 d 1 h"]);
+    fn times_are_printed_in_two_units() {
+        let printed = [7, 61, 3_700, 90_000].map(|seconds| duration(Duration::from_secs(seconds)));
+        assert_eq!(printed, ["7 s", "1 min 1 s", "1 h 1 min", "1 d 1 h"]);
     }
 }

@@ -1,4 +1,4 @@
-//! `esw up`: a card, and a prompt.
+//! `esw up` without `--daemon`: a card with a prompt.
 
 use std::path::Path;
 use std::process::Command;
@@ -14,12 +14,13 @@ use scenario::{Action, Ports, Session, WordError};
 
 use crate::arguments::Up;
 use crate::cards::Cards;
-use crate::interrupt::{self, Elsewhere};
+use crate::exit_status::{FAILED, HELD, INTERRUPTED};
+use crate::interrupt::{self, ForegroundProgram};
+use crate::lock_order;
 use crate::output::{self, Style, complain, line};
 use crate::printable::printable;
 use crate::programs;
 use crate::prompt::{Input, Names, Prompt};
-use crate::{FAILED, HELD, INTERRUPTED};
 
 /// How long a wait at the prompt may take.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -34,9 +35,9 @@ pub fn up(arguments: &Up) -> Result<u8> {
         None => CardConfig::default(),
     };
     let cards = Cards::prepare(arguments.card)?;
-    let domain = crate::domain(arguments.lockdep);
+    let domain = lock_order::domain(arguments.lockdep);
     let pulse = Arc::new(Pulse::new());
-    let elsewhere = interrupt::listen(&domain, &pulse)?;
+    let foreground = interrupt::listen(&domain, &pulse)?;
     lockdep::enter(&domain, "main", |cx| {
         let world = cards.world(&config, &domain, &pulse)?;
         let has_programs = world.programs.is_some();
@@ -44,8 +45,9 @@ pub fn up(arguments: &Up) -> Result<u8> {
             Ok(session) => session,
             Err(error) => bail!("the card did not come up: {error}"),
         };
-        let desk = Desk { session, domain: Arc::clone(&domain), elsewhere, has_programs, style: Style::detect() };
-        desk.serve(cx)
+        let prompt =
+            PromptedCard { session, domain: Arc::clone(&domain), foreground, has_programs, style: Style::detect() };
+        prompt.serve(cx)
     })
 }
 
@@ -58,31 +60,32 @@ fn read_config(path: &Path) -> Result<CardConfig> {
     }
 }
 
-/// What became of a line that was typed.
+/// The outcome of a line that was typed.
 enum LineOutcome {
     /// It was carried out.
     Ok,
-    /// It was not, for these reasons.
+    /// It failed, with these lines of errors.
     Failed(Vec<String>),
     /// It ends the prompt.
     Quit,
 }
 
-struct Desk {
+/// A card that takes its steps from a prompt.
+struct PromptedCard {
     session: Session,
     domain: Arc<Domain>,
-    elsewhere: Elsewhere,
+    foreground: ForegroundProgram,
     has_programs: bool,
     style: Style,
 }
 
-impl Desk {
-    /// Takes lines until told to go, then takes the card down.
+impl PromptedCard {
+    /// Takes lines until the end of the input, then takes the card down.
     fn serve(&self, cx: &mut Locked<'_, Unlocked>) -> Result<u8> {
         let prompt = Prompt::start()?;
         if prompt.is_interactive() {
             self.show_ports(cx);
-            line(&self.style.faint("`help` lists what can be typed, `quit` takes the card down"));
+            line(&self.style.faint("`help` lists the commands, `quit` takes the card down"));
         }
         let pulse = Arc::clone(&self.session.world().pulse);
         let (mut failed, mut seen, mut number) = (false, 0, 0);
@@ -91,7 +94,7 @@ impl Desk {
             let text = match prompt.next(names, || pulse.is_stopped(cx)) {
                 Input::Line(text) => text,
                 Input::End => break false,
-                // Ctrl-C at the prompt is for the line that is being typed; the prompt forgets it.
+                // Ctrl-C at the prompt drops the line that is being typed.
                 Input::Interrupt if prompt.is_interactive() && !pulse.is_stopped(cx) => {
                     line(&self.style.faint("`quit` or Ctrl-D takes the card down"));
                     continue;
@@ -104,11 +107,11 @@ impl Desk {
                 }
             };
             number += 1;
-            let came = self.take(cx, text.trim(), &mut seen, prompt.is_interactive());
+            let outcome = self.take(cx, text.trim(), &mut seen, prompt.is_interactive());
             if pulse.is_stopped(cx) {
                 break true;
             }
-            match came {
+            match outcome {
                 LineOutcome::Ok => {}
                 LineOutcome::Quit => break false,
                 LineOutcome::Failed(errors) => {
@@ -160,7 +163,9 @@ impl Desk {
         };
         match &action {
             Action::Sync(_) => {
-                return LineOutcome::Failed(vec!["Error: `sync` is for scenarios: nothing else runs here.".to_owned()]);
+                return LineOutcome::Failed(vec![
+                    "Error: `sync` is for scenarios: no other thread runs here.".to_owned(),
+                ]);
             }
             Action::Program(command) if self.has_programs && interactive => {
                 return self.foreground(programs::shell_command(command), command);
@@ -176,14 +181,14 @@ impl Desk {
         }
     }
 
-    /// Runs a program with our terminal; Ctrl-C is for it meanwhile.
+    /// Runs a program with the terminal of this process, and leaves Ctrl-C to it.
     fn foreground(&self, mut command: Command, name: &str) -> LineOutcome {
         if !self.has_programs {
             return LineOutcome::Failed(vec![format!(
                 "Error: `{name}` is a program, and this card has no netdevs to run it among; use `--card linux`."
             )]);
         }
-        let status: io::Result<i32> = self.elsewhere.during(|| programs::in_foreground(&mut command));
+        let status: io::Result<i32> = self.foreground.during(|| programs::in_foreground(&mut command));
         match status {
             Ok(0) => LineOutcome::Ok,
             Ok(status) => LineOutcome::Failed(vec![format!("exit status {status}")]),
@@ -191,7 +196,7 @@ impl Desk {
         }
     }
 
-    /// Waits for the queues to rest and checks every invariant.
+    /// Waits until the queues are at rest, and checks every invariant.
     fn check(&self, cx: &mut Locked<'_, Unlocked>) -> LineOutcome {
         if let Err(error) = self.session.perform(cx, Heeds::Stop, &Action::WaitRest { retries: false }) {
             return LineOutcome::Failed(error.lines());
@@ -230,7 +235,7 @@ impl Desk {
     }
 }
 
-/// The line with a mark under what is wrong with it.
+/// A line, with a mark under the word that is wrong, and the error.
 fn point_at(text: &str, error: &WordError) -> Vec<String> {
     let column = text[..error.at].chars().count();
     vec![format!("  {text}"), format!("  {:column$}^ {error}", "")]
@@ -249,11 +254,11 @@ fn help(style: Style) {
     line(&style.strong("At this prompt"));
     for (word, does) in [
         ("ports", "every port as a table"),
-        ("events", "what has happened since the last time"),
-        ("check", "wait for the queues to rest and check every invariant"),
+        ("events", "the events since the last time"),
+        ("check", "wait until the queues are at rest and check every invariant"),
         ("shell", "a shell among the card's netdevs"),
-        ("help", "this"),
-        ("quit, Ctrl-D", "take the card down and go"),
+        ("help", "this list"),
+        ("quit, Ctrl-D", "take the card down and end"),
     ] {
         line(&format!("  {word:<14}{}", style.faint(does)));
     }

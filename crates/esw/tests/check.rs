@@ -1,4 +1,4 @@
-//! `esw check` from outside: what it finds, how it is told again, what it refuses.
+//! `esw check` as a program: what it finds, how it runs a schedule again, what it refuses.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -495,7 +495,7 @@ fn a_failure_of_what_was_interrupted_is_both() {
 }
 
 #[test]
-fn random_schedules_follow_from_the_seed_whatever_the_environment_says() {
+fn random_schedules_follow_from_the_seed_whatever_the_environment() {
     let folder = Folder::new("seed");
     let file = folder.file("fails.toml", FAILS);
     let run = |variable: Option<&str>| {

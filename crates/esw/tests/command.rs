@@ -1,4 +1,4 @@
-//! The command from outside: exit statuses, JSON, the prompt without a terminal, interrupts.
+//! The command as a program: exit statuses, JSON, the prompt without a terminal, interrupts.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -25,7 +25,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-/// A file of the test's own, gone with it.
+/// A file of a test, which is removed when this is dropped.
 struct File(PathBuf);
 
 impl File {
@@ -46,8 +46,8 @@ impl Drop for File {
     }
 }
 
-const STORY: &str = r#"
-name = "a story"
+const SCENARIO: &str = r#"
+name = "a scenario"
 why = "for a test"
 expect = ["vfs pci/0000:08:00.0 2"]
 [[thread]]
@@ -56,13 +56,13 @@ steps = ["echo 2 > /sys/bus/pci/devices/0000:08:00.0/sriov_numvfs", { run = "rmm
 "#;
 
 #[test]
-fn a_story_that_holds_exits_with_0_and_tells_itself() {
-    let file = File::new("holds.toml", STORY);
+fn a_scenario_that_holds_exits_with_0_and_prints_its_steps() {
+    let file = File::new("holds.toml", SCENARIO);
     let output = output(&["run", file.path()]);
-    let said = text(&output.stdout);
-    assert_eq!(output.status.code(), Some(0), "{said}");
+    let printed = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{printed}");
     for expected in [
-        "a story (",
+        "a scenario (",
         "admin        echo 2 > /sys/bus/pci/devices/0000:08:00.0/sriov_numvfs",
         "Error: mlx5_core: module mlx4_core not found",
         "kernel answers: No such file or directory",
@@ -70,24 +70,24 @@ fn a_story_that_holds_exits_with_0_and_tells_itself() {
         "holds  expect vfs pci/0000:08:00.0 2",
         "no-leak",
     ] {
-        assert!(said.contains(expected), "no `{expected}` in\n{said}");
+        assert!(printed.contains(expected), "no `{expected}` in\n{printed}");
     }
-    assert!(!said.contains('\x1b'), "colours where nobody sees them");
+    assert!(!printed.contains('\x1b'), "colours without a terminal");
 }
 
 #[test]
-fn a_story_that_does_not_hold_exits_with_1_and_says_what() {
-    let file = File::new("fails.toml", &STORY.replace("0 2\"]", "0 3\"]"));
+fn a_scenario_that_does_not_hold_exits_with_1_and_prints_what() {
+    let file = File::new("fails.toml", &SCENARIO.replace("0 2\"]", "0 3\"]"));
     let output = output(&["run", file.path()]);
-    let said = text(&output.stdout);
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("FAILS  expectation: expected 3 VFs on pci/0000:08:00.0, but there are 2"), "{said}");
+    let printed = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{printed}");
+    assert!(printed.contains("FAILS  expectation: expected 3 VFs on pci/0000:08:00.0, but there are 2"), "{printed}");
 }
 
 #[test]
 fn input_that_cannot_be_used_exits_with_2_and_a_place_before_anything_runs() {
-    let good = File::new("good.toml", STORY);
-    let bad = File::new("bad.toml", &STORY.replace("rmmod", "rmod"));
+    let good = File::new("good.toml", SCENARIO);
+    let bad = File::new("bad.toml", &SCENARIO.replace("rmmod", "rmod"));
     let output = output(&["run", good.path(), bad.path()]);
     let complaint = text(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{complaint}");
@@ -97,7 +97,7 @@ fn input_that_cannot_be_used_exits_with_2_and_a_place_before_anything_runs() {
 }
 
 #[test]
-fn what_is_not_there_or_not_known_exits_with_2() {
+fn files_and_words_that_do_not_exist_exit_with_2() {
     for arguments in [
         &["run", "/nonesuch.toml"][..],
         &["run"],
@@ -116,14 +116,14 @@ fn what_is_not_there_or_not_known_exits_with_2() {
 
 #[test]
 fn json_is_one_object_a_line_with_everything_in_it() {
-    let file = File::new("json.toml", STORY);
+    let file = File::new("json.toml", SCENARIO);
     let output = output(&["run", file.path(), "--json", "--repeat", "2"]);
-    let said = text(&output.stdout);
-    assert_eq!(output.status.code(), Some(0), "{said}");
-    let lines: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let printed = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{printed}");
+    let lines: Vec<Value> = printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(lines.len(), 2);
     let report = &lines[0];
-    assert_eq!(report["scenario"], "a story");
+    assert_eq!(report["scenario"], "a scenario");
     assert_eq!(report["card"], "memory");
     assert_eq!(report["ok"], true);
     assert!(report["elapsed_ms"].is_number());
@@ -144,8 +144,8 @@ fn json_is_one_object_a_line_with_everything_in_it() {
 }
 
 #[test]
-fn json_says_what_does_not_hold() {
-    let file = File::new("json-fails.toml", &STORY.replace("0 2\"]", "0 3\"]"));
+fn json_has_what_does_not_hold() {
+    let file = File::new("json-fails.toml", &SCENARIO.replace("0 2\"]", "0 3\"]"));
     let output = output(&["run", file.path(), "--json"]);
     assert_eq!(output.status.code(), Some(1));
     let report: Value = serde_json::from_str(text(&output.stdout).trim()).unwrap();
@@ -155,20 +155,20 @@ fn json_says_what_does_not_hold() {
 }
 
 #[test]
-fn a_directory_is_its_scenarios_and_what_does_not_apply_is_skipped_with_a_reason() {
+fn a_directory_is_its_scenarios_and_those_for_another_card_are_skipped_with_a_reason() {
     let output = output(&["run", scenarios().to_str().unwrap()]);
-    let said = text(&output.stdout);
-    assert_eq!(output.status.code(), Some(0), "{said}");
-    assert!(said.contains("it is for the card linux, and this is memory"), "{said}");
-    assert!(said.contains("IB module loaded late"), "{said}");
+    let printed = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{printed}");
+    assert!(printed.contains("it is for the card linux, and this is memory"), "{printed}");
+    assert!(printed.contains("IB module loaded late"), "{printed}");
 }
 
 #[test]
 fn repeated_only_failures_and_counts_are_printed() {
-    let file = File::new("repeat.toml", STORY);
+    let file = File::new("repeat.toml", SCENARIO);
     let output = output(&["run", file.path(), "--repeat", "5", "--lockdep"]);
     assert_eq!(output.status.code(), Some(0));
-    assert_eq!(text(&output.stdout), "a story: 5 times: ok\n5 held\n");
+    assert_eq!(text(&output.stdout), "a scenario: 5 times: ok\n5 held\n");
 }
 
 fn up(lines: &str, arguments: &[&str]) -> Output {
@@ -189,17 +189,17 @@ fn without_a_terminal_the_prompt_takes_lines_as_commands() {
     let lines = "# a comment\n\ndevlink dev eswitch set pci/0000:08:00.0 mode switchdev\nports\ncheck\nevents\nhelp\n\
                  expect reps pci/0000:08:00.0 ib loaded 2\nquit\nnever read\n";
     let output = up(lines, &["up", "--config", config.path()]);
-    let said = text(&output.stdout);
-    assert_eq!(output.status.code(), Some(0), "{said}{}", text(&output.stderr));
+    let printed = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{printed}{}", text(&output.stderr));
     for expected in
         ["pci/0000:08:00.0/1      pcivf", "every invariant holds", "mode switchdev", "wait until EXPECTATION"]
     {
-        assert!(said.contains(expected), "no `{expected}` in\n{said}");
+        assert!(printed.contains(expected), "no `{expected}` in\n{printed}");
     }
 }
 
 #[test]
-fn a_line_that_fails_is_said_and_the_others_are_taken() {
+fn a_line_that_fails_is_reported_and_the_others_are_taken() {
     let lines = "devlink dev eswitch set pci/0000:08:00.0 mod legacy\nmodprobe nonesuch\nsync x\n!true\nshell\ndevlink dev show\n";
     let output = up(lines, &["up"]);
     let complaints = text(&output.stderr);
@@ -231,23 +231,23 @@ fn interrupt(child: &Child) {
 }
 
 #[test]
-fn an_interrupt_ends_a_story_after_its_finally_with_130() {
-    let story = "name = \"n\"\nwhy = \"w\"\nlimit_s = 60\nfinally = [\"sleep 20ms\", \"modprobe mlx5_ib\"]\n[[thread]]\nname = \"a\"\n\
+fn an_interrupt_ends_a_scenario_after_its_finally_with_130() {
+    let scenario = "name = \"n\"\nwhy = \"w\"\nlimit_s = 60\nfinally = [\"sleep 20ms\", \"modprobe mlx5_ib\"]\n[[thread]]\nname = \"a\"\n\
                  steps = [\"devlink dev show\", \"sleep 50s\", \"devlink dev show\"]\n";
-    let file = File::new("interrupt.toml", story);
+    let file = File::new("interrupt.toml", scenario);
     let mut child = spawn(&["run", file.path()]);
     let mut stdout = BufReader::new(child.stdout.take().unwrap());
-    let mut said = String::new();
-    while !said.contains("pci/0000:08:00.0") {
-        assert_ne!(stdout.read_line(&mut said).unwrap(), 0, "{said}");
+    let mut printed = String::new();
+    while !printed.contains("pci/0000:08:00.0") {
+        assert_ne!(stdout.read_line(&mut printed).unwrap(), 0, "{printed}");
     }
     interrupt(&child);
-    std::io::Read::read_to_string(&mut stdout, &mut said).unwrap();
+    std::io::Read::read_to_string(&mut stdout, &mut printed).unwrap();
     let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(130), "{said}");
+    assert_eq!(output.status.code(), Some(130), "{printed}");
     for step in ["sleep 20ms", "modprobe mlx5_ib"] {
-        let line = said.lines().find(|line| line.contains(&format!("finally      {step}")));
-        assert!(line.is_some_and(|line| line.contains(" ok ")), "`{step}` in\n{said}");
+        let line = printed.lines().find(|line| line.contains(&format!("finally      {step}")));
+        assert!(line.is_some_and(|line| line.contains(" ok ")), "`{step}` in\n{printed}");
     }
     assert!(text(&output.stderr).contains("interrupted; the card was taken down"), "{}", text(&output.stderr));
 }
@@ -266,7 +266,7 @@ fn an_interrupt_ends_the_prompt_with_130() {
 }
 
 #[test]
-fn help_and_version_say_what_one_needs() {
+fn help_and_version_are_printed() {
     let help = text(&output(&["--help"]).stdout);
     for expected in ["Exit status:", "Examples:", "esw run scenarios", "run", "up"] {
         assert!(help.contains(expected), "no `{expected}` in\n{help}");
@@ -275,8 +275,8 @@ fn help_and_version_say_what_one_needs() {
 }
 
 #[test]
-fn what_cannot_be_written_is_an_error() {
-    let file = File::new("full.toml", STORY);
+fn output_that_cannot_be_written_is_an_error() {
+    let file = File::new("full.toml", SCENARIO);
     let full = fs::File::options().write(true).open("/dev/full").unwrap();
     let ran = esw(&["run", file.path()]).stdout(full).output().unwrap();
     assert_eq!(ran.status.code(), Some(2));
@@ -284,9 +284,38 @@ fn what_cannot_be_written_is_an_error() {
 }
 
 #[test]
-fn to_tell_nothing_is_no_success() {
-    let file = File::new("skipped.toml", &STORY.replace("why =", "cards = [\"linux\"]\nwhy ="));
+fn a_run_without_any_scenario_for_the_card_exits_with_2() {
+    let file = File::new("skipped.toml", &SCENARIO.replace("why =", "cards = [\"linux\"]\nwhy ="));
     let ran = output(&["run", file.path()]);
     assert_eq!(ran.status.code(), Some(2));
     assert!(text(&ran.stderr).contains("--card"), "{}", text(&ran.stderr));
+}
+
+#[test]
+fn devlink_words_have_help_and_errors_before_any_card_is_looked_for() {
+    for (object, form) in [
+        ("dev", "esw dev eswitch set DEV [mode legacy|switchdev] [inline-mode none|link|network|transport]"),
+        ("port", "esw port function rate show [PORT|DEV/NODE]"),
+        ("health", "esw health recover DEV reporter NAME"),
+        ("monitor", "esw monitor port"),
+    ] {
+        let help = output(&[object, "help"]);
+        assert_eq!(help.status.code(), Some(0));
+        let help = text(&help.stdout);
+        assert!(help.contains(form), "no `{form}` in\n{help}");
+    }
+    for (arguments, error) in [
+        (
+            &["dev", "eswitch", "set", "pci/0000:08:00.0"][..],
+            "expected `mode`, `inline-mode` or `encap-mode`, found the end",
+        ),
+        (&["dev", "eswitch", "set", "pci/0000:08:00.0", "mode", "swichdev"], "did you mean `switchdev`?"),
+        (&["port", "del", "pci/0000:08:00.0"], "expected a port such as pci/0000:08:00.0/1"),
+        (&["port", "fun", "rat", "set", "pci/0000:08:00.0/1", "tx_max", "fast"], "expected a rate"),
+        (&["monitor", "health"], "`esw monitor help` lists the commands"),
+    ] {
+        let output = output(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(text(&output.stderr).contains(error), "{arguments:?}: {}", text(&output.stderr));
+    }
 }

@@ -1,5 +1,5 @@
-//! Daemons from outside: start, status, end, and what a restart keeps. On the card in memory; as root and in
-//! namespaces without it on the card of netdevs, which says so where it cannot.
+//! Daemons as programs: start, status, end, and what a restart keeps. On the card in memory; and on the card of netdevs, as
+//! root and without root in namespaces. A test that cannot run here prints that it is skipped.
 
 mod steps;
 
@@ -18,7 +18,7 @@ use steps::perform;
 /// How long anything may take before a test gives up. Nothing is asserted of how long it takes.
 const LONG: Duration = Duration::from_secs(120);
 
-/// Folders of a test's own, and what runs in them. Both are gone with it.
+/// Folders of a test, and the daemons that run in them. Both are removed when this is dropped.
 struct Place {
     folder: PathBuf,
     children: Vec<Child>,
@@ -60,7 +60,7 @@ impl Place {
         let child = command.args(arguments).env("NOTIFY_SOCKET", &path).stdout(Stdio::null()).spawn().unwrap();
         let pid = child.id();
         self.children.push(child);
-        while !hear(&told).contains("READY=1") {}
+        while !receive(&told).contains("READY=1") {}
         (pid, told)
     }
 
@@ -101,7 +101,7 @@ fn read(output: Output) -> (i32, String, String) {
     (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
 }
 
-fn hear(told: &UnixDatagram) -> String {
+fn receive(told: &UnixDatagram) -> String {
     let mut text = [0; 4096];
     loop {
         match told.recv(&mut text) {
@@ -122,7 +122,7 @@ fn socket(folder: &Path) -> String {
 }
 
 #[test]
-fn a_daemon_goes_to_the_background_is_told_of_and_ends() {
+fn a_daemon_goes_to_the_background_is_listed_and_ends() {
     let place = Place::new();
     let (code, said, complaint) = place.output(&["up", "--daemon", "--detach"]);
     assert_eq!(code, 0, "{complaint}");
@@ -142,11 +142,11 @@ fn a_daemon_goes_to_the_background_is_told_of_and_ends() {
 }
 
 #[test]
-fn the_service_manager_is_told_and_a_signal_ends_it() {
+fn the_service_manager_is_notified_and_a_signal_ends_the_daemon() {
     let mut place = Place::new();
     let (pid, told) = place.start(&[]);
     signal(pid, "-TERM");
-    while !hear(&told).contains("STOPPING=1") {}
+    while !receive(&told).contains("STOPPING=1") {}
     assert_eq!(place.ended(), Some(0));
     assert!(!Path::new(&socket(&place.folder)).exists());
 }
@@ -164,7 +164,7 @@ fn one_card_has_one_daemon() {
 }
 
 #[test]
-fn the_socket_of_a_dead_daemon_is_in_nobodys_way() {
+fn the_socket_of_a_dead_daemon_is_replaced() {
     let mut place = Place::new();
     let (pid, _) = place.start(&[]);
     signal(pid, "-KILL");
@@ -188,7 +188,7 @@ fn silent(place: &Place, name: &str) -> devlink::ControlSocket {
 }
 
 #[test]
-fn down_keeps_its_limit_and_status_says_that_it_could_not_ask() {
+fn down_keeps_its_limit_and_status_reports_a_daemon_that_does_not_answer() {
     let mut place = Place::new();
     let (pid, _) = place.start(&[]);
     signal(pid, "-STOP");
@@ -199,7 +199,7 @@ fn down_keeps_its_limit_and_status_says_that_it_could_not_ask() {
     // What it was asked it does when it goes on.
     signal(pid, "-CONT");
     assert_eq!(place.ended(), Some(0));
-    // One that is stopped, and whose queue is full of those who wait.
+    // A daemon that is stopped, and whose queue of connections is full.
     let (pid, _) = place.start(&[]);
     signal(pid, "-STOP");
     let soon = || Instant::now() + Duration::from_millis(50);
@@ -224,7 +224,7 @@ fn down_keeps_its_limit_and_status_says_that_it_could_not_ask() {
 }
 
 #[test]
-fn a_folder_of_somebody_elses_is_not_trusted() {
+fn a_folder_of_another_user_is_not_trusted() {
     let mut place = Place::new();
     place.start(&[]);
     let (own, other) = (place.folder.join("run"), place.folder.join("other"));
@@ -252,7 +252,7 @@ fn a_folder_of_somebody_elses_is_not_trusted() {
 }
 
 #[test]
-fn nobody_else_may_open_locks_and_state_whatever_the_umask() {
+fn no_other_user_may_open_locks_and_state_whatever_the_umask() {
     use std::os::unix::fs::PermissionsExt;
     for umask in ["000", "077"] {
         let place = Place::new();
@@ -394,7 +394,7 @@ fn a_fresh_start_that_is_refused_has_forgotten_nothing() {
 }
 
 #[test]
-fn several_daemons_are_told_apart() {
+fn several_daemons_have_one_socket_each() {
     let mut place = Place::new();
     let left = place.file("left.toml", "[cards.left]\n");
     let right = place.file("right.toml", "[cards.right]\n[cards.third.card]\naddress = \"0000:0a:00.0\"\n");
@@ -456,7 +456,7 @@ fn the_log_is_one_object_a_line_if_asked_for() {
 const PF: &str = "pci/0000:08:00.0";
 
 #[test]
-fn what_was_agreed_survives_a_kill_and_a_signal_and_is_forgotten_when_told_to() {
+fn agreed_state_survives_a_kill_and_a_signal_and_is_forgotten_on_request() {
     let mut place = Place::new();
     let (pid, _) = place.start(&[]);
     let mut client = Client::connect(Path::new(&socket(&place.folder))).unwrap();
@@ -481,7 +481,7 @@ fn what_was_agreed_survives_a_kill_and_a_signal_and_is_forgotten_when_told_to() 
     assert_eq!(looks.map(|look| perform(&mut client, look).unwrap()), before);
     assert_eq!(place.status()[0]["pfs"][0]["rdma_representors"], 5);
     signal(pid, "-TERM");
-    while !hear(&told).contains("STOPPING=1") {}
+    while !receive(&told).contains("STOPPING=1") {}
     place.ended();
     place.start(&[]);
     assert_eq!(place.status()[0]["pfs"][0]["sfs"], 1);
@@ -522,7 +522,7 @@ fn every_answered_command_of_a_burst_is_there_after_a_kill() {
 }
 
 #[test]
-fn state_that_cannot_be_read_is_let_be_until_told_otherwise() {
+fn state_that_cannot_be_read_stays_until_fresh_moves_it_aside() {
     let mut place = Place::new();
     fs::create_dir_all(place.folder.join("state")).unwrap();
     let path = place.folder.join("state/0000:08:00.0.redb");
@@ -562,11 +562,11 @@ fn the_example_configuration_can_be_used() {
     assert_eq!(place.status().len(), 1);
 }
 
-/// How programs are run on a card of netdevs: as whom, and once there is a card, where its netdevs are.
+/// How programs are run on a card of netdevs: as which user, and in the namespaces of the netdevs once the card is up.
 struct Rig {
     place: Place,
-    /// What makes a program one of who runs the daemon.
-    who: Vec<String>,
+    /// The command that runs a program as the user of the daemon.
+    prefix: Vec<String>,
     esw: PathBuf,
     bus: u8,
 }
@@ -577,7 +577,7 @@ impl Rig {
     }
 
     fn command(&self, words: &[&str]) -> Command {
-        let mut all: Vec<String> = self.who.clone();
+        let mut all: Vec<String> = self.prefix.clone();
         all.extend(words.iter().map(|word| (*word).to_owned()));
         let mut command = Command::new(&all[0]);
         command.args(&all[1..]).env_remove("NOTIFY_SOCKET").current_dir(&self.place.folder);
@@ -635,8 +635,9 @@ impl Drop for Rig {
 
 const UP: [&str; 5] = ["up", "--daemon", "--detach", "--config", "x.toml"];
 
-/// A folder with a program and the configuration of one card of netdevs, for whoever is to run it.
-fn rig(who: Vec<String>, bus: u8) -> Rig {
+/// A folder with the program and the configuration of one card of netdevs. `prefix` is the command that runs a program as
+/// the user of the test.
+fn rig(prefix: Vec<String>, bus: u8) -> Rig {
     let place = Place::new();
     // Whoever runs it must be able to read it, and to make folders here.
     let esw = place.folder.join("esw");
@@ -648,12 +649,12 @@ fn rig(who: Vec<String>, bus: u8) -> Rig {
                           mode = \"switchdev\"\nvfs = 3\n"
     );
     place.file("x.toml", &config);
-    Rig { place, who, esw, bus }
+    Rig { place, prefix, esw, bus }
 }
 
-/// A kill and a restart on a card of netdevs, with VFs in use in somebody's namespaces.
-fn netdevs_in_use_survive(who: Vec<String>, bus: u8) {
-    let rig = rig(who, bus);
+/// Kills and restarts a daemon with a card of netdevs whose VFs are in use in other namespaces.
+fn netdevs_in_use_survive(prefix: Vec<String>, bus: u8) {
+    let rig = rig(prefix, bus);
     let up = UP;
     rig.esw(&up);
     let device = format!("0000:{bus:02x}:00.0");
@@ -752,17 +753,17 @@ fn starts_that_fail(rig: &Rig) {
     assert!(!names.contains(&made), "{names}");
 }
 
-/// What runs programs as somebody without root, if a card of netdevs can be had so.
+/// The command that runs programs without root, if a card of netdevs can be made so.
 fn without_root() -> Option<Vec<String>> {
-    let who = match rustix::process::geteuid().is_root() {
+    let prefix = match rustix::process::geteuid().is_root() {
         true => vec!["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"],
         false => vec!["env"],
     };
-    works(&[&who[..], &["unshare", "-Urnm", "ip", "link", "add", "type", "veth"]].concat())
-        .then(|| who.into_iter().map(str::to_owned).collect())
+    works(&[&prefix[..], &["unshare", "-Urnm", "ip", "link", "add", "type", "veth"]].concat())
+        .then(|| prefix.into_iter().map(str::to_owned).collect())
 }
 
-/// Says that a test is skipped; where everything must run, that is a failure.
+/// Prints that a test is skipped; where every test must run, this is a failure.
 fn skip(test: &str, why: &str) {
     assert!(std::env::var("CI").as_deref() != Ok("true"), "{test}: {why}");
     println!("{test} skipped: {why}");
@@ -782,10 +783,10 @@ fn netdevs_in_use_survive_a_kill_as_root() {
 
 #[test]
 fn netdevs_in_use_survive_a_kill_without_root() {
-    let Some(who) = without_root() else {
+    let Some(prefix) = without_root() else {
         return skip("netdevs_in_use_survive_a_kill_without_root", "it takes user namespaces with veth, and iproute2");
     };
-    netdevs_in_use_survive(who, 92);
+    netdevs_in_use_survive(prefix, 92);
 }
 
 /// The process that keeps a card's namespaces.
@@ -795,16 +796,19 @@ fn keeper(rig: &Rig) -> u32 {
 }
 
 #[test]
-fn a_keeper_ends_when_it_is_told_to_and_for_nothing_else() {
-    let Some(who) = without_root() else {
-        return skip("a_keeper_ends_when_it_is_told_to", "it takes user namespaces with veth, and iproute2");
+fn a_keeper_ends_on_request_and_for_nothing_else() {
+    let Some(prefix) = without_root() else {
+        return skip(
+            "a_keeper_ends_on_request_and_for_nothing_else",
+            "it takes user namespaces with veth, and iproute2",
+        );
     };
-    let rig = rig(who, 94);
+    let rig = rig(prefix, 94);
     let index = || rig.must("ip -o link show enp94s0f0v1 | cut -d: -f1");
     rig.esw(&UP);
     let (kept, before) = (keeper(&rig), index());
     let is_there = || Path::new(&format!("/proc/{kept}/ns")).exists();
-    // It has no descriptor left for those who connect.
+    // The keeper has no descriptor left for more connections.
     let limit = |number: usize| {
         let output = rig.run(&["prlimit", "--pid", &kept.to_string(), &format!("--nofile={number}:")]);
         assert!(output.status.success(), "{output:?}");
@@ -816,7 +820,7 @@ fn a_keeper_ends_when_it_is_told_to_and_for_nothing_else() {
     assert!(is_there());
     limit(256);
     drop(waiting);
-    // Those who come and go, and say nothing.
+    // Clients that connect and close the connection without a message.
     for _ in 0..200 {
         drop(UnixStream::connect(&path).unwrap());
     }
@@ -856,10 +860,10 @@ fn a_keeper_ends_when_it_is_told_to_and_for_nothing_else() {
 
 #[test]
 fn a_keeper_is_found_next_to_whichever_card_it_was_left_with() {
-    let Some(who) = without_root() else {
+    let Some(prefix) = without_root() else {
         return skip("a_keeper_is_found_next_to", "it takes user namespaces with veth, and iproute2");
     };
-    let rig = rig(who, 99);
+    let rig = rig(prefix, 99);
     let card =
         |name: &str, bus: u8| format!("[cards.{name}]\nkind = \"linux\"\ncard.address = \"0000:{bus:02x}:00.0\"\n");
     let write = |name: &str, text: &str| drop(rig.place.file(name, text));
@@ -900,10 +904,10 @@ fn a_keeper_is_found_next_to_whichever_card_it_was_left_with() {
 
 #[test]
 fn without_root_too_only_members_of_the_group_change_things() {
-    let Some(who) = without_root().filter(|_| rustix::process::geteuid().is_root()) else {
+    let Some(prefix) = without_root().filter(|_| rustix::process::geteuid().is_root()) else {
         return skip("without_root_too_only_members", "it takes root, to be others, and user namespaces with veth");
     };
-    let rig = rig(who, 97);
+    let rig = rig(prefix, 97);
     // The daemon's own group, which is root's where it is, and one that it cannot tell from any other.
     for (group, members) in [(65_534, true), (65_533, false)] {
         let config = fs::read_to_string(rig.place.folder.join("x.toml")).unwrap();

@@ -1,4 +1,4 @@
-//! Daemons and labs with those who mean harm, and where something is missing.
+//! Daemons and labs with hostile clients, and on systems where something is missing.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -100,7 +100,7 @@ impl Drop for Place {
     }
 }
 
-/// Says what is missing; under CI that is a failure.
+/// Prints what is missing; under CI this is a failure.
 fn skip(what: &str) {
     assert!(std::env::var("CI").as_deref() != Ok("true"), "missing: {what}");
     eprintln!("skipped: missing {what}");
@@ -140,7 +140,7 @@ fn a_low_limit_of_descriptors_keeps_nobody_waiting() {
 }
 
 #[test]
-fn a_million_requests_that_nobody_reads_answers_to_cost_the_daemon_no_memory() {
+fn a_million_requests_whose_answers_are_not_read_cost_the_daemon_no_memory() {
     let place = Place::new("exec", "card.vfs = 8\n");
     let before = place.view();
     let mut other = place.client();
@@ -166,7 +166,7 @@ fn a_million_requests_that_nobody_reads_answers_to_cost_the_daemon_no_memory() {
     assert_eq!(before, place.view());
 }
 
-/// Nested input once ended the daemon, whose stack it took.
+/// Nested input once used up the daemon's stack, which ended it.
 #[test]
 fn a_command_that_is_nested_deep_is_refused_and_the_daemon_lives() {
     let place = Place::new("exec", "");
@@ -211,7 +211,7 @@ fn garbage_to_every_file_of_a_real_card_changes_nothing() {
 }
 
 #[test]
-fn a_lab_in_a_lab_is_refused_and_says_so() {
+fn a_lab_in_a_lab_is_refused_with_the_reason() {
     if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() || !can("unshare --net --mount true") {
         return skip("root, /dev/fuse");
     }
@@ -223,7 +223,7 @@ fn a_lab_in_a_lab_is_refused_and_says_so() {
 }
 
 #[test]
-fn a_daemon_in_a_lab_is_refused_and_says_so() {
+fn a_daemon_in_a_lab_is_refused_with_the_reason() {
     if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() || !can("unshare --net --mount true") {
         return skip("root, /dev/fuse");
     }

@@ -1,4 +1,4 @@
-//! What a daemon has answered is on the disk, whatever becomes of its disks, its log and its files.
+//! Whatever a daemon has answered as done is on the disk, whatever happens to its disks, its log and its files.
 
 mod steps;
 
@@ -128,7 +128,8 @@ fn has_mac(client: &mut Client, n: u32) -> bool {
     perform(client, &format!("devlink port show {PF}/1")).is_ok_and(|shown| shown.contains(&mac(n)))
 }
 
-/// A small disk at `small` in a place's folder, which only what is run at that place sees. It is gone with this.
+/// A small disk at `small` in a place's folder, which only programs run at that place see. It is removed when this is
+/// dropped.
 struct Disk {
     keeper: Child,
 }
@@ -236,7 +237,7 @@ fn a_full_disk_under_the_log_holds_up_no_command() {
 }
 
 #[test]
-fn a_log_that_nobody_reads_holds_up_no_command() {
+fn a_log_that_is_not_read_holds_up_no_command() {
     let mut place = Place::new();
     place.start("").unwrap();
     let mut client = place.client();
@@ -260,7 +261,7 @@ fn a_log_that_nobody_reads_holds_up_no_command() {
 }
 
 #[test]
-fn a_log_that_may_not_grow_ends_nobody() {
+fn a_log_that_may_not_grow_does_not_end_the_daemon() {
     let mut place = Place::new();
     // 64 KiB: state has room, and the log has for some hundreds of lines. Past it there is SIGXFSZ.
     place.start_by("ulimit -f 128; exec $UP 2>> $FOLDER/log", Stdio::null()).unwrap();
@@ -280,7 +281,7 @@ fn a_log_that_may_not_grow_ends_nobody() {
 }
 
 #[test]
-fn a_log_says_all_of_a_command_and_why_it_was_refused() {
+fn the_log_has_a_command_with_all_its_options_and_the_reason_of_a_refusal() {
     let mut place = Place::new();
     let log = fs::File::create(place.folder.join("log")).unwrap();
     place.start_by("exec $UP", Stdio::from(log)).unwrap();
@@ -356,7 +357,7 @@ type Damage = fn(&mut Vec<u8>);
 /// Where the second place of a file begins.
 const PLACE: usize = 16 << 10;
 
-/// What is done to a file, and whether a start is refused if it is done to both copies.
+/// A kind of damage to a file, and whether a start is refused if both copies have it.
 const DAMAGES: &[(&str, bool, Damage)] = &[
     ("of length 0", true, |bytes| bytes.clear()),
     ("cut in half", true, |bytes| bytes.truncate(bytes.len() / 2)),

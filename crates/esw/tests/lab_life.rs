@@ -67,7 +67,7 @@ fn until(what: &str, mut is: impl FnMut() -> Result<(), String>) {
     }
 }
 
-/// The processes there are, dead ones that nobody has waited for left out, each with its command line.
+/// Every process but zombies, with its command line.
 fn processes() -> BTreeSet<(u32, String)> {
     let entries = fs::read_dir("/proc").unwrap().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
@@ -83,7 +83,7 @@ fn processes() -> BTreeSet<(u32, String)> {
     pids.filter(alive).map(|pid| (pid, line(pid))).collect()
 }
 
-/// What is mounted, and where.
+/// Every mount.
 fn mounts() -> Vec<String> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     mounts.lines().map(|line| line.split(' ').nth(4).unwrap().to_owned()).collect()
@@ -186,7 +186,7 @@ fn start(command: &mut Command, made: &Path) -> Child {
     child
 }
 
-/// A shell in the background of a lab whose first program may have ended: it runs what it is told.
+/// A shell in the background of a lab whose first program may have ended. It runs the scripts that are sent to it.
 struct Background {
     folder: PathBuf,
     told: u32,
@@ -206,7 +206,7 @@ impl Background {
     }
 
     /// What a script says there.
-    fn says(&mut self, script: &str) -> String {
+    fn run(&mut self, script: &str) -> String {
         self.told += 1;
         let path = |kind: &str| self.folder.join(format!("{}.{kind}", self.told));
         fs::write(path("new"), script).unwrap();
@@ -218,17 +218,17 @@ impl Background {
     /// Waits until a script says something.
     fn will_say(&mut self, script: &str, expected: &str) {
         until(script, || {
-            let said = self.says(script);
+            let said = self.run(script);
             if said.contains(expected) { Ok(()) } else { Err(format!("{said:?} instead of {expected:?}")) }
         });
     }
 
     fn end(mut self) {
-        self.says("touch $FOLDER/over");
+        self.run("touch $FOLDER/over");
     }
 }
 
-/// Each with what it says of the card in legacy mode.
+/// Programs, each with its output about the card in legacy mode.
 const LOOKS: [(&str, &str); 6] = [
     ("devlink dev show", "pci/0000:08:00.0\npci/0000:08:00.1\n"),
     ("ip -d link show enp8s0f0np0 | grep -o parentdev.*", "parentdev 0000:08:00.0"),
@@ -299,10 +299,10 @@ fn what_is_left_in_the_background_keeps_a_working_lab() {
     assert_eq!(output.status.code(), Some(3), "{output:?}");
     let mut background = Background::of(&place);
     for (look, expected) in LOOKS {
-        let said = background.says(look);
+        let said = background.run(look);
         assert!(said.contains(expected), "{look}: {said}");
     }
-    let said = background.says(&format!(
+    let said = background.run(&format!(
         "echo 2 > /sys/bus/pci/devices/{PF}/sriov_numvfs; devlink dev eswitch set pci/{PF} mode switchdev
         ls /sys/class/net; rmmod mlx5_ib; ls /sys/class/infiniband; ip link show enp8s0f0npf0vf1"
     ));
@@ -329,7 +329,7 @@ fn of_a_front_that_is_killed_the_background_keeps_a_working_lab() {
         until("the program's end", || if is_there() { Err("it is there".to_owned()) } else { Ok(()) });
         let mut background = Background::of(&place);
         for (look, expected) in LOOKS {
-            let said = background.says(look);
+            let said = background.run(look);
             assert!(said.contains(expected), "{look}: {said}");
         }
         background.end();
@@ -344,7 +344,7 @@ fn a_lab_outlives_its_daemon() {
     let script = format!("{BACKGROUND} exit 0");
     assert!(place.exec(&["sh", "-c", &script]).stdin(Stdio::null()).status().unwrap().success());
     let mut background = Background::of(&place);
-    background.says("devlink monitor < /dev/null >> $FOLDER/monitor 2>&1 & echo $! > $FOLDER/monitor.pid");
+    background.run("devlink monitor < /dev/null >> $FOLDER/monitor 2>&1 & echo $! > $FOLDER/monitor.pid");
     // It does not say when it listens: something is changed until it has heard of it.
     place.perform(&format!("echo 1 > /sys/bus/pci/devices/{PF}/sriov_numvfs"));
     background.will_say(
@@ -357,7 +357,7 @@ fn a_lab_outlives_its_daemon() {
     for (signal, vfs) in [(Signal::TERM, 1), (Signal::KILL, 2), (Signal::TERM, 3)] {
         place.end_daemon(signal);
         // Without a daemon: what was seen last, and errors.
-        let said = background.says("lspci -n -s 08:00.0; devlink dev show; echo $?");
+        let said = background.run("lspci -n -s 08:00.0; devlink dev show; echo $?");
         assert!(said.starts_with("08:00.0 0200: 15b3:101d\n") && said.ends_with("1\n"), "{said}");
         place.start_daemon();
         // What the lab sees is what the new daemon has, whatever changes at once.
@@ -365,18 +365,18 @@ fn a_lab_outlives_its_daemon() {
         place.perform(&format!("echo {vfs} > /sys/bus/pci/devices/{PF}/sriov_numvfs"));
         background.will_say(&format!("cat /sys/bus/pci/devices/{PF}/sriov_numvfs"), &format!("{vfs}\n"));
         for (look, expected) in LOOKS {
-            let said = background.says(look);
+            let said = background.run(look);
             assert!(said.contains(expected), "{look}: {said}");
         }
         let last = format!("enp8s0f0v{}", vfs - 1);
-        assert!(background.says(&format!("ethtool -i {last}")).starts_with("driver: mlx5_core\n"));
-        assert_eq!(background.says("lspci -n -d :101e | wc -l"), format!("{vfs}\n"));
-        assert_eq!(background.says("ip link show enp8s0f0np0 | grep -c 'vf [0-9]'"), format!("{vfs}\n"));
-        let said = background.says(&format!(
+        assert!(background.run(&format!("ethtool -i {last}")).starts_with("driver: mlx5_core\n"));
+        assert_eq!(background.run("lspci -n -d :101e | wc -l"), format!("{vfs}\n"));
+        assert_eq!(background.run("ip link show enp8s0f0np0 | grep -c 'vf [0-9]'"), format!("{vfs}\n"));
+        let said = background.run(&format!(
             "devlink dev eswitch set pci/{PF} mode switchdev && ethtool -i enp8s0f0npf0vf0 | grep driver"
         ));
         assert_eq!(said, "driver: mlx5e_rep\n");
-        assert_eq!(background.says("cat /sys/class/net/enp8s0f0npf0vf0/phys_port_name"), "pf0vf0\n");
+        assert_eq!(background.run("cat /sys/class/net/enp8s0f0npf0vf0/phys_port_name"), "pf0vf0\n");
         // Who listens hears the new daemon, once the lab is connected to it.
         background.will_say(
             &format!(
@@ -385,9 +385,9 @@ fn a_lab_outlives_its_daemon() {
             ),
             &format!("[port,new] pci/{PF}/1"),
         );
-        background.says(&format!("devlink dev eswitch set pci/{PF} mode legacy"));
+        background.run(&format!("devlink dev eswitch set pci/{PF} mode legacy"));
     }
-    background.says("kill $(cat $FOLDER/monitor.pid)");
+    background.run("kill $(cat $FOLDER/monitor.pid)");
     background.end();
     let connections = place.before.as_mut().unwrap();
     // It is another daemon.
@@ -396,8 +396,8 @@ fn a_lab_outlives_its_daemon() {
 }
 
 #[test]
-fn one_slow_card_holds_up_nobody_else() {
-    inside_or_return!("one_slow_card_holds_up_nobody_else", &PROGRAMS);
+fn one_slow_card_holds_up_no_program_that_uses_another() {
+    inside_or_return!("one_slow_card_holds_up_no_program_that_uses_another", &PROGRAMS);
     let place = Place::new("slow");
     place.perform("delay fdb pf 0 for 10s");
     let said = place.path("said");
@@ -418,8 +418,8 @@ fn one_slow_card_holds_up_nobody_else() {
 }
 
 #[test]
-fn nobody_waits_for_a_pipe_that_only_the_supervisor_would_have() {
-    inside_or_return!("nobody_waits_for_a_pipe_that_only_the_supervisor_would_have", &[]);
+fn no_reader_waits_for_a_pipe_that_only_the_supervisor_holds_open() {
+    inside_or_return!("no_reader_waits_for_a_pipe_that_only_the_supervisor_holds_open", &[]);
     let place = Place::new("pipes");
     // Standard output, standard error, and another that the caller has open.
     let script = "said=$($ESW exec -- sh -c 'sleep 12345 < /dev/null > /dev/null 2>&1 & echo said' 2>&1); echo $said
@@ -432,7 +432,7 @@ fn nobody_waits_for_a_pipe_that_only_the_supervisor_would_have() {
     assert_eq!(supervisors(&running), 2, "{running:?}");
     for (pid, line) in &running {
         if line.ends_with("(esw-lab)") {
-            // It asks to end who is not asked: it ends with the last program.
+            // A signal does not end a supervisor: it ends with the last program.
             kill(*pid, Signal::TERM);
             assert_eq!(fs::read_link(format!("/proc/{pid}/cwd")).unwrap(), Path::new("/"));
             let fds = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();

@@ -9,7 +9,7 @@ use std::fs;
 
 use lab::{Folder, record, session};
 
-/// What is done in the lab, by a shell. `$FOLDER` is the folder, `$STARTS` how often the switch is started.
+/// The shell script that runs in the lab. `$FOLDER` is the test's folder, `$STARTS` how often the switch is started.
 const STORY: &str = r#"
 set -e
 cd "$FOLDER"

@@ -9,13 +9,13 @@ use lab::{Folder, compare, session};
 
 /// Runs commands in a lab around two PFs at 0000:08:00 and compares what each prints with what is expected,
 /// where `…` stands for anything.
-fn told(name: &str, story: &[(&str, &str)]) {
+fn run_session(name: &str, script: &[(&str, &str)]) {
     let folder = Folder::make(name);
     let config = "[cards.card0]\nkind = \"linux\"\n[cards.card0.card]\npfs = 2\nmodules = [\"mlx5_ib\"]\n";
     fs::write(folder.0.join("config"), config).unwrap();
-    let commands: Vec<&str> = story.iter().map(|(command, _)| *command).collect();
+    let commands: Vec<&str> = script.iter().map(|(command, _)| *command).collect();
     let printed = session(&folder, "bash", "--config $FOLDER/config", &commands);
-    for ((command, expected), printed) in story.iter().zip(printed) {
+    for ((command, expected), printed) in script.iter().zip(printed) {
         let expected: Vec<String> = expected.lines().map(str::to_owned).collect();
         compare(command, &expected, &printed);
     }
@@ -30,7 +30,7 @@ fn devlink_prints_what_it_prints_on_the_hardware() {
         return;
     }
     let numvfs = format!("echo 2 > {NUMVFS}");
-    told(
+    run_session(
         "devlink",
         &[
             ("devlink dev show", "pci/0000:08:00.0\npci/0000:08:00.1"),
@@ -108,7 +108,7 @@ fn ip_rdma_ethtool_and_lspci_see_the_card() {
         return;
     }
     let numvfs = format!("echo 2 > {NUMVFS}");
-    told(
+    run_session(
         "programs",
         &[
             (&numvfs, ""),
@@ -146,7 +146,7 @@ fn ip_rdma_ethtool_and_lspci_see_the_card() {
     );
 }
 
-/// As who gives pods their netdevs does: representors are called after pods, and so may a PF be something else.
+/// As a CNI does it: representors are renamed after pods, and a PF can have another name, too.
 #[test]
 fn netdevs_with_other_names_are_the_cards_all_the_same() {
     if lab::skipped(&["bash", "devlink", "ethtool", "rdma"]) {
@@ -156,7 +156,7 @@ fn netdevs_with_other_names_are_the_cards_all_the_same() {
     let until = |what: &str| format!("for n in {{1..500}}; do {what} > $FOLDER/said && break; sleep 0.01; done");
     let rep = until("devlink port show pci/0000:08:00.0/1 | grep 'netdev pod-a '");
     let pf = until("devlink port show pci/0000:08:00.0/65535 | grep 'netdev uplink '");
-    told(
+    run_session(
         "renamed",
         &[
             (&numvfs, ""),
@@ -197,7 +197,7 @@ with IPRoute() as ip:
     link, = ip.link('get', ifname='enp8s0f0np0')
     print(*[link.get_attr(name) for name in ('IFLA_PARENT_DEV_NAME', 'IFLA_PHYS_PORT_NAME')])
 ""#;
-    told("pyroute2", &[(script, "0000:08:00.0 0000:08:00.1\nenp8s0f0np0 enp8s0f1np1\n0000:08:00.0 p0")]);
+    run_session("pyroute2", &[(script, "0000:08:00.0 0000:08:00.1\nenp8s0f0np0 enp8s0f1np1\n0000:08:00.0 p0")]);
 }
 
 #[test]
@@ -206,7 +206,7 @@ fn vfs_and_sfs_are_bound_and_unbound_in_sysfs() {
         return;
     }
     let numvfs = format!("echo 2 > {NUMVFS}");
-    told(
+    run_session(
         "sysfs",
         &[
             (&numvfs, ""),

@@ -1,7 +1,7 @@
 //! The README's session in a lab works as it is printed.
 //!
-//! Its own text is run: each command after `$ `, all in one shell in a lab, and what it prints is compared with
-//! what stands under it. `…` stands for anything, on a line of its own for any lines.
+//! The commands in README.md, each after `$ `, are run by one shell in a lab, and the output of each is compared with the
+//! lines that follow it. `…` matches anything, on a line of its own any lines.
 
 mod lab;
 
@@ -10,7 +10,7 @@ use std::path::Path;
 
 use lab::{Folder, compare, line_is, lines_are, session};
 
-/// A command and what it is to print.
+/// A command, and its expected output.
 struct Step {
     command: String,
     expected: Vec<String>,

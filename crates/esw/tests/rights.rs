@@ -1,4 +1,4 @@
-//! Who may do what in a lab: everything that changes something, tried by everybody there is.
+//! Rights in a lab: every operation that changes something, tried with the rights of every kind of user.
 //!
 //! What is expected is what the kernel answers outside. Where this kernel has the object, the same is tried
 //! there by the same people, and that counts; where it has not (devlink, RDMA, a card's files in sysfs,
@@ -42,7 +42,7 @@ const NAME: &str = "who_may_do_what_in_a_lab_is_what_the_kernel_says";
 const ONLY: &str = "ESW_RIGHTS_ONLY";
 /// Set where the namespaces of the test are.
 const STAGE: &str = "ESW_RIGHTS_STAGE";
-/// Set for those whom the test starts.
+/// The environment variable that is set for the processes that the test starts.
 const PART: &str = "ESW_RIGHTS_PART";
 
 fn main() {
@@ -104,7 +104,7 @@ fn missing() -> Option<String> {
     failed.map(|words| format!("it takes `{}`", words.join(" ")))
 }
 
-/// What is done by those whom the test starts.
+/// The main function of the processes that the test starts.
 fn part(arguments: &[String]) {
     match arguments {
         [] => actor::serve(),
@@ -118,7 +118,7 @@ fn part(arguments: &[String]) {
     }
 }
 
-/// A cell that is not what it should be.
+/// A cell of the table with another outcome than the expected.
 struct Wrong {
     column: String,
     row: String,
@@ -185,7 +185,7 @@ fn story(folder: &Path) {
     table.unwrap_or_else(|why| panic!("{why}"));
 }
 
-/// Has somebody try all there is.
+/// Has one user try every row.
 fn try_all(world: &mut World, column: &Column, rows: &[Row], is: impl Fn(&Row) -> bool) -> Vec<Option<Outcome>> {
     let (actor, begun) = (world.start(column), std::time::Instant::now());
     let tried = rows
@@ -197,7 +197,7 @@ fn try_all(world: &mut World, column: &Column, rows: &[Row], is: impl Fn(&Row) -
     tried
 }
 
-/// Whether what came of an attempt is what was expected.
+/// Whether the outcome of an attempt is the expected one.
 fn judge(
     column: &Column,
     row: &Row,

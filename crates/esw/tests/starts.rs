@@ -1,7 +1,7 @@
 //! Daemons that start at the same moment, with the same card, and are ended and killed meanwhile: whatever happens,
 //! there is one daemon with its socket, or neither.
 //!
-//! `ESW_TRIALS` says how many trials there are to be, rather than 40.
+//! `ESW_TRIALS` is the number of trials; the default is 40.
 
 use std::fs;
 use std::io::{ErrorKind, Read};
@@ -42,9 +42,9 @@ struct Started {
     killed: bool,
 }
 
-/// What has become of one.
+/// The outcome of one start.
 #[derive(Debug, PartialEq, Eq)]
-enum Became {
+enum Outcome {
     Up,
     Ended(Option<i32>, String),
 }
@@ -66,7 +66,7 @@ impl Started {
     }
 
     /// Waits until it is up, or has ended.
-    fn became(&mut self) -> Became {
+    fn outcome(&mut self) -> Outcome {
         if self.killed {
             self.child.wait().unwrap();
         }
@@ -77,7 +77,7 @@ impl Started {
                 return ended;
             }
             if self.up {
-                return Became::Up;
+                return Outcome::Up;
             }
             match self.told.recv(&mut text) {
                 Ok(length) if String::from_utf8_lossy(&text[..length]).contains("READY=1") => self.up = true,
@@ -89,13 +89,13 @@ impl Started {
         panic!("process {} is neither up nor has it ended", self.child.id());
     }
 
-    fn ended(&mut self) -> Option<Became> {
+    fn ended(&mut self) -> Option<Outcome> {
         let status = self.child.try_wait().unwrap()?;
         let mut said = String::new();
         if let Some(stderr) = &mut self.child.stderr {
             stderr.read_to_string(&mut said).unwrap();
         }
-        Some(Became::Ended(status.code(), said))
+        Some(Outcome::Ended(status.code(), said))
     }
 }
 
@@ -114,7 +114,7 @@ fn esw(folder: &Path, arguments: &[&str]) -> Command {
     command
 }
 
-/// The process that answers at the socket, and says that it is the same.
+/// The process that answers at the socket; its status must name the same process.
 fn answering(socket: &Path) -> Option<u32> {
     let mut client = Client::connect_by(socket, Instant::now() + LONG).ok()?;
     let pid = socket_peercred(client.socket()).unwrap().pid.as_raw_nonzero().get().cast_unsigned();
@@ -124,7 +124,7 @@ fn answering(socket: &Path) -> Option<u32> {
     Some(pid)
 }
 
-/// One trial: what is left of the one before, and what is left for the next, is a daemon that is up, or none.
+/// Runs one trial. The trial before may have left a daemon that is up, and this one may leave one for the next.
 fn trial(folder: &Path, numbers: &mut Numbers, before: Option<Started>) -> Option<Started> {
     let socket = folder.join("run/0000:08:00.0.sock");
     let had_one = before.is_some();
@@ -146,31 +146,35 @@ fn trial(folder: &Path, numbers: &mut Numbers, before: Option<Started>) -> Optio
         all[whom].kill();
     }
     let ended = !downs.is_empty();
-    let mut became: Vec<Became> = all.iter_mut().map(Started::became).collect();
+    let mut outcome: Vec<Outcome> = all.iter_mut().map(Started::outcome).collect();
     // Whoever is asked to end has ended when the command has.
     for mut down in downs {
         down.wait().unwrap();
     }
-    for (started, became) in all.iter_mut().zip(&mut became) {
+    for (started, outcome) in all.iter_mut().zip(&mut outcome) {
         if let Some(ended) = started.ended() {
             // What it said first is what was read.
-            if *became == Became::Up {
-                *became = ended;
+            if *outcome == Outcome::Up {
+                *outcome = ended;
             }
         }
     }
     let killed = all.iter().any(|started| started.killed);
-    for (started, became) in all.iter().zip(&became) {
-        match became {
-            Became::Up => {}
-            Became::Ended(None, _) if started.killed => {}
-            Became::Ended(Some(0), _) if ended => {}
-            Became::Ended(Some(2), said) if said.contains("a daemon already listens there") => {}
+    for (started, outcome) in all.iter().zip(&outcome) {
+        match outcome {
+            Outcome::Up => {}
+            Outcome::Ended(None, _) if started.killed => {}
+            Outcome::Ended(Some(0), _) if ended => {}
+            Outcome::Ended(Some(2), said) if said.contains("a daemon already listens there") => {}
             wrong => panic!("process {}: {wrong:?}", started.child.id()),
         }
     }
-    let mut up: Vec<Started> =
-        all.into_iter().zip(&became).filter(|(_, became)| **became == Became::Up).map(|(started, _)| started).collect();
+    let mut up: Vec<Started> = all
+        .into_iter()
+        .zip(&outcome)
+        .filter(|(_, outcome)| **outcome == Outcome::Up)
+        .map(|(started, _)| started)
+        .collect();
     assert!(up.len() <= 1, "{} daemons have one card", up.len());
     let up = up.pop();
     assert_eq!(answering(&socket), up.as_ref().map(|up| up.child.id()), "who is up answers at the socket");
@@ -183,7 +187,7 @@ fn trial(folder: &Path, numbers: &mut Numbers, before: Option<Started>) -> Optio
 }
 
 #[test]
-fn of_those_who_start_at_once_one_has_the_socket_and_the_others_are_told() {
+fn of_several_starts_at_once_one_has_the_socket_and_the_others_fail_with_the_reason() {
     let trials: u64 = std::env::var("ESW_TRIALS").map_or(40, |number| number.parse().unwrap());
     let folder = std::env::temp_dir().join(format!("esw-starts-{}", std::process::id()));
     fs::create_dir_all(&folder).unwrap();
@@ -199,7 +203,7 @@ fn of_those_who_start_at_once_one_has_the_socket_and_the_others_are_told() {
                 if let Some(mut daemon) = up.take() {
                     let down = esw(&folder, &["down", "--timeout", "100"]).output().unwrap();
                     assert!(down.status.success(), "{down:?}");
-                    assert_eq!(daemon.ended(), Some(Became::Ended(Some(0), String::new())));
+                    assert_eq!(daemon.ended(), Some(Outcome::Ended(Some(0), String::new())));
                 }
             }
         }

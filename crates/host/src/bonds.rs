@@ -47,7 +47,7 @@ impl BondFollower {
     ) -> Self {
         let shared =
             Arc::new(Shared { over: AtomicBool::new(false), requested: AtomicU64::new(0), done: AtomicU64::new(0) });
-        let watch = bonds.watch();
+        let watch = bonds.watch(cx);
         let thread = watch.map(|watch| {
             let (shared, engine, pulse) = (Arc::clone(&shared), Arc::clone(engine), Arc::clone(pulse));
             cx.spawn("bonds", move |cx| shared.follow(cx, watch, &engine, &pulse))

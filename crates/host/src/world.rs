@@ -47,8 +47,8 @@ impl World {
 
 /// The kernel's bonds where the card's netdevs are.
 pub trait Bonds: Send + Sync {
-    /// A watch on them. There is one at a time.
-    fn watch(&self) -> Option<Box<dyn BondWatch>>;
+    /// A watcher of them. There is one at a time.
+    fn watch(&self, cx: &mut Locked<'_, Unlocked>) -> Option<Box<dyn BondWatch>>;
 
     /// Ends the [wait](BondWatch::wait) of the watch.
     fn wake(&self);

@@ -1,4 +1,4 @@
-//! `sync NAME`: the threads that name it go on together.
+//! Barriers: the threads that have a step `sync NAME` go on together.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,11 +7,11 @@ use lockdep::{Locked, Mutex, digest, lock_classes};
 use host::Pulse;
 
 lock_classes! {
-    /// Who has arrived at which barrier.
+    /// The threads of each barrier, and those that have reached it.
     pub leaf BarrierClass = "barriers";
 }
 
-/// Every barrier of the threads that run.
+/// Every barrier of the running threads.
 #[derive(Debug)]
 pub(crate) struct Barriers(Mutex<BarrierClass, BTreeMap<String, Barrier>>);
 
@@ -38,14 +38,14 @@ impl Default for Barriers {
 }
 
 impl Barriers {
-    /// A thread will come to this barrier.
+    /// Adds a thread to those that a barrier waits for.
     pub fn join<L>(&self, cx: &mut Locked<'_, L>, name: &str, thread: &str) {
         let mut barriers = self.0.lock_leaf(cx);
         let barrier = barriers.entry(name.to_owned()).or_default();
         barrier.members.insert(thread.to_owned());
     }
 
-    /// A thread has come to a barrier; the round it waits to be over.
+    /// Records that a thread has reached a barrier; the round whose end it waits for.
     pub fn arrive<L>(&self, cx: &mut Locked<'_, L>, pulse: &Pulse, name: &str, thread: &str) -> u64 {
         let round = {
             let mut barriers = self.0.lock_leaf(cx);
@@ -59,7 +59,10 @@ impl Barriers {
         round
     }
 
-    /// Whether that round is over; if not, who is still missing.
+    /// Checks whether a round is over.
+    ///
+    /// # Errors
+    /// It is not: the threads that are still missing.
     pub fn is_over<L>(&self, cx: &mut Locked<'_, L>, name: &str, round: u64) -> Result<(), Vec<String>> {
         let barriers = self.0.lock_leaf(cx);
         match barriers.get(name) {
@@ -70,7 +73,7 @@ impl Barriers {
         }
     }
 
-    /// A thread has ended: nobody waits for it any more.
+    /// Removes a thread that has ended from every barrier, so that no other waits for it.
     pub fn leave<L>(&self, cx: &mut Locked<'_, L>, pulse: &Pulse, thread: &str) {
         for barrier in self.0.lock_leaf(cx).values_mut() {
             if barrier.members.remove(thread) && !barrier.members.is_empty() {

@@ -1,4 +1,4 @@
-//! A scenario as text in one form: the same text for the same scenario, whatever its file looks like.
+//! Scenarios as text in one form: equal scenarios have equal texts, whatever their files look like.
 
 use std::fmt::{self, Write as _};
 
@@ -8,8 +8,9 @@ use crate::file::{Scenario, Settle};
 use crate::step::{Expected, Step};
 
 impl Scenario {
-    /// The scenario as a file: what [`parse`](crate::parse) reads as this scenario. Every key stands in it, in one order, and
-    /// every value in one form, so that hashes of it can be compared between machines and versions of the compiler.
+    /// The scenario as the text of a file, from which [`parse`](crate::parse) reads the same scenario. It has every key,
+    /// in one order, and every value in one form, so that hashes of it can be compared between machines and versions of
+    /// the compiler.
     pub fn to_toml(&self) -> String {
         let mut text = String::new();
         // Writing to a string does not fail, and neither does a card's configuration as a table.
@@ -34,7 +35,7 @@ impl Scenario {
         writeln!(out, "\n[card]")?;
         let card = Value::try_from(&self.card).map_err(|_| fmt::Error)?;
         let mut fields: Vec<_> = card.as_table().into_iter().flatten().collect();
-        // The order in which they are declared is no part of what they say.
+        // The order of declaration must not change the text.
         fields.sort_unstable_by_key(|(key, _)| *key);
         for (key, value) in fields {
             writeln!(out, "{key} = {}", Field(value))?;
@@ -100,7 +101,7 @@ impl fmt::Display for Field<'_> {
                 }
                 f.write_char(']')
             }
-            // A card has none of these; what it may have one day is to be written in one form, too.
+            // A card has none of these. One that is added some day needs one form, too.
             Value::Float(_) | Value::Datetime(_) | Value::Table(_) => Err(fmt::Error),
         }
     }
@@ -114,8 +115,8 @@ mod tests {
     use crate::place::Place;
     use crate::{CARDS, parse};
 
-    /// Where things stand in a file is no part of what it says.
-    fn somewhere(mut scenario: Scenario) -> Scenario {
+    /// The scenario without its places, which its text does not keep.
+    fn without_places(mut scenario: Scenario) -> Scenario {
         let nowhere = Place { line: 0, column: 0 };
         let Scenario { setup, threads, finally, expect, .. } = &mut scenario;
         let steps = threads.iter_mut().flat_map(|thread| &mut thread.steps);
@@ -125,21 +126,21 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_as_the_same() {
+    fn the_text_of_a_scenario_is_read_as_the_same_scenario() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scenarios");
         let mut read = 0;
         for file in std::fs::read_dir(folder).unwrap() {
             let scenario = parse(&std::fs::read_to_string(file.unwrap().path()).unwrap()).unwrap();
             let again = parse(&scenario.to_toml()).unwrap_or_else(|error| panic!("{error}\n{}", scenario.to_toml()));
             assert_eq!(again.to_toml(), scenario.to_toml());
-            assert_eq!(somewhere(again), somewhere(scenario));
+            assert_eq!(without_places(again), without_places(scenario));
             read += 1;
         }
         assert!(read > 20);
     }
 
     #[test]
-    fn whatever_stands_in_a_text_is_read_again() {
+    fn quotes_and_escapes_in_a_text_are_read_again() {
         let source = r#"
             name = "a \"name\" \\ with \u00e9"
             why = "because\nof\tthis"
@@ -151,11 +152,11 @@ mod tests {
             steps = [{ run = "devlink dev show", may_fail = true }, "devlink port show"]
         "#;
         let scenario = parse(source).unwrap();
-        assert_eq!(somewhere(parse(&scenario.to_toml()).unwrap()), somewhere(scenario));
+        assert_eq!(without_places(parse(&scenario.to_toml()).unwrap()), without_places(scenario));
     }
 
     #[test]
-    fn a_scenario_of_nothing_has_a_text() {
+    fn an_empty_scenario_has_a_text() {
         assert!(Scenario::default().to_toml().starts_with("name = \"\"\n"));
         assert_eq!(Scenario::default().cards, CARDS);
     }

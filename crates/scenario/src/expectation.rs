@@ -1,40 +1,41 @@
-//! Expectations: what can be said of a card, and asked of it.
+//! Expectations: statements about a card that hold or do not hold.
 
 use eswitch::auxiliary::AuxiliaryName;
 use eswitch::lag::LagMode;
 use eswitch::{Mode, PciAddress, PortHandle, RepType};
 
-use crate::step::{device, port};
-use crate::words::{WordError, Words};
+use control::WordError;
+use control::grammar::{device, port};
+use control::reader::Words;
 
-/// Something that holds or does not.
+/// A statement about a card.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Expectation {
     Mode(PciAddress, Mode),
     Rep(PortHandle, RepType, &'static str),
-    /// So many of a PF's representors of a type are in that state.
+    /// This number of a PF's representors of a type is in that state.
     Reps(PciAddress, RepType, &'static str, usize),
     Vfs(PciAddress, u16),
     /// A module is loaded, or is not.
     Module(String, bool),
     Aux(AuxiliaryName, AuxState),
     Sf(PortHandle, SfExpectation),
-    /// A port is there, or is not.
+    /// A port exists, or does not.
     Port(PortHandle, bool),
-    /// A netdev of that name is there, or is not.
+    /// A netdev of that name exists, or does not.
     Netdev(String, bool),
     /// A PF is bound to its driver, or is not.
     Bound(PciAddress, bool),
     /// The mode of the card's LAG.
     Lag(LagMode),
-    /// Why there is no LAG though there is a bond: text that the reason contains.
+    /// There is no LAG although there is a bond, and the reason contains this text.
     LagReason(String),
     /// An event whose text contains this has happened, or has not.
     Event(String, bool),
 }
 
-/// What an auxiliary device may be.
+/// The state of an auxiliary device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum AuxState {
@@ -43,7 +44,7 @@ pub enum AuxState {
     Absent,
 }
 
-/// What an SF should be; what is not said does not matter.
+/// The expected states of an SF; `None`: any.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SfExpectation {
     /// `active` rather than `inactive`.
@@ -59,8 +60,8 @@ const SUBJECTS: [&str; 14] =
 const REP_STATES: [&str; 4] = ["loaded", "registered", "unregistered", "failed"];
 
 impl Expectation {
-    /// The text of the event it is about, if it is about one.
-    pub(crate) fn asked_event(&self) -> Option<&str> {
+    /// The text of the event that the expectation is about, if it is about one.
+    pub(crate) fn event_text(&self) -> Option<&str> {
         match self {
             Self::Event(text, _) => Some(text),
             _ => None,

@@ -1,47 +1,50 @@
-//! The file a story is written in: TOML, read with the place of everything in it.
+//! Scenarios, and the files that they are read from.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
+mod possible;
+mod reader;
+
 use std::time::Duration;
 
-use eswitch::text::{escaped, is_control};
-use eswitch::{CardConfig, ConfigError};
-use serde::Deserialize;
+use eswitch::CardConfig;
 use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::DeValue;
 
 use crate::expectation::Expectation;
-use crate::place::{InputError, Place, inside_string};
-use crate::step::{Action, Expected, Step};
-use crate::words::{WordError, did_you_mean, list};
+use crate::place::{InputError, Place};
+use crate::step::Step;
 
-/// A story: what to run, on which threads, and what must hold.
+use reader::Reader;
+
+/// How long a wait may take if the scenario does not say.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// A scenario: what to run, on which threads, and what must hold.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scenario {
-    /// What it is called.
+    /// The scenario's name.
     pub name: String,
-    /// What it is about, for a newcomer.
+    /// What the scenario shows, for a newcomer.
     pub why: String,
-    /// The cards it can be told on.
+    /// The kinds of card that the scenario can be run on.
     pub cards: Vec<CardName>,
-    /// How long any wait may take, and any step.
+    /// How long any wait, and any step, may take.
     pub limit: Duration,
     /// The card.
     pub card: CardConfig,
     /// Steps before the threads start.
     pub setup: Vec<Step>,
-    /// Who does what at the same time.
-    pub threads: Vec<StoryThread>,
+    /// The threads, which run at the same time.
+    pub threads: Vec<ScenarioThread>,
     /// Steps after the threads have ended, whatever happened.
     pub finally: Vec<Step>,
-    /// What to wait for before looking.
+    /// What to wait for before expectations and invariants are checked.
     pub settle: Settle,
-    /// What must hold at rest.
+    /// The expectations at rest.
     pub expect: Vec<InFile<Expectation>>,
 }
 
 impl Default for Scenario {
-    /// One without threads, of which nothing is asked.
+    /// A scenario without threads and without expectations.
     fn default() -> Self {
         Self {
             name: String::new(),
@@ -59,489 +62,72 @@ impl Default for Scenario {
 }
 
 impl Scenario {
-    /// The texts of all events that are asked for.
-    pub(crate) fn asked_events(&self) -> Vec<String> {
+    /// The texts of all events that steps and expectations are about.
+    pub(crate) fn event_texts(&self) -> Vec<String> {
         let steps = self.setup.iter().chain(self.threads.iter().flat_map(|thread| &thread.steps)).chain(&self.finally);
-        let asked = steps.filter_map(|step| step.action.asked_event());
-        asked.chain(self.expect.iter().filter_map(|expect| expect.value.asked_event())).map(str::to_owned).collect()
+        let of_steps = steps.filter_map(|step| step.action.event_text());
+        of_steps.chain(self.expect.iter().filter_map(|expect| expect.value.event_text())).map(str::to_owned).collect()
     }
 }
 
-/// A kind of card, by the name it is chosen with.
+/// A kind of card.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CardName {
-    /// `memory` or `linux`.
+    /// The name with which it is chosen: `memory` or `linux`.
     pub name: &'static str,
-    /// Whether programs can be run among its netdevs.
+    /// Whether the card has netdevs, among which programs can be run.
     pub has_programs: bool,
 }
 
-/// The kinds of card there are.
+/// Every kind of card.
 pub const CARDS: [CardName; 2] =
     [CardName { name: "memory", has_programs: false }, CardName { name: "linux", has_programs: true }];
 
 /// A named thread and its steps.
 #[derive(Clone, Debug, PartialEq)]
-pub struct StoryThread {
-    /// Its name, unique in the story.
+pub struct ScenarioThread {
+    /// The thread's name, unique in the scenario.
     pub name: String,
-    /// What it does.
+    /// The thread's steps, in order.
     pub steps: Vec<Step>,
 }
 
-/// What to wait for before expectations and invariants are looked at.
+/// What to wait for before expectations and invariants are checked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Settle {
-    /// Until nothing is left to be tried again.
+    /// Wait until nothing is left to be tried again.
     #[default]
     Retries,
-    /// Until the queues are at rest; for stories in which something fails for good.
+    /// Wait until the queues are at rest; for scenarios in which something fails for good.
     Queues,
 }
 
-/// Something with what was written and where.
+/// A value that was read from a file, with its text and place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InFile<T> {
-    /// As it was written.
+    /// The text, as it is in the file.
     pub text: String,
-    /// Where.
+    /// The place of the text in the file.
     pub place: Place,
-    /// What it means.
+    /// The value.
     pub value: T,
 }
 
-/// Reads a story.
+/// Reads a scenario from the text of its file.
 ///
 /// # Errors
-/// The first thing that cannot be used: where it is, and what was expected there.
+/// The first thing that cannot be used: its place, and what was expected there.
 pub fn parse(source: &str) -> Result<Scenario, InputError> {
     Reader { source }.scenario()
 }
 
-/// Reads a card's configuration: a file with what a scenario has under `[card]`.
+/// Reads the configuration of a card: the keys that a scenario has under `[card]`.
 ///
 /// # Errors
-/// The first thing that cannot be used: where it is, and what was expected there.
+/// The first thing that cannot be used: its place, and what was expected there.
 pub fn parse_card(source: &str) -> Result<CardConfig, InputError> {
     let reader = Reader { source };
     let table = reader.document()?;
     let span = table.span();
     reader.card_config(&Spanned::new(span, DeValue::Table(table.into_inner())))
-}
-
-/// How long a wait may take if nothing is said.
-const LIMIT: Duration = Duration::from_secs(20);
-
-const KEYS: [&str; 10] = ["name", "why", "cards", "limit_s", "card", "setup", "thread", "finally", "expect", "settle"];
-const REQUIRED: &str = "a scenario has at least `name`, `why` and one `[[thread]]` with `name` and `steps`";
-
-type Value<'s> = Spanned<DeValue<'s>>;
-type Read<T> = Result<T, InputError>;
-
-struct Reader<'s> {
-    source: &'s str,
-}
-
-impl<'s> Reader<'s> {
-    fn error<T>(&self, at: usize, message: impl Into<String>) -> Read<T> {
-        Err(InputError { place: Place::of(self.source, at), message: message.into() })
-    }
-
-    fn toml_error(&self, error: &toml::de::Error, otherwise: usize) -> InputError {
-        InputError {
-            place: Place::of(self.source, error.span().map_or(otherwise, |span| span.start)),
-            message: escaped(&error.message().trim().replace('\n', ", ")).into_owned(),
-        }
-    }
-
-    fn document(&self) -> Read<Spanned<DeTable<'s>>> {
-        DeTable::parse(self.source).map_err(|error| {
-            let mut error = self.toml_error(&error, 0);
-            error.message = format!("not TOML: {}", error.message);
-            error
-        })
-    }
-
-    fn scenario(&self) -> Read<Scenario> {
-        let table = self.document()?.into_inner();
-        if table.is_empty() {
-            return self.error(0, format!("nothing here: {REQUIRED}"));
-        }
-        self.known_keys(&table, &KEYS)?;
-        let end = self.source.trim_end().len();
-        let name = self.required_text(&table, "name", end, Self::text)?;
-        let why = self.required_text(&table, "why", end, Self::lines)?;
-        let card = self.card(&table)?;
-        let scenario = Scenario {
-            name,
-            why,
-            limit: self.limit(&table)?,
-            settle: self.settle(&table)?,
-            setup: self.steps(table.get("setup"), &card)?,
-            threads: self.threads(&table, &card, end)?,
-            finally: self.steps(table.get("finally"), &card)?,
-            expect: self.expectations(&table)?,
-            cards: self.cards(&table)?,
-            card,
-        };
-        self.programs_have_a_card(&scenario)?;
-        self.barriers_can_be_met(&scenario)?;
-        Ok(scenario)
-    }
-
-    fn known_keys(&self, table: &DeTable<'s>, known: &[&str]) -> Read<()> {
-        for key in table.keys() {
-            let name: &str = key.get_ref();
-            if !known.contains(&name) {
-                let mut message = format!("unknown key `{}`, expected {}", escaped(name), list(known));
-                if let Some(guess) = did_you_mean(name, known) {
-                    message.push_str(&format!("; did you mean `{guess}`?"));
-                }
-                return self.error(key.span().start, message);
-            }
-        }
-        Ok(())
-    }
-
-    /// A string of one line: what it says is shown, and what a control character does is not to happen there.
-    fn text(&self, value: &Value<'s>, what: &str) -> Read<String> {
-        self.string(value, what, "a line of text", is_control)
-    }
-
-    /// A string that may have several lines.
-    fn lines(&self, value: &Value<'s>, what: &str) -> Read<String> {
-        self.string(value, what, "text", |c| is_control(c) && !matches!(c, '\n' | '\t'))
-    }
-
-    fn string(&self, value: &Value<'s>, what: &str, kind: &str, is_refused: impl Fn(char) -> bool) -> Read<String> {
-        let span = value.span();
-        let DeValue::String(text) = value.get_ref() else {
-            let found = describe(value.get_ref());
-            return self.error(span.start, format!("expected {what}, a string, found {found}"));
-        };
-        match text.char_indices().find(|(_, c)| is_refused(*c)) {
-            None => Ok(text.to_string()),
-            Some((offset, control)) => {
-                let shown = control.escape_default();
-                let at = inside_string(self.source, &span, offset);
-                self.error(at, format!("expected {what} to be {kind}, found the control character {shown} in it"))
-            }
-        }
-    }
-
-    fn required_text(
-        &self,
-        table: &DeTable<'s>,
-        key: &str,
-        end: usize,
-        read: impl Fn(&Self, &Value<'s>, &str) -> Read<String>,
-    ) -> Read<String> {
-        let Some(value) = table.get(key) else {
-            return self.error(end, format!("expected a key `{key}`, found the end; {REQUIRED}"));
-        };
-        let text = read(self, value, &format!("`{key}`"))?;
-        if text.trim().is_empty() {
-            return self.error(value.span().start, format!("expected some text as `{key}`, found none"));
-        }
-        Ok(text.trim().to_owned())
-    }
-
-    fn list<'v>(&self, value: &'v Value<'s>, what: &str) -> Read<Vec<&'v Value<'s>>> {
-        match value.get_ref() {
-            DeValue::Array(items) => Ok(items.iter().collect()),
-            other => self.error(value.span().start, format!("expected {what}, a list, found {}", describe(other))),
-        }
-    }
-
-    fn limit(&self, table: &DeTable<'s>) -> Read<Duration> {
-        let Some(value) = table.get("limit_s") else {
-            return Ok(LIMIT);
-        };
-        let seconds = match value.get_ref() {
-            DeValue::Integer(number) => u64::from_str_radix(number.as_str(), number.radix()).ok(),
-            _ => None,
-        };
-        match seconds.filter(|s| (1..=3600).contains(s)) {
-            Some(seconds) => Ok(Duration::from_secs(seconds)),
-            None => self.error(value.span().start, "expected `limit_s` to be seconds from 1 to 3600"),
-        }
-    }
-
-    fn settle(&self, table: &DeTable<'s>) -> Read<Settle> {
-        let Some(value) = table.get("settle") else {
-            return Ok(Settle::default());
-        };
-        match self.text(value, "`settle`")?.as_str() {
-            "retries" => Ok(Settle::Retries),
-            "queues" => Ok(Settle::Queues),
-            other => self.error(value.span().start, format!("expected `retries` or `queues`, found `{other}`")),
-        }
-    }
-
-    fn cards(&self, table: &DeTable<'s>) -> Read<Vec<CardName>> {
-        let Some(value) = table.get("cards") else {
-            return Ok(CARDS.to_vec());
-        };
-        let mut cards: Vec<CardName> = Vec::new();
-        for item in self.list(value, "`cards`")? {
-            let name = self.text(item, "a card")?;
-            match CARDS.iter().find(|card| card.name == name) {
-                Some(card) if !cards.contains(card) => cards.push(*card),
-                Some(_) => return self.error(item.span().start, format!("`{name}` stands here twice")),
-                None => {
-                    let names = list(&CARDS.map(|card| card.name));
-                    return self.error(item.span().start, format!("unknown card `{name}`, expected {names}"));
-                }
-            }
-        }
-        if cards.is_empty() {
-            return self.error(value.span().start, "expected at least one card, found none");
-        }
-        Ok(cards)
-    }
-
-    fn card(&self, table: &DeTable<'s>) -> Read<CardConfig> {
-        table.get("card").map_or_else(|| Ok(CardConfig::default()), |value| self.card_config(value))
-    }
-
-    fn card_config(&self, value: &Value<'s>) -> Read<CardConfig> {
-        let at = value.span().start;
-        self.card_strings(value)?;
-        let config = CardConfig::deserialize(toml::de::ValueDeserializer::from(value.clone()))
-            .map_err(|error| self.toml_error(&error, at))?;
-        if let Err(error) = config.validate() {
-            return self.error(field_at(value, &error).unwrap_or(at), error.to_string());
-        }
-        Ok(config)
-    }
-
-    /// Whatever key of a card has a string, it is a line of text.
-    fn card_strings(&self, card: &Value<'s>) -> Read<()> {
-        let keys = card.get_ref().as_table().into_iter().flatten();
-        for (key, value) in keys {
-            let items = match value.get_ref() {
-                DeValue::Array(items) => items.iter().collect(),
-                _ => vec![value],
-            };
-            for item in items.into_iter().filter(|item| item.get_ref().is_str()) {
-                self.text(item, &format!("`{}`", escaped(key.get_ref())))?;
-            }
-        }
-        Ok(())
-    }
-
-    fn threads(&self, table: &DeTable<'s>, card: &CardConfig, end: usize) -> Read<Vec<StoryThread>> {
-        let Some(value) = table.get("thread") else {
-            return self.error(end, format!("expected a `[[thread]]`, found the end; {REQUIRED}"));
-        };
-        let mut threads: Vec<StoryThread> = Vec::new();
-        for item in self.list(value, "`[[thread]]`")? {
-            let at = item.span().start;
-            let DeValue::Table(thread) = item.get_ref() else {
-                return self.error(at, "expected `[[thread]]` to be a table with `name` and `steps`");
-            };
-            self.known_keys(thread, &["name", "steps"])?;
-            let Some(name_value) = thread.get("name") else {
-                return self.error(at, "a thread without a `name`");
-            };
-            let name = self.text(name_value, "`name`")?;
-            if let Some(taken) = ["", "setup", "finally", "epilogue"].iter().find(|taken| **taken == name) {
-                let message = format!("expected a name for the thread other than `{taken}`");
-                return self.error(name_value.span().start, message);
-            }
-            if threads.iter().any(|other| other.name == name) {
-                return self.error(
-                    name_value.span().start,
-                    format!("a second thread of the name `{name}`; expected a name of its own"),
-                );
-            }
-            let steps = self.steps(thread.get("steps"), card)?;
-            if steps.is_empty() {
-                let at = thread.get("steps").map_or(at, |steps| steps.span().start);
-                return self.error(at, format!("thread `{name}` has no steps, expected at least one"));
-            }
-            threads.push(StoryThread { name, steps });
-        }
-        if threads.is_empty() {
-            return self.error(value.span().start, "expected at least one thread, found none");
-        }
-        Ok(threads)
-    }
-
-    fn steps(&self, value: Option<&Value<'s>>, card: &CardConfig) -> Read<Vec<Step>> {
-        let Some(value) = value else { return Ok(Vec::new()) };
-        let items = self.list(value, "steps")?;
-        items.into_iter().map(|item| self.step(item, card)).collect()
-    }
-
-    fn step(&self, item: &Value<'s>, card: &CardConfig) -> Read<Step> {
-        let at = item.span().start;
-        let (run, expected) = match item.get_ref() {
-            DeValue::String(_) => (item, Expected::Success),
-            DeValue::Table(table) => {
-                self.known_keys(table, &["run", "fails", "may_fail"])?;
-                let Some(run) = table.get("run") else {
-                    return self.error(at, "a step without `run`");
-                };
-                (run, self.outcome(table)?)
-            }
-            other => {
-                return self
-                    .error(at, format!("expected a step: a string, or a table with `run`; found {}", describe(other)));
-            }
-        };
-        let text = self.lines(run, "`run`")?;
-        let span = run.span();
-        let action = Action::parse(&text, card).map_err(|error| self.word_error(&span, &error))?;
-        Ok(Step { text, place: Place::of(self.source, inside_string(self.source, &span, 0)), action, expected })
-    }
-
-    fn outcome(&self, table: &DeTable<'s>) -> Read<Expected> {
-        let may_fail = match table.get("may_fail") {
-            None => false,
-            Some(value) => match value.get_ref() {
-                DeValue::Boolean(yes) => *yes,
-                other => {
-                    let message = format!("expected `may_fail` to be true or false, found {}", describe(other));
-                    return self.error(value.span().start, message);
-                }
-            },
-        };
-        match table.get("fails") {
-            Some(value) if may_fail => self.error(value.span().start, "expected `fails` or `may_fail`, found both"),
-            Some(value) => {
-                let text = self.text(value, "`fails`")?;
-                if text.is_empty() {
-                    return self.error(value.span().start, "expected an error such as \"EBUSY\", or text of one");
-                }
-                Ok(Expected::Failure(text))
-            }
-            None if may_fail => Ok(Expected::Either),
-            None => Ok(Expected::Success),
-        }
-    }
-
-    fn expectations(&self, table: &DeTable<'s>) -> Read<Vec<InFile<Expectation>>> {
-        let Some(value) = table.get("expect") else {
-            return Ok(Vec::new());
-        };
-        let mut expectations = Vec::new();
-        for item in self.list(value, "`expect`")? {
-            let text = self.text(item, "an expectation")?;
-            let span = item.span();
-            let value = Expectation::parse(&text).map_err(|error| self.word_error(&span, &error))?;
-            let place = Place::of(self.source, inside_string(self.source, &span, 0));
-            expectations.push(InFile { text, place, value });
-        }
-        Ok(expectations)
-    }
-
-    fn word_error(&self, span: &Range<usize>, error: &WordError) -> InputError {
-        InputError {
-            place: Place::of(self.source, inside_string(self.source, span, error.at)),
-            message: error.message.clone(),
-        }
-    }
-
-    /// A story with programs is for cards that have some.
-    fn programs_have_a_card(&self, scenario: &Scenario) -> Read<()> {
-        let steps = scenario.threads.iter().flat_map(|thread| &thread.steps);
-        let mut steps = scenario.setup.iter().chain(steps).chain(&scenario.finally);
-        let Some(step) = steps.find(|step| step.action.is_program()) else {
-            return Ok(());
-        };
-        match scenario.cards.iter().find(|card| !card.has_programs) {
-            None => Ok(()),
-            Some(card) => Err(InputError {
-                place: step.place,
-                message: format!(
-                    "`{}` is a program, and a card `{}` has no netdevs to run it among; \
-                     add `cards = [\"linux\"]` to the scenario",
-                    step.text, card.name
-                ),
-            }),
-        }
-    }
-
-    /// Goes through the barriers as the threads would: each must be met by everyone who names it.
-    fn barriers_can_be_met(&self, scenario: &Scenario) -> Read<()> {
-        for step in scenario.setup.iter().chain(&scenario.finally) {
-            if !step.action.barriers().is_empty() {
-                return Err(InputError {
-                    place: step.place,
-                    message: "`sync` is for threads: nothing else runs here".to_owned(),
-                });
-            }
-        }
-        let mut left: Vec<Vec<(&str, &Step)>> = Vec::new();
-        let mut members: BTreeMap<&str, BTreeSet<usize>> = BTreeMap::new();
-        for (index, thread) in scenario.threads.iter().enumerate() {
-            let barriers =
-                thread.steps.iter().flat_map(|step| step.action.barriers().into_iter().map(move |name| (name, step)));
-            let barriers: Vec<_> = barriers.collect();
-            for (name, _) in &barriers {
-                members.entry(name).or_default().insert(index);
-            }
-            left.push(barriers.into_iter().rev().collect());
-        }
-        for (name, threads) in &members {
-            if let (1, Some(only)) = (threads.len(), threads.first()) {
-                let step = left[*only].iter().find(|(barrier, _)| barrier == name);
-                let message = format!(
-                    "`sync {name}` waits for what never comes: no other thread than `{}` names it",
-                    scenario.threads[*only].name
-                );
-                return Err(InputError {
-                    place: step.map_or(Place { line: 1, column: 1 }, |(_, step)| step.place),
-                    message,
-                });
-            }
-        }
-        loop {
-            let met = members
-                .iter()
-                .find(|(name, threads)| threads.iter().all(|t| left[*t].last().is_some_and(|(next, _)| next == *name)));
-            if let Some((_, threads)) = met {
-                for thread in threads {
-                    left[*thread].pop();
-                }
-                continue;
-            }
-            let stuck = left.iter().filter_map(|barriers| barriers.last()).min_by_key(|(_, s)| s.place);
-            return match stuck {
-                None => Ok(()),
-                Some((name, step)) => Err(InputError {
-                    place: step.place,
-                    message: format!(
-                        "`sync {name}` waits for what never comes: the threads that name it come to their \
-                         barriers in another order, or another number of times"
-                    ),
-                }),
-            };
-        }
-    }
-}
-
-/// Where the field stands that an error is about.
-fn field_at(card: &Value<'_>, error: &ConfigError) -> Option<usize> {
-    let field = match error {
-        ConfigError::Range { field, .. } => field,
-        ConfigError::TooManyVfs { .. } => "vfs",
-        ConfigError::Function(_) => "address",
-        ConfigError::Buses { .. } => "total_vfs",
-        ConfigError::Module(_) => "modules",
-    };
-    Some(card.get_ref().as_table()?.get(field)?.span().start)
-}
-
-fn describe(value: &DeValue<'_>) -> String {
-    match value {
-        DeValue::String(text) => format!("the string \"{}\"", escaped(text)),
-        DeValue::Integer(number) => format!("the number {number}"),
-        DeValue::Float(number) => format!("the number {number}"),
-        DeValue::Boolean(yes) => yes.to_string(),
-        DeValue::Datetime(date) => format!("the date {date}"),
-        DeValue::Array(_) => "a list".to_owned(),
-        DeValue::Table(_) => "a table".to_owned(),
-    }
 }

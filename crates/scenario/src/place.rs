@@ -1,14 +1,14 @@
-//! Where in a file something stands, and what is wrong there.
+//! Places in a file, and errors with a place.
 
 use std::fmt;
 use std::ops::Range;
 
-/// A place in a text: both count from 1, columns in characters.
+/// A place in a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
-    /// The line.
+    /// The line, from 1.
     pub line: usize,
-    /// The column.
+    /// The column in characters, from 1.
     pub column: usize,
 }
 
@@ -19,7 +19,7 @@ impl fmt::Display for Place {
 }
 
 impl Place {
-    /// The place of a byte of a text. Past the end is the end.
+    /// The place of a byte of a text; a byte past the end has the place of the end.
     pub(crate) fn of(text: &str, byte: usize) -> Self {
         let before = &text[..text.floor_char_boundary(byte)];
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
@@ -27,18 +27,18 @@ impl Place {
     }
 }
 
-/// Input that cannot be used: where, and what was expected there.
+/// Input that cannot be used: its place, and what was expected there.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{place}: {message}")]
 pub struct InputError {
-    /// Where.
+    /// The place.
     pub place: Place,
     /// What is wrong, and what was expected.
     pub message: String,
 }
 
-/// The byte of the source at which byte `offset` of a TOML string's *value* stands, the string's own
-/// text being at `span`: quotes and escapes take room that they do not have in the value.
+/// The byte of the source that belongs to byte `offset` of the *value* of the TOML string at `span`. The two differ, as
+/// quotes and escapes take room in the source that they do not take in the value.
 pub(crate) fn inside_string(source: &str, span: &Range<usize>, offset: usize) -> usize {
     let raw = source.get(span.clone()).unwrap_or_default();
     let multi_line = raw.starts_with("\"\"\"") || raw.starts_with("'''");

@@ -1,4 +1,4 @@
-//! Telling a story: its threads, what came of each step, and what held at the end.
+//! Runs a scenario: its threads, the outcome of each step, and what held at the end.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -15,32 +15,32 @@ use crate::session::{Session, StepError};
 use crate::step::{Expected, Step};
 
 lock_classes! {
-    /// What the threads of a story hand to the one that tells it.
+    /// What the threads of a scenario report to the thread that runs it.
     pub leaf StageClass = "stage";
 }
 
-/// What a story came to.
+/// The outcome of a scenario.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
-    /// What every thread did, in the order in which it was done.
+    /// The steps of all threads, in the order in which they were taken.
     pub steps: Vec<StepRecord>,
     /// The card at rest, before it was taken down.
     pub snapshot: Option<Snapshot>,
-    /// Each expectation, and what was found instead if it does not hold.
+    /// Every expectation at rest, and whether it held.
     pub verdicts: Vec<Verdict>,
-    /// Everything that should not be, failed steps and expectations among it.
+    /// Everything that is not as it should be, with failed steps and expectations.
     pub violations: Vec<Violation>,
-    /// How long it all took.
+    /// How long the scenario took.
     pub elapsed: Duration,
-    /// It was asked to stop.
+    /// Whether it was interrupted.
     pub interrupted: bool,
-    /// Something did not come to an end: the card could not be taken down.
+    /// Whether a thread did not end, so that the card could not be taken down.
     pub hung: bool,
 }
 
 impl Outcome {
-    /// The violations that are not about the script: a step that failed, or an expectation that does not
-    /// hold, says nothing against the engine when something was made to fail that the script knows nothing of.
+    /// The violations that are not about the script. When an explorer makes something fail that the script does not
+    /// know of, a failed step or an expectation that does not hold is no fault of the engine.
     pub fn beside_the_script(&self) -> Vec<Violation> {
         let scripted = |violation: &&Violation| {
             let step = |record: &StepRecord| {
@@ -53,13 +53,13 @@ impl Outcome {
         self.violations.iter().filter(|violation| !scripted(violation)).cloned().collect()
     }
 
-    /// Whether everything held.
+    /// Whether everything held and the scenario ran to its end.
     pub fn ok(&self) -> bool {
         self.violations.is_empty() && !self.interrupted && !self.hung
     }
 }
 
-/// For who writes down what happens: what does not hold is seen here.
+/// Notes violations at this point of the schedule, for an explorer that records it.
 fn note_all(found: &[Violation]) {
     for Violation { invariant, detail } in found {
         lockdep::note("violation", || format!("{invariant}: {detail}"));
@@ -69,51 +69,51 @@ fn note_all(found: &[Violation]) {
 /// A step that was taken.
 #[derive(Clone, Debug)]
 pub struct StepRecord {
-    /// Who took it: a thread of the story, `setup` or `finally`.
+    /// The thread that took it: one of the scenario's, `setup` or `finally`.
     pub thread: String,
-    /// As it was written.
+    /// The step's text.
     pub step: String,
-    /// Whether what should come of it came.
+    /// Whether the outcome was the expected one.
     pub ok: bool,
-    /// What it printed.
+    /// The lines that the step printed.
     pub output: Vec<String>,
-    /// Its error, expected or not.
+    /// The step's error, expected or not.
     pub error: Option<StepError>,
-    /// What is wrong, if it is not ok.
+    /// What is wrong with the outcome, if it is not ok.
     pub wrong: Option<String>,
-    /// How long it took.
+    /// How long the step took.
     pub elapsed: Duration,
 }
 
-/// An expectation and what became of it.
+/// An expectation, and whether it held.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
-    /// As it was written.
+    /// The expectation's text.
     pub expectation: String,
-    /// What was found instead, if it does not hold.
+    /// What was found instead, if it did not hold.
     pub unmet: Option<String>,
 }
 
-/// Who watches a story being told.
+/// Is called while a scenario runs.
 pub trait Observer {
-    /// A step was taken.
+    /// Is called after each step.
     fn step(&mut self, record: &StepRecord);
 }
 
-/// Nobody watches.
+/// Does nothing.
 impl Observer for () {
     fn step(&mut self, _: &StepRecord) {}
 }
 
-/// Tells a story. The card is up only inside.
+/// Runs a scenario: brings its card up, runs it, and takes the card down.
 pub fn run(cx: &mut Locked<'_, Unlocked>, scenario: &Scenario, world: &World, observer: &mut dyn Observer) -> Outcome {
     let began = (world.clock)();
     let mut outcome = Outcome::default();
-    let teller =
-        Teller { scenario: Arc::new(scenario.clone()), world: world.clone(), stage: Arc::new(Stage::default()) };
-    teller.tell(cx, &mut outcome, observer);
+    let runner =
+        Runner { scenario: Arc::new(scenario.clone()), world: world.clone(), stage: Arc::new(Stage::default()) };
+    runner.run(cx, &mut outcome, observer);
     outcome.interrupted = world.pulse.is_stopped(cx);
-    // What was found at a step comes first: what does not hold at the end may come of it.
+    // The checker's reports come first: what does not hold at the end may be a consequence of them.
     let reports = world.domain.take_reports().into_iter();
     let reports = reports.map(|report| Violation { invariant: report.invariant(), detail: report.to_string() });
     outcome.violations.splice(0..0, reports);
@@ -126,14 +126,14 @@ impl Outcome {
         self.violations.push(Violation { invariant, detail: detail.into() });
     }
 
-    /// Notes a step; one that went wrong violates something.
+    /// Adds a step's record, with a violation if the outcome is not the expected one.
     fn note(&mut self, record: StepRecord) {
         if let Some(wrong) = &record.wrong
             && record.error != Some(StepError::Interrupted)
         {
             let invariant = match &record.error {
                 None => "step",
-                Some(StepError::NeverCame { .. }) => "progress",
+                Some(StepError::TimedOut { .. }) => "progress",
                 Some(StepError::Unmet { .. }) => "expectation",
                 Some(_) => "step",
             };
@@ -143,18 +143,18 @@ impl Outcome {
     }
 }
 
-/// A thread of the teller's.
+/// A thread of a running scenario: its name, and what it runs.
 type Part = (String, Body);
 type Body = Box<dyn FnOnce(&mut Locked<'_, Unlocked>) + Send>;
 
-struct Teller {
+struct Runner {
     scenario: Arc<Scenario>,
     world: World,
     stage: Arc<Stage>,
 }
 
-impl Teller {
-    fn tell(&self, cx: &mut Locked<'_, Unlocked>, outcome: &mut Outcome, observer: &mut dyn Observer) {
+impl Runner {
+    fn run(&self, cx: &mut Locked<'_, Unlocked>, outcome: &mut Outcome, observer: &mut dyn Observer) {
         let (scenario, world) = (&self.scenario, &self.world);
         let session = match Session::start(cx, scenario.card.clone(), world.clone(), scenario.limit) {
             Ok(session) => Arc::new(session),
@@ -163,9 +163,9 @@ impl Teller {
                 return outcome.violations.extend(left_on(cx, &*world.card));
             }
         };
-        session.asks_for(cx, scenario.asked_events());
+        session.watch_events(cx, scenario.event_texts());
         if is_explored() {
-            // What coming up has queued is not what the story is about.
+            // Work that bringing the card up has queued is not part of the scenario.
             session.engine().settle(cx, false);
         }
         for thread in &scenario.threads {
@@ -193,15 +193,15 @@ impl Teller {
         }
     }
 
-    /// A thread that takes these steps until one goes wrong or the story is to stop; if it heeds nothing,
-    /// all of them.
+    /// A thread that takes these steps until the outcome of one is not the expected one, or the scenario is stopped. A
+    /// thread that heeds nothing takes all of them.
     fn part(&self, session: &Arc<Session>, name: &str, steps: Vec<Step>, heeds: Heeds) -> Part {
         let (stage, session, thread) = (Arc::clone(&self.stage), Arc::clone(session), name.to_owned());
         let body = move |cx: &mut Locked<'_, Unlocked>| {
             let since = HistoryMark::now();
             let mut well = true;
             for (step, number) in steps.iter().zip(0..) {
-                // A step knows nothing of the steps before it but what they have left.
+                // A step depends on earlier steps only through the state that they have left.
                 since.erase_except(&(number, well));
                 if session.world().pulse.stops(cx, heeds) {
                     break;
@@ -217,7 +217,7 @@ impl Teller {
                     lockdep::note("script", || wrong.clone());
                 }
                 well &= record.ok;
-                stage.tell(cx, Told::Step(record));
+                stage.report(cx, StageReport::Step(record));
                 session.world().pulse.beat_for_listener(cx);
                 if !well && heeds == Heeds::Stop {
                     break;
@@ -230,8 +230,8 @@ impl Teller {
         (name.to_owned(), Box::new(body))
     }
 
-    /// The thread that waits for rest, looks, and takes the card down. After something went wrong, it
-    /// does not wait for what was expected.
+    /// The thread that waits for rest, checks expectations and invariants, and takes the card down. `as_hoped`: nothing
+    /// went wrong before, so that it is worth waiting for the end of retries.
     fn epilogue(&self, session: &Arc<Session>, as_hoped: bool) -> Part {
         let (stage, session, scenario) = (Arc::clone(&self.stage), Arc::clone(session), Arc::clone(&self.scenario));
         let body = move |cx: &mut Locked<'_, Unlocked>| {
@@ -252,24 +252,24 @@ impl Teller {
                         lockdep::note("script", || unmet.clone());
                     }
                     let expectation = expectation.text.clone();
-                    stage.tell(cx, Told::Verdict(Verdict { expectation, unmet }));
+                    stage.report(cx, StageReport::Verdict(Verdict { expectation, unmet }));
                 }
                 found.extend(session.engine().check(cx));
                 note_all(&found);
                 let snapshot = session.engine().inspect(cx);
-                stage.tell(cx, Told::Snapshot(snapshot));
+                stage.report(cx, StageReport::Snapshot(snapshot));
             }
             stage.begin(cx, "epilogue", "taking the card down");
             let left = session.close(cx);
             note_all(&left);
             found.extend(left);
-            stage.tell(cx, Told::Violations(found));
+            stage.report(cx, StageReport::Violations(found));
         };
         ("epilogue".to_owned(), Box::new(body))
     }
 
-    /// Runs threads to their end and takes down what they tell. Whether all have ended. `focus`: this is
-    /// what the story is about.
+    /// Runs threads to their end and records their reports; whether all have ended. `focus`: an explorer tries every
+    /// order of these threads.
     fn perform(
         &self,
         cx: &mut Locked<'_, Unlocked>,
@@ -281,14 +281,14 @@ impl Teller {
         let mut threads = Vec::new();
         self.stage.raise(cx, parts.len());
         for (name, body) in parts {
-            let (stage, pulse, who) = (Arc::clone(&self.stage), Arc::clone(&self.world.pulse), name.clone());
+            let (stage, pulse, thread) = (Arc::clone(&self.stage), Arc::clone(&self.world.pulse), name.clone());
             threads.push(cx.spawn(&name, move |cx| {
                 let panic = run_part(cx, body);
-                stage.end(cx, &who, panic);
+                stage.end(cx, &thread, panic);
                 pulse.beat_for_listener(cx);
             }));
         }
-        // Explored, what is told can be heard after: a thread that hangs is the explorer's to see.
+        // Under an explorer the reports can be read afterwards: the explorer finds a thread that hangs.
         lockdep::focus(focus);
         let early = if is_explored() { true } else { self.listen(cx, outcome, observer) };
         if !early {
@@ -303,34 +303,34 @@ impl Teller {
         self.listen(cx, outcome, observer)
     }
 
-    /// Hands on what threads tell until all have ended. If none tells anything for longer than any wait
-    /// may take, something hangs.
+    /// Records what threads report until all have ended; whether they have. If no thread reports anything for twice as
+    /// long as any wait may take, something hangs.
     fn listen(&self, cx: &mut Locked<'_, Unlocked>, outcome: &mut Outcome, observer: &mut dyn Observer) -> bool {
         let patience = self.scenario.limit * 2;
         loop {
             let limit = (!is_explored()).then(|| Deadline::after(patience));
-            let told = self.stage.next(cx, &self.world, limit.as_ref());
-            match told {
-                Ok(Some(Told::Step(record))) => {
+            let report = self.stage.next(cx, &self.world, limit.as_ref());
+            match report {
+                Ok(Some(StageReport::Step(record))) => {
                     observer.step(&record);
                     outcome.note(record);
                 }
-                Ok(Some(Told::Verdict(verdict))) => {
+                Ok(Some(StageReport::Verdict(verdict))) => {
                     if let Some(unmet) = &verdict.unmet {
                         outcome.violate("expectation", unmet.clone());
                     }
                     outcome.verdicts.push(verdict);
                 }
-                Ok(Some(Told::Violations(violations))) => outcome.violations.extend(violations),
-                Ok(Some(Told::Snapshot(snapshot))) => outcome.snapshot = Some(snapshot),
-                Ok(Some(Told::Panicked(thread, why))) => {
+                Ok(Some(StageReport::Violations(violations))) => outcome.violations.extend(violations),
+                Ok(Some(StageReport::Snapshot(snapshot))) => outcome.snapshot = Some(snapshot),
+                Ok(Some(StageReport::Panicked(thread, why))) => {
                     outcome.violate("progress", format!("{thread} panicked: {why}"));
                 }
                 Ok(None) => return true,
                 Err(doing) => {
                     for (thread, step) in doing {
                         let s = patience.as_secs();
-                        outcome.violate("progress", format!("{thread}: `{step}` has not come to an end within {s} s"));
+                        outcome.violate("progress", format!("{thread}: `{step}` has not ended within {s} s"));
                     }
                     return false;
                 }
@@ -339,7 +339,7 @@ impl Teller {
     }
 }
 
-/// Takes a step and says what came of it.
+/// Takes a step; its record.
 fn take(cx: &mut Locked<'_, Unlocked>, session: &Session, thread: &str, heeds: Heeds, step: &Step) -> StepRecord {
     let clock = &session.world().clock;
     let began = clock();
@@ -354,9 +354,11 @@ fn take(cx: &mut Locked<'_, Unlocked>, session: &Session, thread: &str, heeds: H
         (_, Some(StepError::Interrupted)) => Some("interrupted".to_owned()),
         (Expected::Success, None) | (Expected::Either, _) => None,
         (Expected::Success, Some(error)) => Some(error.to_string()),
-        (Expected::Failure(meant), None) => Some(format!("it succeeded, and should have failed with {meant}")),
-        (Expected::Failure(meant), Some(error)) if error.is(meant) => None,
-        (Expected::Failure(meant), Some(error)) => Some(format!("it failed with another error than {meant}: {error}")),
+        (Expected::Failure(expected), None) => Some(format!("it succeeded, and should have failed with {expected}")),
+        (Expected::Failure(expected), Some(error)) if error.is(expected) => None,
+        (Expected::Failure(expected), Some(error)) => {
+            Some(format!("it failed with another error than {expected}: {error}"))
+        }
     };
     StepRecord {
         thread: thread.to_owned(),
@@ -369,7 +371,7 @@ fn take(cx: &mut Locked<'_, Unlocked>, session: &Session, thread: &str, heeds: H
     }
 }
 
-/// Runs a thread's body; its panic, if it panics. Explored, panics are the explorer's business.
+/// Runs a thread's body; its panic, if it panics. An explorer catches panics itself.
 fn run_part(cx: &mut Locked<'_, Unlocked>, body: Body) -> Option<String> {
     if is_explored() {
         body(cx);
@@ -384,17 +386,18 @@ fn describe_panic(panic: &(dyn Any + Send)) -> String {
     text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no message").to_owned()
 }
 
-/// Where the threads of a story leave what they have to tell.
+/// What the threads of a running scenario report.
 struct Stage(Mutex<StageClass, StageState>);
 
 #[derive(Default)]
 struct StageState {
     running: usize,
-    told: std::collections::VecDeque<Told>,
+    reports: std::collections::VecDeque<StageReport>,
+    /// The step that each thread is taking.
     doing: BTreeMap<String, String>,
 }
 
-enum Told {
+enum StageReport {
     Step(StepRecord),
     Verdict(Verdict),
     Violations(Vec<Violation>),
@@ -404,7 +407,7 @@ enum Told {
 
 impl Default for Stage {
     fn default() -> Self {
-        // Notes about the story, which nothing in it asks: not to be explored.
+        // No step of a scenario depends on the reports, so an explorer need not order them.
         Self(lockdep::unexplored(|| Mutex::new(StageState::default())))
     }
 }
@@ -418,8 +421,8 @@ impl Stage {
         self.0.lock_leaf(cx).doing.insert(thread.to_owned(), step.to_owned());
     }
 
-    fn tell(&self, cx: &mut Locked<'_, Unlocked>, told: Told) {
-        self.0.lock_leaf(cx).told.push_back(told);
+    fn report(&self, cx: &mut Locked<'_, Unlocked>, report: StageReport) {
+        self.0.lock_leaf(cx).reports.push_back(report);
     }
 
     fn end(&self, cx: &mut Locked<'_, Unlocked>, thread: &str, panic: Option<String>) {
@@ -427,18 +430,20 @@ impl Stage {
         state.running -= 1;
         state.doing.remove(thread);
         if let Some(why) = panic {
-            state.told.push_back(Told::Panicked(thread.to_owned(), why));
+            state.reports.push_back(StageReport::Panicked(thread.to_owned(), why));
         }
     }
 
-    /// The next thing told, `None` once all threads have ended and nothing is left to tell. If nothing is
-    /// told before the limit: who does what.
+    /// Takes the next report, after waiting for it; `None` once all threads have ended and no report is left.
+    ///
+    /// # Errors
+    /// No thread reports anything before the limit: the running threads, and the step that each is taking.
     fn next(
         &self,
         cx: &mut Locked<'_, Unlocked>,
         world: &World,
         limit: Option<&Deadline>,
-    ) -> Result<Option<Told>, Vec<(String, String)>> {
+    ) -> Result<Option<StageReport>, Vec<(String, String)>> {
         let next = world.pulse.wait_for(
             cx,
             Heeds::Nothing,
@@ -446,8 +451,8 @@ impl Stage {
             || None,
             |cx| {
                 let mut state = self.0.lock_leaf(cx);
-                match state.told.pop_front() {
-                    Some(told) => Some(Some(told)),
+                match state.reports.pop_front() {
+                    Some(report) => Some(Some(report)),
                     None if state.running == 0 => Some(None),
                     None => None,
                 }

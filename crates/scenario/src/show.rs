@@ -1,11 +1,16 @@
-//! What is there, in devlink's words.
+//! Queries answered as devlink(8) prints them, and ports as a table.
 
 use eswitch::inspect::{PfView, PortView, Snapshot};
 use eswitch::{CardConfig, PciAddress, Vport};
 
 /// `devlink dev show`.
 pub(crate) fn devices(snapshot: &Snapshot) -> Vec<String> {
-    snapshot.pfs.iter().map(|pf| format!("pci/{}", pf.address)).collect()
+    snapshot.pfs.iter().map(device).collect()
+}
+
+/// `devlink dev show DEV`.
+pub(crate) fn device(pf: &PfView) -> String {
+    format!("pci/{}", pf.address)
 }
 
 /// `devlink dev eswitch show`.
@@ -14,7 +19,7 @@ pub(crate) fn eswitch(pf: &PfView) -> String {
     format!("pci/{}: mode {} inline-mode none encap-mode {encap}", pf.address, pf.mode)
 }
 
-/// A port as `devlink port show` prints it.
+/// The lines that `devlink port show` prints of a port. `pfnum` is the PF's place on the card, from 0.
 pub fn describe_port(config: &CardConfig, pfnum: u8, port: &PortView) -> Vec<String> {
     let netdev = match &port.netdev {
         Some(name) => format!("type eth netdev {name}"),
@@ -55,10 +60,10 @@ pub fn describe_port(config: &CardConfig, pfnum: u8, port: &PortView) -> Vec<Str
 pub struct Ports(pub Vec<[String; 7]>);
 
 impl Ports {
-    /// What the columns are.
+    /// The headings of the columns.
     pub const COLUMNS: [&str; 7] = ["handle", "flavour", "netdev", "eth", "ib", "hw_addr", "state"];
 
-    /// Every port of every device that is bound.
+    /// Every port of every PF that is bound to its driver.
     pub fn of(snapshot: &Snapshot) -> Self {
         let ports = snapshot.pfs.iter().flat_map(|pf| &pf.ports);
         Self(ports.map(row).collect())
@@ -88,7 +93,7 @@ fn row(port: &PortView) -> [String; 7] {
     ]
 }
 
-/// The device of an address, if it is bound.
+/// The PF at an address, if it is bound to its driver.
 pub(crate) fn pf(snapshot: &Snapshot, address: PciAddress) -> Option<&PfView> {
     snapshot.pfs.iter().find(|pf| pf.address == address)
 }

@@ -1,15 +1,15 @@
-//! The runner that tells stories is the runner that is explored: under a scheduler that decides every
-//! interleaving and every time-out.
+//! The code that runs scenarios is the code that is explored: under a scheduler that decides every interleaving and every
+//! time-out.
 
 mod common;
 
-use common::{complaints, tell};
+use common::{complaints, run_in_memory};
 use shuttle::scheduler::RandomScheduler;
 
-fn explore(story: &str, times: usize) {
-    let story = scenario::parse(story).unwrap();
+fn explore(scenario: &str, times: usize) {
+    let scenario = scenario::parse(scenario).unwrap();
     let explored = lockdep::Explore::default().until_failure(RandomScheduler::new(times), move || {
-        let outcome = tell(&story);
+        let outcome = run_in_memory(&scenario);
         assert!(outcome.ok(), "{:#?}", complaints(&outcome));
     });
     assert_eq!(explored.unwrap_or_else(|halt| panic!("{halt}")), times);

@@ -1,6 +1,6 @@
-//! Input that cannot be used: where, and what was expected there.
+//! Input that cannot be used: the place and the message of its error.
 
-/// A story around steps of one thread, the steps' lines counting from 5.
+/// The text of a scenario with one thread; its steps begin in line 5.
 fn with_steps(steps: &str) -> String {
     format!("name = \"n\"\nwhy = \"w\"\n[[thread]]\nname = \"a\"\n{steps}\n")
 }
@@ -140,11 +140,11 @@ fn a_file_is_refused_where_it_is_wrong() {
 }
 
 #[test]
-fn what_waits_for_what_never_comes_is_refused() {
+fn a_barrier_that_can_never_be_passed_is_refused() {
     let alone = with_steps("steps = [\"devlink dev show\", \"sync start\"]");
     assert_eq!(
         error(&alone),
-        (5, 31, "`sync start` waits for what never comes: no other thread than `a` names it".to_owned())
+        (5, 31, "`sync start` can never be passed: no other thread than `a` names it".to_owned())
     );
 
     let crossed =
@@ -161,7 +161,7 @@ fn what_waits_for_what_never_comes_is_refused() {
 }
 
 #[test]
-fn what_is_wrong_is_shown_without_what_it_would_do_to_a_terminal() {
+fn an_error_shows_no_control_character_of_the_input() {
     let head = "name = \"n\"\nwhy = \"w\"\n";
     let mut inputs = vec![String::from("\u{1b}[2J = 1")];
     for control in ["\\n", "\\u001b", "\\u0007", "\\u009b", "\\u202e", "\\ufeff"] {

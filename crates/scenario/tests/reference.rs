@@ -1,4 +1,4 @@
-//! The reference says everything that can be written, and nothing that cannot.
+//! The reference, docs/scenarios.md, has every form that can be written, and no other.
 
 use control::Command;
 use eswitch::{CardConfig, PfIndex, Touched};
@@ -28,7 +28,7 @@ fn card() -> CardConfig {
 }
 
 #[test]
-fn every_form_stands_in_the_reference() {
+fn every_form_has_a_row_in_the_reference() {
     let rows = rows();
     for entry in STEPS.iter().chain(EXPECTATIONS) {
         assert!(rows.iter().any(|(form, _)| form == entry.form), "`{}` has no row in docs/scenarios.md", entry.form);
@@ -51,14 +51,14 @@ fn every_example_of_the_reference_can_be_read() {
 }
 
 #[test]
-fn the_story_in_the_reference_can_be_told() {
-    let story = REFERENCE.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next());
-    let story = scenario::parse(story.unwrap()).unwrap();
-    assert_eq!(story.threads.len(), 2);
+fn the_scenario_in_the_reference_can_be_read() {
+    let example = REFERENCE.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next());
+    let scenario = scenario::parse(example.unwrap()).unwrap();
+    assert_eq!(scenario.threads.len(), 2);
 }
 
 #[test]
-fn every_key_stands_in_the_reference() {
+fn every_key_has_a_row_in_the_reference() {
     let card = format!("{:?}", CardConfig::default());
     let fields = card.split_once('{').unwrap().1.split(", ").filter_map(|field| field.split_once(':'));
     let keys = ["name", "why", "cards", "limit_s", "settle", "expect", "setup", "finally", "[card]", "[[thread]]"];
@@ -67,7 +67,7 @@ fn every_key_stands_in_the_reference() {
     }
 }
 
-/// What is filled in for a word in capitals.
+/// The words to fill in for words in capitals.
 const SLOTS: &[(&str, &str)] = &[
     ("DEV", "pci/0000:08:00.0"),
     ("PORT", "pci/0000:08:00.0/1"),
@@ -161,10 +161,10 @@ fn everything_that_a_form_allows_can_be_read() {
         }
     }
     for entry in EXPECTATIONS {
-        // An auxiliary device is not called just anything.
+        // Not every name is that of an auxiliary device.
         for way in ways(&entry.form.replace("aux NAME", "aux mlx5_core.rdma-rep.0")) {
             let expectation = filled(&way);
-            // Of an SF one of the two is to be said.
+            // The form of an SF must have one of its two optional words.
             if expectation != "sf pci/0000:08:00.0/1" {
                 Expectation::parse(&expectation).unwrap_or_else(|error| panic!("`{expectation}`: {error}"));
                 read += 1;

@@ -1,4 +1,4 @@
-//! The daemon's configuration: TOML, a table for each card.
+//! The daemon's configuration: TOML, with a table for each card.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,7 +10,7 @@ use eswitch::CardConfig;
 use serde::Deserialize;
 
 use super::folders;
-use crate::arguments::Card as Kind;
+use crate::cards::CardKind;
 use crate::printable::{is_control, printable};
 
 /// The file.
@@ -27,19 +27,19 @@ struct File {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Table {
-    kind: Option<Kind>,
+    kind: Option<CardKind>,
     socket: Option<PathBuf>,
     /// Octal, as text.
     socket_mode: Option<String>,
     socket_group: Option<u32>,
-    profile: Presented,
+    profile: ProfileTable,
     card: CardConfig,
 }
 
-/// `[cards.NAME.profile]`: what of the card's looks is other than a ConnectX-6 Dx's.
+/// `[cards.NAME.profile]`: the parts of a card's identity that differ from a ConnectX-6 Dx's.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct Presented {
+struct ProfileTable {
     vendor: Option<u16>,
     device: Option<u16>,
     vf_device: Option<u16>,
@@ -49,9 +49,9 @@ struct Presented {
     board: Option<String>,
 }
 
-impl Presented {
-    /// All of it. The driver is the engine's own, and cannot be another.
-    fn whole(self) -> Profile {
+impl ProfileTable {
+    /// The whole profile. The driver cannot be chosen: it is the engine's own.
+    fn complete(self) -> Profile {
         let other = Profile::mlx5();
         Profile {
             vendor: self.vendor.unwrap_or(other.vendor),
@@ -70,55 +70,55 @@ impl Presented {
 /// The configuration.
 #[derive(Debug)]
 pub struct Config {
-    /// Where what was agreed is kept.
+    /// The folder of the stored state.
     pub state_dir: PathBuf,
-    /// Whether netdevs stay when the daemon is told by a signal to end.
+    /// Whether netdevs stay when a signal ends the daemon.
     pub keep: bool,
     /// The cards, by name.
     pub cards: Vec<CardEntry>,
 }
 
-/// Bytes of a socket's path at most: what `sun_path` takes, less the zero at its end.
+/// The most bytes of a socket's path: the size of `sun_path`, less the zero at its end.
 const SOCKET_PATH_MAX: usize = 107;
 
-/// A card that is to be up.
+/// A card of the configuration.
 #[derive(Clone, Debug)]
 pub struct CardEntry {
     pub name: String,
-    pub kind: Kind,
+    pub kind: CardKind,
     pub socket: PathBuf,
-    /// The socket's mode.
+    /// The mode of the socket's file.
     pub mode: u32,
-    /// Whose members may change things, beside root and who runs the daemon.
+    /// The group whose members may change things, beside root and the user who runs the daemon.
     pub group: Option<u32>,
-    /// What it presents itself as.
+    /// The identity that the card shows.
     pub profile: Profile,
     pub card: CardConfig,
 }
 
 impl Config {
-    /// Reads it; without a file, one card with everything as it is by default.
+    /// Reads a configuration file. Without one there is one card of the kind `kind`, with every default.
     ///
     /// # Errors
-    /// It cannot be read, or is none: the error names the place and what is expected there.
-    pub fn read(path: Option<&Path>, kind: Kind) -> Result<Self> {
+    /// The file cannot be read, or is no configuration: the error names the place and what is expected there.
+    pub fn read(path: Option<&Path>, kind: CardKind) -> Result<Self> {
         let Some(path) = path else {
             let card = entry(CardConfig::default().address.to_string(), Table::default(), kind)?;
             return Ok(Self { state_dir: folders::state()?, keep: false, cards: vec![card] });
         };
         let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
         Self::parse(&text, kind).with_context(|| match toml::from_str::<File>(&text) {
-            // The error has a place in the text, which it shows.
+            // The error is about a place in the text.
             Err(error) => at(path, &text, error.span().map(|span| span.start)),
             Ok(_) => path.display().to_string(),
         })
     }
 
-    /// Reads its text.
+    /// Reads the text of a configuration file. `kind` is the kind of cards that do not name one.
     ///
     /// # Errors
     /// As for [`Self::read`].
-    pub fn parse(text: &str, kind: Kind) -> Result<Self> {
+    pub fn parse(text: &str, kind: CardKind) -> Result<Self> {
         let file: File = toml::from_str(text)?;
         if file.cards.is_empty() {
             bail!("no card; a table [cards.NAME] makes one");
@@ -151,7 +151,7 @@ impl Config {
     }
 }
 
-/// A file, and the line and column in it if known.
+/// The path of a file, with the line and column of a byte of its text if that is known.
 fn at(path: &Path, text: &str, offset: Option<usize>) -> String {
     let Some(before) = offset.and_then(|offset| text.get(..offset)) else { return path.display().to_string() };
     let line = before.matches('\n').count() + 1;
@@ -159,7 +159,7 @@ fn at(path: &Path, text: &str, offset: Option<usize>) -> String {
     format!("{}:{line}:{column}", path.display())
 }
 
-/// Refuses what is shown to others and could do something to their terminals.
+/// Refuses control characters in a text that is shown on terminals.
 fn ensure_printable(what: &str, text: &str) -> Result<()> {
     if text.contains(is_control) {
         bail!("{what} is \"{}\"; there is a control character in it", printable(text));
@@ -167,12 +167,12 @@ fn ensure_printable(what: &str, text: &str) -> Result<()> {
     Ok(())
 }
 
-/// Two cards in one slot.
+/// Whether two cards have addresses in the same PCI slot.
 fn overlap(a: &CardConfig, b: &CardConfig) -> bool {
     (a.address.domain, a.address.bus, a.address.device) == (b.address.domain, b.address.bus, b.address.device)
 }
 
-fn entry(name: String, table: Table, kind: Kind) -> Result<CardEntry> {
+fn entry(name: String, table: Table, kind: CardKind) -> Result<CardEntry> {
     let mode = match table.socket_mode {
         None => 0o600,
         Some(text) => match u32::from_str_radix(&text, 8) {
@@ -200,7 +200,7 @@ fn entry(name: String, table: Table, kind: Kind) -> Result<CardEntry> {
         kind: table.kind.unwrap_or(kind),
         mode,
         group: table.socket_group,
-        profile: table.profile.whole(),
+        profile: table.profile.complete(),
         card: table.card,
     })
 }
@@ -210,7 +210,7 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<Config, String> {
-        Config::parse(text, Kind::Memory).map_err(|error| format!("{error:#}"))
+        Config::parse(text, CardKind::Memory).map_err(|error| format!("{error:#}"))
     }
 
     #[test]
@@ -230,8 +230,8 @@ mod tests {
         "#;
         let config = parse(text).unwrap();
         assert_eq!(config.cards.iter().map(|card| card.name.as_str()).collect::<Vec<_>>(), ["left", "right"]);
-        assert_eq!((config.cards[0].mode, config.cards[0].kind), (0o660, Kind::Memory));
-        assert_eq!((config.cards[1].kind, config.cards[1].card.pfs), (Kind::Linux, 2));
+        assert_eq!((config.cards[0].mode, config.cards[0].kind), (0o660, CardKind::Memory));
+        assert_eq!((config.cards[1].kind, config.cards[1].card.pfs), (CardKind::Linux, 2));
         let profile = &config.cards[1].profile;
         assert_eq!((profile.vendor, profile.device, &*profile.firmware), (0x15b3, 0x1021, "28.39.1002"));
     }
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_meant_is_refused() {
+    fn configurations_that_cannot_be_used_are_refused() {
         for (text, expected) in [
             ("", "missing field `cards`"),
             ("[cards]", "no card"),

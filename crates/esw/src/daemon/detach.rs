@@ -1,7 +1,7 @@
-//! `--detach`: the daemon in a session of its own, and we are done when it is ready.
+//! `--detach`: starts the daemon in a session of its own, and returns when it is ready.
 //!
-//! Nothing is forked: this program is started again, with a socket of ours to be told on, and says by its
-//! exit status and its log why it is not ready, if it is not.
+//! The process does not fork. It starts this program again, with a socket on which the daemon notifies it. If the daemon
+//! does not become ready, its exit status and its log say why.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -20,14 +20,14 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::config::Config;
 use super::folders;
 use crate::arguments::Up;
+use crate::exit_status::{FAILED, HELD};
 use crate::output::{complain, line};
 use crate::printable::printable;
-use crate::{FAILED, HELD};
 
 /// Starts the daemon in the background; the exit status.
 ///
 /// # Errors
-/// The configuration cannot be used, or the daemon did not come up: says why.
+/// The configuration cannot be used, or the daemon cannot be started.
 pub fn detach(arguments: &Up) -> Result<u8> {
     let config = Config::read(arguments.config.as_deref(), arguments.card)?;
     folders::make(&config.state_dir).with_context(|| format!("making {}", config.state_dir.display()))?;
@@ -35,32 +35,32 @@ pub fn detach(arguments: &Up) -> Result<u8> {
     let mut log = folders::open_private(&log_path);
     let log = log.as_mut().map_err(|error| anyhow::anyhow!("{}: {error}", log_path.display()))?;
     let begin = log.seek(SeekFrom::End(0)).with_context(|| log_path.display().to_string())?;
-    let told = Told::bind()?;
-    let mut daemon = start(&told.path, log).context("starting the daemon")?;
-    match told.wait(&mut daemon)? {
+    let ready = ReadySocket::bind()?;
+    let mut daemon = start(&ready.path, log).context("starting the daemon")?;
+    match ready.wait(&mut daemon)? {
         Some(status) => {
             line(&printable(&format!("{status}; process {}, log {}", daemon.id(), log_path.display())));
             Ok(HELD)
         }
         None => {
             let status = daemon.wait().context("waiting for the daemon")?;
-            let mut said = String::new();
-            let read = log.seek(SeekFrom::Start(begin)).and_then(|_| log.read_to_string(&mut said));
-            if read.is_err() || said.trim().is_empty() {
-                said = format!("esw: the daemon did not come up: {status}; see {}", log_path.display());
+            let mut output = String::new();
+            let read = log.seek(SeekFrom::Start(begin)).and_then(|_| log.read_to_string(&mut output));
+            if read.is_err() || output.trim().is_empty() {
+                output = format!("esw: the daemon did not come up: {status}; see {}", log_path.display());
             }
-            complain!("{}", said.trim_end());
+            complain!("{}", output.trim_end());
             Ok(status.code().and_then(|code| u8::try_from(code).ok()).filter(|code| *code != HELD).unwrap_or(FAILED))
         }
     }
 }
 
-fn start(told: &Path, log: &File) -> Result<Child> {
+fn start(notify_socket: &Path, log: &File) -> Result<Child> {
     let arguments: Vec<OsString> =
         env::args_os().skip(1).map(|word| if word == "--detach" { "--detached".into() } else { word }).collect();
     let daemon = Command::new(env::current_exe()?)
         .args(arguments)
-        .env("NOTIFY_SOCKET", told)
+        .env("NOTIFY_SOCKET", notify_socket)
         .env_remove("WATCHDOG_USEC")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -69,13 +69,13 @@ fn start(told: &Path, log: &File) -> Result<Child> {
     Ok(daemon)
 }
 
-/// Where the daemon tells that it is ready: a socket in a folder that only we may write to.
-struct Told {
+/// The socket on which the daemon notifies that it is ready, in a folder that only this user may write to.
+struct ReadySocket {
     socket: OwnedFd,
     path: PathBuf,
 }
 
-impl Told {
+impl ReadySocket {
     fn bind() -> Result<Self> {
         let folder = folders::sockets();
         folders::make(&folder).with_context(|| format!("making {}", folder.display()))?;
@@ -83,15 +83,15 @@ impl Told {
         let path = folder.join(format!(".detach-{}", std::process::id()));
         let socket = net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
         let address = SocketAddrUnix::new(&path).with_context(|| path.display().to_string())?;
-        // A process of our number that died before it could remove its own.
+        // An earlier process of the same number may have died before it could remove its socket.
         let _ = fs::remove_file(&path);
-        // The file gets the mode that its socket has: nobody else says that the daemon is ready.
+        // The file gets the mode of its socket: no other user may send that the daemon is ready.
         fchmod(&socket, Mode::from_raw_mode(0o600)).with_context(|| path.display().to_string())?;
         net::bind(&socket, &address).with_context(|| path.display().to_string())?;
         Ok(Self { socket, path })
     }
 
-    /// Waits until it is ready, and returns what it says of itself, or until it has ended.
+    /// Waits until the daemon is ready, and returns its status; `None` if it has ended before.
     fn wait(&self, daemon: &mut Child) -> Result<Option<String>> {
         let Some(pid) = Pid::from_raw(daemon.id().cast_signed()) else { bail!("the daemon has no process") };
         let ended = pidfd_open(pid, PidfdFlags::empty())?;
@@ -120,7 +120,7 @@ impl Told {
     }
 }
 
-impl Drop for Told {
+impl Drop for ReadySocket {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.path);
     }

@@ -1,4 +1,4 @@
-//! Where daemons and those who look for them meet.
+//! The folders of control sockets and of stored state, and who may write to them.
 
 use std::fs::{DirBuilder, File, Permissions};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -9,13 +9,11 @@ use anyhow::{Context, Result};
 use devlink::ControlSocket;
 use rustix::process::geteuid;
 
-use super::config::CardEntry;
-
-/// Where control sockets are by default: what the service manager says, `/run/eswitch`, or without root the
-/// user's own folder.
+/// The default folder of control sockets: the one that the service manager names, `/run/eswitch`, or without root one of
+/// the user's own.
 pub fn sockets() -> PathBuf {
-    if let Some(given) = given("RUNTIME_DIRECTORY") {
-        return given;
+    if let Some(folder) = from_service_manager("RUNTIME_DIRECTORY") {
+        return folder;
     }
     if geteuid().is_root() {
         return PathBuf::from("/run/eswitch");
@@ -27,14 +25,14 @@ pub fn sockets() -> PathBuf {
     }
 }
 
-/// Where what was agreed is kept by default: what the service manager says, `/var/lib/eswitch`, or without root the
-/// user's own folder.
+/// The default folder of stored state: the one that the service manager names, `/var/lib/eswitch`, or without root one of
+/// the user's own.
 ///
 /// # Errors
-/// It is not known where the user's own things are.
+/// The environment does not name a folder of the user's own.
 pub fn state() -> Result<PathBuf> {
-    if let Some(given) = given("STATE_DIRECTORY") {
-        return Ok(given);
+    if let Some(folder) = from_service_manager("STATE_DIRECTORY") {
+        return Ok(folder);
     }
     if geteuid().is_root() {
         return Ok(PathBuf::from("/var/lib/eswitch"));
@@ -45,18 +43,19 @@ pub fn state() -> Result<PathBuf> {
     Ok(own.join("eswitch"))
 }
 
-/// A folder that systemd names in the environment; it may name several, the first of which is the unit's own.
-fn given(name: &str) -> Option<PathBuf> {
+/// The folder that systemd names in a variable of the environment. It may name several, of which the first is the unit's
+/// own.
+fn from_service_manager(name: &str) -> Option<PathBuf> {
     let value = std::env::var(name).ok()?;
     let first = PathBuf::from(value.split(':').next()?);
     first.is_absolute().then_some(first)
 }
 
-/// Makes sure that only this user, or root, can put anything into the folder where control sockets are by default.
-/// Otherwise its sockets could be anybody's. That it is not there is well.
+/// Checks that only this user and root can write to the default folder of control sockets. Otherwise its sockets could be
+/// another user's. A folder that does not exist is no danger.
 ///
 /// # Errors
-/// It is another user's, others may write to it, or it is no folder; says what to do.
+/// It is another user's, others may write to it, or it is no folder; the error says what to do.
 pub fn ensure_own(folder: &Path) -> io::Result<()> {
     // Without following a link, which another user could have put there.
     let found = match fs::symlink_metadata(folder) {
@@ -81,10 +80,10 @@ pub fn ensure_own(folder: &Path) -> io::Result<()> {
     )))
 }
 
-/// Makes a folder that others may look into and not write to, whatever the umask, unless it is there.
+/// Makes a folder, unless it exists, that other users may read and not write to, whatever the umask.
 ///
 /// # Errors
-/// The system refuses; or what is there is another user's, who could put anything in our way.
+/// The system refuses; or the existing folder is another user's, who could put any file into it.
 pub fn make(folder: &Path) -> io::Result<()> {
     let builder = || {
         let mut builder = DirBuilder::new();
@@ -107,11 +106,11 @@ pub fn make(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Opens a file to add to, or makes it, that nobody else may open, whatever the umask: who could open it could hold
-/// a lock on it.
+/// Opens a file to append to, or makes it. No other user may open it, whatever the umask: a user who can open a file can
+/// hold a lock on it.
 ///
 /// # Errors
-/// The system refuses, or a symbolic link is there.
+/// The system refuses, or the path is a symbolic link.
 pub fn open_private(path: &Path) -> io::Result<File> {
     let flags = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
     let file = File::options().read(true).append(true).create(true).mode(0o600).custom_flags(flags).open(path)?;
@@ -121,17 +120,18 @@ pub fn open_private(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// A card's control socket, bound.
+/// Binds a card's control socket, and makes its folder. `mode` is that of the socket's file; members of `group` may
+/// change things over it, beside root and the user who runs the daemon.
 ///
 /// # Errors
-/// It is taken, its folder cannot be trusted, or the system refuses.
-pub fn bind(card: &CardEntry) -> Result<ControlSocket> {
-    let parent = card.socket.parent().with_context(|| format!("{} is no path for a socket", card.socket.display()))?;
+/// The socket is taken, its folder cannot be trusted, or the system refuses.
+pub fn bind(socket: &Path, mode: u32, group: Option<u32>) -> Result<ControlSocket> {
+    let parent = socket.parent().with_context(|| format!("{} is no path for a socket", socket.display()))?;
     make(parent).with_context(|| format!("making {} for the control socket", parent.display()))?;
     if parent == sockets() {
         ensure_own(parent)?;
     }
-    Ok(ControlSocket::bind(&card.socket, card.mode, card.group)?)
+    Ok(ControlSocket::bind(socket, mode, group)?)
 }
 
 #[cfg(test)]
@@ -139,11 +139,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_folder_of_ones_own_is_trusted() {
+    fn only_the_users_own_folder_is_trusted() {
         let folder = std::env::temp_dir().join(format!("esw-folders-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
         let (own, link, file) = (folder.join("own"), folder.join("link"), folder.join("file"));
-        assert!(ensure_own(&own).is_ok(), "what is not there is no danger");
+        assert!(ensure_own(&own).is_ok(), "a folder that does not exist is no danger");
         make(&own).unwrap();
         assert!(ensure_own(&own).is_ok());
         std::os::unix::fs::symlink(&own, &link).unwrap();

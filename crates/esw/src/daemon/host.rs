@@ -1,101 +1,52 @@
-//! The daemon as the control sockets see it: told of every command, asked for its status and for its end.
+//! What a control socket calls in the daemon: after every command, for the status, and to end.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use devlink::{CarriedOut, Cx, Host, Refusal};
 use eswitch::Touched;
-use host::{LiveCard, Pulse};
+use host::LiveCard;
 use netlink::Errno;
 
+use super::ending::{Ending, How};
 use super::journal::Journal;
-use super::told::{CardStatus, PfStatus};
-use crate::arguments::Card as Kind;
+use super::status::{CardStatus, PfStatus};
+use crate::cards::CardKind;
 
-/// How a daemon ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum How {
-    /// The cards are taken down; what was agreed is kept for the next start.
-    Down = 0,
-    /// The cards are taken down, and what was agreed is forgotten.
-    Forget = 1,
-    /// The cards' netdevs stay, for the next start to find.
-    Keep = 2,
-}
-
-impl How {
-    /// What a control socket is asked with.
-    pub fn words(self) -> &'static str {
-        match self {
-            Self::Down => "down",
-            Self::Forget => "forget",
-            Self::Keep => "keep",
-        }
-    }
-
-    fn parse(words: &str) -> Option<Self> {
-        [Self::Down, Self::Forget, Self::Keep].into_iter().find(|how| how.words() == words)
-    }
-}
-
-/// The word to end, and how.
-#[derive(Debug)]
-pub struct Ending {
-    how: AtomicU8,
-    pulse: Arc<Pulse>,
-}
-
-impl Ending {
-    /// Nobody has asked yet; `how` it ends on a signal.
-    pub fn new(pulse: Arc<Pulse>, how: How) -> Self {
-        Self { how: AtomicU8::new(how as u8), pulse }
-    }
-
-    /// How it is to end.
-    pub fn how(&self) -> How {
-        match self.how.load(Ordering::Acquire) {
-            1 => How::Forget,
-            2 => How::Keep,
-            _ => How::Down,
-        }
-    }
-}
-
-/// One card's.
+/// What a daemon does for the control socket of one card.
 pub struct CardHost {
     /// The card's name.
     pub name: String,
-    /// What it is made of.
-    pub kind: Kind,
+    /// The kind of card.
+    pub kind: CardKind,
     /// Its control socket.
     pub socket: PathBuf,
     /// When it came up.
     pub since: Instant,
-    /// What was agreed.
+    /// The stored state.
     pub journal: Arc<Journal>,
-    /// The card: weak, as what is served has us.
+    /// The card; weak, as the server of the card owns this.
     pub live: Weak<LiveCard>,
     /// The daemon's end.
     pub ending: Arc<Ending>,
 }
 
 impl CardHost {
-    /// Stores what a command may have changed, and what could not be stored after an earlier one. A command that was
-    /// refused may have done a part of what it was to do.
+    /// Stores what a command may have changed, and what could not be stored after an earlier one; also after a command that
+    /// was refused, which may have been carried out in part.
     fn store(&self, cx: Cx<'_, '_>, touched: Touched) -> anyhow::Result<()> {
         let Some(live) = self.live.upgrade().filter(|_| touched != Touched::Nothing) else {
-            return self.journal.catch_up().map(drop);
+            return self.journal.catch_up(cx).map(drop);
         };
         let engine = live.engine();
-        self.journal.store(engine.config(), || engine.agreed_part(cx, touched)).map(drop)
+        self.journal.store(cx, engine.config(), |cx| engine.agreed_part(cx, touched)).map(drop)
     }
 }
 
 impl Host for CardHost {
     fn carried_out(&self, cx: Cx<'_, '_>, done: &CarriedOut<'_>, outcome: Result<(), &Refusal>) -> Result<(), Refusal> {
-        // Before anything is logged: whatever becomes of the log, what is answered is on the disk.
+        // Before anything is logged: what is answered must be on the disk, even if the log cannot be written.
         let stored = self.store(cx, done.touched);
         let (card, command) = (self.name.as_str(), done.words);
         match outcome {
@@ -107,7 +58,7 @@ impl Host for CardHost {
         }
         let Err(error) = stored else { return Ok(()) };
         tracing::error!(card, command, "{error:#}");
-        // What was only looked at is as the answer says, whether or not a restart will know of it.
+        // A command that changed nothing succeeds, whether or not earlier changes could be stored.
         if done.touched == Touched::Nothing {
             return Ok(());
         }
@@ -125,20 +76,19 @@ impl Host for CardHost {
             state: Some(self.journal.path().to_owned()),
             pfs: live.map(|live| PfStatus::all(live.engine(), cx)).unwrap_or_default(),
         };
-        // It is made of text and numbers; that cannot fail.
+        // The status has text and numbers only, so this cannot fail.
         serde_json::to_string(&status).unwrap_or_default()
     }
 
     fn end(&self, cx: Cx<'_, '_>, how: &str) -> Result<(), Refusal> {
-        let Some(meant) = How::parse(how) else {
+        let Some(requested) = How::parse(how) else {
             return Err(Refusal::new(
                 Errno::INVAL,
                 format!("`{how}` is no way to end; there are down, forget and keep"),
             ));
         };
         tracing::info!(card = self.name, how, "asked to end");
-        self.ending.how.store(meant as u8, Ordering::Release);
-        self.ending.pulse.stop(cx);
+        self.ending.request(cx, requested);
         Ok(())
     }
 }

@@ -1,102 +1,86 @@
-//! What was agreed, on disk: [two files](files) for each card.
+//! The journal: the agreed state of a card on disk, in [two files](files).
 //!
-//! A command's success is answered after what it led to is on disk. So whatever happens to the daemon, the
-//! next one finds what everybody was told. What is written is the whole of it, and only if it differs: commands that
-//! look at the card cost nothing. What is *collected* after a command is only what that command may have changed, as the
-//! rest may be in the hands of another command for seconds.
+//! The success of a command is answered after its effect is on disk. So whatever happens to the daemon, the next one finds
+//! everything that was answered as done. The state is written as a whole, and only if it differs: commands that only look
+//! at the card cost nothing. *Collected* after a command is only what that command may have changed, as another command
+//! may hold the locks of the rest for seconds.
 //!
 //! Each write is flushed: commands to a card are rare and take milliseconds themselves, and a machine that loses power
-//! has told nobody of a success that it forgets. A write that fails is the error of the commands that waited for it; the
-//! next write, for whichever command, writes everything that is missing.
+//! must not forget a command that it has answered. A write that fails is the error of the commands that waited for it. The
+//! next write, whichever command causes it, writes everything that is missing.
 
 mod database;
 mod files;
 mod frame;
+mod stored;
 #[cfg(test)]
 mod tests;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, bail};
 use eswitch::{Agreed, AgreedPart, CardConfig};
-use serde::{Deserialize, Serialize};
+use lockdep::{Locked, Mutex};
 
 use super::folders;
+use crate::lock_order::JournalClass;
 pub use files::InUse;
 use files::{Files, REMEDY};
+use stored::Body;
+pub use stored::Stored;
 
-/// A card's state.
+/// The agreed state of a card, with its files.
 pub struct Journal {
     path: PathBuf,
-    /// Counts those who begin to collect.
+    /// The number of times that collecting was begun.
     tickets: AtomicU64,
-    kept: Mutex<Kept>,
+    kept: Mutex<JournalClass, Kept>,
 }
 
-/// What is stored.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Stored {
-    /// The configuration under which it was agreed.
-    pub config: CardConfig,
-    /// What was agreed.
-    pub agreed: Agreed,
-}
-
-/// What a file holds, as JSON.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Body {
-    /// What is stored; nothing once it was forgotten.
-    stored: Option<Stored>,
-    /// What the database of version 1 is known by that this was read from, until it has been moved aside.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    read_from: Option<String>,
-}
-
-/// What is known of what is agreed, and of it what is on disk.
+/// The agreed state, as far as it is known, and as far as it is on disk.
 struct Kept {
     files: Files,
-    /// What was stored last.
+    /// The state that was stored last.
     last: Option<Stored>,
-    /// The configuration of who stored last, or could not.
+    /// The configuration with the last attempt to store.
     config: Option<CardConfig>,
-    /// What is agreed, part by part as it was collected.
+    /// The agreed state, part by part as it was collected.
     agreed: Option<Agreed>,
-    /// When the collecting of each part began: of modules, of multiport, of each PF.
+    /// The ticket with which each part was collected: modules, multiport, each PF.
     collected: (u64, u64, Vec<u64>),
 }
 
-/// A card's state as it was found, locked, before anything is changed.
-pub struct Found {
+/// The state of a card as it was found, locked, before anything is changed.
+pub struct FoundState {
     files: Files,
     read: Result<Option<Stored>>,
     fresh: bool,
 }
 
 impl Journal {
-    /// Locks a card's state and reads it, or makes room for it. `fresh`: nothing of what is there counts.
+    /// Locks and reads a card's state, and makes its folder. `fresh`: the state will be forgotten, so errors of reading it
+    /// are kept for [`open`](Self::open).
     ///
     /// # Errors
-    /// It is in use, or cannot be read, or is of a newer version: nothing is changed, and the error says what to do.
-    pub fn found(folder: &Path, card: &str, fresh: bool) -> Result<Found> {
+    /// The state is in use, cannot be read, or is of a newer version. Nothing is changed, and the error says what to do.
+    pub fn found(folder: &Path, card: &str, fresh: bool) -> Result<FoundState> {
         folders::make(folder).with_context(|| format!("making {} to keep state in", folder.display()))?;
         let mut files = Files::open(folder, card, fresh)?;
         let read = match read(&mut files) {
             Err(error) if !fresh || error.downcast_ref::<InUse>().is_some() => return Err(error),
             read => read,
         };
-        Ok(Found { files, read, fresh })
+        Ok(FoundState { files, read, fresh })
     }
 
-    /// Goes on with the state that was found. If none of it is to count, it is forgotten now; what could not be read is
-    /// moved aside.
+    /// Opens the state that was found; the journal, and the state that is stored. With `fresh` the state is forgotten now,
+    /// and files that could not be read are moved aside.
     ///
     /// # Errors
-    /// It cannot be moved or forgotten.
-    pub fn open(found: Found) -> Result<Self> {
-        let Found { mut files, read, fresh } = found;
+    /// The state cannot be moved or forgotten.
+    pub fn open(found: FoundState) -> Result<(Self, Option<Stored>)> {
+        let FoundState { mut files, read, fresh } = found;
         let last = match read {
             Err(error) => {
                 let aside = files.move_all_aside()?;
@@ -105,37 +89,37 @@ impl Journal {
             }
             Ok(last) => last,
         };
-        let kept = Kept { files, last, config: None, agreed: None, collected: (0, 0, Vec::new()) };
-        let journal = Self { path: kept.files.state(), tickets: AtomicU64::new(0), kept: Mutex::new(kept) };
+        let mut kept = Kept { files, last, config: None, agreed: None, collected: (0, 0, Vec::new()) };
         if fresh {
-            journal.forget()?;
+            kept.forget()?;
         }
-        Ok(journal)
+        let last = kept.last.clone();
+        Ok((Self { path: kept.files.state(), tickets: AtomicU64::new(0), kept: Mutex::new(kept) }, last))
     }
 
-    /// The first of its files.
+    /// The path of the first of its files.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What was stored last.
-    pub fn last(&self) -> Option<Stored> {
-        self.kept().last.clone()
-    }
-
-    /// Stores a part of what is agreed, if it differs from what is stored; whether it did. The part is collected here, and
-    /// nobody who stores another waits for that. The first part that is stored is all of it.
+    /// Stores a part of the agreed state, if it differs from what is stored; whether it did. `collect` returns the part; a
+    /// caller that stores another part does not wait for it. The first part that is stored must be the whole state.
     ///
-    /// When this returns, everything that was agreed before the call and is of that part is on the disk. Who began to
-    /// collect later has seen what is later, or the same: so of two who collect at once, what the later found counts.
+    /// When this returns, everything in that part that was agreed before the call is on the disk. A caller that begins to
+    /// collect later sees a later state, or the same: so if two collect at once, the part of the later one counts.
     ///
     /// # Errors
-    /// It cannot be written.
-    pub fn store(&self, config: &CardConfig, collect: impl FnOnce() -> AgreedPart) -> Result<bool> {
-        // In one order with the looking that comes after it, whoever does both.
+    /// The state cannot be written.
+    pub fn store<L>(
+        &self,
+        cx: &mut Locked<'_, L>,
+        config: &CardConfig,
+        collect: impl FnOnce(&mut Locked<'_, L>) -> AgreedPart,
+    ) -> Result<bool> {
+        // Sequentially consistent with the reads of `collect`, on every thread.
         let ticket = self.tickets.fetch_add(1, Ordering::SeqCst) + 1;
-        let part = collect();
-        let mut kept = self.kept();
+        let part = collect(cx);
+        let mut kept = self.kept.lock_leaf(cx);
         kept.merge(ticket, part);
         kept.config = Some(config.clone());
         kept.write_if_needed(config).with_context(|| format!("storing what was agreed in {}", self.path.display()))
@@ -144,32 +128,24 @@ impl Journal {
     /// Stores what could not be stored before, if there is anything; whether there was.
     ///
     /// # Errors
-    /// It still cannot be written.
-    pub fn catch_up(&self) -> Result<bool> {
-        let mut kept = self.kept();
+    /// The state still cannot be written.
+    pub fn catch_up<L>(&self, cx: &mut Locked<'_, L>) -> Result<bool> {
+        let mut kept = self.kept.lock_leaf(cx);
         let Some(config) = kept.config.clone() else { return Ok(false) };
         kept.write_if_needed(&config).with_context(|| format!("storing what was agreed in {}", self.path.display()))
     }
 
-    /// Forgets what was agreed.
+    /// Forgets the agreed state.
     ///
     /// # Errors
-    /// It cannot be written.
-    pub fn forget(&self) -> Result<()> {
-        let mut kept = self.kept();
-        if kept.last.is_some() || !kept.files.is_whole() {
-            kept.write(None).with_context(|| format!("forgetting what was agreed in {}", self.path.display()))?;
-        }
-        Ok(())
-    }
-
-    fn kept(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The files cannot be written.
+    pub fn forget<L>(&self, cx: &mut Locked<'_, L>) -> Result<()> {
+        self.kept.lock_leaf(cx).forget()
     }
 }
 
 impl Kept {
-    /// Takes what was collected, unless who began to collect later was here already.
+    /// Takes a part that was collected, unless a part that was begun later has been taken before.
     fn merge(&mut self, ticket: u64, part: AgreedPart) {
         let (modules_at, multiport_at, pfs_at) = &mut self.collected;
         let Some(agreed) = &mut self.agreed else {
@@ -210,6 +186,14 @@ impl Kept {
         Ok(true)
     }
 
+    fn forget(&mut self) -> Result<()> {
+        if self.last.is_some() || !self.files.is_whole() {
+            let path = self.files.state();
+            self.write(None).with_context(|| format!("forgetting what was agreed in {}", path.display()))?;
+        }
+        Ok(())
+    }
+
     fn write(&mut self, stored: Option<Stored>) -> Result<()> {
         let body = Body { stored, read_from: None };
         self.files.write(serde_json::to_vec(&body)?)?;
@@ -218,8 +202,8 @@ impl Kept {
     }
 }
 
-/// Reads what was stored last. A database of version 1 is made into files of this version and moved aside; copies that
-/// are not both whole are made again.
+/// Reads the state that was stored last. A database of version 1 is converted into files of this version and moved aside;
+/// a copy that is not whole is made again.
 fn read(files: &mut Files) -> Result<Option<Stored>> {
     let body = files.read()?.map(|body| parse(files, &body)).transpose()?;
     let database = database::read(&files.database())?;
@@ -231,7 +215,7 @@ fn read(files: &mut Files) -> Result<Option<Stored>> {
             files.write(serde_json::to_vec(&body)?).context("converting the state of an earlier version")?;
             (body.stored, body.read_from)
         }
-        // The start in which it was read ended before it was moved aside.
+        // An earlier start has converted the database and ended before it was moved aside.
         (Some(body), Some(database)) if body.read_from.as_ref() == Some(&database.checksum) => {
             (body.stored, body.read_from)
         }
@@ -263,12 +247,12 @@ fn parse(files: &Files, body: &[u8]) -> Result<Body> {
     read.with_context(|| format!("{}: this program does not understand it; {REMEDY}", files.state().display()))
 }
 
-/// Says whether what was agreed under one configuration can be had under another.
+/// Checks that a state that was agreed under one configuration can be restored under another.
 ///
 /// # Errors
-/// What is in the way, and what to do.
+/// A field of the configuration has changed; the error names it, and says what to do.
 pub fn ensure_fits(stored: &CardConfig, now: &CardConfig) -> Result<()> {
-    // Where a card begins, and how it tries again, may change from one start to the next.
+    // The initial state of a card, and its retries, may differ from one start to the next.
     let lasting = |config: &CardConfig| CardConfig {
         vfs: 0,
         mode: eswitch::Mode::Legacy,

@@ -1,9 +1,11 @@
-//! Without root a card's netdevs live in namespaces of the daemon's own, which would go with it. A small process,
-//! `esw keeper`, is in them too and does nothing else: while it is there, so are they, and the next daemon of the
-//! same user joins them.
+//! The keeper: a process that keeps the namespaces of a daemon without root.
 //!
-//! It is found by a socket next to that of the daemon's first card of netdevs, and says by its credentials who it
-//! is. It ends when the daemon that started it ends in good order, or is told to by the next.
+//! Without root a card's netdevs are in namespaces of the daemon's own, which would end with it. A small process,
+//! `esw keeper`, is in the same namespaces and does nothing else. As long as it runs they exist, and the next daemon of
+//! the same user joins them.
+//!
+//! It is found by a socket next to that of the daemon's first card of netdevs, whose credentials are the keeper's. It ends
+//! when the daemon that started it ends in good order, or when the next daemon tells it to.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read, Write};
@@ -23,48 +25,49 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::{PidfdFlags, Signal, geteuid, pidfd_open, pidfd_send_signal, setsid};
 
-use crate::HELD;
+use crate::exit_status::HELD;
 
-/// What a keeper is told.
+/// The message that ends a keeper.
 const END: u8 = b'e';
-/// How long a keeper may take to be connected to, and to end. Then it is ended.
+/// How long a keeper may take until a connection to it is made, and until it has ended. After that it is killed.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Connections that a keeper has at a time; more wait.
+/// The most connections that a keeper has at a time; more wait.
 const CLIENTS: usize = 64;
-/// How long a keeper waits before it tries again what the system had no room for.
+/// How long a keeper waits before it tries again what failed for want of memory or descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// The place for a daemon's cards of netdevs, and who keeps it.
+/// The place for a daemon's cards of netdevs, and its keeper.
 pub struct Kept {
-    /// The place.
+    /// The namespaces.
     pub place: Place,
     keeper: Option<Keeper>,
 }
 
-/// A keeper, and its socket's name.
+/// A keeper, and its socket.
 struct Keeper {
     process: Process,
-    at: At,
+    socket: KeeperSocket,
 }
 
+/// The process of a keeper.
 enum Process {
-    /// We have started it; it goes with us unless it is let be.
+    /// This process has started it, and ends it unless it is left.
     Ours(Child),
-    /// It was there. It stays unless it is told to end.
+    /// An earlier daemon has started it. It stays unless it is told to end.
     Found(UnixStream),
 }
 
-/// Where a keeper's socket is.
-struct At {
+/// The place of a keeper's socket.
+struct KeeperSocket {
     path: PathBuf,
-    /// Its folder, which may be hidden from us later.
+    /// The folder, open: its path may be hidden from this process later.
     folder: OwnedFd,
     name: OsString,
 }
 
-impl At {
-    /// Next to a card's control socket. No two sockets have the same: `NAME.sock` has `NAME.keeper`, and `NAME` has
-    /// `NAME-keeper`.
+impl KeeperSocket {
+    /// The place next to a card's control socket. Each control socket has its own: `NAME.sock` has `NAME.keeper`, and
+    /// `NAME` has `NAME-keeper`.
     fn beside(socket: &Path) -> Result<Self> {
         let (Some(parent), Some(name)) = (socket.parent(), socket.file_name()) else {
             bail!("{} is no path for a socket", socket.display());
@@ -87,20 +90,20 @@ fn keeper_name(socket: &OsStr) -> OsString {
 }
 
 impl Kept {
-    /// Finds or makes the place. Call it before there is a second thread. `sockets`: the control sockets of the
-    /// cards of netdevs, one at least, whose locks this daemon holds; `keeps`: whether what an earlier daemon has left
-    /// of them is wanted.
+    /// Finds or makes the place. It must be called while the process has one thread. `sockets` are the control sockets of
+    /// the cards of netdevs, at least one, whose locks this daemon holds. `keeps`: whether this daemon takes over what an
+    /// earlier daemon has left of them.
     ///
     /// # Errors
-    /// There can be no place here, nobody to keep it, or two earlier daemons have left cards in two places.
+    /// There can be no place here, no keeper can be started, or two earlier daemons have left cards in two places.
     pub fn prepare(sockets: &[&Path], keeps: bool) -> Result<Self> {
         if !Place::would_be_private()? {
             return Ok(Self { place: Place::prepare()?, keeper: None });
         }
-        // Next to any of them: the daemon that left it may have had other cards beside.
-        let mut found: Vec<(At, UnixStream)> = Vec::new();
+        // It may be next to any of them: the daemon that left it may have had other cards.
+        let mut found: Vec<(KeeperSocket, UnixStream)> = Vec::new();
         for socket in sockets {
-            let at = At::beside(socket)?;
+            let at = KeeperSocket::beside(socket)?;
             if let Some(keeper) = find(&at.path)? {
                 found.push((at, keeper));
             }
@@ -115,44 +118,45 @@ impl Kept {
         }
         if keeps && let Some((at, keeper)) = found.pop() {
             let process = pidfd_of(&keeper)?;
-            let place = Place::join(process.as_fd()).context("joining what the last daemon has left")?;
-            tracing::info!("what the last daemon has left was found");
-            return Ok(Self { place, keeper: Some(Keeper { process: Process::Found(keeper), at }) });
+            let place = Place::join(process.as_fd()).context("joining the namespaces of the last daemon")?;
+            tracing::info!("the namespaces of the last daemon were found");
+            return Ok(Self { place, keeper: Some(Keeper { process: Process::Found(keeper), socket: at }) });
         }
         for (at, keeper) in found {
-            tell_to_end(&keeper).with_context(|| format!("ending who keeps {}", at.path.display()))?;
+            tell_to_end(&keeper).with_context(|| format!("ending the keeper of {}", at.path.display()))?;
         }
         let Some(first) = sockets.first() else { bail!("no card of netdevs") };
-        let at = At::beside(first)?;
+        let at = KeeperSocket::beside(first)?;
         let bound = bind(&at).with_context(|| at.path.display().to_string())?;
         let place = Place::prepare()?;
-        let process = Process::Ours(start(bound).context("starting who keeps the namespaces")?);
-        Ok(Self { place, keeper: Some(Keeper { process, at }) })
+        let process = Process::Ours(start(bound).context("starting the keeper")?);
+        Ok(Self { place, keeper: Some(Keeper { process, socket: at }) })
     }
 
-    /// The place, and who keeps it.
-    pub fn split(self) -> (Place, Letting) {
-        (self.place, Letting(self.keeper))
+    /// The place, and its keeper.
+    pub fn split(self) -> (Place, KeeperGuard) {
+        (self.place, KeeperGuard(self.keeper))
     }
 }
 
-/// What becomes of a keeper: if this is dropped, one that we started ends, and one that was there stays.
-pub struct Letting(Option<Keeper>);
+/// Decides what becomes of a keeper. When this is dropped, a keeper that this process has started ends, and one of an
+/// earlier daemon stays.
+pub struct KeeperGuard(Option<Keeper>);
 
-impl Letting {
-    /// Nobody to keep anything.
+impl KeeperGuard {
+    /// Without a keeper.
     pub fn none() -> Self {
         Self(None)
     }
 
-    /// Lets it keep what is there.
+    /// Leaves the keeper, so that it keeps the namespaces.
     pub fn stay(mut self) {
         if let Some(keeper) = self.0.take() {
             drop(keeper.process);
         }
     }
 
-    /// Nothing is left to keep.
+    /// Ends the keeper, as nothing is left to keep.
     pub fn end(mut self) {
         if let Some(keeper) = self.0.take() {
             keeper.end();
@@ -160,7 +164,7 @@ impl Letting {
     }
 }
 
-impl Drop for Letting {
+impl Drop for KeeperGuard {
     fn drop(&mut self) {
         match self.0.take() {
             Some(keeper) if matches!(keeper.process, Process::Ours(_)) => keeper.end(),
@@ -178,29 +182,29 @@ impl Keeper {
             }
             Process::Found(found) => {
                 if let Err(error) = tell_to_end(&found) {
-                    tracing::warn!(%error, "who keeps the namespaces does not end");
+                    tracing::warn!(%error, "the keeper does not end");
                 }
             }
         }
-        let _ = unlinkat(&self.at.folder, &self.at.name, AtFlags::empty());
+        let _ = unlinkat(&self.socket.folder, &self.socket.name, AtFlags::empty());
     }
 }
 
-/// A keeper that listens at a path, if one of ours does.
+/// Connects to a keeper at a path, if one of this user's listens there.
 fn find(path: &Path) -> Result<Option<UnixStream>> {
     let found = match connect(path) {
         Ok(found) => found,
         Err(Errno::NOENT | Errno::CONNREFUSED) => return Ok(None),
         Err(error) => return Err(error).with_context(|| path.display().to_string()),
     };
-    let who = socket_peercred(&found)?;
-    if who.uid != geteuid() {
-        bail!("{}: it is another user's, number {}", path.display(), who.uid.as_raw());
+    let peer = socket_peercred(&found)?;
+    if peer.uid != geteuid() {
+        bail!("{}: it is another user's, number {}", path.display(), peer.uid.as_raw());
     }
     Ok(Some(found))
 }
 
-/// Connects to a keeper. It need not accept: one that is stopped keeps its namespaces all the same.
+/// Connects to a keeper. It need not accept the connection: a keeper that is stopped keeps its namespaces, too.
 fn connect(path: &Path) -> Result<UnixStream, Errno> {
     let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     set_socket_timeout(&socket, Timeout::Send, Some(PATIENCE))?;
@@ -209,42 +213,42 @@ fn connect(path: &Path) -> Result<UnixStream, Errno> {
     Ok(socket.into())
 }
 
-/// The process behind a connection. While that stands its number is its own.
+/// The process behind a connection. As long as the connection exists, no other process has its number.
 fn pidfd_of(keeper: &UnixStream) -> Result<OwnedFd> {
     let process = pidfd_open(socket_peercred(keeper)?.pid, PidfdFlags::empty());
-    process.context("looking at who keeps the namespaces")
+    process.context("opening the process of the keeper")
 }
 
-/// Tells a keeper to end, and waits until it has. One that does not is ended.
+/// Tells a keeper to end, and waits until it has ended. One that does not end is killed.
 fn tell_to_end(mut keeper: &UnixStream) -> Result<()> {
     let process = pidfd_open(socket_peercred(keeper)?.pid, PidfdFlags::empty());
-    // It says nothing; the connection's end is its own.
+    // The keeper sends nothing; the connection ends when it does.
     let ended = keeper.write_all(&[END]).and_then(|()| keeper.read(&mut [0]));
     match ended {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
             pidfd_send_signal(process?, Signal::KILL)?;
-            // Its end of the connection goes with it.
+            // The connection ends with the process.
             let _ = keeper.read(&mut [0]);
             Ok(())
         }
-        // If it has gone meanwhile, so much the better.
+        // An error means that it has ended already.
         _ => Ok(()),
     }
 }
 
-/// Binds a socket; who will keep listens on it, so that its credentials are the keeper's. One that a dead keeper
-/// has left is replaced.
-fn bind(at: &At) -> Result<OwnedFd> {
+/// Binds a socket. The keeper listens on it later, so that its credentials are the keeper's. The socket of a dead keeper is
+/// replaced.
+fn bind(at: &KeeperSocket) -> Result<OwnedFd> {
     match statat(&at.folder, &at.name, AtFlags::SYMLINK_NOFOLLOW) {
         Err(Errno::NOENT) => {}
         Ok(found) if FileType::from_raw_mode(found.st_mode) == FileType::Socket => {
             unlinkat(&at.folder, &at.name, AtFlags::empty())?;
         }
-        Ok(_) => bail!("it is there and is no socket; remove it"),
+        Ok(_) => bail!("it exists and is no socket; remove it"),
         Err(error) => return Err(error.into()),
     }
     let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    // The file gets the mode that its socket has.
+    // The file gets the mode of its socket.
     fchmod(&socket, Mode::from_raw_mode(0o600))?;
     net::bind(&socket, &SocketAddrUnix::new(&at.path)?)?;
     Ok(socket)
@@ -255,37 +259,37 @@ fn start(bound: OwnedFd) -> io::Result<Child> {
     keeper.arg("keeper").env_clear().current_dir("/");
     keeper.stdin(bound).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut child = keeper.spawn()?;
-    // It says that it listens: from here on whoever looks for it finds it.
+    // It writes a byte when it listens: from here on it can be found.
     let mut ready = [0];
-    match child.stdout.take().map(|mut said| said.read(&mut ready)) {
+    match child.stdout.take().map(|mut output| output.read(&mut ready)) {
         Some(Ok(1)) => Ok(child),
         _ => {
             let _ = child.kill();
             let _ = child.wait();
-            Err(io::Error::other("it did not begin"))
+            Err(io::Error::other("it did not start"))
         }
     }
 }
 
-/// `esw keeper`: is there until it is told to end.
+/// Runs `esw keeper`, until it is told to end.
 ///
 /// # Errors
 /// It was not started by a daemon.
 pub fn keeper() -> Result<u8> {
-    // A terminal's Ctrl-C is not for us.
+    // Ctrl-C at the terminal of the daemon must not end this process.
     let _ = setsid();
     let socket = rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3)?;
     net::listen(&socket, 16).context("this is for a daemon to start")?;
     let listener = UnixListener::from(socket);
-    let mut told = io::stdout();
-    told.write_all(b"k")?;
-    told.flush()?;
+    let mut ready = io::stdout();
+    ready.write_all(b"k")?;
+    ready.flush()?;
     listener.set_nonblocking(true)?;
     keep(&listener)
 }
 
-/// Is there until it is told to end. Nothing else ends it, least of all that the system has no room: with it go all
-/// namespaces.
+/// Waits until it is told to end. Nothing else ends it, in particular no want of memory or descriptors: the namespaces
+/// would end with it.
 fn keep(listener: &UnixListener) -> ! {
     let mut clients: Vec<UnixStream> = Vec::with_capacity(CLIENTS);
     loop {
@@ -301,23 +305,24 @@ fn keep(listener: &UnixListener) -> ! {
         if ready.next().unwrap_or(false) {
             match accept(listener) {
                 Ok(client) => clients.extend(client),
-                // One that has gone again is none; out of descriptors or memory, others may let go of some.
+                // A client that has closed its connection again is none.
                 Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted) => {}
+                // Out of descriptors or memory: other processes may free some.
                 Err(_) => thread::sleep(PAUSE),
             }
         }
     }
 }
 
-/// A client that may tell us something, if there is one.
+/// Accepts a connection; `None` if the client may not end the keeper.
 fn accept(listener: &UnixListener) -> io::Result<Option<UnixStream>> {
     let (client, _) = listener.accept()?;
-    let may = socket_peercred(&client).is_ok_and(|who| who.uid == geteuid() || who.uid.is_root());
+    let may = socket_peercred(&client).is_ok_and(|peer| peer.uid == geteuid() || peer.uid.is_root());
     client.set_nonblocking(true)?;
     Ok(may.then_some(client))
 }
 
-/// Hears what a client says; whether it is still there.
+/// Reads from a client that is ready; whether its connection still exists.
 fn stays(client: &mut UnixStream) -> bool {
     match client.read(&mut [0]) {
         Ok(0) => false,
@@ -331,7 +336,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_two_sockets_share_a_keeper() {
+    fn each_control_socket_has_a_keeper_of_its_own() {
         let sockets =
             ["a.one", "a.two", "a", "a.sock", "a.sock.sock", "a.keeper", "a-keeper", "a.one.sock", "a-keeper.sock"];
         let keepers: std::collections::BTreeSet<OsString> =

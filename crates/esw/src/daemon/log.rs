@@ -1,8 +1,7 @@
-//! What a daemon logs: its start and end, what happens to its cards, the commands it refuses.
+//! The daemon's log: its start and end, events of its cards, commands and refusals.
 //!
-//! Nothing depends on the log: what cannot be written is left out and counted, whether the disk is full, nobody reads
-//! the pipe any more, or nobody has read it for a while. How much was left out is the first thing that is logged when
-//! there is room again.
+//! Nothing depends on the log. A line that cannot be written is left out and counted, whether the disk is full, the pipe is
+//! closed, or its reader has not read for a while. The number of lines left out is logged first when there is room again.
 
 use std::env;
 use std::io::{self, IsTerminal, Write};
@@ -25,7 +24,7 @@ use crate::printable::printable;
 /// Begins to log, to standard error.
 ///
 /// # Errors
-/// The environment asks for a level there is none of; or the system gives no signal handler.
+/// `ESW_LOG` is no level; or the system gives no signal handler.
 pub fn begin(service: &Service) -> Result<()> {
     let level = match (service.log, env::var("ESW_LOG")) {
         (Some(level), _) => level,
@@ -40,11 +39,11 @@ pub fn begin(service: &Service) -> Result<()> {
         Level::Debug => LevelFilter::DEBUG,
         Level::Trace => LevelFilter::TRACE,
     };
-    // Where files may not grow any more (`ulimit -f`), writing is to fail rather than to end us.
+    // Where files may not grow any more (`ulimit -f`), writing must fail rather than end the process.
     signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::new(AtomicBool::new(false)))?;
     let format = service.log_format.unwrap_or_default();
     let log = tracing_subscriber::fmt().with_max_level(filter).with_target(false).log_internal_errors(false);
-    let log = log.with_writer(Lines(Arc::new(Mutex::new(Written::new(io::stderr(), format)))));
+    let log = log.with_writer(Lines(Arc::new(Mutex::new(LogOutput::new(io::stderr(), format)))));
     let begun = match format {
         LogFormat::Text => log.with_ansi(io::stderr().is_terminal()).try_init(),
         LogFormat::Json => log.json().flatten_event(true).try_init(),
@@ -52,7 +51,7 @@ pub fn begin(service: &Service) -> Result<()> {
     begun.map_err(|error| anyhow!("beginning to log: {error}"))
 }
 
-/// Logs what happens to a card, until what is returned is dropped.
+/// Logs the events of a card, until the returned follower is dropped.
 ///
 /// # Errors
 /// The system gives no thread.
@@ -64,13 +63,13 @@ pub fn follow(
 ) -> io::Result<Follower> {
     let card = card.to_owned();
     Follower::start(cx, live.engine(), domain, "log", move |_, events| {
-        events.iter().for_each(|event| tell(&card, event));
+        events.iter().for_each(|event| log_event(&card, event));
         None
     })
 }
 
-fn tell(card: &str, event: &Event) {
-    // Netdevs and rate nodes have the names that others give them.
+fn log_event(card: &str, event: &Event) {
+    // Other programs can give netdevs and rate nodes any name.
     let text = event.to_string();
     let text = printable(&text);
     match event {
@@ -81,26 +80,29 @@ fn tell(card: &str, event: &Event) {
 }
 
 /// Where the log's lines go.
-struct Lines<W>(Arc<Mutex<Written<W>>>);
+///
+/// Its lock is none of `lockdep`'s: `tracing` calls it from any thread, with whatever locks that holds, and passes no
+/// token. Nothing is taken while it is held, and no line takes longer than [`PATIENCE`].
+struct Lines<W>(Arc<Mutex<LogOutput<W>>>);
 
-/// One of them, which comes in one piece.
-struct Line<W>(Arc<Mutex<Written<W>>>);
+/// One line, which is written in one piece.
+struct Line<W>(Arc<Mutex<LogOutput<W>>>);
 
-/// What has become of the lines so far.
-struct Written<W> {
+/// The output of a log, and what is known of the lines that were written to it.
+struct LogOutput<W> {
     to: W,
     format: LogFormat,
-    /// Lines that were left out since the last that was written.
+    /// The number of lines that were left out since the last one that was written.
     left_out: u64,
-    /// Why.
+    /// Why the last of them was left out.
     why: String,
-    /// Whether the last line has no end.
+    /// Whether only a part of the last line was written.
     cut: bool,
 }
 
-/// Where a log can go: written to, and asked whether that would have to wait.
+/// A destination of a log that can tell whether writing would have to wait.
 trait Output: Write {
-    /// Whether there is room, or will be within so many milliseconds.
+    /// Whether there is room, or will be within this number of milliseconds.
     fn has_room(&self, milliseconds: u32) -> bool;
 }
 
@@ -108,7 +110,7 @@ impl Output for io::Stderr {
     fn has_room(&self, milliseconds: u32) -> bool {
         let timeout = Timespec { tv_sec: 0, tv_nsec: i64::from(milliseconds) * 1_000_000 };
         let mut fds = [PollFd::new(self, PollFlags::OUT)];
-        // What cannot be told is found out by writing.
+        // If the system does not tell, writing shows it.
         poll(&mut fds, Some(&timeout)).map_or(true, |ready| ready > 0)
     }
 }
@@ -132,38 +134,39 @@ impl<W: Output> Write for Line<W> {
     }
 }
 
-/// How long a line waits for room, in milliseconds; once one was left out, the next ones do not wait.
+/// How long a line waits for room, in milliseconds. After one that was left out, the next ones do not wait.
 const PATIENCE: u32 = 100;
 
-/// As much of a line as a pipe with room takes without waiting: PIPE_BUF.
+/// The most bytes that a pipe with room takes without waiting: PIPE_BUF.
 const PIECE: usize = 4096;
 
-impl<W: Output> Written<W> {
+impl<W: Output> LogOutput<W> {
     fn new(to: W, format: LogFormat) -> Self {
         Self { to, format, left_out: 0, why: String::new(), cut: false }
     }
 
     /// Writes a line, or counts it as left out.
     fn put(&mut self, line: &[u8]) {
-        let told = if self.left_out > 0 { self.write_all(self.tell_left_out().as_bytes()) } else { Ok(()) };
-        if told.is_ok() {
+        let counted = if self.left_out > 0 { self.write_all(self.left_out_line().as_bytes()) } else { Ok(()) };
+        if counted.is_ok() {
             self.left_out = 0;
         }
-        if let Err(error) = told.and_then(|()| self.write_all(line)) {
+        if let Err(error) = counted.and_then(|()| self.write_all(line)) {
             self.left_out += 1;
             self.why = error.to_string();
         }
     }
 
-    fn tell_left_out(&self) -> String {
+    /// The line that reports how many lines were left out.
+    fn left_out_line(&self) -> String {
         let (lines, why) = (self.left_out, &self.why);
         match self.format {
             LogFormat::Text => format!(" WARN lines of the log are missing lines={lines} why={why:?}\n"),
             LogFormat::Json => {
-                let told = serde_json::json!({
+                let object = serde_json::json!({
                     "level": "WARN", "message": "lines of the log are missing", "lines": lines, "why": why,
                 });
-                format!("{told}\n")
+                format!("{object}\n")
             }
         }
     }
@@ -185,7 +188,7 @@ impl<W: Output> Written<W> {
         let patience = if self.left_out == 0 { PATIENCE } else { 0 };
         while !piece.is_empty() {
             if !self.to.has_room(patience) {
-                return Err(io::Error::other("nobody reads it"));
+                return Err(io::Error::other("it is not read"));
             }
             match self.to.write(piece) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -205,7 +208,7 @@ impl<W: Output> Written<W> {
 mod tests {
     use super::*;
 
-    /// A disk with so much room, and a pipe that is read or not.
+    /// A disk with limited room, and a pipe that may not be read.
     struct Disk {
         written: Vec<u8>,
         room: usize,
@@ -234,12 +237,12 @@ mod tests {
         }
     }
 
-    fn log(format: LogFormat) -> Written<Disk> {
-        Written::new(Disk { written: Vec::new(), room: usize::MAX, is_read: true }, format)
+    fn log(format: LogFormat) -> LogOutput<Disk> {
+        LogOutput::new(Disk { written: Vec::new(), room: usize::MAX, is_read: true }, format)
     }
 
     #[test]
-    fn what_a_full_disk_does_not_take_is_counted_and_told_when_there_is_room() {
+    fn lines_that_a_full_disk_does_not_take_are_counted_and_reported_when_there_is_room() {
         let mut log = log(LogFormat::Text);
         log.put(b"one\n");
         log.to.room = 2;
@@ -255,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_that_nobody_reads_holds_nobody_up() {
+    fn a_pipe_that_is_not_read_holds_nothing_up() {
         let mut log = log(LogFormat::Json);
         log.to.is_read = false;
         log.put(b"{}\n");

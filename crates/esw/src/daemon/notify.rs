@@ -1,30 +1,34 @@
-//! Telling the service manager: ready, stopping, alive, as `sd_notify` does.
+//! Messages to the service manager, as sd_notify(3) sends them: ready, stopping, status, alive.
 //!
-//! The socket is opened first thing: a daemon without root hides the folder it is in.
+//! The socket is opened at the start: a daemon without root hides the folder of the socket later.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use anyhow::Result;
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{self, AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::printable::printable;
 
-/// How long the service manager may take to have room for a message.
+/// How long the service manager may take until it has room for a message.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Who is told, if anybody wants to be.
+/// The socket of the service manager, if there is one.
 #[derive(Debug, Default)]
 pub struct Notify {
     socket: Option<OwnedFd>,
 }
 
 impl Notify {
-    /// Finds who wants to be told: `$NOTIFY_SOCKET`, a path or, after `@`, an abstract name.
+    /// Connects to the socket that `$NOTIFY_SOCKET` names: a path or, after `@`, an abstract name.
     pub fn from_environment() -> Self {
         let Some(name) = env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty()) else {
             return Self::default();
@@ -32,35 +36,35 @@ impl Notify {
         match connect(&name) {
             Ok(socket) => Self { socket: Some(socket) },
             Err(error) => {
-                tracing::warn!(socket = %name.display(), %error, "the service manager cannot be told");
+                tracing::warn!(socket = %name.display(), %error, "the service manager cannot be notified");
                 Self::default()
             }
         }
     }
 
-    /// Tells that the cards are up.
+    /// Sends that the cards are up.
     pub fn ready(&self, status: &str) {
-        self.tell(&format!("READY=1\nSTATUS={}", printable(status)));
+        self.send(&format!("READY=1\nSTATUS={}", printable(status)));
     }
 
-    /// Tells how it goes.
+    /// Sends a status for people.
     pub fn status(&self, status: &str) {
-        self.tell(&format!("STATUS={}", printable(status)));
+        self.send(&format!("STATUS={}", printable(status)));
     }
 
-    /// Tells that the end has begun.
+    /// Sends that the daemon is ending.
     pub fn stopping(&self) {
-        self.tell("STOPPING=1\nSTATUS=taking the cards down");
+        self.send("STOPPING=1\nSTATUS=taking the cards down");
     }
 
-    /// Tells that we live.
+    /// Sends that the daemon is alive, for the watchdog.
     pub fn alive(&self) {
-        self.tell("WATCHDOG=1");
+        self.send("WATCHDOG=1");
     }
 
-    fn tell(&self, text: &str) {
+    fn send(&self, text: &str) {
         if let Some(socket) = &self.socket {
-            // Who does not listen any more need not know.
+            // A service manager that has closed its socket does not need the message.
             let _ = net::send(socket, text.as_bytes(), SendFlags::NOSIGNAL);
         }
     }
@@ -81,17 +85,46 @@ pub fn address(name: &OsStr) -> Result<SocketAddrUnix, Errno> {
 fn connect(name: &OsString) -> Result<OwnedFd, Errno> {
     let socket = net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     net::connect(&socket, &address(name)?)?;
-    // A service manager that does not read is not waited for for ever.
+    // A service manager that does not read must not hold the daemon up for ever.
     set_socket_timeout(&socket, Timeout::Send, Some(PATIENCE))?;
     Ok(socket)
 }
 
-/// How often the service manager wants to hear that we live, if it does: half of what it waits for.
-pub fn watchdog() -> Option<Duration> {
+/// How often the service manager expects a message that the daemon is alive, if it does: half of the time it waits.
+fn watchdog() -> Option<Duration> {
     let number = |name| env::var(name).ok()?.parse::<u64>().ok();
-    let meant = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
-    let limit = number("WATCHDOG_USEC").filter(|limit| meant && *limit > 1)?;
+    let is_for_us = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
+    let limit = number("WATCHDOG_USEC").filter(|limit| is_for_us && *limit > 1)?;
     Some(Duration::from_micros(limit / 2))
+}
+
+/// The thread that tells the service manager that the daemon is alive, if it expects that.
+pub struct Watchdog {
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watchdog {
+    pub fn start(notify: Arc<Notify>) -> Result<Self> {
+        let Some(every) = watchdog() else { return Ok(Self { stop: None, thread: None }) };
+        let (stop, stopped) = channel();
+        let run = move || {
+            while stopped.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
+                notify.alive();
+            }
+        };
+        let thread = thread::Builder::new().name("watchdog".to_owned()).spawn(run)?;
+        Ok(Self { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
 }
 
 #[cfg(test)]
@@ -99,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_status_is_one_line_whatever_is_in_it() {
+    fn a_status_is_one_line_whatever_it_contains() {
         let (ours, theirs) =
             net::socketpair(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None).unwrap();
         let notify = Notify { socket: Some(ours) };
@@ -110,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_can_be_an_address_is_one() {
+    fn only_paths_and_abstract_names_are_addresses() {
         assert!(address(OsStr::new("@name")).is_ok());
         assert!(address(OsStr::new("/run/notify")).is_ok());
         assert!(address(OsStr::new("run/notify")).is_err());

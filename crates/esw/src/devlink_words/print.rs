@@ -1,19 +1,40 @@
-//! What a card answers, printed as devlink prints it.
+//! Answers of a card, printed as devlink prints them.
 
+use control::devlink::{
+    CONFIGURATION_MODES, DevlinkVerb, ENCAP_MODES, ESWITCH_MODES, FUNCTION_STATES, INLINE_MODES, PORT_FLAVOURS,
+    PORT_TYPES,
+};
 use devlink::Answered;
-use devlink::numbers::{attribute as a, flavour, function};
+use devlink::numbers::{attribute as a, function};
 use netlink::Attribute;
 
 use crate::printable::printable;
 
-/// What prints an answer.
+/// Prints one message of an answer.
 pub type Printer = fn(&mut Output, &Answered);
 
-/// Lines, and what the last of them are about: devlink names an instance once for all that it has.
+/// The printer of the answers to a verb.
+pub fn printer(verb: DevlinkVerb) -> Printer {
+    match verb {
+        DevlinkVerb::DevShow => device,
+        DevlinkVerb::DevInfo => info,
+        DevlinkVerb::DevReload => reload,
+        DevlinkVerb::EswitchShow => eswitch,
+        DevlinkVerb::ParamShow => param,
+        DevlinkVerb::PortShow | DevlinkVerb::PortAdd => port,
+        DevlinkVerb::RateShow => rate,
+        DevlinkVerb::HealthShow => health,
+        DevlinkVerb::HealthDiagnose => message,
+        _ => nothing,
+    }
+}
+
+/// Lines of output. devlink prints the handle of an instance once, above all of its lines that follow each other.
 #[derive(Debug, Default)]
 pub struct Output {
     lines: Vec<String>,
-    of: String,
+    /// The handle that was printed last.
+    handle: String,
 }
 
 impl Output {
@@ -22,26 +43,26 @@ impl Output {
         &self.lines
     }
 
-    /// Adds a line. Names in it are given by others: what could do something to a terminal is escaped.
+    /// Adds a line. It can contain names that other programs have chosen, so control characters are escaped.
     fn line(&mut self, text: impl AsRef<str>) {
         self.lines.push(printable(text.as_ref()).into_owned());
     }
 
-    /// Names whose the next lines are, unless they are the same's.
-    fn of(&mut self, handle: String) {
-        if self.of != handle {
+    /// Prints the handle of an instance above its lines, unless the lines before are the same instance's.
+    fn heading(&mut self, handle: String) {
+        if self.handle != handle {
             self.line(format!("{handle}:"));
-            self.of = handle;
+            self.handle = handle;
         }
     }
 }
 
-/// The attributes of one level.
+/// The attributes of a message, or those nested in one of its attributes.
 struct Fields<'a>(Vec<Attribute<'a>>);
 
 impl<'a> Fields<'a> {
     fn of(answer: &'a Answered) -> Self {
-        Self(super::attributes(answer).collect())
+        Self(netlink::attributes(&answer.attributes).flatten().collect())
     }
 
     fn find(&self, kind: u16) -> Option<&Attribute<'a>> {
@@ -61,7 +82,7 @@ impl<'a> Fields<'a> {
         self.find(kind)?.text()
     }
 
-    /// A number of whatever size.
+    /// A number of 8, 16, 32 or 64 bits.
     fn number(&self, kind: u16) -> Option<u64> {
         let attribute = self.find(kind)?;
         let small = attribute.u8().map(u64::from).or(attribute.u16().map(u64::from));
@@ -78,21 +99,21 @@ fn named(names: &[&'static str], number: Option<u64>) -> &'static str {
     number.and_then(|number| names.get(number as usize)).copied().unwrap_or("unknown")
 }
 
-pub fn nothing(_: &mut Output, _: &Answered) {}
+fn nothing(_: &mut Output, _: &Answered) {}
 
 pub fn device(to: &mut Output, answer: &Answered) {
     to.line(Fields::of(answer).device());
 }
 
-pub fn eswitch(to: &mut Output, answer: &Answered) {
+fn eswitch(to: &mut Output, answer: &Answered) {
     let fields = Fields::of(answer);
-    let mode = named(&["legacy", "switchdev"], fields.number(a::ESWITCH_MODE));
-    let inline = named(&["none", "link", "network", "transport"], fields.number(a::ESWITCH_INLINE_MODE));
-    let encap = named(&["none", "basic"], fields.number(a::ESWITCH_ENCAP_MODE));
+    let mode = named(&ESWITCH_MODES, fields.number(a::ESWITCH_MODE));
+    let inline = named(&INLINE_MODES, fields.number(a::ESWITCH_INLINE_MODE));
+    let encap = named(&ENCAP_MODES, fields.number(a::ESWITCH_ENCAP_MODE));
     to.line(format!("{}: mode {mode} inline-mode {inline} encap-mode {encap}", fields.device()));
 }
 
-pub fn reload(to: &mut Output, answer: &Answered) {
+fn reload(to: &mut Output, answer: &Answered) {
     let fields = Fields::of(answer);
     if fields.find(a::RELOAD_ACTIONS_PERFORMED).is_some() {
         to.line("reload_actions_performed:");
@@ -100,9 +121,9 @@ pub fn reload(to: &mut Output, answer: &Answered) {
     }
 }
 
-pub fn info(to: &mut Output, answer: &Answered) {
+fn info(to: &mut Output, answer: &Answered) {
     let fields = Fields::of(answer);
-    to.of(fields.device());
+    to.heading(fields.device());
     if let Some(driver) = fields.text(a::INFO_DRIVER_NAME) {
         to.line(format!("  driver {driver}"));
     }
@@ -121,18 +142,18 @@ pub fn info(to: &mut Output, answer: &Answered) {
     }
 }
 
-pub fn param(to: &mut Output, answer: &Answered) {
+fn param(to: &mut Output, answer: &Answered) {
     const STRING: u64 = 5;
     let fields = Fields::of(answer);
     let Some(param) = fields.nested(a::PARAM) else { return };
-    to.of(fields.device());
+    to.heading(fields.device());
     let kind = if param.find(a::PARAM_GENERIC).is_some() { "generic" } else { "driver-specific" };
     to.line(format!("  name {} type {kind}", param.text(a::PARAM_NAME).unwrap_or_default()));
     to.line("    values:");
     let is_text = param.number(a::PARAM_TYPE) == Some(STRING);
     let values = param.nested(a::PARAM_VALUES_LIST);
     for value in values.iter().flat_map(|list| list.all(a::PARAM_VALUE)) {
-        let cmode = named(&["runtime", "driverinit", "permanent"], value.number(a::PARAM_VALUE_CMODE));
+        let cmode = named(&CONFIGURATION_MODES, value.number(a::PARAM_VALUE_CMODE));
         let data = match value.find(a::PARAM_VALUE_DATA) {
             Some(data) if is_text => data.text().unwrap_or_default(),
             Some(_) => "true",
@@ -145,7 +166,7 @@ pub fn param(to: &mut Output, answer: &Answered) {
 pub fn port(to: &mut Output, answer: &Answered) {
     let fields = Fields::of(answer);
     let index = fields.number(a::PORT_INDEX).unwrap_or_default();
-    let kind = named(&["notset", "auto", "eth", "ib"], fields.number(a::PORT_TYPE));
+    let kind = named(&PORT_TYPES, fields.number(a::PORT_TYPE));
     let mut text = format!("{}/{index}: type {kind}", fields.device());
     let mut add = |name: &str, value: Option<String>| {
         if let Some(value) = value {
@@ -155,16 +176,8 @@ pub fn port(to: &mut Output, answer: &Answered) {
     let number = |kind| fields.number(kind).map(|number| number.to_string());
     let boolean = |kind| fields.number(kind).map(|number| (number != 0).to_string());
     add("netdev", fields.text(a::PORT_NETDEV_NAME).map(str::to_owned));
-    let flavours = [
-        (flavour::PHYSICAL, "physical"),
-        (flavour::PCI_PF, "pcipf"),
-        (flavour::PCI_VF, "pcivf"),
-        (flavour::PCI_SF, "pcisf"),
-        (flavour::VIRTUAL, "virtual"),
-    ];
-    let of = fields.number(a::PORT_FLAVOUR);
-    let name = flavours.iter().find(|(number, _)| of == Some(u64::from(*number))).map(|(_, name)| (*name).to_owned());
-    add("flavour", name);
+    let flavour = fields.number(a::PORT_FLAVOUR).and_then(|number| PORT_FLAVOURS.get(usize::try_from(number).ok()?));
+    add("flavour", flavour.map(|name| (*name).to_owned()));
     add("controller", number(a::PORT_CONTROLLER_NUMBER));
     add("pfnum", number(a::PORT_PCI_PF_NUMBER));
     add("vfnum", number(a::PORT_PCI_VF_NUMBER));
@@ -185,7 +198,7 @@ fn put_function(to: &mut Output, fields: &Fields<'_>) {
         parts.push(format!("hw_addr {}", bytes.join(":")));
     }
     if let Some(state) = fields.number(function::STATE) {
-        parts.push(format!("state {}", named(&["inactive", "active"], Some(state))));
+        parts.push(format!("state {}", named(&FUNCTION_STATES, Some(state))));
     }
     if let Some(state) = fields.number(function::OPSTATE) {
         parts.push(format!("opstate {}", named(&["detached", "attached"], Some(state))));
@@ -200,14 +213,14 @@ fn put_function(to: &mut Output, fields: &Fields<'_>) {
     to.line(format!("    {}", parts.join(" ")));
 }
 
-pub fn rate(to: &mut Output, answer: &Answered) {
+fn rate(to: &mut Output, answer: &Answered) {
     let fields = Fields::of(answer);
-    let place = match fields.text(a::RATE_NODE_NAME) {
+    let part = match fields.text(a::RATE_NODE_NAME) {
         Some(name) => name.to_owned(),
         None => fields.number(a::PORT_INDEX).unwrap_or_default().to_string(),
     };
     let mut text =
-        format!("{}/{place}: type {}", fields.device(), named(&["leaf", "node"], fields.number(a::RATE_TYPE)));
+        format!("{}/{part}: type {}", fields.device(), named(&["leaf", "node"], fields.number(a::RATE_TYPE)));
     for (name, kind) in [("tx_share", a::RATE_TX_SHARE), ("tx_max", a::RATE_TX_MAX)] {
         if let Some(rate @ 1..) = fields.number(kind) {
             text.push_str(&format!(" {name} {}", in_bits(rate)));
@@ -224,7 +237,7 @@ pub fn rate(to: &mut Output, answer: &Answered) {
     to.line(text);
 }
 
-/// A rate as tc and devlink write it, from bytes a second.
+/// A rate of so many bytes a second, as tc and devlink print it.
 fn in_bits(rate: u64) -> String {
     let bits = rate.saturating_mul(8);
     let units = [(1_000_000_000, "Gbit"), (1_000_000, "Mbit"), (1_000, "Kbit")];
@@ -232,10 +245,10 @@ fn in_bits(rate: u64) -> String {
     unit.map_or_else(|| format!("{bits}bit"), |(size, name)| format!("{}{name}", bits / size))
 }
 
-pub fn health(to: &mut Output, answer: &Answered) {
+fn health(to: &mut Output, answer: &Answered) {
     let fields = Fields::of(answer);
     let Some(reporter) = fields.nested(a::HEALTH_REPORTER) else { return };
-    to.of(fields.device());
+    to.heading(fields.device());
     to.line(format!("  reporter {}", reporter.text(a::HEALTH_REPORTER_NAME).unwrap_or_default()));
     let number = |kind| reporter.number(kind).unwrap_or_default();
     let state = named(&["healthy", "error"], Some(number(a::HEALTH_REPORTER_STATE)));
@@ -248,8 +261,8 @@ pub fn health(to: &mut Output, answer: &Answered) {
     ));
 }
 
-/// A formatted message: pairs of a name and a value, in objects and lists.
-pub fn message(to: &mut Output, answer: &Answered) {
+/// Prints a formatted message (`devlink_fmsg`): pairs of a name and a value, in objects and lists.
+fn message(to: &mut Output, answer: &Answered) {
     let fields = Fields::of(answer);
     let Some(message) = fields.nested(a::FMSG) else { return };
     let (mut depth, mut name) = (0usize, None);

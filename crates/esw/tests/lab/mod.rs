@@ -10,7 +10,7 @@ use std::process::{Command, Output, Stdio};
 
 const ESW: &str = env!("CARGO_BIN_EXE_esw");
 
-/// Whether a line is what is expected, where `…` stands for anything.
+/// Whether a line matches the expected one, in which `…` matches anything.
 pub fn line_is(expected: &str, found: &str) -> bool {
     match expected.split_once('…') {
         None => expected == found,
@@ -21,7 +21,7 @@ pub fn line_is(expected: &str, found: &str) -> bool {
     }
 }
 
-/// Whether lines are what is expected, where a line `…` stands for any.
+/// Whether lines match the expected ones, in which a line `…` matches any lines.
 pub fn lines_are(expected: &[String], found: &[&str]) -> bool {
     match (expected.split_first(), found.split_first()) {
         (None, None) => true,
@@ -49,7 +49,7 @@ fn missing(programs: &[&str]) -> Option<String> {
     None
 }
 
-/// Whether the test must be skipped, which it says. In CI nothing may be missing.
+/// Whether the test must be skipped, with the reason printed. In CI nothing may be missing.
 pub fn skipped(programs: &[&str]) -> bool {
     let Some(why) = missing(programs) else { return false };
     assert!(std::env::var_os("CI").is_none(), "{why}");
@@ -117,7 +117,7 @@ pub fn record(command: &str) {
     file.write_all(format!("{command}\n").as_bytes()).unwrap();
 }
 
-/// That what a command printed is what is expected.
+/// Checks that the output of a command is the expected one.
 pub fn compare(command: &str, expected: &[String], printed: &[String]) {
     let found: Vec<&str> = printed.iter().map(String::as_str).collect();
     assert!(lines_are(expected, &found), "$ {command}\n{}\nexpected:\n{}", found.join("\n"), expected.join("\n"));

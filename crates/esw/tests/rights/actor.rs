@@ -33,7 +33,7 @@ pub fn tell(to: BorrowedFd<'_>, text: &str, fds: &[BorrowedFd<'_>]) -> rustix::i
     sendmsg(to, &[IoSlice::new(text.as_bytes())], &mut ancillary, SendFlags::NOSIGNAL).map(drop)
 }
 
-/// Receives a message; empty when there is nobody any more.
+/// Receives a message; it is empty when the other end is closed.
 pub fn hear(from: BorrowedFd<'_>) -> rustix::io::Result<(String, Vec<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -48,7 +48,7 @@ pub fn hear(from: BorrowedFd<'_>) -> rustix::io::Result<(String, Vec<OwnedFd>)> 
     Ok((String::from_utf8_lossy(&text).into_owned(), fds))
 }
 
-/// Does what it is told until nobody is left to tell it.
+/// Carries out requests until the other end of the socket is closed.
 pub fn serve() {
     let stdin = std::io::stdin();
     let rows = rows();
@@ -112,7 +112,7 @@ fn open_all() -> Vec<OwnedFd> {
     PROTOCOLS.iter().map(|protocol| open(*protocol).or_else(|_| open(Protocol::Route)).expect("a socket")).collect()
 }
 
-/// Starts another of these, which is told what to do over this socket.
+/// Starts another actor, which gets its requests over this socket.
 fn spawn(words: &str, socket: OwnedFd) -> std::io::Result<Child> {
     let mut words = words.split(' ');
     Command::new(words.next().unwrap_or_default()).args(words).stdin(Stdio::from(socket)).stdout(Stdio::null()).spawn()

@@ -1,8 +1,8 @@
-//! Who tries: each column of the matrix, with what the kernel would say of them.
+//! The users: each column of the matrix, with the rights that the kernel gives them.
 
 use crate::rows::{Attempt, Change, Row, Rule};
 
-/// What somebody has.
+/// The rights of a user.
 #[derive(Clone, Copy)]
 pub struct Rights {
     /// CAP_NET_ADMIN over the network namespace, and over the user namespace of the lab.
@@ -82,7 +82,7 @@ const USER_NO_NEW: &[&str] = &[
     "-Ur",
 ];
 
-/// Those who are one process.
+/// The columns of users that are one process.
 pub fn processes() -> Vec<Column> {
     let column = |title, own, words, rights| Column {
         title,
@@ -107,7 +107,7 @@ pub fn processes() -> Vec<Column> {
     ]
 }
 
-/// Those who use sockets that somebody else opened.
+/// The columns of users that use sockets that another process has opened.
 pub fn passed() -> Vec<Column> {
     let column = |title, own, opener, who, may| {
         let rights = if may { ALL } else { NONE };

@@ -1,4 +1,4 @@
-//! What there is, as root sees it who asks the kernel and the card, and no lab.
+//! The state of the kernel and of the card, read by root outside any lab.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -70,7 +70,7 @@ pub fn kernel() -> String {
     lines.join("\n")
 }
 
-/// All there is of a card: its view, and what devlink says of it.
+/// The whole state of a card: its view, and what devlink shows of it.
 pub fn card(client: &mut Client) -> Result<String, ClientError> {
     let pieces = client.dump(ESWITCH, eswitch_family::VIEW, |_| {})?;
     let view = String::from_utf8_lossy(&devlink::join_pieces(&pieces)).into_owned();
@@ -108,7 +108,7 @@ pub fn sf_of(card: &str) -> Option<String> {
     Some(format!("{NAME}{}", rest.split('"').next()?))
 }
 
-/// Every file below these folders that somebody may write, without what is the machine's own.
+/// Every file below these folders that any user may write, except those of the machine's own devices.
 pub fn writable(folder: &str, found: &mut Vec<String>) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.flatten() {

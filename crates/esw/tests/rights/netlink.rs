@@ -1,4 +1,4 @@
-//! Requests to the kernel, or to what stands in its place, in raw netlink.
+//! Requests in raw netlink, to the kernel or to the lab in its place.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -32,7 +32,7 @@ pub fn open(protocol: Protocol) -> rustix::io::Result<OwnedFd> {
     rustix::net::socket(AddressFamily::NETLINK, SocketType::RAW, number)
 }
 
-/// Where requests of an actor go: to sockets of its own, or to those that somebody else opened.
+/// The sockets that an actor sends requests over: its own, or those that another process has opened.
 #[derive(Default)]
 pub struct Sockets(pub Option<Vec<OwnedFd>>);
 

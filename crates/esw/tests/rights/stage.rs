@@ -18,7 +18,7 @@ use crate::rows::{Change, ELSEWHERE, Fill, Row, Step};
 
 /// How long anything may take before the test gives up.
 const LONG: Duration = Duration::from_secs(60);
-/// How long what was changed may take to be as it was.
+/// How long it may take until a change is undone.
 const BACK: Duration = Duration::from_secs(10);
 
 /// Makes the netdevs that are not the card's.
@@ -34,7 +34,7 @@ const PLAIN_NETDEVS: &str = "ip link add enp8s0f0np0 address 02:e5:08:00:ff:ff t
 /// An ordinary user who becomes the owner of namespaces.
 const USER: &[&str] = &["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"];
 
-/// A process that does what it is told.
+/// A process that carries out requests.
 pub struct Actor {
     /// Ours, unless another started it.
     child: Option<Child>,
@@ -138,7 +138,7 @@ pub struct World {
     down: Option<Down>,
 }
 
-/// What came of an attempt.
+/// The outcome of an attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
     pub errno: i32,

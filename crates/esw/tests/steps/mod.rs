@@ -1,23 +1,24 @@
-//! Steps in words, taken on a card behind a control socket.
+//! Takes steps, written as words, on a card behind a control socket.
 
+use control::Query;
 use devlink::numbers::{attribute as a, command as c, function};
 use devlink::{Answered, Client, ClientError, DEVLINK};
 use eswitch::{CardConfig, PciAddress};
 use netlink::{Builder, find};
 use scenario::Action;
 
-/// Takes a step on a card: a command, or a look at an E-Switch or at ports; what is seen.
+/// Takes a step on a card: a command, or a query of an E-Switch or of ports; the answer as text.
 pub fn perform(client: &mut Client, words: &str) -> Result<String, String> {
     let card = CardConfig { pfs: 4, ..CardConfig::default() };
     let step = Action::parse(words, &card).unwrap_or_else(|error| panic!("`{words}`: {error}"));
     let text = |error: ClientError| error.to_string();
     match step {
         Action::Command(command) => client.perform(&command).map(|_| String::new()).map_err(text),
-        Action::ShowEswitch(pf) => {
+        Action::Query(Query::Eswitch(pf)) => {
             let answers = client.ask(DEVLINK, c::ESWITCH_GET, |to| device(to, pf)).map_err(text)?;
             Ok(answers.iter().map(eswitch).collect::<Vec<_>>().join("\n"))
         }
-        Action::ShowPorts(Some(of)) => {
+        Action::Query(Query::Ports(Some(of))) => {
             let ask = |to: &mut Builder| {
                 device(to, of.device);
                 to.u32(a::PORT_INDEX, of.index.0);
@@ -25,7 +26,7 @@ pub fn perform(client: &mut Client, words: &str) -> Result<String, String> {
             let answers = client.ask(DEVLINK, c::PORT_GET, ask).map_err(text)?;
             Ok(answers.iter().map(port).collect::<Vec<_>>().join("\n"))
         }
-        Action::ShowPorts(None) => {
+        Action::Query(Query::Ports(None)) => {
             let answers = client.dump(DEVLINK, c::PORT_GET, |_| {}).map_err(text)?;
             Ok(answers.iter().map(port).collect::<Vec<_>>().join("\n"))
         }

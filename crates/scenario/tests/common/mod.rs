@@ -1,18 +1,18 @@
-//! A world for a story: the card in memory.
+//! Runs scenarios on the card in memory.
 
 use card_memory::MemoryCard;
 use host::World;
 use lockdep::{Domain, OnReport};
 use scenario::{Outcome, Scenario};
 
-/// Tells a story on a card in memory, with locks checked.
-pub fn tell(story: &Scenario) -> Outcome {
+/// Runs a scenario on a card in memory, with the order of locks checked.
+pub fn run_in_memory(scenario: &Scenario) -> Outcome {
     let domain = Domain::checked(OnReport::Record);
-    let world = World::of(MemoryCard::new(story.card.clone()), &domain);
-    lockdep::enter(&domain, "main", |cx| scenario::run(cx, story, &world, &mut ()))
+    let world = World::of(MemoryCard::new(scenario.card.clone()), &domain);
+    lockdep::enter(&domain, "main", |cx| scenario::run(cx, scenario, &world, &mut ()))
 }
 
-/// What is wrong with a telling, for a test to print.
+/// The violations of an outcome, as text.
 pub fn complaints(outcome: &Outcome) -> Vec<String> {
     outcome.violations.iter().map(|v| format!("{}: {}", v.invariant, v.detail)).collect()
 }

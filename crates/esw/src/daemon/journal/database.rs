@@ -1,9 +1,9 @@
-//! State of version 1: a database of `redb`'s with three values in one table. It is read once, and kept from then on as
-//! [`super::files`] does.
+//! Reads state of version 1: a database of `redb`'s with three values in one table. It is read once, and then stored in
+//! [files](super::files).
 //!
-//! `redb` repairs what it opens, and panics at some of what is damaged. So it is given a copy in memory; what it
-//! panics of is caught; and it is made to look at every checksum, as after a crash. What it can repair only by going back
-//! to an earlier transaction is refused: that would be an older state without a word.
+//! `redb` repairs a database that it opens, and panics at some kinds of damage. So it opens a copy in memory; its panics
+//! are caught; and it is made to check every checksum, as after a crash. A database that it can repair only by going back
+//! to an earlier transaction is refused: the state would be an older one, and nothing would show that.
 
 use std::fmt::Display;
 use std::fs::{File, TryLockError};
@@ -17,39 +17,40 @@ use anyhow::{Result, anyhow, bail};
 use redb::{Builder, ReadableDatabase, StorageBackend, TableDefinition, TableError};
 use rustix::fs::OFlags;
 
-use super::Stored;
 use super::files::{InUse, REMEDY};
+use super::stored::Stored;
 
 const TABLE: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("card");
 const VERSION: &str = "version";
 const CONFIG: &str = "config";
 const AGREED: &str = "agreed";
-/// The version it is of.
+/// The version of the state.
 const OURS: u32 = 1;
 
-/// Bytes a database may have, on disk and while it is read; a damaged header asks for any number.
+/// The most bytes of a database, on disk and while it is read: a damaged header can ask for any number.
 const MOST: u64 = 256 << 20;
 
-/// What a database that is there says, and its bytes.
+/// The content of a database.
 pub struct Read {
     /// What is stored, if anything is.
     pub stored: Option<Stored>,
-    /// What it is known by.
+    /// The checksum of its bytes.
     pub checksum: String,
 }
 
-/// Reads the database of an earlier version, if there is one. It is not changed.
+/// Reads the database of an earlier version, if there is one, and does not change it.
 ///
 /// # Errors
-/// It cannot be read; a daemon of that version has it open; or it is of another version. The error says what to do.
+/// The database cannot be read, a daemon of that version has it open, or it is of another version. The error says what to
+/// do.
 pub fn read(path: &Path) -> Result<Option<Read>> {
     let name = path.display();
-    // A pipe would be waited for.
+    // Opening a pipe would wait.
     let flags = OFlags::NONBLOCK.bits().cast_signed();
     let mut file = match File::options().read(true).custom_flags(flags).open(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-            bail!("{name}: {error}; it is to be read and written by who runs the daemon")
+            bail!("{name}: {error}; the daemon's user must be able to read and write it")
         }
         opened => opened?,
     };
@@ -76,7 +77,7 @@ pub fn read(path: &Path) -> Result<Option<Read>> {
     Ok(Some(Read { stored, checksum }))
 }
 
-/// Why a database is not read.
+/// Why a database cannot be used.
 #[derive(Debug)]
 enum Refused {
     Damaged(String),
@@ -89,8 +90,9 @@ impl<E: Display> From<E> for Refused {
     }
 }
 
-/// Runs what may panic, and has nothing printed if it does. It is for the start, when there is no other thread that
-/// could panic meanwhile; where there is one, as in tests, one at a time.
+/// Calls a function that may panic, and has nothing printed if it does. It is for the start, when no other thread could
+/// panic meanwhile; in tests, which have other threads, one call runs at a time. The lock for that is a static, which
+/// belongs to no domain of `lockdep`'s.
 fn quietly<T>(run: impl FnOnce() -> Result<T, Refused>) -> Result<T, Refused> {
     static ONE: Mutex<()> = Mutex::new(());
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -106,7 +108,7 @@ fn parse(mut bytes: Vec<u8>) -> Result<Option<Stored>, Refused> {
     bytes[GOD_BYTE] |= RECOVERY_REQUIRED;
     let memory = Memory(Arc::new(RwLock::new(bytes)));
     let database = Builder::new().create_with_backend(memory.clone())?;
-    // Having repaired, it has made a transaction after the one it went by.
+    // The repair has made a transaction after the one from which it took the state.
     let found = newest_transaction(&memory.0.read().unwrap_or_else(PoisonError::into_inner));
     if found.is_none_or(|found| found <= newest) {
         return Err(Refused::Damaged("its newest transaction cannot be read".to_owned()));
@@ -126,15 +128,15 @@ fn parse(mut bytes: Vec<u8>) -> Result<Option<Stored>, Refused> {
     Ok(Some(Stored { config: serde_json::from_slice(&config)?, agreed: serde_json::from_slice(&agreed)? }))
 }
 
-/// From the layout in redb's `docs/design.md`: where the header says which of its two commit slots counts, and that it was
-/// not closed in good order.
+/// The place in the header that has the number of the valid one of its two commit slots, and the flag that the database was
+/// not closed in good order: see redb's `docs/design.md`.
 const GOD_BYTE: usize = 9;
 const RECOVERY_REQUIRED: u8 = 2;
-/// Where the two slots are, and in each the number of its transaction.
+/// The places of the two slots, and in each that of the number of its transaction.
 const SLOTS: [usize; 2] = [64, 192];
 const TRANSACTION: usize = 104;
 
-/// The number of the newest transaction that a header names, if that is the one that counts.
+/// The number of the newest transaction that a header names, if it is in the valid slot.
 fn newest_transaction(bytes: &[u8]) -> Option<u64> {
     let number = |slot: usize| {
         let number = bytes.get(slot + TRANSACTION..slot + TRANSACTION + 8)?;
@@ -145,7 +147,8 @@ fn newest_transaction(bytes: &[u8]) -> Option<u64> {
     (primary >= other).then_some(primary)
 }
 
-/// A database in memory, which we see too.
+/// A database in memory, which can be looked at while redb has it open. redb calls it without a token, so its lock is
+/// none of `lockdep`'s; nothing is taken while it is held.
 #[derive(Clone, Debug)]
 struct Memory(Arc<RwLock<Vec<u8>>>);
 

@@ -1,20 +1,19 @@
-//! The files that state is kept in: two copies that say the same, and a lock that says which write was done last.
+//! The files of the state: two equal copies, and a lock file with the number of the last finished write.
 //!
 //! Each copy, `NAME.state` and `NAME.state-copy`, has two places. Write number N goes into place N mod 2 of the first copy,
-//! is flushed, then into that of the second, and is flushed; then it is done. Where something was before, something is
-//! written: it takes no room on the disk that is not there, and changes nothing of the file but its content. If it does
-//! not fit, or a copy is not whole, or not under its name any more, both are made anew: a new file, flushed, gets the old
-//! one's name.
+//! is flushed, then into that of the second, and is flushed; then it is finished. It overwrites existing bytes: it needs no
+//! more room on the disk, and changes nothing of the file but its content. If the state does not fit, or a copy is not
+//! whole or does not have its name any more, both are made anew: a new file, flushed, gets the name of the old one.
 //!
-//! What holds at every moment, whatever is killed and whenever the power goes: at most one place is half written; and of
-//! the last write that was done there are two frames. So damage to one copy loses nothing. And where write M is the last
-//! that is found, it is the last that was done, if one of the copies still has write M-1 in the place where M+1 would
-//! be: that copy has never seen M+1. If neither has, there may have been one, and the start is refused.
+//! At every moment, whichever process is killed and whenever the power fails, at most one place is half written, and the
+//! last finished write has two frames. So damage to one copy loses nothing. If write M is the last that is found, it is the
+//! last finished one if one of the copies still has write M-1 in the place of write M+1: write M+1 has never reached that
+//! copy. If neither has, there may have been a write M+1, and the start is refused.
 //!
-//! The lock holds the number of the last write that was done. Two copies that are both older than that have been put
-//! there by somebody, and are refused, too.
+//! The lock file holds the number of the last finished write. Two copies that are both older have been put back from
+//! elsewhere, and are refused, too.
 //!
-//! Everything is done in a folder that is open: by the time of a write its path may be hidden from us.
+//! All files are opened relative to the folder's descriptor: by the time of a write its path may be hidden from the process.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -31,7 +30,7 @@ use rustix::io::Errno;
 
 use super::frame::{Frame, LINE, VERSION, checksum};
 
-/// Only who runs the daemon has anything to do with what is here: others could hold up a start by a lock of theirs.
+/// The mode of every file. Only the daemon's user may open them: another user could prevent a start by holding a lock.
 const OURS_ALONE: Mode = Mode::RUSR.union(Mode::WUSR);
 
 /// What to do about a file that cannot be read.
@@ -47,38 +46,38 @@ pub struct Files {
     lock: File,
     /// The number of the write that was begun last.
     sequence: u64,
-    /// Both copies and the room in each of their places, if they hold what was written last.
+    /// Both copies and the size of each of their places, if they hold the last write.
     whole: Option<([File; 2], u64)>,
     /// The copies as they were read, until they are mended.
     found: Vec<Copy>,
 }
 
-/// Another daemon has them open.
+/// Another daemon has the files open.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}: another daemon keeps its state there; end it with `esw down`, or give `state_dir`")]
 pub struct InUse(pub String);
 
-/// One of the two copies, as it is found.
+/// One of the two copies, as it was found.
 struct Copy {
     name: String,
-    /// Nothing, if there is no such file.
+    /// `None` if there is no such file.
     file: Option<File>,
-    /// What its places hold, if they are not damaged.
+    /// The content of its places; `None` for a damaged one.
     places: [Option<Frame>; 2],
 }
 
-/// The least room of a place: some dozens of VFs and SFs. It is a multiple of what disks write at once.
+/// The least size of a place in bytes, enough for some dozens of VFs and SFs. It is a multiple of the block size of disks.
 const ROOM: u64 = 16 << 10;
 
-/// The most room that is looked for; what takes more is no state of a card.
+/// The most bytes of a place; no card's state is larger.
 const MOST_ROOM: u64 = 1 << 30;
 
 impl Files {
-    /// Opens a card's files in a folder and locks them; nothing else is changed. `fresh`: a lock that is none is moved
-    /// aside.
+    /// Opens and locks a card's files in a folder, and changes nothing else. `fresh`: a lock file that cannot be used is
+    /// moved aside.
     ///
     /// # Errors
-    /// [`InUse`]; or the system refuses.
+    /// [`InUse`]: another daemon has locked them; or the system refuses.
     pub fn open(folder: &Path, card: &str, fresh: bool) -> Result<Self> {
         let path = folder.to_owned();
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -104,12 +103,12 @@ impl Files {
         self.path.join(self.name())
     }
 
-    /// The path of the database that an earlier version of this program has left, or would have.
+    /// The path that a database of an earlier version of this program has.
     pub fn database(&self) -> PathBuf {
         self.path.join(format!("{}.redb", self.card))
     }
 
-    /// Whether both copies hold what was written last.
+    /// Whether both copies hold the last write.
     pub fn is_whole(&self) -> bool {
         self.whole.is_some()
     }
@@ -126,11 +125,11 @@ impl Files {
         self.path.join(name).display().to_string()
     }
 
-    /// What was written last, if anything was. What one of the copies has lost the other says. Nothing is changed: who
-    /// can use what was found [mends](Self::mend) them then.
+    /// Reads the last write, if there was any, from whichever copy has it, and changes nothing. A caller that can use it
+    /// [mends](Self::mend) the copies then.
     ///
     /// # Errors
-    /// It cannot be told what was written last; or it is of a newer version. The error says what to do.
+    /// The copies do not show which write was the last, or they are of a newer version. The error says what to do.
     pub fn read(&mut self) -> Result<Option<Vec<u8>>> {
         let mut copies = Vec::new();
         for name in self.names() {
@@ -183,11 +182,11 @@ impl Files {
         Ok(Some(last.body))
     }
 
-    /// Makes each copy hold again what the other has shown it to have lost, or what it was not written any more when a
-    /// daemon was killed. That something was lost is logged; a copy of which nothing is left is moved aside.
+    /// Restores in each copy what it has lost, or what was not written to it before a daemon was killed, from the other. A
+    /// loss is logged; a copy of which nothing is left is moved aside.
     ///
     /// # Errors
-    /// There is only one copy until the next [`write`](Self::write).
+    /// A copy cannot be restored: there is only one until the next [`write`](Self::write).
     pub fn mend(&mut self) -> Result<()> {
         let found = std::mem::take(&mut self.found);
         let frames = || found.iter().flat_map(|copy| copy.places.iter().flatten());
@@ -207,7 +206,7 @@ impl Files {
                     "state is damaged here, or its last write was cut short; its other copy is whole"
                 );
             }
-            // One with other room is older, and made anew.
+            // A copy with places of another size is older, and is made anew.
             let fits = copy.places.iter().flatten().any(|frame| frame.room == last.room) && before.room == last.room;
             let Some(file) = copy.file.filter(|_| fits) else { continue };
             for frame in [&last, &before] {
@@ -222,10 +221,10 @@ impl Files {
         Ok(())
     }
 
-    /// Writes both copies. When it returns they are on the disk.
+    /// Writes both copies. When this returns they are on the disk.
     ///
     /// # Errors
-    /// They cannot be written. What is there then is what was there, or this; the next write makes it whole.
+    /// They cannot be written. Each copy then has the old state or the new one; the next write makes them whole.
     pub fn write(&mut self, body: Vec<u8>) -> Result<()> {
         self.sequence = self.sequence.checked_add(1).context("it has been written as often as it can be")?;
         let length = (LINE + body.len()) as u64;
@@ -247,11 +246,11 @@ impl Files {
                 match self.make_all(&unfinished, &frame) {
                     Ok(files) => self.whole = Some((self.give_names(files, &unfinished)?, room)),
                     Err(error) => {
-                        // On a disk that is full they take room that the next try could use.
+                        // On a full disk they take room that the next attempt needs.
                         for name in &unfinished {
                             let _ = unlinkat(&self.folder, name, AtFlags::empty());
                         }
-                        // What there was has not been touched, and the number was given to nothing that stays.
+                        // The old files are unchanged, and no remaining file has this number.
                         self.whole = before.filter(|(files, _)| self.are_ours(files));
                         self.sequence -= 1;
                         return Err(error);
@@ -259,13 +258,13 @@ impl Files {
                 }
             }
         }
-        // Not flushed: one that says less than it could refuses nothing.
+        // Not flushed: a number that is too low refuses no state.
         let line = done_line(self.sequence);
         let _ = self.lock.write_all_at(line.as_bytes(), 0).and_then(|()| self.lock.set_len(line.len() as u64));
         Ok(())
     }
 
-    /// Whether files are still those that have the copies' names.
+    /// Whether open files are still those with the names of the copies.
     fn are_ours(&self, files: &[File; 2]) -> bool {
         files.iter().zip(self.names()).all(|(file, name)| {
             let found = (fstat(file), statat(&self.folder, &*name, AtFlags::SYMLINK_NOFOLLOW));
@@ -273,7 +272,7 @@ impl Files {
         })
     }
 
-    /// Writes a frame into its place in both copies, the second once it is on the disk in the first.
+    /// Writes a frame into its place in both copies, into the second after it is on the disk in the first.
     fn write_into(&self, files: &[File; 2], frame: &Frame) -> Result<()> {
         for (file, name) in files.iter().zip(self.names()) {
             put(file, frame).with_context(|| self.shown(&name))?;
@@ -286,7 +285,8 @@ impl Files {
         Ok([first?, second?])
     }
 
-    /// Makes a file with a frame in its place, and in the other as the write before: no later one was ever there.
+    /// Makes a file with a frame in its place, and in the other place the same state as the write before, which shows that
+    /// the file has no later one.
     fn make(&self, name: &str, frame: &Frame) -> io::Result<File> {
         match unlinkat(&self.folder, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
@@ -307,7 +307,7 @@ impl Files {
         Ok(file)
     }
 
-    /// Gives new files the copies' names. Under each there is the old one or the new one, whole, at every moment.
+    /// Gives new files the names of the copies. At every moment each name has the old file or the new one, whole.
     fn give_names(&self, files: [File; 2], unfinished: &[String; 2]) -> Result<[File; 2]> {
         for (unfinished, name) in unfinished.iter().zip(self.names()) {
             renameat(&self.folder, unfinished, &self.folder, &*name).with_context(|| self.shown(&name))?;
@@ -316,7 +316,7 @@ impl Files {
         Ok(files)
     }
 
-    /// Moves aside whatever there is of the card's state, of this version or an earlier one.
+    /// Moves aside every file of the card's state, of this version or an earlier one.
     ///
     /// # Errors
     /// The system refuses.
@@ -347,18 +347,18 @@ impl Files {
         Ok(self.path.join(aside))
     }
 
-    /// The number of the last write that was done, 0 if the lock does not say.
+    /// The number of the last finished write in the lock file; 0 if there is none.
     fn last_done(&self) -> u64 {
         let mut line = [0; 64];
         let length = self.lock.read_at(&mut line, 0).unwrap_or(0);
         let line = String::from_utf8_lossy(&line[..length]).into_owned();
         let number = line.split_ascii_whitespace().nth(1).and_then(|number| number.parse().ok());
-        // One that is damaged says nothing.
+        // A damaged number is ignored.
         number.filter(|number| done_line(*number) == line).unwrap_or(0)
     }
 }
 
-/// What the lock says.
+/// The line in the lock file with the number of the last finished write.
 fn done_line(sequence: u64) -> String {
     let line = format!("eswitch-done {sequence:020} ");
     let checksum = checksum(&[line.as_bytes()]);
@@ -379,7 +379,8 @@ impl Copy {
     /// Reads one of the copies.
     ///
     /// # Errors
-    /// It may not be read, or the system has no room to. What is there and cannot be state is damaged, and no error.
+    /// The file may not be read, or the system has no memory or descriptors. A file that cannot be state is damaged, which
+    /// is no error.
     fn read(folder: &OwnedFd, name: &str) -> io::Result<Self> {
         let mut copy = Self { name: name.to_owned(), file: None, places: [None, None] };
         let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
@@ -390,7 +391,7 @@ impl Copy {
                 openat(folder, name, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())?
             }
             Err(Errno::ACCESS | Errno::PERM) => {
-                return Err(io::Error::other("permission denied; it is to be read and written by who runs the daemon"));
+                return Err(io::Error::other("permission denied; the daemon's user must be able to read and write it"));
             }
             opened => opened?,
         };
@@ -399,7 +400,7 @@ impl Copy {
             return Ok(copy);
         }
         let first = read_place(file, 0, None);
-        // The first place says where the second is; without it, the second does.
+        // The frame in the first place has the size of a place, and so has that in the second.
         let rooms = || std::iter::successors(Some(ROOM), |room| Some(room * 2)).take_while(|room| *room <= MOST_ROOM);
         let second = match &first {
             Some(frame) => read_place(file, frame.room, Some(frame.room)),
@@ -422,12 +423,12 @@ fn put(file: &File, frame: &Frame) -> io::Result<()> {
     file.sync_data()
 }
 
-/// The frame at a place in a file that says that its file has so much room, if there is one.
+/// Reads the frame at a byte of a file; `None` if there is none, or if it is for places of another size than `room`.
 fn read_place(file: &File, at: u64, room: Option<u64>) -> Option<Frame> {
     let mut bytes = vec![0; LINE];
     file.read_exact_at(&mut bytes, at).ok()?;
     let length = Frame::length(&bytes)?;
-    // What a damaged line asks for need not be there.
+    // A damaged line can have any length.
     if length > MOST_ROOM || at + length > file.metadata().ok()?.len() {
         return None;
     }
@@ -436,7 +437,7 @@ fn read_place(file: &File, at: u64, room: Option<u64>) -> Option<Frame> {
     Frame::read(&bytes).filter(|frame| room.is_none_or(|room| frame.room == room) && length <= frame.room)
 }
 
-/// Gives a file of a card another name, under which nobody looks for state; that name.
+/// Gives a file of a card another name, under which no daemon looks for state; the name.
 fn move_aside(folder: &OwnedFd, card: &str, name: &str) -> Result<String> {
     for n in 1..=u16::MAX {
         let aside = format!("{card}.aside-{n}");
@@ -449,5 +450,5 @@ fn move_aside(folder: &OwnedFd, card: &str, name: &str) -> Result<String> {
             Ok(_) => {}
         }
     }
-    bail!("there are too many that were moved aside")
+    bail!("too many files were moved aside")
 }

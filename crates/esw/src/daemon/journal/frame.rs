@@ -1,34 +1,34 @@
-//! How state lies in a file: in one of its two places there is a line that says what it is, and after it JSON.
+//! Frames: the form in which state is in one of the two places of a file. A frame is a line of numbers, followed by JSON.
 //!
 //! ```text
 //! eswitch-state VERSION ROOM SEQUENCE LENGTH CHECKSUM
 //! ```
 //!
-//! All of them have a fixed width. The checksum is over everything before it and the JSON, and a place holds what this
-//! module would write or it is damaged: there is no byte in it that could be another. A later version of the format
-//! keeps the line and changes what comes after it, so that every version can tell a newer file from a damaged one.
+//! All of them have a fixed width. The checksum is over everything before it and over the JSON. A place that differs in
+//! any byte from what this module would write is damaged. A later version of the format keeps the line and changes what
+//! follows it, so that every version can tell a newer file from a damaged one.
 
 use std::ops::Range;
 
-/// How the JSON is to be read. Version 1 was a database of `redb`'s.
+/// The version of the JSON. Version 1 was a database of `redb`'s.
 pub const VERSION: u32 = 2;
 
 const NAME: &str = "eswitch-state";
-/// Where in the line the checksum is.
+/// The place of the checksum in the line.
 const CHECKSUM: Range<usize> = 60..76;
-/// Bytes of the line, with its end.
+/// The length of the line, with its end.
 pub const LINE: usize = 77;
 
-/// What a place says.
+/// The content of a place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
-    /// How what it holds is to be read.
+    /// The version of the body.
     pub version: u32,
-    /// Bytes of each of the file's two places.
+    /// The size in bytes of each of the file's two places.
     pub room: u64,
-    /// The number of the write that made it. Each write has its own, higher than all before it.
+    /// The number of the write that made the frame, higher than those of all writes before it.
     pub sequence: u64,
-    /// What it holds.
+    /// The state, as JSON.
     pub body: Vec<u8>,
 }
 
@@ -38,7 +38,7 @@ impl Frame {
         Self { version: VERSION, room, sequence, body }
     }
 
-    /// The bytes that say this.
+    /// The frame as bytes.
     pub fn bytes(&self) -> Vec<u8> {
         let Self { version, room, sequence, body } = self;
         let mut bytes = format!("{NAME} {version:02} {room:010} {sequence:020} {:010} ", body.len()).into_bytes();
@@ -48,14 +48,14 @@ impl Frame {
         bytes
     }
 
-    /// How many bytes a frame has by what its line says, if that can be one.
+    /// The number of bytes that a frame has according to its line; `None` if the line is none.
     pub fn length(line: &[u8]) -> Option<u64> {
         let mut words = std::str::from_utf8(line.get(..LINE)?).ok()?.split_ascii_whitespace();
         let (name, body) = (words.next()?, words.nth(3)?);
         body.parse::<u64>().ok().filter(|_| name == NAME)?.checked_add(LINE as u64)
     }
 
-    /// What there is at the start of some bytes; nothing, if that is not what this program would have written.
+    /// Reads a frame at the start of some bytes; `None` if they differ from what this program would have written.
     pub fn read(bytes: &[u8]) -> Option<Self> {
         let (line, rest) = bytes.split_at_checked(LINE)?;
         let mut words = std::str::from_utf8(line).ok()?.split_ascii_whitespace().skip(1);
@@ -63,7 +63,7 @@ impl Frame {
         let room = words.next()?.parse().ok()?;
         let sequence = words.next()?.parse().ok()?;
         let body = rest.get(..words.next()?.parse().ok()?)?;
-        // Looked at first, as it is had without a copy of what may be long.
+        // Checked first, as this needs no copy of a body that may be long.
         let sum = checksum(&[&line[..CHECKSUM.start], body]);
         if line[CHECKSUM] != *format!("{sum:016x}").as_bytes() {
             return None;
@@ -73,8 +73,8 @@ impl Frame {
     }
 }
 
-/// CRC-64 as `xz` has it (ECMA-182, reflected). Whatever is changed within 64 bits of one another is found; of all other
-/// damage one in 2⁶⁴ is not.
+/// CRC-64 as in `xz` (ECMA-182, reflected). It finds all damage within 64 bits of each other, and all but one in 2⁶⁴ of
+/// other damage.
 pub fn checksum(parts: &[&[u8]]) -> u64 {
     const TABLE: [u64; 256] = table();
     let bytes = parts.iter().flat_map(|part| part.iter());
@@ -103,14 +103,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_checksum_is_the_one_that_others_have() {
+    fn the_checksum_is_that_of_xz() {
         // The check value of CRC-64/XZ in the catalogue of parametrised CRC algorithms.
         assert_eq!(checksum(&[b"123456789"]), 0x995d_c9bb_df19_39fa);
         assert_eq!(checksum(&[b"1234", b"56789"]), checksum(&[b"123456789"]));
     }
 
     #[test]
-    fn what_is_written_is_what_is_read_whatever_comes_after_it() {
+    fn a_frame_is_read_as_it_was_written_whatever_follows_it() {
         for body in ["", "null", "{\"a\": \"\n\u{fc}\"}"] {
             let frame = Frame::new(16_384, u64::MAX, body.as_bytes().to_vec());
             let bytes = frame.bytes();

@@ -1,19 +1,52 @@
 use std::fs;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use eswitch::{AgreedPf, PfIndex};
+use eswitch::{Agreed, AgreedPf, PfIndex};
+use lockdep::{Domain, OnReport, Unlocked};
 
 use super::*;
 
 /// A folder of a test's own, in memory if there is room for it: what is flushed there costs nothing.
 struct Folder(PathBuf);
 
-fn open(folder: &Path, fresh: bool) -> Result<Journal> {
-    Journal::open(Journal::found(folder, "x", fresh)?)
+/// A journal whose calls are each a thread's of a domain that checks the order of locks.
+struct Opened {
+    journal: Journal,
+    domain: Arc<Domain>,
+}
+
+impl Opened {
+    fn with<R>(&self, f: impl FnOnce(&Journal, &mut Locked<'_, Unlocked>) -> R) -> R {
+        lockdep::enter(&self.domain, "test", |cx| f(&self.journal, cx))
+    }
+
+    fn last(&self) -> Option<Stored> {
+        self.with(|journal, cx| journal.kept.lock_leaf(cx).last.clone())
+    }
+
+    fn store(&self, config: &CardConfig, collect: impl FnOnce() -> AgreedPart) -> Result<bool> {
+        self.with(|journal, cx| journal.store(cx, config, |_| collect()))
+    }
+
+    fn catch_up(&self) -> Result<bool> {
+        self.with(Journal::catch_up)
+    }
+
+    fn forget(&self) -> Result<()> {
+        self.with(Journal::forget)
+    }
+}
+
+fn open(folder: &Path, fresh: bool) -> Result<Opened> {
+    let (journal, found) = Journal::open(Journal::found(folder, "x", fresh)?)?;
+    let opened = Opened { journal, domain: Domain::checked(OnReport::Panic) };
+    assert_eq!(opened.last(), found);
+    Ok(opened)
 }
 
 impl Folder {
@@ -27,7 +60,7 @@ impl Folder {
         Self(folder)
     }
 
-    fn open(&self) -> Result<Journal> {
+    fn open(&self) -> Result<Opened> {
         open(&self.0, false)
     }
 

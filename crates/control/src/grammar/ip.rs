@@ -1,13 +1,13 @@
-//! What `ip link set` does to a PF's netdev that is the engine's business, on any card.
+//! What `ip link set` does to a PF's netdev and concerns the engine, on any card.
 
-use control::Command;
 use eswitch::card::Resource;
 use eswitch::vf::{ETH_P_8021AD, ETH_P_8021Q, LinkState, VfSetting, VfVlan};
 use eswitch::{CardConfig, MacAddr, PciAddress, PfIndex, names};
 
-use crate::words::{WordError, Words};
+use crate::command::Command;
+use crate::reader::{WordError, Words};
 
-/// `ip link set [dev] NETDEV` where NETDEV is a PF's: the PF, and the words that follow. Takes no words.
+/// Reads `ip link set [dev] NETDEV`, where NETDEV is a PF's; the PF, and the words that follow. Takes no words.
 fn pf_link<'t>(words: &Words<'t>, card: &CardConfig) -> Option<(PciAddress, Words<'t>)> {
     let mut words = words.clone();
     for word in ["ip", "link", "set"] {
@@ -23,7 +23,7 @@ fn pf_link<'t>(words: &Words<'t>, card: &CardConfig) -> Option<(PciAddress, Word
     Some((card.pf_address(pf), words))
 }
 
-/// `ip link set [dev] PFNETDEV netns NS`. Takes no words.
+/// Reads `ip link set [dev] PFNETDEV netns NS`. Takes no words.
 pub(super) fn pf_netns(words: &Words<'_>, card: &CardConfig) -> Option<Command> {
     let (device, mut words) = pf_link(words, card)?;
     words.literal("netns").ok()?;
@@ -33,7 +33,7 @@ pub(super) fn pf_netns(words: &Words<'_>, card: &CardConfig) -> Option<Command> 
     Some(Command::SetNetns { device, netns })
 }
 
-/// `ip link set [dev] PFNETDEV vf`: the PF, and the words that follow. Takes no words.
+/// Reads `ip link set [dev] PFNETDEV vf`; the PF, and the words that follow. Takes no words.
 pub(super) fn pf_vf<'t>(words: &Words<'t>, card: &CardConfig) -> Option<(PciAddress, Words<'t>)> {
     let (pf, mut words) = pf_link(words, card)?;
     words.accept("vf").then_some((pf, words))
@@ -64,7 +64,7 @@ pub(super) fn vf_settings(words: &mut Words<'_>, device: PciAddress) -> Result<C
     Ok(Command::SetVf { device, vf, settings })
 }
 
-/// One rate after the other is one request: the order in which they are written says nothing.
+/// Adds a setting. Rates that follow each other are one request, whatever their order.
 fn add(settings: &mut Vec<VfSetting>, setting: VfSetting) {
     match (settings.last_mut(), setting) {
         (Some(VfSetting::Rate { min, max }), VfSetting::Rate { min: new_min, max: new_max }) => {

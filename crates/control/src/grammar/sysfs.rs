@@ -1,19 +1,19 @@
-//! What `echo VALUE > FILE` does below `/sys/bus/pci`.
+//! What `echo VALUE > FILE` does to files of the card below `/sys/bus`.
 
-use control::Command;
 use eswitch::PciAddress;
 
 use super::pci_address;
-use crate::words::{WordError, Words};
+use crate::command::Command;
+use crate::reader::{WordError, Words};
 
-/// The files there are, for who has named another.
+/// The files that can be written, for the error about another file.
 const FILES: &str = "`/sys/bus/pci/devices/ADDRESS/sriov_numvfs`, or there `sriov_drivers_autoprobe`, \
                      `driver_override`, `driver/unbind`, `remove` or `reset`, or `/sys/bus/pci/drivers/mlx5_core/bind`, \
                      `…/unbind`, `/sys/bus/pci/drivers_probe` or `/sys/bus/pci/rescan`";
 
 /// `VALUE > FILE`; the value may be left out, or be `""`.
 pub(super) fn echo(words: &mut Words<'_>) -> Result<Command, WordError> {
-    // A driver's name takes no line break, nor does anything else here need one.
+    // No value needs a line break at its end.
     words.accept("-n");
     let mut value = words.clone();
     if words.peek() != Some(">") {
@@ -44,7 +44,7 @@ pub(super) fn echo(words: &mut Words<'_>) -> Result<Command, WordError> {
         "sriov_numvfs" => Command::SetNumVfs { device: address, number: value.parse("a number of VFs")? },
         "sriov_drivers_autoprobe" => Command::SetAutoprobe { device: address, on: value.one_of(&["0", "1"])? == "1" },
         "driver_override" => Command::SetDriverOverride { device: address, driver: driver(&value) },
-        // As with the kernel it is the value that counts.
+        // As in the kernel, the value names the device.
         "driver/unbind" => Command::Unbind(pci_address(&mut value)?),
         "remove" => one(&mut value).map(|()| Command::Remove(address))?,
         "reset" => one(&mut value).map(|()| Command::Reset(address))?,
@@ -52,7 +52,7 @@ pub(super) fn echo(words: &mut Words<'_>) -> Result<Command, WordError> {
     })
 }
 
-/// Where the driver of SFs' devices is.
+/// The folder of the driver of SFs' devices.
 const SF_DRIVER: &str = "/sys/bus/auxiliary/drivers/mlx5_core.sf/";
 
 /// The number of an SF's device: `mlx5_core.sf.2`.
@@ -63,7 +63,7 @@ fn sf_device(value: &mut Words<'_>) -> Result<u32, WordError> {
     number.ok_or_else(wrong)
 }
 
-/// The name of a driver; nothing clears it.
+/// The name of a driver; `None`, which allows any driver, if the value is empty.
 fn driver(value: &Words<'_>) -> Option<String> {
     let name = value.peek().filter(|word| *word != ">")?.trim_matches(['"', '\'']);
     (!name.is_empty()).then(|| name.to_owned())

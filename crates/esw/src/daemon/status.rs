@@ -1,4 +1,4 @@
-//! What a daemon tells of a card that it keeps up: what `esw status` shows.
+//! The status of a card that a daemon keeps up, which `esw status` shows.
 
 use std::path::PathBuf;
 
@@ -7,41 +7,41 @@ use eswitch::{Engine, Vport};
 use lockdep::{Locked, Unlocked};
 use serde::{Deserialize, Serialize};
 
-/// A card and its daemon.
+/// The status of a card, with its daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CardStatus {
-    /// Its name.
+    /// The card's name.
     pub name: String,
     /// `memory` or `linux`.
     pub kind: String,
-    /// The daemon's process.
+    /// The number of the daemon's process.
     pub pid: u32,
-    /// How long the card has been up.
+    /// How long the card has been up, in seconds.
     pub uptime_seconds: u64,
     /// Its control socket.
     pub socket: PathBuf,
-    /// Where what was agreed is kept.
+    /// The first file of the stored state.
     pub state: Option<PathBuf>,
     /// Every PF.
     pub pfs: Vec<PfStatus>,
 }
 
-/// A PF.
+/// The status of a PF.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PfStatus {
     /// Its PCI address.
     pub address: String,
     /// The mode of its E-Switch; none if it is not bound to its driver.
     pub mode: Option<String>,
-    /// VFs enabled.
+    /// The number of VFs that are enabled.
     pub vfs: u16,
-    /// SFs.
+    /// The number of SFs.
     pub sfs: usize,
-    /// Netdev representors loaded.
+    /// The number of netdev representors that are loaded.
     pub representors: usize,
-    /// RDMA representors loaded.
+    /// The number of RDMA representors that are loaded.
     pub rdma_representors: usize,
-    /// What should be there and is not, and why.
+    /// What failed to load, and why.
     pub failures: Vec<String>,
 }
 

@@ -1,4 +1,4 @@
-//! Daemons from outside: where their sockets are, and how they are asked.
+//! Finds daemons by their control sockets, and sends them requests.
 
 use std::fs;
 use std::io;
@@ -11,41 +11,41 @@ use netlink::Errno;
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::Pid;
 
+use super::ending::How;
 use super::folders;
-use super::host::How;
-use super::told::CardStatus;
+use super::status::CardStatus;
 
-/// A daemon that has not answered for so long does not answer.
+/// How long a daemon may take to answer.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A card's control socket with a daemon behind it.
-pub struct Found {
+pub struct DaemonConnection {
     client: Client,
     /// The daemon's process.
     pub pid: Pid,
 }
 
-/// Why a card cannot be asked.
+/// Why a card does not answer.
 #[derive(Debug, thiserror::Error)]
-pub enum NotFound {
-    /// No socket.
+pub enum NoAnswer {
+    /// There is no such socket.
     #[error("there is no card at {0}; `esw status` lists those that are up")]
     None(PathBuf),
-    /// A socket nobody listens on.
+    /// No process listens on the socket.
     #[error("the daemon of {0} has died; `esw up --daemon` finds what it has left")]
     Dead(PathBuf),
-    /// No permission.
+    /// This user may not connect to the socket.
     #[error("{0}: permission denied; it belongs to another user, or is for members of a group")]
     Denied(PathBuf),
-    /// It does not answer in time.
+    /// The daemon does not answer in time.
     #[error("{0}: the daemon does not answer; it may be stopped, or be busy")]
     Silent(PathBuf),
-    /// It answers otherwise.
+    /// Another error.
     #[error("{0}: {1}")]
     Other(PathBuf, String),
 }
 
-/// The control socket of a card of a name, where it is by default.
+/// The control socket of the card of a name, in the default folder.
 ///
 /// # Errors
 /// The folder cannot be trusted.
@@ -55,7 +55,7 @@ pub fn socket_of(card: &str) -> io::Result<PathBuf> {
     Ok(folder.join(format!("{card}.sock")))
 }
 
-/// Every control socket where they are by default.
+/// Every control socket in the default folder, sorted.
 ///
 /// # Errors
 /// The folder cannot be trusted, or cannot be read.
@@ -77,58 +77,58 @@ pub fn sockets() -> io::Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-impl Found {
-    /// Connects to a card. Whatever it is asked, the answer is waited for until then and no longer.
+impl DaemonConnection {
+    /// Connects to a card. No request over the connection waits for an answer after `until`.
     ///
     /// # Errors
-    /// Nobody answers there, or not in time.
-    pub fn connect(path: &Path, until: Instant) -> Result<Self, NotFound> {
+    /// No daemon answers there, or not in time.
+    pub fn connect(path: &Path, until: Instant) -> Result<Self, NoAnswer> {
         let client = Client::connect_by(path, until).map_err(|error| match error {
             ClientError::NoCard { source, .. } => match source.kind() {
-                io::ErrorKind::NotFound => NotFound::None(path.to_owned()),
-                io::ErrorKind::ConnectionRefused => NotFound::Dead(path.to_owned()),
-                io::ErrorKind::PermissionDenied => NotFound::Denied(path.to_owned()),
-                io::ErrorKind::TimedOut => NotFound::Silent(path.to_owned()),
-                _ => NotFound::Other(path.to_owned(), source.to_string()),
+                io::ErrorKind::NotFound => NoAnswer::None(path.to_owned()),
+                io::ErrorKind::ConnectionRefused => NoAnswer::Dead(path.to_owned()),
+                io::ErrorKind::PermissionDenied => NoAnswer::Denied(path.to_owned()),
+                io::ErrorKind::TimedOut => NoAnswer::Silent(path.to_owned()),
+                _ => NoAnswer::Other(path.to_owned(), source.to_string()),
             },
-            other => NotFound::Other(path.to_owned(), other.to_string()),
+            other => NoAnswer::Other(path.to_owned(), other.to_string()),
         })?;
-        let other = |error: rustix::io::Errno| NotFound::Other(path.to_owned(), error.to_string());
+        let other = |error: rustix::io::Errno| NoAnswer::Other(path.to_owned(), error.to_string());
         let pid = socket_peercred(client.socket()).map_err(other)?.pid;
         Ok(Self { client, pid })
     }
 
-    /// What the daemon tells of the card.
+    /// The card's status, from its daemon.
     ///
     /// # Errors
     /// It does not answer.
-    pub fn status(&mut self, path: &Path) -> Result<CardStatus, NotFound> {
-        let other = |why: String| NotFound::Other(path.to_owned(), why);
+    pub fn status(&mut self, path: &Path) -> Result<CardStatus, NoAnswer> {
+        let other = |why: String| NoAnswer::Other(path.to_owned(), why);
         let answered = self.client.dump(ESWITCH, STATUS, |_| ()).map_err(|error| match error {
-            ClientError::Broken(error) if error.kind() == io::ErrorKind::TimedOut => NotFound::Silent(path.to_owned()),
+            ClientError::Broken(error) if error.kind() == io::ErrorKind::TimedOut => NoAnswer::Silent(path.to_owned()),
             error => other(error.to_string()),
         })?;
         serde_json::from_slice(&devlink::join_pieces(&answered))
-            .map_err(|error| other(format!("it tells of itself what is not understood: {error}")))
+            .map_err(|error| other(format!("its status cannot be read: {error}")))
     }
 
-    /// Asks the daemon to end. That it has not refused does not say that it has ended.
+    /// Requests the end of the daemon. When this returns, the daemon may still be ending.
     ///
     /// # Errors
-    /// It refuses.
-    pub fn end(&mut self, path: &Path, how: How) -> Result<(), NotFound> {
-        let asked = self.client.ask(ESWITCH, END, |to| {
-            to.text(WORDS, how.words());
+    /// The daemon refuses, or does not answer.
+    pub fn end(&mut self, path: &Path, how: How) -> Result<(), NoAnswer> {
+        let answer = self.client.ask(ESWITCH, END, |to| {
+            to.text(WORDS, how.word());
         });
-        match asked {
+        match answer {
             Ok(_) => Ok(()),
-            // It may be gone before the answer is sent.
+            // The daemon may end before it has sent the answer.
             Err(ClientError::Broken(error)) if error.kind() != io::ErrorKind::TimedOut => Ok(()),
-            Err(ClientError::Broken(_)) => Err(NotFound::Silent(path.to_owned())),
+            Err(ClientError::Broken(_)) => Err(NoAnswer::Silent(path.to_owned())),
             Err(ClientError::Refused(refusal)) if refusal.errno == Errno::PERM => {
-                Err(NotFound::Denied(path.to_owned()))
+                Err(NoAnswer::Denied(path.to_owned()))
             }
-            Err(error) => Err(NotFound::Other(path.to_owned(), error.to_string())),
+            Err(error) => Err(NoAnswer::Other(path.to_owned(), error.to_string())),
         }
     }
 }
