@@ -4,9 +4,10 @@
 //! `vm`. Of the first three, this command checks that each row belongs to something that still exists, and lists what has
 //! no row yet.
 
+use std::fs;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use eswitch::inspect::INVARIANTS;
 
 use crate::page::Section;
@@ -75,8 +76,15 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 ///
 /// # Errors
 /// A page cannot be read, or lacks its marks.
-fn all() -> Result<[Generated; 5]> {
-    Ok([invariants(), mutants::documented()?, bench::documented()?, exhaust::documented()?, programs::documented()?])
+fn all() -> Result<[Generated; 6]> {
+    Ok([
+        invariants(),
+        lock_order()?,
+        mutants::documented()?,
+        bench::documented()?,
+        exhaust::documented()?,
+        programs::documented()?,
+    ])
 }
 
 fn invariants() -> Generated {
@@ -86,6 +94,19 @@ fn invariants() -> Generated {
     let text = format!("\n{}\n", table::markdown(&["name", "holds when", "checked"], rows));
     let section = Section { page: "docs/verification.md", name: "invariants" };
     Generated { section, text, missing: Vec::new(), measured_by: "" }
+}
+
+/// The picture of the lock order, which is in the comment at the top of the file that declares the order.
+fn lock_order() -> Result<Generated> {
+    let file = "crates/eswitch/src/lock_order.rs";
+    let text = fs::read_to_string(root().join(file)).with_context(|| format!("reading {file}"))?;
+    let comment = text.lines().map_while(|line| line.strip_prefix("//!"));
+    let picture = comment.map(|line| line.strip_prefix(' ').unwrap_or(line)).skip_while(|line| *line != "```text");
+    let lines: Vec<&str> = picture.skip(1).take_while(|line| *line != "```").collect();
+    ensure!(!lines.is_empty(), "{file} has no picture of the order in its first comment, between ```text and ```");
+    let text = format!("\n```text\n{}\n```\n\n", lines.join("\n"));
+    let section = Section { page: "docs/locking.md", name: "lock-order" };
+    Ok(Generated { section, text, missing: Vec::new(), measured_by: "" })
 }
 
 /// Checks or writes the graph of lock classes; returns whether the page has the graph now.
@@ -113,7 +134,6 @@ fn lock_graph(write: bool) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-    use std::fs;
 
     use super::*;
     use crate::patched;

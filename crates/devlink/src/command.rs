@@ -18,7 +18,7 @@ use crate::refusal::Refusal;
 use crate::reply::ReplyWriter;
 use crate::request::{Attributes, split};
 
-pub(crate) use dev::device_message;
+pub(crate) use dev::{device_message, instance_message};
 pub(crate) use port::port_message;
 
 /// Answers a request: adds messages to the reply, or refuses it.
@@ -37,6 +37,9 @@ struct Command {
     all: Option<Handler>,
 }
 
+/// Refuses a command that devlink has and this card has not.
+const UNSUPPORTED: &str = "this card does not support that devlink command";
+
 /// A request of the devlink family, decoded.
 pub(crate) struct Request<'a> {
     command: &'static Command,
@@ -54,7 +57,7 @@ impl<'a> Request<'a> {
         let (number, attributes) = split(payload)?;
         let Some(command) = COMMANDS.iter().find(|command| command.number == number) else {
             return Err(match number {
-                1..=c::MAX => Refusal::unsupported("this card does not support that devlink command"),
+                1..=c::MAX => Refusal::unsupported(UNSUPPORTED),
                 _ => Refusal::bare(Errno::OPNOTSUPP),
             });
         };
@@ -62,7 +65,10 @@ impl<'a> Request<'a> {
             return Err(Refusal::bare(Errno::PERM));
         }
         let handler = if is_dump { command.all } else { command.one };
-        let Some(handler) = handler else { return Err(Refusal::bare(Errno::OPNOTSUPP)) };
+        let Some(handler) = handler else {
+            let has_none = !is_dump && command.all.is_some_and(|all| std::ptr::fn_addr_eq(all, no_objects as Handler));
+            return Err(if has_none { Refusal::unsupported(UNSUPPORTED) } else { Refusal::bare(Errno::OPNOTSUPP) });
+        };
         Ok(Self { command, handler, attributes: Attributes::of_request(attributes, command.allowed)? })
     }
 
@@ -118,6 +124,17 @@ pub fn takes_admin(number: u8, is_dump: bool) -> bool {
     }
 }
 
+/// A dump of objects of which this card has none: it succeeds and is empty, as the kernel's dumps are
+/// (`devlink_nl_dumpit` in `net/devlink/netlink.c` passes over instances without such objects). A request for one object
+/// is refused as not supported.
+const fn empty(number: u8) -> Command {
+    Command { number, admin: false, allowed: PORT, one: None, all: Some(no_objects) }
+}
+
+fn no_objects(_: &Served, _: Cx<'_, '_>, _: &Attributes<'_>, _: &mut ReplyWriter<'_>) -> Result<(), Refusal> {
+    Ok(())
+}
+
 /// Every command, by number.
 const COMMANDS: &[Command] = &[
     Command { number: c::GET, admin: false, allowed: DEVICE, one: Some(dev::get), all: Some(dev::get_all) },
@@ -145,6 +162,10 @@ const COMMANDS: &[Command] = &[
         all: None,
     },
     Command { number: c::PORT_DEL, admin: true, allowed: PORT, one: Some(port::delete), all: None },
+    empty(c::SB_GET),
+    empty(c::SB_POOL_GET),
+    empty(c::SB_PORT_POOL_GET),
+    empty(c::SB_TC_POOL_BIND_GET),
     Command { number: c::ESWITCH_GET, admin: true, allowed: DEVICE, one: Some(dev::eswitch_get), all: None },
     Command {
         number: c::ESWITCH_SET,
@@ -182,6 +203,8 @@ const COMMANDS: &[Command] = &[
         one: Some(param::set),
         all: None,
     },
+    empty(c::REGION_GET),
+    empty(c::PORT_PARAM_GET),
     Command { number: c::INFO_GET, admin: false, allowed: DEVICE, one: Some(dev::info), all: Some(dev::info_all) },
     Command {
         number: c::HEALTH_GET,
@@ -204,6 +227,9 @@ const COMMANDS: &[Command] = &[
         one: Some(health::diagnose),
         all: None,
     },
+    empty(c::TRAP_GET),
+    empty(c::TRAP_GROUP_GET),
+    empty(c::TRAP_POLICER_GET),
     Command {
         number: c::RATE_GET,
         admin: false,
@@ -220,4 +246,6 @@ const COMMANDS: &[Command] = &[
         one: Some(rate::delete),
         all: None,
     },
+    empty(c::LINECARD_GET),
+    empty(c::SELFTESTS_GET),
 ];

@@ -41,7 +41,7 @@ pub const GROUP: u16 = 4;
 pub const COMMAND: u16 = 5;
 /// The [version](::control::VERSION) of the command's encoding.
 pub const VERSION: u16 = 6;
-/// A [`Reply`](::control::Reply), encoded.
+/// A [`Reply`], encoded.
 pub const REPLY: u16 = 7;
 
 /// A piece of JSON has at most this many bytes.

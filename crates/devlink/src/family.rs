@@ -2,6 +2,7 @@
 
 use netlink::Builder;
 
+use crate::nests::control_nest;
 use crate::numbers::control;
 
 /// The number of the devlink family on a control socket.
@@ -32,9 +33,9 @@ impl Family {
         to.text(control::FAMILY_NAME, self.name).u16(control::FAMILY_ID, self.number);
         to.u32(control::VERSION, self.version).u32(control::HEADER_SIZE, 0);
         to.u32(control::MAX_ATTRIBUTE, self.max_attribute);
-        to.nest(control::OPERATIONS, |to| {
+        control_nest(to, control::OPERATIONS, |to| {
             for (at, (number, flags)) in (1u16..).zip(&self.operations) {
-                to.nest(at, |to| {
+                to.nest_noflag(at, |to| {
                     to.u32(control::OPERATION_ID, (*number).into()).u32(control::OPERATION_FLAGS, *flags);
                 });
             }
@@ -42,9 +43,9 @@ impl Family {
         if self.groups.is_empty() {
             return;
         }
-        to.nest(control::GROUPS, |to| {
+        control_nest(to, control::GROUPS, |to| {
             for (at, (name, id)) in (1u16..).zip(self.groups) {
-                to.nest(at, |to| {
+                to.nest_noflag(at, |to| {
                     to.u32(control::GROUP_ID, *id).text(control::GROUP_NAME, name);
                 });
             }

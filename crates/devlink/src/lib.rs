@@ -18,6 +18,7 @@ pub mod eswitch_family;
 mod family;
 mod instance;
 mod last_view;
+pub mod nests;
 mod nlctrl;
 mod notify;
 pub mod numbers;

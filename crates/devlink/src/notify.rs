@@ -1,11 +1,12 @@
 //! Notifies the clients that have joined the multicast group of changes to devices and ports.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use control::Follower;
+use eswitch::auxiliary::AuxiliaryName;
 use eswitch::card::Resource;
 use eswitch::inspect::{PfView, PortView};
 use eswitch::{Event, PciAddress, PortHandle, Touched, Vport};
@@ -14,10 +15,12 @@ use netlink::{Builder, Datagram, Flags, Header};
 use rustix::net::{self, SendFlags};
 
 use crate::card::Served;
-use crate::clients::Clients;
-use crate::command::{device_message, port_message};
+use crate::clients::{Clients, ServedClient};
+use crate::command::{device_message, instance_message, port_message};
 use crate::family::{DEVLINK, VERSION};
+use crate::instance::Instance;
 use crate::numbers::{attribute as a, command as c};
+use crate::view::DeviceName;
 
 /// Starts a thread that sends notifications, and updates the shared view, until the result is dropped.
 ///
@@ -28,7 +31,12 @@ pub(crate) fn start(
     served: &Arc<Served>,
     clients: &Arc<Clients>,
 ) -> io::Result<Follower> {
-    let mut notifier = Notifier { served: Arc::clone(served), clients: Arc::clone(clients), pending: Vec::new() };
+    let mut notifier = Notifier {
+        served: Arc::clone(served),
+        clients: Arc::clone(clients),
+        pending: Vec::new(),
+        passed_over: BTreeSet::new(),
+    };
     Follower::start(cx, served.card.engine(), &served.domain, "notifier", move |cx, events| notifier.handle(cx, events))
 }
 
@@ -42,6 +50,9 @@ struct Notifier {
     clients: Arc<Clients>,
     /// Events that are not sent yet, because a command held their PF.
     pending: Vec<Event>,
+    /// Ports that were deleted before their notification could be built. Neither their beginning nor their end is
+    /// notified, so that for each port the two alternate.
+    passed_over: BTreeSet<PortHandle>,
 }
 
 impl Notifier {
@@ -61,7 +72,12 @@ impl Notifier {
         // Each PF is inspected once for all of these events.
         let mut pfs: BTreeMap<PciAddress, Inspected> = BTreeMap::new();
         for event in events {
-            let Some(device) = self.pf_of(&event) else { continue };
+            let Some(device) = self.pf_of(&event) else {
+                let mut datagram = Datagram::default();
+                add_sf(&event, &mut datagram);
+                send(&listeners, &datagram);
+                continue;
+            };
             let inspected = pfs.entry(device).or_insert_with(|| Inspected::of(cx, &self.served, device));
             let pf = match inspected {
                 Inspected::Busy => {
@@ -72,13 +88,7 @@ impl Notifier {
             };
             let mut datagram = Datagram::default();
             self.add_event(pf, &event, &mut datagram);
-            if datagram.is_empty() {
-                continue;
-            }
-            for client in &listeners {
-                // A client whose socket buffer is full misses it.
-                let _ = net::send(&client.socket, datagram.bytes(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
-            }
+            send(&listeners, &datagram);
         }
     }
 
@@ -94,17 +104,25 @@ impl Notifier {
         }
     }
 
-    fn add_event(&self, pf: Option<&PfView>, event: &Event, to: &mut Datagram) {
+    fn add_event(&mut self, pf: Option<&PfView>, event: &Event, to: &mut Datagram) {
         match event {
             Event::DeviceBound(device) => message(to, c::NEW, |to| device_message(to, *device)),
             Event::DeviceUnbound(device) => message(to, c::DEL, |to| device_message(to, *device)),
-            Event::PortNew(handle) => self.add_port(pf, |port| port.handle == *handle, to),
+            Event::PortNew(handle) => {
+                self.add_port(pf, |port| port.handle == *handle, to);
+                if to.is_empty() {
+                    self.passed_over.insert(*handle);
+                } else {
+                    self.passed_over.remove(handle);
+                }
+            }
             // When the netdev of a port is renamed, devlink notifies as for a new port
             // (`devlink_port_netdevice_event`).
             Event::Renamed(netdev, _) => {
                 let vport = netdev.vport().unwrap_or(Vport::Uplink);
                 self.add_port(pf, |port| port.vport == vport, to);
             }
+            Event::PortDel(handle) if self.passed_over.remove(handle) => {}
             Event::PortDel(handle) => message(to, c::PORT_DEL, |to| deleted(to, *handle)),
             _ => {}
         }
@@ -117,6 +135,27 @@ impl Notifier {
         if let Some(port) = pf.ports.iter().find(|port| is(port)) {
             message(to, c::PORT_NEW, |to| port_message(&self.served, to, pf.index, port));
         }
+    }
+}
+
+/// Adds the notification of the devlink instance of an SF, if the event is about one.
+fn add_sf(event: &Event, to: &mut Datagram) {
+    let (command, id) = match event {
+        Event::SfBound(id) => (c::NEW, *id),
+        Event::SfUnbound(id) => (c::DEL, *id),
+        _ => return,
+    };
+    let device = DeviceName::Auxiliary(AuxiliaryName::Sf { id });
+    message(to, command, |to| instance_message(to, &Instance { device, netdev: None }));
+}
+
+/// Sends notifications to each of these clients. A client whose socket buffer is full misses them.
+fn send(listeners: &[Arc<ServedClient>], datagram: &Datagram) {
+    if datagram.is_empty() {
+        return;
+    }
+    for client in listeners {
+        let _ = net::send(&client.socket, datagram.bytes(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
     }
 }
 

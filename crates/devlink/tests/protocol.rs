@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use common::{PF, with_card};
 use control::{Command, EswitchOption, Reply};
+use devlink::nests::{DEVLINK_NESTS, Nest};
 use devlink::numbers::{attribute as a, command as c, flavour};
 use devlink::{Answered, Client, ClientError, ControlSocket, DEVLINK, ESWITCH, SocketError, eswitch_family};
 use eswitch::{Mode, SfNum};
@@ -93,8 +94,8 @@ fn invalid_requests_are_refused_as_in_the_kernel() {
         assert_eq!(refused(nowhere), (Errno::NODEV, None));
         let nothing = client.ask(DEVLINK, c::GET, |_| {});
         assert!(matches!(nothing, Err(ClientError::Refused(r)) if r.errno == Errno::INVAL && r.missing == Some(1)));
-        let other = client.dump(DEVLINK, 11, |_| {});
-        assert_eq!(refused(other).0, Errno::OPNOTSUPP, "shared buffers");
+        let other = client.dump(DEVLINK, 31, |_| {});
+        assert_eq!(refused(other).0, Errno::OPNOTSUPP, "tables of dpipe");
         let more = client.ask(DEVLINK, c::GET, |to| {
             device(to);
             to.u32(9999, 1);
@@ -265,4 +266,74 @@ fn a_socket_that_is_served_is_not_replaced_and_one_that_was_left_behind_is() {
     assert!(matches!(bind(&left), Err(SocketError::NotASocket(_))));
     assert_eq!(std::fs::read_to_string(&left).unwrap(), "mine");
     std::fs::remove_file(&left).unwrap();
+}
+
+/// The attributes of a message, with those inside nests that the table has.
+fn walk(bytes: &[u8], nests: &[Nest], visit: &mut impl FnMut(u16, u16)) {
+    for attribute in netlink::attributes(bytes).flatten() {
+        if nests.iter().any(|nest| nest.kind == attribute.kind) {
+            visit(attribute.kind, attribute.raw_kind());
+            walk(attribute.value, nests, visit);
+        }
+    }
+}
+
+#[test]
+fn a_nest_is_flagged_where_the_kernels_is() {
+    const NESTED: u16 = 1 << 15;
+    with_card(|up| {
+        // Given a card in switchdev mode,
+        let mut client = Client::connect(&up.path).unwrap();
+        set_mode(&mut client, 1).unwrap();
+        // when every object that has nests is dumped,
+        let mut messages = Vec::new();
+        for command in [c::PORT_GET, c::PARAM_GET, c::INFO_GET, c::HEALTH_GET] {
+            messages.extend(client.dump(DEVLINK, command, |_| {}).unwrap());
+        }
+        messages.extend(
+            client
+                .ask(DEVLINK, c::HEALTH_DIAGNOSE, |to| {
+                    device(to);
+                    to.text(a::HEALTH_REPORTER_NAME, "representors");
+                })
+                .unwrap(),
+        );
+        // then each nest of the table was found, with NLA_F_NESTED exactly where the table has it.
+        let mut found = std::collections::BTreeSet::new();
+        let mut check = |kind: u16, raw: u16| {
+            let nest = DEVLINK_NESTS.iter().find(|nest| nest.kind == kind).unwrap();
+            assert_eq!(raw & NESTED != 0, nest.flagged, "{nest:?}");
+            found.insert(kind);
+        };
+        for message in &messages {
+            walk(&message.attributes, &DEVLINK_NESTS, &mut check);
+        }
+        assert_eq!(found, DEVLINK_NESTS.iter().map(|nest| nest.kind).collect());
+    });
+}
+
+#[test]
+fn a_dump_of_objects_that_the_card_lacks_succeeds_and_is_empty() {
+    const LACKING: [u8; 11] = [
+        c::SB_GET,
+        c::SB_POOL_GET,
+        c::SB_PORT_POOL_GET,
+        c::SB_TC_POOL_BIND_GET,
+        c::REGION_GET,
+        c::PORT_PARAM_GET,
+        c::TRAP_GET,
+        c::TRAP_GROUP_GET,
+        c::TRAP_POLICER_GET,
+        c::LINECARD_GET,
+        c::SELFTESTS_GET,
+    ];
+    with_card(|up| {
+        let mut client = Client::connect(&up.path).unwrap();
+        for command in LACKING {
+            assert_eq!(client.dump(DEVLINK, command, |_| {}).unwrap().len(), 0, "command {command}");
+            let (errno, message) = refused(client.ask(DEVLINK, command, device));
+            assert_eq!(errno, Errno::OPNOTSUPP, "command {command}");
+            assert!(message.is_some(), "command {command}");
+        }
+    });
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use eswitch::card::Card;
+use eswitch::inspect::INVARIANTS;
 use host::Pulse;
 use lockdep::{Domain, Locked, Unlocked};
 use scenario::{Observer, Outcome, Ports, Scenario, StepRecord};
@@ -223,19 +224,9 @@ impl Runner<'_> {
                 Some(unmet) => line(&format!("  {}  expect {}: {unmet}", style.bad("FAILS"), verdict.expectation)),
             }
         }
-        let mut invariants = vec![
-            "load-once",
-            "legacy-empty",
-            "switchdev-complete",
-            "lag-consistent",
-            "pairing-told",
-            "no-leak",
-            "progress",
-            "true-success",
-        ];
-        if self.domain.is_checked() {
-            invariants.extend(["loaded-implies-registered", "ops-quiesced", "unwind-own", "stale-work", "lock-order"]);
-        }
+        let is_checked = self.domain.is_checked();
+        let checked = INVARIANTS.iter().filter(|invariant| is_checked || !invariant.needs_lockdep);
+        let mut invariants: Vec<&str> = checked.map(|invariant| invariant.name).collect();
         invariants.retain(|name| outcome.violations.iter().all(|violation| violation.invariant != *name));
         if outcome.snapshot.is_some() {
             line(&format!("  {}  {}", style.good("holds"), invariants.join(", ")));

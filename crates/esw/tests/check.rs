@@ -162,8 +162,8 @@ fn a_token_is_bound_to_its_scenario_and_version() {
         (old, &file, "from version 0.0.1"),
         (&of_another_form, &file, "the token has form 1"),
         (&*token, &moved, "has changed since"),
-        (&switches, &file, "1 of 1 switches never came"),
-        (&faults, &file, "nonsense never came"),
+        (&switches, &file, "1 of 1 switches is missing"),
+        (&faults, &file, "nonsense is missing"),
         (&steps, &file, "leaves out steps"),
     ] {
         let output = esw(&["check", "--replay", token, file]);
@@ -291,7 +291,7 @@ fn an_order_of_locks_that_another_scenario_inverts_is_found_when_parts_are_joine
     for (token, files, said) in [
         (&*both, &[&*two][..], "`it holds`, which is not in"),
         (&*format!("{token}+"), &[&*two], "not a token"),
-        (&*never.to_string(), &[&*one, &*two], "something of what is told first never came"),
+        (&*never.to_string(), &[&*one, &*two], "a part of the schedules that are run first is missing"),
     ] {
         let output = esw(&[&["check", "--replay", token][..], files].concat());
         assert_eq!(output.status.code(), Some(2), "{said}");
@@ -427,7 +427,7 @@ fn what_cannot_be_written_ends_nothing_and_hides_nothing() {
     let unmade = folder.path("unmade");
     let output = esw(&["check", "--replay", &token.to_string(), &fails, "--report", &unmade]);
     assert_eq!((output.status.code(), Path::new(&unmade).exists()), (Some(2), false), "{}", text(&output.stderr));
-    assert!(text(&output.stderr).contains("never came"), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("nonsense is missing"), "{}", text(&output.stderr));
 }
 
 #[test]

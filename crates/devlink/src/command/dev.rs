@@ -7,6 +7,7 @@ use netlink::{Builder, Errno};
 
 use crate::card::{Cx, Served};
 use crate::instance::{self, Instance, Named};
+use crate::nests::nest;
 use crate::numbers::{attribute as a, command as c};
 use crate::refusal::Refusal;
 use crate::reply::ReplyWriter;
@@ -23,7 +24,7 @@ pub(crate) fn device_message(to: &mut Builder, device: PciAddress) {
     to.u8(a::RELOAD_FAILED, 0);
 }
 
-fn instance_message(to: &mut Builder, instance: &Instance) {
+pub(crate) fn instance_message(to: &mut Builder, instance: &Instance) {
     put_instance(to, instance);
     to.u8(a::RELOAD_FAILED, 0);
 }
@@ -201,7 +202,7 @@ fn info_message(to: &mut Builder, profile: &Profile, put: impl FnOnce(&mut Build
     put(to);
     to.text(a::INFO_DRIVER_NAME, &profile.driver);
     let mut version = |kind, name: &str, value: &str| {
-        to.nest(kind, |to| {
+        nest(to, kind, |to| {
             to.text(a::INFO_VERSION_NAME, name).text(a::INFO_VERSION_VALUE, value);
         });
     };

@@ -8,6 +8,7 @@ use netlink::{Builder, Errno};
 
 use super::dev::{bound, put_device};
 use crate::card::{Cx, Served};
+use crate::nests::nest;
 use crate::numbers::{attribute as a, command as c, nla};
 use crate::refusal::Refusal;
 use crate::reply::ReplyWriter;
@@ -53,7 +54,7 @@ fn not_loaded(pf: &PfView) -> Vec<NotLoaded<'_>> {
 fn reporter_message(to: &mut Builder, pf: &PfView) {
     put_device(to, pf.address);
     let failed = not_loaded(pf).len() as u64;
-    to.nest(a::HEALTH_REPORTER, |to| {
+    nest(to, a::HEALTH_REPORTER, |to| {
         to.text(a::HEALTH_REPORTER_NAME, REPORTER);
         to.u8(a::HEALTH_REPORTER_STATE, if failed == 0 { HEALTHY } else { ERROR });
         to.u64(a::HEALTH_REPORTER_ERR_COUNT, failed).u64(a::HEALTH_REPORTER_RECOVER_COUNT, 0);
@@ -131,7 +132,7 @@ pub(super) fn diagnose(
     let pf = named(served, cx, attributes)?;
     let not_loaded = not_loaded(&pf);
     reply.add(c::HEALTH_DIAGNOSE, |to| {
-        to.nest(a::FMSG, |to| {
+        nest(to, a::FMSG, |to| {
             to.flag(a::FMSG_OBJ_NEST_START);
             pair(to, "not loaded", &not_loaded.len().to_string());
             to.flag(a::FMSG_PAIR_NEST_START).text(a::FMSG_OBJ_NAME, "representors").flag(a::FMSG_ARR_NEST_START);

@@ -7,6 +7,7 @@ use netlink::{Builder, Errno};
 
 use super::dev::{bound, put_device};
 use crate::card::{Cx, Served};
+use crate::nests::nest;
 use crate::numbers::{attribute as a, command as c, nla};
 use crate::refusal::Refusal;
 use crate::reply::ReplyWriter;
@@ -120,7 +121,7 @@ fn set_steering(served: &Served, cx: Cx<'_, '_>, device: PciAddress, given: Give
 
 fn param_message(to: &mut Builder, device: PciAddress, param: &Param, value: &Value) {
     put_device(to, device);
-    to.nest(a::PARAM, |to| {
+    nest(to, a::PARAM, |to| {
         to.text(a::PARAM_NAME, param.name);
         if param.generic {
             to.flag(a::PARAM_GENERIC);
@@ -132,14 +133,14 @@ fn param_message(to: &mut Builder, device: PciAddress, param: &Param, value: &Va
                 Value::Text(_) => nla::STRING,
             },
         );
-        to.nest(a::PARAM_VALUES_LIST, |to| {
-            to.nest(a::PARAM_VALUE, |to| {
+        nest(to, a::PARAM_VALUES_LIST, |to| {
+            nest(to, a::PARAM_VALUE, |to| {
+                to.u8(a::PARAM_VALUE_CMODE, param.cmode);
                 match value {
                     Value::Bool(true) => to.flag(a::PARAM_VALUE_DATA),
                     Value::Bool(false) => to,
                     Value::Text(text) => to.text(a::PARAM_VALUE_DATA, text),
                 };
-                to.u8(a::PARAM_VALUE_CMODE, param.cmode);
             });
         });
     });

@@ -7,6 +7,7 @@ use netlink::{Builder, Errno};
 use super::dev::{bound, put_device, put_instance};
 use crate::card::{Cx, Served};
 use crate::instance::{self, Instance, Named};
+use crate::nests::nest;
 use crate::numbers::{attribute as a, command as c, flavour, function};
 use crate::refusal::Refusal;
 use crate::reply::ReplyWriter;
@@ -68,7 +69,7 @@ pub(crate) fn port_message(served: &Served, to: &mut Builder, pf: PfIndex, port:
 }
 
 fn put_function(to: &mut Builder, port: &PortView) {
-    to.nest(a::PORT_FUNCTION, |to| {
+    nest(to, a::PORT_FUNCTION, |to| {
         let MacAddr(mac) = port.hw_addr.unwrap_or(MacAddr([0; 6]));
         to.put(function::HW_ADDR, &mac);
         if let Some(sf) = port.sf {

@@ -9,6 +9,8 @@ pub struct Invariant {
     pub holds_when: &'static str,
     /// When it is checked.
     pub checked: &'static str,
+    /// Whether only a run whose locks are checked checks it: one with `--lockdep`, a debug build, or an exploration.
+    pub needs_lockdep: bool,
 }
 
 /// Every invariant. [`Violation::invariant`](super::Violation::invariant) is one of their names. An exploration finds
@@ -18,22 +20,26 @@ pub const INVARIANTS: [Invariant; 14] = [
         name: "loaded-implies-registered",
         holds_when: "a representor is loaded only while ops of its type are registered",
         checked: "each time a representor lock is released; at rest",
+        needs_lockdep: true,
     },
     Invariant {
         name: "ops-quiesced",
         holds_when: "after unregister has returned, none of its callbacks runs or will run",
         checked: "at the start of every callback; when ops are unregistered",
+        needs_lockdep: true,
     },
     Invariant {
         name: "load-once",
         holds_when: "a loaded representor is never loaded again, and one that is not loaded is never unloaded",
         checked: "at each load, unload and event; at each request to the card",
+        needs_lockdep: false,
     },
     Invariant {
         name: "unwind-own",
         holds_when: "a load that fails leaves what was loaded before it; a command that fails leaves everything as it was, \
                      MAC addresses included",
         checked: "at the end of each load and of each command that failed",
+        needs_lockdep: true,
     },
     Invariant {
         name: "switchdev-complete",
@@ -41,11 +47,13 @@ pub const INVARIANTS: [Invariant; 14] = [
                      and the time of its next retry, and nothing else is listed; in both modes, a queue without a pending \
                      retry has no back-off",
         checked: "after strict commands; at rest",
+        needs_lockdep: false,
     },
     Invariant {
         name: "legacy-empty",
         holds_when: "at rest in legacy mode, no representor is loaded",
         checked: "at the end of each command; at rest",
+        needs_lockdep: false,
     },
     Invariant {
         name: "no-leak",
@@ -53,11 +61,13 @@ pub const INVARIANTS: [Invariant; 14] = [
                      it; after take-down no resource is left",
         checked: "each time a representor lock is released (the table against the card); at each request to the card; at \
                   rest; after take-down",
+        needs_lockdep: false,
     },
     Invariant {
         name: "stale-work",
         holds_when: "work that was queued in an older generation changes nothing",
         checked: "in the work handler, with the lock held; at any reconcile after teardown has begun",
+        needs_lockdep: true,
     },
     Invariant {
         name: "lag-consistent",
@@ -65,32 +75,38 @@ pub const INVARIANTS: [Invariant; 14] = [
                      evaluation would change nothing, nothing holds LAG off, and no back-off remains after a failure that \
                      is repaired",
         checked: "at the end of each evaluation and transition; at rest",
+        needs_lockdep: false,
     },
     Invariant {
         name: "told-once",
         holds_when: "every change that a reader can see of devices, ports, modes, VF counts, SFs, modules and pairs is \
                      published exactly once, before the command is answered",
         checked: "at each event; at the end of each command under the devlink lock; at rest",
+        needs_lockdep: true,
     },
     Invariant {
         name: "pairing-told",
         holds_when: "every loaded representor has been notified of exactly the peers that its E-Switch is paired with",
         checked: "each time a table of representors is released; at rest",
+        needs_lockdep: false,
     },
     Invariant {
         name: "lock-order",
         holds_when: "the order of locks has no cycle, no lock is taken twice by one thread, and every assertion holds",
         checked: "each time a lock is taken",
+        needs_lockdep: true,
     },
     Invariant {
         name: "progress",
         holds_when: "every command ends: no deadlock, no lost wake-up, no livelock",
         checked: "in every schedule",
+        needs_lockdep: false,
     },
     Invariant {
         name: "true-success",
         holds_when: "what a command reported as done was done when it returned; the modules that a loaded module depends on \
                      are loaded",
         checked: "at the end of every command, under its lock; when a module has been loaded or unloaded",
+        needs_lockdep: false,
     },
 ];

@@ -82,7 +82,7 @@ pub struct Op {
 pub struct Happening {
     /// The step of the schedule to which it belongs, counted from 0.
     pub step: usize,
-    /// The thread, as an index into [`Model::threads`].
+    /// The thread, as an index into `Model::threads`.
     pub thread: usize,
     /// The event.
     pub what: What,
