@@ -1,4 +1,6 @@
-//! Commands as the [host](crate::Host) of a card hears of them: in words for a log, with what they may have changed.
+//! Reports commands to the [host](crate::Host) of a card: in words for a log, with the state that they may have changed.
+
+use std::fmt;
 
 use control::devlink::{DevlinkHandle, DevlinkOption, DevlinkVerb, HandlePart, ParamValue};
 use control::{Command, DevlinkCommand};
@@ -10,15 +12,25 @@ use crate::refusal::Refusal;
 use crate::request::Attributes;
 
 /// A command that has been carried out, or refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 pub struct CarriedOut<'a> {
-    /// The command as one who reads a log would type it, with what it was asked with.
-    pub words: &'a str,
-    /// What of what is agreed it may have changed.
+    /// The command in the words that a person would type, for a log. They are made when they are formatted, so a command
+    /// that is not logged costs nothing.
+    pub words: &'a dyn fmt::Display,
+    /// The part of the agreed state that the command may have changed.
     pub touched: Touched,
 }
 
-/// Tells who runs the card of a devlink command; what to answer.
+/// Words that are made when they are formatted.
+struct Words<F>(F);
+
+impl<F: Fn() -> String> fmt::Display for Words<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&(self.0)())
+    }
+}
+
+/// Reports a devlink command to the host of the card. Returns the outcome with which the command is answered.
 pub(crate) fn devlink_command(
     served: &Served,
     cx: Cx<'_, '_>,
@@ -28,13 +40,13 @@ pub(crate) fn devlink_command(
 ) -> Result<(), Refusal> {
     let Some(host) = &served.host else { return outcome };
     let touched = touched(served.card.engine().config(), number, asked);
-    let stored =
-        host.carried_out(cx, &CarriedOut { words: &in_words(number, asked), touched }, outcome.as_ref().copied());
-    // What went wrong first is what is answered.
+    let words = Words(|| in_words(number, asked));
+    let stored = host.carried_out(cx, &CarriedOut { words: &words, touched }, outcome.as_ref().copied());
+    // Of two failures the first is answered.
     outcome.and(stored)
 }
 
-/// Tells the host of a command that a lab has sent; what to answer.
+/// Reports a command that a lab has sent to the host of the card. Returns the outcome with which it is answered.
 ///
 /// `core_loads` is [`eswitch::Engine::core_loads`] before the command.
 pub(crate) fn card_command(
@@ -47,17 +59,17 @@ pub(crate) fn card_command(
     let Some(host) = &served.host else { return outcome };
     let engine = served.card.engine();
     let card = engine.config();
-    // A module that needs the core module has loaded it, and so bound every PF.
+    // Loading a module that depends on the core module has loaded the core module, which binds every PF.
     let touched = if engine.core_loads() == core_loads { command.touches(card) } else { Touched::Everything };
-    let words = command.in_words(card);
+    let words = Words(|| command.in_words(card));
     let stored = host.carried_out(cx, &CarriedOut { words: &words, touched }, outcome.as_ref().copied());
     outcome.and(stored)
 }
 
-/// What of the view a devlink command may have changed, which is more than what is agreed.
+/// The part of the view that a devlink command may have changed, which is more than the part of the agreed state.
 pub(crate) fn touched_view(card: &CardConfig, number: u8, asked: &Attributes<'_>) -> Touched {
     match (number, asked.device()) {
-        // Representors that did not load may have been loaded.
+        // It may have loaded representors that were missing.
         (command::HEALTH_RECOVER, Ok(address)) => Touched::Pf(pf_of(card, address)),
         _ => touched(card, number, asked),
     }
@@ -68,7 +80,7 @@ fn pf_of(card: &CardConfig, address: PciAddress) -> PciAddress {
     card.vf_at(address).map_or(address, |(pf, _)| card.pf_address(pf))
 }
 
-/// What of what is agreed a devlink command may have changed.
+/// The part of the agreed state that a devlink command may have changed.
 fn touched(card: &CardConfig, number: u8, asked: &Attributes<'_>) -> Touched {
     let of: fn(PciAddress) -> Touched = match number {
         command::ESWITCH_GET | command::HEALTH_RECOVER | command::HEALTH_DIAGNOSE => return Touched::Nothing,
@@ -79,7 +91,7 @@ fn touched(card: &CardConfig, number: u8, asked: &Attributes<'_>) -> Touched {
     };
     match asked.device() {
         Ok(address) => of(pf_of(card, address)),
-        // An SF's instance, whose PF is for the engine to find; or none at all.
+        // The instance of an SF, whose PF only the engine knows; or no instance.
         Err(_) => Touched::Everything,
     }
 }

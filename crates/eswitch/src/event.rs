@@ -216,7 +216,16 @@ impl Events {
     #[track_caller]
     pub fn emit<L>(&self, cx: &mut Locked<'_, L>, event: impl FnOnce() -> Event) {
         drop(self.changes.begin());
-        let event = if cx.is_checked() { Emitted::Event(self.check(cx, event())) } else { Emitted::Later(event) };
+        if cx.is_checked() {
+            let event = self.check(cx, event());
+            self.give(cx, || event);
+        } else {
+            self.give(cx, event);
+        }
+    }
+
+    /// Gives the event to every subscriber.
+    fn give<L>(&self, cx: &mut Locked<'_, L>, event: impl FnOnce() -> Event) {
         let live: Vec<Arc<Buffer>> = {
             let mut subscribers = self.subscribers.lock_leaf(cx);
             if subscribers.is_empty() {
@@ -225,10 +234,7 @@ impl Events {
             subscribers.retain(|s| s.strong_count() > 0);
             subscribers.iter().filter_map(Weak::upgrade).collect()
         };
-        let event = match event {
-            Emitted::Event(event) => event,
-            Emitted::Later(event) => event(),
-        };
+        let event = event();
         for buffer in live {
             let found: Vec<String> = {
                 let mut kept = buffer.kept.lock_leaf(cx);
@@ -248,12 +254,6 @@ impl Events {
             }
         }
     }
-}
-
-/// An event, or how to make it once it is known that somebody subscribes.
-enum Emitted<F> {
-    Event(Event),
-    Later(F),
 }
 
 impl Subscription {

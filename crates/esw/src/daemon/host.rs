@@ -48,16 +48,16 @@ impl Host for CardHost {
     fn carried_out(&self, cx: Cx<'_, '_>, done: &CarriedOut<'_>, outcome: Result<(), &Refusal>) -> Result<(), Refusal> {
         // Before anything is logged: what is answered must be on the disk, even if the log cannot be written.
         let stored = self.store(cx, done.touched);
-        let (card, command) = (self.name.as_str(), done.words);
+        let (card, words) = (self.name.as_str(), done.words);
         match outcome {
-            Ok(()) if done.touched == Touched::Nothing => tracing::debug!(card, command, "carried out"),
-            Ok(()) => tracing::info!(card, command, "carried out"),
+            Ok(()) if done.touched == Touched::Nothing => tracing::debug!(card, command = %words, "carried out"),
+            Ok(()) => tracing::info!(card, command = %words, "carried out"),
             Err(refusal) => {
-                tracing::warn!(card, command, errno = refusal.errno.raw_os_error(), why = refusal.why(), "refused");
+                tracing::warn!(card, command = %words, errno = refusal.errno.raw_os_error(), why = refusal.why(), "refused");
             }
         }
         let Err(error) = stored else { return Ok(()) };
-        tracing::error!(card, command, "{error:#}");
+        tracing::error!(card, command = %words, "{error:#}");
         // A command that changed nothing succeeds, whether or not earlier changes could be stored.
         if done.touched == Touched::Nothing {
             return Ok(());
