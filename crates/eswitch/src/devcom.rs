@@ -188,7 +188,8 @@ impl Component {
         }
     }
 
-    /// Stores a PF's number of VFs, for the evaluation of the LAG.
+    /// Stores a PF's number of VFs, for the evaluation of the LAG. The VFs of a DPU's host do not count: they are not
+    /// VFs of the PF that makes the LAG (`mlx5_sriov_is_enabled`).
     pub(crate) fn set_num_vfs(&mut self, pf: PfIndex, n: u16) {
         if let Some(member) = self.member(pf) {
             member.num_vfs = n;

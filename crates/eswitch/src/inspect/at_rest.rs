@@ -2,6 +2,9 @@
 //!
 //! Each invariant has a name, which is the same in reports, in scenarios and in the documentation
 //! (`docs/verification.md`).
+//!
+//! `check_pf` has the statements about what the view of one PF shows, `check_lag` those about all PFs under LAG.
+//! `check_published` compares views with events, and `check_hidden` has the statements about state that no view shows.
 
 use std::collections::{BTreeMap, BTreeSet};
 
