@@ -50,14 +50,14 @@ impl Host for CardHost {
         let stored = self.store(cx, done.touched);
         let (card, words) = (self.name.as_str(), done.words);
         match outcome {
-            Ok(()) if done.touched == Touched::Nothing => tracing::debug!(card, command = %words, "carried out"),
-            Ok(()) => tracing::info!(card, command = %words, "carried out"),
+            Ok(()) if done.touched == Touched::Nothing => tracing::debug!(card, command = words.to_string(), "carried out"),
+            Ok(()) => tracing::info!(card, command = words.to_string(), "carried out"),
             Err(refusal) => {
-                tracing::warn!(card, command = %words, errno = refusal.errno.raw_os_error(), why = refusal.why(), "refused");
+                tracing::warn!(card, command = words.to_string(), errno = refusal.errno.raw_os_error(), why = refusal.why(), "refused");
             }
         }
         let Err(error) = stored else { return Ok(()) };
-        tracing::error!(card, command = %words, "{error:#}");
+        tracing::error!(card, command = words.to_string(), "{error:#}");
         // A command that changed nothing succeeds, whether or not earlier changes could be stored.
         if done.touched == Touched::Nothing {
             return Ok(());
