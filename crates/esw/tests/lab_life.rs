@@ -136,10 +136,17 @@ impl Place {
         });
     }
 
-    /// Connections that the daemon has.
+    /// The number of connections of the daemon: of its sockets those in the Unix domain. A card on Linux keeps netlink
+    /// sockets for later, as many as it has needed at a time.
     fn connections(&self) -> usize {
+        let table = fs::read_to_string(format!("/proc/{}/net/unix", self.daemon)).unwrap_or_default();
+        let of_domain: Vec<String> =
+            table.lines().filter_map(|line| Some(format!("socket:[{}]", line.split_whitespace().nth(6)?))).collect();
         let fds = fs::read_dir(format!("/proc/{}/fd", self.daemon)).into_iter().flatten().flatten();
-        fds.filter(|fd| fs::read_link(fd.path()).is_ok_and(|to| to.to_string_lossy().starts_with("socket:"))).count()
+        fds.filter(|fd| {
+            fs::read_link(fd.path()).is_ok_and(|to| of_domain.iter().any(|socket| *socket == to.to_string_lossy()))
+        })
+        .count()
     }
 
     fn exec(&self, program: &[&str]) -> Command {

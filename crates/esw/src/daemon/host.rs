@@ -50,10 +50,18 @@ impl Host for CardHost {
         let stored = self.store(cx, done.touched);
         let (card, words) = (self.name.as_str(), done.words);
         match outcome {
-            Ok(()) if done.touched == Touched::Nothing => tracing::debug!(card, command = words.to_string(), "carried out"),
+            Ok(()) if done.touched == Touched::Nothing => {
+                tracing::debug!(card, command = words.to_string(), "carried out")
+            }
             Ok(()) => tracing::info!(card, command = words.to_string(), "carried out"),
             Err(refusal) => {
-                tracing::warn!(card, command = words.to_string(), errno = refusal.errno.raw_os_error(), why = refusal.why(), "refused");
+                tracing::warn!(
+                    card,
+                    command = words.to_string(),
+                    errno = refusal.errno.raw_os_error(),
+                    why = refusal.why(),
+                    "refused"
+                );
             }
         }
         let Err(error) = stored else { return Ok(()) };
