@@ -11,6 +11,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -67,6 +68,14 @@ impl Hold {
     /// still stays, should the card be dropped, until it [may go](Self::may_go).
     pub fn taken_over<L>(&self, cx: &mut Locked<'_, L>) {
         self.card.begin(cx, |books| books.parts_to_end_taking_over()).end_taking_over();
+    }
+
+    /// A descriptor of the network namespace that the card is.
+    ///
+    /// # Errors
+    /// The process has no descriptors left.
+    pub fn inside(&self) -> io::Result<OwnedFd> {
+        Ok(self.card.inside.try_clone()?.into())
     }
 
     /// Whether what was found stays, should the card be dropped. False if nothing was found.

@@ -180,8 +180,9 @@ pub(crate) fn slot_of(resource: &Resource) -> Slot {
     Slot { pf: resource.pf(), vport: resource.vport().unwrap_or(Vport::Uplink) }
 }
 
-/// The interface number of the card's end of the netdev that a resource is, if it is one.
-pub(crate) fn near_end(resource: &Resource) -> Option<u32> {
+/// The interface index of the card's end of the netdev that a resource is, in the card's network namespace. `None`: the
+/// resource is no netdev. The card chooses these indexes, so they are the same whenever the resource is made.
+pub fn near_end(resource: &Resource) -> Option<u32> {
     match *resource {
         Resource::PfNetdev(_) => Some(slot_of(resource).inner()),
         Resource::Port(_, Vport::Vf(_) | Vport::Sf(_)) => None,

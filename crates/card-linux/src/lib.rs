@@ -44,7 +44,7 @@ mod watch;
 
 pub use adopt::Hold;
 pub use bond::{BondWatch, Bonds};
-pub use books::Wire;
+pub use books::{Wire, near_end};
 pub use card::{LinuxCard, SetupError};
 pub use netns::{NetnsError, card_netns_name};
 pub use place::{Place, PlaceError};

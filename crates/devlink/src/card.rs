@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use control::CommandTarget;
 use eswitch::Touched;
+use eswitch::card::Resource;
 use lockdep::{Domain, Locked, Unlocked};
 
 use crate::carried_out::CarriedOut;
 use crate::last_view::LastView;
 use crate::refusal::Refusal;
 use crate::shared::SharedView;
-use crate::view::{self, Profile};
+use crate::view::{self, Appearance, Profile};
 
 /// A card that is up, and what is needed to answer requests about it.
 pub struct Served {
@@ -22,8 +23,8 @@ pub struct Served {
     pub domain: Arc<Domain>,
     /// The identity that the card shows.
     pub profile: Profile,
-    /// Returns the interface index of the card's netdevs, if the card has real ones.
-    pub ifindex: Option<IfIndex>,
+    /// The card's netdevs as the kernel has them; `None` for a card without netdevs.
+    pub netdevs: Option<Arc<dyn KernelNetdevs>>,
     /// The program that runs the card, if it wants to be notified of commands.
     pub host: Option<Arc<dyn Host>>,
     /// The view that was made last.
@@ -33,13 +34,13 @@ pub struct Served {
 }
 
 impl Served {
-    /// A card without a host, whose netdevs have no interface indexes.
+    /// A card without a host, and without netdevs of the kernel.
     pub fn new(card: Arc<dyn CommandTarget>, domain: Arc<Domain>, profile: Profile) -> Self {
         Self {
             card,
             domain,
             profile,
-            ifindex: None,
+            netdevs: None,
             host: None,
             last: LastView::default(),
             shared: SharedView::default(),
@@ -48,17 +49,21 @@ impl Served {
 
     /// The view of the card as it is now.
     pub fn view(&self, cx: Cx<'_, '_>) -> Arc<view::Card> {
-        self.last.get(cx, self.card.engine(), &self.profile)
+        self.last.get(cx, self.card.engine(), self.appearance())
+    }
+
+    fn appearance(&self) -> Appearance<'_> {
+        Appearance { profile: &self.profile, netdevs: self.netdevs.as_deref() }
     }
 
     /// Updates the view in shared memory: see [`SharedView::publish`].
     pub(crate) fn publish(&self, cx: Cx<'_, '_>, touched: Touched) -> bool {
-        self.shared.publish(cx, self.card.engine(), &self.profile, touched)
+        self.shared.publish(cx, self.card.engine(), self.appearance(), touched)
     }
 
     /// Returns a descriptor of the view in shared memory: see [`SharedView::file`].
     pub(crate) fn share_view(&self, cx: Cx<'_, '_>) -> io::Result<OwnedFd> {
-        self.shared.file(cx, self.card.engine(), &self.profile)
+        self.shared.file(cx, self.card.engine(), self.appearance())
     }
 }
 
@@ -86,8 +91,28 @@ pub trait Host: Send + Sync {
     fn end(&self, cx: Cx<'_, '_>, how: &str) -> Result<(), Refusal>;
 }
 
-/// Returns the interface index of the netdev with a name.
-pub type IfIndex = Box<dyn Fn(&str) -> Option<u32> + Send + Sync>;
+/// The netdevs of a card as the kernel has them. Each is one end of a veth pair, whose other end, its *peer*, is in a
+/// network namespace that only the card has.
+pub trait KernelNetdevs: Send + Sync {
+    /// The interface index of the netdev with a name, where the card's netdevs appear.
+    fn index(&self, name: &str) -> Option<u32>;
+
+    /// The interface index of a netdev's peer, in the card's network namespace. `None`: the resource is no netdev, or one
+    /// without a peer.
+    fn peer(&self, netdev: &Resource) -> Option<u32>;
+
+    /// A descriptor of the card's network namespace.
+    ///
+    /// # Errors
+    /// The process has no descriptors left.
+    fn network(&self) -> io::Result<OwnedFd>;
+
+    /// A socket in the network namespace in which the card's netdevs appear.
+    ///
+    /// # Errors
+    /// The process has no descriptors left.
+    fn home(&self) -> io::Result<OwnedFd>;
+}
 
 /// The token of a thread that holds no lock.
 pub type Cx<'a, 'b> = &'a mut Locked<'b, Unlocked>;

@@ -214,6 +214,19 @@ impl Client {
         Ok(ViewReader::new(file))
     }
 
+    /// Requests a descriptor of one of the card's network namespaces: [`eswitch_family::INSIDE`] or
+    /// [`eswitch_family::HOME`].
+    ///
+    /// # Errors
+    /// The card has no netdevs, or the connection has ended.
+    pub fn network(&mut self, which: u32) -> Result<OwnedFd, ClientError> {
+        self.file = None;
+        self.ask(ESWITCH, eswitch_family::NETWORK, |to| {
+            to.u32(eswitch_family::WHICH, which);
+        })?;
+        Ok(self.file.take().ok_or(io::Error::from(io::ErrorKind::InvalidData))?)
+    }
+
     /// Sends a command, and returns when it has been carried out.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! The generic netlink family `eswitch`: what devlink has no message for. A lab shows the view that [`VIEW`] dumps, and
 //! sends with [`PERFORM`] what a shell command would do.
 
+use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 
 use ::control::{Command, Failure, Reply};
@@ -27,6 +28,8 @@ pub const VIEW: u8 = 2;
 pub const JOIN: u8 = 3;
 /// Sends a descriptor from which the view can be read as it changes: see [`crate::ViewReader`].
 pub const SHARE: u8 = 4;
+/// Sends a descriptor of a network namespace: see [`WHICH`].
+pub const NETWORK: u8 = 5;
 /// Dumps the status of the card and of the program that runs it, as JSON, in pieces.
 pub const STATUS: u8 = 16;
 /// Asks the program that runs the card to end. The request has [`WORDS`].
@@ -44,6 +47,14 @@ pub const VERSION: u16 = 6;
 /// A [`Reply`], encoded.
 pub const REPLY: u16 = 7;
 
+/// Which network namespace is requested: [`INSIDE`] or [`HOME`].
+pub const WHICH: u16 = 8;
+/// The card's own network namespace, in which it has the other ends of its netdevs.
+pub const INSIDE: u32 = 0;
+/// The network namespace in which the card's netdevs appear. The descriptor is one of a socket in it, for which nobody
+/// needs a right to find out which namespace it is (SO_NETNS_COOKIE).
+pub const HOME: u32 = 1;
+
 /// A piece of JSON has at most this many bytes.
 const PIECE_MAX: usize = 12 * 1024;
 
@@ -53,12 +64,13 @@ pub(crate) fn family() -> Family {
         name: NAME,
         number: ESWITCH,
         version: 1,
-        max_attribute: REPLY.into(),
+        max_attribute: WHICH.into(),
         operations: vec![
             (PERFORM, control::ADMIN | control::CAN_DO),
             (VIEW, control::CAN_DUMP),
             (JOIN, control::CAN_DO),
             (SHARE, control::CAN_DO),
+            (NETWORK, control::CAN_DO),
             (STATUS, control::CAN_DUMP),
             (END, control::ADMIN | control::CAN_DO),
         ],
@@ -73,6 +85,8 @@ pub(crate) enum Request<'a> {
     /// The number of a multicast group.
     Join(u32),
     Share,
+    /// Which network namespace.
+    Network(u32),
     Status,
     /// How to end.
     End(&'a str),
@@ -86,7 +100,7 @@ impl<'a> Request<'a> {
     /// missing or malformed, or the command is of another version.
     pub fn parse(peer: &Peer, payload: &'a [u8]) -> Result<Self, Refusal> {
         let (number, attributes) = split(payload)?;
-        let attributes = Attributes::of_request(attributes, &[WORDS, GROUP, COMMAND, VERSION])?;
+        let attributes = Attributes::of_request(attributes, &[WORDS, GROUP, COMMAND, VERSION, WHICH])?;
         match number {
             PERFORM | END if !peer.may_change => Err(Refusal::bare(Errno::PERM)),
             PERFORM => {
@@ -99,6 +113,7 @@ impl<'a> Request<'a> {
             VIEW => Ok(Self::View),
             JOIN => Ok(Self::Join(attributes.u32(GROUP)?.ok_or(Refusal::missing(GROUP))?)),
             SHARE => Ok(Self::Share),
+            NETWORK => Ok(Self::Network(attributes.u32(WHICH)?.ok_or(Refusal::missing(WHICH))?)),
             STATUS => Ok(Self::Status),
             END => Ok(Self::End(attributes.text(WORDS)?.ok_or(Refusal::missing(WORDS))?)),
             _ => Err(Refusal::bare(Errno::OPNOTSUPP)),
@@ -136,6 +151,11 @@ impl<'a> Request<'a> {
                 reply.add(SHARE, |_| {});
                 Ok(())
             }
+            Self::Network(which) => {
+                reply.attach(network(served, *which)?);
+                reply.add(NETWORK, |_| {});
+                Ok(())
+            }
             Self::Status => {
                 add_pieces(STATUS, host(served)?.status(cx).as_bytes(), reply);
                 Ok(())
@@ -148,9 +168,21 @@ impl<'a> Request<'a> {
     pub fn touched(&self, card: &CardConfig) -> Touched {
         match self {
             Self::Perform(command) => command.touches_view(card),
-            Self::View | Self::Join(_) | Self::Share | Self::Status | Self::End(_) => Touched::Nothing,
+            Self::View | Self::Join(_) | Self::Share | Self::Network(_) | Self::Status | Self::End(_) => {
+                Touched::Nothing
+            }
         }
     }
+}
+
+fn network(served: &Served, which: u32) -> Result<OwnedFd, Refusal> {
+    let netdevs = served.netdevs.as_ref().ok_or_else(|| Refusal::unsupported("this card has no netdevs"))?;
+    let opened = match which {
+        INSIDE => netdevs.network(),
+        HOME => netdevs.home(),
+        _ => return Err(Refusal::bare(Errno::INVAL)),
+    };
+    opened.map_err(|error| Refusal::new(Errno::IO, error.to_string()))
 }
 
 fn host(served: &Served) -> Result<&dyn Host, Refusal> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use eswitch::Engine;
 use lockdep::{Locked, Mutex, Unlocked, lock_classes};
 
-use crate::view::{self, Profile};
+use crate::view::{self, Appearance};
 
 lock_classes! {
     /// The view that was made last.
@@ -23,13 +23,18 @@ impl Default for LastView {
 
 impl LastView {
     /// The view of the card as it is now.
-    pub(crate) fn get(&self, cx: &mut Locked<'_, Unlocked>, engine: &Engine, profile: &Profile) -> Arc<view::Card> {
+    pub(crate) fn get(
+        &self,
+        cx: &mut Locked<'_, Unlocked>,
+        engine: &Engine,
+        appearance: Appearance<'_>,
+    ) -> Arc<view::Card> {
         let changes = engine.changes();
         let last = self.0.lock_leaf(cx).clone();
         if let Some((_, view)) = last.filter(|(of, _)| *of == changes) {
             return view;
         }
-        let view = Arc::new(view::of(engine, profile, cx));
+        let view = Arc::new(view::of(engine, appearance, cx));
         *self.0.lock_leaf(cx) = Some((changes, Arc::clone(&view)));
         view
     }

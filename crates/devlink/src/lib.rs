@@ -33,7 +33,7 @@ mod sys;
 pub mod view;
 
 pub use answer::answer;
-pub use card::{Cx, Host, IfIndex, Served};
+pub use card::{Cx, Host, KernelNetdevs, Served};
 pub use carried_out::CarriedOut;
 pub use client::{Answered, Client, ClientError, connect, join_pieces};
 pub use command::takes_admin;

@@ -28,7 +28,7 @@ use lockdep::{Locked, Mutex, Unlocked, lock_classes};
 use rustix::fs::{MemfdFlags, Mode, OFlags, fchmod, memfd_create, open};
 use rustix::io::{pread, pwrite};
 
-use crate::view::{self, Profile};
+use crate::view::{self, Appearance};
 
 lock_classes! {
     /// The inspected state of the card, and the memory that its view is written to.
@@ -149,12 +149,12 @@ impl SharedView {
         &self,
         cx: &mut Locked<'_, Unlocked>,
         engine: &Engine,
-        profile: &Profile,
+        appearance: Appearance<'_>,
         touched: Touched,
     ) -> bool {
         let Inspected { all, changed } = self.inspect(cx, engine, touched);
         if changed {
-            self.0.lock_leaf(cx).write(engine.config(), profile);
+            self.0.lock_leaf(cx).write(engine.config(), appearance);
         }
         all
     }
@@ -230,7 +230,7 @@ impl SharedView {
         &self,
         cx: &mut Locked<'_, Unlocked>,
         engine: &Engine,
-        profile: &Profile,
+        appearance: Appearance<'_>,
     ) -> io::Result<OwnedFd> {
         {
             let mut state = self.0.lock_leaf(cx);
@@ -242,7 +242,7 @@ impl SharedView {
         self.inspect(cx, engine, Touched::Nothing);
         let mut state = self.0.lock_leaf(cx);
         // The state may have been inspected before there was a memory to write to.
-        state.write(engine.config(), profile);
+        state.write(engine.config(), appearance);
         let memory = state.memory.as_ref().ok_or(io::ErrorKind::NotFound)?;
         if memory.header.is_none() {
             return Err(io::ErrorKind::OutOfMemory.into());
@@ -253,14 +253,14 @@ impl SharedView {
 
 impl State {
     /// Writes a view of the inspected state, if it differs from the view in the memory.
-    fn write(&mut self, config: &CardConfig, profile: &Profile) {
+    fn write(&mut self, config: &CardConfig, appearance: Appearance<'_>) {
         let (Some(memory), Some((_, modules)), Some(rest)) = (&mut self.memory, &self.modules, &self.rest) else {
             return;
         };
         let mut snapshot = rest.snapshot.clone();
         snapshot.pfs = self.pfs.values().filter_map(|(_, pf)| pf.clone()).collect();
         snapshot.modules.clone_from(modules);
-        let card = view::build(config, profile, &rest.functions, &snapshot);
+        let card = view::build(config, appearance, &rest.functions, &snapshot);
         if self.last.as_ref() == Some(&card) {
             return;
         }

@@ -17,6 +17,8 @@ use eswitch::auxiliary::AuxiliaryName;
 use eswitch::{PciAddress, PortHandle, SfNum};
 use serde::{Deserialize, Serialize};
 
+use crate::card::KernelNetdevs;
+
 /// The identity that a card shows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Profile {
@@ -54,6 +56,22 @@ impl Profile {
             firmware: "22.45.1020".to_owned(),
             board: "MT_0000000436".to_owned(),
         }
+    }
+}
+
+/// How a card appears: what a view shows that is not state of the engine.
+#[derive(Clone, Copy)]
+pub struct Appearance<'a> {
+    /// The identity that the card shows.
+    pub profile: &'a Profile,
+    /// The card's netdevs as the kernel has them; `None` for a card without netdevs.
+    pub netdevs: Option<&'a dyn KernelNetdevs>,
+}
+
+impl<'a> From<&'a Profile> for Appearance<'a> {
+    /// The appearance of a card without netdevs.
+    fn from(profile: &'a Profile) -> Self {
+        Self { profile, netdevs: None }
     }
 }
 
@@ -182,6 +200,10 @@ pub enum Role {
 pub struct Netdev {
     /// Its name, as known to the card. The card is notified of a rename in the namespace where its netdevs appear.
     pub name: String,
+    /// The interface index of its other end, in the card's network namespace. It does not change as long as the netdev
+    /// lives, wherever it is moved and however it is renamed. `None`: the kernel has no such netdev.
+    #[serde(default)]
+    pub peer: Option<u32>,
     /// Its purpose.
     pub role: Role,
     /// `device` in sysfs, and IFLA_PARENT_DEV_NAME.

@@ -33,7 +33,7 @@ fn card(vfs: u16) -> CardConfig {
 
 fn view_of(cx: &mut Locked<'_, Unlocked>, engine: &Engine) -> Card {
     engine.settle(cx, true);
-    let view = view::of(engine, &Profile::mlx5(), cx);
+    let view = view::of(engine, Appearance::from(&Profile::mlx5()), cx);
     for auxiliary in &view.auxiliary {
         assert_parent(&view, auxiliary.parent);
     }
@@ -159,7 +159,7 @@ fn a_change_is_counted_and_a_view_is_not() {
     story(card(0), |cx, engine| {
         engine.settle(cx, true);
         let before = engine.changes();
-        view::of(engine, &Profile::mlx5(), cx);
+        view::of(engine, Appearance::from(&Profile::mlx5()), cx);
         assert_eq!(engine.changes(), before, "making a view changes nothing");
         engine.set_encap(cx, PF, false).unwrap();
         assert_ne!(engine.changes(), before);

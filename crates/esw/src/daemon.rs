@@ -10,6 +10,7 @@ mod host;
 mod journal;
 mod keeper;
 mod log;
+mod netdevs;
 mod notify;
 mod running;
 mod status;
@@ -24,10 +25,9 @@ use ::host::{LiveCard, Pulse};
 use anyhow::{Context, Result, bail};
 use card_linux::{Hold, Place};
 use control::{CommandTarget, Follower};
-use devlink::{Access, ControlSocket, IfIndex, Served, Server};
+use devlink::{Access, ControlSocket, KernelNetdevs, Served, Server};
 use eswitch::Touched;
 use lockdep::{Domain, Locked, Unlocked};
-use rustix::net::{AddressFamily, SocketType, netdevice::name_to_index};
 use rustix::process::getegid;
 
 use crate::arguments::Up;
@@ -43,6 +43,7 @@ use ending::Ending;
 use host::CardHost;
 use journal::{InUse, Journal, Stored};
 use keeper::{KeeperGuard, Kept};
+use netdevs::Netdevs;
 use notify::{Notify, Watchdog};
 use running::{Running, Started, give_up_all, leave};
 
@@ -262,7 +263,7 @@ impl Daemon {
             ending: Arc::clone(&self.ending),
         };
         let served = Arc::new(Served {
-            ifindex: (card.kind == CardKind::Linux).then(ifindex).transpose()?,
+            netdevs: hold.as_ref().map(netdevs_of).transpose()?,
             host: Some(Arc::new(host)),
             ..Served::new(Arc::clone(live) as Arc<dyn CommandTarget>, Arc::clone(&self.domain), card.profile.clone())
         });
@@ -284,8 +285,7 @@ impl Daemon {
     }
 }
 
-/// Looks up the index of a netdev in this process's network namespace.
-fn ifindex() -> Result<IfIndex> {
-    let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)?;
-    Ok(Box::new(move |name| name_to_index(&socket, name).ok()))
+/// The netdevs of a card of netdevs.
+fn netdevs_of(card: &Hold) -> Result<Arc<dyn KernelNetdevs>> {
+    Ok(Arc::new(Netdevs::new(card.inside()?)?))
 }

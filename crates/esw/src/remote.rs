@@ -48,6 +48,9 @@ pub struct Remote {
 struct Seen {
     reader: ViewReader,
     view: Arc<view::Card>,
+    /// The card's own network namespace, and a socket where its netdevs appear; `None` of a card without netdevs.
+    network: Option<Arc<OwnedFd>>,
+    home: Option<Arc<OwnedFd>>,
 }
 
 impl Remote {
@@ -85,6 +88,10 @@ impl Remote {
         thread::Builder::new().name("lab-card".to_owned()).spawn(watch).map(drop)
     }
 
+    fn seen(&self) -> std::sync::MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn idle(&self) -> std::sync::MutexGuard<'_, Option<Client>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -96,7 +103,7 @@ impl Remote {
             let found = look(path);
             let remote = remote.upgrade()?;
             if let Ok((connection, seen)) = found {
-                *remote.seen.lock().unwrap_or_else(PoisonError::into_inner) = seen;
+                *remote.seen() = seen;
                 return Some(connection);
             }
             drop(remote);
@@ -117,12 +124,26 @@ fn look(path: &Path) -> Result<(Client, Seen), ClientError> {
         error => error,
     })?;
     let view = reader.newer()?.ok_or(io::Error::from(io::ErrorKind::InvalidData))?;
-    Ok((connection, Seen { reader, view }))
+    let mut network = |which| match connection.network(which) {
+        Ok(network) => Ok(Some(Arc::new(network))),
+        Err(ClientError::Refused(_)) => Ok(None),
+        Err(error) => Err(error),
+    };
+    let (network, home) = (network(eswitch_family::INSIDE)?, network(eswitch_family::HOME)?);
+    Ok((connection, Seen { reader, view, network, home }))
 }
 
 impl Card for Remote {
+    fn network(&self) -> Option<Arc<OwnedFd>> {
+        self.seen().network.clone()
+    }
+
+    fn home(&self) -> Option<Arc<OwnedFd>> {
+        self.seen().home.clone()
+    }
+
     fn view(&self) -> io::Result<Arc<view::Card>> {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = self.seen();
         // If the new view cannot be read, the last one stays.
         if let Ok(Some(view)) = seen.reader.newer() {
             seen.view = view;

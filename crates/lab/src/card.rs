@@ -19,6 +19,18 @@ pub trait Card: Send + Sync {
     /// The card is gone, and the lab shows nothing of it any more.
     fn view(&self) -> io::Result<Arc<view::Card>>;
 
+    /// The card's own network namespace, in which the netdevs of its view have their [peers](view::Netdev::peer). It is the
+    /// same descriptor for as long as it is the same namespace. `None`: the card has no netdevs.
+    fn network(&self) -> Option<Arc<OwnedFd>> {
+        None
+    }
+
+    /// A socket in the network namespace in which the card's netdevs appear, and to which its devlink instances belong.
+    /// `None`: the lab's own.
+    fn home(&self) -> Option<Arc<OwnedFd>> {
+        None
+    }
+
     /// Carries out a command.
     ///
     /// # Errors

@@ -1,19 +1,26 @@
-//! The cards of a lab: which card has which device, and by which name the kernel knows it.
+//! The cards of a lab: which card has which device and which netdev.
 
 use std::collections::HashMap;
+use std::ops::Deref;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use control::Command;
 use devlink::view::{self, DeviceName, Netdev};
+use eswitch::PortHandle;
 use lockdep::{Locked, Mutex};
 use netlink::Errno;
+use rustix::net::netdevice::name_to_index;
 
 use crate::card::{Card, Refusal};
 use crate::lock_order::{CardIndex, RdmaMode};
+use crate::network::{NetworkId, Networks, Peer};
 
 /// All cards of a lab.
 pub(crate) struct Cards {
     cards: Vec<Member>,
+    /// The network namespaces in which programs look for netdevs.
+    pub networks: Networks,
     /// `netns_mode` of RDMA devices: 1 (shared) until a program sets it.
     pub rdma_mode: Mutex<RdmaMode, u8>,
 }
@@ -27,13 +34,20 @@ struct Member {
 /// A view of one card, with an index of its netdevs.
 pub(crate) struct IndexedView {
     pub card: Arc<view::Card>,
+    by_peer: HashMap<u32, usize>,
     by_name: HashMap<String, usize>,
+    by_port: HashMap<PortHandle, usize>,
 }
 
 impl IndexedView {
     fn new(card: Arc<view::Card>) -> Self {
-        let by_name = card.netdevs.iter().enumerate().map(|(n, netdev)| (netdev.name.clone(), n)).collect();
-        Self { card, by_name }
+        let netdevs = || card.netdevs.iter().enumerate();
+        Self {
+            by_peer: netdevs().filter_map(|(n, netdev)| Some((netdev.peer?, n))).collect(),
+            by_name: netdevs().map(|(n, netdev)| (netdev.name.clone(), n)).collect(),
+            by_port: netdevs().filter_map(|(n, netdev)| Some((netdev.port?, n))).collect(),
+            card,
+        }
     }
 
     /// How many VFs the PCI function `parent` has (`dev_num_vf`).
@@ -43,8 +57,9 @@ impl IndexedView {
         function.and_then(|f| f.sriov.as_ref()).map_or(0, |sriov| u32::from(sriov.enabled))
     }
 
-    fn netdev(&self, name: &str) -> Option<&Netdev> {
-        self.card.netdevs.get(*self.by_name.get(name)?)
+    /// The netdev of a port of devlink.
+    pub fn netdev_of_port(&self, port: PortHandle) -> Option<&Netdev> {
+        self.card.netdevs.get(*self.by_port.get(&port)?)
     }
 
     fn has(&self, device: DeviceName) -> bool {
@@ -55,14 +70,37 @@ impl IndexedView {
     }
 }
 
+/// A card's netdev that was found in a network namespace.
+pub(crate) struct CardNetdev {
+    /// The index of the card.
+    pub card: usize,
+    /// The view in which it was found.
+    pub view: Arc<IndexedView>,
+    at: usize,
+}
+
+impl Deref for CardNetdev {
+    type Target = Netdev;
+
+    fn deref(&self) -> &Netdev {
+        &self.view.card.netdevs[self.at]
+    }
+}
+
 /// The views of all cards at one moment, made once for each datagram. A card that is gone has none.
 pub(crate) struct Views(Vec<Option<Arc<IndexedView>>>);
 
 impl Views {
-    /// The netdev that a card has under a name, with the card's index. This is the only place that decides whether a
-    /// netdev of the kernel is a card's.
-    pub fn netdev(&self, name: &str) -> Option<(usize, &IndexedView, &Netdev)> {
-        self.each().find_map(|(n, view)| Some((n, view, view.netdev(name)?)))
+    /// The card's netdev that has a peer. `None`: the card has not published it yet, or not any more.
+    pub fn netdev(&self, peer: Peer) -> Option<CardNetdev> {
+        let view = self.0.get(peer.card)?.as_ref()?;
+        let at = *view.by_peer.get(&peer.index)?;
+        Some(CardNetdev { card: peer.card, view: Arc::clone(view), at })
+    }
+
+    /// The view of a card, by its index.
+    pub fn view(&self, card: usize) -> Option<&IndexedView> {
+        self.0.get(card)?.as_deref()
     }
 
     /// The index of the card that has a device.
@@ -85,11 +123,16 @@ impl Views {
 impl Cards {
     pub fn new(cards: Vec<Arc<dyn Card>>) -> Self {
         let cards = cards.into_iter().map(|card| Member { card, indexed: Mutex::new(None) }).collect();
-        Self { cards, rdma_mode: Mutex::new(1) }
+        Self { cards, networks: Networks::new(), rdma_mode: Mutex::new(1) }
     }
 
     pub fn len(&self) -> usize {
         self.cards.len()
+    }
+
+    /// Every card, in the order of their indexes.
+    pub fn each(&self) -> impl Iterator<Item = &Arc<dyn Card>> {
+        self.cards.iter().map(|member| &member.card)
     }
 
     pub fn card(&self, n: usize) -> Option<&Arc<dyn Card>> {
@@ -99,6 +142,48 @@ impl Cards {
     /// The current views of all cards.
     pub fn now<L>(&self, cx: &mut Locked<'_, L>) -> Views {
         Views(self.cards.iter().map(|member| member.now(cx)).collect())
+    }
+
+    /// The card's netdev that has an interface index in the network namespace of a socket. Together with
+    /// [`Table::peer_in`](crate::network::Table::peer_in), which decides it for a message of the kernel, this is the only
+    /// place that decides whether a netdev of the kernel is a card's.
+    pub fn netdev_at<L>(&self, cx: &mut Locked<'_, L>, socket: impl AsFd, index: u32) -> Option<CardNetdev> {
+        let (_, network) = self.networks.of_socket(cx, socket)?;
+        let peer = network.look(cx, self, |table| table.peer_of(index))?;
+        self.now(cx).netdev(peer)
+    }
+
+    /// The same for a name or an alternative name.
+    pub fn netdev_named<L>(&self, cx: &mut Locked<'_, L>, socket: impl AsFd, name: &str) -> Option<CardNetdev> {
+        let index = name_to_index(socket.as_fd(), name).ok()?;
+        self.netdev_at(cx, socket, index)
+    }
+
+    /// Whether the devlink instances of a card are in the network namespace of a socket: those that another namespace has
+    /// are not seen (`devlink_get_from_attrs_lock`).
+    pub fn is_home(&self, card: usize, socket: impl AsFd) -> bool {
+        let Ok(id) = NetworkId::of_socket(socket) else { return false };
+        match self.card(card).and_then(|card| card.home()) {
+            Some(home) => NetworkId::of_socket(&*home).is_ok_and(|home| home == id),
+            None => self.networks.is_own(id),
+        }
+    }
+
+    /// The interface index and the name that a netdev of a card has in the network namespace of a socket, if it is there.
+    /// `name` is the name by which the card's view knows it.
+    pub fn place_of<L>(
+        &self,
+        cx: &mut Locked<'_, L>,
+        socket: impl AsFd,
+        card: usize,
+        name: &str,
+    ) -> Option<(u32, String)> {
+        let views = self.now(cx);
+        let view = views.0.get(card)?.as_ref()?;
+        let netdev = view.card.netdevs.get(*view.by_name.get(name)?)?;
+        let peer = Peer { card, index: netdev.peer? };
+        let (_, network) = self.networks.of_socket(cx, socket)?;
+        network.look(cx, self, |table| table.netdev(peer).map(|(index, name)| (index, name.to_owned())))
     }
 
     /// Has card `n` carry out a command.

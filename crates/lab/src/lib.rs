@@ -11,6 +11,7 @@ mod cards;
 mod filter;
 mod inside;
 mod lock_order;
+mod network;
 mod process;
 mod relay;
 mod run;

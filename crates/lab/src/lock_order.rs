@@ -46,6 +46,10 @@ lock_classes! {
     pub(crate) leaf GoPrograms = "Go programs";
     /// The index that was made of a card's last view.
     pub(crate) leaf CardIndex = "card index";
+    /// The network namespaces that programs look at.
+    pub(crate) leaf KnownNetworks = "known networks";
+    /// The netdevs of one network namespace. Held while the kernel is asked about them, which it answers at once.
+    pub(crate) leaf NetworkTable = "network table";
     /// `netns_mode` of RDMA devices.
     pub(crate) leaf RdmaMode = "RDMA mode";
     /// The number that each card's server has given the family `devlink`. Taken after `FamilyLookup` as well.

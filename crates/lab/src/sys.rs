@@ -209,6 +209,14 @@ pub(crate) fn netdev_flags(fd: impl AsFd, name: &str) -> io::Result<u16> {
     Ok(u16::from_ne_bytes([request[libc::IFNAMSIZ], request[libc::IFNAMSIZ + 1]]))
 }
 
+/// Opens the network namespace of a socket. It takes CAP_NET_ADMIN in the user namespace that the network namespace
+/// belongs to.
+pub(crate) fn network_of(socket: impl AsFd) -> io::Result<OwnedFd> {
+    const SIOCGSKNS: libc::c_ulong = 0x894c;
+    // SAFETY: no pointers.
+    owned(unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), SIOCGSKNS as _) }.into())
+}
+
 /// `struct ethtool_drvinfo`.
 pub(crate) type DriverInfo = [u8; 196];
 

@@ -7,11 +7,14 @@ pub const RTM_DELLINK: u16 = 17;
 pub const RTM_GETLINK: u16 = 18;
 pub const RTM_SETLINK: u16 = 19;
 pub const RTM_NEWNSID: u16 = 88;
+pub const RTM_DELNSID: u16 = 89;
 pub const RTM_GETNSID: u16 = 90;
 pub const RTM_NEWLINKPROP: u16 = 108;
 
 /// The multicast group of changes to links, in the mask of `struct sockaddr_nl`.
 pub const RTMGRP_LINK: i32 = 1;
+pub const RTNLGRP_LINK: u32 = 1;
+pub const RTNLGRP_NSID: u32 = 28;
 
 /// Bytes of `struct ifinfomsg`.
 pub const IFINFOMSG: usize = 16;

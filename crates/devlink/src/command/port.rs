@@ -29,7 +29,7 @@ fn put_netdev(served: &Served, to: &mut Builder, name: Option<&str>) {
         return;
     };
     to.u16(a::PORT_TYPE, ETH);
-    if let Some(index) = served.ifindex.as_ref().and_then(|index| index(name)) {
+    if let Some(index) = served.netdevs.as_ref().and_then(|netdevs| netdevs.index(name)) {
         to.u32(a::PORT_NETDEV_IFINDEX, index);
     }
     to.text(a::PORT_NETDEV_NAME, name);

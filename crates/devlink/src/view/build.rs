@@ -14,21 +14,30 @@ use eswitch::vf::{LinkState, VfView};
 use eswitch::{CardConfig, Engine, MacAddr, Mode, PciAddress, PfFunction, PfIndex, RepType, Vport, names};
 use lockdep::{Locked, Unlocked};
 
-use super::{Auxiliary, Card, DeviceName, Function, Module, Netdev, Profile, Role, Sriov, SwitchId, VfInfo, rdma};
+use crate::card::KernelNetdevs;
+
+use super::{
+    Appearance, Auxiliary, Card, DeviceName, Function, Module, Netdev, Profile, Role, Sriov, SwitchId, VfInfo, rdma,
+};
 
 /// The view of a card as it is now. Each PF is inspected at one moment.
-pub fn of(engine: &Engine, profile: &Profile, cx: &mut Locked<'_, Unlocked>) -> Card {
+pub fn of(engine: &Engine, appearance: Appearance<'_>, cx: &mut Locked<'_, Unlocked>) -> Card {
     let functions = engine.functions(cx);
     let snapshot = engine.inspect(cx);
-    build(engine.config(), profile, &functions, &snapshot)
+    build(engine.config(), appearance, &functions, &snapshot)
 }
 
 /// The view of a card in an inspected state.
-pub(crate) fn build(config: &CardConfig, profile: &Profile, functions: &[PfFunction], snapshot: &Snapshot) -> Card {
-    let builder = ViewBuilder::new(config, profile, functions, snapshot);
+pub(crate) fn build(
+    config: &CardConfig,
+    appearance: Appearance<'_>,
+    functions: &[PfFunction],
+    snapshot: &Snapshot,
+) -> Card {
+    let builder = ViewBuilder::new(config, appearance, functions, snapshot);
     Card {
         name: config.address.to_string(),
-        profile: profile.clone(),
+        profile: appearance.profile.clone(),
         switch_id: SwitchId(names::switch_id(config)),
         functions: builder.functions(),
         auxiliary: builder.auxiliary(),
@@ -50,6 +59,7 @@ pub(super) struct ViewBuilder<'a> {
     pub config: &'a CardConfig,
     pub snapshot: &'a Snapshot,
     profile: &'a Profile,
+    netdevs: Option<&'a dyn KernelNetdevs>,
     pci: &'a [PfFunction],
     /// Every SF.
     sfs: BTreeMap<(PfIndex, Vport), SfState>,
@@ -62,13 +72,14 @@ pub(super) struct ViewBuilder<'a> {
 }
 
 impl<'a> ViewBuilder<'a> {
-    fn new(config: &'a CardConfig, profile: &'a Profile, pci: &'a [PfFunction], snapshot: &'a Snapshot) -> Self {
+    fn new(config: &'a CardConfig, appearance: Appearance<'a>, pci: &'a [PfFunction], snapshot: &'a Snapshot) -> Self {
         let ports = snapshot.pfs.iter().flat_map(|pf| pf.ports.iter().map(move |port| (pf.index, port)));
         let loaded = module::all().iter().filter(|module| snapshot.modules.contains(&module.name));
         Self {
             config,
             snapshot,
-            profile,
+            profile: appearance.profile,
+            netdevs: appearance.netdevs,
             pci,
             sfs: ports.filter_map(|(pf, port)| Some(((pf, port.vport), port.sf?))).collect(),
             made: snapshot.resources.iter().copied().collect(),
@@ -230,6 +241,7 @@ impl<'a> ViewBuilder<'a> {
         let bus_info = parent.to_string();
         Some(Netdev {
             name: self.netdev_name(resource)?,
+            peer: self.netdevs.and_then(|netdevs| netdevs.peer(resource)),
             role,
             parent,
             port_name: None,

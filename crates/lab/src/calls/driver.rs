@@ -34,12 +34,12 @@ fn answer(cx: Cx<'_, '_>, lab: &Lab, call: &Notification) -> io::Result<Answer> 
         return Ok(Answer::Continue);
     }
     let name = read_text(lab, call, request, libc::IFNAMSIZ)?;
-    let views = lab.cards.now(cx);
-    let Some((_, view, netdev)) = views.netdev(&name) else { return Ok(Answer::Continue) };
-    // The kernel answers first: it fills in the numbers, and knows whether the netdev exists at all.
+    // Its network namespace is the one in which the kernel looks the name up.
     let socket = process::take_fd(call.pid, call.data.args[0] as u32)?;
+    let Some(netdev) = lab.cards.netdev_named(cx, &socket, &name) else { return Ok(Answer::Continue) };
+    // The kernel answers first: it fills in the numbers, and knows whether the netdev still exists.
     let mut info = sys::driver_info(&socket, &name)?;
-    describe(&mut info, &view.card.profile, netdev);
+    describe(&mut info, &netdev.view.card.profile, &netdev);
     write(lab, call, data, &info)?;
     Ok(Answer::Value(0))
 }

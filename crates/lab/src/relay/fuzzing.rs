@@ -163,6 +163,7 @@ fn card() -> view::Card {
         }],
         auxiliary: Vec::new(),
         netdevs: vec![Netdev {
+            peer: None,
             name: "p0".to_owned(),
             role: Role::Pf,
             in_switch: true,

@@ -5,6 +5,7 @@
 
 mod connections;
 mod families;
+mod ports;
 
 use std::io;
 use std::os::fd::AsFd;
@@ -48,8 +49,8 @@ pub(super) struct Generic {
 /// Where a request goes.
 enum Destination {
     Kernel,
-    /// Nowhere: the program has not the right to make it.
-    Refused,
+    /// Nowhere: it is refused.
+    Refused(Errno),
     /// `nlctrl`, which is asked for the family devlink.
     Family,
     /// `nlctrl`, which is asked for all families.
@@ -82,7 +83,7 @@ impl Handler for Generic {
         for message in messages(packet) {
             relay.make_room(cx);
             match self.destination(cx, relay, &message) {
-                Destination::Refused => send_end(cx, relay, &message, End::bare(Err(Errno::PERM))),
+                Destination::Refused(errno) => send_end(cx, relay, &message, End::bare(Err(errno))),
                 Destination::Kernel => relay.pass_on(cx, message.bytes()),
                 Destination::Family => self.send_family(cx, relay, &message),
                 Destination::AllFamilies => {
@@ -122,11 +123,13 @@ impl Handler for Generic {
 
     fn notification(&mut self, cx: Cx<'_, '_>, relay: &mut Relay, datagram: &[u8]) {
         let Some(family) = self.families.devlink(cx, &relay.cards) else { return };
-        for message in messages(datagram).filter(|m| m.header.kind >= NLMSG_MIN_TYPE) {
+        let published = messages(datagram).filter(|m| m.header.kind >= NLMSG_MIN_TYPE).map(|message| {
             let mut bytes = message.bytes().to_vec();
             rewrite(&mut bytes, |header| (header.kind, header.port) = (family.id, 0));
-            relay.queue.push([&bytes[..]]);
-        }
+            bytes
+        });
+        let named = ports::name_netdevs(cx, relay, published.collect());
+        relay.queue.push(named.iter().map(|bytes| &bytes[..]));
     }
 }
 
@@ -156,7 +159,7 @@ impl Generic {
         if kind == family.id {
             // Before the attributes are looked at, as in the kernel (`genl_family_rcv_msg`).
             if devlink::takes_admin(*command, message.header.is_dump()) && !relay.may_administer() {
-                return Destination::Refused;
+                return Destination::Refused(Errno::PERM);
             }
             return card_of(cx, relay, family, message, content);
         }
@@ -189,13 +192,15 @@ impl Generic {
 
     /// Answers a dump that names no device: each card's part, one after the other, then the kernel's own.
     fn request_from_all(&mut self, cx: Cx<'_, '_>, relay: &mut Relay, request: &Message<'_>) {
-        let ends: Vec<End> = (0..relay.cards.len()).map(|n| self.answer_of(cx, relay, request, n)).collect();
+        let at_home = (0..relay.cards.len()).filter(|n| relay.cards.is_home(*n, &relay.socket.kernel));
+        let at_home: Vec<usize> = at_home.collect();
+        let ends: Vec<End> = at_home.into_iter().map(|n| self.answer_of(cx, relay, request, n)).collect();
         let successful = ends.iter().position(|end| end.result.is_ok());
         if self.families.is_in_kernel() {
             return relay.pass_on(cx, request.bytes());
         }
         // The error of one card does not spoil the answer of another.
-        let end = ends.into_iter().nth(successful.unwrap_or(0)).unwrap_or(End::bare(Err(Errno::NODEV)));
+        let end = ends.into_iter().nth(successful.unwrap_or(0)).unwrap_or(End::bare(Ok(())));
         send_end(cx, relay, request, end);
     }
 
@@ -233,7 +238,8 @@ impl Generic {
                         Part::Other => {}
                     }
                 }
-                relay.queue.push(answers.iter().map(|bytes| &bytes[..]));
+                let named = ports::name_netdevs(cx, relay, answers);
+                relay.queue.push(named.iter().map(|bytes| &bytes[..]));
                 relay.flush();
                 if let Some(end) = end {
                     return Ok(end);
@@ -249,9 +255,12 @@ fn card_of(cx: Cx<'_, '_>, relay: &Relay, family: &Family, message: &Message<'_>
     match (text(BUS_NAME), text(DEV_NAME)) {
         (Some(bus), Some(device)) => {
             let device = DeviceName::parse(bus, device);
-            match device.and_then(|device| relay.cards.now(cx).owner(device)) {
+            let owner = device.and_then(|device| relay.cards.now(cx).owner(device));
+            match owner.filter(|card| relay.cards.is_home(*card, &relay.socket.kernel)) {
                 Some(card) => Destination::Card(card),
                 None if family.in_kernel => Destination::Kernel,
+                // As for a device that there is not.
+                None if owner.is_some() => Destination::Refused(Errno::NODEV),
                 // No card has it: the first one refuses it as well as any.
                 None => Destination::Card(0),
             }

@@ -10,7 +10,7 @@ use netlink::rtnl::{
 };
 use netlink::{Attribute, BuildError, Builder, Message, attributes, find};
 
-use crate::cards::IndexedView;
+use crate::cards::{CardNetdev, IndexedView};
 
 const AF_UNSPEC: u8 = 0;
 const DEVLINK_ATTR_BUS_NAME: u16 = 1;
@@ -33,14 +33,14 @@ pub(super) fn names_kind(attributes: &[u8]) -> bool {
     info.is_some_and(|info| find(info.value, IFLA_INFO_KIND).is_some())
 }
 
-/// The message as it is for a card's netdev.
+/// The message as it is for a card's netdev. `None`: the card does not have it in its view, as it is being made or
+/// deleted; then only what a netdev of hardware has not is left out.
 ///
 /// # Errors
 /// The attributes of the netdev are too long for a message.
 pub(super) fn rewritten(
     message: &Message<'_>,
-    view: &IndexedView,
-    netdev: &Netdev,
+    netdev: Option<&CardNetdev>,
     query: Query,
 ) -> Result<Vec<u8>, BuildError> {
     let payload = message.payload();
@@ -50,8 +50,8 @@ pub(super) fn rewritten(
     netlink::message(message.header, |to| {
         to.raw(info);
         attributes(content).flatten().for_each(|attribute| keep(to, &attribute, whole));
-        if whole {
-            describe(to, view, netdev, query);
+        if let (true, Some(netdev)) = (whole, netdev) {
+            describe(to, &netdev.view, netdev, query);
         }
     })
 }

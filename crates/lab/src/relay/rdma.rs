@@ -59,6 +59,8 @@ struct Device<'a> {
     index: u32,
     device: &'a RdmaDevice,
     firmware: &'a str,
+    /// The index of the card.
+    card: usize,
 }
 
 /// The answer to a request: its messages, or an error number.
@@ -109,7 +111,7 @@ fn devices<'a>(relay: &Relay, views: &'a Views) -> Vec<Device<'a>> {
     let of = |(n, view): (usize, &'a IndexedView)| {
         let firmware = view.card.profile.firmware.as_str();
         let index = move |device: &RdmaDevice| (base + PER_CARD * n as u32).wrapping_add(device.index);
-        view.card.rdma.iter().map(move |device| Device { index: index(device), device, firmware })
+        view.card.rdma.iter().map(move |device| Device { index: index(device), device, firmware, card: n })
     };
     views.each().flat_map(of).collect()
 }
@@ -194,19 +196,18 @@ fn port_message(
     device: &Device<'_>,
     port: &RdmaPort,
 ) -> Result<Vec<u8>, BuildError> {
-    let socket = &relay.socket.kernel;
     // A netdev in another network namespace is not named, and the port is down.
-    let netdev = port.netdev.as_deref().and_then(|name| {
-        let index = rustix::net::netdevice::name_to_index(socket, name).ok()?;
-        Some((index, name, sys::netdev_flags(socket, name).is_ok_and(|flags| flags & IFF_RUNNING != 0)))
+    let netdev =
+        port.netdev.as_deref().and_then(|name| relay.cards.place_of(cx, &relay.socket.kernel, device.card, name));
+    let up = netdev.as_ref().is_some_and(|(_, name)| {
+        sys::netdev_flags(&relay.socket.kernel, name).is_ok_and(|flags| flags & IFF_RUNNING != 0)
     });
-    let up = netdev.is_some_and(|(_, _, running)| running);
     answer_message(cx, relay, request, |to| {
         to.u32(DEV_INDEX, device.index).text(DEV_NAME, &device.device.name).u32(PORT_INDEX, port.number);
         to.u8(PORT_STATE, if up { ACTIVE } else { DOWN });
         to.u8(PORT_PHYS_STATE, if up { LINK_UP } else { DISABLED });
-        if let Some((index, name, _)) = netdev {
-            to.u32(NDEV_INDEX, index).text(NDEV_NAME, name);
+        if let Some((index, name)) = netdev {
+            to.u32(NDEV_INDEX, index).text(NDEV_NAME, &name);
         }
     })
 }

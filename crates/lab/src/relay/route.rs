@@ -8,14 +8,15 @@ use std::collections::VecDeque;
 
 use devlink::view::{self, Role};
 use netlink::rtnl::{
-    IFINFOMSG as IFINFO, IFLA_ALT_IFNAME, IFLA_EXT_MASK, IFLA_IFNAME, IFLA_NET_NS_FD, IFLA_NET_NS_PID,
+    IFINFOMSG as IFINFO, IFLA_ALT_IFNAME, IFLA_EXT_MASK, IFLA_GROUP, IFLA_IFNAME, IFLA_NET_NS_FD, IFLA_NET_NS_PID,
     IFLA_VFINFO_LIST, RTM_DELLINK, RTM_GETLINK, RTM_NEWLINK, RTM_SETLINK,
 };
 use netlink::{BuildError, Errno, Flags, Message, attributes, find, messages, nlmsgerr_attr, u32_at};
 
 use crate::card::Refusal;
-use crate::cards::{IndexedView, Views};
+use crate::cards::CardNetdev;
 use crate::lock_order::Cx;
+use crate::network::Peer;
 
 use super::link::{self, Query};
 use super::{Handler, ROOM, Relay, descriptors, vf};
@@ -39,6 +40,7 @@ impl Handler for Route {
             match message.header.kind {
                 RTM_GETLINK => self.remember(&message),
                 RTM_NEWLINK | RTM_SETLINK => concerns_card |= vfs_in(&message).is_some() || moves(&message),
+                RTM_DELLINK => concerns_card = true,
                 _ => {}
             }
         }
@@ -48,7 +50,10 @@ impl Handler for Route {
         }
         let mut buffer = vec![0; ROOM];
         for message in messages(packet) {
-            if !refuse_to_move_uplink(cx, relay, &message) && !set_vfs(cx, relay, &message) {
+            let answered = refuse_to_move_uplink(cx, relay, &message)
+                || refuse_to_delete(cx, relay, &message)
+                || set_vfs(cx, relay, &message);
+            if !answered {
                 let (bytes, _held) = descriptors::translated(&message, relay.sender.process);
                 relay.pass_on(cx, &bytes);
             }
@@ -61,22 +66,30 @@ impl Handler for Route {
         if !has_links {
             return relay.queue.push(messages(datagram).map(|m| m.bytes()));
         }
+        let peers = peers_in(cx, relay, datagram);
         let views = relay.cards.now(cx);
-        let mut rewritten: Vec<Option<Vec<u8>>> = Vec::new();
-        let mut omitted: Vec<bool> = Vec::new();
-        for message in messages(datagram) {
-            let found = self.netdev_of(&message, &views);
-            omitted.push(found.as_ref().is_some_and(|(_, query)| query.by_kind));
+        let of = |(message, peer): (Message<'_>, Option<Peer>)| {
+            let Some(peer) = peer else { return Some(message.bytes().to_vec()) };
+            let query = self.query_of(&message);
+            if query.by_kind {
+                return None;
+            }
             // A message that cannot be built is passed on as the kernel sent it.
-            rewritten
-                .push(found.and_then(|((view, netdev), query)| link::rewritten(&message, view, netdev, query).ok()));
-        }
-        let messages = messages(datagram).zip(&rewritten).zip(&omitted).filter(|(_, omitted)| !**omitted);
-        relay.queue.push(messages.map(|((message, rewritten), _)| rewritten.as_deref().unwrap_or(message.bytes())));
+            let rewritten = link::rewritten(&message, views.netdev(peer).as_ref(), query);
+            Some(rewritten.unwrap_or_else(|_| message.bytes().to_vec()))
+        };
+        let rewritten: Vec<Vec<u8>> = messages(datagram).zip(peers).filter_map(of).collect();
+        relay.queue.push(rewritten.iter().map(|message| &message[..]));
     }
 }
 
-type Netdev<'a> = (&'a IndexedView, &'a view::Netdev);
+/// For each message of a datagram, the peer of the card's netdev that it is about.
+fn peers_in(cx: Cx<'_, '_>, relay: &mut Relay, datagram: &[u8]) -> Vec<Option<Peer>> {
+    match relay.network(cx) {
+        Some(network) => network.peers_in(cx, &relay.cards, datagram),
+        None => messages(datagram).map(|_| None).collect(),
+    }
+}
 
 impl Route {
     fn remember(&mut self, message: &Message<'_>) {
@@ -93,25 +106,20 @@ impl Route {
         self.queries.push_back((message.header.sequence, query));
     }
 
-    /// The card's netdev that a message of the kernel is about, and the query that it answers.
-    fn netdev_of<'n>(&self, message: &Message<'_>, views: &'n Views) -> Option<(Netdev<'n>, Query)> {
-        if !matches!(message.header.kind, RTM_NEWLINK | RTM_DELLINK) {
-            return None;
-        }
-        let name = find(message.after(IFINFO)?, IFLA_IFNAME)?;
-        let (_, view, netdev) = views.netdev(name.string()?)?;
+    /// The query that a message of the kernel answers.
+    fn query_of(&self, message: &Message<'_>) -> Query {
         // A notification, with a port of 0, answers no query.
         let query = self.queries.iter().find(|(seq, _)| message.header.port != 0 && *seq == message.header.sequence);
-        Some(((view, netdev), query.map(|(_, query)| *query).unwrap_or_default()))
+        query.map(|(_, query)| *query).unwrap_or_default()
     }
 }
 
 /// If a message sets VFs of a card's PF, sets them at the card, passes the rest of the message on to the kernel, and
 /// returns `true`.
 fn set_vfs(cx: Cx<'_, '_>, relay: &mut Relay, message: &Message<'_>) -> bool {
-    let (Some(list), Some(name)) = (vfs_in(message), name_in(relay, message)) else { return false };
-    let views = relay.cards.now(cx);
-    let Some((card, _, netdev)) = views.netdev(&name) else { return false };
+    let Some(list) = vfs_in(message) else { return false };
+    let Some(netdev) = netdev_in(cx, relay, message) else { return false };
+    let card = netdev.card;
     let view::DeviceName::Pci(device) = netdev.parent else { return false };
     let refused = |errno| Err(Refusal { errno, message: String::new() });
     let done = match vf::commands(device, list) {
@@ -156,13 +164,35 @@ fn moves(message: &Message<'_>) -> bool {
 fn refuse_to_move_uplink(cx: Cx<'_, '_>, relay: &mut Relay, message: &Message<'_>) -> bool {
     // A sender that may not move the netdev at all gets the kernel's refusal.
     let may_move = moves(message) && relay.may_administer();
-    let Some(name) = may_move.then(|| name_in(relay, message)).flatten() else { return false };
-    let views = relay.cards.now(cx);
-    let is_pinned = views.netdev(&name).is_some_and(|(_, _, netdev)| netdev.role == Role::Pf && netdev.in_switch);
+    let netdev = may_move.then(|| netdev_in(cx, relay, message)).flatten();
+    let is_pinned = netdev.is_some_and(|netdev| netdev.role == Role::Pf && netdev.in_switch);
     if is_pinned {
         refuse(cx, relay, message, Errno::INVAL, "The interface netns is immutable");
     }
     is_pinned
+}
+
+/// Refuses a message that deletes a netdev of a card, or a group of netdevs with one in it, and returns `true`: only the
+/// driver of a netdev of hardware deletes it (`rtnl_dellink`, `rtnl_group_dellink`: no `rtnl_link_ops`).
+fn refuse_to_delete(cx: Cx<'_, '_>, relay: &mut Relay, message: &Message<'_>) -> bool {
+    let deletes = message.header.kind == RTM_DELLINK && message.header.is_request() && relay.may_administer();
+    if !deletes {
+        return false;
+    }
+    let names_one = u32_at(message.payload(), 4) != Some(0) || name_in(message).is_some();
+    let group = message.after(IFINFO).and_then(|content| find(content, IFLA_GROUP)?.u32()).filter(|_| !names_one);
+    let concerned = match group {
+        Some(group) => relay.network(cx).is_some_and(|network| {
+            let views = relay.cards.now(cx);
+            let peers = network.look(cx, &relay.cards, |table| table.peers_in_group(group));
+            peers.into_iter().any(|peer| views.netdev(peer).is_some())
+        }),
+        None => netdev_in(cx, relay, message).is_some(),
+    };
+    if concerned {
+        refuse(cx, relay, message, Errno::OPNOTSUPP, "");
+    }
+    concerned
 }
 
 /// Whether a message sets something of a link.
@@ -176,14 +206,19 @@ fn vfs_in<'a>(message: &Message<'a>) -> Option<&'a [u8]> {
     Some(find(attributes, IFLA_VFINFO_LIST)?.value)
 }
 
-/// The name of the netdev that a request is about, in the program's network namespace.
-fn name_in(relay: &Relay, message: &Message<'_>) -> Option<String> {
-    let index = u32_at(message.payload(), 4).filter(|index| *index != 0);
-    if let Some(index) = index {
-        return rustix::net::netdevice::index_to_name(&relay.socket.kernel, index).ok();
+/// The card's netdev that a request is about, in the program's network namespace.
+fn netdev_in(cx: Cx<'_, '_>, relay: &Relay, message: &Message<'_>) -> Option<CardNetdev> {
+    let (cards, socket) = (&relay.cards, &relay.socket.kernel);
+    if let Some(index) = u32_at(message.payload(), 4).filter(|index| *index != 0) {
+        return cards.netdev_at(cx, socket, index);
     }
+    cards.netdev_named(cx, socket, name_in(message)?)
+}
+
+/// The name of the netdev that a request without an index is about.
+fn name_in<'a>(message: &Message<'a>) -> Option<&'a str> {
     let attributes = message.after(IFINFO)?;
-    let named = |kind| find(attributes, kind)?.string().map(str::to_owned);
+    let named = |kind| find(attributes, kind).and_then(|name| name.string());
     named(IFLA_IFNAME).or_else(|| named(IFLA_ALT_IFNAME))
 }
 

@@ -14,6 +14,7 @@ use super::queue::Queue;
 use super::socket::{Request, Socket};
 use crate::cards::Cards;
 use crate::lock_order::Cx;
+use crate::network::{Network, NetworkId};
 use crate::process::{self, Caller, NET_ADMIN};
 use crate::supervisor::Reply;
 
@@ -24,6 +25,8 @@ pub(super) struct Relay {
     pub(super) socket: Arc<Socket>,
     pub(super) cards: Arc<Cards>,
     pub(super) queue: Queue,
+    /// The network namespace of the socket, once it was needed.
+    network: Option<(NetworkId, Arc<Network>)>,
     /// The process that sent the packet that is being handled.
     pub(super) sender: Caller,
     /// Lets the call return that sent the packet.
@@ -36,7 +39,15 @@ impl Relay {
     /// `end`: our end of the program's socket.
     pub(super) fn new(end: OwnedFd, socket: Arc<Socket>, cards: Arc<Cards>) -> Self {
         let sender = socket.caller;
-        Self { end, socket, cards, queue: Queue::default(), sender, reply: None, deaf: false }
+        Self { end, socket, cards, queue: Queue::default(), network: None, sender, reply: None, deaf: false }
+    }
+
+    /// The netdevs of the socket's network namespace. `None`: none of them can be a card's.
+    pub(super) fn network(&mut self, cx: Cx<'_, '_>) -> Option<Arc<Network>> {
+        if self.network.is_none() {
+            self.network = self.cards.networks.of_socket(cx, &self.socket.kernel);
+        }
+        self.network.as_ref().map(|(_, network)| Arc::clone(network))
     }
 
     /// Waits until something arrives, and carries it. `false`: the program has closed its socket.

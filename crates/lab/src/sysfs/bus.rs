@@ -12,8 +12,7 @@ use netlink::Errno;
 use super::pci;
 use super::text::{event, line, name, number};
 use super::tree::{
-    Act, Attribute, AttributeContext, EMPTY, Entry, LibraryFile, LowerPath, LowerTree, Netdevs, Subject, Template,
-    Text, Tree,
+    Act, Attribute, AttributeContext, EMPTY, Entry, LibraryFile, LowerPath, LowerTree, Subject, Template, Text, Tree,
 };
 
 /// A card that is added to the tree.
@@ -257,10 +256,8 @@ pub(super) fn root(tree: &mut Tree, release: &str) {
         over(tree, path, &EMPTY);
     }
     over(tree, "devices/virtual/net", &EMPTY);
-    for (path, netdevs) in [("class/net", Netdevs::Linked), ("devices/virtual/net", Netdevs::Hidden)] {
-        if let Some(dir) = tree.existing(path) {
-            dir.netdevs = netdevs;
-        }
+    if let Some(dir) = tree.existing("devices/virtual/net") {
+        dir.hides_netdevs = true;
     }
     library(tree, release);
 }

@@ -58,11 +58,6 @@ impl Lower {
         statat(self.base(place.base)?, path, AtFlags::SYMLINK_NOFOLLOW)
     }
 
-    /// Whether a path below `/sys` exists.
-    pub(super) fn has(&self, path: &str) -> bool {
-        statat(&self.sys, path, AtFlags::SYMLINK_NOFOLLOW).is_ok()
-    }
-
     /// Opens a file.
     pub(super) fn open(&self, place: &LowerPath, flags: OFlags) -> Result<OwnedFd, Errno> {
         let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;

@@ -1,23 +1,25 @@
 //! The cards' tree merged with the kernel's, as an overlay: the cards' tree is the upper one, and where it has nothing
 //! the lower one (the kernel's `/sys`, the system's `/lib/modules`) is seen.
 
-use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use devlink::view;
 use lockdep::{LockBefore, Locked, Mutex};
 use netlink::Errno;
 
 use super::library::{Contents, Indexes, module_file};
-use super::lower::{Found, Lower, list};
+use super::lower::{Lower, list};
 use super::nodes::Nodes;
 use super::tree::{
-    Attribute, AttributeContext, Dir, Entry, Kind, LibraryFile, LowerPath, LowerTree, Netdevs, Template, Tree, follow,
-    number, relative,
+    Attribute, AttributeContext, Dir, Entry, Kind, LibraryFile, LowerPath, LowerTree, Template, Tree, follow, number,
+    relative,
 };
 use crate::Card;
+use crate::cards::Cards;
 use crate::lock_order::{CurrentTree, ModuleIndexes, TreeRebuild};
+use crate::network::{Network, NetworkSockets, Peer};
 
 /// What a node of the merged tree is.
 pub(super) enum Node<'t> {
@@ -48,25 +50,36 @@ type List<'t> = (Vec<Listed<'t>>, Option<OwnedFd>);
 
 /// The merged tree, and what it is made of.
 pub(super) struct MergedTree {
-    pub(super) cards: Vec<Arc<dyn Card>>,
+    pub(super) cards: Cards,
+    /// The netdevs in the network namespace that `/sys` shows.
+    network: Network,
     pub(super) lower: Lower,
     pub(super) nodes: Nodes,
     release: String,
-    tree: Mutex<CurrentTree, Arc<Tree>>,
+    tree: Mutex<CurrentTree, Current>,
     rebuild: Mutex<TreeRebuild, ()>,
     indexes: Mutex<ModuleIndexes, Option<(Contents, Arc<Indexes>)>>,
 }
 
+/// The tree that was made last.
+#[derive(Clone)]
+struct Current {
+    tree: Arc<Tree>,
+    /// The [version](crate::network::Table::version) of the netdevs from which it was made.
+    netdevs: u64,
+}
+
 impl MergedTree {
     /// `release`: the kernel's release, as `uname -r` prints it.
-    pub(super) fn new(cards: Vec<Arc<dyn Card>>, lower: Lower, release: String) -> Self {
-        let empty = Tree::new(vec![None; cards.len()], &release);
+    pub(super) fn new(cards: Vec<Arc<dyn Card>>, network: NetworkSockets, lower: Lower, release: String) -> Self {
+        let empty = Tree::new(vec![None; cards.len()], &release, &|_, _| None);
         Self {
-            cards,
+            cards: Cards::new(cards),
+            network: Network::new(network),
             lower,
             nodes: Nodes::default(),
             release,
-            tree: Mutex::new(Arc::new(empty)),
+            tree: Mutex::new(Current { tree: Arc::new(empty), netdevs: 0 }),
             rebuild: Mutex::new(()),
             indexes: Mutex::new(None),
         }
@@ -85,9 +98,17 @@ impl MergedTree {
         if let Some(tree) = self.current(&mut cx) {
             return tree;
         }
-        let views = self.cards.iter().map(|card| card.view().ok()).collect();
-        let tree = Arc::new(Tree::new(views, &self.release));
-        let replaced = std::mem::replace(&mut *self.tree.lock_leaf(&mut cx), Arc::clone(&tree));
+        // The views first: a card publishes a netdev after it has made it.
+        let views = self.cards.each().map(|card| card.view().ok()).collect();
+        let current = self.network.look(&mut cx, &self.cards, |table| {
+            let name = |card, netdev: &view::Netdev| {
+                let (_, name) = table.netdev(Peer { card, index: netdev.peer? })?;
+                Some(name.to_owned())
+            };
+            Current { tree: Arc::new(Tree::new(views, &self.release, &name)), netdevs: table.version() }
+        });
+        let tree = Arc::clone(&current.tree);
+        let replaced = std::mem::replace(&mut *self.tree.lock_leaf(&mut cx), current);
         // Without the lock: the tree of a card with many VFs takes a while to free.
         drop(replaced);
         tree
@@ -95,13 +116,13 @@ impl MergedTree {
 
     /// The tree that was made last, if no view has changed since.
     fn current<L>(&self, cx: &mut Locked<'_, L>) -> Option<Arc<Tree>> {
-        let tree = Arc::clone(&self.tree.lock_leaf(cx));
-        let same = self.cards.iter().zip(&tree.cards).all(|(card, shown)| match (card.view(), shown) {
+        let Current { tree, netdevs } = self.tree.lock_leaf(cx).clone();
+        let same = self.cards.each().zip(&tree.cards).all(|(card, shown)| match (card.view(), shown) {
             (Ok(view), Some(shown)) => Arc::ptr_eq(&view, shown),
             (Err(_), None) => true,
             _ => false,
         });
-        same.then_some(tree)
+        (same && self.network.look(cx, &self.cards, |table| table.version()) == netdevs).then_some(tree)
     }
 
     /// What attributes of a directory are read and written with.
@@ -136,7 +157,7 @@ impl MergedTree {
         if let Some(node) = in_template(dir, dir.template, text) {
             return Ok(node);
         }
-        if dir.netdevs == Netdevs::Hidden && tree.netdev(text).is_some() {
+        if dir.hides_netdevs && tree.netdev(text).is_some() {
             return Err(Errno::NOENT);
         }
         let lower = || Ok(Node::Lower(join(dir.lower.as_ref().ok_or(Errno::NOENT)?, name)?));
@@ -145,7 +166,6 @@ impl MergedTree {
                 let path = number(dir.number, text.as_bytes(), Kind::Dir);
                 tree.dir(path).map(Node::Dir).ok_or(Errno::NOENT)
             }
-            Some(Entry::Link(_)) if dir.netdevs == Netdevs::Linked && !self.has_lower(dir, name) => Err(Errno::NOENT),
             Some(Entry::Link(target)) => Ok(Node::Link(target)),
             Some(Entry::Library(LibraryFile::Filler(_))) if self.has_lower(dir, name) => lower(),
             Some(Entry::Library(file)) => Ok(Node::Library(*file)),
@@ -155,11 +175,6 @@ impl MergedTree {
 
     fn has_lower(&self, dir: &Dir, name: &OsStr) -> bool {
         dir.lower.as_ref().is_some_and(|lower| self.lower.status(lower, name).is_ok())
-    }
-
-    /// Whether a directory of the cards' tree exists now: the kernel has what it needs.
-    pub(super) fn exists(&self, dir: &Dir) -> bool {
-        dir.needs.as_ref().is_none_or(|path| self.lower.has(path))
     }
 
     /// Lists a directory.
@@ -185,25 +200,20 @@ impl MergedTree {
         let mut listed = Vec::with_capacity(found.len() + 16);
         if let Some(dir) = dir {
             list_template(dir, dir.template, &mut listed);
-            self.list_entries(tree, dir, &found, &mut listed);
+            self.list_entries(tree, dir, &mut listed);
         }
         let seen = found.into_iter().filter(|found| dir.is_none_or(|dir| !covers(tree, dir, &found.name)));
         listed.extend(seen.map(|found| Listed { name: found.name, kind: found.kind, node: None }));
         Ok((listed, fd))
     }
 
-    fn list_entries<'t>(&self, tree: &'t Tree, dir: &'t Dir, lower: &[Found], listed: &mut Vec<Listed<'t>>) {
-        let linked = dir.netdevs == Netdevs::Linked;
-        let only: HashSet<&OsStr> = lower.iter().filter(|_| linked).map(|found| &*found.name).collect();
+    fn list_entries<'t>(&self, tree: &'t Tree, dir: &'t Dir, listed: &mut Vec<Listed<'t>>) {
         for (name, entry) in &dir.entries {
             let name = OsStr::new(&**name);
-            if linked && !only.contains(name) {
-                continue;
-            }
             let (kind, node) = match entry {
                 Entry::Dir => {
                     let number = number(dir.number, name.as_encoded_bytes(), Kind::Dir);
-                    match tree.dir(number).filter(|dir| self.exists(dir)) {
+                    match tree.dir(number) {
                         Some(dir) => (Kind::Dir, Node::Dir(dir)),
                         None => continue,
                     }
@@ -303,7 +313,7 @@ fn covers(tree: &Tree, dir: &Dir, name: &OsStr) -> bool {
     let Some(name) = name.to_str() else { return false };
     let constant = dir.template.attribute(name).is_some() || dir.template.subdir(name).is_some();
     let entry = dir.entries.get(name).is_some_and(|entry| !matches!(entry, Entry::Library(LibraryFile::Filler(_))));
-    constant || entry || (dir.netdevs == Netdevs::Hidden && tree.netdev(name).is_some())
+    constant || entry || (dir.hides_netdevs && tree.netdev(name).is_some())
 }
 
 fn in_template<'t>(dir: &'t Dir, template: &'static Template, name: &str) -> Option<Node<'t>> {

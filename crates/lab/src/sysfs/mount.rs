@@ -29,6 +29,7 @@ use rustix::mount::{
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
+use crate::network::NetworkSockets;
 use channel::{receive, send};
 use modules::Modules;
 
@@ -136,7 +137,12 @@ impl Mounter {
         let kept = copy(format!("/sys/{KEPT}")).ok();
         let modules = Modules::find();
         mount_fuse(&fuse)?;
-        let mut fds = vec![fuse.as_fd(), sys.as_fd()];
+        let network = NetworkSockets::open().map_err(|source| {
+            let what = "opening netlink sockets".to_owned();
+            SysfsError::System { what, source }
+        })?;
+        let [listener, query] = network.descriptors();
+        let mut fds = vec![fuse.as_fd(), sys.as_fd(), listener, query];
         fds.extend(modules.systems.as_ref().map(AsFd::as_fd));
         fds.extend(modules.made.as_ref().and_then(|made| made.0.as_ref()).map(AsFd::as_fd));
         let word: &[u8] = match (&modules.systems, &modules.made) {
@@ -145,7 +151,7 @@ impl Mounter {
             (Some(_), Some(_)) => b"modules, made",
         };
         send(&self.socket, word, &fds).map_err(system("sending the mounts to the supervisor"))?;
-        drop((fuse, sys));
+        drop((fuse, sys, network));
         let mut answer = [0; 16];
         match receive(&self.socket, &mut answer) {
             Ok((length, _)) if answer.get(..length) == Some(b"serving") => {}

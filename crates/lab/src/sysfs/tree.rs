@@ -61,17 +61,6 @@ pub enum LibraryFile {
     Filler(&'static str),
 }
 
-/// How a directory depends on the kernel's netdevs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Netdevs {
-    /// Not at all.
-    None,
-    /// A link in it is shown only if the kernel has one of that name.
-    Linked,
-    /// The kernel's directory contains the cards' netdevs, which are hidden here and shown elsewhere.
-    Hidden,
-}
-
 /// A directory.
 pub struct Dir {
     /// Its number.
@@ -88,11 +77,13 @@ pub struct Dir {
     pub entries: BTreeMap<Box<str>, Entry>,
     /// Whether it exists as long as the lab does.
     pub lasting: bool,
-    /// A path below the kernel's `/sys`: the directory exists only if that does.
-    pub needs: Option<String>,
-    /// How it depends on the kernel's netdevs.
-    pub netdevs: Netdevs,
+    /// The kernel's directory contains the cards' netdevs, which are hidden here and shown elsewhere.
+    pub hides_netdevs: bool,
 }
+
+/// The name that a netdev of the card with an index has in the network namespace which `/sys` shows. `None`: it is not
+/// there.
+pub type NetdevNames<'a> = dyn Fn(usize, &view::Netdev) -> Option<String> + 'a;
 
 /// Everything that cards have in `/sys` and `/lib/modules`.
 pub struct Tree {
@@ -104,7 +95,7 @@ pub struct Tree {
 
 impl Tree {
     /// Makes the tree from the cards' views. `release`: the kernel's release, as `uname -r` prints it.
-    pub fn new(cards: Vec<Option<Arc<view::Card>>>, release: &str) -> Self {
+    pub fn new(cards: Vec<Option<Arc<view::Card>>>, release: &str, names: &NetdevNames<'_>) -> Self {
         let mut tree = Self { cards: cards.clone(), dirs: ByNumber::default(), netdevs: HashMap::new() };
         super::bus::root(&mut tree, release);
         for (at, card) in cards.iter().enumerate() {
@@ -114,7 +105,7 @@ impl Tree {
             super::bus::add_modules(&mut tree, &added);
             super::pci::add(&mut tree, &added);
             super::bus::add_auxiliary(&mut tree, &added);
-            super::net::add(&mut tree, &added);
+            super::net::add(&mut tree, &added, names);
             super::rdma::add(&mut tree, &added);
         }
         tree
@@ -149,8 +140,7 @@ impl Tree {
             subject,
             entries: BTreeMap::new(),
             lasting: false,
-            needs: None,
-            netdevs: Netdevs::None,
+            hides_netdevs: false,
         })
     }
 

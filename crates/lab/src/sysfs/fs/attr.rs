@@ -61,21 +61,7 @@ impl SysFs {
 
     /// The attributes of a node, and for how long the kernel may assume that it exists. `number_of` gives the node's
     /// number. ENOENT if the node does not exist.
-    fn attr<L>(
-        &self,
-        cx: &mut Locked<'_, L>,
-        tree: &Tree,
-        node: &Node<'_>,
-        number_of: impl Fn(Kind) -> u64,
-    ) -> Result<(FileAttr, Duration), Errno> {
-        match node {
-            Node::Dir(dir) if !self.merged.exists(dir) => Err(Errno::NOENT),
-            node => self.attr_of_existing(cx, tree, node, number_of),
-        }
-    }
-
-    /// The same of a node that is known to exist.
-    pub(super) fn attr_of_existing<L>(
+    pub(super) fn attr<L>(
         &self,
         cx: &mut Locked<'_, L>,
         tree: &Tree,

@@ -146,7 +146,7 @@ impl SysFs {
             let number = number(at, entry.name.as_encoded_bytes(), entry.kind);
             let attr = match &entry.node {
                 None => None,
-                Some(node) => match self.attr_of_existing(cx, &tree, node, |_| number) {
+                Some(node) => match self.attr(cx, &tree, node, |_| number) {
                     Ok(attr) => Some(attr),
                     // It has been removed meanwhile.
                     Err(_) => continue,

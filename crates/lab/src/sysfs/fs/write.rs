@@ -50,7 +50,7 @@ impl Job {
                 written.map_err(|error| errno_of(&error))?
             }
             Self::Perform(of, command) => {
-                let meant = merged.cards.iter().enumerate().filter(|(at, _)| of.is_none_or(|of| of == *at));
+                let meant = merged.cards.each().enumerate().filter(|(at, _)| of.is_none_or(|of| of == *at));
                 for (_, card) in meant {
                     card.perform(&command).map_err(|refusal| refusal.errno)?;
                 }

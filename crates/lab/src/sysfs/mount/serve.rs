@@ -9,6 +9,7 @@ use super::channel::{receive, send};
 use super::modules::{Made, release};
 use super::{SysfsError, system};
 use crate::Card;
+use crate::network::NetworkSockets;
 use crate::sysfs::fs::SysFs;
 use crate::sysfs::lower::Lower;
 use crate::sysfs::merged::MergedTree;
@@ -33,12 +34,14 @@ impl Server {
         let (length, fds) = receive(&self.socket, &mut word).map_err(system("receiving from the lab"))?;
         let word = word.get(..length).unwrap_or_default();
         let mut fds = fds.into_iter();
-        let (Some(fuse), Some(sys)) = (fds.next(), fds.next()) else {
+        let (Some(fuse), Some(sys), Some(listener), Some(query)) = (fds.next(), fds.next(), fds.next(), fds.next())
+        else {
             return Err(SysfsError::OtherHalf("mount"));
         };
+        let network = NetworkSockets::received(listener, query);
         let modules = if word.starts_with(b"modules") { fds.next() } else { None };
         let made = if word.ends_with(b"made") { fds.next() } else { None }.map(|dir| Made(Some(dir)));
-        let merged = MergedTree::new(cards, Lower::new(sys, modules), release());
+        let merged = MergedTree::new(cards, network, Lower::new(sys, modules), release());
         let mut config = fuser::Config::default();
         config.acl = fuser::SessionACL::All;
         config.n_threads = Some(THREADS);

@@ -92,6 +92,11 @@ impl<'a> AttributeContext<'a> {
         self.at(card)?.netdevs.get(at).ok_or(Errno::NODEV)
     }
 
+    /// The name of the attribute's directory.
+    pub fn name(&self) -> &'a str {
+        self.dir.path.rsplit('/').next().unwrap_or_default()
+    }
+
     /// The subject, an RDMA device or a port of it.
     pub fn rdma(&self) -> Result<&'a view::RdmaDevice, Errno> {
         match self.dir.subject {

@@ -1,0 +1,78 @@
+//! The netdev that devlink names for a port: as it is called in the network namespace of the program, and only if it is
+//! there (`devlink_nl_port_fill`). A card does not know that namespace, and the name that it knows may be older than
+//! the last rename.
+
+use ::netlink::{GENL_HEADER, Message, attributes, find};
+use devlink::numbers::{attribute, command};
+use devlink::view::DeviceName;
+use eswitch::{PortHandle, PortIndex};
+
+use crate::cards::Views;
+use crate::lock_order::Cx;
+use crate::network::Peer;
+use crate::relay::Relay;
+
+/// Names the netdevs in messages that describe ports. Other messages stay as they are.
+pub(super) fn name_netdevs(cx: Cx<'_, '_>, relay: &mut Relay, mut sent: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
+    if !sent.iter().any(|bytes| Message::first(bytes).is_some_and(|message| has_netdev(&message))) {
+        return sent;
+    }
+    let views = relay.cards.now(cx);
+    let Some(network) = relay.network(cx) else { return sent };
+    network.look(cx, &relay.cards, |table| {
+        for bytes in &mut sent {
+            let Some(message) = Message::first(bytes).filter(has_netdev) else { continue };
+            let Some(peer) = peer_of(&views, &message) else { continue };
+            // A message that cannot be built stays as the card has sent it.
+            if let Ok(Some(renamed)) = with_netdev(&message, table.netdev(peer)) {
+                *bytes = renamed;
+            }
+        }
+    });
+    sent
+}
+
+/// Whether a message describes a port with a netdev.
+fn has_netdev(message: &Message<'_>) -> bool {
+    let describes_port = message.payload().first() == Some(&command::PORT_NEW);
+    describes_port
+        && message.after(GENL_HEADER).is_some_and(|content| find(content, attribute::PORT_NETDEV_NAME).is_some())
+}
+
+/// The peer of the netdev of the port that a message describes.
+fn peer_of(views: &Views, message: &Message<'_>) -> Option<Peer> {
+    let content = message.after(GENL_HEADER)?;
+    let text = |kind| find(content, kind)?.string();
+    let name = DeviceName::parse(text(attribute::BUS_NAME)?, text(attribute::DEV_NAME)?)?;
+    let DeviceName::Pci(device) = name else { return None };
+    let index = PortIndex(find(content, attribute::PORT_INDEX)?.u32()?);
+    let card = views.owner(name)?;
+    let netdev = views.view(card)?.netdev_of_port(PortHandle { device, index })?;
+    Some(Peer { card, index: netdev.peer? })
+}
+
+/// The message with another netdev: its interface index and its name. `Ok(None)`: it is the same.
+fn with_netdev(message: &Message<'_>, netdev: Option<(u32, &str)>) -> Result<Option<Vec<u8>>, netlink::BuildError> {
+    let content = message.after(GENL_HEADER).unwrap_or_default();
+    let index = find(content, attribute::PORT_NETDEV_IFINDEX).and_then(|index| index.u32());
+    let name = find(content, attribute::PORT_NETDEV_NAME).and_then(|name| name.string());
+    if (index, name) == netdev.unzip() {
+        return Ok(None);
+    }
+    let built = netlink::message(message.header, |to| {
+        to.raw(&message.payload()[..GENL_HEADER]);
+        for attribute in attributes(content).flatten() {
+            match (attribute.kind, netdev) {
+                (attribute::PORT_NETDEV_IFINDEX, _) => {}
+                (attribute::PORT_NETDEV_NAME, Some((index, name))) => {
+                    to.u32(attribute::PORT_NETDEV_IFINDEX, index).text(attribute::PORT_NETDEV_NAME, name);
+                }
+                (attribute::PORT_NETDEV_NAME, None) => {}
+                _ => {
+                    to.copy(&attribute);
+                }
+            }
+        }
+    });
+    built.map(Some)
+}
