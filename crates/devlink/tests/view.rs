@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use card_memory::MemoryCard;
-use devlink::view::{self, Card, DeviceName, Profile, Role};
+use devlink::view::{self, Appearance, Card, DeviceName, Profile, Role};
 use eswitch::auxiliary::{AuxKind, AuxiliaryName};
 use eswitch::card::Card as _;
 use eswitch::{CardConfig, Engine, FunctionChange, Mode, PciAddress, SfNum};

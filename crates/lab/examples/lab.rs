@@ -1,10 +1,11 @@
 //! Runs a program in a lab with a card that a file describes, to try a lab by hand and in tests:
 //!
 //! ```text
-//! lab [--exact] [--netns NAME | --join PID] [--commands FILE] CARD.json [CARD.json …] -- PROGRAM [ARGUMENT …]
+//! lab [--exact] [--netns NAME | --join PID] [--inside PATH] [--commands FILE] CARD.json [CARD.json …] -- PROGRAM [ARGUMENT …]
 //! ```
 //!
-//! The file is a `devlink::view::Card` as JSON. The card writes each command that it gets to the file after
+//! The file is a `devlink::view::Card` as JSON. Its netdevs have their peers in the network namespace at the path after
+//! `--inside`, all cards in the same one. The card writes each command that it gets to the file after
 //! `--commands`. Of their effects it shows the address of a VF, and whether a module is loaded. Its devlink has devices
 //! and ports.
 
@@ -29,6 +30,7 @@ struct Arguments {
     exact: bool,
     netns: Option<String>,
     join: Option<String>,
+    inside: Option<String>,
     commands: Option<String>,
     cards: Vec<String>,
     program: Vec<String>,
@@ -43,6 +45,7 @@ impl Arguments {
                 "--exact" => arguments.exact = true,
                 "--netns" => arguments.netns = Some(words.next()?),
                 "--join" => arguments.join = Some(words.next()?),
+                "--inside" => arguments.inside = Some(words.next()?),
                 "--commands" => arguments.commands = Some(words.next()?),
                 "--" => {
                     arguments.program = words.by_ref().collect();
@@ -57,7 +60,8 @@ impl Arguments {
 fn main() -> ExitCode {
     let Some(arguments) = Arguments::parse() else {
         eprintln!(
-            "lab [--exact] [--netns NAME | --join PID] [--commands FILE] CARD.json [CARD.json …] -- PROGRAM [ARGUMENT …]"
+            "lab [--exact] [--netns NAME | --join PID] [--inside PATH] [--commands FILE] CARD.json [CARD.json …] \
+             -- PROGRAM [ARGUMENT …]"
         );
         return ExitCode::from(2);
     };
@@ -72,11 +76,13 @@ fn main() -> ExitCode {
 
 fn start(arguments: Arguments) -> Result<i32, Box<dyn std::error::Error>> {
     let mut cards: Vec<Arc<dyn Card>> = Vec::new();
+    let network = arguments.inside.as_ref().map(File::open).transpose()?.map(|file| Arc::new(file.into()));
     for path in &arguments.cards {
         let view: view::Card = serde_json::from_reader(File::open(path)?)?;
         let open = |path| OpenOptions::new().create(true).append(true).open(path);
         let commands = arguments.commands.as_ref().map(open).transpose()?;
         cards.push(Arc::new(Described {
+            network: network.clone(),
             view: Arc::new(Mutex::new(Arc::new(view))),
             commands: Mutex::new(commands),
             listeners: Mutex::default(),
@@ -98,6 +104,7 @@ fn start(arguments: Arguments) -> Result<i32, Box<dyn std::error::Error>> {
 
 /// A card that only has a description. Its locks are of the standard library: a card is outside of the lab's order.
 struct Described {
+    network: Option<Arc<OwnedFd>>,
     view: Arc<Mutex<Arc<view::Card>>>,
     /// Where commands are written.
     commands: Mutex<Option<File>>,
@@ -110,6 +117,10 @@ fn refused(errno: Errno, message: &str) -> Refusal {
 }
 
 impl Card for Described {
+    fn network(&self) -> Option<Arc<OwnedFd>> {
+        self.network.clone()
+    }
+
     fn view(&self) -> io::Result<Arc<view::Card>> {
         let view = self.view.lock().map_err(|_| io::Error::other("poisoned"))?;
         Ok(Arc::clone(&view))

@@ -14,7 +14,7 @@ use rustix::net::netdevice::name_to_index;
 
 use crate::card::{Card, Refusal};
 use crate::lock_order::{CardIndex, RdmaMode};
-use crate::network::{NetworkId, Networks, Peer};
+use crate::network::{Network, NetworkId, Networks, Peer};
 
 /// All cards of a lab.
 pub(crate) struct Cards {
@@ -98,6 +98,13 @@ impl Views {
         Some(CardNetdev { card: peer.card, view: Arc::clone(view), at })
     }
 
+    /// The peer of the netdev that a card's view knows by a name.
+    pub fn peer_named(&self, card: usize, name: &str) -> Option<Peer> {
+        let view = self.view(card)?;
+        let netdev = view.card.netdevs.get(*view.by_name.get(name)?)?;
+        Some(Peer { card, index: netdev.peer? })
+    }
+
     /// The view of a card, by its index.
     pub fn view(&self, card: usize) -> Option<&IndexedView> {
         self.0.get(card)?.as_deref()
@@ -144,19 +151,18 @@ impl Cards {
         Views(self.cards.iter().map(|member| member.now(cx)).collect())
     }
 
-    /// The card's netdev that has an interface index in the network namespace of a socket. Together with
-    /// [`Table::peer_in`](crate::network::Table::peer_in), which decides it for a message of the kernel, this is the only
-    /// place that decides whether a netdev of the kernel is a card's.
-    pub fn netdev_at<L>(&self, cx: &mut Locked<'_, L>, socket: impl AsFd, index: u32) -> Option<CardNetdev> {
-        let (_, network) = self.networks.of_socket(cx, socket)?;
+    /// The card's netdev that has an interface index in a network namespace. Together with [`Network::peers_in`], which
+    /// decides it for messages of the kernel, this is the only place that decides whether a netdev is a card's.
+    pub fn netdev_at<L>(&self, cx: &mut Locked<'_, L>, network: &Network, index: u32) -> Option<CardNetdev> {
         let peer = network.look(cx, self, |table| table.peer_of(index))?;
         self.now(cx).netdev(peer)
     }
 
-    /// The same for a name or an alternative name.
+    /// The card's netdev that has a name, or an alternative name, in the network namespace of a socket.
     pub fn netdev_named<L>(&self, cx: &mut Locked<'_, L>, socket: impl AsFd, name: &str) -> Option<CardNetdev> {
         let index = name_to_index(socket.as_fd(), name).ok()?;
-        self.netdev_at(cx, socket, index)
+        let network = self.networks.of_socket(cx, socket)?;
+        self.netdev_at(cx, &network, index)
     }
 
     /// Whether the devlink instances of a card are in the network namespace of a socket: those that another namespace has
@@ -167,23 +173,6 @@ impl Cards {
             Some(home) => NetworkId::of_socket(&*home).is_ok_and(|home| home == id),
             None => self.networks.is_own(id),
         }
-    }
-
-    /// The interface index and the name that a netdev of a card has in the network namespace of a socket, if it is there.
-    /// `name` is the name by which the card's view knows it.
-    pub fn place_of<L>(
-        &self,
-        cx: &mut Locked<'_, L>,
-        socket: impl AsFd,
-        card: usize,
-        name: &str,
-    ) -> Option<(u32, String)> {
-        let views = self.now(cx);
-        let view = views.0.get(card)?.as_ref()?;
-        let netdev = view.card.netdevs.get(*view.by_name.get(name)?)?;
-        let peer = Peer { card, index: netdev.peer? };
-        let (_, network) = self.networks.of_socket(cx, socket)?;
-        network.look(cx, self, |table| table.netdev(peer).map(|(index, name)| (index, name.to_owned())))
     }
 
     /// Has card `n` carry out a command.

@@ -158,19 +158,21 @@ const ROOM: usize = 64 << 10;
 
 impl Network {
     pub fn new(sockets: NetworkSockets) -> Self {
-        let table = Table {
-            links: HashMap::new(),
-            by_end: HashMap::new(),
-            gone: VecDeque::new(),
-            unfinished: HashSet::new(),
-            is_complete: false,
-            cards: Vec::new(),
-            ids_changed: true,
-            version: 0,
-            sequence: 0,
-            buffer: vec![0; ROOM],
-        };
-        Self { sockets, table: Mutex::new(table) }
+        Self { sockets, table: Mutex::new(Table::new()) }
+    }
+
+    /// A network namespace with one netdev, of the first card. The kernel is not asked.
+    ///
+    /// # Errors
+    /// The process has no descriptors left.
+    pub fn of_one(namespace: Arc<OwnedFd>, index: u32, peer: u32) -> io::Result<Self> {
+        let null = || Ok::<_, io::Error>(OwnedFd::from(std::fs::File::open("/dev/null")?));
+        let mut table = Table::new();
+        table.links.insert(index, Link { name: "p0".to_owned(), group: 0, end: (0, peer), gone: false });
+        table.by_end.insert((0, peer), index);
+        table.cards.push(Some(Seen { namespace, id: Some(0) }));
+        (table.is_complete, table.ids_changed) = (true, false);
+        Ok(Self { sockets: NetworkSockets { listener: null()?, query: null()? }, table: Mutex::new(table) })
     }
 
     /// Looks at the netdevs as they are now: everything that the kernel has acknowledged to anybody is seen.
@@ -192,6 +194,21 @@ impl Network {
 }
 
 impl Table {
+    fn new() -> Self {
+        Self {
+            links: HashMap::new(),
+            by_end: HashMap::new(),
+            gone: VecDeque::new(),
+            unfinished: HashSet::new(),
+            is_complete: false,
+            cards: Vec::new(),
+            ids_changed: true,
+            version: 0,
+            sequence: 0,
+            buffer: vec![0; ROOM],
+        }
+    }
+
     /// The netdev with an interface index is a card's: its peer.
     pub fn peer_of(&self, index: u32) -> Option<Peer> {
         self.links.get(&index).filter(|link| !link.gone).and_then(|link| self.peer_at(link.end))
@@ -271,7 +288,7 @@ impl Table {
     }
 
     fn note_unfinished(&mut self, message: &Message<'_>) {
-        let index = u32_at(message.payload(), 4).filter(|index| !self.links.get(index).is_some_and(|link| !link.gone));
+        let index = u32_at(message.payload(), 4).filter(|index| self.links.get(index).is_none_or(|link| link.gone));
         self.unfinished.extend(index);
     }
 
@@ -489,25 +506,25 @@ impl Networks {
 
     /// The namespace of a socket, of whatever protocol. `None`: the supervisor has no right to look into it, so that no
     /// netdev there can be a card's.
-    pub fn of_socket<L>(&self, cx: &mut Locked<'_, L>, socket: impl AsFd) -> Option<(NetworkId, Arc<Network>)> {
+    pub fn of_socket<L>(&self, cx: &mut Locked<'_, L>, socket: impl AsFd) -> Option<Arc<Network>> {
         let id = NetworkId::of_socket(socket.as_fd()).ok()?;
         if self.is_own(id) {
             if let Some(first) = self.first.get() {
-                return Some((id, Arc::clone(first)));
+                return Some(Arc::clone(first));
             }
             let network = Arc::new(Network::new(NetworkSockets::open().ok()?));
-            return Some((id, Arc::clone(self.first.get_or_init(|| network))));
+            return Some(Arc::clone(self.first.get_or_init(|| network)));
         }
         let known = self.known.lock_leaf(cx).get(&id).and_then(Weak::upgrade);
         if let Some(known) = known {
-            return Some((id, known));
+            return Some(known);
         }
         let network = Arc::new(Network::new(open_in(&sys::network_of(socket).ok()?).ok()?));
         let mut known = self.known.lock_leaf(cx);
         known.retain(|_, network| network.strong_count() > 0);
         // Another thread may have been faster; there may be two.
         known.insert(id, Arc::downgrade(&network));
-        Some((id, network))
+        Some(network)
     }
 
     /// Whether a namespace is the lab's own.

@@ -143,7 +143,11 @@ fn a_dump_of_two_cards_is_one_answer() {
     std::fs::write(&second, text_of_first.replace("0000:08:", "0000:09:").replace("p8s0", "p9s0")).unwrap();
     let both = |program: &[&str]| {
         let mut command = Command::new(common::lab_program());
-        command.args(["--netns", &place.name]).args([&common::card(), &second]).arg("--").args(program);
+        command
+            .args(["--netns", &place.name, "--inside", &place.inside])
+            .args([&common::card(), &second])
+            .arg("--")
+            .args(program);
         text(&command.output().unwrap())
     };
     let devices = ["08", "09"].map(|bus| [0, 2, 3].map(|n| format!("pci/0000:{bus}:00.{n}\n")).concat()).concat();
@@ -271,12 +275,16 @@ fn a_lab_without_root_joins_the_namespaces_of_the_card() {
     if !can_become_user(&folder) {
         return;
     }
-    // A process keeps the namespaces; it reports when they are ready, and ends when requested.
+    // A process keeps the namespaces, and its child the card's own; it reports when they are ready, and ends when
+    // requested.
     let output = folder.shell(
-        "mkfifo $lab.ready; mkfifo $lab.done
-        unshare -Urnm sh -c 'ip link add labp0 type veth peer name labp0_0 && echo > $lab.ready; read end < $lab.done' &
-        read ready < $lab.ready
-        $lab --join $! $card -- sh -c 'ip -d link show labp0 && ip link set labp0 mtu 1400 && ip link show labp0'
+        "mkfifo $lab.ready; mkfifo $lab.done; mkfifo $lab.inside
+        unshare -Urnm sh -c 'unshare -n sh -c \"echo \\$\\$ > $lab.inside; read end < $lab.done\" &
+            read child < $lab.inside
+            nsenter -t $child -n ip link add p1001 index 1001 type veth peer name labp0 netns $$ &&
+            echo $child > $lab.ready; wait' &
+        read child < $lab.ready
+        $lab --join $! --inside /proc/$child/ns/net $card -- sh -c 'ip -d link show labp0 && ip link set labp0 mtu 1400 && ip link show labp0'
         status=$?; echo > $lab.done; wait; exit $status",
     );
     let printed = text(&output);

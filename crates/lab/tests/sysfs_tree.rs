@@ -30,7 +30,9 @@ impl Kernel for NoKernel {
 }
 
 fn tree(cards: &[&view::Card]) -> Tree {
-    Tree::new(cards.iter().map(|card| Some(Arc::new((*card).clone()))).collect(), "6.1")
+    Tree::new(cards.iter().map(|card| Some(Arc::new((*card).clone()))).collect(), "6.1", &|_, netdev| {
+        Some(netdev.name.clone())
+    })
 }
 
 fn context<'a>(tree: &'a Tree, dir: &'a Dir) -> AttributeContext<'a> {
@@ -237,7 +239,7 @@ fn cards_are_side_by_side_and_one_that_is_gone_is_not_shown() {
         panic!("it is for a card")
     };
     assert_eq!(card, Some(1));
-    let left = Tree::new(vec![None, Some(Arc::new(second))], "6.1");
+    let left = Tree::new(vec![None, Some(Arc::new(second))], "6.1", &|_, netdev| Some(netdev.name.clone()));
     assert!(left.dir_at(DEVICE).is_none());
     assert!(left.dir_at("devices/pci0000:09/0000:09:00.0").is_some());
 }

@@ -19,6 +19,7 @@ use super::{Handler, KernelSocket, Protocol, ROOM, Relay, Socket};
 use crate::card::{Card, Refusal};
 use crate::cards::Cards;
 use crate::lock_order::{self, Cx};
+use crate::network::Network;
 use crate::process::{Caller, UserNamespace};
 
 /// Has the relay of each protocol handle a datagram: as a request of a program, as a datagram of the kernel, as a
@@ -37,7 +38,7 @@ pub fn fuzzed(bytes: &[u8]) {
 }
 
 fn handle(cx: Cx<'_, '_>, protocol: Protocol, bytes: &[u8]) {
-    let card = Arc::new(Echo::new(card(), bytes));
+    let Ok(card) = Echo::new(card(), bytes).map(Arc::new) else { return };
     let Ok((mut relay, reader)) = relay_and_reader(protocol, Arc::clone(&card)) else { return };
     let mut handler: Box<dyn Handler> = match protocol {
         Protocol::Route => Box::new(Route::default()),
@@ -78,12 +79,19 @@ fn relay(protocol: Protocol, card: Arc<Echo>) -> io::Result<(Relay, OwnedFd)> {
     let kernel = KernelSocket { socket: kernel, native: false };
     let socket =
         Arc::new(Socket::new(protocol, libc::SOCK_RAW as u32, caller, kernel, Arc::new(UserNamespace::ours()))?);
+    let network = Network::of_one(Arc::clone(&card.network), 2, PEER)?;
     let cards = Arc::new(Cards::new(vec![card]));
-    Ok((Relay::new(end, socket, cards), program))
+    let mut relay = Relay::new(end, socket, cards);
+    relay.set_network(network);
+    Ok((relay, program))
 }
+
+/// The peer of the card's netdev.
+const PEER: u32 = 7;
 
 /// A card whose server answers with the given bytes, and then closes the connection.
 struct Echo {
+    network: Arc<OwnedFd>,
     view: Arc<view::Card>,
     /// How often the view was requested.
     views: AtomicUsize,
@@ -94,12 +102,22 @@ struct Echo {
 }
 
 impl Echo {
-    fn new(view: view::Card, answer: &[u8]) -> Self {
-        Self { view: Arc::new(view), views: AtomicUsize::new(0), answer: answer.to_vec(), commands: Mutex::default() }
+    fn new(view: view::Card, answer: &[u8]) -> io::Result<Self> {
+        Ok(Self {
+            network: Arc::new(std::fs::File::open("/dev/null")?.into()),
+            view: Arc::new(view),
+            views: AtomicUsize::new(0),
+            answer: answer.to_vec(),
+            commands: Mutex::default(),
+        })
     }
 }
 
 impl Card for Echo {
+    fn network(&self) -> Option<Arc<OwnedFd>> {
+        Some(Arc::clone(&self.network))
+    }
+
     fn view(&self) -> io::Result<Arc<view::Card>> {
         self.views.fetch_add(1, Ordering::Relaxed);
         Ok(Arc::clone(&self.view))
@@ -163,7 +181,7 @@ fn card() -> view::Card {
         }],
         auxiliary: Vec::new(),
         netdevs: vec![Netdev {
-            peer: None,
+            peer: Some(PEER),
             name: "p0".to_owned(),
             role: Role::Pf,
             in_switch: true,
@@ -198,7 +216,7 @@ mod tests {
         let mut view = card();
         let port = view.rdma[0].ports[0].clone();
         view.rdma[0].ports = (1..=1_000).map(|number| view::RdmaPort { number, ..port.clone() }).collect();
-        let card = Arc::new(Echo::new(view, &[]));
+        let card = Arc::new(Echo::new(view, &[]).unwrap());
         let (mut relay, program) = relay(Protocol::Rdma, Arc::clone(&card)).unwrap();
         let request = netlink::message(Header::new(NLDEV_PORT_GET, Flags::REQUEST | Flags::DUMP, 1, 0), |to| {
             to.u32(1, 0);

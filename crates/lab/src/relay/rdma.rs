@@ -143,7 +143,8 @@ fn answer(cx: Cx<'_, '_>, relay: &Relay, views: &Views, request: &Message<'_>) -
     }
     let number = find(attributes, PORT_INDEX).and_then(|a| a.leading_u32());
     let ports = device.device.ports.iter().filter(|port| request.header.is_dump() || Some(port.number) == number);
-    let answers = ports.map(|port| port_message(cx, relay, request, device, port)).collect::<Result<Vec<_>, _>>();
+    let answers =
+        ports.map(|port| port_message(cx, relay, request, views, device, port)).collect::<Result<Vec<_>, _>>();
     let none = answers.as_ref().is_ok_and(Vec::is_empty) && !request.header.is_dump();
     Some(if none { Err(Errno::INVAL) } else { answers.map_err(Errno::from) })
 }
@@ -193,12 +194,15 @@ fn port_message(
     cx: Cx<'_, '_>,
     relay: &Relay,
     request: &Message<'_>,
+    views: &Views,
     device: &Device<'_>,
     port: &RdmaPort,
 ) -> Result<Vec<u8>, BuildError> {
     // A netdev in another network namespace is not named, and the port is down.
-    let netdev =
-        port.netdev.as_deref().and_then(|name| relay.cards.place_of(cx, &relay.socket.kernel, device.card, name));
+    let peer = port.netdev.as_deref().and_then(|name| views.peer_named(device.card, name));
+    let netdev = peer.zip(relay.network(cx)).and_then(|(peer, network)| {
+        network.look(cx, &relay.cards, |table| table.netdev(peer).map(|(index, name)| (index, name.to_owned())))
+    });
     let up = netdev.as_ref().is_some_and(|(_, name)| {
         sys::netdev_flags(&relay.socket.kernel, name).is_ok_and(|flags| flags & IFF_RUNNING != 0)
     });

@@ -12,6 +12,7 @@ use netlink::rtnl::{
     IFLA_VFINFO_LIST, RTM_DELLINK, RTM_GETLINK, RTM_NEWLINK, RTM_SETLINK,
 };
 use netlink::{BuildError, Errno, Flags, Message, attributes, find, messages, nlmsgerr_attr, u32_at};
+use rustix::net::netdevice::name_to_index;
 
 use crate::card::Refusal;
 use crate::cards::CardNetdev;
@@ -207,12 +208,11 @@ fn vfs_in<'a>(message: &Message<'a>) -> Option<&'a [u8]> {
 }
 
 /// The card's netdev that a request is about, in the program's network namespace.
-fn netdev_in(cx: Cx<'_, '_>, relay: &Relay, message: &Message<'_>) -> Option<CardNetdev> {
-    let (cards, socket) = (&relay.cards, &relay.socket.kernel);
-    if let Some(index) = u32_at(message.payload(), 4).filter(|index| *index != 0) {
-        return cards.netdev_at(cx, socket, index);
-    }
-    cards.netdev_named(cx, socket, name_in(message)?)
+fn netdev_in(cx: Cx<'_, '_>, relay: &mut Relay, message: &Message<'_>) -> Option<CardNetdev> {
+    let given = u32_at(message.payload(), 4).filter(|index| *index != 0);
+    let index = given.or_else(|| name_to_index(&relay.socket.kernel, name_in(message)?).ok())?;
+    let network = relay.network(cx)?;
+    relay.cards.netdev_at(cx, &network, index)
 }
 
 /// The name of the netdev that a request without an index is about.

@@ -1,5 +1,6 @@
 //! The thread behind a program's socket: the part that is the same for every protocol.
 
+use std::cell::OnceCell;
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,7 +15,7 @@ use super::queue::Queue;
 use super::socket::{Request, Socket};
 use crate::cards::Cards;
 use crate::lock_order::Cx;
-use crate::network::{Network, NetworkId};
+use crate::network::Network;
 use crate::process::{self, Caller, NET_ADMIN};
 use crate::supervisor::Reply;
 
@@ -26,7 +27,7 @@ pub(super) struct Relay {
     pub(super) cards: Arc<Cards>,
     pub(super) queue: Queue,
     /// The network namespace of the socket, once it was needed.
-    network: Option<(NetworkId, Arc<Network>)>,
+    network: OnceCell<Arc<Network>>,
     /// The process that sent the packet that is being handled.
     pub(super) sender: Caller,
     /// Lets the call return that sent the packet.
@@ -39,15 +40,21 @@ impl Relay {
     /// `end`: our end of the program's socket.
     pub(super) fn new(end: OwnedFd, socket: Arc<Socket>, cards: Arc<Cards>) -> Self {
         let sender = socket.caller;
-        Self { end, socket, cards, queue: Queue::default(), network: None, sender, reply: None, deaf: false }
+        Self { end, socket, cards, queue: Queue::default(), network: OnceCell::new(), sender, reply: None, deaf: false }
     }
 
     /// The netdevs of the socket's network namespace. `None`: none of them can be a card's.
-    pub(super) fn network(&mut self, cx: Cx<'_, '_>) -> Option<Arc<Network>> {
-        if self.network.is_none() {
-            self.network = self.cards.networks.of_socket(cx, &self.socket.kernel);
+    pub(super) fn network(&self, cx: Cx<'_, '_>) -> Option<Arc<Network>> {
+        if let Some(network) = self.network.get() {
+            return Some(Arc::clone(network));
         }
-        self.network.as_ref().map(|(_, network)| Arc::clone(network))
+        let network = self.cards.networks.of_socket(cx, &self.socket.kernel)?;
+        Some(Arc::clone(self.network.get_or_init(|| network)))
+    }
+
+    /// Sets the network namespace of the socket, instead of the kernel's answer.
+    pub(super) fn set_network(&mut self, network: Network) {
+        self.network = OnceCell::from(Arc::new(network));
     }
 
     /// Waits until something arrives, and carries it. `false`: the program has closed its socket.

@@ -39,9 +39,12 @@ pub fn card() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/card.json")
 }
 
-/// A network namespace with the netdevs of the card, and a file to which the card writes its commands.
+/// A network namespace with the netdevs of the card, another one that is the card's own, and a file to which the card
+/// writes its commands.
 pub struct Place {
     pub name: String,
+    /// The path of the card's own namespace.
+    pub inside: String,
     commands: PathBuf,
 }
 
@@ -59,17 +62,30 @@ impl Place {
             return None;
         }
         let commands = std::env::temp_dir().join(&name);
-        let place = Self { name, commands };
-        for words in ["link add labp0 type veth peer name labp0_0", "link set labp0 up", "link set labp0_0 up"] {
-            assert!(ip(&format!("-n {} {words}", place.name)), "{words}");
-        }
+        let place = Self { inside: format!("/run/netns/{name}-card"), name, commands };
+        assert!(ip(&format!("netns add {}-card", place.name)));
+        place.add("labp0", 1001);
+        place.add("labp0_0", 1002);
         Some(place)
+    }
+
+    /// Makes a netdev of the card. `peer`: as in the card's view.
+    pub fn add(&self, netdev: &str, peer: u32) {
+        let name = &self.name;
+        for words in [
+            // From the card's side: iproute2 gives the kernel no index for the peer.
+            format!("-n {name}-card link add name p{peer} index {peer} type veth peer name {netdev} netns {name}"),
+            format!("-n {name} link set {netdev} up"),
+            format!("-n {name}-card link set p{peer} up"),
+        ] {
+            assert!(ip(&words), "{words}");
+        }
     }
 
     /// A command that runs a program in a lab.
     pub fn command(&self, options: &[&str], program: &[&str]) -> Command {
         let mut command = Command::new(lab_program());
-        command.args(options).args(["--netns", &self.name, "--commands"]).arg(&self.commands);
+        command.args(options).args(["--netns", &self.name, "--inside", &self.inside, "--commands"]).arg(&self.commands);
         command.arg(card()).arg("--").args(program);
         command
     }
@@ -107,6 +123,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         ip(&format!("netns del {}", self.name));
+        ip(&format!("netns del {}-card", self.name));
         let _ = fs::remove_file(&self.commands);
     }
 }

@@ -2,7 +2,7 @@
 //! A fake card, and namespaces in which to show it: shared by the tests of `/sys` and their benchmark.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::Output;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -22,6 +22,8 @@ pub struct FakeCard {
     pub gone: AtomicBool,
     /// While this is held, the card carries out no command.
     pub busy: Mutex<()>,
+    /// The card's own network namespace, once there is a place with netdevs.
+    network: Mutex<Option<Arc<OwnedFd>>>,
 }
 
 pub const PF: &str = "0000:08:00.0";
@@ -33,6 +35,7 @@ impl FakeCard {
             commands: Mutex::default(),
             gone: AtomicBool::new(false),
             busy: Mutex::default(),
+            network: Mutex::default(),
         })
     }
 
@@ -42,6 +45,10 @@ impl FakeCard {
 }
 
 impl Card for FakeCard {
+    fn network(&self) -> Option<Arc<OwnedFd>> {
+        self.network.lock().unwrap().clone()
+    }
+
     fn view(&self) -> io::Result<Arc<view::Card>> {
         match self.gone.load(Ordering::Relaxed) {
             true => Err(io::ErrorKind::NotConnected.into()),
@@ -80,6 +87,7 @@ fn vf_address(vf: u16) -> PciAddress {
 fn netdev(name: &str, role: Role, parent: DeviceName, port_name: Option<&str>) -> view::Netdev {
     view::Netdev {
         name: name.to_owned(),
+        peer: None,
         role,
         in_switch: port_name.is_some(),
         parent,
@@ -121,6 +129,7 @@ pub fn card(vfs: u16) -> view::Card {
     }
     let sf = DeviceName::Auxiliary(AuxiliaryName::Sf { id: 4 });
     netdevs.push(netdev("enp8s0f0s88", Role::Sf, sf, None));
+    netdevs.iter_mut().zip(1000..).for_each(|(netdev, peer)| netdev.peer = Some(peer));
     let auxiliary = |name: &str, parent, driver: &str, sfnum| view::Auxiliary {
         name: name.parse().unwrap(),
         parent,
@@ -209,12 +218,22 @@ impl Place {
     /// Makes it, and the `netdevs` in it.
     pub fn new(card: &Arc<FakeCard>, netdevs: &[&str]) -> Self {
         let (mounter, server) = sysfs::prepare().unwrap();
-        let netdevs: Vec<String> = netdevs.iter().map(|name| (*name).to_owned()).collect();
+        let inside = network_namespace();
+        let path = format!("/proc/{}/fd/{}", std::process::id(), inside.as_raw_fd());
+        let view = card.view().unwrap();
+        let peer = |name: &str| view.netdevs.iter().find(|netdev| netdev.name == name).and_then(|netdev| netdev.peer);
+        let netdevs: Vec<_> =
+            netdevs.iter().map(|name| ((*name).to_owned(), peer(name).unwrap().to_string())).collect();
+        *card.network.lock().unwrap() = Some(Arc::new(inside));
         let (work, inbox) = mpsc::channel::<Work>();
         let thread = thread::spawn(move || {
             unshare();
-            for netdev in netdevs {
-                run("ip", &["link", "add", "name", &netdev, "type", "veth"]);
+            let own = format!("/proc/{}/task/{}/ns/net", std::process::id(), rustix::thread::gettid());
+            for (netdev, peer) in netdevs {
+                let (end, inside) = (format!("p{peer}"), format!("--net={path}"));
+                // From the card's side: iproute2 gives the kernel no index for the peer.
+                let make = [&inside, "ip", "link", "add", "name", &end, "index", &peer, "type", "veth"];
+                run("nsenter", &[&make[..], &["peer", "name", &netdev, "netns", &own]].concat());
             }
             mounter.mount().unwrap();
             for work in inbox {
@@ -263,6 +282,15 @@ impl Drop for Place {
         let ended = self.thread.take().unwrap().join();
         assert!(ended.is_ok() || thread::panicking());
     }
+}
+
+/// A new network namespace.
+fn network_namespace() -> OwnedFd {
+    let make = || {
+        unshare();
+        std::fs::File::open("/proc/thread-self/ns/net").unwrap().into()
+    };
+    thread::spawn(make).join().unwrap()
 }
 
 /// Moves the calling thread into new namespaces, in which all mounts are private.
