@@ -421,6 +421,7 @@ mod tests {
             functions: Vec::new(),
             auxiliary: Vec::new(),
             netdevs: Vec::new(),
+            host_peers: Vec::new(),
             rdma: Vec::new(),
             modules: Vec::new(),
         };

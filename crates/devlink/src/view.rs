@@ -90,6 +90,9 @@ pub struct Card {
     pub auxiliary: Vec<Auxiliary>,
     /// Every netdev of the card, in whatever namespace it is.
     pub netdevs: Vec<Netdev>,
+    /// The [peers](Netdev::peer) of netdevs that are none of this machine's: on a DPU, those of its host's functions.
+    #[serde(default)]
+    pub host_peers: Vec<u32>,
     /// Every RDMA device.
     pub rdma: Vec<RdmaDevice>,
     /// Every module that contains drivers of the card, loaded or not.

@@ -87,15 +87,37 @@ impl Deref for CardNetdev {
     }
 }
 
+/// Whose a netdev is that has its peer in the network namespace of a card.
+pub(crate) enum Owner {
+    /// It is the card's.
+    Card(CardNetdev),
+    /// It is the card's, which has not published it yet, or does not any more: the card is making or deleting it. For
+    /// programs it does not exist.
+    Unpublished,
+    /// It is not the card's: the host of a DPU has it, or the card is gone.
+    Nobody,
+}
+
 /// The views of all cards at one moment, made once for each datagram. A card that is gone has none.
 pub(crate) struct Views(Vec<Option<Arc<IndexedView>>>);
 
 impl Views {
-    /// The card's netdev that has a peer. `None`: the card has not published it yet, or not any more.
+    /// The netdev that has a peer.
+    pub fn owner_of(&self, peer: Peer) -> Owner {
+        let Some(view) = self.0.get(peer.card).and_then(Option::as_ref) else { return Owner::Nobody };
+        match view.by_peer.get(&peer.index) {
+            Some(at) => Owner::Card(CardNetdev { card: peer.card, view: Arc::clone(view), at: *at }),
+            None if view.card.host_peers.contains(&peer.index) => Owner::Nobody,
+            None => Owner::Unpublished,
+        }
+    }
+
+    /// The card's netdev that has a peer, if the card has published it.
     pub fn netdev(&self, peer: Peer) -> Option<CardNetdev> {
-        let view = self.0.get(peer.card)?.as_ref()?;
-        let at = *view.by_peer.get(&peer.index)?;
-        Some(CardNetdev { card: peer.card, view: Arc::clone(view), at })
+        match self.owner_of(peer) {
+            Owner::Card(netdev) => Some(netdev),
+            Owner::Unpublished | Owner::Nobody => None,
+        }
     }
 
     /// The peer of the netdev that a card's view knows by a name.

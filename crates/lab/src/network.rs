@@ -240,6 +240,12 @@ impl Table {
         Some((index, &self.links.get(&index)?.name))
     }
 
+    /// Every netdev with a peer in the network namespace of a card, with its name.
+    pub fn each(&self) -> impl Iterator<Item = (Peer, &str)> {
+        let present = self.links.values().filter(|link| !link.gone);
+        present.filter_map(|link| Some((self.peer_at(link.end)?, &*link.name)))
+    }
+
     /// The peers of those of the cards' netdevs that are in a group (IFLA_GROUP).
     pub fn peers_in_group(&self, group: u32) -> Vec<Peer> {
         let members = self.links.values().filter(|link| !link.gone && link.group == group);

@@ -42,6 +42,7 @@ pub(crate) fn build(
         functions: builder.functions(),
         auxiliary: builder.auxiliary(),
         netdevs: builder.netdevs(),
+        host_peers: builder.host_peers(),
         rdma: rdma::devices(&builder),
         modules: builder.modules(),
     }
@@ -234,6 +235,17 @@ impl<'a> ViewBuilder<'a> {
             netdevs.extend(sfs.filter_map(|port| self.sf_netdev(pf, port.vport)));
         }
         netdevs
+    }
+
+    /// The peers of the netdevs of a DPU's host.
+    fn host_peers(&self) -> Vec<u32> {
+        let is_hosts = |resource: &&Resource| match resource {
+            Resource::Port(_, vport) => *vport == Vport::HostPf,
+            Resource::VfNetdev(..) => self.config.dpu,
+            _ => false,
+        };
+        let hosts = self.snapshot.resources.iter().filter(is_hosts);
+        hosts.filter_map(|resource| self.netdevs?.peer(resource)).collect()
     }
 
     /// A netdev of a function, with the attributes that do not depend on the E-Switch.

@@ -193,6 +193,7 @@ fn card() -> view::Card {
             driver: "mlx5_core".to_owned(),
             bus_info: PF.to_string(),
         }],
+        host_peers: Vec::new(),
         rdma: vec![RdmaDevice {
             index: 0,
             name: "rocep8s0f0".to_owned(),

@@ -66,6 +66,12 @@ trait Handler {
     fn request(&mut self, cx: Cx<'_, '_>, relay: &mut Relay, packet: &[u8]);
     /// Handles a datagram that the kernel has sent.
     fn kernel(&mut self, cx: Cx<'_, '_>, relay: &mut Relay, datagram: &[u8]);
+    /// Whether it holds messages back, so that [`tick`](Self::tick) must be called soon.
+    fn holds(&self) -> bool {
+        false
+    }
+    /// Sends what was held back, if the reason is gone.
+    fn tick(&mut self, _cx: Cx<'_, '_>, _relay: &mut Relay) {}
     /// Handles a notification that a card has published.
     fn notification(&mut self, _cx: Cx<'_, '_>, _relay: &mut Relay, _datagram: &[u8]) {}
 }

@@ -5,6 +5,7 @@
 //! set at the card.
 
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use devlink::view::{self, Role};
 use netlink::rtnl::{
@@ -15,7 +16,7 @@ use netlink::{BuildError, Errno, Flags, Message, attributes, find, messages, nlm
 use rustix::net::netdevice::name_to_index;
 
 use crate::card::Refusal;
-use crate::cards::CardNetdev;
+use crate::cards::{CardNetdev, Owner, Views};
 use crate::lock_order::Cx;
 use crate::network::Peer;
 
@@ -32,7 +33,22 @@ const REMEMBERED: usize = 64;
 pub(super) struct Route {
     /// Queries for links that are not the plain one, by sequence number.
     queries: VecDeque<(u32, Query)>,
+    /// Notifications about netdevs that a card has not published yet, the oldest first.
+    held: Vec<Held>,
 }
+
+/// A notification about a netdev that its card has not published yet. The kernel sends it when the card makes the netdev,
+/// and the card publishes the netdev at the end of its command. It is held back until then, so that the first that a
+/// program hears of a netdev is what it can ask of it.
+struct Held {
+    peer: Peer,
+    index: u32,
+    since: Instant,
+    message: Vec<u8>,
+}
+
+/// How long a notification is held back at most.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Handler for Route {
     fn request(&mut self, cx: Cx<'_, '_>, relay: &mut Relay, packet: &[u8]) {
@@ -67,20 +83,37 @@ impl Handler for Route {
         if !has_links {
             return relay.queue.push(messages(datagram).map(|m| m.bytes()));
         }
+        self.tick(cx, relay);
         let peers = peers_in(cx, relay, datagram);
         let views = relay.cards.now(cx);
-        let of = |(message, peer): (Message<'_>, Option<Peer>)| {
-            let Some(peer) = peer else { return Some(message.bytes().to_vec()) };
-            let query = self.query_of(&message);
-            if query.by_kind {
-                return None;
-            }
-            // A message that cannot be built is passed on as the kernel sent it.
-            let rewritten = link::rewritten(&message, views.netdev(peer).as_ref(), query);
-            Some(rewritten.unwrap_or_else(|_| message.bytes().to_vec()))
-        };
+        let own_port = relay.socket.port();
+        let of = |(message, peer): (Message<'_>, Option<Peer>)| self.for_program(&message, peer, &views, own_port);
         let rewritten: Vec<Vec<u8>> = messages(datagram).zip(peers).filter_map(of).collect();
         relay.queue.push(rewritten.iter().map(|message| &message[..]));
+    }
+
+    fn holds(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    fn tick(&mut self, cx: Cx<'_, '_>, relay: &mut Relay) {
+        if self.held.is_empty() {
+            return;
+        }
+        let views = relay.cards.now(cx);
+        let ready = |held: &Held| match views.owner_of(held.peer) {
+            Owner::Unpublished => held.since.elapsed() >= PATIENCE,
+            Owner::Card(_) | Owner::Nobody => true,
+        };
+        let (ready, held): (Vec<Held>, Vec<Held>) = self.held.drain(..).partition(ready);
+        self.held = held;
+        let sent = ready.iter().filter_map(|held| {
+            let message = Message::first(&held.message)?;
+            link::rewritten(&message, views.netdev(held.peer).as_ref(), Query::default()).ok()
+        });
+        let sent: Vec<Vec<u8>> = sent.collect();
+        relay.queue.push(sent.iter().map(|message| &message[..]));
+        relay.flush();
     }
 }
 
@@ -107,11 +140,57 @@ impl Route {
         self.queries.push_back((message.header.sequence, query));
     }
 
-    /// The query that a message of the kernel answers.
-    fn query_of(&self, message: &Message<'_>) -> Query {
-        // A notification, with a port of 0, answers no query.
-        let query = self.queries.iter().find(|(seq, _)| message.header.port != 0 && *seq == message.header.sequence);
-        query.map(|(_, query)| *query).unwrap_or_default()
+    /// What the program gets of a message of the kernel. `None`: nothing, or nothing yet.
+    fn for_program(
+        &mut self,
+        message: &Message<'_>,
+        peer: Option<Peer>,
+        views: &Views,
+        own_port: u32,
+    ) -> Option<Vec<u8>> {
+        let as_it_is = || message.bytes().to_vec();
+        let Some(peer) = peer else { return Some(as_it_is()) };
+        let netdev = match views.owner_of(peer) {
+            Owner::Nobody => return Some(as_it_is()),
+            Owner::Card(netdev) => Some(netdev),
+            Owner::Unpublished => None,
+        };
+        let query = self.query_of(message, own_port);
+        if netdev.is_none() && !self.may_show_unpublished(message, peer, query.is_some()) {
+            return None;
+        }
+        let query = query.unwrap_or_default();
+        if query.by_kind {
+            return None;
+        }
+        // A message that cannot be built is passed on as the kernel sent it.
+        Some(link::rewritten(message, netdev.as_ref(), query).unwrap_or_else(|_| as_it_is()))
+    }
+
+    /// Whether the program gets a message about a netdev that its card has not published. If not, the message is held
+    /// back or, if no program will ever see the netdev, dropped.
+    fn may_show_unpublished(&mut self, message: &Message<'_>, peer: Peer, is_answer: bool) -> bool {
+        let Some(index) = u32_at(message.payload(), 4) else { return true };
+        if is_answer {
+            // A dump shows the netdevs that exist; and this one does not exist yet.
+            return !message.header.flags.contains(Flags::MULTI);
+        }
+        if message.header.kind == RTM_NEWLINK {
+            self.held.push(Held { peer, index, since: Instant::now(), message: message.bytes().to_vec() });
+            return false;
+        }
+        // The card has deleted it. If it has never published it, it has never been seen.
+        let before = self.held.len();
+        self.held.retain(|held| held.index != index);
+        before == self.held.len()
+    }
+
+    /// The query that a message of the kernel answers. `None`: it is a notification.
+    fn query_of(&self, message: &Message<'_>, own_port: u32) -> Option<Query> {
+        // A notification has the port and the number of the request that caused it, which may be another program's.
+        let is_answer = own_port != 0 && message.header.port == own_port;
+        let query = self.queries.iter().find(|(seq, _)| *seq == message.header.sequence);
+        is_answer.then(|| query.map(|(_, query)| *query).unwrap_or_default())
     }
 }
 

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use ::netlink::{Builder, Datagram, Errno, Message, messages};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recv, recvmsg, send};
 
 use super::Handler;
@@ -18,6 +18,9 @@ use crate::lock_order::Cx;
 use crate::network::Network;
 use crate::process::{self, Caller, NET_ADMIN};
 use crate::supervisor::Reply;
+
+/// After which time it is looked again whether messages must still be held back: a millisecond.
+const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
 
 /// The thread's state.
 pub(super) struct Relay {
@@ -69,11 +72,14 @@ impl Relay {
             let subscriptions = self.socket.subscriptions.lock_leaf(cx);
             subscriptions.iter().filter_map(|fd| fd.try_clone().ok()).collect()
         };
-        let ready = match self.wait(cx, &subscriptions) {
+        let ready = match self.wait(cx, &subscriptions, handler.holds()) {
             Ok(ready) => ready,
             Err(Errno::INTR) => return true,
             Err(_) => return false,
         };
+        if handler.holds() {
+            handler.tick(cx, self);
+        }
         if ready[1].contains(PollFlags::IN) {
             let _ = rustix::io::read(&self.socket.wake, &mut [0; 8]);
         }
@@ -89,7 +95,8 @@ impl Relay {
     }
 
     /// Waits; returns the events of the program's socket, of `wake`, of the kernel's socket, and of each subscription.
-    fn wait(&self, cx: Cx<'_, '_>, subscriptions: &[OwnedFd]) -> rustix::io::Result<Vec<PollFlags>> {
+    /// `briefly`: at most for [`TICK`].
+    fn wait(&self, cx: Cx<'_, '_>, subscriptions: &[OwnedFd], briefly: bool) -> rustix::io::Result<Vec<PollFlags>> {
         let full = self.is_full();
         self.socket.set_stalled(cx, full);
         let mut program = if full { PollFlags::empty() } else { PollFlags::IN };
@@ -104,7 +111,7 @@ impl Relay {
             PollFd::new(&socket.kernel, kernel),
         ];
         polled.extend(subscriptions.iter().map(|fd| PollFd::new(fd, PollFlags::IN)));
-        poll(&mut polled, None)?;
+        poll(&mut polled, briefly.then_some(&TICK))?;
         // An overrun of the kernel's socket is an event too; reading the socket clears it.
         Ok(polled.iter().map(PollFd::revents).collect())
     }

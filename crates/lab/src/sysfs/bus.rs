@@ -256,8 +256,10 @@ pub(super) fn root(tree: &mut Tree, release: &str) {
         over(tree, path, &EMPTY);
     }
     over(tree, "devices/virtual/net", &EMPTY);
-    if let Some(dir) = tree.existing("devices/virtual/net") {
-        dir.hides_netdevs = true;
+    for path in ["class/net", "devices/virtual/net"] {
+        if let Some(dir) = tree.existing(path) {
+            dir.hides_netdevs = true;
+        }
     }
     library(tree, release);
 }

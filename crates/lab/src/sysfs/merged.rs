@@ -1,6 +1,7 @@
 //! The cards' tree merged with the kernel's, as an overlay: the cards' tree is the upper one, and where it has nothing
 //! the lower one (the kernel's `/sys`, the system's `/lib/modules`) is seen.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use super::tree::{
 use crate::Card;
 use crate::cards::Cards;
 use crate::lock_order::{CurrentTree, ModuleIndexes, TreeRebuild};
-use crate::network::{Network, NetworkSockets, Peer};
+use crate::network::{Network, NetworkSockets, Peer, Table};
 
 /// What a node of the merged tree is.
 pub(super) enum Node<'t> {
@@ -105,7 +106,9 @@ impl MergedTree {
                 let (_, name) = table.netdev(Peer { card, index: netdev.peer? })?;
                 Some(name.to_owned())
             };
-            Current { tree: Arc::new(Tree::new(views, &self.release, &name)), netdevs: table.version() }
+            let mut tree = Tree::new(views, &self.release, &name);
+            tree.hide(unpublished(&tree.cards, table));
+            Current { tree: Arc::new(tree), netdevs: table.version() }
         });
         let tree = Arc::clone(&current.tree);
         let replaced = std::mem::replace(&mut *self.tree.lock_leaf(&mut cx), current);
@@ -157,7 +160,7 @@ impl MergedTree {
         if let Some(node) = in_template(dir, dir.template, text) {
             return Ok(node);
         }
-        if dir.hides_netdevs && tree.netdev(text).is_some() {
+        if dir.hides_netdevs && tree.hides(dir, text) {
             return Err(Errno::NOENT);
         }
         let lower = || Ok(Node::Lower(join(dir.lower.as_ref().ok_or(Errno::NOENT)?, name)?));
@@ -308,12 +311,26 @@ fn shown_at(tree: &Tree, path: &str) -> Option<String> {
     Some(follow(tree.netdev(name)?, rest))
 }
 
+/// The names of the netdevs that a card is making or deleting.
+fn unpublished(cards: &[Option<Arc<view::Card>>], table: &Table) -> HashSet<String> {
+    let present = cards.iter().enumerate().filter_map(|(n, card)| Some((n, card.as_ref()?)));
+    let known: HashSet<Peer> = present
+        .flat_map(|(card, view)| {
+            let peers = view.netdevs.iter().filter_map(|netdev| netdev.peer);
+            peers.chain(view.host_peers.iter().copied()).map(move |index| Peer { card, index })
+        })
+        .collect();
+    let is_gone = |peer: &Peer| cards.get(peer.card).is_none_or(Option::is_none);
+    let hidden = table.each().filter(|(peer, _)| !known.contains(peer) && !is_gone(peer));
+    hidden.map(|(_, name)| name.to_owned()).collect()
+}
+
 /// Whether a directory of the cards' tree hides the lower tree's entry `name`.
 fn covers(tree: &Tree, dir: &Dir, name: &OsStr) -> bool {
     let Some(name) = name.to_str() else { return false };
     let constant = dir.template.attribute(name).is_some() || dir.template.subdir(name).is_some();
     let entry = dir.entries.get(name).is_some_and(|entry| !matches!(entry, Entry::Library(LibraryFile::Filler(_))));
-    constant || entry || (dir.hides_netdevs && tree.netdev(name).is_some())
+    constant || entry || (dir.hides_netdevs && tree.hides(dir, name))
 }
 
 fn in_template<'t>(dir: &'t Dir, template: &'static Template, name: &str) -> Option<Node<'t>> {

@@ -12,7 +12,7 @@ mod attribute;
 mod context;
 mod path;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use devlink::view;
@@ -77,7 +77,7 @@ pub struct Dir {
     pub entries: BTreeMap<Box<str>, Entry>,
     /// Whether it exists as long as the lab does.
     pub lasting: bool,
-    /// The kernel's directory contains the cards' netdevs, which are hidden here and shown elsewhere.
+    /// The kernel's directory contains the cards' netdevs. They are not seen through this one.
     pub hides_netdevs: bool,
 }
 
@@ -91,12 +91,19 @@ pub struct Tree {
     pub cards: Vec<Option<Arc<view::Card>>>,
     dirs: ByNumber<Dir>,
     netdevs: HashMap<String, String>,
+    /// The netdevs that a card is making or deleting.
+    unpublished: HashSet<String>,
 }
 
 impl Tree {
     /// Makes the tree from the cards' views. `release`: the kernel's release, as `uname -r` prints it.
     pub fn new(cards: Vec<Option<Arc<view::Card>>>, release: &str, names: &NetdevNames<'_>) -> Self {
-        let mut tree = Self { cards: cards.clone(), dirs: ByNumber::default(), netdevs: HashMap::new() };
+        let mut tree = Self {
+            cards: cards.clone(),
+            dirs: ByNumber::default(),
+            netdevs: HashMap::new(),
+            unpublished: HashSet::new(),
+        };
         super::bus::root(&mut tree, release);
         for (at, card) in cards.iter().enumerate() {
             let Some(card) = card else { continue };
@@ -124,6 +131,16 @@ impl Tree {
     /// The path under which a card's netdev is shown.
     pub fn netdev(&self, name: &str) -> Option<&str> {
         self.netdevs.get(name).map(String::as_str)
+    }
+
+    /// Hides netdevs, by their names in the kernel.
+    pub(super) fn hide(&mut self, names: HashSet<String>) {
+        self.unpublished = names;
+    }
+
+    /// Whether the netdev of the kernel that has a name is not seen in a directory.
+    pub(super) fn hides(&self, dir: &Dir, name: &str) -> bool {
+        !dir.entries.contains_key(name) && (self.netdevs.contains_key(name) || self.unpublished.contains(name))
     }
 
     /// Makes a directory, unless it exists, and returns it. Its parent must exist.

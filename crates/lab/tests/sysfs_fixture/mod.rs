@@ -165,6 +165,7 @@ pub fn card(vfs: u16) -> view::Card {
             auxiliary("mlx5_core.eth.4", sf, "mlx5_core.eth", None),
         ],
         netdevs,
+        host_peers: Vec::new(),
         rdma: vec![view::RdmaDevice {
             index: 0,
             name: "rocep8s0f0".to_owned(),
