@@ -230,7 +230,7 @@ impl Kernel for NoKernel {
 /// Reads an attribute in the card's `/sys`, without a file system.
 fn read(n: usize, path: impl FnOnce(&Tree) -> Option<String>, name: &str) -> Result<()> {
     with_card(|served, cx| {
-        let tree = Tree::new(vec![Some(served.view(cx))], "6.1");
+        let tree = Tree::new(vec![Some(served.view(cx))], "6.1", &|_, netdev| Some(netdev.name.clone()));
         let path = path(&tree).context("no such directory")?;
         for _ in 0..n {
             let dir = tree.dir_at(black_box(&path)).context("no such directory")?;
