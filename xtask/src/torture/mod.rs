@@ -17,6 +17,7 @@ mod kills;
 mod labs;
 mod messages;
 mod model;
+mod moves;
 mod place;
 mod random;
 mod report;
@@ -65,6 +66,9 @@ pub struct Args {
     /// For the process that runs a kind in its namespaces
     #[arg(long, hide = true)]
     part: Option<String>,
+    /// For a process that moves netdevs in a lab: its task as JSON
+    #[arg(long, hide = true)]
+    mover: Option<String>,
 }
 
 /// A kind of attack.
@@ -88,10 +92,15 @@ enum Need {
 }
 
 /// Every kind.
-const KINDS: [Kind; 9] = [
+const KINDS: [Kind; 10] = [
     Kind { name: "kills", run: kills::run, needs: &[] },
     Kind { name: "keepers", run: keepers::run, needs: &[Need::Root, Need::Program("setpriv")] },
     Kind { name: "labs", run: labs::run, needs: &[Need::Root, Need::Fuse] },
+    Kind {
+        name: "moves",
+        run: moves::run,
+        needs: &[Need::Root, Need::Fuse, Need::Program("devlink"), Need::Program("ethtool")],
+    },
     Kind { name: "databases", run: databases::run, needs: &[] },
     Kind { name: "disks", run: disks::run, needs: &[] },
     Kind { name: "descriptors", run: descriptors::run, needs: &[Need::Program("prlimit")] },
@@ -130,6 +139,11 @@ impl Need {
 /// # Errors
 /// There is no binary, or the page cannot be written.
 pub fn run(args: &Args) -> Result<ExitCode> {
+    if let Some(task) = &args.mover {
+        let operations = moves::mover::run(serde_json::from_str(task)?)?;
+        println!("{operations} operations");
+        return Ok(ExitCode::SUCCESS);
+    }
     if let Some(part) = &args.part {
         return part_of(part, args).map(|()| ExitCode::SUCCESS);
     }
