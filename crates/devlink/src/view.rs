@@ -182,6 +182,9 @@ pub enum Role {
 pub struct Netdev {
     /// Its name, as known to the card. The card is notified of a rename in the namespace where its netdevs appear.
     pub name: String,
+    /// Whether it is in another network namespace than the one where the card's netdevs appear. Its name is then the
+    /// last one that it had there.
+    pub elsewhere: bool,
     /// Its purpose.
     pub role: Role,
     /// `device` in sysfs, and IFLA_PARENT_DEV_NAME.

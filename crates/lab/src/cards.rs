@@ -32,7 +32,10 @@ pub(crate) struct IndexedView {
 
 impl IndexedView {
     fn new(card: Arc<view::Card>) -> Self {
-        let by_name = card.netdevs.iter().enumerate().map(|(n, netdev)| (netdev.name.clone(), n)).collect();
+        // A name that a netdev elsewhere had may be that of another one by now.
+        let mut order: Vec<_> = card.netdevs.iter().enumerate().collect();
+        order.sort_by_key(|(_, netdev)| !netdev.elsewhere);
+        let by_name = order.into_iter().map(|(n, netdev)| (netdev.name.clone(), n)).collect();
         Self { card, by_name }
     }
 

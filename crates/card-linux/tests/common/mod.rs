@@ -72,6 +72,16 @@ pub fn eventually(command: &str) {
     }
 }
 
+/// Waits for something to be so, for two seconds at most.
+#[track_caller]
+pub fn eventually_that(is_so: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(2);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "it never was so");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// The netdevs of this namespace, but the loopback.
 pub fn netdevs() -> Vec<String> {
     let mut names: Vec<String> = sh("ip -o link")

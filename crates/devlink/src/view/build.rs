@@ -230,6 +230,7 @@ impl<'a> ViewBuilder<'a> {
         let bus_info = parent.to_string();
         Some(Netdev {
             name: self.netdev_name(resource)?,
+            elsewhere: self.snapshot.elsewhere.contains(resource),
             role,
             parent,
             port_name: None,

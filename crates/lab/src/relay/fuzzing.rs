@@ -164,6 +164,7 @@ fn card() -> view::Card {
         auxiliary: Vec::new(),
         netdevs: vec![Netdev {
             name: "p0".to_owned(),
+            elsewhere: false,
             role: Role::Pf,
             in_switch: true,
             parent,

@@ -33,7 +33,11 @@ pub(super) fn add(tree: &mut Tree, added: &AddedCard<'_>) {
     for (at, netdev) in added.card.netdevs.iter().enumerate() {
         let Some(device) = added.device(netdev.parent) else { continue };
         let above = format!("{device}/net");
+        // This directory stays when the kernel moves the netdev to another namespace.
         tree.make(&above, &EMPTY, Subject::Nothing);
+        if netdev.elsewhere {
+            continue;
+        }
         let path = format!("{above}/{}", netdev.name);
         let dir = tree.make(&path, &NETDEV, Subject::Netdev(added.at, at));
         dir.lower = Some(LowerPath { base: LowerTree::Sys, path: kernels(&netdev.name) });

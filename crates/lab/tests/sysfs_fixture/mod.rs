@@ -80,6 +80,7 @@ fn vf_address(vf: u16) -> PciAddress {
 fn netdev(name: &str, role: Role, parent: DeviceName, port_name: Option<&str>) -> view::Netdev {
     view::Netdev {
         name: name.to_owned(),
+        elsewhere: false,
         role,
         in_switch: port_name.is_some(),
         parent,
