@@ -171,6 +171,17 @@ impl Books {
         resources.filter(|resource| self.resources.contains_key(resource)).collect()
     }
 
+    /// If a representor was elsewhere, notes that it is where netdevs appear again, with what it had elsewhere: that
+    /// has reached its function.
+    pub(crate) fn note_return(&mut self, slot: Slot, index: u32) {
+        if let Some(before) = self.elsewhere.get(&slot.inner())
+            && let Some(ends) = self.ends.get_mut(&slot)
+            && ends.outer.is_none()
+        {
+            ends.outer = Some((index, before.link.mtu));
+        }
+    }
+
     /// Updates the names of those of the card's netdevs that are among `links`, which are links where netdevs appear;
     /// returns those that have another name or are back.
     pub(crate) fn update_names<'a>(&mut self, links: impl Iterator<Item = &'a Link>) -> Vec<Change> {

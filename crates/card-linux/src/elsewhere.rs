@@ -10,6 +10,7 @@
 
 use std::collections::HashMap;
 
+use eswitch::Vport;
 use eswitch::card::NetdevChange;
 use netlink::{Errno, errno_of};
 
@@ -50,12 +51,17 @@ impl Operation<'_> {
                 && !link.has_left
                 && self.is_known_at(*near, *netns, link.index)
             {
-                self.note_elsewhere(*near, Some(*netns), link.clone());
+                let before = self.books().elsewhere.get(near).map(|before| before.link.mtu);
+                self.note_elsewhere(*near, Some(*netns), link.clone(), before);
                 continue;
             }
             let was_away = self.books().elsewhere.contains_key(near);
             if let Some(at_home) = self.look_for(*near, sighting) {
-                changes.extend(self.books().update_names(std::iter::once(&at_home)));
+                let mut books = self.books();
+                if let Some(Inside::Inner(slot)) = Inside::of(*near) {
+                    books.note_return(slot, at_home.index);
+                }
+                changes.extend(books.update_names(std::iter::once(&at_home)));
             } else if !was_away && self.books().elsewhere.contains_key(near) {
                 changes.push((resource, NetdevChange::Away));
             }
@@ -70,8 +76,27 @@ impl Operation<'_> {
         known.is_some_and(|known| (known.netns, known.link.index) == (Some(netns), index))
     }
 
-    fn note_elsewhere(&mut self, near: u32, netns: Option<i32>, link: Link) {
-        self.books().elsewhere.insert(near, Elsewhere { netns, link });
+    /// Notes how a netdev is that is elsewhere. If it is a representor and has another MTU than `before`, its function
+    /// is given that.
+    fn note_elsewhere(&mut self, near: u32, netns: Option<i32>, link: Link, before: Option<u32>) {
+        let mut books = self.books();
+        let new_mtu = match Inside::of(near) {
+            Some(Inside::Inner(slot)) if slot.vport != Vport::Uplink => {
+                let differs = books.ends(slot).port && before.is_some_and(|before| before != link.mtu);
+                differs.then_some((slot, link.mtu))
+            }
+            _ => None,
+        };
+        books.elsewhere.insert(near, Elsewhere { netns, link });
+        if let Some(Inside::Inner(slot)) = Inside::of(near)
+            && let Some(ends) = books.ends.get_mut(&slot)
+        {
+            ends.outer = None;
+        }
+        drop(books);
+        if let Some((slot, mtu)) = new_mtu {
+            self.pass_mtu_on(slot, mtu);
+        }
     }
 
     /// Looks where the outer end of a pair is, and notes how it is if that is elsewhere; returns it if it is where
@@ -80,7 +105,11 @@ impl Operation<'_> {
         match self.place_of(near)? {
             Place::Home(index) => return request::link(&mut self.sockets().outside, index).ok(),
             Place::Away(netns, index) => match request::link_in(&mut self.sockets().inside, netns, index) {
-                Ok(link) => self.note_elsewhere(near, Some(netns), link),
+                Ok(link) => {
+                    let known = self.books().elsewhere.get(&near).map(|before| before.link.mtu);
+                    let left = if let Sighting::Left(left) = sighting { Some(left.mtu) } else { None };
+                    self.note_elsewhere(near, Some(netns), link, known.or(left));
+                }
                 // It has gone on, and there is another event; or it is deleted.
                 Err(_) => self.note_departure(near, sighting),
             },
@@ -97,6 +126,14 @@ impl Operation<'_> {
         let is_ours = books.inside_id.is_some() && link.peer == Some((near, books.inside_id));
         if is_ours && !books.elsewhere.contains_key(&near) {
             books.elsewhere.insert(near, Elsewhere { netns: None, link: link.clone() });
+        }
+    }
+
+    /// The interface number of the outer end of a pair, if that is where netdevs appear.
+    pub(crate) fn index_at_home(&mut self, near: u32) -> Option<u32> {
+        match self.place_of(near)? {
+            Place::Home(index) => Some(index),
+            Place::Away(..) | Place::Gone => None,
         }
     }
 

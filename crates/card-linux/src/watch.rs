@@ -445,7 +445,7 @@ impl Operation<'_> {
         let home = &self.card.home;
         // If this fails it is not known where they are; then that stays as it was.
         let Ok(home) = request::netns_id(&mut self.sockets().inside, home) else { return };
-        let mut books = self.books();
+        let books = &mut *self.books();
         for (slot, link) in inners {
             let representor = slot.vport != Vport::Uplink && books.represented(*slot);
             let Some(ends) = books.ends.get_mut(slot).filter(|ends| representor && ends.inner) else {
@@ -454,7 +454,9 @@ impl Operation<'_> {
             match link.peer {
                 Some((outer, netns)) if netns == home => {
                     if ends.outer.is_none_or(|(known, _)| known != outer) {
-                        ends.outer = Some((outer, OUTER_MTU));
+                        // What it had elsewhere its function has already.
+                        let before = books.elsewhere.get(&slot.inner()).map_or(OUTER_MTU, |before| before.link.mtu);
+                        ends.outer = Some((outer, before));
                         ends.carrier = link.carrier;
                     }
                 }
@@ -470,6 +472,9 @@ impl Operation<'_> {
         let mut new_mtus = Vec::new();
         let mut books = self.books();
         for (index, (slot, link)) in outers {
+            if books.inside_id.is_some() && link.peer == Some((slot.inner(), books.inside_id)) {
+                books.note_return(*slot, *index);
+            }
             if let Some(ends) = books.ends.get_mut(slot)
                 && let Some((outer, mtu)) = &mut ends.outer
                 && outer == index
@@ -482,12 +487,15 @@ impl Operation<'_> {
             }
         }
         drop(books);
-        for (slot, mtu) in new_mtus {
-            let call = format!("giving {} of pf{} the MTU {mtu}", slot.vport, slot.pf.0);
-            let set = self.run_on_outer(slot.port(), &call, |batch, outer| request::set_mtu(batch, outer, mtu));
-            if let Err(error) = set {
-                self.books().complaints.push(error.to_string());
-            }
+        new_mtus.into_iter().for_each(|(slot, mtu)| self.pass_mtu_on(slot, mtu));
+    }
+
+    /// Gives a function the MTU that its representor was given.
+    pub(crate) fn pass_mtu_on(&mut self, slot: Slot, mtu: u32) {
+        let call = format!("giving {} of pf{} the MTU {mtu}", slot.vport, slot.pf.0);
+        let set = self.run_on_outer(slot.port(), &call, |batch, outer| request::set_mtu(batch, outer, mtu));
+        if let Err(error) = set {
+            self.books().complaints.push(error.to_string());
         }
     }
 
@@ -528,6 +536,7 @@ impl Operation<'_> {
         let mut books = self.books();
         let entry = books.resources.get(&resource).copied()?;
         let before = books.elsewhere.remove(&gone.index());
+        let mtu = before.as_ref().map(|before| before.link.mtu);
         books.coming_home.extend(before.map(|before| (gone.index(), before.link)));
         drop(books);
         self.destroy(&[resource]);
@@ -539,6 +548,11 @@ impl Operation<'_> {
             let complaint = format!("{resource} was deleted from outside and cannot be made again: {error}");
             books.complaints.push(complaint);
             return None;
+        }
+        if let (Inside::Inner(slot), Some(mtu)) = (gone, mtu) {
+            // That has reached its function when it was given to the representor.
+            let outer = self.index_at_home(gone.index());
+            self.books().ends.entry(slot).or_default().outer = outer.map(|outer| (outer, mtu));
         }
         let name = self.books().name(&resource)?;
         Some((resource, NetdevChange::Back(name)))

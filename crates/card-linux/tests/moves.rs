@@ -5,7 +5,8 @@
 
 mod common;
 
-use std::process::{Child, Command};
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use card_linux::Place;
@@ -203,6 +204,109 @@ fn what_is_deleted_in_another_namespace_comes_home_and_what_is_unmade_does_not()
         assert_eq!(rig.name(vf(1)), "enp8s0f0v1");
         sh("ip link show enp8s0f0v1 | grep 'mtu 1500'");
         drop(pod);
+        assert_eq!(rig.complaints(), [""; 0]);
+    });
+}
+
+#[test]
+fn the_mtu_of_a_representor_becomes_its_functions_in_any_namespace() {
+    in_own_namespaces("the_mtu_of_a_representor_becomes_its_functions_in_any_namespace", || {
+        let rig = Rig::with_vfs(1);
+        rig.to_switchdev(1);
+        let (named, of_a_process) = (Netns::named("pod"), Netns::of_a_process());
+        let mut mtu = 1_600;
+        let places = [None, Some(&named), Some(&of_a_process)];
+        for of_rep in places {
+            for of_vf in places {
+                for (name, place) in [("enp8s0f0npf0vf0", of_rep), ("enp8s0f0v0", of_vf)] {
+                    let to = place.map(|place| format!("ip link set {name} netns {}", place.id()));
+                    to.iter().for_each(|to| drop(sh(to)));
+                }
+                let exec = |place: Option<&Netns>| place.map(Netns::exec).unwrap_or_default();
+                // Twice: after the card has looked where it is, and while it knows.
+                for _ in 0..2 {
+                    mtu += 100;
+                    sh(&format!("{} ip link set enp8s0f0npf0vf0 mtu {mtu}", exec(of_rep)));
+                    eventually(&format!("{} ip link show enp8s0f0v0 | grep -q 'mtu {mtu} '", exec(of_vf)));
+                }
+                let back = |place: Option<&Netns>, name| {
+                    place.map(|place| sh(&format!("{} ip link set {name} netns {}", place.exec(), std::process::id())))
+                };
+                // What its user has given to a function stays when the representor comes back.
+                sh(&format!("{} ip link set enp8s0f0v0 mtu 1555", exec(of_vf)));
+                back(of_rep, "enp8s0f0npf0vf0");
+                back(of_vf, "enp8s0f0v0");
+                eventually_that(|| rig.with(|card, cx| card.elsewhere(cx)).is_empty());
+                sh("ip link show enp8s0f0v0 | grep 'mtu 1555'");
+            }
+        }
+        // Nor does it change when the representor comes home from a namespace that has died.
+        sh(&format!("ip link set enp8s0f0npf0vf0 netns {}", of_a_process.id()));
+        sh(&format!("{} ip link set enp8s0f0npf0vf0 mtu 4000", of_a_process.exec()));
+        eventually("ip link show enp8s0f0v0 | grep -q 'mtu 4000 '");
+        sh("ip link set enp8s0f0v0 mtu 1555");
+        drop((named, of_a_process));
+        eventually("ip link show enp8s0f0npf0vf0 | grep -q 'mtu 4000 '");
+        sh("ip link set enp8s0f0npf0vf0 up; ip link set enp8s0f0v0 up");
+        eventually("ip link show enp8s0f0v0 | grep -q LOWER_UP");
+        sh("ip link show enp8s0f0v0 | grep 'mtu 1555'");
+        assert_eq!(rig.complaints(), [""; 0]);
+    });
+}
+
+/// Set for the process that is to be killed.
+const OWNER: &str = "ESW_TEST_OWNER_OF_MOVED";
+
+fn make_vfs(rig: &Rig) {
+    rig.make(&[Resource::Function(PF), Resource::PfNetdev(PF)]);
+    rig.make(&vf_ports(3));
+}
+
+/// A process with a card, which prints that it has one and then waits to be killed: the other half of the next test.
+#[test]
+fn owner() {
+    if std::env::var_os(OWNER).is_none() {
+        return;
+    }
+    let rig = Rig::new(CardConfig::default());
+    make_vfs(&rig);
+    println!("READY");
+    std::thread::sleep(std::time::Duration::from_secs(60));
+    drop(rig);
+}
+
+#[test]
+fn netdevs_that_are_elsewhere_when_the_owner_is_killed_come_home_all_the_same() {
+    in_own_namespaces("netdevs_that_are_elsewhere_when_the_owner_is_killed_come_home_all_the_same", || {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "owner", "--nocapture", "--test-threads=1"])
+            .env(OWNER, "1")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert!(lines.map(Result::unwrap).any(|line| line.ends_with("READY")));
+        let (dies_meanwhile, pod, container) = (Netns::named("gone"), Netns::named("pod"), Netns::of_a_process());
+        sh("ip link set enp8s0f0v0 netns gone name net0");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        sh("ip link set enp8s0f0v1 netns pod name net1");
+        sh(&format!("ip link set enp8s0f0v2 netns {} name net2", container.id()));
+        sh("ip -n pod link set net1 mtu 4100");
+        drop(dies_meanwhile);
+        eventually("! ip -n esw-0000:08:00.0 link show p0v0 2>/dev/null");
+
+        let rig = Rig::taking_over(CardConfig::default(), make_vfs);
+        // Nothing is known any more of one whose namespace died while there was no process: it is as at first.
+        sh("ip link show enp8s0f0v0");
+        assert_eq!(rig.name(vf(0)), "enp8s0f0v0");
+        let mut elsewhere = rig.with(|card, cx| card.elsewhere(cx));
+        elsewhere.sort();
+        assert_eq!(elsewhere, [vf(1), vf(2)]);
+        sh(&format!("{} ip link set net2 name net3", container.exec()));
+        drop((pod, container));
+        eventually("ip link show net1 | grep -q 'mtu 4100' && ip link show net3");
+        assert_eq!([1, 2].map(|n| rig.name(vf(n))), ["net1", "net3"]);
         assert_eq!(rig.complaints(), [""; 0]);
     });
 }

@@ -104,9 +104,8 @@ impl Operation<'_> {
 
     /// The name of the outer end of a pair, if that is where netdevs appear; `near`: the number of the card's end.
     pub(crate) fn name_at_home(&mut self, near: u32) -> Option<String> {
-        let sockets = self.sockets();
-        let (outer, _) = request::link(&mut sockets.inside, near).ok()?.peer?;
-        Some(request::link(&mut sockets.outside, outer).ok()?.name)
+        let outer = self.index_at_home(near)?;
+        Some(request::link(&mut self.sockets().outside, outer).ok()?.name)
     }
 
     /// The alternative names and the alias, which the kernel does not take with the request that makes a netdev. An
@@ -151,7 +150,9 @@ impl Books {
         let before =
             link.map(|link| Before { index: job.wanted.index, group: link.group, tx_queue_len: link.tx_queue_len });
         // The MTU that its representor was given before this netdev existed.
-        let mtu = || self.ends(job.slot).outer.map_or(OUTER_MTU, |(_, mtu)| mtu);
+        let at_home = self.ends(job.slot).outer.map(|(_, mtu)| mtu);
+        let elsewhere = self.elsewhere.get(&job.slot.inner()).map(|elsewhere| elsewhere.link.mtu);
+        let mtu = || at_home.or(elsewhere).unwrap_or(OUTER_MTU);
         let outer = Outer {
             name: job.wanted.name(),
             mac: Some(link.and_then(|link| link.mac).unwrap_or(job.mac)),

@@ -115,6 +115,20 @@ impl Rig {
         Self { card, config, domain }
     }
 
+    /// A card that takes over what a dead process has left; `make` requests what that process had.
+    pub fn taking_over(config: CardConfig, make: impl FnOnce(&Self)) -> Self {
+        let domain = Domain::checked(OnReport::Panic);
+        let place = Place::prepare().unwrap();
+        let card = LinuxCard::taking_over(&place, config.clone(), &domain).unwrap_or_else(|e| panic!("{e}"));
+        let rig = Self { card, config, domain };
+        make(&rig);
+        rig.with(|card, cx| {
+            card.hold().taken_over(cx);
+            card.hold().may_go();
+        });
+        rig
+    }
+
     /// A card with a PF and some VFs, in legacy mode.
     pub fn with_vfs(vfs: u16) -> Self {
         let rig = Self::new(CardConfig::default());
