@@ -84,6 +84,8 @@ pub(crate) struct Books {
     pub elsewhere: HashMap<u32, Elsewhere>,
     /// The state that netdevs are to be made again with, which come home from a namespace that has died.
     pub coming_home: HashMap<u32, Link>,
+    /// The MTUs of the card's ends of netdevs, by their interface numbers.
+    pub card_mtus: HashMap<u32, u32>,
     /// The callback for netdevs that others rename or move.
     pub on_netdev_change: Option<OnNetdevChange>,
     /// The id by which the card's own namespace is known where netdevs appear, once it is known.
@@ -110,6 +112,7 @@ impl Books {
             renamed: HashMap::new(),
             elsewhere: HashMap::new(),
             coming_home: HashMap::new(),
+            card_mtus: HashMap::new(),
             on_netdev_change: None,
             inside_id: None,
             inventory: None,

@@ -206,7 +206,7 @@ fn probe(Sockets { inside, outside }: &mut Sockets) -> Result<(), SetupError> {
             request::bridge(batch, bridge.index(), &bridge.name(), false);
         }),
         ("a veth pair", "CONFIG_VETH", "veth", &|batch| {
-            request::pair(batch, near.index(), &near.name(), 0, &outer);
+            request::pair(batch, near.index(), &near.name(), 0, request::CARD_MTU, &outer);
         }),
         ("an ingress qdisc", "CONFIG_NET_SCH_INGRESS", "sch_ingress", &|batch| {
             request::ingress(batch, near.index());

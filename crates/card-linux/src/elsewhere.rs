@@ -87,6 +87,7 @@ impl Operation<'_> {
             }
             _ => None,
         };
+        let mtu = link.mtu;
         books.elsewhere.insert(near, Elsewhere { netns, link });
         if let Some(Inside::Inner(slot)) = Inside::of(near)
             && let Some(ends) = books.ends.get_mut(&slot)
@@ -94,6 +95,7 @@ impl Operation<'_> {
             ends.outer = None;
         }
         drop(books);
+        self.fit_card_mtus(vec![(near, mtu)]);
         if let Some((slot, mtu)) = new_mtu {
             self.pass_mtu_on(slot, mtu);
         }

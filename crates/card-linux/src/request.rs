@@ -33,6 +33,18 @@ const NONE: Flags = Flags::empty();
 /// A veth drops what is longer than the *receiver's* MTU. The card's ends take everything, so that the
 /// outer ends' MTUs are all that counts.
 pub(crate) const CARD_MTU: u32 = 65_535;
+/// The longest MTU of a netdev with which native XDP works without a program for fragments, as mlx5 has it
+/// (`mlx5e_xdp_max_mtu` with 4 KiB pages).
+const XDP_MTU: u32 = 3_498;
+/// The MTU of the card's end of a netdev with no more than [`XDP_MTU`]: it takes a second VLAN tag, too. The kernel
+/// refuses a native XDP program on a veth whose other end has an MTU above 3,506 with 4 KiB pages (`veth_xdp_set`).
+const XDP_CARD_MTU: u32 = XDP_MTU + 4;
+
+/// The MTU of the card's end of a netdev that has an MTU of `outer`.
+pub(crate) fn card_mtu(outer: u32) -> u32 {
+    if outer <= XDP_MTU { XDP_CARD_MTU } else { CARD_MTU }
+}
+
 /// The MTU that netdevs are made with.
 pub(crate) const OUTER_MTU: u32 = 1_500;
 
@@ -72,11 +84,11 @@ fn ifinfo(index: u32, up: Option<bool>) -> [u8; IFINFOMSG] {
     header
 }
 
-/// Makes a veth pair, both ends down. Each end has one queue: with one for each processor this takes twice as long, and
+/// Makes a veth pair, both ends down. `mtu`: of the first end. Each end has one queue: with one for each processor this takes twice as long, and
 /// a switch has no use for them.
-pub(crate) fn pair(batch: &mut Batch, index: u32, name: &str, group: u32, outer: &Outer<'_>) {
+pub(crate) fn pair(batch: &mut Batch, index: u32, name: &str, group: u32, mtu: u32, outer: &Outer<'_>) {
     batch.push(RTM_NEWLINK, NEW, |to| {
-        to.raw(&ifinfo(index, Some(false))).text(IFLA_IFNAME, name).u32(IFLA_GROUP, group).u32(IFLA_MTU, CARD_MTU);
+        to.raw(&ifinfo(index, Some(false))).text(IFLA_IFNAME, name).u32(IFLA_GROUP, group).u32(IFLA_MTU, mtu);
         one_queue(to);
         linkinfo(to, "veth", |data| {
             data.nest(VETH_INFO_PEER, |peer| {

@@ -13,7 +13,7 @@
 //! another operation: events for a vport that one is changing are kept until it has ended. If events were lost, the
 //! watcher compares everything. When its sockets fail it does so too, at growing intervals.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{self, PipeReader, PipeWriter, Read};
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ use crate::books::{Books, Change, Wire};
 use crate::elsewhere::Sighting;
 use crate::layout::{Inside, Slot};
 use crate::operation::{Operation, Part, Shared};
-use crate::request::{self, Link, OUTER_MTU};
+use crate::request::{self, CARD_MTU, Link, OUTER_MTU};
 use crate::socket::{BackOff, Batch, Socket};
 use crate::sys::{self, FilterOp};
 
@@ -420,6 +420,7 @@ impl Operation<'_> {
         self.follow_inners(&events.inners);
         let mut changes = self.follow_elsewhere(&events.elsewhere);
         self.follow_outers(&events.outers);
+        self.fit_card_ends(&events.outers);
         for gone in &events.gone {
             changes.extend(self.follow_deletion(*gone));
         }
@@ -490,8 +491,42 @@ impl Operation<'_> {
         new_mtus.into_iter().for_each(|(slot, mtu)| self.pass_mtu_on(slot, mtu));
     }
 
+    /// Gives the card's ends of netdevs the MTUs that go with theirs.
+    fn fit_card_ends(&mut self, outers: &HashMap<u32, (Slot, Link)>) {
+        let mtus = {
+            let books = self.books();
+            let is_ours = |link: &&Link| books.inside_id.is_some() && link.peer.is_some_and(|p| p.1 == books.inside_id);
+            let links = outers.values().map(|(_, link)| link).filter(is_ours);
+            links.filter_map(|link| Some((link.peer?.0, link.mtu))).collect()
+        };
+        self.fit_card_mtus(mtus);
+    }
+
+    /// Gives the card's ends of netdevs the MTUs that go with theirs; `mtus`: of the netdevs, with the interface numbers
+    /// of the card's ends.
+    pub(crate) fn fit_card_mtus(&mut self, mut mtus: Vec<(u32, u32)>) {
+        let books = self.books();
+        mtus.iter_mut().for_each(|(_, mtu)| *mtu = request::card_mtu(*mtu));
+        let is_wire = |near| matches!(Inside::of(near), Some(Inside::Port(Slot { vport: Vport::Uplink, .. })));
+        mtus.retain(|(near, mtu)| !is_wire(*near) && books.card_mtus.get(near).is_some_and(|has| has != mtu));
+        drop(books);
+        let mut batch = Batch::default();
+        for (n, (near, mtu)) in mtus.iter().enumerate() {
+            batch.tag(n);
+            request::set_mtu(&mut batch, *near, *mtu);
+        }
+        // The kernel refuses a larger one as long as a native XDP program is attached. It reports when that is detached.
+        let refused: HashSet<usize> = self.run(batch).into_iter().map(|failure| failure.tag).collect();
+        let set = mtus.into_iter().enumerate().filter(|(n, _)| !refused.contains(n)).map(|(_, set)| set);
+        self.books().card_mtus.extend(set);
+    }
+
     /// Gives a function the MTU that its representor was given.
     pub(crate) fn pass_mtu_on(&mut self, slot: Slot, mtu: u32) {
+        if request::card_mtu(mtu) == CARD_MTU {
+            // Before the function can send as much.
+            self.fit_card_mtus(vec![(slot.port(), mtu)]);
+        }
         let call = format!("giving {} of pf{} the MTU {mtu}", slot.vport, slot.pf.0);
         let set = self.run_on_outer(slot.port(), &call, |batch, outer| request::set_mtu(batch, outer, mtu));
         if let Err(error) = set {

@@ -6,7 +6,7 @@ use super::{Job, alive, done, half_done, push_attach};
 use crate::books::{Books, Wire};
 use crate::layout::{Inside, Slot};
 use crate::operation::Operation;
-use crate::request::{self, OUTER_MTU, Outer};
+use crate::request::{self, CARD_MTU, OUTER_MTU, Outer};
 use crate::socket::Batch;
 
 impl Operation<'_> {
@@ -116,7 +116,7 @@ impl Books {
         };
         let outer = Outer { name: &name, mac: None, mtu: OUTER_MTU, place, before: None };
         let wire = Inside::Port(slot);
-        request::pair(batch, wire.index(), &wire.name(), 0, &outer);
+        request::pair(batch, wire.index(), &wire.name(), 0, CARD_MTU, &outer);
     }
 
     /// Brings all bridges of a PF up or down.

@@ -95,6 +95,10 @@ impl Operation<'_> {
             open = again.iter().map(|failure| failure.tag).collect();
         }
         for job in jobs.iter_mut().filter(|job| job.outcome.is_ok() && job.found.is_none()) {
+            let mut books = self.books();
+            let mtu = request::card_mtu(books.mtu_of(job));
+            books.card_mtus.insert(inside(job.slot).index(), mtu);
+            drop(books);
             job.wanted.given = match job.wanted.name() {
                 pattern if pattern.contains('%') => self.name_at_home(inside(job.slot).index()),
                 name => Some(name.to_owned()),
@@ -144,22 +148,27 @@ impl Operation<'_> {
 }
 
 impl Books {
+    /// The MTU that the netdev of a job is made with: what it had before, or what its representor was given before it
+    /// existed.
+    fn mtu_of(&self, job: &Job) -> u32 {
+        let before = job.wanted.before.as_ref().map(|before| before.mtu);
+        let at_home = self.ends(job.slot).outer.map(|(_, mtu)| mtu);
+        let elsewhere = self.elsewhere.get(&job.slot.inner()).map(|elsewhere| elsewhere.link.mtu);
+        before.or(at_home).or(elsewhere).unwrap_or(OUTER_MTU)
+    }
+
     /// A pair whose outer end is a netdev of the user's.
     fn push_pair(&self, batch: &mut Batch, job: &Job, inside: Inside, group: u32) {
         let link = job.wanted.before.as_ref();
         let before =
             link.map(|link| Before { index: job.wanted.index, group: link.group, tx_queue_len: link.tx_queue_len });
-        // The MTU that its representor was given before this netdev existed.
-        let at_home = self.ends(job.slot).outer.map(|(_, mtu)| mtu);
-        let elsewhere = self.elsewhere.get(&job.slot.inner()).map(|elsewhere| elsewhere.link.mtu);
-        let mtu = || at_home.or(elsewhere).unwrap_or(OUTER_MTU);
         let outer = Outer {
             name: job.wanted.name(),
             mac: Some(link.and_then(|link| link.mac).unwrap_or(job.mac)),
-            mtu: link.map_or_else(mtu, |link| link.mtu),
+            mtu: self.mtu_of(job),
             place: Ok(&self.home),
             before: before.as_ref(),
         };
-        request::pair(batch, inside.index(), &inside.name(), group, &outer);
+        request::pair(batch, inside.index(), &inside.name(), group, request::card_mtu(outer.mtu), &outer);
     }
 }

@@ -92,7 +92,7 @@ impl Operation<'_> {
                 let outer =
                     Outer { name: &branch.name(), mac: None, mtu: CARD_MTU, place: Err(branch.index()), before: None };
                 if !found[1] {
-                    request::pair(batch, trunk.index(), &trunk.name(), 0, &outer);
+                    request::pair(batch, trunk.index(), &trunk.name(), 0, CARD_MTU, &outer);
                 }
                 request::join_bridge(batch, trunk.index(), Inside::Bridge(pf, 0).index());
                 request::join_bridge(batch, branch.index(), bridge.index());
