@@ -102,6 +102,7 @@ impl Books {
             request::set_group(&mut batch, link.index, group_of(link.index));
         }
         sockets.inside.run(batch);
+        self.card_mtus = links.iter().map(|link| (link.index, link.mtu)).collect();
         let found = links.into_iter().filter(|link| link.index != LOOPBACK).map(|link| (link.index, link)).collect();
         let home = request::netns_id(&mut sockets.inside, &self.home)?;
         // The names must be known before the engine asks for one.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 
-use eswitch::card::{OnRename, Resource};
+use eswitch::card::{NetdevChange, OnNetdevChange, Resource};
 use eswitch::names::{self, NetdevName};
 use eswitch::{CardConfig, MacAddr, PfIndex, RepType, Vport};
 
@@ -23,11 +23,23 @@ pub enum Wire {
     Netdev(String),
 }
 
+/// What has happened to one of the card's netdevs.
+pub(crate) type Change = (Resource, NetdevChange);
+
 /// How a resource was requested: what is needed to make it again.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Entry {
     pub mac: MacAddr,
     pub sfnum: Option<u32>,
+}
+
+/// A netdev that is in another namespace than that where netdevs appear.
+#[derive(Clone, Debug)]
+pub(crate) struct Elsewhere {
+    /// The id by which the card's own namespace knows that namespace, if it is known.
+    pub netns: Option<i32>,
+    /// The last that is known of the netdev.
+    pub link: Link,
 }
 
 /// What the card has made for a slot in the kernel.
@@ -67,8 +79,15 @@ pub(crate) struct Books {
     pub complaints: Vec<String>,
     /// Netdevs that a user has given another name, by the interface number of the card's end.
     pub renamed: HashMap<u32, String>,
-    /// The callback for renamed netdevs.
-    pub on_rename: Option<OnRename>,
+    /// Netdevs that are in another namespace than that where netdevs appear, by the interface number of the card's
+    /// end.
+    pub elsewhere: HashMap<u32, Elsewhere>,
+    /// The state that netdevs are to be made again with, which come home from a namespace that has died.
+    pub coming_home: HashMap<u32, Link>,
+    /// The MTUs of the card's ends of netdevs, by their interface numbers.
+    pub card_mtus: HashMap<u32, u32>,
+    /// The callback for netdevs that others rename or move.
+    pub on_netdev_change: Option<OnNetdevChange>,
     /// The id by which the card's own namespace is known where netdevs appear, once it is known.
     pub inside_id: Option<i32>,
     /// What was found, while a card is being taken over.
@@ -91,7 +110,10 @@ impl Books {
             wires: HashMap::new(),
             complaints: Vec::new(),
             renamed: HashMap::new(),
-            on_rename: None,
+            elsewhere: HashMap::new(),
+            coming_home: HashMap::new(),
+            card_mtus: HashMap::new(),
+            on_netdev_change: None,
             inside_id: None,
             inventory: None,
             claims: Claims::default(),
@@ -146,10 +168,27 @@ impl Books {
         }
     }
 
+    /// The netdevs that are in another namespace.
+    pub(crate) fn elsewhere(&self) -> Vec<Resource> {
+        let resources = self.elsewhere.keys().filter_map(|near| Inside::of(*near)?.resource());
+        resources.filter(|resource| self.resources.contains_key(resource)).collect()
+    }
+
+    /// If a representor was elsewhere, notes that it is where netdevs appear again, with what it had elsewhere: that
+    /// has reached its function.
+    pub(crate) fn note_return(&mut self, slot: Slot, index: u32) {
+        if let Some(before) = self.elsewhere.get(&slot.inner())
+            && let Some(ends) = self.ends.get_mut(&slot)
+            && ends.outer.is_none()
+        {
+            ends.outer = Some((index, before.link.mtu));
+        }
+    }
+
     /// Updates the names of those of the card's netdevs that are among `links`, which are links where netdevs appear;
-    /// returns those whose name has changed.
-    pub(crate) fn update_names<'a>(&mut self, links: impl Iterator<Item = &'a Link>) -> Vec<(Resource, String)> {
-        let mut renamed = Vec::new();
+    /// returns those that have another name or are back.
+    pub(crate) fn update_names<'a>(&mut self, links: impl Iterator<Item = &'a Link>) -> Vec<Change> {
+        let mut changes = Vec::new();
         for link in links {
             let Some((near, Some(netns))) = link.peer else { continue };
             let Some(resource) = Inside::of(near).and_then(Inside::resource) else { continue };
@@ -167,11 +206,13 @@ impl Books {
             } else {
                 self.renamed.insert(near, link.name.clone());
             }
-            if is_new && self.resources.contains_key(&resource) {
-                renamed.push((resource, link.name.clone()));
+            let is_back = self.elsewhere.remove(&near).is_some();
+            let change = if is_back { NetdevChange::Back } else { NetdevChange::Renamed };
+            if (is_new || is_back) && self.resources.contains_key(&resource) {
+                changes.push((resource, change(link.name.clone())));
             }
         }
-        renamed
+        changes
     }
 }
 

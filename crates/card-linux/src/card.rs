@@ -4,11 +4,11 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use eswitch::card::{Card, CardError, Create, FailedCreate, OnRename, Resource};
+use eswitch::card::{Card, CardError, Create, FailedCreate, OnNetdevChange, Resource};
 use eswitch::lock_order::CardCall;
 use eswitch::{CardConfig, MacAddr, PfIndex, Vport};
 use lockdep::{Domain, Locked};
-use netlink::Errno;
+use netlink::{Errno, errno_of};
 
 use crate::adopt::Hold;
 use crate::bond::{BondWatch, Bonds};
@@ -100,6 +100,11 @@ impl LinuxCard {
         let sources = Sources {
             inside: watch::listen_inside(&inside).map_err(system(open))?,
             outside: watch::listen_outside(&books.home).map_err(system(open))?,
+            elsewhere: match watch::listen_elsewhere(&inside, &books.home) {
+                // Then netdevs that are elsewhere are looked at when they arrive there, and not again.
+                Err(error) if errno_of(&error) == Errno::PERM => None,
+                made => Some(made.map_err(system(open))?),
+            },
             released,
         };
         match found {
@@ -194,14 +199,14 @@ impl Operation<'_> {
 /// again.
 fn probe(Sockets { inside, outside }: &mut Sockets) -> Result<(), SetupError> {
     let [bridge, near, far] = [0, 1, 2].map(Inside::Probe);
-    let outer = Outer { name: &far.name(), mac: None, mtu: request::OUTER_MTU, place: Err(far.index()) };
+    let outer = Outer { name: &far.name(), mac: None, mtu: request::OUTER_MTU, place: Err(far.index()), before: None };
     type Step<'a> = (&'static str, &'static str, &'static str, &'a dyn Fn(&mut Batch));
     let steps: [Step<'_>; 4] = [
         ("a bridge", "CONFIG_BRIDGE", "bridge", &|batch| {
             request::bridge(batch, bridge.index(), &bridge.name(), false);
         }),
         ("a veth pair", "CONFIG_VETH", "veth", &|batch| {
-            request::pair(batch, near.index(), &near.name(), 0, &outer);
+            request::pair(batch, near.index(), &near.name(), 0, request::CARD_MTU, &outer);
         }),
         ("an ingress qdisc", "CONFIG_NET_SCH_INGRESS", "sch_ingress", &|batch| {
             request::ingress(batch, near.index());
@@ -252,8 +257,12 @@ impl Card for LinuxCard {
         self.shared.books.lock_leaf(cx).renamed()
     }
 
-    fn on_rename(&self, cx: &mut Locked<'_, CardCall>, callback: OnRename) {
-        self.shared.books.lock_leaf(cx).on_rename = Some(callback);
+    fn elsewhere(&self, cx: &mut Locked<'_, CardCall>) -> Vec<Resource> {
+        self.shared.books.lock_leaf(cx).elsewhere()
+    }
+
+    fn on_netdev_change(&self, cx: &mut Locked<'_, CardCall>, callback: OnNetdevChange) {
+        self.shared.books.lock_leaf(cx).on_netdev_change = Some(callback);
     }
 
     fn set_mac(&self, cx: &mut Locked<'_, CardCall>, resource: &Resource, mac: MacAddr) -> Result<(), CardError> {

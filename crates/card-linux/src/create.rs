@@ -2,6 +2,7 @@
 //! waited for once per port. What fails in a pass takes no part in the next; in the end it is undone.
 
 mod functions;
+mod netdevs;
 mod vports;
 
 use eswitch::card::{CardError, Create, FailedCreate, Resource};
@@ -10,11 +11,13 @@ use eswitch::{MacAddr, RepType, Vport};
 use netlink::Errno;
 
 use crate::books::{Books, Entry, Wire, near_end, slot_of};
-use crate::layout::{Inside, Slot};
+use crate::layout::Slot;
 use crate::operation::{Operation, Part};
 use crate::refused::refused;
-use crate::request::{self, Link, OUTER_MTU, Outer};
+use crate::request::{self, Link};
 use crate::socket::{Batch, Failure};
+
+use self::netdevs::Wanted;
 
 /// A resource that is being made.
 struct Job {
@@ -24,6 +27,8 @@ struct Job {
     slot: Slot,
     mac: MacAddr,
     name: Option<NetdevName>,
+    /// How the netdev is requested.
+    wanted: Wanted,
     /// The pair that exists already, when a card is taken over.
     found: Option<Link>,
     outcome: Result<(), CardError>,
@@ -157,8 +162,10 @@ impl Operation<'_> {
                         let entry = Entry { mac: request.mac, sfnum: request.sfnum };
                         books.resources.insert(job.resource, entry);
                         if let (None, Some(near)) = (&job.found, near_end(&job.resource)) {
-                            // The netdev that was here before may have been renamed; this one was not.
+                            // The netdev that was here before may have had another name.
+                            books.elsewhere.remove(&near);
                             books.renamed.remove(&near);
+                            books.renamed.extend(job.other_name().map(|name| (near, name)));
                         }
                     }
                     Err(error) => refusals.push(FailedCreate { at: job.at, error }),
@@ -178,41 +185,6 @@ impl Operation<'_> {
             }
         });
         note(jobs, call, failures);
-    }
-
-    /// The alternative names, which the kernel does not take with the request that makes a netdev.
-    fn add_altnames(&mut self, jobs: &mut [Job]) {
-        let mut batch = Batch::default();
-        let books = self.books();
-        for (n, job) in jobs.iter().enumerate().filter(|(_, job)| job.outcome.is_ok()) {
-            if let Some(name) = &job.name
-                && let Some(altname) = &name.altname
-            {
-                batch.tag(n);
-                match &job.found {
-                    None => request::add_altname(&mut batch, &name.name, altname),
-                    // It may have another name by now. It has this one, unless the process that made it died just then.
-                    Some(link) => {
-                        if let Some(outer) = books.found_at_home(link) {
-                            request::add_altname_to(&mut batch, outer, altname);
-                        }
-                    }
-                }
-            }
-        }
-        drop(books);
-        if batch.is_empty() {
-            return;
-        }
-        for failure in self.sockets().outside.run(batch) {
-            let job = &mut jobs[failure.tag];
-            if job.found.is_some() {
-                continue;
-            }
-            let altname = job.name.as_ref().and_then(|n| n.altname.clone());
-            let taken = altname.map(|name| NetdevName { name, altname: None });
-            job.outcome = Err(refused("giving an alternative name", &failure, taken.as_ref()));
-        }
     }
 }
 
@@ -238,6 +210,7 @@ impl Books {
                 _ => self.netdev_name(&resource, request.sfnum),
             };
             let slot = slot_of(&resource);
+            let before = near_end(&resource).and_then(|near| self.coming_home.remove(&near));
             let pair = match stage {
                 Stage::Ports | Stage::SfNetdevs | Stage::Functions => Some(slot.port()),
                 Stage::PfNetdevs | Stage::Representors => Some(slot.inner()),
@@ -248,27 +221,13 @@ impl Books {
                 resource,
                 slot,
                 mac: request.mac,
+                wanted: Wanted::new(name.as_ref(), before),
                 name,
                 found: pair.and_then(|index| self.found(index)).cloned(),
                 outcome: Ok(()),
             });
         }
         jobs
-    }
-
-    /// A pair whose outer end is a netdev of the user's.
-    fn push_pair(&self, batch: &mut Batch, job: &Job, inside: Inside, group: u32) {
-        if job.found.is_some() {
-            return;
-        }
-        let outer = Outer {
-            name: job.name.as_ref().map_or("", |n| n.name.as_str()),
-            mac: Some(job.mac),
-            // The MTU that its representor was given before this netdev existed.
-            mtu: self.ends(job.slot).outer.map_or(OUTER_MTU, |(_, mtu)| mtu),
-            place: Ok(&self.home),
-        };
-        request::pair(batch, inside.index(), &inside.name(), group, &outer);
     }
 
     /// Ties a port and the inner end of its representor, both ways.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use eswitch::card::Resource;
 use eswitch::{PfIndex, RepType, Vport};
 
-use crate::books::{Ends, slot_of};
+use crate::books::{Ends, near_end, slot_of};
 use crate::create::is_on_paper;
 use crate::layout::{DOOMED, Inside, Slot};
 use crate::operation::{Operation, Part};
@@ -67,6 +67,7 @@ impl Operation<'_> {
         let mut books = self.books();
         for resource in batch {
             if books.resources.remove(resource).is_some() {
+                near_end(resource).and_then(|near| books.elsewhere.remove(&near));
                 if !books.give_back(resource) {
                     doomed.add(resource);
                 }

@@ -31,6 +31,7 @@ mod books;
 mod card;
 mod create;
 mod destroy;
+mod elsewhere;
 mod layout;
 mod netns;
 mod operation;

@@ -5,9 +5,10 @@
 //! killed, the name and the netdevs stay; the process that makes the next one of that name clears them away, or takes
 //! them over.
 
+use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -111,6 +112,29 @@ pub(crate) fn find(socket: &mut Socket, id: i32) -> io::Result<Option<(String, F
             }
             Err(error) if is_lack_of_room(&error) => return Err(error),
             // Another namespace, or a file that is none, or is none any more, or may not be opened.
+            _ => {}
+        }
+    }
+    Ok(None)
+}
+
+/// A namespace that the socket's namespace knows by an id and that a process lives in, found by its processes: it need
+/// not have a name. It takes a look at each process that there is.
+///
+/// # Errors
+/// The system has no room to look: then it may exist though it was not found.
+pub(crate) fn find_by_process(socket: &mut Socket, id: i32) -> io::Result<Option<File>> {
+    let mut seen = HashSet::new();
+    for entry in fs::read_dir("/proc")? {
+        let path = entry?.path().join("ns/net");
+        // What is no process, or has ended, or may not be looked at, is passed over. Most are in one namespace.
+        let Ok(looked) = fs::metadata(&path) else { continue };
+        if !seen.insert((looked.dev(), looked.ino())) {
+            continue;
+        }
+        match File::open(&path).and_then(|netns| Ok((request::netns_id(socket, &netns)?, netns))) {
+            Ok((Some(found), netns)) if found == id => return Ok(Some(netns)),
+            Err(error) if is_lack_of_room(&error) => return Err(error),
             _ => {}
         }
     }

@@ -22,8 +22,8 @@ enum Whereabouts {
     Home,
     /// In a namespace that has a name.
     Named(String, File),
-    /// In a namespace without a name, which the card cannot enter.
-    Unnamed,
+    /// In a namespace without a name, which the card's own knows by this id.
+    Unnamed(i32),
 }
 
 impl Operation<'_> {
@@ -42,7 +42,7 @@ impl Operation<'_> {
         }
         Ok(match netns::find(inside, id)? {
             Some((name, netns)) => (Whereabouts::Named(name, netns), outer),
-            None => (Whereabouts::Unnamed, outer),
+            None => (Whereabouts::Unnamed(id), outer),
         })
     }
 
@@ -50,7 +50,8 @@ impl Operation<'_> {
     /// an error.
     ///
     /// # Errors
-    /// There is no such pair, its outer end is in a namespace without a name, or the kernel refuses.
+    /// There is no such pair, its outer end is in a namespace that has no name and in which no process lives, or the
+    /// kernel refuses.
     pub(crate) fn run_on_outer(
         &mut self,
         near: u32,
@@ -58,21 +59,24 @@ impl Operation<'_> {
         build: impl FnOnce(&mut Batch, u32),
     ) -> Result<(), CardError> {
         let (place, outer) = self.locate(near).map_err(|error| refused_io(call, &error))?;
-        let outcome = match place {
-            Whereabouts::Home => self.sockets().outside.run_one(|batch| build(batch, outer)),
-            Whereabouts::Named(_, netns) => {
-                Socket::open(&netns).map_err(|error| refused_io(call, &error))?.run_one(|batch| build(batch, outer))
+        let netns = match place {
+            Whereabouts::Home => {
+                let outcome = self.sockets().outside.run_one(|batch| build(batch, outer));
+                return outcome.map_err(|failure| refused(call, &failure, None));
             }
-            Whereabouts::Unnamed => {
-                return Err(CardError::Kernel {
-                    call: call.to_owned(),
-                    errno: Errno::NOENT.raw_os_error(),
-                    text: "the netdev is in a network namespace without a name".to_owned(),
-                    hint: "; move it back, or name the namespace with `ip netns attach`".to_owned(),
-                });
+            Whereabouts::Named(_, netns) => Some(netns),
+            Whereabouts::Unnamed(id) => {
+                netns::find_by_process(&mut self.sockets().inside, id).map_err(|error| refused_io(call, &error))?
             }
         };
-        outcome.map_err(|failure| refused(call, &failure, None))
+        let netns = netns.ok_or_else(|| CardError::Kernel {
+            call: call.to_owned(),
+            errno: Errno::NOENT.raw_os_error(),
+            text: "the netdev is in a network namespace that has no name and in which no process lives".to_owned(),
+            hint: "; move it back, or name the namespace with `ip netns attach`".to_owned(),
+        })?;
+        let mut socket = Socket::open(&netns).map_err(|error| refused_io(call, &error))?;
+        socket.run_one(|batch| build(batch, outer)).map_err(|failure| refused(call, &failure, None))
     }
 
     /// Gives the netdev of a resource another MAC address, and notes it for when the netdev has to be made again.
@@ -112,7 +116,7 @@ impl Operation<'_> {
         match self.locate(near).ok()?.0 {
             Whereabouts::Home => None,
             Whereabouts::Named(name, _) => Some(name),
-            Whereabouts::Unnamed => Some("a namespace without a name".to_owned()),
+            Whereabouts::Unnamed(_) => Some("a namespace without a name".to_owned()),
         }
     }
 

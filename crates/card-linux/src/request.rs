@@ -9,9 +9,9 @@ use std::os::fd::AsRawFd;
 use eswitch::MacAddr;
 use netlink::rtnl::{
     IFF_UP, IFINFOMSG, IFLA_ADDRESS, IFLA_ALT_IFNAME, IFLA_BOND_MIIMON, IFLA_BOND_MODE, IFLA_BR_MCAST_SNOOPING,
-    IFLA_GROUP, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO, IFLA_MASTER, IFLA_MTU, IFLA_NET_NS_FD,
-    IFLA_NUM_RX_QUEUES, IFLA_NUM_TX_QUEUES, IFLA_PROP_LIST, RTM_DELLINK, RTM_NEWLINK, RTM_NEWLINKPROP, RTM_SETLINK,
-    VETH_INFO_PEER,
+    IFLA_GROUP, IFLA_IFALIAS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO, IFLA_MASTER, IFLA_MTU,
+    IFLA_NET_NS_FD, IFLA_NUM_RX_QUEUES, IFLA_NUM_TX_QUEUES, IFLA_PROP_LIST, IFLA_TXQLEN, RTM_DELLINK, RTM_NEWLINK,
+    RTM_NEWLINKPROP, RTM_SETLINK, VETH_INFO_PEER,
 };
 use netlink::{Builder, Flags};
 
@@ -19,7 +19,8 @@ use crate::layout::DOOMED;
 use crate::socket::Batch;
 
 pub(crate) use self::link::{
-    Link, Netdev, link, links, netdev, netdev_named, netdevs_in, netns_id, number, settle_carrier,
+    Link, Netdev, assign_netns_id, link, link_in, links, netdev, netdev_named, netdevs_in, netns_id, number,
+    settle_carrier,
 };
 pub(crate) use self::tie::{ingress, tie, tie_again, untie};
 
@@ -32,16 +33,41 @@ const NONE: Flags = Flags::empty();
 /// A veth drops what is longer than the *receiver's* MTU. The card's ends take everything, so that the
 /// outer ends' MTUs are all that counts.
 pub(crate) const CARD_MTU: u32 = 65_535;
+/// The longest MTU of a netdev with which native XDP works without a program for fragments, as mlx5 has it
+/// (`mlx5e_xdp_max_mtu` with 4 KiB pages).
+const XDP_MTU: u32 = 3_498;
+/// The MTU of the card's end of a netdev with no more than [`XDP_MTU`]: it takes a second VLAN tag, too. The kernel
+/// refuses a native XDP program on a veth whose other end has an MTU above 3,506 with 4 KiB pages (`veth_xdp_set`).
+const XDP_CARD_MTU: u32 = XDP_MTU + 4;
+
+/// The MTU of the card's end of a netdev that has an MTU of `outer`.
+pub(crate) fn card_mtu(outer: u32) -> u32 {
+    if outer <= XDP_MTU { XDP_CARD_MTU } else { CARD_MTU }
+}
+
 /// The MTU that netdevs are made with.
 pub(crate) const OUTER_MTU: u32 = 1_500;
 
 /// The outer end of a pair.
 pub(crate) struct Outer<'a> {
+    /// The kernel replaces a `%d` in it with the first number whose name is free.
     pub name: &'a str,
     pub mac: Option<MacAddr>,
     pub mtu: u32,
     /// The namespace it is made in, or the interface number with which it stays inside the card.
     pub place: Result<&'a File, u32>,
+    /// Of a netdev that is made in the namespace: what it had before, when it was in another one.
+    pub before: Option<&'a Before>,
+}
+
+/// What a netdev keeps when it changes its namespace, of what the request that makes a netdev can set.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Before {
+    /// The interface number, or 0 if the kernel is to choose another.
+    pub index: u32,
+    pub group: u32,
+    /// `txqueuelen`, in packets.
+    pub tx_queue_len: Option<u32>,
 }
 
 /// `struct ifinfomsg` for the netdev of an interface number; `up`: whether it is to be up, if that is to change.
@@ -58,20 +84,27 @@ fn ifinfo(index: u32, up: Option<bool>) -> [u8; IFINFOMSG] {
     header
 }
 
-/// Makes a veth pair, both ends down. Each end has one queue: with one for each processor this takes twice as long, and
+/// Makes a veth pair, both ends down. `mtu`: of the first end. Each end has one queue: with one for each processor this takes twice as long, and
 /// a switch has no use for them.
-pub(crate) fn pair(batch: &mut Batch, index: u32, name: &str, group: u32, outer: &Outer<'_>) {
+pub(crate) fn pair(batch: &mut Batch, index: u32, name: &str, group: u32, mtu: u32, outer: &Outer<'_>) {
     batch.push(RTM_NEWLINK, NEW, |to| {
-        to.raw(&ifinfo(index, Some(false))).text(IFLA_IFNAME, name).u32(IFLA_GROUP, group).u32(IFLA_MTU, CARD_MTU);
+        to.raw(&ifinfo(index, Some(false))).text(IFLA_IFNAME, name).u32(IFLA_GROUP, group).u32(IFLA_MTU, mtu);
         one_queue(to);
         linkinfo(to, "veth", |data| {
             data.nest(VETH_INFO_PEER, |peer| {
                 // The kernel refuses to bring it up here; the user does it.
-                peer.raw(&ifinfo(outer.place.err().unwrap_or(0), Some(false)));
+                let index = outer.place.err().or(outer.before.map(|before| before.index)).unwrap_or(0);
+                peer.raw(&ifinfo(index, Some(false)));
                 peer.text(IFLA_IFNAME, outer.name).u32(IFLA_MTU, outer.mtu);
                 one_queue(peer);
                 if let Some(mac) = outer.mac {
                     peer.put(IFLA_ADDRESS, &mac.0);
+                }
+                if let Some(before) = outer.before {
+                    peer.u32(IFLA_GROUP, before.group);
+                    if let Some(len) = before.tx_queue_len {
+                        peer.u32(IFLA_TXQLEN, len);
+                    }
                 }
                 if let Ok(netns) = outer.place {
                     peer.u32(IFLA_NET_NS_FD, netns.as_raw_fd() as u32);
@@ -207,6 +240,13 @@ fn altname(to: &mut Builder, altname: &str) {
 /// Gives an alternative name to the netdev of a name.
 pub(crate) fn add_altname(batch: &mut Batch, name: &str, another: &str) {
     batch.push(RTM_NEWLINKPROP, MORE, |to| altname(to.raw(&ifinfo(0, None)).text(IFLA_IFNAME, name), another));
+}
+
+/// Sets the alias of the netdev of a name.
+pub(crate) fn set_alias(batch: &mut Batch, name: &str, alias: &str) {
+    set(batch, 0, None, |to| {
+        to.text(IFLA_IFNAME, name).put(IFLA_IFALIAS, alias.as_bytes());
+    });
 }
 
 /// Gives an alternative name to the netdev of an interface number.

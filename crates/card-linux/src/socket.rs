@@ -97,6 +97,17 @@ impl Socket {
         Self::of(netns, libc::NETLINK_ROUTE, groups)
     }
 
+    /// Opens a socket that also receives the multicast groups of a mask, of this namespace and of every other to which
+    /// this one has given an id.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); `PERM`: this process lacks CAP_NET_BROADCAST.
+    pub(crate) fn listening_everywhere(netns: &File, groups: i32) -> io::Result<Self> {
+        let socket = Self::listening(netns, groups)?;
+        sys::set_option(&socket.fd, libc::SOL_NETLINK, libc::NETLINK_LISTEN_ALL_NSID, 1)?;
+        Ok(socket)
+    }
+
     /// Opens a generic netlink socket in a namespace.
     ///
     /// # Errors
@@ -188,7 +199,7 @@ impl Socket {
     ) -> io::Result<()> {
         let mut left = open.len();
         while left > 0 {
-            let len = retry(|| sys::receive(&self.fd, &mut self.buffer, true))?;
+            let len = retry(|| sys::receive(&self.fd, &mut self.buffer))?;
             for message in messages(&self.buffer[..len]).filter(|message| message.header.kind == NLMSG_ERROR) {
                 let n = message.header.sequence.wrapping_sub(first) as usize;
                 // A late answer to a request that was given up before is dropped.
@@ -220,7 +231,7 @@ impl Socket {
         retry(|| sys::send(&self.fd, &request))?;
         let mut awaited = Awaited::new(header.sequence);
         loop {
-            let len = retry(|| sys::receive(&self.fd, &mut self.buffer, true))?;
+            let len = retry(|| sys::receive(&self.fd, &mut self.buffer))?;
             for message in messages(&self.buffer[..len]) {
                 match awaited.read(message) {
                     Part::Data(message) => each(&message),
@@ -271,10 +282,16 @@ impl Socket {
     /// # Errors
     /// The socket cannot be read. Messages are lost, and it may fail again at once.
     pub(crate) fn drain(&mut self, mut each: impl FnMut(&Message<'_>)) -> io::Result<bool> {
+        self.drain_everywhere(|message, _| each(message))
+    }
+
+    /// As [`drain`](Self::drain); `each` is also given the id of the namespace from which a message comes, unless that
+    /// is the socket's own.
+    pub(crate) fn drain_everywhere(&mut self, mut each: impl FnMut(&Message<'_>, Option<i32>)) -> io::Result<bool> {
         let mut lost = false;
         loop {
-            match retry(|| sys::receive(&self.fd, &mut self.buffer, false)) {
-                Ok(len) => messages(&self.buffer[..len]).for_each(|message| each(&message)),
+            match retry(|| sys::receive_event(&self.fd, &mut self.buffer)) {
+                Ok((len, netns)) => messages(&self.buffer[..len]).for_each(|message| each(&message, netns)),
                 Err(error) if errno_of(&error) == Errno::NOBUFS => lost = true,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(lost),
                 Err(error) => return Err(error),

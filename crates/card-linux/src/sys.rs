@@ -63,11 +63,42 @@ pub(crate) fn send(fd: &OwnedFd, bytes: &[u8]) -> io::Result<usize> {
     check_len(unsafe { libc::send(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), 0) })
 }
 
-/// Receives one datagram. `wait`: waits for one; otherwise fails with `WouldBlock` if none has arrived.
-pub(crate) fn receive(fd: &OwnedFd, bytes: &mut [u8], wait: bool) -> io::Result<usize> {
-    let flags = if wait { 0 } else { libc::MSG_DONTWAIT };
+/// Waits for one datagram and receives it.
+pub(crate) fn receive(fd: &OwnedFd, bytes: &mut [u8]) -> io::Result<usize> {
     // SAFETY: pointer and length are one slice's, borrowed exclusively.
-    check_len(unsafe { libc::recv(fd.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len(), flags) })
+    check_len(unsafe { libc::recv(fd.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len(), 0) })
+}
+
+/// Receives one datagram of a netlink socket without waiting; fails with `WouldBlock` if none has arrived. Returns its
+/// length, and for a socket with `NETLINK_LISTEN_ALL_NSID` the id of the network namespace from which it comes, unless
+/// that is the socket's own.
+pub(crate) fn receive_event(fd: &OwnedFd, bytes: &mut [u8]) -> io::Result<(usize, Option<i32>)> {
+    // Aligned as a control message must be, and long enough for one with an int.
+    let mut control = [0_u64; 8];
+    let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+    // SAFETY: all-zero is a valid msghdr.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_iov = &raw mut part;
+    header.msg_iovlen = 1;
+    header.msg_control = control.as_mut_ptr().cast();
+    header.msg_controllen = size_of_val(&control);
+    // SAFETY: the header refers to one part and to the control buffer, both borrowed exclusively during the call.
+    let len = check_len(unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut header, libc::MSG_DONTWAIT) })?;
+    let mut netns = None;
+    // SAFETY: the header is the one that the kernel has filled in; its control buffer is alive.
+    let mut next = unsafe { libc::CMSG_FIRSTHDR(&raw const header) };
+    while !next.is_null() {
+        // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR return null or a whole header inside the control buffer.
+        let message = unsafe { &*next };
+        let is_id = (message.cmsg_level, message.cmsg_type) == (libc::SOL_NETLINK, libc::NETLINK_LISTEN_ALL_NSID);
+        if is_id {
+            // SAFETY: a control message of this type has an int, which may be unaligned.
+            netns = Some(unsafe { libc::CMSG_DATA(next).cast::<c_int>().read_unaligned() });
+        }
+        // SAFETY: as above.
+        next = unsafe { libc::CMSG_NXTHDR(&raw const header, next) };
+    }
+    Ok((len, netns))
 }
 
 /// Waits until something can be read from one of these, or its other end is closed; returns for each whether that is

@@ -3,17 +3,17 @@
 //! One thread receives every change to a link, inside the card and where its netdevs appear. It makes sure that
 //!
 //! * a function has carrier while its representor is up, and none while that is down,
-//! * the MTU a representor is given becomes its function's, as long as the representor is where it was
-//!   born and the function's netdev there or in a namespace with a name,
+//! * the MTU a representor is given becomes its function's, wherever the two are (see [`elsewhere`](crate::elsewhere)),
 //! * a netdev that was deleted from under the card, as happens when the namespace it had been moved to
 //!   is deleted, is back where it was born: only hardware can take functions and representors away,
-//! * the callback for renamed netdevs is called when one of the card's gets another name where netdevs appear.
+//! * the callback for netdevs is called when one of the card's gets another name where netdevs appear, when it leaves
+//!   for another namespace, and when it is back.
 //!
 //! A reaction is an [operation](crate::operation) on the vports that the events concern. The watcher never waits for
 //! another operation: events for a vport that one is changing are kept until it has ended. If events were lost, the
 //! watcher compares everything. When its sockets fail it does so too, at growing intervals.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{self, PipeReader, PipeWriter, Read};
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -21,15 +21,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use eswitch::Vport;
-use eswitch::card::{Create, FailedCreate, OnRename, Resource};
+use eswitch::card::{Create, FailedCreate, NetdevChange, OnNetdevChange};
 use lockdep::{Deadline, Domain, Locked, Unlocked};
-use netlink::rtnl::{RTM_DELLINK, RTM_NEWLINK, RTMGRP_LINK};
+use netlink::rtnl::{IFLA_LINK, RTM_DELLINK, RTM_NEWLINK, RTMGRP_LINK};
 use netlink::{Errno, errno_of};
 
-use crate::books::{Books, Wire};
+use crate::books::{Books, Change, Wire};
+use crate::elsewhere::Sighting;
 use crate::layout::{Inside, Slot};
 use crate::operation::{Operation, Part, Shared};
-use crate::request::{self, Link, OUTER_MTU};
+use crate::request::{self, CARD_MTU, Link, OUTER_MTU};
 use crate::socket::{BackOff, Batch, Socket};
 use crate::sys::{self, FilterOp};
 
@@ -59,6 +60,8 @@ pub(crate) struct Sources {
     pub inside: Socket,
     /// Link events where netdevs appear.
     pub outside: Socket,
+    /// Link events in other namespaces, if this process may receive them.
+    pub elsewhere: Option<Elsewhere>,
     /// Readable when an operation has released a vport for which events are kept.
     pub released: PipeReader,
 }
@@ -91,7 +94,10 @@ fn watch(
     let mut back_off = BackOff::default();
     let mut kept = Events::default();
     loop {
-        let fds = [stopped.as_fd(), sources.released.as_fd(), sources.inside.as_fd(), sources.outside.as_fd()];
+        let elsewhere =
+            sources.elsewhere.as_ref().map_or(sources.outside.as_fd(), |elsewhere| elsewhere.socket.as_fd());
+        let own = [stopped.as_fd(), sources.released.as_fd()];
+        let fds = [own[0], own[1], sources.inside.as_fd(), sources.outside.as_fd(), elsewhere];
         let mut new = Events::default();
         let received = match sys::wait_readable(fds, None) {
             Ok([true, ..]) => return,
@@ -119,21 +125,21 @@ fn watch(
         if new.is_empty() {
             continue;
         }
-        let (renamed, callback) = react(cx, card, new, &mut kept);
-        for (resource, name) in renamed {
-            callback.iter().for_each(|callback| callback(cx, resource, name.clone()));
+        let (changes, callback) = react(cx, card, new, &mut kept);
+        for (resource, change) in changes {
+            callback.iter().for_each(|callback| callback(cx, resource, change.clone()));
         }
     }
 }
 
 /// Reacts to those events that concern no vport which an operation is changing; the others are added to `kept`.
-/// Returns the netdevs that have got another name, and the callback for them.
+/// Returns what has happened to netdevs, and the callback for that.
 fn react(
     cx: &mut Locked<'_, Unlocked>,
     card: &Shared,
     mut new: Events,
     kept: &mut Events,
-) -> (Vec<(Resource, String)>, Option<OnRename>) {
+) -> (Vec<Change>, Option<OnNetdevChange>) {
     if new.lost {
         new.look_at_everything(&mut card.begin_query(cx));
     }
@@ -144,9 +150,9 @@ fn react(
         books.watcher_waits |= !kept.is_empty();
         parts
     });
-    let renamed = operation.follow(&ready);
-    let callback = operation.books().on_rename.clone();
-    (renamed, callback)
+    let changes = operation.follow(&ready);
+    let callback = operation.books().on_netdev_change.clone();
+    (changes, callback)
 }
 
 /// A socket inside the card that receives the events that the watcher needs: deletions, and changes to the inner ends
@@ -172,6 +178,51 @@ pub(crate) fn listen_inside(netns: &std::fs::File) -> io::Result<Socket> {
     Ok(socket)
 }
 
+/// A socket for other namespaces, and what it needs.
+pub(crate) struct Elsewhere {
+    socket: Socket,
+    /// The id by which the card's own namespace knows the one where netdevs appear.
+    home: i32,
+}
+
+/// A socket inside the card that receives the changes to links which may be the outer ends of the card's pairs, from
+/// every namespace that the card's own has given an id. The kernel gives one to each namespace that an outer end is in,
+/// as soon as it reports the inner end (`rtnl_fill_link_netnsid`).
+///
+/// # Errors
+/// `PERM`: this process may not; or the system refuses.
+pub(crate) fn listen_elsewhere(inside: &std::fs::File, home: &std::fs::File) -> io::Result<Elsewhere> {
+    /// Where the attributes begin: after `struct nlmsghdr` and `struct ifinfomsg`.
+    const ATTRIBUTES: u32 = 32;
+    let mut socket = Socket::listening_everywhere(inside, RTMGRP_LINK)?;
+    let mut batch = Batch::default();
+    request::assign_netns_id(&mut batch, home);
+    // It may have one already.
+    socket.run(batch);
+    let home = request::netns_id(&mut socket, home)?.ok_or(io::ErrorKind::NotFound)?;
+    let [port, inner] =
+        [Slot::port, Slot::inner].map(|end| end(Slot { pf: eswitch::PfIndex(0), vport: Vport::Uplink }));
+    // The offset in IFLA_LINK of the byte that has the kind, as in `listen_inside`.
+    let kind_at = if cfg!(target_endian = "little") { 6 } else { 5 };
+    let op = |code: u32, jt, jf, k| FilterOp { code: code as u16, jt, jf, k };
+    let jump_if = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+    let attribute = (libc::SKF_AD_OFF + libc::SKF_AD_NLATTR) as u32;
+    socket.set_filter(&[
+        op(libc::BPF_LDX | libc::BPF_W | libc::BPF_IMM, 0, 0, IFLA_LINK.into()),
+        op(libc::BPF_LD | libc::BPF_W | libc::BPF_IMM, 0, 0, ATTRIBUTES),
+        op(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, attribute),
+        op(jump_if, 5, 0, 0),
+        op(libc::BPF_MISC | libc::BPF_TAX, 0, 0, 0),
+        op(libc::BPF_LD | libc::BPF_B | libc::BPF_IND, 0, 0, kind_at),
+        op(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, 0, 0, 0xfc),
+        op(jump_if, 2, 0, port >> 16 & 0xfc),
+        op(jump_if, 1, 0, inner >> 16 & 0xfc),
+        op(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
+        op(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
+    ])?;
+    Ok(Elsewhere { socket, home })
+}
+
 /// A socket that receives every change to a link where netdevs appear.
 pub(crate) fn listen_outside(netns: &std::fs::File) -> io::Result<Socket> {
     Socket::listening(netns, RTMGRP_LINK)
@@ -184,6 +235,8 @@ pub(crate) struct Events {
     inners: HashMap<Slot, Link>,
     /// The outer ends of the card's pairs that have changed, by the slot and the number there.
     outers: HashMap<u32, (Slot, Link)>,
+    /// Outer ends that are elsewhere, or have left for there, by the number of the card's end.
+    elsewhere: HashMap<u32, Sighting>,
     gone: Vec<Inside>,
     lost: bool,
 }
@@ -202,12 +255,26 @@ impl Events {
     /// # Errors
     /// A socket cannot be read. Events may have been lost.
     fn receive(&mut self, sources: &mut Sources) -> io::Result<()> {
+        self.receive_once(sources)?;
+        if !self.gone.is_empty() {
+            // What happened to these netdevs before they went may have arrived after the other sockets were read.
+            self.receive_once(sources)?;
+        }
+        Ok(())
+    }
+
+    fn receive_once(&mut self, sources: &mut Sources) -> io::Result<()> {
         // Outside first: for every event of a representor there, that of its inner end has arrived before.
         let lost = sources.outside.drain(|message| {
             let Some(link) = Link::read(message) else { return };
             match message.header.kind {
                 RTM_NEWLINK => self.add_outer(link),
-                _ => drop(self.outers.remove(&link.index)),
+                _ => {
+                    self.outers.remove(&link.index);
+                    if link.has_left {
+                        self.add_sighting(None, link);
+                    }
+                }
             }
         })?;
         self.lost |= lost;
@@ -220,7 +287,30 @@ impl Events {
             }
         })?;
         self.lost |= lost;
+        if let Some(Elsewhere { socket, home }) = &mut sources.elsewhere {
+            let lost = socket.drain_everywhere(|message, netns| {
+                // What comes from the card's own namespace, or from where netdevs appear, other sockets have received.
+                let Some(netns) = netns.filter(|netns| *netns != *home) else { return };
+                match (message.header.kind, Link::read(message)) {
+                    (RTM_NEWLINK, Some(link)) => self.add_sighting(Some(netns), link),
+                    (RTM_DELLINK, Some(link)) if link.has_left => self.add_sighting(Some(netns), link),
+                    _ => {}
+                }
+            })?;
+            self.lost |= lost;
+        }
         Ok(())
+    }
+
+    fn add_sighting(&mut self, netns: Option<i32>, link: Link) {
+        if let Some((near, _)) = link.peer.filter(|(near, _)| slot_at(*near).is_some()) {
+            match (netns, self.elsewhere.get(&near)) {
+                // Where it has just left for is looked up. Should that fail, this is the last that is known.
+                (Some(_), Some(Sighting::Left(_))) => {}
+                (Some(netns), _) => drop(self.elsewhere.insert(near, Sighting::At(netns, link))),
+                (None, _) => drop(self.elsewhere.insert(near, Sighting::Left(link))),
+            }
+        }
     }
 
     fn add_outer(&mut self, link: Link) {
@@ -230,15 +320,25 @@ impl Events {
     }
 
     fn is_empty(&self) -> bool {
-        self.inners.is_empty() && self.outers.is_empty() && self.gone.is_empty() && !self.lost
+        let Self { inners, outers, elsewhere, gone, lost } = self;
+        inners.is_empty() && outers.is_empty() && elsewhere.is_empty() && gone.is_empty() && !lost
     }
 
     /// Makes up for events that were lost: adds one for everything that they may have been about.
     pub(crate) fn look_at_everything(&mut self, operation: &mut Operation<'_>) {
         self.lost = false;
         let inside = request::links(&mut operation.sockets().inside);
+        let home = &operation.card.home;
+        let home = request::netns_id(&mut operation.sockets().inside, home).ok().flatten();
         let outside = request::links(&mut operation.sockets().outside);
         if let Ok(links) = inside {
+            for link in links.iter().filter(|link| slot_at(link.index).is_some()) {
+                if let Some((_, Some(netns))) = link.peer
+                    && Some(netns) != home
+                {
+                    self.elsewhere.insert(link.index, Sighting::Missed);
+                }
+            }
             let mut links: HashMap<u32, Link> = links.into_iter().map(|link| (link.index, link)).collect();
             for (slot, ends) in &operation.books().ends {
                 if ends.port && !links.contains_key(&slot.port()) {
@@ -283,6 +383,17 @@ impl Events {
             let to = if free { &mut ready } else { &mut *kept };
             to.outers.insert(index, (slot, link));
         }
+        for (near, sighting) in self.elsewhere {
+            let Some(slot) = slot_at(near) else { continue };
+            let free = is_free(slot, false);
+            kept.elsewhere.remove(&near);
+            if let Sighting::Left(link) = &sighting {
+                // It is where it was no more.
+                kept.outers.remove(&link.index);
+            }
+            let to = if free { &mut ready } else { &mut *kept };
+            to.elsewhere.insert(near, sighting);
+        }
         for gone in self.gone {
             let free = match gone {
                 Inside::Port(slot) | Inside::Inner(slot) => is_free(slot, true),
@@ -301,24 +412,29 @@ impl Events {
 }
 
 impl Operation<'_> {
-    /// Reacts to events for vports that this operation has claimed. Returns the netdevs that have got another name.
-    pub(crate) fn follow(&mut self, events: &Events) -> Vec<(Resource, String)> {
+    /// Reacts to events for vports that this operation has claimed. Returns what has happened to netdevs.
+    pub(crate) fn follow(&mut self, events: &Events) -> Vec<Change> {
+        if !(events.outers.is_empty() && events.elsewhere.is_empty()) {
+            self.learn_inside_id();
+        }
         self.follow_inners(&events.inners);
+        let mut changes = self.follow_elsewhere(&events.elsewhere);
         self.follow_outers(&events.outers);
+        self.fit_card_ends(&events.outers);
         for gone in &events.gone {
-            self.follow_deletion(*gone);
+            changes.extend(self.follow_deletion(*gone));
         }
         self.follow_carriers();
-        self.follow_names(&events.outers)
+        changes.extend(self.books().update_names(events.outers.values().map(|(_, link)| link)));
+        changes
     }
 
-    fn follow_names(&mut self, outers: &HashMap<u32, (Slot, Link)>) -> Vec<(Resource, String)> {
-        if !outers.is_empty() && self.books().inside_id.is_none() {
+    fn learn_inside_id(&mut self) {
+        if self.books().inside_id.is_none() {
             let inside = &self.card.inside;
             let id = request::netns_id(&mut self.sockets().outside, inside).ok().flatten();
             self.books().inside_id = id;
         }
-        self.books().update_names(outers.values().map(|(_, link)| link))
     }
 
     /// Notes what the inner ends of representors show: where the representors are, and if that is not where netdevs
@@ -330,7 +446,7 @@ impl Operation<'_> {
         let home = &self.card.home;
         // If this fails it is not known where they are; then that stays as it was.
         let Ok(home) = request::netns_id(&mut self.sockets().inside, home) else { return };
-        let mut books = self.books();
+        let books = &mut *self.books();
         for (slot, link) in inners {
             let representor = slot.vport != Vport::Uplink && books.represented(*slot);
             let Some(ends) = books.ends.get_mut(slot).filter(|ends| representor && ends.inner) else {
@@ -339,7 +455,9 @@ impl Operation<'_> {
             match link.peer {
                 Some((outer, netns)) if netns == home => {
                     if ends.outer.is_none_or(|(known, _)| known != outer) {
-                        ends.outer = Some((outer, OUTER_MTU));
+                        // What it had elsewhere its function has already.
+                        let before = books.elsewhere.get(&slot.inner()).map_or(OUTER_MTU, |before| before.link.mtu);
+                        ends.outer = Some((outer, before));
                         ends.carrier = link.carrier;
                     }
                 }
@@ -355,6 +473,9 @@ impl Operation<'_> {
         let mut new_mtus = Vec::new();
         let mut books = self.books();
         for (index, (slot, link)) in outers {
+            if books.inside_id.is_some() && link.peer == Some((slot.inner(), books.inside_id)) {
+                books.note_return(*slot, *index);
+            }
             if let Some(ends) = books.ends.get_mut(slot)
                 && let Some((outer, mtu)) = &mut ends.outer
                 && outer == index
@@ -367,12 +488,49 @@ impl Operation<'_> {
             }
         }
         drop(books);
-        for (slot, mtu) in new_mtus {
-            let call = format!("giving {} of pf{} the MTU {mtu}", slot.vport, slot.pf.0);
-            let set = self.run_on_outer(slot.port(), &call, |batch, outer| request::set_mtu(batch, outer, mtu));
-            if let Err(error) = set {
-                self.books().complaints.push(error.to_string());
-            }
+        new_mtus.into_iter().for_each(|(slot, mtu)| self.pass_mtu_on(slot, mtu));
+    }
+
+    /// Gives the card's ends of netdevs the MTUs that go with theirs.
+    fn fit_card_ends(&mut self, outers: &HashMap<u32, (Slot, Link)>) {
+        let mtus = {
+            let books = self.books();
+            let is_ours = |link: &&Link| books.inside_id.is_some() && link.peer.is_some_and(|p| p.1 == books.inside_id);
+            let links = outers.values().map(|(_, link)| link).filter(is_ours);
+            links.filter_map(|link| Some((link.peer?.0, link.mtu))).collect()
+        };
+        self.fit_card_mtus(mtus);
+    }
+
+    /// Gives the card's ends of netdevs the MTUs that go with theirs; `mtus`: of the netdevs, with the interface numbers
+    /// of the card's ends.
+    pub(crate) fn fit_card_mtus(&mut self, mut mtus: Vec<(u32, u32)>) {
+        let books = self.books();
+        mtus.iter_mut().for_each(|(_, mtu)| *mtu = request::card_mtu(*mtu));
+        let is_wire = |near| matches!(Inside::of(near), Some(Inside::Port(Slot { vport: Vport::Uplink, .. })));
+        mtus.retain(|(near, mtu)| !is_wire(*near) && books.card_mtus.get(near).is_some_and(|has| has != mtu));
+        drop(books);
+        let mut batch = Batch::default();
+        for (n, (near, mtu)) in mtus.iter().enumerate() {
+            batch.tag(n);
+            request::set_mtu(&mut batch, *near, *mtu);
+        }
+        // The kernel refuses a larger one as long as a native XDP program is attached. It reports when that is detached.
+        let refused: HashSet<usize> = self.run(batch).into_iter().map(|failure| failure.tag).collect();
+        let set = mtus.into_iter().enumerate().filter(|(n, _)| !refused.contains(n)).map(|(_, set)| set);
+        self.books().card_mtus.extend(set);
+    }
+
+    /// Gives a function the MTU that its representor was given.
+    pub(crate) fn pass_mtu_on(&mut self, slot: Slot, mtu: u32) {
+        if request::card_mtu(mtu) == CARD_MTU {
+            // Before the function can send as much.
+            self.fit_card_mtus(vec![(slot.port(), mtu)]);
+        }
+        let call = format!("giving {} of pf{} the MTU {mtu}", slot.vport, slot.pf.0);
+        let set = self.run_on_outer(slot.port(), &call, |batch, outer| request::set_mtu(batch, outer, mtu));
+        if let Err(error) = set {
+            self.books().complaints.push(error.to_string());
         }
     }
 
@@ -395,21 +553,27 @@ impl Operation<'_> {
         self.settle_carriers(&brought_up);
     }
 
-    /// Makes again what was deleted and should exist.
-    fn follow_deletion(&mut self, gone: Inside) {
+    /// Makes again what was deleted and should exist. Returns the netdev that is back.
+    fn follow_deletion(&mut self, gone: Inside) -> Option<Change> {
         let has_gone = self.has_gone(gone.index());
         if has_gone && let Some(inventory) = &mut self.books().inventory {
             inventory.forget(gone.index());
         }
         if let Inside::Port(slot @ Slot { vport: Vport::Uplink, .. }) = gone {
-            return self.rewire(slot);
+            self.rewire(slot);
+            return None;
         }
-        let Some(resource) = gone.resource() else { return };
+        let resource = gone.resource()?;
         // The event may be about an older netdev of that number.
         if !has_gone {
-            return;
+            return None;
         }
-        let Some(entry) = self.books().resources.get(&resource).copied() else { return };
+        let mut books = self.books();
+        let entry = books.resources.get(&resource).copied()?;
+        let before = books.elsewhere.remove(&gone.index());
+        let mtu = before.as_ref().map(|before| before.link.mtu);
+        books.coming_home.extend(before.map(|before| (gone.index(), before.link)));
+        drop(books);
         self.destroy(&[resource]);
         let again = Create { resource, mac: entry.mac, sfnum: entry.sfnum };
         if let Some(FailedCreate { error, .. }) = self.create(&[again]).pop() {
@@ -418,7 +582,15 @@ impl Operation<'_> {
             books.resources.insert(resource, entry);
             let complaint = format!("{resource} was deleted from outside and cannot be made again: {error}");
             books.complaints.push(complaint);
+            return None;
         }
+        if let (Inside::Inner(slot), Some(mtu)) = (gone, mtu) {
+            // That has reached its function when it was given to the representor.
+            let outer = self.index_at_home(gone.index());
+            self.books().ends.entry(slot).or_default().outer = outer.map(|outer| (outer, mtu));
+        }
+        let name = self.books().name(&resource)?;
+        Some((resource, NetdevChange::Back(name)))
     }
 
     /// Whether a netdev inside the card does not exist any more. If the kernel cannot be queried, it may exist and be

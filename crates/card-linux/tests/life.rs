@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use card_linux::{LinuxCard, NetnsError, Place, SetupError};
 use common::frames::Tap;
 use common::*;
-use eswitch::card::{Card, CardError, Resource};
+use eswitch::card::{Card, CardError, NetdevChange, Resource};
 use eswitch::{CardConfig, Engine, MacAddr, Mode, RepType, Vport};
 use lockdep::{Domain, Locked, OnReport, Threads, Unlocked};
 
@@ -94,32 +94,28 @@ fn an_sf_has_a_representor_without_carrier_until_it_is_active() {
 }
 
 #[test]
-fn a_taken_name_fails_its_request_alone_and_leaves_nothing() {
-    in_own_namespaces("a_taken_name_fails_its_request_alone_and_leaves_nothing", || {
-        sh("ip link add enp8s0f0v1 type bridge");
+fn a_taken_name_is_no_error_and_a_request_that_fails_leaves_nothing() {
+    in_own_namespaces("a_taken_name_is_no_error_and_a_request_that_fails_leaves_nothing", || {
+        sh("ip link add enp8s0f0v1 type bridge && ip link add eth0 type bridge");
         let rig = Rig::new(CardConfig::default());
         rig.make(&[Resource::Function(PF), Resource::PfNetdev(PF)]);
-        let outcomes = rig.create(&vf_ports(3));
-        let taken = |name: &str| Err(CardError::NameTaken { name: name.to_owned() });
-        assert_eq!(outcomes, [Ok(()), taken("enp8s0f0v1"), Ok(())]);
-        assert_eq!(rig.resources(), [Resource::Function(PF), Resource::PfNetdev(PF), vf(0), vf(2)]);
+        rig.make(&vf_ports(3));
+        assert_eq!([0, 1, 2].map(|n| rig.name(vf(n))), ["enp8s0f0v0", "eth1", "enp8s0f0v2"]);
+        assert_eq!(rig.with(|card, cx| card.renamed(cx)), [(vf(1), "eth1".to_owned())]);
+        sh("ip link show eth1 && ip link del eth0 && ip link del enp8s0f0v1");
 
-        // A failure after the pair was made: of the alternative name.
+        // An alternative name stays with the netdev that has it.
         sh("ip link add user type bridge && ip link property add dev user altname enp8s0f0npf0vf10");
         rig.make(&[vf(10)]);
-        rig.make(&[Resource::SwitchdevFdb(PF)]);
-        let before = (netdevs(), rig.resources());
-        assert_eq!(rig.create(&[rep(Vport::Vf(10))]), [taken("enp8s0f0npf0vf10")]);
-        assert_eq!((netdevs(), rig.resources()), before);
-        sh("ip link del user");
-        rig.make(&[rep(Vport::Vf(10))]);
+        rig.make(&[Resource::SwitchdevFdb(PF), rep(Vport::Vf(10))]);
+        sh("ip link show en8f0pf0vf10 && ip link show user | grep enp8s0f0npf0vf10");
         sh("ip link set en8f0pf0vf10 up; ip link set enp8s0f0v10 up");
         let (rep10, vf10) = (Tap::on(None, "en8f0pf0vf10"), Tap::on(None, "enp8s0f0v10"));
         eventually("ip link show enp8s0f0v10 | grep -q LOWER_UP");
         assert!(vf10.send([0xff; 6], [2; 6], "tied once"));
         assert_eq!(rep10.received(1), ["tied once"]);
 
-        // And of a tie: there is no place for it any more.
+        // A tie fails: there is no place for it any more.
         sh("ip netns exec esw-0000:08:00.0 tc qdisc del dev p0v0 ingress");
         let before = (netdevs(), rig.resources());
         let outcomes = rig.create(&[rep(Vport::Vf(0)), rep(Vport::Vf(2))]);
@@ -157,9 +153,10 @@ fn a_pf_netdev_that_was_moved_is_found() {
         }
         sh(&format!("ip -n b link show enp8s0f0v0 | grep {mac} && ip -n a link show eth0 | grep {mac}"));
 
-        // Given that its namespace is deleted, a netdev is back where it was born.
+        // Given that its namespace is deleted, a netdev is back where it was born, under the name that it had.
         sh("ip netns del a && ip netns del b");
-        eventually("ip link show enp8s0f0np0");
+        eventually("ip link show eth0");
+        sh("ip link set eth0 name enp8s0f0np0");
         eventually(&format!("ip link show enp8s0f0v0 | grep {mac}"));
         assert_eq!(netns(), None);
         assert_eq!(rig.resources(), [Resource::Function(PF), Resource::PfNetdev(PF), vf(0)]);
@@ -192,10 +189,10 @@ fn a_netdev_with_another_name_is_known_by_it() {
         let told = Arc::new(Mutex::new(Vec::new()));
         let ours = Arc::clone(&told);
         rig.with(|card, cx| {
-            let on_rename = move |_: &mut Locked<'_, Unlocked>, netdev: Resource, name: String| {
-                ours.lock().unwrap().push((netdev, name));
+            let on_change = move |_: &mut Locked<'_, Unlocked>, netdev: Resource, change: NetdevChange| {
+                ours.lock().unwrap().push((netdev, change));
             };
-            card.on_rename(cx, Arc::new(on_rename));
+            card.on_netdev_change(cx, Arc::new(on_change));
         });
         let heard = |n: usize| {
             let until = Instant::now() + Duration::from_secs(5);
@@ -216,19 +213,23 @@ fn a_netdev_with_another_name_is_known_by_it() {
         {
             assert_eq!(rig.name(netdev), was);
             sh(&format!("ip link set {was} name {name}"));
-            assert_eq!(heard(n + 1), (netdev, name.to_owned()));
+            assert_eq!(heard(n + 1), (netdev, NetdevChange::Renamed(name.to_owned())));
             assert_eq!(rig.name(netdev), name);
         }
         assert_eq!(rig.with(|card, cx| card.renamed(cx)).len(), 3);
         // one that is moved elsewhere is known by the name that it had last,
         sh("ip netns add a && ip link set eth0 netns a && ip -n a link set eth0 name eth7");
+        assert_eq!(heard(4), (vf(1), NetdevChange::Away));
+        assert_eq!(rig.with(|card, cx| card.elsewhere(cx)), [vf(1)]);
         assert_eq!(rig.name(vf(1)), "eth0");
         // and by its new name when it is back.
         sh("ip -n a link set eth7 netns $$");
-        assert_eq!(heard(4), (vf(1), "eth7".to_owned()));
+        assert_eq!(heard(5), (vf(1), NetdevChange::Back("eth7".to_owned())));
+        assert_eq!(rig.with(|card, cx| card.elsewhere(cx)), []);
         // One that gets its first name back is renamed no more;
         sh("ip link set uplink name enp8s0f0np0");
-        assert_eq!(heard(5), (Resource::PfNetdev(PF), "enp8s0f0np0".to_owned()));
+        let renamed = NetdevChange::Renamed("enp8s0f0np0".to_owned());
+        assert_eq!(heard(6), (Resource::PfNetdev(PF), renamed));
         assert_eq!(rig.with(|card, cx| card.renamed(cx)).len(), 2);
         // and one that is made again has the name that it is made with.
         rig.unmake(&[rep(Vport::Vf(0))]);

@@ -19,13 +19,19 @@ pub(crate) struct Instance {
     pub device: DeviceName,
     /// The name of its netdev, if it has one.
     pub netdev: Option<String>,
+    /// Whether the netdev is in another network namespace.
+    pub elsewhere: bool,
 }
 
 /// The instances of all VFs and SFs.
 pub(crate) fn all(view: &view::Card) -> Vec<Instance> {
     let instance = |role: Role, device: DeviceName| {
         let netdev = view.netdevs.iter().find(|netdev| netdev.role == role && netdev.parent == device);
-        Instance { netdev: netdev.map(|netdev| netdev.name.clone()), device }
+        Instance {
+            device,
+            netdev: netdev.map(|netdev| netdev.name.clone()),
+            elsewhere: netdev.is_some_and(|netdev| netdev.elsewhere),
+        }
     };
     let vfs = view.functions.iter().filter(|function| function.vf_of.is_some() && function.driver.is_some());
     let vfs = vfs.map(|function| instance(Role::Vf, DeviceName::Pci(function.address)));

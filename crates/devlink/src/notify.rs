@@ -97,7 +97,7 @@ impl Notifier {
         match event {
             Event::DeviceBound(device) | Event::DeviceUnbound(device) => Some(*device),
             Event::PortNew(handle) | Event::PortDel(handle) => Some(handle.device),
-            Event::Renamed(Resource::PfNetdev(pf) | Resource::Representor(pf, ..), _) => {
+            Event::Netdev(Resource::PfNetdev(pf) | Resource::Representor(pf, ..), _) => {
                 Some(self.served.card.engine().config().pf_address(*pf))
             }
             _ => None,
@@ -116,9 +116,9 @@ impl Notifier {
                     self.passed_over.remove(handle);
                 }
             }
-            // When the netdev of a port is renamed, devlink notifies as for a new port
-            // (`devlink_port_netdevice_event`).
-            Event::Renamed(netdev, _) => {
+            // When the netdev of a port is renamed, leaves the instance's namespace or comes back, devlink notifies as
+            // for a new port (`devlink_port_netdevice_event`).
+            Event::Netdev(netdev, _) => {
                 let vport = netdev.vport().unwrap_or(Vport::Uplink);
                 self.add_port(pf, |port| port.vport == vport, to);
             }
@@ -146,7 +146,7 @@ fn add_sf(event: &Event, to: &mut Datagram) {
         _ => return,
     };
     let device = DeviceName::Auxiliary(AuxiliaryName::Sf { id });
-    message(to, command, |to| instance_message(to, &Instance { device, netdev: None }));
+    message(to, command, |to| instance_message(to, &Instance { device, netdev: None, elsewhere: false }));
 }
 
 /// Sends notifications to each of these clients. A client whose socket buffer is full misses them.

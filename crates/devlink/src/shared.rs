@@ -110,6 +110,8 @@ struct Rest {
     complete_at: u64,
     functions: Vec<PfFunction>,
     snapshot: eswitch::inspect::Snapshot,
+    /// Which netdevs had been renamed, and which were elsewhere, busy PFs' too.
+    netdevs: (Vec<(Resource, String)>, Vec<Resource>),
 }
 
 impl Rest {
@@ -124,6 +126,8 @@ impl Rest {
         now.resources.sort();
         now.renamed.retain(|(resource, _)| !is_busy(resource));
         now.renamed.extend(before.renamed.iter().filter(|(resource, _)| is_busy(resource)).cloned());
+        now.elsewhere.retain(|resource| !is_busy(resource));
+        now.elsewhere.extend(before.elsewhere.iter().filter(|resource| is_busy(resource)));
     }
 }
 
@@ -199,6 +203,9 @@ impl SharedView {
                 None => all = false,
             }
         }
+        // The view of a PF does not show the netdevs of VFs and SFs.
+        let netdevs = engine.renamed_and_elsewhere(cx);
+        differs |= self.0.lock_leaf(cx).rest.as_ref().is_some_and(|rest| rest.netdevs != netdevs);
         // A command that is in progress at a PF changes the count all the time. The rest is not inspected each time.
         if !differs && rest.is_some() {
             return Inspected { all: all && busy.is_empty(), changed: false };
@@ -206,7 +213,7 @@ impl SharedView {
         if rest != Some(at) {
             let functions = engine.functions(cx);
             let snapshot = engine.inspect_with(cx, Vec::new(), Vec::new());
-            let mut rest = Rest { inspected_at: at, complete_at: at, functions, snapshot };
+            let mut rest = Rest { inspected_at: at, complete_at: at, functions, snapshot, netdevs };
             let mut state = self.0.lock_leaf(cx);
             if let Some(before) = state.rest.as_ref().filter(|_| !busy.is_empty()) {
                 rest.keep_busy(&busy, before);

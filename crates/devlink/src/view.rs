@@ -207,6 +207,10 @@ pub struct Netdev {
     /// lives, wherever it is moved and however it is renamed. `None`: the kernel has no such netdev.
     #[serde(default)]
     pub peer: Option<u32>,
+    /// Whether it is in another network namespace than the one where the card's netdevs appear. Its name is then the
+    /// last one that it had there.
+    #[serde(default)]
+    pub elsewhere: bool,
     /// Its purpose.
     pub role: Role,
     /// `device` in sysfs, and IFLA_PARENT_DEV_NAME.

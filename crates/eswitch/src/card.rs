@@ -258,9 +258,30 @@ pub struct FailedCreate {
     pub error: CardError,
 }
 
-/// The callback that a card calls when another program has renamed one of the card's netdevs: with the netdev's
-/// resource and its new name.
-pub type OnRename = Arc<dyn Fn(&mut Locked<'_, Unlocked>, Resource, String) + Send + Sync>;
+/// What another program has done to one of the card's netdevs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NetdevChange {
+    /// It has another name in the network namespace in which it was created; with the name.
+    Renamed(String),
+    /// It has left that namespace for another one.
+    Away,
+    /// It is in that namespace again; with its name.
+    Back(String),
+}
+
+impl fmt::Display for NetdevChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Renamed(name) => write!(f, "renamed to {}", escaped(name)),
+            Self::Away => f.write_str("moved to another network namespace"),
+            Self::Back(name) => write!(f, "back as {}", escaped(name)),
+        }
+    }
+}
+
+/// The callback that a card calls when another program has renamed or moved one of the card's netdevs: with the
+/// netdev's resource and what has happened.
+pub type OnNetdevChange = Arc<dyn Fn(&mut Locked<'_, Unlocked>, Resource, NetdevChange) + Send + Sync>;
 
 /// A card: its resources are netdevs of a kernel, or entries in memory.
 ///
@@ -285,9 +306,16 @@ pub trait Card: Send + Sync {
         Vec::new()
     }
 
-    /// Sets the callback that is called whenever another program has renamed a netdev. A card whose netdevs cannot be
-    /// renamed never calls it.
-    fn on_rename(&self, cx: &mut Locked<'_, CardCall>, callback: OnRename) {
+    /// The netdevs that are in another network namespace than the one in which they were created. The name of such a
+    /// netdev is the last one that it had where it was created.
+    fn elsewhere(&self, cx: &mut Locked<'_, CardCall>) -> Vec<Resource> {
+        let _ = cx;
+        Vec::new()
+    }
+
+    /// Sets the callback that is called whenever another program has renamed or moved a netdev. A card whose netdevs
+    /// cannot be renamed never calls it.
+    fn on_netdev_change(&self, cx: &mut Locked<'_, CardCall>, callback: OnNetdevChange) {
         let _ = (cx, callback);
     }
 
@@ -329,8 +357,11 @@ impl<C: Card + ?Sized> Card for Arc<C> {
     fn renamed(&self, cx: &mut Locked<'_, CardCall>) -> Vec<(Resource, String)> {
         (**self).renamed(cx)
     }
-    fn on_rename(&self, cx: &mut Locked<'_, CardCall>, callback: OnRename) {
-        (**self).on_rename(cx, callback);
+    fn elsewhere(&self, cx: &mut Locked<'_, CardCall>) -> Vec<Resource> {
+        (**self).elsewhere(cx)
+    }
+    fn on_netdev_change(&self, cx: &mut Locked<'_, CardCall>, callback: OnNetdevChange) {
+        (**self).on_netdev_change(cx, callback);
     }
     fn set_mac(&self, cx: &mut Locked<'_, CardCall>, resource: &Resource, mac: MacAddr) -> Result<(), CardError> {
         (**self).set_mac(cx, resource, mac)

@@ -16,7 +16,7 @@ use lockdep::{AtomicU64, Locked, Mutex, Shadow, Spawn, Unlocked, digest};
 
 use crate::agreed::Agreed;
 use crate::auxiliary::Bus;
-use crate::card::{Card, OnRename};
+use crate::card::{Card, OnNetdevChange};
 use crate::config::CardConfig;
 use crate::devcom::{Component, Devcom};
 use crate::device::{Device, PciState, Pf, Slot};
@@ -99,12 +99,12 @@ impl Engine {
             }),
         });
         let shared = Arc::downgrade(&engine.shared);
-        let renamed: OnRename = Arc::new(move |cx, resource, name| {
+        let changed: OnNetdevChange = Arc::new(move |cx, resource, change| {
             if let Some(shared) = shared.upgrade() {
-                shared.events.emit(cx, || Event::Renamed(resource, name));
+                shared.events.emit(cx, || Event::Netdev(resource, change));
             }
         });
-        engine.shared.card.on_rename(&mut cx.narrow(), renamed);
+        engine.shared.card.on_netdev_change(&mut cx.narrow(), changed);
         if let Err(error) = engine.bring_up(cx, agreed) {
             engine.shutdown(cx);
             return Err(error);
@@ -171,8 +171,8 @@ impl Engine {
     /// A counter of changes that a view may show. A command increments it before it returns, and so do the threads of
     /// the queues. A reader that finds the same value before and after its look has seen the present state.
     ///
-    /// Takes no lock. Of the changes that are made to netdevs outside the engine it counts only renames, once the card
-    /// has noticed them.
+    /// Takes no lock. Of the changes that are made to netdevs outside the engine it counts only new names and moves to
+    /// other network namespaces, once the card has noticed them.
     pub fn changes(&self) -> u64 {
         self.shared.events.changes().now()
     }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 
 use lockdep::{AtomicU64, Locked, Mutex, Shadow, tell};
 
-use crate::card::Resource;
+use crate::card::{NetdevChange, Resource};
 use crate::ids::{LagMode, Mode, PciAddress, PfIndex, PortHandle, RepType};
 use crate::lock_order::Events as EventsClass;
 use crate::text::escaped;
@@ -45,8 +45,8 @@ pub enum Event {
     /// A driver failed to probe an auxiliary device, or a PCI function after a rescan: the device's name, and the
     /// error.
     ProbeFailed(String, String),
-    /// Another program has renamed a netdev of the card; with the new name.
-    Renamed(Resource, String),
+    /// Another program has renamed or moved a netdev of the card.
+    Netdev(Resource, NetdevChange),
     /// Ops of a type were registered.
     Registered(PciAddress, RepType),
     /// Ops of a type were unregistered.
@@ -81,7 +81,7 @@ impl fmt::Display for Event {
             Self::LoadFailed(port, ty, why) => write!(f, "{port}: {ty} representor did not load: {}", escaped(why)),
             Self::HostVfsFailed(a, why) => write!(f, "pci/{a}: not all VFs of the host exist: {}", escaped(why)),
             Self::ProbeFailed(device, why) => write!(f, "{device}: probe failed: {}", escaped(why)),
-            Self::Renamed(netdev, name) => write!(f, "{netdev}: renamed to {}", escaped(name)),
+            Self::Netdev(netdev, change) => write!(f, "{netdev}: {change}"),
             Self::Registered(a, ty) => write!(f, "pci/{a}: {ty} ops registered"),
             Self::Unregistered(a, ty) => write!(f, "pci/{a}: {ty} ops unregistered"),
             Self::StaleWork(a, work) => write!(f, "pci/{a}: stale work dropped: {work}"),

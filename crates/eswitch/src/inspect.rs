@@ -44,6 +44,8 @@ pub struct PortView {
     pub flavour: &'static str,
     /// The name of the netdev representor, if it exists. For the uplink it is the name of the PF's netdev.
     pub netdev: Option<String>,
+    /// Whether this netdev is in another network namespace than the one in which it was made.
+    pub elsewhere: bool,
     /// The name of the RDMA device, or of the port of one, if the IB representor is loaded.
     pub ibdev: Option<String>,
     /// The state of the representor of each type, in the order of [`RepType::ALL`].
@@ -169,8 +171,10 @@ pub struct Snapshot {
     pub lag: LagView,
     /// The resources of the card, in order.
     pub resources: Vec<Resource>,
-    /// The netdevs that have been renamed since they were made, and their present names.
+    /// The netdevs that have been renamed since they were made, and their present names, in order.
     pub renamed: Vec<(Resource, String)>,
+    /// The netdevs that are in another network namespace than the one in which they were made, in order.
+    pub elsewhere: Vec<Resource>,
 }
 
 impl AuxiliaryView {
@@ -229,8 +233,18 @@ impl Engine {
     ) -> Snapshot {
         let mut resources = self.shared.card.resources(&mut cx.narrow());
         resources.sort();
-        let renamed = self.shared.card.renamed(&mut cx.narrow());
-        Snapshot { pfs, modules, lag: self.lag(cx), resources, renamed }
+        let (renamed, elsewhere) = self.renamed_and_elsewhere(cx);
+        Snapshot { pfs, modules, lag: self.lag(cx), resources, renamed, elsewhere }
+    }
+
+    /// The netdevs that other programs have renamed, with their present names, and those that they have moved to other
+    /// network namespaces, both in order. It does not wait for commands.
+    pub fn renamed_and_elsewhere(&self, cx: &mut Locked<'_, Unlocked>) -> (Vec<(Resource, String)>, Vec<Resource>) {
+        let mut renamed = self.shared.card.renamed(&mut cx.narrow());
+        let mut elsewhere = self.shared.card.elsewhere(&mut cx.narrow());
+        renamed.sort();
+        elsewhere.sort();
+        (renamed, elsewhere)
     }
 
     /// Reads the state of one PF. Waits for a command that is running on it.
@@ -281,6 +295,7 @@ impl Engine {
             _ => pf.eswitch.protocol_devices(cx, &with_ib, RepType::Ib),
         };
         let mut ib_devices: BTreeMap<_, _> = with_ib.into_iter().zip(ib_devices).collect();
+        let elsewhere = self.shared.card.elsewhere(&mut cx.narrow());
         let mut ports = Vec::new();
         for (vport, reps) in rows {
             if mode == Mode::Legacy && vport != Vport::Uplink {
@@ -301,6 +316,7 @@ impl Engine {
                     Vport::Sf(_) => "pcisf",
                 },
                 netdev: self.shared.card.name(&mut cx.narrow(), &eth),
+                elsewhere: elsewhere.contains(&eth),
                 ibdev: ib_devices.remove(&vport).flatten(),
                 reps,
                 hw_addr: match sf {

@@ -44,7 +44,12 @@ impl IndexedView {
         let netdevs = || card.netdevs.iter().enumerate();
         Self {
             by_peer: netdevs().filter_map(|(n, netdev)| Some((netdev.peer?, n))).collect(),
-            by_name: netdevs().map(|(n, netdev)| (netdev.name.clone(), n)).collect(),
+            // The last name at home of a netdev that is elsewhere may be that of another one by now, which comes last.
+            by_name: netdevs()
+                .filter(|(_, netdev)| netdev.elsewhere)
+                .chain(netdevs().filter(|(_, netdev)| !netdev.elsewhere))
+                .map(|(n, netdev)| (netdev.name.clone(), n))
+                .collect(),
             by_port: netdevs().filter_map(|(n, netdev)| Some((netdev.port?, n))).collect(),
             card,
         }

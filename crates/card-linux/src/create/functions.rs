@@ -6,7 +6,7 @@ use super::{Job, alive, done, half_done, push_attach};
 use crate::books::{Books, Wire};
 use crate::layout::{Inside, Slot};
 use crate::operation::Operation;
-use crate::request::{self, OUTER_MTU, Outer};
+use crate::request::{self, CARD_MTU, OUTER_MTU, Outer};
 use crate::socket::Batch;
 
 impl Operation<'_> {
@@ -44,15 +44,13 @@ impl Operation<'_> {
 
     /// The PFs' netdevs: stations on the bridge, until the uplink's representor is loaded.
     pub(super) fn make_pf_netdevs(&mut self, jobs: &mut [Job]) {
-        self.pass(jobs, "making", |books, batch, job| {
-            books.push_pair(batch, job, Inside::Inner(job.slot), 0);
-        });
+        self.make_pairs(jobs, Inside::Inner, |_| 0);
         let begun = alive(jobs);
         self.pass(jobs, "preparing", |_, batch, job| request::ingress(batch, job.slot.inner()));
         self.pass(jobs, "attaching", |_, batch, job| {
             push_attach(batch, job, job.slot.inner(), Inside::Bridge(job.slot.pf, 0).index());
         });
-        self.add_altnames(jobs);
+        self.finish_names(jobs);
         self.pass(jobs, "tying", |books, batch, job| {
             if books.represented(job.slot) && books.ends(job.slot).port {
                 books.push_ties(batch, job.slot);
@@ -116,9 +114,9 @@ impl Books {
             Some(Wire::Netdev(name)) => (name.clone(), Ok(&self.home)),
             Some(Wire::Nowhere) | None => (cable.name(), Err(cable.index())),
         };
-        let outer = Outer { name: &name, mac: None, mtu: OUTER_MTU, place };
+        let outer = Outer { name: &name, mac: None, mtu: OUTER_MTU, place, before: None };
         let wire = Inside::Port(slot);
-        request::pair(batch, wire.index(), &wire.name(), 0, &outer);
+        request::pair(batch, wire.index(), &wire.name(), 0, CARD_MTU, &outer);
     }
 
     /// Brings all bridges of a PF up or down.

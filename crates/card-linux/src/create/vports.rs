@@ -15,25 +15,21 @@ impl Operation<'_> {
     /// costs nothing.
     pub(super) fn make_ports(&mut self, jobs: &mut [Job]) {
         self.make_leaf_bridges(jobs);
-        self.pass(jobs, "making", |books, batch, job| {
-            books.push_pair(batch, job, Inside::Port(job.slot), job.slot.port_group());
-        });
+        self.make_pairs(jobs, Inside::Port, Slot::port_group);
         let begun = alive(jobs);
         self.pass(jobs, "preparing", |_, batch, job| request::ingress(batch, job.slot.port()));
         self.pass(jobs, "attaching", |_, batch, job| {
             let bridge = Inside::Bridge(job.slot.pf, job.slot.bridge());
             push_attach(batch, job, job.slot.port(), bridge.index());
         });
-        self.add_altnames(jobs);
+        self.finish_names(jobs);
         self.tie_new_ports(jobs);
         self.finish_ports(jobs, &begun);
     }
 
     /// The netdevs of active SFs. They are never on the bridge: there are SFs in switchdev mode only.
     pub(super) fn make_sf_netdevs(&mut self, jobs: &mut [Job]) {
-        self.pass(jobs, "making", |books, batch, job| {
-            books.push_pair(batch, job, Inside::Port(job.slot), job.slot.port_group());
-        });
+        self.make_pairs(jobs, Inside::Port, Slot::port_group);
         let begun = alive(jobs);
         self.pass(jobs, "preparing", |_, batch, job| request::ingress(batch, job.slot.port()));
         self.pass(jobs, "bringing up", |_, batch, job| {
@@ -41,7 +37,7 @@ impl Operation<'_> {
                 request::set_up(batch, job.slot.port(), true);
             }
         });
-        self.add_altnames(jobs);
+        self.finish_names(jobs);
         self.tie_new_ports(jobs);
         self.finish_ports(jobs, &begun);
     }
@@ -93,9 +89,10 @@ impl Operation<'_> {
                 if !found[0] {
                     request::bridge(batch, bridge.index(), &bridge.name(), !books.has_fdb(pf));
                 }
-                let outer = Outer { name: &branch.name(), mac: None, mtu: CARD_MTU, place: Err(branch.index()) };
+                let outer =
+                    Outer { name: &branch.name(), mac: None, mtu: CARD_MTU, place: Err(branch.index()), before: None };
                 if !found[1] {
-                    request::pair(batch, trunk.index(), &trunk.name(), 0, &outer);
+                    request::pair(batch, trunk.index(), &trunk.name(), 0, CARD_MTU, &outer);
                 }
                 request::join_bridge(batch, trunk.index(), Inside::Bridge(pf, 0).index());
                 request::join_bridge(batch, branch.index(), bridge.index());
@@ -117,9 +114,7 @@ impl Operation<'_> {
 
     /// Representors, tied to their ports. They are born down, so their functions lose carrier.
     pub(super) fn make_representors(&mut self, jobs: &mut [Job]) {
-        self.pass(jobs, "making", |books, batch, job| {
-            books.push_pair(batch, job, Inside::Inner(job.slot), job.slot.inner_group());
-        });
+        self.make_pairs(jobs, Inside::Inner, Slot::inner_group);
         let begun = alive(jobs);
         self.pass(jobs, "preparing", |_, batch, job| request::ingress(batch, job.slot.inner()));
         self.pass(jobs, "tying", |books, batch, job| {
@@ -135,7 +130,7 @@ impl Operation<'_> {
                 }
             }
         });
-        self.add_altnames(jobs);
+        self.finish_names(jobs);
         let failed = half_done(jobs, &begun);
         if !failed.is_empty() {
             let books = self.books();

@@ -72,7 +72,7 @@ fn relay(
     loop {
         let [requests, answers] = sys::wait_readable([far.as_fd(), kernel.as_fd()], None)?;
         if answers {
-            let len = sys::receive(kernel, &mut buffer, true)?;
+            let len = sys::receive(kernel, &mut buffer)?;
             far.send(&buffer[..len])?;
         }
         if requests {

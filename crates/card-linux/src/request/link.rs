@@ -4,10 +4,12 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 
+use eswitch::MacAddr;
 use netlink::rtnl::{
-    IFF_LOWER_UP, IFF_UP, IFINFOMSG, IFLA_EXT_MASK, IFLA_GROUP, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND,
-    IFLA_INFO_SLAVE_KIND, IFLA_LINK, IFLA_LINK_NETNSID, IFLA_LINKINFO, IFLA_MASTER, IFLA_MTU, NETNSA_FD, NETNSA_NSID,
-    RTEXT_FILTER_SKIP_STATS, RTGENMSG, RTM_DELLINK, RTM_GETLINK, RTM_GETNSID, RTM_NEWLINK,
+    IFF_LOWER_UP, IFF_UP, IFINFOMSG, IFLA_ADDRESS, IFLA_ALT_IFNAME, IFLA_EXT_MASK, IFLA_GROUP, IFLA_IFALIAS,
+    IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_INFO_SLAVE_KIND, IFLA_LINK, IFLA_LINK_NETNSID, IFLA_LINKINFO,
+    IFLA_MASTER, IFLA_MTU, IFLA_NEW_NETNSID, IFLA_PROP_LIST, IFLA_TARGET_NETNSID, IFLA_TXQLEN, NETNSA_FD, NETNSA_NSID,
+    RTEXT_FILTER_SKIP_STATS, RTGENMSG, RTM_DELLINK, RTM_GETLINK, RTM_GETNSID, RTM_NEWLINK, RTM_NEWNSID,
 };
 use netlink::{Attribute, Builder, Errno, Message, attributes, errno_of, find, u32_at};
 
@@ -36,6 +38,13 @@ pub(crate) struct Link {
     pub master: Option<u32>,
     /// The other end's interface number, and the id of its namespace unless that is this one.
     pub peer: Option<(u32, Option<i32>)>,
+    pub mac: Option<MacAddr>,
+    /// `txqueuelen`, in packets.
+    pub tx_queue_len: Option<u32>,
+    pub alias: Option<String>,
+    pub altnames: Vec<String>,
+    /// In an `RTM_DELLINK`: the netdev was not deleted, but has left for another namespace.
+    pub has_left: bool,
 }
 
 impl Link {
@@ -51,6 +60,11 @@ impl Link {
             group: 0,
             master: None,
             peer: None,
+            mac: None,
+            tx_queue_len: None,
+            alias: None,
+            altnames: Vec::new(),
+            has_left: false,
         };
         let (mut peer, mut netns) = (None, None);
         for attribute in attributes(payload).flatten() {
@@ -61,6 +75,14 @@ impl Link {
                 IFLA_MASTER => link.master = Some(number(&attribute)),
                 IFLA_LINK => peer = Some(number(&attribute)),
                 IFLA_LINK_NETNSID => netns = Some(number(&attribute) as i32),
+                IFLA_ADDRESS => link.mac = <[u8; 6]>::try_from(attribute.value).ok().map(MacAddr),
+                IFLA_TXQLEN => link.tx_queue_len = Some(number(&attribute)),
+                IFLA_IFALIAS => link.alias = Some(text(&attribute)),
+                IFLA_PROP_LIST => {
+                    let names = attribute.nested().flatten().filter(|name| name.kind == IFLA_ALT_IFNAME);
+                    link.altnames = names.map(|name| text(&name)).collect();
+                }
+                IFLA_NEW_NETNSID => link.has_left = true,
                 _ => {}
             }
         }
@@ -170,9 +192,32 @@ pub(crate) fn link(socket: &mut Socket, index: u32) -> io::Result<Link> {
     found.ok_or_else(|| Errno::NODEV.into())
 }
 
+/// The link of an interface number in a namespace that the socket's namespace knows by an id.
+///
+/// # Errors
+/// `NODEV`: there is none; `INVAL`: there is no such namespace any more; or the kernel cannot be queried.
+pub(crate) fn link_in(socket: &mut Socket, netns: i32, index: u32) -> io::Result<Link> {
+    let mut found = None;
+    let body = |to: &mut Builder| {
+        without_statistics(to, index);
+        to.u32(IFLA_TARGET_NETNSID, netns as u32);
+    };
+    socket.get(RTM_GETLINK, body, |message| found = Link::read(message))?;
+    found.ok_or_else(|| Errno::NODEV.into())
+}
+
 /// Every link of the socket's namespace.
 pub(crate) fn links(socket: &mut Socket) -> io::Result<Vec<Link>> {
     socket.dump(RTM_GETLINK, |to| without_statistics(to, 0), Link::read)
+}
+
+/// Has the socket's namespace know another one by an id, if it does not yet.
+pub(crate) fn assign_netns_id(batch: &mut Batch, netns: &File) {
+    /// `NETNSA_NSID_NOT_ASSIGNED`: the kernel chooses the id.
+    const ANY: u32 = u32::MAX;
+    batch.push(RTM_NEWNSID, NONE, |to| {
+        to.raw(&[0; RTGENMSG]).u32(NETNSA_FD, netns.as_raw_fd() as u32).u32(NETNSA_NSID, ANY);
+    });
 }
 
 /// The id by which the socket's namespace knows another one, if it has one.

@@ -72,6 +72,16 @@ pub fn eventually(command: &str) {
     }
 }
 
+/// Waits for something to be so, for two seconds at most.
+#[track_caller]
+pub fn eventually_that(is_so: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(2);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "it never was so");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// The netdevs of this namespace, but the loopback.
 pub fn netdevs() -> Vec<String> {
     let mut names: Vec<String> = sh("ip -o link")
@@ -103,6 +113,20 @@ impl Rig {
         let domain = Domain::checked(OnReport::Panic);
         let card = LinuxCard::new(place, config.clone(), &domain).unwrap_or_else(|e| panic!("{e}"));
         Self { card, config, domain }
+    }
+
+    /// A card that takes over what a dead process has left; `make` requests what that process had.
+    pub fn taking_over(config: CardConfig, make: impl FnOnce(&Self)) -> Self {
+        let domain = Domain::checked(OnReport::Panic);
+        let place = Place::prepare().unwrap();
+        let card = LinuxCard::taking_over(&place, config.clone(), &domain).unwrap_or_else(|e| panic!("{e}"));
+        let rig = Self { card, config, domain };
+        make(&rig);
+        rig.with(|card, cx| {
+            card.hold().taken_over(cx);
+            card.hold().may_go();
+        });
+        rig
     }
 
     /// A card with a PF and some VFs, in legacy mode.

@@ -22,13 +22,17 @@ fn put_port(to: &mut Builder, port: PortHandle) {
     to.u32(a::PORT_INDEX, port.index.0);
 }
 
-/// Writes the type of a port, and its netdev if it has one.
-fn put_netdev(served: &Served, to: &mut Builder, name: Option<&str>) {
+/// Writes the type of a port, and its netdev if it has one. Of a netdev that is in another network namespace than
+/// the instance, a port has the type and no more (`devlink_port_netdevice_event`).
+fn put_netdev(served: &Served, to: &mut Builder, name: Option<&str>, elsewhere: bool) {
     let Some(name) = name else {
         to.u16(a::PORT_TYPE, NOTSET);
         return;
     };
     to.u16(a::PORT_TYPE, ETH);
+    if elsewhere {
+        return;
+    }
     if let Some(index) = served.netdevs.as_ref().and_then(|netdevs| netdevs.index(name)) {
         to.u32(a::PORT_NETDEV_IFINDEX, index);
     }
@@ -38,7 +42,7 @@ fn put_netdev(served: &Served, to: &mut Builder, name: Option<&str>) {
 /// The message that describes a port of a PF's instance.
 pub(crate) fn port_message(served: &Served, to: &mut Builder, pf: PfIndex, port: &PortView) {
     put_port(to, port.handle);
-    put_netdev(served, to, port.netdev.as_deref());
+    put_netdev(served, to, port.netdev.as_deref(), port.elsewhere);
     let dpu = served.card.engine().config().dpu;
     let (pfnum, controller) = (u16::from(pf.0), u32::from(dpu));
     let owner = |to: &mut Builder, kind: u16, controller: u32| {
@@ -85,7 +89,7 @@ fn put_function(to: &mut Builder, port: &PortView) {
 fn instance_message(served: &Served, to: &mut Builder, instance: &Instance) {
     put_instance(to, instance);
     to.u32(a::PORT_INDEX, instance::PORT);
-    put_netdev(served, to, instance.netdev.as_deref());
+    put_netdev(served, to, instance.netdev.as_deref(), instance.elsewhere);
     to.u16(a::PORT_FLAVOUR, flavour::VIRTUAL).u8(a::PORT_SPLITTABLE, 0);
 }
 

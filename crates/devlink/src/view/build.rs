@@ -254,6 +254,7 @@ impl<'a> ViewBuilder<'a> {
         Some(Netdev {
             name: self.netdev_name(resource)?,
             peer: self.netdevs.and_then(|netdevs| netdevs.peer(resource)),
+            elsewhere: self.snapshot.elsewhere.contains(resource),
             role,
             parent,
             port_name: None,

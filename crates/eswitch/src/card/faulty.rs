@@ -6,7 +6,7 @@ use std::time::Duration;
 use lockdep::{Deadline, Locked, Mutex, digest};
 use serde::{Deserialize, Serialize};
 
-use crate::card::{Card, CardError, Create, FailedCreate, OnRename, Resource, ResourceKind};
+use crate::card::{Card, CardError, Create, FailedCreate, OnNetdevChange, Resource, ResourceKind};
 use crate::ids::{MacAddr, PfIndex, Vport};
 use crate::lock_order::{CardCall, CardState};
 
@@ -146,8 +146,11 @@ impl<C: Card> Card for Faulty<C> {
     fn renamed(&self, cx: &mut Locked<'_, CardCall>) -> Vec<(Resource, String)> {
         self.inner.renamed(cx)
     }
-    fn on_rename(&self, cx: &mut Locked<'_, CardCall>, callback: OnRename) {
-        self.inner.on_rename(cx, callback);
+    fn elsewhere(&self, cx: &mut Locked<'_, CardCall>) -> Vec<Resource> {
+        self.inner.elsewhere(cx)
+    }
+    fn on_netdev_change(&self, cx: &mut Locked<'_, CardCall>, callback: OnNetdevChange) {
+        self.inner.on_netdev_change(cx, callback);
     }
     fn set_mac(&self, cx: &mut Locked<'_, CardCall>, resource: &Resource, mac: MacAddr) -> Result<(), CardError> {
         if cx.fails(|| format!("set the address of {resource}")) {

@@ -2,7 +2,7 @@
 
 use lockdep::Locked;
 
-use crate::card::{Card, CardError, Create, FailedCreate, OnRename, Resource};
+use crate::card::{Card, CardError, Create, FailedCreate, OnNetdevChange, Resource};
 use crate::ids::{MacAddr, PfIndex};
 use crate::lock_order::CardCall;
 
@@ -48,8 +48,11 @@ impl<C: Card, F: Fn(&str) + Send + Sync> Card for Traced<C, F> {
         self.inner.renamed(cx)
     }
 
-    fn on_rename(&self, cx: &mut Locked<'_, CardCall>, callback: OnRename) {
-        self.inner.on_rename(cx, callback);
+    fn elsewhere(&self, cx: &mut Locked<'_, CardCall>) -> Vec<Resource> {
+        self.inner.elsewhere(cx)
+    }
+    fn on_netdev_change(&self, cx: &mut Locked<'_, CardCall>, callback: OnNetdevChange) {
+        self.inner.on_netdev_change(cx, callback);
     }
 
     fn set_mac(&self, cx: &mut Locked<'_, CardCall>, resource: &Resource, mac: MacAddr) -> Result<(), CardError> {

@@ -62,7 +62,7 @@ impl Published {
             | Event::LoadFailed(..)
             | Event::HostVfsFailed(..)
             | Event::ProbeFailed(..)
-            | Event::Renamed(..)
+            | Event::Netdev(..)
             | Event::Registered(..)
             | Event::Unregistered(..)
             | Event::StaleWork(..)

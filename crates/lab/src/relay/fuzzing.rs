@@ -183,6 +183,7 @@ fn card() -> view::Card {
         netdevs: vec![Netdev {
             peer: Some(PEER),
             name: "p0".to_owned(),
+            elsewhere: false,
             role: Role::Pf,
             in_switch: true,
             parent,

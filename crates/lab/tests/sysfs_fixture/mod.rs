@@ -88,6 +88,7 @@ fn netdev(name: &str, role: Role, parent: DeviceName, port_name: Option<&str>) -
     view::Netdev {
         name: name.to_owned(),
         peer: None,
+        elsewhere: false,
         role,
         in_switch: port_name.is_some(),
         parent,

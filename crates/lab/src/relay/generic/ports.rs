@@ -12,6 +12,9 @@ use crate::lock_order::Cx;
 use crate::network::Peer;
 use crate::relay::Relay;
 
+/// DEVLINK_PORT_TYPE_ETH.
+const ETH: u16 = 2;
+
 /// Names the netdevs in messages that describe ports. Other messages stay as they are.
 pub(super) fn name_netdevs(cx: Cx<'_, '_>, relay: &mut Relay, mut sent: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
     if !sent.iter().any(|bytes| Message::first(bytes).is_some_and(|message| has_netdev(&message))) {
@@ -32,11 +35,11 @@ pub(super) fn name_netdevs(cx: Cx<'_, '_>, relay: &mut Relay, mut sent: Vec<Vec<
     sent
 }
 
-/// Whether a message describes a port with a netdev.
+/// Whether a message describes a port with a netdev, wherever that is.
 fn has_netdev(message: &Message<'_>) -> bool {
-    let describes_port = message.payload().first() == Some(&command::PORT_NEW);
-    describes_port
-        && message.after(GENL_HEADER).is_some_and(|content| find(content, attribute::PORT_NETDEV_NAME).is_some())
+    let content = message.after(GENL_HEADER).filter(|_| message.payload().first() == Some(&command::PORT_NEW));
+    let port_type = content.and_then(|content| find(content, attribute::PORT_TYPE)?.u16());
+    port_type == Some(ETH)
 }
 
 /// The peer of the netdev of the port that a message describes.
@@ -63,11 +66,11 @@ fn with_netdev(message: &Message<'_>, netdev: Option<(u32, &str)>) -> Result<Opt
         to.raw(&message.payload()[..GENL_HEADER]);
         for attribute in attributes(content).flatten() {
             match (attribute.kind, netdev) {
-                (attribute::PORT_NETDEV_IFINDEX, _) => {}
-                (attribute::PORT_NETDEV_NAME, Some((index, name))) => {
+                (attribute::PORT_NETDEV_IFINDEX | attribute::PORT_NETDEV_NAME, _) => {}
+                (attribute::PORT_TYPE, Some((index, name))) => {
+                    to.copy(&attribute);
                     to.u32(attribute::PORT_NETDEV_IFINDEX, index).text(attribute::PORT_NETDEV_NAME, name);
                 }
-                (attribute::PORT_NETDEV_NAME, None) => {}
                 _ => {
                     to.copy(&attribute);
                 }
