@@ -231,6 +231,8 @@ impl Operation<'_> {
         events.look_at_everything(self);
         // The names have been known since the takeover began, so none of them is new to a user.
         let _ = self.follow(&events);
+        let mut books = self.books();
+        books.watcher_waits |= !books.again.is_empty();
     }
 }
 

@@ -1,6 +1,6 @@
 //! The card's books: which resources exist, and what the card has made for them in the kernel.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;
 
 use eswitch::card::{NetdevChange, OnNetdevChange, Resource};
@@ -84,6 +84,11 @@ pub(crate) struct Books {
     pub elsewhere: HashMap<u32, Elsewhere>,
     /// The state that netdevs are to be made again with, which come home from a namespace that has died.
     pub coming_home: HashMap<u32, Link>,
+    /// The resources whose netdevs were deleted from outside, and that are being made anew. To readers of the card they
+    /// exist, as the netdevs of hardware would.
+    pub returning: HashSet<Resource>,
+    /// What is gone and could not be made anew yet: the watcher tries again.
+    pub again: Vec<Inside>,
     /// The MTUs of the card's ends of netdevs, by their interface numbers.
     pub card_mtus: HashMap<u32, u32>,
     /// The callback for netdevs that others rename or move.
@@ -112,6 +117,8 @@ impl Books {
             renamed: HashMap::new(),
             elsewhere: HashMap::new(),
             coming_home: HashMap::new(),
+            returning: HashSet::new(),
+            again: Vec::new(),
             card_mtus: HashMap::new(),
             on_netdev_change: None,
             inside_id: None,

@@ -246,7 +246,9 @@ impl Card for LinuxCard {
 
     fn destroy(&self, cx: &mut Locked<'_, CardCall>, batch: &[Resource]) {
         cx.might_wait();
-        self.shared.begin(cx, |_| destroy::parts(batch)).destroy(batch);
+        let mut operation = self.shared.begin(cx, |_| destroy::parts(batch));
+        operation.books().returning.retain(|resource| !batch.contains(resource));
+        operation.destroy(batch);
     }
 
     fn name(&self, cx: &mut Locked<'_, CardCall>, resource: &Resource) -> Option<String> {

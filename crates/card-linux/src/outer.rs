@@ -146,6 +146,7 @@ impl Operation<'_> {
                     inside => inside.resource(),
                 });
                 found.extend(beside.filter(|resource| !books.claims.was_changing(slot_of(resource))));
+                found.extend(&books.returning);
                 found.into_iter().collect()
             }
             Err(error) => {

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use eswitch::Vport;
-use eswitch::card::{Create, FailedCreate, NetdevChange, OnNetdevChange};
+use eswitch::card::{Create, NetdevChange, OnNetdevChange, Resource};
 use lockdep::{Deadline, Domain, Locked, Unlocked};
 use netlink::rtnl::{IFLA_LINK, RTM_DELLINK, RTM_NEWLINK, RTMGRP_LINK};
 use netlink::{Errno, errno_of};
@@ -93,13 +93,17 @@ fn watch(
 ) {
     let mut back_off = BackOff::default();
     let mut kept = Events::default();
+    let mut retries = BackOff::default();
     loop {
         let elsewhere =
             sources.elsewhere.as_ref().map_or(sources.outside.as_fd(), |elsewhere| elsewhere.socket.as_fd());
         let own = [stopped.as_fd(), sources.released.as_fd()];
         let fds = [own[0], own[1], sources.inside.as_fd(), sources.outside.as_fd(), elsewhere];
         let mut new = Events::default();
-        let received = match sys::wait_readable(fds, None) {
+        // What could not be made anew is tried again after a while, and with the next event.
+        let again = !card.books.lock_leaf(cx).again.is_empty();
+        let limit = again.then(|| retries.after_failure().as_millis() as u16);
+        let received = match sys::wait_readable(fds, limit) {
             Ok([true, ..]) => return,
             Ok([_, released, ..]) => {
                 if released {
@@ -122,10 +126,14 @@ fn watch(
                 new.lost = true;
             }
         }
+        new.gone.append(&mut card.books.lock_leaf(cx).again);
         if new.is_empty() {
             continue;
         }
         let (changes, callback) = react(cx, card, new, &mut kept);
+        if card.books.lock_leaf(cx).again.is_empty() {
+            retries.reset();
+        }
         for (resource, change) in changes {
             callback.iter().for_each(|callback| callback(cx, resource, change.clone()));
         }
@@ -421,9 +429,7 @@ impl Operation<'_> {
         let mut changes = self.follow_elsewhere(&events.elsewhere);
         self.follow_outers(&events.outers);
         self.fit_card_ends(&events.outers);
-        for gone in &events.gone {
-            changes.extend(self.follow_deletion(*gone));
-        }
+        changes.extend(self.follow_deletions(&events.gone));
         self.follow_carriers();
         changes.extend(self.books().update_names(events.outers.values().map(|(_, link)| link)));
         changes
@@ -553,8 +559,53 @@ impl Operation<'_> {
         self.settle_carriers(&brought_up);
     }
 
-    /// Makes again what was deleted and should exist. Returns the netdev that is back.
-    fn follow_deletion(&mut self, gone: Inside) -> Option<Change> {
+    /// Makes those of the netdevs anew that have been deleted from outside. All of them are taken out of the books first:
+    /// those that were in one namespace may be tied to each other. The watcher tries those again that
+    /// cannot be made now.
+    fn follow_deletions(&mut self, gone: &[Inside]) -> Vec<Change> {
+        let found: Vec<(Inside, Resource)> =
+            gone.iter().filter_map(|gone| Some((*gone, self.is_deleted(*gone)?))).collect();
+        let resources: Vec<Resource> = found.iter().map(|(_, resource)| *resource).collect();
+        let mut books = self.books();
+        let mut wanted = Vec::new();
+        for (inside, resource) in found {
+            let Some(entry) = books.resources.get(&resource).copied() else { continue };
+            let before = books.elsewhere.remove(&inside.index());
+            let mtu = before.as_ref().map(|before| before.link.mtu);
+            books.coming_home.extend(before.map(|before| (inside.index(), before.link)));
+            // Readers of the card miss nothing meanwhile.
+            books.returning.insert(resource);
+            wanted.push((inside, resource, entry, mtu));
+        }
+        drop(books);
+        self.destroy(&resources);
+        let batch: Vec<Create> = wanted
+            .iter()
+            .map(|(_, resource, entry, _)| Create { resource: *resource, mac: entry.mac, sfnum: entry.sfnum })
+            .collect();
+        let failed = self.create(&batch);
+        let mut changes = Vec::new();
+        for (n, (inside, resource, entry, mtu)) in wanted.into_iter().enumerate() {
+            if failed.iter().any(|failed| failed.at == n) {
+                // It stays in the books: to the engine it exists, and the engine will unmake it.
+                let mut books = self.books();
+                books.resources.insert(resource, entry);
+                books.again.push(inside);
+                continue;
+            }
+            self.books().returning.remove(&resource);
+            if let (Inside::Inner(slot), Some(mtu)) = (inside, mtu) {
+                // That has reached its function when it was given to the representor.
+                let outer = self.index_at_home(inside.index());
+                self.books().ends.entry(slot).or_default().outer = outer.map(|outer| (outer, mtu));
+            }
+            changes.extend(self.books().name(&resource).map(|name| (resource, NetdevChange::Back(name))));
+        }
+        changes
+    }
+
+    /// The resource whose netdev has been deleted from outside. The event may be about an older netdev of that number.
+    fn is_deleted(&mut self, gone: Inside) -> Option<Resource> {
         let has_gone = self.has_gone(gone.index());
         if has_gone && let Some(inventory) = &mut self.books().inventory {
             inventory.forget(gone.index());
@@ -563,34 +614,7 @@ impl Operation<'_> {
             self.rewire(slot);
             return None;
         }
-        let resource = gone.resource()?;
-        // The event may be about an older netdev of that number.
-        if !has_gone {
-            return None;
-        }
-        let mut books = self.books();
-        let entry = books.resources.get(&resource).copied()?;
-        let before = books.elsewhere.remove(&gone.index());
-        let mtu = before.as_ref().map(|before| before.link.mtu);
-        books.coming_home.extend(before.map(|before| (gone.index(), before.link)));
-        drop(books);
-        self.destroy(&[resource]);
-        let again = Create { resource, mac: entry.mac, sfnum: entry.sfnum };
-        if let Some(FailedCreate { error, .. }) = self.create(&[again]).pop() {
-            let mut books = self.books();
-            // It stays in the books: to the engine it exists, and the engine will unmake it.
-            books.resources.insert(resource, entry);
-            let complaint = format!("{resource} was deleted from outside and cannot be made again: {error}");
-            books.complaints.push(complaint);
-            return None;
-        }
-        if let (Inside::Inner(slot), Some(mtu)) = (gone, mtu) {
-            // That has reached its function when it was given to the representor.
-            let outer = self.index_at_home(gone.index());
-            self.books().ends.entry(slot).or_default().outer = outer.map(|outer| (outer, mtu));
-        }
-        let name = self.books().name(&resource)?;
-        Some((resource, NetdevChange::Back(name)))
+        gone.resource().filter(|_| has_gone)
     }
 
     /// Whether a netdev inside the card does not exist any more. If the kernel cannot be queried, it may exist and be

@@ -15,6 +15,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::Value;
 
+use super::kills::last_of_log;
 use super::model::CONFIG;
 use super::place::{LIMIT, Place, wait};
 use super::random::Random;
@@ -42,7 +43,11 @@ pub fn run(rounds: &mut Rounds) -> Result<()> {
         let kills = random.one_in(3);
         let what = if kills { "1,000 operations, the daemon killed meanwhile" } else { "1,000 operations" };
         let outcome = round(&place, seed, kills, &mut random);
-        if !rounds.tally.tried(what, seed, outcome.map(|()| "").map_err(|error| format!("{error:#}"))) {
+        if !rounds.tally.tried(
+            what,
+            seed,
+            outcome.map(|()| "").map_err(|error| format!("{error:#}\n{}", last_of_log(&place))),
+        ) {
             place.clear()?;
             place.must_up(&["--fresh"])?;
         }
