@@ -132,7 +132,8 @@ impl Operation<'_> {
                 let inside: HashSet<u32> = links.iter().map(|link| link.index).collect();
                 let exists = |resource: &Resource| {
                     let confirmed = match (near_end(resource), resource) {
-                        (Some(near), _) => inside.contains(&near),
+                        // One that was deleted from outside is being made anew, as soon as that can be.
+                        (Some(_), _) => true,
                         (None, Resource::Function(pf)) => inside.contains(&Inside::Bridge(*pf, 0).index()),
                         (None, _) => true,
                     };
