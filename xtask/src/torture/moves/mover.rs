@@ -418,8 +418,9 @@ fn in_sysfs(owned: &Owned) -> Result<Option<String>> {
         let port_name = match fs::read_to_string(folder.join(&name).join("phys_port_name")) {
             Ok(text) => Some(text.trim_end().to_owned()),
             Err(error) if error.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error()) => None,
-            // Another mover has renamed it meanwhile.
+            // Another mover has renamed or moved it meanwhile.
             Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            Err(error) if error.raw_os_error() == Some(Errno::NODEV.raw_os_error()) => continue,
             Err(error) => return Err(error).context(format!("{name}/phys_port_name")),
         };
         if port_name == owned.port_name {
