@@ -115,6 +115,7 @@ pub mod attribute {
     pub const NETNS_FD: u16 = 138;
     pub const NETNS_PID: u16 = 139;
     pub const NETNS_ID: u16 = 140;
+    pub const HEALTH_REPORTER_AUTO_DUMP: u16 = 141;
     pub const PORT_FUNCTION: u16 = 145;
     pub const PORT_SPLITTABLE: u16 = 148;
     pub const PORT_EXTERNAL: u16 = 149;
@@ -152,6 +153,9 @@ pub mod flavour {
 
 /// Types of values, as netlink numbers them (`NLA_*`).
 pub mod nla {
+    pub const U8: u8 = 1;
+    pub const U32: u8 = 3;
+    pub const U64: u8 = 4;
     pub const STRING: u8 = 5;
     pub const FLAG: u8 = 6;
 }

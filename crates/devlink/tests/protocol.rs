@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use common::{PF, with_card};
 use control::{Command, EswitchOption, Reply};
 use devlink::nests::{DEVLINK_NESTS, Nest};
-use devlink::numbers::{attribute as a, command as c, flavour};
+use devlink::numbers::{attribute as a, command as c, flavour, nla};
 use devlink::{Answered, Client, ClientError, ControlSocket, DEVLINK, ESWITCH, SocketError, eswitch_family};
+use eswitch::auxiliary::AuxKind;
 use eswitch::{Mode, SfNum};
 use netlink::{Builder, Datagram, Errno, Flags, Header, find};
 
@@ -334,6 +335,167 @@ fn a_dump_of_objects_that_the_card_lacks_succeeds_and_is_empty() {
             let (errno, message) = refused(client.ask(DEVLINK, command, device));
             assert_eq!(errno, Errno::OPNOTSUPP, "command {command}");
             assert!(message.is_some(), "command {command}");
+        }
+    });
+}
+
+/// Sets a parameter of cmode driverinit.
+fn set_init(client: &mut Client, name: &str, value: Init) -> Result<Vec<Answered>, ClientError> {
+    const DRIVERINIT: u8 = 1;
+    client.ask(DEVLINK, c::PARAM_SET, |to| {
+        device(to);
+        to.text(a::PARAM_NAME, name).u8(a::PARAM_VALUE_CMODE, DRIVERINIT);
+        match value {
+            Init::Bool(value) => {
+                to.u8(a::PARAM_TYPE, nla::FLAG);
+                if value {
+                    to.flag(a::PARAM_VALUE_DATA);
+                }
+            }
+            Init::Number(value) => {
+                to.u8(a::PARAM_TYPE, nla::U32).u32(a::PARAM_VALUE_DATA, value);
+            }
+        }
+    })
+}
+
+/// A value of a parameter.
+#[derive(Clone, Copy, Debug)]
+enum Init {
+    Bool(bool),
+    Number(u32),
+}
+
+/// The number that a parameter shows.
+fn shown_number(client: &mut Client, name: &str) -> u32 {
+    let shown = client
+        .ask(DEVLINK, c::PARAM_GET, |to| {
+            device(to);
+            to.text(a::PARAM_NAME, name);
+        })
+        .unwrap();
+    let param = find(&shown[0].attributes, a::PARAM).unwrap();
+    let values = find(param.value, a::PARAM_VALUES_LIST).unwrap();
+    let value = find(values.value, a::PARAM_VALUE).unwrap();
+    find(value.value, a::PARAM_VALUE_DATA).unwrap().u32().unwrap()
+}
+
+#[test]
+fn a_driverinit_number_has_its_drivers_range_and_text_and_outlives_a_reload() {
+    let invalid = |why: &str| (Errno::INVAL, Some(format!("mlx5_core: {why}")));
+    let bare = || (Errno::INVAL, None);
+    let groups = (Errno::OPNOTSUPP, Some("mlx5_core: Unsupported group number, supported range is 1-1024".to_owned()));
+    let rows = [
+        ("io_eq_size", 1024, 64, vec![(63, bare()), (4097, bare())]),
+        ("event_eq_size", 4096, 4095, vec![(0, bare()), (4097, bare())]),
+        (
+            "max_macs",
+            128,
+            1024,
+            vec![
+                (0, invalid("max_macs value must be greater than 0")),
+                (3, invalid("Only power of 2 values are supported for max_macs")),
+                (1 << 31, invalid("max_macs value is out of the supported range")),
+            ],
+        ),
+        ("fdb_large_groups", 15, 1024, vec![(0, groups.clone()), (1025, groups)]),
+        ("hairpin_num_queues", 2, 7, vec![(0, bare())]),
+        (
+            "hairpin_queue_size",
+            1024,
+            512,
+            vec![(0, invalid("Value is not power of two")), (1 << 31, invalid("Maximum hairpin queue size is 32768"))],
+        ),
+    ];
+    with_card(|up| {
+        let mut client = Client::connect(&up.path).unwrap();
+        for (name, default, other, refusals) in &rows {
+            assert_eq!(shown_number(&mut client, name), *default, "{name}");
+            for (value, refusal) in refusals {
+                assert_eq!(refused(set_init(&mut client, name, Init::Number(*value))), *refusal, "{name} {value}");
+            }
+            let mistyped = refused(set_init(&mut client, name, Init::Bool(true)));
+            assert_eq!(mistyped, bare(), "{name}");
+            assert_eq!(shown_number(&mut client, name), *default, "{name} after refusals");
+            set_init(&mut client, name, Init::Number(*other)).unwrap();
+        }
+        client.ask(DEVLINK, c::RELOAD, device).unwrap();
+        for (name, _, other, _) in &rows {
+            assert_eq!(shown_number(&mut client, name), *other, "{name} after a reload");
+        }
+        up.at_rest();
+    });
+}
+
+#[test]
+fn a_pf_has_its_rdma_device_until_a_reload_takes_the_parameter_that_turns_it_off() {
+    for name in ["enable_roce", "enable_rdma"] {
+        with_card(|up| {
+            let mut client = Client::connect(&up.path).unwrap();
+            let has_rdma = || up.at_rest().pfs[0].auxiliary.iter().any(|device| device.kind == AuxKind::Rdma);
+            assert!(has_rdma(), "{name}");
+            for on in [false, true] {
+                set_init(&mut client, name, Init::Bool(on)).unwrap();
+                assert_eq!(has_rdma(), !on, "{name} {on} before the reload");
+                client.ask(DEVLINK, c::RELOAD, device).unwrap();
+                assert_eq!(has_rdma(), on, "{name} {on} after the reload");
+            }
+        });
+    }
+}
+
+/// A device or a port, and the name of a reporter of it.
+type OfReporter = (String, Option<u32>, String);
+
+fn reporters(client: &mut Client) -> Vec<OfReporter> {
+    let all = client.dump(DEVLINK, c::HEALTH_GET, |_| {}).unwrap();
+    let text = |bytes: &[u8], kind| find(bytes, kind).unwrap().text().unwrap().to_owned();
+    let of = |answer: &Answered| {
+        let reporter = find(&answer.attributes, a::HEALTH_REPORTER).unwrap();
+        assert_eq!(find(reporter.value, a::HEALTH_REPORTER_STATE).unwrap().u8(), Some(0), "healthy");
+        let port = find(&answer.attributes, a::PORT_INDEX).and_then(|port| port.u32());
+        (text(&answer.attributes, a::DEV_NAME), port, text(reporter.value, a::HEALTH_REPORTER_NAME))
+    };
+    all.iter().map(of).collect()
+}
+
+#[test]
+fn each_instance_and_port_has_the_reporters_of_its_driver() {
+    const VF: &str = "0000:08:00.1";
+    with_card(|up| {
+        let mut client = Client::connect(&up.path).unwrap();
+        set_mode(&mut client, 1).unwrap();
+        let all = reporters(&mut client);
+        let names = |device: &str, port: Option<u32>| -> Vec<&str> {
+            all.iter().filter(|(d, p, _)| d == device && *p == port).map(|(_, _, name)| name.as_str()).collect()
+        };
+        assert_eq!(names(PF, None), ["fw", "fw_fatal", "vnic", "representors"]);
+        assert_eq!(names(PF, Some(65535)), ["tx", "rx"], "the uplink");
+        assert_eq!(names(PF, Some(1)), ["vnic"], "the representor of a VF");
+        assert_eq!((names(VF, None), names(VF, Some(1))), (vec!["vnic"], vec!["tx", "rx"]));
+        // Each can be queried and recovered by name; a reporter of another device or port cannot.
+        let mut ask = |command, device: &str, port: Option<u32>, name: &str| {
+            client.ask(DEVLINK, command, |to| {
+                to.text(a::BUS_NAME, "pci").text(a::DEV_NAME, device).text(a::HEALTH_REPORTER_NAME, name);
+                port.map(|port| to.u32(a::PORT_INDEX, port));
+            })
+        };
+        for (device, port, name) in &all {
+            assert_eq!(ask(c::HEALTH_GET, device, *port, name).unwrap().len(), 1, "{device} {port:?} {name}");
+            ask(c::HEALTH_RECOVER, device, *port, name).unwrap();
+            let diagnosed = ask(c::HEALTH_DIAGNOSE, device, *port, name);
+            match name.as_str() {
+                "fw_fatal" => assert_eq!(refused(diagnosed), (Errno::OPNOTSUPP, None)),
+                _ => assert!(find(&diagnosed.unwrap()[0].attributes, a::FMSG).is_some(), "{device} {port:?} {name}"),
+            }
+        }
+        for (device, port, name) in [(VF, None, "fw"), (PF, None, "tx"), (PF, Some(65535), "fw"), (PF, Some(99), "tx")]
+        {
+            assert_eq!(
+                refused(ask(c::HEALTH_GET, device, port, name)),
+                (Errno::INVAL, None),
+                "{device} {port:?} {name}"
+            );
         }
     });
 }

@@ -95,7 +95,21 @@ fn devlink_prints_what_it_prints_on_the_hardware() {
                 "devlink health show pci/0000:08:00.0 reporter representors",
                 "pci/0000:08:00.0:\n  reporter representors\n    state healthy error 0 recover 0…",
             ),
+            (
+                "devlink dev param set pci/0000:08:00.0 name io_eq_size value 63 cmode driverinit",
+                "kernel answers: Invalid argument",
+            ),
+            ("devlink dev param set pci/0000:08:00.0 name io_eq_size value 64 cmode driverinit", ""),
+            ("devlink health diagnose pci/0000:08:00.0 reporter fw", " Syndrome: 0"),
+            (
+                "devlink port health show pci/0000:08:00.0/65535 reporter tx",
+                "pci/0000:08:00.0/65535:\n  reporter tx\n    state healthy error 0 recover 0 grace_period 500…",
+            ),
             ("devlink dev reload pci/0000:08:00.0", ""),
+            (
+                "devlink dev param show pci/0000:08:00.0 name io_eq_size",
+                "pci/0000:08:00.0:\n  name io_eq_size type generic\n    values:\n      cmode driverinit value 64",
+            ),
             ("devlink dev eswitch show pci/0000:0f:00.0", "kernel answers: No such device"),
             ("devlink dev eswitch set pci/0000:08:00.0 mode legacy", ""),
         ],

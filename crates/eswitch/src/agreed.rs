@@ -206,7 +206,7 @@ impl Engine {
             let (device, host_vfs) = self.device(pf.address)?;
             host_vfs.store(pf.host_vfs);
             if let Some(bound) = &pf.bound {
-                device.bind(cx, &self.shared, host_vfs)?;
+                device.bind_with(cx, &self.shared, host_vfs, bound.params)?;
                 self.restore_bound(cx, device, bound)?;
             }
             // Last, because it decides how functions are bound from now on, and these have been bound already.

@@ -36,6 +36,8 @@ pub struct Member {
     mode: Mode,
     /// Whether the PF's RDMA devices are marked as disabled. A rescan then removes them.
     ib_disabled: bool,
+    /// Whether the parameters with which the PF was bound let it have RDMA devices.
+    rdma: bool,
     devices: Vec<Arc<AuxiliaryDevice<Auxiliary>>>,
     /// Whether the PF is being unbound. Then disabling a LAG does not give it an RDMA device of its own again.
     leaving: bool,
@@ -56,19 +58,20 @@ impl Member {
         match kind {
             AuxKind::Eth => true,
             AuxKind::EthRep => switchdev,
-            AuxKind::Rdma => !switchdev && !self.ib_disabled,
-            AuxKind::RdmaRep => switchdev && !self.ib_disabled,
+            AuxKind::Rdma => self.rdma && !switchdev && !self.ib_disabled,
+            AuxKind::RdmaRep => self.rdma && switchdev && !self.ib_disabled,
         }
     }
 }
 
 impl Component {
-    /// Adds a PF. Its auxiliary devices are added by the first rescan.
-    pub(crate) fn join(&mut self, pf: &Arc<Pf>) {
+    /// Adds a PF. Its auxiliary devices are added by the first rescan. `rdma`: whether it may have RDMA devices.
+    pub(crate) fn join(&mut self, pf: &Arc<Pf>, rdma: bool) {
         self.members.push(Member {
             pf: Arc::clone(pf),
             mode: Mode::Legacy,
             ib_disabled: false,
+            rdma,
             devices: Vec::new(),
             leaving: false,
             num_vfs: 0,

@@ -8,7 +8,7 @@ use lockdep::{AtomicU64, JoinHandle, LockBefore, Locked, Mutex, digest};
 use serde::{Deserialize, Serialize};
 
 use crate::card::Resource;
-use crate::devlink::{Devlink, VportInfo};
+use crate::devlink::{Devlink, DevlinkState, Params, VportInfo};
 use crate::error::{Error, Result};
 use crate::eswitch::ESwitch;
 use crate::event::{Changes, Event};
@@ -216,7 +216,7 @@ impl Device {
         f(&mut self.bound.lock_leaf(cx))
     }
 
-    /// Binds the PF to its driver, in the mode of the configuration.
+    /// Binds the PF to its driver, in the mode of the configuration, with parameters that have their defaults.
     ///
     /// # Errors
     /// The PF is bound already, was removed from the bus, or is for another driver; the module is not loaded; or the
@@ -227,7 +227,21 @@ impl Device {
         shared: &Arc<Shared>,
         host_vfs: &Arc<AtomicU64>,
     ) -> Result<()> {
-        self.change(cx, |threads, cx| self.probe(cx, threads, shared, host_vfs))
+        self.bind_with(cx, shared, host_vfs, Params::default())
+    }
+
+    /// Binds the PF to its driver with these parameters.
+    ///
+    /// # Errors
+    /// As for [`bind`](Self::bind).
+    pub fn bind_with<P: LockBefore<DeviceClass>>(
+        &self,
+        cx: &mut Locked<'_, P>,
+        shared: &Arc<Shared>,
+        host_vfs: &Arc<AtomicU64>,
+        params: Params,
+    ) -> Result<()> {
+        self.change(cx, |threads, cx| self.probe(cx, threads, shared, host_vfs, params))
     }
 
     /// Unbinds the PF from its driver.
@@ -239,7 +253,8 @@ impl Device {
     }
 
     /// `devlink dev reload`: takes the PF down and brings it up again. Its VFs are enabled again, with the settings
-    /// that they had, and those that were bound are bound again. Commands that arrive meanwhile wait.
+    /// that they had, and those that were bound are bound again. The parameters stay, and the driverinit values that were
+    /// set take effect. Commands that arrive meanwhile wait.
     ///
     /// # Errors
     /// The PF is not bound; it could not be bound again, and is now unbound; or its VFs could not be enabled again, and
@@ -251,9 +266,10 @@ impl Device {
         host_vfs: &Arc<AtomicU64>,
     ) -> Result<()> {
         self.change(cx, |threads, cx| {
-            let (vfs, kept) = self.pf(cx)?.devlink.look(cx, |state, _| (state.num_vfs, state.vfs()));
+            let look = |state: &DevlinkState| (state.num_vfs, state.vfs(), state.params.reloaded());
+            let (vfs, kept, params) = self.pf(cx)?.devlink.look(cx, |state, _| look(state));
             self.remove(cx, threads, Slot::Reloading)?;
-            let bound = self.probe(cx, threads, shared, host_vfs);
+            let bound = self.probe(cx, threads, shared, host_vfs, params);
             if bound.is_err() {
                 self.change_slot(cx, |state| state.slot = Slot::Unbound);
                 shared.events.emit(cx, || Event::DeviceUnbound(self.address));
@@ -278,6 +294,7 @@ impl Device {
         threads: &mut Threads,
         shared: &Arc<Shared>,
         host_vfs: &Arc<AtomicU64>,
+        params: Params,
     ) -> Result<()> {
         let (slot, pci) = self.on_bus(cx);
         match slot {
@@ -311,10 +328,11 @@ impl Device {
         let up = pf.devlink.with(cx, |state, cx| {
             served?;
             state.autoprobe = pci.autoprobe;
+            state.params = params;
             state.vports.insert(Vport::Uplink, VportInfo::new(pf.mac_of(Vport::Uplink), None));
             {
                 let (mut component, mut cx) = shared.devcom.write(cx);
-                component.join(&pf);
+                component.join(&pf, params.in_effect.has_rdma());
                 component.rescan(&mut cx, shared, self.index)?;
             }
             if shared.config.dpu {

@@ -66,18 +66,78 @@ pub struct DevlinkState {
     pub encap: bool,
     /// Transmit rates.
     pub rates: Rates,
-    /// Parameters that are stored and shown.
+    /// The parameters.
     pub params: Params,
 }
 
-/// Parameters of a devlink instance that this card stores and shows. They have no effect, because the kernel does the
-/// steering.
+/// Parameters of a devlink instance. Those that concern steering and sizes of queues are only stored and shown, because
+/// the kernel does the steering and has the queues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Hash)]
 pub struct Params {
     /// `esw_port_metadata`.
     pub port_metadata: bool,
     /// `flow_steering_mode`.
     pub steering: SteeringMode,
+    /// The driverinit parameters as they were last set. The default is for states that older versions wrote.
+    #[serde(default)]
+    pub init: InitParams,
+    /// The driverinit parameters with which the PF was bound or reloaded last: those that have an effect.
+    #[serde(default)]
+    pub in_effect: InitParams,
+}
+
+impl Params {
+    /// The parameters after a reload, which takes the driverinit values that were set
+    /// (`devlink_params_driverinit_load_new` in `net/devlink/param.c`).
+    pub(crate) fn reloaded(self) -> Self {
+        Self { in_effect: self.init, ..self }
+    }
+}
+
+/// The parameters of cmode driverinit: set at any time, and taken at the next reload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Hash)]
+#[serde(default)]
+pub struct InitParams {
+    /// `enable_roce`.
+    pub roce: bool,
+    /// `enable_rdma`.
+    pub rdma: bool,
+    /// `io_eq_size`, in entries.
+    pub io_eq_size: u32,
+    /// `event_eq_size`, in entries.
+    pub event_eq_size: u32,
+    /// `max_macs`: unicast addresses of a netdev that the card filters.
+    pub max_macs: u32,
+    /// `fdb_large_groups`.
+    pub fdb_large_groups: u32,
+    /// `hairpin_num_queues`.
+    pub hairpin_num_queues: u32,
+    /// `hairpin_queue_size`, in packets.
+    pub hairpin_queue_size: u32,
+}
+
+impl InitParams {
+    /// Whether the PF has an auxiliary device for RDMA.
+    pub fn has_rdma(&self) -> bool {
+        self.roce && self.rdma
+    }
+}
+
+impl Default for InitParams {
+    /// mlx5's values: MLX5_COMP_EQ_SIZE, MLX5_NUM_ASYNC_EQE and ESW_OFFLOADS_DEFAULT_NUM_GROUPS; two hairpin queues, one
+    /// for each 50 Gbit/s of a link of 100 Gbit/s (`mlx5_devlink_hairpin_params_init_values`).
+    fn default() -> Self {
+        Self {
+            roce: true,
+            rdma: true,
+            io_eq_size: 1024,
+            event_eq_size: 4096,
+            max_macs: 128,
+            fdb_large_groups: 15,
+            hairpin_num_queues: 2,
+            hairpin_queue_size: 1024,
+        }
+    }
 }
 
 /// `flow_steering_mode`: the part of a real card that manages the steering rules.
@@ -101,7 +161,12 @@ impl SteeringMode {
 
 impl Default for Params {
     fn default() -> Self {
-        Self { port_metadata: true, steering: SteeringMode::Software }
+        Self {
+            port_metadata: true,
+            steering: SteeringMode::Software,
+            init: InitParams::default(),
+            in_effect: InitParams::default(),
+        }
     }
 }
 

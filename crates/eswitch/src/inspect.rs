@@ -108,6 +108,8 @@ pub struct PfView {
     pub mode: Mode,
     /// `encap-mode`: true for basic, false for none.
     pub encap: bool,
+    /// Whether the parameters with which the PF was bound let it have RDMA devices.
+    pub rdma: bool,
     /// The number of VFs that are enabled.
     pub num_vfs: u16,
     /// The VFs that are enabled.
@@ -350,6 +352,7 @@ impl Engine {
             address: pf.address(),
             index: pf.index(),
             mode,
+            rdma: state.params.in_effect.has_rdma(),
             encap: state.encap,
             num_vfs: state.num_vfs,
             vfs: state.vports.iter().filter_map(vf_view).collect(),

@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use card_memory::MemoryCard;
 use common::{Bench, addr, story};
+use eswitch::auxiliary::AuxKind;
+use eswitch::devlink::Params;
 use eswitch::sf::SfState;
 use eswitch::{Agreed, CardConfig, Engine, FunctionChange, Mode, SfNum};
 use lockdep::{Domain, Locked, Threads, Unlocked};
@@ -75,6 +77,43 @@ fn a_stored_module_without_its_dependency_is_loaded_with_it() {
         let engine = start_as(cx, domain, &config, &agreed);
         assert_eq!(engine.inspect(cx).modules, ["mlx5_core", "mlx5_ib"]);
         assert!(engine.inspect(cx).pfs.is_empty(), "and no PF is bound that was unbound");
+        end(cx, &engine);
+    });
+}
+
+#[test]
+fn driverinit_parameters_that_were_set_and_those_in_effect_are_both_kept() {
+    story(|cx, domain| {
+        let config = CardConfig { modules: vec!["mlx5_ib".into()], ..CardConfig::default() };
+        let rdma = |cx: &mut Locked<'_, Unlocked>, engine: &Engine| {
+            engine.inspect(cx).pfs[0].auxiliary.iter().any(|device| device.kind == AuxKind::Rdma)
+        };
+        // Given a PF without RDMA devices, on which RoCE has been turned on again, but which has not been reloaded since.
+        let bench = Bench::start(cx, domain, config.clone());
+        bench.engine.change_params(cx, addr(), |params| params.init.roce = false).unwrap();
+        bench.engine.reload(cx, addr()).unwrap();
+        bench.engine.change_params(cx, addr(), |params| params.init.roce = true).unwrap();
+        assert!(!rdma(cx, &bench.engine));
+        let agreed = bench.engine.agreed(cx);
+        bench.end(cx);
+        // When it is brought up again, then it has none, and a reload gives it one.
+        let mut stored = serde_json::to_value(&agreed).unwrap();
+        let engine = start_as(cx, domain, &config, &serde_json::from_value(stored.clone()).unwrap());
+        assert!(!rdma(cx, &engine));
+        assert_eq!(engine.agreed(cx), agreed, "and the agreed state is the same");
+        engine.reload(cx, addr()).unwrap();
+        assert!(rdma(cx, &engine));
+        // Binding the driver again gives every parameter its default.
+        engine.change_params(cx, addr(), |params| params.init.roce = false).unwrap();
+        engine.unbind(cx, addr()).unwrap();
+        engine.bind(cx, addr()).unwrap();
+        assert_eq!(engine.params(cx, addr()).unwrap(), Params::default());
+        end(cx, &engine);
+        // The previous version stored no driverinit parameters.
+        let params = stored["pfs"][0]["bound"]["params"].as_object_mut().unwrap();
+        assert!(params.remove("init").is_some() && params.remove("in_effect").is_some());
+        let engine = start_as(cx, domain, &config, &serde_json::from_value(stored).unwrap());
+        assert!(rdma(cx, &engine));
         end(cx, &engine);
     });
 }

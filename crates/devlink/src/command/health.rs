@@ -1,13 +1,18 @@
-//! `devlink health`: each PF has one reporter, `representors`, which is in state `error` while a representor that
-//! should be loaded is not.
+//! `devlink health`. Each PF has a reporter of this card's own, `representors`, which is in state `error` while a
+//! representor that should be loaded is not. The other reporters are mlx5's, in `reporters`, and always healthy, because
+//! this card has no firmware and no queues that could fail.
+
+mod reporters;
 
 use eswitch::eswitch::RepFailure;
 use eswitch::inspect::{PfView, RepState};
 use eswitch::{PciAddress, PortHandle, RepType};
 use netlink::{Builder, Errno};
 
+use self::reporters::Reporter;
 use super::dev::{bound, put_device};
 use crate::card::{Cx, Served};
+use crate::instance::{self, Named};
 use crate::nests::nest;
 use crate::numbers::{attribute as a, command as c, nla};
 use crate::refusal::Refusal;
@@ -62,17 +67,35 @@ fn reporter_message(to: &mut Builder, pf: &PfView) {
     });
 }
 
-/// The PF that a request names.
+/// A reporter that a request names.
+enum Found {
+    /// The reporter of what is not loaded.
+    Representors(Box<PfView>),
+    /// One of mlx5's.
+    Mlx5(Reporter),
+}
+
+/// The reporter that a request names.
 ///
 /// # Errors
-/// EINVAL: the request names another reporter, or a port. Those of [`eswitch::Engine::inspect_pf`].
-fn named(served: &Served, cx: Cx<'_, '_>, attributes: &Attributes<'_>) -> Result<PfView, Refusal> {
-    let pf = served.card.engine().inspect_pf(cx, attributes.device()?)?;
-    let name = attributes.text(a::HEALTH_REPORTER_NAME)?;
-    if attributes.has(a::PORT_INDEX) || name != Some(REPORTER) {
-        return Err(Refusal::bare(Errno::INVAL));
-    }
-    Ok(pf)
+/// ENODEV: no instance has that handle. EINVAL: the instance, or its port if the request has one, has no such reporter
+/// (`devlink_health_reporter_get_from_attrs` in `net/devlink/health.c`).
+fn named(served: &Served, cx: Cx<'_, '_>, attributes: &Attributes<'_>) -> Result<Found, Refusal> {
+    let found = instance::find(served, cx, attributes.required_handle()?)?;
+    let port = attributes.u32(a::PORT_INDEX)?;
+    let name = attributes.text(a::HEALTH_REPORTER_NAME)?.ok_or(Refusal::bare(Errno::INVAL))?;
+    let reporters = match found {
+        Named::Pf(device) => {
+            let pf = served.card.engine().inspect_pf(cx, device)?;
+            if port.is_none() && name == REPORTER {
+                return Ok(Found::Representors(Box::new(pf)));
+            }
+            reporters::of_pf(&pf, served.card.engine().config().dpu)
+        }
+        Named::Function(instance) => reporters::of_instance(&instance),
+    };
+    let reporter = reporters.into_iter().find(|reporter| reporter.port == port && reporter.kind.name() == name);
+    reporter.map(Found::Mlx5).ok_or(Refusal::bare(Errno::INVAL))
 }
 
 pub(super) fn get(
@@ -81,39 +104,59 @@ pub(super) fn get(
     attributes: &Attributes<'_>,
     reply: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
-    let pf = named(served, cx, attributes)?;
-    reply.add(c::HEALTH_GET, |to| reporter_message(to, &pf));
+    match named(served, cx, attributes)? {
+        Found::Representors(pf) => reply.add(c::HEALTH_GET, |to| reporter_message(to, &pf)),
+        Found::Mlx5(reporter) => reply.add(c::HEALTH_GET, |to| reporter.put(to)),
+    }
     Ok(())
 }
 
+/// Reports the reporters of each instance, first those of the instance and then those of its ports. If the request has
+/// a port, only those of that port.
 pub(super) fn get_all(
     served: &Served,
     cx: Cx<'_, '_>,
     attributes: &Attributes<'_>,
     reply: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
-    let devices: Vec<PciAddress> = match attributes.handle()? {
-        Some(handle) => vec![handle.device()?],
-        None => bound(served, cx),
+    let (devices, instances) = match attributes.handle()? {
+        None => (bound(served, cx), instance::all(&served.view(cx))),
+        Some(handle) => match instance::find(served, cx, handle)? {
+            Named::Pf(device) => (vec![device], Vec::new()),
+            Named::Function(instance) => (Vec::new(), vec![instance]),
+        },
     };
-    if attributes.has(a::PORT_INDEX) {
-        return Ok(());
-    }
+    let port = attributes.u32(a::PORT_INDEX)?;
+    let mut add = |reporters: Vec<Reporter>| {
+        for reporter in reporters.into_iter().filter(|reporter| port.is_none() || reporter.port == port) {
+            reply.add(c::HEALTH_GET, |to| reporter.put(to));
+        }
+    };
+    let mut own = Vec::new();
     for device in devices {
         let Ok(pf) = served.card.engine().inspect_pf(cx, device) else { continue };
-        reply.add(c::HEALTH_GET, |to| reporter_message(to, &pf));
+        add(reporters::of_pf(&pf, served.card.engine().config().dpu));
+        own.push(pf);
+    }
+    instances.iter().for_each(|instance| add(reporters::of_instance(instance)));
+    for pf in own.iter().filter(|_| port.is_none()) {
+        reply.add(c::HEALTH_GET, |to| reporter_message(to, pf));
     }
     Ok(())
 }
 
+/// A reporter that is healthy has nothing to recover from, and the kernel does not call its driver
+/// (`devlink_health_reporter_recover` in `net/devlink/health.c`).
 pub(super) fn recover(
     served: &Served,
     cx: Cx<'_, '_>,
     attributes: &Attributes<'_>,
     _: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
-    let pf = named(served, cx, attributes)?;
-    Ok(served.card.engine().recover(cx, pf.address)?)
+    match named(served, cx, attributes)? {
+        Found::Representors(pf) => Ok(served.card.engine().recover(cx, pf.address)?),
+        Found::Mlx5(_) => Ok(()),
+    }
 }
 
 fn pair(to: &mut Builder, name: &str, value: &str) {
@@ -129,7 +172,10 @@ pub(super) fn diagnose(
 ) -> Result<(), Refusal> {
     /// As many as fit into one message, however long their texts are.
     const SHOWN: usize = 64;
-    let pf = named(served, cx, attributes)?;
+    let pf = match named(served, cx, attributes)? {
+        Found::Representors(pf) => pf,
+        Found::Mlx5(reporter) => return reporter.diagnose(reply),
+    };
     let not_loaded = not_loaded(&pf);
     reply.add(c::HEALTH_DIAGNOSE, |to| {
         nest(to, a::FMSG, |to| {

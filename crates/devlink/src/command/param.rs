@@ -1,7 +1,7 @@
 //! `devlink dev param`.
 
 use eswitch::PciAddress;
-use eswitch::devlink::SteeringMode;
+use eswitch::devlink::{InitParams, SteeringMode};
 use eswitch::lag::LagMode;
 use netlink::{Builder, Errno};
 
@@ -21,6 +21,7 @@ const DRIVERINIT: u8 = 1;
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Value {
     Bool(bool),
+    Number(u32),
     Text(&'static str),
 }
 
@@ -37,6 +38,7 @@ struct Param {
 /// The value in a request.
 enum Given<'a> {
     Bool(bool),
+    Number(u32),
     Text(&'a str),
 }
 
@@ -44,16 +46,43 @@ impl<'a> Given<'a> {
     fn bool(&self) -> Result<bool, Refusal> {
         match self {
             Self::Bool(value) => Ok(*value),
-            Self::Text(_) => Err(Refusal::bare(Errno::INVAL)),
+            Self::Text(_) | Self::Number(_) => Err(Refusal::bare(Errno::INVAL)),
         }
     }
 
     fn text(&self) -> Result<&'a str, Refusal> {
         match self {
             Self::Text(value) => Ok(value),
-            Self::Bool(_) => Err(Refusal::bare(Errno::INVAL)),
+            Self::Bool(_) | Self::Number(_) => Err(Refusal::bare(Errno::INVAL)),
         }
     }
+}
+
+impl Given<'_> {
+    fn number(&self) -> Result<u32, Refusal> {
+        match self {
+            Self::Number(value) => Ok(*value),
+            Self::Bool(_) | Self::Text(_) => Err(Refusal::bare(Errno::INVAL)),
+        }
+    }
+}
+
+/// A parameter of cmode driverinit: `$field` of [`InitParams`], of which `$read` makes a value of a request, and which
+/// is set if `$validate` accepts it.
+macro_rules! driverinit {
+    ($name:literal, $generic:literal, $field:ident, $kind:ident, $read:ident, $validate:expr) => {
+        Param {
+            name: $name,
+            generic: $generic,
+            cmode: DRIVERINIT,
+            get: |served, cx, device| Ok(Value::$kind(init_params(served, cx, device)?.$field)),
+            set: |served, cx, device, given| {
+                let value = given.$read()?;
+                $validate(served, &mut *cx, value)?;
+                Ok(served.card.engine().change_params(cx, device, |params| params.init.$field = value)?)
+            },
+        }
+    };
 }
 
 /// A parameter that can only be set to the value that it has.
@@ -76,8 +105,14 @@ const PARAMS: &[Param] = &[
     Param { name: "esw_multiport", generic: false, cmode: RUNTIME, get: get_multiport, set: set_multiport },
     Param { name: "esw_port_metadata", generic: false, cmode: RUNTIME, get: get_metadata, set: set_metadata },
     Param { name: "flow_steering_mode", generic: false, cmode: RUNTIME, get: get_steering, set: set_steering },
-    fixed!("enable_roce", true, true, "RoCE is always on here; to have no RDMA devices, unload mlx5_ib"),
-    fixed!("enable_rdma", true, true, "RDMA devices exist here while the module mlx5_ib is loaded; unload it instead"),
+    driverinit!("enable_roce", true, roce, Bool, bool, may_change_roce),
+    driverinit!("enable_rdma", true, rdma, Bool, bool, accept),
+    driverinit!("io_eq_size", true, io_eq_size, Number, number, valid_eq_size),
+    driverinit!("event_eq_size", true, event_eq_size, Number, number, valid_eq_size),
+    driverinit!("max_macs", true, max_macs, Number, number, valid_max_macs),
+    driverinit!("fdb_large_groups", false, fdb_large_groups, Number, number, valid_groups),
+    driverinit!("hairpin_num_queues", false, hairpin_num_queues, Number, number, valid_hairpin_queues),
+    driverinit!("hairpin_queue_size", false, hairpin_queue_size, Number, number, valid_hairpin_size),
     fixed!(
         "enable_sfs_aux_devs",
         false,
@@ -85,6 +120,74 @@ const PARAMS: &[Param] = &[
         "an active SF always has its auxiliary devices here; set the state of the SF instead"
     ),
 ];
+
+/// The most unicast addresses that a netdev of this card can have. mlx5 reads the limit from the firmware.
+const MAX_MACS: u32 = 1 << 12;
+
+/// The most packets that a hairpin queue of this card can have. mlx5 reads the limit from the firmware.
+const MAX_HAIRPIN_PACKETS: u32 = 1 << 15;
+
+fn invalid(why: impl std::fmt::Display) -> Refusal {
+    Refusal::new(Errno::INVAL, format!("mlx5_core: {why}"))
+}
+
+/// The driverinit parameters as they were last set. They are shown before they take effect, as in the kernel
+/// (`devlink_nl_param_fill` in `net/devlink/param.c`).
+fn init_params(served: &Served, cx: Cx<'_, '_>, device: PciAddress) -> Result<InitParams, Refusal> {
+    Ok(served.card.engine().params(cx, device)?.init)
+}
+
+/// Accepts both values, as `mlx5_devlink_enable_rdma_validate` does for a card that can have RDMA devices.
+fn accept(_: &Served, _: Cx<'_, '_>, _: bool) -> Result<(), Refusal> {
+    Ok(())
+}
+
+/// `mlx5_devlink_enable_roce_validate`.
+fn may_change_roce(served: &Served, cx: Cx<'_, '_>, _: bool) -> Result<(), Refusal> {
+    match served.card.engine().lag(cx).mode {
+        LagMode::None => Ok(()),
+        _ => Err(Refusal::unsupported("mlx5_core: Multi port slave/Lag device can't configure RoCE")),
+    }
+}
+
+/// `mlx5_devlink_eq_depth_validate`: it gives no reason.
+fn valid_eq_size(_: &Served, _: Cx<'_, '_>, entries: u32) -> Result<(), Refusal> {
+    if (64..=4096).contains(&entries) { Ok(()) } else { Err(Refusal::bare(Errno::INVAL)) }
+}
+
+/// `mlx5_devlink_max_uc_list_validate`.
+fn valid_max_macs(_: &Served, _: Cx<'_, '_>, addresses: u32) -> Result<(), Refusal> {
+    match addresses {
+        0 => Err(invalid("max_macs value must be greater than 0")),
+        n if !n.is_power_of_two() => Err(invalid("Only power of 2 values are supported for max_macs")),
+        n if n > MAX_MACS => Err(invalid("max_macs value is out of the supported range")),
+        _ => Ok(()),
+    }
+}
+
+/// `mlx5_devlink_large_group_num_validate`: EOPNOTSUPP, not EINVAL.
+fn valid_groups(_: &Served, _: Cx<'_, '_>, groups: u32) -> Result<(), Refusal> {
+    if (1..=1024).contains(&groups) {
+        return Ok(());
+    }
+    Err(Refusal::unsupported("mlx5_core: Unsupported group number, supported range is 1-1024"))
+}
+
+/// `mlx5_devlink_hairpin_num_queues_validate`: it gives no reason.
+fn valid_hairpin_queues(_: &Served, _: Cx<'_, '_>, queues: u32) -> Result<(), Refusal> {
+    if queues > 0 { Ok(()) } else { Err(Refusal::bare(Errno::INVAL)) }
+}
+
+/// `mlx5_devlink_hairpin_queue_size_validate`.
+fn valid_hairpin_size(_: &Served, _: Cx<'_, '_>, packets: u32) -> Result<(), Refusal> {
+    match packets {
+        n if !n.is_power_of_two() => Err(invalid("Value is not power of two")),
+        n if n > MAX_HAIRPIN_PACKETS => {
+            Err(invalid(format_args!("Maximum hairpin queue size is {MAX_HAIRPIN_PACKETS}")))
+        }
+        _ => Ok(()),
+    }
+}
 
 fn get_multiport(served: &Served, cx: Cx<'_, '_>, _: PciAddress) -> Result<Value, Refusal> {
     Ok(Value::Bool(served.card.engine().lag(cx).mode == LagMode::Mpesw))
@@ -130,6 +233,7 @@ fn param_message(to: &mut Builder, device: PciAddress, param: &Param, value: &Va
             a::PARAM_TYPE,
             match value {
                 Value::Bool(_) => nla::FLAG,
+                Value::Number(_) => nla::U32,
                 Value::Text(_) => nla::STRING,
             },
         );
@@ -139,6 +243,7 @@ fn param_message(to: &mut Builder, device: PciAddress, param: &Param, value: &Va
                 match value {
                     Value::Bool(true) => to.flag(a::PARAM_VALUE_DATA),
                     Value::Bool(false) => to,
+                    Value::Number(number) => to.u32(a::PARAM_VALUE_DATA, *number),
                     Value::Text(text) => to.text(a::PARAM_VALUE_DATA, text),
                 };
             });
@@ -196,6 +301,7 @@ pub(super) fn set(
     }
     let given = match attributes.u8(a::PARAM_TYPE)?.ok_or(Refusal::bare(Errno::INVAL))? {
         nla::FLAG => Given::Bool(attributes.has(a::PARAM_VALUE_DATA)),
+        nla::U32 => Given::Number(attributes.u32(a::PARAM_VALUE_DATA)?.ok_or(Refusal::bare(Errno::INVAL))?),
         nla::STRING => Given::Text(attributes.text(a::PARAM_VALUE_DATA)?.ok_or(Refusal::bare(Errno::INVAL))?),
         _ => return Err(Refusal::bare(Errno::INVAL)),
     };

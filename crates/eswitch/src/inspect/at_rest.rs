@@ -178,7 +178,7 @@ impl Engine {
     fn wanted_devices(&self, pf: &PfView, lag: &LagView) -> Vec<(AuxKind, Option<Vport>)> {
         let mut wanted = vec![(AuxKind::Eth, None)];
         let master = self.devices.first().is_some_and(|d| d.index == pf.index);
-        let rdma = master || matches!(lag.mode, LagMode::None | LagMode::Vf);
+        let rdma = pf.rdma && (master || matches!(lag.mode, LagMode::None | LagMode::Vf));
         match pf.mode {
             Mode::Legacy => wanted.extend(rdma.then_some((AuxKind::Rdma, None))),
             Mode::Switchdev => {
@@ -268,6 +268,9 @@ fn check_lag(snapshot: &Snapshot, found: &mut Vec<Violation>) {
         LagMode::None | LagMode::Vf | LagMode::Mpesw => all,
         LagMode::Roce | LagMode::SharedFdb => all.into_iter().take(1).collect(),
     };
+    // A PF whose parameters turn RDMA off has no device of its own, whichever place it has in a LAG.
+    let rdma = |index: &PfIndex| snapshot.pfs.iter().any(|pf| pf.index == *index && pf.rdma);
+    let expected: BTreeSet<PfIndex> = expected.into_iter().filter(rdma).collect();
     if devices != expected {
         violate(format!(
             "lag {}: RDMA devices or uplinks are on {devices:?}, and should be on {expected:?}",
