@@ -38,6 +38,7 @@ pub const IFLA_PHYS_PORT_NAME: u16 = 38;
 pub const IFLA_XDP: u16 = 43;
 pub const IFLA_PROP_LIST: u16 = 52;
 pub const IFLA_ALT_IFNAME: u16 = 53;
+pub const IFLA_PERM_ADDRESS: u16 = 54;
 pub const IFLA_PARENT_DEV_NAME: u16 = 56;
 pub const IFLA_PARENT_DEV_BUS_NAME: u16 = 57;
 pub const IFLA_DEVLINK_PORT: u16 = 62;
