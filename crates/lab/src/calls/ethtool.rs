@@ -12,7 +12,7 @@ use crate::ethtool::{self, Attributes, Nic, Refused, Value, stats};
 use crate::lock_order::Cx;
 use crate::process::{self, Caller, NET_ADMIN};
 use crate::supervisor::{Answer, Lab};
-use crate::sys::ethtool::{GCHANNELS, GDRVINFO, GFEATURES, SCHANNELS};
+use crate::sys::ethtool::{GCHANNELS, GDRVINFO, GFEATURES, SCHANNELS, SFEATURES};
 use crate::sys::{self, Channels, DriverInfo, Notification};
 
 use super::{read, read_text, read_u32, write};
@@ -49,6 +49,9 @@ const TEXT: usize = 32;
 /// The offsets of its numbers.
 const N_PRIV_FLAGS: usize = 176;
 const N_STATS: usize = 180;
+
+/// The most blocks of 32 features: more than any kernel has.
+const BLOCKS: u32 = 64;
 
 /// Bytes of a string in a set (ETH_GSTRING_LEN).
 const STRING: usize = 32;
@@ -103,6 +106,9 @@ fn answer(cx: Cx<'_, '_>, lab: &Lab, call: &Notification) -> io::Result<Answer> 
     // The kernel knows whether the netdev is in the program's network namespace.
     sys::netdev_flags(&socket, &name)?;
     let ioctl = Ioctl { lab, call, data, name };
+    if command == SFEATURES {
+        return Ok(ioctl.set_features(&nic, &socket).into());
+    }
     match ioctl.carry_out(&nic, &socket, command) {
         Ok(Some(structure)) => write(lab, call, data, &structure).map(|()| Answer::Value(0)),
         Ok(None) => Ok(Answer::Continue),
@@ -205,8 +211,7 @@ impl Ioctl<'_> {
             return Err(Errno::INVAL.into());
         }
         let mut queues = words(&[SCHANNELS, 0, 0, 0, 0, combined, combined, 0, 0]);
-        let caller = self.caller()?;
-        process::with_rights(caller.capabilities, caller.user, || sys::ethtool(socket, &self.name, &mut queues))??;
+        self.as_caller(socket, &mut queues)?;
         Ok(Some(SCHANNELS.to_ne_bytes().to_vec()))
     }
 
@@ -214,8 +219,7 @@ impl Ioctl<'_> {
     fn features(&self, nic: &Nic<'_>, socket: &OwnedFd) -> io::Result<Option<Vec<u8>>> {
         const BLOCK: usize = 16;
         let (true, Some(family)) = (nic.has_hw_tc(), self.lab.families.ethtool()) else { return Ok(None) };
-        // More blocks than any kernel has are not needed.
-        let blocks = read_u32(self.lab, self.call, self.data + 4)?.min(64);
+        let blocks = read_u32(self.lab, self.call, self.data + 4)?.min(BLOCKS);
         let mut structure = words(&[GFEATURES, blocks]);
         structure.resize(8 + BLOCK * blocks as usize, 0);
         sys::ethtool(socket, &self.name, &mut structure)?;
@@ -229,6 +233,39 @@ impl Ioctl<'_> {
             }
         }
         Ok(Some(structure))
+    }
+
+    /// A request to set features, without NETIF_F_HW_TC, which stays on where it is on.
+    /// The value of the call tells of features that have not become as requested.
+    fn set_features(&self, nic: &Nic<'_>, socket: &OwnedFd) -> io::Result<Answer> {
+        const BLOCK: usize = 8;
+        let (true, Some(family)) = (nic.has_hw_tc(), self.lab.families.ethtool()) else {
+            return Ok(Answer::Continue);
+        };
+        let blocks = read_u32(self.lab, self.call, self.data + 4)?.min(BLOCKS);
+        let mut structure = words(&[SFEATURES, blocks]);
+        for word in 0..2 * u64::from(blocks) {
+            structure.extend(read::<4>(self.lab, self.call, self.data + 8 + 4 * word)?);
+        }
+        // The numbers of a block are: valid, requested.
+        let at = 8 + BLOCK * (family.hw_tc / 32) as usize + (family.hw_tc % 32 / 8) as usize;
+        let flag = 1 << (family.hw_tc % 8);
+        let is_on = |at: usize| structure.get(at).is_some_and(|byte| byte & flag != 0);
+        match (is_on(at), is_on(at + 4)) {
+            (false, _) => return Ok(Answer::Continue),
+            (true, false) => {
+                self.require_rights()?;
+                return Err(ethtool::CONSTANT.0.into());
+            }
+            (true, true) => structure[at] &= !flag,
+        }
+        self.as_caller(socket, &mut structure).map(Answer::Value)
+    }
+
+    /// Has the kernel carry out a command with the rights of the program.
+    fn as_caller(&self, socket: &OwnedFd, structure: &mut [u8]) -> io::Result<i64> {
+        let caller = self.caller()?;
+        process::with_rights(caller.capabilities, caller.user, || sys::ethtool(socket, &self.name, structure))?
     }
 
     /// `ethtool_get_sset_info`. Sets that are not the driver's are the kernel's.
