@@ -54,12 +54,20 @@ fn functions(command: &str, function: &str, representor: &str) -> Vec<(String, S
 const REFUSED: &str = "…netlink error: Operation not supported";
 const CONSTANT: &str = "netlink error: this card cannot change it\nnetlink error: Operation not supported";
 
+const NOT_PERMITTED: &str = "netlink error: Operation not permitted";
+
+/// A command without the capability to administer netdevs.
+fn without_rights(command: &str) -> String {
+    format!("setpriv --bounding-set -net_admin {command}")
+}
+
 #[test]
 fn each_command_has_the_answer_of_the_driver_for_each_kind_of_netdev() {
-    if lab::skipped(&["bash", "devlink", "ethtool"]) {
+    if lab::skipped(&["bash", "devlink", "ethtool", "setpriv"]) {
         return;
     }
     let rings = "RX:\t\t8192\nTX:\t\t8192\nRX:\t\t1024\nTX:\t\t1024";
+    let representor_rings = "RX:\t\t8192\nTX:\t\t8192\nRX:\t\t1024\nTX:\t\t128";
     let flags = "…\nrx_cqe_moder       : on\n…\nrx_striding_rq     : on\n…\ntx_port_ts         : off";
     let sw = "     rx_packets: …\n     rx_bytes: …\n     tx_packets: …\n     tx_bytes: …";
     let phy = "     tx_packets_phy: …\n     rx_packets_phy: …\n     tx_bytes_phy: …\n     rx_bytes_phy: …";
@@ -85,7 +93,7 @@ fn each_command_has_the_answer_of_the_driver_for_each_kind_of_netdev() {
         functions("cat /sys/class/net/{}/speed", "25000", "cat: … Invalid argument"),
         functions("cat /sys/class/net/{}/duplex", "full", "cat: … Invalid argument"),
         functions("cat /sys/class/net/{}/addr_assign_type", "0", "1"),
-        functions("ethtool -g {} | grep -v n/a | grep -E 'RX|TX'", rings, rings),
+        functions("ethtool -g {} | grep -v n/a | grep -E 'RX|TX'", rings, representor_rings),
         functions("ethtool -G {} rx 1024", "", ""),
         functions("ethtool -G {} tx 512", CONSTANT, CONSTANT),
         functions(
@@ -113,7 +121,7 @@ fn each_command_has_the_answer_of_the_driver_for_each_kind_of_netdev() {
         functions(
             "ethtool -c {} | grep -E 'Adaptive|rx-usecs:'",
             "Adaptive RX: on  TX: on\nrx-usecs: 8",
-            "Adaptive RX: off  TX: off\nrx-usecs: 8",
+            "Adaptive RX: on  TX: off\nrx-usecs: 8",
         ),
         functions("ethtool -C {} rx-usecs 8", "", ""),
         functions("ethtool -C {} rx-usecs 9", CONSTANT, CONSTANT),
@@ -146,6 +154,10 @@ fn each_command_has_the_answer_of_the_driver_for_each_kind_of_netdev() {
             "ethtool -K {} hw-tc-offload off 2>&1 | head -1",
             ["netlink error: this card cannot change it", "", "", "netlink error: this card cannot change it"],
         ),
+        // Without CAP_NET_ADMIN nothing is set, not even what it is already.
+        functions(&without_rights("ethtool -G {} rx 1024 2>&1 | tail -1"), NOT_PERMITTED, NOT_PERMITTED),
+        functions(&without_rights("ethtool -L {} combined 1 2>&1 | tail -1"), NOT_PERMITTED, NOT_PERMITTED),
+        functions(&without_rights("ethtool -g {} | grep -c 8192"), "2", "2"),
         // What the card and the kernel have in one request.
         of_roles(
             "ethtool -K {} hw-tc-offload on gro off > /dev/null; ethtool -k {} | grep generic-receive",
@@ -193,7 +205,7 @@ fn a_dump_has_the_cards_netdevs() {
 /// The same by `ioctl`, as programs do that do not know of the netlink family.
 #[test]
 fn by_ioctl_the_answers_are_the_same() {
-    if lab::skipped(&["bash", "devlink", "python3"]) {
+    if lab::skipped(&["bash", "devlink", "python3", "setpriv"]) {
         return;
     }
     let ioctl = |words: &str| format!("python3 $FOLDER/by_ioctl.py {{}} {words}");
@@ -201,14 +213,14 @@ fn by_ioctl_the_answers_are_the_same() {
     let refused = "ENOTSUP";
     let rows = [
         // Command, bytes of the structure; then numbers that the structure has before the call.
-        functions(&ioctl("0x10 36"), "16 8192 0 0 8192 1024 0 0 1024", "16 8192 0 0 8192 1024 0 0 1024"),
-        functions(&ioctl("0x11 36 0 0 0 0 1024 0 0 1024"), "17…", "17…"),
+        functions(&ioctl("0x10 36"), "16 8192 0 0 8192 1024 0 0 1024", "16 8192 0 0 8192 1024 0 0 128"),
+        functions(&ioctl("0x11 36 0 0 0 0 1024 0 0 1024"), "17…", refused),
         functions(&ioctl("0x11 36 0 0 0 0 1024 0 0 2048"), refused, refused),
         functions(&ioctl("0x11 36 0 0 0 0 9000 0 0 1024"), "EINVAL", "EINVAL"),
         functions(&ioctl("0x3c 36"), "60 0 0 0 1 0 0 0 1", "60 0 0 0 1 0 0 0 1"),
         functions(&ioctl("0x3d 36 0 0 0 0 0 0 0 1"), "61…", "61…"),
         functions(&ioctl("0x3d 36 0 0 0 0 0 0 0 9999"), "EINVAL", "EINVAL"),
-        functions(&ioctl("0xe 92"), "14 8 128 0 0 8 128 0 0 0 1 1 0…", "14 8 128 0 0 8 128 0 0 0 0 0 0…"),
+        functions(&ioctl("0xe 92"), "14 8 128 0 0 8 128 0 0 0 1 1 0…", "14 8 128 0 0 8 128 0 0 0 1 0 0…"),
         of_roles(&ioctl("0x12 16"), ["18 0 1 1", "18 0 0 0", "18 0 0 0", refused]),
         functions(&ioctl("0x27 8"), "39 105", refused),
         functions(&ioctl("0x28 8 1"), refused, refused),
@@ -220,6 +232,9 @@ fn by_ioctl_the_answers_are_the_same() {
         functions(&ioctl("0x4c 256"), "76 0 0 4244635648 0…", refused),
         of_roles(&ioctl("0x20 16 6"), ["32 6 582914 65535…", "32 6 582914 256…", "32 6 582914 128…", "32 6 0 0…"]),
         functions(&ioctl("0x20 16 5"), "EINVAL", "EINVAL"),
+        functions(&without_rights(&ioctl("0x11 36 0 0 0 0 1024 0 0 1024")), "EPERM", "EPERM"),
+        functions(&without_rights(&ioctl("0x3d 36 0 0 0 0 0 0 0 1")), "EPERM", "EPERM"),
+        functions(&without_rights(&ioctl("0x28 8 1")), "EPERM", "EPERM"),
         // How many statistics and private flags there are.
         of_roles(&ioctl("0x37 24 0 6 0"), ["55 0 6 0 8 8", "55 0 6 0 4 8", "55 0 6 0 4 8", "55 0 2 0 8 0"]),
         // NETIF_F_HW_TC before, switched on, switched off; the kernel says of a feature that is fixed ETHTOOL_F_UNSUPPORTED.

@@ -116,12 +116,14 @@ fn put_changed(
                 *byte = if on { *byte | flag } else { *byte & !flag };
             }
             to.put(attribute.raw_kind(), &words);
-        } else if let (BITS, Some(entry)) = (attribute.kind, entry.take()) {
+        } else if attribute.kind == BITS {
             to.nest(BITS, |list| {
                 for other in attribute.nested().flatten().filter(|other| !is_of(other, bit, name)) {
                     list.copy(&other);
                 }
-                entry(list);
+                if let Some(entry) = entry.take() {
+                    entry(list);
+                }
             });
         } else {
             to.copy(&attribute);
@@ -211,6 +213,9 @@ mod tests {
             let more = row(|to| put_with(to, &set, 37, "100000baseSR4/Full")).unwrap();
             assert_eq!(wanted(&more, 37, "100000baseSR4/Full"), Some(true), "{compact}");
             assert_eq!(wanted(&more, 38, "100000baseCR4/Full"), Some(true), "{compact}");
+            let less = row(|to| put_without(to, &more, 38, "100000baseCR4/Full")).unwrap();
+            assert_eq!(wanted(&less, 38, "100000baseCR4/Full"), None, "{compact}");
+            assert_eq!(wanted(&less, 37, "100000baseSR4/Full"), Some(true), "{compact}");
         }
     }
 

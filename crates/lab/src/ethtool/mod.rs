@@ -71,6 +71,9 @@ const PRIV_FLAGS_ON: u128 = 0b0110_1001;
 const RING: u32 = 1 << 10;
 const RING_MAX: u32 = 1 << 13;
 
+/// `MLX5E_REP_PARAMS_DEF_LOG_SQ_SIZE`.
+const RING_REPRESENTOR_TX: u32 = 1 << 7;
+
 const SPEED_UNKNOWN: u32 = u32::MAX;
 const DUPLEX_FULL: u8 = 1;
 const DUPLEX_UNKNOWN: u8 = 0xff;
@@ -146,7 +149,7 @@ impl Nic<'_> {
         use message as m;
         let representor = self.is_representor();
         match command {
-            m::RINGS_GET => Ok(rings()),
+            m::RINGS_GET => Ok(rings(representor)),
             m::COALESCE_GET => Ok(coalesce(representor)),
             _ if representor => Err(Errno::OPNOTSUPP),
             m::LINKINFO_GET => Ok((2..=6).zip([PORT_FIBRE, 0, 0, 0, 0].map(Value::U8)).collect()),
@@ -201,18 +204,18 @@ impl Nic<'_> {
     }
 }
 
-/// `mlx5e_ethtool_get_ringparam`.
-fn rings() -> Attributes {
-    [(2, RING_MAX), (5, RING_MAX), (6, RING), (9, RING)].map(|(kind, value)| (kind, Value::U32(value))).to_vec()
+/// `mlx5e_ethtool_get_ringparam`. A representor sends from a smaller ring (`mlx5e_build_rep_params`).
+fn rings(representor: bool) -> Attributes {
+    let tx = if representor { RING_REPRESENTOR_TX } else { RING };
+    [(2, RING_MAX), (5, RING_MAX), (6, RING), (9, tx)].map(|(kind, value)| (kind, Value::U32(value))).to_vec()
 }
 
 /// `mlx5e_ethtool_get_coalesce`, with the values of `mlx5e_get_def_rx_moderation` and `mlx5e_get_def_tx_moderation`. A
-/// representor's do not adapt (`mlx5e_build_rep_params`), and it has no CQE mode.
+/// representor adapts for what it receives only (`mlx5e_build_rep_params`), and has no CQE mode.
 fn coalesce(representor: bool) -> Attributes {
-    let adaptive = u8::from(!representor);
     let mut attributes: Attributes =
         [(2, 8), (3, 128), (6, 8), (7, 128)].map(|(kind, value)| (kind, Value::U32(value))).to_vec();
-    attributes.extend([(11, adaptive), (12, adaptive)].map(|(kind, value)| (kind, Value::U8(value))));
+    attributes.extend([(11, 1), (12, u8::from(!representor))].map(|(kind, value)| (kind, Value::U8(value))));
     if !representor {
         attributes.extend([(24, 0), (25, 1)].map(|(kind, value)| (kind, Value::U8(value))));
     }
@@ -252,3 +255,29 @@ pub(crate) struct Refused(pub Errno, pub &'static str);
 
 /// The refusal of a change that the card cannot make.
 pub(crate) const CONSTANT: Refused = Refused(Errno::OPNOTSUPP, "this card cannot change it");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_is_refused_and_the_present_value_is_taken() {
+        let (rings, pause) = (rings(false), vec![(2, Value::U8(0)), (3, Value::U8(1))]);
+        let too_large = Err(Errno::INVAL);
+        let constant = Err(CONSTANT.0);
+        for (command, now, wanted, expected) in [
+            (message::RINGS_SET, &rings, vec![(6, 1024), (9, 1024)], Ok(())),
+            (message::RINGS_SET, &rings, vec![(6, 1024), (9, 8192)], constant),
+            (message::RINGS_SET, &rings, vec![(6, 8193)], too_large),
+            // A ring that the driver does not have has 0 entries at most.
+            (message::RINGS_SET, &rings, vec![(7, 1)], too_large),
+            (message::PAUSE_SET, &pause, vec![(3, 1)], Ok(())),
+            (message::PAUSE_SET, &pause, vec![(3, 0)], constant),
+            (message::PAUSE_SET, &pause, vec![(99, 1)], constant),
+            (message::PAUSE_SET, &pause, vec![], Ok(())),
+        ] {
+            let outcome = set(command, now, wanted.clone().into_iter());
+            assert_eq!(outcome.map_err(|Refused(errno, _)| errno), expected, "{command} {wanted:?}");
+        }
+    }
+}
