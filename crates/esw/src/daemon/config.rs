@@ -60,7 +60,7 @@ impl ProfileTable {
         let other = Profile::mlx5();
         let speed = self.speed.unwrap_or(other.speed);
         if !Profile::SPEEDS.contains(&speed) {
-            bail!("`speed` is {speed}; it must be one of {:?}, in Mb/s", Profile::SPEEDS);
+            bail!("`profile.speed` is {speed}; it must be one of {:?}, in Mb/s", Profile::SPEEDS);
         }
         Ok(Profile {
             vendor: self.vendor.unwrap_or(other.vendor),
@@ -269,6 +269,7 @@ mod tests {
             (r#"[cards."\u001b[2J"]"#, "control character"),
             ("[cards.a]\nsocket = \"/run/\\u0007\"", "`socket` is \"/run/\\u{7}\"; there is a control character"),
             ("[cards.a.profile]\nfirmware = \"1\\n2\"", "`profile.firmware`"),
+            ("[cards.a.profile]\nspeed = 1000", "`profile.speed`"),
             ("[cards.a.profile]\nboard = \"\\u009b\"", "`profile.board`"),
             ("state_dir = \"/\\u001b\"\n[cards.a]", "`state_dir` is"),
             (&format!("[cards.a]\nsocket = \"/{}\"", "x".repeat(120)), "it can have 107"),

@@ -157,7 +157,8 @@ impl Generic {
 
     /// Handles a request to the family ethtool. `false`: it goes where other requests go.
     fn is_ethtools(&mut self, cx: Cx<'_, '_>, relay: &mut Relay, message: &Message<'_>) -> bool {
-        if message.header.kind <= CTRL {
+        // Most requests are to devlink, and need not know of the kernel's families.
+        if message.header.kind <= CTRL || self.families.is_devlink(message.header.kind) {
             return false;
         }
         let family = self.families.ethtool().filter(|family| family.id == message.header.kind);

@@ -105,6 +105,11 @@ impl Families {
         self.devlink(cx, cards).is_some_and(|f| (f.group..f.group + f.groups).contains(&group))
     }
 
+    /// Whether programs have learned this number as devlink's.
+    pub fn is_devlink(&self, number: u16) -> bool {
+        self.family.get().is_some_and(|family| family.id == number)
+    }
+
     /// Whether the kernel has the family too.
     pub fn is_in_kernel(&self) -> bool {
         self.family.get().is_some_and(|family| family.in_kernel)
