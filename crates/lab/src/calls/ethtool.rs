@@ -21,8 +21,6 @@ const GSET: u32 = 0x1;
 const SSET: u32 = 0x2;
 const GWOL: u32 = 0x5;
 const SWOL: u32 = 0x6;
-const GMSGLVL: u32 = 0x7;
-const SMSGLVL: u32 = 0x8;
 const GCOALESCE: u32 = 0xe;
 const SCOALESCE: u32 = 0xf;
 const GRINGPARAM: u32 = 0x10;
@@ -136,13 +134,12 @@ impl Ioctl<'_> {
             GPERMADDR => self.permanent_address(nic),
             GLINKSETTINGS => self.link_settings(nic),
             GSET => Ok(Some(link_settings_of_old(&nic.answer(m::LINKMODES_GET)?))),
-            GMSGLVL => Ok(Some(words(&[command, low_bits(&nic.answer(m::DEBUG_GET)?)]))),
             GPFLAGS => Ok(Some(words(&[command, low_bits(&nic.answer(m::PRIVFLAGS_GET)?)]))),
             GWOL => nic.answer(m::WOL_GET).map(|_| Some(words(&[command, 0, 0, 0, 0]))).map_err(io::Error::from),
             GFECPARAM => {
                 nic.answer(m::FEC_GET).map(|_| Some(words(&[command, FEC_RS, FEC_AUTO, 0]))).map_err(io::Error::from)
             }
-            SSET | SWOL | SMSGLVL | SPFLAGS | SLINKSETTINGS | SFECPARAM => {
+            SSET | SWOL | SPFLAGS | SLINKSETTINGS | SFECPARAM => {
                 self.require_rights()?;
                 Err(ethtool::CONSTANT.0.into())
             }

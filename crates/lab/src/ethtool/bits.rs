@@ -181,9 +181,6 @@ pub(super) fn link_modes(speed: u32) -> u128 {
     modes.iter().chain(&[6, 10, 13, 49, 50]).fold(0, |all, bit| all | 1 << bit)
 }
 
-/// The classes of messages (`netif_msg_class_names`) that are logged here.
-pub(super) const MESSAGE_CLASSES: [(u32, &str); 1] = [(2, "link")];
-
 /// `mlx5e_priv_flags` with their numbers.
 pub(super) const PRIV_FLAG_NAMES: [(u32, &str); 8] = {
     let mut names = [(0, ""); 8];
@@ -222,10 +219,10 @@ mod tests {
     #[test]
     fn a_list_has_every_bit_that_it_names() {
         for compact in [false, true] {
-            let list = row(|to| Bits::list(1 << 2, 15, &MESSAGE_CLASSES).put(to, compact)).unwrap();
-            assert_eq!(wanted(&list, 2, "link"), Some(true), "{compact}");
-            let more = row(|to| put_with(to, &list, 3, "timer")).unwrap();
-            assert_eq!(wanted(&more, 3, "timer"), Some(true), "{compact}");
+            let list = row(|to| Bits::list(1 << 50, LINK_MODES, &LINK_MODE_NAMES).put(to, compact)).unwrap();
+            assert_eq!(wanted(&list, 50, "RS"), Some(true), "{compact}");
+            let more = row(|to| put_with(to, &list, 49, "None")).unwrap();
+            assert_eq!(wanted(&more, 49, "None"), Some(true), "{compact}");
         }
     }
 }

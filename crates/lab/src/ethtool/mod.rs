@@ -25,8 +25,6 @@ pub(crate) mod message {
     pub const LINKINFO_SET: u8 = 3;
     pub const LINKMODES_GET: u8 = 4;
     pub const LINKMODES_SET: u8 = 5;
-    pub const DEBUG_GET: u8 = 7;
-    pub const DEBUG_SET: u8 = 8;
     pub const WOL_GET: u8 = 9;
     pub const WOL_SET: u8 = 10;
     pub const FEATURES_SET: u8 = 12;
@@ -154,8 +152,6 @@ impl Nic<'_> {
             _ if representor => Err(Errno::OPNOTSUPP),
             m::LINKINFO_GET => Ok((2..=6).zip([PORT_FIBRE, 0, 0, 0, 0].map(Value::U8)).collect()),
             m::LINKMODES_GET => Ok(self.link_modes()),
-            // NETIF_MSG_LINK (`MLX5E_MSG_LEVEL`).
-            m::DEBUG_GET => Ok(vec![(2, Value::Bits(Bits::list(1 << 2, 15, &bits::MESSAGE_CLASSES)))]),
             // The firmware offers no kind of wake-up.
             m::WOL_GET => Ok(vec![(2, Value::Bits(Bits::of(0, 0, 8, &[])))]),
             m::PRIVFLAGS_GET => Ok(vec![(2, Value::Bits(priv_flags()))]),

@@ -46,10 +46,9 @@ const FEATURES_MESSAGES: [u8; 2] = [11, 13];
 const CHANNELS_MESSAGES: [u8; 2] = [18, 19];
 
 /// The message that answers a request, for each request that is answered here.
-const REPLIES: [(u8, u8); 9] = [
+const REPLIES: [(u8, u8); 8] = [
     (m::LINKINFO_GET, 2),
     (m::LINKMODES_GET, 4),
-    (m::DEBUG_GET, 7),
     (m::WOL_GET, 9),
     (m::PRIVFLAGS_GET, 14),
     (m::RINGS_GET, 16),
@@ -59,10 +58,9 @@ const REPLIES: [(u8, u8); 9] = [
 ];
 
 /// Each request that sets something and is judged here, with the one for the present values.
-const SETS: [(u8, u8); 9] = [
+const SETS: [(u8, u8); 8] = [
     (m::LINKINFO_SET, m::LINKINFO_GET),
     (m::LINKMODES_SET, m::LINKMODES_GET),
-    (m::DEBUG_SET, m::DEBUG_GET),
     (m::WOL_SET, m::WOL_GET),
     (m::PRIVFLAGS_SET, m::PRIVFLAGS_GET),
     (m::RINGS_SET, m::RINGS_GET),
