@@ -62,7 +62,7 @@ const PROGRAMS: [Program; 8] = [
         name: "ethtool",
         commands: &["ethtool"],
         version: &["ethtool", "--version"],
-        sees: "the card's driver, firmware and bus; statistics and features are those of the veth",
+        sees: "the card's driver, firmware and bus, and [the answers of mlx5](lab.md#ethtool)",
     },
     Program {
         name: "lspci",

@@ -40,9 +40,20 @@ pub struct Profile {
     pub firmware: String,
     /// The board id, `psid`.
     pub board: String,
+    /// The speed of the port in Mb/s: one of [`Profile::SPEEDS`].
+    #[serde(default = "default_speed")]
+    pub speed: u32,
+}
+
+/// The speed in a view that has none: that of a ConnectX-6 Dx.
+fn default_speed() -> u32 {
+    100_000
 }
 
 impl Profile {
+    /// The speeds that a port can have, in Mb/s, of those that `mlx5e_port_ptys2speed` knows.
+    pub const SPEEDS: [u32; 6] = [10_000, 25_000, 40_000, 50_000, 100_000, 200_000];
+
     /// A ConnectX-6 Dx.
     pub fn mlx5() -> Self {
         Self {
@@ -55,6 +66,7 @@ impl Profile {
             driver: "mlx5_core".to_owned(),
             firmware: "22.45.1020".to_owned(),
             board: "MT_0000000436".to_owned(),
+            speed: default_speed(),
         }
     }
 }
@@ -229,6 +241,10 @@ pub struct Netdev {
     pub driver: String,
     /// `bus-info` of `ethtool -i`, which is the name of the parent device.
     pub bus_info: String,
+    /// The permanent address: the one with which the driver has registered the netdev (`register_netdevice`). `None`
+    /// for a representor: the driver gives it a random address, and the kernel then keeps none.
+    #[serde(default)]
+    pub permanent: Option<[u8; 6]>,
 }
 
 /// What `ip link show` prints about a VF for the netdev of its PF.

@@ -10,7 +10,6 @@ use devlink::view::{self, DeviceName, Netdev};
 use eswitch::PortHandle;
 use lockdep::{Locked, Mutex};
 use netlink::Errno;
-use rustix::net::netdevice::name_to_index;
 
 use crate::card::{Card, Refusal};
 use crate::lock_order::{CardIndex, RdmaMode};
@@ -185,9 +184,8 @@ impl Cards {
         self.now(cx).netdev(peer)
     }
 
-    /// The card's netdev that has a name, or an alternative name, in the network namespace of a socket.
-    pub fn netdev_named<L>(&self, cx: &mut Locked<'_, L>, socket: impl AsFd, name: &str) -> Option<CardNetdev> {
-        let index = name_to_index(socket.as_fd(), name).ok()?;
+    /// The same in the network namespace of a socket.
+    pub fn netdev_at_socket<L>(&self, cx: &mut Locked<'_, L>, socket: impl AsFd, index: u32) -> Option<CardNetdev> {
         let network = self.networks.of_socket(cx, socket)?;
         self.netdev_at(cx, &network, index)
     }

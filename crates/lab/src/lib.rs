@@ -8,6 +8,7 @@
 mod calls;
 mod card;
 mod cards;
+mod ethtool;
 mod filter;
 mod inside;
 mod lock_order;

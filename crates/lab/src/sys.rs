@@ -220,19 +220,42 @@ pub(crate) fn network_of(socket: impl AsFd) -> io::Result<OwnedFd> {
 /// `struct ethtool_drvinfo`.
 pub(crate) type DriverInfo = [u8; 196];
 
-/// `ETHTOOL_GDRVINFO` of a netdev in the network namespace of a socket.
-pub(crate) fn driver_info(fd: impl AsFd, name: &str) -> io::Result<DriverInfo> {
+/// `struct ethtool_channels`.
+pub(crate) type Channels = [u8; 36];
+
+/// `ioctl(SIOCETHTOOL)` on a netdev in the network namespace of a socket. `data` is the structure of the command, which
+/// begins with its number. Returns the value of the call.
+///
+/// # Errors
+/// The kernel's. EINVAL: the command is none of those that are known to need no more room than `data` has.
+pub(crate) fn ethtool(fd: impl AsFd, name: &str, data: &mut [u8]) -> io::Result<i64> {
     const SIOCETHTOOL: u32 = 0x8946;
-    const GDRVINFO: u32 = 3;
-    let mut info = [0; size_of::<DriverInfo>()];
-    info[..4].copy_from_slice(&GDRVINFO.to_ne_bytes());
+    let needed = match netlink::u32_at(data, 0) {
+        Some(ethtool::GDRVINFO) => size_of::<DriverInfo>(),
+        Some(ethtool::GCHANNELS | ethtool::SCHANNELS) => size_of::<Channels>(),
+        // The kernel writes at most as many blocks as the second number says.
+        Some(ethtool::GFEATURES) => 8 + netlink::u32_at(data, 4).map_or(0, |blocks| blocks as usize * 16),
+        Some(ethtool::SFEATURES) => 8 + netlink::u32_at(data, 4).map_or(0, |blocks| blocks as usize * 8),
+        _ => return Err(Errno::INVAL.into()),
+    };
+    if data.len() < needed {
+        return Err(Errno::INVAL.into());
+    }
     let mut request = ifreq(name)?;
-    let data = info.as_mut_ptr() as usize;
-    request[libc::IFNAMSIZ..libc::IFNAMSIZ + size_of::<usize>()].copy_from_slice(&data.to_ne_bytes());
-    // SAFETY: the kernel reads one ifreq, whose pointer leads to as many bytes as an ethtool_drvinfo has; they are
+    let address = data.as_mut_ptr() as usize;
+    request[libc::IFNAMSIZ..libc::IFNAMSIZ + size_of::<usize>()].copy_from_slice(&address.to_ne_bytes());
+    // SAFETY: the kernel reads one ifreq, whose pointer leads to as many bytes as the command's structure has; they are
     // borrowed exclusively until the call has returned.
-    check(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), SIOCETHTOOL as _, request.as_mut_ptr()) })?;
-    Ok(info)
+    check(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), SIOCETHTOOL as _, request.as_mut_ptr()) }).map(i64::from)
+}
+
+/// Commands of `ioctl(SIOCETHTOOL)` that [`ethtool`] can make.
+pub(crate) mod ethtool {
+    pub const GDRVINFO: u32 = 0x3;
+    pub const GFEATURES: u32 = 0x3a;
+    pub const SFEATURES: u32 = 0x3b;
+    pub const GCHANNELS: u32 = 0x3c;
+    pub const SCHANNELS: u32 = 0x3d;
 }
 
 /// Moves the calling process, which must have one thread, into a new user namespace.

@@ -45,6 +45,7 @@ pub const IFLA_NEW_NETNSID: u16 = 45;
 pub const IFLA_TARGET_NETNSID: u16 = 46;
 pub const IFLA_PROP_LIST: u16 = 52;
 pub const IFLA_ALT_IFNAME: u16 = 53;
+pub const IFLA_PERM_ADDRESS: u16 = 54;
 pub const IFLA_PARENT_DEV_NAME: u16 = 56;
 pub const IFLA_PARENT_DEV_BUS_NAME: u16 = 57;
 pub const IFLA_DEVLINK_PORT: u16 = 62;

@@ -265,6 +265,7 @@ impl<'a> ViewBuilder<'a> {
             port: None,
             driver: self.profile.driver.clone(),
             bus_info,
+            permanent: None,
         })
     }
 
@@ -276,6 +277,7 @@ impl<'a> ViewBuilder<'a> {
             in_switch: pf.mode == Mode::Switchdev,
             vfs: if self.config.dpu { Vec::new() } else { pf.vfs.iter().map(vf_info).collect() },
             port: uplink.map(|port| port.handle),
+            permanent: Some(self.config.mac(pf.index, Vport::Uplink).0),
             ..netdev
         })
     }
@@ -299,11 +301,13 @@ impl<'a> ViewBuilder<'a> {
 
     fn vf_netdev(&self, pf: &PfView, address: PciAddress, vf: &VfView) -> Option<Netdev> {
         let resource = Resource::VfNetdev(pf.index, Vport::Vf(vf.number));
-        self.netdev(&resource, Role::Vf, DeviceName::Pci(address))
+        let netdev = self.netdev(&resource, Role::Vf, DeviceName::Pci(address))?;
+        Some(Netdev { permanent: Some(vf.mac.0), ..netdev })
     }
 
     fn sf_netdev(&self, pf: &PfView, vport: Vport) -> Option<Netdev> {
-        self.netdev(&Resource::SfNetdev(pf.index, vport), Role::Sf, self.parent(pf, Some(vport)))
+        let netdev = self.netdev(&Resource::SfNetdev(pf.index, vport), Role::Sf, self.parent(pf, Some(vport)))?;
+        Some(Netdev { permanent: self.sf(pf.index, vport).map(|sf| sf.mac.0), ..netdev })
     }
 
     fn modules(&self) -> Vec<Module> {

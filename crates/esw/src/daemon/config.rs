@@ -47,13 +47,22 @@ struct ProfileTable {
     revision: Option<u8>,
     firmware: Option<String>,
     board: Option<String>,
+    /// In Mb/s.
+    speed: Option<u32>,
 }
 
 impl ProfileTable {
     /// The whole profile. The driver cannot be chosen: it is the engine's own.
-    fn complete(self) -> Profile {
+    ///
+    /// # Errors
+    /// A port cannot have the speed.
+    fn complete(self) -> Result<Profile> {
         let other = Profile::mlx5();
-        Profile {
+        let speed = self.speed.unwrap_or(other.speed);
+        if !Profile::SPEEDS.contains(&speed) {
+            bail!("`profile.speed` is {speed}; it must be one of {:?}, in Mb/s", Profile::SPEEDS);
+        }
+        Ok(Profile {
             vendor: self.vendor.unwrap_or(other.vendor),
             device: self.device.unwrap_or(other.device),
             vf_device: self.vf_device.unwrap_or(other.vf_device),
@@ -63,7 +72,8 @@ impl ProfileTable {
             board: self.board.unwrap_or(other.board),
             name: other.name,
             driver: other.driver,
-        }
+            speed,
+        })
     }
 }
 
@@ -200,7 +210,7 @@ fn entry(name: String, table: Table, kind: CardKind) -> Result<CardEntry> {
         kind: table.kind.unwrap_or(kind),
         mode,
         group: table.socket_group,
-        profile: table.profile.complete(),
+        profile: table.profile.complete()?,
         card: table.card,
     })
 }
@@ -259,6 +269,7 @@ mod tests {
             (r#"[cards."\u001b[2J"]"#, "control character"),
             ("[cards.a]\nsocket = \"/run/\\u0007\"", "`socket` is \"/run/\\u{7}\"; there is a control character"),
             ("[cards.a.profile]\nfirmware = \"1\\n2\"", "`profile.firmware`"),
+            ("[cards.a.profile]\nspeed = 1000", "`profile.speed`"),
             ("[cards.a.profile]\nboard = \"\\u009b\"", "`profile.board`"),
             ("state_dir = \"/\\u001b\"\n[cards.a]", "`state_dir` is"),
             (&format!("[cards.a]\nsocket = \"/{}\"", "x".repeat(120)), "it can have 107"),

@@ -1,6 +1,6 @@
 //! The answers to trapped calls.
 
-mod driver;
+mod ethtool;
 mod modules;
 mod receive;
 mod send;
@@ -24,7 +24,7 @@ pub(crate) fn answer(cx: Cx<'_, '_>, lab: &Arc<Lab>, call: &Notification) -> Ans
     let number = i64::from(call.data.nr);
     match number {
         libc::SYS_socket => socket::socket(cx, lab, call).into(),
-        libc::SYS_ioctl => driver::ioctl(cx, lab, call),
+        libc::SYS_ioctl => ethtool::ioctl(cx, lab, call),
         libc::SYS_init_module => lab.answer_later(*call, modules::init_module),
         libc::SYS_finit_module => lab.answer_later(*call, modules::finit_module),
         libc::SYS_delete_module => lab.answer_later(*call, modules::delete_module),

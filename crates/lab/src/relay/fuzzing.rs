@@ -193,6 +193,7 @@ fn card() -> view::Card {
             port: Some(PortHandle { device: PF, index: PortIndex(65_535) }),
             driver: "mlx5_core".to_owned(),
             bus_info: PF.to_string(),
+            permanent: Some([2, 0, 0, 0, 0, 1]),
         }],
         host_peers: Vec::new(),
         rdma: vec![RdmaDevice {

@@ -4,6 +4,7 @@
 //! the kernel has. Between this thread and a card's server it has the server's number.
 
 mod connections;
+mod ethtool;
 mod families;
 mod ports;
 
@@ -41,6 +42,8 @@ pub(super) struct Generic {
     families: Arc<Families>,
     /// Dumps of all families, by sequence number, that the kernel is answering and to which devlink is to be added.
     dumps: Vec<u32>,
+    /// Dumps of the family ethtool.
+    ethtool_dumps: ethtool::Dumps,
     buffer: Vec<u8>,
     /// Room for what the kernel sends between two requests.
     drain_buffer: Vec<u8>,
@@ -82,6 +85,10 @@ impl Handler for Generic {
         let mut buffer = std::mem::take(&mut self.drain_buffer);
         for message in messages(packet) {
             relay.make_room(cx);
+            if self.is_ethtools(cx, relay, &message) {
+                relay.drain(cx, self, &mut buffer);
+                continue;
+            }
             match self.destination(cx, relay, &message) {
                 Destination::Refused(errno) => send_end(cx, relay, &message, End::bare(Err(errno))),
                 Destination::Kernel => relay.pass_on(cx, message.bytes()),
@@ -113,12 +120,17 @@ impl Handler for Generic {
             let devlink = self.families.devlink(cx, &relay.cards);
             family = devlink.map(|f| with_header(&f.answer, Flags::MULTI, sequence, port));
         }
-        // devlink comes before the end of the dump, which is the last message.
-        let messages = messages(datagram).flat_map(|message| {
-            let before = if message.header.kind == NLMSG_DONE { family.as_deref() } else { None };
-            [before, Some(message.bytes())].into_iter().flatten()
-        });
-        relay.queue.push(messages);
+        // A program that only waits for notifications has sent the family nothing.
+        let is_answer = messages(datagram).all(|message| message.header.kind <= CTRL);
+        let ethtool = if is_answer { self.families.ethtool_if_known() } else { self.families.ethtool() };
+        let mut all: Vec<Vec<u8>> = Vec::new();
+        for message in messages(datagram) {
+            // devlink comes before the end of the dump, which is the last message.
+            all.extend(family.take_if(|_| message.header.kind == NLMSG_DONE));
+            let changed = ethtool.and_then(|e| ethtool::of_kernel(cx, relay, &mut self.ethtool_dumps, e, &message));
+            all.extend(changed.unwrap_or_else(|| vec![message.bytes().to_vec()]));
+        }
+        relay.queue.push(all.iter().map(|bytes| &bytes[..]));
     }
 
     fn notification(&mut self, cx: Cx<'_, '_>, relay: &mut Relay, datagram: &[u8]) {
@@ -142,7 +154,18 @@ fn with_header(message: &[u8], flags: Flags, sequence: u32, port: u32) -> Vec<u8
 
 impl Generic {
     pub fn new(families: Arc<Families>) -> Self {
-        Self { families, dumps: Vec::new(), buffer: vec![0; ROOM], drain_buffer: vec![0; ROOM] }
+        let ethtool_dumps = ethtool::Dumps::default();
+        Self { families, dumps: Vec::new(), ethtool_dumps, buffer: vec![0; ROOM], drain_buffer: vec![0; ROOM] }
+    }
+
+    /// Handles a request to the family ethtool. `false`: it goes where other requests go.
+    fn is_ethtools(&mut self, cx: Cx<'_, '_>, relay: &mut Relay, message: &Message<'_>) -> bool {
+        // Most requests are to devlink, and need not know of the kernel's families.
+        if message.header.kind <= CTRL || self.families.is_devlink(message.header.kind) {
+            return false;
+        }
+        let family = self.families.ethtool().filter(|family| family.id == message.header.kind);
+        family.is_some_and(|family| ethtool::request(cx, relay, &mut self.ethtool_dumps, family, message))
     }
 
     fn destination(&self, cx: Cx<'_, '_>, relay: &Relay, message: &Message<'_>) -> Destination {

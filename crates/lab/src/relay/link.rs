@@ -5,7 +5,7 @@
 use devlink::view::{Netdev, VfInfo};
 use netlink::rtnl::{
     IFINFOMSG as IFINFO, IFLA_DEVLINK_PORT, IFLA_INFO_KIND, IFLA_INFO_SLAVE_KIND, IFLA_LINK, IFLA_LINK_NETNSID,
-    IFLA_LINKINFO, IFLA_NUM_VF, IFLA_PARENT_DEV_BUS_NAME, IFLA_PARENT_DEV_NAME, IFLA_PHYS_PORT_NAME,
+    IFLA_LINKINFO, IFLA_NUM_VF, IFLA_PARENT_DEV_BUS_NAME, IFLA_PARENT_DEV_NAME, IFLA_PERM_ADDRESS, IFLA_PHYS_PORT_NAME,
     IFLA_PHYS_SWITCH_ID, IFLA_VFINFO_LIST,
 };
 use netlink::{Attribute, BuildError, Builder, Message, attributes, find};
@@ -61,7 +61,7 @@ fn keep(to: &mut Builder, attribute: &Attribute<'_>, whole: bool) {
     match attribute.kind {
         IFLA_LINK | IFLA_LINK_NETNSID => {}
         IFLA_PHYS_SWITCH_ID..=IFLA_PHYS_PORT_NAME | IFLA_NUM_VF | IFLA_VFINFO_LIST if whole => {}
-        IFLA_PARENT_DEV_NAME | IFLA_PARENT_DEV_BUS_NAME | IFLA_DEVLINK_PORT if whole => {}
+        IFLA_PARENT_DEV_NAME | IFLA_PARENT_DEV_BUS_NAME | IFLA_DEVLINK_PORT | IFLA_PERM_ADDRESS if whole => {}
         IFLA_LINKINFO if whole => without_kind(to, attribute),
         _ => {
             to.copy(attribute);
@@ -96,6 +96,10 @@ fn describe(to: &mut Builder, view: &IndexedView, netdev: &Netdev, query: Query)
     }
     if netdev.in_switch {
         to.put(IFLA_PHYS_SWITCH_ID, &view.card.switch_id.0);
+    }
+    // Nothing is sent of an address that the kernel has not kept (`rtnl_fill_ifinfo`).
+    if let Some(address) = netdev.permanent {
+        to.put(IFLA_PERM_ADDRESS, &address);
     }
     to.text(IFLA_PARENT_DEV_NAME, &netdev.parent.to_string());
     to.text(IFLA_PARENT_DEV_BUS_NAME, netdev.parent.bus());

@@ -237,6 +237,7 @@ mod tests {
             driver: "mlx5_core".to_owned(),
             firmware: String::new(),
             board: String::new(),
+            speed: 100_000,
         };
         let file = module_file(&profile, &module, "6.1");
         assert_eq!(module_name(&file), Some("mlx5_ib"));

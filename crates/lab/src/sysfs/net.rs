@@ -1,6 +1,8 @@
 //! Netdevs: the files in `/sys/class/net/NAME` that are the card's. The netdev is the kernel's, and so are most files
 //! in its directory.
 
+use devlink::view::Role;
+use eswitch::MacAddr;
 use netlink::Errno;
 
 use super::bus::AddedCard;
@@ -10,13 +12,42 @@ use super::tree::{
 };
 
 static NETDEV: Template = Template::of(&[&[
+    Attribute::ro("addr_assign_type", addr_assign_type),
     Attribute::ro("dev_port", |s| line(s.netdev()?.dev_port)),
+    Attribute::ro("duplex", |s| line(if link(s)? { "full" } else { "unknown" })),
     // The kernel's netdev is one end of a veth pair, the card's is not: its `iflink` is its own index.
     Attribute::ro("iflink", |s| s.kernel.read(&format!("{}/ifindex", kernels(s.name()))).ok_or(Errno::NODEV)),
     Attribute::ro("phys_port_id", |_| Err(Errno::OPNOTSUPP)),
     Attribute::ro("phys_port_name", |s| line(s.netdev()?.port_name.as_ref().ok_or(Errno::OPNOTSUPP)?)),
     Attribute::ro("phys_switch_id", phys_switch_id),
+    // SPEED_UNKNOWN is -1.
+    Attribute::ro("speed", |s| if link(s)? { line(s.card()?.profile.speed) } else { line(-1) }),
 ]]);
+
+/// Reads a file in the kernel's directory of the netdev, without the newline.
+fn of_kernel(context: &AttributeContext<'_>, file: &str) -> Result<String, Errno> {
+    let path = format!("{}/{file}", kernels(&context.netdev()?.name));
+    let text = context.kernel.read(&path).ok_or(Errno::NODEV)?;
+    Ok(String::from_utf8_lossy(&text).trim_end().to_owned())
+}
+
+/// `addr_assign_type`: NET_ADDR_PERM (0) as long as the netdev has its permanent address, NET_ADDR_SET (3) after it has
+/// been given another, and for a representor NET_ADDR_RANDOM (1): the driver has no way to set another.
+fn addr_assign_type(context: &AttributeContext<'_>) -> Text {
+    let Some(permanent) = context.netdev()?.permanent else { return line(1) };
+    let is = of_kernel(context, "address")?;
+    line(if is == MacAddr(permanent).to_string() { 0 } else { 3 })
+}
+
+/// Whether the netdev has a link, as `speed` and `duplex` show it (`speed_show`): EINVAL while it is down, and for a
+/// representor, whose driver has no `get_link_ksettings`.
+fn link(context: &AttributeContext<'_>) -> Result<bool, Errno> {
+    if context.netdev()?.role == Role::Representor {
+        return Err(Errno::INVAL);
+    }
+    // The kernel refuses to read `carrier` while the netdev is down.
+    of_kernel(context, "carrier").map(|text| text == "1").map_err(|_| Errno::INVAL)
+}
 
 fn phys_switch_id(context: &AttributeContext<'_>) -> Text {
     if context.netdev()?.in_switch { line(context.card()?.switch_id) } else { Err(Errno::OPNOTSUPP) }

@@ -38,12 +38,26 @@ static PORT: Template = Template {
         Attribute::ro("lid_mask_count", |_| line(0)),
         Attribute::ro("link_layer", |_| line("Ethernet")),
         Attribute::ro("phys_state", |s| line(if is_up(s)? { "5: LinkUp" } else { "3: Disabled" })),
-        Attribute::ro("rate", |_| line("100 Gb/sec (4X EDR)")),
+        Attribute::ro("rate", |s| line(rate(s.card()?.profile.speed))),
         Attribute::ro("sm_lid", |_| line("0x0")),
         Attribute::ro("sm_sl", |_| line(0)),
         Attribute::ro("state", |s| line(if is_up(s)? { "4: ACTIVE" } else { "1: DOWN" })),
     ]])
 };
+
+/// The rate of a port of a speed in Mb/s, in the words of the kernel's `rate_show`. The width and the speed of its
+/// lanes are those of `translate_eth_ext_proto_oper`.
+fn rate(speed: u32) -> String {
+    let lanes = match speed {
+        10_000 => "1X QDR",
+        25_000 => "1X EDR",
+        40_000 => "4X QDR",
+        50_000 => "1X HDR",
+        200_000 => "4X HDR",
+        _ => "4X EDR",
+    };
+    format!("{} Gb/sec ({lanes})", speed / 1_000)
+}
 
 const GID_ATTRIBUTES: &[Template] = &[
     Template { name: "ndevs", ..Template::of(&[&[Attribute::ro("0", ndev), Attribute::ro("1", ndev)]]) },

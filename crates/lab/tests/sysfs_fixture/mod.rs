@@ -98,6 +98,7 @@ fn netdev(name: &str, role: Role, parent: DeviceName, port_name: Option<&str>) -
         port: None,
         driver: "mlx5_core".to_owned(),
         bus_info: PF.to_owned(),
+        permanent: (role != Role::Representor).then_some([2, 0, 0, 0, 0, 1]),
     }
 }
 
@@ -156,6 +157,7 @@ pub fn card(vfs: u16) -> view::Card {
             driver: "mlx5_core".to_owned(),
             firmware: "22.43.1014".to_owned(),
             board: "MT_0000000359".to_owned(),
+            speed: 100_000,
         },
         switch_id: view::SwitchId([0xb8, 0xce, 0xf6, 3, 0, 0x12, 0xab, 0]),
         functions,

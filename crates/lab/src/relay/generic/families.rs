@@ -18,6 +18,7 @@ use rustix::net::{RecvFlags, SendFlags, SocketFlags, SocketType, recv, send};
 use super::connections::Connections;
 use super::{CTRL, DEVLINK, FAMILY_ID, FAMILY_NAME, GETFAMILY};
 use crate::cards::Cards;
+use crate::ethtool::{self, HW_TC};
 use crate::lock_order::{CardFamilies, FamilyLookup};
 use crate::relay::ROOM;
 
@@ -49,6 +50,7 @@ pub(crate) struct Families {
     /// The number that each card's server has given the family, by the card's index.
     at_cards: Mutex<CardFamilies, HashMap<usize, u16>>,
     lookup: Mutex<FamilyLookup, ()>,
+    ethtool: OnceLock<Option<EthtoolFamily>>,
     pub(super) connections: Connections,
 }
 
@@ -58,6 +60,7 @@ impl Default for Families {
             family: OnceLock::new(),
             at_cards: Mutex::new(HashMap::new()),
             lookup: Mutex::new(()),
+            ethtool: OnceLock::new(),
             connections: Connections::default(),
         }
     }
@@ -80,12 +83,31 @@ impl Families {
         self.family.get()
     }
 
+    /// The kernel's family `ethtool`. `None`: the kernel has none.
+    pub fn ethtool(&self) -> Option<EthtoolFamily> {
+        *self.ethtool.get_or_init(|| {
+            let families = kernel_families().ok()?;
+            let id = families.iter().find(|family| family.name == "ethtool")?.id;
+            Some(EthtoolFamily { id, hw_tc: feature_bit(id, HW_TC).ok().flatten()? })
+        })
+    }
+
+    /// The same, unless nothing has been sent to the family yet.
+    pub fn ethtool_if_known(&self) -> Option<EthtoolFamily> {
+        self.ethtool.get().copied().flatten()
+    }
+
     /// Whether a multicast group belongs to the family.
     pub fn is_group<L>(&self, cx: &mut Locked<'_, L>, cards: &Cards, group: u32) -> bool
     where
         L: LockBefore<FamilyLookup>,
     {
         self.devlink(cx, cards).is_some_and(|f| (f.group..f.group + f.groups).contains(&group))
+    }
+
+    /// Whether programs have learned this number as devlink's.
+    pub fn is_devlink(&self, number: u16) -> bool {
+        self.family.get().is_some_and(|family| family.id == number)
     }
 
     /// Whether the kernel has the family too.
@@ -169,6 +191,41 @@ fn renumber(message: &mut [u8], id: u16, group: u32) -> u32 {
     groups
 }
 
+/// The family `ethtool`, as the kernel has it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct EthtoolFamily {
+    pub(super) id: u16,
+    /// The number of the feature NETIF_F_HW_TC, which differs between kernels.
+    pub hw_tc: u32,
+}
+
+/// The number of a feature, which ethtool knows by its name.
+fn feature_bit(family: u16, feature: &str) -> io::Result<Option<u32>> {
+    const STRINGSETS: u16 = 2;
+    const STRINGSET: u16 = 1;
+    // ETHTOOL_A_STRINGSET_ID and ETHTOOL_A_STRINGSET_STRINGS.
+    const ID: u16 = 1;
+    const STRINGS: u16 = 3;
+    let header = Header::new(family, Flags::REQUEST | Flags::ACK, 1, 0);
+    let request = message(header, |to| {
+        to.genl(ethtool::message::STRSET_GET, 1).nest(1, |_| {}).nest(STRINGSETS, |sets| {
+            sets.nest(STRINGSET, |set| {
+                set.u32(ID, ethtool::SS_FEATURES);
+            });
+        });
+    })?;
+    let mut bit = None;
+    of_kernel(&request, header.sequence, |message| {
+        let sets = message.after(GENL_HEADER).and_then(|content| find(content, STRINGSETS));
+        let set = sets.and_then(|sets| find(sets.value, STRINGSET));
+        let Some(strings) = set.and_then(|set| find(set.value, STRINGS)) else { return };
+        let is = |string: &Attribute<'_>| find(string.value, 2).and_then(|text| text.string()) == Some(feature);
+        let found = strings.nested().flatten().find(is).and_then(|string| find(string.value, 1));
+        bit = found.and_then(|index| index.leading_u32());
+    })?;
+    Ok(bit)
+}
+
 /// A family as `nlctrl` describes it.
 struct KernelFamily {
     name: String,
@@ -191,23 +248,30 @@ impl KernelFamily {
 
 /// Every generic netlink family of the kernel.
 fn kernel_families() -> io::Result<Vec<KernelFamily>> {
+    let header = Header::new(CTRL, Flags::REQUEST | Flags::DUMP, 1, 0);
+    let request = message(header, |to| {
+        to.genl(GETFAMILY, 1);
+    })?;
+    let mut families = Vec::new();
+    of_kernel(&request, header.sequence, |message| families.extend(KernelFamily::of(message)))?;
+    Ok(families)
+}
+
+/// Sends the kernel a request of a sequence number, and takes each message of the answer.
+fn of_kernel(request: &[u8], sequence: u32, mut take: impl FnMut(&Message<'_>)) -> io::Result<()> {
     let protocol = Some(rustix::net::netlink::GENERIC);
     let family = rustix::net::AddressFamily::NETLINK;
     let socket = rustix::net::socket_with(family, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
     rustix::net::bind(&socket, &SocketAddrNetlink::new(0, 0))?;
-    let header = Header::new(CTRL, Flags::REQUEST | Flags::DUMP, 1, 0);
-    let request = message(header, |to| {
-        to.genl(GETFAMILY, 1);
-    });
-    send(&socket, &request?, SendFlags::empty())?;
-    let mut awaited = Awaited::new(header.sequence);
-    let (mut families, mut buffer) = (Vec::new(), vec![0; ROOM]);
+    send(&socket, request, SendFlags::empty())?;
+    let mut awaited = Awaited::new(sequence);
+    let mut buffer = vec![0; ROOM];
     loop {
         let (_, len) = recv(&socket, &mut buffer[..], RecvFlags::empty())?;
         for message in messages(&buffer[..len]) {
             match awaited.read(message) {
-                Part::Data(message) => families.extend(KernelFamily::of(&message)),
-                Part::End(_) => return Ok(families),
+                Part::Data(message) => take(&message),
+                Part::End(_) => return Ok(()),
                 Part::Other => {}
             }
         }
