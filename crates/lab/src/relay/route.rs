@@ -113,15 +113,15 @@ fn set_vfs(cx: Cx<'_, '_>, relay: &mut Relay, message: &Message<'_>) -> bool {
     let views = relay.cards.now(cx);
     let Some((card, _, netdev)) = views.netdev(&name) else { return false };
     let view::DeviceName::Pci(device) = netdev.parent else { return false };
-    let refused = |errno| Err(Refusal { errno, message: String::new() });
-    let done = match vf::commands(device, list) {
-        Err(vf::NoCommands::NotUnderstood) => return false,
-        _ if !relay.may_administer() => refused(Errno::PERM),
-        Err(vf::NoCommands::Refused(errno)) => refused(errno),
-        Ok(commands) => commands.iter().try_for_each(|command| relay.cards.perform(card, command)),
+    let refusal = |errno| Refusal { errno, message: String::new() };
+    let done = if relay.may_administer() {
+        let (commands, outcome) = vf::commands(device, list);
+        let performed = commands.iter().try_for_each(|command| relay.cards.perform(card, command));
+        performed.and(outcome.map_err(refusal))
+    } else {
+        Err(refusal(Errno::PERM))
     };
-    let rest = done
-        .and_then(|()| without_vfs(message).map_err(|error| Refusal { errno: error.into(), message: String::new() }));
+    let rest = done.and_then(|()| without_vfs(message).map_err(|error| refusal(error.into())));
     match rest {
         Ok(Some(rest)) => {
             for message in messages(&rest) {
