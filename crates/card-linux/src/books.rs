@@ -28,6 +28,8 @@ pub enum Wire {
 pub(crate) struct Entry {
     pub mac: MacAddr,
     pub sfnum: Option<u32>,
+    /// A port without a link: while it has no representor it is down.
+    pub link_down: bool,
 }
 
 /// What the card has made for a slot in the kernel.
@@ -107,6 +109,11 @@ impl Books {
     /// Whether a slot's representor is loaded.
     pub(crate) fn represented(&self, slot: Slot) -> bool {
         self.resources.contains_key(&Resource::Representor(slot.pf, slot.vport, RepType::Eth))
+    }
+
+    /// Whether a slot's port has no link, by the setting of its function.
+    pub(crate) fn is_link_down(&self, slot: Slot) -> bool {
+        self.resources.get(&Resource::Port(slot.pf, slot.vport)).is_some_and(|entry| entry.link_down)
     }
 
     /// Whether a PF has its switchdev FDB, so that its bridges are down.

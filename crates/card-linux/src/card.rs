@@ -261,6 +261,11 @@ impl Card for LinuxCard {
         self.shared.begin_on(cx, slot_of(resource)).set_mac(resource, mac)
     }
 
+    fn set_link(&self, cx: &mut Locked<'_, CardCall>, port: &Resource, up: bool) -> Result<(), CardError> {
+        cx.might_wait();
+        self.shared.begin_on(cx, slot_of(port)).set_link(port, up)
+    }
+
     fn set_netns(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, netns: Option<&str>) -> Result<(), CardError> {
         cx.might_wait();
         self.shared.begin_on(cx, Slot { pf, vport: Vport::Uplink }).set_netns(pf, netns)

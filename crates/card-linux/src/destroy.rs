@@ -159,12 +159,24 @@ impl Operation<'_> {
         // The ties on the inner ends are deleted with these.
         self.untie(&ported, Slot::port);
         self.delete_slots(slots, |ends| ends.inner, Slot::inner, Slot::inner_group);
-        self.set_up_all(&ported, Slot::port, true);
-        self.settle_carriers(&ported);
+        let linked = self.with_link(&ported);
+        self.set_up_all(&linked, Slot::port, true);
+        self.settle_carriers(&linked);
         self.note_ends(slots, |ends| {
             (ends.inner, ends.tied, ends.carrier, ends.outer) = (false, false, false, None);
-            ends.port_up = ends.port;
+            ends.port_up = false;
         });
+        self.note_ends(&linked, |ends| ends.port_up = true);
+    }
+
+    /// Those of the slots whose ports are up while they have no representor. The others are brought down: their
+    /// representors may have brought them up.
+    pub(crate) fn with_link(&mut self, slots: &[Slot]) -> Vec<Slot> {
+        let books = self.books();
+        let (down, linked): (Vec<Slot>, _) = slots.iter().partition(|slot| books.is_link_down(**slot));
+        drop(books);
+        self.set_up_all(&down, Slot::port, false);
+        linked
     }
 
     fn unmake_ports(&mut self, slots: &[Slot]) {

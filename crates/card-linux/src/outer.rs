@@ -93,6 +93,35 @@ impl Operation<'_> {
         Ok(())
     }
 
+    /// Gives a port its link, or takes it away, and notes it for when the netdev of its function is made again. A port
+    /// with a representor is up while that is.
+    pub(crate) fn set_link(&mut self, port: &Resource, up: bool) -> Result<(), CardError> {
+        let slot = slot_of(port);
+        let mut books = self.books();
+        if !books.resources.contains_key(port) {
+            books.complaints.push(format!("{port} given a link state and was not there"));
+            return Ok(());
+        }
+        let ends = books.ends(slot);
+        drop(books);
+        if ends.port && !ends.inner {
+            let set = self.sockets().inside.run_one(|batch| request::set_up(batch, slot.port(), up));
+            let call = || format!("bringing {port} {}", if up { "up" } else { "down" });
+            set.map_err(|failure| refused(&call(), &failure, None))?;
+            if up {
+                self.settle_carriers(&[slot]);
+            }
+        }
+        let mut books = self.books();
+        if let Some(entry) = books.resources.get_mut(port) {
+            entry.link_down = !up;
+        }
+        if let Some(ends) = books.ends.get_mut(&slot).filter(|ends| ends.port && !ends.inner) {
+            ends.port_up = up;
+        }
+        Ok(())
+    }
+
     /// Moves a PF's netdev to the namespace of a name, or back to where it was made.
     pub(crate) fn set_netns(&mut self, pf: PfIndex, name: Option<&str>) -> Result<(), CardError> {
         let near = Slot { pf, vport: Vport::Uplink }.inner();

@@ -297,6 +297,14 @@ pub trait Card: Send + Sync {
     /// The kernel refuses the address.
     fn set_mac(&self, cx: &mut Locked<'_, CardCall>, resource: &Resource, mac: MacAddr) -> Result<(), CardError>;
 
+    /// Gives a port its link, as it has when it is made, or takes it away: then the netdev of its function, now and
+    /// whenever it is made again, has no carrier, and nothing passes. While the port has a representor, that decides
+    /// instead.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn set_link(&self, cx: &mut Locked<'_, CardCall>, port: &Resource, up: bool) -> Result<(), CardError>;
+
     /// Moves a PF's netdev to a network namespace, by the namespace's name. `None` moves it back to the namespace in
     /// which it was created.
     ///
@@ -334,6 +342,9 @@ impl<C: Card + ?Sized> Card for Arc<C> {
     }
     fn set_mac(&self, cx: &mut Locked<'_, CardCall>, resource: &Resource, mac: MacAddr) -> Result<(), CardError> {
         (**self).set_mac(cx, resource, mac)
+    }
+    fn set_link(&self, cx: &mut Locked<'_, CardCall>, port: &Resource, up: bool) -> Result<(), CardError> {
+        (**self).set_link(cx, port, up)
     }
     fn set_netns(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, netns: Option<&str>) -> Result<(), CardError> {
         (**self).set_netns(cx, pf, netns)

@@ -251,7 +251,7 @@ impl Device {
         host_vfs: &Arc<AtomicU64>,
     ) -> Result<()> {
         self.change(cx, |threads, cx| {
-            let (vfs, kept) = self.pf(cx)?.devlink.look(cx, |state, _| (state.num_vfs, state.vfs()));
+            let (vfs, kept) = self.pf(cx)?.devlink.look(cx, |state, _| (state.num_vfs, state.reloaded_vfs()));
             self.remove(cx, threads, Slot::Reloading)?;
             let bound = self.probe(cx, threads, shared, host_vfs);
             if bound.is_err() {

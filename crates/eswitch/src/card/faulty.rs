@@ -155,6 +155,12 @@ impl<C: Card> Card for Faulty<C> {
         }
         self.inner.set_mac(cx, resource, mac)
     }
+    fn set_link(&self, cx: &mut Locked<'_, CardCall>, port: &Resource, up: bool) -> Result<(), CardError> {
+        if cx.fails(|| format!("set the link of {port}")) {
+            return Err(CardError::Planned(port.to_string()));
+        }
+        self.inner.set_link(cx, port, up)
+    }
     fn set_netns(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, netns: Option<&str>) -> Result<(), CardError> {
         if cx.fails(|| format!("move the netdev of pf{}", pf.0)) {
             return Err(CardError::Planned(format!("netdev pf{}", pf.0)));

@@ -57,6 +57,11 @@ impl<C: Card, F: Fn(&str) + Send + Sync> Card for Traced<C, F> {
         self.inner.set_mac(cx, resource, mac)
     }
 
+    fn set_link(&self, cx: &mut Locked<'_, CardCall>, port: &Resource, up: bool) -> Result<(), CardError> {
+        (self.log)(&format!("set {port} link {}", if up { "up" } else { "down" }));
+        self.inner.set_link(cx, port, up)
+    }
+
     fn set_netns(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, netns: Option<&str>) -> Result<(), CardError> {
         (self.log)(&format!("netns pf{} {}", pf.0, netns.unwrap_or("(home)")));
         self.inner.set_netns(cx, pf, netns)
