@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 
-use eswitch::card::{OnRename, Resource};
+use eswitch::card::{Counters, Create, OnRename, Resource};
 use eswitch::names::{self, NetdevName};
 use eswitch::{CardConfig, MacAddr, PfIndex, RepType, Vport};
 
@@ -30,6 +30,15 @@ pub(crate) struct Entry {
     pub sfnum: Option<u32>,
     /// A port without a link: while it has no representor it is down.
     pub link_down: bool,
+    /// What the netdevs that a port had before have counted.
+    pub counted: Counters,
+}
+
+impl Entry {
+    /// The entry of what has just been made.
+    pub(crate) fn of(request: &Create) -> Self {
+        Self { mac: request.mac, sfnum: request.sfnum, link_down: false, counted: Counters::default() }
+    }
 }
 
 /// What the card has made for a slot in the kernel.

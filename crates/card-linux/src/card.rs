@@ -1,10 +1,11 @@
 //! The card: how it is made and dropped, and how it implements the engine's trait.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use eswitch::card::{Card, CardError, Create, FailedCreate, OnRename, Resource};
+use eswitch::card::{Card, CardError, Counters, Create, FailedCreate, OnRename, Resource};
 use eswitch::lock_order::CardCall;
 use eswitch::{CardConfig, MacAddr, PfIndex, Vport};
 use lockdep::{Domain, Locked};
@@ -274,6 +275,11 @@ impl Card for LinuxCard {
     fn netns(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) -> Option<String> {
         cx.might_wait();
         self.shared.begin_query(cx).netns(pf)
+    }
+
+    fn counters(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) -> BTreeMap<Vport, Counters> {
+        cx.might_wait();
+        self.shared.begin_query(cx).counters(pf)
     }
 
     fn resources(&self, cx: &mut Locked<'_, CardCall>) -> Vec<Resource> {

@@ -154,7 +154,7 @@ impl Operation<'_> {
                 match job.outcome {
                     Ok(()) => {
                         let request = &batch[job.at];
-                        let entry = Entry { mac: request.mac, sfnum: request.sfnum, link_down: false };
+                        let entry = Entry::of(request);
                         books.resources.insert(job.resource, entry);
                         if let (None, Some(near)) = (&job.found, near_end(&job.resource)) {
                             // The netdev that was here before may have been renamed; this one was not.

@@ -64,6 +64,7 @@ impl Operation<'_> {
     /// Unmakes a batch of resources, whose [parts] this operation has claimed.
     pub(crate) fn destroy(&mut self, batch: &[Resource]) {
         let mut doomed = Doomed::default();
+        self.keep_counters(batch);
         let mut books = self.books();
         for resource in batch {
             if books.resources.remove(resource).is_some() {
@@ -87,6 +88,24 @@ impl Operation<'_> {
         for slot in batch.iter().map(slot_of) {
             if !(books.ends(slot).port || books.ends(slot).inner) {
                 books.ends.remove(&slot);
+            }
+        }
+    }
+
+    /// Adds what the netdevs of VFs have counted to the entries of their ports, which stay when the netdevs go.
+    fn keep_counters(&mut self, batch: &[Resource]) {
+        for resource in batch {
+            let Resource::VfNetdev(pf, vport) = *resource else { continue };
+            let port = Resource::Port(pf, vport);
+            if batch.contains(&port) || !self.books().resources.contains_key(&port) {
+                continue;
+            }
+            // One that was deleted from outside has taken its counters with it.
+            let Ok(counted) = request::counters_of(&mut self.sockets().inside, Slot { pf, vport }.port()) else {
+                continue;
+            };
+            if let Some(entry) = self.books().resources.get_mut(&port) {
+                entry.counted = entry.counted.plus(counted);
             }
         }
     }

@@ -1,14 +1,14 @@
 //! The outer ends of the card's pairs: the netdevs that users see, wherever they have moved them.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io;
 
-use eswitch::card::{CardError, Resource};
+use eswitch::card::{CardError, Counters, Resource};
 use eswitch::{MacAddr, PfIndex, Vport};
 use netlink::Errno;
 
-use crate::books::{near_end, slot_of};
+use crate::books::{Entry, near_end, slot_of};
 use crate::layout::{Inside, Slot};
 use crate::netns;
 use crate::operation::Operation;
@@ -143,6 +143,20 @@ impl Operation<'_> {
             Whereabouts::Named(name, _) => Some(name),
             Whereabouts::Unnamed => Some("a namespace without a name".to_owned()),
         }
+    }
+
+    /// The counters of a PF's VFs: of their netdevs, and of those that they had before.
+    pub(crate) fn counters(&mut self, pf: PfIndex) -> BTreeMap<Vport, Counters> {
+        let now = request::all_counters(&mut self.sockets().inside).unwrap_or_default();
+        let now: HashMap<u32, Counters> = now.into_iter().collect();
+        let of_port = |(resource, entry): (&Resource, &Entry)| match *resource {
+            Resource::Port(of, vport @ Vport::Vf(_)) if of == pf => {
+                let now = now.get(&slot_of(resource).port()).copied().unwrap_or_default();
+                Some((vport, entry.counted.plus(now)))
+            }
+            _ => None,
+        };
+        self.books().resources.iter().filter_map(of_port).collect()
     }
 
     /// The resources that exist: those of the books that the kernel confirms, and those that the kernel has beside

@@ -19,7 +19,8 @@ use crate::layout::DOOMED;
 use crate::socket::Batch;
 
 pub(crate) use self::link::{
-    Link, Netdev, link, links, netdev, netdev_named, netdevs_in, netns_id, number, settle_carrier,
+    Link, Netdev, all_counters, counters_of, link, links, netdev, netdev_named, netdevs_in, netns_id, number,
+    settle_carrier,
 };
 pub(crate) use self::tie::{ingress, tie, tie_again, untie};
 

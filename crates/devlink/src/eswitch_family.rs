@@ -4,7 +4,7 @@
 use std::sync::atomic::Ordering;
 
 use ::control::{Command, Failure, Reply};
-use eswitch::{CardConfig, Touched};
+use eswitch::{CardConfig, ParseError, PciAddress, Touched};
 use netlink::Errno;
 
 use crate::card::{Cx, Host, Served};
@@ -27,6 +27,8 @@ pub const VIEW: u8 = 2;
 pub const JOIN: u8 = 3;
 /// Sends a descriptor from which the view can be read as it changes: see [`crate::ViewReader`].
 pub const SHARE: u8 = 4;
+/// Dumps the counters of a PF's VFs, by number, as JSON, in pieces. The request has [`DEVICE`].
+pub const COUNTERS: u8 = 5;
 /// Dumps the status of the card and of the program that runs it, as JSON, in pieces.
 pub const STATUS: u8 = 16;
 /// Asks the program that runs the card to end. The request has [`WORDS`].
@@ -43,6 +45,8 @@ pub const COMMAND: u16 = 5;
 pub const VERSION: u16 = 6;
 /// A [`Reply`], encoded.
 pub const REPLY: u16 = 7;
+/// The address of a PF, as text.
+pub const DEVICE: u16 = 8;
 
 /// A piece of JSON has at most this many bytes.
 const PIECE_MAX: usize = 12 * 1024;
@@ -53,12 +57,13 @@ pub(crate) fn family() -> Family {
         name: NAME,
         number: ESWITCH,
         version: 1,
-        max_attribute: REPLY.into(),
+        max_attribute: DEVICE.into(),
         operations: vec![
             (PERFORM, control::ADMIN | control::CAN_DO),
             (VIEW, control::CAN_DUMP),
             (JOIN, control::CAN_DO),
             (SHARE, control::CAN_DO),
+            (COUNTERS, control::CAN_DUMP),
             (STATUS, control::CAN_DUMP),
             (END, control::ADMIN | control::CAN_DO),
         ],
@@ -73,6 +78,8 @@ pub(crate) enum Request<'a> {
     /// The number of a multicast group.
     Join(u32),
     Share,
+    /// Of the VFs of a PF.
+    Counters(PciAddress),
     Status,
     /// How to end.
     End(&'a str),
@@ -86,7 +93,7 @@ impl<'a> Request<'a> {
     /// missing or malformed, or the command is of another version.
     pub fn parse(peer: &Peer, payload: &'a [u8]) -> Result<Self, Refusal> {
         let (number, attributes) = split(payload)?;
-        let attributes = Attributes::of_request(attributes, &[WORDS, GROUP, COMMAND, VERSION])?;
+        let attributes = Attributes::of_request(attributes, &[WORDS, GROUP, COMMAND, VERSION, DEVICE])?;
         match number {
             PERFORM | END if !peer.may_change => Err(Refusal::bare(Errno::PERM)),
             PERFORM => {
@@ -99,6 +106,11 @@ impl<'a> Request<'a> {
             VIEW => Ok(Self::View),
             JOIN => Ok(Self::Join(attributes.u32(GROUP)?.ok_or(Refusal::missing(GROUP))?)),
             SHARE => Ok(Self::Share),
+            COUNTERS => {
+                let device = attributes.text(DEVICE)?.ok_or(Refusal::missing(DEVICE))?;
+                let device = device.parse().map_err(|error: ParseError| Refusal::new(Errno::INVAL, error.to_string()));
+                Ok(Self::Counters(device?))
+            }
             STATUS => Ok(Self::Status),
             END => Ok(Self::End(attributes.text(WORDS)?.ok_or(Refusal::missing(WORDS))?)),
             _ => Err(Refusal::bare(Errno::OPNOTSUPP)),
@@ -120,8 +132,8 @@ impl<'a> Request<'a> {
                 carried_out::card_command(served, cx, command, core_loads, outcome)
             }
             Self::View => {
-                let json = serde_json::to_vec(&*served.view(cx));
-                add_pieces(VIEW, &json.map_err(|error| Refusal::new(Errno::IO, error.to_string()))?, reply);
+                let view = served.view(cx);
+                add_pieces(VIEW, &json(&*view)?, reply);
                 Ok(())
             }
             Self::Join(CONFIG_GROUP) => {
@@ -136,6 +148,11 @@ impl<'a> Request<'a> {
                 reply.add(SHARE, |_| {});
                 Ok(())
             }
+            Self::Counters(device) => {
+                let counters = served.card.engine().vf_counters(cx, *device)?;
+                add_pieces(COUNTERS, &json(&counters)?, reply);
+                Ok(())
+            }
             Self::Status => {
                 add_pieces(STATUS, host(served)?.status(cx).as_bytes(), reply);
                 Ok(())
@@ -148,7 +165,9 @@ impl<'a> Request<'a> {
     pub fn touched(&self, card: &CardConfig) -> Touched {
         match self {
             Self::Perform(command) => command.touches_view(card),
-            Self::View | Self::Join(_) | Self::Share | Self::Status | Self::End(_) => Touched::Nothing,
+            Self::View | Self::Join(_) | Self::Share | Self::Counters(_) | Self::Status | Self::End(_) => {
+                Touched::Nothing
+            }
         }
     }
 }
@@ -158,6 +177,10 @@ fn host(served: &Served) -> Result<&dyn Host, Refusal> {
         .host
         .as_deref()
         .ok_or_else(|| Refusal::unsupported("the program that runs this card does not answer requests about itself"))
+}
+
+fn json(value: &impl serde::Serialize) -> Result<Vec<u8>, Refusal> {
+    serde_json::to_vec(value).map_err(|error| Refusal::new(Errno::IO, error.to_string()))
 }
 
 fn add_pieces(command: u8, json: &[u8], reply: &mut ReplyWriter<'_>) {

@@ -3,10 +3,12 @@
 //! The driver of a VF has no thread and no lock of its own. The settings of a VF are stored with its vport, under the
 //! devlink lock of its PF, and the netdev that its driver makes is a resource of the card.
 
+use std::collections::BTreeMap;
+
 use lockdep::{Locked, Unlocked};
 use serde::{Deserialize, Serialize};
 
-use crate::card::Resource;
+use crate::card::{Counters, Resource};
 use crate::device::Pf;
 use crate::devlink::{DevlinkState, VportInfo};
 use crate::engine::Engine;
@@ -228,6 +230,21 @@ impl Engine {
             }
             Ok(())
         })
+    }
+
+    /// The counters of a PF's VFs, by number, from when each was enabled. Waits for no command.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`]: no such PF.
+    pub fn vf_counters(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<BTreeMap<u16, Counters>> {
+        let config = &self.shared.config;
+        let pf = (0..config.pfs).map(PfIndex).find(|pf| config.pf_address(*pf) == address);
+        let counters = self.shared.card.counters(&mut cx.narrow(), pf.ok_or(Error::NoDevice(address))?);
+        let of_vf = |(vport, counters)| match vport {
+            Vport::Vf(number) => Some((number, counters)),
+            _ => None,
+        };
+        Ok(counters.into_iter().filter_map(of_vf).collect())
     }
 
     /// Runs a command on a VF that is on the bus.

@@ -1,10 +1,12 @@
 //! The cards of a lab: which card has which device, and by which name the kernel knows it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use control::Command;
 use devlink::view::{self, DeviceName, Netdev};
+use eswitch::PciAddress;
+use eswitch::card::Counters;
 use lockdep::{Locked, Mutex};
 use netlink::Errno;
 
@@ -108,6 +110,12 @@ impl Cards {
     pub fn perform(&self, n: usize, command: &Command) -> Result<(), Refusal> {
         let gone = || Refusal { errno: Errno::NODEV, message: "the card is gone".to_owned() };
         self.card(n).ok_or_else(gone)?.perform(command)
+    }
+
+    /// The counters of the VFs of a PF of card `n`, by number. They are empty if the card is gone or counts nothing:
+    /// the kernel shows zeros then (`rtnl_fill_vfinfo`).
+    pub fn vf_counters(&self, n: usize, device: PciAddress) -> BTreeMap<u16, Counters> {
+        self.card(n).and_then(|card| card.vf_counters(device).ok()).unwrap_or_default()
     }
 }
 

@@ -4,10 +4,11 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 
+use eswitch::card::Counters;
 use netlink::rtnl::{
     IFF_LOWER_UP, IFF_UP, IFINFOMSG, IFLA_EXT_MASK, IFLA_GROUP, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND,
-    IFLA_INFO_SLAVE_KIND, IFLA_LINK, IFLA_LINK_NETNSID, IFLA_LINKINFO, IFLA_MASTER, IFLA_MTU, NETNSA_FD, NETNSA_NSID,
-    RTEXT_FILTER_SKIP_STATS, RTGENMSG, RTM_DELLINK, RTM_GETLINK, RTM_GETNSID, RTM_NEWLINK,
+    IFLA_INFO_SLAVE_KIND, IFLA_LINK, IFLA_LINK_NETNSID, IFLA_LINKINFO, IFLA_MASTER, IFLA_MTU, IFLA_STATS64, NETNSA_FD,
+    NETNSA_NSID, RTEXT_FILTER_SKIP_STATS, RTGENMSG, RTM_DELLINK, RTM_GETLINK, RTM_GETNSID, RTM_NEWLINK,
 };
 use netlink::{Attribute, Builder, Errno, Message, attributes, errno_of, find, u32_at};
 
@@ -173,6 +174,45 @@ pub(crate) fn link(socket: &mut Socket, index: u32) -> io::Result<Link> {
 /// Every link of the socket's namespace.
 pub(crate) fn links(socket: &mut Socket) -> io::Result<Vec<Link>> {
     socket.dump(RTM_GETLINK, |to| without_statistics(to, 0), Link::read)
+}
+
+/// The counters of the function at the other end of a pair, from a message about the card's end: what one end has sent
+/// the other has received. `None`: the message has none.
+fn counters(message: &Message<'_>) -> Option<(u32, Counters)> {
+    let (index, _, payload) = link_attributes(message)?;
+    // `struct rtnl_link_stats64`
+    let of_port = find(payload, IFLA_STATS64)?.value;
+    let nth = |n: usize| Some(u64::from_ne_bytes(*of_port.get(8 * n..)?.first_chunk()?));
+    let counters = Counters {
+        tx_packets: nth(0)?,
+        rx_packets: nth(1)?,
+        tx_bytes: nth(2)?,
+        rx_bytes: nth(3)?,
+        tx_dropped: nth(6)?,
+        rx_dropped: nth(7)?,
+    };
+    Some((index, counters))
+}
+
+/// The counters of the functions at the other ends of all pairs, by the interface numbers of the card's ends.
+pub(crate) fn all_counters(socket: &mut Socket) -> io::Result<Vec<(u32, Counters)>> {
+    let request = |to: &mut Builder| {
+        to.raw(&ifinfo(0, None));
+    };
+    socket.dump(RTM_GETLINK, request, counters)
+}
+
+/// The counters of the function at the other end of a pair.
+///
+/// # Errors
+/// There is no such pair, or the kernel cannot be queried.
+pub(crate) fn counters_of(socket: &mut Socket, index: u32) -> io::Result<Counters> {
+    let mut found = None;
+    let request = |to: &mut Builder| {
+        to.raw(&ifinfo(index, None));
+    };
+    socket.get(RTM_GETLINK, request, |message| found = counters(message))?;
+    found.map(|(_, counters)| counters).ok_or_else(|| Errno::NODEV.into())
 }
 
 /// The id by which the socket's namespace knows another one, if it has one.

@@ -1,12 +1,13 @@
 //! A card whose requests fail, or take longer, on demand.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use lockdep::{Deadline, Locked, Mutex, digest};
 use serde::{Deserialize, Serialize};
 
-use crate::card::{Card, CardError, Create, FailedCreate, OnRename, Resource, ResourceKind};
+use crate::card::{Card, CardError, Counters, Create, FailedCreate, OnRename, Resource, ResourceKind};
 use crate::ids::{MacAddr, PfIndex, Vport};
 use crate::lock_order::{CardCall, CardState};
 
@@ -169,6 +170,9 @@ impl<C: Card> Card for Faulty<C> {
     }
     fn netns(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) -> Option<String> {
         self.inner.netns(cx, pf)
+    }
+    fn counters(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) -> BTreeMap<Vport, Counters> {
+        self.inner.counters(cx, pf)
     }
     fn resources(&self, cx: &mut Locked<'_, CardCall>) -> Vec<Resource> {
         self.inner.resources(cx)

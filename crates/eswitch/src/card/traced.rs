@@ -1,9 +1,11 @@
 //! A card that logs the requests that it receives.
 
+use std::collections::BTreeMap;
+
 use lockdep::Locked;
 
-use crate::card::{Card, CardError, Create, FailedCreate, OnRename, Resource};
-use crate::ids::{MacAddr, PfIndex};
+use crate::card::{Card, CardError, Counters, Create, FailedCreate, OnRename, Resource};
+use crate::ids::{MacAddr, PfIndex, Vport};
 use crate::lock_order::CardCall;
 
 /// A card that wraps another card, and passes a line of text for each change to the function `log`. Queries are not
@@ -69,6 +71,10 @@ impl<C: Card, F: Fn(&str) + Send + Sync> Card for Traced<C, F> {
 
     fn netns(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) -> Option<String> {
         self.inner.netns(cx, pf)
+    }
+
+    fn counters(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) -> BTreeMap<Vport, Counters> {
+        self.inner.counters(cx, pf)
     }
 
     fn resources(&self, cx: &mut Locked<'_, CardCall>) -> Vec<Resource> {

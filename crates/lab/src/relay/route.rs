@@ -67,16 +67,19 @@ impl Handler for Route {
         for message in messages(datagram) {
             let found = self.netdev_of(&message, &views);
             omitted.push(found.as_ref().is_some_and(|(_, query)| query.by_kind));
-            // A message that cannot be built is passed on as the kernel sent it.
-            rewritten
-                .push(found.and_then(|((view, netdev), query)| link::rewritten(&message, view, netdev, query).ok()));
+            rewritten.push(found.and_then(|((card, view, netdev), query)| {
+                let counters = query.wants_counters(netdev).map(|pf| relay.cards.vf_counters(card, pf));
+                // A message that cannot be built is passed on as the kernel sent it.
+                link::rewritten(&message, view, netdev, query, counters.as_ref()).ok()
+            }));
         }
         let messages = messages(datagram).zip(&rewritten).zip(&omitted).filter(|(_, omitted)| !**omitted);
         relay.queue.push(messages.map(|((message, rewritten), _)| rewritten.as_deref().unwrap_or(message.bytes())));
     }
 }
 
-type Netdev<'a> = (&'a IndexedView, &'a view::Netdev);
+/// A netdev, with its card's index and view.
+type Netdev<'a> = (usize, &'a IndexedView, &'a view::Netdev);
 
 impl Route {
     fn remember(&mut self, message: &Message<'_>) {
@@ -99,10 +102,10 @@ impl Route {
             return None;
         }
         let name = find(message.after(IFINFO)?, IFLA_IFNAME)?;
-        let (_, view, netdev) = views.netdev(name.string()?)?;
+        let netdev = views.netdev(name.string()?)?;
         // A notification, with a port of 0, answers no query.
         let query = self.queries.iter().find(|(seq, _)| message.header.port != 0 && *seq == message.header.sequence);
-        Some(((view, netdev), query.map(|(_, query)| *query).unwrap_or_default()))
+        Some((netdev, query.map(|(_, query)| *query).unwrap_or_default()))
     }
 }
 
