@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;
 
-use eswitch::card::{NetdevChange, OnNetdevChange, Resource};
+use eswitch::card::{Counters, Create, NetdevChange, OnNetdevChange, Resource};
 use eswitch::names::{self, NetdevName};
 use eswitch::{CardConfig, MacAddr, PfIndex, RepType, Vport};
 
@@ -31,6 +31,17 @@ pub(crate) type Change = (Resource, NetdevChange);
 pub(crate) struct Entry {
     pub mac: MacAddr,
     pub sfnum: Option<u32>,
+    /// A port without a link: while it has no representor it is down.
+    pub link_down: bool,
+    /// What the netdevs that a port had before have counted.
+    pub counted: Counters,
+}
+
+impl Entry {
+    /// The entry of what has just been made.
+    pub(crate) fn of(request: &Create) -> Self {
+        Self { mac: request.mac, sfnum: request.sfnum, link_down: false, counted: Counters::default() }
+    }
 }
 
 /// A netdev that is in another namespace than that where netdevs appear.
@@ -136,6 +147,11 @@ impl Books {
     /// Whether a slot's representor is loaded.
     pub(crate) fn represented(&self, slot: Slot) -> bool {
         self.resources.contains_key(&Resource::Representor(slot.pf, slot.vport, RepType::Eth))
+    }
+
+    /// Whether a slot's port has no link, by the setting of its function.
+    pub(crate) fn is_link_down(&self, slot: Slot) -> bool {
+        self.resources.get(&Resource::Port(slot.pf, slot.vport)).is_some_and(|entry| entry.link_down)
     }
 
     /// Whether a PF has its switchdev FDB, so that its bridges are down.

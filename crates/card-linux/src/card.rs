@@ -1,10 +1,11 @@
 //! The card: how it is made and dropped, and how it implements the engine's trait.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use eswitch::card::{Card, CardError, Create, FailedCreate, OnNetdevChange, Resource};
+use eswitch::card::{Card, CardError, Counters, Create, FailedCreate, OnNetdevChange, Resource};
 use eswitch::lock_order::CardCall;
 use eswitch::{CardConfig, MacAddr, PfIndex, Vport};
 use lockdep::{Domain, Locked};
@@ -272,6 +273,11 @@ impl Card for LinuxCard {
         self.shared.begin_on(cx, slot_of(resource)).set_mac(resource, mac)
     }
 
+    fn set_link(&self, cx: &mut Locked<'_, CardCall>, port: &Resource, up: bool) -> Result<(), CardError> {
+        cx.might_wait();
+        self.shared.begin_on(cx, slot_of(port)).set_link(port, up)
+    }
+
     fn set_netns(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, netns: Option<&str>) -> Result<(), CardError> {
         cx.might_wait();
         self.shared.begin_on(cx, Slot { pf, vport: Vport::Uplink }).set_netns(pf, netns)
@@ -280,6 +286,11 @@ impl Card for LinuxCard {
     fn netns(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) -> Option<String> {
         cx.might_wait();
         self.shared.begin_query(cx).netns(pf)
+    }
+
+    fn counters(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) -> BTreeMap<Vport, Counters> {
+        cx.might_wait();
+        self.shared.begin_query(cx).counters(pf)
     }
 
     fn resources(&self, cx: &mut Locked<'_, CardCall>) -> Vec<Resource> {

@@ -159,7 +159,7 @@ impl Operation<'_> {
                 match job.outcome {
                     Ok(()) => {
                         let request = &batch[job.at];
-                        let entry = Entry { mac: request.mac, sfnum: request.sfnum };
+                        let entry = Entry::of(request);
                         books.resources.insert(job.resource, entry);
                         if let (None, Some(near)) = (&job.found, near_end(&job.resource)) {
                             // The netdev that was here before may have had another name.
@@ -239,9 +239,10 @@ impl Books {
     }
 }
 
-/// Puts a port on a bridge, and brings it up if it is new.
-fn push_attach(batch: &mut Batch, job: &Job, index: u32, bridge: u32) {
+/// Puts a port on a bridge, and brings it up if it is new and has a link.
+fn push_attach(books: &Books, batch: &mut Batch, job: &Job, index: u32, bridge: u32) {
     match &job.found {
+        None if books.is_link_down(job.slot) => request::set_master(batch, index, bridge),
         None => request::join_bridge(batch, index, bridge),
         Some(link) if link.master == Some(bridge) => {}
         Some(_) => request::set_master(batch, index, bridge),

@@ -64,6 +64,7 @@ impl Operation<'_> {
     /// Unmakes a batch of resources, whose [parts] this operation has claimed.
     pub(crate) fn destroy(&mut self, batch: &[Resource]) {
         let mut doomed = Doomed::default();
+        self.keep_counters(batch);
         let mut books = self.books();
         for resource in batch {
             if books.resources.remove(resource).is_some() {
@@ -88,6 +89,24 @@ impl Operation<'_> {
         for slot in batch.iter().map(slot_of) {
             if !(books.ends(slot).port || books.ends(slot).inner) {
                 books.ends.remove(&slot);
+            }
+        }
+    }
+
+    /// Adds what the netdevs of VFs have counted to the entries of their ports, which stay when the netdevs go.
+    fn keep_counters(&mut self, batch: &[Resource]) {
+        for resource in batch {
+            let Resource::VfNetdev(pf, vport) = *resource else { continue };
+            let port = Resource::Port(pf, vport);
+            if batch.contains(&port) || !self.books().resources.contains_key(&port) {
+                continue;
+            }
+            // One that was deleted from outside has taken its counters with it.
+            let Ok(counted) = request::counters_of(&mut self.sockets().inside, Slot { pf, vport }.port()) else {
+                continue;
+            };
+            if let Some(entry) = self.books().resources.get_mut(&port) {
+                entry.counted = entry.counted.plus(counted);
             }
         }
     }
@@ -160,12 +179,24 @@ impl Operation<'_> {
         // The ties on the inner ends are deleted with these.
         self.untie(&ported, Slot::port);
         self.delete_slots(slots, |ends| ends.inner, Slot::inner, Slot::inner_group);
-        self.set_up_all(&ported, Slot::port, true);
-        self.settle_carriers(&ported);
+        let linked = self.with_link(&ported);
+        self.set_up_all(&linked, Slot::port, true);
+        self.settle_carriers(&linked);
         self.note_ends(slots, |ends| {
             (ends.inner, ends.tied, ends.carrier, ends.outer) = (false, false, false, None);
-            ends.port_up = ends.port;
+            ends.port_up = false;
         });
+        self.note_ends(&linked, |ends| ends.port_up = true);
+    }
+
+    /// Those of the slots whose ports are up while they have no representor. The others are brought down: their
+    /// representors may have brought them up.
+    pub(crate) fn with_link(&mut self, slots: &[Slot]) -> Vec<Slot> {
+        let books = self.books();
+        let (down, linked): (Vec<Slot>, _) = slots.iter().partition(|slot| books.is_link_down(**slot));
+        drop(books);
+        self.set_up_all(&down, Slot::port, false);
+        linked
     }
 
     fn unmake_ports(&mut self, slots: &[Slot]) {

@@ -1,14 +1,14 @@
 //! The outer ends of the card's pairs: the netdevs that users see, wherever they have moved them.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io;
 
-use eswitch::card::{CardError, Resource};
+use eswitch::card::{CardError, Counters, Resource};
 use eswitch::{MacAddr, PfIndex, Vport};
 use netlink::Errno;
 
-use crate::books::{near_end, slot_of};
+use crate::books::{Entry, near_end, slot_of};
 use crate::layout::{Inside, Slot};
 use crate::netns;
 use crate::operation::Operation;
@@ -97,6 +97,35 @@ impl Operation<'_> {
         Ok(())
     }
 
+    /// Gives a port its link, or takes it away, and notes it for when the netdev of its function is made again. A port
+    /// with a representor is up while that is.
+    pub(crate) fn set_link(&mut self, port: &Resource, up: bool) -> Result<(), CardError> {
+        let slot = slot_of(port);
+        let mut books = self.books();
+        if !books.resources.contains_key(port) {
+            books.complaints.push(format!("{port} given a link state and was not there"));
+            return Ok(());
+        }
+        let ends = books.ends(slot);
+        drop(books);
+        if ends.port && !ends.inner {
+            let set = self.sockets().inside.run_one(|batch| request::set_up(batch, slot.port(), up));
+            let call = || format!("bringing {port} {}", if up { "up" } else { "down" });
+            set.map_err(|failure| refused(&call(), &failure, None))?;
+            if up {
+                self.settle_carriers(&[slot]);
+            }
+        }
+        let mut books = self.books();
+        if let Some(entry) = books.resources.get_mut(port) {
+            entry.link_down = !up;
+        }
+        if let Some(ends) = books.ends.get_mut(&slot).filter(|ends| ends.port && !ends.inner) {
+            ends.port_up = up;
+        }
+        Ok(())
+    }
+
     /// Moves a PF's netdev to the namespace of a name, or back to where it was made.
     pub(crate) fn set_netns(&mut self, pf: PfIndex, name: Option<&str>) -> Result<(), CardError> {
         let near = Slot { pf, vport: Vport::Uplink }.inner();
@@ -118,6 +147,20 @@ impl Operation<'_> {
             Whereabouts::Named(name, _) => Some(name),
             Whereabouts::Unnamed(_) => Some("a namespace without a name".to_owned()),
         }
+    }
+
+    /// The counters of a PF's VFs: of their netdevs, and of those that they had before.
+    pub(crate) fn counters(&mut self, pf: PfIndex) -> BTreeMap<Vport, Counters> {
+        let now = request::all_counters(&mut self.sockets().inside).unwrap_or_default();
+        let now: HashMap<u32, Counters> = now.into_iter().collect();
+        let of_port = |(resource, entry): (&Resource, &Entry)| match *resource {
+            Resource::Port(of, vport @ Vport::Vf(_)) if of == pf => {
+                let now = now.get(&slot_of(resource).port()).copied().unwrap_or_default();
+                Some((vport, entry.counted.plus(now)))
+            }
+            _ => None,
+        };
+        self.books().resources.iter().filter_map(of_port).collect()
     }
 
     /// The resources that exist: those of the books that the kernel confirms, and those that the kernel has beside

@@ -19,8 +19,8 @@ use crate::layout::DOOMED;
 use crate::socket::Batch;
 
 pub(crate) use self::link::{
-    Link, Netdev, assign_netns_id, link, link_in, links, netdev, netdev_named, netdevs_in, netns_id, number,
-    settle_carrier,
+    Link, Netdev, all_counters, assign_netns_id, counters_of, link, link_in, links, netdev, netdev_named, netdevs_in,
+    netns_id, number, settle_carrier,
 };
 pub(crate) use self::tie::{ingress, tie, tie_again, untie};
 

@@ -59,6 +59,51 @@ fn a_representor_rules_its_functions_carrier_and_mtu() {
 }
 
 #[test]
+fn a_port_without_a_link_takes_its_functions_carrier_in_legacy_mode_only() {
+    in_own_namespaces("a_port_without_a_link_takes_its_functions_carrier_in_legacy_mode_only", || {
+        let rig = Rig::with_vfs(2);
+        let port = |n: u16| Resource::Port(PF, Vport::Vf(n));
+        rig.make(&[port(0), port(1)]);
+        let set = |n: u16, up: bool| rig.with(|card, cx| card.set_link(cx, &port(n), up)).unwrap();
+        let carrier = |netns: &str, n: u16, wanted: bool| {
+            let not = if wanted { "" } else { "! " };
+            eventually(&format!("{not}ip {netns} link show enp8s0f0v{n} | grep -q LOWER_UP"));
+        };
+        sh("ip netns add away && ip link set enp8s0f0v1 netns away");
+        sh("ip link set enp8s0f0v0 up; ip -n away link set enp8s0f0v1 up");
+        carrier("", 0, true);
+        carrier("-n away", 1, true);
+        set(1, false);
+        carrier("-n away", 1, false);
+        let (vf0, vf1) = (Tap::on(None, "enp8s0f0v0"), Tap::on(Some("away"), "enp8s0f0v1"));
+        assert!(vf0.send([0xff; 6], [2; 6], "to nobody"));
+        assert_eq!(vf1.received(0), [""; 0]);
+        carrier("", 0, true);
+
+        // A netdev that is made anew has none either: as if its VF were unbound and bound.
+        rig.unmake(&[Resource::VfNetdev(PF, Vport::Vf(1))]);
+        rig.make(&[Resource::VfNetdev(PF, Vport::Vf(1))]);
+        sh("ip link set enp8s0f0v1 up");
+        carrier("", 1, false);
+
+        // In switchdev mode the representor decides, also about one that has it taken away meanwhile.
+        rig.to_switchdev(2);
+        set(0, false);
+        sh("ip link set enp8s0f0npf0vf0 up; ip link set enp8s0f0npf0vf1 up");
+        carrier("", 0, true);
+        carrier("", 1, true);
+        rig.to_legacy(2);
+        carrier("", 0, false);
+        carrier("", 1, false);
+        set(0, true);
+        set(1, true);
+        carrier("", 0, true);
+        carrier("", 1, true);
+        assert_eq!(rig.complaints(), [""; 0]);
+    });
+}
+
+#[test]
 fn an_sf_has_a_representor_without_carrier_until_it_is_active() {
     in_own_namespaces("an_sf_has_a_representor_without_carrier_until_it_is_active", || {
         let rig = Rig::with_vfs(0);

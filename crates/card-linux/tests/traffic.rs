@@ -7,7 +7,7 @@ mod common;
 use card_linux::Wire;
 use common::frames::Tap;
 use common::*;
-use eswitch::card::Resource;
+use eswitch::card::{Card, Resource};
 use eswitch::{CardConfig, PfIndex, Vport};
 
 const NOBODY: [u8; 6] = [0x02, 0, 0, 0, 0, 0x99];
@@ -101,6 +101,52 @@ fn vfs_reach_each_other_by_mac_in_legacy_and_only_over_representors_in_switchdev
         forwarding(&["p0v0", "p0v1"]);
         assert!(a.send(mac(1), mac(0), "legacy again"));
         assert_eq!(b.received(1), ["legacy again"]);
+        assert_eq!(rig.complaints(), [""; 0]);
+    });
+}
+
+#[test]
+fn a_vf_counts_what_it_sends_and_receives_in_both_modes_and_over_its_netdevs() {
+    in_own_namespaces("a_vf_counts_what_it_sends_and_receives_in_both_modes_and_over_its_netdevs", || {
+        let rig = Rig::with_vfs(2);
+        let [port, netdev] = [Resource::Port(PF, Vport::Vf(0)), Resource::VfNetdev(PF, Vport::Vf(0))];
+        rig.make(&[port, Resource::Port(PF, Vport::Vf(1))]);
+        for n in 0..2 {
+            sh(&format!("echo 1 > /proc/sys/net/ipv6/conf/enp8s0f0v{n}/disable_ipv6; ip link set enp8s0f0v{n} up"));
+            eventually(&format!("ip link show enp8s0f0v{n} | grep -q LOWER_UP"));
+        }
+        forwarding(&["p0v0", "p0v1"]);
+        let counted = || {
+            let counters = rig.with(|card, cx| card.counters(cx, PF));
+            [0, 1].map(|n| counters[&Vport::Vf(n)]).map(|c| (c.rx_packets, c.rx_bytes, c.tx_packets, c.tx_bytes))
+        };
+        assert_eq!(counted(), [(0, 0, 0, 0); 2]);
+        let [a, b] = ["enp8s0f0v0", "enp8s0f0v1"].map(|netdev| Tap::on(None, netdev));
+        assert!(a.send(mac(1), mac(0), &"x".repeat(100)) && a.send(EVERYBODY, mac(0), &"x".repeat(100)));
+        assert_eq!(b.received(2).len(), 2);
+        let [first, second] = counted();
+        assert_eq!((first.0, first.2), (0, 2));
+        // The length is that of the frame without its checksum.
+        assert_eq!((second.0, second.2, second.1), (2, 0, first.3));
+        assert!((228..=240).contains(&first.3), "{first:?}");
+
+        rig.unmake(&[netdev]);
+        assert_eq!(counted(), [first, second], "what has been counted stays when the driver is unbound");
+        rig.make(&[netdev]);
+        rig.to_switchdev(2);
+        sh("echo 1 > /proc/sys/net/ipv6/conf/enp8s0f0npf0vf0/disable_ipv6");
+        up(&["enp8s0f0v0", "enp8s0f0npf0vf0"]);
+        sh("echo 1 > /proc/sys/net/ipv6/conf/enp8s0f0v0/disable_ipv6");
+        let before = counted()[0];
+        eventually("ip link show enp8s0f0v0 | grep -q LOWER_UP");
+        let rep = Tap::on(None, "enp8s0f0npf0vf0");
+        let vf = Tap::on(None, "enp8s0f0v0");
+        assert!(rep.send(mac(0), NOBODY, "to the VF") && !vf.received(1).is_empty());
+        assert_eq!(counted()[0].0, before.0 + 1);
+
+        rig.unmake(&[netdev, port]);
+        rig.make(&[port]);
+        assert_eq!(counted()[0], (0, 0, 0, 0), "a VF that is enabled again has counted nothing");
         assert_eq!(rig.complaints(), [""; 0]);
     });
 }

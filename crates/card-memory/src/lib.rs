@@ -33,6 +33,8 @@ struct Entry {
     resource: Resource,
     mac: MacAddr,
     sfnum: Option<u32>,
+    /// A port without a link.
+    link_down: bool,
 }
 
 /// A resource as one number: its kind, its PF, and which of the PF's it is.
@@ -70,13 +72,18 @@ impl MemoryCard {
     pub fn mac<L>(&self, cx: &mut Locked<'_, L>, resource: &Resource) -> Option<MacAddr> {
         self.books.lock_leaf(cx).resources.get(&Key::of(resource)).map(|entry| entry.mac)
     }
+
+    /// Whether a port has its link, if it exists.
+    pub fn link<L>(&self, cx: &mut Locked<'_, L>, port: &Resource) -> Option<bool> {
+        self.books.lock_leaf(cx).resources.get(&Key::of(port)).map(|entry| !entry.link_down)
+    }
 }
 
 impl Card for MemoryCard {
     fn create(&self, cx: &mut Locked<'_, CardCall>, batch: &[Create]) -> Vec<FailedCreate> {
         let mut books = self.books.lock_leaf(cx);
         for request in batch {
-            let entry = Entry { resource: request.resource, mac: request.mac, sfnum: request.sfnum };
+            let entry = Entry { resource: request.resource, mac: request.mac, sfnum: request.sfnum, link_down: false };
             if books.resources.insert(Key::of(&request.resource), entry).is_some() {
                 books.complaints.push(format!("{} made twice", request.resource));
             }
@@ -115,6 +122,15 @@ impl Card for MemoryCard {
         match books.resources.get_mut(&Key::of(resource)) {
             Some(entry) => entry.mac = mac,
             None => books.complaints.push(format!("{resource} given a MAC address and was not there")),
+        }
+        Ok(())
+    }
+
+    fn set_link(&self, cx: &mut Locked<'_, CardCall>, port: &Resource, up: bool) -> Result<(), CardError> {
+        let mut books = self.books.lock_leaf(cx);
+        match books.resources.get_mut(&Key::of(port)) {
+            Some(entry) => entry.link_down = !up,
+            None => books.complaints.push(format!("{port} given a link state and was not there")),
         }
         Ok(())
     }

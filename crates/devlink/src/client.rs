@@ -1,5 +1,6 @@
 //! A client of a control socket.
 
+use std::collections::BTreeMap;
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
@@ -7,6 +8,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use control::{Command, Reply};
+use eswitch::PciAddress;
+use eswitch::card::Counters;
 use netlink::{Awaited, BuildError, Builder, Errno, Flags, Header, Message, Part, attributes, message, messages};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
@@ -241,6 +244,17 @@ impl Client {
             None => Ok(Reply::Done),
             Some(reply) => Reply::decode(reply.value).map_err(|error| ClientError::Broken(io::Error::other(error))),
         }
+    }
+
+    /// The counters of a PF's VFs, by number. The card answers whatever else it is doing.
+    ///
+    /// # Errors
+    /// The card has no such PF, or is of an older version; the connection has ended; or the answer cannot be decoded.
+    pub fn vf_counters(&mut self, device: PciAddress) -> Result<BTreeMap<u16, Counters>, ClientError> {
+        let answers = self.dump(ESWITCH, eswitch_family::COUNTERS, |to| {
+            to.text(eswitch_family::DEVICE, &device.to_string());
+        })?;
+        serde_json::from_slice(&join_pieces(&answers)).map_err(|error| ClientError::Broken(io::Error::other(error)))
     }
 
     /// Whether the connection is known to have ended. Sends no request.

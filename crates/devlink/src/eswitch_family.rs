@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 
 use ::control::{Command, Failure, Reply};
-use eswitch::{CardConfig, Touched};
+use eswitch::{CardConfig, ParseError, PciAddress, Touched};
 use netlink::Errno;
 
 use crate::card::{Cx, Host, Served};
@@ -30,6 +30,8 @@ pub const JOIN: u8 = 3;
 pub const SHARE: u8 = 4;
 /// Sends a descriptor of a network namespace: see [`WHICH`].
 pub const NETWORK: u8 = 5;
+/// Dumps the counters of a PF's VFs, by number, as JSON, in pieces. The request has [`DEVICE`].
+pub const COUNTERS: u8 = 6;
 /// Dumps the status of the card and of the program that runs it, as JSON, in pieces.
 pub const STATUS: u8 = 16;
 /// Asks the program that runs the card to end. The request has [`WORDS`].
@@ -46,6 +48,8 @@ pub const COMMAND: u16 = 5;
 pub const VERSION: u16 = 6;
 /// A [`Reply`], encoded.
 pub const REPLY: u16 = 7;
+/// The address of a PF, as text.
+pub const DEVICE: u16 = 9;
 
 /// Which network namespace is requested: [`INSIDE`] or [`HOME`].
 pub const WHICH: u16 = 8;
@@ -64,13 +68,14 @@ pub(crate) fn family() -> Family {
         name: NAME,
         number: ESWITCH,
         version: 1,
-        max_attribute: WHICH.into(),
+        max_attribute: DEVICE.into(),
         operations: vec![
             (PERFORM, control::ADMIN | control::CAN_DO),
             (VIEW, control::CAN_DUMP),
             (JOIN, control::CAN_DO),
             (SHARE, control::CAN_DO),
             (NETWORK, control::CAN_DO),
+            (COUNTERS, control::CAN_DUMP),
             (STATUS, control::CAN_DUMP),
             (END, control::ADMIN | control::CAN_DO),
         ],
@@ -87,6 +92,8 @@ pub(crate) enum Request<'a> {
     Share,
     /// Which network namespace.
     Network(u32),
+    /// Of the VFs of a PF.
+    Counters(PciAddress),
     Status,
     /// How to end.
     End(&'a str),
@@ -100,7 +107,7 @@ impl<'a> Request<'a> {
     /// missing or malformed, or the command is of another version.
     pub fn parse(peer: &Peer, payload: &'a [u8]) -> Result<Self, Refusal> {
         let (number, attributes) = split(payload)?;
-        let attributes = Attributes::of_request(attributes, &[WORDS, GROUP, COMMAND, VERSION, WHICH])?;
+        let attributes = Attributes::of_request(attributes, &[WORDS, GROUP, COMMAND, VERSION, WHICH, DEVICE])?;
         match number {
             PERFORM | END if !peer.may_change => Err(Refusal::bare(Errno::PERM)),
             PERFORM => {
@@ -114,6 +121,11 @@ impl<'a> Request<'a> {
             JOIN => Ok(Self::Join(attributes.u32(GROUP)?.ok_or(Refusal::missing(GROUP))?)),
             SHARE => Ok(Self::Share),
             NETWORK => Ok(Self::Network(attributes.u32(WHICH)?.ok_or(Refusal::missing(WHICH))?)),
+            COUNTERS => {
+                let device = attributes.text(DEVICE)?.ok_or(Refusal::missing(DEVICE))?;
+                let device = device.parse().map_err(|error: ParseError| Refusal::new(Errno::INVAL, error.to_string()));
+                Ok(Self::Counters(device?))
+            }
             STATUS => Ok(Self::Status),
             END => Ok(Self::End(attributes.text(WORDS)?.ok_or(Refusal::missing(WORDS))?)),
             _ => Err(Refusal::bare(Errno::OPNOTSUPP)),
@@ -135,8 +147,8 @@ impl<'a> Request<'a> {
                 carried_out::card_command(served, cx, command, core_loads, outcome)
             }
             Self::View => {
-                let json = serde_json::to_vec(&*served.view(cx));
-                add_pieces(VIEW, &json.map_err(|error| Refusal::new(Errno::IO, error.to_string()))?, reply);
+                let view = served.view(cx);
+                add_pieces(VIEW, &json(&*view)?, reply);
                 Ok(())
             }
             Self::Join(CONFIG_GROUP) => {
@@ -156,6 +168,11 @@ impl<'a> Request<'a> {
                 reply.add(NETWORK, |_| {});
                 Ok(())
             }
+            Self::Counters(device) => {
+                let counters = served.card.engine().vf_counters(cx, *device)?;
+                add_pieces(COUNTERS, &json(&counters)?, reply);
+                Ok(())
+            }
             Self::Status => {
                 add_pieces(STATUS, host(served)?.status(cx).as_bytes(), reply);
                 Ok(())
@@ -168,9 +185,13 @@ impl<'a> Request<'a> {
     pub fn touched(&self, card: &CardConfig) -> Touched {
         match self {
             Self::Perform(command) => command.touches_view(card),
-            Self::View | Self::Join(_) | Self::Share | Self::Network(_) | Self::Status | Self::End(_) => {
-                Touched::Nothing
-            }
+            Self::View
+            | Self::Join(_)
+            | Self::Share
+            | Self::Network(_)
+            | Self::Counters(_)
+            | Self::Status
+            | Self::End(_) => Touched::Nothing,
         }
     }
 }
@@ -190,6 +211,10 @@ fn host(served: &Served) -> Result<&dyn Host, Refusal> {
         .host
         .as_deref()
         .ok_or_else(|| Refusal::unsupported("the program that runs this card does not answer requests about itself"))
+}
+
+fn json(value: &impl serde::Serialize) -> Result<Vec<u8>, Refusal> {
+    serde_json::to_vec(value).map_err(|error| Refusal::new(Errno::IO, error.to_string()))
 }
 
 fn add_pieces(command: u8, json: &[u8], reply: &mut ReplyWriter<'_>) {

@@ -252,13 +252,13 @@ pub struct Netdev {
 pub struct VfInfo {
     /// The number of the VF.
     pub vf: u32,
-    /// `mac`, six bytes.
+    /// `mac`, six bytes: the administrative address, which is zero if nobody has set one.
     pub mac: [u8; 6],
     /// `vlan`: 0 for none.
     pub vlan: u16,
     /// `qos` of the vlan.
     pub qos: u8,
-    /// `vlan proto`: 0x8100 or 0x88a8.
+    /// `vlan proto`: 0x8100. mlx5 does not report it.
     pub vlan_proto: u16,
     /// `min_tx_rate` in Mbit/s.
     pub min_tx_rate: u32,

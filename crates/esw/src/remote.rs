@@ -4,6 +4,7 @@
 //! the card. When the daemon ends, the last view stays and commands are refused; when a daemon runs again, its view takes
 //! the place of the last one.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -13,6 +14,8 @@ use std::time::Duration;
 
 use control::Command;
 use devlink::{CONFIG_GROUP, Client, ClientError, ESWITCH, Refusal as Refused, ViewReader, eswitch_family, view};
+use eswitch::PciAddress;
+use eswitch::card::Counters;
 use lab::{Card, Refusal};
 use netlink::Errno;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -40,7 +43,7 @@ pub struct Remote {
     seen: Mutex<Seen>,
     /// The connection over which the view is shared, until a thread [watches](Remote::stay_connected) it.
     connection: Mutex<Option<Client>>,
-    /// A connection that a command has used, kept for the next one. Two commands at the same time use one each.
+    /// A connection that a request has used, kept for the next one. Two requests at the same time use one each.
     idle: Mutex<Option<Client>>,
 }
 
@@ -94,6 +97,17 @@ impl Remote {
 
     fn idle(&self) -> std::sync::MutexGuard<'_, Option<Client>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a request over the connection that is kept for that, or over a new one.
+    fn request<T>(&self, make: impl FnOnce(&mut Client) -> Result<T, ClientError>) -> Result<T, ClientError> {
+        let kept = self.idle().take().filter(|client| !client.has_ended());
+        let mut client = kept.map_or_else(|| Client::connect(&self.path), Ok)?;
+        let answer = make(&mut client);
+        if !matches!(answer, Err(ClientError::Broken(_))) {
+            self.idle().get_or_insert(client);
+        }
+        answer
     }
 
     /// Tries to connect until a daemon answers. `None`: the card is not used any more.
@@ -152,21 +166,18 @@ impl Card for Remote {
     }
 
     fn perform(&self, command: &Command) -> Result<(), Refusal> {
-        let broken = |error: ClientError| Refusal { errno: GONE, message: error.to_string() };
-        let kept = self.idle().take().filter(|client| !client.has_ended());
-        let mut client = kept.map_or_else(|| Client::connect(&self.path), Ok).map_err(broken)?;
-        let done = client.perform(command);
-        if !matches!(done, Err(ClientError::Broken(_))) {
-            self.idle().get_or_insert(client);
-        }
-        match done {
+        match self.request(|client| client.perform(command)) {
             Ok(_) => Ok(()),
             Err(ClientError::Refused(refusal)) => {
                 let message = refusal.message.unwrap_or_default();
                 Err(Refusal { errno: refusal.errno, message })
             }
-            Err(error) => Err(broken(error)),
+            Err(error) => Err(Refusal { errno: GONE, message: error.to_string() }),
         }
+    }
+
+    fn vf_counters(&self, device: PciAddress) -> io::Result<BTreeMap<u16, Counters>> {
+        self.request(|client| client.vf_counters(device)).map_err(io::Error::other)
     }
 
     fn connect(&self) -> io::Result<OwnedFd> {

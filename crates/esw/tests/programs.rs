@@ -52,12 +52,12 @@ fn devlink_prints_what_it_prints_on_the_hardware() {
             (
                 "devlink port show pci/0000:08:00.0/1",
                 "pci/0000:08:00.0/1: type eth netdev enp8s0f0npf0vf0 flavour pcivf controller 0 pfnum 0 vfnum 0 external \
-                 false splittable false\n  function:\n    hw_addr 02:e5:08:00:00:01…",
+                 false splittable false\n  function:\n    hw_addr 00:00:00:00:00:00…",
             ),
             (
                 "devlink port add pci/0000:08:00.0 flavour pcisf pfnum 0 sfnum 88",
                 "pci/0000:08:00.0/32768: type eth netdev en8f0pf0sf88 flavour pcisf controller 0 pfnum 0 sfnum 88 external \
-                 false splittable false\n  function:\n    hw_addr 02:e5:08:00:80:00 state inactive opstate detached…",
+                 false splittable false\n  function:\n    hw_addr 00:00:00:00:00:00 state inactive opstate detached…",
             ),
             (
                 "devlink port add pci/0000:08:00.0 flavour pcisf pfnum 0 sfnum 88",
@@ -129,8 +129,8 @@ fn ip_rdma_ethtool_and_lspci_see_the_card() {
             ("ip link set enp8s0f0np0 vf 1 mac 02:00:00:00:00:07 max_tx_rate 100 spoofchk on trust on", ""),
             (
                 "ip link show enp8s0f0np0",
-                "…\n…\n    vf 0 …\n    vf 1     link/ether 02:00:00:00:00:07, tx rate 100 (Mbps), max_tx_rate 100Mbps, spoof \
-                 checking on, link-state auto, trust on",
+                "…\n…\n    vf 0 …\n    vf 1     link/ether 02:00:00:00:00:07 brd ff:ff:ff:ff:ff:ff, tx rate 100 (Mbps), \
+                 max_tx_rate 100Mbps, spoof checking on, link-state auto, trust on, query_rss off",
             ),
             ("ip link set enp8s0f0np0 vf 9 trust on", "Error: …\n…"),
             ("rdma dev show", "…: rocep8s0f0: node_type ca fw 22.45.1020 …\n…"),
@@ -156,6 +156,106 @@ fn ip_rdma_ethtool_and_lspci_see_the_card() {
             ("cat /sys/class/net/enp8s0f0npf0vf0/phys_port_name", "pf0vf0"),
             ("rdma link show | grep -c rocep8s0f0/", "3"),
             ("basename $(readlink -f /sys/class/net/enp8s0f0v1/device)", "0000:08:00.3"),
+        ],
+    );
+}
+
+/// Unbinds VF 0 of the first PF from its driver, and binds it again.
+const BOUND_ANEW: &str = "for what in unbind bind; do echo 0000:08:00.2 > /sys/bus/pci/drivers/mlx5_core/$what; done";
+
+/// What a CNI sets of a VF and gives back, and when the VF's netdev takes it.
+#[test]
+fn the_address_and_the_link_of_a_vf_are_set_through_its_pf() {
+    if lab::skipped(&["bash", "devlink"]) {
+        return;
+    }
+    let numvfs = format!("echo 2 > {NUMVFS}");
+    let at_first = "    vf 0     link/ether 00:00:00:00:00:00 brd ff:ff:ff:ff:ff:ff, spoof checking off, link-state auto, \
+                    trust off, query_rss off";
+    let address = |set: &str| format!("{set}; cat /sys/class/net/enp8s0f0v0/address");
+    let bound_anew = address(BOUND_ANEW);
+    let set = address("ip link set enp8s0f0np0 vf 0 mac 00:11:22:33:44:55");
+    let given_back = address("ip link set enp8s0f0np0 vf 0 mac 00:00:00:00:00:00");
+    let shown = "ip link show enp8s0f0np0 | grep 'vf 0'";
+    let link = |until: &str| {
+        format!("for n in {{1..300}}; do ip link show enp8s0f0v0 | grep -o {until} && break; sleep 0.01; done")
+    };
+    let (no_carrier, carrier) = (link("NO-CARRIER"), link("LOWER_UP"));
+    run_session(
+        "vf-settings",
+        &[
+            (&numvfs, ""),
+            (shown, at_first),
+            (&set, "02:e5:08:00:00:01"),
+            (&bound_anew, "00:11:22:33:44:55"),
+            (shown, "    vf 0     link/ether 00:11:22:33:44:55 brd …"),
+            (&given_back, "00:11:22:33:44:55"),
+            (shown, at_first),
+            (&bound_anew, "02:e5:08:00:00:01"),
+            ("ip link set enp8s0f0np0 vf 0 mac 01:00:5e:00:00:01", "RTNETLINK answers: Invalid argument"),
+            ("ip link set enp8s0f0np0 vf 0 mac ff:ff:ff:ff:ff:ff", "RTNETLINK answers: Invalid argument"),
+            (shown, at_first),
+            // The address comes first, whatever the order of the words, and stays.
+            ("ip link set enp8s0f0np0 vf 0 vlan 5 proto 802.1ad mac 00:11:22:33:44:66", "Error: …"),
+            (shown, "    vf 0     link/ether 00:11:22:33:44:66 brd ff:ff:ff:ff:ff:ff, spoof checking off…"),
+            ("ip link set enp8s0f0np0 vf 0 vlan 5 qos 7; ip link set enp8s0f0v0 up", ""),
+            (&carrier, "LOWER_UP"),
+            ("ip link set enp8s0f0np0 vf 0 state disable", ""),
+            (&no_carrier, "NO-CARRIER"),
+            (shown, "…vlan 5, qos 7, spoof checking off, link-state disable…"),
+            ("devlink dev eswitch set pci/0000:08:00.0 mode switchdev", ""),
+            ("ip link show enp8s0f0np0 | grep -c 'link-state disable'", "2"),
+            ("ip link set enp8s0f0np0 vf 0 state enable", "Error: …"),
+            ("ip link set enp8s0f0npf0vf0 up", ""),
+            (&carrier, "LOWER_UP"),
+            ("devlink port function set pci/0000:08:00.0/1 hw_addr 00:11:22:33:44:77", ""),
+            (shown, "    vf 0     link/ether 00:11:22:33:44:77 …"),
+            ("ip link set enp8s0f0np0 vf 0 mac 00:00:00:00:00:00", ""),
+            ("devlink port show pci/0000:08:00.0/1 | grep -o 'hw_addr [0-9a-f:]*'", "hw_addr 00:00:00:00:00:00"),
+            ("devlink dev eswitch set pci/0000:08:00.0 mode legacy", ""),
+            ("ip link show enp8s0f0np0 | grep -c 'link-state auto'", "2"),
+            (&carrier, "LOWER_UP"),
+        ],
+    );
+}
+
+/// `ip -s` and exporters of metrics read the counters of VFs from the netdev of their PF.
+#[test]
+fn the_counters_of_vfs_are_read_through_their_pf() {
+    if lab::skipped(&["bash"]) {
+        return;
+    }
+    let numvfs = format!("echo 2 > {NUMVFS}");
+    let quiet =
+        "for n in 0 1; do echo 1 > /proc/sys/net/ipv6/conf/enp8s0f0v$n/disable_ipv6; ip link set enp8s0f0v$n up; done";
+    let peer = "ip addr add 10.9.0.1/24 dev enp8s0f0v0; ip neigh add 10.9.0.2 lladdr 02:e5:08:00:00:02 dev enp8s0f0v0";
+    let ready =
+        "for n in {1..300}; do ip link show enp8s0f0v1 | grep -o LOWER_UP && break; sleep 0.01; done; sleep 0.2";
+    let read = "ip -s -j link show enp8s0f0np0 | grep -oE '\"stats\":[^}]*}[^}]*}'";
+    // iproute2's names, which differ.
+    let line = |rx: (u32, u32), tx: (u32, u32)| {
+        let rx = format!("\"bytes\":{},\"packets\":{},…", rx.0, rx.1);
+        let tx = format!("\"tx_bytes\":{},\"tx_packets\":{},\"dropped\":0", tx.0, tx.1);
+        format!("\"stats\":{{\"rx\":{{{rx}}},\"tx\":{{{tx}}}")
+    };
+    // Each frame: 14 bytes of Ethernet, 20 of IP, 8 of UDP, and 2.
+    let (none, three) = ((0, 0), (3 * 44, 3));
+    let before = [line(none, none), line(none, none)].join("\n");
+    let after = [line(none, three), line(three, none)].join("\n");
+    run_session(
+        "vf-counters",
+        &[
+            (&numvfs, ""),
+            (quiet, ""),
+            (peer, ""),
+            (ready, "LOWER_UP"),
+            (read, &before),
+            ("for n in 1 2 3; do echo x > /dev/udp/10.9.0.2/9; done", ""),
+            (read, &after),
+            // They belong to the VF, not to its netdev.
+            (BOUND_ANEW, ""),
+            (read, &after),
+            ("ip -j link show enp8s0f0np0 | grep -c '\"stats\"'", "0"),
         ],
     );
 }

@@ -107,7 +107,7 @@ struct Sf {
 impl Bound {
     fn of(pf: &Pf, state: &DevlinkState, cx: &mut Locked<'_, Devlink>) -> Self {
         let changed = |(vport, info): (&Vport, &VportInfo)| {
-            (*info != pf.enabled_first(*vport)).then(|| (vport.number(), info.clone()))
+            (*info != pf.new_info(*vport, true)).then(|| (vport.number(), info.clone()))
         };
         let mut sfs = BTreeMap::new();
         for sf in state.sfs.iter() {
@@ -135,13 +135,6 @@ impl Bound {
     fn by_vport<T: Clone>(numbered: &BTreeMap<u16, T>, dpu: bool) -> BTreeMap<Vport, T> {
         let vport = |(number, value): (&u16, &T)| Some((Vport::from_number(*number, dpu)?, value.clone()));
         numbered.iter().filter_map(vport).collect()
-    }
-}
-
-impl Pf {
-    /// The state of a vport that has just been enabled for the first time.
-    fn enabled_first(&self, vport: Vport) -> VportInfo {
-        VportInfo::new(self.mac_of(vport), matches!(vport, Vport::Vf(_)).then(|| VfInfo::new(true)))
     }
 }
 
@@ -275,8 +268,9 @@ impl Pf {
                 Vport::Vf(_) if is.is_vf_bound() => Resource::VfNetdev(self.index(), vport),
                 _ => Resource::Port(self.index(), vport),
             };
-            *is = VportInfo { vf: is.vf.clone(), ..info };
-            let mac = is.mac;
+            let permanent = info.vf.as_ref().and_then(|vf| vf.permanent);
+            *is = VportInfo { vf: is.vf.clone().map(|vf| VfInfo { permanent, ..vf }), ..info };
+            let mac = is.netdev_mac(self.mac_of(vport));
             let set = self.shared.card.set_mac(&mut cx.narrow(), &function, mac);
             let operation = || format!("{}: setting the MAC address", self.port_handle(vport));
             set.map_err(|source| Error::Card { operation: operation(), source })?;

@@ -10,6 +10,7 @@
 mod faulty;
 mod traced;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -279,6 +280,37 @@ impl fmt::Display for NetdevChange {
     }
 }
 
+/// The frames of a function: those that it has received and sent, seen from the function.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Counters {
+    /// Frames received.
+    pub rx_packets: u64,
+    /// Bytes received.
+    pub rx_bytes: u64,
+    /// Frames sent.
+    pub tx_packets: u64,
+    /// Bytes sent.
+    pub tx_bytes: u64,
+    /// Frames that were to be received, and could not be.
+    pub rx_dropped: u64,
+    /// Frames that were sent, and dropped at the port.
+    pub tx_dropped: u64,
+}
+
+impl Counters {
+    /// The sum of two.
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            rx_packets: self.rx_packets.wrapping_add(other.rx_packets),
+            rx_bytes: self.rx_bytes.wrapping_add(other.rx_bytes),
+            tx_packets: self.tx_packets.wrapping_add(other.tx_packets),
+            tx_bytes: self.tx_bytes.wrapping_add(other.tx_bytes),
+            rx_dropped: self.rx_dropped.wrapping_add(other.rx_dropped),
+            tx_dropped: self.tx_dropped.wrapping_add(other.tx_dropped),
+        }
+    }
+}
+
 /// The callback that a card calls when another program has renamed or moved one of the card's netdevs: with the
 /// netdev's resource and what has happened.
 pub type OnNetdevChange = Arc<dyn Fn(&mut Locked<'_, Unlocked>, Resource, NetdevChange) + Send + Sync>;
@@ -325,6 +357,14 @@ pub trait Card: Send + Sync {
     /// The kernel refuses the address.
     fn set_mac(&self, cx: &mut Locked<'_, CardCall>, resource: &Resource, mac: MacAddr) -> Result<(), CardError>;
 
+    /// Gives a port its link, as it has when it is made, or takes it away: then the netdev of its function, now and
+    /// whenever it is made again, has no carrier, and nothing passes. While the port has a representor, that decides
+    /// instead.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn set_link(&self, cx: &mut Locked<'_, CardCall>, port: &Resource, up: bool) -> Result<(), CardError>;
+
     /// Moves a PF's netdev to a network namespace, by the namespace's name. `None` moves it back to the namespace in
     /// which it was created.
     ///
@@ -334,6 +374,13 @@ pub trait Card: Send + Sync {
 
     /// The network namespace to which a PF's netdev has been moved. `None` if it is in the one in which it was created.
     fn netns(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) -> Option<String>;
+
+    /// The counters of those VFs of a PF that exist, from when their ports were made. Waits for no other request. A
+    /// card that carries no frames has none.
+    fn counters(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) -> BTreeMap<Vport, Counters> {
+        let _ = (cx, pf);
+        BTreeMap::new()
+    }
 
     /// Every resource that exists, in no particular order: from the card's records, or from what it finds in the
     /// kernel.
@@ -366,11 +413,17 @@ impl<C: Card + ?Sized> Card for Arc<C> {
     fn set_mac(&self, cx: &mut Locked<'_, CardCall>, resource: &Resource, mac: MacAddr) -> Result<(), CardError> {
         (**self).set_mac(cx, resource, mac)
     }
+    fn set_link(&self, cx: &mut Locked<'_, CardCall>, port: &Resource, up: bool) -> Result<(), CardError> {
+        (**self).set_link(cx, port, up)
+    }
     fn set_netns(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, netns: Option<&str>) -> Result<(), CardError> {
         (**self).set_netns(cx, pf, netns)
     }
     fn netns(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) -> Option<String> {
         (**self).netns(cx, pf)
+    }
+    fn counters(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) -> BTreeMap<Vport, Counters> {
+        (**self).counters(cx, pf)
     }
     fn resources(&self, cx: &mut Locked<'_, CardCall>) -> Vec<Resource> {
         (**self).resources(cx)

@@ -163,8 +163,9 @@ impl CardConfig {
         (pf < self.pfs.into()).then_some((PfIndex(pf as u8), vf as u16))
     }
 
-    /// The initial MAC address of a vport's function. It is locally administered, unique within the card, and the same
-    /// at every start.
+    /// The MAC address that the driver of a vport's function makes by itself. It is locally administered, unique within
+    /// the card, and the same at every start. mlx5 makes a random one, which is as good to its users; with this one a
+    /// card that is brought up twice is the same twice.
     pub fn mac(&self, pf: PfIndex, vport: Vport) -> MacAddr {
         let [high, low] = vport.number().to_be_bytes();
         MacAddr([0x02, 0xe5, self.address.bus, self.address.device << 3 | pf.0, high, low])

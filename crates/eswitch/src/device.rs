@@ -266,7 +266,7 @@ impl Device {
         host_vfs: &Arc<AtomicU64>,
     ) -> Result<()> {
         self.change(cx, |threads, cx| {
-            let look = |state: &DevlinkState| (state.num_vfs, state.vfs(), state.params.reloaded());
+            let look = |state: &DevlinkState| (state.num_vfs, state.reloaded_vfs(), state.params.reloaded());
             let (vfs, kept, params) = self.pf(cx)?.devlink.look(cx, |state, _| look(state));
             self.remove(cx, threads, Slot::Reloading)?;
             let bound = self.probe(cx, threads, shared, host_vfs, params);

@@ -173,7 +173,7 @@ impl Default for Params {
 /// The settings of an enabled vport.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct VportInfo {
-    /// The MAC address of the vport's function.
+    /// The administrative MAC address of the vport's function: zero for a VF until someone sets it.
     pub mac: MacAddr,
     /// Whether the function has RDMA.
     pub roce: bool,
@@ -182,10 +182,10 @@ pub struct VportInfo {
 }
 
 impl DevlinkState {
-    /// The settings of each VF.
-    pub(crate) fn vfs(&self) -> BTreeMap<Vport, VportInfo> {
+    /// The settings of each VF, as they are after a reload.
+    pub(crate) fn reloaded_vfs(&self) -> BTreeMap<Vport, VportInfo> {
         let vfs = self.vports.iter().filter(|(_, info)| info.vf.is_some());
-        vfs.map(|(vport, info)| (*vport, info.clone())).collect()
+        vfs.map(|(vport, info)| (*vport, info.clone().reloaded())).collect()
     }
 }
 

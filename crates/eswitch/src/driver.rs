@@ -83,7 +83,7 @@ impl AuxiliaryDriver for DeviceDriver {
         let resource = (self.resource)(function);
         let (mac, sfnum) = match function {
             Function::Pf(pf) => (pf.mac_of(Vport::Uplink), None),
-            Function::Sf(sf) => (sf.mac(cx), Some(sf.sfnum().0)),
+            Function::Sf(sf) => (sf.mac(cx).or_own(pf.mac_of(sf.vport())), Some(sf.sfnum().0)),
         };
         pf.shared.create(cx, resource, mac, sfnum)?;
         if let Resource::PfNetdev(pf_index) = resource {

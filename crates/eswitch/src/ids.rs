@@ -244,14 +244,24 @@ impl FromStr for PortHandle {
     }
 }
 
-/// A unicast MAC address.
+/// A MAC address that is no multicast address. [`ZERO`](Self::ZERO) stands for an address that nobody has set.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct MacAddr(pub [u8; 6]);
 
 impl MacAddr {
-    /// The address of these bytes, or `None` if they are a multicast address or all zero.
+    /// The address of a function that nobody has given one: its driver makes one of its own.
+    pub const ZERO: Self = Self([0; 6]);
+
+    /// The address of these bytes, or `None` if they are a multicast address, of which broadcast is one. All zeros are
+    /// allowed, as in the kernel (`is_unicast_ether_addr`).
     pub fn unicast(bytes: [u8; 6]) -> Option<Self> {
-        (bytes[0] & 1 == 0 && bytes != [0; 6]).then_some(Self(bytes))
+        (bytes[0] & 1 == 0).then_some(Self(bytes))
+    }
+
+    /// This address, or `own` if this is [`ZERO`](Self::ZERO): the address that a driver gives its netdev
+    /// (`mlx5e_set_netdev_dev_addr`), where `own` is the one that it makes by itself.
+    pub fn or_own(self, own: Self) -> Self {
+        if self == Self::ZERO { own } else { self }
     }
 }
 
@@ -440,7 +450,7 @@ mod tests {
             assert!(error.to_string().contains("0000:08:00.0"), "{error}");
         }
         for text in
-            ["", "00:11:22:33:44", "00:11:22:33:44:55:66", "01:00:00:00:00:00", "00:00:00:00:00:00", "0:1:2:3:4:5"]
+            ["", "00:11:22:33:44", "00:11:22:33:44:55:66", "01:00:00:00:00:00", "ff:ff:ff:ff:ff:ff", "0:1:2:3:4:5"]
         {
             assert!(text.parse::<MacAddr>().is_err(), "{text}");
         }

@@ -196,9 +196,10 @@ impl AuxiliaryView {
 }
 
 /// The view of a vport's function, if that is a VF.
-fn vf_view((vport, info): (&Vport, &VportInfo)) -> Option<VfView> {
+fn vf_view(pf: &Pf, (vport, info): (&Vport, &VportInfo)) -> Option<VfView> {
     let Vport::Vf(number) = *vport else { return None };
-    Some(VfView { number, mac: info.mac, roce: info.roce, info: info.vf.clone()? })
+    let netdev_mac = info.netdev_mac(pf.mac_of(*vport));
+    Some(VfView { number, mac: info.mac, netdev_mac, roce: info.roce, info: info.vf.clone()? })
 }
 
 impl Engine {
@@ -355,7 +356,7 @@ impl Engine {
             rdma: state.params.in_effect.has_rdma(),
             encap: state.encap,
             num_vfs: state.num_vfs,
-            vfs: state.vports.iter().filter_map(vf_view).collect(),
+            vfs: state.vports.iter().filter_map(|vport| vf_view(pf, vport)).collect(),
             ports,
             auxiliary,
             paired,

@@ -99,9 +99,9 @@ struct Wanted {
 }
 
 impl Wanted {
-    /// The state of a new SF.
-    fn of(mac: MacAddr) -> Self {
-        Self { active: false, unbound: false, mac, roce: true, attached: false }
+    /// The state of a new SF, whose function has no address yet.
+    fn new() -> Self {
+        Self { active: false, unbound: false, mac: MacAddr::ZERO, roce: true, attached: false }
     }
 }
 
@@ -116,7 +116,7 @@ pub struct SfState {
     pub active: bool,
     /// `opstate`: true for attached, false for detached.
     pub attached: bool,
-    /// The MAC address of the SF's function.
+    /// The administrative MAC address of the SF's function: zero if nobody has set one.
     pub mac: MacAddr,
     /// Whether the SF's function has RDMA.
     pub roce: bool,
@@ -304,9 +304,7 @@ impl Pf {
             vport,
             sfnum: request.sfnum,
             id: self.shared.bus.new_id(cx),
-            wanted: Mutex::new(Wanted::of(self.mac_of(vport)))
-                .with_role(&("sf wanted", self.index(), vport))
-                .with_state_digest(digest),
+            wanted: Mutex::new(Wanted::new()).with_role(&("sf wanted", self.index(), vport)).with_state_digest(digest),
             auxiliary: Mutex::new(false).with_role(&("sf device", self.index(), vport)).with_state_digest(digest),
             devlink: Mutex::new(Vec::new()).with_role(&("sf devlink", self.index(), vport)).with_state_digest(digest),
         });

@@ -3,12 +3,14 @@
 //! The driver of a VF has no thread and no lock of its own. The settings of a VF are stored with its vport, under the
 //! devlink lock of its PF, and the netdev that its driver makes is a resource of the card.
 
+use std::collections::BTreeMap;
+
 use lockdep::{Locked, Unlocked};
 use serde::{Deserialize, Serialize};
 
-use crate::card::Resource;
+use crate::card::{Counters, Resource};
 use crate::device::Pf;
-use crate::devlink::DevlinkState;
+use crate::devlink::{DevlinkState, VportInfo};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::event::Event;
@@ -44,6 +46,21 @@ impl Default for VfVlan {
     }
 }
 
+impl VfVlan {
+    /// The outcome of setting this VLAN, if it is decided before the VF is looked at: another protocol than 802.1Q is
+    /// refused in both modes (`mlx5e_set_vf_vlan`). In switchdev mode VLAN 0 succeeds with any priority and changes
+    /// nothing, because libvirt sets it without a request of the user, and every other VLAN is refused
+    /// (`mlx5_eswitch_set_vport_vlan`).
+    fn before_the_vf(self, mode: Mode) -> Option<Result<()>> {
+        match mode {
+            _ if self.proto != ETH_P_8021Q => Some(Err(Error::VfVlanProto)),
+            Mode::Switchdev if self.id != 0 => Some(Err(Error::VfInSwitchdev("vlan"))),
+            Mode::Switchdev => Some(Ok(())),
+            Mode::Legacy => None,
+        }
+    }
+}
+
 /// The protocol of a customer VLAN tag, 802.1Q (`if_ether.h`).
 pub const ETH_P_8021Q: u16 = 0x8100;
 
@@ -69,8 +86,13 @@ pub struct VfInfo {
     pub spoofchk: bool,
     /// `trust`, stored and shown.
     pub trust: bool,
-    /// `state`, stored and shown.
+    /// `state`. While it is [`LinkState::Disable`] in legacy mode, the VF's netdev has no carrier. In switchdev mode the
+    /// VF's representor decides about the carrier.
     pub link: LinkState,
+    /// The permanent address of the VF's netdev: the administrative address when the driver was bound last. `None` if
+    /// that was zero: then the driver has made an address of its own.
+    #[serde(default)]
+    pub permanent: Option<MacAddr>,
 }
 
 impl VfInfo {
@@ -86,6 +108,34 @@ impl VfInfo {
             spoofchk: false,
             trust: false,
             link: LinkState::default(),
+            permanent: None,
+        }
+    }
+}
+
+impl VportInfo {
+    /// The driver of the function is bound, and reads the administrative address (`mlx5_query_mac_address`).
+    pub(crate) fn probe(&mut self) {
+        if let Some(vf) = &mut self.vf {
+            vf.permanent = (self.mac != MacAddr::ZERO).then_some(self.mac);
+        }
+    }
+
+    /// What of the settings of a VF stays when its PF is reloaded: all but the link state (`esw_legacy_enable`), and the
+    /// driver of the VF is bound again.
+    pub(crate) fn reloaded(mut self) -> Self {
+        if let Some(vf) = &mut self.vf {
+            vf.link = LinkState::default();
+        }
+        self.probe();
+        self
+    }
+
+    /// The address of the function's netdev. `own`: the address that its driver makes by itself.
+    pub(crate) fn netdev_mac(&self, own: MacAddr) -> MacAddr {
+        match &self.vf {
+            Some(vf) => vf.permanent.unwrap_or(own),
+            None => self.mac.or_own(own),
         }
     }
 }
@@ -95,8 +145,10 @@ impl VfInfo {
 pub struct VfView {
     /// The VF's number, from 0.
     pub number: u16,
-    /// The MAC address of the VF's function.
+    /// The administrative MAC address of the VF's function: zero if nobody has set one.
     pub mac: MacAddr,
+    /// The MAC address with which the VF's netdev was made when its driver was bound last.
+    pub netdev_mac: MacAddr,
     /// Whether the VF's function has RDMA.
     pub roce: bool,
     /// The other settings.
@@ -107,7 +159,8 @@ pub struct VfView {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum VfSetting {
-    /// `mac`: the MAC address of the VF's function, which `devlink port function set … hw_addr` sets too.
+    /// `mac`: the administrative MAC address of the VF's function, which `devlink port function set … hw_addr` sets too.
+    /// The VF's driver takes it when it is bound next. Zero: the driver makes an address of its own.
     Mac(MacAddr),
     /// `vlan`, with `qos` and `proto`.
     Vlan(VfVlan),
@@ -128,10 +181,9 @@ pub enum VfSetting {
 
 impl VfSetting {
     /// The name of the setting, if only the legacy switch acts on it. In switchdev mode the VF's representor is
-    /// configured instead. VLAN 0 is allowed in both modes, because tools set it without a request of the user.
+    /// configured instead. For `vlan` see [`VfVlan::before_the_vf`].
     fn of_legacy_switch(self) -> Option<&'static str> {
         match self {
-            Self::Vlan(vlan) if vlan.id != 0 || vlan.qos != 0 => Some("vlan"),
             Self::Spoofchk(_) => Some("spoofchk"),
             Self::Trust(_) => Some("trust"),
             Self::Link(_) => Some("state"),
@@ -159,18 +211,40 @@ impl Engine {
             let number = u16::try_from(vf).ok().filter(|_| !self.shared.config.dpu).ok_or_else(missing)?;
             let vport = Vport::Vf(number);
             let mode = pf.eswitch.mode.under_devlink(state, cx);
-            let info = state.vports.get_mut(&vport).and_then(|info| info.vf.as_mut()).ok_or_else(missing)?;
+            if let VfSetting::Vlan(vlan) = setting
+                && let Some(outcome) = vlan.before_the_vf(mode)
+            {
+                return outcome;
+            }
+            let port = state.vports.get_mut(&vport).ok_or_else(missing)?;
+            let info = port.vf.as_mut().ok_or_else(missing)?;
             if mode == Mode::Switchdev
                 && let Some(name) = setting.of_legacy_switch()
             {
                 return Err(Error::VfInSwitchdev(name));
             }
             match setting {
-                VfSetting::Mac(mac) => return pf.set_vf_mac(state, cx, vport, mac),
+                VfSetting::Mac(mac) => port.mac = mac,
+                VfSetting::Link(link) => pf.set_vf_link(info, cx, vport, link)?,
                 setting => info.set(setting)?,
             }
             Ok(())
         })
+    }
+
+    /// The counters of a PF's VFs, by number, from when each was enabled. Waits for no command.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`]: no such PF.
+    pub fn vf_counters(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<BTreeMap<u16, Counters>> {
+        let config = &self.shared.config;
+        let pf = (0..config.pfs).map(PfIndex).find(|pf| config.pf_address(*pf) == address);
+        let counters = self.shared.card.counters(&mut cx.narrow(), pf.ok_or(Error::NoDevice(address))?);
+        let of_vf = |(vport, counters)| match vport {
+            Vport::Vf(number) => Some((number, counters)),
+            _ => None,
+        };
+        Ok(counters.into_iter().filter_map(of_vf).collect())
     }
 
     /// Runs a command on a VF that is on the bus.
@@ -223,9 +297,8 @@ impl VfInfo {
     /// A value is out of its range.
     fn set(&mut self, setting: VfSetting) -> Result<()> {
         match setting {
-            VfSetting::Mac(_) => {}
+            VfSetting::Mac(_) | VfSetting::Link(_) => {}
             VfSetting::Vlan(vlan) if vlan.id > 4095 || vlan.qos > 7 => return Err(Error::VfVlan),
-            VfSetting::Vlan(vlan) if vlan.proto != ETH_P_8021Q => return Err(Error::VfVlanProto),
             VfSetting::Vlan(vlan) => self.vlan = vlan,
             VfSetting::Rate { min, max } => {
                 let (min, max) = (min.unwrap_or(self.min_tx_rate), max.unwrap_or(self.max_tx_rate));
@@ -236,36 +309,79 @@ impl VfInfo {
             }
             VfSetting::Spoofchk(on) => self.spoofchk = on,
             VfSetting::Trust(on) => self.trust = on,
-            VfSetting::Link(link) => self.link = link,
         }
         Ok(())
     }
 }
 
 impl Pf {
-    /// Sets the MAC address of a VF's function, and at once that of its netdev, if there is one.
-    ///
-    /// On hardware a driver that is bound keeps its address until it is bound again. Here the address belongs to the
-    /// port, so both ends show the same, and binding again changes nothing.
+    /// Sets the link state of a VF, in legacy mode.
     ///
     /// # Errors
-    /// [`Error::Card`]: the card could not set the address.
-    pub(crate) fn set_vf_mac(
+    /// [`Error::Card`]: the card could not set it. The link state is as before.
+    fn set_vf_link(
         &self,
-        state: &mut DevlinkState,
+        info: &mut VfInfo,
         cx: &mut Locked<'_, Devlink>,
         vport: Vport,
-        mac: MacAddr,
+        link: LinkState,
     ) -> Result<()> {
-        let Some(info) = state.vports.get_mut(&vport) else { return Ok(()) };
-        if info.is_vf_bound() {
-            let netdev = Resource::VfNetdev(self.index(), vport);
-            let set = self.shared.card.set_mac(&mut cx.narrow(), &netdev, mac);
-            let operation = || format!("{}: setting the MAC address", self.port_handle(vport));
-            set.map_err(|source| Error::Card { operation: operation(), source })?;
+        let (was, is) = (info.link != LinkState::Disable, link != LinkState::Disable);
+        if was != is {
+            self.set_link(cx, vport, is)?;
         }
-        info.mac = mac;
+        info.link = link;
         Ok(())
+    }
+
+    /// Has the card give a port a link, or take it away.
+    ///
+    /// # Errors
+    /// [`Error::Card`]: the card could not.
+    fn set_link(&self, cx: &mut Locked<'_, Devlink>, vport: Vport, up: bool) -> Result<()> {
+        let port = Resource::Port(self.index(), vport);
+        let set = self.shared.card.set_link(&mut cx.narrow(), &port, up);
+        let operation = || format!("{}: setting the link state", self.port_handle(vport));
+        set.map_err(|source| Error::Card { operation: operation(), source })
+    }
+
+    /// Takes the link away from those VFs that have just been enabled with a link state that was kept for them.
+    ///
+    /// # Errors
+    /// [`Error::Card`]: the card could not.
+    pub(crate) fn keep_links_down(
+        &self,
+        state: &DevlinkState,
+        cx: &mut Locked<'_, Devlink>,
+        mode: Mode,
+        vports: &[Vport],
+    ) -> Result<()> {
+        let is_down = |vport: &&Vport| {
+            let vf = state.vports.get(vport).and_then(|info| info.vf.as_ref());
+            vf.is_some_and(|vf| vf.link == LinkState::Disable)
+        };
+        match mode {
+            Mode::Legacy => vports.iter().filter(is_down).try_for_each(|vport| self.set_link(cx, *vport, false)),
+            Mode::Switchdev => Ok(()),
+        }
+    }
+
+    /// Sets the link states of all VFs as a mode change does: in switchdev mode `disable` is shown, since the
+    /// representors decide about the link (`esw_offloads_enable`); in legacy mode each is `auto` (`esw_legacy_enable`).
+    pub(crate) fn reset_vf_links(&self, state: &mut DevlinkState, cx: &mut Locked<'_, Devlink>, mode: Mode) {
+        let mut down = Vec::new();
+        for (vport, info) in &mut state.vports {
+            let Some(vf) = &mut info.vf else { continue };
+            if mode == Mode::Switchdev && vf.link == LinkState::Disable {
+                down.push(*vport);
+            }
+            vf.link = if mode == Mode::Switchdev { LinkState::Disable } else { LinkState::Auto };
+        }
+        for vport in down {
+            // The representor has taken over. If the card refuses, the link is down when the mode is legacy again, and
+            // setting the link state again mends it.
+            let _ = self.set_link(cx, vport, true);
+        }
     }
 
     /// Binds a VF to its driver, which makes the VF's netdev.
@@ -283,10 +399,14 @@ impl Pf {
         if info.is_vf_bound() {
             return Err(Error::AlreadyBound(address));
         }
-        self.shared.create(cx, Resource::VfNetdev(self.index(), vport), info.mac, None)?;
-        if let Some(vf) = &mut info.vf {
+        let mut bound = info.clone();
+        bound.probe();
+        if let Some(vf) = &mut bound.vf {
             vf.bound = true;
         }
+        let mac = bound.netdev_mac(self.mac_of(vport));
+        self.shared.create(cx, Resource::VfNetdev(self.index(), vport), mac, None)?;
+        *info = bound;
         self.ensure_vf(cx, vport, true);
         self.publish(state, cx, || Event::DeviceBound(address));
         Ok(())

@@ -453,8 +453,9 @@ fn a_function_is_changed_completely_or_not_at_all() {
         ));
         let vf = Resource::VfNetdev(PfIndex(0), Vport::Vf(0));
         assert_ne!(bench.card.mac(cx, &vf), Some(mac));
+        assert_eq!(bench.pf0(cx).vfs[0].mac, eswitch::MacAddr::ZERO);
         bench.engine.set_function(cx, port(Vport::Vf(0)), eswitch::FunctionChange { active: None, ..both }).unwrap();
-        assert_eq!(bench.card.mac(cx, &vf), Some(mac));
+        assert_eq!(bench.pf0(cx).vfs[0].mac, mac);
         bench.end(cx);
     });
 }

@@ -6,7 +6,7 @@ use card_memory::MemoryCard;
 use common::{Bench, addr, fail, resources, story};
 use eswitch::card::{Resource, ResourceKind};
 use eswitch::vf::{ETH_P_8021AD, LinkState, VfSetting, VfView, VfVlan};
-use eswitch::{CardConfig, Errno, Error, Mode, PciAddress, PfIndex, Vport};
+use eswitch::{CardConfig, Errno, Error, FunctionChange, MacAddr, Mode, PciAddress, PfIndex, Vport};
 use lockdep::{Locked, Unlocked};
 
 fn vfs(vfs: u16) -> CardConfig {
@@ -145,7 +145,8 @@ fn settings_of_ip_link_are_kept_until_the_vfs_are_disabled() {
         assert_eq!(bench.card.mac(cx, &Resource::VfNetdev(PfIndex(0), Vport::Vf(0))), Some(mac));
         engine.reload(cx, addr()).unwrap();
         let vf = vf0(&bench, cx);
-        assert_eq!((vf.mac, vf.info.vlan, vf.info.link), (mac, vlan, LinkState::Disable));
+        // The link state alone is as at first after a reload (`esw_legacy_enable`).
+        assert_eq!((vf.mac, vf.info.vlan, vf.info.link), (mac, vlan, LinkState::Auto));
         assert_eq!((vf.info.min_tx_rate, vf.info.max_tx_rate), (10, 50));
         assert!(vf.info.trust && vf.info.spoofchk);
         engine.set_num_vfs(cx, addr(), 0).unwrap();
@@ -168,6 +169,9 @@ fn invalid_settings_of_ip_link_are_refused() {
         assert_eq!(errno(cx, 1, VfSetting::Trust(true)), Err(Errno::EINVAL));
         assert_eq!(errno(cx, 0, vlan(4096, 0x8100)), Err(Errno::EINVAL));
         assert_eq!(errno(cx, 0, vlan(5, ETH_P_8021AD)), Err(Errno::EPROTONOSUPPORT));
+        assert_eq!(errno(cx, 0, vlan(4096, 0x0081)), Err(Errno::EPROTONOSUPPORT), "the protocol is looked at first");
+        let with_qos = |id, qos| VfSetting::Vlan(VfVlan { id, qos, ..VfVlan::default() });
+        assert_eq!(errno(cx, 0, with_qos(5, 8)), Err(Errno::EINVAL));
         assert_eq!(errno(cx, 0, VfSetting::Rate { min: Some(2), max: Some(1) }), Err(Errno::EINVAL));
         engine.set_mode(cx, addr(), Mode::Switchdev).unwrap();
         for setting in
@@ -175,10 +179,97 @@ fn invalid_settings_of_ip_link_are_refused() {
         {
             assert_eq!(errno(cx, 0, setting), Err(Errno::EOPNOTSUPP), "{setting:?}");
         }
-        errno(cx, 0, vlan(0, 0x8100)).unwrap();
+        assert_eq!(errno(cx, 0, vlan(5000, 0x8100)), Err(Errno::EOPNOTSUPP), "the mode is looked at before the range");
+        assert_eq!(errno(cx, 0, vlan(0, ETH_P_8021AD)), Err(Errno::EPROTONOSUPPORT), "and after the protocol");
+        for none in [with_qos(0, 0), with_qos(0, 3), with_qos(0, 9)] {
+            errno(cx, 0, none).unwrap();
+            assert_eq!(vf0(&bench, cx).info.vlan, VfVlan::default(), "it changes nothing");
+        }
         errno(cx, 0, VfSetting::Rate { min: None, max: Some(1) }).unwrap();
         engine.unbind(cx, addr()).unwrap();
         assert_eq!(errno(cx, 0, VfSetting::Trust(true)), Err(Errno::ENODEV));
         bench.end(cx);
+    });
+}
+
+const SET: MacAddr = MacAddr([0, 0x11, 0x22, 0x33, 0x44, 0x55]);
+
+/// Both commands that set the address of VF 0.
+fn set_mac(bench: &Bench, cx: &mut Locked<'_, Unlocked>, by_devlink: bool, mac: MacAddr) {
+    let engine = &bench.engine;
+    let port = bench.pf0(cx).ports.iter().find(|port| port.vport == Vport::Vf(0)).map(|port| port.handle);
+    match port.filter(|_| by_devlink) {
+        Some(port) => {
+            let change = FunctionChange { hw_addr: Some(mac), ..FunctionChange::default() };
+            engine.set_function(cx, port, change).unwrap();
+        }
+        None => engine.set_vf(cx, addr(), 0, VfSetting::Mac(mac)).unwrap(),
+    }
+}
+
+#[test]
+fn the_address_of_a_vf_is_zero_at_first_and_its_driver_takes_it_when_it_is_bound() {
+    let modes = [(Mode::Legacy, false), (Mode::Switchdev, false), (Mode::Switchdev, true)];
+    for (mode, by_devlink) in modes {
+        story(|cx, domain| {
+            let bench = Bench::start(cx, domain, CardConfig { mode, ..vfs(1) });
+            let engine = &bench.engine;
+            let netdev = Resource::VfNetdev(PfIndex(0), Vport::Vf(0));
+            let own = CardConfig::default().mac(PfIndex(0), Vport::Vf(0));
+            // What is set while the VF is bound; what is shown then; what its netdev has then, and when it is bound anew.
+            for (set, before, after) in [(None, own, own), (Some(SET), own, SET), (Some(MacAddr::ZERO), SET, own)] {
+                if let Some(mac) = set {
+                    set_mac(&bench, cx, by_devlink, mac);
+                }
+                let shown = set.unwrap_or(MacAddr::ZERO);
+                let vf = vf0(&bench, cx);
+                assert_eq!((vf.mac, vf.netdev_mac), (shown, before), "{mode:?}");
+                let snapshot = engine.inspect(cx);
+                let port = snapshot.pfs[0].ports.iter().find(|port| port.vport == Vport::Vf(0));
+                assert!(port.is_none_or(|port| port.hw_addr == Some(shown)), "devlink shows the same");
+                assert_eq!(bench.card.mac(cx, &netdev), Some(before), "{mode:?}");
+                engine.unbind(cx, address(0)).unwrap();
+                engine.bind(cx, address(0)).unwrap();
+                assert_eq!(bench.card.mac(cx, &netdev), Some(after), "{mode:?}");
+                assert_eq!((vf0(&bench, cx).mac, vf0(&bench, cx).netdev_mac), (shown, after));
+            }
+            bench.end(cx);
+        });
+    }
+}
+
+#[test]
+fn a_vf_without_a_link_has_none_until_the_mode_changes() {
+    story(|cx, domain| {
+        let bench = Bench::start(cx, domain, vfs(1));
+        let engine = &bench.engine;
+        let port = Resource::Port(PfIndex(0), Vport::Vf(0));
+        for (link, up) in [
+            (LinkState::Auto, true),
+            (LinkState::Disable, false),
+            (LinkState::Enable, true),
+            (LinkState::Disable, false),
+            (LinkState::Auto, true),
+            (LinkState::Disable, false),
+        ] {
+            engine.set_vf(cx, addr(), 0, VfSetting::Link(link)).unwrap();
+            assert_eq!((vf0(&bench, cx).info.link, bench.card.link(cx, &port)), (link, Some(up)));
+        }
+        engine.unbind(cx, address(0)).unwrap();
+        engine.bind(cx, address(0)).unwrap();
+        assert_eq!(bench.card.link(cx, &port), Some(false), "its port has no link for a driver that is bound anew");
+        let agreed = engine.agreed(cx);
+        engine.set_mode(cx, addr(), Mode::Switchdev).unwrap();
+        assert_eq!(vf0(&bench, cx).info.link, LinkState::Disable, "the representor decides");
+        assert_eq!(bench.card.link(cx, &port), Some(true));
+        engine.set_mode(cx, addr(), Mode::Legacy).unwrap();
+        assert_eq!((vf0(&bench, cx).info.link, bench.card.link(cx, &port)), (LinkState::Auto, Some(true)));
+        bench.end(cx);
+
+        let card = std::sync::Arc::new(MemoryCard::new(vfs(1)));
+        let threads = std::sync::Arc::new(lockdep::Threads(std::sync::Arc::clone(domain)));
+        let engine = eswitch::Engine::start_as(cx, vfs(1), card.clone(), threads, Some(&agreed)).unwrap();
+        assert_eq!(card.link(cx, &port), Some(false), "the next process of the card keeps it");
+        engine.shutdown(cx);
     });
 }

@@ -1,11 +1,14 @@
 //! What a lab needs of a card.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use control::Command;
 use devlink::view;
+use eswitch::PciAddress;
+use eswitch::card::Counters;
 use netlink::Errno;
 
 /// A card that is up, as a lab uses it.
@@ -36,6 +39,17 @@ pub trait Card: Send + Sync {
     /// # Errors
     /// The card refuses. A command with several settings may have made those before the one that is refused.
     fn perform(&self, command: &Command) -> Result<(), Refusal>;
+
+    /// The counters of a PF's VFs now, by number.
+    ///
+    /// It waits for nothing that the card is doing.
+    ///
+    /// # Errors
+    /// The card is gone, or counts nothing.
+    fn vf_counters(&self, device: PciAddress) -> io::Result<BTreeMap<u16, Counters>> {
+        let _ = device;
+        Err(io::ErrorKind::Unsupported.into())
+    }
 
     /// Opens a connection to the card: a SOCK_SEQPACKET socket that carries generic netlink with the card's families
     /// (`nlctrl`, `devlink`), as the kernel would answer the same user.

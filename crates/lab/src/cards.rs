@@ -1,13 +1,14 @@
 //! The cards of a lab: which card has which device and which netdev.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Deref;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use control::Command;
 use devlink::view::{self, DeviceName, Netdev};
-use eswitch::PortHandle;
+use eswitch::card::Counters;
+use eswitch::{PciAddress, PortHandle};
 use lockdep::{Locked, Mutex};
 use netlink::Errno;
 
@@ -207,6 +208,12 @@ impl Cards {
     pub fn perform(&self, n: usize, command: &Command) -> Result<(), Refusal> {
         let gone = || Refusal { errno: Errno::NODEV, message: "the card is gone".to_owned() };
         self.card(n).ok_or_else(gone)?.perform(command)
+    }
+
+    /// The counters of the VFs of a PF of card `n`, by number. They are empty if the card is gone or counts nothing:
+    /// the kernel shows zeros then (`rtnl_fill_vfinfo`).
+    pub fn vf_counters(&self, n: usize, device: PciAddress) -> BTreeMap<u16, Counters> {
+        self.card(n).and_then(|card| card.vf_counters(device).ok()).unwrap_or_default()
     }
 }
 

@@ -77,8 +77,9 @@ fn ip_sets_vfs_at_the_card_and_the_rest_at_the_kernel() {
             "ip link set enp8s0f0np0 vf 0 mac 02:00:00:00:00:77",
             "ip link set enp8s0f0np0 vf 1 vlan 5 qos 2",
             "ip link set enp8s0f0np0 vf 1 spoofchk on",
-            "ip link set enp8s0f0np0 vf 1 trust off",
+            // In the kernel's order.
             "ip link set enp8s0f0np0 vf 1 state disable",
+            "ip link set enp8s0f0np0 vf 1 trust off",
         ]
     );
     let links: Value = serde_json::from_str(&place.text(&["ip", "-j", "link", "show", "labp0"])).unwrap();

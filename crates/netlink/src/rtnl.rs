@@ -32,6 +32,7 @@ pub const IFLA_NET_NS_PID: u16 = 19;
 pub const IFLA_IFALIAS: u16 = 20;
 pub const IFLA_NUM_VF: u16 = 21;
 pub const IFLA_VFINFO_LIST: u16 = 22;
+pub const IFLA_STATS64: u16 = 23;
 pub const IFLA_GROUP: u16 = 27;
 pub const IFLA_NET_NS_FD: u16 = 28;
 pub const IFLA_EXT_MASK: u16 = 29;
@@ -50,6 +51,8 @@ pub const IFLA_PARENT_DEV_NAME: u16 = 56;
 pub const IFLA_PARENT_DEV_BUS_NAME: u16 = 57;
 pub const IFLA_DEVLINK_PORT: u16 = 62;
 
+/// In [`IFLA_EXT_MASK`]: add VFs.
+pub const RTEXT_FILTER_VF: u32 = 1;
 /// In [`IFLA_EXT_MASK`]: leave out statistics.
 pub const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
 
@@ -70,8 +73,36 @@ pub const IFLA_BR_MCAST_SNOOPING: u16 = 23;
 /// In [`IFLA_INFO_DATA`] of a veth: `struct ifinfomsg` and the attributes of the other end.
 pub const VETH_INFO_PEER: u16 = 1;
 
-/// In `IFLA_VF_INFO` of [`IFLA_VFINFO_LIST`].
+/// In [`IFLA_VFINFO_LIST`].
+pub const IFLA_VF_INFO: u16 = 1;
+
+/// In [`IFLA_VF_INFO`], as the following.
+pub const IFLA_VF_MAC: u16 = 1;
+pub const IFLA_VF_VLAN: u16 = 2;
+pub const IFLA_VF_TX_RATE: u16 = 3;
+pub const IFLA_VF_SPOOFCHK: u16 = 4;
+pub const IFLA_VF_LINK_STATE: u16 = 5;
+pub const IFLA_VF_RATE: u16 = 6;
+pub const IFLA_VF_RSS_QUERY_EN: u16 = 7;
+pub const IFLA_VF_STATS: u16 = 8;
+pub const IFLA_VF_TRUST: u16 = 9;
+pub const IFLA_VF_IB_NODE_GUID: u16 = 10;
+pub const IFLA_VF_IB_PORT_GUID: u16 = 11;
 pub const IFLA_VF_VLAN_LIST: u16 = 12;
+pub const IFLA_VF_BROADCAST: u16 = 13;
+
+/// In [`IFLA_VF_VLAN_LIST`].
+pub const IFLA_VF_VLAN_INFO: u16 = 1;
+
+/// In [`IFLA_VF_STATS`], as the following.
+pub const IFLA_VF_STATS_RX_PACKETS: u16 = 0;
+pub const IFLA_VF_STATS_TX_PACKETS: u16 = 1;
+pub const IFLA_VF_STATS_RX_BYTES: u16 = 2;
+pub const IFLA_VF_STATS_TX_BYTES: u16 = 3;
+pub const IFLA_VF_STATS_BROADCAST: u16 = 4;
+pub const IFLA_VF_STATS_MULTICAST: u16 = 5;
+pub const IFLA_VF_STATS_RX_DROPPED: u16 = 7;
+pub const IFLA_VF_STATS_TX_DROPPED: u16 = 8;
 
 /// Bytes of `struct rtgenmsg`.
 pub const RTGENMSG: usize = 4;

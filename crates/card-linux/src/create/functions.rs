@@ -47,8 +47,8 @@ impl Operation<'_> {
         self.make_pairs(jobs, Inside::Inner, |_| 0);
         let begun = alive(jobs);
         self.pass(jobs, "preparing", |_, batch, job| request::ingress(batch, job.slot.inner()));
-        self.pass(jobs, "attaching", |_, batch, job| {
-            push_attach(batch, job, job.slot.inner(), Inside::Bridge(job.slot.pf, 0).index());
+        self.pass(jobs, "attaching", |books, batch, job| {
+            push_attach(books, batch, job, job.slot.inner(), Inside::Bridge(job.slot.pf, 0).index());
         });
         self.finish_names(jobs);
         self.pass(jobs, "tying", |books, batch, job| {

@@ -18,9 +18,9 @@ impl Operation<'_> {
         self.make_pairs(jobs, Inside::Port, Slot::port_group);
         let begun = alive(jobs);
         self.pass(jobs, "preparing", |_, batch, job| request::ingress(batch, job.slot.port()));
-        self.pass(jobs, "attaching", |_, batch, job| {
+        self.pass(jobs, "attaching", |books, batch, job| {
             let bridge = Inside::Bridge(job.slot.pf, job.slot.bridge());
-            push_attach(batch, job, job.slot.port(), bridge.index());
+            push_attach(books, batch, job, job.slot.port(), bridge.index());
         });
         self.finish_names(jobs);
         self.tie_new_ports(jobs);
@@ -70,11 +70,12 @@ impl Operation<'_> {
         for slot in done(jobs) {
             let found_up = books.found(slot.port()).map(|link| link.up);
             books.take([slot.port()]);
+            let link_down = books.is_link_down(slot);
             let ends = books.ends.entry(slot).or_default();
             ends.port = true;
             ends.tied = ends.inner;
             // If its representor is up, the watcher is about to receive the event, and brings the port up.
-            ends.port_up = found_up.unwrap_or(!ends.inner);
+            ends.port_up = found_up.unwrap_or(!ends.inner && !link_down);
         }
     }
 
@@ -138,7 +139,8 @@ impl Operation<'_> {
             drop(books);
             self.untie(&ported, Slot::port);
             self.delete(failed.iter().map(|slot| slot.inner()), None);
-            self.set_up_all(&ported, Slot::port, true);
+            let linked = self.with_link(&ported);
+            self.set_up_all(&linked, Slot::port, true);
         }
         let mut books = self.books();
         for slot in done(jobs) {

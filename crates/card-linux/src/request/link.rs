@@ -5,11 +5,12 @@ use std::io;
 use std::os::fd::AsRawFd;
 
 use eswitch::MacAddr;
+use eswitch::card::Counters;
 use netlink::rtnl::{
     IFF_LOWER_UP, IFF_UP, IFINFOMSG, IFLA_ADDRESS, IFLA_ALT_IFNAME, IFLA_EXT_MASK, IFLA_GROUP, IFLA_IFALIAS,
     IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_INFO_SLAVE_KIND, IFLA_LINK, IFLA_LINK_NETNSID, IFLA_LINKINFO,
-    IFLA_MASTER, IFLA_MTU, IFLA_NEW_NETNSID, IFLA_PROP_LIST, IFLA_TARGET_NETNSID, IFLA_TXQLEN, NETNSA_FD, NETNSA_NSID,
-    RTEXT_FILTER_SKIP_STATS, RTGENMSG, RTM_DELLINK, RTM_GETLINK, RTM_GETNSID, RTM_NEWLINK, RTM_NEWNSID,
+    IFLA_MASTER, IFLA_MTU, IFLA_NEW_NETNSID, IFLA_PROP_LIST, IFLA_STATS64, IFLA_TARGET_NETNSID, IFLA_TXQLEN, NETNSA_FD,
+    NETNSA_NSID, RTEXT_FILTER_SKIP_STATS, RTGENMSG, RTM_DELLINK, RTM_GETLINK, RTM_GETNSID, RTM_NEWLINK, RTM_NEWNSID,
 };
 use netlink::{Attribute, Builder, Errno, Message, attributes, errno_of, find, u32_at};
 
@@ -218,6 +219,45 @@ pub(crate) fn assign_netns_id(batch: &mut Batch, netns: &File) {
     batch.push(RTM_NEWNSID, NONE, |to| {
         to.raw(&[0; RTGENMSG]).u32(NETNSA_FD, netns.as_raw_fd() as u32).u32(NETNSA_NSID, ANY);
     });
+}
+
+/// The counters of the function at the other end of a pair, from a message about the card's end: what one end has sent
+/// the other has received. `None`: the message has none.
+fn counters(message: &Message<'_>) -> Option<(u32, Counters)> {
+    let (index, _, payload) = link_attributes(message)?;
+    // `struct rtnl_link_stats64`
+    let of_port = find(payload, IFLA_STATS64)?.value;
+    let nth = |n: usize| Some(u64::from_ne_bytes(*of_port.get(8 * n..)?.first_chunk()?));
+    let counters = Counters {
+        tx_packets: nth(0)?,
+        rx_packets: nth(1)?,
+        tx_bytes: nth(2)?,
+        rx_bytes: nth(3)?,
+        tx_dropped: nth(6)?,
+        rx_dropped: nth(7)?,
+    };
+    Some((index, counters))
+}
+
+/// The counters of the functions at the other ends of all pairs, by the interface numbers of the card's ends.
+pub(crate) fn all_counters(socket: &mut Socket) -> io::Result<Vec<(u32, Counters)>> {
+    let request = |to: &mut Builder| {
+        to.raw(&ifinfo(0, None));
+    };
+    socket.dump(RTM_GETLINK, request, counters)
+}
+
+/// The counters of the function at the other end of a pair.
+///
+/// # Errors
+/// There is no such pair, or the kernel cannot be queried.
+pub(crate) fn counters_of(socket: &mut Socket, index: u32) -> io::Result<Counters> {
+    let mut found = None;
+    let request = |to: &mut Builder| {
+        to.raw(&ifinfo(index, None));
+    };
+    socket.get(RTM_GETLINK, request, |message| found = counters(message))?;
+    found.map(|(_, counters)| counters).ok_or_else(|| Errno::NODEV.into())
 }
 
 /// The id by which the socket's namespace knows another one, if it has one.

@@ -343,7 +343,7 @@ fn sf_name(sf: &SfState) -> AuxiliaryName {
 
 /// The line about a VF in `ip link show`.
 fn vf_info(vf: &VfView) -> VfInfo {
-    let guid = guid(vf.mac);
+    let guid = guid(vf.netdev_mac);
     VfInfo {
         vf: vf.number.into(),
         mac: vf.mac.0,

@@ -77,7 +77,7 @@ fn of_vfs<'a>(builder: &'a ViewBuilder<'_>, pf: &'a PfView) -> impl Iterator<Ite
         index: ViewBuilder::vf_id(pf.index, vf.number),
         name: names::vf_ib_device(builder.config, pf.index, vf.number),
         parent: DeviceName::Pci(address),
-        node_guid: guid(vf.mac),
+        node_guid: guid(vf.netdev_mac),
         ports: vec![RdmaPort {
             number: 1,
             netdev: builder.netdev_name(&Resource::VfNetdev(pf.index, Vport::Vf(vf.number))),
@@ -92,7 +92,7 @@ fn of_sf(builder: &ViewBuilder<'_>, pf: &PfView, vport: Vport) -> Option<RdmaDev
         index: sf.id,
         name: names::ib_device(builder.config, &device, Some(sf.sfnum.0))?,
         parent: builder.parent(pf, Some(vport)),
-        node_guid: guid(sf.mac),
+        node_guid: guid(sf.mac.or_own(builder.config.mac(pf.index, vport))),
         ports: vec![RdmaPort { number: 1, netdev: builder.netdev_name(&Resource::SfNetdev(pf.index, vport)) }],
     })
 }

@@ -1,12 +1,13 @@
 //! A card whose requests fail, or take longer, on demand.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use lockdep::{Deadline, Locked, Mutex, digest};
 use serde::{Deserialize, Serialize};
 
-use crate::card::{Card, CardError, Create, FailedCreate, OnNetdevChange, Resource, ResourceKind};
+use crate::card::{Card, CardError, Counters, Create, FailedCreate, OnNetdevChange, Resource, ResourceKind};
 use crate::ids::{MacAddr, PfIndex, Vport};
 use crate::lock_order::{CardCall, CardState};
 
@@ -158,6 +159,12 @@ impl<C: Card> Card for Faulty<C> {
         }
         self.inner.set_mac(cx, resource, mac)
     }
+    fn set_link(&self, cx: &mut Locked<'_, CardCall>, port: &Resource, up: bool) -> Result<(), CardError> {
+        if cx.fails(|| format!("set the link of {port}")) {
+            return Err(CardError::Planned(port.to_string()));
+        }
+        self.inner.set_link(cx, port, up)
+    }
     fn set_netns(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, netns: Option<&str>) -> Result<(), CardError> {
         if cx.fails(|| format!("move the netdev of pf{}", pf.0)) {
             return Err(CardError::Planned(format!("netdev pf{}", pf.0)));
@@ -166,6 +173,9 @@ impl<C: Card> Card for Faulty<C> {
     }
     fn netns(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) -> Option<String> {
         self.inner.netns(cx, pf)
+    }
+    fn counters(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) -> BTreeMap<Vport, Counters> {
+        self.inner.counters(cx, pf)
     }
     fn resources(&self, cx: &mut Locked<'_, CardCall>) -> Vec<Resource> {
         self.inner.resources(cx)

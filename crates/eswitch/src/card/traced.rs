@@ -1,9 +1,11 @@
 //! A card that logs the requests that it receives.
 
+use std::collections::BTreeMap;
+
 use lockdep::Locked;
 
-use crate::card::{Card, CardError, Create, FailedCreate, OnNetdevChange, Resource};
-use crate::ids::{MacAddr, PfIndex};
+use crate::card::{Card, CardError, Counters, Create, FailedCreate, OnNetdevChange, Resource};
+use crate::ids::{MacAddr, PfIndex, Vport};
 use crate::lock_order::CardCall;
 
 /// A card that wraps another card, and passes a line of text for each change to the function `log`. Queries are not
@@ -60,6 +62,11 @@ impl<C: Card, F: Fn(&str) + Send + Sync> Card for Traced<C, F> {
         self.inner.set_mac(cx, resource, mac)
     }
 
+    fn set_link(&self, cx: &mut Locked<'_, CardCall>, port: &Resource, up: bool) -> Result<(), CardError> {
+        (self.log)(&format!("set {port} link {}", if up { "up" } else { "down" }));
+        self.inner.set_link(cx, port, up)
+    }
+
     fn set_netns(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, netns: Option<&str>) -> Result<(), CardError> {
         (self.log)(&format!("netns pf{} {}", pf.0, netns.unwrap_or("(home)")));
         self.inner.set_netns(cx, pf, netns)
@@ -67,6 +74,10 @@ impl<C: Card, F: Fn(&str) + Send + Sync> Card for Traced<C, F> {
 
     fn netns(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) -> Option<String> {
         self.inner.netns(cx, pf)
+    }
+
+    fn counters(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) -> BTreeMap<Vport, Counters> {
+        self.inner.counters(cx, pf)
     }
 
     fn resources(&self, cx: &mut Locked<'_, CardCall>) -> Vec<Resource> {

@@ -74,7 +74,7 @@ impl Engine {
     }
 
     /// `devlink port function set`: `hw_addr` and `roce` of a VF or of an SF that is inactive, `state` of an SF. A
-    /// change to a VF's `roce` or address takes effect at once.
+    /// change to a VF's `roce` takes effect at once. Its address is taken by its driver when that is bound next.
     ///
     /// # Errors
     /// No such port; its function has no such attribute; or a failure of the card. If the second of two changes fails,
@@ -88,7 +88,11 @@ impl Engine {
             if let Some(mac) = change.hw_addr {
                 match (&sf, vport) {
                     (Some(sf), _) => pf.set_sf_mac(sf, cx, mac)?,
-                    (None, Vport::Vf(_)) => pf.set_vf_mac(state, cx, vport, mac)?,
+                    (None, Vport::Vf(_)) => {
+                        if let Some(info) = state.vports.get_mut(&vport) {
+                            info.mac = mac;
+                        }
+                    }
                     (None, Vport::HostPf) => {
                         let function = Resource::Port(pf.index(), vport);
                         self.shared

@@ -10,7 +10,7 @@ use crate::devlink::{DevlinkState, VportInfo};
 use crate::error::{Error, Result};
 use crate::eswitch::representor::LoadPolicy;
 use crate::event::Event;
-use crate::ids::{Mode, SfNum, Vport};
+use crate::ids::{MacAddr, Mode, SfNum, Vport};
 use crate::lock_order::Devlink;
 use crate::vf::VfInfo;
 
@@ -119,6 +119,10 @@ impl Pf {
         let infos: Vec<VportInfo> = vports.iter().map(|vport| self.initial_info(state, *vport)).collect();
         self.make_ports(cx, vports, &infos, sfnum)?;
         state.vports.extend(vports.iter().copied().zip(infos));
+        if let Err(error) = self.keep_links_down(state, cx, mode, vports) {
+            self.drop_ports(state, cx, vports);
+            return Err(error);
+        }
         let loaded = self.eswitch.with_representors(cx, |table, cx| {
             table.add(vports);
             if mode == Mode::Legacy {
@@ -146,8 +150,17 @@ impl Pf {
 
     /// The state of a vport when it is enabled: the state that was kept for it, or a new one.
     fn initial_info(&self, state: &DevlinkState, vport: Vport) -> VportInfo {
-        let vf = matches!(vport, Vport::Vf(_)).then(|| VfInfo::new(state.autoprobe));
-        state.kept.get(&vport).cloned().unwrap_or_else(|| VportInfo::new(self.mac_of(vport), vf))
+        state.kept.get(&vport).cloned().unwrap_or_else(|| self.new_info(vport, state.autoprobe))
+    }
+
+    /// The state of a vport that is enabled for the first time. `bound`: whether it is bound to its driver, if its
+    /// function is a VF. A VF has no administrative address yet: the firmware has none for it, and
+    /// `mlx5_esw_vport_enable` sets none.
+    pub(crate) fn new_info(&self, vport: Vport, bound: bool) -> VportInfo {
+        match vport {
+            Vport::Vf(_) => VportInfo::new(MacAddr::ZERO, Some(VfInfo::new(bound))),
+            vport => VportInfo::new(self.mac_of(vport), None),
+        }
     }
 
     /// Makes ports, and the netdevs of those VFs that are bound, in one batch.
@@ -160,11 +173,12 @@ impl Pf {
     ) -> Result<()> {
         let sfnum = sfnum.map(|n| n.0);
         let vports = vports.iter().zip(infos);
-        let ports =
-            vports.clone().map(|(v, info)| Create { resource: Resource::Port(self.index(), *v), mac: info.mac, sfnum });
+        let mac = |vport: Vport, info: &VportInfo| info.netdev_mac(self.mac_of(vport));
+        let port = |v| Resource::Port(self.index(), v);
+        let ports = vports.clone().map(|(v, info)| Create { resource: port(*v), mac: mac(*v, info), sfnum });
+        let netdev = |v| Resource::VfNetdev(self.index(), v);
         let netdevs = vports.filter(|(_, info)| info.is_vf_bound());
-        let netdevs =
-            netdevs.map(|(v, info)| Create { resource: Resource::VfNetdev(self.index(), *v), mac: info.mac, sfnum });
+        let netdevs = netdevs.map(|(v, info)| Create { resource: netdev(*v), mac: mac(*v, info), sfnum });
         self.shared.create_all(cx, &ports.chain(netdevs).collect::<Vec<_>>())
     }
 

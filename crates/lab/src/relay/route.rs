@@ -5,6 +5,7 @@
 //! set at the card.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use devlink::view::{self, Role};
@@ -16,7 +17,7 @@ use netlink::{BuildError, Errno, Flags, Message, attributes, find, messages, nlm
 use rustix::net::netdevice::name_to_index;
 
 use crate::card::Refusal;
-use crate::cards::{CardNetdev, Owner, Views};
+use crate::cards::{CardNetdev, Cards, Owner, Views};
 use crate::lock_order::Cx;
 use crate::network::Peer;
 
@@ -87,7 +88,9 @@ impl Handler for Route {
         let peers = peers_in(cx, relay, datagram);
         let views = relay.cards.now(cx);
         let own_port = relay.socket.port();
-        let of = |(message, peer): (Message<'_>, Option<Peer>)| self.for_program(&message, peer, &views, own_port);
+        let cards = Arc::clone(&relay.cards);
+        let of =
+            |(message, peer): (Message<'_>, Option<Peer>)| self.for_program(&message, peer, (&cards, &views), own_port);
         let rewritten: Vec<Vec<u8>> = messages(datagram).zip(peers).filter_map(of).collect();
         relay.queue.push(rewritten.iter().map(|message| &message[..]));
     }
@@ -109,7 +112,7 @@ impl Handler for Route {
         self.held = held;
         let sent = ready.iter().filter_map(|held| {
             let message = Message::first(&held.message)?;
-            link::rewritten(&message, views.netdev(held.peer).as_ref(), Query::default()).ok()
+            link::rewritten(&message, views.netdev(held.peer).as_ref(), Query::default(), None).ok()
         });
         let sent: Vec<Vec<u8>> = sent.collect();
         relay.queue.push(sent.iter().map(|message| &message[..]));
@@ -145,7 +148,7 @@ impl Route {
         &mut self,
         message: &Message<'_>,
         peer: Option<Peer>,
-        views: &Views,
+        (cards, views): (&Cards, &Views),
         own_port: u32,
     ) -> Option<Vec<u8>> {
         let as_it_is = || message.bytes().to_vec();
@@ -164,7 +167,9 @@ impl Route {
             return None;
         }
         // A message that cannot be built is passed on as the kernel sent it.
-        Some(link::rewritten(message, netdev.as_ref(), query).unwrap_or_else(|_| as_it_is()))
+        let wanted = netdev.as_ref().and_then(|netdev| Some((netdev.card, query.wants_counters(netdev)?)));
+        let counters = wanted.map(|(card, pf)| cards.vf_counters(card, pf));
+        Some(link::rewritten(message, netdev.as_ref(), query, counters.as_ref()).unwrap_or_else(|_| as_it_is()))
     }
 
     /// Whether the program gets a message about a netdev that its card has not published. If not, the message is held
@@ -201,15 +206,15 @@ fn set_vfs(cx: Cx<'_, '_>, relay: &mut Relay, message: &Message<'_>) -> bool {
     let Some(netdev) = netdev_in(cx, relay, message) else { return false };
     let card = netdev.card;
     let view::DeviceName::Pci(device) = netdev.parent else { return false };
-    let refused = |errno| Err(Refusal { errno, message: String::new() });
-    let done = match vf::commands(device, list) {
-        Err(vf::NoCommands::NotUnderstood) => return false,
-        _ if !relay.may_administer() => refused(Errno::PERM),
-        Err(vf::NoCommands::Refused(errno)) => refused(errno),
-        Ok(commands) => commands.iter().try_for_each(|command| relay.cards.perform(card, command)),
+    let refusal = |errno| Refusal { errno, message: String::new() };
+    let done = if relay.may_administer() {
+        let (commands, outcome) = vf::commands(device, list);
+        let performed = commands.iter().try_for_each(|command| relay.cards.perform(card, command));
+        performed.and(outcome.map_err(refusal))
+    } else {
+        Err(refusal(Errno::PERM))
     };
-    let rest = done
-        .and_then(|()| without_vfs(message).map_err(|error| Refusal { errno: error.into(), message: String::new() }));
+    let rest = done.and_then(|()| without_vfs(message).map_err(|error| refusal(error.into())));
     match rest {
         Ok(Some(rest)) => {
             for message in messages(&rest) {
