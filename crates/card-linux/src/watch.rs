@@ -563,9 +563,10 @@ impl Operation<'_> {
     /// those that were in one namespace may be tied to each other. The watcher tries those again that
     /// cannot be made now.
     fn follow_deletions(&mut self, gone: &[Inside]) -> Vec<Change> {
-        let found: Vec<(Inside, Resource)> =
-            gone.iter().filter_map(|gone| Some((*gone, self.is_deleted(*gone)?))).collect();
-        let resources: Vec<Resource> = found.iter().map(|(_, resource)| *resource).collect();
+        // Of several events about one netdev the first is enough.
+        let mut seen = HashSet::new();
+        let once = gone.iter().filter(|gone| seen.insert(gone.index()));
+        let found: Vec<(Inside, Resource)> = once.filter_map(|gone| Some((*gone, self.is_deleted(*gone)?))).collect();
         let mut books = self.books();
         let mut wanted = Vec::new();
         for (inside, resource) in found {
@@ -578,7 +579,7 @@ impl Operation<'_> {
             wanted.push((inside, resource, entry, mtu));
         }
         drop(books);
-        self.destroy(&resources);
+        self.destroy(&wanted.iter().map(|(_, resource, ..)| *resource).collect::<Vec<_>>());
         let batch: Vec<Create> = wanted
             .iter()
             .map(|(_, resource, entry, _)| Create { resource: *resource, mac: entry.mac, sfnum: entry.sfnum })

@@ -302,7 +302,7 @@ impl<'a> ViewBuilder<'a> {
     fn vf_netdev(&self, pf: &PfView, address: PciAddress, vf: &VfView) -> Option<Netdev> {
         let resource = Resource::VfNetdev(pf.index, Vport::Vf(vf.number));
         let netdev = self.netdev(&resource, Role::Vf, DeviceName::Pci(address))?;
-        Some(Netdev { permanent: Some(vf.mac.0), ..netdev })
+        Some(Netdev { permanent: Some(vf.netdev_mac.0), ..netdev })
     }
 
     fn sf_netdev(&self, pf: &PfView, vport: Vport) -> Option<Netdev> {
