@@ -563,10 +563,16 @@ impl Operation<'_> {
     /// those that were in one namespace may be tied to each other. The watcher tries those again that
     /// cannot be made now.
     fn follow_deletions(&mut self, gone: &[Inside]) -> Vec<Change> {
-        // Of several events about one netdev the first is enough.
+        // Of several events about one netdev the first is enough. The netdev that one is tied to may have been in the same
+        // namespace, and the event about that has not arrived yet.
         let mut seen = HashSet::new();
-        let once = gone.iter().filter(|gone| seen.insert(gone.index()));
-        let found: Vec<(Inside, Resource)> = once.filter_map(|gone| Some((*gone, self.is_deleted(*gone)?))).collect();
+        let both = gone.iter().flat_map(|gone| match *gone {
+            Inside::Port(slot) if slot.vport != Vport::Uplink => [Some(*gone), Some(Inside::Inner(slot))],
+            Inside::Inner(slot) if slot.vport != Vport::Uplink => [Some(*gone), Some(Inside::Port(slot))],
+            _ => [Some(*gone), None],
+        });
+        let once = both.flatten().filter(|gone| seen.insert(gone.index()));
+        let found: Vec<(Inside, Resource)> = once.filter_map(|gone| Some((gone, self.is_deleted(gone)?))).collect();
         let mut books = self.books();
         let mut wanted = Vec::new();
         for (inside, resource) in found {
