@@ -346,8 +346,7 @@ impl Mover {
             }
             1 => {
                 let Some(port) = &netdev.owned.port else { return Ok(()) };
-                let printed = Command::new("devlink").args(["port", "show", port]).output()?;
-                let printed = String::from_utf8_lossy(&printed.stdout).into_owned();
+                let printed = show_port(port)?;
                 let named = format!("netdev {} ", netdev.name);
                 let right = if netdev.at == 0 { printed.contains(&named) } else { !printed.contains("netdev ") };
                 ensure!(right && printed.contains("type eth"), wrong(format!("devlink: {printed}")));
@@ -387,6 +386,19 @@ impl Mover {
             }
         }
         Ok(())
+    }
+}
+
+/// What devlink shows of a port. While there is no daemon, nobody answers; so it is asked again.
+fn show_port(port: &str) -> Result<String> {
+    let until = Instant::now() + HOME;
+    loop {
+        let shown = Command::new("devlink").args(["port", "show", port]).output()?;
+        if shown.status.success() {
+            return Ok(String::from_utf8_lossy(&shown.stdout).into_owned());
+        }
+        ensure!(Instant::now() < until, "devlink: {}", String::from_utf8_lossy(&shown.stderr));
+        thread::sleep(Duration::from_millis(20));
     }
 }
 
