@@ -229,7 +229,7 @@ pub struct Netdev {
     pub parent: DeviceName,
     /// `phys_port_name`, if it has one.
     pub port_name: Option<String>,
-    /// Whether it has the card's `phys_switch_id`.
+    /// Whether it is a port of the E-Switch, in switchdev mode.
     pub in_switch: bool,
     /// `dev_port`.
     pub dev_port: u32,
@@ -245,6 +245,14 @@ pub struct Netdev {
     /// for a representor: the driver gives it a random address, and the kernel then keeps none.
     #[serde(default)]
     pub permanent: Option<[u8; 6]>,
+}
+
+impl Netdev {
+    /// Whether it has the card's `phys_switch_id`. A PF, which manages the E-Switch, has it in either mode
+    /// (`mlx5e_devlink_port_register`).
+    pub fn has_switch_id(&self) -> bool {
+        self.in_switch || self.role == Role::Pf
+    }
 }
 
 /// What `ip link show` prints about a VF for the netdev of its PF.

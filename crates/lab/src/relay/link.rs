@@ -114,7 +114,7 @@ fn describe(to: &mut Builder, view: &IndexedView, netdev: &Netdev, query: Query,
     if let Some(name) = &netdev.port_name {
         to.text(IFLA_PHYS_PORT_NAME, name);
     }
-    if netdev.in_switch {
+    if netdev.has_switch_id() {
         to.put(IFLA_PHYS_SWITCH_ID, &view.card.switch_id.0);
     }
     // Nothing is sent of an address that the kernel has not kept (`rtnl_fill_ifinfo`).

@@ -50,7 +50,7 @@ fn link(context: &AttributeContext<'_>) -> Result<bool, Errno> {
 }
 
 fn phys_switch_id(context: &AttributeContext<'_>) -> Text {
-    if context.netdev()?.in_switch { line(context.card()?.switch_id) } else { Err(Errno::OPNOTSUPP) }
+    if context.netdev()?.has_switch_id() { line(context.card()?.switch_id) } else { Err(Errno::OPNOTSUPP) }
 }
 
 /// The path of a netdev in the kernel's `/sys`.

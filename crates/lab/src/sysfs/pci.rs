@@ -150,6 +150,8 @@ fn driver_override(context: &AttributeContext<'_>) -> Text {
 }
 
 fn set_driver_override(context: &AttributeContext<'_>, text: &str) -> Result<Act, Errno> {
+    // Up to the first newline (`driver_set_override`).
+    let text = text.split('\n').next().unwrap_or_default();
     let driver = if text.is_empty() { None } else { Some(name(text)?.to_owned()) };
     perform(context, |device| Ok(Command::SetDriverOverride { device, driver }))
 }

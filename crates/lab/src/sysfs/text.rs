@@ -43,14 +43,15 @@ pub(super) fn name(text: &str) -> Result<&str, Errno> {
     if !text.is_empty() && text.len() < 256 && text.chars().all(plain) { Ok(text) } else { Err(Errno::INVAL) }
 }
 
-/// The text that a program has written, without the newline that `echo` adds.
+/// The text that a program has written: up to the first NUL, as the kernel's files see it (`kernfs_fop_write_iter` ends the
+/// text with a NUL), and without the one newline that `echo` adds and `kstrtou16`, `kstrtobool` and `sysfs_streq` ignore.
 pub(super) fn written(bytes: &[u8]) -> Result<&str, Errno> {
     if bytes.len() > 4096 {
         return Err(Errno::INVAL);
     }
+    let bytes = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
     let bytes = bytes.strip_suffix(b"\n").unwrap_or(bytes);
-    let text = std::str::from_utf8(bytes).map_err(|_| Errno::INVAL)?;
-    if text.chars().any(char::is_control) { Err(Errno::INVAL) } else { Ok(text) }
+    std::str::from_utf8(bytes).map_err(|_| Errno::INVAL)
 }
 
 /// Checks what a program writes to `uevent`: the name of an event (`kobject_synth_uevent`). In a lab nothing receives
@@ -84,11 +85,16 @@ mod tests {
     }
 
     #[test]
-    fn anything_but_one_line_of_text_is_refused() {
-        assert_eq!(written(b"2\n"), Ok("2"));
-        assert_eq!(written(b""), Ok(""));
-        for bad in [&b"2\n\n"[..], b"a\0b", b"\xff", &[b'1'; 4097]] {
+    fn a_text_ends_as_the_kernel_ends_it() {
+        for (bytes, text) in
+            [(&b"2\n"[..], "2"), (b"", ""), (b"\0", ""), (b"2\0\0", "2"), (b"\n", ""), (b"2\n\n", "2\n")]
+        {
+            assert_eq!(written(bytes), Ok(text));
+        }
+        for bad in [b"\xff", &[b'1'; 4097][..]] {
             assert_eq!(written(bad), Err(Errno::INVAL));
         }
+        // What comes after the newline that is ignored is not.
+        assert_eq!((number("2\n"), boolean("\t"), name("a\n").is_err()), (Err(Errno::INVAL), Err(Errno::INVAL), true));
     }
 }
