@@ -297,6 +297,79 @@ fn netdevs_with_other_names_are_the_cards_all_the_same() {
     );
 }
 
+/// What a CNI does: a VF's netdev goes to a namespace and gets another name there, beside netdevs of the namespace's own.
+#[test]
+fn a_netdev_is_the_cards_in_any_namespace_and_under_any_name() {
+    if lab::skipped(&["bash", "devlink", "ethtool", "nsenter"]) {
+        return;
+    }
+    let in_pod = |command: &str| format!("nsenter --net=/run/netns/pod {command}");
+    let shown = "ip -n pod -d link show eth0 | grep -o 'parentbus.*\\|veth'";
+    let (driver, other_driver) = (in_pod("ethtool -i eth0 | grep driver"), in_pod("ethtool -i eth1 | grep driver"));
+    let (devices, mode) = (in_pod("devlink dev"), in_pod("devlink dev eswitch show pci/0000:08:00.0"));
+    let monitor = "timeout 5 ip monitor link > /run/monitor & sleep 0.3; ip netns add other; \
+                   ip link set enp8s0f0v1 netns other; ip -n other link set enp8s0f0v1 netns $$; sleep 0.2; kill %1; \
+                   grep -c '@' /run/monitor; grep -c 'enp8s0f0v1' /run/monitor";
+    run_session(
+        "namespaces",
+        &[
+            (&format!("echo 2 > {NUMVFS}; devlink dev eswitch set pci/0000:08:00.0 mode switchdev"), ""),
+            ("ip netns add pod; ip link set enp8s0f0v0 netns pod name eth0", ""),
+            (shown, "parentbus pci parentdev 0000:08:00.2"),
+            (&driver, "driver: mlx5_core"),
+            ("ls /sys/bus/pci/devices/0000:08:00.2/net; ls /sys/class/net/enp8s0f0v1/device/net", "enp8s0f0v1"),
+            // The namespace's own netdev of a name that the card has, too.
+            ("ip -n pod link add enp8s0f0np0 type veth peer name eth1", ""),
+            ("ip -n pod -d link show enp8s0f0np0 | grep -o 'vf 0\\|parentbus.*\\|veth'", "veth"),
+            ("ip -n pod link set enp8s0f0np0 vf 0 mac 00:11:22:33:44:99", "…Operation not supported…"),
+            ("ip link show enp8s0f0np0 | grep -c 00:11:22:33:44:99", "0"),
+            (&other_driver, "driver: veth"),
+            ("ip -n pod link del enp8s0f0np0", ""),
+            // An instance of devlink is in its own namespace only.
+            (&devices, ""),
+            (&mode, "…No such device…"),
+            // Nobody deletes the netdev of hardware.
+            ("ip -n pod link del eth0", "…Operation not supported…"),
+            ("ip link del enp8s0f0npf0vf0", "…Operation not supported…"),
+            ("ip link set enp8s0f0npf0vf1 group 7; ip link del group 7", "…Operation not supported…"),
+            // A representor elsewhere has a port, which names no netdev.
+            ("ip link set enp8s0f0npf0vf0 netns pod name rep0", ""),
+            ("devlink port show pci/0000:08:00.0/1 | head -1 | grep -o 'type.*flavour'", "type eth flavour"),
+            ("ip -n pod -d link show rep0 | grep -o 'portname [a-z0-9]*'", "portname pf0vf0"),
+            ("ip -n pod link set rep0 netns $$ name back", ""),
+            ("devlink port show pci/0000:08:00.0/1 | head -1 | grep -o 'netdev [a-z]*'", "netdev back"),
+            ("cat /sys/class/net/back/phys_port_name", "pf0vf0"),
+            // No message about a netdev names its peer.
+            (monitor, "0\n2"),
+        ],
+    );
+}
+
+/// Programs that ask libudev (systemd, NetworkManager, libvirt) see the machine's devices and the card's.
+#[test]
+fn libudev_lists_the_cards_devices_beside_the_machines() {
+    if lab::skipped(&["python3"]) {
+        return;
+    }
+    let script = r#"python3 -c "
+import ctypes
+udev = ctypes.CDLL('libudev.so.1')
+for name in 'udev_new', 'udev_enumerate_new', 'udev_enumerate_get_list_entry', 'udev_list_entry_get_next':
+    getattr(udev, name).restype = ctypes.c_void_p
+udev.udev_list_entry_get_name.restype = ctypes.c_char_p
+found = ctypes.c_void_p(udev.udev_enumerate_new(ctypes.c_void_p(udev.udev_new())))
+udev.udev_enumerate_add_match_subsystem(found, b'net')
+udev.udev_enumerate_scan_devices(found)
+entry = udev.udev_enumerate_get_list_entry(found)
+while entry:
+    print(udev.udev_list_entry_get_name(ctypes.c_void_p(entry)).decode())
+    entry = udev.udev_list_entry_get_next(ctypes.c_void_p(entry))
+""#;
+    let found = "/sys/devices/pci0000:08/0000:08:00.0/net/enp8s0f0np0\n/sys/devices/pci0000:08/0000:08:00.1/net/enp8s0f1np1\n\
+                 /sys/devices/virtual/net/lo";
+    run_session("libudev", &[(script, found)]);
+}
+
 #[test]
 fn pyroute2_sees_the_card() {
     if lab::skipped(&["python3"]) || lab::skipped_without_pyroute2() {

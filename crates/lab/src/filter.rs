@@ -1,6 +1,7 @@
 //! Which system calls are trapped: a classic BPF program for seccomp.
 //!
-//! A program that makes no netlink socket, loads no module and queries no driver's name should run as without a filter.
+//! A program that makes no netlink socket, loads no module and queries no driver and no file system by a descriptor should
+//! run as without a filter.
 //! Since Linux 5.11 the kernel knows which call numbers a filter allows whatever the arguments are, and does not run
 //! the filter for those. So the order below matters only among the calls that are named in it; the frequent ones,
 //! receiving and `ioctl`, are first.
@@ -132,6 +133,7 @@ pub(crate) fn program(base: u32) -> Vec<FilterOp> {
     trap(&mut program, libc::SYS_bind, &[Test::OneOf(2, &[ADDRESS_LEN])]);
     trap(&mut program, libc::SYS_connect, &[Test::OneOf(2, &[ADDRESS_LEN])]);
     trap(&mut program, libc::SYS_getsockname, &[]);
+    trap(&mut program, libc::SYS_fstatfs, &[]);
     trap(&mut program, libc::SYS_init_module, &[]);
     trap(&mut program, libc::SYS_finit_module, &[]);
     trap(&mut program, libc::SYS_delete_module, &[]);
@@ -225,6 +227,8 @@ mod tests {
             (libc::SYS_connect, [3, 0, 110], false),
             (libc::SYS_getsockname, [3, 0, 0], true),
             (libc::SYS_delete_module, [0, 0, 0], true),
+            (libc::SYS_fstatfs, [3, 0, 0], true),
+            (libc::SYS_statfs, [0, 0, 0], false),
             (libc::SYS_write, [1, 0, 15], false),
             (libc::SYS_write, [1, 0, 16], true),
             (libc::SYS_write, [1, 0, 212_991], true),

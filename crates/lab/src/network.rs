@@ -116,7 +116,7 @@ type End = (i32, u32);
 
 struct Link {
     name: String,
-    /// IFLA_GROUP.
+    /// IFLA_GROUP, when it was reported last.
     group: u32,
     end: End,
     /// Whether it has been deleted, or moved to another namespace.
@@ -182,6 +182,16 @@ impl Network {
         work(&table)
     }
 
+    /// The peers of those of the cards' netdevs that are in a group (IFLA_GROUP). The kernel is asked: it does not notify of
+    /// the group of a netdev that is down (`netdev_state_change`).
+    pub fn peers_in_group<L>(&self, cx: &mut Locked<'_, L>, cards: &Cards, group: u32) -> Vec<Peer> {
+        let mut table = self.table.lock_leaf(cx);
+        table.is_complete = false;
+        table.update(&self.sockets, cards);
+        let members = table.links.values().filter(|link| !link.gone && link.group == group);
+        members.filter_map(|link| table.peer_at(link.end)).collect()
+    }
+
     /// For each message of a datagram of the kernel, the peer of the card's netdev that it is about (RTM_NEWLINK,
     /// RTM_DELLINK).
     pub fn peers_in<L>(&self, cx: &mut Locked<'_, L>, cards: &Cards, datagram: &[u8]) -> Vec<Option<Peer>> {
@@ -244,12 +254,6 @@ impl Table {
     pub fn each(&self) -> impl Iterator<Item = (Peer, &str)> {
         let present = self.links.values().filter(|link| !link.gone);
         present.filter_map(|link| Some((self.peer_at(link.end)?, &*link.name)))
-    }
-
-    /// The peers of those of the cards' netdevs that are in a group (IFLA_GROUP).
-    pub fn peers_in_group(&self, group: u32) -> Vec<Peer> {
-        let members = self.links.values().filter(|link| !link.gone && link.group == group);
-        members.filter_map(|link| self.peer_at(link.end)).collect()
     }
 
     /// A number that is another one when a netdev has come, gone, or been renamed.

@@ -23,5 +23,6 @@ mod rdma;
 mod text;
 pub mod tree;
 
+pub(crate) use fs::is_ours;
 pub use library::{MARK, module_name};
 pub use mount::{Mounter, Server, Serving, Shortcomings, SysfsError, prepare};

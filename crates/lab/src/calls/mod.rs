@@ -5,6 +5,7 @@ mod modules;
 mod receive;
 mod send;
 mod socket;
+mod statfs;
 
 use std::io;
 use std::sync::Arc;
@@ -25,6 +26,7 @@ pub(crate) fn answer(cx: Cx<'_, '_>, lab: &Arc<Lab>, call: &Notification) -> Ans
     match number {
         libc::SYS_socket => socket::socket(cx, lab, call).into(),
         libc::SYS_ioctl => ethtool::ioctl(cx, lab, call),
+        libc::SYS_fstatfs => statfs::answer(lab, call),
         libc::SYS_init_module => lab.answer_later(*call, modules::init_module),
         libc::SYS_finit_module => lab.answer_later(*call, modules::finit_module),
         libc::SYS_delete_module => lab.answer_later(*call, modules::delete_module),

@@ -269,7 +269,7 @@ fn refuse_to_delete(cx: Cx<'_, '_>, relay: &mut Relay, message: &Message<'_>) ->
     let concerned = match group {
         Some(group) => relay.network(cx).is_some_and(|network| {
             let views = relay.cards.now(cx);
-            let peers = network.look(cx, &relay.cards, |table| table.peers_in_group(group));
+            let peers = network.peers_in_group(cx, &relay.cards, group);
             peers.into_iter().any(|peer| views.netdev(peer).is_some())
         }),
         None => netdev_in(cx, relay, message).is_some(),

@@ -19,7 +19,7 @@ use std::time::SystemTime;
 use fuser::{
     BsdFileFlags, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
     LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request, TimeOrNow, WriteFlags,
+    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
 use lockdep::{Domain, Mutex};
 use netlink::Errno;
@@ -100,6 +100,16 @@ impl SysFs {
     }
 }
 
+/// How many files the file system says to have, in all and free: by these numbers it is recognised, as nothing else that a
+/// file system of FUSE reports is its own choice and the same at every mount.
+const FILES: (u64, u64) = (0x6265_6572, 0x6573_7769);
+
+/// Whether the status of a file system is that of one that shows `/sys`.
+pub(crate) fn is_ours(status: &rustix::fs::StatFs) -> bool {
+    const FUSE_SUPER_MAGIC: u64 = 0x6573_5546;
+    (status.f_type as u64, (status.f_files as u64, status.f_ffree as u64)) == (FUSE_SUPER_MAGIC, FILES)
+}
+
 impl Filesystem for SysFs {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
         let wanted =
@@ -110,6 +120,10 @@ impl Filesystem for SysFs {
         }
         let _ = config.set_max_write(1 << 17);
         Ok(())
+    }
+
+    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        reply.statfs(0, 0, 0, FILES.0, FILES.1, 4096, 255, 4096);
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
