@@ -293,7 +293,7 @@ pub struct RdmaDevice {
     pub parent: DeviceName,
     /// `node_guid`.
     pub node_guid: u64,
-    /// Its ports, from number 1.
+    /// Its ports: each number from 1 to the last.
     pub ports: Vec<RdmaPort>,
 }
 
@@ -304,6 +304,15 @@ pub struct RdmaPort {
     pub number: u32,
     /// The name of its netdev.
     pub netdev: Option<String>,
+    /// Whether it does RoCE. A port of a PF's device in switchdev mode does not: it is for raw packets only, and has no
+    /// GIDs (`raw_eth_profile` in mlx5_ib).
+    #[serde(default = "does_roce")]
+    pub roce: bool,
+}
+
+/// What a port does unless it is said.
+fn does_roce() -> bool {
+    true
 }
 
 /// A module that contains drivers of the card.

@@ -129,8 +129,12 @@ fn in_switchdev_mode_with_vfs_and_sfs() {
         let rdma_of_sf = AuxiliaryName::Part { kind: AuxKind::Rdma, id: 4 };
         let own = view.auxiliary.iter().find(|a| a.name == rdma_of_sf).unwrap();
         assert_eq!(own.parent, of_sf.parent);
-        // A port for each vport, with its representor's netdev; places for SFs come after those for VFs.
-        assert_eq!(rdma(&view)[0], ("rocep8s0f0", vec![1, 2, 3, 10]));
+        // A port for each vport, with its representor's netdev; places for SFs come after those for VFs. Every port up to
+        // the last exists.
+        assert_eq!(rdma(&view)[0], ("rocep8s0f0", (1..=10).collect()));
+        let with_netdev = view.rdma[0].ports.iter().filter(|port| port.netdev.is_some()).map(|port| port.number);
+        assert_eq!(with_netdev.collect::<Vec<_>>(), [1, 2, 3, 10]);
+        assert!(view.rdma[0].ports.iter().all(|port| !port.roce));
         assert_eq!(view.rdma[0].ports[1].netdev.as_deref(), Some("enp8s0f0npf0vf0"));
         assert!(rdma(&view).contains(&("rocep8s0f0s88", vec![1])));
 

@@ -155,6 +155,19 @@ fn ip_rdma_ethtool_and_lspci_see_the_card() {
             ("ip link set enp8s0f0v1 netns elsewhere; ip netns del elsewhere; sleep 1", ""),
             ("cat /sys/class/net/enp8s0f0npf0vf0/phys_port_name", "pf0vf0"),
             ("rdma link show | grep -c rocep8s0f0/", "3"),
+            // Ports of representors are for raw packets only.
+            (
+                "cat /sys/class/infiniband/rocep8s0f0/ports/*/gids/0 | sort -u",
+                "0000:0000:0000:0000:0000:0000:0000:0000",
+            ),
+            // An SF's port comes after those of all VFs that there can be; every port up to it exists.
+            ("devlink port add pci/0000:08:00.0 flavour pcisf pfnum 0 sfnum 11 | head -1", "pci/0000:08:00.0/32768: …"),
+            ("devlink port function set pci/0000:08:00.0/32768 state active", ""),
+            (
+                "rdma link show | grep rocep8s0f0/ > /run/links; echo $(( $(wc -l < /run/links) - $(ls \
+                 /sys/class/infiniband/rocep8s0f0/ports | wc -l) )); tail -1 /run/links; rdma link > /dev/null; echo $?",
+                "0\nlink rocep8s0f0/… netdev en8f0pf0sf11…\n0",
+            ),
             ("basename $(readlink -f /sys/class/net/enp8s0f0v1/device)", "0000:08:00.3"),
         ],
     );

@@ -38,14 +38,17 @@ fn of_pf(builder: &ViewBuilder<'_>, pf: &PfView) -> Option<RdmaDevice> {
     if !has_device(builder, pf.index) {
         return None;
     }
-    let mut ports = vec![RdmaPort { number: 1, netdev: builder.netdev_name(&Resource::PfNetdev(pf.index)) }];
-    if is_multiport(builder, pf.index) {
+    let multiport = is_multiport(builder, pf.index);
+    let netdev = builder.netdev_name(&Resource::PfNetdev(pf.index));
+    let mut ports = vec![RdmaPort { number: 1, netdev, roce: !multiport }];
+    if multiport {
         let master = builder.snapshot.pfs.iter().find(|pf| has_device(builder, pf.index));
         let is_master = master.is_some_and(|master| master.index == pf.index);
         let borrowers = builder.snapshot.pfs.iter().filter(|peer| is_master && !has_device(builder, peer.index));
         for member in [pf].into_iter().chain(borrowers) {
             ports.extend(representors(builder, pf, member));
         }
+        ports = without_gaps(ports);
     }
     Some(RdmaDevice {
         index: pf.index.0.into(),
@@ -65,10 +68,23 @@ fn representors(builder: &ViewBuilder<'_>, owner: &PfView, pf: &PfView) -> Vec<R
     for vport in pf.ports.iter().map(|port| port.vport).filter(|vport| *vport != Vport::Uplink) {
         if builder.is_made(&Resource::Representor(pf.index, vport, RepType::Ib)) {
             let netdev = builder.netdev_name(&Resource::Representor(pf.index, vport, RepType::Eth));
-            ports.push(RdmaPort { number: first + names::ib_port(builder.config, vport), netdev });
+            ports.push(RdmaPort { number: first + names::ib_port(builder.config, vport), netdev, roce: false });
         }
     }
     ports
+}
+
+/// The ports with those in between that stand for no vport now. A device has every port up to the number that it says to
+/// have (`rdma_for_each_port`); one without a representor has no netdev, and is down.
+fn without_gaps(mut ports: Vec<RdmaPort>) -> Vec<RdmaPort> {
+    ports.sort_by_key(|port| port.number);
+    let mut all: Vec<RdmaPort> = Vec::with_capacity(ports.len());
+    for port in ports {
+        let next = all.last().map_or(1, |last| last.number + 1);
+        all.extend((next..port.number).map(|number| RdmaPort { number, netdev: None, roce: false }));
+        all.push(port);
+    }
+    all
 }
 
 fn of_vfs<'a>(builder: &'a ViewBuilder<'_>, pf: &'a PfView) -> impl Iterator<Item = RdmaDevice> + 'a {
@@ -81,6 +97,7 @@ fn of_vfs<'a>(builder: &'a ViewBuilder<'_>, pf: &'a PfView) -> impl Iterator<Ite
         ports: vec![RdmaPort {
             number: 1,
             netdev: builder.netdev_name(&Resource::VfNetdev(pf.index, Vport::Vf(vf.number))),
+            roce: true,
         }],
     })
 }
@@ -93,6 +110,10 @@ fn of_sf(builder: &ViewBuilder<'_>, pf: &PfView, vport: Vport) -> Option<RdmaDev
         name: names::ib_device(builder.config, &device, Some(sf.sfnum.0))?,
         parent: builder.parent(pf, Some(vport)),
         node_guid: guid(sf.mac.or_own(builder.config.mac(pf.index, vport))),
-        ports: vec![RdmaPort { number: 1, netdev: builder.netdev_name(&Resource::SfNetdev(pf.index, vport)) }],
+        ports: vec![RdmaPort {
+            number: 1,
+            netdev: builder.netdev_name(&Resource::SfNetdev(pf.index, vport)),
+            roce: true,
+        }],
     })
 }

@@ -201,7 +201,7 @@ fn card() -> view::Card {
             name: "rocep8s0f0".to_owned(),
             parent,
             node_guid: 1,
-            ports: vec![view::RdmaPort { number: 1, netdev: Some("p0".to_owned()) }],
+            ports: vec![view::RdmaPort { number: 1, netdev: Some("p0".to_owned()), roce: true }],
         }],
         modules: Vec::new(),
     }

@@ -93,6 +93,9 @@ fn is_up(context: &AttributeContext<'_>) -> Result<bool, Errno> {
 /// The MAC address from which a port's GIDs are made. EINVAL if it has none: the attributes of an empty GID cannot be
 /// read.
 fn address(context: &AttributeContext<'_>) -> Result<[u8; 6], Errno> {
+    if !context.rdma_port()?.roce {
+        return Err(Errno::INVAL);
+    }
     let text = netdev_file(context, "address")?.ok_or(Errno::INVAL)?;
     let mut bytes = text.split(':').map(|byte| u8::from_str_radix(byte, 16));
     let mut address = [0; 6];

@@ -177,6 +177,7 @@ pub fn card(vfs: u16) -> view::Card {
             ports: (0..=u32::from(vfs))
                 .map(|port| view::RdmaPort {
                     number: port + 1,
+                    roce: true,
                     netdev: Some(match port {
                         0 => "enp8s0f0np0".to_owned(),
                         port => format!("p0vf{}", port - 1),
