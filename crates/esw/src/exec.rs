@@ -43,16 +43,17 @@ fn run(found: Vec<ConnectedCard>, command: Command, exact_addresses: bool, verbo
         remotes.push(Arc::new(remote.with_context(|| format!("reading the state of {}", card.name))?));
     }
     let cards: Vec<Arc<dyn Card>> = remotes.iter().map(|remote| Arc::clone(remote) as Arc<dyn Card>).collect();
+    let rdma = Arc::default();
     let (mounter, server) = sysfs::prepare()?;
     let serve: lab::Serve = {
-        let cards = cards.clone();
+        let (cards, rdma) = (cards.clone(), Arc::clone(&rdma));
         Box::new(move |domain| {
             for remote in &remotes {
                 // Without this thread the lab works until the daemon ends.
                 let _ = remote.stay_connected();
             }
             // If this fails, mounting fails too, and has the reason.
-            Box::new(server.serve(cards, domain))
+            Box::new(server.serve(cards, rdma, domain))
         })
     };
     let mounts: lab::Mounts = Box::new(move || match mounter.mount() {
@@ -68,7 +69,7 @@ fn run(found: Vec<ConnectedCard>, command: Command, exact_addresses: bool, verbo
         }
     });
     let options =
-        Options { join: Some(join), mounts: Some(mounts), serve: Some(serve), exact_addresses, lockdep: false };
+        Options { join: Some(join), mounts: Some(mounts), serve: Some(serve), rdma, exact_addresses, lockdep: false };
     let status = lab::run(cards, command, options)?;
     Ok(status.clamp(0, 255) as u8)
 }

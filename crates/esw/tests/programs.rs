@@ -358,6 +358,40 @@ fn a_netdev_is_the_cards_in_any_namespace_and_under_any_name() {
     );
 }
 
+/// RDMA devices are shared by namespaces, or each is in one; they have names that can be changed.
+#[test]
+fn an_rdma_device_is_moved_and_renamed() {
+    if lab::skipped(&["bash", "rdma"]) {
+        return;
+    }
+    run_session(
+        "rdma-namespaces",
+        &[
+            (&format!("modprobe mlx5_ib; echo 2 > {NUMVFS}; ip netns add pod"), ""),
+            // In shared mode every namespace sees every device, and none can be moved.
+            ("ip netns exec pod rdma dev | grep -c rocep8s0f0", "3"),
+            ("rdma dev set rocep8s0f0v0 netns pod", "error: Operation not supported"),
+            ("rdma system set netns exclusive; ip netns exec pod rdma dev", ""),
+            ("rdma dev set rocep8s0f0v0 netns pod; rdma dev | grep -c rocep8s0f0v0", "0"),
+            ("ls /sys/class/infiniband", "rocep8s0f0\nrocep8s0f0v1\nrocep8s0f1"),
+            ("ip netns exec pod rdma dev | cut -d: -f2", " rocep8s0f0v0"),
+            ("rdma dev set rocep8s0f0v0 name other", "Wrong device name…"),
+            // A device whose namespace dies comes home.
+            (
+                "ip netns del pod; for n in {1..300}; do rdma dev | grep -o rocep8s0f0v0 && break; sleep 0.01; done",
+                "rocep8s0f0v0",
+            ),
+            ("rdma dev set rocep8s0f0v1 name rocep8s0f0v0", "error: File exists"),
+            ("rdma dev set rocep8s0f0v1 name a/b", "error: Invalid argument"),
+            (
+                "rdma dev set rocep8s0f0v1 name mlx5_7; ls /sys/class/infiniband",
+                "mlx5_7\nrocep8s0f0\nrocep8s0f0v0\nrocep8s0f1",
+            ),
+            ("rdma link show mlx5_7/1 | grep -o 'netdev.*'", "netdev enp8s0f0v1"),
+        ],
+    );
+}
+
 /// Programs that ask libudev (systemd, NetworkManager, libvirt) see the machine's devices and the card's.
 #[test]
 fn libudev_lists_the_cards_devices_beside_the_machines() {

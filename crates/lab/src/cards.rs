@@ -13,16 +13,17 @@ use lockdep::{Locked, Mutex};
 use netlink::Errno;
 
 use crate::card::{Card, Refusal};
-use crate::lock_order::{CardIndex, RdmaMode};
+use crate::lock_order::CardIndex;
 use crate::network::{Network, NetworkId, Networks, Peer};
+use crate::rdma_system::RdmaSystem;
 
 /// All cards of a lab.
 pub(crate) struct Cards {
     cards: Vec<Member>,
     /// The network namespaces in which programs look for netdevs.
     pub networks: Networks,
-    /// `netns_mode` of RDMA devices: 1 (shared) until a program sets it.
-    pub rdma_mode: Mutex<RdmaMode, u8>,
+    /// The names and the network namespaces of their RDMA devices.
+    pub rdma: Arc<RdmaSystem>,
 }
 
 struct Member {
@@ -155,9 +156,9 @@ impl Views {
 }
 
 impl Cards {
-    pub fn new(cards: Vec<Arc<dyn Card>>) -> Self {
+    pub fn new(cards: Vec<Arc<dyn Card>>, rdma: Arc<RdmaSystem>) -> Self {
         let cards = cards.into_iter().map(|card| Member { card, indexed: Mutex::new(None) }).collect();
-        Self { cards, networks: Networks::new(), rdma_mode: Mutex::new(1) }
+        Self { cards, networks: Networks::new(), rdma }
     }
 
     pub fn len(&self) -> usize {
@@ -194,7 +195,11 @@ impl Cards {
     /// Whether the devlink instances of a card are in the network namespace of a socket: those that another namespace has
     /// are not seen (`devlink_get_from_attrs_lock`).
     pub fn is_home(&self, card: usize, socket: impl AsFd) -> bool {
-        let Ok(id) = NetworkId::of_socket(socket) else { return false };
+        NetworkId::of_socket(socket).is_ok_and(|id| self.is_home_of(card, id))
+    }
+
+    /// The same for a network namespace.
+    pub fn is_home_of(&self, card: usize, id: NetworkId) -> bool {
         match self.card(card).and_then(|card| card.home()) {
             Some(home) => NetworkId::of_socket(&*home).is_ok_and(|home| home == id),
             None => self.networks.is_own(id),

@@ -14,6 +14,7 @@ mod inside;
 mod lock_order;
 mod network;
 mod process;
+mod rdma_system;
 mod relay;
 mod run;
 mod supervisor;
@@ -29,4 +30,5 @@ pub mod fuzzing {
 
 pub use card::{Card, Refusal};
 pub use inside::is_inside;
+pub use rdma_system::RdmaSystem;
 pub use run::{Join, LabError, Mounts, Options, Serve, run};

@@ -50,8 +50,8 @@ lock_classes! {
     pub(crate) leaf KnownNetworks = "known networks";
     /// The netdevs of one network namespace. Held while the kernel is asked about them, which it answers at once.
     pub(crate) leaf NetworkTable = "network table";
-    /// `netns_mode` of RDMA devices.
-    pub(crate) leaf RdmaMode = "RDMA mode";
+    /// The names and the network namespaces of RDMA devices.
+    pub(crate) leaf RdmaState = "RDMA devices";
     /// The number that each card's server has given the family `devlink`. Taken after `FamilyLookup` as well.
     pub(crate) leaf CardFamilies = "card families";
     /// The idle connections to cards, and how many there are in all. A thread waits under it, by a condition variable,

@@ -54,6 +54,14 @@ impl NetworkId {
         sys::option(socket, libc::SOL_SOCKET, SO_NETNS_COOKIE, &mut number)?;
         Ok(Self(u64::from_ne_bytes(number)))
     }
+
+    /// The namespace that a descriptor refers to.
+    ///
+    /// # Errors
+    /// EINVAL: it is no network namespace. EPERM: it may not be entered.
+    pub fn of_namespace(namespace: &OwnedFd) -> io::Result<Self> {
+        within(namespace, || Self::of_socket(open_route()?))
+    }
 }
 
 /// The sockets through which the netdevs of a namespace are known. They keep the namespace alive.
@@ -148,6 +156,8 @@ pub(crate) struct Table {
     cards: Vec<Option<Seen>>,
     /// Whether an identifier of a namespace may have changed.
     ids_changed: bool,
+    /// How often each identifier of a namespace has become free, as its namespace died.
+    deaths: HashMap<i32, u64>,
     version: u64,
     sequence: u32,
     buffer: Vec<u8>,
@@ -159,6 +169,14 @@ const ROOM: usize = 64 << 10;
 impl Network {
     pub fn new(sockets: NetworkSockets) -> Self {
         Self { sockets, table: Mutex::new(Table::new()) }
+    }
+
+    /// The identity of the namespace.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn id(&self) -> io::Result<NetworkId> {
+        NetworkId::of_socket(&self.sockets.query)
     }
 
     /// A network namespace with one netdev, of the first card. The kernel is not asked.
@@ -213,6 +231,7 @@ impl Table {
             is_complete: false,
             cards: Vec::new(),
             ids_changed: true,
+            deaths: HashMap::new(),
             version: 0,
             sequence: 0,
             buffer: vec![0; ROOM],
@@ -321,7 +340,12 @@ impl Table {
         match message.header.kind {
             RTM_NEWLINK => self.add(message),
             RTM_DELLINK => self.remove(message),
-            RTM_NEWNSID | RTM_DELNSID => self.ids_changed = true,
+            RTM_NEWNSID => self.ids_changed = true,
+            RTM_DELNSID => {
+                self.ids_changed = true;
+                let id = message.after(RTGENMSG).and_then(|content| find(content, NETNSA_NSID)?.u32());
+                id.into_iter().for_each(|id| *self.deaths.entry(id.cast_signed()).or_default() += 1);
+            }
             _ => {}
         }
     }
@@ -495,6 +519,14 @@ fn end_in(content: &[u8]) -> Option<End> {
     Some((number(IFLA_LINK_NETNSID)?.cast_signed(), number(IFLA_LINK).filter(|index| *index != 0)?))
 }
 
+/// The identifier of a network namespace in the lab's own, as long as that namespace exists: the kernel gives the number to
+/// another one then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NsId {
+    number: i32,
+    deaths: u64,
+}
+
 /// The network namespaces that programs of a lab look at.
 pub(crate) struct Networks {
     /// Those in use. A namespace of a pod must not outlive the pod because a program once looked at it.
@@ -519,22 +551,52 @@ impl Networks {
     pub fn of_socket<L>(&self, cx: &mut Locked<'_, L>, socket: impl AsFd) -> Option<Arc<Network>> {
         let id = NetworkId::of_socket(socket.as_fd()).ok()?;
         if self.is_own(id) {
-            if let Some(first) = self.first.get() {
-                return Some(Arc::clone(first));
-            }
-            let network = Arc::new(Network::new(NetworkSockets::open().ok()?));
-            return Some(Arc::clone(self.first.get_or_init(|| network)));
+            return self.own_network().ok();
         }
         let known = self.known.lock_leaf(cx).get(&id).and_then(Weak::upgrade);
         if let Some(known) = known {
             return Some(known);
         }
-        let network = Arc::new(Network::new(open_in(&sys::network_of(socket).ok()?).ok()?));
+        let network = Arc::new(Network::new(within(&sys::network_of(socket).ok()?, NetworkSockets::open).ok()?));
         let mut known = self.known.lock_leaf(cx);
         known.retain(|_, network| network.strong_count() > 0);
         // Another thread may have been faster; there may be two.
         known.insert(id, Arc::downgrade(&network));
         Some(network)
+    }
+
+    /// Gives another namespace an identifier in the lab's own, or finds the one that it has.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn identify<L>(&self, cx: &mut Locked<'_, L>, cards: &Cards, namespace: &OwnedFd) -> Result<NsId, Errno> {
+        let network = self.own_network().map_err(|error| netlink::errno_of(&error))?;
+        let mut table = network.table.lock_leaf(cx);
+        table.update(&network.sockets, cards);
+        let request = |to: &mut netlink::Builder| {
+            // NETNSA_NSID_NOT_ASSIGNED: the kernel chooses the number.
+            to.raw(&[0; RTGENMSG]).u32(NETNSA_FD, namespace.as_raw_fd() as u32).u32(NETNSA_NSID, u32::MAX);
+        };
+        match table.ask(&network.sockets, RTM_NEWNSID, Flags::ACK, request, |_, _| {}) {
+            Err(error) if netlink::errno_of(&error) != Errno::EXIST => return Err(netlink::errno_of(&error)),
+            _ => {}
+        }
+        let number = table.id_of(&network.sockets, namespace).ok_or(Errno::NOENT)?;
+        Ok(NsId { number, deaths: table.deaths.get(&number).copied().unwrap_or(0) })
+    }
+
+    /// Whether a namespace has died since it was [identified](Self::identify).
+    pub fn has_died<L>(&self, cx: &mut Locked<'_, L>, cards: &Cards, id: NsId) -> bool {
+        let Ok(network) = self.own_network() else { return false };
+        network.look(cx, cards, |table| table.deaths.get(&id.number).copied().unwrap_or(0) != id.deaths)
+    }
+
+    fn own_network(&self) -> io::Result<Arc<Network>> {
+        if let Some(first) = self.first.get() {
+            return Ok(Arc::clone(first));
+        }
+        let network = Arc::new(Network::new(NetworkSockets::open()?));
+        Ok(Arc::clone(self.first.get_or_init(|| network)))
     }
 
     /// Whether a namespace is the lab's own.
@@ -543,13 +605,13 @@ impl Networks {
     }
 }
 
-/// Opens sockets in another network namespace.
-fn open_in(namespace: &OwnedFd) -> io::Result<NetworkSockets> {
+/// Runs `work` in a thread in another network namespace.
+fn within<T: Send>(namespace: &OwnedFd, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     thread::scope(|scope| {
-        let opening = thread::Builder::new().spawn_scoped(scope, || {
+        let thread = thread::Builder::new().spawn_scoped(scope, || {
             move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
-            NetworkSockets::open()
+            work()
         })?;
-        opening.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
+        thread.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
     })
 }

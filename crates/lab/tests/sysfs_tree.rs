@@ -8,7 +8,7 @@ use std::sync::Arc;
 use control::Command;
 use devlink::view;
 use eswitch::PciAddress;
-use lab::sysfs::tree::{Act, AttributeContext, Dir, Entry, Kernel, Template, Tree, follow, relative};
+use lab::sysfs::tree::{Act, AttributeContext, Dir, Entry, Kernel, Names, Template, Tree, follow, relative};
 use netlink::Errno;
 use sysfs_fixture::{PF, card};
 
@@ -30,9 +30,7 @@ impl Kernel for NoKernel {
 }
 
 fn tree(cards: &[&view::Card]) -> Tree {
-    Tree::new(cards.iter().map(|card| Some(Arc::new((*card).clone()))).collect(), "6.1", &|_, netdev| {
-        Some(netdev.name.clone())
-    })
+    Tree::new(cards.iter().map(|card| Some(Arc::new((*card).clone()))).collect(), "6.1", &Names::AS_IN_VIEW)
 }
 
 fn context<'a>(tree: &'a Tree, dir: &'a Dir) -> AttributeContext<'a> {
@@ -239,7 +237,7 @@ fn cards_are_side_by_side_and_one_that_is_gone_is_not_shown() {
         panic!("it is for a card")
     };
     assert_eq!(card, Some(1));
-    let left = Tree::new(vec![None, Some(Arc::new(second))], "6.1", &|_, netdev| Some(netdev.name.clone()));
+    let left = Tree::new(vec![None, Some(Arc::new(second))], "6.1", &Names::AS_IN_VIEW);
     assert!(left.dir_at(DEVICE).is_none());
     assert!(left.dir_at("devices/pci0000:09/0000:09:00.0").is_some());
 }

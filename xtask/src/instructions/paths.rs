@@ -9,7 +9,7 @@ use card_memory::MemoryCard;
 use devlink::numbers::{attribute, command};
 use devlink::{DEVLINK, Peer, Served, Sink, answer};
 use eswitch::{CardConfig, Engine, Mode, Touched, hot_paths};
-use lab::sysfs::tree::{AttributeContext, Kernel, Tree};
+use lab::sysfs::tree::{AttributeContext, Kernel, Names, Tree};
 use lockdep::{
     Domain, EventCount, Explore, Locked, Mutex, OnReport, RwLock, Threads, Unlocked, enter, lock_classes, lock_order,
 };
@@ -230,7 +230,7 @@ impl Kernel for NoKernel {
 /// Reads an attribute in the card's `/sys`, without a file system.
 fn read(n: usize, path: impl FnOnce(&Tree) -> Option<String>, name: &str) -> Result<()> {
     with_card(|served, cx| {
-        let tree = Tree::new(vec![Some(served.view(cx))], "6.1", &|_, netdev| Some(netdev.name.clone()));
+        let tree = Tree::new(vec![Some(served.view(cx))], "6.1", &Names::AS_IN_VIEW);
         let path = path(&tree).context("no such directory")?;
         for _ in 0..n {
             let dir = tree.dir_at(black_box(&path)).context("no such directory")?;

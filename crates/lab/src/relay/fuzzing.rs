@@ -80,7 +80,7 @@ fn relay(protocol: Protocol, card: Arc<Echo>) -> io::Result<(Relay, OwnedFd)> {
     let socket =
         Arc::new(Socket::new(protocol, libc::SOCK_RAW as u32, caller, kernel, Arc::new(UserNamespace::ours()))?);
     let network = Network::of_one(Arc::clone(&card.network), 2, PEER)?;
-    let cards = Arc::new(Cards::new(vec![card]));
+    let cards = Arc::new(Cards::new(vec![card], Arc::default()));
     let mut relay = Relay::new(end, socket, cards);
     relay.set_network(network);
     Ok((relay, program))

@@ -3,11 +3,15 @@
 //! As long as there is one card and the kernel has no RDMA, a device has the index that it has at the card. Else each
 //! card has a range of indexes.
 
-use devlink::view::{RdmaDevice, RdmaPort};
-use netlink::{BuildError, Builder, Errno, Flags, Header, Message, NLMSG_MIN_TYPE, find, messages};
+use std::os::fd::OwnedFd;
 
-use crate::cards::{IndexedView, Views};
+use devlink::view::{RdmaDevice, RdmaPort};
+use netlink::{BuildError, Builder, Errno, Flags, Header, Message, NLMSG_MIN_TYPE, errno_of, find, messages};
+
+use crate::cards::Views;
 use crate::lock_order::Cx;
+use crate::network::NetworkId;
+use crate::process;
 use crate::sys;
 
 use super::{Handler, Relay};
@@ -15,6 +19,7 @@ use super::{Handler, Relay};
 /// The client RDMA_NL_NLDEV, and its commands.
 const NLDEV: u16 = 5 << 10;
 const GET: u16 = 1;
+const SET: u16 = 2;
 const PORT_GET: u16 = 5;
 const SYS_GET: u16 = 6;
 const SYS_SET: u16 = 7;
@@ -36,6 +41,7 @@ const NDEV_INDEX: u16 = 50;
 const NDEV_NAME: u16 = 51;
 const NETNS_MODE: u16 = 66;
 const PROTOCOL: u16 = 67;
+const NET_NS_FD: u16 = 68;
 
 /// How many device indexes each card has.
 const PER_CARD: u32 = 1 << 12;
@@ -58,6 +64,7 @@ pub(super) struct Rdma;
 struct Device<'a> {
     index: u32,
     device: &'a RdmaDevice,
+    name: String,
     firmware: &'a str,
     /// The index of the card.
     card: usize,
@@ -106,14 +113,49 @@ fn send_answer(cx: Cx<'_, '_>, relay: &mut Relay, request: &Message<'_>, answer:
     relay.flush();
 }
 
-fn devices<'a>(relay: &Relay, views: &'a Views) -> Vec<Device<'a>> {
+/// The devices that are seen in the network namespace of a socket.
+fn devices<'a>(cx: Cx<'_, '_>, relay: &Relay, views: &'a Views) -> Vec<Device<'a>> {
     let base = if relay.socket.native { AFTER_KERNEL } else { 0 };
-    let of = |(n, view): (usize, &'a IndexedView)| {
-        let firmware = view.card.profile.firmware.as_str();
-        let index = move |device: &RdmaDevice| (base + PER_CARD * n as u32).wrapping_add(device.index);
-        view.card.rdma.iter().map(move |device| Device { index: index(device), device, firmware, card: n })
-    };
-    views.each().flat_map(of).collect()
+    let (cards, socket) = (&relay.cards, &relay.socket.kernel);
+    let Ok(network) = NetworkId::of_socket(socket) else { return Vec::new() };
+    cards.rdma.forget_all_but(cx, views);
+    let mut seen = Vec::new();
+    for (card, view) in views.each() {
+        let home = cards.is_home(card, socket);
+        for device in &view.card.rdma {
+            if cards.rdma.is_seen(cx, cards, (card, device), network, home) {
+                let index = (base + PER_CARD * card as u32).wrapping_add(device.index);
+                let name = cards.rdma.name(cx, card, device);
+                seen.push(Device { index, device, name, firmware: &view.card.profile.firmware, card });
+            }
+        }
+    }
+    seen
+}
+
+/// Renames a device, or moves it to another network namespace (`nldev_set_doit`). `None`: something else is set.
+fn set(cx: Cx<'_, '_>, relay: &Relay, views: &Views, device: &Device<'_>, attributes: &[u8]) -> Option<Answer> {
+    let (cards, which) = (&relay.cards, (device.card, device.device));
+    if let Some(name) = find(attributes, DEV_NAME) {
+        let done = name.string().ok_or(Errno::INVAL).and_then(|name| cards.rdma.rename(cx, views, which, name));
+        return Some(done.map(|()| Vec::new()));
+    }
+    let number = find(attributes, NET_NS_FD)?.leading_u32()?;
+    let done = namespace_of(relay, number).and_then(|(namespace, network)| {
+        if cards.rdma.is_shared(cx) {
+            return Err(Errno::OPNOTSUPP);
+        }
+        let id = cards.networks.identify(cx, cards, &namespace)?;
+        cards.rdma.move_to(cx, which, (network, id))
+    });
+    Some(done.map(|()| Vec::new()))
+}
+
+/// The network namespace behind a descriptor of the program that sends, and its identity.
+fn namespace_of(relay: &Relay, number: u32) -> Result<(OwnedFd, NetworkId), Errno> {
+    let namespace = process::take_fd(relay.sender.process, number).map_err(|error| errno_of(&error))?;
+    let network = NetworkId::of_namespace(&namespace).map_err(|error| errno_of(&error))?;
+    Ok((namespace, network))
 }
 
 /// The answer to a request. `None`: the kernel answers it, if it has RDMA.
@@ -126,10 +168,10 @@ fn answer(cx: Cx<'_, '_>, relay: &Relay, views: &Views, request: &Message<'_>) -
     if matches!(command, SYS_GET | SYS_SET) && !relay.socket.native {
         return Some(system(cx, relay, request, command, attributes));
     }
-    if !matches!(command, GET | PORT_GET) {
+    if !matches!(command, GET | SET | PORT_GET) {
         return None;
     }
-    let devices = devices(relay, views);
+    let devices = devices(cx, relay, views);
     let wanted = find(attributes, DEV_INDEX).and_then(|a| a.leading_u32());
     if command == GET && request.header.is_dump() {
         let all = devices.iter().map(|device| device_message(cx, relay, request, device)).collect::<Result<_, _>>();
@@ -138,8 +180,10 @@ fn answer(cx: Cx<'_, '_>, relay: &Relay, views: &Views, request: &Message<'_>) -
     let Some(device) = devices.iter().find(|device| Some(device.index) == wanted) else {
         return (!relay.socket.native).then_some(Err(Errno::INVAL));
     };
-    if command == GET {
-        return Some(device_message(cx, relay, request, device).map(|one| vec![one]).map_err(Errno::from));
+    match command {
+        GET => return Some(device_message(cx, relay, request, device).map(|one| vec![one]).map_err(Errno::from)),
+        SET => return Some(set(cx, relay, views, device, attributes).unwrap_or(Err(Errno::INVAL))),
+        _ => {}
     }
     let number = find(attributes, PORT_INDEX).and_then(|a| a.leading_u32());
     let ports = device.device.ports.iter().filter(|port| request.header.is_dump() || Some(port.number) == number);
@@ -154,10 +198,10 @@ fn system(cx: Cx<'_, '_>, relay: &Relay, request: &Message<'_>, command: u16, at
     if command == SYS_SET {
         let wanted = find(attributes, NETNS_MODE).and_then(|a| a.value.first().copied());
         let wanted = wanted.filter(|mode| *mode <= 1).ok_or(Errno::INVAL)?;
-        *relay.cards.rdma_mode.lock_leaf(cx) = wanted;
+        relay.cards.rdma.set_shared(cx, wanted == 1);
         return Ok(Vec::new());
     }
-    let mode = *relay.cards.rdma_mode.lock_leaf(cx);
+    let mode = u8::from(relay.cards.rdma.is_shared(cx));
     let message = answer_message(cx, relay, request, |to| {
         to.u8(NETNS_MODE, mode);
     });
@@ -183,7 +227,7 @@ fn device_message(
     device: &Device<'_>,
 ) -> Result<Vec<u8>, BuildError> {
     answer_message(cx, relay, request, |to| {
-        to.u32(DEV_INDEX, device.index).text(DEV_NAME, &device.device.name);
+        to.u32(DEV_INDEX, device.index).text(DEV_NAME, &device.name);
         to.u32(PORT_INDEX, device.device.ports.len() as u32).text(FW_VERSION, device.firmware);
         to.u64(NODE_GUID, device.device.node_guid).u64(SYS_IMAGE_GUID, device.device.node_guid);
         to.u8(NODE_TYPE, CHANNEL_ADAPTER).text(PROTOCOL, "roce");
@@ -207,7 +251,7 @@ fn port_message(
         sys::netdev_flags(&relay.socket.kernel, name).is_ok_and(|flags| flags & IFF_RUNNING != 0)
     });
     answer_message(cx, relay, request, |to| {
-        to.u32(DEV_INDEX, device.index).text(DEV_NAME, &device.device.name).u32(PORT_INDEX, port.number);
+        to.u32(DEV_INDEX, device.index).text(DEV_NAME, &device.name).u32(PORT_INDEX, port.number);
         to.u8(PORT_STATE, if up { ACTIVE } else { DOWN });
         to.u8(PORT_PHYS_STATE, if up { LINK_UP } else { DISABLED });
         if let Some((index, name)) = netdev {

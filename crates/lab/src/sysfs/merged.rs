@@ -1,7 +1,7 @@
 //! The cards' tree merged with the kernel's, as an overlay: the cards' tree is the upper one, and where it has nothing
 //! the lower one (the kernel's `/sys`, the system's `/lib/modules`) is seen.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -14,13 +14,14 @@ use super::library::{Contents, Indexes, module_file};
 use super::lower::{Lower, list};
 use super::nodes::Nodes;
 use super::tree::{
-    Attribute, AttributeContext, Dir, Entry, Kind, LibraryFile, LowerPath, LowerTree, Template, Tree, follow, number,
-    relative,
+    Attribute, AttributeContext, Dir, Entry, Kind, LibraryFile, LowerPath, LowerTree, Names, Template, Tree, follow,
+    number, relative,
 };
 use crate::Card;
 use crate::cards::Cards;
 use crate::lock_order::{CurrentTree, ModuleIndexes, TreeRebuild};
 use crate::network::{Network, NetworkSockets, Peer, Table};
+use crate::rdma_system::RdmaSystem;
 
 /// What a node of the merged tree is.
 pub(super) enum Node<'t> {
@@ -66,21 +67,28 @@ pub(super) struct MergedTree {
 #[derive(Clone)]
 struct Current {
     tree: Arc<Tree>,
-    /// The [version](crate::network::Table::version) of the netdevs from which it was made.
+    /// The [version](crate::network::Table::version) of the netdevs from which it was made, and that of the RDMA devices.
     netdevs: u64,
+    rdma: u64,
 }
 
 impl MergedTree {
     /// `release`: the kernel's release, as `uname -r` prints it.
-    pub(super) fn new(cards: Vec<Arc<dyn Card>>, network: NetworkSockets, lower: Lower, release: String) -> Self {
-        let empty = Tree::new(vec![None; cards.len()], &release, &|_, _| None);
+    pub(super) fn new(
+        cards: Vec<Arc<dyn Card>>,
+        rdma: Arc<RdmaSystem>,
+        network: NetworkSockets,
+        lower: Lower,
+        release: String,
+    ) -> Self {
+        let empty = Tree::new(vec![None; cards.len()], &release, &Names::NONE);
         Self {
-            cards: Cards::new(cards),
+            cards: Cards::new(cards, rdma),
             network: Network::new(network),
             lower,
             nodes: Nodes::default(),
             release,
-            tree: Mutex::new(Current { tree: Arc::new(empty), netdevs: 0 }),
+            tree: Mutex::new(Current { tree: Arc::new(empty), netdevs: 0, rdma: 0 }),
             rebuild: Mutex::new(()),
             indexes: Mutex::new(None),
         }
@@ -100,15 +108,19 @@ impl MergedTree {
             return tree;
         }
         // The views first: a card publishes a netdev after it has made it.
-        let views = self.cards.each().map(|card| card.view().ok()).collect();
+        let views: Vec<_> = self.cards.each().map(|card| card.view().ok()).collect();
+        let rdma_version = self.cards.rdma.version();
+        let rdma = self.rdma_names(&mut cx, &views);
         let current = self.network.look(&mut cx, &self.cards, |table| {
             let name = |card, netdev: &view::Netdev| {
                 let (_, name) = table.netdev(Peer { card, index: netdev.peer? })?;
                 Some(name.to_owned())
             };
-            let mut tree = Tree::new(views, &self.release, &name);
+            let rdma = |card, device: &view::RdmaDevice| rdma.get(&(card, device.index)).cloned();
+            let names = Names { netdev: &name, rdma: &rdma };
+            let mut tree = Tree::new(views, &self.release, &names);
             tree.hide(unpublished(&tree.cards, table));
-            Current { tree: Arc::new(tree), netdevs: table.version() }
+            Current { tree: Arc::new(tree), netdevs: table.version(), rdma: rdma_version }
         });
         let tree = Arc::clone(&current.tree);
         let replaced = std::mem::replace(&mut *self.tree.lock_leaf(&mut cx), current);
@@ -117,14 +129,35 @@ impl MergedTree {
         tree
     }
 
+    /// The names of the RDMA devices that are seen in the network namespace which `/sys` shows.
+    fn rdma_names<L>(
+        &self,
+        cx: &mut Locked<'_, L>,
+        views: &[Option<Arc<view::Card>>],
+    ) -> HashMap<(usize, u32), String> {
+        let cards = &self.cards;
+        let Ok(network) = self.network.id() else { return HashMap::new() };
+        let mut names = HashMap::new();
+        for (card, view) in views.iter().enumerate().filter_map(|(card, view)| Some((card, view.as_ref()?))) {
+            let home = cards.is_home_of(card, network);
+            for device in &view.rdma {
+                if cards.rdma.is_seen(cx, cards, (card, device), network, home) {
+                    names.insert((card, device.index), cards.rdma.name(cx, card, device));
+                }
+            }
+        }
+        names
+    }
+
     /// The tree that was made last, if no view has changed since.
     fn current<L>(&self, cx: &mut Locked<'_, L>) -> Option<Arc<Tree>> {
-        let Current { tree, netdevs } = self.tree.lock_leaf(cx).clone();
+        let Current { tree, netdevs, rdma } = self.tree.lock_leaf(cx).clone();
         let same = self.cards.each().zip(&tree.cards).all(|(card, shown)| match (card.view(), shown) {
             (Ok(view), Some(shown)) => Arc::ptr_eq(&view, shown),
             (Err(_), None) => true,
             _ => false,
         });
+        let same = same && self.cards.rdma.version() == rdma;
         (same && self.network.look(cx, &self.cards, |table| table.version()) == netdevs).then_some(tree)
     }
 

@@ -1,15 +1,13 @@
 //! Netdevs: the files in `/sys/class/net/NAME` that are the card's. The netdev is the kernel's, and so are most files
 //! in its directory.
 
-use devlink::view::Role;
+use devlink::view::{self, Role};
 use eswitch::MacAddr;
 use netlink::Errno;
 
 use super::bus::AddedCard;
 use super::text::line;
-use super::tree::{
-    Attribute, AttributeContext, EMPTY, LowerPath, LowerTree, NetdevNames, Subject, Template, Text, Tree,
-};
+use super::tree::{Attribute, AttributeContext, EMPTY, LowerPath, LowerTree, Subject, Template, Text, Tree};
 
 static NETDEV: Template = Template::of(&[&[
     Attribute::ro("addr_assign_type", addr_assign_type),
@@ -60,7 +58,7 @@ pub(super) fn kernels(name: &str) -> String {
 
 /// Adds those of a card's netdevs to the tree that are in the network namespace which `/sys` shows, under their names
 /// there.
-pub(super) fn add(tree: &mut Tree, added: &AddedCard<'_>, names: &NetdevNames<'_>) {
+pub(super) fn add(tree: &mut Tree, added: &AddedCard<'_>, names: &dyn Fn(usize, &view::Netdev) -> Option<String>) {
     for (at, netdev) in added.card.netdevs.iter().enumerate() {
         let Some(device) = added.device(netdev.parent) else { continue };
         let above = format!("{device}/net");

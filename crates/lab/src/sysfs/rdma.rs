@@ -3,6 +3,7 @@
 //! A port is of RoCE: its GID is made from the address of its netdev, and is listed once for version 1 and once for
 //! version 2.
 
+use devlink::view;
 use netlink::Errno;
 
 use super::bus::AddedCard;
@@ -21,7 +22,7 @@ static DEVICE: Template = Template::of(&[&[
     Attribute::ro("sys_image_guid", |s| line(guid(sys_image_guid(s)?))),
     Attribute::rw(
         "uevent",
-        |s| Ok(format!("NAME={}\n", s.rdma()?.name).into_bytes()),
+        |s| Ok(format!("NAME={}\n", s.name()).into_bytes()),
         |_, text| event(text).map(|()| Act::Nothing),
     ),
 ]]);
@@ -120,14 +121,15 @@ fn ndev(context: &AttributeContext<'_>) -> Text {
 }
 
 /// Adds a card's RDMA devices to the tree.
-pub(super) fn add(tree: &mut Tree, added: &AddedCard<'_>) {
+pub(super) fn add(tree: &mut Tree, added: &AddedCard<'_>, names: &dyn Fn(usize, &view::RdmaDevice) -> Option<String>) {
     for (at, rdma) in added.card.rdma.iter().enumerate() {
         let Some(device) = added.device(rdma.parent) else { continue };
         let above = format!("{device}/infiniband");
         tree.make(&above, &EMPTY, Subject::Nothing);
-        let path = format!("{above}/{}", rdma.name);
+        let Some(name) = names(added.at, rdma) else { continue };
+        let path = format!("{above}/{name}");
         tree.make(&path, &DEVICE, Subject::Rdma(added.at, at));
-        tree.link("class/infiniband", &rdma.name, &path);
+        tree.link("class/infiniband", &name, &path);
         tree.link(&path, "device", device);
         tree.link(&path, "subsystem", "class/infiniband");
         let ports = format!("{path}/ports");

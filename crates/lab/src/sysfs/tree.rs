@@ -81,9 +81,23 @@ pub struct Dir {
     pub hides_netdevs: bool,
 }
 
-/// The name that a netdev of the card with an index has in the network namespace which `/sys` shows. `None`: it is not
-/// there.
-pub type NetdevNames<'a> = dyn Fn(usize, &view::Netdev) -> Option<String> + 'a;
+/// The names that the netdevs and RDMA devices of the card with an index have in the network namespace which `/sys` shows.
+/// `None`: it is not there.
+#[derive(Clone, Copy)]
+pub struct Names<'a> {
+    /// Of a netdev.
+    pub netdev: &'a dyn Fn(usize, &view::Netdev) -> Option<String>,
+    /// Of an RDMA device.
+    pub rdma: &'a dyn Fn(usize, &view::RdmaDevice) -> Option<String>,
+}
+
+impl Names<'static> {
+    /// Nothing is there.
+    pub const NONE: Self = Self { netdev: &|_, _| None, rdma: &|_, _| None };
+    /// Everything is there, under the names that the views have.
+    pub const AS_IN_VIEW: Self =
+        Self { netdev: &|_, netdev| Some(netdev.name.clone()), rdma: &|_, device| Some(device.name.clone()) };
+}
 
 /// Everything that cards have in `/sys` and `/lib/modules`.
 pub struct Tree {
@@ -97,7 +111,7 @@ pub struct Tree {
 
 impl Tree {
     /// Makes the tree from the cards' views. `release`: the kernel's release, as `uname -r` prints it.
-    pub fn new(cards: Vec<Option<Arc<view::Card>>>, release: &str, names: &NetdevNames<'_>) -> Self {
+    pub fn new(cards: Vec<Option<Arc<view::Card>>>, release: &str, names: &Names<'_>) -> Self {
         let mut tree = Self {
             cards: cards.clone(),
             dirs: ByNumber::default(),
@@ -112,8 +126,8 @@ impl Tree {
             super::bus::add_modules(&mut tree, &added);
             super::pci::add(&mut tree, &added);
             super::bus::add_auxiliary(&mut tree, &added);
-            super::net::add(&mut tree, &added, names);
-            super::rdma::add(&mut tree, &added);
+            super::net::add(&mut tree, &added, names.netdev);
+            super::rdma::add(&mut tree, &added, names.rdma);
         }
         tree
     }

@@ -10,6 +10,7 @@ use super::modules::{Made, release};
 use super::{SysfsError, system};
 use crate::Card;
 use crate::network::NetworkSockets;
+use crate::rdma_system::RdmaSystem;
 use crate::sysfs::fs::SysFs;
 use crate::sysfs::lower::Lower;
 use crate::sysfs::merged::MergedTree;
@@ -25,11 +26,16 @@ pub struct Server {
 
 impl Server {
     /// Waits until the lab has mounted, and serves from then on, on threads of its own, which end when the lab's mount
-    /// namespace does. `domain`: that of the lab's threads.
+    /// namespace does. `domain`: that of the lab's threads. `rdma`: the RDMA core of the lab.
     ///
     /// # Errors
     /// The lab could not mount, or has ended.
-    pub fn serve(self, cards: Vec<Arc<dyn Card>>, domain: &Arc<Domain>) -> Result<Serving, SysfsError> {
+    pub fn serve(
+        self,
+        cards: Vec<Arc<dyn Card>>,
+        rdma: Arc<RdmaSystem>,
+        domain: &Arc<Domain>,
+    ) -> Result<Serving, SysfsError> {
         let mut word = [0; 16];
         let (length, fds) = receive(&self.socket, &mut word).map_err(system("receiving from the lab"))?;
         let word = word.get(..length).unwrap_or_default();
@@ -41,7 +47,7 @@ impl Server {
         let network = NetworkSockets::received(listener, query);
         let modules = if word.starts_with(b"modules") { fds.next() } else { None };
         let made = if word.ends_with(b"made") { fds.next() } else { None }.map(|dir| Made(Some(dir)));
-        let merged = MergedTree::new(cards, network, Lower::new(sys, modules), release());
+        let merged = MergedTree::new(cards, rdma, network, Lower::new(sys, modules), release());
         let mut config = fuser::Config::default();
         config.acl = fuser::SessionACL::All;
         config.n_threads = Some(THREADS);
