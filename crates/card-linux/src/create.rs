@@ -176,15 +176,33 @@ impl Operation<'_> {
         refusals
     }
 
+    /// The same for requests that concern both ends of a tie. If the other end, `other`, has just been deleted from outside,
+    /// they fail, and the job does not: the watcher makes that end anew, and ties both.
+    fn pass_tied(
+        &mut self,
+        jobs: &mut [Job],
+        call: &str,
+        other: fn(Slot) -> u32,
+        build: impl Fn(&Books, &mut Batch, &Job),
+    ) {
+        let mut failures = self.run_for(jobs, build);
+        failures.retain(|failure| failure.errno != Errno::NODEV || !self.has_gone(other(jobs[failure.tag].slot)));
+        note(jobs, call, failures);
+    }
+
     /// One kind of request inside the card for every job that has not failed.
     fn pass(&mut self, jobs: &mut [Job], call: &str, build: impl Fn(&Books, &mut Batch, &Job)) {
-        let failures = self.run_built(|books, batch| {
+        let failures = self.run_for(jobs, build);
+        note(jobs, call, failures);
+    }
+
+    fn run_for(&mut self, jobs: &[Job], build: impl Fn(&Books, &mut Batch, &Job)) -> Vec<Failure> {
+        self.run_built(|books, batch| {
             for (n, job) in jobs.iter().enumerate().filter(|(_, job)| job.outcome.is_ok()) {
                 batch.tag(n);
                 build(books, batch, job);
             }
-        });
-        note(jobs, call, failures);
+        })
     }
 }
 

@@ -626,7 +626,7 @@ impl Operation<'_> {
 
     /// Whether a netdev inside the card does not exist any more. If the kernel cannot be queried, it may exist and be
     /// in use.
-    fn has_gone(&mut self, index: u32) -> bool {
+    pub(crate) fn has_gone(&mut self, index: u32) -> bool {
         request::link(&mut self.sockets().inside, index).is_err_and(|error| errno_of(&error) == Errno::NODEV)
     }
 

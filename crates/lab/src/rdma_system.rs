@@ -134,7 +134,7 @@ impl RdmaSystem {
         cx: &mut Locked<'_, L>,
         cards: &Cards,
         (card, device): (usize, &RdmaDevice),
-        network: NetworkId,
+        network: Option<NetworkId>,
         home: bool,
     ) -> bool {
         let key = (card, device.index);
@@ -142,7 +142,7 @@ impl RdmaSystem {
             let state = self.state.lock_leaf(cx);
             match state.places.get(&key) {
                 _ if state.shared => return true,
-                Some(place) if place.network == network => return true,
+                Some(place) if Some(place.network) == network => return true,
                 Some(place) if home => place.id,
                 place => return place.is_none() && home,
             }

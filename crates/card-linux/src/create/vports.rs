@@ -44,7 +44,7 @@ impl Operation<'_> {
 
     /// Ties new ports to those representors that are loaded already.
     fn tie_new_ports(&mut self, jobs: &mut [Job]) {
-        self.pass(jobs, "tying", |books, batch, job| {
+        self.pass_tied(jobs, "tying", Slot::inner, |books, batch, job| {
             if books.ends(job.slot).inner {
                 books.push_ties(batch, job.slot);
                 // Its representor had no carrier, as the function had no netdev.
@@ -118,12 +118,12 @@ impl Operation<'_> {
         self.make_pairs(jobs, Inside::Inner, Slot::inner_group);
         let begun = alive(jobs);
         self.pass(jobs, "preparing", |_, batch, job| request::ingress(batch, job.slot.inner()));
-        self.pass(jobs, "tying", |books, batch, job| {
+        self.pass_tied(jobs, "tying", Slot::port, |books, batch, job| {
             if books.ends(job.slot).port {
                 books.push_ties(batch, job.slot);
             }
         });
-        self.pass(jobs, "bringing up", |books, batch, job| {
+        self.pass_tied(jobs, "bringing up", Slot::port, |books, batch, job| {
             if books.ends(job.slot).port {
                 request::set_up(batch, job.slot.inner(), true);
                 if job.found.is_none() {

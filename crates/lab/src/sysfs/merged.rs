@@ -141,7 +141,7 @@ impl MergedTree {
         for (card, view) in views.iter().enumerate().filter_map(|(card, view)| Some((card, view.as_ref()?))) {
             let home = cards.is_home_of(card, network);
             for device in &view.rdma {
-                if cards.rdma.is_seen(cx, cards, (card, device), network, home) {
+                if cards.rdma.is_seen(cx, cards, (card, device), Some(network), home) {
                     names.insert((card, device.index), cards.rdma.name(cx, card, device));
                 }
             }
