@@ -67,6 +67,10 @@ pub enum Command {
     Bind(PciAddress),
     /// `/sys/bus/pci/drivers/mlx5_core/unbind`.
     Unbind(PciAddress),
+    /// `/sys/bus/pci/drivers/vfio-pci/bind`.
+    BindVfio(PciAddress),
+    /// `/sys/bus/pci/drivers/vfio-pci/unbind`.
+    UnbindVfio(PciAddress),
     /// `/sys/bus/auxiliary/drivers/mlx5_core.sf/bind` and `unbind`.
     SetSfBound {
         /// The number of the SF's auxiliary device: 2 for `mlx5_core.sf.2`.

@@ -31,9 +31,11 @@ pub const REQUESTS: &[Entry] = &[
     entry("echo N > /sys/bus/pci/devices/ADDRESS/sriov_numvfs", "set the number of VFs"),
     entry("echo ADDRESS > /sys/bus/pci/drivers/mlx5_core/bind", "bind a device to its driver"),
     entry("echo ADDRESS > /sys/bus/pci/drivers/mlx5_core/unbind", "unbind a device from its driver"),
-    entry("echo ADDRESS > /sys/bus/pci/devices/ADDRESS/driver/unbind", "unbind a function from its driver"),
+    entry("echo ADDRESS > /sys/bus/pci/drivers/vfio-pci/bind", "bind a function to vfio-pci"),
+    entry("echo ADDRESS > /sys/bus/pci/drivers/vfio-pci/unbind", "unbind a function from vfio-pci"),
+    entry("echo ADDRESS > /sys/bus/pci/devices/ADDRESS/driver/unbind", "unbind a function from the card's driver"),
     entry("echo mlx5_core.sf.N > /sys/bus/auxiliary/drivers/mlx5_core.sf/bind|unbind", "bind or unbind an active SF"),
-    entry("echo ADDRESS > /sys/bus/pci/drivers_probe", "bind a function, if a driver of the card may be bound to it"),
+    entry("echo ADDRESS > /sys/bus/pci/drivers_probe", "bind a function to the driver that it is for, if there is one"),
     entry(
         "echo DRIVER > /sys/bus/pci/devices/ADDRESS/driver_override",
         "set the only driver that may be bound to a function",

@@ -126,6 +126,14 @@ pub struct Function {
     pub sriov: Option<Sriov>,
 }
 
+impl Function {
+    /// Whether the card's driver is bound to it. Another driver, `vfio-pci`, leaves a function disabled until a program
+    /// opens it (`vfio_pci_core_enable`).
+    pub fn is_enabled(&self, profile: &Profile) -> bool {
+        self.driver.as_ref() == Some(&profile.driver)
+    }
+}
+
 /// The `sriov_*` attributes of a PF in sysfs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sriov {

@@ -91,6 +91,12 @@ pub enum Error {
     /// Binding a VF whose PF has `sriov_drivers_autoprobe` 0.
     #[error("{0}: its PF's sriov_drivers_autoprobe is 0; set that to 1, or set the driver_override of {0}, first")]
     NoAutoprobe(PciAddress),
+    /// Binding a function to `vfio-pci`, whose `driver_override` does not name that driver.
+    #[error("{0} is not for the driver vfio-pci; write that name to its driver_override first")]
+    NotForVfio(PciAddress),
+    /// Binding a function to `vfio-pci` while that driver's module is not loaded.
+    #[error("{0} cannot be bound to vfio-pci: the module vfio_pci is not loaded")]
+    NoVfio(PciAddress),
     /// `ip link set … vf N` for a VF that is not enabled.
     #[error("{pf} has no VF {vf} enabled; set sriov_numvfs first")]
     NoVf {
@@ -117,7 +123,7 @@ pub enum Error {
         max: u32,
     },
     /// Binding a function that is bound.
-    #[error("{0} is already bound to the driver")]
+    #[error("{0} is already bound to a driver")]
     AlreadyBound(PciAddress),
     /// No such port.
     #[error("no port {0}; `devlink port show` lists those that exist")]
@@ -316,6 +322,8 @@ impl Error {
             | Self::NoSfDevice(_)
             | Self::NotBound(_)
             | Self::Overridden { .. }
+            | Self::NotForVfio(_)
+            | Self::NoVfio(_)
             | Self::NoAutoprobe(_) => Errno::ENODEV,
             Self::NoModule { .. } | Self::ModuleNeeds { .. } | Self::NoDriver(_) | Self::NoBond(_) => Errno::ENOENT,
             Self::AlreadyBound(_)

@@ -47,4 +47,5 @@ pub use ids::{
     MAX_SFS, MacAddr, Mode, ParseError, PciAddress, PfIndex, PfSet, PortHandle, PortIndex, RepType, SF_VPORT_BASE,
     SfNum, Vport,
 };
+pub use pci::OtherDriver;
 pub use shared::Shared;

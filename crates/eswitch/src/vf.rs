@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::ids::{MacAddr, Mode, PciAddress, PfIndex, Vport};
 use crate::lock_order::Devlink;
+use crate::pci::OtherDriver;
 
 /// The link state of a VF, as `ip link set … vf N state` sets it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Hash)]
@@ -70,8 +71,11 @@ pub const ETH_P_8021AD: u16 = 0x88a8;
 /// The settings of a VF besides its port. They are lost when the VFs are disabled.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Hash)]
 pub struct VfInfo {
-    /// Whether the VF is bound to the driver.
+    /// Whether the VF is bound to the card's driver.
     pub bound: bool,
+    /// The other driver to which the VF is bound. `None` while it is bound to the card's driver or to none.
+    #[serde(default)]
+    pub other_driver: Option<OtherDriver>,
     /// `driver_override`, if one is set.
     pub driver_override: Option<String>,
     /// Whether the VF was removed from the bus with `remove`.
@@ -100,6 +104,7 @@ impl VfInfo {
     pub(crate) fn new(bound: bool) -> Self {
         Self {
             bound,
+            other_driver: None,
             driver_override: None,
             removed: false,
             vlan: VfVlan::default(),
@@ -387,7 +392,7 @@ impl Pf {
     /// Binds a VF to its driver, which makes the VF's netdev.
     ///
     /// # Errors
-    /// The VF is bound already; or its netdev could not be made, and it is not bound.
+    /// The VF is bound already, to this driver or another; or its netdev could not be made, and it is not bound.
     pub(crate) fn bind_vf(
         &self,
         state: &mut DevlinkState,
@@ -396,7 +401,7 @@ impl Pf {
     ) -> Result<()> {
         let VfFunction { address, vport } = function;
         let Some(info) = state.vports.get_mut(&vport) else { return Err(Error::NoFunction(address)) };
-        if info.is_vf_bound() {
+        if info.vf.as_ref().is_some_and(|vf| vf.bound || vf.other_driver.is_some()) {
             return Err(Error::AlreadyBound(address));
         }
         let mut bound = info.clone();

@@ -83,6 +83,10 @@ const CHANGES: &[(&str, Command)] = &[
         e.set_driver_override(cx, vf, Some("vfio-pci".into()))
     }),
     ("unbind, a VF", |cx, e| e.unbind(cx, vf0(e))),
+    ("modprobe, vfio-pci", |cx, e| e.load_module(cx, "vfio-pci")),
+    ("unbind, a VF, from vfio-pci", |cx, e| e.unbind_vfio(cx, vf0(e))),
+    ("bind, a VF, to vfio-pci", |cx, e| e.bind_vfio(cx, vf0(e))),
+    ("rmmod, vfio-pci", |cx, e| e.unload_module(cx, "vfio_pci")),
     ("driver_override, no more", |cx, e| e.set_driver_override(cx, vf0(e), None)),
     ("bind, a VF", |cx, e| e.bind(cx, vf0(e))),
     ("reset, a VF", |cx, e| e.reset(cx, vf0(e))),

@@ -8,10 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use eswitch::auxiliary::{AuxKind, AuxiliaryName};
 use eswitch::card::Resource;
 use eswitch::inspect::{AuxiliaryView, PfView, Snapshot};
-use eswitch::module::{self, CORE};
+use eswitch::module::{self, CORE, VFIO};
 use eswitch::sf::SfState;
 use eswitch::vf::{LinkState, VfView};
-use eswitch::{CardConfig, Engine, MacAddr, Mode, PciAddress, PfFunction, PfIndex, RepType, Vport, names};
+use eswitch::{CardConfig, Engine, MacAddr, Mode, OtherDriver, PciAddress, PfFunction, PfIndex, RepType, Vport, names};
 use lockdep::{Locked, Unlocked};
 
 use crate::card::KernelNetdevs;
@@ -140,7 +140,7 @@ impl<'a> ViewBuilder<'a> {
             functions.push(Function {
                 address: pf.address,
                 vf_of: None,
-                driver: pf.bound.then(|| self.profile.driver.clone()),
+                driver: self.driver(pf.bound, pf.pci.other_driver),
                 driver_override: pf.pci.driver_override.clone(),
                 sriov: Some(self.sriov(pf)),
             });
@@ -150,13 +150,18 @@ impl<'a> ViewBuilder<'a> {
                 functions.push(Function {
                     address,
                     vf_of: Some((pf.address, vf.number)),
-                    driver: vf.info.bound.then(|| self.profile.driver.clone()),
+                    driver: self.driver(vf.info.bound, vf.info.other_driver),
                     driver_override: vf.info.driver_override.clone(),
                     sriov: None,
                 });
             }
         }
         functions
+    }
+
+    /// The name of the driver of a function that is bound to the card's driver, or to another, or to none.
+    fn driver(&self, bound: bool, other: Option<OtherDriver>) -> Option<String> {
+        if bound { Some(self.profile.driver.clone()) } else { other.map(|other| other.name().to_owned()) }
     }
 
     fn sriov(&self, function: &PfFunction) -> Sriov {
@@ -314,6 +319,7 @@ impl<'a> ViewBuilder<'a> {
         let of = |module: &module::ModuleInfo| {
             let own: &[(&str, &str)] = match module.name {
                 CORE => &[("pci", &self.profile.driver), ("auxiliary", SF_DRIVER)],
+                VFIO => &[("pci", OtherDriver::VfioPci.name())],
                 _ => &[],
             };
             let own = own.iter().map(|(bus, name)| ((*bus).to_owned(), (*name).to_owned()));

@@ -71,7 +71,7 @@ impl Space {
 /// The configuration space of a function.
 pub(super) fn space(card: &view::Card, card_at: usize, function: &view::Function) -> Vec<u8> {
     let mut space = Space([0; SIZE]);
-    let (profile, bound) = (&card.profile, function.driver.is_some());
+    let (profile, bound) = (&card.profile, function.is_enabled(&card.profile));
     let address = function.address;
     let pfs = card.functions.iter().filter(|other| other.vf_of.is_none()).count();
     space.u16(0x00, profile.vendor);
