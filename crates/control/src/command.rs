@@ -87,6 +87,13 @@ pub enum Command {
         /// The name of the only driver that may be bound to it. `None`: any driver may be.
         driver: Option<String>,
     },
+    /// `/sys/bus/pci/devices/ADDRESS/sriov_vf_msix_count`.
+    SetVfMsix {
+        /// The VF.
+        device: PciAddress,
+        /// The number of interrupt vectors. 0: as at the start.
+        count: u32,
+    },
     /// `/sys/bus/pci/devices/ADDRESS/remove`.
     Remove(PciAddress),
     /// `/sys/bus/pci/rescan`.

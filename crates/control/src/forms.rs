@@ -41,6 +41,7 @@ pub const REQUESTS: &[Entry] = &[
         "set the only driver that may be bound to a function",
     ),
     entry("echo 0|1 > /sys/bus/pci/devices/ADDRESS/sriov_drivers_autoprobe", "whether VFs are bound when enabled"),
+    entry("echo N > /sys/bus/pci/devices/ADDRESS/sriov_vf_msix_count", "set the number of a VF's interrupt vectors"),
     entry("echo 1 > /sys/bus/pci/devices/ADDRESS/remove", "remove a function from the bus"),
     entry("echo 1 > /sys/bus/pci/devices/ADDRESS/reset", "take a function down and bring it up again"),
     entry("echo 1 > /sys/bus/pci/rescan", "find functions that were removed from the bus"),

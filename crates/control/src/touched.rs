@@ -31,9 +31,10 @@ impl Command {
             | Self::SetAutoprobe { device, .. } => Touched::Pf(*device),
             Self::DeletePort(port) | Self::SetFunction { port, .. } => Touched::Pf(port.device),
             // A function that vfio-pci binds or unbinds is none of its card's driver: no mode changes.
-            Self::SetDriverOverride { device, .. } | Self::BindVfio(device) | Self::UnbindVfio(device) => {
-                Touched::Pf(pf_of(device))
-            }
+            Self::SetVfMsix { device, .. }
+            | Self::SetDriverOverride { device, .. }
+            | Self::BindVfio(device)
+            | Self::UnbindVfio(device) => Touched::Pf(pf_of(device)),
             // Each of these may change the mode of a PF, and with it end a multiport E-Switch.
             Self::Bind(device)
             | Self::Unbind(device)

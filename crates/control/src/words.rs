@@ -44,6 +44,7 @@ impl Command {
             Self::SetDriverOverride { device, driver } => {
                 echo(driver.as_deref().unwrap_or("\"\""), &of_device(device, "driver_override"))
             }
+            Self::SetVfMsix { device, count } => echo(count, &of_device(device, "sriov_vf_msix_count")),
             Self::Remove(device) => echo(1, &of_device(device, "remove")),
             Self::Rescan => echo(1, "/sys/bus/pci/rescan"),
             Self::Reset(device) => echo(1, &of_device(device, "reset")),

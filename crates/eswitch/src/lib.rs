@@ -28,6 +28,7 @@ pub mod inspect;
 pub mod lag;
 pub mod lock_order;
 pub mod module;
+pub mod msix;
 pub mod names;
 mod pci;
 mod queue;

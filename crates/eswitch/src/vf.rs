@@ -97,6 +97,10 @@ pub struct VfInfo {
     /// that was zero: then the driver has made an address of its own.
     #[serde(default)]
     pub permanent: Option<MacAddr>,
+    /// `sriov_vf_msix_count`: the number of interrupt vectors, if it is not the one with which VFs start. It is lost
+    /// when the PF is reloaded (`mlx5_device_enable_sriov`).
+    #[serde(default)]
+    pub msix: Option<u16>,
 }
 
 impl VfInfo {
@@ -114,6 +118,7 @@ impl VfInfo {
             trust: false,
             link: LinkState::default(),
             permanent: None,
+            msix: None,
         }
     }
 }
@@ -126,11 +131,11 @@ impl VportInfo {
         }
     }
 
-    /// What of the settings of a VF stays when its PF is reloaded: all but the link state (`esw_legacy_enable`), and the
+    /// What of the settings of a VF stays when its PF is reloaded: all but the link state (`esw_legacy_enable`) and the interrupt vectors, and the
     /// driver of the VF is bound again.
     pub(crate) fn reloaded(mut self) -> Self {
         if let Some(vf) = &mut self.vf {
-            vf.link = LinkState::default();
+            (vf.link, vf.msix) = (LinkState::default(), None);
         }
         self.probe();
         self

@@ -173,6 +173,52 @@ fn the_module_of_vfio_pci_binds_what_waits_for_it_and_unbinds_it_when_it_goes() 
 }
 
 #[test]
+fn the_vfs_of_a_pf_share_its_interrupt_vectors() {
+    story(|cx, domain| {
+        let bench = Bench::start(cx, domain, CardConfig { vf_msix: 100, ..vfs(3) });
+        let engine = &bench.engine;
+        let vectors = |cx: &mut Locked<'_, Unlocked>| -> Vec<_> {
+            let vfs = bench.pf0(cx).vfs;
+            vfs.iter().map(|vf| vf.info.msix.unwrap_or(engine.config().default_vf_msix(3))).collect()
+        };
+        assert_eq!(vectors(cx), [33, 33, 33]);
+        assert_eq!(engine.set_vf_msix(cx, address(0), 8), Err(Error::MsixInUse(address(0))));
+        assert_eq!(engine.set_vf_msix(cx, address(3), 8), Err(Error::NoFunction(address(3))));
+        assert_eq!(engine.set_vf_msix(cx, addr(), 8), Err(Error::NoFunction(addr())), "a PF");
+        for vf in 0..3 {
+            engine.unbind(cx, address(vf)).unwrap();
+        }
+        for (vf, count, errno) in [
+            (0, 1, Some(Errno::EINVAL)),
+            (0, 129, Some(Errno::EOVERFLOW)),
+            (0, 65_536 + 8, Some(Errno::EOVERFLOW)),
+            (0, 35, Some(Errno::EAGAIN)),
+            (0, 34, None),
+            (1, 8, None),
+            (0, 59, None),
+            (0, 60, Some(Errno::EAGAIN)),
+            (1, 0, Some(Errno::EAGAIN)),
+            (2, 33, None),
+        ] {
+            let set = engine.set_vf_msix(cx, address(vf), count).map_err(|error| error.errno());
+            assert_eq!(set.err(), errno, "{count} for VF {vf}");
+        }
+        assert_eq!(vectors(cx), [59, 8, 33]);
+        engine.bind(cx, address(0)).unwrap();
+        engine.set_mode(cx, addr(), Mode::Switchdev).unwrap();
+        assert_eq!(vectors(cx), [59, 8, 33]);
+        engine.reload(cx, addr()).unwrap();
+        assert_eq!(vectors(cx), [33, 33, 33], "the driver distributes them again");
+        bench.end(cx);
+
+        let bench = Bench::start(cx, domain, vfs(1));
+        bench.engine.unbind(cx, address(0)).unwrap();
+        assert_eq!(bench.engine.set_vf_msix(cx, address(0), 8).unwrap_err().errno(), Errno::EOPNOTSUPP);
+        bench.end(cx);
+    });
+}
+
+#[test]
 fn a_pf_that_is_bound_to_vfio_pci_is_none_of_the_cards_drivers() {
     story(|cx, domain| {
         let bench = Bench::start(cx, domain, vfs(1));

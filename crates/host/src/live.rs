@@ -84,6 +84,7 @@ impl LiveCard {
             Command::SetSfBound { id, bound } => engine.set_sf_bound(cx, *id, *bound),
             Command::Probe(device) => engine.probe(cx, *device),
             Command::SetDriverOverride { device, driver } => engine.set_driver_override(cx, *device, driver.clone()),
+            Command::SetVfMsix { device, count } => engine.set_vf_msix(cx, *device, *count),
             Command::Remove(device) => engine.remove(cx, *device),
             Command::Rescan => {
                 engine.rescan(cx);

@@ -147,7 +147,8 @@ fn a_write_becomes_a_command_or_is_refused() {
     let tree = tree(&[&card]);
     let vfio = "bus/pci/drivers/vfio-pci";
     let commands = |command| Ok(Act::Perform { card: Some(0), command });
-    let device: PciAddress = PF.parse().unwrap();
+    const VF: &str = "devices/pci0000:08/0000:08:00.2";
+    let (device, vf): (PciAddress, PciAddress) = (PF.parse().unwrap(), card.functions[1].address);
     let (driver, sf_driver) = ("bus/pci/drivers/mlx5_core", "bus/auxiliary/drivers/mlx5_core.sf");
     for (dir, file, text, act) in [
         (DEVICE, "sriov_numvfs", "0x2", commands(Command::SetNumVfs { device, number: 2 })),
@@ -187,6 +188,10 @@ fn a_write_becomes_a_command_or_is_refused() {
         ("bus/auxiliary", "drivers_probe", "mlx5_core.sf.2", commands(Command::SetSfBound { id: 2, bound: true })),
         ("bus/auxiliary", "drivers_probe", "mlx5_core.eth.4", Ok(Act::Nothing)),
         ("bus/auxiliary", "drivers_probe", "other.1", Ok(Act::Kernel)),
+        (VF, "sriov_vf_msix_count", "0x20", commands(Command::SetVfMsix { device: vf, count: 32 })),
+        (VF, "sriov_vf_msix_count", "-1", Err(Errno::INVAL)),
+        (VF, "sriov_vf_msix_count", "2147483648", Err(Errno::INVAL)),
+        (VF, "sriov_vf_msix_count", "99999999999999999999", Err(Errno::INVAL)),
     ] {
         assert_eq!(write(&tree, dir, file, text), act, "{text:?} to {dir}/{file}");
     }
@@ -266,6 +271,23 @@ fn each_function_has_an_iommu_group_of_its_own() {
         assert_eq!(groups.insert(number, function.address), None, "{number}");
     }
     assert_eq!(groups[&0x0800].to_string(), PF);
+}
+
+#[test]
+fn the_vectors_of_a_function_are_in_its_configuration_space() {
+    let mut card = card(1);
+    for msix in [1, 12, 64, 2048] {
+        card.functions[1].msix = msix;
+        let tree = tree(&[&card]);
+        let (dir, template) = find(&tree, "devices/pci0000:08/0000:08:00.2");
+        let space = (template.attribute("config").unwrap().read.unwrap())(&context(&tree, dir)).unwrap();
+        let mut at = usize::from(space[0x34]);
+        while space[at] != 0x11 {
+            at = usize::from(space[at + 1]);
+        }
+        assert_eq!(u16::from_le_bytes([space[at + 2], space[at + 3]]) & 0x7ff, msix - 1, "PCI_MSIX_FLAGS_QSIZE");
+        assert_eq!(read(&tree, DEVICE, "sriov_vf_total_msix").as_deref(), Ok("512\n"));
+    }
 }
 
 #[test]

@@ -199,6 +199,7 @@ fn a_command_to_a_pf_touches_no_other() {
         (format!("echo {vf} > /sys/bus/pci/drivers/mlx5_core/unbind"), Touched::PfAndMultiport(second)),
         (format!("echo {vf} > /sys/bus/pci/drivers/vfio-pci/bind"), Touched::Pf(second)),
         (format!("echo {vf} > /sys/bus/pci/drivers/vfio-pci/unbind"), Touched::Pf(second)),
+        (format!("echo 8 > /sys/bus/pci/devices/{vf}/sriov_vf_msix_count"), Touched::Pf(second)),
         (format!("echo 1 > /sys/bus/pci/devices/{second}/sriov_numvfs"), Touched::Pf(second)),
         ("modprobe mlx5_ib".to_owned(), Touched::Modules),
         ("insmod mlx5_ib".to_owned(), Touched::Modules),

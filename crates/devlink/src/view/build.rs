@@ -9,6 +9,7 @@ use eswitch::auxiliary::{AuxKind, AuxiliaryName};
 use eswitch::card::Resource;
 use eswitch::inspect::{AuxiliaryView, PfView, Snapshot};
 use eswitch::module::{self, CORE, VFIO};
+use eswitch::msix;
 use eswitch::sf::SfState;
 use eswitch::vf::{LinkState, VfView};
 use eswitch::{CardConfig, Engine, MacAddr, Mode, OtherDriver, PciAddress, PfFunction, PfIndex, RepType, Vport, names};
@@ -142,6 +143,7 @@ impl<'a> ViewBuilder<'a> {
                 vf_of: None,
                 driver: self.driver(pf.bound, pf.pci.other_driver),
                 driver_override: pf.pci.driver_override.clone(),
+                msix: msix::FIXED,
                 sriov: Some(self.sriov(pf)),
             });
         }
@@ -152,6 +154,7 @@ impl<'a> ViewBuilder<'a> {
                     vf_of: Some((pf.address, vf.number)),
                     driver: self.driver(vf.info.bound, vf.info.other_driver),
                     driver_override: vf.info.driver_override.clone(),
+                    msix: vf.info.msix.unwrap_or_else(|| self.config.default_vf_msix(pf.num_vfs)),
                     sriov: None,
                 });
             }
@@ -168,7 +171,8 @@ impl<'a> ViewBuilder<'a> {
         let config = self.config;
         if config.dpu {
             // The VFs belong to the PF of the host.
-            return Sriov { total: 0, enabled: 0, autoprobe: function.pci.autoprobe, offset: 0, vfs: Vec::new() };
+            let autoprobe = function.pci.autoprobe;
+            return Sriov { total: 0, enabled: 0, autoprobe, total_msix: 0, offset: 0, vfs: Vec::new() };
         }
         let enabled = self.snapshot.pfs.iter().find(|pf| pf.index == function.index).map_or(0, |pf| pf.num_vfs);
         let address = |vf| config.vf_address(function.index, vf);
@@ -176,6 +180,7 @@ impl<'a> ViewBuilder<'a> {
             total: config.total_vfs,
             enabled,
             autoprobe: function.pci.autoprobe,
+            total_msix: if function.bound { config.vf_msix } else { 0 },
             offset: config.vf_offset(function.index) as u16,
             vfs: (0..enabled).map(address).collect(),
         }

@@ -11,7 +11,7 @@ use super::text::{boolean, event, line, name, number};
 use super::tree::{Act, Attribute, AttributeContext, Subject, Template, Text, Tree};
 
 static PF: Template = Template { subdirs: COMMON_SUBDIRS, ..Template::of(&[COMMON, PF_ONLY]) };
-static VF: Template = Template { subdirs: COMMON_SUBDIRS, ..Template::of(&[COMMON]) };
+static VF: Template = Template { subdirs: COMMON_SUBDIRS, ..Template::of(&[COMMON, VF_ONLY]) };
 static PF_WITHOUT_VFS: Template = Template { subdirs: COMMON_SUBDIRS, ..Template::of(&[COMMON]) };
 
 /// The file's size must be that of the configuration space, as `lspci -xxxx` reads that much.
@@ -77,7 +77,15 @@ const PF_ONLY: &[Attribute] = &[
     Attribute::ro("sriov_stride", |_| line(1)),
     Attribute::ro("sriov_totalvfs", |s| line(s.sriov()?.total)),
     Attribute::ro("sriov_vf_device", |s| line(format_args!("{:x}", s.card()?.profile.vf_device))),
-    Attribute::ro("sriov_vf_total_msix", |_| line(0)),
+    Attribute::ro("sriov_vf_total_msix", |s| line(s.sriov()?.total_msix)),
+];
+
+const VF_ONLY: &[Attribute] = &[
+    // As `sriov_vf_msix_count_store`: anything but an `int` from 0 is invalid.
+    Attribute::wo("sriov_vf_msix_count", |s, text| {
+        let count = number(text).ok().filter(|count| *count <= i32::MAX as u64).ok_or(Errno::INVAL)?;
+        perform(s, |device| Ok(Command::SetVfMsix { device, count: count as u32 }))
+    }),
 ];
 
 const COMMON_SUBDIRS: &[Template] = &[Template { name: "power", ..Template::of(&[bus::POWER]) }];
