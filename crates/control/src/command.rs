@@ -67,6 +67,10 @@ pub enum Command {
     Bind(PciAddress),
     /// `/sys/bus/pci/drivers/mlx5_core/unbind`.
     Unbind(PciAddress),
+    /// `/sys/bus/pci/drivers/vfio-pci/bind`.
+    BindVfio(PciAddress),
+    /// `/sys/bus/pci/drivers/vfio-pci/unbind`.
+    UnbindVfio(PciAddress),
     /// `/sys/bus/auxiliary/drivers/mlx5_core.sf/bind` and `unbind`.
     SetSfBound {
         /// The number of the SF's auxiliary device: 2 for `mlx5_core.sf.2`.
@@ -82,6 +86,13 @@ pub enum Command {
         device: PciAddress,
         /// The name of the only driver that may be bound to it. `None`: any driver may be.
         driver: Option<String>,
+    },
+    /// `/sys/bus/pci/devices/ADDRESS/sriov_vf_msix_count`.
+    SetVfMsix {
+        /// The VF.
+        device: PciAddress,
+        /// The number of interrupt vectors. 0: as at the start.
+        count: u32,
     },
     /// `/sys/bus/pci/devices/ADDRESS/remove`.
     Remove(PciAddress),

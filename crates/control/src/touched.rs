@@ -1,6 +1,6 @@
 //! The parts of a card that a command may change.
 
-use eswitch::module::{CORE, find};
+use eswitch::module::{CORE, VFIO, find};
 use eswitch::{CardConfig, PciAddress, Touched};
 
 use crate::command::{Command, EswitchOption};
@@ -30,7 +30,11 @@ impl Command {
             | Self::SetVf { device, .. }
             | Self::SetAutoprobe { device, .. } => Touched::Pf(*device),
             Self::DeletePort(port) | Self::SetFunction { port, .. } => Touched::Pf(port.device),
-            Self::SetDriverOverride { device, .. } => Touched::Pf(pf_of(device)),
+            // A function that vfio-pci binds or unbinds is none of its card's driver: no mode changes.
+            Self::SetVfMsix { device, .. }
+            | Self::SetDriverOverride { device, .. }
+            | Self::BindVfio(device)
+            | Self::UnbindVfio(device) => Touched::Pf(pf_of(device)),
             // Each of these may change the mode of a PF, and with it end a multiport E-Switch.
             Self::Bind(device)
             | Self::Unbind(device)
@@ -39,10 +43,10 @@ impl Command {
             | Self::Reset(device)
             | Self::Reload(device)
             | Self::SetEswMultiport { device, .. } => Touched::PfAndMultiport(pf_of(device)),
-            // The core module binds or unbinds every PF. Loading another module may load it, too: see
+            // The core module binds or unbinds every PF, and that of `vfio-pci` those that are for it. Loading another module may load it, too: see
             // `Engine::core_loads`.
             Self::LoadModule(name) | Self::InsertModule(name) | Self::UnloadModule(name) => match find(name) {
-                Some(module) if module.name != CORE => Touched::Modules,
+                Some(module) if ![CORE, VFIO].contains(&module.name) => Touched::Modules,
                 _ => Touched::Everything,
             },
             // Only the engine knows which PF an SF's device belongs to.

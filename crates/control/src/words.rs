@@ -34,6 +34,8 @@ impl Command {
             Self::SetAutoprobe { device, on } => echo(u8::from(*on), &of_device(device, "sriov_drivers_autoprobe")),
             Self::Bind(device) => echo(device, "/sys/bus/pci/drivers/mlx5_core/bind"),
             Self::Unbind(device) => echo(device, "/sys/bus/pci/drivers/mlx5_core/unbind"),
+            Self::BindVfio(device) => echo(device, "/sys/bus/pci/drivers/vfio-pci/bind"),
+            Self::UnbindVfio(device) => echo(device, "/sys/bus/pci/drivers/vfio-pci/unbind"),
             Self::SetSfBound { id, bound } => {
                 let file = if *bound { "bind" } else { "unbind" };
                 format!("echo mlx5_core.sf.{id} > /sys/bus/auxiliary/drivers/mlx5_core.sf/{file}")
@@ -42,6 +44,7 @@ impl Command {
             Self::SetDriverOverride { device, driver } => {
                 echo(driver.as_deref().unwrap_or("\"\""), &of_device(device, "driver_override"))
             }
+            Self::SetVfMsix { device, count } => echo(count, &of_device(device, "sriov_vf_msix_count")),
             Self::Remove(device) => echo(1, &of_device(device, "remove")),
             Self::Rescan => echo(1, "/sys/bus/pci/rescan"),
             Self::Reset(device) => echo(1, &of_device(device, "reset")),

@@ -77,6 +77,7 @@ pub fn errno_of(errno: eswitch::Errno) -> Errno {
         Engine::EPERM => Errno::PERM,
         Engine::ENOENT => Errno::NOENT,
         Engine::EIO => Errno::IO,
+        Engine::EAGAIN => Errno::AGAIN,
         Engine::ENOMEM => Errno::NOMEM,
         Engine::EBUSY => Errno::BUSY,
         Engine::EEXIST => Errno::EXIST,
@@ -84,6 +85,7 @@ pub fn errno_of(errno: eswitch::Errno) -> Errno {
         Engine::EINVAL => Errno::INVAL,
         Engine::ENOSPC => Errno::NOSPC,
         Engine::ERANGE => Errno::RANGE,
+        Engine::EOVERFLOW => Errno::OVERFLOW,
         Engine::EPROTONOSUPPORT => Errno::PROTONOSUPPORT,
         Engine::EOPNOTSUPP => Errno::OPNOTSUPP,
     }

@@ -122,8 +122,24 @@ pub struct Function {
     pub driver: Option<String>,
     /// `driver_override`, if one is set.
     pub driver_override: Option<String>,
+    /// The number of its interrupt vectors (MSI-X): 1 to 2048.
+    #[serde(default = "default_msix")]
+    pub msix: u16,
     /// For a PF: its `sriov_*` attributes.
     pub sriov: Option<Sriov>,
+}
+
+/// The number of interrupt vectors in a view that has none.
+fn default_msix() -> u16 {
+    eswitch::msix::FIXED
+}
+
+impl Function {
+    /// Whether the card's driver is bound to it. Another driver, `vfio-pci`, leaves a function disabled until a program
+    /// opens it (`vfio_pci_core_enable`).
+    pub fn is_enabled(&self, profile: &Profile) -> bool {
+        self.driver.as_ref() == Some(&profile.driver)
+    }
 }
 
 /// The `sriov_*` attributes of a PF in sysfs.
@@ -135,6 +151,9 @@ pub struct Sriov {
     pub enabled: u16,
     /// `sriov_drivers_autoprobe`.
     pub autoprobe: bool,
+    /// `sriov_vf_total_msix`: 0 if the VFs' interrupt vectors cannot be distributed, or the card's driver is not bound.
+    #[serde(default)]
+    pub total_msix: u32,
     /// `sriov_offset`: the routing ID of VF 0 minus that of the PF. 0 on a DPU, whose VFs belong to another machine.
     pub offset: u16,
     /// The addresses of the enabled VFs, by number, including VFs that were removed from the bus.

@@ -90,7 +90,7 @@ fn in_legacy_mode() {
         let expected = ["eth.0", "eth.1", "eth.1000000", "eth.1100000", "rdma.0", "rdma.1", "rdma.1000000"];
         assert_eq!(auxiliary[..7], expected.map(|name| format!("mlx5_core.{name}")));
         let modules: Vec<_> = view.modules.iter().map(|m| (m.name.as_str(), m.loaded, m.depends.len())).collect();
-        assert_eq!(modules, [("mlx5_core", true, 0), ("mlx5_ib", true, 1)]);
+        assert_eq!(modules, [("mlx5_core", true, 0), ("mlx5_ib", true, 1), ("vfio_pci", false, 0)]);
     });
 }
 

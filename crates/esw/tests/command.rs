@@ -207,7 +207,7 @@ fn a_line_that_fails_is_reported_and_the_others_are_taken() {
     for expected in [
         "line 1: devlink dev eswitch set",
         "^ expected `mode`, `inline-mode` or `encap-mode`, found `mod`; did you mean `mode`?",
-        "Error: mlx5_core: module nonesuch not found; the card's modules are mlx5_core, mlx5_ib.",
+        "Error: mlx5_core: module nonesuch not found; the card's modules are mlx5_core, mlx5_ib, vfio_pci.",
         "kernel answers: No such file or directory",
         "`sync` is for scenarios",
         "this card has no netdevs to run it among",

@@ -435,6 +435,39 @@ with IPRoute() as ip:
 }
 
 #[test]
+fn a_vf_is_given_to_vfio_pci_and_back() {
+    if lab::skipped(&["bash", "devlink", "modprobe"]) {
+        return;
+    }
+    let numvfs = format!("echo 2 > {NUMVFS}; devlink dev eswitch set pci/0000:08:00.0 mode switchdev");
+    run_session(
+        "vfio",
+        &[
+            (&numvfs, ""),
+            ("v=/sys/bus/pci/devices/0000:08:00.2; d=/sys/bus/pci/drivers; echo vfio-pci > $v/driver_override", ""),
+            (
+                "echo 0000:08:00.2 > $v/driver/unbind; echo 0000:08:00.2 > /sys/bus/pci/drivers_probe; ls -d $v/driver",
+                "…No such file or directory",
+            ),
+            ("ls $d/vfio-pci", "…No such file or directory"),
+            // Loading the module binds what waits for its driver.
+            (
+                "modprobe vfio-pci; basename $(readlink $v/driver); basename $(readlink $d/vfio-pci/0000:08:00.2)",
+                "vfio-pci\n0000:08:00.2",
+            ),
+            ("basename $(readlink $v/iommu_group); cat $v/enable $v/power_state", "2050\n0\nD3hot"),
+            ("ls $v | grep -cE '^net$|infiniband|mlx5_core'; ls /sys/class/net | grep -cE 'npf0vf|f0v'", "0\n3"),
+            ("echo 0000:08:00.3 > $d/vfio-pci/bind", "…No such device"),
+            ("echo 0000:08:00.2 > $d/vfio-pci/bind", "…Device or resource busy"),
+            ("echo 0000:08:00.2 > $d/mlx5_core/unbind", "…No such device"),
+            ("echo 0000:08:00.2 > $v/driver/unbind; ls -d $v/driver", "…No such file or directory"),
+            ("echo 0000:08:00.2 > $d/vfio-pci/bind; rmmod vfio_pci; ls -d $v/driver", "…No such file or directory"),
+            ("echo > $v/driver_override; echo 0000:08:00.2 > $d/mlx5_core/bind; ls $v/net", "enp8s0f0v0"),
+        ],
+    );
+}
+
+#[test]
 fn vfs_and_sfs_are_bound_and_unbound_in_sysfs() {
     if lab::skipped(&["bash", "devlink"]) {
         return;

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::ids::{MacAddr, Mode, PciAddress, SfNum, Vport};
 use crate::lag::LagMode;
 use crate::lock_order::Devlink;
-use crate::module::CORE;
+use crate::module::{CORE, find};
 use crate::rate::{Rate, Rates};
 use crate::sf::{SfRequest, SfState};
 use crate::vf::VfInfo;
@@ -213,7 +213,8 @@ impl Engine {
         }
         // Older versions could record that the core module is not loaded while a module that depends on it is. Then the
         // core module stays.
-        if !agreed.core && agreed.modules.is_empty() {
+        let needs_core = |name: &String| find(name).is_some_and(|module| module.depends.contains(&CORE));
+        if !agreed.core && !agreed.modules.iter().any(needs_core) {
             self.unload_module(cx, CORE)?;
         }
         Ok(())

@@ -21,6 +21,9 @@ pub struct CardConfig {
     pub total_vfs: u16,
     /// The number of VFs that each PF has at the start. On a DPU, the number that the host has enabled.
     pub vfs: u16,
+    /// `sriov_vf_total_msix`: the interrupt vectors that the VFs of a PF share, and that a program can distribute: 0 to
+    /// 65,536. 0: the card cannot do so, and each VF has [`FIXED`](crate::msix::FIXED).
+    pub vf_msix: u32,
     /// The largest number of SFs of a PF: 0 to 32,752.
     pub max_sfs: u16,
     /// Whether the E-Switch manager is the card's own CPU (ECPF) rather than the host's PF.
@@ -47,6 +50,7 @@ impl Default for CardConfig {
             pfs: 1,
             total_vfs: 8,
             vfs: 0,
+            vf_msix: 0,
             max_sfs: 256,
             dpu: false,
             mode: Mode::Legacy,
@@ -108,6 +112,7 @@ impl CardConfig {
         };
         range("pfs", self.pfs.into(), (1..=4).contains(&self.pfs), "1 to 4")?;
         range("total_vfs", self.total_vfs.into(), self.total_vfs <= 32_000, "0 to 32000")?;
+        range("vf_msix", self.vf_msix.into(), self.vf_msix <= 65_536, "0 to 65536")?;
         range("max_sfs", self.max_sfs.into(), self.max_sfs <= crate::ids::MAX_SFS, "0 to 32752")?;
         range("retry_ms", self.retry_ms, (1..=60_000).contains(&self.retry_ms), "1 to 60000")?;
         range("retry_max_ms", self.retry_max_ms, self.retry_max_ms >= self.retry_ms, "at least `retry_ms`")?;

@@ -14,7 +14,7 @@ use crate::eswitch::ESwitch;
 use crate::event::{Changes, Event};
 use crate::ids::{MacAddr, Mode, PciAddress, PfIndex, PortHandle, PortIndex, Vport};
 use crate::lock_order::{Device as DeviceClass, DeviceSlot, Devlink as DevlinkClass};
-use crate::pci::may_drive;
+use crate::pci::{OtherDriver, may_drive};
 use crate::sf::SfQueue;
 use crate::shared::Shared;
 
@@ -35,11 +35,14 @@ struct SlotState {
     pci: PciState,
 }
 
-/// The attributes of a PF that belong to the PCI bus and not to its driver. They survive binding and unbinding.
+/// The attributes of a PF that belong to the PCI bus and not to the card's driver. They survive binding and unbinding.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Hash)]
 pub struct PciState {
     /// `driver_override`, if one is set.
     pub driver_override: Option<String>,
+    /// The other driver to which the PF is bound. `None` while it is bound to the card's driver or to none.
+    #[serde(default)]
+    pub other_driver: Option<OtherDriver>,
     /// `sriov_drivers_autoprobe`: whether VFs are bound when they are enabled.
     pub autoprobe: bool,
     /// Whether the PF was removed from the bus with `remove`.
@@ -48,7 +51,7 @@ pub struct PciState {
 
 impl Default for PciState {
     fn default() -> Self {
-        Self { driver_override: None, autoprobe: true, removed: false }
+        Self { driver_override: None, other_driver: None, autoprobe: true, removed: false }
     }
 }
 
@@ -244,6 +247,41 @@ impl Device {
         self.change(cx, |threads, cx| self.probe(cx, threads, shared, host_vfs, params))
     }
 
+    /// Binds the PF to another driver than the card's, which makes nothing on the card.
+    ///
+    /// # Errors
+    /// The PF was removed from the bus, or is bound already; or the error of `may_bind`.
+    pub fn bind_other<P: LockBefore<DeviceClass>>(
+        &self,
+        cx: &mut Locked<'_, P>,
+        driver: OtherDriver,
+        may_bind: impl FnOnce(Option<&str>) -> Result<()>,
+    ) -> Result<()> {
+        self.change(cx, |_, cx| {
+            let (slot, pci) = self.on_bus(cx);
+            if !pci.removed {
+                may_bind(pci.driver_override.as_deref())?;
+            }
+            match slot {
+                Slot::Unbound if pci.other_driver.is_none() => self.set_pci(cx, |pci| pci.other_driver = Some(driver)),
+                _ => Err(Error::AlreadyBound(self.address)),
+            }
+        })
+    }
+
+    /// Unbinds the PF from another driver than the card's.
+    ///
+    /// # Errors
+    /// The PF is not bound to that driver.
+    pub fn unbind_other<P: LockBefore<DeviceClass>>(&self, cx: &mut Locked<'_, P>, driver: OtherDriver) -> Result<()> {
+        self.change(cx, |_, cx| {
+            self.change_slot(cx, |state| match state.pci.other_driver.take_if(|is| *is == driver) {
+                Some(_) => Ok(()),
+                None => Err(Error::NotBound(self.address)),
+            })
+        })
+    }
+
     /// Unbinds the PF from its driver.
     ///
     /// # Errors
@@ -299,6 +337,7 @@ impl Device {
         let (slot, pci) = self.on_bus(cx);
         match slot {
             Slot::Bound(_) => return Err(Error::AlreadyBound(self.address)),
+            Slot::Unbound if pci.other_driver.is_some() => return Err(Error::AlreadyBound(self.address)),
             Slot::Unbound if pci.removed => return Err(Error::NoFunction(self.address)),
             Slot::Unbound => may_drive(self.address, pci.driver_override.as_deref())?,
             // A reload keeps the driver that was bound, whatever `driver_override` is now.

@@ -18,6 +18,7 @@ pub enum Errno {
     EPERM,
     ENOENT,
     EIO,
+    EAGAIN,
     ENOMEM,
     EBUSY,
     EEXIST,
@@ -25,6 +26,7 @@ pub enum Errno {
     EINVAL,
     ENOSPC,
     ERANGE,
+    EOVERFLOW,
     EPROTONOSUPPORT,
     EOPNOTSUPP,
 }
@@ -36,6 +38,7 @@ impl Errno {
             Self::EPERM => "Operation not permitted",
             Self::ENOENT => "No such file or directory",
             Self::EIO => "Input/output error",
+            Self::EAGAIN => "Resource temporarily unavailable",
             Self::ENOMEM => "Cannot allocate memory",
             Self::EBUSY => "Device or resource busy",
             Self::EEXIST => "File exists",
@@ -43,6 +46,7 @@ impl Errno {
             Self::EINVAL => "Invalid argument",
             Self::ENOSPC => "No space left on device",
             Self::ERANGE => "Numerical result out of range",
+            Self::EOVERFLOW => "Value too large for defined data type",
             Self::EPROTONOSUPPORT => "Protocol not supported",
             Self::EOPNOTSUPP => "Operation not supported",
         }
@@ -54,6 +58,7 @@ impl Errno {
             Self::EPERM => 1,
             Self::ENOENT => 2,
             Self::EIO => 5,
+            Self::EAGAIN => 11,
             Self::ENOMEM => 12,
             Self::EBUSY => 16,
             Self::EEXIST => 17,
@@ -61,6 +66,7 @@ impl Errno {
             Self::EINVAL => 22,
             Self::ENOSPC => 28,
             Self::ERANGE => 34,
+            Self::EOVERFLOW => 75,
             Self::EPROTONOSUPPORT => 93,
             Self::EOPNOTSUPP => 95,
         }
@@ -91,6 +97,32 @@ pub enum Error {
     /// Binding a VF whose PF has `sriov_drivers_autoprobe` 0.
     #[error("{0}: its PF's sriov_drivers_autoprobe is 0; set that to 1, or set the driver_override of {0}, first")]
     NoAutoprobe(PciAddress),
+    /// Binding a function to `vfio-pci`, whose `driver_override` does not name that driver.
+    #[error("{0} is not for the driver vfio-pci; write that name to its driver_override first")]
+    NotForVfio(PciAddress),
+    /// Binding a function to `vfio-pci` while that driver's module is not loaded.
+    #[error("{0} cannot be bound to vfio-pci: the module vfio_pci is not loaded")]
+    NoVfio(PciAddress),
+    /// Setting the number of interrupt vectors of a VF on a card whose `vf_msix` is 0.
+    #[error("{0}: the card cannot change how many MSI-X vectors a VF has; its `vf_msix` is 0")]
+    NoDynamicMsix(PciAddress),
+    /// Setting the number of interrupt vectors of a VF that is bound to a driver.
+    #[error("{0} is bound to a driver, which has counted the MSI-X vectors; unbind it first")]
+    MsixInUse(PciAddress),
+    /// Too few interrupt vectors for a VF.
+    #[error("a VF needs {min} MSI-X vectors or more", min = crate::msix::MIN)]
+    MsixTooFew,
+    /// Too many interrupt vectors for a VF.
+    #[error("a VF can have {max} MSI-X vectors at most", max = crate::msix::MAX)]
+    MsixTooMany,
+    /// More interrupt vectors than the other VFs of the PF leave.
+    #[error("{left} MSI-X vectors are left for {address} by the other VFs of its PF; take some from them first")]
+    MsixUsedUp {
+        /// The VF.
+        address: PciAddress,
+        /// The vectors that it can have.
+        left: u32,
+    },
     /// `ip link set … vf N` for a VF that is not enabled.
     #[error("{pf} has no VF {vf} enabled; set sriov_numvfs first")]
     NoVf {
@@ -117,7 +149,7 @@ pub enum Error {
         max: u32,
     },
     /// Binding a function that is bound.
-    #[error("{0} is already bound to the driver")]
+    #[error("{0} is already bound to a driver")]
     AlreadyBound(PciAddress),
     /// No such port.
     #[error("no port {0}; `devlink port show` lists those that exist")]
@@ -316,9 +348,16 @@ impl Error {
             | Self::NoSfDevice(_)
             | Self::NotBound(_)
             | Self::Overridden { .. }
+            | Self::NotForVfio(_)
+            | Self::NoVfio(_)
             | Self::NoAutoprobe(_) => Errno::ENODEV,
+            Self::MsixTooMany => Errno::EOVERFLOW,
+            Self::MsixUsedUp { .. } => Errno::EAGAIN,
+            Self::NoDynamicMsix(_) => Errno::EOPNOTSUPP,
+            Self::MsixTooFew => Errno::EINVAL,
             Self::NoModule { .. } | Self::ModuleNeeds { .. } | Self::NoDriver(_) | Self::NoBond(_) => Errno::ENOENT,
             Self::AlreadyBound(_)
+            | Self::MsixInUse(_)
             | Self::Busy(_)
             | Self::VfsEnabled { .. }
             | Self::SfAttached

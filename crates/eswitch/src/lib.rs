@@ -28,6 +28,7 @@ pub mod inspect;
 pub mod lag;
 pub mod lock_order;
 pub mod module;
+pub mod msix;
 pub mod names;
 mod pci;
 mod queue;
@@ -47,4 +48,5 @@ pub use ids::{
     MAX_SFS, MacAddr, Mode, ParseError, PciAddress, PfIndex, PfSet, PortHandle, PortIndex, RepType, SF_VPORT_BASE,
     SfNum, Vport,
 };
+pub use pci::OtherDriver;
 pub use shared::Shared;

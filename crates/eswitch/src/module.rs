@@ -55,7 +55,10 @@ pub const CORE: &str = "mlx5_core";
 /// The module of RDMA devices.
 pub const RDMA_MODULE: &str = "mlx5_ib";
 
-static MODULES: [ModuleInfo; 2] = [
+/// The module of the driver `vfio-pci`. It is none of the card's own, and depends on none of them.
+pub const VFIO: &str = "vfio_pci";
+
+static MODULES: [ModuleInfo; 3] = [
     ModuleInfo {
         name: CORE,
         description: "Mellanox 5th generation network adapters (ConnectX series) core driver",
@@ -68,6 +71,7 @@ static MODULES: [ModuleInfo; 2] = [
         depends: &[CORE],
         drivers: &[&RDMA, &RDMA_REP],
     },
+    ModuleInfo { name: VFIO, description: "VFIO PCI - User Level meta-driver", depends: &[], drivers: &[] },
 ];
 
 /// Every module of the card.
@@ -158,17 +162,31 @@ impl Core {
 #[derive(Debug)]
 pub(crate) struct Modules {
     loaded: [Mutex<ModuleClass, bool>; MODULES.len()],
+    /// Whether functions can be bound to `vfio-pci`: 1 or 0. Binding a function reads it without a lock.
+    vfio: AtomicU64,
     /// The names of the loaded modules, for invariants.
     seen: Shadow<BTreeSet<&'static str>>,
 }
 
 impl Default for Modules {
     fn default() -> Self {
-        Self { loaded: std::array::from_fn(|_| Mutex::new(false).with_state_digest(digest)), seen: Shadow::default() }
+        let loaded = std::array::from_fn(|_| Mutex::new(false).with_state_digest(digest));
+        Self { loaded, vfio: AtomicU64::new(0), seen: Shadow::default() }
     }
 }
 
 impl Modules {
+    /// Whether functions can be bound to `vfio-pci`.
+    pub fn is_vfio_loaded(&self) -> bool {
+        self.vfio.load() != 0
+    }
+
+    /// Lets no function be bound to `vfio-pci` from here on. The caller unbinds those that are, and
+    /// [unloads](Self::unload) the module.
+    pub fn stop_vfio(&self) {
+        self.vfio.store(0);
+    }
+
     fn get(&self, name: &str) -> Result<(&'static ModuleInfo, &Mutex<ModuleClass, bool>)> {
         let module = find(name).ok_or_else(|| Error::NoModule { name: name.to_owned() })?;
         let lock = MODULES.iter().zip(&self.loaded).find(|(m, _)| m.name == module.name);
@@ -188,6 +206,9 @@ impl Modules {
             return Ok(());
         }
         *loaded = true;
+        if module.name == VFIO {
+            self.vfio.store(1);
+        }
         for function in shared.bus.add_drivers(&mut cx, &shared.events, module.drivers) {
             match function {
                 Function::Pf(pf) => pf.want_reconcile(&mut cx),
@@ -218,6 +239,9 @@ impl Modules {
         let (mut loaded, mut cx) = lock.lock(cx);
         if !*loaded {
             return Ok(());
+        }
+        if module.name == VFIO {
+            self.stop_vfio();
         }
         shared.bus.remove_drivers(&mut cx, module.drivers);
         *loaded = false;

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use lockdep::{AtomicU64, Locked, Unlocked};
+use serde::{Deserialize, Serialize};
 
 use crate::device::Device;
 use crate::engine::Engine;
@@ -21,6 +22,24 @@ pub(crate) fn may_drive(address: PciAddress, driver_override: Option<&str>) -> R
     match driver_override {
         Some(driver) if driver != CORE => Err(Error::Overridden { address, driver: driver.to_owned() }),
         _ => Ok(()),
+    }
+}
+
+/// A driver that is not the card's, and to which a function of the card can be bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Hash)]
+#[serde(rename_all = "kebab-case")]
+pub enum OtherDriver {
+    /// `vfio-pci`, which gives a function to a program or to a virtual machine. It knows no ids of its own and drives
+    /// only functions whose `driver_override` names it (`PCI_DRIVER_OVERRIDE_DEVICE_VFIO`).
+    VfioPci,
+}
+
+impl OtherDriver {
+    /// The driver's name on the PCI bus.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::VfioPci => "vfio-pci",
+        }
     }
 }
 
@@ -42,7 +61,7 @@ impl Engine {
     /// `echo ADDRESS > /sys/bus/pci/drivers/mlx5_core/bind`.
     ///
     /// # Errors
-    /// No such function; it is bound already; its `driver_override` names another driver; it is a VF and its PF's
+    /// No such function; it is bound already, to this or another driver; its `driver_override` names another driver; it is a VF and its PF's
     /// `sriov_drivers_autoprobe` is 0; or the first failure, after everything has been undone.
     pub fn bind(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<()> {
         match self.function(address)? {
@@ -63,7 +82,7 @@ impl Engine {
     /// `echo ADDRESS > /sys/bus/pci/drivers/mlx5_core/unbind`.
     ///
     /// # Errors
-    /// No such function, or it is not bound.
+    /// No such function, or it is not bound to this driver.
     pub fn unbind(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<()> {
         match self.function(address)? {
             PciFunction::Pf(device, _) => device.unbind(cx),
@@ -73,14 +92,82 @@ impl Engine {
         }
     }
 
-    /// `echo ADDRESS > /sys/bus/pci/drivers_probe`: binds the function. If it is bound already or the card's driver may
-    /// not bind to it, this succeeds and changes nothing.
+    /// `echo ADDRESS > /sys/bus/pci/drivers/vfio-pci/bind`. The function gets no netdev and no other devices, and the
+    /// port of a VF in the switch and its representor stay.
+    ///
+    /// # Errors
+    /// No such function; its `driver_override` does not name `vfio-pci`; the module is not loaded; or the function is
+    /// bound already, to this or another driver.
+    pub fn bind_vfio(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<()> {
+        let driver = OtherDriver::VfioPci;
+        let may_bind = |driver_override: Option<&str>| match driver_override {
+            _ if !self.shared.modules.is_vfio_loaded() => Err(Error::NoVfio(address)),
+            Some(name) if name == driver.name() => Ok(()),
+            _ => Err(Error::NotForVfio(address)),
+        };
+        match self.function(address)? {
+            PciFunction::Pf(device, _) => device.bind_other(cx, driver, may_bind),
+            PciFunction::Vf(vf) => self.with_vf(cx, address, vf, |_, state, _, function| {
+                let vf = state.vf(function)?;
+                may_bind(vf.driver_override.as_deref())?;
+                if vf.bound || vf.other_driver.is_some() {
+                    return Err(Error::AlreadyBound(address));
+                }
+                vf.other_driver = Some(driver);
+                Ok(())
+            }),
+        }
+    }
+
+    /// `echo ADDRESS > /sys/bus/pci/drivers/vfio-pci/unbind`.
+    ///
+    /// # Errors
+    /// No such function, or it is not bound to that driver.
+    pub fn unbind_vfio(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<()> {
+        let driver = OtherDriver::VfioPci;
+        match self.function(address)? {
+            PciFunction::Pf(device, _) => device.unbind_other(cx, driver),
+            PciFunction::Vf(vf) => self.with_vf(cx, address, vf, |_, state, _, function| {
+                match state.vf(function)?.other_driver.take_if(|is| *is == driver) {
+                    Some(_) => Ok(()),
+                    None => Err(Error::NotBound(address)),
+                }
+            }),
+        }
+    }
+
+    /// Every function that a program can bind: the PFs and the VFs that are enabled.
+    pub(crate) fn bindable(&self, cx: &mut Locked<'_, Unlocked>) -> Vec<PciAddress> {
+        let mut found = Vec::new();
+        for device in &self.devices {
+            found.push(device.address);
+            // A PF that is not bound has no VFs.
+            let vfs = self.query_devlink(cx, device.address, |_, state, _| Ok(state.num_vfs)).unwrap_or_default();
+            found.extend((0..vfs).map(|vf| self.shared.config.vf_address(device.index, vf)));
+        }
+        found
+    }
+
+    /// `echo ADDRESS > /sys/bus/pci/drivers_probe`: binds the function to the driver that is for it. If it is bound
+    /// already or no driver may bind to it, this succeeds and changes nothing.
     ///
     /// # Errors
     /// No such function; or the first failure, after everything has been undone.
     pub fn probe(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress) -> Result<()> {
-        match self.bind(cx, address) {
-            Err(Error::AlreadyBound(_) | Error::Overridden { .. } | Error::NoAutoprobe(_)) => Ok(()),
+        let bound = match self.bind(cx, address) {
+            Err(Error::Overridden { driver, .. }) if driver == OtherDriver::VfioPci.name() => {
+                self.bind_vfio(cx, address)
+            }
+            result => result,
+        };
+        match bound {
+            Err(
+                Error::AlreadyBound(_)
+                | Error::Overridden { .. }
+                | Error::NotForVfio(_)
+                | Error::NoVfio(_)
+                | Error::NoAutoprobe(_),
+            ) => Ok(()),
             result => result,
         }
     }
@@ -135,7 +222,7 @@ impl Engine {
                     Err(error) => return Err(error),
                 }
                 let vf = state.vf(function)?;
-                (vf.removed, vf.driver_override) = (true, None);
+                (vf.removed, vf.driver_override, vf.other_driver) = (true, None, None);
                 Ok(())
             }),
         }

@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::ids::{MacAddr, Mode, PciAddress, PfIndex, Vport};
 use crate::lock_order::Devlink;
+use crate::pci::OtherDriver;
 
 /// The link state of a VF, as `ip link set … vf N state` sets it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Hash)]
@@ -70,8 +71,11 @@ pub const ETH_P_8021AD: u16 = 0x88a8;
 /// The settings of a VF besides its port. They are lost when the VFs are disabled.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Hash)]
 pub struct VfInfo {
-    /// Whether the VF is bound to the driver.
+    /// Whether the VF is bound to the card's driver.
     pub bound: bool,
+    /// The other driver to which the VF is bound. `None` while it is bound to the card's driver or to none.
+    #[serde(default)]
+    pub other_driver: Option<OtherDriver>,
     /// `driver_override`, if one is set.
     pub driver_override: Option<String>,
     /// Whether the VF was removed from the bus with `remove`.
@@ -93,6 +97,10 @@ pub struct VfInfo {
     /// that was zero: then the driver has made an address of its own.
     #[serde(default)]
     pub permanent: Option<MacAddr>,
+    /// `sriov_vf_msix_count`: the number of interrupt vectors, if it is not the one with which VFs start. It is lost
+    /// when the PF is reloaded (`mlx5_device_enable_sriov`).
+    #[serde(default)]
+    pub msix: Option<u16>,
 }
 
 impl VfInfo {
@@ -100,6 +108,7 @@ impl VfInfo {
     pub(crate) fn new(bound: bool) -> Self {
         Self {
             bound,
+            other_driver: None,
             driver_override: None,
             removed: false,
             vlan: VfVlan::default(),
@@ -109,6 +118,7 @@ impl VfInfo {
             trust: false,
             link: LinkState::default(),
             permanent: None,
+            msix: None,
         }
     }
 }
@@ -121,11 +131,11 @@ impl VportInfo {
         }
     }
 
-    /// What of the settings of a VF stays when its PF is reloaded: all but the link state (`esw_legacy_enable`), and the
+    /// What of the settings of a VF stays when its PF is reloaded: all but the link state (`esw_legacy_enable`) and the interrupt vectors, and the
     /// driver of the VF is bound again.
     pub(crate) fn reloaded(mut self) -> Self {
         if let Some(vf) = &mut self.vf {
-            vf.link = LinkState::default();
+            (vf.link, vf.msix) = (LinkState::default(), None);
         }
         self.probe();
         self
@@ -387,7 +397,7 @@ impl Pf {
     /// Binds a VF to its driver, which makes the VF's netdev.
     ///
     /// # Errors
-    /// The VF is bound already; or its netdev could not be made, and it is not bound.
+    /// The VF is bound already, to this driver or another; or its netdev could not be made, and it is not bound.
     pub(crate) fn bind_vf(
         &self,
         state: &mut DevlinkState,
@@ -396,7 +406,7 @@ impl Pf {
     ) -> Result<()> {
         let VfFunction { address, vport } = function;
         let Some(info) = state.vports.get_mut(&vport) else { return Err(Error::NoFunction(address)) };
-        if info.is_vf_bound() {
+        if info.vf.as_ref().is_some_and(|vf| vf.bound || vf.other_driver.is_some()) {
             return Err(Error::AlreadyBound(address));
         }
         let mut bound = info.clone();

@@ -9,7 +9,7 @@ use common::{Bench, addr, story};
 use eswitch::auxiliary::AuxKind;
 use eswitch::devlink::Params;
 use eswitch::sf::SfState;
-use eswitch::{Agreed, CardConfig, Engine, FunctionChange, Mode, SfNum};
+use eswitch::{Agreed, CardConfig, Engine, FunctionChange, Mode, OtherDriver, PfIndex, SfNum};
 use lockdep::{Domain, Locked, Threads, Unlocked};
 
 /// Brings up a card in an agreed state.
@@ -114,6 +114,51 @@ fn driverinit_parameters_that_were_set_and_those_in_effect_are_both_kept() {
         assert!(params.remove("init").is_some() && params.remove("in_effect").is_some());
         let engine = start_as(cx, domain, &config, &serde_json::from_value(stored).unwrap());
         assert!(rdma(cx, &engine));
+        end(cx, &engine);
+    });
+}
+
+#[test]
+fn functions_that_are_bound_to_vfio_pci_stay_bound_to_it() {
+    story(|cx, domain| {
+        let config = CardConfig { pfs: 2, vfs: 2, ..CardConfig::default() };
+        let bench = Bench::start(cx, domain, config.clone());
+        let functions = [config.vf_address(PfIndex(0), 1), config.pf_address(PfIndex(1))];
+        bench.engine.load_module(cx, "vfio_pci").unwrap();
+        for function in functions {
+            bench.engine.unbind(cx, function).unwrap();
+            bench.engine.set_driver_override(cx, function, Some("vfio-pci".to_owned())).unwrap();
+            bench.engine.probe(cx, function).unwrap();
+            // The override decides only about the next time.
+            bench.engine.set_driver_override(cx, function, None).unwrap();
+        }
+        let agreed = bench.engine.agreed(cx);
+        bench.end(cx);
+
+        let other = Some(OtherDriver::VfioPci);
+        let stored = serde_json::to_value(&agreed).unwrap();
+        let engine = start_as(cx, domain, &config, &serde_json::from_value(stored).unwrap());
+        assert_eq!(engine.agreed(cx), agreed);
+        let vfs: Vec<_> = engine.inspect(cx).pfs[0].vfs.iter().map(|vf| vf.info.other_driver).collect();
+        assert_eq!((vfs, engine.functions(cx)[1].pci.other_driver), (vec![None, other], other));
+        for function in functions {
+            engine.unbind_vfio(cx, function).unwrap();
+            engine.bind(cx, function).unwrap();
+        }
+        end(cx, &engine);
+    });
+}
+
+#[test]
+fn a_module_that_needs_no_other_lets_the_core_module_stay_unloaded() {
+    story(|cx, domain| {
+        let config = CardConfig { modules: vec!["vfio_pci".into()], ..CardConfig::default() };
+        let bench = Bench::start(cx, domain, config.clone());
+        bench.engine.unload_module(cx, "mlx5_core").unwrap();
+        let agreed = bench.engine.agreed(cx);
+        bench.end(cx);
+        let engine = start_as(cx, domain, &config, &agreed);
+        assert_eq!(engine.inspect(cx).modules, ["vfio_pci"]);
         end(cx, &engine);
     });
 }

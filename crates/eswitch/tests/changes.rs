@@ -83,6 +83,11 @@ const CHANGES: &[(&str, Command)] = &[
         e.set_driver_override(cx, vf, Some("vfio-pci".into()))
     }),
     ("unbind, a VF", |cx, e| e.unbind(cx, vf0(e))),
+    ("modprobe, vfio-pci", |cx, e| e.load_module(cx, "vfio-pci")),
+    ("unbind, a VF, from vfio-pci", |cx, e| e.unbind_vfio(cx, vf0(e))),
+    ("sriov_vf_msix_count", |cx, e| e.set_vf_msix(cx, vf0(e), 12)),
+    ("bind, a VF, to vfio-pci", |cx, e| e.bind_vfio(cx, vf0(e))),
+    ("rmmod, vfio-pci", |cx, e| e.unload_module(cx, "vfio_pci")),
     ("driver_override, no more", |cx, e| e.set_driver_override(cx, vf0(e), None)),
     ("bind, a VF", |cx, e| e.bind(cx, vf0(e))),
     ("reset, a VF", |cx, e| e.reset(cx, vf0(e))),
@@ -154,7 +159,7 @@ const QUERIES: &[(&str, Command)] = &[
 #[test]
 fn every_command_that_changes_something_is_counted_and_no_query_is() {
     story(|cx, domain| {
-        let bench = Bench::start(cx, domain, CardConfig { pfs: 2, vfs: 2, ..CardConfig::default() });
+        let bench = Bench::start(cx, domain, CardConfig { pfs: 2, vfs: 2, vf_msix: 256, ..CardConfig::default() });
         let engine = &bench.engine;
         for (name, change) in CHANGES {
             // No background work changes anything from here on.

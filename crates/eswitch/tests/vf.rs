@@ -6,7 +6,7 @@ use card_memory::MemoryCard;
 use common::{Bench, addr, fail, resources, story};
 use eswitch::card::{Resource, ResourceKind};
 use eswitch::vf::{ETH_P_8021AD, LinkState, VfSetting, VfView, VfVlan};
-use eswitch::{CardConfig, Errno, Error, FunctionChange, MacAddr, Mode, PciAddress, PfIndex, Vport};
+use eswitch::{CardConfig, Errno, Error, FunctionChange, MacAddr, Mode, OtherDriver, PciAddress, PfIndex, Vport};
 use lockdep::{Locked, Unlocked};
 
 fn vfs(vfs: u16) -> CardConfig {
@@ -96,6 +96,150 @@ fn a_function_is_bound_only_to_the_driver_in_its_override() {
         engine.probe(cx, addr()).unwrap();
         engine.set_num_vfs(cx, addr(), 1).unwrap();
         assert_eq!(bound(&bench, cx), [false], "the setting of the bus outlasts the driver");
+        bench.end(cx);
+    });
+}
+
+/// The other driver of each VF.
+fn others(bench: &Bench, cx: &mut Locked<'_, Unlocked>) -> Vec<Option<OtherDriver>> {
+    bench.pf0(cx).vfs.iter().map(|vf| vf.info.other_driver).collect()
+}
+
+const VFIO: Option<OtherDriver> = Some(OtherDriver::VfioPci);
+
+#[test]
+fn a_vf_that_is_bound_to_vfio_pci_has_no_netdev_and_keeps_its_representor() {
+    story(|cx, domain| {
+        let bench = Bench::start(cx, domain, CardConfig { mode: Mode::Switchdev, ..vfs(2) });
+        let engine = &bench.engine;
+        let vfio = || Some("vfio-pci".to_owned());
+        assert_eq!(engine.bind_vfio(cx, address(0)), Err(Error::NoVfio(address(0))));
+        engine.load_module(cx, "vfio-pci").unwrap();
+        assert_eq!(engine.bind_vfio(cx, address(0)), Err(Error::NotForVfio(address(0))), "it knows no ids");
+        engine.set_driver_override(cx, address(0), vfio()).unwrap();
+        assert_eq!(engine.bind_vfio(cx, address(0)), Err(Error::AlreadyBound(address(0))));
+        engine.probe(cx, address(0)).unwrap();
+        assert_eq!(bound(&bench, cx), [true, true], "a function keeps the driver that it has");
+
+        engine.unbind(cx, address(0)).unwrap();
+        engine.probe(cx, address(0)).unwrap();
+        assert_eq!((others(&bench, cx), bound(&bench, cx)), (vec![VFIO, None], vec![false, true]));
+        assert_eq!(netdevs(&bench.card, cx), [Vport::Vf(1)]);
+        assert_eq!(bench.loaded(cx, eswitch::RepType::Eth), 3);
+        engine.set_driver_override(cx, address(0), None).unwrap();
+        assert_eq!(engine.bind(cx, address(0)), Err(Error::AlreadyBound(address(0))));
+        assert_eq!(engine.unbind(cx, address(0)), Err(Error::NotBound(address(0))), "not from the card's driver");
+        assert_eq!(engine.unbind_vfio(cx, address(1)), Err(Error::NotBound(address(1))));
+        engine.reset(cx, address(0)).unwrap();
+        engine.set_mode(cx, addr(), Mode::Legacy).unwrap();
+        engine.reload(cx, addr()).unwrap();
+        assert_eq!(others(&bench, cx), [VFIO, None], "none of these commands unbinds it");
+
+        engine.unbind_vfio(cx, address(0)).unwrap();
+        engine.probe(cx, address(0)).unwrap();
+        assert_eq!((others(&bench, cx), bound(&bench, cx)), (vec![None, None], vec![true, true]));
+        assert_eq!(netdevs(&bench.card, cx), [Vport::Vf(0), Vport::Vf(1)]);
+        bench.end(cx);
+    });
+}
+
+#[test]
+fn the_module_of_vfio_pci_binds_what_waits_for_it_and_unbinds_it_when_it_goes() {
+    story(|cx, domain| {
+        let bench = Bench::start(cx, domain, vfs(3));
+        let engine = &bench.engine;
+        for vf in [address(0), address(1)] {
+            engine.set_driver_override(cx, vf, Some("vfio-pci".to_owned())).unwrap();
+        }
+        engine.unbind(cx, address(0)).unwrap();
+        engine.unbind(cx, address(2)).unwrap();
+        engine.probe(cx, address(0)).unwrap();
+        assert_eq!(others(&bench, cx), [None, None, None], "the module is not loaded");
+        engine.insert_module(cx, "vfio_pci").unwrap();
+        assert_eq!(others(&bench, cx), [VFIO, None, None]);
+        assert_eq!(bound(&bench, cx), [false, true, false]);
+        engine.unload_module(cx, "vfio_pci").unwrap();
+        assert_eq!(others(&bench, cx), [None, None, None]);
+        engine.load_module(cx, "vfio_pci").unwrap();
+        assert_eq!(others(&bench, cx), [VFIO, None, None]);
+
+        // A function that is removed from the bus loses its driver and its override.
+        engine.remove(cx, address(0)).unwrap();
+        assert_eq!(engine.bind_vfio(cx, address(0)), Err(Error::NoFunction(address(0))));
+        engine.rescan(cx);
+        assert_eq!((others(&bench, cx), bound(&bench, cx)), (vec![None, None, None], vec![true, true, false]));
+        bench.end(cx);
+    });
+}
+
+#[test]
+fn the_vfs_of_a_pf_share_its_interrupt_vectors() {
+    story(|cx, domain| {
+        let bench = Bench::start(cx, domain, CardConfig { vf_msix: 100, ..vfs(3) });
+        let engine = &bench.engine;
+        let vectors = |cx: &mut Locked<'_, Unlocked>| -> Vec<_> {
+            let vfs = bench.pf0(cx).vfs;
+            vfs.iter().map(|vf| vf.info.msix.unwrap_or(engine.config().default_vf_msix(3))).collect()
+        };
+        assert_eq!(vectors(cx), [33, 33, 33]);
+        assert_eq!(engine.set_vf_msix(cx, address(0), 8), Err(Error::MsixInUse(address(0))));
+        assert_eq!(engine.set_vf_msix(cx, address(3), 8), Err(Error::NoFunction(address(3))));
+        assert_eq!(engine.set_vf_msix(cx, addr(), 8), Err(Error::NoFunction(addr())), "a PF");
+        for vf in 0..3 {
+            engine.unbind(cx, address(vf)).unwrap();
+        }
+        for (vf, count, errno) in [
+            (0, 1, Some(Errno::EINVAL)),
+            (0, 129, Some(Errno::EOVERFLOW)),
+            (0, 65_536 + 8, Some(Errno::EOVERFLOW)),
+            (0, 35, Some(Errno::EAGAIN)),
+            (0, 34, None),
+            (1, 8, None),
+            (0, 59, None),
+            (0, 60, Some(Errno::EAGAIN)),
+            (1, 0, Some(Errno::EAGAIN)),
+            (2, 33, None),
+        ] {
+            let set = engine.set_vf_msix(cx, address(vf), count).map_err(|error| error.errno());
+            assert_eq!(set.err(), errno, "{count} for VF {vf}");
+        }
+        assert_eq!(vectors(cx), [59, 8, 33]);
+        engine.bind(cx, address(0)).unwrap();
+        engine.set_mode(cx, addr(), Mode::Switchdev).unwrap();
+        assert_eq!(vectors(cx), [59, 8, 33]);
+        engine.reload(cx, addr()).unwrap();
+        assert_eq!(vectors(cx), [33, 33, 33], "the driver distributes them again");
+        bench.end(cx);
+
+        let bench = Bench::start(cx, domain, vfs(1));
+        bench.engine.unbind(cx, address(0)).unwrap();
+        assert_eq!(bench.engine.set_vf_msix(cx, address(0), 8).unwrap_err().errno(), Errno::EOPNOTSUPP);
+        bench.end(cx);
+    });
+}
+
+#[test]
+fn a_pf_that_is_bound_to_vfio_pci_is_none_of_the_cards_drivers() {
+    story(|cx, domain| {
+        let bench = Bench::start(cx, domain, vfs(1));
+        let engine = &bench.engine;
+        let other = |cx: &mut Locked<'_, Unlocked>| engine.functions(cx)[0].pci.other_driver;
+        engine.load_module(cx, "vfio_pci").unwrap();
+        engine.set_driver_override(cx, addr(), Some("vfio-pci".to_owned())).unwrap();
+        assert_eq!(engine.bind_vfio(cx, addr()), Err(Error::AlreadyBound(addr())));
+        engine.unbind(cx, addr()).unwrap();
+        engine.probe(cx, addr()).unwrap();
+        assert_eq!(other(cx), VFIO);
+        assert!(engine.inspect(cx).pfs.is_empty());
+        engine.set_driver_override(cx, addr(), None).unwrap();
+        assert_eq!(engine.bind(cx, addr()), Err(Error::AlreadyBound(addr())));
+        engine.load_module(cx, "mlx5_core").unwrap();
+        engine.rescan(cx);
+        assert_eq!(other(cx), VFIO);
+        engine.unbind_vfio(cx, addr()).unwrap();
+        assert_eq!(engine.unbind_vfio(cx, addr()), Err(Error::NotBound(addr())));
+        engine.probe(cx, addr()).unwrap();
+        assert_eq!((other(cx), bench.pf0(cx).num_vfs), (None, 0));
         bench.end(cx);
     });
 }

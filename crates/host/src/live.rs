@@ -79,9 +79,12 @@ impl LiveCard {
             Command::SetAutoprobe { device, on } => engine.set_autoprobe(cx, *device, *on),
             Command::Bind(device) => engine.bind(cx, *device),
             Command::Unbind(device) => engine.unbind(cx, *device),
+            Command::BindVfio(device) => engine.bind_vfio(cx, *device),
+            Command::UnbindVfio(device) => engine.unbind_vfio(cx, *device),
             Command::SetSfBound { id, bound } => engine.set_sf_bound(cx, *id, *bound),
             Command::Probe(device) => engine.probe(cx, *device),
             Command::SetDriverOverride { device, driver } => engine.set_driver_override(cx, *device, driver.clone()),
+            Command::SetVfMsix { device, count } => engine.set_vf_msix(cx, *device, *count),
             Command::Remove(device) => engine.remove(cx, *device),
             Command::Rescan => {
                 engine.rescan(cx);

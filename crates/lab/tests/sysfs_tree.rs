@@ -141,9 +141,12 @@ fn a_write_becomes_a_command_or_is_refused() {
     let mut card = card(2);
     let sf = view::Auxiliary { name: "mlx5_core.sf.2".parse().unwrap(), driver: None, ..card.auxiliary[0].clone() };
     card.auxiliary.push(sf);
+    card.modules.push(vfio_module());
     let tree = tree(&[&card]);
+    let vfio = "bus/pci/drivers/vfio-pci";
     let commands = |command| Ok(Act::Perform { card: Some(0), command });
-    let device: PciAddress = PF.parse().unwrap();
+    const VF: &str = "devices/pci0000:08/0000:08:00.2";
+    let (device, vf): (PciAddress, PciAddress) = (PF.parse().unwrap(), card.functions[1].address);
     let (driver, sf_driver) = ("bus/pci/drivers/mlx5_core", "bus/auxiliary/drivers/mlx5_core.sf");
     for (dir, file, text, act) in [
         (DEVICE, "sriov_numvfs", "0x2", commands(Command::SetNumVfs { device, number: 2 })),
@@ -168,6 +171,10 @@ fn a_write_becomes_a_command_or_is_refused() {
         (driver, "unbind", PF, commands(Command::Unbind(device))),
         (driver, "unbind", "0000:00:1f.0", Ok(Act::Kernel)),
         (driver, "unbind", "; reboot", Err(Errno::NODEV)),
+        (vfio, "bind", PF, commands(Command::BindVfio(device))),
+        (vfio, "unbind", PF, commands(Command::UnbindVfio(device))),
+        (vfio, "unbind", "0000:00:1f.0", Ok(Act::Kernel)),
+        (vfio, "bind", "; reboot", Err(Errno::NODEV)),
         ("bus/pci", "drivers_probe", PF, commands(Command::Probe(device))),
         ("bus/pci", "drivers_probe", "0000:00:1f.0", Ok(Act::Kernel)),
         ("bus/pci", "rescan", "1", Ok(Act::Perform { card: None, command: Command::Rescan })),
@@ -179,6 +186,10 @@ fn a_write_becomes_a_command_or_is_refused() {
         ("bus/auxiliary", "drivers_probe", "mlx5_core.sf.2", commands(Command::SetSfBound { id: 2, bound: true })),
         ("bus/auxiliary", "drivers_probe", "mlx5_core.eth.4", Ok(Act::Nothing)),
         ("bus/auxiliary", "drivers_probe", "other.1", Ok(Act::Kernel)),
+        (VF, "sriov_vf_msix_count", "0x20", commands(Command::SetVfMsix { device: vf, count: 32 })),
+        (VF, "sriov_vf_msix_count", "-1", Err(Errno::INVAL)),
+        (VF, "sriov_vf_msix_count", "2147483648", Err(Errno::INVAL)),
+        (VF, "sriov_vf_msix_count", "99999999999999999999", Err(Errno::INVAL)),
     ] {
         assert_eq!(write(&tree, dir, file, text), act, "{text:?} to {dir}/{file}");
     }
@@ -205,6 +216,75 @@ fn the_capabilities_of_the_configuration_space_are_a_chain_that_ends() {
             at = (header >> 20) as usize;
         }
         assert_eq!(ids, if address == PF { &[0x01, 0x0e, 0x10][..] } else { &[0x01, 0x0e] });
+    }
+}
+
+fn vfio_module() -> view::Module {
+    view::Module {
+        name: "vfio_pci".to_owned(),
+        loaded: true,
+        depends: Vec::new(),
+        description: String::new(),
+        drivers: vec![("pci".to_owned(), "vfio-pci".to_owned())],
+    }
+}
+
+#[test]
+fn a_function_of_vfio_pci_is_at_that_driver_and_disabled() {
+    let mut card = card(2);
+    let vf = format!("devices/pci0000:08/{}", card.functions[1].address);
+    for (driver, expected) in [
+        (Some("mlx5_core"), ["DRIVER=mlx5_core", "1\n", "D0\n"]),
+        (Some("vfio-pci"), ["DRIVER=vfio-pci", "0\n", "D3hot\n"]),
+        (None, ["PCI_CLASS=20000", "0\n", "unknown\n"]),
+    ] {
+        card.functions[1].driver = driver.map(str::to_owned);
+        card.modules.truncate(2);
+        card.modules.push(vfio_module());
+        let tree = tree(&[&card]);
+        let to = driver.map(|driver| format!("../../../bus/pci/drivers/{driver}"));
+        assert_eq!(link(&tree, &vf, "driver"), to.as_deref());
+        for name in ["mlx5_core", "vfio-pci"] {
+            let has = tree.dir_at(&format!("bus/pci/drivers/{name}")).unwrap().entries.contains_key("0000:08:00.2");
+            assert_eq!(has, driver == Some(name), "{name}");
+        }
+        let event = read(&tree, &vf, "uevent").unwrap();
+        let found = [
+            event.lines().next().unwrap(),
+            &read(&tree, &vf, "enable").unwrap(),
+            &read(&tree, &vf, "power_state").unwrap(),
+        ];
+        assert_eq!(found, expected, "{driver:?}");
+    }
+}
+
+#[test]
+fn each_function_has_an_iommu_group_of_its_own() {
+    let card = card(300);
+    let tree = tree(&[&card]);
+    let mut groups = BTreeMap::new();
+    for function in &card.functions {
+        let target = link(&tree, &format!("devices/pci0000:08/{}", function.address), "iommu_group").unwrap();
+        let number = target.strip_prefix("../../../kernel/iommu_groups/").unwrap().parse::<u32>().unwrap();
+        assert_eq!(groups.insert(number, function.address), None, "{number}");
+    }
+    assert_eq!(groups[&0x0800].to_string(), PF);
+}
+
+#[test]
+fn the_vectors_of_a_function_are_in_its_configuration_space() {
+    let mut card = card(1);
+    for msix in [1, 12, 64, 2048] {
+        card.functions[1].msix = msix;
+        let tree = tree(&[&card]);
+        let (dir, template) = find(&tree, "devices/pci0000:08/0000:08:00.2");
+        let space = (template.attribute("config").unwrap().read.unwrap())(&context(&tree, dir)).unwrap();
+        let mut at = usize::from(space[0x34]);
+        while space[at] != 0x11 {
+            at = usize::from(space[at + 1]);
+        }
+        assert_eq!(u16::from_le_bytes([space[at + 2], space[at + 3]]) & 0x7ff, msix - 1, "PCI_MSIX_FLAGS_QSIZE");
+        assert_eq!(read(&tree, DEVICE, "sriov_vf_total_msix").as_deref(), Ok("512\n"));
     }
 }
 

@@ -48,7 +48,7 @@ fn a_step_is_refused_at_the_word_that_is_wrong() {
         ("sleep", 6, "expected a time such as"),
         ("wait util mode pci/0000:08:00.0 legacy", 6, "did you mean `until`?"),
         ("wait until mod pci/0000:08:00.0 legacy", 12, "did you mean `mode`?"),
-        ("expect module mlx6_ib loaded", 15, "expected a module of the card (mlx5_core, mlx5_ib)"),
+        ("expect module mlx6_ib loaded", 15, "expected a module of the card (mlx5_core, mlx5_ib, vfio_pci)"),
         ("expect rep pci/0000:08:00.0/1 eth laoded", 35, "did you mean `loaded`?"),
         ("expect aux rdma.0 bound", 12, "expected an auxiliary device such as mlx5_core.rdma-rep.0"),
         ("expect sf pci/0000:08:00.0/32768", 33, "`active`, `inactive`, `attached` or `detached`, found the end"),

@@ -7,9 +7,9 @@ use crate::command::Command;
 use crate::reader::{WordError, Words};
 
 /// The files that can be written, for the error about another file.
-const FILES: &str = "`/sys/bus/pci/devices/ADDRESS/sriov_numvfs`, or there `sriov_drivers_autoprobe`, \
+const FILES: &str = "`/sys/bus/pci/devices/ADDRESS/sriov_numvfs`, or there `sriov_drivers_autoprobe`, `sriov_vf_msix_count`, \
                      `driver_override`, `driver/unbind`, `remove` or `reset`, or `/sys/bus/pci/drivers/mlx5_core/bind`, \
-                     `…/unbind`, `/sys/bus/pci/drivers_probe` or `/sys/bus/pci/rescan`";
+                     `…/unbind` (or those of `vfio-pci`), `/sys/bus/pci/drivers_probe` or `/sys/bus/pci/rescan`";
 
 /// `VALUE > FILE`; the value may be left out, or be `""`.
 pub(super) fn echo(words: &mut Words<'_>) -> Result<Command, WordError> {
@@ -31,6 +31,8 @@ pub(super) fn echo(words: &mut Words<'_>) -> Result<Command, WordError> {
     match file {
         "drivers/mlx5_core/bind" => return Ok(Command::Bind(pci_address(&mut value)?)),
         "drivers/mlx5_core/unbind" => return Ok(Command::Unbind(pci_address(&mut value)?)),
+        "drivers/vfio-pci/bind" => return Ok(Command::BindVfio(pci_address(&mut value)?)),
+        "drivers/vfio-pci/unbind" => return Ok(Command::UnbindVfio(pci_address(&mut value)?)),
         "drivers_probe" => return Ok(Command::Probe(pci_address(&mut value)?)),
         "rescan" => return one(&mut value).map(|()| Command::Rescan),
         _ => {}
@@ -44,6 +46,7 @@ pub(super) fn echo(words: &mut Words<'_>) -> Result<Command, WordError> {
         "sriov_numvfs" => Command::SetNumVfs { device: address, number: value.parse("a number of VFs")? },
         "sriov_drivers_autoprobe" => Command::SetAutoprobe { device: address, on: value.one_of(&["0", "1"])? == "1" },
         "driver_override" => Command::SetDriverOverride { device: address, driver: driver(&value) },
+        "sriov_vf_msix_count" => Command::SetVfMsix { device: address, count: value.parse("a number of vectors")? },
         // As in the kernel, the value names the device.
         "driver/unbind" => Command::Unbind(pci_address(&mut value)?),
         "remove" => one(&mut value).map(|()| Command::Remove(address))?,

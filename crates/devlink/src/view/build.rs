@@ -8,10 +8,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use eswitch::auxiliary::{AuxKind, AuxiliaryName};
 use eswitch::card::Resource;
 use eswitch::inspect::{AuxiliaryView, PfView, Snapshot};
-use eswitch::module::{self, CORE};
+use eswitch::module::{self, CORE, VFIO};
+use eswitch::msix;
 use eswitch::sf::SfState;
 use eswitch::vf::{LinkState, VfView};
-use eswitch::{CardConfig, Engine, MacAddr, Mode, PciAddress, PfFunction, PfIndex, RepType, Vport, names};
+use eswitch::{CardConfig, Engine, MacAddr, Mode, OtherDriver, PciAddress, PfFunction, PfIndex, RepType, Vport, names};
 use lockdep::{Locked, Unlocked};
 
 use crate::card::KernelNetdevs;
@@ -140,8 +141,9 @@ impl<'a> ViewBuilder<'a> {
             functions.push(Function {
                 address: pf.address,
                 vf_of: None,
-                driver: pf.bound.then(|| self.profile.driver.clone()),
+                driver: self.driver(pf.bound, pf.pci.other_driver),
                 driver_override: pf.pci.driver_override.clone(),
+                msix: msix::FIXED,
                 sriov: Some(self.sriov(pf)),
             });
         }
@@ -150,8 +152,9 @@ impl<'a> ViewBuilder<'a> {
                 functions.push(Function {
                     address,
                     vf_of: Some((pf.address, vf.number)),
-                    driver: vf.info.bound.then(|| self.profile.driver.clone()),
+                    driver: self.driver(vf.info.bound, vf.info.other_driver),
                     driver_override: vf.info.driver_override.clone(),
+                    msix: vf.info.msix.unwrap_or_else(|| self.config.default_vf_msix(pf.num_vfs)),
                     sriov: None,
                 });
             }
@@ -159,11 +162,17 @@ impl<'a> ViewBuilder<'a> {
         functions
     }
 
+    /// The name of the driver of a function that is bound to the card's driver, or to another, or to none.
+    fn driver(&self, bound: bool, other: Option<OtherDriver>) -> Option<String> {
+        if bound { Some(self.profile.driver.clone()) } else { other.map(|other| other.name().to_owned()) }
+    }
+
     fn sriov(&self, function: &PfFunction) -> Sriov {
         let config = self.config;
         if config.dpu {
             // The VFs belong to the PF of the host.
-            return Sriov { total: 0, enabled: 0, autoprobe: function.pci.autoprobe, offset: 0, vfs: Vec::new() };
+            let autoprobe = function.pci.autoprobe;
+            return Sriov { total: 0, enabled: 0, autoprobe, total_msix: 0, offset: 0, vfs: Vec::new() };
         }
         let enabled = self.snapshot.pfs.iter().find(|pf| pf.index == function.index).map_or(0, |pf| pf.num_vfs);
         let address = |vf| config.vf_address(function.index, vf);
@@ -171,6 +180,7 @@ impl<'a> ViewBuilder<'a> {
             total: config.total_vfs,
             enabled,
             autoprobe: function.pci.autoprobe,
+            total_msix: if function.bound { config.vf_msix } else { 0 },
             offset: config.vf_offset(function.index) as u16,
             vfs: (0..enabled).map(address).collect(),
         }
@@ -314,6 +324,7 @@ impl<'a> ViewBuilder<'a> {
         let of = |module: &module::ModuleInfo| {
             let own: &[(&str, &str)] = match module.name {
                 CORE => &[("pci", &self.profile.driver), ("auxiliary", SF_DRIVER)],
+                VFIO => &[("pci", OtherDriver::VfioPci.name())],
                 _ => &[],
             };
             let own = own.iter().map(|(bus, name)| ((*bus).to_owned(), (*name).to_owned()));

@@ -5,7 +5,7 @@ use lockdep::{Locked, Unlocked};
 use super::Engine;
 use crate::error::{Error, Result};
 use crate::lock_order::CoreModule;
-use crate::module::{CORE, CoreState, ModuleInfo};
+use crate::module::{CORE, CoreState, ModuleInfo, VFIO};
 
 impl Engine {
     /// `modprobe NAME`: loads a module, after the modules that it depends on. If it is loaded, this succeeds. Loading
@@ -15,7 +15,9 @@ impl Engine {
     /// No such module, or the card is being taken down.
     pub fn load_module(&self, cx: &mut Locked<'_, Unlocked>, name: &str) -> Result<()> {
         let module = self.module(name)?;
-        self.with_modules(cx, |cx| self.load_with_dependencies(cx, module))
+        self.with_modules(cx, |cx| self.load_with_dependencies(cx, module))?;
+        self.attach_vfio(cx, module);
+        Ok(())
     }
 
     /// `insmod` (`finit_module(2)`): loads this module and no other.
@@ -33,7 +35,20 @@ impl Engine {
                 return Err(Error::ModuleNeeds { module: module.name, needs });
             }
             self.load_with_dependencies(cx, module)
-        })
+        })?;
+        self.attach_vfio(cx, module);
+        Ok(())
+    }
+
+    /// If the module is that of `vfio-pci`, binds the functions that wait for this driver, as the kernel does when a
+    /// driver is registered (`driver_attach`).
+    fn attach_vfio(&self, cx: &mut Locked<'_, Unlocked>, module: &ModuleInfo) {
+        if module.name == VFIO {
+            for address in self.bindable(cx) {
+                // Most functions are for another driver, or have one.
+                let _ = self.bind_vfio(cx, address);
+            }
+        }
     }
 
     fn module(&self, name: &str) -> Result<&'static ModuleInfo> {
@@ -80,6 +95,13 @@ impl Engine {
     /// No such module, or a loaded module depends on it.
     pub fn unload_module(&self, cx: &mut Locked<'_, Unlocked>, name: &str) -> Result<()> {
         let module = self.module(name)?;
+        if module.name == VFIO {
+            // A function that is bound from here on finds the module unloaded; those that are bound are unbound here.
+            self.shared.modules.stop_vfio();
+            for address in self.bindable(cx) {
+                let _ = self.unbind_vfio(cx, address);
+            }
+        }
         self.with_modules(cx, |cx| {
             let loaded = self.shared.modules.list(cx);
             let depends_on_it = |loaded: &ModuleInfo| loaded.depends.contains(&module.name);

@@ -305,10 +305,13 @@ impl Pf {
         if !state.kept.is_empty() {
             violate("no-leak", "settings of VFs that a reload has kept are still kept".to_owned());
         }
-        if let Some((vf, _)) =
-            state.vports.iter().find(|(_, info)| info.vf.as_ref().is_some_and(|vf| vf.removed && vf.bound))
-        {
-            violate("true-success", format!("{vf} is removed from the bus and bound"));
+        for (vport, vf) in state.vports.iter().filter_map(|(vport, info)| Some((vport, info.vf.as_ref()?))) {
+            if vf.removed && (vf.bound || vf.other_driver.is_some()) {
+                violate("true-success", format!("{vport} is removed from the bus and bound"));
+            }
+            if vf.bound && vf.other_driver.is_some() {
+                violate("true-success", format!("{vport} is bound to two drivers"));
+            }
         }
         if state.host_failure.is_some() && self.eswitch.work.inner().pending_retry(cx).is_none() {
             violate("switchdev-complete", "enabling the host's VFs has failed and is not retried".to_owned());

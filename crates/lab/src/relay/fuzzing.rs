@@ -177,6 +177,7 @@ fn card() -> view::Card {
             vf_of: None,
             driver: Some("mlx5_core".to_owned()),
             driver_override: None,
+            msix: 64,
             sriov: None,
         }],
         auxiliary: Vec::new(),

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 
 use control::Command;
 use devlink::view::{self, DeviceName};
-use eswitch::PciAddress;
 use eswitch::auxiliary::AuxiliaryName;
+use eswitch::{OtherDriver, PciAddress};
 use netlink::Errno;
 
 use super::pci;
@@ -183,12 +183,18 @@ fn driver(context: &AttributeContext<'_>, bound: bool, text: &str) -> Result<Act
     let device = name(text).map_err(|_| Errno::NODEV)?;
     if context.dir.path.starts_with("bus/pci/") {
         let Some((card, device)) = card_with_function(context, device) else { return Ok(Act::Kernel) };
-        let command = if bound { Command::Bind } else { Command::Unbind };
+        let vfio = context.name() == OtherDriver::VfioPci.name();
+        let command = match (vfio, bound) {
+            (true, true) => Command::BindVfio,
+            (true, false) => Command::UnbindVfio,
+            (false, true) => Command::Bind,
+            (false, false) => Command::Unbind,
+        };
         return Ok(perform(card, command(device)));
     }
     let Some((card, auxiliary)) = card_with_auxiliary(context, device) else { return Ok(Act::Kernel) };
     // The kernel matches a driver by the name without its number, and refuses what does not match.
-    let driver = context.dir.path.rsplit('/').next().unwrap_or_default();
+    let driver = context.name();
     if auxiliary.name.match_name() == driver { set_sf_bound(card, auxiliary, bound) } else { Err(Errno::NODEV) }
 }
 

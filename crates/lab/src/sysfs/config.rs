@@ -71,7 +71,7 @@ impl Space {
 /// The configuration space of a function.
 pub(super) fn space(card: &view::Card, card_at: usize, function: &view::Function) -> Vec<u8> {
     let mut space = Space([0; SIZE]);
-    let (profile, bound) = (&card.profile, function.driver.is_some());
+    let (profile, bound) = (&card.profile, function.is_enabled(&card.profile));
     let address = function.address;
     let pfs = card.functions.iter().filter(|other| other.vf_of.is_none()).count();
     space.u16(0x00, profile.vendor);
@@ -91,7 +91,7 @@ pub(super) fn space(card: &view::Card, card_at: usize, function: &view::Function
         space.u8(0x3d, address.function % 4 + 1);
     }
     express(&mut space, function.vf_of.is_none());
-    interrupts(&mut space, bound);
+    interrupts(&mut space, function.msix, bound);
     power(&mut space);
     extended(&mut space, card_at, function, profile, address);
     space.0.to_vec()
@@ -119,9 +119,9 @@ fn express(space: &mut Space, physical: bool) {
     space.u32(EXPRESS + 36, 0x0000_0012);
 }
 
-fn interrupts(space: &mut Space, bound: bool) {
+fn interrupts(space: &mut Space, vectors: u16, bound: bool) {
     space.put(MSIX, [0x11, POWER as u8]);
-    space.u16(MSIX + 2, 63 | if bound { 0x8000 } else { 0 });
+    space.u16(MSIX + 2, vectors.saturating_sub(1) | if bound { 0x8000 } else { 0 });
     space.u32(MSIX + 4, 0x2000);
     space.u32(MSIX + 8, 0x3000);
 }

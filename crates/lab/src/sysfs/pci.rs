@@ -11,7 +11,7 @@ use super::text::{boolean, event, line, name, number};
 use super::tree::{Act, Attribute, AttributeContext, Subject, Template, Text, Tree};
 
 static PF: Template = Template { subdirs: COMMON_SUBDIRS, ..Template::of(&[COMMON, PF_ONLY]) };
-static VF: Template = Template { subdirs: COMMON_SUBDIRS, ..Template::of(&[COMMON]) };
+static VF: Template = Template { subdirs: COMMON_SUBDIRS, ..Template::of(&[COMMON, VF_ONLY]) };
 static PF_WITHOUT_VFS: Template = Template { subdirs: COMMON_SUBDIRS, ..Template::of(&[COMMON]) };
 
 /// The file's size must be that of the configuration space, as `lspci -xxxx` reads that much.
@@ -30,7 +30,7 @@ const COMMON: &[Attribute] = &[
     Attribute::ro("device", |s| line(format_args!("0x{:04x}", device(s)?))),
     Attribute::ro("dma_mask_bits", |_| line(64)),
     Attribute::rw("driver_override", driver_override, set_driver_override),
-    Attribute::ro("enable", |s| line(u8::from(s.function()?.driver.is_some()))),
+    Attribute::ro("enable", |s| line(u8::from(is_enabled(s)?))),
     Attribute::ro("irq", |_| line(0)),
     Attribute::ro("local_cpulist", |s| Ok(cpus(s))),
     Attribute::ro("local_cpus", |s| line(mask(&cpus(s)))),
@@ -40,7 +40,7 @@ const COMMON: &[Attribute] = &[
     // The only one of these for which the kernel requires more than the file's mode (`msi_bus_store`).
     Attribute::rw("msi_bus", |_| line(1), |_, text| number(text).map(|_| Act::NothingForAdministrators)),
     Attribute::ro("numa_node", |_| line(-1)),
-    Attribute::ro("power_state", |s| line(if s.function()?.driver.is_some() { "D0" } else { "unknown" })),
+    Attribute::ro("power_state", |s| line(power_state(s)?)),
     Attribute::wo("remove", |s, text| trigger(s, Command::Remove, text)),
     // As `rescan_store` (drivers/pci/pci-sysfs.c), it rescans the whole bus.
     Attribute::wo("rescan", |s, text| trigger(s, |_| Command::Rescan, text)),
@@ -77,13 +77,34 @@ const PF_ONLY: &[Attribute] = &[
     Attribute::ro("sriov_stride", |_| line(1)),
     Attribute::ro("sriov_totalvfs", |s| line(s.sriov()?.total)),
     Attribute::ro("sriov_vf_device", |s| line(format_args!("{:x}", s.card()?.profile.vf_device))),
-    Attribute::ro("sriov_vf_total_msix", |_| line(0)),
+    Attribute::ro("sriov_vf_total_msix", |s| line(s.sriov()?.total_msix)),
+];
+
+const VF_ONLY: &[Attribute] = &[
+    // As `sriov_vf_msix_count_store`: anything but an `int` from 0 is invalid.
+    Attribute::wo("sriov_vf_msix_count", |s, text| {
+        let count = number(text).ok().filter(|count| *count <= i32::MAX as u64).ok_or(Errno::INVAL)?;
+        perform(s, |device| Ok(Command::SetVfMsix { device, count: count as u32 }))
+    }),
 ];
 
 const COMMON_SUBDIRS: &[Template] = &[Template { name: "power", ..Template::of(&[bus::POWER]) }];
 
 fn device(context: &AttributeContext<'_>) -> Result<u16, Errno> {
     Ok(config::device_id(&context.card()?.profile, context.function()?))
+}
+
+fn is_enabled(context: &AttributeContext<'_>) -> Result<bool, Errno> {
+    Ok(context.function()?.is_enabled(&context.card()?.profile))
+}
+
+/// `vfio-pci` puts a function that no program has open into its low-power state (`vfio_pci_core_register_device`).
+fn power_state(context: &AttributeContext<'_>) -> Result<&'static str, Errno> {
+    Ok(match (is_enabled(context)?, &context.function()?.driver) {
+        (true, _) => "D0",
+        (false, Some(_)) => "D3hot",
+        (false, None) => "unknown",
+    })
 }
 
 fn config_space(context: &AttributeContext<'_>) -> Text {
@@ -182,6 +203,14 @@ pub(super) fn path(card: &view::Card, function: &view::Function) -> String {
     format!("{}/{}", root(card, function), function.address)
 }
 
+/// The number of a function's IOMMU group. Each function has a group of its own, as behind ports with Access Control
+/// Services. The kernel counts its groups from 0 (`iommu_group_alloc`); a card's have the routing ids of their functions,
+/// which no other function has and which stay the same as long as the function's address does.
+fn iommu_group(address: PciAddress) -> u64 {
+    let device = u64::from(address.device) << 3 | u64::from(address.function);
+    u64::from(address.domain) << 16 | u64::from(address.bus) << 8 | device
+}
+
 /// Adds a card's functions to the tree.
 pub(super) fn add(tree: &mut Tree, added: &AddedCard<'_>) {
     for (at, function) in added.card.functions.iter().enumerate() {
@@ -196,6 +225,7 @@ pub(super) fn add(tree: &mut Tree, added: &AddedCard<'_>) {
         let address = function.address.to_string();
         tree.link("bus/pci/devices", &address, &path);
         tree.link(&path, "subsystem", "bus/pci");
+        tree.link(&path, "iommu_group", &format!("kernel/iommu_groups/{}", iommu_group(function.address)));
         if let Some(driver) = &function.driver {
             let driver = format!("bus/pci/drivers/{driver}");
             tree.link(&path, "driver", &driver);

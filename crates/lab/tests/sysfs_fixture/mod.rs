@@ -110,6 +110,7 @@ pub fn card(vfs: u16) -> view::Card {
         vf_of: vf.map(|vf| (pf, vf)),
         driver: Some("mlx5_core".to_owned()),
         driver_override: None,
+        msix: 64,
         sriov: None,
     };
     let mut functions = vec![view::Function {
@@ -117,6 +118,7 @@ pub fn card(vfs: u16) -> view::Card {
             total: 2000,
             enabled: vfs,
             autoprobe: true,
+            total_msix: 512,
             offset: 2,
             vfs: (0..vfs).map(vf_address).collect(),
         }),
