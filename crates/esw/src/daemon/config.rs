@@ -49,18 +49,23 @@ struct ProfileTable {
     board: Option<String>,
     /// In Mb/s.
     speed: Option<u32>,
+    numa_node: Option<i32>,
 }
 
 impl ProfileTable {
     /// The whole profile. The driver cannot be chosen: it is the engine's own.
     ///
     /// # Errors
-    /// A port cannot have the speed.
+    /// A port cannot have the speed, or no NUMA node can have the number.
     fn complete(self) -> Result<Profile> {
         let other = Profile::mlx5();
         let speed = self.speed.unwrap_or(other.speed);
         if !Profile::SPEEDS.contains(&speed) {
             bail!("`profile.speed` is {speed}; it must be one of {:?}, in Mb/s", Profile::SPEEDS);
+        }
+        let numa_node = self.numa_node.unwrap_or(other.numa_node);
+        if !(-1..=Profile::LAST_NODE).contains(&numa_node) {
+            bail!("`profile.numa_node` is {numa_node}; it must be -1, for none, to {}", Profile::LAST_NODE);
         }
         Ok(Profile {
             vendor: self.vendor.unwrap_or(other.vendor),
@@ -73,6 +78,7 @@ impl ProfileTable {
             name: other.name,
             driver: other.driver,
             speed,
+            numa_node,
         })
     }
 }
@@ -270,6 +276,8 @@ mod tests {
             ("[cards.a]\nsocket = \"/run/\\u0007\"", "`socket` is \"/run/\\u{7}\"; there is a control character"),
             ("[cards.a.profile]\nfirmware = \"1\\n2\"", "`profile.firmware`"),
             ("[cards.a.profile]\nspeed = 1000", "`profile.speed`"),
+            ("[cards.a.profile]\nnuma_node = -2", "`profile.numa_node` is -2"),
+            ("[cards.a.profile]\nnuma_node = 1024", "`profile.numa_node` is 1024"),
             ("[cards.a.profile]\nboard = \"\\u009b\"", "`profile.board`"),
             ("state_dir = \"/\\u001b\"\n[cards.a]", "`state_dir` is"),
             (&format!("[cards.a]\nsocket = \"/{}\"", "x".repeat(120)), "it can have 107"),

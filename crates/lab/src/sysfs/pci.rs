@@ -32,14 +32,14 @@ const COMMON: &[Attribute] = &[
     Attribute::rw("driver_override", driver_override, set_driver_override),
     Attribute::ro("enable", |s| line(u8::from(is_enabled(s)?))),
     Attribute::ro("irq", |_| line(0)),
-    Attribute::ro("local_cpulist", |s| Ok(cpus(s))),
-    Attribute::ro("local_cpus", |s| line(mask(&cpus(s)))),
+    Attribute::ro("local_cpulist", cpus),
+    Attribute::ro("local_cpus", |s| line(mask(&cpus(s)?))),
     Attribute::ro("max_link_speed", |_| line("16.0 GT/s PCIe")),
     Attribute::ro("max_link_width", |_| line(16)),
     Attribute::ro("modalias", |s| line(modalias(s)?)),
     // The only one of these for which the kernel requires more than the file's mode (`msi_bus_store`).
     Attribute::rw("msi_bus", |_| line(1), |_, text| number(text).map(|_| Act::NothingForAdministrators)),
-    Attribute::ro("numa_node", |_| line(-1)),
+    Attribute::ro("numa_node", |s| line(s.card()?.profile.numa_node)),
     Attribute::ro("power_state", |s| line(power_state(s)?)),
     Attribute::wo("remove", |s, text| trigger(s, Command::Remove, text)),
     // As `rescan_store` (drivers/pci/pci-sysfs.c), it rescans the whole bus.
@@ -127,9 +127,16 @@ fn uevent(context: &AttributeContext<'_>) -> Text {
     Ok(text.into_bytes())
 }
 
-/// The list of online processors: the card is equally near to all of them.
-fn cpus(context: &AttributeContext<'_>) -> Vec<u8> {
-    context.kernel.read("devices/system/cpu/online").unwrap_or_else(|| b"0\n".to_vec())
+/// The list of the processors that are near to the card: those of its NUMA node, or without one all that are online
+/// (`pci_dev_show_local_cpu`). A node that this machine does not have has no processors.
+fn cpus(context: &AttributeContext<'_>) -> Text {
+    Ok(match context.card()?.profile.numa_node {
+        ..0 => context.kernel.read("devices/system/cpu/online").unwrap_or_else(|| b"0\n".to_vec()),
+        node => {
+            let list = context.kernel.read(&format!("devices/system/node/node{node}/cpulist"));
+            list.unwrap_or_else(|| b"\n".to_vec())
+        }
+    })
 }
 
 /// Converts a list of processors to a mask (`cpulist` to `cpumap`).
