@@ -65,6 +65,11 @@ impl Profile {
     /// The speeds that a port can have, in Mb/s, of those that `mlx5e_port_ptys2speed` knows.
     pub const SPEEDS: [u32; 6] = [10_000, 25_000, 40_000, 50_000, 100_000, 200_000];
 
+    /// The identity of a card that is not given another. `dpu`: the card's own CPU manages the E-Switch.
+    pub fn of(dpu: bool) -> Self {
+        if dpu { Self::bluefield2() } else { Self::mlx5() }
+    }
+
     /// A ConnectX-6 Dx.
     pub fn mlx5() -> Self {
         Self {
@@ -80,6 +85,12 @@ impl Profile {
             speed: default_speed(),
             numa_node: default_numa_node(),
         }
+    }
+
+    /// A BlueField-2, whose network controller is that of a ConnectX-6 Dx with a device id and a firmware of its own
+    /// (`mlx5_core_pci_table`). Its VFs have the same device id as those of a ConnectX-6 Dx.
+    pub fn bluefield2() -> Self {
+        Self { device: 0xa2d6, revision: 1, firmware: "24.45.1020".to_owned(), ..Self::mlx5() }
     }
 }
 

@@ -36,7 +36,8 @@ struct Table {
     card: CardConfig,
 }
 
-/// `[cards.NAME.profile]`: the parts of a card's identity that differ from a ConnectX-6 Dx's.
+/// `[cards.NAME.profile]`: the parts of a card's identity that differ from a ConnectX-6 Dx's or, of a DPU, a
+/// BlueField-2's.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct ProfileTable {
@@ -57,8 +58,8 @@ impl ProfileTable {
     ///
     /// # Errors
     /// A port cannot have the speed, or no NUMA node can have the number.
-    fn complete(self) -> Result<Profile> {
-        let other = Profile::mlx5();
+    fn complete(self, dpu: bool) -> Result<Profile> {
+        let other = Profile::of(dpu);
         let speed = self.speed.unwrap_or(other.speed);
         if !Profile::SPEEDS.contains(&speed) {
             bail!("`profile.speed` is {speed}; it must be one of {:?}, in Mb/s", Profile::SPEEDS);
@@ -216,7 +217,7 @@ fn entry(name: String, table: Table, kind: CardKind) -> Result<CardEntry> {
         kind: table.kind.unwrap_or(kind),
         mode,
         group: table.socket_group,
-        profile: table.profile.complete()?,
+        profile: table.profile.complete(table.card.dpu)?,
         card: table.card,
     })
 }
@@ -256,6 +257,17 @@ mod tests {
     fn errors_have_a_place() {
         assert_eq!(at(Path::new("f.toml"), "[a]\nb = ", Some(6)), "f.toml:2:3");
         assert_eq!(at(Path::new("f.toml"), "[a]", None), "f.toml");
+    }
+
+    #[test]
+    fn a_dpu_is_a_bluefield_unless_its_profile_says_otherwise() {
+        for (text, device) in [
+            ("[cards.a]", 0x101d),
+            ("[cards.a.card]\ndpu = true", 0xa2d6),
+            ("[cards.a.profile]\ndevice = 0xa2dc\n[cards.a.card]\ndpu = true", 0xa2dc),
+        ] {
+            assert_eq!(Config::parse(text, CardKind::Memory).unwrap().cards[0].profile.device, device, "{text:?}");
+        }
     }
 
     #[test]
