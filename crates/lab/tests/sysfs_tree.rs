@@ -305,6 +305,18 @@ fn the_processors_near_a_function_are_those_of_its_numa_node() {
 }
 
 #[test]
+fn only_a_pf_has_a_link() {
+    let card = card(1);
+    let tree = tree(&[&card]);
+    for (dir, expected) in
+        [(DEVICE, ["16.0 GT/s PCIe\n", "16\n"]), ("devices/pci0000:08/0000:08:00.2", ["Unknown\n", "0\n"])]
+    {
+        let found = ["current_link_speed", "current_link_width"].map(|name| read(&tree, dir, name).unwrap());
+        assert_eq!(found, expected, "{dir}");
+    }
+}
+
+#[test]
 fn a_module_that_is_not_loaded_has_no_drivers() {
     let mut card = card(0);
     card.modules[1].loaded = false;

@@ -19,13 +19,14 @@ const CONFIG: Attribute =
     Attribute { name: "config", mode: 0o444, size: config::SIZE as u64, read: Some(config_space), write: None };
 
 const COMMON: &[Attribute] = &[
-    Attribute::ro("ari_enabled", |s| line(u8::from(s.function()?.vf_of.is_some()))),
+    Attribute::ro("ari_enabled", |s| line(u8::from(is_vf(s)?))),
     Attribute::rw("broken_parity_status", |_| line(0), |_, text| number(text).map(|_| Act::Nothing)),
     Attribute::ro("class", |_| line("0x020000")),
     CONFIG,
     Attribute::ro("consistent_dma_mask_bits", |_| line(64)),
-    Attribute::ro("current_link_speed", |_| line("16.0 GT/s PCIe")),
-    Attribute::ro("current_link_width", |_| line(16)),
+    // Each function shows its own link status (`current_link_speed_show`), and a VF has none: the field is reserved.
+    Attribute::ro("current_link_speed", |s| line(if is_vf(s)? { "Unknown" } else { "16.0 GT/s PCIe" })),
+    Attribute::ro("current_link_width", |s| line(if is_vf(s)? { 0 } else { 16 })),
     Attribute::rw("d3cold_allowed", |_| line(1), |_, text| boolean(text).map(|_| Act::Nothing)),
     Attribute::ro("device", |s| line(format_args!("0x{:04x}", device(s)?))),
     Attribute::ro("dma_mask_bits", |_| line(64)),
@@ -92,6 +93,10 @@ const COMMON_SUBDIRS: &[Template] = &[Template { name: "power", ..Template::of(&
 
 fn device(context: &AttributeContext<'_>) -> Result<u16, Errno> {
     Ok(config::device_id(&context.card()?.profile, context.function()?))
+}
+
+fn is_vf(context: &AttributeContext<'_>) -> Result<bool, Errno> {
+    Ok(context.function()?.vf_of.is_some())
 }
 
 fn is_enabled(context: &AttributeContext<'_>) -> Result<bool, Errno> {
