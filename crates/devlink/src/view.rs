@@ -43,6 +43,9 @@ pub struct Profile {
     /// The speed of the port in Mb/s: one of [`Profile::SPEEDS`].
     #[serde(default = "default_speed")]
     pub speed: u32,
+    /// The NUMA node to which the card is attached: -1 for none, or 0 to [`Profile::LAST_NODE`].
+    #[serde(default = "default_numa_node")]
+    pub numa_node: i32,
 }
 
 /// The speed in a view that has none: that of a ConnectX-6 Dx.
@@ -50,9 +53,22 @@ fn default_speed() -> u32 {
     100_000
 }
 
+/// The NUMA node in a view that has none: NUMA_NO_NODE.
+fn default_numa_node() -> i32 {
+    -1
+}
+
 impl Profile {
+    /// The largest number of a NUMA node: MAX_NUMNODES of a kernel for many processors, less 1.
+    pub const LAST_NODE: i32 = 1023;
+
     /// The speeds that a port can have, in Mb/s, of those that `mlx5e_port_ptys2speed` knows.
     pub const SPEEDS: [u32; 6] = [10_000, 25_000, 40_000, 50_000, 100_000, 200_000];
+
+    /// The identity of a card that is not given another. `dpu`: the card's own CPU manages the E-Switch.
+    pub fn of(dpu: bool) -> Self {
+        if dpu { Self::bluefield2() } else { Self::mlx5() }
+    }
 
     /// A ConnectX-6 Dx.
     pub fn mlx5() -> Self {
@@ -67,7 +83,14 @@ impl Profile {
             firmware: "22.45.1020".to_owned(),
             board: "MT_0000000436".to_owned(),
             speed: default_speed(),
+            numa_node: default_numa_node(),
         }
+    }
+
+    /// A BlueField-2, whose network controller is that of a ConnectX-6 Dx with a device id and a firmware of its own
+    /// (`mlx5_core_pci_table`). Its VFs have the same device id as those of a ConnectX-6 Dx.
+    pub fn bluefield2() -> Self {
+        Self { device: 0xa2d6, revision: 1, firmware: "24.45.1020".to_owned(), ..Self::mlx5() }
     }
 }
 

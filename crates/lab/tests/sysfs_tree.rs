@@ -20,6 +20,7 @@ impl Kernel for NoKernel {
             "class/net/enp8s0f0np0/address" => Some(b"02:00:00:00:00:08\n".to_vec()),
             "class/net/enp8s0f0np0/operstate" => Some(b"up\n".to_vec()),
             "devices/system/cpu/online" => Some(b"0-3\n".to_vec()),
+            "devices/system/node/node1/cpulist" => Some(b"2-3\n".to_vec()),
             _ => None,
         }
     }
@@ -285,6 +286,31 @@ fn the_vectors_of_a_function_are_in_its_configuration_space() {
         }
         assert_eq!(u16::from_le_bytes([space[at + 2], space[at + 3]]) & 0x7ff, msix - 1, "PCI_MSIX_FLAGS_QSIZE");
         assert_eq!(read(&tree, DEVICE, "sriov_vf_total_msix").as_deref(), Ok("512\n"));
+    }
+}
+
+#[test]
+fn the_processors_near_a_function_are_those_of_its_numa_node() {
+    let mut card = card(1);
+    for (node, list, mask) in [(-1, "0-3\n", "f\n"), (1, "2-3\n", "c\n"), (7, "\n", "0\n")] {
+        card.profile.numa_node = node;
+        let tree = tree(&[&card]);
+        for dir in [DEVICE, "devices/pci0000:08/0000:08:00.2"] {
+            let found = ["numa_node", "local_cpulist", "local_cpus"].map(|name| read(&tree, dir, name).unwrap());
+            assert_eq!(found, [&format!("{node}\n"), list, mask], "{dir}");
+        }
+    }
+}
+
+#[test]
+fn only_a_pf_has_a_link() {
+    let card = card(1);
+    let tree = tree(&[&card]);
+    for (dir, expected) in
+        [(DEVICE, ["16.0 GT/s PCIe\n", "16\n"]), ("devices/pci0000:08/0000:08:00.2", ["Unknown\n", "0\n"])]
+    {
+        let found = ["current_link_speed", "current_link_width"].map(|name| read(&tree, dir, name).unwrap());
+        assert_eq!(found, expected, "{dir}");
     }
 }
 

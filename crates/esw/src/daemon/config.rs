@@ -36,7 +36,8 @@ struct Table {
     card: CardConfig,
 }
 
-/// `[cards.NAME.profile]`: the parts of a card's identity that differ from a ConnectX-6 Dx's.
+/// `[cards.NAME.profile]`: the parts of a card's identity that differ from a ConnectX-6 Dx's or, of a DPU, a
+/// BlueField-2's.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct ProfileTable {
@@ -49,18 +50,23 @@ struct ProfileTable {
     board: Option<String>,
     /// In Mb/s.
     speed: Option<u32>,
+    numa_node: Option<i32>,
 }
 
 impl ProfileTable {
     /// The whole profile. The driver cannot be chosen: it is the engine's own.
     ///
     /// # Errors
-    /// A port cannot have the speed.
-    fn complete(self) -> Result<Profile> {
-        let other = Profile::mlx5();
+    /// A port cannot have the speed, or no NUMA node can have the number.
+    fn complete(self, dpu: bool) -> Result<Profile> {
+        let other = Profile::of(dpu);
         let speed = self.speed.unwrap_or(other.speed);
         if !Profile::SPEEDS.contains(&speed) {
             bail!("`profile.speed` is {speed}; it must be one of {:?}, in Mb/s", Profile::SPEEDS);
+        }
+        let numa_node = self.numa_node.unwrap_or(other.numa_node);
+        if !(-1..=Profile::LAST_NODE).contains(&numa_node) {
+            bail!("`profile.numa_node` is {numa_node}; it must be -1, for none, to {}", Profile::LAST_NODE);
         }
         Ok(Profile {
             vendor: self.vendor.unwrap_or(other.vendor),
@@ -73,6 +79,7 @@ impl ProfileTable {
             name: other.name,
             driver: other.driver,
             speed,
+            numa_node,
         })
     }
 }
@@ -210,7 +217,7 @@ fn entry(name: String, table: Table, kind: CardKind) -> Result<CardEntry> {
         kind: table.kind.unwrap_or(kind),
         mode,
         group: table.socket_group,
-        profile: table.profile.complete()?,
+        profile: table.profile.complete(table.card.dpu)?,
         card: table.card,
     })
 }
@@ -253,6 +260,17 @@ mod tests {
     }
 
     #[test]
+    fn a_dpu_is_a_bluefield_unless_its_profile_says_otherwise() {
+        for (text, device) in [
+            ("[cards.a]", 0x101d),
+            ("[cards.a.card]\ndpu = true", 0xa2d6),
+            ("[cards.a.profile]\ndevice = 0xa2dc\n[cards.a.card]\ndpu = true", 0xa2dc),
+        ] {
+            assert_eq!(Config::parse(text, CardKind::Memory).unwrap().cards[0].profile.device, device, "{text:?}");
+        }
+    }
+
+    #[test]
     fn configurations_that_cannot_be_used_are_refused() {
         for (text, expected) in [
             ("", "missing field `cards`"),
@@ -270,6 +288,8 @@ mod tests {
             ("[cards.a]\nsocket = \"/run/\\u0007\"", "`socket` is \"/run/\\u{7}\"; there is a control character"),
             ("[cards.a.profile]\nfirmware = \"1\\n2\"", "`profile.firmware`"),
             ("[cards.a.profile]\nspeed = 1000", "`profile.speed`"),
+            ("[cards.a.profile]\nnuma_node = -2", "`profile.numa_node` is -2"),
+            ("[cards.a.profile]\nnuma_node = 1024", "`profile.numa_node` is 1024"),
             ("[cards.a.profile]\nboard = \"\\u009b\"", "`profile.board`"),
             ("state_dir = \"/\\u001b\"\n[cards.a]", "`state_dir` is"),
             (&format!("[cards.a]\nsocket = \"/{}\"", "x".repeat(120)), "it can have 107"),

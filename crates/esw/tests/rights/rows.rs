@@ -804,11 +804,34 @@ fn sysfs_rows() -> Vec<Row> {
         Row::new("sysfs", &format!("`{title}`"), source, Rule::File, Attempt::Write(path, text))
     };
     const VF1: &str = "0000:08:00.3";
+    // The override is set after the module was loaded, which binds what waits for its driver.
+    const FOR_VFIO: [Step; 3] = [
+        Card("modprobe vfio-pci"),
+        Card("echo 0000:08:00.3 > /sys/bus/pci/drivers/mlx5_core/unbind"),
+        Card("echo vfio-pci > /sys/bus/pci/devices/0000:08:00.3/driver_override"),
+    ];
+    const ON_VFIO: [Step; 4] = [
+        Card("modprobe vfio-pci"),
+        Card("echo 0000:08:00.3 > /sys/bus/pci/drivers/mlx5_core/unbind"),
+        Card("echo vfio-pci > /sys/bus/pci/devices/0000:08:00.3/driver_override"),
+        Card("echo 0000:08:00.3 > /sys/bus/pci/drivers/vfio-pci/bind"),
+    ];
+    const NOT_FOR_VFIO: [Step; 3] = [
+        Card("modprobe -r vfio_pci"),
+        Card("echo > /sys/bus/pci/devices/0000:08:00.3/driver_override"),
+        Card("echo 0000:08:00.3 > /sys/bus/pci/drivers/mlx5_core/bind"),
+    ];
     vec![
         row("PF/sriov_numvfs", IOV, "/sys/bus/pci/devices/0000:08:00.1/sriov_numvfs", "0")
             .undo(&[Card("echo 1 > /sys/bus/pci/devices/0000:08:00.1/sriov_numvfs")]),
         row("PF/sriov_drivers_autoprobe", IOV, "/sys/bus/pci/devices/0000:08:00.1/sriov_drivers_autoprobe", "0")
             .undo(&[Card("echo 1 > /sys/bus/pci/devices/0000:08:00.1/sriov_drivers_autoprobe")]),
+        row("VF/sriov_vf_msix_count", IOV, "/sys/bus/pci/devices/0000:08:00.3/sriov_vf_msix_count", "8")
+            .setup(&[Card("echo 0000:08:00.3 > /sys/bus/pci/drivers/mlx5_core/unbind")])
+            .undo(&[
+                Card("echo 0 > /sys/bus/pci/devices/0000:08:00.3/sriov_vf_msix_count"),
+                Card("echo 0000:08:00.3 > /sys/bus/pci/drivers/mlx5_core/bind"),
+            ]),
         row("…/driver_override", PCI, "/sys/bus/pci/devices/0000:08:00.3/driver_override", "vfio-pci")
             .undo(&[Card("echo > /sys/bus/pci/devices/0000:08:00.3/driver_override")]),
         row("…/remove", PCI, "/sys/bus/pci/devices/0000:08:00.3/remove", "1")
@@ -838,6 +861,12 @@ fn sysfs_rows() -> Vec<Row> {
         row("bus/pci/drivers/mlx5_core/bind", BUS, "/sys/bus/pci/drivers/mlx5_core/bind", VF1)
             .setup(&[Card("echo 0000:08:00.3 > /sys/bus/pci/drivers/mlx5_core/unbind")])
             .undo(&[Card("echo 0000:08:00.3 > /sys/bus/pci/drivers/mlx5_core/bind")]),
+        row("bus/pci/drivers/vfio-pci/bind", BUS, "/sys/bus/pci/drivers/vfio-pci/bind", VF1)
+            .setup(&FOR_VFIO)
+            .undo(&NOT_FOR_VFIO),
+        row("bus/pci/drivers/vfio-pci/unbind", BUS, "/sys/bus/pci/drivers/vfio-pci/unbind", VF1)
+            .setup(&ON_VFIO)
+            .undo(&NOT_FOR_VFIO),
         row("bus/pci/drivers/mlx5_core/new_id", PCI, "/sys/bus/pci/drivers/mlx5_core/new_id", "15b3 ffff")
             .allowed(libc::ENODEV),
         row("bus/pci/drivers/mlx5_core/remove_id", PCI, "/sys/bus/pci/drivers/mlx5_core/remove_id", "15b3 ffff")

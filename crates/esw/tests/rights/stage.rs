@@ -166,7 +166,7 @@ impl World {
         std::fs::create_dir(&folder).expect("a folder");
         let (config, socket) = (folder.join("config.toml"), folder.join("a.sock"));
         let text = format!(
-            "state_dir = \"{}\"\n[cards.a]\nkind = \"linux\"\nsocket = \"{}\"\n[cards.a.card]\npfs = 2\ntotal_vfs = 4\n\
+            "state_dir = \"{}\"\n[cards.a]\nkind = \"linux\"\nsocket = \"{}\"\n[cards.a.card]\npfs = 2\ntotal_vfs = 4\nvf_msix = 256\n\
              modules = [\"mlx5_ib\"]\n",
             folder.display(),
             socket.display()

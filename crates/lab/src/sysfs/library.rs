@@ -238,6 +238,7 @@ mod tests {
             firmware: String::new(),
             board: String::new(),
             speed: 100_000,
+            numa_node: -1,
         };
         let file = module_file(&profile, &module, "6.1");
         assert_eq!(module_name(&file), Some("mlx5_ib"));

@@ -19,27 +19,28 @@ const CONFIG: Attribute =
     Attribute { name: "config", mode: 0o444, size: config::SIZE as u64, read: Some(config_space), write: None };
 
 const COMMON: &[Attribute] = &[
-    Attribute::ro("ari_enabled", |s| line(u8::from(s.function()?.vf_of.is_some()))),
+    Attribute::ro("ari_enabled", |s| line(u8::from(is_vf(s)?))),
     Attribute::rw("broken_parity_status", |_| line(0), |_, text| number(text).map(|_| Act::Nothing)),
     Attribute::ro("class", |_| line("0x020000")),
     CONFIG,
     Attribute::ro("consistent_dma_mask_bits", |_| line(64)),
-    Attribute::ro("current_link_speed", |_| line("16.0 GT/s PCIe")),
-    Attribute::ro("current_link_width", |_| line(16)),
+    // Each function shows its own link status (`current_link_speed_show`), and a VF has none: the field is reserved.
+    Attribute::ro("current_link_speed", |s| line(if is_vf(s)? { "Unknown" } else { "16.0 GT/s PCIe" })),
+    Attribute::ro("current_link_width", |s| line(if is_vf(s)? { 0 } else { 16 })),
     Attribute::rw("d3cold_allowed", |_| line(1), |_, text| boolean(text).map(|_| Act::Nothing)),
     Attribute::ro("device", |s| line(format_args!("0x{:04x}", device(s)?))),
     Attribute::ro("dma_mask_bits", |_| line(64)),
     Attribute::rw("driver_override", driver_override, set_driver_override),
     Attribute::ro("enable", |s| line(u8::from(is_enabled(s)?))),
     Attribute::ro("irq", |_| line(0)),
-    Attribute::ro("local_cpulist", |s| Ok(cpus(s))),
-    Attribute::ro("local_cpus", |s| line(mask(&cpus(s)))),
+    Attribute::ro("local_cpulist", cpus),
+    Attribute::ro("local_cpus", |s| line(mask(&cpus(s)?))),
     Attribute::ro("max_link_speed", |_| line("16.0 GT/s PCIe")),
     Attribute::ro("max_link_width", |_| line(16)),
     Attribute::ro("modalias", |s| line(modalias(s)?)),
     // The only one of these for which the kernel requires more than the file's mode (`msi_bus_store`).
     Attribute::rw("msi_bus", |_| line(1), |_, text| number(text).map(|_| Act::NothingForAdministrators)),
-    Attribute::ro("numa_node", |_| line(-1)),
+    Attribute::ro("numa_node", |s| line(s.card()?.profile.numa_node)),
     Attribute::ro("power_state", |s| line(power_state(s)?)),
     Attribute::wo("remove", |s, text| trigger(s, Command::Remove, text)),
     // As `rescan_store` (drivers/pci/pci-sysfs.c), it rescans the whole bus.
@@ -94,6 +95,10 @@ fn device(context: &AttributeContext<'_>) -> Result<u16, Errno> {
     Ok(config::device_id(&context.card()?.profile, context.function()?))
 }
 
+fn is_vf(context: &AttributeContext<'_>) -> Result<bool, Errno> {
+    Ok(context.function()?.vf_of.is_some())
+}
+
 fn is_enabled(context: &AttributeContext<'_>) -> Result<bool, Errno> {
     Ok(context.function()?.is_enabled(&context.card()?.profile))
 }
@@ -127,9 +132,16 @@ fn uevent(context: &AttributeContext<'_>) -> Text {
     Ok(text.into_bytes())
 }
 
-/// The list of online processors: the card is equally near to all of them.
-fn cpus(context: &AttributeContext<'_>) -> Vec<u8> {
-    context.kernel.read("devices/system/cpu/online").unwrap_or_else(|| b"0\n".to_vec())
+/// The list of the processors that are near to the card: those of its NUMA node, or without one all that are online
+/// (`pci_dev_show_local_cpu`). A node that this machine does not have has no processors.
+fn cpus(context: &AttributeContext<'_>) -> Text {
+    Ok(match context.card()?.profile.numa_node {
+        ..0 => context.kernel.read("devices/system/cpu/online").unwrap_or_else(|| b"0\n".to_vec()),
+        node => {
+            let list = context.kernel.read(&format!("devices/system/node/node{node}/cpulist"));
+            list.unwrap_or_else(|| b"\n".to_vec())
+        }
+    })
 }
 
 /// Converts a list of processors to a mask (`cpulist` to `cpumap`).

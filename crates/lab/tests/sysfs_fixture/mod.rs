@@ -160,6 +160,7 @@ pub fn card(vfs: u16) -> view::Card {
             firmware: "22.43.1014".to_owned(),
             board: "MT_0000000359".to_owned(),
             speed: 100_000,
+            numa_node: -1,
         },
         switch_id: view::SwitchId([0xb8, 0xce, 0xf6, 3, 0, 0x12, 0xab, 0]),
         functions,
