@@ -317,7 +317,10 @@ impl<'a> ViewBuilder<'a> {
 
     fn sf_netdev(&self, pf: &PfView, vport: Vport) -> Option<Netdev> {
         let netdev = self.netdev(&Resource::SfNetdev(pf.index, vport), Role::Sf, self.parent(pf, Some(vport)))?;
-        Some(Netdev { permanent: self.sf(pf.index, vport).map(|sf| sf.mac.0), ..netdev })
+        Some(Netdev {
+            permanent: self.sf(pf.index, vport).map(|sf| sf.mac.or_own(self.config.mac(pf.index, vport)).0),
+            ..netdev
+        })
     }
 
     fn modules(&self) -> Vec<Module> {
