@@ -368,6 +368,9 @@ fn an_rdma_device_is_moved_and_renamed() {
         "rdma-namespaces",
         &[
             (&format!("modprobe mlx5_ib; echo 2 > {NUMVFS}; ip netns add pod"), ""),
+            // Nobody uses a device.
+            ("rdma resource | head -1", "0: rocep8s0f0: pd 0 cq 0 qp 0 cm_id 0 mr 0 ctx 0 srq 0"),
+            ("rdma resource show qp; echo $?", "0"),
             // In shared mode every namespace sees every device, and none can be moved.
             ("ip netns exec pod rdma dev | grep -c rocep8s0f0", "3"),
             ("rdma dev set rocep8s0f0v0 netns pod", "error: Operation not supported"),

@@ -34,6 +34,12 @@ struct State {
     places: HashMap<Key, Place>,
 }
 
+impl State {
+    fn name<'a>(&'a self, card: usize, device: &'a RdmaDevice) -> &'a str {
+        self.names.get(&(card, device.index)).unwrap_or(&device.name)
+    }
+}
+
 /// A network namespace to which a device was moved.
 struct Place {
     network: NetworkId,
@@ -71,8 +77,7 @@ impl RdmaSystem {
 
     /// The name of a device.
     pub(crate) fn name<L>(&self, cx: &mut Locked<'_, L>, card: usize, device: &RdmaDevice) -> String {
-        let state = self.state.lock_leaf(cx);
-        state.names.get(&(card, device.index)).unwrap_or(&device.name).clone()
+        self.state.lock_leaf(cx).name(card, device).to_owned()
     }
 
     /// Renames a device (`ib_device_rename`).
@@ -91,16 +96,16 @@ impl RdmaSystem {
             return Err(Errno::INVAL);
         }
         let (card, device) = device;
-        if self.name(cx, card, device) == new {
+        let mut all = views.each().flat_map(|(card, view)| view.card.rdma.iter().map(move |device| (card, device)));
+        let mut state = self.state.lock_leaf(cx);
+        if state.name(card, device) == new {
             return Ok(());
         }
-        let all = views.each().flat_map(|(card, view)| view.card.rdma.iter().map(move |device| (card, device)));
-        for (card, other) in all {
-            if self.name(cx, card, other) == new {
-                return Err(Errno::EXIST);
-            }
+        if all.any(|(card, other)| state.name(card, other) == new) {
+            return Err(Errno::EXIST);
         }
-        self.state.lock_leaf(cx).names.insert((card, device.index), new.to_owned());
+        state.names.insert((card, device.index), new.to_owned());
+        drop(state);
         self.changed();
         Ok(())
     }

@@ -23,6 +23,10 @@ const SET: u16 = 2;
 const PORT_GET: u16 = 5;
 const SYS_GET: u16 = 6;
 const SYS_SET: u16 = 7;
+const RES_GET: u16 = 9;
+/// Dumps of what no device has, as nobody uses one: queue pairs, connection identifiers, completion queues, memory regions,
+/// protection domains, statistics, contexts, shared receive queues (RDMA_NLDEV_CMD_RES_QP_GET and so on).
+const NOTHING_TO_DUMP: [u16; 8] = [10, 11, 12, 13, 14, 17, 22, 23];
 /// Commands that require CAP_NET_ADMIN (RDMA_NL_ADMIN_PERM in `drivers/infiniband/core/nldev.c`): set, add and delete a
 /// link, `SYS_SET`, statistics' set and del, raw dumps of queue pairs, completion queues, memory regions and shared
 /// receive queues, add and delete a device.
@@ -37,6 +41,10 @@ const SYS_IMAGE_GUID: u16 = 7;
 const PORT_STATE: u16 = 12;
 const PORT_PHYS_STATE: u16 = 13;
 const NODE_TYPE: u16 = 14;
+const RES_SUMMARY: u16 = 15;
+const RES_SUMMARY_ENTRY: u16 = 16;
+const RES_SUMMARY_ENTRY_NAME: u16 = 17;
+const RES_SUMMARY_ENTRY_CURR: u16 = 18;
 const NDEV_INDEX: u16 = 50;
 const NDEV_NAME: u16 = 51;
 const NETNS_MODE: u16 = 66;
@@ -168,20 +176,26 @@ fn answer(cx: Cx<'_, '_>, relay: &Relay, views: &Views, request: &Message<'_>) -
     if matches!(command, SYS_GET | SYS_SET) && !relay.socket.native {
         return Some(system(cx, relay, request, command, attributes));
     }
-    if !matches!(command, GET | SET | PORT_GET) {
+    if NOTHING_TO_DUMP.contains(&command) && request.header.is_dump() && !relay.socket.native {
+        return Some(Ok(Vec::new()));
+    }
+    if !matches!(command, GET | SET | PORT_GET | RES_GET) {
         return None;
     }
     let devices = devices(cx, relay, views);
     let wanted = find(attributes, DEV_INDEX).and_then(|a| a.leading_u32());
-    if command == GET && request.header.is_dump() {
-        let all = devices.iter().map(|device| device_message(cx, relay, request, device)).collect::<Result<_, _>>();
+    let describe = if command == RES_GET { resources_message } else { device_message };
+    if matches!(command, GET | RES_GET) && request.header.is_dump() {
+        let all = devices.iter().map(|device| describe(cx, relay, request, device)).collect::<Result<_, _>>();
         return Some(all.map_err(Errno::from));
     }
     let Some(device) = devices.iter().find(|device| Some(device.index) == wanted) else {
         return (!relay.socket.native).then_some(Err(Errno::INVAL));
     };
     match command {
-        GET => return Some(device_message(cx, relay, request, device).map(|one| vec![one]).map_err(Errno::from)),
+        GET | RES_GET => {
+            return Some(describe(cx, relay, request, device).map(|one| vec![one]).map_err(Errno::from));
+        }
         SET => return Some(set(cx, relay, views, device, attributes).unwrap_or(Err(Errno::INVAL))),
         _ => {}
     }
@@ -231,6 +245,24 @@ fn device_message(
         to.u32(PORT_INDEX, device.device.ports.len() as u32).text(FW_VERSION, device.firmware);
         to.u64(NODE_GUID, device.device.node_guid).u64(SYS_IMAGE_GUID, device.device.node_guid);
         to.u8(NODE_TYPE, CHANNEL_ADAPTER).text(PROTOCOL, "roce");
+    })
+}
+
+/// How many resources of each kind a device has: none, as no program of a lab can open it (`fill_res_info`).
+fn resources_message(
+    cx: Cx<'_, '_>,
+    relay: &Relay,
+    request: &Message<'_>,
+    device: &Device<'_>,
+) -> Result<Vec<u8>, BuildError> {
+    answer_message(cx, relay, request, |to| {
+        to.u32(DEV_INDEX, device.index).text(DEV_NAME, &device.name).nest_noflag(RES_SUMMARY, |summary| {
+            for kind in ["pd", "cq", "qp", "cm_id", "mr", "ctx", "srq"] {
+                summary.nest_noflag(RES_SUMMARY_ENTRY, |entry| {
+                    entry.text(RES_SUMMARY_ENTRY_NAME, kind).u64(RES_SUMMARY_ENTRY_CURR, 0);
+                });
+            }
+        });
     })
 }
 

@@ -107,7 +107,7 @@ const FILES: (u64, u64) = (0x6265_6572, 0x6573_7769);
 /// Whether the status of a file system is that of one that shows `/sys`.
 pub(crate) fn is_ours(status: &rustix::fs::StatFs) -> bool {
     const FUSE_SUPER_MAGIC: u64 = 0x6573_5546;
-    (status.f_type as u64, (status.f_files as u64, status.f_ffree as u64)) == (FUSE_SUPER_MAGIC, FILES)
+    (status.f_type as u64, (status.f_files, status.f_ffree)) == (FUSE_SUPER_MAGIC, FILES)
 }
 
 impl Filesystem for SysFs {

@@ -16,7 +16,7 @@ static DEVICE: Template = Template::of(&[&[
     Attribute::ro("fw_ver", |s| line(&s.card()?.profile.firmware)),
     Attribute::ro("hca_type", |s| line(format_args!("MT{}", s.card()?.profile.device))),
     Attribute::ro("hw_rev", |s| line(format_args!("{:x}", s.card()?.profile.revision))),
-    Attribute::ro("node_desc", |s| line(&s.rdma()?.name)),
+    Attribute::ro("node_desc", |s| line(s.name())),
     Attribute::ro("node_guid", |s| line(guid(s.rdma()?.node_guid))),
     Attribute::ro("node_type", |_| line("1: CA")),
     Attribute::ro("sys_image_guid", |s| line(guid(sys_image_guid(s)?))),
