@@ -148,9 +148,7 @@ fn story(folder: &Path) {
     every_writable_file_is_in_the_matrix(&labs[0], &rows, &mut found);
     for (columns, expected) in [&processes, &passed].into_iter().zip(&mut expected) {
         for column in columns {
-            let without = try_all(&mut plain[usize::from(column.own)], column, &rows, |row| {
-                row.outside || column.is_left_to_the_kernel(row)
-            });
+            let without = try_all(&mut plain[usize::from(column.own)], column, &rows, |row| row.outside);
             let outcomes = try_all(&mut labs[usize::from(column.own)], column, &rows, |_| true);
             for (number, row) in rows.iter().enumerate() {
                 let Some(outcome) = &outcomes[number] else {
@@ -158,8 +156,7 @@ fn story(folder: &Path) {
                     continue;
                 };
                 let errno = without[number].as_ref().map_or_else(|| column.expected(row), |outcome| outcome.errno);
-                // Whether the kernel has devlink or RDMA at all is not told.
-                expected[number].push(Some(if column.is_left_to_the_kernel(row) { table::LEFT } else { errno }));
+                expected[number].push(Some(errno));
                 found.cells += 1;
                 judge(column, row, errno, without[number].as_ref(), outcome, &mut found.wrong);
             }

@@ -13,6 +13,7 @@ mod filter;
 mod inside;
 mod lock_order;
 mod network;
+mod passing;
 mod process;
 mod rdma_system;
 mod relay;

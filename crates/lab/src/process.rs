@@ -4,17 +4,22 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 
 use lockdep::Mutex;
 use netlink::Errno;
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
-use rustix::thread::{CapabilitySet, CapabilitySets};
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::process::{
+    DumpableBehavior, Pid, PidfdFlags, PidfdGetfdFlags, WaitOptions, chroot, fchdir, pidfd_getfd, pidfd_open,
+    set_dumpable_behavior, waitpid,
+};
+use rustix::thread::{CapabilitySet, CapabilitySets, LinkNameSpaceType, move_into_link_name_space};
 
 use crate::lock_order::{self, Cx};
-use crate::sys;
+use crate::{passing, sys};
 
 /// Bits of a capability set.
 pub(crate) const NET_ADMIN: u64 = 1 << 12;
@@ -30,6 +35,19 @@ impl UserNamespace {
     /// The namespace of the calling thread.
     pub fn ours() -> Self {
         Self(user_namespace("thread-self"))
+    }
+
+    /// Whether it is the initial one of the system, as far as a process in it can tell: it maps every user to itself.
+    pub fn is_initial(&self) -> bool {
+        fs::read_to_string("/proc/thread-self/uid_map")
+            .is_ok_and(|map| map.split_whitespace().eq(["0", "0", "4294967295"]))
+    }
+
+    /// Whether a namespace belongs to it.
+    pub fn owns(&self, namespace: impl AsFd) -> bool {
+        let owner = sys::owner_of_namespace(namespace).and_then(|owner| Ok(rustix::fs::fstat(owner)?.st_ino));
+        let name = |owner: u64| format!("user:[{owner}]").into_bytes();
+        owner.is_ok_and(|owner| self.0.as_ref() == Some(&name(owner)))
     }
 
     /// Whether a thread is in it. `false` if the thread cannot be inspected.
@@ -55,6 +73,10 @@ pub(crate) struct Caller {
     /// capabilities only in its own user namespace and in those below (user_namespaces(7)), and no process of a lab is
     /// in one above.
     pub capabilities: u64,
+    /// Its effective capabilities in its own user namespace.
+    pub own_capabilities: u64,
+    /// The number of its own user namespace; 0 if it cannot be inspected.
+    pub user_namespace: u64,
 }
 
 impl Caller {
@@ -70,7 +92,15 @@ impl Caller {
         // The real, effective, saved and file system user.
         let user = status.field("Uid").split_whitespace().nth(1).and_then(|n| n.parse().ok()).unwrap_or(u32::MAX);
         let capabilities = u64::from_str_radix(status.field("CapEff"), 16).unwrap_or(0);
-        Ok(Self { process, own, user, capabilities: if user_namespace.contains(thread) { capabilities } else { 0 } })
+        let own_namespace = rustix::fs::stat(format!("/proc/{thread}/ns/user")).map_or(0, |found| found.st_ino);
+        Ok(Self {
+            process,
+            own,
+            user,
+            capabilities: if user_namespace.contains(thread) { capabilities } else { 0 },
+            own_capabilities: capabilities,
+            user_namespace: own_namespace,
+        })
     }
 
     /// The process that sent a message by a call that was not trapped, from the credentials that the kernel attached.
@@ -80,8 +110,14 @@ impl Caller {
     pub fn of_message(process: u32, user: u32, user_namespace: &UserNamespace) -> Self {
         match Self::of(process, user_namespace) {
             Ok(caller) if user == 0 && caller.user == 0 => caller,
-            _ => Self { process, own: process, user, capabilities: 0 },
+            _ => Self { process, own: process, user, capabilities: 0, own_capabilities: 0, user_namespace: 0 },
         }
+    }
+
+    /// Its capabilities in a network namespace that belongs to `owner`, a user namespace below the lab's or, if `None`, the
+    /// lab's.
+    pub fn network_capabilities(&self, owner: Option<u64>) -> u64 {
+        if owner == Some(self.user_namespace) { self.own_capabilities } else { self.capabilities }
     }
 }
 
@@ -169,6 +205,124 @@ pub(crate) fn is_owned_by_us(network: &File) -> io::Result<bool> {
     let owner = rustix::fs::fstat(sys::owner_of_namespace(network)?)?;
     let ours = rustix::fs::stat("/proc/thread-self/ns/user")?;
     Ok((owner.st_dev, owner.st_ino) == (ours.st_dev, ours.st_ino))
+}
+
+/// Whether a thread has a capability in the user namespace to which a namespace belongs (`ns_capable`): it has it in its own
+/// one, and that is the owner, or above the owner. `capability`: its bit.
+pub(crate) fn is_capable(thread: u32, capability: u64, namespace: impl AsFd) -> bool {
+    let effective = || u64::from_str_radix(Status::of(thread).ok()?.field("CapEff"), 16).ok();
+    effective().is_some_and(|set| set & capability != 0) && is_below(thread, namespace)
+}
+
+/// Whether a namespace belongs to the user namespace of a thread, or to one below that.
+pub(crate) fn is_below(thread: u32, namespace: impl AsFd) -> bool {
+    let Ok(own) = rustix::fs::stat(format!("/proc/{thread}/ns/user")).map(|found| found.st_ino) else { return false };
+    let mut above = sys::owner_of_namespace(namespace);
+    // User namespaces nest at most 32 deep.
+    for _ in 0..33 {
+        let Ok(owner) = above else { return false };
+        if rustix::fs::fstat(&owner).is_ok_and(|found| found.st_ino == own) {
+            return true;
+        }
+        above = sys::parent_of_namespace(&owner);
+    }
+    false
+}
+
+/// Opens a socket in a user namespace below this process's, and in a network namespace, so that it has the rights of a
+/// process there. A thread cannot enter a user namespace, so another process does it. `capabilities`: those that it has.
+///
+/// # Errors
+/// The kernel's, or those of `open`.
+pub(crate) fn open_in_user_namespace(
+    users: &File,
+    network: &File,
+    capabilities: u64,
+    open: impl FnOnce() -> io::Result<OwnedFd>,
+) -> io::Result<OwnedFd> {
+    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    let work = || -> io::Result<OwnedFd> {
+        // It has this process's memory, into which no process of that user namespace may look.
+        set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+        move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?;
+        move_into_link_name_space(users.as_fd(), Some(LinkNameSpaceType::User))?;
+        let all = CapabilitySet::from_bits_retain(capabilities);
+        let sets = rustix::thread::capabilities(None)?;
+        let effective = sets.effective & all;
+        rustix::thread::set_capabilities(None, CapabilitySets { effective, permitted: effective, ..sets })?;
+        open()
+    };
+    let child = sys::fork_among_threads(move || match work() {
+        Ok(socket) => passing::send(&theirs, b"socket", &[socket.as_fd()]).is_ok(),
+        Err(error) => passing::send(&theirs, &netlink::errno_of(&error).raw_os_error().to_ne_bytes(), &[]).is_ok(),
+    })?;
+    let mut word = [0; 8];
+    let received = passing::receive(&ours, &mut word);
+    let _ = rustix::io::retry_on_intr(|| waitpid(Some(child), WaitOptions::empty()));
+    match received? {
+        (_, mut fds) if fds.len() == 1 => Ok(fds.remove(0)),
+        (4, _) => Err(io::Error::from_raw_os_error(i32::from_ne_bytes([word[0], word[1], word[2], word[3]]))),
+        _ => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+/// Where a thread is: its root and its directory, and the namespaces of its mounts and of its network.
+#[derive(Debug)]
+pub(crate) struct Place {
+    /// The thread.
+    pub thread: u32,
+    /// Its directory in `/proc`.
+    proc: OwnedFd,
+    root: OwnedFd,
+    directory: OwnedFd,
+    /// The mount namespace.
+    pub mounts: File,
+    /// The network namespace.
+    pub network: File,
+}
+
+impl Place {
+    /// Where a thread is now.
+    ///
+    /// # Errors
+    /// The thread is gone, or may not be inspected.
+    pub fn of(thread: u32) -> io::Result<Self> {
+        let proc = open_path(CWD, &format!("/proc/{thread}"), OFlags::empty())?;
+        let (root, directory) = (open_path(&proc, "root", OFlags::empty())?, open_path(&proc, "cwd", OFlags::empty())?);
+        let mounts = File::open(format!("/proc/{thread}/ns/mnt"))?;
+        Ok(Self { thread, proc, root, directory, mounts, network: open_network(thread)? })
+    }
+
+    /// Opens a path as the thread would, without access to what is there (O_PATH). The calling thread must not share its root
+    /// and its directory with others, and has the thread's afterwards.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn open(&self, path: &str, follows: bool) -> io::Result<OwnedFd> {
+        self.open_in(CWD, path, follows)
+    }
+
+    /// The same; a relative path begins at `dir`. `follows`: a symbolic link at the path's end.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn open_in(&self, dir: impl AsFd, path: &str, follows: bool) -> io::Result<OwnedFd> {
+        let flags = if follows { OFlags::empty() } else { OFlags::NOFOLLOW };
+        // Where `/proc/self` leads depends on the process that asks. Container runtimes mount on their descriptors.
+        for own in ["/proc/self/", "/proc/thread-self/"] {
+            if let Some(path) = path.strip_prefix(own) {
+                return open_path(&self.proc, path, flags);
+            }
+        }
+        fchdir(&self.root)?;
+        chroot(".")?;
+        fchdir(&self.directory)?;
+        open_path(dir, path, flags)
+    }
+}
+
+fn open_path(dir: impl AsFd, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
+    Ok(openat(dir, path, flags | OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 /// Opens a process, to wait for its end.

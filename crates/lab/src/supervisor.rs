@@ -22,8 +22,9 @@ use netlink::Errno;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::calls;
+use crate::calls::mount::Detached;
 use crate::cards::Cards;
-use crate::lock_order::{Cx, Sockets};
+use crate::lock_order::{Cx, DetachedMounts, Sockets};
 use crate::process::{GoPrograms, UserNamespace, socket_inode};
 use crate::relay::{Families, Socket};
 use crate::sys::{self, Notification};
@@ -41,6 +42,10 @@ pub(crate) struct Lab {
     pub go_programs: GoPrograms,
     /// Treats every program as one that looks at the family of an address.
     pub exact_addresses: bool,
+    /// The mounts that programs have made and not put into place yet.
+    pub detached: Mutex<DetachedMounts, Detached>,
+    /// Whether the lab shows the cards in `/sys`.
+    pub shows_sysfs: bool,
     /// The network namespace that the supervisor's threads are in.
     pub network: Option<Vec<u8>>,
     /// The user namespace in which administrative rights count.
@@ -110,6 +115,7 @@ impl Lab {
         cards: Arc<Cards>,
         high: std::ops::Range<u32>,
         exact_addresses: bool,
+        shows_sysfs: bool,
         domain: Arc<Domain>,
     ) -> Self {
         Self {
@@ -120,6 +126,8 @@ impl Lab {
             high,
             go_programs: GoPrograms::default(),
             exact_addresses,
+            detached: Mutex::new(Detached::default()),
+            shows_sysfs,
             network: crate::process::network("thread-self"),
             user_namespace: Arc::new(UserNamespace::ours()),
             domain,

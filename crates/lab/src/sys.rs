@@ -152,6 +152,13 @@ pub(crate) fn owner_of_namespace(namespace: impl AsFd) -> io::Result<OwnedFd> {
     owned(unsafe { libc::ioctl(namespace.as_fd().as_raw_fd(), NS_GET_USERNS as _) }.into())
 }
 
+/// Opens the user namespace above a user namespace.
+pub(crate) fn parent_of_namespace(namespace: impl AsFd) -> io::Result<OwnedFd> {
+    const NS_GET_PARENT: libc::c_ulong = 0xb702;
+    // SAFETY: no pointers.
+    owned(unsafe { libc::ioctl(namespace.as_fd().as_raw_fd(), NS_GET_PARENT as _) }.into())
+}
+
 /// Writes all of `bytes` to another process's memory.
 pub(crate) fn write_memory(pid: u32, address: u64, bytes: &[u8]) -> io::Result<()> {
     let local = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
@@ -270,12 +277,29 @@ pub(crate) fn unshare_mounts() -> io::Result<()> {
     check(unsafe { libc::unshare(libc::CLONE_NEWNS) }).map(drop)
 }
 
+/// Gives the calling thread a root and a directory of its own, which it shares with its process's other threads until then.
+pub(crate) fn unshare_directories() -> io::Result<()> {
+    // SAFETY: no pointers, and descriptors stay shared.
+    check(unsafe { libc::unshare(libc::CLONE_FS) }).map(drop)
+}
+
 /// Forks this process, which must have one thread: in the child, another thread would not exist, and a lock that it
 /// held would stay taken. `None`: this is the child.
 pub(crate) fn fork() -> io::Result<Option<Pid>> {
     // SAFETY: with one thread, the child may do all that the parent may.
     let child = check(unsafe { libc::fork() })?;
     Ok(Pid::from_raw(child))
+}
+
+/// Runs `work` in a fork of this process, which may have other threads, and ends the fork. Only the calling thread goes on in
+/// the fork: `work` must take no lock that another thread may hold. It may allocate, which the C library's `fork` allows.
+pub(crate) fn fork_among_threads(work: impl FnOnce() -> bool) -> io::Result<Pid> {
+    // SAFETY: the child runs nothing but `work`, which keeps to the above, and ends.
+    let child = check(unsafe { libc::fork() })?;
+    match Pid::from_raw(child) {
+        Some(child) => Ok(child),
+        None => exit(i32::from(!work())),
+    }
 }
 
 /// Ends this process at once, without the destructors and handlers that `exit` runs.

@@ -25,4 +25,5 @@ pub mod tree;
 
 pub(crate) use fs::is_ours;
 pub use library::{MARK, module_name};
+pub(crate) use mount::{COVERED, SOURCE};
 pub use mount::{Mounter, Server, Serving, Shortcomings, SysfsError, prepare};

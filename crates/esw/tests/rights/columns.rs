@@ -143,12 +143,6 @@ impl Column {
         }
     }
 
-    /// Whether the lab leaves this to the kernel: who is in a network namespace of their own, which their own user
-    /// namespace owns, has the kernel's sockets, and the kernel has no card there.
-    pub fn is_left_to_the_kernel(&self, row: &Row) -> bool {
-        self.apart && row.is_of_the_card()
-    }
-
     /// What the rule says: an error number, 0 if it is done.
     pub fn expected(&self, row: &Row) -> i32 {
         let Rights { network, initial, module, admin, files, machine_files } = self.rights;

@@ -150,11 +150,6 @@ pub struct Row {
 }
 
 impl Row {
-    /// Whether it goes to the card by sockets that only a lab has: devlink and RDMA.
-    pub fn is_of_the_card(&self) -> bool {
-        matches!(self.group, DEVLINK | RDMA)
-    }
-
     fn new(group: &'static str, title: &str, source: &str, rule: Rule, attempt: Attempt) -> Self {
         let (title, source) = (title.to_owned(), source.to_owned());
         let change = if rule == Rule::Anyone { Change::None } else { Change::Seen };

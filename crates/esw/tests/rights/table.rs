@@ -12,14 +12,10 @@ pub type Expected = Vec<Vec<Option<i32>>>;
 const BEGIN: &str = "<!-- rights: written by `ESW_RIGHTS_WRITE=1 cargo test -p esw --test rights` -->";
 const END: &str = "<!-- rights: end -->";
 
-/// Stands for an error number where the lab leaves something to the kernel.
-pub const LEFT: i32 = -2;
-
 /// What a cell says, where root is told this: whether it is refused.
 fn cell(expected: Option<i32>, root: Option<i32>) -> &'static str {
     match expected {
         None => "",
-        Some(LEFT) => "—",
         Some(0) => "yes",
         // Nobody can, for another reason than that they may not.
         _ if expected == root => "yes",

@@ -144,8 +144,13 @@ impl Ioctl<'_> {
         }
     }
 
+    /// The caller, with the capabilities that it has in its network namespace.
     fn caller(&self) -> io::Result<Caller> {
-        Caller::of(self.call.pid, &self.lab.user_namespace)
+        let mut caller = Caller::of(self.call.pid, &self.lab.user_namespace)?;
+        if caller.capabilities == 0 && process::is_below(self.call.pid, process::open_network(self.call.pid)?) {
+            caller.capabilities = caller.own_capabilities;
+        }
+        Ok(caller)
     }
 
     /// As `__dev_ethtool` does before a command that changes something.

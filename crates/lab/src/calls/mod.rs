@@ -2,6 +2,7 @@
 
 mod ethtool;
 mod modules;
+pub(crate) mod mount;
 mod receive;
 mod send;
 mod socket;
@@ -26,6 +27,9 @@ pub(crate) fn answer(cx: Cx<'_, '_>, lab: &Arc<Lab>, call: &Notification) -> Ans
     match number {
         libc::SYS_socket => socket::socket(cx, lab, call).into(),
         libc::SYS_ioctl => ethtool::ioctl(cx, lab, call),
+        libc::SYS_mount => mount::mount(lab, call),
+        libc::SYS_fsmount => mount::fsmount(lab, call),
+        libc::SYS_move_mount => mount::put_into_place(lab, call),
         libc::SYS_fstatfs => statfs::answer(lab, call),
         libc::SYS_init_module => lab.answer_later(*call, modules::init_module),
         libc::SYS_finit_module => lab.answer_later(*call, modules::finit_module),

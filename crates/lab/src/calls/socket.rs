@@ -8,6 +8,7 @@
 //! length of a `sockaddr_nl`, and zeros where that has the sender's port; this is what the C libraries check. For
 //! programs that also check the family, see [`super::receive`].
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -87,17 +88,25 @@ fn start(cx: Cx<'_, '_>, lab: &Arc<Lab>, socket: Arc<Socket>, theirs: &OwnedFd, 
 /// Makes the kernel's socket behind a program's socket: in the program's network namespace, and with no more rights
 /// than the program has. `None`: the program is to make its socket itself, without the lab.
 ///
-/// That is so if the program is in a user namespace of its own, and in a network namespace that belongs to it or to one
-/// below: only the kernel knows what the program may do there, since no other process can be there.
+/// If the program is in a user namespace of its own, and in a network namespace that belongs to it, a process opens the
+/// socket there: then the kernel gives it the rights that it has there, and no others (`__netlink_ns_capable`).
 fn kernel_socket(lab: &Lab, thread: u32, caller: &Caller, protocol: Protocol) -> io::Result<Option<KernelSocket>> {
     let Caller { capabilities, user, .. } = *caller;
-    let made = |(socket, native)| Some(KernelSocket { socket, native });
+    let made = |(socket, native)| Some(KernelSocket { socket, native, owner: None });
     if process::network(&thread.to_string()) == lab.network {
         return Ok(made(process::with_rights(capabilities, user, || open_socket(protocol))??));
     }
     let there = process::open_network(thread)?;
     if !process::is_owned_by_us(&there).unwrap_or(false) && !lab.user_namespace.contains(thread) {
-        return Ok(None);
+        if !process::is_below(thread, &there) {
+            return Ok(None);
+        }
+        let users = File::open(format!("/proc/{thread}/ns/user"))?;
+        let socket =
+            process::open_in_user_namespace(&users, &there, caller.own_capabilities, || Ok(open_socket(protocol)?.0))?;
+        let native = rustix::net::sockopt::socket_protocol(&socket)?.map_or(0, |found| found.as_raw().get());
+        let native = native == protocol.number() as u32;
+        return Ok(Some(KernelSocket { socket, native, owner: Some(caller.user_namespace) }));
     }
     let opened = thread::scope(|scope| {
         let opening = thread::Builder::new().spawn_scoped(scope, || {

@@ -75,8 +75,16 @@ fn relay(protocol: Protocol, card: Arc<Echo>) -> io::Result<(Relay, OwnedFd)> {
     let (end, program) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     let kernel = OwnedFd::from(std::fs::File::open("/dev/null")?);
     // No process has this number, so no descriptors can be copied from it.
-    let caller = Caller { process: u32::MAX, own: u32::MAX, user: 0, capabilities: u64::MAX };
-    let kernel = KernelSocket { socket: kernel, native: false };
+    let all = u64::MAX;
+    let caller = Caller {
+        process: u32::MAX,
+        own: u32::MAX,
+        user: 0,
+        capabilities: all,
+        own_capabilities: all,
+        user_namespace: 0,
+    };
+    let kernel = KernelSocket { socket: kernel, native: false, owner: None };
     let socket =
         Arc::new(Socket::new(protocol, libc::SOCK_RAW as u32, caller, kernel, Arc::new(UserNamespace::ours()))?);
     let network = Network::of_one(Arc::clone(&card.network), 2, PEER)?;

@@ -181,7 +181,7 @@ impl Generic {
         let content = message.after(GENL_HEADER).unwrap_or_default();
         if kind == family.id {
             // Before the attributes are looked at, as in the kernel (`genl_family_rcv_msg`).
-            if devlink::takes_admin(*command, message.header.is_dump()) && !relay.may_administer() {
+            if devlink::takes_admin(*command, message.header.is_dump()) && !relay.may_administer_system() {
                 return Destination::Refused(Errno::PERM);
             }
             return card_of(cx, relay, family, message, content);

@@ -170,7 +170,7 @@ fn namespace_of(relay: &Relay, number: u32) -> Result<(OwnedFd, NetworkId), Errn
 fn answer(cx: Cx<'_, '_>, relay: &Relay, views: &Views, request: &Message<'_>) -> Option<Answer> {
     let attributes = request.payload();
     let command = request.header.kind.checked_sub(NLDEV)?;
-    if ADMINISTRATIVE.contains(&command) && !relay.may_administer() {
+    if ADMINISTRATIVE.contains(&command) && !relay.may_administer_system() {
         return Some(Err(Errno::PERM));
     }
     if matches!(command, SYS_GET | SYS_SET) && !relay.socket.native {

@@ -59,6 +59,8 @@ pub(crate) struct Socket {
     pub kernel: OwnedFd,
     /// Whether `kernel` is of the same protocol. It is not on a kernel without RDMA; then it only reserves the port.
     pub native: bool,
+    /// The user namespace to which the program's network namespace belongs, if that is the program's own and not the lab's.
+    pub owner: Option<u64>,
     /// The port number (`nl_pid`); 0 until the socket is bound.
     port: AtomicU32,
     binding: Mutex<Binding, ()>,
@@ -86,13 +88,14 @@ impl Socket {
         user_namespace: Arc<UserNamespace>,
     ) -> io::Result<Self> {
         use rustix::event::{EventfdFlags, eventfd};
-        let KernelSocket { socket, native } = kernel;
+        let KernelSocket { socket, native, owner } = kernel;
         Ok(Self {
             protocol,
             kind,
             caller,
             kernel: socket,
             native,
+            owner,
             user_namespace,
             inbox: Mutex::new(Waiting::default()),
             port: AtomicU32::new(0),
@@ -244,4 +247,6 @@ pub(crate) struct KernelSocket {
     pub socket: OwnedFd,
     /// Whether it is of the protocol that the program has requested.
     pub native: bool,
+    /// The user namespace in which it was opened, and to which its network namespace belongs; `None`: the lab's.
+    pub owner: Option<u64>,
 }

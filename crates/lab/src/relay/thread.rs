@@ -143,12 +143,18 @@ impl Relay {
     /// The capabilities that count for the packet that is being handled: both the process that made the socket and the
     /// one that sends must have them (`__netlink_ns_capable`).
     fn capabilities(&self) -> u64 {
-        self.socket.caller.capabilities & self.sender.capabilities
+        let owner = self.socket.owner;
+        self.socket.caller.network_capabilities(owner) & self.sender.network_capabilities(owner)
     }
 
-    /// Whether CAP_NET_ADMIN is among them.
+    /// Whether CAP_NET_ADMIN is among them: in the user namespace to which the network namespace belongs.
     pub(super) fn may_administer(&self) -> bool {
         self.capabilities() & NET_ADMIN != 0
+    }
+
+    /// Whether they have CAP_NET_ADMIN in the lab's user namespace, for what the kernel requires it in the initial one.
+    pub(super) fn may_administer_system(&self) -> bool {
+        self.socket.caller.capabilities & self.sender.capabilities & NET_ADMIN != 0
     }
 
     /// Handles one packet that arrived through the socket itself. `false`: no more will arrive.

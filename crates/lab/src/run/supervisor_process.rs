@@ -47,6 +47,7 @@ impl Supervisor {
             move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?;
         }
         let domain = Arc::clone(&self.domain);
+        let shows_sysfs = self.serve.is_some();
         let serve =
             self.serve.map(|serve| thread::Builder::new().name("lab-files".to_owned()).spawn(move || serve(&domain)));
         let serving = serve.transpose()?;
@@ -55,7 +56,8 @@ impl Supervisor {
         drop(self.calls);
         let listener = listener.ok_or(io::ErrorKind::UnexpectedEof)?;
         let _ = sys::wake_at_once(listener.as_fd());
-        let lab = Arc::new(Lab::new(listener, self.cards, self.high, self.exact_addresses, Arc::clone(&self.domain)));
+        let domain = Arc::clone(&self.domain);
+        let lab = Arc::new(Lab::new(listener, self.cards, self.high, self.exact_addresses, shows_sysfs, domain));
         let watched = Arc::clone(&lab);
         let front = self.front.try_clone()?;
         thread::Builder::new().name("lab-front".to_owned()).spawn(move || watch(&watched, &front))?;

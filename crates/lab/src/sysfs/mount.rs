@@ -11,7 +11,6 @@
 //! 3. The lab copies the mounts of the directories that it needs out of the file system, unmounts the file system from
 //!    `/sys`, and mounts each directory where it belongs.
 
-mod channel;
 mod modules;
 mod serve;
 
@@ -24,21 +23,25 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, stat, statat};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
-    fsconfig_create, fsmount, fsopen, mount, move_mount, open_tree, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
+    UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount, mount_change, mount_remount,
+    move_mount, open_tree, unmount,
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use crate::network::NetworkSockets;
-use channel::{receive, send};
+use crate::passing::{receive, send};
 use modules::Modules;
 
 pub use serve::{Server, Serving};
 
 /// Directories of `/sys` in which a card has something.
-const COVERED: [&str; 4] = ["bus", "class", "devices", "module"];
+pub(crate) const COVERED: [&str; 4] = ["bus", "class", "devices", "module"];
 /// A directory in them that is the kernel's alone, and that many programs read.
 const KEPT: &str = "devices/system";
+/// What the kernel lists as the source of the file system's mounts.
+pub(crate) const SOURCE: &str = "eswitch";
+
 /// Why `/sys` cannot be shown.
 #[derive(Debug, thiserror::Error)]
 pub enum SysfsError {
@@ -133,9 +136,46 @@ impl Mounter {
             return Err(SysfsError::Shared(path));
         }
         own_sysfs()?;
+        let modules = Modules::find();
+        let missing = self.cover(fuse, Some(&modules))?;
+        if let Some(made) = modules.made {
+            made.hand_over();
+        }
+        Ok(missing)
+    }
+
+    /// Makes a fresh sysfs of the calling thread's network namespace, with the cards in it, and returns the detached tree of
+    /// its mounts. The calling thread must be in a mount namespace of its own, in which `/sys` is of no use afterwards.
+    /// `source`: what the kernel lists as the mount's source. `attributes`: of each of its mounts.
+    ///
+    /// # Errors
+    /// The system refuses, or the supervisor does not serve.
+    pub(crate) fn mount_fresh(&self, source: &str, attributes: MountAttrFlags) -> Result<OwnedFd, SysfsError> {
+        let made = self.try_mount_fresh(source, attributes);
+        if made.is_err() {
+            let _ = send(&self.socket, b"no", &[]);
+        }
+        made
+    }
+
+    fn try_mount_fresh(&self, source: &str, attributes: MountAttrFlags) -> Result<OwnedFd, SysfsError> {
+        let fuse = open_fuse()?;
+        make_private()?;
+        let sys = fresh_sysfs(source, attributes).map_err(system("making a fresh sysfs"))?;
+        place(&sys, "/sys").map_err(system("mounting a fresh /sys"))?;
+        self.cover(fuse, None)?;
+        // If the last fails, it has not been mounted.
+        let _ = restrict(format!("/sys/{KEPT}"), attributes);
+        for name in COVERED {
+            restrict(format!("/sys/{name}"), attributes).map_err(system(format_args!("changing /sys/{name}")))?;
+        }
+        copy("/sys").map_err(system("copying the mount of /sys"))
+    }
+
+    /// Covers the directories of the sysfs that is mounted at `/sys`.
+    fn cover(&self, fuse: OwnedFd, modules: Option<&Modules>) -> Result<Shortcomings, SysfsError> {
         let sys = copy("/sys").map_err(system("copying the mount of /sys"))?;
         let kept = copy(format!("/sys/{KEPT}")).ok();
-        let modules = Modules::find();
         mount_fuse(&fuse)?;
         let network = NetworkSockets::open().map_err(|source| {
             let what = "opening netlink sockets".to_owned();
@@ -143,9 +183,11 @@ impl Mounter {
         })?;
         let [listener, query] = network.descriptors();
         let mut fds = vec![fuse.as_fd(), sys.as_fd(), listener, query];
-        fds.extend(modules.systems.as_ref().map(AsFd::as_fd));
-        fds.extend(modules.made.as_ref().and_then(|made| made.0.as_ref()).map(AsFd::as_fd));
-        let word: &[u8] = match (&modules.systems, &modules.made) {
+        let systems = modules.and_then(|modules| modules.systems.as_ref());
+        let made = modules.and_then(|modules| modules.made.as_ref());
+        fds.extend(systems.map(AsFd::as_fd));
+        fds.extend(made.and_then(|made| made.0.as_ref()).map(AsFd::as_fd));
+        let word: &[u8] = match (systems, made) {
             (None, _) => b"plain",
             (Some(_), None) => b"modules",
             (Some(_), Some(_)) => b"modules, made",
@@ -157,11 +199,7 @@ impl Mounter {
             Ok((length, _)) if answer.get(..length) == Some(b"serving") => {}
             _ => return Err(SysfsError::OtherHalf("serve")),
         }
-        let missing = put_into_place(kept.as_ref(), &modules)?;
-        if let Some(made) = modules.made {
-            made.hand_over();
-        }
-        Ok(missing)
+        put_into_place(kept.as_ref(), modules)
     }
 }
 
@@ -181,14 +219,9 @@ fn shared_mount() -> Option<PathBuf> {
 /// Mounts the sysfs of the calling thread's network namespace at `/sys`, if the kernel allows it. Mounts in the old
 /// `/sys` are mounted in the new one as well.
 fn own_sysfs() -> Result<(), SysfsError> {
-    let new = || {
-        let context = fsopen("sysfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-        fsconfig_create(&context)?;
-        let flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
-        fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags | MountAttrFlags::MOUNT_ATTR_NOEXEC)
-    };
+    let flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
     // If parts of /sys are covered, the kernel allows no fresh sysfs (`mount_too_revealing`), and the old one stays.
-    let Ok(new) = new() else { return Ok(()) };
+    let Ok(new) = fresh_sysfs("sysfs", flags | MountAttrFlags::MOUNT_ATTR_NOEXEC) else { return Ok(()) };
     let failed = |error| system("looking at /sys")(error);
     let is = statat(&new, "", AtFlags::EMPTY_PATH).map_err(failed)?;
     // Each network namespace has one sysfs, however often it is mounted.
@@ -204,6 +237,37 @@ fn own_sysfs() -> Result<(), SysfsError> {
         let _ = place(&mount, &path);
     }
     Ok(())
+}
+
+/// A detached mount of the sysfs of the calling thread's network namespace.
+fn fresh_sysfs(source: &str, attributes: MountAttrFlags) -> Result<OwnedFd, Errno> {
+    let context = fsopen("sysfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(&context, "source", source)?;
+    fsconfig_create(&context)?;
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+}
+
+/// Has what the calling thread mounts at `/sys` appear in no other mount namespace.
+fn make_private() -> Result<(), SysfsError> {
+    // The mount at `/sys`, if there is one, is what the new one is mounted on. In a plain `chroot` the root is no mount.
+    let alone = mount_change("/sys", MountPropagationFlags::PRIVATE);
+    alone
+        .or_else(|_| mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC))
+        .map_err(system("making the mounts private"))
+}
+
+/// Gives a mount the attributes of another one.
+fn restrict(path: impl rustix::path::Arg, attributes: MountAttrFlags) -> Result<(), Errno> {
+    let mut flags = MountFlags::BIND;
+    for (attribute, flag) in [
+        (MountAttrFlags::MOUNT_ATTR_RDONLY, MountFlags::RDONLY),
+        (MountAttrFlags::MOUNT_ATTR_NOSUID, MountFlags::NOSUID),
+        (MountAttrFlags::MOUNT_ATTR_NODEV, MountFlags::NODEV),
+        (MountAttrFlags::MOUNT_ATTR_NOEXEC, MountFlags::NOEXEC),
+    ] {
+        flags.set(flag, attributes.contains(attribute));
+    }
+    mount_remount(path, flags, c"")
 }
 
 /// The outermost mounts below a path.
@@ -235,7 +299,7 @@ fn mount_fuse(fuse: &OwnedFd) -> Result<(), SysfsError> {
     let options = format!("fd={fd},rootmode=40000,user_id={user},group_id={group},allow_other,default_permissions");
     let options = CString::new(options).map_err(|_| system("mounting")(Errno::INVAL))?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    mount("eswitch", "/sys", "fuse", flags, options.as_c_str()).map_err(|error| match error {
+    mount(SOURCE, "/sys", "fuse", flags, options.as_c_str()).map_err(|error| match error {
         Errno::NODEV => SysfsError::NoFuse {
             reason: "this kernel has no FUSE",
             remedy: "load the kernel module `fuse`",
@@ -246,11 +310,11 @@ fn mount_fuse(fuse: &OwnedFd) -> Result<(), SysfsError> {
 }
 
 /// Step 3. The file system is mounted at `/sys` when this is called.
-fn put_into_place(kept: Option<&OwnedFd>, modules: &Modules) -> Result<Shortcomings, SysfsError> {
+fn put_into_place(kept: Option<&OwnedFd>, modules: Option<&Modules>) -> Result<Shortcomings, SysfsError> {
     let take = |path: &str| copy(format!("/sys/{path}")).map_err(system(format_args!("taking {path} out of FUSE")));
     let covered = COVERED.map(|name| (name, take(name)));
-    let library = take(&modules.shown)?;
-    let list = take("proc-modules")?;
+    let library = modules.map(|modules| take(&modules.shown)).transpose()?;
+    let list = modules.map(|_| take("proc-modules")).transpose()?;
     unmount("/sys", UnmountFlags::DETACH).map_err(system("taking FUSE away from /sys"))?;
     for (name, mount) in covered {
         place(&mount?, format!("/sys/{name}")).map_err(system(format_args!("covering /sys/{name}")))?;
@@ -260,11 +324,13 @@ fn put_into_place(kept: Option<&OwnedFd>, modules: &Modules) -> Result<Shortcomi
         let _ = place(kept, format!("/sys/{KEPT}"));
     }
     let mut missing = Shortcomings::default();
-    if let Err(error) = place(&library, &*modules.covered) {
+    if let Some((modules, library)) = modules.zip(library)
+        && let Err(error) = place(&library, &*modules.covered)
+    {
         let covered = &modules.covered;
         missing.0.push(format!("modprobe and modinfo do not find the card's modules: {covered}: {error}"));
     }
-    match place(&list, "/proc/modules") {
+    match list.map_or(Ok(()), |list| place(&list, "/proc/modules")) {
         Ok(()) => {}
         Err(Errno::NOENT) => missing.0.push(
             "lsmod shows nothing: this kernel is built without modules and has no /proc/modules; the card's are in \

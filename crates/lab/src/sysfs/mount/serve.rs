@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use lockdep::Domain;
 
-use super::channel::{receive, send};
 use super::modules::{Made, release};
 use super::{SysfsError, system};
 use crate::Card;
 use crate::network::NetworkSockets;
+use crate::passing::{receive, send};
 use crate::rdma_system::RdmaSystem;
 use crate::sysfs::fs::SysFs;
 use crate::sysfs::lower::Lower;
@@ -25,8 +25,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Waits until the lab has mounted, and serves from then on, on threads of its own, which end when the lab's mount
-    /// namespace does. `domain`: that of the lab's threads. `rdma`: the RDMA core of the lab.
+    /// Waits until the lab has mounted, and serves from then on, on threads of its own, which end when the last mount namespace
+    /// does that has the mounts. `domain`: that of the lab's threads. `rdma`: the RDMA core of the lab.
     ///
     /// # Errors
     /// The lab could not mount, or has ended.
@@ -35,6 +35,17 @@ impl Server {
         cards: Vec<Arc<dyn Card>>,
         rdma: Arc<RdmaSystem>,
         domain: &Arc<Domain>,
+    ) -> Result<Serving, SysfsError> {
+        self.serve_with(cards, rdma, domain, THREADS)
+    }
+
+    /// The same with a number of threads.
+    pub(crate) fn serve_with(
+        self,
+        cards: Vec<Arc<dyn Card>>,
+        rdma: Arc<RdmaSystem>,
+        domain: &Arc<Domain>,
+        threads: usize,
     ) -> Result<Serving, SysfsError> {
         let mut word = [0; 16];
         let (length, fds) = receive(&self.socket, &mut word).map_err(system("receiving from the lab"))?;
@@ -50,7 +61,7 @@ impl Server {
         let merged = MergedTree::new(cards, rdma, network, Lower::new(sys, modules), release());
         let mut config = fuser::Config::default();
         config.acl = fuser::SessionACL::All;
-        config.n_threads = Some(THREADS);
+        config.n_threads = Some(threads);
         let session =
             fuser::Session::from_fd(SysFs::new(merged, Arc::clone(domain)), fuse, fuser::SessionACL::All, config);
         let failed = |source| SysfsError::System { what: "serving /sys".to_owned(), source };

@@ -1,4 +1,4 @@
-//! The pair of sockets between the two halves.
+//! Messages with descriptors between processes and threads, over a connected pair of AF_UNIX and SOCK_SEQPACKET.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -10,7 +10,11 @@ use rustix::net::{
     recvmsg, sendmsg,
 };
 
-pub(super) fn send(socket: &OwnedFd, word: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+/// Sends a message with at most six descriptors.
+///
+/// # Errors
+/// The other end is closed.
+pub(crate) fn send(socket: &OwnedFd, word: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(6))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
@@ -19,7 +23,11 @@ pub(super) fn send(socket: &OwnedFd, word: &[u8], fds: &[BorrowedFd<'_>]) -> Res
     sendmsg(socket, &[IoSlice::new(word)], &mut control, SendFlags::NOSIGNAL).map(drop)
 }
 
-pub(super) fn receive(socket: &OwnedFd, word: &mut [u8]) -> Result<(usize, Vec<OwnedFd>), Errno> {
+/// Waits for a message. Returns its length and its descriptors. The length is 0 if the other end is closed.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn receive(socket: &OwnedFd, word: &mut [u8]) -> Result<(usize, Vec<OwnedFd>), Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(6))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::CMSG_CLOEXEC;
