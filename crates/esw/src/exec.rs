@@ -44,16 +44,17 @@ fn run(found: Vec<ConnectedCard>, command: Command, exact_addresses: bool, verbo
     }
     let cards: Vec<Arc<dyn Card>> = remotes.iter().map(|remote| Arc::clone(remote) as Arc<dyn Card>).collect();
     let rdma = Arc::default();
+    let uevents = Arc::default();
     let (mounter, server) = sysfs::prepare()?;
     let serve: lab::Serve = {
-        let (cards, rdma) = (cards.clone(), Arc::clone(&rdma));
+        let (cards, rdma, uevents) = (cards.clone(), Arc::clone(&rdma), Arc::clone(&uevents));
         Box::new(move |domain| {
             for remote in &remotes {
                 // Without this thread the lab works until the daemon ends.
                 let _ = remote.stay_connected();
             }
             // If this fails, mounting fails too, and has the reason.
-            Box::new(server.serve(cards, rdma, domain))
+            Box::new(server.serve(cards, rdma, uevents, domain))
         })
     };
     let mounts: lab::Mounts = Box::new(move || match mounter.mount() {
@@ -68,8 +69,15 @@ fn run(found: Vec<ConnectedCard>, command: Command, exact_addresses: bool, verbo
             Err(std::io::Error::other(error))
         }
     });
-    let options =
-        Options { join: Some(join), mounts: Some(mounts), serve: Some(serve), rdma, exact_addresses, lockdep: false };
+    let options = Options {
+        join: Some(join),
+        mounts: Some(mounts),
+        serve: Some(serve),
+        rdma,
+        uevents,
+        exact_addresses,
+        lockdep: false,
+    };
     let status = lab::run(cards, command, options)?;
     Ok(status.clamp(0, 255) as u8)
 }

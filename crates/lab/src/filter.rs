@@ -25,8 +25,8 @@ pub(crate) const SOL_SOCKET: u32 = libc::SOL_SOCKET as u32;
 pub(crate) const SIOCETHTOOL: u32 = 0x8946;
 /// `sizeof(struct sockaddr_nl)`: no other common address has 12 bytes.
 pub(crate) const ADDRESS_LEN: u32 = 12;
-/// NETLINK_ROUTE, NETLINK_GENERIC and NETLINK_RDMA.
-const PROTOCOLS: [u32; 3] = [0, 16, 20];
+/// NETLINK_ROUTE, NETLINK_KOBJECT_UEVENT, NETLINK_GENERIC and NETLINK_RDMA.
+const PROTOCOLS: [u32; 4] = [0, 15, 16, 20];
 const SOCKET_OPTIONS: [u32; 3] = [libc::SO_TYPE as u32, libc::SO_PROTOCOL as u32, libc::SO_DOMAIN as u32];
 
 /// The flags of the one `sendmsg` that is let through: the child's own, by which it sends the supervisor the descriptor
@@ -213,7 +213,8 @@ mod tests {
             (libc::SYS_socket, [16, 3, 0], true),
             (libc::SYS_socket, [16, 3, 16], true),
             (libc::SYS_socket, [16, 3, 20], true),
-            (libc::SYS_socket, [16, 3, 15], false),
+            (libc::SYS_socket, [16, 3, 15], true),
+            (libc::SYS_socket, [16, 3, 9], false),
             (libc::SYS_socket, [2, 1, 0], false),
             (libc::SYS_ioctl, [3, 0x8946, 0], true),
             (libc::SYS_ioctl, [3, 0x5401, 0], false),

@@ -21,6 +21,7 @@ mod run;
 mod supervisor;
 mod sys;
 pub mod sysfs;
+mod uevent;
 
 #[doc(hidden)]
 pub mod fuzzing {
@@ -33,3 +34,4 @@ pub use card::{Card, Refusal};
 pub use inside::is_inside;
 pub use rdma_system::RdmaSystem;
 pub use run::{Join, LabError, Mounts, Options, Serve, run};
+pub use uevent::{Action as UeventAction, Uevents};

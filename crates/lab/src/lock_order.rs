@@ -3,6 +3,8 @@
 //! Outer to inner; a thread takes only a lock that is further down than those that it holds:
 //!
 //! ```text
+//! UeventState       the programs' sockets for uevents, and the devices that they know of
+//!
 //! FamilyLookup      one thread requests the family `devlink` from a card's server, for all sockets
 //!
 //! OpenFile          the last content of one open file or directory of /sys
@@ -32,6 +34,10 @@ lock_classes! {
     /// want to know wait for it. It is the outermost lock of a socket's thread, and is held while a card is connected
     /// to.
     pub(crate) class FamilyLookup = "family lookup";
+
+    /// The programs' sockets for uevents, and the devices that they know of. Held while events are sent, which waits for
+    /// nothing. A write to a file `uevent` takes it, and holds nothing else.
+    pub(crate) class UeventState = "uevents";
 
     /// The text of one open attribute, or the listing of one open directory, from when the file was last read from its
     /// beginning. It is taken first by a request that reads, and held while the text or the listing is made.
@@ -85,6 +91,10 @@ lock_order! {
 
 lock_order! {
     root FamilyLookup;
+}
+
+lock_order! {
+    root UeventState;
 }
 
 /// The domain of one lab's threads. Their locks are checked in builds with debug assertions, and with `lockdep` in any.

@@ -269,6 +269,18 @@ impl Table {
         Some((index, &self.links.get(&index)?.name))
     }
 
+    /// Whether the netdev with an interface index is or was a card's. `None`: it has no peer elsewhere, or not yet.
+    pub fn was_cards(&self, index: u32) -> Option<bool> {
+        self.links.get(&index).map(|link| self.peer_at(link.end).is_some())
+    }
+
+    /// The same of a netdev by its name.
+    pub fn was_cards_by_name(&self, name: &str) -> Option<bool> {
+        let mut named = self.links.values().filter(|link| link.name == name).peekable();
+        named.peek()?;
+        Some(named.any(|link| self.peer_at(link.end).is_some()))
+    }
+
     /// Every netdev with a peer in the network namespace of a card, with its name.
     pub fn each(&self) -> impl Iterator<Item = (Peer, &str)> {
         let present = self.links.values().filter(|link| !link.gone);
@@ -606,7 +618,7 @@ impl Networks {
 }
 
 /// Runs `work` in a thread in another network namespace.
-fn within<T: Send>(namespace: &OwnedFd, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+pub(crate) fn within<T: Send>(namespace: &OwnedFd, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     thread::scope(|scope| {
         let thread = thread::Builder::new().spawn_scoped(scope, || {
             move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;

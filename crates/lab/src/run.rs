@@ -52,6 +52,7 @@ use signal_hook::iterator::Signals;
 use crate::card::Card;
 use crate::cards::Cards;
 use crate::rdma_system::RdmaSystem;
+use crate::uevent::Uevents;
 use crate::{filter, lock_order, sys};
 use channel::{Step, Word, pair, receive, send};
 use program::Program;
@@ -76,6 +77,8 @@ pub struct Options {
     pub serve: Option<Serve>,
     /// The RDMA core of the lab, of which [`sysfs::Server::serve`](crate::sysfs::Server::serve) shows the same.
     pub rdma: Arc<RdmaSystem>,
+    /// The uevents of the lab, to which a write to a file `uevent` in `/sys` adds one.
+    pub uevents: Arc<Uevents>,
     /// Gives every program exact addresses of the messages that it receives, as programs of the Go compiler always get
     /// them. Each receipt then costs two switches of processes.
     pub exact_addresses: bool,
@@ -154,7 +157,7 @@ fn system<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> LabError 
 /// # Errors
 /// The program was not started.
 pub fn run(cards: Vec<Arc<dyn Card>>, command: Command, options: Options) -> Result<i32, LabError> {
-    let Options { join, mounts, serve, rdma, exact_addresses, lockdep } = options;
+    let Options { join, mounts, serve, rdma, uevents, exact_addresses, lockdep } = options;
     let join = join.unwrap_or_default();
     ensure_one_thread()?;
     if let Some(user) = &join.user {
@@ -175,6 +178,7 @@ pub fn run(cards: Vec<Arc<dyn Card>>, command: Command, options: Options) -> Res
         cards: Arc::new(Cards::new(cards, rdma)),
         serve,
         network,
+        uevents,
         high: high.clone(),
         exact_addresses,
         domain: lock_order::domain(lockdep),

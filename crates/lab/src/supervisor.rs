@@ -28,6 +28,7 @@ use crate::lock_order::{Cx, DetachedMounts, Sockets};
 use crate::process::{GoPrograms, UserNamespace, socket_inode};
 use crate::relay::{Families, Socket};
 use crate::sys::{self, Notification};
+use crate::uevent::Uevents;
 
 /// A lab that is up.
 pub(crate) struct Lab {
@@ -42,6 +43,8 @@ pub(crate) struct Lab {
     pub go_programs: GoPrograms,
     /// Treats every program as one that looks at the family of an address.
     pub exact_addresses: bool,
+    /// The uevents of the cards' devices.
+    pub uevents: Arc<Uevents>,
     /// The mounts that programs have made and not put into place yet.
     pub detached: Mutex<DetachedMounts, Detached>,
     /// Whether the lab shows the cards in `/sys`.
@@ -116,6 +119,7 @@ impl Lab {
         high: std::ops::Range<u32>,
         exact_addresses: bool,
         shows_sysfs: bool,
+        uevents: Arc<Uevents>,
         domain: Arc<Domain>,
     ) -> Self {
         Self {
@@ -128,6 +132,7 @@ impl Lab {
             exact_addresses,
             detached: Mutex::new(Detached::default()),
             shows_sysfs,
+            uevents,
             network: crate::process::network("thread-self"),
             user_namespace: Arc::new(UserNamespace::ours()),
             domain,

@@ -277,6 +277,12 @@ pub(crate) fn unshare_mounts() -> io::Result<()> {
     check(unsafe { libc::unshare(libc::CLONE_NEWNS) }).map(drop)
 }
 
+/// Moves the calling thread into a new network namespace.
+pub(crate) fn unshare_network() -> io::Result<()> {
+    // SAFETY: no pointers, and descriptors stay shared.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNET) }).map(drop)
+}
+
 /// Gives the calling thread a root and a directory of its own, which it shares with its process's other threads until then.
 pub(crate) fn unshare_directories() -> io::Result<()> {
     // SAFETY: no pointers, and descriptors stay shared.

@@ -7,6 +7,7 @@ mod receive;
 mod send;
 mod socket;
 mod statfs;
+mod uevent;
 
 use std::io;
 use std::sync::Arc;
@@ -25,6 +26,7 @@ pub(crate) fn answer(cx: Cx<'_, '_>, lab: &Arc<Lab>, call: &Notification) -> Ans
     }
     let number = i64::from(call.data.nr);
     match number {
+        libc::SYS_socket if call.data.args[2] == uevent::PROTOCOL => uevent::socket(cx, lab, call),
         libc::SYS_socket => socket::socket(cx, lab, call).into(),
         libc::SYS_ioctl => ethtool::ioctl(cx, lab, call),
         libc::SYS_mount => mount::mount(lab, call),
@@ -40,7 +42,9 @@ pub(crate) fn answer(cx: Cx<'_, '_>, lab: &Arc<Lab>, call: &Notification) -> Ans
 
 /// Answers a call whose first argument is a socket.
 fn on_socket(cx: Cx<'_, '_>, lab: &Arc<Lab>, call: &Notification, number: i64) -> Answer {
-    let Some(socket) = lab.socket(cx, call.pid, call.data.args[0]) else { return Answer::Continue };
+    let Some(socket) = lab.socket(cx, call.pid, call.data.args[0]) else {
+        return uevent::on_socket(cx, lab, call, number).unwrap_or(Answer::Continue);
+    };
     match number {
         libc::SYS_bind => socket::bind(cx, lab, call, &socket).into(),
         libc::SYS_connect => socket::connect(cx, lab, call, &socket).into(),

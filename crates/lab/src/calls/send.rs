@@ -71,7 +71,7 @@ fn length(bytes: u64) -> io::Result<usize> {
 }
 
 /// Reads one packet.
-fn packet(call: &Notification, parts: &[(u64, usize)]) -> io::Result<Vec<u8>> {
+pub(super) fn packet(call: &Notification, parts: &[(u64, usize)]) -> io::Result<Vec<u8>> {
     let len = parts.iter().try_fold(0usize, |sum, (_, len)| sum.checked_add(*len));
     let len = len.filter(|len| *len <= MOST).ok_or(Errno::MSGSIZE)?;
     // `netlink_sendmsg` since Linux 6.2.
@@ -87,7 +87,7 @@ fn packet(call: &Notification, parts: &[(u64, usize)]) -> io::Result<Vec<u8>> {
 }
 
 /// Reads a `struct iovec[]`.
-fn parts(call: &Notification, at: u64, count: u64) -> io::Result<Vec<(u64, usize)>> {
+pub(super) fn parts(call: &Notification, at: u64, count: u64) -> io::Result<Vec<(u64, usize)>> {
     let count = usize::try_from(count).ok().filter(|count| *count <= PARTS).ok_or(Errno::INVAL)?;
     let mut bytes = vec![0; 16 * count];
     if count > 0 && sys::read_memory(call.pid, at, &mut bytes)? != bytes.len() {

@@ -63,7 +63,7 @@ pub(super) fn socket(cx: Cx<'_, '_>, lab: &Arc<Lab>, call: &Notification) -> io:
     Ok(Answer::Later)
 }
 
-const SOCK_FLAGS: i32 = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+pub(super) const SOCK_FLAGS: i32 = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
 
 /// Starts the thread behind a socket. It ends when `theirs` is closed everywhere.
 fn start(cx: Cx<'_, '_>, lab: &Arc<Lab>, socket: Arc<Socket>, theirs: &OwnedFd, ours: OwnedFd) -> io::Result<()> {
@@ -189,7 +189,7 @@ pub(super) fn address(port: u32, groups: u32) -> [u8; ADDRESS_LEN as usize] {
 }
 
 /// Reads the family, port and groups of the address in the call's second argument.
-fn read_address(lab: &Lab, call: &Notification) -> io::Result<(u16, u32, u32)> {
+pub(super) fn read_address(lab: &Lab, call: &Notification) -> io::Result<(u16, u32, u32)> {
     let bytes: [u8; ADDRESS_LEN as usize] = read(lab, call, call.data.args[1])?;
     let number = |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
     Ok((u16::from_ne_bytes([bytes[0], bytes[1]]), number(4), number(8)))

@@ -16,12 +16,14 @@ use super::channel::{Word, receive, send};
 use crate::cards::Cards;
 use crate::supervisor::{self, Lab};
 use crate::sys;
+use crate::uevent::Uevents;
 
 /// What the supervisor needs.
 pub(super) struct Supervisor {
     pub cards: Arc<Cards>,
     pub serve: Option<Serve>,
     pub network: Option<OwnedFd>,
+    pub uevents: Arc<Uevents>,
     pub high: std::ops::Range<u32>,
     pub exact_addresses: bool,
     /// The domain of all threads of the lab.
@@ -57,7 +59,15 @@ impl Supervisor {
         let listener = listener.ok_or(io::ErrorKind::UnexpectedEof)?;
         let _ = sys::wake_at_once(listener.as_fd());
         let domain = Arc::clone(&self.domain);
-        let lab = Arc::new(Lab::new(listener, self.cards, self.high, self.exact_addresses, shows_sysfs, domain));
+        let lab = Arc::new(Lab::new(
+            listener,
+            self.cards,
+            self.high,
+            self.exact_addresses,
+            shows_sysfs,
+            self.uevents,
+            domain,
+        ));
         let watched = Arc::clone(&lab);
         let front = self.front.try_clone()?;
         thread::Builder::new().name("lab-front".to_owned()).spawn(move || watch(&watched, &front))?;

@@ -69,7 +69,7 @@ pub(super) const POWER: &[Attribute] = &[
 ];
 
 /// The directory of the root of a PCI bus.
-pub(super) static ROOT_PORT: Template = Template::of(&[&[Attribute::rw("uevent", |_| Ok(Vec::new()), ignore_event)]]);
+pub(super) static ROOT_PORT: Template = Template::of(&[&[Attribute::rw("uevent", |_| Ok(Vec::new()), send_event)]]);
 
 static ROOT: Template = Template::of(&[&[Attribute { size: 0, ..Attribute::ro("proc-modules", proc_modules) }]]);
 
@@ -92,7 +92,7 @@ static AUXILIARY_BUS: Template = Template::of(&[&[
         Some((card, auxiliary)) => set_sf_bound(card, auxiliary, true),
         None => Ok(Act::Kernel),
     }),
-    Attribute::wo("uevent", ignore_event),
+    Attribute::wo("uevent", send_event),
 ]]);
 
 static PCI_DRIVER: Template = Template::of(&[DRIVER, &[Attribute::wo("new_id", ids), Attribute::wo("remove_id", ids)]]);
@@ -101,18 +101,18 @@ static AUXILIARY_DRIVER: Template = Template::of(&[DRIVER]);
 
 const DRIVER: &[Attribute] = &[
     Attribute::wo("bind", |s, text| driver(s, true, text)),
-    Attribute::wo("uevent", ignore_event),
+    Attribute::wo("uevent", send_event),
     Attribute::wo("unbind", |s, text| driver(s, false, text)),
 ];
 
 static AUXILIARY: Template =
-    Template { subdirs: DEVICE_SUBDIRS, ..Template::of(&[&[Attribute::rw("uevent", auxiliary_uevent, ignore_event)]]) };
+    Template { subdirs: DEVICE_SUBDIRS, ..Template::of(&[&[Attribute::rw("uevent", auxiliary_uevent, send_event)]]) };
 
 static SF: Template = Template {
     subdirs: DEVICE_SUBDIRS,
     ..Template::of(&[&[
         Attribute::ro("sfnum", |s| line(s.auxiliary()?.sfnum.ok_or(Errno::NODEV)?.0)),
-        Attribute::rw("uevent", auxiliary_uevent, ignore_event),
+        Attribute::rw("uevent", auxiliary_uevent, send_event),
     ]])
 };
 
@@ -126,7 +126,7 @@ static MODULE: Template = Template {
         Attribute::ro("initstate", |_| line("live")),
         Attribute::ro("refcnt", |s| line(holders(s.card()?, &s.module()?.name).count())),
         Attribute::ro("taint", |_| line("")),
-        Attribute::wo("uevent", ignore_event),
+        Attribute::wo("uevent", send_event),
     ]])
 };
 
@@ -149,9 +149,9 @@ pub(super) const FILLERS: [&str; 9] = [
 /// The directory of the cards' modules in `/lib/modules/RELEASE`.
 pub(super) const LIBRARY: &str = "kernel/drivers/eswitch";
 
-/// Accepts a write to `uevent`, and does nothing.
-fn ignore_event(_: &AttributeContext<'_>, text: &str) -> Result<Act, Errno> {
-    event(text).map(|()| Act::Nothing)
+/// A write to `uevent`.
+fn send_event(_: &AttributeContext<'_>, text: &str) -> Result<Act, Errno> {
+    event(text)
 }
 
 fn perform(card: usize, command: Command) -> Act {

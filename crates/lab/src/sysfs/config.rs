@@ -73,7 +73,6 @@ pub(super) fn space(card: &view::Card, card_at: usize, function: &view::Function
     let mut space = Space([0; SIZE]);
     let (profile, bound) = (&card.profile, function.is_enabled(&card.profile));
     let address = function.address;
-    let pfs = card.functions.iter().filter(|other| other.vf_of.is_none()).count();
     space.u16(0x00, profile.vendor);
     space.u16(0x02, device_id(profile, function));
     space.u16(0x04, if bound { 0x0406 } else { 0 });
@@ -81,7 +80,8 @@ pub(super) fn space(card: &view::Card, card_at: usize, function: &view::Function
     space.u8(0x08, profile.revision);
     space.u8(0x0b, 0x02);
     space.u8(0x0c, if function.vf_of.is_none() { 0x10 } else { 0 });
-    space.u8(0x0e, if function.vf_of.is_none() && pfs > 1 { 0x80 } else { 0 });
+    // A PF is one of several functions, whether or not the others are there: so it has its number in its name.
+    space.u8(0x0e, if function.vf_of.is_none() { 0x80 } else { 0 });
     space.u16(0x2c, profile.subsystem.0);
     space.u16(0x2e, profile.subsystem.1);
     space.u8(0x34, EXPRESS as u8);

@@ -20,8 +20,9 @@ use super::tree::{
 use crate::Card;
 use crate::cards::Cards;
 use crate::lock_order::{CurrentTree, ModuleIndexes, TreeRebuild};
-use crate::network::{Network, NetworkSockets, Peer, Table};
+use crate::network::{Network, NetworkId, NetworkSockets, Peer, Table};
 use crate::rdma_system::RdmaSystem;
+use crate::uevent::Uevents;
 
 /// What a node of the merged tree is.
 pub(super) enum Node<'t> {
@@ -57,6 +58,7 @@ pub(super) struct MergedTree {
     network: Network,
     pub(super) lower: Lower,
     pub(super) nodes: Nodes,
+    pub(super) uevents: Arc<Uevents>,
     release: String,
     tree: Mutex<CurrentTree, Current>,
     rebuild: Mutex<TreeRebuild, ()>,
@@ -77,6 +79,7 @@ impl MergedTree {
     pub(super) fn new(
         cards: Vec<Arc<dyn Card>>,
         rdma: Arc<RdmaSystem>,
+        uevents: Arc<Uevents>,
         network: NetworkSockets,
         lower: Lower,
         release: String,
@@ -87,6 +90,7 @@ impl MergedTree {
             network: Network::new(network),
             lower,
             nodes: Nodes::default(),
+            uevents,
             release,
             tree: Mutex::new(Current { tree: Arc::new(empty), netdevs: 0, rdma: 0 }),
             rebuild: Mutex::new(()),
@@ -110,7 +114,8 @@ impl MergedTree {
         // The views first: a card publishes a netdev after it has made it.
         let views: Vec<_> = self.cards.each().map(|card| card.view().ok()).collect();
         let rdma_version = self.cards.rdma.version();
-        let rdma = self.rdma_names(&mut cx, &views);
+        let network = self.network.id();
+        let rdma = network.map(|network| rdma_names(&mut cx, &self.cards, network, &views)).unwrap_or_default();
         let current = self.network.look(&mut cx, &self.cards, |table| {
             let name = |card, netdev: &view::Netdev| {
                 let (_, name) = table.netdev(Peer { card, index: netdev.peer? })?;
@@ -127,26 +132,6 @@ impl MergedTree {
         // Without the lock: the tree of a card with many VFs takes a while to free.
         drop(replaced);
         tree
-    }
-
-    /// The names of the RDMA devices that are seen in the network namespace which `/sys` shows.
-    fn rdma_names<L>(
-        &self,
-        cx: &mut Locked<'_, L>,
-        views: &[Option<Arc<view::Card>>],
-    ) -> HashMap<(usize, u32), String> {
-        let cards = &self.cards;
-        let Ok(network) = self.network.id() else { return HashMap::new() };
-        let mut names = HashMap::new();
-        for (card, view) in views.iter().enumerate().filter_map(|(card, view)| Some((card, view.as_ref()?))) {
-            let home = cards.is_home_of(card, network);
-            for device in &view.rdma {
-                if cards.rdma.is_seen(cx, cards, (card, device), Some(network), home) {
-                    names.insert((card, device.index), cards.rdma.name(cx, card, device));
-                }
-            }
-        }
-        names
     }
 
     /// The tree that was made last, if no view has changed since.
@@ -335,6 +320,25 @@ impl MergedTree {
             Err(_) => dir.to_owned(),
         }
     }
+}
+
+/// The names of the RDMA devices that are seen in a network namespace.
+pub(crate) fn rdma_names<L>(
+    cx: &mut Locked<'_, L>,
+    cards: &Cards,
+    network: NetworkId,
+    views: &[Option<Arc<view::Card>>],
+) -> HashMap<(usize, u32), String> {
+    let mut names = HashMap::new();
+    for (card, view) in views.iter().enumerate().filter_map(|(card, view)| Some((card, view.as_ref()?))) {
+        let home = cards.is_home_of(card, network);
+        for device in &view.rdma {
+            if cards.rdma.is_seen(cx, cards, (card, device), Some(network), home) {
+                names.insert((card, device.index), cards.rdma.name(cx, card, device));
+            }
+        }
+    }
+    names
 }
 
 /// The path under which the merged tree shows what the kernel has of a card's netdev at `path`.

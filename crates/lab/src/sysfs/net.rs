@@ -6,7 +6,7 @@ use eswitch::MacAddr;
 use netlink::Errno;
 
 use super::bus::AddedCard;
-use super::text::line;
+use super::text::{event, line};
 use super::tree::{Attribute, AttributeContext, EMPTY, LowerPath, LowerTree, Subject, Template, Text, Tree};
 
 static NETDEV: Template = Template::of(&[&[
@@ -18,6 +18,11 @@ static NETDEV: Template = Template::of(&[&[
     Attribute::ro("phys_port_id", |_| Err(Errno::OPNOTSUPP)),
     Attribute::ro("phys_port_name", |s| line(s.netdev()?.port_name.as_ref().ok_or(Errno::OPNOTSUPP)?)),
     Attribute::ro("phys_switch_id", phys_switch_id),
+    Attribute::rw(
+        "uevent",
+        |s| s.kernel.read(&format!("{}/uevent", kernels(s.name()))).ok_or(Errno::NODEV),
+        |_, text| event(text),
+    ),
     // SPEED_UNKNOWN is -1.
     Attribute::ro("speed", |s| if link(s)? { line(s.card()?.profile.speed) } else { line(-1) }),
 ]]);

@@ -56,7 +56,7 @@ const COMMON: &[Attribute] = &[
     Attribute::ro("revision", |s| line(format_args!("0x{:02x}", s.card()?.profile.revision))),
     Attribute::ro("subsystem_device", |s| line(format_args!("0x{:04x}", s.card()?.profile.subsystem.1))),
     Attribute::ro("subsystem_vendor", |s| line(format_args!("0x{:04x}", s.card()?.profile.subsystem.0))),
-    Attribute::rw("uevent", uevent, |_, text| event(text).map(|()| Act::Nothing)),
+    Attribute::rw("uevent", uevent, |_, text| event(text)),
     Attribute::ro("vendor", |s| line(format_args!("0x{:04x}", s.card()?.profile.vendor))),
 ];
 

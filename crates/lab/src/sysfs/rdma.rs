@@ -9,7 +9,7 @@ use netlink::Errno;
 use super::bus::AddedCard;
 use super::net;
 use super::text::{event, line};
-use super::tree::{Act, Attribute, AttributeContext, EMPTY, Subject, Template, Text, Tree};
+use super::tree::{Attribute, AttributeContext, EMPTY, Subject, Template, Text, Tree};
 
 static DEVICE: Template = Template::of(&[&[
     Attribute::ro("board_id", |s| line(&s.card()?.profile.board)),
@@ -20,11 +20,7 @@ static DEVICE: Template = Template::of(&[&[
     Attribute::ro("node_guid", |s| line(guid(s.rdma()?.node_guid))),
     Attribute::ro("node_type", |_| line("1: CA")),
     Attribute::ro("sys_image_guid", |s| line(guid(sys_image_guid(s)?))),
-    Attribute::rw(
-        "uevent",
-        |s| Ok(format!("NAME={}\n", s.name()).into_bytes()),
-        |_, text| event(text).map(|()| Act::Nothing),
-    ),
+    Attribute::rw("uevent", |s| Ok(format!("NAME={}\n", s.name()).into_bytes()), |_, text| event(text)),
 ]]);
 
 static PORT: Template = Template {

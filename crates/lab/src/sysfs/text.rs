@@ -2,7 +2,8 @@
 
 use netlink::Errno;
 
-use super::tree::Text;
+use super::tree::{Act, Text};
+use crate::UeventAction;
 
 /// A value, with a newline.
 pub(super) fn line(value: impl std::fmt::Display) -> Text {
@@ -54,12 +55,10 @@ pub(super) fn written(bytes: &[u8]) -> Result<&str, Errno> {
     std::str::from_utf8(bytes).map_err(|_| Errno::INVAL)
 }
 
-/// Checks what a program writes to `uevent`: the name of an event (`kobject_synth_uevent`). In a lab nothing receives
-/// it.
-pub(super) fn event(text: &str) -> Result<(), Errno> {
+/// What a program writes to `uevent`: the name of an event (`kobject_synth_uevent`).
+pub(super) fn event(text: &str) -> Result<Act, Errno> {
     let event = text.split(' ').next().unwrap_or_default();
-    let known = ["add", "remove", "change", "move", "online", "offline", "bind", "unbind"];
-    if known.contains(&event) { Ok(()) } else { Err(Errno::INVAL) }
+    UeventAction::parse(event).map(Act::Uevent).ok_or(Errno::INVAL)
 }
 
 #[cfg(test)]

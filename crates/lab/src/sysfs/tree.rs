@@ -132,6 +132,11 @@ impl Tree {
         tree
     }
 
+    /// Every directory.
+    pub fn each(&self) -> impl Iterator<Item = &Dir> {
+        self.dirs.values()
+    }
+
     /// A directory by its number.
     pub fn dir(&self, number: u64) -> Option<&Dir> {
         self.dirs.get(&number)

@@ -249,7 +249,7 @@ impl Place {
             }
         });
         let cards: Vec<Arc<dyn Card>> = vec![Arc::clone(card) as Arc<dyn Card>];
-        let serving = server.serve(cards, Arc::default(), &Domain::for_build(OnReport::Panic)).unwrap();
+        let serving = server.serve(cards, Arc::default(), Arc::default(), &Domain::for_build(OnReport::Panic)).unwrap();
         Self { work: Some(work), thread: Some(thread), _serving: serving }
     }
 

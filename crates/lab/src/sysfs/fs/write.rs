@@ -76,6 +76,10 @@ impl SysFs {
             Act::Nothing => Ok(Job::Nothing),
             Act::NothingForAdministrators => Ok(Job::NothingForAdministrators),
             Act::Perform { card, command } => Ok(Job::Perform(card, command)),
+            Act::Uevent(action) => {
+                self.merged.uevents.write(cx, &dir.path, action);
+                Ok(Job::Nothing)
+            }
             Act::Kernel => Ok(Job::Write(self.open_lower(dir, attribute)?, 0)),
         }
     }

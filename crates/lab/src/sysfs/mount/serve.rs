@@ -14,6 +14,7 @@ use crate::rdma_system::RdmaSystem;
 use crate::sysfs::fs::SysFs;
 use crate::sysfs::lower::Lower;
 use crate::sysfs::merged::MergedTree;
+use crate::uevent::Uevents;
 
 /// The threads that serve. A single one would be faster by a fifth; but a read of a kernel's file may wait while VFs
 /// are created.
@@ -26,7 +27,8 @@ pub struct Server {
 
 impl Server {
     /// Waits until the lab has mounted, and serves from then on, on threads of its own, which end when the last mount namespace
-    /// does that has the mounts. `domain`: that of the lab's threads. `rdma`: the RDMA core of the lab.
+    /// does that has the mounts. `domain`: that of the lab's threads. `rdma`, `uevents`: the RDMA core and
+    /// the uevents of the lab.
     ///
     /// # Errors
     /// The lab could not mount, or has ended.
@@ -34,9 +36,10 @@ impl Server {
         self,
         cards: Vec<Arc<dyn Card>>,
         rdma: Arc<RdmaSystem>,
+        uevents: Arc<Uevents>,
         domain: &Arc<Domain>,
     ) -> Result<Serving, SysfsError> {
-        self.serve_with(cards, rdma, domain, THREADS)
+        self.serve_with(cards, rdma, uevents, domain, THREADS)
     }
 
     /// The same with a number of threads.
@@ -44,6 +47,7 @@ impl Server {
         self,
         cards: Vec<Arc<dyn Card>>,
         rdma: Arc<RdmaSystem>,
+        uevents: Arc<Uevents>,
         domain: &Arc<Domain>,
         threads: usize,
     ) -> Result<Serving, SysfsError> {
@@ -58,7 +62,7 @@ impl Server {
         let network = NetworkSockets::received(listener, query);
         let modules = if word.starts_with(b"modules") { fds.next() } else { None };
         let made = if word.ends_with(b"made") { fds.next() } else { None }.map(|dir| Made(Some(dir)));
-        let merged = MergedTree::new(cards, rdma, network, Lower::new(sys, modules), release());
+        let merged = MergedTree::new(cards, rdma, uevents, network, Lower::new(sys, modules), release());
         let mut config = fuser::Config::default();
         config.acl = fuser::SessionACL::All;
         config.n_threads = Some(threads);

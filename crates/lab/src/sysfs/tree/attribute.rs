@@ -4,6 +4,7 @@ use control::Command;
 use netlink::Errno;
 
 use super::AttributeContext;
+use crate::UeventAction;
 
 /// What a write to an attribute does.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +22,8 @@ pub enum Act {
     },
     /// Writes the text to the kernel's file of the same path.
     Kernel,
+    /// Sends a uevent of the device whose directory it is.
+    Uevent(UeventAction),
 }
 
 /// The text of an attribute, or the error of reading it.
