@@ -196,3 +196,31 @@ fn a_container_of_crun_sees_what_its_network_namespace_has() {
         ],
     );
 }
+
+/// After a plain `chroot` the root is no mount.
+#[test]
+fn a_lab_works_in_a_chroot() {
+    if lab::skipped(&["sh", "chroot", "devlink"]) {
+        return;
+    }
+    let folder = Folder::make("chroot");
+    fs::write(folder.0.join("config"), "[cards.card0]\nkind = \"linux\"\n[cards.card0.card]\npfs = 1\n").unwrap();
+    // Outside of the chroot the lab's mounts are not seen, although all mounts are shared.
+    let script = "mount --make-rshared /; mount -t tmpfs none /mnt; cd /mnt
+        mkdir bin lib lib64 sbin usr etc dev proc sys run tmp var; mkdir -p run/eswitch var/lib
+        for d in bin lib lib64 sbin usr dev; do [ -e /$d ] && mount --bind /$d $d; done
+        cp $ESW esw; cp $FOLDER/config .; ip link set lo up
+        export PATH=/usr/bin:/usr/sbin:/bin:/sbin
+        inside() { chroot . \"$@\"; }
+        mount -t proc proc proc; mount -t sysfs sysfs sys
+        inside /esw up --daemon --detach --config /config >&2
+        before=$(wc -l < /proc/self/mountinfo)
+        inside /esw exec -- sh -c 'pwd; ls /sys/class/net; devlink dev; cd /tmp; ip netns add pod; ip netns exec pod ls /sys/class/net; ip netns del pod' 2>&1
+        [ $(wc -l < /proc/self/mountinfo) = $before ] || cat /proc/self/mountinfo
+        inside /esw down >&2; umount sys
+        for d in bin lib lib64 sbin usr dev proc; do umount -l $d 2>/dev/null; done; umount -l /mnt";
+    let output = lab::apart(script, &folder.0);
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{printed}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(printed.lines().collect::<Vec<_>>(), ["/", "enp8s0f0np0", "lo", "pci/0000:08:00.0", "lo"], "{printed}");
+}

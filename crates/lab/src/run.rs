@@ -132,6 +132,12 @@ pub enum LabError {
     /// The supervisor ended before the program was started.
     #[error("the lab's supervisor has ended before it began to serve; see whether descriptors or memory are used up")]
     NoSupervisor,
+    /// The root is no mount, and nothing is mounted below it.
+    #[error(
+        "the root directory of this process is no mount, as after a plain chroot, and nothing is mounted in it: mount proc and \
+         sysfs there, or bind the directory to itself (mount --bind DIR DIR) before chroot"
+    )]
+    NoRoot,
     /// The system refused something else.
     #[error("{what}: {source}")]
     System {
@@ -344,6 +350,7 @@ fn error_of(step: Step, errno: Errno, program: String) -> LabError {
     match step {
         Step::Filter if errno == Errno::BUSY => LabError::Inside,
         Step::Filter => LabError::NoFilter { source },
+        Step::Namespaces if errno == Errno::INVAL => LabError::NoRoot,
         Step::Namespaces => LabError::System { what: "making a mount namespace", source },
         Step::Mounts => LabError::System { what: "mounting what shows the card", source },
         Step::Program => LabError::NoProgram { program, source },

@@ -8,10 +8,10 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use netlink::errno_of;
+use netlink::{Errno, errno_of};
 use rustix::fs::{Mode, OFlags, fstat, open, stat};
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount_change, move_mount, open_tree};
-use rustix::process::{Signal, fchdir, set_parent_process_death_signal};
+use rustix::process::{Signal, chroot, fchdir, set_parent_process_death_signal};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::Mounts;
@@ -85,12 +85,48 @@ impl Program {
         sys::unshare_mounts()?;
         // A namespace that `ip netns` makes in a lab must appear outside, where others look for it.
         let named = if is_shared(NAMED) { Some(copy_of(NAMED)?) } else { None };
+        if !is_mounted("/") {
+            enter_copy_of_root()?;
+        }
         mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
         if let Some(named) = named {
             move_mount(named, "", rustix::fs::CWD, NAMED, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
         }
         Ok(())
     }
+}
+
+/// After a plain `chroot` the root is a directory of some mount, and only a mount can be kept from propagating. So the process
+/// changes its root to a copy of it, which is a mount. A copy must be mounted somewhere: on the first mount below the root, of
+/// which the copy has a copy of its own.
+fn enter_copy_of_root() -> io::Result<()> {
+    let copy = copy_of("/")?;
+    let directory = WorkingDirectory::current();
+    let below = mount_points().into_iter().find(|point| stat(point).is_ok_and(|found| is_directory(&found)));
+    // As long as the mount propagates, what is mounted on it is seen in other namespaces.
+    let place = match &below {
+        Some(point) => mount_change(point, MountPropagationFlags::DOWNSTREAM).map(|()| point.as_path())?,
+        // Nothing is mounted below: if the mount of which the root is a part propagates, the kernel refuses this.
+        None => return Err(Errno::INVAL.into()),
+    };
+    move_mount(&copy, "", rustix::fs::CWD, place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    fchdir(&copy)?;
+    chroot(".")?;
+    directory.enter()
+}
+
+fn is_directory(found: &rustix::fs::Stat) -> bool {
+    rustix::fs::FileType::from_raw_mode(found.st_mode) == rustix::fs::FileType::Directory
+}
+
+/// Where something is mounted, as far as it can be reached from the root.
+fn mount_points() -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from).collect()
+}
+
+fn is_mounted(path: &str) -> bool {
+    mount_points().iter().any(|point| point == Path::new(path))
 }
 
 /// The directory in which a program is to start. The kernel puts a process that joins a mount namespace into its root.
