@@ -36,11 +36,24 @@ pub struct CardConfig {
     pub multiport_roce: bool,
     /// Whether the PFs can share one forwarding database. If so, a LAG in switchdev mode shares it.
     pub shared_fdb: bool,
+    /// The scheme of systemd by which the netdevs of VFs' representors are named.
+    pub naming_scheme: NamingScheme,
     /// The delay before the first retry after a representor or a driver failed to load, in milliseconds: 1 to 60,000.
     /// The delay doubles with each further retry, up to `retry_max_ms`.
     pub retry_ms: u64,
     /// The longest delay before a retry, in milliseconds: at least `retry_ms`.
     pub retry_max_ms: u64,
+}
+
+/// A scheme by which systemd names netdevs (`systemd.net-naming-scheme`), as far as it matters for a card.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NamingScheme {
+    /// Up to v253: a VF's representor has its port name at the end (`enp8s0f0npf0vf0`).
+    #[default]
+    V252,
+    /// Since v254 it has `r` and the number of the VF (`enp8s0f0r0`), unless it is of another controller.
+    V254,
 }
 
 impl Default for CardConfig {
@@ -57,6 +70,7 @@ impl Default for CardConfig {
             modules: Vec::new(),
             multiport_roce: false,
             shared_fdb: true,
+            naming_scheme: NamingScheme::default(),
             retry_ms: 20,
             retry_max_ms: 5_000,
         }

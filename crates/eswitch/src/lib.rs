@@ -39,7 +39,7 @@ pub mod text;
 pub mod vf;
 
 pub use agreed::{Agreed, AgreedPart, AgreedPf, Touched};
-pub use config::{CardConfig, ConfigError};
+pub use config::{CardConfig, ConfigError, NamingScheme};
 pub use device::{PciState, Pf};
 pub use engine::{Engine, FunctionChange, PfFunction};
 pub use error::{Errno, Error, Result};

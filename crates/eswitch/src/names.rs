@@ -1,12 +1,12 @@
 //! The names of netdevs and RDMA devices, which are the same on every kind of card.
 //!
 //! Netdevs are named as systemd names those of mlx5. If it fits into the kernel's 15 characters, the name is that of
-//! the path policy (`enp8s0f0np0`, `enp8s0f0v0`, `enp8s0f0npf0vf0`). If it does not fit, the name is that of NVIDIA's
+//! the path policy (`enp8s0f0np0`, `enp8s0f0v0`, `enp8s0f0npf0vf0` or, since v254, `enp8s0f0r0`). If it does not fit, the name is that of NVIDIA's
 //! udev rules, which leave out the slot and the `n` (`en8f0pf0sf88`). If that does not fit either, the name is the port
 //! name, for a PF with the number of the bus. In the last two cases the path name is the alternative name.
 
 use crate::card::Resource;
-use crate::config::CardConfig;
+use crate::config::{CardConfig, NamingScheme};
 use crate::ids::{PfIndex, RepType, Vport};
 
 /// The kernel's limit for a netdev's name, without the terminating zero.
@@ -60,6 +60,12 @@ pub fn netdev(config: &CardConfig, resource: &Resource, sfnum: Option<u32>) -> O
         Resource::SfNetdev(pf, vport) => {
             let n = sfnum.unwrap_or(vport.number().into());
             fitting([format!("{path}s{n}"), format!("{short}s{n}"), format!("pf{}s{n}", pf.0)])
+        }
+        // `get_port_specifier` takes `pf0vf1` for a VF's, and no name that begins with a controller.
+        Resource::Representor(pf, Vport::Vf(n), RepType::Eth)
+            if config.naming_scheme == NamingScheme::V254 && !config.dpu =>
+        {
+            fitting([format!("{path}r{n}"), format!("{short}r{n}"), format!("pf{}r{n}", pf.0)])
         }
         Resource::Representor(pf, vport, RepType::Eth) => {
             let port = phys_port_name(config, pf, vport, sfnum);
@@ -145,18 +151,35 @@ mod tests {
     }
 
     #[test]
+    fn representors_of_vfs_have_other_names_since_v254() {
+        let rep = |vport| Resource::Representor(PfIndex(0), vport, RepType::Eth);
+        let v254 = CardConfig { naming_scheme: NamingScheme::V254, ..CardConfig::default() };
+        let name = |config: &CardConfig, resource| netdev(config, &resource, Some(88)).unwrap().name;
+        assert_eq!(name(&v254, rep(Vport::Vf(10))), "enp8s0f0r10");
+        assert_eq!(name(&v254, rep(Vport::Sf(0))), "en8f0pf0sf88");
+        assert_eq!(name(&v254, rep(Vport::Uplink)), "enp8s0f0np0");
+        let dpu = CardConfig { dpu: true, ..v254 };
+        assert_eq!(name(&dpu, rep(Vport::Vf(10))), "en8f0c1pf0vf10");
+    }
+
+    #[test]
     fn no_name_is_too_long_or_used_twice() {
-        let config = CardConfig {
+        let dpu = CardConfig {
             address: "ffff:ff:1f.0".parse().unwrap(),
             total_vfs: 32_000,
             dpu: true,
             ..CardConfig::default()
         };
+        let new = CardConfig { dpu: false, naming_scheme: NamingScheme::V254, ..dpu.clone() };
+        [dpu, new].iter().for_each(no_name_of_it_is_too_long_or_used_twice);
+    }
+
+    fn no_name_of_it_is_too_long_or_used_twice(config: &CardConfig) {
         let mut seen = std::collections::HashSet::new();
         for pf in (0..4).map(PfIndex) {
             let vfs = (0..32_000).map(|n| Resource::Representor(pf, Vport::Vf(n), RepType::Eth));
             for resource in vfs.chain((0..32_000).map(|n| Resource::VfNetdev(pf, Vport::Vf(n)))) {
-                let name = netdev(&config, &resource, None).unwrap().name;
+                let name = netdev(config, &resource, None).unwrap().name;
                 assert!(name.len() <= IFNAME_MAX, "{name}");
                 assert!(seen.insert(name.clone()), "{name} twice");
             }
