@@ -132,6 +132,13 @@ impl Books {
         }
     }
 
+    /// Notes that a netdev that was found has been deleted since.
+    pub(crate) fn forget(&mut self, index: u32) {
+        if let Some(inventory) = &mut self.inventory {
+            inventory.forget(index);
+        }
+    }
+
     /// Gives a resource that was found back to the inventory instead of unmaking it; returns whether it was found.
     pub(crate) fn give_back(&mut self, resource: &Resource) -> bool {
         let Some(inventory) = &mut self.inventory else { return false };

@@ -144,15 +144,11 @@ impl Operation<'_> {
             if jobs.is_empty() {
                 continue;
             }
-            match stage {
-                Stage::Functions => self.make_functions(&mut jobs),
-                Stage::PfNetdevs => self.make_pf_netdevs(&mut jobs),
-                Stage::Ports => self.make_ports(&mut jobs),
-                Stage::SfNetdevs => self.make_sf_netdevs(&mut jobs),
-                Stage::Fdbs => self.make_fdbs(&mut jobs),
-                Stage::Representors => self.make_representors(&mut jobs),
-                Stage::Uplinks => self.tie_uplinks(&mut jobs),
-                Stage::OnPaper => {}
+            self.make(stage, &mut jobs);
+            let mut vanished = self.vanished(&mut jobs);
+            if !vanished.is_empty() {
+                self.make(stage, &mut vanished);
+                jobs.append(&mut vanished);
             }
             let mut books = self.books();
             for job in jobs {
@@ -174,6 +170,38 @@ impl Operation<'_> {
         }
         refusals.sort_by_key(|refusal| refusal.at);
         refusals
+    }
+
+    fn make(&mut self, stage: Stage, jobs: &mut [Job]) {
+        match stage {
+            Stage::Functions => self.make_functions(jobs),
+            Stage::PfNetdevs => self.make_pf_netdevs(jobs),
+            Stage::Ports => self.make_ports(jobs),
+            Stage::SfNetdevs => self.make_sf_netdevs(jobs),
+            Stage::Fdbs => self.make_fdbs(jobs),
+            Stage::Representors => self.make_representors(jobs),
+            Stage::Uplinks => self.tie_uplinks(jobs),
+            Stage::OnPaper => {}
+        }
+    }
+
+    /// Takes those jobs out that failed because what a card that is taken over had of them was deleted meanwhile: with the
+    /// namespace of a netdev, for example. They are to be made anew.
+    fn vanished(&mut self, jobs: &mut Vec<Job>) -> Vec<Job> {
+        let (mut vanished, mut others) = (Vec::new(), Vec::new());
+        for mut job in jobs.drain(..) {
+            let found = job.found.as_ref().filter(|_| job.outcome.is_err()).map(|link| link.index);
+            match found.filter(|index| self.has_gone(*index)) {
+                Some(index) => {
+                    self.books().forget(index);
+                    (job.found, job.outcome) = (None, Ok(()));
+                    vanished.push(job);
+                }
+                None => others.push(job),
+            }
+        }
+        *jobs = others;
+        vanished
     }
 
     /// The same for requests that concern both ends of a tie. If the other end, `other`, has just been deleted from outside,

@@ -275,17 +275,43 @@ fn owner() {
     drop(rig);
 }
 
+/// A process that has made a card with VFs.
+fn owner_of_a_card() -> Child {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "owner", "--nocapture", "--test-threads=1"])
+        .env(OWNER, "1")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.map(Result::unwrap).any(|line| line.ends_with("READY")));
+    child
+}
+
+#[test]
+fn a_netdev_that_is_deleted_while_its_card_is_taken_over_is_made_anew() {
+    in_own_namespaces("a_netdev_that_is_deleted_while_its_card_is_taken_over_is_made_anew", || {
+        let mut child = owner_of_a_card();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let rig = Rig::taking_over(CardConfig::default(), |rig| {
+            // The card has listed what there is, and not heard yet that it is gone.
+            sh("ip link del enp8s0f0v0; ip link del enp8s0f0v2");
+            make_vfs(rig);
+        });
+        sh("for n in 0 1 2; do ip link set enp8s0f0v$n up; done");
+        let all: Vec<Resource> =
+            [Resource::Function(PF), Resource::PfNetdev(PF)].into_iter().chain([0, 1, 2].map(vf)).collect();
+        assert_eq!(rig.resources(), all);
+        eventually("[ $(ip link show | grep -c 'enp8s0f0v[012].*LOWER_UP') = 3 ]");
+        assert_eq!(rig.complaints(), [""; 0]);
+    });
+}
+
 #[test]
 fn netdevs_that_are_elsewhere_when_the_owner_is_killed_come_home_all_the_same() {
     in_own_namespaces("netdevs_that_are_elsewhere_when_the_owner_is_killed_come_home_all_the_same", || {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "owner", "--nocapture", "--test-threads=1"])
-            .env(OWNER, "1")
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        assert!(lines.map(Result::unwrap).any(|line| line.ends_with("READY")));
+        let mut child = owner_of_a_card();
         let (dies_meanwhile, pod, container) = (Netns::named("gone"), Netns::named("pod"), Netns::of_a_process());
         sh("ip link set enp8s0f0v0 netns gone name net0");
         child.kill().unwrap();
