@@ -389,17 +389,15 @@ impl Mover {
     }
 }
 
-/// What devlink shows of a port. While there is no daemon, nobody answers; so it is asked again. So it is while the port has
-/// no type: a representor whose namespace has died while its daemon started is loaded again a moment later.
+/// What devlink shows of a port. While there is no daemon, nobody answers; so it is asked again.
 fn show_port(port: &str) -> Result<String> {
     let until = Instant::now() + HOME;
     loop {
         let shown = Command::new("devlink").args(["port", "show", port]).output()?;
-        let text = String::from_utf8_lossy(&shown.stdout).into_owned();
-        if shown.status.success() && !text.contains("type notset") {
-            return Ok(text);
+        if shown.status.success() {
+            return Ok(String::from_utf8_lossy(&shown.stdout).into_owned());
         }
-        ensure!(Instant::now() < until, "devlink: {text}{}", String::from_utf8_lossy(&shown.stderr));
+        ensure!(Instant::now() < until, "devlink: {}", String::from_utf8_lossy(&shown.stderr));
         thread::sleep(Duration::from_millis(20));
     }
 }
