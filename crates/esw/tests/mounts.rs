@@ -45,7 +45,13 @@ fn ip_netns_exec_shows_the_vf_that_is_there() {
             ("$in bash -c 'echo 1400 > /sys/class/net/eth0/mtu; cat /sys/class/net/eth0/mtu'", "1400"),
             // A rename is seen by the next look, in a mount that was there before.
             ("$in bash -c 'ip link set eth0 name vf5; ls /sys/class/net'", "lo\nvf5"),
-            ("$in stat -f -c %T /sys", "sysfs"),
+            ("$in stat -f -c %T /sys /sys/class /sys/bus/pci", "sysfs\nsysfs\nsysfs"),
+            // An RDMA device has its netdev where that is, under the name that it has there.
+            ("p=/sys/class/infiniband/rocep8s0f0v0/ports/1; $in cat $p/gid_attrs/ndevs/0", "vf5"),
+            (
+                "cat $p/gid_attrs/ndevs/0 2>&1; cat $p/counters/port_xmit_data $p/hw_counters/out_of_buffer",
+                "cat: …: Invalid argument\n0\n0",
+            ),
             // Nothing that the lab has opened keeps the namespace alive.
             ("ip netns del pod$$; for n in $(seq 100); do [ -e /sys/class/net/vf5 ] && break; sleep 0.05; done", ""),
             ("ls /sys/class/net | grep -v lo", "enp8s0f0np0\nenp8s0f0v1\nvf5"),

@@ -134,6 +134,7 @@ pub(crate) fn program(base: u32) -> Vec<FilterOp> {
     trap(&mut program, libc::SYS_connect, &[Test::OneOf(2, &[ADDRESS_LEN])]);
     trap(&mut program, libc::SYS_getsockname, &[]);
     trap(&mut program, libc::SYS_fstatfs, &[]);
+    trap(&mut program, libc::SYS_statfs, &[]);
     trap(&mut program, libc::SYS_mount, &[]);
     trap(&mut program, libc::SYS_fsmount, &[]);
     trap(&mut program, libc::SYS_move_mount, &[]);
@@ -232,7 +233,7 @@ mod tests {
             (libc::SYS_getsockname, [3, 0, 0], true),
             (libc::SYS_delete_module, [0, 0, 0], true),
             (libc::SYS_fstatfs, [3, 0, 0], true),
-            (libc::SYS_statfs, [0, 0, 0], false),
+            (libc::SYS_statfs, [0, 0, 0], true),
             (libc::SYS_mount, [0, 0, 0], true),
             (libc::SYS_fsmount, [3, 0, 0], true),
             (libc::SYS_move_mount, [3, 0, 0], true),

@@ -1,33 +1,48 @@
-//! `fstatfs`: the file system that shows `/sys` says that it is a sysfs. libudev shows no device whose directory is in
+//! `fstatfs` and `statfs`: the file system that shows `/sys` says that it is a sysfs. libudev shows no device whose directory is in
 //! another file system (`sd_device_set_syspath` asks each).
 
 use std::io;
 
-use rustix::fs::fstatfs;
+use netlink::Errno;
+use rustix::fs::{StatFs, fstatfs, statfs};
 
 use crate::process;
 use crate::supervisor::{Answer, Lab};
 use crate::sys::Notification;
 use crate::sysfs::is_ours;
 
-use super::write;
+use super::{read_text, write};
 
 /// SYSFS_MAGIC.
 const SYSFS: u64 = 0x6265_6572;
 /// The size of a page, which `simple_statfs` gives as the size of a block.
 const PAGE: u64 = 4096;
+/// PATH_MAX.
+const PATH: usize = 4096;
 /// NAME_MAX.
 const NAME: u64 = 255;
 
 /// `fstatfs(fd, buffer)`.
-pub(super) fn answer(lab: &Lab, call: &Notification) -> Answer {
+pub(super) fn of_descriptor(lab: &Lab, call: &Notification) -> Answer {
+    let found = || Ok(fstatfs(process::take_fd(call.pid, call.data.args[0] as u32)?)?);
     // If this fails, the kernel carries the call out and reports its own error.
-    answer_if_ours(lab, call).unwrap_or(Answer::Continue)
+    answer_if_ours(lab, call, found).unwrap_or(Answer::Continue)
 }
 
-fn answer_if_ours(lab: &Lab, call: &Notification) -> io::Result<Answer> {
-    let [fd, buffer, ..] = call.data.args;
-    let found = fstatfs(process::take_fd(call.pid, fd as u32)?)?;
+/// `statfs(path, buffer)`: of a path below `/sys`.
+pub(super) fn of_path(lab: &Lab, call: &Notification) -> Answer {
+    let found = || {
+        let path = read_text(lab, call, call.data.args[0], PATH)?;
+        let below = path.strip_prefix("/sys/").ok_or(Errno::NOENT)?;
+        // A part of it that leads out of the program's root, `..`, leads to nothing of the lab's.
+        Ok(statfs(format!("/proc/{}/root/sys/{below}", call.pid))?)
+    };
+    answer_if_ours(lab, call, found).unwrap_or(Answer::Continue)
+}
+
+fn answer_if_ours(lab: &Lab, call: &Notification, found: impl FnOnce() -> io::Result<StatFs>) -> io::Result<Answer> {
+    let buffer = call.data.args[1];
+    let found = found()?;
     if !is_ours(&found) {
         return Ok(Answer::Continue);
     }

@@ -3,13 +3,15 @@
 //! A port is of RoCE: its GID is made from the address of its netdev, and is listed once for version 1 and once for
 //! version 2.
 
+use std::collections::HashMap;
+
 use devlink::view;
 use netlink::Errno;
 
 use super::bus::AddedCard;
 use super::net;
-use super::text::{event, line};
-use super::tree::{Attribute, AttributeContext, EMPTY, Subject, Template, Text, Tree};
+use super::text::{event, line, number};
+use super::tree::{Act, Attribute, AttributeContext, EMPTY, Names, Subject, Template, Text, Tree};
 
 static DEVICE: Template = Template::of(&[&[
     Attribute::ro("board_id", |s| line(&s.card()?.profile.board)),
@@ -27,6 +29,8 @@ static PORT: Template = Template {
     subdirs: &[
         Template { name: "gids", ..Template::of(&[&[Attribute::ro("0", gid), Attribute::ro("1", gid)]]) },
         Template { name: "gid_attrs", subdirs: GID_ATTRIBUTES, ..Template::of(&[]) },
+        Template { name: "counters", ..Template::of(&[COUNTERS]) },
+        Template { name: "hw_counters", ..Template::of(&[HW_COUNTERS]) },
         Template { name: "pkeys", ..Template::of(&[&[Attribute::ro("0", |_| line("0xffff"))]]) },
     ],
     ..Template::of(&[&[
@@ -41,6 +45,71 @@ static PORT: Template = Template {
         Attribute::ro("state", |s| line(if is_up(s)? { "4: ACTIVE" } else { "1: DOWN" })),
     ]])
 };
+
+/// A counter of RDMA traffic. There is none on a card without a data path for RDMA.
+const fn counter(name: &'static str) -> Attribute {
+    Attribute::ro(name, |_| line(0))
+}
+
+/// The counters of a port (`port_attr_counters_ext`, `drivers/infiniband/core/sysfs.c`).
+const COUNTERS: &[Attribute] = &[
+    counter("VL15_dropped"),
+    counter("excessive_buffer_overrun_errors"),
+    counter("link_downed"),
+    counter("link_error_recovery"),
+    counter("local_link_integrity_errors"),
+    counter("multicast_rcv_packets"),
+    counter("multicast_xmit_packets"),
+    counter("port_rcv_constraint_errors"),
+    counter("port_rcv_data"),
+    counter("port_rcv_errors"),
+    counter("port_rcv_packets"),
+    counter("port_rcv_remote_physical_errors"),
+    counter("port_rcv_switch_relay_errors"),
+    counter("port_xmit_constraint_errors"),
+    counter("port_xmit_data"),
+    counter("port_xmit_discards"),
+    counter("port_xmit_packets"),
+    counter("port_xmit_wait"),
+    counter("symbol_error"),
+    counter("unicast_rcv_packets"),
+    counter("unicast_xmit_packets"),
+];
+
+/// The counters of the driver (`basic_q_cnts` and what follows it, `drivers/infiniband/hw/mlx5/counters.c`), and for how
+/// long the kernel keeps them, in milliseconds (`rdma_alloc_hw_stats_struct`).
+const HW_COUNTERS: &[Attribute] = &[
+    counter("duplicate_request"),
+    counter("implied_nak_seq_err"),
+    Attribute::rw("lifespan", |_| line(10), |_, text| number(text).map(|_| Act::Nothing)),
+    counter("local_ack_timeout_err"),
+    counter("np_cnp_sent"),
+    counter("np_ecn_marked_roce_packets"),
+    counter("out_of_buffer"),
+    counter("out_of_sequence"),
+    counter("packet_seq_err"),
+    counter("req_cqe_error"),
+    counter("req_cqe_flush_error"),
+    counter("req_remote_access_errors"),
+    counter("req_remote_invalid_request"),
+    counter("resp_cqe_error"),
+    counter("resp_cqe_flush_error"),
+    counter("resp_local_length_error"),
+    counter("resp_remote_access_errors"),
+    counter("rnr_nak_retry_err"),
+    counter("roce_adp_retrans"),
+    counter("roce_adp_retrans_to"),
+    counter("roce_slow_restart"),
+    counter("roce_slow_restart_cnps"),
+    counter("roce_slow_restart_trans"),
+    counter("rp_cnp_handled"),
+    counter("rp_cnp_ignored"),
+    counter("rx_atomic_requests"),
+    counter("rx_dct_connect"),
+    counter("rx_icrc_encapsulated"),
+    counter("rx_read_requests"),
+    counter("rx_write_requests"),
+];
 
 /// The rate of a port of a speed in Mb/s, in the words of the kernel's `rate_show`. The width and the speed of its
 /// lanes are those of `translate_eth_ext_proto_oper`.
@@ -77,7 +146,7 @@ fn sys_image_guid(context: &AttributeContext<'_>) -> Result<u64, Errno> {
 }
 
 fn netdev_file(context: &AttributeContext<'_>, file: &str) -> Result<Option<String>, Errno> {
-    let Some(netdev) = &context.rdma_port()?.netdev else { return Ok(None) };
+    let Some(netdev) = &context.dir.netdev else { return Ok(None) };
     let text = context.kernel.read(&format!("{}/{file}", net::kernels(netdev)));
     Ok(text.map(|bytes| String::from_utf8_lossy(&bytes).trim().to_owned()))
 }
@@ -113,16 +182,26 @@ fn gid(context: &AttributeContext<'_>) -> Text {
 
 fn ndev(context: &AttributeContext<'_>) -> Text {
     address(context)?;
-    line(context.rdma_port()?.netdev.as_ref().ok_or(Errno::INVAL)?)
+    line(context.dir.netdev.as_ref().ok_or(Errno::INVAL)?)
+}
+
+/// The names that a card's netdevs have here, by those that the view has for them.
+fn netdevs_here<'a>(added: &AddedCard<'a>, names: &Names<'_>) -> HashMap<&'a str, Box<str>> {
+    let card: &'a view::Card = added.card;
+    // The last name at home of a netdev that is elsewhere may be that of another one by now, which comes last.
+    let elsewhere = card.netdevs.iter().filter(|netdev| netdev.elsewhere);
+    let all = elsewhere.chain(card.netdevs.iter().filter(|netdev| !netdev.elsewhere));
+    all.filter_map(|netdev| Some((&*netdev.name, (names.netdev)(added.at, netdev)?.into()))).collect()
 }
 
 /// Adds a card's RDMA devices to the tree.
-pub(super) fn add(tree: &mut Tree, added: &AddedCard<'_>, names: &dyn Fn(usize, &view::RdmaDevice) -> Option<String>) {
+pub(super) fn add(tree: &mut Tree, added: &AddedCard<'_>, names: &Names<'_>) {
+    let netdevs = netdevs_here(added, names);
     for (at, rdma) in added.card.rdma.iter().enumerate() {
         let Some(device) = added.device(rdma.parent) else { continue };
         let above = format!("{device}/infiniband");
         tree.make(&above, &EMPTY, Subject::Nothing);
-        let Some(name) = names(added.at, rdma) else { continue };
+        let Some(name) = (names.rdma)(added.at, rdma) else { continue };
         let path = format!("{above}/{name}");
         tree.make(&path, &DEVICE, Subject::Rdma(added.at, at));
         tree.link("class/infiniband", &name, &path);
@@ -131,7 +210,9 @@ pub(super) fn add(tree: &mut Tree, added: &AddedCard<'_>, names: &dyn Fn(usize, 
         let ports = format!("{path}/ports");
         tree.make(&ports, &EMPTY, Subject::Nothing);
         for (port_at, port) in rdma.ports.iter().enumerate() {
-            tree.make(&format!("{ports}/{}", port.number), &PORT, Subject::RdmaPort(added.at, at, port_at));
+            let subject = Subject::RdmaPort(added.at, at, port_at);
+            let dir = tree.make(&format!("{ports}/{}", port.number), &PORT, subject);
+            dir.netdev = port.netdev.as_deref().and_then(|name| netdevs.get(name)).cloned();
         }
     }
 }

@@ -73,6 +73,8 @@ pub struct Dir {
     pub template: &'static Template,
     /// What its attributes are about.
     pub subject: Subject,
+    /// Of a port of an RDMA device: the name of its netdev in the network namespace that is shown, if it is there.
+    pub netdev: Option<Box<str>>,
     /// What else it contains, by name.
     pub entries: BTreeMap<Box<str>, Entry>,
     /// Whether it exists as long as the lab does.
@@ -127,7 +129,7 @@ impl Tree {
             super::pci::add(&mut tree, &added);
             super::bus::add_auxiliary(&mut tree, &added);
             super::net::add(&mut tree, &added, names.netdev);
-            super::rdma::add(&mut tree, &added, names.rdma);
+            super::rdma::add(&mut tree, &added, names);
         }
         tree
     }
@@ -174,6 +176,7 @@ impl Tree {
             lower: None,
             template,
             subject,
+            netdev: None,
             entries: BTreeMap::new(),
             lasting: false,
             hides_netdevs: false,
