@@ -499,3 +499,32 @@ fn vfs_and_sfs_are_bound_and_unbound_in_sysfs() {
         ],
     );
 }
+
+/// `dcb` of iproute2, as for a ConnectX that nobody has configured. Only the driver of a PF has DCB.
+#[test]
+fn dcb_shows_the_settings_of_a_pf() {
+    if lab::skipped(&["bash", "dcb"]) {
+        return;
+    }
+    let numvfs = format!("echo 1 > {NUMVFS}");
+    run_session(
+        "dcb",
+        &[
+            (&numvfs, ""),
+            (
+                "dcb ets show dev enp8s0f0np0 | grep -E 'cap|tsa|^prio'",
+                "willing off ets-cap 8 cbs off\n\
+                 tc-tsa 0:vendor 1:vendor 2:vendor 3:vendor 4:vendor 5:vendor 6:vendor 7:vendor\n\
+                 prio-tc 0:1 1:0 2:2 3:3 4:4 5:5 6:6 7:7\n\
+                 reco-tc-tsa …",
+            ),
+            (
+                "dcb pfc show dev enp8s0f0np0",
+                "pfc-cap 8 macsec-bypass off delay 7\nprio-pfc 0:off 1:off 2:off 3:off 4:off 5:off 6:off 7:off",
+            ),
+            ("dcb -j dcbx show dev enp8s0f0np0", "…host…ieee…"),
+            ("dcb app show dev enp8s0f0np0", ""),
+            ("dcb ets show dev enp8s0f0v0", "Attribute read: Operation not supported"),
+        ],
+    );
+}

@@ -9,6 +9,7 @@
 //! kernel's socket. That socket's own buffer then overflows, as it would have done in the program. Notifications of
 //! cards are dropped.
 
+mod dcb;
 mod descriptors;
 mod fuzzing;
 mod generic;

@@ -22,7 +22,7 @@ use crate::lock_order::Cx;
 use crate::network::Peer;
 
 use super::link::{self, Query};
-use super::{Handler, ROOM, Relay, descriptors, vf};
+use super::{Handler, ROOM, Relay, dcb, descriptors, vf};
 
 const NAMESPACES: [u16; 2] = [IFLA_NET_NS_PID, IFLA_NET_NS_FD];
 
@@ -58,7 +58,7 @@ impl Handler for Route {
             match message.header.kind {
                 RTM_GETLINK => self.remember(&message),
                 RTM_NEWLINK | RTM_SETLINK => concerns_card |= vfs_in(&message).is_some() || moves(&message),
-                RTM_DELLINK => concerns_card = true,
+                RTM_DELLINK | dcb::GET | dcb::SET => concerns_card = true,
                 _ => {}
             }
         }
@@ -70,7 +70,8 @@ impl Handler for Route {
         for message in messages(packet) {
             let answered = refuse_to_move_uplink(cx, relay, &message)
                 || refuse_to_delete(cx, relay, &message)
-                || set_vfs(cx, relay, &message);
+                || set_vfs(cx, relay, &message)
+                || dcb::answer(cx, relay, &message);
             if !answered {
                 let (bytes, _held) = descriptors::translated(&message, relay.sender.process);
                 relay.pass_on(cx, &bytes);
