@@ -29,8 +29,12 @@ fn listen(commands: &str) -> String {
 }
 
 fn run_session(name: &str, commands: &[String]) -> Vec<Vec<String>> {
+    run_session_with(name, "modules = [\"mlx5_ib\"]\n", commands)
+}
+
+fn run_session_with(name: &str, card: &str, commands: &[String]) -> Vec<Vec<String>> {
     let folder = Folder::make(name);
-    let config = "[cards.card0]\nkind = \"linux\"\n[cards.card0.card]\npfs = 1\nmodules = [\"mlx5_ib\"]\n";
+    let config = format!("[cards.card0]\nkind = \"linux\"\n[cards.card0.card]\npfs = 1\n{card}");
     fs::write(folder.0.join("config"), config).unwrap();
     fs::write(folder.0.join("listener"), LISTENER).unwrap();
     session(&folder, "bash", "--config $FOLDER/config", commands)
@@ -212,4 +216,36 @@ fn programs_of_a_lab_send_each_other_uevents() {
     let refused = "Connection refused";
     assert_eq!(printed[0], ["(b'to all', 0)", "(b'to one', 0)", refused, refused]);
     assert_eq!(printed[1], ["Operation not permitted"]);
+}
+
+/// systemd's own udev, in a lab: it loads `mlx5_ib` for the auxiliary device that it matches, and knows netdevs as it knows
+/// those of the hardware. Of its rules only those that concern the card's devices are there: the machine's devices are not
+/// the test's.
+#[test]
+fn udev_in_a_lab_loads_mlx5_ib_and_describes_netdevs() {
+    const UDEVD: &str = "/lib/systemd/systemd-udevd";
+    if lab::skipped(&["bash", "udevadm", UDEVD]) {
+        return;
+    }
+    let rules = "r=/usr/lib/udev/rules.d; mkdir $FOLDER/rules; cp $r/{75-net-description,80-drivers,80-net-setup-link}.rules \
+        $FOLDER/rules; mount --bind $FOLDER/rules $r";
+    let printed = run_session_with(
+        "udevd",
+        "",
+        &[
+            format!("{rules}; mkdir -p /run/udev; {UDEVD} --daemon 2>/dev/null; udevadm control --ping; rdma dev"),
+            "udevadm trigger --action=add --subsystem-match=auxiliary; udevadm settle; rdma dev | cut -d' ' -f2"
+                .to_owned(),
+            format!("echo 1 > {NUMVFS}; sleep 0.2; udevadm settle; udevadm info -q property /sys/class/net/enp8s0f0v0"),
+            "udevadm control --exit; while pidof systemd-udevd > /dev/null; do sleep 0.05; done; umount $r".to_owned(),
+        ],
+    );
+    assert!(printed[0].is_empty(), "{:?}", printed[0]);
+    assert_eq!(printed[1], ["rocep8s0f0:"], "{printed:#?}");
+    for property in
+        ["ID_NET_NAME_PATH=enp8s0f0v0", "ID_NET_DRIVER=mlx5_core", "ID_NET_NAME=enp8s0f0v0", "ID_PATH=pci-0000:08:00.1"]
+    {
+        assert!(printed[2].iter().any(|line| line == property), "{property} {:#?}", printed[2]);
+    }
+    assert!(printed[3].is_empty(), "{:?}", printed[3]);
 }

@@ -188,8 +188,12 @@ pub(super) fn address(port: u32, groups: u32) -> [u8; ADDRESS_LEN as usize] {
     bytes
 }
 
-/// Reads the family, port and groups of the address in the call's second argument.
+/// Reads the family, port and groups of the address in the call's second argument. What follows them is ignored
+/// (`netlink_bind`).
 pub(super) fn read_address(lab: &Lab, call: &Notification) -> io::Result<(u16, u32, u32)> {
+    if (call.data.args[2] as u32) < ADDRESS_LEN {
+        return Err(Errno::INVAL.into());
+    }
     let bytes: [u8; ADDRESS_LEN as usize] = read(lab, call, call.data.args[1])?;
     let number = |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
     Ok((u16::from_ne_bytes([bytes[0], bytes[1]]), number(4), number(8)))
