@@ -230,3 +230,32 @@ fn a_lab_works_in_a_chroot() {
     assert!(output.status.success(), "{printed}\n{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(printed.lines().collect::<Vec<_>>(), ["/", "enp8s0f0np0", "lo", "pci/0000:08:00.0", "lo"], "{printed}");
 }
+
+/// The plugin `host-device` of the CNI project, as a container runtime calls it.
+#[test]
+fn the_cni_plugin_host_device_moves_a_vf_into_a_pod_and_back() {
+    if lab::skipped(&["bash", "ip", "/usr/lib/cni/host-device"]) {
+        return;
+    }
+    let call = |command: &str| format!("CNI_COMMAND={command} /usr/lib/cni/host-device <<< \"$conf\"");
+    run_session(
+        "cni",
+        &[
+            (
+                "ip netns add pod$$; export CNI_CONTAINERID=c CNI_NETNS=/run/netns/pod$$ CNI_IFNAME=eth0 CNI_PATH=/usr/lib/cni",
+                "",
+            ),
+            (
+                "conf='{\"cniVersion\": \"0.4.0\", \"name\": \"n\", \"type\": \"host-device\", \"pciBusID\": \"0000:08:00.1\", \
+                 \"ipam\": {\"type\": \"static\", \"addresses\": [{\"address\": \"10.1.2.3/24\"}]}}'",
+                "",
+            ),
+            (&call("ADD"), "…\n            \"mac\": \"02:e5:08:00:00:01\",\n…"),
+            ("ip -n pod$$ -o -4 addr show eth0", "…: eth0    inet 10.1.2.3/24 …"),
+            ("ip netns exec pod$$ readlink /sys/class/net/eth0", "../../devices/pci0000:08/0000:08:00.1/net/eth0"),
+            ("ls /sys/bus/pci/devices/0000:08:00.1/net", ""),
+            (&call("DEL"), ""),
+            ("ls /sys/bus/pci/devices/0000:08:00.1/net; ip netns del pod$$", "enp8s0f0v0"),
+        ],
+    );
+}
