@@ -846,6 +846,15 @@ fn sysfs_rows() -> Vec<Row> {
         row("…/d3cold_allowed", PCI, "/sys/bus/pci/devices/0000:08:00.1/d3cold_allowed", "1").change(Change::None),
         row("…/broken_parity_status", PCI, "/sys/bus/pci/devices/0000:08:00.1/broken_parity_status", "0")
             .change(Change::None),
+        row("…/resource0", PCI, "/sys/bus/pci/devices/0000:08:00.0/resource0", "1").allowed(libc::EIO),
+        row("…/resource0_wc", PCI, "/sys/bus/pci/devices/0000:08:00.0/resource0_wc", "1").allowed(libc::EIO),
+        row(
+            "…/hw_counters/lifespan",
+            "`drivers/infiniband/core/sysfs.c`: `set_stats_lifespan`; `fs/kernfs/inode.c`: `kernfs_iop_permission`",
+            "/sys/class/infiniband/rocep8s0f0/ports/1/hw_counters/lifespan",
+            "20",
+        )
+        .change(Change::None),
         row("bus/pci/rescan", PCI, "/sys/bus/pci/rescan", "1")
             .setup(&[Card("echo 1 > /sys/bus/pci/devices/0000:08:00.3/remove")])
             .undo(&[Card("echo 1 > /sys/bus/pci/rescan")]),

@@ -21,14 +21,18 @@ pub(super) struct Range {
     pub(super) size: u64,
 }
 
+/// The size of BAR 0 of a PF and of a VF.
+pub(super) const PF_MEMORY: u64 = 32 << 20;
+pub(super) const VF_MEMORY: u64 = 1 << 20;
+
 /// BAR 0 of a function: 32 MiB of a PF, 1 MiB of a VF. No two overlap.
 pub(super) fn memory(card: usize, function: &view::Function) -> Range {
     match &function.vf_of {
         None => {
             let number = u64::from(function.address.function);
-            Range { start: card_memory(card) + (number << 25), size: 1 << 25 }
+            Range { start: card_memory(card) + (number << 25), size: PF_MEMORY }
         }
-        Some((pf, vf)) => Range { start: vf_memory(card, *pf) + (u64::from(*vf) << 20), size: 1 << 20 },
+        Some((pf, vf)) => Range { start: vf_memory(card, *pf) + (u64::from(*vf) << 20), size: VF_MEMORY },
     }
 }
 

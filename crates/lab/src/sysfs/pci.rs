@@ -8,11 +8,11 @@ use netlink::Errno;
 use super::bus::{self, AddedCard};
 use super::config;
 use super::text::{boolean, event, line, name, number};
-use super::tree::{Act, Attribute, AttributeContext, Subject, Template, Text, Tree};
+use super::tree::{Act, Attribute, AttributeContext, Read, Subject, Template, Text, Tree, Write};
 
-static PF: Template = Template { subdirs: COMMON_SUBDIRS, ..Template::of(&[COMMON, PF_ONLY]) };
-static VF: Template = Template { subdirs: COMMON_SUBDIRS, ..Template::of(&[COMMON, VF_ONLY]) };
-static PF_WITHOUT_VFS: Template = Template { subdirs: COMMON_SUBDIRS, ..Template::of(&[COMMON]) };
+static PF: Template = Template { subdirs: COMMON_SUBDIRS, ..Template::of(&[COMMON, PF_MEMORY, PF_ONLY]) };
+static VF: Template = Template { subdirs: COMMON_SUBDIRS, ..Template::of(&[COMMON, VF_MEMORY, VF_ONLY]) };
+static PF_WITHOUT_VFS: Template = Template { subdirs: COMMON_SUBDIRS, ..Template::of(&[COMMON, PF_MEMORY]) };
 
 /// The file's size must be that of the configuration space, as `lspci -xxxx` reads that much.
 const CONFIG: Attribute =
@@ -59,6 +59,17 @@ const COMMON: &[Attribute] = &[
     Attribute::rw("uevent", uevent, |_, text| event(text)),
     Attribute::ro("vendor", |s| line(format_args!("0x{:04x}", s.card()?.profile.vendor))),
 ];
+
+/// A function's memory (`pci_create_attr`): a file that can be opened and mapped, but not read. Here nothing is behind it, so
+/// it cannot be mapped either.
+const fn bar(name: &'static str, size: u64) -> Attribute {
+    let (read, write) = (Some::<Read>(|_| Err(Errno::IO)), Some::<Write>(|_, _| Err(Errno::IO)));
+    Attribute { name, mode: 0o600, size, read, write }
+}
+
+const PF_MEMORY: &[Attribute] = &[bar("resource0", config::PF_MEMORY), bar("resource0_wc", config::PF_MEMORY)];
+
+const VF_MEMORY: &[Attribute] = &[bar("resource0", config::VF_MEMORY), bar("resource0_wc", config::VF_MEMORY)];
 
 const PF_ONLY: &[Attribute] = &[
     Attribute::rw(
