@@ -108,7 +108,11 @@ impl NetworkSockets {
     }
 }
 
-fn open_route() -> io::Result<OwnedFd> {
+/// Opens a socket for requests to rtnetlink in the calling thread's network namespace.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn open_route() -> io::Result<OwnedFd> {
     Ok(rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?)
 }
 
@@ -606,7 +610,7 @@ impl Networks {
 }
 
 /// Runs `work` in a thread in another network namespace.
-fn within<T: Send>(namespace: &OwnedFd, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+pub(crate) fn within<T: Send>(namespace: &OwnedFd, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     thread::scope(|scope| {
         let thread = thread::Builder::new().spawn_scoped(scope, || {
             move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
