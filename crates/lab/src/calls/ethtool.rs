@@ -44,6 +44,7 @@ const GRXCLSRULE: u32 = 0x2f;
 const GRXCLSRLALL: u32 = 0x30;
 const SRXCLSRLDEL: u32 = 0x31;
 const SRXCLSRLINS: u32 = 0x32;
+const FLASHDEV: u32 = 0x33;
 const GSSET_INFO: u32 = 0x37;
 const GMODULEINFO: u32 = 0x42;
 const GMODULEEEPROM: u32 = 0x43;
@@ -185,6 +186,11 @@ impl Ioctl<'_> {
             GMODULEINFO | GMODULEEEPROM => {
                 self.require_rights()?;
                 Err(nic.answer(m::MODULE_EEPROM_GET).map_or_else(io::Error::from, |_| Errno::IO.into()))
+            }
+            // A kernel without devlink lets this succeed, and does nothing. The card has no firmware that could be written.
+            FLASHDEV => {
+                self.require_rights()?;
+                Err(Errno::OPNOTSUPP.into())
             }
             GRSSH => self.hash(&nic.steering(cx, &self.lab.cards)?, nic.channels(socket)?),
             SRSSH => self.set_hash(cx, nic, nic.channels(socket)?),
