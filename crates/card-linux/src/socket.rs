@@ -116,6 +116,14 @@ impl Socket {
         Self::of(netns, libc::NETLINK_GENERIC, 0)
     }
 
+    /// Has a netdev of the socket's namespace leave checksums to others or not.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn set_tx_checksums(&self, name: &str, on: bool) -> io::Result<()> {
+        sys::set_tx_checksums(&self.fd, name, on)
+    }
+
     /// A socket whose other end is a test's.
     #[cfg(test)]
     pub(crate) fn of_test(fd: OwnedFd) -> Self {

@@ -48,6 +48,27 @@ pub(crate) fn set_option(fd: &OwnedFd, level: c_int, option: c_int, value: c_int
     check(unsafe { libc::setsockopt(fd.as_raw_fd(), level, option, (&raw const value).cast(), len) }).map(drop)
 }
 
+/// Has a netdev leave checksums to others or not (ETHTOOL_STXCSUM), in the network namespace of a socket. A netdev that
+/// does not leave them to others is given only packets with complete ones, and none that are still to be segmented
+/// (`validate_xmit_skb`).
+pub(crate) fn set_tx_checksums(fd: &OwnedFd, name: &str, on: bool) -> io::Result<()> {
+    const SIOCETHTOOL: u32 = 0x8946;
+    const STXCSUM: u32 = 0x17;
+    let mut value = [STXCSUM, on.into()];
+    // SAFETY: all-zero is a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if name.len() >= request.ifr_name.len() {
+        return Err(Errno::NODEV.into());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_data = (&raw mut value).cast();
+    // SAFETY: the request has a name that ends with a zero and points to a struct ethtool_value, which consists of two
+    // numbers of 32 bits; both are alive during the call.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), SIOCETHTOOL as _, &raw mut request) }).map(drop)
+}
+
 /// Lets only those messages reach a socket for which `program` returns other than 0.
 pub(crate) fn set_filter(fd: &OwnedFd, program: &[FilterOp]) -> io::Result<()> {
     let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_ptr().cast_mut() };

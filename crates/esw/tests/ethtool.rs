@@ -52,7 +52,12 @@ fn functions(command: &str, function: &str, representor: &str) -> Vec<(String, S
 }
 
 const REFUSED: &str = "…netlink error: Operation not supported";
-const CONSTANT: &str = "netlink error: this card cannot change it\nnetlink error: Operation not supported";
+const INVALID: &str = "netlink error: Invalid argument";
+const TOO_SMALL: &str = "netlink error: mlx5_core: rx (15) < min (16)\nnetlink error: Invalid argument";
+const OUT_OF_RANGE: &str = "netlink error: Numerical result out of range";
+const UNKNOWN: &str = "netlink error: cannot modify an unsupported parameter\nnetlink error: Invalid argument";
+const RINGS_REFUSED: &str = "Cannot get RX ring count: Operation not supported…";
+const BASER: &str = "Supported/Configured FEC encodings: BaseR\nActive FEC encoding: BaseR";
 
 const NOT_PERMITTED: &str = "netlink error: Operation not permitted";
 
@@ -68,12 +73,16 @@ fn each_command_has_the_answer_of_the_driver_for_each_kind_of_netdev() {
     }
     let rings = "RX:\t\t8192\nTX:\t\t8192\nRX:\t\t1024\nTX:\t\t1024";
     let representor_rings = "RX:\t\t8192\nTX:\t\t8192\nRX:\t\t1024\nTX:\t\t128";
-    let flags = "…\nrx_cqe_moder       : on\n…\nrx_striding_rq     : on\n…\ntx_port_ts         : off";
+    let uplink_flags = "rx_striding_rq     : on";
+    let flags = "rx_striding_rq     : on\nxdp_tx_mpwqe       : on\nskb_tx_mpwqe       : on";
     let sw = "     rx_packets: …\n     rx_bytes: …\n     tx_packets: …\n     tx_bytes: …";
     let phy = "     tx_packets_phy: …\n     rx_packets_phy: …\n     tx_bytes_phy: …\n     rx_bytes_phy: …";
     let vport = "     vport_rx_packets: …\n     vport_rx_bytes: …\n     vport_tx_packets: …\n     vport_tx_bytes: …";
     let statistics = |more: &str| format!("NIC statistics:\n{sw}{more}");
     let fec = "…\nSupported/Configured FEC encodings: Auto\nActive FEC encoding: RS";
+    let moderation = "Adaptive RX: on  TX: on\nrx-usecs: 8\nrx-frames: 128\ntx-usecs: 8\ntx-frames: 128";
+    let no_moderation = "Adaptive RX: on  TX: off\nrx-usecs: 0\nrx-frames: 0\ntx-usecs: 0\ntx-frames: 0";
+    let cqe = "CQE mode RX: on  TX: off";
     let off_off = "RX:\t\toff\nTX:\t\toff";
     let rows = [
         functions("ethtool -i {} | grep driver", "driver: mlx5_core", "driver: mlx5e_rep"),
@@ -93,14 +102,14 @@ fn each_command_has_the_answer_of_the_driver_for_each_kind_of_netdev() {
         functions("cat /sys/class/net/{}/speed", "25000", "cat: … Invalid argument"),
         functions("cat /sys/class/net/{}/duplex", "full", "cat: … Invalid argument"),
         functions("cat /sys/class/net/{}/addr_assign_type", "0", "1"),
-        functions("ethtool -g {} | grep -v n/a | grep -E 'RX|TX'", rings, representor_rings),
+        functions("ethtool -g {} | grep -v n/a | grep -E '^[RT]X:'", rings, representor_rings),
         functions("ethtool -G {} rx 1024", "", ""),
-        functions("ethtool -G {} tx 512", CONSTANT, CONSTANT),
-        functions(
-            "ethtool -G {} rx 8193 2>&1 | tail -1",
-            "netlink error: Invalid argument",
-            "netlink error: Invalid argument",
-        ),
+        functions("ethtool -G {} rx 2000 tx 64; ethtool -g {} | tail -8 | grep -E '^[RT]X:'", "RX:\t\t2048\nTX:\t\t64", "RX:\t\t2048\nTX:\t\t64"),
+        functions("ethtool -G {} rx 8193 2>&1 | tail -1", INVALID, INVALID),
+        functions("ethtool -G {} rx 15 2>&1", TOO_SMALL, TOO_SMALL),
+        functions("ethtool -G {} rx-mini 1 2>&1 | tail -1", INVALID, INVALID),
+        functions("ethtool -G {} tx-push on 2>&1 | head -1", "netlink error: setting tx push not supported", "netlink error: setting tx push not supported"),
+        functions("ethtool -g {} | tail -8 | grep RX:", "RX:\t\t2048", "RX:\t\t2048"),
         functions("ethtool -l {} | grep Combined", "Combined:\t1\nCombined:\t1", "Combined:\t1\nCombined:\t1"),
         functions("ethtool -L {} combined 1", "", ""),
         functions(
@@ -118,42 +127,34 @@ fn each_command_has_the_answer_of_the_driver_for_each_kind_of_netdev() {
             "netlink error: Invalid argument",
             "netlink error: Invalid argument",
         ),
-        functions(
-            "ethtool -c {} | grep -E 'Adaptive|rx-usecs:'",
-            "Adaptive RX: on  TX: on\nrx-usecs: 8",
-            "Adaptive RX: on  TX: off\nrx-usecs: 8",
-        ),
-        functions("ethtool -C {} rx-usecs 8", "", ""),
-        functions("ethtool -C {} rx-usecs 9", CONSTANT, CONSTANT),
+        of_roles("ethtool -c {} | grep -E 'Adaptive|[rt]x-usecs:|[rt]x-frames:'", [no_moderation, moderation, moderation, no_moderation]),
+        of_roles("ethtool -c {} | grep CQE", [cqe, cqe, cqe, "CQE mode RX: n/a  TX: n/a"]),
+        // The numbers count only without adaptation, which begins with those of the mode.
+        functions("ethtool -C {} adaptive-rx off rx-usecs 33; ethtool -c {} | grep -E 'rx-usecs:|rx-frames:'", "rx-usecs: 33\nrx-frames: 32", "rx-usecs: 33\nrx-frames: 32"),
+        functions("ethtool -C {} rx-usecs 4096 2>&1 | tail -1", OUT_OF_RANGE, OUT_OF_RANGE),
+        functions("ethtool -C {} rx-frames 65536 2>&1 | tail -1", OUT_OF_RANGE, OUT_OF_RANGE),
+        functions("ethtool -C {} rx-usecs-irq 1 2>&1", UNKNOWN, UNKNOWN),
+        of_roles("ethtool -C {} cqe-mode-rx off 2>&1; ethtool -c {} | grep rx-usecs:", ["rx-usecs: 16", "rx-usecs: 16", "rx-usecs: 16", &format!("{UNKNOWN}\nrx-usecs: 33")]),
         of_roles("ethtool -a {} 2>&1 | grep -E '^[RT]X|error'", ["RX:\t\ton\nTX:\t\ton", off_off, off_off, REFUSED]),
-        functions(
-            "ethtool -A {} autoneg on 2>&1 | tail -1",
-            "netlink error: Operation not supported",
-            "netlink error: Operation not supported",
-        ),
+        of_roles("ethtool -A {} autoneg on 2>&1 | tail -1", [INVALID, REFUSED, REFUSED, REFUSED]),
+        of_roles("ethtool -A {} tx on rx off 2>&1; ethtool -a {} 2>&1 | grep -E '^[RT]X'", ["RX:\t\toff\nTX:\t\ton", &format!("{REFUSED}\n{off_off}"), &format!("{REFUSED}\n{off_off}"), REFUSED]),
         of_roles("ethtool --show-fec {}", [fec, REFUSED, REFUSED, REFUSED]),
-        functions("ethtool --set-fec {} encoding rs 2>&1 | tail -1", REFUSED, REFUSED),
-        functions("ethtool --show-priv-flags {}", flags, REFUSED),
+        of_roles("ethtool --set-fec {} encoding baser; ethtool --show-fec {} 2>&1 | tail -2", [BASER, REFUSED, REFUSED, REFUSED].map(|text| if text == REFUSED { "…\nnetlink error: Operation not supported" } else { text })),
+        of_roles("ethtool --set-fec {} encoding llrs 2>&1 | tail -1", [REFUSED; 4]),
+        of_roles("ethtool --set-fec {} encoding rs encoding off 2>&1 | tail -1", [REFUSED; 4]),
+        of_roles("ethtool --show-priv-flags {} 2>&1 | grep -E 'on$|error'", [uplink_flags, flags, flags, REFUSED].map(|text| text)),
+        functions("ethtool --set-priv-flags {} rx_cqe_compress on rx_striding_rq off; ethtool --show-priv-flags {} 2>&1 | grep -E 'compress|striding'", "rx_cqe_compress    : on\nrx_striding_rq     : off", "netlink error: Operation not supported"),
         functions("ethtool --set-priv-flags {} tx_port_ts on 2>&1 | tail -1", REFUSED, REFUSED),
-        functions("ethtool -s {} speed 1000 2>&1 | tail -1", REFUSED, REFUSED),
+        of_roles("ethtool -s {} speed 1000 2>&1 | tail -1", [INVALID, REFUSED, REFUSED, REFUSED]),
+        of_roles("ethtool -s {} autoneg off speed 25000; ethtool {} | grep Auto-neg", ["\tAuto-negotiation: off", "…\n\tAuto-negotiation: on", "…\n\tAuto-negotiation: on", REFUSED]),
+        functions("ethtool -s {} wol g 2>&1 | tail -1", INVALID, REFUSED),
         of_roles(
             "ethtool -S {}",
             [&statistics(&format!("\n{phy}")), &statistics(""), &statistics(""), &statistics(&format!("\n{vport}"))],
         ),
-        of_roles(
-            "ethtool -k {} | grep hw-tc",
-            [
-                "hw-tc-offload: on [fixed]",
-                "hw-tc-offload: off [fixed]",
-                "hw-tc-offload: off [fixed]",
-                "hw-tc-offload: on [fixed]",
-            ],
-        ),
-        of_roles("ethtool -K {} hw-tc-offload on; echo $?", ["0", "…\n1", "…\n1", "0"]),
-        of_roles(
-            "ethtool -K {} hw-tc-offload off 2>&1 | head -1",
-            ["netlink error: this card cannot change it", "", "", "netlink error: this card cannot change it"],
-        ),
+        of_roles("ethtool -k {} | grep hw-tc", ["hw-tc-offload: on", "hw-tc-offload: off", "hw-tc-offload: off", "hw-tc-offload: on"]),
+        of_roles("ethtool -K {} hw-tc-offload on; echo $?; ethtool -k {} | grep hw-tc", ["0\nhw-tc-offload: on"; 4]),
+        of_roles("ethtool -K {} hw-tc-offload off; echo $?; ethtool -k {} | grep hw-tc", ["0\nhw-tc-offload: off"; 4]),
         // Without CAP_NET_ADMIN nothing is set, not even what it is already.
         functions(&without_rights("ethtool -G {} rx 1024 2>&1 | tail -1"), NOT_PERMITTED, NOT_PERMITTED),
         functions(&without_rights("ethtool -L {} combined 1 2>&1 | tail -1"), NOT_PERMITTED, NOT_PERMITTED),
@@ -163,18 +164,39 @@ fn each_command_has_the_answer_of_the_driver_for_each_kind_of_netdev() {
             "ethtool -K {} hw-tc-offload on gro off > /dev/null; ethtool -k {} | grep generic-receive",
             ["generic-receive-offload: off"; 4],
         ),
-        // What mlx5 has not, or this card cannot have, as the kernel refuses it for a driver that has not the operation.
-        ["-m", "--show-eee"]
-            .iter()
-            .flat_map(|option| functions(&format!("ethtool {option} {{}} 2>&1 | tail -1"), REFUSED, REFUSED))
-            .collect(),
-        ["-x", "-n", "-d", "-e", "-t", "-p"]
+        functions("ethtool -x {} 2>&1 | grep -cE '^ +[0-9]+:( +0){8}$|not supported'", "32", "1"),
+        functions("ethtool -x {} 2>&1 | grep toeplitz", "    toeplitz: on", ""),
+        functions("ethtool -X {} hfunc xor hkey $(seq -s : 10 49) equal 1 2>&1; ethtool -x {} 2>&1 | grep -E 'xor|^10:'", "10:11:12:…\n    xor: on", RINGS_REFUSED),
+        functions("ethtool -X {} equal 2 2>&1", "Cannot set RX flow hash configuration: Invalid argument", RINGS_REFUSED),
+        functions("ethtool -X {} hfunc crc32 2>&1", "Cannot set RX flow hash configuration: Invalid argument", RINGS_REFUSED),
+        functions("ethtool -N {} rx-flow-hash udp4 sd 2>&1; ethtool -n {} rx-flow-hash udp4 2>&1 | grep -E '^IP|^L4|Cannot'", "IP SA\nIP DA", "Cannot change …\nCannot get …"),
+        functions("ethtool -n {} 2>&1 | grep -E 'Total|retrieval'", "Total 0 rules", "RX classification rule retrieval failed"),
+        functions("ethtool -N {} flow-type tcp4 dst-port 80 action 0 loc 7 2>&1; ethtool -n {} 2>&1 | grep -E 'Filter|Dest port'", "Filter: 7\n\tDest port: 80 mask: 0x0", "rmgr: Cannot insert RX class rule: Operation not supported"),
+        functions("ethtool -N {} flow-type tcp4 dst-port 80 action 1 loc 8 2>&1; ethtool -N {} flow-type tcp4 dst-port 80 action 0 loc 1024 2>&1", "rmgr: Cannot insert RX class rule: Invalid argument\nrmgr: Cannot insert RX class rule: No space left on device", "rmgr: …\nrmgr: …"),
+        functions("ethtool -N {} flow-type sctp4 action 0 loc 8 2>&1", "rmgr: Cannot insert RX class rule: Unknown error 524", "rmgr: …"),
+        functions("ethtool -N {} delete 7; ethtool -N {} delete 7 2>&1 | head -1", "rmgr: Cannot delete RX class rule: No such file or directory", "…\nrmgr: …"),
+        of_roles("ethtool -t {} 2>&1 | grep -c Test", ["3", "4", "4", "0"]),
+        functions("ethtool -t {} 2>&1 | head -1", "The test result is PASS", "Cannot test: Operation not supported"),
+        functions("ethtool -m {} 2>&1 | tail -1", "netlink error: Input/output error", REFUSED),
+        functions("ethtool --show-eee {} 2>&1 | tail -1", REFUSED, REFUSED),
+        functions("ethtool -T {} | grep Clock", "PTP Hardware Clock: none", "PTP Hardware Clock: none"),
+        functions("ethtool --phy-statistics {} 2>&1", "no stats available", "no stats available"),
+        functions("ethtool -i {} | grep supports-test", "supports-test: yes", "supports-test: no"),
+        // What mlx5 has not, or this card cannot have.
+        ["-d", "-e", "-p", "-f"]
             .iter()
             .flat_map(|option| {
-                let refused = "grep -q -E 'Operation not supported|no self-test|Cannot' && echo refused";
-                functions(&format!("ethtool {option} {{}} 2>&1 | {refused}"), "refused", "refused")
+                let command = format!("ethtool {option} {{}} firmware 2>&1 | grep -c 'Operation not supported'");
+                let command = if *option == "-f" { command } else { command.replace(" firmware", "") };
+                functions(&command, "1", "1")
             })
             .collect(),
+        // A netdev that is made again, and a PF in another mode, has nothing of what was set.
+        of_roles("ethtool -G {} rx 512; ethtool -g {} | tail -8 | grep RX:", ["RX:\t\t512"; 4]),
+        vec![
+            ("echo 0 > /sys/bus/pci/devices/0000:08:00.0/sriov_numvfs; echo 1 > /sys/bus/pci/devices/0000:08:00.0/sriov_numvfs; ethtool -g enp8s0f0v0 | tail -8 | grep RX:".to_owned(), "RX:\t\t1024".to_owned()),
+            ("devlink dev eswitch set pci/0000:08:00.0 mode legacy; ethtool -g enp8s0f0np0 | tail -8 | grep RX:; ethtool -k enp8s0f0np0 | grep hw-tc".to_owned(), "RX:\t\t1024\nhw-tc-offload: off".to_owned()),
+        ],
     ];
     run("ethtool", "speed = 25000", &rows.concat());
 }
@@ -214,19 +236,38 @@ fn by_ioctl_the_answers_are_the_same() {
     let rows = [
         // Command, bytes of the structure; then numbers that the structure has before the call.
         functions(&ioctl("0x10 36"), "16 8192 0 0 8192 1024 0 0 1024", "16 8192 0 0 8192 1024 0 0 128"),
-        functions(&ioctl("0x11 36 0 0 0 0 1024 0 0 1024"), "17…", refused),
-        functions(&ioctl("0x11 36 0 0 0 0 1024 0 0 2048"), refused, refused),
+        functions(&ioctl("0x11 36 0 0 0 0 1024 0 0 1024"), "17…", "17…"),
+        functions(&ioctl("0x11 36 0 0 0 0 1024 0 0 2000"), "17…", "17…"),
+        functions(&ioctl("0x10 36"), "16 8192 0 0 8192 1024 0 0 2048", "16 8192 0 0 8192 1024 0 0 2048"),
         functions(&ioctl("0x11 36 0 0 0 0 9000 0 0 1024"), "EINVAL", "EINVAL"),
         functions(&ioctl("0x3c 36"), "60 0 0 0 1 0 0 0 1", "60 0 0 0 1 0 0 0 1"),
         functions(&ioctl("0x3d 36 0 0 0 0 0 0 0 1"), "61…", "61…"),
         functions(&ioctl("0x3d 36 0 0 0 0 0 0 0 9999"), "EINVAL", "EINVAL"),
-        functions(&ioctl("0xe 92"), "14 8 128 0 0 8 128 0 0 0 1 1 0…", "14 8 128 0 0 8 128 0 0 0 1 0 0…"),
+        of_roles(
+            &ioctl("0xe 92"),
+            [
+                "14 0 0 0 0 0 0 0 0 0 1 0 0…",
+                "14 8 128 0 0 8 128 0 0 0 1 1 0…",
+                "14 8 128 0 0 8 128 0 0 0 1 1 0…",
+                "14 0 0 0 0 0 0 0 0 0 1 0 0…",
+            ],
+        ),
+        functions(&ioctl("0xf 92 9 10 0 0 8 128 0 0 0 0 1"), "15…", "15…"),
+        functions(&ioctl("0xf 92 9 10 1"), refused, refused),
+        functions(&ioctl("0xf 92 4096 10"), "ERANGE", "ERANGE"),
         of_roles(&ioctl("0x12 16"), ["18 0 1 1", "18 0 0 0", "18 0 0 0", refused]),
-        functions(&ioctl("0x27 8"), "39 105", refused),
-        functions(&ioctl("0x28 8 1"), refused, refused),
+        of_roles(&ioctl("0x13 16 0 0 1"), ["19…", refused, refused, refused]),
+        of_roles(&ioctl("0x12 16"), ["18 0 0 1", "18 0 0 0", "18 0 0 0", refused]),
+        of_roles(&ioctl("0x27 8"), ["39 9", "39 105", "39 105", refused]),
+        functions(&ioctl("0x28 8 4"), "40…", refused),
+        functions(&ioctl("0x27 8"), "39 4", refused),
+        functions(&ioctl("0x28 8 128"), refused, refused),
+        functions(&ioctl("0x28 8 256"), "EINVAL", refused),
+        of_roles(&ioctl("0x51 16 0 8"), ["81…", refused, refused, refused]),
+        of_roles(&ioctl("0x51 16 0 1"), ["EINVAL", refused, refused, refused]),
         functions(&ioctl("0x7 8"), refused, refused),
         functions(&ioctl("0x5 20"), "5 0 0 0 0", refused),
-        of_roles(&ioctl("0x50 16"), ["80 8 2 0", refused, refused, refused]),
+        of_roles(&ioctl("0x50 16"), ["80 8 8 0", refused, refused, refused]),
         // Speed, duplex and port are 0x86a0, 1 and 3, then 1 in the high half.
         functions(&ioctl("0x1 44"), "1…", refused),
         functions(&ioctl("0x4c 256"), "76 0 0 4244635648 0…", refused),
@@ -237,11 +278,71 @@ fn by_ioctl_the_answers_are_the_same() {
         functions(&without_rights(&ioctl("0x28 8 1")), "EPERM", "EPERM"),
         // How many statistics and private flags there are.
         of_roles(&ioctl("0x37 24 0 6 0"), ["55 0 6 0 8 8", "55 0 6 0 4 8", "55 0 6 0 4 8", "55 0 2 0 8 0"]),
-        // NETIF_F_HW_TC before, switched on, switched off; the kernel says of a feature that is fixed ETHTOOL_F_UNSUPPORTED.
-        of_roles("python3 $FOLDER/hw_tc.py {}", ["1 0 ENOTSUP", "0 1 1", "0 1 1", "1 0 ENOTSUP"]),
+        // NETIF_F_HW_TC before, switched on, switched off.
+        of_roles("python3 $FOLDER/hw_tc.py {}", ["1 0 0", "0 0 0", "0 0 0", "1 0 0"]),
+        of_roles("python3 $FOLDER/hw_tc.py {}", ["0 0 0"; 4]),
         of_roles(&ioctl("0x1d 80"), ["29 8…", "29 4…", "29 4…", "29 8…"]),
     ];
     run("ethtool-ioctl", "", &rows.concat());
+}
+
+/// What one lab has set another one sees, as long as the netdev lives, also after the daemon has been started again.
+#[test]
+fn every_lab_sees_what_was_set() {
+    if lab::skipped(&["bash", "devlink", "ethtool"]) {
+        return;
+    }
+    let folder = Folder::make("ethtool-labs");
+    let script = "mount -t tmpfs tmpfs /run; mkdir -p /run/state; mount --bind /run/state /var/lib; ip link set lo up
+        $ESW up --daemon --detach --card linux >&2
+        $ESW exec -- bash -c 'echo 1 > /sys/bus/pci/devices/0000:08:00.0/sriov_numvfs; ethtool -G enp8s0f0v0 rx 2048'
+        $ESW exec -- bash -c 'ethtool -g enp8s0f0v0 | tail -8 | grep RX:; ethtool -C enp8s0f0v0 adaptive-rx off'
+        $ESW down --keep >&2
+        $ESW up --daemon --detach --card linux >&2
+        $ESW exec -- bash -c 'ethtool -g enp8s0f0v0 | tail -8 | grep RX:; ethtool -c enp8s0f0v0 | grep Adaptive'
+        $ESW down >&2";
+    let output = lab::apart(script, &folder.0);
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(
+        printed,
+        "RX:\t\t2048\nRX:\t\t2048\nAdaptive RX: off  TX: on\n",
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// Members of the group `monitor` are told what has changed, by whichever way, and of nothing else.
+#[test]
+fn a_monitor_is_told_of_what_has_changed() {
+    if lab::skipped(&["bash", "devlink", "ethtool", "python3", "stdbuf"]) {
+        return;
+    }
+    let row = |command: &str, expected: &str| (command.to_owned(), expected.to_owned());
+    let rows = [
+        row("stdbuf -oL ethtool --monitor > $FOLDER/monitor 2>&1 & sleep 1", ""),
+        row(
+            "ethtool -G enp8s0f0v0 rx 2048; ethtool -G enp8s0f0v0 rx 2048; ethtool -G enp8s0f0v0 rx 1 2> /dev/null",
+            "",
+        ),
+        row("ethtool -C enp8s0f0npf0vf0 adaptive-rx off; ethtool -A enp8s0f0np0 rx off", ""),
+        row("ethtool --set-priv-flags enp8s0f0s88 rx_cqe_compress on; ethtool --set-fec enp8s0f0np0 encoding rs", ""),
+        row(
+            "ethtool -s enp8s0f0np0 autoneg off speed 100000; python3 $FOLDER/by_ioctl.py enp8s0f0v0 0x11 36 0 0 0 0 512 0 0 64",
+            "17…",
+        ),
+        // In another network namespace nobody is told.
+        row(
+            "unshare --net sleep 3 & sleep 0.5; ip link set enp8s0f0v0 netns $!; nsenter -t $! -n ethtool -G enp8s0f0v0 rx 64; wait $!; sleep 1",
+            "",
+        ),
+        row(
+            "kill %1; grep -E ' for |^RX:' $FOLDER/monitor | grep -v ' 8192\\|:.*8192'",
+            "Ring parameters for enp8s0f0v0:\nRX:\t\t2048\nCoalesce parameters for enp8s0f0npf0vf0:\n\
+             Pause parameters for enp8s0f0np0:\nRX:\t\toff\nPrivate flags for enp8s0f0s88:\n\
+             FEC parameters for enp8s0f0np0:\nSettings for enp8s0f0np0:\nRing parameters for enp8s0f0v0:\nRX:\t\t512",
+        ),
+    ];
+    run("ethtool-monitor", "", &rows);
 }
 
 /// Makes one call, and prints the structure as numbers of 32 bits, or the name of the error.

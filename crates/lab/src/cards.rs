@@ -13,6 +13,8 @@ use lockdep::{Locked, Mutex};
 use netlink::Errno;
 
 use crate::card::{Card, Refusal};
+use crate::ethtool::kept::Kept;
+use crate::ethtool::monitor::Monitors;
 use crate::lock_order::CardIndex;
 use crate::network::{Network, NetworkId, Networks, Peer};
 use crate::rdma_system::RdmaSystem;
@@ -24,6 +26,10 @@ pub(crate) struct Cards {
     pub networks: Networks,
     /// The names and the network namespaces of their RDMA devices.
     pub rdma: Arc<RdmaSystem>,
+    /// What their netdevs are set to by ethtool.
+    pub ethtool: Kept,
+    /// Who is told of that.
+    pub monitors: Monitors,
 }
 
 struct Member {
@@ -158,7 +164,7 @@ impl Views {
 impl Cards {
     pub fn new(cards: Vec<Arc<dyn Card>>, rdma: Arc<RdmaSystem>) -> Self {
         let cards = cards.into_iter().map(|card| Member { card, indexed: Mutex::new(None) }).collect();
-        Self { cards, networks: Networks::new(), rdma }
+        Self { cards, networks: Networks::new(), rdma, ethtool: Kept::default(), monitors: Monitors::default() }
     }
 
     pub fn len(&self) -> usize {

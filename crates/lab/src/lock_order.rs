@@ -58,6 +58,12 @@ lock_classes! {
     pub(crate) leaf KnownNetworks = "known networks";
     /// The netdevs of one network namespace. Held while the kernel is asked about them, which it answers at once.
     pub(crate) leaf NetworkTable = "network table";
+    /// The settings of the cards' netdevs. Held while the kernel is asked for those of one, which it answers at once.
+    pub(crate) leaf EthtoolSettings = "ethtool settings";
+    /// The sockets of programs that are told of changed settings.
+    pub(crate) leaf EthtoolMonitors = "ethtool monitors";
+    /// What is to be sent to the program of one socket that is told of changed settings.
+    pub(crate) leaf Published = "published notifications";
     /// The names and the network namespaces of RDMA devices.
     pub(crate) leaf RdmaState = "RDMA devices";
     /// The number that each card's server has given the family `devlink`. Taken after `FamilyLookup` as well.

@@ -108,7 +108,11 @@ impl NetworkSockets {
     }
 }
 
-fn open_route() -> io::Result<OwnedFd> {
+/// Opens a socket for requests to rtnetlink in the calling thread's network namespace.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn open_route() -> io::Result<OwnedFd> {
     Ok(rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?)
 }
 

@@ -46,6 +46,7 @@ impl Operation<'_> {
     pub(super) fn make_pf_netdevs(&mut self, jobs: &mut [Job]) {
         self.make_pairs(jobs, Inside::Inner, |_| 0);
         let begun = alive(jobs);
+        self.complete_checksums(jobs);
         self.pass(jobs, "preparing", |_, batch, job| request::ingress(batch, job.slot.inner()));
         self.pass(jobs, "attaching", |books, batch, job| {
             push_attach(books, batch, job, job.slot.inner(), Inside::Bridge(job.slot.pf, 0).index());

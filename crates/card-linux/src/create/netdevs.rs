@@ -18,7 +18,7 @@ use super::{Job, note};
 use crate::books::Books;
 use crate::layout::{Inside, Slot};
 use crate::operation::Operation;
-use crate::refused::refused;
+use crate::refused::{refused, refused_io};
 use crate::request::{self, Before, Link, OUTER_MTU, Outer};
 use crate::socket::{Batch, Failure};
 
@@ -103,6 +103,18 @@ impl Operation<'_> {
                 pattern if pattern.contains('%') => self.name_at_home(inside(job.slot).index()),
                 name => Some(name.to_owned()),
             };
+        }
+    }
+
+    /// Has the inner ends of representors and of PFs' netdevs give them packets as the configuration wants them. What was
+    /// found may be of another configuration.
+    pub(super) fn complete_checksums(&mut self, jobs: &mut [Job]) {
+        let complete = self.books().config.complete_checksums;
+        for job in jobs.iter_mut().filter(|job| job.outcome.is_ok() && (complete || job.found.is_some())) {
+            let name = Inside::Inner(job.slot).name();
+            if let Err(error) = self.sockets().inside.set_tx_checksums(&name, !complete) {
+                job.outcome = Err(refused_io(&format!("setting the checksums of {}", job.resource), &error));
+            }
         }
     }
 

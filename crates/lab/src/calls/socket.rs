@@ -293,6 +293,9 @@ fn membership(cx: Cx<'_, '_>, lab: &Lab, call: &Notification) -> Answer {
             }
         }
         as_caller(lab, call, || sys::set_option(&socket.kernel, libc::SOL_NETLINK, option, &group.to_ne_bytes()))??;
+        if lab.families.ethtool().is_some_and(|family| family.monitor == group) {
+            lab.cards.monitors.join(cx, &socket, option == libc::NETLINK_ADD_MEMBERSHIP);
+        }
         Ok(Answer::Value(0))
     };
     work().into()

@@ -1,6 +1,8 @@
 //! Bit sets, in both forms that a program can request (`net/ethtool/bitset.c`), and the names of bits.
 
-use netlink::{Attribute, Builder, attributes, find};
+use netlink::{Attribute, Builder, Errno, attributes, find};
+
+use super::Refused;
 
 /// ETHTOOL_A_BITSET_*.
 const NOMASK: u16 = 1;
@@ -86,15 +88,20 @@ pub(crate) fn wanted(set: &[u8], bit: u32, name: &str) -> Option<bool> {
     }
 }
 
-/// Writes a bit set of the kernel's with one bit added to its value.
-pub(crate) fn put_with(to: &mut Builder, set: &[u8], bit: u32, name: &str) {
+/// Writes a bit set of the kernel's with one bit of its value set or cleared, and set in its mask.
+pub(crate) fn put_with(to: &mut Builder, set: &[u8], bit: u32, name: &str, on: bool) {
     let is_list = find(set, NOMASK).is_some();
-    put_changed(to, set, bit, name, &[VALUE], true, |list| put_bit(list, bit, name, is_list));
+    let entry = |list: &mut Builder| {
+        if on || !is_list {
+            put_bit(list, bit, name, on && !is_list);
+        }
+    };
+    put_changed(to, set, bit, name, &[(VALUE, on)], entry);
 }
 
 /// Writes a bit set of a request without one bit: the request then wants nothing of it.
 pub(crate) fn put_without(to: &mut Builder, set: &[u8], bit: u32, name: &str) {
-    put_changed(to, set, bit, name, &[VALUE, MASK], false, |_| {});
+    put_changed(to, set, bit, name, &[(VALUE, false), (MASK, false)], |_| {});
 }
 
 /// Writes a bit set with one bit set or cleared in some of its words, and with another entry of the bit in its list.
@@ -103,17 +110,16 @@ fn put_changed(
     set: &[u8],
     bit: u32,
     name: &str,
-    words: &[u16],
-    on: bool,
+    words: &[(u16, bool)],
     entry: impl FnOnce(&mut Builder),
 ) {
     let mut entry = Some(entry);
     for attribute in attributes(set).flatten() {
-        if words.contains(&attribute.kind) {
+        if let Some((_, on)) = words.iter().find(|(kind, _)| *kind == attribute.kind) {
             let mut words = attribute.value.to_vec();
             if let Some(byte) = words.get_mut((bit / 8) as usize) {
                 let flag = 1 << (bit % 8);
-                *byte = if on { *byte | flag } else { *byte & !flag };
+                *byte = if *on { *byte | flag } else { *byte & !flag };
             }
             to.put(attribute.raw_kind(), &words);
         } else if attribute.kind == BITS {
@@ -137,10 +143,10 @@ fn is_of(entry: &Attribute<'_>, bit: u32, name: &str) -> bool {
         || find(entry.value, BIT_NAME).and_then(|text| text.string()) == Some(name)
 }
 
-fn put_bit(list: &mut Builder, bit: u32, name: &str, is_list: bool) {
+fn put_bit(list: &mut Builder, bit: u32, name: &str, has_value: bool) {
     list.nest(BIT, |entry| {
         entry.u32(BIT_INDEX, bit).text(BIT_NAME, name);
-        if !is_list {
+        if has_value {
             entry.flag(BIT_VALUE);
         }
     });
@@ -149,11 +155,13 @@ fn put_bit(list: &mut Builder, bit: u32, name: &str, is_list: bool) {
 /// How many link modes a set has room for.
 pub(super) const LINK_MODES: u32 = 96;
 
-/// The link modes of this card (`ETHTOOL_LINK_MODE_*_BIT`), and their names.
-pub(super) const LINK_MODE_NAMES: [(u32, &str); 15] = [
+/// The link modes of this card (`ETHTOOL_LINK_MODE_*_BIT`), and their names (`link_mode_names` in
+/// `net/ethtool/common.c`).
+pub(super) const LINK_MODE_NAMES: [(u32, &str); 18] = [
     (6, "Autoneg"),
     (10, "FIBRE"),
     (13, "Pause"),
+    (14, "Asym_Pause"),
     (25, "40000baseSR4/Full"),
     (31, "25000baseCR/Full"),
     (33, "25000baseSR/Full"),
@@ -164,12 +172,14 @@ pub(super) const LINK_MODE_NAMES: [(u32, &str); 15] = [
     (43, "10000baseSR/Full"),
     (49, "None"),
     (50, "RS"),
+    (51, "BASER"),
     (63, "200000baseSR4/Full"),
     (66, "200000baseCR4/Full"),
+    (74, "LLRS"),
 ];
 
-/// The link modes of a port of a speed in Mb/s.
-pub(super) fn link_modes(speed: u32) -> u128 {
+/// The link modes by which a port of a speed in Mb/s is connected.
+pub(super) fn speed_modes(speed: u32) -> u128 {
     let modes: &[u32] = match speed {
         10_000 => &[42, 43],
         25_000 => &[31, 33],
@@ -178,7 +188,66 @@ pub(super) fn link_modes(speed: u32) -> u128 {
         200_000 => &[63, 66],
         _ => &[37, 38],
     };
-    modes.iter().chain(&[6, 10, 13, 49, 50]).fold(0, |all, bit| all | 1 << bit)
+    modes.iter().fold(0, |all, bit| all | 1 << bit)
+}
+
+/// The speed in the name of a link mode, in Mb/s. `None`: it is a mode of something else.
+pub(super) fn speed_of_mode(name: &str) -> Option<u32> {
+    name.split_once("base")?.0.parse().ok()
+}
+
+/// A bit set as a request changes it (`ethnl_update_bitset32`). `now`: its `size` bits as they are.
+///
+/// # Errors
+/// EINVAL: the request is no bit set. EOPNOTSUPP: it names a bit that there is not.
+pub(crate) fn updated(set: &[u8], now: u128, size: u32, names: &[(u32, &str)]) -> Result<u128, Refused> {
+    let invalid = |why: &'static str| Refused(Errno::INVAL, why.into());
+    let is_list = find(set, NOMASK).is_some();
+    if let Some(bits) = find(set, BITS) {
+        if find(set, VALUE).is_some() {
+            return Err(invalid("value only allowed in compact bitset"));
+        }
+        let mut new = if is_list { 0 } else { now };
+        for entry in bits.nested().flatten() {
+            let index = find(entry.value, BIT_INDEX).and_then(|index| index.leading_u32());
+            let name = find(entry.value, BIT_NAME).and_then(|text| text.string());
+            let bit = match (index, name) {
+                (Some(index), _) if index >= size => {
+                    return Err(Refused(Errno::OPNOTSUPP, "bit index too high".into()));
+                }
+                (Some(index), _) => index,
+                (None, Some(name)) => match names.iter().find(|(_, known)| *known == name) {
+                    Some((bit, _)) => *bit,
+                    None => return Err(Refused(Errno::OPNOTSUPP, "bit name not found".into())),
+                },
+                (None, None) => return Err(invalid("neither bit index nor name specified")),
+            };
+            let on = is_list || find(entry.value, BIT_VALUE).is_some();
+            new = if on { new | 1 << bit } else { new & !(1 << bit) };
+        }
+        return Ok(new);
+    }
+    if find(set, SIZE).and_then(|size| size.leading_u32()).is_none() {
+        return Err(invalid("missing size in compact bitset"));
+    }
+    let words = |kind| find(set, kind).map(|words| wide(words.value));
+    let value = words(VALUE).ok_or_else(|| invalid("missing value in compact bitset"))?;
+    let all = if size >= 128 { u128::MAX } else { (1 << size) - 1 };
+    let mask = match words(MASK) {
+        None if is_list => all,
+        Some(_) if is_list => return Err(invalid("mask not allowed in list bitset")),
+        None => return Err(invalid("missing mask in compact nonlist bitset")),
+        Some(mask) => mask,
+    };
+    if (if is_list { value } else { mask }) & !all != 0 {
+        return Err(invalid("cannot modify bits past kernel bitset size"));
+    }
+    Ok(now & !mask | value & mask)
+}
+
+/// The first 128 bits of words.
+fn wide(words: &[u8]) -> u128 {
+    words.iter().take(16).enumerate().fold(0, |all, (at, byte)| all | u128::from(*byte) << (8 * at))
 }
 
 /// `mlx5e_priv_flags` with their numbers.
@@ -207,7 +276,7 @@ mod tests {
             {
                 assert_eq!(wanted(&set, bit, name), expected, "{bit} {compact}");
             }
-            let more = row(|to| put_with(to, &set, 37, "100000baseSR4/Full")).unwrap();
+            let more = row(|to| put_with(to, &set, 37, "100000baseSR4/Full", true)).unwrap();
             assert_eq!(wanted(&more, 37, "100000baseSR4/Full"), Some(true), "{compact}");
             assert_eq!(wanted(&more, 38, "100000baseCR4/Full"), Some(true), "{compact}");
             let less = row(|to| put_without(to, &more, 38, "100000baseCR4/Full")).unwrap();
@@ -217,11 +286,32 @@ mod tests {
     }
 
     #[test]
+    fn a_request_changes_the_bits_that_it_names() {
+        let names = [(0, "a"), (1, "b"), (6, "g")];
+        for compact in [false, true] {
+            let set = row(|to| Bits::of(0b10, 0b11, 8, &[(0, "a"), (1, "b")]).put(to, compact)).unwrap();
+            assert_eq!(updated(&set, 0b100_0001, 8, &names), Ok(0b100_0010), "{compact}");
+            let list = row(|to| Bits::list(0b10, 8, &[(0, "a"), (1, "b")]).put(to, compact)).unwrap();
+            assert_eq!(updated(&list, 0b100_0001, 8, &names), Ok(0b10), "{compact}");
+        }
+        let unknown = row(|to| {
+            to.nest(BITS, |list| {
+                list.nest(BIT, |entry| {
+                    entry.text(BIT_NAME, "z");
+                });
+            });
+        });
+        let errno = |set: &[u8]| updated(set, 0, 8, &names).map_err(|refused| refused.0);
+        assert_eq!(errno(&unknown.unwrap()), Err(Errno::OPNOTSUPP));
+        assert_eq!(errno(&[]), Err(Errno::INVAL));
+    }
+
+    #[test]
     fn a_list_has_every_bit_that_it_names() {
         for compact in [false, true] {
             let list = row(|to| Bits::list(1 << 50, LINK_MODES, &LINK_MODE_NAMES).put(to, compact)).unwrap();
             assert_eq!(wanted(&list, 50, "RS"), Some(true), "{compact}");
-            let more = row(|to| put_with(to, &list, 49, "None")).unwrap();
+            let more = row(|to| put_with(to, &list, 49, "None", true)).unwrap();
             assert_eq!(wanted(&more, 49, "None"), Some(true), "{compact}");
         }
     }

@@ -12,7 +12,7 @@ use rustix::net::netlink::SocketAddrNetlink;
 
 use super::Protocol;
 use crate::cards::Cards;
-use crate::lock_order::{Binding, Cx, Inbox, Subscriptions};
+use crate::lock_order::{Binding, Cx, Inbox, Published, Subscriptions};
 use crate::process::{Caller, UserNamespace};
 use crate::supervisor::Reply;
 
@@ -71,7 +71,9 @@ pub(crate) struct Socket {
     inbox: Mutex<Inbox, Waiting>,
     /// The connections on which cards publish notifications to this socket; empty if it is no member of the group.
     pub(super) subscriptions: Mutex<Subscriptions, Vec<OwnedFd>>,
-    /// An eventfd that wakes the thread when `inbox` or `subscriptions` has changed.
+    /// Notifications of the lab's own that the thread is to send to the program, each as a datagram.
+    published: Mutex<Published, Vec<Vec<u8>>>,
+    /// An eventfd that wakes the thread when `inbox`, `published` or `subscriptions` has changed.
     pub(super) wake: OwnedFd,
 }
 
@@ -103,6 +105,7 @@ impl Socket {
             extended: AtomicBool::new(false),
             capped: AtomicBool::new(false),
             subscriptions: Mutex::new(Vec::new()),
+            published: Mutex::new(Vec::new()),
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         })
     }
@@ -177,6 +180,23 @@ impl Socket {
         drop(subscriptions);
         rustix::io::write(&self.wake, &1u64.to_ne_bytes())?;
         Ok(())
+    }
+
+    /// Has the thread send the program a notification. If the program does not read, it is lost.
+    pub fn publish(&self, cx: Cx<'_, '_>, datagram: &[u8]) {
+        /// The most that wait for the thread.
+        const WAITING: usize = 1024;
+        let mut published = self.published.lock_leaf(cx);
+        if published.len() < WAITING {
+            published.push(datagram.to_vec());
+        }
+        drop(published);
+        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    }
+
+    /// Takes what is to be sent to the program.
+    pub(super) fn take_published(&self, cx: Cx<'_, '_>) -> Vec<Vec<u8>> {
+        std::mem::take(&mut *self.published.lock_leaf(cx))
     }
 
     /// Gives the thread a request; the thread then answers the call. If the program has not read the answers to earlier

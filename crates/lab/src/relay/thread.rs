@@ -62,6 +62,9 @@ impl Relay {
 
     /// Waits until something arrives, and carries it. `false`: the program has closed its socket.
     pub(super) fn step(&mut self, cx: Cx<'_, '_>, handler: &mut dyn Handler, buffer: &mut [u8]) -> bool {
+        for datagram in self.socket.take_published(cx) {
+            if self.queue.is_full() { self.queue.lost += 1 } else { self.queue.push([&datagram[..]]) }
+        }
         self.flush();
         // Before waiting: requests that arrived while the program did not read have woken this thread already.
         while !self.is_full() {

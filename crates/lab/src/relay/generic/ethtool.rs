@@ -1,21 +1,20 @@
 //! The generic netlink family `ethtool`, for a card's netdevs. Everything else of the family is the kernel's.
 //!
 //! What only mlx5e has is answered here. Features and channels are the kernel netdev's: the request goes to the kernel,
-//! changed to what a veth understands, and its answer is changed back.
+//! changed to what a veth understands, and its answer is changed back. NETIF_F_HW_TC, which a veth does not have, is taken
+//! out of the request and put into the answer.
 
 use netlink::{BuildError, Builder, Errno, Flags, GENL_HEADER, Header, Message, attributes, find, nlmsgerr_attr};
 use rustix::net::netdevice::{index_to_name, name_to_index};
 
 use super::families::EthtoolFamily;
 use crate::cards::CardNetdev;
-use crate::ethtool::{self, CONSTANT, HW_TC, Nic, Refused, message as m};
+use crate::ethtool::settings::Key;
+use crate::ethtool::{self, DEV_INDEX, DEV_NAME, HEADER, HW_TC, Nic, Refused, Request, message as m};
 use crate::lock_order::Cx;
 use crate::relay::Relay;
 
-/// ETHTOOL_A_*_HEADER, the first attribute of every message, and ETHTOOL_A_HEADER_*.
-const HEADER: u16 = 1;
-const DEV_INDEX: u16 = 1;
-const DEV_NAME: u16 = 2;
+/// ETHTOOL_A_HEADER_FLAGS.
 const FLAGS: u16 = 3;
 /// ETHTOOL_FLAG_COMPACT_BITSETS.
 const COMPACT: u32 = 1;
@@ -28,7 +27,8 @@ const SET_ID: u16 = 1;
 const SET_COUNT: u16 = 2;
 const SET_STRINGS: u16 = 3;
 
-/// ETHTOOL_A_FEATURES_*: the sets in which a feature that is on stands.
+/// ETHTOOL_A_FEATURES_*: the features that can be changed, those that are wanted, and those that are on.
+const FEATURES_HW: u16 = 2;
 const FEATURES_WANTED: u16 = 3;
 const FEATURES_ACTIVE: u16 = 4;
 
@@ -46,7 +46,7 @@ const FEATURES_MESSAGES: [u8; 2] = [11, 13];
 const CHANNELS_MESSAGES: [u8; 2] = [18, 19];
 
 /// The message that answers a request, for each request that is answered here.
-const REPLIES: [(u8, u8); 8] = [
+const REPLIES: [(u8, u8); 10] = [
     (m::LINKINFO_GET, 2),
     (m::LINKMODES_GET, 4),
     (m::WOL_GET, 9),
@@ -55,18 +55,21 @@ const REPLIES: [(u8, u8); 8] = [
     (m::COALESCE_GET, 20),
     (m::PAUSE_GET, 22),
     (m::FEC_GET, 30),
+    (m::MODULE_EEPROM_GET, 32),
+    (m::RSS_GET, 38),
 ];
 
-/// Each request that sets something and is judged here, with the one for the present values.
-const SETS: [(u8, u8); 8] = [
-    (m::LINKINFO_SET, m::LINKINFO_GET),
-    (m::LINKMODES_SET, m::LINKMODES_GET),
-    (m::WOL_SET, m::WOL_GET),
-    (m::PRIVFLAGS_SET, m::PRIVFLAGS_GET),
-    (m::RINGS_SET, m::RINGS_GET),
-    (m::COALESCE_SET, m::COALESCE_GET),
-    (m::PAUSE_SET, m::PAUSE_GET),
-    (m::FEC_SET, m::FEC_GET),
+/// Each request that is judged here and for which the kernel wants the right to administer (GENL_UNS_ADMIN_PERM).
+const PRIVILEGED: [u8; 9] = [
+    m::LINKINFO_SET,
+    m::LINKMODES_SET,
+    m::WOL_SET,
+    m::PRIVFLAGS_SET,
+    m::RINGS_SET,
+    m::COALESCE_SET,
+    m::PAUSE_SET,
+    m::FEC_SET,
+    m::MODULE_EEPROM_GET,
 ];
 
 /// The dumps of the family on one socket that the kernel is answering: sequence number, command, and flags of the
@@ -92,7 +95,7 @@ enum Outcome {
 
 impl From<Errno> for Outcome {
     fn from(errno: Errno) -> Self {
-        Self::Refused(Refused(errno, ""))
+        Self::Refused(Refused(errno, "".into()))
     }
 }
 
@@ -112,18 +115,16 @@ pub(super) fn request(
         dumps.0.push((request.header.sequence, genl.command, flags));
         return false;
     }
-    let Some(nic) = nic(cx, relay, header) else { return false };
+    let Some(mut nic) = nic(cx, relay, header) else { return false };
     let compact = flags & COMPACT != 0;
     let outcome = match genl.command {
-        command if SETS.iter().any(|(set, _)| *set == command) && !relay.may_administer() => Errno::PERM.into(),
+        command if PRIVILEGED.contains(&command) && !relay.may_administer() => Errno::PERM.into(),
         m::STRSET_GET => strings(relay, &nic, request, content),
-        m::FEATURES_SET if relay.may_administer() => set_features(&nic, family, request, content),
+        m::FEATURES_SET if relay.may_administer() => set_features(cx, relay, &mut nic, family, (request, content)),
         m::CHANNELS_SET if relay.may_administer() => set_channels(request, content),
-        command => match (reply_to(command), SETS.iter().find(|(set, _)| *set == command)) {
-            (Some(_), _) => reply(relay, &nic, request.header, command, compact),
-            (_, Some((_, get))) => set(&nic, command, *get, content),
-            _ => return false,
-        },
+        command if reply_to(command).is_some() => reply(cx, relay, &nic, request.header, command, compact),
+        command if PRIVILEGED.contains(&command) => set(cx, relay, &mut nic, family, (command, content)),
+        _ => return false,
     };
     match outcome {
         Outcome::Kernel => return false,
@@ -135,7 +136,7 @@ pub(super) fn request(
         Outcome::Done => acknowledge(cx, relay, request),
         Outcome::Refused(Refused(errno, why)) => relay.acknowledge(cx, request, Err(errno), |to| {
             if !why.is_empty() {
-                to.text(nlmsgerr_attr::MSG, why);
+                to.text(nlmsgerr_attr::MSG, &why);
             }
         }),
     }
@@ -159,7 +160,7 @@ fn nic(cx: Cx<'_, '_>, relay: &Relay, header: &[u8]) -> Option<Nic> {
     };
     let network = relay.network(cx)?;
     let netdev = relay.cards.netdev_at(cx, &network, index)?;
-    Some(Nic::new(netdev, index, index_to_name(socket, index).ok()?, socket))
+    Some(Nic::new(cx, &relay.cards, netdev, (index, index_to_name(socket, index).ok()?), socket))
 }
 
 fn reply_to(command: u8) -> Option<u8> {
@@ -167,8 +168,15 @@ fn reply_to(command: u8) -> Option<u8> {
 }
 
 /// The message about a netdev that answers a request. `header`: of the request.
-fn reply(relay: &Relay, nic: &Nic, header: Header, command: u8, compact: bool) -> Outcome {
-    let answer = match nic.answer(command) {
+fn reply(cx: Cx<'_, '_>, relay: &Relay, nic: &Nic, header: Header, command: u8, compact: bool) -> Outcome {
+    let answer = match command {
+        m::RSS_GET => nic.steering(cx, &relay.cards).and_then(|steering| {
+            let channels = nic.channels(&relay.socket.kernel).map_err(|error| netlink::errno_of(&error))?;
+            Ok(Nic::hash(&steering, channels))
+        }),
+        _ => nic.answer(command),
+    };
+    let answer = match answer {
         Ok(answer) => answer,
         Err(errno) => return errno.into(),
     };
@@ -201,7 +209,7 @@ fn strings(relay: &Relay, nic: &Nic, request: &Message<'_>, content: &[u8]) -> O
     let id = |set: netlink::Attribute<'_>| find(set.value, SET_ID)?.leading_u32();
     let sets: Vec<u32> =
         find(content, STRINGSETS).into_iter().flat_map(|sets| sets.nested().flatten().filter_map(id)).collect();
-    let own = |set: &u32| [ethtool::SS_STATS, ethtool::SS_PRIV_FLAGS].contains(set);
+    let own = |set: &u32| [ethtool::SS_TEST, ethtool::SS_STATS, ethtool::SS_PRIV_FLAGS].contains(set);
     if sets.is_empty() || !sets.iter().all(own) {
         return Outcome::Kernel;
     }
@@ -231,49 +239,57 @@ fn put_strings(nest: &mut Builder, set: u32, strings: &[&str], counts_only: bool
     });
 }
 
-/// A request to set something that the card keeps at one value.
-fn set(nic: &Nic, command: u8, get: u8, content: &[u8]) -> Outcome {
-    let now = match nic.answer(get) {
-        Ok(now) => now,
-        Err(errno) => return errno.into(),
-    };
-    let mut numbers = Vec::new();
-    for attribute in attributes(content).flatten().filter(|attribute| attribute.kind != HEADER) {
-        match attribute.u32().or(attribute.u8().map(u32::from)) {
-            Some(number) => numbers.push((attribute.kind, number)),
-            // A set of bits.
-            None => return Outcome::Refused(CONSTANT),
+/// A request to set something that the card keeps. Members of the group `monitor` are told if it has changed.
+fn set(
+    cx: Cx<'_, '_>,
+    relay: &Relay,
+    nic: &mut Nic,
+    family: EthtoolFamily,
+    (command, content): (u8, &[u8]),
+) -> Outcome {
+    match nic.set(cx, &relay.cards, &Request::of_message(command, content)) {
+        Ok(changed) => {
+            if changed {
+                relay.cards.monitors.publish(cx, family.id, &relay.socket.kernel, nic, command);
+            }
+            Outcome::Done
         }
+        Err(refused) => Outcome::Refused(refused),
     }
-    ethtool::set(command, &now, numbers.into_iter()).map_or_else(Outcome::Refused, |()| Outcome::Done)
 }
 
-/// A request to set features, without NETIF_F_HW_TC, which stays on where it is on: the rules of tc are all that the
-/// E-Switch forwards by.
-fn set_features(nic: &Nic, family: EthtoolFamily, request: &Message<'_>, content: &[u8]) -> Outcome {
-    let wanted = find(content, FEATURES_WANTED).filter(|_| nic.has_hw_tc());
-    match wanted.and_then(|set| ethtool::wanted(set.value, family.hw_tc, HW_TC)) {
-        None => Outcome::Kernel,
-        Some(false) => Outcome::Refused(CONSTANT),
-        Some(true) => {
-            let changed = netlink::message(request.header, |to| {
-                to.raw(&request.payload()[..GENL_HEADER]);
-                for attribute in attributes(content).flatten() {
-                    match attribute.kind {
-                        FEATURES_WANTED => {
-                            to.nest(FEATURES_WANTED, |nest| {
-                                ethtool::put_without(nest, attribute.value, family.hw_tc, HW_TC);
-                            });
-                        }
-                        _ => {
-                            to.copy(&attribute);
-                        }
-                    }
-                }
-            });
-            changed.map_or_else(|error| Errno::from(error).into(), Outcome::Changed)
-        }
+/// A request to set features: NETIF_F_HW_TC is the card's, the others are the kernel's.
+fn set_features(
+    cx: Cx<'_, '_>,
+    relay: &Relay,
+    nic: &mut Nic,
+    family: EthtoolFamily,
+    (request, content): (&Message<'_>, &[u8]),
+) -> Outcome {
+    let wanted = find(content, FEATURES_WANTED);
+    let Some(on) = wanted.and_then(|set| ethtool::wanted(set.value, family.hw_tc, HW_TC)) else {
+        return Outcome::Kernel;
+    };
+    let changed = nic.change(cx, &relay.cards, |settings, _| Ok(settings.set(Key::HwTc, on.into())));
+    if let Err(refused) = changed {
+        return Outcome::Refused(refused);
     }
+    let changed = netlink::message(request.header, |to| {
+        to.raw(&request.payload()[..GENL_HEADER]);
+        for attribute in attributes(content).flatten() {
+            match attribute.kind {
+                FEATURES_WANTED => {
+                    to.nest(FEATURES_WANTED, |nest| {
+                        ethtool::put_without(nest, attribute.value, family.hw_tc, HW_TC);
+                    });
+                }
+                _ => {
+                    to.copy(&attribute);
+                }
+            }
+        }
+    });
+    changed.map_or_else(|error| Errno::from(error).into(), Outcome::Changed)
 }
 
 /// A request to set combined channels, as one that sets as many queues in each direction.
@@ -281,13 +297,13 @@ fn set_channels(request: &Message<'_>, content: &[u8]) -> Outcome {
     let count = |kind| find(content, kind).and_then(|count| count.leading_u32());
     // `ethnl_set_channels`: the largest number of these is 0.
     if [RX_COUNT, TX_COUNT, OTHER_COUNT].into_iter().any(|kind| count(kind).is_some_and(|count| count != 0)) {
-        return Outcome::Refused(Refused(Errno::INVAL, "requested channel count exceeds maximum"));
+        return Outcome::Refused(Refused(Errno::INVAL, "requested channel count exceeds maximum".into()));
     }
     let Some(combined) = count(COMBINED_COUNT) else { return Outcome::Done };
     if combined == 0 {
         return Outcome::Refused(Refused(
             Errno::INVAL,
-            "requested channel counts would result in no RX or TX channel being configured",
+            "requested channel counts would result in no RX or TX channel being configured".into(),
         ));
     }
     let changed = netlink::message(request.header, |to| {
@@ -325,13 +341,14 @@ pub(super) fn of_kernel(
         return Some(Vec::new());
     }
     let changed = match genl.command {
-        command if FEATURES_MESSAGES.contains(&command) && nic.has_hw_tc() => netlink::message(message.header, |to| {
+        command if FEATURES_MESSAGES.contains(&command) => netlink::message(message.header, |to| {
             to.raw(&message.payload()[..GENL_HEADER]);
             for attribute in attributes(content).flatten() {
                 match attribute.kind {
-                    FEATURES_WANTED | FEATURES_ACTIVE => {
+                    FEATURES_HW | FEATURES_WANTED | FEATURES_ACTIVE => {
+                        let on = attribute.kind == FEATURES_HW || nic.has_hw_tc();
                         to.nest(attribute.kind, |nest| {
-                            ethtool::put_with(nest, attribute.value, family.hw_tc, HW_TC);
+                            ethtool::put_with(nest, attribute.value, family.hw_tc, HW_TC, on);
                         });
                     }
                     _ => {
@@ -370,9 +387,14 @@ fn all(
         };
         table.each().filter_map(of).collect()
     });
-    let nics = here.into_iter().map(|(netdev, index, name)| Nic::new(netdev, index, name, &relay.socket.kernel));
-    let replies = nics.map(|nic| reply(relay, &nic, header, command, compact));
-    replies.filter_map(|reply| if let Outcome::Reply(bytes) = reply { Some(bytes) } else { None }).collect()
+    let mut replies = Vec::new();
+    for (netdev, index, name) in here {
+        let nic = Nic::new(cx, &relay.cards, netdev, (index, name), &relay.socket.kernel);
+        if let Outcome::Reply(bytes) = reply(cx, relay, &nic, header, command, compact) {
+            replies.push(bytes);
+        }
+    }
+    replies
 }
 
 /// The combined channels of a netdev whose kernel has queues in each direction.

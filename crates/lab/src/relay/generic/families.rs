@@ -87,8 +87,9 @@ impl Families {
     pub fn ethtool(&self) -> Option<EthtoolFamily> {
         *self.ethtool.get_or_init(|| {
             let families = kernel_families().ok()?;
-            let id = families.iter().find(|family| family.name == "ethtool")?.id;
-            Some(EthtoolFamily { id, hw_tc: feature_bit(id, HW_TC).ok().flatten()? })
+            let KernelFamily { id, groups, .. } = families.iter().find(|family| family.name == "ethtool")?;
+            let monitor = groups.first().copied().unwrap_or(0);
+            Some(EthtoolFamily { id: *id, monitor, hw_tc: feature_bit(*id, HW_TC).ok().flatten()? })
         })
     }
 
@@ -194,7 +195,9 @@ fn renumber(message: &mut [u8], id: u16, group: u32) -> u32 {
 /// The family `ethtool`, as the kernel has it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct EthtoolFamily {
-    pub(super) id: u16,
+    pub id: u16,
+    /// The number of its multicast group `monitor`, its only one.
+    pub monitor: u32,
     /// The number of the feature NETIF_F_HW_TC, which differs between kernels.
     pub hw_tc: u32,
 }
