@@ -4,7 +4,7 @@ use std::fmt;
 
 use control::devlink::{DevlinkHandle, DevlinkOption, DevlinkVerb, HandlePart, ParamValue};
 use control::{Command, DevlinkCommand};
-use eswitch::{CardConfig, PciAddress, Touched};
+use eswitch::{CardConfig, PciAddress, Touched, Vport};
 
 use crate::card::{Cx, Served};
 use crate::numbers::{attribute as a, command, function, nla};
@@ -64,6 +64,16 @@ pub(crate) fn card_command(
     let words = Words(|| command.in_words(card));
     let stored = host.carried_out(cx, &CarriedOut { words: &words, touched }, outcome.as_ref().copied());
     outcome.and(stored)
+}
+
+/// Reports to the host of the card that an instance was reloaded because its network namespace has died.
+pub(crate) fn homecoming(served: &Served, cx: Cx<'_, '_>, pf: PciAddress, vport: Vport, outcome: Result<(), Refusal>) {
+    let Some(host) = &served.host else { return };
+    let words =
+        Words(|| format!("the devlink instance of {vport} of pci/{pf} reloaded, as its network namespace died"));
+    let done = CarriedOut { words: &words, touched: Touched::PfAndMultiport(pf) };
+    // Nobody waits for an answer. The host logs what it could not store.
+    let _ = host.carried_out(cx, &done, outcome.as_ref().copied());
 }
 
 /// The part of the view that a devlink command may have changed, which is more than the part of the agreed state.

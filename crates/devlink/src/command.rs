@@ -5,6 +5,7 @@ mod health;
 mod param;
 mod port;
 mod rate;
+mod reload;
 
 use eswitch::{CardConfig, Touched};
 use netlink::Errno;
@@ -20,6 +21,7 @@ use crate::request::{Attributes, split};
 
 pub(crate) use dev::{device_message, instance_message};
 pub(crate) use port::port_message;
+pub(crate) use reload::bring_home;
 
 /// Answers a request: adds messages to the reply, or refuses it.
 pub(crate) type Handler = fn(&Served, Cx<'_, '_>, &Attributes<'_>, &mut ReplyWriter<'_>) -> Result<(), Refusal>;
@@ -186,7 +188,7 @@ const COMMANDS: &[Command] = &[
             a::NETNS_FD,
             a::NETNS_ID,
         ],
-        one: Some(dev::reload),
+        one: Some(reload::reload),
         all: None,
     },
     Command {

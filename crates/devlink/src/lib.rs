@@ -16,6 +16,7 @@ mod clients;
 mod command;
 pub mod eswitch_family;
 mod family;
+mod homecoming;
 mod instance;
 mod last_view;
 pub mod nests;
@@ -33,7 +34,7 @@ mod sys;
 pub mod view;
 
 pub use answer::answer;
-pub use card::{Cx, Host, KernelNetdevs, Served};
+pub use card::{Cx, Destination, Host, KernelNetdevs, Served};
 pub use carried_out::CarriedOut;
 pub use client::{Answered, Client, ClientError, connect, join_pieces};
 pub use command::takes_admin;

@@ -19,7 +19,7 @@ use crate::clients::{Clients, ServedClient};
 use crate::command::{device_message, instance_message, port_message};
 use crate::family::{DEVLINK, VERSION};
 use crate::instance::Instance;
-use crate::numbers::{attribute as a, command as c};
+use crate::numbers::{attribute as a, command as c, own};
 use crate::view::DeviceName;
 
 /// Starts a thread that sends notifications, and updates the shared view, until the result is dropped.
@@ -36,6 +36,7 @@ pub(crate) fn start(
         clients: Arc::clone(clients),
         pending: Vec::new(),
         passed_over: BTreeSet::new(),
+        places: BTreeMap::new(),
     };
     Follower::start(cx, served.card.engine(), &served.domain, "notifier", move |cx, events| notifier.handle(cx, events))
 }
@@ -53,6 +54,8 @@ struct Notifier {
     /// Ports that were deleted before their notification could be built. Neither their beginning nor their end is
     /// notified, so that for each port the two alternate.
     passed_over: BTreeSet<PortHandle>,
+    /// The network namespaces of those instances that are not in the card's, as far as was notified.
+    places: BTreeMap<DeviceName, u64>,
 }
 
 impl Notifier {
@@ -74,7 +77,7 @@ impl Notifier {
         for event in events {
             let Some(device) = self.pf_of(&event) else {
                 let mut datagram = Datagram::default();
-                add_sf(&event, &mut datagram);
+                self.add_sf(cx, &event, &mut datagram);
                 send(&listeners, &datagram);
                 continue;
             };
@@ -87,7 +90,7 @@ impl Notifier {
                 Inspected::Free(pf) => pf.as_deref(),
             };
             let mut datagram = Datagram::default();
-            self.add_event(pf, &event, &mut datagram);
+            self.add_event(cx, device, pf, &event, &mut datagram);
             send(&listeners, &datagram);
         }
     }
@@ -104,13 +107,46 @@ impl Notifier {
         }
     }
 
-    fn add_event(&mut self, pf: Option<&PfView>, event: &Event, to: &mut Datagram) {
+    /// The network namespace of an instance that exists. If that is another one than the last notification said, notifies
+    /// that the instance has left the one and appeared in the other (`devlink_reload_netns_change`).
+    fn place(&mut self, cx: &mut Locked<'_, Unlocked>, device: DeviceName, to: &mut Datagram) -> Option<u64> {
+        let now = self.served.shared.netns_of(cx, device);
+        let before = match now {
+            Some(netns) => self.places.insert(device, netns),
+            None => self.places.remove(&device),
+        };
+        if before != now {
+            let instance = Instance { device, netdev: None, elsewhere: false };
+            message(to, before, c::DEL, |to| instance_message(to, &instance));
+            message(to, now, c::NEW, |to| instance_message(to, &instance));
+        }
+        now
+    }
+
+    fn add_event(
+        &mut self,
+        cx: &mut Locked<'_, Unlocked>,
+        device: PciAddress,
+        pf: Option<&PfView>,
+        event: &Event,
+        to: &mut Datagram,
+    ) {
+        let name = DeviceName::Pci(device);
+        let left = self.places.get(&name).copied();
         match event {
-            Event::DeviceBound(device) => message(to, c::NEW, |to| device_message(to, *device)),
-            Event::DeviceUnbound(device) => message(to, c::DEL, |to| device_message(to, *device)),
+            Event::DeviceBound(device) => {
+                self.places.remove(&name);
+                message(to, None, c::NEW, |to| device_message(to, *device));
+            }
+            Event::DeviceUnbound(device) => {
+                self.places.remove(&name);
+                message(to, left, c::DEL, |to| device_message(to, *device));
+            }
             Event::PortNew(handle) => {
-                self.add_port(pf, |port| port.handle == *handle, to);
-                if to.is_empty() {
+                let place = pf.and_then(|_| self.place(cx, name, to));
+                let before = to.len();
+                self.add_port(pf, place, |port| port.handle == *handle, to);
+                if to.len() == before {
                     self.passed_over.insert(*handle);
                 } else {
                     self.passed_over.remove(handle);
@@ -120,33 +156,39 @@ impl Notifier {
             // for a new port (`devlink_port_netdevice_event`).
             Event::Netdev(netdev, _) => {
                 let vport = netdev.vport().unwrap_or(Vport::Uplink);
-                self.add_port(pf, |port| port.vport == vport, to);
+                let place = pf.and_then(|_| self.place(cx, name, to));
+                self.add_port(pf, place, |port| port.vport == vport, to);
             }
             Event::PortDel(handle) if self.passed_over.remove(handle) => {}
-            Event::PortDel(handle) => message(to, c::PORT_DEL, |to| deleted(to, *handle)),
+            Event::PortDel(handle) => message(to, left, c::PORT_DEL, |to| deleted(to, *handle)),
             _ => {}
         }
     }
 
     /// Adds a notification that describes a port as it is now. A port that was deleted meanwhile has a notification of
     /// its own for that.
-    fn add_port(&self, pf: Option<&PfView>, is: impl Fn(&PortView) -> bool, to: &mut Datagram) {
+    fn add_port(&self, pf: Option<&PfView>, place: Option<u64>, is: impl Fn(&PortView) -> bool, to: &mut Datagram) {
         let Some(pf) = pf else { return };
         if let Some(port) = pf.ports.iter().find(|port| is(port)) {
-            message(to, c::PORT_NEW, |to| port_message(&self.served, to, pf.index, port));
+            message(to, place, c::PORT_NEW, |to| port_message(&self.served, to, pf.index, port));
         }
     }
-}
 
-/// Adds the notification of the devlink instance of an SF, if the event is about one.
-fn add_sf(event: &Event, to: &mut Datagram) {
-    let (command, id) = match event {
-        Event::SfBound(id) => (c::NEW, *id),
-        Event::SfUnbound(id) => (c::DEL, *id),
-        _ => return,
-    };
-    let device = DeviceName::Auxiliary(AuxiliaryName::Sf { id });
-    message(to, command, |to| instance_message(to, &Instance { device, netdev: None, elsewhere: false }));
+    /// Adds the notification of the devlink instance of an SF, if the event is about one.
+    fn add_sf(&mut self, cx: &mut Locked<'_, Unlocked>, event: &Event, to: &mut Datagram) {
+        let (command, id) = match event {
+            Event::SfBound(id) => (c::NEW, *id),
+            Event::SfUnbound(id) => (c::DEL, *id),
+            _ => return,
+        };
+        let device = DeviceName::Auxiliary(AuxiliaryName::Sf { id });
+        let left = self.places.remove(&device);
+        let place = if command == c::NEW { self.served.shared.netns_of(cx, device) } else { left };
+        if let (c::NEW, Some(netns)) = (command, place) {
+            self.places.insert(device, netns);
+        }
+        message(to, place, command, |to| instance_message(to, &Instance { device, netdev: None, elsewhere: false }));
+    }
 }
 
 /// Sends notifications to each of these clients. A client whose socket buffer is full misses them.
@@ -176,11 +218,15 @@ impl Inspected {
     }
 }
 
-/// Adds a notification. If it cannot be built, it is left out, as in the kernel when there is no memory for it.
-fn message(to: &mut Datagram, command: u8, fill: impl FnOnce(&mut Builder)) {
+/// Adds a notification. `place`: the network namespace whose programs it is for, if that is not the card's. If it cannot be
+/// built, it is left out, as in the kernel when there is no memory for it.
+fn message(to: &mut Datagram, place: Option<u64>, command: u8, fill: impl FnOnce(&mut Builder)) {
     let _ = to.message(Header::new(DEVLINK, Flags::empty(), 0, 0), |to| {
         to.genl(command, VERSION);
         fill(to);
+        if let Some(netns) = place {
+            to.u64(own::NETNS, netns);
+        }
     });
 }
 

@@ -133,6 +133,13 @@ pub mod attribute {
     pub const RATE_TX_WEIGHT: u16 = 178;
 }
 
+/// Attributes that the kernel does not have. A lab takes them off.
+pub mod own {
+    /// In a notification: the network namespace (SO_NETNS_COOKIE) whose programs it is for, if that is another one than the
+    /// card's.
+    pub const NETNS: u16 = 0x3fff;
+}
+
 /// The attributes of a port function.
 pub mod function {
     pub const HW_ADDR: u16 = 1;

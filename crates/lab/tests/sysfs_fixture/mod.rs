@@ -112,6 +112,7 @@ pub fn card(vfs: u16) -> view::Card {
         driver_override: None,
         msix: 64,
         sriov: None,
+        netns: None,
     };
     let mut functions = vec![view::Function {
         sriov: Some(view::Sriov {

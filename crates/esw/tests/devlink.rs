@@ -1,0 +1,151 @@
+//! devlink in a lab around a card of real netdevs, as iproute2's program uses it: what mlx5 answers and what it refuses.
+
+mod lab;
+
+use std::fs;
+
+use lab::{Folder, compare, session};
+
+/// Runs commands in a lab around one PF at 0000:08:00.0 and compares what each prints with what is expected, where `…`
+/// stands for anything.
+fn run_session(name: &str, script: &[(&str, &str)]) {
+    let folder = Folder::make(name);
+    let config =
+        "[cards.card0]\nkind = \"linux\"\n[cards.card0.card]\npfs = 1\ntotal_vfs = 4\nmodules = [\"mlx5_ib\"]\n";
+    fs::write(folder.0.join("config"), config).unwrap();
+    let commands: Vec<&str> = script.iter().map(|(command, _)| *command).collect();
+    let printed = session(&folder, "bash", "--config $FOLDER/config", &commands);
+    for ((command, expected), printed) in script.iter().zip(printed) {
+        let expected: Vec<String> = expected.lines().map(str::to_owned).collect();
+        compare(command, &expected, &printed);
+    }
+}
+
+#[test]
+fn an_instance_is_reloaded_into_another_network_namespace_and_comes_home_when_that_dies() {
+    if lab::skipped(&["bash", "devlink", "nsenter"]) {
+        return;
+    }
+    const GONE: &str = "kernel answers: No such device";
+    run_session(
+        "netns",
+        &[
+            ("ip netns add one; one() { nsenter --net=/run/netns/one \"$@\"; }", ""),
+            (
+                "timeout 60 devlink monitor > /run/home & H=$!; nsenter --net=/run/netns/one timeout 60 devlink monitor > /run/one & O=$!; sleep 0.5",
+                "",
+            ),
+            ("devlink dev reload pci/0000:08:00.0 netns one", ""),
+            ("devlink dev show; devlink port show; ip -br link show type veth; ip -br link | grep -v lo", ""),
+            ("devlink dev show pci/0000:08:00.0", GONE),
+            ("one devlink dev show", "pci/0000:08:00.0"),
+            (
+                "one devlink port show",
+                "pci/0000:08:00.0/65535: type eth netdev eth0 flavour physical port 0 splittable false",
+            ),
+            ("one ip -br link show eth0", "eth0…DOWN…"),
+            // What it makes there stays there, and its VFs are instances of their own.
+            (&format!("echo 1 > {NUMVFS}; one devlink dev eswitch set pci/0000:08:00.0 mode switchdev"), ""),
+            (
+                "one devlink port show pci/0000:08:00.0/1",
+                "pci/0000:08:00.0/1: type eth netdev eth1 flavour pcivf controller 0 pfnum 0 vfnum 0 external false \
+                 splittable false\n…",
+            ),
+            ("devlink dev show", "pci/0000:08:00.1"),
+            ("devlink port show", "pci/0000:08:00.1/…: type eth netdev enp8s0f0v0 flavour virtual splittable false"),
+            ("devlink dev reload pci/0000:08:00.1 netns one; devlink dev show", ""),
+            ("one devlink port show eth2", "pci/0000:08:00.1/…: type eth netdev eth2 flavour virtual splittable false"),
+            ("one devlink dev reload pci/0000:08:00.1; one devlink dev show pci/0000:08:00.1", "pci/0000:08:00.1"),
+            // A driver that is bound makes an instance at home.
+            ("cd /sys/bus/pci/drivers/mlx5_core; echo 0000:08:00.1 > unbind; echo 0000:08:00.1 > bind; cd /", ""),
+            ("devlink dev show; one devlink dev show", "pci/0000:08:00.1\npci/0000:08:00.0"),
+            ("ip netns del one; kill $O; wait $O 2>/dev/null", ""),
+            (
+                "for i in {1..100}; do devlink dev show pci/0000:08:00.0 2>/dev/null && break; sleep 0.1; done",
+                "pci/0000:08:00.0",
+            ),
+            (
+                "devlink port show pci/0000:08:00.0/65535",
+                "pci/0000:08:00.0/65535: type eth netdev enp8s0f0np0 flavour physical port 0 splittable false",
+            ),
+            (
+                "sleep 0.5; kill $H; wait $H 2>/dev/null; grep 08:00.0 /run/home | head -2",
+                "[port,del] pci/0000:08:00.0/65535…\n[dev,del] pci/0000:08:00.0",
+            ),
+            ("grep '^.dev.*08:00.0' /run/home", "[dev,del] pci/0000:08:00.0\n[dev,new] pci/0000:08:00.0"),
+            ("head -1 /run/one", "[dev,new] pci/0000:08:00.0"),
+        ],
+    );
+}
+
+const NUMVFS: &str = "/sys/bus/pci/devices/0000:08:00.0/sriov_numvfs";
+
+#[test]
+fn a_reload_that_the_kernel_or_mlx5_refuses_changes_nothing() {
+    if lab::skipped(&["bash", "devlink", "nsenter", "unshare"]) {
+        return;
+    }
+    const UNKNOWN: &str = "Error: Unknown network namespace.\nkernel answers: Invalid argument";
+    run_session(
+        "reload",
+        &[
+            (&format!("echo 1 > {NUMVFS}; ip -br link show enp8s0f0np0 | cut -c-11 > /run/before"), ""),
+            ("devlink dev reload pci/0000:08:00.0 netns 4194304", UNKNOWN),
+            (
+                "devlink dev reload pci/0000:08:00.0 limit no_reset",
+                "Error: Requested limit is invalid for this action.\nkernel answers: Invalid argument",
+            ),
+            (
+                "devlink dev reload pci/0000:08:00.0 action fw_activate",
+                "Error: mlx5_core: FW activate requires reboot.\nkernel answers: Invalid argument",
+            ),
+            (
+                "devlink dev reload pci/0000:08:00.0 action fw_activate limit no_reset",
+                "Error: mlx5_core: FW upgrade to the stored FW can't be done by FW live patching.\n\
+                 kernel answers: Invalid argument",
+            ),
+            (
+                "devlink dev reload pci/0000:08:00.1 action fw_activate",
+                "Error: mlx5_core: FW activate is unsupported for this function.\n\
+                 kernel answers: Operation not supported",
+            ),
+            (
+                "devlink dev reload pci/0000:08:00.0 action fw_activate netns $$",
+                "Error: devlink: Changing namespace is only supported for reinit action.\n\
+                 kernel answers: Operation not supported",
+            ),
+            ("devlink dev show", "pci/0000:08:00.0\npci/0000:08:00.1"),
+            // A reload into the namespace in which the instance is already is a reload.
+            (
+                "devlink dev reload pci/0000:08:00.0 netns $$",
+                "Warning: mlx5_core: reload while VFs are present is unfavorable.",
+            ),
+            (
+                "ip -br link show enp8s0f0np0 | cut -c-11 | cmp - /run/before; devlink dev show",
+                "pci/0000:08:00.0\npci/0000:08:00.1",
+            ),
+            ("devlink dev reload pci/0000:08:00.1 action driver_reinit", "reload_actions_performed:\n…driver_reinit…"),
+        ],
+    );
+}
+
+#[test]
+fn a_daemon_that_takes_a_card_over_knows_where_its_instances_are() {
+    if lab::skipped(&["bash", "devlink", "nsenter"]) {
+        return;
+    }
+    let folder = Folder::make("netns-kept");
+    fs::write(folder.0.join("config"), "[cards.card0]\nkind = \"linux\"\n").unwrap();
+    let script = "mount -t tmpfs tmpfs /run; mkdir -p /run/state /run/netns; mount --bind /run/state /var/lib
+        $ESW up --daemon --detach --config $FOLDER/config >&2
+        $ESW exec -- bash -c 'ip netns add one; devlink dev reload pci/0000:08:00.0 netns one'
+        $ESW down --keep >&2
+        $ESW up --daemon --detach --config $FOLDER/config >&2
+        $ESW exec -- bash -c 'devlink dev show; echo @; nsenter --net=/run/netns/one devlink port show'
+        $ESW down >&2";
+    let output = lab::apart(script, &folder.0);
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{stdout}\n{stderr}");
+    let expected = "@\npci/0000:08:00.0/65535: type eth netdev eth0 flavour physical port 0 splittable false\n";
+    assert_eq!(stdout, expected, "{stderr}");
+}
