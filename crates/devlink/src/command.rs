@@ -20,7 +20,7 @@ use crate::reply::ReplyWriter;
 use crate::request::{Attributes, split};
 
 pub(crate) use dev::{device_message, instance_message};
-pub(crate) use port::port_message;
+pub(crate) use port::{function_port_message, port_message};
 pub(crate) use reload::bring_home;
 
 /// Answers a request: adds messages to the reply, or refuses it.

@@ -16,7 +16,7 @@ use rustix::net::{self, SendFlags};
 
 use crate::card::Served;
 use crate::clients::{Clients, ServedClient};
-use crate::command::{device_message, instance_message, port_message};
+use crate::command::{device_message, function_port_message, instance_message, port_message};
 use crate::family::{DEVLINK, VERSION};
 use crate::instance::Instance;
 use crate::numbers::{attribute as a, command as c, own};
@@ -75,7 +75,7 @@ impl Notifier {
         // Each PF is inspected once for all of these events.
         let mut pfs: BTreeMap<PciAddress, Inspected> = BTreeMap::new();
         for event in events {
-            let Some(device) = self.pf_of(&event) else {
+            let Some(device) = self.pf_of(cx, &event) else {
                 let mut datagram = Datagram::default();
                 self.add_sf(cx, &event, &mut datagram);
                 send(&listeners, &datagram);
@@ -95,14 +95,16 @@ impl Notifier {
         }
     }
 
-    /// The PF that an event concerns, if the event is one that devlink notifies.
-    fn pf_of(&self, event: &Event) -> Option<PciAddress> {
+    /// The PF that an event concerns, if the event is one that devlink notifies. `None` for an SF that is gone.
+    fn pf_of(&self, cx: &mut Locked<'_, Unlocked>, event: &Event) -> Option<PciAddress> {
+        let config = self.served.card.engine().config();
         match event {
-            Event::DeviceBound(device) | Event::DeviceUnbound(device) => Some(*device),
-            Event::PortNew(handle) | Event::PortDel(handle) => Some(handle.device),
-            Event::Netdev(Resource::PfNetdev(pf) | Resource::Representor(pf, ..), _) => {
-                Some(self.served.card.engine().config().pf_address(*pf))
+            Event::DeviceBound(device) | Event::DeviceUnbound(device) => {
+                Some(config.vf_at(*device).map_or(*device, |(pf, _)| config.pf_address(pf)))
             }
+            Event::SfBound(id) | Event::SfUnbound(id) => self.served.shared.pf_of_sf(cx, *id),
+            Event::PortNew(handle) | Event::PortDel(handle) => Some(handle.device),
+            Event::Netdev(Resource::PfNetdev(pf) | Resource::Representor(pf, ..), _) => Some(config.pf_address(*pf)),
             _ => None,
         }
     }
@@ -116,7 +118,7 @@ impl Notifier {
             None => self.places.remove(&device),
         };
         if before != now {
-            let instance = Instance { device, netdev: None, elsewhere: false };
+            let instance = Instance::new(self.served.card.engine().config(), device);
             message(to, before, c::DEL, |to| instance_message(to, &instance));
             message(to, now, c::NEW, |to| instance_message(to, &instance));
         }
@@ -134,6 +136,12 @@ impl Notifier {
         let name = DeviceName::Pci(device);
         let left = self.places.get(&name).copied();
         match event {
+            Event::DeviceBound(device) if self.is_vf(*device) => {
+                self.add_function(cx, DeviceName::Pci(*device), true, to)
+            }
+            Event::DeviceUnbound(device) if self.is_vf(*device) => {
+                self.add_function(cx, DeviceName::Pci(*device), false, to);
+            }
             Event::DeviceBound(device) => {
                 self.places.remove(&name);
                 message(to, None, c::NEW, |to| device_message(to, *device));
@@ -152,6 +160,7 @@ impl Notifier {
                     self.passed_over.remove(handle);
                 }
             }
+            Event::SfBound(_) | Event::SfUnbound(_) => self.add_sf(cx, event, to),
             // When the netdev of a port is renamed, leaves the instance's namespace or comes back, devlink notifies as
             // for a new port (`devlink_port_netdevice_event`).
             Event::Netdev(netdev, _) => {
@@ -174,20 +183,35 @@ impl Notifier {
         }
     }
 
-    /// Adds the notification of the devlink instance of an SF, if the event is about one.
+    /// Adds the notifications about an SF, if the event is about one.
     fn add_sf(&mut self, cx: &mut Locked<'_, Unlocked>, event: &Event, to: &mut Datagram) {
-        let (command, id) = match event {
-            Event::SfBound(id) => (c::NEW, *id),
-            Event::SfUnbound(id) => (c::DEL, *id),
-            _ => return,
-        };
-        let device = DeviceName::Auxiliary(AuxiliaryName::Sf { id });
-        let left = self.places.remove(&device);
-        let place = if command == c::NEW { self.served.shared.netns_of(cx, device) } else { left };
-        if let (c::NEW, Some(netns)) = (command, place) {
-            self.places.insert(device, netns);
+        if let Event::SfBound(id) | Event::SfUnbound(id) = *event {
+            let device = DeviceName::Auxiliary(AuxiliaryName::Sf { id });
+            self.add_function(cx, device, matches!(event, Event::SfBound(_)), to);
         }
-        message(to, place, command, |to| instance_message(to, &Instance { device, netdev: None, elsewhere: false }));
+    }
+
+    fn is_vf(&self, device: PciAddress) -> bool {
+        self.served.card.engine().config().vf_at(device).is_some()
+    }
+
+    /// Adds the notifications of the devlink instance of a VF or SF that is there now, or is gone, and of its port.
+    fn add_function(&mut self, cx: &mut Locked<'_, Unlocked>, device: DeviceName, is_new: bool, to: &mut Datagram) {
+        let served = &self.served;
+        let left = self.places.remove(&device);
+        let config = served.card.engine().config();
+        if !is_new {
+            let instance = Instance::new(config, device);
+            message(to, left, c::PORT_DEL, |to| function_port_message(served, to, &instance));
+            return message(to, left, c::DEL, |to| instance_message(to, &instance));
+        }
+        // A command that has just ended may have given it its netdev.
+        served.publish(cx, Touched::Nothing);
+        let place = served.shared.netns_of(cx, device);
+        self.places.extend(place.map(|netns| (device, netns)));
+        let instance = served.shared.instance(cx, config, device);
+        message(to, place, c::NEW, |to| instance_message(to, &instance));
+        message(to, place, c::PORT_NEW, |to| function_port_message(served, to, &instance));
     }
 }
 

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use eswitch::auxiliary::AuxiliaryName;
 use eswitch::card::{MovedInstance, Resource};
 use eswitch::inspect::PfView;
 use eswitch::{CardConfig, Engine, PciAddress, PfFunction, Touched};
@@ -28,6 +29,7 @@ use lockdep::{Locked, Mutex, Unlocked, lock_classes};
 use rustix::fs::{MemfdFlags, Mode, OFlags, fchmod, memfd_create, open};
 use rustix::io::{pread, pwrite};
 
+use crate::instance::Instance;
 use crate::view::{self, Appearance, DeviceName};
 
 lock_classes! {
@@ -172,6 +174,24 @@ impl SharedView {
     /// one than the card's.
     pub(crate) fn netns_of(&self, cx: &mut Locked<'_, Unlocked>, device: DeviceName) -> Option<u64> {
         self.0.lock_leaf(cx).last.as_ref()?.netns_of(device)
+    }
+
+    /// The devlink instance of a VF or SF, in the view that was published last.
+    pub(crate) fn instance(&self, cx: &mut Locked<'_, Unlocked>, config: &CardConfig, device: DeviceName) -> Instance {
+        match &self.0.lock_leaf(cx).last {
+            Some(view) => Instance::of(view, config, device),
+            None => Instance::new(config, device),
+        }
+    }
+
+    /// The address of the PF of an SF, in the view that was published last. `None`: there is no such SF.
+    pub(crate) fn pf_of_sf(&self, cx: &mut Locked<'_, Unlocked>, id: u32) -> Option<PciAddress> {
+        let state = self.0.lock_leaf(cx);
+        let mut devices = state.last.as_ref()?.auxiliary.iter();
+        match devices.find(|device| device.name == AuxiliaryName::Sf { id })?.parent {
+            DeviceName::Pci(pf) => Some(pf),
+            DeviceName::Auxiliary(_) => None,
+        }
     }
 
     fn inspect(&self, cx: &mut Locked<'_, Unlocked>, engine: &Engine, touched: Touched) -> Inspected {

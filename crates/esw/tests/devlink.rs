@@ -149,3 +149,41 @@ fn a_daemon_that_takes_a_card_over_knows_where_its_instances_are() {
     let expected = "@\npci/0000:08:00.0/65535: type eth netdev eth0 flavour physical port 0 splittable false\n";
     assert_eq!(stdout, expected, "{stderr}");
 }
+
+/// The index has the number of the function in the upper half (`mlx5_esw_vport_to_devlink_port_index`): 2 for the first VF
+/// of a card with one PF and four VFs, as the PF has 0.
+#[test]
+fn the_port_of_a_vf_and_an_sf_is_announced_and_withdrawn_with_its_instance() {
+    if lab::skipped(&["bash", "devlink"]) {
+        return;
+    }
+    run_session(
+        "virtual",
+        &[
+            ("timeout 60 devlink monitor > /run/events & M=$!; sleep 0.5", ""),
+            (
+                &format!("echo 1 > {NUMVFS}; devlink port show"),
+                "…/65535: …\npci/0000:08:00.1/65536: type eth netdev enp8s0f0v0 flavour virtual splittable false",
+            ),
+            ("devlink port show pci/0000:08:00.1/1", "kernel answers: No such device"),
+            ("devlink health show pci/0000:08:00.1/65536 reporter tx", "pci/0000:08:00.1/65536:\n  reporter tx\n…"),
+            ("devlink dev eswitch set pci/0000:08:00.0 mode switchdev", ""),
+            ("devlink port add pci/0000:08:00.0 flavour pcisf pfnum 0 sfnum 5 > /dev/null", ""),
+            ("devlink port function set pci/0000:08:00.0/32768 state active; sleep 0.5", ""),
+            (
+                "devlink port show | grep auxiliary",
+                "auxiliary/mlx5_core.sf.…/…: type eth netdev enp8s0f0s5 flavour virtual splittable false",
+            ),
+            ("devlink port del pci/0000:08:00.0/32768; sleep 0.5; kill $M; wait $M 2>/dev/null", ""),
+            (
+                "grep -e 08:00.1 -e auxiliary /run/events",
+                "[dev,new] pci/0000:08:00.1\n\
+                 [port,new] pci/0000:08:00.1/65536: type eth netdev enp8s0f0v0 flavour virtual splittable false\n\
+                 [dev,new] auxiliary/mlx5_core.sf.…\n\
+                 [port,new] auxiliary/mlx5_core.sf.…: type eth netdev enp8s0f0s5 flavour virtual splittable false\n\
+                 [port,del] auxiliary/mlx5_core.sf.…: type notset flavour virtual splittable false\n\
+                 [dev,del] auxiliary/mlx5_core.sf.…",
+            ),
+        ],
+    );
+}

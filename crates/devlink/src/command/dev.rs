@@ -71,7 +71,7 @@ pub(super) fn get_all(
     for device in bound(served, cx) {
         reply.add(c::NEW, |to| device_message(to, device));
     }
-    for instance in instance::all(&served.view(cx)) {
+    for instance in instance::all_of(served, cx) {
         reply.add(c::NEW, |to| instance_message(to, &instance));
     }
     Ok(())
@@ -188,7 +188,7 @@ pub(super) fn info_all(
     for device in bound(served, cx) {
         reply.add(c::INFO_GET, |to| info_message(to, &served.profile, |to| put_device(to, device)));
     }
-    for instance in instance::all(&served.view(cx)) {
+    for instance in instance::all_of(served, cx) {
         reply.add(c::INFO_GET, |to| info_message(to, &served.profile, |to| put_instance(to, &instance)));
     }
     Ok(())

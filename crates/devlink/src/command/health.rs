@@ -120,7 +120,7 @@ pub(super) fn get_all(
     reply: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
     let (devices, instances) = match attributes.handle()? {
-        None => (bound(served, cx), instance::all(&served.view(cx))),
+        None => (bound(served, cx), instance::all_of(served, cx)),
         Some(handle) => match instance::find(served, cx, handle)? {
             Named::Pf(device) => (vec![device], Vec::new()),
             Named::Function(instance) => (Vec::new(), vec![instance]),

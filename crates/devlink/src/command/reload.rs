@@ -175,7 +175,7 @@ pub(crate) fn bring_home(served: &Served, cx: Cx<'_, '_>, pf: PfIndex, vport: Vp
     let address = served.card.engine().config().pf_address(pf);
     let all: Vec<Named> = match vport {
         Vport::Uplink => vec![Named::Pf(address)],
-        _ => instance::all(&served.view(cx)).into_iter().map(Named::Function).collect(),
+        _ => instance::all_of(served, cx).into_iter().map(Named::Function).collect(),
     };
     let meant = all.into_iter().find(|named| place_of(served, cx, named) == Some((pf, vport)));
     match (meant, &served.netdevs) {

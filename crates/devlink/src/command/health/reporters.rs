@@ -7,7 +7,7 @@ use eswitch::inspect::PfView;
 use netlink::{Builder, Errno};
 
 use super::HEALTHY;
-use crate::instance::{self, Instance};
+use crate::instance::Instance;
 use crate::nests::nest;
 use crate::numbers::{attribute as a, command as c, nla};
 use crate::refusal::Refusal;
@@ -86,7 +86,7 @@ pub(super) fn of_pf(pf: &PfView, dpu: bool) -> Vec<Reporter> {
 pub(super) fn of_instance(instance: &Instance) -> Vec<Reporter> {
     let of = |kind, port| Reporter { kind, device: instance.device, port, dpu: false };
     let queues = instance.netdev.iter().flat_map(|_| [Kind::Tx, Kind::Rx]);
-    let queues = queues.map(|kind| of(kind, Some(instance::PORT)));
+    let queues = queues.map(|kind| of(kind, Some(instance.port)));
     [of(Kind::Vnic, None)].into_iter().chain(queues).collect()
 }
 
