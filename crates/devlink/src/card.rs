@@ -12,6 +12,7 @@ use lockdep::{Domain, Locked, Unlocked};
 use crate::carried_out::CarriedOut;
 use crate::last_view::LastView;
 use crate::refusal::Refusal;
+use crate::settings::Settings;
 use crate::shared::SharedView;
 use crate::view::{self, Appearance, Profile};
 
@@ -31,6 +32,8 @@ pub struct Served {
     pub last: LastView,
     /// The view in memory that other processes read.
     pub shared: SharedView,
+    /// The settings of traps and health reporters.
+    pub settings: Settings,
 }
 
 impl Served {
@@ -44,6 +47,7 @@ impl Served {
             host: None,
             last: LastView::default(),
             shared: SharedView::default(),
+            settings: Settings::default(),
         }
     }
 

@@ -94,6 +94,12 @@ fn pf_of(card: &CardConfig, address: PciAddress) -> PciAddress {
 fn touched(card: &CardConfig, number: u8, asked: &Attributes<'_>) -> Touched {
     let of: fn(PciAddress) -> Touched = match number {
         command::ESWITCH_GET | command::HEALTH_RECOVER | command::HEALTH_DIAGNOSE => return Touched::Nothing,
+        // What they set is kept by the server.
+        command::HEALTH_SET | command::HEALTH_DUMP_GET | command::HEALTH_DUMP_CLEAR | command::HEALTH_TEST => {
+            return Touched::Nothing;
+        }
+        command::TRAP_SET | command::TRAP_GROUP_SET | command::FLASH_UPDATE => return Touched::Nothing,
+        command::REGION_NEW | command::REGION_DEL | command::REGION_READ => return Touched::Nothing,
         command::PORT_SET | command::PORT_NEW | command::PORT_DEL => Touched::Pf,
         command::RATE_SET | command::RATE_NEW | command::RATE_DEL => Touched::Pf,
         command::ESWITCH_SET | command::RELOAD | command::PARAM_SET => Touched::PfAndMultiport,

@@ -61,9 +61,23 @@ struct Notifier {
 impl Notifier {
     fn handle(&mut self, cx: &mut Locked<'_, Unlocked>, events: Vec<Event>) -> Option<Duration> {
         let is_current = self.served.publish(cx, Touched::Nothing);
+        events.iter().for_each(|event| self.forget_settings(cx, event));
         self.pending.extend(events);
         self.notify_listeners(cx);
         (!is_current || !self.pending.is_empty()).then_some(RETRY_AFTER)
+    }
+
+    /// Forgets the settings of what is gone.
+    fn forget_settings(&self, cx: &mut Locked<'_, Unlocked>, event: &Event) {
+        let settings = &self.served.settings;
+        match event {
+            Event::DeviceUnbound(device) if !self.is_vf(*device) => settings.forget(cx, DeviceName::Pci(*device)),
+            // The reporters of the uplink's port go with a reload, which forgets their settings itself.
+            Event::PortDel(port) if port.index.0 & 0xffff != u32::from(Vport::Uplink.number()) => {
+                settings.forget_port(cx, DeviceName::Pci(port.device), port.index.0)
+            }
+            _ => {}
+        }
     }
 
     fn notify_listeners(&mut self, cx: &mut Locked<'_, Unlocked>) {

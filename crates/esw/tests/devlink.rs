@@ -187,3 +187,80 @@ fn the_port_of_a_vf_and_an_sf_is_announced_and_withdrawn_with_its_instance() {
         ],
     );
 }
+
+#[test]
+fn traps_and_reporters_keep_their_settings_as_long_as_the_kernel_does() {
+    if lab::skipped(&["bash", "devlink"]) {
+        return;
+    }
+    const NOT_SUPPORTED: &str = "kernel answers: Operation not supported";
+    const INVALID: &str = "kernel answers: Invalid argument";
+    let trap = |action: &str| {
+        format!("pci/0000:08:00.0:\n  name dmac_filter type drop generic true action {action} group l2_drops")
+    };
+    let (dropping, trapping) = (trap("drop"), trap("trap"));
+    run_session(
+        "settings",
+        &[
+            (&format!("echo 1 > {NUMVFS}; P=pci/0000:08:00.0"), ""),
+            (
+                "devlink trap show",
+                "pci/0000:08:00.0:\n  name ingress_vlan_filter type drop generic true action drop group l2_drops\n  name \
+                 dmac_filter type drop generic true action drop group l2_drops\npci/0000:08:00.1:\n…\n…",
+            ),
+            ("devlink trap group show $P group l2_drops", "pci/0000:08:00.0:\n  name l2_drops generic true"),
+            ("devlink trap policer show", ""),
+            ("devlink trap set $P trap dmac_filter action trap; devlink trap show $P trap dmac_filter", &trapping),
+            ("devlink trap set $P trap dmac_filter action mirror", NOT_SUPPORTED),
+            (
+                "devlink trap set $P trap source_mac_is_multicast action trap",
+                "Error: Device did not register this trap.\nkernel answers: No such file or directory",
+            ),
+            ("devlink trap group set $P group l2_drops policer 1", NOT_SUPPORTED),
+            ("devlink trap show $P trap dmac_filter", &trapping),
+            // A reload makes the traps anew.
+            ("devlink dev reload $P 2>/dev/null; devlink trap show $P trap dmac_filter", &dropping),
+            ("devlink trap group set $P group l2_drops action trap; devlink trap show $P trap dmac_filter", &trapping),
+            ("devlink dev eswitch set $P mode switchdev", ""),
+            (
+                "devlink trap set $P trap dmac_filter action drop",
+                "Error: mlx5_core: Devlink traps can't be set in switchdev mode.\nkernel answers: Operation not supported",
+            ),
+            ("devlink trap set pci/0000:08:00.1 trap dmac_filter action trap", ""),
+            ("devlink health set $P reporter fw auto_dump false", ""),
+            ("devlink health set $P reporter fw grace_period 5", NOT_SUPPORTED),
+            ("devlink health set $P reporter vnic auto_dump false", NOT_SUPPORTED),
+            ("devlink port health set $P/65535 reporter tx grace_period 7 auto_recover false", ""),
+            (
+                "devlink health show $P reporter fw; devlink port health show $P/65535 reporter tx",
+                "pci/0000:08:00.0:\n  reporter fw\n    state healthy error 0 recover 0 auto_dump false\n\
+                 pci/0000:08:00.0/65535:\n  reporter tx\n    state healthy error 0 recover 0 grace_period 7 auto_recover \
+                 false auto_dump true",
+            ),
+            // The reporters of a port are made anew, those of the device are not.
+            (
+                "devlink dev reload $P 2>/dev/null; sleep 0.3; devlink health show $P reporter fw; devlink port health show \
+                 $P/65535 reporter tx",
+                "pci/0000:08:00.0:\n  reporter fw\n    state healthy error 0 recover 0 auto_dump false\n\
+                 pci/0000:08:00.0/65535:\n  reporter tx\n    state healthy error 0 recover 0 grace_period 500 auto_recover \
+                 true auto_dump true",
+            ),
+            ("devlink health dump show $P reporter fw", NOT_SUPPORTED),
+            ("devlink health dump show $P reporter fw_fatal", "kernel answers: No such device"),
+            ("devlink health dump show $P reporter vnic", NOT_SUPPORTED),
+            ("devlink health dump show $P reporter none", INVALID),
+            ("devlink health dump clear $P reporter fw", ""),
+            ("devlink health dump clear $P reporter vnic", NOT_SUPPORTED),
+            ("devlink health test $P reporter fw", NOT_SUPPORTED),
+            ("devlink health recover $P reporter fw_fatal", ""),
+            ("devlink region show", ""),
+            ("devlink region show $P/cr-space", INVALID),
+            (
+                "devlink region new $P/cr-space snapshot 1",
+                "Error: The requested region does not exist.\nkernel answers: Invalid argument",
+            ),
+            ("devlink region del $P/cr-space snapshot 1", INVALID),
+            ("devlink dev flash $P file none.bin", "Error: failed to locate the requested firmware file."),
+        ],
+    );
+}

@@ -125,10 +125,18 @@ fn reload_to(served: &Served, cx: Cx<'_, '_>, meant: &Named, to: Destination<'_>
 }
 
 fn carry_out(served: &Served, cx: Cx<'_, '_>, meant: &Named) -> Result<(), Refusal> {
-    match meant {
-        Named::Pf(device) => Ok(served.card.engine().reload(cx, *device)?),
-        Named::Function(instance) => reload_instance(served, cx, instance),
-    }
+    let device = match meant {
+        Named::Pf(device) => {
+            served.card.engine().reload(cx, *device)?;
+            DeviceName::Pci(*device)
+        }
+        Named::Function(instance) => {
+            reload_instance(served, cx, instance)?;
+            instance.device
+        }
+    };
+    served.settings.reloaded(cx, device);
+    Ok(())
 }
 
 /// Unbinds the driver of a VF or SF and binds it again.

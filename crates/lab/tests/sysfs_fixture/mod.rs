@@ -140,6 +140,7 @@ pub fn card(vfs: u16) -> view::Card {
         parent,
         driver: Some(driver.to_owned()),
         sfnum,
+        netns: None,
     };
     let module = |name: &str, depends: &[&str], drivers: &[(&str, &str)]| view::Module {
         name: name.to_owned(),
