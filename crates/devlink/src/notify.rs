@@ -67,16 +67,13 @@ impl Notifier {
         (!is_current || !self.pending.is_empty()).then_some(RETRY_AFTER)
     }
 
-    /// Forgets the settings of what is gone.
+    /// Forgets the settings of ports that are gone.
     fn forget_settings(&self, cx: &mut Locked<'_, Unlocked>, event: &Event) {
-        let settings = &self.served.settings;
-        match event {
-            Event::DeviceUnbound(device) if !self.is_vf(*device) => settings.forget(cx, DeviceName::Pci(*device)),
-            // The reporters of the uplink's port go with a reload, which forgets their settings itself.
-            Event::PortDel(port) if port.index.0 & 0xffff != u32::from(Vport::Uplink.number()) => {
-                settings.forget_port(cx, DeviceName::Pci(port.device), port.index.0)
-            }
-            _ => {}
+        // The reporters of the uplink's port go with a reload, which forgets their settings itself.
+        if let Event::PortDel(port) = event
+            && port.index.0 & 0xffff != u32::from(Vport::Uplink.number())
+        {
+            self.served.settings.forget_port(cx, DeviceName::Pci(port.device), port.index.0);
         }
     }
 
@@ -223,7 +220,12 @@ impl Notifier {
         served.publish(cx, Touched::Nothing);
         let place = served.shared.netns_of(cx, device);
         self.places.extend(place.map(|netns| (device, netns)));
-        let instance = served.shared.instance(cx, config, device);
+        let mut instance = served.shared.instance(cx, config, device);
+        if instance.netdev.is_none() {
+            // The view may be older than the netdev. This looks at everything, and waits for a command for a moment only.
+            served.publish(cx, Touched::Modules);
+            instance = served.shared.instance(cx, config, device);
+        }
         message(to, place, c::NEW, |to| instance_message(to, &instance));
         message(to, place, c::PORT_NEW, |to| function_port_message(served, to, &instance));
     }

@@ -1,4 +1,4 @@
-//! Settings of traps and health reporters. They are kept for as long as the kernel keeps them, and by nobody else: a daemon
+//! Settings of traps, of health reporters, and of parameters of VFs and SFs. They are kept for as long as the kernel keeps them, and by nobody else: a daemon
 //! that is started again has the defaults.
 
 use std::collections::BTreeMap;
@@ -31,6 +31,8 @@ struct State {
     /// DEVLINK_TRAP_ACTION_* of the traps of an instance that are not at their default.
     traps: BTreeMap<(DeviceName, &'static str), u8>,
     reporters: BTreeMap<ReporterKey, ReporterSettings>,
+    /// Parameters of VFs and SFs that are not at their default.
+    params: BTreeMap<(DeviceName, &'static str), u32>,
 }
 
 /// The settings of the instances of a card.
@@ -68,6 +70,16 @@ impl Settings {
         change(self.0.lock_leaf(cx).reporters.entry(reporter).or_default());
     }
 
+    /// A parameter of a VF or SF, if it was set.
+    pub(crate) fn param<L>(&self, cx: &mut Locked<'_, L>, device: DeviceName, name: &'static str) -> Option<u32> {
+        self.0.lock_leaf(cx).params.get(&(device, name)).copied()
+    }
+
+    /// Sets a parameter of a VF or SF.
+    pub(crate) fn set_param<L>(&self, cx: &mut Locked<'_, L>, device: DeviceName, name: &'static str, value: u32) {
+        self.0.lock_leaf(cx).params.insert((device, name), value);
+    }
+
     /// Forgets what is made anew when an instance is reloaded: its traps, and the reporters of its ports. Those of the
     /// device stay (`mlx5_fw_reporters_create` in `mlx5_init_one`).
     pub(crate) fn reloaded<L>(&self, cx: &mut Locked<'_, L>, device: DeviceName) {
@@ -76,11 +88,12 @@ impl Settings {
         state.reporters.retain(|(of, port, _), _| *of != device || port.is_none());
     }
 
-    /// Forgets the settings of an instance that is gone.
-    pub(crate) fn forget<L>(&self, cx: &mut Locked<'_, L>, device: DeviceName) {
+    /// Forgets the settings of instances that are gone.
+    pub(crate) fn forget<L>(&self, cx: &mut Locked<'_, L>, is_gone: impl Fn(DeviceName) -> bool) {
         let mut state = self.0.lock_leaf(cx);
-        state.traps.retain(|(of, _), _| *of != device);
-        state.reporters.retain(|(of, ..), _| *of != device);
+        state.traps.retain(|(of, _), _| !is_gone(*of));
+        state.reporters.retain(|(of, ..), _| !is_gone(*of));
+        state.params.retain(|(of, _), _| !is_gone(*of));
     }
 
     /// Forgets the settings of the reporters of a port that is gone.

@@ -150,8 +150,8 @@ fn a_daemon_that_takes_a_card_over_knows_where_its_instances_are() {
     assert_eq!(stdout, expected, "{stderr}");
 }
 
-/// The index has the number of the function in the upper half (`mlx5_esw_vport_to_devlink_port_index`): 2 for the first VF
-/// of a card with one PF and four VFs, as the PF has 0.
+/// The index has the number of the function in the upper half (`mlx5_esw_vport_to_devlink_port_index`): 1 for the first VF
+/// of a card with one PF, which has 0.
 #[test]
 fn the_port_of_a_vf_and_an_sf_is_announced_and_withdrawn_with_its_instance() {
     if lab::skipped(&["bash", "devlink"]) {
@@ -261,6 +261,54 @@ fn traps_and_reporters_keep_their_settings_as_long_as_the_kernel_does() {
             ),
             ("devlink region del $P/cr-space snapshot 1", INVALID),
             ("devlink dev flash $P file none.bin", "Error: failed to locate the requested firmware file."),
+        ],
+    );
+}
+
+#[test]
+fn a_vf_has_parameters_of_its_own() {
+    if lab::skipped(&["bash", "devlink"]) {
+        return;
+    }
+    let param = |name: &str, kind: &str, value: &str| {
+        format!("pci/0000:08:00.1:\n  name {name} type {kind}\n    values:\n      cmode driverinit value {value}")
+    };
+    let changed = param("max_macs", "generic", "64");
+    run_session(
+        "params",
+        &[
+            (&format!("echo 1 > {NUMVFS}; V=pci/0000:08:00.1"), ""),
+            (
+                "devlink dev param show | grep -A99 08:00.1 | grep -o 'name [a-z_]*'",
+                "name enable_roce\nname io_eq_size\nname event_eq_size\nname enable_eth\nname hairpin_num_queues\nname \
+                 hairpin_queue_size\nname enable_rdma\nname max_macs",
+            ),
+            ("devlink dev param show $V name enable_eth", &param("enable_eth", "generic", "true")),
+            (
+                "devlink dev param show $V name hairpin_queue_size",
+                &param("hairpin_queue_size", "driver-specific", "1024"),
+            ),
+            ("devlink dev param show $V name esw_multiport", "kernel answers: Invalid argument"),
+            (
+                "devlink dev param set $V name enable_eth value false cmode driverinit",
+                "Error: mlx5_core: a VF or SF of this card has all its parts, so `enable_eth` stays true; …\n\
+                 kernel answers: Operation not supported",
+            ),
+            ("devlink dev param set $V name io_eq_size value 64 cmode runtime", "Configuration mode not supported"),
+            (
+                "devlink dev param set $V name max_macs value 3 cmode driverinit",
+                "Error: mlx5_core: Only power of 2 values are supported for max_macs.\nkernel answers: Invalid argument",
+            ),
+            ("devlink dev param set $V name max_macs value 64 cmode driverinit", ""),
+            ("devlink dev reload $V; devlink dev param show $V name max_macs", &changed),
+            // A driver that is bound anew makes parameters anew; the PF's are others.
+            ("cd /sys/bus/pci/drivers/mlx5_core; echo 0000:08:00.1 > unbind; echo 0000:08:00.1 > bind; cd /", ""),
+            ("devlink dev param show $V name max_macs", &param("max_macs", "generic", "128")),
+            (
+                "devlink dev param set pci/0000:08:00.0 name enable_eth value false cmode driverinit",
+                "Error: mlx5_core: a PF of this card always has its netdev; unbind its driver instead.\n\
+                 kernel answers: Operation not supported",
+            ),
         ],
     );
 }
