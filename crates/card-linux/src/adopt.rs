@@ -20,6 +20,7 @@ use eswitch::{PfIndex, Vport};
 use lockdep::Locked;
 
 use crate::books::{Books, slot_of};
+use crate::homes::Homes;
 use crate::layout::{DOOMED, Inside, Slot};
 use crate::netns::LOOPBACK;
 use crate::operation::{Operation, Part, Shared, Sockets};
@@ -78,6 +79,11 @@ impl Hold {
         Ok(self.card.inside.try_clone()?.into())
     }
 
+    /// Where the devlink instances of the card are.
+    pub fn homes(&self) -> Homes {
+        Homes { card: Arc::clone(&self.card) }
+    }
+
     /// Whether what was found stays, should the card be dropped. False if nothing was found.
     pub fn stays(&self) -> bool {
         self.stays.load(Ordering::Acquire)
@@ -102,6 +108,7 @@ impl Books {
             request::set_group(&mut batch, link.index, group_of(link.index));
         }
         sockets.inside.run(batch);
+        self.find_instances(&links);
         self.card_mtus = links.iter().map(|link| (link.index, link.mtu)).collect();
         let found = links.into_iter().filter(|link| link.index != LOOPBACK).map(|link| (link.index, link)).collect();
         let home = request::netns_id(&mut sockets.inside, &self.home)?;

@@ -8,6 +8,7 @@ use eswitch::names::{self, NetdevName};
 use eswitch::{CardConfig, MacAddr, PfIndex, RepType, Vport};
 
 use crate::adopt::Inventory;
+use crate::homes::Instance;
 use crate::layout::{Inside, Slot};
 use crate::operation::Claims;
 use crate::request::Link;
@@ -93,6 +94,8 @@ pub(crate) struct Books {
     /// Netdevs that are in another namespace than that where netdevs appear, by the interface number of the card's
     /// end.
     pub elsewhere: HashMap<u32, Elsewhere>,
+    /// The devlink instances that are in other namespaces, or being reloaded, by the function.
+    pub instances: HashMap<Slot, Instance>,
     /// The state that netdevs are to be made again with, which come home from a namespace that has died.
     pub coming_home: HashMap<u32, Link>,
     /// The resources whose netdevs were deleted from outside, and that are being made anew. To readers of the card they
@@ -127,6 +130,7 @@ impl Books {
             complaints: Vec::new(),
             renamed: HashMap::new(),
             elsewhere: HashMap::new(),
+            instances: HashMap::new(),
             coming_home: HashMap::new(),
             returning: HashSet::new(),
             again: Vec::new(),

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use eswitch::card::{Card, CardError, Counters, Create, FailedCreate, OnNetdevChange, Resource};
+use eswitch::card::{Card, CardError, Counters, Create, FailedCreate, MovedInstance, OnNetdevChange, Resource};
 use eswitch::lock_order::CardCall;
 use eswitch::{CardConfig, MacAddr, PfIndex, Vport};
 use lockdep::{Domain, Locked};
@@ -248,7 +248,10 @@ impl Card for LinuxCard {
     fn destroy(&self, cx: &mut Locked<'_, CardCall>, batch: &[Resource]) {
         cx.might_wait();
         let mut operation = self.shared.begin(cx, |_| destroy::parts(batch));
-        operation.books().returning.retain(|resource| !batch.contains(resource));
+        let mut books = operation.books();
+        books.returning.retain(|resource| !batch.contains(resource));
+        books.forget_instances(batch);
+        drop(books);
         operation.destroy(batch);
     }
 
@@ -262,6 +265,10 @@ impl Card for LinuxCard {
 
     fn elsewhere(&self, cx: &mut Locked<'_, CardCall>) -> Vec<Resource> {
         self.shared.books.lock_leaf(cx).elsewhere()
+    }
+
+    fn moved_instances(&self, cx: &mut Locked<'_, CardCall>) -> Vec<MovedInstance> {
+        self.shared.books.lock_leaf(cx).moved_instances()
     }
 
     fn on_netdev_change(&self, cx: &mut Locked<'_, CardCall>, callback: OnNetdevChange) {

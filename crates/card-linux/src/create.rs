@@ -11,6 +11,7 @@ use eswitch::{MacAddr, RepType, Vport};
 use netlink::Errno;
 
 use crate::books::{Books, Entry, Wire, near_end, slot_of};
+use crate::homes::Abroad;
 use crate::layout::Slot;
 use crate::operation::{Operation, Part};
 use crate::refused::refused;
@@ -29,6 +30,8 @@ struct Job {
     name: Option<NetdevName>,
     /// How the netdev is requested.
     wanted: Wanted,
+    /// The namespace of its devlink instance, if that is another one than the card's.
+    abroad: Option<Abroad>,
     /// The pair that exists already, when a card is taken over.
     found: Option<Link>,
     outcome: Result<(), CardError>,
@@ -150,6 +153,7 @@ impl Operation<'_> {
                 self.make(stage, &mut vanished);
                 jobs.append(&mut vanished);
             }
+            let (mut abroad, mut aliases) = (Vec::new(), Batch::default());
             let mut books = self.books();
             for job in jobs {
                 match job.outcome {
@@ -157,16 +161,22 @@ impl Operation<'_> {
                         let request = &batch[job.at];
                         let entry = Entry::of(request);
                         books.resources.insert(job.resource, entry);
+                        books.push_alias(&mut aliases, &job.resource);
                         if let (None, Some(near)) = (&job.found, near_end(&job.resource)) {
                             // The netdev that was here before may have had another name.
                             books.elsewhere.remove(&near);
                             books.renamed.remove(&near);
                             books.renamed.extend(job.other_name().map(|name| (near, name)));
+                            abroad.extend(job.abroad.map(|at| (near, at)));
                         }
                     }
                     Err(error) => refusals.push(FailedCreate { at: job.at, error }),
                 }
             }
+            drop(books);
+            // If one cannot be set, only a process that takes the card over misses it.
+            self.run(aliases);
+            abroad.into_iter().for_each(|(near, at)| self.send_abroad(near, at));
         }
         refusals.sort_by_key(|refusal| refusal.at);
         refusals
@@ -257,6 +267,9 @@ impl Books {
             };
             let slot = slot_of(&resource);
             let before = near_end(&resource).and_then(|near| self.coming_home.remove(&near));
+            let abroad = near_end(&resource).and_then(|_| self.abroad_of(&resource));
+            // The name of its place is udev's.
+            let name = name.filter(|_| abroad.is_none());
             let pair = match stage {
                 Stage::Ports | Stage::SfNetdevs | Stage::Functions => Some(slot.port()),
                 Stage::PfNetdevs | Stage::Representors => Some(slot.inner()),
@@ -267,8 +280,9 @@ impl Books {
                 resource,
                 slot,
                 mac: request.mac,
-                wanted: Wanted::new(name.as_ref(), before),
+                wanted: if abroad.is_some() { Wanted::abroad() } else { Wanted::new(name.as_ref(), before) },
                 name,
+                abroad,
                 found: pair.and_then(|index| self.found(index)).cloned(),
                 outcome: Ok(()),
             });

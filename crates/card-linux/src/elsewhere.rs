@@ -101,6 +101,11 @@ impl Operation<'_> {
         }
     }
 
+    /// Notes how a netdev is that the card itself has moved to another namespace.
+    pub(crate) fn note_arrival(&mut self, near: u32) {
+        self.look_for(near, &Sighting::Missed);
+    }
+
     /// Looks where the outer end of a pair is, and notes how it is if that is elsewhere; returns it if it is where
     /// netdevs appear.
     fn look_for(&mut self, near: u32, sighting: &Sighting) -> Option<Link> {

@@ -32,6 +32,7 @@ mod card;
 mod create;
 mod destroy;
 mod elsewhere;
+mod homes;
 mod layout;
 mod netns;
 mod operation;
@@ -47,6 +48,7 @@ pub use adopt::Hold;
 pub use bond::{BondWatch, Bonds};
 pub use books::{Wire, near_end};
 pub use card::{LinuxCard, SetupError};
+pub use homes::{Destination, Homes};
 pub use netns::{NetnsError, card_netns_name};
 pub use place::{Place, PlaceError};
 

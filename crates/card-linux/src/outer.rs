@@ -139,10 +139,17 @@ impl Operation<'_> {
         self.run_on_outer(near, &call, |batch, outer| request::move_to(batch, outer, &target))
     }
 
-    /// The namespace that a PF's netdev has been moved to.
+    /// The namespace that a PF's netdev has been moved to, if that is not the one of its devlink instance.
     pub(crate) fn netns(&mut self, pf: PfIndex) -> Option<String> {
         let near = Slot { pf, vport: Vport::Uplink }.inner();
+        let (_, id) = request::link(&mut self.sockets().inside, near).ok()?.peer?;
+        if self.books().is_with_instance(&Resource::PfNetdev(pf), id) == Some(true) {
+            return None;
+        }
         match self.locate(near).ok()?.0 {
+            Whereabouts::Home if self.books().abroad_of(&Resource::PfNetdev(pf)).is_some() => {
+                Some("the namespace where the card's netdevs appear".to_owned())
+            }
             Whereabouts::Home => None,
             Whereabouts::Named(name, _) => Some(name),
             Whereabouts::Unnamed(_) => Some("a namespace without a name".to_owned()),

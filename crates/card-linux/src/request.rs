@@ -10,8 +10,8 @@ use eswitch::MacAddr;
 use netlink::rtnl::{
     IFF_UP, IFINFOMSG, IFLA_ADDRESS, IFLA_ALT_IFNAME, IFLA_BOND_MIIMON, IFLA_BOND_MODE, IFLA_BR_MCAST_SNOOPING,
     IFLA_GROUP, IFLA_IFALIAS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO, IFLA_MASTER, IFLA_MTU,
-    IFLA_NET_NS_FD, IFLA_NUM_RX_QUEUES, IFLA_NUM_TX_QUEUES, IFLA_PROP_LIST, IFLA_TXQLEN, RTM_DELLINK, RTM_NEWLINK,
-    RTM_NEWLINKPROP, RTM_SETLINK, VETH_INFO_PEER,
+    IFLA_NET_NS_FD, IFLA_NUM_RX_QUEUES, IFLA_NUM_TX_QUEUES, IFLA_PROP_LIST, IFLA_TARGET_NETNSID, IFLA_TXQLEN,
+    RTM_DELLINK, RTM_NEWLINK, RTM_NEWLINKPROP, RTM_SETLINK, VETH_INFO_PEER,
 };
 use netlink::{Builder, Flags};
 
@@ -20,7 +20,7 @@ use crate::socket::Batch;
 
 pub(crate) use self::link::{
     Link, Netdev, all_counters, assign_netns_id, counters_of, link, link_in, links, netdev, netdev_named, netdevs_in,
-    netns_id, number, settle_carrier,
+    netns_id, netns_is_gone, number, settle_carrier,
 };
 pub(crate) use self::tie::{ingress, tie, tie_again, untie};
 
@@ -214,6 +214,13 @@ pub(crate) fn move_to(batch: &mut Batch, index: u32, netns: &File) {
     set_u32(batch, index, None, IFLA_NET_NS_FD, netns.as_raw_fd() as u32);
 }
 
+/// Moves a netdev to a namespace that the socket's own knows by an id, and gives it a name there.
+pub(crate) fn move_to_id(batch: &mut Batch, index: u32, netns: i32, name: &str) {
+    set(batch, index, None, |to| {
+        to.u32(IFLA_TARGET_NETNSID, netns as u32).text(IFLA_IFNAME, name);
+    });
+}
+
 /// Puts a netdev into a group.
 pub(crate) fn set_group(batch: &mut Batch, index: u32, group: u32) {
     set_u32(batch, index, None, IFLA_GROUP, group);
@@ -246,6 +253,13 @@ pub(crate) fn add_altname(batch: &mut Batch, name: &str, another: &str) {
 pub(crate) fn set_alias(batch: &mut Batch, name: &str, alias: &str) {
     set(batch, 0, None, |to| {
         to.text(IFLA_IFNAME, name).put(IFLA_IFALIAS, alias.as_bytes());
+    });
+}
+
+/// Sets the alias of the netdev of an interface number.
+pub(crate) fn set_alias_of(batch: &mut Batch, index: u32, alias: &str) {
+    set(batch, index, None, |to| {
+        to.put(IFLA_IFALIAS, alias.as_bytes());
     });
 }
 

@@ -154,6 +154,11 @@ impl Socket {
         sys::set_filter(&self.fd, program)
     }
 
+    /// The number of the socket's network namespace that no other has.
+    pub(crate) fn cookie(&self) -> io::Result<u64> {
+        sys::netns_cookie(&self.fd)
+    }
+
     /// Joins a multicast group, by its number.
     pub(crate) fn join(&self, group: u32) -> io::Result<()> {
         sys::set_option(&self.fd, libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, group as i32)

@@ -69,6 +69,18 @@ pub(crate) fn set_tx_checksums(fd: &OwnedFd, name: &str, on: bool) -> io::Result
     check(unsafe { libc::ioctl(fd.as_raw_fd(), SIOCETHTOOL as _, &raw mut request) }).map(drop)
 }
 
+/// The number of a socket's network namespace that no other has as long as the kernel runs: SO_NETNS_COOKIE, since Linux
+/// 5.14.
+pub(crate) fn netns_cookie(fd: &OwnedFd) -> io::Result<u64> {
+    const SO_NETNS_COOKIE: c_int = 71;
+    let mut cookie = 0_u64;
+    let mut len = size_of_val(&cookie) as libc::socklen_t;
+    let value = (&raw mut cookie).cast();
+    // SAFETY: the value has the length given, is borrowed exclusively during the call, and any bytes are a number.
+    check(unsafe { libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE, value, &raw mut len) })?;
+    Ok(cookie)
+}
+
 /// Lets only those messages reach a socket for which `program` returns other than 0.
 pub(crate) fn set_filter(fd: &OwnedFd, program: &[FilterOp]) -> io::Result<()> {
     let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_ptr().cast_mut() };

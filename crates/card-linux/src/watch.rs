@@ -573,11 +573,14 @@ impl Operation<'_> {
         });
         let once = both.flatten().filter(|gone| seen.insert(gone.index()));
         let found: Vec<(Inside, Resource)> = once.filter_map(|gone| Some((gone, self.is_deleted(gone)?))).collect();
+        // Those of an instance whose namespace has died are made as at first: the instance is reloaded.
+        let fresh: HashSet<Resource> =
+            found.iter().map(|(_, resource)| *resource).filter(|resource| self.has_lost_home(resource)).collect();
         let mut books = self.books();
         let mut wanted = Vec::new();
         for (inside, resource) in found {
             let Some(entry) = books.resources.get(&resource).copied() else { continue };
-            let before = books.elsewhere.remove(&inside.index());
+            let before = books.elsewhere.remove(&inside.index()).filter(|_| !fresh.contains(&resource));
             let mtu = before.as_ref().map(|before| before.link.mtu);
             books.coming_home.extend(before.map(|before| (inside.index(), before.link)));
             // Readers of the card miss nothing meanwhile.

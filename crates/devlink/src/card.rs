@@ -5,13 +5,14 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use control::CommandTarget;
-use eswitch::Touched;
 use eswitch::card::Resource;
+use eswitch::{PfIndex, Touched, Vport};
 use lockdep::{Domain, Locked, Unlocked};
 
 use crate::carried_out::CarriedOut;
 use crate::last_view::LastView;
 use crate::refusal::Refusal;
+use crate::settings::Settings;
 use crate::shared::SharedView;
 use crate::view::{self, Appearance, Profile};
 
@@ -31,6 +32,8 @@ pub struct Served {
     pub last: LastView,
     /// The view in memory that other processes read.
     pub shared: SharedView,
+    /// The settings of traps and health reporters.
+    pub settings: Settings,
 }
 
 impl Served {
@@ -44,6 +47,7 @@ impl Served {
             host: None,
             last: LastView::default(),
             shared: SharedView::default(),
+            settings: Settings::default(),
         }
     }
 
@@ -112,6 +116,37 @@ pub trait KernelNetdevs: Send + Sync {
     /// # Errors
     /// The process has no descriptors left.
     fn home(&self) -> io::Result<OwnedFd>;
+
+    /// Notes that the devlink instance of a function is about to be reloaded. Its netdevs are made at the destination from
+    /// now on. `vport`: the function's; the uplink for a PF itself.
+    ///
+    /// # Errors
+    /// EINVAL: the destination is no network namespace. Or the system refuses. Nothing has changed then.
+    fn begin_reload(&self, cx: Cx<'_, '_>, pf: PfIndex, vport: Vport, to: Destination<'_>) -> io::Result<()>;
+
+    /// Notes that the reload has ended. If it has not `succeeded`, the instance is in the namespace in which it was
+    /// before.
+    fn end_reload(&self, cx: Cx<'_, '_>, pf: PfIndex, vport: Vport, succeeded: bool);
+
+    /// The functions whose devlink instances are in a network namespace that has died.
+    fn homeless(&self, cx: Cx<'_, '_>) -> Vec<(PfIndex, Vport)>;
+
+    /// A socket that becomes readable whenever a network namespace may have died in which an instance is.
+    ///
+    /// # Errors
+    /// The kernel gives no socket.
+    fn deaths(&self) -> io::Result<OwnedFd>;
+}
+
+/// Where a reload takes a devlink instance.
+#[derive(Clone, Copy, Debug)]
+pub enum Destination<'a> {
+    /// It stays in its network namespace.
+    Same,
+    /// To the one in which the card's netdevs appear.
+    Home,
+    /// To another network namespace.
+    Namespace(&'a OwnedFd),
 }
 
 /// The token of a thread that holds no lock.

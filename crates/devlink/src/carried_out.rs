@@ -4,7 +4,7 @@ use std::fmt;
 
 use control::devlink::{DevlinkHandle, DevlinkOption, DevlinkVerb, HandlePart, ParamValue};
 use control::{Command, DevlinkCommand};
-use eswitch::{CardConfig, PciAddress, Touched};
+use eswitch::{CardConfig, PciAddress, Touched, Vport};
 
 use crate::card::{Cx, Served};
 use crate::numbers::{attribute as a, command, function, nla};
@@ -66,6 +66,16 @@ pub(crate) fn card_command(
     outcome.and(stored)
 }
 
+/// Reports to the host of the card that an instance was reloaded because its network namespace has died.
+pub(crate) fn homecoming(served: &Served, cx: Cx<'_, '_>, pf: PciAddress, vport: Vport, outcome: Result<(), Refusal>) {
+    let Some(host) = &served.host else { return };
+    let words =
+        Words(|| format!("the devlink instance of {vport} of pci/{pf} reloaded, as its network namespace died"));
+    let done = CarriedOut { words: &words, touched: Touched::PfAndMultiport(pf) };
+    // Nobody waits for an answer. The host logs what it could not store.
+    let _ = host.carried_out(cx, &done, outcome.as_ref().copied());
+}
+
 /// The part of the view that a devlink command may have changed, which is more than the part of the agreed state.
 pub(crate) fn touched_view(card: &CardConfig, number: u8, asked: &Attributes<'_>) -> Touched {
     match (number, asked.device()) {
@@ -84,6 +94,12 @@ fn pf_of(card: &CardConfig, address: PciAddress) -> PciAddress {
 fn touched(card: &CardConfig, number: u8, asked: &Attributes<'_>) -> Touched {
     let of: fn(PciAddress) -> Touched = match number {
         command::ESWITCH_GET | command::HEALTH_RECOVER | command::HEALTH_DIAGNOSE => return Touched::Nothing,
+        // What they set is kept by the server.
+        command::HEALTH_SET | command::HEALTH_DUMP_GET | command::HEALTH_DUMP_CLEAR | command::HEALTH_TEST => {
+            return Touched::Nothing;
+        }
+        command::TRAP_SET | command::TRAP_GROUP_SET | command::FLASH_UPDATE => return Touched::Nothing,
+        command::REGION_NEW | command::REGION_DEL | command::REGION_READ => return Touched::Nothing,
         command::PORT_SET | command::PORT_NEW | command::PORT_DEL => Touched::Pf,
         command::RATE_SET | command::RATE_NEW | command::RATE_DEL => Touched::Pf,
         command::ESWITCH_SET | command::RELOAD | command::PARAM_SET => Touched::PfAndMultiport,

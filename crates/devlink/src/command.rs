@@ -1,10 +1,13 @@
 //! The commands of the devlink family: which attributes each takes, and which function answers it.
 
+mod absent;
 mod dev;
 mod health;
 mod param;
 mod port;
 mod rate;
+mod reload;
+mod trap;
 
 use eswitch::{CardConfig, Touched};
 use netlink::Errno;
@@ -19,7 +22,8 @@ use crate::reply::ReplyWriter;
 use crate::request::{Attributes, split};
 
 pub(crate) use dev::{device_message, instance_message};
-pub(crate) use port::port_message;
+pub(crate) use port::{function_port_message, port_message};
+pub(crate) use reload::bring_home;
 
 /// Answers a request: adds messages to the reply, or refuses it.
 pub(crate) type Handler = fn(&Served, Cx<'_, '_>, &Attributes<'_>, &mut ReplyWriter<'_>) -> Result<(), Refusal>;
@@ -110,6 +114,10 @@ pub(crate) fn family() -> Family {
 }
 
 const DEVICE: &[u16] = &[a::BUS_NAME, a::DEV_NAME];
+const REGION: &[u16] = &[a::BUS_NAME, a::DEV_NAME, a::REGION_NAME];
+const REPORTER: &[u16] = &[a::BUS_NAME, a::DEV_NAME, a::PORT_INDEX, a::HEALTH_REPORTER_NAME];
+const TRAP: &[u16] = &[a::BUS_NAME, a::DEV_NAME, a::TRAP_NAME, a::TRAP_ACTION];
+const TRAP_GROUP: &[u16] = &[a::BUS_NAME, a::DEV_NAME, a::TRAP_GROUP_NAME, a::TRAP_ACTION, a::TRAP_POLICER_ID];
 const PORT: &[u16] = &[a::BUS_NAME, a::DEV_NAME, a::PORT_INDEX];
 
 /// Whether the kernel marks a command GENL_ADMIN_PERM (`devlink_nl_ops` in `net/devlink/netlink_gen.c`), so that it takes
@@ -119,8 +127,7 @@ const PORT: &[u16] = &[a::BUS_NAME, a::DEV_NAME, a::PORT_INDEX];
 pub fn takes_admin(number: u8, is_dump: bool) -> bool {
     match COMMANDS.iter().find(|command| command.number == number) {
         Some(command) => command.admin && if is_dump { command.all.is_some() } else { command.one.is_some() },
-        None if is_dump => c::UNSUPPORTED_ADMIN_DUMPS.contains(&number),
-        None => c::UNSUPPORTED_ADMIN.contains(&number),
+        None => !is_dump && c::UNSUPPORTED_ADMIN.contains(&number),
     }
 }
 
@@ -186,7 +193,7 @@ const COMMANDS: &[Command] = &[
             a::NETNS_FD,
             a::NETNS_ID,
         ],
-        one: Some(dev::reload),
+        one: Some(reload::reload),
         all: None,
     },
     Command {
@@ -203,7 +210,10 @@ const COMMANDS: &[Command] = &[
         one: Some(param::set),
         all: None,
     },
-    empty(c::REGION_GET),
+    Command { number: c::REGION_GET, admin: false, allowed: REGION, one: Some(absent::region), all: Some(no_objects) },
+    Command { number: c::REGION_NEW, admin: true, allowed: REGION, one: Some(absent::new_snapshot), all: None },
+    Command { number: c::REGION_DEL, admin: true, allowed: REGION, one: Some(absent::region), all: None },
+    Command { number: c::REGION_READ, admin: true, allowed: REGION, one: None, all: Some(absent::region) },
     empty(c::PORT_PARAM_GET),
     Command { number: c::INFO_GET, admin: false, allowed: DEVICE, one: Some(dev::info), all: Some(dev::info_all) },
     Command {
@@ -213,6 +223,22 @@ const COMMANDS: &[Command] = &[
         one: Some(health::get),
         all: Some(health::get_all),
     },
+    Command {
+        number: c::HEALTH_SET,
+        admin: true,
+        allowed: &[
+            a::BUS_NAME,
+            a::DEV_NAME,
+            a::PORT_INDEX,
+            a::HEALTH_REPORTER_NAME,
+            a::HEALTH_REPORTER_GRACEFUL_PERIOD,
+            a::HEALTH_REPORTER_AUTO_RECOVER,
+            a::HEALTH_REPORTER_AUTO_DUMP,
+        ],
+        one: Some(health::set),
+        all: None,
+    },
+    Command { number: c::HEALTH_TEST, admin: true, allowed: REPORTER, one: Some(health::test), all: None },
     Command {
         number: c::HEALTH_RECOVER,
         admin: true,
@@ -227,8 +253,31 @@ const COMMANDS: &[Command] = &[
         one: Some(health::diagnose),
         all: None,
     },
-    empty(c::TRAP_GET),
-    empty(c::TRAP_GROUP_GET),
+    Command { number: c::HEALTH_DUMP_GET, admin: true, allowed: REPORTER, one: None, all: Some(health::dump) },
+    Command { number: c::HEALTH_DUMP_CLEAR, admin: true, allowed: REPORTER, one: Some(health::dump_clear), all: None },
+    Command {
+        number: c::FLASH_UPDATE,
+        admin: true,
+        allowed: &[
+            a::BUS_NAME,
+            a::DEV_NAME,
+            a::FLASH_UPDATE_FILE_NAME,
+            a::FLASH_UPDATE_COMPONENT,
+            a::FLASH_UPDATE_OVERWRITE_MASK,
+        ],
+        one: Some(absent::flash),
+        all: None,
+    },
+    Command { number: c::TRAP_GET, admin: false, allowed: TRAP, one: Some(trap::get), all: Some(trap::get_all) },
+    Command { number: c::TRAP_SET, admin: true, allowed: TRAP, one: Some(trap::set), all: None },
+    Command {
+        number: c::TRAP_GROUP_GET,
+        admin: false,
+        allowed: TRAP_GROUP,
+        one: Some(trap::group_get),
+        all: Some(trap::group_get_all),
+    },
+    Command { number: c::TRAP_GROUP_SET, admin: true, allowed: TRAP_GROUP, one: Some(trap::group_set), all: None },
     empty(c::TRAP_POLICER_GET),
     Command {
         number: c::RATE_GET,

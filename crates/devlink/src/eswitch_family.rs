@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 
 use ::control::{Command, Failure, Reply};
+use eswitch::auxiliary::AuxiliaryName;
 use eswitch::{CardConfig, ParseError, PciAddress, Touched};
 use netlink::Errno;
 
@@ -16,6 +17,7 @@ use crate::peer::Peer;
 use crate::refusal::Refusal;
 use crate::reply::ReplyWriter;
 use crate::request::{Attributes, split};
+use crate::view::DeviceName;
 
 /// The family's name.
 pub const NAME: &str = "eswitch";
@@ -225,8 +227,33 @@ fn add_pieces(command: u8, json: &[u8], reply: &mut ReplyWriter<'_>) {
     }
 }
 
+/// Forgets the settings of the instances that a command has unmade.
+fn forget_settings(served: &Served, cx: Cx<'_, '_>, command: &Command) {
+    let config = served.card.engine().config();
+    let vfs_of = |pf: PciAddress, address| config.vf_at(address).is_some_and(|(of, _)| config.pf_address(of) == pf);
+    let gone: Box<dyn Fn(DeviceName) -> bool> = match *command {
+        Command::Unbind(device) | Command::Remove(device) => Box::new(move |name| {
+            // The number of an SF is never given again.
+            matches!(name, DeviceName::Pci(address) if address == device || vfs_of(device, address))
+        }),
+        Command::SetNumVfs { device, .. } => {
+            Box::new(move |name| matches!(name, DeviceName::Pci(address) if vfs_of(device, address)))
+        }
+        Command::SetSfBound { id, bound: false } => {
+            Box::new(move |name| name == DeviceName::Auxiliary(AuxiliaryName::Sf { id }))
+        }
+        Command::UnloadModule(ref module) if module == eswitch::module::CORE => Box::new(|_| true),
+        _ => return,
+    };
+    served.settings.forget(cx, gone);
+}
+
 fn perform(served: &Served, cx: Cx<'_, '_>, command: &Command, reply: &mut ReplyWriter<'_>) -> Result<(), Refusal> {
-    match served.card.carry_out(cx, command) {
+    let done = served.card.carry_out(cx, command);
+    if done.is_ok() {
+        forget_settings(served, cx, command);
+    }
+    match done {
         Ok(Reply::Done) => Ok(()),
         Ok(more) => {
             reply.add(PERFORM, |to| {

@@ -1,7 +1,8 @@
 //! Devlink instances of VFs and SFs that have a driver. Each has one port, of flavour `virtual`, and can be changed
 //! only through its PF.
 
-use eswitch::PciAddress;
+use eswitch::auxiliary::AuxiliaryName;
+use eswitch::{CardConfig, PciAddress};
 use netlink::Errno;
 
 use crate::card::{Cx, Served};
@@ -9,35 +10,66 @@ use crate::refusal::Refusal;
 use crate::request::Handle;
 use crate::view::{self, DeviceName, Role};
 
-/// The index of the one port of such an instance.
-pub(crate) const PORT: u32 = 1;
+/// The index of the one port of the instance of a VF or SF: the number of its function in the card (`vhca_id`) in the upper
+/// half, and in the lower half 0, as the function has one vport (`mlx5e_devlink_port_register`,
+/// `mlx5_esw_vport_to_devlink_port_index`). The functions are numbered here in this order: PFs, VFs, and SFs as they are made.
+fn port_index(config: &CardConfig, device: DeviceName) -> u32 {
+    let (pfs, vfs) = (u32::from(config.pfs), u32::from(config.total_vfs));
+    let number = match device {
+        DeviceName::Pci(address) => {
+            config.vf_at(address).map_or(0, |(pf, vf)| pfs + u32::from(pf.0) * vfs + u32::from(vf))
+        }
+        DeviceName::Auxiliary(AuxiliaryName::Sf { id }) => pfs + pfs * vfs + id,
+        DeviceName::Auxiliary(AuxiliaryName::Part { .. }) => 0,
+    };
+    // The number has 16 bits on a card as well.
+    number << 16
+}
 
 /// An instance of a VF or SF.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Instance {
     /// Its device.
     pub device: DeviceName,
+    /// The index of its one port.
+    pub port: u32,
     /// The name of its netdev, if it has one.
     pub netdev: Option<String>,
     /// Whether the netdev is in another network namespace.
     pub elsewhere: bool,
 }
 
-/// The instances of all VFs and SFs.
-pub(crate) fn all(view: &view::Card) -> Vec<Instance> {
-    let instance = |role: Role, device: DeviceName| {
-        let netdev = view.netdevs.iter().find(|netdev| netdev.role == role && netdev.parent == device);
-        Instance {
-            device,
+impl Instance {
+    /// The instance of a VF or SF without a netdev.
+    pub fn new(config: &CardConfig, device: DeviceName) -> Self {
+        Self { device, port: port_index(config, device), netdev: None, elsewhere: false }
+    }
+
+    /// The instance of a VF or SF with the netdev that it has in a view.
+    pub fn of(view: &view::Card, config: &CardConfig, device: DeviceName) -> Self {
+        let is_functions =
+            |netdev: &&view::Netdev| matches!(netdev.role, Role::Vf | Role::Sf) && netdev.parent == device;
+        let netdev = view.netdevs.iter().find(is_functions);
+        Self {
             netdev: netdev.map(|netdev| netdev.name.clone()),
             elsewhere: netdev.is_some_and(|netdev| netdev.elsewhere),
+            ..Self::new(config, device)
         }
-    };
+    }
+}
+
+/// The instances of all VFs and SFs.
+pub(crate) fn all(view: &view::Card, config: &CardConfig) -> Vec<Instance> {
     let vfs = view.functions.iter().filter(|function| function.vf_of.is_some() && function.driver.is_some());
-    let vfs = vfs.map(|function| instance(Role::Vf, DeviceName::Pci(function.address)));
+    let vfs = vfs.map(|function| Instance::of(view, config, DeviceName::Pci(function.address)));
     let sfs = view.auxiliary.iter().filter(|device| device.sfnum.is_some() && device.driver.is_some());
-    let sfs = sfs.map(|device| instance(Role::Sf, DeviceName::Auxiliary(device.name)));
+    let sfs = sfs.map(|device| Instance::of(view, config, DeviceName::Auxiliary(device.name)));
     vfs.chain(sfs).collect()
+}
+
+/// The instances of all VFs and SFs of a card, as they are now.
+pub(crate) fn all_of(served: &Served, cx: Cx<'_, '_>) -> Vec<Instance> {
+    all(&served.view(cx), served.card.engine().config())
 }
 
 /// A devlink instance that a request names.
@@ -59,6 +91,27 @@ pub(crate) fn find(served: &Served, cx: Cx<'_, '_>, handle: Handle<'_>) -> Resul
     {
         return Ok(Named::Pf(address));
     }
-    let found = all(&served.view(cx)).into_iter().find(|instance| instance.device == device);
+    let found = all_of(served, cx).into_iter().find(|instance| instance.device == device);
     found.map(Named::Function).ok_or(Refusal::bare(Errno::NODEV))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use eswitch::PfIndex;
+
+    use super::*;
+
+    #[test]
+    fn every_function_has_a_port_index_of_its_own_with_vport_0() {
+        let config = CardConfig { pfs: 2, total_vfs: 4, ..CardConfig::default() };
+        let vfs = (0..2).flat_map(|pf| (0..4).map(move |vf| (PfIndex(pf), vf)));
+        let vfs = vfs.map(|(pf, vf)| DeviceName::Pci(config.vf_address(pf, vf)));
+        let sfs = (2..5).map(|id| DeviceName::Auxiliary(AuxiliaryName::Sf { id }));
+        let indexes: Vec<u32> = vfs.chain(sfs).map(|device| port_index(&config, device)).collect();
+        assert_eq!(indexes.iter().collect::<BTreeSet<_>>().len(), 11);
+        // The PFs have the numbers 0 and 1.
+        assert!(indexes.iter().all(|index| index & 0xffff == 0 && index >> 16 >= 2), "{indexes:x?}");
+    }
 }

@@ -23,8 +23,12 @@ const fn noflag(kind: u16, source: &'static str) -> Nest {
     Nest { kind, flagged: false, source }
 }
 
+const fn flagged(kind: u16, source: &'static str) -> Nest {
+    Nest { kind, flagged: true, source }
+}
+
 /// The nests of devlink's messages.
-pub const DEVLINK_NESTS: [Nest; 9] = [
+pub const DEVLINK_NESTS: [Nest; 11] = [
     noflag(a::PORT_FUNCTION, "net/devlink/port.c: devlink_nl_port_function_attrs_put"),
     noflag(a::PARAM, "net/devlink/param.c: devlink_nl_param_fill"),
     noflag(a::PARAM_VALUES_LIST, "net/devlink/param.c: devlink_nl_param_fill"),
@@ -33,6 +37,8 @@ pub const DEVLINK_NESTS: [Nest; 9] = [
     noflag(a::INFO_VERSION_RUNNING, "net/devlink/dev.c: devlink_info_version_put"),
     noflag(a::INFO_VERSION_STORED, "net/devlink/dev.c: devlink_info_version_put"),
     noflag(a::HEALTH_REPORTER, "net/devlink/health.c: devlink_nl_health_reporter_fill"),
+    flagged(a::TRAP_METADATA, "net/devlink/trap.c: devlink_trap_metadata_put"),
+    flagged(a::STATS, "net/devlink/trap.c: devlink_trap_stats_put"),
     noflag(a::FMSG, "net/devlink/health.c: devlink_fmsg_prepare_skb"),
 ];
 

@@ -16,10 +16,10 @@ use rustix::net::{self, SendFlags};
 
 use crate::card::Served;
 use crate::clients::{Clients, ServedClient};
-use crate::command::{device_message, instance_message, port_message};
+use crate::command::{device_message, function_port_message, instance_message, port_message};
 use crate::family::{DEVLINK, VERSION};
 use crate::instance::Instance;
-use crate::numbers::{attribute as a, command as c};
+use crate::numbers::{attribute as a, command as c, own};
 use crate::view::DeviceName;
 
 /// Starts a thread that sends notifications, and updates the shared view, until the result is dropped.
@@ -36,6 +36,7 @@ pub(crate) fn start(
         clients: Arc::clone(clients),
         pending: Vec::new(),
         passed_over: BTreeSet::new(),
+        places: BTreeMap::new(),
     };
     Follower::start(cx, served.card.engine(), &served.domain, "notifier", move |cx, events| notifier.handle(cx, events))
 }
@@ -53,14 +54,27 @@ struct Notifier {
     /// Ports that were deleted before their notification could be built. Neither their beginning nor their end is
     /// notified, so that for each port the two alternate.
     passed_over: BTreeSet<PortHandle>,
+    /// The network namespaces of those instances that are not in the card's, as far as was notified.
+    places: BTreeMap<DeviceName, u64>,
 }
 
 impl Notifier {
     fn handle(&mut self, cx: &mut Locked<'_, Unlocked>, events: Vec<Event>) -> Option<Duration> {
         let is_current = self.served.publish(cx, Touched::Nothing);
+        events.iter().for_each(|event| self.forget_settings(cx, event));
         self.pending.extend(events);
         self.notify_listeners(cx);
         (!is_current || !self.pending.is_empty()).then_some(RETRY_AFTER)
+    }
+
+    /// Forgets the settings of ports that are gone.
+    fn forget_settings(&self, cx: &mut Locked<'_, Unlocked>, event: &Event) {
+        // The reporters of the uplink's port go with a reload, which forgets their settings itself.
+        if let Event::PortDel(port) = event
+            && port.index.0 & 0xffff != u32::from(Vport::Uplink.number())
+        {
+            self.served.settings.forget_port(cx, DeviceName::Pci(port.device), port.index.0);
+        }
     }
 
     fn notify_listeners(&mut self, cx: &mut Locked<'_, Unlocked>) {
@@ -72,9 +86,9 @@ impl Notifier {
         // Each PF is inspected once for all of these events.
         let mut pfs: BTreeMap<PciAddress, Inspected> = BTreeMap::new();
         for event in events {
-            let Some(device) = self.pf_of(&event) else {
+            let Some(device) = self.pf_of(cx, &event) else {
                 let mut datagram = Datagram::default();
-                add_sf(&event, &mut datagram);
+                self.add_sf(cx, &event, &mut datagram);
                 send(&listeners, &datagram);
                 continue;
             };
@@ -87,66 +101,134 @@ impl Notifier {
                 Inspected::Free(pf) => pf.as_deref(),
             };
             let mut datagram = Datagram::default();
-            self.add_event(pf, &event, &mut datagram);
+            self.add_event(cx, device, pf, &event, &mut datagram);
             send(&listeners, &datagram);
         }
     }
 
-    /// The PF that an event concerns, if the event is one that devlink notifies.
-    fn pf_of(&self, event: &Event) -> Option<PciAddress> {
+    /// The PF that an event concerns, if the event is one that devlink notifies. `None` for an SF that is gone.
+    fn pf_of(&self, cx: &mut Locked<'_, Unlocked>, event: &Event) -> Option<PciAddress> {
+        let config = self.served.card.engine().config();
         match event {
-            Event::DeviceBound(device) | Event::DeviceUnbound(device) => Some(*device),
-            Event::PortNew(handle) | Event::PortDel(handle) => Some(handle.device),
-            Event::Netdev(Resource::PfNetdev(pf) | Resource::Representor(pf, ..), _) => {
-                Some(self.served.card.engine().config().pf_address(*pf))
+            Event::DeviceBound(device) | Event::DeviceUnbound(device) => {
+                Some(config.vf_at(*device).map_or(*device, |(pf, _)| config.pf_address(pf)))
             }
+            Event::SfBound(id) | Event::SfUnbound(id) => self.served.shared.pf_of_sf(cx, *id),
+            Event::PortNew(handle) | Event::PortDel(handle) => Some(handle.device),
+            Event::Netdev(Resource::PfNetdev(pf) | Resource::Representor(pf, ..), _) => Some(config.pf_address(*pf)),
             _ => None,
         }
     }
 
-    fn add_event(&mut self, pf: Option<&PfView>, event: &Event, to: &mut Datagram) {
+    /// The network namespace of an instance that exists. If that is another one than the last notification said, notifies
+    /// that the instance has left the one and appeared in the other (`devlink_reload_netns_change`).
+    fn place(&mut self, cx: &mut Locked<'_, Unlocked>, device: DeviceName, to: &mut Datagram) -> Option<u64> {
+        let now = self.served.shared.netns_of(cx, device);
+        let before = match now {
+            Some(netns) => self.places.insert(device, netns),
+            None => self.places.remove(&device),
+        };
+        if before != now {
+            let instance = Instance::new(self.served.card.engine().config(), device);
+            message(to, before, c::DEL, |to| instance_message(to, &instance));
+            message(to, now, c::NEW, |to| instance_message(to, &instance));
+        }
+        now
+    }
+
+    fn add_event(
+        &mut self,
+        cx: &mut Locked<'_, Unlocked>,
+        device: PciAddress,
+        pf: Option<&PfView>,
+        event: &Event,
+        to: &mut Datagram,
+    ) {
+        let name = DeviceName::Pci(device);
+        let left = self.places.get(&name).copied();
         match event {
-            Event::DeviceBound(device) => message(to, c::NEW, |to| device_message(to, *device)),
-            Event::DeviceUnbound(device) => message(to, c::DEL, |to| device_message(to, *device)),
+            Event::DeviceBound(device) if self.is_vf(*device) => {
+                self.add_function(cx, DeviceName::Pci(*device), true, to)
+            }
+            Event::DeviceUnbound(device) if self.is_vf(*device) => {
+                self.add_function(cx, DeviceName::Pci(*device), false, to);
+            }
+            Event::DeviceBound(device) => {
+                self.places.remove(&name);
+                message(to, None, c::NEW, |to| device_message(to, *device));
+            }
+            Event::DeviceUnbound(device) => {
+                self.places.remove(&name);
+                message(to, left, c::DEL, |to| device_message(to, *device));
+            }
             Event::PortNew(handle) => {
-                self.add_port(pf, |port| port.handle == *handle, to);
-                if to.is_empty() {
+                let place = pf.and_then(|_| self.place(cx, name, to));
+                let before = to.len();
+                self.add_port(pf, place, |port| port.handle == *handle, to);
+                if to.len() == before {
                     self.passed_over.insert(*handle);
                 } else {
                     self.passed_over.remove(handle);
                 }
             }
+            Event::SfBound(_) | Event::SfUnbound(_) => self.add_sf(cx, event, to),
             // When the netdev of a port is renamed, leaves the instance's namespace or comes back, devlink notifies as
             // for a new port (`devlink_port_netdevice_event`).
             Event::Netdev(netdev, _) => {
                 let vport = netdev.vport().unwrap_or(Vport::Uplink);
-                self.add_port(pf, |port| port.vport == vport, to);
+                let place = pf.and_then(|_| self.place(cx, name, to));
+                self.add_port(pf, place, |port| port.vport == vport, to);
             }
             Event::PortDel(handle) if self.passed_over.remove(handle) => {}
-            Event::PortDel(handle) => message(to, c::PORT_DEL, |to| deleted(to, *handle)),
+            Event::PortDel(handle) => message(to, left, c::PORT_DEL, |to| deleted(to, *handle)),
             _ => {}
         }
     }
 
     /// Adds a notification that describes a port as it is now. A port that was deleted meanwhile has a notification of
     /// its own for that.
-    fn add_port(&self, pf: Option<&PfView>, is: impl Fn(&PortView) -> bool, to: &mut Datagram) {
+    fn add_port(&self, pf: Option<&PfView>, place: Option<u64>, is: impl Fn(&PortView) -> bool, to: &mut Datagram) {
         let Some(pf) = pf else { return };
         if let Some(port) = pf.ports.iter().find(|port| is(port)) {
-            message(to, c::PORT_NEW, |to| port_message(&self.served, to, pf.index, port));
+            message(to, place, c::PORT_NEW, |to| port_message(&self.served, to, pf.index, port));
         }
     }
-}
 
-/// Adds the notification of the devlink instance of an SF, if the event is about one.
-fn add_sf(event: &Event, to: &mut Datagram) {
-    let (command, id) = match event {
-        Event::SfBound(id) => (c::NEW, *id),
-        Event::SfUnbound(id) => (c::DEL, *id),
-        _ => return,
-    };
-    let device = DeviceName::Auxiliary(AuxiliaryName::Sf { id });
-    message(to, command, |to| instance_message(to, &Instance { device, netdev: None, elsewhere: false }));
+    /// Adds the notifications about an SF, if the event is about one.
+    fn add_sf(&mut self, cx: &mut Locked<'_, Unlocked>, event: &Event, to: &mut Datagram) {
+        if let Event::SfBound(id) | Event::SfUnbound(id) = *event {
+            let device = DeviceName::Auxiliary(AuxiliaryName::Sf { id });
+            self.add_function(cx, device, matches!(event, Event::SfBound(_)), to);
+        }
+    }
+
+    fn is_vf(&self, device: PciAddress) -> bool {
+        self.served.card.engine().config().vf_at(device).is_some()
+    }
+
+    /// Adds the notifications of the devlink instance of a VF or SF that is there now, or is gone, and of its port.
+    fn add_function(&mut self, cx: &mut Locked<'_, Unlocked>, device: DeviceName, is_new: bool, to: &mut Datagram) {
+        let served = &self.served;
+        let left = self.places.remove(&device);
+        let config = served.card.engine().config();
+        if !is_new {
+            let instance = Instance::new(config, device);
+            message(to, left, c::PORT_DEL, |to| function_port_message(served, to, &instance));
+            return message(to, left, c::DEL, |to| instance_message(to, &instance));
+        }
+        // A command that has just ended may have given it its netdev.
+        served.publish(cx, Touched::Nothing);
+        let place = served.shared.netns_of(cx, device);
+        self.places.extend(place.map(|netns| (device, netns)));
+        let mut instance = served.shared.instance(cx, config, device);
+        if instance.netdev.is_none() {
+            // The view may be older than the netdev. This looks at everything, and waits for a command for a moment only.
+            served.publish(cx, Touched::Modules);
+            instance = served.shared.instance(cx, config, device);
+        }
+        message(to, place, c::NEW, |to| instance_message(to, &instance));
+        message(to, place, c::PORT_NEW, |to| function_port_message(served, to, &instance));
+    }
 }
 
 /// Sends notifications to each of these clients. A client whose socket buffer is full misses them.
@@ -176,11 +258,15 @@ impl Inspected {
     }
 }
 
-/// Adds a notification. If it cannot be built, it is left out, as in the kernel when there is no memory for it.
-fn message(to: &mut Datagram, command: u8, fill: impl FnOnce(&mut Builder)) {
+/// Adds a notification. `place`: the network namespace whose programs it is for, if that is not the card's. If it cannot be
+/// built, it is left out, as in the kernel when there is no memory for it.
+fn message(to: &mut Datagram, place: Option<u64>, command: u8, fill: impl FnOnce(&mut Builder)) {
     let _ = to.message(Header::new(DEVLINK, Flags::empty(), 0, 0), |to| {
         to.genl(command, VERSION);
         fill(to);
+        if let Some(netns) = place {
+            to.u64(own::NETNS, netns);
+        }
     });
 }
 

@@ -43,14 +43,26 @@ pub mod command {
     pub const PARAM_GET: u8 = 38;
     pub const PARAM_SET: u8 = 39;
     pub const REGION_GET: u8 = 42;
+    pub const REGION_NEW: u8 = 44;
+    pub const REGION_DEL: u8 = 45;
+    pub const REGION_READ: u8 = 46;
     pub const PORT_PARAM_GET: u8 = 47;
     pub const INFO_GET: u8 = 51;
     pub const HEALTH_GET: u8 = 52;
+    pub const HEALTH_SET: u8 = 53;
     pub const HEALTH_RECOVER: u8 = 54;
     pub const HEALTH_DIAGNOSE: u8 = 55;
+    pub const HEALTH_DUMP_GET: u8 = 56;
+    pub const HEALTH_DUMP_CLEAR: u8 = 57;
+    pub const FLASH_UPDATE: u8 = 58;
     pub const TRAP_GET: u8 = 61;
+    pub const TRAP_SET: u8 = 62;
+    pub const TRAP_NEW: u8 = 63;
     pub const TRAP_GROUP_GET: u8 = 65;
+    pub const TRAP_GROUP_SET: u8 = 66;
+    pub const TRAP_GROUP_NEW: u8 = 67;
     pub const TRAP_POLICER_GET: u8 = 69;
+    pub const HEALTH_TEST: u8 = 73;
     pub const RATE_GET: u8 = 74;
     pub const RATE_SET: u8 = 75;
     pub const RATE_NEW: u8 = 76;
@@ -60,12 +72,8 @@ pub mod command {
     pub const MAX: u8 = 83;
 
     /// Commands that the kernel marks GENL_ADMIN_PERM and that are not supported here: splitting and unsplitting ports;
-    /// shared buffers; the counters of dpipe; resources; regions; parameters of ports; the settings, dump and test of a
-    /// reporter; flash; traps; line cards; self-tests.
-    pub const UNSUPPORTED_ADMIN: [u8; 21] =
-        [9, 10, 16, 20, 24, 27, 28, 34, 35, 44, 45, 48, 53, 57, 58, 62, 66, 70, 73, 79, 83];
-    /// The same for dumps: reading a region, and the dump of a reporter.
-    pub const UNSUPPORTED_ADMIN_DUMPS: [u8; 2] = [46, 56];
+    /// shared buffers; the counters of dpipe; resources; parameters of ports; policers of traps; line cards; self-tests.
+    pub const UNSUPPORTED_ADMIN: [u8; 13] = [9, 10, 16, 20, 24, 27, 28, 34, 35, 48, 70, 79, 83];
 }
 
 pub mod attribute {
@@ -88,6 +96,7 @@ pub mod attribute {
     pub const PARAM_VALUE: u16 = 85;
     pub const PARAM_VALUE_DATA: u16 = 86;
     pub const PARAM_VALUE_CMODE: u16 = 87;
+    pub const REGION_NAME: u16 = 88;
     pub const INFO_DRIVER_NAME: u16 = 98;
     pub const INFO_VERSION_FIXED: u16 = 100;
     pub const INFO_VERSION_RUNNING: u16 = 101;
@@ -109,13 +118,23 @@ pub mod attribute {
     pub const HEALTH_REPORTER_RECOVER_COUNT: u16 = 118;
     pub const HEALTH_REPORTER_GRACEFUL_PERIOD: u16 = 120;
     pub const HEALTH_REPORTER_AUTO_RECOVER: u16 = 121;
+    pub const FLASH_UPDATE_FILE_NAME: u16 = 122;
+    pub const FLASH_UPDATE_COMPONENT: u16 = 123;
     pub const PORT_PCI_PF_NUMBER: u16 = 127;
     pub const PORT_PCI_VF_NUMBER: u16 = 128;
+    pub const STATS: u16 = 129;
+    pub const TRAP_NAME: u16 = 130;
+    pub const TRAP_ACTION: u16 = 131;
+    pub const TRAP_TYPE: u16 = 132;
+    pub const TRAP_GENERIC: u16 = 133;
+    pub const TRAP_METADATA: u16 = 134;
+    pub const TRAP_GROUP_NAME: u16 = 135;
     pub const RELOAD_FAILED: u16 = 136;
     pub const NETNS_FD: u16 = 138;
     pub const NETNS_PID: u16 = 139;
     pub const NETNS_ID: u16 = 140;
     pub const HEALTH_REPORTER_AUTO_DUMP: u16 = 141;
+    pub const TRAP_POLICER_ID: u16 = 142;
     pub const PORT_FUNCTION: u16 = 145;
     pub const PORT_SPLITTABLE: u16 = 148;
     pub const PORT_EXTERNAL: u16 = 149;
@@ -123,6 +142,7 @@ pub mod attribute {
     pub const RELOAD_ACTION: u16 = 153;
     pub const RELOAD_ACTIONS_PERFORMED: u16 = 154;
     pub const RELOAD_LIMITS: u16 = 155;
+    pub const FLASH_UPDATE_OVERWRITE_MASK: u16 = 152;
     pub const PORT_PCI_SF_NUMBER: u16 = 164;
     pub const RATE_TYPE: u16 = 165;
     pub const RATE_TX_SHARE: u16 = 166;
@@ -131,6 +151,13 @@ pub mod attribute {
     pub const RATE_PARENT_NODE_NAME: u16 = 169;
     pub const RATE_TX_PRIORITY: u16 = 177;
     pub const RATE_TX_WEIGHT: u16 = 178;
+}
+
+/// Attributes that the kernel does not have. A lab takes them off.
+pub mod own {
+    /// In a notification: the network namespace (SO_NETNS_COOKIE) whose programs it is for, if that is another one than the
+    /// card's.
+    pub const NETNS: u16 = 0x3fff;
 }
 
 /// The attributes of a port function.

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 
 use eswitch::Touched;
 use lockdep::{Locked, Unlocked};
-use netlink::{BuildError, Builder, Datagram, Flags, Header, NLMSG_MIN_TYPE};
+use netlink::{BuildError, Builder, Datagram, ExtAck, Flags, Header, NLMSG_MIN_TYPE};
 
 use crate::family::VERSION;
 use crate::refusal::Refusal;
@@ -19,6 +19,11 @@ pub trait Sink {
 
     /// Takes a descriptor that is to go with the next datagram.
     fn attach(&mut self, _file: OwnedFd) {}
+
+    /// The descriptor that came with the request, if one did.
+    fn received(&mut self) -> Option<OwnedFd> {
+        None
+    }
 
     /// Is called when a request has been carried out, before it is answered. The request may have changed `touched`.
     fn done(&mut self, cx: &mut Locked<'_, Unlocked>, touched: Touched);
@@ -36,13 +41,15 @@ pub(crate) struct ReplyWriter<'a> {
     datagram: &'a mut Datagram,
     /// Why the first message that could not be added could not be built.
     failed: Option<BuildError>,
+    /// The message that the acknowledgement of success has.
+    warning: Option<&'static str>,
     sink: &'a mut dyn Sink,
 }
 
 impl<'a> ReplyWriter<'a> {
     /// A reply to the request with this header, in an empty datagram.
     pub(crate) fn new(header: Header, datagram: &'a mut Datagram, sink: &'a mut dyn Sink) -> Self {
-        Self { header, datagram, failed: None, sink }
+        Self { header, datagram, failed: None, warning: None, sink }
     }
 
     /// Adds a generic netlink message of the request's family. If it cannot be built, the request is answered with an
@@ -63,6 +70,17 @@ impl<'a> ReplyWriter<'a> {
     /// Sends a descriptor along with the next message.
     pub fn attach(&mut self, file: OwnedFd) {
         self.sink.attach(file);
+    }
+
+    /// The descriptor that came with the request, if one did.
+    pub fn received(&mut self) -> Option<OwnedFd> {
+        self.sink.received()
+    }
+
+    /// Has a request that succeeds answered with a message, which programs print as a warning (NL_SET_ERR_MSG without
+    /// an error).
+    pub fn warn(&mut self, message: &'static str) {
+        self.warning = Some(message);
     }
 
     /// Ends the reply: with the messages that were added, or with the error of `outcome` and none of those that have
@@ -104,6 +122,8 @@ impl<'a> ReplyWriter<'a> {
         self.datagram.ack_capped(&self.header, self.header.port, outcome, |to| {
             if let Some(refusal) = refusal {
                 refusal.ext_ack().write(to);
+            } else if let Some(warning) = self.warning {
+                ExtAck { message: Some(warning), ..ExtAck::default() }.write(to);
             }
         });
         self.flush();

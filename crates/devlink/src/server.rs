@@ -4,9 +4,9 @@
 //! made, and a client that does not read delays no other. Notifications go to the clients that have joined the
 //! multicast group; one whose socket buffer is full misses them, as with the kernel.
 
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,7 +16,8 @@ use control::Follower;
 use lockdep::{Locked, Unlocked};
 use rustix::net::sockopt::socket_peercred;
 use rustix::net::{
-    self, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, UCred,
+    self, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    Shutdown, SocketFlags, UCred,
 };
 
 use eswitch::Touched;
@@ -24,6 +25,7 @@ use eswitch::Touched;
 use crate::answer::{answer, answer_too_long};
 use crate::card::{Cx, Served};
 use crate::clients::{Clients, ServedClient};
+use crate::homecoming::Homecoming;
 use crate::notify;
 use crate::peer::Peer;
 use crate::reply::Sink;
@@ -56,6 +58,7 @@ pub struct Server {
     shared: Arc<Shared>,
     accepting: Option<JoinHandle<()>>,
     _notifier: Follower,
+    _homecoming: Option<Homecoming>,
 }
 
 impl Server {
@@ -73,6 +76,7 @@ impl Server {
         // From here on every command publishes what it has changed in the shared view.
         served.publish(cx, Touched::Everything);
         let notifier = notify::start(cx, &served, &clients)?;
+        let homecoming = Homecoming::start(&served)?;
         let shared = Arc::new(Shared {
             served,
             listener,
@@ -87,7 +91,7 @@ impl Server {
             let accept = move || lockdep::enter(&domain, "control socket", |cx| shared.accept(cx));
             thread::Builder::new().name("control".to_owned()).spawn(accept)?
         };
-        Ok(Self { shared, accepting: Some(accepting), _notifier: notifier })
+        Ok(Self { shared, accepting: Some(accepting), _notifier: notifier, _homecoming: homecoming })
     }
 }
 
@@ -168,11 +172,11 @@ impl Shared {
 fn serve(served: &Served, cx: &mut Locked<'_, Unlocked>, client: &ServedClient) {
     let mut buffer = vec![0; REQUEST_MAX];
     let socket = client.socket.as_fd();
-    let mut sink = ToClient { served, client, attached: None, gone: false };
+    let mut sink = ToClient { served, client, attached: None, received: None, gone: false };
     while !sink.gone {
-        let length = match net::recv(socket, &mut buffer[..], RecvFlags::TRUNC) {
-            Ok((_, 0)) => return,
-            Ok((_, length)) => length,
+        let length = match receive(socket, &mut buffer, &mut sink.received) {
+            Ok(0) => return,
+            Ok(length) => length,
             Err(rustix::io::Errno::INTR) => continue,
             Err(_) => return,
         };
@@ -183,11 +187,33 @@ fn serve(served: &Served, cx: &mut Locked<'_, Unlocked>, client: &ServedClient) 
     }
 }
 
+/// Receives a datagram, and the descriptor that was sent with it, if one was. Returns the length of the datagram, which may
+/// be more than there is room for.
+fn receive(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    received: &mut Option<OwnedFd>,
+) -> Result<usize, rustix::io::Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::TRUNC | RecvFlags::CMSG_CLOEXEC;
+    let message = net::recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut ancillary, flags)?;
+    *received = None;
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+            *received = descriptors.last();
+        }
+    }
+    Ok(message.bytes)
+}
+
 struct ToClient<'a> {
     served: &'a Served,
     client: &'a ServedClient,
     /// The descriptor that goes with the next datagram.
     attached: Option<OwnedFd>,
+    /// The descriptor that came with the last datagram.
+    received: Option<OwnedFd>,
     gone: bool,
 }
 
@@ -199,6 +225,10 @@ impl Sink for ToClient<'_> {
 
     fn attach(&mut self, file: OwnedFd) {
         self.attached = Some(file);
+    }
+
+    fn received(&mut self) -> Option<OwnedFd> {
+        self.received.take()
     }
 
     fn done(&mut self, cx: Cx<'_, '_>, touched: Touched) {

@@ -21,14 +21,16 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use eswitch::card::Resource;
+use eswitch::auxiliary::AuxiliaryName;
+use eswitch::card::{MovedInstance, Resource};
 use eswitch::inspect::PfView;
 use eswitch::{CardConfig, Engine, PciAddress, PfFunction, Touched};
 use lockdep::{Locked, Mutex, Unlocked, lock_classes};
 use rustix::fs::{MemfdFlags, Mode, OFlags, fchmod, memfd_create, open};
 use rustix::io::{pread, pwrite};
 
-use crate::view::{self, Appearance};
+use crate::instance::Instance;
+use crate::view::{self, Appearance, DeviceName};
 
 lock_classes! {
     /// The inspected state of the card, and the memory that its view is written to.
@@ -110,9 +112,12 @@ struct Rest {
     complete_at: u64,
     functions: Vec<PfFunction>,
     snapshot: eswitch::inspect::Snapshot,
-    /// Which netdevs had been renamed, and which were elsewhere, busy PFs' too.
-    netdevs: (Vec<(Resource, String)>, Vec<Resource>),
+    /// What had been renamed and moved, busy PFs' too.
+    netdevs: Moved,
 }
+
+/// Which netdevs were renamed, and which are elsewhere; and which instances are.
+type Moved = ((Vec<(Resource, String)>, Vec<Resource>), Vec<MovedInstance>);
 
 impl Rest {
     /// Replaces the resources of busy PFs, which commands hold, by those from before, as is done with the views of
@@ -128,6 +133,8 @@ impl Rest {
         now.renamed.extend(before.renamed.iter().filter(|(resource, _)| is_busy(resource)).cloned());
         now.elsewhere.retain(|resource| !is_busy(resource));
         now.elsewhere.extend(before.elsewhere.iter().filter(|resource| is_busy(resource)));
+        now.moved_instances.retain(|moved| !pfs.contains(&moved.pf));
+        now.moved_instances.extend(before.moved_instances.iter().filter(|moved| pfs.contains(&moved.pf)));
     }
 }
 
@@ -161,6 +168,30 @@ impl SharedView {
             self.0.lock_leaf(cx).write(engine.config(), appearance);
         }
         all
+    }
+
+    /// The network namespace of the devlink instance of a device, in the view that was published last, if that is another
+    /// one than the card's.
+    pub(crate) fn netns_of(&self, cx: &mut Locked<'_, Unlocked>, device: DeviceName) -> Option<u64> {
+        self.0.lock_leaf(cx).last.as_ref()?.netns_of(device)
+    }
+
+    /// The devlink instance of a VF or SF, in the view that was published last.
+    pub(crate) fn instance(&self, cx: &mut Locked<'_, Unlocked>, config: &CardConfig, device: DeviceName) -> Instance {
+        match &self.0.lock_leaf(cx).last {
+            Some(view) => Instance::of(view, config, device),
+            None => Instance::new(config, device),
+        }
+    }
+
+    /// The address of the PF of an SF, in the view that was published last. `None`: there is no such SF.
+    pub(crate) fn pf_of_sf(&self, cx: &mut Locked<'_, Unlocked>, id: u32) -> Option<PciAddress> {
+        let state = self.0.lock_leaf(cx);
+        let mut devices = state.last.as_ref()?.auxiliary.iter();
+        match devices.find(|device| device.name == AuxiliaryName::Sf { id })?.parent {
+            DeviceName::Pci(pf) => Some(pf),
+            DeviceName::Auxiliary(_) => None,
+        }
     }
 
     fn inspect(&self, cx: &mut Locked<'_, Unlocked>, engine: &Engine, touched: Touched) -> Inspected {
@@ -204,7 +235,7 @@ impl SharedView {
             }
         }
         // The view of a PF does not show the netdevs of VFs and SFs.
-        let netdevs = engine.renamed_and_elsewhere(cx);
+        let netdevs = (engine.renamed_and_elsewhere(cx), engine.moved_instances(cx));
         differs |= self.0.lock_leaf(cx).rest.as_ref().is_some_and(|rest| rest.netdevs != netdevs);
         // A command that is in progress at a PF changes the count all the time. The rest is not inspected each time.
         if !differs && rest.is_some() {

@@ -134,6 +134,23 @@ pub struct Card {
     pub modules: Vec<Module>,
 }
 
+impl Card {
+    /// The network namespace of the devlink instance of a device (SO_NETNS_COOKIE), if that is another one than that in
+    /// which the card's netdevs appear.
+    pub fn netns_of(&self, device: DeviceName) -> Option<u64> {
+        match device {
+            DeviceName::Pci(address) => self.functions.iter().find(|function| function.address == address)?.netns,
+            DeviceName::Auxiliary(name) => self.auxiliary.iter().find(|device| device.name == name)?.netns,
+        }
+    }
+
+    /// Whether a devlink instance is in a network namespace other than that in which the card's netdevs appear.
+    pub fn has_instance_in(&self, netns: u64) -> bool {
+        let functions = self.functions.iter().map(|function| function.netns);
+        functions.chain(self.auxiliary.iter().map(|device| device.netns)).any(|is| is == Some(netns))
+    }
+}
+
 /// A PCI function.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Function {
@@ -150,6 +167,10 @@ pub struct Function {
     pub msix: u16,
     /// For a PF: its `sriov_*` attributes.
     pub sriov: Option<Sriov>,
+    /// The network namespace of its devlink instance (SO_NETNS_COOKIE), if that was reloaded into another one than that
+    /// in which the card's netdevs appear.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<u64>,
 }
 
 /// The number of interrupt vectors in a view that has none.
@@ -236,6 +257,9 @@ pub struct Auxiliary {
     pub driver: Option<String>,
     /// For an SF's own device: the number of the SF, as given to `devlink port add`.
     pub sfnum: Option<SfNum>,
+    /// For an SF's own device: the same as [`Function::netns`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<u64>,
 }
 
 /// The purpose of a netdev.
@@ -391,6 +415,7 @@ mod tests {
             parent: device("pci", "0000:08:00.0"),
             driver: None,
             sfnum: Some(SfNum(88)),
+            netns: None,
         };
         let json = r#"{"name":"mlx5_core.sf.4","parent":{"pci":"0000:08:00.0"},"driver":null,"sfnum":88}"#;
         assert_eq!(serde_json::to_string(&auxiliary).unwrap(), json);

@@ -58,12 +58,16 @@ fn a_card_is_changed_and_queried() {
         let all = client.dump(DEVLINK, c::GET, |_| {}).unwrap();
         assert_eq!(texts(&all, a::DEV_NAME), [PF, "0000:08:00.1", "0000:08:00.2"], "a PF and its VFs");
         let ports = client.dump(DEVLINK, c::PORT_GET, |_| {}).unwrap();
-        assert_eq!(numbers(&ports, a::PORT_INDEX), [65535, 1, 1], "in legacy mode the uplink, and each VF's own");
+        assert_eq!(
+            numbers(&ports, a::PORT_INDEX),
+            [65535, 1 << 16, 2 << 16],
+            "in legacy mode the uplink, and each VF's own"
+        );
         set_mode(&mut client, 1).unwrap();
         let ports = client.dump(DEVLINK, c::PORT_GET, |_| {}).unwrap();
         let mut indices = numbers(&ports, a::PORT_INDEX);
         indices.sort_unstable();
-        assert_eq!(indices, [1, 1, 1, 2, 65535]);
+        assert_eq!(indices, [1, 2, 65535, 1 << 16, 2 << 16]);
         let sf = client
             .ask(DEVLINK, c::PORT_NEW, |to| {
                 device(to);
@@ -75,7 +79,7 @@ fn a_card_is_changed_and_queried() {
         assert_eq!(numbers(&shown, a::ESWITCH_MODE), [1]);
         set_mode(&mut client, 0).unwrap();
         let ports = client.dump(DEVLINK, c::PORT_GET, |_| {}).unwrap();
-        assert_eq!(numbers(&ports, a::PORT_INDEX), [65535, 1, 1]);
+        assert_eq!(numbers(&ports, a::PORT_INDEX), [65535, 1 << 16, 2 << 16]);
         let of_vf = |to: &mut Builder| {
             to.text(a::BUS_NAME, "pci").text(a::DEV_NAME, "0000:08:00.1");
         };
@@ -288,7 +292,7 @@ fn a_nest_is_flagged_where_the_kernels_is() {
         set_mode(&mut client, 1).unwrap();
         // when every object that has nests is dumped,
         let mut messages = Vec::new();
-        for command in [c::PORT_GET, c::PARAM_GET, c::INFO_GET, c::HEALTH_GET] {
+        for command in [c::PORT_GET, c::PARAM_GET, c::INFO_GET, c::HEALTH_GET, c::TRAP_GET] {
             messages.extend(client.dump(DEVLINK, command, |_| {}).unwrap());
         }
         messages.extend(
@@ -315,15 +319,12 @@ fn a_nest_is_flagged_where_the_kernels_is() {
 
 #[test]
 fn a_dump_of_objects_that_the_card_lacks_succeeds_and_is_empty() {
-    const LACKING: [u8; 11] = [
+    const LACKING: [u8; 8] = [
         c::SB_GET,
         c::SB_POOL_GET,
         c::SB_PORT_POOL_GET,
         c::SB_TC_POOL_BIND_GET,
-        c::REGION_GET,
         c::PORT_PARAM_GET,
-        c::TRAP_GET,
-        c::TRAP_GROUP_GET,
         c::TRAP_POLICER_GET,
         c::LINECARD_GET,
         c::SELFTESTS_GET,
@@ -336,6 +337,13 @@ fn a_dump_of_objects_that_the_card_lacks_succeeds_and_is_empty() {
             assert_eq!(errno, Errno::OPNOTSUPP, "command {command}");
             assert!(message.is_some(), "command {command}");
         }
+        // Regions are those of objects: there is none of any name.
+        assert_eq!(client.dump(DEVLINK, c::REGION_GET, |_| {}).unwrap().len(), 0);
+        let named = client.ask(DEVLINK, c::REGION_GET, |to| {
+            device(to);
+            to.text(a::REGION_NAME, "cr-space");
+        });
+        assert_eq!(refused(named), (Errno::INVAL, None));
     });
 }
 
@@ -472,7 +480,7 @@ fn each_instance_and_port_has_the_reporters_of_its_driver() {
         assert_eq!(names(PF, None), ["fw", "fw_fatal", "vnic", "representors"]);
         assert_eq!(names(PF, Some(65535)), ["tx", "rx"], "the uplink");
         assert_eq!(names(PF, Some(1)), ["vnic"], "the representor of a VF");
-        assert_eq!((names(VF, None), names(VF, Some(1))), (vec!["vnic"], vec!["tx", "rx"]));
+        assert_eq!((names(VF, None), names(VF, Some(1 << 16))), (vec!["vnic"], vec!["tx", "rx"]));
         // Each can be queried and recovered by name; a reporter of another device or port cannot.
         let mut ask = |command, device: &str, port: Option<u32>, name: &str| {
             client.ask(DEVLINK, command, |to| {

@@ -287,5 +287,5 @@ impl Daemon {
 
 /// The netdevs of a card of netdevs.
 fn netdevs_of(card: &Hold) -> Result<Arc<dyn KernelNetdevs>> {
-    Ok(Arc::new(Netdevs::new(card.inside()?)?))
+    Ok(Arc::new(Netdevs::new(card)?))
 }

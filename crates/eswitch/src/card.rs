@@ -73,6 +73,18 @@ impl fmt::Display for Resource {
     }
 }
 
+/// A devlink instance that was reloaded into another network namespace than the one in which its card's netdevs appear.
+/// Its netdevs are made there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MovedInstance {
+    /// The PF.
+    pub pf: PfIndex,
+    /// The vport of the function whose instance it is: the uplink for the PF itself.
+    pub vport: Vport,
+    /// The number that the kernel gives to no other network namespace (SO_NETNS_COOKIE).
+    pub netns: u64,
+}
+
 /// The kind of a resource, by which a fault plan selects requests. [`Display`](fmt::Display) and [`FromStr`] use the
 /// words of the step `fail`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -345,6 +357,13 @@ pub trait Card: Send + Sync {
         Vec::new()
     }
 
+    /// The devlink instances that were reloaded into another network namespace than the one in which the card's netdevs
+    /// appear.
+    fn moved_instances(&self, cx: &mut Locked<'_, CardCall>) -> Vec<MovedInstance> {
+        let _ = cx;
+        Vec::new()
+    }
+
     /// Sets the callback that is called whenever another program has renamed or moved a netdev. A card whose netdevs
     /// cannot be renamed never calls it.
     fn on_netdev_change(&self, cx: &mut Locked<'_, CardCall>, callback: OnNetdevChange) {
@@ -406,6 +425,9 @@ impl<C: Card + ?Sized> Card for Arc<C> {
     }
     fn elsewhere(&self, cx: &mut Locked<'_, CardCall>) -> Vec<Resource> {
         (**self).elsewhere(cx)
+    }
+    fn moved_instances(&self, cx: &mut Locked<'_, CardCall>) -> Vec<MovedInstance> {
+        (**self).moved_instances(cx)
     }
     fn on_netdev_change(&self, cx: &mut Locked<'_, CardCall>, callback: OnNetdevChange) {
         (**self).on_netdev_change(cx, callback);

@@ -10,7 +10,7 @@ use std::time::Duration;
 use lockdep::{Class, LockBefore, Locked, Unlocked};
 
 use crate::auxiliary::{AuxKind, AuxiliaryDevice, AuxiliaryName, Function};
-use crate::card::Resource;
+use crate::card::{MovedInstance, Resource};
 use crate::device::{Pf, Slot};
 use crate::devlink::{DevlinkState, VportInfo};
 use crate::engine::Engine;
@@ -177,6 +177,8 @@ pub struct Snapshot {
     pub renamed: Vec<(Resource, String)>,
     /// The netdevs that are in another network namespace than the one in which they were made, in order.
     pub elsewhere: Vec<Resource>,
+    /// The devlink instances that are in another network namespace than the card's netdevs, in order.
+    pub moved_instances: Vec<MovedInstance>,
 }
 
 impl AuxiliaryView {
@@ -237,7 +239,16 @@ impl Engine {
         let mut resources = self.shared.card.resources(&mut cx.narrow());
         resources.sort();
         let (renamed, elsewhere) = self.renamed_and_elsewhere(cx);
-        Snapshot { pfs, modules, lag: self.lag(cx), resources, renamed, elsewhere }
+        let moved_instances = self.moved_instances(cx);
+        Snapshot { pfs, modules, lag: self.lag(cx), resources, renamed, elsewhere, moved_instances }
+    }
+
+    /// The devlink instances that are in another network namespace than the card's netdevs, in order. It does not wait
+    /// for commands.
+    pub fn moved_instances(&self, cx: &mut Locked<'_, Unlocked>) -> Vec<MovedInstance> {
+        let mut moved = self.shared.card.moved_instances(&mut cx.narrow());
+        moved.sort();
+        moved
     }
 
     /// The netdevs that other programs have renamed, with their present names, and those that they have moved to other

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use control::Command;
-use devlink::view::{self, DeviceName, Netdev};
+use devlink::view::{self, DeviceName, Netdev, Role};
 use eswitch::card::Counters;
 use eswitch::{PciAddress, PortHandle};
 use lockdep::{Locked, Mutex};
@@ -72,6 +72,12 @@ impl IndexedView {
     /// The netdev of a port of devlink.
     pub fn netdev_of_port(&self, port: PortHandle) -> Option<&Netdev> {
         self.card.netdevs.get(*self.by_port.get(&port)?)
+    }
+
+    /// The netdev of the one port of the devlink instance of a VF or SF.
+    pub fn netdev_of_function(&self, device: DeviceName) -> Option<&Netdev> {
+        let is_functions = |netdev: &&Netdev| matches!(netdev.role, Role::Vf | Role::Sf) && netdev.parent == device;
+        self.card.netdevs.iter().find(is_functions)
     }
 
     fn has(&self, device: DeviceName) -> bool {
@@ -202,6 +208,20 @@ impl Cards {
     /// are not seen (`devlink_get_from_attrs_lock`).
     pub fn is_home(&self, card: usize, socket: impl AsFd) -> bool {
         NetworkId::of_socket(socket).is_ok_and(|id| self.is_home_of(card, id))
+    }
+
+    /// Whether the devlink instance of a device of card `n` is in a network namespace: in the card's, unless it was
+    /// reloaded into another one.
+    pub fn is_instance_in(&self, views: &Views, n: usize, device: DeviceName, id: NetworkId) -> bool {
+        match views.view(n).and_then(|view| view.card.netns_of(device)) {
+            Some(netns) => id.is(netns),
+            None => self.is_home_of(n, id),
+        }
+    }
+
+    /// Whether any devlink instance of card `n` may be in a network namespace.
+    pub fn has_instance_in(&self, views: &Views, n: usize, id: NetworkId) -> bool {
+        self.is_home_of(n, id) || views.view(n).is_some_and(|view| view.card.has_instance_in(id.number()))
     }
 
     /// The same for a network namespace.

@@ -55,6 +55,16 @@ impl NetworkId {
         Ok(Self(u64::from_ne_bytes(number)))
     }
 
+    /// Whether it has this number.
+    pub fn is(self, number: u64) -> bool {
+        self.0 == number
+    }
+
+    /// The number.
+    pub fn number(self) -> u64 {
+        self.0
+    }
+
     /// The namespace that a descriptor refers to.
     ///
     /// # Errors

@@ -45,6 +45,12 @@ impl Wanted {
         Self { names, index: before.as_ref().map_or(0, |link| link.index), before, given: None }
     }
 
+    /// A netdev that is moved to another namespace as soon as it is made, and gets its name there. Till then it has one
+    /// that nobody asks for, as the kernel counts the present name of a netdev among those that are taken.
+    pub(super) fn abroad() -> Self {
+        Self { names: vec!["eswitch%d".to_owned()], ..Self::default() }
+    }
+
     /// The name to request now. The kernel replaces a `%d` in it.
     fn name(&self) -> &str {
         self.names.last().map_or("eth%d", String::as_str)

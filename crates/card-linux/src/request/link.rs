@@ -275,3 +275,12 @@ pub(crate) fn netns_id(socket: &mut Socket, netns: &File) -> io::Result<Option<i
     )?;
     Ok(id.filter(|id| *id >= 0))
 }
+
+/// Whether the socket's namespace knows no other one by an id: it has died, and its netdevs are being deleted. `false` if
+/// the kernel cannot be queried.
+pub(crate) fn netns_is_gone(socket: &mut Socket, id: i32) -> bool {
+    let body = |to: &mut Builder| {
+        to.raw(&[0; RTGENMSG]).u32(NETNSA_NSID, id as u32);
+    };
+    socket.get(RTM_GETNSID, body, |_| {}).is_err_and(|error| errno_of(&error) == Errno::NOENT)
+}

@@ -1,6 +1,5 @@
-//! `devlink dev`: instances, their E-Switches, reload and info.
+//! `devlink dev`: instances, their E-Switches, and info.
 
-use eswitch::auxiliary::AuxiliaryName;
 use eswitch::devlink::InlineMode;
 use eswitch::{Mode, PciAddress};
 use netlink::{Builder, Errno};
@@ -12,7 +11,7 @@ use crate::numbers::{attribute as a, command as c};
 use crate::refusal::Refusal;
 use crate::reply::ReplyWriter;
 use crate::request::Attributes;
-use crate::view::{DeviceName, Profile};
+use crate::view::Profile;
 
 pub(super) fn put_device(to: &mut Builder, device: PciAddress) {
     to.text(a::BUS_NAME, "pci").text(a::DEV_NAME, &device.to_string());
@@ -72,7 +71,7 @@ pub(super) fn get_all(
     for device in bound(served, cx) {
         reply.add(c::NEW, |to| device_message(to, device));
     }
-    for instance in instance::all(&served.view(cx)) {
+    for instance in instance::all_of(served, cx) {
         reply.add(c::NEW, |to| instance_message(to, &instance));
     }
     Ok(())
@@ -146,58 +145,6 @@ pub(super) fn eswitch_set(
     Ok(())
 }
 
-pub(super) fn reload(
-    served: &Served,
-    cx: Cx<'_, '_>,
-    attributes: &Attributes<'_>,
-    reply: &mut ReplyWriter<'_>,
-) -> Result<(), Refusal> {
-    const REINIT: u8 = 1;
-    let meant = instance::find(served, cx, attributes.required_handle()?)?;
-    if [a::NETNS_PID, a::NETNS_FD, a::NETNS_ID].iter().any(|netns| attributes.has(*netns)) {
-        let why = "moving an instance into another network namespace is not supported; move its netdev with `ip link`";
-        return Err(Refusal::unsupported(why));
-    }
-    let action = attributes.u8(a::RELOAD_ACTION)?;
-    if action.is_some_and(|action| action != REINIT) {
-        return Err(Refusal::unsupported("Requested reload action is not supported by the driver"));
-    }
-    if attributes.bitfield(a::RELOAD_LIMITS)?.is_some_and(|(value, _)| value != 0) {
-        return Err(Refusal::unsupported("Requested limit is not supported by the driver"));
-    }
-    match &meant {
-        Named::Pf(device) => served.card.engine().reload(cx, *device)?,
-        Named::Function(instance) => reload_instance(served, cx, instance)?,
-    }
-    if action.is_some() || attributes.has(a::RELOAD_LIMITS) {
-        reply.add(c::RELOAD, |to| {
-            match &meant {
-                Named::Pf(device) => put_device(to, *device),
-                Named::Function(instance) => put_instance(to, instance),
-            }
-            to.bitfield(a::RELOAD_ACTIONS_PERFORMED, 1 << REINIT, 1 << REINIT);
-        });
-    }
-    Ok(())
-}
-
-/// Unbinds the driver of a VF or SF and binds it again.
-fn reload_instance(served: &Served, cx: Cx<'_, '_>, instance: &Instance) -> Result<(), Refusal> {
-    let engine = served.card.engine();
-    match instance.device {
-        DeviceName::Pci(address) => {
-            engine.unbind(cx, address)?;
-            Ok(engine.bind(cx, address)?)
-        }
-        DeviceName::Auxiliary(AuxiliaryName::Sf { id }) => {
-            engine.set_sf_bound(cx, id, false)?;
-            Ok(engine.set_sf_bound(cx, id, true)?)
-        }
-        // Only PCI functions and SFs have a devlink instance.
-        DeviceName::Auxiliary(AuxiliaryName::Part { .. }) => Err(Refusal::bare(Errno::NODEV)),
-    }
-}
-
 fn info_message(to: &mut Builder, profile: &Profile, put: impl FnOnce(&mut Builder)) {
     put(to);
     to.text(a::INFO_DRIVER_NAME, &profile.driver);
@@ -241,7 +188,7 @@ pub(super) fn info_all(
     for device in bound(served, cx) {
         reply.add(c::INFO_GET, |to| info_message(to, &served.profile, |to| put_device(to, device)));
     }
-    for instance in instance::all(&served.view(cx)) {
+    for instance in instance::all_of(served, cx) {
         reply.add(c::INFO_GET, |to| info_message(to, &served.profile, |to| put_instance(to, &instance)));
     }
     Ok(())

@@ -106,7 +106,10 @@ pub(super) fn get(
 ) -> Result<(), Refusal> {
     match named(served, cx, attributes)? {
         Found::Representors(pf) => reply.add(c::HEALTH_GET, |to| reporter_message(to, &pf)),
-        Found::Mlx5(reporter) => reply.add(c::HEALTH_GET, |to| reporter.put(to)),
+        Found::Mlx5(reporter) => {
+            let settings = served.settings.reporter(cx, reporter.key());
+            reply.add(c::HEALTH_GET, |to| reporter.put(to, settings));
+        }
     }
     Ok(())
 }
@@ -120,25 +123,26 @@ pub(super) fn get_all(
     reply: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
     let (devices, instances) = match attributes.handle()? {
-        None => (bound(served, cx), instance::all(&served.view(cx))),
+        None => (bound(served, cx), instance::all_of(served, cx)),
         Some(handle) => match instance::find(served, cx, handle)? {
             Named::Pf(device) => (vec![device], Vec::new()),
             Named::Function(instance) => (Vec::new(), vec![instance]),
         },
     };
     let port = attributes.u32(a::PORT_INDEX)?;
-    let mut add = |reporters: Vec<Reporter>| {
+    let mut add = |cx: Cx<'_, '_>, reporters: Vec<Reporter>| {
         for reporter in reporters.into_iter().filter(|reporter| port.is_none() || reporter.port == port) {
-            reply.add(c::HEALTH_GET, |to| reporter.put(to));
+            let settings = served.settings.reporter(cx, reporter.key());
+            reply.add(c::HEALTH_GET, |to| reporter.put(to, settings));
         }
     };
     let mut own = Vec::new();
     for device in devices {
         let Ok(pf) = served.card.engine().inspect_pf(cx, device) else { continue };
-        add(reporters::of_pf(&pf, served.card.engine().config().dpu));
+        add(cx, reporters::of_pf(&pf, served.card.engine().config().dpu));
         own.push(pf);
     }
-    instances.iter().for_each(|instance| add(reporters::of_instance(instance)));
+    instances.iter().for_each(|instance| add(cx, reporters::of_instance(instance)));
     for pf in own.iter().filter(|_| port.is_none()) {
         reply.add(c::HEALTH_GET, |to| reporter_message(to, pf));
     }
@@ -157,6 +161,71 @@ pub(super) fn recover(
         Found::Representors(pf) => Ok(served.card.engine().recover(cx, pf.address)?),
         Found::Mlx5(_) => Ok(()),
     }
+}
+
+/// Changes the settings of a reporter that its driver's operations give a sense
+/// (`devlink_nl_health_reporter_set_doit`).
+pub(super) fn set(
+    served: &Served,
+    cx: Cx<'_, '_>,
+    attributes: &Attributes<'_>,
+    _: &mut ReplyWriter<'_>,
+) -> Result<(), Refusal> {
+    let Found::Mlx5(reporter) = named(served, cx, attributes)? else {
+        return Err(Refusal::unsupported("the reporter `representors` is this card's own, and its settings are fixed"));
+    };
+    let grace_period = attributes.u64(a::HEALTH_REPORTER_GRACEFUL_PERIOD)?;
+    let auto_recover = attributes.u8(a::HEALTH_REPORTER_AUTO_RECOVER)?.map(|on| on != 0);
+    let auto_dump = attributes.u8(a::HEALTH_REPORTER_AUTO_DUMP)?.map(|on| on != 0);
+    let of_recovery = grace_period.is_some() || auto_recover.is_some();
+    if (of_recovery && !reporter.recovers()) || (auto_dump.is_some() && !reporter.kind.has_dump()) {
+        return Err(Refusal::bare(Errno::OPNOTSUPP));
+    }
+    served.settings.set_reporter(cx, reporter.key(), |settings| {
+        settings.grace_period = grace_period.or(settings.grace_period);
+        settings.auto_recover = auto_recover.or(settings.auto_recover);
+        settings.auto_dump = auto_dump.or(settings.auto_dump);
+    });
+    Ok(())
+}
+
+/// Refuses a dump as mlx5 does on a card that has nothing to dump.
+pub(super) fn dump(
+    served: &Served,
+    cx: Cx<'_, '_>,
+    attributes: &Attributes<'_>,
+    _: &mut ReplyWriter<'_>,
+) -> Result<(), Refusal> {
+    // In a dump an instance that there is not is as bad as a reporter that there is not.
+    let found = named(served, cx, attributes).map_err(|_| Refusal::bare(Errno::INVAL))?;
+    match found {
+        Found::Representors(_) => Err(Refusal::bare(Errno::OPNOTSUPP)),
+        Found::Mlx5(reporter) => Err(Refusal::bare(reporter.no_dump())),
+    }
+}
+
+/// Clears the last dump of a reporter, of which there is none.
+pub(super) fn dump_clear(
+    served: &Served,
+    cx: Cx<'_, '_>,
+    attributes: &Attributes<'_>,
+    _: &mut ReplyWriter<'_>,
+) -> Result<(), Refusal> {
+    match named(served, cx, attributes)? {
+        Found::Mlx5(reporter) if reporter.kind.has_dump() => Ok(()),
+        Found::Mlx5(_) | Found::Representors(_) => Err(Refusal::bare(Errno::OPNOTSUPP)),
+    }
+}
+
+/// Refuses a test: no reporter of mlx5 has one.
+pub(super) fn test(
+    served: &Served,
+    cx: Cx<'_, '_>,
+    attributes: &Attributes<'_>,
+    _: &mut ReplyWriter<'_>,
+) -> Result<(), Refusal> {
+    named(served, cx, attributes)?;
+    Err(Refusal::bare(Errno::OPNOTSUPP))
 }
 
 fn pair(to: &mut Builder, name: &str, value: &str) {

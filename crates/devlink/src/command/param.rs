@@ -1,17 +1,20 @@
 //! `devlink dev param`.
 
 use eswitch::PciAddress;
+use eswitch::auxiliary::{AuxKind, AuxiliaryName};
 use eswitch::devlink::{InitParams, SteeringMode};
 use eswitch::lag::LagMode;
 use netlink::{Builder, Errno};
 
-use super::dev::{bound, put_device};
+use super::dev::bound;
 use crate::card::{Cx, Served};
+use crate::instance::{self, Instance, Named};
 use crate::nests::nest;
 use crate::numbers::{attribute as a, command as c, nla};
 use crate::refusal::Refusal;
 use crate::reply::ReplyWriter;
 use crate::request::Attributes;
+use crate::view::DeviceName;
 
 /// DEVLINK_PARAM_CMODE_*.
 const RUNTIME: u8 = 0;
@@ -109,6 +112,7 @@ const PARAMS: &[Param] = &[
     driverinit!("enable_rdma", true, rdma, Bool, bool, accept),
     driverinit!("io_eq_size", true, io_eq_size, Number, number, valid_eq_size),
     driverinit!("event_eq_size", true, event_eq_size, Number, number, valid_eq_size),
+    fixed!("enable_eth", true, true, "a PF of this card always has its netdev; unbind its driver instead"),
     driverinit!("max_macs", true, max_macs, Number, number, valid_max_macs),
     driverinit!("fdb_large_groups", false, fdb_large_groups, Number, number, valid_groups),
     driverinit!("hairpin_num_queues", false, hairpin_num_queues, Number, number, valid_hairpin_queues),
@@ -120,6 +124,93 @@ const PARAMS: &[Param] = &[
         "an active SF always has its auxiliary devices here; set the state of the SF instead"
     ),
 ];
+
+/// A parameter of the instance of a VF or SF. All are of cmode driverinit.
+struct FunctionParam {
+    name: &'static str,
+    generic: bool,
+    kind: FunctionParamKind,
+}
+
+enum FunctionParamKind {
+    /// A part of the function, which it has: nothing else is supported here.
+    Part,
+    /// A number that is stored and shown, as the kernel has the queues: its default, and what it may be.
+    Number(u32, fn(&Served, Cx<'_, '_>, u32) -> Result<(), Refusal>),
+}
+
+const fn part(name: &'static str) -> FunctionParam {
+    FunctionParam { name, generic: true, kind: FunctionParamKind::Part }
+}
+
+const fn number(
+    name: &'static str,
+    generic: bool,
+    default: u32,
+    validate: fn(&Served, Cx<'_, '_>, u32) -> Result<(), Refusal>,
+) -> FunctionParam {
+    FunctionParam { name, generic, kind: FunctionParamKind::Number(default, validate) }
+}
+
+/// The parameters that mlx5 registers for every function (`mlx5_devlink_params`, `mlx5_devlink_eth_params`,
+/// `mlx5_devlink_rdma_params`, `max_uc_list`), of those that this card has. Those of the E-Switch are of the PF's instance.
+const FUNCTION_PARAMS: &[FunctionParam] = &[
+    part("enable_roce"),
+    number("io_eq_size", true, 1024, valid_eq_size),
+    number("event_eq_size", true, 4096, valid_eq_size),
+    part("enable_eth"),
+    number("hairpin_num_queues", false, 2, valid_hairpin_queues),
+    number("hairpin_queue_size", false, 1024, valid_hairpin_size),
+    part("enable_rdma"),
+    number("max_macs", true, 128, valid_max_macs),
+];
+
+impl FunctionParam {
+    fn get(&self, served: &Served, cx: Cx<'_, '_>, device: DeviceName) -> Value {
+        match self.kind {
+            // A function has RoCE unless that was taken from it through its port.
+            FunctionParamKind::Part if self.name == "enable_roce" => Value::Bool(has_rdma(served, cx, device)),
+            FunctionParamKind::Part => Value::Bool(true),
+            FunctionParamKind::Number(default, _) => {
+                Value::Number(served.settings.param(cx, device, self.name).unwrap_or(default))
+            }
+        }
+    }
+
+    fn set(&self, served: &Served, cx: Cx<'_, '_>, device: DeviceName, given: &Given<'_>) -> Result<(), Refusal> {
+        match self.kind {
+            FunctionParamKind::Part => match given.bool()? {
+                // `mlx5_devlink_enable_roce_validate`.
+                true if self.name == "enable_roce" && !has_rdma(served, cx, device) => {
+                    Err(Refusal::unsupported("mlx5_core: Device doesn't support RoCE"))
+                }
+                true => Ok(()),
+                false => Err(Refusal::unsupported(format!(
+                    "mlx5_core: a VF or SF of this card has all its parts, so `{}` stays true; unbind its driver, or set \
+                     `roce` of the function of its port",
+                    self.name
+                ))),
+            },
+            FunctionParamKind::Number(_, validate) => {
+                let value = given.number()?;
+                validate(served, cx, value)?;
+                served.settings.set_param(cx, device, self.name, value);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Whether a VF or SF has an auxiliary device for RDMA.
+fn has_rdma(served: &Served, cx: Cx<'_, '_>, device: DeviceName) -> bool {
+    let is_rdma = |name| matches!(name, AuxiliaryName::Part { kind: AuxKind::Rdma, .. });
+    served.view(cx).auxiliary.iter().any(|part| part.parent == device && is_rdma(part.name))
+}
+
+fn function_param(attributes: &Attributes<'_>) -> Result<&'static FunctionParam, Refusal> {
+    let name = attributes.text(a::PARAM_NAME)?.ok_or(Refusal::bare(Errno::INVAL))?;
+    FUNCTION_PARAMS.iter().find(|param| param.name == name).ok_or(Refusal::bare(Errno::INVAL))
+}
 
 /// The most unicast addresses that a netdev of this card can have. mlx5 reads the limit from the firmware.
 const MAX_MACS: u32 = 1 << 12;
@@ -222,11 +313,11 @@ fn set_steering(served: &Served, cx: Cx<'_, '_>, device: PciAddress, given: Give
     Ok(served.card.engine().change_params(cx, device, |params| params.steering = steering)?)
 }
 
-fn param_message(to: &mut Builder, device: PciAddress, param: &Param, value: &Value) {
-    put_device(to, device);
+fn param_message(to: &mut Builder, device: DeviceName, (name, generic, cmode): (&str, bool, u8), value: &Value) {
+    to.text(a::BUS_NAME, device.bus()).text(a::DEV_NAME, &device.to_string());
     nest(to, a::PARAM, |to| {
-        to.text(a::PARAM_NAME, param.name);
-        if param.generic {
+        to.text(a::PARAM_NAME, name);
+        if generic {
             to.flag(a::PARAM_GENERIC);
         }
         to.u8(
@@ -239,7 +330,7 @@ fn param_message(to: &mut Builder, device: PciAddress, param: &Param, value: &Va
         );
         nest(to, a::PARAM_VALUES_LIST, |to| {
             nest(to, a::PARAM_VALUE, |to| {
-                to.u8(a::PARAM_VALUE_CMODE, param.cmode);
+                to.u8(a::PARAM_VALUE_CMODE, cmode);
                 match value {
                     Value::Bool(true) => to.flag(a::PARAM_VALUE_DATA),
                     Value::Bool(false) => to,
@@ -256,17 +347,37 @@ fn param_named(attributes: &Attributes<'_>) -> Result<&'static Param, Refusal> {
     PARAMS.iter().find(|param| param.name == name).ok_or(Refusal::bare(Errno::INVAL))
 }
 
+impl Param {
+    fn add(&self, device: PciAddress, value: &Value, reply: &mut ReplyWriter<'_>) {
+        let told = (self.name, self.generic, self.cmode);
+        reply.add(c::PARAM_GET, |to| param_message(to, DeviceName::Pci(device), told, value));
+    }
+}
+
+impl FunctionParam {
+    fn add(&self, device: DeviceName, value: &Value, reply: &mut ReplyWriter<'_>) {
+        reply.add(c::PARAM_GET, |to| param_message(to, device, (self.name, self.generic, DRIVERINIT), value));
+    }
+}
+
 pub(super) fn get(
     served: &Served,
     cx: Cx<'_, '_>,
     attributes: &Attributes<'_>,
     reply: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
-    let device = attributes.device()?;
-    served.card.engine().pf(cx, device)?;
-    let param = param_named(attributes)?;
-    let value = (param.get)(served, cx, device)?;
-    reply.add(c::PARAM_GET, |to| param_message(to, device, param, &value));
+    match instance::find(served, cx, attributes.required_handle()?)? {
+        Named::Pf(device) => {
+            let param = param_named(attributes)?;
+            let value = (param.get)(served, cx, device)?;
+            param.add(device, &value, reply);
+        }
+        Named::Function(Instance { device, .. }) => {
+            let param = function_param(attributes)?;
+            let value = param.get(served, cx, device);
+            param.add(device, &value, reply);
+        }
+    }
     Ok(())
 }
 
@@ -280,7 +391,13 @@ pub(super) fn get_all(
         for param in PARAMS {
             // A PF that has been unbound meanwhile has no parameters.
             let Ok(value) = (param.get)(served, cx, device) else { continue };
-            reply.add(c::PARAM_GET, |to| param_message(to, device, param, &value));
+            param.add(device, &value, reply);
+        }
+    }
+    for Instance { device, .. } in instance::all_of(served, cx) {
+        for param in FUNCTION_PARAMS {
+            let value = param.get(served, cx, device);
+            param.add(device, &value, reply);
         }
     }
     Ok(())
@@ -292,18 +409,31 @@ pub(super) fn set(
     attributes: &Attributes<'_>,
     _: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
-    let device = attributes.device()?;
-    served.card.engine().pf(cx, device)?;
-    let param = param_named(attributes)?;
-    let cmode = attributes.u8(a::PARAM_VALUE_CMODE)?.ok_or(Refusal::bare(Errno::INVAL))?;
-    if cmode != param.cmode {
-        return Err(Refusal::bare(Errno::OPNOTSUPP));
+    let found = instance::find(served, cx, attributes.required_handle()?)?;
+    let cmode = |is: u8| match attributes.u8(a::PARAM_VALUE_CMODE)?.ok_or(Refusal::bare(Errno::INVAL))? {
+        cmode if cmode == is => Ok(()),
+        _ => Err(Refusal::bare(Errno::OPNOTSUPP)),
+    };
+    match found {
+        Named::Pf(device) => {
+            let param = param_named(attributes)?;
+            cmode(param.cmode)?;
+            (param.set)(served, cx, device, given(attributes)?)
+        }
+        Named::Function(Instance { device, .. }) => {
+            let param = function_param(attributes)?;
+            cmode(DRIVERINIT)?;
+            param.set(served, cx, device, &given(attributes)?)
+        }
     }
-    let given = match attributes.u8(a::PARAM_TYPE)?.ok_or(Refusal::bare(Errno::INVAL))? {
+}
+
+/// The value in a request.
+fn given<'a>(attributes: &Attributes<'a>) -> Result<Given<'a>, Refusal> {
+    Ok(match attributes.u8(a::PARAM_TYPE)?.ok_or(Refusal::bare(Errno::INVAL))? {
         nla::FLAG => Given::Bool(attributes.has(a::PARAM_VALUE_DATA)),
         nla::U32 => Given::Number(attributes.u32(a::PARAM_VALUE_DATA)?.ok_or(Refusal::bare(Errno::INVAL))?),
         nla::STRING => Given::Text(attributes.text(a::PARAM_VALUE_DATA)?.ok_or(Refusal::bare(Errno::INVAL))?),
         _ => return Err(Refusal::bare(Errno::INVAL)),
-    };
-    (param.set)(served, cx, device, given)
+    })
 }

@@ -86,9 +86,9 @@ fn put_function(to: &mut Builder, port: &PortView) {
 }
 
 /// The message that describes the port of a VF's or SF's instance.
-fn instance_message(served: &Served, to: &mut Builder, instance: &Instance) {
+pub(crate) fn function_port_message(served: &Served, to: &mut Builder, instance: &Instance) {
     put_instance(to, instance);
-    to.u32(a::PORT_INDEX, instance::PORT);
+    to.u32(a::PORT_INDEX, instance.port);
     put_netdev(served, to, instance.netdev.as_deref(), instance.elsewhere);
     to.u16(a::PORT_FLAVOUR, flavour::VIRTUAL).u8(a::PORT_SPLITTABLE, 0);
 }
@@ -102,8 +102,8 @@ pub(super) fn get(
     match instance::find(served, cx, attributes.required_handle()?)? {
         Named::Pf(_) => add_port(served, cx, attributes.port()?, reply),
         Named::Function(instance) => match attributes.u32(a::PORT_INDEX)?.ok_or(Refusal::missing(a::PORT_INDEX))? {
-            instance::PORT => {
-                reply.add(c::PORT_NEW, |to| instance_message(served, to, &instance));
+            index if index == instance.port => {
+                reply.add(c::PORT_NEW, |to| function_port_message(served, to, &instance));
                 Ok(())
             }
             _ => Err(Refusal::bare(Errno::NODEV)),
@@ -125,7 +125,7 @@ pub(super) fn get_all(
     reply: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
     let (devices, instances) = match attributes.handle()? {
-        None => (bound(served, cx), instance::all(&served.view(cx))),
+        None => (bound(served, cx), instance::all_of(served, cx)),
         Some(handle) => match instance::find(served, cx, handle)? {
             Named::Pf(device) => (vec![device], Vec::new()),
             Named::Function(instance) => (Vec::new(), vec![instance]),
@@ -139,7 +139,7 @@ pub(super) fn get_all(
         }
     }
     for instance in instances {
-        reply.add(c::NEW, |to| instance_message(served, to, &instance));
+        reply.add(c::NEW, |to| function_port_message(served, to, &instance));
     }
     Ok(())
 }

@@ -145,6 +145,7 @@ impl<'a> ViewBuilder<'a> {
                 driver_override: pf.pci.driver_override.clone(),
                 msix: msix::FIXED,
                 sriov: Some(self.sriov(pf)),
+                netns: self.netns(pf.index, Vport::Uplink),
             });
         }
         for pf in &self.snapshot.pfs {
@@ -156,10 +157,17 @@ impl<'a> ViewBuilder<'a> {
                     driver_override: vf.info.driver_override.clone(),
                     msix: vf.info.msix.unwrap_or_else(|| self.config.default_vf_msix(pf.num_vfs)),
                     sriov: None,
+                    netns: self.netns(pf.index, Vport::Vf(vf.number)),
                 });
             }
         }
         functions
+    }
+
+    /// The network namespace of the devlink instance of a function, if that is another than the card's.
+    fn netns(&self, pf: PfIndex, vport: Vport) -> Option<u64> {
+        let mut moved = self.snapshot.moved_instances.iter();
+        moved.find(|moved| (moved.pf, moved.vport) == (pf, vport)).map(|moved| moved.netns)
     }
 
     /// The name of the driver of a function that is bound to the card's driver, or to another, or to none.
@@ -189,7 +197,7 @@ impl<'a> ViewBuilder<'a> {
     fn auxiliary(&self) -> Vec<Auxiliary> {
         let mut devices: Vec<Auxiliary> = Vec::new();
         for pf in &self.snapshot.pfs {
-            devices.extend(pf.ports.iter().filter_map(|port| self.sf_device(pf, port.sf.as_ref()?)));
+            devices.extend(pf.ports.iter().filter_map(|port| self.sf_device(pf, port.vport, port.sf.as_ref()?)));
             devices.extend(pf.auxiliary.iter().map(|device| self.auxiliary_device(pf, device)));
             for (address, vf) in self.vfs(pf).filter(|(_, vf)| vf.info.bound) {
                 let kinds = [AuxKind::Eth, AuxKind::Rdma];
@@ -199,6 +207,7 @@ impl<'a> ViewBuilder<'a> {
                         parent: DeviceName::Pci(address),
                         driver: self.drivers.get(&kind).map(|name| (*name).to_owned()),
                         sfnum: None,
+                        netns: None,
                     });
                 }
             }
@@ -208,12 +217,13 @@ impl<'a> ViewBuilder<'a> {
     }
 
     /// The SF's own device, which exists while the SF is active. Its driver can be unbound.
-    fn sf_device(&self, pf: &PfView, sf: &SfState) -> Option<Auxiliary> {
+    fn sf_device(&self, pf: &PfView, vport: Vport, sf: &SfState) -> Option<Auxiliary> {
         (sf.active || sf.attached).then(|| Auxiliary {
             name: sf_name(sf),
             parent: DeviceName::Pci(pf.address),
             driver: sf.attached.then(|| SF_DRIVER.to_owned()),
             sfnum: Some(sf.sfnum),
+            netns: self.netns(pf.index, vport),
         })
     }
 
@@ -224,6 +234,7 @@ impl<'a> ViewBuilder<'a> {
             parent: self.parent(pf, device.sf),
             driver: driver.map(|name| (*name).to_owned()),
             sfnum: None,
+            netns: None,
         }
     }
 

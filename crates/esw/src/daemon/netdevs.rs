@@ -3,25 +3,32 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-use card_linux::near_end;
-use devlink::KernelNetdevs;
+use card_linux::{Hold, Homes, near_end};
+use devlink::{Cx, Destination, KernelNetdevs};
 use eswitch::card::Resource;
+use eswitch::{PfIndex, Vport};
 use rustix::net::{AddressFamily, SocketType, netdevice::name_to_index, socket};
 
 /// The netdevs of a card of netdevs.
 pub struct Netdevs {
     inside: OwnedFd,
+    /// Where the devlink instances are.
+    homes: Homes,
     /// In this process's network namespace, where the netdevs appear.
     socket: OwnedFd,
 }
 
 impl Netdevs {
-    /// `inside`: the network namespace that the card is.
+    /// The netdevs of a card.
     ///
     /// # Errors
     /// The process has no descriptors left.
-    pub fn new(inside: OwnedFd) -> io::Result<Self> {
-        Ok(Self { inside, socket: socket(AddressFamily::INET, SocketType::DGRAM, None)? })
+    pub fn new(card: &Hold) -> io::Result<Self> {
+        Ok(Self {
+            inside: card.inside()?,
+            homes: card.homes(),
+            socket: socket(AddressFamily::INET, SocketType::DGRAM, None)?,
+        })
     }
 }
 
@@ -40,5 +47,26 @@ impl KernelNetdevs for Netdevs {
 
     fn home(&self) -> io::Result<OwnedFd> {
         self.socket.try_clone()
+    }
+
+    fn begin_reload(&self, cx: Cx<'_, '_>, pf: PfIndex, vport: Vport, to: Destination<'_>) -> io::Result<()> {
+        let to = match to {
+            Destination::Same => card_linux::Destination::Same,
+            Destination::Home => card_linux::Destination::Home,
+            Destination::Namespace(netns) => card_linux::Destination::Namespace(netns),
+        };
+        self.homes.begin_reload(cx, pf, vport, to)
+    }
+
+    fn end_reload(&self, cx: Cx<'_, '_>, pf: PfIndex, vport: Vport, succeeded: bool) {
+        self.homes.end_reload(cx, pf, vport, succeeded);
+    }
+
+    fn homeless(&self, cx: Cx<'_, '_>) -> Vec<(PfIndex, Vport)> {
+        self.homes.homeless(cx)
+    }
+
+    fn deaths(&self) -> io::Result<OwnedFd> {
+        self.homes.deaths()
     }
 }

@@ -343,43 +343,44 @@ fn devlink_rows() -> Vec<Row> {
 /// `DEVLINK_PARAM_CMODE_RUNTIME`.
 const RUNTIME: u8 = 0;
 
-/// What devlink has and the card does not support. Who may not is told so all the same: the kernel asks that first.
+/// What devlink has and the card does not support, and what these requests lack something for: they name only the device.
+/// Who may not is told so all the same: the kernel asks that first.
 fn unsupported_rows() -> Vec<Row> {
     // The numbers of `enum devlink_command`, and whether it is a dump.
-    const MARKED: [(u8, &str, bool); 23] = [
-        (9, "PORT_SPLIT", false),
-        (10, "PORT_UNSPLIT", false),
-        (16, "SB_POOL_SET", false),
-        (20, "SB_PORT_POOL_SET", false),
-        (24, "SB_TC_POOL_BIND_SET", false),
-        (27, "SB_OCC_SNAPSHOT", false),
-        (28, "SB_OCC_MAX_CLEAR", false),
-        (34, "DPIPE_TABLE_COUNTERS_SET", false),
-        (35, "RESOURCE_SET", false),
-        (44, "REGION_NEW", false),
-        (45, "REGION_DEL", false),
-        (46, "REGION_READ", true),
-        (48, "PORT_PARAM_SET", false),
-        (53, "HEALTH_REPORTER_SET", false),
-        (56, "HEALTH_REPORTER_DUMP_GET", true),
-        (57, "HEALTH_REPORTER_DUMP_CLEAR", false),
-        (58, "FLASH_UPDATE", false),
-        (62, "TRAP_SET", false),
-        (66, "TRAP_GROUP_SET", false),
-        (70, "TRAP_POLICER_SET", false),
-        (73, "HEALTH_REPORTER_TEST", false),
-        (79, "LINECARD_SET", false),
-        (83, "SELFTESTS_RUN", false),
+    const MARKED: [(u8, &str, bool, i32); 23] = [
+        (9, "PORT_SPLIT", false, libc::EOPNOTSUPP),
+        (10, "PORT_UNSPLIT", false, libc::EOPNOTSUPP),
+        (16, "SB_POOL_SET", false, libc::EOPNOTSUPP),
+        (20, "SB_PORT_POOL_SET", false, libc::EOPNOTSUPP),
+        (24, "SB_TC_POOL_BIND_SET", false, libc::EOPNOTSUPP),
+        (27, "SB_OCC_SNAPSHOT", false, libc::EOPNOTSUPP),
+        (28, "SB_OCC_MAX_CLEAR", false, libc::EOPNOTSUPP),
+        (34, "DPIPE_TABLE_COUNTERS_SET", false, libc::EOPNOTSUPP),
+        (35, "RESOURCE_SET", false, libc::EOPNOTSUPP),
+        (44, "REGION_NEW", false, libc::EINVAL),
+        (45, "REGION_DEL", false, libc::EINVAL),
+        (46, "REGION_READ", true, libc::EINVAL),
+        (48, "PORT_PARAM_SET", false, libc::EOPNOTSUPP),
+        (53, "HEALTH_REPORTER_SET", false, libc::EINVAL),
+        (56, "HEALTH_REPORTER_DUMP_GET", true, libc::EINVAL),
+        (57, "HEALTH_REPORTER_DUMP_CLEAR", false, libc::EINVAL),
+        (58, "FLASH_UPDATE", false, libc::EINVAL),
+        (62, "TRAP_SET", false, libc::ENOENT),
+        (66, "TRAP_GROUP_SET", false, libc::ENOENT),
+        (70, "TRAP_POLICER_SET", false, libc::EOPNOTSUPP),
+        (73, "HEALTH_REPORTER_TEST", false, libc::EINVAL),
+        (79, "LINECARD_SET", false, libc::EOPNOTSUPP),
+        (83, "SELFTESTS_RUN", false, libc::EOPNOTSUPP),
     ];
-    let row = |&(command, name, dump): &(u8, &str, bool)| {
+    let row = |&(command, name, dump, errno): &(u8, &str, bool, i32)| {
         let fill: Fill = |to| {
             first(to);
         };
         let row = devlink(name, name, Rule::Initial, command, fill);
         let flags = if dump { Flags::DUMP } else { Flags::empty() };
         let source = "`net/devlink/netlink_gen.c`: `GENL_ADMIN_PERM`".to_owned();
-        let (attempt, alike) = (Attempt::Devlink { command, flags, fill }, "not supported by the card: ");
-        Row { attempt, source, alike, ..row }.allowed(libc::EOPNOTSUPP)
+        let alike = if errno == libc::EOPNOTSUPP { "not supported by the card: " } else { "of what there is not: " };
+        Row { attempt: Attempt::Devlink { command, flags, fill }, source, alike, ..row }.allowed(errno)
     };
     MARKED.iter().map(row).collect()
 }

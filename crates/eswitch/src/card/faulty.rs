@@ -7,7 +7,9 @@ use std::time::Duration;
 use lockdep::{Deadline, Locked, Mutex, digest};
 use serde::{Deserialize, Serialize};
 
-use crate::card::{Card, CardError, Counters, Create, FailedCreate, OnNetdevChange, Resource, ResourceKind};
+use crate::card::{
+    Card, CardError, Counters, Create, FailedCreate, MovedInstance, OnNetdevChange, Resource, ResourceKind,
+};
 use crate::ids::{MacAddr, PfIndex, Vport};
 use crate::lock_order::{CardCall, CardState};
 
@@ -149,6 +151,9 @@ impl<C: Card> Card for Faulty<C> {
     }
     fn elsewhere(&self, cx: &mut Locked<'_, CardCall>) -> Vec<Resource> {
         self.inner.elsewhere(cx)
+    }
+    fn moved_instances(&self, cx: &mut Locked<'_, CardCall>) -> Vec<MovedInstance> {
+        self.inner.moved_instances(cx)
     }
     fn on_netdev_change(&self, cx: &mut Locked<'_, CardCall>, callback: OnNetdevChange) {
         self.inner.on_netdev_change(cx, callback);

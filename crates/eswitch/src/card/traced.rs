@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use lockdep::Locked;
 
-use crate::card::{Card, CardError, Counters, Create, FailedCreate, OnNetdevChange, Resource};
+use crate::card::{Card, CardError, Counters, Create, FailedCreate, MovedInstance, OnNetdevChange, Resource};
 use crate::ids::{MacAddr, PfIndex, Vport};
 use crate::lock_order::CardCall;
 
@@ -52,6 +52,9 @@ impl<C: Card, F: Fn(&str) + Send + Sync> Card for Traced<C, F> {
 
     fn elsewhere(&self, cx: &mut Locked<'_, CardCall>) -> Vec<Resource> {
         self.inner.elsewhere(cx)
+    }
+    fn moved_instances(&self, cx: &mut Locked<'_, CardCall>) -> Vec<MovedInstance> {
+        self.inner.moved_instances(cx)
     }
     fn on_netdev_change(&self, cx: &mut Locked<'_, CardCall>, callback: OnNetdevChange) {
         self.inner.on_netdev_change(cx, callback);

@@ -187,6 +187,7 @@ fn card() -> view::Card {
             driver_override: None,
             msix: 64,
             sriov: None,
+            netns: None,
         }],
         auxiliary: Vec::new(),
         netdevs: vec![Netdev {

@@ -6,22 +6,25 @@
 mod connections;
 mod ethtool;
 mod families;
+mod namespaces;
 mod ports;
 
-use std::io;
-use std::os::fd::AsFd;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use ::netlink::{
     Awaited, Errno, Flags, GENL_HEADER, HEADER, Header, Message, NLMSG_DONE, NLMSG_MIN_TYPE, Part, attributes,
     errno_of, find, messages, nlmsgerr_attr, overwrite, rewrite, row,
 };
-use rustix::net::{SendFlags, send};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, send, sendmsg};
 
 use devlink::view::DeviceName;
 
 use super::{Handler, ROOM, Relay};
 use crate::lock_order::Cx;
+use crate::network::NetworkId;
 use families::Family;
 
 pub(crate) use families::Families;
@@ -135,12 +138,12 @@ impl Handler for Generic {
 
     fn notification(&mut self, cx: Cx<'_, '_>, relay: &mut Relay, datagram: &[u8]) {
         let Some(family) = self.families.devlink(cx, &relay.cards) else { return };
-        let published = messages(datagram).filter(|m| m.header.kind >= NLMSG_MIN_TYPE).map(|message| {
-            let mut bytes = message.bytes().to_vec();
-            rewrite(&mut bytes, |header| (header.kind, header.port) = (family.id, 0));
-            bytes
-        });
-        let named = ports::name_netdevs(cx, relay, published.collect());
+        let published = messages(datagram).filter(|message| message.header.kind >= NLMSG_MIN_TYPE);
+        let mut here = namespaces::for_this_one(cx, relay, published);
+        for bytes in &mut here {
+            rewrite(bytes, |header| (header.kind, header.port) = (family.id, 0));
+        }
+        let named = ports::name_netdevs(cx, relay, here);
         relay.queue.push(named.iter().map(|bytes| &bytes[..]));
     }
 }
@@ -215,9 +218,11 @@ impl Generic {
 
     /// Answers a dump that names no device: each card's part, one after the other, then the kernel's own.
     fn request_from_all(&mut self, cx: Cx<'_, '_>, relay: &mut Relay, request: &Message<'_>) {
-        let at_home = (0..relay.cards.len()).filter(|n| relay.cards.is_home(*n, &relay.socket.kernel));
-        let at_home: Vec<usize> = at_home.collect();
-        let ends: Vec<End> = at_home.into_iter().map(|n| self.answer_of(cx, relay, request, n)).collect();
+        let views = relay.cards.now(cx);
+        let network = NetworkId::of_socket(&relay.socket.kernel).ok();
+        let is_here = |n: &usize| network.is_some_and(|network| relay.cards.has_instance_in(&views, *n, network));
+        let here: Vec<usize> = (0..relay.cards.len()).filter(is_here).collect();
+        let ends: Vec<End> = here.into_iter().map(|n| self.answer_of(cx, relay, request, n)).collect();
         let successful = ends.iter().position(|end| end.result.is_ok());
         if self.families.is_in_kernel() {
             return relay.pass_on(cx, request.bytes());
@@ -242,12 +247,16 @@ impl Generic {
     }
 
     fn request_from(&mut self, cx: Cx<'_, '_>, relay: &mut Relay, request: &Message<'_>, n: usize) -> io::Result<End> {
+        let netns = match namespaces::target(relay, request) {
+            Ok(netns) => netns,
+            Err(end) => return Ok(end),
+        };
         let id = self.families.devlink(cx, &relay.cards).map_or(0, |family| family.id);
         let port = relay.socket.port_to_send_from(cx);
         let (families, cards, buffer) = (&self.families, Arc::clone(&relay.cards), &mut self.buffer);
         families.connections.with(cx, &cards, n, |cx, socket| {
             let at_card = families.number_at_card(cx, n, socket)?;
-            send(socket, &to_server(request, id, at_card), SendFlags::NOSIGNAL)?;
+            send_with(socket, &to_server(request, id, at_card), netns.as_ref())?;
             let mut awaited = Awaited::new(request.header.sequence);
             loop {
                 let len = relay.receive_from(cx, socket.as_fd(), buffer)?;
@@ -260,6 +269,9 @@ impl Generic {
                         }
                         Part::Other => {}
                     }
+                }
+                if request.header.is_dump() {
+                    namespaces::keep_those_here(cx, relay, &mut answers);
                 }
                 let named = ports::name_netdevs(cx, relay, answers);
                 relay.queue.push(named.iter().map(|bytes| &bytes[..]));
@@ -278,8 +290,13 @@ fn card_of(cx: Cx<'_, '_>, relay: &Relay, family: &Family, message: &Message<'_>
     match (text(BUS_NAME), text(DEV_NAME)) {
         (Some(bus), Some(device)) => {
             let device = DeviceName::parse(bus, device);
-            let owner = device.and_then(|device| relay.cards.now(cx).owner(device));
-            match owner.filter(|card| relay.cards.is_home(*card, &relay.socket.kernel)) {
+            let views = relay.cards.now(cx);
+            let owner = device.and_then(|device| views.owner(device).map(|card| (card, device)));
+            let network = NetworkId::of_socket(&relay.socket.kernel).ok();
+            let here = owner
+                .zip(network)
+                .filter(|((card, device), network)| relay.cards.is_instance_in(&views, *card, *device, *network));
+            match here.map(|((card, _), _)| card) {
                 Some(card) => Destination::Card(card),
                 None if family.in_kernel => Destination::Kernel,
                 // As for a device that there is not.
@@ -291,6 +308,20 @@ fn card_of(cx: Cx<'_, '_>, relay: &Relay, family: &Family, message: &Message<'_>
         _ if message.header.is_dump() => Destination::AllCards,
         _ => Destination::Card(0),
     }
+}
+
+/// Sends a request to a card's server, with a descriptor if it has one.
+fn send_with(socket: &OwnedFd, request: &[u8], descriptor: Option<&OwnedFd>) -> io::Result<()> {
+    let Some(descriptor) = descriptor else {
+        send(socket, request, SendFlags::NOSIGNAL)?;
+        return Ok(());
+    };
+    let descriptors = [descriptor.as_fd()];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+    sendmsg(socket, &[IoSlice::new(request)], &mut ancillary, SendFlags::NOSIGNAL)?;
+    Ok(())
 }
 
 /// Sends the program the end of an answer: of a dump, an error, or an acknowledgement if it has requested one.

@@ -164,11 +164,7 @@ impl Socket {
         let is_subscribed = !self.subscriptions.lock_leaf(cx).is_empty();
         // Without the lock: a card may take long to accept a connection, and a send must not wait for that.
         let new: Vec<OwnedFd> = match on && !is_subscribed {
-            true => (0..cards.len())
-                .filter(|n| cards.is_home(*n, &self.kernel))
-                .filter_map(|n| cards.card(n))
-                .map(|card| card.listen())
-                .collect::<io::Result<_>>()?,
+            true => cards.each().map(|card| card.listen()).collect::<io::Result<_>>()?,
             false => Vec::new(),
         };
         let mut subscriptions = self.subscriptions.lock_leaf(cx);

@@ -112,6 +112,7 @@ pub fn card(vfs: u16) -> view::Card {
         driver_override: None,
         msix: 64,
         sriov: None,
+        netns: None,
     };
     let mut functions = vec![view::Function {
         sriov: Some(view::Sriov {
@@ -139,6 +140,7 @@ pub fn card(vfs: u16) -> view::Card {
         parent,
         driver: Some(driver.to_owned()),
         sfnum,
+        netns: None,
     };
     let module = |name: &str, depends: &[&str], drivers: &[(&str, &str)]| view::Module {
         name: name.to_owned(),

@@ -7,11 +7,12 @@ use eswitch::inspect::PfView;
 use netlink::{Builder, Errno};
 
 use super::HEALTHY;
-use crate::instance::{self, Instance};
+use crate::instance::Instance;
 use crate::nests::nest;
 use crate::numbers::{attribute as a, command as c, nla};
 use crate::refusal::Refusal;
 use crate::reply::ReplyWriter;
+use crate::settings::{ReporterKey, ReporterSettings};
 use crate::view::DeviceName;
 
 /// The purpose of a reporter.
@@ -53,7 +54,7 @@ impl Kind {
     }
 
     /// Whether the driver has a dump for the reporter.
-    fn has_dump(self) -> bool {
+    pub(super) fn has_dump(self) -> bool {
         self != Self::Vnic
     }
 }
@@ -86,14 +87,35 @@ pub(super) fn of_pf(pf: &PfView, dpu: bool) -> Vec<Reporter> {
 pub(super) fn of_instance(instance: &Instance) -> Vec<Reporter> {
     let of = |kind, port| Reporter { kind, device: instance.device, port, dpu: false };
     let queues = instance.netdev.iter().flat_map(|_| [Kind::Tx, Kind::Rx]);
-    let queues = queues.map(|kind| of(kind, Some(instance::PORT)));
+    let queues = queues.map(|kind| of(kind, Some(instance.port)));
     [of(Kind::Vnic, None)].into_iter().chain(queues).collect()
 }
 
 impl Reporter {
+    /// What identifies it.
+    pub(super) fn key(&self) -> ReporterKey {
+        (self.device, self.port, self.kind.name())
+    }
+
+    /// Whether the driver can recover from what it reports.
+    pub(super) fn recovers(&self) -> bool {
+        self.kind.grace_period(self.dpu).is_some()
+    }
+
+    /// The error with which the driver refuses a dump.
+    pub(super) fn no_dump(&self) -> Errno {
+        match self.kind {
+            // `mlx5_crdump_collect`: the function has no vendor-specific capability.
+            Kind::FatalFirmware => Errno::NODEV,
+            // `mlx5_fw_tracer_trigger_core_dump_general`: there is no tracer of the firmware. `mlx5e_health_rsc_fmsg_dump`: there
+            // is no dump of resources. The reporter of counters has no dump at all.
+            Kind::Firmware | Kind::Tx | Kind::Rx | Kind::Vnic => Errno::OPNOTSUPP,
+        }
+    }
+
     /// Adds its description. It has only those settings that its driver's operations give a sense
     /// (`devlink_nl_health_reporter_fill`).
-    pub(super) fn put(&self, to: &mut Builder) {
+    pub(super) fn put(&self, to: &mut Builder, settings: ReporterSettings) {
         to.text(a::BUS_NAME, self.device.bus()).text(a::DEV_NAME, &self.device.to_string());
         if let Some(port) = self.port {
             to.u32(a::PORT_INDEX, port);
@@ -102,10 +124,11 @@ impl Reporter {
             to.text(a::HEALTH_REPORTER_NAME, self.kind.name()).u8(a::HEALTH_REPORTER_STATE, HEALTHY);
             to.u64(a::HEALTH_REPORTER_ERR_COUNT, 0).u64(a::HEALTH_REPORTER_RECOVER_COUNT, 0);
             if let Some(period) = self.kind.grace_period(self.dpu) {
-                to.u64(a::HEALTH_REPORTER_GRACEFUL_PERIOD, period).u8(a::HEALTH_REPORTER_AUTO_RECOVER, 1);
+                to.u64(a::HEALTH_REPORTER_GRACEFUL_PERIOD, settings.grace_period.unwrap_or(period));
+                to.u8(a::HEALTH_REPORTER_AUTO_RECOVER, settings.auto_recover.unwrap_or(true).into());
             }
             if self.kind.has_dump() {
-                to.u8(a::HEALTH_REPORTER_AUTO_DUMP, 1);
+                to.u8(a::HEALTH_REPORTER_AUTO_DUMP, settings.auto_dump.unwrap_or(true).into());
             }
         });
     }

@@ -37,7 +37,9 @@ pub(super) fn name_netdevs(cx: Cx<'_, '_>, relay: &mut Relay, mut sent: Vec<Vec<
 
 /// Whether a message describes a port with a netdev, wherever that is.
 fn has_netdev(message: &Message<'_>) -> bool {
-    let content = message.after(GENL_HEADER).filter(|_| message.payload().first() == Some(&command::PORT_NEW));
+    // In a dump the kernel sends ports as DEVLINK_CMD_NEW.
+    let is_ports = message.payload().first().is_some_and(|is| [command::PORT_NEW, command::NEW].contains(is));
+    let content = message.after(GENL_HEADER).filter(|_| is_ports);
     let port_type = content.and_then(|content| find(content, attribute::PORT_TYPE)?.u16());
     port_type == Some(ETH)
 }
@@ -47,10 +49,14 @@ fn peer_of(views: &Views, message: &Message<'_>) -> Option<Peer> {
     let content = message.after(GENL_HEADER)?;
     let text = |kind| find(content, kind)?.string();
     let name = DeviceName::parse(text(attribute::BUS_NAME)?, text(attribute::DEV_NAME)?)?;
-    let DeviceName::Pci(device) = name else { return None };
     let index = PortIndex(find(content, attribute::PORT_INDEX)?.u32()?);
     let card = views.owner(name)?;
-    let netdev = views.view(card)?.netdev_of_port(PortHandle { device, index })?;
+    let view = views.view(card)?;
+    let of_pf = match name {
+        DeviceName::Pci(device) => view.netdev_of_port(PortHandle { device, index }),
+        DeviceName::Auxiliary(_) => None,
+    };
+    let netdev = of_pf.or_else(|| view.netdev_of_function(name))?;
     Some(Peer { card, index: netdev.peer? })
 }
 
