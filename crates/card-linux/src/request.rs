@@ -249,6 +249,13 @@ pub(crate) fn set_alias(batch: &mut Batch, name: &str, alias: &str) {
     });
 }
 
+/// Removes the alias of the netdev of an interface number.
+pub(crate) fn remove_alias(batch: &mut Batch, index: u32) {
+    set(batch, index, None, |to| {
+        to.put(IFLA_IFALIAS, &[]);
+    });
+}
+
 /// Gives an alternative name to the netdev of an interface number.
 pub(crate) fn add_altname_to(batch: &mut Batch, index: u32, another: &str) {
     batch.push(RTM_NEWLINKPROP, MORE, |to| altname(to.raw(&ifinfo(index, None)), another));
