@@ -161,7 +161,7 @@ impl Operation<'_> {
                         let request = &batch[job.at];
                         let entry = Entry::of(request);
                         books.resources.insert(job.resource, entry);
-                        books.push_alias(&mut aliases, &job.resource);
+                        books.push_home(&mut aliases, &job.resource);
                         if let (None, Some(near)) = (&job.found, near_end(&job.resource)) {
                             // The netdev that was here before may have had another name.
                             books.elsewhere.remove(&near);

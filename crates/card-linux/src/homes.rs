@@ -8,7 +8,7 @@
 //! The card keeps no descriptor of that namespace, which must be able to die: only the ids by which two other namespaces
 //! know it. When it dies the kernel frees these, and the instance is to be reloaded at home
 //! (`devlink_pernet_pre_exit` in the kernel's `net/devlink/core.c`). For the process that takes the card over they are
-//! written down where they last as long as the instance: in the alias of a netdev inside the card.
+//! written down where they last as long as the instance: in an alternative name of a netdev inside the card.
 
 use std::fs::File;
 use std::io;
@@ -41,15 +41,16 @@ pub(crate) struct Abroad {
 }
 
 impl Abroad {
-    const ALIAS: &str = "devlink instance in netns";
+    const ALTNAME: &str = "devlink-in-netns:";
 
-    /// The alias of the netdev inside the card that stands for the instance.
-    fn alias(&self) -> String {
-        format!("{} {} {} {}", Self::ALIAS, self.inside, self.outside, self.cookie)
+    /// An alternative name of the netdev inside the card that stands for the instance. `index`: of that netdev, as a name
+    /// can be given once.
+    fn altname(&self, index: u32) -> String {
+        format!("{}{}:{}:{}:{index}", Self::ALTNAME, self.inside, self.outside, self.cookie)
     }
 
-    fn of_alias(alias: &str) -> Option<Self> {
-        let mut numbers = alias.strip_prefix(Self::ALIAS)?.split_whitespace();
+    fn of_altname(altname: &str) -> Option<Self> {
+        let mut numbers = altname.strip_prefix(Self::ALTNAME)?.split(':');
         let (inside, outside) = (numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?);
         Some(Self { inside, outside, cookie: numbers.next()?.parse().ok()?, dead: false })
     }
@@ -190,22 +191,22 @@ impl Books {
                 Some(Inside::Port(slot)) if slot.vport != Vport::Uplink => slot,
                 _ => continue,
             };
-            let abroad = link.alias.as_deref().and_then(Abroad::of_alias);
+            let abroad = link.altnames.iter().find_map(|name| Abroad::of_altname(name));
             if abroad.is_some() {
                 self.instances.insert(slot, Instance { abroad, ..Instance::default() });
             }
         }
     }
 
-    /// Writes down, in the alias of a netdev inside the card, where the instance is of a function that has been made.
-    pub(crate) fn push_alias(&self, batch: &mut Batch, made: &Resource) {
+    /// Writes down, in an alternative name of a netdev inside the card, where the instance is of a function that has been made.
+    pub(crate) fn push_home(&self, batch: &mut Batch, made: &Resource) {
         let netdev = match *made {
             Resource::Function(pf) => Inside::Bridge(pf, 0),
             Resource::VfNetdev(pf, vport) | Resource::SfNetdev(pf, vport) => Inside::Port(Slot { pf, vport }),
             _ => return,
         };
         if let Some(at) = self.abroad_of(made) {
-            request::set_alias_of(batch, netdev.index(), &at.alias());
+            request::add_altname_to(batch, netdev.index(), &at.altname(netdev.index()));
         }
     }
 

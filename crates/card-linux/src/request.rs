@@ -256,10 +256,10 @@ pub(crate) fn set_alias(batch: &mut Batch, name: &str, alias: &str) {
     });
 }
 
-/// Sets the alias of the netdev of an interface number.
-pub(crate) fn set_alias_of(batch: &mut Batch, index: u32, alias: &str) {
+/// Removes the alias of the netdev of an interface number.
+pub(crate) fn remove_alias(batch: &mut Batch, index: u32) {
     set(batch, index, None, |to| {
-        to.put(IFLA_IFALIAS, alias.as_bytes());
+        to.put(IFLA_IFALIAS, &[]);
     });
 }
 

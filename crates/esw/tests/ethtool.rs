@@ -195,7 +195,7 @@ fn each_command_has_the_answer_of_the_driver_for_each_kind_of_netdev() {
         of_roles("ethtool -G {} rx 512; ethtool -g {} | tail -8 | grep RX:", ["RX:\t\t512"; 4]),
         vec![
             ("echo 0 > /sys/bus/pci/devices/0000:08:00.0/sriov_numvfs; echo 1 > /sys/bus/pci/devices/0000:08:00.0/sriov_numvfs; ethtool -g enp8s0f0v0 | tail -8 | grep RX:".to_owned(), "RX:\t\t1024".to_owned()),
-            ("devlink dev eswitch set pci/0000:08:00.0 mode legacy; ethtool -g enp8s0f0np0 | tail -8 | grep RX:; ethtool -k enp8s0f0np0 | grep hw-tc".to_owned(), "RX:\t\t1024\nhw-tc-offload: off".to_owned()),
+            ("devlink dev eswitch set pci/0000:08:00.0 mode legacy; ethtool -g enp8s0f0np0 | tail -8 | grep RX:; ethtool -k enp8s0f0np0 | grep hw-tc; devlink dev eswitch set pci/0000:08:00.0 mode switchdev; ethtool -g enp8s0f0np0 | tail -8 | grep RX:".to_owned(), "RX:\t\t1024\nhw-tc-offload: off\nRX:\t\t1024".to_owned()),
         ],
     ];
     run("ethtool", "speed = 25000", &rows.concat());
@@ -296,16 +296,16 @@ fn every_lab_sees_what_was_set() {
     let script = "mount -t tmpfs tmpfs /run; mkdir -p /run/state; mount --bind /run/state /var/lib; ip link set lo up
         $ESW up --daemon --detach --card linux >&2
         $ESW exec -- bash -c 'echo 1 > /sys/bus/pci/devices/0000:08:00.0/sriov_numvfs; ethtool -G enp8s0f0v0 rx 2048'
-        $ESW exec -- bash -c 'ethtool -g enp8s0f0v0 | tail -8 | grep RX:; ethtool -C enp8s0f0v0 adaptive-rx off'
+        $ESW exec -- bash -c 'ethtool -g enp8s0f0v0 | tail -8 | grep RX:; ethtool -C enp8s0f0v0 adaptive-rx off; devlink dev eswitch set pci/0000:08:00.0 mode switchdev; ethtool -G enp8s0f0np0 rx 512'
         $ESW down --keep >&2
         $ESW up --daemon --detach --card linux >&2
-        $ESW exec -- bash -c 'ethtool -g enp8s0f0v0 | tail -8 | grep RX:; ethtool -c enp8s0f0v0 | grep Adaptive'
+        $ESW exec -- bash -c 'ethtool -g enp8s0f0v0 | tail -8 | grep RX:; ethtool -c enp8s0f0v0 | grep Adaptive; ethtool -g enp8s0f0np0 | tail -8 | grep RX:'
         $ESW down >&2";
     let output = lab::apart(script, &folder.0);
     let printed = String::from_utf8_lossy(&output.stdout);
     assert_eq!(
         printed,
-        "RX:\t\t2048\nRX:\t\t2048\nAdaptive RX: off  TX: on\n",
+        "RX:\t\t2048\nRX:\t\t2048\nAdaptive RX: off  TX: on\nRX:\t\t512\n",
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );

@@ -96,6 +96,13 @@ impl Operation<'_> {
                 books.push_ties(batch, job.slot);
             }
         });
+        // A lab keeps the netdev's settings there. The driver makes them anew with the mode (`mlx5e_netdev_change_profile`);
+        // a card that is taken over changes no mode.
+        self.pass(jobs, "forgetting the settings of", |books, batch, job| {
+            if books.inventory.is_none() && books.ends(job.slot).inner {
+                request::remove_alias(batch, job.slot.inner());
+            }
+        });
         let failed: Vec<Slot> = half_done(jobs, &vec![true; jobs.len()]);
         self.untie(&failed, Slot::port);
         self.untie(&failed, Slot::inner);

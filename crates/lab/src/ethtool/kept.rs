@@ -58,7 +58,8 @@ struct Alias {
 }
 
 impl Alias {
-    /// Settings of another mode of the E-Switch are void: the driver makes new ones with the mode.
+    /// Settings of another mode of the E-Switch are void: the driver makes new ones with the mode. The card removes the
+    /// alias when a PF's netdev becomes an uplink.
     fn parse(kind: Kind, text: &str) -> Self {
         let words =
             text.strip_prefix(MARK).and_then(|rest| rest.strip_prefix(if kind.in_switch { "/1" } else { "/0" }));
