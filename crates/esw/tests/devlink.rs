@@ -9,9 +9,15 @@ use lab::{Folder, compare, session};
 /// Runs commands in a lab around one PF at 0000:08:00.0 and compares what each prints with what is expected, where `…`
 /// stands for anything.
 fn run_session(name: &str, script: &[(&str, &str)]) {
+    run_session_on(1, name, script);
+}
+
+/// The same around several PFs.
+fn run_session_on(pfs: u8, name: &str, script: &[(&str, &str)]) {
     let folder = Folder::make(name);
-    let config =
-        "[cards.card0]\nkind = \"linux\"\n[cards.card0.card]\npfs = 1\ntotal_vfs = 4\nmodules = [\"mlx5_ib\"]\n";
+    let config = format!(
+        "[cards.card0]\nkind = \"linux\"\n[cards.card0.card]\npfs = {pfs}\ntotal_vfs = 4\nmodules = [\"mlx5_ib\"]\n"
+    );
     fs::write(folder.0.join("config"), config).unwrap();
     let commands: Vec<&str> = script.iter().map(|(command, _)| *command).collect();
     let printed = session(&folder, "bash", "--config $FOLDER/config", &commands);
@@ -359,4 +365,31 @@ fn the_table_of_the_documentation_says_what_each_instance_answers() {
         let is_so = if *answer == "yes" { printed.ends_with("yes") } else { printed.contains(answer.as_str()) };
         assert!(is_so, "$ {command}\n{printed}\nexpected: {answer}");
     }
+}
+
+#[test]
+fn a_pf_in_a_lag_is_not_reloaded() {
+    if lab::skipped(&["bash", "devlink"]) {
+        return;
+    }
+    let multiport =
+        |value: &str| format!("devlink dev param set pci/0000:08:00.0 name esw_multiport value {value} cmode runtime");
+    run_session_on(
+        2,
+        "reload-lag",
+        &[
+            ("for n in 0 1; do devlink dev eswitch set pci/0000:08:00.$n mode switchdev; done", ""),
+            (&multiport("true"), ""),
+            (
+                "devlink dev reload pci/0000:08:00.1",
+                "Error: mlx5_core: reload is unsupported in Lag mode.\nkernel answers: Operation not supported",
+            ),
+            ("devlink dev eswitch show pci/0000:08:00.1", "pci/0000:08:00.1: mode switchdev …"),
+            (&multiport("false"), ""),
+            (
+                "devlink dev reload pci/0000:08:00.1; devlink dev eswitch show pci/0000:08:00.1",
+                "pci/0000:08:00.1: mode legacy …",
+            ),
+        ],
+    );
 }
