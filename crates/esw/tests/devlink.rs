@@ -9,9 +9,15 @@ use lab::{Folder, compare, session};
 /// Runs commands in a lab around one PF at 0000:08:00.0 and compares what each prints with what is expected, where `…`
 /// stands for anything.
 fn run_session(name: &str, script: &[(&str, &str)]) {
+    run_session_on(1, name, script);
+}
+
+/// The same around several PFs.
+fn run_session_on(pfs: u8, name: &str, script: &[(&str, &str)]) {
     let folder = Folder::make(name);
-    let config =
-        "[cards.card0]\nkind = \"linux\"\n[cards.card0.card]\npfs = 1\ntotal_vfs = 4\nmodules = [\"mlx5_ib\"]\n";
+    let config = format!(
+        "[cards.card0]\nkind = \"linux\"\n[cards.card0.card]\npfs = {pfs}\ntotal_vfs = 4\nmodules = [\"mlx5_ib\"]\n"
+    );
     fs::write(folder.0.join("config"), config).unwrap();
     let commands: Vec<&str> = script.iter().map(|(command, _)| *command).collect();
     let printed = session(&folder, "bash", "--config $FOLDER/config", &commands);
@@ -308,6 +314,81 @@ fn a_vf_has_parameters_of_its_own() {
                 "devlink dev param set pci/0000:08:00.0 name enable_eth value false cmode driverinit",
                 "Error: mlx5_core: a PF of this card always has its netdev; unbind its driver instead.\n\
                  kernel answers: Operation not supported",
+            ),
+        ],
+    );
+}
+
+/// The rows of the table in `docs/lab.md`: a command, and what it answers for a PF, a VF and an SF.
+fn rows() -> Vec<(String, [String; 3])> {
+    let text = include_str!("../../../docs/lab.md");
+    let table = text.split("<!-- devlink: ").nth(1).unwrap().split("\n\n").next().unwrap();
+    let rows = table.lines().filter_map(|line| line.strip_prefix("| `"));
+    rows.map(|row| {
+        let (command, rest) = row.split_once("` | ").unwrap();
+        let mut cells = rest.split(" | ").map(str::to_owned);
+        (command.to_owned(), [(); 3].map(|()| cells.next().unwrap()))
+    })
+    .collect()
+}
+
+#[test]
+fn the_table_of_the_documentation_says_what_each_instance_answers() {
+    if lab::skipped(&["bash", "devlink"]) {
+        return;
+    }
+    let make = "echo 1 > /sys/bus/pci/devices/0000:08:00.0/sriov_numvfs
+        devlink dev eswitch set pci/0000:08:00.0 mode switchdev
+        devlink port add pci/0000:08:00.0 flavour pcisf pfnum 0 sfnum 5 >/dev/null
+        devlink port function set pci/0000:08:00.0/32768 state active
+        for i in {1..100}; do SF=$(devlink dev show | grep auxiliary) && break; sleep 0.1; done
+        port() { devlink port show | grep -o \"^$1/[0-9]*\" | tail -1; }";
+    let mut commands = vec![make.to_owned()];
+    let rows = rows();
+    assert!(rows.len() > 20, "{rows:?}");
+    let mut expected = Vec::new();
+    for (command, answers) in &rows {
+        // The PF is the last, as its reload takes the others away.
+        for (device, answer) in ["pci/0000:08:00.0", "pci/0000:08:00.1", "$SF"].iter().zip(answers).rev() {
+            let own_port =
+                if device.ends_with(".0") { "pci/0000:08:00.0/65535".to_owned() } else { format!("$(port {device})") };
+            let command = command.replace("DEV/PORT", &own_port).replace("DEV", device);
+            commands.push(format!("{command} && echo yes"));
+            expected.push((command, answer));
+        }
+    }
+    let folder = Folder::make("table");
+    fs::write(folder.0.join("config"), "[cards.card0]\nkind = \"linux\"\n").unwrap();
+    let printed = session(&folder, "bash", "--config $FOLDER/config", &commands);
+    for ((command, answer), printed) in expected.iter().zip(&printed[1..]) {
+        let printed = printed.join("\n");
+        let is_so = if *answer == "yes" { printed.ends_with("yes") } else { printed.contains(answer.as_str()) };
+        assert!(is_so, "$ {command}\n{printed}\nexpected: {answer}");
+    }
+}
+
+#[test]
+fn a_pf_in_a_lag_is_not_reloaded() {
+    if lab::skipped(&["bash", "devlink"]) {
+        return;
+    }
+    let multiport =
+        |value: &str| format!("devlink dev param set pci/0000:08:00.0 name esw_multiport value {value} cmode runtime");
+    run_session_on(
+        2,
+        "reload-lag",
+        &[
+            ("for n in 0 1; do devlink dev eswitch set pci/0000:08:00.$n mode switchdev; done", ""),
+            (&multiport("true"), ""),
+            (
+                "devlink dev reload pci/0000:08:00.1",
+                "Error: mlx5_core: reload is unsupported in Lag mode.\nkernel answers: Operation not supported",
+            ),
+            ("devlink dev eswitch show pci/0000:08:00.1", "pci/0000:08:00.1: mode switchdev …"),
+            (&multiport("false"), ""),
+            (
+                "devlink dev reload pci/0000:08:00.1; devlink dev eswitch show pci/0000:08:00.1",
+                "pci/0000:08:00.1: mode legacy …",
             ),
         ],
     );

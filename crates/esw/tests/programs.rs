@@ -105,7 +105,7 @@ fn devlink_prints_what_it_prints_on_the_hardware() {
                 "devlink port health show pci/0000:08:00.0/65535 reporter tx",
                 "pci/0000:08:00.0/65535:\n  reporter tx\n    state healthy error 0 recover 0 grace_period 500…",
             ),
-            ("devlink dev reload pci/0000:08:00.0", ""),
+            ("devlink dev reload pci/0000:08:00.0", "Warning: mlx5_core: reload while VFs are present is unfavorable."),
             (
                 "devlink dev param show pci/0000:08:00.0 name io_eq_size",
                 "pci/0000:08:00.0:\n  name io_eq_size type generic\n    values:\n      cmode driverinit value 64",

@@ -4,7 +4,7 @@ use eswitch::inspect::PortView;
 use eswitch::{FunctionChange, MacAddr, PfIndex, PortHandle, SfNum, Vport};
 use netlink::{Builder, Errno};
 
-use super::dev::{bound, put_device, put_instance};
+use super::dev::{bound, pf, put_device, put_instance};
 use crate::card::{Cx, Served};
 use crate::instance::{self, Instance, Named};
 use crate::nests::nest;
@@ -203,8 +203,8 @@ pub(super) fn add(
     attributes: &Attributes<'_>,
     reply: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
-    let device = attributes.device()?;
-    served.card.engine().pf(cx, device)?;
+    // The driver of a VF or SF has no SFs (`mlx5_devlink_sf_port_new`).
+    let device = pf(served, cx, attributes)?;
     let (kind, pfnum) = (attributes.u16(a::PORT_FLAVOUR)?, attributes.u16(a::PORT_PCI_PF_NUMBER)?);
     let (Some(kind), Some(pfnum)) = (kind, pfnum) else {
         return Err(Refusal::new(Errno::INVAL, "Port flavour or PCI PF are not specified"));
