@@ -2,6 +2,7 @@
 
 mod ethtool;
 mod modules;
+mod mtu;
 mod receive;
 mod send;
 mod socket;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 
 use netlink::{Errno, errno_of};
 
+use crate::filter::SIOCSIFMTU;
 use crate::lock_order::Cx;
 use crate::supervisor::{Answer, Lab};
 use crate::sys::{self, Notification};
@@ -25,6 +27,7 @@ pub(crate) fn answer(cx: Cx<'_, '_>, lab: &Arc<Lab>, call: &Notification) -> Ans
     let number = i64::from(call.data.nr);
     match number {
         libc::SYS_socket => socket::socket(cx, lab, call).into(),
+        libc::SYS_ioctl if call.data.args[1] as u32 == SIOCSIFMTU => mtu::set(cx, lab, call),
         libc::SYS_ioctl => ethtool::ioctl(cx, lab, call),
         libc::SYS_fstatfs => statfs::answer(lab, call),
         libc::SYS_init_module => lab.answer_later(*call, modules::init_module),

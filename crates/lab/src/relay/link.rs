@@ -8,9 +8,10 @@ use devlink::view::{DeviceName, Netdev, VfInfo};
 use eswitch::PciAddress;
 use eswitch::card::Counters;
 use netlink::rtnl::{
-    IFINFOMSG as IFINFO, IFLA_DEVLINK_PORT, IFLA_INFO_KIND, IFLA_INFO_SLAVE_KIND, IFLA_LINK, IFLA_LINK_NETNSID,
-    IFLA_LINKINFO, IFLA_NUM_VF, IFLA_PARENT_DEV_BUS_NAME, IFLA_PARENT_DEV_NAME, IFLA_PERM_ADDRESS, IFLA_PHYS_PORT_NAME,
-    IFLA_PHYS_SWITCH_ID, IFLA_VF_BROADCAST, IFLA_VF_INFO, IFLA_VF_LINK_STATE, IFLA_VF_MAC, IFLA_VF_RATE,
+    IFINFOMSG as IFINFO, IFLA_CARRIER_CHANGES, IFLA_CARRIER_DOWN_COUNT, IFLA_DEVLINK_PORT, IFLA_INFO_KIND,
+    IFLA_INFO_SLAVE_KIND, IFLA_LINK, IFLA_LINK_NETNSID, IFLA_LINKINFO, IFLA_MAX_MTU, IFLA_NETNS_IMMUTABLE, IFLA_NUM_VF,
+    IFLA_PARENT_DEV_BUS_NAME, IFLA_PARENT_DEV_NAME, IFLA_PERM_ADDRESS, IFLA_PHYS_PORT_NAME, IFLA_PHYS_SWITCH_ID,
+    IFLA_TSO_MAX_SIZE, IFLA_VF_BROADCAST, IFLA_VF_INFO, IFLA_VF_LINK_STATE, IFLA_VF_MAC, IFLA_VF_RATE,
     IFLA_VF_RSS_QUERY_EN, IFLA_VF_SPOOFCHK, IFLA_VF_STATS, IFLA_VF_STATS_BROADCAST, IFLA_VF_STATS_MULTICAST,
     IFLA_VF_STATS_RX_BYTES, IFLA_VF_STATS_RX_DROPPED, IFLA_VF_STATS_RX_PACKETS, IFLA_VF_STATS_TX_BYTES,
     IFLA_VF_STATS_TX_DROPPED, IFLA_VF_STATS_TX_PACKETS, IFLA_VF_TRUST, IFLA_VF_TX_RATE, IFLA_VF_VLAN,
@@ -19,6 +20,7 @@ use netlink::rtnl::{
 use netlink::{Attribute, BuildError, Builder, Message, attributes, find};
 
 use crate::cards::{CardNetdev, IndexedView};
+use crate::limits;
 
 const AF_UNSPEC: u8 = 0;
 const DEVLINK_ATTR_BUS_NAME: u16 = 1;
@@ -72,11 +74,31 @@ pub(super) fn rewritten(
     let whole = info.first() == Some(&AF_UNSPEC);
     netlink::message(message.header, |to| {
         to.raw(info);
-        attributes(content).flatten().for_each(|attribute| keep(to, &attribute, whole));
+        for attribute in attributes(content).flatten() {
+            let is_changed = whole && netdev.is_some_and(|netdev| of_mlx5(to, &attribute, netdev));
+            if !is_changed {
+                keep(to, &attribute, whole);
+            }
+        }
         if let (true, Some(netdev)) = (whole, netdev) {
             describe(to, &netdev.view, netdev, query, counters);
         }
     })
+}
+
+/// Puts an attribute whose value the kernel has from the veth, with that of mlx5; returns whether it did.
+fn of_mlx5(to: &mut Builder, attribute: &Attribute<'_>, netdev: &Netdev) -> bool {
+    match attribute.kind {
+        IFLA_MAX_MTU => to.u32(IFLA_MAX_MTU, limits::MAX_MTU),
+        IFLA_TSO_MAX_SIZE => to.u32(IFLA_TSO_MAX_SIZE, limits::tso_max_size(netdev)),
+        IFLA_NETNS_IMMUTABLE => to.u8(IFLA_NETNS_IMMUTABLE, limits::is_netns_immutable(netdev).into()),
+        // `veth_newlink` takes the carrier away after the netdev is registered, which counts; `mlx5e_create_netdev` before.
+        IFLA_CARRIER_CHANGES | IFLA_CARRIER_DOWN_COUNT => {
+            to.u32(attribute.kind, attribute.u32().unwrap_or_default().saturating_sub(1))
+        }
+        _ => return false,
+    };
+    true
 }
 
 /// Copies an attribute of the kernel's, unless a card's netdev has no such attribute, or has its own.
