@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use devlink::view::{DeviceName, Netdev, VfInfo};
+use devlink::view::{DeviceName, Netdev, Role, VfInfo};
 use eswitch::PciAddress;
 use eswitch::card::Counters;
 use netlink::rtnl::{
@@ -26,6 +26,8 @@ const AF_UNSPEC: u8 = 0;
 const DEVLINK_ATTR_BUS_NAME: u16 = 1;
 const DEVLINK_ATTR_DEV_NAME: u16 = 2;
 const DEVLINK_ATTR_PORT_INDEX: u16 = 3;
+/// The index of the one port of a VF's or SF's devlink instance, as the card's server numbers it.
+const PORT_OF_FUNCTION: u32 = 1;
 /// Bytes of an address in `struct ifla_vf_mac` (`netdevice.h`).
 const MAX_ADDR_LEN: usize = 32;
 
@@ -145,12 +147,16 @@ fn describe(to: &mut Builder, view: &IndexedView, netdev: &Netdev, query: Query,
     }
     to.text(IFLA_PARENT_DEV_NAME, &netdev.parent.to_string());
     to.text(IFLA_PARENT_DEV_BUS_NAME, netdev.parent.bus());
-    if let Some(port) = &netdev.port {
-        to.nest(IFLA_DEVLINK_PORT, |nest| {
-            nest.text(DEVLINK_ATTR_BUS_NAME, "pci").text(DEVLINK_ATTR_DEV_NAME, &port.device.to_string());
-            nest.u32(DEVLINK_ATTR_PORT_INDEX, port.index.0);
-        });
-    }
+    let (device, index) = match (&netdev.port, netdev.role) {
+        (Some(port), _) => (DeviceName::Pci(port.device), port.index.0),
+        // The driver registers the port of each function (`mlx5e_devlink_port_register`).
+        (None, Role::Vf | Role::Sf) => (netdev.parent, PORT_OF_FUNCTION),
+        (None, Role::Pf | Role::Representor) => return,
+    };
+    to.nest(IFLA_DEVLINK_PORT, |nest| {
+        nest.text(DEVLINK_ATTR_BUS_NAME, device.bus()).text(DEVLINK_ATTR_DEV_NAME, &device.to_string());
+        nest.u32(DEVLINK_ATTR_PORT_INDEX, index);
+    });
 }
 
 /// Adds IFLA_VFINFO_LIST, if the netdev has VFs. An attribute has room for some 220 VFs with statistics, and for some 330
@@ -218,7 +224,6 @@ fn vf_stats(stats: &mut Builder, counters: &Counters) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use devlink::view::Role;
     use netlink::row;
 
     const PF: PciAddress = PciAddress { domain: 0, bus: 8, device: 0, function: 0 };
