@@ -3,7 +3,6 @@
 //! A script that prints `TEST PASSED` has not looked at everything that failed. The kernel sees it: the exit status of
 //! each program, and the error of each write.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -67,8 +66,9 @@ fn of_process(trace: &str) -> Vec<Failure> {
     let mut failed = Vec::new();
     let mut program: Option<Vec<String>> = None;
     let mut printed = String::new();
-    // The files below /sys and /proc that it has open for writing; a shell moves them to another descriptor.
-    let mut opened: BTreeMap<&str, String> = BTreeMap::new();
+    // The file below /sys or /proc that it has opened for writing last. A shell moves it to another descriptor, so the
+    // number does not tell.
+    let mut opened: Option<String> = None;
     for line in trace.lines() {
         let Some((at, call)) = line.split_once(' ') else { continue };
         let failure = |command: String, words: &str| Failure { at: at.to_owned(), command, words: words.to_owned() };
@@ -85,14 +85,14 @@ fn of_process(trace: &str) -> Vec<Failure> {
             }
             match (returned(call), error(call)) {
                 (_, Some(error)) => failed.push(failure(format!("echo > {path}"), error)),
-                (Some(_), None) => _ = opened.insert("last", path),
+                (Some(_), None) => opened = Some(path),
                 _ => {}
             }
         } else if let Some(rest) = call.strip_prefix("write(") {
             let text = strings(rest).into_iter().next().unwrap_or_default();
             match error(call) {
                 Some(error) => {
-                    if let Some(path) = opened.get("last") {
+                    if let Some(path) = &opened {
                         failed.push(failure(format!("echo {} > {path}", text.trim()), error));
                     }
                 }
