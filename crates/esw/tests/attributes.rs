@@ -314,3 +314,22 @@ fn compare_steps(folder: &Folder, steps: &[(String, &str)]) {
         lab::compare(command, &expected, &printed);
     }
 }
+
+/// mlx5 gives the representors of a DPU short queues, and only these.
+#[test]
+fn a_representor_of_a_dpu_has_a_short_queue() {
+    if lab::skipped(&["bash", "devlink"]) {
+        return;
+    }
+    let folder = Folder::make("dpu");
+    let config = "[cards.card0]\nkind = \"linux\"\n[cards.card0.card]\npfs = 1\ndpu = true\n";
+    fs::write(folder.0.join("config"), config).unwrap();
+    let length = |netdev| format!("cat /sys/class/net/{netdev}/tx_queue_len");
+    let steps = [
+        ("devlink dev eswitch set pci/0000:08:00.0 mode switchdev".to_owned(), ""),
+        (length("enp8s0f0nc1pf0"), "128"),
+        ("ip link show enp8s0f0nc1pf0 | grep -o 'qlen [0-9]*'".to_owned(), "qlen 128"),
+        (length("enp8s0f0np0"), "1000"),
+    ];
+    compare_steps(&folder, &steps);
+}
