@@ -1,7 +1,7 @@
 //! `cargo xtask docs`: checks or writes the sections of the documentation that come from the code.
 //!
-//! Tables that take long to measure have commands of their own, with `--write`: `bench`, `exhaust`, `programs`, `torture`,
-//! `vm`. Of the first three, this command checks that each row belongs to something that still exists, and lists what has
+//! Tables that take long to measure have commands of their own, with `--write`: `bench`, `exhaust`, `ovs-tests`, `programs`,
+//! `torture`, `vm`. Of the first four, this command checks that each row belongs to something that still exists, and lists what has
 //! no row yet.
 
 use std::fs;
@@ -12,7 +12,7 @@ use eswitch::inspect::INVARIANTS;
 
 use crate::page::Section;
 use crate::workspace::{cargo, root};
-use crate::{bench, exhaust, mutants, programs, table};
+use crate::{bench, exhaust, mutants, ovs_tests, programs, table};
 
 /// Whether to write the sections.
 #[derive(clap::Args)]
@@ -76,7 +76,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 ///
 /// # Errors
 /// A page cannot be read, or lacks its marks.
-fn all() -> Result<[Generated; 6]> {
+fn all() -> Result<[Generated; 7]> {
     Ok([
         invariants(),
         lock_order()?,
@@ -84,6 +84,7 @@ fn all() -> Result<[Generated; 6]> {
         bench::documented()?,
         exhaust::documented()?,
         programs::documented()?,
+        ovs_tests::documented()?,
     ])
 }
 

@@ -6,6 +6,7 @@ mod exhaust;
 mod instructions;
 mod memory_card;
 mod mutants;
+mod ovs_tests;
 mod page;
 mod patched;
 mod programs;
@@ -32,6 +33,8 @@ enum Command {
     Exhaust(exhaust::Args),
     /// Run the tests of unmodified programs in a lab, and list what they ran, for the table in docs/compatibility.md.
     Programs(programs::Args),
+    /// Run NVIDIA's control-plane scripts in a lab, for the table in docs/compatibility.md.
+    OvsTests(ovs_tests::Args),
     /// Count the instructions of frequent paths. Fails if one takes over 5 % more than the committed number.
     Instructions(instructions::Args),
     /// Plant bugs, one after the other, and check that each is caught: by the compiler, or by exploring the scenario that
@@ -71,6 +74,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Docs(args) => return docs::run(&args),
         Command::Exhaust(args) => return exhaust::run(&args),
         Command::Programs(args) => return programs::run(&args),
+        Command::OvsTests(args) => return ovs_tests::run(&args),
         Command::Instructions(args) => return instructions::run(&args),
         Command::Mutants(args) => return mutants::run(&args),
         Command::Series(args) => return series::run(&args),

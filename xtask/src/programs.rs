@@ -50,7 +50,7 @@ const PROGRAMS: [Program; 8] = [
         name: "ip",
         commands: &["ip"],
         version: &["ip", "-V"],
-        sees: "a PF with its VFs, switch ID, port name and parent device; nothing shows that it is a veth",
+        sees: "a PF with its VFs, switch ID, port name, parent device and limits; [what differs from mlx5](lab.md#attributes-of-a-netdev)",
     },
     Program {
         name: "rdma",

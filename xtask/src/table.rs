@@ -108,6 +108,16 @@ impl Measured {
         self.rows.iter().any(|row| row.key == key)
     }
 
+    /// The keys of all rows.
+    pub fn keys(&self) -> Vec<&str> {
+        self.rows.iter().map(|row| row.key.as_str()).collect()
+    }
+
+    /// The columns between the key and the last one, of each row.
+    pub fn cells(&self) -> impl Iterator<Item = &[String]> {
+        self.rows.iter().map(|row| row.cells.as_slice())
+    }
+
     /// The table in the order of these keys. Rows with other keys are left out.
     pub fn text(&self, keys: &[&str]) -> String {
         let mut stamps: Vec<&str> = Vec::new();

@@ -200,7 +200,14 @@ impl Operation<'_> {
 /// again.
 fn probe(Sockets { inside, outside }: &mut Sockets) -> Result<(), SetupError> {
     let [bridge, near, far] = [0, 1, 2].map(Inside::Probe);
-    let outer = Outer { name: &far.name(), mac: None, mtu: request::OUTER_MTU, place: Err(far.index()), before: None };
+    let outer = Outer {
+        name: &far.name(),
+        mac: None,
+        mtu: request::OUTER_MTU,
+        place: Err(far.index()),
+        before: None,
+        tx_queue_len: None,
+    };
     type Step<'a> = (&'static str, &'static str, &'static str, &'a dyn Fn(&mut Batch));
     let steps: [Step<'_>; 4] = [
         ("a bridge", "CONFIG_BRIDGE", "bridge", &|batch| {

@@ -47,6 +47,9 @@ pub(crate) fn card_mtu(outer: u32) -> u32 {
 
 /// The MTU that netdevs are made with.
 pub(crate) const OUTER_MTU: u32 = 1_500;
+/// `txqueuelen` of a DPU's representors: as many packets as mlx5's send queue has there (`mlx5e_build_rep_netdev`,
+/// `MLX5E_REP_PARAMS_DEF_LOG_SQ_SIZE`).
+pub(crate) const DPU_REPRESENTOR_QUEUE_LEN: u32 = 128;
 
 /// The outer end of a pair.
 pub(crate) struct Outer<'a> {
@@ -58,6 +61,8 @@ pub(crate) struct Outer<'a> {
     pub place: Result<&'a File, u32>,
     /// Of a netdev that is made in the namespace: what it had before, when it was in another one.
     pub before: Option<&'a Before>,
+    /// `txqueuelen`, in packets, if it is not the kernel's 1,000.
+    pub tx_queue_len: Option<u32>,
 }
 
 /// What a netdev keeps when it changes its namespace, of what the request that makes a netdev can set.
@@ -66,8 +71,6 @@ pub(crate) struct Before {
     /// The interface number, or 0 if the kernel is to choose another.
     pub index: u32,
     pub group: u32,
-    /// `txqueuelen`, in packets.
-    pub tx_queue_len: Option<u32>,
 }
 
 /// `struct ifinfomsg` for the netdev of an interface number; `up`: whether it is to be up, if that is to change.
@@ -102,9 +105,9 @@ pub(crate) fn pair(batch: &mut Batch, index: u32, name: &str, group: u32, mtu: u
                 }
                 if let Some(before) = outer.before {
                     peer.u32(IFLA_GROUP, before.group);
-                    if let Some(len) = before.tx_queue_len {
-                        peer.u32(IFLA_TXQLEN, len);
-                    }
+                }
+                if let Some(len) = outer.tx_queue_len {
+                    peer.u32(IFLA_TXQLEN, len);
                 }
                 if let Ok(netns) = outer.place {
                     peer.u32(IFLA_NET_NS_FD, netns.as_raw_fd() as u32);

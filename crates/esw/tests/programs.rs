@@ -345,11 +345,9 @@ fn a_netdev_is_the_cards_in_any_namespace_and_under_any_name() {
             ("ip -n pod link del eth0", "…Operation not supported…"),
             ("ip link del enp8s0f0npf0vf0", "…Operation not supported…"),
             ("ip link set enp8s0f0npf0vf1 group 7; ip link del group 7", "…Operation not supported…"),
-            // A representor elsewhere has a port, which names no netdev.
-            ("ip link set enp8s0f0npf0vf0 netns pod name rep0", ""),
-            ("devlink port show pci/0000:08:00.0/1 | head -1 | grep -o 'type.*flavour'", "type eth flavour"),
-            ("ip -n pod -d link show rep0 | grep -o 'portname [a-z0-9]*'", "portname pf0vf0"),
-            ("ip -n pod link set rep0 netns $$ name back", ""),
+            // A representor stays where its devlink instance is (`mlx5e_build_rep_netdev`).
+            ("ip link set enp8s0f0npf0vf0 netns pod name rep0", "Error: The interface netns is immutable."),
+            ("ip link set enp8s0f0npf0vf0 name back", ""),
             ("devlink port show pci/0000:08:00.0/1 | head -1 | grep -o 'netdev [a-z]*'", "netdev back"),
             ("cat /sys/class/net/back/phys_port_name", "pf0vf0"),
             // No message about a netdev names its peer.

@@ -23,6 +23,8 @@ pub(crate) const AF_NETLINK: u32 = libc::AF_NETLINK as u32;
 pub(crate) const SOL_NETLINK: u32 = libc::SOL_NETLINK as u32;
 pub(crate) const SOL_SOCKET: u32 = libc::SOL_SOCKET as u32;
 pub(crate) const SIOCETHTOOL: u32 = 0x8946;
+/// Sets the MTU of a netdev.
+pub(crate) const SIOCSIFMTU: u32 = 0x8922;
 /// `sizeof(struct sockaddr_nl)`: no other common address has 12 bytes.
 pub(crate) const ADDRESS_LEN: u32 = 12;
 /// NETLINK_ROUTE, NETLINK_KOBJECT_UEVENT, NETLINK_GENERIC and NETLINK_RDMA.
@@ -120,7 +122,7 @@ pub(crate) fn program(base: u32) -> Vec<FilterOp> {
     let high = [Test::AtLeast(0, base)];
     trap(&mut program, libc::SYS_recvmsg, &high);
     trap(&mut program, libc::SYS_recvfrom, &high);
-    trap(&mut program, libc::SYS_ioctl, &[Test::OneOf(1, &[SIOCETHTOOL])]);
+    trap(&mut program, libc::SYS_ioctl, &[Test::OneOf(1, &[SIOCETHTOOL, SIOCSIFMTU])]);
     trap(&mut program, libc::SYS_recvmmsg, &high);
     trap(&mut program, libc::SYS_write, &[Test::AtLeast(2, REQUEST.start), Test::Below(2, REQUEST.end)]);
     trap(&mut program, libc::SYS_writev, &[]);
@@ -219,6 +221,8 @@ mod tests {
             (libc::SYS_socket, [16, 3, 9], false),
             (libc::SYS_socket, [2, 1, 0], false),
             (libc::SYS_ioctl, [3, 0x8946, 0], true),
+            (libc::SYS_ioctl, [3, 0x8922, 0], true),
+            (libc::SYS_ioctl, [3, 0x8921, 0], false),
             (libc::SYS_ioctl, [3, 0x5401, 0], false),
             (libc::SYS_setsockopt, [3, 270, 1], true),
             (libc::SYS_setsockopt, [3, 1, 1], false),

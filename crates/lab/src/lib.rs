@@ -11,6 +11,7 @@ mod cards;
 mod ethtool;
 mod filter;
 mod inside;
+mod limits;
 mod lock_order;
 mod network;
 mod passing;

@@ -122,7 +122,7 @@ impl Books {
             Some(Wire::Netdev(name)) => (name.clone(), Ok(&self.home)),
             Some(Wire::Nowhere) | None => (cable.name(), Err(cable.index())),
         };
-        let outer = Outer { name: &name, mac: None, mtu: OUTER_MTU, place, before: None };
+        let outer = Outer { name: &name, mac: None, mtu: OUTER_MTU, place, before: None, tx_queue_len: None };
         let wire = Inside::Port(slot);
         request::pair(batch, wire.index(), &wire.name(), 0, CARD_MTU, &outer);
     }

@@ -11,6 +11,7 @@
 //! that is free; its MAC address, MTU, `txqueuelen`, group and alias; and those alternative names that are free. It is
 //! down and has no IP addresses.
 
+use eswitch::card::Resource;
 use eswitch::names::NetdevName;
 use netlink::Errno;
 
@@ -178,14 +179,16 @@ impl Books {
     /// A pair whose outer end is a netdev of the user's.
     fn push_pair(&self, batch: &mut Batch, job: &Job, inside: Inside, group: u32) {
         let link = job.wanted.before.as_ref();
-        let before =
-            link.map(|link| Before { index: job.wanted.index, group: link.group, tx_queue_len: link.tx_queue_len });
+        let before = link.map(|link| Before { index: job.wanted.index, group: link.group });
+        let is_dpus = self.config.dpu && matches!(job.resource, Resource::Representor(..));
+        let at_first = is_dpus.then_some(request::DPU_REPRESENTOR_QUEUE_LEN);
         let outer = Outer {
             name: job.wanted.name(),
             mac: Some(link.and_then(|link| link.mac).unwrap_or(job.mac)),
             mtu: self.mtu_of(job),
             place: Ok(&self.home),
             before: before.as_ref(),
+            tx_queue_len: link.and_then(|link| link.tx_queue_len).or(at_first),
         };
         request::pair(batch, inside.index(), &inside.name(), group, request::card_mtu(outer.mtu), &outer);
     }

@@ -90,8 +90,14 @@ impl Operation<'_> {
                 if !found[0] {
                     request::bridge(batch, bridge.index(), &bridge.name(), !books.has_fdb(pf));
                 }
-                let outer =
-                    Outer { name: &branch.name(), mac: None, mtu: CARD_MTU, place: Err(branch.index()), before: None };
+                let outer = Outer {
+                    name: &branch.name(),
+                    mac: None,
+                    mtu: CARD_MTU,
+                    place: Err(branch.index()),
+                    before: None,
+                    tx_queue_len: None,
+                };
                 if !found[1] {
                     request::pair(batch, trunk.index(), &trunk.name(), 0, CARD_MTU, &outer);
                 }

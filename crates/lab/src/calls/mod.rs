@@ -3,6 +3,7 @@
 mod ethtool;
 mod modules;
 pub(crate) mod mount;
+mod mtu;
 mod receive;
 mod send;
 mod socket;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 
 use netlink::{Errno, errno_of};
 
+use crate::filter::SIOCSIFMTU;
 use crate::lock_order::Cx;
 use crate::supervisor::{Answer, Lab};
 use crate::sys::{self, Notification};
@@ -28,6 +30,7 @@ pub(crate) fn answer(cx: Cx<'_, '_>, lab: &Arc<Lab>, call: &Notification) -> Ans
     match number {
         libc::SYS_socket if call.data.args[2] == uevent::PROTOCOL => uevent::socket(cx, lab, call),
         libc::SYS_socket => socket::socket(cx, lab, call).into(),
+        libc::SYS_ioctl if call.data.args[1] as u32 == SIOCSIFMTU => mtu::set(cx, lab, call),
         libc::SYS_ioctl => ethtool::ioctl(cx, lab, call),
         libc::SYS_mount => mount::mount(lab, call),
         libc::SYS_fsmount => mount::fsmount(lab, call),

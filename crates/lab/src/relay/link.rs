@@ -4,13 +4,14 @@
 
 use std::collections::BTreeMap;
 
-use devlink::view::{DeviceName, Netdev, VfInfo};
+use devlink::view::{DeviceName, Netdev, Role, VfInfo};
 use eswitch::PciAddress;
 use eswitch::card::Counters;
 use netlink::rtnl::{
-    IFINFOMSG as IFINFO, IFLA_DEVLINK_PORT, IFLA_INFO_KIND, IFLA_INFO_SLAVE_KIND, IFLA_LINK, IFLA_LINK_NETNSID,
-    IFLA_LINKINFO, IFLA_NUM_VF, IFLA_PARENT_DEV_BUS_NAME, IFLA_PARENT_DEV_NAME, IFLA_PERM_ADDRESS, IFLA_PHYS_PORT_NAME,
-    IFLA_PHYS_SWITCH_ID, IFLA_VF_BROADCAST, IFLA_VF_INFO, IFLA_VF_LINK_STATE, IFLA_VF_MAC, IFLA_VF_RATE,
+    IFINFOMSG as IFINFO, IFLA_CARRIER_CHANGES, IFLA_CARRIER_DOWN_COUNT, IFLA_DEVLINK_PORT, IFLA_INFO_KIND,
+    IFLA_INFO_SLAVE_KIND, IFLA_LINK, IFLA_LINK_NETNSID, IFLA_LINKINFO, IFLA_MAX_MTU, IFLA_NETNS_IMMUTABLE, IFLA_NUM_VF,
+    IFLA_PARENT_DEV_BUS_NAME, IFLA_PARENT_DEV_NAME, IFLA_PERM_ADDRESS, IFLA_PHYS_PORT_NAME, IFLA_PHYS_SWITCH_ID,
+    IFLA_TSO_MAX_SIZE, IFLA_VF_BROADCAST, IFLA_VF_INFO, IFLA_VF_LINK_STATE, IFLA_VF_MAC, IFLA_VF_RATE,
     IFLA_VF_RSS_QUERY_EN, IFLA_VF_SPOOFCHK, IFLA_VF_STATS, IFLA_VF_STATS_BROADCAST, IFLA_VF_STATS_MULTICAST,
     IFLA_VF_STATS_RX_BYTES, IFLA_VF_STATS_RX_DROPPED, IFLA_VF_STATS_RX_PACKETS, IFLA_VF_STATS_TX_BYTES,
     IFLA_VF_STATS_TX_DROPPED, IFLA_VF_STATS_TX_PACKETS, IFLA_VF_TRUST, IFLA_VF_TX_RATE, IFLA_VF_VLAN,
@@ -19,11 +20,14 @@ use netlink::rtnl::{
 use netlink::{Attribute, BuildError, Builder, Message, attributes, find};
 
 use crate::cards::{CardNetdev, IndexedView};
+use crate::limits;
 
 const AF_UNSPEC: u8 = 0;
 const DEVLINK_ATTR_BUS_NAME: u16 = 1;
 const DEVLINK_ATTR_DEV_NAME: u16 = 2;
 const DEVLINK_ATTR_PORT_INDEX: u16 = 3;
+/// The index of the one port of a VF's or SF's devlink instance, as the card's server numbers it.
+const PORT_OF_FUNCTION: u32 = 1;
 /// Bytes of an address in `struct ifla_vf_mac` (`netdevice.h`).
 const MAX_ADDR_LEN: usize = 32;
 
@@ -72,11 +76,31 @@ pub(super) fn rewritten(
     let whole = info.first() == Some(&AF_UNSPEC);
     netlink::message(message.header, |to| {
         to.raw(info);
-        attributes(content).flatten().for_each(|attribute| keep(to, &attribute, whole));
+        for attribute in attributes(content).flatten() {
+            let is_changed = whole && netdev.is_some_and(|netdev| of_mlx5(to, &attribute, netdev));
+            if !is_changed {
+                keep(to, &attribute, whole);
+            }
+        }
         if let (true, Some(netdev)) = (whole, netdev) {
             describe(to, &netdev.view, netdev, query, counters);
         }
     })
+}
+
+/// Puts an attribute whose value the kernel has from the veth, with that of mlx5; returns whether it did.
+fn of_mlx5(to: &mut Builder, attribute: &Attribute<'_>, netdev: &Netdev) -> bool {
+    match attribute.kind {
+        IFLA_MAX_MTU => to.u32(IFLA_MAX_MTU, limits::MAX_MTU),
+        IFLA_TSO_MAX_SIZE => to.u32(IFLA_TSO_MAX_SIZE, limits::tso_max_size(netdev)),
+        IFLA_NETNS_IMMUTABLE => to.u8(IFLA_NETNS_IMMUTABLE, limits::is_netns_immutable(netdev).into()),
+        // `veth_newlink` takes the carrier away after the netdev is registered, which counts; `mlx5e_create_netdev` before.
+        IFLA_CARRIER_CHANGES | IFLA_CARRIER_DOWN_COUNT => {
+            to.u32(attribute.kind, attribute.u32().unwrap_or_default().saturating_sub(1))
+        }
+        _ => return false,
+    };
+    true
 }
 
 /// Copies an attribute of the kernel's, unless a card's netdev has no such attribute, or has its own.
@@ -123,12 +147,16 @@ fn describe(to: &mut Builder, view: &IndexedView, netdev: &Netdev, query: Query,
     }
     to.text(IFLA_PARENT_DEV_NAME, &netdev.parent.to_string());
     to.text(IFLA_PARENT_DEV_BUS_NAME, netdev.parent.bus());
-    if let Some(port) = &netdev.port {
-        to.nest(IFLA_DEVLINK_PORT, |nest| {
-            nest.text(DEVLINK_ATTR_BUS_NAME, "pci").text(DEVLINK_ATTR_DEV_NAME, &port.device.to_string());
-            nest.u32(DEVLINK_ATTR_PORT_INDEX, port.index.0);
-        });
-    }
+    let (device, index) = match (&netdev.port, netdev.role) {
+        (Some(port), _) => (DeviceName::Pci(port.device), port.index.0),
+        // The driver registers the port of each function (`mlx5e_devlink_port_register`).
+        (None, Role::Vf | Role::Sf) => (netdev.parent, PORT_OF_FUNCTION),
+        (None, Role::Pf | Role::Representor) => return,
+    };
+    to.nest(IFLA_DEVLINK_PORT, |nest| {
+        nest.text(DEVLINK_ATTR_BUS_NAME, device.bus()).text(DEVLINK_ATTR_DEV_NAME, &device.to_string());
+        nest.u32(DEVLINK_ATTR_PORT_INDEX, index);
+    });
 }
 
 /// Adds IFLA_VFINFO_LIST, if the netdev has VFs. An attribute has room for some 220 VFs with statistics, and for some 330
@@ -196,7 +224,6 @@ fn vf_stats(stats: &mut Builder, counters: &Counters) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use devlink::view::Role;
     use netlink::row;
 
     const PF: PciAddress = PciAddress { domain: 0, bus: 8, device: 0, function: 0 };

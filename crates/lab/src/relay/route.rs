@@ -10,14 +10,16 @@ use std::time::{Duration, Instant};
 
 use devlink::view::{self, Role};
 use netlink::rtnl::{
-    IFINFOMSG as IFINFO, IFLA_ALT_IFNAME, IFLA_EXT_MASK, IFLA_GROUP, IFLA_IFNAME, IFLA_NET_NS_FD, IFLA_NET_NS_PID,
-    IFLA_VFINFO_LIST, RTM_DELLINK, RTM_GETLINK, RTM_NEWLINK, RTM_SETLINK,
+    IFINFOMSG as IFINFO, IFLA_AF_SPEC, IFLA_ALT_IFNAME, IFLA_EXT_MASK, IFLA_GROUP, IFLA_GSO_IPV4_MAX_SIZE,
+    IFLA_GSO_MAX_SIZE, IFLA_IFNAME, IFLA_MTU, IFLA_NET_NS_FD, IFLA_NET_NS_PID, IFLA_VFINFO_LIST, RTM_DELLINK,
+    RTM_GETLINK, RTM_NEWLINK, RTM_SETLINK,
 };
 use netlink::{BuildError, Errno, Flags, Message, attributes, find, messages, nlmsgerr_attr, u32_at};
 use rustix::net::netdevice::name_to_index;
 
 use crate::card::Refusal;
 use crate::cards::{CardNetdev, Cards, Owner, Views};
+use crate::limits;
 use crate::lock_order::Cx;
 use crate::network::Peer;
 
@@ -25,6 +27,9 @@ use super::link::{self, Query};
 use super::{Handler, ROOM, Relay, dcb, descriptors, vf};
 
 const NAMESPACES: [u16; 2] = [IFLA_NET_NS_PID, IFLA_NET_NS_FD];
+
+/// In IFLA_AF_SPEC.
+const AF_INET: u16 = 2;
 
 /// How many queries are remembered; the answer to an older one has no VFs in it.
 const REMEMBERED: usize = 64;
@@ -57,7 +62,9 @@ impl Handler for Route {
         for message in messages(packet) {
             match message.header.kind {
                 RTM_GETLINK => self.remember(&message),
-                RTM_NEWLINK | RTM_SETLINK => concerns_card |= vfs_in(&message).is_some() || moves(&message),
+                RTM_NEWLINK | RTM_SETLINK => {
+                    concerns_card |= vfs_in(&message).is_some() || moves(&message) || has_limits(&message);
+                }
                 RTM_DELLINK | dcb::GET | dcb::SET => concerns_card = true,
                 _ => {}
             }
@@ -68,7 +75,8 @@ impl Handler for Route {
         }
         let mut buffer = vec![0; ROOM];
         for message in messages(packet) {
-            let answered = refuse_to_move_uplink(cx, relay, &message)
+            let answered = refuse_to_move(cx, relay, &message)
+                || refuse_beyond_limits(cx, relay, &message)
                 || refuse_to_delete(cx, relay, &message)
                 || set_vfs(cx, relay, &message)
                 || dcb::answer(cx, relay, &message);
@@ -206,25 +214,27 @@ fn set_vfs(cx: Cx<'_, '_>, relay: &mut Relay, message: &Message<'_>) -> bool {
     let Some(list) = vfs_in(message) else { return false };
     let Some(netdev) = netdev_in(cx, relay, message) else { return false };
     let card = netdev.card;
-    let view::DeviceName::Pci(device) = netdev.parent else { return false };
     let refusal = |errno| Refusal { errno, message: String::new() };
-    let done = if relay.may_administer() {
-        let (commands, outcome) = vf::commands(device, list);
-        let performed = commands.iter().try_for_each(|command| relay.cards.perform(card, command));
-        performed.and(outcome.map_err(refusal))
-    } else {
-        Err(refusal(Errno::PERM))
+    let done = match (netdev.role, netdev.parent) {
+        _ if !relay.may_administer() => Err(refusal(Errno::PERM)),
+        (Role::Pf, view::DeviceName::Pci(device)) => {
+            let (commands, outcome) = vf::commands(device, list);
+            let performed = commands.iter().try_for_each(|command| relay.cards.perform(card, command));
+            performed.and(outcome.map_err(refusal))
+        }
+        // `mlx5e_netdev_ops_rep` has no `ndo_set_vf_*`.
+        (Role::Representor, _) => Err(refusal(Errno::OPNOTSUPP)),
+        // The driver has no E-Switch there (`mlx5_eswitch_get_vport`, `mlx5_esw_allowed`).
+        (Role::Pf | Role::Vf | Role::Sf, _) => Err(refusal(Errno::PERM)),
     };
     let rest = done.and_then(|()| without_vfs(message).map_err(|error| refusal(error.into())));
     match rest {
-        Ok(Some(rest)) => {
+        Ok(rest) => {
             for message in messages(&rest) {
                 let (bytes, _held) = descriptors::translated(&message, relay.sender.process);
                 relay.pass_on(cx, &bytes);
             }
         }
-        Ok(None) if message.header.flags.contains(Flags::ACK) => relay.acknowledge(cx, message, Ok(()), |_| {}),
-        Ok(None) => {}
         Err(refusal) => refuse(cx, relay, message, refusal.errno, &refusal.message),
     }
     true
@@ -245,17 +255,43 @@ fn moves(message: &Message<'_>) -> bool {
     sets_link(message) && NAMESPACES.into_iter().any(|kind| find(attributes, kind).is_some())
 }
 
-/// Refuses a message that moves the uplink's netdev to another network namespace in switchdev mode, and returns `true`.
+/// Refuses a message that moves a netdev to another network namespace which mlx5 keeps in its own, and returns `true`.
 /// The kernel refuses it with the same text (`__dev_change_net_namespace`).
-fn refuse_to_move_uplink(cx: Cx<'_, '_>, relay: &mut Relay, message: &Message<'_>) -> bool {
+fn refuse_to_move(cx: Cx<'_, '_>, relay: &mut Relay, message: &Message<'_>) -> bool {
     // A sender that may not move the netdev at all gets the kernel's refusal.
     let may_move = moves(message) && relay.may_administer();
     let netdev = may_move.then(|| netdev_in(cx, relay, message)).flatten();
-    let is_pinned = netdev.is_some_and(|netdev| netdev.role == Role::Pf && netdev.in_switch);
+    let is_pinned = netdev.is_some_and(|netdev| limits::is_netns_immutable(&netdev));
     if is_pinned {
         refuse(cx, relay, message, Errno::INVAL, "The interface netns is immutable");
     }
     is_pinned
+}
+
+/// Whether a message sets something that has a limit.
+fn has_limits(message: &Message<'_>) -> bool {
+    let attributes = message.after(IFINFO).unwrap_or_default();
+    let kinds = [IFLA_MTU, IFLA_GSO_MAX_SIZE, IFLA_GSO_IPV4_MAX_SIZE];
+    sets_link(message) && kinds.into_iter().any(|kind| find(attributes, kind).is_some())
+}
+
+/// Refuses a message that sets something of a card's netdev beyond a limit of mlx5's, as `do_setlink` refuses it, and
+/// returns `true`.
+fn refuse_beyond_limits(cx: Cx<'_, '_>, relay: &mut Relay, message: &Message<'_>) -> bool {
+    let may_set = has_limits(message) && relay.may_administer();
+    let Some(netdev) = may_set.then(|| netdev_in(cx, relay, message)).flatten() else { return false };
+    let attributes = message.after(IFINFO).unwrap_or_default();
+    let exceeds = |kind, limit| find(attributes, kind).and_then(|value| value.u32()).is_some_and(|value| value > limit);
+    let size = limits::tso_max_size(&netdev);
+    let why = if exceeds(IFLA_MTU, limits::MAX_MTU) {
+        limits::MTU_TOO_LARGE
+    } else if exceeds(IFLA_GSO_MAX_SIZE, size) || exceeds(IFLA_GSO_IPV4_MAX_SIZE, size) {
+        ""
+    } else {
+        return false;
+    };
+    refuse(cx, relay, message, Errno::INVAL, why);
+    true
 }
 
 /// Refuses a message that deletes a netdev of a card, or a group of netdevs with one in it, and returns `true`: only the
@@ -307,17 +343,22 @@ fn name_in<'a>(message: &Message<'a>) -> Option<&'a str> {
     named(IFLA_IFNAME).or_else(|| named(IFLA_ALT_IFNAME))
 }
 
-/// A message without its VFs. `None`: nothing else is set by it.
-fn without_vfs(message: &Message<'_>) -> Result<Option<Vec<u8>>, BuildError> {
-    let Some((info, content)) = message.payload().split_first_chunk::<IFINFO>() else { return Ok(None) };
-    // The last eight bytes are the flags, and the mask of those that are to change.
-    let mut anything = info[8..] != [0; 8];
-    let rest = netlink::message(message.header, |to| {
+/// A message with which the kernel does all but the VFs, and which makes it tell that the netdev has changed.
+///
+/// After a setting of a VF, `do_setlink` sends RTM_NEWLINK if the netdev is up (`DO_SETLINK_NOTIFY`). It does so, too, after
+/// IFLA_AF_SPEC, and an AF_INET with nothing in it changes nothing (`inet_set_link_af`).
+fn without_vfs(message: &Message<'_>) -> Result<Vec<u8>, BuildError> {
+    let (info, content) = message.payload().split_at(IFINFO.min(message.payload().len()));
+    netlink::message(message.header, |to| {
         to.raw(info);
-        for attribute in attributes(content).flatten().filter(|a| a.kind != IFLA_VFINFO_LIST) {
-            anything |= !matches!(attribute.kind, IFLA_IFNAME | IFLA_ALT_IFNAME | IFLA_EXT_MASK);
+        let is_kept = |kind| kind != IFLA_VFINFO_LIST;
+        for attribute in attributes(content).flatten().filter(|attribute| is_kept(attribute.kind)) {
             to.copy(&attribute);
         }
-    })?;
-    Ok(anything.then_some(rest))
+        if find(content, IFLA_AF_SPEC).is_none() {
+            to.nest_noflag(IFLA_AF_SPEC, |families| {
+                families.nest_noflag(AF_INET, |_| {});
+            });
+        }
+    })
 }

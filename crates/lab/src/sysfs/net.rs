@@ -5,16 +5,23 @@ use devlink::view::{self, Role};
 use eswitch::MacAddr;
 use netlink::Errno;
 
+use crate::limits;
+
 use super::bus::AddedCard;
 use super::text::{event, line};
-use super::tree::{Attribute, AttributeContext, EMPTY, LowerPath, LowerTree, Subject, Template, Text, Tree};
+use super::tree::{Act, Attribute, AttributeContext, EMPTY, LowerPath, LowerTree, Subject, Template, Text, Tree};
 
 static NETDEV: Template = Template::of(&[&[
     Attribute::ro("addr_assign_type", addr_assign_type),
+    Attribute::ro("carrier_changes", |s| without_first(s, "carrier_changes")),
+    Attribute::ro("carrier_down_count", |s| without_first(s, "carrier_down_count")),
     Attribute::ro("dev_port", |s| line(s.netdev()?.dev_port)),
     Attribute::ro("duplex", |s| line(if link(s)? { "full" } else { "unknown" })),
     // The kernel's netdev is one end of a veth pair, the card's is not: its `iflink` is its own index.
     Attribute::ro("iflink", |s| s.kernel.read(&format!("{}/ifindex", kernels(s.name()))).ok_or(Errno::NODEV)),
+    Attribute::rw("mtu", |s| line(of_kernel(s, "mtu")?), set_mtu),
+    // NET_NAME_RENAMED: the driver asks for `eth%d`, and udev gives the name. The card made it with this name.
+    Attribute::ro("name_assign_type", |_| line(4)),
     Attribute::ro("phys_port_id", |_| Err(Errno::OPNOTSUPP)),
     Attribute::ro("phys_port_name", |s| line(s.netdev()?.port_name.as_ref().ok_or(Errno::OPNOTSUPP)?)),
     Attribute::ro("phys_switch_id", phys_switch_id),
@@ -29,7 +36,7 @@ static NETDEV: Template = Template::of(&[&[
 
 /// Reads a file in the kernel's directory of the netdev, without the newline.
 fn of_kernel(context: &AttributeContext<'_>, file: &str) -> Result<String, Errno> {
-    let path = format!("{}/{file}", kernels(&context.netdev()?.name));
+    let path = format!("{}/{file}", kernels(context.name()));
     let text = context.kernel.read(&path).ok_or(Errno::NODEV)?;
     Ok(String::from_utf8_lossy(&text).trim_end().to_owned())
 }
@@ -40,6 +47,22 @@ fn addr_assign_type(context: &AttributeContext<'_>) -> Text {
     let Some(permanent) = context.netdev()?.permanent else { return line(1) };
     let is = of_kernel(context, "address")?;
     line(if is == MacAddr(permanent).to_string() { 0 } else { 3 })
+}
+
+/// A count of the kernel's without the one that is the veth's (see `of_mlx5` in `relay/link.rs`).
+fn without_first(context: &AttributeContext<'_>, file: &str) -> Text {
+    let count: u64 = of_kernel(context, file)?.parse().map_err(|_| Errno::IO)?;
+    line(count.saturating_sub(1))
+}
+
+/// `mtu`: what is beyond mlx5's limit is refused, and the kernel does the rest.
+fn set_mtu(_: &AttributeContext<'_>, text: &str) -> Result<Act, Errno> {
+    let number = match text.trim().strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.trim().parse(),
+    };
+    let is_too_large = number.is_ok_and(|mtu| mtu > limits::MAX_MTU.into());
+    if is_too_large { Err(Errno::INVAL) } else { Ok(Act::Kernel) }
 }
 
 /// Whether the netdev has a link, as `speed` and `duplex` show it (`speed_show`): EINVAL while it is down, and for a

@@ -1,5 +1,6 @@
-//! A process in a lab that moves and renames netdevs, tries to delete them, and deletes the namespaces that they are in.
-//! After each operation it looks at the netdev in one of the ways in which a program can look at one.
+//! A process in a lab that moves and renames netdevs, tries to move representors and to delete all of them, and deletes the
+//! namespaces that they are in. After each operation it looks at the netdev in one of the ways in which a program can
+//! look at one.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -46,6 +47,13 @@ pub struct Owned {
     pub port: Option<String>,
     /// The driver that ethtool names.
     pub driver: String,
+}
+
+impl Owned {
+    /// Whether the kernel keeps it in its network namespace, as mlx5 has it of representors (`mlx5e_build_rep_netdev`).
+    fn stays(&self) -> bool {
+        self.driver == "mlx5e_rep"
+    }
 }
 
 /// Names that all movers use.
@@ -228,6 +236,10 @@ impl Mover {
                 message.text(IFLA_IFNAME, new);
             }
         });
+        if netdev.owned.stays() {
+            ensure!(moved == Err(Errno::INVAL), "a representor was moved: {moved:?}");
+            return Ok(());
+        }
         let name = match moved {
             Ok(_) => name,
             // The kernel moves it under its old name if that is free there, and renames it then (`do_setlink`); it may
