@@ -18,7 +18,8 @@ fn modify(id: u16, priority: Option<u8>) -> Action {
 
 #[test]
 fn a_frame_is_dropped_trapped_redirected_or_mirrored() {
-    let rows: [(Vec<Action>, &[flow::Port], fn(Fate) -> bool); 5] = [
+    type Row = (Vec<Action>, &'static [flow::Port], fn(Fate) -> bool);
+    let rows: [Row; 5] = [
         (vec![Action::Drop], &[], |fate| matches!(fate, Fate::Dropped(DropReason::Rule(_)))),
         (vec![Action::Trap], &[], |fate| fate == Fate::Trapped),
         (vec![Action::Redirect(TWO)], &[TWO], |fate| fate == Fate::Forwarded),

@@ -82,13 +82,13 @@ fn default_ports(own: u16) -> (u16, u16) {
 
 /// The same address of a range for the same connection (`find_best_ips_proto`).
 fn pick_address(addresses: &RangeInclusive<IpAddr>, own: IpAddr, seed: u32) -> IpAddr {
-    match (addresses.start(), addresses.end()) {
-        (IpAddr::V4(first), IpAddr::V4(last)) => {
+    match (own, addresses.start(), addresses.end()) {
+        (IpAddr::V4(_), IpAddr::V4(first), IpAddr::V4(last)) => {
             let (first, last) = (u32::from(*first), u32::from(*last));
             let count = u64::from(last.saturating_sub(first)) + 1;
             Ipv4Addr::from(first.wrapping_add((u64::from(seed) % count) as u32)).into()
         }
-        (IpAddr::V6(first), IpAddr::V6(last)) => {
+        (IpAddr::V6(_), IpAddr::V6(first), IpAddr::V6(last)) => {
             let (first, last) = (u128::from(*first), u128::from(*last));
             let count = last.saturating_sub(first).saturating_add(1);
             Ipv6Addr::from(first.wrapping_add(u128::from(seed) % count)).into()
