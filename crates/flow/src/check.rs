@@ -572,8 +572,9 @@ fn vlan_priority(rule: &Rule) -> Checked {
 
 /// The limits of `offload_pedit_fields`, `set_pedit_val` and `modify_header_match_supported`.
 fn edits(rule: &Rule) -> Checked {
-    let mut seen: Vec<&Edit> = Vec::new();
+    let (mut seen, mut rewritten): (Vec<&Edit>, bool) = (Vec::new(), false);
     for action in &rule.actions {
+        rewritten |= action.rewrites();
         match action {
             Action::Edit(edit) => {
                 let again = seen.iter().any(|other| other.field == edit.field && overlap(other, edit));
@@ -581,9 +582,12 @@ fn edits(rule: &Rule) -> Checked {
                 refuse_if(!is_one_row(edit), RuleError::EditMask(edit.field))?;
                 seen.push(edit);
             }
-            Action::Csum(_) if seen.is_empty() => return Err(RuleError::CsumWithoutEdit),
+            Action::Csum(_) if !rewritten => return Err(RuleError::CsumWithoutEdit),
             // What follows one of these is another entry of the hardware's tables.
-            Action::Ct(_) | Action::Police(_) => seen.clear(),
+            Action::Ct(_) | Action::Police(_) => {
+                seen.clear();
+                rewritten = false;
+            }
             _ => {}
         }
     }

@@ -48,3 +48,8 @@ pub use state::{Counter, State};
 pub use table::{PortKind, Tables};
 pub use trace::{Step, Trace};
 pub use tunnel::{Encap, Neighbour, TunnelDevice, TunnelKind};
+
+/// The examples of the README are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
