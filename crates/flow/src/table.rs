@@ -1,0 +1,307 @@
+//! The tables of an E-Switch: its ports, and its rules in the order in which they are asked.
+//!
+//! The order is the kernel's. A frame begins in chain 0 of its block. In a chain, priorities are asked from the lowest
+//! number; each takes frames of one protocol. In a priority, masks are asked in the order in which they were added, and
+//! in a mask the rule with exactly the frame's masked key matches (`fl_classify` in `net/sched/cls_flower.c`). If none
+//! matches, the next priority is asked.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::RangeInclusive;
+
+use crate::check::{self, Capabilities, RuleError};
+use crate::key::{Field, Key};
+use crate::matching::Match;
+use crate::meter::{Meter, MeterId};
+use crate::rule::{Block, Port, Protocol, Rule, RuleId};
+use crate::tunnel::TunnelDevice;
+
+/// What is behind a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PortKind {
+    /// The wire. Tunnels end here.
+    Uplink,
+    /// A PF of a host, a VF or an SF.
+    Vport,
+}
+
+/// The ports, meters and rules of an E-Switch.
+#[derive(Debug, Clone)]
+pub struct Tables {
+    capabilities: Capabilities,
+    ports: BTreeMap<Port, PortKind>,
+    /// Which shared block a port's frames are looked up in, instead of its own.
+    bindings: BTreeMap<Port, u32>,
+    meters: BTreeMap<MeterId, Meter>,
+    rules: BTreeMap<RuleId, Rule>,
+    chains: BTreeMap<(Block, u32), BTreeMap<u32, Priority>>,
+    next_rule: u64,
+}
+
+/// One flower instance: the rules of a priority.
+#[derive(Debug, Clone)]
+pub(crate) struct Priority {
+    pub(crate) protocol: Protocol,
+    pub(crate) masks: Vec<MaskTable>,
+}
+
+/// The rules with one mask.
+#[derive(Debug, Clone)]
+pub(crate) struct MaskTable {
+    pub(crate) mask: Key,
+    src_range: bool,
+    dst_range: bool,
+    by_key: HashMap<Entry, RuleId>,
+    /// The rules in the order in which they were added, for ranges.
+    entries: Vec<Entry>,
+}
+
+type Ports = Option<RangeInclusive<u16>>;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Entry {
+    key: Key,
+    src_ports: Ports,
+    dst_ports: Ports,
+}
+
+impl Entry {
+    fn of(matches: &Match) -> Entry {
+        Entry {
+            key: matches.value().clone(),
+            src_ports: matches.src_ports.clone(),
+            dst_ports: matches.dst_ports.clone(),
+        }
+    }
+}
+
+impl MaskTable {
+    fn of(matches: &Match) -> MaskTable {
+        MaskTable {
+            mask: matches.mask().clone(),
+            src_range: matches.src_ports.is_some(),
+            dst_range: matches.dst_ports.is_some(),
+            by_key: HashMap::new(),
+            entries: Vec::new(),
+        }
+    }
+
+    fn is_for(&self, matches: &Match) -> bool {
+        self.mask == *matches.mask()
+            && self.src_range == matches.src_ports.is_some()
+            && self.dst_range == matches.dst_ports.is_some()
+    }
+
+    /// The rule that a frame with this key matches (`fl_mask_lookup`).
+    pub(crate) fn find(&self, key: &Key) -> Option<RuleId> {
+        let masked = key.masked(&self.mask);
+        if !self.src_range && !self.dst_range {
+            return self.by_key.get(&Entry { key: masked, src_ports: None, dst_ports: None }).copied();
+        }
+        let port = |field| u16::try_from(key.number(field)).unwrap_or(0);
+        let (src, dst) = (port(Field::SrcPort), port(Field::DstPort));
+        let within = |ports: &Ports, port| ports.as_ref().is_none_or(|ports| ports.contains(&port));
+        // Of two rules with ranges, the one that was added first is asked first (fl_lookup_range).
+        self.entries.iter().filter(|entry| within(&entry.src_ports, src) && within(&entry.dst_ports, dst)).find_map(
+            |entry| {
+                let (src_ports, dst_ports) = (entry.src_ports.clone(), entry.dst_ports.clone());
+                self.by_key.get(&Entry { key: masked.clone(), src_ports, dst_ports }).copied()
+            },
+        )
+    }
+
+    /// Which fields count, in iproute2's words.
+    pub(crate) fn words(&self) -> Vec<&'static str> {
+        let ranges = [(self.src_range, "src_port range"), (self.dst_range, "dst_port range")];
+        let implied = [Field::AddrType, Field::EncAddrType];
+        let fields = self.mask.fields().filter(|field| !implied.contains(field)).map(Field::word);
+        fields.chain(ranges.into_iter().filter(|(has, _)| *has).map(|(_, word)| word)).collect()
+    }
+}
+
+impl Default for Tables {
+    fn default() -> Tables {
+        Tables::new(Capabilities::default())
+    }
+}
+
+impl Tables {
+    /// Tables without ports and rules, of a card that can do this much.
+    pub fn new(capabilities: Capabilities) -> Tables {
+        Tables {
+            capabilities,
+            ports: BTreeMap::new(),
+            bindings: BTreeMap::new(),
+            meters: BTreeMap::new(),
+            rules: BTreeMap::new(),
+            chains: BTreeMap::new(),
+            next_rule: 1,
+        }
+    }
+
+    /// What the card can do.
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    /// Adds a port.
+    pub fn add_port(&mut self, port: Port, kind: PortKind) {
+        self.ports.insert(port, kind);
+    }
+
+    /// Removes a port and every rule that is on it or sends to it. Returns the names of these rules.
+    pub fn remove_port(&mut self, port: Port) -> Vec<RuleId> {
+        self.ports.remove(&port);
+        self.bindings.remove(&port);
+        let names = |rule: &Rule| {
+            rule.block == Block::Port(port)
+                || rule.matches.exact(Field::InPort) == Some(port.0)
+                || rule.actions.iter().any(|action| action.port() == Some(port))
+        };
+        let gone: Vec<RuleId> = self.rules.iter().filter(|(_, rule)| names(rule)).map(|(id, _)| *id).collect();
+        gone.iter().for_each(|id| drop(self.remove(*id)));
+        gone
+    }
+
+    /// What is behind a port, if there is such a port.
+    pub fn port(&self, port: Port) -> Option<PortKind> {
+        self.ports.get(&port).copied()
+    }
+
+    /// Looks up what comes in at `port` in a shared block, or with `None` in its own again.
+    pub fn bind(&mut self, port: Port, shared_block: Option<u32>) {
+        match shared_block {
+            Some(index) => self.bindings.insert(port, index),
+            None => self.bindings.remove(&port),
+        };
+    }
+
+    /// The block in which frames of `port` are looked up.
+    pub fn block_of(&self, port: Port) -> Block {
+        self.bindings.get(&port).map_or(Block::Port(port), |index| Block::Shared(*index))
+    }
+
+    /// The tunnel devices that have rules.
+    pub fn tunnel_devices(&self) -> impl Iterator<Item = TunnelDevice> {
+        self.chains.keys().filter_map(|(block, chain)| match block {
+            Block::Tunnel(device) if *chain == 0 => Some(*device),
+            _ => None,
+        })
+    }
+
+    /// Makes or changes a meter, which is full then.
+    ///
+    /// # Errors
+    /// A meter without a rate or a burst, or one more than the card has.
+    pub fn set_meter(&mut self, id: MeterId, meter: Meter) -> Result<(), RuleError> {
+        if !meter.is_sensible() {
+            return Err(RuleError::MeterWithoutRate);
+        }
+        if !self.meters.contains_key(&id) && self.meters.len() >= self.capabilities.max_meters {
+            return Err(RuleError::TooManyMeters);
+        }
+        self.meters.insert(id, meter);
+        Ok(())
+    }
+
+    /// Removes a meter. Returns whether there was one that no rule uses.
+    pub fn remove_meter(&mut self, id: MeterId) -> bool {
+        let used = self.rules.values().flat_map(|rule| &rule.actions).any(|action| action.meter() == Some(id));
+        !used && self.meters.remove(&id).is_some()
+    }
+
+    /// A meter.
+    pub fn meter(&self, id: MeterId) -> Option<Meter> {
+        self.meters.get(&id).copied()
+    }
+
+    /// Adds rules. The result of each stands at its place; the refusal of one does not affect the others.
+    pub fn add_batch(&mut self, rules: impl IntoIterator<Item = Rule>) -> Vec<Result<RuleId, RuleError>> {
+        rules.into_iter().map(|rule| self.add(rule)).collect()
+    }
+
+    /// Adds a rule behind those that are there.
+    ///
+    /// # Errors
+    /// What the card could not do, or what makes no sense. Then nothing has changed.
+    pub fn add(&mut self, rule: Rule) -> Result<RuleId, RuleError> {
+        check::rule(&rule, self)?;
+        self.check_place(&rule)?;
+        let id = RuleId(self.next_rule);
+        self.next_rule += 1;
+        self.insert(id, &rule);
+        self.rules.insert(id, rule);
+        Ok(id)
+    }
+
+    /// Whether there is a place for the rule: the protocol of its priority, no rule with the same match, no limit.
+    fn check_place(&self, rule: &Rule) -> Result<(), RuleError> {
+        if self.rules.len() >= self.capabilities.max_rules {
+            return Err(RuleError::TooManyRules);
+        }
+        let priorities = self.chains.get(&(rule.block, rule.chain));
+        let Some(priority) = priorities.and_then(|priorities| priorities.get(&rule.priority)) else {
+            return Ok(());
+        };
+        if priority.protocol != rule.protocol {
+            return Err(RuleError::ProtocolOfPriority(priority.protocol));
+        }
+        match priority.masks.iter().find(|masks| masks.is_for(&rule.matches)) {
+            Some(table) => match table.by_key.get(&Entry::of(&rule.matches)) {
+                Some(other) => Err(RuleError::Exists(*other)),
+                None => Ok(()),
+            },
+            None if priority.masks.len() >= self.capabilities.max_masks => Err(RuleError::TooManyMasks),
+            None => Ok(()),
+        }
+    }
+
+    fn insert(&mut self, id: RuleId, rule: &Rule) {
+        let priorities = self.chains.entry((rule.block, rule.chain)).or_default();
+        let priority =
+            priorities.entry(rule.priority).or_insert(Priority { protocol: rule.protocol, masks: Vec::new() });
+        let place = priority.masks.iter().position(|table| table.is_for(&rule.matches)).unwrap_or_else(|| {
+            priority.masks.push(MaskTable::of(&rule.matches));
+            priority.masks.len() - 1
+        });
+        let entry = Entry::of(&rule.matches);
+        let table = &mut priority.masks[place];
+        table.entries.push(entry.clone());
+        table.by_key.insert(entry, id);
+    }
+
+    /// Removes a rule and returns it. A mask, a priority and a chain vanish with their last rule.
+    pub fn remove(&mut self, id: RuleId) -> Option<Rule> {
+        let rule = self.rules.remove(&id)?;
+        let place = (rule.block, rule.chain);
+        let priorities = self.chains.get_mut(&place)?;
+        let priority = priorities.get_mut(&rule.priority)?;
+        let entry = Entry::of(&rule.matches);
+        for table in priority.masks.iter_mut().filter(|table| table.is_for(&rule.matches)) {
+            table.by_key.remove(&entry);
+            table.entries.retain(|other| *other != entry);
+        }
+        priority.masks.retain(|table| !table.entries.is_empty());
+        if priority.masks.is_empty() {
+            priorities.remove(&rule.priority);
+        }
+        if priorities.is_empty() {
+            self.chains.remove(&place);
+        }
+        Some(rule)
+    }
+
+    /// A rule.
+    pub fn rule(&self, id: RuleId) -> Option<&Rule> {
+        self.rules.get(&id)
+    }
+
+    /// Every rule, from the oldest.
+    pub fn rules(&self) -> impl Iterator<Item = (RuleId, &Rule)> {
+        self.rules.iter().map(|(id, rule)| (*id, rule))
+    }
+
+    /// The priorities of a chain, from the one that is asked first.
+    pub(crate) fn priorities(&self, block: Block, chain: u32) -> impl Iterator<Item = (u32, &Priority)> {
+        self.chains.get(&(block, chain)).into_iter().flatten().map(|(number, priority)| (*number, priority))
+    }
+}
