@@ -37,6 +37,7 @@ pub struct CardConfig {
     /// Whether the PFs can share one forwarding database. If so, a LAG in switchdev mode shares it.
     pub shared_fdb: bool,
     /// The scheme of systemd by which the netdevs of VFs' representors are named.
+    #[serde(skip_serializing_if = "NamingScheme::is_default")]
     pub naming_scheme: NamingScheme,
     /// Whether checksums of what representors and uplinks receive are complete, and segments as long as on the wire, as a
     /// physical card has them. Programs that read packets there (AF_PACKET) need it; the kernel forwards without it, and
@@ -59,6 +60,12 @@ pub enum NamingScheme {
     V252,
     /// Since v254 it has `r` and the number of the VF (`enp8s0f0r0`), unless it is of another controller.
     V254,
+}
+
+impl NamingScheme {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 impl Default for CardConfig {
