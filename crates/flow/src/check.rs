@@ -113,8 +113,8 @@ pub enum RuleError {
     /// A chain that is too high.
     #[error("Requested chain is out of supported range")]
     ChainOutOfRange,
-    /// The priority has rules of another protocol.
-    #[error("Specified filter protocol does not match existing one")]
+    /// The priority has rules of another protocol (`tcf_chain_tp_find` in `net/sched/cls_api.c`).
+    #[error("Filter with specified priority/protocol not found")]
     ProtocolOfPriority(Protocol),
     /// A rule with the same priority and match.
     #[error("the match is that of {0}")]

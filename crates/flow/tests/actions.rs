@@ -277,3 +277,18 @@ fn values_are_bytes_in_network_order() {
     assert_eq!(0x1234u16.field_bytes(), [0x12, 0x34]);
     assert_eq!(IP_A.field_bytes(), [10, 0, 0, 1]);
 }
+
+#[test]
+fn a_checksum_of_udp_that_comes_out_as_zero_is_written_as_ones() {
+    let edits = |port: u16| [Edit::set(EditField::UdpDst, port), Action::Csum(Csum::UDP)];
+    let check = |frame: &[u8]| u16::from_be_bytes([frame[40], frame[41]]);
+    let sent = |port, actions: &[Action]| check(&Card::changed(ip_proto(UDP), actions, &to_port(port)));
+    // One port in 65,536 makes the checksum zero.
+    let port = (0..=u16::MAX).find(|port| check(&to_port(*port)) == 0xffff).expect("there is such a port");
+    assert_eq!(sent(port ^ 1, &edits(port)[..1]), 0xffff);
+    assert_eq!(sent(port, &edits(port)[1..]), 0xffff);
+}
+
+fn to_port(port: u16) -> Vec<u8> {
+    ipv4(IP_A, IP_B, UDP, &udp(1000, port, b"data"))
+}

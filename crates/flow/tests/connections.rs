@@ -367,3 +367,112 @@ fn a_range_of_the_other_version_of_ip_translates_nothing() {
     let mut card = translating(Nat::Src(range(IP6_A, IP6_B)));
     assert_eq!(sent(card.send(&udp_frame())), udp_frame());
 }
+
+#[test]
+fn another_zone_tracks_again() {
+    let mut card = Card::new();
+    let other = Ct { zone: 6, ..committed() };
+    card.rule(Match::new(), [Action::Ct(committed()), Action::Ct(other), Action::Redirect(TWO)]);
+    card.send(&udp_frame());
+    let zones: Vec<u16> = card.state.connections().iter().map(|connection| connection.zone).collect();
+    assert_eq!(zones, [5, 6]);
+}
+
+#[test]
+fn force_leaves_a_connection_that_has_the_direction() {
+    let mut card = tracking();
+    card.send(&udp_frame());
+    card.send_to(TWO, &reply(UDP, &udp(2000, 1000, b"")));
+    let forced = Ct { force: true, ..committed() };
+    let actions = [Action::Ct(Ct { commit: false, ..committed() }), Action::Ct(forced), Action::Redirect(TWO)];
+    card.add(Rule::new(THREE, Match::new(), actions));
+    assert_eq!(state(&card.send_to(THREE, &udp_frame())), "+trk+est");
+}
+
+#[test]
+fn udp_is_no_stream_in_its_first_two_seconds() {
+    let mut card = tracking();
+    card.send(&udp_frame());
+    card.send_to(TWO, &reply(UDP, &udp(2000, 1000, b"")));
+    card.send(&udp_frame());
+    card.wait(30);
+    assert_eq!(state(&card.send(&udp_frame())), "+trk+new");
+}
+
+#[test]
+fn times_without_a_frame_depend_on_what_was_seen() {
+    let open = [(ONE, SYN), (TWO, SYN | ACK), (ONE, ACK)];
+    type Row<'a> = (&'a [(flow::Port, u8)], u64, bool);
+    let rows: [Row<'_>; 5] = [
+        (&[(ONE, ACK)], 300, false),
+        (&open[..1], 120, false),
+        (&open[..2], 60, false),
+        (&open, 5 * 24 * 60 * 60, true),
+        (&[open[0], open[1], open[2], (TWO, RST | ACK)], 10, true),
+    ];
+    for (segments, seconds, assured) in rows {
+        let mut card = tracking();
+        for (port, flags) in segments {
+            card.send_to(*port, &if *port == ONE { tcp_frame(*flags) } else { tcp_reply(*flags) });
+        }
+        let connection = card.state.connections().iter().next().expect("a connection");
+        assert_eq!(connection.assured, assured, "{segments:?}");
+        card.wait(seconds - 1);
+        assert_eq!(card.state.expire_connections(card.now), 0, "{segments:?}");
+        card.wait(1);
+        assert_eq!(card.state.expire_connections(card.now), 1, "{segments:?}");
+    }
+}
+
+#[test]
+fn a_connection_with_the_addresses_of_another_is_not_remembered() {
+    let mut card = translating(Nat::Src(range(PUBLIC, PUBLIC)));
+    card.send(&udp_frame());
+    card.add(Rule::new(THREE, Match::new(), [Action::Ct(committed()), Action::Redirect(TWO)]));
+    let alike = ipv4(PUBLIC, IP_B, UDP, &udp(1000, 2000, b""));
+    assert_eq!(card.send_to(THREE, &alike).fate, Fate::Dropped(DropReason::ConnectionClash));
+}
+
+#[test]
+fn a_translation_is_chosen_once() {
+    let other = Ipv4Addr::new(192, 0, 2, 9);
+    let to = |address, commit| Ct { nat: Some(Nat::Src(range(address, address))), commit, ..committed() };
+    let mut card = Card::new();
+    card.rule(Match::new(), [Action::Ct(to(PUBLIC, false)), Action::Ct(to(other, true)), Action::Redirect(TWO)]);
+    assert_eq!(sent(card.send(&udp_frame())), ipv4(PUBLIC, IP_B, UDP, &udp(1000, 2000, b"data")));
+}
+
+#[test]
+fn the_identifier_of_icmp_is_translated_for_either_address() {
+    let ports = Some(50..=50);
+    for nat in [
+        Nat::Src(NatRange { ports: ports.clone(), ..range(IP_A, IP_A) }),
+        Nat::Dst(NatRange { ports, ..range(IP_B, IP_B) }),
+    ] {
+        let mut card = translating(nat);
+        let echo = |id| ipv4(IP_A, IP_B, ICMP, &icmp(8, 0, id, b""));
+        assert_eq!(sent(card.send(&echo(7))), echo(50));
+        assert_eq!(sent(card.send_to(TWO, &reply(ICMP, &icmp(0, 0, 50, b"")))), reply(ICMP, &icmp(0, 0, 7, b"")));
+    }
+}
+
+#[test]
+fn the_port_of_a_destination_stays_even_if_it_is_not_free() {
+    let mut card = translating(Nat::Dst(range(PUBLIC, PUBLIC)));
+    let to = |last| ipv4(IP_A, Ipv4Addr::new(10, 0, 0, last), UDP, &udp(1000, 80, b""));
+    assert_eq!(sent(card.send(&to(20))), ipv4(IP_A, PUBLIC, UDP, &udp(1000, 80, b"")));
+    assert_eq!(card.send(&to(21)).fate, Fate::Dropped(DropReason::NoFreePort));
+}
+
+#[test]
+fn another_port_is_of_the_same_kind() {
+    for (own, kind) in [(100, 1..=511), (700, 600..=1023), (5000, 1024..=65535)] {
+        let mut card = translating(Nat::Src(range(PUBLIC, PUBLIC)));
+        let from = |last| ipv4(Ipv4Addr::new(10, 0, 0, last), IP_B, UDP, &udp(own, 2000, b""));
+        for last in 10..20 {
+            let out = sent(card.send(&from(last)));
+            let port = u16::from_be_bytes([out[34], out[35]]);
+            assert!(kind.contains(&port) && (last == 10) == (port == own), "{port}");
+        }
+    }
+}

@@ -202,7 +202,10 @@ fn what_cannot_be_read_has_no_key() {
 fn a_length_is_no_ethertype() {
     let rows = [(0x0026u16, [0x42, 0x42], 4u16), (0x0026, [0xff, 0xff], 1), (0x0600, [0, 0], 0x0600)];
     for (ethertype, payload, expected) in rows {
-        assert_eq!(flow::dissect(&eth(ethertype, &payload)).protocol, expected);
+        let frame = eth(ethertype, &payload);
+        assert_eq!(flow::dissect(&frame).protocol, expected);
+        let behind_a_tag = flow::dissect(&tagged(&frame, 0x8100, 5, 0)).key;
+        assert_eq!(behind_a_tag.number(Field::EthType), u32::from(expected));
     }
 }
 
@@ -282,4 +285,19 @@ fn a_frame_matches_by_each_key_of_its_connection() {
             assert_eq!(!card.send(&udp_frame()).goes_to_representor(), expected, "{matches:?}");
         }
     }
+}
+
+#[test]
+fn all_twelve_flags_of_tcp_are_a_key() {
+    let mut frame = tcp_frame(0xc0 | SYN);
+    frame[46] |= 0x0f;
+    assert_eq!(flow::dissect(&frame).key.number(Field::TcpFlags), 0xfc2);
+}
+
+#[test]
+fn the_port_is_a_key_of_a_tunnel() {
+    let device = Block::Tunnel(TunnelDevice { kind: TunnelKind::Vxlan, udp_port: 4789 });
+    let mut card = Card::new();
+    card.add(Rule::new(UPLINK, Match::new().with(Field::InPort, UPLINK.0), [Action::Drop]).in_block(device));
+    assert!(!card.send_to(UPLINK, &in_tunnel(TunnelKind::Vxlan, false)).goes_to_representor());
 }

@@ -77,7 +77,9 @@ fn a_priority_has_one_protocol_and_no_match_twice() {
     let mut card = Card::new();
     let first = card.add(Rule::new(ONE, ip(), to(2)).with_priority(1, Protocol::Is(0x0800)));
     let other = Rule::new(ONE, Match::new(), to(2)).with_priority(1, Protocol::All);
-    assert_eq!(card.tables.add(other), Err(RuleError::ProtocolOfPriority(Protocol::Is(0x0800))));
+    let error = card.tables.add(other).expect_err("the priority is for IPv4");
+    assert_eq!(error, RuleError::ProtocolOfPriority(Protocol::Is(0x0800)));
+    assert_eq!(error.to_string(), "Filter with specified priority/protocol not found");
     let same = Rule::new(ONE, ip(), to(3)).with_priority(1, Protocol::Is(0x0800));
     assert_eq!(card.tables.add(same), Err(RuleError::Exists(first)));
 }
@@ -177,6 +179,8 @@ fn rules_go_with_a_port_and_names_are_not_used_again() {
     assert_eq!(card.tables.rules().map(|(id, _)| id).collect::<Vec<_>>(), [other]);
     let next = card.rule(ip(), to(3));
     assert!(next > other);
+    card.tables.remove(next);
+    assert!(card.rule(ip(), to(3)) > next);
     assert!(card.tables.add(Rule::new(TWO, Match::new(), to(1))).is_err());
 }
 
@@ -202,4 +206,21 @@ fn a_frame_without_an_ethernet_header_is_dropped() {
     card.rule(Match::new(), to(2));
     assert_eq!(card.send(&[0; 13]).fate, Fate::Dropped(DropReason::TooShort));
     assert_eq!(card.tables.block_of(ONE), Block::Port(ONE));
+}
+
+#[test]
+fn what_changed_twice_is_taken_back_twice() {
+    let twice = || tagged(&tagged(&udp_frame(), 0x8100, 1, 0), 0x8100, 2, 0);
+    let tagged_frame = Match::new().with(Field::VlanTpid, 0x8100u16);
+    let mut card = Card::new();
+    card.add(Rule::new(UPLINK, tagged_frame, [Action::VlanPop, Action::Goto(0)]));
+    // The tunnel device is not asked, as rules of the uplink have matched.
+    let device = flow::TunnelDevice { kind: flow::TunnelKind::Gre, udp_port: 0 };
+    card.add(Rule::new(UPLINK, Match::new(), [Action::Drop]).in_block(Block::Tunnel(device)));
+    let before = card.state.clone();
+    assert_eq!(card.send_to(UPLINK, &twice()).fate, Fate::Missed(MissReason::NoRule { chain: 0 }));
+    let gre = ipv4(IP_A, IP_B, 47, &[&[0, 0, 0x65, 0x58][..], &udp_frame()].concat());
+    assert_eq!(card.send_to(UPLINK, &tagged(&gre, 0x8100, 1, 0)).fate, Fate::Missed(MissReason::NoRule { chain: 0 }));
+    assert_eq!(card.state, before);
+    assert!(matches!(card.send_to(UPLINK, &gre).fate, Fate::Dropped(_)));
 }

@@ -316,3 +316,30 @@ fn meters_have_limits() {
     assert_eq!(card.tables.set_meter(MeterId(1), meter), Ok(()));
     assert_eq!(card.tables.set_meter(MeterId(2), meter), Err(RuleError::TooManyMeters));
 }
+
+#[test]
+fn each_way_through_the_actions_needs_an_end() {
+    let mut card = Card::new();
+    card.tables.set_meter(MeterId(1), Meter { rate: Rate::Packets(1), burst: 1 }).expect("a meter");
+    let jumps_over = [police(Control::Pipe, Control::Jump(2)), Action::Mirror(TWO)];
+    assert_eq!(refusal(&mut card, Rule::new(ONE, Match::new(), jumps_over)), Some(RuleError::NoFate));
+    let drops = [police(Control::Pipe, Control::Drop), Action::Mirror(TWO)];
+    assert_eq!(refusal(&mut card, Rule::new(ONE, Match::new(), drops)), None);
+}
+
+#[test]
+fn bits_side_by_side_anywhere_in_a_field_are_rewritten() {
+    let mut card = Card::with(Capabilities::connectx());
+    let dscp = Edit::set_masked(EditField::Ip4Tos, 0u8, 0xfcu8);
+    assert_eq!(refusal(&mut card, Rule::new(ONE, ip_proto(TCP), [dscp, Action::Redirect(TWO)])), None);
+    let class = Edit::set_masked(EditField::Ip6TrafficClass, 0u16, 0x0fc0);
+    let v6 = ip6().with(Field::IpProto, TCP);
+    assert_eq!(refusal(&mut card, Rule::new(ONE, v6, [class, Action::Redirect(TWO)])), None);
+}
+
+#[test]
+fn behind_a_connection_a_field_is_rewritten_again() {
+    let edit = || Edit::set(EditField::TcpDst, 1u16);
+    let actions = [edit(), ct(), edit(), Action::Redirect(TWO)];
+    assert_eq!(refusal(&mut Card::with(Capabilities::connectx()), Rule::new(ONE, ip_proto(TCP), actions)), None);
+}

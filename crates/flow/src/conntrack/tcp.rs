@@ -199,14 +199,13 @@ impl TcpState {
         let resent_syn = !seen_reply && segment.kind == Kind::Syn && old == TcpPhase::SynSent;
         let agreed = [TcpPhase::SynRecv, TcpPhase::Established].contains(&old) && new == TcpPhase::Established;
         TcpUpdate::Accepted {
-            timeout: (!resent_syn).then(|| self.timeout(segment.kind, seen_reply)),
+            timeout: (!resent_syn).then(|| self.timeout(seen_reply)),
             assured: assured || seen_reply && agreed,
         }
     }
 
-    fn timeout(&self, kind: Kind, seen_reply: bool) -> Duration {
+    fn timeout(&self, seen_reply: bool) -> Duration {
         match self.phase {
-            _ if kind == Kind::Rst => TcpPhase::Close.timeout(),
             TcpPhase::Established if !seen_reply => PICKED_UP,
             phase => phase.timeout(),
         }
@@ -295,5 +294,48 @@ mod tests {
         let answer = Segment { kind: Kind::SynAck, acknowledged: 7, end: 0 };
         state.update(Reply, &answer, true, true);
         assert_eq!(state.phase, TcpPhase::SynRecv);
+    }
+
+    /// The whole table of the kernel: a row for each direction and kind, a column for each phase.
+    ///
+    /// The letters are those of the phases from N (none) over S, R, E, F, C, L, T, X (close) to 2; `-` is ignored and
+    /// `!` is invalid.
+    #[test]
+    fn every_transition_is_the_kernels() {
+        const PHASES: &str = "NSREFCLTX2";
+        let table = [
+            (Original, Kind::Syn, "SS-----SS2"),
+            (Original, Kind::SynAck, "!!R!!!!!!R"),
+            (Original, Kind::Fin, "!!FFLLLTX!"),
+            (Original, Kind::Ack, "E!EECCTTX!"),
+            (Original, Kind::Rst, "!XXXXXXXXX"),
+            (Reply, Kind::Syn, "!2!!!!!S!2"),
+            (Reply, Kind::SynAck, "!R-------R"),
+            (Reply, Kind::Fin, "!!FFLLLTX!"),
+            (Reply, Kind::Ack, "!-RECCTTX-"),
+            (Reply, Kind::Rst, "!XXXXXXXXX"),
+        ];
+        let all = [
+            TcpPhase::None,
+            TcpPhase::SynSent,
+            TcpPhase::SynRecv,
+            TcpPhase::Established,
+            TcpPhase::FinWait,
+            TcpPhase::CloseWait,
+            TcpPhase::LastAck,
+            TcpPhase::TimeWait,
+            TcpPhase::Close,
+            TcpPhase::SynSent2,
+        ];
+        for (direction, kind, row) in table {
+            for (phase, letter) in all.into_iter().zip(row.chars()) {
+                let expected = match (letter, PHASES.find(letter)) {
+                    ('-', _) => Next::Ignore,
+                    (_, Some(place)) => Next::To(all[place]),
+                    _ => Next::Invalid,
+                };
+                assert_eq!(next(direction, kind, phase), expected, "{direction:?} {kind:?} in {phase:?}");
+            }
+        }
     }
 }
