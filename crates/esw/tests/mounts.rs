@@ -99,7 +99,10 @@ fn a_fresh_sysfs_shows_the_card_of_its_network_namespace() {
                 "setpriv --bounding-set -sys_admin --inh-caps -sys_admin mount -t sysfs none sys",
                 "mount: …permission denied…\n…",
             ),
-            ("ls sys; rm -r sys other link file", ""),
+            ("mount -t sysfs none sys; umount sys; ls sys", ""),
+            // Only a whole mount is replaced by one with the card.
+            ("unshare -m bash -c 'mount --bind /sys/kernel other; ls other | grep -c notes; umount other'", "1"),
+            ("rm -r sys other link file", ""),
         ],
     );
 }
@@ -117,15 +120,7 @@ fn fsopen_gives_a_sysfs_with_the_card_too() {
     let folder = Folder::make("fsopen-program");
     fs::write(folder.0.join("program.py"), program).unwrap();
     let run = |how: &str| format!("mkdir there; unshare {how} python3 {}/program.py; rmdir there", folder.0.display());
-    run_session(
-        "fsopen",
-        &[
-            (&run("-m"), &format!("{} lo\n\n", NETDEVS.replace('\n', " "))),
-            (&run("-nm"), "lo\n\n"),
-            // The lab's mounts over /sys would have the kernel refuse it.
-            (&run("-Urnm"), "lo\n\n"),
-        ],
-    );
+    run_session("fsopen", &[(&run("-m"), &format!("{} lo\n\n", NETDEVS.replace('\n', " "))), (&run("-nm"), "lo\n\n")]);
 }
 
 /// A container without root: the namespaces belong to a user namespace, in which the VF's netdev is what it is, and whose
@@ -156,6 +151,24 @@ fn a_container_of_an_ordinary_user_sees_its_vf() {
             (
                 "unshare -m bash -c 'mount -t tmpfs none /sys/firmware; unshare -Urnm mount -t sysfs none /sys'",
                 "mount: /sys: …permission denied…\n…",
+            ),
+            (
+                "unshare -m bash -c 'mount -t tmpfs none /sys/devices/virtual; unshare -Urnm mount -t sysfs none /sys'",
+                "mount: /sys: …permission denied…\n…",
+            ),
+            (
+                "unshare -m bash -c 'mount --bind /sys/bus /sys/firmware; unshare -Urnm mount -t sysfs none /sys'",
+                "mount: /sys: …permission denied…\n…",
+            ),
+            (
+                "unshare -m bash -c 'mount -o remount,bind,ro /sys; unshare -Urnm mount -t sysfs -o ro none /sys'",
+                "mount: /sys: …permission denied…\n…",
+            ),
+            // A directory that the user may not search.
+            (
+                "mkdir -p private/in; chmod 700 private; setpriv --reuid=65534 --regid=65534 --clear-groups unshare -Urnm \
+                 bash -c \"mount -t sysfs none $PWD/private/in 2>/dev/null; grep -c private /proc/self/mountinfo\"; rm -r private",
+                "0",
             ),
         ],
     );

@@ -139,7 +139,7 @@ pub(crate) fn program(base: u32) -> Vec<FilterOp> {
     trap(&mut program, libc::SYS_fstatfs, &[]);
     trap(&mut program, libc::SYS_statfs, &[]);
     trap(&mut program, libc::SYS_mount, &[]);
-    trap(&mut program, libc::SYS_fsmount, &[]);
+    trap(&mut program, libc::SYS_umount2, &[]);
     trap(&mut program, libc::SYS_move_mount, &[]);
     trap(&mut program, libc::SYS_init_module, &[]);
     trap(&mut program, libc::SYS_finit_module, &[]);
@@ -240,9 +240,8 @@ mod tests {
             (libc::SYS_fstatfs, [3, 0, 0], true),
             (libc::SYS_statfs, [0, 0, 0], true),
             (libc::SYS_mount, [0, 0, 0], true),
-            (libc::SYS_fsmount, [3, 0, 0], true),
             (libc::SYS_move_mount, [3, 0, 0], true),
-            (libc::SYS_umount2, [0, 0, 0], false),
+            (libc::SYS_umount2, [0, 0, 0], true),
             (libc::SYS_write, [1, 0, 15], false),
             (libc::SYS_write, [1, 0, 16], true),
             (libc::SYS_write, [1, 0, 212_991], true),

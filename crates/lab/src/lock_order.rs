@@ -48,8 +48,6 @@ lock_classes! {
 
     /// The sockets that the lab has given programs, by inode.
     pub(crate) leaf Sockets = "sockets";
-    /// The mounts that programs have made and not put into place yet.
-    pub(crate) leaf DetachedMounts = "detached mounts";
     /// Which executables were made by the Go compiler.
     pub(crate) leaf GoPrograms = "Go programs";
     /// The index that was made of a card's last view.

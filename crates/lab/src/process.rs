@@ -10,11 +10,12 @@ use std::path::PathBuf;
 
 use lockdep::Mutex;
 use netlink::Errno;
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{
-    DumpableBehavior, Pid, PidfdFlags, PidfdGetfdFlags, WaitOptions, chroot, fchdir, pidfd_getfd, pidfd_open,
-    set_dumpable_behavior, waitpid,
+    DumpableBehavior, Pid, PidfdFlags, PidfdGetfdFlags, Signal, WaitOptions, chroot, fchdir, kill_process, pidfd_getfd,
+    pidfd_open, set_dumpable_behavior, waitpid,
 };
 use rustix::thread::{CapabilitySet, CapabilitySets, LinkNameSpaceType, move_into_link_name_space};
 
@@ -207,6 +208,14 @@ pub(crate) fn is_owned_by_us(network: &File) -> io::Result<bool> {
     Ok((owner.st_dev, owner.st_ino) == (ours.st_dev, ours.st_ino))
 }
 
+/// The user, as the lab knows it, who is root in a thread's user namespace: the overflow user if nobody is.
+pub(crate) fn root_of(thread: u32) -> u32 {
+    const OVERFLOW: u32 = 65_534;
+    let map = fs::read_to_string(format!("/proc/{thread}/uid_map")).unwrap_or_default();
+    let mut lines = map.lines().map(|line| line.split_whitespace().filter_map(|number| number.parse().ok()));
+    lines.find_map(|mut line| (line.next()? == 0).then(|| line.next()).flatten()).unwrap_or(OVERFLOW)
+}
+
 /// Whether a thread has a capability in the user namespace to which a namespace belongs (`ns_capable`): it has it in its own
 /// one, and that is the owner, or above the owner. `capability`: its bit.
 pub(crate) fn is_capable(thread: u32, capability: u64, namespace: impl AsFd) -> bool {
@@ -257,7 +266,14 @@ pub(crate) fn open_in_user_namespace(
         Err(error) => passing::send(&theirs, &netlink::errno_of(&error).raw_os_error().to_ne_bytes(), &[]).is_ok(),
     })?;
     let mut word = [0; 8];
-    let received = passing::receive(&ours, &mut word);
+    // A user of that namespace may stop the process there.
+    let limit = Timespec { tv_sec: 2, tv_nsec: 0 };
+    let ready = rustix::io::retry_on_intr(|| poll(&mut [PollFd::new(&ours, PollFlags::IN)], Some(&limit)));
+    let received = match ready {
+        Ok(1..) => passing::receive(&ours, &mut word),
+        _ => Err(Errno::AGAIN),
+    };
+    let _ = kill_process(child, Signal::KILL);
     let _ = rustix::io::retry_on_intr(|| waitpid(Some(child), WaitOptions::empty()));
     match received? {
         (_, mut fds) if fds.len() == 1 => Ok(fds.remove(0)),
@@ -271,6 +287,7 @@ pub(crate) fn open_in_user_namespace(
 pub(crate) struct Place {
     /// The thread.
     pub thread: u32,
+    caller: Caller,
     /// Its directory in `/proc`.
     proc: OwnedFd,
     root: OwnedFd,
@@ -281,23 +298,64 @@ pub(crate) struct Place {
     pub network: File,
 }
 
+/// A line of `/proc/PID/mountinfo` (proc(5)).
+#[derive(Debug)]
+pub(crate) struct Mounted {
+    pub id: String,
+    pub parent: String,
+    /// The path within the file system.
+    pub root: String,
+    /// Where it is mounted, from the root of the thread.
+    pub point: String,
+    pub is_read_only: bool,
+    /// The type of the file system.
+    pub kind: String,
+    pub source: String,
+}
+
+impl Mounted {
+    fn read(line: &str) -> Option<Self> {
+        let (mount, file_system) = line.split_once(" - ")?;
+        let mut mount = mount.split(' ');
+        let mut next = || mount.next().map(str::to_owned);
+        let (id, parent, _, root, point, options) = (next()?, next()?, next()?, next()?, next()?, next()?);
+        let is_read_only = options.split(',').any(|option| option == "ro");
+        let mut file_system = file_system.split(' ').map(str::to_owned);
+        let (kind, source) = (file_system.next()?, file_system.next()?);
+        Some(Self { id, parent, root, point, is_read_only, kind, source })
+    }
+}
+
 impl Place {
     /// Where a thread is now.
     ///
     /// # Errors
     /// The thread is gone, or may not be inspected.
-    pub fn of(thread: u32) -> io::Result<Self> {
-        let proc = open_path(CWD, &format!("/proc/{thread}"), OFlags::empty())?;
-        let (root, directory) = (open_path(&proc, "root", OFlags::empty())?, open_path(&proc, "cwd", OFlags::empty())?);
+    pub fn of(thread: u32, user_namespace: &UserNamespace) -> io::Result<Self> {
+        let path = OFlags::PATH | OFlags::CLOEXEC;
+        let proc = openat(CWD, format!("/proc/{thread}"), path, Mode::empty())?;
+        let at = |name: &str| openat(&proc, name, path, Mode::empty());
+        let (root, directory) = (at("root")?, at("cwd")?);
         let mounts = File::open(format!("/proc/{thread}/ns/mnt"))?;
-        Ok(Self { thread, proc, root, directory, mounts, network: open_network(thread)? })
+        let caller = Caller::of(thread, user_namespace)?;
+        Ok(Self { thread, caller, proc, root, directory, mounts, network: open_network(thread)? })
+    }
+
+    /// The mounts that the thread sees.
+    ///
+    /// # Errors
+    /// The thread is gone.
+    pub fn mounts(&self) -> io::Result<Vec<Mounted>> {
+        let text = fs::read_to_string(format!("/proc/{}/mountinfo", self.thread))?;
+        Ok(text.lines().filter_map(Mounted::read).collect())
     }
 
     /// Opens a path as the thread would, without access to what is there (O_PATH). The calling thread must not share its root
     /// and its directory with others, and has the thread's afterwards.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The kernel's. A path that leads through another file of `/proc` than a descriptor (`/proc/self/fd/7`) is not followed
+    /// (ELOOP): where it leads depends on the process that asks.
     pub fn open(&self, path: &str, follows: bool) -> io::Result<OwnedFd> {
         self.open_in(CWD, path, follows)
     }
@@ -307,22 +365,26 @@ impl Place {
     /// # Errors
     /// The kernel's.
     pub fn open_in(&self, dir: impl AsFd, path: &str, follows: bool) -> io::Result<OwnedFd> {
-        let flags = if follows { OFlags::empty() } else { OFlags::NOFOLLOW };
-        // Where `/proc/self` leads depends on the process that asks. Container runtimes mount on their descriptors.
-        for own in ["/proc/self/", "/proc/thread-self/"] {
-            if let Some(path) = path.strip_prefix(own) {
-                return open_path(&self.proc, path, flags);
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        for own in ["/proc/self/fd/", "/proc/thread-self/fd/"] {
+            if let Some(number) = path.strip_prefix(own)
+                && number.bytes().all(|byte| byte.is_ascii_digit())
+            {
+                return Ok(openat(&self.proc, format!("fd/{number}"), flags, Mode::empty())?);
             }
         }
         fchdir(&self.root)?;
         chroot(".")?;
         fchdir(&self.directory)?;
-        open_path(dir, path, flags)
+        // Who may search which directory is the kernel's to say. The thread's groups are not known here, so none counts.
+        let Caller { capabilities, user, .. } = self.caller;
+        if user != rustix::process::geteuid().as_raw() {
+            sys::leave_groups()?;
+        }
+        let flags = if follows { flags } else { flags | OFlags::NOFOLLOW };
+        let open = || openat2(dir, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS);
+        Ok(with_rights(capabilities, user, open)??)
     }
-}
-
-fn open_path(dir: impl AsFd, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
-    Ok(openat(dir, path, flags | OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 /// Opens a process, to wait for its end.

@@ -22,9 +22,8 @@ use netlink::Errno;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::calls;
-use crate::calls::mount::Detached;
 use crate::cards::Cards;
-use crate::lock_order::{Cx, DetachedMounts, Sockets};
+use crate::lock_order::{Cx, Sockets};
 use crate::process::{GoPrograms, UserNamespace, socket_inode};
 use crate::relay::{Families, Socket};
 use crate::sys::{self, Notification};
@@ -45,8 +44,6 @@ pub(crate) struct Lab {
     pub exact_addresses: bool,
     /// The uevents of the cards' devices.
     pub uevents: Arc<Uevents>,
-    /// The mounts that programs have made and not put into place yet.
-    pub detached: Mutex<DetachedMounts, Detached>,
     /// Whether the lab shows the cards in `/sys`.
     pub shows_sysfs: bool,
     /// The network namespace that the supervisor's threads are in.
@@ -130,7 +127,6 @@ impl Lab {
             high,
             go_programs: GoPrograms::default(),
             exact_addresses,
-            detached: Mutex::new(Detached::default()),
             shows_sysfs,
             uevents,
             network: crate::process::network("thread-self"),

@@ -145,6 +145,16 @@ pub(crate) fn become_user(user: u32) -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_setresuid, KEEP, user, KEEP) } as c_int).map(drop)
 }
 
+/// Takes the groups of the calling thread, and of no other thread, away: it has none that gives it any right.
+pub(crate) fn leave_groups() -> io::Result<()> {
+    const NOBODY: libc::gid_t = 65_534;
+    const KEEP: libc::gid_t = libc::gid_t::MAX;
+    // SAFETY: the list has no elements, so no pointer is followed. Not the C library's functions, which change all threads.
+    check(unsafe { libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()) } as c_int)?;
+    // SAFETY: no pointers.
+    check(unsafe { libc::syscall(libc::SYS_setresgid, KEEP, NOBODY, KEEP) } as c_int).map(drop)
+}
+
 /// Opens the user namespace to which a namespace belongs.
 pub(crate) fn owner_of_namespace(namespace: impl AsFd) -> io::Result<OwnedFd> {
     const NS_GET_USERNS: libc::c_ulong = 0xb701;

@@ -26,5 +26,5 @@ pub mod tree;
 pub(crate) use fs::is_ours;
 pub use library::{MARK, module_name};
 pub(crate) use merged::rdma_names;
-pub(crate) use mount::{COVERED, SOURCE};
+pub(crate) use mount::{COVERED, KEPT, SOURCE, fresh_sysfs};
 pub use mount::{Mounter, Server, Serving, Shortcomings, SysfsError, prepare};

@@ -16,7 +16,8 @@ mod devices;
 mod post;
 
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -27,7 +28,9 @@ use lockdep::{Locked, Mutex};
 use netlink::Errno;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::net::netlink::{KOBJECT_UEVENT, SocketAddrNetlink};
-use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recvfrom};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType, recvmsg,
+};
 
 use crate::cards::Cards;
 use crate::lock_order::{Cx, UeventState};
@@ -49,9 +52,11 @@ const INTERVAL: Duration = Duration::from_millis(10);
 const CENSUS: Duration = Duration::from_secs(1);
 /// How long the kernel may take from a uevent about a new netdev to the notification that says what the netdev is.
 const UNKNOWN: Duration = Duration::from_millis(20);
-/// How many messages wait for a program that does not read, beyond what its socket holds. More are lost, as with a socket of
-/// the kernel that is full.
-const WAITING: usize = 16 << 10;
+/// How many bytes of messages wait for a program that does not read, beyond what its socket holds. More are lost, as with a
+/// socket of the kernel that is full.
+const WAITING: usize = 4 << 20;
+/// How many sockets a lab has at most. Beyond, a program gets the kernel's.
+const SOCKETS: usize = 1024;
 /// The longest message: the kernel's have at most 2 KiB (UEVENT_BUFFER_SIZE), udev's at most 8.
 const ROOM: usize = 16 << 10;
 
@@ -83,6 +88,8 @@ struct Place {
     /// Whether the namespace belongs to the lab's user namespace. Devices of no network namespace are told of only there
     /// (`uevent_net_init`).
     is_initial: bool,
+    /// The user who is root in the user namespace to which the namespace belongs: the kernel's messages are root's.
+    root: u32,
     devices: Devices,
     /// The kernel's uevents, until it is known what each is about.
     held: VecDeque<Held>,
@@ -103,6 +110,8 @@ struct Listener {
     /// The multicast groups of which it is a member, as bits.
     groups: u32,
     waiting: VecDeque<(Sender, Arc<[u8]>)>,
+    /// The bytes of those.
+    bytes: usize,
 }
 
 /// A program's socket, as its calls see it.
@@ -120,7 +129,7 @@ impl Default for Uevents {
 
 impl Uevents {
     /// Makes a socket for a program. `network`: the program's network namespace; `None`: the lab's. `port`: the one to have,
-    /// if it is free. `is_initial`: whether the namespace belongs to the lab's user namespace.
+    /// if it is free. `root`: the user who is root in the user namespace to which the namespace belongs; `None`: that is the lab's.
     ///
     /// # Errors
     /// The kernel's: without CAP_SYS_ADMIN a lab cannot have these sockets.
@@ -129,9 +138,11 @@ impl Uevents {
         cx: Cx<'_, '_>,
         lab: &Arc<Lab>,
         network: Option<&OwnedFd>,
-        is_initial: bool,
+        root: Option<u32>,
         port: u32,
     ) -> io::Result<OwnedFd> {
+        let is_initial = root.is_none();
+        let root = root.unwrap_or(0);
         let kernel = match network {
             None => open_kernel()?,
             Some(network) => within(network, open_kernel)?,
@@ -139,13 +150,16 @@ impl Uevents {
         let network = lab.cards.networks.of_socket(cx, &kernel).ok_or(Errno::PERM)?;
         let id = network.id()?;
         let (mut state, mut cx) = self.state.lock(cx);
+        if state.listeners().count() >= SOCKETS {
+            return Err(Errno::MFILE.into());
+        }
         if state.office.is_none() {
             state.office = Some(Office::open()?);
         }
         let office = state.office.as_ref().ok_or(Errno::IO)?;
         let (socket, port) = office.socket(port)?;
         let listener =
-            Listener { inode: rustix::fs::fstat(&socket)?.st_ino, port, groups: 0, waiting: VecDeque::new() };
+            Listener { inode: rustix::fs::fstat(&socket)?.st_ino, port, groups: 0, waiting: VecDeque::new(), bytes: 0 };
         match state.places.iter_mut().find(|place| place.id == id) {
             Some(place) => place.listeners.push(listener),
             None => {
@@ -155,6 +169,7 @@ impl Uevents {
                     network,
                     kernel,
                     is_initial,
+                    root,
                     devices,
                     held: VecDeque::new(),
                     listeners: vec![listener],
@@ -201,7 +216,7 @@ impl Uevents {
 
     /// Sends what a program sends to multicast groups, to the programs of the same network namespace. `inode`: the
     /// sender's socket.
-    pub(crate) fn publish(&self, cx: Cx<'_, '_>, inode: u64, groups: u32, bytes: &[u8]) {
+    pub(crate) fn publish(&self, cx: Cx<'_, '_>, inode: u64, groups: u32, user: u32, bytes: &[u8]) {
         let (mut state, _) = self.state.lock(cx);
         let State { office, places, .. } = &mut *state;
         let is = |place: &&mut Place| place.listeners.iter().any(|listener| listener.inode == inode);
@@ -209,7 +224,8 @@ impl Uevents {
         let bytes: Arc<[u8]> = bytes.into();
         let others =
             place.listeners.iter_mut().filter(|listener| listener.inode != inode && listener.groups & groups != 0);
-        others.for_each(|listener| listener.send(office, Sender::Udev, &bytes));
+        let sender = Sender { group: UDEV, user };
+        others.for_each(|listener| listener.send(office, sender, &bytes));
     }
 
     /// Sends the uevent that a program has asked for by a write to the file `uevent` of a card's device.
@@ -217,8 +233,12 @@ impl Uevents {
     where
         L: lockdep::LockBefore<UeventState>,
     {
-        self.state.lock(cx).0.written.push((path.to_owned(), action));
-        self.wake();
+        let (mut state, _) = self.state.lock(cx);
+        // Without a listener nothing hears of it.
+        if !state.places.is_empty() {
+            state.written.push((path.to_owned(), action));
+            self.wake();
+        }
     }
 
     fn wake(&self) {
@@ -245,7 +265,12 @@ impl Uevents {
             let Some(office) = office.as_ref() else { return };
             if census.elapsed() >= CENSUS {
                 census = Instant::now();
-                places.iter_mut().for_each(|place| place.listeners.retain(|listener| office.is_open(listener.port)));
+                let ports: Vec<u32> =
+                    places.iter().flat_map(|place| &place.listeners).map(|listener| listener.port).collect();
+                let closed = office.closed(&ports);
+                for place in places.iter_mut() {
+                    place.listeners.retain(|listener| !closed.contains(&listener.port));
+                }
                 places.retain(|place| !place.listeners.is_empty());
                 if places.is_empty() {
                     *runs = false;
@@ -282,6 +307,7 @@ impl Uevents {
 fn open_kernel() -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(KOBJECT_UEVENT))?;
+    rustix::net::sockopt::set_socket_passcred(&socket, true)?;
     rustix::net::bind(&socket, &SocketAddrNetlink::new(0, KERNEL | UDEV))?;
     Ok(socket)
 }
@@ -309,7 +335,8 @@ impl Place {
         }
         let bytes: Arc<[u8]> = event.message(uevents.next_sequence()).into();
         let members = self.listeners.iter_mut().filter(|listener| listener.groups & KERNEL != 0);
-        members.for_each(|listener| listener.send(office, Sender::Kernel, &bytes));
+        let sender = Sender { group: KERNEL, user: self.root };
+        members.for_each(|listener| listener.send(office, sender, &bytes));
     }
 
     /// Passes the kernel's uevents on. Those about a card's netdev say what a veth is; the lab has its own.
@@ -325,32 +352,50 @@ impl Place {
                 return;
             }
             let Some(held) = self.held.pop_front().filter(|_| is_cards != Some(true)) else { continue };
-            let group = if held.sender == Sender::Udev { UDEV } else { KERNEL };
-            let members = self.listeners.iter_mut().filter(|listener| listener.groups & group != 0);
+            let members = self.listeners.iter_mut().filter(|listener| listener.groups & held.sender.group != 0);
             members.for_each(|listener| listener.send(office, held.sender, &held.bytes));
         }
     }
 
-    /// Takes what the kernel has sent.
+    /// Takes what the kernel has sent, and what udev outside has published.
     fn receive(&mut self) {
         let mut buffer = vec![0; ROOM];
         loop {
-            let (length, from) = match recvfrom(&self.kernel, &mut buffer[..], RecvFlags::DONTWAIT) {
-                Ok((_, length, from)) => (length, from.and_then(|from| SocketAddrNetlink::try_from(from).ok())),
+            let (length, from, user) = match receive(&self.kernel, &mut buffer) {
+                Ok(received) => received,
                 // Some have been lost, as they would have been by the programs.
                 Err(Errno::INTR | Errno::NOBUFS) => continue,
                 Err(_) => return,
             };
-            let is_udevs = from.is_some_and(|from| from.groups() == UDEV);
-            let sender = if is_udevs { Sender::Udev } else { Sender::Kernel };
+            let sender = match from.map(|from| (from.pid(), from.groups())) {
+                Some((0, KERNEL)) => Sender { group: KERNEL, user: self.root },
+                Some((_, UDEV)) => Sender { group: UDEV, user },
+                // Somebody sends in the kernel's group.
+                _ => continue,
+            };
             self.held.push_back(Held { sender, bytes: buffer[..length].into(), since: Instant::now() });
         }
     }
 }
 
+/// Receives one message: its length, the address from which it came, and the user who sent it.
+fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> Result<(usize, Option<SocketAddrNetlink>, u32), Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received = recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut control, RecvFlags::DONTWAIT)?;
+    let user = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmCredentials(credentials) => Some(credentials.uid.as_raw()),
+        _ => None,
+    });
+    let from = received.address.and_then(|from| SocketAddrNetlink::try_from(from).ok());
+    // The user that nobody is.
+    Ok((received.bytes, from, user.unwrap_or(65_534)))
+}
+
 impl Listener {
     fn send(&mut self, office: &Office, sender: Sender, bytes: &Arc<[u8]>) {
-        if self.waiting.len() < WAITING {
+        if self.bytes + bytes.len() <= WAITING {
+            self.bytes += bytes.len();
             self.waiting.push_back((sender, Arc::clone(bytes)));
         }
         self.flush(office);
@@ -362,20 +407,34 @@ impl Listener {
             if !office.send(*sender, self.port, bytes) {
                 return;
             }
+            self.bytes -= bytes.len();
             self.waiting.pop_front();
         }
     }
 }
 
-/// The port of the socket that is to get what is sent to one.
-pub(crate) fn unicast(cx: Cx<'_, '_>, uevents: &Uevents, from: &OwnedFd, to: u32, bytes: &[u8]) -> io::Result<()> {
-    let exists = {
-        let (state, _) = uevents.state.lock(cx);
-        state.listeners().any(|listener| listener.port == to)
-    };
-    // ECONNREFUSED, as the kernel's for a port that nobody has.
-    if !exists {
-        return Err(Errno::CONNREFUSED.into());
+impl Uevents {
+    /// Sends what a program sends to a port. `inode`: the sender's socket, which is `from`.
+    ///
+    /// # Errors
+    /// ECONNREFUSED: no program of the same network namespace has the port.
+    pub(crate) fn unicast(
+        &self,
+        cx: Cx<'_, '_>,
+        (inode, from): (u64, &OwnedFd),
+        to: u32,
+        user: u32,
+        bytes: &[u8],
+    ) -> io::Result<()> {
+        let exists = {
+            let (state, _) = self.state.lock(cx);
+            let is = |place: &&Place| place.listeners.iter().any(|listener| listener.inode == inode);
+            let place = state.places.iter().find(is);
+            place.is_some_and(|place| place.listeners.iter().any(|listener| listener.port == to))
+        };
+        if !exists {
+            return Err(Errno::CONNREFUSED.into());
+        }
+        post::send_from(from.as_fd(), to, user, bytes)
     }
-    post::send_from(from.as_fd(), to, bytes)
 }

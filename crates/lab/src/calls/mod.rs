@@ -2,7 +2,7 @@
 
 mod ethtool;
 mod modules;
-pub(crate) mod mount;
+mod mount;
 mod mtu;
 mod receive;
 mod send;
@@ -33,9 +33,9 @@ pub(crate) fn answer(cx: Cx<'_, '_>, lab: &Arc<Lab>, call: &Notification) -> Ans
         libc::SYS_ioctl if call.data.args[1] as u32 == SIOCSIFMTU => mtu::set(cx, lab, call),
         libc::SYS_ioctl => ethtool::ioctl(cx, lab, call),
         libc::SYS_mount => mount::mount(lab, call),
-        libc::SYS_fsmount => mount::fsmount(lab, call),
+        libc::SYS_umount2 => mount::umount(lab, call),
         libc::SYS_move_mount => mount::put_into_place(lab, call),
-        libc::SYS_fstatfs => statfs::of_descriptor(lab, call),
+        libc::SYS_fstatfs => lab.answer_later(*call, statfs::of_descriptor),
         libc::SYS_statfs => statfs::of_path(lab, call),
         libc::SYS_init_module => lab.answer_later(*call, modules::init_module),
         libc::SYS_finit_module => lab.answer_later(*call, modules::finit_module),

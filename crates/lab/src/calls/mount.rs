@@ -1,28 +1,26 @@
-//! `mount`, and `fsmount` with `move_mount`: a sysfs that a program mounts shows the cards, as `/sys` does in which the program was started.
+//! `mount` and `move_mount`: a sysfs that a program mounts shows the cards, as `/sys` does in which the program was started.
 //! `ip netns exec` mounts one, and so does every container runtime.
 //!
 //! The supervisor makes the mount itself: a fresh sysfs of the program's network namespace, with the cards' directories on
 //! top, appears at its place as a whole. It does so only for a program to which the kernel would give a fresh sysfs. In
 //! every other case, and if anything fails on the way, the kernel carries the call out and has its own answer.
 
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::thread;
 
-use netlink::{Errno, errno_of};
-use rustix::fs::{AtFlags, Mode, OFlags, StatVfsMountFlags, StatxFlags, fstatfs, fstatvfs, openat, statfs, statx};
+use netlink::Errno;
+use rustix::fs::{AtFlags, StatVfsMountFlags, Statx, StatxFlags, fstatvfs, statx};
 use rustix::mount::{
-    FsMountFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags, fsmount as fsmount_here, mount_remount,
-    move_mount, open_tree,
+    MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_remount, move_mount, open_tree,
+    unmount,
 };
 use rustix::process::fchdir;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::read_text;
-use crate::lock_order::Cx;
-use crate::process::{self, Place, SYS_ADMIN};
+use crate::process::{self, Mounted, Place, SYS_ADMIN};
 use crate::supervisor::{Answer, Lab};
 use crate::sys::{self, Notification};
 use crate::sysfs;
@@ -84,11 +82,6 @@ pub(super) fn mount(lab: &Arc<Lab>, call: &Notification) -> Answer {
     }
 }
 
-/// `fsmount(context, flags, attributes)`.
-pub(super) fn fsmount(lab: &Arc<Lab>, call: &Notification) -> Answer {
-    lab.answer_later(*call, |cx, lab, call| mount_context(cx, lab, call).into())
-}
-
 fn is_sysfs(lab: &Lab, call: &Notification) -> bool {
     lab.shows_sysfs && read_text(lab, call, call.data.args[2], TYPE).is_ok_and(|kind| kind == "sysfs")
 }
@@ -122,29 +115,32 @@ fn mount_new(lab: &Lab, call: &Notification) -> io::Result<Option<()>> {
     let [source, target, _, _, data, _] = call.data.args;
     let source = if source == 0 { String::new() } else { read_text(lab, call, source, PATH)? };
     let target = read_text(lab, call, target, PATH)?;
-    let place = Place::of(call.pid)?;
+    let place = Place::of(call.pid, &lab.user_namespace)?;
     // A sysfs has no options.
     let has_options = data != 0 && !read_text(lab, call, data, PATH)?.is_empty();
-    let flags = flags_of(call);
-    let is_read_only = flags & libc::MS_RDONLY != 0;
-    if has_options || !lab.still_waits(call) || !may_have_sysfs(lab, &place, is_read_only) {
+    if has_options || !lab.still_waits(call) || !may_have_sysfs(lab, &place) {
         return Ok(None);
     }
+    let target = inside(&place, || place.open(&target, true))?;
     let source = if source.is_empty() { "none" } else { &source };
-    let tree = fresh(lab, &place, source, attributes(flags))?;
-    inside(&place, || {
-        let target = place.open(&target, true)?;
-        put(&tree, &target)
-    })?;
-    Ok(Some(()))
+    let tree = fresh(lab, &place, source, attributes(flags_of(call)))?;
+    put_for(lab, call, &place, &tree, &target)
+}
+
+/// Mounts a tree for a program, if that still waits: then what was found out about it is still so.
+fn put_for(lab: &Lab, call: &Notification, place: &Place, tree: &OwnedFd, target: &OwnedFd) -> io::Result<Option<()>> {
+    if !lab.still_waits(call) {
+        return Ok(None);
+    }
+    inside(place, || put(tree, target)).map(Some)
 }
 
 /// Whether the kernel would give a program a fresh sysfs (`do_new_mount`, `sysfs_init_fs_context`, `mount_too_revealing`).
-fn may_have_sysfs(lab: &Lab, place: &Place, is_read_only: bool) -> bool {
+fn may_have_sysfs(lab: &Lab, place: &Place) -> bool {
     let is_capable = |namespace| process::is_capable(place.thread, SYS_ADMIN, namespace);
     is_capable(place.mounts.as_fd())
         && is_capable(place.network.as_fd())
-        && (is_trusted(lab, place) || shows_all_of_sysfs(place, is_read_only))
+        && (is_trusted(lab, place) || shows_all_of_sysfs(place))
 }
 
 /// Whether a program's mounts are those of the initial user namespace, to which the kernel refuses no sysfs.
@@ -168,43 +164,39 @@ const MOUNT_POINTS: [&str; 12] = [
     "kernel/tracing",
 ];
 
-/// Whether a program sees a whole sysfs already, so that a fresh one reveals nothing (`mnt_already_visible`). What the lab
-/// has mounted in it hides nothing.
-fn shows_all_of_sysfs(place: &Place, is_read_only: bool) -> bool {
-    let text = std::fs::read_to_string(format!("/proc/{}/mountinfo", place.thread)).unwrap_or_default();
-    let mounts: Vec<Mounted<'_>> = text.lines().filter_map(Mounted::read).collect();
-    mounts.iter().filter(|mount| mount.kind == "sysfs" && mount.root == "/").any(|sysfs| {
-        let hides = |mount: &Mounted<'_>| {
-            let within = mount.point.strip_prefix(sysfs.point).map_or("", |path| path.trim_start_matches('/'));
-            mount.parent == sysfs.id && !mount.is_lab() && !MOUNT_POINTS.contains(&within)
-        };
-        (is_read_only || !sysfs.is_read_only) && !mounts.iter().any(hides)
-    })
+/// Whether a program sees a whole sysfs already, and may write to it, so that a fresh one reveals and allows nothing
+/// (`mnt_already_visible`). What the lab has mounted in it hides nothing. This is stricter than the kernel: it gives a
+/// read-only sysfs to those who see a read-only one, and counts only mounts that cannot be unmounted.
+fn shows_all_of_sysfs(place: &Place) -> bool {
+    let Ok(mounts) = place.mounts() else { return false };
+    let is_whole = |sysfs: &&Mounted| sysfs.kind == "sysfs" && sysfs.root == "/" && !sysfs.is_read_only;
+    mounts.iter().filter(is_whole).any(|sysfs| !mounts.iter().any(|mount| hides_part_of(sysfs, mount)))
 }
 
-/// A line of `/proc/PID/mountinfo`.
-struct Mounted<'a> {
-    id: &'a str,
-    parent: &'a str,
-    root: &'a str,
-    point: &'a str,
-    is_read_only: bool,
-    kind: &'a str,
-    source: &'a str,
-}
-
-impl<'a> Mounted<'a> {
-    fn read(line: &'a str) -> Option<Self> {
-        let (mount, file_system) = line.split_once(" - ")?;
-        let mut mount = mount.split(' ');
-        let (id, parent, _, root, point) = (mount.next()?, mount.next()?, mount.next()?, mount.next()?, mount.next()?);
-        let is_read_only = mount.next()?.split(',').any(|option| option == "ro");
-        let mut file_system = file_system.split(' ');
-        Some(Self { id, parent, root, point, is_read_only, kind: file_system.next()?, source: file_system.next()? })
+/// Whether a mount hides a part of a sysfs.
+fn hides_part_of(sysfs: &Mounted, mount: &Mounted) -> bool {
+    if mount.id == sysfs.id {
+        return false;
     }
+    if mount.point == sysfs.point {
+        return mount.parent == sysfs.id;
+    }
+    let base = sysfs.point.trim_end_matches('/');
+    let Some(within) = mount.point.strip_prefix(base).and_then(|rest| rest.strip_prefix('/')) else { return false };
+    let is_at_mount_point = MOUNT_POINTS
+        .iter()
+        .any(|point| within.strip_prefix(point).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')));
+    !is_at_mount_point && !mount.is_lab(within)
+}
 
-    fn is_lab(&self) -> bool {
-        (self.kind, self.source) == ("fuse", sysfs::SOURCE)
+impl Mounted {
+    /// Whether the lab has made the mount, in a sysfs: `within` is its path there.
+    fn is_lab(&self, within: &str) -> bool {
+        let is_cover = sysfs::COVERED.contains(&within)
+            && (&*self.kind, &*self.source) == ("fuse", sysfs::SOURCE)
+            && self.root.strip_prefix('/') == Some(within);
+        let is_kept = within == sysfs::KEPT && self.kind == "sysfs" && self.root.strip_prefix('/') == Some(sysfs::KEPT);
+        is_cover || is_kept
     }
 }
 
@@ -245,36 +237,39 @@ fn put(tree: &OwnedFd, target: &OwnedFd) -> io::Result<()> {
     Ok(move_mount(tree, "", target, "", flags)?)
 }
 
-/// SYSFS_MAGIC.
-const SYSFS: u64 = 0x6265_6572;
-
-fn is_of_sysfs(dir: &OwnedFd) -> bool {
-    fstatfs(dir).is_ok_and(|found| found.f_type as u64 == SYSFS)
-}
-
-/// Whether a directory is the root of a sysfs on which the lab has mounted the cards' directories.
-fn is_covered(dir: &OwnedFd) -> bool {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let class = || openat(dir, sysfs::COVERED[0], flags, Mode::empty());
-    is_of_sysfs(dir) && class().is_ok_and(|class| fstatfs(class).is_ok_and(|found| sysfs::is_ours(&found)))
+/// Whether a mount is a sysfs on which the lab has mounted the cards' directories.
+fn is_covered(mounts: &[Mounted], id: &str) -> bool {
+    let sysfs = mounts.iter().find(|mount| mount.id == id && mount.kind == "sysfs" && mount.root == "/");
+    let Some(base) = sysfs.map(|sysfs| sysfs.point.trim_end_matches('/')) else { return false };
+    let covers = |name: &str| {
+        let at = format!("{base}/{name}");
+        mounts.iter().any(|mount| mount.parent == id && mount.point == at && mount.is_lab(name))
+    };
+    sysfs::COVERED.iter().all(|name| covers(name))
 }
 
 /// `mount --bind /sys TARGET`: what is bound has the cards' directories, too, which in hardware are in the sysfs itself.
 fn bind(lab: &Lab, call: &Notification) -> io::Result<Option<()>> {
     let [source, target, ..] = call.data.args;
     let (source, target) = (read_text(lab, call, source, PATH)?, read_text(lab, call, target, PATH)?);
-    let place = Place::of(call.pid)?;
+    let place = Place::of(call.pid, &lab.user_namespace)?;
+    let mounts = place.mounts()?;
     if !lab.still_waits(call) || !process::is_capable(place.thread, SYS_ADMIN, place.mounts.as_fd()) {
         return Ok(None);
     }
     inside(&place, || {
         let source = place.open(&source, true)?;
-        if !is_covered(&source) {
+        let (id, found) = look(&source)?;
+        // The root of a sysfs has the number 1.
+        if found.stx_ino != 1 || !is_covered(&mounts, &id) {
             return Ok(None);
         }
         let target = place.open(&target, true)?;
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
         let tree = open_tree(&source, "", flags | OpenTreeFlags::AT_EMPTY_PATH)?;
+        if !lab.still_waits(call) {
+            return Ok(None);
+        }
         put(&tree, &target).map(Some)
     })
 }
@@ -282,98 +277,27 @@ fn bind(lab: &Lab, call: &Notification) -> io::Result<Option<()>> {
 /// `mount -o remount,bind,ro /sys`: the cards' directories become what the sysfs becomes. The sysfs itself is the kernel's.
 fn change(lab: &Lab, call: &Notification) -> io::Result<Option<()>> {
     let target = read_text(lab, call, call.data.args[1], PATH)?;
-    let place = Place::of(call.pid)?;
+    let place = Place::of(call.pid, &lab.user_namespace)?;
+    let mounts = place.mounts()?;
     if !lab.still_waits(call) || !process::is_capable(place.thread, SYS_ADMIN, place.mounts.as_fd()) {
         return Ok(None);
     }
     let flags = flags_of(call) & !(libc::MS_REMOUNT | libc::MS_BIND);
+    // To make them less restricted may be forbidden (`can_change_locked_flags`), which the kernel knows of the sysfs alone.
+    if flags & libc::MS_RDONLY == 0 && !is_trusted(lab, &place) {
+        return Ok(None);
+    }
     let flags = MountFlags::from_bits_truncate(flags as u32) | MountFlags::BIND;
     inside(&place, || {
         let target = place.open(&target, true)?;
-        if is_covered(&target) {
+        if is_covered(&mounts, &look(&target)?.0) && lab.still_waits(call) {
             fchdir(&target)?;
             for name in sysfs::COVERED {
-                if statfs(name).is_ok_and(|found| sysfs::is_ours(&found)) {
-                    mount_remount(name, flags, c"")?;
-                }
+                mount_remount(name, flags, c"")?;
             }
         }
         Ok(None)
     })
-}
-
-/// Mounts that programs have made and not put into place yet.
-///
-/// A program of a user namespace of its own cannot have the kernel make the mount of a sysfs: what the lab has mounted over
-/// `/sys` stands in the way (`mount_too_revealing`). So the lab makes it, and gives the program the mount's root directory:
-/// the kernel passes no descriptor with O_PATH on (SECCOMP_IOCTL_NOTIF_ADDFD), as that of a mount is. The mount itself
-/// waits here.
-#[derive(Default)]
-pub(crate) struct Detached(VecDeque<(u64, OwnedFd)>);
-
-impl Detached {
-    /// How many wait at most; beyond, the oldest is given up.
-    const MOST: usize = 64;
-
-    fn add(&mut self, id: u64, mount: OwnedFd) {
-        self.0.push_back((id, mount));
-        if self.0.len() > Self::MOST {
-            self.0.pop_front();
-        }
-    }
-
-    fn take(&mut self, id: u64) -> Option<OwnedFd> {
-        let at = self.0.iter().position(|(detached, _)| *detached == id)?;
-        self.0.remove(at).map(|(_, mount)| mount)
-    }
-}
-
-/// The number of the mount that a descriptor is in.
-fn mount_id(fd: impl AsFd) -> io::Result<u64> {
-    // STATX_MNT_ID.
-    let wanted = StatxFlags::MNT_ID;
-    Ok(statx(fd, "", AtFlags::EMPTY_PATH, wanted)?.stx_mnt_id)
-}
-
-/// Makes the mount of a file system context on the program's behalf; if it is a sysfs, one with the cards.
-fn mount_context(cx: Cx<'_, '_>, lab: &Lab, call: &Notification) -> io::Result<Answer> {
-    let [context, flags, attributes, ..] = call.data.args;
-    let Ok(place) = Place::of(call.pid) else { return Ok(Answer::Continue) };
-    let Ok(context) = process::take_fd(call.pid, context as u32) else { return Ok(Answer::Continue) };
-    let (Some(flags), Some(attributes)) =
-        (FsMountFlags::from_bits(flags as u32), MountAttrFlags::from_bits(attributes as u32))
-    else {
-        return Ok(Answer::Continue);
-    };
-    let may_mount = process::is_capable(place.thread, SYS_ADMIN, place.mounts.as_fd());
-    // Where the kernel refuses no sysfs, it makes the mount, and `move_mount` gets the cards.
-    if !lab.shows_sysfs || !lab.still_waits(call) || !may_mount || is_trusted(lab, &place) {
-        return Ok(Answer::Continue);
-    }
-    let make = || Ok(fsmount_here(&context, flags | FsMountFlags::FSMOUNT_CLOEXEC, attributes)?);
-    let is_read_only = attributes.contains(MountAttrFlags::MOUNT_ATTR_RDONLY);
-    let mount = match inside(&place, || Ok(make())) {
-        // The thread cannot get there.
-        Err(_) => return Ok(Answer::Continue),
-        // What the lab has mounted over a sysfs must not be what refuses another one.
-        Ok(Err(error)) if errno_of(&error) == Errno::PERM && may_have_sysfs(lab, &place, is_read_only) => {
-            match make() {
-                Ok(mount) if is_of_sysfs(&mount) => mount,
-                _ => return Err(error),
-            }
-        }
-        Ok(made) => made?,
-    };
-    let mount = if is_of_sysfs(&mount) && may_have_sysfs(lab, &place, is_read_only) {
-        fresh(lab, &place, "sysfs", attributes).unwrap_or(mount)
-    } else {
-        mount
-    };
-    let root = openat(&mount, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    lab.detached.lock_leaf(cx).add(mount_id(&mount)?, mount);
-    let cloexec = flags.contains(FsMountFlags::FSMOUNT_CLOEXEC);
-    sys::respond_fd(lab.listener.as_fd(), call.id, root.as_fd(), None, cloexec)?;
-    Ok(Answer::Later)
 }
 
 /// `move_mount(from, path, to, path, flags)`: what `fsmount` has made is put into place. A sysfs of the kernel's becomes one
@@ -383,46 +307,25 @@ pub(super) fn put_into_place(lab: &Arc<Lab>, call: &Notification) -> Answer {
     if !lab.shows_sysfs || !flags.contains(MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH) {
         return Answer::Continue;
     }
-    lab.answer_later(*call, |cx, lab, call| move_detached(cx, lab, call).unwrap_or(Answer::Continue))
+    lab.answer_later(*call, |_, lab, call| by_lab(lab, call, move_detached))
 }
 
-fn move_detached(cx: Cx<'_, '_>, lab: &Lab, call: &Notification) -> io::Result<Answer> {
+fn move_detached(lab: &Lab, call: &Notification) -> io::Result<Option<()>> {
     let [from, from_path, to, to_path, flags, _] = call.data.args;
-    let flags = MoveMountFlags::from_bits_retain(flags as u32);
+    let flags = MoveMountFlags::from_bits(flags as u32).ok_or(Errno::INVAL)?;
     let mount = process::take_fd(call.pid, from as u32)?;
-    let id = mount_id(&mount)?;
-    let place = Place::of(call.pid)?;
+    let place = Place::of(call.pid, &lab.user_namespace)?;
     let to_path = read_text(lab, call, to_path, PATH)?;
-    if !read_text(lab, call, from_path, PATH)?.is_empty() || !lab.still_waits(call) {
-        return Ok(Answer::Continue);
+    let is_empty = read_text(lab, call, from_path, PATH)?.is_empty();
+    if !is_empty || !lab.still_waits(call) || !is_trusted(lab, &place) || !may_have_sysfs(lab, &place) {
+        return Ok(None);
     }
-    let target = |place: &Place| {
-        let follows = flags.contains(MoveMountFlags::MOVE_MOUNT_T_SYMLINKS);
-        if to as i32 == libc::AT_FDCWD || to_path.starts_with('/') {
-            return place.open(&to_path, follows);
-        }
-        let dir = process::take_fd(call.pid, to as u32)?;
-        match &*to_path {
-            "" if flags.contains(MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH) => Ok(dir),
-            path => place.open_in(&dir, path, follows),
-        }
-    };
-    if let Some(tree) = { lab.detached.lock_leaf(cx).take(id) } {
-        let moved = inside(&place, || put(&tree, &target(&place)?));
-        if moved.is_err() {
-            lab.detached.lock_leaf(cx).add(id, tree);
-        }
-        return moved.map_or_else(|error| Ok(Answer::Errno(errno_of(&error))), |()| Ok(Answer::Value(0)));
+    let (id, found) = look(&mount)?;
+    if place.mounts()?.iter().any(|mounted| mounted.id == id) || !is_own_sysfs(&place, &found)? {
+        return Ok(None);
     }
+    // A sysfs answers at once.
     let status = fstatvfs(&mount)?;
-    let is_read_only = status.f_flag.contains(StatVfsMountFlags::RDONLY);
-    if !is_of_sysfs(&mount)
-        || is_covered(&mount)
-        || is_mounted(&place, id)
-        || !may_have_sysfs(lab, &place, is_read_only)
-    {
-        return Ok(Answer::Continue);
-    }
     let mut attributes = MountAttrFlags::empty();
     for (flag, attribute) in [
         (StatVfsMountFlags::RDONLY, MountAttrFlags::MOUNT_ATTR_RDONLY),
@@ -432,13 +335,68 @@ fn move_detached(cx: Cx<'_, '_>, lab: &Lab, call: &Notification) -> io::Result<A
     ] {
         attributes.set(attribute, status.f_flag.contains(flag));
     }
+    let target = inside(&place, || {
+        let follows = flags.contains(MoveMountFlags::MOVE_MOUNT_T_SYMLINKS);
+        if to as i32 == libc::AT_FDCWD || to_path.starts_with('/') {
+            return place.open(&to_path, follows);
+        }
+        let dir = process::take_fd(call.pid, to as u32)?;
+        match &*to_path {
+            "" if flags.contains(MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH) => Ok(dir),
+            path => place.open_in(&dir, path, follows),
+        }
+    })?;
     let tree = fresh(lab, &place, "sysfs", attributes)?;
-    inside(&place, || put(&tree, &target(&place)?))?;
-    Ok(Answer::Value(0))
+    put_for(lab, call, &place, &tree, &target)
 }
 
-/// Whether a mount, by its number, is one of those that a program sees.
-fn is_mounted(place: &Place, id: u64) -> bool {
-    let text = std::fs::read_to_string(format!("/proc/{}/mountinfo", place.thread)).unwrap_or_default();
-    text.lines().any(|line| line.split(' ').next().and_then(|number| number.parse().ok()) == Some(id))
+/// Whether a file is the root of the sysfs of a program's network namespace.
+fn is_own_sysfs(place: &Place, found: &Statx) -> io::Result<bool> {
+    let own = thread::scope(|scope| {
+        let looking = thread::Builder::new().spawn_scoped(scope, || {
+            move_into_link_name_space(place.network.as_fd(), Some(LinkNameSpaceType::Network))?;
+            look(&sysfs::fresh_sysfs("sysfs", MountAttrFlags::empty())?)
+        })?;
+        looking.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
+    })?;
+    let of = |found: &Statx| (found.stx_dev_major, found.stx_dev_minor, found.stx_ino);
+    Ok(of(&own.1) == of(found))
+}
+
+/// The number of the mount that a file is in, as `/proc/PID/mountinfo` has it, and what the kernel knows of the file without
+/// asking its file system, which may be a server that does not answer.
+fn look(file: impl AsFd) -> io::Result<(String, Statx)> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let found = statx(file, "", flags, StatxFlags::INO | StatxFlags::MNT_ID)?;
+    Ok((found.stx_mnt_id.to_string(), found))
+}
+
+/// `umount2(target, flags)`: of a sysfs on which the lab has mounted the cards' directories. The kernel refuses to unmount what
+/// something is mounted on; a program sees one mount.
+pub(super) fn umount(lab: &Arc<Lab>, call: &Notification) -> Answer {
+    if !lab.shows_sysfs || call.data.args[1] as i32 & libc::MNT_DETACH != 0 {
+        return Answer::Continue;
+    }
+    lab.answer_later(*call, |_, lab, call| by_lab(lab, call, detach))
+}
+
+fn detach(lab: &Lab, call: &Notification) -> io::Result<Option<()>> {
+    let target = read_text(lab, call, call.data.args[0], PATH)?;
+    let place = Place::of(call.pid, &lab.user_namespace)?;
+    let mounts = place.mounts()?;
+    let last = mounts.iter().rev().find(|mounted| mounted.point == target.trim_end_matches('/'));
+    let is_covered = last.is_some_and(|sysfs| is_covered(&mounts, &sysfs.id));
+    if !is_covered || !lab.still_waits(call) || !process::is_capable(place.thread, SYS_ADMIN, place.mounts.as_fd()) {
+        return Ok(None);
+    }
+    inside(&place, || {
+        let target = place.open(&target, true)?;
+        fchdir(&target)?;
+        for name in sysfs::COVERED {
+            unmount(name, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)?;
+        }
+        Ok(())
+    })?;
+    // The rest is the kernel's.
+    Ok(None)
 }

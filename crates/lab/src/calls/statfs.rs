@@ -2,10 +2,12 @@
 //! another file system (`sd_device_set_syspath` asks each).
 
 use std::io;
+use std::sync::Arc;
 
 use netlink::Errno;
 use rustix::fs::{StatFs, fstatfs, statfs};
 
+use crate::lock_order::Cx;
 use crate::process;
 use crate::supervisor::{Answer, Lab};
 use crate::sys::Notification;
@@ -23,21 +25,27 @@ const PATH: usize = 4096;
 const NAME: u64 = 255;
 
 /// `fstatfs(fd, buffer)`.
-pub(super) fn of_descriptor(lab: &Lab, call: &Notification) -> Answer {
+pub(super) fn of_descriptor(_: Cx<'_, '_>, lab: &Lab, call: &Notification) -> Answer {
     let found = || Ok(fstatfs(process::take_fd(call.pid, call.data.args[0] as u32)?)?);
     // If this fails, the kernel carries the call out and reports its own error.
     answer_if_ours(lab, call, found).unwrap_or(Answer::Continue)
 }
 
 /// `statfs(path, buffer)`: of a path below `/sys`.
-pub(super) fn of_path(lab: &Lab, call: &Notification) -> Answer {
-    let found = || {
-        let path = read_text(lab, call, call.data.args[0], PATH)?;
-        let below = path.strip_prefix("/sys/").ok_or(Errno::NOENT)?;
-        // A part of it that leads out of the program's root, `..`, leads to nothing of the lab's.
-        Ok(statfs(format!("/proc/{}/root/sys/{below}", call.pid))?)
-    };
-    answer_if_ours(lab, call, found).unwrap_or(Answer::Continue)
+pub(super) fn of_path(lab: &Arc<Lab>, call: &Notification) -> Answer {
+    let path = read_text(lab, call, call.data.args[0], PATH).unwrap_or_default();
+    if !path.starts_with("/sys/") || path.split('/').any(|part| part == "..") {
+        return Answer::Continue;
+    }
+    // A link there may lead to a file system that does not answer: then only this program waits.
+    lab.answer_later(*call, |_, lab, call| {
+        let found = || {
+            let path = read_text(lab, call, call.data.args[0], PATH)?;
+            let below = path.strip_prefix("/sys/").ok_or(Errno::NOENT)?;
+            Ok(statfs(format!("/proc/{}/root/sys/{below}", call.pid))?)
+        };
+        answer_if_ours(lab, call, found).unwrap_or(Answer::Continue)
+    })
 }
 
 fn answer_if_ours(lab: &Lab, call: &Notification, found: impl FnOnce() -> io::Result<StatFs>) -> io::Result<Answer> {

@@ -16,10 +16,12 @@ use crate::lock_order::Cx;
 use crate::process::{self, Caller, NET_ADMIN};
 use crate::supervisor::{Answer, Lab};
 use crate::sys::{self, Notification};
-use crate::uevent;
 
 /// NETLINK_KOBJECT_UEVENT.
 pub(super) const PROTOCOL: u64 = libc::NETLINK_KOBJECT_UEVENT as u64;
+
+/// The longest message, in bytes: udev's have at most half of it.
+const MOST: usize = 16 << 10;
 
 /// `socket(AF_NETLINK, …, NETLINK_KOBJECT_UEVENT)`.
 pub(super) fn socket(cx: Cx<'_, '_>, lab: &Arc<Lab>, call: &Notification) -> Answer {
@@ -35,10 +37,10 @@ fn make(cx: Cx<'_, '_>, lab: &Arc<Lab>, call: &Notification) -> io::Result<Answe
     }
     let caller = Caller::of(call.pid, &lab.user_namespace)?;
     let network: OwnedFd = process::open_network(call.pid)?.into();
-    let is_initial = lab.user_namespace.owns(&network);
+    let root = if lab.user_namespace.owns(&network) { None } else { Some(process::root_of(call.pid)) };
     let is_own = process::network(&call.pid.to_string()) == lab.network;
     let elsewhere = (!is_own).then_some(&network);
-    let socket = lab.uevents.open(cx, lab, elsewhere, is_initial, caller.own)?;
+    let socket = lab.uevents.open(cx, lab, elsewhere, root, caller.own)?;
     if flags & libc::SOCK_NONBLOCK != 0 {
         rustix::io::ioctl_fionbio(&socket, true)?;
     }
@@ -130,14 +132,18 @@ fn send(cx: Cx<'_, '_>, lab: &Lab, call: &Notification, number: i64, inode: u64)
     if !process::is_capable(call.pid, NET_ADMIN, network) {
         return Err(Errno::PERM.into());
     }
+    let user = Caller::of(call.pid, &lab.user_namespace)?.user;
+    if bytes.len() > MOST {
+        return Err(Errno::MSGSIZE.into());
+    }
     if !lab.still_waits(call) {
         return Ok(Answer::Later);
     }
     if groups != 0 {
-        lab.uevents.publish(cx, inode, groups, &bytes);
+        lab.uevents.publish(cx, inode, groups, user, &bytes);
     } else {
         let from = process::take_fd(call.pid, args[0] as u32)?;
-        uevent::unicast(cx, &lab.uevents, &from, port, &bytes)?;
+        lab.uevents.unicast(cx, (inode, &from), port, user, &bytes)?;
     }
     Ok(Answer::Value(bytes.len() as i64))
 }

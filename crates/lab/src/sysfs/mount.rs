@@ -38,7 +38,7 @@ pub use serve::{Server, Serving};
 /// Directories of `/sys` in which a card has something.
 pub(crate) const COVERED: [&str; 4] = ["bus", "class", "devices", "module"];
 /// A directory in them that is the kernel's alone, and that many programs read.
-const KEPT: &str = "devices/system";
+pub(crate) const KEPT: &str = "devices/system";
 /// What the kernel lists as the source of the file system's mounts.
 pub(crate) const SOURCE: &str = "eswitch";
 
@@ -240,7 +240,7 @@ fn own_sysfs() -> Result<(), SysfsError> {
 }
 
 /// A detached mount of the sysfs of the calling thread's network namespace.
-fn fresh_sysfs(source: &str, attributes: MountAttrFlags) -> Result<OwnedFd, Errno> {
+pub(crate) fn fresh_sysfs(source: &str, attributes: MountAttrFlags) -> Result<OwnedFd, Errno> {
     let context = fsopen("sysfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(&context, "source", source)?;
     fsconfig_create(&context)?;

@@ -5,22 +5,28 @@
 //! groups. The kernel's messages come from the socket whose name reads "port 0, group 1", as libudev requires. Two sockets of
 //! a network namespace cannot have the same name; therefore the lab has a namespace for them.
 
-use std::io;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use netlink::Errno;
-use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, sendto, socket_with};
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+    UCred, connect, sendmsg_addr, socket_with,
+};
+use rustix::process::{Gid, Uid, getpid};
 
 use super::{KERNEL, UDEV};
 use crate::network::within;
 use crate::sys;
 
-/// In whose name something is sent.
+/// From which address something is sent, and as which user's, by its number outside of any container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Sender {
-    Kernel,
-    Udev,
+pub(super) struct Sender {
+    /// [`KERNEL`] or [`UDEV`].
+    pub group: u32,
+    pub user: u32,
 }
 
 /// Where the sockets are made, and from where messages are sent.
@@ -32,7 +38,9 @@ pub(super) struct Office {
 }
 
 /// How many messages a socket holds. The default is ten.
-const QUEUE: &str = "4096";
+const QUEUE: &str = "256";
+/// The room for the messages that wait in all sockets, in bytes: without root as much as the system gives.
+const SEND_BUFFER: usize = 64 << 20;
 
 impl Office {
     /// Makes it.
@@ -46,6 +54,9 @@ impl Office {
             let _ = std::fs::write("/proc/sys/net/unix/max_dgram_qlen", QUEUE);
             let namespace = std::fs::File::open("/proc/thread-self/ns/net")?.into();
             let (kernel, udev) = (unbound()?, unbound()?);
+            for sender in [&kernel, &udev] {
+                let _ = rustix::net::sockopt::set_socket_send_buffer_size_force(sender, SEND_BUFFER);
+            }
             rustix::net::bind(&kernel, &name(0, KERNEL)?)?;
             rustix::net::bind(&udev, &name(0, UDEV)?)?;
             // The numbers that the kernel gives sockets begin here, too (`netlink_autobind`).
@@ -75,19 +86,21 @@ impl Office {
 
     /// Sends a message to a port. `false`: the socket is full.
     pub(super) fn send(&self, sender: Sender, port: u32, bytes: &[u8]) -> bool {
-        let from = match sender {
-            Sender::Kernel => &self.kernel,
-            Sender::Udev => &self.udev,
-        };
+        let from = if sender.group == UDEV { &self.udev } else { &self.kernel };
         let is_full = |error| rustix::io::Errno::from_io_error(&error) == Some(Errno::AGAIN);
         // A socket that is closed gets nothing.
-        !send_from(from.as_fd(), port, bytes).is_err_and(is_full)
+        !send_from(from.as_fd(), port, sender.user, bytes).is_err_and(is_full)
     }
 
-    /// Whether a program still has the socket with a port.
-    pub(super) fn is_open(&self, port: u32) -> bool {
-        let look = || connect(within(&self.namespace, unbound)?, &name(port, 0)?).map_err(io::Error::from);
-        !look().is_err_and(|error| rustix::io::Errno::from_io_error(&error) == Some(Errno::CONNREFUSED))
+    /// Those of some ports whose sockets have been closed.
+    pub(super) fn closed(&self, ports: &[u32]) -> Vec<u32> {
+        let closed = within(&self.namespace, || {
+            let probe = unbound()?;
+            let is_closed =
+                |port: &u32| name(*port, 0).is_ok_and(|name| connect(&probe, &name) == Err(Errno::CONNREFUSED));
+            Ok(ports.iter().copied().filter(is_closed).collect())
+        });
+        closed.unwrap_or_default()
     }
 }
 
@@ -103,12 +116,17 @@ fn name(port: u32, groups: u32) -> io::Result<SocketAddrUnix> {
     Ok(SocketAddrUnix::new_abstract_name(&name)?)
 }
 
-/// Sends a message from a socket to a port.
+/// Sends a message from a socket to a port, with a user's credentials.
 ///
 /// # Errors
 /// EAGAIN: the receiver is full. ECONNREFUSED: there is none.
-pub(super) fn send_from(from: BorrowedFd<'_>, port: u32, bytes: &[u8]) -> io::Result<()> {
+pub(super) fn send_from(from: BorrowedFd<'_>, port: u32, user: u32, bytes: &[u8]) -> io::Result<()> {
     let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-    rustix::io::retry_on_intr(|| sendto(from, bytes, flags, &name(port, 0).map_err(|_| Errno::INVAL)?))?;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let credentials = UCred { pid: getpid(), uid: Uid::from_raw(user), gid: Gid::from_raw(user) };
+    control.push(SendAncillaryMessage::ScmCredentials(credentials));
+    let to = name(port, 0)?;
+    rustix::io::retry_on_intr(|| sendmsg_addr(from, &to, &[IoSlice::new(bytes)], &mut control, flags))?;
     Ok(())
 }
