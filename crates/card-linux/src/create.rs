@@ -153,7 +153,7 @@ impl Operation<'_> {
                 self.make(stage, &mut vanished);
                 jobs.append(&mut vanished);
             }
-            let (mut abroad, mut aliases) = (Vec::new(), Batch::default());
+            let (mut abroad, mut homes) = (Vec::new(), Batch::default());
             let mut books = self.books();
             for job in jobs {
                 match job.outcome {
@@ -161,7 +161,7 @@ impl Operation<'_> {
                         let request = &batch[job.at];
                         let entry = Entry::of(request);
                         books.resources.insert(job.resource, entry);
-                        books.push_home(&mut aliases, &job.resource);
+                        books.push_home(&mut homes, &job.resource);
                         if let (None, Some(near)) = (&job.found, near_end(&job.resource)) {
                             // The netdev that was here before may have had another name.
                             books.elsewhere.remove(&near);
@@ -175,7 +175,7 @@ impl Operation<'_> {
             }
             drop(books);
             // If one cannot be set, only a process that takes the card over misses it.
-            self.run(aliases);
+            self.run(homes);
             abroad.into_iter().for_each(|(near, at)| self.send_abroad(near, at));
         }
         refusals.sort_by_key(|refusal| refusal.at);

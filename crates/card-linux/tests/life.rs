@@ -4,8 +4,6 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -329,9 +327,6 @@ fn a_panic_leaves_nothing() {
     });
 }
 
-/// Set for the process that is to be killed.
-const OWNER: &str = "ESW_TEST_OWNER";
-
 /// A process with a card, which prints that it has one and then waits to be killed: the other half of the next test.
 #[test]
 fn owner() {
@@ -348,14 +343,7 @@ fn owner() {
 #[test]
 fn what_a_killed_owner_left_is_cleared_away_and_a_living_ones_is_not() {
     in_own_namespaces("what_a_killed_owner_left_is_cleared_away_and_a_living_ones_is_not", || {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "owner", "--nocapture", "--test-threads=1"])
-            .env(OWNER, "1")
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        assert!(lines.map(Result::unwrap).any(|line| line.ends_with("READY")));
+        let mut child = start_owner();
 
         let place = Place::prepare().unwrap();
         let refused = LinuxCard::new(&place, CardConfig::default(), &Domain::checked(OnReport::Panic)).err().unwrap();

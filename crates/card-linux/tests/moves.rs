@@ -5,8 +5,7 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
 
 use card_linux::Place;
@@ -254,9 +253,6 @@ fn the_mtu_of_a_representor_becomes_its_functions_in_any_namespace() {
     });
 }
 
-/// Set for the process that is to be killed.
-const OWNER: &str = "ESW_TEST_OWNER_OF_MOVED";
-
 fn make_vfs(rig: &Rig) {
     rig.make(&[Resource::Function(PF), Resource::PfNetdev(PF)]);
     rig.make(&vf_ports(3));
@@ -275,23 +271,10 @@ fn owner() {
     drop(rig);
 }
 
-/// A process that has made a card with VFs.
-fn owner_of_a_card() -> Child {
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "owner", "--nocapture", "--test-threads=1"])
-        .env(OWNER, "1")
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    assert!(lines.map(Result::unwrap).any(|line| line.ends_with("READY")));
-    child
-}
-
 #[test]
 fn a_netdev_that_is_deleted_while_its_card_is_taken_over_is_made_anew() {
     in_own_namespaces("a_netdev_that_is_deleted_while_its_card_is_taken_over_is_made_anew", || {
-        let mut child = owner_of_a_card();
+        let mut child = start_owner();
         child.kill().unwrap();
         child.wait().unwrap();
         let rig = Rig::taking_over(CardConfig::default(), |rig| {
@@ -311,7 +294,7 @@ fn a_netdev_that_is_deleted_while_its_card_is_taken_over_is_made_anew() {
 #[test]
 fn netdevs_that_are_elsewhere_when_the_owner_is_killed_come_home_all_the_same() {
     in_own_namespaces("netdevs_that_are_elsewhere_when_the_owner_is_killed_come_home_all_the_same", || {
-        let mut child = owner_of_a_card();
+        let mut child = start_owner();
         let (dies_meanwhile, pod, container) = (Netns::named("gone"), Netns::named("pod"), Netns::of_a_process());
         sh("ip link set enp8s0f0v0 netns gone name net0");
         child.kill().unwrap();

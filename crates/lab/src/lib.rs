@@ -13,6 +13,7 @@ mod filter;
 mod inside;
 mod limits;
 mod lock_order;
+mod mounts;
 mod network;
 mod passing;
 mod process;

@@ -48,6 +48,8 @@ lock_classes! {
 
     /// The sockets that the lab has given programs, by inode.
     pub(crate) leaf Sockets = "sockets";
+    /// The ports of the sockets for uevents that the lab has given programs, by inode.
+    pub(crate) leaf UeventPorts = "uevent ports";
     /// Which executables were made by the Go compiler.
     pub(crate) leaf GoPrograms = "Go programs";
     /// The index that was made of a card's last view.

@@ -20,6 +20,7 @@ use rustix::process::{
 use rustix::thread::{CapabilitySet, CapabilitySets, LinkNameSpaceType, move_into_link_name_space};
 
 use crate::lock_order::{self, Cx};
+use crate::mounts::{self, Mounted};
 use crate::{passing, sys};
 
 /// Bits of a capability set.
@@ -298,34 +299,6 @@ pub(crate) struct Place {
     pub network: File,
 }
 
-/// A line of `/proc/PID/mountinfo` (proc(5)).
-#[derive(Debug)]
-pub(crate) struct Mounted {
-    pub id: String,
-    pub parent: String,
-    /// The path within the file system.
-    pub root: String,
-    /// Where it is mounted, from the root of the thread.
-    pub point: String,
-    pub is_read_only: bool,
-    /// The type of the file system.
-    pub kind: String,
-    pub source: String,
-}
-
-impl Mounted {
-    fn read(line: &str) -> Option<Self> {
-        let (mount, file_system) = line.split_once(" - ")?;
-        let mut mount = mount.split(' ');
-        let mut next = || mount.next().map(str::to_owned);
-        let (id, parent, _, root, point, options) = (next()?, next()?, next()?, next()?, next()?, next()?);
-        let is_read_only = options.split(',').any(|option| option == "ro");
-        let mut file_system = file_system.split(' ').map(str::to_owned);
-        let (kind, source) = (file_system.next()?, file_system.next()?);
-        Some(Self { id, parent, root, point, is_read_only, kind, source })
-    }
-}
-
 impl Place {
     /// Where a thread is now.
     ///
@@ -346,8 +319,7 @@ impl Place {
     /// # Errors
     /// The thread is gone.
     pub fn mounts(&self) -> io::Result<Vec<Mounted>> {
-        let text = fs::read_to_string(format!("/proc/{}/mountinfo", self.thread))?;
-        Ok(text.lines().filter_map(Mounted::read).collect())
+        mounts::of(&self.thread.to_string())
     }
 
     /// Opens a path as the thread would, without access to what is there (O_PATH). The calling thread must not share its root

@@ -11,6 +11,7 @@
 mod bus;
 mod config;
 mod fs;
+mod here;
 mod index;
 mod library;
 mod lower;
@@ -24,7 +25,7 @@ mod text;
 pub mod tree;
 
 pub(crate) use fs::is_ours;
+pub(crate) use here::{Version, tree_now};
 pub use library::{MARK, module_name};
-pub(crate) use merged::rdma_names;
-pub(crate) use mount::{COVERED, KEPT, SOURCE, fresh_sysfs};
+pub(crate) use mount::{COVERED, KEPT, SOURCE, fresh_sysfs, restrictions};
 pub use mount::{Mounter, Server, Serving, Shortcomings, SysfsError, prepare};

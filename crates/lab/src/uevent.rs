@@ -15,7 +15,7 @@
 mod devices;
 mod post;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
@@ -33,7 +33,7 @@ use rustix::net::{
 };
 
 use crate::cards::Cards;
-use crate::lock_order::{Cx, UeventState};
+use crate::lock_order::{Cx, UeventPorts, UeventState};
 use crate::network::{Network, NetworkId, within};
 use crate::supervisor::Lab;
 
@@ -63,6 +63,9 @@ const ROOM: usize = 16 << 10;
 /// The uevents of a lab.
 pub struct Uevents {
     state: Mutex<UeventState, State>,
+    /// The ports (`nl_pid`) of the programs' sockets, by inode. A call on any other socket looks here, and must not wait for
+    /// what is done under `state`.
+    ports: Mutex<UeventPorts, HashMap<u64, u32>>,
     /// Wakes the thread.
     wake: OnceLock<OwnedFd>,
     sequence: AtomicU64,
@@ -83,8 +86,8 @@ struct State {
 struct Place {
     id: NetworkId,
     network: Arc<Network>,
-    /// Receives the kernel's uevents.
-    kernel: OwnedFd,
+    /// Receives the kernel's uevents. The thread waits for it without the lock.
+    kernel: Arc<OwnedFd>,
     /// Whether the namespace belongs to the lab's user namespace. Devices of no network namespace are told of only there
     /// (`uevent_net_init`).
     is_initial: bool,
@@ -114,16 +117,14 @@ struct Listener {
     bytes: usize,
 }
 
-/// A program's socket, as its calls see it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Known {
-    /// Its port (`nl_pid`).
-    pub port: u32,
-}
-
 impl Default for Uevents {
     fn default() -> Self {
-        Self { state: Mutex::new(State::default()), wake: OnceLock::new(), sequence: AtomicU64::new(0) }
+        Self {
+            state: Mutex::new(State::default()),
+            ports: Mutex::new(HashMap::new()),
+            wake: OnceLock::new(),
+            sequence: AtomicU64::new(1),
+        }
     }
 }
 
@@ -158,8 +159,8 @@ impl Uevents {
         }
         let office = state.office.as_ref().ok_or(Errno::IO)?;
         let (socket, port) = office.socket(port)?;
-        let listener =
-            Listener { inode: rustix::fs::fstat(&socket)?.st_ino, port, groups: 0, waiting: VecDeque::new(), bytes: 0 };
+        let inode = rustix::fs::fstat(&socket)?.st_ino;
+        let listener = Listener { inode, port, groups: 0, waiting: VecDeque::new(), bytes: 0 };
         match state.places.iter_mut().find(|place| place.id == id) {
             Some(place) => place.listeners.push(listener),
             None => {
@@ -167,7 +168,7 @@ impl Uevents {
                 state.places.push(Place {
                     id,
                     network,
-                    kernel,
+                    kernel: Arc::new(kernel),
                     is_initial,
                     root,
                     devices,
@@ -176,9 +177,11 @@ impl Uevents {
                 });
             }
         }
+        self.ports.lock_leaf(&mut cx).insert(inode, port);
         if !state.runs {
-            let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-            let _ = self.wake.set(wake);
+            if self.wake.get().is_none() {
+                let _ = self.wake.set(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+            }
             let behind = Arc::clone(lab);
             thread::Builder::new().name("lab-uevents".to_owned()).spawn(move || {
                 lockdep::enter(&behind.domain, "lab-uevents", |cx| behind.uevents.carry(cx, &behind.cards));
@@ -189,24 +192,20 @@ impl Uevents {
         Ok(socket)
     }
 
-    /// The socket with an inode, if it is one of these.
-    pub(crate) fn find(&self, cx: Cx<'_, '_>, inode: u64) -> Option<Known> {
-        let (state, _) = self.state.lock(cx);
-        let listener = state.listeners().find(|listener| listener.inode == inode)?;
-        Some(Known { port: listener.port })
+    /// The port of the socket with an inode, if it is one of these.
+    pub(crate) fn port(&self, cx: Cx<'_, '_>, inode: u64) -> Option<u32> {
+        self.ports.lock_leaf(cx).get(&inode).copied()
     }
 
     /// Whether there are any sockets.
     pub(crate) fn is_used(&self, cx: Cx<'_, '_>) -> bool {
-        !self.state.lock(cx).0.places.is_empty()
+        !self.ports.lock_leaf(cx).is_empty()
     }
 
     /// Changes the multicast groups of a socket. It receives what happens after this has returned.
     pub(crate) fn join(&self, cx: Cx<'_, '_>, cards: &Cards, inode: u64, change: impl Fn(u32) -> u32) {
         let (mut state, mut cx) = self.state.lock(cx);
-        let State { office, places, .. } = &mut *state;
-        let is = |place: &&mut Place| place.listeners.iter().any(|listener| listener.inode == inode);
-        let Some((place, office)) = places.iter_mut().find(is).zip(office.as_ref()) else { return };
+        let Some((place, office)) = state.place_of(inode) else { return };
         // What has happened before concerns the others.
         place.look(&mut cx, cards, office, self);
         for listener in place.listeners.iter_mut().filter(|listener| listener.inode == inode) {
@@ -218,14 +217,35 @@ impl Uevents {
     /// sender's socket.
     pub(crate) fn publish(&self, cx: Cx<'_, '_>, inode: u64, groups: u32, user: u32, bytes: &[u8]) {
         let (mut state, _) = self.state.lock(cx);
-        let State { office, places, .. } = &mut *state;
-        let is = |place: &&mut Place| place.listeners.iter().any(|listener| listener.inode == inode);
-        let Some((place, office)) = places.iter_mut().find(is).zip(office.as_ref()) else { return };
+        let Some((place, office)) = state.place_of(inode) else { return };
         let bytes: Arc<[u8]> = bytes.into();
         let others =
             place.listeners.iter_mut().filter(|listener| listener.inode != inode && listener.groups & groups != 0);
         let sender = Sender { group: UDEV, user };
         others.for_each(|listener| listener.send(office, sender, &bytes));
+    }
+
+    /// Sends what a program sends to a port. `inode`: the sender's socket, which is `from`.
+    ///
+    /// # Errors
+    /// ECONNREFUSED: no program of the same network namespace has the port.
+    pub(crate) fn unicast(
+        &self,
+        cx: Cx<'_, '_>,
+        (inode, from): (u64, &OwnedFd),
+        to: u32,
+        user: u32,
+        bytes: &[u8],
+    ) -> io::Result<()> {
+        let exists = {
+            let (mut state, _) = self.state.lock(cx);
+            let place = state.place_of(inode).map(|(place, _)| place);
+            place.is_some_and(|place| place.listeners.iter().any(|listener| listener.port == to))
+        };
+        if !exists {
+            return Err(Errno::CONNREFUSED.into());
+        }
+        post::send_from(from.as_fd(), to, user, bytes)
     }
 
     /// Sends the uevent that a program has asked for by a write to the file `uevent` of a card's device.
@@ -247,12 +267,15 @@ impl Uevents {
         }
     }
 
-    /// A number that grows: the kernel's, as long as it is ahead.
-    fn next_sequence(&self) -> u64 {
+    /// Goes on with the kernel's number, if that is ahead.
+    fn follow_sequence(&self) {
         let kernels = std::fs::read_to_string("/sys/kernel/uevent_seqnum").unwrap_or_default();
-        let kernels: u64 = kernels.trim().parse().unwrap_or(0);
-        let next = |last: u64| Some((last + 1).max(kernels));
-        self.sequence.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).map_or(1, |last| (last + 1).max(kernels))
+        self.sequence.fetch_max(kernels.trim().parse().unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// A number that grows.
+    fn next_sequence(&self) -> u64 {
+        self.sequence.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Carries uevents until no socket is left.
@@ -265,19 +288,17 @@ impl Uevents {
             let Some(office) = office.as_ref() else { return };
             if census.elapsed() >= CENSUS {
                 census = Instant::now();
-                let ports: Vec<u32> =
-                    places.iter().flat_map(|place| &place.listeners).map(|listener| listener.port).collect();
-                let closed = office.closed(&ports);
-                for place in places.iter_mut() {
-                    place.listeners.retain(|listener| !closed.contains(&listener.port));
-                }
-                places.retain(|place| !place.listeners.is_empty());
+                let closed = remove_closed(places, office);
+                self.ports.lock_leaf(&mut cx).retain(|_, port| !closed.contains(port));
                 if places.is_empty() {
                     *runs = false;
                     return;
                 }
             }
             let written = std::mem::take(written);
+            if !written.is_empty() {
+                self.follow_sequence();
+            }
             for place in places {
                 place.look(&mut cx, cards, office, self);
                 for (path, action) in &written {
@@ -290,17 +311,28 @@ impl Uevents {
     }
 
     fn wait(&self, cx: Cx<'_, '_>) {
-        let kernels: Vec<OwnedFd> = {
+        let kernels: Vec<Arc<OwnedFd>> = {
             let (state, _) = self.state.lock(cx);
-            state.places.iter().filter_map(|place| place.kernel.try_clone().ok()).collect()
+            state.places.iter().map(|place| Arc::clone(&place.kernel)).collect()
         };
-        let mut polled: Vec<PollFd<'_>> = kernels.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+        let mut polled: Vec<PollFd<'_>> = kernels.iter().map(|fd| PollFd::new(&**fd, PollFlags::IN)).collect();
         polled.extend(self.wake.get().map(|wake| PollFd::new(wake, PollFlags::IN)));
         let _ = poll(&mut polled, Timespec::try_from(INTERVAL).ok().as_ref());
         if let Some(wake) = self.wake.get() {
             let _ = rustix::io::read(wake, &mut [0; 8]);
         }
     }
+}
+
+/// Removes the sockets that programs have closed, and returns their ports.
+fn remove_closed(places: &mut Vec<Place>, office: &Office) -> Vec<u32> {
+    let ports: Vec<u32> = places.iter().flat_map(|place| &place.listeners).map(|listener| listener.port).collect();
+    let closed = office.closed(&ports);
+    for place in places.iter_mut() {
+        place.listeners.retain(|listener| !closed.contains(&listener.port));
+    }
+    places.retain(|place| !place.listeners.is_empty());
+    closed
 }
 
 /// Opens a kernel's socket in the calling thread's network namespace that receives its uevents, and what udev publishes.
@@ -313,6 +345,12 @@ fn open_kernel() -> io::Result<OwnedFd> {
 }
 
 impl State {
+    /// The network namespace of the socket with an inode, and from where is sent.
+    fn place_of(&mut self, inode: u64) -> Option<(&mut Place, &Office)> {
+        let is = |place: &&mut Place| place.listeners.iter().any(|listener| listener.inode == inode);
+        self.places.iter_mut().find(is).zip(self.office.as_ref())
+    }
+
     fn listeners(&self) -> impl Iterator<Item = &Listener> {
         self.places.iter().flat_map(|place| &place.listeners)
     }
@@ -323,7 +361,11 @@ impl Place {
     fn look<L>(&mut self, cx: &mut Locked<'_, L>, cards: &Cards, office: &Office, uevents: &Uevents) {
         let now = Devices::now(cx, cards, &self.network, Some(&self.devices));
         let before = std::mem::replace(&mut self.devices, now);
-        for event in self.devices.since(&before) {
+        let events = self.devices.since(&before);
+        if !events.is_empty() {
+            uevents.follow_sequence();
+        }
+        for event in events {
             self.send(office, &event, uevents);
         }
         self.forward(cx, cards, office);
@@ -410,31 +452,5 @@ impl Listener {
             self.bytes -= bytes.len();
             self.waiting.pop_front();
         }
-    }
-}
-
-impl Uevents {
-    /// Sends what a program sends to a port. `inode`: the sender's socket, which is `from`.
-    ///
-    /// # Errors
-    /// ECONNREFUSED: no program of the same network namespace has the port.
-    pub(crate) fn unicast(
-        &self,
-        cx: Cx<'_, '_>,
-        (inode, from): (u64, &OwnedFd),
-        to: u32,
-        user: u32,
-        bytes: &[u8],
-    ) -> io::Result<()> {
-        let exists = {
-            let (state, _) = self.state.lock(cx);
-            let is = |place: &&Place| place.listeners.iter().any(|listener| listener.inode == inode);
-            let place = state.places.iter().find(is);
-            place.is_some_and(|place| place.listeners.iter().any(|listener| listener.port == to))
-        };
-        if !exists {
-            return Err(Errno::CONNREFUSED.into());
-        }
-        post::send_from(from.as_fd(), to, user, bytes)
     }
 }

@@ -4,7 +4,8 @@
 
 pub mod frames;
 
-use std::process::Command;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -214,4 +215,20 @@ pub fn vf_ports(n: u16) -> Vec<Resource> {
 
 pub fn vf_reps(n: u16) -> Vec<Resource> {
     (0..n).map(|n| rep(Vport::Vf(n))).collect()
+}
+
+/// Set in the process that runs the test `owner` of a file, which makes a card, says that it is ready, and waits.
+pub const OWNER: &str = "ESW_TEST_OWNER";
+
+/// Starts the test `owner` of this file in a process of its own, which is to be killed, and waits until it has its card.
+pub fn start_owner() -> Child {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "owner", "--nocapture", "--test-threads=1"])
+        .env(OWNER, "1")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.map(Result::unwrap).any(|line| line.ends_with("READY")));
+    child
 }

@@ -63,6 +63,8 @@ fn on_socket(cx: Cx<'_, '_>, lab: &Arc<Lab>, call: &Notification, number: i64) -
     }
 }
 
+/// PATH_MAX: the most bytes of a path, with the zero at its end.
+const PATH: usize = 4096;
 /// Length of `struct msghdr` on a 64-bit machine.
 const MSGHDR: usize = 56;
 

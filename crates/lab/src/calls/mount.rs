@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::thread;
 
 use netlink::Errno;
-use rustix::fs::{AtFlags, StatVfsMountFlags, Statx, StatxFlags, fstatvfs, statx};
+use rustix::fs::{AtFlags, Statx, StatxFlags, fstatvfs, statx};
 use rustix::mount::{
     MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_remount, move_mount, open_tree,
     unmount,
@@ -19,14 +19,14 @@ use rustix::mount::{
 use rustix::process::fchdir;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::read_text;
-use crate::process::{self, Mounted, Place, SYS_ADMIN};
+use super::{PATH, read_text};
+use crate::mounts::Mounted;
+use crate::network::within;
+use crate::process::{self, Place, SYS_ADMIN};
 use crate::supervisor::{Answer, Lab};
 use crate::sys::{self, Notification};
 use crate::sysfs;
 
-/// PATH_MAX.
-const PATH: usize = 4096;
 /// The longest name of a file system type that matters here, and its end.
 const TYPE: usize = 16;
 /// The threads that serve one fresh sysfs.
@@ -96,12 +96,8 @@ fn by_lab(lab: &Lab, call: &Notification, work: fn(&Lab, &Notification) -> io::R
 
 /// The attributes of a mount with these flags of `mount` (`path_mount`).
 fn attributes(flags: u64) -> MountAttrFlags {
-    let mut attributes = MountAttrFlags::empty();
+    let mut attributes = sysfs::restrictions(flags);
     for (flag, attribute) in [
-        (libc::MS_RDONLY, MountAttrFlags::MOUNT_ATTR_RDONLY),
-        (libc::MS_NOSUID, MountAttrFlags::MOUNT_ATTR_NOSUID),
-        (libc::MS_NODEV, MountAttrFlags::MOUNT_ATTR_NODEV),
-        (libc::MS_NOEXEC, MountAttrFlags::MOUNT_ATTR_NOEXEC),
         (libc::MS_NODIRATIME, MountAttrFlags::MOUNT_ATTR_NODIRATIME),
         (libc::MS_NOATIME, MountAttrFlags::MOUNT_ATTR_NOATIME),
         (libc::MS_STRICTATIME, MountAttrFlags::MOUNT_ATTR_STRICTATIME),
@@ -325,16 +321,7 @@ fn move_detached(lab: &Lab, call: &Notification) -> io::Result<Option<()>> {
         return Ok(None);
     }
     // A sysfs answers at once.
-    let status = fstatvfs(&mount)?;
-    let mut attributes = MountAttrFlags::empty();
-    for (flag, attribute) in [
-        (StatVfsMountFlags::RDONLY, MountAttrFlags::MOUNT_ATTR_RDONLY),
-        (StatVfsMountFlags::NOSUID, MountAttrFlags::MOUNT_ATTR_NOSUID),
-        (StatVfsMountFlags::NODEV, MountAttrFlags::MOUNT_ATTR_NODEV),
-        (StatVfsMountFlags::NOEXEC, MountAttrFlags::MOUNT_ATTR_NOEXEC),
-    ] {
-        attributes.set(attribute, status.f_flag.contains(flag));
-    }
+    let attributes = sysfs::restrictions(fstatvfs(&mount)?.f_flag.bits());
     let target = inside(&place, || {
         let follows = flags.contains(MoveMountFlags::MOVE_MOUNT_T_SYMLINKS);
         if to as i32 == libc::AT_FDCWD || to_path.starts_with('/') {
@@ -352,13 +339,7 @@ fn move_detached(lab: &Lab, call: &Notification) -> io::Result<Option<()>> {
 
 /// Whether a file is the root of the sysfs of a program's network namespace.
 fn is_own_sysfs(place: &Place, found: &Statx) -> io::Result<bool> {
-    let own = thread::scope(|scope| {
-        let looking = thread::Builder::new().spawn_scoped(scope, || {
-            move_into_link_name_space(place.network.as_fd(), Some(LinkNameSpaceType::Network))?;
-            look(&sysfs::fresh_sysfs("sysfs", MountAttrFlags::empty())?)
-        })?;
-        looking.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
-    })?;
+    let own = within(&place.network, || look(&sysfs::fresh_sysfs("sysfs", MountAttrFlags::empty())?))?;
     let of = |found: &Statx| (found.stx_dev_major, found.stx_dev_minor, found.stx_ino);
     Ok(of(&own.1) == of(found))
 }

@@ -18,10 +18,10 @@ use std::thread;
 
 use ::netlink::{Errno, errno_of};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, netlink};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::filter::{ADDRESS_LEN, AF_NETLINK, SOL_NETLINK, SOL_SOCKET};
 use crate::lock_order::Cx;
+use crate::network::within;
 use crate::process::{self, Caller};
 use crate::relay::{self, KernelSocket, Protocol, Socket};
 use crate::supervisor::{Answer, Lab};
@@ -108,14 +108,7 @@ fn kernel_socket(lab: &Lab, thread: u32, caller: &Caller, protocol: Protocol) ->
         let native = native == protocol.number() as u32;
         return Ok(Some(KernelSocket { socket, native, owner: Some(caller.user_namespace) }));
     }
-    let opened = thread::scope(|scope| {
-        let opening = thread::Builder::new().spawn_scoped(scope, || {
-            move_into_link_name_space(there.as_fd(), Some(LinkNameSpaceType::Network))?;
-            process::with_rights(capabilities, user, || open_socket(protocol))?
-        })?;
-        opening.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
-    })?;
-    Ok(made(opened))
+    Ok(made(within(&there, || process::with_rights(capabilities, user, || open_socket(protocol))?)?))
 }
 
 /// NETLINK_ROUTE is 0, as is no protocol.

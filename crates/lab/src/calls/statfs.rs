@@ -13,14 +13,12 @@ use crate::supervisor::{Answer, Lab};
 use crate::sys::Notification;
 use crate::sysfs::is_ours;
 
-use super::{read_text, write};
+use super::{PATH, read_text, write};
 
 /// SYSFS_MAGIC.
 const SYSFS: u64 = 0x6265_6572;
 /// The size of a page, which `simple_statfs` gives as the size of a block.
 const PAGE: u64 = 4096;
-/// PATH_MAX.
-const PATH: usize = 4096;
 /// NAME_MAX.
 const NAME: u64 = 255;
 

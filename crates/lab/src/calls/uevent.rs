@@ -54,13 +54,13 @@ pub(super) fn on_socket(cx: Cx<'_, '_>, lab: &Lab, call: &Notification, number: 
         return None;
     }
     let inode = process::socket_inode(call.pid, u32::try_from(call.data.args[0]).ok()?)?;
-    let known = lab.uevents.find(cx, inode)?;
+    let port = lab.uevents.port(cx, inode)?;
     let answer = match number {
         libc::SYS_bind => bind(cx, lab, call, inode),
         libc::SYS_connect => Ok(Answer::Value(0)),
         libc::SYS_getsockname => {
             let [_, to, len, ..] = call.data.args;
-            give_address(lab, call, to, len, &address(known.port, 0)).map(|()| Answer::Value(0))
+            give_address(lab, call, to, len, &address(port, 0)).map(|()| Answer::Value(0))
         }
         libc::SYS_setsockopt => set_option(cx, lab, call, inode),
         libc::SYS_getsockopt => option(lab, call),

@@ -1,7 +1,6 @@
 //! The process that becomes the program.
 
 use std::convert::Infallible;
-use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -16,6 +15,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::Mounts;
 use super::channel::{Step, Word, receive, send};
+use crate::mounts::{self, Mounted};
 use crate::sys;
 
 /// What the process needs until it becomes the program.
@@ -102,14 +102,11 @@ impl Program {
 fn enter_copy_of_root() -> io::Result<()> {
     let copy = copy_of("/")?;
     let directory = WorkingDirectory::current();
-    let below = mount_points().into_iter().find(|point| stat(point).is_ok_and(|found| is_directory(&found)));
+    let is_directory = |mount: &Mounted| stat(&*mount.point).is_ok_and(|found| is_directory(&found));
+    let place = mounts().into_iter().find(is_directory).ok_or(Errno::INVAL)?.point;
     // As long as the mount propagates, what is mounted on it is seen in other namespaces.
-    let place = match &below {
-        Some(point) => mount_change(point, MountPropagationFlags::DOWNSTREAM).map(|()| point.as_path())?,
-        // Nothing is mounted below: if the mount of which the root is a part propagates, the kernel refuses this.
-        None => return Err(Errno::INVAL.into()),
-    };
-    move_mount(&copy, "", rustix::fs::CWD, place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    mount_change(&*place, MountPropagationFlags::DOWNSTREAM)?;
+    move_mount(&copy, "", rustix::fs::CWD, &*place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
     fchdir(&copy)?;
     chroot(".")?;
     directory.enter()
@@ -119,14 +116,12 @@ fn is_directory(found: &rustix::fs::Stat) -> bool {
     rustix::fs::FileType::from_raw_mode(found.st_mode) == rustix::fs::FileType::Directory
 }
 
-/// Where something is mounted, as far as it can be reached from the root.
-fn mount_points() -> Vec<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from).collect()
+fn is_mounted(path: &str) -> bool {
+    mounts().iter().any(|mount| mount.point == path)
 }
 
-fn is_mounted(path: &str) -> bool {
-    mount_points().iter().any(|point| point == Path::new(path))
+fn mounts() -> Vec<Mounted> {
+    mounts::of("thread-self").unwrap_or_default()
 }
 
 /// The directory in which a program is to start. The kernel puts a process that joins a mount namespace into its root.
@@ -165,9 +160,5 @@ fn copy_of(path: &str) -> io::Result<OwnedFd> {
 
 /// Whether a shared mount is at a path.
 fn is_shared(path: &str) -> bool {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    mounts.lines().any(|line| {
-        let mut fields = line.split(' ').skip(4);
-        fields.next() == Some(path) && fields.any(|field| field.starts_with("shared:"))
-    })
+    mounts().iter().any(|mount| mount.point == path && mount.is_shared)
 }

@@ -1,7 +1,7 @@
 //! The cards' tree merged with the kernel's, as an overlay: the cards' tree is the upper one, and where it has nothing
 //! the lower one (the kernel's `/sys`, the system's `/lib/modules`) is seen.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use devlink::view;
 use lockdep::{LockBefore, Locked, Mutex};
 use netlink::Errno;
 
+use super::here::{Version, tree_now};
 use super::library::{Contents, Indexes, module_file};
 use super::lower::{Lower, list};
 use super::nodes::Nodes;
@@ -20,7 +21,7 @@ use super::tree::{
 use crate::Card;
 use crate::cards::Cards;
 use crate::lock_order::{CurrentTree, ModuleIndexes, TreeRebuild};
-use crate::network::{Network, NetworkId, NetworkSockets, Peer, Table};
+use crate::network::{Network, NetworkSockets, Peer, Table};
 use crate::rdma_system::RdmaSystem;
 use crate::uevent::Uevents;
 
@@ -60,18 +61,15 @@ pub(super) struct MergedTree {
     pub(super) nodes: Nodes,
     pub(super) uevents: Arc<Uevents>,
     release: String,
-    tree: Mutex<CurrentTree, Current>,
+    tree: Mutex<CurrentTree, Arc<Current>>,
     rebuild: Mutex<TreeRebuild, ()>,
     indexes: Mutex<ModuleIndexes, Option<(Contents, Arc<Indexes>)>>,
 }
 
 /// The tree that was made last.
-#[derive(Clone)]
 struct Current {
     tree: Arc<Tree>,
-    /// The [version](crate::network::Table::version) of the netdevs from which it was made, and that of the RDMA devices.
-    netdevs: u64,
-    rdma: u64,
+    version: Version,
 }
 
 impl MergedTree {
@@ -84,6 +82,7 @@ impl MergedTree {
         lower: Lower,
         release: String,
     ) -> Self {
+        let version = Version::of_nothing(cards.len());
         let empty = Tree::new(vec![None; cards.len()], &release, &Names::NONE);
         Self {
             cards: Cards::new(cards, rdma),
@@ -92,7 +91,7 @@ impl MergedTree {
             nodes: Nodes::default(),
             uevents,
             release,
-            tree: Mutex::new(Current { tree: Arc::new(empty), netdevs: 0, rdma: 0 }),
+            tree: Mutex::new(Arc::new(Current { tree: Arc::new(empty), version })),
             rebuild: Mutex::new(()),
             indexes: Mutex::new(None),
         }
@@ -111,39 +110,26 @@ impl MergedTree {
         if let Some(tree) = self.current(&mut cx) {
             return tree;
         }
-        // The views first: a card publishes a netdev after it has made it.
-        let views: Vec<_> = self.cards.each().map(|card| card.view().ok()).collect();
-        let rdma_version = self.cards.rdma.version();
-        let network = self.network.id();
-        let rdma = network.map(|network| rdma_names(&mut cx, &self.cards, network, &views)).unwrap_or_default();
-        let current = self.network.look(&mut cx, &self.cards, |table| {
-            let name = |card, netdev: &view::Netdev| {
-                let (_, name) = table.netdev(Peer { card, index: netdev.peer? })?;
-                Some(name.to_owned())
-            };
-            let rdma = |card, device: &view::RdmaDevice| rdma.get(&(card, device.index)).cloned();
-            let names = Names { netdev: &name, rdma: &rdma };
-            let mut tree = Tree::new(views, &self.release, &names);
-            tree.hide(unpublished(&tree.cards, table));
-            Current { tree: Arc::new(tree), netdevs: table.version(), rdma: rdma_version }
-        });
-        let tree = Arc::clone(&current.tree);
-        let replaced = std::mem::replace(&mut *self.tree.lock_leaf(&mut cx), current);
+        let made = self.make(&mut cx);
+        let tree = Arc::clone(&made.tree);
+        let replaced = std::mem::replace(&mut *self.tree.lock_leaf(&mut cx), Arc::new(made));
         // Without the lock: the tree of a card with many VFs takes a while to free.
         drop(replaced);
         tree
     }
 
+    fn make<L>(&self, cx: &mut Locked<'_, L>) -> Current {
+        let (tree, version) = tree_now(cx, &self.cards, &self.network, &self.release, |mut tree, table| {
+            tree.hide(unpublished(&tree.cards, table));
+            Arc::new(tree)
+        });
+        Current { tree, version }
+    }
+
     /// The tree that was made last, if no view has changed since.
     fn current<L>(&self, cx: &mut Locked<'_, L>) -> Option<Arc<Tree>> {
-        let Current { tree, netdevs, rdma } = self.tree.lock_leaf(cx).clone();
-        let same = self.cards.each().zip(&tree.cards).all(|(card, shown)| match (card.view(), shown) {
-            (Ok(view), Some(shown)) => Arc::ptr_eq(&view, shown),
-            (Err(_), None) => true,
-            _ => false,
-        });
-        let same = same && self.cards.rdma.version() == rdma;
-        (same && self.network.look(cx, &self.cards, |table| table.version()) == netdevs).then_some(tree)
+        let current = Arc::clone(&*self.tree.lock_leaf(cx));
+        current.version.is_current(cx, &self.cards, &self.network).then(|| Arc::clone(&current.tree))
     }
 
     /// What attributes of a directory are read and written with.
@@ -320,25 +306,6 @@ impl MergedTree {
             Err(_) => dir.to_owned(),
         }
     }
-}
-
-/// The names of the RDMA devices that are seen in a network namespace.
-pub(crate) fn rdma_names<L>(
-    cx: &mut Locked<'_, L>,
-    cards: &Cards,
-    network: NetworkId,
-    views: &[Option<Arc<view::Card>>],
-) -> HashMap<(usize, u32), String> {
-    let mut names = HashMap::new();
-    for (card, view) in views.iter().enumerate().filter_map(|(card, view)| Some((card, view.as_ref()?))) {
-        let home = cards.is_home_of(card, network);
-        for device in &view.rdma {
-            if cards.rdma.is_seen(cx, cards, (card, device), Some(network), home) {
-                names.insert((card, device.index), cards.rdma.name(cx, card, device));
-            }
-        }
-    }
-    names
 }
 
 /// The path under which the merged tree shows what the kernel has of a card's netdev at `path`.

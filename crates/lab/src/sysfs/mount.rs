@@ -29,6 +29,7 @@ use rustix::mount::{
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
+use crate::mounts;
 use crate::network::NetworkSockets;
 use crate::passing::{receive, send};
 use modules::Modules;
@@ -205,15 +206,10 @@ impl Mounter {
 
 /// A mount through which the lab's mounts would propagate to other mount namespaces.
 fn shared_mount() -> Option<PathBuf> {
-    let text = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
-    let shared = |line: &str| {
-        let mut fields = line.split(' ').skip(4);
-        let path = fields.next()?;
-        let concerned = ["/", "/sys", "/proc", "/lib", "/usr", "/usr/lib"].contains(&path) || path.starts_with("/sys/");
-        let shared = fields.take_while(|field| *field != "-").any(|field| field.starts_with("shared:"));
-        (concerned && shared).then(|| path.into())
-    };
-    text.lines().find_map(shared)
+    let concerned =
+        |path: &str| ["/", "/sys", "/proc", "/lib", "/usr", "/usr/lib"].contains(&path) || path.starts_with("/sys/");
+    let mounts = mounts::of("thread-self").unwrap_or_default();
+    mounts.into_iter().find(|mount| mount.is_shared && concerned(&mount.point)).map(|mount| mount.point.into())
 }
 
 /// Mounts the sysfs of the calling thread's network namespace at `/sys`, if the kernel allows it. Mounts in the old
@@ -256,28 +252,27 @@ fn make_private() -> Result<(), SysfsError> {
         .map_err(system("making the mounts private"))
 }
 
+/// The bits of RDONLY, NOSUID, NODEV and NOEXEC: the same in the flags of `mount` (MS_*), in those of `statvfs` (ST_*), and in
+/// the attributes of a mount (MOUNT_ATTR_*).
+const RESTRICTIONS: u32 = 0xf;
+
+/// The attributes of a mount that has these flags of `mount` or of `statvfs`.
+pub(crate) fn restrictions(flags: u64) -> MountAttrFlags {
+    MountAttrFlags::from_bits_truncate(flags as u32 & RESTRICTIONS)
+}
+
 /// Gives a mount the attributes of another one.
 fn restrict(path: impl rustix::path::Arg, attributes: MountAttrFlags) -> Result<(), Errno> {
-    let mut flags = MountFlags::BIND;
-    for (attribute, flag) in [
-        (MountAttrFlags::MOUNT_ATTR_RDONLY, MountFlags::RDONLY),
-        (MountAttrFlags::MOUNT_ATTR_NOSUID, MountFlags::NOSUID),
-        (MountAttrFlags::MOUNT_ATTR_NODEV, MountFlags::NODEV),
-        (MountAttrFlags::MOUNT_ATTR_NOEXEC, MountFlags::NOEXEC),
-    ] {
-        flags.set(flag, attributes.contains(attribute));
-    }
-    mount_remount(path, flags, c"")
+    let flags = MountFlags::from_bits_truncate(attributes.bits() & RESTRICTIONS);
+    mount_remount(path, MountFlags::BIND | flags, c"")
 }
 
 /// The outermost mounts below a path.
 fn mounts_in(prefix: &str) -> Vec<PathBuf> {
-    let text = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
     let mut found: Vec<PathBuf> = Vec::new();
-    for line in text.lines() {
-        let Some(path) = line.split(' ').nth(4).filter(|path| path.starts_with(prefix)) else { continue };
-        if !found.iter().any(|outer| Path::new(path).starts_with(outer)) {
-            found.push(path.into());
+    for mount in mounts::of("thread-self").unwrap_or_default() {
+        if mount.point.starts_with(prefix) && !found.iter().any(|outer| Path::new(&mount.point).starts_with(outer)) {
+            found.push(mount.point.into());
         }
     }
     found
@@ -340,4 +335,22 @@ fn put_into_place(kept: Option<&OwnedFd>, modules: Option<&Modules>) -> Result<S
         Err(error) => missing.0.push(format!("lsmod does not show the card's modules: /proc/modules: {error}")),
     }
     Ok(missing)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn restrictions_have_the_same_bits_everywhere() {
+        for (flag, status, attribute) in [
+            (MountFlags::RDONLY, libc::ST_RDONLY, MountAttrFlags::MOUNT_ATTR_RDONLY),
+            (MountFlags::NOSUID, libc::ST_NOSUID, MountAttrFlags::MOUNT_ATTR_NOSUID),
+            (MountFlags::NODEV, libc::ST_NODEV, MountAttrFlags::MOUNT_ATTR_NODEV),
+            (MountFlags::NOEXEC, libc::ST_NOEXEC, MountAttrFlags::MOUNT_ATTR_NOEXEC),
+        ] {
+            assert_eq!((restrictions(flag.bits().into()), restrictions(status)), (attribute, attribute));
+        }
+        assert_eq!(restrictions(libc::MS_RELATIME | libc::MS_NODIRATIME), MountAttrFlags::empty());
+    }
 }

@@ -9,8 +9,8 @@ use lockdep::Locked;
 
 use crate::cards::Cards;
 use crate::network::{Network, Peer};
-use crate::sysfs::rdma_names;
-use crate::sysfs::tree::{AttributeContext, Dir, Entry, Kernel, Names, Subject, Tree};
+use crate::sysfs::tree::{AttributeContext, Dir, Entry, Kernel, Subject};
+use crate::sysfs::{Version, tree_now};
 
 /// What has happened to a device (`enum kobject_action`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,11 +76,10 @@ struct Device {
 }
 
 /// The devices, by their paths from the root of `/sys`: a device comes after those that it is in.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Devices {
-    cards: Vec<Option<Arc<view::Card>>>,
-    /// The versions of the netdevs and of the RDMA devices.
-    versions: (u64, u64),
+    /// What they were found in; `None`: there is nothing.
+    version: Option<Arc<Version>>,
     devices: Arc<BTreeMap<String, Device>>,
 }
 
@@ -146,34 +145,16 @@ impl Kernel for NoFiles {
 impl Devices {
     /// The devices as they are now. `before`: those of an earlier time, which are taken if nothing has changed.
     pub(super) fn now<L>(cx: &mut Locked<'_, L>, cards: &Cards, network: &Network, before: Option<&Self>) -> Self {
-        // The views first: a card publishes a netdev after it has made it.
-        let views: Vec<_> = cards.each().map(|card| card.view().ok()).collect();
-        let rdma_version = cards.rdma.version();
-        let versions = (network.look(cx, cards, |table| table.version()), rdma_version);
-        let is_same = |before: &&Self| {
-            let same = |(a, b): (&Option<Arc<view::Card>>, &Option<Arc<view::Card>>)| match (a, b) {
-                (Some(a), Some(b)) => Arc::ptr_eq(a, b),
-                (None, None) => true,
-                _ => false,
-            };
-            before.versions == versions && before.cards.iter().zip(&views).all(same)
-        };
-        if let Some(before) = before.filter(is_same) {
-            return Self { cards: views, versions, devices: Arc::clone(&before.devices) };
+        let is_current = |before: &&Self| before.version.as_ref().is_some_and(|v| v.is_current(cx, cards, network));
+        if let Some(before) = before.filter(is_current) {
+            return before.clone();
         }
-        let rdma = network.id().map(|id| rdma_names(cx, cards, id, &views)).unwrap_or_default();
-        let (versions, devices) = network.look(cx, cards, |table| {
-            let netdev = |card, netdev: &view::Netdev| {
-                let (_, name) = table.netdev(Peer { card, index: netdev.peer? })?;
-                Some(name.to_owned())
-            };
-            let rdma = |card, device: &view::RdmaDevice| rdma.get(&(card, device.index)).cloned();
-            let tree = Tree::new(views.clone(), "", &Names { netdev: &netdev, rdma: &rdma });
+        let (devices, version) = tree_now(cx, cards, network, "", |tree, table| {
             let index = |peer| table.netdev(peer).map(|(index, _)| index);
-            let devices = tree.each().filter_map(|dir| Some((dir.path.clone(), Device::of(&views, dir, &index)?)));
-            ((table.version(), rdma_version), devices.collect())
+            let device = |dir: &Dir| Some((dir.path.clone(), Device::of(&tree.cards, dir, &index)?));
+            tree.each().filter_map(device).collect()
         });
-        Self { cards: views, versions, devices: Arc::new(devices) }
+        Self { version: Some(Arc::new(version)), devices: Arc::new(devices) }
     }
 
     /// The event of an action that a program has asked for.
