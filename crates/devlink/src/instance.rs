@@ -1,6 +1,8 @@
 //! Devlink instances of VFs and SFs that have a driver. Each has one port, of flavour `virtual`, and can be changed
 //! only through its PF.
 
+use std::collections::HashMap;
+
 use eswitch::auxiliary::AuxiliaryName;
 use eswitch::{CardConfig, PciAddress};
 use netlink::Errno;
@@ -47,9 +49,11 @@ impl Instance {
 
     /// The instance of a VF or SF with the netdev that it has in a view.
     pub fn of(view: &view::Card, config: &CardConfig, device: DeviceName) -> Self {
-        let is_functions =
-            |netdev: &&view::Netdev| matches!(netdev.role, Role::Vf | Role::Sf) && netdev.parent == device;
-        let netdev = view.netdevs.iter().find(is_functions);
+        let netdev = functions_netdevs(view).find(|netdev| netdev.parent == device);
+        Self::with_netdev(config, device, netdev)
+    }
+
+    fn with_netdev(config: &CardConfig, device: DeviceName, netdev: Option<&view::Netdev>) -> Self {
         Self {
             netdev: netdev.map(|netdev| netdev.name.clone()),
             elsewhere: netdev.is_some_and(|netdev| netdev.elsewhere),
@@ -58,13 +62,24 @@ impl Instance {
     }
 }
 
+/// The netdevs of VFs and SFs themselves.
+fn functions_netdevs(view: &view::Card) -> impl Iterator<Item = &view::Netdev> {
+    view.netdevs.iter().filter(|netdev| matches!(netdev.role, Role::Vf | Role::Sf))
+}
+
+/// The devices of all VFs and SFs that have a driver.
+fn devices(view: &view::Card) -> impl Iterator<Item = DeviceName> {
+    let vfs = view.functions.iter().filter(|function| function.vf_of.is_some() && function.driver.is_some());
+    let sfs = view.auxiliary.iter().filter(|device| device.sfnum.is_some() && device.driver.is_some());
+    let vfs = vfs.map(|function| DeviceName::Pci(function.address));
+    vfs.chain(sfs.map(|device| DeviceName::Auxiliary(device.name)))
+}
+
 /// The instances of all VFs and SFs.
 pub(crate) fn all(view: &view::Card, config: &CardConfig) -> Vec<Instance> {
-    let vfs = view.functions.iter().filter(|function| function.vf_of.is_some() && function.driver.is_some());
-    let vfs = vfs.map(|function| Instance::of(view, config, DeviceName::Pci(function.address)));
-    let sfs = view.auxiliary.iter().filter(|device| device.sfnum.is_some() && device.driver.is_some());
-    let sfs = sfs.map(|device| Instance::of(view, config, DeviceName::Auxiliary(device.name)));
-    vfs.chain(sfs).collect()
+    let netdevs: HashMap<DeviceName, &view::Netdev> =
+        functions_netdevs(view).map(|netdev| (netdev.parent, netdev)).collect();
+    devices(view).map(|device| Instance::with_netdev(config, device, netdevs.get(&device).copied())).collect()
 }
 
 /// The instances of all VFs and SFs of a card, as they are now.
@@ -91,8 +106,9 @@ pub(crate) fn find(served: &Served, cx: Cx<'_, '_>, handle: Handle<'_>) -> Resul
     {
         return Ok(Named::Pf(address));
     }
-    let found = all_of(served, cx).into_iter().find(|instance| instance.device == device);
-    found.map(Named::Function).ok_or(Refusal::bare(Errno::NODEV))
+    let view = served.view(cx);
+    let found = devices(&view).find(|found| *found == device).ok_or(Refusal::bare(Errno::NODEV))?;
+    Ok(Named::Function(Instance::of(&view, served.card.engine().config(), found)))
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The cards of a lab: which card has which device and which netdev.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Deref;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -44,11 +44,16 @@ pub(crate) struct IndexedView {
     by_peer: HashMap<u32, usize>,
     by_name: HashMap<String, usize>,
     by_port: HashMap<PortHandle, usize>,
+    /// The netdevs of VFs and SFs themselves, by their devices.
+    by_function: HashMap<DeviceName, usize>,
+    devices: HashSet<DeviceName>,
 }
 
 impl IndexedView {
     fn new(card: Arc<view::Card>) -> Self {
         let netdevs = || card.netdevs.iter().enumerate();
+        let functions = card.functions.iter().map(|function| DeviceName::Pci(function.address));
+        let auxiliary = card.auxiliary.iter().map(|device| DeviceName::Auxiliary(device.name));
         Self {
             by_peer: netdevs().filter_map(|(n, netdev)| Some((netdev.peer?, n))).collect(),
             // The last name at home of a netdev that is elsewhere may be that of another one by now, which comes last.
@@ -58,6 +63,11 @@ impl IndexedView {
                 .map(|(n, netdev)| (netdev.name.clone(), n))
                 .collect(),
             by_port: netdevs().filter_map(|(n, netdev)| Some((netdev.port?, n))).collect(),
+            by_function: netdevs()
+                .filter(|(_, netdev)| matches!(netdev.role, Role::Vf | Role::Sf))
+                .map(|(n, netdev)| (netdev.parent, n))
+                .collect(),
+            devices: functions.chain(auxiliary).collect(),
             card,
         }
     }
@@ -76,15 +86,7 @@ impl IndexedView {
 
     /// The netdev of the one port of the devlink instance of a VF or SF.
     pub fn netdev_of_function(&self, device: DeviceName) -> Option<&Netdev> {
-        let is_functions = |netdev: &&Netdev| matches!(netdev.role, Role::Vf | Role::Sf) && netdev.parent == device;
-        self.card.netdevs.iter().find(is_functions)
-    }
-
-    fn has(&self, device: DeviceName) -> bool {
-        match device {
-            DeviceName::Pci(address) => self.card.functions.iter().any(|function| function.address == address),
-            DeviceName::Auxiliary(name) => self.card.auxiliary.iter().any(|device| device.name == name),
-        }
+        self.card.netdevs.get(*self.by_function.get(&device)?)
     }
 }
 
@@ -152,7 +154,7 @@ impl Views {
 
     /// The index of the card that has a device.
     pub fn owner(&self, device: DeviceName) -> Option<usize> {
-        self.each().find_map(|(n, view)| view.has(device).then_some(n))
+        self.each().find_map(|(n, view)| view.devices.contains(&device).then_some(n))
     }
 
     /// The indexes of the cards that have a module.
