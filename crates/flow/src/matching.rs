@@ -7,7 +7,7 @@ use crate::key::{Field, FieldValue, Key};
 /// The fields that a frame must have for a rule to match it.
 ///
 /// Nothing matches every frame. A value outside its mask does not count.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Match {
     value: Key,
     mask: Key,

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::action::Action;
+use crate::key::Field;
 use crate::matching::Match;
 use crate::tunnel::TunnelDevice;
 
@@ -81,7 +82,7 @@ impl fmt::Display for Protocol {
 }
 
 /// What to do with which frames: a flower filter with its actions.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Rule {
     /// The block that has the rule.
     pub block: Block,
@@ -108,6 +109,16 @@ impl Rule {
             matches,
             actions: actions.into(),
         }
+    }
+
+    /// The ports that the rule names: the one that it is on, the one that it matches on, those to which it sends.
+    pub fn ports(&self) -> impl Iterator<Item = Port> {
+        let on = match self.block {
+            Block::Port(port) => Some(port),
+            Block::Shared(_) | Block::Tunnel(_) => None,
+        };
+        let matched = self.matches.exact(Field::InPort).map(Port);
+        on.into_iter().chain(matched).chain(self.actions.iter().filter_map(Action::port))
     }
 
     /// The same rule in another block.

@@ -8,7 +8,7 @@ use crate::meter::{Bucket, MeterId};
 use crate::rule::RuleId;
 
 /// How often a rule was used.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Counter {
     /// Frames that matched.
     pub packets: u64,
@@ -19,7 +19,7 @@ pub struct Counter {
 }
 
 /// Everything that a run can change. A clone is a copy of the whole; two states are equal if nothing differs.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct State {
     counters: BTreeMap<RuleId, Counter>,
     buckets: BTreeMap<MeterId, Bucket>,

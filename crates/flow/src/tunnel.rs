@@ -41,7 +41,7 @@ impl fmt::Display for TunnelDevice {
 ///
 /// The outer header is fixed, as in mlx5 (`en/tc_tun.c`): the congestion bits of the inner packet are not copied, there
 /// is no checksum of UDP, and IPv4 may be fragmented.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Encap {
     /// The kind.
     pub kind: TunnelKind,
@@ -64,7 +64,7 @@ pub struct Encap {
 }
 
 /// The MAC addresses of the next hop and of the card's uplink.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Neighbour {
     /// The next hop's.
     pub dst: Mac,
@@ -73,7 +73,7 @@ pub struct Neighbour {
 }
 
 /// What is known of the tunnel out of which a frame came.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct TunnelInfo {
     id: u32,
     outer: Key,
