@@ -1,21 +1,27 @@
-//! A card in memory: it only keeps books of its resources.
+//! A card in memory: it keeps books of its resources, and carries frames by [`flow::process`].
 //!
 //! It records every resource, and complains when one is made that exists or unmade that does not. It never fails and
 //! never waits: to have it do so, wrap it in [`eswitch::card::Faulty`].
 
 #![forbid(unsafe_code)]
 
+mod planes;
+
 use std::collections::BTreeMap;
 
 use eswitch::card::{Card, CardError, Create, FailedCreate, Resource};
+use eswitch::datapath::Datapath;
 use eswitch::lock_order::{CardCall, CardState};
 use eswitch::{CardConfig, MacAddr, PfIndex, RepType, names};
 use lockdep::{Locked, Mutex, digest};
+
+pub use planes::{Forwarded, Planes};
 
 /// A card whose resources are entries in its books.
 pub struct MemoryCard {
     config: CardConfig,
     books: Mutex<CardState, Books>,
+    planes: Planes,
 }
 
 /// What exists. For an explorer, two books are the same if they have the same entries, whichever thread wrote them and
@@ -65,12 +71,17 @@ impl Key {
 impl MemoryCard {
     /// A card that holds nothing.
     pub fn new(config: CardConfig) -> Self {
-        Self { config, books: Mutex::new(Books::default()).with_state_digest(digest) }
+        Self { config, books: Mutex::new(Books::default()).with_state_digest(digest), planes: Planes::default() }
     }
 
     /// The MAC address of a resource's netdev, if it exists.
     pub fn mac<L>(&self, cx: &mut Locked<'_, L>, resource: &Resource) -> Option<MacAddr> {
         self.books.lock_leaf(cx).resources.get(&Key::of(resource)).map(|entry| entry.mac)
+    }
+
+    /// The data plane, to send frames and see where they arrive.
+    pub fn planes(&self) -> &Planes {
+        &self.planes
     }
 
     /// Whether a port has its link, if it exists.
@@ -115,6 +126,10 @@ impl Card for MemoryCard {
             Some(netdev) => Some(netdev.name),
             None => names::ib_device(&self.config, resource, sfnum),
         }
+    }
+
+    fn datapath(&self) -> Option<&dyn Datapath> {
+        Some(&self.planes)
     }
 
     fn set_mac(&self, cx: &mut Locked<'_, CardCall>, resource: &Resource, mac: MacAddr) -> Result<(), CardError> {

@@ -54,6 +54,15 @@ impl State {
         &self.connections
     }
 
+    /// Forgets everything but what is random from here on and how many connections there is room for.
+    pub fn clear(&mut self) {
+        self.counters.clear();
+        self.buckets.clear();
+        let limit = self.connections.limit;
+        self.connections = Connections::default();
+        self.connections.limit = limit;
+    }
+
     /// Forgets the counter of a rule that has been removed.
     pub fn forget_rule(&mut self, rule: RuleId) {
         self.counters.remove(&rule);

@@ -326,6 +326,13 @@ impl Tables {
         Some(rule)
     }
 
+    /// Removes every rule and meter. The ports stay, and names are still not given twice.
+    pub fn clear(&mut self) {
+        self.rules.clear();
+        self.chains.clear();
+        self.meters.clear();
+    }
+
     /// A rule.
     pub fn rule(&self, id: RuleId) -> Option<&Rule> {
         self.rules.get(&id)
