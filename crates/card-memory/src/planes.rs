@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use eswitch::card::CardError;
-use eswitch::datapath::{Change, Datapath};
+use eswitch::datapath::{Arrival, Change, Datapath};
 use eswitch::lock_order::{CardCall, CardState};
 use eswitch::{PfIndex, PortIndex};
 use flow::{Capabilities, Counter, Fate, Port, PortKind, RuleId, State, Tables, Verdict};
@@ -42,7 +42,7 @@ pub enum Forwarded {
 impl Planes {
     /// Sends a frame into a port: what the function behind it sends, or what comes from the wire. `now` is the time since
     /// any moment that stays the same.
-    pub fn send<L>(&self, cx: &mut Locked<'_, L>, port: Port, now: Duration, frame: &[u8]) -> Forwarded {
+    pub fn forward<L>(&self, cx: &mut Locked<'_, L>, port: Port, now: Duration, frame: &[u8]) -> Forwarded {
         let mut planes = self.planes.lock_leaf(cx);
         let pf = PfIndex(PortIndex(port.0).split().0 as u8);
         let Some(plane) = planes.get_mut(&pf).filter(|plane| plane.tables.port(port).is_some()) else {
@@ -133,6 +133,24 @@ impl Datapath for Planes {
 
     fn counters(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, rules: &[RuleId]) -> Vec<Counter> {
         self.with(cx, pf, |plane| rules.iter().map(|rule| plane.state.counter(*rule)).collect())
+    }
+
+    fn send(
+        &self,
+        cx: &mut Locked<'_, CardCall>,
+        port: Port,
+        now: Duration,
+        frame: &[u8],
+    ) -> Result<Vec<Arrival>, CardError> {
+        match self.forward(cx, port, now, frame) {
+            Forwarded::Switched(verdict) => {
+                let outputs = verdict.outputs.iter().map(|output| Arrival::Port(output.port));
+                let representor = verdict.goes_to_representor().then_some(Arrival::Representor(port));
+                Ok(outputs.chain(representor).collect())
+            }
+            Forwarded::Inactive => Ok(Vec::new()),
+            Forwarded::NoTables => Err(CardError::Full(format!("{port} has no representor"))),
+        }
     }
 
     fn installed(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) -> Option<Vec<RuleId>> {

@@ -7,6 +7,8 @@
 //! The engine decides which rules exist at which time, and calls a data plane under the lock of its rules
 //! ([`Flows`](crate::lock_order::Flows)). A data plane refuses what it cannot do, rule by rule.
 
+use std::time::Duration;
+
 use flow::{Capabilities, Counter, Meter, MeterId, Port, PortKind, Rule, RuleId};
 use lockdep::Locked;
 
@@ -40,6 +42,15 @@ pub enum Change<'a> {
     SetMeter(MeterId, Meter),
     /// Removes a meter that no rule uses.
     RemoveMeter(MeterId),
+}
+
+/// Where a frame has arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Arrival {
+    /// At the function behind a port, or on the wire of an uplink.
+    Port(Port),
+    /// At the representor of a port.
+    Representor(Port),
 }
 
 /// A card's data plane.
@@ -84,4 +95,16 @@ pub trait Datapath: Send + Sync {
 
     /// The rules that are installed, in order, for an E-Switch that is open. `None`: it is not.
     fn installed(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) -> Option<Vec<RuleId>>;
+
+    /// Sends a frame into a port, and says where it arrived, in order.
+    ///
+    /// # Errors
+    /// There is no such port, or this data plane cannot be asked to send.
+    fn send(
+        &self,
+        cx: &mut Locked<'_, CardCall>,
+        port: Port,
+        now: Duration,
+        frame: &[u8],
+    ) -> Result<Vec<Arrival>, CardError>;
 }

@@ -16,13 +16,16 @@ mod stated;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
-use flow::{Action, Counter, Meter, MeterId, Neighbour, Port, Rule, RuleError, RuleId, Tables};
+use flow::{Action, Block, Counter, Meter, MeterId, Neighbour, Port, Rule, RuleError, RuleId, Tables};
 use lockdep::{LockBefore, Locked, Mutex, Shadow, digest};
+use serde::{Deserialize, Serialize};
 
 use crate::card::{Card, CardError, Resource};
-use crate::datapath::{Change, Datapath, port, port_kind};
+use crate::datapath::{Arrival, Change, Datapath, port, port_kind};
 use crate::engine::Engine;
+use crate::error::Errno;
 use crate::ids::{PfIndex, PfSet, PortIndex, RepType, Vport};
 use crate::lock_order::{CardCall, Flows as FlowsClass, ResourceCall};
 
@@ -32,7 +35,8 @@ use stated::Seen;
 const BATCH: usize = 1024;
 
 /// A change to the flow rules of a card.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum FlowChange {
     /// Installs a rule in the E-Switch of a PF.
     ///
@@ -53,6 +57,18 @@ pub enum FlowChange {
     },
     /// Removes a rule.
     Remove(RuleId),
+    /// Removes the rules of a block, or of one of its chains, or of one priority of a chain or of all chains: `tc filter
+    /// del` without a handle.
+    Flush {
+        /// The PF.
+        pf: PfIndex,
+        /// The block.
+        block: Block,
+        /// Only the rules of this chain.
+        chain: Option<u32>,
+        /// Only the rules of this priority.
+        priority: Option<u32>,
+    },
     /// Makes a meter in the E-Switch of a PF, or changes it.
     SetMeter {
         /// The PF.
@@ -72,7 +88,8 @@ pub enum FlowChange {
 }
 
 /// What has been done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum FlowDone {
     /// The rule is installed, and has this name. No other rule of the card ever has it.
     Added(RuleId),
@@ -80,6 +97,8 @@ pub enum FlowDone {
     Changed,
     /// The rule is removed. This was its counter.
     Removed(Counter),
+    /// This many rules are removed.
+    Flushed(usize),
     /// The meter is as asked.
     Meter,
 }
@@ -105,6 +124,24 @@ pub enum FlowError {
     /// The data plane refused it.
     #[error("{0}")]
     Datapath(CardError),
+}
+
+impl FlowError {
+    /// The error number for a program. A rule that the card cannot carry out is EOPNOTSUPP, as in mlx5.
+    pub fn errno(&self) -> Errno {
+        match self {
+            Self::NoOffload | Self::NotSwitchdev(_) => Errno::EOPNOTSUPP,
+            Self::NoRule(_) => Errno::ENOENT,
+            Self::MeterInUse(_) => Errno::EBUSY,
+            Self::Refused(refused) => match refused {
+                RuleError::Exists(_) => Errno::EEXIST,
+                RuleError::TooManyRules | RuleError::TooManyMasks | RuleError::TooManyMeters => Errno::ENOSPC,
+                RuleError::UnknownMeter(_) | RuleError::ProtocolOfPriority(_) => Errno::ENOENT,
+                _ => Errno::EOPNOTSUPP,
+            },
+            Self::Datapath(error) => error.errno(),
+        }
+    }
 }
 
 /// The rules of all E-Switches of a card, and their lock.
@@ -292,6 +329,15 @@ impl State {
         let mut row = Row::default();
         for change in batch {
             let at = results.len();
+            if let FlowChange::Flush { pf, block, chain, priority } = change {
+                self.flush(cx, datapath, std::mem::take(&mut row), &mut results);
+                results.push(Some(self.remove_all(cx, datapath, pf, |rule| {
+                    rule.block == block
+                        && chain.is_none_or(|chain| chain == rule.chain)
+                        && priority.is_none_or(|priority| priority == rule.priority)
+                })));
+                continue;
+            }
             if !row.takes(&change) {
                 self.flush(cx, datapath, std::mem::take(&mut row), &mut results);
                 row.takes(&change);
@@ -310,6 +356,22 @@ impl State {
         }
         self.flush(cx, datapath, row, &mut results);
         results.into_iter().flatten().collect()
+    }
+
+    /// Removes the rules of an E-Switch for which `which` returns true.
+    fn remove_all(
+        &mut self,
+        cx: CardCx<'_, '_>,
+        datapath: &dyn Datapath,
+        pf: PfIndex,
+        which: impl Fn(&Rule) -> bool,
+    ) -> Result<FlowDone, FlowError> {
+        let tables = &mut self.switch(pf)?.tables;
+        let gone: Vec<RuleId> = tables.rules().filter(|(_, rule)| which(rule)).map(|(id, _)| id).collect();
+        gone.iter().for_each(|id| drop(tables.remove(*id)));
+        // Removing cannot be refused.
+        let _ = datapath.commit(cx, pf, &gone.iter().copied().map(Change::Remove).collect::<Vec<_>>());
+        Ok(FlowDone::Flushed(gone.len()))
     }
 
     /// Makes a change in the tables. The data plane has not been told yet.
@@ -333,6 +395,8 @@ impl State {
                 switch.tables.remove(id);
                 Ok((pf, Staged::Removed(id)))
             }
+            // It is no single change: see `change`.
+            FlowChange::Flush { pf, .. } => Err(FlowError::NotSwitchdev(pf)),
             FlowChange::SetMeter { pf, id, meter } => {
                 let tables = &mut self.switch(pf)?.tables;
                 let before = tables.meter(id);
@@ -599,6 +663,25 @@ impl Engine {
             rules.map(|(id, rule)| (id, rule.clone())).collect()
         });
         rules.unwrap_or_default()
+    }
+
+    /// Sends a frame into a port, as the function behind it would, or as it would come from the wire, and says where it
+    /// arrived. `now` is the time since any moment that stays the same.
+    ///
+    /// # Errors
+    /// [`FlowError::NoOffload`]: the card has no data plane. [`FlowError::Datapath`]: the frame cannot be sent.
+    pub fn send_frame<P>(
+        &self,
+        cx: &mut Locked<'_, P>,
+        port: Port,
+        now: Duration,
+        frame: &[u8],
+    ) -> Result<Vec<Arrival>, FlowError>
+    where
+        P: LockBefore<CardCall>,
+    {
+        let datapath = self.shared.card.datapath().ok_or(FlowError::NoOffload)?;
+        datapath.send(&mut cx.narrow(), port, now, frame).map_err(FlowError::Datapath)
     }
 
     /// Tells the next hop from a PF to the end of a tunnel, or that it is not known. Rules that encapsulate to there

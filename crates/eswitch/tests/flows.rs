@@ -54,7 +54,7 @@ fn add(bench: &Bench, cx: Cx<'_, '_>, rule: FlowChange) -> RuleId {
 
 /// Where a frame that comes in at a port arrives: the ports, or nothing if the representor gets it.
 fn send(bench: &Bench, cx: Cx<'_, '_>, from: Port, last: u8) -> Vec<Port> {
-    match bench.card.planes().send(cx, from, Duration::ZERO, &frame(last)) {
+    match bench.card.planes().forward(cx, from, Duration::ZERO, &frame(last)) {
         Forwarded::Switched(verdict) => verdict.outputs.iter().map(|output| output.port).collect(),
         other => panic!("{other:?}"),
     }
@@ -208,7 +208,7 @@ fn a_tunnel_follows_its_next_hop() {
             add(&bench, cx, FlowChange::Add { pf: PF0, rule: Box::new(Rule::new(vf(0), Match::new(), actions)) });
         assert_eq!(send(&bench, cx, vf(0), 1), [], "nobody has told the next hop: the rule's own does not count");
         let hop = |last| Neighbour { dst: [2, 0, 0, 0, 1, last], src: [2, 0, 0, 0, 1, 0] };
-        let outer_mac = |cx: Cx<'_, '_>| match bench.card.planes().send(cx, vf(0), Duration::ZERO, &frame(1)) {
+        let outer_mac = |cx: Cx<'_, '_>| match bench.card.planes().forward(cx, vf(0), Duration::ZERO, &frame(1)) {
             Forwarded::Switched(verdict) if verdict.fate == Fate::Forwarded => verdict.outputs[0].frame[..6].to_vec(),
             other => panic!("{other:?}"),
         };

@@ -9,6 +9,7 @@ use crate::tunnel::TunnelDevice;
 
 /// A port of the E-Switch: the uplink or a vport. The representor of a port has the same number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Port(pub u32);
 
 impl fmt::Display for Port {
@@ -19,6 +20,7 @@ impl fmt::Display for Port {
 
 /// The name of a rule. It is never given to another rule of the same [`Tables`](crate::Tables).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct RuleId(pub u64);
 
 impl fmt::Display for RuleId {
@@ -29,6 +31,7 @@ impl fmt::Display for RuleId {
 
 /// A set of chains, as a tc block is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Block {
     /// What comes in at one port: the filters of its representor's ingress.
     Port(Port),
@@ -50,6 +53,7 @@ impl fmt::Display for Block {
 
 /// The protocol of a filter, which is the same for all rules of a priority: `tc filter add … protocol PROTOCOL`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Protocol {
     /// Every frame is looked at (ETH_P_ALL).
     All,
@@ -83,6 +87,7 @@ impl fmt::Display for Protocol {
 
 /// What to do with which frames: a flower filter with its actions.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Rule {
     /// The block that has the rule.
     pub block: Block,

@@ -9,6 +9,7 @@ use crate::rule::RuleId;
 
 /// How often a rule was used.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Counter {
     /// Frames that matched.
     pub packets: u64,

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::card::{
     Card, CardError, Counters, Create, FailedCreate, MovedInstance, OnNetdevChange, Resource, ResourceKind,
 };
-use crate::datapath::{Change, Datapath};
+use crate::datapath::{Arrival, Change, Datapath};
 use crate::ids::{MacAddr, PfIndex, Vport};
 use crate::lock_order::{CardCall, CardState};
 
@@ -253,6 +253,15 @@ impl<C: Card> Datapath for Faulty<C> {
     }
     fn installed(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) -> Option<Vec<RuleId>> {
         self.inner.datapath()?.installed(cx, pf)
+    }
+    fn send(
+        &self,
+        cx: &mut Locked<'_, CardCall>,
+        port: Port,
+        now: Duration,
+        frame: &[u8],
+    ) -> Result<Vec<Arrival>, CardError> {
+        self.inner.datapath().map_or(Ok(Vec::new()), |plane| plane.send(cx, port, now, frame))
     }
 }
 
