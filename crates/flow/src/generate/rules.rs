@@ -341,11 +341,14 @@ impl RuleMaker<'_> {
             mask.set(Field::EncOptsLen, if length == 0 { 0u8 } else { 0xff });
             mask.set_bytes(Field::EncOpts, &bits);
         }
-        let other = match key.number(Field::EncAddrType) {
-            6 => [Field::EncIp4Src, Field::EncIp4Dst],
-            _ => [Field::EncIp6Src, Field::EncIp6Dst],
+        let (v4, v6) = ([Field::EncIp4Src, Field::EncIp4Dst], [Field::EncIp6Src, Field::EncIp6Dst]);
+        // A frame out of no tunnel has no version, which a match on an address would ask for.
+        let others = match key.number(Field::EncAddrType) {
+            4 => v6.to_vec(),
+            6 => v4.to_vec(),
+            _ => [v4, v6].concat(),
         };
-        [other[0], other[1], Field::EncAddrType].iter().for_each(|field| mask.set_bytes(*field, &[]));
+        others.iter().chain([&Field::EncAddrType]).for_each(|field| mask.set_bytes(*field, &[]));
         complete(&mut mask);
         let ranges = self.profiles[index].ranges;
         let mut range = |wanted: bool, field| {
@@ -493,10 +496,10 @@ impl RuleMaker<'_> {
             K::EditSet => self.edit(rule).map(|field| self.edit_set(field)).into_iter().collect(),
             K::EditAdd => self.edit_add(rule).into_iter().collect(),
             K::Csum => {
-                let bits = self.random.below(32) as u32;
+                let which = Csum(self.random.one([1, 8, 16, 9, 17, 2, 27]));
                 let with_edit = has_edits && (self.options.capabilities.like_mlx5 || self.random.chance(50));
                 let edit = self.edit(rule).filter(|_| with_edit).map(|field| self.edit_set(field));
-                edit.into_iter().chain([Action::Csum(Csum(bits & 0b11011))]).collect()
+                edit.into_iter().chain([Action::Csum(which)]).collect()
             }
             K::DecTtl => vec![Action::DecTtl],
             K::TunnelSet => {
