@@ -126,7 +126,7 @@ fn little_options_do_no_harm() {
 
 #[test]
 fn a_generated_frame_misses_or_is_counted() {
-    let options = [Options::default(), Options { hostile: 90, reckless: 60, ..Options::default() }];
+    let options = [Options::default(), Options { hostile: 90, reckless: 60, mtu_meters: true, ..Options::default() }];
     for (seed, options) in (0u64..).zip(options.iter().cycle()).take(cases().div_ceil(FRAMES_PER_TABLES)) {
         let mut generator = Generator::new(seed, options.clone());
         let tables = generator.tables().tables;

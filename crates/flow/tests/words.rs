@@ -78,16 +78,20 @@ fn damaged_words_cause_no_panic() {
 #[test]
 fn a_filter_brings_its_meters() {
     let text = "flower action police rate 1mbit burst 10k conform-exceed drop/pipe \
-                action police pkts_rate 100 pkts_burst 5 drop action police index 9 rate 8bit burst 1 conform-exceed pipe";
+                action police pkts_rate 100 pkts_burst 5 drop action police mtu 1514 conform-exceed pipe action police index 9 rate 8bit burst 1 conform-exceed pipe";
     let filter = filter(text);
     let meters = [
         (MeterId(1), Meter { rate: Rate::Bytes(125_000), burst: 10_240 }),
         (MeterId(2), Meter { rate: Rate::Packets(100), burst: 5 }),
+        (MeterId(3), Meter { rate: Rate::Mtu(1514), burst: 0 }),
         (MeterId(9), Meter { rate: Rate::Bytes(1), burst: 1 }),
     ];
     assert_eq!(filter.meters, meters);
     let police = |meter, exceed| Action::Police(Police { meter: MeterId(meter), conform: Control::Pipe, exceed });
-    assert_eq!(filter.rule.actions, [police(1, Control::Drop), police(2, Control::Drop), police(9, Control::Pipe)]);
+    assert_eq!(
+        filter.rule.actions,
+        [police(1, Control::Drop), police(2, Control::Drop), police(3, Control::Pipe), police(9, Control::Pipe)]
+    );
     let words = names().filter_words(&filter);
     assert_eq!(names().rule(&words), Ok(filter), "{words}");
 }
@@ -334,7 +338,11 @@ fn an_error_names_the_word_and_what_would_be_right() {
             "flower action police rate 1mbit burst 1k",
             "word 8, the end: \"conform-exceed drop\" must say what follows: without it, tc reclassifies the frame",
         ),
-        ("flower action police rate 1mbit burst 1k mtu 9000", "word 8, \"mtu\": the card's meters have no mtu"),
+        ("flower action police rate 1mbit burst 1k avrate 9", "word 8, \"avrate\": the card's meters have no avrate"),
+        (
+            "flower action police rate 1mbit burst 1k mtu 9000 drop",
+            "word 11, the end: a meter has a rate or an mtu: mlx5 does not look at the mtu of one with a rate",
+        ),
         (
             "flower action goto chain 268435456",
             "word 5, \"268435456\": the number of a chain, 0 to 268435455, must stand here",

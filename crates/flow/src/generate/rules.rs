@@ -131,6 +131,8 @@ fn empty_tables(random: &mut Random, options: &Options) -> Tables {
     }
     for id in 0..options.meters {
         let rate = random.one([Rate::Packets(1), Rate::Packets(1000), Rate::Bytes(1000), Rate::Bytes(125_000_000)]);
+        let with_mtu = options.mtu_meters && random.chance(40);
+        let rate = if with_mtu { Rate::Mtu(random.one([60, 100, 1514])) } else { rate };
         let meter = Meter { rate, burst: random.one([1, 100, 3000, 65_536]) };
         // A card with less room for meters has fewer.
         let _ = tables.set_meter(MeterId(id), meter);

@@ -404,11 +404,11 @@ impl Reader<'_, '_, '_> {
         Ok(if is_src { Nat::Src(range) } else { Nat::Dst(range) })
     }
 
-    /// `police [index N] [rate R burst B | pkts_rate R pkts_burst B] [conform-exceed EXCEED[/CONFORM]]`
+    /// `police [index N] [rate R burst B | pkts_rate R pkts_burst B | mtu N] [conform-exceed EXCEED[/CONFORM]]`
     /// (`act_parse_police`).
     fn police(&mut self) -> Parsed<()> {
         let (mut index, mut rate, mut burst, mut packets, mut packet_burst) = (None, None, None, None, None);
-        let (mut conform, mut exceed) = (Control::Pipe, None);
+        let (mut mtu, mut conform, mut exceed) = (None, Control::Pipe, None);
         while let Some(word) = self.words.peek().filter(|word| *word != "action") {
             self.words.next();
             match word {
@@ -418,24 +418,39 @@ impl Reader<'_, '_, '_> {
                 "pkts_rate" => packets = Some(self.words.read("a number of packets", u64_of)?),
                 "pkts_burst" => packet_burst = Some(self.words.read("a number of packets", u64_of)?),
                 "conform-exceed" => (exceed, conform) = self.conform_exceed()?,
-                "mtu" | "minburst" | "mpu" | "avrate" | "peakrate" | "overhead" | "linklayer" => {
+                "mtu" | "minburst" => {
+                    let size = |word: &str| u32::try_from(values::size(word)?).ok().filter(|size| *size != 0);
+                    mtu = Some(self.words.read("a size, as 1514,", size)?);
+                }
+                "mpu" | "avrate" | "peakrate" | "overhead" | "linklayer" => {
                     return Err(self.words.wrong(format!("the card's meters have no {word}")));
                 }
                 _ => exceed = Some(self.police_control(word)?),
             }
         }
-        let meter = match (rate, burst, packets, packet_burst) {
-            (None, _, None, _) => None,
-            (Some(_), _, Some(_), _) => {
-                return Err(self.words.wrong("'rate' and 'pkts_rate' are not allowed in same action."));
+        if mtu.is_some() && (rate.is_some() || packets.is_some()) {
+            return Err(self
+                .words
+                .wrong_next("a meter has a rate or an mtu: mlx5 does not look at the mtu of one with a rate"));
+        }
+        let rate = match (rate, packets) {
+            (Some(_), Some(_)) => {
+                return Err(self.words.wrong_next("'rate' and 'pkts_rate' are not allowed in same action."));
             }
-            (Some(rate), Some(burst), ..) => Some(Meter { rate: Rate::Bytes(rate), burst }),
-            (.., Some(rate), Some(burst)) => Some(Meter { rate: Rate::Packets(rate), burst }),
-            (Some(_), None, ..) => return Err(self.words.wrong_next("'burst' requires 'rate'.")),
-            (.., Some(_), None) => return Err(self.words.wrong_next("'pkts_burst' requires 'pkts_rate'.")),
+            (Some(rate), None) => {
+                let burst = burst.ok_or_else(|| self.words.wrong_next("'burst' requires 'rate'."))?;
+                Some((Rate::Bytes(rate), burst))
+            }
+            (None, Some(rate)) => {
+                let burst = packet_burst.ok_or_else(|| self.words.wrong_next("'pkts_burst' requires 'pkts_rate'."))?;
+                Some((Rate::Packets(rate), burst))
+            }
+            (None, None) => mtu.map(|mtu| (Rate::Mtu(mtu), 0)),
         };
+        let meter = rate.map(|(rate, burst)| Meter { rate, burst });
         if meter.is_none() && index.is_none() {
-            return Err(self.words.wrong_next("'rate' or 'pkts_rate' MUST be specified, or the 'index' of a meter."));
+            let why = "'rate' or 'mtu' or 'pkts_rate' MUST be specified, or the 'index' of a meter.";
+            return Err(self.words.wrong_next(why));
         }
         let index = index.unwrap_or_else(|| {
             self.next_meter += 1;
@@ -483,7 +498,7 @@ impl Reader<'_, '_, '_> {
                 Err(self.words.wrong("the card can do pipe, drop and jump N after a measurement"))
             }
             _ => Err(self.words.unknown(
-                ["index", "rate", "burst", "pkts_rate", "pkts_burst", "conform-exceed", "drop", "pipe", "jump"]
+                ["index", "rate", "burst", "pkts_rate", "pkts_burst", "mtu", "conform-exceed", "drop", "pipe", "jump"]
                     .into_iter(),
             )),
         }
@@ -815,6 +830,7 @@ fn show_police(police: &Police, meter: Option<&Meter>) -> String {
         None => String::new(),
         Some(Meter { rate: Rate::Bytes(rate), burst }) => format!(" rate {rate}Bps burst {burst}b"),
         Some(Meter { rate: Rate::Packets(rate), burst }) => format!(" pkts_rate {rate} pkts_burst {burst}"),
+        Some(Meter { rate: Rate::Mtu(mtu), .. }) => format!(" mtu {mtu}b"),
     };
     let control = |control| match control {
         Control::Pipe => "pipe".into(),

@@ -34,10 +34,14 @@
 //!   `neighbour DST/SRC` has the outer MAC addresses.
 //! * `police index N` alone uses a meter that is there.
 //!
+//! [`frame`] makes a frame of words, [`frame_words`] writes one so that it can be made again, and [`frame_summary`]
+//! writes one for people.
+//!
 //! [`Action::DecTtl`]: crate::Action::DecTtl
 //! [`EditField::Ip6TrafficClass`]: crate::EditField::Ip6TrafficClass
 
 mod actions;
+mod frame;
 mod matches;
 mod rule;
 mod values;
@@ -49,6 +53,7 @@ use thiserror::Error;
 use crate::rule::{Block, Port};
 use crate::tunnel::{TunnelDevice, TunnelKind};
 
+pub use frame::{frame, frame_summary, frame_words};
 pub use rule::Filter;
 
 /// What the name of a device stands for.
