@@ -22,6 +22,8 @@ mod action;
 mod check;
 mod checksum;
 mod conntrack;
+#[cfg(feature = "generate")]
+pub mod generate;
 mod key;
 mod matching;
 mod meter;

@@ -87,6 +87,17 @@ impl Match {
         }
     }
 
+    /// What a key has in the bits of a mask, and these ranges of ports.
+    #[cfg(feature = "generate")]
+    pub(crate) fn of_key(
+        key: &Key,
+        mask: Key,
+        src_ports: Option<RangeInclusive<u16>>,
+        dst_ports: Option<RangeInclusive<u16>>,
+    ) -> Match {
+        Match { value: key.masked(&mask), mask, src_ports, dst_ports, ..Match::default() }
+    }
+
     /// Notes which version of IP the addresses have, as flower does in `control.addr_type`.
     fn with_family(mut self, field: Field, version: u8) -> Match {
         self.two_families |= self.mask.has(field) && self.value.number(field) != u32::from(version);
