@@ -278,6 +278,8 @@ static __noinline int pretend(struct scratch *s, const struct action *action, __
 		s->tag[s->first_tag & 127] = action->arg;
 		s->length += 4;
 		describe_tags(s);
+		if (s->tags > MAX_TAGS)
+			forget_headers(s);
 		break;
 	case ACTION_VLAN_POP:
 		if (s->tags) {

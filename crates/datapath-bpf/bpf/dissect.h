@@ -40,6 +40,23 @@ static __always_inline void describe_tags(struct scratch *s)
 	s->key.cvlan_eth_type = tags <= 1 ? 0 : tags == 2 ? type : bpf_htons(third >> 16);
 }
 
+/* Forgets what is behind more tags than are read. */
+static __noinline int forget_headers(struct scratch *s)
+{
+	__u32 in_port = s->key.in_port;
+
+	s->raw_type = s->type = bpf_htons(s->tag[(s->first_tag + MAX_TAGS) & 127] >> 16);
+	s->key.eth_type = s->type;
+	__builtin_memset(&s->key.ip_proto, 0, SHORT_KEY - __builtin_offsetof(struct key, ip_proto));
+	s->key.in_port = in_port;
+	s->network = 0;
+	s->version = 0;
+	s->protocol = 0;
+	s->has_ports = 0;
+	s->has_tcp_flags = 0;
+	return 0;
+}
+
 /* The EtherType that tc compares with the protocol of a filter. */
 static __always_inline __be16 outermost_type(const struct scratch *s)
 {
@@ -212,7 +229,7 @@ __noinline int dissect(struct __sk_buff *skb)
 		tags = 1;
 	}
 	for (int i = 0; i < MAX_TAGS; i++) {
-		if (!is_vlan(type) || bpf_skb_load_bytes(skb, offset, bytes, 4))
+		if (tags >= MAX_TAGS || !is_vlan(type) || bpf_skb_load_bytes(skb, offset, bytes, 4))
 			break;
 		s->tag[(FIRST_TAG + tags) & 127] = (__u32)bpf_ntohs(type) << 16 | be16_at(bytes);
 		copy(&type, bytes + 2, 2);

@@ -267,6 +267,8 @@ static __noinline int after_tags(struct __sk_buff *skb, struct scratch *s, __u32
 		s->payload += moved;
 		s->end += moved;
 	}
+	if (s->tags > MAX_TAGS)
+		forget_headers(s);
 	return 0;
 }
 

@@ -17,7 +17,7 @@ use crate::layout::{self, ActionKind, Bytes, View, next};
 use crate::maps::Loaded;
 use crate::pipeline::{Change, Counter};
 use crate::slots::Slots;
-use crate::sys::{self, Map, Put};
+use crate::sys::{self, Map};
 
 /// A chain of a block.
 type ChainName = (u64, u32);
@@ -342,7 +342,7 @@ impl Commits {
         for (block, chain) in std::mem::take(&mut self.dirty) {
             let key = chain_key(block, chain);
             let written = match self.book.chain(block, chain) {
-                Some(value) => loaded.maps.chains.put(&key, &value, Put::Any),
+                Some(value) => loaded.maps.chains.put(&key, &value),
                 None => loaded.maps.chains.remove(&key).map(drop),
             };
             if let Err(error) = written {
@@ -381,7 +381,7 @@ impl Commits {
         let put = || -> io::Result<()> {
             let before = loaded.maps.meters.get(&key)?.filter(|_| known.is_some()).unwrap_or_default();
             let (conformed, exceeded) = (View(&before).u64(40), View(&before).u64(48));
-            loaded.maps.meters.put(&key, &layout::meter(id, meter, capacity, conformed, exceeded), Put::Any)
+            loaded.maps.meters.put(&key, &layout::meter(id, meter, capacity, conformed, exceeded))
         };
         if let Err(error) = put() {
             if known.is_none() {

@@ -77,7 +77,6 @@ pub(crate) const ACTION: usize = 56;
 pub(crate) const COUNTER: usize = 24;
 pub(crate) const METER: usize = 64;
 pub(crate) const PORT: usize = 24;
-pub(crate) const CACHED: usize = 24 + SHORT_KEY + RULE;
 pub(crate) const CONTROL: usize = 40;
 pub(crate) const OUTPUT: usize = OUTPUT_FRAME + 4096;
 /// Where the frame begins in an output.

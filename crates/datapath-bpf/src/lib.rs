@@ -21,6 +21,7 @@ mod compile;
 mod layout;
 mod maps;
 mod pipeline;
+mod samples;
 mod slots;
 mod sys;
 mod trial;

@@ -11,6 +11,7 @@ use thiserror::Error;
 
 use crate::Options;
 use crate::layout;
+use crate::samples::Ring;
 use crate::sys::{self, Map, Words};
 
 /// The compiled program (`cargo xtask bpf --write`), aligned as the parser of the file needs it.
@@ -119,6 +120,7 @@ pub(crate) struct Loaded {
     /// The generation and what trial runs need (`struct control`).
     pub(crate) control: Words,
     pub(crate) counters: Words,
+    pub(crate) samples: Ring,
 }
 
 impl Loaded {
@@ -154,7 +156,8 @@ impl Loaded {
     fn new(maps: Maps, program: OwnedFd) -> Result<Loaded, LoadError> {
         let control = maps.control.in_memory(true)?;
         let counters = maps.counters.in_memory(true)?;
-        Ok(Loaded { maps, program, control, counters })
+        let samples = Ring::new(&maps.samples)?;
+        Ok(Loaded { maps, program, control, counters, samples })
     }
 
     /// Finds what was pinned in a directory.

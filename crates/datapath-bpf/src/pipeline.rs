@@ -2,17 +2,17 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use flow::{Block, Meter, MeterId, Port, Rule, RuleId};
+use flow::{Block, Meter, MeterId, Port, Rule, RuleId, Sampled};
 
 use crate::commit::Commits;
 use crate::compile::{Refused, block_number};
 use crate::layout::{Bytes, View};
 use crate::maps::{LoadError, Loaded};
-use crate::sys::{self, Put};
+use crate::sys;
 
 /// The sizes of a pipeline's maps, which stay as they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -266,7 +266,7 @@ impl Pipeline {
             Role::Wire(port) => (port, 2),
         };
         let netdev = Bytes::default().u32(port.0).u32(kind).0;
-        self.loaded.maps.netdevs.put(&ifindex.to_ne_bytes(), &netdev, Put::Any)?;
+        self.loaded.maps.netdevs.put(&ifindex.to_ne_bytes(), &netdev)?;
         if self.links.contains_key(&ifindex) || self.trials {
             return Ok(());
         }
@@ -303,7 +303,7 @@ impl Pipeline {
     /// # Errors
     /// The kernel's.
     pub fn set_port(&mut self, port: Port, config: &PortConfig) -> io::Result<()> {
-        self.loaded.maps.ports.put(&port.0.to_ne_bytes(), &config.bytes(), Put::Any)
+        self.loaded.maps.ports.put(&port.0.to_ne_bytes(), &config.bytes())
     }
 
     /// Removes a port. Frames to it are dropped. Returns whether it was there.
@@ -367,6 +367,18 @@ impl Pipeline {
             }
         }
         Ok(drops)
+    }
+
+    /// The samples that rules have taken since the last call, in their order. A frame is cut after 9,216 bytes.
+    ///
+    /// If nobody reads them and the buffer is full, further samples are lost.
+    pub fn samples(&mut self) -> Vec<Sampled> {
+        self.loaded.samples.read()
+    }
+
+    /// A descriptor that can be read when there are samples, for poll(2).
+    pub fn samples_fd(&self) -> BorrowedFd<'_> {
+        self.loaded.maps.samples.as_fd()
     }
 
     /// The time since boot with which [`Counter::last_used`] is compared.

@@ -133,13 +133,6 @@ pub(crate) struct Map {
     pub(crate) max_entries: u32,
 }
 
-/// Whether an update may replace what is there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Put {
-    Any = 0,
-    New = 1,
-}
-
 impl Map {
     /// The map behind a descriptor.
     pub(crate) fn new(fd: OwnedFd) -> io::Result<Map> {
@@ -170,9 +163,9 @@ impl Map {
     }
 
     /// Puts a value.
-    pub(crate) fn put(&self, key: &[u8], value: &[u8], put: Put) -> io::Result<()> {
+    pub(crate) fn put(&self, key: &[u8], value: &[u8]) -> io::Result<()> {
         assert_eq!(value.len(), self.value_size, "a value of the map");
-        self.element(key, value.as_ptr()).with_64(6, put as u64).call(command::MAP_UPDATE_ELEM).map(drop)
+        self.element(key, value.as_ptr()).call(command::MAP_UPDATE_ELEM).map(drop)
     }
 
     /// Removes a key. Returns whether it was there.
@@ -223,8 +216,23 @@ impl Map {
 
     /// The values of an array as memory that the programs share.
     pub(crate) fn in_memory(&self, writable: bool) -> io::Result<Words> {
-        Words::of(self.fd.as_fd(), self.value_size.next_multiple_of(8) * self.max_entries as usize, writable)
+        let bytes = self.value_size.next_multiple_of(8) * self.max_entries as usize;
+        Words::of(self.fd.as_fd(), 0, bytes, writable)
     }
+
+    /// The two parts of a ring buffer (`kernel/bpf/ringbuf.c`): the page of its reader, and the page of its writer with the
+    /// data behind it, twice.
+    pub(crate) fn ring_in_memory(&self) -> io::Result<(Words, Words)> {
+        let (fd, page) = (self.fd.as_fd(), page_size());
+        let reader = Words::of(fd, 0, page, true)?;
+        Ok((reader, Words::of(fd, page, page + 2 * self.max_entries as usize, false)?))
+    }
+}
+
+/// The size of a page in bytes.
+pub(crate) fn page_size() -> usize {
+    // SAFETY: no pointers.
+    usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
 }
 
 impl AsFd for Map {
@@ -260,13 +268,12 @@ unsafe impl Send for Words {}
 unsafe impl Sync for Words {}
 
 impl Words {
-    fn of(fd: BorrowedFd<'_>, bytes: usize, writable: bool) -> io::Result<Words> {
-        let page = 4096;
+    fn of(fd: BorrowedFd<'_>, offset: usize, bytes: usize, writable: bool) -> io::Result<Words> {
         let protection = if writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
-        let length = bytes.next_multiple_of(page);
+        let length = bytes.next_multiple_of(page_size());
+        let (any, descriptor) = (std::ptr::null_mut(), fd.as_raw_fd());
         // SAFETY: a new mapping at an address that the kernel chooses.
-        let address =
-            unsafe { libc::mmap(std::ptr::null_mut(), length, protection, libc::MAP_SHARED, fd.as_raw_fd(), 0) };
+        let address = unsafe { libc::mmap(any, length, protection, libc::MAP_SHARED, descriptor, offset as libc::off_t) };
         let start = NonNull::new(address.cast()).filter(|_| address != libc::MAP_FAILED);
         let start = start.ok_or_else(io::Error::last_os_error)?;
         Ok(Words { start, count: bytes / 8, writable })
@@ -283,6 +290,11 @@ impl Words {
         self.word(index).load(Ordering::Relaxed)
     }
 
+    /// A word, after which everything is read that was written before it.
+    pub(crate) fn get_first(&self, index: usize) -> u64 {
+        self.word(index).load(Ordering::Acquire)
+    }
+
     /// Sets a word. What was written before is visible to a program that reads it.
     pub(crate) fn set(&self, index: usize, value: u64) {
         assert!(self.writable, "the memory may be written");
@@ -293,6 +305,6 @@ impl Words {
 impl Drop for Words {
     fn drop(&mut self) {
         // SAFETY: the mapping that was made in `of`, of which no reference outlives `self`.
-        unsafe { libc::munmap(self.start.as_ptr().cast::<c_void>(), (self.count * 8).next_multiple_of(4096)) };
+        unsafe { libc::munmap(self.start.as_ptr().cast::<c_void>(), (self.count * 8).next_multiple_of(page_size())) };
     }
 }

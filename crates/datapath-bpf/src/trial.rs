@@ -60,7 +60,7 @@ impl Pipeline {
     /// Runs a frame as if it came in at the netdev `ifindex` at the time `now`. Meters and counters change as they would.
     ///
     /// # Errors
-    /// `EINVAL` for frames that are shorter than an Ethernet header or longer than a page has room for, and
+    /// `EINVAL` for frames that are without anything behind an Ethernet header, or longer than a page has room for, and
     /// `EOPNOTSUPP` without [`Options::trials`](crate::Options::trials).
     pub fn trial(&mut self, ifindex: u32, now: Duration, frame: &[u8]) -> io::Result<Trial> {
         if !self.trials {
