@@ -277,8 +277,10 @@ static __noinline int change_tags(struct __sk_buff *skb, struct scratch *s, cons
 	__u32 before = skb->len, tag = action->arg, top = s->tag[s->first_tag & 127];
 
 	if (action->kind != ACTION_VLAN_PUSH) {
-		if (!s->tags || bpf_skb_vlan_pop(skb))
+		if (!s->tags)
 			return 0;
+		/* An error says that the next tag is truncated; this one is gone. */
+		bpf_skb_vlan_pop(skb);
 		s->first_tag++;
 		s->tags--;
 		if (action->kind == ACTION_VLAN_MODIFY)
