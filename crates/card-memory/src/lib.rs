@@ -1,22 +1,28 @@
-//! A card in memory: it only keeps books of its resources.
+//! A card in memory: it keeps books of its resources, and carries frames by [`flow::process`].
 //!
 //! It records every resource, and complains when one is made that exists or unmade that does not. It never fails and
 //! never waits: to have it do so, wrap it in [`eswitch::card::Faulty`].
 
 #![forbid(unsafe_code)]
 
+mod planes;
+
 use std::collections::BTreeMap;
 
 use eswitch::card::{Card, CardError, Create, FailedCreate, Resource};
+use eswitch::datapath::Datapath;
 use eswitch::lock_order::{CardCall, CardState};
 use eswitch::rate::TxRates;
 use eswitch::{CardConfig, MacAddr, PfIndex, RepType, Vport, names};
 use lockdep::{Locked, Mutex, digest};
 
+pub use planes::{Forwarded, Planes};
+
 /// A card whose resources are entries in its books.
 pub struct MemoryCard {
     config: CardConfig,
     books: Mutex<CardState, Books>,
+    planes: Planes,
 }
 
 /// What exists. For an explorer, two books are the same if they have the same entries, whichever thread wrote them and
@@ -67,7 +73,7 @@ impl Key {
 impl MemoryCard {
     /// A card that holds nothing.
     pub fn new(config: CardConfig) -> Self {
-        Self { config, books: Mutex::new(Books::default()).with_state_digest(digest) }
+        Self { config, books: Mutex::new(Books::default()).with_state_digest(digest), planes: Planes::default() }
     }
 
     /// The MAC address of a resource's netdev, if it exists.
@@ -78,6 +84,11 @@ impl MemoryCard {
     /// The rates that a PF's functions have.
     pub fn rates<L>(&self, cx: &mut Locked<'_, L>, pf: PfIndex) -> TxRates {
         self.books.lock_leaf(cx).rates.get(&pf).cloned().unwrap_or_default()
+    }
+
+    /// The data plane, to send frames and see where they arrive.
+    pub fn planes(&self) -> &Planes {
+        &self.planes
     }
 
     /// Whether a port has its link, if it exists.
@@ -127,6 +138,10 @@ impl Card for MemoryCard {
             Some(netdev) => Some(netdev.name),
             None => names::ib_device(&self.config, resource, sfnum),
         }
+    }
+
+    fn datapath(&self) -> Option<&dyn Datapath> {
+        Some(&self.planes)
     }
 
     fn set_mac(&self, cx: &mut Locked<'_, CardCall>, resource: &Resource, mac: MacAddr) -> Result<(), CardError> {

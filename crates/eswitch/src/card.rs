@@ -18,6 +18,7 @@ use std::sync::Arc;
 use lockdep::{Locked, Unlocked};
 use serde::{Deserialize, Serialize};
 
+use crate::datapath::Datapath;
 use crate::error::Errno;
 use crate::ids::{MacAddr, ParseError, PfIndex, RepType, Vport};
 use crate::lock_order::CardCall;
@@ -345,6 +346,11 @@ pub trait Card: Send + Sync {
     /// the resource does not exist or has no such device.
     fn name(&self, cx: &mut Locked<'_, CardCall>, resource: &Resource) -> Option<String>;
 
+    /// The card's data plane, which carries frames by flow rules. `None`: the card offloads no flows.
+    fn datapath(&self) -> Option<&dyn Datapath> {
+        None
+    }
+
     /// The netdevs whose present name is not the one with which they were made, and their present names.
     fn renamed(&self, cx: &mut Locked<'_, CardCall>) -> Vec<(Resource, String)> {
         let _ = cx;
@@ -427,6 +433,9 @@ impl<C: Card + ?Sized> Card for Arc<C> {
     }
     fn name(&self, cx: &mut Locked<'_, CardCall>, resource: &Resource) -> Option<String> {
         (**self).name(cx, resource)
+    }
+    fn datapath(&self) -> Option<&dyn Datapath> {
+        (**self).datapath()
     }
     fn renamed(&self, cx: &mut Locked<'_, CardCall>) -> Vec<(Resource, String)> {
         (**self).renamed(cx)

@@ -414,6 +414,7 @@ impl Device {
         let panics = pf.devlink.with(cx, |state, cx| {
             state.registered = false;
             shared.lag.hold(cx);
+            shared.flows.clear(cx, &*shared.card, pf.index);
             {
                 let (mut component, mut cx) = shared.devcom.write(cx);
                 component.set_leaving(pf.index);

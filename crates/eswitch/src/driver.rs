@@ -18,7 +18,7 @@ use crate::error::Result;
 use crate::eswitch::{RepEvent, RepOps};
 use crate::ids::{PfIndex, RepType, Vport};
 use crate::lag::LagMode;
-use crate::lock_order::{CardCall, LentOps, Probe, RepCallback, RepOps as RepOpsClass, Representors};
+use crate::lock_order::{LentOps, Probe, RepCallback, RepOps as RepOpsClass, Representors, ResourceCall};
 use crate::shared::Shared;
 
 /// A driver on the auxiliary bus.
@@ -179,7 +179,7 @@ impl CardReps {
     }
 
     /// Makes one resource of the card.
-    fn create(&self, cx: &mut Locked<'_, CardCall>, request: Create) -> Result<(), CardError> {
+    fn create(&self, cx: &mut Locked<'_, ResourceCall>, request: Create) -> Result<(), CardError> {
         self.shared.make(cx, &[request]).pop().map_or(Ok(()), |failed| Err(failed.error))
     }
 

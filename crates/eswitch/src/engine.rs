@@ -22,6 +22,7 @@ use crate::devcom::{Component, Devcom};
 use crate::device::{Device, PciState, Pf, Slot};
 use crate::error::{Error, Result};
 use crate::event::{Event, Events, Subscription};
+use crate::flows::Flows;
 use crate::ids::{PciAddress, PfIndex};
 use crate::lag::Lag;
 use crate::module::{CORE, Core, CoreState, Modules};
@@ -91,6 +92,7 @@ impl Engine {
                 modules: Modules::default(),
                 devcom: Devcom::new(Component::default()).with_state_digest(digest),
                 lag,
+                flows: Flows::default(),
                 events,
                 threads,
                 core: Core::default(),

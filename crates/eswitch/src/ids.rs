@@ -369,6 +369,13 @@ pub enum Mode {
     Switchdev,
 }
 
+impl Mode {
+    /// Whether vports have representors in this mode.
+    pub fn is_switchdev(self) -> bool {
+        self == Self::Switchdev
+    }
+}
+
 impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

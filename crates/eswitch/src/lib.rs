@@ -2,7 +2,7 @@
 //! its work queue, SFs, and the component that connects the PFs of a card.
 //!
 //! It does no I/O, has no clock, and has no threads but those that its caller gives it. It reaches the outside through
-//! one trait, [`card::Card`]. The invariants that it guarantees are in [`inspect`], and the order in which it takes its
+//! two traits: [`card::Card`] makes what exists, [`datapath::Datapath`] carries frames by flow rules. The invariants that it guarantees are in [`inspect`], and the order in which it takes its
 //! locks is in [`lock_order`], which the compiler enforces.
 //!
 //! Start with [`Engine`], which has the commands. [`eswitch`] is the central part.
@@ -13,6 +13,7 @@ mod agreed;
 pub mod auxiliary;
 pub mod card;
 mod config;
+pub mod datapath;
 pub mod devcom;
 mod device;
 pub mod devlink;
@@ -21,6 +22,7 @@ mod engine;
 mod error;
 pub mod eswitch;
 mod event;
+mod flows;
 #[doc(hidden)]
 pub mod hot_paths;
 mod ids;
@@ -44,6 +46,7 @@ pub use device::{PciState, Pf};
 pub use engine::{Engine, FunctionChange, PfFunction};
 pub use error::{Errno, Error, Result};
 pub use event::{Event, Subscription};
+pub use flows::{FlowChange, FlowDone, FlowError};
 pub use ids::{
     MAX_SFS, MacAddr, Mode, ParseError, PciAddress, PfIndex, PfSet, PortHandle, PortIndex, RepType, SF_VPORT_BASE,
     SfNum, Vport,

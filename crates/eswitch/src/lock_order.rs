@@ -21,7 +21,9 @@
 //!                                  └─ RepCallback (place) where callbacks run that may be called for a peer
 //!                                     └─ RepOps     the representor ops of one E-Switch; read by lookups
 //!                                        └─ Lag     members and mode of the LAG
-//!                                           └─ CardCall (place) where calls to the card run
+//!                                           └─ ResourceCall (place) where resources are made and unmade
+//!                                              └─ Flows   the flow rules of all E-Switches of a card
+//!                                                 └─ CardCall (place) where calls to the card run
 //! ```
 //!
 //! A *map* is not a lock. Like a lock map of the kernel's lockdep (`lockdep_map`) it makes waiting for a queue visible
@@ -32,7 +34,7 @@
 //!
 //! *Leaf* locks are outside the tree: a thread may take one whatever it holds, and may take no lock while it holds one.
 //!
-//! Three parts of the order are less obvious:
+//! Four parts of the order are less obvious:
 //!
 //! * `Mode` and `Representors` are on different branches, so no code can hold both. An operation on the E-Switch marks
 //!   itself as in progress under `Mode`, releases `Mode`, and only then takes `Representors`.
@@ -41,6 +43,9 @@
 //!   released or the generation has changed (`devlink::Devlink::with_unless`). A try adds nothing to the order.
 //! * A rescan probes and removes drivers on the calling thread, and drivers take `Representors`. So the caller of a
 //!   rescan cannot hold `Representors`: the rescan takes a token that the caller cannot use while it holds that lock.
+//! * `Flows` is the last lock before the card. Representors come and go under `Representors`, and take their rules along,
+//!   so it is below that. Adding a rule takes none of the locks above it, so that it waits for no command: what it needs
+//!   to know of ports, it finds under its own lock.
 
 use lockdep::{lock_classes, lock_order};
 
@@ -84,6 +89,10 @@ lock_classes! {
     pub class RepOps = "rep ops";
     /// Members and mode of the LAG.
     pub class Lag = "lag";
+    /// Not a lock: the place at which resources are made and unmade.
+    pub place ResourceCall;
+    /// The flow rules of all E-Switches of a card, and which ports they may name.
+    pub class Flows = "flows";
     /// Not a lock: the place at which calls to the card run.
     pub place CardCall;
 
@@ -127,7 +136,9 @@ lock_order! {
     RepresentorsNested => RepCallback;
     RepCallback => RepOps;
     RepOps => Lag;
-    Lag => CardCall;
+    Lag => ResourceCall;
+    ResourceCall => Flows;
+    Flows => CardCall;
 }
 
 /// Code that violates the order and does not compile.
@@ -298,6 +309,26 @@ lock_order! {
 /// fn f(cx: &mut Locked<'_, Probe>, master: &Mutex<Representors, ()>, peer: &Mutex<Representors, ()>) {
 ///     let (_master, mut cx) = master.lock(cx);
 ///     let _peer = peer.lock_nested::<RepresentorsNested, _>(&mut cx);
+/// }
+/// ```
+///
+/// What changes flow rules cannot take the LAG lock:
+///
+/// ```compile_fail,E0277
+/// # use eswitch::lock_order::*;
+/// # use lockdep::{AtomicContext, EventCount, Locked, Mutex, MayWait};
+/// fn f(cx: &mut Locked<'_, Flows>, lag: &Mutex<Lag, ()>) {
+///     let _lag = lag.lock(cx);
+/// }
+/// ```
+///
+/// This compiles:
+///
+/// ```
+/// # use eswitch::lock_order::*;
+/// # use lockdep::{AtomicContext, EventCount, Locked, Mutex, MayWait};
+/// fn f(cx: &mut Locked<'_, Lag>, flows: &Mutex<Flows, ()>) {
+///     let _flows = flows.lock(cx);
 /// }
 /// ```
 ///

@@ -12,9 +12,10 @@ use crate::config::CardConfig;
 use crate::devcom::Devcom;
 use crate::error::{Error, Result};
 use crate::event::{Change, Events};
+use crate::flows::Flows;
 use crate::ids::{MacAddr, Vport};
 use crate::lag::Lag;
-use crate::lock_order::{CardCall, DeviceSlot};
+use crate::lock_order::{DeviceSlot, ResourceCall};
 use crate::module::{Core, Modules};
 
 /// The state that all PFs of a card share.
@@ -25,6 +26,7 @@ pub struct Shared {
     pub(crate) modules: Modules,
     pub(crate) devcom: Devcom,
     pub(crate) lag: Lag,
+    pub(crate) flows: Flows,
     pub(crate) events: Events,
     pub(crate) threads: Arc<dyn Spawn>,
     pub(crate) core: Core,
@@ -39,7 +41,7 @@ impl Shared {
     /// # Errors
     /// [`Error::Card`]: the card could not make it.
     #[track_caller]
-    pub(crate) fn create<P: LockBefore<CardCall>>(
+    pub(crate) fn create<P: LockBefore<ResourceCall>>(
         &self,
         cx: &mut Locked<'_, P>,
         resource: Resource,
@@ -54,7 +56,7 @@ impl Shared {
     /// # Errors
     /// [`Error::Card`]: the first request that failed. Those that succeeded have been undone.
     #[track_caller]
-    pub(crate) fn create_all<P: LockBefore<CardCall>>(
+    pub(crate) fn create_all<P: LockBefore<ResourceCall>>(
         &self,
         cx: &mut Locked<'_, P>,
         requests: &[Create],
@@ -71,7 +73,7 @@ impl Shared {
 
     /// Unmakes resources, in the order of the slice. Cannot fail.
     #[track_caller]
-    pub(crate) fn destroy<P: LockBefore<CardCall>>(&self, cx: &mut Locked<'_, P>, resources: &[Resource]) {
+    pub(crate) fn destroy<P: LockBefore<ResourceCall>>(&self, cx: &mut Locked<'_, P>, resources: &[Resource]) {
         if !resources.is_empty() {
             self.unmake(&mut cx.narrow(), resources);
         }
@@ -80,7 +82,7 @@ impl Shared {
     /// Makes those of the requested resources that the card can make, and returns the requests that failed, in order.
     /// None of the resources may exist.
     #[track_caller]
-    pub(crate) fn make(&self, cx: &mut Locked<'_, CardCall>, requests: &[Create]) -> Vec<FailedCreate> {
+    pub(crate) fn make(&self, cx: &mut Locked<'_, ResourceCall>, requests: &[Create]) -> Vec<FailedCreate> {
         let twice = || self.made.with(|made| requests.iter().map(|r| r.resource).find(|r| made.contains(r)));
         cx.ensure("load-once", || twice().is_none(), || format!("{:?} is made, and exists already", twice()));
         let of_batch = |on: &Resource| requests.iter().any(|request| request.resource == *on);
@@ -94,23 +96,27 @@ impl Shared {
                 format!("{resource:?}: it is made, and not all resources that it depends on exist")
             },
         );
-        let failures = self.card.create(cx, requests);
+        let failures = self.card.create(&mut cx.narrow(), requests);
         self.made.note(cx, |made| {
             let failed = |at: usize| failures.iter().any(|failed| failed.at == at);
             let done = requests.iter().enumerate().filter(|(at, _)| !failed(*at));
             made.extend(done.map(|(_, request)| request.resource));
         });
+        let failed = |at: &usize| failures.binary_search_by_key(at, |failed| failed.at).is_ok();
+        let done = requests.iter().enumerate().filter(|(at, _)| !failed(at)).map(|(_, request)| request.resource);
+        self.flows.made(cx, &*self.card, &done.collect::<Vec<_>>());
         failures
     }
 
     #[track_caller]
-    fn unmake(&self, cx: &mut Locked<'_, CardCall>, resources: &[Resource]) {
+    fn unmake(&self, cx: &mut Locked<'_, ResourceCall>, resources: &[Resource]) {
         let missing = || self.made.with(|made| resources.iter().copied().find(|r| !made.contains(r)));
         cx.ensure("load-once", || missing().is_none(), || format!("{:?} is unmade, and does not exist", missing()));
         let on_them = |r: &Resource| depends_on(*r).iter().any(|on| resources.contains(on));
         let left = || self.made_of(|r| !resources.contains(r) && on_them(r));
         cx.ensure("no-leak", || left().is_empty(), || format!("{:?} depend on what is unmade", left()));
-        self.card.destroy(cx, resources);
+        self.flows.unmaking(cx, &*self.card, resources);
+        self.card.destroy(&mut cx.narrow(), resources);
         self.made.note(cx, |made| {
             for resource in resources {
                 made.remove(resource);

@@ -11,8 +11,10 @@ use std::fmt::Write;
 
 use common::{Bench, addr, story};
 use eswitch::card::ResourceKind;
+use eswitch::datapath::port;
 use eswitch::lag::TxType;
-use eswitch::{CardConfig, FunctionChange, Mode, PfIndex, RepType, SfNum, Vport};
+use eswitch::{CardConfig, FlowChange, FunctionChange, Mode, PfIndex, RepType, SfNum, Vport};
+use flow::{Action, Match, Port, Rule};
 use lockdep::{Locked, Unlocked};
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/lock-graph.md");
@@ -23,7 +25,7 @@ const END: &str = "<!-- lock-graph: end -->\n";
 
 /// Every class that can be held, from the outermost. The mode is last: it is a branch of its own with nothing under it.
 /// A handler of the work queue takes it under the devlink lock, which it only tries.
-const ORDER: [&str; 16] = [
+const ORDER: [&str; 17] = [
     "core module",
     "device",
     "devlink",
@@ -39,6 +41,7 @@ const ORDER: [&str; 16] = [
     "representors, nested",
     "rep ops",
     "lag",
+    "flows",
     "mode",
 ];
 
@@ -68,6 +71,9 @@ fn run_every_command(cx: &mut Locked<'_, Unlocked>, bench: &Bench) {
     let sf = engine.add_sf(cx, addr(), 0, SfNum(1)).unwrap();
     engine.set_function(cx, sf, FunctionChange { hw_addr: None, active: Some(true), roce: None }).unwrap();
     engine.settle(cx, true);
+    let to_sf = Rule::new(port(PfIndex(0), Vport::Vf(0)), Match::new(), [Action::Redirect(Port(sf.index.0))]);
+    let added = engine.change_flows(cx, vec![FlowChange::Add { pf: PfIndex(0), rule: Box::new(to_sf) }]);
+    assert!(added[0].is_ok(), "{added:?}");
     engine.bond(cx, "bond0", TxType::Hash, &both, &[]).unwrap();
     engine.settle(cx, true);
     engine.unload_module(cx, "mlx5_ib").unwrap();

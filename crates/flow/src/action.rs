@@ -9,7 +9,8 @@ use crate::rule::Port;
 use crate::tunnel::Encap;
 
 /// One action, in the terms of tc. A rule's actions are done in their order.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Action {
     /// Drops the frame. The rule ends.
     Drop,
@@ -85,7 +86,8 @@ impl Action {
 }
 
 /// A VLAN tag.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct VlanTag {
     /// The EtherType of the tag: 0x8100 or 0x88a8.
     pub tpid: u16,
@@ -96,7 +98,8 @@ pub struct VlanTag {
 }
 
 /// A header that can be rewritten.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Header {
     /// Ethernet.
     Eth,
@@ -111,7 +114,8 @@ pub enum Header {
 }
 
 /// A field that can be rewritten: those that mlx5 can (`fields` in `en_tc.c`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum EditField {
     /// The destination MAC address.
     EthDst,
@@ -197,7 +201,8 @@ impl EditField {
 }
 
 /// A field and what becomes of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Edit {
     /// The field.
     pub field: EditField,
@@ -206,7 +211,8 @@ pub struct Edit {
 }
 
 /// How a field changes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Change {
     /// Takes the bits of the value that are set in the mask, both as long as the field.
     Set {
@@ -239,7 +245,8 @@ impl Edit {
 }
 
 /// Which checksums to compute: the bits TCA_CSUM_UPDATE_FLAG_* of `include/uapi/linux/tc_act/tc_csum.h`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Csum(pub u32);
 
 impl Csum {
@@ -270,7 +277,8 @@ impl Csum {
 }
 
 /// How the connection of a frame is tracked (`net/sched/act_ct.c`).
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Ct {
     /// The zone. Connections of different zones have nothing to do with each other.
     pub zone: u16,
@@ -287,7 +295,8 @@ pub struct Ct {
 }
 
 /// Address translation.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Nat {
     /// As it was agreed for the connection, if it was.
     Restore,
@@ -298,7 +307,8 @@ pub enum Nat {
 }
 
 /// What an address is translated to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct NatRange {
     /// The addresses from which one is chosen. If they are of the other version of IP, the frame's stays.
     pub addresses: RangeInclusive<IpAddr>,
@@ -307,7 +317,8 @@ pub struct NatRange {
 }
 
 /// A measurement and what follows from it (`net/sched/act_police.c`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Police {
     /// The meter, which several rules may use.
     pub meter: MeterId,
@@ -318,7 +329,8 @@ pub struct Police {
 }
 
 /// What follows from a measurement.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Control {
     /// The next action. (mlx5 takes tc's `ok` for the same.)
     Pipe,
@@ -329,7 +341,8 @@ pub enum Control {
 }
 
 /// A sampling (`net/sched/act_sample.c`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Sample {
     /// One frame of so many is sampled, at random. At least 1.
     pub rate: u32,

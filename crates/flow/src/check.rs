@@ -15,7 +15,7 @@ use crate::table::{PortKind, Tables};
 use crate::tunnel::{Encap, TunnelKind};
 
 /// What a card can do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Capabilities {
     /// The highest chain.
     pub max_chain: u32,
@@ -70,7 +70,7 @@ impl Capabilities {
 }
 
 /// Why a rule or a meter is refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Error)]
 pub enum RuleError {
     /// The value or the mask of a field has another length than the field.
     #[error("the value of {} has a wrong length", .0.word())]

@@ -13,6 +13,7 @@ macro_rules! fields {
     ($($(#[$doc:meta])* $name:ident: $size:literal, $word:literal;)*) => {
         /// A field of a frame, or of what the card knows about a frame.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
         pub enum Field { $($(#[$doc])* $name,)* }
 
         impl Field {

@@ -22,6 +22,8 @@ mod action;
 mod check;
 mod checksum;
 mod conntrack;
+#[cfg(feature = "generate")]
+pub mod generate;
 mod key;
 mod matching;
 mod meter;
@@ -33,6 +35,7 @@ mod state;
 mod table;
 mod trace;
 mod tunnel;
+pub mod words;
 
 pub use action::{Action, Change, Control, Csum, Ct, Edit, EditField, Header, Nat, NatRange, Police, Sample, VlanTag};
 pub use check::{Capabilities, RuleError};

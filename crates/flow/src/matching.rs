@@ -7,7 +7,7 @@ use crate::key::{Field, FieldValue, Key};
 /// The fields that a frame must have for a rule to match it.
 ///
 /// Nothing matches every frame. A value outside its mask does not count.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Match {
     value: Key,
     mask: Key,
@@ -17,6 +17,56 @@ pub struct Match {
     pub dst_ports: Option<RangeInclusive<u16>>,
     wrong_size: Option<Field>,
     two_families: bool,
+}
+
+/// What a match is encoded as: the fields that count, each with its value and its mask, and the rest as it is.
+#[cfg(feature = "serde")]
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Encoded {
+    fields: Vec<(Field, Vec<u8>, Vec<u8>)>,
+    src_ports: Option<RangeInclusive<u16>>,
+    dst_ports: Option<RangeInclusive<u16>>,
+    wrong_size: Option<Field>,
+    two_families: bool,
+}
+
+#[cfg(feature = "serde")]
+impl serde::Serialize for Match {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let bytes = |field| (field, self.value.get(field).to_vec(), self.mask.get(field).to_vec());
+        let encoded = Encoded {
+            fields: self.mask.fields().map(bytes).collect(),
+            src_ports: self.src_ports.clone(),
+            dst_ports: self.dst_ports.clone(),
+            wrong_size: self.wrong_size,
+            two_families: self.two_families,
+        };
+        encoded.serialize(serializer)
+    }
+}
+
+#[cfg(feature = "serde")]
+impl<'de> serde::Deserialize<'de> for Match {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let encoded = Encoded::deserialize(deserializer)?;
+        let mut matches = Match {
+            src_ports: encoded.src_ports,
+            dst_ports: encoded.dst_ports,
+            wrong_size: encoded.wrong_size,
+            two_families: encoded.two_families,
+            ..Match::default()
+        };
+        for (field, value, mask) in encoded.fields {
+            if value.len() != field.size() || mask.len() != field.size() {
+                matches.wrong_size = Some(field);
+                continue;
+            }
+            matches.mask.set_bytes(field, &mask);
+            matches.value.set_bytes(field, &value);
+        }
+        matches.value = matches.value.masked(&matches.mask);
+        Ok(matches)
+    }
 }
 
 impl Match {
@@ -85,6 +135,17 @@ impl Match {
             Field::EncIp6Src | Field::EncIp6Dst => self.with_family(Field::EncAddrType, 6),
             _ => self,
         }
+    }
+
+    /// What a key has in the bits of a mask, and these ranges of ports.
+    #[cfg(feature = "generate")]
+    pub(crate) fn of_key(
+        key: &Key,
+        mask: Key,
+        src_ports: Option<RangeInclusive<u16>>,
+        dst_ports: Option<RangeInclusive<u16>>,
+    ) -> Match {
+        Match { value: key.masked(&mask), mask, src_ports, dst_ports, ..Match::default() }
     }
 
     /// Notes which version of IP the addresses have, as flower does in `control.addr_type`.

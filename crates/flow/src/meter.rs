@@ -4,10 +4,12 @@ use std::time::Duration;
 
 /// The name of a meter: the index of a police action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct MeterId(pub u32);
 
 /// How much a meter lets through.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Meter {
     /// The rate.
     pub rate: Rate,
@@ -16,7 +18,8 @@ pub struct Meter {
 }
 
 /// A rate of tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Rate {
     /// Bytes a second. A frame counts with its Ethernet header and without the frame check sequence.
     Bytes(u64),
@@ -36,7 +39,7 @@ impl Meter {
 ///
 /// Tokens are kept in billionths, so that nothing is lost by rounding. (The kernel keeps nanoseconds, and rounds the
 /// time that a frame takes.)
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Bucket {
     meter: Meter,
     tokens: u128,

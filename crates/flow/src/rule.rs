@@ -3,11 +3,13 @@
 use std::fmt;
 
 use crate::action::Action;
+use crate::key::Field;
 use crate::matching::Match;
 use crate::tunnel::TunnelDevice;
 
 /// A port of the E-Switch: the uplink or a vport. The representor of a port has the same number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Port(pub u32);
 
 impl fmt::Display for Port {
@@ -18,6 +20,7 @@ impl fmt::Display for Port {
 
 /// The name of a rule. It is never given to another rule of the same [`Tables`](crate::Tables).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct RuleId(pub u64);
 
 impl fmt::Display for RuleId {
@@ -28,6 +31,7 @@ impl fmt::Display for RuleId {
 
 /// A set of chains, as a tc block is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Block {
     /// What comes in at one port: the filters of its representor's ingress.
     Port(Port),
@@ -49,6 +53,7 @@ impl fmt::Display for Block {
 
 /// The protocol of a filter, which is the same for all rules of a priority: `tc filter add … protocol PROTOCOL`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Protocol {
     /// Every frame is looked at (ETH_P_ALL).
     All,
@@ -81,7 +86,8 @@ impl fmt::Display for Protocol {
 }
 
 /// What to do with which frames: a flower filter with its actions.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Rule {
     /// The block that has the rule.
     pub block: Block,
@@ -108,6 +114,16 @@ impl Rule {
             matches,
             actions: actions.into(),
         }
+    }
+
+    /// The ports that the rule names: the one that it is on, the one that it matches on, those to which it sends.
+    pub fn ports(&self) -> impl Iterator<Item = Port> {
+        let on = match self.block {
+            Block::Port(port) => Some(port),
+            Block::Shared(_) | Block::Tunnel(_) => None,
+        };
+        let matched = self.matches.exact(Field::InPort).map(Port);
+        on.into_iter().chain(matched).chain(self.actions.iter().filter_map(Action::port))
     }
 
     /// The same rule in another block.

@@ -8,7 +8,8 @@ use crate::meter::{Bucket, MeterId};
 use crate::rule::RuleId;
 
 /// How often a rule was used.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Counter {
     /// Frames that matched.
     pub packets: u64,
@@ -19,7 +20,7 @@ pub struct Counter {
 }
 
 /// Everything that a run can change. A clone is a copy of the whole; two states are equal if nothing differs.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct State {
     counters: BTreeMap<RuleId, Counter>,
     buckets: BTreeMap<MeterId, Bucket>,
@@ -52,6 +53,15 @@ impl State {
     /// The connections that are tracked.
     pub fn connections(&self) -> &Connections {
         &self.connections
+    }
+
+    /// Forgets everything but what is random from here on and how many connections there is room for.
+    pub fn clear(&mut self) {
+        self.counters.clear();
+        self.buckets.clear();
+        let limit = self.connections.limit;
+        self.connections = Connections::default();
+        self.connections.limit = limit;
     }
 
     /// Forgets the counter of a rule that has been removed.

@@ -5,9 +5,11 @@
 //! in a mask the rule with exactly the frame's masked key matches (`fl_classify` in `net/sched/cls_flower.c`). If none
 //! matches, the next priority is asked.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{Hash, Hasher};
 use std::ops::RangeInclusive;
 
+use crate::action::Action;
 use crate::check::{self, Capabilities, RuleError};
 use crate::key::{Field, Key};
 use crate::matching::Match;
@@ -16,7 +18,7 @@ use crate::rule::{Block, Port, Protocol, Rule, RuleId};
 use crate::tunnel::TunnelDevice;
 
 /// What is behind a port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PortKind {
     /// The wire. Tunnels end here.
     Uplink,
@@ -25,7 +27,7 @@ pub enum PortKind {
 }
 
 /// The ports, meters and rules of an E-Switch.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Hash)]
 pub struct Tables {
     capabilities: Capabilities,
     ports: BTreeMap<Port, PortKind>,
@@ -38,7 +40,7 @@ pub struct Tables {
 }
 
 /// One flower instance: the rules of a priority.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Hash)]
 pub(crate) struct Priority {
     pub(crate) protocol: Protocol,
     pub(crate) masks: Vec<MaskTable>,
@@ -71,6 +73,13 @@ impl Entry {
             src_ports: matches.src_ports.clone(),
             dst_ports: matches.dst_ports.clone(),
         }
+    }
+}
+
+impl Hash for MaskTable {
+    /// The rules of a mask are those of its entries, so their names need not be hashed.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (&self.mask, self.src_range, self.dst_range, &self.entries).hash(state);
     }
 }
 
@@ -150,16 +159,22 @@ impl Tables {
 
     /// Removes a port and every rule that is on it or sends to it. Returns the names of these rules.
     pub fn remove_port(&mut self, port: Port) -> Vec<RuleId> {
-        self.ports.remove(&port);
-        self.bindings.remove(&port);
-        let names = |rule: &Rule| {
-            rule.block == Block::Port(port)
-                || rule.matches.exact(Field::InPort) == Some(port.0)
-                || rule.actions.iter().any(|action| action.port() == Some(port))
-        };
+        self.remove_ports(&BTreeSet::from([port]))
+    }
+
+    /// Removes ports and every rule that is on one of them or sends to one. Returns the names of these rules, in order.
+    pub fn remove_ports(&mut self, ports: &BTreeSet<Port>) -> Vec<RuleId> {
+        self.ports.retain(|port, _| !ports.contains(port));
+        self.bindings.retain(|port, _| !ports.contains(port));
+        let names = |rule: &Rule| rule.ports().any(|port| ports.contains(&port));
         let gone: Vec<RuleId> = self.rules.iter().filter(|(_, rule)| names(rule)).map(|(id, _)| *id).collect();
         gone.iter().for_each(|id| drop(self.remove(*id)));
         gone
+    }
+
+    /// The ports.
+    pub fn ports(&self) -> impl Iterator<Item = Port> {
+        self.ports.keys().copied()
     }
 
     /// What is behind a port, if there is such a port.
@@ -224,13 +239,34 @@ impl Tables {
     /// # Errors
     /// What the card could not do, or what makes no sense. Then nothing has changed.
     pub fn add(&mut self, rule: Rule) -> Result<RuleId, RuleError> {
+        let id = RuleId(self.next_rule);
+        self.add_as(id, rule)?;
+        Ok(id)
+    }
+
+    /// Does the same with a rule that has a name already, which no rule of these tables has had.
+    ///
+    /// # Errors
+    /// As [`add`](Tables::add).
+    pub fn add_as(&mut self, id: RuleId, rule: Rule) -> Result<(), RuleError> {
         check::rule(&rule, self)?;
         self.check_place(&rule)?;
-        let id = RuleId(self.next_rule);
-        self.next_rule += 1;
+        self.next_rule = self.next_rule.max(id.0 + 1);
         self.insert(id, &rule);
         self.rules.insert(id, rule);
-        Ok(id)
+        Ok(())
+    }
+
+    /// Gives a rule other actions. Its place, its name and its counter stay. Returns those that it had, or `None` if
+    /// there is no such rule.
+    ///
+    /// # Errors
+    /// What the card could not do, or what makes no sense. Then nothing has changed.
+    pub fn set_actions(&mut self, id: RuleId, actions: Vec<Action>) -> Result<Option<Vec<Action>>, RuleError> {
+        let Some(rule) = self.rules.get(&id) else { return Ok(None) };
+        let changed = Rule { actions, ..rule.clone() };
+        check::rule(&changed, self)?;
+        Ok(self.rules.insert(id, changed).map(|before| before.actions))
     }
 
     /// Whether there is a place for the rule: the protocol of its priority, no rule with the same match, no limit.
@@ -288,6 +324,13 @@ impl Tables {
             self.chains.remove(&place);
         }
         Some(rule)
+    }
+
+    /// Removes every rule and meter. The ports stay, and names are still not given twice.
+    pub fn clear(&mut self) {
+        self.rules.clear();
+        self.chains.clear();
+        self.meters.clear();
     }
 
     /// A rule.

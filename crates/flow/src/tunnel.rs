@@ -9,6 +9,7 @@ use crate::parse::{ETH_HLEN, Fragment, Network, be16, be32, dissect, ethertype, 
 
 /// A kind of tunnel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum TunnelKind {
     /// VXLAN (RFC 7348).
     Vxlan,
@@ -20,6 +21,7 @@ pub enum TunnelKind {
 
 /// A tunnel device that takes every identifier, as Open vSwitch has one for each kind and port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct TunnelDevice {
     /// The kind.
     pub kind: TunnelKind,
@@ -41,7 +43,8 @@ impl fmt::Display for TunnelDevice {
 ///
 /// The outer header is fixed, as in mlx5 (`en/tc_tun.c`): the congestion bits of the inner packet are not copied, there
 /// is no checksum of UDP, and IPv4 may be fragmented.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Encap {
     /// The kind.
     pub kind: TunnelKind,
@@ -64,7 +67,8 @@ pub struct Encap {
 }
 
 /// The MAC addresses of the next hop and of the card's uplink.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Neighbour {
     /// The next hop's.
     pub dst: Mac,
@@ -73,7 +77,7 @@ pub struct Neighbour {
 }
 
 /// What is known of the tunnel out of which a frame came.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct TunnelInfo {
     id: u32,
     outer: Key,

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use flow::{Capabilities, Counter, Port, PortKind, RuleId};
 use lockdep::{Deadline, Locked, Mutex, digest};
 use serde::{Deserialize, Serialize};
 
 use crate::card::{
     Card, CardError, Counters, Create, FailedCreate, MovedInstance, OnNetdevChange, Resource, ResourceKind,
 };
+use crate::datapath::{Arrival, Change, Datapath};
 use crate::ids::{MacAddr, PfIndex, Vport};
 use crate::lock_order::{CardCall, CardState};
 use crate::rate::TxRates;
@@ -147,6 +149,9 @@ impl<C: Card> Card for Faulty<C> {
     fn name(&self, cx: &mut Locked<'_, CardCall>, resource: &Resource) -> Option<String> {
         self.inner.name(cx, resource)
     }
+    fn datapath(&self) -> Option<&dyn Datapath> {
+        self.inner.datapath().map(|_| self as &dyn Datapath)
+    }
     fn renamed(&self, cx: &mut Locked<'_, CardCall>) -> Vec<(Resource, String)> {
         self.inner.renamed(cx)
     }
@@ -194,5 +199,83 @@ impl<C: Card> Card for Faulty<C> {
     }
     fn take_complaints(&self, cx: &mut Locked<'_, CardCall>) -> Vec<String> {
         self.inner.take_complaints(cx)
+    }
+}
+
+/// A data plane that refuses the changes that the oracle selects.
+impl<C: Card> Datapath for Faulty<C> {
+    fn capabilities(&self) -> Capabilities {
+        self.inner.datapath().map(Datapath::capabilities).unwrap_or_default()
+    }
+    fn open(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) {
+        self.each(|plane| plane.open(cx, pf));
+    }
+    fn close(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) {
+        self.each(|plane| plane.close(cx, pf));
+    }
+    fn set_active(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, active: bool) {
+        self.each(|plane| plane.set_active(cx, pf, active));
+    }
+    fn attach(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, ports: &[(Port, PortKind)]) {
+        self.each(|plane| plane.attach(cx, pf, ports));
+    }
+    fn detach(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, ports: &[Port]) {
+        self.each(|plane| plane.detach(cx, pf, ports));
+    }
+    fn clear(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) {
+        self.each(|plane| plane.clear(cx, pf));
+    }
+    fn commit(
+        &self,
+        cx: &mut Locked<'_, CardCall>,
+        pf: PfIndex,
+        batch: &[Change<'_>],
+    ) -> Vec<Result<Counter, CardError>> {
+        let Some(plane) = self.inner.datapath() else { return Vec::new() };
+        let refused: Vec<Option<String>> = batch
+            .iter()
+            .map(|change| match change {
+                Change::Install(_, rule) => Some(format!("install a rule on {}", rule.block)),
+                Change::SetActions(_, rule) => Some(format!("change a rule on {}", rule.block)),
+                Change::SetMeter(id, _) => Some(format!("set meter {}", id.0)),
+                Change::Remove(_) | Change::RemoveMeter(_) => None,
+            })
+            .map(|place| place.filter(|place| cx.fails(|| place.clone())))
+            .collect();
+        let passed: Vec<Change<'_>> = batch
+            .iter()
+            .zip(&refused)
+            .filter(|(_, refused)| refused.is_none())
+            .map(|(change, _)| change.clone())
+            .collect();
+        let mut done = plane.commit(cx, pf, &passed).into_iter();
+        let outcome = |refused: Option<String>| match refused {
+            Some(place) => Some(Err(CardError::Planned(place))),
+            None => done.next(),
+        };
+        refused.into_iter().filter_map(outcome).collect()
+    }
+    fn counters(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, rules: &[RuleId]) -> Vec<Counter> {
+        self.inner.datapath().map(|plane| plane.counters(cx, pf, rules)).unwrap_or_default()
+    }
+    fn installed(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) -> Option<Vec<RuleId>> {
+        self.inner.datapath()?.installed(cx, pf)
+    }
+    fn send(
+        &self,
+        cx: &mut Locked<'_, CardCall>,
+        port: Port,
+        now: Duration,
+        frame: &[u8],
+    ) -> Result<Vec<Arrival>, CardError> {
+        self.inner.datapath().map_or(Ok(Vec::new()), |plane| plane.send(cx, port, now, frame))
+    }
+}
+
+impl<C: Card> Faulty<C> {
+    fn each(&self, f: impl FnOnce(&dyn Datapath)) {
+        if let Some(plane) = self.inner.datapath() {
+            f(plane);
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use lockdep::Locked;
 
 use crate::card::{Card, CardError, Counters, Create, FailedCreate, MovedInstance, OnNetdevChange, Resource};
+use crate::datapath::Datapath;
 use crate::ids::{MacAddr, PfIndex, Vport};
 use crate::lock_order::CardCall;
 use crate::rate::TxRates;
@@ -45,6 +46,10 @@ impl<C: Card, F: Fn(&str) + Send + Sync> Card for Traced<C, F> {
 
     fn name(&self, cx: &mut Locked<'_, CardCall>, resource: &Resource) -> Option<String> {
         self.inner.name(cx, resource)
+    }
+
+    fn datapath(&self) -> Option<&dyn Datapath> {
+        self.inner.datapath()
     }
 
     fn renamed(&self, cx: &mut Locked<'_, CardCall>) -> Vec<(Resource, String)> {

@@ -141,6 +141,7 @@ impl Pf {
 
     fn leave_switchdev(self: &Arc<Self>, state: &mut DevlinkState, cx: &mut Locked<'_, Devlink>) -> Result<()> {
         let loaded_before = self.eswitch.stated.loaded(cx);
+        self.shared.flows.clear(cx, &*self.shared.card, self.index());
         self.unpair(cx);
         self.unload_all(cx);
         if let Err(error) = self.rescan_into(cx, Mode::Legacy) {

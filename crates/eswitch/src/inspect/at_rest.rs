@@ -321,6 +321,13 @@ impl Pf {
             violate("switchdev-complete", format!("no retry is pending, and the back-off still counts {failures}"));
         }
         let mode = self.eswitch.mode.under_devlink(state, cx);
+        let loaded = self.eswitch.with_representors(cx, |table, _| {
+            table.vports().into_iter().filter(|vport| table.is_loaded(*vport, RepType::Eth)).collect()
+        });
+        let (flows, card) = (&self.shared.flows, &*self.shared.card);
+        for detail in flows.check_at_rest(cx, card, self.index(), mode, &loaded, paired) {
+            violate("flows-owned", detail);
+        }
         for (invariant, detail) in self.eswitch.stated.check_at_rest(cx, mode, paired.iter().copied().collect()) {
             violate(invariant, detail);
         }

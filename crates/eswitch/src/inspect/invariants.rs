@@ -15,7 +15,7 @@ pub struct Invariant {
 
 /// Every invariant. [`Violation::invariant`](super::Violation::invariant) is one of their names. An exploration finds
 /// `lock-order` and `progress` without the engine, in any program.
-pub const INVARIANTS: [Invariant; 14] = [
+pub const INVARIANTS: [Invariant; 16] = [
     Invariant {
         name: "loaded-implies-registered",
         holds_when: "a representor is loaded only while ops of its type are registered",
@@ -89,6 +89,19 @@ pub const INVARIANTS: [Invariant; 14] = [
         holds_when: "every loaded representor has been notified of exactly the peers that its E-Switch is paired with",
         checked: "each time a table of representors is released; at rest",
         needs_lockdep: false,
+    },
+    Invariant {
+        name: "flows-owned",
+        holds_when: "a rule is installed only while the representors of its port and of every port that it names are loaded; the \
+                     data plane has exactly the rules of which their owners were told; in legacy mode there is none",
+        checked: "each time the lock of rules is released; at rest (the tables against the data plane)",
+        needs_lockdep: false,
+    },
+    Invariant {
+        name: "counters-grow",
+        holds_when: "the counter of a rule begins at zero, never goes back, and never comes to another rule",
+        checked: "when a rule is installed; each time a counter is read",
+        needs_lockdep: true,
     },
     Invariant {
         name: "lock-order",

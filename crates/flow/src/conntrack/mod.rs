@@ -53,7 +53,7 @@ impl Direction {
 }
 
 /// A connection.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Connection {
     /// The zone.
     pub zone: u16,
@@ -165,7 +165,7 @@ enum Update {
 }
 
 /// The table of connections.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Connections {
     by_id: BTreeMap<ConnectionId, Connection>,
     by_tuple: BTreeMap<(u16, Tuple), (ConnectionId, Direction)>,
@@ -226,7 +226,7 @@ impl Connections {
 }
 
 /// What a frame carries after it has been tracked, as an skb its `nf_conn` and `ip_conntrack_info`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Tracked {
     zone: u16,
     held: Option<Held>,
@@ -235,7 +235,7 @@ pub(crate) struct Tracked {
 }
 
 /// The connection of a frame.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Held {
     /// One of the table.
     Confirmed(ConnectionId),
@@ -246,7 +246,7 @@ enum Held {
 }
 
 /// Why a frame cannot be tracked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum CtError {
     /// It is not IP. The kernel drops it.
     NotIp,

@@ -11,7 +11,7 @@ use super::Direction;
 use crate::parse::{Dissected, be32, protocol};
 
 /// A state of `enum tcp_conntrack`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum TcpPhase {
     /// Before the first frame.
     #[default]
@@ -53,7 +53,7 @@ impl TcpPhase {
 const PICKED_UP: Duration = Duration::from_secs(5 * 60);
 
 /// What kind of segment it is (`get_conntrack_index`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Kind {
     Syn,
     SynAck,
@@ -63,7 +63,7 @@ enum Kind {
 }
 
 /// A TCP header, as far as it counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Segment {
     kind: Kind,
     acknowledged: u32,
@@ -97,7 +97,7 @@ pub(super) fn segment(frame: &[u8], dissected: &Dissected) -> Option<Segment> {
 }
 
 /// What a segment does in a phase.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Next {
     To(TcpPhase),
     Ignore,
@@ -139,7 +139,7 @@ fn next(direction: Direction, kind: Kind, phase: TcpPhase) -> Next {
 }
 
 /// The state of a TCP connection (`struct ip_ct_tcp`).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct TcpState {
     /// The phase.
     pub phase: TcpPhase,

@@ -1,0 +1,160 @@
+//! The data plane of a card in memory: the reference pipeline, once for each E-Switch.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use eswitch::card::CardError;
+use eswitch::datapath::{Arrival, Change, Datapath};
+use eswitch::lock_order::{CardCall, CardState};
+use eswitch::{PfIndex, PortIndex};
+use flow::{Capabilities, Counter, Fate, Port, PortKind, RuleId, State, Tables, Verdict};
+use lockdep::{Locked, Mutex, digest};
+
+/// The E-Switches in switchdev mode, each with its rules and what frames have changed.
+pub struct Planes {
+    planes: Mutex<CardState, BTreeMap<PfIndex, Plane>>,
+}
+
+impl Default for Planes {
+    fn default() -> Self {
+        Self { planes: Mutex::new(BTreeMap::new()).with_state_digest(digest) }
+    }
+}
+
+#[derive(Hash)]
+struct Plane {
+    tables: Tables,
+    state: State,
+    active: bool,
+}
+
+/// What became of a frame that came in at a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Forwarded {
+    /// The rules decided. If the frame [goes to the representor](Verdict::goes_to_representor), that has it now.
+    Switched(Box<Verdict>),
+    /// The E-Switch lets no frame pass.
+    Inactive,
+    /// The E-Switch is not in switchdev mode, or the port has no representor.
+    NoTables,
+}
+
+impl Planes {
+    /// Sends a frame into a port: what the function behind it sends, or what comes from the wire. `now` is the time since
+    /// any moment that stays the same.
+    pub fn forward<L>(&self, cx: &mut Locked<'_, L>, port: Port, now: Duration, frame: &[u8]) -> Forwarded {
+        let mut planes = self.planes.lock_leaf(cx);
+        let pf = PfIndex(PortIndex(port.0).split().0 as u8);
+        let Some(plane) = planes.get_mut(&pf).filter(|plane| plane.tables.port(port).is_some()) else {
+            return Forwarded::NoTables;
+        };
+        if !plane.active {
+            return Forwarded::Inactive;
+        }
+        let verdict = flow::process(&plane.tables, &mut plane.state, now, port, frame);
+        debug_assert!(
+            verdict.fate != Fate::Forwarded || verdict.outputs.iter().all(|o| plane.tables.port(o.port).is_some())
+        );
+        Forwarded::Switched(Box::new(verdict))
+    }
+
+    fn with<R: Default>(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, f: impl FnOnce(&mut Plane) -> R) -> R {
+        self.planes.lock_leaf(cx).get_mut(&pf).map(f).unwrap_or_default()
+    }
+}
+
+impl Plane {
+    fn change(&mut self, change: &Change<'_>) -> Result<Counter, CardError> {
+        let refused = |error: flow::RuleError| CardError::Full(error.to_string());
+        match change {
+            Change::Install(id, rule) => self.tables.add_as(*id, (*rule).clone()).map_err(refused)?,
+            Change::SetActions(id, rule) => {
+                self.tables.set_actions(*id, rule.actions.clone()).map_err(refused)?;
+                return Ok(self.state.counter(*id));
+            }
+            Change::Remove(id) => {
+                self.tables.remove(*id);
+                let counter = self.state.counter(*id);
+                self.state.forget_rule(*id);
+                return Ok(counter);
+            }
+            Change::SetMeter(id, meter) => self.tables.set_meter(*id, *meter).map_err(refused)?,
+            Change::RemoveMeter(id) => {
+                self.tables.remove_meter(*id);
+                self.state.forget_meter(*id);
+            }
+        }
+        Ok(Counter::default())
+    }
+}
+
+impl Datapath for Planes {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::connectx()
+    }
+
+    fn open(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) {
+        let tables = Tables::new(self.capabilities());
+        self.planes.lock_leaf(cx).insert(pf, Plane { tables, state: State::new(0), active: true });
+    }
+
+    fn close(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) {
+        self.planes.lock_leaf(cx).remove(&pf);
+    }
+
+    fn set_active(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, active: bool) {
+        self.with(cx, pf, |plane| plane.active = active);
+    }
+
+    fn attach(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, ports: &[(Port, PortKind)]) {
+        self.with(cx, pf, |plane| ports.iter().for_each(|(port, kind)| plane.tables.add_port(*port, *kind)));
+    }
+
+    fn detach(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, ports: &[Port]) {
+        // A rule that still names one of the ports would go with it, and at rest it would be missed.
+        self.with(cx, pf, |plane| drop(plane.tables.remove_ports(&ports.iter().copied().collect())));
+    }
+
+    fn clear(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) {
+        self.with(cx, pf, |plane| {
+            plane.tables.clear();
+            plane.state.clear();
+        });
+    }
+
+    fn commit(
+        &self,
+        cx: &mut Locked<'_, CardCall>,
+        pf: PfIndex,
+        batch: &[Change<'_>],
+    ) -> Vec<Result<Counter, CardError>> {
+        self.with(cx, pf, |plane| batch.iter().map(|change| plane.change(change)).collect())
+    }
+
+    fn counters(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, rules: &[RuleId]) -> Vec<Counter> {
+        self.with(cx, pf, |plane| rules.iter().map(|rule| plane.state.counter(*rule)).collect())
+    }
+
+    fn send(
+        &self,
+        cx: &mut Locked<'_, CardCall>,
+        port: Port,
+        now: Duration,
+        frame: &[u8],
+    ) -> Result<Vec<Arrival>, CardError> {
+        match self.forward(cx, port, now, frame) {
+            Forwarded::Switched(verdict) => {
+                let outputs = verdict.outputs.iter().map(|output| Arrival::Port(output.port));
+                let representor = verdict.goes_to_representor().then_some(Arrival::Representor(port));
+                Ok(outputs.chain(representor).collect())
+            }
+            Forwarded::Inactive => Ok(Vec::new()),
+            Forwarded::NoTables => Err(CardError::Full(format!("{port} has no representor"))),
+        }
+    }
+
+    fn installed(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) -> Option<Vec<RuleId>> {
+        let planes = self.planes.lock_leaf(cx);
+        planes.get(&pf).map(|plane| plane.tables.rules().map(|(id, _)| id).collect())
+    }
+}

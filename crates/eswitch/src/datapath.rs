@@ -1,0 +1,110 @@
+//! The interface between the engine and a card's data plane, which carries frames by flow rules.
+//!
+//! It stands beside [`Card`](crate::card::Card): rules do not queue behind netdevs, and netdevs do not queue behind
+//! rules. What a data plane does with a frame is defined by [`flow::process`]. A frame that no rule takes goes to the
+//! representor of the port at which it came in, as it came in.
+//!
+//! The engine decides which rules exist at which time, and calls a data plane under the lock of its rules
+//! ([`Flows`](crate::lock_order::Flows)). A data plane refuses what it cannot do, rule by rule.
+
+use std::time::Duration;
+
+use flow::{Capabilities, Counter, Meter, MeterId, Port, PortKind, Rule, RuleId};
+use lockdep::Locked;
+
+use crate::card::CardError;
+use crate::ids::{PfIndex, PortIndex, Vport};
+use crate::lock_order::CardCall;
+
+/// The number of a vport's port in flow rules: that of its devlink port. It is one of a kind on a card.
+pub fn port(pf: PfIndex, vport: Vport) -> Port {
+    Port(PortIndex::new(pf, vport).0)
+}
+
+/// What is behind the port of a vport.
+pub fn port_kind(vport: Vport) -> PortKind {
+    match vport {
+        Vport::Uplink => PortKind::Uplink,
+        Vport::HostPf | Vport::Vf(_) | Vport::Sf(_) => PortKind::Vport,
+    }
+}
+
+/// A change to the rules of an E-Switch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change<'a> {
+    /// Installs a rule behind those that are there. Its counter is zero.
+    Install(RuleId, &'a Rule),
+    /// Gives a rule other actions. Its place and its counter stay. A frame meets either the old or the new ones.
+    SetActions(RuleId, &'a Rule),
+    /// Removes a rule.
+    Remove(RuleId),
+    /// Makes a meter, or changes it.
+    SetMeter(MeterId, Meter),
+    /// Removes a meter that no rule uses.
+    RemoveMeter(MeterId),
+}
+
+/// Where a frame has arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Arrival {
+    /// At the function behind a port, or on the wire of an uplink.
+    Port(Port),
+    /// At the representor of a port.
+    Representor(Port),
+}
+
+/// A card's data plane.
+///
+/// Every call has a token at [`CardCall`], so a data plane cannot call back into the engine.
+pub trait Datapath: Send + Sync {
+    /// What it can do.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Begins with an E-Switch that has entered switchdev mode: it has no ports and no rules.
+    fn open(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex);
+
+    /// Ends with an E-Switch, and forgets its ports, rules and meters.
+    fn close(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex);
+
+    /// Lets frames pass the tables of an E-Switch, as they do from the start, or drops every frame instead. Ports,
+    /// rules and counters stay.
+    fn set_active(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, active: bool);
+
+    /// Makes ports known to the rules of an E-Switch: ports of its own whose representors exist, or ports of a peer.
+    fn attach(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, ports: &[(Port, PortKind)]);
+
+    /// Takes ports away again, which no rule of the E-Switch names any more.
+    fn detach(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, ports: &[Port]);
+
+    /// Removes every rule and meter of an E-Switch at once, in a time that hardly depends on their number.
+    fn clear(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex);
+
+    /// Carries out changes in their order. For each, the counter of its rule as it is then, the last one for a rule
+    /// that is removed, zero for a meter; or why it was refused. What is refused leaves nothing behind, and the other
+    /// changes are carried out all the same. Only [`Change::Install`], [`Change::SetActions`] and [`Change::SetMeter`]
+    /// can be refused.
+    fn commit(
+        &self,
+        cx: &mut Locked<'_, CardCall>,
+        pf: PfIndex,
+        batch: &[Change<'_>],
+    ) -> Vec<Result<Counter, CardError>>;
+
+    /// The counters of rules that are installed, in the same order.
+    fn counters(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, rules: &[RuleId]) -> Vec<Counter>;
+
+    /// The rules that are installed, in order, for an E-Switch that is open. `None`: it is not.
+    fn installed(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) -> Option<Vec<RuleId>>;
+
+    /// Sends a frame into a port, and says where it arrived, in order.
+    ///
+    /// # Errors
+    /// There is no such port, or this data plane cannot be asked to send.
+    fn send(
+        &self,
+        cx: &mut Locked<'_, CardCall>,
+        port: Port,
+        now: Duration,
+        frame: &[u8],
+    ) -> Result<Vec<Arrival>, CardError>;
+}

@@ -1,0 +1,706 @@
+//! The flow rules of a card's E-Switches.
+//!
+//! A rule is on a port of an E-Switch in switchdev mode, and names the ports to which it sends. It is installed only
+//! while the representors of all these ports are loaded: it belongs to them, as a tc filter belongs to its netdev. A
+//! representor that is unloaded takes its rules along, and an E-Switch that leaves switchdev mode takes all of them.
+//! Rules are no part of what a failed command restores.
+//!
+//! One lock, [`Flows`](FlowsClass), protects the rules of all E-Switches of a card. A rule may name ports of a paired
+//! E-Switch, so what removes a port of one removes rules of another; with a lock for each that would be an operation in
+//! two steps, between which a rule sends to a port that is gone. It is held for one batch at a time.
+//!
+//! Ports come and go where resources are made and unmade, which is in one place
+//! ([`Shared::make`](crate::shared::Shared::make)). So no path that loads or unloads a representor can forget them.
+
+mod stated;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use flow::{Action, Block, Counter, Meter, MeterId, Neighbour, Port, Rule, RuleError, RuleId, Tables};
+use lockdep::{LockBefore, Locked, Mutex, Shadow, digest};
+use serde::{Deserialize, Serialize};
+
+use crate::card::{Card, CardError, Resource};
+use crate::datapath::{Arrival, Change, Datapath, port, port_kind};
+use crate::engine::Engine;
+use crate::error::Errno;
+use crate::ids::{PfIndex, PfSet, PortIndex, RepType, Vport};
+use crate::lock_order::{CardCall, Flows as FlowsClass, ResourceCall};
+
+use stated::Seen;
+
+/// How many changes are made at most before the lock is released for others.
+const BATCH: usize = 1024;
+
+/// A change to the flow rules of a card.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FlowChange {
+    /// Installs a rule in the E-Switch of a PF.
+    ///
+    /// A next hop that a rule names by [`flow::Encap::neighbour`] is ignored: it is the one that
+    /// [`Engine::set_neighbour`] has told.
+    Add {
+        /// The PF.
+        pf: PfIndex,
+        /// The rule. Its ports are numbered by [`port`].
+        rule: Box<Rule>,
+    },
+    /// Gives a rule other actions. Its counter stays.
+    SetActions {
+        /// The rule.
+        rule: RuleId,
+        /// The actions.
+        actions: Vec<Action>,
+    },
+    /// Removes a rule.
+    Remove(RuleId),
+    /// Removes the rules of a block, or of one of its chains, or of one priority of a chain or of all chains: `tc filter
+    /// del` without a handle.
+    Flush {
+        /// The PF.
+        pf: PfIndex,
+        /// The block.
+        block: Block,
+        /// Only the rules of this chain.
+        chain: Option<u32>,
+        /// Only the rules of this priority.
+        priority: Option<u32>,
+    },
+    /// Makes a meter in the E-Switch of a PF, or changes it.
+    SetMeter {
+        /// The PF.
+        pf: PfIndex,
+        /// The meter.
+        id: MeterId,
+        /// What it lets through.
+        meter: Meter,
+    },
+    /// Removes a meter from the E-Switch of a PF.
+    RemoveMeter {
+        /// The PF.
+        pf: PfIndex,
+        /// The meter.
+        id: MeterId,
+    },
+}
+
+/// What has been done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FlowDone {
+    /// The rule is installed, and has this name. No other rule of the card ever has it.
+    Added(RuleId),
+    /// The rule has these actions.
+    Changed,
+    /// The rule is removed. This was its counter.
+    Removed(Counter),
+    /// This many rules are removed.
+    Flushed(usize),
+    /// The meter is as asked.
+    Meter,
+}
+
+/// Why a change to flow rules is refused. Nothing of it is left.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FlowError {
+    /// The card has no data plane that could carry out rules.
+    #[error("this card offloads no flows")]
+    NoOffload,
+    /// The E-Switch has no tables.
+    #[error("the E-Switch of pf{} is not in switchdev mode", .0.0)]
+    NotSwitchdev(PfIndex),
+    /// There is no such rule, or there is none any more.
+    #[error("there is no {0}: it was removed, or went with one of its ports")]
+    NoRule(RuleId),
+    /// The meter is used by a rule, or there is none.
+    #[error("meter {} is used by a rule, or there is none", .0.0)]
+    MeterInUse(MeterId),
+    /// The card could not carry the rule out, or it makes no sense.
+    #[error("{0}")]
+    Refused(#[from] RuleError),
+    /// The data plane refused it.
+    #[error("{0}")]
+    Datapath(CardError),
+}
+
+impl FlowError {
+    /// The error number for a program. A rule that the card cannot carry out is EOPNOTSUPP, as in mlx5.
+    pub fn errno(&self) -> Errno {
+        match self {
+            Self::NoOffload | Self::NotSwitchdev(_) => Errno::EOPNOTSUPP,
+            Self::NoRule(_) => Errno::ENOENT,
+            Self::MeterInUse(_) => Errno::EBUSY,
+            Self::Refused(refused) => match refused {
+                RuleError::Exists(_) => Errno::EEXIST,
+                RuleError::TooManyRules | RuleError::TooManyMasks | RuleError::TooManyMeters => Errno::ENOSPC,
+                RuleError::UnknownMeter(_) | RuleError::ProtocolOfPriority(_) => Errno::ENOENT,
+                _ => Errno::EOPNOTSUPP,
+            },
+            Self::Datapath(error) => error.errno(),
+        }
+    }
+}
+
+/// The rules of all E-Switches of a card, and their lock.
+pub(crate) struct Flows {
+    state: Mutex<FlowsClass, State>,
+    seen: Shadow<Seen>,
+}
+
+/// What the lock protects.
+#[derive(Default, Hash)]
+struct State {
+    /// Those in switchdev mode.
+    switches: BTreeMap<PfIndex, Switch>,
+    /// The PF's next hops to the ends of tunnels.
+    neighbours: BTreeMap<(PfIndex, IpAddr), Neighbour>,
+    last_rule: u64,
+}
+
+/// The rules of one E-Switch.
+#[derive(Hash)]
+struct Switch {
+    /// Its rules, with every port that they may name.
+    tables: Tables,
+    /// Its own ports: those whose netdev representor is loaded.
+    ports: BTreeSet<Vport>,
+    /// The peers whose ports its rules may name.
+    peers: PfSet,
+}
+
+impl Default for Flows {
+    fn default() -> Self {
+        Self { state: Mutex::new(State::default()).with_state_digest(digest), seen: Shadow::default() }
+    }
+}
+
+impl Flows {
+    /// Runs `f` on the rules, if the card has a data plane.
+    fn with<P: LockBefore<FlowsClass>, R>(
+        &self,
+        cx: &mut Locked<'_, P>,
+        card: &dyn Card,
+        f: impl FnOnce(&mut State, &mut Locked<'_, CardCall>, &dyn Datapath) -> R,
+    ) -> Option<R> {
+        let datapath = card.datapath()?;
+        let (mut state, mut cx) = self.state.lock(cx);
+        let result = f(&mut state, &mut cx.narrow(), datapath);
+        self.ensure_owned(&cx, &state);
+        Some(result)
+    }
+
+    /// Notes resources that have just been made.
+    pub(crate) fn made(&self, cx: &mut Locked<'_, ResourceCall>, card: &dyn Card, resources: &[Resource]) {
+        if !resources.iter().any(concerns_flows) {
+            return;
+        }
+        self.with(cx, card, |state, cx, datapath| {
+            for resource in resources {
+                match *resource {
+                    Resource::SwitchdevFdb(pf) => state.open(cx, datapath, pf),
+                    Resource::PeerRules(pf, peer) => state.pair(cx, datapath, pf, peer),
+                    _ => {}
+                }
+            }
+            for (pf, vports) in representors(resources) {
+                state.add_ports(cx, datapath, pf, &vports);
+            }
+        });
+    }
+
+    /// Notes resources that are about to be unmade.
+    pub(crate) fn unmaking(&self, cx: &mut Locked<'_, ResourceCall>, card: &dyn Card, resources: &[Resource]) {
+        if !resources.iter().any(concerns_flows) {
+            return;
+        }
+        self.with(cx, card, |state, cx, datapath| {
+            for (pf, vports) in representors(resources) {
+                state.remove_ports(cx, datapath, pf, &vports);
+            }
+            for resource in resources {
+                match *resource {
+                    Resource::PeerRules(pf, peer) => state.unpair(cx, datapath, pf, peer),
+                    Resource::SwitchdevFdb(pf) => state.close(cx, datapath, pf),
+                    _ => {}
+                }
+            }
+        });
+    }
+
+    /// Removes all rules of an E-Switch at once, before its representors are unloaded one by one.
+    pub(crate) fn clear<P: LockBefore<FlowsClass>>(&self, cx: &mut Locked<'_, P>, card: &dyn Card, pf: PfIndex) {
+        self.with(cx, card, |state, cx, datapath| state.clear(cx, datapath, pf));
+    }
+}
+
+/// Whether rules depend on a resource.
+fn concerns_flows(resource: &Resource) -> bool {
+    matches!(resource, Resource::SwitchdevFdb(_) | Resource::PeerRules(..) | Resource::Representor(_, _, RepType::Eth))
+}
+
+/// The vports of the netdev representors among resources, by PF.
+fn representors(resources: &[Resource]) -> BTreeMap<PfIndex, Vec<Vport>> {
+    let mut by_pf: BTreeMap<PfIndex, Vec<Vport>> = BTreeMap::new();
+    for resource in resources {
+        if let Resource::Representor(pf, vport, RepType::Eth) = resource {
+            by_pf.entry(*pf).or_default().push(*vport);
+        }
+    }
+    by_pf
+}
+
+type CardCx<'a, 'b> = &'a mut Locked<'b, CardCall>;
+
+impl State {
+    fn open(&mut self, cx: CardCx<'_, '_>, datapath: &dyn Datapath, pf: PfIndex) {
+        let tables = Tables::new(datapath.capabilities());
+        self.switches.insert(pf, Switch { tables, ports: BTreeSet::new(), peers: PfSet::default() });
+        datapath.open(cx, pf);
+    }
+
+    fn close(&mut self, cx: CardCx<'_, '_>, datapath: &dyn Datapath, pf: PfIndex) {
+        self.switches.remove(&pf);
+        datapath.close(cx, pf);
+    }
+
+    fn clear(&mut self, cx: CardCx<'_, '_>, datapath: &dyn Datapath, pf: PfIndex) {
+        let Some(switch) = self.switches.get_mut(&pf) else { return };
+        switch.tables.clear();
+        datapath.clear(cx, pf);
+    }
+
+    /// Adds ports of an E-Switch to its own tables, and to those of the peers that know it.
+    fn add_ports(&mut self, cx: CardCx<'_, '_>, datapath: &dyn Datapath, pf: PfIndex, vports: &[Vport]) {
+        if let Some(switch) = self.switches.get_mut(&pf) {
+            switch.ports.extend(vports);
+            switch.attach(cx, datapath, pf, pf, vports.iter().copied());
+        }
+        for (peer, switch) in self.switches.iter_mut().filter(|(_, switch)| switch.peers.contains(pf)) {
+            switch.attach(cx, datapath, *peer, pf, vports.iter().copied().filter(is_for_peers));
+        }
+    }
+
+    /// Removes ports of an E-Switch, with every rule that names one.
+    fn remove_ports(&mut self, cx: CardCx<'_, '_>, datapath: &dyn Datapath, pf: PfIndex, vports: &[Vport]) {
+        if let Some(switch) = self.switches.get_mut(&pf) {
+            switch.ports.retain(|vport| !vports.contains(vport));
+            switch.detach(cx, datapath, pf, pf, vports.iter().copied());
+        }
+        for (peer, switch) in self.switches.iter_mut().filter(|(_, switch)| switch.peers.contains(pf)) {
+            switch.detach(cx, datapath, *peer, pf, vports.iter().copied().filter(is_for_peers));
+        }
+    }
+
+    /// Lets the rules of an E-Switch name the ports of a peer.
+    fn pair(&mut self, cx: CardCx<'_, '_>, datapath: &dyn Datapath, pf: PfIndex, peer: PfIndex) {
+        let ports: Vec<Vport> = self.switches.get(&peer).into_iter().flat_map(|of| of.ports.iter().copied()).collect();
+        if let Some(switch) = self.switches.get_mut(&pf) {
+            switch.peers.insert(peer);
+            switch.attach(cx, datapath, pf, peer, ports.into_iter().filter(is_for_peers));
+        }
+    }
+
+    /// Ends that, and removes the rules that do.
+    fn unpair(&mut self, cx: CardCx<'_, '_>, datapath: &dyn Datapath, pf: PfIndex, peer: PfIndex) {
+        let Some(switch) = self.switches.get_mut(&pf) else { return };
+        switch.peers.remove(peer);
+        let of_peer = |port: &Port| PortIndex(port.0).split().0 == u32::from(peer.0);
+        let ports: BTreeSet<Port> = switch.tables.ports().filter(of_peer).collect();
+        switch.detach_ports(cx, datapath, pf, &ports);
+    }
+
+    /// The PF in whose E-Switch a rule is.
+    fn switch_of(&mut self, rule: RuleId) -> Option<(PfIndex, &mut Switch)> {
+        let has = |(_, switch): &(&PfIndex, &mut Switch)| switch.tables.rule(rule).is_some();
+        self.switches.iter_mut().find(has).map(|(pf, switch)| (*pf, switch))
+    }
+
+    /// Changes rules one after the other, with one call to the data plane for each row of changes to one E-Switch.
+    fn change(
+        &mut self,
+        cx: CardCx<'_, '_>,
+        datapath: &dyn Datapath,
+        batch: Vec<FlowChange>,
+    ) -> Vec<Result<FlowDone, FlowError>> {
+        let mut results: Vec<Option<Result<FlowDone, FlowError>>> = Vec::with_capacity(batch.len());
+        let mut row = Row::default();
+        for change in batch {
+            let at = results.len();
+            if let FlowChange::Flush { pf, block, chain, priority } = change {
+                self.flush(cx, datapath, std::mem::take(&mut row), &mut results);
+                results.push(Some(self.remove_all(cx, datapath, pf, |rule| {
+                    rule.block == block
+                        && chain.is_none_or(|chain| chain == rule.chain)
+                        && priority.is_none_or(|priority| priority == rule.priority)
+                })));
+                continue;
+            }
+            if !row.takes(&change) {
+                self.flush(cx, datapath, std::mem::take(&mut row), &mut results);
+                row.takes(&change);
+            }
+            match self.stage(change) {
+                Ok((pf, staged)) => {
+                    if row.pf.is_some_and(|other| other != pf) {
+                        self.flush(cx, datapath, std::mem::take(&mut row), &mut results);
+                    }
+                    row.pf = Some(pf);
+                    row.staged.push((at, staged));
+                    results.push(None);
+                }
+                Err(refused) => results.push(Some(Err(refused))),
+            }
+        }
+        self.flush(cx, datapath, row, &mut results);
+        results.into_iter().flatten().collect()
+    }
+
+    /// Removes the rules of an E-Switch for which `which` returns true.
+    fn remove_all(
+        &mut self,
+        cx: CardCx<'_, '_>,
+        datapath: &dyn Datapath,
+        pf: PfIndex,
+        which: impl Fn(&Rule) -> bool,
+    ) -> Result<FlowDone, FlowError> {
+        let tables = &mut self.switch(pf)?.tables;
+        let gone: Vec<RuleId> = tables.rules().filter(|(_, rule)| which(rule)).map(|(id, _)| id).collect();
+        gone.iter().for_each(|id| drop(tables.remove(*id)));
+        // Removing cannot be refused.
+        let _ = datapath.commit(cx, pf, &gone.iter().copied().map(Change::Remove).collect::<Vec<_>>());
+        Ok(FlowDone::Flushed(gone.len()))
+    }
+
+    /// Makes a change in the tables. The data plane has not been told yet.
+    fn stage(&mut self, change: FlowChange) -> Result<(PfIndex, Staged), FlowError> {
+        match change {
+            FlowChange::Add { pf, mut rule } => {
+                self.resolve(pf, &mut rule.actions);
+                let id = RuleId(self.last_rule + 1);
+                self.switch(pf)?.tables.add_as(id, *rule)?;
+                self.last_rule = id.0;
+                Ok((pf, Staged::Added(id)))
+            }
+            FlowChange::SetActions { rule: id, mut actions } => {
+                let (pf, _) = self.switch_of(id).ok_or(FlowError::NoRule(id))?;
+                self.resolve(pf, &mut actions);
+                let before = self.switch(pf)?.tables.set_actions(id, actions)?;
+                Ok((pf, Staged::Changed(id, before.unwrap_or_default())))
+            }
+            FlowChange::Remove(id) => {
+                let (pf, switch) = self.switch_of(id).ok_or(FlowError::NoRule(id))?;
+                switch.tables.remove(id);
+                Ok((pf, Staged::Removed(id)))
+            }
+            // It is no single change: see `change`.
+            FlowChange::Flush { pf, .. } => Err(FlowError::NotSwitchdev(pf)),
+            FlowChange::SetMeter { pf, id, meter } => {
+                let tables = &mut self.switch(pf)?.tables;
+                let before = tables.meter(id);
+                tables.set_meter(id, meter)?;
+                Ok((pf, Staged::MeterSet(id, before)))
+            }
+            FlowChange::RemoveMeter { pf, id } => match self.switch(pf)?.tables.remove_meter(id) {
+                true => Ok((pf, Staged::MeterRemoved(id))),
+                false => Err(FlowError::MeterInUse(id)),
+            },
+        }
+    }
+
+    /// Tells the data plane of changes to one E-Switch, and takes those back in the tables that it refuses.
+    fn flush(
+        &mut self,
+        cx: CardCx<'_, '_>,
+        datapath: &dyn Datapath,
+        row: Row,
+        results: &mut [Option<Result<FlowDone, FlowError>>],
+    ) {
+        let Some(pf) = row.pf else { return };
+        let Some(switch) = self.switches.get_mut(&pf) else { return };
+        let changes: Vec<Change<'_>> =
+            row.staged.iter().filter_map(|(_, staged)| staged.change(&switch.tables)).collect();
+        let outcomes = datapath.commit(cx, pf, &changes);
+        for ((at, staged), outcome) in row.staged.into_iter().zip(outcomes).rev() {
+            results[at] = Some(match outcome {
+                Ok(counter) => {
+                    let fresh = || counter == Counter::default() || !matches!(staged, Staged::Added(_));
+                    cx.ensure("counters-grow", fresh, || format!("a new rule begins with {counter:?}"));
+                    Ok(staged.done(counter))
+                }
+                Err(error) => {
+                    staged.undo(&mut switch.tables);
+                    Err(FlowError::Datapath(error))
+                }
+            });
+        }
+    }
+
+    fn switch(&mut self, pf: PfIndex) -> Result<&mut Switch, FlowError> {
+        self.switches.get_mut(&pf).ok_or(FlowError::NotSwitchdev(pf))
+    }
+
+    /// Gives the tunnels of a rule the next hops that are known.
+    fn resolve(&self, pf: PfIndex, actions: &mut [Action]) {
+        for action in actions {
+            if let Action::TunnelSet(encap) = action {
+                encap.neighbour = self.neighbours.get(&(pf, encap.dst)).copied();
+            }
+        }
+    }
+
+    /// Notes the next hop to the end of a tunnel, and changes the rules that encapsulate to it.
+    ///
+    /// A rule that the data plane refuses to change is removed: it must not send to a next hop that is not there. Its
+    /// frames take the slow path, as if it had not been offloaded.
+    fn set_neighbour(
+        &mut self,
+        cx: CardCx<'_, '_>,
+        datapath: &dyn Datapath,
+        pf: PfIndex,
+        end: IpAddr,
+        neighbour: Option<Neighbour>,
+    ) -> Vec<RuleId> {
+        match neighbour {
+            Some(neighbour) => self.neighbours.insert((pf, end), neighbour),
+            None => self.neighbours.remove(&(pf, end)),
+        };
+        let Some(switch) = self.switches.get(&pf) else { return Vec::new() };
+        let follows = |rule: &Rule| rule.actions.iter().any(|a| matches!(a, Action::TunnelSet(e) if e.dst == end));
+        let rules = switch.tables.rules().filter(|(_, rule)| follows(rule));
+        let changes: Vec<FlowChange> =
+            rules.map(|(id, rule)| FlowChange::SetActions { rule: id, actions: rule.actions.clone() }).collect();
+        let ids: Vec<RuleId> = changes
+            .iter()
+            .filter_map(|change| match change {
+                FlowChange::SetActions { rule, .. } => Some(*rule),
+                _ => None,
+            })
+            .collect();
+        let outcomes = self.change(cx, datapath, changes);
+        let refused = ids.into_iter().zip(outcomes).filter(|(_, outcome)| outcome.is_err());
+        let refused: Vec<RuleId> = refused.map(|(id, _)| id).collect();
+        self.change(cx, datapath, refused.iter().map(|id| FlowChange::Remove(*id)).collect());
+        refused
+    }
+}
+
+/// Whether the rules of a paired E-Switch may send to a vport: not to an uplink, which is each E-Switch's own.
+fn is_for_peers(vport: &Vport) -> bool {
+    *vport != Vport::Uplink
+}
+
+impl Switch {
+    /// Makes ports of a PF known to these tables, which are those of `own`.
+    fn attach(
+        &mut self,
+        cx: CardCx<'_, '_>,
+        datapath: &dyn Datapath,
+        own: PfIndex,
+        pf: PfIndex,
+        vports: impl Iterator<Item = Vport>,
+    ) {
+        let ports: Vec<_> = vports.map(|vport| (port(pf, vport), port_kind(vport))).collect();
+        for (port, kind) in &ports {
+            self.tables.add_port(*port, *kind);
+        }
+        if !ports.is_empty() {
+            datapath.attach(cx, own, &ports);
+        }
+    }
+
+    fn detach(
+        &mut self,
+        cx: CardCx<'_, '_>,
+        datapath: &dyn Datapath,
+        own: PfIndex,
+        pf: PfIndex,
+        vports: impl Iterator<Item = Vport>,
+    ) {
+        self.detach_ports(cx, datapath, own, &vports.map(|vport| port(pf, vport)).collect());
+    }
+
+    fn detach_ports(&mut self, cx: CardCx<'_, '_>, datapath: &dyn Datapath, own: PfIndex, ports: &BTreeSet<Port>) {
+        let gone = self.tables.remove_ports(ports);
+        if !gone.is_empty() {
+            // Removing cannot be refused.
+            let _ = datapath.commit(cx, own, &gone.into_iter().map(Change::Remove).collect::<Vec<_>>());
+        }
+        if !ports.is_empty() {
+            datapath.detach(cx, own, &ports.iter().copied().collect::<Vec<_>>());
+        }
+    }
+}
+
+/// Changes to one E-Switch that the tables have, and of which the data plane is told in one call.
+#[derive(Default)]
+struct Row {
+    /// The PF of the E-Switch, once there is a change.
+    pf: Option<PfIndex>,
+    /// The changes, with their places in the batch.
+    staged: Vec<(usize, Staged)>,
+    /// What the changes are about, where a second change to the same must be in another row: then each can be taken
+    /// back by itself.
+    touched: BTreeSet<(bool, u64)>,
+    removes: bool,
+}
+
+impl Row {
+    /// Whether a change can be in this row: what is removed is not in a row with what is made.
+    fn takes(&mut self, change: &FlowChange) -> bool {
+        let removes = matches!(change, FlowChange::Remove(_) | FlowChange::RemoveMeter { .. });
+        if self.staged.is_empty() {
+            self.removes = removes;
+        }
+        let touched = match change {
+            FlowChange::SetActions { rule, .. } => Some((true, rule.0)),
+            FlowChange::SetMeter { id, .. } => Some((false, u64::from(id.0))),
+            _ => None,
+        };
+        removes == self.removes && touched.is_none_or(|touched| self.touched.insert(touched))
+    }
+}
+
+/// A change that the tables have, with what it takes to take it back.
+enum Staged {
+    Added(RuleId),
+    Changed(RuleId, Vec<Action>),
+    Removed(RuleId),
+    MeterSet(MeterId, Option<Meter>),
+    MeterRemoved(MeterId),
+}
+
+impl Staged {
+    /// The change for the data plane.
+    fn change<'a>(&self, tables: &'a Tables) -> Option<Change<'a>> {
+        Some(match self {
+            Self::Added(id) => Change::Install(*id, tables.rule(*id)?),
+            Self::Changed(id, _) => Change::SetActions(*id, tables.rule(*id)?),
+            Self::MeterSet(id, _) => Change::SetMeter(*id, tables.meter(*id)?),
+            Self::Removed(id) => Change::Remove(*id),
+            Self::MeterRemoved(id) => Change::RemoveMeter(*id),
+        })
+    }
+
+    /// Takes the change back in the tables.
+    fn undo(self, tables: &mut Tables) {
+        match self {
+            Self::Added(id) => drop(tables.remove(id)),
+            // What the tables had before, they take again.
+            Self::Changed(id, before) => drop(tables.set_actions(id, before)),
+            Self::MeterSet(id, Some(before)) => drop(tables.set_meter(id, before)),
+            Self::MeterSet(id, None) => {
+                tables.remove_meter(id);
+            }
+            // What is removed cannot be refused.
+            Self::Removed(_) | Self::MeterRemoved(_) => {}
+        }
+    }
+
+    fn done(&self, counter: Counter) -> FlowDone {
+        match self {
+            Self::Added(id) => FlowDone::Added(*id),
+            Self::Changed(..) => FlowDone::Changed,
+            Self::Removed(_) => FlowDone::Removed(counter),
+            Self::MeterSet(..) | Self::MeterRemoved(_) => FlowDone::Meter,
+        }
+    }
+}
+
+impl Engine {
+    /// Changes flow rules, one after the other. The result of each stands at its place; the refusal of one does not
+    /// affect the others.
+    ///
+    /// Takes no lock of a PF. A change of a mode waits for at most one batch, and a rule that comes too late is refused.
+    pub fn change_flows<P>(&self, cx: &mut Locked<'_, P>, changes: Vec<FlowChange>) -> Vec<Result<FlowDone, FlowError>>
+    where
+        P: LockBefore<FlowsClass>,
+    {
+        let mut results = Vec::with_capacity(changes.len());
+        let mut changes = changes.into_iter();
+        loop {
+            let batch: Vec<FlowChange> = changes.by_ref().take(BATCH).collect();
+            if batch.is_empty() {
+                return results;
+            }
+            let size = batch.len();
+            let shared = &self.shared;
+            let done = shared.flows.with(cx, &*shared.card, |state, cx, datapath| state.change(cx, datapath, batch));
+            results.extend(done.unwrap_or_else(|| vec![Err(FlowError::NoOffload); size]));
+        }
+    }
+
+    /// The counters of rules. `None` for a rule that is not there any more.
+    pub fn flow_counters<P>(&self, cx: &mut Locked<'_, P>, rules: &[RuleId]) -> Vec<Option<Counter>>
+    where
+        P: LockBefore<FlowsClass>,
+    {
+        let flows = &self.shared.flows;
+        let read = flows.with(cx, &*self.shared.card, |state, cx, datapath| {
+            let mut counters = vec![None; rules.len()];
+            for (pf, switch) in &state.switches {
+                let here = rules.iter().enumerate().filter(|(_, rule)| switch.tables.rule(**rule).is_some());
+                let (places, here): (Vec<usize>, Vec<RuleId>) = here.map(|(at, rule)| (at, *rule)).unzip();
+                for ((at, rule), counter) in places.into_iter().zip(&here).zip(datapath.counters(cx, *pf, &here)) {
+                    flows.ensure_grown(cx, *rule, counter);
+                    counters[at] = Some(counter);
+                }
+            }
+            counters
+        });
+        read.unwrap_or_else(|| vec![None; rules.len()])
+    }
+
+    /// The rules of the E-Switch of a PF, from the oldest. Empty if it is not in switchdev mode.
+    pub fn flow_rules<P>(&self, cx: &mut Locked<'_, P>, pf: PfIndex) -> Vec<(RuleId, Rule)>
+    where
+        P: LockBefore<FlowsClass>,
+    {
+        let rules = self.shared.flows.with(cx, &*self.shared.card, |state, _, _| {
+            let rules = state.switches.get(&pf).into_iter().flat_map(|switch| switch.tables.rules());
+            rules.map(|(id, rule)| (id, rule.clone())).collect()
+        });
+        rules.unwrap_or_default()
+    }
+
+    /// Sends a frame into a port, as the function behind it would, or as it would come from the wire, and says where it
+    /// arrived. `now` is the time since any moment that stays the same.
+    ///
+    /// # Errors
+    /// [`FlowError::NoOffload`]: the card has no data plane. [`FlowError::Datapath`]: the frame cannot be sent.
+    pub fn send_frame<P>(
+        &self,
+        cx: &mut Locked<'_, P>,
+        port: Port,
+        now: Duration,
+        frame: &[u8],
+    ) -> Result<Vec<Arrival>, FlowError>
+    where
+        P: LockBefore<CardCall>,
+    {
+        let datapath = self.shared.card.datapath().ok_or(FlowError::NoOffload)?;
+        datapath.send(&mut cx.narrow(), port, now, frame).map_err(FlowError::Datapath)
+    }
+
+    /// Tells the next hop from a PF to the end of a tunnel, or that it is not known. Rules that encapsulate to there
+    /// follow: while it is not known, their frames go to the representor. Returns the rules that could not follow, which
+    /// have been removed.
+    pub fn set_neighbour<P>(
+        &self,
+        cx: &mut Locked<'_, P>,
+        pf: PfIndex,
+        end: IpAddr,
+        neighbour: Option<Neighbour>,
+    ) -> Vec<RuleId>
+    where
+        P: LockBefore<FlowsClass>,
+    {
+        let set = self
+            .shared
+            .flows
+            .with(cx, &*self.shared.card, |state, cx, datapath| state.set_neighbour(cx, datapath, pf, end, neighbour));
+        set.unwrap_or_default()
+    }
+}
