@@ -197,8 +197,8 @@ impl Books {
             _ => None,
         });
         let slots: HashSet<Slot> = found.chain(self.ends.keys().copied()).collect();
-        let bridges = (0..self.config.pfs).map(|pf| Part::Bridges(PfIndex(pf)));
-        slots.into_iter().map(Part::Vport).chain(bridges).collect()
+        let of_pf = |pf| [Part::Bridges(PfIndex(pf)), Part::Shaper(PfIndex(pf))];
+        slots.into_iter().map(Part::Vport).chain((0..self.config.pfs).flat_map(of_pf)).collect()
     }
 
     /// Appends requests that put ends right which were taken over; returns the slots whose ports these bring up.
@@ -231,7 +231,16 @@ impl Books {
 impl Operation<'_> {
     /// Deletes what was found and not requested, and makes up for what could not be done earlier.
     pub(crate) fn end_taking_over(&mut self) {
-        let Some(inventory) = self.books().inventory.take() else { return };
+        let mut books = self.books();
+        // What limits functions of a PF stays as it is until it is what the engine wants. If the PF is not bound any more, it
+        // goes.
+        let shaper = |pf: PfIndex| Inside::Shaper(pf).index();
+        let pfs =
+            (0..books.config.pfs).map(PfIndex).filter(|pf| books.ends(Slot { pf: *pf, vport: Vport::Uplink }).port);
+        let shapers: Vec<(PfIndex, bool)> = pfs.map(|pf| (pf, books.found(shaper(pf)).is_some())).collect();
+        books.take(shapers.iter().map(|(pf, _)| shaper(*pf)));
+        let Some(inventory) = books.inventory.take() else { return };
+        drop(books);
         let left: Vec<u32> = inventory.found.keys().filter(|index| !inventory.taken.contains(index)).copied().collect();
         if !left.is_empty() {
             self.delete(left, None);
@@ -240,6 +249,7 @@ impl Operation<'_> {
         let brought_up = self.books().push_put_right(&mut batch, &inventory.taken);
         self.run(batch);
         self.settle_carriers(&brought_up);
+        shapers.into_iter().for_each(|(pf, found)| self.take_shaper_over(pf, found));
         // Where netdevs are and which are up: the kernel sends no event for what has not changed.
         let mut events = Events::default();
         events.look_at_everything(self);

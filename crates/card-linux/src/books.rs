@@ -11,6 +11,7 @@ use crate::adopt::Inventory;
 use crate::homes::Instance;
 use crate::layout::{Inside, Slot};
 use crate::operation::Claims;
+use crate::rates::Shaper;
 use crate::request::Link;
 
 /// Where the other end of a PF's wire is.
@@ -88,6 +89,8 @@ pub(crate) struct Books {
     /// The bridges of each PF, by number.
     pub bridges: BTreeSet<(PfIndex, u16)>,
     pub wires: HashMap<PfIndex, Wire>,
+    /// What limits the functions of each PF, if rates were ever set.
+    pub shapers: HashMap<PfIndex, Shaper>,
     pub complaints: Vec<String>,
     /// Netdevs that a user has given another name, by the interface number of the card's end.
     pub renamed: HashMap<u32, String>,
@@ -127,6 +130,7 @@ impl Books {
             ends: HashMap::new(),
             bridges: BTreeSet::new(),
             wires: HashMap::new(),
+            shapers: HashMap::new(),
             complaints: Vec::new(),
             renamed: HashMap::new(),
             elsewhere: HashMap::new(),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use eswitch::card::{Card, CardError, Counters, Create, FailedCreate, MovedInstance, OnNetdevChange, Resource};
 use eswitch::lock_order::CardCall;
+use eswitch::rate::TxRates;
 use eswitch::{CardConfig, MacAddr, PfIndex, Vport};
 use lockdep::{Domain, Locked};
 use netlink::{Errno, errno_of};
@@ -254,7 +255,7 @@ impl Card for LinuxCard {
 
     fn destroy(&self, cx: &mut Locked<'_, CardCall>, batch: &[Resource]) {
         cx.might_wait();
-        let mut operation = self.shared.begin(cx, |_| destroy::parts(batch));
+        let mut operation = self.shared.begin(cx, |books| destroy::parts(books, batch));
         let mut books = operation.books();
         books.returning.retain(|resource| !batch.contains(resource));
         books.forget_instances(batch);
@@ -290,6 +291,11 @@ impl Card for LinuxCard {
     fn set_link(&self, cx: &mut Locked<'_, CardCall>, port: &Resource, up: bool) -> Result<(), CardError> {
         cx.might_wait();
         self.shared.begin_on(cx, slot_of(port)).set_link(port, up)
+    }
+
+    fn set_rates(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, rates: &TxRates) -> Result<(), CardError> {
+        cx.might_wait();
+        self.shared.begin(cx, |books| books.parts_of_rates(pf, rates)).set_rates(pf, rates)
     }
 
     fn set_netns(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, netns: Option<&str>) -> Result<(), CardError> {

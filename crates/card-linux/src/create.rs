@@ -153,6 +153,8 @@ impl Operation<'_> {
                 self.make(stage, &mut vanished);
                 jobs.append(&mut vanished);
             }
+            let ends_of_functions = [Stage::Ports, Stage::SfNetdevs, Stage::Representors].contains(&stage);
+            let new_ends = if ends_of_functions { done(&jobs) } else { Vec::new() };
             let (mut abroad, mut homes) = (Vec::new(), Batch::default());
             let mut books = self.books();
             for job in jobs {
@@ -176,6 +178,7 @@ impl Operation<'_> {
             drop(books);
             // If one cannot be set, only a process that takes the card over misses it.
             self.run(homes);
+            self.redirect_limited(new_ends);
             abroad.into_iter().for_each(|(near, at)| self.send_abroad(near, at));
         }
         refusals.sort_by_key(|refusal| refusal.at);

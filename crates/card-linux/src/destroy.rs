@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use eswitch::card::Resource;
 use eswitch::{PfIndex, RepType, Vport};
 
-use crate::books::{Ends, near_end, slot_of};
+use crate::books::{Books, Ends, near_end, slot_of};
 use crate::create::is_on_paper;
 use crate::layout::{DOOMED, Inside, Slot};
 use crate::operation::{Operation, Part};
@@ -13,11 +13,15 @@ use crate::request;
 use crate::socket::Batch;
 
 /// The parts of the card that unmaking a batch changes.
-pub(crate) fn parts(batch: &[Resource]) -> Vec<Part> {
+pub(crate) fn parts(books: &Books, batch: &[Resource]) -> Vec<Part> {
     let mut parts = Vec::with_capacity(batch.len());
+    parts.extend(books.pfs_with_rates(batch).into_iter().map(Part::Shaper));
     for resource in batch {
         if matches!(resource, Resource::Function(_) | Resource::SwitchdevFdb(_)) {
             parts.push(Part::Bridges(resource.pf()));
+        }
+        if matches!(resource, Resource::Function(_)) {
+            parts.push(Part::Shaper(resource.pf()));
         }
         if !is_on_paper(resource) && !matches!(resource, Resource::SwitchdevFdb(_)) {
             parts.push(Part::Vport(slot_of(resource)));
@@ -85,6 +89,8 @@ impl Operation<'_> {
         self.unmake_pf_netdevs(&doomed.pf_netdevs);
         self.run_built(|books, batch| doomed.fdbs.iter().for_each(|pf| books.push_bridges_up(batch, *pf, true)));
         self.unmake_functions(&doomed.functions);
+        self.drop_rates(batch);
+        self.redirect_limited(doomed.representors);
         let mut books = self.books();
         for slot in batch.iter().map(slot_of) {
             if !(books.ends(slot).port || books.ends(slot).inner) {
@@ -218,7 +224,7 @@ impl Operation<'_> {
     }
 
     fn unmake_functions(&mut self, slots: &[Slot]) {
-        let mut indexes = Vec::new();
+        let mut indexes: Vec<u32> = slots.iter().filter_map(|slot| self.forget_shaper(slot.pf)).collect();
         let books = self.books();
         for slot in slots {
             indexes.push(slot.port());

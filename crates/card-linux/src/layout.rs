@@ -28,6 +28,8 @@ pub(crate) enum Inside {
     Trunk(PfIndex, u16),
     /// The end of that pair in the other bridge.
     Branch(PfIndex, u16),
+    /// Where frames of a PF's functions wait whose rate is limited.
+    Shaper(PfIndex),
     /// Made to find out whether the kernel can make it, and deleted at once.
     Probe(u16),
 }
@@ -55,6 +57,7 @@ impl Inside {
             Self::Trunk(pf, n) => (5, pf.0, n),
             Self::Branch(pf, n) => (6, pf.0, n),
             Self::Probe(n) => (7, 0, n),
+            Self::Shaper(pf) => (8, pf.0, 0),
         };
         kind << Self::SHIFT | u32::from(pf) << 16 | u32::from(low)
     }
@@ -71,6 +74,7 @@ impl Inside {
             5 => Self::Trunk(pf, low),
             6 => Self::Branch(pf, low),
             7 => Self::Probe(low),
+            8 => Self::Shaper(pf),
             _ => return None,
         })
     }
@@ -111,6 +115,7 @@ impl Inside {
             Self::Trunk(pf, n) => format!("t{}l{n}", pf.0),
             Self::Branch(pf, n) => format!("b{}l{n}", pf.0),
             Self::Probe(n) => format!("probe{n}"),
+            Self::Shaper(pf) => format!("shaper{}", pf.0),
         }
     }
 }
@@ -162,6 +167,7 @@ mod tests {
                 Inside::Cable(pf),
                 Inside::Trunk(pf, 1),
                 Inside::Branch(pf, 1),
+                Inside::Shaper(pf),
             ]);
             for inside in all {
                 assert!(inside.index() <= i32::MAX as u32);

@@ -38,6 +38,7 @@ mod netns;
 mod operation;
 mod outer;
 mod place;
+mod rates;
 mod refused;
 mod request;
 mod socket;

@@ -44,6 +44,8 @@ pub(crate) enum Part {
     Bridges(PfIndex),
     /// The groups of a PF's netdevs: while this is claimed nothing may be added to them.
     Groups(PfIndex),
+    /// What limits the rates of a PF's functions.
+    Shaper(PfIndex),
 }
 
 /// Which operation has claimed which part.
@@ -80,7 +82,7 @@ impl Claims {
             let in_groups = match part {
                 Part::Vport(slot) => slot.pf == pf && slot.vport != Vport::Uplink,
                 Part::Groups(of) => *of == pf,
-                Part::Bridges(_) => false,
+                Part::Bridges(_) | Part::Shaper(_) => false,
             };
             in_groups && *holder != operation
         });
@@ -254,7 +256,7 @@ impl Operation<'_> {
     pub(crate) fn slots(&self) -> Vec<Slot> {
         let slot = |part: &Part| match part {
             Part::Vport(slot) => Some(*slot),
-            Part::Bridges(_) | Part::Groups(_) => None,
+            Part::Bridges(_) | Part::Groups(_) | Part::Shaper(_) => None,
         };
         self.parts.iter().filter_map(slot).collect()
     }

@@ -1,6 +1,7 @@
 //! The requests to rtnetlink, one function each. Those that change something are appended to a [`Batch`].
 
 mod link;
+pub(crate) mod rates;
 mod tie;
 
 use std::fs::File;
@@ -22,7 +23,7 @@ pub(crate) use self::link::{
     Link, Netdev, all_counters, assign_netns_id, counters_of, link, link_in, links, netdev, netdev_named, netdevs_in,
     netns_id, netns_is_gone, number, settle_carrier,
 };
-pub(crate) use self::tie::{ingress, tie, tie_again, untie};
+pub(crate) use self::tie::{ingress, ingress_and_egress, tie, tie_again, untie};
 
 /// It is made, and must not exist.
 const NEW: Flags = Flags::CREATE.union(Flags::EXCL);

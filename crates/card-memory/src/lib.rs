@@ -12,7 +12,8 @@ use std::collections::BTreeMap;
 use eswitch::card::{Card, CardError, Create, FailedCreate, Resource};
 use eswitch::datapath::Datapath;
 use eswitch::lock_order::{CardCall, CardState};
-use eswitch::{CardConfig, MacAddr, PfIndex, RepType, names};
+use eswitch::rate::TxRates;
+use eswitch::{CardConfig, MacAddr, PfIndex, RepType, Vport, names};
 use lockdep::{Locked, Mutex, digest};
 
 pub use planes::{Forwarded, Planes};
@@ -31,6 +32,7 @@ struct Books {
     /// Sorted, so that looking at a card twice shows the same twice, and an explored schedule can be run again.
     resources: BTreeMap<Key, Entry>,
     netns: BTreeMap<PfIndex, String>,
+    rates: BTreeMap<PfIndex, TxRates>,
     complaints: Vec<String>,
 }
 
@@ -79,6 +81,11 @@ impl MemoryCard {
         self.books.lock_leaf(cx).resources.get(&Key::of(resource)).map(|entry| entry.mac)
     }
 
+    /// The rates that a PF's functions have.
+    pub fn rates<L>(&self, cx: &mut Locked<'_, L>, pf: PfIndex) -> TxRates {
+        self.books.lock_leaf(cx).rates.get(&pf).cloned().unwrap_or_default()
+    }
+
     /// The data plane, to send frames and see where they arrive.
     pub fn planes(&self) -> &Planes {
         &self.planes
@@ -107,6 +114,11 @@ impl Card for MemoryCard {
         for resource in batch {
             if books.resources.remove(&Key::of(resource)).is_none() {
                 books.complaints.push(format!("{resource} unmade and was not there"));
+            }
+            if let Resource::Port(pf, vport) = resource
+                && let Some(rates) = books.rates.get_mut(pf)
+            {
+                rates.leaves.remove(vport);
             }
             if let Resource::PfNetdev(pf) = resource {
                 // A netdev that is made again is made where netdevs appear.
@@ -147,6 +159,17 @@ impl Card for MemoryCard {
             Some(entry) => entry.link_down = !up,
             None => books.complaints.push(format!("{port} given a link state and was not there")),
         }
+        Ok(())
+    }
+
+    fn set_rates(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, rates: &TxRates) -> Result<(), CardError> {
+        let mut books = self.books.lock_leaf(cx);
+        let has_port = |vport: &Vport| books.resources.contains_key(&Key::of(&Resource::Port(pf, *vport)));
+        if let Some(vport) = rates.leaves.keys().find(|vport| !has_port(vport)) {
+            let complaint = format!("{} given a rate and was not there", Resource::Port(pf, *vport));
+            books.complaints.push(complaint);
+        }
+        books.rates.insert(pf, rates.clone());
         Ok(())
     }
 

@@ -249,7 +249,8 @@ impl Engine {
                 pf.restore_sf(&function, cx, sf.active, sf.unbound);
             }
             state.rates = Rates::of(bound.nodes.clone(), Bound::by_vport(&bound.leaves, dpu));
-            Ok(())
+            let has_rates = !(bound.nodes.is_empty() && bound.leaves.is_empty());
+            if has_rates { pf.enforce_rates(state, cx) } else { Ok(()) }
         })
     }
 }

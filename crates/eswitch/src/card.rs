@@ -22,6 +22,7 @@ use crate::datapath::Datapath;
 use crate::error::Errno;
 use crate::ids::{MacAddr, ParseError, PfIndex, RepType, Vport};
 use crate::lock_order::CardCall;
+use crate::rate::TxRates;
 use crate::text::escaped;
 
 pub use faulty::{Fault, FaultPlan, Faulty};
@@ -390,6 +391,13 @@ pub trait Card: Send + Sync {
     /// The kernel refuses.
     fn set_link(&self, cx: &mut Locked<'_, CardCall>, port: &Resource, up: bool) -> Result<(), CardError>;
 
+    /// Limits what the functions of a PF send. `rates`: all of them; they replace those that were set before, and apply
+    /// to the ports that exist, whenever their netdevs are made. When a port is unmade the card drops its leaf.
+    ///
+    /// # Errors
+    /// The kernel refuses. The rates are as before.
+    fn set_rates(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, rates: &TxRates) -> Result<(), CardError>;
+
     /// Moves a PF's netdev to a network namespace, by the namespace's name. `None` moves it back to the namespace in
     /// which it was created.
     ///
@@ -446,6 +454,9 @@ impl<C: Card + ?Sized> Card for Arc<C> {
     }
     fn set_link(&self, cx: &mut Locked<'_, CardCall>, port: &Resource, up: bool) -> Result<(), CardError> {
         (**self).set_link(cx, port, up)
+    }
+    fn set_rates(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, rates: &TxRates) -> Result<(), CardError> {
+        (**self).set_rates(cx, pf, rates)
     }
     fn set_netns(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, netns: Option<&str>) -> Result<(), CardError> {
         (**self).set_netns(cx, pf, netns)

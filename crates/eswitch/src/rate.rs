@@ -1,7 +1,11 @@
 //! Transmit rates of a PF's vports, as `devlink port function rate` sets them. There is a leaf for each vport other
 //! than the uplink. Leaves and nodes can have a node as their parent.
 //!
-//! Rates are stored and shown. They do not limit traffic; use the kernel's queueing disciplines for that.
+//! For mlx5 a vport has one rate, whether a leaf or `ip link set … vf` sets it (`mlx5_esw_qos_set_vport_rate` and the
+//! callbacks of a leaf in `esw/qos.c` set the same): the later one applies, and `ip link` shows it. A leaf shows what was
+//! set of the leaf.
+//!
+//! The card enforces the rates: it has them as [`TxRates`].
 
 use std::collections::BTreeMap;
 
@@ -9,7 +13,7 @@ use lockdep::{Locked, Unlocked};
 use serde::{Deserialize, Serialize};
 
 use crate::device::Pf;
-use crate::devlink::DevlinkState;
+use crate::devlink::{DevlinkState, VportInfo};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::ids::{Mode, PciAddress, PortHandle, Vport};
@@ -18,7 +22,7 @@ use crate::lock_order::Devlink as DevlinkClass;
 /// The unit of rates: 1 Mbit/s, in bytes per second.
 const UNIT: u64 = 125_000;
 /// The speed of the link, which is the highest rate: 100 Gbit/s, in bytes per second.
-const LINK_SPEED: u64 = 12_500_000_000;
+pub const LINK_SPEED: u64 = 12_500_000_000;
 
 /// The settings of a leaf or a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Hash)]
@@ -66,6 +70,31 @@ impl RateObject {
             Self::Leaf(port) => port.device,
             Self::Node(device, _) => *device,
         }
+    }
+}
+
+/// The transmit rates of a PF as the card has them: those of its vports, and the nodes above them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct TxRates {
+    /// Those vports that exist and have a rate or a parent.
+    pub leaves: BTreeMap<Vport, Rate>,
+    /// The nodes. The parents of leaves and nodes are among them.
+    pub nodes: BTreeMap<String, Rate>,
+}
+
+impl TxRates {
+    /// The lowest of the limits of a leaf and of the nodes above it, in bytes per second. `None`: nothing limits it.
+    pub fn limit(&self, leaf: Vport) -> Option<u64> {
+        let mut rate = self.leaves.get(&leaf)?;
+        let mut limits = vec![rate.tx_max];
+        // No ring of nodes can be set. Should there be one, this ends all the same.
+        while let Some(above) = rate.parent.as_ref().and_then(|name| self.nodes.get(name))
+            && limits.len() <= self.nodes.len()
+        {
+            limits.push(above.tx_max);
+            rate = above;
+        }
+        limits.into_iter().filter(|max| *max != 0).min()
     }
 }
 
@@ -145,6 +174,104 @@ impl Rates {
     }
 }
 
+impl DevlinkState {
+    /// The rates for the card: those of VFs as they were set last, by `ip link` or by a leaf.
+    fn tx_rates(&self) -> TxRates {
+        let rate = |(vport, info): (&Vport, &VportInfo)| {
+            let mut rate = self.rates.leaves.get(vport).cloned().unwrap_or_default();
+            if let Some(vf) = &info.vf {
+                (rate.tx_share, rate.tx_max) = (u64::from(vf.min_tx_rate) * UNIT, u64::from(vf.max_tx_rate) * UNIT);
+            }
+            (rate != Rate::default()).then_some((*vport, rate))
+        };
+        TxRates { leaves: self.vports.iter().filter_map(rate).collect(), nodes: self.rates.nodes.clone() }
+    }
+}
+
+impl Pf {
+    /// Has the card enforce the rates that are stored.
+    ///
+    /// # Errors
+    /// [`Error::Card`]: the card could not; it enforces what it did before.
+    pub(crate) fn enforce_rates(&self, state: &DevlinkState, cx: &mut Locked<'_, DevlinkClass>) -> Result<()> {
+        let set = self.shared.card.set_rates(&mut cx.narrow(), self.index(), &state.tx_rates());
+        set.map_err(|source| Error::Card { operation: format!("{}: setting transmit rates", self.address()), source })
+    }
+
+    /// Has the card enforce the rates of vports that have just been enabled with rates that were kept for them.
+    ///
+    /// # Errors
+    /// As [`enforce_rates`](Self::enforce_rates).
+    pub(crate) fn keep_rates(
+        &self,
+        state: &DevlinkState,
+        cx: &mut Locked<'_, DevlinkClass>,
+        vports: &[Vport],
+    ) -> Result<()> {
+        let has_rate = |vport: &Vport| {
+            let vf = state.vports.get(vport).and_then(|info| info.vf.as_ref());
+            vf.is_some_and(|vf| (vf.min_tx_rate, vf.max_tx_rate) != (0, 0))
+        };
+        if vports.iter().any(has_rate) { self.enforce_rates(state, cx) } else { Ok(()) }
+    }
+
+    /// Stores the settings of a leaf, and has the card enforce them. Those of a VF are the VF's, too.
+    ///
+    /// # Errors
+    /// As [`enforce_rates`](Self::enforce_rates); nothing has changed then.
+    fn set_leaf(
+        &self,
+        state: &mut DevlinkState,
+        cx: &mut Locked<'_, DevlinkClass>,
+        vport: Vport,
+        new: Rate,
+        change: &RateChange,
+    ) -> Result<()> {
+        let before = (state.rates.leaves.insert(vport, new), state.vports.get(&vport).and_then(|info| info.vf.clone()));
+        if let Some(vf) = state.vports.get_mut(&vport).and_then(|info| info.vf.as_mut()) {
+            // At most the link's 100 Gbit/s.
+            let mbits = |rate: u64| u32::try_from(rate / UNIT).unwrap_or(u32::MAX);
+            vf.min_tx_rate = change.tx_share.map_or(vf.min_tx_rate, mbits);
+            vf.max_tx_rate = change.tx_max.map_or(vf.max_tx_rate, mbits);
+        }
+        let enforced = self.enforce_rates(state, cx);
+        if enforced.is_err() {
+            let (leaf, vf) = before;
+            match leaf {
+                Some(leaf) => state.rates.leaves.insert(vport, leaf),
+                None => state.rates.leaves.remove(&vport),
+            };
+            if let Some(info) = state.vports.get_mut(&vport) {
+                info.vf = vf;
+            }
+        }
+        enforced
+    }
+
+    /// Stores the settings of a node or, with `None`, removes it, and has the card enforce that.
+    ///
+    /// # Errors
+    /// As [`enforce_rates`](Self::enforce_rates); nothing has changed then.
+    fn set_node(
+        &self,
+        state: &mut DevlinkState,
+        cx: &mut Locked<'_, DevlinkClass>,
+        name: &str,
+        new: Option<Rate>,
+    ) -> Result<()> {
+        let replace = |nodes: &mut BTreeMap<String, Rate>, new: Option<Rate>| match new {
+            Some(new) => nodes.insert(name.to_owned(), new),
+            None => nodes.remove(name),
+        };
+        let before = replace(&mut state.rates.nodes, new);
+        let enforced = self.enforce_rates(state, cx);
+        if enforced.is_err() {
+            replace(&mut state.rates.nodes, before);
+        }
+        enforced
+    }
+}
+
 /// Whether a text can be the name of a node. A name that consists of digits would be taken for the index of a port.
 fn is_name(name: &str) -> bool {
     !name.is_empty() && !name.bytes().all(|byte| byte.is_ascii_digit())
@@ -176,21 +303,19 @@ impl Engine {
     ///
     /// # Errors
     /// No such leaf or node, or no such parent; a rate is not a whole number of Mbit/s, or is higher than that of the
-    /// link; or a node would be its own ancestor. Nothing has changed then.
+    /// link; a node would be its own ancestor; or the card could not enforce it. Nothing has changed then.
     pub fn set_rate(&self, cx: &mut Locked<'_, Unlocked>, of: &RateObject, change: &RateChange) -> Result<()> {
         self.with_devlink(cx, of.device(), |pf, state, cx| match of {
             RateObject::Leaf(port) => {
                 let vport = leaf(pf, state, cx, *port)?;
                 let old = state.rates.leaves.get(&vport).cloned().unwrap_or_default();
                 let new = state.rates.changed(&old, None, change)?;
-                state.rates.leaves.insert(vport, new);
-                Ok(())
+                pf.set_leaf(state, cx, vport, new, change)
             }
             RateObject::Node(_, name) => {
                 let old = state.rates.nodes.get(name).ok_or_else(|| Error::NoRateNode(name.clone()))?;
                 let new = state.rates.changed(old, Some(name), change)?;
-                state.rates.nodes.insert(name.clone(), new);
-                Ok(())
+                pf.set_node(state, cx, name, Some(new))
             }
         })
     }
@@ -218,25 +343,23 @@ impl Engine {
                 return Err(Error::RateNodeExists(name.to_owned()));
             }
             let new = state.rates.changed(&Rate::default(), Some(name), change)?;
-            state.rates.nodes.insert(name.to_owned(), new);
-            Ok(())
+            pf.set_node(state, cx, name, Some(new))
         })
     }
 
     /// `devlink port function rate del`.
     ///
     /// # Errors
-    /// No such node, or it is the parent of a leaf or of another node.
+    /// No such node, or it is the parent of a leaf or of another node; or the card could not be changed.
     pub fn delete_rate_node(&self, cx: &mut Locked<'_, Unlocked>, device: PciAddress, name: &str) -> Result<()> {
-        self.with_devlink(cx, device, |_, state, _| {
+        self.with_devlink(cx, device, |pf, state, cx| {
             if !state.rates.nodes.contains_key(name) {
                 return Err(Error::NoRateNode(name.to_owned()));
             }
             if state.rates.has_children(name) {
                 return Err(Error::RateNodeInUse);
             }
-            state.rates.nodes.remove(name);
-            Ok(())
+            pf.set_node(state, cx, name, None)
         })
     }
 }

@@ -82,9 +82,9 @@ pub struct VfInfo {
     pub removed: bool,
     /// `vlan`, stored and shown.
     pub vlan: VfVlan,
-    /// `min_tx_rate` in Mbit/s, stored and shown.
+    /// `min_tx_rate` in Mbit/s: the share among functions below one limit.
     pub min_tx_rate: u32,
-    /// `max_tx_rate` in Mbit/s, or 0 for no limit; stored and shown.
+    /// `max_tx_rate` in Mbit/s, or 0 for no limit.
     pub max_tx_rate: u32,
     /// `spoofchk`, stored and shown.
     pub spoofchk: bool,
@@ -207,7 +207,7 @@ impl Engine {
     ///
     /// # Errors
     /// The PF is not bound; the VF is not enabled; the mode is switchdev and only the legacy switch acts on the
-    /// setting; or a value is out of its range. Nothing has changed then.
+    /// setting; a value is out of its range; or the card could not enforce it. Nothing has changed then.
     pub fn set_vf(
         &self,
         cx: &mut Locked<'_, Unlocked>,
@@ -236,7 +236,16 @@ impl Engine {
             match setting {
                 VfSetting::Mac(mac) => port.mac = mac,
                 VfSetting::Link(link) => pf.set_vf_link(info, cx, vport, link)?,
-                setting => info.set(setting)?,
+                setting => {
+                    let before = info.clone();
+                    info.set(setting)?;
+                    if matches!(setting, VfSetting::Rate { .. })
+                        && let Err(error) = pf.enforce_rates(state, cx)
+                    {
+                        state.vports.entry(vport).and_modify(|port| port.vf = Some(before));
+                        return Err(error);
+                    }
+                }
             }
             Ok(())
         })
@@ -301,7 +310,7 @@ impl DevlinkState {
 }
 
 impl VfInfo {
-    /// Stores a setting that has no other effect.
+    /// Stores a setting.
     ///
     /// # Errors
     /// A value is out of its range.

@@ -29,3 +29,31 @@ pub const TC_ACT_STOLEN: u32 = 4;
 /// In [`TCA_ACT_OPTIONS`] of a `mirred` action.
 pub const TCA_MIRRED_PARMS: u16 = 2;
 pub const TCA_EGRESS_REDIR: u32 = 1;
+
+pub const RTM_DELQDISC: u16 = 37;
+pub const RTM_NEWTCLASS: u16 = 40;
+pub const RTM_DELTCLASS: u16 = 41;
+pub const RTM_GETTCLASS: u16 = 42;
+
+pub const TC_H_ROOT: u32 = 0xffff_ffff;
+/// The parent of a filter for what a netdev receives, whether it has the qdisc `ingress` or `clsact`.
+pub const TC_H_FILTER_INGRESS: u32 = 0xffff_fff2;
+/// The parent of a filter for what is sent on a netdev that has the qdisc `clsact`.
+pub const TC_H_FILTER_EGRESS: u32 = 0xffff_fff3;
+
+/// In [`TCA_OPTIONS`] of a `u32` filter, as the following.
+pub const TCA_U32_CLASSID: u16 = 1;
+pub const TCA_U32_INDEV: u16 = 8;
+
+/// In [`TCA_OPTIONS`] of the qdisc `htb` or of a class of it, as the following.
+pub const TCA_HTB_PARMS: u16 = 1;
+pub const TCA_HTB_INIT: u16 = 2;
+pub const TCA_HTB_DIRECT_QLEN: u16 = 5;
+pub const TCA_HTB_RATE64: u16 = 6;
+pub const TCA_HTB_CEIL64: u16 = 7;
+/// Bytes of `struct tc_htb_opt`.
+pub const TC_HTB_OPT: usize = 44;
+/// In `struct tc_htb_glob`.
+pub const TC_HTB_PROTOVER: u32 = 3;
+/// In `struct tc_ratespec`.
+pub const TC_LINKLAYER_ETHERNET: u8 = 1;

@@ -124,7 +124,7 @@ impl Operation<'_> {
         self.make_pairs(jobs, Inside::Inner, Slot::inner_group);
         let begun = alive(jobs);
         self.complete_checksums(jobs);
-        self.pass(jobs, "preparing", |_, batch, job| request::ingress(batch, job.slot.inner()));
+        self.pass(jobs, "preparing", |_, batch, job| request::ingress_and_egress(batch, job.slot.inner()));
         self.pass_tied(jobs, "tying", Slot::port, |books, batch, job| {
             if books.ends(job.slot).port {
                 books.push_ties(batch, job.slot);

@@ -2,8 +2,9 @@
 
 use netlink::Flags;
 use netlink::tc::{
-    RTM_DELTFILTER, RTM_NEWQDISC, RTM_NEWTFILTER, TC_ACT_STOLEN, TC_H_INGRESS, TC_U32_TERMINAL, TCA_ACT_KIND,
-    TCA_ACT_OPTIONS, TCA_EGRESS_REDIR, TCA_KIND, TCA_MIRRED_PARMS, TCA_OPTIONS, TCA_U32_ACT, TCA_U32_SEL, TCMSG,
+    RTM_DELTFILTER, RTM_NEWQDISC, RTM_NEWTFILTER, TC_ACT_STOLEN, TC_H_FILTER_INGRESS, TC_H_INGRESS, TC_U32_TERMINAL,
+    TCA_ACT_KIND, TCA_ACT_OPTIONS, TCA_EGRESS_REDIR, TCA_KIND, TCA_MIRRED_PARMS, TCA_OPTIONS, TCA_U32_ACT, TCA_U32_SEL,
+    TCMSG,
 };
 
 use super::{NEW, NONE};
@@ -13,7 +14,7 @@ use crate::socket::Batch;
 const INGRESS_HANDLE: u32 = 0xffff_0000;
 
 /// `struct tcmsg`.
-fn tcm(index: u32, handle: u32, parent: u32, info: u32) -> [u8; TCMSG] {
+pub(super) fn tcm(index: u32, handle: u32, parent: u32, info: u32) -> [u8; TCMSG] {
     let mut header = [0; TCMSG];
     for (place, number) in header[4..].chunks_mut(4).zip([index, handle, parent, info]) {
         place.copy_from_slice(&number.to_ne_bytes());
@@ -33,6 +34,13 @@ pub(crate) fn ingress(batch: &mut Batch, index: u32) {
     });
 }
 
+/// The same, with a place for filters of what is sent, too.
+pub(crate) fn ingress_and_egress(batch: &mut Batch, index: u32) {
+    batch.push(RTM_NEWQDISC, NEW, |to| {
+        to.raw(&tcm(index, INGRESS_HANDLE, TC_H_INGRESS, 0)).text(TCA_KIND, "clsact");
+    });
+}
+
 /// Ties a netdev to another: what it receives is sent out of that one. The tie is a filter that matches
 /// every frame, and takes it before a bridge receives it.
 pub(crate) fn tie(batch: &mut Batch, index: u32, to: u32) {
@@ -43,8 +51,13 @@ pub(crate) fn tie(batch: &mut Batch, index: u32, to: u32) {
 const FIRST_NODE: u32 = 0x8000_0800;
 
 fn push_tie(batch: &mut Batch, flags: Flags, handle: u32, index: u32, to_index: u32) {
+    put_redirect(batch, flags, &tcm(index, handle, TC_H_FILTER_INGRESS, every_frame()), to_index);
+}
+
+/// A filter that matches every frame and sends it out of a netdev. `header`: where the filter is.
+pub(super) fn put_redirect(batch: &mut Batch, flags: Flags, header: &[u8; TCMSG], to_index: u32) {
     batch.push(RTM_NEWTFILTER, flags, |to| {
-        to.raw(&tcm(index, handle, INGRESS_HANDLE, every_frame())).text(TCA_KIND, "u32").nest(TCA_OPTIONS, |options| {
+        to.raw(header).text(TCA_KIND, "u32").nest(TCA_OPTIONS, |options| {
             options.nest(TCA_U32_ACT, |actions| {
                 actions.nest(1, |action| {
                     action.text(TCA_ACT_KIND, "mirred").nest(TCA_ACT_OPTIONS, |options| {
@@ -70,6 +83,6 @@ pub(crate) fn tie_again(batch: &mut Batch, index: u32, to: u32) {
 /// Removes the tie from a netdev. The qdisc stays, as adding it is what is slow.
 pub(crate) fn untie(batch: &mut Batch, index: u32) {
     batch.push(RTM_DELTFILTER, NONE, |to| {
-        to.raw(&tcm(index, 0, INGRESS_HANDLE, every_frame()));
+        to.raw(&tcm(index, 0, TC_H_FILTER_INGRESS, every_frame()));
     });
 }

@@ -14,6 +14,7 @@ use crate::card::{
 use crate::datapath::{Arrival, Change, Datapath};
 use crate::ids::{MacAddr, PfIndex, Vport};
 use crate::lock_order::{CardCall, CardState};
+use crate::rate::TxRates;
 
 /// A fault: which requests fail or take longer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -174,6 +175,12 @@ impl<C: Card> Card for Faulty<C> {
             return Err(CardError::Planned(port.to_string()));
         }
         self.inner.set_link(cx, port, up)
+    }
+    fn set_rates(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, rates: &TxRates) -> Result<(), CardError> {
+        if cx.fails(|| format!("set the rates of pf{}", pf.0)) {
+            return Err(CardError::Planned(format!("rates pf{}", pf.0)));
+        }
+        self.inner.set_rates(cx, pf, rates)
     }
     fn set_netns(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, netns: Option<&str>) -> Result<(), CardError> {
         if cx.fails(|| format!("move the netdev of pf{}", pf.0)) {

@@ -8,6 +8,7 @@ use crate::card::{Card, CardError, Counters, Create, FailedCreate, MovedInstance
 use crate::datapath::Datapath;
 use crate::ids::{MacAddr, PfIndex, Vport};
 use crate::lock_order::CardCall;
+use crate::rate::TxRates;
 
 /// A card that wraps another card, and passes a line of text for each change to the function `log`. Queries are not
 /// logged.
@@ -73,6 +74,11 @@ impl<C: Card, F: Fn(&str) + Send + Sync> Card for Traced<C, F> {
     fn set_link(&self, cx: &mut Locked<'_, CardCall>, port: &Resource, up: bool) -> Result<(), CardError> {
         (self.log)(&format!("set {port} link {}", if up { "up" } else { "down" }));
         self.inner.set_link(cx, port, up)
+    }
+
+    fn set_rates(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, rates: &TxRates) -> Result<(), CardError> {
+        (self.log)(&format!("rates pf{} {} leaves, {} nodes", pf.0, rates.leaves.len(), rates.nodes.len()));
+        self.inner.set_rates(cx, pf, rates)
     }
 
     fn set_netns(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, netns: Option<&str>) -> Result<(), CardError> {
