@@ -856,6 +856,13 @@ fn sysfs_rows() -> Vec<Row> {
             "20",
         )
         .change(Change::None),
+        row(
+            "…/infiniband/*/node_desc",
+            "`drivers/infiniband/core/sysfs.c`: `node_desc_store`; `fs/kernfs/inode.c`: `kernfs_iop_permission`",
+            "/sys/class/infiniband/rocep8s0f0/node_desc",
+            "rocep8s0f0",
+        )
+        .change(Change::None),
         row("bus/pci/rescan", PCI, "/sys/bus/pci/rescan", "1")
             .setup(&[Card("echo 1 > /sys/bus/pci/devices/0000:08:00.3/remove")])
             .undo(&[Card("echo 1 > /sys/bus/pci/rescan")]),
