@@ -257,3 +257,125 @@ impl RdmaCore {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use eswitch::PciAddress;
+
+    use super::*;
+
+    const PF: u32 = 0;
+    const VF: u32 = 1_000_000;
+    const POD: NetworkRef = NetworkRef { cookie: 77, id: 3 };
+
+    fn device(index: u32, name: &str, address: &str, roce: bool) -> view::RdmaDevice {
+        let parent = DeviceName::Pci(address.parse::<PciAddress>().unwrap());
+        view::RdmaDevice::new(index, name.to_owned(), parent, 1, vec![view::RdmaPort { number: 1, netdev: None, roce }])
+    }
+
+    fn card() -> view::Card {
+        let function = |address: &str, netns| view::Function {
+            address: address.parse().unwrap(),
+            vf_of: None,
+            driver: None,
+            driver_override: None,
+            msix: 64,
+            sriov: None,
+            netns,
+        };
+        view::Card {
+            name: String::new(),
+            profile: view::Profile::mlx5(),
+            switch_id: view::SwitchId([0; 8]),
+            functions: vec![function("0000:08:00.0", None), function("0000:08:00.1", None)],
+            auxiliary: Vec::new(),
+            netdevs: Vec::new(),
+            host_peers: Vec::new(),
+            rdma: vec![device(PF, "pf", "0000:08:00.0", true), device(VF, "vf", "0000:08:00.1", true)],
+            rdma_exclusive: false,
+            modules: Vec::new(),
+        }
+    }
+
+    fn shown(core: &mut RdmaCore, mut card: view::Card) -> Vec<(String, Option<u64>)> {
+        core.show(&mut card);
+        card.rdma.into_iter().map(|device| (device.name, device.netns)).collect()
+    }
+
+    fn errno(outcome: Result<(), Refusal>) -> Option<Errno> {
+        outcome.err().map(|refusal| refusal.errno)
+    }
+
+    fn rename(name: &str) -> RdmaChange {
+        RdmaChange::Rename { index: VF, name: name.to_owned() }
+    }
+
+    #[test]
+    fn a_name_is_one_that_a_directory_can_have_and_no_other_device_has() {
+        let (mut core, card) = (RdmaCore::default(), card());
+        for name in ["", ".", "..", "a/b", "a\nb", &"x".repeat(64)] {
+            assert_eq!(errno(core.change(&card, &rename(name), None)), Some(Errno::INVAL), "{name:?}");
+        }
+        assert_eq!(errno(core.change(&card, &rename("pf"), None)), Some(Errno::EXIST));
+        assert_eq!(
+            errno(core.change(&card, &RdmaChange::Rename { index: 5, name: "x".to_owned() }, None)),
+            Some(Errno::INVAL)
+        );
+        assert!(core.is_untouched());
+        for name in ["vf", ".hidden", "50%", &"x".repeat(63)] {
+            core.change(&card, &rename(name), None).unwrap();
+            assert_eq!(shown(&mut core, card.clone())[1].0, name);
+        }
+        // Its first name is free now.
+        core.change(&card, &RdmaChange::Rename { index: PF, name: "vf".to_owned() }, None).unwrap();
+    }
+
+    #[test]
+    fn a_device_that_is_made_anew_has_its_first_name() {
+        let (mut core, card) = (RdmaCore::default(), card());
+        core.change(&card, &rename("mine"), None).unwrap();
+        let mut without = card.clone();
+        without.rdma.pop();
+        let _ = shown(&mut core, without);
+        assert_eq!(shown(&mut core, card.clone())[1].0, "vf", "it was gone");
+        core.change(&card, &rename("mine"), None).unwrap();
+        let mut switchdev = card.clone();
+        switchdev.rdma[1].ports[0].roce = false;
+        assert_eq!(shown(&mut core, switchdev)[1].0, "vf", "that of the other mode");
+        core.change(&card, &rename("mine"), None).unwrap();
+        core.forget(|parent| parent == card.rdma[1].parent);
+        assert_eq!(shown(&mut core, card)[1].0, "vf", "it was reloaded");
+    }
+
+    #[test]
+    fn a_device_is_moved_in_exclusive_mode_and_the_mode_stays_as_long_as_one_is_elsewhere() {
+        let (mut core, card) = (RdmaCore::default(), card());
+        let go = RdmaChange::Move { index: VF };
+        assert_eq!(errno(core.change(&card, &go, Some(POD))), Some(Errno::OPNOTSUPP));
+        core.change(&card, &RdmaChange::Shared(false), None).unwrap();
+        core.change(&card, &go, Some(POD)).unwrap();
+        assert_eq!(shown(&mut core, card.clone())[1].1, Some(77));
+        assert_eq!(errno(core.change(&card, &RdmaChange::Shared(true), None)), Some(Errno::BUSY));
+        core.change(&card, &RdmaChange::Shared(false), None).unwrap();
+        assert_eq!(core.abroad(), [POD]);
+        core.bring_home(&[NetworkRef { id: 4, ..POD }]);
+        assert_eq!(core.abroad(), [POD], "another one has died");
+        core.bring_home(&[POD]);
+        assert_eq!(shown(&mut core, card.clone())[1].1, None);
+        core.change(&card, &RdmaChange::Shared(true), None).unwrap();
+    }
+
+    #[test]
+    fn a_device_is_where_its_instance_is_unless_it_was_moved() {
+        let (mut core, mut card) = (RdmaCore::default(), card());
+        card.functions[1].netns = Some(9);
+        assert_eq!(shown(&mut core, card.clone())[1].1, None, "namespaces share it");
+        assert_eq!(errno(core.change(&card, &RdmaChange::Shared(false), None)), Some(Errno::BUSY));
+        card.functions[1].netns = None;
+        core.change(&card, &RdmaChange::Shared(false), None).unwrap();
+        card.functions[1].netns = Some(9);
+        assert_eq!(shown(&mut core, card.clone())[1].1, Some(9));
+        core.change(&card, &RdmaChange::Move { index: VF }, None).unwrap();
+        assert_eq!(shown(&mut core, card)[1].1, None, "it was moved home");
+    }
+}

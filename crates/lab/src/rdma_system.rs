@@ -13,12 +13,20 @@ use crate::cards::{Cards, Views};
 use crate::network::NetworkId;
 use crate::{mounts, process};
 
-/// Whether a device of a card is seen in a network namespace (`rdma_dev_access_netns`). `view`: that of the card.
-pub(crate) fn is_seen(cards: &Cards, card: usize, view: &view::Card, device: &RdmaDevice, network: NetworkId) -> bool {
-    match device.netns {
+/// Whether a device of a card is seen in a network namespace (`rdma_dev_access_netns`). `view`: that of the card. `network`:
+/// `None` if it cannot be identified.
+pub(crate) fn is_seen(
+    cards: &Cards,
+    card: usize,
+    view: &view::Card,
+    device: &RdmaDevice,
+    network: Option<NetworkId>,
+) -> bool {
+    match (device.netns, network) {
         _ if !view.rdma_exclusive => true,
-        Some(netns) => network.is(netns),
-        None => cards.is_home_of(card, network),
+        (_, None) => false,
+        (Some(netns), Some(network)) => network.is(netns),
+        (None, Some(network)) => cards.is_home_of(card, network),
     }
 }
 

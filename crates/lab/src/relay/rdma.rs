@@ -125,7 +125,7 @@ fn send_answer(cx: Cx<'_, '_>, relay: &mut Relay, request: &Message<'_>, answer:
 /// The devices that are seen in the network namespace of a socket.
 fn devices<'a>(relay: &Relay, views: &'a Views) -> Vec<Device<'a>> {
     let base = if relay.socket.native { AFTER_KERNEL } else { 0 };
-    let Ok(network) = NetworkId::of_socket(&relay.socket.kernel) else { return Vec::new() };
+    let network = NetworkId::of_socket(&relay.socket.kernel).ok();
     let mut seen = Vec::new();
     for (card, view) in views.each() {
         for device in &view.card.rdma {

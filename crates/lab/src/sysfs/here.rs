@@ -53,7 +53,7 @@ pub(crate) fn tree_now<L, T>(
             Some(name.to_owned())
         };
         let rdma = |card, device: &view::RdmaDevice| {
-            let is_seen = is_seen(cards, card, views.get(card)?.as_ref()?, device, here?);
+            let is_seen = is_seen(cards, card, views.get(card)?.as_ref()?, device, here);
             is_seen.then(|| device.name.clone())
         };
         let tree = Tree::new(views.clone(), release, &Names { netdev: &netdev, rdma: &rdma });
