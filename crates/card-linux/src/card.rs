@@ -207,6 +207,7 @@ fn probe(Sockets { inside, outside }: &mut Sockets) -> Result<(), SetupError> {
         mtu: request::OUTER_MTU,
         place: Err(far.index()),
         before: None,
+        queues: 1,
         tx_queue_len: None,
     };
     type Step<'a> = (&'static str, &'static str, &'static str, &'a dyn Fn(&mut Batch));

@@ -2,7 +2,7 @@
 //! waited for once per port. What fails in a pass takes no part in the next; in the end it is undone.
 
 mod functions;
-mod netdevs;
+pub(crate) mod netdevs;
 mod vports;
 
 use eswitch::card::{CardError, Create, FailedCreate, Resource};

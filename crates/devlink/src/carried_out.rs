@@ -8,6 +8,7 @@ use eswitch::{CardConfig, PciAddress, Touched, Vport};
 
 use crate::card::{Cx, Served};
 use crate::numbers::{attribute as a, command, function, nla};
+use crate::rdma_core::RdmaChange;
 use crate::refusal::Refusal;
 use crate::request::Attributes;
 
@@ -63,6 +64,20 @@ pub(crate) fn card_command(
     let touched = if engine.core_loads() == core_loads { command.touches(card) } else { Touched::Everything };
     let words = Words(|| command.in_words(card));
     let stored = host.carried_out(cx, &CarriedOut { words: &words, touched }, outcome.as_ref().copied());
+    outcome.and(stored)
+}
+
+/// Reports a change to what the RDMA core knows to the host of the card. Nothing of it is stored.
+pub(crate) fn rdma_change(
+    served: &Served,
+    cx: Cx<'_, '_>,
+    change: &RdmaChange,
+    outcome: Result<(), Refusal>,
+) -> Result<(), Refusal> {
+    let Some(host) = &served.host else { return outcome };
+    let words = Words(|| change.in_words());
+    let done = CarriedOut { words: &words, touched: Touched::Nothing };
+    let stored = host.carried_out(cx, &done, outcome.as_ref().copied());
     outcome.and(stored)
 }
 

@@ -136,11 +136,14 @@ fn carry_out(served: &Served, cx: Cx<'_, '_>, meant: &Named) -> Result<(), Refus
         }
     };
     served.settings.reloaded(cx, device);
+    served.shared.forget_rdma(cx, |parent| parent == device);
     if let Named::Pf(pf) = meant {
         // Its VFs have been enabled anew.
         let config = served.card.engine().config();
         let vf_of = |address| config.vf_at(address).is_some_and(|(of, _)| config.pf_address(of) == *pf);
-        served.settings.forget(cx, |device| matches!(device, DeviceName::Pci(address) if vf_of(address)));
+        let is_vf = |device| matches!(device, DeviceName::Pci(address) if vf_of(address));
+        served.settings.forget(cx, is_vf);
+        served.shared.forget_rdma(cx, is_vf);
     }
     Ok(())
 }

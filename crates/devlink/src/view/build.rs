@@ -45,6 +45,7 @@ pub(crate) fn build(
         netdevs: builder.netdevs(),
         host_peers: builder.host_peers(),
         rdma: rdma::devices(&builder),
+        rdma_exclusive: false,
         modules: builder.modules(),
     }
 }
