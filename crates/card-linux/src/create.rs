@@ -178,6 +178,7 @@ impl Operation<'_> {
             drop(books);
             // If one cannot be set, only a process that takes the card over misses it.
             self.run(homes);
+            self.attach_rules(new_ends.iter().copied());
             self.redirect_limited(new_ends);
             abroad.into_iter().for_each(|(near, at)| self.send_abroad(near, at));
         }

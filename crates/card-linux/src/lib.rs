@@ -38,6 +38,7 @@ mod netns;
 mod operation;
 mod outer;
 mod place;
+mod plane;
 mod rates;
 mod refused;
 mod request;

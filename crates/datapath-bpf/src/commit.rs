@@ -368,6 +368,9 @@ impl Commits {
         if !meter.is_sensible() {
             return Err(Refused::MeterWithoutRate);
         }
+        if matches!(meter.rate, flow::Rate::Mtu(_)) {
+            return Err(Refused::MeterOfMtu);
+        }
         let capacity = meter.burst.checked_mul(1_000_000_000).ok_or(Refused::Burst)?;
         let known = self.meters.get(&id).copied();
         if known.is_some_and(|known| known.meter == meter) {

@@ -45,6 +45,9 @@ pub enum Refused {
     /// A meter without a rate or a burst, which would let nothing through.
     #[error("a meter needs a rate and a burst")]
     MeterWithoutRate,
+    /// A meter with nothing but an MTU.
+    #[error("police with an mtu alone is not offloaded")]
+    MeterOfMtu,
     /// No room for another rule, action, meter or mask.
     #[error("no room for another {0}")]
     NoRoom(&'static str),

@@ -224,6 +224,8 @@ pub(crate) fn meter(id: MeterId, meter: Meter, capacity: u64, conformed: u64, ex
     let (packets, rate) = match meter.rate {
         Rate::Packets(rate) => (1, rate),
         Rate::Bytes(rate) => (0, rate),
+        // It is refused before.
+        Rate::Mtu(_) => (0, 0),
     };
     let bytes = Bytes::default().u32(0).u32(packets).u64(rate).u64(capacity).u64(capacity).u64(0);
     bytes.u64(conformed).u64(exceeded).u32(id.0).u32(0).0
