@@ -53,6 +53,7 @@ pub use card::{LinuxCard, SetupError};
 pub use homes::{Destination, Homes};
 pub use netns::{NetnsError, card_netns_name};
 pub use place::{Place, PlaceError};
+pub use plane::cannot_offload;
 
 // The integration tests' card and namespaces, for those unit tests that need both.
 #[cfg(test)]

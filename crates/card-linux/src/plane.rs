@@ -58,6 +58,22 @@ struct Installed {
     before: Counter,
 }
 
+/// Why no card could carry out flow rules here, if that is so: the kernel refuses the program, or is too old to attach it.
+pub fn cannot_offload() -> Option<String> {
+    let small = Options { max_rules: 16, max_actions: 16, max_masks: 16, max_meters: 16, ..Options::default() };
+    let mut pipeline = match Pipeline::load(small) {
+        Ok(pipeline) => pipeline,
+        Err(error) => return Some(error.to_string()),
+    };
+    // There is no such netdev, and a kernel that could attach the program to one says so.
+    match pipeline.attach(i32::MAX as u32, Role::Wire(Port(0))) {
+        Err(error) if error.raw_os_error() != Some(libc::ENODEV) => {
+            Some(format!("this kernel cannot attach a program with tcx ({error}); it needs Linux 6.6"))
+        }
+        _ => None,
+    }
+}
+
 impl Plane {
     pub(crate) fn new(inside: File) -> Self {
         Self { inside, state: Mutex::new(State::default()) }

@@ -162,6 +162,15 @@ impl Action {
         }
     }
 
+    /// Whether the action adds or removes flow rules.
+    pub(crate) fn changes_flows(&self) -> bool {
+        match self {
+            Self::Command(Command::ChangeFlows(_)) => true,
+            Self::Repeat(_, action) => action.changes_flows(),
+            _ => false,
+        }
+    }
+
     /// Whether the action runs a program.
     pub(crate) fn is_program(&self) -> bool {
         match self {
