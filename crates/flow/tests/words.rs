@@ -339,6 +339,7 @@ fn an_error_names_the_word_and_what_would_be_right() {
             "word 8, the end: \"conform-exceed drop\" must say what follows: without it, tc reclassifies the frame",
         ),
         ("flower action police rate 1mbit burst 1k avrate 9", "word 8, \"avrate\": the card's meters have no avrate"),
+        ("flower action police index 0 drop", "word 5, \"0\": the number of a meter from 1 on must stand here"),
         (
             "flower action police rate 1mbit burst 1k mtu 9000 drop",
             "word 11, the end: a meter has a rate or an mtu: mlx5 does not look at the mtu of one with a rate",

@@ -55,7 +55,7 @@ pub(super) fn frames(random: &mut Random, options: &Options, tables: &Tables, co
     (0..count).map(|_| maker.arrival()).collect()
 }
 
-impl FrameMaker<'_> {
+impl<'a> FrameMaker<'a> {
     fn arrival(&mut self) -> Arrival {
         self.now += match self.random.below(20) {
             0 => Duration::from_secs(40),
@@ -98,7 +98,7 @@ impl FrameMaker<'_> {
     }
 
     /// A frame that the rule takes, if the rules that are asked before it do not.
-    fn frame_for(&mut self, rule: &Rule) -> (Port, Vec<u8>) {
+    fn frame_for(&mut self, rule: &'a Rule) -> (Port, Vec<u8>) {
         let wanted = self.wanted(rule);
         let shape = Shape::of(&wanted.matches, wanted.protocol, self.random, self.options);
         let mut key = overlaid(shape.key(self.random), &wanted.matches);
@@ -128,20 +128,19 @@ impl FrameMaker<'_> {
     }
 
     /// What a frame must have to come to the rule: also what the rules ask for that send it on.
-    fn wanted(&mut self, rule: &Rule) -> Wanted {
+    fn wanted(&mut self, rule: &'a Rule) -> Wanted {
         let mut matches = rule.matches.clone();
-        let mut first = rule.clone();
+        let mut first = rule;
         for _ in 0..4 {
             let leads = |other: &Rule| {
                 let goes = other.actions.contains(&Action::Goto(first.chain));
                 other.block == first.block && other.chain != first.chain && goes
             };
-            let before: Vec<Rule> =
-                self.rules.iter().filter(|other| leads(other)).map(|rule| (*rule).clone()).collect();
+            let before: Vec<&Rule> = self.rules.iter().copied().filter(|other| leads(other)).collect();
             if first.chain == 0 || before.is_empty() {
                 break;
             }
-            let Some(lead) = self.random.pick(&before).cloned() else { break };
+            let Some(lead) = self.random.pick(&before).copied() else { break };
             // Without the first rule's match the frame would not come so far.
             matches = both(&lead.matches, &matches);
             first = lead;

@@ -129,7 +129,8 @@ fn empty_tables(random: &mut Random, options: &Options) -> Tables {
     if options.shared_blocks {
         options.ports().iter().rev().take(2).for_each(|port| tables.bind(*port, Some(SHARED)));
     }
-    for id in 0..options.meters {
+    // In tc, 0 is the index of no meter.
+    for id in 1..=options.meters {
         let rate = random.one([Rate::Packets(1), Rate::Packets(1000), Rate::Bytes(1000), Rate::Bytes(125_000_000)]);
         let with_mtu = options.mtu_meters && random.chance(40);
         let rate = if with_mtu { Rate::Mtu(random.one([60, 100, 1514])) } else { rate };
@@ -159,7 +160,12 @@ impl RuleMaker<'_> {
         let share = self.random.one([8, 20, 20, 40, 70]);
         let mut mask = Key::default();
         for field in candidates {
-            let wanted = self.random.chance(if field >= Field::EncKeyId { share.max(35) } else { share });
+            let wanted = self.random.chance(match field {
+                // Only one kind of tunnel has them.
+                Field::EncOpts => 60,
+                field if field >= Field::EncKeyId => share.max(35),
+                _ => share,
+            });
             if wanted && self.is_allowed(field) {
                 needs(field).iter().for_each(|needed| mask.set_bytes(*needed, &[0xff; 16]));
                 let bits = self.mask_bits(field);
@@ -646,7 +652,7 @@ impl RuleMaker<'_> {
     }
 
     fn police(&mut self, other: Control) -> Police {
-        let meter = MeterId(self.random.below(self.options.meters as usize) as u32);
+        let meter = MeterId(1 + self.random.below(self.options.meters as usize) as u32);
         let exceed =
             if other == Control::Pipe { self.random.one([Control::Drop, Control::Drop, Control::Pipe]) } else { other };
         let (conform, exceed) = if self.random.chance(85) { (Control::Pipe, exceed) } else { (exceed, Control::Pipe) };

@@ -412,7 +412,10 @@ impl Reader<'_, '_, '_> {
         while let Some(word) = self.words.peek().filter(|word| *word != "action") {
             self.words.next();
             match word {
-                "index" => index = Some(self.words.read("the number of a meter", |word| u32_of(word, 10))?),
+                "index" => {
+                    let number = |word: &str| u32_of(word, 10).filter(|number| *number != 0);
+                    index = Some(self.words.read("the number of a meter from 1 on", number)?);
+                }
                 "rate" => rate = Some(self.words.read("a rate, as 10mbit,", values::rate)?),
                 "burst" | "buffer" | "maxburst" => burst = Some(self.words.read("a size, as 10k,", values::size)?),
                 "pkts_rate" => packets = Some(self.words.read("a number of packets", u64_of)?),

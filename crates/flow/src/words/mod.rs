@@ -27,7 +27,8 @@
 //!
 //! * `eth_type`, `vlan_tpid` and `cvlan_tpid` match on a type that does not follow from `protocol`, `vlan_ethtype` and
 //!   `cvlan_ethtype`, and `any` instead of a type says that there is no match on it.
-//! * `enc_src_port` is the tunnel's source port. A mask can follow every value, as in `vlan_id 4/0xffc`.
+//! * `enc_src_port` is the tunnel's source port. A mask can follow every value, as in `vlan_id 4/0xffc`, and the mask of an
+//!   address can be an address.
 //! * `dec_ttl` is [`Action::DecTtl`]. `pedit … ip6 first_bytes` is the whole of [`EditField::Ip6TrafficClass`], and
 //!   `retain` has bits for every field.
 //! * `tunnel_key set … kind vxlan|geneve|gre` says the kind of tunnel where the output is no tunnel device, and

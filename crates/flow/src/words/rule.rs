@@ -132,7 +132,8 @@ impl Names<'_> {
 
     /// Writes a rule in the words that [`Names::rule`] reads, its keys in the order of `tc filter show`.
     ///
-    /// What is read is the same rule, if its values have no bits outside their masks.
+    /// What is read is the same rule, if its values have no bits outside their masks and it has no meter 0, which is none
+    /// in tc.
     pub fn rule_words(&self, rule: &Rule) -> String {
         self.words_of(rule, &[])
     }
