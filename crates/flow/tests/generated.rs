@@ -1,5 +1,7 @@
 //! What holds of generated tables and frames, and what the generator reaches.
 
+use std::collections::BTreeSet;
+
 use flow::generate::{ActionKind, ActionSet, Coverage, FieldSet, Generator, Options};
 use flow::{Capabilities, EditField, Fate, Field, State, TunnelKind, process};
 
@@ -76,6 +78,29 @@ fn every_field_is_seen_with_every_kind_of_action() {
 }
 
 #[test]
+fn connections_begin_and_are_answered() {
+    let mut seen = BTreeSet::new();
+    for seed in 0..40 {
+        let mut generator = Generator::new(seed, Options::default());
+        let tables = generator.tables().tables;
+        let mut state = State::new(seed);
+        for arrival in generator.frames(&tables, 200) {
+            let verdict = process(&tables, &mut state, arrival.at, arrival.port, &arrival.frame);
+            let tracked = verdict.trace.to_string();
+            let tracked = tracked.lines().filter(|line| line.contains("tracks in zone"));
+            seen.extend(tracked.filter_map(|line| line.rsplit(' ').next().map(str::to_owned)));
+        }
+        for connection in state.connections().iter() {
+            seen.extend(connection.assured.then(|| "assured".into()));
+            seen.extend((connection.translated && connection.seen_reply).then(|| "translated".into()));
+        }
+    }
+    let expected =
+        ["+trk+est", "+trk+est+rpl", "+trk+inv", "+trk+new", "+trk+rel", "+trk+rel+rpl", "assured", "translated"];
+    assert!(expected.iter().all(|word| seen.contains(*word)), "{seen:?}");
+}
+
+#[test]
 fn nothing_is_made_that_was_not_allowed() {
     let options = Options {
         fields: [Field::EthDst, Field::EthType, Field::Ip4Src, Field::Ip4Dst].into_iter().collect(),
@@ -89,7 +114,7 @@ fn nothing_is_made_that_was_not_allowed() {
     };
     let mut generator = Generator::new(2, options.clone());
     let mut coverage = Coverage::new(&options);
-    for _ in 0..20 {
+    for _ in 0..40 {
         let tables = generator.tables().tables;
         for (_, rule) in tables.rules() {
             assert!(rule.matches.mask().fields().all(|field| options.fields.has(field)), "{rule:?}");

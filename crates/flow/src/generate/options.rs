@@ -225,7 +225,7 @@ pub struct Options {
     pub chains: u32,
     /// How many priorities are used in a chain.
     pub priorities: u32,
-    /// How many meters there are, which rules share.
+    /// How many meters there are, which rules share: 1 to this.
     pub meters: u32,
     /// Whether some meters have no rate but an MTU ([`crate::Rate::Mtu`]). By default none has.
     pub mtu_meters: bool,

@@ -68,7 +68,10 @@ pub(super) fn read(words: &mut Words<'_>, names: &Names<'_>) -> Parsed<ActionsAn
     let (actions, meters, starts) = Default::default();
     let mut reader = Reader { words, names, actions, meters, next_meter, starts, open_tunnel: None };
     while reader.words.peek().is_some() {
-        reader.words.expect("action")?;
+        // Only the first one needs the word (parse_action).
+        if !reader.words.take("action") && reader.starts.is_empty() {
+            reader.words.expect("action")?;
+        }
         reader.starts.push(reader.actions.len());
         reader.action()?;
     }
@@ -127,7 +130,7 @@ impl Reader<'_, '_, '_> {
     /// Reads what follows from the action, if it is said; else it is the next action, or passing the frame on.
     fn control(&mut self, pipes: bool) -> Parsed<()> {
         let Some(word) = self.words.peek().filter(|word| CONTROLS.contains(word)) else {
-            if pipes || self.words.peek().is_none_or(|word| word != "action") {
+            if pipes || self.words.peek().is_none() {
                 return Ok(());
             }
             return Err(self.words.wrong_next("\"pipe\" must stand before: without it, tc ends the rule here"));
@@ -290,9 +293,10 @@ impl Reader<'_, '_, '_> {
     fn csum(&mut self) -> Parsed<()> {
         let mut bits = 0;
         while let Some(word) = self.words.peek() {
-            match (CSUMS.iter().find(|(own, _)| *own == word), word) {
+            let named = CSUMS.iter().find(|(own, _)| *own == word);
+            match (named, word) {
                 (Some((_, bit)), _) => bits |= bit.0,
-                (None, "ip4h" | "ipv4h") => bits |= Csum::IP4_HEADER.0,
+                (None, "i" | "ip" | "ip4" | "ip4h" | "ipv4" | "ipv4h") => bits |= Csum::IP4_HEADER.0,
                 (None, "and" | "or" | "+") => {}
                 (None, _) => break,
             }
@@ -409,10 +413,13 @@ impl Reader<'_, '_, '_> {
     fn police(&mut self) -> Parsed<()> {
         let (mut index, mut rate, mut burst, mut packets, mut packet_burst) = (None, None, None, None, None);
         let (mut mtu, mut conform, mut exceed) = (None, Control::Pipe, None);
-        while let Some(word) = self.words.peek().filter(|word| *word != "action") {
+        while let Some(word) = self.words.peek().filter(|word| *word != "action" && !is_other_kind(word)) {
             self.words.next();
             match word {
-                "index" => index = Some(self.words.read("the number of a meter", |word| u32_of(word, 10))?),
+                "index" => {
+                    let number = |word: &str| u32_of(word, 10).filter(|number| *number != 0);
+                    index = Some(self.words.read("the number of a meter from 1 on", number)?);
+                }
                 "rate" => rate = Some(self.words.read("a rate, as 10mbit,", values::rate)?),
                 "burst" | "buffer" | "maxburst" => burst = Some(self.words.read("a size, as 10k,", values::size)?),
                 "pkts_rate" => packets = Some(self.words.read("a number of packets", u64_of)?),
@@ -457,7 +464,8 @@ impl Reader<'_, '_, '_> {
             self.next_meter - 1
         });
         self.meters.extend(meter.map(|meter| (MeterId(index), meter)));
-        let exceed = exceed.ok_or_else(|| {
+        // A meter that is there has, in tc, what follows from it too, and Open vSwitch's drop.
+        let exceed = exceed.or(meter.is_none().then_some(Control::Drop)).ok_or_else(|| {
             self.words
                 .wrong_next("\"conform-exceed drop\" must say what follows: without it, tc reclassifies the frame")
         })?;
@@ -645,6 +653,11 @@ impl EditFormat {
             EditFormat::TrafficClass => "a number from 0 to 255",
         }
     }
+}
+
+/// Whether the word begins another action than the one that is read.
+fn is_other_kind(word: &str) -> bool {
+    KINDS.contains(&word) && !CONTROLS.contains(&word)
 }
 
 fn u64_of(word: &str) -> Option<u64> {
