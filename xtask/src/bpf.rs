@@ -53,7 +53,10 @@ pub fn run(args: &Args) -> Result<()> {
 fn check(folder: &Path) -> Result<()> {
     let noted = fs::read_to_string(folder.join(MADE_FROM)).with_context(|| format!("reading {MADE_FROM}"))?;
     let compiler_then = noted.lines().find_map(|line| line.strip_prefix("compiler ")).unwrap_or_default();
-    ensure!(noted == made_from(folder, compiler_then)?, "{OBJECT} was made from other sources: cargo xtask bpf --write");
+    ensure!(
+        noted == made_from(folder, compiler_then)?,
+        "{OBJECT} was made from other sources: cargo xtask bpf --write"
+    );
     match compiler() {
         Ok(own) if own == compiler_then => {
             let again = workspace::target_dir()?.join(OBJECT);
@@ -77,7 +80,8 @@ fn compiler() -> Result<String> {
 fn compile(folder: &Path, object: &Path) -> Result<()> {
     // <linux/bpf.h> includes <asm/types.h>, which Debian keeps in a folder for each architecture.
     let machine = Command::new("clang").arg("-print-multiarch").output().ok();
-    let machine = machine.filter(|output| output.status.success()).and_then(|output| String::from_utf8(output.stdout).ok());
+    let machine =
+        machine.filter(|output| output.status.success()).and_then(|output| String::from_utf8(output.stdout).ok());
     let headers = Path::new("/usr/include").join(machine.as_deref().unwrap_or("").trim());
     let headers = if headers.join("asm/types.h").exists() { headers } else { "/usr/include/x86_64-linux-gnu".into() };
     let mut clang = Command::new("clang");
@@ -101,7 +105,8 @@ fn contains(bytes: &[u8], part: &[u8]) -> bool {
 
 /// What the object is made from, as text.
 fn made_from(folder: &Path, compiler: &str) -> Result<String> {
-    let mut sources: Vec<PathBuf> = fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?;
+    let mut sources: Vec<PathBuf> =
+        fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?;
     sources.retain(|path| path.extension().is_some_and(|extension| extension == "c" || extension == "h"));
     sources.sort();
     let mut text = format!("compiler {compiler}\nflags {}\n", FLAGS.join(" "));

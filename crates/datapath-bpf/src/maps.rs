@@ -185,7 +185,16 @@ fn missing(name: &'static str, error: io::Error) -> LoadError {
 fn load_program(ebpf: &mut Ebpf) -> Result<OwnedFd, LoadError> {
     let program = ebpf.program_mut(PROGRAM).ok_or(LoadError::Missing(PROGRAM))?;
     let program: &mut SchedClassifier = program.try_into()?;
-    program.load()?;
+    // The verifier gives up when a signal comes (EAGAIN), as libbpf's sys_bpf_prog_load knows.
+    for _ in 0..5 {
+        match program.load() {
+            Err(ProgramError::LoadError { io_error, .. }) if io_error.raw_os_error() == Some(libc::EAGAIN) => {}
+            result => {
+                result?;
+                break;
+            }
+        }
+    }
     Ok(program.fd()?.as_fd().try_clone_to_owned()?)
 }
 

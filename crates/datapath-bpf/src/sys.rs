@@ -273,7 +273,8 @@ impl Words {
         let length = bytes.next_multiple_of(page_size());
         let (any, descriptor) = (std::ptr::null_mut(), fd.as_raw_fd());
         // SAFETY: a new mapping at an address that the kernel chooses.
-        let address = unsafe { libc::mmap(any, length, protection, libc::MAP_SHARED, descriptor, offset as libc::off_t) };
+        let address =
+            unsafe { libc::mmap(any, length, protection, libc::MAP_SHARED, descriptor, offset as libc::off_t) };
         let start = NonNull::new(address.cast()).filter(|_| address != libc::MAP_FAILED);
         let start = start.ok_or_else(io::Error::last_os_error)?;
         Ok(Words { start, count: bytes / 8, writable })

@@ -8,7 +8,9 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::pipeline;
-use datapath_bpf::{Change, DropReason as Dropped, Mode, Options, Pipeline, PortConfig, Refused, Role, Trial, TrialFate};
+use datapath_bpf::{
+    Change, DropReason as Dropped, Mode, Options, Pipeline, PortConfig, Refused, Role, Trial, TrialFate,
+};
 use flow::generate::{ActionKind, ActionSet, Arrival, Coverage, FieldSet, Generator, Options as Wanted};
 use flow::{DropReason, Fate, Field, Meter, MeterId, Port, Rate, RuleId, State, Tables, Verdict, process};
 
@@ -100,7 +102,10 @@ impl Both {
 
     /// Sends a frame through both.
     fn frame(&mut self, tables: &Tables, state: &mut State, arrival: &Arrival) -> Result<(), String> {
-        let trial = self.pipeline.trial(arrival.port.0, arrival.at, &arrival.frame).unwrap_or_else(|error| panic!("{error}: {:02x?}", arrival.frame));
+        let trial = self
+            .pipeline
+            .trial(arrival.port.0, arrival.at, &arrival.frame)
+            .unwrap_or_else(|error| panic!("{error}: {:02x?}", arrival.frame));
         let samples = self.pipeline.samples();
         let verdict = process(tables, state, arrival.at, arrival.port, &arrival.frame);
         self.coverage.note(tables, &verdict);
@@ -171,7 +176,14 @@ fn same_outputs(trial: &Trial, verdict: &Verdict, arrival: &Arrival) -> Result<(
 #[test]
 fn the_program_does_what_the_reference_does() {
     let (wanted, cases) = (wanted(), number("CASES", 100_000));
-    let options = Options { max_rules: 4096, max_actions: 8192, max_masks: 1024, max_meters: 64, trials: true, ..Options::default() };
+    let options = Options {
+        max_rules: 4096,
+        max_actions: 8192,
+        max_masks: 1024,
+        max_meters: 64,
+        trials: true,
+        ..Options::default()
+    };
     let Some(pipeline) = pipeline(options) else { return };
     let coverage = Coverage::new(&wanted);
     let mut both = Both { pipeline, refused: BTreeMap::new(), rules: 0, coverage };
@@ -195,7 +207,10 @@ fn the_program_does_what_the_reference_does() {
                 let counted: Vec<_> = tables.rules().filter(|(id, rule)| asked(id) || first(rule)).collect();
                 panic!(
                     "seed {seed}, frame {place} at port {}: {difference}\nframe {:02x?}\n{}\n{counted:?}\n{:?}",
-                    arrival.port.0, arrival.frame, verdict.trace, flow::dissect(&arrival.frame),
+                    arrival.port.0,
+                    arrival.frame,
+                    verdict.trace,
+                    flow::dissect(&arrival.frame),
                 );
             }
             process(&tables, &mut state, arrival.at, arrival.port, &arrival.frame);
@@ -206,13 +221,17 @@ fn the_program_does_what_the_reference_does() {
         both.remove(&tables);
     }
     println!("{}{} rules, refused: {:#?}", both.coverage, both.rules, both.refused);
-    let refused: usize = both.refused.values().sum();
-    assert!(refused * 20 < both.rules, "refused: {:#?}", both.refused);
+    // A new EtherType is the only thing that is not done before everything else.
+    assert!(both.refused.keys().all(|refused| refused.starts_with("pedit ")), "{:#?}", both.refused);
+    assert!(both.refused.values().sum::<usize>() * 10 < both.rules, "{:#?}", both.refused);
 }
 
 #[test]
 fn a_changed_meter_is_full_and_the_same_one_is_not() {
-    let Some(mut pipeline) = pipeline(Options { max_rules: 16, max_meters: 4, trials: true, ..Options::default() }) else { return };
+    let Some(mut pipeline) = pipeline(Options { max_rules: 16, max_meters: 4, trials: true, ..Options::default() })
+    else {
+        return;
+    };
     let set = |rate, burst| Change::SetMeter { id: MeterId(7), meter: Meter { rate: Rate::Packets(rate), burst } };
     let refused = pipeline.commit(&[set(1, u64::MAX), Change::RemoveMeter(MeterId(7))]);
     assert_eq!(refused, [Err(Refused::Burst), Err(Refused::Unknown)]);
