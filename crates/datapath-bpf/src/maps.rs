@@ -120,6 +120,8 @@ pub(crate) struct Loaded {
     /// The generation and what trial runs need (`struct control`).
     pub(crate) control: Words,
     pub(crate) counters: Words,
+    /// How many counters each CPU has.
+    pub(crate) max_rules: usize,
     pub(crate) samples: Ring,
 }
 
@@ -157,7 +159,8 @@ impl Loaded {
         let control = maps.control.in_memory(true)?;
         let counters = maps.counters.in_memory(true)?;
         let samples = Ring::new(&maps.samples)?;
-        Ok(Loaded { maps, program, control, counters, samples })
+        let max_rules = maps.counters.max_entries as usize / sys::cpus()?;
+        Ok(Loaded { maps, program, control, counters, max_rules, samples })
     }
 
     /// Finds what was pinned in a directory.
