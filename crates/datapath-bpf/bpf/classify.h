@@ -277,6 +277,7 @@ static __noinline int pretend(struct scratch *s, const struct action *action, __
 		s->tags++;
 		s->tag[s->first_tag & 127] = action->arg;
 		s->length += 4;
+		s->header_bytes += 4;
 		describe_tags(s);
 		if (s->tags > MAX_TAGS)
 			forget_headers(s);
@@ -286,6 +287,7 @@ static __noinline int pretend(struct scratch *s, const struct action *action, __
 			s->first_tag++;
 			s->tags--;
 			s->length -= 4;
+			s->header_bytes -= 4;
 			describe_tags(s);
 		}
 		break;
@@ -404,7 +406,7 @@ static __noinline int one_step(struct scratch *s, __u32 i, struct run *run)
 		return 1;
 	step = &s->step[i];
 	step->rule = s->found;
-	step->bytes = s->length;
+	step->bytes = bytes_of(s);
 	step->exceeded = 0;
 	s->steps = i + 1;
 	return !follow(s, &run->chain);

@@ -108,7 +108,7 @@ static __noinline int count(const struct scratch *s, __u32 rule, __u32 bytes)
 	if (!counter)
 		return 0;
 	counter->packets += s->segments;
-	counter->bytes += bytes + (s->segments - 1) * (__u64)s->header_bytes;
+	counter->bytes += bytes;
 	counter->last_used = s->now;
 	return 0;
 }
@@ -594,6 +594,8 @@ static __noinline int note_segments(struct __sk_buff *skb, struct scratch *s)
 	s->header_bytes = s->payload + 8;
 	if (s->protocol == IPPROTO_TCP && !bpf_skb_load_bytes(skb, s->payload + 12, &offset, 1))
 		s->header_bytes = s->payload + (offset >> 4) * 4;
+	if (skb->vlan_present)
+		s->header_bytes += 4;
 	return 0;
 }
 

@@ -7,6 +7,12 @@
 
 #define NANO 1000000000ULL
 
+/* The bytes of the frame; of one that is yet to be segmented, those of its segments. */
+static __always_inline __u64 bytes_of(const struct scratch *s)
+{
+	return s->length + (s->segments - 1) * (__u64)s->header_bytes;
+}
+
 /*
  * Measures the frame, whose length the scratch has. Returns whether it conforms. The tokens that it takes are noted, so
  * that they can be given back.
@@ -26,7 +32,7 @@ static __noinline int measure(struct scratch *s, __u32 index)
 	rate = meter->rate;
 	if (!rate)
 		return 1;
-	cost = (meter->packets ? s->segments : s->length + (s->segments - 1) * (__u64)s->header_bytes) * NANO;
+	cost = (meter->packets ? s->segments : bytes_of(s)) * NANO;
 	bpf_spin_lock(&meter->lock);
 	elapsed = now > meter->at ? now - meter->at : 0;
 	missing = meter->capacity - meter->tokens;

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use flow::{Protocol, RuleId};
 
 use crate::compile::{Place, Refused};
-use crate::layout::{Bytes, CHAIN, CHAIN_CACHED, LONG_KEY, MAX_GROUPS_OF_CHAIN, View, group_flag};
+use crate::layout::{Bytes, CHAIN, CHAIN_CACHED, GROUP, LONG_KEY, MAX_GROUPS_OF_CHAIN, View, group_flag};
 
 /// The rules of one chain, priority, mask and range of ports.
 #[derive(Debug)]
@@ -31,6 +31,8 @@ pub(crate) struct Book {
     /// By chain and priority: the protocol, and how many groups there are.
     priorities: BTreeMap<(u64, u32, u32), (Protocol, usize)>,
     next_order: u64,
+    /// What was found last, as rules mostly come with the same mask as those before.
+    last: Option<u32>,
 }
 
 impl Group {
@@ -61,7 +63,7 @@ impl Group {
         let bytes = Bytes::default().u64(place.block).u64(self.order).u32(place.chain).u32(place.priority);
         let bytes = bytes.bytes(&protocol.to_be_bytes()).u16(flags);
         let bytes = bytes.u16(src_min).u16(src_max).u16(dst_min).u16(dst_max).u32(0);
-        bytes.bytes(&place.mask).0
+        bytes.bytes(&place.mask[..]).0
     }
 
     /// The group that stands in `groups`, without rules.
@@ -73,12 +75,14 @@ impl Group {
             true => Protocol::All,
             false => Protocol::Is(u16::from_be(view.u16(24))),
         };
+        let mut mask = [0; LONG_KEY];
+        mask.copy_from_slice(&bytes[GROUP - LONG_KEY..GROUP]);
         let place = Place {
             block: view.u64(0),
             chain: view.u32(16),
             priority: view.u32(20),
             protocol,
-            mask: bytes[40..40 + LONG_KEY].to_vec(),
+            mask: Box::new(mask),
             src: has(group_flag::SRC_RANGE).then(|| view.u16(28)..=view.u16(30)),
             dst: has(group_flag::DST_RANGE).then(|| view.u16(32)..=view.u16(34)),
         };
@@ -103,8 +107,10 @@ impl Book {
     }
 
     /// The group for a place, if there is one.
-    pub(crate) fn find(&self, place: &Place) -> Option<u32> {
-        self.by_place.get(place).copied()
+    pub(crate) fn find(&mut self, place: &Place) -> Option<u32> {
+        let is_for = |number: &u32| self.groups.get(number).is_some_and(|group| group.place == *place);
+        self.last = self.last.filter(is_for).or_else(|| self.by_place.get(place).copied());
+        self.last
     }
 
     /// Whether there is room for a group at a place, and the priority is one of its protocol.

@@ -5,7 +5,7 @@
 //! is still running.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher, Hasher};
 use std::io;
 use std::time::Duration;
 
@@ -43,9 +43,9 @@ struct MeterSlot {
 /// What is in the maps, and how it is changed.
 pub(crate) struct Commits {
     book: Book,
-    pub(crate) rules: HashMap<RuleId, Installed>,
+    pub(crate) rules: HashMap<RuleId, Installed, BuildHasherDefault<NumberHasher>>,
     /// By the hash of a rule's key, as rules are many and keys are long.
-    by_key: HashMap<u64, RuleId>,
+    by_key: HashMap<u64, RuleId, BuildHasherDefault<NumberHasher>>,
     pub(crate) meter_numbers: HashMap<MeterId, u32>,
     meters: HashMap<MeterId, MeterSlot>,
     meter_users: HashMap<u32, usize>,
@@ -105,6 +105,25 @@ fn refused(errno: i32, what: &'static str) -> Refused {
     }
 }
 
+/// A hasher of numbers that are given out by a counter, or are hashes (SplitMix64's last step).
+#[derive(Default)]
+pub(crate) struct NumberHasher(u64);
+
+impl Hasher for NumberHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(self.0 << 8 | u64::from(*byte)));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        let mixed = (number ^ number >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        self.0 = mixed ^ mixed >> 31;
+    }
+}
+
 fn hash_of(key: &[u8]) -> u64 {
     BuildHasherDefault::<DefaultHasher>::default().hash_one(key)
 }
@@ -125,8 +144,8 @@ impl Commits {
         let cpus = sys::cpus()?;
         Ok(Commits {
             book: Book::default(),
-            rules: HashMap::new(),
-            by_key: HashMap::new(),
+            rules: HashMap::default(),
+            by_key: HashMap::default(),
             meter_numbers: HashMap::new(),
             meters: HashMap::new(),
             meter_users: HashMap::new(),
@@ -206,10 +225,11 @@ impl Commits {
             return Err(Refused::Exists);
         }
         let compiled = compile(rule, &self.meter_numbers)?;
-        self.book.check(&compiled.place)?;
         let known = self.book.find(&compiled.place);
-        if known.is_some_and(|group| self.has_key(&lookup_key(group, &compiled.key))) {
-            return Err(Refused::Exists);
+        match known {
+            Some(group) if self.has_key(&lookup_key(group, compiled.key())) => return Err(Refused::Exists),
+            Some(_) => {}
+            None => self.book.check(&compiled.place)?,
         }
         self.make_room(loaded, compiled.actions.len(), known.is_none())?;
         let ranged = compiled.place.src.is_some() || compiled.place.dst.is_some();
@@ -227,7 +247,7 @@ impl Commits {
         let actions = self.place_actions(&compiled, adding)?;
         let meters: Box<[u32]> = compiled.meters.iter().filter_map(|id| self.meter_numbers.get(id).copied()).collect();
         meters.iter().for_each(|meter| *self.meter_users.entry(*meter).or_default() += 1);
-        let key = lookup_key(group, &compiled.key).into_boxed_slice();
+        let key = lookup_key(group, compiled.key()).into_boxed_slice();
         let first = actions.first().copied().unwrap_or(next::TERMINAL);
         let value = layout::rule(id.0, index, first, compiled.walk, compiled.terminal);
         let (writes, pending) = match compiled.place.is_long() {
@@ -429,7 +449,7 @@ impl Commits {
 
     /// Where the counter of each CPU begins.
     fn counter_words(&self, loaded: &Loaded, index: u32) -> impl Iterator<Item = usize> + use<> {
-        let rules = loaded.maps.counters.max_entries as usize / self.cpus;
+        let rules = loaded.max_rules;
         (0..self.cpus).map(move |cpu| (cpu * rules + index as usize) * 3)
     }
 

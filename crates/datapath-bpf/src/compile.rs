@@ -75,7 +75,7 @@ pub(crate) struct Place {
     pub(crate) chain: u32,
     pub(crate) priority: u32,
     pub(crate) protocol: Protocol,
-    pub(crate) mask: Vec<u8>,
+    pub(crate) mask: Box<[u8; LONG_KEY]>,
     pub(crate) src: Option<RangeInclusive<u16>>,
     pub(crate) dst: Option<RangeInclusive<u16>>,
 }
@@ -91,13 +91,19 @@ impl Place {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Compiled {
     pub(crate) place: Place,
-    /// As long as the group's kind of key.
-    pub(crate) key: Vec<u8>,
+    key: [u8; LONG_KEY],
     /// `next` and `alternative` are places in this list, if they are none of [`next`]: place 0 is 1.
     pub(crate) actions: Vec<ActionEntry>,
     pub(crate) terminal: Terminal,
     pub(crate) walk: bool,
     pub(crate) meters: Vec<MeterId>,
+}
+
+impl Compiled {
+    /// The key, as long as those of its group are.
+    pub(crate) fn key(&self) -> &[u8] {
+        &self.key[..if self.place.is_long() { LONG_KEY } else { SHORT_KEY }]
+    }
 }
 
 /// A block as a number: its kind in the highest byte.
@@ -146,12 +152,11 @@ pub(crate) fn compile(rule: &Rule, meters: &HashMap<MeterId, u32>) -> Result<Com
         return Err(Refused::Tunnel);
     }
     keys(rule)?;
-    let mask = layout::key(rule.matches.mask());
+    let mask = Box::new(layout::key(rule.matches.mask()));
     let (src, dst) = (rule.matches.src_ports.clone(), rule.matches.dst_ports.clone());
     let (block, chain, priority, protocol) = (block_number(rule.block), rule.chain, rule.priority, rule.protocol);
     let place = Place { block, chain, priority, protocol, mask, src, dst };
-    let mut key = layout::key(rule.matches.value());
-    key.truncate(if place.is_long() { LONG_KEY } else { SHORT_KEY });
+    let key = layout::key(rule.matches.value());
     let (actions, terminal) = Lowering { rule, meters }.lower()?;
     let walk = walks(rule, terminal, &actions);
     let meters = rule.actions.iter().filter_map(Action::meter).collect();

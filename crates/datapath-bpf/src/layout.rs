@@ -231,39 +231,72 @@ pub(crate) fn meter(id: MeterId, meter: Meter, capacity: u64, conformed: u64, ex
     bytes.u64(conformed).u64(exceeded).u32(id.0).u32(0).0
 }
 
+/// Where the fields stand in `struct key`. What is in host order or shares its bytes with others is not here.
+const PLACES: [(Field, usize); 37] = {
+    use Field as F;
+    [
+        (F::EthDst, 0),
+        (F::EthSrc, 6),
+        (F::EthType, 12),
+        (F::VlanEthType, 14),
+        (F::VlanTpid, 16),
+        (F::CvlanTpid, 20),
+        (F::CvlanEthType, 24),
+        (F::IpProto, 26),
+        (F::IpTos, 27),
+        (F::IpTtl, 28),
+        (F::IpFlags, 29),
+        (F::AddrType, 30),
+        (F::ArpOp, 31),
+        (F::SrcPort, 36),
+        (F::DstPort, 38),
+        (F::IcmpType, 36),
+        (F::IcmpCode, 37),
+        (F::TcpFlags, 40),
+        (F::CtState, 42),
+        (F::CtZone, 44),
+        (F::Ip4Src, 48),
+        (F::Ip4Dst, 52),
+        (F::Ip6Src, 48),
+        (F::Ip6Dst, 64),
+        (F::ArpSip, 48),
+        (F::ArpTip, 52),
+        (F::ArpSha, 56),
+        (F::ArpTha, 62),
+        (F::EncTos, 84),
+        (F::EncTtl, 85),
+        (F::EncAddrType, 86),
+        (F::EncOptsLen, 87),
+        (F::EncSrcPort, 92),
+        (F::EncDstPort, 94),
+        (F::EncOpts, 144),
+        (F::CtLabel, 128),
+        (F::EncIp4Src, 96),
+    ]
+};
+
+/// The rest of the tunnel's addresses.
+const OUTER: [(Field, usize); 3] = [(Field::EncIp4Dst, 100), (Field::EncIp6Src, 96), (Field::EncIp6Dst, 112)];
+
 /// The bytes of a key, and of a mask, in the order of `struct key`.
 ///
 /// Addresses of IPv4, IPv6 and ARP share a place, as do ports and what ICMP has. [`flow`] lets a rule ask for one of
 /// them only together with the protocol that says which it is.
-pub(crate) fn key(key: &Key) -> Vec<u8> {
-    use Field as F;
-    let get = |field: Field| key.get(field);
-    let tci = |id: Field, priority: Field| {
-        (key.number(id) as u16 & 0xfff | (key.number(priority) as u16 & 7) << 13).to_be_bytes()
-    };
-    let either =
-        |one: &[u8], other: &[u8]| -> Vec<u8> { one.iter().zip(other).map(|(one, other)| one | other).collect() };
-    let padded = |parts: &[&[u8]], size: usize| Bytes(parts.concat()).up_to(size).0;
-    let v4 = padded(&[get(F::Ip4Src), get(F::Ip4Dst)], 32);
-    let v6 = padded(&[get(F::Ip6Src), get(F::Ip6Dst)], 32);
-    let arp = padded(&[get(F::ArpSip), get(F::ArpTip), get(F::ArpSha), get(F::ArpTha)], 32);
-    let icmp = padded(&[get(F::IcmpType), get(F::IcmpCode)], 4);
-    let ports = padded(&[get(F::SrcPort), get(F::DstPort)], 4);
-    let outer_v4 = padded(&[get(F::EncIp4Src), get(F::EncIp4Dst)], 32);
-    let outer_v6 = padded(&[get(F::EncIp6Src), get(F::EncIp6Dst)], 32);
-    let number = |field: Field| key.number(field).to_ne_bytes();
-
-    let bytes = Bytes::default().bytes(get(F::EthDst)).bytes(get(F::EthSrc)).bytes(get(F::EthType));
-    let bytes = bytes.bytes(get(F::VlanEthType)).bytes(get(F::VlanTpid)).bytes(&tci(F::VlanId, F::VlanPrio));
-    let bytes = bytes.bytes(get(F::CvlanTpid)).bytes(&tci(F::CvlanId, F::CvlanPrio)).bytes(get(F::CvlanEthType));
-    let bytes = bytes.bytes(get(F::IpProto)).bytes(get(F::IpTos)).bytes(get(F::IpTtl)).bytes(get(F::IpFlags));
-    let bytes = bytes.bytes(get(F::AddrType)).bytes(get(F::ArpOp)).bytes(&number(F::InPort));
-    let bytes = bytes.bytes(&either(&icmp, &ports)).bytes(get(F::TcpFlags)).bytes(get(F::CtState)).u8(0);
-    let bytes = bytes.bytes(get(F::CtZone)).u16(0).bytes(&either(&either(&v4, &v6), &arp));
-    let bytes = bytes.bytes(&number(F::CtMark)).bytes(get(F::EncTos)).bytes(get(F::EncTtl));
-    let bytes = bytes.bytes(get(F::EncAddrType)).bytes(get(F::EncOptsLen)).bytes(&number(F::EncKeyId));
-    let bytes = bytes.bytes(get(F::EncSrcPort)).bytes(get(F::EncDstPort)).bytes(&either(&outer_v4, &outer_v6));
-    bytes.bytes(get(F::CtLabel)).bytes(get(F::EncOpts)).up_to(LONG_KEY).0
+pub(crate) fn key(key: &Key) -> [u8; LONG_KEY] {
+    let mut bytes = [0; LONG_KEY];
+    for (field, place) in PLACES.iter().chain(&OUTER) {
+        let own = key.get(*field);
+        bytes[*place..*place + own.len()].iter_mut().zip(own).for_each(|(byte, own)| *byte |= own);
+    }
+    let tags = [(Field::VlanId, Field::VlanPrio, 18), (Field::CvlanId, Field::CvlanPrio, 22)];
+    for (id, priority, place) in tags {
+        let tci = key.number(id) as u16 & 0xfff | (key.number(priority) as u16 & 7) << 13;
+        bytes[place..place + 2].copy_from_slice(&tci.to_be_bytes());
+    }
+    for (field, place) in [(Field::InPort, 32), (Field::CtMark, 80), (Field::EncKeyId, 88)] {
+        bytes[place..place + 4].copy_from_slice(&key.number(field).to_ne_bytes());
+    }
+    bytes
 }
 
 #[cfg(test)]

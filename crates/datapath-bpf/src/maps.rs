@@ -120,6 +120,8 @@ pub(crate) struct Loaded {
     /// The generation and what trial runs need (`struct control`).
     pub(crate) control: Words,
     pub(crate) counters: Words,
+    /// How many counters each CPU has.
+    pub(crate) max_rules: usize,
     pub(crate) samples: Ring,
 }
 
@@ -157,7 +159,8 @@ impl Loaded {
         let control = maps.control.in_memory(true)?;
         let counters = maps.counters.in_memory(true)?;
         let samples = Ring::new(&maps.samples)?;
-        Ok(Loaded { maps, program, control, counters, samples })
+        let max_rules = maps.counters.max_entries as usize / sys::cpus()?;
+        Ok(Loaded { maps, program, control, counters, max_rules, samples })
     }
 
     /// Finds what was pinned in a directory.
@@ -185,7 +188,16 @@ fn missing(name: &'static str, error: io::Error) -> LoadError {
 fn load_program(ebpf: &mut Ebpf) -> Result<OwnedFd, LoadError> {
     let program = ebpf.program_mut(PROGRAM).ok_or(LoadError::Missing(PROGRAM))?;
     let program: &mut SchedClassifier = program.try_into()?;
-    program.load()?;
+    // The verifier gives up when a signal comes (EAGAIN), as libbpf's sys_bpf_prog_load knows.
+    for _ in 0..5 {
+        match program.load() {
+            Err(ProgramError::LoadError { io_error, .. }) if io_error.raw_os_error() == Some(libc::EAGAIN) => {}
+            result => {
+                result?;
+                break;
+            }
+        }
+    }
     Ok(program.fd()?.as_fd().try_clone_to_owned()?)
 }
 

@@ -381,6 +381,28 @@ impl Pipeline {
         self.loaded.maps.samples.as_fd()
     }
 
+    /// How long a loop of single updates of the map of rules takes, for as many keys: what installing is compared with.
+    ///
+    /// # Errors
+    /// The kernel's.
+    #[doc(hidden)]
+    pub fn time_of_bare_updates(&self, count: u32) -> io::Result<Duration> {
+        let map = &self.loaded.maps.rules;
+        let (mut key, value) = (vec![0xff; map.key_size], vec![0; map.value_size]);
+        let begin = std::time::Instant::now();
+        for number in 0..count {
+            key[..4].copy_from_slice(&u32::MAX.to_ne_bytes());
+            key[8..12].copy_from_slice(&number.to_ne_bytes());
+            map.put(&key, &value)?;
+        }
+        let taken = begin.elapsed();
+        for number in 0..count {
+            key[8..12].copy_from_slice(&number.to_ne_bytes());
+            map.remove(&key)?;
+        }
+        Ok(taken)
+    }
+
     /// The time since boot with which [`Counter::last_used`] is compared.
     pub fn now() -> Duration {
         Duration::from_nanos(sys::monotonic())

@@ -221,8 +221,9 @@ fn the_program_does_what_the_reference_does() {
         both.remove(&tables);
     }
     println!("{}{} rules, refused: {:#?}", both.coverage, both.rules, both.refused);
-    let refused: usize = both.refused.values().sum();
-    assert!(refused * 20 < both.rules, "refused: {:#?}", both.refused);
+    // A new EtherType is the only thing that is not done before everything else.
+    assert!(both.refused.keys().all(|refused| refused.starts_with("pedit ")), "{:#?}", both.refused);
+    assert!(both.refused.values().sum::<usize>() * 10 < both.rules, "{:#?}", both.refused);
 }
 
 #[test]

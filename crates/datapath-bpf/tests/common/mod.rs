@@ -1,6 +1,8 @@
 //! What the tests have in common.
 #![allow(dead_code, reason = "each test uses a part")]
 
+pub mod net;
+
 use datapath_bpf::{LoadError, Options, Pipeline};
 
 /// A pipeline, or nothing where the kernel lets this process load none: then a line says so. In CI that is a failure.
