@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;
 
-use eswitch::card::{Counters, Create, NetdevChange, OnNetdevChange, Resource};
+use eswitch::card::{Acl, Counters, Create, NetdevChange, OnNetdevChange, Resource};
 use eswitch::names::{self, NetdevName};
 use eswitch::{CardConfig, MacAddr, PfIndex, RepType, Vport};
 
@@ -35,6 +35,8 @@ pub(crate) struct Entry {
     pub sfnum: Option<u32>,
     /// A port without a link: while it has no representor it is down.
     pub link_down: bool,
+    /// What a port lets pass.
+    pub acl: Acl,
     /// What the netdevs that a port had before have counted.
     pub counted: Counters,
 }
@@ -42,7 +44,13 @@ pub(crate) struct Entry {
 impl Entry {
     /// The entry of what has just been made.
     pub(crate) fn of(request: &Create) -> Self {
-        Self { mac: request.mac, sfnum: request.sfnum, link_down: false, counted: Counters::default() }
+        Self {
+            mac: request.mac,
+            sfnum: request.sfnum,
+            link_down: false,
+            acl: Acl::default(),
+            counted: Counters::default(),
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use eswitch::card::{Card, CardError, Counters, Create, FailedCreate, MovedInstance, OnNetdevChange, Resource};
+use eswitch::card::{Acl, Card, CardError, Counters, Create, FailedCreate, MovedInstance, OnNetdevChange, Resource};
 use eswitch::datapath::Datapath;
 use eswitch::lock_order::CardCall;
 use eswitch::rate::TxRates;
@@ -298,6 +298,11 @@ impl Card for LinuxCard {
     fn set_link(&self, cx: &mut Locked<'_, CardCall>, port: &Resource, up: bool) -> Result<(), CardError> {
         cx.might_wait();
         self.shared.begin_on(cx, slot_of(port)).set_link(port, up)
+    }
+
+    fn set_acl(&self, cx: &mut Locked<'_, CardCall>, port: &Resource, acl: Acl) -> Result<(), CardError> {
+        cx.might_wait();
+        self.shared.begin_on(cx, slot_of(port)).set_acl(port, acl)
     }
 
     fn set_rates(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, rates: &TxRates) -> Result<(), CardError> {

@@ -1,6 +1,6 @@
 //! Unmakes resources. It cannot fail: what the kernel no longer has is as good as unmade.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use eswitch::card::Resource;
 use eswitch::{PfIndex, RepType, Vport};
@@ -102,6 +102,8 @@ impl Operation<'_> {
 
     /// Adds what the netdevs of VFs have counted to the entries of their ports, which stay when the netdevs go.
     fn keep_counters(&mut self, batch: &[Resource]) {
+        // What filters have dropped, by interface number, once that has been asked for.
+        let mut dropped: Option<HashMap<u32, u64>> = None;
         for resource in batch {
             let Resource::VfNetdev(pf, vport) = *resource else { continue };
             let port = Resource::Port(pf, vport);
@@ -109,9 +111,13 @@ impl Operation<'_> {
                 continue;
             }
             // One that was deleted from outside has taken its counters with it.
-            let Ok(counted) = request::counters_of(&mut self.sockets().inside, Slot { pf, vport }.port()) else {
-                continue;
-            };
+            let index = Slot { pf, vport }.port();
+            let Ok(mut counted) = request::counters_of(&mut self.sockets().inside, index) else { continue };
+            if dropped.is_none() {
+                let all = request::acl::all_drops(&mut self.sockets().inside).unwrap_or_default();
+                dropped = Some(all.into_iter().collect());
+            }
+            counted.tx_dropped += dropped.iter().filter_map(|of| of.get(&index)).sum::<u64>();
             if let Some(entry) = self.books().resources.get_mut(&port) {
                 entry.counted = entry.counted.plus(counted);
             }

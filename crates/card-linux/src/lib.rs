@@ -25,6 +25,7 @@
 //!
 //! Start at [`Place`], then [`LinuxCard`].
 
+mod acl;
 mod adopt;
 mod bond;
 mod books;

@@ -159,7 +159,11 @@ impl Operation<'_> {
     /// The counters of a PF's VFs: of their netdevs, and of those that they had before.
     pub(crate) fn counters(&mut self, pf: PfIndex) -> BTreeMap<Vport, Counters> {
         let now = request::all_counters(&mut self.sockets().inside).unwrap_or_default();
-        let now: HashMap<u32, Counters> = now.into_iter().collect();
+        let mut now: HashMap<u32, Counters> = now.into_iter().collect();
+        // What the filters of a port have dropped its function has sent.
+        for (index, drops) in request::acl::all_drops(&mut self.sockets().inside).unwrap_or_default() {
+            now.entry(index).and_modify(|counters| counters.tx_dropped += drops);
+        }
         let of_port = |(resource, entry): (&Resource, &Entry)| match *resource {
             Resource::Port(of, vport @ Vport::Vf(_)) if of == pf => {
                 let now = now.get(&slot_of(resource).port()).copied().unwrap_or_default();

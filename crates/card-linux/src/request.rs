@@ -1,5 +1,6 @@
 //! The requests to rtnetlink, one function each. Those that change something are appended to a [`Batch`].
 
+pub(crate) mod acl;
 mod link;
 pub(crate) mod rates;
 mod tie;

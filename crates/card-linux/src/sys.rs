@@ -103,6 +103,46 @@ pub(crate) fn set_filter(fd: &OwnedFd, program: &[FilterOp]) -> io::Result<()> {
     check(unsafe { libc::setsockopt(fd.as_raw_fd(), level, option, (&raw const filter).cast(), len) }).map(drop)
 }
 
+/// One instruction of eBPF: `struct bpf_insn`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct Instruction {
+    /// BPF_*.
+    pub code: u8,
+    /// The destination, and the source: four bits each, in the order of the machine's bytes.
+    pub registers: u8,
+    /// How far to jump, or where to load.
+    pub offset: i16,
+    /// The immediate value.
+    pub value: u32,
+}
+
+/// Loads an eBPF program that classifies frames. Takes CAP_BPF and CAP_NET_ADMIN in the initial user namespace.
+pub(crate) fn load_classifier(program: &[Instruction]) -> io::Result<OwnedFd> {
+    const BPF_PROG_LOAD: c_int = 5;
+    const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
+    /// The first members of `union bpf_attr` for this command. The kernel takes those that are not given for zero.
+    #[repr(C)]
+    struct Load {
+        prog_type: u32,
+        insn_cnt: u32,
+        insns: u64,
+        license: u64,
+    }
+    let load = Load {
+        prog_type: BPF_PROG_TYPE_SCHED_CLS,
+        insn_cnt: program.len() as u32,
+        insns: program.as_ptr() as u64,
+        license: c"Dual MIT/GPL".as_ptr() as u64,
+    };
+    // SAFETY: the attribute has the length given, and points to as many instructions as it says and to a string that ends
+    // in zero; all are alive during the call, and the kernel writes to none.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of_val(&load)) };
+    let fd = check(fd as c_int)?;
+    // SAFETY: the descriptor is new, so nobody else owns it; the kernel has set close-on-exec.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// Sends one datagram.
 pub(crate) fn send(fd: &OwnedFd, bytes: &[u8]) -> io::Result<usize> {
     // SAFETY: pointer and length are one slice's.

@@ -9,7 +9,7 @@ mod planes;
 
 use std::collections::BTreeMap;
 
-use eswitch::card::{Card, CardError, Create, FailedCreate, Resource};
+use eswitch::card::{Acl, Card, CardError, Create, FailedCreate, Resource};
 use eswitch::datapath::Datapath;
 use eswitch::lock_order::{CardCall, CardState};
 use eswitch::rate::TxRates;
@@ -43,6 +43,8 @@ struct Entry {
     sfnum: Option<u32>,
     /// A port without a link.
     link_down: bool,
+    /// What a port lets pass.
+    acl: Acl,
 }
 
 /// A resource as one number: its kind, its PF, and which of the PF's it is.
@@ -91,6 +93,11 @@ impl MemoryCard {
         &self.planes
     }
 
+    /// What a port lets pass, if it exists.
+    pub fn acl<L>(&self, cx: &mut Locked<'_, L>, port: &Resource) -> Option<Acl> {
+        self.books.lock_leaf(cx).resources.get(&Key::of(port)).map(|entry| entry.acl)
+    }
+
     /// Whether a port has its link, if it exists.
     pub fn link<L>(&self, cx: &mut Locked<'_, L>, port: &Resource) -> Option<bool> {
         self.books.lock_leaf(cx).resources.get(&Key::of(port)).map(|entry| !entry.link_down)
@@ -101,7 +108,13 @@ impl Card for MemoryCard {
     fn create(&self, cx: &mut Locked<'_, CardCall>, batch: &[Create]) -> Vec<FailedCreate> {
         let mut books = self.books.lock_leaf(cx);
         for request in batch {
-            let entry = Entry { resource: request.resource, mac: request.mac, sfnum: request.sfnum, link_down: false };
+            let entry = Entry {
+                resource: request.resource,
+                mac: request.mac,
+                sfnum: request.sfnum,
+                link_down: false,
+                acl: Acl::default(),
+            };
             if books.resources.insert(Key::of(&request.resource), entry).is_some() {
                 books.complaints.push(format!("{} made twice", request.resource));
             }
@@ -158,6 +171,15 @@ impl Card for MemoryCard {
         match books.resources.get_mut(&Key::of(port)) {
             Some(entry) => entry.link_down = !up,
             None => books.complaints.push(format!("{port} given a link state and was not there")),
+        }
+        Ok(())
+    }
+
+    fn set_acl(&self, cx: &mut Locked<'_, CardCall>, port: &Resource, acl: Acl) -> Result<(), CardError> {
+        let mut books = self.books.lock_leaf(cx);
+        match books.resources.get_mut(&Key::of(port)) {
+            Some(entry) => entry.acl = acl,
+            None => books.complaints.push(format!("{port} given an access list and was not there")),
         }
         Ok(())
     }

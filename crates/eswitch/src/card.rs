@@ -329,6 +329,26 @@ impl Counters {
     }
 }
 
+/// What a port of the legacy switch lets pass, as mlx5's ACLs of a vport have it (`esw_acl_ingress_lgcy_setup`,
+/// `esw_acl_egress_lgcy_setup`). The default lets everything pass.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Acl {
+    /// The function sends only frames with this source address. Others are dropped.
+    pub source: Option<MacAddr>,
+    /// The function is in a VLAN and does not know: it sends only frames without a tag, and these get this one. It
+    /// receives only frames of this VLAN, without their tags.
+    pub tag: Option<Tag>,
+}
+
+/// The tag of a VLAN, 802.1Q.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Tag {
+    /// The VLAN number, 0 to 4095. 0: the tag has a priority only.
+    pub vlan: u16,
+    /// The priority, 0 to 7.
+    pub priority: u8,
+}
+
 /// The callback that a card calls when another program has renamed or moved one of the card's netdevs: with the
 /// netdev's resource and what has happened.
 pub type OnNetdevChange = Arc<dyn Fn(&mut Locked<'_, Unlocked>, Resource, NetdevChange) + Send + Sync>;
@@ -395,6 +415,13 @@ pub trait Card: Send + Sync {
     /// The kernel refuses.
     fn set_link(&self, cx: &mut Locked<'_, CardCall>, port: &Resource, up: bool) -> Result<(), CardError>;
 
+    /// Has a port pass only what an access list lets pass, from now on and whenever the netdev of its function is made
+    /// again. At first it passes everything.
+    ///
+    /// # Errors
+    /// The kernel refuses. The port passes what it passed before.
+    fn set_acl(&self, cx: &mut Locked<'_, CardCall>, port: &Resource, acl: Acl) -> Result<(), CardError>;
+
     /// Limits what the functions of a PF send. `rates`: all of them; they replace those that were set before, and apply
     /// to the ports that exist, whenever their netdevs are made. When a port is unmade the card drops its leaf.
     ///
@@ -458,6 +485,9 @@ impl<C: Card + ?Sized> Card for Arc<C> {
     }
     fn set_link(&self, cx: &mut Locked<'_, CardCall>, port: &Resource, up: bool) -> Result<(), CardError> {
         (**self).set_link(cx, port, up)
+    }
+    fn set_acl(&self, cx: &mut Locked<'_, CardCall>, port: &Resource, acl: Acl) -> Result<(), CardError> {
+        (**self).set_acl(cx, port, acl)
     }
     fn set_rates(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, rates: &TxRates) -> Result<(), CardError> {
         (**self).set_rates(cx, pf, rates)

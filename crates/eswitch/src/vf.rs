@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use lockdep::{Locked, Unlocked};
 use serde::{Deserialize, Serialize};
 
-use crate::card::{Counters, Resource};
+use crate::card::{Acl, Counters, Resource, Tag};
 use crate::device::Pf;
 use crate::devlink::{DevlinkState, VportInfo};
 use crate::engine::Engine;
@@ -80,13 +80,13 @@ pub struct VfInfo {
     pub driver_override: Option<String>,
     /// Whether the VF was removed from the bus with `remove`.
     pub removed: bool,
-    /// `vlan`, stored and shown.
+    /// `vlan`: in legacy mode the VF is in this VLAN.
     pub vlan: VfVlan,
     /// `min_tx_rate` in Mbit/s: the share among functions below one limit.
     pub min_tx_rate: u32,
     /// `max_tx_rate` in Mbit/s, or 0 for no limit.
     pub max_tx_rate: u32,
-    /// `spoofchk`, stored and shown.
+    /// `spoofchk`: in legacy mode the VF sends only with its administrative address.
     pub spoofchk: bool,
     /// `trust`, stored and shown.
     pub trust: bool,
@@ -139,6 +139,15 @@ impl VportInfo {
         }
         self.probe();
         self
+    }
+
+    /// What the settings of a VF let pass in legacy mode. As in mlx5 a VLAN of 0 with a priority is one, too, and the spoof
+    /// check is on the administrative address: while that is zero, nothing passes.
+    pub(crate) fn acl(&self) -> Acl {
+        let Some(vf) = &self.vf else { return Acl::default() };
+        let VfVlan { id, qos, .. } = vf.vlan;
+        let tag = (id != 0 || qos != 0).then_some(Tag { vlan: id, priority: qos });
+        Acl { source: vf.spoofchk.then_some(self.mac), tag }
     }
 
     /// The address of the function's netdev. `own`: the address that its driver makes by itself.
@@ -227,6 +236,7 @@ impl Engine {
                 return outcome;
             }
             let port = state.vports.get_mut(&vport).ok_or_else(missing)?;
+            let before = port.clone();
             let info = port.vf.as_mut().ok_or_else(missing)?;
             if mode == Mode::Switchdev
                 && let Some(name) = setting.of_legacy_switch()
@@ -236,18 +246,18 @@ impl Engine {
             match setting {
                 VfSetting::Mac(mac) => port.mac = mac,
                 VfSetting::Link(link) => pf.set_vf_link(info, cx, vport, link)?,
-                setting => {
-                    let before = info.clone();
-                    info.set(setting)?;
-                    if matches!(setting, VfSetting::Rate { .. })
-                        && let Err(error) = pf.enforce_rates(state, cx)
-                    {
-                        state.vports.entry(vport).and_modify(|port| port.vf = Some(before));
-                        return Err(error);
-                    }
-                }
+                setting => info.set(setting)?,
             }
-            Ok(())
+            let acl = port.acl();
+            let enforced = match setting {
+                VfSetting::Rate { .. } => pf.enforce_rates(state, cx),
+                _ if mode == Mode::Legacy && acl != before.acl() => pf.set_acl(cx, vport, acl),
+                _ => Ok(()),
+            };
+            if enforced.is_err() {
+                state.vports.insert(vport, before);
+            }
+            enforced
         })
     }
 
@@ -400,6 +410,56 @@ impl Pf {
             // The representor has taken over. If the card refuses, the link is down when the mode is legacy again, and
             // setting the link state again mends it.
             let _ = self.set_link(cx, vport, true);
+        }
+    }
+
+    /// Has the card let pass at a port what an access list lets pass.
+    ///
+    /// # Errors
+    /// [`Error::Card`]: the card could not. Nothing has changed.
+    fn set_acl(&self, cx: &mut Locked<'_, Devlink>, vport: Vport, acl: Acl) -> Result<()> {
+        let set = self.shared.card.set_acl(&mut cx.narrow(), &Resource::Port(self.index(), vport), acl);
+        let operation = || format!("{}: setting the access list", self.port_handle(vport));
+        set.map_err(|source| Error::Card { operation: operation(), source })
+    }
+
+    /// Sets the access lists of those VFs that have just been enabled with settings that were kept for them.
+    ///
+    /// # Errors
+    /// [`Error::Card`]: the card could not.
+    pub(crate) fn keep_acls(
+        &self,
+        state: &DevlinkState,
+        cx: &mut Locked<'_, Devlink>,
+        mode: Mode,
+        vports: &[Vport],
+    ) -> Result<()> {
+        let acl = |vport: &Vport| Some((*vport, state.vports.get(vport)?.acl()));
+        let set: Vec<(Vport, Acl)> = vports.iter().filter_map(acl).filter(|(_, acl)| *acl != Acl::default()).collect();
+        match mode {
+            Mode::Legacy => set.into_iter().try_for_each(|(vport, acl)| self.set_acl(cx, vport, acl)),
+            Mode::Switchdev => Ok(()),
+        }
+    }
+
+    /// Sets the access lists of all VFs as a mode change does: the legacy switch alone has them. The settings stay
+    /// (`esw_legacy_vport_acl_setup`). One that the card refuses is taken back, so that what is shown is what holds.
+    pub(crate) fn reset_acls(&self, state: &mut DevlinkState, cx: &mut Locked<'_, Devlink>, mode: Mode) {
+        for (vport, info) in &mut state.vports {
+            let acl = info.acl();
+            if acl == Acl::default() {
+                continue;
+            }
+            match (mode, &mut info.vf) {
+                (Mode::Legacy, Some(vf)) => {
+                    if self.set_acl(cx, *vport, acl).is_err() {
+                        (vf.spoofchk, vf.vlan) = (false, VfVlan::default());
+                    }
+                }
+                // In switchdev mode nothing passes the legacy switch. If the card refuses, the representor's frames of the VF's
+                // VLAN still arrive.
+                _ => drop(self.set_acl(cx, *vport, Acl::default())),
+            }
         }
     }
 

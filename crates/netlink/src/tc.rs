@@ -57,3 +57,18 @@ pub const TC_HTB_OPT: usize = 44;
 pub const TC_HTB_PROTOVER: u32 = 3;
 /// In `struct tc_ratespec`.
 pub const TC_LINKLAYER_ETHERNET: u8 = 1;
+
+/// In [`TCA_OPTIONS`] of a `bpf` filter, as [`TCA_BPF_FD`].
+pub const TCA_BPF_OPS_LEN: u16 = 4;
+pub const TCA_BPF_OPS: u16 = 5;
+pub const TCA_BPF_FLAGS: u16 = 8;
+/// In [`TCA_BPF_FLAGS`]: what the program returns is a verdict.
+pub const TCA_BPF_FLAG_ACT_DIRECT: u32 = 1;
+/// Verdicts of a `bpf` filter: the next filter decides; the frame is dropped and counted.
+pub const TC_ACT_UNSPEC: u32 = u32::MAX;
+pub const TC_ACT_SHOT: u32 = 2;
+
+pub const RTM_GETQDISC: u16 = 38;
+pub const TCA_STATS2: u16 = 7;
+/// In [`TCA_STATS2`]: `struct gnet_stats_queue`.
+pub const TCA_STATS_QUEUE: u16 = 3;

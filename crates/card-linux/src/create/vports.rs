@@ -3,12 +3,15 @@
 use std::collections::BTreeSet;
 
 use eswitch::PfIndex;
+use eswitch::card::Acl;
 
-use super::{Job, alive, done, half_done, push_attach};
+use super::{Job, alive, done, half_done, note, push_attach};
+use crate::acl::Loaded;
 use crate::layout::{Inside, Slot};
 use crate::operation::Operation;
 use crate::refused::refused;
 use crate::request::{self, CARD_MTU, Outer};
+use crate::socket::Batch;
 
 impl Operation<'_> {
     /// Ports with the netdevs of their functions, on the bridge. Made down, so that the place for ties
@@ -17,7 +20,10 @@ impl Operation<'_> {
         self.make_leaf_bridges(jobs);
         self.make_pairs(jobs, Inside::Port, Slot::port_group);
         let begun = alive(jobs);
-        self.pass(jobs, "preparing", |_, batch, job| request::ingress(batch, job.slot.port()));
+        self.pass(jobs, "preparing", |_, batch, job| {
+            request::ingress_and_egress(batch, job.slot.port());
+        });
+        self.set_new_acls(jobs);
         self.pass(jobs, "attaching", |books, batch, job| {
             let bridge = Inside::Bridge(job.slot.pf, job.slot.bridge());
             push_attach(books, batch, job, job.slot.port(), bridge.index());
@@ -27,11 +33,36 @@ impl Operation<'_> {
         self.finish_ports(jobs, &begun);
     }
 
+    /// New ports let pass what those before them did. What was found has its filters.
+    fn set_new_acls(&mut self, jobs: &mut [Job]) {
+        let mut batch = Batch::default();
+        // The filters keep their programs once they are there.
+        let mut programs = Vec::new();
+        for (n, job) in jobs.iter_mut().enumerate().filter(|(_, job)| job.outcome.is_ok() && job.found.is_none()) {
+            let acl = self.books().acl(job.slot);
+            if acl == Acl::default() {
+                continue;
+            }
+            match Loaded::new(acl) {
+                Ok(loaded) => {
+                    batch.tag(n);
+                    loaded.push(&mut batch, job.slot.port());
+                    programs.push(loaded);
+                }
+                Err(error) => job.outcome = Err(error),
+            }
+        }
+        let failures = self.run(batch);
+        note(jobs, "setting what passes at", failures);
+    }
+
     /// The netdevs of active SFs. They are never on the bridge: there are SFs in switchdev mode only.
     pub(super) fn make_sf_netdevs(&mut self, jobs: &mut [Job]) {
         self.make_pairs(jobs, Inside::Port, Slot::port_group);
         let begun = alive(jobs);
-        self.pass(jobs, "preparing", |_, batch, job| request::ingress(batch, job.slot.port()));
+        self.pass(jobs, "preparing", |_, batch, job| {
+            request::ingress_and_egress(batch, job.slot.port());
+        });
         self.pass(jobs, "bringing up", |_, batch, job| {
             if job.found.is_none() {
                 request::set_up(batch, job.slot.port(), true);

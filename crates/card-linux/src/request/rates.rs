@@ -12,7 +12,7 @@ use netlink::tc::{
 };
 use netlink::{Message, attributes, u32_at};
 
-use super::tie::{put_redirect, tcm};
+use super::tie::{every_frame, put_redirect, tcm};
 use super::{NEW, NONE, ifinfo};
 use crate::rates::Class;
 use crate::socket::{Batch, Socket};
@@ -24,11 +24,6 @@ const REDIRECT_PRIORITY: u32 = 64;
 
 /// The number of a filter's rule within the table that the kernel gives to the filter.
 const ONLY_NODE: u32 = 1;
-
-/// A priority and "every protocol", as `tcm_info` has them.
-fn every_frame(priority: u32) -> u32 {
-    priority << 16 | u32::from((libc::ETH_P_ALL as u16).to_be())
-}
 
 /// The handle of a class; 0: of the qdisc.
 fn handle(minor: u16) -> u32 {

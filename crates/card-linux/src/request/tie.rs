@@ -22,9 +22,12 @@ pub(super) fn tcm(index: u32, handle: u32, parent: u32, info: u32) -> [u8; TCMSG
     header
 }
 
-/// Priority 1, every protocol.
-fn every_frame() -> u32 {
-    1 << 16 | u32::from((libc::ETH_P_ALL as u16).to_be())
+/// The priority of ties: before any other filter.
+const TIE_PRIORITY: u32 = 1;
+
+/// A priority and "every protocol", as `tcm_info` has them.
+pub(super) fn every_frame(priority: u32) -> u32 {
+    priority << 16 | u32::from((libc::ETH_P_ALL as u16).to_be())
 }
 
 /// Adds the ingress qdisc to a netdev, which takes its ties. On a netdev that is up this waits for a grace period.
@@ -51,7 +54,7 @@ pub(crate) fn tie(batch: &mut Batch, index: u32, to: u32) {
 const FIRST_NODE: u32 = 0x8000_0800;
 
 fn push_tie(batch: &mut Batch, flags: Flags, handle: u32, index: u32, to_index: u32) {
-    put_redirect(batch, flags, &tcm(index, handle, TC_H_FILTER_INGRESS, every_frame()), to_index);
+    put_redirect(batch, flags, &tcm(index, handle, TC_H_FILTER_INGRESS, every_frame(TIE_PRIORITY)), to_index);
 }
 
 /// A filter that matches every frame and sends it out of a netdev. `header`: where the filter is.
@@ -83,6 +86,6 @@ pub(crate) fn tie_again(batch: &mut Batch, index: u32, to: u32) {
 /// Removes the tie from a netdev. The qdisc stays, as adding it is what is slow.
 pub(crate) fn untie(batch: &mut Batch, index: u32) {
     batch.push(RTM_DELTFILTER, NONE, |to| {
-        to.raw(&tcm(index, 0, TC_H_FILTER_INGRESS, every_frame()));
+        to.raw(&tcm(index, 0, TC_H_FILTER_INGRESS, every_frame(TIE_PRIORITY)));
     });
 }

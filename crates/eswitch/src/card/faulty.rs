@@ -9,7 +9,7 @@ use lockdep::{Deadline, Locked, Mutex, digest};
 use serde::{Deserialize, Serialize};
 
 use crate::card::{
-    Card, CardError, Counters, Create, FailedCreate, MovedInstance, OnNetdevChange, Resource, ResourceKind,
+    Acl, Card, CardError, Counters, Create, FailedCreate, MovedInstance, OnNetdevChange, Resource, ResourceKind,
 };
 use crate::datapath::{Arrival, Change, Datapath};
 use crate::ids::{MacAddr, PfIndex, Vport};
@@ -175,6 +175,12 @@ impl<C: Card> Card for Faulty<C> {
             return Err(CardError::Planned(port.to_string()));
         }
         self.inner.set_link(cx, port, up)
+    }
+    fn set_acl(&self, cx: &mut Locked<'_, CardCall>, port: &Resource, acl: Acl) -> Result<(), CardError> {
+        if cx.fails(|| format!("set the access list of {port}")) {
+            return Err(CardError::Planned(port.to_string()));
+        }
+        self.inner.set_acl(cx, port, acl)
     }
     fn set_rates(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, rates: &TxRates) -> Result<(), CardError> {
         if cx.fails(|| format!("set the rates of pf{}", pf.0)) {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use lockdep::Locked;
 
-use crate::card::{Card, CardError, Counters, Create, FailedCreate, MovedInstance, OnNetdevChange, Resource};
+use crate::card::{Acl, Card, CardError, Counters, Create, FailedCreate, MovedInstance, OnNetdevChange, Resource};
 use crate::datapath::Datapath;
 use crate::ids::{MacAddr, PfIndex, Vport};
 use crate::lock_order::CardCall;
@@ -74,6 +74,13 @@ impl<C: Card, F: Fn(&str) + Send + Sync> Card for Traced<C, F> {
     fn set_link(&self, cx: &mut Locked<'_, CardCall>, port: &Resource, up: bool) -> Result<(), CardError> {
         (self.log)(&format!("set {port} link {}", if up { "up" } else { "down" }));
         self.inner.set_link(cx, port, up)
+    }
+
+    fn set_acl(&self, cx: &mut Locked<'_, CardCall>, port: &Resource, acl: Acl) -> Result<(), CardError> {
+        let source = acl.source.map_or("any".to_owned(), |mac| mac.to_string());
+        let vlan = acl.tag.map_or("any".to_owned(), |tag| format!("{} priority {}", tag.vlan, tag.priority));
+        (self.log)(&format!("set {port} access source {source} vlan {vlan}"));
+        self.inner.set_acl(cx, port, acl)
     }
 
     fn set_rates(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, rates: &TxRates) -> Result<(), CardError> {

@@ -99,6 +99,7 @@ impl Pf {
         self.shared.lag.release(cx);
         if result.is_ok() {
             self.reset_vf_links(state, cx, mode);
+            self.reset_acls(state, cx, mode);
             self.ensure_mode(cx, state, mode);
             let ports: Vec<_> = if cx.is_checked() { state.vports.keys().copied().collect() } else { Vec::new() };
             self.ensure_ports(cx, state, &ports, true);

@@ -119,7 +119,9 @@ impl Pf {
         let infos: Vec<VportInfo> = vports.iter().map(|vport| self.initial_info(state, *vport)).collect();
         self.make_ports(cx, vports, &infos, sfnum)?;
         state.vports.extend(vports.iter().copied().zip(infos));
-        let kept = self.keep_links_down(state, cx, mode, vports).and_then(|()| self.keep_rates(state, cx, vports));
+        let kept = self.keep_links_down(state, cx, mode, vports);
+        let kept = kept.and_then(|()| self.keep_acls(state, cx, mode, vports));
+        let kept = kept.and_then(|()| self.keep_rates(state, cx, vports));
         if let Err(error) = kept {
             self.drop_ports(state, cx, vports);
             return Err(error);
