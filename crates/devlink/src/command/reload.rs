@@ -8,6 +8,7 @@ use eswitch::{PfIndex, Vport};
 use netlink::{Errno, errno_of};
 
 use super::dev::{put_device, put_instance};
+use super::param::makes_rdma;
 use crate::card::{Cx, Destination, Served};
 use crate::instance::{self, Instance, Named};
 use crate::numbers::{attribute as a, command as c};
@@ -151,13 +152,16 @@ fn carry_out(served: &Served, cx: Cx<'_, '_>, meant: &Named) -> Result<(), Refus
 /// Unbinds the driver of a VF or SF and binds it again.
 fn reload_instance(served: &Served, cx: Cx<'_, '_>, instance: &Instance) -> Result<(), Refusal> {
     let engine = served.card.engine();
+    let rdma = makes_rdma(served, cx, instance.device);
     match instance.device {
         DeviceName::Pci(address) => {
             engine.unbind(cx, address)?;
+            engine.set_vf_rdma(cx, address, rdma)?;
             Ok(engine.bind(cx, address)?)
         }
         DeviceName::Auxiliary(AuxiliaryName::Sf { id }) => {
             engine.set_sf_bound(cx, id, false)?;
+            engine.set_sf_rdma(cx, id, rdma)?;
             Ok(engine.set_sf_bound(cx, id, true)?)
         }
         // Only PCI functions and SFs have a devlink instance.

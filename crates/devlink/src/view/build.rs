@@ -128,7 +128,7 @@ impl<'a> ViewBuilder<'a> {
 
     /// Whether the driver of a VF has made an auxiliary device for RDMA.
     pub(super) fn vf_has_rdma(vf: &VfView) -> bool {
-        vf.info.bound && vf.roce
+        vf.info.bound && vf.roce && !vf.info.without_rdma
     }
 
     /// Whether a driver for RDMA devices is loaded.
