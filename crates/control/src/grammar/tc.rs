@@ -150,7 +150,8 @@ pub(crate) fn in_words(card: &CardConfig, changes: &[FlowChange]) -> String {
         match change {
             FlowChange::SetMeter { id, meter, .. } => meters.push((*id, *meter)),
             FlowChange::Add { rule, .. } => {
-                let filter = flow::words::Filter { rule: (**rule).clone(), meters: std::mem::take(&mut meters) };
+                let (rule, meters) = ((**rule).clone(), std::mem::take(&mut meters));
+                let filter = flow::words::Filter { rule, meters, handle: None };
                 lines.push(format!("tc filter add {}", names.filter_words(&filter)));
             }
             FlowChange::Flush { block, chain, priority, .. } => {
