@@ -220,17 +220,23 @@ impl RdmaCore {
     pub(crate) fn show(&mut self, card: &mut view::Card) {
         self.forget_all_but(card);
         card.rdma_exclusive = self.exclusive;
-        let instances: Vec<Option<u64>> = card.rdma.iter().map(|device| card.netns_of(device.parent)).collect();
-        for (device, instance) in card.rdma.iter_mut().zip(instances) {
-            let changed = self.devices.get(&device.index);
-            device.netns = match changed.and_then(|changed| changed.place) {
-                _ if !self.exclusive => None,
-                Some(Place::Home) => None,
-                Some(Place::Abroad(network)) => Some(network.cookie),
-                // `mlx5_core_net`.
-                None => instance,
-            };
-            let Some(changed) = changed else { continue };
+        if self.exclusive {
+            // `mlx5_core_net`. Few instances are elsewhere, and of a card with a thousand VFs each is looked for in a list.
+            let has_moved = card.has_moved_instance();
+            let instance = |device: &view::RdmaDevice| if has_moved { card.netns_of(device.parent) } else { None };
+            let places: Vec<Option<u64>> = card
+                .rdma
+                .iter()
+                .map(|device| match self.devices.get(&device.index).and_then(|changed| changed.place) {
+                    Some(Place::Home) => None,
+                    Some(Place::Abroad(network)) => Some(network.cookie),
+                    None => instance(device),
+                })
+                .collect();
+            card.rdma.iter_mut().zip(places).for_each(|(device, place)| device.netns = place);
+        }
+        for device in &mut card.rdma {
+            let Some(changed) = self.devices.get(&device.index) else { continue };
             if let Some(name) = &changed.name {
                 device.name.clone_from(name);
             }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use common::{PF, Up, with, with_card, with_room_for};
 use control::Command;
 use devlink::numbers::{attribute as a, command as c};
-use devlink::{Access, Client, ClientError, Cx, DEVLINK, ESWITCH, Host, Refusal, eswitch_family};
+use devlink::{Access, Client, ClientError, Cx, DEVLINK, ESWITCH, Host, RdmaChange, Refusal, eswitch_family};
 use netlink::{Builder, Errno, Flags, Header, find, messages};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -434,6 +434,7 @@ fn a_client_without_rights_may_query_and_change_nothing() {
                 refused(client.perform(&Command::LoadModule("mlx5_ib".to_owned())).map(drop)),
                 Some(Errno::PERM)
             );
+            assert_eq!(refused(client.change_rdma(&RdmaChange::Shared(false), None)), Some(Errno::PERM));
         });
         assert_eq!(before, up.at_rest());
     });
