@@ -94,6 +94,8 @@ pub(crate) struct Books {
     pub home: File,
     pub resources: HashMap<Resource, Entry>,
     pub ends: HashMap<Slot, Ends>,
+    /// The PFs whose switchdev FDB lets no frame pass.
+    pub inactive: BTreeSet<PfIndex>,
     /// The bridges of each PF, by number.
     pub bridges: BTreeSet<(PfIndex, u16)>,
     pub wires: HashMap<PfIndex, Wire>,
@@ -136,6 +138,7 @@ impl Books {
             home,
             resources: HashMap::new(),
             ends: HashMap::new(),
+            inactive: BTreeSet::new(),
             bridges: BTreeSet::new(),
             wires: HashMap::new(),
             shapers: HashMap::new(),

@@ -18,7 +18,7 @@ use crate::bond::{BondWatch, Bonds};
 use crate::books::{Books, Wire, slot_of};
 use crate::layout::{Inside, Slot};
 use crate::netns::{CardNetns, NetnsError};
-use crate::operation::{Operation, Shared, Sockets};
+use crate::operation::{Operation, Part, Shared, Sockets};
 use crate::place::Place;
 use crate::refused::refused;
 use crate::request::{self, Outer};
@@ -184,8 +184,7 @@ impl Operation<'_> {
             request::ingress(batch, slot.port());
             request::join_bridge(batch, slot.port(), Inside::Bridge(slot.pf, 0).index());
             if tied {
-                request::tie(batch, slot.port(), slot.inner());
-                request::tie(batch, slot.inner(), slot.port());
+                books.push_ties(batch, slot);
             }
         });
         let name = match self.books().wires.get(&slot.pf) {
@@ -293,6 +292,15 @@ impl Card for LinuxCard {
     fn set_mac(&self, cx: &mut Locked<'_, CardCall>, resource: &Resource, mac: MacAddr) -> Result<(), CardError> {
         cx.might_wait();
         self.shared.begin_on(cx, slot_of(resource)).set_mac(resource, mac)
+    }
+
+    fn set_fdb_active(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, active: bool) -> Result<(), CardError> {
+        cx.might_wait();
+        self.shared.plane.set_active(cx, pf, active);
+        let slots_of =
+            |books: &mut Books| books.ends.keys().filter(|slot| slot.pf == pf).map(|s| Part::Vport(*s)).collect();
+        self.shared.begin(cx, slots_of).set_fdb_active(pf, active);
+        Ok(())
     }
 
     fn set_link(&self, cx: &mut Locked<'_, CardCall>, port: &Resource, up: bool) -> Result<(), CardError> {

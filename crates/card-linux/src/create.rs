@@ -7,10 +7,10 @@ mod vports;
 
 use eswitch::card::{CardError, Create, FailedCreate, Resource};
 use eswitch::names::NetdevName;
-use eswitch::{MacAddr, RepType, Vport};
+use eswitch::{MacAddr, PfIndex, RepType, Vport};
 use netlink::Errno;
 
-use crate::books::{Books, Entry, Wire, near_end, slot_of};
+use crate::books::{Books, Ends, Entry, Wire, near_end, slot_of};
 use crate::homes::Abroad;
 use crate::layout::Slot;
 use crate::operation::{Operation, Part};
@@ -248,6 +248,27 @@ impl Operation<'_> {
     }
 }
 
+impl Operation<'_> {
+    /// Ties all ports of a PF to their representors, or unties them all. The operation has claimed them.
+    pub(crate) fn set_fdb_active(&mut self, pf: PfIndex, active: bool) {
+        let mut books = self.books();
+        let changed = if active { books.inactive.remove(&pf) } else { books.inactive.insert(pf) };
+        let tied = |(slot, ends): (&Slot, &Ends)| (slot.pf == pf && ends.tied).then_some(*slot);
+        let slots: Vec<Slot> = books.ends.iter().filter_map(tied).collect();
+        drop(books);
+        if !changed {
+            return;
+        }
+        if active {
+            // An end that has just been deleted from outside is made anew by the watcher, which ties it.
+            self.run_built(|books, batch| slots.iter().for_each(|slot| books.push_ties(batch, *slot)));
+        } else {
+            self.untie(&slots, Slot::port);
+            self.untie(&slots, Slot::inner);
+        }
+    }
+}
+
 impl Books {
     /// The jobs of a stage: what of a batch is made in it and does not exist.
     fn jobs(&mut self, stage: Stage, batch: &[Create]) -> Vec<Job> {
@@ -295,7 +316,11 @@ impl Books {
     }
 
     /// Ties a port and the inner end of its representor, both ways.
-    fn push_ties(&self, batch: &mut Batch, slot: Slot) {
+    pub(crate) fn push_ties(&self, batch: &mut Batch, slot: Slot) {
+        if self.inactive.contains(&slot.pf) {
+            // Without a tie nothing takes the frames: the bridge is down, and the card has no addresses.
+            return;
+        }
         // What was found may be tied, to a netdev that exists or to one that existed before.
         let tie = if self.inventory.is_some() { request::tie_again } else { request::tie };
         tie(batch, slot.port(), slot.inner());

@@ -88,6 +88,7 @@ impl Operation<'_> {
         self.unmake_ports(&doomed.sf_netdevs);
         self.unmake_ports(&doomed.ports);
         self.unmake_pf_netdevs(&doomed.pf_netdevs);
+        self.books().inactive.retain(|pf| !doomed.fdbs.contains(pf));
         self.run_built(|books, batch| doomed.fdbs.iter().for_each(|pf| books.push_bridges_up(batch, *pf, true)));
         self.unmake_functions(&doomed.functions);
         self.drop_rates(batch);

@@ -173,6 +173,20 @@ fn refused(refusal: Refused) -> CardError {
 }
 
 impl Plane {
+    /// Lets frames pass the rules of an E-Switch, as they do from the start, or drops every frame at ports that have rules.
+    pub(crate) fn set_active<L>(&self, cx: &mut Locked<'_, L>, pf: PfIndex, active: bool) {
+        let mut state = self.state.lock_leaf(cx);
+        let State { pipeline, switches } = &mut *state;
+        let Some(switch) = switches.get_mut(&pf) else { return };
+        switch.active = active;
+        if let Some(pipeline) = pipeline {
+            for port in &switch.ports {
+                // The map has an entry for the port: the kernel does not refuse to change it.
+                let _ = set_port(pipeline, *port, active);
+            }
+        }
+    }
+
     fn change(&self, state: &mut State, pf: PfIndex, change: &Change<'_>) -> Result<Counter, CardError> {
         if !state.switches.contains_key(&pf) {
             return Err(CardError::Unsupported("the E-Switch is not in switchdev mode".to_owned()));
@@ -288,19 +302,6 @@ impl Datapath for Plane {
         let mut state = self.state.lock_leaf(cx);
         state.remove_all(pf);
         state.switches.remove(&pf);
-    }
-
-    fn set_active(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, active: bool) {
-        let mut state = self.state.lock_leaf(cx);
-        let State { pipeline, switches } = &mut *state;
-        let Some(switch) = switches.get_mut(&pf) else { return };
-        switch.active = active;
-        if let Some(pipeline) = pipeline {
-            for port in &switch.ports {
-                // The map has an entry for the port: the kernel does not refuse to change it.
-                let _ = set_port(pipeline, *port, active);
-            }
-        }
     }
 
     fn attach(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, ports: &[(Port, PortKind)]) {

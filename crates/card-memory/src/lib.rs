@@ -166,6 +166,11 @@ impl Card for MemoryCard {
         Ok(())
     }
 
+    fn set_fdb_active(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, active: bool) -> Result<(), CardError> {
+        self.planes.set_active(cx, pf, active);
+        Ok(())
+    }
+
     fn set_link(&self, cx: &mut Locked<'_, CardCall>, port: &Resource, up: bool) -> Result<(), CardError> {
         let mut books = self.books.lock_leaf(cx);
         match books.resources.get_mut(&Key::of(port)) {

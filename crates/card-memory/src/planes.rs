@@ -58,6 +58,11 @@ impl Planes {
         Forwarded::Switched(Box::new(verdict))
     }
 
+    /// Lets frames pass the tables of an E-Switch, as they do from the start, or drops every frame instead.
+    pub(crate) fn set_active(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, active: bool) {
+        self.with(cx, pf, |plane| plane.active = active);
+    }
+
     fn with<R: Default>(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, f: impl FnOnce(&mut Plane) -> R) -> R {
         self.planes.lock_leaf(cx).get_mut(&pf).map(f).unwrap_or_default()
     }
@@ -100,10 +105,6 @@ impl Datapath for Planes {
 
     fn close(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) {
         self.planes.lock_leaf(cx).remove(&pf);
-    }
-
-    fn set_active(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, active: bool) {
-        self.with(cx, pf, |plane| plane.active = active);
     }
 
     fn attach(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, ports: &[(Port, PortKind)]) {

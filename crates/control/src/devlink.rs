@@ -9,7 +9,7 @@ mod parse;
 use std::fmt;
 
 use eswitch::devlink::InlineMode;
-use eswitch::{Mode, PciAddress, PortHandle};
+use eswitch::{PciAddress, PortHandle};
 
 use crate::command::{Command, EswitchOption};
 use crate::query::Query;
@@ -18,7 +18,7 @@ pub(crate) use parse::request;
 pub use parse::{DevlinkForm, devlink_forms};
 
 /// The names of `enum devlink_eswitch_mode`.
-pub const ESWITCH_MODES: [&str; 2] = ["legacy", "switchdev"];
+pub const ESWITCH_MODES: [&str; 3] = ["legacy", "switchdev", "switchdev_inactive"];
 /// The names of `enum devlink_eswitch_inline_mode`.
 pub const INLINE_MODES: [&str; 4] = ["none", "link", "network", "transport"];
 /// The names of `enum devlink_eswitch_encap_mode`.
@@ -322,7 +322,7 @@ impl DevlinkCommand {
         match command {
             Command::SetEswitch { device, options } => {
                 let options = options.iter().map(|option| match option {
-                    EswitchOption::Mode(mode) => DevlinkOption::Mode(u16::from(*mode == Mode::Switchdev)),
+                    EswitchOption::Mode(mode) => DevlinkOption::Mode(mode.number()),
                     EswitchOption::InlineMode(mode) => DevlinkOption::InlineMode(match mode {
                         InlineMode::None => 0,
                         InlineMode::Link => 1,

@@ -18,7 +18,7 @@ pub const fn entry(form: &'static str, does: &'static str) -> Entry {
 pub const REQUESTS: &[Entry] = &[
     entry("devlink dev show [DEV]", "list the devices"),
     entry("devlink dev eswitch show DEV", "show an E-Switch's mode"),
-    entry("devlink dev eswitch set DEV mode legacy|switchdev", "change the mode"),
+    entry("devlink dev eswitch set DEV mode legacy|switchdev|switchdev_inactive", "change the mode"),
     entry("devlink dev eswitch set DEV inline-mode none|link|network|transport", "set the inline mode"),
     entry("devlink dev eswitch set DEV encap-mode none|basic", "set the encapsulation mode"),
     entry("devlink dev reload DEV", "unbind the device and bind it again"),

@@ -227,7 +227,7 @@ mod tests {
             ("devl", 0, &["devlink"][..]),
             ("devlink dev es", 12, &["eswitch"]),
             ("devlink dev eswitch set ", 24, &["pci/0000:08:00.0"]),
-            ("devlink dev eswitch set pci/0000:08:00.0 mode s", 46, &["switchdev"]),
+            ("devlink dev eswitch set pci/0000:08:00.0 mode s", 46, &["switchdev", "switchdev_inactive"]),
             ("modprobe mlx5_i", 9, &["mlx5_ib"]),
             ("expect rep ", 11, &["pci/0000:08:00.0/1"]),
             (

@@ -407,6 +407,13 @@ pub trait Card: Send + Sync {
     /// The kernel refuses the address.
     fn set_mac(&self, cx: &mut Locked<'_, CardCall>, resource: &Resource, mac: MacAddr) -> Result<(), CardError>;
 
+    /// Lets frames pass a PF's switchdev forwarding database, as they do when it has been made, or drops every frame of its
+    /// ports and representors instead. Everything else stays as it is.
+    ///
+    /// # Errors
+    /// The kernel refuses. Nothing has changed.
+    fn set_fdb_active(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, active: bool) -> Result<(), CardError>;
+
     /// Gives a port its link, as it has when it is made, or takes it away: then the netdev of its function, now and
     /// whenever it is made again, has no carrier, and nothing passes. While the port has a representor, that decides
     /// instead.
@@ -482,6 +489,9 @@ impl<C: Card + ?Sized> Card for Arc<C> {
     }
     fn set_mac(&self, cx: &mut Locked<'_, CardCall>, resource: &Resource, mac: MacAddr) -> Result<(), CardError> {
         (**self).set_mac(cx, resource, mac)
+    }
+    fn set_fdb_active(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, active: bool) -> Result<(), CardError> {
+        (**self).set_fdb_active(cx, pf, active)
     }
     fn set_link(&self, cx: &mut Locked<'_, CardCall>, port: &Resource, up: bool) -> Result<(), CardError> {
         (**self).set_link(cx, port, up)

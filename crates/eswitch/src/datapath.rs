@@ -71,10 +71,6 @@ pub trait Datapath: Send + Sync {
     /// Ends with an E-Switch, and forgets its ports, rules and meters.
     fn close(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex);
 
-    /// Lets frames pass the tables of an E-Switch, as they do from the start, or drops every frame instead. Ports,
-    /// rules and counters stay.
-    fn set_active(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, active: bool);
-
     /// Makes ports known to the rules of an E-Switch: ports of its own whose representors exist, or ports of a peer.
     fn attach(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, ports: &[(Port, PortKind)]);
 

@@ -54,7 +54,7 @@ const ORDER: [AuxKind; 4] = [AuxKind::Eth, AuxKind::EthRep, AuxKind::Rdma, AuxKi
 impl Member {
     /// Whether the PF should have an auxiliary device of this kind.
     fn wants(&self, kind: AuxKind) -> bool {
-        let switchdev = self.mode == Mode::Switchdev;
+        let switchdev = self.mode.is_switchdev();
         match kind {
             AuxKind::Eth => true,
             AuxKind::EthRep => switchdev,

@@ -438,7 +438,7 @@ impl Device {
             pf.withdraw(state, cx, mode, reloading);
             state.vports.clear();
             state.num_vfs = 0;
-            if mode == Mode::Switchdev {
+            if mode.is_switchdev() {
                 shared.destroy(cx, &[Resource::SwitchdevFdb(pf.index)]);
                 pf.eswitch.mode.finish(cx, Mode::Legacy);
             }

@@ -367,12 +367,29 @@ pub enum Mode {
     Legacy,
     /// Each vport has representors, and the card forwards only what is configured through them.
     Switchdev,
+    /// As [`Switchdev`](Self::Switchdev), but no frame passes the forwarding database: representors and rules are there
+    /// and can be set up before the first frame (DEVLINK_ESWITCH_MODE_SWITCHDEV_INACTIVE, Linux 6.19).
+    #[serde(rename = "switchdev_inactive")]
+    SwitchdevInactive,
 }
 
 impl Mode {
+    /// Every mode, at the place of its number in devlink (DEVLINK_ESWITCH_MODE_*).
+    pub const ALL: [Self; 3] = [Self::Legacy, Self::Switchdev, Self::SwitchdevInactive];
+
+    /// Its number in devlink.
+    pub fn number(self) -> u16 {
+        self as u16
+    }
+
+    /// The mode of a number in devlink.
+    pub fn of_number(number: u16) -> Option<Self> {
+        Self::ALL.get(usize::from(number)).copied()
+    }
+
     /// Whether vports have representors in this mode.
     pub fn is_switchdev(self) -> bool {
-        self == Self::Switchdev
+        matches!(self, Self::Switchdev | Self::SwitchdevInactive)
     }
 }
 
@@ -381,6 +398,7 @@ impl fmt::Display for Mode {
         f.write_str(match self {
             Self::Legacy => "legacy",
             Self::Switchdev => "switchdev",
+            Self::SwitchdevInactive => "switchdev_inactive",
         })
     }
 }
@@ -392,7 +410,8 @@ impl FromStr for Mode {
         match text {
             "legacy" => Ok(Self::Legacy),
             "switchdev" => Ok(Self::Switchdev),
-            _ => Err(ParseError::new(text, "an E-Switch mode: legacy or switchdev")),
+            "switchdev_inactive" => Ok(Self::SwitchdevInactive),
+            _ => Err(ParseError::new(text, "an E-Switch mode: legacy, switchdev or switchdev_inactive")),
         }
     }
 }

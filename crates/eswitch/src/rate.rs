@@ -288,7 +288,7 @@ impl Engine {
             let nodes =
                 state.rates.nodes.iter().map(|(name, rate)| (RateObject::Node(device, name.clone()), rate.clone()));
             let mut all: Vec<_> = nodes.collect();
-            if pf.eswitch.mode.under_devlink(state, cx) == Mode::Switchdev {
+            if pf.eswitch.mode.under_devlink(state, cx).is_switchdev() {
                 let vports = state.vports.keys().filter(|v| **v != Vport::Uplink);
                 all.extend(vports.map(|vport| {
                     let rate = state.rates.leaves.get(vport).cloned().unwrap_or_default();

@@ -55,8 +55,8 @@ impl VfVlan {
     fn before_the_vf(self, mode: Mode) -> Option<Result<()>> {
         match mode {
             _ if self.proto != ETH_P_8021Q => Some(Err(Error::VfVlanProto)),
-            Mode::Switchdev if self.id != 0 => Some(Err(Error::VfInSwitchdev("vlan"))),
-            Mode::Switchdev => Some(Ok(())),
+            Mode::Switchdev | Mode::SwitchdevInactive if self.id != 0 => Some(Err(Error::VfInSwitchdev("vlan"))),
+            Mode::Switchdev | Mode::SwitchdevInactive => Some(Ok(())),
             Mode::Legacy => None,
         }
     }
@@ -243,7 +243,7 @@ impl Engine {
             let port = state.vports.get_mut(&vport).ok_or_else(missing)?;
             let before = port.clone();
             let info = port.vf.as_mut().ok_or_else(missing)?;
-            if mode == Mode::Switchdev
+            if mode.is_switchdev()
                 && let Some(name) = setting.of_legacy_switch()
             {
                 return Err(Error::VfInSwitchdev(name));
@@ -396,7 +396,7 @@ impl Pf {
         };
         match mode {
             Mode::Legacy => vports.iter().filter(is_down).try_for_each(|vport| self.set_link(cx, *vport, false)),
-            Mode::Switchdev => Ok(()),
+            Mode::Switchdev | Mode::SwitchdevInactive => Ok(()),
         }
     }
 
@@ -406,10 +406,10 @@ impl Pf {
         let mut down = Vec::new();
         for (vport, info) in &mut state.vports {
             let Some(vf) = &mut info.vf else { continue };
-            if mode == Mode::Switchdev && vf.link == LinkState::Disable {
+            if mode.is_switchdev() && vf.link == LinkState::Disable {
                 down.push(*vport);
             }
-            vf.link = if mode == Mode::Switchdev { LinkState::Disable } else { LinkState::Auto };
+            vf.link = if mode.is_switchdev() { LinkState::Disable } else { LinkState::Auto };
         }
         for vport in down {
             // The representor has taken over. If the card refuses, the link is down when the mode is legacy again, and
@@ -443,7 +443,7 @@ impl Pf {
         let set: Vec<(Vport, Acl)> = vports.iter().filter_map(acl).filter(|(_, acl)| *acl != Acl::default()).collect();
         match mode {
             Mode::Legacy => set.into_iter().try_for_each(|(vport, acl)| self.set_acl(cx, vport, acl)),
-            Mode::Switchdev => Ok(()),
+            Mode::Switchdev | Mode::SwitchdevInactive => Ok(()),
         }
     }
 

@@ -91,9 +91,10 @@ impl Expectation {
                 let device = device(words)?;
                 Self::Mode(
                     device,
-                    match words.one_of(&["legacy", "switchdev"])? {
+                    match words.one_of(&["legacy", "switchdev", "switchdev_inactive"])? {
                         "legacy" => Mode::Legacy,
-                        _ => Mode::Switchdev,
+                        "switchdev" => Mode::Switchdev,
+                        _ => Mode::SwitchdevInactive,
                     },
                 )
             }

@@ -34,7 +34,7 @@ const fn joined() -> [Entry; REQUESTS.len() + OTHER_STEPS.len()] {
 
 /// Every form of an expectation.
 pub const EXPECTATIONS: &[Entry] = &[
-    entry("mode DEV legacy|switchdev", "the E-Switch is in that mode"),
+    entry("mode DEV legacy|switchdev|switchdev_inactive", "the E-Switch is in that mode"),
     entry("rep PORT eth|ib loaded|registered|unregistered|failed", "a representor's state"),
     entry("reps DEV eth|ib loaded|registered|unregistered|failed N", "how many representors are in a state"),
     entry("vfs DEV N", "how many VFs are enabled"),
@@ -93,6 +93,7 @@ mod tests {
         assert_eq!(completions(&["devlink", "dev"]), ["show", "eswitch", "reload", "param"]);
         let device = ["devlink", "dev", "eswitch", "set", "pci/0000:08:00.0"];
         assert_eq!(completions(&device), ["mode", "inline-mode", "encap-mode"]);
-        assert_eq!(completions(&["expect", "mode", "pci/0000:08:00.0"]), ["legacy", "switchdev"]);
+        let modes = ["legacy", "switchdev", "switchdev_inactive"];
+        assert_eq!(completions(&["expect", "mode", "pci/0000:08:00.0"]), modes);
     }
 }

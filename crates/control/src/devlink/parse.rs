@@ -402,9 +402,7 @@ fn narrow(parsed: &Parsed, words: &Words<'_>) -> Result<Request, WordError> {
             let mut set = (None, None, None);
             for option in options {
                 match option {
-                    DevlinkOption::Mode(mode) => {
-                        set.0 = Some(if *mode == 0 { Mode::Legacy } else { Mode::Switchdev });
-                    }
+                    DevlinkOption::Mode(mode) => set.0 = Mode::of_number(*mode),
                     DevlinkOption::InlineMode(mode) => {
                         set.1 = Some(match mode {
                             0 => InlineMode::None,

@@ -77,14 +77,6 @@ pub(super) fn get_all(
     Ok(())
 }
 
-/// DEVLINK_ESWITCH_MODE_*.
-fn eswitch_modes(mode: Mode) -> u16 {
-    match mode {
-        Mode::Legacy => 0,
-        Mode::Switchdev => 1,
-    }
-}
-
 pub(super) fn eswitch_get(
     served: &Served,
     cx: Cx<'_, '_>,
@@ -95,7 +87,7 @@ pub(super) fn eswitch_get(
     let (mode, encap) = served.card.engine().eswitch(cx, device)?;
     reply.add(c::ESWITCH_GET, |to| {
         put_device(to, device);
-        to.u16(a::ESWITCH_MODE, eswitch_modes(mode));
+        to.u16(a::ESWITCH_MODE, mode.number());
         to.u8(a::ESWITCH_INLINE_MODE, 0);
         to.u8(a::ESWITCH_ENCAP_MODE, encap.into());
     });
@@ -112,12 +104,9 @@ pub(super) fn eswitch_set(
 ) -> Result<(), Refusal> {
     let device = pf(served, cx, attributes)?;
     let engine = served.card.engine();
-    let mode = match attributes.u16(a::ESWITCH_MODE)? {
-        None => None,
-        Some(0) => Some(Mode::Legacy),
-        Some(1) => Some(Mode::Switchdev),
-        Some(_) => return Err(Refusal::new(Errno::INVAL, "mlx5_core: the E-Switch's modes are legacy and switchdev")),
-    };
+    let unknown = "mlx5_core: the E-Switch's modes are legacy, switchdev and switchdev_inactive";
+    let mode = attributes.u16(a::ESWITCH_MODE)?;
+    let mode = mode.map(|n| Mode::of_number(n).ok_or(Refusal::new(Errno::INVAL, unknown))).transpose()?;
     let inline = match attributes.u8(a::ESWITCH_INLINE_MODE)? {
         None => None,
         Some(0) => Some(InlineMode::None),

@@ -2,7 +2,6 @@
 //! `drivers/net/ethernet/mellanox/mlx5/core/devlink.c`). Here no packet is dropped for these reasons, so an action is kept
 //! and shown, and the counters are 0.
 
-use eswitch::Mode;
 use netlink::{Builder, Errno};
 
 use super::dev::bound;
@@ -157,7 +156,7 @@ fn set_action(
     };
     if let DeviceName::Pci(address) = device
         && served.card.engine().pf(cx, address).is_ok()
-        && served.card.engine().eswitch(cx, address)?.0 == Mode::Switchdev
+        && served.card.engine().eswitch(cx, address)?.0.is_switchdev()
     {
         return Err(Refusal::unsupported("mlx5_core: Devlink traps can't be set in switchdev mode"));
     }

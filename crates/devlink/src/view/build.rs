@@ -12,7 +12,7 @@ use eswitch::module::{self, CORE, VFIO};
 use eswitch::msix;
 use eswitch::sf::SfState;
 use eswitch::vf::{LinkState, VfView};
-use eswitch::{CardConfig, Engine, MacAddr, Mode, OtherDriver, PciAddress, PfFunction, PfIndex, RepType, Vport, names};
+use eswitch::{CardConfig, Engine, MacAddr, OtherDriver, PciAddress, PfFunction, PfIndex, RepType, Vport, names};
 use lockdep::{Locked, Unlocked};
 
 use crate::card::KernelNetdevs;
@@ -296,7 +296,7 @@ impl<'a> ViewBuilder<'a> {
         let uplink = pf.ports.iter().find(|port| port.vport == Vport::Uplink);
         Some(Netdev {
             port_name: Some(names::phys_port_name(self.config, pf.index, Vport::Uplink, None)),
-            in_switch: pf.mode == Mode::Switchdev,
+            in_switch: pf.mode.is_switchdev(),
             vfs: if self.config.dpu { Vec::new() } else { pf.vfs.iter().map(vf_info).collect() },
             port: uplink.map(|port| port.handle),
             permanent: Some(self.config.mac(pf.index, Vport::Uplink).0),

@@ -170,6 +170,12 @@ impl<C: Card> Card for Faulty<C> {
         }
         self.inner.set_mac(cx, resource, mac)
     }
+    fn set_fdb_active(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, active: bool) -> Result<(), CardError> {
+        if cx.fails(|| format!("set whether fdb pf{} is active", pf.0)) {
+            return Err(CardError::Planned(format!("fdb pf{}", pf.0)));
+        }
+        self.inner.set_fdb_active(cx, pf, active)
+    }
     fn set_link(&self, cx: &mut Locked<'_, CardCall>, port: &Resource, up: bool) -> Result<(), CardError> {
         if cx.fails(|| format!("set the link of {port}")) {
             return Err(CardError::Planned(port.to_string()));
@@ -218,9 +224,6 @@ impl<C: Card> Datapath for Faulty<C> {
     }
     fn close(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) {
         self.each(|plane| plane.close(cx, pf));
-    }
-    fn set_active(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, active: bool) {
-        self.each(|plane| plane.set_active(cx, pf, active));
     }
     fn attach(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, ports: &[(Port, PortKind)]) {
         self.each(|plane| plane.attach(cx, pf, ports));

@@ -71,6 +71,11 @@ impl<C: Card, F: Fn(&str) + Send + Sync> Card for Traced<C, F> {
         self.inner.set_mac(cx, resource, mac)
     }
 
+    fn set_fdb_active(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, active: bool) -> Result<(), CardError> {
+        (self.log)(&format!("set fdb pf{} {}", pf.0, if active { "active" } else { "inactive" }));
+        self.inner.set_fdb_active(cx, pf, active)
+    }
+
     fn set_link(&self, cx: &mut Locked<'_, CardCall>, port: &Resource, up: bool) -> Result<(), CardError> {
         (self.log)(&format!("set {port} link {}", if up { "up" } else { "down" }));
         self.inner.set_link(cx, port, up)

@@ -131,7 +131,7 @@ impl Engine {
         self.with_devlink(cx, address, |pf, state, cx| {
             let mut params = state.params;
             change(&mut params);
-            if pf.eswitch.mode.under_devlink(state, cx) == Mode::Switchdev {
+            if pf.eswitch.mode.under_devlink(state, cx).is_switchdev() {
                 if params.port_metadata != state.params.port_metadata {
                     return Err(Error::MetadataInSwitchdev);
                 }
@@ -183,7 +183,7 @@ impl Engine {
     /// The E-Switch is in switchdev mode; or the card refuses.
     pub fn set_netns(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress, netns: Option<&str>) -> Result<()> {
         self.with_devlink(cx, address, |pf, state, cx| {
-            if pf.eswitch.mode.under_devlink(state, cx) == Mode::Switchdev {
+            if pf.eswitch.mode.under_devlink(state, cx).is_switchdev() {
                 return Err(Error::NetnsLocal);
             }
             self.shared

@@ -98,5 +98,5 @@ impl Pf {
 
 /// The vports that have a devlink port which a reader can see: the uplink, and in switchdev mode all.
 fn visible(state: &DevlinkState, mode: Mode) -> impl Iterator<Item = Vport> {
-    state.vports.keys().copied().filter(move |vport| *vport == Vport::Uplink || mode == Mode::Switchdev)
+    state.vports.keys().copied().filter(move |vport| *vport == Vport::Uplink || mode.is_switchdev())
 }

@@ -89,10 +89,18 @@ impl Pf {
             self.eswitch.mode.finish(cx, from);
             return Ok(());
         }
+        if from.is_switchdev() && mode.is_switchdev() {
+            let set = self.set_fdb_active(cx, mode == Mode::Switchdev);
+            self.eswitch.mode.finish(cx, if set.is_ok() { mode } else { from });
+            if set.is_ok() {
+                self.publish(state, cx, || Event::Mode(self.address(), mode));
+            }
+            return set;
+        }
         self.hold_lag_off(cx);
         let result = match mode {
-            Mode::Switchdev => self.enter_switchdev(state, cx),
-            Mode::Legacy => self.leave_switchdev(state, cx),
+            Mode::Switchdev | Mode::SwitchdevInactive => self.enter_switchdev(state, cx, mode),
+            Mode::Legacy => self.leave_switchdev(state, cx, from),
         };
         let now = if result.is_ok() { mode } else { from };
         self.eswitch.mode.finish(cx, now);
@@ -110,14 +118,30 @@ impl Pf {
         result
     }
 
-    fn enter_switchdev(self: &Arc<Self>, state: &mut DevlinkState, cx: &mut Locked<'_, Devlink>) -> Result<()> {
+    /// Lets frames pass the forwarding database, or drops every frame.
+    fn set_fdb_active(&self, cx: &mut Locked<'_, Devlink>, active: bool) -> Result<()> {
+        let set = self.shared.card.set_fdb_active(&mut cx.narrow(), self.index(), active);
+        set.map_err(|source| {
+            let word = if active { "activating" } else { "deactivating" };
+            Error::Card { operation: format!("pci/{}: {word} the forwarding database", self.address()), source }
+        })
+    }
+
+    fn enter_switchdev(
+        self: &Arc<Self>,
+        state: &mut DevlinkState,
+        cx: &mut Locked<'_, Devlink>,
+        mode: Mode,
+    ) -> Result<()> {
         if let Some(netns) = self.shared.card.netns(&mut cx.narrow(), self.index()) {
             return Err(Error::NetnsDiverged(netns));
         }
         let fdb = Resource::SwitchdevFdb(self.index());
-        let entered = self.rescan_into(cx, Mode::Switchdev).and_then(|()| {
+        let entered = self.rescan_into(cx, mode).and_then(|()| {
             self.shared.create(cx, fdb, self.mac_of(Vport::Uplink), None)?;
-            let loaded = self.load_all(cx, LoadPolicy::Strict).and_then(|()| {
+            // Before there is a representor: no frame may pass.
+            let active = if mode == Mode::Switchdev { Ok(()) } else { self.set_fdb_active(cx, false) };
+            let loaded = active.and_then(|()| self.load_all(cx, LoadPolicy::Strict)).and_then(|()| {
                 let paired = self.pair(cx);
                 if paired.is_err() {
                     self.unpair(cx);
@@ -140,14 +164,19 @@ impl Pf {
         Ok(())
     }
 
-    fn leave_switchdev(self: &Arc<Self>, state: &mut DevlinkState, cx: &mut Locked<'_, Devlink>) -> Result<()> {
+    fn leave_switchdev(
+        self: &Arc<Self>,
+        state: &mut DevlinkState,
+        cx: &mut Locked<'_, Devlink>,
+        from: Mode,
+    ) -> Result<()> {
         let loaded_before = self.eswitch.stated.loaded(cx);
         self.shared.flows.clear(cx, &*self.shared.card, self.index());
         self.unpair(cx);
         self.unload_all(cx);
         if let Err(error) = self.rescan_into(cx, Mode::Legacy) {
             // Goes back to switchdev mode. What fails of that is tried again.
-            let _ = self.rescan_into(cx, Mode::Switchdev);
+            let _ = self.rescan_into(cx, from);
             self.restore(cx, &loaded_before);
             let _ = self.pair(cx);
             return Err(error);

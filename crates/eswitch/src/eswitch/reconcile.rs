@@ -12,7 +12,6 @@ use crate::device::Pf;
 use crate::devlink::DevlinkState;
 use crate::eswitch::representor::LoadPolicy;
 use crate::event::Event;
-use crate::ids::Mode;
 use crate::lock_order::Devlink;
 
 impl Pf {
@@ -41,7 +40,7 @@ impl Pf {
                 self.shared.events.emit(cx, || Event::HostVfsFailed(self.address(), why));
             }
         }
-        if mode == Mode::Switchdev {
+        if mode.is_switchdev() {
             complete &= self.load_all(cx, LoadPolicy::Lenient).is_ok();
             complete &= self.pair(cx).is_ok();
         }

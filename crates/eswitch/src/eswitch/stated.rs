@@ -381,7 +381,7 @@ impl Pf {
         let fdb = self.shared.has_made(&Resource::SwitchdevFdb(self.index()));
         cx.ensure(
             "no-leak",
-            || fdb == (mode == Mode::Switchdev),
+            || fdb == (mode.is_switchdev()),
             || {
                 format!(
                     "{at}: in mode {mode} a forwarding database of switchdev mode is {}",
@@ -416,7 +416,7 @@ impl Pf {
             let invariant = if there { "switchdev-complete" } else { "true-success" };
             cx.ensure(
                 invariant,
-                || eth == (there && mode == Mode::Switchdev),
+                || eth == (there && mode.is_switchdev()),
                 || format!("{}: the netdev representor of {vport} is loaded: {eth}", self.address()),
             );
         }

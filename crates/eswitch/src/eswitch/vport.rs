@@ -141,7 +141,7 @@ impl Pf {
         if loaded.is_err() && policy == LoadPolicy::Strict {
             self.drop_ports(state, cx, vports);
         } else {
-            if mode == Mode::Switchdev {
+            if mode.is_switchdev() {
                 for vport in vports {
                     self.publish(state, cx, || Event::PortNew(self.port_handle(*vport)));
                 }
@@ -200,7 +200,7 @@ impl Pf {
         });
         self.publish_vfs(state, cx, vports, false);
         self.drop_ports(state, cx, vports);
-        if mode == Mode::Switchdev {
+        if mode.is_switchdev() {
             for vport in vports {
                 self.publish(state, cx, || Event::PortDel(self.port_handle(*vport)));
             }

@@ -72,7 +72,7 @@ impl Engine {
             .pfs
             .iter()
             .map(|pf| {
-                let ports = pf.ports.iter().filter(|port| port.vport == Vport::Uplink || pf.mode == Mode::Switchdev);
+                let ports = pf.ports.iter().filter(|port| port.vport == Vport::Uplink || pf.mode.is_switchdev());
                 let ports = ports.map(|port| port.handle).collect();
                 (pf.address, Instance { mode: pf.mode, num_vfs: pf.num_vfs, ports })
             })
@@ -107,7 +107,7 @@ impl Engine {
             let [eth, ib] = pf.loaded;
             violate("legacy-empty", format!("pci/{}: {eth} eth and {ib} ib loaded in legacy mode", pf.address));
         }
-        for port in pf.ports.iter().filter(|_| pf.mode == Mode::Switchdev) {
+        for port in pf.ports.iter().filter(|_| pf.mode.is_switchdev()) {
             for (ty, state) in RepType::ALL.into_iter().zip(&port.reps) {
                 match state {
                     RepState::Registered if rests => {
@@ -181,7 +181,7 @@ impl Engine {
         let rdma = pf.rdma && (master || matches!(lag.mode, LagMode::None | LagMode::Vf));
         match pf.mode {
             Mode::Legacy => wanted.extend(rdma.then_some((AuxKind::Rdma, None))),
-            Mode::Switchdev => {
+            Mode::Switchdev | Mode::SwitchdevInactive => {
                 wanted.push((AuxKind::EthRep, None));
                 wanted.extend(rdma.then_some((AuxKind::RdmaRep, None)));
             }
@@ -204,7 +204,7 @@ impl Engine {
     ) {
         let index = pf.index;
         expected.insert(Resource::Function(index));
-        if pf.mode == Mode::Switchdev {
+        if pf.mode.is_switchdev() {
             expected.insert(Resource::SwitchdevFdb(index));
         }
         for device in pf.auxiliary.iter().filter(|d| d.bound) {

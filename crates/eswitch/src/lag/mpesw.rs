@@ -4,7 +4,7 @@ use lockdep::{LockBefore, Locked};
 
 use crate::card::{Create, Resource};
 use crate::error::{Error, Result};
-use crate::ids::{Mode, PfIndex, Vport};
+use crate::ids::{PfIndex, Vport};
 use crate::lag::LagMode;
 use crate::lock_order::Devcom;
 use crate::shared::Shared;
@@ -29,7 +29,7 @@ impl Shared {
             return Err(Error::MpeswOnePort);
         }
         let members = component.lag_members();
-        if members.len() != usize::from(self.config.pfs) || members.iter().any(|m| m.mode != Mode::Switchdev) {
+        if members.len() != usize::from(self.config.pfs) || members.iter().any(|m| !m.mode.is_switchdev()) {
             return Err(Error::MpeswNeedsSwitchdev);
         }
         if self.lag.is_held_off(cx) {

@@ -84,7 +84,7 @@ impl State {
             TxType::Hash | TxType::ActiveBackup(None) => members.iter().map(|m| m.pf).collect(),
             TxType::ActiveBackup(Some(active)) => vec![*active],
         };
-        let mode = if members.iter().all(|m| m.mode == Mode::Switchdev) {
+        let mode = if members.iter().all(|m| m.mode.is_switchdev()) {
             if !shared_fdb {
                 LagMode::Vf
             } else if members.iter().all(|m| m.paired) {
@@ -92,7 +92,7 @@ impl State {
             } else {
                 return no("the E-Switches are not paired yet");
             }
-        } else if members.iter().any(|m| m.mode == Mode::Switchdev) {
+        } else if members.iter().any(|m| m.mode.is_switchdev()) {
             return no("some ports are in switchdev mode and some are not; set all to the same mode");
         } else if members.iter().any(|m| m.num_vfs > 0) {
             return no("a port in legacy mode has VFs; set switchdev mode, or 0 VFs");
