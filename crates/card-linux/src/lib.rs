@@ -39,6 +39,7 @@ mod netns;
 mod operation;
 mod outer;
 mod place;
+mod program;
 mod rates;
 mod refused;
 mod request;

@@ -66,6 +66,11 @@ fn what_is_set_of_a_vf_holds_for_its_traffic() {
         ("devlink port function rate set pci/0000:08:00.0/n tx_max 30mbit; at_most 30", ""),
         ("devlink port function rate set pci/0000:08:00.0/1 noparent; at_most 40", ""),
         ("ip netns del v0; ip netns del v1", ""),
+        // What does not hold is said.
+        ("devlink port function rate del pci/0000:08:00.0/n", ""),
+        ("devlink dev eswitch set pci/0000:08:00.0 mode legacy; ip link set enp8s0f0np0 vf 1 trust on", ""),
+        ("$ESW status | grep ENFORCED", "    NOT ENFORCED  trust of VF 1"),
+        ("cat $(find /var/lib/ -name esw.log) | grep -c 'not enforced.*setting=\\?.trust'", "1"),
     ];
     let commands: Vec<&str> = script.iter().map(|(command, _)| *command).collect();
     let printed = session(&folder, "bash", "--config $FOLDER/config", &commands);
