@@ -1,6 +1,7 @@
 //! What a developer runs beside cargo.
 
 mod bench;
+mod bpf;
 mod docs;
 mod exhaust;
 mod instructions;
@@ -27,6 +28,8 @@ use clap::Parser;
 enum Command {
     /// Measure what things cost, side by side with what they are compared with. Never fails because of a time.
     Bench(bench::Args),
+    /// Compile the eBPF program of crates/datapath-bpf, or check that the committed object is what its sources compile to.
+    Bpf(bpf::Args),
     /// Check that the sections of the documentation that commands write agree with the code, or write them.
     Docs(docs::Args),
     /// Explore each scenario up to a bound, for the table in docs/verification.md. Fails if an invariant does not hold.
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Bench(args) => bench::run(&args)?,
+        Command::Bpf(args) => bpf::run(&args)?,
         Command::Docs(args) => return docs::run(&args),
         Command::Exhaust(args) => return exhaust::run(&args),
         Command::Programs(args) => return programs::run(&args),

@@ -6,6 +6,7 @@ use std::io;
 use std::sync::Arc;
 
 use eswitch::card::{Acl, Card, CardError, Counters, Create, FailedCreate, MovedInstance, OnNetdevChange, Resource};
+use eswitch::datapath::Datapath;
 use eswitch::lock_order::CardCall;
 use eswitch::rate::TxRates;
 use eswitch::{CardConfig, MacAddr, PfIndex, Vport};
@@ -117,7 +118,8 @@ impl LinuxCard {
             }
             false => probe(&mut sockets)?,
         }
-        let shared = Arc::new(Shared::new(home()?, inside, books, sockets, wake));
+        let plane_netns = inside.try_clone().map_err(system(open))?;
+        let shared = Arc::new(Shared::new(home()?, inside, plane_netns, books, sockets, wake));
         let watcher = Watcher::start(Arc::clone(&shared), domain, sources);
         let watcher = watcher.map_err(system("starting the card's watcher"))?;
         Ok(Self { _watcher: watcher, netns, config, shared })
@@ -207,6 +209,7 @@ fn probe(Sockets { inside, outside }: &mut Sockets) -> Result<(), SetupError> {
         mtu: request::OUTER_MTU,
         place: Err(far.index()),
         before: None,
+        queues: 1,
         tx_queue_len: None,
     };
     type Step<'a> = (&'static str, &'static str, &'static str, &'a dyn Fn(&mut Batch));
@@ -265,6 +268,10 @@ impl Card for LinuxCard {
 
     fn name(&self, cx: &mut Locked<'_, CardCall>, resource: &Resource) -> Option<String> {
         self.shared.books.lock_leaf(cx).name(resource)
+    }
+
+    fn datapath(&self) -> Option<&dyn Datapath> {
+        Some(&self.shared.plane)
     }
 
     fn renamed(&self, cx: &mut Locked<'_, CardCall>) -> Vec<(Resource, String)> {

@@ -2,7 +2,7 @@
 //! waited for once per port. What fails in a pass takes no part in the next; in the end it is undone.
 
 mod functions;
-mod netdevs;
+pub(crate) mod netdevs;
 mod vports;
 
 use eswitch::card::{CardError, Create, FailedCreate, Resource};
@@ -178,6 +178,7 @@ impl Operation<'_> {
             drop(books);
             // If one cannot be set, only a process that takes the card over misses it.
             self.run(homes);
+            self.attach_rules(new_ends.iter().copied());
             self.redirect_limited(new_ends);
             abroad.into_iter().for_each(|(near, at)| self.send_abroad(near, at));
         }

@@ -7,6 +7,7 @@ use eswitch::{PfIndex, RepType, Vport};
 
 use crate::books::{Books, Ends, near_end, slot_of};
 use crate::create::is_on_paper;
+use crate::create::netdevs::Channels;
 use crate::layout::{DOOMED, Inside, Slot};
 use crate::operation::{Operation, Part};
 use crate::request;
@@ -184,6 +185,7 @@ impl Operation<'_> {
         self.untie(&tied, Slot::port);
         self.untie(&tied, Slot::inner);
         self.note_ends(&tied, |ends| ends.tied = false);
+        tied.into_iter().for_each(|slot| self.change_channels(slot, Channels::OfFunction));
     }
 
     fn unmake_representors(&mut self, slots: &[Slot]) {

@@ -142,6 +142,21 @@ impl Homes {
         dead.into_iter().map(|slot| (slot.pf, slot.vport)).collect()
     }
 
+    /// The cookie of a network namespace (SO_NETNS_COOKIE), and the id by which the card's own namespace knows it from now on.
+    /// `None`: it is the one in which the card's netdevs appear.
+    ///
+    /// # Errors
+    /// It is no network namespace, or the kernel gives it no id.
+    pub fn identify<L>(&self, cx: &mut Locked<'_, L>, netns: &OwnedFd) -> io::Result<Option<(u64, i32)>> {
+        let abroad = self.card.begin_query(cx).abroad(&File::from(netns.try_clone()?))?;
+        Ok(abroad.map(|at| (at.cookie, at.inside)))
+    }
+
+    /// Whether no network namespace has an id any more by which the card's own one [knew](Self::identify) it.
+    pub fn is_gone<L>(&self, cx: &mut Locked<'_, L>, id: i32) -> bool {
+        request::netns_is_gone(&mut self.card.begin_query(cx).sockets().inside, id)
+    }
+
     /// A netlink socket that becomes readable whenever a network namespace may have died in which an instance is.
     ///
     /// # Errors

@@ -39,6 +39,7 @@ mod netns;
 mod operation;
 mod outer;
 mod place;
+mod plane;
 mod program;
 mod rates;
 mod refused;
@@ -54,6 +55,7 @@ pub use card::{LinuxCard, SetupError};
 pub use homes::{Destination, Homes};
 pub use netns::{NetnsError, card_netns_name};
 pub use place::{Place, PlaceError};
+pub use plane::cannot_offload;
 
 // The integration tests' card and namespaces, for those unit tests that need both.
 #[cfg(test)]

@@ -28,6 +28,7 @@ use lockdep::{Condvar, LeafOnly, Locked, Mutex, MutexGuard, lock_classes};
 
 use crate::books::Books;
 use crate::layout::Slot;
+use crate::plane::Plane;
 use crate::socket::{Batch, Failure, Socket};
 
 lock_classes! {
@@ -143,6 +144,8 @@ pub(crate) struct Shared {
     /// The namespace that the card is.
     pub inside: File,
     pub books: Mutex<CardState, Books>,
+    /// What carries frames by flow rules.
+    pub plane: Plane,
     /// Notified when claims are released.
     released: Condvar,
     idle: Mutex<IdleSockets, Vec<Sockets>>,
@@ -158,11 +161,20 @@ const IDLE_SOCKETS: usize = 4;
 impl Shared {
     /// `sockets`: the first. They make it certain that an operation that cannot fail gets some, if it has to wait for
     /// them.
-    pub(crate) fn new(home: File, inside: File, books: Books, sockets: Sockets, wake_watcher: PipeWriter) -> Self {
+    pub(crate) fn new(
+        home: File,
+        inside: File,
+        plane_netns: File,
+        books: Books,
+        sockets: Sockets,
+        wake_watcher: PipeWriter,
+    ) -> Self {
+        let plane = Plane::new(plane_netns);
         Self {
             home,
             inside,
             books: Mutex::new(books),
+            plane,
             released: Condvar::new(),
             idle: Mutex::new(vec![sockets]),
             returned: Condvar::new(),
@@ -250,6 +262,11 @@ impl Operation<'_> {
     #[track_caller]
     pub(crate) fn books(&mut self) -> MutexGuard<'_, Books> {
         self.card.books.lock_leaf(&mut self.cx)
+    }
+
+    /// Attaches flow rules to ends of ports that have just been made.
+    pub(crate) fn attach_rules(&mut self, new_ends: impl IntoIterator<Item = Slot>) {
+        self.card.plane.ends_made(&mut self.cx, new_ends);
     }
 
     /// The vports that this operation has claimed.

@@ -63,6 +63,8 @@ pub(crate) struct Outer<'a> {
     pub place: Result<&'a File, u32>,
     /// Of a netdev that is made in the namespace: what it had before, when it was in another one.
     pub before: Option<&'a Before>,
+    /// How many queues it has in each direction.
+    pub queues: u32,
     /// `txqueuelen`, in packets, if it is not the kernel's 1,000.
     pub tx_queue_len: Option<u32>,
 }
@@ -89,19 +91,19 @@ fn ifinfo(index: u32, up: Option<bool>) -> [u8; IFINFOMSG] {
     header
 }
 
-/// Makes a veth pair, both ends down. `mtu`: of the first end. Each end has one queue: with one for each processor this takes twice as long, and
-/// a switch has no use for them.
+/// Makes a veth pair, both ends down. `mtu`: of the first end. The first end has one queue, and so has the other unless it is
+/// told: with one for each processor this takes twice as long, and a switch has no use for them.
 pub(crate) fn pair(batch: &mut Batch, index: u32, name: &str, group: u32, mtu: u32, outer: &Outer<'_>) {
     batch.push(RTM_NEWLINK, NEW, |to| {
         to.raw(&ifinfo(index, Some(false))).text(IFLA_IFNAME, name).u32(IFLA_GROUP, group).u32(IFLA_MTU, mtu);
-        one_queue(to);
+        queues(to, 1);
         linkinfo(to, "veth", |data| {
             data.nest(VETH_INFO_PEER, |peer| {
                 // The kernel refuses to bring it up here; the user does it.
                 let index = outer.place.err().or(outer.before.map(|before| before.index)).unwrap_or(0);
                 peer.raw(&ifinfo(index, Some(false)));
                 peer.text(IFLA_IFNAME, outer.name).u32(IFLA_MTU, outer.mtu);
-                one_queue(peer);
+                queues(peer, outer.queues);
                 if let Some(mac) = outer.mac {
                     peer.put(IFLA_ADDRESS, &mac.0);
                 }
@@ -119,8 +121,8 @@ pub(crate) fn pair(batch: &mut Batch, index: u32, name: &str, group: u32, mtu: u
     });
 }
 
-fn one_queue(to: &mut Builder) {
-    to.u32(IFLA_NUM_TX_QUEUES, 1).u32(IFLA_NUM_RX_QUEUES, 1);
+fn queues(to: &mut Builder, count: u32) {
+    to.u32(IFLA_NUM_TX_QUEUES, count).u32(IFLA_NUM_RX_QUEUES, count);
 }
 
 /// The kind of a netdev and the attributes of that kind.

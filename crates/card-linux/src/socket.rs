@@ -124,6 +124,14 @@ impl Socket {
         sys::set_tx_checksums(&self.fd, name, on)
     }
 
+    /// Sets how many queues a netdev in the socket's network namespace uses in each direction.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn set_queues(&self, name: &str, count: u32) -> io::Result<()> {
+        sys::set_queues(&self.fd, name, count)
+    }
+
     /// A socket whose other end is a test's.
     #[cfg(test)]
     pub(crate) fn of_test(fd: OwnedFd) -> Self {

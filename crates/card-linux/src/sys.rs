@@ -52,9 +52,22 @@ pub(crate) fn set_option(fd: &OwnedFd, level: c_int, option: c_int, value: c_int
 /// does not leave them to others is given only packets with complete ones, and none that are still to be segmented
 /// (`validate_xmit_skb`).
 pub(crate) fn set_tx_checksums(fd: &OwnedFd, name: &str, on: bool) -> io::Result<()> {
-    const SIOCETHTOOL: u32 = 0x8946;
     const STXCSUM: u32 = 0x17;
-    let mut value = [STXCSUM, on.into()];
+    // `struct ethtool_value`.
+    ethtool(fd, name, &mut [STXCSUM, on.into()])
+}
+
+/// Sets how many queues a netdev uses in each direction (ETHTOOL_SCHANNELS), in the network namespace of a socket.
+pub(crate) fn set_queues(fd: &OwnedFd, name: &str, count: u32) -> io::Result<()> {
+    const SCHANNELS: u32 = 0x3d;
+    // `struct ethtool_channels`: four limits, and then what is received, sent, other and combined.
+    ethtool(fd, name, &mut [SCHANNELS, 0, 0, 0, 0, count, count, 0, 0])
+}
+
+/// Makes a request of ethtool about a netdev, in the network namespace of a socket. `words`: the whole structure of the
+/// request, which begins with its number.
+fn ethtool(fd: &OwnedFd, name: &str, words: &mut [u32]) -> io::Result<()> {
+    const SIOCETHTOOL: u32 = 0x8946;
     // SAFETY: all-zero is a valid ifreq.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     if name.len() >= request.ifr_name.len() {
@@ -63,8 +76,8 @@ pub(crate) fn set_tx_checksums(fd: &OwnedFd, name: &str, on: bool) -> io::Result
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from as libc::c_char;
     }
-    request.ifr_ifru.ifru_data = (&raw mut value).cast();
-    // SAFETY: the request has a name that ends with a zero and points to a struct ethtool_value, which consists of two
+    request.ifr_ifru.ifru_data = words.as_mut_ptr().cast();
+    // SAFETY: the request has a name that ends with a zero and points to the structure of the request, which consists of
     // numbers of 32 bits; both are alive during the call.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), SIOCETHTOOL as _, &raw mut request) }).map(drop)
 }

@@ -1,10 +1,12 @@
 //! Commands to a card, as values.
 
+use std::net::IpAddr;
+
 use eswitch::card::Fault;
 use eswitch::devlink::InlineMode;
 use eswitch::lag::BondPlan;
 use eswitch::vf::VfSetting;
-use eswitch::{FunctionChange, Mode, PciAddress, PortHandle, SfNum};
+use eswitch::{FlowChange, FunctionChange, MacAddr, Mode, PciAddress, PortHandle, SfNum};
 use serde::{Deserialize, Serialize};
 
 /// A change to a card.
@@ -132,6 +134,18 @@ pub enum Command {
     },
     /// Deletes the bond of this name.
     DeleteBond(String),
+    /// `tc filter add`, `tc filter del`, and what programs ask of flow rules besides. The changes are made one after the
+    /// other, and the refusal of one does not affect the others.
+    ChangeFlows(Vec<FlowChange>),
+    /// `ip neigh replace`, `ip neigh del`: the next hop from a PF to the end of a tunnel.
+    SetNeighbour {
+        /// The PF.
+        device: PciAddress,
+        /// The end of the tunnel.
+        end: IpAddr,
+        /// The MAC address of the next hop, if it is known.
+        mac: Option<MacAddr>,
+    },
     /// On a DPU, the host sets the number of its VFs.
     SetHostVfs {
         /// The PF.

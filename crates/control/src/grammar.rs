@@ -5,6 +5,7 @@
 
 mod ip;
 mod sysfs;
+pub(crate) mod tc;
 
 use eswitch::card::{Fault, ResourceKind};
 use eswitch::lag::BondPlan;
@@ -17,7 +18,7 @@ use crate::reader::{WordError, Words};
 
 impl Request {
     /// The words that a command or query can begin with. Some of `ip link set` are commands, too: see
-    /// [`of_ip_link`](Self::of_ip_link).
+    /// [`of_program`](Self::of_program).
     pub const FIRST_WORDS: [&str; 9] =
         ["devlink", "echo", "modprobe", "insmod", "rmmod", "host", "bond", "fail", "delay"];
 
@@ -45,12 +46,19 @@ impl Request {
         })
     }
 
-    /// Reads what `ip link set` does to the netdev of a PF, if that concerns the engine: its network namespace, and its
-    /// VFs. `None`: the words are about something else, and none is taken. `card` gives the PFs' netdevs their names.
+    /// Reads what a program does to a netdev of the card, if that concerns the engine: `ip link set` for the network
+    /// namespace of a PF's netdev and for its VFs, `ip neigh` for next hops, `tc filter` for flow rules. `None`: the words
+    /// are about something else, and none is taken. `card` gives the netdevs their names.
     ///
     /// # Errors
-    /// The words are about a VF of the card, and at some byte something else was expected.
-    pub fn of_ip_link(words: &mut Words<'_>, card: &CardConfig) -> Result<Option<Self>, WordError> {
+    /// The words are about the card, and at some byte something else was expected.
+    pub fn of_program(words: &mut Words<'_>, card: &CardConfig) -> Result<Option<Self>, WordError> {
+        if let Some(command) = tc::filter(words, card)? {
+            return Ok(Some(command.into()));
+        }
+        if let Some(command) = tc::neighbour(words, card) {
+            return Ok(Some(command.into()));
+        }
         if let Some(command) = ip::pf_netns(words, card) {
             words.rest();
             return Ok(Some(command.into()));

@@ -25,4 +25,4 @@ pub use encoding::{DecodeError, VERSION};
 pub use follow::Follower;
 pub use query::{Query, Request};
 pub use reader::WordError;
-pub use target::{CommandTarget, Failure, Reply};
+pub use target::{CommandTarget, Failure, FlowRefusal, Reply};

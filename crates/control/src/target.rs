@@ -1,6 +1,6 @@
 //! The trait of a card that carries out commands.
 
-use eswitch::{Engine, Error, PortHandle};
+use eswitch::{Engine, Error, FlowDone, FlowError, PortHandle};
 use lockdep::{Locked, Unlocked};
 use serde::{Deserialize, Serialize};
 
@@ -24,11 +24,28 @@ pub trait CommandTarget: Send + Sync {
 pub enum Reply {
     /// Nothing.
     Done,
+    /// What became of each change of flow rules, in their order.
+    Flows(Vec<Result<FlowDone, FlowRefusal>>),
     /// The port that was added.
     Port(PortHandle),
     /// A note for the user, such as that the kernel has no bonds and the engine was notified of one that does not exist
     /// there.
     Note(String),
+}
+
+/// Why a change of flow rules was refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowRefusal {
+    /// The error number, which is positive.
+    pub errno: i32,
+    /// The reason: for a rule that a ConnectX could not carry out, in mlx5's words.
+    pub text: String,
+}
+
+impl From<FlowError> for FlowRefusal {
+    fn from(error: FlowError) -> Self {
+        Self { errno: error.errno().number(), text: error.to_string() }
+    }
 }
 
 /// Why a command was not carried out.

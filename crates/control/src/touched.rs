@@ -16,6 +16,8 @@ impl Command {
             | Self::Bond { .. }
             | Self::DeleteBond(_)
             | Self::AddFault(_)
+            | Self::ChangeFlows(_)
+            | Self::SetNeighbour { .. }
             | Self::FailAllocations { .. }
             | Self::ClearFaults => Touched::Nothing,
             Self::SetEswitch { device, options } => {

@@ -8,6 +8,7 @@ use eswitch::{CardConfig, PciAddress, PfIndex, Vport, names};
 
 use crate::command::Command;
 use crate::devlink::DevlinkCommand;
+use crate::grammar::tc;
 use crate::query::Query;
 
 impl Query {
@@ -72,6 +73,8 @@ impl Command {
                 words
             }
             Self::DeleteBond(name) => format!("bond {name} del"),
+            Self::ChangeFlows(changes) => tc::in_words(card, changes),
+            Self::SetNeighbour { device, end, mac } => tc::neighbour_in_words(card, *device, *end, *mac),
             Self::SetHostVfs { device, number } => format!("host {device} sriov_numvfs {number}"),
             Self::AddFault(fault) => self::fault(fault),
             Self::FailAllocations { device, times } => format!("fail alloc pci/{device} times {times}"),

@@ -8,9 +8,11 @@ use control::CommandTarget;
 use eswitch::card::Resource;
 use eswitch::{PfIndex, Touched, Vport};
 use lockdep::{Domain, Locked, Unlocked};
+use netlink::{Errno, errno_of};
 
 use crate::carried_out::CarriedOut;
 use crate::last_view::LastView;
+use crate::rdma_core::{RdmaChange, RdmaCore};
 use crate::refusal::Refusal;
 use crate::settings::Settings;
 use crate::shared::SharedView;
@@ -53,7 +55,8 @@ impl Served {
 
     /// The view of the card as it is now.
     pub fn view(&self, cx: Cx<'_, '_>) -> Arc<view::Card> {
-        self.last.get(cx, self.card.engine(), self.appearance())
+        let view = self.last.get(cx, self.card.engine(), self.appearance());
+        self.shared.with_rdma(cx, view)
     }
 
     fn appearance(&self) -> Appearance<'_> {
@@ -63,6 +66,43 @@ impl Served {
     /// Updates the view in shared memory: see [`SharedView::publish`].
     pub(crate) fn publish(&self, cx: Cx<'_, '_>, touched: Touched) -> bool {
         self.shared.publish(cx, self.card.engine(), self.appearance(), touched)
+    }
+
+    /// Changes what the RDMA core knows of the card's devices, and publishes it. `network`: where a device is to be moved.
+    ///
+    /// # Errors
+    /// As for [`RdmaCore::change`](crate::rdma_core::RdmaCore::change). EOPNOTSUPP: a device is to be moved, and the card has
+    /// no netdevs. Or the network namespace cannot be used.
+    pub(crate) fn change_rdma(
+        &self,
+        cx: Cx<'_, '_>,
+        change: &RdmaChange,
+        network: Option<&OwnedFd>,
+    ) -> Result<(), Refusal> {
+        let network = match (change, network, &self.netdevs) {
+            (RdmaChange::Move { .. }, Some(network), Some(netdevs)) => {
+                netdevs.identify(cx, network).map_err(|error| Refusal::bare(errno_of(&error)))?
+            }
+            (RdmaChange::Move { .. }, _, None) => return Err(Refusal::bare(Errno::OPNOTSUPP)),
+            (RdmaChange::Move { .. }, None, _) => return Err(Refusal::bare(Errno::INVAL)),
+            _ => None,
+        };
+        self.shared
+            .change_rdma(cx, self.card.engine(), self.appearance(), |core, card| core.change(card, change, network))
+    }
+
+    /// Brings RDMA devices home whose network namespace has died.
+    pub(crate) fn bring_rdma_home(&self, cx: Cx<'_, '_>) {
+        let (abroad, Some(netdevs)) = (self.shared.rdma_abroad(cx), &self.netdevs) else { return };
+        let died: Vec<_> = abroad.into_iter().filter(|network| netdevs.has_died(cx, *network)).collect();
+        if !died.is_empty() {
+            let home = |core: &mut RdmaCore, _: &view::Card| {
+                core.bring_home(&died);
+                Ok(())
+            };
+            // It fails in no way but that nothing has been published yet, and then nothing is abroad.
+            let _ = self.shared.change_rdma(cx, self.card.engine(), self.appearance(), home);
+        }
     }
 
     /// Returns a descriptor of the view in shared memory: see [`SharedView::file`].
@@ -131,11 +171,31 @@ pub trait KernelNetdevs: Send + Sync {
     /// The functions whose devlink instances are in a network namespace that has died.
     fn homeless(&self, cx: Cx<'_, '_>) -> Vec<(PfIndex, Vport)>;
 
-    /// A socket that becomes readable whenever a network namespace may have died in which an instance is.
+    /// Identifies a network namespace to which something of the card is moved, so that its death can be noticed. `None`: it
+    /// is the one in which the card's netdevs appear.
+    ///
+    /// # Errors
+    /// EINVAL: it is no network namespace. Or the system refuses.
+    fn identify(&self, cx: Cx<'_, '_>, network: &OwnedFd) -> io::Result<Option<NetworkRef>>;
+
+    /// Whether a network namespace has died since it was [identified](Self::identify).
+    fn has_died(&self, cx: Cx<'_, '_>, network: NetworkRef) -> bool;
+
+    /// A socket that becomes readable whenever a network namespace may have died in which an instance is, or which was
+    /// identified.
     ///
     /// # Errors
     /// The kernel gives no socket.
     fn deaths(&self) -> io::Result<OwnedFd>;
+}
+
+/// A network namespace, of which no descriptor is kept: it must be able to die.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NetworkRef {
+    /// The number that the kernel gives to no other (SO_NETNS_COOKIE).
+    pub cookie: u64,
+    /// The id by which the card's own network namespace knows it. The kernel gives it to another one when it has died.
+    pub id: i32,
 }
 
 /// Where a reload takes a devlink instance.

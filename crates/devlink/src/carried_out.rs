@@ -9,6 +9,7 @@ use eswitch::{CardConfig, PciAddress, Touched, Vport};
 
 use crate::card::{Cx, Served};
 use crate::numbers::{attribute as a, command, function, nla};
+use crate::rdma_core::RdmaChange;
 use crate::refusal::Refusal;
 use crate::request::Attributes;
 
@@ -77,6 +78,20 @@ fn not_enforced(command: &Command) -> Option<&'static str> {
         Command::SetVf { settings, .. } if settings.contains(&VfSetting::Trust(true)) => Some("trust"),
         _ => None,
     }
+}
+
+/// Reports a change to what the RDMA core knows to the host of the card. Nothing of it is stored.
+pub(crate) fn rdma_change(
+    served: &Served,
+    cx: Cx<'_, '_>,
+    change: &RdmaChange,
+    outcome: Result<(), Refusal>,
+) -> Result<(), Refusal> {
+    let Some(host) = &served.host else { return outcome };
+    let words = Words(|| change.in_words());
+    let done = CarriedOut { words: &words, touched: Touched::Nothing, not_enforced: None };
+    let stored = host.carried_out(cx, &done, outcome.as_ref().copied());
+    outcome.and(stored)
 }
 
 /// Reports to the host of the card that an instance was reloaded because its network namespace has died.

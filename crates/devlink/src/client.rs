@@ -1,9 +1,9 @@
 //! A client of a control socket.
 
 use std::collections::BTreeMap;
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -14,12 +14,13 @@ use netlink::{Awaited, BuildError, Builder, Errno, Flags, Header, Message, Part,
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
-    self, AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags,
-    SocketType,
+    self, AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
 };
 
 use crate::eswitch_family;
 use crate::family::{ESWITCH, VERSION};
+use crate::rdma_core::RdmaChange;
 use crate::refusal::Refusal;
 use crate::shared::ViewReader;
 
@@ -180,6 +181,18 @@ impl Client {
         flags: Flags,
         fill: impl FnOnce(&mut Builder),
     ) -> Result<Vec<Answered>, ClientError> {
+        self.request_with(None, family, command, flags, fill)
+    }
+
+    /// Sends a request, with a descriptor if there is one.
+    fn request_with(
+        &mut self,
+        attached: Option<BorrowedFd<'_>>,
+        family: u16,
+        command: u8,
+        flags: Flags,
+        fill: impl FnOnce(&mut Builder),
+    ) -> Result<Vec<Answered>, ClientError> {
         self.sequence = self.sequence.wrapping_add(1);
         let header = Header::new(family, Flags::REQUEST | Flags::ACK | flags, self.sequence, 0);
         let request = message(header, |to| {
@@ -187,7 +200,12 @@ impl Client {
             fill(to);
         })?;
         with_deadline(&self.socket, Timeout::Send, self.deadline, || {
-            net::send(&self.socket, &request, SendFlags::NOSIGNAL)
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut ancillary = SendAncillaryBuffer::new(&mut space);
+            if let Some(attached) = &attached {
+                ancillary.push(SendAncillaryMessage::ScmRights(std::slice::from_ref(attached)));
+            }
+            net::sendmsg(&self.socket, &[IoSlice::new(&request)], &mut ancillary, SendFlags::NOSIGNAL)
         })?;
         let (mut awaited, mut answers) = (Awaited::new(self.sequence), Vec::new());
         loop {
@@ -244,6 +262,18 @@ impl Client {
             None => Ok(Reply::Done),
             Some(reply) => Reply::decode(reply.value).map_err(|error| ClientError::Broken(io::Error::other(error))),
         }
+    }
+
+    /// Changes what the RDMA core knows of the card's devices. `network`: the namespace to which a device is moved.
+    ///
+    /// # Errors
+    /// The card refused the change, or is of an older version; or the connection has ended.
+    pub fn change_rdma(&mut self, change: &RdmaChange, network: Option<BorrowedFd<'_>>) -> Result<(), ClientError> {
+        let json = serde_json::to_vec(change).map_err(|error| ClientError::Broken(io::Error::other(error)))?;
+        let fill = |to: &mut Builder| {
+            to.put(eswitch_family::RDMA_CHANGE, &json);
+        };
+        self.request_with(network, ESWITCH, eswitch_family::RDMA, Flags::empty(), fill).map(drop)
     }
 
     /// The counters of a PF's VFs, by number. The card answers whatever else it is doing.

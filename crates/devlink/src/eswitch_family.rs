@@ -14,6 +14,7 @@ use crate::carried_out;
 use crate::family::{CONFIG_GROUP, ESWITCH, Family};
 use crate::numbers::control;
 use crate::peer::Peer;
+use crate::rdma_core::RdmaChange;
 use crate::refusal::Refusal;
 use crate::reply::ReplyWriter;
 use crate::request::{Attributes, split};
@@ -34,6 +35,9 @@ pub const SHARE: u8 = 4;
 pub const NETWORK: u8 = 5;
 /// Dumps the counters of a PF's VFs, by number, as JSON, in pieces. The request has [`DEVICE`].
 pub const COUNTERS: u8 = 6;
+/// Changes what the RDMA core knows of the card's devices. The request has [`RDMA_CHANGE`]; one that moves a device comes with a
+/// descriptor of the network namespace.
+pub const RDMA: u8 = 7;
 /// Dumps the status of the card and of the program that runs it, as JSON, in pieces.
 pub const STATUS: u8 = 16;
 /// Asks the program that runs the card to end. The request has [`WORDS`].
@@ -52,6 +56,8 @@ pub const VERSION: u16 = 6;
 pub const REPLY: u16 = 7;
 /// The address of a PF, as text.
 pub const DEVICE: u16 = 9;
+/// A [`RdmaChange`], as JSON.
+pub const RDMA_CHANGE: u16 = 10;
 
 /// Which network namespace is requested: [`INSIDE`] or [`HOME`].
 pub const WHICH: u16 = 8;
@@ -70,7 +76,7 @@ pub(crate) fn family() -> Family {
         name: NAME,
         number: ESWITCH,
         version: 1,
-        max_attribute: DEVICE.into(),
+        max_attribute: RDMA_CHANGE.into(),
         operations: vec![
             (PERFORM, control::ADMIN | control::CAN_DO),
             (VIEW, control::CAN_DUMP),
@@ -78,6 +84,7 @@ pub(crate) fn family() -> Family {
             (SHARE, control::CAN_DO),
             (NETWORK, control::CAN_DO),
             (COUNTERS, control::CAN_DUMP),
+            (RDMA, control::ADMIN | control::CAN_DO),
             (STATUS, control::CAN_DUMP),
             (END, control::ADMIN | control::CAN_DO),
         ],
@@ -96,6 +103,7 @@ pub(crate) enum Request<'a> {
     Network(u32),
     /// Of the VFs of a PF.
     Counters(PciAddress),
+    Rdma(RdmaChange),
     Status,
     /// How to end.
     End(&'a str),
@@ -109,9 +117,10 @@ impl<'a> Request<'a> {
     /// missing or malformed, or the command is of another version.
     pub fn parse(peer: &Peer, payload: &'a [u8]) -> Result<Self, Refusal> {
         let (number, attributes) = split(payload)?;
-        let attributes = Attributes::of_request(attributes, &[WORDS, GROUP, COMMAND, VERSION, WHICH, DEVICE])?;
+        let attributes =
+            Attributes::of_request(attributes, &[WORDS, GROUP, COMMAND, VERSION, WHICH, DEVICE, RDMA_CHANGE])?;
         match number {
-            PERFORM | END if !peer.may_change => Err(Refusal::bare(Errno::PERM)),
+            PERFORM | RDMA | END if !peer.may_change => Err(Refusal::bare(Errno::PERM)),
             PERFORM => {
                 let bytes = attributes.bytes(COMMAND).ok_or(Refusal::missing(COMMAND))?;
                 let version = attributes.u32(VERSION)?.ok_or(Refusal::missing(VERSION))?;
@@ -127,6 +136,11 @@ impl<'a> Request<'a> {
                 let device = attributes.text(DEVICE)?.ok_or(Refusal::missing(DEVICE))?;
                 let device = device.parse().map_err(|error: ParseError| Refusal::new(Errno::INVAL, error.to_string()));
                 Ok(Self::Counters(device?))
+            }
+            RDMA => {
+                let change = attributes.bytes(RDMA_CHANGE).ok_or(Refusal::missing(RDMA_CHANGE))?;
+                let change = serde_json::from_slice(change);
+                Ok(Self::Rdma(change.map_err(|error| Refusal::new(Errno::INVAL, error.to_string()))?))
             }
             STATUS => Ok(Self::Status),
             END => Ok(Self::End(attributes.text(WORDS)?.ok_or(Refusal::missing(WORDS))?)),
@@ -175,6 +189,11 @@ impl<'a> Request<'a> {
                 add_pieces(COUNTERS, &json(&counters)?, reply);
                 Ok(())
             }
+            Self::Rdma(change) => {
+                let network = reply.received();
+                let outcome = served.change_rdma(cx, change, network.as_ref());
+                carried_out::rdma_change(served, cx, change, outcome)
+            }
             Self::Status => {
                 add_pieces(STATUS, host(served)?.status(cx).as_bytes(), reply);
                 Ok(())
@@ -192,6 +211,7 @@ impl<'a> Request<'a> {
             | Self::Share
             | Self::Network(_)
             | Self::Counters(_)
+            | Self::Rdma(_)
             | Self::Status
             | Self::End(_) => Touched::Nothing,
         }

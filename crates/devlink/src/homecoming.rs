@@ -1,4 +1,5 @@
-//! Brings devlink instances home whose network namespace has died, as the kernel does (`devlink_pernet_pre_exit`).
+//! Brings devlink instances and RDMA devices home whose network namespace has died, as the kernel does
+//! (`devlink_pernet_pre_exit`, `rdma_dev_exit_net`).
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -64,6 +65,7 @@ fn follow(served: &Served, cx: Cx<'_, '_>, deaths: &OwnedFd, stopped: &io::PipeR
 }
 
 fn bring_all_home(served: &Served, cx: Cx<'_, '_>) {
+    served.bring_rdma_home(cx);
     let homeless = served.netdevs.as_ref().map(|netdevs| netdevs.homeless(cx)).unwrap_or_default();
     for (pf, vport) in homeless {
         let outcome = bring_home(served, cx, pf, vport);

@@ -26,10 +26,14 @@ use eswitch::card::{MovedInstance, Resource};
 use eswitch::inspect::PfView;
 use eswitch::{CardConfig, Engine, PciAddress, PfFunction, Touched};
 use lockdep::{Locked, Mutex, Unlocked, lock_classes};
+use netlink::Errno;
 use rustix::fs::{MemfdFlags, Mode, OFlags, fchmod, memfd_create, open};
 use rustix::io::{pread, pwrite};
 
+use crate::card::NetworkRef;
 use crate::instance::Instance;
+use crate::rdma_core::RdmaCore;
+use crate::refusal::Refusal;
 use crate::view::{self, Appearance, DeviceName};
 
 lock_classes! {
@@ -98,6 +102,8 @@ struct State {
     /// The loaded modules, with the same number.
     modules: Option<(u64, Vec<&'static str>)>,
     rest: Option<Rest>,
+    /// What the RDMA core knows of the devices.
+    rdma: RdmaCore,
     /// The view in the memory.
     last: Option<view::Card>,
     /// The memory, once it has been requested.
@@ -174,6 +180,48 @@ impl SharedView {
     /// one than the card's.
     pub(crate) fn netns_of(&self, cx: &mut Locked<'_, Unlocked>, device: DeviceName) -> Option<u64> {
         self.0.lock_leaf(cx).last.as_ref()?.netns_of(device)
+    }
+
+    /// Changes what the RDMA core knows of the devices, and publishes it. Waits for no command. `change` gets the view of the
+    /// card without what the RDMA core knows.
+    ///
+    /// # Errors
+    /// Those of `change`. ENODEV: nothing has been published yet.
+    pub(crate) fn change_rdma(
+        &self,
+        cx: &mut Locked<'_, Unlocked>,
+        engine: &Engine,
+        appearance: Appearance<'_>,
+        change: impl FnOnce(&mut RdmaCore, &view::Card) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        self.inspect(cx, engine, Touched::Nothing);
+        let mut state = self.0.lock_leaf(cx);
+        let card = state.build(engine.config(), appearance).ok_or(Refusal::bare(Errno::NODEV))?;
+        let outcome = change(&mut state.rdma, &card);
+        state.write(engine.config(), appearance);
+        outcome
+    }
+
+    /// The network namespaces to which RDMA devices were moved.
+    pub(crate) fn rdma_abroad(&self, cx: &mut Locked<'_, Unlocked>) -> Vec<NetworkRef> {
+        self.0.lock_leaf(cx).rdma.abroad()
+    }
+
+    /// Forgets what the RDMA core knows of the devices of functions that have been made anew. The command that has done so
+    /// publishes it.
+    pub(crate) fn forget_rdma(&self, cx: &mut Locked<'_, Unlocked>, is_gone: impl Fn(DeviceName) -> bool) {
+        self.0.lock_leaf(cx).rdma.forget(is_gone);
+    }
+
+    /// A view of the card with what the RDMA core knows of its devices.
+    pub(crate) fn with_rdma(&self, cx: &mut Locked<'_, Unlocked>, view: Arc<view::Card>) -> Arc<view::Card> {
+        let rdma = &mut self.0.lock_leaf(cx).rdma;
+        if rdma.is_untouched() {
+            return view;
+        }
+        let mut shown = (*view).clone();
+        rdma.show(&mut shown);
+        Arc::new(shown)
     }
 
     /// The devlink instance of a VF or SF, in the view that was published last.
@@ -290,15 +338,23 @@ impl SharedView {
 }
 
 impl State {
-    /// Writes a view of the inspected state, if it differs from the view in the memory.
-    fn write(&mut self, config: &CardConfig, appearance: Appearance<'_>) {
-        let (Some(memory), Some((_, modules)), Some(rest)) = (&mut self.memory, &self.modules, &self.rest) else {
-            return;
-        };
+    /// A view of the inspected state, without what the RDMA core knows. `None`: nothing has been inspected yet.
+    fn build(&self, config: &CardConfig, appearance: Appearance<'_>) -> Option<view::Card> {
+        let ((_, modules), rest) = (self.modules.as_ref()?, self.rest.as_ref()?);
         let mut snapshot = rest.snapshot.clone();
         snapshot.pfs = self.pfs.values().filter_map(|(_, pf)| pf.clone()).collect();
         snapshot.modules.clone_from(modules);
-        let card = view::build(config, appearance, &rest.functions, &snapshot);
+        Some(view::build(config, appearance, &rest.functions, &snapshot))
+    }
+
+    /// Writes a view of the inspected state, if it differs from the view in the memory.
+    fn write(&mut self, config: &CardConfig, appearance: Appearance<'_>) {
+        if self.memory.is_none() {
+            return;
+        }
+        let Some(mut card) = self.build(config, appearance) else { return };
+        self.rdma.show(&mut card);
+        let Some(memory) = &mut self.memory else { return };
         if self.last.as_ref() == Some(&card) {
             return;
         }
@@ -461,6 +517,7 @@ mod tests {
             netdevs: Vec::new(),
             host_peers: Vec::new(),
             rdma: Vec::new(),
+            rdma_exclusive: false,
             modules: Vec::new(),
         };
         serde_json::to_vec(&card).unwrap()

@@ -130,6 +130,9 @@ pub struct Card {
     pub host_peers: Vec<u32>,
     /// Every RDMA device.
     pub rdma: Vec<RdmaDevice>,
+    /// Whether each RDMA device is seen in its own network namespace only (`rdma system show`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rdma_exclusive: bool,
     /// Every module that contains drivers of the card, loaded or not.
     pub modules: Vec<Module>,
 }
@@ -148,6 +151,12 @@ impl Card {
     pub fn has_instance_in(&self, netns: u64) -> bool {
         let functions = self.functions.iter().map(|function| function.netns);
         functions.chain(self.auxiliary.iter().map(|device| device.netns)).any(|is| is == Some(netns))
+    }
+
+    /// Whether any devlink instance is in another network namespace than that in which the card's netdevs appear.
+    pub fn has_moved_instance(&self) -> bool {
+        let functions = self.functions.iter().map(|function| function.netns);
+        functions.chain(self.auxiliary.iter().map(|device| device.netns)).any(|is| is.is_some())
     }
 }
 
@@ -353,14 +362,36 @@ pub struct VfInfo {
 pub struct RdmaDevice {
     /// Its index, RDMA_NLDEV_ATTR_DEV_INDEX.
     pub index: u32,
-    /// `rocep8s0f0`.
+    /// `rocep8s0f0`, unless it was renamed.
     pub name: String,
+    /// The network namespace in which it is (SO_NETNS_COOKIE), if namespaces do not share the devices and that is another one
+    /// than that in which the card's netdevs appear.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<u64>,
+    /// `node_desc`, if one was written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_desc: Option<Vec<u8>>,
+    /// Whether it moderates the interrupts of completion queues by itself.
+    #[serde(default = "moderates", skip_serializing_if = "Clone::clone")]
+    pub moderation: bool,
     /// `device` in sysfs.
     pub parent: DeviceName,
     /// `node_guid`.
     pub node_guid: u64,
     /// Its ports: each number from 1 to the last.
     pub ports: Vec<RdmaPort>,
+}
+
+impl RdmaDevice {
+    /// A device of which nothing was changed by a program.
+    pub fn new(index: u32, name: String, parent: DeviceName, node_guid: u64, ports: Vec<RdmaPort>) -> Self {
+        Self { index, name, netns: None, node_desc: None, moderation: moderates(), parent, node_guid, ports }
+    }
+}
+
+/// What a device does unless it is said (`mlx5_ib_stage_caps_init` sets `use_cq_dim`).
+fn moderates() -> bool {
+    true
 }
 
 /// A port of an RDMA device.

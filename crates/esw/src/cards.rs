@@ -93,6 +93,14 @@ impl Cards {
         }
     }
 
+    /// Why cards of this kind offload no flows here, if that is so.
+    pub fn cannot_offload(&self) -> Option<String> {
+        match self {
+            Self::Memory => None,
+            Self::Linux(_) => card_linux::cannot_offload(),
+        }
+    }
+
     /// Makes a card without resources, in a world of its own. The card is removed when the world is dropped.
     ///
     /// # Errors

@@ -43,18 +43,17 @@ fn run(found: Vec<ConnectedCard>, command: Command, exact_addresses: bool, verbo
         remotes.push(Arc::new(remote.with_context(|| format!("reading the state of {}", card.name))?));
     }
     let cards: Vec<Arc<dyn Card>> = remotes.iter().map(|remote| Arc::clone(remote) as Arc<dyn Card>).collect();
-    let rdma = Arc::default();
     let uevents = Arc::default();
     let (mounter, server) = sysfs::prepare()?;
     let serve: lab::Serve = {
-        let (cards, rdma, uevents) = (cards.clone(), Arc::clone(&rdma), Arc::clone(&uevents));
+        let (cards, uevents) = (cards.clone(), Arc::clone(&uevents));
         Box::new(move |domain| {
             for remote in &remotes {
                 // Without this thread the lab works until the daemon ends.
                 let _ = remote.stay_connected();
             }
             // If this fails, mounting fails too, and has the reason.
-            Box::new(server.serve(cards, rdma, uevents, domain))
+            Box::new(server.serve(cards, uevents, domain))
         })
     };
     let mounts: lab::Mounts = Box::new(move || match mounter.mount() {
@@ -73,7 +72,6 @@ fn run(found: Vec<ConnectedCard>, command: Command, exact_addresses: bool, verbo
         join: Some(join),
         mounts: Some(mounts),
         serve: Some(serve),
-        rdma,
         uevents,
         exact_addresses,
         lockdep: false,

@@ -6,14 +6,16 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
 
 use control::Command;
-use devlink::{CONFIG_GROUP, Client, ClientError, ESWITCH, Refusal as Refused, ViewReader, eswitch_family, view};
+use devlink::{
+    CONFIG_GROUP, Client, ClientError, ESWITCH, RdmaChange, Refusal as Refused, ViewReader, eswitch_family, view,
+};
 use eswitch::PciAddress;
 use eswitch::card::Counters;
 use lab::{Card, Refusal};
@@ -166,14 +168,11 @@ impl Card for Remote {
     }
 
     fn perform(&self, command: &Command) -> Result<(), Refusal> {
-        match self.request(|client| client.perform(command)) {
-            Ok(_) => Ok(()),
-            Err(ClientError::Refused(refusal)) => {
-                let message = refusal.message.unwrap_or_default();
-                Err(Refusal { errno: refusal.errno, message })
-            }
-            Err(error) => Err(Refusal { errno: GONE, message: error.to_string() }),
-        }
+        self.request(|client| client.perform(command)).map(drop).map_err(refused)
+    }
+
+    fn change_rdma(&self, change: &RdmaChange, network: Option<BorrowedFd<'_>>) -> Result<(), Refusal> {
+        self.request(|client| client.change_rdma(change, network)).map_err(refused)
     }
 
     fn vf_counters(&self, device: PciAddress) -> io::Result<BTreeMap<u16, Counters>> {
@@ -190,6 +189,14 @@ impl Card for Remote {
         let path = self.path.clone();
         thread::Builder::new().name("lab-monitor".to_owned()).spawn(move || pass_on(&path, first, &ours))?;
         Ok(theirs)
+    }
+}
+
+/// Why a card refused, or that its daemon has ended.
+fn refused(error: ClientError) -> Refusal {
+    match error {
+        ClientError::Refused(refusal) => Refusal { errno: refusal.errno, message: refusal.message.unwrap_or_default() },
+        error => Refusal { errno: GONE, message: error.to_string() },
     }
 }
 

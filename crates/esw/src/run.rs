@@ -191,7 +191,8 @@ impl Runner<'_> {
     fn does_not_apply(&self, scenario: &Scenario) -> Option<String> {
         let card = self.cards.name();
         if scenario.cards.iter().any(|applies| applies.name == card) {
-            return None;
+            let why_not = scenario.needs_offload().then(|| self.cards.cannot_offload()).flatten()?;
+            return Some(format!("it needs offloaded flows: {why_not}"));
         }
         let cards: Vec<&str> = scenario.cards.iter().map(|card| card.name).collect();
         Some(format!("it is for the card {}, and this is {card}", cards.join(" or ")))

@@ -297,7 +297,7 @@ fn a_vf_has_parameters_of_its_own() {
             ("devlink dev param show $V name esw_multiport", "kernel answers: Invalid argument"),
             (
                 "devlink dev param set $V name enable_eth value false cmode driverinit",
-                "Error: mlx5_core: a VF or SF of this card has all its parts, so `enable_eth` stays true; …\n\
+                "Error: mlx5_core: a VF or SF of this card has its netdev, and RoCE if its port's function has, so `enable_eth` stays true; …\n\
                  kernel answers: Operation not supported",
             ),
             ("devlink dev param set $V name io_eq_size value 64 cmode runtime", "Configuration mode not supported"),
@@ -315,6 +315,53 @@ fn a_vf_has_parameters_of_its_own() {
                 "Error: mlx5_core: a PF of this card always has its netdev; unbind its driver instead.\n\
                  kernel answers: Operation not supported",
             ),
+        ],
+    );
+}
+
+#[test]
+fn a_vf_and_an_sf_have_an_rdma_device_until_a_reload_takes_the_parameter_that_turns_it_off() {
+    if lab::skipped(&["bash", "devlink", "rdma"]) {
+        return;
+    }
+    let set = "for i in $V $S; do devlink dev param set $i name enable_rdma value";
+    let reload = "for i in $V $S; do devlink dev reload $i; done; rdma dev | grep -c 0f0[vs]";
+    let values = "for i in $V $S; do devlink dev param show $i name enable_rdma | grep -o 'value .*'; done";
+    run_session(
+        "enable-rdma",
+        &[
+            (
+                &format!(
+                    "modprobe mlx5_ib; echo 1 > {NUMVFS}; devlink dev eswitch set pci/0000:08:00.0 mode switchdev"
+                ),
+                "",
+            ),
+            ("devlink port add pci/0000:08:00.0 flavour pcisf pfnum 0 sfnum 88 > /run/port", ""),
+            ("devlink port function set en8f0pf0sf88 state active; sleep 1", ""),
+            ("V=pci/0000:08:00.1; S=$(devlink dev | grep -o auxiliary.*sf.*); rdma dev | grep -c 0f0[vs]", "2"),
+            // It is shown at once, and takes effect with the next reload.
+            (
+                &format!("{set} false cmode driverinit; done; rdma dev | grep -c 0f0[vs]; {values}"),
+                "2\nvalue false\nvalue false",
+            ),
+            (reload, "0"),
+            ("ls /sys/bus/auxiliary/devices | grep -c rdma.1000000; ls /sys/class/net | grep -c 0f0[vs]", "0\n2"),
+            ("devlink dev param show $V name enable_roce | grep -o 'value .*'", "value true"),
+            (reload, "0"),
+            (&format!("{set} true cmode driverinit; done; {reload}"), "2"),
+            // A driver that is bound anew has its parameters as at first.
+            (&format!("{set} false cmode driverinit; done; {reload}"), "0"),
+            ("cd /sys/bus/pci/drivers/mlx5_core; echo 0000:08:00.1 > unbind; echo 0000:08:00.1 > bind; cd /", ""),
+            ("cd /sys/bus/auxiliary/drivers/mlx5_core.sf; echo ${S#*/} > unbind; echo ${S#*/} > bind; cd /", ""),
+            (&format!("rdma dev | grep -c 0f0[vs]; {values}"), "2\nvalue true\nvalue true"),
+            (&format!("{set} false cmode driverinit; done; {reload}"), "0"),
+            (
+                "devlink port function set en8f0pf0sf88 state inactive; sleep 1; devlink port function set en8f0pf0sf88 state active",
+                "",
+            ),
+            ("sleep 1; rdma dev | grep -c 0f0s", "1"),
+            // A PF that is reloaded makes its VFs anew.
+            ("devlink dev reload pci/0000:08:00.0 2>/dev/null; rdma dev | grep -c 0f0v", "1"),
         ],
     );
 }

@@ -20,8 +20,14 @@ const SETUP: [&str; 5] = [
 
 /// Runs commands with their expected output, where `…` stands for anything, after the set-up.
 fn run(name: &str, profile: &str, rows: &[(String, String)]) {
+    run_with(name, "", profile, rows);
+}
+
+/// The same with keys of the card.
+fn run_with(name: &str, card: &str, profile: &str, rows: &[(String, String)]) {
     let folder = Folder::make(name);
-    let config = format!("[cards.card0]\nkind = \"linux\"\n[cards.card0.profile]\n{profile}\n[cards.card0.card]\n");
+    let config =
+        format!("[cards.card0]\nkind = \"linux\"\n[cards.card0.profile]\n{profile}\n[cards.card0.card]\n{card}\n");
     fs::write(folder.0.join("config"), config).unwrap();
     fs::write(folder.0.join("by_ioctl.py"), BY_IOCTL).unwrap();
     fs::write(folder.0.join("hw_tc.py"), HW_TC).unwrap();
@@ -202,6 +208,50 @@ fn each_command_has_the_answer_of_the_driver_for_each_kind_of_netdev() {
 }
 
 /// A request for all netdevs has the card's answers, and each once.
+/// With the key `channels` a netdev has the queues, which the kernel shows.
+#[test]
+fn channels_are_set_up_to_the_number_of_the_configuration() {
+    if lab::skipped(&["bash", "devlink", "ethtool"]) {
+        return;
+    }
+    let count =
+        "ethtool -l {} | grep -o 'Combined:.*' | tr -d '\\t' | tr '\\n' ' '; ls /sys/class/net/{}/queues | wc -l";
+    let set = "ethtool -L {} combined 3 && ethtool -l {} | grep -o 'Combined:.*' | tail -1; ls /sys/class/net/{}/queues | wc -l";
+    const ALL: &str = "Combined:4 Combined:4 8";
+    let rows = [
+        of_roles(count, ["Combined:4 Combined:1 2", ALL, ALL, "Combined:4 Combined:1 2"]),
+        functions("ip -d link show {} | grep -o 'num.xqueues [0-9]*'", "numtxqueues 4\nnumrxqueues 4", "…4\n…4"),
+        functions(set, "Combined:\t3\n6", "Combined:\t3\n6"),
+        functions("ethtool -L {} combined 5 2>&1 | tail -1", INVALID, INVALID),
+        // The default table is of the channels that there are. One that was set leads to no other.
+        functions("ethtool -x {} 2>&1 | sed -n '3s/.*: *//p'", "2     0     1     2     0     1     2     0", ""),
+        functions(
+            "ethtool -X {} equal 3 2>&1; ethtool -L {} combined 2 2>&1 | grep -o 'too low.*'",
+            "too low for existing indirection table settings…",
+            "…",
+        ),
+        functions("ethtool -X {} default 2>/dev/null; ethtool -L {} combined 2 2>&1", "", ""),
+        functions("ethtool -N {} flow-type udp4 dst-port 9 action 1 loc 5 2>&1", "", "…"),
+        functions(
+            "ethtool -L {} combined 1 2>&1 | grep -o 'too low.*'",
+            "too low for existing ntuple filter settings…",
+            "",
+        ),
+        functions(
+            "python3 $FOLDER/by_ioctl.py {} 0x3d 36 0 0 0 0 0 0 0 1 | grep EINVAL; ethtool -l {} | tail -1",
+            "EINVAL\nCombined:\t2",
+            "Combined:\t1",
+        ),
+        // The driver begins anew with the mode.
+        vec![(
+            format!("devlink port del en8f0pf0sf88; devlink dev eswitch set pci/0000:08:00.0 mode legacy; {count}")
+                .replace("{}", ROLES[0]),
+            ALL.to_owned(),
+        )],
+    ];
+    run_with("ethtool-channels", "channels = 4", "", &rows.concat());
+}
+
 #[test]
 fn a_dump_has_the_cards_netdevs() {
     if lab::skipped(&["bash", "devlink", "ethtool"]) {

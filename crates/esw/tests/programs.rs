@@ -369,28 +369,142 @@ fn an_rdma_device_is_moved_and_renamed() {
             // Nobody uses a device.
             ("rdma resource | head -1", "0: rocep8s0f0: pd 0 cq 0 qp 0 cm_id 0 mr 0 ctx 0 srq 0"),
             ("rdma resource show qp; echo $?", "0"),
+            ("rdma system show", "netns shared copy-on-fork on"),
             // In shared mode every namespace sees every device, and none can be moved.
             ("ip netns exec pod rdma dev | grep -c rocep8s0f0", "3"),
             ("rdma dev set rocep8s0f0v0 netns pod", "error: Operation not supported"),
-            ("rdma system set netns exclusive; ip netns exec pod rdma dev", ""),
+            // The mode is changed while there is one network namespace only, and set to what it is at any time.
+            ("rdma system set netns exclusive", "error: Device or resource busy"),
+            ("rdma system set netns shared; echo $?", "0"),
+            ("ip netns del pod; unshare --net sleep 9 & sleep 0.2; rdma system set netns exclusive", "error: …busy"),
+            (
+                "kill $!; wait $!; rdma system set netns exclusive; rdma system show",
+                "…\nnetns exclusive copy-on-fork on",
+            ),
+            ("ip netns add pod; ip netns exec pod rdma dev", ""),
+            ("rdma system set netns shared", "error: Device or resource busy"),
             ("rdma dev set rocep8s0f0v0 netns pod; rdma dev | grep -c rocep8s0f0v0", "0"),
             ("ls /sys/class/infiniband", "rocep8s0f0\nrocep8s0f0v1\nrocep8s0f1"),
             ("ip netns exec pod rdma dev | cut -d: -f2", " rocep8s0f0v0"),
+            ("ip netns exec pod ls /sys/class/infiniband", "rocep8s0f0v0"),
             ("rdma dev set rocep8s0f0v0 name other", "Wrong device name…"),
-            // A device whose namespace dies comes home.
+            // It is renamed where it is. A name is taken wherever the device is that has it.
             (
-                "ip netns del pod; for n in {1..300}; do rdma dev | grep -o rocep8s0f0v0 && break; sleep 0.01; done",
-                "rocep8s0f0v0",
+                "ip netns exec pod rdma dev set rocep8s0f0v0 name of-pod; ip netns exec pod ls /sys/class/infiniband",
+                "of-pod",
             ),
-            ("rdma dev set rocep8s0f0v1 name rocep8s0f0v0", "error: File exists"),
+            ("rdma dev set rocep8s0f0v1 name of-pod", "error: File exists"),
+            // A device whose namespace dies comes home.
+            ("ip netns del pod; for n in {1..300}; do rdma dev | grep -o of-pod && break; sleep 0.01; done", "of-pod"),
+            ("rdma dev set rocep8s0f0v1 name rocep8s0f0", "error: File exists"),
+            ("rdma dev set rocep8s0f0v1 name rocep8s0f0v1; echo $?", "0"),
             ("rdma dev set rocep8s0f0v1 name a/b", "error: Invalid argument"),
+            ("rdma dev set rocep8s0f0v1 name ''", "error: Invalid argument"),
             (
                 "rdma dev set rocep8s0f0v1 name mlx5_7; ls /sys/class/infiniband",
-                "mlx5_7\nrocep8s0f0\nrocep8s0f0v0\nrocep8s0f1",
+                "mlx5_7\nof-pod\nrocep8s0f0\nrocep8s0f1",
             ),
             ("rdma link show mlx5_7/1 | grep -o 'netdev.*'", "netdev enp8s0f0v1"),
+            ("cat /sys/bus/pci/devices/0000:08:00.3/infiniband/mlx5_7/uevent", "NAME=mlx5_7"),
+            // A driver that is bound anew makes a device of the first name.
+            ("cd /sys/bus/pci/drivers/mlx5_core; echo 0000:08:00.3 > unbind; echo 0000:08:00.3 > bind; cd", ""),
+            ("rdma dev | grep -o rocep8s0f0v1", "rocep8s0f0v1"),
+            ("rdma dev set rocep8s0f0v1 name again; devlink dev reload pci/0000:08:00.3", ""),
+            ("rdma dev | grep -o rocep8s0f0v1", "rocep8s0f0v1"),
+            // That of a PF in switchdev mode is another one than that in legacy mode.
+            ("rdma dev set rocep8s0f1 name uplink; devlink dev eswitch set pci/0000:08:00.1 mode switchdev", ""),
+            ("rdma dev | grep -c uplink", "0"),
         ],
     );
+}
+
+/// In exclusive mode a device is where its devlink instance is (`mlx5_core_net`); in shared mode it is seen everywhere.
+#[test]
+fn an_rdma_device_moves_with_its_devlink_instance() {
+    if lab::skipped(&["bash", "rdma", "devlink"]) {
+        return;
+    }
+    run_session(
+        "rdma-instances",
+        &[
+            (&format!("modprobe mlx5_ib; echo 1 > {NUMVFS}; ip netns add one"), ""),
+            ("devlink dev reload pci/0000:08:00.2 netns one; rdma dev | grep -c rocep8s0f0v0", "1"),
+            ("rdma link show rocep8s0f0v0/1", "link rocep8s0f0v0/1 state DOWN physical_state DISABLED"),
+            ("ip netns exec one rdma link show rocep8s0f0v0/1 | grep -o 'netdev.*'", "netdev eth0"),
+            ("rdma system set netns exclusive", "error: Device or resource busy"),
+            (
+                "ip netns del one; for n in {1..300}; do devlink dev show pci/0000:08:00.2 && break; sleep 0.01; done",
+                "…",
+            ),
+            ("rdma system set netns exclusive; ip netns add one; ip netns add two", ""),
+            ("devlink dev reload pci/0000:08:00.2 netns one; rdma dev | grep -c rocep8s0f0v0", "0"),
+            ("ip netns exec one rdma dev | cut -d: -f2", " rocep8s0f0v0"),
+            // From there it is moved as any other, until the next reload.
+            ("ip netns exec one rdma dev set rocep8s0f0v0 netns two; ip netns exec one rdma dev", ""),
+            ("ip netns exec two rdma dev | cut -d: -f2", " rocep8s0f0v0"),
+            ("ip netns exec one devlink dev reload pci/0000:08:00.2; ip netns exec two rdma dev", ""),
+            ("ip netns exec one rdma dev | cut -d: -f2", " rocep8s0f0v0"),
+            (
+                "ip netns del one; for n in {1..300}; do rdma dev | grep -o rocep8s0f0v0 && break; sleep 0.01; done",
+                "rocep8s0f0v0",
+            ),
+        ],
+    );
+}
+
+/// A program describes a device as `rdma-ndd` does.
+#[test]
+fn an_rdma_device_has_the_description_that_was_written() {
+    if lab::skipped(&["bash", "rdma"]) {
+        return;
+    }
+    let long = "x".repeat(70);
+    run_session(
+        "rdma-description",
+        &[
+            (
+                "modprobe mlx5_ib; cd /sys/class/infiniband/rocep8s0f0; stat -c %a node_desc; cat node_desc",
+                "644\nrocep8s0f0",
+            ),
+            ("printf 'host one' > node_desc; cat node_desc", "host one"),
+            // The kernel keeps the newline, and 64 bytes at most.
+            ("echo two > node_desc; cat node_desc", "two\n\n"),
+            (&format!("printf {long} > node_desc; echo $?; cat node_desc | wc -c"), "0\n65"),
+            // It is no name.
+            ("cd; rdma dev set rocep8s0f0 name other; cat /sys/class/infiniband/other/node_desc | wc -c", "65"),
+            ("rdma dev show other -d | grep -o 'adaptive-moderation o[nf]*'", "adaptive-moderation on"),
+            (
+                "rdma dev set other adaptive-moderation off; rdma dev show other -d | grep -o 'moderation o[nf]*'",
+                "moderation off",
+            ),
+        ],
+    );
+}
+
+/// The labs of a card are on one machine.
+#[test]
+fn labs_of_a_card_see_the_same_rdma_devices() {
+    if lab::skipped(&["sh", "rdma"]) {
+        return;
+    }
+    let folder = Folder::make("rdma-labs");
+    fs::write(
+        folder.0.join("config"),
+        "[cards.card0]\nkind = \"linux\"\n[cards.card0.card]\nmodules = [\"mlx5_ib\"]\n",
+    )
+    .unwrap();
+    let script = "mount -t tmpfs tmpfs /run; mkdir -p /run/state; mount --bind /run/state /var/lib; ip link set lo up
+        $ESW up --daemon --detach --config $FOLDER/config >&2
+        $ESW exec -- sh -c 'touch /run/up; until [ -e /run/done ]; do sleep 0.02; done; rdma dev | cut -d: -f2 | cut -d\" \" -f2
+            rdma system show; cat /sys/class/infiniband/*/node_desc; ls /sys/class/infiniband' &
+        until [ -e /run/up ]; do sleep 0.02; done
+        $ESW exec -- sh -c 'rdma system set netns exclusive; rdma dev set rocep8s0f0 name shared-name
+            printf described > /sys/class/infiniband/shared-name/node_desc'
+        touch /run/done; wait $!; $ESW down >&2";
+    let output = lab::apart(script, &folder.0);
+    let printed = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(printed, "shared-name\nnetns exclusive copy-on-fork on\ndescribed\nshared-name\n", "{errors}");
 }
 
 /// Programs that ask libudev (systemd, NetworkManager, libvirt) see the machine's devices and the card's.

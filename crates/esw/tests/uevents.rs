@@ -93,6 +93,29 @@ fn a_vf_that_comes_is_renamed_and_goes_is_told_of_as_by_the_kernel() {
     assert!(printed[3].last().unwrap().ends_with("Invalid argument"), "{:?}", printed[3]);
 }
 
+#[test]
+fn an_rdma_device_that_is_renamed_and_moved_is_told_of_as_by_the_kernel() {
+    if lab::skipped(&["bash", "python3", "rdma"]) {
+        return;
+    }
+    let printed = run_session(
+        "uevents-rdma",
+        &[
+            "rdma system set netns exclusive; ip netns add pod".to_owned(),
+            listen(
+                "rdma dev set rocep8s0f0 name one; sleep 0.2; rdma dev set one netns pod; sleep 0.2; ip netns del pod; sleep 1",
+            ),
+        ],
+    );
+    let device = "/devices/pci0000:08/0000:08:00.0/infiniband";
+    let told = [
+        format!("move {device}/one infiniband one {device}/rocep8s0f0"),
+        format!("remove {device}/one infiniband one"),
+        format!("add {device}/one infiniband one"),
+    ];
+    assert_eq!(printed[1], told);
+}
+
 /// The card may be seen between two steps of a command, so that what comes with it comes in one part or in two. A device
 /// comes after what it is in, and goes before.
 fn sorted_within(lines: &[String]) -> Vec<String> {

@@ -227,6 +227,9 @@ pub enum CardError {
     /// The card has no room for the resource; with the reason.
     #[error("{0}")]
     Full(String),
+    /// The card, or the kernel that it uses, cannot do this; with the reason.
+    #[error("{0}")]
+    Unsupported(String),
     /// The kernel refused a request.
     #[error("{call}: {text} (errno {errno}){hint}", call = escaped(call), text = escaped(text))]
     Kernel {
@@ -248,6 +251,7 @@ impl CardError {
             Self::Planned(_) => Errno::EIO,
             Self::NameTaken { .. } => Errno::EEXIST,
             Self::Full(_) => Errno::ENOSPC,
+            Self::Unsupported(_) => Errno::EOPNOTSUPP,
             Self::Kernel { errno, .. } => match errno {
                 1 | 13 => Errno::EPERM,
                 2 => Errno::ENOENT,

@@ -44,6 +44,10 @@ pub struct CardConfig {
     /// four times as fast. A card in memory has no packets.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub complete_checksums: bool,
+    /// The largest number of channels of each netdev, which is how many queues it has in each direction: 1 to 128. A PF, a VF
+    /// and an SF start with all of them, a representor with one. A card in memory has no queues.
+    #[serde(skip_serializing_if = "is_one")]
+    pub channels: u32,
     /// The delay before the first retry after a representor or a driver failed to load, in milliseconds: 1 to 60,000.
     /// The delay doubles with each further retry, up to `retry_max_ms`.
     pub retry_ms: u64,
@@ -68,6 +72,10 @@ impl NamingScheme {
     }
 }
 
+fn is_one(number: &u32) -> bool {
+    *number == 1
+}
+
 impl Default for CardConfig {
     fn default() -> Self {
         Self {
@@ -84,6 +92,7 @@ impl Default for CardConfig {
             shared_fdb: true,
             naming_scheme: NamingScheme::default(),
             complete_checksums: false,
+            channels: 1,
             retry_ms: 20,
             retry_max_ms: 5_000,
         }
@@ -141,6 +150,7 @@ impl CardConfig {
         range("total_vfs", self.total_vfs.into(), self.total_vfs <= 32_000, "0 to 32000")?;
         range("vf_msix", self.vf_msix.into(), self.vf_msix <= 65_536, "0 to 65536")?;
         range("max_sfs", self.max_sfs.into(), self.max_sfs <= crate::ids::MAX_SFS, "0 to 32752")?;
+        range("channels", self.channels.into(), (1..=128).contains(&self.channels), "1 to 128")?;
         range("retry_ms", self.retry_ms, (1..=60_000).contains(&self.retry_ms), "1 to 60000")?;
         range("retry_max_ms", self.retry_max_ms, self.retry_max_ms >= self.retry_ms, "at least `retry_ms`")?;
         if self.vfs > self.total_vfs {

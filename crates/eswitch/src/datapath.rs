@@ -21,6 +21,11 @@ pub fn port(pf: PfIndex, vport: Vport) -> Port {
     Port(PortIndex::new(pf, vport).0)
 }
 
+/// The PF of a port in flow rules. A port of no card gives the PF of some other number.
+pub fn pf_of(port: Port) -> PfIndex {
+    PfIndex(PortIndex(port.0).split().0 as u8)
+}
+
 /// What is behind the port of a vport.
 pub fn port_kind(vport: Vport) -> PortKind {
     match vport {

@@ -32,6 +32,29 @@ pub enum Errno {
 }
 
 impl Errno {
+    /// Every number of this type.
+    pub const ALL: [Self; 14] = [
+        Self::EPERM,
+        Self::ENOENT,
+        Self::EIO,
+        Self::EAGAIN,
+        Self::ENOMEM,
+        Self::EBUSY,
+        Self::EEXIST,
+        Self::ENODEV,
+        Self::EINVAL,
+        Self::ENOSPC,
+        Self::ERANGE,
+        Self::EOVERFLOW,
+        Self::EPROTONOSUPPORT,
+        Self::EOPNOTSUPP,
+    ];
+
+    /// The error of a number on Linux, which is positive, if this type has it.
+    pub fn of_number(number: i32) -> Option<Self> {
+        Self::ALL.into_iter().find(|errno| errno.number() == number)
+    }
+
     /// The text that the C library has for the number (`strerror`).
     pub fn text(self) -> &'static str {
         match self {

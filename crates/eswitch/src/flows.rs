@@ -25,8 +25,8 @@ use serde::{Deserialize, Serialize};
 use crate::card::{Card, CardError, Resource};
 use crate::datapath::{Arrival, Change, Datapath, port, port_kind};
 use crate::engine::Engine;
-use crate::error::Errno;
-use crate::ids::{PfIndex, PfSet, PortIndex, RepType, Vport};
+use crate::error::{Errno, Error};
+use crate::ids::{MacAddr, PciAddress, PfIndex, PfSet, PortIndex, RepType, Vport};
 use crate::lock_order::{CardCall, Flows as FlowsClass, ResourceCall};
 
 use stated::Seen;
@@ -663,6 +663,27 @@ impl Engine {
             rules.map(|(id, rule)| (id, rule.clone())).collect()
         });
         rules.unwrap_or_default()
+    }
+
+    /// Tells the next hop from a PF to the end of a tunnel by its MAC address, as [`set_neighbour`](Self::set_neighbour)
+    /// does. Frames to it come from the address of the PF's netdev.
+    ///
+    /// # Errors
+    /// There is no such PF.
+    pub fn set_next_hop<P>(
+        &self,
+        cx: &mut Locked<'_, P>,
+        device: PciAddress,
+        end: IpAddr,
+        mac: Option<MacAddr>,
+    ) -> Result<(), Error>
+    where
+        P: LockBefore<FlowsClass>,
+    {
+        let pf = self.device(device)?.0.index;
+        let src = self.config().mac(pf, Vport::Uplink);
+        self.set_neighbour(cx, pf, end, mac.map(|mac| Neighbour { dst: mac.0, src: src.0 }));
+        Ok(())
     }
 
     /// Sends a frame into a port, as the function behind it would, or as it would come from the wire, and says where it

@@ -92,8 +92,10 @@ struct Wanted {
     /// Whether the user has unbound the SF's driver. Activating the SF again clears it.
     unbound: bool,
     mac: MacAddr,
-    /// Whether the SF has an RDMA device.
+    /// Whether the SF's function has RDMA.
     roce: bool,
+    /// Whether its driver makes an RDMA device (`enable_rdma`), until it is unbound.
+    rdma: bool,
     /// Whether the function is attached. The queue sets this, and a command that binds or unbinds the driver.
     attached: bool,
 }
@@ -101,7 +103,7 @@ struct Wanted {
 impl Wanted {
     /// The state of a new SF, whose function has no address yet.
     fn new() -> Self {
-        Self { active: false, unbound: false, mac: MacAddr::ZERO, roce: true, attached: false }
+        Self { active: false, unbound: false, mac: MacAddr::ZERO, roce: true, rdma: true, attached: false }
     }
 }
 
@@ -120,6 +122,8 @@ pub struct SfState {
     pub mac: MacAddr,
     /// Whether the SF's function has RDMA.
     pub roce: bool,
+    /// Whether its driver makes an RDMA device if the function has RDMA (`enable_rdma`).
+    pub rdma: bool,
     /// Whether the user has unbound the SF's driver.
     pub unbound: bool,
 }
@@ -148,8 +152,8 @@ impl SfFunction {
     /// The present state of the SF.
     pub fn state<L>(&self, cx: &mut Locked<'_, L>) -> SfState {
         let wanted = *self.wanted.lock_leaf(cx);
-        let Wanted { active, unbound, mac, roce, attached } = wanted;
-        SfState { sfnum: self.sfnum, id: self.id, active, attached, mac, roce, unbound }
+        let Wanted { active, unbound, mac, roce, rdma, attached } = wanted;
+        SfState { sfnum: self.sfnum, id: self.id, active, attached, mac, roce, rdma, unbound }
     }
 
     /// The MAC address that the SF's netdev gets.
@@ -167,18 +171,18 @@ impl SfFunction {
         // both be here, and the last of them must act on the state that is requested then.
         let (mut bound, mut cx) = self.auxiliary.lock(cx);
         let was_bound = *bound;
-        let (active, roce) = {
+        let (active, rdma) = {
             let mut wanted = self.wanted.lock_leaf(&mut cx);
             // From here on drivers may use the SF: its address cannot change any more, because it is not detached.
             let active = wanted.active && !wanted.unbound;
             wanted.attached |= active;
-            (active, wanted.roce)
+            (active, wanted.roce && wanted.rdma)
         };
         let mut result = Ok(());
         if active {
             let (mut devices, mut cx) = self.devlink.lock(&mut cx);
             let kinds = [AuxKind::Eth, AuxKind::Rdma];
-            for kind in kinds.into_iter().filter(|kind| roce || *kind == AuxKind::Eth) {
+            for kind in kinds.into_iter().filter(|kind| rdma || *kind == AuxKind::Eth) {
                 let probed = if let Some(device) = devices.iter().find(|d| d.kind() == kind) {
                     shared.bus.attach_sf(&mut cx, &shared.events, device)
                 } else {
@@ -328,7 +332,7 @@ impl Pf {
                 return Err(Error::SfAttached);
             }
             wanted.active = active;
-            wanted.unbound = false;
+            (wanted.unbound, wanted.rdma) = (false, true);
         }
         self.sf_queue.kick(cx, sf);
         Ok(())
@@ -394,12 +398,26 @@ impl Pf {
                 return Err(if bound { Error::SfBound(sf.id) } else { Error::NoSfDevice(sf.id) });
             }
             wanted.unbound = !bound;
+            wanted.rdma |= !bound;
         }
         let settled = sf.settle(cx);
         if settled.is_err() {
             self.want_sfs(cx);
         }
         settled
+    }
+
+    /// Sets whether an SF's driver makes an RDMA device when it is bound next.
+    ///
+    /// # Errors
+    /// [`Error::SfBound`]: it is bound.
+    pub(crate) fn set_sf_rdma(&self, sf: &Arc<SfFunction>, cx: &mut Locked<'_, Devlink>, rdma: bool) -> Result<()> {
+        let mut wanted = sf.wanted.lock_leaf(cx);
+        if wanted.active && !wanted.unbound {
+            return Err(Error::SfBound(sf.id));
+        }
+        wanted.rdma = rdma;
+        Ok(())
     }
 
     /// `devlink port del`: deactivates the SF, waits until its function is detached, and deletes its port.

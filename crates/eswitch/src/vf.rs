@@ -101,6 +101,10 @@ pub struct VfInfo {
     /// when the PF is reloaded (`mlx5_device_enable_sriov`).
     #[serde(default)]
     pub msix: Option<u16>,
+    /// Whether the driver has made no RDMA device since it was bound last, as its parameter `enable_rdma` said so. Neither it
+    /// nor the parameter is kept when the card's process ends.
+    #[serde(skip)]
+    pub without_rdma: bool,
 }
 
 impl VfInfo {
@@ -119,6 +123,7 @@ impl VfInfo {
             link: LinkState::default(),
             permanent: None,
             msix: None,
+            without_rdma: false,
         }
     }
 }
@@ -135,7 +140,7 @@ impl VportInfo {
     /// driver of the VF is bound again.
     pub(crate) fn reloaded(mut self) -> Self {
         if let Some(vf) = &mut self.vf {
-            (vf.link, vf.msix) = (LinkState::default(), None);
+            (vf.link, vf.msix, vf.without_rdma) = (LinkState::default(), None, false);
         }
         self.probe();
         self
@@ -507,7 +512,7 @@ impl Pf {
         if !vf.bound {
             return Err(Error::NotBound(address));
         }
-        vf.bound = false;
+        (vf.bound, vf.without_rdma) = (false, false);
         self.shared.destroy(cx, &[Resource::VfNetdev(self.index(), vport)]);
         self.ensure_vf(cx, vport, false);
         self.publish(state, cx, || Event::DeviceUnbound(address));

@@ -127,6 +127,12 @@ impl Match {
         }
         self.mask.set_bytes(field, mask);
         self.value.set_bytes(field, value);
+        // Of the value of a tag only the bits count that the tag has (`fl_set_key_vlan`).
+        match field {
+            Field::VlanPrio | Field::CvlanPrio => self.value.set(field, self.value.number(field) as u8 & 7),
+            Field::VlanId | Field::CvlanId => self.value.set(field, self.value.number(field) as u16 & 0x0fff),
+            _ => {}
+        }
         self.value = self.value.masked(&self.mask);
         match field {
             Field::Ip4Src | Field::Ip4Dst => self.with_family(Field::AddrType, 4),
@@ -200,6 +206,12 @@ mod tests {
         assert_eq!(Match::new().with(Field::VlanId, 1u8).wrong_size(), Some(Field::VlanId));
         assert_eq!(Match::new().with_geneve_options(&[0; 4], &[0; 8]).wrong_size(), Some(Field::EncOpts));
         assert_eq!(Match::new().with_geneve_options(&[0; 256], &[0; 256]).wrong_size(), Some(Field::EncOpts));
+    }
+
+    #[test]
+    fn of_a_tag_only_its_bits_count() {
+        let matches = Match::new().with(Field::VlanPrio, 82u8).with(Field::VlanId, 0xf005u16);
+        assert_eq!((matches.exact(Field::VlanPrio), matches.exact(Field::VlanId)), (Some(2), Some(5)));
     }
 
     #[test]

@@ -78,16 +78,20 @@ fn damaged_words_cause_no_panic() {
 #[test]
 fn a_filter_brings_its_meters() {
     let text = "flower action police rate 1mbit burst 10k conform-exceed drop/pipe \
-                action police pkts_rate 100 pkts_burst 5 drop action police index 9 rate 8bit burst 1 conform-exceed pipe";
+                action police pkts_rate 100 pkts_burst 5 drop action police mtu 1514 conform-exceed pipe action police index 9 rate 8bit burst 1 conform-exceed pipe";
     let filter = filter(text);
     let meters = [
         (MeterId(1), Meter { rate: Rate::Bytes(125_000), burst: 10_240 }),
         (MeterId(2), Meter { rate: Rate::Packets(100), burst: 5 }),
+        (MeterId(3), Meter { rate: Rate::Mtu(1514), burst: 0 }),
         (MeterId(9), Meter { rate: Rate::Bytes(1), burst: 1 }),
     ];
     assert_eq!(filter.meters, meters);
     let police = |meter, exceed| Action::Police(Police { meter: MeterId(meter), conform: Control::Pipe, exceed });
-    assert_eq!(filter.rule.actions, [police(1, Control::Drop), police(2, Control::Drop), police(9, Control::Pipe)]);
+    assert_eq!(
+        filter.rule.actions,
+        [police(1, Control::Drop), police(2, Control::Drop), police(3, Control::Pipe), police(9, Control::Pipe)]
+    );
     let words = names().filter_words(&filter);
     assert_eq!(names().rule(&words), Ok(filter), "{words}");
 }
@@ -236,6 +240,27 @@ fn an_action_can_say_what_follows() {
 }
 
 #[test]
+fn words_of_the_tests_of_open_vswitch_are_read() {
+    // Abbreviations, actions without the word, and a meter that is there, as in Mellanox's ovs-tests.
+    let text = "dev port1 ingress proto ip pref 2 chain 1 handle 0x5 flower dst_m 02:00:00:00:00:01 ip_pro tcp verbose \
+                action police index 1 ct clear ct clear pipe pedit ex munge ip ttl add 0xff pipe csum ip tcp pipe \
+                mirred egress redirect dev port2";
+    let filter = filter(text);
+    assert_eq!((filter.handle, filter.rule.protocol), (Some(5), Protocol::Is(0x0800)));
+    let police = Police { meter: MeterId(1), conform: Control::Pipe, exceed: Control::Drop };
+    let expected = [
+        Action::Police(police),
+        Action::CtClear,
+        Action::CtClear,
+        Edit::add(EditField::Ip4Ttl, 255),
+        Action::Csum(Csum::IP4_HEADER.and(Csum::TCP)),
+        Action::Redirect(Port(2)),
+    ];
+    assert_eq!(filter.rule.actions, expected);
+    assert_eq!(names().rule(&names().filter_words(&filter)), Ok(filter));
+}
+
+#[test]
 fn a_jump_counts_the_actions_of_tc() {
     let text = "action police index 1 conform-exceed jump 2 / pipe \
                 action pedit ex munge ip ttl set 1 munge ip tos set 2 pipe action drop";
@@ -285,7 +310,8 @@ fn a_caller_says_what_names_mean() {
 fn an_error_names_the_word_and_what_would_be_right() {
     for (text, expected) in [
         ("flower dst_prot 80", "word 2, \"dst_prot\": no such word. Do you mean \"dst_port\"?"),
-        ("flower ct_st +trk", "word 2, \"ct_st\": no such word. Do you mean \"ct_state\"?"),
+        ("flower ct_stat_ +trk", "word 2, \"ct_stat_\": no such word. Do you mean \"ct_state\"?"),
+        ("pri 1 flower", "word 1, \"pri\": no such word. Do you mean \"prio\"?"),
         ("protocl ip flower", "word 1, \"protocl\": no such word. Do you mean \"protocol\"?"),
         ("protocol ip", "word 3, the end: \"flower\" is missing"),
         ("prio 0 flower", "word 2, \"0\": a priority from 1 to 65535 must stand here"),
@@ -334,7 +360,12 @@ fn an_error_names_the_word_and_what_would_be_right() {
             "flower action police rate 1mbit burst 1k",
             "word 8, the end: \"conform-exceed drop\" must say what follows: without it, tc reclassifies the frame",
         ),
-        ("flower action police rate 1mbit burst 1k mtu 9000", "word 8, \"mtu\": the card's meters have no mtu"),
+        ("flower action police rate 1mbit burst 1k avrate 9", "word 8, \"avrate\": the card's meters have no avrate"),
+        ("flower action police index 0 drop", "word 5, \"0\": the number of a meter from 1 on must stand here"),
+        (
+            "flower action police rate 1mbit burst 1k mtu 9000 drop",
+            "word 11, the end: a meter has a rate or an mtu: mlx5 does not look at the mtu of one with a rate",
+        ),
         (
             "flower action goto chain 268435456",
             "word 5, \"268435456\": the number of a chain, 0 to 268435455, must stand here",
@@ -347,7 +378,7 @@ fn an_error_names_the_word_and_what_would_be_right() {
             "flower action mirred egress redirect dev vxlan_sys_4789",
             "word 7, \"vxlan_sys_4789\": tunnel_key set must say before where the tunnel goes",
         ),
-        ("flower action drop drop", "word 4, \"drop\": \"action\" must stand here"),
+        ("flower action drop drip", "word 4, \"drip\": no such word. Do you mean \"drop\"?"),
     ] {
         assert_eq!(error(text), expected, "{text}");
     }
@@ -374,7 +405,7 @@ fn a_rule_that_was_read_is_taken_by_a_card() {
          action tunnel_key unset pipe action mirred egress redirect dev port2",
     ];
     for text in texts {
-        let Filter { rule, meters } = filter(text);
+        let Filter { rule, meters, .. } = filter(text);
         meters.into_iter().for_each(|(id, meter)| tables.set_meter(id, meter).expect("a meter"));
         tables.add(rule).unwrap_or_else(|error| panic!("{text}: {error}"));
     }

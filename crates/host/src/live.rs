@@ -117,6 +117,11 @@ impl LiveCard {
                 self.follow_bonds(cx, heeds, limit).map_err(unseen)?;
                 return Ok(Reply::Done);
             }
+            Command::ChangeFlows(changes) => {
+                let results = engine.change_flows(cx, changes.clone());
+                return Ok(Reply::Flows(results.into_iter().map(|result| result.map_err(Into::into)).collect()));
+            }
+            Command::SetNeighbour { device, end, mac } => engine.set_next_hop(cx, *device, *end, *mac),
             Command::SetHostVfs { device, number } => engine.set_host_vfs(cx, *device, *number),
             Command::AddFault(fault) => {
                 self.world.faults.add(cx, fault.clone());

@@ -11,13 +11,13 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
 use control::Command;
-use devlink::view;
+use devlink::{RdmaChange, view};
 use eswitch::vf::VfSetting;
 use eswitch::{CardConfig, MacAddr};
 use lab::{Card, Join, Options, Refusal};
@@ -147,6 +147,13 @@ impl Card for Described {
         }
         *self.view.lock().map_err(|_| refused(Errno::IO, ""))? = Arc::new(view);
         self.notify();
+        Ok(())
+    }
+
+    fn change_rdma(&self, change: &RdmaChange, _: Option<BorrowedFd<'_>>) -> Result<(), Refusal> {
+        let RdmaChange::Shared(shared) = *change else { return Err(refused(Errno::OPNOTSUPP, "")) };
+        let mut view = self.view.lock().map_err(|_| refused(Errno::IO, ""))?;
+        Arc::make_mut(&mut view).rdma_exclusive = !shared;
         Ok(())
     }
 

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use control::Command;
-use devlink::view;
+use devlink::{RdmaChange, view};
 use eswitch::PciAddress;
 use eswitch::card::Counters;
 use netlink::Errno;
@@ -39,6 +39,15 @@ pub trait Card: Send + Sync {
     /// # Errors
     /// The card refuses. A command with several settings may have made those before the one that is refused.
     fn perform(&self, command: &Command) -> Result<(), Refusal>;
+
+    /// Changes what the RDMA core knows of the card's devices. `network`: the namespace to which a device is moved.
+    ///
+    /// # Errors
+    /// The card refuses, or has no such core.
+    fn change_rdma(&self, change: &RdmaChange, network: Option<BorrowedFd<'_>>) -> Result<(), Refusal> {
+        let _ = (change, network);
+        Err(Refusal { errno: Errno::OPNOTSUPP, message: String::new() })
+    }
 
     /// The counters of a PF's VFs now, by number.
     ///

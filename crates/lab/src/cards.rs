@@ -17,15 +17,12 @@ use crate::ethtool::kept::Kept;
 use crate::ethtool::monitor::Monitors;
 use crate::lock_order::CardIndex;
 use crate::network::{Network, NetworkId, Networks, Peer};
-use crate::rdma_system::RdmaSystem;
 
 /// All cards of a lab.
 pub(crate) struct Cards {
     cards: Vec<Member>,
     /// The network namespaces in which programs look for netdevs.
     pub networks: Networks,
-    /// The names and the network namespaces of their RDMA devices.
-    pub rdma: Arc<RdmaSystem>,
     /// What their netdevs are set to by ethtool.
     pub ethtool: Kept,
     /// Who is told of that.
@@ -170,9 +167,9 @@ impl Views {
 }
 
 impl Cards {
-    pub fn new(cards: Vec<Arc<dyn Card>>, rdma: Arc<RdmaSystem>) -> Self {
+    pub fn new(cards: Vec<Arc<dyn Card>>) -> Self {
         let cards = cards.into_iter().map(|card| Member { card, indexed: Mutex::new(None) }).collect();
-        Self { cards, networks: Networks::new(), rdma, ethtool: Kept::default(), monitors: Monitors::default() }
+        Self { cards, networks: Networks::new(), ethtool: Kept::default(), monitors: Monitors::default() }
     }
 
     pub fn len(&self) -> usize {
@@ -206,12 +203,6 @@ impl Cards {
         self.netdev_at(cx, &network, index)
     }
 
-    /// Whether the devlink instances of a card are in the network namespace of a socket: those that another namespace has
-    /// are not seen (`devlink_get_from_attrs_lock`).
-    pub fn is_home(&self, card: usize, socket: impl AsFd) -> bool {
-        NetworkId::of_socket(socket).is_ok_and(|id| self.is_home_of(card, id))
-    }
-
     /// Whether the devlink instance of a device of card `n` is in a network namespace: in the card's, unless it was
     /// reloaded into another one.
     pub fn is_instance_in(&self, views: &Views, n: usize, device: DeviceName, id: NetworkId) -> bool {
@@ -226,7 +217,8 @@ impl Cards {
         self.is_home_of(n, id) || views.view(n).is_some_and(|view| view.card.has_instance_in(id.number()))
     }
 
-    /// The same for a network namespace.
+    /// Whether a network namespace is the one in which the netdevs of a card appear, and to which its devlink instances belong
+    /// at first.
     pub fn is_home_of(&self, card: usize, id: NetworkId) -> bool {
         match self.card(card).and_then(|card| card.home()) {
             Some(home) => NetworkId::of_socket(&*home).is_ok_and(|home| home == id),

@@ -34,6 +34,5 @@ pub mod fuzzing {
 
 pub use card::{Card, Refusal};
 pub use inside::is_inside;
-pub use rdma_system::RdmaSystem;
 pub use run::{Join, LabError, Mounts, Options, Serve, run};
 pub use uevent::{Action as UeventAction, Uevents};

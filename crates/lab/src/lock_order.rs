@@ -64,8 +64,6 @@ lock_classes! {
     pub(crate) leaf EthtoolMonitors = "ethtool monitors";
     /// What is to be sent to the program of one socket that is told of changed settings.
     pub(crate) leaf Published = "published notifications";
-    /// The names and the network namespaces of RDMA devices.
-    pub(crate) leaf RdmaState = "RDMA devices";
     /// The number that each card's server has given the family `devlink`. Taken after `FamilyLookup` as well.
     pub(crate) leaf CardFamilies = "card families";
     /// The idle connections to cards, and how many there are in all. A thread waits under it, by a condition variable,

@@ -170,8 +170,6 @@ pub(crate) struct Table {
     cards: Vec<Option<Seen>>,
     /// Whether an identifier of a namespace may have changed.
     ids_changed: bool,
-    /// How often each identifier of a namespace has become free, as its namespace died.
-    deaths: HashMap<i32, u64>,
     version: u64,
     sequence: u32,
     buffer: Vec<u8>,
@@ -245,7 +243,6 @@ impl Table {
             is_complete: false,
             cards: Vec::new(),
             ids_changed: true,
-            deaths: HashMap::new(),
             version: 0,
             sequence: 0,
             buffer: vec![0; ROOM],
@@ -366,12 +363,7 @@ impl Table {
         match message.header.kind {
             RTM_NEWLINK => self.add(message),
             RTM_DELLINK => self.remove(message),
-            RTM_NEWNSID => self.ids_changed = true,
-            RTM_DELNSID => {
-                self.ids_changed = true;
-                let id = message.after(RTGENMSG).and_then(|content| find(content, NETNSA_NSID)?.u32());
-                id.into_iter().for_each(|id| *self.deaths.entry(id.cast_signed()).or_default() += 1);
-            }
+            RTM_NEWNSID | RTM_DELNSID => self.ids_changed = true,
             _ => {}
         }
     }
@@ -545,14 +537,6 @@ fn end_in(content: &[u8]) -> Option<End> {
     Some((number(IFLA_LINK_NETNSID)?.cast_signed(), number(IFLA_LINK).filter(|index| *index != 0)?))
 }
 
-/// The identifier of a network namespace in the lab's own, as long as that namespace exists: the kernel gives the number to
-/// another one then.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct NsId {
-    number: i32,
-    deaths: u64,
-}
-
 /// The network namespaces that programs of a lab look at.
 pub(crate) struct Networks {
     /// Those in use. A namespace of a pod must not outlive the pod because a program once looked at it.
@@ -589,32 +573,6 @@ impl Networks {
         // Another thread may have been faster; there may be two.
         known.insert(id, Arc::downgrade(&network));
         Some(network)
-    }
-
-    /// Gives another namespace an identifier in the lab's own, or finds the one that it has.
-    ///
-    /// # Errors
-    /// The kernel refuses.
-    pub fn identify<L>(&self, cx: &mut Locked<'_, L>, cards: &Cards, namespace: &OwnedFd) -> Result<NsId, Errno> {
-        let network = self.own_network().map_err(|error| netlink::errno_of(&error))?;
-        let mut table = network.table.lock_leaf(cx);
-        table.update(&network.sockets, cards);
-        let request = |to: &mut netlink::Builder| {
-            // NETNSA_NSID_NOT_ASSIGNED: the kernel chooses the number.
-            to.raw(&[0; RTGENMSG]).u32(NETNSA_FD, namespace.as_raw_fd() as u32).u32(NETNSA_NSID, u32::MAX);
-        };
-        match table.ask(&network.sockets, RTM_NEWNSID, Flags::ACK, request, |_, _| {}) {
-            Err(error) if netlink::errno_of(&error) != Errno::EXIST => return Err(netlink::errno_of(&error)),
-            _ => {}
-        }
-        let number = table.id_of(&network.sockets, namespace).ok_or(Errno::NOENT)?;
-        Ok(NsId { number, deaths: table.deaths.get(&number).copied().unwrap_or(0) })
-    }
-
-    /// Whether a namespace has died since it was [identified](Self::identify).
-    pub fn has_died<L>(&self, cx: &mut Locked<'_, L>, cards: &Cards, id: NsId) -> bool {
-        let Ok(network) = self.own_network() else { return false };
-        network.look(cx, cards, |table| table.deaths.get(&id.number).copied().unwrap_or(0) != id.deaths)
     }
 
     fn own_network(&self) -> io::Result<Arc<Network>> {

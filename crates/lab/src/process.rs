@@ -148,6 +148,14 @@ pub(crate) fn process_of(thread: u32) -> io::Result<u32> {
     Status::of(thread)?.process()
 }
 
+/// The process that has started a process, or that has taken the place of that.
+///
+/// # Errors
+/// The process is gone.
+pub(crate) fn parent_of(process: u32) -> io::Result<u32> {
+    Status::of(process)?.field("PPid").parse().map_err(|_| io::ErrorKind::NotFound.into())
+}
+
 /// Runs `act` with no more rights than a caller has, so that the kernel refuses what it would refuse the caller.
 /// `capabilities`: those that count, at most the calling thread's own. `user`: becomes the thread's effective user
 /// meanwhile. The user who made a user namespace has every capability in it, and root makes many; so nobody else may be

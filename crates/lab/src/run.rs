@@ -51,7 +51,6 @@ use signal_hook::iterator::Signals;
 
 use crate::card::Card;
 use crate::cards::Cards;
-use crate::rdma_system::RdmaSystem;
 use crate::uevent::Uevents;
 use crate::{filter, lock_order, sys};
 use channel::{Step, Word, pair, receive, send};
@@ -75,8 +74,6 @@ pub struct Options {
     /// Serves the mounts. It is called in the supervisor, on a thread of its own, before the mounting, which may wait
     /// for it. What it returns is kept until the lab ends.
     pub serve: Option<Serve>,
-    /// The RDMA core of the lab, of which [`sysfs::Server::serve`](crate::sysfs::Server::serve) shows the same.
-    pub rdma: Arc<RdmaSystem>,
     /// The uevents of the lab, to which a write to a file `uevent` in `/sys` adds one.
     pub uevents: Arc<Uevents>,
     /// Gives every program exact addresses of the messages that it receives, as programs of the Go compiler always get
@@ -163,7 +160,7 @@ fn system<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> LabError 
 /// # Errors
 /// The program was not started.
 pub fn run(cards: Vec<Arc<dyn Card>>, command: Command, options: Options) -> Result<i32, LabError> {
-    let Options { join, mounts, serve, rdma, uevents, exact_addresses, lockdep } = options;
+    let Options { join, mounts, serve, uevents, exact_addresses, lockdep } = options;
     let join = join.unwrap_or_default();
     ensure_one_thread()?;
     if let Some(user) = &join.user {
@@ -181,7 +178,7 @@ pub fn run(cards: Vec<Arc<dyn Card>>, command: Command, options: Options) -> Res
     let (front, supervisors) = pair().map_err(system(CHANNEL))?;
     let (program_end, calls) = pair().map_err(system(CHANNEL))?;
     let supervisor = Supervisor {
-        cards: Arc::new(Cards::new(cards, rdma)),
+        cards: Arc::new(Cards::new(cards)),
         serve,
         network,
         uevents,

@@ -331,7 +331,7 @@ fn a_shared_mount_is_not_covered() {
         mount_change("/", MountPropagationFlags::SHARED).unwrap();
         mounter.mount().unwrap_err().to_string()
     });
-    assert!(server.serve(Vec::new(), Arc::default(), Arc::default(), &Domain::checked(OnReport::Panic)).is_err());
+    assert!(server.serve(Vec::new(), Arc::default(), &Domain::checked(OnReport::Panic)).is_err());
     assert!(lab.join().unwrap().contains("the mount at / is shared"));
 }
 

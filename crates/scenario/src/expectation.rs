@@ -17,6 +17,8 @@ pub enum Expectation {
     /// This number of a PF's representors of a type is in that state.
     Reps(PciAddress, RepType, &'static str, usize),
     Vfs(PciAddress, u16),
+    /// The E-Switch of a PF has this number of flow rules.
+    Rules(PciAddress, usize),
     /// A module is loaded, or is not.
     Module(String, bool),
     Aux(AuxiliaryName, AuxState),
@@ -54,8 +56,10 @@ pub struct SfExpectation {
 }
 
 /// The first words of expectations.
-const SUBJECTS: [&str; 14] =
-    ["mode", "rep", "reps", "vfs", "lag", "module", "aux", "sf", "port", "netdev", "bound", "unbound", "event", "no"];
+const SUBJECTS: [&str; 15] = [
+    "mode", "rep", "reps", "vfs", "rules", "lag", "module", "aux", "sf", "port", "netdev", "bound", "unbound", "event",
+    "no",
+];
 
 const REP_STATES: [&str; 4] = ["loaded", "registered", "unregistered", "failed"];
 
@@ -98,6 +102,7 @@ impl Expectation {
                 Self::Reps(device(words)?, rep_type(words)?, words.one_of(&REP_STATES)?, words.parse("how many")?)
             }
             "vfs" => Self::Vfs(device(words)?, words.parse("a number of VFs")?),
+            "rules" => Self::Rules(device(words)?, words.parse("a number of rules")?),
             "lag" => match words.one_of(&["none", "roce", "vf", "shared-fdb", "mpesw", "reason"])? {
                 "none" => Self::Lag(LagMode::None),
                 "roce" => Self::Lag(LagMode::Roce),

@@ -43,6 +43,14 @@ pub struct Scenario {
     pub expect: Vec<InFile<Expectation>>,
 }
 
+impl Scenario {
+    /// Whether the scenario needs a card that offloads flows.
+    pub fn needs_offload(&self) -> bool {
+        let steps = self.threads.iter().flat_map(|thread| &thread.steps);
+        self.setup.iter().chain(steps).chain(&self.finally).any(|step| step.action.changes_flows())
+    }
+}
+
 impl Default for Scenario {
     /// A scenario without threads and without expectations.
     fn default() -> Self {

@@ -1,6 +1,7 @@
 //! A live card that takes the steps of a scenario one by one, from any thread.
 
 mod error;
+mod flows;
 mod look;
 mod wait;
 
@@ -81,6 +82,7 @@ impl Session {
             Action::Command(command) => {
                 return match self.card.perform(cx, heeds, self.limit, command) {
                     Ok(Reply::Done) => Ok(Vec::new()),
+                    Ok(Reply::Flows(results)) => flows::show(results),
                     Ok(Reply::Port(port)) => Ok(self.describe(cx, Some(port))),
                     Ok(Reply::Note(note)) => Ok(vec![note]),
                     Err(Failure::Engine(error)) => Err(error.into()),
@@ -89,6 +91,7 @@ impl Session {
                 };
             }
             Action::Program(command) => return self.program(cx, heeds, command),
+            Action::Send { from, frame, arrives } => self.send(cx, *from, frame, arrives.as_deref())?,
             Action::Sync(name) => self.sync(cx, heeds, name)?,
             Action::Sleep(time) => self.sleep(cx, heeds, *time)?,
             Action::WaitRest { retries } => self.wait_rest(cx, heeds, *retries)?,

@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
+use control::grammar::port;
 use control::reader::Words;
 use control::{Command, Query, Request, WordError};
-use eswitch::CardConfig;
+use eswitch::datapath::Arrival;
+use eswitch::{CardConfig, PortHandle};
+use flow::Port;
 
 use crate::expectation::Expectation;
 use crate::place::Place;
@@ -43,6 +46,15 @@ pub enum Action {
     Command(Command),
     /// Runs a program among the card's netdevs.
     Program(String),
+    /// Sends a frame into a port, as the function behind it would, or as it would come from the wire.
+    Send {
+        /// The port.
+        from: PortHandle,
+        /// The frame, without the frame check sequence.
+        frame: Vec<u8>,
+        /// Where it must arrive, in any order. `None`: anywhere.
+        arrives: Option<Vec<Arrival>>,
+    },
     /// Waits at the barrier of this name until all threads that name it have reached it.
     Sync(String),
     /// Waits for this time.
@@ -73,7 +85,7 @@ impl From<Request> for Action {
 const PROGRAMS: [&str; 6] = ["ip", "bridge", "tc", "ping", "sysctl", "sh"];
 
 /// The first words of the steps that are neither requests to the card nor programs.
-const VERBS: [&str; 5] = ["sync", "sleep", "wait", "expect", "repeat"];
+const VERBS: [&str; 6] = ["send", "sync", "sleep", "wait", "expect", "repeat"];
 
 impl Action {
     /// Reads a step. `card` gives the card's netdevs their names.
@@ -105,7 +117,7 @@ impl Action {
             };
         }
         if PROGRAMS.contains(&first) {
-            return Ok(match Request::of_ip_link(words, card)? {
+            return Ok(match Request::of_program(words, card)? {
                 Some(request) => request.into(),
                 None => Self::Program(words.rest().to_owned()),
             });
@@ -119,6 +131,7 @@ impl Action {
             return Err(error);
         }
         Ok(match words.one_of(&VERBS)? {
+            "send" => send(words)?,
             "sync" => Self::Sync(words.next("the name of a barrier")?.1.to_owned()),
             "sleep" => Self::Sleep(words.duration()?),
             "wait" => match words.one_of(&["settled", "retries", "until"])? {
@@ -149,6 +162,15 @@ impl Action {
         }
     }
 
+    /// Whether the action adds or removes flow rules.
+    pub(crate) fn changes_flows(&self) -> bool {
+        match self {
+            Self::Command(Command::ChangeFlows(_)) => true,
+            Self::Repeat(_, action) => action.changes_flows(),
+            _ => false,
+        }
+    }
+
     /// Whether the action runs a program.
     pub(crate) fn is_program(&self) -> bool {
         match self {
@@ -157,6 +179,36 @@ impl Action {
             _ => false,
         }
     }
+}
+
+/// `PORT hex BYTES [arrives PLACE...|nowhere]`, after `send`.
+fn send(words: &mut Words<'_>) -> Result<Action, WordError> {
+    const BYTES: &str = "the bytes of a frame in hexadecimal, such as 020000000001...";
+    let from = port(words)?;
+    words.literal("hex")?;
+    let (at, text) = words.next(BYTES)?;
+    let byte = |at: usize| text.get(at..at + 2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
+    let frame: Option<Vec<u8>> = (0..text.len()).step_by(2).map(byte).collect();
+    let frame = frame.ok_or_else(|| WordError { at, message: format!("expected {BYTES}, found `{text}`") })?;
+    let arrives = match words.accept("arrives") {
+        false => None,
+        true if words.accept("nowhere") => Some(Vec::new()),
+        true => {
+            let mut places = vec![place(words)?];
+            while words.peek().is_some() {
+                places.push(place(words)?);
+            }
+            Some(places)
+        }
+    };
+    Ok(Action::Send { from, frame, arrives })
+}
+
+/// `PORT`, for the function behind a port or the wire, or `rep PORT`.
+fn place(words: &mut Words<'_>) -> Result<Arrival, WordError> {
+    let is_representor = words.accept("rep");
+    let port = Port(port(words)?.index.0);
+    Ok(if is_representor { Arrival::Representor(port) } else { Arrival::Port(port) })
 }
 
 fn repeat(words: &mut Words<'_>, card: &CardConfig) -> Result<Action, WordError> {

@@ -5,6 +5,7 @@ use control::forms::{Entry, REQUESTS, entry};
 /// The forms that are steps and no requests to the card.
 const OTHER_STEPS: &[Entry] = &[
     entry("!COMMAND", "run a program among the card's netdevs; ip, bridge, tc, ping, sysctl and sh need no `!`"),
+    entry("send PORT hex BYTES [arrives PLACE...|nowhere]", "send a frame into a port; a PLACE is PORT or `rep PORT`"),
     entry("sync NAME", "wait until all threads that name it have reached it"),
     entry("sleep TIME", "wait for this time"),
     entry("wait settled", "wait until the queues are at rest"),
@@ -37,6 +38,7 @@ pub const EXPECTATIONS: &[Entry] = &[
     entry("rep PORT eth|ib loaded|registered|unregistered|failed", "a representor's state"),
     entry("reps DEV eth|ib loaded|registered|unregistered|failed N", "how many representors are in a state"),
     entry("vfs DEV N", "how many VFs are enabled"),
+    entry("rules DEV N", "how many flow rules the E-Switch has"),
     entry("lag none|roce|vf|shared-fdb|mpesw", "the mode of the card's LAG"),
     entry("lag reason TEXT", "the reason why a bond makes no LAG contains this"),
     entry("module MODULE loaded|absent", "whether a module is loaded"),

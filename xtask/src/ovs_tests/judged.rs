@@ -26,7 +26,7 @@ const fn of(script: &'static str, command: &'static str, words: &'static str, wh
     MayFail { script, command, words, why }
 }
 
-const MAY_FAIL: [MayFail; 23] = [
+const MAY_FAIL: [MayFail; 26] = [
     any("echo > /proc/sys/fs/suid_dumpable", "Read-only", "is about core dumps, and may not change this machine"),
     any("modprobe -q mlx_compat", "", "looks for NVIDIA's out-of-tree driver"),
     any("ofed_info", "command not found", "looks for NVIDIA's out-of-tree driver"),
@@ -43,6 +43,14 @@ const MAY_FAIL: [MayFail; 23] = [
     of("test-eswitch-set-vf-vlan", "ip link set * vf 1 vlan 200", "cannot be set in switchdev mode", "must fail"),
     of("test-eswitch-set-vf-mac", "ip link set dev enp8s0f0v0 vf 0 mac", "", "must fail: a VF has no VFs"),
     of("test-eswitch-set-vf-rate", "ip link set dev enp8s0f0v0 vf 0 min_tx_rate", "", "must fail: a VF has no VFs"),
+    of("test-eswitch-netdev-in-ns", "ip l set dev enp8s0f0np0 netns ns0", "immutable", "must fail: it is an uplink"),
+    of("test-eswitch-netdev-in-ns", "devlink dev eswitch set", "has diverged", "must fail: the netdev is in ns0"),
+    of(
+        "test-eswitch-netdev-in-ns",
+        "devlink dev eswitch set",
+        "No such device",
+        "must fail: the instance is not in ns0",
+    ),
     of("test-eswitch-modes-sf", "devlink port add", "only supported in eswitch switchdev mode", "must fail"),
     of("test-eswitch-netdev-tx", "ping", "exit status 1", "nobody is to answer; what is sent is counted"),
     of("test-eswitch-sqn-overflow-short", "ping", "exit status 1", "nobody is to answer; what is sent is counted"),
@@ -95,7 +103,7 @@ const SF_ESWITCH: &str = "an SF that is an E-Switch itself (`devlink port functi
 const SF_NUMBERS: &str = "SF numbers from 65536 on, of which this iproute2 (6.1) prints the lower 16 bits; and an SF that \
     is an E-Switch itself, which only NVIDIA's out-of-tree driver has";
 
-const REASONS: [Reason; 34] = [
+const REASONS: [Reason; 29] = [
     reason_of(
         "test-devlink-reload-gre-ns",
         "Module gre not found",
@@ -104,7 +112,8 @@ const REASONS: [Reason; 34] = [
     reason_of(
         "test-eswitch-rep-channels-time",
         "ethtool -L enp8s0f0npf0vf0 combined 4",
-        "it measures how long `ethtool -L … combined 4` of a representor takes, which is refused: a representor has one queue",
+        "it measures how long `ethtool -L … combined 4` of a representor takes, which is refused: a netdev has as many queues \
+         as the card's key `channels` says, which is 1 here",
     ),
     reason_of(
         "test-sf-cpu-affinity-fail",
@@ -118,7 +127,6 @@ const REASONS: [Reason; 34] = [
         "binds VFs by hand while `sriov_drivers_autoprobe` is 0; the kernel answers ENODEV then (`pci_device_can_probe`), \
          and so does the card",
     ),
-    reason_of("test-eswitch-change-hfunc", "ethtool -X", "`ethtool -X … hfunc`: refused, as there is no receive hash"),
     reason_of(
         "test-eswitch-ingress-rate-limit",
         "openvswitch",
@@ -138,11 +146,6 @@ const REASONS: [Reason; 34] = [
         "test-eswitch-multiport-tc",
         "TC classifier not found",
         "needs `cls_flower`, which this kernel lacks, and the programs `mlxconfig` and `mlxfwreset`",
-    ),
-    reason_of(
-        "test-eswitch-netdev-in-ns",
-        "devlink dev reload pci/0000:08:00.0 netns",
-        "`devlink dev reload … netns` is not supported",
     ),
     reason_of(
         "test-eswitch-netdev-in-ns-no-devlink-reload",
@@ -173,21 +176,6 @@ const REASONS: [Reason; 34] = [
          `test-eswitch-sqn-overflow-short` does the same 150 times",
     ),
     reason_of("test-eswitch-trust-dscp", "mlnx_qos", "needs the program `mlnx_qos`"),
-    reason_of(
-        "test-sf-devlink-eq-mem",
-        "name io_eq_size",
-        "needs the parameters `io_eq_size` and `event_eq_size` of an SF",
-    ),
-    reason_of(
-        "test-sf-devlink-eq-tcp",
-        "name io_eq_size",
-        "needs the parameters `io_eq_size` and `event_eq_size` of an SF, and Open vSwitch as a service",
-    ),
-    reason_of(
-        "test-vf-devlink-eq-tcp",
-        "name io_eq_size",
-        "needs the parameters `io_eq_size` and `event_eq_size` of a VF, and Open vSwitch as a service",
-    ),
     reason_of(
         "test-vf-rep-queue-amount-depth-bd",
         "can not access VF/REP queue config",
@@ -260,11 +248,11 @@ mod tests {
     fn a_reason_needs_what_shows_it() {
         let failure = Failure {
             at: String::new(),
-            command: "ethtool -X x hfunc xor".to_owned(),
-            words: "Cannot get RX ring count: Operation not supported".to_owned(),
+            command: "mlnx_qos -i x --trust dscp".to_owned(),
+            words: "command not found".to_owned(),
         };
-        let reason = |output: &str, failures: &[Failure]| reason("test-eswitch-change-hfunc", output, failures);
-        assert!(reason("", &[failure]).unwrap().contains("no receive hash"));
+        let reason = |output: &str, failures: &[Failure]| reason("test-eswitch-trust-dscp", output, failures);
+        assert!(reason("", &[failure]).unwrap().contains("`mlnx_qos`"));
         assert_eq!(reason("ERROR: something else", &[]), None);
         let missing = "\u{1b}[0;31mERROR: Missing required command mlxdump\u{1b}[0;0m\n";
         assert_eq!(reason(missing, &[]).unwrap(), "needs the program `mlxdump`");

@@ -2,6 +2,7 @@
 
 use eswitch::PfIndex;
 
+use super::netdevs::Channels;
 use super::{Job, alive, done, half_done, push_attach};
 use crate::books::{Books, Wire};
 use crate::layout::{Inside, Slot};
@@ -106,6 +107,9 @@ impl Operation<'_> {
         let failed: Vec<Slot> = half_done(jobs, &vec![true; jobs.len()]);
         self.untie(&failed, Slot::port);
         self.untie(&failed, Slot::inner);
+        if self.books().inventory.is_none() {
+            done(jobs).into_iter().for_each(|slot| self.change_channels(slot, Channels::OfRepresentor));
+        }
         let mut books = self.books();
         for slot in done(jobs) {
             let tied = both(&books, slot);
@@ -122,7 +126,8 @@ impl Books {
             Some(Wire::Netdev(name)) => (name.clone(), Ok(&self.home)),
             Some(Wire::Nowhere) | None => (cable.name(), Err(cable.index())),
         };
-        let outer = Outer { name: &name, mac: None, mtu: OUTER_MTU, place, before: None, tx_queue_len: None };
+        let outer =
+            Outer { name: &name, mac: None, mtu: OUTER_MTU, place, before: None, queues: 1, tx_queue_len: None };
         let wire = Inside::Port(slot);
         request::pair(batch, wire.index(), &wire.name(), 0, CARD_MTU, &outer);
     }

@@ -13,7 +13,7 @@
 
 use eswitch::card::Resource;
 use eswitch::names::NetdevName;
-use netlink::Errno;
+use netlink::{Errno, errno_of};
 
 use super::{Job, note};
 use crate::books::Books;
@@ -84,6 +84,15 @@ impl Job {
     }
 }
 
+/// With how many channels a netdev starts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Channels {
+    /// With all (`mlx5e_build_nic_params`).
+    OfFunction,
+    /// With one (MLX5E_REP_PARAMS_DEF_NUM_CHANNELS).
+    OfRepresentor,
+}
+
 impl Operation<'_> {
     /// Makes a pair for every job that has none. `group`: of the inner end.
     pub(super) fn make_pairs(&mut self, jobs: &mut [Job], inside: fn(Slot) -> Inside, group: fn(Slot) -> u32) {
@@ -122,6 +131,30 @@ impl Operation<'_> {
             if let Err(error) = self.sockets().inside.set_tx_checksums(&name, !complete) {
                 job.outcome = Err(refused_io(&format!("setting the checksums of {}", job.resource), &error));
             }
+        }
+    }
+
+    /// Leaves representors that were made one channel. The kernel makes a netdev with all of its queues.
+    pub(super) fn leave_one_channel(&mut self, jobs: &[Job]) {
+        for job in jobs.iter().filter(|job| job.outcome.is_ok() && job.found.is_none()) {
+            self.change_channels(job.slot, Channels::OfRepresentor);
+        }
+    }
+
+    /// Gives a netdev the channels with which its driver starts. One that is not where the card's netdevs appear, or that the
+    /// user has deleted, keeps those that it has.
+    pub(crate) fn change_channels(&mut self, slot: Slot, channels: Channels) {
+        let all = self.books().config.channels;
+        let count = match channels {
+            _ if all == 1 => return,
+            Channels::OfFunction => all,
+            Channels::OfRepresentor => 1,
+        };
+        let Some(name) = self.name_at_home(slot.inner()) else { return };
+        if let Err(error) = self.sockets().outside.set_queues(&name, count)
+            && errno_of(&error) != Errno::NODEV
+        {
+            self.books().complaints.push(format!("the channels of {name} were not set to {count}: {error}"));
         }
     }
 
@@ -188,6 +221,7 @@ impl Books {
             mtu: self.mtu_of(job),
             place: Ok(&self.home),
             before: before.as_ref(),
+            queues: self.config.channels,
             tx_queue_len: link.and_then(|link| link.tx_queue_len).or(at_first),
         };
         request::pair(batch, inside.index(), &inside.name(), group, request::card_mtu(outer.mtu), &outer);

@@ -127,6 +127,7 @@ impl Operation<'_> {
                     mtu: CARD_MTU,
                     place: Err(branch.index()),
                     before: None,
+                    queues: 1,
                     tx_queue_len: None,
                 };
                 if !found[1] {
@@ -155,6 +156,7 @@ impl Operation<'_> {
         self.make_pairs(jobs, Inside::Inner, Slot::inner_group);
         let begun = alive(jobs);
         self.complete_checksums(jobs);
+        self.leave_one_channel(jobs);
         self.pass(jobs, "preparing", |_, batch, job| request::ingress_and_egress(batch, job.slot.inner()));
         self.pass_tied(jobs, "tying", Slot::port, |books, batch, job| {
             if books.ends(job.slot).port {

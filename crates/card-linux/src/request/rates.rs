@@ -41,7 +41,7 @@ pub(crate) fn shaper(batch: &mut Batch, index: u32, name: &str) {
     const QUEUE: u32 = 1000;
     batch.push(RTM_NEWLINK, NEW, |to| {
         to.raw(&ifinfo(index, Some(true))).text(IFLA_IFNAME, name).u32(IFLA_TXQLEN, QUEUE);
-        super::one_queue(to);
+        super::queues(to, 1);
         to.nest(IFLA_LINKINFO, |info| {
             info.text(IFLA_INFO_KIND, "ifb");
         });

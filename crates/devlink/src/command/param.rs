@@ -135,6 +135,8 @@ struct FunctionParam {
 enum FunctionParamKind {
     /// A part of the function, which it has: nothing else is supported here.
     Part,
+    /// Whether the driver makes an RDMA device when the instance is reloaded (`mlx5_devlink_enable_rdma_validate` takes both).
+    Rdma,
     /// A number that is stored and shown, as the kernel has the queues: its default, and what it may be.
     Number(u32, fn(&Served, Cx<'_, '_>, u32) -> Result<(), Refusal>),
 }
@@ -152,6 +154,9 @@ const fn number(
     FunctionParam { name, generic, kind: FunctionParamKind::Number(default, validate) }
 }
 
+/// The name of the parameter of a VF or SF that says whether its driver makes an RDMA device.
+const ENABLE_RDMA: &str = "enable_rdma";
+
 /// The parameters that mlx5 registers for every function (`mlx5_devlink_params`, `mlx5_devlink_eth_params`,
 /// `mlx5_devlink_rdma_params`, `max_uc_list`), of those that this card has. Those of the E-Switch are of the PF's instance.
 const FUNCTION_PARAMS: &[FunctionParam] = &[
@@ -161,7 +166,7 @@ const FUNCTION_PARAMS: &[FunctionParam] = &[
     part("enable_eth"),
     number("hairpin_num_queues", false, 2, valid_hairpin_queues),
     number("hairpin_queue_size", false, 1024, valid_hairpin_size),
-    part("enable_rdma"),
+    FunctionParam { name: ENABLE_RDMA, generic: true, kind: FunctionParamKind::Rdma },
     number("max_macs", true, 128, valid_max_macs),
 ];
 
@@ -171,6 +176,7 @@ impl FunctionParam {
             // A function has RoCE unless that was taken from it through its port.
             FunctionParamKind::Part if self.name == "enable_roce" => Value::Bool(has_rdma(served, cx, device)),
             FunctionParamKind::Part => Value::Bool(true),
+            FunctionParamKind::Rdma => Value::Bool(makes_rdma(served, cx, device)),
             FunctionParamKind::Number(default, _) => {
                 Value::Number(served.settings.param(cx, device, self.name).unwrap_or(default))
             }
@@ -186,11 +192,15 @@ impl FunctionParam {
                 }
                 true => Ok(()),
                 false => Err(Refusal::unsupported(format!(
-                    "mlx5_core: a VF or SF of this card has all its parts, so `{}` stays true; unbind its driver, or set \
-                     `roce` of the function of its port",
+                    "mlx5_core: a VF or SF of this card has its netdev, and RoCE if its port's function has, so `{}` stays \
+                     true; unbind its driver, or set `roce` of the function of its port",
                     self.name
                 ))),
             },
+            FunctionParamKind::Rdma => {
+                served.settings.set_param(cx, device, ENABLE_RDMA, given.bool()?.into());
+                Ok(())
+            }
             FunctionParamKind::Number(_, validate) => {
                 let value = given.number()?;
                 validate(served, cx, value)?;
@@ -201,8 +211,16 @@ impl FunctionParam {
     }
 }
 
-/// Whether a VF or SF has an auxiliary device for RDMA.
+/// Whether the driver of a VF or SF makes an RDMA device when its instance is reloaded.
+pub(super) fn makes_rdma(served: &Served, cx: Cx<'_, '_>, device: DeviceName) -> bool {
+    served.settings.param(cx, device, ENABLE_RDMA) != Some(0)
+}
+
+/// Whether a VF or SF has an auxiliary device for RDMA, or would have one if `enable_rdma` did not say otherwise.
 fn has_rdma(served: &Served, cx: Cx<'_, '_>, device: DeviceName) -> bool {
+    if !makes_rdma(served, cx, device) {
+        return true;
+    }
     let is_rdma = |name| matches!(name, AuxiliaryName::Part { kind: AuxKind::Rdma, .. });
     served.view(cx).auxiliary.iter().any(|part| part.parent == device && is_rdma(part.name))
 }

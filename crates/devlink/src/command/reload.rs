@@ -8,6 +8,7 @@ use eswitch::{PfIndex, Vport};
 use netlink::{Errno, errno_of};
 
 use super::dev::{put_device, put_instance};
+use super::param::makes_rdma;
 use crate::card::{Cx, Destination, Served};
 use crate::instance::{self, Instance, Named};
 use crate::numbers::{attribute as a, command as c};
@@ -136,11 +137,14 @@ fn carry_out(served: &Served, cx: Cx<'_, '_>, meant: &Named) -> Result<(), Refus
         }
     };
     served.settings.reloaded(cx, device);
+    served.shared.forget_rdma(cx, |parent| parent == device);
     if let Named::Pf(pf) = meant {
         // Its VFs have been enabled anew.
         let config = served.card.engine().config();
         let vf_of = |address| config.vf_at(address).is_some_and(|(of, _)| config.pf_address(of) == *pf);
-        served.settings.forget(cx, |device| matches!(device, DeviceName::Pci(address) if vf_of(address)));
+        let is_vf = |device| matches!(device, DeviceName::Pci(address) if vf_of(address));
+        served.settings.forget(cx, is_vf);
+        served.shared.forget_rdma(cx, is_vf);
     }
     Ok(())
 }
@@ -148,13 +152,16 @@ fn carry_out(served: &Served, cx: Cx<'_, '_>, meant: &Named) -> Result<(), Refus
 /// Unbinds the driver of a VF or SF and binds it again.
 fn reload_instance(served: &Served, cx: Cx<'_, '_>, instance: &Instance) -> Result<(), Refusal> {
     let engine = served.card.engine();
+    let rdma = makes_rdma(served, cx, instance.device);
     match instance.device {
         DeviceName::Pci(address) => {
             engine.unbind(cx, address)?;
+            engine.set_vf_rdma(cx, address, rdma)?;
             Ok(engine.bind(cx, address)?)
         }
         DeviceName::Auxiliary(AuxiliaryName::Sf { id }) => {
             engine.set_sf_bound(cx, id, false)?;
+            engine.set_sf_rdma(cx, id, rdma)?;
             Ok(engine.set_sf_bound(cx, id, true)?)
         }
         // Only PCI functions and SFs have a devlink instance.

@@ -45,6 +45,7 @@ pub(crate) fn build(
         netdevs: builder.netdevs(),
         host_peers: builder.host_peers(),
         rdma: rdma::devices(&builder),
+        rdma_exclusive: false,
         modules: builder.modules(),
     }
 }
@@ -127,7 +128,7 @@ impl<'a> ViewBuilder<'a> {
 
     /// Whether the driver of a VF has made an auxiliary device for RDMA.
     pub(super) fn vf_has_rdma(vf: &VfView) -> bool {
-        vf.info.bound && vf.roce
+        vf.info.bound && vf.roce && !vf.info.without_rdma
     }
 
     /// Whether a driver for RDMA devices is loaded.

@@ -50,13 +50,9 @@ fn of_pf(builder: &ViewBuilder<'_>, pf: &PfView) -> Option<RdmaDevice> {
         }
         ports = without_gaps(ports);
     }
-    Some(RdmaDevice {
-        index: pf.index.0.into(),
-        name: names::ib_device(builder.config, &Resource::PfIbDevice(pf.index), None)?,
-        parent: DeviceName::Pci(pf.address),
-        node_guid: guid(builder.config.mac(pf.index, Vport::Uplink)),
-        ports,
-    })
+    let name = names::ib_device(builder.config, &Resource::PfIbDevice(pf.index), None)?;
+    let guid = guid(builder.config.mac(pf.index, Vport::Uplink));
+    Some(RdmaDevice::new(pf.index.0.into(), name, DeviceName::Pci(pf.address), guid, ports))
 }
 
 /// The ports of the owner's device that stand for the vports of `pf`. Those of a peer come after all ports that the
@@ -89,31 +85,21 @@ fn without_gaps(mut ports: Vec<RdmaPort>) -> Vec<RdmaPort> {
 
 fn of_vfs<'a>(builder: &'a ViewBuilder<'_>, pf: &'a PfView) -> impl Iterator<Item = RdmaDevice> + 'a {
     let driven = builder.vfs(pf).filter(|(_, vf)| builder.rdma_is_driven() && ViewBuilder::vf_has_rdma(vf));
-    driven.map(move |(address, vf)| RdmaDevice {
-        index: ViewBuilder::vf_id(pf.index, vf.number),
-        name: names::vf_ib_device(builder.config, pf.index, vf.number),
-        parent: DeviceName::Pci(address),
-        node_guid: guid(vf.netdev_mac),
-        ports: vec![RdmaPort {
-            number: 1,
-            netdev: builder.netdev_name(&Resource::VfNetdev(pf.index, Vport::Vf(vf.number))),
-            roce: true,
-        }],
+    driven.map(move |(address, vf)| {
+        let index = ViewBuilder::vf_id(pf.index, vf.number);
+        let name = names::vf_ib_device(builder.config, pf.index, vf.number);
+        let netdev = builder.netdev_name(&Resource::VfNetdev(pf.index, Vport::Vf(vf.number)));
+        let ports = vec![RdmaPort { number: 1, netdev, roce: true }];
+        RdmaDevice::new(index, name, DeviceName::Pci(address), guid(vf.netdev_mac), ports)
     })
 }
 
 fn of_sf(builder: &ViewBuilder<'_>, pf: &PfView, vport: Vport) -> Option<RdmaDevice> {
     let (sf, device) = (builder.sf(pf.index, vport)?, Resource::SfIbDevice(pf.index, vport));
     builder.is_made(&device).then_some(())?;
-    Some(RdmaDevice {
-        index: sf.id,
-        name: names::ib_device(builder.config, &device, Some(sf.sfnum.0))?,
-        parent: builder.parent(pf, Some(vport)),
-        node_guid: guid(sf.mac.or_own(builder.config.mac(pf.index, vport))),
-        ports: vec![RdmaPort {
-            number: 1,
-            netdev: builder.netdev_name(&Resource::SfNetdev(pf.index, vport)),
-            roce: true,
-        }],
-    })
+    let name = names::ib_device(builder.config, &device, Some(sf.sfnum.0))?;
+    let guid = guid(sf.mac.or_own(builder.config.mac(pf.index, vport)));
+    let netdev = builder.netdev_name(&Resource::SfNetdev(pf.index, vport));
+    let ports = vec![RdmaPort { number: 1, netdev, roce: true }];
+    Some(RdmaDevice::new(sf.id, name, builder.parent(pf, Some(vport)), guid, ports))
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use card_linux::{Hold, Homes, near_end};
-use devlink::{Cx, Destination, KernelNetdevs};
+use devlink::{Cx, Destination, KernelNetdevs, NetworkRef};
 use eswitch::card::Resource;
 use eswitch::{PfIndex, Vport};
 use rustix::net::{AddressFamily, SocketType, netdevice::name_to_index, socket};
@@ -64,6 +64,14 @@ impl KernelNetdevs for Netdevs {
 
     fn homeless(&self, cx: Cx<'_, '_>) -> Vec<(PfIndex, Vport)> {
         self.homes.homeless(cx)
+    }
+
+    fn identify(&self, cx: Cx<'_, '_>, network: &OwnedFd) -> io::Result<Option<NetworkRef>> {
+        Ok(self.homes.identify(cx, network)?.map(|(cookie, id)| NetworkRef { cookie, id }))
+    }
+
+    fn has_died(&self, cx: Cx<'_, '_>, network: NetworkRef) -> bool {
+        self.homes.is_gone(cx, network.id)
     }
 
     fn deaths(&self) -> io::Result<OwnedFd> {

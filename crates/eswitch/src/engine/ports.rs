@@ -48,10 +48,43 @@ impl Engine {
     /// # Errors
     /// No such device; it is in the requested state already; or a driver's probe failed, which is tried again later.
     pub fn set_sf_bound(&self, cx: &mut Locked<'_, Unlocked>, id: u32, bound: bool) -> Result<()> {
+        self.with_sf(cx, id, |pf, cx, sf| pf.set_sf_bound(sf, cx, bound))
+    }
+
+    /// Has the driver of an SF that is unbound make an RDMA device when it is bound next, or not (`enable_rdma`).
+    ///
+    /// # Errors
+    /// No such device, or it is bound.
+    pub fn set_sf_rdma(&self, cx: &mut Locked<'_, Unlocked>, id: u32, rdma: bool) -> Result<()> {
+        self.with_sf(cx, id, |pf, cx, sf| pf.set_sf_rdma(sf, cx, rdma))
+    }
+
+    /// Has the driver of a VF that is unbound make an RDMA device when it is bound next, or not (`enable_rdma`).
+    ///
+    /// # Errors
+    /// No such VF, or it is bound.
+    pub fn set_vf_rdma(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress, rdma: bool) -> Result<()> {
+        let vf = self.config().vf_at(address).ok_or(Error::NoFunction(address))?;
+        self.with_vf(cx, address, vf, |_, state, _, function| {
+            let vf = state.vf(function)?;
+            if vf.bound {
+                return Err(Error::AlreadyBound(address));
+            }
+            vf.without_rdma = !rdma;
+            Ok(())
+        })
+    }
+
+    fn with_sf(
+        &self,
+        cx: &mut Locked<'_, Unlocked>,
+        id: u32,
+        f: impl Fn(&Pf, &mut Locked<'_, DevlinkClass>, &Arc<SfFunction>) -> Result<()>,
+    ) -> Result<()> {
         for address in self.addresses() {
             let done = self.with_devlink(cx, address, |pf, state, cx| {
                 let sf = state.sfs.iter().find(|sf| sf.id() == id).cloned();
-                sf.map(|sf| pf.set_sf_bound(&sf, cx, bound)).transpose()
+                sf.map(|sf| f(pf, cx, &sf)).transpose()
             });
             match done {
                 Ok(None) | Err(Error::NoDevice(_)) => {}

@@ -188,8 +188,8 @@ impl Engine {
         }
         for port in pf.ports.iter().filter(|port| port.sf.is_some_and(|sf| sf.active && !sf.unbound)) {
             wanted.push((AuxKind::Eth, Some(port.vport)));
-            let roce = port.sf.is_some_and(|sf| sf.roce);
-            wanted.extend(roce.then_some((AuxKind::Rdma, Some(port.vport))));
+            let rdma = port.sf.is_some_and(|sf| sf.roce && sf.rdma);
+            wanted.extend(rdma.then_some((AuxKind::Rdma, Some(port.vport))));
         }
         wanted
     }

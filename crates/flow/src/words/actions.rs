@@ -68,7 +68,10 @@ pub(super) fn read(words: &mut Words<'_>, names: &Names<'_>) -> Parsed<ActionsAn
     let (actions, meters, starts) = Default::default();
     let mut reader = Reader { words, names, actions, meters, next_meter, starts, open_tunnel: None };
     while reader.words.peek().is_some() {
-        reader.words.expect("action")?;
+        // Only the first one needs the word (parse_action).
+        if !reader.words.take("action") && reader.starts.is_empty() {
+            reader.words.expect("action")?;
+        }
         reader.starts.push(reader.actions.len());
         reader.action()?;
     }
@@ -127,7 +130,7 @@ impl Reader<'_, '_, '_> {
     /// Reads what follows from the action, if it is said; else it is the next action, or passing the frame on.
     fn control(&mut self, pipes: bool) -> Parsed<()> {
         let Some(word) = self.words.peek().filter(|word| CONTROLS.contains(word)) else {
-            if pipes || self.words.peek().is_none_or(|word| word != "action") {
+            if pipes || self.words.peek().is_none() {
                 return Ok(());
             }
             return Err(self.words.wrong_next("\"pipe\" must stand before: without it, tc ends the rule here"));
@@ -290,9 +293,10 @@ impl Reader<'_, '_, '_> {
     fn csum(&mut self) -> Parsed<()> {
         let mut bits = 0;
         while let Some(word) = self.words.peek() {
-            match (CSUMS.iter().find(|(own, _)| *own == word), word) {
+            let named = CSUMS.iter().find(|(own, _)| *own == word);
+            match (named, word) {
                 (Some((_, bit)), _) => bits |= bit.0,
-                (None, "ip4h" | "ipv4h") => bits |= Csum::IP4_HEADER.0,
+                (None, "i" | "ip" | "ip4" | "ip4h" | "ipv4" | "ipv4h") => bits |= Csum::IP4_HEADER.0,
                 (None, "and" | "or" | "+") => {}
                 (None, _) => break,
             }
@@ -404,45 +408,64 @@ impl Reader<'_, '_, '_> {
         Ok(if is_src { Nat::Src(range) } else { Nat::Dst(range) })
     }
 
-    /// `police [index N] [rate R burst B | pkts_rate R pkts_burst B] [conform-exceed EXCEED[/CONFORM]]`
+    /// `police [index N] [rate R burst B | pkts_rate R pkts_burst B | mtu N] [conform-exceed EXCEED[/CONFORM]]`
     /// (`act_parse_police`).
     fn police(&mut self) -> Parsed<()> {
         let (mut index, mut rate, mut burst, mut packets, mut packet_burst) = (None, None, None, None, None);
-        let (mut conform, mut exceed) = (Control::Pipe, None);
-        while let Some(word) = self.words.peek().filter(|word| *word != "action") {
+        let (mut mtu, mut conform, mut exceed) = (None, Control::Pipe, None);
+        while let Some(word) = self.words.peek().filter(|word| *word != "action" && !is_other_kind(word)) {
             self.words.next();
             match word {
-                "index" => index = Some(self.words.read("the number of a meter", |word| u32_of(word, 10))?),
+                "index" => {
+                    let number = |word: &str| u32_of(word, 10).filter(|number| *number != 0);
+                    index = Some(self.words.read("the number of a meter from 1 on", number)?);
+                }
                 "rate" => rate = Some(self.words.read("a rate, as 10mbit,", values::rate)?),
                 "burst" | "buffer" | "maxburst" => burst = Some(self.words.read("a size, as 10k,", values::size)?),
                 "pkts_rate" => packets = Some(self.words.read("a number of packets", u64_of)?),
                 "pkts_burst" => packet_burst = Some(self.words.read("a number of packets", u64_of)?),
                 "conform-exceed" => (exceed, conform) = self.conform_exceed()?,
-                "mtu" | "minburst" | "mpu" | "avrate" | "peakrate" | "overhead" | "linklayer" => {
+                "mtu" | "minburst" => {
+                    let size = |word: &str| u32::try_from(values::size(word)?).ok().filter(|size| *size != 0);
+                    mtu = Some(self.words.read("a size, as 1514,", size)?);
+                }
+                "mpu" | "avrate" | "peakrate" | "overhead" | "linklayer" => {
                     return Err(self.words.wrong(format!("the card's meters have no {word}")));
                 }
                 _ => exceed = Some(self.police_control(word)?),
             }
         }
-        let meter = match (rate, burst, packets, packet_burst) {
-            (None, _, None, _) => None,
-            (Some(_), _, Some(_), _) => {
-                return Err(self.words.wrong("'rate' and 'pkts_rate' are not allowed in same action."));
+        if mtu.is_some() && (rate.is_some() || packets.is_some()) {
+            return Err(self
+                .words
+                .wrong_next("a meter has a rate or an mtu: mlx5 does not look at the mtu of one with a rate"));
+        }
+        let rate = match (rate, packets) {
+            (Some(_), Some(_)) => {
+                return Err(self.words.wrong_next("'rate' and 'pkts_rate' are not allowed in same action."));
             }
-            (Some(rate), Some(burst), ..) => Some(Meter { rate: Rate::Bytes(rate), burst }),
-            (.., Some(rate), Some(burst)) => Some(Meter { rate: Rate::Packets(rate), burst }),
-            (Some(_), None, ..) => return Err(self.words.wrong_next("'burst' requires 'rate'.")),
-            (.., Some(_), None) => return Err(self.words.wrong_next("'pkts_burst' requires 'pkts_rate'.")),
+            (Some(rate), None) => {
+                let burst = burst.ok_or_else(|| self.words.wrong_next("'burst' requires 'rate'."))?;
+                Some((Rate::Bytes(rate), burst))
+            }
+            (None, Some(rate)) => {
+                let burst = packet_burst.ok_or_else(|| self.words.wrong_next("'pkts_burst' requires 'pkts_rate'."))?;
+                Some((Rate::Packets(rate), burst))
+            }
+            (None, None) => mtu.map(|mtu| (Rate::Mtu(mtu), 0)),
         };
+        let meter = rate.map(|(rate, burst)| Meter { rate, burst });
         if meter.is_none() && index.is_none() {
-            return Err(self.words.wrong_next("'rate' or 'pkts_rate' MUST be specified, or the 'index' of a meter."));
+            let why = "'rate' or 'mtu' or 'pkts_rate' MUST be specified, or the 'index' of a meter.";
+            return Err(self.words.wrong_next(why));
         }
         let index = index.unwrap_or_else(|| {
             self.next_meter += 1;
             self.next_meter - 1
         });
         self.meters.extend(meter.map(|meter| (MeterId(index), meter)));
-        let exceed = exceed.ok_or_else(|| {
+        // A meter that is there has, in tc, what follows from it too, and Open vSwitch's drop.
+        let exceed = exceed.or(meter.is_none().then_some(Control::Drop)).ok_or_else(|| {
             self.words
                 .wrong_next("\"conform-exceed drop\" must say what follows: without it, tc reclassifies the frame")
         })?;
@@ -483,7 +506,7 @@ impl Reader<'_, '_, '_> {
                 Err(self.words.wrong("the card can do pipe, drop and jump N after a measurement"))
             }
             _ => Err(self.words.unknown(
-                ["index", "rate", "burst", "pkts_rate", "pkts_burst", "conform-exceed", "drop", "pipe", "jump"]
+                ["index", "rate", "burst", "pkts_rate", "pkts_burst", "mtu", "conform-exceed", "drop", "pipe", "jump"]
                     .into_iter(),
             )),
         }
@@ -630,6 +653,11 @@ impl EditFormat {
             EditFormat::TrafficClass => "a number from 0 to 255",
         }
     }
+}
+
+/// Whether the word begins another action than the one that is read.
+fn is_other_kind(word: &str) -> bool {
+    KINDS.contains(&word) && !CONTROLS.contains(&word)
 }
 
 fn u64_of(word: &str) -> Option<u64> {
@@ -815,6 +843,7 @@ fn show_police(police: &Police, meter: Option<&Meter>) -> String {
         None => String::new(),
         Some(Meter { rate: Rate::Bytes(rate), burst }) => format!(" rate {rate}Bps burst {burst}b"),
         Some(Meter { rate: Rate::Packets(rate), burst }) => format!(" pkts_rate {rate} pkts_burst {burst}"),
+        Some(Meter { rate: Rate::Mtu(mtu), .. }) => format!(" mtu {mtu}b"),
     };
     let control = |control| match control {
         Control::Pipe => "pipe".into(),

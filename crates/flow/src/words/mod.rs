@@ -22,22 +22,27 @@
 //! # Ok::<(), flow::words::WordError>(())
 //! ```
 //!
-//! Words are written out: tc's abbreviations (`ip_pro`) are refused, apart from `prio` and `pref`. What a rule can say and
-//! tc has no words for, has these:
+//! The words before `flower` and those of keys can be abbreviated, as in tc, if only one begins so: `proto`, `ip_pro`. The
+//! others are written out. What a rule can say and tc has no words for, has these:
 //!
 //! * `eth_type`, `vlan_tpid` and `cvlan_tpid` match on a type that does not follow from `protocol`, `vlan_ethtype` and
 //!   `cvlan_ethtype`, and `any` instead of a type says that there is no match on it.
-//! * `enc_src_port` is the tunnel's source port. A mask can follow every value, as in `vlan_id 4/0xffc`.
+//! * `enc_src_port` is the tunnel's source port. A mask can follow every value, as in `vlan_id 4/0xffc`, and the mask of an
+//!   address can be an address.
 //! * `dec_ttl` is [`Action::DecTtl`]. `pedit … ip6 first_bytes` is the whole of [`EditField::Ip6TrafficClass`], and
 //!   `retain` has bits for every field.
 //! * `tunnel_key set … kind vxlan|geneve|gre` says the kind of tunnel where the output is no tunnel device, and
 //!   `neighbour DST/SRC` has the outer MAC addresses.
-//! * `police index N` alone uses a meter that is there.
+//! * `police index N` alone uses a meter that is there, and drops what exceeds it.
+//!
+//! [`frame`] makes a frame of words, [`frame_words`] writes one so that it can be made again, and [`frame_summary`]
+//! writes one for people.
 //!
 //! [`Action::DecTtl`]: crate::Action::DecTtl
 //! [`EditField::Ip6TrafficClass`]: crate::EditField::Ip6TrafficClass
 
 mod actions;
+mod frame;
 mod matches;
 mod rule;
 mod values;
@@ -49,6 +54,7 @@ use thiserror::Error;
 use crate::rule::{Block, Port};
 use crate::tunnel::{TunnelDevice, TunnelKind};
 
+pub use frame::{frame, frame_summary, frame_words};
 pub use rule::Filter;
 
 /// What the name of a device stands for.
@@ -201,14 +207,27 @@ impl<'t> Words<'t> {
     /// An error about the word that was taken last, which is none of these.
     fn unknown<'k>(&self, known: impl Iterator<Item = &'k str> + Clone) -> WordError {
         let word = self.words.get(self.next.max(1) - 1).copied().unwrap_or_default();
-        let near =
-            known.clone().map(|known| (distance(word, known), known)).min().filter(|(distance, _)| *distance <= 2);
+        let near = known
+            .clone()
+            .map(|known| (distance(word, known), known))
+            .min()
+            .filter(|(distance, _)| *distance <= 2 && distance * 2 <= word.len());
         let longer = known.clone().find(|known| word.len() > 1 && known.starts_with(word));
         match near.map(|(_, known)| known).or(longer) {
             Some(near) => self.wrong(format!("no such word. Do you mean \"{near}\"?")),
             None => self.wrong(format!("no such word. It can be {}", known.collect::<Vec<_>>().join(", "))),
         }
     }
+}
+
+/// The word of which this is the beginning, if there is only one, or the word itself.
+fn in_full<'k>(word: &str, mut known: impl Iterator<Item = &'k str> + Clone) -> Option<&'k str> {
+    if let Some(own) = known.clone().find(|known| *known == word) {
+        return Some(own);
+    }
+    let mut longer = known.by_ref().filter(|known| !word.is_empty() && known.starts_with(word));
+    let first = longer.next()?;
+    longer.all(|other| other == first).then_some(first)
 }
 
 /// How many letters must be put in, taken out or changed to make one word of the other.
@@ -235,6 +254,16 @@ mod tests {
     fn the_distance_of_words_is_what_must_be_typed() {
         for (one, other, expected) in [("dst_prot", "dst_port", 2), ("ct_stat", "ct_state", 1), ("", "abc", 3)] {
             assert_eq!((distance(one, other), distance(other, one)), (expected, expected), "{one} {other}");
+        }
+    }
+
+    #[test]
+    fn a_beginning_stands_for_its_only_word() {
+        let known = ["ip_proto", "ip_tos", "dst_ip", "dst_ip", "type"];
+        let cases =
+            [("ip_p", Some("ip_proto")), ("ip", None), ("dst", Some("dst_ip")), ("type", Some("type")), ("", None)];
+        for (word, expected) in cases {
+            assert_eq!(in_full(word, known.into_iter()), expected, "{word}");
         }
     }
 

@@ -6,13 +6,15 @@ use crate::rule::{Block, Protocol, Rule};
 
 use super::matches::{self, Keys};
 use super::values::{ethertype, u32_of};
-use super::{Device, Names, Parsed, WordError, Words, actions, tunnel_name};
+use super::{Device, Names, Parsed, WordError, Words, actions, in_full, tunnel_name};
 
 /// A rule as it was read, and the meters that it brings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Filter {
     /// The rule.
     pub rule: Rule,
+    /// The handle that was asked for, if one was. The card gives its rules names of its own.
+    pub handle: Option<u32>,
     /// The meters of its `police` actions that say a rate, to be made before the rule is added.
     pub meters: Vec<(MeterId, Meter)>,
 }
@@ -21,7 +23,7 @@ pub struct Filter {
 const AUTOMATIC_PRIORITY: u32 = 0xc000;
 
 /// The words before `flower`.
-const PLACE_WORDS: [&str; 14] = [
+const PLACE_WORDS: [&str; 12] = [
     "dev",
     "block",
     "ingress",
@@ -32,10 +34,8 @@ const PLACE_WORDS: [&str; 14] = [
     "priority",
     "preference",
     "chain",
+    "handle",
     "flower",
-    "tc",
-    "filter",
-    "add",
 ];
 
 /// Where a filter is.
@@ -44,6 +44,7 @@ struct Place {
     chain: Option<u32>,
     priority: Option<u32>,
     protocol: Option<Protocol>,
+    handle: Option<u32>,
 }
 
 impl Names<'_> {
@@ -66,15 +67,15 @@ impl Names<'_> {
         let matches = self.keys(&mut words)?.finish(protocol);
         let (actions, meters) = actions::read(&mut words, self)?;
         let (chain, priority) = (place.chain.unwrap_or(0), place.priority.unwrap_or(AUTOMATIC_PRIORITY));
-        Ok(Filter { rule: Rule { block, chain, priority, protocol, matches, actions }, meters })
+        Ok(Filter { rule: Rule { block, chain, priority, protocol, matches, actions }, handle: place.handle, meters })
     }
 
     /// Reads what stands before `flower`, and that word.
     fn place(&self, words: &mut Words<'_>) -> Parsed<Place> {
-        let mut place = Place { block: None, chain: None, priority: None, protocol: None };
+        let mut place = Place { block: None, chain: None, priority: None, protocol: None, handle: None };
         loop {
             let word = words.value("\"flower\"")?;
-            let is_twice = match word {
+            let is_twice = match in_full(word, PLACE_WORDS.into_iter()).unwrap_or(word) {
                 "flower" => return Ok(place),
                 "dev" => place.block.replace(self.device_block(words)?).is_some(),
                 "block" => {
@@ -94,7 +95,7 @@ impl Names<'_> {
                     place.priority.replace(words.read("a priority from 1 to 65535", number)?).is_some()
                 }
                 "chain" => place.chain.replace(words.read("the number of a chain", |word| u32_of(word, 0))?).is_some(),
-                "handle" => return Err(words.wrong("the card gives handles itself")),
+                "handle" => place.handle.replace(words.read("a handle", |word| u32_of(word, 0))?).is_some(),
                 "egress" | "root" => return Err(words.wrong("the card has rules at ingress only")),
                 _ => return Err(words.unknown(PLACE_WORDS.into_iter())),
             };
@@ -123,6 +124,7 @@ impl Names<'_> {
                 "skip_hw" => return Err(words.wrong("a rule with skip_hw is not given to the card")),
                 _ => {}
             }
+            let word = in_full(word, matches::known_words()).unwrap_or(word);
             if !keys.read(word, words, self)? {
                 return Err(words.unknown(matches::known_words().chain(["action", "skip_sw"])));
             }
@@ -132,19 +134,22 @@ impl Names<'_> {
 
     /// Writes a rule in the words that [`Names::rule`] reads, its keys in the order of `tc filter show`.
     ///
-    /// What is read is the same rule, if its values have no bits outside their masks.
+    /// What is read is the same rule, if its values have no bits outside their masks and it has no meter 0, which is none
+    /// in tc.
     pub fn rule_words(&self, rule: &Rule) -> String {
-        self.words_of(rule, &[])
+        self.words_of(rule, None, &[])
     }
 
     /// Writes a rule with the rates of its meters, as [`Names::rule`] reads it.
     pub fn filter_words(&self, filter: &Filter) -> String {
-        self.words_of(&filter.rule, &filter.meters)
+        self.words_of(&filter.rule, filter.handle, &filter.meters)
     }
 
-    fn words_of(&self, rule: &Rule, meters: &[(MeterId, Meter)]) -> String {
+    fn words_of(&self, rule: &Rule, handle: Option<u32>, meters: &[(MeterId, Meter)]) -> String {
         let mut words = vec![self.block_words(rule.block)];
-        words.push(format!("protocol {} prio {} chain {} flower", rule.protocol, rule.priority, rule.chain));
+        words.push(format!("protocol {} prio {} chain {}", rule.protocol, rule.priority, rule.chain));
+        words.extend(handle.map(|handle| format!("handle {handle:#x}")));
+        words.push("flower".into());
         words.extend(matches::show(&rule.matches, rule.protocol, self));
         words.extend(actions::show(&rule.actions, meters, self).into_iter().map(|action| format!("action {action}")));
         words.join(" ")

@@ -163,7 +163,7 @@ impl Ioctl<'_> {
         match command {
             GDRVINFO => self.driver_info(nic, socket),
             GCHANNELS => self.channels(socket, GCHANNELS).map(Some),
-            SCHANNELS => self.set_channels(socket),
+            SCHANNELS => self.set_channels(cx, nic, socket),
             GFEATURES => self.features(nic, socket),
             GSSET_INFO => self.count_strings(nic),
             GSTRINGS => self.strings(nic),
@@ -469,7 +469,7 @@ impl Ioctl<'_> {
     }
 
     /// `ethtool_set_channels`, then `mlx5e_ethtool_set_channels`.
-    fn set_channels(&self, socket: &OwnedFd) -> io::Result<Option<Vec<u8>>> {
+    fn set_channels(&self, cx: Cx<'_, '_>, nic: &Nic, socket: &OwnedFd) -> io::Result<Option<Vec<u8>>> {
         self.require_rights()?;
         let [_, max_rx, max_tx, ..] = self.queues(socket)?;
         let mut wanted = [0; 4];
@@ -480,6 +480,10 @@ impl Ioctl<'_> {
         if rx != 0 || tx != 0 || other != 0 || combined == 0 || combined > max_rx.min(max_tx) {
             return Err(Errno::INVAL.into());
         }
+        // A representor has neither a table nor rules.
+        nic.steering(cx, &self.lab.cards)
+            .map_or(Ok(()), |steering| steering.allows(combined))
+            .map_err(|Refused(errno, _)| errno)?;
         let mut queues = words(&[SCHANNELS, 0, 0, 0, 0, combined, combined, 0, 0]);
         self.as_caller(socket, &mut queues)?;
         Ok(Some(SCHANNELS.to_ne_bytes().to_vec()))

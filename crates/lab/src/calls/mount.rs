@@ -207,8 +207,7 @@ fn fresh(lab: &Lab, place: &Place, source: &str, attributes: MountAttrFlags) -> 
         })?;
         let cards = lab.cards.each().map(Arc::clone).collect();
         // Its threads are started here, outside of the namespaces of the program, which must not outlive the program.
-        let serving =
-            server.serve_with(cards, Arc::clone(&lab.cards.rdma), Arc::clone(&lab.uevents), &lab.domain, THREADS);
+        let serving = server.serve_with(cards, Arc::clone(&lab.uevents), &lab.domain, THREADS);
         let tree = mounting.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))?;
         serving.map_err(io::Error::other)?;
         Ok(tree)

@@ -216,12 +216,26 @@ impl Nic {
     /// # Errors
     /// The kernel's.
     pub fn channels(&self, socket: impl AsFd) -> std::io::Result<u32> {
+        // `rx_count` and `tx_count` of `struct ethtool_channels`.
+        self.queues(socket, [20, 24])
+    }
+
+    /// The largest number of channels.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn max_channels(&self, socket: impl AsFd) -> std::io::Result<u32> {
+        // `max_rx` and `max_tx`.
+        self.queues(socket, [4, 8])
+    }
+
+    /// The lesser of two numbers of `struct ethtool_channels`.
+    fn queues(&self, socket: impl AsFd, at: [usize; 2]) -> std::io::Result<u32> {
         let mut queues: Channels = [0; size_of::<Channels>()];
         queues[..4].copy_from_slice(&GCHANNELS.to_ne_bytes());
         sys::ethtool(socket, &self.name, &mut queues)?;
-        // `rx_count` and `tx_count` of `struct ethtool_channels`.
-        let count = |at| netlink::u32_at(&queues, at).unwrap_or(1);
-        Ok(count(20).min(count(24)))
+        let [one, other] = at.map(|at| netlink::u32_at(&queues, at).unwrap_or(1));
+        Ok(one.min(other))
     }
 
     /// The answer to a message that requests something.

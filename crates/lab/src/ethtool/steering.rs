@@ -9,6 +9,8 @@ use std::fs;
 
 use netlink::{Errno, u32_at};
 
+use super::Refused;
+
 /// MLX5E_INDIR_MIN_RQT_SIZE and MLX5E_UNIFORM_SPREAD_RQT_FACTOR (`mlx5e_rqt_size`).
 const TABLE_MIN: u32 = 256;
 const SPREAD: u32 = 2;
@@ -67,6 +69,26 @@ impl Steering {
             Some(table) if table.len() == size => table.clone(),
             _ => (0..size as u32).map(|at| at % channels.max(1)).collect(),
         }
+    }
+
+    /// Whether there may be so many channels: the table, if it was set, and the rules lead to none beyond
+    /// (`ethtool_check_max_channel` in `net/ethtool/common.c`).
+    ///
+    /// # Errors
+    /// EINVAL, and the kernel's words.
+    pub fn allows(&self, channels: u32) -> Result<(), Refused> {
+        let refused = |what| {
+            let why = format!("requested channel counts are too low for existing {what} settings");
+            Err(Refused(Errno::INVAL, why.into()))
+        };
+        let rings = self.rules.values().map(|rule| u64_at(rule, RING)).filter(|ring| *ring != DISCARD);
+        if rings.max().is_some_and(|ring| ring >= channels.into()) {
+            return refused("ntuple filter");
+        }
+        if self.table.iter().flatten().max().is_some_and(|channel| *channel >= channels) {
+            return refused("indirection table");
+        }
+        Ok(())
     }
 
     /// The key: that of the machine, unless another one was set (`netdev_rss_key_fill`). A machine without hardware that

@@ -88,7 +88,7 @@ fn relay(protocol: Protocol, card: Arc<Echo>) -> io::Result<(Relay, OwnedFd)> {
     let socket =
         Arc::new(Socket::new(protocol, libc::SOCK_RAW as u32, caller, kernel, Arc::new(UserNamespace::ours()))?);
     let network = Network::of_one(Arc::clone(&card.network), 2, PEER)?;
-    let cards = Arc::new(Cards::new(vec![card], Arc::default()));
+    let cards = Arc::new(Cards::new(vec![card]));
     let mut relay = Relay::new(end, socket, cards);
     relay.set_network(network);
     Ok((relay, program))
@@ -206,13 +206,14 @@ fn card() -> view::Card {
             permanent: Some([2, 0, 0, 0, 0, 1]),
         }],
         host_peers: Vec::new(),
-        rdma: vec![RdmaDevice {
-            index: 0,
-            name: "rocep8s0f0".to_owned(),
+        rdma: vec![RdmaDevice::new(
+            0,
+            "rocep8s0f0".to_owned(),
             parent,
-            node_guid: 1,
-            ports: vec![view::RdmaPort { number: 1, netdev: Some("p0".to_owned()), roce: true }],
-        }],
+            1,
+            vec![view::RdmaPort { number: 1, netdev: Some("p0".to_owned()), roce: true }],
+        )],
+        rdma_exclusive: false,
         modules: Vec::new(),
     }
 }

@@ -3,16 +3,16 @@
 //! As long as there is one card and the kernel has no RDMA, a device has the index that it has at the card. Else each
 //! card has a range of indexes.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
+use devlink::RdmaChange;
 use devlink::view::{RdmaDevice, RdmaPort};
 use netlink::{BuildError, Builder, Errno, Flags, Header, Message, NLMSG_MIN_TYPE, errno_of, find, messages};
 
 use crate::cards::Views;
 use crate::lock_order::Cx;
 use crate::network::NetworkId;
-use crate::process;
-use crate::sys;
+use crate::{process, rdma_system, sys};
 
 use super::{Handler, Relay};
 
@@ -50,6 +50,8 @@ const NDEV_NAME: u16 = 51;
 const NETNS_MODE: u16 = 66;
 const PROTOCOL: u16 = 67;
 const NET_NS_FD: u16 = 68;
+const DEV_DIM: u16 = 84;
+const COPY_ON_FORK: u16 = 93;
 
 /// How many device indexes each card has.
 const PER_CARD: u32 = 1 << 12;
@@ -72,7 +74,6 @@ pub(super) struct Rdma;
 struct Device<'a> {
     index: u32,
     device: &'a RdmaDevice,
-    name: String,
     firmware: &'a str,
     /// The index of the card.
     card: usize,
@@ -122,48 +123,48 @@ fn send_answer(cx: Cx<'_, '_>, relay: &mut Relay, request: &Message<'_>, answer:
 }
 
 /// The devices that are seen in the network namespace of a socket.
-fn devices<'a>(cx: Cx<'_, '_>, relay: &Relay, views: &'a Views) -> Vec<Device<'a>> {
+fn devices<'a>(relay: &Relay, views: &'a Views) -> Vec<Device<'a>> {
     let base = if relay.socket.native { AFTER_KERNEL } else { 0 };
-    let (cards, socket) = (&relay.cards, &relay.socket.kernel);
-    let network = NetworkId::of_socket(socket).ok();
-    cards.rdma.forget_all_but(cx, views);
+    let network = NetworkId::of_socket(&relay.socket.kernel).ok();
     let mut seen = Vec::new();
     for (card, view) in views.each() {
-        let home = cards.is_home(card, socket);
         for device in &view.card.rdma {
-            if cards.rdma.is_seen(cx, cards, (card, device), network, home) {
+            if rdma_system::is_seen(&relay.cards, card, &view.card, device, network) {
                 let index = (base + PER_CARD * card as u32).wrapping_add(device.index);
-                let name = cards.rdma.name(cx, card, device);
-                seen.push(Device { index, device, name, firmware: &view.card.profile.firmware, card });
+                seen.push(Device { index, device, firmware: &view.card.profile.firmware, card });
             }
         }
     }
     seen
 }
 
-/// Renames a device, or moves it to another network namespace (`nldev_set_doit`). `None`: something else is set.
-fn set(cx: Cx<'_, '_>, relay: &Relay, views: &Views, device: &Device<'_>, attributes: &[u8]) -> Option<Answer> {
-    let (cards, which) = (&relay.cards, (device.card, device.device));
-    if let Some(name) = find(attributes, DEV_NAME) {
-        let done = name.string().ok_or(Errno::INVAL).and_then(|name| cards.rdma.rename(cx, views, which, name));
-        return Some(done.map(|()| Vec::new()));
-    }
-    let number = find(attributes, NET_NS_FD)?.leading_u32()?;
-    let done = namespace_of(relay, number).and_then(|(namespace, network)| {
-        if cards.rdma.is_shared(cx) {
+/// Sets something of a device: the first of a name, a network namespace and its moderation (`nldev_set_doit`).
+fn set(relay: &Relay, views: &Views, device: &Device<'_>, attributes: &[u8]) -> Answer {
+    let (cards, card, index) = (&relay.cards, device.card, device.device.index);
+    let done = if let Some(name) = find(attributes, DEV_NAME) {
+        let name = name.string().ok_or(Errno::INVAL)?;
+        rdma_system::rename(cards, views, (card, index), name)
+    } else if let Some(number) = find(attributes, NET_NS_FD) {
+        let namespace = namespace_of(relay, number.leading_u32().ok_or(Errno::INVAL)?)?;
+        if rdma_system::is_shared(views) {
             return Err(Errno::OPNOTSUPP);
         }
-        let id = cards.networks.identify(cx, cards, &namespace)?;
-        cards.rdma.move_to(cx, which, (network, id))
-    });
-    Some(done.map(|()| Vec::new()))
+        rdma_system::change(cards, card, &RdmaChange::Move { index }, Some(namespace.as_fd()))
+    } else if let Some(on) = find(attributes, DEV_DIM) {
+        // `ib_device_set_dim`.
+        let on = on.value.first().copied().filter(|on| *on <= 1).ok_or(Errno::INVAL)?;
+        rdma_system::change(cards, card, &RdmaChange::Moderate { index, on: on == 1 }, None)
+    } else {
+        Ok(())
+    };
+    done.map(|()| Vec::new())
 }
 
-/// The network namespace behind a descriptor of the program that sends, and its identity.
-fn namespace_of(relay: &Relay, number: u32) -> Result<(OwnedFd, NetworkId), Errno> {
+/// The network namespace behind a descriptor of the program that sends. EINVAL if it is none, EPERM if it may not be entered.
+fn namespace_of(relay: &Relay, number: u32) -> Result<OwnedFd, Errno> {
     let namespace = process::take_fd(relay.sender.process, number).map_err(|error| errno_of(&error))?;
-    let network = NetworkId::of_namespace(&namespace).map_err(|error| errno_of(&error))?;
-    Ok((namespace, network))
+    NetworkId::of_namespace(&namespace).map_err(|error| errno_of(&error))?;
+    Ok(namespace)
 }
 
 /// The answer to a request. `None`: the kernel answers it, if it has RDMA.
@@ -174,7 +175,7 @@ fn answer(cx: Cx<'_, '_>, relay: &Relay, views: &Views, request: &Message<'_>) -
         return Some(Err(Errno::PERM));
     }
     if matches!(command, SYS_GET | SYS_SET) && !relay.socket.native {
-        return Some(system(cx, relay, request, command, attributes));
+        return Some(system(cx, relay, views, request, command));
     }
     if NOTHING_TO_DUMP.contains(&command) && request.header.is_dump() && !relay.socket.native {
         return Some(Ok(Vec::new()));
@@ -182,7 +183,7 @@ fn answer(cx: Cx<'_, '_>, relay: &Relay, views: &Views, request: &Message<'_>) -
     if !matches!(command, GET | SET | PORT_GET | RES_GET) {
         return None;
     }
-    let devices = devices(cx, relay, views);
+    let devices = devices(relay, views);
     let wanted = find(attributes, DEV_INDEX).and_then(|a| a.leading_u32());
     let describe = if command == RES_GET { resources_message } else { device_message };
     if matches!(command, GET | RES_GET) && request.header.is_dump() {
@@ -196,7 +197,7 @@ fn answer(cx: Cx<'_, '_>, relay: &Relay, views: &Views, request: &Message<'_>) -
         GET | RES_GET => {
             return Some(describe(cx, relay, request, device).map(|one| vec![one]).map_err(Errno::from));
         }
-        SET => return Some(set(cx, relay, views, device, attributes).unwrap_or(Err(Errno::INVAL))),
+        SET => return Some(set(relay, views, device, attributes)),
         _ => {}
     }
     let number = find(attributes, PORT_INDEX).and_then(|a| a.leading_u32());
@@ -207,17 +208,17 @@ fn answer(cx: Cx<'_, '_>, relay: &Relay, views: &Views, request: &Message<'_>) -
     Some(if none { Err(Errno::INVAL) } else { answers.map_err(Errno::from) })
 }
 
-/// `rdma system`: whether devices are shared between network namespaces.
-fn system(cx: Cx<'_, '_>, relay: &Relay, request: &Message<'_>, command: u16, attributes: &[u8]) -> Answer {
+/// `rdma system`: whether devices are shared between network namespaces (`nldev_sys_get_doit`, `nldev_set_sys_set_doit`).
+fn system(cx: Cx<'_, '_>, relay: &Relay, views: &Views, request: &Message<'_>, command: u16) -> Answer {
     if command == SYS_SET {
-        let wanted = find(attributes, NETNS_MODE).and_then(|a| a.value.first().copied());
+        let wanted = find(request.payload(), NETNS_MODE).and_then(|a| a.value.first().copied());
         let wanted = wanted.filter(|mode| *mode <= 1).ok_or(Errno::INVAL)?;
-        relay.cards.rdma.set_shared(cx, wanted == 1);
+        rdma_system::set_shared(&relay.cards, views, wanted == 1, relay.sender.process)?;
         return Ok(Vec::new());
     }
-    let mode = u8::from(relay.cards.rdma.is_shared(cx));
+    let mode = u8::from(rdma_system::is_shared(views));
     let message = answer_message(cx, relay, request, |to| {
-        to.u8(NETNS_MODE, mode);
+        to.u8(NETNS_MODE, mode).u8(COPY_ON_FORK, 1);
     });
     Ok(vec![message?])
 }
@@ -241,10 +242,10 @@ fn device_message(
     device: &Device<'_>,
 ) -> Result<Vec<u8>, BuildError> {
     answer_message(cx, relay, request, |to| {
-        to.u32(DEV_INDEX, device.index).text(DEV_NAME, &device.name);
+        to.u32(DEV_INDEX, device.index).text(DEV_NAME, &device.device.name);
         to.u32(PORT_INDEX, device.device.ports.len() as u32).text(FW_VERSION, device.firmware);
         to.u64(NODE_GUID, device.device.node_guid).u64(SYS_IMAGE_GUID, device.device.node_guid);
-        to.u8(NODE_TYPE, CHANNEL_ADAPTER).text(PROTOCOL, "roce");
+        to.u8(NODE_TYPE, CHANNEL_ADAPTER).u8(DEV_DIM, device.device.moderation.into()).text(PROTOCOL, "roce");
     })
 }
 
@@ -256,7 +257,7 @@ fn resources_message(
     device: &Device<'_>,
 ) -> Result<Vec<u8>, BuildError> {
     answer_message(cx, relay, request, |to| {
-        to.u32(DEV_INDEX, device.index).text(DEV_NAME, &device.name).nest_noflag(RES_SUMMARY, |summary| {
+        to.u32(DEV_INDEX, device.index).text(DEV_NAME, &device.device.name).nest_noflag(RES_SUMMARY, |summary| {
             for kind in ["pd", "cq", "qp", "cm_id", "mr", "ctx", "srq"] {
                 summary.nest_noflag(RES_SUMMARY_ENTRY, |entry| {
                     entry.text(RES_SUMMARY_ENTRY_NAME, kind).u64(RES_SUMMARY_ENTRY_CURR, 0);
@@ -283,7 +284,7 @@ fn port_message(
         sys::netdev_flags(&relay.socket.kernel, name).is_ok_and(|flags| flags & IFF_RUNNING != 0)
     });
     answer_message(cx, relay, request, |to| {
-        to.u32(DEV_INDEX, device.index).text(DEV_NAME, &device.name).u32(PORT_INDEX, port.number);
+        to.u32(DEV_INDEX, device.index).text(DEV_NAME, &device.device.name).u32(PORT_INDEX, port.number);
         to.u8(PORT_STATE, if up { ACTIVE } else { DOWN });
         to.u8(PORT_PHYS_STATE, if up { LINK_UP } else { DISABLED });
         if let Some((index, name)) = netdev {

@@ -22,7 +22,6 @@ use crate::Card;
 use crate::cards::Cards;
 use crate::lock_order::{CurrentTree, ModuleIndexes, TreeRebuild};
 use crate::network::{Network, NetworkSockets, Peer, Table};
-use crate::rdma_system::RdmaSystem;
 use crate::uevent::Uevents;
 
 /// What a node of the merged tree is.
@@ -76,7 +75,6 @@ impl MergedTree {
     /// `release`: the kernel's release, as `uname -r` prints it.
     pub(super) fn new(
         cards: Vec<Arc<dyn Card>>,
-        rdma: Arc<RdmaSystem>,
         uevents: Arc<Uevents>,
         network: NetworkSockets,
         lower: Lower,
@@ -85,7 +83,7 @@ impl MergedTree {
         let version = Version::of_nothing(cards.len());
         let empty = Tree::new(vec![None; cards.len()], &release, &Names::NONE);
         Self {
-            cards: Cards::new(cards, rdma),
+            cards: Cards::new(cards),
             network: Network::new(network),
             lower,
             nodes: Nodes::default(),

@@ -18,7 +18,10 @@ static DEVICE: Template = Template::of(&[&[
     Attribute::ro("fw_ver", |s| line(&s.card()?.profile.firmware)),
     Attribute::ro("hca_type", |s| line(format_args!("MT{}", s.card()?.profile.device))),
     Attribute::ro("hw_rev", |s| line(format_args!("{:x}", s.card()?.profile.revision))),
-    Attribute::ro("node_desc", |s| line(s.name())),
+    Attribute::rw("node_desc", node_desc, |s, _| match s.dir.subject {
+        Subject::Rdma(card, _) => Ok(Act::DescribeRdma { card, index: s.rdma()?.index }),
+        _ => Err(Errno::NODEV),
+    }),
     Attribute::ro("node_guid", |s| line(guid(s.rdma()?.node_guid))),
     Attribute::ro("node_type", |_| line("1: CA")),
     Attribute::ro("sys_image_guid", |s| line(guid(sys_image_guid(s)?))),
@@ -135,6 +138,14 @@ const GID_ATTRIBUTES: &[Template] = &[
         ]])
     },
 ];
+
+/// The description that a program has written (`node_desc_show`); until then, the name.
+fn node_desc(context: &AttributeContext<'_>) -> Text {
+    let Some(written) = &context.rdma()?.node_desc else { return line(context.name()) };
+    let mut text: Vec<u8> = written.iter().copied().take_while(|byte| *byte != 0).collect();
+    text.push(b'\n');
+    Ok(text)
+}
 
 fn guid(guid: u64) -> String {
     format!("{:04x}:{:04x}:{:04x}:{:04x}", guid >> 48, guid >> 32 & 0xffff, guid >> 16 & 0xffff, guid & 0xffff)

@@ -174,12 +174,12 @@ pub fn card(vfs: u16) -> view::Card {
         ],
         netdevs,
         host_peers: Vec::new(),
-        rdma: vec![view::RdmaDevice {
-            index: 0,
-            name: "rocep8s0f0".to_owned(),
-            parent: DeviceName::Pci(pf),
-            node_guid: 0xb8ce_f603_0012_ab00,
-            ports: (0..=u32::from(vfs))
+        rdma: vec![view::RdmaDevice::new(
+            0,
+            "rocep8s0f0".to_owned(),
+            DeviceName::Pci(pf),
+            0xb8ce_f603_0012_ab00,
+            (0..=u32::from(vfs))
                 .map(|port| view::RdmaPort {
                     number: port + 1,
                     roce: true,
@@ -189,7 +189,8 @@ pub fn card(vfs: u16) -> view::Card {
                     }),
                 })
                 .collect(),
-        }],
+        )],
+        rdma_exclusive: false,
         modules: vec![
             module(
                 "mlx5_core",
@@ -251,7 +252,7 @@ impl Place {
             }
         });
         let cards: Vec<Arc<dyn Card>> = vec![Arc::clone(card) as Arc<dyn Card>];
-        let serving = server.serve(cards, Arc::default(), Arc::default(), &Domain::for_build(OnReport::Panic)).unwrap();
+        let serving = server.serve(cards, Arc::default(), &Domain::for_build(OnReport::Panic)).unwrap();
         Self { work: Some(work), thread: Some(thread), _serving: serving }
     }
 

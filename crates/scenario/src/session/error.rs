@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use control::FlowRefusal;
 use eswitch::{Errno, Error};
 
 /// Why a step failed.
@@ -10,6 +11,9 @@ pub enum StepError {
     /// The engine refused the command, or failed to carry it out.
     #[error("{0}")]
     Engine(#[from] Error),
+    /// A change of flow rules was refused.
+    #[error("{}", .0.text)]
+    Flow(FlowRefusal),
     /// A program ended with another status than 0.
     #[error("exit status {status}{}{text}", if .text.is_empty() { "" } else { ": " })]
     Program {
@@ -49,6 +53,7 @@ impl StepError {
     pub fn errno(&self) -> Option<Errno> {
         match self {
             Self::Engine(error) => Some(error.errno()),
+            Self::Flow(refusal) => Errno::of_number(refusal.errno),
             _ => None,
         }
     }

@@ -75,6 +75,11 @@ impl Session {
             Expectation::Vfs(device, n) => of_pf(device, format!("{n} VFs on pci/{device}"), &|pf| {
                 (pf.num_vfs == *n, format!("there are {}", pf.num_vfs))
             }),
+            Expectation::Rules(device, n) => {
+                let pf = show::pf(&snapshot, *device).map(|pf| pf.index);
+                let found = pf.map_or(0, |pf| self.engine().flow_rules(cx, pf).len());
+                differ(found == *n, format!("{n} rules on pci/{device}"), format!("there are {found}"))
+            }
             Expectation::Bound(device, wanted) => {
                 let bound = show::pf(&snapshot, *device).is_some() || self.is_vf_bound(&snapshot, *device);
                 let word = |bound| if bound { "bound" } else { "unbound" };

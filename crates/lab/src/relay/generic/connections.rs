@@ -145,7 +145,7 @@ mod tests {
     fn a_request_that_fails_or_panics_frees_the_place_of_its_connection() {
         lockdep::enter(&lock_order::domain(true), "test", |cx| {
             let card = Arc::new(Listening::default());
-            let cards = Cards::new(vec![Arc::clone(&card) as Arc<dyn Card>], Arc::default());
+            let cards = Cards::new(vec![Arc::clone(&card) as Arc<dyn Card>]);
             let connections = Connections::default();
             // Given more failures and panics than there are places,
             for _ in 0..2 * CONNECTIONS {

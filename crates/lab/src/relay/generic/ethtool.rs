@@ -121,7 +121,7 @@ pub(super) fn request(
         command if PRIVILEGED.contains(&command) && !relay.may_administer() => Errno::PERM.into(),
         m::STRSET_GET => strings(relay, &nic, request, content),
         m::FEATURES_SET if relay.may_administer() => set_features(cx, relay, &mut nic, family, (request, content)),
-        m::CHANNELS_SET if relay.may_administer() => set_channels(request, content),
+        m::CHANNELS_SET if relay.may_administer() => set_channels(cx, relay, &nic, request, content),
         command if reply_to(command).is_some() => reply(cx, relay, &nic, request.header, command, compact),
         command if PRIVILEGED.contains(&command) => set(cx, relay, &mut nic, family, (command, content)),
         _ => return false,
@@ -293,7 +293,7 @@ fn set_features(
 }
 
 /// A request to set combined channels, as one that sets as many queues in each direction.
-fn set_channels(request: &Message<'_>, content: &[u8]) -> Outcome {
+fn set_channels(cx: Cx<'_, '_>, relay: &Relay, nic: &Nic, request: &Message<'_>, content: &[u8]) -> Outcome {
     let count = |kind| find(content, kind).and_then(|count| count.leading_u32());
     // `ethnl_set_channels`: the largest number of these is 0.
     if [RX_COUNT, TX_COUNT, OTHER_COUNT].into_iter().any(|kind| count(kind).is_some_and(|count| count != 0)) {
@@ -305,6 +305,13 @@ fn set_channels(request: &Message<'_>, content: &[u8]) -> Outcome {
             Errno::INVAL,
             "requested channel counts would result in no RX or TX channel being configured".into(),
         ));
+    }
+    // A representor has neither a table nor rules.
+    if let Err(refused) = nic.steering(cx, &relay.cards).map_or(Ok(()), |steering| steering.allows(combined)) {
+        // What is beyond the maximum, the kernel refuses first.
+        if combined <= nic.max_channels(&relay.socket.kernel).unwrap_or(0) {
+            return Outcome::Refused(refused);
+        }
     }
     let changed = netlink::message(request.header, |to| {
         to.raw(&request.payload()[..GENL_HEADER]);

@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use control::Command;
+use devlink::{NODE_DESC_MAX, RdmaChange};
 use fuser::ReplyWrite;
 use netlink::{Errno, errno_of};
 use rustix::fs::OFlags;
@@ -11,6 +12,7 @@ use rustix::fs::OFlags;
 use super::{SysFs, errno};
 use crate::lock_order::Cx;
 use crate::process::{Caller, SYS_ADMIN, UserNamespace, with_rights};
+use crate::rdma_system;
 use crate::sysfs::merged::MergedTree;
 use crate::sysfs::text::written;
 use crate::sysfs::tree::{Act, Attribute, Dir, LowerPath};
@@ -23,6 +25,8 @@ pub(super) enum Job {
     NothingForAdministrators,
     /// Has one card, or all (`None`), carry out a command.
     Perform(Option<usize>, Command),
+    /// Has a card keep the description of an RDMA device: the card's index, and the device's.
+    DescribeRdma(usize, u32),
     /// Writes to a file of the lower tree, at an offset.
     Write(Arc<OwnedFd>, u64),
 }
@@ -48,6 +52,11 @@ impl Job {
                 let Caller { capabilities, user, .. } = Caller::of(writer, user_namespace).map_err(|_| Errno::PERM)?;
                 let written = with_rights(capabilities, user, || rustix::io::pwrite(fd, bytes, offset));
                 written.map_err(|error| errno_of(&error))?
+            }
+            // `node_desc_store` keeps the newline.
+            Self::DescribeRdma(card, index) => {
+                let change = RdmaChange::Describe { index, text: bytes.iter().copied().take(NODE_DESC_MAX).collect() };
+                rdma_system::change(&merged.cards, card, &change, None).map(|()| bytes.len())
             }
             Self::Perform(of, command) => {
                 let meant = merged.cards.each().enumerate().filter(|(at, _)| of.is_none_or(|of| of == *at));
@@ -76,6 +85,7 @@ impl SysFs {
             Act::Nothing => Ok(Job::Nothing),
             Act::NothingForAdministrators => Ok(Job::NothingForAdministrators),
             Act::Perform { card, command } => Ok(Job::Perform(card, command)),
+            Act::DescribeRdma { card, index } => Ok(Job::DescribeRdma(card, index)),
             Act::Uevent(action) => {
                 self.merged.uevents.write(cx, &dir.path, action);
                 Ok(Job::Nothing)

@@ -10,7 +10,6 @@ use super::{SysfsError, system};
 use crate::Card;
 use crate::network::NetworkSockets;
 use crate::passing::{receive, send};
-use crate::rdma_system::RdmaSystem;
 use crate::sysfs::fs::SysFs;
 use crate::sysfs::lower::Lower;
 use crate::sysfs::merged::MergedTree;
@@ -27,26 +26,23 @@ pub struct Server {
 
 impl Server {
     /// Waits until the lab has mounted, and serves from then on, on threads of its own, which end when the last mount namespace
-    /// does that has the mounts. `domain`: that of the lab's threads. `rdma`, `uevents`: the RDMA core and
-    /// the uevents of the lab.
+    /// does that has the mounts. `domain`: that of the lab's threads. `uevents`: those of the lab.
     ///
     /// # Errors
     /// The lab could not mount, or has ended.
     pub fn serve(
         self,
         cards: Vec<Arc<dyn Card>>,
-        rdma: Arc<RdmaSystem>,
         uevents: Arc<Uevents>,
         domain: &Arc<Domain>,
     ) -> Result<Serving, SysfsError> {
-        self.serve_with(cards, rdma, uevents, domain, THREADS)
+        self.serve_with(cards, uevents, domain, THREADS)
     }
 
     /// The same with a number of threads.
     pub(crate) fn serve_with(
         self,
         cards: Vec<Arc<dyn Card>>,
-        rdma: Arc<RdmaSystem>,
         uevents: Arc<Uevents>,
         domain: &Arc<Domain>,
         threads: usize,
@@ -62,7 +58,7 @@ impl Server {
         let network = NetworkSockets::received(listener, query);
         let modules = if word.starts_with(b"modules") { fds.next() } else { None };
         let made = if word.ends_with(b"made") { fds.next() } else { None }.map(|dir| Made(Some(dir)));
-        let merged = MergedTree::new(cards, rdma, uevents, network, Lower::new(sys, modules), release());
+        let merged = MergedTree::new(cards, uevents, network, Lower::new(sys, modules), release());
         let mut config = fuser::Config::default();
         config.acl = fuser::SessionACL::All;
         config.n_threads = Some(threads);

@@ -20,6 +20,13 @@ pub enum Act {
         /// The command.
         command: Command,
     },
+    /// Has a card keep what is written as the description of its RDMA device, with the newline.
+    DescribeRdma {
+        /// The card's index.
+        card: usize,
+        /// The device's index at the card.
+        index: u32,
+    },
     /// Writes the text to the kernel's file of the same path.
     Kernel,
     /// Sends a uevent of the device whose directory it is.

@@ -1,0 +1,360 @@
+//! The data plane of a card of netdevs: flow rules in eBPF, at the card's ends of ports and wires.
+//!
+//! Without rules a card needs none of it: ties carry every frame between a port and its representor. So the program is
+//! loaded with the first rule, and attached only at ports that have rules. There it comes before the ties: what a rule
+//! takes never reaches the representor, and what no rule takes does, as before.
+//!
+//! Where the kernel refuses the program, as it does without root, rules are refused with that reason.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io;
+use std::time::Duration;
+
+use datapath_bpf::{Change as BpfChange, LoadError, Mode, Options, Pipeline, PortConfig, Refused, Role};
+use eswitch::card::CardError;
+use eswitch::datapath::{Arrival, Change, Datapath, pf_of};
+use eswitch::lock_order::CardCall;
+use eswitch::{PfIndex, Vport};
+use flow::{Block, Capabilities, Counter, MeterId, Port, PortKind, Rule, RuleId};
+use lockdep::{Locked, Mutex, lock_classes};
+
+use crate::layout::Slot;
+use crate::socket::within;
+
+lock_classes! {
+    /// What the program knows of ports and rules. Requests to the kernel's maps are made while it is held: they wait for
+    /// nothing.
+    leaf PlaneClass = "card data plane";
+}
+
+/// The data plane, and the card's network namespace.
+pub(crate) struct Plane {
+    inside: File,
+    state: Mutex<PlaneClass, State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The program, once there has been a rule.
+    pipeline: Option<Pipeline>,
+    switches: BTreeMap<PfIndex, Switch>,
+}
+
+/// One E-Switch in switchdev mode.
+struct Switch {
+    active: bool,
+    /// Its own ports, which have representors.
+    ports: BTreeSet<Port>,
+    rules: BTreeMap<RuleId, Installed>,
+    meters: BTreeSet<MeterId>,
+}
+
+/// What is kept of a rule.
+struct Installed {
+    /// The port that it is on.
+    on: Option<Port>,
+    /// What it had counted before its actions were changed.
+    before: Counter,
+}
+
+/// Why no card could carry out flow rules here, if that is so: the kernel refuses the program, or is too old to attach it.
+pub fn cannot_offload() -> Option<String> {
+    let small = Options { max_rules: 16, max_actions: 16, max_masks: 16, max_meters: 16, ..Options::default() };
+    let mut pipeline = match Pipeline::load(small) {
+        Ok(pipeline) => pipeline,
+        Err(error) => return Some(error.to_string()),
+    };
+    // There is no such netdev, and a kernel that could attach the program to one says so.
+    match pipeline.attach(i32::MAX as u32, Role::Wire(Port(0))) {
+        Err(error) if error.raw_os_error() != Some(libc::ENODEV) => {
+            Some(format!("this kernel cannot attach a program with tcx ({error}); it needs Linux 6.6"))
+        }
+        _ => None,
+    }
+}
+
+impl Plane {
+    pub(crate) fn new(inside: File) -> Self {
+        Self { inside, state: Mutex::new(State::default()) }
+    }
+
+    /// Attaches the program to the ends of ports that have just been made, if these ports have rules.
+    pub(crate) fn ends_made<L>(&self, cx: &mut Locked<'_, L>, slots: impl IntoIterator<Item = Slot>) {
+        let mut state = self.state.lock_leaf(cx);
+        let ports: Vec<Port> = slots.into_iter().map(|slot| eswitch::datapath::port(slot.pf, slot.vport)).collect();
+        let with_rules: BTreeSet<Port> = ports.into_iter().filter(|port| state.has_rules(*port)).collect();
+        if let Some(pipeline) = state.pipeline.as_mut().filter(|_| !with_rules.is_empty()) {
+            // The program was at the end that was here before.
+            with_rules.iter().filter_map(|port| slot_of(*port)).for_each(|slot| drop(pipeline.detach(slot.port())));
+            let _ = self.attach_all(pipeline, &with_rules);
+        }
+    }
+
+    /// Attaches the program to the ends of ports. An end that does not exist has no function behind it: the program is
+    /// attached when it is made.
+    fn attach_all(&self, pipeline: &mut Pipeline, ports: &BTreeSet<Port>) -> io::Result<()> {
+        if ports.is_empty() {
+            return Ok(());
+        }
+        within(&self.inside, || {
+            for port in ports {
+                let Some(slot) = slot_of(*port) else { continue };
+                let role = match slot.vport {
+                    Vport::Uplink => Role::Wire(*port),
+                    _ => Role::Port(*port),
+                };
+                match pipeline.attach(slot.port(), role) {
+                    Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {}
+                    attached => attached?,
+                }
+            }
+            Ok(())
+        })?
+    }
+}
+
+/// The slot of a port.
+fn slot_of(port: Port) -> Option<Slot> {
+    let vport = Vport::from_number((port.0 & 0xffff) as u16, true)?;
+    Some(Slot { pf: pf_of(port), vport })
+}
+
+impl State {
+    fn has_rules(&self, port: Port) -> bool {
+        let switch = self.switches.get(&pf_of(port));
+        switch.is_some_and(|switch| switch.rules.values().any(|rule| rule.on == Some(port)))
+    }
+
+    /// The program, which is loaded if it is not.
+    fn pipeline(&mut self) -> Result<&mut Pipeline, CardError> {
+        let pipeline = match self.pipeline.take() {
+            Some(pipeline) => pipeline,
+            None => {
+                let mut pipeline = Pipeline::load(Options::default()).map_err(unsupported)?;
+                for (port, active) in self.switches.values().flat_map(|s| s.ports.iter().map(|port| (*port, s.active)))
+                {
+                    set_port(&mut pipeline, port, active).map_err(kernel)?;
+                }
+                pipeline
+            }
+        };
+        Ok(self.pipeline.insert(pipeline))
+    }
+}
+
+fn set_port(pipeline: &mut Pipeline, port: Port, active: bool) -> io::Result<()> {
+    let Some(slot) = slot_of(port) else { return Ok(()) };
+    let config = PortConfig {
+        mode: if active { Mode::Switchdev } else { Mode::Inactive },
+        block: Block::Port(port),
+        ifindex: slot.port(),
+        representor: Some(slot.inner()),
+        through_inner: false,
+        is_wire: slot.vport == Vport::Uplink,
+        link_up: true,
+    };
+    pipeline.set_port(port, &config)
+}
+
+fn unsupported(error: LoadError) -> CardError {
+    CardError::Unsupported(format!("no flows can be offloaded: {error}"))
+}
+
+fn kernel(error: io::Error) -> CardError {
+    CardError::Unsupported(format!("no flows can be offloaded: {error}"))
+}
+
+fn refused(refusal: Refused) -> CardError {
+    match refusal {
+        Refused::NoRoom(_) => CardError::Full(refusal.to_string()),
+        other => CardError::Unsupported(other.to_string()),
+    }
+}
+
+impl Plane {
+    fn change(&self, state: &mut State, pf: PfIndex, change: &Change<'_>) -> Result<Counter, CardError> {
+        if !state.switches.contains_key(&pf) {
+            return Err(CardError::Unsupported("the E-Switch is not in switchdev mode".to_owned()));
+        }
+        let pipeline = state.pipeline()?;
+        match change {
+            Change::Install(id, rule) => {
+                let on = match rule.block {
+                    Block::Port(port) => Some(port),
+                    Block::Shared(_) | Block::Tunnel(_) => None,
+                };
+                one(pipeline, BpfChange::Add { id: *id, rule })?;
+                if let Err(error) = self.attach_all(pipeline, &on.into_iter().collect()) {
+                    let _ = one(pipeline, BpfChange::Remove(*id));
+                    return Err(kernel(error));
+                }
+                let installed = Installed { on, before: Counter::default() };
+                state.switches.entry(pf).and_modify(|switch| drop(switch.rules.insert(*id, installed)));
+                Ok(Counter::default())
+            }
+            Change::SetActions(id, rule) => self.set_actions(state, pf, *id, rule),
+            Change::Remove(id) => {
+                let last = state.counter(pf, *id);
+                let pipeline = state.pipeline()?;
+                let _ = one(pipeline, BpfChange::Remove(*id));
+                let on =
+                    state.switches.get_mut(&pf).and_then(|switch| switch.rules.remove(id)).and_then(|rule| rule.on);
+                if let Some(port) = on.filter(|port| !state.has_rules(*port)) {
+                    state.detach(port);
+                }
+                Ok(last)
+            }
+            Change::SetMeter(id, meter) => {
+                one(pipeline, BpfChange::SetMeter { id: *id, meter: *meter })?;
+                state.switches.entry(pf).and_modify(|switch| {
+                    switch.meters.insert(*id);
+                });
+                Ok(Counter::default())
+            }
+            Change::RemoveMeter(id) => {
+                let _ = one(pipeline, BpfChange::RemoveMeter(*id));
+                state.switches.entry(pf).and_modify(|switch| {
+                    switch.meters.remove(id);
+                });
+                Ok(Counter::default())
+            }
+        }
+    }
+
+    /// Removes the rule and adds it again. A frame that comes in between goes to the representor.
+    fn set_actions(&self, state: &mut State, pf: PfIndex, id: RuleId, rule: &Rule) -> Result<Counter, CardError> {
+        let before = state.counter(pf, id);
+        let pipeline = state.pipeline()?;
+        one(pipeline, BpfChange::Remove(id))?;
+        one(pipeline, BpfChange::Add { id, rule })?;
+        if let Some(installed) = state.switches.get_mut(&pf).and_then(|switch| switch.rules.get_mut(&id)) {
+            installed.before = before;
+        }
+        Ok(before)
+    }
+}
+
+fn one(pipeline: &mut Pipeline, change: BpfChange<'_>) -> Result<(), CardError> {
+    pipeline.commit(&[change]).pop().unwrap_or(Ok(())).map_err(refused)
+}
+
+impl State {
+    fn counter(&self, pf: PfIndex, id: RuleId) -> Counter {
+        let installed = self.switches.get(&pf).and_then(|switch| switch.rules.get(&id));
+        let (Some(installed), Some(pipeline)) = (installed, &self.pipeline) else { return Counter::default() };
+        let now = pipeline.counters(&[id]).pop().unwrap_or_default();
+        Counter {
+            packets: installed.before.packets + now.packets,
+            bytes: installed.before.bytes + now.bytes,
+            last_used: installed.before.last_used.max(now.last_used),
+        }
+    }
+
+    /// Takes the program away from a port that has no rules.
+    fn detach(&mut self, port: Port) {
+        if let (Some(pipeline), Some(slot)) = (&mut self.pipeline, slot_of(port)) {
+            // If the end is gone, so is the program.
+            let _ = pipeline.detach(slot.port());
+        }
+    }
+
+    fn remove_all(&mut self, pf: PfIndex) {
+        let Some(switch) = self.switches.get_mut(&pf) else { return };
+        let (rules, meters) = (std::mem::take(&mut switch.rules), std::mem::take(&mut switch.meters));
+        let Some(pipeline) = &mut self.pipeline else { return };
+        let gone = rules.keys().map(|id| BpfChange::Remove(*id)).chain(meters.into_iter().map(BpfChange::RemoveMeter));
+        pipeline.commit(&gone.collect::<Vec<_>>());
+        rules
+            .values()
+            .filter_map(|rule| rule.on)
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .for_each(|port| self.detach(port));
+    }
+}
+
+impl Datapath for Plane {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::connectx()
+    }
+
+    fn open(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) {
+        let new = Switch { active: true, ports: BTreeSet::new(), rules: BTreeMap::new(), meters: BTreeSet::new() };
+        self.state.lock_leaf(cx).switches.insert(pf, new);
+    }
+
+    fn close(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) {
+        let mut state = self.state.lock_leaf(cx);
+        state.remove_all(pf);
+        state.switches.remove(&pf);
+    }
+
+    fn set_active(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, active: bool) {
+        let mut state = self.state.lock_leaf(cx);
+        let State { pipeline, switches } = &mut *state;
+        let Some(switch) = switches.get_mut(&pf) else { return };
+        switch.active = active;
+        if let Some(pipeline) = pipeline {
+            for port in &switch.ports {
+                // The map has an entry for the port: the kernel does not refuse to change it.
+                let _ = set_port(pipeline, *port, active);
+            }
+        }
+    }
+
+    fn attach(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, ports: &[(Port, PortKind)]) {
+        let mut state = self.state.lock_leaf(cx);
+        let State { pipeline, switches } = &mut *state;
+        let Some(switch) = switches.get_mut(&pf) else { return };
+        for (port, _) in ports.iter().filter(|(port, _)| pf_of(*port) == pf) {
+            switch.ports.insert(*port);
+            if let Some(pipeline) = pipeline {
+                // Without room for it in the map, frames to the port are dropped.
+                let _ = set_port(pipeline, *port, switch.active);
+            }
+        }
+    }
+
+    fn detach(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, ports: &[Port]) {
+        let mut state = self.state.lock_leaf(cx);
+        for port in ports.iter().filter(|port| pf_of(**port) == pf) {
+            state.detach(*port);
+            if let Some(pipeline) = &mut state.pipeline {
+                let _ = pipeline.remove_port(*port);
+            }
+            if let Some(switch) = state.switches.get_mut(&pf) {
+                switch.ports.remove(port);
+            }
+        }
+    }
+
+    fn clear(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) {
+        self.state.lock_leaf(cx).remove_all(pf);
+    }
+
+    fn commit(
+        &self,
+        cx: &mut Locked<'_, CardCall>,
+        pf: PfIndex,
+        batch: &[Change<'_>],
+    ) -> Vec<Result<Counter, CardError>> {
+        cx.might_wait();
+        let mut state = self.state.lock_leaf(cx);
+        batch.iter().map(|change| self.change(&mut state, pf, change)).collect()
+    }
+
+    fn counters(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, rules: &[RuleId]) -> Vec<Counter> {
+        let state = self.state.lock_leaf(cx);
+        rules.iter().map(|rule| state.counter(pf, *rule)).collect()
+    }
+
+    fn installed(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) -> Option<Vec<RuleId>> {
+        let state = self.state.lock_leaf(cx);
+        state.switches.get(&pf).map(|switch| switch.rules.keys().copied().collect())
+    }
+
+    fn send(&self, _: &mut Locked<'_, CardCall>, _: Port, _: Duration, _: &[u8]) -> Result<Vec<Arrival>, CardError> {
+        Err(CardError::Unsupported("this card sends what its functions' netdevs send; use those".to_owned()))
+    }
+}

@@ -1,0 +1,559 @@
+//! Changes of rules and meters: which map is written when, so that a rule is there whole or not at all.
+//!
+//! What no frame can reach yet is written first (actions, groups), then the rules, and last the chains that have new groups.
+//! A removal goes the other way. Numbers of entries that were removed are used again only when no program that began before
+//! is still running.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher, Hasher};
+use std::io;
+use std::time::Duration;
+
+use flow::{Meter, MeterId, Rate, Rule, RuleId};
+
+use crate::book::{Book, chain_key};
+use crate::compile::{Compiled, Refused, compile};
+use crate::layout::{self, ActionKind, Bytes, View, next};
+use crate::maps::Loaded;
+use crate::pipeline::{Change, Counter};
+use crate::slots::Slots;
+use crate::sys::{self, Map};
+
+/// A chain of a block.
+type ChainName = (u64, u32);
+
+/// A rule that is in the maps.
+#[derive(Debug, Clone)]
+pub(crate) struct Installed {
+    group: u32,
+    /// Its key in the map of rules.
+    key: Box<[u8]>,
+    index: u32,
+    actions: Box<[u32]>,
+    meters: Box<[u32]>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct MeterSlot {
+    index: u32,
+    /// `None` for one that was found in the maps.
+    meter: Meter,
+}
+
+/// What is in the maps, and how it is changed.
+pub(crate) struct Commits {
+    book: Book,
+    pub(crate) rules: HashMap<RuleId, Installed, BuildHasherDefault<NumberHasher>>,
+    /// By the hash of a rule's key, as rules are many and keys are long.
+    by_key: HashMap<u64, RuleId, BuildHasherDefault<NumberHasher>>,
+    pub(crate) meter_numbers: HashMap<MeterId, u32>,
+    meters: HashMap<MeterId, MeterSlot>,
+    meter_users: HashMap<u32, usize>,
+    indexes: Slots,
+    actions: Slots,
+    groups: Slots,
+    meter_slots: Slots,
+    /// Chains that are yet to be written, and the groups that are free when they are.
+    dirty: BTreeSet<ChainName>,
+    unlisted: Vec<u32>,
+    cpus: usize,
+}
+
+/// Keys and values that are written at once.
+#[derive(Default)]
+struct Writes(Vec<u8>, Vec<u8>);
+
+impl Writes {
+    fn push(&mut self, key: &[u8], value: &[u8]) {
+        self.0.extend_from_slice(key);
+        self.1.extend_from_slice(value);
+    }
+
+    /// Writes everything, or says how much was written and why not more.
+    fn write(&self, map: &Map) -> Result<(), (usize, i32)> {
+        map.put_batch(&self.0, &self.1).map_err(|(done, error)| (done, errno(&error)))
+    }
+}
+
+/// A rule that is being added.
+#[derive(Debug, Clone, Copy)]
+struct Pending {
+    /// Its place in the results.
+    place: usize,
+    id: RuleId,
+    chain: ChainName,
+}
+
+#[derive(Default)]
+struct Adding {
+    actions: Writes,
+    groups: Writes,
+    short: Writes,
+    long: Writes,
+    short_rules: Vec<Pending>,
+    long_rules: Vec<Pending>,
+}
+
+fn errno(error: &io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(libc::EIO)
+}
+
+fn refused(errno: i32, what: &'static str) -> Refused {
+    match errno {
+        libc::E2BIG | libc::ENOMEM | libc::ENOSPC => Refused::NoRoom(what),
+        errno => Refused::Kernel(errno),
+    }
+}
+
+/// A hasher of numbers that are given out by a counter, or are hashes (SplitMix64's last step).
+#[derive(Default)]
+pub(crate) struct NumberHasher(u64);
+
+impl Hasher for NumberHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(self.0 << 8 | u64::from(*byte)));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        let mixed = (number ^ number >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        self.0 = mixed ^ mixed >> 31;
+    }
+}
+
+fn hash_of(key: &[u8]) -> u64 {
+    BuildHasherDefault::<DefaultHasher>::default().hash_one(key)
+}
+
+/// A rule's key in the map of rules.
+fn lookup_key(group: u32, key: &[u8]) -> Vec<u8> {
+    Bytes::default().u32(group).u32(0).bytes(key).0
+}
+
+fn rules_map<'l>(loaded: &'l Loaded, installed: &Installed) -> &'l Map {
+    if installed.key.len() == layout::SHORT_LOOKUP { &loaded.maps.rules } else { &loaded.maps.long_rules }
+}
+
+impl Commits {
+    /// For maps that are empty.
+    pub(crate) fn new(loaded: &Loaded) -> io::Result<Commits> {
+        let maps = &loaded.maps;
+        let cpus = sys::cpus()?;
+        Ok(Commits {
+            book: Book::default(),
+            rules: HashMap::default(),
+            by_key: HashMap::default(),
+            meter_numbers: HashMap::new(),
+            meters: HashMap::new(),
+            meter_users: HashMap::new(),
+            indexes: Slots::new(0, maps.counters.max_entries / cpus as u32),
+            // Number 0 stands for the end of a list.
+            actions: Slots::new(1, maps.actions.max_entries),
+            groups: Slots::new(0, maps.groups.max_entries),
+            meter_slots: Slots::new(0, maps.meters.max_entries),
+            dirty: BTreeSet::new(),
+            unlisted: Vec::new(),
+            cpus,
+        })
+    }
+
+    /// Carries changes out, in their order.
+    pub(crate) fn commit(&mut self, loaded: &Loaded, batch: &[Change<'_>]) -> Vec<Result<(), Refused>> {
+        let mut results = Vec::with_capacity(batch.len());
+        let mut rest = batch;
+        while let Some(first) = rest.first() {
+            let kind = std::mem::discriminant(first);
+            let count = rest.iter().take_while(|change| std::mem::discriminant(*change) == kind).count();
+            let (now, later) = rest.split_at(count);
+            match first {
+                Change::Add { .. } => self.add(loaded, now, &mut results),
+                Change::Remove(_) => self.remove(loaded, now, &mut results),
+                Change::SetMeter { .. } | Change::RemoveMeter(_) => {
+                    results.extend(now.iter().map(|change| self.change_meter(loaded, change)));
+                }
+            }
+            rest = later;
+        }
+        next_generation(loaded);
+        results
+    }
+
+    fn add(&mut self, loaded: &Loaded, changes: &[Change<'_>], results: &mut Vec<Result<(), Refused>>) {
+        let mut adding = Adding::default();
+        for change in changes {
+            let Change::Add { id, rule } = change else { continue };
+            let prepared = self.prepare(loaded, *id, rule, results.len(), &mut adding);
+            results.push(prepared);
+        }
+        let maps = &loaded.maps;
+        let hidden = adding.actions.write(&maps.actions).and_then(|()| adding.groups.write(&maps.groups));
+        let kinds =
+            [(&maps.rules, &adding.short, &adding.short_rules), (&maps.long_rules, &adding.long, &adding.long_rules)];
+        for (map, rules, pending) in kinds {
+            let written = hidden.map_err(|(_, errno)| (0, errno)).and_then(|()| rules.write(map));
+            if let Err((done, errno)) = written {
+                for pending in &pending[done..] {
+                    self.forget(pending.id);
+                    results[pending.place] = Err(refused(errno, "rule"));
+                }
+            }
+        }
+        for (chain, errno) in self.write_chains(loaded) {
+            let pending = adding.short_rules.iter().chain(&adding.long_rules);
+            for pending in pending.filter(|pending| pending.chain == chain) {
+                if let Some(installed) = self.forget(pending.id) {
+                    let _ = rules_map(loaded, &installed).remove(&installed.key);
+                }
+                results[pending.place] = Err(refused(errno, "chain"));
+            }
+        }
+    }
+
+    /// Takes numbers for a rule and its parts, and notes what is to be written.
+    fn prepare(
+        &mut self,
+        loaded: &Loaded,
+        id: RuleId,
+        rule: &Rule,
+        place: usize,
+        adding: &mut Adding,
+    ) -> Result<(), Refused> {
+        if self.rules.contains_key(&id) {
+            return Err(Refused::Exists);
+        }
+        let compiled = compile(rule, &self.meter_numbers)?;
+        let known = self.book.find(&compiled.place);
+        match known {
+            Some(group) if self.has_key(&lookup_key(group, compiled.key())) => return Err(Refused::Exists),
+            Some(_) => {}
+            None => self.book.check(&compiled.place)?,
+        }
+        self.make_room(loaded, compiled.actions.len(), known.is_none())?;
+        let ranged = compiled.place.src.is_some() || compiled.place.dst.is_some();
+        let group = match known {
+            Some(group) => group,
+            None => self.add_group(id, &compiled, adding)?,
+        };
+        let chain = (compiled.place.block, compiled.place.chain);
+        if known.is_none() || ranged {
+            self.dirty.insert(chain);
+        }
+        self.book.add_rule(group, id);
+        let index = self.indexes.take().ok_or(Refused::NoRoom("rule"))?;
+        self.zero_counter(loaded, index);
+        let actions = self.place_actions(&compiled, adding)?;
+        let meters: Box<[u32]> = compiled.meters.iter().filter_map(|id| self.meter_numbers.get(id).copied()).collect();
+        meters.iter().for_each(|meter| *self.meter_users.entry(*meter).or_default() += 1);
+        let key = lookup_key(group, compiled.key()).into_boxed_slice();
+        let first = actions.first().copied().unwrap_or(next::TERMINAL);
+        let value = layout::rule(id.0, index, first, compiled.walk, compiled.terminal);
+        let (writes, pending) = match compiled.place.is_long() {
+            true => (&mut adding.long, &mut adding.long_rules),
+            false => (&mut adding.short, &mut adding.short_rules),
+        };
+        writes.push(&key, &value);
+        pending.push(Pending { place, id, chain });
+        self.by_key.insert(hash_of(&key), id);
+        self.rules.insert(id, Installed { group, key, index, actions, meters });
+        Ok(())
+    }
+
+    /// Whether there is a rule with this key in the map of rules.
+    fn has_key(&self, key: &[u8]) -> bool {
+        let other = self.by_key.get(&hash_of(key)).and_then(|other| self.rules.get(other));
+        other.is_some_and(|other| *other.key == *key)
+    }
+
+    /// Sees to it that there are numbers for a rule with so many actions, and for a group if it needs one.
+    fn make_room(&mut self, loaded: &Loaded, actions: usize, group: bool) -> Result<(), Refused> {
+        let missing = |commits: &Commits| {
+            let wanted = [
+                (&commits.indexes, 1, "rule"),
+                (&commits.actions, actions, "action"),
+                (&commits.groups, group.into(), "mask"),
+            ];
+            let missing = wanted.into_iter().find(|(slots, count, _)| slots.ready() < *count);
+            missing.map(|(slots, _, what)| (slots.has_resting(), what))
+        };
+        if let Some((true, _)) = missing(self) {
+            // What was given back may still be in the cache, or in the hands of a program.
+            next_generation(loaded);
+            sys::wait_for_programs().map_err(|error| Refused::Kernel(errno(&error)))?;
+            [&mut self.indexes, &mut self.actions, &mut self.groups].into_iter().for_each(Slots::recycle);
+        }
+        missing(self).map_or(Ok(()), |(_, what)| Err(Refused::NoRoom(what)))
+    }
+
+    fn add_group(&mut self, first: RuleId, compiled: &Compiled, adding: &mut Adding) -> Result<u32, Refused> {
+        let number = self.groups.take().ok_or(Refused::NoRoom("mask"))?;
+        self.book.add_group(number, compiled.place.clone(), first);
+        if let Some(group) = self.book.group(number) {
+            adding.groups.push(&number.to_ne_bytes(), &group.bytes());
+        }
+        Ok(number)
+    }
+
+    /// Gives each action its number, and notes it.
+    fn place_actions(&mut self, compiled: &Compiled, adding: &mut Adding) -> Result<Box<[u32]>, Refused> {
+        let numbers: Option<Box<[u32]>> = compiled.actions.iter().map(|_| self.actions.take()).collect();
+        let numbers = numbers.ok_or(Refused::NoRoom("action"))?;
+        let number = |place: u32| match place {
+            next::TERMINAL | next::END | next::DROP => place,
+            place => numbers[place as usize - 1],
+        };
+        for (own, entry) in numbers.iter().zip(&compiled.actions) {
+            let mut entry = entry.clone();
+            entry.next = number(entry.next);
+            if entry.kind == ActionKind::Police {
+                entry.alternative = number(entry.alternative);
+            }
+            adding.actions.push(&own.to_ne_bytes(), &entry.bytes());
+        }
+        Ok(numbers)
+    }
+
+    fn remove(&mut self, loaded: &Loaded, changes: &[Change<'_>], results: &mut Vec<Result<(), Refused>>) {
+        for change in changes {
+            let Change::Remove(id) = change else { continue };
+            let removed = match self.rules.get(id) {
+                None => Err(Refused::Unknown),
+                Some(installed) => match rules_map(loaded, installed).remove(&installed.key) {
+                    Ok(_) => Ok(()),
+                    Err(error) => Err(Refused::Kernel(errno(&error))),
+                },
+            };
+            if removed.is_ok() {
+                self.forget(*id);
+            }
+            results.push(removed);
+        }
+        // A chain that cannot be written has groups without rules, until the next commit.
+        let _ = self.write_chains(loaded);
+    }
+
+    /// Forgets a rule that is not in the map of rules any more.
+    fn forget(&mut self, id: RuleId) -> Option<Installed> {
+        let installed = self.rules.remove(&id)?;
+        self.by_key.remove(&hash_of(&installed.key));
+        self.indexes.give_back(installed.index);
+        installed.actions.iter().for_each(|action| self.actions.give_back(*action));
+        for meter in &installed.meters {
+            self.meter_users.entry(*meter).and_modify(|users| *users -= 1);
+        }
+        let chain = self.book.group(installed.group).map(|group| (group.place.block, group.place.chain));
+        if self.book.remove_rule(installed.group, id)
+            && let Some(chain) = chain
+        {
+            self.dirty.insert(chain);
+        }
+        if self.book.group(installed.group).is_some_and(|group| group.rules == 0) {
+            self.book.remove_group(installed.group);
+            self.unlisted.push(installed.group);
+        }
+        Some(installed)
+    }
+
+    /// Writes the chains that have changed. Returns those that could not be written, which stay as they were.
+    fn write_chains(&mut self, loaded: &Loaded) -> Vec<(ChainName, i32)> {
+        let mut failed = Vec::new();
+        for (block, chain) in std::mem::take(&mut self.dirty) {
+            let key = chain_key(block, chain);
+            let written = match self.book.chain(block, chain) {
+                Some(value) => loaded.maps.chains.put(&key, &value),
+                None => loaded.maps.chains.remove(&key).map(drop),
+            };
+            if let Err(error) = written {
+                failed.push(((block, chain), errno(&error)));
+                self.dirty.insert((block, chain));
+            }
+        }
+        if failed.is_empty() {
+            self.unlisted.drain(..).for_each(|group| self.groups.give_back(group));
+        }
+        failed
+    }
+
+    fn change_meter(&mut self, loaded: &Loaded, change: &Change<'_>) -> Result<(), Refused> {
+        match change {
+            Change::SetMeter { id, meter } => self.set_meter(loaded, *id, *meter),
+            Change::RemoveMeter(id) => self.remove_meter(*id),
+            Change::Add { .. } | Change::Remove(_) => Err(Refused::Unknown),
+        }
+    }
+
+    fn set_meter(&mut self, loaded: &Loaded, id: MeterId, meter: Meter) -> Result<(), Refused> {
+        if !meter.is_sensible() {
+            return Err(Refused::MeterWithoutRate);
+        }
+        if matches!(meter.rate, flow::Rate::Mtu(_)) {
+            return Err(Refused::MeterOfMtu);
+        }
+        let capacity = meter.burst.checked_mul(1_000_000_000).ok_or(Refused::Burst)?;
+        let known = self.meters.get(&id).copied();
+        if known.is_some_and(|known| known.meter == meter) {
+            return Ok(());
+        }
+        let index = match known {
+            Some(known) => known.index,
+            None => self.take_meter()?,
+        };
+        let key = index.to_ne_bytes();
+        let put = || -> io::Result<()> {
+            let before = loaded.maps.meters.get(&key)?.filter(|_| known.is_some()).unwrap_or_default();
+            let (conformed, exceeded) = (View(&before).u64(40), View(&before).u64(48));
+            loaded.maps.meters.put(&key, &layout::meter(id, meter, capacity, conformed, exceeded))
+        };
+        if let Err(error) = put() {
+            if known.is_none() {
+                self.meter_slots.give_back(index);
+            }
+            return Err(Refused::Kernel(errno(&error)));
+        }
+        self.meter_numbers.insert(id, index);
+        self.meters.insert(id, MeterSlot { index, meter });
+        Ok(())
+    }
+
+    fn take_meter(&mut self) -> Result<u32, Refused> {
+        if self.meter_slots.ready() == 0 && self.meter_slots.has_resting() {
+            sys::wait_for_programs().map_err(|error| Refused::Kernel(errno(&error)))?;
+            self.meter_slots.recycle();
+        }
+        self.meter_slots.take().ok_or(Refused::NoRoom("meter"))
+    }
+
+    fn remove_meter(&mut self, id: MeterId) -> Result<(), Refused> {
+        let index = *self.meter_numbers.get(&id).ok_or(Refused::Unknown)?;
+        if self.meter_users.get(&index).is_some_and(|users| *users != 0) {
+            return Err(Refused::Used);
+        }
+        self.meter_numbers.remove(&id);
+        self.meters.remove(&id);
+        self.meter_slots.give_back(index);
+        Ok(())
+    }
+
+    /// The counter of a rule, or zero.
+    pub(crate) fn counter(&self, loaded: &Loaded, id: RuleId) -> Counter {
+        let Some(installed) = self.rules.get(&id) else { return Counter::default() };
+        let words = self.counter_words(loaded, installed.index);
+        words.fold(Counter::default(), |counter, word| Counter {
+            packets: counter.packets.wrapping_add(loaded.counters.get(word)),
+            bytes: counter.bytes.wrapping_add(loaded.counters.get(word + 1)),
+            last_used: counter.last_used.max(Duration::from_nanos(loaded.counters.get(word + 2))),
+        })
+    }
+
+    /// Where the counter of each CPU begins.
+    fn counter_words(&self, loaded: &Loaded, index: u32) -> impl Iterator<Item = usize> + use<> {
+        let rules = loaded.max_rules;
+        (0..self.cpus).map(move |cpu| (cpu * rules + index as usize) * 3)
+    }
+
+    fn zero_counter(&self, loaded: &Loaded, index: u32) {
+        for word in self.counter_words(loaded, index) {
+            // Pages that were never written to stay so.
+            (word..word + 3)
+                .filter(|word| loaded.counters.get(*word) != 0)
+                .for_each(|word| loaded.counters.set(word, 0));
+        }
+    }
+
+    /// Reads from the maps what is in them.
+    pub(crate) fn adopt(&mut self, loaded: &Loaded) -> io::Result<()> {
+        let maps = &loaded.maps;
+        for key in maps.chains.keys()? {
+            let Some(chain) = maps.chains.get(&key)? else { continue };
+            let chain = View(&chain);
+            for place in 0..chain.u32(0) as usize {
+                let number = chain.u32(8 + 4 * place);
+                if let Some(group) = maps.groups.get(&number.to_ne_bytes())? {
+                    self.book.adopt_group(number, &group);
+                }
+            }
+            self.dirty.insert((View(&key).u64(0), View(&key).u32(8)));
+        }
+        for map in [&maps.rules, &maps.long_rules] {
+            for key in map.keys()? {
+                if let Some(value) = map.get(&key)? {
+                    self.adopt_rule(loaded, map, key, View(&value))?;
+                }
+            }
+        }
+        self.book.adopted();
+        self.adopt_meters(loaded)?;
+        let rules = || self.rules.values();
+        let taken: Vec<u32> = rules().map(|rule| rule.index).collect();
+        self.indexes = Slots::with_taken(0, maps.counters.max_entries / self.cpus as u32, &taken);
+        let taken: Vec<u32> = rules().flat_map(|rule| rule.actions.iter().copied()).collect();
+        self.actions = Slots::with_taken(1, maps.actions.max_entries, &taken);
+        self.groups = Slots::with_taken(0, maps.groups.max_entries, &self.book.numbers());
+        // The process may have ended in the middle of a commit.
+        self.write_chains(loaded);
+        next_generation(loaded);
+        Ok(())
+    }
+
+    fn adopt_rule(&mut self, loaded: &Loaded, map: &Map, key: Vec<u8>, value: View<'_>) -> io::Result<()> {
+        let group = View(&key).u32(0);
+        if !self.book.has_group(group) {
+            // Its chain was never written.
+            return map.remove(&key).map(drop);
+        }
+        let id = RuleId(value.u64(0));
+        let (actions, meters) = list_of(loaded, value.u32(12))?;
+        meters.iter().for_each(|meter| *self.meter_users.entry(*meter).or_default() += 1);
+        self.book.adopt_rule(group, id);
+        self.by_key.insert(hash_of(&key), id);
+        let key = key.into_boxed_slice();
+        self.rules.insert(id, Installed { group, key, index: value.u32(8), actions, meters });
+        Ok(())
+    }
+
+    fn adopt_meters(&mut self, loaded: &Loaded) -> io::Result<()> {
+        let mut taken = Vec::new();
+        for index in 0..loaded.maps.meters.max_entries {
+            let Some(value) = loaded.maps.meters.get(&index.to_ne_bytes())? else { continue };
+            let value = View(&value);
+            let (id, rate, burst) = (MeterId(value.u32(56)), value.u64(8), value.u64(16) / 1_000_000_000);
+            if rate == 0 {
+                continue;
+            }
+            let rate = if value.u32(4) == 0 { Rate::Bytes(rate) } else { Rate::Packets(rate) };
+            self.meter_numbers.insert(id, index);
+            self.meters.insert(id, MeterSlot { index, meter: Meter { rate, burst } });
+            taken.push(index);
+        }
+        self.meter_slots = Slots::with_taken(0, loaded.maps.meters.max_entries, &taken);
+        Ok(())
+    }
+}
+
+/// Makes every cached answer void.
+fn next_generation(loaded: &Loaded) {
+    loaded.control.set(0, loaded.control.get(0) + 1);
+}
+
+/// The actions of a list, and the meters that they use.
+fn list_of(loaded: &Loaded, first: u32) -> io::Result<(Box<[u32]>, Box<[u32]>)> {
+    let (mut actions, mut meters) = (BTreeSet::new(), Vec::new());
+    let mut waiting = VecDeque::from([first]);
+    while let Some(number) = waiting.pop_front() {
+        if matches!(number, next::TERMINAL | next::END | next::DROP) || !actions.insert(number) {
+            continue;
+        }
+        let Some(action) = loaded.maps.actions.get(&number.to_ne_bytes())? else { continue };
+        let view = View(&action);
+        waiting.push_back(view.u32(4));
+        if action[0] == ActionKind::Police as u8 {
+            meters.push(view.u32(8));
+            waiting.push_back(view.u32(12));
+        }
+    }
+    let mut actions: Vec<u32> = actions.into_iter().collect();
+    actions.sort_unstable_by_key(|number| *number != first);
+    Ok((actions.into(), meters.into()))
+}

@@ -1,0 +1,287 @@
+//! A rule as the program carries it out, or why it cannot.
+
+use std::collections::HashMap;
+use std::ops::RangeInclusive;
+
+use flow::{Action, Block, Control, EditField, Field, MeterId, Protocol, Rule, TunnelKind, VlanTag};
+use thiserror::Error;
+
+use crate::layout::{self, ActionEntry, ActionKind, LONG_KEY, MAX_ACTIONS, SHORT_KEY, Terminal, next};
+
+/// Why a change was refused. Then nothing has changed.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum Refused {
+    /// The program does not look at the field.
+    #[error("{} is not offloaded", .0.word())]
+    Key(Field),
+    /// The program does not have the action.
+    #[error("{action} (action {place}) is not offloaded")]
+    Action {
+        /// The place of the action in the rule, from 0.
+        place: usize,
+        /// Its name in the words of tc.
+        action: &'static str,
+    },
+    /// The program does not have the two together.
+    #[error("{action} (action {place}) is not offloaded before {before}")]
+    Before {
+        /// The place of the action in the rule, from 0.
+        place: usize,
+        /// Its name in the words of tc.
+        action: &'static str,
+        /// What comes later in the rule.
+        before: &'static str,
+    },
+    /// The rules of a tunnel device.
+    #[error("rules of a tunnel device are not offloaded")]
+    Tunnel,
+    /// More actions than a rule can have.
+    #[error("a rule has at most {MAX_ACTIONS} actions, and meters 32 times")]
+    TooManyActions,
+    /// A burst whose tokens do not fit into 64 bits.
+    #[error("a burst is at most {}", u64::MAX / 1_000_000_000)]
+    Burst,
+    /// A meter without a rate or a burst, which would let nothing through.
+    #[error("a meter needs a rate and a burst")]
+    MeterWithoutRate,
+    /// A meter with nothing but an MTU.
+    #[error("police with an mtu alone is not offloaded")]
+    MeterOfMtu,
+    /// No room for another rule, action, meter or mask.
+    #[error("no room for another {0}")]
+    NoRoom(&'static str),
+    /// There is a rule with this name or with the same match.
+    #[error("there is such a rule")]
+    Exists,
+    /// There is no rule or meter with this name.
+    #[error("there is no such rule or meter")]
+    Unknown,
+    /// The meter is used by a rule.
+    #[error("the meter is used by a rule")]
+    Used,
+    /// The priority has rules of another protocol.
+    #[error("the priority is one of protocol {0}")]
+    Protocol(Protocol),
+    /// The kernel refused to change a map: the number of the error.
+    #[error("the kernel refuses: {}", std::io::Error::from_raw_os_error(*.0))]
+    Kernel(i32),
+}
+
+/// Which of the rules of a chain belong together: those of a priority and a mask, and of a range of ports.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Place {
+    pub(crate) block: u64,
+    pub(crate) chain: u32,
+    pub(crate) priority: u32,
+    pub(crate) protocol: Protocol,
+    pub(crate) mask: Box<[u8; LONG_KEY]>,
+    pub(crate) src: Option<RangeInclusive<u16>>,
+    pub(crate) dst: Option<RangeInclusive<u16>>,
+}
+
+impl Place {
+    /// Whether the short key is not enough.
+    pub(crate) fn is_long(&self) -> bool {
+        self.mask[SHORT_KEY..].iter().any(|byte| *byte != 0)
+    }
+}
+
+/// A rule, ready for the maps but for the numbers of its entries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Compiled {
+    pub(crate) place: Place,
+    key: [u8; LONG_KEY],
+    /// `next` and `alternative` are places in this list, if they are none of [`next`]: place 0 is 1.
+    pub(crate) actions: Vec<ActionEntry>,
+    pub(crate) terminal: Terminal,
+    pub(crate) walk: bool,
+    pub(crate) meters: Vec<MeterId>,
+}
+
+impl Compiled {
+    /// The key, as long as those of its group are.
+    pub(crate) fn key(&self) -> &[u8] {
+        &self.key[..if self.place.is_long() { LONG_KEY } else { SHORT_KEY }]
+    }
+}
+
+/// A block as a number: its kind in the highest byte.
+pub(crate) fn block_number(block: Block) -> u64 {
+    let (kind, number) = match block {
+        Block::Port(port) => (0u64, port.0),
+        Block::Shared(index) => (1, index),
+        Block::Tunnel(device) => {
+            let kind = match device.kind {
+                TunnelKind::Vxlan => 2,
+                TunnelKind::Geneve => 3,
+                TunnelKind::Gre => 4,
+            };
+            (kind, device.udp_port.into())
+        }
+    };
+    kind << 56 | u64::from(number)
+}
+
+/// The name of an action in the words of tc.
+fn name(action: &Action) -> &'static str {
+    match action {
+        Action::Drop => "drop",
+        Action::Trap => "trap",
+        Action::Redirect(_) => "mirred redirect",
+        Action::Mirror(_) => "mirred mirror",
+        Action::Goto(_) => "goto chain",
+        Action::VlanPush(_) => "vlan push",
+        Action::VlanPop => "vlan pop",
+        Action::VlanModify { .. } => "vlan modify",
+        Action::Edit(_) => "pedit",
+        Action::Csum(_) => "csum",
+        Action::DecTtl => "dec_ttl",
+        Action::TunnelSet(_) => "tunnel_key set",
+        Action::TunnelUnset => "tunnel_key unset",
+        Action::Ct(_) => "ct",
+        Action::CtClear => "ct clear",
+        Action::Police(_) => "police",
+        Action::Sample(_) => "sample",
+    }
+}
+
+/// What the program makes of a rule, with the numbers of the meters.
+pub(crate) fn compile(rule: &Rule, meters: &HashMap<MeterId, u32>) -> Result<Compiled, Refused> {
+    if matches!(rule.block, Block::Tunnel(_)) {
+        return Err(Refused::Tunnel);
+    }
+    keys(rule)?;
+    let mask = Box::new(layout::key(rule.matches.mask()));
+    let (src, dst) = (rule.matches.src_ports.clone(), rule.matches.dst_ports.clone());
+    let (block, chain, priority, protocol) = (block_number(rule.block), rule.chain, rule.priority, rule.protocol);
+    let place = Place { block, chain, priority, protocol, mask, src, dst };
+    let key = layout::key(rule.matches.value());
+    let (actions, terminal) = Lowering { rule, meters }.lower()?;
+    let walk = walks(rule, terminal, &actions);
+    let meters = rule.actions.iter().filter_map(Action::meter).collect();
+    Ok(Compiled { place, key, actions, terminal, walk, meters })
+}
+
+/// The keys that the program has not.
+fn keys(rule: &Rule) -> Result<(), Refused> {
+    let not_there = |field: &Field| *field >= Field::EncKeyId;
+    rule.matches.mask().fields().find(not_there).map_or(Ok(()), |field| Err(Refused::Key(field)))
+}
+
+/// Whether the first pass must look at the actions: they decide what becomes of the frame, or change the key for the next
+/// chain, or change a frame that must reach the representor as it came in.
+fn walks(rule: &Rule, terminal: Terminal, actions: &[ActionEntry]) -> bool {
+    let decides = rule.actions.iter().any(|action| matches!(action, Action::Police(_) | Action::DecTtl));
+    let goes_on = matches!(terminal, Terminal::Goto(_) | Terminal::Trap)
+        || actions.iter().any(|entry| matches!(entry.kind, ActionKind::Goto | ActionKind::Trap | ActionKind::Drop));
+    let branches = actions.iter().any(|entry| entry.kind == ActionKind::Redirect);
+    !actions.is_empty() && (decides || goes_on || branches)
+}
+
+struct Lowering<'r> {
+    rule: &'r Rule,
+    meters: &'r HashMap<MeterId, u32>,
+}
+
+impl Lowering<'_> {
+    /// The actions but for the last one, if that is an end; and the end.
+    fn lower(&self) -> Result<(Vec<ActionEntry>, Terminal), Refused> {
+        let actions = &self.rule.actions;
+        let (last, terminal) = match actions.last() {
+            Some(Action::Drop) => (actions.len() - 1, Terminal::Drop),
+            Some(Action::Trap) => (actions.len() - 1, Terminal::Trap),
+            Some(Action::Redirect(port)) => (actions.len() - 1, Terminal::Redirect(port.0)),
+            Some(Action::Goto(chain)) => (actions.len() - 1, Terminal::Goto(*chain)),
+            _ => (actions.len(), Terminal::End),
+        };
+        let measured = actions.iter().filter(|action| matches!(action, Action::Police(_))).count();
+        if last > MAX_ACTIONS || measured > 32 {
+            return Err(Refused::TooManyActions);
+        }
+        let entries = actions[..last].iter().enumerate().map(|(place, action)| {
+            let entry = self.one(place, action)?;
+            Ok(match action {
+                Action::Police(police) => ActionEntry {
+                    next: self.control(police.conform, place, last),
+                    alternative: self.control(police.exceed, place, last),
+                    ..entry
+                },
+                _ => ActionEntry { next: self.place(place + 1, last), ..entry },
+            })
+        });
+        Ok((entries.collect::<Result<_, Refused>>()?, terminal))
+    }
+
+    /// Where the rule goes on at a place of its actions, of which those from `last` on are the terminal.
+    fn place(&self, place: usize, last: usize) -> u32 {
+        match place {
+            place if place < last => place as u32 + 1,
+            place if place < self.rule.actions.len() || last == self.rule.actions.len() => next::TERMINAL,
+            _ => next::END,
+        }
+    }
+
+    fn control(&self, control: Control, place: usize, last: usize) -> u32 {
+        match control {
+            Control::Pipe => self.place(place + 1, last),
+            Control::Jump(to) => self.place(to.max(place + 1), last),
+            Control::Drop => next::DROP,
+        }
+    }
+
+    fn one(&self, place: usize, action: &Action) -> Result<ActionEntry, Refused> {
+        let tag =
+            |tag: &VlanTag| u32::from(tag.tpid) << 16 | u32::from(tag.priority & 7) << 13 | u32::from(tag.id & 0xfff);
+        let simple = ActionEntry::new;
+        Ok(match action {
+            Action::Drop => simple(ActionKind::Drop, 0),
+            Action::Trap => simple(ActionKind::Trap, 0),
+            Action::Redirect(port) => simple(ActionKind::Redirect, port.0),
+            Action::Mirror(port) => simple(ActionKind::Mirror, port.0),
+            Action::Goto(chain) => simple(ActionKind::Goto, *chain),
+            Action::VlanPush(pushed) => simple(ActionKind::VlanPush, tag(pushed)),
+            Action::VlanPop => simple(ActionKind::VlanPop, 0),
+            Action::VlanModify { tpid, id, priority } => {
+                let arg = tag(&VlanTag { tpid: *tpid, id: *id, priority: priority.unwrap_or(0) });
+                ActionEntry { field: priority.is_some().into(), ..simple(ActionKind::VlanModify, arg) }
+            }
+            Action::Edit(edit) => {
+                if edit.field == EditField::EthType {
+                    self.nothing_depends(place, action)?;
+                }
+                ActionEntry::edit(edit)
+            }
+            Action::Csum(which) => simple(ActionKind::Csum, which.0),
+            Action::DecTtl => simple(ActionKind::DecTtl, 0),
+            Action::Police(police) => {
+                let index = self.meters.get(&police.meter).ok_or(Refused::Unknown)?;
+                simple(ActionKind::Police, *index)
+            }
+            Action::Sample(sample) => {
+                let mut entry = simple(ActionKind::Sample, sample.rate.max(1));
+                entry.alternative = sample.group;
+                entry.value[..4].copy_from_slice(&sample.truncate.unwrap_or(u32::MAX).to_ne_bytes());
+                entry
+            }
+            Action::TunnelSet(_) | Action::TunnelUnset | Action::Ct(_) | Action::CtClear => {
+                return Err(Refused::Action { place, action: name(action) });
+            }
+        })
+    }
+
+    /// Refuses actions behind a new EtherType whose outcome the first pass would have to know.
+    fn nothing_depends(&self, place: usize, action: &Action) -> Result<(), Refused> {
+        let later = &self.rule.actions[place + 1..];
+        let depends = |later: &&Action| {
+            matches!(
+                later,
+                Action::Goto(_) | Action::Police(_) | Action::DecTtl | Action::VlanPop | Action::VlanModify { .. }
+            )
+        };
+        match later.iter().find(depends) {
+            Some(before) => Err(Refused::Before { place, action: name(action), before: name(before) }),
+            None => Ok(()),
+        }
+    }
+}

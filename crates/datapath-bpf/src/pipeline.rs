@@ -1,0 +1,418 @@
+//! A pipeline: the program, its maps, and what is in them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use flow::{Block, Meter, MeterId, Port, Rule, RuleId, Sampled};
+
+use crate::commit::Commits;
+use crate::compile::{Refused, block_number};
+use crate::layout::{Bytes, View};
+use crate::maps::{LoadError, Loaded};
+use crate::sys;
+
+/// The sizes of a pipeline's maps, which stay as they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// How many rules there is room for. A counter has 24 bytes for each CPU.
+    pub max_rules: u32,
+    /// How many actions of all rules together there is room for, but for each rule's last one. An action has 56 bytes.
+    pub max_actions: u32,
+    /// How many masks of all priorities together there is room for, with 440 bytes each. A chain has at most 256.
+    pub max_masks: u32,
+    /// How many meters there is room for.
+    pub max_meters: u32,
+    /// The bytes of the buffer for samples; rounded up to a power of two.
+    pub sample_buffer: u32,
+    /// Sends nothing, and records what would be sent: for [`Pipeline::trial`].
+    pub trials: bool,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            max_rules: 1 << 18,
+            max_actions: 1 << 18,
+            max_masks: 1 << 12,
+            max_meters: 1 << 16,
+            sample_buffer: 1 << 20,
+            trials: false,
+        }
+    }
+}
+
+/// What a netdev of the card is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The inner end of a port: what the VF sends comes in here.
+    Port(Port),
+    /// The inner end of a representor: what the representor's netdev sends comes in here, and goes to the port.
+    Representor(Port),
+    /// The wire of an uplink.
+    Wire(Port),
+}
+
+/// What happens to frames that come in at a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// They go on to the stack or the bridge of the card's namespace.
+    Legacy,
+    /// Rules are asked, and the representor gets what misses.
+    Switchdev,
+    /// They are dropped.
+    Inactive,
+}
+
+/// A port, as the program has to know it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortConfig {
+    /// What happens to its frames.
+    pub mode: Mode,
+    /// The block in which they are looked up.
+    pub block: Block,
+    /// The number of the netdev through which the port is reached: its inner end, or the wire.
+    pub ifindex: u32,
+    /// The number of the representor's inner end, if there is one.
+    pub representor: Option<u32>,
+    /// Whether frames to the port are sent by the inner end. Otherwise they are received by the outer one at once, which is
+    /// faster, and needs the outer end to be up and in another network namespace.
+    pub through_inner: bool,
+    /// Whether `ifindex` is the wire.
+    pub is_wire: bool,
+    /// Whether the link is up. Without it, frames from and to the port are dropped.
+    pub link_up: bool,
+}
+
+impl PortConfig {
+    fn bytes(&self) -> Vec<u8> {
+        let mode = match self.mode {
+            Mode::Legacy => 0,
+            Mode::Switchdev => 1,
+            Mode::Inactive => 2,
+        };
+        let flags = u32::from(self.through_inner) | u32::from(self.is_wire) << 1 | u32::from(self.link_up) << 2;
+        let bytes = Bytes::default().u64(block_number(self.block)).u32(self.ifindex);
+        bytes.u32(self.representor.unwrap_or(0)).u32(mode).u32(flags).0
+    }
+}
+
+/// A change of rules and meters.
+#[derive(Debug, Clone, Copy)]
+pub enum Change<'c> {
+    /// Adds a rule. Among rules of one priority, `id` says which is older, as in [`flow::Tables`].
+    Add {
+        /// The name of the rule, which no other rule has.
+        id: RuleId,
+        /// The rule, which [`flow::Tables::add`] has accepted.
+        rule: &'c Rule,
+    },
+    /// Removes a rule.
+    Remove(RuleId),
+    /// Makes or changes a meter, which is full then, unless it is the same.
+    SetMeter {
+        /// The name of the meter.
+        id: MeterId,
+        /// The meter.
+        meter: Meter,
+    },
+    /// Removes a meter that no rule uses.
+    RemoveMeter(MeterId),
+}
+
+/// How often a rule was used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counter {
+    /// Frames that matched; of a frame that is yet to be segmented, its segments.
+    pub packets: u64,
+    /// Their bytes, as in [`flow::Counter`].
+    pub bytes: u64,
+    /// The time since boot at which the last one matched (CLOCK_MONOTONIC, to a few milliseconds), or zero.
+    pub last_used: Duration,
+}
+
+/// Why the program dropped frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum DropReason {
+    /// A rule says so.
+    Rule,
+    /// A meter says so.
+    Meter,
+    /// The frame is shorter than an Ethernet header.
+    TooShort,
+    /// The frame has grown too long for its headers.
+    TooLong,
+    /// The time to live is over.
+    TtlExpired,
+    /// The frame went on in another chain too often.
+    TooManyGotos,
+    /// There is no such port, or it has no netdev.
+    NoPort,
+    /// The port is inactive.
+    Inactive,
+    /// The link of the port is down.
+    LinkDown,
+    /// The frame missed, and the port has no representor.
+    NoRepresentor,
+    /// A map did not have what it should have.
+    Internal,
+}
+
+impl DropReason {
+    const ALL: [DropReason; 11] = [
+        DropReason::Rule,
+        DropReason::Meter,
+        DropReason::TooShort,
+        DropReason::TooLong,
+        DropReason::TtlExpired,
+        DropReason::TooManyGotos,
+        DropReason::NoPort,
+        DropReason::Inactive,
+        DropReason::LinkDown,
+        DropReason::NoRepresentor,
+        DropReason::Internal,
+    ];
+
+    pub(crate) fn of(number: u32) -> Option<DropReason> {
+        DropReason::ALL.get((number as usize).checked_sub(1)?).copied()
+    }
+}
+
+/// How many frames were dropped, by port and reason. The port is the one at which they came in, or for a port that cannot be
+/// reached that one.
+pub type Drops = BTreeMap<(Port, DropReason), u64>;
+
+/// The program and its maps.
+pub struct Pipeline {
+    pub(crate) loaded: Loaded,
+    pub(crate) trials: bool,
+    pub(crate) commits: Commits,
+    links: HashMap<u32, OwnedFd>,
+    pinned: Option<PathBuf>,
+}
+
+impl Pipeline {
+    /// Loads program and maps. They are not attached to anything.
+    ///
+    /// # Errors
+    /// [`LoadError::NotAllowed`] where a process may not load programs, [`LoadError::Kernel`] where the kernel is too old.
+    /// A card has no offload then.
+    pub fn load(options: Options) -> Result<Pipeline, LoadError> {
+        let loaded = Loaded::load(&options)?;
+        Pipeline::new(loaded, options.trials)
+    }
+
+    fn new(loaded: Loaded, trials: bool) -> Result<Pipeline, LoadError> {
+        // Nothing is cached of generation 0, with which the slots of the cache begin.
+        loaded.control.set(0, loaded.control.get(0).max(1));
+        let commits = Commits::new(&loaded)?;
+        Ok(Pipeline { loaded, trials, commits, links: HashMap::new(), pinned: None })
+    }
+
+    /// Pins program, maps and what is attached in a new directory of a bpffs, so that they stay when the process ends.
+    ///
+    /// # Errors
+    /// The kernel's: no bpffs, or there is something at the path.
+    pub fn pin(&mut self, directory: &Path) -> io::Result<()> {
+        std::fs::create_dir(directory)?;
+        self.loaded.pin(directory)?;
+        for (ifindex, link) in &self.links {
+            sys::pin(link.as_fd(), &link_path(directory, *ifindex))?;
+        }
+        self.pinned = Some(directory.to_owned());
+        Ok(())
+    }
+
+    /// Finds a pipeline that was pinned in a directory, with its ports, rules, meters and counters as they are.
+    ///
+    /// # Errors
+    /// [`LoadError::Missing`] if there is none, [`LoadError::OtherBuild`] if its maps are of another build: then
+    /// [`Pipeline::unpin`] removes it.
+    pub fn adopt(directory: &Path) -> Result<Pipeline, LoadError> {
+        let mut pipeline = Pipeline::new(Loaded::find(directory)?, false)?;
+        pipeline.commits.adopt(&pipeline.loaded)?;
+        for entry in std::fs::read_dir(directory)? {
+            let entry = entry?;
+            if let Some(ifindex) = ifindex_of_link(&entry.file_name().to_string_lossy()) {
+                pipeline.links.insert(ifindex, sys::open_pinned(&entry.path())?);
+            }
+        }
+        pipeline.pinned = Some(directory.to_owned());
+        Ok(pipeline)
+    }
+
+    /// Removes a pinned pipeline. It ends when no process has it open.
+    ///
+    /// # Errors
+    /// Those of the file system; none if there is nothing.
+    pub fn unpin(directory: &Path) -> io::Result<()> {
+        match std::fs::remove_dir_all(directory) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Says what a netdev of the calling thread's network namespace is, and attaches the program to what it receives.
+    ///
+    /// # Errors
+    /// The kernel's: no such netdev, no tcx.
+    pub fn attach(&mut self, ifindex: u32, role: Role) -> io::Result<()> {
+        let (port, kind) = match role {
+            Role::Port(port) => (port, 0),
+            Role::Representor(port) => (port, 1),
+            Role::Wire(port) => (port, 2),
+        };
+        let netdev = Bytes::default().u32(port.0).u32(kind).0;
+        self.loaded.maps.netdevs.put(&ifindex.to_ne_bytes(), &netdev)?;
+        if self.links.contains_key(&ifindex) || self.trials {
+            return Ok(());
+        }
+        let link = sys::attach_tcx(self.loaded.program.as_fd(), ifindex);
+        let link = link.and_then(|link| self.pin_link(ifindex, &link).map(|()| link));
+        match link {
+            Ok(link) => drop(self.links.insert(ifindex, link)),
+            Err(error) => {
+                self.loaded.maps.netdevs.remove(&ifindex.to_ne_bytes())?;
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the program away from a netdev. Returns whether it was there.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn detach(&mut self, ifindex: u32) -> io::Result<bool> {
+        let was_there = self.loaded.maps.netdevs.remove(&ifindex.to_ne_bytes())?;
+        self.links.remove(&ifindex);
+        if let Some(directory) = &self.pinned {
+            match std::fs::remove_file(link_path(directory, ifindex)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(was_there)
+    }
+
+    /// Makes or changes a port.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn set_port(&mut self, port: Port, config: &PortConfig) -> io::Result<()> {
+        self.loaded.maps.ports.put(&port.0.to_ne_bytes(), &config.bytes())
+    }
+
+    /// Removes a port. Frames to it are dropped. Returns whether it was there.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn remove_port(&mut self, port: Port) -> io::Result<bool> {
+        self.loaded.maps.ports.remove(&port.0.to_ne_bytes())
+    }
+
+    fn pin_link(&self, ifindex: u32, link: &OwnedFd) -> io::Result<()> {
+        match &self.pinned {
+            Some(directory) => sys::pin(link.as_fd(), &link_path(directory, ifindex)),
+            None => Ok(()),
+        }
+    }
+
+    /// How many rules there are.
+    pub fn rule_count(&self) -> usize {
+        self.commits.rules.len()
+    }
+
+    /// The names of the rules, in no order.
+    pub fn rules(&self) -> impl Iterator<Item = RuleId> {
+        self.commits.rules.keys().copied()
+    }
+
+    /// Carries changes out, in their order. The result of each stands at its place; what is refused has changed nothing.
+    ///
+    /// When it returns, every frame that comes in is treated by the new rules.
+    pub fn commit(&mut self, batch: &[Change<'_>]) -> Vec<Result<(), Refused>> {
+        self.commits.commit(&self.loaded, batch)
+    }
+
+    /// The counters of rules. That of a rule that is not there is zero.
+    pub fn counters(&self, rules: &[RuleId]) -> Vec<Counter> {
+        rules.iter().map(|id| self.commits.counter(&self.loaded, *id)).collect()
+    }
+
+    /// How many frames conformed to a meter, and how many exceeded it.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn meter(&self, id: MeterId) -> io::Result<Option<(u64, u64)>> {
+        let Some(index) = self.commits.meter_numbers.get(&id) else { return Ok(None) };
+        let value = self.loaded.maps.meters.get(&index.to_ne_bytes())?;
+        Ok(value.map(|value| (View(&value).u64(40), View(&value).u64(48))))
+    }
+
+    /// How many frames were dropped, by port and reason.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn drops(&self) -> io::Result<Drops> {
+        let mut drops = Drops::new();
+        for key in self.loaded.maps.drops.keys()? {
+            let Some(value) = self.loaded.maps.drops.get(&key)? else { continue };
+            let sum = value.chunks(8).map(|own| View(own).u64(0)).fold(0u64, u64::wrapping_add);
+            if let Some(reason) = DropReason::of(View(&key).u32(4)) {
+                drops.insert((Port(View(&key).u32(0)), reason), sum);
+            }
+        }
+        Ok(drops)
+    }
+
+    /// The samples that rules have taken since the last call, in their order. A frame is cut after 9,216 bytes.
+    ///
+    /// If nobody reads them and the buffer is full, further samples are lost.
+    pub fn samples(&mut self) -> Vec<Sampled> {
+        self.loaded.samples.read()
+    }
+
+    /// A descriptor that can be read when there are samples, for poll(2).
+    pub fn samples_fd(&self) -> BorrowedFd<'_> {
+        self.loaded.maps.samples.as_fd()
+    }
+
+    /// How long a loop of single updates of the map of rules takes, for as many keys: what installing is compared with.
+    ///
+    /// # Errors
+    /// The kernel's.
+    #[doc(hidden)]
+    pub fn time_of_bare_updates(&self, count: u32) -> io::Result<Duration> {
+        let map = &self.loaded.maps.rules;
+        let (mut key, value) = (vec![0xff; map.key_size], vec![0; map.value_size]);
+        let begin = std::time::Instant::now();
+        for number in 0..count {
+            key[..4].copy_from_slice(&u32::MAX.to_ne_bytes());
+            key[8..12].copy_from_slice(&number.to_ne_bytes());
+            map.put(&key, &value)?;
+        }
+        let taken = begin.elapsed();
+        for number in 0..count {
+            key[8..12].copy_from_slice(&number.to_ne_bytes());
+            map.remove(&key)?;
+        }
+        Ok(taken)
+    }
+
+    /// The time since boot with which [`Counter::last_used`] is compared.
+    pub fn now() -> Duration {
+        Duration::from_nanos(sys::monotonic())
+    }
+}
+
+fn link_path(directory: &Path, ifindex: u32) -> PathBuf {
+    directory.join(format!("link-{ifindex}"))
+}
+
+fn ifindex_of_link(name: &str) -> Option<u32> {
+    name.strip_prefix("link-")?.parse().ok()
+}

@@ -1,0 +1,240 @@
+//! The program does with every frame what `flow::process` does.
+//!
+//! Random rules are put into both, and random frames go through both: the same frames must be sent to the same ports, the
+//! same rules count the same, and the same becomes of each frame. `CASES=1000000` makes a long run, `SEED=n` another one.
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use common::pipeline;
+use datapath_bpf::{
+    Change, DropReason as Dropped, Mode, Options, Pipeline, PortConfig, Refused, Role, Trial, TrialFate,
+};
+use flow::generate::{ActionKind, ActionSet, Arrival, Coverage, FieldSet, Generator, Options as Wanted};
+use flow::{DropReason, Fate, Field, Meter, MeterId, Port, Rate, RuleId, State, Tables, Verdict, process};
+
+fn number(name: &str, otherwise: u64) -> u64 {
+    std::env::var(name).ok().and_then(|cases| cases.parse().ok()).unwrap_or(otherwise)
+}
+
+const FRAMES_PER_TABLES: usize = 400;
+
+/// Whether a trial takes the frame: one with a payload and with the whole header of IP if it is IP
+/// (`bpf_prog_test_run_skb`), for which a page has room.
+fn is_triable(frame: &[u8]) -> bool {
+    let headers = match frame.get(12..14) {
+        Some([0x08, 0x00]) => 34,
+        Some([0x86, 0xdd]) => 54,
+        _ => 15,
+    };
+    (headers..3400).contains(&frame.len())
+}
+
+/// What the program does, of what there is.
+fn wanted() -> Wanted {
+    let fields = Field::ALL.iter().copied().filter(|field| *field < Field::EncKeyId).collect::<FieldSet>();
+    let left_out = [
+        ActionKind::TunnelSet,
+        ActionKind::TunnelUnset,
+        ActionKind::Ct,
+        ActionKind::CtCommit,
+        ActionKind::CtNat,
+        ActionKind::CtClear,
+    ];
+    let actions = left_out.into_iter().fold(ActionSet::ALL, ActionSet::without);
+    Wanted { fields, actions, tunnels: Vec::new(), ..Wanted::default() }
+}
+
+/// The tables as the program has them, and what it made of the last frames.
+struct Both {
+    pipeline: Pipeline,
+    refused: BTreeMap<String, usize>,
+    rules: usize,
+    coverage: Coverage,
+}
+
+impl Both {
+    fn ports(&mut self, wanted: &Wanted, tables: &Tables) {
+        for port in wanted.ports() {
+            let config = PortConfig {
+                mode: Mode::Switchdev,
+                block: tables.block_of(port),
+                ifindex: port.0,
+                representor: Some(port.0 + 0x10000),
+                through_inner: false,
+                is_wire: port == wanted.uplink,
+                link_up: true,
+            };
+            self.pipeline.set_port(port, &config).expect("a port");
+            self.pipeline.attach(port.0, Role::Port(port)).expect("a netdev");
+        }
+    }
+
+    /// Puts the rules into the program. What it refuses is taken out of the tables.
+    fn install(&mut self, tables: &mut Tables) {
+        let meters = (0..64).filter_map(|id| Some((MeterId(id), tables.meter(MeterId(id))?)));
+        let meters: Vec<_> = meters.map(|(id, meter)| Change::SetMeter { id, meter }).collect();
+        assert!(self.pipeline.commit(&meters).iter().all(Result::is_ok));
+        let copy = tables.clone();
+        let rules: Vec<_> = copy.rules().collect();
+        let changes: Vec<_> = rules.iter().map(|(id, rule)| Change::Add { id: *id, rule }).collect();
+        let results = self.pipeline.commit(&changes);
+        for ((id, _), result) in rules.iter().zip(results) {
+            self.rules += 1;
+            if let Err(refused) = result {
+                assert!(!matches!(refused, Refused::Kernel(_) | Refused::Exists | Refused::Unknown), "{refused}");
+                *self.refused.entry(refused.to_string()).or_default() += 1;
+                tables.remove(*id);
+            }
+        }
+        assert_eq!(self.pipeline.rule_count(), tables.rules().count());
+    }
+
+    fn remove(&mut self, tables: &Tables) {
+        let rules = tables.rules().map(|(id, _)| Change::Remove(id));
+        let meters = (0..64).filter(|id| tables.meter(MeterId(*id)).is_some());
+        let meters: Vec<_> = meters.map(|id| Change::RemoveMeter(MeterId(id))).collect();
+        let changes: Vec<_> = rules.chain(meters).collect();
+        assert!(self.pipeline.commit(&changes).iter().all(Result::is_ok));
+        assert_eq!(self.pipeline.rule_count(), 0);
+    }
+
+    /// Sends a frame through both.
+    fn frame(&mut self, tables: &Tables, state: &mut State, arrival: &Arrival) -> Result<(), String> {
+        let trial = self
+            .pipeline
+            .trial(arrival.port.0, arrival.at, &arrival.frame)
+            .unwrap_or_else(|error| panic!("{error}: {:02x?}", arrival.frame));
+        let samples = self.pipeline.samples();
+        let verdict = process(tables, state, arrival.at, arrival.port, &arrival.frame);
+        self.coverage.note(tables, &verdict);
+        same_fate(&trial, &verdict)?;
+        same_outputs(&trial, &verdict, arrival)?;
+        if samples != verdict.samples {
+            return Err(format!("samples {samples:?} instead of {:?}", verdict.samples));
+        }
+        for id in &verdict.counted {
+            let (counter, own) = (state.counter(*id), self.pipeline.counters(&[*id])[0]);
+            if (own.packets, own.bytes) != (counter.packets, counter.bytes) {
+                return Err(format!("{id} has {own:?} instead of {counter:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// What nothing has counted in both.
+    fn same_counters(&self, tables: &Tables, state: &State) -> Result<(), String> {
+        let ids: Vec<RuleId> = tables.rules().map(|(id, _)| id).collect();
+        for (id, own) in ids.iter().zip(self.pipeline.counters(&ids)) {
+            let counter = state.counter(*id);
+            if (own.packets, own.bytes, own.last_used) != (counter.packets, counter.bytes, counter.last_used) {
+                return Err(format!("{id} has {own:?} instead of {counter:?}"));
+            }
+        }
+        for id in (0..64).map(MeterId).filter(|id| tables.meter(*id).is_some()) {
+            let own = self.pipeline.meter(id).expect("a meter");
+            let wanted = state.bucket(id).map_or((0, 0), |bucket| (bucket.conformed, bucket.exceeded));
+            if own != Some(wanted) {
+                return Err(format!("meter {} has {own:?} instead of {wanted:?}", id.0));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn same_fate(trial: &Trial, verdict: &Verdict) -> Result<(), String> {
+    let wanted = match verdict.fate {
+        Fate::Forwarded => TrialFate::Forwarded,
+        Fate::Trapped => TrialFate::Trapped,
+        Fate::Missed(_) => TrialFate::Missed,
+        Fate::Dropped(reason) => TrialFate::Dropped(match reason {
+            DropReason::Rule(_) => Dropped::Rule,
+            DropReason::Meter(_) => Dropped::Meter,
+            DropReason::TooShort => Dropped::TooShort,
+            DropReason::TooLong => Dropped::TooLong,
+            DropReason::TtlExpired => Dropped::TtlExpired,
+            DropReason::TooManyGotos => Dropped::TooManyGotos,
+            _ => Dropped::Internal,
+        }),
+    };
+    if trial.fate == wanted { Ok(()) } else { Err(format!("{:?} instead of {wanted:?}", trial.fate)) }
+}
+
+fn same_outputs(trial: &Trial, verdict: &Verdict, arrival: &Arrival) -> Result<(), String> {
+    let (representor, own): (Vec<_>, Vec<_>) = trial.outputs.iter().partition(|output| output.to_representor);
+    let wanted = verdict.goes_to_representor().then_some((arrival.port, &arrival.frame));
+    let got = representor.first().map(|output| (output.port, &output.frame));
+    if representor.len() > 1 || got != wanted {
+        return Err(format!("the representor gets {representor:02x?}"));
+    }
+    let own: Vec<(Port, &Vec<u8>)> = own.iter().map(|output| (output.port, &output.frame)).collect();
+    let wanted: Vec<_> = verdict.outputs.iter().map(|output| (output.port, &output.frame)).collect();
+    if own == wanted { Ok(()) } else { Err(format!("sends\n{own:02x?} instead of\n{wanted:02x?}")) }
+}
+
+#[test]
+fn the_program_does_what_the_reference_does() {
+    let (wanted, cases) = (wanted(), number("CASES", 100_000));
+    let options = Options {
+        max_rules: 4096,
+        max_actions: 8192,
+        max_masks: 1024,
+        max_meters: 64,
+        trials: true,
+        ..Options::default()
+    };
+    let Some(pipeline) = pipeline(options) else { return };
+    let coverage = Coverage::new(&wanted);
+    let mut both = Both { pipeline, refused: BTreeMap::new(), rules: 0, coverage };
+    let first = number("SEED", 1);
+    for seed in first..first + cases.div_ceil(FRAMES_PER_TABLES as u64) {
+        let mut generator = Generator::new(seed, wanted.clone());
+        let mut tables = generator.tables().tables;
+        both.ports(&wanted, &tables);
+        both.install(&mut tables);
+        let mut state = State::new(seed);
+        both.pipeline.seed_trials(seed);
+        let mut arrivals = generator.frames(&tables, FRAMES_PER_TABLES);
+        arrivals.retain(|arrival| is_triable(&arrival.frame));
+        for (place, arrival) in arrivals.iter().enumerate() {
+            if let Err(difference) = both.frame(&tables, &mut state.clone(), arrival) {
+                let verdict = process(&tables, &mut state, arrival.at, arrival.port, &arrival.frame);
+                let rules: Vec<_> = verdict.trace.to_string().lines().map(str::to_owned).collect();
+                let block = tables.block_of(arrival.port);
+                let asked = |id: &RuleId| rules.iter().any(|line| line.contains(&format!("{id} matches")));
+                let first = |rule: &flow::Rule| rule.block == block && rule.chain == 0;
+                let counted: Vec<_> = tables.rules().filter(|(id, rule)| asked(id) || first(rule)).collect();
+                panic!(
+                    "seed {seed}, frame {place} at port {}: {difference}\nframe {:02x?}\n{}\n{counted:?}\n{:?}",
+                    arrival.port.0,
+                    arrival.frame,
+                    verdict.trace,
+                    flow::dissect(&arrival.frame),
+                );
+            }
+            process(&tables, &mut state, arrival.at, arrival.port, &arrival.frame);
+        }
+        if let Err(difference) = both.same_counters(&tables, &state) {
+            panic!("seed {seed}: {difference}");
+        }
+        both.remove(&tables);
+    }
+    println!("{}{} rules, refused: {:#?}", both.coverage, both.rules, both.refused);
+    // A new EtherType is the only thing that is not done before everything else.
+    assert!(both.refused.keys().all(|refused| refused.starts_with("pedit ")), "{:#?}", both.refused);
+    assert!(both.refused.values().sum::<usize>() * 10 < both.rules, "{:#?}", both.refused);
+}
+
+#[test]
+fn a_changed_meter_is_full_and_the_same_one_is_not() {
+    let Some(mut pipeline) = pipeline(Options { max_rules: 16, max_meters: 4, trials: true, ..Options::default() })
+    else {
+        return;
+    };
+    let set = |rate, burst| Change::SetMeter { id: MeterId(7), meter: Meter { rate: Rate::Packets(rate), burst } };
+    let refused = pipeline.commit(&[set(1, u64::MAX), Change::RemoveMeter(MeterId(7))]);
+    assert_eq!(refused, [Err(Refused::Burst), Err(Refused::Unknown)]);
+    assert_eq!(pipeline.commit(&[set(1, 1), set(1, 1), set(0, 1)]), [Ok(()), Ok(()), Err(Refused::MeterWithoutRate)]);
+    assert_eq!(pipeline.meter(MeterId(7)).expect("a meter"), Some((0, 0)));
+}

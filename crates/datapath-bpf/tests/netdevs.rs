@@ -1,0 +1,247 @@
+//! Real frames between real netdevs: each test has a card in namespaces of its own.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use common::net::{Card, Wire, ifindex, run};
+use datapath_bpf::{Change, DropReason, Mode, Pipeline};
+use flow::{Action, Csum, Edit, EditField, Field, Match, Port, Rule, RuleId, VlanTag, make_checksums_right};
+
+const SOON: Duration = Duration::from_secs(5);
+const NEVER: Duration = Duration::from_millis(200);
+
+/// A UDP datagram from VF 1 to VF 2.
+fn frame(data: &[u8]) -> Vec<u8> {
+    let length = |more: usize| ((more + data.len()) as u16).to_be_bytes();
+    let [ip, udp] = [length(28), length(8)];
+    let mut frame = [
+        &[
+            2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0, 0x45, 0, ip[0], ip[1], 0, 1, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10,
+            0, 0, 2,
+        ][..],
+        &[0x27, 0x10, 0x27, 0x11, udp[0], udp[1], 0xff, 0xff],
+        data,
+    ]
+    .concat();
+    make_checksums_right(&mut frame);
+    frame
+}
+
+/// Whether it is such a frame with this data, whatever its headers are.
+fn has(data: &'static [u8]) -> impl Fn(&[u8]) -> bool {
+    move |frame| frame.ends_with(data)
+}
+
+fn add(pipeline: &mut Pipeline, rules: &[(u64, Rule)]) {
+    let changes: Vec<_> = rules.iter().map(|(id, rule)| Change::Add { id: RuleId(*id), rule }).collect();
+    assert_eq!(pipeline.commit(&changes), vec![Ok(()); changes.len()]);
+}
+
+fn udp() -> Match {
+    Match::new().with(Field::EthType, 0x0800u16).with(Field::IpProto, 17u8)
+}
+
+#[test]
+fn a_frame_goes_from_vf_to_vf_and_what_misses_to_the_representor() {
+    let Some(mut card) = Card::new(2) else { return };
+    let (one, two, representor) = (card.wire(1), card.wire(2), Wire::at("rep1"));
+    one.send(&frame(b"misses"));
+    assert_eq!(representor.receive(SOON, has(b"misses")).expect("the representor gets it"), frame(b"misses"));
+
+    add(&mut card.pipeline, &[(1, Rule::new(Port(1), udp(), [Action::Redirect(Port(2))]))]);
+    one.send(&frame(b"matches"));
+    assert_eq!(two.receive(SOON, has(b"matches")).expect("the other VF gets it"), frame(b"matches"));
+    assert_eq!(representor.receive(NEVER, has(b"matches")), None);
+    let counter = card.pipeline.counters(&[RuleId(1)])[0];
+    assert_eq!((counter.packets, counter.bytes), (1, frame(b"matches").len() as u64));
+    assert!(Pipeline::now() - counter.last_used < SOON, "{counter:?}");
+
+    representor.send(&frame(b"from the representor"));
+    assert!(card.wire(1).receive(NEVER, has(b"nothing")).is_none());
+    assert!(one.receive(SOON, has(b"from the representor")).is_some(), "it goes to the VF");
+
+    assert_eq!(card.pipeline.commit(&[Change::Remove(RuleId(1))]), [Ok(())]);
+    one.send(&frame(b"misses again"));
+    assert!(representor.receive(SOON, has(b"misses again")).is_some());
+}
+
+#[test]
+fn copies_tags_and_rewrites_reach_the_netdevs() {
+    let Some(mut card) = Card::new(3) else { return };
+    let (one, two, three) = (card.wire(1), card.wire(2), card.wire(3));
+    let tag = VlanTag { tpid: 0x8100, id: 5, priority: 3 };
+    let actions = [
+        Action::Mirror(Port(3)),
+        Action::VlanPush(tag),
+        Edit::set(EditField::Ip4Dst, [10, 0, 0, 77]),
+        Action::DecTtl,
+        Action::Redirect(Port(2)),
+    ];
+    add(&mut card.pipeline, &[(1, Rule::new(Port(1), udp(), actions))]);
+    let sent = frame(b"copied");
+    one.send(&sent);
+    assert_eq!(three.receive(SOON, has(b"copied")).expect("a copy"), sent);
+    let got = two.receive(SOON, has(b"copied")).expect("a frame");
+    let rest = [&got[..12], &got[16..]].concat();
+    assert_eq!((&got[12..16], &rest[30..34], rest[22]), (&[0x81, 0, 0x60, 5][..], &[10, 0, 0, 77][..], 63));
+    assert!(flow::checksums_are_right(&rest));
+    // What comes in with a tag is matched with it.
+    let pop = Rule::new(
+        Port(2),
+        Match::new().with(Field::VlanTpid, 0x8100u16).with(Field::VlanId, 5u16),
+        [Action::VlanPop, Action::Redirect(Port(1))],
+    );
+    add(&mut card.pipeline, &[(2, pop)]);
+    two.send(&got);
+    assert_eq!(one.receive(SOON, has(b"copied")).expect("without a tag"), rest);
+}
+
+#[test]
+fn a_port_that_is_down_or_inactive_gets_nothing() {
+    let Some(mut card) = Card::new(2) else { return };
+    let (one, two) = (card.wire(1), card.wire(2));
+    add(&mut card.pipeline, &[(1, Rule::new(Port(1), udp(), [Action::Redirect(Port(2))]))]);
+    card.set_port(2, |port| port.link_up = false);
+    one.send(&frame(b"to one that is down"));
+    assert_eq!(two.receive(NEVER, has(b"to one that is down")), None);
+    card.set_port(2, |port| port.through_inner = true);
+    one.send(&frame(b"through the inner end"));
+    assert!(two.receive(SOON, has(b"through the inner end")).is_some());
+    card.set_port(1, |port| port.mode = Mode::Inactive);
+    one.send(&frame(b"from an inactive one"));
+    assert_eq!(two.receive(NEVER, has(b"from an inactive one")), None);
+    card.set_port(1, |port| port.mode = Mode::Legacy);
+    let stack = Wire::at("inner1");
+    one.send(&frame(b"to the bridge"));
+    assert!(stack.receive(SOON, has(b"to the bridge")).is_some());
+    let drops = card.pipeline.drops().expect("drops");
+    assert_eq!(drops.get(&(Port(2), DropReason::LinkDown)), Some(&1), "{drops:?}");
+    assert!(drops.get(&(Port(1), DropReason::Inactive)).is_some_and(|count| *count >= 1), "{drops:?}");
+}
+
+/// Sends 8 MB by TCP from VF 1 to an address of VF 2. Returns whether they came.
+fn transfer(card: &Card, connect_to: &str, listen_at: &str) -> bool {
+    let (total, data) = (std::sync::Mutex::new(0u64), vec![7u8; 1 << 20]);
+    std::thread::scope(|scope| {
+        let listener = card.vf(2).with(|| TcpListener::bind(listen_at)).expect("a listener");
+        let total = &total;
+        scope.spawn(move || {
+            let mut stream = listener.accept().expect("a connection").0;
+            let (mut buffer, mut all) = (vec![0; 1 << 16], 0);
+            while let Ok(count @ 1..) = stream.read(&mut buffer) {
+                all += buffer[..count].iter().map(|byte| u64::from(*byte)).sum::<u64>();
+            }
+            *total.lock().expect("the lock") = all;
+        });
+        card.vf(1).with(|| {
+            let to = connect_to.parse().expect("an address");
+            let mut stream = TcpStream::connect_timeout(&to, SOON).expect("a connection");
+            (0..8).for_each(|_| stream.write_all(&data).expect("data"));
+        });
+    });
+    total.into_inner().expect("the lock") == 7 * (8 << 20)
+}
+
+#[test]
+fn tcp_with_large_segments_passes_through_tags_and_rewrites() {
+    let Some(mut card) = Card::new(3) else { return };
+    // VF 1 talks to 10.0.0.200, which VF 2 is not, and VF 2 believes that it talks to 10.0.0.9.
+    card.vf(1).ip("neigh add 10.0.0.200 lladdr 02:00:00:00:00:02 dev vf1");
+    card.vf(2).ip("neigh add 10.0.0.9 lladdr 02:00:00:00:00:01 dev vf2");
+    let tcp = || Match::new().with(Field::EthType, 0x0800u16).with(Field::IpProto, 6u8);
+    let tag = VlanTag { tpid: 0x8100, id: 5, priority: 0 };
+    let there = [
+        Edit::set(EditField::Ip4Dst, [10, 0, 0, 2]),
+        Edit::set(EditField::Ip4Src, [10, 0, 0, 9]),
+        Edit::set(EditField::TcpDst, 8000u16),
+        Action::DecTtl,
+        Action::VlanPush(tag),
+        Action::VlanPush(tag),
+        Action::Mirror(Port(3)),
+        Action::Goto(1),
+    ];
+    let tagged = tcp().with(Field::CvlanTpid, 0x8100u16).with(Field::VlanTpid, 0x8100u16).with(Field::DstPort, 8000u16);
+    let csum = Action::Csum(Csum::IP4_HEADER.and(Csum::TCP));
+    let on =
+        Rule::new(Port(1), tagged, [Action::VlanPop, csum, Action::VlanPop, Action::Redirect(Port(2))]).in_chain(1);
+    let back = [
+        Edit::set(EditField::Ip4Src, [10, 0, 0, 200]),
+        Edit::set(EditField::Ip4Dst, [10, 0, 0, 1]),
+        Edit::set(EditField::TcpSrc, 80u16),
+        Action::Redirect(Port(1)),
+    ];
+    let rules = [(1, Rule::new(Port(1), tcp(), there)), (2, on), (3, Rule::new(Port(2), tcp(), back))];
+    add(&mut card.pipeline, &rules);
+    let three = card.wire(3);
+    assert!(transfer(&card, "10.0.0.200:80", "10.0.0.2:8000"));
+    let copy = three.receive(SOON, |frame| frame.len() > 70).expect("a copy");
+    assert_eq!(copy[12..20], [0x81, 0, 0, 5, 0x81, 0, 0, 5]);
+    let counters = card.pipeline.counters(&[RuleId(1), RuleId(2)]);
+    assert_eq!(counters[0].packets, counters[1].packets);
+    assert_eq!(counters[0].bytes + counters[0].packets * 8, counters[1].bytes, "{counters:?}");
+    // Segments are counted, not what the sender handed over in one piece.
+    assert!(counters[0].packets >= (8 << 20) / 1448, "{counters:?}");
+    assert!(counters[0].bytes >= (8 << 20) + counters[0].packets * 54, "{counters:?}");
+}
+
+/// A directory of a bpffs, or nothing if there is none.
+fn bpffs() -> Option<PathBuf> {
+    let path = PathBuf::from(format!("/tmp/datapath-bpf-test-{}", std::process::id()));
+    std::fs::create_dir_all(&path).expect("a directory");
+    run(&format!("mount -t bpf bpf {}", path.display()));
+    Some(path)
+}
+
+#[test]
+fn a_pinned_pipeline_forwards_without_a_process_and_is_found_again() {
+    let Some(mut card) = Card::new(2) else { return };
+    let Some(mount) = bpffs() else { return };
+    let directory = mount.join("card");
+    let (one, two) = (card.wire(1), card.wire(2));
+    let tag = VlanTag { tpid: 0x8100, id: 5, priority: 3 };
+    let other = udp().with(Field::DstPort, 9u16);
+    let rules = [
+        (
+            1,
+            Rule::new(
+                Port(1),
+                udp(),
+                [Action::Mirror(Port(1)), Action::VlanPush(tag), Action::VlanPop, Action::Redirect(Port(2))],
+            ),
+        ),
+        (2, Rule::new(Port(1), other.clone(), [Action::Drop]).with_priority(2, flow::Protocol::All)),
+    ];
+    add(&mut card.pipeline, &rules);
+    card.pipeline.pin(&directory).expect("pinned");
+    one.send(&frame(b"before"));
+    assert!(two.receive(SOON, has(b"before")).is_some());
+
+    let Card { pipeline, vfs } = card;
+    drop(pipeline);
+    one.send(&frame(b"nobody there"));
+    assert!(two.receive(SOON, has(b"nobody there")).is_some());
+
+    let mut pipeline = Pipeline::adopt(&directory).expect("found");
+    assert_eq!((pipeline.rule_count(), pipeline.counters(&[RuleId(1)])[0].packets), (2, 2));
+    let again = Change::Add {
+        id: RuleId(3),
+        rule: &Rule::new(Port(1), other, [Action::Drop]).with_priority(2, flow::Protocol::All),
+    };
+    assert_eq!(pipeline.commit(&[again]), [Err(datapath_bpf::Refused::Exists)]);
+    assert_eq!(pipeline.commit(&[Change::Remove(RuleId(1)), Change::Remove(RuleId(2))]), [Ok(()), Ok(())]);
+    add(&mut pipeline, &[(4, Rule::new(Port(1), udp(), [Action::Redirect(Port(2))]))]);
+    one.send(&frame(b"by the new rule"));
+    assert!(two.receive(SOON, has(b"by the new rule")).is_some());
+    assert_eq!(pipeline.counters(&[RuleId(4)])[0].packets, 1);
+    assert!(pipeline.detach(ifindex("inner1")).expect("detached"));
+    one.send(&frame(b"after"));
+    assert_eq!(two.receive(NEVER, has(b"after")), None);
+    drop((pipeline, vfs));
+    Pipeline::unpin(&directory).expect("gone");
+    run(&format!("umount {}", mount.display()));
+    std::fs::remove_dir(&mount).expect("gone");
+}
