@@ -18,6 +18,7 @@ use netlink::tc::{TC_ACT_SHOT, TC_ACT_STOLEN, TC_ACT_UNSPEC};
 use crate::books::{Books, slot_of};
 use crate::layout::Slot;
 use crate::operation::Operation;
+use crate::program::{EXIT, call, keep_bits, load, set, skip_if, skip_unless};
 use crate::refused::{refused, refused_io};
 use crate::request::acl::{self as request, Place};
 use crate::socket::{Batch, Failure};
@@ -65,39 +66,6 @@ fn not_here(error: &io::Error) -> CardError {
     }
 }
 
-/// One instruction of eBPF. `to` and `from`: registers.
-const fn op(code: u8, to: u8, from: u8, offset: i16, value: u32) -> Instruction {
-    let registers = if cfg!(target_endian = "little") { to | from << 4 } else { to << 4 | from };
-    Instruction { code, registers, offset, value }
-}
-
-/// Loads a number of the frame's `struct __sk_buff` into a register. Register 1 has the frame.
-const fn load(to: u8, offset: i16) -> Instruction {
-    op(0x61, to, 1, offset, 0)
-}
-
-const fn set(to: u8, value: u32) -> Instruction {
-    op(0xb7, to, 0, 0, value)
-}
-
-/// Goes on that many instructions later, if a register has a value.
-const fn skip_if(register: u8, value: u32, skipped: i16) -> Instruction {
-    op(0x15, register, 0, skipped, value)
-}
-
-/// The same if it has another value.
-const fn skip_unless(register: u8, value: u32, skipped: i16) -> Instruction {
-    op(0x55, register, 0, skipped, value)
-}
-
-/// Calls a function of the kernel with registers 1 to 5. Register 0 has its result.
-const fn call(function: u32) -> Instruction {
-    op(0x85, 0, 0, 0, function)
-}
-
-/// Returns register 0.
-const EXIT: Instruction = op(0x95, 0, 0, 0, 0);
-
 /// Offsets in `struct __sk_buff`.
 const VLAN_PRESENT: i16 = 20;
 const VLAN_TCI: i16 = 24;
@@ -129,7 +97,7 @@ fn pop(tag: Tag) -> [Instruction; 11] {
         skip_if(0, 0, 7),
         load(2, VLAN_TCI),
         // The number without priority and DEI.
-        op(0x57, 2, 0, 0, 0xfff),
+        keep_bits(2, 0xfff),
         skip_unless(2, tag.vlan.into(), 4),
         call(SKB_VLAN_POP),
         skip_unless(0, 0, 2),

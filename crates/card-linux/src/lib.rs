@@ -40,6 +40,7 @@ mod operation;
 mod outer;
 mod place;
 mod plane;
+mod program;
 mod rates;
 mod refused;
 mod request;

@@ -30,6 +30,7 @@ use crate::operation::{Operation, Part};
 use crate::refused::refused;
 use crate::request::rates as request;
 use crate::socket::{Batch, Failure};
+use crate::sys;
 
 pub(crate) use self::classes::Class;
 use self::classes::{Minors, minor};
@@ -41,6 +42,8 @@ pub(crate) struct Shaper {
     rates: TxRates,
     /// The netdev exists.
     is_made: bool,
+    /// A program finds the class of a frame. Otherwise each limited function has a filter of its own.
+    has_program: bool,
     minors: Minors,
     /// The classes that exist.
     classes: BTreeMap<u16, Class>,
@@ -109,6 +112,9 @@ impl Books {
 
     /// Has a limited function's frames wait in its class. They come from the representor's end, if there is one.
     fn push_classify(&self, batch: &mut Batch, slot: Slot) {
+        if self.shapers.get(&slot.pf).is_some_and(|shaper| shaper.has_program) {
+            return;
+        }
         let shaper = Inside::Shaper(slot.pf).index();
         batch.tag(MAY_FAIL);
         request::unclassify(batch, shaper, minor(slot.vport));
@@ -178,7 +184,19 @@ impl Operation<'_> {
         if let Some(shaper) = self.books().shapers.get_mut(&pf) {
             (shaper.is_made, shaper.minors, shaper.classes) = (true, Minors::default(), BTreeMap::new());
         }
+        self.add_program(pf);
         Ok(())
+    }
+
+    /// Has a program find the classes of frames, where this process may load one: it takes the same time for any number of
+    /// functions.
+    fn add_program(&mut self, pf: PfIndex) {
+        let Ok(program) = sys::load_classifier(&request::class_of_vport(minor(Vport::HostPf))) else { return };
+        let index = Inside::Shaper(pf).index();
+        let failures = self.run_built(|_, batch| request::classify_by(batch, index, &program));
+        if let Some(shaper) = self.books().shapers.get_mut(&pf) {
+            shaper.has_program = failures.is_empty();
+        }
     }
 
     /// Makes the classes and redirects of a PF what rates require.
@@ -282,6 +300,7 @@ impl Operation<'_> {
         if found {
             books.shapers.entry(pf).or_default().is_made = true;
             drop(books);
+            self.add_program(pf);
             self.look_at_classes(pf, &wanted);
             let mut books = self.books();
             let Some(shaper) = books.shapers.get_mut(&pf) else { return };

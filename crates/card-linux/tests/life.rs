@@ -159,7 +159,7 @@ fn a_taken_name_is_no_error_and_a_request_that_fails_leaves_nothing() {
         assert_eq!(rep10.received(1), ["tied once"]);
 
         // A tie fails: there is no place for it any more.
-        sh("ip netns exec esw-0000:08:00.0 tc qdisc del dev p0v0 ingress");
+        sh("ip netns exec esw-0000:08:00.0 tc qdisc del dev p0v0 clsact");
         let before = (netdevs(), rig.resources());
         let outcomes = rig.create(&[rep(Vport::Vf(0)), rep(Vport::Vf(2))]);
         assert!(matches!(outcomes[..], [Err(CardError::Kernel { .. }), Ok(())]), "{outcomes:?}");

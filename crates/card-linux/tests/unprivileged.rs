@@ -8,7 +8,8 @@ use std::process::Command;
 use std::sync::Arc;
 
 use card_linux::{LinuxCard, Place, PlaceError};
-use eswitch::{CardConfig, Engine, Mode};
+use eswitch::vf::{VfSetting, VfVlan};
+use eswitch::{CardConfig, Engine, Errno, Mode};
 use lockdep::{Domain, OnReport, Threads};
 
 const INSIDE: &str = "CARD_LINUX_TEST_INSIDE";
@@ -96,6 +97,25 @@ fn story() {
         assert!(sh("ip -n n0 link show enp8s0f0v0").contains("LOWER_UP"));
         engine.set_mode(cx, pf, Mode::Legacy).unwrap();
         sh("! ip link show enp8s0f0npf0vf0 2>&1");
+        // What limits rates and checks addresses works here, too; what pushes tags does not, and is refused.
+        let mut set = |setting| engine.set_vf(cx, pf, 0, setting);
+        set(VfSetting::Rate { min: None, max: Some(20) }).unwrap();
+        let classes = sh("tc -n esw-0000:08:00.0 class show dev shaper0");
+        assert!(classes.contains("class htb 1:1 root") && classes.contains("ceil 20Mbit"), "{classes}");
+        let filters = sh("tc -n esw-0000:08:00.0 filter show dev shaper0");
+        assert!(filters.contains("flowid 1:1") && filters.contains("input dev p0v0"), "{filters}");
+        set(VfSetting::Spoofchk(true)).unwrap();
+        let vlan = set(VfSetting::Vlan(VfVlan { id: 5, ..VfVlan::default() })).unwrap_err();
+        assert_eq!(vlan.errno(), Errno::EOPNOTSUPP, "{vlan}");
+        engine.set_mode(cx, pf, Mode::Switchdev).unwrap();
+        let filters = sh("tc -n esw-0000:08:00.0 filter show dev shaper0");
+        assert!(filters.contains("flowid 1:1") && filters.contains("input dev r0v0"), "{filters}");
+        engine.set_mode(cx, pf, Mode::Legacy).unwrap();
+        engine.set_vf(cx, pf, 0, VfSetting::Rate { min: None, max: Some(0) }).unwrap();
+        assert_eq!(
+            sh("tc -n esw-0000:08:00.0 class show dev shaper0; tc -n esw-0000:08:00.0 filter show dev shaper0"),
+            ""
+        );
         engine.shutdown(cx);
     });
     assert_eq!(sh("ip -o link").lines().count(), 1, "the loopback");

@@ -196,7 +196,11 @@ impl Card for MemoryCard {
             let complaint = format!("{} given a rate and was not there", Resource::Port(pf, *vport));
             books.complaints.push(complaint);
         }
-        books.rates.insert(pf, rates.clone());
+        if *rates == TxRates::default() {
+            books.rates.remove(&pf);
+        } else {
+            books.rates.insert(pf, rates.clone());
+        }
         Ok(())
     }
 

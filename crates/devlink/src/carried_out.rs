@@ -4,6 +4,7 @@ use std::fmt;
 
 use control::devlink::{DevlinkHandle, DevlinkOption, DevlinkVerb, HandlePart, ParamValue};
 use control::{Command, DevlinkCommand};
+use eswitch::vf::VfSetting;
 use eswitch::{CardConfig, PciAddress, Touched, Vport};
 
 use crate::card::{Cx, Served};
@@ -20,6 +21,8 @@ pub struct CarriedOut<'a> {
     pub words: &'a dyn fmt::Display,
     /// The part of the agreed state that the command may have changed.
     pub touched: Touched,
+    /// What was set and has no effect on traffic, on any card.
+    pub not_enforced: Option<&'static str>,
 }
 
 /// Words that are made when they are formatted.
@@ -42,7 +45,8 @@ pub(crate) fn devlink_command(
     let Some(host) = &served.host else { return outcome };
     let touched = touched(served.card.engine().config(), number, asked);
     let words = Words(|| in_words(number, asked));
-    let stored = host.carried_out(cx, &CarriedOut { words: &words, touched }, outcome.as_ref().copied());
+    let stored =
+        host.carried_out(cx, &CarriedOut { words: &words, touched, not_enforced: None }, outcome.as_ref().copied());
     // Of two failures the first is answered.
     outcome.and(stored)
 }
@@ -63,8 +67,17 @@ pub(crate) fn card_command(
     // Loading a module that depends on the core module has loaded the core module, which binds every PF.
     let touched = if engine.core_loads() == core_loads { command.touches(card) } else { Touched::Everything };
     let words = Words(|| command.in_words(card));
-    let stored = host.carried_out(cx, &CarriedOut { words: &words, touched }, outcome.as_ref().copied());
+    let done = CarriedOut { words: &words, touched, not_enforced: not_enforced(command) };
+    let stored = host.carried_out(cx, &done, outcome.as_ref().copied());
     outcome.and(stored)
+}
+
+/// What a command sets that has no effect on traffic.
+fn not_enforced(command: &Command) -> Option<&'static str> {
+    match command {
+        Command::SetVf { settings, .. } if settings.contains(&VfSetting::Trust(true)) => Some("trust"),
+        _ => None,
+    }
 }
 
 /// Reports a change to what the RDMA core knows to the host of the card. Nothing of it is stored.
@@ -76,7 +89,7 @@ pub(crate) fn rdma_change(
 ) -> Result<(), Refusal> {
     let Some(host) = &served.host else { return outcome };
     let words = Words(|| change.in_words());
-    let done = CarriedOut { words: &words, touched: Touched::Nothing };
+    let done = CarriedOut { words: &words, touched: Touched::Nothing, not_enforced: None };
     let stored = host.carried_out(cx, &done, outcome.as_ref().copied());
     outcome.and(stored)
 }
@@ -86,7 +99,7 @@ pub(crate) fn homecoming(served: &Served, cx: Cx<'_, '_>, pf: PciAddress, vport:
     let Some(host) = &served.host else { return };
     let words =
         Words(|| format!("the devlink instance of {vport} of pci/{pf} reloaded, as its network namespace died"));
-    let done = CarriedOut { words: &words, touched: Touched::PfAndMultiport(pf) };
+    let done = CarriedOut { words: &words, touched: Touched::PfAndMultiport(pf), not_enforced: None };
     // Nobody waits for an answer. The host logs what it could not store.
     let _ = host.carried_out(cx, &done, outcome.as_ref().copied());
 }

@@ -64,6 +64,9 @@ fn show(card: &CardStatus, json: bool) {
         for failure in &pf.failures {
             line(format!("    FAILED  {failure}"));
         }
+        for setting in &pf.not_enforced {
+            line(format!("    NOT ENFORCED  {setting}"));
+        }
     }
 }
 

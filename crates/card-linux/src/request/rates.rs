@@ -1,12 +1,13 @@
 //! Requests of traffic control: what limits the rate at which functions send.
 
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use netlink::Flags;
 use netlink::rtnl::{IFLA_IFNAME, IFLA_INFO_KIND, IFLA_LINKINFO, IFLA_TXQLEN, RTM_NEWLINK};
 use netlink::tc::{
     RTM_DELTCLASS, RTM_DELTFILTER, RTM_GETTCLASS, RTM_NEWQDISC, RTM_NEWTCLASS, RTM_NEWTFILTER, TC_H_FILTER_EGRESS,
-    TC_H_FILTER_INGRESS, TC_H_ROOT, TC_HTB_OPT, TC_HTB_PROTOVER, TC_LINKLAYER_ETHERNET, TC_U32_TERMINAL,
+    TC_H_FILTER_INGRESS, TC_H_ROOT, TC_HTB_OPT, TC_HTB_PROTOVER, TC_LINKLAYER_ETHERNET, TC_U32_TERMINAL, TCA_BPF_FD,
     TCA_HTB_CEIL64, TCA_HTB_DIRECT_QLEN, TCA_HTB_INIT, TCA_HTB_PARMS, TCA_HTB_RATE64, TCA_KIND, TCA_OPTIONS,
     TCA_U32_CLASSID, TCA_U32_INDEV, TCA_U32_SEL, TCMSG,
 };
@@ -14,8 +15,10 @@ use netlink::{Message, attributes, u32_at};
 
 use super::tie::{every_frame, put_redirect, tcm};
 use super::{NEW, NONE, ifinfo};
+use crate::program::{EXIT, keep_bits, load, set, set_bits, skip_unless};
 use crate::rates::Class;
 use crate::socket::{Batch, Socket};
+use crate::sys::Instruction;
 
 /// The handle of the qdisc `htb` on a shaper.
 const SHAPER: u32 = 1 << 16;
@@ -88,6 +91,24 @@ pub(crate) fn classify(batch: &mut Batch, index: u32, minor: u16, from: &str) {
             options.put(TCA_U32_SEL, &no_keys);
         });
     });
+}
+
+/// Has a program find the class of every frame that no other filter finds one for.
+pub(crate) fn classify_by(batch: &mut Batch, index: u32, program: &OwnedFd) {
+    batch.push(RTM_NEWTFILTER, Flags::CREATE | Flags::REPLACE, |to| {
+        let header = tcm(index, ONLY_NODE, SHAPER, every_frame(u16::MAX.into()));
+        to.raw(&header).text(TCA_KIND, "bpf").nest(TCA_OPTIONS, |options| {
+            options.u32(TCA_BPF_FD, program.as_raw_fd() as u32);
+        });
+    });
+}
+
+/// The program for [`classify_by`]. The card's ends of netdevs have numbers whose lower half is that of the vport, which is
+/// the minor number of the class. `host_pf`: the minor number for vport 0.
+pub(crate) fn class_of_vport(host_pf: u16) -> [Instruction; 6] {
+    /// The offset of `ingress_ifindex` in `struct __sk_buff`: the netdev where the frame was redirected.
+    const FROM: i16 = 36;
+    [load(0, FROM), keep_bits(0, 0xffff), skip_unless(0, 0, 1), set(0, host_pf.into()), set_bits(0, SHAPER), EXIT]
 }
 
 /// Removes what [`classify`] has added.

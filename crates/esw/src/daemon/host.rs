@@ -64,6 +64,9 @@ impl Host for CardHost {
                 );
             }
         }
+        if let (Ok(()), Some(setting)) = (outcome, done.not_enforced) {
+            tracing::warn!(card, setting, "stored and shown, and not enforced: see docs/enforced.md");
+        }
         let Err(error) = stored else { return Ok(()) };
         tracing::error!(card, command = words.to_string(), "{error:#}");
         // A command that changed nothing succeeds, whether or not earlier changes could be stored.

@@ -43,6 +43,9 @@ pub struct PfStatus {
     pub rdma_representors: usize,
     /// What failed to load, and why.
     pub failures: Vec<String>,
+    /// What is set and has no effect on traffic.
+    #[serde(default)]
+    pub not_enforced: Vec<String>,
 }
 
 impl PfStatus {
@@ -68,6 +71,7 @@ impl PfStatus {
             failures.extend(device.failed.iter().map(|error| format!("{}: {error}", device.name)));
         }
         failures.extend(pf.host_failure.clone());
+        let trusted = pf.vfs.iter().filter(|vf| vf.info.trust);
         let [representors, rdma_representors] = pf.loaded;
         Self {
             address: pf.address.to_string(),
@@ -77,6 +81,7 @@ impl PfStatus {
             representors,
             rdma_representors,
             failures,
+            not_enforced: trusted.map(|vf| format!("trust of VF {}", vf.number)).collect(),
         }
     }
 }
