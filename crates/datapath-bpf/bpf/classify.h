@@ -6,6 +6,7 @@
 #include "maps.h"
 #include "dissect.h"
 #include "meter.h"
+#include "tunnel.h"
 
 /* The rule of a group that the frame matches, into `found`. Returns whether there is one. */
 static __noinline int ask_group(struct scratch *s, __u32 index)
@@ -321,7 +322,13 @@ static __noinline int pretend(struct scratch *s, const struct action *action, __
 	case ACTION_TRAP:
 		return end(s, FATE_TRAPPED, 0);
 	case ACTION_REDIRECT:
-		return end(s, FATE_FORWARDED, 0);
+		return end(s, s->lost ? FATE_MISSED : FATE_FORWARDED, 0);
+	case ACTION_TUNNEL_SET:
+		pretend_encapsulation(s, action->arg);
+		break;
+	case ACTION_TUNNEL_UNSET:
+		forget_tunnel(s);
+		break;
 	}
 	return 0;
 }
@@ -384,7 +391,7 @@ static __noinline int follow(struct scratch *s, __u32 *chain)
 		end(s, FATE_TRAPPED, 0);
 		return 0;
 	}
-	end(s, FATE_FORWARDED, 0);
+	end(s, s->lost && s->found.terminal == TERMINAL_REDIRECT ? FATE_MISSED : FATE_FORWARDED, 0);
 	return 0;
 }
 
@@ -417,21 +424,39 @@ static long later_step(__u32 i, struct run *run)
 	return one_step(run->s, i + 1, run);
 }
 
-/* Finds the rules that the frame matches, and what becomes of it. */
-__noinline int classify(void)
+/* Runs the frame through its block. */
+static __always_inline int run_block(struct scratch *s)
 {
-	struct scratch *s = scratch();
 	struct run run = { .s = s };
 
-	if (!s)
-		return 0;
 	s->steps = 0;
 	s->taken = 0;
 	s->rewritten = 0;
+	s->lost = 0;
 	s->fate = FATE_DROPPED;
 	s->reason = DROP_GOTOS;
 	if (!one_step(s, 0, &run))
 		bpf_loop(MAX_STEPS - 1, later_step, &run, 0);
+	return s->fate == FATE_MISSED && !s->steps;
+}
+
+/* Finds the rules that the frame matches, and what becomes of it. */
+__noinline int classify(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch();
+
+	if (!s || !run_block(s) || !s->wire || skb->gso_size)
+		return 0;
+	/* The filters of the uplink come before the stack, and so before tunnel devices, which are asked in this order. */
+	for (int kind = BLOCK_VXLAN; kind <= BLOCK_GRE; kind++) {
+		if (s->base) {
+			s->base = 0;
+			dissect(skb);
+		}
+		if (enter_tunnel(skb, s, kind) && !run_block(s))
+			return 0;
+	}
+	s->base = 0;
 	return 0;
 }
 

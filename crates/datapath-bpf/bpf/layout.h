@@ -148,6 +148,19 @@ enum action_kind {
 	ACTION_TRAP,
 	ACTION_REDIRECT,
 	ACTION_GOTO,
+	ACTION_TUNNEL_SET,	/* arg: the encapsulation of the next output */
+	ACTION_TUNNEL_UNSET,
+};
+
+/* The headers of a tunnel, but for lengths, checksum and source port. */
+#define MAX_ENCAP 344
+struct encap {
+	__u16 length;		/* from the outer MAC addresses to the inner ones */
+	__u8 version;		/* of the outer IP */
+	__u8 udp;		/* otherwise it is GRE */
+	__u8 neighbour_known;
+	__u8 pad[3];
+	__u8 bytes[MAX_ENCAP];
 };
 
 #define NEXT_TERMINAL 0
@@ -325,7 +338,16 @@ struct scratch {
 	__u32 segments;
 	__u32 header_bytes;	/* of each further segment */
 	__u32 rewritten;
-	__u32 pad2;
+	__u32 wire;		/* whether tunnels end here */
+	__u32 base;		/* where the frame begins: behind the headers of a tunnel */
+	__u32 limit;		/* where it ends */
+	__u32 encap;		/* of the next output: its number and 1, or 0 */
+	__u32 lost;		/* what is sent next cannot be encapsulated here */
+	__u32 through;		/* send by the inner end, as the frame is of another protocol than the kernel thinks */
+	__u8 outer_version;
+	__u8 outer_tos;
+	__u8 inner_tos;		/* with the congestion bits of both */
+	__u8 tos_differs;
 	struct step step[MAX_STEPS + 1];
 	struct {
 		__u32 meter;

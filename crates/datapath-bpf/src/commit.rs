@@ -31,6 +31,7 @@ pub(crate) struct Installed {
     index: u32,
     actions: Box<[u32]>,
     meters: Box<[u32]>,
+    encaps: Box<[u32]>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -49,9 +50,13 @@ pub(crate) struct Commits {
     pub(crate) meter_numbers: HashMap<MeterId, u32>,
     meters: HashMap<MeterId, MeterSlot>,
     meter_users: HashMap<u32, usize>,
+    /// By their bytes: the number of an encapsulation, and how many rules use it.
+    encap_users: HashMap<Vec<u8>, (u32, usize)>,
+    encap_bytes: HashMap<u32, Vec<u8>>,
     indexes: Slots,
     actions: Slots,
     groups: Slots,
+    encaps: Slots,
     meter_slots: Slots,
     /// Chains that are yet to be written, and the groups that are free when they are.
     dirty: BTreeSet<ChainName>,
@@ -88,6 +93,7 @@ struct Pending {
 struct Adding {
     actions: Writes,
     groups: Writes,
+    encaps: Writes,
     short: Writes,
     long: Writes,
     short_rules: Vec<Pending>,
@@ -153,6 +159,9 @@ impl Commits {
             // Number 0 stands for the end of a list.
             actions: Slots::new(1, maps.actions.max_entries),
             groups: Slots::new(0, maps.groups.max_entries),
+            encaps: Slots::new(0, maps.encaps.max_entries),
+            encap_users: HashMap::new(),
+            encap_bytes: HashMap::new(),
             meter_slots: Slots::new(0, maps.meters.max_entries),
             dirty: BTreeSet::new(),
             unlisted: Vec::new(),
@@ -190,6 +199,7 @@ impl Commits {
         }
         let maps = &loaded.maps;
         let hidden = adding.actions.write(&maps.actions).and_then(|()| adding.groups.write(&maps.groups));
+        let hidden = hidden.and_then(|()| adding.encaps.write(&maps.encaps));
         let kinds =
             [(&maps.rules, &adding.short, &adding.short_rules), (&maps.long_rules, &adding.long, &adding.long_rules)];
         for (map, rules, pending) in kinds {
@@ -231,7 +241,7 @@ impl Commits {
             Some(_) => {}
             None => self.book.check(&compiled.place)?,
         }
-        self.make_room(loaded, compiled.actions.len(), known.is_none())?;
+        self.make_room(loaded, &compiled, known.is_none())?;
         let ranged = compiled.place.src.is_some() || compiled.place.dst.is_some();
         let group = match known {
             Some(group) => group,
@@ -244,7 +254,8 @@ impl Commits {
         self.book.add_rule(group, id);
         let index = self.indexes.take().ok_or(Refused::NoRoom("rule"))?;
         self.zero_counter(loaded, index);
-        let actions = self.place_actions(&compiled, adding)?;
+        let encaps = self.place_encaps(&compiled, adding)?;
+        let actions = self.place_actions(&compiled, &encaps, adding)?;
         let meters: Box<[u32]> = compiled.meters.iter().filter_map(|id| self.meter_numbers.get(id).copied()).collect();
         meters.iter().for_each(|meter| *self.meter_users.entry(*meter).or_default() += 1);
         let key = lookup_key(group, compiled.key()).into_boxed_slice();
@@ -257,7 +268,7 @@ impl Commits {
         writes.push(&key, &value);
         pending.push(Pending { place, id, chain });
         self.by_key.insert(hash_of(&key), id);
-        self.rules.insert(id, Installed { group, key, index, actions, meters });
+        self.rules.insert(id, Installed { group, key, index, actions, meters, encaps });
         Ok(())
     }
 
@@ -267,13 +278,16 @@ impl Commits {
         other.is_some_and(|other| *other.key == *key)
     }
 
-    /// Sees to it that there are numbers for a rule with so many actions, and for a group if it needs one.
-    fn make_room(&mut self, loaded: &Loaded, actions: usize, group: bool) -> Result<(), Refused> {
+    /// Sees to it that there are numbers for a rule and its parts, and for a group if it needs one.
+    fn make_room(&mut self, loaded: &Loaded, compiled: &Compiled, group: bool) -> Result<(), Refused> {
+        let actions = compiled.actions.len();
+        let encaps = compiled.encaps.iter().filter(|encap| !self.encap_users.contains_key(*encap)).count();
         let missing = |commits: &Commits| {
             let wanted = [
                 (&commits.indexes, 1, "rule"),
                 (&commits.actions, actions, "action"),
                 (&commits.groups, group.into(), "mask"),
+                (&commits.encaps, encaps, "tunnel"),
             ];
             let missing = wanted.into_iter().find(|(slots, count, _)| slots.ready() < *count);
             missing.map(|(slots, _, what)| (slots.has_resting(), what))
@@ -282,7 +296,8 @@ impl Commits {
             // What was given back may still be in the cache, or in the hands of a program.
             next_generation(loaded);
             sys::wait_for_programs().map_err(|error| Refused::Kernel(errno(&error)))?;
-            [&mut self.indexes, &mut self.actions, &mut self.groups].into_iter().for_each(Slots::recycle);
+            let slots = [&mut self.indexes, &mut self.actions, &mut self.groups, &mut self.encaps];
+            slots.into_iter().for_each(Slots::recycle);
         }
         missing(self).map_or(Ok(()), |(_, what)| Err(Refused::NoRoom(what)))
     }
@@ -297,7 +312,12 @@ impl Commits {
     }
 
     /// Gives each action its number, and notes it.
-    fn place_actions(&mut self, compiled: &Compiled, adding: &mut Adding) -> Result<Box<[u32]>, Refused> {
+    fn place_actions(
+        &mut self,
+        compiled: &Compiled,
+        encaps: &[u32],
+        adding: &mut Adding,
+    ) -> Result<Box<[u32]>, Refused> {
         let numbers: Option<Box<[u32]>> = compiled.actions.iter().map(|_| self.actions.take()).collect();
         let numbers = numbers.ok_or(Refused::NoRoom("action"))?;
         let number = |place: u32| match place {
@@ -310,9 +330,50 @@ impl Commits {
             if entry.kind == ActionKind::Police {
                 entry.alternative = number(entry.alternative);
             }
+            if entry.kind == ActionKind::TunnelSet {
+                entry.arg = encaps[entry.arg as usize];
+            }
             adding.actions.push(&own.to_ne_bytes(), &entry.bytes());
         }
         Ok(numbers)
+    }
+
+    /// The number of each encapsulation, of which rules share those that are the same.
+    fn place_encaps(&mut self, compiled: &Compiled, adding: &mut Adding) -> Result<Box<[u32]>, Refused> {
+        let mut numbers = Vec::with_capacity(compiled.encaps.len());
+        for encap in &compiled.encaps {
+            let number = match self.encap_users.get_mut(encap) {
+                Some((number, users)) => {
+                    *users += 1;
+                    *number
+                }
+                None => {
+                    let number = self.encaps.take().ok_or(Refused::NoRoom("tunnel"))?;
+                    adding.encaps.push(&number.to_ne_bytes(), encap);
+                    self.know_encap(number, encap.clone());
+                    number
+                }
+            };
+            numbers.push(number);
+        }
+        Ok(numbers.into())
+    }
+
+    fn know_encap(&mut self, number: u32, encap: Vec<u8>) {
+        self.encap_users.entry(encap.clone()).or_insert((number, 0)).1 += 1;
+        self.encap_bytes.insert(number, encap);
+    }
+
+    fn forget_encap(&mut self, number: u32) {
+        let Some(encap) = self.encap_bytes.get(&number) else { return };
+        if let Some((_, users)) = self.encap_users.get_mut(encap) {
+            *users -= 1;
+            if *users == 0 {
+                self.encap_users.remove(encap);
+                self.encap_bytes.remove(&number);
+                self.encaps.give_back(number);
+            }
+        }
     }
 
     fn remove(&mut self, loaded: &Loaded, changes: &[Change<'_>], results: &mut Vec<Result<(), Refused>>) {
@@ -343,6 +404,7 @@ impl Commits {
         for meter in &installed.meters {
             self.meter_users.entry(*meter).and_modify(|users| *users -= 1);
         }
+        installed.encaps.iter().for_each(|encap| self.forget_encap(*encap));
         let chain = self.book.group(installed.group).map(|group| (group.place.block, group.place.chain));
         if self.book.remove_rule(installed.group, id)
             && let Some(chain) = chain
@@ -488,6 +550,8 @@ impl Commits {
         let taken: Vec<u32> = rules().flat_map(|rule| rule.actions.iter().copied()).collect();
         self.actions = Slots::with_taken(1, maps.actions.max_entries, &taken);
         self.groups = Slots::with_taken(0, maps.groups.max_entries, &self.book.numbers());
+        let taken: Vec<u32> = self.encap_bytes.keys().copied().collect();
+        self.encaps = Slots::with_taken(0, maps.encaps.max_entries, &taken);
         // The process may have ended in the middle of a commit.
         self.write_chains(loaded);
         next_generation(loaded);
@@ -501,12 +565,17 @@ impl Commits {
             return map.remove(&key).map(drop);
         }
         let id = RuleId(value.u64(0));
-        let (actions, meters) = list_of(loaded, value.u32(12))?;
+        let (actions, meters, encaps) = list_of(loaded, value.u32(12))?;
+        for encap in &encaps {
+            if let Some(bytes) = loaded.maps.encaps.get(&encap.to_ne_bytes())? {
+                self.know_encap(*encap, bytes);
+            }
+        }
         meters.iter().for_each(|meter| *self.meter_users.entry(*meter).or_default() += 1);
         self.book.adopt_rule(group, id);
         self.by_key.insert(hash_of(&key), id);
         let key = key.into_boxed_slice();
-        self.rules.insert(id, Installed { group, key, index: value.u32(8), actions, meters });
+        self.rules.insert(id, Installed { group, key, index: value.u32(8), actions, meters, encaps });
         Ok(())
     }
 
@@ -534,9 +603,9 @@ fn next_generation(loaded: &Loaded) {
     loaded.control.set(0, loaded.control.get(0) + 1);
 }
 
-/// The actions of a list, and the meters that they use.
-fn list_of(loaded: &Loaded, first: u32) -> io::Result<(Box<[u32]>, Box<[u32]>)> {
-    let (mut actions, mut meters) = (BTreeSet::new(), Vec::new());
+/// The actions of a list, and the meters and the encapsulations that they use.
+fn list_of(loaded: &Loaded, first: u32) -> io::Result<(Box<[u32]>, Box<[u32]>, Box<[u32]>)> {
+    let (mut actions, mut meters, mut encaps) = (BTreeSet::new(), Vec::new(), Vec::new());
     let mut waiting = VecDeque::from([first]);
     while let Some(number) = waiting.pop_front() {
         if matches!(number, next::TERMINAL | next::END | next::DROP) || !actions.insert(number) {
@@ -549,8 +618,11 @@ fn list_of(loaded: &Loaded, first: u32) -> io::Result<(Box<[u32]>, Box<[u32]>)> 
             meters.push(view.u32(8));
             waiting.push_back(view.u32(12));
         }
+        if action[0] == ActionKind::TunnelSet as u8 {
+            encaps.push(view.u32(8));
+        }
     }
     let mut actions: Vec<u32> = actions.into_iter().collect();
     actions.sort_unstable_by_key(|number| *number != first);
-    Ok((actions.into(), meters.into()))
+    Ok((actions.into(), meters.into(), encaps.into()))
 }

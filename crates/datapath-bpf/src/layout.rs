@@ -74,6 +74,8 @@ pub(crate) const RULE: usize = 24;
 pub(crate) const GROUP: usize = 40 + LONG_KEY;
 pub(crate) const CHAIN: usize = 8 + 4 * MAX_GROUPS_OF_CHAIN;
 pub(crate) const ACTION: usize = 56;
+pub(crate) const MAX_ENCAP: usize = 344;
+pub(crate) const ENCAP: usize = 8 + MAX_ENCAP;
 pub(crate) const COUNTER: usize = 24;
 pub(crate) const METER: usize = 64;
 pub(crate) const PORT: usize = 24;
@@ -147,6 +149,8 @@ pub(crate) enum ActionKind {
     Trap,
     Redirect,
     Goto,
+    TunnelSet,
+    TunnelUnset,
 }
 
 /// An action as it stands in `actions`.

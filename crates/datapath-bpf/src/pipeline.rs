@@ -23,6 +23,8 @@ pub struct Options {
     pub max_actions: u32,
     /// How many masks of all priorities together there is room for, with 440 bytes each. A chain has at most 256.
     pub max_masks: u32,
+    /// How many different encapsulations there is room for, with 352 bytes each.
+    pub max_encaps: u32,
     /// How many meters there is room for.
     pub max_meters: u32,
     /// The bytes of the buffer for samples; rounded up to a power of two.
@@ -37,6 +39,7 @@ impl Default for Options {
             max_rules: 1 << 18,
             max_actions: 1 << 18,
             max_masks: 1 << 12,
+            max_encaps: 1 << 12,
             max_meters: 1 << 16,
             sample_buffer: 1 << 20,
             trials: false,
