@@ -12,7 +12,7 @@ enum { BLOCK_PORT, BLOCK_SHARED, BLOCK_VXLAN, BLOCK_GENEVE, BLOCK_GRE };
 /* BPF_F_ADJ_ROOM_DECAP_L3_IPV4 of Linux 6.3 and later, which headers may not have yet. */
 #define DECAP_L3_IPV4 (1ULL << 7)
 
-/* What the kernel needs behind the outer Ethernet header to take a tunnel's headers away (bpf_skb_adjust_room). */
+/* What the kernel needs behind the Ethernet header to take something away behind it (bpf_skb_adjust_room). */
 #define MIN_INNER 20
 
 static __always_inline int is_block(__u64 block)
@@ -157,7 +157,9 @@ static __noinline int enter_tunnel(struct __sk_buff *skb, struct scratch *s, __u
 	s->block = block;
 	s->base = at;
 	s->limit = s->end;
-	return !dissect(skb) && merge_congestion(s);
+	if (dissect(skb) || at + ETH_HLEN + MIN_INNER + s->tags * 4 > s->limit)
+		return 0;
+	return merge_congestion(s);
 }
 
 /* Takes the headers of the tunnel away. Returns whether that failed. */
@@ -184,9 +186,8 @@ static __noinline int pretend_encapsulation(struct scratch *s, __u32 index)
 {
 	struct encap *encap = bpf_map_lookup_elem(&encaps, &index);
 
-	/* What the kernel segments must be IP without tags, and have short headers. */
-	s->lost = !encap || !encap->neighbour_known ||
-		  (s->segments > 1 && (s->tags || !s->network || encap->length > 200));
+	/* What the kernel segments must be IP without tags. */
+	s->lost = !encap || !encap->neighbour_known || (s->segments > 1 && (s->tags || !s->network));
 	return 0;
 }
 
@@ -199,14 +200,18 @@ static __always_inline void put16(__u8 *to, __u16 value)
 /* Takes the tags out that the kernel keeps beside the frame, the outermost one first. Returns how many there were. */
 static __noinline int take_tags_out(struct __sk_buff *skb, struct scratch *s)
 {
+	__be16 tpid = skb->vlan_proto;
 	__u8 *tags = s->bytes;
 	__u32 count = 0;
 
 	for (int i = 0; i < MAX_TAGS; i++) {
 		if (!skb->vlan_present)
 			break;
-		put16(tags + i * 4, bpf_ntohs(skb->vlan_proto));
+		copy(tags + i * 4, &tpid, 2);
 		put16(tags + i * 4 + 2, skb->vlan_tci);
+		/* The kernel takes the next one out too, and believes it to be what it was before its EtherType was rewritten. */
+		if (bpf_skb_load_bytes(skb, 12, &tpid, 2))
+			break;
 		bpf_skb_vlan_pop(skb);
 		count = i + 1;
 	}
@@ -254,7 +259,7 @@ static __noinline int fill_in(struct __sk_buff *skb, __u8 *out, const struct enc
  */
 static __noinline int encapsulate(struct __sk_buff *skb, struct scratch *s)
 {
-	__u32 index = s->encap - 1, length, tags, inner = skb->len, room;
+	__u32 index = s->encap - 1, length, tags, inner;
 	struct encap *encap = bpf_map_lookup_elem(&encaps, &index);
 	__u8 *out = s->sample.frame, *mac = s->bytes + 128;
 
@@ -273,18 +278,20 @@ static __noinline int encapsulate(struct __sk_buff *skb, struct scratch *s)
 	if (length < ETH_HLEN || length > MAX_ENCAP)
 		return DROP_ERROR;
 	s->through = 1;
-	room = length - ETH_HLEN - (encap->version == 4 ? 20 : 40) - (encap->udp ? 8 : 0) + ETH_HLEN;
-	if (!tags && s->network && !s->tags && room <= 255) {
+	if (!tags && s->network && !s->tags) {
 		__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L2_ETH;
 
 		flags |= encap->version == 4 ? BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 : BPF_F_ADJ_ROOM_ENCAP_L3_IPV6;
 		flags |= encap->udp ? BPF_F_ADJ_ROOM_ENCAP_L4_UDP : BPF_F_ADJ_ROOM_ENCAP_L4_GRE;
-		flags |= BPF_F_ADJ_ROOM_ENCAP_L2((__u64)room);
+		/* The inner MAC addresses: what is before them belongs to the tunnel. */
+		flags |= BPF_F_ADJ_ROOM_ENCAP_L2((__u64)ETH_HLEN);
 		if (!bpf_skb_adjust_room(skb, length, BPF_ADJ_ROOM_MAC, flags)) {
 			bpf_skb_store_bytes(skb, 0, out, length, BPF_F_INVALIDATE_HASH);
 			bpf_skb_store_bytes(skb, length, mac, ETH_HLEN, 0);
 			return 0;
 		}
+		if (skb->gso_size)
+			return DROP_ERROR;
 	}
 	if (bpf_skb_change_head(skb, length + 4 * tags, 0))
 		return DROP_TOO_LONG;

@@ -565,7 +565,7 @@ impl Commits {
             return map.remove(&key).map(drop);
         }
         let id = RuleId(value.u64(0));
-        let (actions, meters, encaps) = list_of(loaded, value.u32(12))?;
+        let ActionList { actions, meters, encaps } = list_of(loaded, value.u32(12))?;
         for encap in &encaps {
             if let Some(bytes) = loaded.maps.encaps.get(&encap.to_ne_bytes())? {
                 self.know_encap(*encap, bytes);
@@ -603,8 +603,15 @@ fn next_generation(loaded: &Loaded) {
     loaded.control.set(0, loaded.control.get(0) + 1);
 }
 
-/// The actions of a list, and the meters and the encapsulations that they use.
-fn list_of(loaded: &Loaded, first: u32) -> io::Result<(Box<[u32]>, Box<[u32]>, Box<[u32]>)> {
+/// The numbers of the actions of a list, and of the meters and the encapsulations that they use.
+struct ActionList {
+    actions: Box<[u32]>,
+    meters: Box<[u32]>,
+    encaps: Box<[u32]>,
+}
+
+/// The list that begins with this action.
+fn list_of(loaded: &Loaded, first: u32) -> io::Result<ActionList> {
     let (mut actions, mut meters, mut encaps) = (BTreeSet::new(), Vec::new(), Vec::new());
     let mut waiting = VecDeque::from([first]);
     while let Some(number) = waiting.pop_front() {
@@ -624,5 +631,5 @@ fn list_of(loaded: &Loaded, first: u32) -> io::Result<(Box<[u32]>, Box<[u32]>, B
     }
     let mut actions: Vec<u32> = actions.into_iter().collect();
     actions.sort_unstable_by_key(|number| *number != first);
-    Ok((actions.into(), meters.into(), encaps.into()))
+    Ok(ActionList { actions: actions.into(), meters: meters.into(), encaps: encaps.into() })
 }

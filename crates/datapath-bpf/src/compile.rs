@@ -173,9 +173,8 @@ fn keys(rule: &Rule) -> Result<(), Refused> {
 /// Whether the first pass must look at the actions: they decide what becomes of the frame, or change the key for the next
 /// chain, or change a frame that must reach the representor as it came in.
 fn walks(rule: &Rule, terminal: Terminal, actions: &[ActionEntry]) -> bool {
-    let decides = rule.actions.iter().any(|action| {
-        matches!(action, Action::Police(_) | Action::DecTtl | Action::TunnelSet(_))
-    });
+    let decides =
+        rule.actions.iter().any(|action| matches!(action, Action::Police(_) | Action::DecTtl | Action::TunnelSet(_)));
     let goes_on = matches!(terminal, Terminal::Goto(_) | Terminal::Trap)
         || actions.iter().any(|entry| matches!(entry.kind, ActionKind::Goto | ActionKind::Trap | ActionKind::Drop));
     let branches = actions.iter().any(|entry| entry.kind == ActionKind::Redirect);

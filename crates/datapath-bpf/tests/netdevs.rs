@@ -8,8 +8,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use common::net::{Card, Wire, ifindex, run};
-use datapath_bpf::{Change, DropReason, Mode, Pipeline};
-use flow::{Action, Csum, Edit, EditField, Field, Match, Port, Rule, RuleId, VlanTag, make_checksums_right};
+use datapath_bpf::{Change, DropReason, Mode, Pipeline, Role};
+use flow::{
+    Action, Block, Csum, Edit, EditField, Encap, Field, Match, Neighbour, Port, Rule, RuleId, TunnelDevice, TunnelKind,
+    VlanTag, make_checksums_right,
+};
 
 const SOON: Duration = Duration::from_secs(5);
 const NEVER: Duration = Duration::from_millis(200);
@@ -126,22 +129,23 @@ fn a_port_that_is_down_or_inactive_gets_nothing() {
 /// Sends 8 MB by TCP from VF 1 to an address of VF 2. Returns whether they came.
 fn transfer(card: &Card, connect_to: &str, listen_at: &str) -> bool {
     let (total, data) = (std::sync::Mutex::new(0u64), vec![7u8; 1 << 20]);
+    let listener = card.vf(2).with(|| TcpListener::bind(listen_at)).expect("a listener");
+    let to = connect_to.parse().expect("an address");
+    let mut stream = card.vf(1).with(|| TcpStream::connect_timeout(&to, SOON)).expect("a connection");
+    let mut other = listener.accept().expect("a connection").0;
+    [&stream, &other].into_iter().for_each(|stream| stream.set_read_timeout(Some(SOON)).expect("a time-out"));
+    stream.set_write_timeout(Some(SOON)).expect("a time-out");
     std::thread::scope(|scope| {
-        let listener = card.vf(2).with(|| TcpListener::bind(listen_at)).expect("a listener");
         let total = &total;
         scope.spawn(move || {
-            let mut stream = listener.accept().expect("a connection").0;
             let (mut buffer, mut all) = (vec![0; 1 << 16], 0);
-            while let Ok(count @ 1..) = stream.read(&mut buffer) {
+            while let Ok(count @ 1..) = other.read(&mut buffer) {
                 all += buffer[..count].iter().map(|byte| u64::from(*byte)).sum::<u64>();
             }
             *total.lock().expect("the lock") = all;
         });
-        card.vf(1).with(|| {
-            let to = connect_to.parse().expect("an address");
-            let mut stream = TcpStream::connect_timeout(&to, SOON).expect("a connection");
-            (0..8).for_each(|_| stream.write_all(&data).expect("data"));
-        });
+        (0..8).for_each(|_| stream.write_all(&data).expect("data"));
+        drop(stream);
     });
     total.into_inner().expect("the lock") == 7 * (8 << 20)
 }
@@ -186,6 +190,43 @@ fn tcp_with_large_segments_passes_through_tags_and_rewrites() {
     // Segments are counted, not what the sender handed over in one piece.
     assert!(counters[0].packets >= (8 << 20) / 1448, "{counters:?}");
     assert!(counters[0].bytes >= (8 << 20) + counters[0].packets * 54, "{counters:?}");
+}
+
+/// VF 1 talks to a VXLAN device of the kernel behind the wire, and segments stay large on the whole way.
+#[test]
+fn tcp_passes_through_a_tunnel_to_the_kernels_device_and_back() {
+    let Some(mut card) = Card::new(2) else { return };
+    // What is VF 2 in other tests is the other host here, and its port is the wire.
+    let uplink = Port(0xffff);
+    card.pipeline.detach(ifindex("inner2")).expect("detached");
+    card.set_port_as(uplink, 2, |port| port.is_wire = true);
+    card.pipeline.attach(ifindex("inner2"), Role::Wire(uplink)).expect("attached");
+    card.vf(2).ip("addr flush dev vf2");
+    card.vf(2).ip("addr add 192.168.0.2/24 dev vf2");
+    card.vf(2).ip("neigh add 192.168.0.1 lladdr 02:00:00:00:00:99 dev vf2");
+    card.vf(2).ip("link add vx type vxlan id 77 remote 192.168.0.1 local 192.168.0.2 dstport 4789 dev vf2");
+    card.vf(2).ip("link set vx up");
+    card.vf(2).ip("addr add 10.0.0.2/24 dev vx");
+    let encap = Encap {
+        kind: TunnelKind::Vxlan,
+        id: Some(77),
+        src: [192, 168, 0, 1].into(),
+        dst: [192, 168, 0, 2].into(),
+        dst_port: 4789,
+        tos: 0,
+        ttl: 64,
+        options: Vec::new(),
+        neighbour: Some(Neighbour { dst: [2, 0, 0, 0, 0, 2], src: [2, 0, 0, 0, 0, 0x99] }),
+    };
+    let device = Block::Tunnel(TunnelDevice { kind: TunnelKind::Vxlan, udp_port: 4789 });
+    let out = Rule::new(Port(1), Match::new(), [Action::TunnelSet(encap), Action::Redirect(uplink)]);
+    let of_tunnel = Match::new().with(Field::EncKeyId, 77u32).with(Field::EncIp4Src, [192, 168, 0, 2]);
+    let back = Rule::new(uplink, of_tunnel, [Action::TunnelUnset, Action::Redirect(Port(1))]).in_block(device);
+    add(&mut card.pipeline, &[(1, out), (2, back)]);
+    // ARP goes through the tunnel, too.
+    assert!(transfer(&card, "10.0.0.2:8000", "10.0.0.2:8000"));
+    let counters = card.pipeline.counters(&[RuleId(1), RuleId(2)]);
+    assert!(counters[0].packets >= (8 << 20) / 1448 && counters[1].packets > 2, "{counters:?}");
 }
 
 /// A directory of a bpffs, or nothing if there is none.

@@ -195,9 +195,14 @@ impl Card {
     }
 
     pub fn set_port(&mut self, n: u32, change: impl FnOnce(&mut PortConfig)) {
+        self.set_port_as(Port(n), n, change);
+    }
+
+    /// Sets a port whose netdevs are those of VF n.
+    pub fn set_port_as(&mut self, port: Port, n: u32, change: impl FnOnce(&mut PortConfig)) {
         let mut config = PortConfig {
             mode: Mode::Switchdev,
-            block: Block::Port(Port(n)),
+            block: Block::Port(port),
             ifindex: ifindex(&format!("inner{n}")),
             representor: Some(ifindex(&format!("repi{n}"))),
             through_inner: false,
@@ -205,7 +210,7 @@ impl Card {
             link_up: true,
         };
         change(&mut config);
-        self.pipeline.set_port(Port(n), &config).expect("a port");
+        self.pipeline.set_port(port, &config).expect("a port");
     }
 
     pub fn vf(&self, n: usize) -> &Namespace {
