@@ -77,6 +77,13 @@ static __always_inline __u32 hash_of_key(const struct scratch *s, __u32 chain)
 		hash = (hash ^ key[i]) * 0xff51afd7ed558ccdULL;
 		hash ^= hash >> 32;
 	}
+	if (s->base) {
+#pragma unroll
+		for (int i = SHORT_KEY / 8; i < CACHED_KEY / 8; i++) {
+			hash = (hash ^ key[i]) * 0xff51afd7ed558ccdULL;
+			hash ^= hash >> 32;
+		}
+	}
 	return hash;
 }
 
@@ -100,6 +107,11 @@ static __always_inline int is_answer(const struct cached *cached, const struct s
 #pragma unroll
 	for (int i = 0; i < SHORT_KEY / 8; i++)
 		differs |= one[i] ^ other[i];
+	if (s->base) {
+#pragma unroll
+		for (int i = SHORT_KEY / 8; i < CACHED_KEY / 8; i++)
+			differs |= one[i] ^ other[i];
+	}
 	return !differs;
 }
 
@@ -127,7 +139,7 @@ static __noinline int find(struct scratch *s, __u32 number)
 		cached->block = s->block;
 		cached->chain = number;
 		cached->found = ask.found;
-		copy(cached->key, &s->key, SHORT_KEY);
+		copy(cached->key, &s->key, CACHED_KEY);
 		cached->rule = s->found;
 	}
 	return ask.found;

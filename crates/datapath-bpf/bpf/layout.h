@@ -62,6 +62,9 @@ struct key {
 	__u8 pad2[4];
 };
 
+/* What a frame out of a tunnel has besides, but for labels and options. */
+#define CACHED_KEY 128
+_Static_assert(__builtin_offsetof(struct key, ct_label) == CACHED_KEY, "the key of the cache");
 _Static_assert(__builtin_offsetof(struct key, ct_mark) == SHORT_KEY, "the short key");
 _Static_assert(sizeof(struct key) == 400, "the key");
 
@@ -124,7 +127,7 @@ struct chain_key {
 	__u32 pad;
 };
 
-#define CHAIN_CACHED 1		/* the short key decides */
+#define CHAIN_CACHED 1		/* the key of the cache decides */
 
 /* The groups of a chain in the order in which they are asked. */
 struct chain {
@@ -256,7 +259,7 @@ struct cached {
 	__u64 block;
 	__u32 chain;
 	__u32 found;
-	__u8 key[SHORT_KEY];
+	__u8 key[CACHED_KEY];	/* of a frame that came out of no tunnel the short one */
 	struct rule rule;
 };
 

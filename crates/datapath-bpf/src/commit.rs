@@ -5,7 +5,7 @@
 //! is still running.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher, Hasher};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use flow::{Meter, MeterId, Rate, Rule, RuleId};
 
 use crate::book::{Book, chain_key};
 use crate::compile::{Compiled, Refused, compile};
-use crate::layout::{self, ActionKind, Bytes, View, next};
+use crate::layout::{self, ActionKind, View, next};
 use crate::maps::Loaded;
 use crate::pipeline::{Change, Counter};
 use crate::slots::Slots;
@@ -32,6 +32,17 @@ pub(crate) struct Installed {
     actions: Box<[u32]>,
     meters: Box<[u32]>,
     encaps: Box<[u32]>,
+}
+
+/// The hash of a rule's key.
+fn hash_of(key: &[u8]) -> u64 {
+    let mut hasher = NumberHasher::default();
+    key.chunks(8).for_each(|word| {
+        let mut bytes = [0; 8];
+        bytes[..word.len()].copy_from_slice(word);
+        hasher.write_u64(hasher.0.rotate_left(5) ^ u64::from_ne_bytes(bytes));
+    });
+    hasher.finish()
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -130,13 +141,12 @@ impl Hasher for NumberHasher {
     }
 }
 
-fn hash_of(key: &[u8]) -> u64 {
-    BuildHasherDefault::<DefaultHasher>::default().hash_one(key)
-}
-
 /// A rule's key in the map of rules.
-fn lookup_key(group: u32, key: &[u8]) -> Vec<u8> {
-    Bytes::default().u32(group).u32(0).bytes(key).0
+fn lookup_key(group: u32, key: &[u8]) -> Box<[u8]> {
+    let mut bytes = vec![0; 8 + key.len()].into_boxed_slice();
+    bytes[..4].copy_from_slice(&group.to_ne_bytes());
+    bytes[8..].copy_from_slice(key);
+    bytes
 }
 
 fn rules_map<'l>(loaded: &'l Loaded, installed: &Installed) -> &'l Map {
@@ -192,6 +202,8 @@ impl Commits {
 
     fn add(&mut self, loaded: &Loaded, changes: &[Change<'_>], results: &mut Vec<Result<(), Refused>>) {
         let mut adding = Adding::default();
+        self.rules.reserve(changes.len());
+        self.by_key.reserve(changes.len());
         for change in changes {
             let Change::Add { id, rule } = change else { continue };
             let prepared = self.prepare(loaded, *id, rule, results.len(), &mut adding);
@@ -236,8 +248,9 @@ impl Commits {
         }
         let compiled = compile(rule, &self.meter_numbers)?;
         let known = self.book.find(&compiled.place);
-        match known {
-            Some(group) if self.has_key(&lookup_key(group, compiled.key())) => return Err(Refused::Exists),
+        let known_key = known.map(|group| lookup_key(group, compiled.key()));
+        match &known_key {
+            Some(key) if self.has_key(key) => return Err(Refused::Exists),
             Some(_) => {}
             None => self.book.check(&compiled.place)?,
         }
@@ -258,7 +271,7 @@ impl Commits {
         let actions = self.place_actions(&compiled, &encaps, adding)?;
         let meters: Box<[u32]> = compiled.meters.iter().filter_map(|id| self.meter_numbers.get(id).copied()).collect();
         meters.iter().for_each(|meter| *self.meter_users.entry(*meter).or_default() += 1);
-        let key = lookup_key(group, compiled.key()).into_boxed_slice();
+        let key = known_key.unwrap_or_else(|| lookup_key(group, compiled.key()));
         let first = actions.first().copied().unwrap_or(next::TERMINAL);
         let value = layout::rule(id.0, index, first, compiled.walk, compiled.terminal);
         let (writes, pending) = match compiled.place.is_long() {

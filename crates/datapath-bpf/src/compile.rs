@@ -7,7 +7,7 @@ use flow::{Action, Block, Control, EditField, Field, MeterId, Protocol, Rule, Tu
 use thiserror::Error;
 
 use crate::encap;
-use crate::layout::{self, ActionEntry, ActionKind, LONG_KEY, MAX_ACTIONS, SHORT_KEY, Terminal, next};
+use crate::layout::{self, ActionEntry, ActionKind, CACHED_KEY, LONG_KEY, MAX_ACTIONS, SHORT_KEY, Terminal, next};
 
 /// Why a change was refused. Then nothing has changed.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -76,6 +76,11 @@ pub(crate) struct Place {
 }
 
 impl Place {
+    /// Whether the part of the key decides that the cache has.
+    pub(crate) fn is_cached(&self) -> bool {
+        self.mask[CACHED_KEY..].iter().all(|byte| *byte == 0)
+    }
+
     /// Whether the short key is not enough.
     pub(crate) fn is_long(&self) -> bool {
         self.mask[SHORT_KEY..].iter().any(|byte| *byte != 0)
@@ -166,8 +171,9 @@ pub(crate) fn compile(rule: &Rule, meters: &HashMap<MeterId, u32>) -> Result<Com
 
 /// The keys that the program has not.
 fn keys(rule: &Rule) -> Result<(), Refused> {
-    let not_there = |field: &Field| *field >= Field::CtState;
-    rule.matches.mask().fields().find(not_there).map_or(Ok(()), |field| Err(Refused::Key(field)))
+    let not_there = [Field::CtState, Field::CtZone, Field::CtMark, Field::CtLabel];
+    let asked = not_there.into_iter().find(|field| rule.matches.mask().has(*field));
+    asked.map_or(Ok(()), |field| Err(Refused::Key(field)))
 }
 
 /// Whether the first pass must look at the actions: they decide what becomes of the frame, or change the key for the next
