@@ -308,7 +308,7 @@ impl Commits {
         if let Some((true, _)) = missing(self) {
             // What was given back may still be in the cache, or in the hands of a program.
             next_generation(loaded);
-            sys::wait_for_programs().map_err(|error| Refused::Kernel(errno(&error)))?;
+            sys::wait_for_programs();
             let slots = [&mut self.indexes, &mut self.actions, &mut self.groups, &mut self.encaps];
             slots.into_iter().for_each(Slots::recycle);
         }
@@ -491,7 +491,7 @@ impl Commits {
 
     fn take_meter(&mut self) -> Result<u32, Refused> {
         if self.meter_slots.ready() == 0 && self.meter_slots.has_resting() {
-            sys::wait_for_programs().map_err(|error| Refused::Kernel(errno(&error)))?;
+            sys::wait_for_programs();
             self.meter_slots.recycle();
         }
         self.meter_slots.take().ok_or(Refused::NoRoom("meter"))

@@ -83,7 +83,7 @@ pub struct PortConfig {
     /// Whether frames to the port are sent by the inner end. Otherwise they are received by the outer one at once, which is
     /// faster, and needs the outer end to be up and in another network namespace.
     pub through_inner: bool,
-    /// Whether `ifindex` is the wire.
+    /// Whether `ifindex` is the wire. Only there the rules of tunnel devices are asked.
     pub is_wire: bool,
     /// Whether the link is up. Without it, frames from and to the port are dropped.
     pub link_up: bool,
@@ -261,7 +261,7 @@ impl Pipeline {
     /// Says what a netdev of the calling thread's network namespace is, and attaches the program to what it receives.
     ///
     /// # Errors
-    /// The kernel's: no such netdev, no tcx.
+    /// The kernel's: `ENODEV` for no such netdev, `EINVAL` before Linux 6.6, which has no tcx.
     pub fn attach(&mut self, ifindex: u32, role: Role) -> io::Result<()> {
         let (port, kind) = match role {
             Role::Port(port) => (port, 0),

@@ -7,8 +7,8 @@ use std::time::Duration;
 use common::pipeline;
 use datapath_bpf::{Change, Mode, Options, Pipeline, PortConfig, Refused, Role, TrialFate};
 use flow::{
-    Action, Block, Control, Ct, Edit, EditField, Encap, Field, Match, Meter, MeterId, Neighbour, Police, Port, Protocol,
-    Rate, Rule, RuleId, TunnelKind, VlanTag,
+    Action, Block, Control, Ct, Edit, EditField, Encap, Field, Match, Meter, MeterId, Neighbour, Police, Port,
+    Protocol, Rate, Rule, RuleId, TunnelKind, VlanTag,
 };
 
 const SMALL: Options = Options {
@@ -26,7 +26,8 @@ fn to(last: u8) -> Match {
 }
 
 fn frame(last: u8) -> Vec<u8> {
-    let mut frame = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0, 0x45, 0, 0, 20, 0, 1, 0, 0, 64, 59, 0, 0, 10, 0, 0, 1];
+    let mut frame =
+        vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0, 0x45, 0, 0, 20, 0, 1, 0, 0, 64, 59, 0, 0, 10, 0, 0, 1];
     frame.extend([10, 0, 0, last]);
     flow::make_checksums_right(&mut frame);
     frame
@@ -163,7 +164,8 @@ fn actions_masks_tunnels_and_meters_have_limits() {
     };
     let into = |id, last| Rule::new(Port(1), to(last), [encap(id), Action::Redirect(Port(1))]);
     // Rules share a tunnel.
-    for (id, tunnel, wanted) in [(1, 7, Ok(())), (2, 7, Ok(())), (3, 8, Ok(())), (4, 9, Err(Refused::NoRoom("tunnel")))] {
+    for (id, tunnel, wanted) in [(1, 7, Ok(())), (2, 7, Ok(())), (3, 8, Ok(())), (4, 9, Err(Refused::NoRoom("tunnel")))]
+    {
         assert_eq!(card.add(id, &into(tunnel, id as u8)), wanted);
     }
     assert_eq!((card.remove(1), card.add(4, &into(9, 4))), (Ok(()), Err(Refused::NoRoom("tunnel"))));

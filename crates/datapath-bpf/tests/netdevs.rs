@@ -229,6 +229,45 @@ fn tcp_passes_through_a_tunnel_to_the_kernels_device_and_back() {
     assert!(counters[0].packets >= (8 << 20) / 1448 && counters[1].packets > 2, "{counters:?}");
 }
 
+#[test]
+fn traffic_never_misses_its_rule_while_others_come_and_go() {
+    const FRAMES: u64 = 20_000;
+    let Some(mut card) = Card::new(2) else { return };
+    let (one, representor) = (card.wire(1), Wire::at("rep1"));
+    add(
+        &mut card.pipeline,
+        &[(1, Rule::new(Port(1), udp(), [Action::Redirect(Port(2))]).with_priority(9, flow::Protocol::All))],
+    );
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let mut changes = 0;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            (0..FRAMES).for_each(|_| one.send(&frame(b"never misses")));
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        while !done.load(std::sync::atomic::Ordering::Relaxed) {
+            // Of other priorities and masks, before and behind it, with the same mask and with another one.
+            let other = |id: u64| {
+                let matches = udp().with(Field::DstPort, 1000 + id as u16);
+                let matches = if id.is_multiple_of(2) { matches } else { matches.with(Field::IpTtl, 9u8) };
+                (
+                    id,
+                    Rule::new(Port(1), matches, [Action::Drop])
+                        .with_priority(1 + id as u32 % 20 * 2, flow::Protocol::All),
+                )
+            };
+            let others: Vec<_> = (2..60).map(other).collect();
+            add(&mut card.pipeline, &others);
+            let gone: Vec<_> = others.iter().map(|(id, _)| Change::Remove(RuleId(*id))).collect();
+            assert!(card.pipeline.commit(&gone).iter().all(Result::is_ok));
+            changes += 2 * others.len();
+        }
+    });
+    assert_eq!(representor.receive(NEVER, has(b"never misses")), None);
+    assert_eq!(card.pipeline.counters(&[RuleId(1)])[0].packets, FRAMES, "after {changes} changes");
+    assert!(changes > 1000, "{changes} changes");
+}
+
 /// A directory of a bpffs, or nothing if there is none.
 fn bpffs() -> Option<PathBuf> {
     let path = PathBuf::from(format!("/tmp/datapath-bpf-test-{}", std::process::id()));
