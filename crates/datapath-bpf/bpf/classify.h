@@ -457,7 +457,7 @@ __noinline int classify(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch();
 
-	if (!s || !run_block(s) || !s->wire || skb->gso_size)
+	if (!s || !run_block(s) || !s->wire)
 		return 0;
 	/* The filters of the uplink come before the stack, and so before tunnel devices, which are asked in this order. */
 	for (int kind = BLOCK_VXLAN; kind <= BLOCK_GRE; kind++) {
@@ -465,7 +465,10 @@ __noinline int classify(struct __sk_buff *skb)
 			s->base = 0;
 			dissect(skb);
 		}
-		if (enter_tunnel(skb, s, kind) && !run_block(s))
+		if (!enter_tunnel(skb, s, kind))
+			continue;
+		note_segments(skb, s);
+		if (!run_block(s))
 			return 0;
 	}
 	s->base = 0;

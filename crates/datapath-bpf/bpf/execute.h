@@ -291,7 +291,7 @@ static __noinline int after_tags(struct __sk_buff *skb, struct scratch *s, __u32
 /* Takes the outer tag out of a frame of which the kernel does not know that it has one. */
 static __always_inline int cut_tag(struct __sk_buff *skb, struct scratch *s)
 {
-	if (bpf_skb_load_bytes(skb, 16, s->old, 2) || bpf_skb_adjust_room(skb, -4, BPF_ADJ_ROOM_MAC, 0))
+	if (bpf_skb_load_bytes(skb, 16, s->old, 2) || bpf_skb_adjust_room(skb, -4, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))
 		return 0;
 	return bpf_skb_store_bytes(skb, 12, s->old, 2, 0);
 }
@@ -609,26 +609,6 @@ struct doing_steps {
 static long do_later_step(__u32 i, struct doing_steps *doing)
 {
 	return do_step(doing->skb, doing->s, i + 1);
-}
-
-/* Packets and bytes as they would be on a wire (as qdisc_pkt_len_init()). */
-static __noinline int note_segments(struct __sk_buff *skb, struct scratch *s)
-{
-	__u8 offset = 0;
-
-	s->segments = 1;
-	s->header_bytes = 0;
-	if (!skb->gso_size || skb->gso_segs < 2)
-		return 0;
-	s->segments = skb->gso_segs;
-	if (!s->network)
-		return 0;
-	s->header_bytes = s->payload + 8;
-	if (s->protocol == IPPROTO_TCP && !bpf_skb_load_bytes(skb, s->payload + 12, &offset, 1))
-		s->header_bytes = s->payload + (offset >> 4) * 4;
-	if (skb->vlan_present)
-		s->header_bytes += 4;
-	return 0;
 }
 
 /* Leaves the frame that is inside, with the congestion bits of both. */

@@ -140,6 +140,9 @@ static __noinline int enter_tunnel(struct __sk_buff *skb, struct scratch *s, __u
 	/* A frame with a tag is for a VLAN device, not for the stack of the uplink. */
 	if (!transport(s) || s->fragment || s->tags)
 		return 0;
+	/* What the kernel segments can have a length that IP has no room for. */
+	if (skb->gso_size && s->end != skb->len)
+		return 0;
 	if (kind == BLOCK_GRE) {
 		if (s->protocol != IPPROTO_GRE || !is_block(block))
 			return 0;
@@ -165,14 +168,16 @@ static __noinline int enter_tunnel(struct __sk_buff *skb, struct scratch *s, __u
 /* Takes the headers of the tunnel away. Returns whether that failed. */
 static __noinline int decapsulate(struct __sk_buff *skb, struct scratch *s)
 {
+	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO;
 	__u32 base = s->base;
 
+	if (s->outer_version == 6)
+		flags |= DECAP_L3_IPV4;
 	if (bpf_skb_load_bytes(skb, base, s->bytes, ETH_HLEN))
 		return 1;
 	if (s->limit < skb->len && bpf_skb_change_tail(skb, s->limit, 0))
 		return 1;
-	if (bpf_skb_adjust_room(skb, -(__s32)base, BPF_ADJ_ROOM_MAC,
-				s->outer_version == 6 ? DECAP_L3_IPV4 : 0))
+	if (bpf_skb_adjust_room(skb, -(__s32)base, BPF_ADJ_ROOM_MAC, flags))
 		return 1;
 	if (bpf_skb_store_bytes(skb, 0, s->bytes, ETH_HLEN, BPF_F_INVALIDATE_HASH))
 		return 1;

@@ -126,28 +126,26 @@ fn a_port_that_is_down_or_inactive_gets_nothing() {
     assert!(drops.get(&(Port(1), DropReason::Inactive)).is_some_and(|count| *count >= 1), "{drops:?}");
 }
 
-/// Sends 8 MB by TCP from VF 1 to an address of VF 2. Returns whether they came.
+/// Sends 8 MB by TCP from VF 1 to an address of VF 2, and 8 MB back. Returns whether they came.
 fn transfer(card: &Card, connect_to: &str, listen_at: &str) -> bool {
-    let (total, data) = (std::sync::Mutex::new(0u64), vec![7u8; 1 << 20]);
     let listener = card.vf(2).with(|| TcpListener::bind(listen_at)).expect("a listener");
     let to = connect_to.parse().expect("an address");
     let mut stream = card.vf(1).with(|| TcpStream::connect_timeout(&to, SOON)).expect("a connection");
     let mut other = listener.accept().expect("a connection").0;
     [&stream, &other].into_iter().for_each(|stream| stream.set_read_timeout(Some(SOON)).expect("a time-out"));
-    stream.set_write_timeout(Some(SOON)).expect("a time-out");
+    [&stream, &other].into_iter().for_each(|stream| stream.set_write_timeout(Some(SOON)).expect("a time-out"));
+    one_way(&mut stream, &mut other) && one_way(&mut other, &mut stream)
+}
+
+/// Sends 8 MB. Returns whether they came.
+fn one_way(from: &mut TcpStream, to: &mut TcpStream) -> bool {
+    let data = vec![7u8; 8 << 20];
     std::thread::scope(|scope| {
-        let total = &total;
-        scope.spawn(move || {
-            let (mut buffer, mut all) = (vec![0; 1 << 16], 0);
-            while let Ok(count @ 1..) = other.read(&mut buffer) {
-                all += buffer[..count].iter().map(|byte| u64::from(*byte)).sum::<u64>();
-            }
-            *total.lock().expect("the lock") = all;
-        });
-        (0..8).for_each(|_| stream.write_all(&data).expect("data"));
-        drop(stream);
-    });
-    total.into_inner().expect("the lock") == 7 * (8 << 20)
+        let sent = scope.spawn(|| from.write_all(&data));
+        let mut got = vec![0; data.len()];
+        let received = to.read_exact(&mut got);
+        sent.join().expect("the thread ends").is_ok() && received.is_ok() && got == data
+    })
 }
 
 #[test]
@@ -226,7 +224,7 @@ fn tcp_passes_through_a_tunnel_to_the_kernels_device_and_back() {
     // ARP goes through the tunnel, too.
     assert!(transfer(&card, "10.0.0.2:8000", "10.0.0.2:8000"));
     let counters = card.pipeline.counters(&[RuleId(1), RuleId(2)]);
-    assert!(counters[0].packets >= (8 << 20) / 1448 && counters[1].packets > 2, "{counters:?}");
+    assert!(counters.iter().all(|counter| counter.packets >= (8 << 20) / 1448), "{counters:?}");
 }
 
 #[test]
