@@ -10,8 +10,8 @@ use std::time::Duration;
 use common::net::{Card, Wire, ifindex, run};
 use datapath_bpf::{Change, DropReason, Mode, Pipeline, Role};
 use flow::{
-    Action, Block, Csum, Edit, EditField, Encap, Field, Match, Neighbour, Port, Rule, RuleId, TunnelDevice, TunnelKind,
-    VlanTag, make_checksums_right,
+    Action, Block, Control, Csum, Edit, EditField, Encap, Field, Match, Meter, MeterId, Neighbour, Police, Port, Rate,
+    Rule, RuleId, Sample, Sampled, TunnelDevice, TunnelKind, VlanTag, make_checksums_right,
 };
 
 const SOON: Duration = Duration::from_secs(5);
@@ -101,6 +101,38 @@ fn copies_tags_and_rewrites_reach_the_netdevs() {
     add(&mut card.pipeline, &[(2, pop)]);
     two.send(&got);
     assert_eq!(one.receive(SOON, has(b"copied")).expect("without a tag"), rest);
+}
+
+#[test]
+fn a_trapped_frame_reaches_the_representor_as_it_came_and_samples_and_meters_work() {
+    let Some(mut card) = Card::new(2) else { return };
+    let (one, two, representor) = (card.wire(1), card.wire(2), Wire::at("rep1"));
+    let meter = Meter { rate: Rate::Packets(1), burst: 3 };
+    assert_eq!(card.pipeline.commit(&[Change::SetMeter { id: MeterId(1), meter }]), [Ok(())]);
+    let actions = [
+        Action::Police(Police { meter: MeterId(1), conform: Control::Pipe, exceed: Control::Drop }),
+        Action::Sample(Sample { rate: 1, group: 5, truncate: Some(20) }),
+        Edit::set(EditField::EthSrc, [2, 0, 0, 0, 0, 0x55]),
+        Action::VlanPush(VlanTag { tpid: 0x8100, id: 9, priority: 0 }),
+        Action::Mirror(Port(2)),
+        Action::Trap,
+    ];
+    add(&mut card.pipeline, &[(1, Rule::new(Port(1), udp(), actions))]);
+    let sent = frame(b"trapped");
+    one.send(&sent);
+    assert_eq!(representor.receive(SOON, has(b"trapped")).expect("the representor gets it"), sent);
+    let copy = two.receive(SOON, has(b"trapped")).expect("a copy");
+    assert_eq!((&copy[6..12], &copy[12..16]), (&[2, 0, 0, 0, 0, 0x55][..], &[0x81, 0, 0, 9][..]));
+    let samples = card.pipeline.samples();
+    let wanted = Sampled { group: 5, rate: 1, in_port: Port(1), length: sent.len(), frame: sent[..20].to_vec() };
+    assert_eq!(samples, [wanted]);
+    // The burst is over after two more.
+    (0..4).for_each(|_| one.send(&sent));
+    let arrived = || representor.receive(NEVER, has(b"trapped")).is_some();
+    assert_eq!((0..4).filter(|_| arrived()).count(), 2);
+    assert_eq!(card.pipeline.meter(MeterId(1)).expect("a meter"), Some((3, 2)));
+    assert_eq!(card.pipeline.drops().expect("drops").get(&(Port(1), DropReason::Meter)), Some(&2));
+    assert_eq!(card.pipeline.samples().len(), 2);
 }
 
 #[test]
