@@ -298,19 +298,17 @@ fn traffic_never_misses_its_rule_while_others_come_and_go() {
     assert!(changes > 1000, "{changes} changes");
 }
 
-/// A directory of a bpffs, or nothing if there is none.
-fn bpffs() -> Option<PathBuf> {
-    let path = PathBuf::from(format!("/tmp/datapath-bpf-test-{}", std::process::id()));
-    std::fs::create_dir_all(&path).expect("a directory");
+/// A bpffs, which ends with the mount namespace of the test.
+fn bpffs() -> PathBuf {
+    let path = PathBuf::from("/mnt");
     run(&format!("mount -t bpf bpf {}", path.display()));
-    Some(path)
+    path
 }
 
 #[test]
 fn a_pinned_pipeline_forwards_without_a_process_and_is_found_again() {
     let Some(mut card) = Card::new(2) else { return };
-    let Some(mount) = bpffs() else { return };
-    let directory = mount.join("card");
+    let directory = bpffs().join("card");
     let (one, two) = (card.wire(1), card.wire(2));
     let tag = VlanTag { tpid: 0x8100, id: 5, priority: 3 };
     let other = udp().with(Field::DstPort, 9u16);
@@ -326,6 +324,26 @@ fn a_pinned_pipeline_forwards_without_a_process_and_is_found_again() {
         (2, Rule::new(Port(1), other.clone(), [Action::Drop]).with_priority(2, flow::Protocol::All)),
     ];
     add(&mut card.pipeline, &rules);
+    // One that uses a meter and a range, and one that uses a tunnel, which the frames below do not match.
+    let meter = Change::SetMeter { id: MeterId(4), meter: Meter { rate: Rate::Bytes(1000), burst: 2000 } };
+    assert_eq!(card.pipeline.commit(&[meter]), [Ok(())]);
+    let police = Action::Police(Police { meter: MeterId(4), conform: Control::Jump(2), exceed: Control::Drop });
+    let ranged = udp().with_dst_ports(1..=9);
+    let ranged = Rule::new(Port(1), ranged, [police, Action::Drop, Action::DecTtl, Action::Redirect(Port(2))]);
+    let encap = Encap {
+        kind: TunnelKind::Gre,
+        id: None,
+        src: [10, 0, 0, 1].into(),
+        dst: [10, 0, 0, 2].into(),
+        dst_port: 0,
+        tos: 0,
+        ttl: 9,
+        options: Vec::new(),
+        neighbour: None,
+    };
+    let into_tunnel = Rule::new(Port(2), udp(), [Action::TunnelSet(encap), Action::Redirect(Port(1))]);
+    let others = [(5, ranged.with_priority(3, flow::Protocol::Is(0x0800))), (6, into_tunnel)];
+    add(&mut card.pipeline, &others);
     card.pipeline.pin(&directory).expect("pinned");
     one.send(&frame(b"before"));
     assert!(two.receive(SOON, has(b"before")).is_some());
@@ -336,7 +354,14 @@ fn a_pinned_pipeline_forwards_without_a_process_and_is_found_again() {
     assert!(two.receive(SOON, has(b"nobody there")).is_some());
 
     let mut pipeline = Pipeline::adopt(&directory).expect("found");
-    assert_eq!((pipeline.rule_count(), pipeline.counters(&[RuleId(1)])[0].packets), (2, 2));
+    assert_eq!((pipeline.rule_count(), pipeline.counters(&[RuleId(1)])[0].packets), (4, 2));
+    // It knows what belongs together: the protocol of a priority, who uses a meter, which meter is the same.
+    let wrong = Rule::new(Port(1), udp(), [Action::Drop]).with_priority(3, flow::Protocol::All);
+    let refused = datapath_bpf::Refused::Protocol(flow::Protocol::Is(0x0800));
+    let changes = [Change::Add { id: RuleId(7), rule: &wrong }, Change::RemoveMeter(MeterId(4)), meter];
+    assert_eq!(pipeline.commit(&changes), [Err(refused), Err(datapath_bpf::Refused::Used), Ok(())]);
+    let changes = [Change::Remove(RuleId(5)), Change::Remove(RuleId(6)), Change::RemoveMeter(MeterId(4))];
+    assert_eq!(pipeline.commit(&changes), [Ok(()), Ok(()), Ok(())]);
     let again = Change::Add {
         id: RuleId(3),
         rule: &Rule::new(Port(1), other, [Action::Drop]).with_priority(2, flow::Protocol::All),
@@ -352,6 +377,4 @@ fn a_pinned_pipeline_forwards_without_a_process_and_is_found_again() {
     assert_eq!(two.receive(NEVER, has(b"after")), None);
     drop((pipeline, vfs));
     Pipeline::unpin(&directory).expect("gone");
-    run(&format!("umount {}", mount.display()));
-    std::fs::remove_dir(&mount).expect("gone");
 }
