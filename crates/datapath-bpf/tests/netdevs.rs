@@ -372,6 +372,10 @@ fn a_pinned_pipeline_forwards_without_a_process_and_is_found_again() {
     one.send(&frame(b"by the new rule"));
     assert!(two.receive(SOON, has(b"by the new rule")).is_some());
     assert_eq!(pipeline.counters(&[RuleId(4)])[0].packets, 1);
+    drop(pipeline);
+    let mut pipeline = Pipeline::adopt(&directory).expect("found once more");
+    assert_eq!(pipeline.rules().collect::<Vec<_>>(), [RuleId(4)]);
+    assert_eq!((pipeline.meter(MeterId(4)).expect("a meter"), pipeline.counters(&[RuleId(4)])[0].packets), (None, 1));
     assert!(pipeline.detach(ifindex("inner1")).expect("detached"));
     one.send(&frame(b"after"));
     assert_eq!(two.receive(NEVER, has(b"after")), None);

@@ -4,16 +4,19 @@
 //! A removal goes the other way. Numbers of entries that were removed are used again only when no program that began before
 //! is still running.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+mod adopt;
+mod meters;
+
+use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
 use std::time::Duration;
 
-use flow::{Meter, MeterId, Rate, Rule, RuleId};
+use flow::{MeterId, Rule, RuleId};
 
 use crate::book::{Book, chain_key};
 use crate::compile::{Compiled, Refused, compile};
-use crate::layout::{self, ActionKind, View, next};
+use crate::layout::{self, ActionKind, next};
 use crate::maps::Loaded;
 use crate::pipeline::{Change, Counter};
 use crate::slots::Slots;
@@ -29,9 +32,22 @@ pub(crate) struct Installed {
     /// Its key in the map of rules.
     key: Box<[u8]>,
     index: u32,
-    actions: Box<[u32]>,
-    meters: Box<[u32]>,
-    encaps: Box<[u32]>,
+    /// Most rules have none.
+    parts: Option<Box<Parts>>,
+}
+
+/// The numbers of what a rule has in other maps.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Parts {
+    actions: Vec<u32>,
+    meters: Vec<u32>,
+    encaps: Vec<u32>,
+}
+
+impl Parts {
+    fn boxed(self) -> Option<Box<Parts>> {
+        (self != Parts::default()).then(|| Box::new(self))
+    }
 }
 
 /// The hash of a rule's key.
@@ -45,13 +61,6 @@ fn hash_of(key: &[u8]) -> u64 {
     hasher.finish()
 }
 
-#[derive(Debug, Clone, Copy)]
-struct MeterSlot {
-    index: u32,
-    /// `None` for one that was found in the maps.
-    meter: Meter,
-}
-
 /// What is in the maps, and how it is changed.
 pub(crate) struct Commits {
     book: Book,
@@ -59,7 +68,7 @@ pub(crate) struct Commits {
     /// By the hash of a rule's key, as rules are many and keys are long.
     by_key: HashMap<u64, RuleId, BuildHasherDefault<NumberHasher>>,
     pub(crate) meter_numbers: HashMap<MeterId, u32>,
-    meters: HashMap<MeterId, MeterSlot>,
+    meters: HashMap<MeterId, meters::MeterSlot>,
     meter_users: HashMap<u32, usize>,
     /// By their bytes: the number of an encapsulation, and how many rules use it.
     encap_users: HashMap<Vec<u8>, (u32, usize)>,
@@ -269,7 +278,7 @@ impl Commits {
         self.zero_counter(loaded, index);
         let encaps = self.place_encaps(&compiled, adding)?;
         let actions = self.place_actions(&compiled, &encaps, adding)?;
-        let meters: Box<[u32]> = compiled.meters.iter().filter_map(|id| self.meter_numbers.get(id).copied()).collect();
+        let meters: Vec<u32> = compiled.meters.iter().filter_map(|id| self.meter_numbers.get(id).copied()).collect();
         meters.iter().for_each(|meter| *self.meter_users.entry(*meter).or_default() += 1);
         let key = known_key.unwrap_or_else(|| lookup_key(group, compiled.key()));
         let first = actions.first().copied().unwrap_or(next::TERMINAL);
@@ -281,7 +290,8 @@ impl Commits {
         writes.push(&key, &value);
         pending.push(Pending { place, id, chain });
         self.by_key.insert(hash_of(&key), id);
-        self.rules.insert(id, Installed { group, key, index, actions, meters, encaps });
+        let parts = Parts { actions, meters, encaps }.boxed();
+        self.rules.insert(id, Installed { group, key, index, parts });
         Ok(())
     }
 
@@ -325,13 +335,8 @@ impl Commits {
     }
 
     /// Gives each action its number, and notes it.
-    fn place_actions(
-        &mut self,
-        compiled: &Compiled,
-        encaps: &[u32],
-        adding: &mut Adding,
-    ) -> Result<Box<[u32]>, Refused> {
-        let numbers: Option<Box<[u32]>> = compiled.actions.iter().map(|_| self.actions.take()).collect();
+    fn place_actions(&mut self, compiled: &Compiled, encaps: &[u32], adding: &mut Adding) -> Result<Vec<u32>, Refused> {
+        let numbers: Option<Vec<u32>> = compiled.actions.iter().map(|_| self.actions.take()).collect();
         let numbers = numbers.ok_or(Refused::NoRoom("action"))?;
         let number = |place: u32| match place {
             next::TERMINAL | next::END | next::DROP => place,
@@ -352,7 +357,7 @@ impl Commits {
     }
 
     /// The number of each encapsulation, of which rules share those that are the same.
-    fn place_encaps(&mut self, compiled: &Compiled, adding: &mut Adding) -> Result<Box<[u32]>, Refused> {
+    fn place_encaps(&mut self, compiled: &Compiled, adding: &mut Adding) -> Result<Vec<u32>, Refused> {
         let mut numbers = Vec::with_capacity(compiled.encaps.len());
         for encap in &compiled.encaps {
             let number = match self.encap_users.get_mut(encap) {
@@ -369,7 +374,7 @@ impl Commits {
             };
             numbers.push(number);
         }
-        Ok(numbers.into())
+        Ok(numbers)
     }
 
     fn know_encap(&mut self, number: u32, encap: Vec<u8>) {
@@ -413,11 +418,13 @@ impl Commits {
         let installed = self.rules.remove(&id)?;
         self.by_key.remove(&hash_of(&installed.key));
         self.indexes.give_back(installed.index);
-        installed.actions.iter().for_each(|action| self.actions.give_back(*action));
-        for meter in &installed.meters {
-            self.meter_users.entry(*meter).and_modify(|users| *users -= 1);
+        for part in installed.parts.iter() {
+            part.actions.iter().for_each(|action| self.actions.give_back(*action));
+            for meter in &part.meters {
+                self.meter_users.entry(*meter).and_modify(|users| *users -= 1);
+            }
+            part.encaps.iter().for_each(|encap| self.forget_encap(*encap));
         }
-        installed.encaps.iter().for_each(|encap| self.forget_encap(*encap));
         let chain = self.book.group(installed.group).map(|group| (group.place.block, group.place.chain));
         if self.book.remove_rule(installed.group, id)
             && let Some(chain) = chain
@@ -451,63 +458,6 @@ impl Commits {
         failed
     }
 
-    fn change_meter(&mut self, loaded: &Loaded, change: &Change<'_>) -> Result<(), Refused> {
-        match change {
-            Change::SetMeter { id, meter } => self.set_meter(loaded, *id, *meter),
-            Change::RemoveMeter(id) => self.remove_meter(*id),
-            Change::Add { .. } | Change::Remove(_) => Err(Refused::Unknown),
-        }
-    }
-
-    fn set_meter(&mut self, loaded: &Loaded, id: MeterId, meter: Meter) -> Result<(), Refused> {
-        if !meter.is_sensible() {
-            return Err(Refused::MeterWithoutRate);
-        }
-        let capacity = meter.burst.checked_mul(1_000_000_000).ok_or(Refused::Burst)?;
-        let known = self.meters.get(&id).copied();
-        if known.is_some_and(|known| known.meter == meter) {
-            return Ok(());
-        }
-        let index = match known {
-            Some(known) => known.index,
-            None => self.take_meter()?,
-        };
-        let key = index.to_ne_bytes();
-        let put = || -> io::Result<()> {
-            let before = loaded.maps.meters.get(&key)?.filter(|_| known.is_some()).unwrap_or_default();
-            let (conformed, exceeded) = (View(&before).u64(40), View(&before).u64(48));
-            loaded.maps.meters.put(&key, &layout::meter(id, meter, capacity, conformed, exceeded))
-        };
-        if let Err(error) = put() {
-            if known.is_none() {
-                self.meter_slots.give_back(index);
-            }
-            return Err(Refused::Kernel(errno(&error)));
-        }
-        self.meter_numbers.insert(id, index);
-        self.meters.insert(id, MeterSlot { index, meter });
-        Ok(())
-    }
-
-    fn take_meter(&mut self) -> Result<u32, Refused> {
-        if self.meter_slots.ready() == 0 && self.meter_slots.has_resting() {
-            sys::wait_for_programs();
-            self.meter_slots.recycle();
-        }
-        self.meter_slots.take().ok_or(Refused::NoRoom("meter"))
-    }
-
-    fn remove_meter(&mut self, id: MeterId) -> Result<(), Refused> {
-        let index = *self.meter_numbers.get(&id).ok_or(Refused::Unknown)?;
-        if self.meter_users.get(&index).is_some_and(|users| *users != 0) {
-            return Err(Refused::Used);
-        }
-        self.meter_numbers.remove(&id);
-        self.meters.remove(&id);
-        self.meter_slots.give_back(index);
-        Ok(())
-    }
-
     /// The counter of a rule, or zero.
     pub(crate) fn counter(&self, loaded: &Loaded, id: RuleId) -> Counter {
         let Some(installed) = self.rules.get(&id) else { return Counter::default() };
@@ -533,116 +483,9 @@ impl Commits {
                 .for_each(|word| loaded.counters.set(word, 0));
         }
     }
-
-    /// Reads from the maps what is in them.
-    pub(crate) fn adopt(&mut self, loaded: &Loaded) -> io::Result<()> {
-        let maps = &loaded.maps;
-        for key in maps.chains.keys()? {
-            let Some(chain) = maps.chains.get(&key)? else { continue };
-            let chain = View(&chain);
-            for place in 0..chain.u32(0) as usize {
-                let number = chain.u32(8 + 4 * place);
-                if let Some(group) = maps.groups.get(&number.to_ne_bytes())? {
-                    self.book.adopt_group(number, &group);
-                }
-            }
-            self.dirty.insert((View(&key).u64(0), View(&key).u32(8)));
-        }
-        for map in [&maps.rules, &maps.long_rules] {
-            for key in map.keys()? {
-                if let Some(value) = map.get(&key)? {
-                    self.adopt_rule(loaded, map, key, View(&value))?;
-                }
-            }
-        }
-        self.book.adopted();
-        self.adopt_meters(loaded)?;
-        let rules = || self.rules.values();
-        let taken: Vec<u32> = rules().map(|rule| rule.index).collect();
-        self.indexes = Slots::with_taken(0, maps.counters.max_entries / self.cpus as u32, &taken);
-        let taken: Vec<u32> = rules().flat_map(|rule| rule.actions.iter().copied()).collect();
-        self.actions = Slots::with_taken(1, maps.actions.max_entries, &taken);
-        self.groups = Slots::with_taken(0, maps.groups.max_entries, &self.book.numbers());
-        let taken: Vec<u32> = self.encap_bytes.keys().copied().collect();
-        self.encaps = Slots::with_taken(0, maps.encaps.max_entries, &taken);
-        // The process may have ended in the middle of a commit.
-        self.write_chains(loaded);
-        next_generation(loaded);
-        Ok(())
-    }
-
-    fn adopt_rule(&mut self, loaded: &Loaded, map: &Map, key: Vec<u8>, value: View<'_>) -> io::Result<()> {
-        let group = View(&key).u32(0);
-        if !self.book.has_group(group) {
-            // Its chain was never written.
-            return map.remove(&key).map(drop);
-        }
-        let id = RuleId(value.u64(0));
-        let ActionList { actions, meters, encaps } = list_of(loaded, value.u32(12))?;
-        for encap in &encaps {
-            if let Some(bytes) = loaded.maps.encaps.get(&encap.to_ne_bytes())? {
-                self.know_encap(*encap, bytes);
-            }
-        }
-        meters.iter().for_each(|meter| *self.meter_users.entry(*meter).or_default() += 1);
-        self.book.adopt_rule(group, id);
-        self.by_key.insert(hash_of(&key), id);
-        let key = key.into_boxed_slice();
-        self.rules.insert(id, Installed { group, key, index: value.u32(8), actions, meters, encaps });
-        Ok(())
-    }
-
-    fn adopt_meters(&mut self, loaded: &Loaded) -> io::Result<()> {
-        let mut taken = Vec::new();
-        for index in 0..loaded.maps.meters.max_entries {
-            let Some(value) = loaded.maps.meters.get(&index.to_ne_bytes())? else { continue };
-            let value = View(&value);
-            let (id, rate, burst) = (MeterId(value.u32(56)), value.u64(8), value.u64(16) / 1_000_000_000);
-            if rate == 0 {
-                continue;
-            }
-            let rate = if value.u32(4) == 0 { Rate::Bytes(rate) } else { Rate::Packets(rate) };
-            self.meter_numbers.insert(id, index);
-            self.meters.insert(id, MeterSlot { index, meter: Meter { rate, burst } });
-            taken.push(index);
-        }
-        self.meter_slots = Slots::with_taken(0, loaded.maps.meters.max_entries, &taken);
-        Ok(())
-    }
 }
 
 /// Makes every cached answer void.
 fn next_generation(loaded: &Loaded) {
     loaded.control.set(0, loaded.control.get(0) + 1);
-}
-
-/// The numbers of the actions of a list, and of the meters and the encapsulations that they use.
-struct ActionList {
-    actions: Box<[u32]>,
-    meters: Box<[u32]>,
-    encaps: Box<[u32]>,
-}
-
-/// The list that begins with this action.
-fn list_of(loaded: &Loaded, first: u32) -> io::Result<ActionList> {
-    let (mut actions, mut meters, mut encaps) = (BTreeSet::new(), Vec::new(), Vec::new());
-    let mut waiting = VecDeque::from([first]);
-    while let Some(number) = waiting.pop_front() {
-        if matches!(number, next::TERMINAL | next::END | next::DROP) || !actions.insert(number) {
-            continue;
-        }
-        let Some(action) = loaded.maps.actions.get(&number.to_ne_bytes())? else { continue };
-        let view = View(&action);
-        waiting.push_back(view.u32(4));
-        if action[0] == ActionKind::Police as u8 {
-            meters.push(view.u32(8));
-            waiting.push_back(view.u32(12));
-        }
-        if action[0] == ActionKind::TunnelSet as u8 {
-            encaps.push(view.u32(8));
-        }
-    }
-    let mut actions: Vec<u32> = actions.into_iter().collect();
-    actions.sort_unstable_by_key(|number| *number != first);
-    Ok(ActionList { actions: actions.into(), meters: meters.into(), encaps: encaps.into() })
 }
