@@ -196,7 +196,9 @@ impl Plane {
             Change::Install(id, rule) => {
                 let on = match rule.block {
                     Block::Port(port) => Some(port),
-                    Block::Shared(_) | Block::Tunnel(_) => None,
+                    // A tunnel's frames come from the wire.
+                    Block::Tunnel(_) => Some(eswitch::datapath::port(pf, Vport::Uplink)),
+                    Block::Shared(_) => None,
                 };
                 one(pipeline, BpfChange::Add { id: *id, rule })?;
                 if let Err(error) = self.attach_all(pipeline, &on.into_iter().collect()) {

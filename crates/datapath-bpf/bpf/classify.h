@@ -6,6 +6,7 @@
 #include "maps.h"
 #include "dissect.h"
 #include "meter.h"
+#include "tunnel.h"
 
 /* The rule of a group that the frame matches, into `found`. Returns whether there is one. */
 static __noinline int ask_group(struct scratch *s, __u32 index)
@@ -76,6 +77,13 @@ static __always_inline __u32 hash_of_key(const struct scratch *s, __u32 chain)
 		hash = (hash ^ key[i]) * 0xff51afd7ed558ccdULL;
 		hash ^= hash >> 32;
 	}
+	if (s->base) {
+#pragma unroll
+		for (int i = SHORT_KEY / 8; i < CACHED_KEY / 8; i++) {
+			hash = (hash ^ key[i]) * 0xff51afd7ed558ccdULL;
+			hash ^= hash >> 32;
+		}
+	}
 	return hash;
 }
 
@@ -99,6 +107,11 @@ static __always_inline int is_answer(const struct cached *cached, const struct s
 #pragma unroll
 	for (int i = 0; i < SHORT_KEY / 8; i++)
 		differs |= one[i] ^ other[i];
+	if (s->base) {
+#pragma unroll
+		for (int i = SHORT_KEY / 8; i < CACHED_KEY / 8; i++)
+			differs |= one[i] ^ other[i];
+	}
 	return !differs;
 }
 
@@ -126,7 +139,7 @@ static __noinline int find(struct scratch *s, __u32 number)
 		cached->block = s->block;
 		cached->chain = number;
 		cached->found = ask.found;
-		copy(cached->key, &s->key, SHORT_KEY);
+		copy(cached->key, &s->key, CACHED_KEY);
 		cached->rule = s->found;
 	}
 	return ask.found;
@@ -321,7 +334,13 @@ static __noinline int pretend(struct scratch *s, const struct action *action, __
 	case ACTION_TRAP:
 		return end(s, FATE_TRAPPED, 0);
 	case ACTION_REDIRECT:
-		return end(s, FATE_FORWARDED, 0);
+		return end(s, s->lost ? FATE_MISSED : FATE_FORWARDED, 0);
+	case ACTION_TUNNEL_SET:
+		pretend_encapsulation(s, action->arg);
+		break;
+	case ACTION_TUNNEL_UNSET:
+		forget_tunnel(s);
+		break;
 	}
 	return 0;
 }
@@ -384,7 +403,7 @@ static __noinline int follow(struct scratch *s, __u32 *chain)
 		end(s, FATE_TRAPPED, 0);
 		return 0;
 	}
-	end(s, FATE_FORWARDED, 0);
+	end(s, s->lost && s->found.terminal == TERMINAL_REDIRECT ? FATE_MISSED : FATE_FORWARDED, 0);
 	return 0;
 }
 
@@ -417,21 +436,42 @@ static long later_step(__u32 i, struct run *run)
 	return one_step(run->s, i + 1, run);
 }
 
-/* Finds the rules that the frame matches, and what becomes of it. */
-__noinline int classify(void)
+/* Runs the frame through its block. */
+static __always_inline int run_block(struct scratch *s)
 {
-	struct scratch *s = scratch();
 	struct run run = { .s = s };
 
-	if (!s)
-		return 0;
 	s->steps = 0;
 	s->taken = 0;
 	s->rewritten = 0;
+	s->lost = 0;
 	s->fate = FATE_DROPPED;
 	s->reason = DROP_GOTOS;
 	if (!one_step(s, 0, &run))
 		bpf_loop(MAX_STEPS - 1, later_step, &run, 0);
+	return s->fate == FATE_MISSED && !s->steps;
+}
+
+/* Finds the rules that the frame matches, and what becomes of it. */
+__noinline int classify(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch();
+
+	if (!s || !run_block(s) || !s->wire)
+		return 0;
+	/* The filters of the uplink come before the stack, and so before tunnel devices, which are asked in this order. */
+	for (int kind = BLOCK_VXLAN; kind <= BLOCK_GRE; kind++) {
+		if (s->base) {
+			s->base = 0;
+			dissect(skb);
+		}
+		if (!enter_tunnel(skb, s, kind))
+			continue;
+		note_segments(skb, s);
+		if (!run_block(s))
+			return 0;
+	}
+	s->base = 0;
 	return 0;
 }
 

@@ -18,6 +18,14 @@ static __always_inline __u16 be16_at(const __u8 *bytes)
 	return (__u16)bytes[0] << 8 | bytes[1];
 }
 
+/* Loads bytes of the frame, which ends before what the wire has padded it with. */
+static __always_inline int load(struct __sk_buff *skb, const struct scratch *s, __u32 offset, void *to, __u32 size)
+{
+	if (offset + size > s->limit)
+		return -1;
+	return bpf_skb_load_bytes(skb, offset, to, size);
+}
+
 static __always_inline int is_vlan(__be16 type)
 {
 	return type == bpf_htons(ETH_P_8021Q) || type == bpf_htons(ETH_P_8021AD);
@@ -73,7 +81,7 @@ static __always_inline int dissect_transport(struct __sk_buff *skb, struct scrat
 		return 0;
 	switch (s->protocol) {
 	case IPPROTO_TCP:
-		if (!bpf_skb_load_bytes(skb, offset, s->bytes, 20)) {
+		if (!load(skb, s, offset, s->bytes, 20)) {
 			copy(s->key.ports, s->bytes, 4);
 			s->has_ports = 1;
 			if (s->bytes[12] >> 4 >= 5) {
@@ -85,14 +93,14 @@ static __always_inline int dissect_transport(struct __sk_buff *skb, struct scrat
 		/* fall through */
 	case IPPROTO_UDP:
 	case IPPROTO_SCTP:
-		if (!bpf_skb_load_bytes(skb, offset, s->bytes, 4)) {
+		if (!load(skb, s, offset, s->bytes, 4)) {
 			copy(s->key.ports, s->bytes, 4);
 			s->has_ports = 1;
 		}
 		return 0;
 	case IPPROTO_ICMP:
 	case IPPROTO_ICMPV6:
-		if (!bpf_skb_load_bytes(skb, offset, s->bytes, 8))
+		if (!load(skb, s, offset, s->bytes, 8))
 			copy(s->key.ports, s->bytes, 2);
 		return 0;
 	}
@@ -103,7 +111,7 @@ static __noinline int dissect_arp(struct __sk_buff *skb, struct scratch *s, __u3
 {
 	__u8 *arp = s->bytes;
 
-	if (bpf_skb_load_bytes(skb, offset, arp, 28))
+	if (load(skb, s, offset, arp, 28))
 		return 0;
 	if (arp[0] != 0 || arp[1] != 1 || arp[2] != 8 || arp[3] != 0 || arp[4] != 6 || arp[5] != 4 || arp[6] != 0)
 		return 0;
@@ -123,14 +131,14 @@ static __noinline int dissect_ipv4(struct __sk_buff *skb, struct scratch *s, __u
 	__u32 header, total, end;
 	__u16 flags;
 
-	if (bpf_skb_load_bytes(skb, offset, ip, 20))
+	if (load(skb, s, offset, ip, 20))
 		return 0;
 	header = (ip[0] & 15) * 4;
 	if (header < 20)
 		return 0;
 	flags = be16_at(ip + 6);
 	total = be16_at(ip + 2);
-	end = skb->len;
+	end = s->limit;
 	if (total >= header && offset + total < end)
 		end = offset + total;
 	s->network = offset;
@@ -152,10 +160,10 @@ static __noinline int dissect_ipv6(struct __sk_buff *skb, struct scratch *s, __u
 	__u32 length, end, at;
 	__u8 protocol;
 
-	if (bpf_skb_load_bytes(skb, offset, ip, 40))
+	if (load(skb, s, offset, ip, 40))
 		return 0;
 	length = be16_at(ip + 4);
-	end = skb->len;
+	end = s->limit;
 	if (length && offset + 40 + length < end)
 		end = offset + 40 + length;
 	protocol = ip[6];
@@ -171,14 +179,14 @@ static __noinline int dissect_ipv6(struct __sk_buff *skb, struct scratch *s, __u
 
 	for (int i = 0; i < MAX_EXTENSIONS; i++) {
 		if (protocol == IPPROTO_HOPOPTS || protocol == IPPROTO_ROUTING || protocol == IPPROTO_DSTOPTS) {
-			if (bpf_skb_load_bytes(skb, at, ip, 2))
+			if (load(skb, s, at, ip, 2))
 				goto unreadable;
 			protocol = ip[0];
 			at += (ip[1] + 1) * 8;
 			continue;
 		}
 		if (protocol == IPPROTO_FRAGMENT) {
-			if (bpf_skb_load_bytes(skb, at, ip, 8))
+			if (load(skb, s, at, ip, 8))
 				goto unreadable;
 			protocol = ip[0];
 			at += 8;
@@ -192,20 +200,27 @@ static __noinline int dissect_ipv6(struct __sk_buff *skb, struct scratch *s, __u
 unreadable:
 	s->protocol = protocol;
 	s->key.ip_proto = protocol;
-	s->payload = skb->len;
+	s->payload = s->limit;
 	return 0;
 }
 
-/* Reads the frame into the scratch of this CPU. Returns 0, or what is wrong as a drop_reason. */
+/*
+ * Reads the frame into the scratch of this CPU: the whole one, or if `base` is set the one inside, up to `limit`. Returns 0,
+ * or what is wrong as a drop_reason.
+ */
 __noinline int dissect(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch();
-	__u32 offset = ETH_HLEN, tags = 0;
+	__u32 offset, base, tags = 0;
 	__u8 *bytes;
 	__be16 type;
 
 	if (!s)
 		return DROP_ERROR;
+	base = s->base;
+	if (!base)
+		s->limit = skb->len;
+	offset = base + ETH_HLEN;
 	bytes = s->bytes;
 	__builtin_memset(&s->key, 0, SHORT_KEY);
 	s->network = 0;
@@ -217,19 +232,19 @@ __noinline int dissect(struct __sk_buff *skb)
 	s->has_ports = 0;
 	s->has_tcp_flags = 0;
 	s->key.in_port = s->in_port;
-	if (bpf_skb_load_bytes(skb, 0, bytes, ETH_HLEN))
+	if (load(skb, s, base, bytes, ETH_HLEN))
 		return DROP_TOO_SHORT;
 	copy(s->key.eth_dst, bytes, 12);
 	copy(&type, bytes + 12, 2);
-	s->length = skb->len;
+	s->length = s->limit - base;
 	/* The kernel has taken the outer tag out. */
-	if (skb->vlan_present) {
+	if (!base && skb->vlan_present) {
 		s->tag[FIRST_TAG] = (__u32)bpf_ntohs(skb->vlan_proto) << 16 | (skb->vlan_tci & 0xffff);
 		s->length += 4;
 		tags = 1;
 	}
 	for (int i = 0; i < MAX_TAGS; i++) {
-		if (tags >= MAX_TAGS || !is_vlan(type) || bpf_skb_load_bytes(skb, offset, bytes, 4))
+		if (tags >= MAX_TAGS || !is_vlan(type) || load(skb, s, offset, bytes, 4))
 			break;
 		s->tag[(FIRST_TAG + tags) & 127] = (__u32)bpf_ntohs(type) << 16 | be16_at(bytes);
 		copy(&type, bytes + 2, 2);
@@ -241,7 +256,7 @@ __noinline int dissect(struct __sk_buff *skb)
 	s->raw_type = type;
 	if (bpf_ntohs(type) < 0x0600) {
 		/* A length: as eth_type_trans(). */
-		if (!bpf_skb_load_bytes(skb, offset, bytes, 2) && bytes[0] == 0xff && bytes[1] == 0xff)
+		if (!load(skb, s, offset, bytes, 2) && bytes[0] == 0xff && bytes[1] == 0xff)
 			type = bpf_htons(ETH_P_802_3);
 		else
 			type = bpf_htons(ETH_P_802_2);

@@ -31,7 +31,7 @@ static __always_inline int from_representor(struct __sk_buff *skb, __u32 number)
 		return drop_early(number, DROP_INACTIVE);
 	if (port->mode == MODE_LEGACY)
 		return TCX_NEXT;
-	return send_last(skb, number);
+	return send_last(skb, number, 0);
 }
 
 SEC("classifier")
@@ -69,11 +69,15 @@ int eswitch_ingress(struct __sk_buff *skb)
 	s->in_port = number;
 	s->representor = port->representor;
 	s->verdict = TCX_DROP;
+	s->wire = port->flags & PORT_WIRE;
+	s->base = 0;
+	s->encap = 0;
+	s->through = 0;
 	wrong = dissect(skb);
 	if (wrong)
 		return drop_early(number, wrong);
 	note_segments(skb, s);
-	classify();
+	classify(skb);
 	return execute(skb);
 }
 

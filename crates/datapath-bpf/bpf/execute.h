@@ -6,6 +6,7 @@
 #include "maps.h"
 #include "dissect.h"
 #include "meter.h"
+#include "tunnel.h"
 
 #define VERDICT_DROP 2
 
@@ -47,7 +48,7 @@ static __noinline int record(struct __sk_buff *skb, __u32 port, __u32 to_represe
 }
 
 /* Sends the frame itself to a port. Returns what the program returns. */
-static __noinline int send_last(struct __sk_buff *skb, __u32 number)
+static __noinline int send_last(struct __sk_buff *skb, __u32 number, __u32 through)
 {
 	struct port *port = bpf_map_lookup_elem(&ports, &number);
 
@@ -63,9 +64,24 @@ static __noinline int send_last(struct __sk_buff *skb, __u32 number)
 		note_drop(number, DROP_LINK_DOWN);
 		return VERDICT_DROP;
 	}
-	if (port->flags & (PORT_THROUGH_INNER | PORT_WIRE))
+	if (through || port->flags & (PORT_THROUGH_INNER | PORT_WIRE))
 		return bpf_redirect(port->ifindex, 0);
 	return bpf_redirect_peer(port->ifindex, 0);
+}
+
+/* Sends the frame itself to a port, into a tunnel if one is set. Returns what the program returns. */
+static __noinline int redirect(struct __sk_buff *skb, struct scratch *s, __u32 number)
+{
+	if (s->encap) {
+		int wrong = encapsulate(skb, s);
+
+		if (wrong) {
+			s->fate = FATE_DROPPED;
+			s->reason = wrong;
+			return VERDICT_DROP;
+		}
+	}
+	return send_last(skb, number, s->through);
 }
 
 /* Sends a copy of the frame to a port. */
@@ -272,6 +288,14 @@ static __noinline int after_tags(struct __sk_buff *skb, struct scratch *s, __u32
 	return 0;
 }
 
+/* Takes the outer tag out of a frame of which the kernel does not know that it has one. */
+static __always_inline int cut_tag(struct __sk_buff *skb, struct scratch *s)
+{
+	if (bpf_skb_load_bytes(skb, 16, s->old, 2) || bpf_skb_adjust_room(skb, -4, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))
+		return 0;
+	return bpf_skb_store_bytes(skb, 12, s->old, 2, 0);
+}
+
 static __noinline int change_tags(struct __sk_buff *skb, struct scratch *s, const struct action *action)
 {
 	__u32 before = skb->len, tag = action->arg, top = s->tag[s->first_tag & 127];
@@ -280,7 +304,10 @@ static __noinline int change_tags(struct __sk_buff *skb, struct scratch *s, cons
 		if (!s->tags)
 			return 0;
 		/* An error says that the next tag is truncated; this one is gone. */
-		bpf_skb_vlan_pop(skb);
+		if (skb->vlan_present || is_vlan(skb->protocol))
+			bpf_skb_vlan_pop(skb);
+		else
+			cut_tag(skb, s);
 		s->first_tag++;
 		s->tags--;
 		if (action->kind == ACTION_VLAN_MODIFY)
@@ -526,8 +553,13 @@ static __always_inline int do_action(struct __sk_buff *skb, struct scratch *s, s
 	case ACTION_SAMPLE:
 		take_sample(skb, s, action);
 		return 0;
+	case ACTION_TUNNEL_SET:
+		s->encap = action->arg + 1;
+		return 0;
+	case ACTION_TUNNEL_UNSET:
+		return 0;
 	case ACTION_REDIRECT:
-		s->verdict = send_last(skb, action->arg);
+		s->verdict = redirect(skb, s, action->arg);
 		return 1;
 	}
 	/* Drop, trap and goto: the first pass knows what follows. */
@@ -565,7 +597,7 @@ static __always_inline int do_step(struct __sk_buff *skb, struct scratch *s, __u
 			return i + 1 >= s->steps;
 	}
 	if (step->rule.terminal == TERMINAL_REDIRECT)
-		s->verdict = send_last(skb, step->rule.arg);
+		s->verdict = redirect(skb, s, step->rule.arg);
 	return 0;
 }
 
@@ -579,24 +611,24 @@ static long do_later_step(__u32 i, struct doing_steps *doing)
 	return do_step(doing->skb, doing->s, i + 1);
 }
 
-/* Packets and bytes as they would be on a wire (as qdisc_pkt_len_init()). */
-static __noinline int note_segments(struct __sk_buff *skb, struct scratch *s)
+/* Leaves the frame that is inside, with the congestion bits of both. */
+static __noinline int leave_tunnel(struct __sk_buff *skb, struct scratch *s)
 {
-	__u8 offset = 0;
+	__u8 tos = s->inner_tos, differs = s->tos_differs;
 
-	s->segments = 1;
-	s->header_bytes = 0;
-	if (!skb->gso_size || skb->gso_segs < 2)
+	if (decapsulate(skb, s)) {
+		s->fate = FATE_DROPPED;
+		s->reason = DROP_ERROR;
+		s->steps = 0;
 		return 0;
-	s->segments = skb->gso_segs;
-	if (!s->network)
+	}
+	if (!differs || !read_region(skb, s, s->network, 2))
 		return 0;
-	s->header_bytes = s->payload + 8;
-	if (s->protocol == IPPROTO_TCP && !bpf_skb_load_bytes(skb, s->payload + 12, &offset, 1))
-		s->header_bytes = s->payload + (offset >> 4) * 4;
-	if (skb->vlan_present)
-		s->header_bytes += 4;
-	return 0;
+	if (s->version == 4)
+		s->new[1] = tos;
+	else
+		put16(s->new, (be16_at(s->old) & 0xf00f) | (__u16)tos << 4);
+	return write_region(skb, s, s->network, 2, s->version == 4 ? COVERS_HEADER : 0);
 }
 
 /* Carries out what the first pass decided. Returns what the program returns. */
@@ -615,13 +647,15 @@ __noinline int execute(struct __sk_buff *skb)
 	}
 	if (s->fate == FATE_TRAPPED) {
 		/* As it came in: before it is rewritten. */
-		if (s->rewritten && !testing && s->representor)
+		if ((s->rewritten || s->base) && !testing && s->representor)
 			bpf_clone_redirect(skb, s->representor, 0);
 		else
 			s->verdict = send_to_representor(skb, s);
 	}
 	/* The first pass has moved the headers of the key, not those of the frame. */
-	if (s->rewritten)
+	if (s->base)
+		leave_tunnel(skb, s);
+	else if (s->rewritten)
 		dissect(skb);
 	if (s->steps && !do_step(skb, s, 0) && s->steps > 1)
 		bpf_loop(s->steps - 1, do_later_step, &doing, 0);

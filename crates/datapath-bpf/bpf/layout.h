@@ -62,6 +62,9 @@ struct key {
 	__u8 pad2[4];
 };
 
+/* What a frame out of a tunnel has besides, but for labels and options. */
+#define CACHED_KEY 128
+_Static_assert(__builtin_offsetof(struct key, ct_label) == CACHED_KEY, "the key of the cache");
 _Static_assert(__builtin_offsetof(struct key, ct_mark) == SHORT_KEY, "the short key");
 _Static_assert(sizeof(struct key) == 400, "the key");
 
@@ -124,7 +127,7 @@ struct chain_key {
 	__u32 pad;
 };
 
-#define CHAIN_CACHED 1		/* the short key decides */
+#define CHAIN_CACHED 1		/* the key of the cache decides */
 
 /* The groups of a chain in the order in which they are asked. */
 struct chain {
@@ -148,6 +151,19 @@ enum action_kind {
 	ACTION_TRAP,
 	ACTION_REDIRECT,
 	ACTION_GOTO,
+	ACTION_TUNNEL_SET,	/* arg: the encapsulation of the next output */
+	ACTION_TUNNEL_UNSET,
+};
+
+/* The headers of a tunnel, but for lengths, checksum and source port. */
+#define MAX_ENCAP 344
+struct encap {
+	__u16 length;		/* from the outer MAC addresses to the inner ones */
+	__u8 version;		/* of the outer IP */
+	__u8 udp;		/* otherwise it is GRE */
+	__u8 neighbour_known;
+	__u8 pad[3];
+	__u8 bytes[MAX_ENCAP];
 };
 
 #define NEXT_TERMINAL 0
@@ -243,7 +259,7 @@ struct cached {
 	__u64 block;
 	__u32 chain;
 	__u32 found;
-	__u8 key[SHORT_KEY];
+	__u8 key[CACHED_KEY];	/* of a frame that came out of no tunnel the short one */
 	struct rule rule;
 };
 
@@ -325,7 +341,16 @@ struct scratch {
 	__u32 segments;
 	__u32 header_bytes;	/* of each further segment */
 	__u32 rewritten;
-	__u32 pad2;
+	__u32 wire;		/* whether tunnels end here */
+	__u32 base;		/* where the frame begins: behind the headers of a tunnel */
+	__u32 limit;		/* where it ends */
+	__u32 encap;		/* of the next output: its number and 1, or 0 */
+	__u32 lost;		/* what is sent next cannot be encapsulated here */
+	__u32 through;		/* send by the inner end, as the frame is of another protocol than the kernel thinks */
+	__u8 outer_version;
+	__u8 outer_tos;
+	__u8 inner_tos;		/* with the congestion bits of both */
+	__u8 tos_differs;
 	struct step step[MAX_STEPS + 1];
 	struct {
 		__u32 meter;

@@ -70,6 +70,13 @@ struct {
 	__type(value, struct action);
 } actions SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct encap);
+} encaps SEC(".maps");
+
 /* For each CPU one counter of each rule: no two CPUs write to the same one. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

@@ -4,8 +4,29 @@
 #define ESWITCH_METER_H
 
 #include "maps.h"
+#include "dissect.h"
 
 #define NANO 1000000000ULL
+
+/* Packets and bytes as they would be on a wire (as qdisc_pkt_len_init()). */
+static __noinline int note_segments(struct __sk_buff *skb, struct scratch *s)
+{
+	__u8 offset = 0;
+
+	s->segments = 1;
+	s->header_bytes = 0;
+	if (!skb->gso_size || skb->gso_segs < 2)
+		return 0;
+	s->segments = skb->gso_segs;
+	if (!s->network)
+		return 0;
+	s->header_bytes = s->payload - s->base + 8;
+	if (s->protocol == IPPROTO_TCP && !bpf_skb_load_bytes(skb, s->payload + 12, &offset, 1))
+		s->header_bytes = s->payload - s->base + (offset >> 4) * 4;
+	if (!s->base && skb->vlan_present)
+		s->header_bytes += 4;
+	return 0;
+}
 
 /* The bytes of the frame; of one that is yet to be segmented, those of its segments. */
 static __always_inline __u64 bytes_of(const struct scratch *s)

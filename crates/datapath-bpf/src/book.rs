@@ -216,8 +216,9 @@ impl Book {
     /// The chain as it stands in `chains`, or nothing if it has no groups.
     pub(crate) fn chain(&self, block: u64, chain: u32) -> Option<Vec<u8>> {
         let groups = self.chains.get(&(block, chain))?;
-        let is_short = groups.values().filter_map(|number| self.groups.get(number)).all(|group| !group.place.is_long());
-        let bytes = Bytes::default().u32(groups.len() as u32).u32(if is_short { CHAIN_CACHED } else { 0 });
+        let is_cached =
+            groups.values().filter_map(|number| self.groups.get(number)).all(|group| group.place.is_cached());
+        let bytes = Bytes::default().u32(groups.len() as u32).u32(if is_cached { CHAIN_CACHED } else { 0 });
         Some(groups.values().fold(bytes, |bytes, number| bytes.u32(*number)).up_to(CHAIN).0)
     }
 

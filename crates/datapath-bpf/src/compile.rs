@@ -6,7 +6,8 @@ use std::ops::RangeInclusive;
 use flow::{Action, Block, Control, EditField, Field, MeterId, Protocol, Rule, TunnelKind, VlanTag};
 use thiserror::Error;
 
-use crate::layout::{self, ActionEntry, ActionKind, LONG_KEY, MAX_ACTIONS, SHORT_KEY, Terminal, next};
+use crate::encap;
+use crate::layout::{self, ActionEntry, ActionKind, CACHED_KEY, LONG_KEY, MAX_ACTIONS, SHORT_KEY, Terminal, next};
 
 /// Why a change was refused. Then nothing has changed.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -33,9 +34,6 @@ pub enum Refused {
         /// What comes later in the rule.
         before: &'static str,
     },
-    /// The rules of a tunnel device.
-    #[error("rules of a tunnel device are not offloaded")]
-    Tunnel,
     /// More actions than a rule can have.
     #[error("a rule has at most {MAX_ACTIONS} actions, and meters 32 times")]
     TooManyActions,
@@ -81,6 +79,11 @@ pub(crate) struct Place {
 }
 
 impl Place {
+    /// Whether the part of the key decides that the cache has.
+    pub(crate) fn is_cached(&self) -> bool {
+        self.mask[CACHED_KEY..].iter().all(|byte| *byte == 0)
+    }
+
     /// Whether the short key is not enough.
     pub(crate) fn is_long(&self) -> bool {
         self.mask[SHORT_KEY..].iter().any(|byte| *byte != 0)
@@ -97,6 +100,8 @@ pub(crate) struct Compiled {
     pub(crate) terminal: Terminal,
     pub(crate) walk: bool,
     pub(crate) meters: Vec<MeterId>,
+    /// The encapsulations, as they stand in `encaps`. The argument of an action is a place in this list.
+    pub(crate) encaps: Vec<Vec<u8>>,
 }
 
 impl Compiled {
@@ -148,31 +153,37 @@ fn name(action: &Action) -> &'static str {
 
 /// What the program makes of a rule, with the numbers of the meters.
 pub(crate) fn compile(rule: &Rule, meters: &HashMap<MeterId, u32>) -> Result<Compiled, Refused> {
-    if matches!(rule.block, Block::Tunnel(_)) {
-        return Err(Refused::Tunnel);
-    }
     keys(rule)?;
     let mask = Box::new(layout::key(rule.matches.mask()));
     let (src, dst) = (rule.matches.src_ports.clone(), rule.matches.dst_ports.clone());
     let (block, chain, priority, protocol) = (block_number(rule.block), rule.chain, rule.priority, rule.protocol);
     let place = Place { block, chain, priority, protocol, mask, src, dst };
     let key = layout::key(rule.matches.value());
-    let (actions, terminal) = Lowering { rule, meters }.lower()?;
+    let mut encaps = Vec::new();
+    let (mut actions, terminal) = Lowering { rule, meters }.lower()?;
+    for (entry, action) in actions.iter_mut().zip(&rule.actions) {
+        if let Action::TunnelSet(encap) = action {
+            entry.arg = encaps.len() as u32;
+            encaps.push(encap::bytes(encap));
+        }
+    }
     let walk = walks(rule, terminal, &actions);
     let meters = rule.actions.iter().filter_map(Action::meter).collect();
-    Ok(Compiled { place, key, actions, terminal, walk, meters })
+    Ok(Compiled { place, key, actions, terminal, walk, meters, encaps })
 }
 
 /// The keys that the program has not.
 fn keys(rule: &Rule) -> Result<(), Refused> {
-    let not_there = |field: &Field| *field >= Field::EncKeyId;
-    rule.matches.mask().fields().find(not_there).map_or(Ok(()), |field| Err(Refused::Key(field)))
+    let not_there = [Field::CtState, Field::CtZone, Field::CtMark, Field::CtLabel];
+    let asked = not_there.into_iter().find(|field| rule.matches.mask().has(*field));
+    asked.map_or(Ok(()), |field| Err(Refused::Key(field)))
 }
 
 /// Whether the first pass must look at the actions: they decide what becomes of the frame, or change the key for the next
 /// chain, or change a frame that must reach the representor as it came in.
 fn walks(rule: &Rule, terminal: Terminal, actions: &[ActionEntry]) -> bool {
-    let decides = rule.actions.iter().any(|action| matches!(action, Action::Police(_) | Action::DecTtl));
+    let decides =
+        rule.actions.iter().any(|action| matches!(action, Action::Police(_) | Action::DecTtl | Action::TunnelSet(_)));
     let goes_on = matches!(terminal, Terminal::Goto(_) | Terminal::Trap)
         || actions.iter().any(|entry| matches!(entry.kind, ActionKind::Goto | ActionKind::Trap | ActionKind::Drop));
     let branches = actions.iter().any(|entry| entry.kind == ActionKind::Redirect);
@@ -191,7 +202,8 @@ impl Lowering<'_> {
         let (last, terminal) = match actions.last() {
             Some(Action::Drop) => (actions.len() - 1, Terminal::Drop),
             Some(Action::Trap) => (actions.len() - 1, Terminal::Trap),
-            Some(Action::Redirect(port)) => (actions.len() - 1, Terminal::Redirect(port.0)),
+            // What is copied last need not be copied.
+            Some(Action::Redirect(port) | Action::Mirror(port)) => (actions.len() - 1, Terminal::Redirect(port.0)),
             Some(Action::Goto(chain)) => (actions.len() - 1, Terminal::Goto(*chain)),
             _ => (actions.len(), Terminal::End),
         };
@@ -264,10 +276,27 @@ impl Lowering<'_> {
                 entry.value[..4].copy_from_slice(&sample.truncate.unwrap_or(u32::MAX).to_ne_bytes());
                 entry
             }
-            Action::TunnelSet(_) | Action::TunnelUnset | Action::Ct(_) | Action::CtClear => {
+            Action::TunnelSet(_) => {
+                self.not_copied(place, action)?;
+                simple(ActionKind::TunnelSet, 0)
+            }
+            Action::TunnelUnset => simple(ActionKind::TunnelUnset, 0),
+            Action::Ct(_) | Action::CtClear => {
                 return Err(Refused::Action { place, action: name(action) });
             }
         })
+    }
+
+    /// Refuses a tunnel for a copy, behind which the frame would go on without it.
+    fn not_copied(&self, place: usize, action: &Action) -> Result<(), Refused> {
+        let last = self.rule.actions.len() - 1;
+        let output = self.rule.actions.iter().enumerate().skip(place).find(|(_, later)| later.port().is_some());
+        match output {
+            Some((output, before @ Action::Mirror(_))) if output != last => {
+                Err(Refused::Before { place, action: name(action), before: name(before) })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Refuses actions behind a new EtherType whose outcome the first pass would have to know.

@@ -63,6 +63,8 @@ impl View<'_> {
 }
 
 pub(crate) const SHORT_KEY: usize = 80;
+/// How much of a key the cache has.
+pub(crate) const CACHED_KEY: usize = 128;
 pub(crate) const LONG_KEY: usize = 400;
 pub(crate) const SHORT_LOOKUP: usize = 8 + SHORT_KEY;
 pub(crate) const LONG_LOOKUP: usize = 8 + LONG_KEY;
@@ -74,6 +76,8 @@ pub(crate) const RULE: usize = 24;
 pub(crate) const GROUP: usize = 40 + LONG_KEY;
 pub(crate) const CHAIN: usize = 8 + 4 * MAX_GROUPS_OF_CHAIN;
 pub(crate) const ACTION: usize = 56;
+pub(crate) const MAX_ENCAP: usize = 344;
+pub(crate) const ENCAP: usize = 8 + MAX_ENCAP;
 pub(crate) const COUNTER: usize = 24;
 pub(crate) const METER: usize = 64;
 pub(crate) const PORT: usize = 24;
@@ -125,9 +129,15 @@ pub(crate) mod next {
 }
 
 /// A rule as it stands in `rules`.
-pub(crate) fn rule(id: u64, index: u32, first: u32, walk: bool, terminal: Terminal) -> Vec<u8> {
+pub(crate) fn rule(id: u64, index: u32, first: u32, walk: bool, terminal: Terminal) -> [u8; RULE] {
     let (kind, arg) = terminal.parts();
-    Bytes::default().u64(id).u32(index).u32(first).u8(kind).u8(walk.into()).u16(0).u32(arg).0
+    let mut bytes = [0; RULE];
+    bytes[..8].copy_from_slice(&id.to_ne_bytes());
+    bytes[8..12].copy_from_slice(&index.to_ne_bytes());
+    bytes[12..16].copy_from_slice(&first.to_ne_bytes());
+    (bytes[16], bytes[17]) = (kind, walk.into());
+    bytes[20..].copy_from_slice(&arg.to_ne_bytes());
+    bytes
 }
 
 /// The kinds of `enum action_kind`.
@@ -147,6 +157,8 @@ pub(crate) enum ActionKind {
     Trap,
     Redirect,
     Goto,
+    TunnelSet,
+    TunnelUnset,
 }
 
 /// An action as it stands in `actions`.

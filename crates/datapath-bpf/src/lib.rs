@@ -18,6 +18,7 @@
 mod book;
 mod commit;
 mod compile;
+mod encap;
 mod layout;
 mod maps;
 mod pipeline;

@@ -101,6 +101,7 @@ maps! {
     rules: "rules", layout::SHORT_LOOKUP, layout::RULE;
     long_rules: "long_rules", layout::LONG_LOOKUP, layout::RULE;
     actions: "actions", 4, layout::ACTION;
+    encaps: "encaps", 4, layout::ENCAP;
     counters: "counters", 4, layout::COUNTER;
     meters: "meters", 4, layout::METER;
     drops: "drops", 8, 8 * sys::cpus()?;
@@ -141,6 +142,7 @@ impl Loaded {
             .map_max_entries("long_rules", options.max_rules)
             .map_max_entries("groups", options.max_masks)
             .map_max_entries("actions", options.max_actions)
+            .map_max_entries("encaps", options.max_encaps)
             .map_max_entries("counters", counters)
             .map_max_entries("meters", options.max_meters)
             .map_max_entries("cache", cpus * layout::CACHE_SLOTS as u32)

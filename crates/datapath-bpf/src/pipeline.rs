@@ -23,6 +23,8 @@ pub struct Options {
     pub max_actions: u32,
     /// How many masks of all priorities together there is room for, with 440 bytes each. A chain has at most 256.
     pub max_masks: u32,
+    /// How many different encapsulations there is room for, with 352 bytes each.
+    pub max_encaps: u32,
     /// How many meters there is room for.
     pub max_meters: u32,
     /// The bytes of the buffer for samples; rounded up to a power of two.
@@ -37,6 +39,7 @@ impl Default for Options {
             max_rules: 1 << 18,
             max_actions: 1 << 18,
             max_masks: 1 << 12,
+            max_encaps: 1 << 12,
             max_meters: 1 << 16,
             sample_buffer: 1 << 20,
             trials: false,
@@ -80,7 +83,7 @@ pub struct PortConfig {
     /// Whether frames to the port are sent by the inner end. Otherwise they are received by the outer one at once, which is
     /// faster, and needs the outer end to be up and in another network namespace.
     pub through_inner: bool,
-    /// Whether `ifindex` is the wire.
+    /// Whether `ifindex` is the wire. Only there the rules of tunnel devices are asked.
     pub is_wire: bool,
     /// Whether the link is up. Without it, frames from and to the port are dropped.
     pub link_up: bool,
@@ -258,7 +261,7 @@ impl Pipeline {
     /// Says what a netdev of the calling thread's network namespace is, and attaches the program to what it receives.
     ///
     /// # Errors
-    /// The kernel's: no such netdev, no tcx.
+    /// The kernel's: `ENODEV` for no such netdev, `EINVAL` before Linux 6.6, which has no tcx.
     pub fn attach(&mut self, ifindex: u32, role: Role) -> io::Result<()> {
         let (port, kind) = match role {
             Role::Port(port) => (port, 0),

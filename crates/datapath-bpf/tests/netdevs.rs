@@ -8,8 +8,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use common::net::{Card, Wire, ifindex, run};
-use datapath_bpf::{Change, DropReason, Mode, Pipeline};
-use flow::{Action, Csum, Edit, EditField, Field, Match, Port, Rule, RuleId, VlanTag, make_checksums_right};
+use datapath_bpf::{Change, DropReason, Mode, Pipeline, Role};
+use flow::{
+    Action, Block, Control, Csum, Edit, EditField, Encap, Field, Match, Meter, MeterId, Neighbour, Police, Port, Rate,
+    Rule, RuleId, Sample, Sampled, TunnelDevice, TunnelKind, VlanTag, make_checksums_right,
+};
 
 const SOON: Duration = Duration::from_secs(5);
 const NEVER: Duration = Duration::from_millis(200);
@@ -101,6 +104,38 @@ fn copies_tags_and_rewrites_reach_the_netdevs() {
 }
 
 #[test]
+fn a_trapped_frame_reaches_the_representor_as_it_came_and_samples_and_meters_work() {
+    let Some(mut card) = Card::new(2) else { return };
+    let (one, two, representor) = (card.wire(1), card.wire(2), Wire::at("rep1"));
+    let meter = Meter { rate: Rate::Packets(1), burst: 3 };
+    assert_eq!(card.pipeline.commit(&[Change::SetMeter { id: MeterId(1), meter }]), [Ok(())]);
+    let actions = [
+        Action::Police(Police { meter: MeterId(1), conform: Control::Pipe, exceed: Control::Drop }),
+        Action::Sample(Sample { rate: 1, group: 5, truncate: Some(20) }),
+        Edit::set(EditField::EthSrc, [2, 0, 0, 0, 0, 0x55]),
+        Action::VlanPush(VlanTag { tpid: 0x8100, id: 9, priority: 0 }),
+        Action::Mirror(Port(2)),
+        Action::Trap,
+    ];
+    add(&mut card.pipeline, &[(1, Rule::new(Port(1), udp(), actions))]);
+    let sent = frame(b"trapped");
+    one.send(&sent);
+    assert_eq!(representor.receive(SOON, has(b"trapped")).expect("the representor gets it"), sent);
+    let copy = two.receive(SOON, has(b"trapped")).expect("a copy");
+    assert_eq!((&copy[6..12], &copy[12..16]), (&[2, 0, 0, 0, 0, 0x55][..], &[0x81, 0, 0, 9][..]));
+    let samples = card.pipeline.samples();
+    let wanted = Sampled { group: 5, rate: 1, in_port: Port(1), length: sent.len(), frame: sent[..20].to_vec() };
+    assert_eq!(samples, [wanted]);
+    // The burst is over after two more.
+    (0..4).for_each(|_| one.send(&sent));
+    let arrived = || representor.receive(NEVER, has(b"trapped")).is_some();
+    assert_eq!((0..4).filter(|_| arrived()).count(), 2);
+    assert_eq!(card.pipeline.meter(MeterId(1)).expect("a meter"), Some((3, 2)));
+    assert_eq!(card.pipeline.drops().expect("drops").get(&(Port(1), DropReason::Meter)), Some(&2));
+    assert_eq!(card.pipeline.samples().len(), 2);
+}
+
+#[test]
 fn a_port_that_is_down_or_inactive_gets_nothing() {
     let Some(mut card) = Card::new(2) else { return };
     let (one, two) = (card.wire(1), card.wire(2));
@@ -123,27 +158,26 @@ fn a_port_that_is_down_or_inactive_gets_nothing() {
     assert!(drops.get(&(Port(1), DropReason::Inactive)).is_some_and(|count| *count >= 1), "{drops:?}");
 }
 
-/// Sends 8 MB by TCP from VF 1 to an address of VF 2. Returns whether they came.
+/// Sends 8 MB by TCP from VF 1 to an address of VF 2, and 8 MB back. Returns whether they came.
 fn transfer(card: &Card, connect_to: &str, listen_at: &str) -> bool {
-    let (total, data) = (std::sync::Mutex::new(0u64), vec![7u8; 1 << 20]);
+    let listener = card.vf(2).with(|| TcpListener::bind(listen_at)).expect("a listener");
+    let to = connect_to.parse().expect("an address");
+    let mut stream = card.vf(1).with(|| TcpStream::connect_timeout(&to, SOON)).expect("a connection");
+    let mut other = listener.accept().expect("a connection").0;
+    [&stream, &other].into_iter().for_each(|stream| stream.set_read_timeout(Some(SOON)).expect("a time-out"));
+    [&stream, &other].into_iter().for_each(|stream| stream.set_write_timeout(Some(SOON)).expect("a time-out"));
+    one_way(&mut stream, &mut other) && one_way(&mut other, &mut stream)
+}
+
+/// Sends 8 MB. Returns whether they came.
+fn one_way(from: &mut TcpStream, to: &mut TcpStream) -> bool {
+    let data = vec![7u8; 8 << 20];
     std::thread::scope(|scope| {
-        let listener = card.vf(2).with(|| TcpListener::bind(listen_at)).expect("a listener");
-        let total = &total;
-        scope.spawn(move || {
-            let mut stream = listener.accept().expect("a connection").0;
-            let (mut buffer, mut all) = (vec![0; 1 << 16], 0);
-            while let Ok(count @ 1..) = stream.read(&mut buffer) {
-                all += buffer[..count].iter().map(|byte| u64::from(*byte)).sum::<u64>();
-            }
-            *total.lock().expect("the lock") = all;
-        });
-        card.vf(1).with(|| {
-            let to = connect_to.parse().expect("an address");
-            let mut stream = TcpStream::connect_timeout(&to, SOON).expect("a connection");
-            (0..8).for_each(|_| stream.write_all(&data).expect("data"));
-        });
-    });
-    total.into_inner().expect("the lock") == 7 * (8 << 20)
+        let sent = scope.spawn(|| from.write_all(&data));
+        let mut got = vec![0; data.len()];
+        let received = to.read_exact(&mut got);
+        sent.join().expect("the thread ends").is_ok() && received.is_ok() && got == data
+    })
 }
 
 #[test]
@@ -188,19 +222,93 @@ fn tcp_with_large_segments_passes_through_tags_and_rewrites() {
     assert!(counters[0].bytes >= (8 << 20) + counters[0].packets * 54, "{counters:?}");
 }
 
-/// A directory of a bpffs, or nothing if there is none.
-fn bpffs() -> Option<PathBuf> {
-    let path = PathBuf::from(format!("/tmp/datapath-bpf-test-{}", std::process::id()));
-    std::fs::create_dir_all(&path).expect("a directory");
+/// VF 1 talks to a VXLAN device of the kernel behind the wire, and segments stay large on the whole way.
+#[test]
+fn tcp_passes_through_a_tunnel_to_the_kernels_device_and_back() {
+    let Some(mut card) = Card::new(2) else { return };
+    // What is VF 2 in other tests is the other host here, and its port is the wire.
+    let uplink = Port(0xffff);
+    card.pipeline.detach(ifindex("inner2")).expect("detached");
+    card.set_port_as(uplink, 2, |port| port.is_wire = true);
+    card.pipeline.attach(ifindex("inner2"), Role::Wire(uplink)).expect("attached");
+    card.vf(2).ip("addr flush dev vf2");
+    card.vf(2).ip("addr add 192.168.0.2/24 dev vf2");
+    card.vf(2).ip("neigh add 192.168.0.1 lladdr 02:00:00:00:00:99 dev vf2");
+    card.vf(2).ip("link add vx type vxlan id 77 remote 192.168.0.1 local 192.168.0.2 dstport 4789 dev vf2");
+    card.vf(2).ip("link set vx up");
+    card.vf(2).ip("addr add 10.0.0.2/24 dev vx");
+    let encap = Encap {
+        kind: TunnelKind::Vxlan,
+        id: Some(77),
+        src: [192, 168, 0, 1].into(),
+        dst: [192, 168, 0, 2].into(),
+        dst_port: 4789,
+        tos: 0,
+        ttl: 64,
+        options: Vec::new(),
+        neighbour: Some(Neighbour { dst: [2, 0, 0, 0, 0, 2], src: [2, 0, 0, 0, 0, 0x99] }),
+    };
+    let device = Block::Tunnel(TunnelDevice { kind: TunnelKind::Vxlan, udp_port: 4789 });
+    let out = Rule::new(Port(1), Match::new(), [Action::TunnelSet(encap), Action::Redirect(uplink)]);
+    let of_tunnel = Match::new().with(Field::EncKeyId, 77u32).with(Field::EncIp4Src, [192, 168, 0, 2]);
+    let back = Rule::new(uplink, of_tunnel, [Action::TunnelUnset, Action::Redirect(Port(1))]).in_block(device);
+    add(&mut card.pipeline, &[(1, out), (2, back)]);
+    // ARP goes through the tunnel, too.
+    assert!(transfer(&card, "10.0.0.2:8000", "10.0.0.2:8000"));
+    let counters = card.pipeline.counters(&[RuleId(1), RuleId(2)]);
+    assert!(counters.iter().all(|counter| counter.packets >= (8 << 20) / 1448), "{counters:?}");
+}
+
+#[test]
+fn traffic_never_misses_its_rule_while_others_come_and_go() {
+    const FRAMES: u64 = 20_000;
+    let Some(mut card) = Card::new(2) else { return };
+    let (one, representor) = (card.wire(1), Wire::at("rep1"));
+    add(
+        &mut card.pipeline,
+        &[(1, Rule::new(Port(1), udp(), [Action::Redirect(Port(2))]).with_priority(9, flow::Protocol::All))],
+    );
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let mut changes = 0;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            (0..FRAMES).for_each(|_| one.send(&frame(b"never misses")));
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        while !done.load(std::sync::atomic::Ordering::Relaxed) {
+            // Of other priorities and masks, before and behind it, with the same mask and with another one.
+            let other = |id: u64| {
+                let matches = udp().with(Field::DstPort, 1000 + id as u16);
+                let matches = if id.is_multiple_of(2) { matches } else { matches.with(Field::IpTtl, 9u8) };
+                (
+                    id,
+                    Rule::new(Port(1), matches, [Action::Drop])
+                        .with_priority(1 + id as u32 % 20 * 2, flow::Protocol::All),
+                )
+            };
+            let others: Vec<_> = (2..60).map(other).collect();
+            add(&mut card.pipeline, &others);
+            let gone: Vec<_> = others.iter().map(|(id, _)| Change::Remove(RuleId(*id))).collect();
+            assert!(card.pipeline.commit(&gone).iter().all(Result::is_ok));
+            changes += 2 * others.len();
+        }
+    });
+    assert_eq!(representor.receive(NEVER, has(b"never misses")), None);
+    assert_eq!(card.pipeline.counters(&[RuleId(1)])[0].packets, FRAMES, "after {changes} changes");
+    assert!(changes > 1000, "{changes} changes");
+}
+
+/// A bpffs, which ends with the mount namespace of the test.
+fn bpffs() -> PathBuf {
+    let path = PathBuf::from("/mnt");
     run(&format!("mount -t bpf bpf {}", path.display()));
-    Some(path)
+    path
 }
 
 #[test]
 fn a_pinned_pipeline_forwards_without_a_process_and_is_found_again() {
     let Some(mut card) = Card::new(2) else { return };
-    let Some(mount) = bpffs() else { return };
-    let directory = mount.join("card");
+    let directory = bpffs().join("card");
     let (one, two) = (card.wire(1), card.wire(2));
     let tag = VlanTag { tpid: 0x8100, id: 5, priority: 3 };
     let other = udp().with(Field::DstPort, 9u16);
@@ -216,6 +324,26 @@ fn a_pinned_pipeline_forwards_without_a_process_and_is_found_again() {
         (2, Rule::new(Port(1), other.clone(), [Action::Drop]).with_priority(2, flow::Protocol::All)),
     ];
     add(&mut card.pipeline, &rules);
+    // One that uses a meter and a range, and one that uses a tunnel, which the frames below do not match.
+    let meter = Change::SetMeter { id: MeterId(4), meter: Meter { rate: Rate::Bytes(1000), burst: 2000 } };
+    assert_eq!(card.pipeline.commit(&[meter]), [Ok(())]);
+    let police = Action::Police(Police { meter: MeterId(4), conform: Control::Jump(2), exceed: Control::Drop });
+    let ranged = udp().with_dst_ports(1..=9);
+    let ranged = Rule::new(Port(1), ranged, [police, Action::Drop, Action::DecTtl, Action::Redirect(Port(2))]);
+    let encap = Encap {
+        kind: TunnelKind::Gre,
+        id: None,
+        src: [10, 0, 0, 1].into(),
+        dst: [10, 0, 0, 2].into(),
+        dst_port: 0,
+        tos: 0,
+        ttl: 9,
+        options: Vec::new(),
+        neighbour: None,
+    };
+    let into_tunnel = Rule::new(Port(2), udp(), [Action::TunnelSet(encap), Action::Redirect(Port(1))]);
+    let others = [(5, ranged.with_priority(3, flow::Protocol::Is(0x0800))), (6, into_tunnel)];
+    add(&mut card.pipeline, &others);
     card.pipeline.pin(&directory).expect("pinned");
     one.send(&frame(b"before"));
     assert!(two.receive(SOON, has(b"before")).is_some());
@@ -226,7 +354,14 @@ fn a_pinned_pipeline_forwards_without_a_process_and_is_found_again() {
     assert!(two.receive(SOON, has(b"nobody there")).is_some());
 
     let mut pipeline = Pipeline::adopt(&directory).expect("found");
-    assert_eq!((pipeline.rule_count(), pipeline.counters(&[RuleId(1)])[0].packets), (2, 2));
+    assert_eq!((pipeline.rule_count(), pipeline.counters(&[RuleId(1)])[0].packets), (4, 2));
+    // It knows what belongs together: the protocol of a priority, who uses a meter, which meter is the same.
+    let wrong = Rule::new(Port(1), udp(), [Action::Drop]).with_priority(3, flow::Protocol::All);
+    let refused = datapath_bpf::Refused::Protocol(flow::Protocol::Is(0x0800));
+    let changes = [Change::Add { id: RuleId(7), rule: &wrong }, Change::RemoveMeter(MeterId(4)), meter];
+    assert_eq!(pipeline.commit(&changes), [Err(refused), Err(datapath_bpf::Refused::Used), Ok(())]);
+    let changes = [Change::Remove(RuleId(5)), Change::Remove(RuleId(6)), Change::RemoveMeter(MeterId(4))];
+    assert_eq!(pipeline.commit(&changes), [Ok(()), Ok(()), Ok(())]);
     let again = Change::Add {
         id: RuleId(3),
         rule: &Rule::new(Port(1), other, [Action::Drop]).with_priority(2, flow::Protocol::All),
@@ -237,11 +372,13 @@ fn a_pinned_pipeline_forwards_without_a_process_and_is_found_again() {
     one.send(&frame(b"by the new rule"));
     assert!(two.receive(SOON, has(b"by the new rule")).is_some());
     assert_eq!(pipeline.counters(&[RuleId(4)])[0].packets, 1);
+    drop(pipeline);
+    let mut pipeline = Pipeline::adopt(&directory).expect("found once more");
+    assert_eq!(pipeline.rules().collect::<Vec<_>>(), [RuleId(4)]);
+    assert_eq!((pipeline.meter(MeterId(4)).expect("a meter"), pipeline.counters(&[RuleId(4)])[0].packets), (None, 1));
     assert!(pipeline.detach(ifindex("inner1")).expect("detached"));
     one.send(&frame(b"after"));
     assert_eq!(two.receive(NEVER, has(b"after")), None);
     drop((pipeline, vfs));
     Pipeline::unpin(&directory).expect("gone");
-    run(&format!("umount {}", mount.display()));
-    std::fs::remove_dir(&mount).expect("gone");
 }

@@ -115,6 +115,9 @@ pub enum FlowError {
     /// There is no such rule, or there is none any more.
     #[error("there is no {0}: it was removed, or went with one of its ports")]
     NoRule(RuleId),
+    /// A rule of a block that several ports share.
+    #[error("a rule of a shared block is added for each port of the block")]
+    SharedBlock,
     /// The meter is used by a rule, or there is none.
     #[error("meter {} is used by a rule, or there is none", .0.0)]
     MeterInUse(MeterId),
@@ -130,7 +133,7 @@ impl FlowError {
     /// The error number for a program. A rule that the card cannot carry out is EOPNOTSUPP, as in mlx5.
     pub fn errno(&self) -> Errno {
         match self {
-            Self::NoOffload | Self::NotSwitchdev(_) => Errno::EOPNOTSUPP,
+            Self::NoOffload | Self::NotSwitchdev(_) | Self::SharedBlock => Errno::EOPNOTSUPP,
             Self::NoRule(_) => Errno::ENOENT,
             Self::MeterInUse(_) => Errno::EBUSY,
             Self::Refused(refused) => match refused {
@@ -377,6 +380,7 @@ impl State {
     /// Makes a change in the tables. The data plane has not been told yet.
     fn stage(&mut self, change: FlowChange) -> Result<(PfIndex, Staged), FlowError> {
         match change {
+            FlowChange::Add { rule, .. } if matches!(rule.block, Block::Shared(_)) => Err(FlowError::SharedBlock),
             FlowChange::Add { pf, mut rule } => {
                 self.resolve(pf, &mut rule.actions);
                 let id = RuleId(self.last_rule + 1);

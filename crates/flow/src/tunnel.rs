@@ -110,10 +110,11 @@ impl TunnelInfo {
 /// The frame inside of `frame`, if that is one that the device takes.
 ///
 /// The inner congestion bits become what RFC 6040 says. A frame of which it says that it must be dropped is not taken,
-/// so that it reaches the representor, behind which the kernel's device drops it.
+/// so that it reaches the representor, behind which the kernel's device drops it. A frame with a VLAN tag is not taken: it
+/// is for a VLAN device, not for the stack of the uplink.
 pub(crate) fn decapsulate(device: TunnelDevice, frame: &[u8]) -> Option<(Vec<u8>, TunnelInfo)> {
     let dissected = dissect(frame);
-    let network = dissected.network.filter(|network| network.fragment == Fragment::Whole)?;
+    let network = dissected.network.filter(|network| network.fragment == Fragment::Whole && dissected.tags == 0)?;
     let start = network.transport()?;
     let header = frame.get(start..network.end)?;
     let (id, options, inner) = match device.kind {

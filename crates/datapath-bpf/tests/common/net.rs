@@ -11,11 +11,15 @@ use std::time::{Duration, Instant};
 use datapath_bpf::{Mode, Options, Pipeline, PortConfig, Role};
 use flow::{Block, Port};
 
-/// Moves the calling thread into a new network namespace.
-fn leave_namespace() -> io::Result<()> {
+/// Moves the calling thread into new network and mount namespaces, which end with it.
+fn leave_namespaces() -> io::Result<()> {
     // SAFETY: no pointers.
-    let answer = unsafe { libc::unshare(libc::CLONE_NEWNET) };
-    if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    let answer = unsafe { libc::unshare(libc::CLONE_NEWNET | libc::CLONE_NEWNS) };
+    if answer < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    run("mount --make-rprivate /");
+    Ok(())
 }
 
 /// Runs a program, which must succeed.
@@ -164,7 +168,7 @@ pub struct Card {
 impl Card {
     /// A card, or nothing where there is no right to make one; then a line says so.
     pub fn new(vports: u32) -> Option<Card> {
-        if let Err(error) = leave_namespace() {
+        if let Err(error) = leave_namespaces() {
             assert!(std::env::var_os("CI").is_none(), "{error}");
             eprintln!("skipped: no network namespace: {error}");
             return None;
@@ -195,9 +199,14 @@ impl Card {
     }
 
     pub fn set_port(&mut self, n: u32, change: impl FnOnce(&mut PortConfig)) {
+        self.set_port_as(Port(n), n, change);
+    }
+
+    /// Sets a port whose netdevs are those of VF n.
+    pub fn set_port_as(&mut self, port: Port, n: u32, change: impl FnOnce(&mut PortConfig)) {
         let mut config = PortConfig {
             mode: Mode::Switchdev,
-            block: Block::Port(Port(n)),
+            block: Block::Port(port),
             ifindex: ifindex(&format!("inner{n}")),
             representor: Some(ifindex(&format!("repi{n}"))),
             through_inner: false,
@@ -205,7 +214,7 @@ impl Card {
             link_up: true,
         };
         change(&mut config);
-        self.pipeline.set_port(Port(n), &config).expect("a port");
+        self.pipeline.set_port(port, &config).expect("a port");
     }
 
     pub fn vf(&self, n: usize) -> &Namespace {

@@ -4,16 +4,19 @@
 //! A removal goes the other way. Numbers of entries that were removed are used again only when no program that began before
 //! is still running.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher, Hasher};
+mod adopt;
+mod meters;
+
+use std::collections::{BTreeSet, HashMap};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
 use std::time::Duration;
 
-use flow::{Meter, MeterId, Rate, Rule, RuleId};
+use flow::{MeterId, Rule, RuleId};
 
 use crate::book::{Book, chain_key};
 use crate::compile::{Compiled, Refused, compile};
-use crate::layout::{self, ActionKind, Bytes, View, next};
+use crate::layout::{self, ActionKind, next};
 use crate::maps::Loaded;
 use crate::pipeline::{Change, Counter};
 use crate::slots::Slots;
@@ -29,15 +32,33 @@ pub(crate) struct Installed {
     /// Its key in the map of rules.
     key: Box<[u8]>,
     index: u32,
-    actions: Box<[u32]>,
-    meters: Box<[u32]>,
+    /// Most rules have none.
+    parts: Option<Box<Parts>>,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct MeterSlot {
-    index: u32,
-    /// `None` for one that was found in the maps.
-    meter: Meter,
+/// The numbers of what a rule has in other maps.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Parts {
+    actions: Vec<u32>,
+    meters: Vec<u32>,
+    encaps: Vec<u32>,
+}
+
+impl Parts {
+    fn boxed(self) -> Option<Box<Parts>> {
+        (self != Parts::default()).then(|| Box::new(self))
+    }
+}
+
+/// The hash of a rule's key.
+fn hash_of(key: &[u8]) -> u64 {
+    let mut hasher = NumberHasher::default();
+    key.chunks(8).for_each(|word| {
+        let mut bytes = [0; 8];
+        bytes[..word.len()].copy_from_slice(word);
+        hasher.write_u64(hasher.0.rotate_left(5) ^ u64::from_ne_bytes(bytes));
+    });
+    hasher.finish()
 }
 
 /// What is in the maps, and how it is changed.
@@ -47,11 +68,15 @@ pub(crate) struct Commits {
     /// By the hash of a rule's key, as rules are many and keys are long.
     by_key: HashMap<u64, RuleId, BuildHasherDefault<NumberHasher>>,
     pub(crate) meter_numbers: HashMap<MeterId, u32>,
-    meters: HashMap<MeterId, MeterSlot>,
+    meters: HashMap<MeterId, meters::MeterSlot>,
     meter_users: HashMap<u32, usize>,
+    /// By their bytes: the number of an encapsulation, and how many rules use it.
+    encap_users: HashMap<Vec<u8>, (u32, usize)>,
+    encap_bytes: HashMap<u32, Vec<u8>>,
     indexes: Slots,
     actions: Slots,
     groups: Slots,
+    encaps: Slots,
     meter_slots: Slots,
     /// Chains that are yet to be written, and the groups that are free when they are.
     dirty: BTreeSet<ChainName>,
@@ -88,6 +113,7 @@ struct Pending {
 struct Adding {
     actions: Writes,
     groups: Writes,
+    encaps: Writes,
     short: Writes,
     long: Writes,
     short_rules: Vec<Pending>,
@@ -124,13 +150,12 @@ impl Hasher for NumberHasher {
     }
 }
 
-fn hash_of(key: &[u8]) -> u64 {
-    BuildHasherDefault::<DefaultHasher>::default().hash_one(key)
-}
-
 /// A rule's key in the map of rules.
-fn lookup_key(group: u32, key: &[u8]) -> Vec<u8> {
-    Bytes::default().u32(group).u32(0).bytes(key).0
+fn lookup_key(group: u32, key: &[u8]) -> Box<[u8]> {
+    let mut bytes = vec![0; 8 + key.len()].into_boxed_slice();
+    bytes[..4].copy_from_slice(&group.to_ne_bytes());
+    bytes[8..].copy_from_slice(key);
+    bytes
 }
 
 fn rules_map<'l>(loaded: &'l Loaded, installed: &Installed) -> &'l Map {
@@ -153,6 +178,9 @@ impl Commits {
             // Number 0 stands for the end of a list.
             actions: Slots::new(1, maps.actions.max_entries),
             groups: Slots::new(0, maps.groups.max_entries),
+            encaps: Slots::new(0, maps.encaps.max_entries),
+            encap_users: HashMap::new(),
+            encap_bytes: HashMap::new(),
             meter_slots: Slots::new(0, maps.meters.max_entries),
             dirty: BTreeSet::new(),
             unlisted: Vec::new(),
@@ -183,6 +211,8 @@ impl Commits {
 
     fn add(&mut self, loaded: &Loaded, changes: &[Change<'_>], results: &mut Vec<Result<(), Refused>>) {
         let mut adding = Adding::default();
+        self.rules.reserve(changes.len());
+        self.by_key.reserve(changes.len());
         for change in changes {
             let Change::Add { id, rule } = change else { continue };
             let prepared = self.prepare(loaded, *id, rule, results.len(), &mut adding);
@@ -190,6 +220,7 @@ impl Commits {
         }
         let maps = &loaded.maps;
         let hidden = adding.actions.write(&maps.actions).and_then(|()| adding.groups.write(&maps.groups));
+        let hidden = hidden.and_then(|()| adding.encaps.write(&maps.encaps));
         let kinds =
             [(&maps.rules, &adding.short, &adding.short_rules), (&maps.long_rules, &adding.long, &adding.long_rules)];
         for (map, rules, pending) in kinds {
@@ -226,12 +257,13 @@ impl Commits {
         }
         let compiled = compile(rule, &self.meter_numbers)?;
         let known = self.book.find(&compiled.place);
-        match known {
-            Some(group) if self.has_key(&lookup_key(group, compiled.key())) => return Err(Refused::Exists),
+        let known_key = known.map(|group| lookup_key(group, compiled.key()));
+        match &known_key {
+            Some(key) if self.has_key(key) => return Err(Refused::Exists),
             Some(_) => {}
             None => self.book.check(&compiled.place)?,
         }
-        self.make_room(loaded, compiled.actions.len(), known.is_none())?;
+        self.make_room(loaded, &compiled, known.is_none())?;
         let ranged = compiled.place.src.is_some() || compiled.place.dst.is_some();
         let group = match known {
             Some(group) => group,
@@ -244,10 +276,11 @@ impl Commits {
         self.book.add_rule(group, id);
         let index = self.indexes.take().ok_or(Refused::NoRoom("rule"))?;
         self.zero_counter(loaded, index);
-        let actions = self.place_actions(&compiled, adding)?;
-        let meters: Box<[u32]> = compiled.meters.iter().filter_map(|id| self.meter_numbers.get(id).copied()).collect();
+        let encaps = self.place_encaps(&compiled, adding)?;
+        let actions = self.place_actions(&compiled, &encaps, adding)?;
+        let meters: Vec<u32> = compiled.meters.iter().filter_map(|id| self.meter_numbers.get(id).copied()).collect();
         meters.iter().for_each(|meter| *self.meter_users.entry(*meter).or_default() += 1);
-        let key = lookup_key(group, compiled.key()).into_boxed_slice();
+        let key = known_key.unwrap_or_else(|| lookup_key(group, compiled.key()));
         let first = actions.first().copied().unwrap_or(next::TERMINAL);
         let value = layout::rule(id.0, index, first, compiled.walk, compiled.terminal);
         let (writes, pending) = match compiled.place.is_long() {
@@ -257,7 +290,8 @@ impl Commits {
         writes.push(&key, &value);
         pending.push(Pending { place, id, chain });
         self.by_key.insert(hash_of(&key), id);
-        self.rules.insert(id, Installed { group, key, index, actions, meters });
+        let parts = Parts { actions, meters, encaps }.boxed();
+        self.rules.insert(id, Installed { group, key, index, parts });
         Ok(())
     }
 
@@ -267,13 +301,16 @@ impl Commits {
         other.is_some_and(|other| *other.key == *key)
     }
 
-    /// Sees to it that there are numbers for a rule with so many actions, and for a group if it needs one.
-    fn make_room(&mut self, loaded: &Loaded, actions: usize, group: bool) -> Result<(), Refused> {
+    /// Sees to it that there are numbers for a rule and its parts, and for a group if it needs one.
+    fn make_room(&mut self, loaded: &Loaded, compiled: &Compiled, group: bool) -> Result<(), Refused> {
+        let actions = compiled.actions.len();
+        let encaps = compiled.encaps.iter().filter(|encap| !self.encap_users.contains_key(*encap)).count();
         let missing = |commits: &Commits| {
             let wanted = [
                 (&commits.indexes, 1, "rule"),
                 (&commits.actions, actions, "action"),
                 (&commits.groups, group.into(), "mask"),
+                (&commits.encaps, encaps, "tunnel"),
             ];
             let missing = wanted.into_iter().find(|(slots, count, _)| slots.ready() < *count);
             missing.map(|(slots, _, what)| (slots.has_resting(), what))
@@ -281,8 +318,9 @@ impl Commits {
         if let Some((true, _)) = missing(self) {
             // What was given back may still be in the cache, or in the hands of a program.
             next_generation(loaded);
-            sys::wait_for_programs().map_err(|error| Refused::Kernel(errno(&error)))?;
-            [&mut self.indexes, &mut self.actions, &mut self.groups].into_iter().for_each(Slots::recycle);
+            sys::wait_for_programs();
+            let slots = [&mut self.indexes, &mut self.actions, &mut self.groups, &mut self.encaps];
+            slots.into_iter().for_each(Slots::recycle);
         }
         missing(self).map_or(Ok(()), |(_, what)| Err(Refused::NoRoom(what)))
     }
@@ -297,8 +335,8 @@ impl Commits {
     }
 
     /// Gives each action its number, and notes it.
-    fn place_actions(&mut self, compiled: &Compiled, adding: &mut Adding) -> Result<Box<[u32]>, Refused> {
-        let numbers: Option<Box<[u32]>> = compiled.actions.iter().map(|_| self.actions.take()).collect();
+    fn place_actions(&mut self, compiled: &Compiled, encaps: &[u32], adding: &mut Adding) -> Result<Vec<u32>, Refused> {
+        let numbers: Option<Vec<u32>> = compiled.actions.iter().map(|_| self.actions.take()).collect();
         let numbers = numbers.ok_or(Refused::NoRoom("action"))?;
         let number = |place: u32| match place {
             next::TERMINAL | next::END | next::DROP => place,
@@ -310,9 +348,50 @@ impl Commits {
             if entry.kind == ActionKind::Police {
                 entry.alternative = number(entry.alternative);
             }
+            if entry.kind == ActionKind::TunnelSet {
+                entry.arg = encaps[entry.arg as usize];
+            }
             adding.actions.push(&own.to_ne_bytes(), &entry.bytes());
         }
         Ok(numbers)
+    }
+
+    /// The number of each encapsulation, of which rules share those that are the same.
+    fn place_encaps(&mut self, compiled: &Compiled, adding: &mut Adding) -> Result<Vec<u32>, Refused> {
+        let mut numbers = Vec::with_capacity(compiled.encaps.len());
+        for encap in &compiled.encaps {
+            let number = match self.encap_users.get_mut(encap) {
+                Some((number, users)) => {
+                    *users += 1;
+                    *number
+                }
+                None => {
+                    let number = self.encaps.take().ok_or(Refused::NoRoom("tunnel"))?;
+                    adding.encaps.push(&number.to_ne_bytes(), encap);
+                    self.know_encap(number, encap.clone());
+                    number
+                }
+            };
+            numbers.push(number);
+        }
+        Ok(numbers)
+    }
+
+    fn know_encap(&mut self, number: u32, encap: Vec<u8>) {
+        self.encap_users.entry(encap.clone()).or_insert((number, 0)).1 += 1;
+        self.encap_bytes.insert(number, encap);
+    }
+
+    fn forget_encap(&mut self, number: u32) {
+        let Some(encap) = self.encap_bytes.get(&number) else { return };
+        if let Some((_, users)) = self.encap_users.get_mut(encap) {
+            *users -= 1;
+            if *users == 0 {
+                self.encap_users.remove(encap);
+                self.encap_bytes.remove(&number);
+                self.encaps.give_back(number);
+            }
+        }
     }
 
     fn remove(&mut self, loaded: &Loaded, changes: &[Change<'_>], results: &mut Vec<Result<(), Refused>>) {
@@ -339,9 +418,12 @@ impl Commits {
         let installed = self.rules.remove(&id)?;
         self.by_key.remove(&hash_of(&installed.key));
         self.indexes.give_back(installed.index);
-        installed.actions.iter().for_each(|action| self.actions.give_back(*action));
-        for meter in &installed.meters {
-            self.meter_users.entry(*meter).and_modify(|users| *users -= 1);
+        for part in installed.parts.iter() {
+            part.actions.iter().for_each(|action| self.actions.give_back(*action));
+            for meter in &part.meters {
+                self.meter_users.entry(*meter).and_modify(|users| *users -= 1);
+            }
+            part.encaps.iter().for_each(|encap| self.forget_encap(*encap));
         }
         let chain = self.book.group(installed.group).map(|group| (group.place.block, group.place.chain));
         if self.book.remove_rule(installed.group, id)
@@ -376,66 +458,6 @@ impl Commits {
         failed
     }
 
-    fn change_meter(&mut self, loaded: &Loaded, change: &Change<'_>) -> Result<(), Refused> {
-        match change {
-            Change::SetMeter { id, meter } => self.set_meter(loaded, *id, *meter),
-            Change::RemoveMeter(id) => self.remove_meter(*id),
-            Change::Add { .. } | Change::Remove(_) => Err(Refused::Unknown),
-        }
-    }
-
-    fn set_meter(&mut self, loaded: &Loaded, id: MeterId, meter: Meter) -> Result<(), Refused> {
-        if !meter.is_sensible() {
-            return Err(Refused::MeterWithoutRate);
-        }
-        if matches!(meter.rate, flow::Rate::Mtu(_)) {
-            return Err(Refused::MeterOfMtu);
-        }
-        let capacity = meter.burst.checked_mul(1_000_000_000).ok_or(Refused::Burst)?;
-        let known = self.meters.get(&id).copied();
-        if known.is_some_and(|known| known.meter == meter) {
-            return Ok(());
-        }
-        let index = match known {
-            Some(known) => known.index,
-            None => self.take_meter()?,
-        };
-        let key = index.to_ne_bytes();
-        let put = || -> io::Result<()> {
-            let before = loaded.maps.meters.get(&key)?.filter(|_| known.is_some()).unwrap_or_default();
-            let (conformed, exceeded) = (View(&before).u64(40), View(&before).u64(48));
-            loaded.maps.meters.put(&key, &layout::meter(id, meter, capacity, conformed, exceeded))
-        };
-        if let Err(error) = put() {
-            if known.is_none() {
-                self.meter_slots.give_back(index);
-            }
-            return Err(Refused::Kernel(errno(&error)));
-        }
-        self.meter_numbers.insert(id, index);
-        self.meters.insert(id, MeterSlot { index, meter });
-        Ok(())
-    }
-
-    fn take_meter(&mut self) -> Result<u32, Refused> {
-        if self.meter_slots.ready() == 0 && self.meter_slots.has_resting() {
-            sys::wait_for_programs().map_err(|error| Refused::Kernel(errno(&error)))?;
-            self.meter_slots.recycle();
-        }
-        self.meter_slots.take().ok_or(Refused::NoRoom("meter"))
-    }
-
-    fn remove_meter(&mut self, id: MeterId) -> Result<(), Refused> {
-        let index = *self.meter_numbers.get(&id).ok_or(Refused::Unknown)?;
-        if self.meter_users.get(&index).is_some_and(|users| *users != 0) {
-            return Err(Refused::Used);
-        }
-        self.meter_numbers.remove(&id);
-        self.meters.remove(&id);
-        self.meter_slots.give_back(index);
-        Ok(())
-    }
-
     /// The counter of a rule, or zero.
     pub(crate) fn counter(&self, loaded: &Loaded, id: RuleId) -> Counter {
         let Some(installed) = self.rules.get(&id) else { return Counter::default() };
@@ -461,99 +483,9 @@ impl Commits {
                 .for_each(|word| loaded.counters.set(word, 0));
         }
     }
-
-    /// Reads from the maps what is in them.
-    pub(crate) fn adopt(&mut self, loaded: &Loaded) -> io::Result<()> {
-        let maps = &loaded.maps;
-        for key in maps.chains.keys()? {
-            let Some(chain) = maps.chains.get(&key)? else { continue };
-            let chain = View(&chain);
-            for place in 0..chain.u32(0) as usize {
-                let number = chain.u32(8 + 4 * place);
-                if let Some(group) = maps.groups.get(&number.to_ne_bytes())? {
-                    self.book.adopt_group(number, &group);
-                }
-            }
-            self.dirty.insert((View(&key).u64(0), View(&key).u32(8)));
-        }
-        for map in [&maps.rules, &maps.long_rules] {
-            for key in map.keys()? {
-                if let Some(value) = map.get(&key)? {
-                    self.adopt_rule(loaded, map, key, View(&value))?;
-                }
-            }
-        }
-        self.book.adopted();
-        self.adopt_meters(loaded)?;
-        let rules = || self.rules.values();
-        let taken: Vec<u32> = rules().map(|rule| rule.index).collect();
-        self.indexes = Slots::with_taken(0, maps.counters.max_entries / self.cpus as u32, &taken);
-        let taken: Vec<u32> = rules().flat_map(|rule| rule.actions.iter().copied()).collect();
-        self.actions = Slots::with_taken(1, maps.actions.max_entries, &taken);
-        self.groups = Slots::with_taken(0, maps.groups.max_entries, &self.book.numbers());
-        // The process may have ended in the middle of a commit.
-        self.write_chains(loaded);
-        next_generation(loaded);
-        Ok(())
-    }
-
-    fn adopt_rule(&mut self, loaded: &Loaded, map: &Map, key: Vec<u8>, value: View<'_>) -> io::Result<()> {
-        let group = View(&key).u32(0);
-        if !self.book.has_group(group) {
-            // Its chain was never written.
-            return map.remove(&key).map(drop);
-        }
-        let id = RuleId(value.u64(0));
-        let (actions, meters) = list_of(loaded, value.u32(12))?;
-        meters.iter().for_each(|meter| *self.meter_users.entry(*meter).or_default() += 1);
-        self.book.adopt_rule(group, id);
-        self.by_key.insert(hash_of(&key), id);
-        let key = key.into_boxed_slice();
-        self.rules.insert(id, Installed { group, key, index: value.u32(8), actions, meters });
-        Ok(())
-    }
-
-    fn adopt_meters(&mut self, loaded: &Loaded) -> io::Result<()> {
-        let mut taken = Vec::new();
-        for index in 0..loaded.maps.meters.max_entries {
-            let Some(value) = loaded.maps.meters.get(&index.to_ne_bytes())? else { continue };
-            let value = View(&value);
-            let (id, rate, burst) = (MeterId(value.u32(56)), value.u64(8), value.u64(16) / 1_000_000_000);
-            if rate == 0 {
-                continue;
-            }
-            let rate = if value.u32(4) == 0 { Rate::Bytes(rate) } else { Rate::Packets(rate) };
-            self.meter_numbers.insert(id, index);
-            self.meters.insert(id, MeterSlot { index, meter: Meter { rate, burst } });
-            taken.push(index);
-        }
-        self.meter_slots = Slots::with_taken(0, loaded.maps.meters.max_entries, &taken);
-        Ok(())
-    }
 }
 
 /// Makes every cached answer void.
 fn next_generation(loaded: &Loaded) {
     loaded.control.set(0, loaded.control.get(0) + 1);
-}
-
-/// The actions of a list, and the meters that they use.
-fn list_of(loaded: &Loaded, first: u32) -> io::Result<(Box<[u32]>, Box<[u32]>)> {
-    let (mut actions, mut meters) = (BTreeSet::new(), Vec::new());
-    let mut waiting = VecDeque::from([first]);
-    while let Some(number) = waiting.pop_front() {
-        if matches!(number, next::TERMINAL | next::END | next::DROP) || !actions.insert(number) {
-            continue;
-        }
-        let Some(action) = loaded.maps.actions.get(&number.to_ne_bytes())? else { continue };
-        let view = View(&action);
-        waiting.push_back(view.u32(4));
-        if action[0] == ActionKind::Police as u8 {
-            meters.push(view.u32(8));
-            waiting.push_back(view.u32(12));
-        }
-    }
-    let mut actions: Vec<u32> = actions.into_iter().collect();
-    actions.sort_unstable_by_key(|number| *number != first);
-    Ok((actions.into(), meters.into()))
 }
