@@ -27,7 +27,11 @@ fn masked(number: u32) -> Match {
     let prefix = |bits: u32| (u32::MAX << (32 - bits)).to_be_bytes();
     let (src, dst) = (prefix(17 + number % 8), prefix(17 + number / 8));
     let value = [192, 168, 0, 0];
-    Match::new().with(Field::EthType, 0x0800u16).with_masked(Field::Ip4Src, value, src).with_masked(Field::Ip4Dst, value, dst)
+    Match::new().with(Field::EthType, 0x0800u16).with_masked(Field::Ip4Src, value, src).with_masked(
+        Field::Ip4Dst,
+        value,
+        dst,
+    )
 }
 
 struct Bench {
@@ -54,7 +58,8 @@ impl Bench {
     }
 
     fn add(&mut self, rules: &[Rule]) -> Duration {
-        let changes: Vec<_> = rules.iter().zip(self.next..).map(|(rule, id)| Change::Add { id: RuleId(id), rule }).collect();
+        let changes: Vec<_> =
+            rules.iter().zip(self.next..).map(|(rule, id)| Change::Add { id: RuleId(id), rule }).collect();
         self.next += rules.len() as u64;
         let begin = Instant::now();
         let results = self.pipeline.commit(&changes);
@@ -75,7 +80,8 @@ fn main() {
     let rule = |matches| Rule::new(Port(1), matches, [Action::Drop]).with_priority(2, flow::Protocol::All);
     for (masks, what) in [(0, "one rule"), (7, "8 masks"), (63, "64 masks")] {
         let mut bench = Bench::new();
-        let others: Vec<_> = (0..masks).map(|number| rule(masked(number)).with_priority(1, flow::Protocol::All)).collect();
+        let others: Vec<_> =
+            (0..masks).map(|number| rule(masked(number)).with_priority(1, flow::Protocol::All)).collect();
         bench.add(&others);
         bench.add(&[rule(to([10, 0, 0, 2]))]);
         bench.time(what);
@@ -89,7 +95,11 @@ fn main() {
     let mut bench = Bench::new();
     let taken: Duration = many[..100_000].chunks(10_000).map(|rules| bench.add(rules)).sum();
     println!("{:45} {taken:?}", "adding 100,000 rules");
-    println!("{:45} {:?}", "the same updates in a loop", bench.pipeline.time_of_bare_updates(100_000).expect("updates"));
+    println!(
+        "{:45} {:?}",
+        "the same updates in a loop",
+        bench.pipeline.time_of_bare_updates(100_000).expect("updates")
+    );
     let ids: Vec<_> = (1..=100_000).map(RuleId).collect();
     let begin = Instant::now();
     let counters = bench.pipeline.counters(&ids);
