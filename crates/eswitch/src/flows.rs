@@ -438,6 +438,10 @@ impl State {
                     Err(FlowError::Datapath(error))
                 }
             });
+            if let Some(Ok(FlowDone::Added(id))) = results[at] {
+                let there = || switch.tables.rule(id).is_some();
+                cx.ensure("true-success", there, || format!("{id} was reported as added, and is not there"));
+            }
         }
     }
 
