@@ -357,6 +357,15 @@ impl Datapath for Plane {
         state.switches.get(&pf).map(|switch| switch.rules.keys().copied().collect())
     }
 
+    /// Meters and connections are in the kernel's maps, which frames change meanwhile.
+    fn state(&self, _: &mut Locked<'_, CardCall>, _: PfIndex) -> Option<flow::State> {
+        None
+    }
+
+    fn clock(&self) -> Option<Duration> {
+        Some(Pipeline::now())
+    }
+
     fn send(&self, _: &mut Locked<'_, CardCall>, _: Port, _: Duration, _: &[u8]) -> Result<Vec<Arrival>, CardError> {
         Err(CardError::Unsupported("this card sends what its functions' netdevs send; use those".to_owned()))
     }

@@ -1,6 +1,6 @@
 //! The data plane of a card in memory: the reference pipeline, once for each E-Switch.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use eswitch::card::CardError;
@@ -26,6 +26,9 @@ struct Plane {
     tables: Tables,
     state: State,
     active: bool,
+    /// Rules that still named a port when it was taken away. A data plane is told of their removal before, so there are
+    /// none, and [`Planes::installed`] shows them.
+    strays: BTreeSet<RuleId>,
 }
 
 /// What became of a frame that came in at a port.
@@ -79,6 +82,7 @@ impl Plane {
             }
             Change::Remove(id) => {
                 self.tables.remove(*id);
+                self.strays.remove(id);
                 let counter = self.state.counter(*id);
                 self.state.forget_rule(*id);
                 return Ok(counter);
@@ -100,7 +104,9 @@ impl Datapath for Planes {
 
     fn open(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) {
         let tables = Tables::new(self.capabilities());
-        self.planes.lock_leaf(cx).insert(pf, Plane { tables, state: State::new(0), active: true });
+        self.planes
+            .lock_leaf(cx)
+            .insert(pf, Plane { tables, state: State::new(0), active: true, strays: BTreeSet::new() });
     }
 
     fn close(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) {
@@ -112,14 +118,17 @@ impl Datapath for Planes {
     }
 
     fn detach(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, ports: &[Port]) {
-        // A rule that still names one of the ports would go with it, and at rest it would be missed.
-        self.with(cx, pf, |plane| drop(plane.tables.remove_ports(&ports.iter().copied().collect())));
+        self.with(cx, pf, |plane| {
+            let strays = plane.tables.remove_ports(&ports.iter().copied().collect());
+            plane.strays.extend(strays);
+        });
     }
 
     fn clear(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) {
         self.with(cx, pf, |plane| {
             plane.tables.clear();
             plane.state.clear();
+            plane.strays.clear();
         });
     }
 
@@ -134,6 +143,14 @@ impl Datapath for Planes {
 
     fn counters(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, rules: &[RuleId]) -> Vec<Counter> {
         self.with(cx, pf, |plane| rules.iter().map(|rule| plane.state.counter(*rule)).collect())
+    }
+
+    fn state(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) -> Option<State> {
+        self.planes.lock_leaf(cx).get(&pf).map(|plane| plane.state.clone())
+    }
+
+    fn clock(&self) -> Option<Duration> {
+        None
     }
 
     fn send(
@@ -156,6 +173,8 @@ impl Datapath for Planes {
 
     fn installed(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) -> Option<Vec<RuleId>> {
         let planes = self.planes.lock_leaf(cx);
-        planes.get(&pf).map(|plane| plane.tables.rules().map(|(id, _)| id).collect())
+        let installed =
+            |plane: &Plane| plane.tables.rules().map(|(id, _)| id).chain(plane.strays.iter().copied()).collect();
+        planes.get(&pf).map(installed)
     }
 }

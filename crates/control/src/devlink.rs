@@ -357,13 +357,14 @@ impl DevlinkCommand {
         }
     }
 
-    /// The devlink command that shows what a query asks for.
-    pub fn from_query(query: &Query) -> Self {
-        match query {
+    /// The devlink command that shows what a query asks for; `None` if devlink has none for it.
+    pub fn from_query(query: &Query) -> Option<Self> {
+        Some(match query {
             Query::Devices(device) => Self::new(DevlinkVerb::DevShow, device.map(DevlinkHandle::of_pci)),
             Query::Eswitch(device) => Self::new(DevlinkVerb::EswitchShow, Some(DevlinkHandle::of_pci(*device))),
             Query::Ports(port) => Self::new(DevlinkVerb::PortShow, port.map(DevlinkHandle::of_port)),
-        }
+            Query::Filters { .. } | Query::Trace { .. } => return None,
+        })
     }
 }
 

@@ -67,6 +67,8 @@ pub const REQUESTS: &[Entry] = &[
     entry("ip link set PFNETDEV vf N state auto|enable|disable", "set the state of a VF's link"),
     entry("tc filter add dev NETDEV ingress protocol P prio N [chain N] flower [MATCH] ACTION...", "add a flow rule"),
     entry("tc filter del dev NETDEV ingress [prio N] [chain N]", "remove flow rules"),
+    entry("tc [-s] filter show dev NETDEV ingress", "show flow rules; with -s their counters"),
+    entry("trace PORT FRAME", "say what the flow rules would do with a frame, and why; nothing changes"),
     entry("ip neigh replace ADDRESS lladdr MAC dev PFNETDEV", "tell the next hop to the end of a tunnel"),
     entry("ip neigh del ADDRESS dev PFNETDEV", "forget the next hop to the end of a tunnel"),
     entry("fail KIND [pf N] [uplink|hpf|vf N|sf N] [after N] [times N|always]", "have the card fail to make something"),

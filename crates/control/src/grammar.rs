@@ -13,14 +13,14 @@ use eswitch::{CardConfig, PciAddress, PfIndex, PortHandle, Vport};
 
 use crate::command::{Command, MAX_FLAP};
 use crate::devlink;
-use crate::query::Request;
+use crate::query::{Query, Request};
 use crate::reader::{WordError, Words};
 
 impl Request {
     /// The words that a command or query can begin with. Some of `ip link set` are commands, too: see
     /// [`of_program`](Self::of_program).
-    pub const FIRST_WORDS: [&str; 9] =
-        ["devlink", "echo", "modprobe", "insmod", "rmmod", "host", "bond", "fail", "delay"];
+    pub const FIRST_WORDS: [&str; 10] =
+        ["devlink", "echo", "modprobe", "insmod", "rmmod", "host", "bond", "fail", "delay", "trace"];
 
     /// Reads a command or query that begins with one of [`FIRST_WORDS`](Self::FIRST_WORDS), and takes no more words
     /// than belong to it.
@@ -42,6 +42,7 @@ impl Request {
             }
             "bond" => bond(words)?.into(),
             "fail" => fail(words)?.into(),
+            "trace" => Query::Trace { port: port(words)?, frame: frame(words, "")? }.into(),
             _ => delay(words)?.into(),
         })
     }
@@ -55,6 +56,9 @@ impl Request {
     pub fn of_program(words: &mut Words<'_>, card: &CardConfig) -> Result<Option<Self>, WordError> {
         if let Some(command) = tc::filter(words, card)? {
             return Ok(Some(command.into()));
+        }
+        if let Some(query) = tc::show(words, card)? {
+            return Ok(Some(query.into()));
         }
         if let Some(command) = tc::neighbour(words, card) {
             return Ok(Some(command.into()));
@@ -220,6 +224,27 @@ pub fn device(words: &mut Words<'_>) -> Result<PciAddress, WordError> {
 /// The next word is none.
 pub fn port(words: &mut Words<'_>) -> Result<PortHandle, WordError> {
     words.parse("a port such as pci/0000:08:00.0/1")
+}
+
+/// Reads a frame in the words of [`flow::words::frame`], such as `ip dst 10.0.0.2 / tcp dport 80`, up to the word `end`
+/// or to the end of the text.
+///
+/// # Errors
+/// At which byte the word is that is wrong, and what would be right.
+pub fn frame(words: &mut Words<'_>, end: &str) -> Result<Vec<u8>, WordError> {
+    const EXPECTED: &str = "a frame such as `ip dst 10.0.0.2 / tcp dport 80` or `hex 0200...`";
+    if words.peek().is_none_or(|word| word == end) {
+        return Err(words.expected(EXPECTED));
+    }
+    let (at, text) = words.before(end);
+    flow::words::frame(text).map_err(|error| of_flow(at, text, error))
+}
+
+/// An error of [`flow::words`] about a text that starts at byte `at`.
+pub(crate) fn of_flow(at: usize, text: &str, error: flow::words::WordError) -> WordError {
+    let nth = text.split_whitespace().nth(error.place.saturating_sub(1));
+    let inside = nth.map_or(text.len(), |word| word.as_ptr().addr() - text.as_ptr().addr());
+    WordError { at: at + inside, message: error.why }
 }
 
 /// Reads the address of a PCI function: `0000:08:00.0`.

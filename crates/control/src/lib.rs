@@ -15,6 +15,7 @@ pub mod forms;
 pub mod grammar;
 mod query;
 pub mod reader;
+pub mod shown;
 mod target;
 mod touched;
 mod words;

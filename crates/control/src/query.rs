@@ -1,11 +1,12 @@
 //! Queries to a card, as values.
 
 use eswitch::{PciAddress, PortHandle};
+use flow::Port;
 
 use crate::command::Command;
 
 /// A look at a card that changes nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Query {
     /// `devlink dev show [DEV]`: one device, or all that are bound to their driver.
     Devices(Option<PciAddress>),
@@ -13,6 +14,20 @@ pub enum Query {
     Eswitch(PciAddress),
     /// `devlink port show [PORT]`: one port, or all.
     Ports(Option<PortHandle>),
+    /// `tc [-s] filter show dev NETDEV ingress`: the flow rules on a port.
+    Filters {
+        /// The port.
+        on: Port,
+        /// Whether their counters are shown.
+        with_counters: bool,
+    },
+    /// `trace PORT FRAME`: what the rules would do with a frame that comes in at a port.
+    Trace {
+        /// The port.
+        port: PortHandle,
+        /// The frame, without the frame check sequence.
+        frame: Vec<u8>,
+    },
 }
 
 /// A command or a query.

@@ -89,6 +89,15 @@ impl<'t> Words<'t> {
         self.text[at..].trim_end()
     }
 
+    /// Takes the words before the next one that is `word`, or all that are left if there is none: at which byte of the
+    /// text they start, and the text itself.
+    pub fn before(&mut self, word: &str) -> (usize, &'t str) {
+        let start = self.at();
+        let stop = self.words[self.next..].iter().position(|(_, found)| *found == word);
+        self.next = stop.map_or(self.words.len(), |stop| self.next + stop);
+        (start, self.text[start..self.at()].trim_end())
+    }
+
     /// Takes the next word, with the byte of the text at which it starts.
     ///
     /// # Errors

@@ -12,9 +12,18 @@ use crate::grammar::tc;
 use crate::query::Query;
 
 impl Query {
-    /// The query in the words that a user would type.
-    pub fn in_words(&self) -> String {
-        DevlinkCommand::from_query(self).to_string()
+    /// The query in the words that a user would type. `card` gives the card's netdevs their names.
+    pub fn in_words(&self, card: &CardConfig) -> String {
+        match self {
+            Self::Devices(_) | Self::Eswitch(_) | Self::Ports(_) => {
+                DevlinkCommand::from_query(self).map(|command| command.to_string()).unwrap_or_default()
+            }
+            Self::Filters { on, with_counters } => {
+                let statistics = if *with_counters { " -s" } else { "" };
+                format!("tc{statistics} filter show dev {} ingress", tc::netdev_of_port(card, *on))
+            }
+            Self::Trace { port, frame } => format!("trace {port} {}", flow::words::frame_words(frame)),
+        }
     }
 }
 

@@ -8,8 +8,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use control::{Command, Reply};
-use eswitch::PciAddress;
 use eswitch::card::Counters;
+use eswitch::{PciAddress, PortHandle};
 use netlink::{Awaited, BuildError, Builder, Errno, Flags, Header, Message, Part, attributes, message, messages};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
@@ -285,6 +285,18 @@ impl Client {
             to.text(eswitch_family::DEVICE, &device.to_string());
         })?;
         serde_json::from_slice(&join_pieces(&answers)).map_err(|error| ClientError::Broken(io::Error::other(error)))
+    }
+
+    /// What the flow rules would do with a frame that comes in at a port, in lines of text.
+    ///
+    /// # Errors
+    /// The card has no such port, or is of an older version; the frame is too long for a request; or the connection has
+    /// ended.
+    pub fn trace(&mut self, port: PortHandle, frame: &[u8]) -> Result<Vec<String>, ClientError> {
+        let answers = self.dump(ESWITCH, eswitch_family::TRACE, |to| {
+            to.text(eswitch_family::PORT, &port.to_string()).put(eswitch_family::FRAME, frame);
+        })?;
+        Ok(String::from_utf8_lossy(&join_pieces(&answers)).lines().map(str::to_owned).collect())
     }
 
     /// Whether the connection is known to have ended. Sends no request.

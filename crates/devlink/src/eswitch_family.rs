@@ -3,10 +3,11 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-use ::control::{Command, Failure, Reply};
+use ::control::{Command, Failure, Reply, shown};
 use eswitch::auxiliary::AuxiliaryName;
-use eswitch::{CardConfig, ParseError, PciAddress, Touched};
+use eswitch::{CardConfig, ParseError, PciAddress, PortHandle, Touched};
 use netlink::Errno;
 
 use crate::card::{Cx, Host, Served};
@@ -15,7 +16,7 @@ use crate::family::{CONFIG_GROUP, ESWITCH, Family};
 use crate::numbers::control;
 use crate::peer::Peer;
 use crate::rdma_core::RdmaChange;
-use crate::refusal::Refusal;
+use crate::refusal::{Refusal, errno_of};
 use crate::reply::ReplyWriter;
 use crate::request::{Attributes, split};
 use crate::view::DeviceName;
@@ -38,13 +39,16 @@ pub const COUNTERS: u8 = 6;
 /// Changes what the RDMA core knows of the card's devices. The request has [`RDMA_CHANGE`]; one that moves a device comes with a
 /// descriptor of the network namespace.
 pub const RDMA: u8 = 7;
+/// Dumps what the flow rules would do with a frame, in lines of text for people, in pieces. The request has [`PORT`] and
+/// [`FRAME`]. Nothing changes.
+pub const TRACE: u8 = 8;
 /// Dumps the status of the card and of the program that runs it, as JSON, in pieces.
 pub const STATUS: u8 = 16;
 /// Asks the program that runs the card to end. The request has [`WORDS`].
 pub const END: u8 = 17;
 /// How to end, in words that the [host](Host::end) of the card understands.
 pub const WORDS: u16 = 1;
-/// A piece of JSON.
+/// A piece of JSON, or of text.
 pub const PIECE: u16 = 3;
 /// The number of a multicast group: [`CONFIG_GROUP`].
 pub const GROUP: u16 = 4;
@@ -58,6 +62,10 @@ pub const REPLY: u16 = 7;
 pub const DEVICE: u16 = 9;
 /// A [`RdmaChange`], as JSON.
 pub const RDMA_CHANGE: u16 = 10;
+/// The handle of a devlink port, as text.
+pub const PORT: u16 = 11;
+/// The bytes of a frame, without the frame check sequence.
+pub const FRAME: u16 = 12;
 
 /// Which network namespace is requested: [`INSIDE`] or [`HOME`].
 pub const WHICH: u16 = 8;
@@ -76,7 +84,7 @@ pub(crate) fn family() -> Family {
         name: NAME,
         number: ESWITCH,
         version: 1,
-        max_attribute: RDMA_CHANGE.into(),
+        max_attribute: FRAME.into(),
         operations: vec![
             (PERFORM, control::ADMIN | control::CAN_DO),
             (VIEW, control::CAN_DUMP),
@@ -85,6 +93,7 @@ pub(crate) fn family() -> Family {
             (NETWORK, control::CAN_DO),
             (COUNTERS, control::CAN_DUMP),
             (RDMA, control::ADMIN | control::CAN_DO),
+            (TRACE, control::CAN_DUMP),
             (STATUS, control::CAN_DUMP),
             (END, control::ADMIN | control::CAN_DO),
         ],
@@ -104,6 +113,8 @@ pub(crate) enum Request<'a> {
     /// Of the VFs of a PF.
     Counters(PciAddress),
     Rdma(RdmaChange),
+    /// A frame that would come in at a port.
+    Trace(PortHandle, &'a [u8]),
     Status,
     /// How to end.
     End(&'a str),
@@ -117,8 +128,8 @@ impl<'a> Request<'a> {
     /// missing or malformed, or the command is of another version.
     pub fn parse(peer: &Peer, payload: &'a [u8]) -> Result<Self, Refusal> {
         let (number, attributes) = split(payload)?;
-        let attributes =
-            Attributes::of_request(attributes, &[WORDS, GROUP, COMMAND, VERSION, WHICH, DEVICE, RDMA_CHANGE])?;
+        let known = [WORDS, GROUP, COMMAND, VERSION, WHICH, DEVICE, RDMA_CHANGE, PORT, FRAME];
+        let attributes = Attributes::of_request(attributes, &known)?;
         match number {
             PERFORM | RDMA | END if !peer.may_change => Err(Refusal::bare(Errno::PERM)),
             PERFORM => {
@@ -141,6 +152,11 @@ impl<'a> Request<'a> {
                 let change = attributes.bytes(RDMA_CHANGE).ok_or(Refusal::missing(RDMA_CHANGE))?;
                 let change = serde_json::from_slice(change);
                 Ok(Self::Rdma(change.map_err(|error| Refusal::new(Errno::INVAL, error.to_string()))?))
+            }
+            TRACE => {
+                let port = attributes.text(PORT)?.ok_or(Refusal::missing(PORT))?;
+                let port = port.parse().map_err(|error: ParseError| Refusal::new(Errno::INVAL, error.to_string()));
+                Ok(Self::Trace(port?, attributes.bytes(FRAME).ok_or(Refusal::missing(FRAME))?))
             }
             STATUS => Ok(Self::Status),
             END => Ok(Self::End(attributes.text(WORDS)?.ok_or(Refusal::missing(WORDS))?)),
@@ -194,6 +210,11 @@ impl<'a> Request<'a> {
                 let outcome = served.change_rdma(cx, change, network.as_ref());
                 carried_out::rdma_change(served, cx, change, outcome)
             }
+            Self::Trace(port, frame) => {
+                let lines = trace(served, cx, *port, frame)?;
+                add_pieces(TRACE, lines.join("\n").as_bytes(), reply);
+                Ok(())
+            }
             Self::Status => {
                 add_pieces(STATUS, host(served)?.status(cx).as_bytes(), reply);
                 Ok(())
@@ -212,6 +233,7 @@ impl<'a> Request<'a> {
             | Self::Network(_)
             | Self::Counters(_)
             | Self::Rdma(_)
+            | Self::Trace(..)
             | Self::Status
             | Self::End(_) => Touched::Nothing,
         }
@@ -228,6 +250,16 @@ fn network(served: &Served, which: u32) -> Result<OwnedFd, Refusal> {
     opened.map_err(|error| Refusal::new(Errno::IO, error.to_string()))
 }
 
+/// What the rules would do with a frame, in lines.
+fn trace(served: &Served, cx: Cx<'_, '_>, port: PortHandle, frame: &[u8]) -> Result<Vec<String>, Refusal> {
+    let engine = served.card.engine();
+    // Nobody sends frames into the ports of a card in memory that a program serves, so what they change is the same at
+    // any time. Another card's state cannot be copied.
+    let traced = engine.trace_frame(cx, port, Duration::ZERO, frame);
+    let traced = traced.map_err(|error| Refusal::new(errno_of(error.errno()), error.to_string()))?;
+    Ok(shown::trace(engine.config(), frame, &traced))
+}
+
 fn host(served: &Served) -> Result<&dyn Host, Refusal> {
     served
         .host
@@ -239,8 +271,8 @@ fn json(value: &impl serde::Serialize) -> Result<Vec<u8>, Refusal> {
     serde_json::to_vec(value).map_err(|error| Refusal::new(Errno::IO, error.to_string()))
 }
 
-fn add_pieces(command: u8, json: &[u8], reply: &mut ReplyWriter<'_>) {
-    for piece in json.chunks(PIECE_MAX) {
+fn add_pieces(command: u8, bytes: &[u8], reply: &mut ReplyWriter<'_>) {
+    for piece in bytes.chunks(PIECE_MAX) {
         reply.add(command, |to| {
             to.put(PIECE, piece);
         });

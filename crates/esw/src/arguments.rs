@@ -65,6 +65,8 @@ pub enum Command {
     Health(Words),
     /// Print events of devices and ports, until ended
     Monitor(Words),
+    /// Say what the flow rules of a card that is up would do with a frame, and why; nothing changes
+    Trace(Trace),
 }
 
 /// The cards that a command is for.
@@ -127,6 +129,29 @@ pub struct Words {
     /// What follows the object in devlink's words; `help` for a list
     #[arg(value_name = "WORDS")]
     pub words: Vec<String>,
+}
+
+/// `esw trace`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  esw trace pci/0000:08:00.0/1 ip dst 10.0.0.2 / tcp dport 80 flags S
+  esw trace pci/0000:08:00.0/65535 eth dst 02:00:00:00:00:02 / vlan 5 / arp request
+  esw trace --card card0 pci/0000:08:00.0/1 hex 0200000000020200000000ff88b5
+
+A frame is layers with a slash between them. What is not said follows or has a default: lengths, checksums, types,
+addresses. It comes in at the port as the function behind it sends it, or from the wire.
+
+Exit status: 0; 1 if the card refuses, as for a port without rules; 2 if the words are no frame.")]
+pub struct Trace {
+    #[command(flatten)]
+    pub which: Which,
+    /// The port at which the frame comes in, such as pci/0000:08:00.0/1
+    #[arg(value_name = "PORT")]
+    pub port: String,
+    /// The frame in words, or `hex BYTES`
+    #[arg(required = true, value_name = "FRAME", trailing_var_arg = true)]
+    pub frame: Vec<String>,
 }
 
 /// `esw down`.

@@ -21,6 +21,7 @@ mod remote;
 mod run;
 mod sockets;
 mod status;
+mod trace;
 mod up;
 
 #[doc(hidden)]
@@ -55,6 +56,7 @@ pub fn main() -> ExitCode {
         Command::Port(words) => devlink_words::run("port", words),
         Command::Health(words) => devlink_words::run("health", words),
         Command::Monitor(words) => devlink_words::run("monitor", words),
+        Command::Trace(arguments) => trace::trace(arguments),
     };
     programs::end_what_is_left();
     match done {

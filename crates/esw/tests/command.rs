@@ -198,6 +198,74 @@ fn without_a_terminal_the_prompt_takes_lines_as_commands() {
     }
 }
 
+/// The lines of a prompt that enters switchdev mode with two VFs and adds a rule.
+const WITH_A_RULE: &str = "devlink dev eswitch set pci/0000:08:00.0 mode switchdev\n\
+                           tc filter add dev enp8s0f0npf0vf0 ingress protocol ip prio 1 flower ip_proto tcp dst_ip 10.0.0.2 \
+                           action mirred egress redirect dev enp8s0f0npf0vf1\n";
+
+#[test]
+fn flow_rules_are_shown_with_what_they_have_counted() {
+    let config = File::new("show.toml", "vfs = 2\n");
+    let lines = format!(
+        "{WITH_A_RULE}tc filter show dev enp8s0f0npf0vf0 ingress\n\
+         tc -s filter show dev enp8s0f0npf0vf0 ingress\n\
+         send pci/0000:08:00.0/1 ip dst 10.0.0.2 / tcp dport 80 / data 6 arrives pci/0000:08:00.0/2\n\
+         tc -s filter show dev enp8s0f0npf0vf0 ingress\n\
+         tc -s filter show dev enp8s0f0npf0vf1 ingress\n"
+    );
+    let output = up(&lines, &["up", "--config", config.path()]);
+    let printed = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{printed}{}", text(&output.stderr));
+    let rule = "filter dev enp8s0f0npf0vf0 ingress protocol ip prio 1 chain 0 handle 0x1 flower ip_proto tcp dst_ip 10.0.0.2 \
+                action mirred egress redirect dev enp8s0f0npf0vf1";
+    let printed: Vec<&str> = printed.lines().collect();
+    let [added, plain @ .., used] = &printed[..] else { panic!("{printed:?}") };
+    assert_eq!(*added, "added rule 1");
+    assert_eq!(
+        plain,
+        [rule, "  in_hw", rule, "  in_hw", "  Sent 0 bytes 0 pkt, never used", rule, "  in_hw"],
+        "a port without rules has no lines"
+    );
+    assert!(used.starts_with("  Sent 60 bytes 1 pkt, used ") && used.ends_with(" s ago"), "{used}");
+}
+
+#[test]
+fn a_frame_is_traced_and_nothing_changes() {
+    let config = File::new("trace.toml", "vfs = 2\n");
+    let lines = format!(
+        "{WITH_A_RULE}trace pci/0000:08:00.0/1 ip dst 10.0.0.2 / tcp dport 80\n\
+         trace pci/0000:08:00.0/1 ip dst 10.0.0.3 / tcp dport 80\n\
+         tc -s filter show dev enp8s0f0npf0vf0 ingress\n"
+    );
+    let output = up(&lines, &["up", "--config", config.path()]);
+    let printed = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{printed}{}", text(&output.stderr));
+    let frame = "eth src 02:00:00:00:00:01 dst 02:00:00:00:00:02 / ip src 10.0.0.1 dst 10.0.0.2 / tcp sport 0 dport 80";
+    let expected = format!(
+        "added rule 1
+frame: {frame}
+port 1:
+  chain 0:
+    priority 1 (protocol ip), eth_type dst_ip ip_proto: rule 1 matches
+      sends 54 bytes to port 2
+forwarded
+rule 1: dev enp8s0f0npf0vf0 ingress protocol ip prio 1 chain 0 flower ip_proto tcp dst_ip 10.0.0.2 action mirred egress \
+         redirect dev enp8s0f0npf0vf1
+arrives at pci/0000:08:00.0/2 (enp8s0f0npf0vf1): {frame}
+frame: {}
+port 1:
+  chain 0:
+    priority 1 (protocol ip), eth_type dst_ip ip_proto: no rule matches
+missed, no rule of chain 0 matches: the representor gets it as it came
+arrives at the representor of pci/0000:08:00.0/1 (enp8s0f0npf0vf0), as it came
+",
+        frame.replace("10.0.0.2", "10.0.0.3")
+    );
+    let (traced, shown) = printed.split_at(expected.len().min(printed.len()));
+    assert_eq!(traced, expected);
+    assert!(shown.ends_with("  Sent 0 bytes 0 pkt, never used\n"), "{shown}");
+}
+
 #[test]
 fn a_line_that_fails_is_reported_and_the_others_are_taken() {
     let lines = "devlink dev eswitch set pci/0000:08:00.0 mod legacy\nmodprobe nonesuch\nsync x\n!true\nshell\ndevlink dev show\n";
@@ -305,8 +373,10 @@ fn devlink_words_have_help_and_errors_before_any_card_is_looked_for() {
         assert!(help.contains(form), "no `{form}` in\n{help}");
     }
     for (arguments, error) in [
+        (&["trace", "pci/0000:08:00.0/1", "ip", "dst", "10.0.0", "/", "tcp"][..], "an address of IPv4 must stand here"),
+        (&["trace", "pci/0000:08:00.0", "ip"], "expected a port such as pci/0000:08:00.0/1"),
         (
-            &["dev", "eswitch", "set", "pci/0000:08:00.0"][..],
+            &["dev", "eswitch", "set", "pci/0000:08:00.0"],
             "expected `mode`, `inline-mode` or `encap-mode`, found the end",
         ),
         (&["dev", "eswitch", "set", "pci/0000:08:00.0", "mode", "swichdev"], "did you mean `switchdev`?"),

@@ -413,6 +413,42 @@ fn several_daemons_have_one_socket_each() {
 }
 
 #[test]
+fn a_frame_is_traced_on_the_card_that_has_the_port() {
+    let mut place = Place::new();
+    let other =
+        "[cards.other.card]\naddress = \"0000:0a:00.0\"\n[cards.one]\n[cards.one.card]\nvfs = 2\ntotal_vfs = 4\n";
+    let config = place.file("cards.toml", other);
+    place.start(&["--config", config.to_str().unwrap()]);
+    let trace = |words: &str| place.output(&["trace"].into_iter().chain(words.split(' ')).collect::<Vec<_>>());
+    let (code, _, complaint) = trace("pci/0000:08:00.0/1 ip / tcp");
+    assert_eq!(code, 1, "{complaint}");
+    assert!(complaint.contains("`devlink dev eswitch set pci/0000:08:00.0 mode switchdev` enters it"), "{complaint}");
+    let mut client = Client::connect(&place.folder.join("run/one.sock")).unwrap();
+    for words in [
+        "devlink dev eswitch set pci/0000:08:00.0 mode switchdev",
+        "tc filter add dev enp8s0f0npf0vf0 ingress protocol all prio 1 flower dst_mac 02:00:00:00:00:09 action drop",
+    ] {
+        perform(&mut client, words).unwrap();
+    }
+    let (code, said, complaint) = trace("pci/0000:08:00.0/1 eth dst 02:00:00:00:00:09 / arp request");
+    assert_eq!(code, 0, "{complaint}");
+    for line in ["    priority 1 (protocol all), dst_mac: rule 1 matches", "arrives nowhere"] {
+        assert!(said.lines().any(|said| said == line), "no `{line}` in\n{said}");
+    }
+    for (words, expected) in [
+        ("pci/0000:08:00.0/4 ip", "Error: pci/0000:08:00.0/4 has no representor"),
+        ("pci/0000:0b:00.0/1 ip", "Error: there is no pci/0000:0b:00.0/1 on this card"),
+        ("pci/0000:08:00.0/65537 ip", "Error: there is no pci/0000:08:00.0/65537 on this card"),
+        ("--card other pci/0000:08:00.0/1 ip", "Error: there is no pci/0000:08:00.0/1 on this card"),
+        ("pci/0000:08:00.0/1 hex 0102", "Error: this is no frame: it has 2 bytes"),
+    ] {
+        let (code, said, complaint) = trace(words);
+        assert_eq!((code, said.as_str()), (1, ""), "{words}: {complaint}");
+        assert!(complaint.contains(expected), "{words}: {complaint}");
+    }
+}
+
+#[test]
 fn what_cannot_be_meant_is_refused_with_its_place() {
     let place = Place::new();
     let long = "x".repeat(120);

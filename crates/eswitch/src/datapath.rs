@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use flow::{Capabilities, Counter, Meter, MeterId, Port, PortKind, Rule, RuleId};
+use flow::{Capabilities, Counter, Meter, MeterId, Port, PortKind, Rule, RuleId, State};
 use lockdep::Locked;
 
 use crate::card::CardError;
@@ -96,6 +96,14 @@ pub trait Datapath: Send + Sync {
 
     /// The rules that are installed, in order, for an E-Switch that is open. `None`: it is not.
     fn installed(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) -> Option<Vec<RuleId>>;
+
+    /// A copy of what frames have changed in an E-Switch: counters, meters, connections. `None`: it is not open, or its
+    /// state cannot be copied.
+    fn state(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) -> Option<State>;
+
+    /// The time with which [`Counter::last_used`] is compared, if the data plane has a clock of its own. `None`: it is
+    /// the time that [`send`](Self::send) is told.
+    fn clock(&self) -> Option<Duration>;
 
     /// Sends a frame into a port, and says where it arrived, in order.
     ///

@@ -13,6 +13,7 @@
 //! ([`Shared::make`](crate::shared::Shared::make)). So no path that loads or unloads a representor can forget them.
 
 mod stated;
+mod traced;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -30,6 +31,8 @@ use crate::ids::{MacAddr, PciAddress, PfIndex, PfSet, PortIndex, RepType, Vport}
 use crate::lock_order::{CardCall, Flows as FlowsClass, ResourceCall};
 
 use stated::Seen;
+
+pub use traced::{TraceError, Traced};
 
 /// How many changes are made at most before the lock is released for others.
 const BATCH: usize = 1024;
@@ -439,6 +442,10 @@ impl State {
                     Err(FlowError::Datapath(error))
                 }
             });
+            if let Some(Ok(FlowDone::Added(id))) = results[at] {
+                let there = || switch.tables.rule(id).is_some();
+                cx.ensure("true-success", there, || format!("{id} was reported as added, and is not there"));
+            }
         }
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use card_memory::Forwarded;
 use common::{Bench, addr, story};
 use eswitch::datapath::port;
-use eswitch::{CardConfig, FlowChange, FlowDone, FlowError, Mode, PfIndex, Vport};
+use eswitch::{CardConfig, FlowChange, FlowDone, FlowError, Mode, PfIndex, PortHandle, PortIndex, Vport};
 use flow::{
     Action, Block, Counter, Encap, Fate, Field, Match, Meter, MeterId, Neighbour, Police, Port, Protocol, Rate, Rule,
     RuleError, RuleId, TunnelKind,
@@ -221,6 +221,30 @@ fn a_tunnel_follows_its_next_hop() {
         assert_eq!(send(&bench, cx, vf(0), 1), []);
         engine.set_neighbour(cx, PF0, end, Some(hop(3)));
         assert_eq!(outer_mac(cx), hop(3).dst);
+        bench.end(cx);
+    });
+}
+
+#[test]
+fn a_traced_frame_meets_the_meters_as_they_are_and_changes_none() {
+    story(|cx, domain| {
+        let bench = Bench::start(cx, domain, switchdev(1, 2));
+        let meter = Meter { rate: Rate::Packets(1), burst: 1 };
+        let police = Police { meter: MeterId(4), conform: flow::Control::Pipe, exceed: flow::Control::Drop };
+        let rule = Box::new(Rule::new(vf(0), Match::new(), [Action::Police(police), Action::Redirect(vf(1))]));
+        let set = FlowChange::SetMeter { pf: PF0, id: MeterId(4), meter };
+        assert!(bench.engine.change_flows(cx, vec![set, FlowChange::Add { pf: PF0, rule }]).iter().all(Result::is_ok));
+        let at = PortHandle { device: addr(), index: PortIndex(vf(0).0) };
+        let fate = |cx: Cx<'_, '_>| {
+            let traced = bench.engine.trace_frame(cx, at, Duration::ZERO, &frame(1)).unwrap();
+            assert!(traced.has_state && traced.matched.len() == 1);
+            traced.verdict.fate
+        };
+        assert_eq!([fate(cx), fate(cx)], [Fate::Forwarded; 2], "nothing was taken of the burst");
+        assert_eq!(send(&bench, cx, vf(0), 1), [vf(1)]);
+        assert_eq!(fate(cx), Fate::Dropped(flow::DropReason::Meter(MeterId(4))), "a frame has used the burst up");
+        let counter = |cx: Cx<'_, '_>| bench.engine.flow_counters(cx, &[RuleId(1)])[0].unwrap().packets;
+        assert_eq!(counter(cx), 1);
         bench.end(cx);
     });
 }

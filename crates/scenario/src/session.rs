@@ -78,7 +78,7 @@ impl Session {
     /// The step failed.
     pub fn perform(&self, cx: &mut Locked<'_, Unlocked>, heeds: Heeds, action: &Action) -> Done {
         match action {
-            Action::Query(query) => return self.answer(cx, *query),
+            Action::Query(query) => return self.answer(cx, query),
             Action::Command(command) => {
                 return match self.card.perform(cx, heeds, self.limit, command) {
                     Ok(Reply::Done) => Ok(Vec::new()),
@@ -126,12 +126,14 @@ impl Session {
         self.gave_up(why, "a look at the kernel's bonds".to_owned(), "still looking".to_owned())
     }
 
-    /// Answers a query as devlink prints the answer.
-    fn answer(&self, cx: &mut Locked<'_, Unlocked>, query: Query) -> Done {
+    /// Answers a query as devlink, tc or `esw trace` prints the answer.
+    fn answer(&self, cx: &mut Locked<'_, Unlocked>, query: &Query) -> Done {
         let device = match query {
             Query::Devices(None) => return Ok(show::devices(&self.engine().inspect(cx))),
-            Query::Ports(port) => return self.show_ports(cx, port),
-            Query::Devices(Some(device)) | Query::Eswitch(device) => device,
+            Query::Ports(port) => return self.show_ports(cx, *port),
+            Query::Filters { on, with_counters } => return Ok(self.filters(cx, *on, *with_counters)),
+            Query::Trace { port, frame } => return self.trace(cx, *port, frame),
+            Query::Devices(Some(device)) | Query::Eswitch(device) => *device,
         };
         let snapshot = self.engine().inspect(cx);
         let pf = show::pf(&snapshot, device).ok_or(Error::NoDevice(device))?;

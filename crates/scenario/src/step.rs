@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use control::grammar::port;
+use control::grammar::{frame, port};
 use control::reader::Words;
 use control::{Command, Query, Request, WordError};
 use eswitch::datapath::Arrival;
@@ -181,15 +181,10 @@ impl Action {
     }
 }
 
-/// `PORT hex BYTES [arrives PLACE...|nowhere]`, after `send`.
+/// `PORT FRAME [arrives PLACE...|nowhere]`, after `send`.
 fn send(words: &mut Words<'_>) -> Result<Action, WordError> {
-    const BYTES: &str = "the bytes of a frame in hexadecimal, such as 020000000001...";
     let from = port(words)?;
-    words.literal("hex")?;
-    let (at, text) = words.next(BYTES)?;
-    let byte = |at: usize| text.get(at..at + 2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
-    let frame: Option<Vec<u8>> = (0..text.len()).step_by(2).map(byte).collect();
-    let frame = frame.ok_or_else(|| WordError { at, message: format!("expected {BYTES}, found `{text}`") })?;
+    let frame = frame(words, "arrives")?;
     let arrives = match words.accept("arrives") {
         false => None,
         true if words.accept("nowhere") => Some(Vec::new()),

@@ -5,7 +5,10 @@ use control::forms::{Entry, REQUESTS, entry};
 /// The forms that are steps and no requests to the card.
 const OTHER_STEPS: &[Entry] = &[
     entry("!COMMAND", "run a program among the card's netdevs; ip, bridge, tc, ping, sysctl and sh need no `!`"),
-    entry("send PORT hex BYTES [arrives PLACE...|nowhere]", "send a frame into a port; a PLACE is PORT or `rep PORT`"),
+    entry(
+        "send PORT FRAME [arrives PLACE...|arrives nowhere]",
+        "send a frame into a port; a PLACE is PORT or `rep PORT`",
+    ),
     entry("sync NAME", "wait until all threads that name it have reached it"),
     entry("sleep TIME", "wait for this time"),
     entry("wait settled", "wait until the queues are at rest"),

@@ -57,6 +57,16 @@ fn a_step_is_refused_at_the_word_that_is_wrong() {
         ("repeat 3: repeat 3: sync x", 11, "cannot be `repeat` again"),
         ("host 0000:03:00.0 numvfs 3", 19, "expected `sriov_numvfs`"),
         ("!", 2, "expected a command after `!`"),
+        ("send pci/0000:08:00.0/1", 24, "expected a frame such as"),
+        ("send pci/0000:08:00.0/1 arrives nowhere", 25, "expected a frame such as"),
+        ("send pci/0000:08:00.0/1 ip dst 10.0.0.2 / tpc dport 80", 43, "no such word. It can be eth"),
+        ("send pci/0000:08:00.0/1 ip / tcp dport arrives nowhere", 39, "is missing"),
+        ("send pci/0000:08:00.0/1 hex 02f arrives nowhere", 29, "two for a byte"),
+        ("send pci/0000:08:00.0/1 ip / tcp arrives", 41, "a port such as pci/0000:08:00.0/1"),
+        ("tc -s filter show dev enp8s0f0np0 ingres", 35, "expected `ingress`, found `ingres`"),
+        ("trace pci/0000:08:00.0 tcp", 7, "a port such as pci/0000:08:00.0/1"),
+        ("trace pci/0000:08:00.0/1", 25, "expected a frame such as"),
+        ("trace pci/0000:08:00.0/1 ip dst 10.0.0 / tcp", 33, "address"),
     ] {
         // `steps = ["` takes 10 columns.
         let (line, found, message) = error(&with_steps(&format!("steps = [\"{step}\"]")));

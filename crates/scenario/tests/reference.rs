@@ -91,6 +91,8 @@ const SLOTS: &[(&str, &str)] = &[
     ("COMMAND", "true"),
     ("EXPECTATION", "vfs pci/0000:08:00.0 4"),
     ("STEP", "devlink dev show"),
+    ("FRAME", "ip dst 10.0.0.2 / tcp dport 80"),
+    ("PLACE", "rep pci/0000:08:00.0/1"),
 ];
 
 /// Every way to write a form. `|` stands between words of which one is written, and within brackets between groups of

@@ -542,7 +542,7 @@ mod tests {
             let Ok(first) = request(&text) else { continue };
             let written = match &first {
                 Request::Command(command) => command.in_words(&card),
-                Request::Query(query) => query.in_words(),
+                Request::Query(query) => query.in_words(&card),
             };
             assert_eq!(request(&written), Ok(first), "`{text}`: `{written}`");
             read += 1;

@@ -8,7 +8,9 @@ use eswitch::{CardConfig, FlowChange, MacAddr, PciAddress, PfIndex, PortHandle, 
 use flow::words::{Device, Names};
 use flow::{Block, Port};
 
+use super::of_flow;
 use crate::command::Command;
+use crate::query::Query;
 use crate::reader::{WordError, Words};
 
 /// The port of a card's netdev: of an uplink's, or of a VF's or a host PF's representor. A port that has no such name, as
@@ -78,11 +80,7 @@ fn addition(card: &CardConfig, on: Port, text: &str) -> Result<Command, WordErro
     let netdev = |of| netdev_of_port(card, of);
     let uplink = port(pf, Vport::Uplink);
     let names = Names { device: &device, port: &netdev, uplink, block: None, free_meter: free_meter(text) };
-    let filter = names.rule(text).map_err(|error| {
-        let nth = text.split_whitespace().nth(error.place.saturating_sub(1));
-        let at = nth.map_or(text.len(), |word| word.as_ptr().addr() - text.as_ptr().addr());
-        WordError { at, message: error.why }
-    })?;
+    let filter = names.rule(text).map_err(|error| of_flow(0, text, error))?;
     let meters = filter.meters.into_iter().map(|(id, meter)| FlowChange::SetMeter { pf, id, meter });
     let rule = FlowChange::Add { pf, rule: Box::new(filter.rule) };
     Ok(Command::ChangeFlows(meters.chain([rule]).collect()))
@@ -110,6 +108,25 @@ fn deletion(words: &mut Words<'_>, on: Port) -> Result<Command, WordError> {
     }
     let flush = FlowChange::Flush { pf: pf_of(on), block: Block::Port(on), chain, priority };
     Ok(Command::ChangeFlows(vec![flush]))
+}
+
+/// Reads `tc [-s] filter show dev NETDEV ingress`, where NETDEV is the card's. Takes no words if it is about something
+/// else.
+///
+/// # Errors
+/// It is about the card, and at some byte something else was expected.
+pub(super) fn show(words: &mut Words<'_>, card: &CardConfig) -> Result<Option<Query>, WordError> {
+    let mut rest = words.clone();
+    let is_tc = rest.accept("tc");
+    let with_counters = ["-s", "-stats", "-statistics"].iter().any(|option| rest.accept(option));
+    let starts = ["filter", "show", "dev"].iter().all(|word| rest.accept(word));
+    let Some(on) = rest.peek().filter(|_| is_tc && starts).and_then(|name| port_of_netdev(card, name)) else {
+        return Ok(None);
+    };
+    rest.next("a netdev")?;
+    rest.literal("ingress")?;
+    *words = rest;
+    Ok(Some(Query::Filters { on, with_counters }))
 }
 
 /// Reads `ip neigh replace ADDRESS lladdr MAC dev PFNETDEV` and `ip neigh del ADDRESS dev PFNETDEV`: the next hop to the
@@ -208,6 +225,19 @@ mod tests {
             assert_eq!(read(text), Ok(None), "{text}");
         }
         assert_eq!(read("tc filter add dev enp8s0f0np0 ingress u32 match u32 0 0 action drop"), Ok(None));
+    }
+
+    #[test]
+    fn rules_are_shown_of_the_cards_netdevs_only() {
+        let card = CardConfig { total_vfs: 8, ..CardConfig::default() };
+        let read = |text: &str| show(&mut Words::new(text), &card);
+        for text in ["tc filter show dev enp8s0f0npf0vf0 ingress", "tc -s filter show dev enp8s0f0np0 ingress"] {
+            let query = read(text).unwrap().unwrap_or_else(|| panic!("{text}: not the card's"));
+            assert_eq!(query.in_words(&card), text);
+        }
+        for text in ["tc filter show dev eth7 ingress", "tc -s qdisc show dev enp8s0f0np0", "tc -s"] {
+            assert_eq!(read(text), Ok(None), "{text}");
+        }
     }
 
     #[test]

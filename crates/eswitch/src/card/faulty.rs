@@ -270,6 +270,12 @@ impl<C: Card> Datapath for Faulty<C> {
     fn installed(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) -> Option<Vec<RuleId>> {
         self.inner.datapath()?.installed(cx, pf)
     }
+    fn state(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) -> Option<flow::State> {
+        self.inner.datapath()?.state(cx, pf)
+    }
+    fn clock(&self) -> Option<Duration> {
+        self.inner.datapath()?.clock()
+    }
     fn send(
         &self,
         cx: &mut Locked<'_, CardCall>,

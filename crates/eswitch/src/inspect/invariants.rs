@@ -119,7 +119,7 @@ pub const INVARIANTS: [Invariant; 16] = [
         name: "true-success",
         holds_when: "what a command reported as done was done when it returned; the modules that a loaded module depends on \
                      are loaded",
-        checked: "at the end of every command, under its lock; when a module has been loaded or unloaded",
+        checked: "at the end of every command, under its lock; when a module has been loaded or unloaded; when rules have been changed",
         needs_lockdep: false,
     },
 ];

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use control::FlowRefusal;
-use eswitch::{Errno, Error};
+use eswitch::{Errno, Error, TraceError};
 
 /// Why a step failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -14,6 +14,9 @@ pub enum StepError {
     /// A change of flow rules was refused.
     #[error("{}", .0.text)]
     Flow(FlowRefusal),
+    /// A frame could not be traced.
+    #[error("{0}")]
+    Trace(TraceError),
     /// A program ended with another status than 0.
     #[error("exit status {status}{}{text}", if .text.is_empty() { "" } else { ": " })]
     Program {
@@ -54,6 +57,7 @@ impl StepError {
         match self {
             Self::Engine(error) => Some(error.errno()),
             Self::Flow(refusal) => Errno::of_number(refusal.errno),
+            Self::Trace(error) => Some(error.errno()),
             _ => None,
         }
     }

@@ -3,10 +3,10 @@
 use control::FlowRefusal;
 use eswitch::datapath::{Arrival, pf_of};
 use eswitch::{FlowDone, PortHandle, PortIndex};
-use flow::Port;
+use flow::{Block, Port, RuleId};
 use lockdep::{Locked, Unlocked};
 
-use super::{Session, StepError};
+use super::{Done, Session, StepError};
 
 /// The lines that a change of flow rules prints.
 ///
@@ -51,6 +51,26 @@ impl Session {
             expected: format!("the frame to arrive {expected}"),
             found: format!("it arrives {found}"),
         })
+    }
+
+    /// The flow rules on a port, as `tc filter show` prints them.
+    pub(super) fn filters(&self, cx: &mut Locked<'_, Unlocked>, on: Port, with_counters: bool) -> Vec<String> {
+        let engine = self.engine();
+        let mut rules = engine.flow_rules(cx, pf_of(on));
+        rules.retain(|(_, rule)| rule.block == Block::Port(on));
+        let counters = with_counters.then(|| {
+            let ids: Vec<RuleId> = rules.iter().map(|(id, _)| *id).collect();
+            engine.flow_counters(cx, &ids)
+        });
+        let now = engine.flow_clock().unwrap_or_else(|| (self.world().clock)());
+        control::shown::filters(engine.config(), &rules, counters.as_deref(), now)
+    }
+
+    /// What the rules would do with a frame, and why.
+    pub(super) fn trace(&self, cx: &mut Locked<'_, Unlocked>, port: PortHandle, frame: &[u8]) -> Done {
+        let now = (self.world().clock)();
+        let traced = self.engine().trace_frame(cx, port, now, frame).map_err(StepError::Trace)?;
+        Ok(control::shown::trace(self.engine().config(), frame, &traced))
     }
 
     /// Places in the words of a step.
