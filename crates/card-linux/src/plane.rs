@@ -206,7 +206,9 @@ impl Plane {
                     return Err(kernel(error));
                 }
                 let installed = Installed { on, before: Counter::default() };
-                state.switches.entry(pf).and_modify(|switch| drop(switch.rules.insert(*id, installed)));
+                state.switches.entry(pf).and_modify(|switch| {
+                    switch.rules.insert(*id, installed);
+                });
                 Ok(Counter::default())
             }
             Change::SetActions(id, rule) => self.set_actions(state, pf, *id, rule),
