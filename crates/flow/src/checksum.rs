@@ -16,6 +16,11 @@ fn fold(mut sum: u64) -> u16 {
     sum as u16
 }
 
+/// The checksum of all that, of which all but the last have an even length.
+pub(crate) fn of(parts: &[&[u8]]) -> u16 {
+    !fold(parts.iter().map(|part| sum(part)).sum())
+}
+
 /// The checksum after the words `old` of what it covers became `new` (RFC 1624, equation 3).
 fn corrected(check: u16, old: &[u8], new: &[u8]) -> u16 {
     let removed: u64 = old.chunks(2).map(|word| u64::from(!fold(sum(word)))).sum();

@@ -257,7 +257,8 @@ impl Key {
 
     /// Whether any bit of the field is set.
     pub fn has(&self, field: Field) -> bool {
-        self.get(field).iter().any(|byte| *byte != 0)
+        const ZEROS: [u8; Key::SIZE] = [0; Key::SIZE];
+        self.get(field) != &ZEROS[..field.size()]
     }
 
     /// This key with only those bits that are set in `mask`.

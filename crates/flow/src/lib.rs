@@ -35,6 +35,7 @@ mod state;
 mod table;
 mod trace;
 mod tunnel;
+pub mod words;
 
 pub use action::{Action, Change, Control, Csum, Ct, Edit, EditField, Header, Nat, NatRange, Police, Sample, VlanTag};
 pub use check::{Capabilities, RuleError};

@@ -11,7 +11,7 @@ pub struct MeterId(pub u32);
 pub struct Meter {
     /// The rate.
     pub rate: Rate,
-    /// How much may come at once, in the rate's unit.
+    /// How much may come at once, in the rate's unit. [`Rate::Mtu`] has no burst.
     pub burst: u64,
 }
 
@@ -22,13 +22,18 @@ pub enum Rate {
     Bytes(u64),
     /// Packets a second.
     Packets(u64),
+    /// No rate: frames of at most so many bytes conform, with their Ethernet header and tags (`police mtu`, which Open
+    /// vSwitch makes of `check_pkt_larger`; `tcf_police_mtu_check`). At least 1.
+    Mtu(u32),
 }
 
 impl Meter {
     /// Whether the meter can ever let a frame through.
     pub fn is_sensible(&self) -> bool {
-        let (Rate::Bytes(rate) | Rate::Packets(rate)) = self.rate;
-        rate != 0 && self.burst != 0
+        match self.rate {
+            Rate::Bytes(rate) | Rate::Packets(rate) => rate != 0 && self.burst != 0,
+            Rate::Mtu(mtu) => mtu != 0,
+        }
     }
 }
 
@@ -63,24 +68,26 @@ impl Bucket {
             let full = Bucket::full(meter, now);
             *self = Bucket { conformed: self.conformed, exceeded: self.exceeded, ..full };
         }
-        let (rate, cost) = match meter.rate {
-            Rate::Bytes(rate) => (rate, bytes as u128),
-            Rate::Packets(rate) => (rate, 1),
+        let conforms = match meter.rate {
+            Rate::Bytes(rate) => self.take(rate, bytes as u128, now),
+            Rate::Packets(rate) => self.take(rate, 1, now),
+            Rate::Mtu(mtu) => bytes as u128 <= u128::from(mtu),
         };
+        let count = if conforms { &mut self.conformed } else { &mut self.exceeded };
+        *count = count.saturating_add(1);
+        conforms
+    }
+
+    /// Takes as many tokens as a frame costs. Returns whether there were so many.
+    fn take(&mut self, rate: u64, cost: u128, now: Duration) -> bool {
         let elapsed = now.saturating_sub(self.at).as_nanos();
         let refilled = self.tokens.saturating_add(elapsed.saturating_mul(u128::from(rate)));
-        let tokens = refilled.min(u128::from(meter.burst) * NANO);
-        match tokens.checked_sub(cost * NANO) {
-            Some(rest) => {
-                (self.tokens, self.at) = (rest, self.at.max(now));
-                self.conformed = self.conformed.saturating_add(1);
-                true
-            }
-            None => {
-                self.exceeded = self.exceeded.saturating_add(1);
-                false
-            }
+        let tokens = refilled.min(u128::from(self.meter.burst) * NANO);
+        let rest = tokens.checked_sub(cost * NANO);
+        if let Some(rest) = rest {
+            (self.tokens, self.at) = (rest, self.at.max(now));
         }
+        rest.is_some()
     }
 }
 
@@ -104,6 +111,13 @@ mod tests {
     fn packets_count_one_each() {
         let meter = Meter { rate: Rate::Packets(10), burst: 1 };
         assert_eq!(results(meter, &[(0, 9_000), (99, 60), (100, 9_000)]), [true, false, true]);
+    }
+
+    #[test]
+    fn an_mtu_is_the_longest_frame_that_conforms() {
+        let meter = Meter { rate: Rate::Mtu(1514), burst: 0 };
+        assert_eq!(results(meter, &[(0, 1514), (0, 1515), (0, 1), (0, 1514)]), [true, false, true, true]);
+        assert!(meter.is_sensible() && !Meter { rate: Rate::Mtu(0), burst: 1 }.is_sensible());
     }
 
     #[test]

@@ -243,6 +243,22 @@ fn two_meters_and_a_jump() {
 }
 
 #[test]
+fn frames_that_are_too_long_go_another_way() {
+    let mut card = Card::new();
+    card.tables.set_meter(MeterId(1), Meter { rate: Rate::Mtu(60), burst: 0 }).expect("a meter");
+    // As Open vSwitch's check_pkt_larger: what is longer goes to software.
+    let rule =
+        card.rule(Match::new(), [police(1, Control::Pipe, Control::Jump(2)), Action::Redirect(TWO), Action::Trap]);
+    let sent = |card: &mut Card, data: usize| card.send(&ipv4(IP_A, IP_B, UDP, &udp(1, 2, &vec![0; data]))).fate;
+    assert_eq!(sent(&mut card, 18), Fate::Forwarded, "60 bytes with the Ethernet header");
+    assert_eq!(sent(&mut card, 19), Fate::Trapped);
+    assert_eq!(sent(&mut card, 18), Fate::Forwarded, "there are no tokens to run out of");
+    let bucket = card.state.bucket(MeterId(1)).expect("the meter was used");
+    assert_eq!((bucket.conformed, bucket.exceeded, card.state.counter(rule).packets), (2, 1, 3));
+    assert!(card.tables.set_meter(MeterId(2), Meter { rate: Rate::Mtu(0), burst: 1 }).is_err());
+}
+
+#[test]
 fn a_meter_is_shared_by_rules_and_removed_after_them() {
     let mut card = Card::new();
     card.tables.set_meter(MeterId(1), Meter { rate: Rate::Packets(1), burst: 1 }).expect("a meter");

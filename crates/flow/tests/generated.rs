@@ -1,5 +1,7 @@
 //! What holds of generated tables and frames, and what the generator reaches.
 
+use std::collections::BTreeSet;
+
 use flow::generate::{ActionKind, ActionSet, Coverage, FieldSet, Generator, Options};
 use flow::{Capabilities, EditField, Fate, Field, State, TunnelKind, process};
 
@@ -60,19 +62,50 @@ fn rules_are_mostly_accepted_and_frames_mostly_hit() {
     }
 }
 
+/// Sends frames until everything that can be was seen, but not for ever.
+fn reach_everything(options: &Options) {
+    let mut coverage = Coverage::new(options);
+    for seed in 0..60 {
+        coverage.merge(&run(seed, options, 1000).coverage);
+        if coverage.missing().is_empty() {
+            break;
+        }
+    }
+    println!("{coverage}");
+    assert!(coverage.missing().is_empty(), "{:?}", coverage.missing());
+}
+
 #[test]
 fn every_field_is_seen_with_every_kind_of_action() {
-    for options in [Options::default(), Options::like_mlx5()] {
-        let mut coverage = Coverage::new(&options);
-        for seed in 0..60 {
-            coverage.merge(&run(seed, &options, 1000).coverage);
-            if coverage.missing().is_empty() {
-                break;
-            }
+    reach_everything(&Options::default());
+}
+
+#[test]
+fn every_field_of_mlx5_is_seen_with_every_kind_of_action() {
+    reach_everything(&Options::like_mlx5());
+}
+
+#[test]
+fn connections_begin_and_are_answered() {
+    let mut seen = BTreeSet::new();
+    for seed in 0..40 {
+        let mut generator = Generator::new(seed, Options::default());
+        let tables = generator.tables().tables;
+        let mut state = State::new(seed);
+        for arrival in generator.frames(&tables, 200) {
+            let verdict = process(&tables, &mut state, arrival.at, arrival.port, &arrival.frame);
+            let tracked = verdict.trace.to_string();
+            let tracked = tracked.lines().filter(|line| line.contains("tracks in zone"));
+            seen.extend(tracked.filter_map(|line| line.rsplit(' ').next().map(str::to_owned)));
         }
-        println!("{coverage}");
-        assert!(coverage.missing().is_empty(), "{coverage}{:?}", coverage.missing());
+        for connection in state.connections().iter() {
+            seen.extend(connection.assured.then(|| "assured".into()));
+            seen.extend((connection.translated && connection.seen_reply).then(|| "translated".into()));
+        }
     }
+    let expected =
+        ["+trk+est", "+trk+est+rpl", "+trk+inv", "+trk+new", "+trk+rel", "+trk+rel+rpl", "assured", "translated"];
+    assert!(expected.iter().all(|word| seen.contains(*word)), "{seen:?}");
 }
 
 #[test]
@@ -89,7 +122,7 @@ fn nothing_is_made_that_was_not_allowed() {
     };
     let mut generator = Generator::new(2, options.clone());
     let mut coverage = Coverage::new(&options);
-    for _ in 0..20 {
+    for _ in 0..40 {
         let tables = generator.tables().tables;
         for (_, rule) in tables.rules() {
             assert!(rule.matches.mask().fields().all(|field| options.fields.has(field)), "{rule:?}");
@@ -126,7 +159,7 @@ fn little_options_do_no_harm() {
 
 #[test]
 fn a_generated_frame_misses_or_is_counted() {
-    let options = [Options::default(), Options { hostile: 90, reckless: 60, ..Options::default() }];
+    let options = [Options::default(), Options { hostile: 90, reckless: 60, mtu_meters: true, ..Options::default() }];
     for (seed, options) in (0u64..).zip(options.iter().cycle()).take(cases().div_ceil(FRAMES_PER_TABLES)) {
         let mut generator = Generator::new(seed, options.clone());
         let tables = generator.tables().tables;

@@ -8,7 +8,9 @@ use crate::checksum;
 use crate::key::{Field, Key};
 use crate::matching::Match;
 use crate::parse::{Fragment, dissect, ethertype, protocol};
+use crate::pipeline::{Verdict, process};
 use crate::rule::{Block, Port, Protocol, Rule};
+use crate::state::State;
 use crate::table::Tables;
 use crate::tunnel::{self, Encap, Neighbour, TunnelKind};
 
@@ -35,59 +37,103 @@ struct Wanted {
     matches: Match,
 }
 
+/// Frames that go to and fro.
+#[derive(Clone)]
+struct Conversation {
+    /// The first frame, and where it came in.
+    there: (Port, Vec<u8>),
+    /// What became of it, and where it was sent: the frame that is answered.
+    back: (Port, Vec<u8>),
+    step: usize,
+}
+
 pub(super) struct FrameMaker<'a> {
     random: &'a mut Random,
     options: &'a Options,
     tables: &'a Tables,
     rules: Vec<&'a Rule>,
     now: Duration,
-    /// Frames that were made, to be sent again or answered.
-    earlier: Vec<(Port, Vec<u8>)>,
+    /// What the frames so far have done, to answer what was sent.
+    state: State,
+    conversations: Vec<Conversation>,
 }
 
-/// How many earlier frames are remembered.
-const REMEMBERED: usize = 16;
+/// How many conversations are remembered.
+const REMEMBERED: usize = 12;
+
+/// The flags of TCP of the frames of a conversation: the handshake, data, the end.
+const TCP_FLAGS: [u8; 8] = [0x02, 0x12, 0x10, 0x18, 0x18, 0x11, 0x11, 0x10];
 
 /// Makes frames for these tables.
 pub(super) fn frames(random: &mut Random, options: &Options, tables: &Tables, count: usize) -> Vec<Arrival> {
     let rules = tables.rules().map(|(_, rule)| rule).collect();
-    let mut maker = FrameMaker { random, options, tables, rules, now: Duration::from_secs(1), earlier: Vec::new() };
+    let (now, state, conversations) = (Duration::from_secs(1), State::new(0), Vec::new());
+    let mut maker = FrameMaker { random, options, tables, rules, now, state, conversations };
     (0..count).map(|_| maker.arrival()).collect()
 }
 
-impl FrameMaker<'_> {
+impl<'a> FrameMaker<'a> {
     fn arrival(&mut self) -> Arrival {
-        self.now += match self.random.below(20) {
+        self.now += match self.random.below(40) {
             0 => Duration::from_secs(40),
-            1..4 => Duration::from_secs(1),
+            1..6 => Duration::from_secs(1),
             _ => Duration::from_micros(10),
         };
-        let (port, mut frame) = self.valid();
-        if self.random.chance(self.options.hostile) {
+        let talked = if self.random.chance(35) { self.talk() } else { None };
+        let begins = talked.is_none();
+        let (port, mut frame) = talked.unwrap_or_else(|| self.first());
+        let is_hostile = self.random.chance(self.options.hostile);
+        if is_hostile {
             self.spoil(&mut frame);
+        }
+        let connections = self.state.connections().len();
+        let verdict = process(self.tables, &mut self.state, self.now, port, &frame);
+        let is_tracked = self.state.connections().len() > connections;
+        if begins && !is_hostile && (is_tracked || self.random.chance(20)) {
+            self.remember(port, &frame, &verdict);
         }
         Arrival { at: self.now, port, frame }
     }
 
-    fn valid(&mut self) -> (Port, Vec<u8>) {
-        let earlier = self.random.pick(&self.earlier).cloned();
-        match (self.random.below(20), earlier) {
-            (0, Some(earlier)) => return earlier,
-            (1..4, Some((port, frame))) => return (port, answer(frame)),
-            (4, Some((port, frame))) => return (port, self.icmp_error(&frame)),
-            _ => {}
-        }
-        let (port, frame) = match self.random.pick(&self.rules).copied() {
+    /// A frame that begins something.
+    fn first(&mut self) -> (Port, Vec<u8>) {
+        match self.random.pick(&self.rules).copied() {
             Some(rule) if self.random.chance(95) => self.frame_for(rule),
             _ => self.any(),
-        };
-        if self.earlier.len() < REMEMBERED {
-            self.earlier.push((port, frame.clone()));
-        } else {
-            let place = self.random.below(REMEMBERED);
-            self.earlier[place] = (port, frame.clone());
         }
-        (port, frame)
+    }
+
+    /// Remembers a frame and what became of it, to go on from there.
+    fn remember(&mut self, port: Port, frame: &[u8], verdict: &Verdict) {
+        let ports = self.options.ports();
+        let sent = verdict.outputs.iter().find(|output| ports.contains(&output.port));
+        let back = sent.map_or_else(|| (port, frame.to_vec()), |output| (output.port, output.frame.clone()));
+        let conversation = Conversation { there: (port, frame.to_vec()), back, step: 0 };
+        if self.conversations.len() < REMEMBERED {
+            self.conversations.push(conversation);
+        } else {
+            self.conversations[self.random.below(REMEMBERED)] = conversation;
+        }
+    }
+
+    /// The next frame of a conversation, or an error about it.
+    fn talk(&mut self) -> Option<(Port, Vec<u8>)> {
+        let place = self.random.below(self.conversations.len());
+        let conversation = self.conversations.get_mut(place)?;
+        conversation.step += 1;
+        let step = conversation.step;
+        let Conversation { there, back, .. } = conversation.clone();
+        let flags = match self.random.below(20) {
+            0 => 0x14,
+            1 => self.random.number() as u8,
+            _ => TCP_FLAGS[step % TCP_FLAGS.len()],
+        };
+        Some(match self.random.below(10) {
+            0 => (back.0, self.icmp_error(&back.1)),
+            1 => (there.0, there.1),
+            _ if step % 2 == 1 => (back.0, with_tcp_flags(answer(back.1), flags)),
+            _ => (there.0, with_tcp_flags(there.1, flags)),
+        })
     }
 
     fn any(&mut self) -> (Port, Vec<u8>) {
@@ -98,7 +144,7 @@ impl FrameMaker<'_> {
     }
 
     /// A frame that the rule takes, if the rules that are asked before it do not.
-    fn frame_for(&mut self, rule: &Rule) -> (Port, Vec<u8>) {
+    fn frame_for(&mut self, rule: &'a Rule) -> (Port, Vec<u8>) {
         let wanted = self.wanted(rule);
         let shape = Shape::of(&wanted.matches, wanted.protocol, self.random, self.options);
         let mut key = overlaid(shape.key(self.random), &wanted.matches);
@@ -110,10 +156,26 @@ impl FrameMaker<'_> {
                 key.set(field, range.start().wrapping_add(self.random.below(width) as u16));
             }
         }
+        self.make_question(&shape, &wanted.matches, &mut key);
         let frame = self.build(&shape, &key);
         match wanted.block {
             Block::Tunnel(device) => (self.options.uplink, self.in_tunnel(device.kind, &key, frame)),
             block => (self.port_of(block, &key), frame),
+        }
+    }
+
+    /// Makes the frame mostly one with which a connection begins, where the match leaves it free.
+    fn make_question(&mut self, shape: &Shape, matches: &Match, key: &mut Key) {
+        if key.has(Field::IpFlags) || !self.random.chance(70) {
+            return;
+        }
+        let is_free = |field| !matches.mask().has(field);
+        if shape.ip_protocol == protocol::TCP && is_free(Field::TcpFlags) {
+            key.set(Field::TcpFlags, 0x02u16);
+        }
+        if shape.is_icmp() && is_free(Field::IcmpType) && is_free(Field::IcmpCode) {
+            key.set(Field::IcmpType, if shape.ethertype == ethertype::IPV4 { 8u8 } else { 128 });
+            key.set(Field::IcmpCode, 0u8);
         }
     }
 
@@ -128,20 +190,19 @@ impl FrameMaker<'_> {
     }
 
     /// What a frame must have to come to the rule: also what the rules ask for that send it on.
-    fn wanted(&mut self, rule: &Rule) -> Wanted {
+    fn wanted(&mut self, rule: &'a Rule) -> Wanted {
         let mut matches = rule.matches.clone();
-        let mut first = rule.clone();
+        let mut first = rule;
         for _ in 0..4 {
             let leads = |other: &Rule| {
                 let goes = other.actions.contains(&Action::Goto(first.chain));
                 other.block == first.block && other.chain != first.chain && goes
             };
-            let before: Vec<Rule> =
-                self.rules.iter().filter(|other| leads(other)).map(|rule| (*rule).clone()).collect();
+            let before: Vec<&Rule> = self.rules.iter().copied().filter(|other| leads(other)).collect();
             if first.chain == 0 || before.is_empty() {
                 break;
             }
-            let Some(lead) = self.random.pick(&before).cloned() else { break };
+            let Some(lead) = self.random.pick(&before).copied() else { break };
             // Without the first rule's match the frame would not come so far.
             matches = both(&lead.matches, &matches);
             first = lead;
@@ -400,13 +461,9 @@ fn answer(mut frame: Vec<u8>) -> Vec<u8> {
     swap(&mut frame, 0, 6);
     swap(&mut frame, first, size);
     match (network.transport(), network.protocol) {
-        (Some(start), protocol::TCP) if frame.len() >= start + 20 => {
-            swap(&mut frame, start, 2);
-            if frame[start + 13] & 0x3f == 0x02 {
-                frame[start + 13] = 0x12;
-            }
+        (Some(start), protocol::TCP | protocol::UDP | protocol::SCTP) if frame.len() >= start + 4 => {
+            swap(&mut frame, start, 2)
         }
-        (Some(start), protocol::UDP | protocol::SCTP) if frame.len() >= start + 4 => swap(&mut frame, start, 2),
         (Some(start), protocol::ICMP | protocol::ICMPV6) => {
             frame[start] = match frame[start] {
                 8 => 0,
@@ -418,6 +475,17 @@ fn answer(mut frame: Vec<u8>) -> Vec<u8> {
         _ => {}
     }
     checksum::make_right(&mut frame);
+    frame
+}
+
+/// The frame with these flags, if it is one of TCP.
+fn with_tcp_flags(mut frame: Vec<u8>, flags: u8) -> Vec<u8> {
+    let network = dissect(&frame).network.filter(|network| network.protocol == protocol::TCP);
+    let place = network.and_then(|network| network.transport()).map(|start| start + 13);
+    if let Some(byte) = place.and_then(|place| frame.get_mut(place)) {
+        *byte = flags;
+        checksum::make_right(&mut frame);
+    }
     frame
 }
 

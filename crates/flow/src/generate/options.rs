@@ -225,8 +225,10 @@ pub struct Options {
     pub chains: u32,
     /// How many priorities are used in a chain.
     pub priorities: u32,
-    /// How many meters there are, which rules share.
+    /// How many meters there are, which rules share: 1 to this.
     pub meters: u32,
+    /// Whether some meters have no rate but an MTU ([`crate::Rate::Mtu`]). By default none has.
+    pub mtu_meters: bool,
     /// Of 100 rules, how many are made without caring whether the card accepts them.
     pub reckless: usize,
     /// Of 100 frames, how many are cut, damaged or of any bytes.
@@ -253,6 +255,7 @@ impl Default for Options {
             chains: 4,
             priorities: 12,
             meters: 3,
+            mtu_meters: false,
             reckless: 8,
             hostile: 20,
             capabilities: Capabilities::everything(),

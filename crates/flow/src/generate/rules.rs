@@ -107,9 +107,16 @@ pub(super) fn tables(random: &mut Random, options: &Options) -> Generated {
     };
     maker.profiles = (0..options.masks.max(1)).map(|index| maker.profile(index)).collect();
     let mut refused = Vec::new();
-    for index in 0..options.rules {
+    let pipeline = if maker.random.chance(50) { maker.connection_rules() } else { Vec::new() };
+    let count = options.rules.saturating_sub(pipeline.len());
+    for rule in pipeline {
+        if let Err(error) = maker.tables.add(rule.clone()) {
+            refused.push((rule, error));
+        }
+    }
+    for index in 0..count {
         // Rules of later chains follow those that lead to them.
-        let chain = (index * options.chains as usize / options.rules.max(1)) as u32;
+        let chain = (index * options.chains as usize / count.max(1)) as u32;
         let chain = if maker.random.chance(15) { maker.chain() } else { chain };
         let Some((rule, key)) = maker.rule(chain) else { continue };
         match maker.tables.add(rule.clone()) {
@@ -129,8 +136,11 @@ fn empty_tables(random: &mut Random, options: &Options) -> Tables {
     if options.shared_blocks {
         options.ports().iter().rev().take(2).for_each(|port| tables.bind(*port, Some(SHARED)));
     }
-    for id in 0..options.meters {
+    // In tc, 0 is the index of no meter.
+    for id in 1..=options.meters {
         let rate = random.one([Rate::Packets(1), Rate::Packets(1000), Rate::Bytes(1000), Rate::Bytes(125_000_000)]);
+        let with_mtu = options.mtu_meters && random.chance(40);
+        let rate = if with_mtu { Rate::Mtu(random.one([60, 100, 1514])) } else { rate };
         let meter = Meter { rate, burst: random.one([1, 100, 3000, 65_536]) };
         // A card with less room for meters has fewer.
         let _ = tables.set_meter(MeterId(id), meter);
@@ -139,6 +149,48 @@ fn empty_tables(random: &mut Random, options: &Options) -> Tables {
 }
 
 impl RuleMaker<'_> {
+    /// Rules that track the connections between two vports, as Open vSwitch makes them: what is not tracked is, and goes
+    /// on in another chain; there new connections are committed, and frames of those that are there are sent.
+    ///
+    /// They are asked last, so that they take what no other rule does.
+    fn connection_rules(&mut self) -> Vec<Rule> {
+        use ActionKind as K;
+        let wanted = [K::Ct, K::CtCommit, K::Goto, K::Redirect].into_iter().collect();
+        let fields = [Field::EthType, Field::CtState];
+        let possible =
+            self.options.actions.has_all(wanted) && fields.iter().all(|field| self.options.fields.has(*field));
+        let ports: Vec<Port> = (1..=self.options.vports).map(Port).collect();
+        let (Some(one), Some(other)) = (self.random.pick(&ports).copied(), self.random.pick(&ports).copied()) else {
+            return Vec::new();
+        };
+        if !possible || one == other || self.options.chains < 2 || self.options.rules < 30 {
+            return Vec::new();
+        }
+        let ethertype = self.random.one([ethertype::IPV4, ethertype::IPV4, ethertype::IPV6]);
+        let chain = 1 + self.random.below(self.options.chains as usize - 1) as u32;
+        let zone = some_zone(self.random);
+        let of_ip = Match::new().with(Field::EthType, ethertype);
+        let (trk, new, est) = (Field::CT_TRACKED, Field::CT_NEW, Field::CT_ESTABLISHED);
+        let last = self.options.priorities.max(1) + 1;
+        let mut rules = Vec::new();
+        for (own, to) in [(one, other), (other, one)] {
+            let translates = self.options.actions.has(K::CtNat) && self.random.chance(70);
+            let track = Ct { zone, nat: translates.then_some(Nat::Restore), ..Ct::default() };
+            let commit = Ct { zone, ..self.ct(K::CtCommit) };
+            let steps = [
+                (0, of_ip.clone().with_ct_state(0, trk), vec![Action::Ct(track), Action::Goto(chain)]),
+                (chain, of_ip.clone().with_ct_state(trk | new, est), vec![Action::Ct(commit), Action::Redirect(to)]),
+                (chain, of_ip.clone().with_ct_state(trk | est, new), vec![Action::Redirect(to)]),
+            ];
+            let block = self.tables.block_of(own);
+            rules.extend(steps.into_iter().map(|(chain, matches, actions)| {
+                let rule = Rule::new(own, matches, actions).in_block(block).in_chain(chain);
+                rule.with_priority(last, Protocol::Is(ethertype))
+            }));
+        }
+        rules
+    }
+
     fn chain(&mut self) -> u32 {
         self.random.below(self.options.chains.max(1) as usize) as u32
     }
@@ -157,7 +209,12 @@ impl RuleMaker<'_> {
         let share = self.random.one([8, 20, 20, 40, 70]);
         let mut mask = Key::default();
         for field in candidates {
-            let wanted = self.random.chance(if field >= Field::EncKeyId { share.max(35) } else { share });
+            let wanted = self.random.chance(match field {
+                // Only one kind of tunnel has them.
+                Field::EncOpts => 60,
+                field if field >= Field::EncKeyId => share.max(35),
+                _ => share,
+            });
             if wanted && self.is_allowed(field) {
                 needs(field).iter().for_each(|needed| mask.set_bytes(*needed, &[0xff; 16]));
                 let bits = self.mask_bits(field);
@@ -275,8 +332,8 @@ impl RuleMaker<'_> {
             let usable: Vec<usize> =
                 (0..self.profiles.len()).filter(|index| of_tunnel == self.profiles[*index].of_tunnel).collect();
             let Some(index) = self.random.pick(&usable).copied() else { continue };
-            let arriving = self.arriving.get(&(block, chain)).cloned().unwrap_or_default();
-            let arrived = self.random.pick(&arriving).cloned().filter(|_| attempt < 6);
+            let arriving = self.arriving.get(&(block, chain)).map_or(&[][..], Vec::as_slice);
+            let arrived = self.random.pick(arriving).cloned().filter(|_| attempt < 6);
             let shape = match &arrived {
                 Some(key) => shape_of(key, &self.profiles[index].shape),
                 None => self.profiles[index].shape.clone(),
@@ -341,11 +398,14 @@ impl RuleMaker<'_> {
             mask.set(Field::EncOptsLen, if length == 0 { 0u8 } else { 0xff });
             mask.set_bytes(Field::EncOpts, &bits);
         }
-        let other = match key.number(Field::EncAddrType) {
-            6 => [Field::EncIp4Src, Field::EncIp4Dst],
-            _ => [Field::EncIp6Src, Field::EncIp6Dst],
+        let (v4, v6) = ([Field::EncIp4Src, Field::EncIp4Dst], [Field::EncIp6Src, Field::EncIp6Dst]);
+        // A frame out of no tunnel has no version, which a match on an address would ask for.
+        let others = match key.number(Field::EncAddrType) {
+            4 => v6.to_vec(),
+            6 => v4.to_vec(),
+            _ => [v4, v6].concat(),
         };
-        [other[0], other[1], Field::EncAddrType].iter().for_each(|field| mask.set_bytes(*field, &[]));
+        others.iter().chain([&Field::EncAddrType]).for_each(|field| mask.set_bytes(*field, &[]));
         complete(&mut mask);
         let ranges = self.profiles[index].ranges;
         let mut range = |wanted: bool, field| {
@@ -493,10 +553,10 @@ impl RuleMaker<'_> {
             K::EditSet => self.edit(rule).map(|field| self.edit_set(field)).into_iter().collect(),
             K::EditAdd => self.edit_add(rule).into_iter().collect(),
             K::Csum => {
-                let bits = self.random.below(32) as u32;
+                let which = Csum(self.random.one([1, 8, 16, 9, 17, 2, 27]));
                 let with_edit = has_edits && (self.options.capabilities.like_mlx5 || self.random.chance(50));
                 let edit = self.edit(rule).filter(|_| with_edit).map(|field| self.edit_set(field));
-                edit.into_iter().chain([Action::Csum(Csum(bits & 0b11011))]).collect()
+                edit.into_iter().chain([Action::Csum(which)]).collect()
             }
             K::DecTtl => vec![Action::DecTtl],
             K::TunnelSet => {
@@ -641,7 +701,7 @@ impl RuleMaker<'_> {
     }
 
     fn police(&mut self, other: Control) -> Police {
-        let meter = MeterId(self.random.below(self.options.meters as usize) as u32);
+        let meter = MeterId(1 + self.random.below(self.options.meters as usize) as u32);
         let exceed =
             if other == Control::Pipe { self.random.one([Control::Drop, Control::Drop, Control::Pipe]) } else { other };
         let (conform, exceed) = if self.random.chance(85) { (Control::Pipe, exceed) } else { (exceed, Control::Pipe) };
