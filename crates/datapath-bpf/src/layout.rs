@@ -233,11 +233,12 @@ impl ActionEntry {
 
 /// A meter as it stands in `meters`, full.
 pub(crate) fn meter(id: MeterId, meter: Meter, capacity: u64, conformed: u64, exceeded: u64) -> Vec<u8> {
-    let (packets, rate) = match meter.rate {
-        Rate::Packets(rate) => (1, rate),
+    let (kind, rate) = match meter.rate {
         Rate::Bytes(rate) => (0, rate),
+        Rate::Packets(rate) => (1, rate),
+        Rate::Mtu(mtu) => (2, mtu.into()),
     };
-    let bytes = Bytes::default().u32(0).u32(packets).u64(rate).u64(capacity).u64(capacity).u64(0);
+    let bytes = Bytes::default().u32(0).u32(kind).u64(rate).u64(capacity).u64(capacity).u64(0);
     bytes.u64(conformed).u64(exceeded).u32(id.0).u32(0).0
 }
 
