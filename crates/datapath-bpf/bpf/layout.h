@@ -201,10 +201,12 @@ struct counter {
 	__u64 last_used;	/* ns of CLOCK_MONOTONIC */
 };
 
+enum meter_kind { METER_BYTES, METER_PACKETS, METER_MTU };
+
 struct meter {
 	struct bpf_spin_lock lock;
-	__u32 packets;		/* the rate is in packets a second, not in bytes */
-	__u64 rate;
+	__u32 kind;
+	__u64 rate;		/* a second; or the length of the longest frame that conforms */
 	__u64 capacity;		/* burst, in billionths */
 	__u64 tokens;		/* in billionths */
 	__u64 at;		/* when there were so many */
@@ -340,6 +342,7 @@ struct scratch {
 	__u32 taken;
 	__u32 segments;
 	__u32 header_bytes;	/* of each further segment */
+	__u32 segment;		/* the data of a segment, or 0 */
 	__u32 rewritten;
 	__u32 wire;		/* whether tunnels end here */
 	__u32 base;		/* where the frame begins: behind the headers of a tunnel */
@@ -354,7 +357,7 @@ struct scratch {
 	struct step step[MAX_STEPS + 1];
 	struct {
 		__u32 meter;
-		__u32 pad;
+		__u32 conforms;
 		__u64 cost;
 	} take[MAX_TAKEN];
 	__u8 old[16] __attribute__((aligned(8)));

@@ -15,9 +15,11 @@ static __noinline int note_segments(struct __sk_buff *skb, struct scratch *s)
 
 	s->segments = 1;
 	s->header_bytes = 0;
+	s->segment = 0;
 	if (!skb->gso_size || skb->gso_segs < 2)
 		return 0;
 	s->segments = skb->gso_segs;
+	s->segment = skb->gso_size;
 	if (!s->network)
 		return 0;
 	s->header_bytes = s->payload - s->base + 8;
@@ -44,7 +46,7 @@ static __noinline int measure(struct scratch *s, __u32 index)
 {
 	struct meter *meter = bpf_map_lookup_elem(&meters, &index);
 	__u64 now = testing ? s->now : bpf_ktime_get_ns();
-	__u64 cost, elapsed, missing, rate;
+	__u64 cost, elapsed, missing, rate, longest;
 	__u32 i = s->taken;
 	int conforms = 0;
 
@@ -53,7 +55,9 @@ static __noinline int measure(struct scratch *s, __u32 index)
 	rate = meter->rate;
 	if (!rate)
 		return 1;
-	cost = (meter->packets ? s->segments : bytes_of(s)) * NANO;
+	cost = (meter->kind == METER_PACKETS ? s->segments : bytes_of(s)) * NANO;
+	/* The longest segment counts (tcf_police_mtu_check). */
+	longest = s->segment ? s->header_bytes + s->segment : s->length;
 	bpf_spin_lock(&meter->lock);
 	elapsed = now > meter->at ? now - meter->at : 0;
 	missing = meter->capacity - meter->tokens;
@@ -62,19 +66,24 @@ static __noinline int measure(struct scratch *s, __u32 index)
 		missing = 0;
 	else
 		missing -= elapsed * rate;
-	if (meter->capacity - missing >= cost) {
+	if (meter->kind == METER_MTU) {
+		conforms = longest <= rate;
+		cost = 0;
+	} else if (meter->capacity - missing >= cost) {
 		meter->tokens = meter->capacity - missing - cost;
 		if (now > meter->at)
 			meter->at = now;
-		meter->conformed++;
 		conforms = 1;
-	} else {
-		meter->exceeded++;
 	}
+	if (conforms)
+		meter->conformed++;
+	else
+		meter->exceeded++;
 	bpf_spin_unlock(&meter->lock);
 	if (i < MAX_TAKEN) {
 		s->take[i].meter = index;
-		s->take[i].cost = conforms ? cost : 0;
+		s->take[i].conforms = conforms;
+		s->take[i].cost = cost;
 		s->taken = i + 1;
 	}
 	return conforms;
@@ -85,15 +94,17 @@ static long give_back_one(__u32 i, struct scratch **sp)
 	struct scratch *s = *sp;
 	struct meter *meter;
 	__u64 cost;
+	__u32 conforms;
 
 	if (i >= MAX_TAKEN)
 		return 1;
 	cost = s->take[i].cost;
+	conforms = s->take[i].conforms;
 	meter = bpf_map_lookup_elem(&meters, &s->take[i].meter);
 	if (!meter)
 		return 0;
 	bpf_spin_lock(&meter->lock);
-	if (cost) {
+	if (conforms) {
 		meter->tokens += cost;
 		if (meter->tokens > meter->capacity)
 			meter->tokens = meter->capacity;

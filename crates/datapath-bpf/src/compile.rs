@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
 
-use flow::{Action, Block, Control, EditField, Field, MeterId, Protocol, Rule, TunnelKind, VlanTag};
+use flow::{Action, Block, Control, EditField, Field, Key, MeterId, Protocol, Rule, TunnelKind, VlanTag};
 use thiserror::Error;
 
 use crate::encap;
@@ -43,9 +43,6 @@ pub enum Refused {
     /// A meter without a rate or a burst, which would let nothing through.
     #[error("a meter needs a rate and a burst")]
     MeterWithoutRate,
-    /// A meter with nothing but an MTU.
-    #[error("police with an mtu alone is not offloaded")]
-    MeterOfMtu,
     /// No room for another rule, action, meter or mask.
     #[error("no room for another {0}")]
     NoRoom(&'static str),
@@ -90,11 +87,69 @@ impl Place {
     }
 }
 
-/// A rule, ready for the maps but for the numbers of its entries.
+/// What rules with one place have in common, which mostly come one behind the other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Shape {
+    pub(crate) place: Place,
+    block: Block,
+    mask: Key,
+    fields: Vec<Field>,
+    /// How long the keys of its group are.
+    key_size: usize,
+}
+
+impl Shape {
+    /// The shape of a rule, if the program has its keys.
+    pub(crate) fn of(rule: &Rule) -> Result<Shape, Refused> {
+        let matches = &rule.matches;
+        let fields: Vec<Field> = matches.mask().fields().collect();
+        if let Some(field) = fields.iter().find(|field| **field >= Field::CtState) {
+            return Err(Refused::Key(*field));
+        }
+        let place = Place {
+            block: block_number(rule.block),
+            chain: rule.chain,
+            priority: rule.priority,
+            protocol: rule.protocol,
+            mask: Box::new(layout::key(matches.mask(), &fields)),
+            src: matches.src_ports.clone(),
+            dst: matches.dst_ports.clone(),
+        };
+        let key_size = if place.is_long() { LONG_KEY } else { SHORT_KEY };
+        Ok(Shape { place, block: rule.block, mask: matches.mask().clone(), fields, key_size })
+    }
+
+    /// Whether it is that of a rule.
+    pub(crate) fn is_of(&self, rule: &Rule) -> bool {
+        let place = &self.place;
+        (self.block, place.chain, place.priority, place.protocol)
+            == (rule.block, rule.chain, rule.priority, rule.protocol)
+            && (&place.src, &place.dst) == (&rule.matches.src_ports, &rule.matches.dst_ports)
+            && self.mask == *rule.matches.mask()
+    }
+
+    /// Whether its rules have long keys.
+    pub(crate) fn is_long(&self) -> bool {
+        self.key_size == LONG_KEY
+    }
+
+    /// The chain of the place.
+    pub(crate) fn chain(&self) -> (u64, u32) {
+        (self.place.block, self.place.chain)
+    }
+
+    /// A rule's key in the map of rules.
+    pub(crate) fn lookup_key(&self, group: u32, rule: &Rule) -> Box<[u8]> {
+        let mut bytes = vec![0; 8 + self.key_size].into_boxed_slice();
+        bytes[..4].copy_from_slice(&group.to_ne_bytes());
+        bytes[8..].copy_from_slice(&layout::key(rule.matches.value(), &self.fields)[..self.key_size]);
+        bytes
+    }
+}
+
+/// What a rule does, ready for the maps but for the numbers of its entries.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Compiled {
-    pub(crate) place: Place,
-    key: [u8; LONG_KEY],
     /// `next` and `alternative` are places in this list, if they are none of [`next`]: place 0 is 1.
     pub(crate) actions: Vec<ActionEntry>,
     pub(crate) terminal: Terminal,
@@ -102,13 +157,6 @@ pub(crate) struct Compiled {
     pub(crate) meters: Vec<MeterId>,
     /// The encapsulations, as they stand in `encaps`. The argument of an action is a place in this list.
     pub(crate) encaps: Vec<Vec<u8>>,
-}
-
-impl Compiled {
-    /// The key, as long as those of its group are.
-    pub(crate) fn key(&self) -> &[u8] {
-        &self.key[..if self.place.is_long() { LONG_KEY } else { SHORT_KEY }]
-    }
 }
 
 /// A block as a number: its kind in the highest byte.
@@ -151,14 +199,8 @@ fn name(action: &Action) -> &'static str {
     }
 }
 
-/// What the program makes of a rule, with the numbers of the meters.
+/// What the program makes of a rule's actions, with the numbers of the meters.
 pub(crate) fn compile(rule: &Rule, meters: &HashMap<MeterId, u32>) -> Result<Compiled, Refused> {
-    keys(rule)?;
-    let mask = Box::new(layout::key(rule.matches.mask()));
-    let (src, dst) = (rule.matches.src_ports.clone(), rule.matches.dst_ports.clone());
-    let (block, chain, priority, protocol) = (block_number(rule.block), rule.chain, rule.priority, rule.protocol);
-    let place = Place { block, chain, priority, protocol, mask, src, dst };
-    let key = layout::key(rule.matches.value());
     let mut encaps = Vec::new();
     let (mut actions, terminal) = Lowering { rule, meters }.lower()?;
     for (entry, action) in actions.iter_mut().zip(&rule.actions) {
@@ -169,14 +211,7 @@ pub(crate) fn compile(rule: &Rule, meters: &HashMap<MeterId, u32>) -> Result<Com
     }
     let walk = walks(rule, terminal, &actions);
     let meters = rule.actions.iter().filter_map(Action::meter).collect();
-    Ok(Compiled { place, key, actions, terminal, walk, meters, encaps })
-}
-
-/// The keys that the program has not.
-fn keys(rule: &Rule) -> Result<(), Refused> {
-    let not_there = [Field::CtState, Field::CtZone, Field::CtMark, Field::CtLabel];
-    let asked = not_there.into_iter().find(|field| rule.matches.mask().has(*field));
-    asked.map_or(Ok(()), |field| Err(Refused::Key(field)))
+    Ok(Compiled { actions, terminal, walk, meters, encaps })
 }
 
 /// Whether the first pass must look at the actions: they decide what becomes of the frame, or change the key for the next

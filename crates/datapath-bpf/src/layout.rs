@@ -233,80 +233,80 @@ impl ActionEntry {
 
 /// A meter as it stands in `meters`, full.
 pub(crate) fn meter(id: MeterId, meter: Meter, capacity: u64, conformed: u64, exceeded: u64) -> Vec<u8> {
-    let (packets, rate) = match meter.rate {
-        Rate::Packets(rate) => (1, rate),
+    let (kind, rate) = match meter.rate {
         Rate::Bytes(rate) => (0, rate),
-        // It is refused before.
-        Rate::Mtu(_) => (0, 0),
+        Rate::Packets(rate) => (1, rate),
+        Rate::Mtu(mtu) => (2, mtu.into()),
     };
-    let bytes = Bytes::default().u32(0).u32(packets).u64(rate).u64(capacity).u64(capacity).u64(0);
+    let bytes = Bytes::default().u32(0).u32(kind).u64(rate).u64(capacity).u64(capacity).u64(0);
     bytes.u64(conformed).u64(exceeded).u32(id.0).u32(0).0
 }
 
-/// Where the fields stand in `struct key`. What is in host order or shares its bytes with others is not here.
-const PLACES: [(Field, usize); 37] = {
+/// Where a field stands in `struct key`.
+const fn place(field: Field) -> usize {
     use Field as F;
-    [
-        (F::EthDst, 0),
-        (F::EthSrc, 6),
-        (F::EthType, 12),
-        (F::VlanEthType, 14),
-        (F::VlanTpid, 16),
-        (F::CvlanTpid, 20),
-        (F::CvlanEthType, 24),
-        (F::IpProto, 26),
-        (F::IpTos, 27),
-        (F::IpTtl, 28),
-        (F::IpFlags, 29),
-        (F::AddrType, 30),
-        (F::ArpOp, 31),
-        (F::SrcPort, 36),
-        (F::DstPort, 38),
-        (F::IcmpType, 36),
-        (F::IcmpCode, 37),
-        (F::TcpFlags, 40),
-        (F::CtState, 42),
-        (F::CtZone, 44),
-        (F::Ip4Src, 48),
-        (F::Ip4Dst, 52),
-        (F::Ip6Src, 48),
-        (F::Ip6Dst, 64),
-        (F::ArpSip, 48),
-        (F::ArpTip, 52),
-        (F::ArpSha, 56),
-        (F::ArpTha, 62),
-        (F::EncTos, 84),
-        (F::EncTtl, 85),
-        (F::EncAddrType, 86),
-        (F::EncOptsLen, 87),
-        (F::EncSrcPort, 92),
-        (F::EncDstPort, 94),
-        (F::EncOpts, 144),
-        (F::CtLabel, 128),
-        (F::EncIp4Src, 96),
-    ]
-};
+    match field {
+        F::EthDst => 0,
+        F::EthSrc => 6,
+        F::EthType => 12,
+        F::VlanEthType => 14,
+        F::VlanTpid => 16,
+        F::VlanId | F::VlanPrio => 18,
+        F::CvlanTpid => 20,
+        F::CvlanId | F::CvlanPrio => 22,
+        F::CvlanEthType => 24,
+        F::IpProto => 26,
+        F::IpTos => 27,
+        F::IpTtl => 28,
+        F::IpFlags => 29,
+        F::AddrType => 30,
+        F::ArpOp => 31,
+        F::InPort => 32,
+        F::SrcPort | F::IcmpType => 36,
+        F::IcmpCode => 37,
+        F::DstPort => 38,
+        F::TcpFlags => 40,
+        F::CtState => 42,
+        F::CtZone => 44,
+        F::Ip4Src | F::Ip6Src | F::ArpSip => 48,
+        F::Ip4Dst | F::ArpTip => 52,
+        F::ArpSha => 56,
+        F::ArpTha => 62,
+        F::Ip6Dst => 64,
+        F::CtMark => 80,
+        F::EncTos => 84,
+        F::EncTtl => 85,
+        F::EncAddrType => 86,
+        F::EncOptsLen => 87,
+        F::EncKeyId => 88,
+        F::EncSrcPort => 92,
+        F::EncDstPort => 94,
+        F::EncIp4Src | F::EncIp6Src => 96,
+        F::EncIp4Dst => 100,
+        F::EncIp6Dst => 112,
+        F::CtLabel => 128,
+        F::EncOpts => 144,
+    }
+}
 
-/// The rest of the tunnel's addresses.
-const OUTER: [(Field, usize); 3] = [(Field::EncIp4Dst, 100), (Field::EncIp6Src, 96), (Field::EncIp6Dst, 112)];
-
-/// The bytes of a key, and of a mask, in the order of `struct key`.
+/// The bytes of some fields of a key, or of a mask, in the order of `struct key`.
 ///
 /// Addresses of IPv4, IPv6 and ARP share a place, as do ports and what ICMP has. [`flow`] lets a rule ask for one of
 /// them only together with the protocol that says which it is.
-pub(crate) fn key(key: &Key) -> [u8; LONG_KEY] {
+pub(crate) fn key(key: &Key, fields: &[Field]) -> [u8; LONG_KEY] {
     let mut bytes = [0; LONG_KEY];
-    for (field, place) in PLACES.iter().chain(&OUTER) {
-        let own = key.get(*field);
-        bytes[*place..*place + own.len()].iter_mut().zip(own).for_each(|(byte, own)| *byte |= own);
-    }
-    let tags = [(Field::VlanId, Field::VlanPrio, 18), (Field::CvlanId, Field::CvlanPrio, 22)];
-    for (id, priority, place) in tags {
-        let tci = key.number(id) as u16 & 0xfff | (key.number(priority) as u16 & 7) << 13;
-        bytes[place..place + 2].copy_from_slice(&tci.to_be_bytes());
-    }
-    for (field, place) in [(Field::InPort, 32), (Field::CtMark, 80), (Field::EncKeyId, 88)] {
-        bytes[place..place + 4].copy_from_slice(&key.number(field).to_ne_bytes());
+    for field in fields {
+        let mut put = |own: &[u8]| {
+            let place = place(*field);
+            bytes[place..place + own.len()].iter_mut().zip(own).for_each(|(byte, own)| *byte |= own);
+        };
+        match field {
+            Field::VlanId | Field::CvlanId => put(&(key.number(*field) as u16 & 0x0fff).to_be_bytes()),
+            Field::VlanPrio | Field::CvlanPrio => put(&((key.number(*field) as u16 & 7) << 13).to_be_bytes()),
+            // In the machine's byte order.
+            Field::InPort | Field::CtMark | Field::EncKeyId => put(&key.number(*field).to_ne_bytes()),
+            _ => put(key.get(*field)),
+        }
     }
     bytes
 }
@@ -326,7 +326,7 @@ mod tests {
         from.set(Field::DstPort, 80u16);
         from.set(Field::Ip4Dst, [10, 0, 0, 2]);
         from.set(Field::CtMark, 9u32);
-        let bytes = key(&from);
+        let bytes = key(&from, Field::ALL);
         assert_eq!(bytes.len(), LONG_KEY);
         assert_eq!((&bytes[12..14], &bytes[18..20]), (&[8, 0][..], &[0x60, 5][..]));
         assert_eq!((View(&bytes).u32(32), View(&bytes).u32(SHORT_KEY)), (7, 9));

@@ -39,7 +39,7 @@ fn wanted() -> Wanted {
     let fields = Field::ALL.iter().copied().filter(|field| *field < Field::CtState).collect::<FieldSet>();
     let left_out = [ActionKind::Ct, ActionKind::CtCommit, ActionKind::CtNat, ActionKind::CtClear];
     let actions = left_out.into_iter().fold(ActionSet::ALL, ActionSet::without);
-    Wanted { fields, actions, ..Wanted::default() }
+    Wanted { fields, actions, mtu_meters: true, ..Wanted::default() }
 }
 
 /// The tables as the program has them, and what it made of the last frames.

@@ -81,7 +81,11 @@ impl Commits {
             if rate == 0 {
                 continue;
             }
-            let rate = if value.u32(4) == 0 { Rate::Bytes(rate) } else { Rate::Packets(rate) };
+            let rate = match value.u32(4) {
+                0 => Rate::Bytes(rate),
+                1 => Rate::Packets(rate),
+                _ => Rate::Mtu(rate as u32),
+            };
             self.meter_numbers.insert(id, index);
             self.meters.insert(id, MeterSlot { index, meter: Meter { rate, burst } });
             taken.push(index);

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use flow::{Meter, MeterId};
+use flow::{Meter, MeterId, Rate};
 
 use super::{Commits, errno};
 use crate::compile::Refused;
@@ -32,10 +32,10 @@ impl Commits {
         if !meter.is_sensible() {
             return Err(Refused::MeterWithoutRate);
         }
-        if matches!(meter.rate, flow::Rate::Mtu(_)) {
-            return Err(Refused::MeterOfMtu);
-        }
-        let capacity = meter.burst.checked_mul(1_000_000_000).ok_or(Refused::Burst)?;
+        let capacity = match meter.rate {
+            Rate::Mtu(_) => 0,
+            Rate::Bytes(_) | Rate::Packets(_) => meter.burst.checked_mul(1_000_000_000).ok_or(Refused::Burst)?,
+        };
         let known = self.meters.get(&id).copied();
         if known.is_some_and(|known| known.meter == meter) {
             return Ok(());

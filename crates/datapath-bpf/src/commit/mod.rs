@@ -15,7 +15,7 @@ use std::time::Duration;
 use flow::{MeterId, Rule, RuleId};
 
 use crate::book::{Book, chain_key};
-use crate::compile::{Compiled, Refused, compile};
+use crate::compile::{Compiled, Refused, Shape, compile};
 use crate::layout::{self, ActionKind, next};
 use crate::maps::Loaded;
 use crate::pipeline::{Change, Counter};
@@ -65,6 +65,8 @@ fn hash_of(key: &[u8]) -> u64 {
 pub(crate) struct Commits {
     book: Book,
     pub(crate) rules: HashMap<RuleId, Installed, BuildHasherDefault<NumberHasher>>,
+    /// That of the last rule.
+    shape: Option<Shape>,
     /// By the hash of a rule's key, as rules are many and keys are long.
     by_key: HashMap<u64, RuleId, BuildHasherDefault<NumberHasher>>,
     pub(crate) meter_numbers: HashMap<MeterId, u32>,
@@ -150,14 +152,6 @@ impl Hasher for NumberHasher {
     }
 }
 
-/// A rule's key in the map of rules.
-fn lookup_key(group: u32, key: &[u8]) -> Box<[u8]> {
-    let mut bytes = vec![0; 8 + key.len()].into_boxed_slice();
-    bytes[..4].copy_from_slice(&group.to_ne_bytes());
-    bytes[8..].copy_from_slice(key);
-    bytes
-}
-
 fn rules_map<'l>(loaded: &'l Loaded, installed: &Installed) -> &'l Map {
     if installed.key.len() == layout::SHORT_LOOKUP { &loaded.maps.rules } else { &loaded.maps.long_rules }
 }
@@ -171,6 +165,7 @@ impl Commits {
             book: Book::default(),
             rules: HashMap::default(),
             by_key: HashMap::default(),
+            shape: None,
             meter_numbers: HashMap::new(),
             meters: HashMap::new(),
             meter_users: HashMap::new(),
@@ -213,6 +208,8 @@ impl Commits {
         let mut adding = Adding::default();
         self.rules.reserve(changes.len());
         self.by_key.reserve(changes.len());
+        adding.short.0.reserve(changes.len() * layout::SHORT_LOOKUP);
+        adding.short.1.reserve(changes.len() * layout::RULE);
         for change in changes {
             let Change::Add { id, rule } = change else { continue };
             let prepared = self.prepare(loaded, *id, rule, results.len(), &mut adding);
@@ -255,21 +252,36 @@ impl Commits {
         if self.rules.contains_key(&id) {
             return Err(Refused::Exists);
         }
+        let shape = self.shape.take().filter(|shape| shape.is_of(rule));
+        let shape = shape.map_or_else(|| Shape::of(rule), Ok)?;
+        let prepared = self.prepare_shaped(loaded, (id, rule), &shape, place, adding);
+        self.shape = Some(shape);
+        prepared
+    }
+
+    fn prepare_shaped(
+        &mut self,
+        loaded: &Loaded,
+        (id, rule): (RuleId, &Rule),
+        shape: &Shape,
+        place: usize,
+        adding: &mut Adding,
+    ) -> Result<(), Refused> {
         let compiled = compile(rule, &self.meter_numbers)?;
-        let known = self.book.find(&compiled.place);
-        let known_key = known.map(|group| lookup_key(group, compiled.key()));
+        let known = self.book.find(&shape.place);
+        let known_key = known.map(|group| shape.lookup_key(group, rule));
         match &known_key {
             Some(key) if self.has_key(key) => return Err(Refused::Exists),
             Some(_) => {}
-            None => self.book.check(&compiled.place)?,
+            None => self.book.check(&shape.place)?,
         }
         self.make_room(loaded, &compiled, known.is_none())?;
-        let ranged = compiled.place.src.is_some() || compiled.place.dst.is_some();
+        let ranged = shape.place.src.is_some() || shape.place.dst.is_some();
         let group = match known {
             Some(group) => group,
-            None => self.add_group(id, &compiled, adding)?,
+            None => self.add_group(id, shape, adding)?,
         };
-        let chain = (compiled.place.block, compiled.place.chain);
+        let chain = shape.chain();
         if known.is_none() || ranged {
             self.dirty.insert(chain);
         }
@@ -280,10 +292,10 @@ impl Commits {
         let actions = self.place_actions(&compiled, &encaps, adding)?;
         let meters: Vec<u32> = compiled.meters.iter().filter_map(|id| self.meter_numbers.get(id).copied()).collect();
         meters.iter().for_each(|meter| *self.meter_users.entry(*meter).or_default() += 1);
-        let key = known_key.unwrap_or_else(|| lookup_key(group, compiled.key()));
+        let key = known_key.unwrap_or_else(|| shape.lookup_key(group, rule));
         let first = actions.first().copied().unwrap_or(next::TERMINAL);
         let value = layout::rule(id.0, index, first, compiled.walk, compiled.terminal);
-        let (writes, pending) = match compiled.place.is_long() {
+        let (writes, pending) = match shape.is_long() {
             true => (&mut adding.long, &mut adding.long_rules),
             false => (&mut adding.short, &mut adding.short_rules),
         };
@@ -325,9 +337,9 @@ impl Commits {
         missing(self).map_or(Ok(()), |(_, what)| Err(Refused::NoRoom(what)))
     }
 
-    fn add_group(&mut self, first: RuleId, compiled: &Compiled, adding: &mut Adding) -> Result<u32, Refused> {
+    fn add_group(&mut self, first: RuleId, shape: &Shape, adding: &mut Adding) -> Result<u32, Refused> {
         let number = self.groups.take().ok_or(Refused::NoRoom("mask"))?;
-        self.book.add_group(number, compiled.place.clone(), first);
+        self.book.add_group(number, shape.place.clone(), first);
         if let Some(group) = self.book.group(number) {
             adding.groups.push(&number.to_ne_bytes(), &group.bytes());
         }
