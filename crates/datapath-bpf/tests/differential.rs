@@ -31,7 +31,10 @@ fn is_triable(frame: &[u8]) -> bool {
         Some([0x86, 0xdd]) => 54,
         _ => 15,
     };
-    (headers..3400).contains(&frame.len())
+    // Of more tags than 16, the kernel keeps one beside the frame that the program cannot take into a tunnel.
+    let tags =
+        frame.get(12..).unwrap_or_default().chunks(4).take_while(|tag| matches!(tag, [0x81, 0, ..] | [0x88, 0xa8, ..]));
+    (headers..3400).contains(&frame.len()) && tags.count() <= 16
 }
 
 /// What the program does, of what there is.

@@ -362,7 +362,10 @@ fn a_run_without_any_scenario_for_the_card_exits_with_2() {
 #[test]
 fn devlink_words_have_help_and_errors_before_any_card_is_looked_for() {
     for (object, form) in [
-        ("dev", "esw dev eswitch set DEV [mode legacy|switchdev] [inline-mode none|link|network|transport]"),
+        (
+            "dev",
+            "esw dev eswitch set DEV [mode legacy|switchdev|switchdev_inactive] [inline-mode none|link|network|transport]",
+        ),
         ("port", "esw port function rate show [PORT|DEV/NODE]"),
         ("health", "esw health recover DEV reporter NAME"),
         ("monitor", "esw monitor port"),

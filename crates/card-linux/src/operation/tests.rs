@@ -152,6 +152,8 @@ fn a_request_for_one_port_does_not_wait_for_a_batch_for_others() {
         let rig = two_pfs(4);
         let rig = &rig;
         sh("ip netns add away && ip link set enp8s0f0v1 netns away");
+        // What the watcher does about that must not be the next operation.
+        eventually_that(|| rig.with(|card, cx| card.elsewhere(cx)).contains(&vf(1)));
         let before = rig.resources();
         let batch: Vec<Resource> = (10..150).map(vf).collect();
         std::thread::scope(|scope| {
