@@ -292,7 +292,9 @@ impl State {
     /// Removes ports of an E-Switch, with every rule that names one.
     fn remove_ports(&mut self, cx: CardCx<'_, '_>, datapath: &dyn Datapath, pf: PfIndex, vports: &[Vport]) {
         if let Some(switch) = self.switches.get_mut(&pf) {
-            switch.ports.retain(|vport| !vports.contains(vport));
+            for vport in vports {
+                switch.ports.remove(vport);
+            }
             switch.detach(cx, datapath, pf, pf, vports.iter().copied());
         }
         for (peer, switch) in self.switches.iter_mut().filter(|(_, switch)| switch.peers.contains(pf)) {
