@@ -11,9 +11,9 @@ use std::fs::File;
 use std::io;
 use std::time::Duration;
 
-use datapath_bpf::{Change as BpfChange, LoadError, Mode, Options, Pipeline, PortConfig, Refused, Role};
+use datapath_bpf::{Change as BpfChange, Mode, Options, Pipeline, PortConfig, Refused, Role};
 use eswitch::card::CardError;
-use eswitch::datapath::{Arrival, Change, Datapath, pf_of};
+use eswitch::datapath::{self, Arrival, Change, Datapath, pf_of, vport_of};
 use eswitch::lock_order::CardCall;
 use eswitch::{PfIndex, Vport};
 use flow::{Block, Capabilities, Counter, MeterId, Port, PortKind, Rule, RuleId};
@@ -42,11 +42,14 @@ struct State {
 }
 
 /// One E-Switch in switchdev mode.
+#[derive(Default)]
 struct Switch {
     active: bool,
     /// Its own ports, which have representors.
     ports: BTreeSet<Port>,
     rules: BTreeMap<RuleId, Installed>,
+    /// How many rules each port has, of those that have any: there the program is attached.
+    with_rules: BTreeMap<Port, usize>,
     meters: BTreeSet<MeterId>,
 }
 
@@ -82,7 +85,7 @@ impl Plane {
     /// Attaches the program to the ends of ports that have just been made, if these ports have rules.
     pub(crate) fn ends_made<L>(&self, cx: &mut Locked<'_, L>, slots: impl IntoIterator<Item = Slot>) {
         let mut state = self.state.lock_leaf(cx);
-        let ports: Vec<Port> = slots.into_iter().map(|slot| eswitch::datapath::port(slot.pf, slot.vport)).collect();
+        let ports: Vec<Port> = slots.into_iter().map(|slot| datapath::port(slot.pf, slot.vport)).collect();
         let with_rules: BTreeSet<Port> = ports.into_iter().filter(|port| state.has_rules(*port)).collect();
         if let Some(pipeline) = state.pipeline.as_mut().filter(|_| !with_rules.is_empty()) {
             // The program was at the end that was here before.
@@ -116,30 +119,31 @@ impl Plane {
 
 /// The slot of a port.
 fn slot_of(port: Port) -> Option<Slot> {
-    let vport = Vport::from_number((port.0 & 0xffff) as u16, true)?;
-    Some(Slot { pf: pf_of(port), vport })
+    Some(Slot { pf: pf_of(port), vport: vport_of(port, true)? })
 }
 
 impl State {
     fn has_rules(&self, port: Port) -> bool {
         let switch = self.switches.get(&pf_of(port));
-        switch.is_some_and(|switch| switch.rules.values().any(|rule| rule.on == Some(port)))
+        switch.is_some_and(|switch| switch.with_rules.contains_key(&port))
     }
 
-    /// The program, which is loaded if it is not.
-    fn pipeline(&mut self) -> Result<&mut Pipeline, CardError> {
+    /// The program, which is loaded if it is not, and an E-Switch.
+    fn loaded(&mut self, pf: PfIndex) -> Result<(&mut Pipeline, &mut Switch), CardError> {
         let pipeline = match self.pipeline.take() {
             Some(pipeline) => pipeline,
             None => {
-                let mut pipeline = Pipeline::load(Options::default()).map_err(unsupported)?;
+                let mut pipeline = Pipeline::load(Options::default()).map_err(no_offload)?;
                 for (port, active) in self.switches.values().flat_map(|s| s.ports.iter().map(|port| (*port, s.active)))
                 {
-                    set_port(&mut pipeline, port, active).map_err(kernel)?;
+                    set_port(&mut pipeline, port, active).map_err(no_offload)?;
                 }
                 pipeline
             }
         };
-        Ok(self.pipeline.insert(pipeline))
+        let pipeline = self.pipeline.insert(pipeline);
+        let closed = || CardError::Unsupported("the E-Switch is not in switchdev mode".to_owned());
+        Ok((pipeline, self.switches.get_mut(&pf).ok_or_else(closed)?))
     }
 }
 
@@ -157,11 +161,7 @@ fn set_port(pipeline: &mut Pipeline, port: Port, active: bool) -> io::Result<()>
     pipeline.set_port(port, &config)
 }
 
-fn unsupported(error: LoadError) -> CardError {
-    CardError::Unsupported(format!("no flows can be offloaded: {error}"))
-}
-
-fn kernel(error: io::Error) -> CardError {
+fn no_offload(error: impl std::fmt::Display) -> CardError {
     CardError::Unsupported(format!("no flows can be offloaded: {error}"))
 }
 
@@ -188,68 +188,86 @@ impl Plane {
     }
 
     fn change(&self, state: &mut State, pf: PfIndex, change: &Change<'_>) -> Result<Counter, CardError> {
-        if !state.switches.contains_key(&pf) {
-            return Err(CardError::Unsupported("the E-Switch is not in switchdev mode".to_owned()));
-        }
-        let pipeline = state.pipeline()?;
+        // Only a rule that is there has a counter.
+        let counter = match change {
+            Change::SetActions(id, _) | Change::Remove(id) => state.counter(pf, *id),
+            _ => Counter::default(),
+        };
+        let (pipeline, switch) = state.loaded(pf)?;
         match change {
-            Change::Install(id, rule) => {
-                let on = match rule.block {
-                    Block::Port(port) => Some(port),
-                    // A tunnel's frames come from the wire.
-                    Block::Tunnel(_) => Some(eswitch::datapath::port(pf, Vport::Uplink)),
-                    Block::Shared(_) => None,
-                };
+            Change::Install(id, rule) => self.install(pipeline, switch, pf, *id, rule)?,
+            Change::SetActions(id, rule) => {
+                // A frame that comes in between goes to the representor.
+                one(pipeline, BpfChange::Remove(*id))?;
                 one(pipeline, BpfChange::Add { id: *id, rule })?;
-                if let Err(error) = self.attach_all(pipeline, &on.into_iter().collect()) {
-                    let _ = one(pipeline, BpfChange::Remove(*id));
-                    return Err(kernel(error));
+                if let Some(installed) = switch.rules.get_mut(id) {
+                    installed.before = counter;
                 }
-                let installed = Installed { on, before: Counter::default() };
-                state.switches.entry(pf).and_modify(|switch| {
-                    switch.rules.insert(*id, installed);
-                });
-                Ok(Counter::default())
             }
-            Change::SetActions(id, rule) => self.set_actions(state, pf, *id, rule),
             Change::Remove(id) => {
-                let last = state.counter(pf, *id);
-                let pipeline = state.pipeline()?;
                 let _ = one(pipeline, BpfChange::Remove(*id));
-                let on =
-                    state.switches.get_mut(&pf).and_then(|switch| switch.rules.remove(id)).and_then(|rule| rule.on);
-                if let Some(port) = on.filter(|port| !state.has_rules(*port)) {
-                    state.detach(port);
+                if let Some(port) = switch.forget(*id) {
+                    detach(pipeline, port);
                 }
-                Ok(last)
             }
             Change::SetMeter(id, meter) => {
                 one(pipeline, BpfChange::SetMeter { id: *id, meter: *meter })?;
-                state.switches.entry(pf).and_modify(|switch| {
-                    switch.meters.insert(*id);
-                });
-                Ok(Counter::default())
+                switch.meters.insert(*id);
             }
             Change::RemoveMeter(id) => {
                 let _ = one(pipeline, BpfChange::RemoveMeter(*id));
-                state.switches.entry(pf).and_modify(|switch| {
-                    switch.meters.remove(id);
-                });
-                Ok(Counter::default())
+                switch.meters.remove(id);
             }
         }
+        Ok(counter)
     }
 
-    /// Removes the rule and adds it again. A frame that comes in between goes to the representor.
-    fn set_actions(&self, state: &mut State, pf: PfIndex, id: RuleId, rule: &Rule) -> Result<Counter, CardError> {
-        let before = state.counter(pf, id);
-        let pipeline = state.pipeline()?;
-        one(pipeline, BpfChange::Remove(id))?;
+    fn install(
+        &self,
+        pipeline: &mut Pipeline,
+        switch: &mut Switch,
+        pf: PfIndex,
+        id: RuleId,
+        rule: &Rule,
+    ) -> Result<(), CardError> {
+        let on = match rule.block {
+            Block::Port(port) => Some(port),
+            // A tunnel's frames come from the wire.
+            Block::Tunnel(_) => Some(datapath::port(pf, Vport::Uplink)),
+            Block::Shared(_) => None,
+        };
         one(pipeline, BpfChange::Add { id, rule })?;
-        if let Some(installed) = state.switches.get_mut(&pf).and_then(|switch| switch.rules.get_mut(&id)) {
-            installed.before = before;
+        let first = on.filter(|port| !switch.with_rules.contains_key(port));
+        if let Err(error) = self.attach_all(pipeline, &first.into_iter().collect()) {
+            let _ = one(pipeline, BpfChange::Remove(id));
+            return Err(no_offload(error));
         }
-        Ok(before)
+        if let Some(port) = on {
+            *switch.with_rules.entry(port).or_default() += 1;
+        }
+        switch.rules.insert(id, Installed { on, before: Counter::default() });
+        Ok(())
+    }
+}
+
+impl Switch {
+    /// Forgets a rule. Returns its port if that has no other.
+    fn forget(&mut self, id: RuleId) -> Option<Port> {
+        let port = self.rules.remove(&id)?.on?;
+        let count = self.with_rules.get_mut(&port)?;
+        *count -= 1;
+        (*count == 0).then(|| {
+            self.with_rules.remove(&port);
+            port
+        })
+    }
+}
+
+/// Takes the program away from a port that has no rules.
+fn detach(pipeline: &mut Pipeline, port: Port) {
+    if let Some(slot) = slot_of(port) {
+        // If the end is gone, so is the program.
+        let _ = pipeline.detach(slot.port());
     }
 }
 
@@ -269,26 +287,12 @@ impl State {
         }
     }
 
-    /// Takes the program away from a port that has no rules.
-    fn detach(&mut self, port: Port) {
-        if let (Some(pipeline), Some(slot)) = (&mut self.pipeline, slot_of(port)) {
-            // If the end is gone, so is the program.
-            let _ = pipeline.detach(slot.port());
-        }
-    }
-
     fn remove_all(&mut self, pf: PfIndex) {
-        let Some(switch) = self.switches.get_mut(&pf) else { return };
+        let (Some(switch), Some(pipeline)) = (self.switches.get_mut(&pf), &mut self.pipeline) else { return };
         let (rules, meters) = (std::mem::take(&mut switch.rules), std::mem::take(&mut switch.meters));
-        let Some(pipeline) = &mut self.pipeline else { return };
         let gone = rules.keys().map(|id| BpfChange::Remove(*id)).chain(meters.into_iter().map(BpfChange::RemoveMeter));
         pipeline.commit(&gone.collect::<Vec<_>>());
-        rules
-            .values()
-            .filter_map(|rule| rule.on)
-            .collect::<BTreeSet<_>>()
-            .into_iter()
-            .for_each(|port| self.detach(port));
+        std::mem::take(&mut switch.with_rules).into_keys().for_each(|port| detach(pipeline, port));
     }
 }
 
@@ -298,8 +302,7 @@ impl Datapath for Plane {
     }
 
     fn open(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) {
-        let new = Switch { active: true, ports: BTreeSet::new(), rules: BTreeMap::new(), meters: BTreeSet::new() };
-        self.state.lock_leaf(cx).switches.insert(pf, new);
+        self.state.lock_leaf(cx).switches.insert(pf, Switch { active: true, ..Switch::default() });
     }
 
     fn close(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) {
@@ -323,12 +326,13 @@ impl Datapath for Plane {
 
     fn detach(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, ports: &[Port]) {
         let mut state = self.state.lock_leaf(cx);
+        let State { pipeline, switches } = &mut *state;
         for port in ports.iter().filter(|port| pf_of(**port) == pf) {
-            state.detach(*port);
-            if let Some(pipeline) = &mut state.pipeline {
+            if let Some(pipeline) = pipeline {
+                detach(pipeline, *port);
                 let _ = pipeline.remove_port(*port);
             }
-            if let Some(switch) = state.switches.get_mut(&pf) {
+            if let Some(switch) = switches.get_mut(&pf) {
                 switch.ports.remove(port);
             }
         }

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use eswitch::PfIndex;
 use eswitch::card::CardError;
-use eswitch::datapath::{Arrival, Change, Datapath};
+use eswitch::datapath::{Arrival, Change, Datapath, pf_of};
 use eswitch::lock_order::{CardCall, CardState};
-use eswitch::{PfIndex, PortIndex};
 use flow::{Capabilities, Counter, Fate, Port, PortKind, RuleId, State, Tables, Verdict};
 use lockdep::{Locked, Mutex, digest};
 
@@ -47,8 +47,7 @@ impl Planes {
     /// any moment that stays the same.
     pub fn forward<L>(&self, cx: &mut Locked<'_, L>, port: Port, now: Duration, frame: &[u8]) -> Forwarded {
         let mut planes = self.planes.lock_leaf(cx);
-        let pf = PfIndex(PortIndex(port.0).split().0 as u8);
-        let Some(plane) = planes.get_mut(&pf).filter(|plane| plane.tables.port(port).is_some()) else {
+        let Some(plane) = planes.get_mut(&pf_of(port)).filter(|plane| plane.tables.port(port).is_some()) else {
             return Forwarded::NoTables;
         };
         if !plane.active {

@@ -26,6 +26,11 @@ pub fn pf_of(port: Port) -> PfIndex {
     PfIndex(PortIndex(port.0).split().0 as u8)
 }
 
+/// The vport of a port in flow rules. `dpu`: whether vport 0 is the host's PF.
+pub fn vport_of(port: Port, dpu: bool) -> Option<Vport> {
+    Vport::from_number(PortIndex(port.0).split().1, dpu)
+}
+
 /// What is behind the port of a vport.
 pub fn port_kind(vport: Vport) -> PortKind {
     match vport {

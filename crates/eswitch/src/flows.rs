@@ -24,10 +24,10 @@ use lockdep::{LockBefore, Locked, Mutex, Shadow, digest};
 use serde::{Deserialize, Serialize};
 
 use crate::card::{Card, CardError, Resource};
-use crate::datapath::{Arrival, Change, Datapath, port, port_kind};
+use crate::datapath::{Arrival, Change, Datapath, pf_of, port, port_kind};
 use crate::engine::Engine;
 use crate::error::{Errno, Error};
-use crate::ids::{MacAddr, PciAddress, PfIndex, PfSet, PortIndex, RepType, Vport};
+use crate::ids::{MacAddr, PciAddress, PfIndex, PfSet, RepType, Vport};
 use crate::lock_order::{CardCall, Flows as FlowsClass, ResourceCall};
 
 use stated::Seen;
@@ -315,8 +315,7 @@ impl State {
     fn unpair(&mut self, cx: CardCx<'_, '_>, datapath: &dyn Datapath, pf: PfIndex, peer: PfIndex) {
         let Some(switch) = self.switches.get_mut(&pf) else { return };
         switch.peers.remove(peer);
-        let of_peer = |port: &Port| PortIndex(port.0).split().0 == u32::from(peer.0);
-        let ports: BTreeSet<Port> = switch.tables.ports().filter(of_peer).collect();
+        let ports: BTreeSet<Port> = switch.tables.ports().filter(|port| pf_of(*port) == peer).collect();
         switch.detach_ports(cx, datapath, pf, &ports);
     }
 
@@ -324,6 +323,17 @@ impl State {
     fn switch_of(&mut self, rule: RuleId) -> Option<(PfIndex, &mut Switch)> {
         let has = |(_, switch): &(&PfIndex, &mut Switch)| switch.tables.rule(rule).is_some();
         self.switches.iter_mut().find(has).map(|(pf, switch)| (*pf, switch))
+    }
+
+    /// The PF whose E-Switch a change is about; `None` if it is about a rule that is not there.
+    fn pf_of_change(&mut self, change: &FlowChange) -> Option<PfIndex> {
+        match change {
+            FlowChange::Add { pf, .. }
+            | FlowChange::Flush { pf, .. }
+            | FlowChange::SetMeter { pf, .. }
+            | FlowChange::RemoveMeter { pf, .. } => Some(*pf),
+            FlowChange::SetActions { rule, .. } | FlowChange::Remove(rule) => self.switch_of(*rule).map(|(pf, _)| pf),
+        }
     }
 
     /// Changes rules one after the other, with one call to the data plane for each row of changes to one E-Switch.
@@ -346,16 +356,13 @@ impl State {
                 })));
                 continue;
             }
-            if !row.takes(&change) {
+            let pf = self.pf_of_change(&change);
+            if !row.takes(pf, &change) {
                 self.flush(cx, datapath, std::mem::take(&mut row), &mut results);
-                row.takes(&change);
+                row.takes(pf, &change);
             }
             match self.stage(change) {
-                Ok((pf, staged)) => {
-                    if row.pf.is_some_and(|other| other != pf) {
-                        self.flush(cx, datapath, std::mem::take(&mut row), &mut results);
-                    }
-                    row.pf = Some(pf);
+                Ok(staged) => {
                     row.staged.push((at, staged));
                     results.push(None);
                 }
@@ -383,7 +390,7 @@ impl State {
     }
 
     /// Makes a change in the tables. The data plane has not been told yet.
-    fn stage(&mut self, change: FlowChange) -> Result<(PfIndex, Staged), FlowError> {
+    fn stage(&mut self, change: FlowChange) -> Result<Staged, FlowError> {
         match change {
             FlowChange::Add { rule, .. } if matches!(rule.block, Block::Shared(_)) => Err(FlowError::SharedBlock),
             FlowChange::Add { pf, mut rule } => {
@@ -391,18 +398,18 @@ impl State {
                 let id = RuleId(self.last_rule + 1);
                 self.switch(pf)?.tables.add_as(id, *rule)?;
                 self.last_rule = id.0;
-                Ok((pf, Staged::Added(id)))
+                Ok(Staged::Added(id))
             }
             FlowChange::SetActions { rule: id, mut actions } => {
                 let (pf, _) = self.switch_of(id).ok_or(FlowError::NoRule(id))?;
                 self.resolve(pf, &mut actions);
                 let before = self.switch(pf)?.tables.set_actions(id, actions)?;
-                Ok((pf, Staged::Changed(id, before.unwrap_or_default())))
+                Ok(Staged::Changed(id, before.unwrap_or_default()))
             }
             FlowChange::Remove(id) => {
-                let (pf, switch) = self.switch_of(id).ok_or(FlowError::NoRule(id))?;
+                let (_, switch) = self.switch_of(id).ok_or(FlowError::NoRule(id))?;
                 switch.tables.remove(id);
-                Ok((pf, Staged::Removed(id)))
+                Ok(Staged::Removed(id))
             }
             // It is no single change: see `change`.
             FlowChange::Flush { pf, .. } => Err(FlowError::NotSwitchdev(pf)),
@@ -410,10 +417,10 @@ impl State {
                 let tables = &mut self.switch(pf)?.tables;
                 let before = tables.meter(id);
                 tables.set_meter(id, meter)?;
-                Ok((pf, Staged::MeterSet(id, before)))
+                Ok(Staged::MeterSet(id, before))
             }
             FlowChange::RemoveMeter { pf, id } => match self.switch(pf)?.tables.remove_meter(id) {
-                true => Ok((pf, Staged::MeterRemoved(id))),
+                true => Ok(Staged::MeterRemoved(id)),
                 false => Err(FlowError::MeterInUse(id)),
             },
         }
@@ -550,7 +557,7 @@ impl Switch {
 /// Changes to one E-Switch that the tables have, and of which the data plane is told in one call.
 #[derive(Default)]
 struct Row {
-    /// The PF of the E-Switch, once there is a change.
+    /// The PF of the E-Switch.
     pf: Option<PfIndex>,
     /// The changes, with their places in the batch.
     staged: Vec<(usize, Staged)>,
@@ -561,18 +568,18 @@ struct Row {
 }
 
 impl Row {
-    /// Whether a change can be in this row: what is removed is not in a row with what is made.
-    fn takes(&mut self, change: &FlowChange) -> bool {
+    /// Whether a change to the E-Switch of a PF can be in this row: what is removed is not in a row with what is made.
+    fn takes(&mut self, pf: Option<PfIndex>, change: &FlowChange) -> bool {
         let removes = matches!(change, FlowChange::Remove(_) | FlowChange::RemoveMeter { .. });
         if self.staged.is_empty() {
-            self.removes = removes;
+            *self = Self { pf, removes, ..Self::default() };
         }
         let touched = match change {
             FlowChange::SetActions { rule, .. } => Some((true, rule.0)),
             FlowChange::SetMeter { id, .. } => Some((false, u64::from(id.0))),
             _ => None,
         };
-        removes == self.removes && touched.is_none_or(|touched| self.touched.insert(touched))
+        (pf, removes) == (self.pf, self.removes) && touched.is_none_or(|touched| self.touched.insert(touched))
     }
 }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use lockdep::{Locked, Unlocked};
 use serde::{Deserialize, Serialize};
 
-use crate::card::{Acl, Counters, Resource, Tag};
+use crate::card::{Acl, CardError, Counters, Resource, Tag};
 use crate::device::Pf;
 use crate::devlink::{DevlinkState, VportInfo};
 use crate::engine::Engine;
@@ -373,10 +373,13 @@ impl Pf {
     /// # Errors
     /// [`Error::Card`]: the card could not.
     fn set_link(&self, cx: &mut Locked<'_, Devlink>, vport: Vport, up: bool) -> Result<()> {
-        let port = Resource::Port(self.index(), vport);
-        let set = self.shared.card.set_link(&mut cx.narrow(), &port, up);
-        let operation = || format!("{}: setting the link state", self.port_handle(vport));
-        set.map_err(|source| Error::Card { operation: operation(), source })
+        let set = self.shared.card.set_link(&mut cx.narrow(), &Resource::Port(self.index(), vport), up);
+        self.of_card(vport, "setting the link state", set)
+    }
+
+    /// The outcome of a request to the card about a vport's port, with what was asked for if it failed.
+    fn of_card(&self, vport: Vport, what: &str, outcome: Result<(), CardError>) -> Result<()> {
+        outcome.map_err(|source| Error::Card { operation: format!("{}: {what}", self.port_handle(vport)), source })
     }
 
     /// Takes the link away from those VFs that have just been enabled with a link state that was kept for them.
@@ -424,8 +427,7 @@ impl Pf {
     /// [`Error::Card`]: the card could not. Nothing has changed.
     fn set_acl(&self, cx: &mut Locked<'_, Devlink>, vport: Vport, acl: Acl) -> Result<()> {
         let set = self.shared.card.set_acl(&mut cx.narrow(), &Resource::Port(self.index(), vport), acl);
-        let operation = || format!("{}: setting the access list", self.port_handle(vport));
-        set.map_err(|source| Error::Card { operation: operation(), source })
+        self.of_card(vport, "setting the access list", set)
     }
 
     /// Sets the access lists of those VFs that have just been enabled with settings that were kept for them.

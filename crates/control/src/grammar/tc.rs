@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use eswitch::card::Resource;
-use eswitch::datapath::{pf_of, port};
+use eswitch::datapath::{pf_of, port, vport_of};
 use eswitch::{CardConfig, FlowChange, MacAddr, PciAddress, PfIndex, PortHandle, RepType, Vport, names};
 use flow::words::{Device, Names};
 use flow::{Block, Port};
@@ -37,7 +37,7 @@ pub(crate) fn port_of_netdev(card: &CardConfig, name: &str) -> Option<Port> {
 /// The name of a port's netdev, as [`port_of_netdev`] reads it.
 pub(crate) fn netdev_of_port(card: &CardConfig, of: Port) -> String {
     let pf = pf_of(of);
-    let resource = match Vport::from_number((of.0 & 0xffff) as u16, card.dpu) {
+    let resource = match vport_of(of, card.dpu) {
         Some(Vport::Uplink) => Some(Resource::PfNetdev(pf)),
         Some(vport @ (Vport::Vf(_) | Vport::HostPf)) => Some(Resource::Representor(pf, vport, RepType::Eth)),
         _ => None,
