@@ -54,9 +54,10 @@ impl Loaded {
     }
 }
 
+/// The error for a program that the kernel has not loaded: VLANs are not supported if it never would.
 fn not_here(error: &io::Error) -> CardError {
     match refused_io("loading what pushes and pops VLAN tags", error) {
-        CardError::Kernel { call, text, .. } => CardError::Kernel {
+        CardError::Kernel { call, errno: libc::EPERM | libc::EACCES | libc::ENOSYS, text, .. } => CardError::Kernel {
             call,
             errno: Errno::OPNOTSUPP.raw_os_error(),
             text,

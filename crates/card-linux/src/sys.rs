@@ -135,12 +135,24 @@ pub(crate) fn load_classifier(program: &[Instruction]) -> io::Result<OwnedFd> {
         insns: program.as_ptr() as u64,
         license: c"Dual MIT/GPL".as_ptr() as u64,
     };
-    // SAFETY: the attribute has the length given, and points to as many instructions as it says and to a string that ends
-    // in zero; all are alive during the call, and the kernel writes to none.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of_val(&load)) };
-    let fd = check(fd as c_int)?;
+    /// How often libbpf tries (`sys_bpf_prog_load`): the verifier gives up with EAGAIN when a signal is pending.
+    const ATTEMPTS: usize = 5;
+    let attempt = || {
+        // SAFETY: the attribute has the length given, and points to as many instructions as it says and to a string that
+        // ends in zero; all are alive during the call, and the kernel writes to none.
+        let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of_val(&load)) };
+        check(fd as c_int)
+    };
+    let interrupted = |result: &io::Result<c_int>| matches!(result, Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)));
+    let mut result = attempt();
+    for _ in 1..ATTEMPTS {
+        if !interrupted(&result) {
+            break;
+        }
+        result = attempt();
+    }
     // SAFETY: the descriptor is new, so nobody else owns it; the kernel has set close-on-exec.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    Ok(unsafe { OwnedFd::from_raw_fd(result?) })
 }
 
 /// Sends one datagram.
