@@ -42,6 +42,9 @@ pub const RDMA: u8 = 7;
 /// Dumps what the flow rules would do with a frame, in lines of text for people, in pieces. The request has [`PORT`] and
 /// [`FRAME`]. Nothing changes.
 pub const TRACE: u8 = 8;
+/// Carries out a [`tc::Request`] about filters of the card's netdevs. The request has [`TC_REQUEST`]. Dumps the
+/// [`tc::Answer`] as JSON, in pieces.
+pub const TC: u8 = 9;
 /// Dumps the status of the card and of the program that runs it, as JSON, in pieces.
 pub const STATUS: u8 = 16;
 /// Asks the program that runs the card to end. The request has [`WORDS`].
@@ -67,6 +70,9 @@ pub const PORT: u16 = 11;
 /// The bytes of a frame, without the frame check sequence.
 pub const FRAME: u16 = 12;
 
+/// A [`tc::Request`], as JSON.
+pub const TC_REQUEST: u16 = 13;
+
 /// Which network namespace is requested: [`INSIDE`] or [`HOME`].
 pub const WHICH: u16 = 8;
 /// The card's own network namespace, in which it has the other ends of its netdevs.
@@ -84,7 +90,7 @@ pub(crate) fn family() -> Family {
         name: NAME,
         number: ESWITCH,
         version: 1,
-        max_attribute: FRAME.into(),
+        max_attribute: TC_REQUEST.into(),
         operations: vec![
             (PERFORM, control::ADMIN | control::CAN_DO),
             (VIEW, control::CAN_DUMP),
@@ -94,6 +100,7 @@ pub(crate) fn family() -> Family {
             (COUNTERS, control::CAN_DUMP),
             (RDMA, control::ADMIN | control::CAN_DO),
             (TRACE, control::CAN_DUMP),
+            (TC, control::CAN_DUMP),
             (STATUS, control::CAN_DUMP),
             (END, control::ADMIN | control::CAN_DO),
         ],
@@ -115,6 +122,7 @@ pub(crate) enum Request<'a> {
     Rdma(RdmaChange),
     /// A frame that would come in at a port.
     Trace(PortHandle, &'a [u8]),
+    Tc(Box<::tc::Request>),
     Status,
     /// How to end.
     End(&'a str),
@@ -128,7 +136,7 @@ impl<'a> Request<'a> {
     /// missing or malformed, or the command is of another version.
     pub fn parse(peer: &Peer, payload: &'a [u8]) -> Result<Self, Refusal> {
         let (number, attributes) = split(payload)?;
-        let known = [WORDS, GROUP, COMMAND, VERSION, WHICH, DEVICE, RDMA_CHANGE, PORT, FRAME];
+        let known = [WORDS, GROUP, COMMAND, VERSION, WHICH, DEVICE, RDMA_CHANGE, PORT, FRAME, TC_REQUEST];
         let attributes = Attributes::of_request(attributes, &known)?;
         match number {
             PERFORM | RDMA | END if !peer.may_change => Err(Refusal::bare(Errno::PERM)),
@@ -157,6 +165,15 @@ impl<'a> Request<'a> {
                 let port = attributes.text(PORT)?.ok_or(Refusal::missing(PORT))?;
                 let port = port.parse().map_err(|error: ParseError| Refusal::new(Errno::INVAL, error.to_string()));
                 Ok(Self::Trace(port?, attributes.bytes(FRAME).ok_or(Refusal::missing(FRAME))?))
+            }
+            TC => {
+                let request = attributes.bytes(TC_REQUEST).ok_or(Refusal::missing(TC_REQUEST))?;
+                let request: ::tc::Request = serde_json::from_slice(request)
+                    .map_err(|error| Refusal::new(Errno::INVAL, error.to_string()))?;
+                if request.verb.changes() && !peer.may_change {
+                    return Err(Refusal::bare(Errno::PERM));
+                }
+                Ok(Self::Tc(Box::new(request)))
             }
             STATUS => Ok(Self::Status),
             END => Ok(Self::End(attributes.text(WORDS)?.ok_or(Refusal::missing(WORDS))?)),
@@ -215,6 +232,11 @@ impl<'a> Request<'a> {
                 add_pieces(TRACE, lines.join("\n").as_bytes(), reply);
                 Ok(())
             }
+            Self::Tc(request) => {
+                let answer = served.tc.answer(cx, served.card.engine(), (**request).clone());
+                add_pieces(TC, &json(&answer)?, reply);
+                Ok(())
+            }
             Self::Status => {
                 add_pieces(STATUS, host(served)?.status(cx).as_bytes(), reply);
                 Ok(())
@@ -234,6 +256,7 @@ impl<'a> Request<'a> {
             | Self::Counters(_)
             | Self::Rdma(_)
             | Self::Trace(..)
+            | Self::Tc(_)
             | Self::Status
             | Self::End(_) => Touched::Nothing,
         }
