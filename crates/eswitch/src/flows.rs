@@ -276,7 +276,8 @@ type CardCx<'a, 'b> = &'a mut Locked<'b, CardCall>;
 impl State {
     fn open(&mut self, cx: CardCx<'_, '_>, datapath: &dyn Datapath, pf: PfIndex) {
         let tables = Tables::new(datapath.capabilities());
-        self.switches.insert(pf, Switch { tables, ports: BTreeSet::new(), loadings: BTreeMap::new(), peers: PfSet::default() });
+        self.switches
+            .insert(pf, Switch { tables, ports: BTreeSet::new(), loadings: BTreeMap::new(), peers: PfSet::default() });
         datapath.open(cx, pf);
     }
 

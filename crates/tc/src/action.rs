@@ -83,6 +83,9 @@ const LAYOUTS: &[Layout] = &[
     layout(Kind::Sample, "sample", 2, 1, 20, ""),
 ];
 
+/// TCA_PEDIT_KEYS_EX
+const KEYS_EX: u16 = 5;
+
 impl Kind {
     fn layout(self) -> &'static Layout {
         &LAYOUTS[self as usize]
@@ -162,8 +165,7 @@ impl Action {
         let invalid = |text| Refusal::new(Errno::INVAL, text);
         let name = find(act::KIND).ok_or_else(|| invalid("TC action kind must be specified"))?;
         let name = name.string().ok_or_else(|| invalid("TC action name too long"))?.to_owned();
-        let kind = Kind::named(&name)
-            .ok_or_else(|| Refusal::new(Errno::NOENT, "Failed to load TC action module"))?;
+        let kind = Kind::named(&name).ok_or_else(|| Refusal::new(Errno::NOENT, "Failed to load TC action module"))?;
         let layout = kind.layout();
         let options = find(act::OPTIONS);
         let options = options.map_or(&[][..], |options| options.value);
@@ -261,7 +263,6 @@ impl Action {
     pub(crate) fn pedit_keys(&self) -> Vec<PeditKey> {
         const SELECTOR: usize = 24;
         const KEY: usize = 24;
-        const KEYS_EX: u16 = 5;
         let count = usize::from(self.parms.get(20).copied().unwrap_or(0));
         let ex: Vec<(u16, u16)> = attributes(self.attribute(KEYS_EX).unwrap_or_default())
             .flatten()
@@ -378,6 +379,16 @@ impl Action {
             if self.attribute(*kind).is_none() {
                 self.rest.push((*kind, value.clone()));
             }
+        }
+        // `tcf_pedit_key_ex_dump` writes nests without the flag with which they may have come.
+        if let Some((_, keys)) = self.rest.iter_mut().find(|(kind, _)| self.kind == Kind::Pedit && *kind == KEYS_EX)
+            && let Ok(plain) = netlink::row(|to| {
+                for key in attributes(keys).flatten() {
+                    to.put(key.kind, key.value);
+                }
+            })
+        {
+            *keys = plain;
         }
         if self.kind == Kind::Police {
             // Tables of rates are not kept.

@@ -41,22 +41,20 @@ struct Known {
     size: usize,
     form: Form,
     field: Option<Field>,
-    /// The mask that the kernel takes if there is no attribute for it: in the bits that count.
-    whole: u8,
 }
 
 const fn known(key: u16, mask: u16, size: usize, form: Form, field: Field) -> Known {
-    Known { key, mask, size, form, field: Some(field), whole: 0xff }
+    Known { key, mask, size, form, field: Some(field) }
 }
 
 /// A key that the card does not know.
 const fn foreign(key: u16, mask: u16, size: usize) -> Known {
-    Known { key, mask, size, form: Form::None, field: None, whole: 0xff }
+    Known { key, mask, size, form: Form::None, field: None }
 }
 
 /// An EtherType.
 const fn ethertype(key: u16) -> Known {
-    Known { key, mask: 0, size: 2, form: Form::EtherType, field: None, whole: 0xff }
+    Known { key, mask: 0, size: 2, form: Form::EtherType, field: None }
 }
 
 /// Every key, in the order of `fl_dump_key`, with the lengths of `fl_policy`.
@@ -120,7 +118,7 @@ const KNOWN: &[Known] = &[
     known(number::CT_STATE, number::CT_STATE_MASK, 2, Form::State, Field::CtState),
     known(93, 94, 2, Form::Host, Field::CtZone),
     known(95, 96, 4, Form::Host, Field::CtMark),
-    known(97, 98, 16, Form::Network, Field::CtLabel),
+    known(CT_LABELS, 98, 16, Form::Network, Field::CtLabel),
     known(number::KEY_FLAGS, number::KEY_FLAGS_MASK, 4, Form::Flags, Field::IpFlags),
     // HASH, NUM_OF_VLANS, PPPOE_SID, PPP_PROTO, L2TPV3_SID.
     foreign(100, 101, 4),
@@ -129,6 +127,9 @@ const KNOWN: &[Known] = &[
     foreign(104, 0, 2),
     foreign(105, 0, 4),
 ];
+
+/// TCA_FLOWER_KEY_CT_LABELS
+const CT_LABELS: u16 = 97;
 
 /// The bits of TCA_FLOWER_KEY_FLAGS that stand for a field: fragments.
 const FRAGMENTS: u8 = Field::FRAG | Field::FIRST_FRAG;
@@ -139,23 +140,24 @@ impl Keys {
     /// # Errors
     /// An attribute has a wrong length, or what flower refuses.
     pub fn read(options: &[u8]) -> Result<Keys, Refusal> {
-        let find = |kind| if kind == 0 { None } else { attributes(options).flatten().filter(|a| a.kind == kind).last() };
+        let find =
+            |kind| if kind == 0 { None } else { attributes(options).flatten().filter(|a| a.kind == kind).last() };
         let mut keys = Keys::default();
         for known in KNOWN {
             let (Some(key), mask) = (find(known.key), find(known.mask)) else { continue };
-            for attribute in [Some(&key), mask.as_ref()].into_iter().flatten() {
-                if attribute.value.len() < known.size {
-                    return Err(Refusal::new(Errno::RANGE, "Attribute failed policy validation"));
-                }
-            }
+            // Labels may be shorter (NLA_BINARY).
+            let whole = |value: &[u8]| match value.get(..known.size) {
+                Some(whole) => Ok(whole.to_vec()),
+                None if known.key == CT_LABELS => Ok([value, &vec![0; known.size - value.len()]].concat()),
+                None => Err(Refusal::new(Errno::RANGE, "Attribute failed policy validation")),
+            };
+            let mask = mask.map(|mask| whole(mask.value)).transpose()?;
             if known.key == number::KEY_FLAGS && mask.is_none() {
                 return Err(Refusal::new(Errno::INVAL, "Missing flags mask"));
             }
-            keys.attributes.push((known.key, key.value[..known.size].to_vec()));
+            keys.attributes.push((known.key, whole(key.value)?));
             if known.mask != 0 {
-                let whole = || vec![known.whole; known.size];
-                let mask = mask.map_or_else(whole, |mask| mask.value[..known.size].to_vec());
-                keys.attributes.push((known.mask, mask));
+                keys.attributes.push((known.mask, mask.unwrap_or_else(|| vec![0xff; known.size])));
             }
         }
         for kind in [number::ENC_OPTS, number::ENC_OPTS_MASK] {
@@ -169,7 +171,11 @@ impl Keys {
     fn check(&self) -> Result<(), Refusal> {
         let invalid = |why| Err(Refusal::new(Errno::INVAL, why));
         for (min, max, which) in [
-            (number::PORT_SRC_MIN, number::PORT_SRC_MAX, "Invalid source port range (min must be strictly smaller than max)"),
+            (
+                number::PORT_SRC_MIN,
+                number::PORT_SRC_MAX,
+                "Invalid source port range (min must be strictly smaller than max)",
+            ),
             (
                 number::PORT_DST_MIN,
                 number::PORT_DST_MAX,
@@ -206,13 +212,25 @@ impl Keys {
         self.attributes.iter().find(|(own, _)| *own == kind).map(|(_, value)| &value[..])
     }
 
-    /// The attributes, in the order in which the kernel shows them: keys with a mask of nothing are left out.
-    pub fn shown(&self) -> impl Iterator<Item = &Attr> {
+    /// The attributes as the kernel shows them: keys with a mask of nothing are left out, and ETH_TYPE is the type behind all
+    /// tags (`fl_dump_key`).
+    pub fn shown(&self) -> Vec<Attr> {
         let is_empty = |kind: u16| self.get(kind).is_some_and(|mask| mask.iter().all(|byte| *byte == 0));
-        self.attributes.iter().filter(move |(kind, _)| {
+        let mut shown = self.attributes.clone();
+        shown.retain(|(kind, _)| {
             let known = KNOWN.iter().find(|known| known.mask != 0 && (known.key == *kind || known.mask == *kind));
-            known.is_none_or(|known| !is_empty(known.mask))
-        })
+            *kind != number::ETH_TYPE && known.is_none_or(|known| !is_empty(known.mask))
+        });
+        let types = [number::ETH_TYPE, number::VLAN_ETH_TYPE, number::CVLAN_ETH_TYPE];
+        let last = types.into_iter().filter_map(|kind| self.ethertype(kind)).last();
+        if let Some(last) = last.filter(|last| !is_tag(*last)) {
+            shown.insert(0, (number::ETH_TYPE, last.to_be_bytes().to_vec()));
+        }
+        shown
+    }
+
+    fn ethertype(&self, kind: u16) -> Option<u16> {
+        Some(u16::from_be_bytes(*self.get(kind)?.first_chunk()?))
     }
 
     fn port(&self, kind: u16) -> Option<u16> {
@@ -227,7 +245,7 @@ impl Keys {
         let mut matches = Match::new();
         for known in KNOWN {
             let Some(value) = self.get(known.key) else { continue };
-            let mask = self.get(known.mask).map(<[u8]>::to_vec).unwrap_or_else(|| vec![known.whole; known.size]);
+            let mask = self.get(known.mask).map(<[u8]>::to_vec).unwrap_or_else(|| vec![0xff; known.size]);
             if mask.iter().all(|byte| *byte == 0) {
                 continue;
             }
@@ -282,9 +300,7 @@ impl Keys {
 
     /// EtherTypes, as `fl_set_key` takes them: that of a VLAN tag is the tag's, and what follows is behind it.
     fn with_ethertypes(&self, matches: Match, protocol: Protocol) -> Match {
-        let number = |kind| Some(u16::from_be_bytes(*self.get(kind)?.first_chunk()?));
-        let is_tag = |ethertype: u16| matches!(ethertype, 0x8100 | 0x88a8);
-        let outer = match (number(number::ETH_TYPE), protocol) {
+        let outer = match (self.ethertype(number::ETH_TYPE), protocol) {
             (Some(outer), _) => outer,
             (None, Protocol::Is(outer)) if is_tag(outer) => outer,
             _ => return matches,
@@ -293,11 +309,11 @@ impl Keys {
             return matches.with(Field::EthType, outer);
         }
         let matches = matches.with(Field::VlanTpid, outer);
-        match number(number::VLAN_ETH_TYPE) {
+        match self.ethertype(number::VLAN_ETH_TYPE) {
             None => matches,
             Some(inner) if is_tag(inner) => {
                 let matches = matches.with(Field::VlanEthType, inner).with(Field::CvlanTpid, inner);
-                match number(number::CVLAN_ETH_TYPE) {
+                match self.ethertype(number::CVLAN_ETH_TYPE) {
                     Some(innermost) => matches.with(Field::EthType, innermost),
                     None => matches,
                 }
@@ -305,6 +321,11 @@ impl Keys {
             Some(inner) => matches.with(Field::EthType, inner),
         }
     }
+}
+
+/// Whether a type is that of a VLAN tag.
+fn is_tag(ethertype: u16) -> bool {
+    matches!(ethertype, 0x8100 | 0x88a8)
 }
 
 /// The lower byte of a number of two bytes in the host's order.

@@ -24,4 +24,4 @@ pub use offload::Offload;
 pub use refusal::Refusal;
 pub use request::{Classifier, Header, Netdev, Place, Request, Side, Spec, Verb, header};
 pub use shown::{Address, Answer, Shown, ShownFilter};
-pub use tables::{Entry, EntryFilter, Outcome, Removed, Reserved, Tables};
+pub use tables::{Entry, EntryFilter, NO_CHAIN, Outcome, Removed, Reserved, Tables};

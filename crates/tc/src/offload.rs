@@ -75,7 +75,9 @@ impl Reader {
             Kind::TunnelKey => self.tunnel_key(action)?,
             Kind::Pedit => self.pedit(action)?,
             Kind::Csum => self.actions.push(FlowAction::Csum(Csum(action.mode()))),
-            Kind::Skbedit => return Err(Refusal::unsupported("The offload action is not supported on this card: skbedit")),
+            Kind::Skbedit => {
+                return Err(Refusal::unsupported("The offload action is not supported on this card: skbedit"));
+            }
             Kind::Ct => self.ct(action)?,
             Kind::Police => return self.police(action),
             Kind::Sample => self.actions.push(FlowAction::Sample(Sample {
@@ -227,7 +229,8 @@ impl Reader {
             self.actions.push(FlowAction::CtClear);
             return Ok(());
         }
-        let label = |kind| action.attribute(kind).and_then(|bytes| bytes.first_chunk()).map(|b| u128::from_be_bytes(*b));
+        let label =
+            |kind| action.attribute(kind).and_then(|bytes| bytes.first_chunk()).map(|b| u128::from_be_bytes(*b));
         let nat = match (flags & ct::NAT != 0, flags & (ct::NAT_SRC | ct::NAT_DST)) {
             (false, _) => None,
             (true, 0) => Some(Nat::Restore),
@@ -301,10 +304,10 @@ fn outcome(code: i32) -> Result<Control, Refusal> {
         control::PIPE => Ok(Control::Pipe),
         control::SHOT => Ok(Control::Drop),
         // Counted in actions of tc from the first one, until `place_jumps` (`tcf_action_exec`).
-        code if code & !control::EXT_VALUE == control::JUMP => {
-            Ok(Control::Jump((code & control::EXT_VALUE) as usize))
+        code if code & !control::EXT_VALUE == control::JUMP => Ok(Control::Jump((code & control::EXT_VALUE) as usize)),
+        _ => {
+            Err(Refusal::unsupported("Offload not supported when conform-exceed action is not pipe, drop, ok or jump"))
         }
-        _ => Err(Refusal::unsupported("Offload not supported when conform-exceed action is not pipe, drop, ok or jump")),
     }
 }
 

@@ -7,9 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::action::{self, Action, Targets};
 use crate::keys::Keys;
 use crate::numbers::{
-    ETH_P_ALL, RTM_DELCHAIN, RTM_DELTFILTER, RTM_GETCHAIN, RTM_GETTFILTER, RTM_NEWCHAIN, RTM_NEWTFILTER,
-    TC_H_CLSACT, TC_H_INGRESS_QDISC, TC_H_MIN_EGRESS, TC_H_MIN_INGRESS, TCMSG, cls_flags, control, flower, matchall,
-    tca,
+    ETH_P_ALL, RTM_DELCHAIN, RTM_DELTFILTER, RTM_GETCHAIN, RTM_GETTFILTER, RTM_NEWCHAIN, RTM_NEWTFILTER, TC_H_CLSACT,
+    TC_H_INGRESS_QDISC, TC_H_MIN_EGRESS, TC_H_MIN_INGRESS, TCMSG, cls_flags, control, flower, matchall, tca,
 };
 use crate::refusal::Refusal;
 
@@ -243,7 +242,9 @@ impl Spec {
             return Err(Refusal::new(Errno::INVAL, ""));
         }
         if is_flower && find(options, flower::INDEV).is_some() {
-            return Err(Refusal::unsupported("matching on the name of a netdev is not supported: use that netdev's ingress"));
+            return Err(Refusal::unsupported(
+                "matching on the name of a netdev is not supported: use that netdev's ingress",
+            ));
         }
         let classifier = if is_flower { Classifier::Flower(Keys::read(options)?) } else { Classifier::Matchall };
         let actions = find(options, act).map_or(&[][..], |actions| actions.value);

@@ -119,7 +119,7 @@ impl ShownFilter {
             && !is_terse
         {
             for (kind, value) in keys.shown() {
-                to.put(*kind, value);
+                to.put(kind, &value);
             }
         }
         to.u32(flags_kind, flags);

@@ -134,6 +134,9 @@ fn refused(errno: Errno, text: &'static str) -> Refusal {
     Refusal::new(errno, text)
 }
 
+/// The text if there is no chain.
+pub const NO_CHAIN: &str = "Cannot find specified filter chain";
+
 const NOT_FOUND: &str = "Filter with specified priority/protocol not found";
 
 impl Tables {
@@ -225,24 +228,19 @@ impl Tables {
         spec.actions = self.bind(spec.actions)?;
         let block = Block::Port(place.netdev.port);
         let wants = place.side == Side::Ingress && spec.flags & cls_flags::SKIP_HW == 0;
-        let offload =
-            wants.then(|| spec.offload(block, uplink, (chain, place.priority, place.flow_protocol())));
+        let offload = wants.then(|| spec.offload(block, uplink, (chain, place.priority, place.flow_protocol())));
         if !is_replacement {
-            let filter = Filter {
-                spec: spec.clone(),
-                rule: None,
-                made_ms: now_ms,
-                before: Counter::default(),
-                reserved: true,
-            };
+            let filter =
+                Filter { spec: spec.clone(), rule: None, made_ms: now_ms, before: Counter::default(), reserved: true };
             let chains = self.chains(place.netdev, place.side);
-            let priority = chains.entry(chain).or_default().priorities.entry(place.priority).or_insert_with(|| Priority {
-                protocol: place.protocol,
-                kind,
-                filters: BTreeMap::new(),
-                by_match: HashMap::new(),
-                first_handle: 1,
-            });
+            let priority =
+                chains.entry(chain).or_default().priorities.entry(place.priority).or_insert_with(|| Priority {
+                    protocol: place.protocol,
+                    kind,
+                    filters: BTreeMap::new(),
+                    by_match: HashMap::new(),
+                    first_handle: 1,
+                });
             if place.handle == priority.first_handle {
                 priority.first_handle = place.handle.saturating_add(1);
             }
@@ -308,7 +306,7 @@ impl Tables {
         let Some(priorities) = chains.get(&chain).map(|chain| &chain.priorities) else {
             return match place.priority {
                 0 => Ok((Vec::new(), Vec::new())),
-                _ => Err(refused(Errno::NOENT, "Cannot find specified filter chain")),
+                _ => Err(refused(Errno::NOENT, NO_CHAIN)),
             };
         };
         if place.priority == 0 {
@@ -343,7 +341,7 @@ impl Tables {
         }
         let chain = place.chain.unwrap_or(0);
         if !self.chains(place.netdev, place.side).contains_key(&chain) {
-            return Err(refused(Errno::INVAL, "Cannot find specified filter chain"));
+            return Err(refused(Errno::INVAL, NO_CHAIN));
         }
         self.find(place, kind)?;
         let entry = self.entry(&Place { chain: Some(chain), ..*place });
@@ -363,13 +361,8 @@ impl Tables {
                 {
                     continue;
                 }
-                let at = Place {
-                    chain: Some(*chain),
-                    priority: *number,
-                    protocol: priority.protocol,
-                    handle: 0,
-                    ..*place
-                };
+                let at =
+                    Place { chain: Some(*chain), priority: *number, protocol: priority.protocol, handle: 0, ..*place };
                 let settled: Vec<u32> =
                     priority.filters.iter().filter(|(_, filter)| !filter.reserved).map(|(handle, _)| *handle).collect();
                 if settled.is_empty() {
@@ -404,10 +397,7 @@ impl Tables {
             return Err(refused(Errno::EXIST, "Filter chain already exists"));
         }
         if !create {
-            return Err(refused(
-                Errno::NOENT,
-                "Need both RTM_NEWCHAIN and NLM_F_CREATE to create a new chain",
-            ));
+            return Err(refused(Errno::NOENT, "Need both RTM_NEWCHAIN and NLM_F_CREATE to create a new chain"));
         }
         chains.insert(number, Chain { explicit: true, priorities: BTreeMap::new() });
         Ok(())
@@ -419,7 +409,7 @@ impl Tables {
     /// EINVAL: there is none.
     pub fn get_chain(&mut self, place: &Place) -> Result<(), Refusal> {
         let there = self.chains(place.netdev, place.side).contains_key(&place.chain.unwrap_or(0));
-        there.then_some(()).ok_or_else(|| refused(Errno::INVAL, "Cannot find specified filter chain"))
+        there.then_some(()).ok_or_else(|| refused(Errno::INVAL, NO_CHAIN))
     }
 
     /// Deletes a chain with its filters.
@@ -469,8 +459,7 @@ impl Tables {
         let priority = self.priority(place)?;
         let (kind, protocol) = (priority.kind, priority.protocol);
         let filter = priority.filters.get(&place.handle).filter(|filter| !filter.reserved)?.clone();
-        let bound =
-            |action: &Action| self.actions.get(&(action.kind, action.index)).map_or(1, |kept| kept.bound);
+        let bound = |action: &Action| self.actions.get(&(action.kind, action.index)).map_or(1, |kept| kept.bound);
         let bound = filter.spec.actions.iter().map(bound).collect();
         let Filter { spec, rule, made_ms, before, .. } = filter;
         Some(Entry {
@@ -486,7 +475,8 @@ impl Tables {
         let head = Entry { place: Place { protocol: kept.protocol, ..at }, kind: kept.kind, filter: None };
         let handles: Vec<u32> = kept.filters.keys().copied().collect();
         let (netdev, side) = (place.netdev, place.side);
-        let removed = handles.into_iter().filter_map(|handle| self.take(netdev, side, chain, priority, handle)).collect();
+        let removed =
+            handles.into_iter().filter_map(|handle| self.take(netdev, side, chain, priority, handle)).collect();
         (vec![head], removed)
     }
 

@@ -53,7 +53,12 @@ pub(super) fn concerns(message: &Message<'_>) -> bool {
 
 /// Answers a request about filters of a card's netdev in an E-Switch, or has the card follow it. Returns `false` for every
 /// other message.
-pub(super) fn answer(cx: Cx<'_, '_>, route: &mut super::route::Route, relay: &mut Relay, message: &Message<'_>) -> bool {
+pub(super) fn answer(
+    cx: Cx<'_, '_>,
+    route: &mut super::route::Route,
+    relay: &mut Relay,
+    message: &Message<'_>,
+) -> bool {
     if !concerns(message) {
         return false;
     }
@@ -83,7 +88,7 @@ pub(super) fn answer(cx: Cx<'_, '_>, route: &mut super::route::Route, relay: &mu
     match message.header.kind {
         RTM_NEWTFILTER => add(cx, route, relay, message, (&netdev, &network), request),
         RTM_DELTFILTER => delete(cx, route, relay, message, (&netdev, &network), request),
-        RTM_GETTFILTER => show(cx, relay, message, (&netdev, &network), request),
+        RTM_GETTFILTER => show(cx, route, relay, message, (&netdev, &network), request),
         // Chains that are made by themselves are the kernel's.
         _ => false,
     }
@@ -171,7 +176,9 @@ fn delete(
     let answer = ask_card(relay, on, &request);
     match answer {
         // It is the kernel's, or nobody's.
-        Ok(Answer::Refused(refusal)) if matches!(refusal.errno(), Errno::NOENT | Errno::INVAL) => return false,
+        Ok(Answer::Refused(refusal)) if matches!(refusal.errno(), Errno::NOENT | Errno::INVAL) => {
+            return leave_to_kernel(cx, route, relay, message, &refusal);
+        }
         Err(refusal) | Ok(Answer::Refused(refusal)) => refuse(cx, relay, message, &refusal),
         // The kernel's own filters go, too, and it answers.
         Ok(_) if flushes => return false,
@@ -187,10 +194,18 @@ fn delete(
 }
 
 /// Shows the card's filters. The kernel shows its own behind them, and ends a list.
-fn show(cx: Cx<'_, '_>, relay: &mut Relay, message: &Message<'_>, on: On<'_>, request: Request) -> bool {
+fn show(
+    cx: Cx<'_, '_>,
+    route: &mut super::route::Route,
+    relay: &mut Relay,
+    message: &Message<'_>,
+    on: On<'_>,
+    request: Request,
+) -> bool {
     let is_list = request.verb == Verb::List;
     match ask_card(relay, on, &request) {
-        Ok(Answer::Refused(_)) | Err(_) => false,
+        Err(_) => false,
+        Ok(Answer::Refused(refusal)) => !is_list && leave_to_kernel(cx, route, relay, message, &refusal),
         Ok(answer) => {
             tell(cx, relay, message, on, &answer);
             if !is_list && message.header.flags.contains(Flags::ACK) {
@@ -199,6 +214,24 @@ fn show(cx: Cx<'_, '_>, relay: &mut Relay, message: &Message<'_>, on: On<'_>, re
             !is_list
         }
     }
+}
+
+/// Asks the kernel for a filter that the card does not have. If it does not have it either, the one that knows more of the
+/// place says why.
+fn leave_to_kernel(
+    cx: Cx<'_, '_>,
+    route: &mut super::route::Route,
+    relay: &mut Relay,
+    message: &Message<'_>,
+    refusal: &Refusal,
+) -> bool {
+    let (outcome, answer) = ask_kernel(cx, route, relay, message);
+    match outcome {
+        Some(Err(_)) if refusal.text != tc::NO_CHAIN => refuse(cx, relay, message, refusal),
+        Some(outcome) if outcome.is_err() || message.header.flags.contains(Flags::ACK) => relay.send_message(&answer),
+        _ => {}
+    }
+    true
 }
 
 /// Passes the deletion of a qdisc on, and has the card forget its filters if it is gone.
