@@ -37,7 +37,7 @@ impl TcFilters {
         let of = request.place.netdev.port;
         // In legacy mode there is no representor, and the uplink's filters are not the card's.
         let number = engine.flow_port(cx, of).unwrap_or(0);
-        let netdev = Netdev { port: of, number };
+        let netdev = Netdev { number, ..request.place.netdev };
         let place = Place { netdev, ..request.place };
         self.0.lock_leaf(cx).meet(netdev);
         let done = match request.verb {

@@ -1,6 +1,6 @@
 //! What programs ask for, out of the messages of rtnetlink.
 
-use flow::{Port, Protocol};
+use flow::{Block, Port, Protocol, TunnelDevice};
 use netlink::{Errno, Flags, Message, attributes, find, u32_at};
 use serde::{Deserialize, Serialize};
 
@@ -12,14 +12,24 @@ use crate::numbers::{
 };
 use crate::refusal::Refusal;
 
-/// A netdev of the card that has filters: a port, and which of the netdevs that the port has had. A port whose representor
-/// was unloaded and loaded again has another netdev, which has none of the filters of the one before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+/// A netdev that has filters which the card may carry out: that of a port, or a tunnel device over an uplink; and which of the
+/// netdevs that the port has had. A port whose representor was unloaded and loaded again has another netdev, which has none of
+/// the filters of the one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Netdev {
-    /// The port.
+    /// The port; for a tunnel device the uplink.
     pub port: Port,
+    /// The tunnel device, and its interface index, which no other netdev of its network namespace has.
+    pub tunnel: Option<(TunnelDevice, u32)>,
     /// The number of the netdev: no other netdev of the port has it. The card gives it.
     pub number: u64,
+}
+
+impl Netdev {
+    /// The block that the rules of its filters are in.
+    pub(crate) fn block(&self) -> Block {
+        self.tunnel.map_or(Block::Port(self.port), |(device, _)| Block::Tunnel(device))
+    }
 }
 
 /// Where on a netdev a filter is: at what comes in, or at what goes out.

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use flow::{Block, Counter, Port, RuleId};
+use flow::{Counter, Port, RuleId};
 use netlink::Errno;
 
 use crate::action::{Action, Kind, Usage};
@@ -24,10 +24,18 @@ const AUTOMATIC: u16 = 0x8000;
 /// The filters of a card's netdevs.
 #[derive(Default)]
 pub struct Tables {
-    netdevs: BTreeMap<Port, Filters>,
+    /// By the port, and for a tunnel device by its interface index.
+    netdevs: BTreeMap<Name, Filters>,
     actions: BTreeMap<(Kind, u32), Kept>,
     /// For each kind, an index below which none is free.
     first_index: BTreeMap<Kind, u32>,
+}
+
+/// A port, or a tunnel device over it.
+type Name = (Port, Option<u32>);
+
+fn name(netdev: &Netdev) -> Name {
+    (netdev.port, netdev.tunnel.map(|(_, index)| index))
 }
 
 /// The filters of one netdev.
@@ -144,15 +152,15 @@ impl Tables {
     fn chains(&mut self, netdev: Netdev, side: Side) -> &mut BTreeMap<u32, Chain> {
         let filters = self
             .netdevs
-            .entry(netdev.port)
+            .entry(name(&netdev))
             .or_insert_with(|| Filters { number: netdev.number, sides: BTreeMap::new() });
         filters.sides.entry(side).or_default()
     }
 
     /// Forgets the filters of a port if they are those of another netdev, which is gone, and with it its rules.
     pub fn meet(&mut self, netdev: Netdev) {
-        let is_other = self.netdevs.get(&netdev.port).is_some_and(|filters| filters.number != netdev.number);
-        if is_other && let Some(filters) = self.netdevs.remove(&netdev.port) {
+        let is_other = self.netdevs.get(&name(&netdev)).is_some_and(|filters| filters.number != netdev.number);
+        if is_other && let Some(filters) = self.netdevs.remove(&name(&netdev)) {
             let chains = filters.sides.into_values().flat_map(BTreeMap::into_values);
             let priorities = chains.flat_map(|chain| chain.priorities.into_values());
             for filter in priorities.flat_map(|priority| priority.filters.into_values()) {
@@ -226,7 +234,7 @@ impl Tables {
             });
         }
         spec.actions = self.bind(spec.actions)?;
-        let block = Block::Port(place.netdev.port);
+        let block = place.netdev.block();
         let wants = place.side == Side::Ingress && spec.flags & cls_flags::SKIP_HW == 0;
         let offload = wants.then(|| spec.offload(block, uplink, (chain, place.priority, place.flow_protocol())));
         if !is_replacement {

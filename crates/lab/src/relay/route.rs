@@ -334,10 +334,15 @@ fn vfs_in<'a>(message: &Message<'a>) -> Option<&'a [u8]> {
 
 /// The card's netdev that a request is about, in the program's network namespace.
 fn netdev_in(cx: Cx<'_, '_>, relay: &mut Relay, message: &Message<'_>) -> Option<CardNetdev> {
-    let given = u32_at(message.payload(), 4).filter(|index| *index != 0);
-    let index = given.or_else(|| name_to_index(&relay.socket.kernel, name_in(message)?).ok())?;
+    let index = index_in(relay, message)?;
     let network = relay.network(cx)?;
     relay.cards.netdev_at(cx, &network, index)
+}
+
+/// The interface index that a request gives, in `struct ifinfomsg` or `struct tcmsg`, or that of the netdev whose name it gives.
+pub(super) fn index_in(relay: &Relay, message: &Message<'_>) -> Option<u32> {
+    let given = u32_at(message.payload(), 4).filter(|index| *index != 0);
+    given.or_else(|| name_to_index(&relay.socket.kernel, name_in(message)?).ok())
 }
 
 /// The name of the netdev that a request without an index is about.

@@ -4,14 +4,18 @@
 //! it has no such classifier, or that nobody could carry out `skip_sw`, is refused. What it accepts has a software half in the
 //! kernel, and the card is asked for the other half ([`tc`]).
 
-use devlink::view::Role;
+use std::sync::Arc;
+
+use devlink::view::{self, Role};
 use flow::Port;
+use netlink::rtnl::RTM_DELLINK;
 use netlink::{Errno, Flags, Message, find, messages, nlmsgerr_attr};
 use tc::numbers::{RTM_DELQDISC, RTM_DELTFILTER, RTM_GETTFILTER, RTM_NEWTFILTER, TCMSG, tca};
 use tc::{Address, Answer, Netdev, Place, Refusal, Request, Side, Target, Verb};
 
+use super::route::index_in;
 use super::{ROOM, Relay};
-use crate::cards::CardNetdev;
+use crate::cards::IndexedView;
 use crate::lock_order::Cx;
 use crate::network::{Network, Peer};
 
@@ -51,6 +55,57 @@ pub(super) fn concerns(message: &Message<'_>) -> bool {
     is_qdisc || tc::header(message).is_some_and(|header| Side::of_parent(header.parent).is_some())
 }
 
+/// A netdev whose filters the card may carry out, as a request has named it.
+struct On {
+    /// The index of the card.
+    card: usize,
+    view: Arc<IndexedView>,
+    of: Netdev,
+    network: Arc<Network>,
+}
+
+impl On {
+    /// Finds the netdev with an interface index in the network namespace of a socket. `None`: it is neither a port's in an E-Switch
+    /// nor a tunnel device where an uplink is.
+    fn find(cx: Cx<'_, '_>, relay: &Relay, index: u32) -> Option<Self> {
+        let network = relay.network(cx)?;
+        if let Some(netdev) = relay.cards.netdev_at(cx, &network, index) {
+            let of = Netdev { port: port_of(&netdev)?, tunnel: None, number: 0 };
+            return Some(Self { card: netdev.card, view: Arc::clone(&netdev.view), of, network });
+        }
+        let device = network.tunnel(cx, index)?;
+        let views = relay.cards.now(cx);
+        // Every card's uplink that is here could carry it out; the first one does.
+        let mut uplinks = views.each().flat_map(|(card, view)| {
+            let of_pf = view.card.netdevs.iter().filter(|netdev| netdev.role == Role::Pf);
+            of_pf.filter_map(move |netdev| Some((card, port_of(netdev)?, netdev.peer?)))
+        });
+        let (card, port, _) = uplinks.find(|(card, _, peer)| {
+            let peer = Peer { card: *card, index: *peer };
+            network.look(cx, &relay.cards, |table| table.netdev(peer).is_some())
+        })?;
+        let view = views.shared(card)?;
+        let of = Netdev { port, tunnel: Some((device, index)), number: 0 };
+        Some(Self { card, view, of, network })
+    }
+
+    /// What a netdev to which frames are sent is to the card.
+    fn target(&self, cx: Cx<'_, '_>, relay: &Relay, index: u32) -> Target {
+        match relay.cards.netdev_at(cx, &self.network, index) {
+            Some(other) if other.card == self.card => port_of(&other).map_or(Target::Other, Target::Port),
+            Some(_) => Target::Other,
+            None => self.network.tunnel(cx, index).map_or(Target::Other, Target::Tunnel),
+        }
+    }
+
+    /// The interface index of the netdev of another port of the card.
+    fn index_of(&self, cx: Cx<'_, '_>, relay: &Relay, port: Port) -> Option<u32> {
+        let found = self.view.card.netdevs.iter().find(|netdev| port_of(netdev) == Some(port))?;
+        let peer = Peer { card: self.card, index: found.peer? };
+        self.network.look(cx, &relay.cards, |table| Some(table.netdev(peer)?.0))
+    }
+}
+
 /// Answers a request about filters of a card's netdev in an E-Switch, or has the card follow it. Returns `false` for every
 /// other message.
 pub(super) fn answer(
@@ -59,22 +114,17 @@ pub(super) fn answer(
     relay: &mut Relay,
     message: &Message<'_>,
 ) -> bool {
-    if !concerns(message) {
+    let deletes_link = message.header.kind == RTM_DELLINK && message.header.is_request();
+    if !deletes_link && !concerns(message) {
         return false;
     }
-    let index = netlink::u32_at(message.payload(), 4).unwrap_or(0);
-    let Some(network) = relay.network(cx) else { return false };
-    let Some(netdev) = relay.cards.netdev_at(cx, &network, index) else { return false };
-    let Some(port) = port_of(&netdev) else { return false };
-    let of = Netdev { port, number: 0 };
-    if message.header.kind == RTM_DELQDISC {
-        return delete_qdisc(cx, route, relay, message, (&netdev, of));
+    let Some(index) = index_in(relay, message) else { return false };
+    let Some(on) = On::find(cx, relay, index) else { return false };
+    if deletes_link || message.header.kind == RTM_DELQDISC {
+        return delete_all(cx, route, relay, message, &on);
     }
-    let mut targets = |target| match relay.cards.netdev_at(cx, &network, target) {
-        Some(other) if other.card == netdev.card => port_of(&other).map_or(Target::Other, Target::Port),
-        _ => Target::Other,
-    };
-    let request = match Request::read(message, of, &mut targets) {
+    let request = Request::read(message, on.of, &mut |index| on.target(cx, relay, index));
+    let request = match request {
         Ok(Some(request)) => request,
         Ok(None) => return false,
         Err(refusal) => {
@@ -86,21 +136,19 @@ pub(super) fn answer(
         }
     };
     match message.header.kind {
-        RTM_NEWTFILTER => add(cx, route, relay, message, (&netdev, &network), request),
-        RTM_DELTFILTER => delete(cx, route, relay, message, (&netdev, &network), request),
-        RTM_GETTFILTER => show(cx, route, relay, message, (&netdev, &network), request),
+        RTM_NEWTFILTER => add(cx, route, relay, message, &on, request),
+        RTM_DELTFILTER => delete(cx, route, relay, message, &on, request),
+        RTM_GETTFILTER => show(cx, route, relay, message, &on, request),
         // Chains that are made by themselves are the kernel's.
         _ => false,
     }
 }
 
 /// The port of a netdev in an E-Switch: a representor's, or the uplink's.
-fn port_of(netdev: &CardNetdev) -> Option<Port> {
+fn port_of(netdev: &view::Netdev) -> Option<Port> {
     let is_in_switch = netdev.in_switch && matches!(netdev.role, Role::Pf | Role::Representor);
     netdev.port.filter(|_| is_in_switch).map(|handle| Port(handle.index.0))
 }
-
-type On<'a> = (&'a CardNetdev, &'a Network);
 
 /// Has the kernel judge a message. Its answer does not reach the program.
 fn ask_kernel(
@@ -130,7 +178,7 @@ fn add(
     route: &mut super::route::Route,
     relay: &mut Relay,
     message: &Message<'_>,
-    on: On<'_>,
+    on: &On,
     request: Request,
 ) -> bool {
     let (outcome, answer) = ask_kernel(cx, route, relay, message);
@@ -166,7 +214,7 @@ fn delete(
     route: &mut super::route::Route,
     relay: &mut Relay,
     message: &Message<'_>,
-    on: On<'_>,
+    on: &On,
     request: Request,
 ) -> bool {
     let flushes = request.place.priority == 0;
@@ -199,7 +247,7 @@ fn show(
     route: &mut super::route::Route,
     relay: &mut Relay,
     message: &Message<'_>,
-    on: On<'_>,
+    on: &On,
     request: Request,
 ) -> bool {
     let is_list = request.verb == Verb::List;
@@ -234,25 +282,25 @@ fn leave_to_kernel(
     true
 }
 
-/// Passes the deletion of a qdisc on, and has the card forget its filters if it is gone.
-fn delete_qdisc(
+/// Passes the deletion of a qdisc or of a tunnel device on, and has the card forget its filters if it is gone.
+fn delete_all(
     cx: Cx<'_, '_>,
     route: &mut super::route::Route,
     relay: &mut Relay,
     message: &Message<'_>,
-    (netdev, of): (&CardNetdev, Netdev),
+    on: &On,
 ) -> bool {
     let parent = netlink::u32_at(message.payload(), 12).unwrap_or(0);
-    if Side::of_parent(parent) != Some(Side::Ingress) {
+    if message.header.kind == RTM_DELQDISC && Side::of_parent(parent) != Some(Side::Ingress) {
         return false;
     }
     let (outcome, answer) = ask_kernel(cx, route, relay, message);
     if outcome == Some(Ok(())) {
         for side in [Side::Ingress, Side::Egress] {
-            let place = Place { netdev: of, side, chain: None, priority: 0, protocol: 0, handle: 0 };
+            let place = Place { netdev: on.of, side, chain: None, priority: 0, protocol: 0, handle: 0 };
             let request = Request { place, verb: Verb::Forget };
             // If the card is gone, so are its filters.
-            let _ = relay.cards.card(netdev.card).map(|card| card.tc(&request));
+            let _ = relay.cards.card(on.card).map(|card| card.tc(&request));
         }
     }
     if outcome.is_some_and(|outcome| outcome.is_err()) || message.header.flags.contains(Flags::ACK) {
@@ -261,14 +309,14 @@ fn delete_qdisc(
     true
 }
 
-fn ask_card(relay: &Relay, (netdev, _): On<'_>, request: &Request) -> Result<Answer, Refusal> {
+fn ask_card(relay: &Relay, on: &On, request: &Request) -> Result<Answer, Refusal> {
     let gone = || Refusal::new(Errno::NODEV, "the card is gone");
-    let card = relay.cards.card(netdev.card).ok_or_else(gone)?;
+    let card = relay.cards.card(on.card).ok_or_else(gone)?;
     card.tc(request).map_err(|refusal| Refusal::new(refusal.errno, refusal.message))
 }
 
 /// Sends the program filters.
-fn tell(cx: Cx<'_, '_>, relay: &mut Relay, message: &Message<'_>, (netdev, network): On<'_>, answer: &Answer) {
+fn tell(cx: Cx<'_, '_>, relay: &mut Relay, message: &Message<'_>, on: &On, answer: &Answer) {
     let is_dump = message.header.is_dump();
     let payload = message.payload();
     let dump_flags = find(message.after(TCMSG).unwrap_or_default(), tca::DUMP_FLAGS);
@@ -288,13 +336,11 @@ fn tell(cx: Cx<'_, '_>, relay: &mut Relay, message: &Message<'_>, (netdev, netwo
     };
     let mut known: Vec<(Port, Option<u32>)> = Vec::new();
     for shown in shown {
-        let cards = std::sync::Arc::clone(&relay.cards);
         let mut index_of = |port: Port| {
             if let Some((_, index)) = known.iter().find(|(own, _)| *own == port) {
                 return *index;
             }
-            let peer = peer_of(netdev, port);
-            let index = peer.and_then(|peer| network.look(cx, &cards, |table| Some(table.netdev(peer)?.0)));
+            let index = on.index_of(cx, relay, port);
             known.push((port, index));
             index
         };
@@ -305,14 +351,6 @@ fn tell(cx: Cx<'_, '_>, relay: &mut Relay, message: &Message<'_>, (netdev, netwo
             relay.send_message(&built);
         }
     }
-}
-
-/// The netdev of another port of the same card.
-fn peer_of(netdev: &CardNetdev, port: Port) -> Option<Peer> {
-    let netdevs = &netdev.view.card.netdevs;
-    let is_of = |handle: eswitch::PortHandle| handle.index.0 == port.0;
-    let found = netdevs.iter().find(|other| other.in_switch && other.port.is_some_and(is_of))?;
-    Some(Peer { card: netdev.card, index: found.peer? })
 }
 
 fn acknowledge(cx: Cx<'_, '_>, relay: &mut Relay, message: &Message<'_>) {
