@@ -41,7 +41,9 @@ impl TcFilters {
         let place = Place { netdev, ..request.place };
         self.0.lock_leaf(cx).meet(netdev);
         let done = match request.verb {
-            Verb::Add { spec, create, exclusive } => self.add(cx, engine, place, spec, (create, exclusive)),
+            Verb::Add { spec, create, exclusive, software } => {
+                self.add(cx, engine, place, spec, (create, exclusive), software)
+            }
             Verb::Delete { kind } => {
                 let gone = self.0.lock_leaf(cx).remove(&place, kind.as_deref());
                 gone.map(|(entries, removed)| Answer::Gone(self.gone(cx, engine, of, entries, removed)))
@@ -85,6 +87,7 @@ impl TcFilters {
         place: Place,
         spec: Spec,
         flags: (bool, bool),
+        software: bool,
     ) -> Result<Answer, Refusal> {
         let of = place.netdev.port;
         let uplink = port(pf_of(of), Vport::Uplink);
@@ -92,6 +95,7 @@ impl TcFilters {
         let reserved = self.0.lock_leaf(cx).reserve(place, spec, flags, uplink, now)?;
         let (outcome, refusal) = match offload(cx, engine, of, &reserved) {
             Ok(outcome) => (outcome, None),
+            Err(_) if software => (Outcome::NotInHw, None),
             Err(refusal) => (Outcome::Refused, Some(refusal)),
         };
         let (entry, removed) = self.0.lock_leaf(cx).settle(reserved, outcome, now);

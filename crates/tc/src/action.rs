@@ -10,7 +10,7 @@ use netlink::{Attribute, Builder, Errno, attributes};
 use serde::{Deserialize, Serialize};
 
 use crate::attributes::Attr;
-use crate::numbers::{act, control};
+use crate::numbers::{act, control, stats};
 use crate::refusal::Refusal;
 
 /// A netdev to which frames are sent.
@@ -128,10 +128,12 @@ pub struct Action {
 /// How often an action was used, and when.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
-    /// Frames.
+    /// Frames that the card has carried out.
     pub packets: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// Frames that the kernel has carried out, and their bytes.
+    pub software: (u64, u64),
     /// Milliseconds since the action was made.
     pub age_ms: u64,
     /// Milliseconds since it was used last, or since it was made.
@@ -458,16 +460,31 @@ impl Action {
 
 /// TCA_STATS_*: all frames, and those of the card, as an action that only the card carries out has them.
 fn write_stats(to: &mut Builder, usage: &Usage) {
-    let (bytes, packets) = (usage.bytes.to_ne_bytes(), (usage.packets as u32).to_ne_bytes());
-    let basic = [&bytes[..], &packets, &[0; 4]].concat();
-    to.put(crate::numbers::stats::BASIC, &basic);
-    if usage.packets > u64::from(u32::MAX) {
-        to.u64(crate::numbers::stats::PKT64, usage.packets);
+    let basic =
+        |packets: u64, bytes: u64| [&bytes.to_ne_bytes()[..], &(packets as u32).to_ne_bytes(), &[0; 4]].concat();
+    let (packets, bytes) = (usage.packets + usage.software.0, usage.bytes + usage.software.1);
+    to.put(stats::BASIC, &basic(packets, bytes));
+    if packets > u64::from(u32::MAX) {
+        to.u64(stats::PKT64, packets);
     }
     if usage.in_hw {
-        to.put(crate::numbers::stats::BASIC_HW, &basic);
+        to.put(stats::BASIC_HW, &basic(usage.packets, usage.bytes));
     }
-    to.put(crate::numbers::stats::QUEUE, &[0; 20]);
+    to.put(stats::QUEUE, &[0; 20]);
+}
+
+/// What the kernel has counted for one action: frames and bytes, and how long ago the last one was, in milliseconds.
+pub(crate) fn counted(action: &[u8]) -> ((u64, u64), Option<u64>) {
+    let of = |nest: &[u8], kind: u16| netlink::find(nest, kind).map(|found| found.value.to_vec());
+    let kept = of(action, act::STATS).unwrap_or_default();
+    let basic = of(&kept, stats::BASIC).unwrap_or_default();
+    let number = |bytes: &[u8]| bytes.first_chunk().map(|bytes| u64::from_ne_bytes(*bytes));
+    let packets = of(&kept, stats::PKT64).as_deref().and_then(number);
+    let packets = packets.or_else(|| netlink::u32_at(&basic, 8).map(u64::from)).unwrap_or(0);
+    let kind = netlink::find(action, act::KIND).and_then(|kind| kind.string().and_then(Kind::named));
+    let times = kind.and_then(|kind| of(&of(action, act::OPTIONS)?, kind.layout().tm));
+    let idle = times.and_then(|times| number(times.get(8..)?)).map(|hundredths| hundredths * 10);
+    ((packets, number(&basic).unwrap_or(0)), idle)
 }
 
 /// Of `struct tc_police`.

@@ -23,5 +23,5 @@ pub use keys::Keys;
 pub use offload::Offload;
 pub use refusal::Refusal;
 pub use request::{Classifier, Header, Netdev, Place, Request, Side, Spec, Verb, header};
-pub use shown::{Address, Answer, Shown, ShownFilter};
+pub use shown::{Address, Answer, Rank, Shown, ShownFilter, rank};
 pub use tables::{Entry, EntryFilter, NO_CHAIN, Outcome, Removed, Reserved, Tables};

@@ -119,6 +119,8 @@ pub enum Verb {
         create: bool,
         /// Whether it must not be there (NLM_F_EXCL).
         exclusive: bool,
+        /// Whether the kernel has its own half of it, so that the card need not have one.
+        software: bool,
     },
     /// Delete a filter, a priority or a chain's filters.
     Delete {
@@ -217,7 +219,7 @@ impl Request {
             RTM_NEWTFILTER => {
                 let Some(kind) = kind else { return Ok(None) };
                 let options = find(attributes, tca::OPTIONS).map_or(&[][..], |options| options.value);
-                Verb::Add { spec: Spec::read(&kind, options, targets)?, create, exclusive }
+                Verb::Add { spec: Spec::read(&kind, options, targets)?, create, exclusive, software: false }
             }
             RTM_DELTFILTER => Verb::Delete { kind },
             RTM_GETTFILTER if is_dump => Verb::List,

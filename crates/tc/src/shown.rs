@@ -1,10 +1,12 @@
 //! Filters and chains in the kernel's messages (`tcf_fill_node`, `fl_dump`, `mall_dump`, `tc_chain_fill_node`).
 
-use netlink::{BuildError, Builder, Flags, Header, message};
+use netlink::{BuildError, Builder, Flags, Header, Message, find, message, u32_at};
 use serde::{Deserialize, Serialize};
 
-use crate::action::Usage;
-use crate::numbers::{RTM_DELCHAIN, RTM_DELTFILTER, RTM_NEWCHAIN, RTM_NEWTFILTER, cls_flags, flower, matchall, tca};
+use crate::action::{Usage, counted};
+use crate::numbers::{
+    RTM_DELCHAIN, RTM_DELTFILTER, RTM_NEWCHAIN, RTM_NEWTFILTER, TCMSG, cls_flags, flower, matchall, tca,
+};
 use crate::refusal::Refusal;
 use crate::request::{Classifier, Place, Spec};
 
@@ -28,6 +30,39 @@ pub struct ShownFilter {
     pub usages: Vec<Usage>,
     /// Whether the card carries it out.
     pub in_hw: bool,
+}
+
+/// Where a filter stands in a list: its chain, its priority, its handle, which is 0 for the priority itself.
+pub type Rank = (u32, u16, u32);
+
+/// Where a filter stands that the kernel shows, in RTM_NEWTFILTER.
+pub fn rank(message: &Message<'_>) -> Option<Rank> {
+    let payload = message.payload();
+    let chain = find(message.after(TCMSG)?, tca::CHAIN).and_then(|chain| chain.leading_u32()).unwrap_or(0);
+    Some((chain, (u32_at(payload, 16)? >> 16) as u16, u32_at(payload, 8)?))
+}
+
+impl Shown {
+    /// Where it stands in a list.
+    pub fn rank(&self) -> Rank {
+        (self.place.chain.unwrap_or(0), self.place.priority, self.place.handle)
+    }
+
+    /// Adds what the kernel has counted for the same filter, as it shows it.
+    pub fn add_software(&mut self, message: &Message<'_>) {
+        let Some(filter) = &mut self.filter else { return };
+        let act = match filter.spec.classifier {
+            Classifier::Flower(_) => flower::ACT,
+            Classifier::Matchall => matchall::ACT,
+        };
+        let actions = message.after(TCMSG).and_then(|content| find(find(content, tca::OPTIONS)?.value, act));
+        let Some(actions) = actions else { return };
+        for (action, usage) in actions.nested().flatten().zip(&mut filter.usages) {
+            let (software, idle) = counted(action.value);
+            usage.software = software;
+            usage.idle_ms = usage.idle_ms.min(idle.unwrap_or(u64::MAX));
+        }
+    }
 }
 
 /// What came of a request.

@@ -571,6 +571,7 @@ impl Entry {
             let usage = |bound: &u32| Usage {
                 packets: counted.packets.saturating_sub(before.packets),
                 bytes: counted.bytes.saturating_sub(before.bytes),
+                software: (0, 0),
                 age_ms: now_ms.saturating_sub(made_ms),
                 idle_ms: now_ms.saturating_sub(idle_since),
                 in_hw: counter.is_some(),

@@ -2,8 +2,10 @@
 //!
 //! The kernel sees each request first: it knows the qdisc and checks the request. What it refuses for another reason than that
 //! it has no such classifier, or that nobody could carry out `skip_sw`, is refused. What it accepts has a software half in the
-//! kernel, and the card is asked for the other half ([`tc`]).
+//! kernel, and the card is asked for the other half ([`tc`]); where the card refuses, the kernel's half is all there is. A list
+//! is the kernel's and the card's together.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use devlink::view::{self, Role};
@@ -11,7 +13,7 @@ use flow::Port;
 use netlink::rtnl::RTM_DELLINK;
 use netlink::{Errno, Flags, Message, find, messages, nlmsgerr_attr};
 use tc::numbers::{RTM_DELQDISC, RTM_DELTFILTER, RTM_GETTFILTER, RTM_NEWTFILTER, TCMSG, tca};
-use tc::{Address, Answer, Netdev, Place, Refusal, Request, Side, Target, Verb};
+use tc::{Address, Answer, Netdev, Place, Rank, Refusal, Request, Shown, Side, Target, Verb};
 
 use super::route::index_in;
 use super::{ROOM, Relay};
@@ -19,20 +21,21 @@ use crate::cards::IndexedView;
 use crate::lock_order::Cx;
 use crate::network::{Network, Peer};
 
-/// The handler's part of the protocol: what it waits for of the kernel.
+/// What the kernel is asked for in place of a program, and what it has answered.
 #[derive(Default)]
 pub(super) struct Asked {
-    /// The number of the request that the kernel is asked to judge.
+    /// The number of the request.
     sequence: Option<u32>,
-    /// What it answered.
+    /// How it ended.
     outcome: Option<Result<(), Errno>>,
-    /// The answer, as it is.
+    /// The message that says so.
     answer: Vec<u8>,
+    /// What it has shown: RTM_NEWTFILTER.
+    shown: Vec<Vec<u8>>,
 }
 
 impl Asked {
-    /// Takes the answer to the request that the kernel is asked to judge, and what it shows of the filter, out of a datagram.
-    /// Returns what is left for the program.
+    /// Takes the answers to the request out of a datagram. Returns what is left for the program.
     pub fn take<'a>(&mut self, datagram: &'a [u8], own_port: u32) -> Vec<&'a [u8]> {
         let mut left = Vec::new();
         for message in messages(datagram) {
@@ -42,6 +45,7 @@ impl Asked {
                     self.outcome = Some(outcome.result);
                     self.answer = message.bytes().to_vec();
                 }
+                None if is_awaited => self.shown.push(message.bytes().to_vec()),
                 _ => left.push(message.bytes()),
             }
         }
@@ -150,27 +154,29 @@ fn port_of(netdev: &view::Netdev) -> Option<Port> {
     netdev.port.filter(|_| is_in_switch).map(|handle| Port(handle.index.0))
 }
 
-/// Has the kernel judge a message. Its answer does not reach the program.
+/// Has the kernel carry a message out. Its answers do not reach the program. `echo`: whether it is to show what it has made.
 fn ask_kernel(
     cx: Cx<'_, '_>,
     route: &mut super::route::Route,
     relay: &mut Relay,
     message: &Message<'_>,
-) -> (Option<Result<(), Errno>>, Vec<u8>) {
+    echo: bool,
+) -> Asked {
     let mut header = message.header;
     header.flags |= Flags::ACK;
-    header.flags &= !Flags::ECHO;
+    header.flags.set(Flags::ECHO, echo && !header.is_dump());
     let asked = netlink::message(header, |to| {
         to.raw(message.payload());
     });
-    let Ok(asked) = asked else { return (None, Vec::new()) };
+    let Ok(asked) = asked else { return Asked::default() };
     route.asked = Asked { sequence: Some(header.sequence), ..Asked::default() };
+    // Answers are read only while there is room.
+    relay.make_room(cx);
     relay.pass_on(cx, &asked);
-    // The kernel has answered when the call returns.
+    // The kernel has answered when the call returns, and goes on with a list as it is read.
     let mut buffer = vec![0; ROOM];
     relay.drain(cx, route, &mut buffer);
-    let asked = std::mem::take(&mut route.asked);
-    (asked.outcome, asked.answer)
+    std::mem::take(&mut route.asked)
 }
 
 fn add(
@@ -179,29 +185,42 @@ fn add(
     relay: &mut Relay,
     message: &Message<'_>,
     on: &On,
-    request: Request,
+    mut request: Request,
 ) -> bool {
-    let (outcome, answer) = ask_kernel(cx, route, relay, message);
-    match outcome {
+    let asked = ask_kernel(cx, route, relay, message, true);
+    let made = match asked.outcome {
         // The kernel has no such classifier or action, or would have to carry out `skip_sw`.
-        Some(Err(Errno::NOENT | Errno::OPNOTSUPP)) => {}
+        Some(Err(Errno::NOENT | Errno::OPNOTSUPP)) => false,
         Some(Err(_)) => {
-            relay.send_message(&answer);
+            relay.send_message(&asked.answer);
             return true;
         }
         Some(Ok(())) => {
-            if message.header.flags.contains(Flags::ACK) {
-                relay.send_message(&answer);
+            // The card's half is where the kernel's is.
+            let shown = asked.shown.last().and_then(|shown| Message::first(shown));
+            if let Some((chain, priority, handle)) = shown.and_then(|shown| tc::rank(&shown)) {
+                let place = Place { chain: Some(chain), priority, handle, ..request.place };
+                request.place = place;
             }
-            return true;
+            if let Verb::Add { create, exclusive, software, .. } = &mut request.verb {
+                (*create, *exclusive, *software) = (true, false, true);
+            }
+            true
         }
         None => return true,
-    }
+    };
     match ask_card(relay, on, &request) {
+        // The kernel alone has it.
+        Err(_) | Ok(Answer::Refused(_)) if made => {
+            if message.header.flags.contains(Flags::ECHO) {
+                asked.shown.iter().for_each(|shown| relay.send_message(shown));
+            }
+            acknowledge(cx, relay, message);
+        }
         Err(refusal) | Ok(Answer::Refused(refusal)) => refuse(cx, relay, message, &refusal),
         Ok(answer) => {
             if message.header.flags.contains(Flags::ECHO) {
-                tell(cx, relay, message, on, &answer);
+                tell(cx, relay, message, on, answer, asked.shown);
             }
             acknowledge(cx, relay, message);
         }
@@ -231,9 +250,9 @@ fn delete(
         // The kernel's own filters go, too, and it answers.
         Ok(_) if flushes => return false,
         Ok(answer) => {
-            let _ = ask_kernel(cx, route, relay, message);
+            ask_kernel(cx, route, relay, message, false);
             if message.header.flags.contains(Flags::ECHO) {
-                tell(cx, relay, message, on, &answer);
+                tell(cx, relay, message, on, answer, Vec::new());
             }
             acknowledge(cx, relay, message);
         }
@@ -241,7 +260,7 @@ fn delete(
     true
 }
 
-/// Shows the card's filters. The kernel shows its own behind them, and ends a list.
+/// Shows the card's filters, and the kernel's.
 fn show(
     cx: Cx<'_, '_>,
     route: &mut super::route::Route,
@@ -252,16 +271,19 @@ fn show(
 ) -> bool {
     let is_list = request.verb == Verb::List;
     match ask_card(relay, on, &request) {
-        Err(_) => false,
-        Ok(Answer::Refused(refusal)) => !is_list && leave_to_kernel(cx, route, relay, message, &refusal),
+        Err(_) => return false,
+        Ok(Answer::Refused(refusal)) => return !is_list && leave_to_kernel(cx, route, relay, message, &refusal),
         Ok(answer) => {
-            tell(cx, relay, message, on, &answer);
-            if !is_list && message.header.flags.contains(Flags::ACK) {
+            let asked = ask_kernel(cx, route, relay, message, false);
+            tell(cx, relay, message, on, answer, asked.shown);
+            if is_list {
+                relay.end_dump(cx, message);
+            } else {
                 acknowledge(cx, relay, message);
             }
-            !is_list
         }
     }
+    true
 }
 
 /// Asks the kernel for a filter that the card does not have. If it does not have it either, the one that knows more of the
@@ -273,10 +295,13 @@ fn leave_to_kernel(
     message: &Message<'_>,
     refusal: &Refusal,
 ) -> bool {
-    let (outcome, answer) = ask_kernel(cx, route, relay, message);
-    match outcome {
+    let asked = ask_kernel(cx, route, relay, message, message.header.flags.contains(Flags::ECHO));
+    asked.shown.iter().for_each(|shown| relay.send_message(shown));
+    match asked.outcome {
         Some(Err(_)) if refusal.text != tc::NO_CHAIN => refuse(cx, relay, message, refusal),
-        Some(outcome) if outcome.is_err() || message.header.flags.contains(Flags::ACK) => relay.send_message(&answer),
+        Some(outcome) if outcome.is_err() || message.header.flags.contains(Flags::ACK) => {
+            relay.send_message(&asked.answer);
+        }
         _ => {}
     }
     true
@@ -294,7 +319,7 @@ fn delete_all(
     if message.header.kind == RTM_DELQDISC && Side::of_parent(parent) != Some(Side::Ingress) {
         return false;
     }
-    let (outcome, answer) = ask_kernel(cx, route, relay, message);
+    let Asked { outcome, answer, .. } = ask_kernel(cx, route, relay, message, false);
     if outcome == Some(Ok(())) {
         for side in [Side::Ingress, Side::Egress] {
             let place = Place { netdev: on.of, side, chain: None, priority: 0, protocol: 0, handle: 0 };
@@ -315,8 +340,9 @@ fn ask_card(relay: &Relay, on: &On, request: &Request) -> Result<Answer, Refusal
     card.tc(request).map_err(|refusal| Refusal::new(refusal.errno, refusal.message))
 }
 
-/// Sends the program filters.
-fn tell(cx: Cx<'_, '_>, relay: &mut Relay, message: &Message<'_>, on: &On, answer: &Answer) {
+/// Sends the program the card's filters, and those that only the kernel has, in the order of a list. What the kernel shows of a
+/// filter of the card is added to what the card has counted.
+fn tell(cx: Cx<'_, '_>, relay: &mut Relay, message: &Message<'_>, on: &On, answer: Answer, kernel: Vec<Vec<u8>>) {
     let is_dump = message.header.is_dump();
     let payload = message.payload();
     let dump_flags = find(message.after(TCMSG).unwrap_or_default(), tca::DUMP_FLAGS);
@@ -334,8 +360,19 @@ fn tell(cx: Cx<'_, '_>, relay: &mut Relay, message: &Message<'_>, on: &On, answe
         Answer::Gone(shown) | Answer::ChainGone(_, shown) => (true, shown),
         Answer::Chains(_) | Answer::Refused(_) => return,
     };
+    let of_kernel = kernel.into_iter().filter_map(|shown| Some((tc::rank(&Message::first(&shown)?)?, shown)));
+    let mut of_kernel: BTreeMap<Rank, Vec<u8>> = of_kernel.collect();
+    let mut list: BTreeMap<Rank, Entry> = BTreeMap::new();
+    for mut shown in shown {
+        let software = of_kernel.remove(&shown.rank());
+        if let Some(software) = software.as_deref().and_then(Message::first) {
+            shown.add_software(&software);
+        }
+        list.insert(shown.rank(), Entry::Card(Box::new(shown)));
+    }
+    list.extend(of_kernel.into_iter().map(|(rank, shown)| (rank, Entry::Kernel(shown))));
     let mut known: Vec<(Port, Option<u32>)> = Vec::new();
-    for shown in shown {
+    for entry in list.into_values() {
         let mut index_of = |port: Port| {
             if let Some((_, index)) = known.iter().find(|(own, _)| *own == port) {
                 return *index;
@@ -344,13 +381,24 @@ fn tell(cx: Cx<'_, '_>, relay: &mut Relay, message: &Message<'_>, on: &On, answe
             known.push((port, index));
             index
         };
-        let built = address.filter(shown, gone, &mut index_of);
+        let built = match entry {
+            Entry::Card(shown) => address.filter(&shown, gone, &mut index_of),
+            Entry::Kernel(shown) => Ok(shown),
+        };
         // One that does not fit in a message is left out.
         if let Ok(built) = built {
             relay.make_room(cx);
             relay.send_message(&built);
         }
     }
+}
+
+/// A filter in a list.
+enum Entry {
+    /// The card knows it.
+    Card(Box<Shown>),
+    /// Only the kernel does: its message.
+    Kernel(Vec<u8>),
 }
 
 fn acknowledge(cx: Cx<'_, '_>, relay: &mut Relay, message: &Message<'_>) {
