@@ -113,8 +113,11 @@ impl Plane {
                     _ => Role::Port(*port),
                 };
                 let attached = match pipeline.attach(slot.port(), role) {
-                    Err(error) if error.raw_os_error() == Some(NO_TCX) => pipeline
-                        .attach_with(slot.port(), role, |program| attach_by_filter(&self.inside, slot.port(), program)),
+                    Err(error) if error.raw_os_error() == Some(NO_TCX) => {
+                        pipeline.attach_with(slot.port(), role, |program| {
+                            attach_by_filter(&self.inside, slot.port(), program)
+                        })
+                    }
                     attached => attached,
                 };
                 match attached {

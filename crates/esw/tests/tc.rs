@@ -251,7 +251,7 @@ fn frames_of_an_offloaded_filter_pass_the_representors_and_are_counted() {
 
 #[test]
 fn what_tc_asks_wrongly_is_refused_as_the_kernel_does() {
-    if skipped() {
+    if skipped() || lab::skipped(&["ethtool"]) {
         return;
     }
     let error = |text: &str| format!("Error: {text}\nWe have an error talking to the kernel");
@@ -292,6 +292,20 @@ fn what_tc_asks_wrongly_is_refused_as_the_kernel_does() {
             error("Parent Qdisc doesn't exists."),
         ),
         ("$ESW rules | grep -c ^filter".to_owned(), "1".to_owned()),
+        // Without the feature, the card is not asked.
+        (
+            format!(
+                "ethtool -K {R0} hw-tc-offload off; tc filter add dev {R0} ingress prio 9 flower skip_sw action drop"
+            ),
+            "RTNETLINK answers: Operation not supported\nWe have an error talking to the kernel".to_owned(),
+        ),
+        (
+            format!(
+                "ethtool -K {R0} hw-tc-offload on; tc filter add dev {R0} ingress prio 9 flower skip_sw action drop"
+            ),
+            String::new(),
+        ),
+        ("$ESW rules | grep -c ^filter".to_owned(), "2".to_owned()),
     ];
     run_session("tc-wrong", &script);
 }

@@ -222,7 +222,7 @@ impl Keys {
             *kind != number::ETH_TYPE && known.is_none_or(|known| !is_empty(known.mask))
         });
         let types = [number::ETH_TYPE, number::VLAN_ETH_TYPE, number::CVLAN_ETH_TYPE];
-        let last = types.into_iter().filter_map(|kind| self.ethertype(kind)).last();
+        let last = types.into_iter().filter_map(|kind| self.ethertype(kind)).next_back();
         if let Some(last) = last.filter(|last| !is_tag(*last)) {
             shown.insert(0, (number::ETH_TYPE, last.to_be_bytes().to_vec()));
         }

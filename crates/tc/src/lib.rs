@@ -16,6 +16,8 @@ mod refusal;
 mod request;
 mod shown;
 mod tables;
+#[cfg(test)]
+mod tests;
 
 pub use action::{Action, Kind as ActionKind, Target, Targets, Usage};
 pub use attributes::Attr;

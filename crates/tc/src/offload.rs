@@ -56,6 +56,9 @@ impl Spec {
     }
 }
 
+/// A header and a command of pedit, with the new values of the header's bytes and the bits that change.
+type Image = ((u16, u16), Vec<u8>, Vec<u8>);
+
 struct Reader {
     uplink: Port,
     actions: Vec<FlowAction>,
@@ -176,7 +179,7 @@ impl Reader {
 
     fn pedit(&mut self, action: &Action) -> Result<(), Refusal> {
         // For each header and command, the bytes that change and their new values.
-        let mut images: Vec<((u16, u16), Vec<u8>, Vec<u8>)> = Vec::new();
+        let mut images: Vec<Image> = Vec::new();
         for key in action.pedit_keys() {
             let PeditKey { keep, value, offset, relative, header_and_command } = key;
             let Some(place @ (header, _)) = header_and_command.filter(|(header, _)| *header != 0) else {

@@ -331,7 +331,7 @@ impl Tables {
         if place.handle == 0 {
             return Ok(self.remove_priority(place, chain, place.priority));
         }
-        if !priority.filters.get(&place.handle).is_some_and(|filter| !filter.reserved) {
+        if priority.filters.get(&place.handle).is_none_or(|filter| filter.reserved) {
             return Err(refused(Errno::NOENT, "Specified filter handle not found"));
         }
         let entry = self.entry(&Place { chain: Some(chain), ..*place });

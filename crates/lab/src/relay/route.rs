@@ -95,7 +95,7 @@ impl Handler for Route {
         let has_links = messages(datagram).any(|m| matches!(m.header.kind, RTM_NEWLINK | RTM_DELLINK));
         if !has_links {
             let left = self.asked.take(datagram, relay.socket.port());
-            return relay.queue.push(left.into_iter());
+            return relay.queue.push(left);
         }
         self.tick(cx, relay);
         let peers = peers_in(cx, relay, datagram);

@@ -12,12 +12,13 @@ use devlink::view::{self, Role};
 use flow::Port;
 use netlink::rtnl::RTM_DELLINK;
 use netlink::{Errno, Flags, Message, find, messages, nlmsgerr_attr};
-use tc::numbers::{RTM_DELQDISC, RTM_DELTFILTER, RTM_GETTFILTER, RTM_NEWTFILTER, TCMSG, tca};
+use tc::numbers::{RTM_DELQDISC, RTM_DELTFILTER, RTM_GETTFILTER, RTM_NEWTFILTER, TCMSG, cls_flags, tca};
 use tc::{Address, Answer, Netdev, Place, Rank, Refusal, Request, Shown, Side, Target, Verb};
 
 use super::route::index_in;
 use super::{ROOM, Relay};
 use crate::cards::IndexedView;
+use crate::ethtool::settings::{Key, Kind};
 use crate::lock_order::Cx;
 use crate::network::{Network, Peer};
 
@@ -66,6 +67,8 @@ struct On {
     view: Arc<IndexedView>,
     of: Netdev,
     network: Arc<Network>,
+    /// Whether the card may carry filters out: NETIF_F_HW_TC of the netdev, for a tunnel device of the uplink.
+    offloads: bool,
 }
 
 impl On {
@@ -75,7 +78,8 @@ impl On {
         let network = relay.network(cx)?;
         if let Some(netdev) = relay.cards.netdev_at(cx, &network, index) {
             let of = Netdev { port: port_of(&netdev)?, tunnel: None, number: 0 };
-            return Some(Self { card: netdev.card, view: Arc::clone(&netdev.view), of, network });
+            let offloads = offloads(cx, relay, netdev.card, &netdev.view, &netdev);
+            return Some(Self { card: netdev.card, view: Arc::clone(&netdev.view), of, network, offloads });
         }
         let device = network.tunnel(cx, index)?;
         let views = relay.cards.now(cx);
@@ -84,13 +88,15 @@ impl On {
             let of_pf = view.card.netdevs.iter().filter(|netdev| netdev.role == Role::Pf);
             of_pf.filter_map(move |netdev| Some((card, port_of(netdev)?, netdev.peer?)))
         });
-        let (card, port, _) = uplinks.find(|(card, _, peer)| {
+        let (card, port, uplink) = uplinks.find(|(card, _, peer)| {
             let peer = Peer { card: *card, index: *peer };
             network.look(cx, &relay.cards, |table| table.netdev(peer).is_some())
         })?;
         let view = views.shared(card)?;
         let of = Netdev { port, tunnel: Some((device, index)), number: 0 };
-        Some(Self { card, view, of, network })
+        let uplink = view.card.netdevs.iter().find(|netdev| netdev.peer == Some(uplink))?;
+        let offloads = offloads(cx, relay, card, &view, uplink);
+        Some(Self { card, view: Arc::clone(&view), of, network, offloads })
     }
 
     /// What a netdev to which frames are sent is to the card.
@@ -148,6 +154,13 @@ pub(super) fn answer(
     }
 }
 
+/// Whether NETIF_F_HW_TC of a netdev is on.
+fn offloads(cx: Cx<'_, '_>, relay: &Relay, card: usize, view: &IndexedView, netdev: &view::Netdev) -> bool {
+    let kind = Kind { role: netdev.role, in_switch: netdev.in_switch, speed: view.card.profile.speed };
+    let settings = relay.cards.card(card).map(|of| relay.cards.ethtool.settings(cx, (card, &**of), netdev.peer, kind));
+    settings.is_some_and(|settings| settings.is_on(Key::HwTc))
+}
+
 /// The port of a netdev in an E-Switch: a representor's, or the uplink's.
 fn port_of(netdev: &view::Netdev) -> Option<Port> {
     let is_in_switch = netdev.in_switch && matches!(netdev.role, Role::Pf | Role::Representor);
@@ -190,7 +203,12 @@ fn add(
     let asked = ask_kernel(cx, route, relay, message, true);
     let made = match asked.outcome {
         // The kernel has no such classifier or action, or would have to carry out `skip_sw`.
-        Some(Err(Errno::NOENT | Errno::OPNOTSUPP)) => false,
+        Some(Err(Errno::NOENT | Errno::OPNOTSUPP)) if on.offloads => false,
+        // `tc_setup_cb_call`: nobody has a half of it. (Without the classifier, the kernel does not come as far as that.)
+        Some(Err(Errno::NOENT | Errno::OPNOTSUPP)) if skips_software(&request) => {
+            refuse(cx, relay, message, &Refusal::unsupported(""));
+            return true;
+        }
         Some(Err(_)) => {
             relay.send_message(&asked.answer);
             return true;
@@ -209,7 +227,8 @@ fn add(
         }
         None => return true,
     };
-    match ask_card(relay, on, &request) {
+    let answer = if on.offloads { ask_card(relay, on, &request) } else { Err(Refusal::unsupported("")) };
+    match answer {
         // The kernel alone has it.
         Err(_) | Ok(Answer::Refused(_)) if made => {
             if message.header.flags.contains(Flags::ECHO) {
@@ -226,6 +245,10 @@ fn add(
         }
     }
     true
+}
+
+fn skips_software(request: &Request) -> bool {
+    matches!(&request.verb, Verb::Add { spec, .. } if spec.flags & cls_flags::SKIP_SW != 0)
 }
 
 fn delete(
