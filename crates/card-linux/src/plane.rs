@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
+use std::mem::discriminant;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
@@ -49,18 +50,11 @@ struct Switch {
     active: bool,
     /// Its own ports, which have representors.
     ports: BTreeSet<Port>,
-    rules: BTreeMap<RuleId, Installed>,
+    /// Its rules, each with the port whose frames it sees.
+    rules: BTreeMap<RuleId, Option<Port>>,
     /// How many rules each port has, of those that have any: there the program is attached.
     with_rules: BTreeMap<Port, usize>,
     meters: BTreeSet<MeterId>,
-}
-
-/// What is kept of a rule.
-struct Installed {
-    /// The port that it is on.
-    on: Option<Port>,
-    /// What it had counted before its actions were changed.
-    before: Counter,
 }
 
 /// The error number with which a kernel before Linux 6.6 refuses tcx.
@@ -206,28 +200,35 @@ impl Plane {
         }
     }
 
-    fn change(&self, state: &mut State, pf: PfIndex, change: &Change<'_>) -> Result<Counter, CardError> {
-        // Only a rule that is there has a counter.
-        let counter = match change {
-            Change::SetActions(id, _) | Change::Remove(id) => state.counter(pf, *id),
-            _ => Counter::default(),
-        };
+    /// Carries out changes of one kind.
+    fn change(&self, state: &mut State, pf: PfIndex, changes: &[Change<'_>]) -> Vec<Result<Counter, CardError>> {
+        match changes {
+            [Change::Install(..), ..] => {
+                let rules = changes.iter().filter_map(|change| match change {
+                    Change::Install(id, rule) => Some((*id, *rule)),
+                    _ => None,
+                });
+                let rules: Vec<(RuleId, &Rule)> = rules.collect();
+                self.install(state, pf, &rules)
+            }
+            [Change::Remove(_), ..] => {
+                let rule = |change: &Change<'_>| match change {
+                    Change::Remove(id) => Some(*id),
+                    _ => None,
+                };
+                let rules: Vec<RuleId> = changes.iter().filter_map(rule).collect();
+                state.remove(pf, &rules)
+            }
+            _ => changes.iter().map(|change| self.change_one(state, pf, change)).collect(),
+        }
+    }
+
+    fn change_one(&self, state: &mut State, pf: PfIndex, change: &Change<'_>) -> Result<Counter, CardError> {
         let (pipeline, switch) = state.loaded(pf)?;
         match change {
-            Change::Install(id, rule) => self.install(pipeline, switch, pf, *id, rule)?,
             Change::SetActions(id, rule) => {
-                // A frame that comes in between goes to the representor.
-                one(pipeline, BpfChange::Remove(*id))?;
-                one(pipeline, BpfChange::Add { id: *id, rule })?;
-                if let Some(installed) = switch.rules.get_mut(id) {
-                    installed.before = counter;
-                }
-            }
-            Change::Remove(id) => {
-                let _ = one(pipeline, BpfChange::Remove(*id));
-                if let Some(port) = switch.forget(*id) {
-                    detach(pipeline, port);
-                }
+                one(pipeline, BpfChange::SetActions { id: *id, rule })?;
+                return Ok(state.counters(pf, &[*id]).pop().unwrap_or_default());
             }
             Change::SetMeter(id, meter) => {
                 one(pipeline, BpfChange::SetMeter { id: *id, meter: *meter })?;
@@ -237,42 +238,65 @@ impl Plane {
                 let _ = one(pipeline, BpfChange::RemoveMeter(*id));
                 switch.meters.remove(id);
             }
+            Change::Install(..) | Change::Remove(_) => {}
         }
-        Ok(counter)
+        Ok(Counter::default())
     }
 
+    /// Installs rules, and attaches the program to ports that have their first.
     fn install(
         &self,
-        pipeline: &mut Pipeline,
-        switch: &mut Switch,
+        state: &mut State,
         pf: PfIndex,
-        id: RuleId,
-        rule: &Rule,
-    ) -> Result<(), CardError> {
-        let on = match rule.block {
-            Block::Port(port) => Some(port),
-            // A tunnel's frames come from the wire.
-            Block::Tunnel(_) => Some(datapath::port(pf, Vport::Uplink)),
-            Block::Shared(_) => None,
+        rules: &[(RuleId, &Rule)],
+    ) -> Vec<Result<Counter, CardError>> {
+        let (pipeline, switch) = match state.loaded(pf) {
+            Ok(loaded) => loaded,
+            Err(error) => return rules.iter().map(|_| Err(error.clone())).collect(),
         };
-        one(pipeline, BpfChange::Add { id, rule })?;
-        let first = on.filter(|port| !switch.with_rules.contains_key(port));
-        if let Err(error) = self.attach_all(pipeline, &first.into_iter().collect()) {
-            let _ = one(pipeline, BpfChange::Remove(id));
-            return Err(no_offload(error));
+        let adds: Vec<BpfChange<'_>> = rules.iter().map(|(id, rule)| BpfChange::Add { id: *id, rule }).collect();
+        let mut results: Vec<Result<Counter, CardError>> = pipeline
+            .commit(&adds)
+            .into_iter()
+            .map(|added| added.map(|()| Counter::default()).map_err(refused))
+            .collect();
+        let mut failed: BTreeMap<Port, CardError> = BTreeMap::new();
+        for ((id, rule), result) in rules.iter().zip(&mut results).filter(|(_, result)| result.is_ok()) {
+            let on = on_port(pf, rule);
+            let first = on.filter(|port| !switch.with_rules.contains_key(port) && !failed.contains_key(port));
+            if let Some(port) = first
+                && let Err(error) = self.attach_all(pipeline, &BTreeSet::from([port]))
+            {
+                failed.insert(port, no_offload(error));
+            }
+            if let Some(error) = on.and_then(|port| failed.get(&port)) {
+                let _ = one(pipeline, BpfChange::Remove(*id));
+                *result = Err(error.clone());
+                continue;
+            }
+            if let Some(port) = on {
+                *switch.with_rules.entry(port).or_default() += 1;
+            }
+            switch.rules.insert(*id, on);
         }
-        if let Some(port) = on {
-            *switch.with_rules.entry(port).or_default() += 1;
-        }
-        switch.rules.insert(id, Installed { on, before: Counter::default() });
-        Ok(())
+        results
+    }
+}
+
+/// The port whose frames a rule sees.
+fn on_port(pf: PfIndex, rule: &Rule) -> Option<Port> {
+    match rule.block {
+        Block::Port(port) => Some(port),
+        // A tunnel's frames come from the wire.
+        Block::Tunnel(_) => Some(datapath::port(pf, Vport::Uplink)),
+        Block::Shared(_) => None,
     }
 }
 
 impl Switch {
     /// Forgets a rule. Returns its port if that has no other.
     fn forget(&mut self, id: RuleId) -> Option<Port> {
-        let port = self.rules.remove(&id)?.on?;
+        let port = self.rules.remove(&id)??;
         let count = self.with_rules.get_mut(&port)?;
         *count -= 1;
         (*count == 0).then(|| {
@@ -295,15 +319,28 @@ fn one(pipeline: &mut Pipeline, change: BpfChange<'_>) -> Result<(), CardError> 
 }
 
 impl State {
-    fn counter(&self, pf: PfIndex, id: RuleId) -> Counter {
-        let installed = self.switches.get(&pf).and_then(|switch| switch.rules.get(&id));
-        let (Some(installed), Some(pipeline)) = (installed, &self.pipeline) else { return Counter::default() };
-        let now = pipeline.counters(&[id]).pop().unwrap_or_default();
-        Counter {
-            packets: installed.before.packets + now.packets,
-            bytes: installed.before.bytes + now.bytes,
-            last_used: installed.before.last_used.max(now.last_used),
+    /// What rules have counted.
+    fn counters(&self, pf: PfIndex, rules: &[RuleId]) -> Vec<Counter> {
+        let (Some(switch), Some(pipeline)) = (self.switches.get(&pf), &self.pipeline) else {
+            return vec![Counter::default(); rules.len()];
+        };
+        let of_rule = |(id, now): (&RuleId, datapath_bpf::Counter)| match switch.rules.contains_key(id) {
+            true => Counter { packets: now.packets, bytes: now.bytes, last_used: now.last_used },
+            false => Counter::default(),
+        };
+        rules.iter().zip(pipeline.counters(rules)).map(of_rule).collect()
+    }
+
+    /// Removes rules, which cannot be refused. Returns their last counters.
+    fn remove(&mut self, pf: PfIndex, rules: &[RuleId]) -> Vec<Result<Counter, CardError>> {
+        let counters = self.counters(pf, rules);
+        if let (Some(switch), Some(pipeline)) = (self.switches.get_mut(&pf), &mut self.pipeline) {
+            pipeline.commit(&rules.iter().map(|id| BpfChange::Remove(*id)).collect::<Vec<_>>());
+            for port in rules.iter().filter_map(|id| switch.forget(*id)).collect::<Vec<_>>() {
+                detach(pipeline, port);
+            }
         }
+        counters.into_iter().map(Ok).collect()
     }
 
     fn remove_all(&mut self, pf: PfIndex) {
@@ -369,12 +406,13 @@ impl Datapath for Plane {
     ) -> Vec<Result<Counter, CardError>> {
         cx.might_wait();
         let mut state = self.state.lock_leaf(cx);
-        batch.iter().map(|change| self.change(&mut state, pf, change)).collect()
+        let same_kind = |a: &Change<'_>, b: &Change<'_>| discriminant(a) == discriminant(b);
+        batch.chunk_by(same_kind).flat_map(|changes| self.change(&mut state, pf, changes)).collect()
     }
 
     fn counters(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, rules: &[RuleId]) -> Vec<Counter> {
         let state = self.state.lock_leaf(cx);
-        rules.iter().map(|rule| state.counter(pf, *rule)).collect()
+        state.counters(pf, rules)
     }
 
     fn installed(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) -> Option<Vec<RuleId>> {

@@ -112,6 +112,13 @@ pub enum Change<'c> {
         /// The rule, which [`flow::Tables::add`] has accepted.
         rule: &'c Rule,
     },
+    /// Gives a rule other actions, in one step: a frame meets either the old ones or the new ones. Its counter stays.
+    SetActions {
+        /// The name of the rule.
+        id: RuleId,
+        /// The same rule, with the other actions.
+        rule: &'c Rule,
+    },
     /// Removes a rule.
     Remove(RuleId),
     /// Makes or changes a meter, which is full then, unless it is the same.

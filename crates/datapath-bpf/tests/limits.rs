@@ -113,6 +113,31 @@ fn the_refusal_of_one_rule_does_not_affect_the_others() {
 }
 
 #[test]
+fn a_rule_gets_other_actions_and_keeps_its_counter() {
+    let Some(mut card) = Card::new(SMALL) else { return };
+    let with = |actions: &[Action]| Rule::new(Port(1), to(1), actions);
+    let set = |card: &mut Card, id, rule: &Rule| card.0.commit(&[Change::SetActions { id: RuleId(id), rule }]).remove(0);
+    // The table of rules is full, and changing one needs no other.
+    (1..=4).for_each(|id| card.add(id, &drop_to(id as u8)).expect("room"));
+    let dropped = TrialFate::Dropped(datapath_bpf::DropReason::Rule);
+    assert_eq!(card.fate(1), dropped);
+    assert_eq!(set(&mut card, 1, &with(&[Action::Trap])), Ok(()));
+    assert_eq!((card.fate(1), card.packets(1)), (TrialFate::Trapped, 2));
+    // More often than there are numbers for actions.
+    let tag = VlanTag { tpid: 0x8100, id: 5, priority: 0 };
+    let tagged = with(&[Action::VlanPush(tag), Action::VlanPop, Action::Drop]);
+    for _ in 0..50 {
+        assert_eq!(set(&mut card, 1, &tagged), Ok(()));
+    }
+    assert_eq!((card.fate(1), card.packets(1)), (dropped, 3));
+    // What is refused changes nothing.
+    let police = Police { meter: MeterId(9), conform: Control::Pipe, exceed: Control::Drop };
+    assert!(set(&mut card, 1, &with(&[Action::Police(police), Action::Drop])).is_err(), "there is no such meter");
+    assert_eq!(set(&mut card, 7, &tagged), Err(Refused::Unknown));
+    assert_eq!((card.fate(1), card.packets(1), card.fate(2)), (dropped, 4, dropped));
+}
+
+#[test]
 fn numbers_are_used_again_and_counters_begin_at_zero() {
     let Some(mut card) = Card::new(SMALL) else { return };
     for id in 1..=4 {

@@ -24,7 +24,7 @@ impl Commits {
         match change {
             Change::SetMeter { id, meter } => self.set_meter(loaded, *id, *meter),
             Change::RemoveMeter(id) => self.remove_meter(loaded, *id),
-            Change::Add { .. } | Change::Remove(_) => Err(Refused::Unknown),
+            Change::Add { .. } | Change::SetActions { .. } | Change::Remove(_) => Err(Refused::Unknown),
         }
     }
 

@@ -194,6 +194,13 @@ impl Commits {
             match first {
                 Change::Add { .. } => self.add(loaded, now, &mut results),
                 Change::Remove(_) => self.remove(loaded, now, &mut results),
+                Change::SetActions { .. } => {
+                    let of = now.iter().filter_map(|change| match change {
+                        Change::SetActions { id, rule } => Some((*id, *rule)),
+                        _ => None,
+                    });
+                    results.extend(of.map(|(id, rule)| self.set_actions(loaded, id, rule)));
+                }
                 Change::SetMeter { .. } | Change::RemoveMeter(_) => {
                     results.extend(now.iter().map(|change| self.change_meter(loaded, change)));
                 }
@@ -240,6 +247,47 @@ impl Commits {
         }
     }
 
+    /// Writes other actions beside those of a rule, and then has its entry name them.
+    fn set_actions(&mut self, loaded: &Loaded, id: RuleId, rule: &Rule) -> Result<(), Refused> {
+        let compiled = compile(rule, &self.meter_numbers)?;
+        self.make_room(loaded, &compiled, (false, false))?;
+        let installed = self.rules.get(&id).ok_or(Refused::Unknown)?.clone();
+        let mut adding = Adding::default();
+        let parts = self.place_parts(&compiled, &mut adding)?;
+        let first = parts.actions.first().copied().unwrap_or(next::TERMINAL);
+        let value = layout::rule(id.0, installed.index, first, compiled.walk, compiled.terminal);
+        let maps = &loaded.maps;
+        let hidden = adding.actions.write(&maps.actions).and_then(|()| adding.encaps.write(&maps.encaps));
+        let written = hidden.map_err(|(_, errno)| errno).and_then(|()| {
+            rules_map(loaded, &installed).put(&installed.key, &value).map_err(|error| errno(&error))
+        });
+        if let Err(errno) = written {
+            self.release(&parts);
+            return Err(refused(errno, "action"));
+        }
+        let old = self.rules.get_mut(&id).and_then(|installed| std::mem::replace(&mut installed.parts, parts.boxed()));
+        old.iter().for_each(|old| self.release(old));
+        Ok(())
+    }
+
+    /// Takes numbers for what a rule has in other maps, and notes what is to be written.
+    fn place_parts(&mut self, compiled: &Compiled, adding: &mut Adding) -> Result<Parts, Refused> {
+        let encaps = self.place_encaps(compiled, adding)?;
+        let actions = self.place_actions(compiled, &encaps, adding)?;
+        let meters: Vec<u32> = compiled.meters.iter().filter_map(|id| self.meter_numbers.get(id).copied()).collect();
+        meters.iter().for_each(|meter| *self.meter_users.entry(*meter).or_default() += 1);
+        Ok(Parts { actions, meters, encaps })
+    }
+
+    /// Gives back what a rule had in other maps.
+    fn release(&mut self, parts: &Parts) {
+        parts.actions.iter().for_each(|action| self.actions.give_back(*action));
+        for meter in &parts.meters {
+            self.meter_users.entry(*meter).and_modify(|users| *users -= 1);
+        }
+        parts.encaps.iter().for_each(|encap| self.forget_encap(*encap));
+    }
+
     /// Takes numbers for a rule and its parts, and notes what is to be written.
     fn prepare(
         &mut self,
@@ -275,7 +323,7 @@ impl Commits {
             Some(_) => {}
             None => self.book.check(&shape.place)?,
         }
-        self.make_room(loaded, &compiled, known.is_none())?;
+        self.make_room(loaded, &compiled, (true, known.is_none()))?;
         let ranged = shape.place.src.is_some() || shape.place.dst.is_some();
         let group = match known {
             Some(group) => group,
@@ -288,12 +336,9 @@ impl Commits {
         self.book.add_rule(group, id);
         let index = self.indexes.take().ok_or(Refused::NoRoom("rule"))?;
         self.zero_counter(loaded, index);
-        let encaps = self.place_encaps(&compiled, adding)?;
-        let actions = self.place_actions(&compiled, &encaps, adding)?;
-        let meters: Vec<u32> = compiled.meters.iter().filter_map(|id| self.meter_numbers.get(id).copied()).collect();
-        meters.iter().for_each(|meter| *self.meter_users.entry(*meter).or_default() += 1);
+        let parts = self.place_parts(&compiled, adding)?;
         let key = known_key.unwrap_or_else(|| shape.lookup_key(group, rule));
-        let first = actions.first().copied().unwrap_or(next::TERMINAL);
+        let first = parts.actions.first().copied().unwrap_or(next::TERMINAL);
         let value = layout::rule(id.0, index, first, compiled.walk, compiled.terminal);
         let (writes, pending) = match shape.is_long() {
             true => (&mut adding.long, &mut adding.long_rules),
@@ -302,8 +347,7 @@ impl Commits {
         writes.push(&key, &value);
         pending.push(Pending { place, id, chain });
         self.by_key.insert(hash_of(&key), id);
-        let parts = Parts { actions, meters, encaps }.boxed();
-        self.rules.insert(id, Installed { group, key, index, parts });
+        self.rules.insert(id, Installed { group, key, index, parts: parts.boxed() });
         Ok(())
     }
 
@@ -313,13 +357,13 @@ impl Commits {
         other.is_some_and(|other| *other.key == *key)
     }
 
-    /// Sees to it that there are numbers for a rule and its parts, and for a group if it needs one.
-    fn make_room(&mut self, loaded: &Loaded, compiled: &Compiled, group: bool) -> Result<(), Refused> {
+    /// Sees to it that there are numbers for a rule's parts, for itself if it has none (`rule`), and for a group if it needs one.
+    fn make_room(&mut self, loaded: &Loaded, compiled: &Compiled, (rule, group): (bool, bool)) -> Result<(), Refused> {
         let actions = compiled.actions.len();
         let encaps = compiled.encaps.iter().filter(|encap| !self.encap_users.contains_key(*encap)).count();
         let missing = |commits: &Commits| {
             let wanted = [
-                (&commits.indexes, 1, "rule"),
+                (&commits.indexes, rule.into(), "rule"),
                 (&commits.actions, actions, "action"),
                 (&commits.groups, group.into(), "mask"),
                 (&commits.encaps, encaps, "tunnel"),
@@ -430,13 +474,7 @@ impl Commits {
         let installed = self.rules.remove(&id)?;
         self.by_key.remove(&hash_of(&installed.key));
         self.indexes.give_back(installed.index);
-        for part in installed.parts.iter() {
-            part.actions.iter().for_each(|action| self.actions.give_back(*action));
-            for meter in &part.meters {
-                self.meter_users.entry(*meter).and_modify(|users| *users -= 1);
-            }
-            part.encaps.iter().for_each(|encap| self.forget_encap(*encap));
-        }
+        installed.parts.iter().for_each(|parts| self.release(parts));
         let chain = self.book.group(installed.group).map(|group| (group.place.block, group.place.chain));
         if self.book.remove_rule(installed.group, id)
             && let Some(chain) = chain
