@@ -228,6 +228,7 @@ struct connection {
 #define STATE_SIMULTANEOUS (1 << 9)
 #define STATE_SEEN_REPLY (1 << 10)
 #define STATE_ASSURED (1 << 11)
+#define STATE_CHALLENGE (1 << 13)
 #define STATE_DEAD (1 << 12)	/* it is being removed, by whoever set this */
 
 /* All connections. */

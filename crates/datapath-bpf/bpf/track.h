@@ -478,12 +478,23 @@ static __noinline int update_tcp(struct scratch *s, struct held *held, __u32 dir
 		    s->segment_ack == held->state >> 32) {
 			old = PHASE_SYN_SENT;
 			new = PHASE_SYN_RECV;
+			state &= ~(__u32)(STATE_CLOSING | STATE_CHALLENGE);
 		}
 	} else if (new == PHASE_SYN_RECV && state & STATE_SIMULTANEOUS && direction && kind == KIND_ACK) {
 		new = PHASE_ESTABLISHED;
+	} else if (new == PHASE_TIME_WAIT && old == PHASE_LAST_ACK && kind == KIND_ACK && state & STATE_CHALLENGE &&
+		   last == (KIND_SYN | (direction ^ 1) << 3)) {
+		/* It answers a SYN that was ignored, and not the FIN. */
+		held->state &= ~(__u64)STATE_CHALLENGE;
+		return UPDATE_ACCEPTED;
 	}
 	state = (state & ~0xf0U) | (kind | direction << 3) << 4;
 	if (new == PHASE_IGNORE) {
+		if (kind == KIND_SYN && !direction) {
+			state &= ~(__u32)(STATE_SIMULTANEOUS | STATE_CHALLENGE);
+			if (old == PHASE_LAST_ACK)
+				state |= STATE_CHALLENGE;
+		}
 		held->state = (__u64)s->segment_end << 32 | state;
 		return UPDATE_ACCEPTED;
 	}
@@ -602,8 +613,12 @@ static __noinline int begin_connection(struct scratch *s)
 /* Finds the connection of a frame, or begins one. Returns whether the run touches too many. */
 static __noinline int find_or_begin(struct __sk_buff *skb, struct scratch *s, __u32 zone)
 {
+	__u32 last = s->held_count - 1;
 	int found;
 
+	/* One that was not committed, and not translated either, is not needed any more. */
+	if (s->holds && last < MAX_HELD && s->holds == last + 1 && s->held[last].kind == HELD_NEW && !s->held[last].translated)
+		s->held_count = last;
 	s->holds = 0;
 	s->direction = 0;
 	s->key.ct_state = CT_TRACKED | CT_INVALID;

@@ -31,10 +31,11 @@ fn is_triable(frame: &[u8]) -> bool {
         Some([0x86, 0xdd]) => 54,
         _ => 15,
     };
-    // Of more tags than 16, the kernel keeps one beside the frame that the program cannot take into a tunnel.
+    // Of more tags than 16, with those that rules push, the kernel keeps one beside the frame that the program cannot take
+    // into a tunnel.
     let tags =
         frame.get(12..).unwrap_or_default().chunks(4).take_while(|tag| matches!(tag, [0x81, 0, ..] | [0x88, 0xa8, ..]));
-    (headers..3400).contains(&frame.len()) && tags.count() <= 16
+    (headers..3400).contains(&frame.len()) && tags.count() <= 12
 }
 
 /// What the program does.
@@ -113,7 +114,7 @@ impl Both {
         let mut after = state.clone();
         let verdict = process(tables, &mut after, arrival.at, arrival.port, &arrival.frame);
         let too_short = is_too_short_inside(&arrival.frame, &verdict);
-        let too_many = tracked(&verdict) > MAX_HELD;
+        let too_many = tracked(&verdict) >= MAX_HELD;
         if trial.fate == TrialFate::Missed && (too_short || too_many) {
             (self.too_short, self.too_many) =
                 (self.too_short + u64::from(too_short), self.too_many + u64::from(too_many));
@@ -170,7 +171,7 @@ impl Both {
     }
 }
 
-/// How often the frame was tracked.
+/// How often the frame was tracked. The last time, after which it was dropped, does not count.
 fn tracked(verdict: &Verdict) -> usize {
     let tracks = |step: &&Step| matches!(step, Step::Did(what) if what.starts_with("tracks in zone"));
     verdict.trace.0.iter().filter(tracks).count()
