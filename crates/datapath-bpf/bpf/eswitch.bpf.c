@@ -38,6 +38,16 @@ static __always_inline int from_representor(struct __sk_buff *skb, __u32 number)
 	return send_last(skb, number, 0);
 }
 
+/* Writes what has changed of connections. Returns whether no other CPU has changed the same meanwhile. */
+static __always_inline int is_settled(struct scratch *s)
+{
+	if (s->fate == FATE_MISSED)
+		return 1;
+	if (s->fate == FATE_DROPPED && s->reason == DROP_BUSY)
+		return 0;
+	return !settle();
+}
+
 /*
  * Another CPU has changed one of the connections meanwhile: decides about the frame once more. Meters get their tokens back
  * before. A frame that changes connections of several zones may count twice in one that it had changed already.
@@ -52,7 +62,7 @@ static __always_inline void settle_again(struct __sk_buff *skb, struct scratch *
 			break;
 		note_segments(skb, s);
 		classify(skb);
-		if (!s->held_count || s->fate == FATE_MISSED || !settle())
+		if (!s->held_count || is_settled(s))
 			return;
 	}
 	give_back(s);
@@ -106,7 +116,7 @@ int eswitch_ingress(struct __sk_buff *skb)
 		return drop_early(number, wrong);
 	note_segments(skb, s);
 	classify(skb);
-	if (s->held_count && s->fate != FATE_MISSED && settle())
+	if (s->held_count && !is_settled(s))
 		settle_again(skb, s, port->block);
 	return execute(skb);
 }

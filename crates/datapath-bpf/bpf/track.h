@@ -7,9 +7,8 @@
  * When the frame is known not to miss, settle() writes what has changed.
  *
  * Several CPUs: a connection has one entry for each direction, under its tuple. One is made by BPF_NOEXIST, first that of
- * the reply and then that of the original direction, without which the other one counts for nothing; so of two frames that
- * begin the same connection one wins, and the other one is decided about once more and finds it. What decides about frames
- * is one word, which changes by compare-and-exchange: who has read an older one decides once more, too. Who removes a
+ * the original direction, which has everything, and then that of the reply; so of two frames that begin the same connection
+ * one wins, and the other one is decided about once more and finds it. What decides about frames is one word, which changes by compare-and-exchange: who has read an older one decides once more, too. Who removes a
  * connection marks this word first, so that only one CPU does it. The time-out, mark and label are plain stores, as in the
  * kernel.
  *
@@ -23,7 +22,7 @@
 #include "dissect.h"
 
 #define SECOND 1000000000ULL
-#define MAX_ATTEMPTS 3
+#define MAX_ATTEMPTS 8
 
 /* How much longer than before a connection must live for that to be written; a test wants every bit of it. */
 #define COARSE (SECOND / 8)
@@ -857,12 +856,32 @@ static __noinline int is_full(struct scratch *s)
 	return table->count + own >= table->limit;
 }
 
+/*
+ * Whether another connection has the tuples of a new one: a drop_reason, or 0. The original one was free when the frame was
+ * tracked: if it is in the table now, another CPU has put it there.
+ */
+static __noinline int find_clash(struct scratch *s, struct held *held)
+{
+	int found;
+
+	copy(&s->probe, &held->original, sizeof(struct tuple));
+	found = lookup_connection(1);
+	if (found)
+		return found == FOUND_IN_TABLE ? DROP_BUSY : DROP_CLASH;
+	copy(&s->probe, &held->reply, sizeof(struct tuple));
+	if (!lookup_connection(1))
+		return 0;
+	copy(&s->probe, &held->original, sizeof(struct tuple));
+	return lookup_connection(1) == FOUND_IN_TABLE ? DROP_BUSY : DROP_CLASH;
+}
+
 /* Remembers a new connection, and sets mark and label. Returns whether the run has ended. */
 static __always_inline int commit_connection(struct scratch *s, const struct ct *ct)
 {
 	__u32 place = s->holds - 1;
 	__u64 *label, *value = (__u64 *)ct->label, *mask = (__u64 *)ct->label_mask;
 	struct held *held;
+	int clash;
 
 	if (s->holds == 0 || place >= MAX_HELD)
 		return 0;
@@ -878,12 +897,9 @@ static __always_inline int commit_connection(struct scratch *s, const struct ct 
 	}
 	if (held->kind != HELD_NEW)
 		return 0;
-	copy(&s->probe, &held->original, sizeof(struct tuple));
-	if (lookup_connection(1))
-		return end(s, FATE_DROPPED, DROP_CLASH);
-	copy(&s->probe, &held->reply, sizeof(struct tuple));
-	if (lookup_connection(1))
-		return end(s, FATE_DROPPED, DROP_CLASH);
+	clash = find_clash(s, held);
+	if (clash)
+		return end(s, FATE_DROPPED, clash);
 	if (is_full(s))
 		return end(s, FATE_DROPPED, DROP_CONNECTIONS);
 	held->kind = HELD_PRESENT;
@@ -981,25 +997,44 @@ static __noinline int settle_changed(struct held *held)
 	return 0;
 }
 
+/* Takes back the entry of the original direction that was just made, unless another CPU has removed it already. */
+static __noinline int unmake(struct held *held, __u64 id)
+{
+	struct connection_table *table = table_of_connections();
+	struct connection *connection;
+	__u64 state;
+
+	for (int i = 0; i < 4; i++) {
+		connection = bpf_map_lookup_elem(&connections, &held->original);
+		if (!connection || connection->id != id)
+			return 0;
+		state = connection->state;
+		if (state & STATE_DEAD)
+			return 0;
+		if (__sync_val_compare_and_swap(&connection->state, state, state | STATE_DEAD) == state) {
+			bpf_map_delete_elem(&connections, &held->original);
+			if (table)
+				__sync_fetch_and_add(&table->count, -1);
+			return 0;
+		}
+	}
+	return 0;
+}
+
 /* Makes a new one. Returns whether there is one meanwhile, or no room. */
 static __noinline int settle_new(struct scratch *s, struct held *held)
 {
 	struct connection_table *table = table_of_connections();
-	struct connection *entry = &s->entry;
+	struct connection *entry = &s->entry, *made;
 	int is_self = same_tuple(&held->original, &held->reply);
+	__u64 id;
 
 	if (!table)
 		return 1;
 	if (__sync_fetch_and_add(&table->count, 1) >= table->limit)
 		goto undo;
-	__builtin_memset(entry, 0, sizeof(*entry));
-	entry->id = __sync_fetch_and_add(&table->next, 1);
-	if (!is_self) {
-		entry->flags = CONNECTION_REPLY;
-		copy(&entry->other, &held->original, sizeof(struct tuple));
-		if (bpf_map_update_elem(&connections, &held->reply, entry, BPF_NOEXIST))
-			goto undo;
-	}
+	id = __sync_fetch_and_add(&table->next, 1);
+	entry->id = id;
 	entry->flags = (is_self ? CONNECTION_SELF : 0) | (held->translated ? CONNECTION_TRANSLATED : 0);
 	entry->state = held->state;
 	entry->expires = held->expires;
@@ -1007,10 +1042,23 @@ static __noinline int settle_new(struct scratch *s, struct held *held)
 	copy(&entry->other, &held->reply, sizeof(struct tuple));
 	copy(entry->label, held->label, 16);
 	entry->mark = held->mark;
-	if (!bpf_map_update_elem(&connections, &held->original, entry, BPF_NOEXIST))
+	if (bpf_map_update_elem(&connections, &held->original, entry, BPF_NOEXIST))
+		goto undo;
+	if (is_self)
 		return 0;
-	if (!is_self)
+	__builtin_memset(entry, 0, sizeof(*entry));
+	entry->id = id;
+	entry->flags = CONNECTION_REPLY;
+	copy(&entry->other, &held->original, sizeof(struct tuple));
+	if (bpf_map_update_elem(&connections, &held->reply, entry, BPF_NOEXIST)) {
+		unmake(held, id);
+		return 1;
+	}
+	/* Another CPU may have removed the connection before it had this entry. */
+	made = bpf_map_lookup_elem(&connections, &held->original);
+	if (!made || made->id != id)
 		bpf_map_delete_elem(&connections, &held->reply);
+	return 0;
 undo:
 	__sync_fetch_and_add(&table->count, -1);
 	return 1;

@@ -103,7 +103,7 @@ impl Router {
     /// The connections: by protocol, addresses and ports, what is known of each, and in how many seconds it is over.
     fn connections() -> BTreeMap<String, (String, i64)> {
         let table = std::fs::read_to_string("/proc/thread-self/net/nf_conntrack").expect("the connections");
-        table.lines().map(|line| Router::connection(line)).collect()
+        table.lines().map(Router::connection).collect()
     }
 
     fn connection(line: &str) -> (String, (String, i64)) {
