@@ -119,6 +119,9 @@ impl Books {
     /// them.
     pub(crate) fn push_no_acls(&self, batch: &mut Batch) {
         for (slot, ends) in &self.ends {
+            if ends.port {
+                request::remove(batch, slot.port(), Place::Rules);
+            }
             if ends.port && matches!(slot.vport, Vport::Vf(_)) {
                 push_absent(batch, slot.port(), self.acl(*slot));
             }

@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use datapath_bpf::{Change as BpfChange, Mode, Options, Pipeline, PortConfig, Refused, Role};
@@ -20,7 +21,8 @@ use flow::{Block, Capabilities, Counter, MeterId, Port, PortKind, Rule, RuleId};
 use lockdep::{Locked, Mutex, lock_classes};
 
 use crate::layout::Slot;
-use crate::socket::within;
+use crate::request::acl;
+use crate::socket::{Socket, within};
 
 lock_classes! {
     /// What the program knows of ports and rules. Requests to the kernel's maps are made while it is held: they wait for
@@ -61,6 +63,9 @@ struct Installed {
     before: Counter,
 }
 
+/// The error number with which a kernel before Linux 6.6 refuses tcx.
+const NO_TCX: i32 = libc::EINVAL;
+
 /// Why no card could carry out flow rules here, if that is so: the kernel refuses the program, or is too old to attach it.
 pub fn cannot_offload() -> Option<String> {
     let small = Options { max_rules: 16, max_actions: 16, max_masks: 16, max_meters: 16, ..Options::default() };
@@ -70,8 +75,8 @@ pub fn cannot_offload() -> Option<String> {
     };
     // There is no such netdev, and a kernel that could attach the program to one says so.
     match pipeline.attach(i32::MAX as u32, Role::Wire(Port(0))) {
-        Err(error) if error.raw_os_error() != Some(libc::ENODEV) => {
-            Some(format!("this kernel cannot attach a program with tcx ({error}); it needs Linux 6.6"))
+        Err(error) if !matches!(error.raw_os_error(), Some(libc::ENODEV | NO_TCX)) => {
+            Some(format!("this kernel cannot attach a program: {error}"))
         }
         _ => None,
     }
@@ -107,7 +112,15 @@ impl Plane {
                     Vport::Uplink => Role::Wire(*port),
                     _ => Role::Port(*port),
                 };
-                match pipeline.attach(slot.port(), role) {
+                let attached = match pipeline.attach(slot.port(), role) {
+                    Err(error) if error.raw_os_error() == Some(NO_TCX) => {
+                        pipeline.attach_with(slot.port(), role, |program| {
+                            attach_by_filter(&self.inside, slot.port(), program)
+                        })
+                    }
+                    attached => attached,
+                };
+                match attached {
                     Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {}
                     attached => attached?,
                 }
@@ -115,6 +128,12 @@ impl Plane {
             Ok(())
         })?
     }
+}
+
+/// Attaches the program to what a netdev of the card's namespace receives, by a filter. One that is there is replaced.
+fn attach_by_filter(inside: &File, index: u32, program: BorrowedFd<'_>) -> io::Result<()> {
+    let attached = Socket::open(inside)?.run_one(|batch| acl::decide(batch, index, acl::Place::Rules, &program));
+    attached.map_err(|failure| io::Error::from_raw_os_error(failure.errno.raw_os_error()))
 }
 
 /// The slot of a port.

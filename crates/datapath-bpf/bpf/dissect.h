@@ -18,6 +18,23 @@ static __always_inline __u16 be16_at(const __u8 *bytes)
 	return (__u16)bytes[0] << 8 | bytes[1];
 }
 
+/*
+ * Whether a size is from 1 to `most`, so that the verifier knows it. It knows bounds of the register that was compared, and
+ * before Linux 6.8 not that a number which is not 0 is at least 1: so one comparison of the number before it, which stays in
+ * its register.
+ */
+static __always_inline int is_within(__u32 *size, __u32 most)
+{
+	__u32 before = *size - 1;
+
+	asm volatile("" : "+r"(before));
+	if (before >= most)
+		return 0;
+	asm volatile("" : "+r"(before));
+	*size = before + 1;
+	return 1;
+}
+
 /* Loads bytes of the frame, which ends before what the wire has padded it with. */
 static __always_inline int load(struct __sk_buff *skb, const struct scratch *s, __u32 offset, void *to, __u32 size)
 {

@@ -42,7 +42,7 @@ static __noinline int record(struct __sk_buff *skb, __u32 port, __u32 to_represe
 	output->vlan_present = skb->vlan_present;
 	output->vlan_tpid = bpf_ntohs(skb->vlan_proto);
 	output->vlan_tci = skb->vlan_tci;
-	if (length >= 1 && length <= MAX_RECORDED)
+	if (is_within(&length, MAX_RECORDED))
 		bpf_skb_load_bytes(skb, 0, output->frame, length);
 	return 0;
 }
@@ -173,7 +173,7 @@ static __noinline int write_region(struct __sk_buff *skb, struct scratch *s, __u
 	diff = bpf_csum_diff((__be32 *)s->old, 16, (__be32 *)s->new, 16, 0);
 	if (!covers && at >= ETH_HLEN)
 		store = BPF_F_RECOMPUTE_CSUM;
-	if (size < 1 || size > 16)
+	if (!is_within(&size, 16))
 		return 0;
 	bpf_skb_store_bytes(skb, at, s->new, size, store);
 	if (covers & COVERS_HEADER)
@@ -187,7 +187,7 @@ static __noinline int write_region(struct __sk_buff *skb, struct scratch *s, __u
 static __always_inline int read_region(struct __sk_buff *skb, struct scratch *s, __u32 at, __u32 size)
 {
 	__builtin_memset(s->old, 0, 16);
-	if (size < 1 || size > 16 || bpf_skb_load_bytes(skb, at, s->old, size))
+	if (!is_within(&size, 16) || bpf_skb_load_bytes(skb, at, s->old, size))
 		return 0;
 	copy(s->new, s->old, 16);
 	return 1;
@@ -344,9 +344,7 @@ static long sum_chunk(__u32 i, struct sum *sum)
 		return 0;
 	}
 	__builtin_memset(bytes, 0, 512);
-	/* The verifier does not know any more what the comparisons above have shown. */
-	asm volatile("" : "+r"(left));
-	if (left < 1 || left > 511 || bpf_skb_load_bytes(sum->skb, sum->at, bytes, left))
+	if (!is_within(&left, 511) || bpf_skb_load_bytes(sum->skb, sum->at, bytes, left))
 		return 1;
 	sum->sum = bpf_csum_diff(0, 0, (__be32 *)bytes, 512, sum->sum);
 	sum->at = sum->end;
@@ -463,9 +461,7 @@ static __always_inline __u64 next_random(void)
 /* Loads at most MAX_SAMPLED bytes, or none. */
 static __always_inline int load_some(struct __sk_buff *skb, __u32 offset, __u8 *to, __u32 size)
 {
-	/* The verifier must see the bounds here. */
-	asm volatile("" : "+r"(size));
-	if (size < 1 || size > MAX_SAMPLED)
+	if (!is_within(&size, MAX_SAMPLED))
 		return 0;
 	return bpf_skb_load_bytes(skb, offset, to, size);
 }

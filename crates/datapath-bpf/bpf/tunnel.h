@@ -75,8 +75,7 @@ static __noinline int inside_geneve(struct __sk_buff *skb, struct scratch *s)
 		return 0;
 	describe_tunnel(s, be32_at(s->bytes + 4) >> 8);
 	s->key.enc_opts_len = options;
-	asm volatile("" : "+r"(options));
-	if (options >= 1 && options <= 252 && load(skb, s, at + 8, s->key.enc_opts, options))
+	if (is_within(&options, 252) && load(skb, s, at + 8, s->key.enc_opts, options))
 		return 0;
 	return at + 8 + s->key.enc_opts_len;
 }
@@ -280,8 +279,7 @@ static __noinline int encapsulate(struct __sk_buff *skb, struct scratch *s)
 		return DROP_TOO_LONG;
 	if (bpf_skb_load_bytes(skb, 0, mac, ETH_HLEN))
 		return DROP_ERROR;
-	asm volatile("" : "+r"(length));
-	if (length < ETH_HLEN || length > MAX_ENCAP)
+	if (length < ETH_HLEN)
 		return DROP_ERROR;
 	s->through = 1;
 	if (!tags && s->network && !s->tags) {
@@ -292,6 +290,8 @@ static __noinline int encapsulate(struct __sk_buff *skb, struct scratch *s)
 		/* The inner MAC addresses: what is before them belongs to the tunnel. */
 		flags |= BPF_F_ADJ_ROOM_ENCAP_L2((__u64)ETH_HLEN);
 		if (!bpf_skb_adjust_room(skb, length, BPF_ADJ_ROOM_MAC, flags)) {
+			if (!is_within(&length, MAX_ENCAP))
+				return DROP_ERROR;
 			bpf_skb_store_bytes(skb, 0, out, length, BPF_F_INVALIDATE_HASH);
 			bpf_skb_store_bytes(skb, length, mac, ETH_HLEN, 0);
 			return 0;
@@ -301,13 +301,14 @@ static __noinline int encapsulate(struct __sk_buff *skb, struct scratch *s)
 	}
 	if (bpf_skb_change_head(skb, length + 4 * tags, 0))
 		return DROP_TOO_LONG;
+	if (!is_within(&length, MAX_ENCAP))
+		return DROP_ERROR;
 	bpf_skb_store_bytes(skb, 0, out, length, BPF_F_INVALIDATE_HASH);
 	if (tags) {
 		__u32 bytes = tags * 4;
 
 		bpf_skb_store_bytes(skb, length, mac, 12, 0);
-		asm volatile("" : "+r"(bytes));
-		if (bytes >= 4 && bytes <= 64)
+		if (is_within(&bytes, 64))
 			bpf_skb_store_bytes(skb, length + 12, s->bytes, bytes, 0);
 	}
 	return 0;

@@ -282,13 +282,7 @@ impl Pipeline {
     /// # Errors
     /// The kernel's: `ENODEV` for no such netdev, `EINVAL` before Linux 6.6, which has no tcx.
     pub fn attach(&mut self, ifindex: u32, role: Role) -> io::Result<()> {
-        let (port, kind) = match role {
-            Role::Port(port) => (port, 0),
-            Role::Representor(port) => (port, 1),
-            Role::Wire(port) => (port, 2),
-        };
-        let netdev = Bytes::default().u32(port.0).u32(kind).0;
-        self.loaded.maps.netdevs.put(&ifindex.to_ne_bytes(), &netdev)?;
+        self.note(ifindex, role)?;
         if self.links.contains_key(&ifindex) || self.trials {
             return Ok(());
         }
@@ -302,6 +296,37 @@ impl Pipeline {
             }
         }
         Ok(())
+    }
+
+    /// The same where the kernel has no tcx: `attach` makes a filter of the classifier `bpf` with direct action, before every
+    /// other of what the netdev receives, and is given the program. [`detach`](Self::detach) leaves that filter, which does
+    /// nothing then.
+    ///
+    /// # Errors
+    /// Those of `attach`, and the kernel's.
+    pub fn attach_with(
+        &mut self,
+        ifindex: u32,
+        role: Role,
+        attach: impl FnOnce(BorrowedFd<'_>) -> io::Result<()>,
+    ) -> io::Result<()> {
+        self.note(ifindex, role)?;
+        if let Err(error) = attach(self.loaded.program.as_fd()) {
+            self.loaded.maps.netdevs.remove(&ifindex.to_ne_bytes())?;
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// Notes what a netdev is.
+    fn note(&self, ifindex: u32, role: Role) -> io::Result<()> {
+        let (port, kind) = match role {
+            Role::Port(port) => (port, 0),
+            Role::Representor(port) => (port, 1),
+            Role::Wire(port) => (port, 2),
+        };
+        let netdev = Bytes::default().u32(port.0).u32(kind).0;
+        self.loaded.maps.netdevs.put(&ifindex.to_ne_bytes(), &netdev)
     }
 
     /// Takes the program away from a netdev. Returns whether it was there.

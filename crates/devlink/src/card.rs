@@ -16,6 +16,7 @@ use crate::rdma_core::{RdmaChange, RdmaCore};
 use crate::refusal::Refusal;
 use crate::settings::Settings;
 use crate::shared::SharedView;
+use crate::tc_filters::TcFilters;
 use crate::view::{self, Appearance, Profile};
 
 /// A card that is up, and what is needed to answer requests about it.
@@ -36,6 +37,8 @@ pub struct Served {
     pub shared: SharedView,
     /// The settings of traps and health reporters.
     pub settings: Settings,
+    /// The filters of the card's netdevs.
+    pub tc: TcFilters,
 }
 
 impl Served {
@@ -50,6 +53,7 @@ impl Served {
             last: LastView::default(),
             shared: SharedView::default(),
             settings: Settings::default(),
+            tc: TcFilters::default(),
         }
     }
 

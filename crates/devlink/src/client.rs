@@ -287,6 +287,28 @@ impl Client {
         serde_json::from_slice(&join_pieces(&answers)).map_err(|error| ClientError::Broken(io::Error::other(error)))
     }
 
+    /// Carries out a request about the filters of the card's netdevs.
+    ///
+    /// # Errors
+    /// The card is of an older version, the request is too long, or the connection has ended. What is refused as tc refuses it
+    /// is an answer.
+    pub fn tc(&mut self, request: &tc::Request) -> Result<tc::Answer, ClientError> {
+        let json = serde_json::to_vec(request).map_err(|error| ClientError::Broken(io::Error::other(error)))?;
+        let answers = self.dump(ESWITCH, eswitch_family::TC, |to| {
+            to.put(eswitch_family::TC_REQUEST, &json);
+        })?;
+        serde_json::from_slice(&join_pieces(&answers)).map_err(|error| ClientError::Broken(io::Error::other(error)))
+    }
+
+    /// The flow rules of the card with their counters, in lines of text.
+    ///
+    /// # Errors
+    /// The card is of an older version, or the connection has ended.
+    pub fn rules(&mut self) -> Result<Vec<String>, ClientError> {
+        let answers = self.dump(ESWITCH, eswitch_family::RULES, |_| {})?;
+        Ok(String::from_utf8_lossy(&join_pieces(&answers)).lines().map(str::to_owned).collect())
+    }
+
     /// What the flow rules would do with a frame that comes in at a port, in lines of text.
     ///
     /// # Errors

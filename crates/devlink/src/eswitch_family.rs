@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use ::control::{Command, Failure, Reply, shown};
 use eswitch::auxiliary::AuxiliaryName;
-use eswitch::{CardConfig, ParseError, PciAddress, PortHandle, Touched};
+use eswitch::{CardConfig, ParseError, PciAddress, PfIndex, PortHandle, Touched};
+use flow::RuleId;
 use netlink::Errno;
 
 use crate::card::{Cx, Host, Served};
@@ -42,6 +43,11 @@ pub const RDMA: u8 = 7;
 /// Dumps what the flow rules would do with a frame, in lines of text for people, in pieces. The request has [`PORT`] and
 /// [`FRAME`]. Nothing changes.
 pub const TRACE: u8 = 8;
+/// Carries out a [`tc::Request`] about filters of the card's netdevs. The request has [`TC_REQUEST`]. Dumps the
+/// [`tc::Answer`] as JSON, in pieces.
+pub const TC: u8 = 9;
+/// Dumps the flow rules of the card with their counters, in lines of text for people, in pieces.
+pub const RULES: u8 = 10;
 /// Dumps the status of the card and of the program that runs it, as JSON, in pieces.
 pub const STATUS: u8 = 16;
 /// Asks the program that runs the card to end. The request has [`WORDS`].
@@ -67,6 +73,9 @@ pub const PORT: u16 = 11;
 /// The bytes of a frame, without the frame check sequence.
 pub const FRAME: u16 = 12;
 
+/// A [`tc::Request`], as JSON.
+pub const TC_REQUEST: u16 = 13;
+
 /// Which network namespace is requested: [`INSIDE`] or [`HOME`].
 pub const WHICH: u16 = 8;
 /// The card's own network namespace, in which it has the other ends of its netdevs.
@@ -84,7 +93,7 @@ pub(crate) fn family() -> Family {
         name: NAME,
         number: ESWITCH,
         version: 1,
-        max_attribute: FRAME.into(),
+        max_attribute: TC_REQUEST.into(),
         operations: vec![
             (PERFORM, control::ADMIN | control::CAN_DO),
             (VIEW, control::CAN_DUMP),
@@ -94,6 +103,8 @@ pub(crate) fn family() -> Family {
             (COUNTERS, control::CAN_DUMP),
             (RDMA, control::ADMIN | control::CAN_DO),
             (TRACE, control::CAN_DUMP),
+            (TC, control::CAN_DUMP),
+            (RULES, control::CAN_DUMP),
             (STATUS, control::CAN_DUMP),
             (END, control::ADMIN | control::CAN_DO),
         ],
@@ -115,6 +126,8 @@ pub(crate) enum Request<'a> {
     Rdma(RdmaChange),
     /// A frame that would come in at a port.
     Trace(PortHandle, &'a [u8]),
+    Tc(Box<::tc::Request>),
+    Rules,
     Status,
     /// How to end.
     End(&'a str),
@@ -128,7 +141,7 @@ impl<'a> Request<'a> {
     /// missing or malformed, or the command is of another version.
     pub fn parse(peer: &Peer, payload: &'a [u8]) -> Result<Self, Refusal> {
         let (number, attributes) = split(payload)?;
-        let known = [WORDS, GROUP, COMMAND, VERSION, WHICH, DEVICE, RDMA_CHANGE, PORT, FRAME];
+        let known = [WORDS, GROUP, COMMAND, VERSION, WHICH, DEVICE, RDMA_CHANGE, PORT, FRAME, TC_REQUEST];
         let attributes = Attributes::of_request(attributes, &known)?;
         match number {
             PERFORM | RDMA | END if !peer.may_change => Err(Refusal::bare(Errno::PERM)),
@@ -158,6 +171,16 @@ impl<'a> Request<'a> {
                 let port = port.parse().map_err(|error: ParseError| Refusal::new(Errno::INVAL, error.to_string()));
                 Ok(Self::Trace(port?, attributes.bytes(FRAME).ok_or(Refusal::missing(FRAME))?))
             }
+            TC => {
+                let request = attributes.bytes(TC_REQUEST).ok_or(Refusal::missing(TC_REQUEST))?;
+                let request: ::tc::Request =
+                    serde_json::from_slice(request).map_err(|error| Refusal::new(Errno::INVAL, error.to_string()))?;
+                if request.verb.changes() && !peer.may_change {
+                    return Err(Refusal::bare(Errno::PERM));
+                }
+                Ok(Self::Tc(Box::new(request)))
+            }
+            RULES => Ok(Self::Rules),
             STATUS => Ok(Self::Status),
             END => Ok(Self::End(attributes.text(WORDS)?.ok_or(Refusal::missing(WORDS))?)),
             _ => Err(Refusal::bare(Errno::OPNOTSUPP)),
@@ -215,6 +238,15 @@ impl<'a> Request<'a> {
                 add_pieces(TRACE, lines.join("\n").as_bytes(), reply);
                 Ok(())
             }
+            Self::Tc(request) => {
+                let answer = served.tc.answer(cx, served.card.engine(), (**request).clone());
+                add_pieces(TC, &json(&answer)?, reply);
+                Ok(())
+            }
+            Self::Rules => {
+                add_pieces(RULES, rules(served, cx).join("\n").as_bytes(), reply);
+                Ok(())
+            }
             Self::Status => {
                 add_pieces(STATUS, host(served)?.status(cx).as_bytes(), reply);
                 Ok(())
@@ -234,6 +266,8 @@ impl<'a> Request<'a> {
             | Self::Counters(_)
             | Self::Rdma(_)
             | Self::Trace(..)
+            | Self::Tc(_)
+            | Self::Rules
             | Self::Status
             | Self::End(_) => Touched::Nothing,
         }
@@ -248,6 +282,20 @@ fn network(served: &Served, which: u32) -> Result<OwnedFd, Refusal> {
         _ => return Err(Refusal::bare(Errno::INVAL)),
     };
     opened.map_err(|error| Refusal::new(Errno::IO, error.to_string()))
+}
+
+/// The flow rules of all E-Switches, in lines.
+fn rules(served: &Served, cx: Cx<'_, '_>) -> Vec<String> {
+    let engine = served.card.engine();
+    let now = engine.flow_clock().unwrap_or_default();
+    let mut lines = Vec::new();
+    for pf in (0..engine.config().pfs).map(PfIndex) {
+        let rules = engine.flow_rules(cx, pf);
+        let ids: Vec<RuleId> = rules.iter().map(|(id, _)| *id).collect();
+        let counters = engine.flow_counters(cx, &ids);
+        lines.extend(shown::filters(engine.config(), &rules, Some(&counters), now));
+    }
+    lines
 }
 
 /// What the rules would do with a frame, in lines.

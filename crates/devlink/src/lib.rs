@@ -33,6 +33,7 @@ mod settings;
 mod shared;
 mod socket;
 mod sys;
+mod tc_filters;
 pub mod view;
 
 pub use answer::answer;
@@ -50,3 +51,4 @@ pub use server::{Access, Server};
 pub use settings::Settings;
 pub use shared::{SharedView, ViewReader};
 pub use socket::{ControlSocket, SocketError};
+pub use tc_filters::TcFilters;

@@ -67,6 +67,8 @@ pub enum Command {
     Monitor(Words),
     /// Say what the flow rules of a card that is up would do with a frame, and why; nothing changes
     Trace(Trace),
+    /// List the flow rules of cards that are up, in tc's words, with their counters
+    Rules(Rules),
 }
 
 /// The cards that a command is for.
@@ -129,6 +131,16 @@ pub struct Words {
     /// What follows the object in devlink's words; `help` for a list
     #[arg(value_name = "WORDS")]
     pub words: Vec<String>,
+}
+
+/// `esw rules`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+What programs have offloaded to the card is here: tc's filters with in_hw, and what Open vSwitch makes of its flows. A rule
+has the words of `tc filter`, as `esw run` and the prompt read them.")]
+pub struct Rules {
+    #[command(flatten)]
+    pub which: Which,
 }
 
 /// `esw trace`.

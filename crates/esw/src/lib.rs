@@ -18,6 +18,7 @@ mod printable;
 mod programs;
 mod prompt;
 mod remote;
+mod rules;
 mod run;
 mod sockets;
 mod status;
@@ -57,6 +58,7 @@ pub fn main() -> ExitCode {
         Command::Health(words) => devlink_words::run("health", words),
         Command::Monitor(words) => devlink_words::run("monitor", words),
         Command::Trace(arguments) => trace::trace(arguments),
+        Command::Rules(arguments) => rules::rules(arguments),
     };
     programs::end_what_is_left();
     match done {

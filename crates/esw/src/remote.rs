@@ -175,6 +175,10 @@ impl Card for Remote {
         self.request(|client| client.change_rdma(change, network)).map_err(refused)
     }
 
+    fn tc(&self, request: &tc::Request) -> Result<tc::Answer, Refusal> {
+        self.request(|client| client.tc(request)).map_err(refused)
+    }
+
     fn vf_counters(&self, device: PciAddress) -> io::Result<BTreeMap<u16, Counters>> {
         self.request(|client| client.vf_counters(device)).map_err(io::Error::other)
     }

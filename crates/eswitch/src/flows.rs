@@ -16,6 +16,7 @@ mod stated;
 mod traced;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -164,6 +165,16 @@ struct State {
     /// The PF's next hops to the ends of tunnels.
     neighbours: BTreeMap<(PfIndex, IpAddr), Neighbour>,
     last_rule: u64,
+    loadings: Loading,
+}
+
+/// Tells the times apart at which a port's representor was loaded: it grows with each. It decides nothing here, so two states
+/// that differ in it only are the same.
+#[derive(Clone, Copy, Default)]
+struct Loading(u64);
+
+impl Hash for Loading {
+    fn hash<H: Hasher>(&self, _: &mut H) {}
 }
 
 /// The rules of one E-Switch.
@@ -173,6 +184,8 @@ struct Switch {
     tables: Tables,
     /// Its own ports: those whose netdev representor is loaded.
     ports: BTreeSet<Vport>,
+    /// When each of them was loaded last.
+    loadings: BTreeMap<Vport, Loading>,
     /// The peers whose ports its rules may name.
     peers: PfSet,
 }
@@ -263,7 +276,8 @@ type CardCx<'a, 'b> = &'a mut Locked<'b, CardCall>;
 impl State {
     fn open(&mut self, cx: CardCx<'_, '_>, datapath: &dyn Datapath, pf: PfIndex) {
         let tables = Tables::new(datapath.capabilities());
-        self.switches.insert(pf, Switch { tables, ports: BTreeSet::new(), peers: PfSet::default() });
+        self.switches
+            .insert(pf, Switch { tables, ports: BTreeSet::new(), loadings: BTreeMap::new(), peers: PfSet::default() });
         datapath.open(cx, pf);
     }
 
@@ -281,7 +295,9 @@ impl State {
     /// Adds ports of an E-Switch to its own tables, and to those of the peers that know it.
     fn add_ports(&mut self, cx: CardCx<'_, '_>, datapath: &dyn Datapath, pf: PfIndex, vports: &[Vport]) {
         if let Some(switch) = self.switches.get_mut(&pf) {
+            self.loadings.0 += 1;
             switch.ports.extend(vports);
+            switch.loadings.extend(vports.iter().map(|vport| (*vport, self.loadings)));
             switch.attach(cx, datapath, pf, pf, vports.iter().copied());
         }
         for (peer, switch) in self.switches.iter_mut().filter(|(_, switch)| switch.peers.contains(pf)) {
@@ -683,6 +699,20 @@ impl Engine {
             rules.map(|(id, rule)| (id, rule.clone())).collect()
         });
         rules.unwrap_or_default()
+    }
+
+    /// A number that tells the times apart at which the representor of a port was loaded; `None` while it is not, and while
+    /// the E-Switch is not in switchdev mode.
+    pub fn flow_port<P>(&self, cx: &mut Locked<'_, P>, of: Port) -> Option<u64>
+    where
+        P: LockBefore<FlowsClass>,
+    {
+        let loading = self.shared.flows.with(cx, &*self.shared.card, |state, _, _| {
+            let switch = state.switches.get(&pf_of(of))?;
+            let vport = switch.ports.iter().find(|vport| port(pf_of(of), **vport) == of)?;
+            switch.loadings.get(vport).map(|loading| loading.0)
+        });
+        loading.flatten()
     }
 
     /// Tells the next hop from a PF to the end of a tunnel by its MAC address, as [`set_neighbour`](Self::set_neighbour)

@@ -49,6 +49,15 @@ pub trait Card: Send + Sync {
         Err(Refusal { errno: Errno::OPNOTSUPP, message: String::new() })
     }
 
+    /// Carries out a request about filters of the card's netdevs. What is refused as tc refuses it is an answer.
+    ///
+    /// # Errors
+    /// The card is gone, or has no filters.
+    fn tc(&self, request: &tc::Request) -> Result<tc::Answer, Refusal> {
+        let _ = request;
+        Err(Refusal { errno: Errno::OPNOTSUPP, message: String::new() })
+    }
+
     /// The counters of a PF's VFs now, by number.
     ///
     /// It waits for nothing that the card is doing.

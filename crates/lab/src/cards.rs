@@ -144,6 +144,11 @@ impl Views {
         Some(Peer { card, index: netdev.peer? })
     }
 
+    /// The view of a card, by its index, to keep.
+    pub fn shared(&self, card: usize) -> Option<Arc<IndexedView>> {
+        self.0.get(card)?.clone()
+    }
+
     /// The view of a card, by its index.
     pub fn view(&self, card: usize) -> Option<&IndexedView> {
         self.0.get(card)?.as_deref()

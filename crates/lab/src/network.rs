@@ -15,6 +15,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread;
 
+use flow::{TunnelDevice, TunnelKind};
 use lockdep::{Locked, Mutex};
 use netlink::rtnl::{
     IFINFOMSG, IFLA_EXT_MASK, IFLA_GROUP, IFLA_IFNAME, IFLA_INFO_KIND, IFLA_LINK, IFLA_LINK_NETNSID, IFLA_LINKINFO,
@@ -222,6 +223,22 @@ impl Network {
         members.filter_map(|link| table.peer_at(link.end)).collect()
     }
 
+    /// The tunnel device with an interface index, if it is one that takes every identifier (`external`). The kernel is asked.
+    pub fn tunnel<L>(&self, cx: &mut Locked<'_, L>, index: u32) -> Option<TunnelDevice> {
+        let mut found = None;
+        let request = |to: &mut netlink::Builder| {
+            let mut info = [0; IFINFOMSG];
+            info[4..8].copy_from_slice(&index.to_ne_bytes());
+            to.raw(&info).u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS);
+        };
+        let mut table = self.table.lock_leaf(cx);
+        // ENODEV: there is no such netdev.
+        let _ = table.ask(&self.sockets, RTM_GETLINK, Flags::ACK, request, |_, message| {
+            found = message.after(IFINFOMSG).and_then(tunnel_in);
+        });
+        found
+    }
+
     /// For each message of a datagram of the kernel, the peer of the card's netdev that it is about (RTM_NEWLINK,
     /// RTM_DELLINK).
     pub fn peers_in<L>(&self, cx: &mut Locked<'_, L>, cards: &Cards, datagram: &[u8]) -> Vec<Option<Peer>> {
@@ -231,6 +248,26 @@ impl Network {
         table.update(&self.sockets, cards);
         messages(datagram).map(|message| table.peer_in(&message)).collect()
     }
+}
+
+/// The tunnel device that a link is.
+fn tunnel_in(content: &[u8]) -> Option<TunnelDevice> {
+    // IFLA_INFO_KIND, IFLA_INFO_DATA; then the port and COLLECT_METADATA of IFLA_VXLAN_*, IFLA_GENEVE_* and IFLA_GRE_*.
+    let info = find(content, IFLA_LINKINFO)?;
+    let of_info = |kind| find(info.value, kind);
+    let (kind, port, external) = match of_info(1)?.string()? {
+        "vxlan" => (TunnelKind::Vxlan, Some(15), 25),
+        "geneve" => (TunnelKind::Geneve, Some(5), 6),
+        "gretap" | "ip6gretap" => (TunnelKind::Gre, None, 18),
+        _ => return None,
+    };
+    let data = of_info(2)?;
+    find(data.value, external).filter(|flag| flag.u8() != Some(0))?;
+    let udp_port = match port {
+        Some(port) => find(data.value, port)?.u16().map(u16::from_be)?,
+        None => 0,
+    };
+    Some(TunnelDevice { kind, udp_port })
 }
 
 impl Table {

@@ -1,7 +1,7 @@
 //! Requests of traffic control: what a port lets pass.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 
 use eswitch::MacAddr;
 use netlink::tc::{
@@ -16,9 +16,14 @@ use super::tie::{every_frame, tcm};
 use crate::socket::{Batch, Socket};
 use crate::sys::FilterOp;
 
-/// A filter of a port. In this order, after ties and before what limits rates.
+/// Before ties.
+const RULES_PRIORITY: u32 = 1;
+
+/// A filter of a port. In this order; the rules come before ties, the others after ties and before what limits rates.
 #[derive(Clone, Copy)]
 pub(crate) enum Place {
+    /// Carries out flow rules, where the kernel has no tcx.
+    Rules,
     /// Looks at the source addresses of what the function sends.
     Source,
     /// Gives what the function sends its tag.
@@ -30,6 +35,7 @@ pub(crate) enum Place {
 impl Place {
     fn header(self, index: u32, handle: u32) -> [u8; TCMSG] {
         let (parent, priority) = match self {
+            Self::Rules => (TC_H_FILTER_INGRESS, RULES_PRIORITY),
             Self::Source => (TC_H_FILTER_INGRESS, 16),
             Self::Push => (TC_H_FILTER_INGRESS, 17),
             Self::Pop => (TC_H_FILTER_EGRESS, 17),
@@ -69,7 +75,7 @@ pub(crate) fn only_source(batch: &mut Batch, index: u32, mac: MacAddr) {
 }
 
 /// Has a program that is loaded decide.
-pub(crate) fn decide(batch: &mut Batch, index: u32, place: Place, program: &OwnedFd) {
+pub(crate) fn decide(batch: &mut Batch, index: u32, place: Place, program: &impl AsRawFd) {
     set(batch, index, place, |options| {
         options.u32(TCA_BPF_FD, program.as_raw_fd() as u32);
     });

@@ -18,6 +18,7 @@ mod queue;
 mod rdma;
 mod route;
 mod socket;
+mod tc;
 mod thread;
 mod vf;
 

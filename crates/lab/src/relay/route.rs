@@ -24,7 +24,7 @@ use crate::lock_order::Cx;
 use crate::network::Peer;
 
 use super::link::{self, Query};
-use super::{Handler, ROOM, Relay, dcb, descriptors, vf};
+use super::{Handler, ROOM, Relay, dcb, descriptors, tc, vf};
 
 const NAMESPACES: [u16; 2] = [IFLA_NET_NS_PID, IFLA_NET_NS_FD];
 
@@ -41,6 +41,8 @@ pub(super) struct Route {
     queries: VecDeque<(u32, Query)>,
     /// Notifications about netdevs that a card has not published yet, the oldest first.
     held: Vec<Held>,
+    /// What the kernel is asked about a filter.
+    pub(super) asked: tc::Asked,
 }
 
 /// A notification about a netdev that its card has not published yet. The kernel sends it when the card makes the netdev,
@@ -66,7 +68,7 @@ impl Handler for Route {
                     concerns_card |= vfs_in(&message).is_some() || moves(&message) || has_limits(&message);
                 }
                 RTM_DELLINK | dcb::GET | dcb::SET => concerns_card = true,
-                _ => {}
+                _ => concerns_card |= tc::concerns(&message),
             }
         }
         // Most packets concern no card and have no descriptors in them; they are passed on whole.
@@ -79,7 +81,8 @@ impl Handler for Route {
                 || refuse_beyond_limits(cx, relay, &message)
                 || refuse_to_delete(cx, relay, &message)
                 || set_vfs(cx, relay, &message)
-                || dcb::answer(cx, relay, &message);
+                || dcb::answer(cx, relay, &message)
+                || tc::answer(cx, self, relay, &message);
             if !answered {
                 let (bytes, _held) = descriptors::translated(&message, relay.sender.process);
                 relay.pass_on(cx, &bytes);
@@ -91,7 +94,8 @@ impl Handler for Route {
     fn kernel(&mut self, cx: Cx<'_, '_>, relay: &mut Relay, datagram: &[u8]) {
         let has_links = messages(datagram).any(|m| matches!(m.header.kind, RTM_NEWLINK | RTM_DELLINK));
         if !has_links {
-            return relay.queue.push(messages(datagram).map(|m| m.bytes()));
+            let left = self.asked.take(datagram, relay.socket.port());
+            return relay.queue.push(left);
         }
         self.tick(cx, relay);
         let peers = peers_in(cx, relay, datagram);
@@ -330,10 +334,15 @@ fn vfs_in<'a>(message: &Message<'a>) -> Option<&'a [u8]> {
 
 /// The card's netdev that a request is about, in the program's network namespace.
 fn netdev_in(cx: Cx<'_, '_>, relay: &mut Relay, message: &Message<'_>) -> Option<CardNetdev> {
-    let given = u32_at(message.payload(), 4).filter(|index| *index != 0);
-    let index = given.or_else(|| name_to_index(&relay.socket.kernel, name_in(message)?).ok())?;
+    let index = index_in(relay, message)?;
     let network = relay.network(cx)?;
     relay.cards.netdev_at(cx, &network, index)
+}
+
+/// The interface index that a request gives, in `struct ifinfomsg` or `struct tcmsg`, or that of the netdev whose name it gives.
+pub(super) fn index_in(relay: &Relay, message: &Message<'_>) -> Option<u32> {
+    let given = u32_at(message.payload(), 4).filter(|index| *index != 0);
+    given.or_else(|| name_to_index(&relay.socket.kernel, name_in(message)?).ok())
 }
 
 /// The name of the netdev that a request without an index is about.

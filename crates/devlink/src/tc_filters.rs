@@ -1,0 +1,200 @@
+//! The filters of the card's netdevs, as tc has them: kept here for all programs, and offloaded to the card.
+//!
+//! [`tc::Tables`] is what the kernel would keep. Its lock is held for each step alone: a filter gets its place, the card is
+//! asked, and what came of it is noted. So two programs that change filters wait for each other only as the card's rules do.
+
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use eswitch::datapath::{pf_of, port};
+use eswitch::{Engine, FlowChange, FlowDone, FlowError, Vport};
+use flow::{Counter, MeterId, Port, RuleId};
+use lockdep::{Locked, Mutex, Unlocked, lock_classes};
+use netlink::Errno;
+use tc::{Answer, Entry, Netdev, Outcome, Place, Refusal, Removed, Request, Reserved, Shown, Spec, Verb};
+
+use crate::refusal::errno_of;
+
+lock_classes! {
+    /// The filters of a card's netdevs.
+    pub leaf FiltersClass = "tc filters";
+}
+
+/// The filters of a card's netdevs.
+pub struct TcFilters(Mutex<FiltersClass, tc::Tables>);
+
+impl Default for TcFilters {
+    fn default() -> Self {
+        Self(Mutex::new(tc::Tables::default()))
+    }
+}
+
+type Cx<'a, 'b> = &'a mut Locked<'b, Unlocked>;
+
+impl TcFilters {
+    /// Carries a request out. The number of its netdev is not looked at: the card knows which one the port has.
+    pub(crate) fn answer(&self, cx: Cx<'_, '_>, engine: &Engine, request: Request) -> Answer {
+        let of = request.place.netdev.port;
+        // In legacy mode there is no representor, and the uplink's filters are not the card's.
+        let number = engine.flow_port(cx, of).unwrap_or(0);
+        let netdev = Netdev { number, ..request.place.netdev };
+        let place = Place { netdev, ..request.place };
+        self.0.lock_leaf(cx).meet(netdev);
+        let done = match request.verb {
+            Verb::Add { spec, create, exclusive, software } => {
+                self.add(cx, engine, place, spec, (create, exclusive), software)
+            }
+            Verb::Delete { kind } => {
+                let gone = self.0.lock_leaf(cx).remove(&place, kind.as_deref());
+                gone.map(|(entries, removed)| Answer::Gone(self.gone(cx, engine, of, entries, removed)))
+            }
+            Verb::Get { kind } => {
+                let entry = self.0.lock_leaf(cx).get(&place, kind.as_deref());
+                entry.map(|entry| Answer::Filters(counted(cx, engine, vec![entry])))
+            }
+            Verb::List => {
+                let entries = self.0.lock_leaf(cx).list(&place);
+                Ok(Answer::Filters(counted(cx, engine, entries)))
+            }
+            Verb::AddChain { create } => {
+                let added = self.0.lock_leaf(cx).add_chain(&place, create);
+                added.map(|()| Answer::Chains(vec![place.chain.unwrap_or(0)]))
+            }
+            Verb::DeleteChain => {
+                let gone = self.0.lock_leaf(cx).remove_chain(&place);
+                gone.map(|(entries, removed)| {
+                    let shown = self.gone(cx, engine, of, entries, removed);
+                    Answer::ChainGone(place.chain.unwrap_or(0), shown)
+                })
+            }
+            Verb::GetChain => {
+                let there = self.0.lock_leaf(cx).get_chain(&place);
+                there.map(|()| Answer::Chains(vec![place.chain.unwrap_or(0)]))
+            }
+            Verb::ListChains => Ok(Answer::Chains(self.0.lock_leaf(cx).list_chains(&place))),
+            Verb::Forget => {
+                let removed = self.0.lock_leaf(cx).forget(netdev, place.side);
+                Ok(Answer::Gone(self.gone(cx, engine, of, Vec::new(), removed)))
+            }
+        };
+        done.unwrap_or_else(Answer::Refused)
+    }
+
+    fn add(
+        &self,
+        cx: Cx<'_, '_>,
+        engine: &Engine,
+        place: Place,
+        spec: Spec,
+        flags: (bool, bool),
+        software: bool,
+    ) -> Result<Answer, Refusal> {
+        let of = place.netdev.port;
+        let uplink = port(pf_of(of), Vport::Uplink);
+        let now = now_ms(engine);
+        let reserved = self.0.lock_leaf(cx).reserve(place, spec, flags, uplink, now)?;
+        let (outcome, refusal) = match offload(cx, engine, of, &reserved) {
+            Ok(outcome) => (outcome, None),
+            Err(_) if software => (Outcome::NotInHw, None),
+            Err(refusal) => (Outcome::Refused, Some(refusal)),
+        };
+        let (entry, removed) = self.0.lock_leaf(cx).settle(reserved, outcome, now);
+        self.gone(cx, engine, of, Vec::new(), removed.into_iter().collect());
+        match (refusal, entry) {
+            (Some(refusal), _) => Err(refusal),
+            (None, Some(entry)) => Ok(Answer::Filters(counted(cx, engine, vec![entry]))),
+            (None, None) => Err(Refusal::new(Errno::NOENT, "the qdisc was deleted meanwhile")),
+        }
+    }
+
+    /// Removes the rules and meters of filters that are gone. Returns how the filters are shown a last time.
+    fn gone(
+        &self,
+        cx: Cx<'_, '_>,
+        engine: &Engine,
+        of: Port,
+        entries: Vec<Entry>,
+        removed: Vec<Removed>,
+    ) -> Vec<Shown> {
+        let shown = counted(cx, engine, entries);
+        let pf = pf_of(of);
+        let rules = removed.iter().filter_map(|removed| removed.rule).map(FlowChange::Remove);
+        let meters = removed.iter().flat_map(|removed| &removed.meters);
+        let meters = meters.map(|meter| FlowChange::RemoveMeter { pf, id: MeterId(*meter) });
+        // A rule that has gone with a port is as good as removed, and so is a meter that another E-Switch has.
+        let _ = engine.change_flows(cx, rules.chain(meters).collect());
+        shown
+    }
+}
+
+/// Asks the card to carry a filter out.
+///
+/// # Errors
+/// It does not, and nobody else can.
+fn offload(cx: Cx<'_, '_>, engine: &Engine, of: Port, reserved: &Reserved) -> Result<Outcome, Refusal> {
+    let nobody = "; no filter is carried out by this kernel in place of the card";
+    let offload = match &reserved.offload {
+        Some(Ok(offload)) => offload,
+        Some(Err(refusal)) => return Err(refusal.clone()),
+        None => return Err(Refusal::unsupported(format!("skip_hw, or a filter at egress{nobody}"))),
+    };
+    let pf = pf_of(of);
+    let mut changes: Vec<FlowChange> =
+        offload.meters.iter().map(|(id, meter)| FlowChange::SetMeter { pf, id: *id, meter: *meter }).collect();
+    // A filter that is replaced by one that matches the same keeps its place, and no frame misses it.
+    let same = reserved.replaces.filter(|old| {
+        let rules = engine.flow_rules(cx, pf);
+        rules.iter().any(|(id, rule)| {
+            id == old && rule.matches == offload.rule.matches && rule.protocol == offload.rule.protocol
+        })
+    });
+    changes.push(match same {
+        Some(rule) => FlowChange::SetActions { rule, actions: offload.rule.actions.clone() },
+        None => FlowChange::Add { pf, rule: Box::new(offload.rule.clone()) },
+    });
+    let mut done = engine.change_flows(cx, changes);
+    let last = done.pop();
+    if let Some(refused) = done.into_iter().find_map(Result::err) {
+        if let Some(Ok(FlowDone::Added(rule))) = last {
+            let _ = engine.change_flows(cx, vec![FlowChange::Remove(rule)]);
+        }
+        return Err(refusal_of(&refused));
+    }
+    match (last, same) {
+        (Some(Ok(FlowDone::Added(rule))), _) => Ok(Outcome::InHw(rule, Counter::default())),
+        (Some(Ok(FlowDone::Changed)), Some(rule)) => {
+            let before = engine.flow_counters(cx, &[rule]).into_iter().flatten().next();
+            Ok(Outcome::InHw(rule, before.unwrap_or_default()))
+        }
+        (Some(Err(refused)), _) => Err(refusal_of(&refused)),
+        _ => Err(Refusal::unsupported("the card gave no answer")),
+    }
+}
+
+fn refusal_of(error: &FlowError) -> Refusal {
+    Refusal::new(errno_of(error.errno()), error.to_string())
+}
+
+/// Entries with their counters.
+fn counted(cx: Cx<'_, '_>, engine: &Engine, entries: Vec<Entry>) -> Vec<Shown> {
+    let rule = |entry: &Entry| entry.filter.as_ref().and_then(|filter| filter.rule);
+    let rules: Vec<RuleId> = entries.iter().filter_map(rule).collect();
+    let mut counters = engine.flow_counters(cx, &rules).into_iter();
+    let now = now_ms(engine);
+    let shown = entries.into_iter().map(|entry| {
+        let counter = rule(&entry).and_then(|_| counters.next().flatten());
+        let used = counter.filter(|counter| counter.packets != 0).map(|counter| millis(counter.last_used));
+        entry.shown(counter, used, now)
+    });
+    shown.collect()
+}
+
+fn millis(time: Duration) -> u64 {
+    time.as_millis() as u64
+}
+
+/// The time on the clock of the card's counters, or since some moment if it has none.
+fn now_ms(engine: &Engine) -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    millis(engine.flow_clock().unwrap_or_else(|| START.get_or_init(Instant::now).elapsed()))
+}

@@ -1,0 +1,20 @@
+//! `esw rules`: the flow rules of cards that are up.
+
+use anyhow::Result;
+
+use crate::arguments::Rules;
+use crate::exit_status::HELD;
+use crate::output::line;
+use crate::printable::printable;
+use crate::sockets::connect;
+
+/// Runs the command; its exit status.
+///
+/// # Errors
+/// No card is up, or a daemon does not answer.
+pub fn rules(arguments: &Rules) -> Result<u8> {
+    for mut card in connect(&arguments.which)? {
+        card.client.rules()?.iter().for_each(|text| line(&printable(text)));
+    }
+    Ok(HELD)
+}

@@ -1,0 +1,29 @@
+//! The filters of a card's netdevs, as tc has them.
+//!
+//! Programs ask for flows in the messages of rtnetlink: RTM_NEWTFILTER with the classifier `flower` or `matchall`. This
+//! crate reads such messages ([`request`]), says what a filter is for the card ([`offload`]), keeps filters as the kernel
+//! does ([`tables`]), and shows them in the kernel's messages ([`shown`]). It has no sockets, threads or locks.
+//!
+//! What is refused is refused with the kernel's error number and text (`net/sched/cls_api.c`, `net/sched/cls_flower.c`,
+//! `net/sched/act_*.c`); what the card cannot do, with mlx5's.
+
+mod action;
+mod attributes;
+mod keys;
+pub mod numbers;
+mod offload;
+mod refusal;
+mod request;
+mod shown;
+mod tables;
+#[cfg(test)]
+mod tests;
+
+pub use action::{Action, Kind as ActionKind, Target, Targets, Usage};
+pub use attributes::Attr;
+pub use keys::Keys;
+pub use offload::Offload;
+pub use refusal::Refusal;
+pub use request::{Classifier, Header, Netdev, Place, Request, Side, Spec, Verb, header};
+pub use shown::{Address, Answer, Rank, Shown, ShownFilter, rank};
+pub use tables::{Entry, EntryFilter, NO_CHAIN, Outcome, Removed, Reserved, Tables};

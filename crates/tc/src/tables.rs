@@ -1,0 +1,585 @@
+//! The filters of the netdevs of a card, as the kernel keeps them: chains, priorities, handles, and actions with indexes.
+//!
+//! Adding a filter takes two steps, so that nobody holds these tables while the card is asked: [`Tables::reserve`] says what
+//! the card is to be asked for, and [`Tables::settle`] what came of it. Between the two a filter has its place, and nobody
+//! else sees it.
+
+use std::collections::{BTreeMap, HashMap};
+
+use flow::{Counter, Port, RuleId};
+use netlink::Errno;
+
+use crate::action::{Action, Kind, Usage};
+use crate::numbers::cls_flags;
+use crate::offload::Offload;
+use crate::refusal::Refusal;
+use crate::request::{Classifier, Netdev, Place, Side, Spec};
+use crate::shown::{Shown, ShownFilter};
+
+/// The first priority that the kernel chooses itself (`tcf_auto_prio`).
+const FIRST_AUTOMATIC: u16 = 0xc000;
+/// The priorities among which it chooses.
+const AUTOMATIC: u16 = 0x8000;
+
+/// The filters of a card's netdevs.
+#[derive(Default)]
+pub struct Tables {
+    /// By the port, and for a tunnel device by its interface index.
+    netdevs: BTreeMap<Name, Filters>,
+    actions: BTreeMap<(Kind, u32), Kept>,
+    /// For each kind, an index below which none is free.
+    first_index: BTreeMap<Kind, u32>,
+}
+
+/// A port, or a tunnel device over it.
+type Name = (Port, Option<u32>);
+
+fn name(netdev: &Netdev) -> Name {
+    (netdev.port, netdev.tunnel.map(|(_, index)| index))
+}
+
+/// The filters of one netdev.
+struct Filters {
+    number: u64,
+    sides: BTreeMap<Side, BTreeMap<u32, Chain>>,
+}
+
+#[derive(Default)]
+struct Chain {
+    /// It was made by itself, and stays without filters.
+    explicit: bool,
+    priorities: BTreeMap<u16, Priority>,
+}
+
+struct Priority {
+    protocol: u16,
+    kind: &'static str,
+    filters: BTreeMap<u32, Filter>,
+    /// The filter that matches something.
+    by_match: HashMap<Classifier, u32>,
+    /// A handle below which none is free.
+    first_handle: u32,
+}
+
+#[derive(Clone)]
+struct Filter {
+    spec: Spec,
+    /// The rule that carries it out.
+    rule: Option<RuleId>,
+    /// When it was made, in milliseconds.
+    made_ms: u64,
+    /// What its rule had counted before its actions were changed.
+    before: Counter,
+    /// The card has not answered yet.
+    reserved: bool,
+}
+
+/// An action that has an index.
+struct Kept {
+    action: Action,
+    bound: u32,
+}
+
+/// A filter that has its place, and about which the card is to be asked.
+#[derive(Debug)]
+pub struct Reserved {
+    /// Where it is, with what the kernel chooses.
+    pub place: Place,
+    /// What the card is asked for; `Err` if it cannot do it, `None` if it is not asked.
+    pub offload: Option<Result<Offload, Refusal>>,
+    /// The rule of the filter that it replaces.
+    pub replaces: Option<RuleId>,
+    /// Whether only the card may carry it out.
+    pub skip_sw: bool,
+    spec: Spec,
+    is_replacement: bool,
+}
+
+/// What came of a reserved filter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The card carries it out, by this rule, whose counter was this.
+    InHw(RuleId, Counter),
+    /// Only the kernel does.
+    NotInHw,
+    /// Nobody does.
+    Refused,
+}
+
+/// A filter that is gone.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Removed {
+    /// Its rule.
+    pub rule: Option<RuleId>,
+    /// The indexes of its police actions that no other filter has.
+    pub meters: Vec<u32>,
+}
+
+/// A filter that is to be shown, before its counter is known.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Where it is.
+    pub place: Place,
+    /// The name of the classifier.
+    pub kind: &'static str,
+    /// The filter; `None` for the priority itself.
+    pub filter: Option<EntryFilter>,
+}
+
+/// The filter of an [`Entry`].
+#[derive(Clone, Debug)]
+pub struct EntryFilter {
+    /// What it was asked to be.
+    pub spec: Spec,
+    /// Its rule.
+    pub rule: Option<RuleId>,
+    before: Counter,
+    made_ms: u64,
+    bound: Vec<u32>,
+}
+
+fn refused(errno: Errno, text: &'static str) -> Refusal {
+    Refusal::new(errno, text)
+}
+
+/// The text if there is no chain.
+pub const NO_CHAIN: &str = "Cannot find specified filter chain";
+
+const NOT_FOUND: &str = "Filter with specified priority/protocol not found";
+
+impl Tables {
+    /// The chains of a side of a netdev. A netdev that has another number has none of those of the one before.
+    fn chains(&mut self, netdev: Netdev, side: Side) -> &mut BTreeMap<u32, Chain> {
+        let filters = self
+            .netdevs
+            .entry(name(&netdev))
+            .or_insert_with(|| Filters { number: netdev.number, sides: BTreeMap::new() });
+        filters.sides.entry(side).or_default()
+    }
+
+    /// Forgets the filters of a port if they are those of another netdev, which is gone, and with it its rules.
+    pub fn meet(&mut self, netdev: Netdev) {
+        let is_other = self.netdevs.get(&name(&netdev)).is_some_and(|filters| filters.number != netdev.number);
+        if is_other && let Some(filters) = self.netdevs.remove(&name(&netdev)) {
+            let chains = filters.sides.into_values().flat_map(BTreeMap::into_values);
+            let priorities = chains.flat_map(|chain| chain.priorities.into_values());
+            for filter in priorities.flat_map(|priority| priority.filters.into_values()) {
+                self.unbind(&filter.spec.actions);
+            }
+        }
+    }
+
+    /// Gives a new filter, or a new version of one, its place.
+    ///
+    /// # Errors
+    /// The kernel would refuse it (`tc_new_tfilter`, `fl_change`, `mall_change`).
+    pub fn reserve(
+        &mut self,
+        mut place: Place,
+        mut spec: Spec,
+        (create, exclusive): (bool, bool),
+        uplink: Port,
+        now_ms: u64,
+    ) -> Result<Reserved, Refusal> {
+        if place.priority == 0 && !create {
+            return Err(refused(Errno::NOENT, "Invalid filter command with priority of zero"));
+        }
+        let chain = place.chain.unwrap_or(0);
+        place.chain = Some(chain);
+        let kind = spec.classifier.name();
+        let existing = self.chains(place.netdev, place.side).get(&chain);
+        if place.priority == 0 {
+            let next = existing.and_then(|chain| chain.priorities.range(AUTOMATIC..).next());
+            place.priority = next.map_or(FIRST_AUTOMATIC, |(priority, _)| priority.saturating_sub(1).max(1));
+        }
+        let priority = existing.and_then(|chain| chain.priorities.get(&place.priority));
+        let mut is_replacement = false;
+        let mut replaces = None;
+        let need_create = "Need both RTM_NEWTFILTER and NLM_F_CREATE to create a new filter";
+        match priority {
+            None if place.protocol == 0 => {
+                return Err(refused(Errno::INVAL, "Filter kind and protocol must be specified"));
+            }
+            None if !create => return Err(refused(Errno::NOENT, need_create)),
+            None => {}
+            Some(priority) => {
+                if place.protocol != 0 && priority.protocol != place.protocol {
+                    return Err(refused(Errno::INVAL, NOT_FOUND));
+                }
+                place.protocol = priority.protocol;
+                if priority.kind != kind {
+                    return Err(refused(Errno::INVAL, "Specified filter kind does not match existing one"));
+                }
+                match priority.filters.get(&place.handle) {
+                    Some(filter) if filter.reserved => return Err(refused(Errno::AGAIN, "")),
+                    Some(_) if exclusive => return Err(refused(Errno::EXIST, "Filter already exists")),
+                    Some(filter) => {
+                        is_replacement = true;
+                        replaces = filter.rule;
+                    }
+                    None if !create => return Err(refused(Errno::NOENT, need_create)),
+                    None => {}
+                }
+                let same = priority.by_match.get(&spec.classifier);
+                if same.is_some_and(|handle| !is_replacement || *handle != place.handle) {
+                    return Err(refused(Errno::EXIST, ""));
+                }
+            }
+        }
+        if place.handle == 0 {
+            // The lowest that is free, as an IDR gives it.
+            place.handle = priority.map_or(1, |priority| {
+                let is_free = |handle: &u32| !priority.filters.contains_key(handle);
+                (priority.first_handle..).find(is_free).unwrap_or(u32::MAX)
+            });
+        }
+        spec.actions = self.bind(spec.actions)?;
+        let block = place.netdev.block();
+        let wants = place.side == Side::Ingress && spec.flags & cls_flags::SKIP_HW == 0;
+        let offload = wants.then(|| spec.offload(block, uplink, (chain, place.priority, place.flow_protocol())));
+        if !is_replacement {
+            let filter =
+                Filter { spec: spec.clone(), rule: None, made_ms: now_ms, before: Counter::default(), reserved: true };
+            let chains = self.chains(place.netdev, place.side);
+            let priority =
+                chains.entry(chain).or_default().priorities.entry(place.priority).or_insert_with(|| Priority {
+                    protocol: place.protocol,
+                    kind,
+                    filters: BTreeMap::new(),
+                    by_match: HashMap::new(),
+                    first_handle: 1,
+                });
+            if place.handle == priority.first_handle {
+                priority.first_handle = place.handle.saturating_add(1);
+            }
+            priority.by_match.insert(spec.classifier.clone(), place.handle);
+            priority.filters.insert(place.handle, filter);
+        }
+        let skip_sw = spec.flags & cls_flags::SKIP_SW != 0;
+        Ok(Reserved { place, offload, replaces, skip_sw, spec, is_replacement })
+    }
+
+    /// Says what came of a reserved filter. Returns the filter that is there now, and the one that is gone: the one it replaced,
+    /// or itself if it was refused.
+    pub fn settle(&mut self, reserved: Reserved, outcome: Outcome, now_ms: u64) -> (Option<Entry>, Option<Removed>) {
+        let Reserved { place, spec, is_replacement, .. } = reserved;
+        let chain = place.chain.unwrap_or(0);
+        let (rule, before) = match outcome {
+            Outcome::InHw(rule, before) => (Some(rule), before),
+            Outcome::NotInHw => (None, Counter::default()),
+            Outcome::Refused => {
+                if is_replacement {
+                    let meters = self.unbind(&spec.actions);
+                    return (None, Some(Removed { rule: None, meters }));
+                }
+                let removed = self.take(place.netdev, place.side, chain, place.priority, place.handle);
+                return (None, removed);
+            }
+        };
+        let priority = self.priority(&place);
+        let filter = priority.and_then(|priority| {
+            let filter = priority.filters.get_mut(&place.handle)?;
+            let old = std::mem::replace(
+                filter,
+                Filter { spec: spec.clone(), rule, made_ms: now_ms, before, reserved: false },
+            );
+            if is_replacement {
+                priority.by_match.remove(&old.spec.classifier);
+                priority.by_match.insert(spec.classifier.clone(), place.handle);
+            }
+            Some(old)
+        });
+        let Some(old) = filter else {
+            // Everything of the netdev has been deleted meanwhile.
+            let meters = self.unbind(&spec.actions);
+            return (None, Some(Removed { rule, meters }));
+        };
+        let gone = is_replacement.then(|| {
+            let meters = self.unbind(&old.spec.actions);
+            Removed { rule: old.rule.filter(|old| Some(*old) != rule), meters }
+        });
+        (self.entry(&place), gone)
+    }
+
+    /// Deletes a filter, the filters of a priority, or those of a chain. Returns what is gone.
+    ///
+    /// # Errors
+    /// The kernel would refuse it (`tc_del_tfilter`).
+    pub fn remove(&mut self, place: &Place, kind: Option<&str>) -> Result<(Vec<Entry>, Vec<Removed>), Refusal> {
+        if place.priority == 0 && (place.protocol != 0 || place.handle != 0 || kind.is_some()) {
+            return Err(refused(Errno::NOENT, "Cannot flush filters with protocol, handle or kind set"));
+        }
+        let chain = place.chain.unwrap_or(0);
+        let chains = self.chains(place.netdev, place.side);
+        let Some(priorities) = chains.get(&chain).map(|chain| &chain.priorities) else {
+            return match place.priority {
+                0 => Ok((Vec::new(), Vec::new())),
+                _ => Err(refused(Errno::NOENT, NO_CHAIN)),
+            };
+        };
+        if place.priority == 0 {
+            let all: Vec<u16> = priorities.keys().copied().collect();
+            let mut gone = (Vec::new(), Vec::new());
+            for priority in all {
+                let (entries, removed) = self.remove_priority(place, chain, priority);
+                gone.0.extend(entries);
+                gone.1.extend(removed);
+            }
+            return Ok(gone);
+        }
+        let priority = self.find(place, kind)?;
+        if place.handle == 0 {
+            return Ok(self.remove_priority(place, chain, place.priority));
+        }
+        if priority.filters.get(&place.handle).is_none_or(|filter| filter.reserved) {
+            return Err(refused(Errno::NOENT, "Specified filter handle not found"));
+        }
+        let entry = self.entry(&Place { chain: Some(chain), ..*place });
+        let removed = self.take(place.netdev, place.side, chain, place.priority, place.handle);
+        Ok((entry.into_iter().collect(), removed.into_iter().collect()))
+    }
+
+    /// One filter.
+    ///
+    /// # Errors
+    /// The kernel would refuse it (`tc_get_tfilter`).
+    pub fn get(&mut self, place: &Place, kind: Option<&str>) -> Result<Entry, Refusal> {
+        if place.priority == 0 {
+            return Err(refused(Errno::NOENT, "Invalid filter command with priority of zero"));
+        }
+        let chain = place.chain.unwrap_or(0);
+        if !self.chains(place.netdev, place.side).contains_key(&chain) {
+            return Err(refused(Errno::INVAL, NO_CHAIN));
+        }
+        self.find(place, kind)?;
+        let entry = self.entry(&Place { chain: Some(chain), ..*place });
+        entry.ok_or_else(|| refused(Errno::NOENT, "Specified filter handle not found"))
+    }
+
+    /// The filters of a side of a netdev, or of one chain, priority or protocol, each priority before its filters.
+    pub fn list(&mut self, place: &Place) -> Vec<Entry> {
+        let mut entries = Vec::new();
+        let chains = self.chains(place.netdev, place.side);
+        let wanted = chains.iter().filter(|(number, _)| place.chain.is_none_or(|chain| chain == **number));
+        let mut places = Vec::new();
+        for (chain, kept) in wanted {
+            for (number, priority) in &kept.priorities {
+                if place.priority != 0 && place.priority != *number
+                    || place.protocol != 0 && place.protocol != priority.protocol
+                {
+                    continue;
+                }
+                let at =
+                    Place { chain: Some(*chain), priority: *number, protocol: priority.protocol, handle: 0, ..*place };
+                let settled: Vec<u32> =
+                    priority.filters.iter().filter(|(_, filter)| !filter.reserved).map(|(handle, _)| *handle).collect();
+                if settled.is_empty() {
+                    continue;
+                }
+                entries.push(Entry { place: at, kind: priority.kind, filter: None });
+                places.push((entries.len() - 1, at, settled));
+            }
+        }
+        let mut listed = Vec::new();
+        for (head, at, handles) in places {
+            listed.push(entries[head].clone());
+            listed.extend(handles.into_iter().filter_map(|handle| self.entry(&Place { handle, ..at })));
+        }
+        listed
+    }
+
+    /// The numbers of the chains of a side of a netdev: those that were made by themselves, or have filters.
+    pub fn list_chains(&mut self, place: &Place) -> Vec<u32> {
+        let chains = self.chains(place.netdev, place.side);
+        chains.keys().copied().filter(|number| place.chain.is_none_or(|chain| chain == *number)).collect()
+    }
+
+    /// Makes a chain.
+    ///
+    /// # Errors
+    /// EEXIST: it is there. ENOENT: it is not, and must not be made (`tc_ctl_chain`).
+    pub fn add_chain(&mut self, place: &Place, create: bool) -> Result<(), Refusal> {
+        let chains = self.chains(place.netdev, place.side);
+        let number = place.chain.unwrap_or(0);
+        if chains.contains_key(&number) {
+            return Err(refused(Errno::EXIST, "Filter chain already exists"));
+        }
+        if !create {
+            return Err(refused(Errno::NOENT, "Need both RTM_NEWCHAIN and NLM_F_CREATE to create a new chain"));
+        }
+        chains.insert(number, Chain { explicit: true, priorities: BTreeMap::new() });
+        Ok(())
+    }
+
+    /// Whether there is a chain.
+    ///
+    /// # Errors
+    /// EINVAL: there is none.
+    pub fn get_chain(&mut self, place: &Place) -> Result<(), Refusal> {
+        let there = self.chains(place.netdev, place.side).contains_key(&place.chain.unwrap_or(0));
+        there.then_some(()).ok_or_else(|| refused(Errno::INVAL, NO_CHAIN))
+    }
+
+    /// Deletes a chain with its filters.
+    ///
+    /// # Errors
+    /// EINVAL: there is none.
+    pub fn remove_chain(&mut self, place: &Place) -> Result<(Vec<Entry>, Vec<Removed>), Refusal> {
+        self.get_chain(place)?;
+        let all = Place { priority: 0, protocol: 0, handle: 0, ..*place };
+        if let Some(chain) = self.chains(place.netdev, place.side).get_mut(&place.chain.unwrap_or(0)) {
+            chain.explicit = false;
+        }
+        let gone = self.remove(&all, None)?;
+        self.drop_empty(place.netdev, place.side, place.chain.unwrap_or(0));
+        Ok(gone)
+    }
+
+    /// Forgets everything of a side of a netdev.
+    pub fn forget(&mut self, netdev: Netdev, side: Side) -> Vec<Removed> {
+        let chains = std::mem::take(self.chains(netdev, side));
+        let priorities = chains.into_values().flat_map(|chain| chain.priorities.into_values());
+        let filters: Vec<Filter> = priorities.flat_map(|priority| priority.filters.into_values()).collect();
+        filters
+            .into_iter()
+            .map(|filter| Removed { rule: filter.rule, meters: self.unbind(&filter.spec.actions) })
+            .collect()
+    }
+
+    fn priority(&mut self, place: &Place) -> Option<&mut Priority> {
+        let chain = self.chains(place.netdev, place.side).get_mut(&place.chain.unwrap_or(0))?;
+        chain.priorities.get_mut(&place.priority)
+    }
+
+    fn find(&mut self, place: &Place, kind: Option<&str>) -> Result<&mut Priority, Refusal> {
+        let protocol = place.protocol;
+        let priority = self.priority(place).ok_or_else(|| refused(Errno::NOENT, NOT_FOUND))?;
+        if protocol != 0 && priority.protocol != protocol {
+            return Err(refused(Errno::INVAL, NOT_FOUND));
+        }
+        if kind.is_some_and(|kind| kind != priority.kind) {
+            return Err(refused(Errno::INVAL, "Specified filter kind does not match existing one"));
+        }
+        Ok(priority)
+    }
+
+    fn entry(&mut self, place: &Place) -> Option<Entry> {
+        let priority = self.priority(place)?;
+        let (kind, protocol) = (priority.kind, priority.protocol);
+        let filter = priority.filters.get(&place.handle).filter(|filter| !filter.reserved)?.clone();
+        let bound = |action: &Action| self.actions.get(&(action.kind, action.index)).map_or(1, |kept| kept.bound);
+        let bound = filter.spec.actions.iter().map(bound).collect();
+        let Filter { spec, rule, made_ms, before, .. } = filter;
+        Some(Entry {
+            place: Place { protocol, ..*place },
+            kind,
+            filter: Some(EntryFilter { spec, rule, before, made_ms, bound }),
+        })
+    }
+
+    fn remove_priority(&mut self, place: &Place, chain: u32, priority: u16) -> (Vec<Entry>, Vec<Removed>) {
+        let at = Place { chain: Some(chain), priority, handle: 0, ..*place };
+        let Some(kept) = self.priority(&at) else { return (Vec::new(), Vec::new()) };
+        let head = Entry { place: Place { protocol: kept.protocol, ..at }, kind: kept.kind, filter: None };
+        let handles: Vec<u32> = kept.filters.keys().copied().collect();
+        let (netdev, side) = (place.netdev, place.side);
+        let removed =
+            handles.into_iter().filter_map(|handle| self.take(netdev, side, chain, priority, handle)).collect();
+        (vec![head], removed)
+    }
+
+    /// Takes a filter out, with its priority and its chain if nothing is left of them.
+    fn take(&mut self, netdev: Netdev, side: Side, chain: u32, priority: u16, handle: u32) -> Option<Removed> {
+        let kept = self.chains(netdev, side).get_mut(&chain)?.priorities.get_mut(&priority)?;
+        let filter = kept.filters.remove(&handle)?;
+        kept.by_match.remove(&filter.spec.classifier);
+        kept.first_handle = kept.first_handle.min(handle.max(1));
+        self.drop_empty(netdev, side, chain);
+        let meters = self.unbind(&filter.spec.actions);
+        Some(Removed { rule: filter.rule, meters })
+    }
+
+    fn drop_empty(&mut self, netdev: Netdev, side: Side, number: u32) {
+        let chains = self.chains(netdev, side);
+        if let Some(chain) = chains.get_mut(&number) {
+            chain.priorities.retain(|_, priority| !priority.filters.is_empty());
+            if chain.priorities.is_empty() && !chain.explicit {
+                chains.remove(&number);
+            }
+        }
+    }
+
+    /// Gives actions their indexes. An action whose index there is already is that one (`tcf_action_init`).
+    fn bind(&mut self, actions: Vec<Action>) -> Result<Vec<Action>, Refusal> {
+        let mut bound = Vec::with_capacity(actions.len());
+        for mut action in actions {
+            let kind = action.kind;
+            if action.index == 0 {
+                let first = self.first_index.get(&kind).copied().unwrap_or(1);
+                let free = (first..).find(|index| !self.actions.contains_key(&(kind, *index))).unwrap_or(u32::MAX);
+                self.first_index.insert(kind, free.saturating_add(1));
+                action.number(free);
+            }
+            let key = (kind, action.index);
+            match self.actions.get_mut(&key) {
+                Some(kept) => {
+                    kept.bound += 1;
+                    action = kept.action.clone();
+                }
+                None if action.is_reference => {
+                    self.unbind(&bound);
+                    return Err(refused(Errno::INVAL, "there is no action with this index"));
+                }
+                None => {
+                    self.actions.insert(key, Kept { action: action.clone(), bound: 1 });
+                }
+            }
+            bound.push(action);
+        }
+        Ok(bound)
+    }
+
+    /// Lets actions go. Returns the indexes of the meters that nobody uses any more.
+    fn unbind(&mut self, actions: &[Action]) -> Vec<u32> {
+        let mut meters = Vec::new();
+        for action in actions {
+            let key = (action.kind, action.index);
+            let Some(kept) = self.actions.get_mut(&key) else { continue };
+            kept.bound -= 1;
+            if kept.bound == 0 {
+                self.actions.remove(&key);
+                if let Some(first) = self.first_index.get_mut(&action.kind) {
+                    *first = (*first).min(action.index.max(1));
+                }
+                if action.kind == Kind::Police {
+                    meters.push(action.index);
+                }
+            }
+        }
+        meters
+    }
+}
+
+impl Entry {
+    /// The entry with its counter: what the rule has counted, `None` if the card does not carry it out any more.
+    /// `last_used_ms`: when the rule was used last, on the clock of `now_ms`.
+    pub fn shown(self, counter: Option<Counter>, last_used_ms: Option<u64>, now_ms: u64) -> Shown {
+        let filter = self.filter.map(|filter| {
+            let EntryFilter { spec, before, made_ms, bound, .. } = filter;
+            let counted = counter.unwrap_or_default();
+            let idle_since = last_used_ms.unwrap_or(made_ms).max(made_ms);
+            let usage = |bound: &u32| Usage {
+                packets: counted.packets.saturating_sub(before.packets),
+                bytes: counted.bytes.saturating_sub(before.bytes),
+                software: (0, 0),
+                age_ms: now_ms.saturating_sub(made_ms),
+                idle_ms: now_ms.saturating_sub(idle_since),
+                in_hw: counter.is_some(),
+                bound: *bound,
+            };
+            let usages = bound.iter().map(usage).collect();
+            ShownFilter { spec, usages, in_hw: counter.is_some() }
+        });
+        Shown { place: self.place, kind: self.kind.to_owned(), filter }
+    }
+}

@@ -1,0 +1,245 @@
+use flow::{Counter, Port, RuleId};
+use netlink::{Builder, Errno, Flags, Header, Message, attributes, find, message};
+use proptest::prelude::*;
+
+use crate::numbers::{RTM_NEWTFILTER, TC_H_MIN_INGRESS, TCMSG, act, cls_flags, control, flower, tca};
+use crate::{Address, Answer, Netdev, Outcome, Place, Removed, Request, Side, Spec, Tables, Target, Verb, rank};
+
+const NETDEV: Netdev = Netdev { port: Port(1), tunnel: None, number: 1 };
+const UPLINK: Port = Port(65535);
+
+/// RTM_NEWTFILTER on NETDEV.
+fn request(kind: &str, (priority, protocol, handle): (u16, u16, u32), fill: impl FnOnce(&mut Builder)) -> Vec<u8> {
+    let info = u32::from(priority) << 16 | u32::from(protocol.to_be());
+    let header = Header::new(RTM_NEWTFILTER, Flags::REQUEST | Flags::CREATE | Flags::EXCL, 1, 0);
+    let built = message(header, |to| {
+        let tcm = [0, 7, handle, TC_H_MIN_INGRESS, info];
+        to.raw(&tcm.iter().flat_map(|number| number.to_ne_bytes()).collect::<Vec<u8>>());
+        to.text(tca::KIND, kind).nest_noflag(tca::OPTIONS, fill);
+    });
+    built.unwrap()
+}
+
+/// Interface index 8 is port 2, and no other is a port.
+fn target(index: u32) -> Target {
+    if index == 8 { Target::Port(Port(2)) } else { Target::Other }
+}
+
+fn read(bytes: &[u8]) -> Result<Request, crate::Refusal> {
+    Request::read(&Message::first(bytes).unwrap(), NETDEV, &mut target).map(Option::unwrap)
+}
+
+fn spec(bytes: &[u8]) -> (Place, Spec) {
+    match read(bytes).unwrap() {
+        Request { place, verb: Verb::Add { spec, .. } } => (place, spec),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// An action of a kind: parameters behind `tc_gen`, and other attributes.
+fn action(to: &mut Builder, (kind, index, code): (&str, u32, i32), parms: &[u32], rest: &[(u16, Vec<u8>)]) {
+    to.text(act::KIND, kind).nest_noflag(act::OPTIONS, |to| {
+        let numbers = [index, 0, code.cast_unsigned(), 0, 0].into_iter().chain(parms.iter().copied());
+        to.put(
+            if kind == "csum" || kind == "ct" { 1 } else { 2 },
+            &numbers.flat_map(u32::to_ne_bytes).collect::<Vec<u8>>(),
+        );
+        for (kind, value) in rest {
+            to.put(*kind, value);
+        }
+    });
+}
+
+fn drop_to(address: [u8; 4], place: (u16, u16, u32)) -> Vec<u8> {
+    request("flower", place, |to| {
+        to.put(flower::ETH_TYPE, &[8, 0]).put(12, &address);
+        to.nest_noflag(flower::ACT, |to| {
+            to.nest_noflag(1, |to| action(to, ("gact", 0, control::SHOT), &[], &[]));
+        });
+    })
+}
+
+/// Adds a filter that the card carries out.
+fn add(tables: &mut Tables, bytes: &[u8], rule: u64) -> Result<Place, crate::Refusal> {
+    let (place, spec) = spec(bytes);
+    let reserved = tables.reserve(place, spec, (true, true), UPLINK, 0)?;
+    let place = reserved.place;
+    reserved.offload.as_ref().unwrap().as_ref().unwrap();
+    tables.settle(reserved, Outcome::InHw(RuleId(rule), Counter::default()), 0);
+    Ok(place)
+}
+
+const IP: u16 = 0x0800;
+
+#[test]
+fn what_is_shown_is_what_was_read() {
+    let bytes = request("flower", (1, 0x8100, 1), |to| {
+        to.put(flower::ETH_TYPE, &[0x81, 0]).put(flower::VLAN_ID, &5_u16.to_ne_bytes());
+        to.put(flower::VLAN_ETH_TYPE, &[8, 0]).put(9, &[6]).put(10, &[10, 0, 0, 5]).put(11, &[255, 0, 0, 0]);
+        to.nest_noflag(flower::ACT, |to| {
+            to.nest_noflag(1, |to| {
+                action(to, ("vlan", 0, control::PIPE), &[2], &[(3, 7_u16.to_ne_bytes().to_vec())]);
+            });
+            to.nest_noflag(2, |to| action(to, ("mirred", 0, control::STOLEN), &[1, 8], &[]));
+        });
+    });
+    let mut tables = Tables::default();
+    let place = add(&mut tables, &bytes, 1).unwrap();
+    let list = Place { priority: 0, protocol: 0, handle: 0, ..place };
+    let entries = tables.list(&list);
+    assert_eq!(entries.len(), 2, "the priority, and its filter");
+    let shown = entries[1].clone().shown(Some(Counter { packets: 3, bytes: 294, ..Counter::default() }), None, 0);
+    let address =
+        Address { index: 7, parent: TC_H_MIN_INGRESS, flags: Flags::MULTI, sequence: 1, port: 2, is_terse: false };
+    let written = address.filter(&shown, false, &mut |port| (port == Port(2)).then_some(8)).unwrap();
+    let first = Message::first(&written).unwrap();
+    assert_eq!(rank(&first), Some((0, 1, 1)));
+    let options = find(first.after(TCMSG).unwrap(), tca::OPTIONS).unwrap();
+    let of = |kind| find(options.value, kind).map(|attribute| attribute.value.to_vec());
+    assert_eq!(of(flower::ETH_TYPE), Some(vec![8, 0]), "the type behind the tag");
+    assert_eq!(
+        (of(10), of(11)),
+        (Some(vec![10, 0, 0, 5]), Some(vec![255, 0, 0, 0])),
+        "bits outside the mask are shown"
+    );
+    assert_eq!(of(flower::FLAGS), Some(cls_flags::IN_HW.to_ne_bytes().to_vec()));
+    let actions: Vec<_> =
+        find(options.value, flower::ACT).unwrap().nested().flatten().map(|a| a.value.to_vec()).collect();
+    let kinds: Vec<_> =
+        actions.iter().map(|action| find(action, act::KIND).unwrap().string().unwrap().to_owned()).collect();
+    assert_eq!(kinds, ["vlan", "mirred"]);
+    let protocol = find(find(&actions[0], act::OPTIONS).unwrap().value, 4).unwrap().value;
+    assert_eq!(protocol, [0x81, 0], "what was not said is shown");
+    let stats = find(&actions[1], act::STATS).unwrap();
+    let hardware = find(stats.value, crate::numbers::stats::BASIC_HW).unwrap().value;
+    assert_eq!(netlink::u32_at(hardware, 8), Some(3));
+}
+
+#[test]
+fn priorities_and_handles_are_those_of_the_kernel() {
+    let mut tables = Tables::default();
+    let mut place =
+        |n: u8, place| add(&mut tables, &drop_to([1, 1, 1, n], place), n.into()).map(|p| (p.priority, p.handle));
+    assert_eq!(place(1, (0, IP, 0)), Ok((0xc000, 1)));
+    assert_eq!(place(2, (0, IP, 0)), Ok((0xbfff, 1)), "each automatic priority is before the last");
+    assert_eq!(place(3, (5, IP, 0)), Ok((5, 1)));
+    assert_eq!(place(4, (5, IP, 0)), Ok((5, 2)));
+    assert_eq!(place(5, (5, IP, 9)), Ok((5, 9)));
+    assert_eq!(place(6, (5, IP, 0)), Ok((5, 3)), "the lowest that is free");
+    assert_eq!(place(4, (5, IP, 0)).unwrap_err().errno(), Errno::EXIST, "the same match");
+    assert_eq!(place(7, (5, IP, 9)).unwrap_err().text, "Filter already exists");
+    assert_eq!(place(8, (5, 0x86dd, 0)).unwrap_err().text, "Filter with specified priority/protocol not found");
+}
+
+#[test]
+fn a_filter_that_is_refused_leaves_nothing_and_nobody_sees_it_before() {
+    let mut tables = Tables::default();
+    let (place, spec) = spec(&drop_to([1, 1, 1, 1], (5, IP, 0)));
+    let reserved = tables.reserve(place, spec, (true, true), UPLINK, 0).unwrap();
+    let list = Place { priority: 0, protocol: 0, ..place };
+    assert!(tables.list(&list).is_empty());
+    assert_eq!(tables.get(&reserved.place, None).unwrap_err().text, "Specified filter handle not found");
+    let (entry, gone) = tables.settle(reserved, Outcome::Refused, 0);
+    assert!(entry.is_none());
+    assert_eq!(gone, Some(Removed { rule: None, meters: vec![] }));
+    assert_eq!(tables.list_chains(&list), Vec::<u32>::new());
+    assert!(add(&mut tables, &drop_to([1, 1, 1, 1], (5, 0x86dd, 0)), 1).is_ok(), "the priority is free again");
+}
+
+#[test]
+fn another_netdev_of_the_port_has_none_of_the_filters() {
+    let mut tables = Tables::default();
+    let place = add(&mut tables, &drop_to([1, 1, 1, 1], (5, IP, 0)), 1).unwrap();
+    let next = Netdev { number: 2, ..NETDEV };
+    tables.meet(next);
+    assert!(tables.list(&Place { netdev: next, priority: 0, protocol: 0, handle: 0, ..place }).is_empty());
+}
+
+#[test]
+fn filters_share_an_action_with_an_index() {
+    let police = |index: u32, rate: u32, address: u8| {
+        request("flower", (5, IP, 0), |to| {
+            to.put(flower::ETH_TYPE, &[8, 0]).put(12, &[1, 1, 1, address]);
+            to.nest_noflag(flower::ACT, |to| {
+                to.nest_noflag(1, |to| {
+                    let parms = [index, control::SHOT.cast_unsigned(), 0, rate, 0, 0, 0, rate, 0, 0, 0, 0, 0, 0];
+                    to.text(act::KIND, "police").nest_noflag(act::OPTIONS, |to| {
+                        to.put(1, &parms.iter().flat_map(|number| number.to_ne_bytes()).collect::<Vec<u8>>());
+                    });
+                });
+                to.nest_noflag(2, |to| action(to, ("mirred", 0, control::STOLEN), &[1, 8], &[]));
+            });
+        })
+    };
+    let mut tables = Tables::default();
+    let missing = read(&police(3, 0, 1)).map(|request| match request.verb {
+        Verb::Add { spec, .. } => tables.reserve(request.place, spec, (true, true), UPLINK, 0).unwrap_err().errno(),
+        _ => panic!(),
+    });
+    assert_eq!(missing, Ok(Errno::INVAL), "there is no such action");
+    let first = add(&mut tables, &police(3, 1_000_000, 1), 1).unwrap();
+    let second = add(&mut tables, &police(3, 0, 2), 2).unwrap();
+    let (_, gone) = tables.remove(&first, None).unwrap();
+    assert_eq!(gone, [Removed { rule: Some(RuleId(1)), meters: vec![] }], "the other one has it");
+    let (_, gone) = tables.remove(&second, None).unwrap();
+    assert_eq!(gone, [Removed { rule: Some(RuleId(2)), meters: vec![3] }]);
+}
+
+#[test]
+fn an_answer_survives_its_encoding() {
+    let mut tables = Tables::default();
+    let place = add(&mut tables, &drop_to([1, 1, 1, 1], (5, IP, 0)), 1).unwrap();
+    let shown = tables.get(&place, None).unwrap().shown(None, None, 5);
+    assert!(!shown.filter.as_ref().unwrap().in_hw, "its rule is gone");
+    let answer = Answer::Filters(vec![shown]);
+    let json = serde_json::to_vec(&answer).unwrap();
+    assert_eq!(serde_json::from_slice::<Answer>(&json).unwrap(), answer);
+}
+
+proptest! {
+    #[test]
+    fn no_message_is_too_strange(kind in "flower|matchall|[a-z]{0,6}", options in proptest::collection::vec(any::<u8>(), 0..300)) {
+        let bytes = request(&kind, (1, IP, 0), |to| {
+            to.raw(&options);
+        });
+        let _ = Request::read(&Message::first(&bytes).unwrap(), NETDEV, &mut target);
+    }
+
+    /// Attributes with the kernel's types, of any length.
+    #[test]
+    fn what_is_read_is_shown_and_read_as_the_same(
+        keys in proptest::collection::vec((1_u16..111, proptest::collection::vec(any::<u8>(), 0..17)), 0..12),
+        act in proptest::collection::vec((0_usize..10, proptest::collection::vec(any::<u8>(), 0..80), any::<[u8; 6]>()), 0..3),
+    ) {
+        let names = ["gact", "mirred", "vlan", "tunnel_key", "pedit", "csum", "skbedit", "ct", "police", "sample"];
+        let bytes = request("flower", (1, IP, 1), |to| {
+            for (kind, value) in &keys {
+                to.put(*kind, value);
+            }
+            to.nest_noflag(flower::ACT, |to| {
+                for (at, (kind, parms, rest)) in act.iter().enumerate() {
+                    to.nest_noflag(at as u16 + 1, |to| {
+                        to.text(act::KIND, names[*kind]).nest_noflag(act::OPTIONS, |to| {
+                            for parm in [1, 2, 4] {
+                                to.put(parm, parms);
+                            }
+                            to.put(3, rest).put(5, rest);
+                        });
+                    });
+                }
+            });
+        });
+        let Ok(Request { place, verb: Verb::Add { spec, .. } }) = read(&bytes) else { return Ok(()) };
+        let mut tables = Tables::default();
+        let Ok(reserved) = tables.reserve(place, spec, (true, true), UPLINK, 0) else { return Ok(()) };
+        let (entry, _) = tables.settle(reserved, Outcome::NotInHw, 0);
+        let shown = entry.unwrap().shown(None, None, 0);
+        let address = Address { index: 7, parent: TC_H_MIN_INGRESS, flags: Flags::empty(), sequence: 1, port: 2, is_terse: false };
+        let written = address.filter(&shown, false, &mut |port| (port == Port(2)).then_some(8)).unwrap();
+        let content = Message::first(&written).unwrap().after(TCMSG).unwrap().to_vec();
+        prop_assert!(attributes(&content).all(|attribute| attribute.is_ok()));
+        let shown = shown.filter.unwrap();
+        prop_assert_eq!(shown.usages.len(), shown.spec.actions.len());
+        prop_assert_eq!(place.side, Side::Ingress);
+    }
+}
