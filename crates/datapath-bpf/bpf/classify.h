@@ -7,6 +7,7 @@
 #include "dissect.h"
 #include "meter.h"
 #include "tunnel.h"
+#include "track.h"
 
 /* The rule of a group that the frame matches, into `found`. Returns whether there is one. */
 static __noinline int ask_group(struct scratch *s, __u32 index)
@@ -143,14 +144,6 @@ static __noinline int find(struct scratch *s, __u32 number)
 		cached->rule = s->found;
 	}
 	return ask.found;
-}
-
-/* Ends the run. */
-static __always_inline int end(struct scratch *s, __u32 fate, __u32 reason)
-{
-	s->fate = fate;
-	s->reason = reason;
-	return 1;
 }
 
 static __always_inline void pretend_masked(__u8 *bytes, const struct action *action, int size, int from)
@@ -341,6 +334,9 @@ static __noinline int pretend(struct scratch *s, const struct action *action, __
 	case ACTION_TUNNEL_UNSET:
 		forget_tunnel(s);
 		break;
+	case ACTION_CT_CLEAR:
+		forget_connection(s);
+		break;
 	}
 	return 0;
 }
@@ -348,9 +344,12 @@ static __noinline int pretend(struct scratch *s, const struct action *action, __
 struct walk {
 	struct scratch *s;
 	__u32 next;
-	__u32 chain;
-	__u32 over;		/* 1: the run has ended; 2: it goes on in `chain` */
+	__u32 arg;
+	__u32 over;		/* 1: the run has ended; or one of these */
 };
+
+#define OVER_GOTO 2		/* it goes on in chain `arg` */
+#define OVER_TRACK 3		/* the connection must be tracked first, as `arg` says */
 
 static long walk_action(__u32 i, struct walk *walk)
 {
@@ -366,27 +365,40 @@ static long walk_action(__u32 i, struct walk *walk)
 	action = bpf_map_lookup_elem(&actions, &walk->next);
 	if (!action)
 		return 1;
-	if (action->kind == ACTION_GOTO) {
-		walk->chain = action->arg;
-		walk->over = 2;
+	next = action->next;
+	if (action->kind == ACTION_GOTO || action->kind == ACTION_CT) {
+		walk->arg = action->arg;
+		walk->next = next;
+		walk->over = action->kind == ACTION_GOTO ? OVER_GOTO : OVER_TRACK;
 		return 1;
 	}
-	next = action->next;
 	walk->over = pretend(walk->s, action, &next);
 	walk->next = next;
 	return walk->over;
 }
 
-/* What the rule that was found decides. Returns whether the run goes on, in `chain`. */
-static __noinline int follow(struct scratch *s, __u32 *chain)
+struct run {
+	struct scratch *s;
+	struct __sk_buff *skb;
+	__u32 chain;
+	__u32 next;		/* the action of the rule that was found with which it goes on */
+	__u32 track;		/* how the connection must be tracked before: a number and 1, or 0 */
+};
+
+/* What the rule that was found decides. Returns whether the run goes on. */
+static __noinline int follow(struct scratch *s, struct run *run)
 {
-	struct walk walk = { .s = s, .next = s->found.first };
+	struct walk walk = { .s = s, .next = run->next };
 
 	if (s->found.flags & RULE_WALK) {
-		s->measured = 0;
 		bpf_loop(MAX_ACTIONS + 1, walk_action, &walk, 0);
-		if (walk.over == 2) {
-			*chain = walk.chain;
+		if (walk.over == OVER_GOTO) {
+			run->chain = walk.arg;
+			return 1;
+		}
+		if (walk.over == OVER_TRACK) {
+			run->track = walk.arg + 1;
+			run->next = walk.next;
 			return 1;
 		}
 		if (walk.over)
@@ -394,7 +406,7 @@ static __noinline int follow(struct scratch *s, __u32 *chain)
 	}
 	switch (s->found.terminal) {
 	case TERMINAL_GOTO:
-		*chain = s->found.arg;
+		run->chain = s->found.arg;
 		return 1;
 	case TERMINAL_DROP:
 		end(s, FATE_DROPPED, DROP_RULE);
@@ -407,39 +419,45 @@ static __noinline int follow(struct scratch *s, __u32 *chain)
 	return 0;
 }
 
-struct run {
-	struct scratch *s;
-	__u32 chain;
-};
-
-/* Step `i` of the run. Returns whether it was the last one. */
-static __noinline int one_step(struct scratch *s, __u32 i, struct run *run)
+/* The next step of the run. Returns whether it was the last one. */
+static __noinline int one_step(struct scratch *s, struct run *run)
 {
+	__u32 i = s->steps;
 	struct step *step;
 
+	if (i >= MAX_STEPS)
+		return 1;
 	if (!find(s, run->chain)) {
 		end(s, FATE_MISSED, 0);
 		return 1;
 	}
-	if (i >= MAX_STEPS)
-		return 1;
 	step = &s->step[i];
 	step->rule = s->found;
 	step->bytes = bytes_of(s);
 	step->exceeded = 0;
 	s->steps = i + 1;
-	return !follow(s, &run->chain);
+	s->measured = 0;
+	run->next = s->found.first;
+	return !follow(s, run);
 }
 
+/* This is where connections are tracked: from further inside, the calls would be too deep for the verifier. */
 static long later_step(__u32 i, struct run *run)
 {
-	return one_step(run->s, i + 1, run);
+	__u32 track_as = run->track;
+
+	if (!track_as)
+		return one_step(run->s, run);
+	run->track = 0;
+	if (track(run->skb, track_as - 1))
+		return 1;
+	return !follow(run->s, run);
 }
 
 /* Runs the frame through its block. */
-static __always_inline int run_block(struct scratch *s)
+static __always_inline int run_block(struct __sk_buff *skb, struct scratch *s)
 {
-	struct run run = { .s = s };
+	struct run run = { .s = s, .skb = skb };
 
 	s->steps = 0;
 	s->taken = 0;
@@ -447,8 +465,13 @@ static __always_inline int run_block(struct scratch *s)
 	s->lost = 0;
 	s->fate = FATE_DROPPED;
 	s->reason = DROP_GOTOS;
-	if (!one_step(s, 0, &run))
-		bpf_loop(MAX_STEPS - 1, later_step, &run, 0);
+	s->held_count = 0;
+	s->holds = 0;
+	s->records = 0;
+	s->icmp_id = 0;
+	__builtin_memset(s->key.ct_label, 0, 16);
+	if (!one_step(s, &run))
+		bpf_loop(MAX_STEPS + MAX_RECORDS, later_step, &run, 0);
 	return s->fate == FATE_MISSED && !s->steps;
 }
 
@@ -457,7 +480,7 @@ __noinline int classify(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch();
 
-	if (!s || !run_block(s) || !s->wire)
+	if (!s || !run_block(skb, s) || !s->wire)
 		return 0;
 	/* The filters of the uplink come before the stack, and so before tunnel devices, which are asked in this order. */
 	for (int kind = BLOCK_VXLAN; kind <= BLOCK_GRE; kind++) {
@@ -468,7 +491,7 @@ __noinline int classify(struct __sk_buff *skb)
 		if (!enter_tunnel(skb, s, kind))
 			continue;
 		note_segments(skb, s);
-		if (!run_block(s))
+		if (!run_block(skb, s))
 			return 0;
 	}
 	s->base = 0;

@@ -68,12 +68,17 @@ static __always_inline void describe_tags(struct scratch *s)
 /* Forgets what is behind more tags than are read. */
 static __noinline int forget_headers(struct scratch *s)
 {
-	__u32 in_port = s->key.in_port;
+	__u32 in_port = s->key.in_port, mark = s->key.ct_mark;
+	__be16 zone = s->key.ct_zone;
+	__u8 state = s->key.ct_state;
 
 	s->raw_type = s->type = bpf_htons(s->tag[(s->first_tag + MAX_TAGS) & 127] >> 16);
 	s->key.eth_type = s->type;
 	__builtin_memset(&s->key.ip_proto, 0, SHORT_KEY - __builtin_offsetof(struct key, ip_proto));
 	s->key.in_port = in_port;
+	s->key.ct_mark = mark;
+	s->key.ct_zone = zone;
+	s->key.ct_state = state;
 	s->network = 0;
 	s->version = 0;
 	s->protocol = 0;
@@ -134,7 +139,7 @@ static __noinline int dissect_arp(struct __sk_buff *skb, struct scratch *s, __u3
 		return 0;
 	if (arp[7] != 1 && arp[7] != 2)
 		return 0;
-	s->key.arp_op = arp[7];
+	s->key.ip_tos = arp[7];
 	copy(s->key.addr, arp + 14, 4);
 	copy(s->key.addr + 4, arp + 24, 4);
 	copy(s->key.addr + 8, arp + 8, 6);

@@ -4,12 +4,16 @@
  * the inner end of each representor's, and at the wire. What it does with a frame is defined by the crate flow
  * (flow::process); the names are the same.
  *
+ * Connections are tracked as flow::conntrack does it (track.h).
+ *
  * A run has two passes. The first one finds the rules that the frame matches, chain by chain, on a key to which rewrites
- * are applied, and changes nothing but the tokens of meters, which it can give back. If the frame misses in a later
- * chain, it goes to the representor as it came in. Otherwise the second pass counts, rewrites and sends.
+ * are applied, and changes nothing but the tokens of meters, which it can give back; connections change in a copy. If the
+ * frame misses in a later chain, it goes to the representor as it came in. Otherwise the connections are settled: the
+ * table gets what has changed. The second pass counts, rewrites and sends.
  */
 #include "maps.h"
 #include "dissect.h"
+#include "track.h"
 #include "classify.h"
 #include "execute.h"
 
@@ -32,6 +36,40 @@ static __always_inline int from_representor(struct __sk_buff *skb, __u32 number)
 	if (port->mode == MODE_LEGACY)
 		return TCX_NEXT;
 	return send_last(skb, number, 0);
+}
+
+/* Writes what has changed of connections. Returns whether no other CPU has changed the same meanwhile. */
+static __always_inline int is_settled(struct scratch *s)
+{
+	if (s->fate == FATE_MISSED)
+		return 1;
+	if (s->fate == FATE_DROPPED && s->reason == DROP_BUSY)
+		return 0;
+	return !settle();
+}
+
+/*
+ * Another CPU has changed one of the connections meanwhile: decides about the frame once more. Meters get their tokens back
+ * before. A frame that changes connections of several zones may count twice in one that it had changed already.
+ */
+static __always_inline void settle_again(struct __sk_buff *skb, struct scratch *s, __u64 block)
+{
+	for (int i = 0; i < MAX_ATTEMPTS; i++) {
+		give_back(s);
+		s->base = 0;
+		s->block = block;
+		if (dissect(skb))
+			break;
+		note_segments(skb, s);
+		classify(skb);
+		if (!s->held_count || is_settled(s))
+			return;
+	}
+	give_back(s);
+	s->steps = 0;
+	s->taken = 0;
+	s->fate = FATE_DROPPED;
+	s->reason = DROP_BUSY;
 }
 
 SEC("classifier")
@@ -78,7 +116,20 @@ int eswitch_ingress(struct __sk_buff *skb)
 		return drop_early(number, wrong);
 	note_segments(skb, s);
 	classify(skb);
+	if (s->held_count && !is_settled(s))
+		settle_again(skb, s, port->block);
 	return execute(skb);
+}
+
+/* Removes connections that are over, and with a mark all of them. Runs when user space says so. */
+SEC("classifier")
+int eswitch_sweep(struct __sk_buff *skb)
+{
+	struct control *control = controls();
+
+	if (!control)
+		return 0;
+	return sweep(testing ? control->now : bpf_ktime_get_coarse_ns(), skb->mark);
 }
 
 char _license[] SEC("license") = "Dual MIT/GPL";

@@ -501,6 +501,64 @@ static __noinline int take_sample(struct __sk_buff *skb, struct scratch *s, cons
 	return 0;
 }
 
+/* Writes an address of IP at `at`, unless it is the same in both tuples. */
+static __noinline int translate_address(struct __sk_buff *skb, struct scratch *s, __u32 at, __u64 *from, __u64 *to)
+{
+	if (from[0] == to[0] && from[1] == to[1])
+		return 0;
+	if (s->version == 4) {
+		if (!read_region(skb, s, at, 4))
+			return 0;
+		copy(s->new, to, 4);
+		return write_region(skb, s, at, 4, COVERS_HEADER | COVERS_PSEUDO);
+	}
+	if (!read_region(skb, s, at, 16))
+		return 0;
+	copy(s->new, to, 16);
+	return write_region(skb, s, at, 16, COVERS_PSEUDO);
+}
+
+static __noinline int translate_part(struct __sk_buff *skb, struct scratch *s, __u32 at, __u32 from, __u32 to)
+{
+	if (from == to || !read_region(skb, s, at, 2))
+		return 0;
+	put16(s->new, to);
+	return write_region(skb, s, at, 2, COVERS_TRANSPORT);
+}
+
+/* Translates the frame, as the first pass has noted. Returns whether the run was over there. */
+__noinline int translate_frame(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch();
+	struct tuple *own, *wanted;
+	__u32 i, record, place;
+	struct held *held;
+
+	if (!s)
+		return 1;
+	i = s->record_at;
+	if (i >= s->records || i >= MAX_RECORDS)
+		return 1;
+	wanted = &s->candidate;
+	s->record_at = i + 1;
+	record = s->record[i];
+	place = (record & 0x7f) - 1;
+	if (!record || place >= MAX_HELD || !s->network)
+		return 0;
+	held = &s->held[place];
+	own = record & 0x80 ? &held->reply : &held->original;
+	invert(wanted, record & 0x80 ? &held->original : &held->reply);
+	translate_address(skb, s, s->network + (s->version == 4 ? 12 : 8), (__u64 *)own->src, (__u64 *)wanted->src);
+	translate_address(skb, s, s->network + (s->version == 4 ? 16 : 24), (__u64 *)own->dst, (__u64 *)wanted->dst);
+	if (is_icmp(own)) {
+		translate_part(skb, s, s->payload + 4, own->src_part, wanted->src_part);
+		return 0;
+	}
+	translate_part(skb, s, s->payload, own->src_part, wanted->src_part);
+	translate_part(skb, s, s->payload + 2, own->dst_part, wanted->dst_part);
+	return 0;
+}
+
 struct doing {
 	struct __sk_buff *skb;
 	struct scratch *s;
@@ -553,7 +611,10 @@ static __always_inline int do_action(struct __sk_buff *skb, struct scratch *s, s
 		s->encap = action->arg + 1;
 		return 0;
 	case ACTION_TUNNEL_UNSET:
+	case ACTION_CT_CLEAR:
 		return 0;
+	case ACTION_CT:
+		return translate_frame(skb) != 0;
 	case ACTION_REDIRECT:
 		s->verdict = redirect(skb, s, action->arg);
 		return 1;
@@ -648,6 +709,7 @@ __noinline int execute(struct __sk_buff *skb)
 		else
 			s->verdict = send_to_representor(skb, s);
 	}
+	s->record_at = 0;
 	/* The first pass has moved the headers of the key, not those of the frame. */
 	if (s->base)
 		leave_tunnel(skb, s);

@@ -17,6 +17,9 @@
 #define MAX_RECORDED 4096	/* bytes of a frame that a test can record */
 #define MAX_SAMPLED 9216	/* bytes of a frame that a sample can have */
 #define MAX_TAKEN 64		/* tokens that a run can give back */
+#define MAX_HELD 8		/* connections that a run can change */
+#define MAX_CT_OF_RULE 4
+#define MAX_RECORDS 68		/* how often a run tracks: MAX_STEPS * MAX_CT_OF_RULE */
 
 /*
  * The key of a frame. Addresses of IPv4, IPv6 and ARP share a place, and so do ports and what ICMP has: a rule that
@@ -34,21 +37,19 @@ struct key {
 	__be16 cvlan_tci;
 	__be16 cvlan_eth_type;
 	__u8 ip_proto;
-	__u8 ip_tos;
+	__u8 ip_tos;		/* of ARP: the operation */
 	__u8 ip_ttl;
 	__u8 ip_flags;
 	__u8 addr_type;
-	__u8 arp_op;
+	__u8 ct_state;
 	__u32 in_port;
 	__u8 ports[4];		/* source and destination; or type and code of ICMP */
 	__be16 tcp_flags;
-	__u8 ct_state;
-	__u8 pad0;
 	__be16 ct_zone;
-	__u16 pad1;
+	__u32 ct_mark;
 	__u8 addr[32];		/* IPv4: 4 + 4; IPv6: 16 + 16; ARP: sip 4, tip 4, sha 6, tha 6 */
 	/* the long part */
-	__u32 ct_mark;
+	__u32 pad0;
 	__u8 enc_tos;
 	__u8 enc_ttl;
 	__u8 enc_addr_type;
@@ -65,7 +66,7 @@ struct key {
 /* What a frame out of a tunnel has besides, but for labels and options. */
 #define CACHED_KEY 128
 _Static_assert(__builtin_offsetof(struct key, ct_label) == CACHED_KEY, "the key of the cache");
-_Static_assert(__builtin_offsetof(struct key, ct_mark) == SHORT_KEY, "the short key");
+_Static_assert(__builtin_offsetof(struct key, pad0) == SHORT_KEY, "the short key");
 _Static_assert(sizeof(struct key) == 400, "the key");
 
 /* Where rules are looked up. */
@@ -153,6 +154,8 @@ enum action_kind {
 	ACTION_GOTO,
 	ACTION_TUNNEL_SET,	/* arg: the encapsulation of the next output */
 	ACTION_TUNNEL_UNSET,
+	ACTION_CT,		/* arg: how */
+	ACTION_CT_CLEAR,
 };
 
 /* The headers of a tunnel, but for lengths, checksum and source port. */
@@ -164,6 +167,96 @@ struct encap {
 	__u8 neighbour_known;
 	__u8 pad[3];
 	__u8 bytes[MAX_ENCAP];
+};
+
+enum nat { NAT_NONE, NAT_RESTORE, NAT_SRC, NAT_DST };
+
+/* How a connection is tracked. It stands in the map of encapsulations. */
+struct ct {
+	__u16 zone;
+	__u8 commit;
+	__u8 force;
+	__u8 nat;
+	__u8 version;		/* of the addresses */
+	__u8 has_ports;
+	__u8 changes;		/* mark or label */
+	__u32 mark;
+	__u32 mark_mask;
+	__u8 label[16];
+	__u8 label_mask[16];
+	__u8 first[16];		/* of the addresses */
+	__u32 count;		/* of them; 0: 2^32 or more */
+	__u16 first_port;
+	__u16 last_port;
+};
+
+/* What the frames of one direction of a connection have in common. An address of IPv4 is followed by zeros. */
+struct tuple {
+	__u8 src[16];
+	__u8 dst[16];
+	__u16 src_part;		/* in host order */
+	__u16 dst_part;
+	__u16 zone;
+	__u8 protocol;
+	__u8 version;
+};
+
+#define CONNECTION_REPLY 1	/* the entry of the direction of the reply: `other` is the original one */
+#define CONNECTION_SELF 2	/* both directions have the same tuple */
+#define CONNECTION_TRANSLATED 4
+
+/*
+ * An entry of the table. Each connection has two, one for each direction; everything but `other` and `id` is in that of the
+ * original one.
+ *
+ * Everything that decides what a frame does is one word, so that it changes at once or not at all:
+ * bits 0 to 3 the phase of TCP, 4 to 6 the kind of the last segment, 7 its direction, then flags; 32 to 63 what the last
+ * ignored segment ended with.
+ */
+struct connection {
+	__u64 state;
+	__u64 expires;
+	__u64 stream_from;
+	__u64 id;
+	struct tuple other;
+	__u8 label[16] __attribute__((aligned(8)));
+	__u32 mark;
+	__u32 flags;
+};
+
+#define STATE_CLOSING (1 << 8)
+#define STATE_SIMULTANEOUS (1 << 9)
+#define STATE_SEEN_REPLY (1 << 10)
+#define STATE_ASSURED (1 << 11)
+#define STATE_CHALLENGE (1 << 13)
+#define STATE_DEAD (1 << 12)	/* it is being removed, by whoever set this */
+
+/* All connections. */
+struct connection_table {
+	__u64 count;
+	__u64 limit;
+	__u64 next;		/* the identifier of the next one */
+	__u64 swept;		/* when those that are over were last removed */
+};
+
+enum held_kind { HELD_NEW = 1, HELD_PRESENT, HELD_ENDED };
+
+/* A connection as this run would leave it. */
+struct held {
+	struct tuple original;
+	struct tuple reply;
+	__u64 before;		/* its state in the table */
+	__u64 state;
+	__u64 expired;		/* when it would expire, in the table */
+	__u64 expires;
+	__u64 stream_from;
+	__u64 id;
+	__u8 label[16] __attribute__((aligned(8)));
+	__u32 mark;
+	__u8 kind;
+	__u8 in_table;
+	__u8 changed;		/* mark or label */
+	__u8 translated;
 };
 
 #define NEXT_TERMINAL 0
@@ -249,6 +342,11 @@ enum drop_reason {
 	DROP_LINK_DOWN,
 	DROP_NO_REPRESENTOR,
 	DROP_ERROR,
+	DROP_NOT_IP,
+	DROP_CONNECTIONS,
+	DROP_CLASH,
+	DROP_NO_FREE_PORT,
+	DROP_BUSY,
 };
 
 struct drop_key {
@@ -360,6 +458,29 @@ struct scratch {
 		__u32 conforms;
 		__u64 cost;
 	} take[MAX_TAKEN];
+	/* connections */
+	__u32 held_count;
+	__u32 holds;		/* the one of the frame: its place in `held` and 1, or 0 */
+	__u32 records;		/* how often the frame was tracked */
+	__u32 icmp_id;		/* with bit 16, as it would be now */
+	__u32 record_at;	/* in the second pass */
+	__u32 direction;	/* of the frame: 0 original, 1 reply */
+	__u32 found_direction;
+	__u32 segment_kind;
+	__u32 segment_ack;
+	__u32 segment_end;
+	__u32 part;		/* while a free port is looked for */
+	__u32 parts;
+	__u32 first_part;
+	__u32 seed;
+	struct tuple tuple __attribute__((aligned(8)));	/* of the frame */
+	struct tuple probe;	/* what is looked for */
+	struct tuple candidate;
+	struct tuple gone;	/* what is being removed */
+	struct tuple gone_reply;
+	struct connection entry;
+	struct held held[MAX_HELD];
+	__u8 record[MAX_RECORDS];	/* its translation: a place in `held` and 1, or 0; and the direction << 7 */
 	__u8 old[16] __attribute__((aligned(8)));
 	__u8 new[16] __attribute__((aligned(8)));
 	__u8 bytes[512] __attribute__((aligned(8)));

@@ -130,6 +130,22 @@ struct {
 	__type(value, struct output);
 } outputs SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1);
+	__type(key, struct tuple);
+	__type(value, struct connection);
+} connections SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct connection_table);
+} connection_table SEC(".maps");
+
 static __always_inline struct scratch *scratch(void)
 {
 	__u32 zero = 0;
@@ -142,6 +158,13 @@ static __always_inline struct control *controls(void)
 	__u32 zero = 0;
 
 	return bpf_map_lookup_elem(&control, &zero);
+}
+
+static __always_inline struct connection_table *table_of_connections(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&connection_table, &zero);
 }
 
 #endif

@@ -29,7 +29,8 @@ static __always_inline __u32 be32_at(const __u8 *bytes)
 
 static __always_inline void forget_tunnel(struct scratch *s)
 {
-	__builtin_memset(&s->key.ct_mark, 0, sizeof(struct key) - SHORT_KEY);
+	__builtin_memset(&s->key.pad0, 0, CACHED_KEY - SHORT_KEY);
+	__builtin_memset(&s->key.enc_opts, 0, sizeof(struct key) - __builtin_offsetof(struct key, enc_opts));
 }
 
 /* Notes what is known of the outer headers, whose key the scratch has (skb_flow_dissect_tunnel_info). */

@@ -7,23 +7,15 @@ use flow::{Action, Block, Control, EditField, Field, Key, MeterId, Protocol, Rul
 use thiserror::Error;
 
 use crate::encap;
-use crate::layout::{self, ActionEntry, ActionKind, CACHED_KEY, LONG_KEY, MAX_ACTIONS, SHORT_KEY, Terminal, next};
+use crate::layout::{
+    self, ActionEntry, ActionKind, CACHED_KEY, LONG_KEY, MAX_ACTIONS, MAX_CT_OF_RULE, SHORT_KEY, Terminal, next,
+};
+use crate::track;
 
 /// Why a change was refused. Then nothing has changed.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum Refused {
-    /// The program does not look at the field.
-    #[error("{} is not offloaded", .0.word())]
-    Key(Field),
-    /// The program does not have the action.
-    #[error("{action} (action {place}) is not offloaded")]
-    Action {
-        /// The place of the action in the rule, from 0.
-        place: usize,
-        /// Its name in the words of tc.
-        action: &'static str,
-    },
     /// The program does not have the two together.
     #[error("{action} (action {place}) is not offloaded before {before}")]
     Before {
@@ -35,7 +27,7 @@ pub enum Refused {
         before: &'static str,
     },
     /// More actions than a rule can have.
-    #[error("a rule has at most {MAX_ACTIONS} actions, and meters 32 times")]
+    #[error("a rule has at most {MAX_ACTIONS} actions, meters 32 times, and tracks {MAX_CT_OF_RULE} times")]
     TooManyActions,
     /// A burst whose tokens do not fit into 64 bits.
     #[error("a burst is at most {}", u64::MAX / 1_000_000_000)]
@@ -99,13 +91,10 @@ pub(crate) struct Shape {
 }
 
 impl Shape {
-    /// The shape of a rule, if the program has its keys.
-    pub(crate) fn of(rule: &Rule) -> Result<Shape, Refused> {
+    /// The shape of a rule.
+    pub(crate) fn of(rule: &Rule) -> Shape {
         let matches = &rule.matches;
         let fields: Vec<Field> = matches.mask().fields().collect();
-        if let Some(field) = fields.iter().find(|field| **field >= Field::CtState) {
-            return Err(Refused::Key(*field));
-        }
         let place = Place {
             block: block_number(rule.block),
             chain: rule.chain,
@@ -116,7 +105,7 @@ impl Shape {
             dst: matches.dst_ports.clone(),
         };
         let key_size = if place.is_long() { LONG_KEY } else { SHORT_KEY };
-        Ok(Shape { place, block: rule.block, mask: matches.mask().clone(), fields, key_size })
+        Shape { place, block: rule.block, mask: matches.mask().clone(), fields, key_size }
     }
 
     /// Whether it is that of a rule.
@@ -155,7 +144,7 @@ pub(crate) struct Compiled {
     pub(crate) terminal: Terminal,
     pub(crate) walk: bool,
     pub(crate) meters: Vec<MeterId>,
-    /// The encapsulations, as they stand in `encaps`. The argument of an action is a place in this list.
+    /// The encapsulations and ways to track, as they stand in `encaps`. The argument of an action is a place in this list.
     pub(crate) encaps: Vec<Vec<u8>>,
 }
 
@@ -204,10 +193,13 @@ pub(crate) fn compile(rule: &Rule, meters: &HashMap<MeterId, u32>) -> Result<Com
     let mut encaps = Vec::new();
     let (mut actions, terminal) = Lowering { rule, meters }.lower()?;
     for (entry, action) in actions.iter_mut().zip(&rule.actions) {
-        if let Action::TunnelSet(encap) = action {
-            entry.arg = encaps.len() as u32;
-            encaps.push(encap::bytes(encap));
-        }
+        let bytes = match action {
+            Action::TunnelSet(encap) => encap::bytes(encap),
+            Action::Ct(ct) => track::bytes(ct),
+            _ => continue,
+        };
+        entry.arg = encaps.len() as u32;
+        encaps.push(bytes);
     }
     let walk = walks(rule, terminal, &actions);
     let meters = rule.actions.iter().filter_map(Action::meter).collect();
@@ -217,8 +209,10 @@ pub(crate) fn compile(rule: &Rule, meters: &HashMap<MeterId, u32>) -> Result<Com
 /// Whether the first pass must look at the actions: they decide what becomes of the frame, or change the key for the next
 /// chain, or change a frame that must reach the representor as it came in.
 fn walks(rule: &Rule, terminal: Terminal, actions: &[ActionEntry]) -> bool {
-    let decides =
-        rule.actions.iter().any(|action| matches!(action, Action::Police(_) | Action::DecTtl | Action::TunnelSet(_)));
+    let decides = rule
+        .actions
+        .iter()
+        .any(|action| matches!(action, Action::Police(_) | Action::DecTtl | Action::TunnelSet(_) | Action::Ct(_)));
     let goes_on = matches!(terminal, Terminal::Goto(_) | Terminal::Trap)
         || actions.iter().any(|entry| matches!(entry.kind, ActionKind::Goto | ActionKind::Trap | ActionKind::Drop));
     let branches = actions.iter().any(|entry| entry.kind == ActionKind::Redirect);
@@ -243,7 +237,8 @@ impl Lowering<'_> {
             _ => (actions.len(), Terminal::End),
         };
         let measured = actions.iter().filter(|action| matches!(action, Action::Police(_))).count();
-        if last > MAX_ACTIONS || measured > 32 {
+        let tracked = actions.iter().filter(|action| matches!(action, Action::Ct(_))).count();
+        if last > MAX_ACTIONS || measured > 32 || tracked > MAX_CT_OF_RULE {
             return Err(Refused::TooManyActions);
         }
         let entries = actions[..last].iter().enumerate().map(|(place, action)| {
@@ -316,9 +311,8 @@ impl Lowering<'_> {
                 simple(ActionKind::TunnelSet, 0)
             }
             Action::TunnelUnset => simple(ActionKind::TunnelUnset, 0),
-            Action::Ct(_) | Action::CtClear => {
-                return Err(Refused::Action { place, action: name(action) });
-            }
+            Action::Ct(_) => simple(ActionKind::Ct, 0),
+            Action::CtClear => simple(ActionKind::CtClear, 0),
         })
     }
 
@@ -340,7 +334,12 @@ impl Lowering<'_> {
         let depends = |later: &&Action| {
             matches!(
                 later,
-                Action::Goto(_) | Action::Police(_) | Action::DecTtl | Action::VlanPop | Action::VlanModify { .. }
+                Action::Goto(_)
+                    | Action::Police(_)
+                    | Action::DecTtl
+                    | Action::Ct(_)
+                    | Action::VlanPop
+                    | Action::VlanModify { .. }
             )
         };
         match later.iter().find(depends) {

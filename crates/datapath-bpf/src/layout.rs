@@ -78,6 +78,10 @@ pub(crate) const CHAIN: usize = 8 + 4 * MAX_GROUPS_OF_CHAIN;
 pub(crate) const ACTION: usize = 56;
 pub(crate) const MAX_ENCAP: usize = 344;
 pub(crate) const ENCAP: usize = 8 + MAX_ENCAP;
+pub(crate) const TUPLE: usize = 40;
+pub(crate) const CONNECTION: usize = 96;
+pub(crate) const CONNECTION_TABLE: usize = 32;
+pub(crate) const MAX_CT_OF_RULE: usize = 4;
 pub(crate) const COUNTER: usize = 24;
 pub(crate) const METER: usize = 64;
 pub(crate) const PORT: usize = 24;
@@ -159,6 +163,8 @@ pub(crate) enum ActionKind {
     Goto,
     TunnelSet,
     TunnelUnset,
+    Ct,
+    CtClear,
 }
 
 /// An action as it stands in `actions`.
@@ -256,24 +262,23 @@ const fn place(field: Field) -> usize {
         F::CvlanId | F::CvlanPrio => 22,
         F::CvlanEthType => 24,
         F::IpProto => 26,
-        F::IpTos => 27,
+        F::IpTos | F::ArpOp => 27,
         F::IpTtl => 28,
         F::IpFlags => 29,
         F::AddrType => 30,
-        F::ArpOp => 31,
+        F::CtState => 31,
         F::InPort => 32,
         F::SrcPort | F::IcmpType => 36,
         F::IcmpCode => 37,
         F::DstPort => 38,
         F::TcpFlags => 40,
-        F::CtState => 42,
-        F::CtZone => 44,
+        F::CtZone => 42,
+        F::CtMark => 44,
         F::Ip4Src | F::Ip6Src | F::ArpSip => 48,
         F::Ip4Dst | F::ArpTip => 52,
         F::ArpSha => 56,
         F::ArpTha => 62,
         F::Ip6Dst => 64,
-        F::CtMark => 80,
         F::EncTos => 84,
         F::EncTtl => 85,
         F::EncAddrType => 86,
@@ -291,7 +296,7 @@ const fn place(field: Field) -> usize {
 
 /// The bytes of some fields of a key, or of a mask, in the order of `struct key`.
 ///
-/// Addresses of IPv4, IPv6 and ARP share a place, as do ports and what ICMP has. [`flow`] lets a rule ask for one of
+/// Addresses of IPv4, IPv6 and ARP share a place, as do ports and what ICMP has, and the type of service and ARP's operation. [`flow`] lets a rule ask for one of
 /// them only together with the protocol that says which it is.
 pub(crate) fn key(key: &Key, fields: &[Field]) -> [u8; LONG_KEY] {
     let mut bytes = [0; LONG_KEY];
@@ -329,7 +334,7 @@ mod tests {
         let bytes = key(&from, Field::ALL);
         assert_eq!(bytes.len(), LONG_KEY);
         assert_eq!((&bytes[12..14], &bytes[18..20]), (&[8, 0][..], &[0x60, 5][..]));
-        assert_eq!((View(&bytes).u32(32), View(&bytes).u32(SHORT_KEY)), (7, 9));
+        assert_eq!((View(&bytes).u32(32), View(&bytes).u32(44)), (7, 9));
         assert_eq!((&bytes[38..40], &bytes[52..56]), (&[0, 80][..], &[10, 0, 0, 2][..]));
     }
 

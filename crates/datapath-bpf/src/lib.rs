@@ -25,9 +25,11 @@ mod pipeline;
 mod samples;
 mod slots;
 mod sys;
+mod track;
 mod trial;
 
 pub use compile::Refused;
 pub use maps::LoadError;
 pub use pipeline::{Change, Counter, DropReason, Drops, Mode, Options, Pipeline, PortConfig, Role};
+pub use track::Connection;
 pub use trial::{Trial, TrialFate, TrialOutput};

@@ -20,6 +20,11 @@ struct Aligned<Bytes: ?Sized>(Bytes);
 static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!("../bpf/eswitch.bpf.o"));
 
 const PROGRAM: &str = "eswitch_ingress";
+const SWEEP: &str = "eswitch_sweep";
+
+/// The words of `struct connection_table`.
+pub(crate) const CONNECTION_COUNT: usize = 0;
+pub(crate) const CONNECTION_LIMIT: usize = 1;
 
 /// Why a pipeline could not be loaded or found.
 #[derive(Debug, Error)]
@@ -108,6 +113,8 @@ maps! {
     control: "control", 4, layout::CONTROL;
     samples: "samples", 0, 0;
     outputs: "outputs", 4, layout::OUTPUT;
+    connections: "connections", layout::TUPLE, layout::CONNECTION;
+    connection_table: "connection_table", 4, layout::CONNECTION_TABLE;
 }
 
 fn checked(name: &'static str, map: Map, key: usize, value: usize) -> Result<Map, LoadError> {
@@ -118,9 +125,13 @@ fn checked(name: &'static str, map: Map, key: usize, value: usize) -> Result<Map
 pub(crate) struct Loaded {
     pub(crate) maps: Maps,
     pub(crate) program: OwnedFd,
+    /// Removes connections.
+    pub(crate) sweep: OwnedFd,
     /// The generation and what trial runs need (`struct control`).
     pub(crate) control: Words,
     pub(crate) counters: Words,
+    /// How many connections there are, and may be (`struct connection_table`).
+    pub(crate) connection_table: Words,
     /// How many counters each CPU has.
     pub(crate) max_rules: usize,
     pub(crate) samples: Ring,
@@ -147,35 +158,42 @@ impl Loaded {
             .map_max_entries("meters", options.max_meters)
             .map_max_entries("cache", cpus * layout::CACHE_SLOTS as u32)
             .map_max_entries("samples", options.sample_buffer.next_power_of_two().max(4096))
-            .map_max_entries("outputs", outputs);
+            .map_max_entries("outputs", outputs)
+            .map_max_entries("connections", options.max_connections.saturating_mul(2).max(1));
         let mut ebpf = loader.load(&OBJECT.0)?;
-        let program = load_program(&mut ebpf)?;
+        let program = load_program(&mut ebpf, PROGRAM)?;
+        let sweep = load_program(&mut ebpf, SWEEP)?;
         let maps = Maps::of(|name| {
             let map = ebpf.map(name).ok_or(LoadError::Missing(name))?;
             Ok(fd_of(map).ok_or(LoadError::Missing(name))?.try_clone_to_owned()?)
         })?;
-        Loaded::new(maps, program)
+        let loaded = Loaded::new(maps, program, sweep)?;
+        loaded.connection_table.set(CONNECTION_LIMIT, options.max_connections.into());
+        Ok(loaded)
     }
 
-    fn new(maps: Maps, program: OwnedFd) -> Result<Loaded, LoadError> {
+    fn new(maps: Maps, program: OwnedFd, sweep: OwnedFd) -> Result<Loaded, LoadError> {
         let control = maps.control.in_memory(true)?;
         let counters = maps.counters.in_memory(true)?;
+        let connection_table = maps.connection_table.in_memory(true)?;
         let samples = Ring::new(&maps.samples)?;
         let max_rules = maps.counters.max_entries as usize / sys::cpus()?;
-        Ok(Loaded { maps, program, control, counters, max_rules, samples })
+        Ok(Loaded { maps, program, sweep, control, counters, connection_table, max_rules, samples })
     }
 
     /// Finds what was pinned in a directory.
     pub(crate) fn find(directory: &Path) -> Result<Loaded, LoadError> {
         let maps = Maps::of(|name| sys::open_pinned(&directory.join(name)).map_err(|error| missing(name, error)))?;
         let program = sys::open_pinned(&directory.join("program")).map_err(|error| missing("program", error))?;
-        Loaded::new(maps, program)
+        let sweep = sys::open_pinned(&directory.join("sweep")).map_err(|error| missing("sweep", error))?;
+        Loaded::new(maps, program, sweep)
     }
 
     /// Pins maps and program in a directory of a bpffs.
     pub(crate) fn pin(&self, directory: &Path) -> io::Result<()> {
         self.maps.pin(directory)?;
-        sys::pin(self.program.as_fd(), &directory.join("program"))
+        sys::pin(self.program.as_fd(), &directory.join("program"))?;
+        sys::pin(self.sweep.as_fd(), &directory.join("sweep"))
     }
 }
 
@@ -187,8 +205,8 @@ fn missing(name: &'static str, error: io::Error) -> LoadError {
     }
 }
 
-fn load_program(ebpf: &mut Ebpf) -> Result<OwnedFd, LoadError> {
-    let program = ebpf.program_mut(PROGRAM).ok_or(LoadError::Missing(PROGRAM))?;
+fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<OwnedFd, LoadError> {
+    let program = ebpf.program_mut(name).ok_or(LoadError::Missing(name))?;
     let program: &mut SchedClassifier = program.try_into()?;
     // The verifier gives up when a signal comes (EAGAIN), as libbpf's sys_bpf_prog_load knows.
     for _ in 0..5 {

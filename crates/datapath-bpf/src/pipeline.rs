@@ -11,8 +11,9 @@ use flow::{Block, Meter, MeterId, Port, Rule, RuleId, Sampled};
 use crate::commit::Commits;
 use crate::compile::{Refused, block_number};
 use crate::layout::{Bytes, View};
-use crate::maps::{LoadError, Loaded};
+use crate::maps::{CONNECTION_COUNT, CONNECTION_LIMIT, LoadError, Loaded};
 use crate::sys;
+use crate::track::{self, Connection};
 
 /// The sizes of a pipeline's maps, which stay as they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,10 +24,12 @@ pub struct Options {
     pub max_actions: u32,
     /// How many masks of all priorities together there is room for, with 440 bytes each. A chain has at most 256.
     pub max_masks: u32,
-    /// How many different encapsulations there is room for, with 352 bytes each.
+    /// How many different encapsulations and ways to track there is room for, with 352 bytes each.
     pub max_encaps: u32,
     /// How many meters there is room for.
     pub max_meters: u32,
+    /// How many connections there is room for. One that lives takes some 400 bytes.
+    pub max_connections: u32,
     /// The bytes of the buffer for samples; rounded up to a power of two.
     pub sample_buffer: u32,
     /// Sends nothing, and records what would be sent: for [`Pipeline::trial`].
@@ -41,6 +44,7 @@ impl Default for Options {
             max_masks: 1 << 12,
             max_encaps: 1 << 12,
             max_meters: 1 << 16,
+            max_connections: 1 << 16,
             sample_buffer: 1 << 20,
             trials: false,
         }
@@ -169,10 +173,20 @@ pub enum DropReason {
     NoRepresentor,
     /// A map did not have what it should have.
     Internal,
+    /// The frame should have been tracked, and is not IP.
+    NotIp,
+    /// There are too many connections.
+    TooManyConnections,
+    /// Another connection has the addresses of a new one.
+    ConnectionClash,
+    /// No address and port is free for the connection.
+    NoFreePort,
+    /// Other CPUs have changed the connection each time that this one was about to.
+    ConnectionBusy,
 }
 
 impl DropReason {
-    const ALL: [DropReason; 11] = [
+    const ALL: [DropReason; 16] = [
         DropReason::Rule,
         DropReason::Meter,
         DropReason::TooShort,
@@ -184,6 +198,11 @@ impl DropReason {
         DropReason::LinkDown,
         DropReason::NoRepresentor,
         DropReason::Internal,
+        DropReason::NotIp,
+        DropReason::TooManyConnections,
+        DropReason::ConnectionClash,
+        DropReason::NoFreePort,
+        DropReason::ConnectionBusy,
     ];
 
     pub(crate) fn of(number: u32) -> Option<DropReason> {
@@ -402,6 +421,56 @@ impl Pipeline {
             }
         }
         Ok(drops)
+    }
+
+    /// The connections, those that are over and not yet removed included, in no order. Those that come or go meanwhile may be
+    /// missing.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn connections(&self) -> io::Result<Vec<Connection>> {
+        let map = &self.loaded.maps.connections;
+        let mut connections = Vec::new();
+        for key in map.keys()? {
+            let value = map.get(&key)?;
+            connections.extend(value.and_then(|value| track::connection(&key, &value)));
+        }
+        Ok(connections)
+    }
+
+    /// How many connections there are, those that are over and not yet removed included.
+    pub fn connection_count(&self) -> u64 {
+        self.loaded.connection_table.get(CONNECTION_COUNT)
+    }
+
+    /// Allows at most so many connections, of those that there is room for ([`Options::max_connections`]).
+    pub fn limit_connections(&mut self, limit: u32) {
+        let most = self.loaded.maps.connections.max_entries / 2;
+        self.loaded.connection_table.set(CONNECTION_LIMIT, limit.min(most).into());
+    }
+
+    /// Removes the connections whose time is over. Returns how many there were.
+    ///
+    /// They are as good as not there before; this gives back their memory. New connections remove them too when the table is
+    /// full.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn expire_connections(&mut self) -> io::Result<usize> {
+        self.sweep(0)
+    }
+
+    /// Removes all connections. Returns how many there were.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn clear_connections(&mut self) -> io::Result<usize> {
+        self.sweep(1)
+    }
+
+    fn sweep(&self, all: u32) -> io::Result<usize> {
+        let (removed, _) = sys::trial(self.loaded.sweep.as_fd(), &[0; 64], all, 1)?;
+        Ok(removed as usize)
     }
 
     /// The samples that rules have taken since the last call, in their order. A frame is cut after 9,216 bytes.

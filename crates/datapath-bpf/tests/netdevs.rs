@@ -10,8 +10,9 @@ use std::time::Duration;
 use common::net::{Card, Wire, ifindex, run};
 use datapath_bpf::{Change, DropReason, Mode, Pipeline, Role};
 use flow::{
-    Action, Block, Control, Csum, Edit, EditField, Encap, Field, Match, Meter, MeterId, Neighbour, Police, Port, Rate,
-    Rule, RuleId, Sample, Sampled, TunnelDevice, TunnelKind, VlanTag, make_checksums_right,
+    Action, Block, Control, Csum, Ct, Edit, EditField, Encap, Field, Match, Meter, MeterId, Nat, NatRange, Neighbour,
+    Police, Port, Rate, Rule, RuleId, Sample, Sampled, TcpPhase, TunnelDevice, TunnelKind, VlanTag,
+    make_checksums_right,
 };
 
 const SOON: Duration = Duration::from_secs(5);
@@ -368,17 +369,117 @@ fn a_pinned_pipeline_forwards_without_a_process_and_is_found_again() {
     };
     assert_eq!(pipeline.commit(&[again]), [Err(datapath_bpf::Refused::Exists)]);
     assert_eq!(pipeline.commit(&[Change::Remove(RuleId(1)), Change::Remove(RuleId(2))]), [Ok(()), Ok(())]);
-    add(&mut pipeline, &[(4, Rule::new(Port(1), udp(), [Action::Redirect(Port(2))]))]);
+    add(&mut pipeline, &[(4, Rule::new(Port(1), udp(), [committed(None), Action::Redirect(Port(2))]))]);
     one.send(&frame(b"by the new rule"));
     assert!(two.receive(SOON, has(b"by the new rule")).is_some());
     assert_eq!(pipeline.counters(&[RuleId(4)])[0].packets, 1);
     drop(pipeline);
     let mut pipeline = Pipeline::adopt(&directory).expect("found once more");
     assert_eq!(pipeline.rules().collect::<Vec<_>>(), [RuleId(4)]);
+    let connections = pipeline.connections().expect("connections");
+    assert_eq!((connections.len(), connections[0].zone, pipeline.connection_count()), (1, 5, 1));
     assert_eq!((pipeline.meter(MeterId(4)).expect("a meter"), pipeline.counters(&[RuleId(4)])[0].packets), (None, 1));
     assert!(pipeline.detach(ifindex("inner1")).expect("detached"));
     one.send(&frame(b"after"));
     assert_eq!(two.receive(NEVER, has(b"after")), None);
     drop((pipeline, vfs));
     Pipeline::unpin(&directory).expect("gone");
+}
+
+fn ip() -> Match {
+    Match::new().with(Field::EthType, 0x0800u16)
+}
+
+fn committed(nat: Option<Nat>) -> Action {
+    Action::Ct(Ct { zone: 5, commit: true, nat, ..Ct::default() })
+}
+
+#[test]
+fn tcp_with_large_segments_is_translated_and_a_firewall_lets_only_answers_back() {
+    let Some(mut card) = Card::new(2) else { return };
+    // VF 1 talks to 10.0.0.200, which is VF 2; VF 2 sees 10.0.0.9 and another port.
+    card.vf(1).ip("neigh add 10.0.0.200 lladdr 02:00:00:00:00:02 dev vf1");
+    card.vf(2).ip("neigh add 10.0.0.9 lladdr 02:00:00:00:00:01 dev vf2");
+    card.vf(2).ip("neigh add 10.0.0.1 lladdr 02:00:00:00:00:01 dev vf2");
+    let to_two =
+        Nat::Dst(NatRange { addresses: [10, 0, 0, 2].into()..=[10, 0, 0, 2].into(), ports: Some(8000..=8000) });
+    let as_nine =
+        Nat::Src(NatRange { addresses: [10, 0, 0, 9].into()..=[10, 0, 0, 9].into(), ports: Some(5000..=5009) });
+    let second = |nat| Action::Ct(Ct { zone: 6, commit: true, nat: Some(nat), ..Ct::default() });
+    let is = |flags| ip().with_ct_state(Field::CT_TRACKED | flags, Field::CT_TRACKED | flags);
+    add(
+        &mut card.pipeline,
+        &[
+            (1, Rule::new(Port(1), ip(), [committed(Some(to_two)), Action::Goto(1)])),
+            (2, Rule::new(Port(1), ip(), [second(as_nine), Action::Redirect(Port(2))]).in_chain(1)),
+            (3, Rule::new(Port(2), ip(), [second(Nat::Restore), Action::Goto(1)])),
+            (4, Rule::new(Port(2), is(Field::CT_NEW), [Action::Drop]).in_chain(1)),
+            (
+                5,
+                Rule::new(
+                    Port(2),
+                    is(Field::CT_ESTABLISHED),
+                    [committed(Some(Nat::Restore)), Action::Redirect(Port(1))],
+                )
+                .in_chain(1),
+            ),
+        ],
+    );
+    assert!(transfer(&card, "10.0.0.200:9000", "10.0.0.2:8000"));
+    let mut connections = card.pipeline.connections().expect("connections");
+    connections.sort_by_key(|connection| connection.zone);
+    assert_eq!(connections.iter().map(|one| one.zone).collect::<Vec<_>>(), [5, 6]);
+    assert!(connections.iter().all(|one| one.translated && one.seen_reply && one.assured), "{connections:?}");
+    assert!(
+        connections.iter().all(|one| one.tcp.is_some_and(|phase| phase >= TcpPhase::Established)),
+        "{connections:?}"
+    );
+    assert_eq!(connections[1].reply.dst.to_string(), "10.0.0.9");
+    assert!((5000..=5009).contains(&connections[1].reply.dst_part), "{connections:?}");
+    // What VF 2 begins does not come back.
+    let listener = card.vf(1).with(|| TcpListener::bind("10.0.0.1:7000")).expect("a listener");
+    let begun = card.vf(2).with(|| TcpStream::connect_timeout(&"10.0.0.1:7000".parse().expect("an address"), NEVER));
+    assert!(begun.is_err());
+    drop(listener);
+    let drops = card.pipeline.drops().expect("drops");
+    assert!(drops.keys().all(|(_, reason)| *reason == DropReason::Rule), "{drops:?}");
+    assert!(drops.contains_key(&(Port(2), DropReason::Rule)));
+    assert_eq!((card.pipeline.clear_connections().expect("cleared"), card.pipeline.connection_count()), (3, 0));
+}
+
+#[test]
+fn of_frames_that_begin_the_same_connection_at_once_one_does() {
+    let Some(mut card) = Card::new(3) else { return };
+    let new = |from| Rule::new(Port(from), ip(), [committed(None), Action::Redirect(Port(2))]);
+    add(&mut card.pipeline, &[(1, new(1)), (2, new(3))]);
+    const CONNECTIONS: u16 = 3000;
+    let with_port = |port: u16| {
+        let mut frame = frame(b"first");
+        frame[34..36].copy_from_slice(&port.to_be_bytes());
+        make_checksums_right(&mut frame);
+        frame
+    };
+    let wires = [card.wire(1), card.wire(3)];
+    let barrier = std::sync::Barrier::new(2);
+    std::thread::scope(|scope| {
+        for wire in &wires {
+            scope.spawn(|| {
+                for port in 1000..1000 + CONNECTIONS {
+                    if port % 16 == 0 {
+                        barrier.wait();
+                    }
+                    wire.send(&with_port(port));
+                }
+            });
+        }
+    });
+    let connections = card.pipeline.connections().expect("connections");
+    assert_eq!((connections.len(), card.pipeline.connection_count()), (CONNECTIONS.into(), CONNECTIONS.into()));
+    // Each frame was decided about, and counted once.
+    let drops = card.pipeline.drops().expect("drops");
+    assert!(drops.is_empty(), "{drops:?}");
+    let counted: u64 = card.pipeline.counters(&[RuleId(1), RuleId(2)]).iter().map(|counter| counter.packets).sum();
+    assert_eq!(counted, 2 * u64::from(CONNECTIONS));
+    assert_eq!(card.pipeline.expire_connections().expect("none is over"), 0);
+    assert_eq!(card.pipeline.clear_connections().expect("cleared"), usize::from(CONNECTIONS));
 }

@@ -110,7 +110,7 @@ fn list_of(loaded: &Loaded, first: u32) -> io::Result<Parts> {
             meters.push(view.u32(8));
             waiting.push_back(view.u32(12));
         }
-        if action[0] == ActionKind::TunnelSet as u8 {
+        if action[0] == ActionKind::TunnelSet as u8 || action[0] == ActionKind::Ct as u8 {
             encaps.push(view.u32(8));
         }
     }

@@ -72,7 +72,7 @@ pub(crate) struct Commits {
     pub(crate) meter_numbers: HashMap<MeterId, u32>,
     meters: HashMap<MeterId, meters::MeterSlot>,
     meter_users: HashMap<u32, usize>,
-    /// By their bytes: the number of an encapsulation, and how many rules use it.
+    /// By their bytes: the number of an encapsulation or a way to track, and how many rules use it.
     encap_users: HashMap<Vec<u8>, (u32, usize)>,
     encap_bytes: HashMap<u32, Vec<u8>>,
     indexes: Slots,
@@ -301,7 +301,7 @@ impl Commits {
             return Err(Refused::Exists);
         }
         let shape = self.shape.take().filter(|shape| shape.is_of(rule));
-        let shape = shape.map_or_else(|| Shape::of(rule), Ok)?;
+        let shape = shape.unwrap_or_else(|| Shape::of(rule));
         let prepared = self.prepare_shaped(loaded, (id, rule), &shape, place, adding);
         self.shape = Some(shape);
         prepared
@@ -366,7 +366,7 @@ impl Commits {
                 (&commits.indexes, rule.into(), "rule"),
                 (&commits.actions, actions, "action"),
                 (&commits.groups, group.into(), "mask"),
-                (&commits.encaps, encaps, "tunnel"),
+                (&commits.encaps, encaps, "tunnel or ct"),
             ];
             let missing = wanted.into_iter().find(|(slots, count, _)| slots.ready() < *count);
             missing.map(|(slots, _, what)| (slots.has_resting(), what))
@@ -404,7 +404,7 @@ impl Commits {
             if entry.kind == ActionKind::Police {
                 entry.alternative = number(entry.alternative);
             }
-            if entry.kind == ActionKind::TunnelSet {
+            if matches!(entry.kind, ActionKind::TunnelSet | ActionKind::Ct) {
                 entry.arg = encaps[entry.arg as usize];
             }
             adding.actions.push(&own.to_ne_bytes(), &entry.bytes());
@@ -412,7 +412,7 @@ impl Commits {
         Ok(numbers)
     }
 
-    /// The number of each encapsulation, of which rules share those that are the same.
+    /// The number of each encapsulation and way to track, of which rules share those that are the same.
     fn place_encaps(&mut self, compiled: &Compiled, adding: &mut Adding) -> Result<Vec<u32>, Refused> {
         let mut numbers = Vec::with_capacity(compiled.encaps.len());
         for encap in &compiled.encaps {
@@ -422,7 +422,7 @@ impl Commits {
                     *number
                 }
                 None => {
-                    let number = self.encaps.take().ok_or(Refused::NoRoom("tunnel"))?;
+                    let number = self.encaps.take().ok_or(Refused::NoRoom("tunnel or ct"))?;
                     adding.encaps.push(&number.to_ne_bytes(), encap);
                     self.know_encap(number, encap.clone());
                     number

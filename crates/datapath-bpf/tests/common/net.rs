@@ -12,7 +12,7 @@ use datapath_bpf::{Mode, Options, Pipeline, PortConfig, Role};
 use flow::{Block, Port};
 
 /// Moves the calling thread into new network and mount namespaces, which end with it.
-fn leave_namespaces() -> io::Result<()> {
+pub fn leave_namespaces() -> io::Result<()> {
     // SAFETY: no pointers.
     let answer = unsafe { libc::unshare(libc::CLONE_NEWNET | libc::CLONE_NEWNS) };
     if answer < 0 {

@@ -2,8 +2,8 @@
 //!
 //! The transitions and time-outs are those of Linux 6.18, with nf_conntrack_tcp_loose = 1, so that a connection can be
 //! picked up in its middle. Simpler than there: windows and sequence numbers are not checked, as act_ct does not check
-//! those of a connection that it has offloaded; so the time-outs for unacknowledged data and for retransmissions, and
-//! challenge ACKs, do not exist.
+//! those of a connection that it has offloaded; so the time-outs for unacknowledged data and for retransmissions do not
+//! exist.
 
 use std::time::Duration;
 
@@ -147,7 +147,10 @@ pub struct TcpState {
     last_end: u32,
     /// Whether a FIN began to close the connection (IP_CT_TCP_FLAG_CLOSE_INIT).
     closing: bool,
+    /// Whether a SYN has come from both sides (IP_CT_TCP_SIMULTANEOUS_OPEN).
     simultaneous: bool,
+    /// Whether an ACK may answer a SYN that was ignored, and not a FIN (IP_CT_EXP_CHALLENGE_ACK).
+    challenge: bool,
 }
 
 /// What a segment did.
@@ -182,10 +185,18 @@ impl TcpState {
                 return TcpUpdate::Reopened;
             }
             Next::To(TcpPhase::SynSent) if self.phase >= TcpPhase::TimeWait => return self.ignore(direction, segment),
-            Next::Ignore if self.answers_ignored_syn(direction, segment) => (TcpPhase::SynSent, TcpPhase::SynRecv),
+            Next::Ignore if self.answers_ignored_syn(direction, segment) => {
+                // What was known of both sides is void.
+                (self.closing, self.challenge) = (false, false);
+                (TcpPhase::SynSent, TcpPhase::SynRecv)
+            }
             Next::Ignore => return self.ignore(direction, segment),
             Next::To(TcpPhase::SynRecv) if self.completes_simultaneous(direction, segment) => {
                 (self.phase, TcpPhase::Established)
+            }
+            Next::To(TcpPhase::TimeWait) if self.is_challenge(direction, segment) => {
+                self.challenge = false;
+                return TcpUpdate::Ignored;
             }
             Next::To(new) => (self.phase, new),
         };
@@ -227,9 +238,21 @@ impl TcpState {
         self.simultaneous && direction == Direction::Reply && segment.kind == Kind::Ack
     }
 
+    /// Whether an ACK answers a SYN that was ignored while the last FIN was not acknowledged (RFC 5961).
+    fn is_challenge(&self, direction: Direction, segment: &Segment) -> bool {
+        self.challenge
+            && self.phase == TcpPhase::LastAck
+            && segment.kind == Kind::Ack
+            && self.last == Some((Kind::Syn, direction.opposite()))
+    }
+
     fn ignore(&mut self, direction: Direction, segment: &Segment) -> TcpUpdate {
         self.last = Some((segment.kind, direction));
         self.last_end = segment.end;
+        if segment.kind == Kind::Syn && direction == Direction::Original {
+            self.simultaneous = false;
+            self.challenge = self.phase == TcpPhase::LastAck;
+        }
         TcpUpdate::Ignored
     }
 }
@@ -294,6 +317,24 @@ mod tests {
         let answer = Segment { kind: Kind::SynAck, acknowledged: 7, end: 0 };
         state.update(Reply, &answer, true, true);
         assert_eq!(state.phase, TcpPhase::SynRecv);
+    }
+
+    #[test]
+    fn an_ignored_syn_makes_the_next_ack_a_challenge() {
+        let last_ack = TcpState { phase: TcpPhase::LastAck, closing: true, ..TcpState::default() };
+        let mut state = last_ack;
+        assert_eq!(state.update(Original, &segment_of(Kind::Syn), true, true), TcpUpdate::Ignored);
+        assert_eq!(state.update(Reply, &segment_of(Kind::Ack), true, true), TcpUpdate::Ignored);
+        assert_eq!(state.phase, TcpPhase::LastAck);
+        // The next one is an ACK of the FIN.
+        state.update(Reply, &segment_of(Kind::Ack), true, true);
+        assert_eq!(state.phase, TcpPhase::TimeWait);
+        // A SYN of both sides is forgotten with an ignored one, and a FIN with its answer.
+        let mut state = TcpState { simultaneous: true, phase: TcpPhase::SynRecv, ..last_ack };
+        state.update(Original, &segment_of(Kind::Syn), true, false);
+        state.update(Reply, &Segment { kind: Kind::SynAck, acknowledged: 7, end: 0 }, true, false);
+        state.update(Reply, &segment_of(Kind::Ack), true, false);
+        assert_eq!((state.phase, state.closing), (TcpPhase::SynRecv, false));
     }
 
     /// The whole table of the kernel: a row for each direction and kind, a column for each phase.

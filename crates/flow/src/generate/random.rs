@@ -34,7 +34,7 @@ impl Random {
     }
 
     /// One of some values, of which there is at least one.
-    pub(super) fn one<T: Copy, const COUNT: usize>(&mut self, values: [T; COUNT]) -> T {
+    pub fn one<T: Copy, const COUNT: usize>(&mut self, values: [T; COUNT]) -> T {
         const { assert!(COUNT > 0) };
         values[self.below(COUNT)]
     }
