@@ -26,6 +26,9 @@ use trace::Failure;
 /// Which scripts to run, and what to do with the results.
 #[derive(clap::Args)]
 pub struct Args {
+    /// Which scripts
+    #[arg(value_enum, default_value_t)]
+    set: Set,
     /// A clone of github.com/Mellanox/ovs-tests, bare or not. Without it, one is made for this run
     #[arg(long)]
     repository: Option<PathBuf>,
@@ -50,11 +53,34 @@ pub struct Args {
 const UPSTREAM: &str = "https://github.com/Mellanox/ovs-tests";
 /// The commit that is run: of 2024-11-17.
 const COMMIT: &str = "39d46ece";
-/// The names of the scripts of the control plane begin with one of these.
-const KINDS: [&str; 4] = ["test-devlink-", "test-eswitch-", "test-sf-", "test-vf-"];
+/// A set of scripts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+enum Set {
+    /// Those of the control plane
+    #[default]
+    Control,
+    /// Those of tc: what it offloads, or shows
+    Tc,
+}
 
-/// The table on the page.
-const SECTION: Section = Section { page: "docs/compatibility.md", name: "ovs-tests" };
+impl Set {
+    /// With one of these the names of its scripts begin.
+    fn beginnings(self) -> &'static [&'static str] {
+        match self {
+            Self::Control => &["test-devlink-", "test-eswitch-", "test-sf-", "test-vf-"],
+            Self::Tc => &["test-tc-"],
+        }
+    }
+
+    /// The table on the page.
+    fn section(self) -> Section {
+        let name = match self {
+            Self::Control => "ovs-tests",
+            Self::Tc => "ovs-tests-tc",
+        };
+        Section { page: "docs/compatibility.md", name }
+    }
+}
 /// Its columns.
 const COLUMNS: &[&str] = &["script", "result", "at"];
 /// How a result of a script that passed begins.
@@ -81,7 +107,8 @@ enum Outcome {
 /// Something that is needed is missing; the page cannot be written.
 pub fn run(args: &Args) -> Result<ExitCode> {
     stage::ensure_possible()?;
-    let mut table = Measured::parse(COLUMNS, &SECTION.read()?).context(SECTION.page)?;
+    let page = args.set.section();
+    let mut table = Measured::parse(COLUMNS, &page.read()?).context(page.page)?;
     let at = page::stamp()?;
     let esw = match &args.esw {
         Some(esw) => esw.canonicalize().with_context(|| esw.display().to_string())?,
@@ -97,7 +124,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let text = section(&table);
     println!("{}", summary(&table));
     if args.write {
-        SECTION.write(&text)?;
+        page.write(&text)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -106,7 +133,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 fn in_place(args: &Args, place: &Path, esw: &Path) -> Result<Vec<(String, String)>> {
     fs::create_dir_all(place)?;
     let scripts = place.join("scripts");
-    let all = check_out(args.repository.as_deref(), place, &scripts)?;
+    let all = check_out(args.repository.as_deref(), place, &scripts, args.set)?;
     ensure!(args.only.iter().all(|name| all.contains(name)), "commit {COMMIT} has not all of {:?}", args.only);
     let wanted: Vec<String> = all.into_iter().filter(|name| args.only.is_empty() || args.only.contains(name)).collect();
     let queue = Mutex::new(wanted.iter().rev().cloned().collect::<Vec<_>>());
@@ -136,8 +163,8 @@ fn in_place(args: &Args, place: &Path, esw: &Path) -> Result<Vec<(String, String
     Ok(results)
 }
 
-/// Puts the scripts of the commit into a folder, and returns the names of those of the control plane.
-fn check_out(repository: Option<&Path>, place: &Path, scripts: &Path) -> Result<Vec<String>> {
+/// Puts the scripts of the commit into a folder, and returns the names of those of a set.
+fn check_out(repository: Option<&Path>, place: &Path, scripts: &Path, set: Set) -> Result<Vec<String>> {
     let clone = place.join("clone");
     let repository = match repository {
         Some(repository) => repository,
@@ -159,7 +186,7 @@ fn check_out(repository: Option<&Path>, place: &Path, scripts: &Path) -> Result<
     ensure!(git.status().context("running git")?.success(), "`git archive {COMMIT}` failed in {repository}");
     output_of("tar", &["-xf", &archive.display().to_string(), "-C", &scripts.display().to_string()])?;
     let names = files.iter().filter_map(|file| file.strip_suffix(".sh"));
-    let names = names.filter(|name| KINDS.iter().any(|kind| name.starts_with(kind)));
+    let names = names.filter(|name| set.beginnings().iter().any(|beginning| name.starts_with(beginning)));
     Ok(names.map(str::to_owned).collect())
 }
 
@@ -227,14 +254,21 @@ fn summary(table: &Measured) -> String {
     format!("**{} of {rows} passed.** {} more say so, and do not count.\n", begins(PASSED), begins(EMPTY))
 }
 
-/// The section with the counts that its rows have.
+/// The sections with the counts that their rows have.
 ///
 /// # Errors
-/// The page cannot be read, or has no such table.
-pub fn documented() -> Result<Generated> {
-    let table = Measured::parse(COLUMNS, &SECTION.read()?).context(SECTION.page)?;
-    let text = section(&table);
-    Ok(Generated { section: SECTION, text, missing: Vec::new(), measured_by: "cargo xtask ovs-tests --write" })
+/// The page cannot be read, or has no such tables.
+pub fn documented() -> Result<Vec<Generated>> {
+    let of = |set: Set| {
+        let table = Measured::parse(COLUMNS, &set.section().read()?).context(set.section().page)?;
+        let text = section(&table);
+        let measured_by = match set {
+            Set::Control => "cargo xtask ovs-tests --write",
+            Set::Tc => "cargo xtask ovs-tests tc --write",
+        };
+        Ok(Generated { section: set.section(), text, missing: Vec::new(), measured_by })
+    };
+    [Set::Control, Set::Tc].into_iter().map(of).collect()
 }
 
 #[cfg(test)]

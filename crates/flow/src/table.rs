@@ -53,8 +53,8 @@ pub(crate) struct MaskTable {
     src_range: bool,
     dst_range: bool,
     by_key: HashMap<Entry, RuleId>,
-    /// The rules in the order in which they were added, for ranges.
-    entries: Vec<Entry>,
+    /// The rules in the order in which they were added, if the mask has ranges.
+    ranges: BTreeMap<RuleId, Entry>,
 }
 
 type Ports = Option<RangeInclusive<u16>>;
@@ -77,9 +77,9 @@ impl Entry {
 }
 
 impl Hash for MaskTable {
-    /// The rules of a mask are those of its entries, so their names need not be hashed.
+    /// The rules of a mask are among those of the tables, which are hashed.
     fn hash<H: Hasher>(&self, state: &mut H) {
-        (&self.mask, self.src_range, self.dst_range, &self.entries).hash(state);
+        (&self.mask, self.src_range, self.dst_range).hash(state);
     }
 }
 
@@ -90,7 +90,7 @@ impl MaskTable {
             src_range: matches.src_ports.is_some(),
             dst_range: matches.dst_ports.is_some(),
             by_key: HashMap::new(),
-            entries: Vec::new(),
+            ranges: BTreeMap::new(),
         }
     }
 
@@ -100,17 +100,21 @@ impl MaskTable {
             && self.dst_range == matches.dst_ports.is_some()
     }
 
+    fn has_ranges(&self) -> bool {
+        self.src_range || self.dst_range
+    }
+
     /// The rule that a frame with this key matches (`fl_mask_lookup`).
     pub(crate) fn find(&self, key: &Key) -> Option<RuleId> {
         let masked = key.masked(&self.mask);
-        if !self.src_range && !self.dst_range {
+        if !self.has_ranges() {
             return self.by_key.get(&Entry { key: masked, src_ports: None, dst_ports: None }).copied();
         }
         let port = |field| u16::try_from(key.number(field)).unwrap_or(0);
         let (src, dst) = (port(Field::SrcPort), port(Field::DstPort));
         let within = |ports: &Ports, port| ports.as_ref().is_none_or(|ports| ports.contains(&port));
         // Of two rules with ranges, the one that was added first is asked first (fl_lookup_range).
-        self.entries.iter().filter(|entry| within(&entry.src_ports, src) && within(&entry.dst_ports, dst)).find_map(
+        self.ranges.values().filter(|entry| within(&entry.src_ports, src) && within(&entry.dst_ports, dst)).find_map(
             |entry| {
                 let (src_ports, dst_ports) = (entry.src_ports.clone(), entry.dst_ports.clone());
                 self.by_key.get(&Entry { key: masked.clone(), src_ports, dst_ports }).copied()
@@ -301,7 +305,9 @@ impl Tables {
         });
         let entry = Entry::of(&rule.matches);
         let table = &mut priority.masks[place];
-        table.entries.push(entry.clone());
+        if table.has_ranges() {
+            table.ranges.insert(id, entry.clone());
+        }
         table.by_key.insert(entry, id);
     }
 
@@ -314,9 +320,9 @@ impl Tables {
         let entry = Entry::of(&rule.matches);
         for table in priority.masks.iter_mut().filter(|table| table.is_for(&rule.matches)) {
             table.by_key.remove(&entry);
-            table.entries.retain(|other| *other != entry);
+            table.ranges.remove(&id);
         }
-        priority.masks.retain(|table| !table.entries.is_empty());
+        priority.masks.retain(|table| !table.by_key.is_empty());
         if priority.masks.is_empty() {
             priorities.remove(&rule.priority);
         }
