@@ -1,6 +1,12 @@
 //! How long the program takes for a frame, and user space for rules and counters: figures to compare with each other.
 //!
-//! `cargo run --release -p datapath-bpf --example figures`, as root.
+//! `cargo run --release -p datapath-bpf --example figures`, as root. With the argument `connections` only those of an
+//! established connection.
+
+#[path = "../tests/common/mod.rs"]
+mod common;
+#[path = "figures/connections.rs"]
+mod connections;
 
 use std::time::{Duration, Instant};
 
@@ -69,13 +75,55 @@ impl Bench {
     }
 
     fn time(&mut self, what: &str) {
-        let frame = frame([10, 0, 0, 1], [10, 0, 0, 2]);
+        self.time_frame(what, |_| ());
+    }
+
+    fn time_frame(&mut self, what: &str, change: impl FnOnce(&mut [u8])) {
+        let mut frame = frame([10, 0, 0, 1], [10, 0, 0, 2]);
+        change(&mut frame);
         let best = (0..5).map(|_| self.pipeline.trial_time(1, &frame, REPEAT).expect("a run")).min();
         println!("{what:45} {:5} ns a frame", best.unwrap_or(0));
     }
 }
 
+/// An established connection, through a card and through the kernel's conntrack.
+fn connections() {
+    let rounds = connections::established(60, Duration::from_millis(100)).expect("both");
+    for round in rounds.iter().flatten() {
+        let connections::Round { offloaded, routed } = *round;
+        let ratio = offloaded / routed;
+        println!(
+            "{:45} {offloaded:.0} and {routed:.0} a second: {ratio:.2}",
+            "datagrams, established: card and router"
+        );
+    }
+}
+
+/// How long a frame of an established connection takes, tracked and found by its state.
+fn established() {
+    let mut bench = Bench::new();
+    let state = |flags| Match::new().with_ct_state(Field::CT_TRACKED | flags, Field::CT_TRACKED | flags);
+    let ct = |commit| Action::Ct(flow::Ct { commit, ..flow::Ct::default() });
+    let first = Rule::new(Port(1), Match::new().with(Field::EthType, 0x0800u16), [ct(false), Action::Goto(1)]);
+    let new = Rule::new(Port(1), state(Field::CT_NEW), [ct(true), Action::Drop]).in_chain(1);
+    let known = Rule::new(Port(1), state(Field::CT_ESTABLISHED), [Action::Drop]).in_chain(1);
+    bench.add(&[first, new, known]);
+    for (src, dst) in [([10, 0, 0, 1], [10, 0, 0, 2]), ([10, 0, 0, 2], [10, 0, 0, 1])] {
+        let mut frame = frame(src, dst);
+        // Both ends have the same port, so that one is the answer to the other.
+        frame[36..38].copy_from_slice(&[0x27, 0x10]);
+        bench.pipeline.trial(1, Duration::from_secs(1), &frame).expect("a trial");
+    }
+    bench.time_frame("an established connection", |frame| frame[36..38].copy_from_slice(&[0x27, 0x10]));
+}
+
 fn main() {
+    // That one in a thread, as it leaves its network namespace.
+    established();
+    std::thread::spawn(connections).join().expect("figures");
+    if std::env::args().any(|argument| argument == "connections") {
+        return;
+    }
     // Dropped frames cost least, so that differences show.
     let rule = |matches| Rule::new(Port(1), matches, [Action::Drop]).with_priority(2, flow::Protocol::All);
     for (masks, what) in [(0, "one rule"), (7, "8 masks"), (63, "64 masks")] {

@@ -33,7 +33,7 @@ pub fn run(words: &str) {
 pub struct Namespace(Child);
 
 impl Namespace {
-    fn new() -> Namespace {
+    pub fn new() -> Namespace {
         let mut holder = Command::new("unshare");
         let holder = holder.args(["--net", "sleep", "600"]).stdout(Stdio::null()).spawn().expect("a namespace");
         let own = std::fs::read_link("/proc/thread-self/ns/net").expect("a namespace");
@@ -45,6 +45,11 @@ impl Namespace {
             std::thread::sleep(Duration::from_millis(2));
         }
         Namespace(holder)
+    }
+
+    /// The process that holds the namespace.
+    pub fn id(&self) -> u32 {
+        self.0.id()
     }
 
     pub fn ip(&self, words: &str) {
