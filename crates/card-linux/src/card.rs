@@ -17,6 +17,7 @@ use crate::adopt::Hold;
 use crate::bond::{BondWatch, Bonds};
 use crate::books::{Books, Wire, slot_of};
 use crate::layout::{Inside, Slot};
+use crate::neighbours::{NeighbourWatch, Neighbours};
 use crate::netns::{CardNetns, NetnsError};
 use crate::operation::{Operation, Part, Shared, Sockets};
 use crate::place::Place;
@@ -142,6 +143,15 @@ impl LinuxCard {
     pub fn bonds(&self) -> Result<(Arc<Bonds>, BondWatch), SetupError> {
         let made = Bonds::new(self.config.clone(), self.inside(), &self.shared.home);
         made.map_err(|source| SetupError::System { what: "opening netlink sockets to watch bonds with", source })
+    }
+
+    /// The kernel's neighbours where the card's netdevs appear, and a watch on them.
+    ///
+    /// # Errors
+    /// Netlink sockets cannot be opened.
+    pub fn neighbours(&self) -> Result<(Arc<Neighbours>, NeighbourWatch), SetupError> {
+        let made = Neighbours::new(self.config.pfs, self.inside(), &self.shared.home);
+        made.map_err(|source| SetupError::System { what: "opening netlink sockets to watch neighbours with", source })
     }
 
     /// Sets where the other end of a PF's wire is, at any time. At first it is nowhere.

@@ -6,7 +6,7 @@ use std::io;
 
 use eswitch::card::{CardError, Counters, Resource};
 use eswitch::{MacAddr, PfIndex, Vport};
-use netlink::Errno;
+use netlink::{Errno, errno_of};
 
 use crate::books::{Entry, near_end, slot_of};
 use crate::layout::{Inside, Slot};
@@ -15,6 +15,27 @@ use crate::operation::Operation;
 use crate::refused::{refused, refused_io};
 use crate::request;
 use crate::socket::{Batch, Socket};
+
+/// The interface numbers of those PFs' netdevs that are in `home`. `card`: a socket inside the card, where the inner ends
+/// of these netdevs show where they are.
+///
+/// # Errors
+/// The kernel cannot be queried.
+pub(crate) fn uplinks(card: &mut Socket, home: &File, pfs: u8) -> io::Result<BTreeMap<PfIndex, u32>> {
+    let here = request::netns_id(card, home)?;
+    let mut uplinks = BTreeMap::new();
+    for pf in (0..pfs).map(PfIndex) {
+        match request::link(card, Slot { pf, vport: Vport::Uplink }.inner()) {
+            Ok(link) => {
+                let outer = link.peer.filter(|(_, netns)| netns.is_some() && *netns == here);
+                uplinks.extend(outer.map(|(outer, _)| (pf, outer)));
+            }
+            Err(error) if errno_of(&error) == Errno::NODEV => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(uplinks)
+}
 
 /// Where the outer end of a pair is now: a user may have moved it.
 enum Whereabouts {

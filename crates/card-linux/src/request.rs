@@ -2,6 +2,7 @@
 
 pub(crate) mod acl;
 mod link;
+pub(crate) mod neighbour;
 pub(crate) mod rates;
 mod tie;
 

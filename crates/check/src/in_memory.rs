@@ -65,6 +65,7 @@ impl Program for InMemory {
             clock: Arc::new(|| Duration::ZERO),
             programs: None,
             bonds: None,
+            neighbours: None,
         };
         let outcome = scenario::run(cx, &self.scenario, &world, &mut ());
         run.set_result(|| format!("{:?} {:?} {:?}", outcome.snapshot, outcome.verdicts, outcome.violations));

@@ -14,7 +14,8 @@ pub trait CommandTarget: Send + Sync {
     /// Carries out a command.
     ///
     /// # Errors
-    /// [`Failure::Engine`]: the engine refused the command, or failed. The other errors concern bonds only.
+    /// [`Failure::Engine`]: the engine refused the command, or failed. The other errors concern bonds and
+    /// neighbours only.
     fn carry_out(&self, cx: &mut Locked<'_, Unlocked>, command: &Command) -> Result<Reply, Failure>;
 }
 
@@ -57,7 +58,7 @@ pub enum Failure {
     /// The card is being taken down.
     #[error("interrupted")]
     Interrupted,
-    /// The kernel's bonds were changed, but the engine was not notified of the change in time.
-    #[error("the kernel's bonds were changed, and the card has not seen that in time")]
+    /// The kernel's bonds or neighbours were changed, but the engine was not notified of the change in time.
+    #[error("the kernel's bonds or neighbours were changed, and the card has not seen that in time")]
     Unseen,
 }

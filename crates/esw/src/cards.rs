@@ -7,10 +7,11 @@ use anyhow::Result;
 use card_linux::{Hold, LinuxCard, Place};
 use card_memory::MemoryCard;
 use eswitch::CardConfig;
-use host::{Bonds, Pulse, World};
+use host::{Bonds, Neighbours, Pulse, World};
 use lockdep::Domain;
 
 use crate::bonds::KernelBonds;
+use crate::neighbours::KernelNeighbours;
 use crate::programs::Here;
 
 /// The kinds of card.
@@ -127,7 +128,13 @@ impl Cards {
                 };
                 hold = Some(card.hold());
                 let bonds: Arc<dyn Bonds> = Arc::new(KernelBonds::of(&card)?);
-                World { programs: Some(Arc::new(Here)), bonds: Some(bonds), ..World::of(card, domain) }
+                let neighbours: Arc<dyn Neighbours> = Arc::new(KernelNeighbours::of(&card)?);
+                World {
+                    programs: Some(Arc::new(Here)),
+                    bonds: Some(bonds),
+                    neighbours: Some(neighbours),
+                    ..World::of(card, domain)
+                }
             }
         };
         let began = Instant::now();

@@ -13,6 +13,7 @@ mod exec;
 mod exit_status;
 mod interrupt;
 mod lock_order;
+mod neighbours;
 mod output;
 mod printable;
 mod programs;

@@ -17,6 +17,9 @@ lock_classes! {
     /// no lock held.
     pub leaf BondWatchClass = "bond watch";
 
+    /// The watcher of the kernel's neighbours, likewise.
+    pub leaf NeighbourWatchClass = "neighbour watch";
+
     /// What is agreed of a card, and the two files that it is stored in. It comes after every lock of the engine: what
     /// is stored is collected before it is taken. It is held while the files are written and flushed, so that of two
     /// commands the later one waits until the earlier one is on the disk.

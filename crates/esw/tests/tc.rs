@@ -249,6 +249,70 @@ fn frames_of_an_offloaded_filter_pass_the_representors_and_are_counted() {
     run_session("tc-frames", &script);
 }
 
+/// A station at the other end of the wire, which takes frames of the tunnel if they are sent to its MAC address. `rx`: how many it
+/// has taken out of the tunnel. `hop`: the outer MAC addresses of the card's rule. `until`: waits until a command prints a line.
+const STATION: &str = "c=esw-0000:08:00.0; w=$(ip -n $c -o link show wire0 | sed 's/.*wire0@\\([^:]*\\):.*/\\1/'); \
+    ip netns add far; ip -n $c link set $w netns far; ip -n far link set $w name eth0 address 02:00:00:00:00:99 up; \
+    ip -n far addr add 192.0.2.2/24 dev eth0; ip -n far link add vx0 type vxlan id 5 dstport 4789; \
+    ip netns exec far sh -c 'echo 1 > /proc/sys/net/ipv6/conf/vx0/disable_ipv6'; ip -n far link set vx0 up; \
+    rx() { ip -n far -s -j link show vx0 | sed 's/.*\"rx\":{[^}]*\"packets\":\\([0-9]*\\).*/\\1/'; }; \
+    hop() { $ESW rules | grep -o 'neighbour [0-9a-f:]*' || echo none; }; \
+    until_hop() { for i in $(seq 100); do [ \"$(hop)\" = \"$1\" ] && echo yes && return; sleep 0.1; done; hop; ip neigh; ip route; }; \
+    ping3() { ip netns exec v0 ping -q -c 3 -i 0.1 -W 0.1 10.0.0.2 > /dev/null; rx; }";
+
+#[test]
+fn frames_of_a_tunnel_follow_the_kernels_neighbour() {
+    if skipped() || lab::skipped(&["ping"]) {
+        return;
+    }
+    let made = std::process::Command::new("unshare")
+        .args(["--net", "ip", "link", "add", "vx0", "type", "vxlan", "external", "dstport", "4789"])
+        .output();
+    if !made.is_ok_and(|made| made.status.success()) {
+        println!("skipped: this kernel has no VXLAN (CONFIG_VXLAN)");
+        return;
+    }
+    let known = "until_hop 'neighbour 02:00:00:00:00:99'";
+    let script = [
+        (STATION.to_owned(), ""),
+        (
+            "ip link add vx0 type vxlan external dstport 4789; ip link set vx0 up; ip link set enp8s0f0np0 up; \
+             ip addr add 192.0.2.1/24 dev enp8s0f0np0; ip netns add v0; ip link set enp8s0f0v0 netns v0; \
+             ip -n v0 link set enp8s0f0v0 up; ip -n v0 addr add 10.0.0.1/24 dev enp8s0f0v0; \
+             ip -n v0 neigh add 10.0.0.2 lladdr 02:00:00:00:00:0b dev enp8s0f0v0"
+                .to_owned(),
+            "",
+        ),
+        (
+            format!(
+                "tc filter add dev {R0} ingress protocol ip prio 1 flower skip_sw action tunnel_key set src_ip 192.0.2.1 \
+                 dst_ip 192.0.2.2 id 5 dst_port 4789 pipe action mirred egress redirect dev vx0"
+            ),
+            "",
+        ),
+        // The next hop is resolved, without a frame that the kernel would have sent.
+        (format!("{known}; ping3"), "yes\n3"),
+        // To another address the station does not listen.
+        ("ip neigh replace 192.0.2.2 lladdr 02:00:00:00:00:07 dev enp8s0f0np0".to_owned(), ""),
+        ("until_hop 'neighbour 02:00:00:00:00:07'; ping3".to_owned(), "yes\n3"),
+        (format!("ip neigh del 192.0.2.2 dev enp8s0f0np0; {known}; ping3"), "yes\n6"),
+        // A gateway.
+        (
+            "ip neigh add 192.0.2.3 lladdr 02:00:00:00:00:03 dev enp8s0f0np0; ip route add 192.0.2.2 via 192.0.2.3; \
+             until_hop 'neighbour 02:00:00:00:00:03'; ping3"
+                .to_owned(),
+            "yes\n6",
+        ),
+        (format!("ip route del 192.0.2.2; {known}; ping3"), "yes\n9"),
+        // Without the netdev the frames are the representor's, and the rule's counter keeps what it has.
+        ("ip link set enp8s0f0np0 down; until_hop none; ping3".to_owned(), "yes\n9"),
+        (format!("ip link set enp8s0f0np0 up; {known}; ping3"), "yes\n12"),
+        ("ip netns del v0; ip netns del far".to_owned(), ""),
+    ];
+    let script = script.map(|(command, expected)| (command, expected.to_owned()));
+    run_session("tc-neighbours", &script);
+}
+
 #[test]
 fn what_tc_asks_wrongly_is_refused_as_the_kernel_does() {
     if skipped() || lab::skipped(&["ethtool"]) {

@@ -18,6 +18,7 @@ mod traced;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use flow::{Action, Block, Counter, Meter, MeterId, Neighbour, Port, Rule, RuleError, RuleId, Tables};
@@ -151,9 +152,14 @@ impl FlowError {
     }
 }
 
+/// Called when other ends of tunnels are named than before, see [`Engine::on_tunnel_ends`].
+pub type OnTunnelEnds = Arc<dyn Fn() + Send + Sync>;
+
 /// The rules of all E-Switches of a card, and their lock.
 pub(crate) struct Flows {
     state: Mutex<FlowsClass, State>,
+    /// Set once at most, before there is a rule.
+    on_tunnel_ends: OnceLock<OnTunnelEnds>,
     seen: Shadow<Seen>,
 }
 
@@ -192,7 +198,11 @@ struct Switch {
 
 impl Default for Flows {
     fn default() -> Self {
-        Self { state: Mutex::new(State::default()).with_state_digest(digest), seen: Shadow::default() }
+        Self {
+            state: Mutex::new(State::default()).with_state_digest(digest),
+            on_tunnel_ends: OnceLock::new(),
+            seen: Shadow::default(),
+        }
     }
 }
 
@@ -205,9 +215,16 @@ impl Flows {
         f: impl FnOnce(&mut State, &mut Locked<'_, CardCall>, &dyn Datapath) -> R,
     ) -> Option<R> {
         let datapath = card.datapath()?;
-        let (mut state, mut cx) = self.state.lock(cx);
-        let result = f(&mut state, &mut cx.narrow(), datapath);
-        self.ensure_owned(&cx, &state);
+        let (result, is_other) = {
+            let (mut state, mut cx) = self.state.lock(cx);
+            let before = state.tunnel_changes();
+            let result = f(&mut state, &mut cx.narrow(), datapath);
+            self.ensure_owned(&cx, &state);
+            (result, state.tunnel_changes() != before)
+        };
+        if is_other && let Some(call) = self.on_tunnel_ends.get() {
+            call();
+        }
         Some(result)
     }
 
@@ -487,34 +504,33 @@ impl State {
         }
     }
 
-    /// Notes the next hop to the end of a tunnel, and changes the rules that encapsulate to it.
-    ///
-    /// A rule that the data plane refuses to change is removed: it must not send to a next hop that is not there. Its
-    /// frames take the slow path, as if it had not been offloaded.
-    fn set_neighbour(
-        &mut self,
-        cx: CardCx<'_, '_>,
-        datapath: &dyn Datapath,
-        pf: PfIndex,
-        end: IpAddr,
-        neighbour: Option<Neighbour>,
-    ) -> Vec<RuleId> {
+    /// Tells apart which ends of tunnels are named: it differs after they have changed.
+    fn tunnel_changes(&self) -> (usize, u64) {
+        (self.switches.len(), self.switches.values().map(|switch| switch.tables.tunnel_changes()).sum())
+    }
+
+    /// Notes the next hop to the end of a tunnel. Returns the rules that encapsulate to it, which are to
+    /// [follow](Self::follow).
+    fn note_neighbour(&mut self, pf: PfIndex, end: IpAddr, neighbour: Option<Neighbour>) -> Vec<RuleId> {
         match neighbour {
             Some(neighbour) => self.neighbours.insert((pf, end), neighbour),
             None => self.neighbours.remove(&(pf, end)),
         };
-        let Some(switch) = self.switches.get(&pf) else { return Vec::new() };
-        let follows = |rule: &Rule| rule.actions.iter().any(|a| matches!(a, Action::TunnelSet(e) if e.dst == end));
-        let rules = switch.tables.rules().filter(|(_, rule)| follows(rule));
-        let changes: Vec<FlowChange> =
-            rules.map(|(id, rule)| FlowChange::SetActions { rule: id, actions: rule.actions.clone() }).collect();
-        let ids: Vec<RuleId> = changes
-            .iter()
-            .filter_map(|change| match change {
-                FlowChange::SetActions { rule, .. } => Some(*rule),
-                _ => None,
-            })
-            .collect();
+        self.switches.get(&pf).into_iter().flat_map(|switch| switch.tables.rules_to(end)).collect()
+    }
+
+    /// Gives rules the next hops that are noted, those that are still there.
+    ///
+    /// A rule that the data plane refuses to change is removed: it must not send to a next hop that is not there. Its
+    /// frames take the slow path, as if it had not been offloaded. Returns these rules.
+    fn follow(&mut self, cx: CardCx<'_, '_>, datapath: &dyn Datapath, rules: &[RuleId]) -> Vec<RuleId> {
+        let (mut ids, mut changes) = (Vec::new(), Vec::new());
+        for id in rules {
+            if let Some(rule) = self.switch_of(*id).and_then(|(_, switch)| switch.tables.rule(*id)) {
+                changes.push(FlowChange::SetActions { rule: *id, actions: rule.actions.clone() });
+                ids.push(*id);
+            }
+        }
         let outcomes = self.change(cx, datapath, changes);
         let refused = ids.into_iter().zip(outcomes).filter(|(_, outcome)| outcome.is_err());
         let refused: Vec<RuleId> = refused.map(|(id, _)| id).collect();
@@ -768,10 +784,51 @@ impl Engine {
     where
         P: LockBefore<FlowsClass>,
     {
-        let set = self
-            .shared
-            .flows
-            .with(cx, &*self.shared.card, |state, cx, datapath| state.set_neighbour(cx, datapath, pf, end, neighbour));
-        set.unwrap_or_default()
+        let shared = &self.shared;
+        let mut left: Option<Vec<RuleId>> = None;
+        let mut refused = Vec::new();
+        loop {
+            // What is added meanwhile has the next hop already.
+            let more = shared.flows.with(cx, &*shared.card, |state, cx, datapath| {
+                let left = left.get_or_insert_with(|| state.note_neighbour(pf, end, neighbour));
+                let batch: Vec<RuleId> = left.drain(..left.len().min(BATCH)).collect();
+                refused.extend(state.follow(cx, datapath, &batch));
+                !left.is_empty()
+            });
+            if more != Some(true) {
+                return refused;
+            }
+        }
+    }
+
+    /// The ends of tunnels to which rules encapsulate, with the PFs in whose E-Switches the rules are.
+    pub fn tunnel_ends<P>(&self, cx: &mut Locked<'_, P>) -> Vec<(PfIndex, IpAddr)>
+    where
+        P: LockBefore<FlowsClass>,
+    {
+        let ends = self.shared.flows.with(cx, &*self.shared.card, |state, _, _| {
+            let switches = state.switches.iter();
+            switches.flat_map(|(pf, switch)| switch.tables.tunnel_ends().map(|end| (*pf, end))).collect()
+        });
+        ends.unwrap_or_default()
+    }
+
+    /// The rules in the E-Switch of a PF that encapsulate to the end of a tunnel, from the oldest.
+    pub fn rules_to_tunnel_end<P>(&self, cx: &mut Locked<'_, P>, pf: PfIndex, end: IpAddr) -> Vec<RuleId>
+    where
+        P: LockBefore<FlowsClass>,
+    {
+        let rules = self.shared.flows.with(cx, &*self.shared.card, |state, _, _| {
+            state.switches.get(&pf).into_iter().flat_map(|switch| switch.tables.rules_to(end)).collect()
+        });
+        rules.unwrap_or_default()
+    }
+
+    /// Has a function called whenever [`tunnel_ends`](Self::tunnel_ends) may have changed. Only the first call counts.
+    ///
+    /// It is called after the lock of the rules has been released, on the thread that has changed them. That thread may
+    /// hold any lock that comes before, so the function must not wait, take locks or call the engine: it wakes a thread.
+    pub fn on_tunnel_ends(&self, call: OnTunnelEnds) {
+        let _ = self.shared.flows.on_tunnel_ends.set(call);
     }
 }

@@ -46,7 +46,7 @@ pub use device::{PciState, Pf};
 pub use engine::{Engine, FunctionChange, PfFunction};
 pub use error::{Errno, Error, Result};
 pub use event::{Event, Subscription};
-pub use flows::{FlowChange, FlowDone, FlowError, TraceError, Traced};
+pub use flows::{FlowChange, FlowDone, FlowError, OnTunnelEnds, TraceError, Traced};
 pub use ids::{
     MAX_SFS, MacAddr, Mode, ParseError, PciAddress, PfIndex, PfSet, PortHandle, PortIndex, RepType, SF_VPORT_BASE,
     SfNum, Vport,

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{Hash, Hasher};
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use crate::action::Action;
@@ -35,8 +36,55 @@ pub struct Tables {
     bindings: BTreeMap<Port, u32>,
     meters: BTreeMap<MeterId, Meter>,
     rules: BTreeMap<RuleId, Rule>,
+    tunnels: Tunnels,
     chains: BTreeMap<(Block, u32), BTreeMap<u32, Priority>>,
     next_rule: u64,
+}
+
+/// The rules that encapsulate, by the ends of their tunnels.
+#[derive(Debug, Clone, Default)]
+struct Tunnels {
+    by_end: BTreeMap<IpAddr, BTreeSet<RuleId>>,
+    /// How many times an end was named first, or last.
+    changes: u64,
+}
+
+impl Hash for Tunnels {
+    /// It follows from the rules.
+    fn hash<H: Hasher>(&self, _: &mut H) {}
+}
+
+impl Tunnels {
+    fn ends(actions: &[Action]) -> impl Iterator<Item = IpAddr> {
+        actions.iter().filter_map(|action| match action {
+            Action::TunnelSet(encap) => Some(encap.dst),
+            _ => None,
+        })
+    }
+
+    fn add(&mut self, id: RuleId, actions: &[Action]) {
+        for end in Self::ends(actions) {
+            let rules = self.by_end.entry(end).or_default();
+            self.changes += u64::from(rules.is_empty());
+            rules.insert(id);
+        }
+    }
+
+    fn remove(&mut self, id: RuleId, actions: &[Action]) {
+        for end in Self::ends(actions) {
+            let Some(rules) = self.by_end.get_mut(&end) else { continue };
+            rules.remove(&id);
+            if rules.is_empty() {
+                self.by_end.remove(&end);
+                self.changes += 1;
+            }
+        }
+    }
+
+    fn clear(&mut self) {
+        self.changes += self.by_end.len() as u64;
+        self.by_end.clear();
+    }
 }
 
 /// One flower instance: the rules of a priority.
@@ -146,6 +194,7 @@ impl Tables {
             bindings: BTreeMap::new(),
             meters: BTreeMap::new(),
             rules: BTreeMap::new(),
+            tunnels: Tunnels::default(),
             chains: BTreeMap::new(),
             next_rule: 1,
         }
@@ -257,6 +306,7 @@ impl Tables {
         self.check_place(&rule)?;
         self.next_rule = self.next_rule.max(id.0 + 1);
         self.insert(id, &rule);
+        self.tunnels.add(id, &rule.actions);
         self.rules.insert(id, rule);
         Ok(())
     }
@@ -270,7 +320,14 @@ impl Tables {
         let Some(rule) = self.rules.get(&id) else { return Ok(None) };
         let changed = Rule { actions, ..rule.clone() };
         check::rule(&changed, self)?;
-        Ok(self.rules.insert(id, changed).map(|before| before.actions))
+        // Added before the others are removed: an end that both name is named all the time.
+        let ends: BTreeSet<IpAddr> = Tunnels::ends(&changed.actions).collect();
+        self.tunnels.add(id, &changed.actions);
+        let before = self.rules.insert(id, changed).map(|before| before.actions);
+        let left =
+            before.iter().flatten().filter(|a| !Tunnels::ends(std::slice::from_ref(a)).any(|e| ends.contains(&e)));
+        left.for_each(|action| self.tunnels.remove(id, std::slice::from_ref(action)));
+        Ok(before)
     }
 
     /// Whether there is a place for the rule: the protocol of its priority, no rule with the same match, no limit.
@@ -314,6 +371,7 @@ impl Tables {
     /// Removes a rule and returns it. A mask, a priority and a chain vanish with their last rule.
     pub fn remove(&mut self, id: RuleId) -> Option<Rule> {
         let rule = self.rules.remove(&id)?;
+        self.tunnels.remove(id, &rule.actions);
         let place = (rule.block, rule.chain);
         let priorities = self.chains.get_mut(&place)?;
         let priority = priorities.get_mut(&rule.priority)?;
@@ -335,6 +393,7 @@ impl Tables {
     /// Removes every rule and meter. The ports stay, and names are still not given twice.
     pub fn clear(&mut self) {
         self.rules.clear();
+        self.tunnels.clear();
         self.chains.clear();
         self.meters.clear();
     }
@@ -347,6 +406,21 @@ impl Tables {
     /// Every rule, from the oldest.
     pub fn rules(&self) -> impl Iterator<Item = (RuleId, &Rule)> {
         self.rules.iter().map(|(id, rule)| (*id, rule))
+    }
+
+    /// The ends of the tunnels to which rules encapsulate.
+    pub fn tunnel_ends(&self) -> impl Iterator<Item = IpAddr> {
+        self.tunnels.by_end.keys().copied()
+    }
+
+    /// A number that grows whenever [`tunnel_ends`](Self::tunnel_ends) changes.
+    pub fn tunnel_changes(&self) -> u64 {
+        self.tunnels.changes
+    }
+
+    /// The rules that encapsulate to the end of a tunnel, from the oldest.
+    pub fn rules_to(&self, end: IpAddr) -> impl Iterator<Item = RuleId> {
+        self.tunnels.by_end.get(&end).into_iter().flatten().copied()
     }
 
     /// The priorities of a chain, from the one that is asked first.

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 
 use common::*;
 use flow::{
-    Action, Block, Encap, Fate, Field, Match, MissReason, Neighbour, Rule, TunnelDevice, TunnelKind,
-    checksums_are_right,
+    Action, Block, Encap, Fate, Field, Match, MissReason, Neighbour, Port, PortKind, Rule, Tables, TunnelDevice,
+    TunnelKind, checksums_are_right,
 };
 
 const OUTER_SRC: [u8; 6] = [0x02, 1, 1, 1, 1, 1];
@@ -223,4 +223,41 @@ fn a_frame_that_is_too_long_for_the_headers_is_dropped() {
     card.rule(Match::new(), [Action::TunnelSet(encap(TunnelKind::Vxlan)), Action::Redirect(UPLINK)]);
     let verdict = card.send(&vec![0; 65_500]);
     assert_eq!(verdict.fate, Fate::Dropped(flow::DropReason::TooLong));
+}
+
+#[test]
+fn the_ends_of_tunnels_are_those_that_rules_name() {
+    let to = |last: u8| Action::TunnelSet(Encap { dst: [192, 0, 2, last].into(), ..encap(TunnelKind::Vxlan) });
+    let end = |last: u8| -> IpAddr { [192, 0, 2, last].into() };
+    let mut tables = Tables::default();
+    tables.add_port(Port(1), PortKind::Vport);
+    tables.add_port(Port(0xffff), PortKind::Uplink);
+    let rule =
+        |n: u8, actions: Vec<Action>| Rule::new(Port(1), Match::new().with(Field::EthDst, [2, 0, 0, 0, 0, n]), actions);
+    let there = || Action::Redirect(Port(0xffff));
+    let first = tables.add(rule(1, vec![to(1), there()])).unwrap();
+    let second = tables.add(rule(2, vec![to(1), there()])).unwrap();
+    assert_eq!(tables.tunnel_ends().collect::<Vec<_>>(), [end(1)]);
+    assert_eq!(tables.rules_to(end(1)).collect::<Vec<_>>(), [first, second]);
+
+    let before = tables.tunnel_changes();
+    tables.set_actions(first, vec![to(1), there()]).unwrap();
+    assert_eq!(tables.tunnel_changes(), before, "the same ends");
+    tables.set_actions(first, vec![to(2), there()]).unwrap();
+    assert_eq!(tables.tunnel_ends().collect::<Vec<_>>(), [end(1), end(2)]);
+    assert_eq!(tables.rules_to(end(1)).collect::<Vec<_>>(), [second]);
+    assert_ne!(tables.tunnel_changes(), before);
+
+    let before = tables.tunnel_changes();
+    tables.remove(second);
+    assert_eq!(tables.tunnel_ends().collect::<Vec<_>>(), [end(2)]);
+    assert_ne!(tables.tunnel_changes(), before);
+    let before = tables.tunnel_changes();
+    tables.remove_ports(&[Port(1)].into());
+    assert_eq!(tables.tunnel_ends().count(), 0, "they go with the rules of a port");
+    assert_ne!(tables.tunnel_changes(), before);
+    tables.add_port(Port(1), PortKind::Vport);
+    tables.add(rule(1, vec![to(3), there()])).unwrap();
+    tables.clear();
+    assert_eq!(tables.tunnel_ends().count(), 0);
 }

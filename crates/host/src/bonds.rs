@@ -7,34 +7,21 @@ use control::{Failure, Reply};
 use eswitch::card::CardError;
 use eswitch::lag::{BondPlan, LagMode, TxType};
 use eswitch::{Engine, Error, PciAddress, PfIndex};
-use lockdep::{AtomicBool, AtomicU64, JoinHandle, Locked, Mutex, Unlocked, is_explored, lock_classes};
+use lockdep::{AtomicBool, Locked, Unlocked, is_explored};
 
+use crate::follower::{Follower, Looks};
 use crate::pulse::Pulse;
 use crate::world::{BondWatch, Bonds};
-
-lock_classes! {
-    /// The thread that follows the kernel's bonds.
-    pub leaf FollowerClass = "bond follower";
-}
 
 /// Reports the kernel's bonds to the engine, on a thread of its own.
 ///
 /// It reports the state that it finds when it looks, not the events that it receives. So a caller can
-/// [request a look](Self::request_look), and once that has been done the engine knows every change made before.
+/// [request a look](Follower::request_look), and once that has been done the engine knows every change made before.
 pub(crate) struct BondFollower {
     bonds: Arc<dyn Bonds>,
-    shared: Arc<Shared>,
-    thread: Mutex<FollowerClass, Option<JoinHandle<()>>>,
+    follower: Follower,
     /// Whether a reply has already said that the kernel has no bonds.
     has_noted_missing: AtomicBool,
-}
-
-struct Shared {
-    over: AtomicBool,
-    /// The number of the last look that was requested.
-    requested: AtomicU64,
-    /// The number of the last requested look that has been done.
-    done: AtomicU64,
 }
 
 impl BondFollower {
@@ -45,38 +32,19 @@ impl BondFollower {
         engine: &Arc<Engine>,
         pulse: &Arc<Pulse>,
     ) -> Self {
-        let shared =
-            Arc::new(Shared { over: AtomicBool::new(false), requested: AtomicU64::new(0), done: AtomicU64::new(0) });
         let watch = bonds.watch(cx);
-        let thread = watch.map(|watch| {
-            let (shared, engine, pulse) = (Arc::clone(&shared), Arc::clone(engine), Arc::clone(pulse));
-            cx.spawn("bonds", move |cx| shared.follow(cx, watch, &engine, &pulse))
+        let follow = watch.map(|watch| {
+            let (engine, pulse) = (Arc::clone(engine), Arc::clone(pulse));
+            move |cx: &mut Locked<'_, Unlocked>, looks: &Looks| follow(cx, looks, watch, &engine, &pulse)
         });
-        // Without a thread no look will be done, so there is nothing to wait for.
-        shared.over.swap(thread.is_none());
-        Self { bonds, shared, thread: Mutex::new(thread), has_noted_missing: AtomicBool::new(false) }
+        let waker = Arc::clone(&bonds);
+        let follower = Follower::start(cx, "bonds", Arc::new(move || waker.wake()), follow);
+        Self { bonds, follower, has_noted_missing: AtomicBool::new(false) }
     }
 
-    /// Requests a look. Returns a ticket for [`has_looked`](Self::has_looked).
-    pub(crate) fn request_look(&self) -> u64 {
-        let ticket = self.shared.requested.fetch_add(1) + 1;
-        self.bonds.wake();
-        ticket
-    }
-
-    /// Whether the look of a ticket has been done. Once the thread has ended, every look counts as done.
-    pub(crate) fn has_looked(&self, ticket: u64) -> bool {
-        self.shared.over.load() || self.shared.done.load() >= ticket
-    }
-
-    /// Ends the thread.
-    pub(crate) fn stop(&self, cx: &mut Locked<'_, Unlocked>) {
-        self.shared.over.swap(true);
-        self.bonds.wake();
-        let thread = self.thread.lock_leaf(cx).take();
-        if let Some(Err(panic)) = thread.map(|thread| thread.join(cx)) {
-            std::panic::resume_unwind(panic);
-        }
+    /// The thread.
+    pub(crate) fn follower(&self) -> &Follower {
+        &self.follower
     }
 
     /// Makes the kernel's bond as planned, or reports such a bond to the engine where the kernel has none; then changes
@@ -133,28 +101,17 @@ impl BondFollower {
     }
 }
 
-impl Drop for BondFollower {
-    fn drop(&mut self) {
-        // After `stop` the thread has ended. Without it, it may hang, so it is not waited for.
-        self.shared.over.swap(true);
-        self.bonds.wake();
-    }
-}
-
-impl Shared {
-    fn follow(&self, cx: &mut Locked<'_, Unlocked>, mut watch: Box<dyn BondWatch>, engine: &Engine, pulse: &Pulse) {
-        let mut last = None;
-        while !self.over.load() {
-            let requested = self.requested.load();
-            let bond = watch.look(cx);
-            if bond != last {
-                engine.bond_changed(cx, bond.clone());
-                last = bond;
-            }
-            self.done.store(requested);
-            pulse.beat(cx);
-            watch.wait();
+fn follow(cx: &mut Locked<'_, Unlocked>, looks: &Looks, mut watch: Box<dyn BondWatch>, engine: &Engine, pulse: &Pulse) {
+    let mut last = None;
+    while let Some(look) = looks.begin() {
+        let bond = watch.look(cx);
+        if bond != last {
+            engine.bond_changed(cx, bond.clone());
+            last = bond;
         }
+        looks.end(look);
+        pulse.beat(cx);
+        watch.wait();
     }
 }
 

@@ -10,6 +10,8 @@ use eswitch::{Agreed, CardConfig, Engine, Error};
 use lockdep::{Deadline, Locked, Threads, Unlocked, is_explored};
 
 use crate::bonds::{BondFollower, stand_in};
+use crate::follower::Follower;
+use crate::neighbours::NeighbourFollower;
 use crate::pulse::{GaveUp, Heeds};
 use crate::world::World;
 
@@ -19,6 +21,8 @@ pub struct LiveCard {
     world: World,
     /// Reports the kernel's bonds to the engine, on a card of netdevs.
     bonds: Option<BondFollower>,
+    /// Reports the kernel's neighbours to the engine, on a card of netdevs.
+    neighbours: Option<NeighbourFollower>,
 }
 
 impl LiveCard {
@@ -36,7 +40,9 @@ impl LiveCard {
         let engine = Engine::start_as(cx, config, Arc::clone(&world.card), threads, agreed)?;
         let bonds = world.bonds.clone();
         let bonds = bonds.map(|bonds| BondFollower::start(cx, bonds, &engine, &world.pulse));
-        Ok(Self { engine, world, bonds })
+        let neighbours = world.neighbours.clone();
+        let neighbours = neighbours.map(|of| NeighbourFollower::start(cx, of, &engine, &world.pulse));
+        Ok(Self { engine, world, bonds, neighbours })
     }
 
     /// The engine.
@@ -50,7 +56,7 @@ impl LiveCard {
     }
 
     /// Carries out a command. `heeds`: what ends it early; `limit`: how long it may wait for the engine to
-    /// see a bond that the kernel has made.
+    /// see a bond or a neighbour that the kernel has made.
     ///
     /// # Errors
     /// It failed; or, with [`Failure::Unseen`], the kernel has carried it out and the engine has not seen that in time.
@@ -106,7 +112,7 @@ impl LiveCard {
                     }
                     Some(bonds) => bonds.bond(cx, engine, plan, *flap, |cx| self.world.pulse.stops(cx, heeds))?,
                 };
-                self.follow_bonds(cx, heeds, limit).map_err(unseen)?;
+                self.follow_kernel(cx, heeds, limit).map_err(unseen)?;
                 return Ok(reply);
             }
             Command::DeleteBond(name) => {
@@ -114,14 +120,21 @@ impl LiveCard {
                     None => engine.unbond(cx, name)?,
                     Some(bonds) => bonds.unbond(cx, engine, name)?,
                 }
-                self.follow_bonds(cx, heeds, limit).map_err(unseen)?;
+                self.follow_kernel(cx, heeds, limit).map_err(unseen)?;
                 return Ok(Reply::Done);
             }
             Command::ChangeFlows(changes) => {
                 let results = engine.change_flows(cx, changes.clone());
                 return Ok(Reply::Flows(results.into_iter().map(|result| result.map_err(Into::into)).collect()));
             }
-            Command::SetNeighbour { device, end, mac } => engine.set_next_hop(cx, *device, *end, *mac),
+            Command::SetNeighbour { device, end, mac } => match &self.neighbours {
+                None => engine.set_next_hop(cx, *device, *end, *mac),
+                Some(neighbours) => {
+                    neighbours.set(cx, engine, *device, *end, *mac)?;
+                    self.follow_kernel(cx, heeds, limit).map_err(unseen)?;
+                    return Ok(Reply::Done);
+                }
+            },
             Command::SetHostVfs { device, number } => engine.set_host_vfs(cx, *device, *number),
             Command::AddFault(fault) => {
                 self.world.faults.add(cx, fault.clone());
@@ -137,14 +150,24 @@ impl LiveCard {
         Ok(Reply::Done)
     }
 
-    /// Waits until the engine knows every bond that the kernel has, for `limit` at most.
+    /// The threads that follow the kernel.
+    fn followers(&self) -> impl Iterator<Item = &Follower> {
+        let bonds = self.bonds.iter().map(BondFollower::follower);
+        bonds.chain(self.neighbours.iter().map(NeighbourFollower::follower))
+    }
+
+    /// Waits until the engine knows every bond that the kernel has, and every next hop to the end of a tunnel, for
+    /// `limit` at most.
     ///
     /// # Errors
     /// It takes too long, or was stopped.
-    pub fn follow_bonds(&self, cx: &mut Locked<'_, Unlocked>, heeds: Heeds, limit: Duration) -> Result<(), GaveUp> {
-        let Some(bonds) = &self.bonds else { return Ok(()) };
-        let ticket = bonds.request_look();
-        let ready = |_: &mut Locked<'_, Unlocked>| bonds.has_looked(ticket).then_some(());
+    pub fn follow_kernel(&self, cx: &mut Locked<'_, Unlocked>, heeds: Heeds, limit: Duration) -> Result<(), GaveUp> {
+        let tickets: Vec<(&Follower, u64)> = self.followers().map(|of| (of, of.request_look())).collect();
+        if tickets.is_empty() {
+            return Ok(());
+        }
+        let ready =
+            |_: &mut Locked<'_, Unlocked>| tickets.iter().all(|(of, ticket)| of.has_looked(*ticket)).then_some(());
         // An exploration has no time: its scheduler finds out when no thread can go on.
         let limit = (!is_explored()).then(|| Deadline::after(limit));
         self.world.pulse.wait_for(cx, heeds, limit.as_ref(), || None, ready)
@@ -152,9 +175,7 @@ impl LiveCard {
 
     /// Takes the card down; returns what is left that should not be.
     pub fn close(&self, cx: &mut Locked<'_, Unlocked>) -> Vec<Violation> {
-        if let Some(bonds) = &self.bonds {
-            bonds.stop(cx);
-        }
+        self.followers().for_each(|follower| follower.stop(cx));
         self.engine.shutdown(cx);
         left_on(cx, &*self.world.card)
     }

@@ -1,10 +1,15 @@
-//! What a live card needs from outside: where its resources are made, a clock to measure with, programs, bonds.
+//! What a live card needs from outside: where its resources are made, a clock to measure with, programs, bonds,
+//! neighbours.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use eswitch::card::{Card, CardError, FaultPlan, Faulty};
 use eswitch::lag::{Bond, BondPlan};
+use eswitch::{MacAddr, PfIndex};
+use flow::Neighbour;
 use lockdep::{Domain, Locked, Unlocked};
 
 use crate::pulse::Pulse;
@@ -26,11 +31,13 @@ pub struct World {
     pub programs: Option<Arc<dyn Programs>>,
     /// The bonds over the card's netdevs, on a card that has netdevs.
     pub bonds: Option<Arc<dyn Bonds>>,
+    /// The neighbours behind the card's netdevs, on a card that has netdevs.
+    pub neighbours: Option<Arc<dyn Neighbours>>,
 }
 
 impl World {
-    /// A world around a card, which is made to obey faults: without programs or bonds, and with a clock that always
-    /// shows zero.
+    /// A world around a card, which is made to obey faults: without programs, bonds or neighbours, and with a
+    /// clock that always shows zero.
     pub fn of(card: impl Card + 'static, domain: &Arc<Domain>) -> Self {
         let faults = Arc::new(FaultPlan::default());
         Self {
@@ -41,6 +48,7 @@ impl World {
             clock: Arc::new(|| Duration::ZERO),
             programs: None,
             bonds: None,
+            neighbours: None,
         }
     }
 }
@@ -82,6 +90,46 @@ pub trait BondWatch: Send {
 
     /// The bond the card's ports are in now.
     fn look(&mut self, cx: &mut Locked<'_, Unlocked>) -> Option<Bond>;
+}
+
+/// The kernel's neighbours where the card's netdevs are, see [`Engine::set_neighbour`](eswitch::Engine::set_neighbour).
+pub trait Neighbours: Send + Sync {
+    /// A watcher of them. There is one at a time.
+    fn watch(&self, cx: &mut Locked<'_, Unlocked>) -> Option<Box<dyn NeighbourWatch>>;
+
+    /// Ends the [wait](NeighbourWatch::wait) of the watch. The caller may hold any lock, so this never waits.
+    fn wake(&self);
+
+    /// Sets the MAC address of a neighbour behind a PF's netdev for good, or deletes the neighbour.
+    ///
+    /// # Errors
+    /// The netdev is not where netdevs appear, or the kernel refuses.
+    fn set(
+        &self,
+        cx: &mut Locked<'_, Unlocked>,
+        pf: PfIndex,
+        to: IpAddr,
+        mac: Option<MacAddr>,
+    ) -> Result<(), CardError>;
+}
+
+/// A watch on the kernel's neighbours.
+pub trait NeighbourWatch: Send {
+    /// Waits until something may have changed, or it is [woken](Neighbours::wake), or, with `in_use`, until neighbours
+    /// are to be [used](Self::use_neighbours). Returns whether they are.
+    fn wait(&mut self, in_use: bool) -> bool;
+
+    /// The next hops from PFs to the ends of tunnels, of those that are known. `None`: the kernel cannot be queried, and
+    /// [`wait`](Self::wait) ends soon.
+    fn look(
+        &mut self,
+        cx: &mut Locked<'_, Unlocked>,
+        ends: &[(PfIndex, IpAddr)],
+    ) -> Option<BTreeMap<(PfIndex, IpAddr), Neighbour>>;
+
+    /// Has the kernel check that the next hops to these ends are still there, as it would if it had sent packets to them
+    /// itself, and try again to find those that are not known.
+    fn use_neighbours(&mut self, cx: &mut Locked<'_, Unlocked>, sent_to: &BTreeSet<(PfIndex, IpAddr)>);
 }
 
 /// Runs programs where the card's netdevs are.

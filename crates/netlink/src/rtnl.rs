@@ -1,11 +1,16 @@
-//! Numbers of rtnetlink's links and network namespaces, under the kernel's names: `linux/rtnetlink.h`,
-//! `linux/if_link.h`, `linux/if.h`, `linux/net_namespace.h`, `linux/veth.h`.
+//! Numbers of rtnetlink's links, routes, neighbours and network namespaces, under the kernel's names:
+//! `linux/rtnetlink.h`, `linux/if_link.h`, `linux/if.h`, `linux/neighbour.h`, `linux/net_namespace.h`, `linux/veth.h`.
 #![allow(missing_docs, reason = "the kernel's headers describe them")]
 
 pub const RTM_NEWLINK: u16 = 16;
 pub const RTM_DELLINK: u16 = 17;
 pub const RTM_GETLINK: u16 = 18;
 pub const RTM_SETLINK: u16 = 19;
+pub const RTM_NEWROUTE: u16 = 24;
+pub const RTM_GETROUTE: u16 = 26;
+pub const RTM_NEWNEIGH: u16 = 28;
+pub const RTM_DELNEIGH: u16 = 29;
+pub const RTM_GETNEIGH: u16 = 30;
 pub const RTM_NEWNSID: u16 = 88;
 pub const RTM_DELNSID: u16 = 89;
 pub const RTM_GETNSID: u16 = 90;
@@ -13,8 +18,17 @@ pub const RTM_NEWLINKPROP: u16 = 108;
 
 /// The multicast group of changes to links, in the mask of `struct sockaddr_nl`.
 pub const RTMGRP_LINK: i32 = 1;
+/// Those of changes to neighbours, addresses, routes and rules, in the same mask.
+pub const RTMGRP_NEIGH: i32 = 4;
+pub const RTMGRP_IPV4_IFADDR: i32 = 0x10;
+pub const RTMGRP_IPV4_ROUTE: i32 = 0x40;
+pub const RTMGRP_IPV4_RULE: i32 = 0x80;
+pub const RTMGRP_IPV6_IFADDR: i32 = 0x100;
+pub const RTMGRP_IPV6_ROUTE: i32 = 0x400;
 pub const RTNLGRP_LINK: u32 = 1;
+pub const RTNLGRP_IPV6_RULE: u32 = 19;
 pub const RTNLGRP_NSID: u32 = 28;
+pub const RTNLGRP_NEXTHOP: u32 = 32;
 
 /// Bytes of `struct ifinfomsg`.
 pub const IFINFOMSG: usize = 16;
@@ -111,6 +125,31 @@ pub const IFLA_VF_STATS_BROADCAST: u16 = 4;
 pub const IFLA_VF_STATS_MULTICAST: u16 = 5;
 pub const IFLA_VF_STATS_RX_DROPPED: u16 = 7;
 pub const IFLA_VF_STATS_TX_DROPPED: u16 = 8;
+
+/// Bytes of `struct rtmsg`.
+pub const RTMSG: usize = 12;
+/// A type of routes, in `struct rtmsg`: to a next hop.
+pub const RTN_UNICAST: u8 = 1;
+pub const RTA_DST: u16 = 1;
+pub const RTA_OIF: u16 = 4;
+pub const RTA_GATEWAY: u16 = 5;
+/// `struct rtvia`: a gateway of another family.
+pub const RTA_VIA: u16 = 18;
+
+/// Bytes of `struct ndmsg`.
+pub const NDMSG: usize = 12;
+pub const NDA_DST: u16 = 1;
+pub const NDA_LLADDR: u16 = 2;
+/// A flag of `struct ndmsg`: the neighbour is to be resolved, as if a packet were sent to it.
+pub const NTF_USE: u8 = 1;
+/// States of `struct ndmsg`.
+pub const NUD_REACHABLE: u16 = 0x02;
+pub const NUD_STALE: u16 = 0x04;
+pub const NUD_DELAY: u16 = 0x08;
+pub const NUD_PROBE: u16 = 0x10;
+pub const NUD_FAILED: u16 = 0x20;
+pub const NUD_NOARP: u16 = 0x40;
+pub const NUD_PERMANENT: u16 = 0x80;
 
 /// Bytes of `struct rtgenmsg`.
 pub const RTGENMSG: usize = 4;

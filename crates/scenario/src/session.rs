@@ -87,7 +87,7 @@ impl Session {
                     Ok(Reply::Note(note)) => Ok(vec![note]),
                     Err(Failure::Engine(error)) => Err(error.into()),
                     Err(Failure::Interrupted) => Err(StepError::Interrupted),
-                    Err(Failure::Unseen) => Err(self.unseen_bonds(GaveUp::TimedOut)),
+                    Err(Failure::Unseen) => Err(self.unseen(GaveUp::TimedOut)),
                 };
             }
             Action::Program(command) => return self.program(cx, heeds, command),
@@ -122,8 +122,8 @@ impl Session {
         self.subscription.watch_for(cx, events);
     }
 
-    fn unseen_bonds(&self, why: GaveUp) -> StepError {
-        self.gave_up(why, "a look at the kernel's bonds".to_owned(), "still looking".to_owned())
+    fn unseen(&self, why: GaveUp) -> StepError {
+        self.gave_up(why, "a look at the kernel's bonds and neighbours".to_owned(), "still looking".to_owned())
     }
 
     /// Answers a query as devlink, tc or `esw trace` prints the answer.

@@ -3,15 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 
+use eswitch::PfIndex;
 use eswitch::lag::{Bond, TxType};
-use eswitch::{PfIndex, Vport};
+use netlink::attributes;
 use netlink::rtnl::{IFLA_BOND_ACTIVE_SLAVE, IFLA_BOND_MODE};
-use netlink::{Errno, attributes, errno_of};
 
 use super::manage::Manager;
 use super::team::Team;
 use super::{ACTIVE_BACKUP, BALANCE_XOR, LACP, MODES};
-use crate::layout::Slot;
+use crate::outer;
 use crate::request;
 
 /// What a look has found.
@@ -49,19 +49,7 @@ pub(super) fn port_of(ports: &BTreeMap<PfIndex, u32>, index: u32) -> Option<PfIn
 impl Manager {
     /// The interface numbers of those PFs' netdevs that are where netdevs appear.
     pub(super) fn ports(&mut self) -> io::Result<BTreeMap<PfIndex, u32>> {
-        let here = request::netns_id(&mut self.card, &self.netns)?;
-        let mut ports = BTreeMap::new();
-        for pf in (0..self.config.pfs).map(PfIndex) {
-            match request::link(&mut self.card, Slot { pf, vport: Vport::Uplink }.inner()) {
-                Ok(link) => {
-                    let outer = link.peer.filter(|(_, netns)| netns.is_some() && *netns == here);
-                    ports.extend(outer.map(|(outer, _)| (pf, outer)));
-                }
-                Err(error) if errno_of(&error) == Errno::NODEV => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(ports)
+        outer::uplinks(&mut self.card, &self.netns, self.config.pfs)
     }
 
     /// Looks at everything that matters.

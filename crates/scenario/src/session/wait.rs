@@ -61,8 +61,8 @@ impl Session {
         }
     }
 
-    /// Waits until the engine knows the state of the kernel's bonds and the queues are at rest; with `retries`, until
-    /// nothing is left to be tried again, too.
+    /// Waits until the engine knows the state of the kernel's bonds and neighbours and the queues are at rest; with
+    /// `retries`, until nothing is left to be tried again, too.
     ///
     /// # Errors
     /// The wait took too long, or was interrupted.
@@ -72,7 +72,7 @@ impl Session {
         heeds: Heeds,
         retries: bool,
     ) -> Result<(), StepError> {
-        self.card.follow_bonds(cx, heeds, self.limit).map_err(|why| self.unseen_bonds(why))?;
+        self.card.follow_kernel(cx, heeds, self.limit).map_err(|why| self.unseen(why))?;
         let Some(limit) = self.limit() else {
             self.engine().settle(cx, retries);
             return Ok(());
