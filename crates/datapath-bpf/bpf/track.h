@@ -623,7 +623,7 @@ static __noinline int find_or_begin(struct __sk_buff *skb, struct scratch *s, __
 	s->key.ct_state = CT_TRACKED | CT_INVALID;
 	if (!read_tuple(skb, s, zone))
 		return 0;
-	if (read_error(skb, s)) {
+	if (is_icmp(&s->tuple) && read_error(skb, s)) {
 		found = lookup_connection(0);
 		if (found <= 0)
 			return found < 0;
@@ -632,7 +632,8 @@ static __noinline int find_or_begin(struct __sk_buff *skb, struct scratch *s, __
 		s->key.ct_state = CT_TRACKED | CT_RELATED | (s->direction ? CT_REPLY : 0);
 		return 0;
 	}
-	read_segment(skb, s);
+	if (s->protocol == IPPROTO_TCP)
+		read_segment(skb, s);
 	copy(&s->probe, &s->tuple, sizeof(struct tuple));
 	found = lookup_connection(0);
 	if (found < 0)
