@@ -531,7 +531,7 @@ __noinline int translate_frame(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch();
 	struct tuple *own, *wanted;
-	__u32 i, record, place;
+	__u32 i, record;
 	struct held *held;
 
 	if (!s)
@@ -542,10 +542,9 @@ __noinline int translate_frame(struct __sk_buff *skb)
 	wanted = &s->candidate;
 	s->record_at = i + 1;
 	record = s->record[i];
-	place = (record & 0x7f) - 1;
-	if (!record || place >= MAX_HELD || !s->network)
+	held = held_at(s, record & 0x7f);
+	if (!held || !s->network)
 		return 0;
-	held = &s->held[place];
 	own = record & 0x80 ? &held->reply : &held->original;
 	invert(wanted, record & 0x80 ? &held->original : &held->reply);
 	translate_address(skb, s, s->network + (s->version == 4 ? 12 : 8), (__u64 *)own->src, (__u64 *)wanted->src);

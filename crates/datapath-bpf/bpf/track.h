@@ -174,6 +174,18 @@ static __always_inline int may_begin(const struct tuple *tuple)
 	return 1;
 }
 
+/* The connection at a place and 1, or nothing. The register that is compared is the one that is used, so that the verifier knows it. */
+static __always_inline struct held *held_at(struct scratch *s, __u32 number)
+{
+	__u32 place = number - 1;
+
+	asm volatile("" : "+r"(place));
+	if (place >= MAX_HELD)
+		return 0;
+	asm volatile("" : "+r"(place));
+	return &s->held[place];
+}
+
 /*
  * Removes the connection of the tuples `gone` and `gone_reply`, whose state was the one given. Returns whether it has another
  * one by now.
@@ -254,6 +266,7 @@ __noinline int lookup_connection(__u32 peek)
 	struct scratch *s = scratch();
 	struct connection *connection;
 	const struct tuple *original;
+	struct held *held;
 	__u32 count;
 	__u64 id, state;
 
@@ -261,8 +274,7 @@ __noinline int lookup_connection(__u32 peek)
 		return -1;
 	count = s->held_count;
 	for (__u32 i = 0; i < MAX_HELD; i++) {
-		struct held *held = &s->held[i];
-
+		held = &s->held[i];
 		if (i >= count)
 			break;
 		if (held->kind != HELD_PRESENT)
@@ -311,10 +323,10 @@ __noinline int lookup_connection(__u32 peek)
 	}
 	if (peek)
 		return FOUND_IN_TABLE;
-	asm volatile("" : "+r"(count));
-	if (count >= MAX_HELD)
+	held = held_at(s, count + 1);
+	if (!held)
 		return -1;
-	hold(&s->held[count], connection, original);
+	hold(held, connection, original);
 	s->held_count = count + 1;
 	return count + 1;
 }
@@ -547,9 +559,9 @@ static __noinline int track_known(struct scratch *s, __u32 place, __u32 directio
 	__u8 flags = CT_TRACKED | CT_NEW;
 	int outcome;
 
-	if (place >= MAX_HELD)
+	held = held_at(s, place + 1);
+	if (!held)
 		return 0;
-	held = &s->held[place];
 	if (direction)
 		flags = CT_TRACKED | CT_ESTABLISHED | CT_REPLY;
 	else if (held->state & STATE_SEEN_REPLY)
@@ -581,9 +593,9 @@ static __noinline int begin_connection(struct scratch *s)
 	struct held *held;
 	int outcome;
 
-	if (place >= MAX_HELD)
+	held = held_at(s, place + 1);
+	if (!held)
 		return 1;
-	held = &s->held[place];
 	copy(&held->original, &s->tuple, sizeof(struct tuple));
 	invert(&held->reply, &s->tuple);
 	held->before = 0;
@@ -612,18 +624,18 @@ static __noinline int begin_connection(struct scratch *s)
 /* Finds the connection of a frame, or begins one. Returns whether the run touches too many. */
 static __noinline int find_or_begin(struct __sk_buff *skb, struct scratch *s, __u32 zone)
 {
-	__u32 last = s->held_count - 1;
+	struct held *last = held_at(s, s->held_count);
 	int found;
 
 	/* One that was not committed, and not translated either, is not needed any more. */
-	if (s->holds && last < MAX_HELD && s->holds == last + 1 && s->held[last].kind == HELD_NEW && !s->held[last].translated)
-		s->held_count = last;
+	if (last && s->holds == s->held_count && last->kind == HELD_NEW && !last->translated)
+		s->held_count--;
 	s->holds = 0;
 	s->direction = 0;
 	s->key.ct_state = CT_TRACKED | CT_INVALID;
 	if (!read_tuple(skb, s, zone))
 		return 0;
-	if (read_error(skb, s)) {
+	if (is_icmp(&s->tuple) && read_error(skb, s)) {
 		found = lookup_connection(0);
 		if (found <= 0)
 			return found < 0;
@@ -632,7 +644,8 @@ static __noinline int find_or_begin(struct __sk_buff *skb, struct scratch *s, __
 		s->key.ct_state = CT_TRACKED | CT_RELATED | (s->direction ? CT_REPLY : 0);
 		return 0;
 	}
-	read_segment(skb, s);
+	if (s->protocol == IPPROTO_TCP)
+		read_segment(skb, s);
 	copy(&s->probe, &s->tuple, sizeof(struct tuple));
 	found = lookup_connection(0);
 	if (found < 0)
@@ -814,12 +827,10 @@ static __noinline int pretend_translation(struct scratch *s, struct held *held)
 /* Translates the frame, after choosing addresses if the connection is new. Returns whether the run has ended. */
 static __always_inline int translate(struct scratch *s, const struct ct *ct, __u32 *record)
 {
-	__u32 place = s->holds - 1;
-	struct held *held;
+	struct held *held = held_at(s, s->holds);
 
-	if (s->holds == 0 || place >= MAX_HELD)
+	if (!held)
 		return 0;
-	held = &s->held[place];
 	if (held->kind == HELD_NEW && !held->translated && choose(s, held, ct))
 		return end(s, FATE_DROPPED, DROP_NO_FREE_PORT);
 	if (!held->translated)
@@ -878,14 +889,12 @@ static __noinline int find_clash(struct scratch *s, struct held *held)
 /* Remembers a new connection, and sets mark and label. Returns whether the run has ended. */
 static __always_inline int commit_connection(struct scratch *s, const struct ct *ct)
 {
-	__u32 place = s->holds - 1;
 	__u64 *label, *value = (__u64 *)ct->label, *mask = (__u64 *)ct->label_mask;
-	struct held *held;
+	struct held *held = held_at(s, s->holds);
 	int clash;
 
-	if (s->holds == 0 || place >= MAX_HELD)
+	if (!held)
 		return 0;
-	held = &s->held[place];
 	if (held->kind == HELD_ENDED)
 		return 0;
 	if (ct->changes) {
@@ -909,14 +918,14 @@ static __always_inline int commit_connection(struct scratch *s, const struct ct 
 /* Whether the frame need not be tracked again. One that must be turned around is forgotten. */
 static __always_inline int is_tracked(struct scratch *s, const struct ct *ct)
 {
-	__u32 place = s->holds - 1;
+	struct held *held = held_at(s, s->holds);
 
-	if (!s->holds || place >= MAX_HELD || s->key.ct_zone != bpf_htons(ct->zone))
+	if (!held || s->key.ct_zone != bpf_htons(ct->zone))
 		return 0;
 	if (!ct->force || !s->direction)
 		return 1;
-	if (s->held[place].kind == HELD_PRESENT)
-		s->held[place].kind = HELD_ENDED;
+	if (held->kind == HELD_PRESENT)
+		held->kind = HELD_ENDED;
 	return 0;
 }
 
@@ -925,7 +934,8 @@ __noinline int track(struct __sk_buff *skb, __u32 index)
 {
 	const struct ct *ct = bpf_map_lookup_elem(&encaps, &index);
 	struct scratch *s = scratch();
-	__u32 place, record = 0, i;
+	struct held *held;
+	__u32 record = 0, i;
 
 	if (!s)
 		return 1;
@@ -942,10 +952,10 @@ __noinline int track(struct __sk_buff *skb, __u32 index)
 		return 1;
 	if (ct->commit && commit_connection(s, ct))
 		return 1;
-	place = s->holds - 1;
-	if (s->holds && place < MAX_HELD) {
-		s->key.ct_mark = s->held[place].mark;
-		copy(s->key.ct_label, s->held[place].label, 16);
+	held = held_at(s, s->holds);
+	if (held) {
+		s->key.ct_mark = held->mark;
+		copy(s->key.ct_label, held->label, 16);
 	} else {
 		s->key.ct_mark = 0;
 		__builtin_memset(s->key.ct_label, 0, 16);
@@ -1075,9 +1085,9 @@ static long settle_one(__u32 i, struct settling *settling)
 	struct scratch *s = settling->s;
 	struct held *held;
 
-	if (i >= MAX_HELD)
+	held = held_at(s, i + 1);
+	if (!held)
 		return 1;
-	held = &s->held[i];
 	if (settling->ended) {
 		if (held->kind == HELD_ENDED && held->in_table)
 			settling->conflict = settle_ended(s, held);

@@ -5,7 +5,7 @@ use std::net::UdpSocket;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::common::net::{Card, Namespace, run};
+use crate::common::net::{Card, Namespace, before_others, run};
 use datapath_bpf::Change;
 use flow::{Action, Ct, Field, Match, Port, Protocol, Rule, RuleId};
 
@@ -96,12 +96,14 @@ impl Way<'_> {
     /// How many datagrams of 18 bytes a second arrive at the netdev, in frames of 60 bytes.
     fn rate(&self, sender: &UdpSocket, time: Duration) -> f64 {
         let before = self.to.with(|| received(self.netdev));
+        before_others(true);
         let begin = Instant::now();
         while begin.elapsed() < time {
             // A queue that is full is no failure.
             (0..64).for_each(|_| drop(sender.send(&[7; 18])));
         }
         let taken = begin.elapsed();
+        before_others(false);
         (self.to.with(|| received(self.netdev)) - before) as f64 / taken.as_secs_f64()
     }
 }
