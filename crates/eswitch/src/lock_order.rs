@@ -144,7 +144,7 @@ lock_order! {
 /// Code that violates the order and does not compile.
 ///
 /// Each example is followed by the most similar code that compiles, which shows that the first fails for the reason
-/// given and no other. `tests/lock_order.rs` checks every pair of classes.
+/// given and no other. `tests/it/lock_order.rs` checks every pair of classes.
 ///
 /// `Representors` cannot be taken while `Mode` is held:
 ///
