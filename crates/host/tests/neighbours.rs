@@ -46,11 +46,17 @@ impl Kernel {
         self.changed.notify_all();
     }
 
+    fn learns(&self, end: End, hop: Neighbour) {
+        self.change(|state| {
+            state.hops.insert(end, hop);
+        });
+    }
+
     /// Waits until something is so.
     fn until(&self, what: &str, is_so: impl Fn(&State) -> bool) {
         let state = self.state.lock().unwrap();
-        let (_, wait) = self.changed.wait_timeout_while(state, LIMIT, |state| !is_so(state)).unwrap();
-        assert!(!wait.timed_out(), "{what} never happened");
+        let (state, _) = self.changed.wait_timeout_while(state, LIMIT, |state| !is_so(state)).unwrap();
+        assert!(is_so(&state), "{what} never happened");
     }
 }
 
@@ -168,7 +174,7 @@ fn rules_follow_what_the_kernel_has() {
         let first = add(cx, card, end(2));
         assert_eq!(followed(cx, card, first), None);
         for last in [1, 2] {
-            kernel.change(|state| drop(state.hops.insert(end(2), hop(last))));
+            kernel.learns(end(2), hop(last));
             assert_eq!(followed(cx, card, first), Some(hop(last)));
         }
         let other = add(cx, card, end(3));
@@ -177,7 +183,7 @@ fn rules_follow_what_the_kernel_has() {
         assert_eq!(followed(cx, card, first), None);
 
         // While the kernel cannot be asked, the last answer holds.
-        kernel.change(|state| drop(state.hops.insert(end(2), hop(1))));
+        kernel.learns(end(2), hop(1));
         assert_eq!(followed(cx, card, first), Some(hop(1)));
         kernel.change(|state| {
             state.hops.clear();
@@ -208,7 +214,7 @@ fn the_follower_is_woken_when_rules_name_other_ends() {
 fn next_hops_of_rules_that_count_are_used() {
     story(|cx, card, kernel| {
         add(cx, card, end(2));
-        kernel.change(|state| drop(state.hops.insert(end(2), hop(1))));
+        kernel.learns(end(2), hop(1));
         card.follow_kernel(cx, Heeds::Nothing, LIMIT).unwrap();
         let due = |kernel: &Kernel| {
             kernel.change(|state| (state.is_due, state.used) = (true, None));
