@@ -244,12 +244,7 @@ impl Plane {
     }
 
     /// Installs rules, and attaches the program to ports that have their first.
-    fn install(
-        &self,
-        state: &mut State,
-        pf: PfIndex,
-        rules: &[(RuleId, &Rule)],
-    ) -> Vec<Result<Counter, CardError>> {
+    fn install(&self, state: &mut State, pf: PfIndex, rules: &[(RuleId, &Rule)]) -> Vec<Result<Counter, CardError>> {
         let (pipeline, switch) = match state.loaded(pf) {
             Ok(loaded) => loaded,
             Err(error) => return rules.iter().map(|_| Err(error.clone())).collect(),
