@@ -26,7 +26,7 @@ pub enum Command {
     },
     /// `devlink dev reload DEV`.
     Reload(PciAddress),
-    /// `devlink port add DEV flavour pcisf pfnum N sfnum N`.
+    /// `devlink port add DEV flavour pcisf pfnum N sfnum N [controller N]`.
     AddSf {
         /// The PF's devlink instance.
         device: PciAddress,
@@ -34,6 +34,8 @@ pub enum Command {
         pfnum: u32,
         /// The number of the SF.
         sfnum: SfNum,
+        /// 0 for the card's own controller, 1 for the host of a DPU.
+        controller: u32,
     },
     /// `devlink port del PORT`.
     DeletePort(PortHandle),

@@ -334,9 +334,10 @@ impl DevlinkCommand {
                 of(DevlinkVerb::EswitchSet, DevlinkHandle::of_pci(*device), options.collect())
             }
             Command::Reload(device) => of(DevlinkVerb::DevReload, DevlinkHandle::of_pci(*device), Vec::new()),
-            Command::AddSf { device, pfnum, sfnum } => {
-                let options =
+            Command::AddSf { device, pfnum, sfnum, controller } => {
+                let mut options =
                     vec![DevlinkOption::Flavour(PCI_SF), DevlinkOption::PfNum(*pfnum), DevlinkOption::SfNum(sfnum.0)];
+                options.extend((*controller != 0).then_some(DevlinkOption::Controller(*controller)));
                 of(DevlinkVerb::PortAdd, DevlinkHandle::of_pci(*device), options)
             }
             Command::DeletePort(port) => of(DevlinkVerb::PortDel, DevlinkHandle::of_port(*port), Vec::new()),

@@ -242,7 +242,7 @@ fn a_command_is_carried_out_or_refused() {
         let too_many = client.perform(&set(99)).map(|_| Vec::new());
         assert_eq!(refused(too_many).0, Errno::RANGE);
         client.perform(&Command::SetEswitch { device, options: vec![EswitchOption::Mode(Mode::Switchdev)] }).unwrap();
-        let sf = Command::AddSf { device, pfnum: 0, sfnum: SfNum(88) };
+        let sf = Command::AddSf { device, pfnum: 0, sfnum: SfNum(88), controller: 0 };
         assert_eq!(client.perform(&sf).unwrap(), Reply::Port(format!("pci/{PF}/32768").parse().unwrap()));
         let mut perform = |version: u32, bytes: &[u8]| {
             let answered = client.ask(ESWITCH, eswitch_family::PERFORM, |to| {

@@ -241,7 +241,8 @@ impl Engine {
             }
             for (place, sf) in &bound.sfs {
                 let pfnum = pf.index().0.into();
-                let request = SfRequest { pfnum, sfnum: SfNum(sf.sfnum), place: Some(*place) };
+                let controller = u32::from(self.shared.config.is_external_sf(Vport::Sf(*place)));
+                let request = SfRequest { controller, pfnum, sfnum: SfNum(sf.sfnum), place: Some(*place) };
                 let vport = pf.add_sf(state, cx, request)?;
                 let Some(function) = state.sfs.get(vport).cloned() else { continue };
                 pf.set_sf_mac(&function, cx, sf.mac)?;

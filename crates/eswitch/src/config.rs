@@ -24,7 +24,7 @@ pub struct CardConfig {
     /// `sriov_vf_total_msix`: the interrupt vectors that the VFs of a PF share, and that a program can distribute: 0 to
     /// 65,536. 0: the card cannot do so, and each VF has [`FIXED`](crate::msix::FIXED).
     pub vf_msix: u32,
-    /// The largest number of SFs of a PF: 0 to 32,752.
+    /// The largest number of SFs of a PF: 0 to 32,752. A DPU's host has as many ([`external_sfs`](Self::external_sfs)).
     pub max_sfs: u16,
     /// Whether the E-Switch manager is the card's own CPU (ECPF) rather than the host's PF.
     pub dpu: bool,
@@ -138,6 +138,24 @@ pub enum ConfigError {
 }
 
 impl CardConfig {
+    /// The largest number of SFs that a PF of a DPU can add for its host's controller: as many as for its own, if there
+    /// are vport numbers for them. 0 if the card is not on a DPU. mlx5 asks the firmware
+    /// (`mlx5_esw_sf_max_hpf_functions` in `eswitch_offloads.c`).
+    pub fn external_sfs(&self) -> u16 {
+        if self.dpu { self.max_sfs.min(crate::ids::MAX_SFS.saturating_sub(self.max_sfs)) } else { 0 }
+    }
+
+    /// The places in a PF's table of SFs that SFs of a controller can have. As in mlx5, the range of its vport numbers
+    /// says whose an SF is (`struct mlx5_sf_hwc_table` in `sf/hw_table.c`).
+    pub(crate) fn sf_places(&self, external: bool) -> std::ops::Range<u16> {
+        if external { self.max_sfs..self.max_sfs + self.external_sfs() } else { 0..self.max_sfs }
+    }
+
+    /// Whether a vport is that of an SF of a DPU's host. Its function is on the host, and has no device here.
+    pub fn is_external_sf(&self, vport: Vport) -> bool {
+        matches!(vport, Vport::Sf(place) if self.sf_places(true).contains(&place))
+    }
+
     /// Checks whether the configuration is valid.
     ///
     /// # Errors

@@ -246,6 +246,12 @@ pub enum Error {
     /// The requested SF number is in use.
     #[error("SF already exist. Choose different sfnum than {}", .0.0)]
     SfExists(SfNum),
+    /// Adding an SF for another controller, on a card that is not on a DPU.
+    #[error("External controller is unsupported")]
+    SfController,
+    /// Adding an SF for a controller that a DPU does not have.
+    #[error("Invalid controller number {0}; that of the host is 1")]
+    NoController(u32),
     /// Every SF is in use.
     #[error("all {0} SFs are in use; delete one first")]
     SfsFull(u16),
@@ -396,6 +402,7 @@ impl Error {
             | Self::NetnsLocal
             | Self::NoVf { .. }
             | Self::VfVlan
+            | Self::NoController(_)
             | Self::VfRate { .. }
             | Self::RateNodeName(_)
             | Self::RateParent(_)
@@ -417,6 +424,7 @@ impl Error {
             | Self::SfInLegacy
             | Self::NoSfs
             | Self::SfPfnum { .. }
+            | Self::SfController
             | Self::PortFlavour
             | Self::NotSf(_)
             | Self::FunctionAttribute { .. }

@@ -36,7 +36,10 @@ pub fn phys_port_name(config: &CardConfig, pf: PfIndex, vport: Vport, sfnum: Opt
         Vport::Uplink => format!("p{pf}"),
         Vport::HostPf => format!("{controller}pf{pf}"),
         Vport::Vf(n) => format!("{controller}pf{pf}vf{n}"),
-        Vport::Sf(place) => format!("pf{pf}sf{}", sfnum.unwrap_or(place.into())),
+        Vport::Sf(place) => {
+            let controller = if config.is_external_sf(vport) { controller } else { "" };
+            format!("{controller}pf{pf}sf{}", sfnum.unwrap_or(place.into()))
+        }
     }
 }
 
@@ -59,7 +62,9 @@ pub fn netdev(config: &CardConfig, resource: &Resource, sfnum: Option<u32>) -> O
         }
         Resource::SfNetdev(pf, vport) => {
             let n = sfnum.unwrap_or(vport.number().into());
-            fitting([format!("{path}s{n}"), format!("{short}s{n}"), format!("pf{}s{n}", pf.0)])
+            // Both kinds may have the same number, and the host is not another machine here.
+            let h = if config.is_external_sf(vport) { "h" } else { "" };
+            fitting([format!("{path}{h}s{n}"), format!("{short}{h}s{n}"), format!("pf{}{h}s{n}", pf.0)])
         }
         // `get_port_specifier` takes `pf0vf1` for a VF's, and no name that begins with a controller.
         Resource::Representor(pf, Vport::Vf(n), RepType::Eth)

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{Hash, Hasher};
+use std::ops::Range;
 use std::sync::Arc;
 
 use lockdep::{HistoryMark, LockBefore, Locked, Mutex, Unlocked, WaitMap, digest};
@@ -26,26 +27,29 @@ use crate::queue::{Next, Queue};
 #[derive(Debug, Default)]
 pub struct SfTable {
     sfs: BTreeMap<u16, Arc<SfFunction>>,
-    by_num: HashMap<SfNum, u16>,
-    /// No place below this one is free.
-    lowest_free: u16,
+    /// The places by number, for the card's own controller and for its host's: each has numbers of its own.
+    by_num: [HashMap<SfNum, u16>; 2],
+    /// No place of a controller's below these is free.
+    lowest_free: [u16; 2],
 }
 
 impl SfTable {
-    fn contains(&self, sfnum: SfNum) -> bool {
-        self.by_num.contains_key(&sfnum)
+    fn contains(&self, external: bool, sfnum: SfNum) -> bool {
+        self.by_num[usize::from(external)].contains_key(&sfnum)
     }
 
-    /// The lowest free place below `max`.
-    fn free_place(&mut self, max: u16) -> Option<u16> {
-        while self.sfs.contains_key(&self.lowest_free) {
-            self.lowest_free += 1;
+    /// The lowest free place of those of a controller.
+    fn free_place(&mut self, external: bool, places: Range<u16>) -> Option<u16> {
+        let lowest = &mut self.lowest_free[usize::from(external)];
+        *lowest = (*lowest).max(places.start);
+        while self.sfs.contains_key(lowest) {
+            *lowest += 1;
         }
-        (self.lowest_free < max).then_some(self.lowest_free)
+        places.contains(lowest).then_some(*lowest)
     }
 
     fn insert(&mut self, place: u16, sf: Arc<SfFunction>) {
-        self.by_num.insert(sf.sfnum, place);
+        self.by_num[usize::from(sf.external)].insert(sf.sfnum, place);
         self.sfs.insert(place, sf);
     }
 
@@ -53,8 +57,9 @@ impl SfTable {
         if let Vport::Sf(place) = vport
             && let Some(sf) = self.sfs.remove(&place)
         {
-            self.by_num.remove(&sf.sfnum);
-            self.lowest_free = self.lowest_free.min(place);
+            let controller = usize::from(sf.external);
+            self.by_num[controller].remove(&sf.sfnum);
+            self.lowest_free[controller] = self.lowest_free[controller].min(place);
         }
     }
 
@@ -77,6 +82,7 @@ pub struct SfFunction {
     pf: Arc<Pf>,
     vport: Vport,
     sfnum: SfNum,
+    external: bool,
     id: u32,
     wanted: Mutex<SfWanted, Wanted>,
     /// The SF's auxiliary device, `mlx5_core.sf.N`: its lock, and whether its driver is bound.
@@ -122,7 +128,8 @@ pub struct SfState {
     pub mac: MacAddr,
     /// Whether the SF's function has RDMA.
     pub roce: bool,
-    /// Whether its driver makes an RDMA device if the function has RDMA (`enable_rdma`).
+    /// Whether its driver makes an RDMA device if the function has RDMA (`enable_rdma`). That of a DPU's host makes none
+    /// here.
     pub rdma: bool,
     /// Whether the user has unbound the SF's driver.
     pub unbound: bool,
@@ -149,10 +156,16 @@ impl SfFunction {
         self.id
     }
 
+    /// Whether the SF is one of a DPU's host, so that its function has no device on the DPU.
+    pub fn is_external(&self) -> bool {
+        self.external
+    }
+
     /// The present state of the SF.
     pub fn state<L>(&self, cx: &mut Locked<'_, L>) -> SfState {
         let wanted = *self.wanted.lock_leaf(cx);
         let Wanted { active, unbound, mac, roce, rdma, attached } = wanted;
+        let rdma = rdma && !self.external;
         SfState { sfnum: self.sfnum, id: self.id, active, attached, mac, roce, rdma, unbound }
     }
 
@@ -162,6 +175,8 @@ impl SfFunction {
     }
 
     /// Attaches the function if it is active and its driver is not unbound, and detaches it otherwise.
+    ///
+    /// An external SF is attached by the host's driver, which is always loaded here, and of which only the netdev is made.
     ///
     /// # Errors
     /// The error of the first probe that failed. Devices that were probed stay, and the caller must retry the rest.
@@ -176,7 +191,7 @@ impl SfFunction {
             // From here on drivers may use the SF: its address cannot change any more, because it is not detached.
             let active = wanted.active && !wanted.unbound;
             wanted.attached |= active;
-            (active, wanted.roce && wanted.rdma)
+            (active, wanted.roce && wanted.rdma && !self.external)
         };
         let mut result = Ok(());
         if active {
@@ -202,7 +217,7 @@ impl SfFunction {
         }
         let attached = *bound;
         self.wanted.lock_leaf(&mut cx).attached = attached;
-        if attached != was_bound {
+        if attached != was_bound && !self.external {
             shared.events.emit(&mut cx, || if attached { Event::SfBound(self.id) } else { Event::SfUnbound(self.id) });
         }
         result
@@ -263,6 +278,8 @@ impl SfQueue {
 /// A request to add an SF, as by `devlink port add`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SfRequest {
+    /// `controller`: 0 for the card's own, 1 for the host of a DPU.
+    pub controller: u32,
     /// `pfnum`.
     pub pfnum: u32,
     /// `sfnum`.
@@ -272,10 +289,11 @@ pub struct SfRequest {
 }
 
 impl Pf {
-    /// `devlink port add … flavour pcisf pfnum P sfnum S`: adds an inactive SF with a representor.
+    /// `devlink port add … flavour pcisf pfnum P sfnum S [controller C]`: adds an inactive SF with a representor. The
+    /// checks are in mlx5's order (`mlx5_sf_new_check_attr`, `mlx5_sf_alloc` in `sf/devlink.c`).
     ///
     /// # Errors
-    /// The card has no SFs; the mode is legacy; `pfnum` is not that of this PF; the SF number is in use; all SFs are in
+    /// The card has no SFs; the mode is legacy; the card has no such controller; `pfnum` is not that of this PF; the SF number is in use; all SFs are in
     /// use; or the first failure. Nothing has changed then.
     pub(crate) fn add_sf(
         self: &Arc<Self>,
@@ -283,30 +301,41 @@ impl Pf {
         cx: &mut Locked<'_, Devlink>,
         request: SfRequest,
     ) -> Result<Vport> {
-        let max = self.shared.config.max_sfs;
-        if max == 0 {
+        let config = &self.shared.config;
+        if config.max_sfs == 0 {
             return Err(Error::NoSfs);
         }
         if self.eswitch.mode.under_devlink(state, cx) == Mode::Legacy {
             return Err(Error::SfInLegacy);
         }
+        if request.controller != 0 && !config.dpu {
+            return Err(Error::SfController);
+        }
         if request.pfnum != self.index().0.into() {
             return Err(Error::SfPfnum { given: request.pfnum, own: self.index().0 });
         }
-        if state.sfs.contains(request.sfnum) {
+        if request.controller > 1 {
+            return Err(Error::NoController(request.controller));
+        }
+        let external = request.controller == 1;
+        if state.sfs.contains(external, request.sfnum) {
             return Err(Error::SfExists(request.sfnum));
         }
+        let places = config.sf_places(external);
         let place = match request.place {
-            Some(place) => Some(place).filter(|place| *place < max && state.sfs.get(Vport::Sf(*place)).is_none()),
-            None => state.sfs.free_place(max),
+            Some(place) => {
+                Some(place).filter(|place| places.contains(place) && state.sfs.get(Vport::Sf(*place)).is_none())
+            }
+            None => state.sfs.free_place(external, places.clone()),
         };
-        let place = place.ok_or(Error::SfsFull(max))?;
+        let place = place.ok_or(Error::SfsFull(places.len() as u16))?;
         let vport = Vport::Sf(place);
         self.enable_vports(state, cx, Mode::Switchdev, &[vport], Some(request.sfnum), LoadPolicy::Strict)?;
         let sf = Arc::new(SfFunction {
             pf: Arc::clone(self),
             vport,
             sfnum: request.sfnum,
+            external,
             id: self.shared.bus.new_id(cx),
             wanted: Mutex::new(Wanted::new()).with_role(&("sf wanted", self.index(), vport)).with_state_digest(digest),
             auxiliary: Mutex::new(false).with_role(&("sf device", self.index(), vport)).with_state_digest(digest),

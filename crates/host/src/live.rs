@@ -75,8 +75,8 @@ impl LiveCard {
                 EswitchOption::EncapMode(encap) => engine.set_encap(cx, *device, *encap),
             }),
             Command::Reload(device) => engine.reload(cx, *device),
-            Command::AddSf { device, pfnum, sfnum } => {
-                return Ok(Reply::Port(engine.add_sf(cx, *device, *pfnum, *sfnum)?));
+            Command::AddSf { device, pfnum, sfnum, controller } => {
+                return Ok(Reply::Port(engine.add_sf_of(cx, *device, *controller, *pfnum, *sfnum)?));
             }
             Command::DeletePort(port) => engine.delete_port(cx, *port),
             Command::SetFunction { port, change } => engine.set_function(cx, *port, *change),

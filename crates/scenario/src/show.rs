@@ -32,7 +32,8 @@ pub fn describe_port(config: &CardConfig, pfnum: u8, port: &PortView) -> Vec<Str
         Vport::Vf(n) => format!("controller {controller} pfnum {pfnum} vfnum {n} external {external}"),
         Vport::Sf(place) => {
             let sfnum = port.sf.map_or(place.into(), |sf| sf.sfnum.0);
-            format!("controller 0 pfnum {pfnum} sfnum {sfnum} external false")
+            let external = config.is_external_sf(port.vport);
+            format!("controller {} pfnum {pfnum} sfnum {sfnum} external {external}", u8::from(external))
         }
     };
     let mut lines = vec![format!("{}: {netdev} flavour {} {attributes} splittable false", port.handle, port.flavour)];

@@ -437,16 +437,13 @@ fn narrow(parsed: &Parsed, words: &Words<'_>) -> Result<Request, WordError> {
         }
         DevlinkVerb::PortAdd => {
             let device = device()?;
-            let (mut flavour, mut pfnum, mut sfnum) = (None, None, None);
-            for (option, at) in options.iter().zip(&parsed.values_at) {
+            let (mut flavour, mut pfnum, mut sfnum, mut controller) = (None, None, None, 0);
+            for option in options {
                 match option {
                     DevlinkOption::Flavour(number) => flavour = Some(*number),
                     DevlinkOption::PfNum(number) => pfnum = Some(*number),
                     DevlinkOption::SfNum(number) => sfnum = Some(*number),
-                    DevlinkOption::Controller(number @ 1..) => {
-                        let message = "expected `controller 0`: SFs of a host's controller are not supported";
-                        return error(*at, format!("{message}, found `{number}`"));
-                    }
+                    DevlinkOption::Controller(number) => controller = *number,
                     _ => {}
                 }
             }
@@ -456,7 +453,7 @@ fn narrow(parsed: &Parsed, words: &Words<'_>) -> Result<Request, WordError> {
                     given.iter().filter(|(_, is_given)| !is_given).map(|(name, _)| *name).collect();
                 return Err(words.expected_one_of(&missing[..1]));
             };
-            Command::AddSf { device, pfnum, sfnum: SfNum(sfnum) }.into()
+            Command::AddSf { device, pfnum, sfnum: SfNum(sfnum), controller }.into()
         }
         DevlinkVerb::ParamSet => {
             let mut set = None;

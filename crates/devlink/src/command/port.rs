@@ -61,9 +61,10 @@ pub(crate) fn port_message(served: &Served, to: &mut Builder, pf: PfIndex, port:
             to.u16(a::PORT_PCI_VF_NUMBER, vf).u8(a::PORT_EXTERNAL, dpu.into());
         }
         Vport::Sf(place) => {
-            owner(to, flavour::PCI_SF, 0);
+            let external = served.card.engine().config().is_external_sf(port.vport);
+            owner(to, flavour::PCI_SF, external.into());
             let sfnum = port.sf.map_or(place.into(), |sf| sf.sfnum.0);
-            to.u32(a::PORT_PCI_SF_NUMBER, sfnum).u8(a::PORT_EXTERNAL, 0);
+            to.u32(a::PORT_PCI_SF_NUMBER, sfnum).u8(a::PORT_EXTERNAL, external.into());
         }
     }
     to.u8(a::PORT_SPLITTABLE, 0);
@@ -219,10 +220,8 @@ pub(super) fn add(
         let why = "mlx5_core: User must provide unique sfnum. Driver does not support auto assignment";
         return Err(Refusal::unsupported(why));
     };
-    if attributes.u32(a::PORT_CONTROLLER_NUMBER)?.is_some_and(|controller| controller != 0) {
-        return Err(Refusal::unsupported("mlx5_core: External controller is unsupported"));
-    }
-    let port = served.card.engine().add_sf(cx, device, pfnum.into(), SfNum(sfnum))?;
+    let controller = attributes.u32(a::PORT_CONTROLLER_NUMBER)?.unwrap_or(0);
+    let port = served.card.engine().add_sf_of(cx, device, controller, pfnum.into(), SfNum(sfnum))?;
     // Another command may have deleted the port again by now. The request has succeeded nevertheless.
     let _ = add_port(served, cx, port, reply);
     Ok(())

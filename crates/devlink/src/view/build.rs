@@ -198,8 +198,11 @@ impl<'a> ViewBuilder<'a> {
     fn auxiliary(&self) -> Vec<Auxiliary> {
         let mut devices: Vec<Auxiliary> = Vec::new();
         for pf in &self.snapshot.pfs {
-            devices.extend(pf.ports.iter().filter_map(|port| self.sf_device(pf, port.vport, port.sf.as_ref()?)));
-            devices.extend(pf.auxiliary.iter().map(|device| self.auxiliary_device(pf, device)));
+            let is_here = |vport: Vport| !self.config.is_external_sf(vport);
+            let ports = pf.ports.iter().filter(|port| is_here(port.vport));
+            devices.extend(ports.filter_map(|port| self.sf_device(pf, port.vport, port.sf.as_ref()?)));
+            let parts = pf.auxiliary.iter().filter(|device| device.sf.is_none_or(is_here));
+            devices.extend(parts.map(|device| self.auxiliary_device(pf, device)));
             for (address, vf) in self.vfs(pf).filter(|(_, vf)| vf.info.bound) {
                 let kinds = [AuxKind::Eth, AuxKind::Rdma];
                 for kind in kinds.into_iter().filter(|kind| *kind == AuxKind::Eth || Self::vf_has_rdma(vf)) {
@@ -253,7 +256,7 @@ impl<'a> ViewBuilder<'a> {
             netdevs.extend(self.pf_netdev(pf));
             netdevs.extend(pf.ports.iter().filter_map(|port| self.representor(pf, port.vport)));
             netdevs.extend(self.vfs(pf).filter_map(|(address, vf)| self.vf_netdev(pf, address, vf)));
-            let sfs = pf.ports.iter().filter(|port| port.sf.is_some());
+            let sfs = pf.ports.iter().filter(|port| port.sf.is_some() && !self.config.is_external_sf(port.vport));
             netdevs.extend(sfs.filter_map(|port| self.sf_netdev(pf, port.vport)));
         }
         netdevs
@@ -264,6 +267,7 @@ impl<'a> ViewBuilder<'a> {
         let is_hosts = |resource: &&Resource| match resource {
             Resource::Port(_, vport) => *vport == Vport::HostPf,
             Resource::VfNetdev(..) => self.config.dpu,
+            Resource::SfNetdev(_, vport) => self.config.is_external_sf(*vport),
             _ => false,
         };
         let hosts = self.snapshot.resources.iter().filter(is_hosts);

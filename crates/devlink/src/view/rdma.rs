@@ -58,7 +58,7 @@ fn of_pf(builder: &ViewBuilder<'_>, pf: &PfView) -> Option<RdmaDevice> {
 /// The ports of the owner's device that stand for the vports of `pf`. Those of a peer come after all ports that the
 /// owner can have.
 fn representors(builder: &ViewBuilder<'_>, owner: &PfView, pf: &PfView) -> Vec<RdmaPort> {
-    let span = names::ib_port(builder.config, Vport::Sf(builder.config.max_sfs));
+    let span = names::ib_port(builder.config, Vport::Sf(builder.config.max_sfs + builder.config.external_sfs()));
     let first = if pf.index == owner.index { 0 } else { u32::from(pf.index.0) * span };
     let mut ports = Vec::new();
     for vport in pf.ports.iter().map(|port| port.vport).filter(|vport| *vport != Vport::Uplink) {

@@ -26,7 +26,7 @@ pub struct FunctionChange {
 }
 
 impl Engine {
-    /// `devlink port add pci/… flavour pcisf pfnum P sfnum S`.
+    /// `devlink port add pci/… flavour pcisf pfnum P sfnum S`, for the card's own controller.
     ///
     /// # Errors
     /// See [`Error`]. Nothing has changed then.
@@ -37,8 +37,25 @@ impl Engine {
         pfnum: u32,
         sfnum: SfNum,
     ) -> Result<PortHandle> {
+        self.add_sf_of(cx, address, 0, pfnum, sfnum)
+    }
+
+    /// `devlink port add pci/… flavour pcisf pfnum P sfnum S controller C`: `controller` is 0 for the card's own, and on
+    /// a DPU 1 for its host's. The function of a host's SF is on the host: its netdev is made where those of the host's
+    /// VFs are, and it has no device or devlink instance on the DPU.
+    ///
+    /// # Errors
+    /// See [`Error`]. Nothing has changed then.
+    pub fn add_sf_of(
+        &self,
+        cx: &mut Locked<'_, Unlocked>,
+        address: PciAddress,
+        controller: u32,
+        pfnum: u32,
+        sfnum: SfNum,
+    ) -> Result<PortHandle> {
         self.with_devlink(cx, address, |pf, state, cx| {
-            let vport = pf.add_sf(state, cx, SfRequest { pfnum, sfnum, place: None })?;
+            let vport = pf.add_sf(state, cx, SfRequest { controller, pfnum, sfnum, place: None })?;
             Ok(pf.port_handle(vport))
         })
     }
@@ -83,7 +100,7 @@ impl Engine {
     ) -> Result<()> {
         for address in self.addresses() {
             let done = self.with_devlink(cx, address, |pf, state, cx| {
-                let sf = state.sfs.iter().find(|sf| sf.id() == id).cloned();
+                let sf = state.sfs.iter().find(|sf| sf.id() == id && !sf.is_external()).cloned();
                 sf.map(|sf| f(pf, cx, &sf)).transpose()
             });
             match done {

@@ -219,6 +219,50 @@ fn an_sf_is_added_activated_and_deleted_as_devlink_documents() {
 }
 
 #[test]
+fn an_sf_of_a_dpus_host_has_its_number_and_place_apart_and_no_device_on_the_dpu() {
+    story(|cx, domain| {
+        let config = CardConfig { dpu: true, mode: Mode::Switchdev, max_sfs: 4, ..with_ib(0) };
+        let bench = Bench::start(cx, domain, config);
+        let engine = &bench.engine;
+        let own = engine.add_sf(cx, addr(), 0, SfNum(88)).unwrap();
+        let hosts = engine.add_sf_of(cx, addr(), 1, 0, SfNum(88)).unwrap();
+        assert_eq!((own, hosts), (port(Vport::Sf(0)), port(Vport::Sf(4))));
+        assert!(matches!(engine.add_sf_of(cx, addr(), 1, 0, SfNum(88)), Err(Error::SfExists(_))));
+        let no_controller = engine.add_sf_of(cx, addr(), 2, 0, SfNum(89)).unwrap_err();
+        assert_eq!(no_controller.errno(), Errno::EINVAL, "{no_controller}");
+        let active = eswitch::FunctionChange { active: Some(true), ..eswitch::FunctionChange::default() };
+        engine.set_function(cx, hosts, active).unwrap();
+        engine.settle(cx, true);
+        let pf = bench.pf0(cx);
+        let sf = pf.ports.iter().find(|port| port.handle == hosts).unwrap().sf.unwrap();
+        assert!(sf.active && sf.attached && sf.roce && !sf.rdma);
+        assert_eq!(pf.auxiliary.iter().filter(|device| device.sf.is_some()).count(), 1, "its netdev only");
+        assert!(matches!(engine.set_sf_bound(cx, sf.id, false), Err(Error::NoSfDevice(_))), "the host's driver");
+        assert_eq!(engine.check(cx), []);
+        for number in 0..3 {
+            engine.add_sf_of(cx, addr(), 1, 0, SfNum(number)).unwrap();
+        }
+        assert!(matches!(engine.add_sf_of(cx, addr(), 1, 0, SfNum(9)), Err(Error::SfsFull(4))));
+        engine.add_sf(cx, addr(), 0, SfNum(9)).unwrap();
+        engine.delete_port(cx, hosts).unwrap();
+        assert_eq!(engine.add_sf_of(cx, addr(), 1, 0, SfNum(10)).unwrap(), hosts, "the host's lowest free place");
+        engine.set_mode(cx, addr(), Mode::Legacy).unwrap();
+        bench.end(cx);
+    });
+}
+
+#[test]
+fn a_card_that_is_on_no_dpu_has_one_controller() {
+    story(|cx, domain| {
+        let bench = Bench::start(cx, domain, CardConfig { mode: Mode::Switchdev, ..with_ib(0) });
+        let refused = bench.engine.add_sf_of(cx, addr(), 1, 0, SfNum(88)).unwrap_err();
+        assert!(matches!(refused, Error::SfController), "{refused}");
+        assert_eq!(refused.errno(), Errno::EOPNOTSUPP);
+        bench.end(cx);
+    });
+}
+
+#[test]
 fn an_sfs_netdev_that_cannot_be_made_is_made_later() {
     story(|cx, domain| {
         let bench = Bench::start(cx, domain, CardConfig { mode: Mode::Switchdev, ..CardConfig::default() });
