@@ -116,7 +116,8 @@ fn the_refusal_of_one_rule_does_not_affect_the_others() {
 fn a_rule_gets_other_actions_and_keeps_its_counter() {
     let Some(mut card) = Card::new(SMALL) else { return };
     let with = |actions: &[Action]| Rule::new(Port(1), to(1), actions);
-    let set = |card: &mut Card, id, rule: &Rule| card.0.commit(&[Change::SetActions { id: RuleId(id), rule }]).remove(0);
+    let set =
+        |card: &mut Card, id, rule: &Rule| card.0.commit(&[Change::SetActions { id: RuleId(id), rule }]).remove(0);
     // The table of rules is full, and changing one needs no other.
     (1..=4).for_each(|id| card.add(id, &drop_to(id as u8)).expect("room"));
     let dropped = TrialFate::Dropped(datapath_bpf::DropReason::Rule);

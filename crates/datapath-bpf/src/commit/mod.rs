@@ -258,9 +258,9 @@ impl Commits {
         let value = layout::rule(id.0, installed.index, first, compiled.walk, compiled.terminal);
         let maps = &loaded.maps;
         let hidden = adding.actions.write(&maps.actions).and_then(|()| adding.encaps.write(&maps.encaps));
-        let written = hidden.map_err(|(_, errno)| errno).and_then(|()| {
-            rules_map(loaded, &installed).put(&installed.key, &value).map_err(|error| errno(&error))
-        });
+        let written = hidden
+            .map_err(|(_, errno)| errno)
+            .and_then(|()| rules_map(loaded, &installed).put(&installed.key, &value).map_err(|error| errno(&error)));
         if let Err(errno) = written {
             self.release(&parts);
             return Err(refused(errno, "action"));
