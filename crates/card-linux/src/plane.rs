@@ -13,7 +13,7 @@ use std::mem::discriminant;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use datapath_bpf::{Change as BpfChange, Mode, Options, Pipeline, PortConfig, Refused, Role};
+use datapath_bpf::{Change as BpfChange, LoadError, Mode, Options, Pipeline, PortConfig, Refused, Role};
 use eswitch::card::CardError;
 use eswitch::datapath::{self, Arrival, Change, Datapath, pf_of, vport_of};
 use eswitch::lock_order::CardCall;
@@ -22,6 +22,7 @@ use flow::{Block, Capabilities, Counter, MeterId, Port, PortKind, Rule, RuleId};
 use lockdep::{Locked, Mutex, lock_classes};
 
 use crate::layout::Slot;
+use crate::refused::refused_io;
 use crate::request::acl;
 use crate::socket::{Socket, within};
 
@@ -146,10 +147,10 @@ impl State {
         let pipeline = match self.pipeline.take() {
             Some(pipeline) => pipeline,
             None => {
-                let mut pipeline = Pipeline::load(Options::default()).map_err(no_offload)?;
+                let mut pipeline = Pipeline::load(Options::default()).map_err(not_loaded)?;
                 for (port, active) in self.switches.values().flat_map(|s| s.ports.iter().map(|port| (*port, s.active)))
                 {
-                    set_port(&mut pipeline, port, active).map_err(no_offload)?;
+                    set_port(&mut pipeline, port, active).map_err(|error| refused_here("adding a port", &error))?;
                 }
                 pipeline
             }
@@ -178,9 +179,27 @@ fn no_offload(error: impl std::fmt::Display) -> CardError {
     CardError::Unsupported(format!("no flows can be offloaded: {error}"))
 }
 
+/// The error where the program was not loaded: what the kernel has no room for now may fit later, and is not unsupported.
+fn not_loaded(error: LoadError) -> CardError {
+    match error {
+        LoadError::Io(error) => refused_here("loading the program", &error),
+        never => no_offload(never),
+    }
+}
+
+/// The error for a request of flow rules that the kernel has refused. What it does not have, or does not allow, is not
+/// supported here; anything else keeps its number.
+fn refused_here(what: &str, error: &io::Error) -> CardError {
+    match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES | libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL) => no_offload(error),
+        _ => refused_io(&format!("flow rules: {what}"), error),
+    }
+}
+
 fn refused(refusal: Refused) -> CardError {
     match refusal {
         Refused::NoRoom(_) => CardError::Full(refusal.to_string()),
+        Refused::Kernel(errno) => refused_here("changing a map", &io::Error::from_raw_os_error(errno)),
         other => CardError::Unsupported(other.to_string()),
     }
 }
@@ -262,7 +281,7 @@ impl Plane {
             if let Some(port) = first
                 && let Err(error) = self.attach_all(pipeline, &BTreeSet::from([port]))
             {
-                failed.insert(port, no_offload(error));
+                failed.insert(port, refused_here("attaching the program", &error));
             }
             if let Some(error) = on.and_then(|port| failed.get(&port)) {
                 let _ = one(pipeline, BpfChange::Remove(*id));
@@ -426,5 +445,26 @@ impl Datapath for Plane {
 
     fn send(&self, _: &mut Locked<'_, CardCall>, _: Port, _: Duration, _: &[u8]) -> Result<Vec<Arrival>, CardError> {
         Err(CardError::Unsupported("this card sends what its functions' netdevs send; use those".to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use eswitch::Errno;
+
+    use super::*;
+
+    #[test]
+    fn the_kernels_number_stays_unless_it_says_that_there_is_no_such_thing() {
+        let of = |errno| refused(Refused::Kernel(errno)).errno();
+        assert_eq!(of(libc::ENOMEM), Errno::ENOMEM);
+        assert_eq!(of(libc::EBUSY), Errno::EBUSY);
+        assert_eq!(of(libc::E2BIG), Errno::EIO);
+        assert_eq!(of(libc::EPERM), Errno::EOPNOTSUPP);
+        assert_eq!(of(libc::EINVAL), Errno::EOPNOTSUPP);
+        let loading = not_loaded(LoadError::Io(io::Error::from_raw_os_error(libc::ENOMEM)));
+        assert_eq!(loading.errno(), Errno::ENOMEM);
+        assert_eq!(not_loaded(LoadError::Kernel("old".to_owned())).errno(), Errno::EOPNOTSUPP);
+        assert_eq!(refused(Refused::NoRoom("rule")).errno(), Errno::ENOSPC);
     }
 }

@@ -507,6 +507,24 @@ impl Pipeline {
         Ok(taken)
     }
 
+    /// How long it takes to read as many counters of each CPU from their map in batches: what [`Pipeline::counters`] is
+    /// compared with.
+    ///
+    /// # Errors
+    /// The kernel's.
+    #[doc(hidden)]
+    pub fn time_of_bare_reads(&self, count: u32) -> io::Result<Duration> {
+        let begin = std::time::Instant::now();
+        for cpu in 0..sys::cpus()? {
+            let first = u32::try_from(cpu * self.loaded.max_rules).map_err(io::Error::other)?;
+            let values = self.loaded.maps.counters.array_batch(first, count)?;
+            if values.len() != count as usize * self.loaded.maps.counters.value_size {
+                return Err(io::Error::other("a batch is too short"));
+            }
+        }
+        Ok(begin.elapsed())
+    }
+
     /// The time since boot with which [`Counter::last_used`] is compared.
     pub fn now() -> Duration {
         Duration::from_nanos(sys::monotonic())

@@ -24,6 +24,7 @@ mod command {
     pub const OBJ_GET: u32 = 7;
     pub const PROG_TEST_RUN: u32 = 10;
     pub const OBJ_GET_INFO_BY_FD: u32 = 15;
+    pub const MAP_LOOKUP_BATCH: u32 = 24;
     pub const MAP_UPDATE_BATCH: u32 = 26;
     pub const LINK_CREATE: u32 = 28;
 }
@@ -191,6 +192,26 @@ impl Map {
             .with(8, count as u32)
             .with(9, self.fd.as_raw_fd() as u32);
         attr.call(command::MAP_UPDATE_BATCH).map(drop).map_err(|error| (attr.0[8] as usize, error))
+    }
+
+    /// The values of an array from an index on, in one batch.
+    pub(crate) fn array_batch(&self, first: u32, count: u32) -> io::Result<Vec<u8>> {
+        let mut keys = vec![0; count as usize * self.key_size];
+        let mut values = vec![0; count as usize * self.value_size];
+        // A batch begins behind the key that is given, or at the start (`generic_map_lookup_batch` in `kernel/bpf/syscall.c`).
+        let (behind, mut last) = (first.wrapping_sub(1), 0u32);
+        let behind = if first == 0 { std::ptr::null() } else { &raw const behind };
+        let mut attr = Attr::new()
+            .with_64(0, behind as u64)
+            .with_64(2, &raw mut last as u64)
+            .with_64(4, keys.as_mut_ptr() as u64)
+            .with_64(6, values.as_mut_ptr() as u64)
+            .with(8, count)
+            .with(9, self.fd.as_raw_fd() as u32);
+        // The end of the array ends the batch.
+        none_if_absent(attr.call(command::MAP_LOOKUP_BATCH))?;
+        values.truncate(attr.0[8] as usize * self.value_size);
+        Ok(values)
     }
 
     /// The key behind `key`, or the first one.

@@ -8,6 +8,7 @@
 
 mod check;
 mod control;
+mod dataplane;
 mod lab;
 mod lag;
 mod linux;
@@ -57,6 +58,7 @@ fn measurements() -> impl Iterator<Item = &'static Measurement> {
         control::MEASUREMENTS,
         lab::MEASUREMENTS,
         restart::MEASUREMENTS,
+        dataplane::MEASUREMENTS,
     ];
     groups.into_iter().flatten()
 }
@@ -89,6 +91,8 @@ impl fmt::Display for Quantity {
 pub enum Target {
     /// At most this multiple of what it is compared with.
     RatioAtMost(f64),
+    /// At least this multiple of what it is compared with.
+    RatioAtLeast(f64),
     /// At most this quantity.
     AtMost(Quantity),
     /// At least this quantity.
@@ -99,6 +103,7 @@ impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::RatioAtMost(times) => write!(f, "<= {times}x"),
+            Self::RatioAtLeast(times) => write!(f, ">= {times}x"),
             Self::AtMost(quantity) => write!(f, "<= {quantity}"),
             Self::AtLeast(quantity) => write!(f, ">= {quantity}"),
         }
@@ -150,6 +155,7 @@ impl Row {
         self.target = Some(target);
         self.met = match target {
             Target::RatioAtMost(times) => self.ratio.map(|ratio| ratio <= times),
+            Target::RatioAtLeast(times) => self.ratio.map(|ratio| ratio >= times),
             Target::AtMost(most) => self.ours.map(|ours| ours.value <= most.value),
             Target::AtLeast(least) => self.ours.map(|ours| ours.value >= least.value),
         };
@@ -325,7 +331,9 @@ enum Part {
     LabTools,
     /// Programs that do not look at a card, in a lab and outside; prints the times as JSON.
     LabPrograms,
-    /// Runs commands for the two parts above.
+    /// Traffic between two VFs by flow rules and over bridges; prints `n` figures of each as JSON.
+    DataplaneTraffic,
+    /// Runs commands for the tools and programs in a lab.
     Commands,
 }
 
@@ -338,6 +346,7 @@ impl Part {
             Self::LinuxCard => "linux-card",
             Self::LabTools => "lab-tools",
             Self::LabPrograms => "lab-programs",
+            Self::DataplaneTraffic => "dataplane-traffic",
             Self::Commands => "commands",
         }
     }
@@ -356,6 +365,7 @@ impl Child {
             Part::LinuxCard => println!("{}", linux::measure(self.n)?),
             Part::LabTools => println!("{}", lab::measure_tools(self.n)?),
             Part::LabPrograms => println!("{}", lab::measure_programs(self.n)?),
+            Part::DataplaneTraffic => println!("{}", dataplane::measure(self.n)?),
             Part::Commands => lab::serve()?,
         }
         Ok(())
@@ -392,6 +402,8 @@ mod tests {
         assert_eq!(row(1.1).met, None);
         assert_eq!(row(1.1).target(Target::RatioAtMost(1.15)).met, Some(true));
         assert_eq!(row(1.2).target(Target::RatioAtMost(1.15)).met, Some(false));
+        assert_eq!(row(1.2).target(Target::RatioAtLeast(1.15)).met, Some(true));
+        assert_eq!(row(1.1).target(Target::RatioAtLeast(1.15)).met, Some(false));
         let alone = Row::alone("memory".to_owned(), ns(10.0));
         assert_eq!(alone.clone().target(Target::AtMost(ns(9.0))).met, Some(false));
         let none = Row::unavailable("it".to_owned(), "no such tool".to_owned());
