@@ -349,7 +349,7 @@ fn masked(number: u32) -> Match {
 
 /// A rule that drops: what costs least, so that differences show.
 fn rule(matches: Match, priority: u16) -> Rule {
-    Rule::new(Port(1), matches, [Action::Drop]).with_priority(priority, Protocol::All)
+    Rule::new(Port(1), matches, [Action::Drop]).with_priority(priority.into(), Protocol::All)
 }
 
 fn numbered(number: u32) -> Rule {
