@@ -23,7 +23,7 @@ pub const REQUESTS: &[Entry] = &[
     entry("devlink dev eswitch set DEV encap-mode none|basic", "set the encapsulation mode"),
     entry("devlink dev reload DEV", "unbind the device and bind it again"),
     entry("devlink port show [PORT]", "show ports"),
-    entry("devlink port add DEV flavour pcisf pfnum P sfnum S [controller C]", "add an SF"),
+    entry("devlink port add DEV flavour pcisf pfnum P sfnum S [controller 0|controller 1]", "add an SF"),
     entry("devlink port del PORT", "delete an SF"),
     entry("devlink port function set PORT hw_addr MAC", "give a function a MAC address"),
     entry("devlink port function set PORT state active|inactive", "activate or deactivate an SF"),

@@ -146,9 +146,10 @@ impl Column {
     /// What the rule says: an error number, 0 if it is done.
     pub fn expected(&self, row: &Row) -> i32 {
         let Rights { network, initial, module, admin, files, machine_files } = self.rights;
-        let unless = |may, errno| if may { row.allowed } else { errno };
+        let allowed = row.allowed_own.filter(|_| self.own).unwrap_or(row.allowed);
+        let unless = |may, errno| if may { allowed } else { errno };
         match row.rule {
-            Rule::Anyone => row.allowed,
+            Rule::Anyone => allowed,
             // The netdev is not there, and that is said before rights are asked for, as it has those over its own.
             Rule::Network if self.apart && matches!(row.attempt, Attempt::Route(_)) => libc::ENODEV,
             Rule::Network => unless(network, libc::EPERM),

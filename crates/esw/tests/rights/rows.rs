@@ -141,6 +141,8 @@ pub struct Row {
     pub attempt: Attempt,
     /// The error number that one has who may: not everything is supported.
     pub allowed: i32,
+    /// The same on a card that an ordinary user has made, if it is another one there.
+    pub allowed_own: Option<i32>,
     pub change: Change,
     /// What is done before each attempt, and after one that was allowed.
     pub setup: &'static [Step],
@@ -154,7 +156,20 @@ impl Row {
         let (title, source) = (title.to_owned(), source.to_owned());
         let change = if rule == Rule::Anyone { Change::None } else { Change::Seen };
         let (setup, undo) = (&[][..], &[][..]);
-        Self { group, title, alike: "", source, rule, attempt, allowed: 0, change, setup, undo, outside: false }
+        Self {
+            group,
+            title,
+            alike: "",
+            source,
+            rule,
+            attempt,
+            allowed: 0,
+            allowed_own: None,
+            change,
+            setup,
+            undo,
+            outside: false,
+        }
     }
 
     fn undo(mut self, undo: &'static [Step]) -> Self {
@@ -717,7 +732,9 @@ fn vf_rows() -> Vec<Row> {
     ];
     let row = |(what, message, undo): (&str, Message, &'static [Step])| {
         let row = Row::new(RTNETLINK, &format!("`vf 0 {what}`"), SOURCE, Rule::Network, Attempt::Route(message));
-        Row { alike: "a card's netdev: ", ..row.undo(undo) }
+        // A VLAN takes CAP_BPF, which the card of an ordinary user does not have.
+        let allowed_own = (what == "vlan").then_some(libc::EOPNOTSUPP);
+        Row { alike: "a card's netdev: ", allowed_own, ..row.undo(undo) }
     };
     settings.into_iter().map(row).collect()
 }
