@@ -33,7 +33,7 @@ pub enum LoadError {
     /// The kernel lets this process load no programs: it needs CAP_BPF and CAP_NET_ADMIN, and bpf(2).
     #[error("the kernel refuses eBPF programs: {0}")]
     NotAllowed(#[source] io::Error),
-    /// The kernel has not all that the program needs: Linux 6.6 or later with CONFIG_BPF_SYSCALL and tcx.
+    /// The kernel has not all that the program needs: CONFIG_BPF_SYSCALL, and Linux 6.1 or later.
     #[error("the kernel does not take the program: {0}")]
     Kernel(String),
     /// The maps are of another build.
