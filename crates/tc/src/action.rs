@@ -161,7 +161,7 @@ impl Action {
     /// Reads one action: the attributes TCA_ACT_* of it.
     ///
     /// # Errors
-    /// As for [`read`].
+    /// The kernel would refuse it, or its kind is not known here.
     pub fn read(nest: &[u8], targets: Targets<'_>) -> Result<Self, Refusal> {
         let find = |kind| attributes(nest).flatten().filter(|attribute: &Attribute<'_>| attribute.kind == kind).last();
         let invalid = |text| Refusal::new(Errno::INVAL, text);

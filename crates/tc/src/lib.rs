@@ -1,8 +1,8 @@
 //! The filters of a card's netdevs, as tc has them.
 //!
 //! Programs ask for flows in the messages of rtnetlink: RTM_NEWTFILTER with the classifier `flower` or `matchall`. This
-//! crate reads such messages ([`request`]), says what a filter is for the card ([`offload`]), keeps filters as the kernel
-//! does ([`tables`]), and shows them in the kernel's messages ([`shown`]). It has no sockets, threads or locks.
+//! crate reads such messages ([`Request`]), says what a filter is for the card ([`Offload`]), keeps filters as the kernel
+//! does ([`Tables`]), and shows them in the kernel's messages ([`Address`]). It has no sockets, threads or locks.
 //!
 //! What is refused is refused with the kernel's error number and text (`net/sched/cls_api.c`, `net/sched/cls_flower.c`,
 //! `net/sched/act_*.c`); what the card cannot do, with mlx5's.
