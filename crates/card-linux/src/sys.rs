@@ -143,16 +143,11 @@ pub(crate) fn load_classifier(program: &[Instruction]) -> io::Result<OwnedFd> {
         let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of_val(&load)) };
         check(fd as c_int)
     };
-    let interrupted = |result: &io::Result<c_int>| matches!(result, Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)));
-    let mut result = attempt();
-    for _ in 1..ATTEMPTS {
-        if !interrupted(&result) {
-            break;
-        }
-        result = attempt();
-    }
+    let interrupted = |error: &io::Error| matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR));
+    let once = |_| Some(attempt()).filter(|result| !result.as_ref().is_err_and(interrupted));
+    let fd = (1..ATTEMPTS).find_map(once).unwrap_or_else(attempt)?;
     // SAFETY: the descriptor is new, so nobody else owns it; the kernel has set close-on-exec.
-    Ok(unsafe { OwnedFd::from_raw_fd(result?) })
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Sends one datagram.
