@@ -56,22 +56,6 @@ impl TcFilters {
                 let entries = self.0.lock_leaf(cx).list(&place);
                 Ok(Answer::Filters(counted(cx, engine, entries)))
             }
-            Verb::AddChain { create } => {
-                let added = self.0.lock_leaf(cx).add_chain(&place, create);
-                added.map(|()| Answer::Chains(vec![place.chain.unwrap_or(0)]))
-            }
-            Verb::DeleteChain => {
-                let gone = self.0.lock_leaf(cx).remove_chain(&place);
-                gone.map(|(entries, removed)| {
-                    let shown = self.gone(cx, engine, of, entries, removed);
-                    Answer::ChainGone(place.chain.unwrap_or(0), shown)
-                })
-            }
-            Verb::GetChain => {
-                let there = self.0.lock_leaf(cx).get_chain(&place);
-                there.map(|()| Answer::Chains(vec![place.chain.unwrap_or(0)]))
-            }
-            Verb::ListChains => Ok(Answer::Chains(self.0.lock_leaf(cx).list_chains(&place))),
             Verb::Forget => {
                 let removed = self.0.lock_leaf(cx).forget(netdev, place.side);
                 Ok(Answer::Gone(self.gone(cx, engine, of, Vec::new(), removed)))
@@ -141,13 +125,10 @@ fn offload(cx: Cx<'_, '_>, engine: &Engine, of: Port, reserved: &Reserved) -> Re
     let pf = pf_of(of);
     let mut changes: Vec<FlowChange> =
         offload.meters.iter().map(|(id, meter)| FlowChange::SetMeter { pf, id: *id, meter: *meter }).collect();
-    // A filter that is replaced by one that matches the same keeps its place, and no frame misses it.
-    let same = reserved.replaces.filter(|old| {
-        let rules = engine.flow_rules(cx, pf);
-        rules.iter().any(|(id, rule)| {
-            id == old && rule.matches == offload.rule.matches && rule.protocol == offload.rule.protocol
-        })
-    });
+    // A filter that is replaced by one that matches the same keeps its place, and no frame misses it. Its rule may have gone with
+    // a port.
+    let there = |rule: &RuleId| engine.flow_counters(cx, &[*rule]).iter().any(Option::is_some);
+    let same = reserved.keeps.filter(there);
     changes.push(match same {
         Some(rule) => FlowChange::SetActions { rule, actions: offload.rule.actions.clone() },
         None => FlowChange::Add { pf, rule: Box::new(offload.rule.clone()) },

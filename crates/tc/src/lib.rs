@@ -24,6 +24,6 @@ pub use attributes::Attr;
 pub use keys::Keys;
 pub use offload::Offload;
 pub use refusal::Refusal;
-pub use request::{Classifier, Header, Netdev, Place, Request, Side, Spec, Verb, header};
+pub use request::{Classifier, Netdev, Place, Request, Side, Spec, Verb, side_of};
 pub use shown::{Address, Answer, Rank, Shown, ShownFilter, rank};
 pub use tables::{Entry, EntryFilter, NO_CHAIN, Outcome, Removed, Reserved, Tables};

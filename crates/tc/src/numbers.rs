@@ -7,9 +7,6 @@ pub const RTM_DELQDISC: u16 = 37;
 pub const RTM_NEWTFILTER: u16 = 44;
 pub const RTM_DELTFILTER: u16 = 45;
 pub const RTM_GETTFILTER: u16 = 46;
-pub const RTM_NEWCHAIN: u16 = 100;
-pub const RTM_DELCHAIN: u16 = 101;
-pub const RTM_GETCHAIN: u16 = 102;
 
 /// Bytes of `struct tcmsg`.
 pub const TCMSG: usize = 20;

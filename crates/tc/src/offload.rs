@@ -27,6 +27,19 @@ pub struct Offload {
 /// Nanoseconds in a tick of the packet scheduler: `PSCHED_TICKS2NS`.
 const TICK_NS: u64 = 64;
 
+impl Classifier {
+    /// What a flow rule matches. `protocol`: that of the filter.
+    ///
+    /// # Errors
+    /// EOPNOTSUPP: the card cannot match on a key.
+    pub(crate) fn matches(&self, protocol: Protocol) -> Result<Match, Refusal> {
+        match self {
+            Self::Flower(keys) => keys.matches(protocol),
+            Self::Matchall => Ok(Match::new()),
+        }
+    }
+}
+
 impl Spec {
     /// The filter as a flow rule. `uplink`: the port to which tunnels go.
     ///
@@ -38,10 +51,7 @@ impl Spec {
         uplink: Port,
         (chain, priority, protocol): (u32, u16, Protocol),
     ) -> Result<Offload, Refusal> {
-        let (matches, protocol) = match &self.classifier {
-            Classifier::Flower(keys) => (keys.matches(protocol)?, protocol),
-            Classifier::Matchall => (Match::new(), protocol),
-        };
+        let matches = self.classifier.matches(protocol)?;
         let mut reader = Reader { uplink, actions: Vec::new(), meters: Vec::new(), tunnel: None, starts: Vec::new() };
         for action in &self.actions {
             reader.starts.push(reader.actions.len());

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::action::{self, Action, Targets};
 use crate::keys::Keys;
 use crate::numbers::{
-    ETH_P_ALL, RTM_DELCHAIN, RTM_DELTFILTER, RTM_GETCHAIN, RTM_GETTFILTER, RTM_NEWCHAIN, RTM_NEWTFILTER, TC_H_CLSACT,
-    TC_H_INGRESS_QDISC, TC_H_MIN_EGRESS, TC_H_MIN_INGRESS, TCMSG, cls_flags, control, flower, matchall, tca,
+    ETH_P_ALL, RTM_DELTFILTER, RTM_GETTFILTER, RTM_NEWTFILTER, TC_H_CLSACT, TC_H_INGRESS_QDISC, TC_H_MIN_EGRESS,
+    TC_H_MIN_INGRESS, TCMSG, cls_flags, control, flower, matchall, tca,
 };
 use crate::refusal::Refusal;
 
@@ -134,17 +134,6 @@ pub enum Verb {
     },
     /// Show all filters, or those of a chain, a priority, a protocol.
     List,
-    /// Make a chain.
-    AddChain {
-        /// Whether it may be made (NLM_F_CREATE).
-        create: bool,
-    },
-    /// Delete a chain with its filters.
-    DeleteChain,
-    /// Show one chain.
-    GetChain,
-    /// Show all chains.
-    ListChains,
     /// The qdisc is gone, and with it everything of this side.
     Forget,
 }
@@ -152,7 +141,7 @@ pub enum Verb {
 impl Verb {
     /// Whether it changes anything.
     pub fn changes(&self) -> bool {
-        !matches!(self, Self::Get { .. } | Self::List | Self::GetChain | Self::ListChains)
+        !matches!(self, Self::Get { .. } | Self::List)
     }
 }
 
@@ -168,25 +157,16 @@ pub struct Request {
 /// The kinds of classifier that are read here.
 const KINDS: [&str; 2] = ["flower", "matchall"];
 
-/// The fields of `struct tcmsg`, and what else says whether a message is read here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Header {
-    /// The interface index of the netdev.
-    pub index: u32,
-    /// The parent of filters.
-    pub parent: u32,
-}
-
-/// The header of a message about filters or chains, if it is one.
-pub fn header(message: &Message<'_>) -> Option<Header> {
-    let kinds = [RTM_NEWTFILTER, RTM_DELTFILTER, RTM_GETTFILTER, RTM_NEWCHAIN, RTM_DELCHAIN, RTM_GETCHAIN];
+/// The side of a netdev whose filters a message is about: to make, delete or show some. `None`: it is about something else.
+pub fn side_of(message: &Message<'_>) -> Option<Side> {
+    let kinds = [RTM_NEWTFILTER, RTM_DELTFILTER, RTM_GETTFILTER];
     let is_one = kinds.contains(&message.header.kind) && message.header.is_request();
     let payload = Some(message.payload()).filter(|payload| is_one && payload.len() >= TCMSG)?;
-    Some(Header { index: u32_at(payload, 4)?, parent: u32_at(payload, 12)? })
+    Side::of_parent(u32_at(payload, 12)?)
 }
 
 impl Request {
-    /// Reads a message about filters or chains of a card's netdev. `None`: it is about a kind of filter that is the kernel's.
+    /// Reads a message about filters of a card's netdev. `None`: it is about a kind of filter that is the kernel's.
     ///
     /// # Errors
     /// The kernel would refuse it.
@@ -194,7 +174,7 @@ impl Request {
         let payload = message.payload();
         let attributes = message.after(TCMSG).unwrap_or_default();
         let number = |at| u32_at(payload, at).unwrap_or(0);
-        let Some(side) = Side::of_parent(number(12)) else { return Ok(None) };
+        let Some(side) = side_of(message) else { return Ok(None) };
         let chain = find(attributes, tca::CHAIN).and_then(|chain| chain.leading_u32());
         if chain.is_some_and(|chain| chain > control::EXT_VALUE.cast_unsigned()) {
             return Err(Refusal::new(Errno::INVAL, "Specified chain index exceeds upper limit"));
@@ -224,10 +204,6 @@ impl Request {
             RTM_DELTFILTER => Verb::Delete { kind },
             RTM_GETTFILTER if is_dump => Verb::List,
             RTM_GETTFILTER => Verb::Get { kind },
-            RTM_NEWCHAIN => Verb::AddChain { create },
-            RTM_DELCHAIN => Verb::DeleteChain,
-            RTM_GETCHAIN if is_dump => Verb::ListChains,
-            RTM_GETCHAIN => Verb::GetChain,
             _ => return Ok(None),
         };
         Ok(Some(Self { place, verb }))

@@ -1,12 +1,10 @@
-//! Filters and chains in the kernel's messages (`tcf_fill_node`, `fl_dump`, `mall_dump`, `tc_chain_fill_node`).
+//! Filters in the kernel's messages (`tcf_fill_node`, `fl_dump`, `mall_dump`).
 
 use netlink::{BuildError, Builder, Flags, Header, Message, find, message, u32_at};
 use serde::{Deserialize, Serialize};
 
 use crate::action::{Usage, counted};
-use crate::numbers::{
-    RTM_DELCHAIN, RTM_DELTFILTER, RTM_NEWCHAIN, RTM_NEWTFILTER, TCMSG, cls_flags, flower, matchall, tca,
-};
+use crate::numbers::{RTM_DELTFILTER, RTM_NEWTFILTER, TCMSG, cls_flags, flower, matchall, tca};
 use crate::refusal::Refusal;
 use crate::request::{Classifier, Place, Spec};
 
@@ -72,10 +70,6 @@ pub enum Answer {
     Filters(Vec<Shown>),
     /// Filters and priorities that are gone.
     Gone(Vec<Shown>),
-    /// Chains that were made, or that are shown.
-    Chains(Vec<u32>),
-    /// A chain that is gone, with its filters.
-    ChainGone(u32, Vec<Shown>),
     /// It is refused.
     Refused(Refusal),
 }
@@ -104,16 +98,6 @@ impl Address {
 
     fn tcmsg(&self, handle: u32, info: u32) -> Vec<u8> {
         [0, self.index, handle, self.parent, info].iter().flat_map(|number| number.to_ne_bytes()).collect()
-    }
-
-    /// RTM_NEWCHAIN, or RTM_DELCHAIN if it is `gone`.
-    ///
-    /// # Errors
-    /// None for a chain.
-    pub fn chain(&self, number: u32, gone: bool) -> Result<Vec<u8>, BuildError> {
-        message(self.header(if gone { RTM_DELCHAIN } else { RTM_NEWCHAIN }), |to| {
-            to.raw(&self.tcmsg(0, 0)).u32(tca::CHAIN, number);
-        })
     }
 
     /// RTM_NEWTFILTER, or RTM_DELTFILTER if it is `gone`. `netdev`: the interface index of a port's netdev.

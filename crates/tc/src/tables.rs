@@ -44,12 +44,8 @@ struct Filters {
     sides: BTreeMap<Side, BTreeMap<u32, Chain>>,
 }
 
-#[derive(Default)]
-struct Chain {
-    /// It was made by itself, and stays without filters.
-    explicit: bool,
-    priorities: BTreeMap<u16, Priority>,
-}
+/// A chain: its priorities. It is there as long as it has some.
+type Chain = BTreeMap<u16, Priority>;
 
 struct Priority {
     protocol: u16,
@@ -87,10 +83,8 @@ pub struct Reserved {
     pub place: Place,
     /// What the card is asked for; `Err` if it cannot do it, `None` if it is not asked.
     pub offload: Option<Result<Offload, Refusal>>,
-    /// The rule of the filter that it replaces.
-    pub replaces: Option<RuleId>,
-    /// Whether only the card may carry it out.
-    pub skip_sw: bool,
+    /// The rule of the filter that it replaces, if it matches the same, so that only its actions change.
+    pub keeps: Option<RuleId>,
     spec: Spec,
     is_replacement: bool,
 }
@@ -148,13 +142,19 @@ pub const NO_CHAIN: &str = "Cannot find specified filter chain";
 const NOT_FOUND: &str = "Filter with specified priority/protocol not found";
 
 impl Tables {
-    /// The chains of a side of a netdev. A netdev that has another number has none of those of the one before.
-    fn chains(&mut self, netdev: Netdev, side: Side) -> &mut BTreeMap<u32, Chain> {
-        let filters = self
-            .netdevs
-            .entry(name(&netdev))
-            .or_insert_with(|| Filters { number: netdev.number, sides: BTreeMap::new() });
-        filters.sides.entry(side).or_default()
+    /// The chains of a side of a netdev, if it has any.
+    fn chains(&self, netdev: Netdev, side: Side) -> Option<&BTreeMap<u32, Chain>> {
+        self.netdevs.get(&name(&netdev))?.sides.get(&side)
+    }
+
+    fn chains_mut(&mut self, netdev: Netdev, side: Side) -> Option<&mut BTreeMap<u32, Chain>> {
+        self.netdevs.get_mut(&name(&netdev))?.sides.get_mut(&side)
+    }
+
+    /// The same, which are made if there are none.
+    fn chains_or_new(&mut self, netdev: Netdev, side: Side) -> &mut BTreeMap<u32, Chain> {
+        let new = || Filters { number: netdev.number, sides: BTreeMap::new() };
+        self.netdevs.entry(name(&netdev)).or_insert_with(new).sides.entry(side).or_default()
     }
 
     /// Forgets the filters of a port if they are those of another netdev, which is gone, and with it its rules.
@@ -162,7 +162,7 @@ impl Tables {
         let is_other = self.netdevs.get(&name(&netdev)).is_some_and(|filters| filters.number != netdev.number);
         if is_other && let Some(filters) = self.netdevs.remove(&name(&netdev)) {
             let chains = filters.sides.into_values().flat_map(BTreeMap::into_values);
-            let priorities = chains.flat_map(|chain| chain.priorities.into_values());
+            let priorities = chains.flat_map(Chain::into_values);
             for filter in priorities.flat_map(|priority| priority.filters.into_values()) {
                 self.unbind(&filter.spec.actions);
             }
@@ -187,14 +187,14 @@ impl Tables {
         let chain = place.chain.unwrap_or(0);
         place.chain = Some(chain);
         let kind = spec.classifier.name();
-        let existing = self.chains(place.netdev, place.side).get(&chain);
+        let existing = self.chains(place.netdev, place.side).and_then(|chains| chains.get(&chain));
         if place.priority == 0 {
-            let next = existing.and_then(|chain| chain.priorities.range(AUTOMATIC..).next());
+            let next = existing.and_then(|chain| chain.range(AUTOMATIC..).next());
             place.priority = next.map_or(FIRST_AUTOMATIC, |(priority, _)| priority.saturating_sub(1).max(1));
         }
-        let priority = existing.and_then(|chain| chain.priorities.get(&place.priority));
+        let priority = existing.and_then(|chain| chain.get(&place.priority));
         let mut is_replacement = false;
-        let mut replaces = None;
+        let mut replaced = None;
         let need_create = "Need both RTM_NEWTFILTER and NLM_F_CREATE to create a new filter";
         match priority {
             None if place.protocol == 0 => {
@@ -215,7 +215,7 @@ impl Tables {
                     Some(_) if exclusive => return Err(refused(Errno::EXIST, "Filter already exists")),
                     Some(filter) => {
                         is_replacement = true;
-                        replaces = filter.rule;
+                        replaced = filter.rule.map(|rule| (rule, filter.spec.classifier.clone()));
                     }
                     None if !create => return Err(refused(Errno::NOENT, need_create)),
                     None => {}
@@ -236,27 +236,28 @@ impl Tables {
         spec.actions = self.bind(spec.actions)?;
         let block = place.netdev.block();
         let wants = place.side == Side::Ingress && spec.flags & cls_flags::SKIP_HW == 0;
-        let offload = wants.then(|| spec.offload(block, uplink, (chain, place.priority, place.flow_protocol())));
+        let protocol = place.flow_protocol();
+        let offload = wants.then(|| spec.offload(block, uplink, (chain, place.priority, protocol)));
+        let keeps = replaced.filter(|(_, before)| before.matches(protocol) == spec.classifier.matches(protocol));
+        let keeps = keeps.map(|(rule, _)| rule);
         if !is_replacement {
             let filter =
                 Filter { spec: spec.clone(), rule: None, made_ms: now_ms, before: Counter::default(), reserved: true };
-            let chains = self.chains(place.netdev, place.side);
-            let priority =
-                chains.entry(chain).or_default().priorities.entry(place.priority).or_insert_with(|| Priority {
-                    protocol: place.protocol,
-                    kind,
-                    filters: BTreeMap::new(),
-                    by_match: HashMap::new(),
-                    first_handle: 1,
-                });
+            let chains = self.chains_or_new(place.netdev, place.side);
+            let priority = chains.entry(chain).or_default().entry(place.priority).or_insert_with(|| Priority {
+                protocol: place.protocol,
+                kind,
+                filters: BTreeMap::new(),
+                by_match: HashMap::new(),
+                first_handle: 1,
+            });
             if place.handle == priority.first_handle {
                 priority.first_handle = place.handle.saturating_add(1);
             }
             priority.by_match.insert(spec.classifier.clone(), place.handle);
             priority.filters.insert(place.handle, filter);
         }
-        let skip_sw = spec.flags & cls_flags::SKIP_SW != 0;
-        Ok(Reserved { place, offload, replaces, skip_sw, spec, is_replacement })
+        Ok(Reserved { place, offload, keeps, spec, is_replacement })
     }
 
     /// Says what came of a reserved filter. Returns the filter that is there now, and the one that is gone: the one it replaced,
@@ -276,7 +277,7 @@ impl Tables {
                 return (None, removed);
             }
         };
-        let priority = self.priority(&place);
+        let priority = self.priority_mut(&place);
         let filter = priority.and_then(|priority| {
             let filter = priority.filters.get_mut(&place.handle)?;
             let old = std::mem::replace(
@@ -290,8 +291,8 @@ impl Tables {
             Some(old)
         });
         let Some(old) = filter else {
-            // Everything of the netdev has been deleted meanwhile.
-            let meters = self.unbind(&spec.actions);
+            // It has been deleted meanwhile, and what it was has let its actions go: for a new filter, these.
+            let meters = if is_replacement { self.unbind(&spec.actions) } else { Vec::new() };
             return (None, Some(Removed { rule, meters }));
         };
         let gone = is_replacement.then(|| {
@@ -311,7 +312,7 @@ impl Tables {
         }
         let chain = place.chain.unwrap_or(0);
         let chains = self.chains(place.netdev, place.side);
-        let Some(priorities) = chains.get(&chain).map(|chain| &chain.priorities) else {
+        let Some(priorities) = chains.and_then(|chains| chains.get(&chain)) else {
             return match place.priority {
                 0 => Ok((Vec::new(), Vec::new())),
                 _ => Err(refused(Errno::NOENT, NO_CHAIN)),
@@ -343,12 +344,12 @@ impl Tables {
     ///
     /// # Errors
     /// The kernel would refuse it (`tc_get_tfilter`).
-    pub fn get(&mut self, place: &Place, kind: Option<&str>) -> Result<Entry, Refusal> {
+    pub fn get(&self, place: &Place, kind: Option<&str>) -> Result<Entry, Refusal> {
         if place.priority == 0 {
             return Err(refused(Errno::NOENT, "Invalid filter command with priority of zero"));
         }
         let chain = place.chain.unwrap_or(0);
-        if !self.chains(place.netdev, place.side).contains_key(&chain) {
+        if !self.chains(place.netdev, place.side).is_some_and(|chains| chains.contains_key(&chain)) {
             return Err(refused(Errno::INVAL, NO_CHAIN));
         }
         self.find(place, kind)?;
@@ -357,13 +358,11 @@ impl Tables {
     }
 
     /// The filters of a side of a netdev, or of one chain, priority or protocol, each priority before its filters.
-    pub fn list(&mut self, place: &Place) -> Vec<Entry> {
+    pub fn list(&self, place: &Place) -> Vec<Entry> {
         let mut entries = Vec::new();
-        let chains = self.chains(place.netdev, place.side);
-        let wanted = chains.iter().filter(|(number, _)| place.chain.is_none_or(|chain| chain == **number));
-        let mut places = Vec::new();
-        for (chain, kept) in wanted {
-            for (number, priority) in &kept.priorities {
+        let chains = self.chains(place.netdev, place.side).into_iter().flatten();
+        for (chain, kept) in chains.filter(|(number, _)| place.chain.is_none_or(|chain| chain == **number)) {
+            for (number, priority) in kept {
                 if place.priority != 0 && place.priority != *number
                     || place.protocol != 0 && place.protocol != priority.protocol
                 {
@@ -371,74 +370,21 @@ impl Tables {
                 }
                 let at =
                     Place { chain: Some(*chain), priority: *number, protocol: priority.protocol, handle: 0, ..*place };
-                let settled: Vec<u32> =
-                    priority.filters.iter().filter(|(_, filter)| !filter.reserved).map(|(handle, _)| *handle).collect();
-                if settled.is_empty() {
-                    continue;
+                let filters = priority.filters.keys().filter_map(|handle| self.entry(&Place { handle: *handle, ..at }));
+                let mut filters = filters.peekable();
+                if filters.peek().is_some() {
+                    entries.push(Entry { place: at, kind: priority.kind, filter: None });
+                    entries.extend(filters);
                 }
-                entries.push(Entry { place: at, kind: priority.kind, filter: None });
-                places.push((entries.len() - 1, at, settled));
             }
         }
-        let mut listed = Vec::new();
-        for (head, at, handles) in places {
-            listed.push(entries[head].clone());
-            listed.extend(handles.into_iter().filter_map(|handle| self.entry(&Place { handle, ..at })));
-        }
-        listed
-    }
-
-    /// The numbers of the chains of a side of a netdev: those that were made by themselves, or have filters.
-    pub fn list_chains(&mut self, place: &Place) -> Vec<u32> {
-        let chains = self.chains(place.netdev, place.side);
-        chains.keys().copied().filter(|number| place.chain.is_none_or(|chain| chain == *number)).collect()
-    }
-
-    /// Makes a chain.
-    ///
-    /// # Errors
-    /// EEXIST: it is there. ENOENT: it is not, and must not be made (`tc_ctl_chain`).
-    pub fn add_chain(&mut self, place: &Place, create: bool) -> Result<(), Refusal> {
-        let chains = self.chains(place.netdev, place.side);
-        let number = place.chain.unwrap_or(0);
-        if chains.contains_key(&number) {
-            return Err(refused(Errno::EXIST, "Filter chain already exists"));
-        }
-        if !create {
-            return Err(refused(Errno::NOENT, "Need both RTM_NEWCHAIN and NLM_F_CREATE to create a new chain"));
-        }
-        chains.insert(number, Chain { explicit: true, priorities: BTreeMap::new() });
-        Ok(())
-    }
-
-    /// Whether there is a chain.
-    ///
-    /// # Errors
-    /// EINVAL: there is none.
-    pub fn get_chain(&mut self, place: &Place) -> Result<(), Refusal> {
-        let there = self.chains(place.netdev, place.side).contains_key(&place.chain.unwrap_or(0));
-        there.then_some(()).ok_or_else(|| refused(Errno::INVAL, NO_CHAIN))
-    }
-
-    /// Deletes a chain with its filters.
-    ///
-    /// # Errors
-    /// EINVAL: there is none.
-    pub fn remove_chain(&mut self, place: &Place) -> Result<(Vec<Entry>, Vec<Removed>), Refusal> {
-        self.get_chain(place)?;
-        let all = Place { priority: 0, protocol: 0, handle: 0, ..*place };
-        if let Some(chain) = self.chains(place.netdev, place.side).get_mut(&place.chain.unwrap_or(0)) {
-            chain.explicit = false;
-        }
-        let gone = self.remove(&all, None)?;
-        self.drop_empty(place.netdev, place.side, place.chain.unwrap_or(0));
-        Ok(gone)
+        entries
     }
 
     /// Forgets everything of a side of a netdev.
     pub fn forget(&mut self, netdev: Netdev, side: Side) -> Vec<Removed> {
-        let chains = std::mem::take(self.chains(netdev, side));
-        let priorities = chains.into_values().flat_map(|chain| chain.priorities.into_values());
+        let chains = self.chains_mut(netdev, side).map(std::mem::take).unwrap_or_default();
+        let priorities = chains.into_values().flat_map(Chain::into_values);
         let filters: Vec<Filter> = priorities.flat_map(|priority| priority.filters.into_values()).collect();
         filters
             .into_iter()
@@ -446,12 +392,15 @@ impl Tables {
             .collect()
     }
 
-    fn priority(&mut self, place: &Place) -> Option<&mut Priority> {
-        let chain = self.chains(place.netdev, place.side).get_mut(&place.chain.unwrap_or(0))?;
-        chain.priorities.get_mut(&place.priority)
+    fn priority(&self, place: &Place) -> Option<&Priority> {
+        self.chains(place.netdev, place.side)?.get(&place.chain.unwrap_or(0))?.get(&place.priority)
     }
 
-    fn find(&mut self, place: &Place, kind: Option<&str>) -> Result<&mut Priority, Refusal> {
+    fn priority_mut(&mut self, place: &Place) -> Option<&mut Priority> {
+        self.chains_mut(place.netdev, place.side)?.get_mut(&place.chain.unwrap_or(0))?.get_mut(&place.priority)
+    }
+
+    fn find(&self, place: &Place, kind: Option<&str>) -> Result<&Priority, Refusal> {
         let protocol = place.protocol;
         let priority = self.priority(place).ok_or_else(|| refused(Errno::NOENT, NOT_FOUND))?;
         if protocol != 0 && priority.protocol != protocol {
@@ -463,7 +412,7 @@ impl Tables {
         Ok(priority)
     }
 
-    fn entry(&mut self, place: &Place) -> Option<Entry> {
+    fn entry(&self, place: &Place) -> Option<Entry> {
         let priority = self.priority(place)?;
         let (kind, protocol) = (priority.kind, priority.protocol);
         let filter = priority.filters.get(&place.handle).filter(|filter| !filter.reserved)?.clone();
@@ -490,7 +439,7 @@ impl Tables {
 
     /// Takes a filter out, with its priority and its chain if nothing is left of them.
     fn take(&mut self, netdev: Netdev, side: Side, chain: u32, priority: u16, handle: u32) -> Option<Removed> {
-        let kept = self.chains(netdev, side).get_mut(&chain)?.priorities.get_mut(&priority)?;
+        let kept = self.chains_mut(netdev, side)?.get_mut(&chain)?.get_mut(&priority)?;
         let filter = kept.filters.remove(&handle)?;
         kept.by_match.remove(&filter.spec.classifier);
         kept.first_handle = kept.first_handle.min(handle.max(1));
@@ -500,10 +449,10 @@ impl Tables {
     }
 
     fn drop_empty(&mut self, netdev: Netdev, side: Side, number: u32) {
-        let chains = self.chains(netdev, side);
+        let Some(chains) = self.chains_mut(netdev, side) else { return };
         if let Some(chain) = chains.get_mut(&number) {
-            chain.priorities.retain(|_, priority| !priority.filters.is_empty());
-            if chain.priorities.is_empty() && !chain.explicit {
+            chain.retain(|_, priority| !priority.filters.is_empty());
+            if chain.is_empty() {
                 chains.remove(&number);
             }
         }

@@ -142,8 +142,38 @@ fn a_filter_that_is_refused_leaves_nothing_and_nobody_sees_it_before() {
     let (entry, gone) = tables.settle(reserved, Outcome::Refused, 0);
     assert!(entry.is_none());
     assert_eq!(gone, Some(Removed { rule: None, meters: vec![] }));
-    assert_eq!(tables.list_chains(&list), Vec::<u32>::new());
+    let in_chain = Place { priority: 5, protocol: IP, handle: 1, ..list };
+    assert_eq!(tables.get(&in_chain, None).unwrap_err().text, crate::NO_CHAIN, "no chain is left");
     assert!(add(&mut tables, &drop_to([1, 1, 1, 1], (5, 0x86dd, 0)), 1).is_ok(), "the priority is free again");
+}
+
+#[test]
+fn a_filter_that_is_deleted_before_the_card_has_answered_lets_its_actions_go_once() {
+    let mut tables = Tables::default();
+    let shared = |address: u8| {
+        request("flower", (5, IP, 0), |to| {
+            to.put(flower::ETH_TYPE, &[8, 0]).put(12, &[1, 1, 1, address]);
+            to.nest_noflag(flower::ACT, |to| {
+                to.nest_noflag(1, |to| action(to, ("gact", 3, control::SHOT), &[], &[]));
+            });
+        })
+    };
+    // Another netdev has a filter with the same action, which stays.
+    let (at, other) = spec(&shared(1));
+    let elsewhere = Place { netdev: Netdev { port: Port(3), ..NETDEV }, ..at };
+    let reserved = tables.reserve(elsewhere, other, (true, true), UPLINK, 0).unwrap();
+    let stays = reserved.place;
+    tables.settle(reserved, Outcome::InHw(RuleId(1), Counter::default()), 0);
+    let (at, deleted) = spec(&shared(2));
+    let reserved = tables.reserve(at, deleted, (true, true), UPLINK, 0).unwrap();
+    tables.forget(NETDEV, Side::Ingress);
+    let settled = tables.settle(reserved, Outcome::InHw(RuleId(2), Counter::default()), 0);
+    assert!(settled.0.is_none());
+    assert_eq!(settled.1, Some(Removed { rule: Some(RuleId(2)), meters: vec![] }), "its rule is to be removed");
+    // Both have it: it was not taken away from the one that stays.
+    add(&mut tables, &shared(3), 3).unwrap();
+    let shown = tables.get(&stays, None).unwrap().shown(None, None, 0);
+    assert_eq!(shown.filter.unwrap().usages[0].bound, 2);
 }
 
 #[test]

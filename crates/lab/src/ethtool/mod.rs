@@ -160,7 +160,7 @@ impl Nic {
         socket: impl AsFd,
     ) -> Self {
         let flags = sys::netdev_flags(socket, &name).map_or(0, i32::from);
-        let kind = Kind { role: netdev.role, in_switch: netdev.in_switch, speed: netdev.view.card.profile.speed };
+        let kind = Kind::of(&netdev.view, &netdev);
         let settings = match cards.card(netdev.card) {
             Some(card) => cards.ethtool.settings(cx, (netdev.card, &**card), netdev.peer, kind),
             None => Settings::new(kind),

@@ -6,11 +6,12 @@
 
 use std::borrow::Cow;
 
-use devlink::view::Role;
+use devlink::view::{Netdev, Role};
 use netlink::Errno;
 
 use super::Refused;
 use super::bits::{self, LINK_MODE_NAMES};
+use crate::cards::IndexedView;
 
 /// What kind of netdev it is, as far as the values at the start depend on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +24,11 @@ pub(crate) struct Kind {
 }
 
 impl Kind {
+    /// That of a netdev of a card.
+    pub fn of(view: &IndexedView, netdev: &Netdev) -> Self {
+        Self { role: netdev.role, in_switch: netdev.in_switch, speed: view.card.profile.speed }
+    }
+
     /// Whether the parameters are those of a representor: an uplink has them, too (`mlx5e_init_ul_rep`).
     fn has_rep_params(self) -> bool {
         self.role == Role::Representor || (self.role == Role::Pf && self.in_switch)

@@ -245,7 +245,7 @@ fn set_vfs(cx: Cx<'_, '_>, relay: &mut Relay, message: &Message<'_>) -> bool {
 }
 
 /// Answers a request with an error, and with the reason unless `why` is empty.
-fn refuse(cx: Cx<'_, '_>, relay: &mut Relay, message: &Message<'_>, errno: Errno, why: &str) {
+pub(super) fn refuse(cx: Cx<'_, '_>, relay: &mut Relay, message: &Message<'_>, errno: Errno, why: &str) {
     relay.acknowledge(cx, message, Err(errno), |to| {
         if !why.is_empty() {
             to.text(nlmsgerr_attr::MSG, why);

@@ -11,11 +11,11 @@ use std::sync::Arc;
 use devlink::view::{self, Role};
 use flow::Port;
 use netlink::rtnl::RTM_DELLINK;
-use netlink::{Errno, Flags, Message, find, messages, nlmsgerr_attr};
+use netlink::{Errno, Flags, Message, find, messages};
 use tc::numbers::{RTM_DELQDISC, RTM_DELTFILTER, RTM_GETTFILTER, RTM_NEWTFILTER, TCMSG, cls_flags, tca};
 use tc::{Address, Answer, Netdev, Place, Rank, Refusal, Request, Shown, Side, Target, Verb};
 
-use super::route::index_in;
+use super::route::{self, index_in};
 use super::{ROOM, Relay};
 use crate::cards::IndexedView;
 use crate::ethtool::settings::{Key, Kind};
@@ -57,7 +57,7 @@ impl Asked {
 /// Whether a message may be about filters of a card's netdev.
 pub(super) fn concerns(message: &Message<'_>) -> bool {
     let is_qdisc = message.header.kind == RTM_DELQDISC && message.header.is_request();
-    is_qdisc || tc::header(message).is_some_and(|header| Side::of_parent(header.parent).is_some())
+    is_qdisc || tc::side_of(message).is_some()
 }
 
 /// A netdev whose filters the card may carry out, as a request has named it.
@@ -149,14 +149,13 @@ pub(super) fn answer(
         RTM_NEWTFILTER => add(cx, route, relay, message, &on, request),
         RTM_DELTFILTER => delete(cx, route, relay, message, &on, request),
         RTM_GETTFILTER => show(cx, route, relay, message, &on, request),
-        // Chains that are made by themselves are the kernel's.
         _ => false,
     }
 }
 
 /// Whether NETIF_F_HW_TC of a netdev is on.
 fn offloads(cx: Cx<'_, '_>, relay: &Relay, card: usize, view: &IndexedView, netdev: &view::Netdev) -> bool {
-    let kind = Kind { role: netdev.role, in_switch: netdev.in_switch, speed: view.card.profile.speed };
+    let kind = Kind::of(view, netdev);
     let settings = relay.cards.card(card).map(|of| relay.cards.ethtool.settings(cx, (card, &**of), netdev.peer, kind));
     settings.is_some_and(|settings| settings.is_on(Key::HwTc))
 }
@@ -380,8 +379,8 @@ fn tell(cx: Cx<'_, '_>, relay: &mut Relay, message: &Message<'_>, on: &On, answe
     };
     let (gone, shown) = match answer {
         Answer::Filters(shown) => (false, shown),
-        Answer::Gone(shown) | Answer::ChainGone(_, shown) => (true, shown),
-        Answer::Chains(_) | Answer::Refused(_) => return,
+        Answer::Gone(shown) => (true, shown),
+        Answer::Refused(_) => return,
     };
     let of_kernel = kernel.into_iter().filter_map(|shown| Some((tc::rank(&Message::first(&shown)?)?, shown)));
     let mut of_kernel: BTreeMap<Rank, Vec<u8>> = of_kernel.collect();
@@ -431,9 +430,5 @@ fn acknowledge(cx: Cx<'_, '_>, relay: &mut Relay, message: &Message<'_>) {
 }
 
 fn refuse(cx: Cx<'_, '_>, relay: &mut Relay, message: &Message<'_>, refusal: &Refusal) {
-    relay.acknowledge(cx, message, Err(refusal.errno()), |to| {
-        if !refusal.text.is_empty() {
-            to.text(nlmsgerr_attr::MSG, &refusal.text);
-        }
-    });
+    route::refuse(cx, relay, message, refusal.errno(), &refusal.text);
 }
