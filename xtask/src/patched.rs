@@ -20,6 +20,33 @@ use crate::workspace::{cargo, root, target_dir};
 pub struct Patched {
     tree: PathBuf,
     target: PathBuf,
+    profile: Profile,
+}
+
+/// How a copy is built; the profiles are in the workspace's manifest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// Optimised, for exploring for long and for figures.
+    Optimised,
+    /// Built in a third of the time. Exploring takes [`Profile::slowdown`] times as long.
+    Unoptimised,
+}
+
+impl Profile {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Optimised => "mutant",
+            Self::Unoptimised => "mutant-unoptimised",
+        }
+    }
+
+    /// How many times as long exploring may take as with the optimised program.
+    pub fn slowdown(self) -> u64 {
+        match self {
+            Self::Optimised => 1,
+            Self::Unoptimised => 4,
+        }
+    }
 }
 
 /// The result of building a copy.
@@ -50,11 +77,11 @@ impl Patched {
     ///
     /// # Errors
     /// Its directory cannot be made.
-    pub fn new(purpose: &str) -> Result<Self> {
+    pub fn new(purpose: &str, profile: Profile) -> Result<Self> {
         let folder = target_dir()?.join("patched").join(purpose);
         fs::create_dir_all(folder.join("tree")).with_context(|| folder.display().to_string())?;
         let folder = folder.canonicalize()?;
-        Ok(Self { tree: folder.join("tree"), target: folder.join("target") })
+        Ok(Self { tree: folder.join("tree"), target: folder.join("target"), profile })
     }
 
     /// The files of these scenarios in the copy.
@@ -126,7 +153,7 @@ impl Patched {
     pub fn build(&self, package: &str, example: &str, features: &[&str]) -> Result<(Build, Duration)> {
         let began = Instant::now();
         let output = cargo()
-            .args(["build", "--locked", "--color", "never", "--profile", "mutant", "--package", package])
+            .args(["build", "--locked", "--color", "never", "--profile", self.profile.name(), "--package", package])
             .args(["--example", example])
             .arg(format!("--features={}", features.join(",")))
             .current_dir(&self.tree)
@@ -134,7 +161,7 @@ impl Patched {
             .output()
             .context("running cargo")?;
         let built = if output.status.success() {
-            Build::Built(self.target.join("mutant/examples").join(example))
+            Build::Built(self.target.join(self.profile.name()).join("examples").join(example))
         } else {
             Build::Rejected(String::from_utf8_lossy(&output.stderr).into_owned())
         };

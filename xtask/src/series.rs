@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::patched::{self, Build, Patched};
+use crate::patched::{self, Build, Patched, Profile};
 use crate::refresh::{self, Kind};
 use crate::workspace::root;
 
@@ -84,7 +84,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     // Before anything is built: a name may be wrong.
     let scenarios = scenarios(&args.name)?;
-    let copy = Patched::new("series")?;
+    let copy = Patched::new("series", Profile::Optimised)?;
     let mut rows: Vec<Row> = Vec::new();
     for tree in 0..=patches.len() {
         let off: Vec<&Path> = patches[tree..].iter().rev().map(|patch| &*patch.path).collect();
@@ -281,7 +281,7 @@ mod tests {
     fn every_patch_comes_off_the_tree_and_the_one_before_it_off_what_is_left() {
         let patches = all().unwrap();
         assert_eq!(patches.len(), 7);
-        let copy = Patched::new("series-test").unwrap();
+        let copy = Patched::new("series-test", Profile::Optimised).unwrap();
         let off: Vec<&Path> = patches.iter().rev().map(|patch| &*patch.path).collect();
         copy.set_without(&off).unwrap();
         // And on again: that is the tree.

@@ -32,7 +32,12 @@ pub type Round = (&'static str, u8, u64);
 
 /// The rounds. The short exhaustive search comes first, as most bugs need few preemptions; then random schedules, for bugs
 /// that need many; then the longer exhaustive search.
-pub const ROUNDS: [Round; 4] = [("bounded", 1, 3_000), ("pct", 0, 2_000), ("random", 0, 2_000), ("bounded", 2, 20_000)];
+const ROUNDS: [Round; 4] = [("bounded", 1, 3_000), ("pct", 0, 2_000), ("random", 0, 2_000), ("bounded", 2, 20_000)];
+
+/// The rounds, each of this many times its time.
+pub fn rounds(slowdown: u64) -> [Round; 4] {
+    ROUNDS.map(|(strategy, preemptions, time_ms)| (strategy, preemptions, time_ms * slowdown))
+}
 
 /// A round that has not ended this long after its time never will: the bug makes the scenario run for ever without
 /// reaching a point where it can be ended.

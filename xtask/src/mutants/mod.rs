@@ -16,12 +16,12 @@ use serde::Serialize;
 
 use crate::docs::Generated;
 use crate::page::Section;
-use crate::patched::{self, Build, Patched};
+use crate::patched::{self, Build, Patched, Profile};
 use crate::refresh::{self, Kind};
 use crate::table;
 use crate::workspace::root;
 
-use explore::{Explored, Found};
+use explore::{Explored, Found, Round};
 use header::{CaughtBy, Mutant};
 
 /// The limit for the median time of exploring a mutant.
@@ -36,7 +36,8 @@ pub struct Args {
     /// Explore each mutant with N seeds, and print medians
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1000))]
     seeds: u64,
-    /// For each invariant, and for the compiler, only the first mutant that it catches.
+    /// For each invariant, and for the compiler, only the first mutant that it catches. They are built without optimisation,
+    /// as building is what takes the time.
     #[arg(long)]
     one_per_invariant: bool,
     #[command(flatten)]
@@ -77,12 +78,14 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if let Some(done) = args.refresh.run(root(), &patches, Kind::Apart)? {
         return Ok(done);
     }
-    let copy = Patched::new("mutants")?;
+    let profile = if args.one_per_invariant { Profile::Unoptimised } else { Profile::Optimised };
+    let copy = Patched::new("mutants", profile)?;
+    let rounds = explore::rounds(profile.slowdown());
     let began = Instant::now();
     let mut failed = control(&copy, &mutants, args)?;
     let mut caught = 0;
     for mutant in &mutants {
-        let outcome = plant(&copy, mutant, args.seeds)?;
+        let outcome = plant(&copy, mutant, &rounds, args.seeds)?;
         let slow = args.seeds > 1 && Duration::from_millis(outcome.elapsed_ms) >= PATIENCE;
         let missed = !outcome.caught || slow;
         failed += usize::from(missed);
@@ -166,7 +169,9 @@ fn control(copy: &Patched, mutants: &[Mutant], args: &Args) -> Result<usize> {
         Build::Built(explorer) => explorer,
         Build::Rejected(said) => bail!("the tree itself does not compile: {}", errors(&said)),
     };
-    let rounds = if args.seeds > 1 { &explore::ROUNDS[..] } else { &explore::ROUNDS[..1] };
+    // Without a mutant the time is always used up: it is not multiplied.
+    let rounds = explore::rounds(1);
+    let rounds = if args.seeds > 1 { &rounds[..] } else { &rounds[..1] };
     let (mut schedules, mut failed) = (0, 0);
     for (scenarios, faults, whole) in &stories {
         let (files, scenario) = (copy.scenarios(scenarios), scenarios.join(", "));
@@ -183,7 +188,7 @@ fn control(copy: &Patched, mutants: &[Mutant], args: &Args) -> Result<usize> {
     Ok(failed)
 }
 
-fn plant(copy: &Patched, mutant: &Mutant, seeds: u64) -> Result<Outcome> {
+fn plant(copy: &Patched, mutant: &Mutant, rounds: &[Round], seeds: u64) -> Result<Outcome> {
     let mut outcome = Outcome {
         mutant: mutant.name.clone(),
         undoes: mutant.undoes.clone(),
@@ -216,7 +221,7 @@ fn plant(copy: &Patched, mutant: &Mutant, seeds: u64) -> Result<Outcome> {
         (Build::Built(_), CaughtBy::Compiler { .. }) => outcome.by = "nothing: it compiles".to_owned(),
         (Build::Built(explorer), CaughtBy::Exploring { scenarios, invariant, faults, whole }) => {
             let files = copy.scenarios(scenarios);
-            let explore = |seed| explore::explore(&explorer, &files, *faults, *whole, seed, &explore::ROUNDS);
+            let explore = |seed| explore::explore(&explorer, &files, *faults, *whole, seed, rounds);
             let runs = (1..=seeds).map(explore);
             let mut runs = runs.collect::<Result<Vec<Explored>>>().with_context(|| mutant.name.clone())?;
             runs.sort_by_key(|run| (run.found.as_ref().is_none_or(|found| found.invariant != *invariant), run.elapsed));

@@ -285,13 +285,18 @@ impl Plan {
     }
 
     fn add_tests(&mut self, all: bool) -> Result<()> {
-        let which: &[&str] = if all { &["--tests"] } else { &["--test", "bonds"] };
+        let which: &[&str] = if all { &["--tests"] } else { &["--test", "it"] };
         for test in build(&[&["test", "--no-run", "-p", "card-linux"], which].concat())? {
             let file = test.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let name = file.rsplit_once('-').map_or(file.as_str(), |(name, _)| name);
-            let argv = [test.as_os_str(), "--nocapture".as_ref(), "--test-threads=1".as_ref()].map(OsString::from);
+            let mut argv = vec![test.clone().into_os_string()];
+            argv.extend(["--nocapture", "--test-threads=1"].map(OsString::from));
+            if !all {
+                argv.push("bonds::".into());
+            }
+            let name = if all { name } else { "bonds" };
             let shows = format!("the tests `{name}` of the crate card-linux");
-            self.jobs.push(Job { name: format!("test {name}"), shows, argv: argv.to_vec(), user: false });
+            self.jobs.push(Job { name: format!("test {name}"), shows, argv, user: false });
         }
         Ok(())
     }

@@ -5,6 +5,8 @@
 pub mod frames;
 
 use std::io::{BufRead, BufReader};
+use std::panic::Location;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,9 +20,17 @@ use lockdep::{Domain, Locked, OnReport};
 /// Set in the process that is inside.
 const INSIDE: &str = "CARD_LINUX_TEST_INSIDE";
 
-/// Runs `test`, which is in the function `name` of this test binary, in a process with network, mount
+/// The name by which this test binary knows a test in the caller's file: with its module, which is named after the file.
+#[track_caller]
+pub fn path_of(name: &str) -> String {
+    let module = Path::new(Location::caller().file()).file_stem().unwrap();
+    format!("{}::{name}", module.to_str().unwrap())
+}
+
+/// Runs `test`, which is in the function `name` of the caller's file, in a process with network, mount
 /// and process namespaces of its own: nothing of the machine is touched, and what a test leaves
 /// is deleted with them.
+#[track_caller]
 pub fn in_own_namespaces(name: &str, test: impl FnOnce()) {
     if std::env::var_os(INSIDE).is_some() {
         sh("mount -t tmpfs tmpfs /run && mkdir /run/netns && mount -t sysfs sysfs /sys && ip link set lo up");
@@ -32,14 +42,17 @@ pub fn in_own_namespaces(name: &str, test: impl FnOnce()) {
         return;
     }
     let me = std::env::current_exe().unwrap();
-    let status = Command::new("unshare")
+    let output = Command::new("unshare")
         .args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"])
         .arg(me)
-        .args(["--exact", name, "--include-ignored", "--nocapture", "--test-threads=1"])
+        .args(["--exact", &path_of(name), "--include-ignored", "--nocapture", "--test-threads=1"])
         .env(INSIDE, "1")
-        .status()
+        .output()
         .unwrap();
-    assert!(status.success(), "{name}: {status}");
+    let printed = String::from_utf8_lossy(&output.stdout);
+    print!("{printed}");
+    eprint!("{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && printed.contains("1 passed"), "{name}: {}", output.status);
 }
 
 fn missing() -> Option<&'static str> {
@@ -220,10 +233,11 @@ pub fn vf_reps(n: u16) -> Vec<Resource> {
 /// Set in the process that runs the test `owner` of a file, which makes a card, says that it is ready, and waits.
 pub const OWNER: &str = "ESW_TEST_OWNER";
 
-/// Starts the test `owner` of this file in a process of its own, which is to be killed, and waits until it has its card.
+/// Starts the test `owner` of the caller's file in a process of its own, which is to be killed, and waits until it has its card.
+#[track_caller]
 pub fn start_owner() -> Child {
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "owner", "--nocapture", "--test-threads=1"])
+        .args(["--exact", &path_of("owner"), "--nocapture", "--test-threads=1"])
         .env(OWNER, "1")
         .stdout(Stdio::piped())
         .spawn()

@@ -3,12 +3,10 @@
 //! Random rules are put into both, and random frames go through both: the same frames must be sent to the same ports, the
 //! same rules count the same, and the same becomes of each frame. `CASES=1000000` makes a long run, `SEED=n` another one.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use common::pipeline;
+use crate::common::pipeline;
 use datapath_bpf::{
     Change, DropReason as Dropped, Mode, Options, Pipeline, PortConfig, Refused, Role, Trial, TrialFate,
 };

@@ -1,10 +1,8 @@
 //! The protocol over a real socket, with a card in memory.
 
-mod common;
-
 use std::time::{Duration, Instant};
 
-use common::{PF, with_card};
+use crate::common::{PF, with_card};
 use control::{Command, EswitchOption, Reply};
 use devlink::nests::{DEVLINK_NESTS, Nest};
 use devlink::numbers::{attribute as a, command as c, flavour, nla};

@@ -2,14 +2,12 @@
 
 #![allow(clippy::disallowed_methods, reason = "a test that sleeps holds no lock")]
 
-mod common;
-
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::*;
+use crate::common::*;
 use eswitch::card::{Card, CardError, Resource};
 use eswitch::rate::{Rate, TxRates};
 use eswitch::{CardConfig, Vport};
@@ -49,7 +47,12 @@ impl Peer {
     fn new(netns: &str, what: &str) -> Self {
         let me = std::env::current_exe().unwrap();
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", netns]).arg(me).args(["--exact", "peer", "--nocapture", "--test-threads=1"]);
+        command.args(["netns", "exec", netns]).arg(me).args([
+            "--exact",
+            "rates::peer",
+            "--nocapture",
+            "--test-threads=1",
+        ]);
         Self(command.env(PEER, what).stdout(Stdio::null()).spawn().unwrap())
     }
 }

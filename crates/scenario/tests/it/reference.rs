@@ -4,7 +4,7 @@ use control::Command;
 use eswitch::{CardConfig, PfIndex, Touched};
 use scenario::{Action, EXPECTATIONS, Expectation, STEPS};
 
-const REFERENCE: &str = include_str!("../../../docs/scenarios.md");
+const REFERENCE: &str = include_str!("../../../../docs/scenarios.md");
 
 /// The cells of the reference's tables that start with a form: form and example.
 fn rows() -> Vec<(String, String)> {

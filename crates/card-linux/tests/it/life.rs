@@ -2,14 +2,12 @@
 
 #![allow(clippy::disallowed_methods, reason = "a test that sleeps holds no lock")]
 
-mod common;
-
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::common::frames::Tap;
+use crate::common::*;
 use card_linux::{LinuxCard, NetnsError, Place, SetupError};
-use common::frames::Tap;
-use common::*;
 use eswitch::card::{Card, CardError, NetdevChange, Resource};
 use eswitch::{CardConfig, Engine, MacAddr, Mode, RepType, Vport};
 use lockdep::{Domain, Locked, OnReport, Threads, Unlocked};

@@ -1,10 +1,8 @@
 //! What is refused, what is full, and what is used again.
 
-mod common;
-
 use std::time::Duration;
 
-use common::pipeline;
+use crate::common::pipeline;
 use datapath_bpf::{Change, Mode, Options, Pipeline, PortConfig, Refused, Role, TrialFate};
 use flow::{
     Action, Block, Control, Ct, Edit, EditField, Encap, Field, Match, Meter, MeterId, Neighbour, Police, Port,

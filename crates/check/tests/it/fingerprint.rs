@@ -3,7 +3,7 @@
 
 use scenario::parse;
 
-const LATE_IB: &str = include_str!("../../../scenarios/late-ib.toml");
+const LATE_IB: &str = include_str!("../../../../scenarios/late-ib.toml");
 
 #[test]
 fn the_fingerprint_of_a_scenario_is_a_constant() {

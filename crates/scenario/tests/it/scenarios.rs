@@ -1,11 +1,9 @@
 //! Every scenario in `scenarios/` for the card in memory holds there, again and again.
 
-mod common;
-
 use std::fs;
 use std::path::Path;
 
-use common::{complaints, run_in_memory};
+use crate::common::{complaints, run_in_memory};
 
 const TIMES: usize = 20;
 

@@ -3,15 +3,13 @@
 #![allow(unsafe_code)]
 #![allow(clippy::disallowed_methods, reason = "a test that sleeps holds no lock")]
 
-mod common;
-
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::Command;
 
-use common::frames::Tap;
-use common::*;
+use crate::common::frames::Tap;
+use crate::common::*;
 use eswitch::Vport;
 use eswitch::card::Resource;
 

@@ -2,11 +2,9 @@
 
 #![allow(clippy::disallowed_methods, reason = "a test that sleeps holds no lock")]
 
-mod common;
-
+use crate::common::frames::Tap;
+use crate::common::*;
 use card_linux::Wire;
-use common::frames::Tap;
-use common::*;
 use eswitch::card::{Card, Resource};
 use eswitch::{CardConfig, PfIndex, Vport};
 

@@ -3,13 +3,11 @@
 
 #![allow(clippy::disallowed_methods, reason = "a test that sleeps holds no lock")]
 
-mod common;
-
 use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
 
+use crate::common::*;
 use card_linux::Place;
-use common::*;
 use eswitch::card::{Card, NetdevChange, Resource};
 use eswitch::{CardConfig, Vport};
 use lockdep::{Locked, Unlocked};

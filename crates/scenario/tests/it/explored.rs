@@ -1,9 +1,7 @@
 //! The code that runs scenarios is the code that is explored: under a scheduler that decides every interleaving and every
 //! time-out.
 
-mod common;
-
-use common::{complaints, run_in_memory};
+use crate::common::{complaints, run_in_memory};
 use shuttle::scheduler::RandomScheduler;
 
 fn explore(scenario: &str, times: usize) {

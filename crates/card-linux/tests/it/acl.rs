@@ -2,13 +2,11 @@
 
 #![allow(clippy::disallowed_methods, reason = "a test that sleeps holds no lock")]
 
-mod common;
-
 use std::time::Duration;
 
+use crate::common::frames::Tap;
+use crate::common::*;
 use card_linux::Wire;
-use common::frames::Tap;
-use common::*;
 use eswitch::card::{Acl, Card, CardError, Resource, Tag};
 use eswitch::{CardConfig, MacAddr, Vport};
 

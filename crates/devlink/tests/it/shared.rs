@@ -1,13 +1,11 @@
 //! The view that a server shares: a program that knows of a change finds it there, and waits for nothing.
 
-mod common;
-
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use common::with_card_of;
+use crate::common::{self, with_card_of};
 use control::{Command, EswitchOption};
 use devlink::eswitch_family::{self, JOIN};
 use devlink::numbers::{attribute, command};

@@ -1,8 +1,6 @@
 //! Outcomes of scenarios: success, failure, and waits that never end.
 
-mod common;
-
-use common::{complaints, run_in_memory};
+use crate::common::{complaints, run_in_memory};
 
 fn violations_of(rest: &str) -> Vec<String> {
     let scenario = scenario::parse(&format!("name = \"n\"\nwhy = \"w\"\nlimit_s = 1\n{rest}")).unwrap();

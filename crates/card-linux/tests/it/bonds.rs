@@ -3,16 +3,14 @@
 
 #![allow(clippy::disallowed_methods, reason = "a test that sleeps holds no lock")]
 
-mod common;
-
 use std::collections::BTreeSet;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crate::common::*;
 use card_linux::{BondWatch, Bonds, LinuxCard, Place};
-use common::*;
 use eswitch::card::{CardError, Resource};
 use eswitch::lag::{Bond, BondPlan, LagMode, TxType};
 use eswitch::{CardConfig, Engine, PfIndex};

@@ -1,13 +1,11 @@
 //! Real frames between real netdevs: each test has a card in namespaces of its own.
 
-mod common;
-
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use common::net::{Card, Wire, ifindex, run};
+use crate::common::net::{Card, Wire, ifindex, run};
 use datapath_bpf::{Change, DropReason, Mode, Pipeline, Role};
 use flow::{
     Action, Block, Control, Csum, Ct, Edit, EditField, Encap, Field, Match, Meter, MeterId, Nat, NatRange, Neighbour,

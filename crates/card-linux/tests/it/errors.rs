@@ -3,15 +3,13 @@
 
 #![allow(clippy::disallowed_methods, reason = "a test that sleeps holds no lock")]
 
-mod common;
-
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Seek, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use common::*;
+use crate::common::*;
 
 /// How long anything may take here before it counts as hanging.
 const HANGS: Duration = Duration::from_secs(60);

@@ -1,0 +1,13 @@
+//! The tests of the card of real netdevs, in one program: linked once.
+//! What makes netdevs starts this program again, in namespaces of its own.
+
+mod acl;
+mod bonds;
+#[path = "../common/mod.rs"]
+mod common;
+mod errors;
+mod life;
+mod moves;
+mod rates;
+mod traffic;
+mod xdp;
