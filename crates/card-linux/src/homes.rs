@@ -157,6 +157,14 @@ impl Homes {
         request::netns_is_gone(&mut self.card.begin_query(cx).sockets().inside, id)
     }
 
+    /// The cookie of the card's own network namespace (SO_NETNS_COOKIE).
+    ///
+    /// # Errors
+    /// The process has no descriptors left.
+    pub fn cookie(&self) -> io::Result<u64> {
+        Socket::listening(&self.card.inside, 0)?.cookie()
+    }
+
     /// A netlink socket that becomes readable whenever a network namespace may have died in which an instance is.
     ///
     /// # Errors

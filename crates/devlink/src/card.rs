@@ -9,8 +9,10 @@ use eswitch::card::Resource;
 use eswitch::{PfIndex, Touched, Vport};
 use lockdep::{Domain, Locked, Unlocked};
 use netlink::{Errno, errno_of};
+use serde::{Deserialize, Serialize};
 
 use crate::carried_out::CarriedOut;
+use crate::kept::Kept;
 use crate::last_view::LastView;
 use crate::rdma_core::{RdmaChange, RdmaCore};
 use crate::refusal::Refusal;
@@ -55,6 +57,27 @@ impl Served {
             settings: Settings::default(),
             tc: TcFilters::default(),
         }
+    }
+
+    /// What this server knows of the card and the card does not, to be stored. It does not wait for a command.
+    pub fn kept(&self, cx: Cx<'_, '_>) -> Kept {
+        let rdma = self.shared.rdma(cx);
+        let network = if rdma.abroad().is_empty() { None } else { self.own_cookie() };
+        Kept { settings: self.settings.all(cx), rdma, network }
+    }
+
+    fn own_cookie(&self) -> Option<u64> {
+        self.netdevs.as_ref()?.cookie().ok()
+    }
+
+    /// Takes over what an earlier server of the card knew, before this one is started.
+    pub fn restore(&self, cx: Cx<'_, '_>, mut kept: Kept) {
+        if kept.network.is_none() || kept.network != self.own_cookie() {
+            // The card was taken down meanwhile, and what was abroad came home with it.
+            kept.rdma.bring_all_home();
+        }
+        self.settings.restore(cx, kept.settings);
+        self.shared.restore_rdma(cx, kept.rdma);
     }
 
     /// The view of the card as it is now.
@@ -118,13 +141,14 @@ impl Served {
 /// The program that runs a card: a daemon that keeps what was agreed, and that answers requests about itself.
 pub trait Host: Send + Sync {
     /// Is called when a command that may change the card has been carried out or refused. The command is answered when
-    /// this returns.
+    /// this returns. `served`: the card, of which what is [kept](Served::kept) is to be stored.
     ///
     /// # Errors
     /// The error to answer the command with although it was carried out.
     fn carried_out(
         &self,
         cx: Cx<'_, '_>,
+        served: &Served,
         command: &CarriedOut<'_>,
         outcome: Result<(), &Refusal>,
     ) -> Result<(), Refusal>;
@@ -185,6 +209,13 @@ pub trait KernelNetdevs: Send + Sync {
     /// Whether a network namespace has died since it was [identified](Self::identify).
     fn has_died(&self, cx: Cx<'_, '_>, network: NetworkRef) -> bool;
 
+    /// The number that the kernel gives to the card's own network namespace and to no other (SO_NETNS_COOKIE). Only in that
+    /// namespace an [id](NetworkRef::id) means something.
+    ///
+    /// # Errors
+    /// The process has no descriptors left.
+    fn cookie(&self) -> io::Result<u64>;
+
     /// A socket that becomes readable whenever a network namespace may have died in which an instance is, or which was
     /// identified.
     ///
@@ -194,7 +225,7 @@ pub trait KernelNetdevs: Send + Sync {
 }
 
 /// A network namespace, of which no descriptor is kept: it must be able to die.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkRef {
     /// The number that the kernel gives to no other (SO_NETNS_COOKIE).
     pub cookie: u64,

@@ -21,6 +21,8 @@ pub struct CarriedOut<'a> {
     pub words: &'a dyn fmt::Display,
     /// The part of the agreed state that the command may have changed.
     pub touched: Touched,
+    /// Whether the command may have changed what the server [keeps](crate::Kept), besides what it forgets of what is gone.
+    pub keeps: bool,
     /// What was set and has no effect on traffic, on any card.
     pub not_enforced: Option<&'static str>,
 }
@@ -45,8 +47,10 @@ pub(crate) fn devlink_command(
     let Some(host) = &served.host else { return outcome };
     let touched = touched(served.card.engine().config(), number, asked);
     let words = Words(|| in_words(number, asked));
-    let stored =
-        host.carried_out(cx, &CarriedOut { words: &words, touched, not_enforced: None }, outcome.as_ref().copied());
+    let keeps =
+        matches!(number, command::PARAM_SET | command::TRAP_SET | command::TRAP_GROUP_SET | command::HEALTH_SET);
+    let done = CarriedOut { words: &words, touched, keeps, not_enforced: None };
+    let stored = host.carried_out(cx, served, &done, outcome.as_ref().copied());
     // Of two failures the first is answered.
     outcome.and(stored)
 }
@@ -67,8 +71,8 @@ pub(crate) fn card_command(
     // Loading a module that depends on the core module has loaded the core module, which binds every PF.
     let touched = if engine.core_loads() == core_loads { command.touches(card) } else { Touched::Everything };
     let words = Words(|| command.in_words(card));
-    let done = CarriedOut { words: &words, touched, not_enforced: not_enforced(command) };
-    let stored = host.carried_out(cx, &done, outcome.as_ref().copied());
+    let done = CarriedOut { words: &words, touched, keeps: false, not_enforced: not_enforced(command) };
+    let stored = host.carried_out(cx, served, &done, outcome.as_ref().copied());
     outcome.and(stored)
 }
 
@@ -80,7 +84,7 @@ fn not_enforced(command: &Command) -> Option<&'static str> {
     }
 }
 
-/// Reports a change to what the RDMA core knows to the host of the card. Nothing of it is stored.
+/// Reports a change to what the RDMA core knows to the host of the card.
 pub(crate) fn rdma_change(
     served: &Served,
     cx: Cx<'_, '_>,
@@ -89,8 +93,8 @@ pub(crate) fn rdma_change(
 ) -> Result<(), Refusal> {
     let Some(host) = &served.host else { return outcome };
     let words = Words(|| change.in_words());
-    let done = CarriedOut { words: &words, touched: Touched::Nothing, not_enforced: None };
-    let stored = host.carried_out(cx, &done, outcome.as_ref().copied());
+    let done = CarriedOut { words: &words, touched: Touched::Nothing, keeps: true, not_enforced: None };
+    let stored = host.carried_out(cx, served, &done, outcome.as_ref().copied());
     outcome.and(stored)
 }
 
@@ -99,9 +103,9 @@ pub(crate) fn homecoming(served: &Served, cx: Cx<'_, '_>, pf: PciAddress, vport:
     let Some(host) = &served.host else { return };
     let words =
         Words(|| format!("the devlink instance of {vport} of pci/{pf} reloaded, as its network namespace died"));
-    let done = CarriedOut { words: &words, touched: Touched::PfAndMultiport(pf), not_enforced: None };
+    let done = CarriedOut { words: &words, touched: Touched::PfAndMultiport(pf), keeps: false, not_enforced: None };
     // Nobody waits for an answer. The host logs what it could not store.
-    let _ = host.carried_out(cx, &done, outcome.as_ref().copied());
+    let _ = host.carried_out(cx, served, &done, outcome.as_ref().copied());
 }
 
 /// The part of the view that a devlink command may have changed, which is more than the part of the agreed state.

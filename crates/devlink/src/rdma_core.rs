@@ -1,8 +1,8 @@
 //! What the kernel's RDMA core knows of a card's devices and the card does not (`drivers/infiniband/core/device.c`): their
 //! names, in which network namespace each is, their descriptions, and whether namespaces share them.
 //!
-//! It is kept with the view that other processes read, so every lab of the card sees the same, and is lost when the daemon
-//! ends. A device that the card makes anew has its first name again, and is where its devlink instance is.
+//! It is kept with the view that other processes read, so every lab of the card sees the same, and the host of the card
+//! [stores](crate::Kept) it. A device that the card makes anew has its first name again, and is where its devlink instance is.
 
 use std::collections::BTreeMap;
 
@@ -11,6 +11,7 @@ use netlink::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::card::NetworkRef;
+use crate::kept::pairs;
 use crate::refusal::Refusal;
 use crate::view::{self, DeviceName};
 
@@ -81,7 +82,7 @@ impl RdmaChange {
 }
 
 /// Where a device was moved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Place {
     /// To the network namespace in which the card's netdevs appear.
     Home,
@@ -89,7 +90,7 @@ enum Place {
 }
 
 /// What was changed of a device.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Changed {
     parent: DeviceName,
     /// Whether it does RoCE. The device of a PF in switchdev mode does not, and is another one than that in legacy mode.
@@ -116,11 +117,12 @@ fn does_roce(device: &view::RdmaDevice) -> bool {
 }
 
 /// What the RDMA core knows of the devices of a card.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RdmaCore {
     /// Whether each device is seen in its own network namespace only.
     exclusive: bool,
     /// The devices of which something was changed, by their indexes.
+    #[serde(with = "pairs")]
     devices: BTreeMap<u32, Changed>,
 }
 
@@ -252,6 +254,11 @@ impl RdmaCore {
             Place::Home => None,
         });
         places.collect()
+    }
+
+    /// Brings every device home.
+    pub(crate) fn bring_all_home(&mut self) {
+        self.bring_home(&self.abroad());
     }
 
     /// Brings the devices home that are in a network namespace which has died (`rdma_dev_exit_net`).

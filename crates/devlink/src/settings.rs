@@ -1,9 +1,13 @@
-//! Settings of traps, of health reporters, and of parameters of VFs and SFs. They are kept for as long as the kernel keeps them, and by nobody else: a daemon
-//! that is started again has the defaults.
+//! Settings of traps, of health reporters, and of parameters of VFs and SFs. They are kept for as long as the kernel keeps
+//! them, and the host of a card [stores](crate::Kept) them.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use lockdep::{Locked, Mutex, lock_classes};
+use serde::{Deserialize, Serialize};
+
+use crate::kept::pairs;
 
 use crate::view::DeviceName;
 
@@ -13,7 +17,7 @@ lock_classes! {
 }
 
 /// The settings of a health reporter that differ from the defaults.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ReporterSettings {
     /// The pause between two recoveries, in milliseconds.
     pub grace_period: Option<u64>,
@@ -24,15 +28,22 @@ pub(crate) struct ReporterSettings {
 }
 
 /// A health reporter: its instance, its port if it belongs to one, and its name.
-pub(crate) type ReporterKey = (DeviceName, Option<u32>, &'static str);
+pub(crate) type ReporterKey = (DeviceName, Option<u32>, Name);
 
-#[derive(Default)]
-struct State {
+/// The name of a trap, reporter or parameter. What was stored by another version may have one that this one does not know.
+pub(crate) type Name = Cow<'static, str>;
+
+/// All settings.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct State {
     /// DEVLINK_TRAP_ACTION_* of the traps of an instance that are not at their default.
-    traps: BTreeMap<(DeviceName, &'static str), u8>,
+    #[serde(with = "pairs")]
+    traps: BTreeMap<(DeviceName, Name), u8>,
+    #[serde(with = "pairs")]
     reporters: BTreeMap<ReporterKey, ReporterSettings>,
     /// Parameters of VFs and SFs that are not at their default.
-    params: BTreeMap<(DeviceName, &'static str), u32>,
+    #[serde(with = "pairs")]
+    params: BTreeMap<(DeviceName, Name), u32>,
 }
 
 /// The settings of the instances of a card.
@@ -45,14 +56,24 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// Every setting, to be stored.
+    pub(crate) fn all<L>(&self, cx: &mut Locked<'_, L>) -> State {
+        self.0.lock_leaf(cx).clone()
+    }
+
+    /// Takes over settings that were stored.
+    pub(crate) fn restore<L>(&self, cx: &mut Locked<'_, L>, stored: State) {
+        *self.0.lock_leaf(cx) = stored;
+    }
+
     /// The action of a trap, if it was set.
     pub(crate) fn trap<L>(&self, cx: &mut Locked<'_, L>, device: DeviceName, trap: &'static str) -> Option<u8> {
-        self.0.lock_leaf(cx).traps.get(&(device, trap)).copied()
+        self.0.lock_leaf(cx).traps.get(&(device, trap.into())).copied()
     }
 
     /// Sets the action of a trap.
     pub(crate) fn set_trap<L>(&self, cx: &mut Locked<'_, L>, device: DeviceName, trap: &'static str, action: u8) {
-        self.0.lock_leaf(cx).traps.insert((device, trap), action);
+        self.0.lock_leaf(cx).traps.insert((device, trap.into()), action);
     }
 
     /// The settings of a reporter.
@@ -72,12 +93,12 @@ impl Settings {
 
     /// A parameter of a VF or SF, if it was set.
     pub(crate) fn param<L>(&self, cx: &mut Locked<'_, L>, device: DeviceName, name: &'static str) -> Option<u32> {
-        self.0.lock_leaf(cx).params.get(&(device, name)).copied()
+        self.0.lock_leaf(cx).params.get(&(device, name.into())).copied()
     }
 
     /// Sets a parameter of a VF or SF.
     pub(crate) fn set_param<L>(&self, cx: &mut Locked<'_, L>, device: DeviceName, name: &'static str, value: u32) {
-        self.0.lock_leaf(cx).params.insert((device, name), value);
+        self.0.lock_leaf(cx).params.insert((device, name.into()), value);
     }
 
     /// Forgets what is made anew when an instance is reloaded: its traps, and the reporters of its ports. Those of the

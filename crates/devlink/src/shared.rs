@@ -202,6 +202,16 @@ impl SharedView {
         outcome
     }
 
+    /// What the RDMA core knows of the devices.
+    pub(crate) fn rdma(&self, cx: &mut Locked<'_, Unlocked>) -> RdmaCore {
+        self.0.lock_leaf(cx).rdma.clone()
+    }
+
+    /// Takes over what the RDMA core knew of the devices.
+    pub(crate) fn restore_rdma(&self, cx: &mut Locked<'_, Unlocked>, rdma: RdmaCore) {
+        self.0.lock_leaf(cx).rdma = rdma;
+    }
+
     /// The network namespaces to which RDMA devices were moved.
     pub(crate) fn rdma_abroad(&self, cx: &mut Locked<'_, Unlocked>) -> Vec<NetworkRef> {
         self.0.lock_leaf(cx).rdma.abroad()

@@ -332,7 +332,13 @@ fn the_connections_of_one_user_leave_places_for_root_and_for_others() {
 struct Panics;
 
 impl Host for Panics {
-    fn carried_out(&self, _: Cx<'_, '_>, _: &devlink::CarriedOut<'_>, _: Result<(), &Refusal>) -> Result<(), Refusal> {
+    fn carried_out(
+        &self,
+        _: Cx<'_, '_>,
+        _: &devlink::Served,
+        _: &devlink::CarriedOut<'_>,
+        _: Result<(), &Refusal>,
+    ) -> Result<(), Refusal> {
         Ok(())
     }
 

@@ -25,7 +25,7 @@ use ::host::{LiveCard, Pulse};
 use anyhow::{Context, Result, bail};
 use card_linux::{Hold, Place};
 use control::{CommandTarget, Follower};
-use devlink::{Access, ControlSocket, KernelNetdevs, Served, Server};
+use devlink::{Access, ControlSocket, Cx, Kept as ServerState, KernelNetdevs, Served, Server};
 use eswitch::Touched;
 use lockdep::{Domain, Locked, Unlocked};
 use rustix::process::getegid;
@@ -41,7 +41,7 @@ use config::{CardEntry, Config};
 use descriptors::{clients_of_each, descriptors, ensure_descriptors_for_clients};
 use ending::Ending;
 use host::CardHost;
-use journal::{InUse, Journal, Stored};
+use journal::{InUse, Journal, Part, Stored};
 use keeper::{KeeperGuard, Kept};
 use netdevs::Netdevs;
 use notify::{Notify, Watchdog};
@@ -217,13 +217,14 @@ impl Daemon {
         // Netdevs without a stored state belong to no daemon.
         let leftovers = if stored.is_some() { Leftovers::TakenOver } else { Leftovers::Removed };
         let (world, hold) = self.cards.world_of(card.kind, &card.card, leftovers, &self.domain, &self.pulse)?;
-        let agreed = stored.as_ref().map(|stored| &stored.agreed);
-        let live = match LiveCard::start(cx, card.card.clone(), world, agreed) {
+        let restored = stored.is_some();
+        let (agreed, kept) = stored.map(|Stored { agreed, kept, .. }| (agreed, kept)).unzip();
+        let live = match LiveCard::start(cx, card.card.clone(), world, agreed.as_ref()) {
             Ok(live) => Arc::new(live),
             Err(error) => bail!("{}: the card did not come up: {error}", card.name),
         };
-        let started = Started { name: card.name.clone(), journal, live, hold, restored: stored.is_some() };
-        match self.serve(cx, card, &started, listener, since) {
+        let started = Started { name: card.name.clone(), journal, live, hold, restored };
+        match self.serve(cx, card, &started, kept.unwrap_or_default(), listener, since) {
             Ok((server, log)) => Ok(Running { card: started, server, log, socket }),
             Err(error) => {
                 started.give_up(cx);
@@ -238,6 +239,7 @@ impl Daemon {
         cx: &mut Locked<'_, Unlocked>,
         card: &CardEntry,
         started: &Started,
+        kept: ServerState,
         listener: OwnedFd,
         since: Instant,
     ) -> Result<(Server, Follower)> {
@@ -245,7 +247,12 @@ impl Daemon {
         if let Some(hold) = hold {
             hold.taken_over(cx);
         }
-        match journal.store(cx, &card.card, |cx| live.engine().agreed_part(cx, Touched::Everything)) {
+        let collect = |cx: Cx<'_, '_>| Part {
+            agreed: live.engine().agreed_part(cx, Touched::Everything),
+            // The same as is stored.
+            server: None,
+        };
+        match journal.store(cx, &card.card, collect) {
             // A card in use must not be taken down because a disk is full. Commands are answered with that error instead.
             Err(error) if *restored => tracing::error!(card = card.name, "{error:#}"),
             stored => drop(stored?),
@@ -267,6 +274,7 @@ impl Daemon {
             host: Some(Arc::new(host)),
             ..Served::new(Arc::clone(live) as Arc<dyn CommandTarget>, Arc::clone(&self.domain), card.profile.clone())
         });
+        served.restore(cx, kept);
         let access = Access { group: self.group_of(card), clients: self.clients };
         Ok((Server::start(cx, served, listener, access)?, log))
     }

@@ -403,6 +403,75 @@ fn a_lab_outlives_its_daemon() {
 }
 
 #[test]
+fn what_was_set_over_devlink_and_rdma_outlives_a_daemon_that_is_killed() {
+    inside_or_return!("what_was_set_over_devlink_and_rdma_outlives_a_daemon_that_is_killed", &PROGRAMS);
+    let mut place = Place::new("settings");
+    // In each line: what sets something, what shows it, and what that prints.
+    let settings = [
+        (
+            "devlink trap set pci/0000:08:00.0 trap dmac_filter action trap",
+            "devlink trap show pci/0000:08:00.0 trap dmac_filter | grep -o 'action [a-z]*'",
+            "action trap\n",
+        ),
+        (
+            "devlink health set pci/0000:08:00.0 reporter fw_fatal grace_period 1234 auto_recover false",
+            "devlink health show pci/0000:08:00.0 reporter fw_fatal | grep -o 'grace_period [0-9]* auto_recover [a-z]*'",
+            "grace_period 1234 auto_recover false\n",
+        ),
+        (
+            "devlink dev param set pci/0000:08:00.2 name io_eq_size value 128 cmode driverinit",
+            "devlink dev param show pci/0000:08:00.2 name io_eq_size | grep -o 'value [0-9]*'",
+            "value 128\n",
+        ),
+        ("rdma dev set rocep8s0f0v0 name storage", "rdma dev | grep -o 'storage'", "storage\n"),
+        (
+            "printf 'of the storage' > /sys/class/infiniband/rocep8s0f0/node_desc",
+            "cat /sys/class/infiniband/rocep8s0f0/node_desc",
+            "of the storage\n",
+        ),
+        ("true", "rdma system show | cut -d' ' -f1,2", "netns exclusive\n"),
+        (
+            "rdma dev set rocep8s0f0v1 netns pod",
+            "rdma dev | grep -c rocep8s0f0v1; nsenter --net=/run/netns/pod rdma dev | grep -o 'rocep8s0f0v1'",
+            "0\nrocep8s0f0v1\n",
+        ),
+    ];
+    let set: Vec<&str> = settings.iter().map(|(set, ..)| *set).collect();
+    let set = format!("set -e; echo 2 > /sys/bus/pci/devices/{PF}/sriov_numvfs; {}", set.join("; "));
+    let shown = |place: &Place| -> Vec<String> {
+        let output = |look: &str| place.exec(&["sh", "-c", look]).output().unwrap();
+        settings.iter().map(|(_, look, _)| String::from_utf8_lossy(&output(look).stdout).into_owned()).collect()
+    };
+    // With another namespace it is refused, and a lab's ends with it.
+    assert!(place.exec(&["sh", "-c", "rdma system set netns exclusive"]).status().unwrap().success());
+    assert!(Command::new("ip").args(["netns", "add", "pod"]).status().unwrap().success());
+    let output = place.exec(&["sh", "-c", &set]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let expected: Vec<&str> = settings.iter().map(|(.., shown)| *shown).collect();
+    assert_eq!(shown(&place), expected);
+    place.end_daemon(Signal::KILL);
+    place.start_daemon();
+    assert_eq!(shown(&place), expected);
+    // The card is taken down, and what was in a pod comes home.
+    place.end_daemon(Signal::TERM);
+    place.start_daemon();
+    let (abroad, rest) = (settings.len() - 1, shown(&place));
+    assert_eq!(rest[..abroad], expected[..abroad]);
+    assert_eq!(rest[abroad], "1\n");
+    // What is gone takes its settings along, also from what is stored.
+    let reload = format!("devlink dev reload pci/{PF}");
+    assert!(place.exec(&["sh", "-c", &reload]).status().unwrap().success());
+    let after = shown(&place);
+    place.end_daemon(Signal::KILL);
+    place.start_daemon();
+    assert_eq!(shown(&place), after);
+    assert_eq!(after[0], "action drop\n");
+    assert_eq!(after[1], expected[1], "a reporter of the device stays");
+    assert_eq!(after[2], "value 1024\n");
+    assert_eq!(after[3], "");
+}
+
+#[test]
 fn one_slow_card_holds_up_no_program_that_uses_another() {
     inside_or_return!("one_slow_card_holds_up_no_program_that_uses_another", &PROGRAMS);
     let place = Place::new("slow");

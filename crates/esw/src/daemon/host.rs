@@ -4,13 +4,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use devlink::{CarriedOut, Cx, Host, Refusal};
+use devlink::{CarriedOut, Cx, Host, Refusal, Served};
 use eswitch::Touched;
 use host::LiveCard;
 use netlink::Errno;
 
 use super::ending::{Ending, How};
-use super::journal::Journal;
+use super::journal::{Journal, Part};
 use super::status::{CardStatus, PfStatus};
 use crate::cards::CardKind;
 
@@ -35,22 +35,35 @@ pub struct CardHost {
 impl CardHost {
     /// Stores what a command may have changed, and what could not be stored after an earlier one; also after a command that
     /// was refused, which may have been carried out in part.
-    fn store(&self, cx: Cx<'_, '_>, touched: Touched) -> anyhow::Result<()> {
-        let Some(live) = self.live.upgrade().filter(|_| touched != Touched::Nothing) else {
+    fn store(&self, cx: Cx<'_, '_>, served: &Served, done: &CarriedOut<'_>) -> anyhow::Result<()> {
+        let Some(live) = self.live.upgrade().filter(|_| may_change(done)) else {
             return self.journal.catch_up(cx).map(drop);
         };
         let engine = live.engine();
-        self.journal.store(cx, engine.config(), |cx| engine.agreed_part(cx, touched)).map(drop)
+        let collect =
+            |cx: Cx<'_, '_>| Part { agreed: engine.agreed_part(cx, done.touched), server: Some(served.kept(cx)) };
+        self.journal.store(cx, engine.config(), collect).map(drop)
     }
 }
 
+/// Whether a command may have changed anything that is stored.
+fn may_change(done: &CarriedOut<'_>) -> bool {
+    done.keeps || done.touched != Touched::Nothing
+}
+
 impl Host for CardHost {
-    fn carried_out(&self, cx: Cx<'_, '_>, done: &CarriedOut<'_>, outcome: Result<(), &Refusal>) -> Result<(), Refusal> {
+    fn carried_out(
+        &self,
+        cx: Cx<'_, '_>,
+        served: &Served,
+        done: &CarriedOut<'_>,
+        outcome: Result<(), &Refusal>,
+    ) -> Result<(), Refusal> {
         // Before anything is logged: what is answered must be on the disk, even if the log cannot be written.
-        let stored = self.store(cx, done.touched);
+        let stored = self.store(cx, served, done);
         let (card, words) = (self.name.as_str(), done.words);
         match outcome {
-            Ok(()) if done.touched == Touched::Nothing => {
+            Ok(()) if !may_change(done) => {
                 tracing::debug!(card, command = words.to_string(), "carried out")
             }
             Ok(()) => tracing::info!(card, command = words.to_string(), "carried out"),
@@ -70,7 +83,7 @@ impl Host for CardHost {
         let Err(error) = stored else { return Ok(()) };
         tracing::error!(card, command = words.to_string(), "{error:#}");
         // A command that changed nothing succeeds, whether or not earlier changes could be stored.
-        if done.touched == Touched::Nothing {
+        if !may_change(done) {
             return Ok(());
         }
         Err(Refusal::new(Errno::IO, format!("done, but a restart may not know of it: {error:#}")))

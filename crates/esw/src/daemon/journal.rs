@@ -1,4 +1,4 @@
-//! The journal: the agreed state of a card on disk, in [two files](files).
+//! The journal: the agreed state of a card on disk, with what the server of its control socket keeps, in [two files](files).
 //!
 //! The success of a command is answered after its effect is on disk. So whatever happens to the daemon, the next one finds
 //! everything that was answered as done. The state is written as a whole, and only if it differs: commands that only look
@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result, bail};
+use devlink::Kept as ServerState;
 use eswitch::{Agreed, AgreedPart, CardConfig};
 use lockdep::{Locked, Mutex};
 
@@ -49,6 +50,17 @@ struct Kept {
     agreed: Option<Agreed>,
     /// The ticket with which each part was collected: modules, multiport, each PF.
     collected: (u64, u64, Vec<u64>),
+    /// What the control socket's server keeps, with the ticket with which it was collected.
+    server: (u64, ServerState),
+}
+
+/// What may have changed.
+#[derive(Default)]
+pub struct Part {
+    /// Of the agreed state.
+    pub agreed: AgreedPart,
+    /// What the control socket's server keeps; `None` if that has not changed.
+    pub server: Option<ServerState>,
 }
 
 /// The state of a card as it was found, locked, before anything is changed.
@@ -89,7 +101,8 @@ impl Journal {
             }
             Ok(last) => last,
         };
-        let mut kept = Kept { files, last, config: None, agreed: None, collected: (0, 0, Vec::new()) };
+        let server = (0, last.as_ref().map(|last| last.kept.clone()).unwrap_or_default());
+        let mut kept = Kept { files, last, config: None, agreed: None, collected: (0, 0, Vec::new()), server };
         if fresh {
             kept.forget()?;
         }
@@ -114,7 +127,7 @@ impl Journal {
         &self,
         cx: &mut Locked<'_, L>,
         config: &CardConfig,
-        collect: impl FnOnce(&mut Locked<'_, L>) -> AgreedPart,
+        collect: impl FnOnce(&mut Locked<'_, L>) -> Part,
     ) -> Result<bool> {
         // Sequentially consistent with the reads of `collect`, on every thread.
         let ticket = self.tickets.fetch_add(1, Ordering::SeqCst) + 1;
@@ -146,7 +159,12 @@ impl Journal {
 
 impl Kept {
     /// Takes a part that was collected, unless a part that was begun later has been taken before.
-    fn merge(&mut self, ticket: u64, part: AgreedPart) {
+    fn merge(&mut self, ticket: u64, Part { agreed: part, server }: Part) {
+        if let Some(server) = server
+            && ticket > self.server.0
+        {
+            self.server = (ticket, server);
+        }
         let (modules_at, multiport_at, pfs_at) = &mut self.collected;
         let Some(agreed) = &mut self.agreed else {
             if let AgreedPart { modules: Some((core, modules)), esw_multiport: Some(esw_multiport), pfs } = part {
@@ -177,11 +195,11 @@ impl Kept {
 
     fn write_if_needed(&mut self, config: &CardConfig) -> Result<bool> {
         let Some(agreed) = &self.agreed else { bail!("nothing is known of the card yet") };
-        let is_stored = |last: &Stored| last.config == *config && last.agreed == *agreed;
+        let is_stored = |last: &Stored| last.config == *config && last.agreed == *agreed && last.kept == self.server.1;
         if self.files.is_whole() && self.last.as_ref().is_some_and(is_stored) {
             return Ok(false);
         }
-        let now = Stored { config: config.clone(), agreed: agreed.clone() };
+        let now = Stored { config: config.clone(), agreed: agreed.clone(), kept: self.server.1.clone() };
         self.write(Some(now))?;
         Ok(true)
     }
@@ -189,6 +207,7 @@ impl Kept {
     fn forget(&mut self) -> Result<()> {
         if self.last.is_some() || !self.files.is_whole() {
             let path = self.files.state();
+            self.server.1 = ServerState::default();
             self.write(None).with_context(|| format!("forgetting what was agreed in {}", path.display()))?;
         }
         Ok(())

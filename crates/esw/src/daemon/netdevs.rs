@@ -74,6 +74,10 @@ impl KernelNetdevs for Netdevs {
         self.homes.is_gone(cx, network.id)
     }
 
+    fn cookie(&self) -> io::Result<u64> {
+        self.homes.cookie()
+    }
+
     fn deaths(&self) -> io::Result<OwnedFd> {
         self.homes.deaths()
     }

@@ -94,7 +94,7 @@ pub(super) fn of_instance(instance: &Instance) -> Vec<Reporter> {
 impl Reporter {
     /// What identifies it.
     pub(super) fn key(&self) -> ReporterKey {
-        (self.device, self.port, self.kind.name())
+        (self.device, self.port, self.kind.name().into())
     }
 
     /// Whether the driver can recover from what it reports.

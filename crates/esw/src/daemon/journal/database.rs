@@ -14,6 +14,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use anyhow::{Result, anyhow, bail};
+use devlink::Kept;
 use redb::{Builder, ReadableDatabase, StorageBackend, TableDefinition, TableError};
 use rustix::fs::OFlags;
 
@@ -125,7 +126,11 @@ fn parse(mut bytes: Vec<u8>) -> Result<Option<Stored>, Refused> {
         return Err(Refused::Other(format!("it is of version {version}, which a database was never of")));
     }
     let (Some(config), Some(agreed)) = (bytes(CONFIG)?, bytes(AGREED)?) else { return Ok(None) };
-    Ok(Some(Stored { config: serde_json::from_slice(&config)?, agreed: serde_json::from_slice(&agreed)? }))
+    Ok(Some(Stored {
+        config: serde_json::from_slice(&config)?,
+        agreed: serde_json::from_slice(&agreed)?,
+        kept: Kept::default(),
+    }))
 }
 
 /// The place in the header that has the number of the valid one of its two commit slots, and the flag that the database was

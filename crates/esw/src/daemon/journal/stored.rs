@@ -1,5 +1,6 @@
 //! What the files of a card hold, as JSON.
 
+use devlink::Kept;
 use eswitch::{Agreed, CardConfig};
 use serde::{Deserialize, Serialize};
 
@@ -10,6 +11,9 @@ pub struct Stored {
     pub config: CardConfig,
     /// What was agreed.
     pub agreed: Agreed,
+    /// What the control socket's server knew besides. The default is for states that older versions wrote.
+    #[serde(default, skip_serializing_if = "Kept::is_empty")]
+    pub kept: Kept,
 }
 
 /// The content of a file.

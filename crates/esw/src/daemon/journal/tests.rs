@@ -30,6 +30,10 @@ impl Opened {
     }
 
     fn store(&self, config: &CardConfig, collect: impl FnOnce() -> AgreedPart) -> Result<bool> {
+        self.store_part(config, || Part { agreed: collect(), server: None })
+    }
+
+    fn store_part(&self, config: &CardConfig, collect: impl FnOnce() -> Part) -> Result<bool> {
         self.with(|journal, cx| journal.store(cx, config, |_| collect()))
     }
 
@@ -116,7 +120,33 @@ fn agreed(marks: [u64; 2]) -> Agreed {
 }
 
 fn stored(marks: [u64; 2]) -> Option<Stored> {
-    Some(Stored { config: config(), agreed: agreed(marks) })
+    Some(Stored { config: config(), agreed: agreed(marks), kept: ServerState::default() })
+}
+
+/// What a server keeps of a trap that was set.
+fn server(action: u8) -> ServerState {
+    let traps = serde_json::json!([[[{"pci": "0000:08:00.0"}, "dmac_filter"], action]]);
+    let settings = serde_json::json!({"traps": traps, "reporters": [], "params": []});
+    serde_json::from_value(serde_json::json!({ "settings": settings })).unwrap()
+}
+
+#[test]
+fn what_the_server_keeps_is_stored_with_any_part_and_forgotten_with_the_rest() {
+    let folder = Folder::new();
+    let journal = folder.open().unwrap();
+    assert!(journal.store(&config(), || all(1)).unwrap());
+    let set = |action| Part { server: Some(server(action)), ..Part::default() };
+    assert!(journal.store_part(&config(), || set(1)).unwrap());
+    assert!(!journal.store_part(&config(), || set(1)).unwrap(), "it is on the disk already");
+    assert!(journal.store(&config(), || part(vec![pf(1, 2)])).unwrap());
+    drop(journal);
+    let journal = folder.open().unwrap();
+    assert_eq!(journal.last().unwrap().kept, server(1), "a part without it leaves it");
+    journal.store(&config(), || all(1)).unwrap();
+    assert_eq!(journal.last().unwrap().kept, server(1), "nor does a start");
+    journal.forget().unwrap();
+    journal.store(&config(), || all(1)).unwrap();
+    assert!(journal.last().unwrap().kept.is_empty());
 }
 
 #[test]
